@@ -1,0 +1,48 @@
+"""jflow: flow-based generative models in JAX, as small tuples of pure functions that compose.
+
+The nouns are in `jflow.types`; each method is a function that returns one. t=0 is the source, t=1 is data; `forward`
+goes from source to data; arrays lead with one batch axis; densities are in nats.
+"""
+
+from jflow import (
+    bijectors,
+    couplings,
+    data,
+    distributions,
+    flows,
+    guidance,
+    losses,
+    metrics,
+    nets,
+    oracles,
+    paths,
+    solvers,
+    times,
+    train,
+    types,
+)
+from jflow.fields import field, velocity
+from jflow.train import load
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "bijectors",
+    "couplings",
+    "data",
+    "distributions",
+    "field",
+    "flows",
+    "guidance",
+    "load",
+    "losses",
+    "metrics",
+    "nets",
+    "oracles",
+    "paths",
+    "solvers",
+    "times",
+    "train",
+    "types",
+    "velocity",
+]

@@ -1,0 +1,108 @@
+"""Helpers that every room of the library shares."""
+
+import flax
+import jax
+import jax.numpy as jnp
+
+from jflow.types import Array, Cond, PyTree
+
+
+def expand_to(t: Array, x: Array) -> Array:
+    """Reshape t [b] (or [b, ...] along x's leading axes) so that it broadcasts against x [b, *event]."""
+    return t.reshape(t.shape + (1,) * (x.ndim - t.ndim))
+
+
+def float_dtype(*arrays: Array) -> jnp.dtype:
+    """The type in which log-dets and densities accumulate: that of the arrays, float32 at least."""
+    return jnp.promote_types(jnp.result_type(*arrays), jnp.float32)
+
+
+def sum_event(x: Array) -> Array:
+    """[b, *event] -> [b]: the sum over the event, in float32 or better."""
+    return jnp.sum(x, axis=tuple(range(1, x.ndim)), dtype=float_dtype(x))
+
+
+def mean_and_std(x: Array, axis) -> tuple[Array, Array]:
+    """Along `axis`, in float32 at least; std is 1 where x does not vary by more than its rounding."""
+    x = x.astype(float_dtype(x))
+    varies = jnp.ptp(x, axis=axis) > 1e-6 * jnp.max(jnp.abs(x), axis=axis)
+    return jnp.mean(x, axis=axis), jnp.where(varies, jnp.std(x, axis=axis), 1.0)
+
+
+def zero_log_det(x: Array) -> Array:
+    """[b] zeros made from x, so that they vary over a mesh axis whenever x does."""
+    return jnp.zeros_like(x, shape=x.shape[:1], dtype=float_dtype(x))
+
+
+def check_event(name: str, x: Array, event_shape: tuple[int, ...]) -> None:
+    """Raise unless x is [b, *event_shape]."""
+    if jnp.ndim(x) != len(event_shape) + 1 or tuple(jnp.shape(x)[1:]) != tuple(event_shape):
+        expected = ", ".join(["b", *map(str, event_shape)])
+        raise ValueError(f"{name}: expected x of shape [{expected}], got {list(jnp.shape(x))}")
+
+
+def check_side(side: str) -> None:
+    """Raise unless `side` names a side of a bijector."""
+    if side not in ("data", "source"):
+        raise ValueError(f"init: expected side 'data' or 'source', got {side!r}")
+
+
+def no_params(key, x: Array, cond: Cond = None, *, side: str = "data") -> dict:
+    """The `init` of a bijector without parameters."""
+    check_side(side)
+    return {}
+
+
+def check_cond(name: str, cond: Cond, n: int) -> None:
+    """Raise unless every leaf of cond leads with n rows."""
+    for path, leaf in jax.tree_util.tree_leaves_with_path(cond):
+        if jnp.ndim(leaf) == 0 or jnp.shape(leaf)[0] != n:
+            where = "cond" + jax.tree_util.keystr(path)
+            raise ValueError(f"{name}: expected {where} to lead with {n} rows, got shape {list(jnp.shape(leaf))}")
+
+
+def need_key(name: str, key) -> None:
+    """Raise when a stochastic function was called without a key."""
+    if key is None:
+        raise ValueError(f"{name} is stochastic: it needs a key (jax.random.key), got None")
+
+
+def like_rows(name: str, row: PyTree, cond: Cond) -> Cond:
+    """`row`, one row of cond without the batch axis, repeated into the shapes and types of cond."""
+    given, expected = jax.tree.structure(row), jax.tree.structure(cond)
+    if given != expected:
+        raise ValueError(f"{name}: expected null to be one row of cond, {expected}, got {given}")
+    try:
+        return jax.tree.map(lambda r, c: jnp.broadcast_to(jnp.asarray(r, c.dtype), c.shape), row, cond)
+    except ValueError as error:
+        shapes = [jax.tree.map(jnp.shape, row), jax.tree.map(lambda c: jnp.shape(c)[1:], cond)]
+        raise ValueError(f"{name}: expected null of shape {shapes[1]}, one row of cond, got {shapes[0]}") from error
+
+
+def split_key(key, n: int):
+    """n keys, or n times None: deterministic stays deterministic."""
+    return [None] * n if key is None else list(jax.random.split(key, n))
+
+
+def init_linen(module, key, x: PyTree, *args) -> PyTree:
+    """The 'params' of a Linen module as a plain dict, in x's precision (float32 at least)."""
+    variables = dict(module.init(key, x, *args))
+    params = variables.pop("params", {})
+    if variables:
+        raise ValueError(
+            f"{type(module).__name__} keeps the collections {sorted(variables)}; jflow networks have 'params' alone: "
+            "running statistics go into frozen['buffers'] with an explicit update"
+        )
+    dtype = float_dtype(*jax.tree.leaves(x))
+    return jax.tree.map(lambda p: p.astype(dtype) if jnp.issubdtype(p.dtype, jnp.floating) else p, params)
+
+
+def apply_linen(module, params, *args, key=None):
+    """Apply a Linen module; a key becomes its 'dropout' stream, without one it runs deterministically."""
+    try:
+        return module.apply({"params": params}, *args, rngs=None if key is None else {"dropout": key})
+    except flax.errors.ScopeParamShapeError as error:
+        shapes = [list(jnp.shape(leaf)) for leaf in jax.tree.leaves(args)]
+        raise ValueError(
+            f"{type(module).__name__}: inputs of shapes {shapes} do not fit its params: {str(error).split(' (https')[0]}"
+        ) from None

@@ -1,0 +1,113 @@
+"""Coupling layers: a part of the event steers an elementwise map of the rest."""
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from jflow._util import apply_linen, check_cond, check_side, float_dtype, init_linen, sum_event
+from jflow.types import Array, Bijector, Elementwise
+
+__all__ = ["coupling", "masked_coupling"]
+
+
+def coupling(transformer: Elementwise, net: nn.Module, *, split: int, axis: int = -1) -> Bijector:
+    """The first `split` entries along `axis` pass; the rest go through `transformer` with raw numbers from `net`.
+
+    x_a = z_a,  x_b = transformer.forward(z_b, head(net(z_a, cond))).
+
+    `net` is any Linen module (x_a, cond=None) -> features [b, ..., F] whose axes between batch and F are those of x_b
+    without its last; a linear head, zero at init so that the layer starts at the identity, makes of them
+    raw [b, ..., channels of x_b, size]. With split=0 the whole event is transformed, by numbers from cond alone.
+    Params {'net', 'head'}. Dinh, Sohl-Dickstein, Bengio, *Density estimation using Real NVP* (2016).
+    """
+    if split < 0:
+        raise ValueError(f"coupling: expected split >= 0, got {split}")
+
+    def parts(x):
+        is_event_axis = -x.ndim < axis < x.ndim and axis != 0
+        size = x.shape[axis] if is_event_axis else 0
+        if not split < size:
+            raise ValueError(
+                f"coupling: expected axis {axis} of x to be an event axis longer than split={split}, "
+                f"got x of shape {list(x.shape)}"
+            )
+        return jnp.split(x, [split], axis=axis)
+
+    def init(key, x, cond=None, *, side="data"):
+        check_side(side)
+        x_a, x_b = parts(x)
+        return _init_conditioner(net, key, x_a, cond, outputs=x_b.shape[-1] * transformer.size)
+
+    def apply(scalar_map, params, x, cond, key):
+        x_a, x_b = parts(x)
+        raw = _condition(net, params, x_a, cond, key, like=x_b, size=transformer.size)
+        x_b, log_slope = scalar_map(x_b, raw)
+        return jnp.concatenate([x_a, x_b.astype(x.dtype)], axis=axis), sum_event(log_slope)
+
+    return _bijector(init, apply, transformer)
+
+
+def masked_coupling(transformer: Elementwise, net: nn.Module, mask) -> Bijector:
+    """Entries where `mask` is true pass; the others go through `transformer` with raw numbers from `net` of the masked x.
+
+    `mask` is a boolean array that broadcasts over the event (a checkerboard, a random mask, a scanned `xs_i`). The net
+    sees x * mask, whole, so its features carry all the axes of x but the last. Costs the transformer on every entry: for
+    a split in two halves `coupling` is about twice as fast. Params and initialisation as in `coupling`.
+    """
+    if not isinstance(mask, jax.core.Tracer):
+        mask = np.asarray(mask)
+        if mask.dtype != bool:
+            raise TypeError(f"masked_coupling: expected a boolean mask, got {mask.dtype}")
+
+    def keep(x):
+        try:
+            return jnp.broadcast_to(mask.reshape((1,) * (x.ndim - mask.ndim) + mask.shape), x.shape)
+        except (ValueError, TypeError):
+            raise ValueError(
+                f"masked_coupling: mask of shape {list(mask.shape)} does not broadcast to x of shape {list(x.shape)}"
+            ) from None
+
+    def init(key, x, cond=None, *, side="data"):
+        check_side(side)
+        return _init_conditioner(net, key, jnp.where(keep(x), x, 0), cond, outputs=x.shape[-1] * transformer.size)
+
+    def apply(scalar_map, params, x, cond, key):
+        passes = keep(x)
+        raw = _condition(net, params, jnp.where(passes, x, 0), cond, key, like=x, size=transformer.size)
+        y, log_slope = scalar_map(x, raw)
+        return jnp.where(passes, x, y.astype(x.dtype)), sum_event(jnp.where(passes, 0, log_slope))
+
+    return _bijector(init, apply, transformer)
+
+
+def _bijector(init, apply, transformer) -> Bijector:
+    def forward(params, z, cond=None, *, key=None):
+        return apply(transformer.forward, params, z, cond, key)
+
+    def inverse(params, x, cond=None, *, key=None):
+        return apply(transformer.inverse, params, x, cond, key)
+
+    return Bijector(init, forward, inverse)
+
+
+def _init_conditioner(net, key, x: Array, cond, *, outputs: int) -> dict:
+    check_cond("coupling", cond, x.shape[0])
+    params = init_linen(net, key, x, cond)
+    features = jax.eval_shape(lambda p: apply_linen(net, p, x, cond), params)
+    zeros = jnp.zeros_like(x, shape=(features.shape[-1], outputs), dtype=float_dtype(x))
+    return {"net": params, "head": {"kernel": zeros, "bias": zeros[0]}}
+
+
+def _condition(net, params, x: Array, cond, key, *, like: Array, size: int) -> Array:
+    """Raw numbers [*like.shape, size], in float32 at least, whatever the network computes in."""
+    check_cond("coupling", cond, x.shape[0])
+    features = apply_linen(net, params["net"], x, cond, key=key)
+    if features.shape[:-1] != like.shape[:-1]:
+        raise ValueError(
+            f"coupling: expected {type(net).__name__} to return features of shape "
+            f"{[*like.shape[:-1], 'F']}, got {list(features.shape)}"
+        )
+    head = params["head"]
+    raw = features.astype(float_dtype(like)) @ head["kernel"]
+    return (raw + head["bias"].reshape((1,) * (raw.ndim - 1) + (-1,))).reshape(*like.shape, size)

@@ -1,0 +1,149 @@
+"""Bijectors that act on each number of the event alone."""
+
+import math
+
+import jax
+import jax.numpy as jnp
+
+from jflow._util import check_event, check_side, float_dtype, mean_and_std, no_params, sum_event
+from jflow.bijectors.combinators import invert
+from jflow.types import Bijector, Elementwise
+
+__all__ = ["actnorm", "affine", "elementwise", "logit", "sigmoid", "softplus", "tanh"]
+
+
+def elementwise(transformer: Elementwise, event_shape: tuple[int, ...]) -> Bijector:
+    """A transformer with one free set of raw parameters for each number: params {'raw': [*event_shape, size]}."""
+    event_shape = tuple(event_shape)
+
+    def init(key, x, cond=None, *, side="data"):
+        check_side(side)
+        check_event("elementwise", x, event_shape)
+        return {"raw": jnp.zeros_like(x, shape=(*event_shape, transformer.size), dtype=float_dtype(x))}
+
+    def apply(scalar_map, params, x):
+        check_event("elementwise", x, event_shape)
+        raw = jnp.broadcast_to(params["raw"][None], (*x.shape, transformer.size))
+        y, log_slope = scalar_map(x, raw)
+        return y.astype(x.dtype), sum_event(log_slope)
+
+    def forward(params, z, cond=None, *, key=None):
+        return apply(transformer.forward, params, z)
+
+    def inverse(params, x, cond=None, *, key=None):
+        return apply(transformer.inverse, params, x)
+
+    return Bijector(init, forward, inverse)
+
+
+def affine(event_shape: tuple[int, ...]) -> Bijector:
+    """x = z exp(log_scale) + shift with free 'log_scale' and 'shift' [*event_shape]; starts at the identity."""
+    event_shape = tuple(event_shape)
+
+    def init(key, x, cond=None, *, side="data"):
+        check_side(side)
+        check_event("affine", x, event_shape)
+        zeros = jnp.zeros_like(x, shape=event_shape, dtype=float_dtype(x))
+        return {"log_scale": zeros, "shift": zeros}
+
+    return _scale_and_shift(init, lambda x: check_event("affine", x, event_shape))
+
+
+def actnorm(channels: int) -> Bijector:
+    """x = z exp(log_scale) + shift per channel (the last axis), initialised from the first batch so that the side away
+    from it has zero mean and unit deviation. Kingma, Dhariwal, *Glow* (2018).
+
+    A channel that does not vary in that batch (a single row, or zeros that only give the shape) keeps scale 1.
+    """
+
+    def check(x):
+        if x.ndim < 2 or x.shape[-1] != channels:
+            raise ValueError(f"actnorm: expected x of shape [b, ..., {channels}], got {list(x.shape)}")
+
+    def init(key, x, cond=None, *, side="data"):
+        check_side(side)
+        check(x)
+        mean, std = mean_and_std(x, axis=tuple(range(x.ndim - 1)))
+        if side == "data":
+            return {"log_scale": jnp.log(std), "shift": mean}
+        return {"log_scale": -jnp.log(std), "shift": -mean / std}
+
+    return _scale_and_shift(init, check)
+
+
+def _scale_and_shift(init, check) -> Bijector:
+    """x = z exp(log_scale) + shift, parameters broadcast along the leading axes of the event."""
+
+    def read(params, x):
+        check(x)
+        lead = (1,) * (x.ndim - params["shift"].ndim)
+        log_scale, shift = (params[name].reshape(lead + params[name].shape) for name in ("log_scale", "shift"))
+        return log_scale, shift, sum_event(jnp.broadcast_to(log_scale.astype(float_dtype(x)), x.shape))
+
+    def forward(params, z, cond=None, *, key=None):
+        log_scale, shift, log_det = read(params, z)
+        return (z * jnp.exp(log_scale) + shift).astype(z.dtype), log_det
+
+    def inverse(params, x, cond=None, *, key=None):
+        log_scale, shift, log_det = read(params, x)
+        return ((x - shift) * jnp.exp(-log_scale)).astype(x.dtype), -log_det
+
+    return Bijector(init, forward, inverse)
+
+
+def sigmoid(margin: float = 0.0) -> Bijector:
+    """Reals to (0, 1): sigmoid(z) = (1 - 2 margin) x + margin, so x = (sigmoid(z) - margin) / (1 - 2 margin).
+
+    With margin > 0 the data side [0, 1] is drawn in from the poles (RealNVP's logit with alpha = margin), and x of
+    pixels in [0, 1] including the ends has a finite z. Outside the support: log_det = -inf.
+    """
+    if not 0 <= margin < 0.5:
+        raise ValueError(f"sigmoid: expected 0 <= margin < 0.5, got {margin}")
+
+    def forward(params, z, cond=None, *, key=None):
+        log_slope = -jax.nn.softplus(z) - jax.nn.softplus(-z) - math.log1p(-2 * margin)
+        return (jax.nn.sigmoid(z) - margin) / (1 - 2 * margin), sum_event(log_slope)
+
+    def inverse(params, x, cond=None, *, key=None):
+        p = (1 - 2 * margin) * x + margin
+        inside = (p > 0) & (p < 1)
+        p = jnp.where(inside, p, 0.5)
+        z = jnp.log(p) - jnp.log1p(-p)
+        log_slope = math.log1p(-2 * margin) - jnp.log(p) - jnp.log1p(-p)
+        return z, sum_event(jnp.where(inside, log_slope, -jnp.inf))
+
+    return Bijector(no_params, forward, inverse)
+
+
+def logit(margin: float = 0.0) -> Bijector:
+    """(0, 1) to the reals, the inverse of `sigmoid(margin)`."""
+    return invert(sigmoid(margin))
+
+
+def softplus() -> Bijector:
+    """Reals to positive numbers: x = log(1 + exp z), z = x + log(1 - exp(-x)). Outside the support: log_det = -inf."""
+
+    def forward(params, z, cond=None, *, key=None):
+        return jax.nn.softplus(z), sum_event(-jax.nn.softplus(-z))
+
+    def inverse(params, x, cond=None, *, key=None):
+        inside = x > 0
+        safe = jnp.where(inside, x, 1.0)
+        log_ratio = jnp.log(-jnp.expm1(-safe))
+        return safe + log_ratio, sum_event(jnp.where(inside, -log_ratio, -jnp.inf))
+
+    return Bijector(no_params, forward, inverse)
+
+
+def tanh() -> Bijector:
+    """Reals to (-1, 1): x = tanh z, log slope 2 (log 2 - z - softplus(-2 z)). Outside the support: log_det = -inf."""
+
+    def forward(params, z, cond=None, *, key=None):
+        return jnp.tanh(z), sum_event(2 * (math.log(2) - z - jax.nn.softplus(-2 * z)))
+
+    def inverse(params, x, cond=None, *, key=None):
+        inside = jnp.abs(x) < 1
+        safe = jnp.where(inside, x, 0.0)
+        return jnp.arctanh(safe), sum_event(jnp.where(inside, -jnp.log1p(-safe) - jnp.log1p(safe), -jnp.inf))
+
+    return Bijector(no_params, forward, inverse)

@@ -1,0 +1,156 @@
+"""Monotone rational-quadratic splines with identity tails.
+
+Durkan, Bekasov, Murray, Papamakarios, *Neural Spline Flows* (2019), after Gregory and Delbourgo (1982). In the bin with
+width w, height h, slope s = h/w, knot slopes d0 and d1, and u = (x - x_k)/w:
+
+    y     = y_k + h (s u^2 + d0 u (1-u)) / (s + (d0 + d1 - 2 s) u (1-u))
+    dy/dx = s^2 (d1 u^2 + 2 s u (1-u) + d0 (1-u)^2) / (s + (d0 + d1 - 2 s) u (1-u))^2
+
+A floor on bins and knot slopes does not bound dy/dx, which falls to 2 s^2/d inside a bin whose knot slopes d are much
+larger than s; the inverse then loses all digits in float32. So knot slopes are capped at 10 times the smaller
+neighbouring bin slope, and the two edge bins have a slope of at least 0.1, so that the slope 1 at the edge obeys the
+cap too and the tails stay the identity, once differentiable.
+"""
+
+import math
+
+import jax
+import jax.numpy as jnp
+
+from jflow._util import float_dtype
+from jflow.types import Array
+
+__all__ = ["rational_quadratic", "rational_quadratic_inverse", "rational_quadratic_knots"]
+
+_FLOOR = 1e-3  # of the box for bins, of the unit slope for knot slopes
+_CAP = 10.0  # knot slope over the smaller neighbouring bin slope
+_EDGE = 0.1  # least slope of the first and the last bin
+_SOFTPLUS_OFFSET = math.log(math.expm1(1 - _FLOOR))  # softplus(0 + offset) + floor = 1
+
+
+def rational_quadratic_knots(raw: Array, *, bound: float = 5.0) -> tuple[Array, Array, Array]:
+    """The spline that `raw` [..., 3*bins - 1] stands for: knots x and y [..., bins + 1], slopes [..., bins + 1]."""
+    bins = _bins(raw)
+    widths, heights = _bin_sizes(raw, bins, bound)
+    slopes = heights / widths
+    inner = jax.nn.softplus(raw[..., 2 * bins :] + _SOFTPLUS_OFFSET) + _FLOOR
+    inner = jnp.minimum(inner, _CAP * jnp.minimum(slopes[..., 1:], slopes[..., :-1]))
+    one = jnp.ones_like(raw[..., :1])
+    return _edges(widths, bound), _edges(heights, bound), jnp.concatenate([one, inner, one], axis=-1)
+
+
+def rational_quadratic(x: Array, raw: Array, *, bound: float = 5.0) -> tuple[Array, Array]:
+    """y = f(x) and log dy/dx.
+
+    Args:
+        x: [...]; outside [-bound, bound] the map is the identity.
+        raw: [..., 3*bins - 1], unconstrained: widths, heights, inner slopes; raw = 0 is the identity.
+        bound: half the side of the box.
+
+    Returns: (y [...], log_slope [...]), in float32 at least.
+    """
+    x, raw = _check(x, raw, bound)
+    inside = jnp.abs(x) < bound
+    x_safe = jnp.where(inside, x, 0.0)
+    xk, yk, w, h, d0, d1 = _bin_of(x_safe, raw, bound, of_y=False)
+    s = h / w
+    u = _to_unit((x_safe - xk) / w)
+    v = u * (1 - u)
+    denominator = s + (d0 + d1 - 2 * s) * v
+    y = yk + h * (s * u * u + d0 * v) / denominator
+    log_slope = _log_slope(u, v, s, d0, d1, denominator)
+    return jnp.where(inside, y, x), jnp.where(inside, log_slope, 0.0)
+
+
+def rational_quadratic_inverse(y: Array, raw: Array, *, bound: float = 5.0) -> tuple[Array, Array]:
+    """x = f^-1(y) and log dx/dy; arguments as in `rational_quadratic`.
+
+    The root is u = 2 c / (-b - sqrt(b^2 - 4 a c)), the form without cancellation, with r = (y - y_k)/h,
+    a = (s - d0) + r (d0 + d1 - 2 s), b = d0 - r (d0 + d1 - 2 s), c = -s r.
+    """
+    y, raw = _check(y, raw, bound)
+    inside = jnp.abs(y) < bound
+    y_safe = jnp.where(inside, y, 0.0)
+    xk, yk, w, h, d0, d1 = _bin_of(y_safe, raw, bound, of_y=True)
+    s = h / w
+    r = _to_unit((y_safe - yk) / h)
+    e = r * (d0 + d1 - 2 * s)
+    a, b, c = s - d0 + e, d0 - e, -s * r
+    # The discriminant is positive in exact arithmetic; its floor keeps the root differentiable when rounding is not.
+    root = jnp.sqrt(jnp.maximum(b * b - 4 * a * c, jnp.finfo(b.dtype).tiny))
+    u = _to_unit(2 * c / (-b - root))
+    v = u * (1 - u)
+    log_slope = _log_slope(u, v, s, d0, d1, s + (d0 + d1 - 2 * s) * v)
+    return jnp.where(inside, xk + u * w, y), jnp.where(inside, -log_slope, 0.0)
+
+
+def _to_unit(u: Array) -> Array:
+    """u within [0, 1] but for rounding. Unlike jnp.clip, which halves it, this keeps the derivative at a knot, u = 0."""
+    return jnp.where(u < 0, 0.0, jnp.where(u > 1, 1.0, u))
+
+
+def _log_slope(u, v, s, d0, d1, denominator):
+    numerator = d1 * u * u + 2 * s * v + d0 * (1 - u) * (1 - u)
+    return 2 * jnp.log(s / denominator) + jnp.log(numerator)
+
+
+def _bins(raw: Array) -> int:
+    bins, rest = divmod(raw.shape[-1] + 1, 3)
+    if rest or bins < 1:
+        raise ValueError(f"rational_quadratic: expected raw of shape [..., 3*bins - 1], got {list(raw.shape)}")
+    if bins * _FLOOR >= 1:
+        raise ValueError(f"rational_quadratic: expected fewer than {int(1 / _FLOOR)} bins, got {bins}")
+    return bins
+
+
+def _check(x: Array, raw: Array, bound: float) -> tuple[Array, Array]:
+    if jnp.shape(x) != raw.shape[:-1]:
+        raise ValueError(
+            f"rational_quadratic: expected raw of shape {[*jnp.shape(x), '3*bins - 1']} for x of shape "
+            f"{list(jnp.shape(x))}, got {list(raw.shape)}"
+        )
+    if not bound > 0:
+        raise ValueError(f"rational_quadratic: expected bound > 0, got {bound}")
+    dtype = float_dtype(x, raw)
+    return jnp.asarray(x, dtype), raw.astype(dtype)
+
+
+def _bin_sizes(raw: Array, bins: int, bound: float) -> tuple[Array, Array]:
+    """Widths and heights [..., bins]; each sums to 2*bound, no width is below the floor, no height below
+    nine tenths of it; the edge bins have slope >= 0.1."""
+    sizes = (
+        2
+        * bound
+        * (_FLOOR + (1 - _FLOOR * bins) * jax.nn.softmax(raw[..., : 2 * bins].reshape(*raw.shape[:-1], 2, bins)))
+    )
+    widths, heights = sizes[..., 0, :], sizes[..., 1, :]
+    if bins == 1:
+        return widths, widths
+    # Edge heights are pulled a tenth of the way to the widths; the inner bins make up for the sum.
+    edge_widths = widths[..., 0] + widths[..., -1]
+    edge_heights = heights[..., 0] + heights[..., -1]
+    inner = 2 * bound - edge_heights
+    scale = 1.0 if bins == 2 else (1 + _EDGE * (edge_heights - edge_widths) / inner)[..., None]
+    is_edge = jnp.zeros(bins, bool).at[jnp.array([0, -1])].set(True)
+    is_edge = is_edge.reshape((1,) * (raw.ndim - 1) + (bins,))
+    return widths, jnp.where(is_edge, _EDGE * widths + (1 - _EDGE) * heights, scale * heights)
+
+
+def _edges(sizes: Array, bound: float) -> Array:
+    """Knots from -bound to bound, the last one exact."""
+    inner = jnp.cumsum(sizes[..., :-1], axis=-1) - bound
+    end = jnp.full_like(sizes[..., :1], bound)
+    return jnp.concatenate([-end, inner, end], axis=-1)
+
+
+def _bin_of(x: Array, raw: Array, bound: float, *, of_y: bool):
+    """(x_k, y_k, width, height, left slope, right slope) of the bin that holds x (or y)."""
+    xs, ys, slopes = rational_quadratic_knots(raw, bound=bound)
+    knots = ys if of_y else xs
+    k = jnp.sum(x[..., None] >= knots[..., 1:-1], axis=-1, keepdims=True)
+
+    def pick(values, index):
+        return jnp.take_along_axis(values, index, axis=-1)[..., 0]
+
+    xk, yk = pick(xs, k), pick(ys, k)
+    return xk, yk, pick(xs, k + 1) - xk, pick(ys, k + 1) - yk, pick(slopes, k), pick(slopes, k + 1)

@@ -1,0 +1,92 @@
+"""Files written a chunk of rows at a time, whole or not at all."""
+
+import contextlib
+import csv
+import os
+import shutil
+import tempfile
+import zipfile
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import numpy as np
+
+from jflow.data.splits import Rows, count
+
+Write = Callable[[Rows], None]
+
+
+@contextlib.contextmanager
+def replacing(path: str | Path) -> Iterator[Path]:
+    """Yields a path to write to; it takes the place of `path` once the block is done, and is gone if the block fails.
+
+    That `path` can be written is found out first: its folder must be there, and it must not be a folder itself.
+    """
+    path = Path(path)
+    if path.is_dir():
+        raise IsADirectoryError(f"cannot write {path}: it is a folder")
+    if path.exists() and not os.access(path, os.W_OK):
+        raise PermissionError(f"cannot write {path}: permission denied")
+    try:
+        # A folder beside the target, so that the rename at the end stays on one disk.
+        folder = Path(tempfile.mkdtemp(prefix=f".{path.name[:50]}.", suffix=".part", dir=path.absolute().parent))
+    except OSError as error:
+        raise type(error)(f"cannot write {path}: {error.strerror} ({path.absolute().parent})") from error
+    try:
+        yield folder / path.name
+        os.replace(folder / path.name, path)
+    except OSError as error:
+        # A full disk, mostly. The number is kept: it tells this from a mistake in the path.
+        raise OSError(error.errno, f"cannot write {path}: {error.strerror or error}") from error
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+@contextlib.contextmanager
+def npz_sink(path: str | Path, n: int) -> Iterator[Write]:
+    """write(rows) appends to the arrays of an .npz file, `n` rows in all; memory holds one chunk."""
+    with replacing(path) as part, contextlib.ExitStack() as stack:
+        files, written = {}, 0
+
+        def write(rows: Rows) -> None:
+            nonlocal written
+            for key, value in rows.items():
+                value = np.asarray(value)
+                if key not in files:
+                    files[key] = stack.enter_context(open(part.parent / f"{len(files)}.npy", "w+b"))
+                    header = np.lib.format.header_data_from_array_1_0(value)
+                    header |= {"fortran_order": False, "shape": (n, *value.shape[1:])}
+                    np.lib.format.write_array_header_1_0(files[key], header)
+                files[key].write(np.ascontiguousarray(value).tobytes())
+            written += count(rows)
+
+        yield write
+        if written != n:
+            raise ValueError(f"{path}: {written} rows came where {n} were announced")
+        with zipfile.ZipFile(part, "w", zipfile.ZIP_STORED) as archive:
+            for key, file in files.items():
+                file.seek(0)
+                with archive.open(f"{key}.npy", "w", force_zip64=True) as entry:
+                    shutil.copyfileobj(file, entry, 1 << 20)
+
+
+@contextlib.contextmanager
+def csv_sink(path: str | Path, header: list[str] | None) -> Iterator[Callable[[list[list[str]]], None]]:
+    """write(rows of cells) appends to a comma-separated file."""
+    with replacing(path) as part:
+        with open(part, "w", newline="", encoding="utf-8") as file:
+            writer = csv.writer(file, lineterminator="\n")
+            if header is not None:
+                writer.writerow(header)
+            yield writer.writerows
+
+
+def cells(rows: Rows) -> tuple[list[str], list[list[str]]]:
+    """(header, rows of cells) of arrays [n, *event]: a column for each number, named x, or x_0, x_1, ... if there are more."""
+    header, columns = [], []
+    for key, value in rows.items():
+        value = np.asarray(value)
+        flat = value.reshape(len(value), -1)
+        header += [key] if value.ndim == 1 else [f"{key}_{j}" for j in range(flat.shape[1])]
+        columns += [[str(v) for v in flat[:, j]] for j in range(flat.shape[1])]
+    return header, [list(row) for row in zip(*columns, strict=True)]

@@ -1,0 +1,69 @@
+"""Networks of (x, t) lifted from Flax Linen into the nouns `Field` and `Velocity`."""
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from jflow._util import apply_linen, check_cond, init_linen
+from jflow.types import Array, Field, PyTree, Velocity
+
+__all__ = ["field", "velocity"]
+
+
+def field(module: nn.Module) -> Field:
+    """Lift a Linen module `module(x, t, cond=None)` into a `Field`.
+
+    x is an array [b, *event] or a pytree of them, t is [b] (a scalar is given to every row), the leaves of cond lead
+    with b; the output is whatever the module returns. A key passed to `apply` switches dropout on.
+    Errors: ValueError where t or cond does not have b rows.
+    """
+
+    def init(key, x, t, cond=None):
+        return init_linen(module, key, *_inputs(type(module).__name__, x, t, cond))
+
+    def apply(params, x, t, cond=None, *, key=None):
+        return apply_linen(module, params, *_inputs(type(module).__name__, x, t, cond), key=key)
+
+    return Field(init, apply)
+
+
+def velocity(module: nn.Module) -> Velocity:
+    """Lift a Linen module `module(x, t, cond=None)` into a `Velocity`: a `field` whose output is shaped like x.
+
+    The output is cast back to the type of x, whatever type the network computes in.
+    Errors: ValueError where the output does not have the structure and shapes of x, or t or cond does not have b rows.
+    """
+    init, apply_field = field(module)
+
+    def apply(params, x, t, cond=None, *, key=None):
+        return like_state(type(module).__name__, apply_field(params, x, t, cond, key=key), x)
+
+    return Velocity(init, apply)
+
+
+def like_state(name: str, v: PyTree, x: PyTree) -> PyTree:
+    """v in the types of x, after a check that it has x's structure and shapes."""
+    given, expected = jax.tree.map(jnp.shape, v), jax.tree.map(jnp.shape, x)
+    if given != expected:
+        raise ValueError(f"{name}: expected a velocity shaped like x, {_text(expected)}, got {_text(given)}")
+    return jax.tree.map(lambda v, x: v.astype(jnp.result_type(x)), v, x)
+
+
+def rows(t: Array, n: int) -> Array:
+    """t [n] from t [n] or a scalar."""
+    t = jnp.asarray(t)
+    if t.shape not in ((), (n,)):
+        raise ValueError(f"expected t of shape [{n}], one time a row of x, got {list(t.shape)}")
+    return jnp.broadcast_to(t, (n,))
+
+
+def _inputs(name, x, t, cond):
+    n = jax.tree.leaves(x)[0].shape[0]
+    check_cond(name, cond, n)
+    # a module without conditioning may leave the argument out
+    return (x, rows(t, n)) if cond is None else (x, rows(t, n), cond)
+
+
+def _text(shapes) -> str:
+    """Shapes as lists, in their tree."""
+    return str(jax.tree.map(list, shapes, is_leaf=lambda s: isinstance(s, tuple)))

@@ -1,0 +1,5 @@
+"""Guidance: combinators from velocity to velocity."""
+
+from jflow.guidance.cfg import cfg
+
+__all__ = ["cfg"]

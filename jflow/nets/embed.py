@@ -1,0 +1,99 @@
+"""What a network is told beside x: the time, labels, vectors."""
+
+import math
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from jflow._util import check_cond, float_dtype
+from jflow.types import Array, Cond
+
+
+def time_features(t: Array, dim: int, *, scale: float, max_period: float = 10_000.0) -> Array:
+    """Cosines and sines of t at `dim / 2` geometric frequencies: [...] -> [..., dim], in float32 or better.
+
+    The angular frequencies run from `scale` down to `scale / max_period`, in radians per unit of t. Time lies in
+    [0, 1], so `scale` decides what the features can tell: at 1 (raw t) nearly all of them are flat, at 1000 (the habit
+    of networks with 1000 integer steps) they resolve everything, and d/dt, which JVP losses take, is up to 1000 times
+    the signal. Raises ValueError for an odd or non-positive dim.
+
+    Source: Vaswani et al., "Attention Is All You Need", 2017.
+    """
+    if dim < 2 or dim % 2:
+        raise ValueError(f"time_features: expected an even dim of at least 2, got {dim}")
+    dtype = float_dtype(t)
+    frequencies = scale * max_period ** (-np.arange(dim // 2) / (dim // 2))
+    angles = t.astype(dtype)[..., None] * jnp.asarray(frequencies, dtype).reshape((1,) * t.ndim + (-1,))
+    return jnp.concatenate([jnp.cos(angles), jnp.sin(angles)], axis=-1)
+
+
+def check_time(name: str, x: Array, t: Array) -> None:
+    """Raise unless t is [b] for x [b, *event]."""
+    if jnp.shape(t) != jnp.shape(x)[:1]:
+        raise ValueError(f"{name}: expected t of shape {list(jnp.shape(x)[:1])}, got {list(jnp.shape(t))}")
+
+
+def flatten_event(x: Array) -> Array:
+    """[b, *event] -> [b, size of the event]; a scalar event becomes [b, 1]."""
+    return x.reshape(x.shape[0], math.prod(x.shape[1:]))
+
+
+def flatten_cond(name: str, cond: Cond, n: int) -> Array | None:
+    """The float leaves of cond, each [n, ...], flattened and concatenated to [n, k]; None when there are none.
+
+    Raises ValueError for leaves that do not lead with n rows or are not floats: a label is not a quantity.
+    """
+    check_cond(name, cond, n)
+    for path, leaf in jax.tree_util.tree_leaves_with_path(cond):
+        if not jnp.issubdtype(jnp.result_type(leaf), jnp.floating):
+            raise ValueError(
+                f"{name}: expected cond{jax.tree_util.keystr(path)} to be float, got {jnp.result_type(leaf)}: embed "
+                "labels first, e.g. embed=nn.Embed(num_classes, 16), and cast what is a quantity to float"
+            )
+    leaves = [flatten_event(jnp.asarray(leaf)) for leaf in jax.tree.leaves(cond)]
+    return jnp.concatenate(leaves, axis=-1) if leaves else None
+
+
+class TimeCondEmbed(nn.Module):
+    """(t [b], cond) -> [b, width]: the embedding of time plus one of each leaf of cond.
+
+    Integer leaves [b] are labels and need `num_classes`; each gets a table of num_classes + 1 rows, of which index
+    `num_classes` is the null label (for classifier-free guidance). With `num_classes` set, cond=None means the null
+    label. Float leaves [b, ...] are flattened and go through a small MLP, like time. A label above num_classes cannot
+    be seen while tracing: its rows come out NaN (a negative one counts from the end of the table).
+    """
+
+    width: int
+    num_classes: int | None = None
+    features: int = 256  # sinusoidal features of time, before the MLP
+    time_scale: float = 100.0
+    dtype: Any = None
+
+    @nn.compact
+    def __call__(self, t: Array, cond: Cond = None) -> Array:
+        if cond is None and self.num_classes is not None:
+            cond = jnp.full_like(t, self.num_classes, dtype=jnp.int32)
+        check_cond("TimeCondEmbed", cond, t.shape[0])
+        h = self._mlp(time_features(t, self.features, scale=self.time_scale), "time")
+        for i, (path, leaf) in enumerate(jax.tree_util.tree_leaves_with_path(cond)):
+            h = h + self._leaf(jnp.asarray(leaf), f"cond_{i}", "cond" + jax.tree_util.keystr(path))
+        return h
+
+    def _mlp(self, h: Array, name: str) -> Array:
+        h = nn.silu(nn.Dense(self.width, dtype=self.dtype, name=f"{name}_in")(h))
+        return nn.Dense(self.width, dtype=self.dtype, name=f"{name}_out")(h)
+
+    def _leaf(self, leaf: Array, name: str, where: str) -> Array:
+        if jnp.issubdtype(leaf.dtype, jnp.floating):
+            return self._mlp(flatten_event(leaf), name)
+        if not jnp.issubdtype(leaf.dtype, jnp.integer):
+            raise ValueError(f"{where}: expected integer labels or floats, got {leaf.dtype}")
+        if self.num_classes is None:
+            raise ValueError(f"{where} holds integer labels: the network needs num_classes=..., got None")
+        if leaf.ndim != 1:
+            raise ValueError(f"{where}: expected labels of shape [b], got {list(leaf.shape)}")
+        init = nn.initializers.normal(0.02)
+        return nn.Embed(self.num_classes + 1, self.width, embedding_init=init, dtype=self.dtype, name=name)(leaf)

@@ -1,0 +1,211 @@
+"""Where an ODE over rows meets diffrax: fixed grids batched, adaptive solves row by row, counted, and never raising."""
+
+import enum
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import diffrax
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from jflow._util import expand_to, float_dtype
+from jflow.types import Array, PyTree
+
+
+class Status(enum.IntEnum):
+    """What became of a row: 0 is success, and the rows of any other are NaN."""
+
+    OK = 0
+    NOT_FINITE = 1  # the state became inf or NaN
+    MAX_STEPS = 2  # adaptive: max_steps did not reach the end
+    STEP_TOO_SMALL = (
+        3  # adaptive: no step above rounding meets the tolerances (stiff, or a velocity that is not finite)
+    )
+
+
+class SolveInfo(NamedTuple):
+    """What a solve did, row by row.
+
+    evaluations [b] int32: how often the solver evaluated the velocity of this row, rejected steps included (an adaptive
+        batch runs until its slowest row is done); -1 for solvers that don't fix it (implicit ones).
+    status [b] int32: a `Status`.
+    """
+
+    evaluations: Array
+    status: Array
+
+
+class Method(NamedTuple):
+    """How to integrate: a solver, and one of steps, grid, tolerances."""
+
+    solver: diffrax.AbstractSolver
+    steps: int | None
+    grid: Any
+    rtol: float | None
+    atol: float | None
+    adjoint: diffrax.AbstractAdjoint
+    max_steps: int
+
+
+def method(name, *, solver, steps, grid, rtol, atol, adjoint, max_steps, default: dict) -> Method:
+    """Check the options; `default` is used where none of steps, grid and tolerances is given."""
+    if not isinstance(solver, diffrax.AbstractSolver):
+        raise TypeError(f"{name}: expected solver to be a diffrax.AbstractSolver, got {solver!r}")
+    if (rtol is None) != (atol is None):
+        raise ValueError(f"{name}: expected rtol and atol together, got rtol={rtol}, atol={atol}")
+    given = [what for what, value in (("steps", steps), ("grid", grid), ("rtol, atol", rtol)) if value is not None]
+    if len(given) > 1:
+        raise ValueError(f"{name}: expected one of steps, grid, (rtol, atol), got {' and '.join(given)}")
+    made = Method(solver, steps, grid, rtol, atol, adjoint, max_steps)
+    if not given:
+        made = made._replace(**default)
+    if made.steps is not None and (isinstance(made.steps, bool) or int(made.steps) != made.steps or made.steps < 1):
+        raise ValueError(f"{name}: expected steps to be an integer of at least 1, got {made.steps}")
+    if made.rtol is not None:
+        if not isinstance(solver, diffrax.AbstractAdaptiveSolver):
+            raise ValueError(
+                f"{name}: {type(solver).__name__} has no error estimate: give steps or grid, not tolerances"
+            )
+        if not (made.rtol >= 0 and made.atol >= 0 and made.rtol + made.atol > 0):
+            raise ValueError(f"{name}: expected rtol, atol >= 0 and one above 0, got {made.rtol}, {made.atol}")
+    if grid is not None:
+        check_grid(name, grid)
+    return made
+
+
+def check_grid(name, grid):
+    """Raise unless grid is [n + 1] strictly monotone times; a traced grid has its shape checked only."""
+    if len(np.shape(grid)) != 1 or np.shape(grid)[0] < 2:
+        raise ValueError(f"{name}: expected a grid of at least 2 times, [n + 1], got shape {list(np.shape(grid))}")
+    if not isinstance(grid, jax.core.Tracer):
+        steps = np.diff(np.asarray(grid, np.float64))
+        if not (np.all(steps > 0) or np.all(steps < 0)):
+            raise ValueError(f"{name}: expected a grid that is strictly monotone and finite, got {np.asarray(grid)}")
+
+
+def integrate(
+    field: Callable, shared: PyTree, rows: PyTree, y0: PyTree, how: Method, t0: float, t1: float
+) -> tuple[PyTree, SolveInfo]:
+    """Solve dy/dt = field(shared, rows, y, t) from t0 to t1 for every row of y0.
+
+    y0 and rows: pytrees whose leaves lead with b; field sees them batched, with t [b]. field must be the same object
+    from call to call (a module's function, or a `jax.tree_util.Partial` of one): diffrax compiles once for each.
+    Everything traced comes through shared and rows, so that `BacksolveAdjoint` can differentiate with respect to
+    them.
+    """
+    n = jax.tree.leaves(y0)[0].shape[0]
+    dtype = float_dtype(*jax.tree.leaves(y0))
+    if how.rtol is None:
+        times = np.linspace(t0, t1, how.steps + 1) if how.grid is None else how.grid
+        ts = jnp.asarray(times, dtype)
+        solution = _solve(jax.tree_util.Partial(_batched, field), (shared, rows), y0, ts[0], ts[-1], _Grid(ts), how)
+        evaluations = jnp.full((n,), _count(how.solver, ts.shape[0] - 1, 1), jnp.int32)
+        status = jnp.zeros((n,), jnp.int32)
+    else:
+        dtmin = float(jnp.finfo(dtype).eps) * abs(t1 - t0)
+        control = _Tolerance(rtol=how.rtol, atol=how.atol, dtmin=dtmin, force_dtmin=False)
+        start, end = jnp.asarray(t0, dtype), jnp.asarray(t1, dtype)
+
+        def one_row(row, y):
+            return _solve(jax.tree_util.Partial(_single, field), (shared, row), y, start, end, control, how)
+
+        solution = jax.vmap(one_row)(rows, y0)
+        fresh = solution.controller_state[1].steps
+        evaluations = jnp.broadcast_to(_count(how.solver, solution.stats["num_steps"], fresh), (n,)).astype(jnp.int32)
+        # a solve that ended is a success, whatever size its next step would have had
+        stopped = jnp.where(
+            solution.result == diffrax.RESULTS.max_steps_reached, Status.MAX_STEPS, Status.STEP_TOO_SMALL
+        )
+        status = jnp.where(solution.ts[:, -1] == end, Status.OK, stopped).astype(jnp.int32)
+    # diffrax stacks what it saves: [1, b, ...] for the batch, [b, 1, ...] for rows
+    y1 = jax.tree.map(lambda y: jnp.squeeze(y, 0 if how.rtol is None else 1), solution.ys)
+    finite = jnp.all(jnp.stack([jnp.all(jnp.isfinite(y).reshape(n, -1), axis=1) for y in jax.tree.leaves(y1)]), axis=0)
+    status = jnp.where((status == Status.OK) & ~finite, Status.NOT_FINITE, status)
+    y1 = jax.tree.map(lambda y: jnp.where(expand_to(status == Status.OK, y), y, jnp.nan), y1)
+    return y1, SolveInfo(evaluations, status)
+
+
+def _solve(vector_field, args, y0, t0, t1, control, how):
+    return diffrax.diffeqsolve(
+        diffrax.ODETerm(vector_field),
+        how.solver,
+        t0=t0,
+        t1=t1,
+        dt0=None,
+        y0=y0,
+        args=args,
+        stepsize_controller=control,
+        adjoint=how.adjoint,
+        saveat=diffrax.SaveAt(t1=True, controller_state=True),
+        max_steps=how.max_steps if how.rtol is not None else control.ts.shape[0] - 1,
+        throw=False,
+    )
+
+
+def _batched(field, t, y, args):
+    shared, rows = args
+    n = jax.tree.leaves(y)[0].shape[0]
+    return field(shared, rows, y, jnp.broadcast_to(t, (n,)))
+
+
+def _single(field, t, y, args):
+    shared, row = args
+    first = jax.tree.map(lambda a: a[None], (row, y))
+    return jax.tree.map(lambda a: a[0], field(shared, *first, t[None]))
+
+
+class _Grid(diffrax.StepTo):
+    """`diffrax.StepTo` without its runtime checks, which are host callbacks (and hang a TPU).
+
+    The backward solve of `BacksolveAdjoint`, which gets the same controller, walks the same times in reverse.
+    """
+
+    def wrap(self, direction):
+        return _Grid(jnp.sort(self.ts * direction))
+
+    def init(self, terms, t0, t1, y0, dt0, args, func, error_order):
+        return self.ts[1], 2
+
+
+class _Fresh(NamedTuple):
+    """Whether no step was accepted yet, and how many steps were tried so."""
+
+    now: Array
+    steps: Array
+
+
+class _Tolerance(diffrax.PIDController):
+    """`diffrax.PIDController` that starts with a hundredth of the interval, shrinks the step wherever the state is not
+    finite, until `dtmin` ends the solve, and counts the steps tried before the first accepted one."""
+
+    def init(self, terms, t0, t1, y0, dt0, args, func, error_order):
+        end, state = super().init(terms, t0, t1, y0, 0.01 * (t1 - t0), args, func, error_order)
+        return end, (state, _Fresh(jnp.asarray(True), jnp.asarray(0, jnp.int32)))
+
+    def adapt_step_size(self, t0, t1, y0, y1_candidate, args, y_error, error_order, controller_state):
+        state, fresh = controller_state
+        clean = lambda y: jnp.where(jnp.isfinite(y), y, 0)  # noqa: E731
+        error = jax.tree.map(
+            lambda e, y: jnp.where(jnp.isfinite(e) & jnp.isfinite(y), e, jnp.inf), y_error, y1_candidate
+        )
+        y0, y1 = jax.tree.map(clean, (y0, y1_candidate))
+        keep, t0, t1, jump, state, result = super().adapt_step_size(t0, t1, y0, y1, args, error, error_order, state)
+        fresh = _Fresh(fresh.now & ~keep, fresh.steps + fresh.now.astype(jnp.int32))
+        return keep, t0, t1, jump, (state, fresh), result
+
+
+def _count(solver, steps, fresh):
+    """Evaluations in `steps` steps, `fresh` of which were tried before any was accepted.
+
+    First-same-as-last methods reuse the last stage of the accepted step before. For explicit Runge-Kutta methods and
+    the one-evaluation methods of diffrax; -1 for others.
+    """
+    if isinstance(solver, diffrax.Euler | diffrax.LeapfrogMidpoint):
+        return steps
+    if isinstance(solver, diffrax.ReversibleHeun):
+        return steps + 1
+    if isinstance(solver, diffrax.AbstractERK):
+        tableau = solver.tableau
+        return tableau.num_stages * steps - int(tableau.fsal) * (steps - fresh)
+    return -1

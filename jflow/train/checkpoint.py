@@ -1,0 +1,264 @@
+"""Checkpoints on orbax: whole, or not there.
+
+A checkpoint is WORKDIR/checkpoints/<step>/ with two orbax trees, `params` (params and their average, readable without a
+template) and `rest` (the other leaves of the state, by name), and `manifest.json`. The manifest is written last and
+lists the size and CRC-32 of every file: a checkpoint without one was never finished, one that disagrees with it is
+damaged.
+"""
+
+import contextlib
+import json
+import logging
+import os
+import re
+import shutil
+import warnings
+import zlib
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import orbax.checkpoint as ocp
+
+from jflow.train.state import TrainState
+from jflow.types import Params, PyTree
+
+
+class Checkpoint(NamedTuple):
+    """What `restore` returns: the state after `step` updates, the position in the data and the caller's own `extra`."""
+
+    step: int
+    state: TrainState
+    position: Any
+    extra: dict
+
+
+def save(
+    workdir: str | os.PathLike,
+    step: int,
+    state: TrainState,
+    position: Any = None,
+    extra: Mapping[str, Any] | None = None,
+    *,
+    keep: int | None = 3,
+) -> Path:
+    """Write the checkpoint of `step`, then delete all but the newest `keep` (None: all stay). Returns its folder.
+
+    position and extra must be JSON; numpy arrays in them become lists. Raises OSError when it cannot be written (a full
+    disk): nothing half-written stays, and the checkpoints before it are untouched.
+    """
+    path = _folder(workdir) / f"{step:08d}"
+    head = {"step": step, "position": position, "extra": dict(extra or {}), "leaves": _forms(state)}
+    text = json.dumps(head, default=_plain)  # before anything is written, since it may refuse
+    params, rest = _parts(state)
+    main = jax.process_index() == 0
+    try:
+        if main:
+            _discard(path)
+            path.mkdir(parents=True)
+        with _orbax() as orbax:
+            orbax.save(path / "params", args=ocp.args.PyTreeSave(params))
+            orbax.save(path / "rest", args=ocp.args.PyTreeSave(rest))
+        if main:
+            write_atomically(path / "manifest.json", json.dumps({**json.loads(text), "files": _files(path)}).encode())
+    except Exception as error:
+        _discard(path)
+        before = latest(workdir)
+        before = "there is none before it" if before is None else f"the newest whole one is of step {before}"
+        raise OSError(f"cannot write checkpoint {path}: {_line(error)}; {before}") from error
+    if main:
+        for old in sorted(path.parent.iterdir()):
+            if old.is_dir() and old.name[:8].isdigit() and not (old / "manifest.json").is_file():
+                _discard(old)  # left by a run that was killed while saving
+        for old in [] if keep is None else [s for s in steps(workdir) if s <= step][:-keep]:
+            discard(workdir, old)
+    return path
+
+
+def discard(workdir: str | os.PathLike, step: int) -> None:
+    """Delete the checkpoint of `step`, if there is one."""
+    _discard(_folder(workdir) / f"{step:08d}")
+
+
+def steps(workdir: str | os.PathLike) -> list[int]:
+    """The steps of all finished checkpoints, damaged ones too, in order."""
+    found = _folder(workdir).glob("*/manifest.json")
+    return sorted(int(file.parent.name) for file in found if file.parent.name.isdigit())
+
+
+def latest(workdir: str | os.PathLike) -> int | None:
+    """The step of the newest readable checkpoint, or None. Damaged ones are named in a warning and passed over."""
+    try:
+        return _open(workdir, None)[1]["step"]
+    except FileNotFoundError:
+        return None
+
+
+def restore(workdir: str | os.PathLike, template: TrainState, step: int | None = None) -> Checkpoint:
+    """The checkpoint of `step`, or the newest readable one, in the structure, types and shardings of `template`.
+
+    A damaged newest one is named in a warning and passed over. Raises FileNotFoundError when none can be read, and
+    ValueError when that of `step` is damaged, or one is of another model (naming the first leaf that differs).
+    """
+    path, manifest = _open(workdir, step)
+    expected, found = _forms(template), manifest["leaves"]
+    for name in [*expected, *found]:
+        if expected.get(name) != found.get(name):
+            raise ValueError(
+                f"checkpoint {path} is of another model: {name} is {found.get(name, 'missing')} there, "
+                f"{expected.get(name, 'missing')} here"
+            )
+    parts = _parts(template)
+    params, rest = (_read(path / name, part) for name, part in zip(("params", "rest"), parts, strict=True))
+    leaves = {**_named(TrainState(None, params["params"], None, params["ema"], None, None)), **rest}
+    state = jax.tree_util.tree_map_with_path(lambda where, like: _as(leaves[_name(where)], like), template)
+    return Checkpoint(manifest["step"], state, manifest["position"], manifest["extra"])
+
+
+def restore_params(workdir: str | os.PathLike, step: int | None = None, ema: bool = True) -> Params:
+    """The params of a checkpoint as nested dicts on the default device, without a template.
+
+    ema: the averaged ones, where the run kept an average. Errors as `restore`.
+    """
+    tree = _read(_open(workdir, step)[0] / "params")
+    return jax.tree.map(jnp.asarray, tree["ema"] if ema and tree["ema"] is not None else tree["params"])
+
+
+def restore_extra(workdir: str | os.PathLike, step: int | None = None) -> dict:
+    """The `extra` that was saved with a checkpoint. Errors as `restore`."""
+    return _open(workdir, step)[1]["extra"]
+
+
+def write_atomically(path: Path, content: bytes) -> None:
+    """The whole file, or none: a temporary file beside it that takes its name."""
+    part = path.with_name(path.name + ".part")
+    try:
+        part.write_bytes(content)
+        os.replace(part, path)
+    except OSError as error:
+        raise OSError(f"cannot write {path}: {error.strerror}") from error
+    finally:
+        part.unlink(missing_ok=True)
+
+
+def _folder(workdir) -> Path:
+    return Path(workdir).absolute() / "checkpoints"
+
+
+def _open(workdir, step: int | None) -> tuple[Path, dict]:
+    """The folder and the manifest of a whole checkpoint: that of `step`, or the newest."""
+    there = steps(workdir)
+    if not there:
+        raise FileNotFoundError(f"no checkpoint in {workdir}")
+    if step is not None and step not in there:
+        raise FileNotFoundError(f"no checkpoint of step {step} in {workdir}: there are {there}")
+    for candidate in reversed(there) if step is None else [step]:
+        path = _folder(workdir) / f"{candidate:08d}"
+        fault = _fault(path)
+        if fault is None:
+            return path, json.loads((path / "manifest.json").read_bytes())
+        if step is not None:
+            raise ValueError(f"checkpoint {path} is damaged: {fault}")
+        warnings.warn(f"checkpoint {path} is damaged and passed over: {fault}", stacklevel=3)
+    raise FileNotFoundError(f"no readable checkpoint in {workdir}: those of steps {there} are damaged")
+
+
+def _fault(path: Path) -> str | None:
+    """What is wrong with the files of a checkpoint, or None."""
+    try:
+        listed = json.loads((path / "manifest.json").read_bytes())["files"]
+    except (OSError, ValueError, KeyError, TypeError):
+        return "manifest.json is unreadable"
+    for name, (size, crc) in listed.items():
+        file = path / name
+        if not file.is_file():
+            return f"{name} is missing"
+        if file.stat().st_size != size:
+            return f"{name} has {file.stat().st_size} of {size} bytes"
+        if _crc(file) != crc:
+            return f"{name} has changed"
+    return None
+
+
+def _files(path: Path) -> dict[str, tuple[int, int]]:
+    files = sorted(file for file in path.rglob("*") if file.is_file())
+    return {str(file.relative_to(path)): (file.stat().st_size, _crc(file)) for file in files}
+
+
+def _crc(file: Path) -> int:
+    crc = 0
+    with open(file, "rb") as stream:
+        while block := stream.read(1 << 20):
+            crc = zlib.crc32(block, crc)
+    return crc
+
+
+def _discard(path: Path) -> None:
+    """Delete a checkpoint, its manifest first: what is left of it at any moment is not taken for one."""
+    (path / "manifest.json").unlink(missing_ok=True)
+    shutil.rmtree(path, ignore_errors=True)
+
+
+def _is_key(x) -> bool:
+    return jnp.issubdtype(x.dtype, jax.dtypes.prng_key)
+
+
+def _as(leaf, like):
+    return jax.random.wrap_key_data(leaf, impl=jax.random.key_impl(like)) if _is_key(like) else leaf
+
+
+def _name(path) -> str:
+    return jax.tree_util.keystr(path).lstrip(".")
+
+
+def _named(tree: PyTree) -> dict[str, Any]:
+    return {_name(path): leaf for path, leaf in jax.tree_util.tree_leaves_with_path(tree)}
+
+
+def _forms(state: TrainState) -> dict[str, str]:
+    return {name: f"{leaf.dtype}{list(leaf.shape)}" for name, leaf in _named(state).items()}
+
+
+def _parts(state: TrainState) -> tuple[dict, dict]:
+    """The two trees that orbax sees: nested params, and the other leaves flat: any optimizer's state will do."""
+    state = jax.tree.map(lambda x: jax.random.key_data(x) if _is_key(x) else x, state)
+    return {"params": state.params, "ema": state.ema}, _named(state._replace(params=None, ema=None))
+
+
+def _read(path: Path, like: PyTree | None = None) -> PyTree:
+    """An orbax tree: placed as `like`, or as numpy arrays wherever it was written."""
+    with _orbax() as orbax:
+        if like is None:
+            saved = orbax.metadata(path).item_metadata.tree
+            as_numpy = jax.tree.map(lambda _: ocp.RestoreArgs(restore_type=np.ndarray), saved)
+            return orbax.restore(path, args=ocp.args.PyTreeRestore(restore_args=as_numpy))
+        placed = ocp.checkpoint_utils.construct_restore_args(like)
+        return orbax.restore(path, args=ocp.args.PyTreeRestore(item=like, restore_args=placed))
+
+
+@contextlib.contextmanager
+def _orbax():
+    """A synchronous orbax checkpointer without its messages: what fails is raised, and need not be logged as well."""
+    log = logging.getLogger("absl")
+    level = log.level
+    log.setLevel(logging.CRITICAL + 1)
+    try:
+        with ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as orbax:
+            yield orbax
+    finally:
+        log.setLevel(level)
+
+
+def _plain(x):
+    if isinstance(x, np.ndarray | np.generic | jax.Array):
+        return np.asarray(x).tolist()
+    raise TypeError(f"a checkpoint's position and extra must be JSON, got {type(x).__name__}: {x!r}")
+
+
+def _line(error: BaseException) -> str:
+    """One line: the system's own words where tensorstore quotes its error number."""
+    number = re.search(r"os_error_code='(\d+)'", str(error))
+    return os.strerror(int(number[1])) if number else (str(error).splitlines() or [type(error).__name__])[0]

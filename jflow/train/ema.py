@@ -1,0 +1,37 @@
+"""Exponential moving averages of parameters."""
+
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+
+from jflow.types import Array, PyTree
+
+Decay = Callable[[Array], Array]
+
+
+def warmup(decay: float) -> Decay:
+    """step -> min(decay, (1 + step) / (10 + step)): short memory at first, so that the start is soon forgotten.
+
+    step counts the updates already made, 0 at the first.
+    """
+    _check(decay)
+    return lambda step: jnp.minimum(decay, (1 + step) / (10 + step))
+
+
+def as_decay(ema: float | Decay | None) -> Decay | None:
+    """What `make_step` takes as `ema` (a float in (0, 1), a callable or None) as a function of the step, or None."""
+    if ema is None or callable(ema):
+        return ema
+    _check(ema)
+    return lambda step: ema
+
+
+def update(average: PyTree, params: PyTree, decay: Array | float) -> PyTree:
+    """decay * average + (1 - decay) * params, leaf by leaf, each in its own type."""
+    return jax.tree.map(lambda a, p: a + jnp.asarray(1 - decay, a.dtype) * (p - a), average, params)
+
+
+def _check(decay) -> None:
+    if isinstance(decay, bool) or not isinstance(decay, float) or not 0 < decay < 1:
+        raise ValueError(f"expected ema to be a decay in (0, 1), a callable step -> decay or None, got {decay!r}")

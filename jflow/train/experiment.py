@@ -1,0 +1,257 @@
+"""An experiment is a Python file with one function `config(*, key=default, ...)`; this trains one and loads it back."""
+
+import ast
+import difflib
+import inspect
+import json
+import sys
+import uuid
+from collections.abc import Callable, Mapping
+from importlib import metadata
+from pathlib import Path
+from types import ModuleType
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+import optax
+
+from jflow.train import checkpoint
+from jflow.train.loop import Fit, fit
+from jflow.train.state import TrainState, init_state
+from jflow.train.step import Refresh, make_step
+from jflow.types import Loss, Params
+
+
+class Experiment(NamedTuple):
+    """All of a training job. Rows are dicts of numpy arrays; 'data units' are those of `data`, 'model units' what
+    `preprocess.apply` makes of them."""
+
+    model: Any  # a Flow, a Velocity ...
+    init: Callable  # (key, batch) -> params; batch: the first training rows in model units
+    loss: Loss
+    optimizer: optax.GradientTransformation
+    data: Callable  # () -> jflow.data.Splits in data units; valid and test may be None
+    preprocess: Any  # jflow.data.Preprocess, fitted on the training rows alone
+    steps: int
+    batch: int = 256
+    seed: int = 0
+    ema: float | Callable | None = None
+    sample: Callable | None = None  # (params, key, n, **options) -> rows in model units
+    evaluate: Callable | None = None  # (params, preprocess_state, key, splits) -> dict of floats
+    picture: Callable | None = None  # (rows in data units) -> image
+    picture_rows: int = 64  # how many samples a picture shows
+    frozen: Callable | None = None  # (params, key, batch) -> what the loss reads and never differentiates
+    refresh: Refresh | None = None
+    log_every: int = 50
+    save_every: int = 500
+    eval_every: int | None = None
+    monitor: str | None = None
+    patience: int | None = None
+    skip_nonfinite: bool = False
+    keep: int = 3
+
+
+class BoundPreprocess(NamedTuple):
+    """A Preprocess with the state of one checkpoint: apply(rows, rng=None), undo(rows), log_det(rows) -> [b]."""
+
+    state: Any
+    apply: Callable
+    undo: Callable
+    log_det: Callable
+
+
+class Loaded(NamedTuple):
+    """A trained experiment: model and params, the way from data units to model units, and the step they are of."""
+
+    model: Any
+    params: Params
+    preprocess: BoundPreprocess
+    experiment: Experiment
+    step: int
+
+
+def load_config(path: str | Path, overrides: Mapping[str, Any] | None = None) -> tuple[Experiment, dict[str, Any]]:
+    """Call the `config` of a Python file (or of config.py in a folder) with `overrides` in place of its defaults.
+
+    Strings are read as Python literals where they are ones, and must then be of the default's type (an int may stand
+    for a float, a list for a tuple; None takes anything). Returns the experiment and the value of every key. Raises
+    ValueError for an unknown key, naming the nearest, and for a value of another type.
+    """
+    path = Path(path)
+    path = path / "config.py" if path.is_dir() else path
+    if not path.is_file():
+        raise FileNotFoundError(f"no config at {path}")
+    config = getattr(_module(path), "config", None)
+    if not callable(config):
+        raise ValueError(f"{path} has no function config(*, key=default, ...)")
+    defaults = {}
+    for name, parameter in inspect.signature(config).parameters.items():
+        if parameter.default is parameter.empty or parameter.kind is not parameter.KEYWORD_ONLY:
+            raise ValueError(f"{path}: config must have keyword-only keys with defaults alone, {name!r} is not one")
+        defaults[name] = parameter.default
+    values = dict(defaults)
+    for name, value in (overrides or {}).items():
+        if name not in defaults:
+            near = difflib.get_close_matches(name, defaults, n=1)
+            hint = f"did you mean {near[0]!r}? " if near else ""
+            raise ValueError(f"unknown key {name!r}: {hint}{path} has the keys {', '.join(defaults) or '(none)'}")
+        values[name] = _parse(name, value, defaults[name])
+    experiment = config(**values)
+    if not isinstance(experiment, Experiment):
+        raise TypeError(f"{path}: config must return a jflow.train.Experiment, got {type(experiment).__name__}")
+    return experiment, values
+
+
+def run(
+    experiment: Experiment,
+    workdir: str | Path,
+    *,
+    config_source: str | Path,
+    resolved: Mapping[str, Any] | None = None,
+    progress: bool = True,
+) -> Fit:
+    """Train an experiment in a workdir, or go on with it; the workdir keeps what `load` needs.
+
+    config_source: the config file's path, or its text. resolved: the values of its keys, from `load_config`. Raises
+    ValueError, naming what differs, where the workdir is another config's.
+    """
+    from jflow import data  # here, because the lightest use of jflow.train needs no data
+
+    workdir = Path(workdir)
+    _claim(workdir, _text(config_source), dict(resolved or {}))
+    splits, pre = experiment.data(), experiment.preprocess
+    saved = checkpoint.latest(workdir)
+    pre_state = pre.fit(splits.train) if saved is None else checkpoint.restore_extra(workdir, saved)["preprocess"]
+    seed = experiment.seed
+
+    def transform(rows, rng):
+        return pre.apply(pre_state, rows, rng)
+
+    batches = data.batches(splits.train, experiment.batch, seed=seed, transform=transform)
+    init_key, frozen_key, train_key, eval_key, picture_key = jax.random.split(jax.random.key(seed), 5)
+    first = transform(data.take(splits.train, slice(experiment.batch)), np.random.default_rng(seed))
+    params = experiment.init(init_key, first)
+    frozen = None if experiment.frozen is None else experiment.frozen(params, frozen_key, first)
+
+    def evaluate(state: TrainState):
+        return experiment.evaluate(_shown(state), pre_state, eval_key, splits)
+
+    def picture(state: TrainState):
+        rows = experiment.sample(_shown(state), picture_key, experiment.picture_rows)
+        return experiment.picture(pre.undo(pre_state, jax.tree.map(np.asarray, dict(rows))))
+
+    draws = experiment.sample is not None and experiment.picture is not None
+    return fit(
+        init_state(params, experiment.optimizer, train_key, ema=experiment.ema, frozen=frozen),
+        make_step(experiment.loss, experiment.optimizer, ema=experiment.ema, refresh=experiment.refresh),
+        batches,
+        steps=experiment.steps,
+        workdir=workdir,
+        log_every=experiment.log_every,
+        save_every=experiment.save_every,
+        eval_every=experiment.eval_every,
+        evaluate=None if experiment.evaluate is None else evaluate,
+        picture=picture if draws else None,
+        monitor=experiment.monitor,
+        patience=experiment.patience,
+        skip_nonfinite=experiment.skip_nonfinite,
+        keep=experiment.keep,
+        progress=progress,
+        preprocess=pre_state,
+    )
+
+
+def load(workdir: str | Path, *, step: int | None = None, ema: bool = True) -> Loaded:
+    """Model, params and preprocessing of a workdir, without its training data.
+
+    step: None takes the best evaluation where the run monitored one, else the newest checkpoint. ema: the averaged
+    params, where the run kept an average.
+    """
+    workdir = Path(workdir)
+    if not (workdir / "config.json").is_file() or not (workdir / "config.py").is_file():
+        raise FileNotFoundError(f"{workdir} is not the workdir of an experiment: it has no config.py and config.json")
+    experiment, _ = load_config(workdir / "config.py", json.loads((workdir / "config.json").read_text())["values"])
+    folder = workdir
+    if step is None:
+        folder = workdir / "best" if checkpoint.latest(workdir / "best") is not None else workdir
+        step = checkpoint.latest(folder)
+    params = checkpoint.restore_params(folder, step, ema)  # raises where there is none
+    state, pre = checkpoint.restore_extra(folder, step)["preprocess"], experiment.preprocess
+    bound = BoundPreprocess(
+        state,
+        lambda rows, rng=None: pre.apply(state, rows, rng),
+        lambda rows: pre.undo(state, rows),
+        lambda rows: pre.log_det(state, rows),
+    )
+    return Loaded(experiment.model, params, bound, experiment, step)
+
+
+def _shown(state: TrainState) -> Params:
+    """The params to judge by: the averaged ones, if there are any."""
+    return state.params if state.ema is None else state.ema
+
+
+def _module(path: Path) -> ModuleType:
+    """Run a file as a module of its own name. Not by the import system, which would leave a __pycache__ beside it."""
+    module = ModuleType(f"jflow_config_{uuid.uuid4().hex}")
+    module.__file__ = str(path)
+    sys.modules[module.__name__] = module  # where dataclasses, and so Linen modules, look their annotations up
+    exec(compile(path.read_text(), str(path), "exec"), module.__dict__)
+    return module
+
+
+def _parse(name: str, value: Any, default: Any) -> Any:
+    given, kind = value, type(default)
+    if isinstance(value, str) and kind is not str:
+        if kind is bool and value.lower() in ("true", "false"):
+            return value.lower() == "true"
+        try:
+            value = ast.literal_eval(value)
+        except (ValueError, SyntaxError):
+            pass
+    if kind is float and type(value) is int:
+        return float(value)
+    if kind is tuple and isinstance(value, list):
+        return tuple(value)
+    if default is None or type(value) is kind:
+        return value
+    raise ValueError(f"key {name!r}: expected {kind.__name__} as its default {default!r}, got {given!r}")
+
+
+def _text(source: str | Path) -> str:
+    return source if isinstance(source, str) and "\n" in source else Path(source).read_text()
+
+
+def _claim(workdir: Path, source: str, values: dict[str, Any]) -> None:
+    """Write config.py and config.json, or check that those there say the same."""
+    try:
+        values = json.loads(json.dumps(values))
+    except TypeError as error:
+        raise ValueError(f"the keys of a config must hold numbers, strings, booleans, None or lists: {error}") from None
+    kept, copy = workdir / "config.json", workdir / "config.py"
+    if kept.is_file() and copy.is_file():
+        there, mine = json.loads(kept.read_text())["values"], values
+        missing = "(not a key)"
+        differ = [k for k in {**there, **mine} if there.get(k, missing) != mine.get(k, missing)]
+        said = [f"{k} is {there.get(k, missing)!r} there, {mine.get(k, missing)!r} here" for k in differ]
+        lines = zip(copy.read_text().splitlines() + [""], source.splitlines() + [""], strict=False)
+        if copy.read_text() != source:
+            line = next((i for i, (a, b) in enumerate(lines, 1) if a != b), 1)
+            said.append(f"config.py differs from line {line} on")
+        if said:
+            raise ValueError(f"workdir {workdir} is another config's: {'; '.join(said)}")
+        return
+    if checkpoint.steps(workdir):
+        raise ValueError(f"workdir {workdir} has checkpoints of a run without a config")
+    workdir.mkdir(parents=True, exist_ok=True)
+    checkpoint.write_atomically(copy, source.encode())
+    text = json.dumps({"values": values, "jflow": _version()}, indent=2) + "\n"
+    checkpoint.write_atomically(kept, text.encode())
+
+
+def _version() -> str | None:
+    try:
+        return metadata.version("jflow")
+    except metadata.PackageNotFoundError:
+        return None

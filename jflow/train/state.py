@@ -1,0 +1,51 @@
+"""All that a training step needs from the one before it."""
+
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from jflow.train.ema import Decay, as_decay
+from jflow.types import Array, Key, Params, PyTree
+
+
+class TrainState(NamedTuple):
+    """step: int32 scalar, the updates made so far; params; opt_state: the optimizer's; ema: averaged params or None;
+    frozen: what the loss reads and never differentiates, or None; key: the run's jax.random.key, always the same."""
+
+    step: Array
+    params: Params
+    opt_state: Any
+    ema: Params | None
+    frozen: Mapping[str, PyTree] | None
+    key: Key
+
+
+def init_state(
+    params: Params,
+    optimizer: optax.GradientTransformation,
+    key: Key,
+    *,
+    ema: float | Decay | None = None,
+    frozen: Mapping[str, PyTree] | None = None,
+) -> TrainState:
+    """The state before the first step. Everything is copied: donating the state touches nobody else's arrays.
+
+    ema: as given to `make_step`; the average starts at the params. frozen: a dict, e.g. {'teacher': params}.
+    """
+    if not (isinstance(key, jax.Array) and jnp.issubdtype(key.dtype, jax.dtypes.prng_key) and key.ndim == 0):
+        raise TypeError(f"expected one jax.random.key, got {key!r}")
+    if as_decay(ema) is not None and "ema" in (frozen or {}):
+        raise ValueError("frozen must not hold 'ema' with ema on: that is where the loss finds the average")
+    params, frozen, key = jax.tree.map(_copy, (params, frozen, key))
+    average = None if ema is None else jax.tree.map(_copy, params)
+    opt_state = jax.tree.map(_copy, optimizer.init(params))
+    return TrainState(jnp.zeros((), jnp.int32), params, opt_state, average, frozen, key)
+
+
+def _copy(x) -> Array:
+    """A buffer of its own, and no weak type: a checkpoint would lose it, and the step would compile a second time."""
+    x = jnp.asarray(x)
+    return jnp.copy(x) if jnp.issubdtype(x.dtype, jax.dtypes.prng_key) else jnp.array(x, dtype=x.dtype, copy=True)

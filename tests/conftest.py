@@ -1,0 +1,27 @@
+"""Shared by every test: the compilation cache, and an error where shapes would broadcast by rank."""
+
+import os
+from pathlib import Path
+
+import jax
+import pytest
+
+jax.config.update("jax_numpy_rank_promotion", "raise")
+jax.config.update("jax_compilation_cache_dir", os.environ.get("JFLOW_TEST_CACHE", str(Path.home() / ".cache/jflow-tests")))
+jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.2)
+
+
+@pytest.fixture
+def x64():
+    """Run one test in float64."""
+    with jax.enable_x64(True):
+        yield
+
+
+@pytest.fixture(scope="session")
+def data_dir() -> Path:
+    """The folder of real data: JFLOW_DATA, or one that lies beside the checkout."""
+    folder = Path(os.environ.get("JFLOW_DATA", Path(__file__).parents[2] / "shared" / "data"))
+    if not folder.is_dir():
+        pytest.skip("no data folder: set JFLOW_DATA to run this test")
+    return folder

@@ -1,0 +1,271 @@
+"""Every public bijector constructor against every promise of `types.Bijector`."""
+
+import functools
+from typing import Any, NamedTuple
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from jflow import bijectors as bj
+from jflow import nets
+from jflow.types import Bijector
+
+B = 6
+
+
+class Row(NamedTuple):
+    make: Any  # () -> Bijector
+    event: tuple[int, ...] = (4,)
+    cond: Any = None  # (b) -> cond
+    support: Any = staticmethod(lambda z: z)  # reals -> the data side's support
+    extreme: bool = True  # finite at +-1e6 both ways
+    precision: float = 2e-5  # float32 round trip, in units of x
+    wide: bool = True  # both sides are all of the reals
+
+
+def mlp():
+    return nets.MLP((16,), nn.tanh)
+
+
+affine, spline = bj.transformers.affine(), bj.transformers.rational_quadratic(4, 3.0)
+swaps = np.stack([np.array([1, 2, 3, 0]), np.array([3, 1, 0, 2]), np.array([0, 1, 2, 3])])
+vector = lambda b: jax.random.normal(jax.random.key(11), (b, 3))  # noqa: E731
+labels = lambda b: jnp.arange(b) % 3  # noqa: E731
+tree = lambda b: {"a": vector(b), "b": vector(b)[:, 0]}  # noqa: E731
+
+
+def stack(**options):
+    return bj.scan(
+        lambda p: bj.chain(bj.permute(p), bj.lu(4), bj.coupling(affine, mlp(), split=2)), 3, xs=swaps, **options
+    )
+
+
+class PixelNet(nn.Module):
+    @nn.compact
+    def __call__(self, x, cond=None):
+        return nn.tanh(nn.Conv(8, (3, 3))(x))
+
+
+checker = (np.indices((4, 4)).sum(0) % 2 == 0)[..., None]
+
+TABLE = {
+    "actnorm": Row(lambda: bj.actnorm(4)),
+    "actnorm image": Row(lambda: bj.actnorm(2), event=(4, 4, 2)),
+    "affine": Row(lambda: bj.affine((4,))),
+    "chain": Row(lambda: bj.chain(bj.affine((4,)), bj.reverse(), bj.lu(4))),
+    "chain of none": Row(lambda: bj.chain()),
+    "conditioned": Row(lambda: bj.conditioned(bj.coupling(affine, mlp(), split=2), nn.Embed(3, 5)), cond=labels),
+    "coupling affine": Row(lambda: bj.coupling(affine, mlp(), split=2)),
+    "coupling shift": Row(lambda: bj.coupling(bj.transformers.shift(), mlp(), split=1)),
+    "coupling spline": Row(lambda: bj.coupling(spline, mlp(), split=2), precision=1e-4),
+    "coupling on cond": Row(lambda: bj.coupling(affine, mlp(), split=2), cond=vector),
+    "coupling on a pytree": Row(lambda: bj.coupling(affine, mlp(), split=2), cond=tree),
+    "coupling of everything": Row(lambda: bj.coupling(affine, mlp(), split=0), cond=vector),
+    "coupling of channels": Row(lambda: bj.coupling(affine, PixelNet(), split=1), event=(4, 4, 3)),
+    "coupling of rows": Row(lambda: bj.coupling(affine, PixelNet(), split=2, axis=1), event=(4, 4, 2)),
+    "elementwise spline": Row(lambda: bj.elementwise(spline, (4,)), precision=1e-4),
+    "invert": Row(lambda: bj.invert(bj.chain(bj.actnorm(4), bj.lu(4)))),
+    "logit": Row(lambda: bj.invert(bj.logit()), support=jax.nn.sigmoid, extreme=False, wide=False, precision=1e-4),
+    "lu": Row(lambda: bj.lu(4)),
+    "lu image": Row(lambda: bj.lu(2), event=(4, 4, 2)),
+    "masked_coupling": Row(lambda: bj.masked_coupling(affine, mlp(), np.array([True, False, True, False]))),
+    "masked_coupling checkerboard": Row(lambda: bj.masked_coupling(affine, PixelNet(), checker), event=(4, 4, 2)),
+    "permute": Row(lambda: bj.permute([2, 0, 3, 1])),
+    "reshape": Row(lambda: bj.reshape((2, 2), (4,)), event=(2, 2)),
+    "reverse": Row(lambda: bj.reverse()),
+    "scan": Row(stack),
+    "scan remat": Row(lambda: stack(remat=True)),
+    "scan shared": Row(lambda: bj.scan(bj.coupling(affine, mlp(), split=2), 3, shared=("net",)), cond=vector),
+    "scan reversible": Row(lambda: stack(reversible=True), cond=None),
+    "scan reversible=1": Row(lambda: stack(reversible=1), cond=vector),
+    "sigmoid": Row(lambda: bj.sigmoid(), support=jax.nn.sigmoid, extreme=False, wide=False, precision=1e-4),
+    "sigmoid margin": Row(lambda: bj.sigmoid(0.05), support=jax.nn.sigmoid, extreme=False, wide=False, precision=1e-4),
+    "softplus": Row(lambda: bj.softplus(), support=jax.nn.softplus, wide=False, extreme=False, precision=1e-4),
+    "tanh": Row(lambda: bj.tanh(), support=jnp.tanh, wide=False, extreme=False, precision=1e-4),
+}
+EXCUSED = {
+    "splines": "plain functions, tests/bijectors/test_splines.py",
+    "transformers": "Elementwise, tests/contracts/test_elementwise_contract.py",
+    "rebuild_error": "not a bijector, tests/bijectors/test_combinators.py",
+}
+
+
+def test_every_public_name_is_in_the_table():
+    assert set(bj.__all__) == {name.split()[0] for name in TABLE} | set(EXCUSED)
+
+
+def setup(name, dtype=jnp.float32):
+    """(row, bijector, params away from their initial values, z, x, cond)"""
+    row = TABLE[name]
+    bijector = row.make()
+    assert isinstance(bijector, Bijector)
+    cond = None if row.cond is None else row.cond(B)
+
+    @jax.jit
+    def draw():
+        z = jax.random.normal(jax.random.key(1), (B, *row.event), dtype)
+        like = bijector.forward(bijector.init(jax.random.key(0), z, cond, side="source"), z, cond)[0]
+        x = row.support(jax.random.normal(jax.random.key(2), like.shape, dtype))
+        leaves, tree = jax.tree.flatten(bijector.init(jax.random.key(0), x, cond))
+        noise = [0.3 * jax.random.normal(jax.random.key(i), leaf.shape, leaf.dtype) for i, leaf in enumerate(leaves)]
+        return tree.unflatten(leaf + n for leaf, n in zip(leaves, noise, strict=True)), z, x
+
+    params, z, x = draw()
+    return row, bijector, params, z, x, cond
+
+
+@functools.cache
+def measured(name):
+    """What the float32 tests look at, in one compilation for each row."""
+    row, bijector, params, z, x, cond = setup(name)
+
+    def objective(params, x):
+        z, log_det = bijector.inverse(params, x, cond)
+        return jnp.sum(jnp.sin(z)) + jnp.sum(log_det)
+
+    def at(apply, y):
+        out, log_det = apply(params, y, cond)
+        pull = jax.grad(lambda y: sum(jnp.sum(o) for o in apply(params, y, cond)))
+        return {"out": out, "log_det": log_det, "grad": pull(y)}
+
+    @jax.jit
+    def run(params, z, x):
+        r = {}
+        r["x_of_z"], r["forward_log_det"] = bijector.forward(params, z, cond)
+        r["z_again"], r["inverse_log_det"] = bijector.inverse(params, r["x_of_z"], cond)
+        z_of_x, _ = bijector.inverse(params, x, cond)
+        r["x_again"], _ = bijector.forward(params, z_of_x, cond)
+        r["grads"] = jax.grad(objective)(params, x)
+        r["bfloat16"] = bijector.forward(params, z.astype(jnp.bfloat16), cond)
+        r["vmap"] = jax.vmap(lambda z: bijector.forward(params, z, cond))(jnp.stack([-z, z]))
+        if row.extreme:
+            r["extreme"] = [at(f, 1e6 * jnp.sign(y)) for f, y in ((bijector.forward, z), (bijector.inverse, x))]
+        if not row.wide:
+            r["outside"] = [at(bijector.inverse, jnp.full_like(x, outside)) for outside in (-1e6, -1.5)]
+        if row.cond is not None:
+            other = jax.tree.map(lambda c: c[::-1] + 1 if jnp.issubdtype(c.dtype, jnp.floating) else (c + 1) % 3, cond)
+            r["other cond"] = bijector.forward(params, z, other)[0]
+        return r
+
+    return z, x, run(params, z, x)
+
+
+@pytest.mark.parametrize("name", TABLE)
+def test_round_trips_and_log_dets(name):
+    z, x, r = measured(name)
+    precision = TABLE[name].precision
+    np.testing.assert_allclose(r["z_again"], z, atol=10 * precision, rtol=10 * precision)
+    np.testing.assert_allclose(r["x_again"], x, atol=10 * precision)
+    np.testing.assert_allclose(r["forward_log_det"], -r["inverse_log_det"], atol=1e-3)
+    assert r["forward_log_det"].shape == r["inverse_log_det"].shape == (B,)
+    assert r["forward_log_det"].dtype == jnp.float32 and r["x_of_z"].dtype == z.dtype
+
+
+@pytest.mark.parametrize("direction", ["forward", "inverse"])
+@pytest.mark.parametrize("name", TABLE)
+def test_log_det_is_the_jacobians_in_float64(name, direction, x64):
+    _, bijector, params, z, x, cond = setup(name, jnp.float64)
+    assert all(leaf.dtype == jnp.float64 for leaf in jax.tree.leaves(params))
+    y = z if direction == "forward" else x
+    apply, back = bijector.forward, bijector.inverse
+    if direction == "inverse":
+        apply, back = back, apply
+
+    def one(row, c):
+        return apply(params, row[None], None if c is None else jax.tree.map(lambda leaf: leaf[None], c))[0].reshape(-1)
+
+    @jax.jit
+    def run():
+        out, log_det = apply(params, y, cond)
+        jacobian = jax.vmap(jax.jacrev(one), in_axes=(0, None if cond is None else 0))(y, cond)
+        return out, log_det, jacobian.reshape(B, y[0].size, y[0].size), back(params, out, cond)[0]
+
+    out, log_det, jacobian, again = run()
+    assert out.dtype == log_det.dtype == jnp.float64
+    np.testing.assert_allclose(log_det, np.linalg.slogdet(jacobian)[1], atol=1e-9)
+    np.testing.assert_allclose(again, y, atol=1e-7)
+
+
+@pytest.mark.parametrize("name", TABLE)
+def test_gradients_are_finite_and_reach_every_parameter(name):
+    for path, g in jax.tree_util.tree_leaves_with_path(measured(name)[2]["grads"]):
+        assert np.all(np.isfinite(g)), jax.tree_util.keystr(path)
+        assert np.any(g != 0), jax.tree_util.keystr(path)
+
+
+@pytest.mark.parametrize("name", TABLE)
+def test_jit_and_vmap_change_nothing_and_trace_once(name):
+    _, bijector, params, z, _, cond = setup(name)
+    _, _, r = measured(name)
+    traces = []
+
+    @jax.jit
+    def forward(params, z, cond):
+        traces.append(1)
+        return bijector.forward(params, z, cond)
+
+    jitted = forward(params, z, cond)
+    forward(jax.tree.map(lambda p: 2 * p, params), -z, cond)
+    assert len(traces) == 1
+    np.testing.assert_allclose(r["vmap"][0][1], jitted[0], atol=1e-5, rtol=1e-5)
+    np.testing.assert_allclose(r["vmap"][1][1], jitted[1], atol=1e-4, rtol=1e-5)
+    eager = bijector.forward(params, z, cond)
+    np.testing.assert_allclose(eager[0], jitted[0], atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize("name", TABLE)
+def test_bfloat16_is_kept_and_finite(name):
+    x, log_det = measured(name)[2]["bfloat16"]
+    assert x.dtype == jnp.bfloat16 and log_det.dtype == jnp.float32
+    assert jnp.all(jnp.isfinite(x)) and jnp.all(jnp.isfinite(log_det))
+
+
+@pytest.mark.parametrize("name", [name for name, row in TABLE.items() if row.extreme])
+def test_extreme_inputs_stay_finite(name):
+    for values in measured(name)[2]["extreme"]:
+        for what, value in values.items():
+            assert np.all(np.isfinite(value)), what
+
+
+@pytest.mark.parametrize("name", [name for name, row in TABLE.items() if not row.wide])
+def test_outside_the_support_the_density_is_zero(name):
+    if name == "logit":
+        pytest.skip("its support is the source side; see sigmoid")
+    for values in measured(name)[2]["outside"]:
+        assert np.all(np.isneginf(values["log_det"]))
+        assert np.all(np.isfinite(values["out"])) and np.all(np.isfinite(values["grad"]))
+
+
+@pytest.mark.parametrize("name", [name for name, row in TABLE.items() if row.cond])
+def test_cond_changes_the_output(name):
+    _, bijector, params, z, _, cond = setup(name)
+    r = measured(name)[2]
+    assert np.all(np.any(r["x_of_z"] != r["other cond"], axis=-1))
+    with pytest.raises(ValueError, match="lead with 6 rows"):
+        bijector.forward(params, z, jax.tree.map(lambda c: c[:-1], cond))
+
+
+@pytest.mark.parametrize("name", TABLE)
+def test_params_are_nested_dicts_of_floats(name):
+    _, _, params, _, _, _ = setup(name)
+
+    def walk(node):
+        if isinstance(node, dict):
+            assert all(isinstance(key, str) for key in node)
+            return [leaf for value in node.values() for leaf in walk(value)]
+        assert jnp.issubdtype(node.dtype, jnp.floating)
+        return [node]
+
+    assert len(walk(params)) == len(jax.tree.leaves(params))
+
+
+@pytest.mark.parametrize("name", TABLE)
+def test_a_wrong_shape_is_an_error(name):
+    row, bijector, params, z, _, cond = setup(name)
+    if name in ("reverse", "chain of none") or not row.wide:
+        pytest.skip("acts on any shape")
+    with pytest.raises((ValueError, TypeError)):
+        jax.eval_shape(lambda z: bijector.forward(params, z, cond), jnp.concatenate([z, z], axis=-1))
