@@ -1,27 +1,26 @@
-"""`jflow fit`: a density for a user's own table."""
+"""A density for a user's own table: its rows, their preprocessing and the base of its flow. See `jflow fit`."""
 
 import functools
 import hashlib
-import json
 import math
 from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from jflow import data
 from jflow.data import Column, Preprocess, Splits, Table
-from jflow.data.sinks import csv_sink, replacing
-from jflow.metrics import gaussian_log_prob, log_mean_exp
+from jflow.types import Distribution
 
 LEAST_ROWS = 10
 TRAIN, VALID, TEST, REPEATED = "train", "valid", "test", "repeated"
 
 
 class Prepared(NamedTuple):
-    """A table ready to be fitted: its encoded rows [n, d], the same with the one fixed noise, and the part of each row."""
+    """A table ready to be fitted: its encoded rows [n, d], the same with the one fixed noise, and each row's part."""
 
     table: Table
     schema: tuple[Column, ...]
@@ -67,28 +66,39 @@ def prepare(
     return Prepared(table, schema, encoded, noisy, part)
 
 
-def names(text: str) -> tuple[str, ...] | None:
-    """'a,b' to ('a', 'b'); '' to None."""
-    return tuple(name.strip() for name in text.split(",")) if text else None
+KEYS = ("table", "fingerprint", "columns", "drop", "categorical", "header", "drop_repeated", "seed")
+
+
+def loader(
+    *, table: str, fingerprint: str, columns: str, drop: str, categorical: str, header, drop_repeated, seed: int
+) -> Callable[[], Prepared]:
+    """`prepare` by the values of a config (names as 'a,b', '' for none), run when first called and then kept.
+
+    fingerprint: of the file this run is for, '' for any; another file is an error.
+    """
+
+    def names(text: str) -> tuple[str, ...]:
+        return tuple(name.strip() for name in text.split(",")) if text else ()
+
+    def load() -> Prepared:
+        found = digest(table)
+        if fingerprint and fingerprint != found:
+            raise ValueError(f"{table}: the table has changed since this run was started")
+        named = names(columns) or None, names(drop), names(categorical)
+        return _prepare(table, found, *named, header, drop_repeated, seed)
+
+    return load
+
+
+@functools.lru_cache(maxsize=2)
+def _prepare(path, digest, columns, drop, categorical, header, drop_repeated, seed):
+    options = {"columns": columns, "drop": drop, "categorical": categorical, "header": header}
+    return prepare(path, **options, drop_repeated=drop_repeated, seed=seed)
 
 
 def digest(path: str | Path) -> str:
-    """A fingerprint of the file, so that a run is not resumed on another table."""
+    """Of the bytes of a file, so that a run is not resumed on another table."""
     return hashlib.sha256(Path(path).read_bytes()).hexdigest()[:16]
-
-
-def loader(path: str | Path, fingerprint: str | None = None, **options) -> Callable[[], Prepared]:
-    """`prepare(path, **options)`, called when first needed and then kept; another file than `fingerprint` is an error."""
-
-    @functools.cache
-    def load() -> Prepared:
-        if not Path(path).is_file():
-            raise FileNotFoundError(f"{path}: no such file")
-        if fingerprint is not None and digest(path) != fingerprint:
-            raise ValueError(f"{path}: the table has changed since this run was started")
-        return prepare(path, **options)
-
-    return load
 
 
 def splits(load: Callable[[], Prepared]) -> Callable[[], Splits]:
@@ -148,22 +158,23 @@ def as_arrays(state, x: np.ndarray) -> dict[str, np.ndarray]:
 
 
 def log_prob(flow, *, batch: int = 1024) -> Callable:
-    """(params, y [n, d] in model units) -> [n] nats in float64, compiled once: rows are padded to `batch`."""
+    """(params, y [n, d] in model units) -> [n] nats in float64. Rows are padded to a power of two, `batch` at most."""
     compiled = jax.jit(flow.log_prob)
 
     def apply(params, y):
         out = np.empty(len(y))
-        for i in range(0, len(y), batch):
-            chunk = np.asarray(y[i : i + batch])
-            padded = np.pad(chunk, ((0, batch - len(chunk)), (0, 0)), mode="edge")
-            out[i : i + batch] = np.asarray(compiled(params, padded))[: len(chunk)]
+        size = min(batch, 1 << (len(y) - 1).bit_length())
+        for i in range(0, len(y), size):
+            chunk = np.asarray(y[i : i + size])
+            padded = np.pad(chunk, ((0, size - len(chunk)), (0, 0)), mode="edge")
+            out[i : i + size] = np.asarray(compiled(params, padded))[: len(chunk)]
         return out
 
     return apply
 
 
 def evaluate(flow) -> Callable:
-    """(params, state, key, splits) -> nats per row of validation and test rows, densities and masses as in the report."""
+    """(params, state, key, splits) -> nats per row of validation and test rows, negated; counted as in the report."""
     density = log_prob(flow)
 
     def apply(params, state, key, splits):
@@ -177,109 +188,41 @@ def evaluate(flow) -> Callable:
     return apply
 
 
-def compare(flow_nats: np.ndarray, gaussian_nats: np.ndarray) -> dict[str, float]:
-    """Mean log-likelihoods of the same rows, and their paired difference with its standard error."""
-    difference = flow_nats - gaussian_nats
-    error = difference.std(ddof=1) / math.sqrt(len(difference)) if len(difference) > 1 else float("nan")
-    return {
-        "flow": float(flow_nats.mean()),
-        "gaussian": float(gaussian_nats.mean()),
-        "difference": float(difference.mean()),
-        "standard_error": float(error),
-    }
+def correlated_normal() -> Distribution:
+    """Full-covariance normal on [d] with trainable params, which start at the mean and covariance of the rows at `init`.
 
-
-def write_results(loaded, prepared: Prepared, folder: str | Path, *, draws: int = 16, seed: int = 0) -> dict:
-    """Judge a fitted model and write report.json, log_density.csv, synthetic.csv and, with matplotlib, marginals.png.
-
-    The report's test log-likelihoods are of the flow and of a full-covariance Gaussian fitted on the training part, both
-    on the test rows with the one fixed noise. log_density.csv averages `draws` noises in probability, row by row.
+    x = mean + L z, L = strict lower triangle of 'lower' + diag exp('log_diagonal'). Below maps that start at the identity
+    it makes a flow start at the Gaussian of greatest likelihood, so that few rows do not overfit it before it is as good.
     """
-    folder, schema, pre = Path(folder), prepared.schema, loaded.preprocess
-    compiled = log_prob(loaded.model)
 
-    def density(x):
-        rows = pre.apply({"x": x})
-        return compiled(loaded.params, rows["x"]) + pre.log_det(rows)
+    def factor(params):
+        return jnp.tril(params["lower"], -1) + jnp.diag(jnp.exp(params["log_diagonal"]))
 
-    train, test = (prepared.rows(part)["x"] for part in (TRAIN, TEST))
-    gaussian = gaussian_log_prob(train, test) + data.log_mass_unit(schema)
-    scores = compare(density(test), gaussian)
+    def init(key, x, cond=None):
+        mean = x.mean(0)
+        z = x - mean[None]
+        ridge = 1e-4 * jnp.eye(x.shape[1], dtype=x.dtype)  # columns may be sums of others; float32 needs this much
+        lower = jnp.linalg.cholesky(z.T @ z / len(x) + ridge * (z**2).mean())
+        return {"mean": mean, "lower": jnp.tril(lower, -1), "log_diagonal": jnp.log(jnp.diag(lower))}
 
-    rng = np.random.default_rng((seed, 2))
-    nats = [density(data.add_noise(schema, prepared.encoded, rng)) for _ in range(draws)]
-    nats = log_mean_exp(np.stack(nats))
-    with csv_sink(folder / "log_density.csv", ["line", "part", "log_density"]) as write:
-        write([[str(i), p, f"{v:.6g}"] for i, p, v in zip(prepared.table.lines, prepared.part, nats, strict=True)])
+    def log_prob(params, x, cond=None, *, key=None):
+        z = jax.scipy.linalg.solve_triangular(factor(params), (x - params["mean"][None]).T, lower=True)
+        return -0.5 * (z**2).sum(0) - params["log_diagonal"].sum() - 0.5 * x.shape[1] * math.log(2 * math.pi)
 
-    n = prepared.table.rows
-    x = np.concatenate(list(sample_rows(loaded, jax.random.key(seed), n, min(n, 4096))))
-    header, text = as_text(pre.state, x)
-    with csv_sink(folder / "synthetic.csv", header) as write:
-        write(text)
-    draw_marginals(folder / "marginals.png", schema, prepared.encoded, x)
+    def sample(params, key, n, cond=None):
+        z = jax.random.normal(key, (n, len(params["mean"])), params["mean"].dtype)
+        return params["mean"][None] + z @ factor(params).T
 
-    report = {
-        "table": prepared.table.path,
-        "rows": n,
-        "parts": {p: int((prepared.part == p).sum()) for p in (TRAIN, VALID, TEST, REPEATED)},
-        "test_log_likelihood": scores,
-        "units": "nats per row; density per unit of the columns counted as density, mass of those counted as mass",
-        "dequantization": "one fixed uniform noise as wide as each column's step, the same for both models",
-        "columns": [
-            {
-                "name": c.name,
-                "kind": c.kind,
-                "step": c.step,
-                "counted_as": "mass" if c.is_mass else "density",
-                **({"categories": list(c.categories)} if c.categories else {}),
-            }
-            for c in schema
-        ],
-        "step": loaded.step,
-    }
-    with replacing(folder / "report.json") as part:
-        part.write_text(json.dumps(report, indent=2) + "\n")
-    return report
+    return Distribution(init, log_prob, sample)
 
 
-def sample_rows(loaded, key, n: int, batch: int, **options):
-    """Yields arrays [<= batch, d] of samples in data units, n rows in all."""
-    for i, start in enumerate(range(0, n, batch)):
-        rows = loaded.experiment.sample(loaded.params, jax.random.fold_in(key, i), batch, **options)
-        rows = loaded.preprocess.undo(jax.tree.map(np.asarray, rows))
-        yield rows["x"][: n - start]
+def init_on_rows(model, load: Callable[[], Prepared], *, most: int = 20_000) -> Callable:
+    """(key, batch) -> params, initialised on up to `most` standardised training rows instead of on one batch."""
 
+    def init(key, batch):
+        rows, base = load().rows(TRAIN), data.standardise()
+        x = base.apply(base.fit(rows), rows, None)["x"]
+        chosen = np.random.default_rng(0).permutation(len(x))[:most]
+        return jax.jit(model.init)(key, jnp.asarray(x[chosen]))
 
-def draw_marginals(path: Path, schema: tuple[Column, ...], real: np.ndarray, synthetic: np.ndarray) -> None:
-    """Histograms of each column, real and synthetic on common bins; nothing without matplotlib."""
-    try:
-        from matplotlib.backends.backend_agg import FigureCanvasAgg
-        from matplotlib.figure import Figure
-    except ImportError:
-        return
-    shown = range(min(len(schema), 24))
-    across = min(len(shown), 4)
-    down = -(-len(shown) // across)
-    figure = Figure(figsize=(3 * across, 2.2 * down), layout="constrained")
-    FigureCanvasAgg(figure)
-    axes = np.ravel(figure.subplots(down, across, squeeze=False))
-    for j, ax in enumerate(axes):
-        if j not in shown:
-            ax.set_axis_off()
-            continue
-        column = schema[j]
-        whole = column.step and (column.high - column.low) / column.step <= 40
-        edges = np.arange(column.low, column.high + 1.5 * column.step, column.step) - column.step / 2 if whole else 40
-        edges = np.histogram_bin_edges(real[:, j], edges)
-        for values, style in (
-            (real, {"alpha": 0.4, "label": "table"}),
-            (synthetic, {"histtype": "step", "label": "flow"}),
-        ):
-            ax.hist(values[:, j], edges, density=True, **style)
-        ax.set_title(column.name, fontsize=8)
-        ax.tick_params(labelsize=6)
-        ax.set_yticks([])
-    axes[0].legend(fontsize=6)
-    with replacing(path) as part:
-        figure.savefig(part, dpi=110)
+    return init

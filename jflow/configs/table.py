@@ -4,6 +4,7 @@ Starts at the Gaussian of the training rows, follows Adam on a cosine schedule w
 parameters of the lowest validation loss. On 9,568 rows of 5 columns (power plant) it takes about a minute on two cores.
 """
 
+import jax
 import optax
 
 from jflow import flows, losses, tables
@@ -24,30 +25,38 @@ def config(
     hidden: tuple = (64, 64),
     bins: int = 8,
     bound: float = 5.0,
-    learning_rate: float = 2e-3,
+    learning_rate: float = 1e-3,
     steps: int = 4000,
     batch: int = 256,
-    eval_every: int = 100,
-    patience: int = 10,
+    eval_every: int = 50,
+    patience: int = 20,
     seed: int = 0,
 ) -> Experiment:
     if not table:
         raise ValueError("no table: expected table=PATH, as `jflow fit PATH` sets it")
     load = tables.loader(
-        table,
-        fingerprint or None,
-        columns=tables.names(columns),
-        drop=tables.names(drop) or (),
-        categorical=tables.names(categorical) or (),
+        table=table,
+        fingerprint=fingerprint,
+        columns=columns,
+        drop=drop,
+        categorical=categorical,
         header=header,
         drop_repeated=drop_repeated,
         seed=seed,
     )
-    model = flows.neural_spline((features or len(load().schema),), depth=depth, hidden=hidden, bins=bins, bound=bound)
-    schedule = optax.cosine_decay_schedule(learning_rate, steps, alpha=0.01)
+    model = flows.neural_spline(
+        (features or len(load().schema),),
+        depth=depth,
+        hidden=hidden,
+        bins=bins,
+        bound=bound,
+        base=tables.correlated_normal(),
+    )
+    schedule = optax.warmup_cosine_decay_schedule(0.0, learning_rate, min(100, steps), steps + 1, 0.01 * learning_rate)
+    draw = jax.jit(model.sample, static_argnums=2)
     return Experiment(
         model=model,
-        init=lambda key, batch: model.init(key, batch["x"]),
+        init=tables.init_on_rows(model, load),
         loss=losses.nll(model),
         optimizer=optax.chain(optax.clip_by_global_norm(5.0), optax.adam(schedule)),
         data=tables.splits(load),
@@ -55,10 +64,10 @@ def config(
         steps=steps,
         batch=batch,
         seed=seed,
-        sample=lambda params, key, n: {"x": model.sample(params, key, n)},
+        sample=lambda params, key, n: {"x": draw(params, key, n)},
         evaluate=tables.evaluate(model),
         eval_every=eval_every,
-        save_every=5 * eval_every,
+        save_every=500,
         monitor="valid_nll",
         patience=patience,
     )

@@ -2,6 +2,7 @@
 
 from jflow.data.batches import Batches, batches
 from jflow.data.images import cifar_sheets, digits, mnist
+from jflow.data.pictures import image_grid
 from jflow.data.placement import place
 from jflow.data.preprocess import Preprocess, chain_preprocess, dequantize, identity, logit, scale, standardise
 from jflow.data.schema import (
@@ -39,6 +40,7 @@ __all__ = [
     "find_lattice",
     "find_schema",
     "identity",
+    "image_grid",
     "log_mass_unit",
     "logit",
     "mnist",

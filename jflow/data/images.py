@@ -57,8 +57,9 @@ def _find_idx(folder: Path, kind: str) -> Path:
 def mnist(path: str | Path) -> Splits:
     """MNIST and sets laid out like it (Fashion-MNIST, KMNIST): an npz file, or a folder of idx files.
 
-    npz: x_train [n, 28, 28] uint8, y_train [n], x_test, y_test. Folder: train-images-idx3-ubyte, train-labels-idx1-ubyte,
-    t10k-images-idx3-ubyte, t10k-labels-idx1-ubyte, each plain or .gz; the path of one of them stands for its folder.
+    npz: x_train [n, 28, 28] uint8, y_train [n], x_test, y_test. Folder: train-images-idx3-ubyte,
+    train-labels-idx1-ubyte, t10k-images-idx3-ubyte, t10k-labels-idx1-ubyte, each plain or .gz; the path of one of them
+    stands for its folder.
     """
     path = Path(path)
     if path.suffix == ".npz":

@@ -15,8 +15,8 @@ State = Mapping[str, Any]
 
 
 class Preprocess(NamedTuple):
-    """fit(train rows) -> state; apply(state, rows, rng) -> rows in model units; undo(state, rows) -> rows in data units;
-    log_det(state, rows in model units, as `apply` returned them) -> [b], log |d apply / dx| summed over the event.
+    """fit(train rows) -> state; apply(state, rows, rng) -> rows in model units; undo(state, rows) -> rows in data
+    units; log_det(state, rows in model units, as `apply` returned them) -> [b], log |d apply / dx| over the event.
 
     rng is a numpy Generator; None suffices where nothing is drawn. Keys other than the one acted on pass unchanged.
     """
@@ -96,7 +96,8 @@ def dequantize(levels: int, *, key: str = "x") -> Preprocess:
 
     log p_model(y) + log_det, log_det = -D log(levels), is then a lower bound in expectation on the log-mass of x; the
     uniform model on [0, 1) has exactly log2(levels) bits per dimension. `undo` floors to the levels, clipping what lies
-    outside. Source: Lucas Theis, Aaron van den Oord, Matthias Bethge, A note on the evaluation of generative models, 2016.
+    outside. Source: Lucas Theis, Aaron van den Oord, Matthias Bethge, A note on the evaluation of generative models,
+    2016.
     """
     if not 2 <= levels <= 2**16:
         raise ValueError(f"dequantize: expected 2 .. 65536 levels, got {levels}")

@@ -4,9 +4,9 @@ Three kinds. 'continuous': a number of full precision. 'lattice': numbers origin
 measurements in steps of 0.01. 'categorical': text, coded 0, 1, 2, ... from the most frequent category down.
 
 A flow that narrows its spikes on a lattice gains log-likelihood without bound. So a lattice value v becomes v + step u
-and a code k becomes k + u, with u uniform on [0, 1): each cell holds the mass of its value, P(v) = integral of the density
-over [v, v + step), and log P(v) >= E_u log(step density(v + step u)). Averaging several draws of u in probability tightens
-the bound.
+and a code k becomes k + u, with u uniform on [0, 1): each cell holds the mass of its value, P(v) = integral of the
+density over [v, v + step), and log P(v) >= E_u log(step density(v + step u)). Averaging several draws of u in
+probability tightens the bound.
 """
 
 from typing import NamedTuple
@@ -49,9 +49,9 @@ def find_lattice(x: np.ndarray) -> tuple[float, float, int | None] | None:
     """(step, origin, decimals) of the coarsest lattice that holds every x [n], or None.
 
     Decimal lattices come first: the fewest decimals that hold x to a few float64 ulps, else (up to 7 decimals) to
-    float32 ulps; the step is the greatest common divisor of the differences. Then, where values repeat, any lattice of at
-    most 10,000 points, such as thirds, or integers that were standardised; its decimals are None. A step below 1e-6 of
-    x's standard deviation counts as none: a float32 model cannot resolve it.
+    float32 ulps; the step is the greatest common divisor of the differences. Then, where values repeat, any lattice of
+    at most 10,000 points, such as thirds, or integers that were standardised; its decimals are None. A step below 1e-6
+    of x's standard deviation counts as none: a float32 model cannot resolve it.
     """
     x = np.asarray(x, np.float64)
     floor = 1e-6 * x.std()
@@ -86,7 +86,7 @@ def _common_step(gaps: np.ndarray, tolerance: float) -> float:
 
 
 def _written(cells: np.ndarray) -> tuple[int | None, int, int]:
-    """(most, fewest) digits after the point and the most significant digits in text; most None where exponents occur."""
+    """(most, fewest) digits after the point, and the most significant digits; most is None where exponents occur."""
     plain = [c.lower() for c in cells]
     digits = max(len(c.partition("e")[0].lstrip("+-0.").replace(".", "")) for c in plain)
     if any("e" in c for c in plain):
@@ -114,8 +114,8 @@ def _column(table: Table, j: int, categorical: bool) -> Column:
         texts, counts = np.unique(cells.astype(str), return_counts=True)
         if len(texts) > max(20, table.rows // 2):
             raise ValueError(
-                f"{table.path}: column {name!r} holds {len(texts)} different texts in {table.rows} rows, like a name or a "
-                f"date: leave it out (drop=...)"
+                f"{table.path}: column {name!r} holds {len(texts)} different texts in {table.rows} rows, like a name "
+                f"or a date: leave it out (drop=...)"
             )
         return _categorical(name, cells, [str(t) for t in texts[np.argsort(-counts, kind="stable")]])
     bad = ~(good & np.isfinite(x))
@@ -144,8 +144,8 @@ def find_schema(table: Table, *, categorical: tuple[str, ...] = ()) -> tuple[Col
     """What each column is. Columns named in `categorical` are taken as categories, numbers or not.
 
     A column is numeric if at least half of the cells that are not missing are numbers; then a missing value, text or an
-    infinity in it is an error that names the line and the column. In a column of text a missing value is a category like
-    any other. Columns that never change are an error that names them all.
+    infinity in it is an error that names the line and the column. In a column of text a missing value is a category
+    like any other. Columns that never change are an error that names them all.
     """
     absent = [name for name in categorical if name not in table.names]
     if absent:
@@ -185,7 +185,7 @@ def add_noise(schema: tuple[Column, ...], x: np.ndarray, rng: np.random.Generato
 
 
 def log_mass_unit(schema: tuple[Column, ...]) -> float:
-    """What a log-density per unit of the encoded columns gains to count whole numbers and categories as mass, in nats."""
+    """What a log-density per unit of the encoded columns gains, in nats, to count whole numbers and categories as mass."""
     return float(sum(np.log(column.step) for column in schema if column.is_mass))
 
 

@@ -6,7 +6,7 @@ import os
 import shutil
 import tempfile
 import zipfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -71,18 +71,14 @@ def npz_sink(path: str | Path, n: int) -> Iterator[Write]:
 
 
 @contextlib.contextmanager
-def csv_sink(path: str | Path, header: list[str] | None) -> Iterator[Callable[[list[list[str]]], None]]:
-    """write(rows of cells) appends to a comma-separated file."""
-    with replacing(path) as part:
-        with open(part, "w", newline="", encoding="utf-8") as file:
-            writer = csv.writer(file, lineterminator="\n")
-            if header is not None:
-                writer.writerow(header)
-            yield writer.writerows
+def csv_sink(path: str | Path) -> Iterator[Callable[[Iterable[Sequence[str]]], None]]:
+    """write(rows of cells) appends to a comma-separated file; a header is a row like any other."""
+    with replacing(path) as part, open(part, "w", newline="", encoding="utf-8") as file:
+        yield csv.writer(file, lineterminator="\n").writerows
 
 
 def cells(rows: Rows) -> tuple[list[str], list[list[str]]]:
-    """(header, rows of cells) of arrays [n, *event]: a column for each number, named x, or x_0, x_1, ... if there are more."""
+    """(header, rows of cells) of arrays [n, *event]: a column for each number, named x, or x_0, x_1, ... if many."""
     header, columns = [], []
     for key, value in rows.items():
         value = np.asarray(value)

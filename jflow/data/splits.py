@@ -32,7 +32,7 @@ def take(rows: Rows, index) -> dict[str, np.ndarray]:
 
 
 def split(rows: Rows, *, valid: float = 0.0, test: float = 0.1, seed: int = 0) -> Splits:
-    """Shuffle once by `seed` and cut: `valid` and `test` are fractions of the rows, rounded; a fraction of 0 gives None."""
+    """Shuffle once by `seed` and cut: `valid` and `test` are fractions of the rows, rounded; 0 gives None."""
     n = count(rows)
     sizes = [round(n * valid), round(n * test)]
     if min(valid, test) < 0 or sum(sizes) >= n or (valid > 0) > sizes[0] or (test > 0) > sizes[1]:

@@ -101,8 +101,8 @@ def read_table(
 
     The delimiter is found in the leading lines; `header` None is found too (see `_has_header`), and without one the
     columns are called 'column 1', 'column 2', ... `columns` keeps some of them, in the order given; `drop` leaves some
-    out. Blank lines, and lines above the table that start with #, are passed over. Raises ValueError, naming the file and
-    the line, for an empty table, for one row, for lines of unequal length and for names that are not there.
+    out. Blank lines, and lines above the table that start with #, are passed over. Raises ValueError, naming the file
+    and the line, for an empty table, for one row, for lines of unequal length and for names that are not there.
     """
     path = Path(path)
     if path.is_dir() or not path.exists():

@@ -33,7 +33,8 @@ def gaussian_log_prob(train: ArrayLike, rows: ArrayLike) -> np.ndarray:
     train, rows = np.asarray(train, np.float64), np.asarray(rows, np.float64)
     if train.ndim != 2 or rows.ndim != 2 or train.shape[1] != rows.shape[1] or len(train) < 2:
         raise ValueError(
-            f"gaussian_log_prob: expected train [m >= 2, d] and rows [n, d], got {list(train.shape)} and {list(rows.shape)}"
+            "gaussian_log_prob: expected train [m >= 2, d] and rows [n, d], "
+            f"got {list(train.shape)} and {list(rows.shape)}"
         )
     mean, std = train.mean(0), train.std(0)
     if not (std > 0).all():

@@ -39,9 +39,9 @@ def _mean_distance(x: np.ndarray, y: np.ndarray) -> float:
 def energy_distance(x: ArrayLike, y: ArrayLike) -> float:
     """2 E|X - Y| - E|X - X'| - E|Y - Y'| over all pairs of rows of x [n, *event] and y [m, *event].
 
-    The V-statistic: the means of |X - X'| and |Y - Y'| run over all n^2 and m^2 pairs, the zero diagonal included, which
-    makes it a distance between the two empirical distributions: >= 0, and 0 for equal sets. It is the squared metric, in
-    the units of x (not its square root, which some libraries return); in one dimension it is 2 int (F - G)^2.
+    The V-statistic: the means of |X - X'| and |Y - Y'| run over all n^2 and m^2 pairs, the zero diagonal included,
+    which makes it a distance between the two empirical distributions: >= 0, and 0 for equal sets. It is the squared
+    metric, in the units of x (not its square root, which some libraries return); in one dimension 2 int (F - G)^2.
     Source: Gabor Szekely, Maria Rizzo, Energy statistics: a class of statistics based on distances, 2013.
     """
     x, y = _rows("energy_distance", x, y)
@@ -71,8 +71,8 @@ def permutation_test(
 ) -> tuple[float, float]:
     """(statistic(x, y), p): do x [n, *event] and y [m, *event] come from one distribution?
 
-    p = (1 + the permuted statistics that reach it) / (1 + permutations): if they do, P(p <= a) <= a exactly. The least p
-    is 1 / (1 + permutations).
+    p = (1 + the permuted statistics that reach it) / (1 + permutations): if they do, P(p <= a) <= a exactly. The least
+    p is 1 / (1 + permutations).
     """
     x, y = np.asarray(x), np.asarray(y)
     if permutations < 1:

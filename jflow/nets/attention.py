@@ -7,14 +7,15 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from jflow._util import float_dtype
 from jflow.types import Array
 
 
 class SelfAttention(nn.Module):
     """Full self-attention over tokens: [b, n, width] -> [b, n, width], scores divided by sqrt(width / heads).
 
-    It stays on the plain XLA path of `jax.nn.dot_product_attention`, since fused kernels have no JVP. Raises ValueError
-    when `heads` does not divide the width.
+    Written out, because fused kernels have no JVP and `jax.nn.dot_product_attention` rounds float64 scores to float32.
+    The softmax is in float32 or better. Raises ValueError when `heads` does not divide the width.
     """
 
     heads: int
@@ -29,7 +30,9 @@ class SelfAttention(nn.Module):
             raise ValueError(f"SelfAttention: expected heads to divide the width {width}, got heads={self.heads}")
         qkv = per_token(nn.Dense(3 * width, kernel_init=self.kernel_init, dtype=self.dtype, name="qkv"), x)
         q, k, v = jnp.moveaxis(qkv.reshape(b, n, 3, self.heads, width // self.heads), 2, 0)
-        y = jax.nn.dot_product_attention(q, k, v, implementation="xla").reshape(b, n, width)
+        scores = jnp.einsum("bqhd,bkhd->bhqk", q, k, preferred_element_type=float_dtype(q))
+        weights = jax.nn.softmax(scores * (width // self.heads) ** -0.5).astype(v.dtype)
+        y = jnp.einsum("bhqk,bkhd->bqhd", weights, v).reshape(b, n, width)
         return per_token(nn.Dense(width, kernel_init=self.out_init, dtype=self.dtype, name="out"), y)
 
 

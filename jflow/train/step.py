@@ -52,7 +52,7 @@ def make_step(
             key, refresh_key = jax.random.split(key)
         frozen = state.frozen if state.ema is None else {**(state.frozen or {}), "ema": state.ema}
 
-        params = state.params if axis_name is None else _varying(state.params, key)
+        params = state.params if axis_name is None else _varying(state.params, axis_name)
         (value, metrics), grads = jax.value_and_grad(loss, has_aux=True)(params, key, batch, frozen)
         if axis_name is not None:
             value, metrics, grads = jax.lax.pmean((value, dict(metrics), grads), axis_name)
@@ -71,13 +71,13 @@ def make_step(
     return step
 
 
-def _varying(params, key):
+def _varying(params, axis_name):
     """Params as each shard's own. shard_map would else sum their gradients over shards, and the mean would count twice.
 
-    The key has folded in the shard's index, so its type names the axes that vary: none under pmap or vmap.
+    Adding a zero that depends on the shard does it everywhere: jax.lax.pcast is refused under vmap.
     """
-    axes = tuple(getattr(jax.typeof(key), "vma", ()))
-    return jax.tree.map(lambda p: jax.lax.pcast(p, axes, to="varying"), params) if axes else params
+    zero = 0 * jax.lax.axis_index(axis_name)
+    return jax.tree.map(lambda p: p + zero.astype(p.dtype), params)
 
 
 def _mean(new, old, axis_name):

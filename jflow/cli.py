@@ -1,0 +1,295 @@
+"""The command line: jflow train | sample | evaluate | fit."""
+
+import argparse
+import contextlib
+import errno
+import json
+import shutil
+import sys
+import traceback
+import warnings
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+# JAX and all that needs it are imported inside the commands, so that --help and mistakes in arguments answer at once.
+
+PATH_ERRORS = (FileNotFoundError, NotADirectoryError, IsADirectoryError, PermissionError, FileExistsError)
+DISK_ERRORS = (errno.ENOSPC, errno.EFBIG, errno.EDQUOT, errno.EIO)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one command. 0: done; 1: the run failed (a loss that is not finite, a full disk); 2: a mistake in what was
+    asked; 130 and 143: interrupted and terminated, after saving."""
+    argv = sys.argv[1:] if argv is None else list(argv)
+    try:
+        with _plain_warnings():
+            args = _parse(argv)
+            args.command(args)
+        return 0
+    except KeyboardInterrupt:
+        print("jflow: interrupted", file=sys.stderr)
+        return 130
+    except Exception as error:
+        if "--debug" in argv:
+            traceback.print_exc()
+        print(f"jflow: error: {_one_line(error)}", file=sys.stderr)
+        return _status(error)
+
+
+def _one_line(error: Exception) -> str:
+    text = str(error)
+    if isinstance(error, OSError) and error.errno:
+        text = f"{error.filename}: {error.strerror}" if error.filename else error.strerror or ""
+    text = " ".join(text.split())[:1000]
+    if isinstance(error, ValueError | TypeError | OSError | ImportError | FloatingPointError) and text:
+        return text
+    return f"{type(error).__name__}: {text} (--debug shows where)"
+
+
+def _status(error: Exception) -> int:
+    if isinstance(error, OSError) and error.errno:
+        return 1 if error.errno in DISK_ERRORS else 2
+    return 2 if isinstance(error, (ValueError, TypeError, ImportError, *PATH_ERRORS)) else 1
+
+
+@contextlib.contextmanager
+def _plain_warnings() -> Iterator[None]:
+    def show(message, category, filename, lineno, file=None, line=None):
+        print(f"jflow: warning: {' '.join(str(message).split())}", file=sys.stderr)
+
+    with warnings.catch_warnings():
+        warnings.showwarning = show
+        yield
+
+
+def train(args) -> None:
+    from jflow import train as trainer
+
+    experiment, values = trainer.load_config(args.config, _pairs(args.overrides))
+    source = args.config / "config.py" if args.config.is_dir() else args.config
+    with _leaving_nothing(args.workdir):
+        fit = trainer.run(experiment, args.workdir, config_source=source, resolved=values, progress=not args.quiet)
+    _say(args, _summary(fit, args.workdir))
+
+
+def sample(args) -> None:
+    if args.num < 1:
+        raise ValueError(f"--num: expected at least 1, got {args.num}")
+    if args.batch < 1:
+        raise ValueError(f"--batch: expected at least 1, got {args.batch}")
+    import jax
+
+    import jflow
+    from jflow.sampling import sample_sink, samples
+
+    with sample_sink(args.out, args.num) as write:  # an unwritable path is found out here
+        loaded = jflow.load(args.workdir, step=args.step, ema=args.ema)
+        options = {k: v for k in ("label", "steps", "guidance") if (v := getattr(args, k)) is not None}
+        for rows in samples(loaded, jax.random.key(args.seed), args.num, batch=args.batch, **options):
+            write(loaded, rows)
+    _say(args, f"wrote {args.out}: {args.num} rows from step {loaded.step}")
+
+
+def evaluate(args) -> None:
+    import jax
+
+    import jflow
+    from jflow.data.sinks import replacing
+
+    loaded = jflow.load(args.workdir, step=args.step, ema=args.ema)
+    experiment = loaded.experiment
+    if experiment.evaluate is None:
+        raise ValueError(f"{args.workdir}: the experiment cannot be evaluated: its config sets no `evaluate`")
+    with replacing(args.workdir / "evaluation.json") as part:
+        found = experiment.evaluate(
+            loaded.params, loaded.preprocess.state, jax.random.key(args.seed), experiment.data()
+        )
+        found = {name: float(value) for name, value in found.items()}
+        part.write_text(json.dumps({"step": loaded.step, **found}, indent=2) + "\n")
+    for name, value in found.items():
+        print(f"{name} {value:.6g}")
+
+
+def fit(args) -> None:
+    import jflow
+    from jflow import table_report, tables
+    from jflow import train as trainer
+
+    config = Path(jflow.__file__).parent / "configs" / "table.py"
+    overrides = _pairs(args.overrides)
+    overrides |= {"table": str(args.table.absolute()), "fingerprint": tables.digest(args.table)}
+    _, values = trainer.load_config(config, overrides)
+    prepared = tables.loader(**{name: values[name] for name in tables.KEYS})()
+    # What the table decides is written into the run's config, so that samples are drawn without the table.
+    overrides["features"] = len(prepared.schema)
+    rows = int((prepared.part == tables.TRAIN).sum())
+    overrides.setdefault("batch", min(values["batch"], rows))
+    overrides.setdefault("eval_every", min(100, max(5, rows // int(overrides["batch"]))))  # an epoch, more or less
+    experiment, values = trainer.load_config(config, overrides)
+    repeated = int((prepared.part == tables.REPEATED).sum())
+    about = f"{args.table}: {prepared.table.rows} rows, {len(prepared.schema)} columns"
+    _say(args, about + (f"; {repeated} repeated rows are left out" if repeated else ""))
+    with _leaving_nothing(args.out):
+        done = trainer.run(experiment, args.out, config_source=config, resolved=values, progress=not args.quiet)
+    _say(args, _summary(done, args.out))
+    report = table_report.write_results(jflow.load(args.out), prepared, args.out)
+    scores = report["test_log_likelihood"]
+    error = "" if scores["standard_error"] is None else f" +- {scores['standard_error']:.3f}"
+    _say(
+        args,
+        f"test log-likelihood, nats per row: flow {scores['flow']:.3f}, Gaussian {scores['gaussian']:.3f}, "
+        f"difference {scores['difference']:.3f}{error}\n"
+        f"wrote report.json, log_density.csv and synthetic.csv to {args.out}",
+    )
+
+
+def _pairs(overrides: Sequence[str]) -> dict[str, str]:
+    pairs = {}
+    for text in overrides:
+        key, equals, value = text.partition("=")
+        if not equals or not key:
+            raise ValueError(f"expected key=value, got {text!r}")
+        if key in pairs:
+            raise ValueError(f"key {key!r} is given twice")
+        pairs[key] = value
+    return pairs
+
+
+def _say(args, text: str) -> None:
+    if not args.quiet:
+        print(text)
+
+
+def _summary(fit, workdir: Path) -> str:
+    last = {k: v for k, v in (fit.history[-1] if fit.history else {}).items() if k not in ("step", "time")}
+    parts = [f"{workdir}: step {int(fit.state.step)}", *(f"{name} {value:.4g}" for name, value in last.items())]
+    if fit.best is not None:
+        parts.append(f"best {fit.best.value:.4g} at step {fit.best.step}")
+    return ", ".join(parts)
+
+
+@contextlib.contextmanager
+def _leaving_nothing(workdir: Path) -> Iterator[None]:
+    """A run that fails before its first checkpoint takes away what it put into `workdir`."""
+    before = set(workdir.iterdir()) if workdir.is_dir() else None
+    try:
+        yield
+    except Exception:
+        if workdir.is_dir() and not any(workdir.glob("checkpoints/*/manifest.json")):
+            for path in set(workdir.iterdir()) - (before or set()):
+                shutil.rmtree(path) if path.is_dir() else path.unlink()
+            if before is None:
+                workdir.rmdir()
+        raise
+
+
+class _Parser(argparse.ArgumentParser):
+    def error(self, message):
+        raise ValueError(f"{message} (see {self.prog} --help)")
+
+
+def _parse(argv: Sequence[str]) -> argparse.Namespace:
+    """Arguments in any order: argparse alone refuses key=value behind an option."""
+    parser = _parser()
+    args, rest = parser.parse_known_args(argv)
+    strange = [text for text in rest if text.startswith("-") or not hasattr(args, "overrides")]
+    if strange:
+        parser.error(f"unknown argument {strange[0]!r}")
+    if rest:
+        args.overrides = [*args.overrides, *rest]
+    return args
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = _Parser(prog="jflow", description="Train, sample and judge flow-based generative models.")
+    commands = parser.add_subparsers(required=True, metavar="COMMAND", title="commands")
+
+    def add(function, about, description, example):
+        command = commands.add_parser(
+            function.__name__,
+            help=about,
+            description=description,
+            epilog=f"example:\n{example}",
+            formatter_class=argparse.RawDescriptionHelpFormatter,
+        )
+        command.set_defaults(command=function)
+        command.add_argument("--debug", action="store_true", help="show the traceback of an error")
+        command.add_argument("--quiet", action="store_true", help="print errors alone")
+        return command
+
+    def add_checkpoint(command):
+        command.add_argument("workdir", type=Path, metavar="DIR", help="where the model was trained")
+        command.add_argument(
+            "--step", type=int, help="checkpoint to take (default: the best if monitored, or the newest)"
+        )
+        command.add_argument(
+            "--ema", action=argparse.BooleanOptionalAction, default=True, help="averaged parameters, if there are any"
+        )
+        command.add_argument("--seed", type=int, default=0, help="of the random key (default 0)")
+
+    command = add(
+        train,
+        "train the experiment of a config file",
+        "Train the experiment of a config file, or go on with it: a workdir with checkpoints is resumed from its newest\n"
+        "whole one. SIGTERM and Ctrl-C save before leaving.",
+        "  jflow train experiments/digits_rectified_flow --workdir runs/digits\n"
+        "  jflow train config.py --workdir runs/wide learning_rate=3e-4 hidden=256,256",
+    )
+    command.add_argument(
+        "config", type=Path, metavar="CONFIG", help="a Python file with a function `config`, or its folder"
+    )
+    command.add_argument("overrides", nargs="*", metavar="key=value", help="other values for the keys of the config")
+    command.add_argument(
+        "--workdir", type=Path, required=True, metavar="DIR", help="gets checkpoints, metrics and pictures"
+    )
+
+    command = add(
+        sample,
+        "draw samples of a trained model",
+        "Draw samples, in the units of the data, and write them as a picture, arrays or a table. Rows are drawn --batch\n"
+        "at a time, so that they need not fit in memory. A file that has the name --out already is replaced at the end.",
+        "  jflow sample runs/digits --num 100 --out grid.png --label 3 --guidance 2\n"
+        "  jflow sample runs/digits --num 50000 --out samples.npz --batch 500",
+    )
+    add_checkpoint(command)
+    command.add_argument("--num", type=int, required=True, metavar="N", help="how many")
+    command.add_argument(
+        "--out", type=Path, required=True, metavar="FILE", help="a name that ends in .png, .npz or .csv"
+    )
+    command.add_argument("--label", type=int, help="the class, for models that know classes")
+    command.add_argument("--steps", type=int, help="of the solver, for models that integrate")
+    command.add_argument("--guidance", type=float, help="scale of classifier-free guidance; 1 is without")
+    command.add_argument("--batch", type=int, default=256, help="rows drawn at once (default 256)")
+
+    command = add(
+        evaluate,
+        "measure a trained model",
+        "Print the metrics of a trained model, and write them to DIR/evaluation.json.",
+        "  jflow evaluate runs/digits",
+    )
+    add_checkpoint(command)
+
+    command = add(
+        fit,
+        "fit a density to a table",
+        "Fit a neural spline flow to a table (csv, tsv, blanks; plain or .gz; with or without a header), and write to DIR\n"
+        "  report.json      test log-likelihood beside a full-covariance Gaussian's; what each column was taken for\n"
+        "  log_density.csv  the log-density of every row of the table: per unit of its columns, and as mass where they\n"
+        "                   are whole numbers or categories\n"
+        "  synthetic.csv    as many new rows, in the table's columns, units and formatting\n"
+        "  marginals.png    each column's histogram, real and synthetic (with matplotlib)\n"
+        "Training stops when the validation part gets no better; the same command resumes it.\n"
+        "Keys: columns, drop, categorical (names: a,b,c), header, drop_repeated, depth, hidden, bins, bound,\n"
+        "learning_rate, steps, batch, eval_every, patience, seed.",
+        "  jflow fit wine.csv --out runs/wine\n"
+        "  jflow fit people.csv --out runs/people drop=name,id categorical=postcode\n"
+        "  jflow sample runs/wine --num 1000 --out rows.csv",
+    )
+    command.add_argument("table", type=Path, metavar="TABLE", help="the table")
+    command.add_argument("overrides", nargs="*", metavar="key=value", help="other values for the keys")
+    command.add_argument("--out", type=Path, required=True, metavar="DIR", help="gets the results and the run")
+    return parser
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,67 @@
+import numpy as np
+import pytest
+
+from jflow import data
+
+ROWS = {"x": np.arange(20).reshape(10, 2), "cond": np.arange(10)}
+
+
+def first(iterator, n):
+    return [next(iterator) for _ in range(n)]
+
+
+def test_an_epoch_gives_every_row_once_and_drops_the_rest():
+    epoch = first(data.batches(ROWS, 3, seed=1), 3)
+    seen = np.concatenate([b["cond"] for b in epoch])
+    assert len(np.unique(seen)) == 9
+    for b in epoch:
+        np.testing.assert_array_equal(b["x"][:, 0], 2 * b["cond"])  # rows stay together
+    orders = [np.concatenate([b["cond"] for b in first(it, 5)]) for it in [data.batches(ROWS, 2, seed=1)] for _ in "ab"]
+    assert not np.array_equal(*orders)  # a fresh permutation each epoch
+    np.testing.assert_array_equal(np.sort(orders[1]), np.arange(10))
+
+
+def test_batch_p_is_a_function_of_seed_and_p():
+    def noisy(rows, rng):
+        return {**rows, "u": rng.random(len(rows["x"]))}
+
+    straight = first(data.batches(ROWS, 4, seed=7, transform=noisy), 9)
+    for p in (8, 0, 5, 3):
+        it = data.batches(ROWS, 4, seed=7, transform=noisy)
+        it.seek(p)
+        again = next(it)
+        assert it.position == p + 1
+        for key in ("x", "cond", "u"):
+            np.testing.assert_array_equal(again[key], straight[p][key])
+    other = next(data.batches(ROWS, 4, seed=8, transform=noisy))
+    assert not np.array_equal(other["u"], straight[0]["u"])
+    noise = np.concatenate([b["u"] for b in straight])
+    assert len(np.unique(noise)) == len(noise)  # no batch repeats another's noise
+
+
+def test_noise_is_not_the_stream_of_the_permutation():
+    it = data.batches(ROWS, 10, seed=3, transform=lambda rows, rng: {"drawn": rng.permutation(10), **rows})
+    for b in first(it, 3):
+        assert not np.array_equal(b["drawn"], b["cond"])
+
+
+@pytest.mark.parametrize(
+    ("rows", "batch", "message"),
+    [
+        (ROWS, 11, "batch of 11 is larger than the data: 10 rows"),
+        (ROWS, 0, "batch=0"),
+        ({"x": np.zeros((0, 2))}, 1, "no rows"),
+        ({"x": np.zeros((3, 2)), "cond": np.zeros(4)}, 1, "'x' 3, 'cond' 4"),
+        ({}, 1, "no arrays"),
+    ],
+)
+def test_errors(rows, batch, message):
+    with pytest.raises(ValueError, match=message):
+        data.batches(rows, batch)
+
+
+def test_bad_positions_and_seeds():
+    with pytest.raises(ValueError, match="-1"):
+        data.batches(ROWS, 2).seek(-1)
+    with pytest.raises(ValueError, match="seed"):
+        data.batches(ROWS, 2, seed=-1)

@@ -1,0 +1,325 @@
+"""The contract of the velocity networks, and what is special to each."""
+
+from functools import partial
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from jflow import _util, nets
+
+init_linen = jax.jit(_util.init_linen, static_argnums=0)
+apply_linen = jax.jit(_util.apply_linen, static_argnums=0)
+
+NETS = {
+    "TimeMLP": partial(nets.TimeMLP, (16, 16), embed=nn.Embed(11, 8)),
+    "ResidualMLP": partial(nets.ResidualMLP, 16, 2, num_classes=10),
+    "UNet": partial(nets.UNet, 8, num_classes=10),
+    "DiT": partial(nets.DiT, 2, 16, 2, heads=2, num_classes=10),
+}
+UNLABELLED = {
+    "TimeMLP": partial(nets.TimeMLP, (16, 16)),
+    "ResidualMLP": partial(nets.ResidualMLP, 16, 2),
+    "UNet": partial(nets.UNet, 8),
+    "DiT": partial(nets.DiT, 2, 16, 2, heads=2),
+}
+every_net = pytest.mark.parametrize("make", NETS.values(), ids=NETS.keys())
+every_unlabelled = pytest.mark.parametrize("make", UNLABELLED.values(), ids=UNLABELLED.keys())
+
+
+def inputs(dtype=jnp.float32):
+    x = jax.random.normal(jax.random.key(0), (3, 4, 6, 2), dtype)
+    return x, jnp.asarray([0.1, 0.5, 0.9], dtype), jnp.asarray([0, 3, 10])  # 10 is the null label
+
+
+def random_params(net, *args):
+    """Params away from their zero initialisation, so that every branch is alive."""
+    shapes = jax.eval_shape(partial(_util.init_linen, net), jax.random.key(1), *args)
+    rng = np.random.default_rng(0)
+    return jax.tree.map(lambda p: jnp.asarray(0.25 * rng.standard_normal(p.shape), p.dtype), shapes)
+
+
+@every_net
+def test_zero_at_initialisation_and_shaped_like_x(make):
+    x, t, y = inputs()
+    params = init_linen(make(), jax.random.key(1), x, t, y)
+    out = apply_linen(make(), params, x, t, y)
+    np.testing.assert_array_equal(out, jnp.zeros_like(x))
+    assert out.dtype == x.dtype and all(p.dtype == jnp.float32 for p in jax.tree.leaves(params))
+
+
+@every_net
+def test_responds_to_x_time_and_label(make):
+    x, t, y = inputs()
+    params = random_params(make(), x, t, y)
+    out = apply_linen(make(), params, x, t, y)
+    for other in ((x + 0.3, t, y), (x, t + 0.05, y), (x, t, jnp.asarray([1, 4, 2]))):
+        rows = jnp.max(jnp.abs(apply_linen(make(), params, *other) - out), axis=(1, 2, 3))
+        assert jnp.min(rows) > 1e-3  # every row, the one with the null label too
+
+
+@every_net
+def test_rows_do_not_see_each_other(make):
+    x, t, y = inputs()
+    params = random_params(make(), x, t, y)
+    alone = apply_linen(make(), params, x[1:2], t[1:2], y[1:2])
+    np.testing.assert_allclose(apply_linen(make(), params, x, t, y)[1:2], alone, rtol=1e-4, atol=1e-5)  # float32 sums
+
+
+@every_net
+def test_gradients_reach_every_parameter(make):
+    x, t, y = inputs()
+    params = random_params(make(), x, t, y)
+    grads = jax.jit(jax.grad(lambda p: jnp.sum(_util.apply_linen(make(), p, x, t, y) ** 2)))(params)
+    for path, g in jax.tree_util.tree_leaves_with_path(grads):
+        assert jnp.all(jnp.isfinite(g)) and jnp.any(g != 0), jax.tree_util.keystr(path)
+
+
+@every_net
+def test_forward_mode_agrees_with_finite_differences(make, x64):
+    x, t, y = inputs(jnp.float64)
+    params = random_params(make(), x, t, y)
+    dx, dt = jax.random.normal(jax.random.key(3), x.shape), jnp.ones_like(t)
+
+    def f(x, t):
+        return apply_linen(make(), params, x, t, y)
+
+    out, tangent = jax.jvp(f, (x, t), (dx, dt))
+    assert out.dtype == jnp.float64
+    eps = 1e-5
+    numeric = (f(x + eps * dx, t + eps * dt) - f(x - eps * dx, t - eps * dt)) / (2 * eps)
+    # Central differences: the error is eps^2 f''' / 6, and f''' in t is of the order time_scale^3 = 1e6 at most.
+    np.testing.assert_allclose(tangent, numeric, rtol=1e-4, atol=1e-4)
+    gradient = jax.grad(lambda p: jnp.sum(jax.jvp(lambda x, t: apply_linen(make(), p, x, t, y), (x, t), (dx, dt))[1]))
+    assert all(jnp.all(jnp.isfinite(g)) for g in jax.tree.leaves(jax.jit(gradient)(params)))  # reverse over forward
+
+
+@every_net
+def test_bfloat16_compute_is_close(make):
+    x, t, y = inputs()
+    params = random_params(make(), x, t, y)
+    full, half = (apply_linen(make(dtype=d), params, x, t, y) for d in (None, jnp.bfloat16))
+    assert half.dtype == jnp.float32 and jnp.any(half != full)
+    # bfloat16 keeps 8 bits; a few layers lose a few of them.
+    assert jnp.linalg.norm(half - full) < 0.1 * jnp.linalg.norm(full)
+    low = apply_linen(make(), params, x.astype(jnp.bfloat16), t, y)
+    assert low.dtype == jnp.bfloat16 and jnp.all(jnp.isfinite(low))
+
+
+@every_net
+def test_time_may_be_integer_and_wider_than_x(make, x64):
+    x, t, y = inputs(jnp.float32)
+    params = random_params(make(), x, t, y)
+    ones = jnp.ones_like(t)
+    np.testing.assert_array_equal(
+        apply_linen(make(), params, x, ones.astype(jnp.int32), y), apply_linen(make(), params, x, ones, y)
+    )
+    assert apply_linen(make(), params, x, ones.astype(jnp.float64), y).dtype == jnp.float32
+
+
+@every_net
+def test_time_of_another_shape_is_an_error(make):
+    x, t, y = inputs()
+    for wrong in (t[0], t[:, None], t[:2]):
+        with pytest.raises(ValueError, match=r"expected t of shape \[3\]"):
+            init_linen(make(), jax.random.key(0), x, wrong, y)
+
+
+@every_net
+def test_one_trace_for_two_calls(make):
+    x, t, y = inputs()
+    net, traces = make(), []
+    params = init_linen(net, jax.random.key(1), x, t, y)
+
+    @jax.jit
+    def f(p, x):
+        traces.append(1)
+        return apply_linen(net, p, x, t, y)
+
+    f(params, x), f(params, x + 1)
+    assert len(traces) == 1
+
+
+@every_unlabelled
+def test_cond_may_be_a_pytree_of_floats(make):
+    x, t, _ = inputs()
+    cond = {"a": jnp.ones(3), "b": jax.random.normal(jax.random.key(5), (3, 2, 2))}
+    params = random_params(make(), x, t, cond)
+    out = apply_linen(make(), params, x, t, cond)
+    for name in cond:
+        changed = apply_linen(make(), params, x, t, {**cond, name: cond[name] + 1})
+        assert jnp.max(jnp.abs(changed - out)) > 1e-3, name
+    with pytest.raises(ValueError, match=r"cond\['a'\] to lead with 3 rows, got shape \[2\]"):
+        apply_linen(make(), params, x, t, {**cond, "a": jnp.ones(2)})
+
+
+@every_unlabelled
+def test_labels_without_an_embedding_are_an_error(make):
+    x, t, y = inputs()
+    with pytest.raises(ValueError, match="num_classes"):
+        init_linen(make(), jax.random.key(0), x, t, y)
+
+
+@pytest.mark.parametrize("name", ["ResidualMLP", "UNet", "DiT"])
+def test_no_cond_is_the_null_label(name):
+    x, t, y = inputs()
+    net = NETS[name]()
+    params = random_params(net, x, t)
+    assert jax.tree.structure(params) == jax.tree.structure(random_params(net, x, t, y))
+    null = apply_linen(net, params, x, t, jnp.full(3, 10))
+    np.testing.assert_array_equal(apply_linen(net, params, x, t), null)
+    assert jnp.all(jnp.isnan(apply_linen(net, params, x, t, jnp.full(3, 11))))  # outside the table: loud
+
+
+@every_net
+def test_dropout_needs_the_key(make):
+    x, t, y = inputs()
+    net = make(dropout=0.5)
+    params = random_params(net, x, t, y)
+    still = apply_linen(net, params, x, t, y)
+    np.testing.assert_array_equal(still, apply_linen(net, params, x, t, y))
+    np.testing.assert_array_equal(still, apply_linen(make(), params, x, t, y))
+    a, b = (apply_linen(net, params, x, t, y, key=jax.random.key(k)) for k in (0, 1))
+    assert jnp.any(a != b) and jnp.any(a != still)
+
+
+def count_equations(jaxpr) -> int:
+    inner = jax.tree.leaves([list(e.params.values()) for e in jaxpr.eqns], is_leaf=lambda p: hasattr(p, "eqns"))
+    return len(jaxpr.eqns) + sum(count_equations(getattr(p, "jaxpr", p)) for p in inner if hasattr(p, "eqns"))
+
+
+@pytest.mark.parametrize(
+    "make",
+    [lambda n: nets.ResidualMLP(16, n), lambda n: nets.DiT(2, 16, n, 2), lambda n: nets.DiT(2, 16, n, 2, remat=True)],
+    ids=["ResidualMLP", "DiT", "DiT with remat"],
+)
+def test_program_does_not_grow_with_depth(make):
+    x, t, _ = inputs()
+
+    def size(depth):
+        params = jax.eval_shape(lambda: init_linen(make(depth), jax.random.key(0), x, t))
+        return count_equations(
+            jax.make_jaxpr(jax.grad(lambda p: jnp.sum(apply_linen(make(depth), p, x, t))))(params).jaxpr
+        )
+
+    assert size(12) == size(2) > 100
+
+
+def test_scanned_blocks_differ():
+    """Each layer has its own initial weights and its own dropout mask."""
+    x, t, _ = inputs()
+    net = nets.ResidualMLP(16, 2, dropout=0.5)
+    params = init_linen(net, jax.random.key(0), x, t)
+    kernel = params["blocks"]["in"]["kernel"]
+    assert kernel.shape == (2, 16, 32) and jnp.all(kernel[0] != kernel[1])
+
+    class Masks(nn.Module):
+        @nn.compact
+        def __call__(self, h, _):
+            mask = nn.Dropout(0.5, deterministic=not self.has_rng("dropout"))(jnp.ones_like(h))
+            return h, mask
+
+    scan = nn.scan(
+        Masks, variable_axes={"params": 0}, split_rngs={"params": True, "dropout": True}, in_axes=nn.broadcast, length=2
+    )
+    _, masks = scan().apply({}, jnp.ones(64), None, rngs={"dropout": jax.random.key(0)})
+    assert jnp.any(masks[0] != masks[1])
+
+
+def test_dit_matches_published_sizes():
+    """Peebles & Xie 2023, table 1: 33, 130, 458 and 675 million parameters for S, B, L and XL."""
+    sizes = {33: (384, 12, 6), 130: (768, 12, 12), 458: (1024, 24, 16), 675: (1152, 28, 16)}
+    x, t, y = jnp.zeros((1, 32, 32, 4)), jnp.zeros(1), jnp.zeros(1, jnp.int32)
+    for millions, (width, depth, heads) in sizes.items():
+        net = nets.DiT(2, width, depth, heads, num_classes=1000)
+        params = jax.eval_shape(lambda net=net: init_linen(net, jax.random.key(0), x, t, y))
+        count = sum(p.size for p in jax.tree.leaves(params))
+        per_block = (
+            18 * width**2 + 15 * width
+        )  # modulation 6 w (w + 1), qkv 3 w (w + 1), out w (w + 1), MLP 8 w^2 + 5 w
+        ends = (
+            17 * width + 257 * width + width * (width + 1) + 1001 * width + 2 * width * (width + 1) + 16 * (width + 1)
+        )
+        assert count == depth * per_block + ends
+        assert abs(count / 1e6 - millions) < 0.7  # the paper rounds, and its output also holds a variance
+
+
+def test_dit_patches_and_positions():
+    x = jax.random.normal(jax.random.key(0), (2, 4, 6, 3))
+    patches = nets.dit.patchify(x, 2)
+    assert patches.shape == (2, 6, 12)
+    np.testing.assert_array_equal(patches[1, 4].reshape(2, 2, 3), x[1, 2:4, 2:4])  # row 1, column 1 of 2 x 3
+    np.testing.assert_array_equal(nets.dit.unpatchify(patches, 2, 3, 2), x)
+    positions = nets.dit.sincos_positions(2, 3, 8)
+    expected = [np.sin(1), np.sin(0.01), np.cos(1), np.cos(0.01), np.sin(2), np.sin(0.02), np.cos(2), np.cos(0.02)]
+    np.testing.assert_allclose(positions[5], expected)  # row 1, column 2; frequencies 1 and 0.01
+
+
+def test_attention_by_hand():
+    x = jax.random.normal(jax.random.key(0), (2, 5, 8))
+    net = nets.SelfAttention(2)
+    params = init_linen(net, jax.random.key(1), x)
+    q, k, v = jnp.split(x @ params["qkv"]["kernel"], 3, axis=-1)
+    heads = []
+    for s in (slice(0, 4), slice(4, 8)):
+        weights = jax.nn.softmax(q[..., s] @ k[..., s].swapaxes(1, 2) / 2.0)  # sqrt(4)
+        heads.append(weights @ v[..., s])
+    expected = jnp.concatenate(heads, axis=-1) @ params["out"]["kernel"]
+    np.testing.assert_allclose(apply_linen(net, params, x), expected, rtol=1e-4, atol=1e-5)  # float32 rounding
+
+
+def test_remat_changes_nothing():
+    x, t, _ = inputs()
+    params = random_params(nets.DiT(2, 16, 2, 2), x, t)
+    plain, remat = (
+        jax.grad(lambda p, r=r: jnp.sum(apply_linen(nets.DiT(2, 16, 2, 2, remat=r), p, x, t) ** 2))(params)
+        for r in (False, True)
+    )
+    jax.tree.map(partial(np.testing.assert_allclose, rtol=1e-3, atol=1e-3), plain, remat)  # float32, reordered
+
+
+def test_unet_sizes():
+    x, t, _ = inputs()
+    for net in (
+        nets.UNet(6, (1, 2), blocks=2, attention=(True, False)),  # 6 channels: 2 groups
+        nets.UNet(8, (1,), attention=(True,)),  # one level, no resampling: any H and W
+        nets.UNet(7, (1, 3), attention=(False, False)),
+    ):
+        params = random_params(net, x, t)
+        out = apply_linen(net, params, x, t)
+        assert out.shape == x.shape and jnp.all(jnp.isfinite(out))
+
+
+def test_bad_image_sizes_are_errors():
+    t = jnp.zeros(2)
+    with pytest.raises(ValueError, match=r"divisible by 4 for 3 levels, got \[2, 6, 8, 1\]"):
+        nets.UNet(8, (1, 1, 1), attention=(False,) * 3).init(jax.random.key(0), jnp.zeros((2, 6, 8, 1)), t)
+    with pytest.raises(ValueError, match=r"divisible by 4, got \[2, 8, 6, 1\]"):
+        nets.DiT(4).init(jax.random.key(0), jnp.zeros((2, 8, 6, 1)), t)
+    for net in (nets.UNet(), nets.DiT()):
+        with pytest.raises(ValueError, match=r"shape \[b, H, W, C\]"):
+            net.init(jax.random.key(0), jnp.zeros((2, 8)), t)
+
+
+def test_bad_options_fail_at_construction():
+    for make in (
+        lambda: nets.DiT(width=10, heads=2),
+        lambda: nets.DiT(width=16, heads=3),
+        lambda: nets.DiT(depth=0),
+        lambda: nets.ResidualMLP(depth=0),
+        lambda: nets.UNet(attention=(True,)),
+        lambda: nets.UNet(blocks=0),
+        lambda: nets.MLP(hidden=()),
+    ):
+        with pytest.raises(ValueError, match="expected"):
+            make()
+
+
+@pytest.mark.parametrize("shape", [(3,), (3, 1), (3, 5)])
+@pytest.mark.parametrize("name", ["TimeMLP", "ResidualMLP"])
+def test_perceptrons_take_any_event(name, shape):
+    x, t = jnp.ones(shape), jnp.asarray([0.0, 0.5, 1.0])
+    params = random_params(UNLABELLED[name](), x, t)
+    assert apply_linen(UNLABELLED[name](), params, x, t).shape == shape

@@ -1,0 +1,76 @@
+"""One device, eight fake ones, and a full disk: what `devices_worker.py` saw in a process of its own."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+import jflow
+
+WORKER = Path(__file__).with_name("devices_worker.py")
+
+
+@pytest.fixture(scope="module")
+def seen(tmp_path_factory):
+    path = os.pathsep.join(filter(None, [str(Path(jflow.__file__).parents[1]), os.environ.get("PYTHONPATH")]))
+    env = {**os.environ, "PYTHONPATH": path, "JAX_PLATFORMS": "cpu"}
+    env["XLA_FLAGS"] = "--xla_force_host_platform_device_count=8"
+    command = [sys.executable, "-W", "error::DeprecationWarning:jflow", WORKER, tmp_path_factory.mktemp("devices")]
+    done = subprocess.run(command, env=env, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr
+    out = json.loads(done.stdout)
+    assert out["devices"] == 8
+    return out, done.stderr
+
+
+# Float32: the sum over rows is taken in another order, and Adam's division by a small second moment widens it.
+CLOSE = {"rtol": 1e-5, "atol": 1e-6}
+
+
+@pytest.mark.parametrize("loss", ["free", "keyed"])
+def test_mesh_gives_the_losses_of_one_device(seen, loss):
+    out, _ = seen
+    np.testing.assert_allclose(out[f"{loss}_mesh"], out[f"{loss}_one"], **CLOSE)
+    np.testing.assert_allclose(out[f"{loss}_params_mesh"], out[f"{loss}_params_one"], **CLOSE)
+    assert len(set(out[f"{loss}_one"])) == 10  # the training moves
+
+
+@pytest.mark.parametrize("how", ["pmap", "shard_map"])
+def test_mapped_key_free_loss_is_that_of_one_device(seen, how):
+    out, _ = seen
+    np.testing.assert_allclose(out[f"free_{how}"], out["free_one"], **CLOSE)
+    np.testing.assert_allclose(out[f"free_params_{how}"], out["free_params_one"], **CLOSE)
+
+
+def test_mapped_shards_draw_their_own_noise(seen):
+    out, _ = seen
+    assert len(set(out["noise"])) == 8
+    assert out["noise_mean"] == pytest.approx(np.mean(out["noise"]), rel=1e-5)
+    np.testing.assert_allclose(out["keyed_pmap"], out["keyed_shard_map"], **CLOSE)
+    assert not np.allclose(out["keyed_pmap"], out["keyed_one"], rtol=1e-3)
+
+
+def test_mapped_states_stay_equal_on_all_shards(seen):
+    out, _ = seen
+    assert out["free_pmap_spread"] == out["keyed_pmap_spread"] == out["refresh_spread"] == 0
+    assert out["refresh_mean"][0] == pytest.approx(out["refresh_mean"][1], rel=1e-5)
+    assert out["refresh_shard_map"] == pytest.approx(out["refresh_mean"][1], rel=1e-5)
+
+
+def test_fit_over_a_mesh_resumes_and_keeps_placements(seen):
+    out, _ = seen
+    assert out["fit_same"] and out["fit_sharding_kept"] and out["fit_loaded"]
+
+
+def test_full_disk_leaves_the_checkpoint_before(seen):
+    out, stderr = seen
+    assert len(out["disk"]) == 4
+    for message, steps, there, whole in out["disk"]:
+        assert "cannot write checkpoint" in message and "File too large" in message and "\n" not in message
+        assert "the newest whole one is of step 1" in message
+        assert steps == [1] and there == ["00000001"] and whole
+    assert "Traceback" not in stderr and "orbax" not in stderr

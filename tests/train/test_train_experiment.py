@@ -1,0 +1,229 @@
+"""Configs, `run` and `load`."""
+
+import json
+
+import jax
+import numpy as np
+import pytest
+
+from jflow import train
+from jflow.train import checkpoint
+
+CONFIG = '''"""A diagonal normal fitted to rows on disk."""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+
+from jflow import data
+from jflow.train import Experiment
+
+
+@dataclasses.dataclass
+class Model:
+    name: "str" = "normal"  # an annotation that dataclasses look up in the module
+
+
+def config(*, rows="rows.npz", steps=6, rate=0.1, hidden=(8, 8), name="a", flag=False, drop=None, patience=None) -> Experiment:
+    def load():
+        with np.load(rows) as stored:
+            return data.Splits({"x": stored["train"]}, {"x": stored["valid"]})
+
+    def init(key, batch):
+        return {"mean": jnp.mean(batch["x"], 0), "log_std": jax.random.normal(key, (2,))}
+
+    def loss(params, key, batch, frozen=None):
+        z = (batch["x"] - params["mean"][None]) * jnp.exp(-params["log_std"])[None]
+        return jnp.mean(jnp.sum(z**2 / 2 + params["log_std"][None], 1)), {}
+
+    def evaluate(params, state, key, splits):
+        x = data.standardise().apply(state, splits.valid, None)
+        return {"nll": loss(params, key, x)[0]}
+
+    def sample(params, key, n):
+        return {"x": params["mean"][None] + jnp.exp(params["log_std"])[None] * jax.random.normal(key, (n, 2))}
+
+    return Experiment(
+        model=Model(),
+        init=init,
+        loss=loss,
+        optimizer=optax.adam(rate),
+        data=load,
+        preprocess=data.standardise(),
+        steps=steps,
+        batch=16,
+        ema=0.5,
+        sample=sample,
+        evaluate=evaluate,
+        picture=lambda rows: (np.abs(rows["x"][:8]) % 1),
+        eval_every=2,
+        save_every=2,
+        monitor="nll",
+        patience=patience,
+    )
+'''
+
+
+@pytest.fixture
+def config(tmp_path):
+    """A config file with its rows: the validation rows lie elsewhere, so that fitting on them would show."""
+    rng = np.random.default_rng(0)
+    np.savez(tmp_path / "rows.npz", train=rng.normal(3.0, 2.0, (50, 2)), valid=rng.normal(50.0, 9.0, (20, 2)))
+    path = tmp_path / "config.py"
+    path.write_text(CONFIG.replace('rows="rows.npz"', f"rows={str(tmp_path / 'rows.npz')!r}"))
+    return path
+
+
+def test_overrides_are_read_as_literals_of_the_defaults_type(config):
+    given = {"steps": "4", "rate": "1", "hidden": "16, 32", "name": "12", "flag": "True", "drop": "0.5"}
+    experiment, values = train.load_config(config, given)
+    del values["rows"], values["patience"]
+    assert values == {"steps": 4, "rate": 1.0, "hidden": (16, 32), "name": "12", "flag": True, "drop": 0.5}
+    assert isinstance(values["rate"], float) and experiment.steps == 4
+    assert train.load_config(config, {"hidden": [4], "flag": "true", "drop": "word"})[1]["hidden"] == (4,)
+    assert train.load_config(config.parent)[0].steps == 6  # a folder stands for its config.py
+    assert sorted(p.name for p in config.parent.iterdir()) == ["config.py", "rows.npz"]  # no __pycache__
+
+
+@pytest.mark.parametrize(
+    ("given", "said"),
+    [
+        ({"step": "4"}, r"unknown key 'step': did you mean 'steps'\? .* has the keys rows, steps, rate"),
+        ({"zzz": "4"}, r"unknown key 'zzz': .* has the keys rows"),
+        ({"steps": "many"}, r"key 'steps': expected int as its default 6, got 'many'"),
+        ({"steps": "4.5"}, r"expected int"),
+        ({"steps": "True"}, r"expected int"),
+        ({"rate": "fast"}, r"expected float"),
+        ({"hidden": "16"}, r"expected tuple"),
+        ({"flag": "1"}, r"expected bool"),
+        ({"name": 3}, r"expected str"),
+    ],
+)
+def test_bad_overrides(config, given, said):
+    with pytest.raises(ValueError, match=said):
+        train.load_config(config, given)
+
+
+@pytest.mark.parametrize(
+    ("text", "error", "said"),
+    [
+        ("x = 1", ValueError, "no function config"),
+        ("def config(steps=3): pass", ValueError, "'steps' is not one"),
+        ("def config(*, steps): pass", ValueError, "'steps' is not one"),
+        ("def config(**keys): pass", ValueError, "'keys' is not one"),
+        ("def config(*, a=1): return a", TypeError, "must return a jflow.train.Experiment, got int"),
+    ],
+)
+def test_bad_configs(tmp_path, text, error, said):
+    (tmp_path / "c.py").write_text(text)
+    with pytest.raises(error, match=said):
+        train.load_config(tmp_path / "c.py")
+    with pytest.raises(FileNotFoundError, match="no config at"):
+        train.load_config(tmp_path / "none.py")
+
+
+def start(config, workdir, **overrides):
+    experiment, values = train.load_config(config, overrides)
+    return train.run(experiment, workdir, config_source=config, resolved=values, progress=False)
+
+
+def test_run_then_load_without_the_data(config, tmp_path):
+    workdir = tmp_path / "run"
+    fitted = start(config, workdir, steps=5)
+    assert (workdir / "config.py").read_text() == config.read_text()
+    assert json.loads((workdir / "config.json").read_text())["values"]["steps"] == 5
+    assert sorted(p.name for p in (workdir / "pictures").iterdir())[-1] == "step_00000005.png"
+    with np.load(tmp_path / "rows.npz") as stored:
+        x = stored["train"]
+    (tmp_path / "rows.npz").unlink()
+
+    loaded = train.load(workdir)
+    assert loaded.step == fitted.best.step and loaded.model.name == "normal"
+    jax.tree.map(np.testing.assert_array_equal, loaded.params, fitted.best.ema)
+    jax.tree.map(np.testing.assert_array_equal, train.load(workdir, ema=False).params, fitted.best.params)
+    jax.tree.map(np.testing.assert_array_equal, train.load(workdir, step=5, ema=False).params, fitted.state.params)
+    with pytest.raises(FileNotFoundError, match=r"step 3 .* \[2, 4, 5\]"):
+        train.load(workdir, step=3)
+
+    np.testing.assert_allclose(loaded.preprocess.state["mean"], x.mean(0), rtol=1e-12)  # of the training rows alone
+    y = loaded.preprocess.apply({"x": x})
+    np.testing.assert_allclose(y["x"].std(0), 1.0, rtol=1e-6)
+    np.testing.assert_allclose(loaded.preprocess.undo(y)["x"], x, rtol=1e-12)
+    np.testing.assert_allclose(loaded.preprocess.log_det(y), -np.log(x.std(0)).sum(), rtol=1e-12)
+
+
+def test_run_goes_on_where_it_stopped(config, tmp_path):
+    whole = start(config, tmp_path / "whole")
+    start(config, tmp_path / "parts")
+    checkpoint.discard(tmp_path / "parts", 6)  # as if killed after step 4
+    parts = start(config, tmp_path / "parts")
+    jax.tree.map(np.testing.assert_array_equal, parts.state.params, whole.state.params)
+    jax.tree.map(np.testing.assert_array_equal, parts.state.ema, whole.state.ema)
+    assert parts.best.value == whole.best.value
+
+
+def test_first_batch_and_batches_are_in_model_units(config, tmp_path):
+    seen = []
+
+    def init(key, batch):
+        seen.append(batch["x"])
+        return {"w": np.zeros(2)}
+
+    def loss(params, key, batch, frozen):
+        return ((batch["x"] - params["w"][None]) ** 2).mean() + 0 * frozen["rows"].sum(), {}
+
+    experiment, _ = train.load_config(config)
+    experiment = experiment._replace(
+        init=init,
+        loss=loss,
+        evaluate=None,
+        monitor=None,
+        picture=None,
+        frozen=lambda params, key, batch: {"rows": batch["x"][:1]},
+        refresh=lambda params, frozen, key, batch: {"rows": batch["x"][:1]},
+    )
+    fitted = train.run(experiment, tmp_path / "w", config_source=CONFIG, progress=False)
+    assert seen[0].shape == (16, 2) and np.abs(seen[0]).max() < 4
+    assert np.abs(fitted.state.frozen["rows"]).max() < 4
+    assert (tmp_path / "w" / "config.py").read_text() == CONFIG
+
+
+def test_workdir_of_another_config_says_what_differs(config, tmp_path):
+    workdir = tmp_path / "run"
+    start(config, workdir, steps=2)
+    with pytest.raises(ValueError, match=r"another config's: steps is 2 there, 3 here$"):
+        start(config, workdir, steps=3)
+    line = config.read_text().splitlines().index("    def init(key, batch):") + 1
+    config.write_text(config.read_text().replace("def init(key, batch):", "def init(key, batch):  # edited"))
+    with pytest.raises(ValueError, match=rf"config\.py differs from line {line} on"):
+        start(config, workdir, steps=2)
+    (workdir / "config.json").unlink()
+    with pytest.raises(ValueError, match="checkpoints of a run without a config"):
+        start(config, workdir, steps=2)
+    with pytest.raises(FileNotFoundError, match="is not the workdir of an experiment"):
+        train.load(workdir)
+
+
+def test_load_before_the_first_checkpoint(config, tmp_path):
+    start(config, tmp_path / "run", steps=2)
+    checkpoint.discard(tmp_path / "run", 2)
+    checkpoint.discard(tmp_path / "run" / "best", 2)
+    with pytest.raises(FileNotFoundError, match="no checkpoint in"):
+        train.load(tmp_path / "run")
+
+
+def test_keys_must_be_json(config, tmp_path):
+    experiment, values = train.load_config(config)
+    with pytest.raises(ValueError, match="must hold numbers, strings"):
+        train.run(experiment, tmp_path / "w", config_source=config, resolved={**values, "f": len}, progress=False)
+    assert not (tmp_path / "w").exists()
+
+
+def test_batch_larger_than_the_data(config, tmp_path):
+    experiment, values = train.load_config(config)
+    experiment = experiment._replace(batch=51)
+    with pytest.raises(ValueError, match="51 is larger than the data: 50"):
+        train.run(experiment, tmp_path / "w", config_source=config, resolved=values, progress=False)

@@ -1,0 +1,164 @@
+"""init_state, make_step and ema: one update against closed forms."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+from jflow import train
+from jflow.train import ema
+
+
+def quadratic(params, key, batch, frozen=None):
+    """mean (w - x)^2 over rows: gradient 2 (w - mean x)."""
+    loss = jnp.mean((params["w"] - batch["x"]) ** 2)
+    return loss, {"noise": jax.random.normal(key)}
+
+
+BATCH = {"x": np.array([1.0, 2.0, 6.0], np.float32)}  # mean 3
+
+
+def start(optimizer, **options):
+    return train.init_state({"w": jnp.float32(1.0)}, optimizer, jax.random.key(5), **options)
+
+
+def test_one_sgd_step_is_the_closed_form():
+    step = train.make_step(quadratic, optax.sgd(0.25))
+    state, metrics = step(start(optax.sgd(0.25)), BATCH)
+    assert float(state.params["w"]) == 2.0  # 1 - 0.25 * 2 (1 - 3)
+    assert float(metrics["grad_norm"]) == 4.0
+    assert float(metrics["loss"]) == pytest.approx((0 + 1 + 25) / 3, rel=1e-6)  # float32
+    assert state.step == 1 and state.step.dtype == jnp.int32
+
+
+def test_key_of_a_step_is_folded_from_the_step_count():
+    step, state = train.make_step(quadratic, optax.sgd(0.1)), start(optax.sgd(0.1))
+    for n in range(3):
+        state, metrics = step(state, BATCH)
+        assert metrics["noise"] == jax.random.normal(jax.random.fold_in(jax.random.key(5), n))
+    assert state.key == jax.random.key(5)
+
+
+@pytest.mark.parametrize("decay", [0.75, lambda step: 0.5 + 0.1 * step])
+def test_ema_is_the_weighted_sum_of_all_params(decay):
+    at = decay if callable(decay) else lambda step: decay
+    step, state = train.make_step(quadratic, optax.sgd(0.25), ema=decay), start(optax.sgd(0.25), ema=decay)
+    expected = 1.0
+    for n in range(4):
+        state, _ = step(state, BATCH)
+        w = 3 - 2 * 0.5 ** (n + 1)  # the error halves with every step
+        expected = at(n) * expected + (1 - at(n)) * w
+        assert float(state.params["w"]) == pytest.approx(w, rel=1e-6)
+        assert float(state.ema["w"]) == pytest.approx(expected, rel=1e-6)  # float32
+
+
+def test_warmup_forgets_the_start_and_ends_at_the_decay():
+    decay = ema.warmup(0.9)
+    np.testing.assert_allclose([decay(0), decay(8), decay(1000)], [0.1, 0.5, 0.9], rtol=1e-6)
+
+
+@pytest.mark.parametrize("decay", [0.0, 1.0, -0.1, 1, True, "0.9", float("nan")])
+def test_bad_decay_is_an_error_at_construction(decay):
+    for make in (ema.warmup, lambda d: train.make_step(quadratic, optax.sgd(0.1), ema=d)):
+        with pytest.raises(ValueError, match=r"decay in \(0, 1\)"):
+            make(decay)
+    with pytest.raises(ValueError, match=r"decay in \(0, 1\)"):
+        start(optax.sgd(0.1), ema=decay)
+
+
+def test_ema_of_step_and_state_must_agree():
+    with pytest.raises(ValueError, match="the state holds no average"):
+        train.make_step(quadratic, optax.sgd(0.1), ema=0.9)(start(optax.sgd(0.1)), BATCH)
+    with pytest.raises(ValueError, match="the step has no ema"):
+        train.make_step(quadratic, optax.sgd(0.1))(start(optax.sgd(0.1), ema=0.9), BATCH)
+
+
+def test_loss_reads_frozen_and_the_average_and_neither_is_differentiated():
+    def loss(params, key, batch, frozen):
+        assert sorted(frozen) == ["ema", "teacher"]
+        pull = frozen["teacher"]["w"] * frozen["ema"]["w"]
+        return params["w"] * pull, {}
+
+    optimizer = optax.sgd(1.0)
+    state = start(optimizer, ema=0.5, frozen={"teacher": {"w": jnp.float32(3.0)}})
+    state, metrics = train.make_step(loss, optimizer, ema=0.5)(state, {})
+    assert float(metrics["grad_norm"]) == 3.0  # teacher * average, with the average still at 1
+    assert float(state.params["w"]) == -2.0 and float(state.frozen["teacher"]["w"]) == 3.0
+
+
+def test_frozen_is_passed_as_it_was_given():
+    seen = []
+
+    def loss(params, key, batch, frozen):
+        seen.append(frozen)
+        return params["w"] ** 2, {}
+
+    train.make_step(loss, optax.sgd(0.1))(start(optax.sgd(0.1)), {})
+    assert seen == [None]
+    with pytest.raises(ValueError, match="'ema'"):
+        start(optax.sgd(0.1), ema=0.9, frozen={"ema": {}})
+
+
+def test_refresh_sees_the_new_params_and_a_key_apart_from_the_loss():
+    def refresh(params, frozen, key, batch):
+        return {"count": frozen["count"] + 1, "target": params["w"], "noise": jax.random.normal(key)}
+
+    frozen = {"count": jnp.int32(0), "target": jnp.float32(0), "noise": jnp.float32(0)}
+    step = jax.jit(train.make_step(quadratic, optax.sgd(0.25), refresh=refresh))
+    state, metrics = step(start(optax.sgd(0.25), frozen=frozen), BATCH)
+    assert int(state.frozen["count"]) == 1 and float(state.frozen["target"]) == 2.0
+    assert state.frozen["noise"] != metrics["noise"]
+    changed = train.make_step(quadratic, optax.sgd(0.25), refresh=lambda p, f, k, b: {"count": f["count"]})
+    with pytest.raises(ValueError, match="refresh must keep the form of frozen: expected .*'target'"):
+        changed(start(optax.sgd(0.25), frozen=frozen), BATCH)
+
+
+def test_state_copies_all_it_is_given_so_donation_takes_nothing_else():
+    params = {"w": jnp.ones((3,)), "b": jnp.asarray(0.5)}  # the second is weakly typed
+
+    def loss(params, key, batch, frozen):
+        return jnp.sum(params["w"] * batch["x"]) + params["b"] * frozen["teacher"]["b"], {}
+
+    optimizer = optax.inject_hyperparams(optax.adam)(learning_rate=0.1)
+    key, traces = jax.random.key(0), []
+
+    def counted(params, key, batch, frozen):
+        traces.append(1)
+        return loss(params, key, batch, frozen)
+
+    state = train.init_state(params, optimizer, key, ema=0.9, frozen={"teacher": params, "again": params})
+    step = jax.jit(train.make_step(counted, optimizer, ema=0.9), donate_argnums=0)
+    for _ in range(3):
+        before, (state, _) = state, step(state, BATCH)
+        assert before.params["w"].is_deleted()
+    assert len(traces) == 1 and step._cache_size() == 1
+    assert not any(leaf.is_deleted() for leaf in jax.tree.leaves((params, key)))
+    np.testing.assert_array_equal(state.frozen["again"]["w"], params["w"])
+
+
+def test_old_style_key_is_refused():
+    with pytest.raises(TypeError, match=r"jax\.random\.key"):
+        train.init_state({}, optax.sgd(0.1), jnp.zeros(2, jnp.uint32))
+
+
+def test_optimizer_that_reads_the_loss_gets_it():
+    optimizer = optax.chain(
+        optax.sgd(0.0), optax.contrib.reduce_on_plateau(factor=0.5, patience=1, accumulation_size=1)
+    )
+    step, state = jax.jit(train.make_step(quadratic, optimizer)), start(optimizer)
+    for _ in range(6):
+        state, _ = step(state, BATCH)
+    assert float(state.opt_state[1].scale) < 1.0  # the loss did not fall: only its value can tell
+
+
+def test_axis_name_averages_over_shards_and_tells_them_apart():
+    optimizer = optax.sgd(0.25)
+    step = train.make_step(quadratic, optimizer, axis_name="shard")
+    stacked = train.stack_for_pmap(start(optimizer), 3)
+    rows = {"x": BATCH["x"][:, None]}
+    state, metrics = jax.vmap(step, axis_name="shard")(stacked, rows)
+    np.testing.assert_allclose(state.params["w"], [2.0] * 3, rtol=1e-6)
+    key = jax.random.fold_in(jax.random.key(5), 0)
+    noise = np.mean([jax.random.normal(jax.random.fold_in(key, i)) for i in range(3)])
+    np.testing.assert_allclose(metrics["noise"], [noise] * 3, rtol=1e-6)
