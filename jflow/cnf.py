@@ -5,12 +5,11 @@ from collections.abc import Callable
 import diffrax
 import jax
 import jax.numpy as jnp
-import numpy as np
 from jax.typing import ArrayLike
 
 from jflow import solvers
 from jflow._util import split_key
-from jflow.solvers.likelihood import carry, check_probes, likelihood_method
+from jflow.solvers.likelihood import backwards, carry, check_probes, likelihood_method
 from jflow.types import Distribution, Flow, Velocity
 
 __all__ = ["cnf"]
@@ -46,10 +45,8 @@ def cnf(
     Source: Chen et al., "Neural Ordinary Differential Equations", 2018.
     """
     options = {"solver": solver, "rtol": rtol, "atol": atol, "adjoint": adjoint, "max_steps": max_steps, "steps": steps}
-    how = likelihood_method("cnf", **options, grid=grid)
+    how = likelihood_method("cnf", **options, grid=grid, rising=True)
     check_probes("cnf", probes)
-    if grid is not None and not isinstance(grid, jax.core.Tracer):
-        how = how._replace(grid=np.asarray(grid))
 
     def init(key, x, cond=None):
         velocity_key, base_key = jax.random.split(key)
@@ -61,7 +58,7 @@ def cnf(
         return x, log_det
 
     def inverse(params, x, cond=None, *, key=None):
-        back = how if how.grid is None else how._replace(grid=how.grid[::-1])
+        back = backwards(how)
         z, log_det, _ = carry("cnf.inverse", velocity, params["velocity"], x, cond, key, probes, noise, back, 1.0, 0.0)
         return z, log_det
 

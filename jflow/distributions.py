@@ -9,7 +9,7 @@ from jax.scipy.special import betaln
 from jflow._util import check_event, float_dtype, mean_and_std, sum_event
 from jflow.types import Array, Distribution
 
-__all__ = ["diagonal_normal", "mixture_of_normals", "normal", "student_t", "uniform"]
+__all__ = ["diagonal_normal", "mixture_of_normals", "multivariate_normal", "normal", "student_t", "uniform"]
 
 _LOG_2PI = math.log(2 * math.pi)
 _FAR = 1e12  # beyond, squares are kept from overflowing
@@ -52,6 +52,39 @@ def diagonal_normal(event_shape: tuple[int, ...]) -> Distribution:
     def sample(params, key, n, cond=None):
         noise = jax.random.normal(key, (n, *event_shape), _dtype(params))
         return params["mean"][None] + jnp.exp(params["log_std"])[None] * noise
+
+    return Distribution(init, log_prob, sample)
+
+
+def multivariate_normal(features: int) -> Distribution:
+    """Normal on [features] with a full covariance L L^T, trainable; it starts at the batch's own mean and covariance.
+
+    L is the strict lower triangle of 'lower' [d, d] plus diag(exp('log_diagonal')); 'mean' [d]. Below bijectors that
+    start at the identity it starts a flow at the Gaussian of greatest likelihood.
+    """
+
+    def init(key, x, cond=None):
+        check_event("multivariate_normal", x, (features,))
+        mean = jnp.mean(x, axis=0)
+        z = x - mean[None]
+        spread = jnp.mean(jnp.square(z))
+        spread = jnp.where(spread > 0, spread, 1.0)
+        # Columns may be sums of others, or the rows too few: float32 needs this much on the diagonal.
+        ridge = 1e-4 * spread * jnp.eye(features, dtype=x.dtype)
+        factor = jnp.linalg.cholesky(z.T @ z / len(x) + ridge)
+        return {"mean": mean, "lower": jnp.tril(factor, -1), "log_diagonal": jnp.log(jnp.diag(factor))}
+
+    def factor(params):
+        return jnp.tril(params["lower"], -1) + jnp.diag(jnp.exp(params["log_diagonal"]))
+
+    def log_prob(params, x, cond=None, *, key=None):
+        check_event("multivariate_normal", x, (features,))
+        z = jax.scipy.linalg.solve_triangular(factor(params), (x - params["mean"][None]).T, lower=True).T
+        return sum_event(-0.5 * (jnp.square(z) + _LOG_2PI)) - jnp.sum(params["log_diagonal"])[None]
+
+    def sample(params, key, n, cond=None):
+        noise = jax.random.normal(key, (n, features), _dtype(params))
+        return params["mean"][None] + noise @ factor(params).T
 
     return Distribution(init, log_prob, sample)
 

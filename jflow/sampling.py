@@ -38,7 +38,8 @@ def _chunks(loaded, key, n, batch, options):
     for i, start in enumerate(range(0, n, batch)):
         rows = loaded.experiment.sample(loaded.params, jax.random.fold_in(key, i), batch, **options)
         rows = loaded.preprocess.undo(jax.tree.map(np.asarray, dict(rows)))
-        yield {name: value[: n - start] for name, value in rows.items()}
+        first = sorted(rows, key=lambda name: name != "x")  # jit has put the names in alphabetical order
+        yield {name: rows[name][: n - start] for name in first}
 
 
 @contextlib.contextmanager

@@ -104,9 +104,10 @@ def draw_marginals(path: Path, schema: tuple[Column, ...], real: np.ndarray, syn
             ax.set_axis_off()
             continue
         column = schema[j]
-        whole = column.step and (column.high - column.low) / column.step <= 40
-        edges = np.arange(column.low, column.high + 1.5 * column.step, column.step) - column.step / 2 if whole else 40
-        edges = np.histogram_bin_edges(real[:, j], edges)
+        edges = np.linspace(column.low, column.high, 41)
+        if column.step:  # whole cells to a bin, or the lattice would show as a comb
+            width = column.step * math.ceil((column.high - column.low) / column.step / 40)
+            edges = np.arange(column.low, column.high + 1.5 * width, width) - column.step / 2
         for values, style in (
             (real, {"alpha": 0.4, "label": "table"}),
             (synthetic, {"histtype": "step", "label": "flow"}),

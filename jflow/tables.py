@@ -2,7 +2,6 @@
 
 import functools
 import hashlib
-import math
 from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
@@ -13,7 +12,6 @@ import numpy as np
 
 from jflow import data
 from jflow.data import Column, Preprocess, Splits, Table
-from jflow.types import Distribution
 
 LEAST_ROWS = 10
 TRAIN, VALID, TEST, REPEATED = "train", "valid", "test", "repeated"
@@ -97,7 +95,7 @@ def _prepare(path, digest, columns, drop, categorical, header, drop_repeated, se
 
 
 def digest(path: str | Path) -> str:
-    """Of the bytes of a file, so that a run is not resumed on another table."""
+    """A fingerprint of the bytes of a file, so that a run is not resumed on another table."""
     return hashlib.sha256(Path(path).read_bytes()).hexdigest()[:16]
 
 
@@ -186,34 +184,6 @@ def evaluate(flow) -> Callable:
         return scores
 
     return apply
-
-
-def correlated_normal() -> Distribution:
-    """Full-covariance normal on [d] with trainable params, which start at the mean and covariance of the rows at `init`.
-
-    x = mean + L z, L = strict lower triangle of 'lower' + diag exp('log_diagonal'). Below maps that start at the identity
-    it makes a flow start at the Gaussian of greatest likelihood, so that few rows do not overfit it before it is as good.
-    """
-
-    def factor(params):
-        return jnp.tril(params["lower"], -1) + jnp.diag(jnp.exp(params["log_diagonal"]))
-
-    def init(key, x, cond=None):
-        mean = x.mean(0)
-        z = x - mean[None]
-        ridge = 1e-4 * jnp.eye(x.shape[1], dtype=x.dtype)  # columns may be sums of others; float32 needs this much
-        lower = jnp.linalg.cholesky(z.T @ z / len(x) + ridge * (z**2).mean())
-        return {"mean": mean, "lower": jnp.tril(lower, -1), "log_diagonal": jnp.log(jnp.diag(lower))}
-
-    def log_prob(params, x, cond=None, *, key=None):
-        z = jax.scipy.linalg.solve_triangular(factor(params), (x - params["mean"][None]).T, lower=True)
-        return -0.5 * (z**2).sum(0) - params["log_diagonal"].sum() - 0.5 * x.shape[1] * math.log(2 * math.pi)
-
-    def sample(params, key, n, cond=None):
-        z = jax.random.normal(key, (n, len(params["mean"])), params["mean"].dtype)
-        return params["mean"][None] + z @ factor(params).T
-
-    return Distribution(init, log_prob, sample)
 
 
 def init_on_rows(model, load: Callable[[], Prepared], *, most: int = 20_000) -> Callable:

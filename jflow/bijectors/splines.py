@@ -23,6 +23,7 @@ from jflow.types import Array
 __all__ = ["rational_quadratic", "rational_quadratic_inverse", "rational_quadratic_knots"]
 
 _FLOOR = 1e-3  # of the box for bins, of the unit slope for knot slopes
+MAX_BINS = 1000  # where the floors fill the box
 _CAP = 10.0  # knot slope over the smaller neighbouring bin slope
 _EDGE = 0.1  # least slope of the first and the last bin
 _SOFTPLUS_OFFSET = math.log(math.expm1(1 - _FLOOR))  # softplus(0 + offset) + floor = 1
@@ -98,8 +99,8 @@ def _bins(raw: Array) -> int:
     bins, rest = divmod(raw.shape[-1] + 1, 3)
     if rest or bins < 1:
         raise ValueError(f"rational_quadratic: expected raw of shape [..., 3*bins - 1], got {list(raw.shape)}")
-    if bins * _FLOOR >= 1:
-        raise ValueError(f"rational_quadratic: expected fewer than {int(1 / _FLOOR)} bins, got {bins}")
+    if bins >= MAX_BINS:
+        raise ValueError(f"rational_quadratic: expected fewer than {MAX_BINS} bins, got {bins}")
     return bins
 
 
@@ -144,13 +145,27 @@ def _edges(sizes: Array, bound: float) -> Array:
 
 
 def _bin_of(x: Array, raw: Array, bound: float, *, of_y: bool):
-    """(x_k, y_k, width, height, left slope, right slope) of the bin that holds x (or y)."""
-    xs, ys, slopes = rational_quadratic_knots(raw, bound=bound)
-    knots = ys if of_y else xs
-    k = jnp.sum(x[..., None] >= knots[..., 1:-1], axis=-1, keepdims=True)
+    """(x_k, y_k, width, height, left slope, right slope) of the bin that holds x (or y).
+
+    The numbers of `rational_quadratic_knots`, but the bin is found first and only its two knot slopes are computed: on
+    a CPU a training step of a spline flow takes two thirds of the time.
+    """
+    bins = _bins(raw)
+    widths, heights = _bin_sizes(raw, bins, bound)
+    lefts, bottoms = jnp.cumsum(widths, axis=-1) - widths - bound, jnp.cumsum(heights, axis=-1) - heights - bound
+    knots = bottoms if of_y else lefts
+    k = jnp.sum(x[..., None] >= knots[..., 1:], axis=-1, keepdims=True)
 
     def pick(values, index):
-        return jnp.take_along_axis(values, index, axis=-1)[..., 0]
+        return jnp.take_along_axis(values, jnp.clip(index, 0, values.shape[-1] - 1), axis=-1)[..., 0]
 
-    xk, yk = pick(xs, k), pick(ys, k)
-    return xk, yk, pick(xs, k + 1) - xk, pick(ys, k + 1) - yk, pick(slopes, k), pick(slopes, k + 1)
+    w, h = pick(widths, k), pick(heights, k)
+
+    def slope_at(knot, neighbour):
+        """Of knot number `knot`, between this bin and `neighbour`; 1 at the ends of the box."""
+        bin_slope = jnp.minimum(h / w, pick(heights, neighbour) / pick(widths, neighbour))
+        free = jax.nn.softplus(pick(raw, 2 * bins - 1 + knot) + _SOFTPLUS_OFFSET) + _FLOOR
+        is_end = (knot[..., 0] == 0) | (knot[..., 0] == bins)
+        return jnp.where(is_end, 1.0, jnp.minimum(free, _CAP * bin_slope))
+
+    return pick(lefts, k), pick(bottoms, k), w, h, slope_at(k, k - 1), slope_at(k + 1, k + 1)

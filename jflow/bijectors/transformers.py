@@ -50,8 +50,8 @@ def affine(max_log_scale: float = 3.0) -> Elementwise:
 
 def rational_quadratic(bins: int = 8, bound: float = 5.0) -> Elementwise:
     """Rational-quadratic spline on [-bound, bound] with identity tails; see `splines.rational_quadratic`."""
-    if bins < 1:
-        raise ValueError(f"rational_quadratic: expected bins >= 1, got {bins}")
+    if not 1 <= bins < splines.MAX_BINS:
+        raise ValueError(f"rational_quadratic: expected bins from 1 to {splines.MAX_BINS - 1}, got {bins}")
     if not bound > 0:
         raise ValueError(f"rational_quadratic: expected bound > 0, got {bound}")
 

@@ -64,7 +64,9 @@ def find_lattice(x: np.ndarray) -> tuple[float, float, int | None] | None:
                 k = np.unique(np.rint(m).astype(np.int64))
                 g = int(np.gcd.reduce(np.diff(k))) if len(k) > 1 else 1
                 step = g / 10**decimals
-                return (step, float(k[0] / 10**decimals), decimals) if step >= floor else None
+                if step >= floor:
+                    return step, float(k[0] / 10**decimals), decimals
+                break
     u = np.unique(x)
     if 4 <= len(u) < len(x):
         step = _common_step(np.diff(u), 1e-5 * (u[-1] - u[0]))
@@ -205,7 +207,7 @@ def _text(column: Column, v: float) -> str:
     if column.kind == "categorical":
         return column.categories[int(v)]
     if column.decimals is None:
-        return f"{v:.{column.digits}g}"
+        return repr(v) if column.digits >= 17 else f"{v:.{column.digits}g}"
     whole, point, rest = f"{v:.{max(column.decimals, column.padding)}f}".partition(".")
     rest = rest[: column.padding] + rest[column.padding :].rstrip("0")
     text = f"{whole}.{rest}" if rest else whole

@@ -36,6 +36,8 @@ def replacing(path: str | Path) -> Iterator[Path]:
         yield folder / path.name
         os.replace(folder / path.name, path)
     except OSError as error:
+        if error.errno is None or error.filename is not None:
+            raise  # not of writing: something else that the block did
         # A full disk, mostly. The number is kept: it tells this from a mistake in the path.
         raise OSError(error.errno, f"cannot write {path}: {error.strerror or error}") from error
     finally:

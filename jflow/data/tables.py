@@ -84,8 +84,10 @@ def _has_header(records: list[tuple[int, list[str]]]) -> bool:
     It does not fit where a column is mostly numbers below; where all is text, where no name recurs in its column.
     """
     first, body = records[0][1], [fields for _, fields in records[1:1001]]
-    if not body or any(_is_number(cell) for cell in first):
+    if any(_is_number(cell) for cell in first):
         return False
+    if not body:
+        return True
     numeric = [sum(_is_number(fields[j]) for fields in body) * 2 > len(body) for j in range(len(first))]
     return any(numeric) or not any(first[j] in {fields[j] for fields in body} for j in range(len(first)))
 

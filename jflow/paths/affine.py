@@ -88,7 +88,8 @@ def velocity_to_x0(v: Array, x: Array, t: Array, schedule: Schedule = LINEAR) ->
 
 
 def x1_to_velocity(x1: Array, x: Array, t: Array, schedule: Schedule = LINEAR) -> Array:
-    """v = (D x1 + s' x) / s; linear: (x1 - x) / (1 - t). Diverges where sigma = 0, at t = 1."""
+    """v = (D x1 + s' x) / s; linear: (x1 - x) / (1 - t). Diverges where sigma = 0, at t = 1, where the last stage of
+    Heun's and other solvers sits: end their grid before, and finish with x1."""
     a, s, da, ds = _at(schedule, t, x)
     return ((da * s - ds * a) * x1 + ds * x) / s
 

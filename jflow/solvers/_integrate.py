@@ -19,9 +19,8 @@ class Status(enum.IntEnum):
     OK = 0
     NOT_FINITE = 1  # the state became inf or NaN
     MAX_STEPS = 2  # adaptive: max_steps did not reach the end
-    STEP_TOO_SMALL = (
-        3  # adaptive: no step above rounding meets the tolerances (stiff, or a velocity that is not finite)
-    )
+    STEP_TOO_SMALL = 3  # adaptive: no step above rounding meets the tolerances (stiff, or never finite)
+    SOLVER = 4  # the solver gave up: an implicit step did not converge
 
 
 class SolveInfo(NamedTuple):
@@ -48,7 +47,7 @@ class Method(NamedTuple):
     max_steps: int
 
 
-def method(name, *, solver, steps, grid, rtol, atol, adjoint, max_steps, default: dict) -> Method:
+def method(name, *, solver, steps, grid, rtol, atol, adjoint, max_steps, default: dict, rising: bool = False) -> Method:
     """Check the options; `default` is used where none of steps, grid and tolerances is given."""
     if not isinstance(solver, diffrax.AbstractSolver):
         raise TypeError(f"{name}: expected solver to be a diffrax.AbstractSolver, got {solver!r}")
@@ -70,18 +69,19 @@ def method(name, *, solver, steps, grid, rtol, atol, adjoint, max_steps, default
         if not (made.rtol >= 0 and made.atol >= 0 and made.rtol + made.atol > 0):
             raise ValueError(f"{name}: expected rtol, atol >= 0 and one above 0, got {made.rtol}, {made.atol}")
     if grid is not None:
-        check_grid(name, grid)
+        check_grid(name, grid, rising)
     return made
 
 
-def check_grid(name, grid):
-    """Raise unless grid is [n + 1] strictly monotone times; a traced grid has its shape checked only."""
+def check_grid(name, grid, rising):
+    """Raise unless grid is [n + 1] strictly monotone (rising) times; a traced grid has its shape checked only."""
     if len(np.shape(grid)) != 1 or np.shape(grid)[0] < 2:
         raise ValueError(f"{name}: expected a grid of at least 2 times, [n + 1], got shape {list(np.shape(grid))}")
     if not isinstance(grid, jax.core.Tracer):
         steps = np.diff(np.asarray(grid, np.float64))
-        if not (np.all(steps > 0) or np.all(steps < 0)):
-            raise ValueError(f"{name}: expected a grid that is strictly monotone and finite, got {np.asarray(grid)}")
+        if not (np.all(steps > 0) or (np.all(steps < 0) and not rising)):
+            kind = "rises strictly, from the source to data" if rising else "is strictly monotone"
+            raise ValueError(f"{name}: expected a finite grid that {kind}, got {np.asarray(grid)}")
 
 
 def integrate(
@@ -99,9 +99,10 @@ def integrate(
     if how.rtol is None:
         times = np.linspace(t0, t1, how.steps + 1) if how.grid is None else how.grid
         ts = jnp.asarray(times, dtype)
-        solution = _solve(jax.tree_util.Partial(_batched, field), (shared, rows), y0, ts[0], ts[-1], _Grid(ts), how)
+        start, end = ts[0], ts[-1]
+        solution = _solve(jax.tree_util.Partial(_batched, field), (shared, rows), y0, start, end, _Grid(ts), how)
         evaluations = jnp.full((n,), _count(how.solver, ts.shape[0] - 1, 1), jnp.int32)
-        status = jnp.zeros((n,), jnp.int32)
+        final = jnp.broadcast_to(solution.ts[-1], (n,))
     else:
         dtmin = float(jnp.finfo(dtype).eps) * abs(t1 - t0)
         control = _Tolerance(rtol=how.rtol, atol=how.atol, dtmin=dtmin, force_dtmin=False)
@@ -113,11 +114,11 @@ def integrate(
         solution = jax.vmap(one_row)(rows, y0)
         fresh = solution.controller_state[1].steps
         evaluations = jnp.broadcast_to(_count(how.solver, solution.stats["num_steps"], fresh), (n,)).astype(jnp.int32)
-        # a solve that ended is a success, whatever size its next step would have had
-        stopped = jnp.where(
-            solution.result == diffrax.RESULTS.max_steps_reached, Status.MAX_STEPS, Status.STEP_TOO_SMALL
-        )
-        status = jnp.where(solution.ts[:, -1] == end, Status.OK, stopped).astype(jnp.int32)
+        final = solution.ts[:, -1]
+    # a solve that arrived is a success, whatever size its next step would have had
+    stopped = jnp.where(solution.result == diffrax.RESULTS.dt_min_reached, Status.STEP_TOO_SMALL, Status.SOLVER)
+    stopped = jnp.where(solution.result == diffrax.RESULTS.max_steps_reached, Status.MAX_STEPS, stopped)
+    status = jnp.where(final == end, Status.OK, stopped).astype(jnp.int32)
     # diffrax stacks what it saves: [1, b, ...] for the batch, [b, 1, ...] for rows
     y1 = jax.tree.map(lambda y: jnp.squeeze(y, 0 if how.rtol is None else 1), solution.ys)
     finite = jnp.all(jnp.stack([jnp.all(jnp.isfinite(y).reshape(n, -1), axis=1) for y in jax.tree.leaves(y1)]), axis=0)

@@ -87,11 +87,9 @@ def log_prob(
     base_log_prob: x0 [b, *event] -> [b] nats. grid: as for sampling, from 0 to 1 (walked backwards). The rest, the
     errors and the sources are those of `sample_with_log_det`, from t0=1 to t1=0.
     """
-    grid = None if grid is None else jnp.flip(grid) if isinstance(grid, jax.Array) else np.flip(grid)
     name = "solvers.log_prob"
-    how = likelihood_method(
-        name, solver=solver, steps=steps, grid=grid, rtol=rtol, atol=atol, adjoint=adjoint, max_steps=max_steps
-    )
+    options = {"solver": solver, "steps": steps, "rtol": rtol, "atol": atol, "adjoint": adjoint, "max_steps": max_steps}
+    how = backwards(likelihood_method(name, **options, grid=grid, rising=True))
     check_probes(name, probes)
     x0, log_det, info = carry(name, velocity, params, x1, cond, key, probes, noise, how, 1.0, 0.0)
     return base_log_prob(x0) + log_det, info
@@ -99,6 +97,13 @@ def log_prob(
 
 def likelihood_method(name, **options) -> Method:
     return method(name, **options, default={"rtol": 1e-5, "atol": 1e-5})
+
+
+def backwards(how: Method) -> Method:
+    """The same, from 1 to 0."""
+    if how.grid is None:
+        return how
+    return how._replace(grid=jnp.flip(how.grid) if isinstance(how.grid, jax.Array) else np.flip(how.grid))
 
 
 def check_probes(name, probes):

@@ -57,6 +57,9 @@ def sample(
     )
     check_ends("solvers.sample", grid, t0, t1)
     check_cond("solvers.sample", cond, jax.tree.leaves(x0)[0].shape[0])
+    for leaf in jax.tree.leaves(x0):
+        if not jnp.issubdtype(jnp.result_type(leaf), jnp.floating):
+            raise ValueError(f"solvers.sample: expected x0 of a floating type, got {jnp.result_type(leaf)}")
     state = jax.tree.map(lambda x: jnp.asarray(x, float_dtype(x)), x0)
     field = jax.tree_util.Partial(_velocity, velocity.apply)
     x1, info = integrate(field, params, cond, state, how, t0, t1)
@@ -64,7 +67,7 @@ def sample(
 
 
 def check_ends(name, grid, t0, t1):
-    """A grid has its own ends; without one they differ."""
+    """Raise where a grid and other ends are both given, or the ends are one."""
     if grid is not None and (t0, t1) != (0.0, 1.0):
         raise ValueError(f"{name}: a grid carries its own ends: give t0={t0}, t1={t1} or the grid, not both")
     if t0 == t1:

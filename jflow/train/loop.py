@@ -119,7 +119,10 @@ def fit(
     bar = tqdm(total=steps, initial=n, unit="step", disable=not progress, file=sys.stderr)
     with signals() as caught, contextlib.closing(record), bar:
         while n < steps and not caught and (patience is None or kept.failed < patience):
-            state, watch, metrics = advance(state, watch, place(next_batch(state), sharding))
+            batch = next_batch(state)
+            if sharding is not None:  # else jit takes numpy rows in faster than device_put would
+                batch = place(batch, sharding)
+            state, watch, metrics = advance(state, watch, batch)
             n += 1
             recent.append(metrics)
             bar.update()

@@ -152,7 +152,8 @@ def test_errors():
         ({"probes": 2}, "needs a key"),
         ({"probes": 0, "key": jax.random.key(0)}, "at least 1, got 0"),
         ({"steps": 3, "rtol": 1e-3, "atol": 1e-3}, "got steps and rtol"),
-        ({"grid": [0.0, 0.0, 1.0]}, "strictly monotone"),
+        ({"grid": [0.0, 0.0, 1.0]}, "rises strictly"),
+        ({"grid": [1.0, 0.0]}, "rises strictly"),
     ]:
         with pytest.raises(ValueError, match=message):
             solvers.log_prob(v, jnp.asarray(MATRIX), x, standard_normal, **how)

@@ -199,6 +199,11 @@ def test_what_failed_is_named():
     v = as_velocity(explode)
     assert solvers.sample(v, {}, x0, steps=50)[1].status.tolist() == [solvers.Status.OK, solvers.Status.NOT_FINITE]
     assert solvers.sample(v, {}, x0, **how)[1].status.tolist() == [solvers.Status.OK, solvers.Status.STEP_TOO_SMALL]
+    hasty = diffrax.ImplicitEuler(
+        root_finder=diffrax.VeryChord(rtol=1e-7, atol=1e-7, norm=diffrax_norm), root_find_max_steps=2
+    )
+    x1, info = solvers.sample(v, {}, x0, solver=hasty, steps=4)
+    assert info.status.tolist() == [solvers.Status.SOLVER] * 2 and np.all(np.isnan(x1))  # the batch shares a root find
     few = solvers.sample(v, {}, x0, **how, max_steps=3)
     assert few[1].status.tolist() == [solvers.Status.MAX_STEPS] * 2 and np.all(np.isnan(few[0]))
 
@@ -326,6 +331,8 @@ def test_errors():
             solvers.sample(v, {}, x0, **how)
     with pytest.raises(TypeError, match="diffrax.AbstractSolver"):
         solvers.sample(v, {}, x0, solver=diffrax.Heun)
+    with pytest.raises(ValueError, match="floating type, got int32"):
+        solvers.sample(v, {}, jnp.zeros((2, 2), jnp.int32))
     with pytest.raises(ValueError, match="lead with 8 rows"):
         solvers.sample(v, {}, x0, jnp.arange(3))
     wide = as_velocity(lambda params, x, t, cond: x[:, :1])

@@ -4,6 +4,7 @@ Prints a line as each batch is drawn. At the end it writes WORKDIR/final.npz, ev
 """
 
 import sys
+import time
 from pathlib import Path
 
 import jax
@@ -13,7 +14,7 @@ import optax
 
 from jflow import data, train
 
-STEPS, SAVE_EVERY = 60, 6
+STEPS, SAVE_EVERY = 90, 6
 
 
 def loss(params, key, batch, frozen=None):
@@ -32,6 +33,7 @@ def main(workdir: Path) -> None:
 
     def transform(batch, rng):
         print("batch", flush=True)
+        time.sleep(0.01)  # so that whoever listens can act before the end
         return {**batch, "x": batch["x"] + 0.01 * rng.normal(size=batch["x"].shape).astype(np.float32)}
 
     k0, k1, key = jax.random.split(jax.random.key(0), 3)

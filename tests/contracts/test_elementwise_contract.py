@@ -1,0 +1,146 @@
+"""Every elementwise transformer against every promise of `types.Elementwise`."""
+
+import functools
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from jflow.bijectors import transformers
+from jflow.types import Elementwise
+
+# Most of the time goes into compiling what then runs once, so most of the optimiser is left out.
+quick = functools.partial(jax.jit, compiler_options={"xla_backend_optimization_level": 0})
+
+
+class Row(NamedTuple):
+    make: Any  # () -> Elementwise
+    bound: float = 3.0  # where the interesting points are
+    used: bool = True  # whether the raw numbers matter
+    dtypes: tuple[str, ...] = ("float32",)
+
+
+ALL = ("float32", "bfloat16", "float64")  # for one row of each transformer
+
+
+TABLE = {
+    "affine": Row(transformers.affine, dtypes=ALL),
+    "affine of a wide scale": Row(lambda: transformers.affine(8.0)),
+    "rational_quadratic": Row(transformers.rational_quadratic, bound=5.0, dtypes=ALL),
+    "rational_quadratic of 1 bin": Row(lambda: transformers.rational_quadratic(1, 2.0), bound=2.0, used=False),
+    "rational_quadratic of 2 bins": Row(lambda: transformers.rational_quadratic(2, 2.0), bound=2.0),
+    "rational_quadratic of 3 bins": Row(lambda: transformers.rational_quadratic(3, 0.7), bound=0.7),
+    "shift": Row(transformers.shift, dtypes=ALL),
+}
+
+
+def test_every_public_name_is_in_the_table():
+    assert set(transformers.__all__) == {name.split()[0] for name in TABLE}
+
+
+def special_points(bound, dtype):
+    """0, the edges, one ulp to either side of them, and far away; in the middle of the edge bins too."""
+    edges = [np.asarray(e, dtype) for e in (-bound, bound)]
+    beside = [np.nextafter(e, np.asarray(to, dtype)) for e in edges for to in (-np.inf, np.inf)]
+    points = [0.0, *edges, *beside, 0.97 * bound, -0.97 * bound, 1e6, -1e6]
+    return np.stack([np.asarray(p, dtype) for p in points])
+
+
+def draw_raw(seed, scale, shape, dtype):
+    return (scale * np.random.default_rng(seed).normal(size=shape)).astype(dtype)
+
+
+@pytest.mark.parametrize("name", TABLE)
+def test_raw_zero_is_the_identity(name):
+    bound, bijection = TABLE[name].bound, TABLE[name].make()
+    assert isinstance(bijection, Elementwise)
+    x = np.concatenate([np.linspace(-1.3 * bound, 1.3 * bound, 521), special_points(bound, np.float32)])
+    x = x.astype(np.float32)
+    raw = np.zeros((x.size, bijection.size), np.float32)
+    for y, log_slope in quick(lambda x: (bijection.forward(x, raw), bijection.inverse(x, raw)))(x):
+        np.testing.assert_allclose(y, x, rtol=1e-7, atol=1e-6)
+        np.testing.assert_allclose(log_slope, 0, atol=1e-6)
+
+
+@functools.cache
+def in_float64(name):
+    """On rows of ascending x, each row with its own mild or saturated raw: values, slopes and their derivatives."""
+    bound, bijection = TABLE[name].bound, TABLE[name].make()
+    raws = [draw_raw(i, scale, (1, 1, bijection.size), np.float64) for i, scale in enumerate((0.3, 1.0, 1.0, 4.0, 4.0))]
+    x = np.linspace(-1.5 * bound, 1.5 * bound, 301)
+    x = np.unique(np.concatenate([x, special_points(bound, np.float64)[:-2]]))
+    raw = np.concatenate([np.broadcast_to(raw, (1, x.size, bijection.size)) for raw in raws])
+    x = np.broadcast_to(x, raw.shape[:-1])
+
+    def check(apply, back, x):
+        (y, log_slope), (slope, _) = jax.jvp(lambda x: apply(x, raw), (x,), (jnp.ones_like(x),))
+        again, back_log_slope = back(y, raw)
+        return {"y": y, "log_slope": log_slope, "slope": slope, "again": again, "back_log_slope": back_log_slope}
+
+    forward, inverse = bijection.forward, bijection.inverse
+    return x, quick(lambda x: (check(forward, inverse, x), check(inverse, forward, x)))(jnp.asarray(x))
+
+
+@pytest.mark.parametrize("name", TABLE)
+def test_forward_and_inverse_undo_each_other(name, x64):
+    x, directions = in_float64(name)
+    for r in directions:
+        assert r["y"].dtype == r["log_slope"].dtype == np.float64
+        assert r["y"].shape == r["log_slope"].shape == x.shape
+        np.testing.assert_allclose(r["again"], x, atol=1e-9)
+        # the slope of a saturated spline turns sharply: the 1e-12 that a round trip leaves are up to 1e-6 in it
+        np.testing.assert_allclose(r["log_slope"], -r["back_log_slope"], atol=1e-6)
+
+
+@pytest.mark.parametrize("name", TABLE)
+def test_log_slope_is_the_derivatives_and_the_map_is_monotone(name, x64):
+    x, directions = in_float64(name)
+    for r in directions:
+        np.testing.assert_allclose(np.exp(r["log_slope"]), r["slope"], rtol=1e-9)
+        rise, run = np.diff(r["y"], axis=1), np.diff(x, axis=1)
+        assert np.all(rise >= 0) and np.all(rise[run > 1e-9] > 0)  # points an ulp apart may meet
+
+
+@pytest.mark.parametrize("name, dtype", [(name, dtype) for name, row in TABLE.items() for dtype in row.dtypes])
+def test_values_and_gradients_are_finite_at_special_points(name, dtype):
+    bound, bijection = TABLE[name].bound, TABLE[name].make()
+    with jax.enable_x64(dtype == "float64"):
+        x = jnp.asarray(special_points(bound, np.float32 if dtype == "bfloat16" else dtype)).astype(dtype)
+        raw = np.concatenate([draw_raw(i, scale, (40, 1, bijection.size), float) for i, scale in enumerate((1, 4, 50))])
+        raw = jnp.asarray(np.broadcast_to(raw, (120, x.size, bijection.size)), dtype)
+        x = jnp.broadcast_to(x[None], raw.shape[:-1])
+
+        @quick
+        def run(x, raw):
+            def at(apply):
+                pull = jax.grad(lambda x, raw: sum(jnp.sum(o) for o in apply(x, raw)), argnums=(0, 1))
+                return apply(x, raw), pull(x, raw)
+
+            return at(bijection.forward), at(bijection.inverse)
+
+        for (y, log_slope), (x_bar, raw_bar) in run(x, raw):
+            assert y.dtype == log_slope.dtype == jnp.promote_types(dtype, jnp.float32)
+            for value in (y, log_slope, x_bar, raw_bar):
+                assert jnp.all(jnp.isfinite(value))
+            assert bool(jnp.any(raw_bar != 0)) == TABLE[name].used
+
+
+@pytest.mark.parametrize("name", TABLE)
+def test_raw_of_a_wrong_shape_is_an_error(name):
+    bijection = TABLE[name].make()
+    for apply in (bijection.forward, bijection.inverse):
+        with pytest.raises((ValueError, TypeError)):
+            apply(jnp.ones(3), jnp.ones((4, bijection.size)))
+
+
+def test_bad_options_fail_at_construction():
+    for make in (
+        lambda: transformers.affine(0.0),
+        lambda: transformers.rational_quadratic(0),
+        lambda: transformers.rational_quadratic(1000),
+        lambda: transformers.rational_quadratic(8, -1.0),
+    ):
+        with pytest.raises(ValueError, match="expected"):
+            make()

@@ -1,0 +1,109 @@
+import gzip
+
+import pytest
+
+from jflow import data
+
+
+def write(path, text):
+    path.write_bytes(gzip.compress(text.encode()) if path.suffix == ".gz" else text.encode())
+    return path
+
+
+def rows_of(table):
+    return [list(row) for row in zip(*table.cells, strict=True)]
+
+
+@pytest.mark.parametrize(
+    ("name", "text"),
+    [
+        ("a.csv", "x,y\n1,a\n2,b\n"),
+        ("a.csv", "\ufeffx,y\r\n1,a\r\n2,b"),
+        ("a.csv", "# made by hand\n\nx, y\n1, a\n\n2, b\n"),
+        ("a.csv", '"x","y"\n"1","a"\n"2","b"\n'),
+        ("a.csv", "x;y\n1;a\n2;b\n"),
+        ("a.tsv", "x\ty\n1\ta\n2\tb\n"),
+        ("a.txt", "x  y\n 1 a\n 2   b \n"),
+        ("a.csv.gz", "x,y\n1,a\n2,b\n"),
+    ],
+)
+def test_delimiters_headers_and_gzip(tmp_path, name, text):
+    table = data.read_table(write(tmp_path / name, text))
+    assert table.names == ("x", "y") and table.header
+    assert rows_of(table) == [["1", "a"], ["2", "b"]]
+
+
+def test_lines_are_those_of_the_file(tmp_path):
+    table = data.read_table(write(tmp_path / "a.csv", "# note\n\nx,y\n\n1,a\n2,b\n"))
+    assert table.lines.tolist() == [5, 6]
+
+
+@pytest.mark.parametrize(
+    ("text", "header"),
+    [
+        ("1,2\n3,4\n", False),
+        ("a,b\n3,4\n5,6\n", True),
+        ("a,1\nb,2\nc,3\n", False),  # a number in the first line
+        ("a,b\na,c\nb,c\n", False),  # text throughout, and 'a' recurs
+        ("name,town\nAnn,Bonn\nBob,Rome\n", True),  # text throughout, and no name recurs
+    ],
+)
+def test_a_header_is_found(tmp_path, text, header):
+    table = data.read_table(write(tmp_path / "a.csv", text))
+    assert table.header is header
+    assert table.rows == len(text.splitlines()) - header
+    if not header:
+        assert table.names == ("column 1", "column 2")
+    assert data.read_table(tmp_path / "a.csv", header=False).rows == len(text.splitlines())
+
+
+def test_columns_are_chosen_in_the_order_given(tmp_path):
+    path = write(tmp_path / "a.csv", "x,y,z\n1,2,3\n4,5,6\n")
+    assert rows_of(data.read_table(path, columns=("z", "x"))) == [["3", "1"], ["6", "4"]]
+    assert data.read_table(path, drop=("y",)).names == ("x", "z")
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("", "a.csv: the table is empty"),
+        ("\n\n# nothing\n", "a.csv: the table is empty"),
+        ("x,y\n", "no rows below its header"),
+        ("x,y\n1,2\n", "one row"),
+        ("1,2\n", "no rows|one row"),
+        ("x,y\n1,2\n3\n4,5\n", "a.csv: line 3 has 1 fields, line 1 has 2"),
+        ("x,y\n1,2\n3,4,5\n", "line 3 has 3 fields"),
+    ],
+)
+def test_broken_tables(tmp_path, text, message):
+    with pytest.raises(ValueError, match=message):
+        data.read_table(write(tmp_path / "a.csv", text), header=text.startswith("x") or None)
+
+
+def test_unreadable_files(tmp_path):
+    with pytest.raises(FileNotFoundError, match="no such file"):
+        data.read_table(tmp_path / "none.csv")
+    with pytest.raises(FileNotFoundError, match="a folder"):
+        data.read_table(tmp_path)
+    (tmp_path / "cut.csv.gz").write_bytes(gzip.compress(b"x,y\n1,2\n3,4\n" * 1000)[:-12])
+    with pytest.raises(ValueError, match=r"cut\.csv\.gz: not a complete gzip"):
+        data.read_table(tmp_path / "cut.csv.gz")
+    (tmp_path / "latin.csv").write_bytes("x,y\nä,1\nö,2\n".encode("latin-1"))
+    with pytest.raises(ValueError, match="UTF-8"):
+        data.read_table(tmp_path / "latin.csv")
+    path = write(tmp_path / "a.csv", "x,y\n1,2\n3,4\n")
+    with pytest.raises(ValueError, match="no column 'w'; the table has 'x', 'y'"):
+        data.read_table(path, columns=("w",))
+    with pytest.raises(ValueError, match="no columns are left"):
+        data.read_table(path, drop=("x", "y"))
+
+
+def test_real_tables_read(data_dir):
+    for name, rows, columns, header in [
+        ("power_plant.txt.gz", 9568, 5, False),
+        ("boston_housing.data.gz", 506, 14, False),
+        ("california_housing.csv.gz", 20640, 10, True),
+        ("adult-test.csv.gz", 16281, 15, False),
+    ]:
+        table = data.read_table(data_dir / "tabular" / name)
+        assert (table.rows, len(table.names), table.header) == (rows, columns, header)
