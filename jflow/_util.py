@@ -1,5 +1,7 @@
 """Helpers that every room of the library shares."""
 
+import operator
+
 import flax
 import jax
 import jax.numpy as jnp
@@ -59,6 +61,15 @@ def check_cond(name: str, cond: Cond, n: int) -> None:
         if jnp.ndim(leaf) == 0 or jnp.shape(leaf)[0] != n:
             where = "cond" + jax.tree_util.keystr(path)
             raise ValueError(f"{name}: expected {where} to lead with {n} rows, got shape {list(jnp.shape(leaf))}")
+
+
+def check_draws(name: str, n: int, cond: Cond) -> int:
+    """n as a Python int; raise unless it is at least 1 and every leaf of cond leads with n rows."""
+    n = operator.index(n)
+    if n < 1:
+        raise ValueError(f"{name}: expected n >= 1, got {n}")
+    check_cond(name, cond, n)
+    return n
 
 
 def need_key(name: str, key) -> None:

@@ -6,6 +6,7 @@ import errno
 import json
 import shutil
 import sys
+import time
 import traceback
 import warnings
 from collections.abc import Iterator, Sequence
@@ -85,9 +86,11 @@ def sample(args) -> None:
     with sample_sink(args.out, args.num) as write:  # an unwritable path is found out here
         loaded = jflow.load(args.workdir, step=args.step, ema=args.ema)
         options = {k: v for k in ("label", "steps", "guidance") if (v := getattr(args, k)) is not None}
+        started = time.perf_counter()
         for rows in samples(loaded, jax.random.key(args.seed), args.num, batch=args.batch, **options):
             write(loaded, rows)
-    _say(args, f"wrote {args.out}: {args.num} rows from step {loaded.step}")
+        seconds = time.perf_counter() - started
+    _say(args, f"wrote {args.out}: {args.num} rows from step {loaded.step} in {seconds:.1f} s, compilation included")
 
 
 def evaluate(args) -> None:

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 from jax.typing import ArrayLike
 
 from jflow import solvers
-from jflow._util import split_key
+from jflow._util import check_draws, split_key
 from jflow.solvers.likelihood import backwards, carry, check_probes, likelihood_method
 from jflow.types import Distribution, Flow, Velocity
 
@@ -68,11 +68,13 @@ def cnf(
         return base.log_prob(params["base"], z, cond, key=base_key) + log_det
 
     def sample(params, key, n, cond=None):
+        n = check_draws("cnf.sample", n, cond)
         z = base.sample(params["base"], key, n, cond)
         x, _ = solvers.sample(velocity, params["velocity"], z, cond, **how._asdict())
         return x
 
     def sample_and_log_prob(params, key, n, cond=None):
+        n = check_draws("cnf.sample_and_log_prob", n, cond)
         base_key, probe_key, density_key = jax.random.split(key, 3)
         z = base.sample(params["base"], base_key, n, cond)
         x, log_det = forward(params, z, cond, key=probe_key)

@@ -65,13 +65,12 @@ def multivariate_normal(features: int) -> Distribution:
 
     def init(key, x, cond=None):
         check_event("multivariate_normal", x, (features,))
-        mean = jnp.mean(x, axis=0)
-        z = x - mean[None]
-        spread = jnp.mean(jnp.square(z))
-        spread = jnp.where(spread > 0, spread, 1.0)
-        # Columns may be sums of others, or the rows too few: float32 needs this much on the diagonal.
-        ridge = 1e-4 * spread * jnp.eye(features, dtype=x.dtype)
-        factor = jnp.linalg.cholesky(z.T @ z / len(x) + ridge)
+        mean, std = mean_and_std(x, axis=0)
+        z = (x - mean[None]) / std[None]
+        correlation = z.T @ z / len(x)
+        # Columns may be sums of others, or the rows too few: float32 needs this much on the diagonal. 1 without spread.
+        ridge = jnp.where(jnp.diag(correlation) > 0.5, 1e-4, 1.0)
+        factor = std[:, None] * jnp.linalg.cholesky(correlation + jnp.diag(ridge))
         return {"mean": mean, "lower": jnp.tril(factor, -1), "log_diagonal": jnp.log(jnp.diag(factor))}
 
     def factor(params):
@@ -84,7 +83,7 @@ def multivariate_normal(features: int) -> Distribution:
 
     def sample(params, key, n, cond=None):
         noise = jax.random.normal(key, (n, features), _dtype(params))
-        return params["mean"][None] + noise @ factor(params).T
+        return params["mean"][None] + jnp.matmul(noise, factor(params).T, precision=jax.lax.Precision.HIGHEST)
 
     return Distribution(init, log_prob, sample)
 

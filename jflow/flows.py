@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from jflow import bijectors, distributions, nets
-from jflow._util import check_cond, split_key
+from jflow._util import check_cond, check_draws, split_key
 from jflow.cnf import cnf
 from jflow.types import Bijector, Distribution, Flow
 
@@ -44,10 +44,7 @@ def flow(bijector: Bijector, base: Distribution) -> Flow:
         return base.log_prob(params["base"], z, cond, key=key_base) + log_det
 
     def sample_source(params, key, n, cond):
-        n = operator.index(n)
-        if n < 1:
-            raise ValueError(f"sample: expected n >= 1, got {n}")
-        check_cond("sample", cond, n)
+        n = check_draws("sample", n, cond)
         z = base.sample(params["base"], key, n, cond)
         leaves = jax.tree.leaves(params)
         return z.astype(jnp.result_type(*leaves)) if leaves else z

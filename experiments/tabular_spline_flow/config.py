@@ -67,7 +67,7 @@ def config(
     bound: float = 5.0,
     learning_rate: float = 2e-3,
     weight_decay: float = 1e-4,
-    steps: int = 4000,
+    steps: int = 0,  # 0: 60 epochs, at least 1000
     batch: int = 256,
     ema: float = 0.995,
     eval_every: int = 100,
@@ -78,6 +78,8 @@ def config(
     if short:
         steps, depth, hidden, eval_every = 60, 2, (16,), 20
     parts = splits(dataset, data_dir, seed)
+    batch = min(batch, len(parts.train["x"]) // 2)
+    steps = steps or max(1000, 60 * len(parts.train["x"]) // batch)
     model = flows.neural_spline(parts.train["x"].shape[1:], depth=depth, hidden=hidden, bins=bins, bound=bound)
     schedule = optax.cosine_decay_schedule(learning_rate, steps, alpha=0.01)
     log_prob = jax.jit(model.log_prob)
@@ -97,7 +99,7 @@ def config(
         data=lambda: parts,
         preprocess=data.standardise(),
         steps=steps,
-        batch=min(batch, len(parts.train["x"]) // 2),
+        batch=batch,
         seed=seed,
         ema=train.ema.warmup(ema),
         sample=lambda params, key, n: {"x": model.sample(params, key, n)},

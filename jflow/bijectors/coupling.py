@@ -109,5 +109,10 @@ def _condition(net, params, x: Array, cond, key, *, like: Array, size: int) -> A
             f"{[*like.shape[:-1], 'F']}, got {list(features.shape)}"
         )
     head = params["head"]
+    channels = head["bias"].shape[-1] // size
+    if like.shape[-1] != channels:
+        raise ValueError(
+            f"coupling: expected {channels} channels to transform, as at init, got a part of shape {list(like.shape)}"
+        )
     raw = features.astype(float_dtype(like)) @ head["kernel"]
     return (raw + head["bias"].reshape((1,) * (raw.ndim - 1) + (-1,))).reshape(*like.shape, size)

@@ -100,19 +100,18 @@ def sigmoid(margin: float = 0.0) -> Bijector:
     if not 0 <= margin < 0.5:
         raise ValueError(f"sigmoid: expected 0 <= margin < 0.5, got {margin}")
 
-    def forward(params, z, cond=None, *, key=None):
+    def forward(z):
         log_slope = -jax.nn.softplus(z) - jax.nn.softplus(-z) - math.log1p(-2 * margin)
-        return (jax.nn.sigmoid(z) - margin) / (1 - 2 * margin), sum_event(log_slope)
+        return (jax.nn.sigmoid(z) - margin) / (1 - 2 * margin), log_slope
 
-    def inverse(params, x, cond=None, *, key=None):
+    def inverse(x):
         p = (1 - 2 * margin) * x + margin
         inside = (p > 0) & (p < 1)
         p = jnp.where(inside, p, 0.5)
-        z = jnp.log(p) - jnp.log1p(-p)
         log_slope = math.log1p(-2 * margin) - jnp.log(p) - jnp.log1p(-p)
-        return z, sum_event(jnp.where(inside, log_slope, -jnp.inf))
+        return jnp.log(p) - jnp.log1p(-p), jnp.where(inside, log_slope, -jnp.inf)
 
-    return Bijector(no_params, forward, inverse)
+    return _fixed(forward, inverse)
 
 
 def logit(margin: float = 0.0) -> Bijector:
@@ -123,27 +122,40 @@ def logit(margin: float = 0.0) -> Bijector:
 def softplus() -> Bijector:
     """Reals to positive numbers: x = log(1 + exp z), z = x + log(1 - exp(-x)). Outside the support: log_det = -inf."""
 
-    def forward(params, z, cond=None, *, key=None):
-        return jax.nn.softplus(z), sum_event(-jax.nn.softplus(-z))
+    def forward(z):
+        return jax.nn.softplus(z), -jax.nn.softplus(-z)
 
-    def inverse(params, x, cond=None, *, key=None):
+    def inverse(x):
         inside = x > 0
         safe = jnp.where(inside, x, 1.0)
         log_ratio = jnp.log(-jnp.expm1(-safe))
-        return safe + log_ratio, sum_event(jnp.where(inside, -log_ratio, -jnp.inf))
+        return safe + log_ratio, jnp.where(inside, -log_ratio, -jnp.inf)
 
-    return Bijector(no_params, forward, inverse)
+    return _fixed(forward, inverse)
 
 
 def tanh() -> Bijector:
     """Reals to (-1, 1): x = tanh z, log slope 2 (log 2 - z - softplus(-2 z)). Outside the support: log_det = -inf."""
 
-    def forward(params, z, cond=None, *, key=None):
-        return jnp.tanh(z), sum_event(2 * (math.log(2) - z - jax.nn.softplus(-2 * z)))
+    def forward(z):
+        return jnp.tanh(z), 2 * (math.log(2) - z - jax.nn.softplus(-2 * z))
 
-    def inverse(params, x, cond=None, *, key=None):
+    def inverse(x):
         inside = jnp.abs(x) < 1
         safe = jnp.where(inside, x, 0.0)
-        return jnp.arctanh(safe), sum_event(jnp.where(inside, -jnp.log1p(-safe) - jnp.log1p(safe), -jnp.inf))
+        return jnp.arctanh(safe), jnp.where(inside, -jnp.log1p(-safe) - jnp.log1p(safe), -jnp.inf)
 
-    return Bijector(no_params, forward, inverse)
+    return _fixed(forward, inverse)
+
+
+def _fixed(forward, inverse) -> Bijector:
+    """Scalar maps x -> (y, log slope) as a bijector without parameters that computes in float32 at least."""
+
+    def on_event(scalar_map):
+        def apply(params, x, cond=None, *, key=None):
+            y, log_slope = scalar_map(x.astype(float_dtype(x)))
+            return y.astype(x.dtype), sum_event(log_slope)
+
+        return apply
+
+    return Bijector(no_params, on_event(forward), on_event(inverse))

@@ -248,7 +248,9 @@ def test_chain_gives_each_layer_a_key_and_nesting_changes_nothing_without_one():
     one, two = (twice.forward({"0": p["a"], "1": p["a"]}, z, key=jax.random.key(k))[0] for k in (0, 1))
     assert np.any(one != two)
     first = a.forward(p["a"], z, key=jax.random.split(jax.random.key(0), 2)[0])[0]
-    np.testing.assert_allclose(one, a.forward(p["a"], first, key=jax.random.split(jax.random.key(0), 2)[1])[0], rtol=1e-5)
+    np.testing.assert_allclose(
+        one, a.forward(p["a"], first, key=jax.random.split(jax.random.key(0), 2)[1])[0], rtol=1e-5
+    )
 
 
 def spread_data(n=512):

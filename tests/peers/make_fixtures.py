@@ -62,6 +62,7 @@ def with_zuko(xk, yk, slopes, x):
 
 def with_nflows(xk, yk, slopes, x):
     """The same; raw parameters that its softmax and softplus turn into the given knots, its own floors off."""
+
     def rows(a):
         return torch.tensor(np.broadcast_to(a, (x.size, len(a))).copy())
 
