@@ -73,7 +73,7 @@ class ResidualMLP(nn.Module):
     """A velocity network: module(x [b, *event], t [b], cond=None) -> shaped like x, zero at initialisation.
 
     `depth` pre-norm residual blocks of `width`, scanned, each modulated by time and cond (adaLN-zero). The one to start
-    from for vectors and tiny images. `num_classes` and cond: see `jflow.nets.TimeCondEmbed`.
+    from for vectors and tiny images; x should be of order one. `num_classes` and cond: see `jflow.nets.TimeCondEmbed`.
 
     Source of the modulation: Peebles & Xie, "Scalable Diffusion Models with Transformers", 2023.
     """
@@ -97,7 +97,9 @@ class ResidualMLP(nn.Module):
     def __call__(self, x: Array, t: Array, cond: Cond = None) -> Array:
         check_time("ResidualMLP", x, t)
         flat = flatten_event(x)
-        h = nn.Dense(self.width, dtype=self.dtype, name="stem")(flat)
+        # Biases of order one: without them the norms divide the magnitude of x away (eight Gaussians of radius 5, seen
+        # once: error 0.30 without, 0.04 with; no difference on standardised data).
+        h = nn.Dense(self.width, bias_init=nn.initializers.normal(1.0), dtype=self.dtype, name="stem")(flat)
         embed = TimeCondEmbed(
             self.width, self.num_classes, self.time_features, self.time_scale, self.dtype, name="embed"
         )
