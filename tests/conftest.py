@@ -7,7 +7,9 @@ import jax
 import pytest
 
 jax.config.update("jax_numpy_rank_promotion", "raise")
-jax.config.update("jax_compilation_cache_dir", os.environ.get("JFLOW_TEST_CACHE", str(Path.home() / ".cache/jflow-tests")))
+jax.config.update(
+    "jax_compilation_cache_dir", os.environ.get("JFLOW_TEST_CACHE", str(Path.home() / ".cache/jflow-tests"))
+)
 jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.2)
 
 

@@ -129,9 +129,8 @@ def measured(name):
         return jnp.sum(jnp.sin(z)) + jnp.sum(log_det)
 
     def at(apply, y):
-        out, log_det = apply(params, y, cond)
-        pull = jax.grad(lambda y: sum(jnp.sum(o) for o in apply(params, y, cond)))
-        return {"out": out, "log_det": log_det, "grad": pull(y)}
+        (out, log_det), pull = jax.vjp(lambda y: apply(params, y, cond), y)
+        return {"out": out, "log_det": log_det, "grad": pull((jnp.ones_like(out), jnp.ones_like(log_det)))[0]}
 
     @quick
     def run(params, z, x):
@@ -187,10 +186,11 @@ def test_log_det_is_the_jacobians_in_float64(name, x64):
 
     def check(apply, back, y):
         def one(row, c):
-            return apply(params, row[None], jax.tree.map(lambda leaf: leaf[None], c))[0].reshape(-1)
+            out, log_det = apply(params, row[None], jax.tree.map(lambda leaf: leaf[None], c))
+            return out.reshape(-1), (out[0], log_det[0])
 
-        out, log_det = apply(params, y, cond)
-        jacobian = jax.vmap(jax.jacrev(one), in_axes=(0, None if cond is None else 0))(y, cond)
+        rows = jax.vmap(jax.jacrev(one, has_aux=True), in_axes=(0, None if cond is None else 0))
+        jacobian, (out, log_det) = rows(y, cond)
         return out, log_det, jacobian.reshape(B, y[0].size, y[0].size), back(params, out, cond)[0]
 
     @quick

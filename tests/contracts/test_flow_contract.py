@@ -37,10 +37,6 @@ def vector(b):
     return jnp.asarray(np.random.default_rng(5).normal(size=(b, 3)), jnp.float32)
 
 
-def tree(b):
-    return {"a": vector(b), "b": vector(b)[:, 0]}
-
-
 def real_nvp(event, **options):
     return flows.real_nvp(event, depth=4, hidden=(16,), activation=nn.tanh, **options)
 
@@ -69,12 +65,10 @@ TABLE = {
     ),
     "flow onto (0, 1)": Row(squashed, support=(0.0, 1.0)),
     "neural_spline": Row(neural_spline),
-    "neural_spline of labels": Row(lambda event: neural_spline(event, embed=nn.Embed(3, 4)), cond=labels),
     "neural_spline without linear maps": Row(lambda event: neural_spline(event, linear=False)),
     "real_nvp": Row(real_nvp),
     "real_nvp of labels": Row(lambda event: real_nvp(event, embed=nn.Embed(3, 4)), cond=labels),
     "real_nvp of a vector": Row(lambda event: real_nvp(event, reversible=2), cond=vector),
-    "real_nvp of a pytree": Row(lambda event: real_nvp(event, remat=True), cond=tree),
     "real_nvp on another base": Row(
         lambda event: real_nvp(event, base=distributions.student_t(event)),
         base=distributions.student_t,
@@ -112,13 +106,14 @@ def measured(name):
     @quick
     def run(params, x, cond, key):
         traces.append(1)
-        r = {"init": flow.init(key, x, cond), "log_prob": flow.log_prob(params, x, cond)}
+        r = {"init": flow.init(key, x, cond)}
+        r["log_prob"], pull = jax.vjp(lambda p: flow.log_prob(p, x, cond), params)
+        (r["grads"],) = pull(jnp.cos(r["log_prob"]))
         r["z"], r["inverse_log_det"] = flow.inverse(params, x, cond)
         r["x_again"], r["forward_log_det"] = flow.forward(params, r["z"], cond)
         r["sample"] = flow.sample(params, key, B, cond)
         r["pair"] = flow.sample_and_log_prob(params, key, B, cond)
         r["pair_log_prob"] = flow.log_prob(params, r["pair"][0], cond)
-        r["grads"] = jax.grad(lambda p: jnp.mean(jnp.sin(flow.log_prob(p, x, cond))))(params)
         if cond is not None:
             r["other cond"] = flow.log_prob(params, x, jax.tree.map(lambda c: c[::-1], cond))
         return r
@@ -228,7 +223,9 @@ def vary(name):
     return TABLE[name].cond(B)
 
 
-@pytest.mark.parametrize("name", TABLE)
+@pytest.mark.parametrize(
+    "name", ["cnf", "flow onto (0, 1)", "neural_spline", "neural_spline without linear maps", "real_nvp"]
+)
 def test_the_density_of_one_dimension_integrates_to_one_and_is_what_is_sampled(name):
     """400,001 points, 1e-3; then Kolmogorov-Smirnov of 10,000 samples, false alarm 1 in 1000, fixed seed."""
     flow, params, _, _ = setup(name, (1,), scale=0.5)
@@ -270,22 +267,22 @@ def test_the_density_of_two_dimensions_integrates_to_one_and_is_what_is_sampled(
     assert common.sum() > 30 and statistic < scipy.stats.chi2.isf(1e-3, len(seen) - 1)
 
 
-@pytest.mark.parametrize("event", [(1,), (2,), (5,), (3, 2), (4, 4, 1), ()], ids=str)
+@pytest.mark.parametrize("event", [(5,), (3, 2), (4, 4, 1), ()], ids=str)
 @pytest.mark.parametrize("name", ["neural_spline", "real_nvp"])
 def test_recipes_take_any_event_shape(name, event):
-    flow, params, x, _ = setup(name, event, scale=0.1)
+    """Others are (1,) and (2,), above. Sampling and its density, then back to the base by the inverse."""
+    flow, params, _, _ = setup(name, event, scale=0.1)
 
     @quick
-    def run(params, x):
-        z, log_det = flow.inverse(params, x)
-        pair = flow.sample_and_log_prob(params, jax.random.key(0), 3)
-        return z, log_det, flow.forward(params, z)[0], *pair, flow.log_prob(params, pair[0])
+    def run(params):
+        x, log_prob = flow.sample_and_log_prob(params, jax.random.key(0), 3)
+        return x, log_prob, *flow.inverse(params, x)
 
-    z, log_det, again, sample, log_prob, same = run(params, x)
-    assert z.shape == x.shape and log_det.shape == (B,) and sample.shape == (3, *event)
-    np.testing.assert_allclose(again, x, atol=1e-4)
-    np.testing.assert_allclose(log_prob, same, atol=1e-3)
-    assert np.all(np.any(np.reshape(z != x, (B, -1)), axis=1))
+    x, log_prob, z, log_det = run(params)
+    assert x.shape == z.shape == (3, *event) and log_det.shape == (3,)
+    np.testing.assert_allclose(log_prob, distributions.normal(event).log_prob({}, z) + log_det, atol=1e-3)
+    np.testing.assert_allclose(z, jax.random.normal(jax.random.key(0), z.shape), atol=1e-4)
+    assert np.all(np.any(np.reshape(z != x, (3, -1)), axis=1))
 
 
 @pytest.mark.parametrize("name", ["neural_spline", "real_nvp", "real_nvp of labels"])
