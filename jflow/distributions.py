@@ -78,7 +78,9 @@ def multivariate_normal(features: int) -> Distribution:
 
     def log_prob(params, x, cond=None, *, key=None):
         check_event("multivariate_normal", x, (features,))
-        z = jax.scipy.linalg.solve_triangular(factor(params), (x - params["mean"][None]).T, lower=True).T
+        # the bound keeps what the solve adds up finite, where inf - inf would be NaN
+        centred = jnp.clip(x - params["mean"][None], -_FAR, _FAR)
+        z = jax.scipy.linalg.solve_triangular(factor(params), centred.T, lower=True).T
         return sum_event(-0.5 * (jnp.square(z) + _LOG_2PI)) - jnp.sum(params["log_diagonal"])[None]
 
     def sample(params, key, n, cond=None):

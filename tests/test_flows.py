@@ -111,11 +111,11 @@ def test_outside_the_support_the_density_is_zero():
     """A sigmoid onto the unit square: log_prob is -inf outside, finite inside, and never NaN in value or gradient."""
     bijector = bj.chain(bj.lu(2), bj.sigmoid())
     flow = flows.flow(bijector, distributions.normal((2,)))
-    x = jnp.array([[0.2, 0.7], [1.5, 0.5], [-1e6, 0.5], [0.5, 1.0], [0.0, 0.5]])
+    x = np.array([[0.2, 0.7], [1.5, 0.5], [-1e6, 0.5], [0.5, 1.0], [0.0, 0.5]], np.float32)
     params = flow.init(jax.random.key(0), x[:1])
-    log_prob = flow.log_prob(params, x)
+    log_prob, pull = jax.vjp(jax.jit(lambda p: flow.log_prob(p, x)), params)
     assert np.isfinite(log_prob[0]) and np.all(np.isneginf(log_prob[1:]))
-    grads = jax.grad(lambda p: jnp.sum(jnp.where(jnp.isfinite(log_prob), flow.log_prob(p, x), 0)))(params)
+    (grads,) = pull(np.float32(np.isfinite(log_prob)))
     assert all(np.all(np.isfinite(g)) for g in jax.tree.leaves(grads))
     assert np.all(flow.sample(params, jax.random.key(1), 100) > 0)
 

@@ -1,5 +1,6 @@
 """What is special to coupling layers: what passes, how often the network runs, masks, precision, errors."""
 
+import functools
 from pathlib import Path
 
 import flax.linen as nn
@@ -12,13 +13,19 @@ from jflow import bijectors as bj
 from jflow import nets
 
 AFFINE = bj.transformers.affine()
-X = jnp.asarray(np.random.default_rng(0).normal(size=(5, 4)), jnp.float32)
+X = np.random.default_rng(0).normal(size=(5, 4)).astype(np.float32)
+quick = functools.partial(jax.jit, compiler_options={"xla_backend_optimization_level": 0})
 
 
 def with_noise(bijector, x, cond=None, scale=0.5):
     rng = np.random.default_rng(1)
-    params = bijector.init(jax.random.key(0), x, cond)
-    return jax.tree.map(lambda p: p + scale * jnp.asarray(rng.normal(size=p.shape), p.dtype), params)
+    shapes = jax.eval_shape(bijector.init, jax.random.key(0), x, cond)
+    return jax.tree.map(lambda p: (scale * rng.normal(size=p.shape)).astype(p.dtype), shapes)
+
+
+def both(bijector, params, x):
+    """forward and inverse, each (y, log_det), in one compilation."""
+    return quick(lambda p, x: (bijector.forward(p, x), bijector.inverse(p, x)))(params, x)
 
 
 class OneLayer(nn.Module):
@@ -36,20 +43,18 @@ def test_an_affine_coupling_is_nflows(x64):
         "net": {"hidden": {"kernel": peer["hidden_kernel"], "bias": peer["hidden_bias"]}},
         "head": {"kernel": peer["head_kernel"], "bias": peer["head_bias"]},
     }
-    expected = jax.tree.map(jnp.shape, bijector.init(jax.random.key(0), jnp.asarray(peer["x"])))
-    assert jax.tree.map(jnp.shape, params) == expected
-    for apply, y, log_det in ((bijector.forward, "y", "log_det"), (bijector.inverse, "back", "back_log_det")):
-        got = apply(params, jnp.asarray(peer["x"]))
-        np.testing.assert_allclose(got[0], peer[y], atol=1e-12)
-        np.testing.assert_allclose(got[1], peer[log_det], atol=1e-12)
+    expected = jax.eval_shape(bijector.init, jax.random.key(0), peer["x"])
+    assert jax.tree.map(jnp.shape, params) == jax.tree.map(jnp.shape, expected)
+    for got, keys in zip(both(bijector, params, peer["x"]), (("y", "log_det"), ("back", "back_log_det")), strict=True):
+        for value, key in zip(got, keys, strict=True):
+            np.testing.assert_allclose(value, peer[key], atol=1e-12)
 
 
 @pytest.mark.parametrize("transformer", [AFFINE, bj.transformers.rational_quadratic(4), bj.transformers.shift()])
 def test_starts_at_the_identity(transformer):
     bijector = bj.coupling(transformer, nets.MLP((8,)), split=2)
-    params = bijector.init(jax.random.key(0), X)
-    for apply in (bijector.forward, bijector.inverse):
-        x, log_det = apply(params, X)
+    params = quick(bijector.init)(jax.random.key(0), X)
+    for x, log_det in both(bijector, params, X):
         np.testing.assert_allclose(x, X, atol=1e-6)
         np.testing.assert_allclose(log_det, 0, atol=1e-5)
 
@@ -57,15 +62,15 @@ def test_starts_at_the_identity(transformer):
 def test_the_first_part_passes_untouched_and_the_rest_depends_on_it():
     bijector = bj.coupling(AFFINE, nets.MLP((8,), nn.tanh), split=1)
     params = with_noise(bijector, X)
-    np.testing.assert_array_equal(bijector.forward(params, X)[0][:, 0], X[:, 0])
-    jacobian = jax.jacfwd(lambda x: bijector.forward(params, x[None])[0][0])(X[0])
+    np.testing.assert_array_equal(both(bijector, params, X)[0][0][:, 0], X[:, 0])
+    jacobian = np.asarray(quick(jax.jacfwd(lambda x: bijector.forward(params, x[None])[0][0]))(X[0]))
     free = np.tri(4, 1).astype(bool)  # the column of what passes, and the diagonal
     np.testing.assert_array_equal(jacobian != 0, np.hstack([free, np.zeros((4, 3), bool)]) | np.eye(4, dtype=bool))
 
 
 def test_the_network_runs_once_for_value_and_log_det():
     bijector = bj.coupling(AFFINE, nets.MLP((8, 8)), split=2)
-    params = bijector.init(jax.random.key(0), X)
+    params = with_noise(bijector, X)
     for apply in (bijector.forward, bijector.inverse):
         program = str(jax.make_jaxpr(apply)(params, X))
         assert program.count("dot_general") == 3  # two hidden layers and the head
@@ -78,14 +83,13 @@ def test_a_mask_of_the_first_entries_is_a_split():
     p = with_noise(split, X)
     kernel, head = p["net"]["hidden"]["kernel"], p["head"]
     q = {
-        "net": {"hidden": {"kernel": jnp.concatenate([kernel, 7 * kernel]), "bias": p["net"]["hidden"]["bias"]}},
+        "net": {"hidden": {"kernel": np.concatenate([kernel, 7 * kernel]), "bias": p["net"]["hidden"]["bias"]}},
         "head": {
-            "kernel": jnp.concatenate([3 + head["kernel"], head["kernel"]], axis=1),
-            "bias": jnp.concatenate([head["bias"], head["bias"]]),
+            "kernel": np.concatenate([3 + head["kernel"], head["kernel"]], axis=1),
+            "bias": np.concatenate([head["bias"], head["bias"]]),
         },
     }
-    for name in ("forward", "inverse"):
-        a, b = getattr(split, name)(p, X), getattr(masked, name)(q, X)
+    for a, b in zip(both(split, p, X), both(masked, q, X), strict=True):
         np.testing.assert_allclose(a[0], b[0], atol=1e-5)
         np.testing.assert_allclose(a[1], b[1], atol=1e-5)
 
@@ -97,7 +101,7 @@ def test_a_net_in_bfloat16_leaves_the_flow_in_float32():
     params = with_noise(bijector, X, scale=0.2)
     assert all(p.dtype == jnp.float32 for p in jax.tree.leaves(params))
 
-    @jax.jit
+    @quick
     def run(z):
         x, log_det = bijector.forward(params, z)
         return x, log_det, bijector.inverse(params, x)

@@ -14,12 +14,12 @@ jax.config.update("jax_numpy_rank_promotion", "raise")
 assert jax.device_count() == 8
 mesh = jax.make_mesh((8,), ("rows",), axis_types=(jax.sharding.AxisType.Auto,))
 rng = np.random.default_rng(0)
-x, cond = (jnp.asarray(rng.normal(size=(32, d)), jnp.float32) for d in (4, 1))
+x, cond = (rng.normal(size=(32, d)).astype(np.float32) for d in (4, 1))
 swaps = np.stack([np.roll(np.arange(4), 2)] * 4)
 
 
 def stack(transformer, **options):
-    steps = bj.chain(bj.actnorm(4), bj.lu(4), bj.coupling(transformer, nets.MLP((8,), nn.tanh), split=2))
+    steps = bj.chain(bj.lu(4), bj.coupling(transformer, nets.MLP((8,), nn.tanh), split=2))
     return bj.scan(lambda p: bj.chain(bj.permute(p), steps), 4, xs=swaps, **options)
 
 
@@ -27,12 +27,11 @@ affine, spline = bj.transformers.affine(), bj.transformers.rational_quadratic(4)
 for transformer, options in [(affine, {}), (spline, {"reversible": 2})]:
     bijector = stack(transformer, **options)
     params = jax.eval_shape(bijector.init, jax.random.key(0), x, cond)
-    params = jax.tree.map(lambda p: jnp.asarray(0.3 * rng.normal(size=p.shape), p.dtype), params)
+    params = jax.tree.map(lambda p: (0.3 * rng.normal(size=p.shape)).astype(p.dtype), params)
 
     def loss(params, x, cond):
         z, log_det = bijector.inverse(params, x, cond)
-        back, _ = bijector.forward(params, z, cond)
-        return jnp.mean(jnp.square(z - 1)) - jnp.mean(log_det) + jnp.mean(jnp.square(back - x))
+        return jnp.mean(jnp.square(z - 1)) - jnp.mean(log_det)
 
     def sharded(params, x, cond):
         mean = lambda *args: jax.lax.pmean(loss(*args), "rows")
@@ -44,8 +43,8 @@ for transformer, options in [(affine, {}), (spline, {"reversible": 2})]:
         np.testing.assert_allclose(a, b, atol=2e-5, rtol=1e-4, err_msg=str(options))
 
 # data-dependent init sees the whole batch, however it is laid out
-bijector = stack(affine)
-init = jax.jit(lambda x: bijector.init(jax.random.key(0), 3 + 5 * x, cond))
+bijector = bj.scan(bj.chain(bj.actnorm(4), bj.lu(4)), 3)
+init = jax.jit(lambda x: bijector.init(jax.random.key(0), 3 + 5 * x))
 over_mesh = init(jax.device_put(x, NamedSharding(mesh, P("rows"))))
 for a, b in zip(jax.tree.leaves(init(x)), jax.tree.leaves(over_mesh), strict=True):
     np.testing.assert_allclose(a, b, atol=1e-5)

@@ -30,11 +30,11 @@ class Row(NamedTuple):
 
 
 def labels(b):
-    return jnp.arange(b) % 3
+    return np.arange(b) % 3
 
 
 def vector(b):
-    return jnp.asarray(np.random.default_rng(5).normal(size=(b, 3)), jnp.float32)
+    return np.random.default_rng(5).normal(size=(b, 3)).astype(np.float32)
 
 
 def real_nvp(event, **options):
@@ -88,12 +88,12 @@ def setup(name, event=(2,), dtype=np.float32, scale=0.3):
     assert isinstance(flow, Flow)
     cond = None if row.cond is None else row.cond(B)
     x = rng.normal(size=(B, *event))
-    x = jnp.asarray(x if np.isinf(row.support[0]) else scipy.special.expit(x), dtype)
+    x = (x if np.isinf(row.support[0]) else scipy.special.expit(x)).astype(dtype)
     shapes = jax.eval_shape(flow.init, jax.random.key(0), x, cond)
     assert all(leaf.dtype == dtype for leaf in jax.tree.leaves(shapes))
     assert set(shapes) == ({"velocity", "base"} if name == "cnf" else {"bijector", "base"})
-    params = jax.tree.map(lambda p: jnp.asarray(scale * rng.normal(size=p.shape), dtype), shapes)
-    params["base"] = jax.tree.map(lambda p: p + row.base_shift, params["base"])
+    params = jax.tree.map(lambda p: (scale * rng.normal(size=p.shape)).astype(dtype), shapes)
+    params["base"] = jax.tree.map(lambda p: p + np.asarray(row.base_shift, dtype), params["base"])
     return flow, params, x, cond
 
 
@@ -213,14 +213,15 @@ def masses(name, flow, params, points, dimensions):
 
     @quick
     def log_prob(x):
-        cond = None if TABLE[name].cond is None else jax.tree.map(lambda c: jnp.repeat(c[1:2], len(x), 0), vary(name))
-        return flow.log_prob(params, x, cond)
+        return flow.log_prob(params, x, one_cond(name, len(x)))
 
     return np.exp(np.asarray(log_prob(jnp.asarray(x, jnp.float32)), np.float64)).reshape(volume.shape) * volume
 
 
-def vary(name):
-    return TABLE[name].cond(B)
+def one_cond(name, n):
+    """The cond of one row, n times."""
+    make = TABLE[name].cond
+    return None if make is None else jax.tree.map(lambda c: np.repeat(c[1:2], n, 0), make(B))
 
 
 @pytest.mark.parametrize(
@@ -233,7 +234,7 @@ def test_the_density_of_one_dimension_integrates_to_one_and_is_what_is_sampled(n
     mass = masses(name, flow, params, points, 1)
     assert abs(mass.sum() - 1) < 1e-3
     n = 10_000
-    cond = None if TABLE[name].cond is None else jax.tree.map(lambda c: jnp.repeat(c[1:2], n, 0), vary(name))
+    cond = one_cond(name, n)
     sample = np.sort(quick(lambda key: flow.sample(params, key, n, cond))(jax.random.key(7))[:, 0])
     axis = grid_points(name, points, 1)[0][:, 0]
     cdf = np.interp(sample, axis, np.cumsum(mass) - mass / 2)
@@ -250,7 +251,7 @@ def test_the_density_of_two_dimensions_integrates_to_one_and_is_what_is_sampled(
         points = 200
     mass = masses(name, flow, params, points, 2)
     assert abs(mass.sum() - 1) < 2e-3
-    cond = None if TABLE[name].cond is None else jax.tree.map(lambda c: jnp.repeat(c[1:2], n, 0), vary(name))
+    cond = one_cond(name, n)
     sample = quick(lambda key: flow.sample(params, key, n, cond))(jax.random.key(8))
     assert np.all(np.isfinite(sample))
 
@@ -289,15 +290,13 @@ def test_recipes_take_any_event_shape(name, event):
 def test_recipes_start_at_the_base_density(name):
     """Every layer starts at the identity up to a permutation, which a standard normal does not feel."""
     flow, _, x, cond = setup(name, (5,))
-    params = measured_init(name)
-    np.testing.assert_allclose(
-        flow.log_prob(params, x, cond), distributions.normal((5,)).log_prob({}, x), atol=1e-5, rtol=1e-5
-    )
-    z, log_det = flow.inverse(params, x, cond)
+
+    @quick
+    def run(x):
+        params = flow.init(jax.random.key(0), x, cond)
+        return *flow.inverse(params, x, cond), flow.log_prob(params, x, cond)
+
+    z, log_det, log_prob = run(x)
+    np.testing.assert_allclose(log_prob, distributions.normal((5,)).log_prob({}, x), atol=1e-5, rtol=1e-5)
     np.testing.assert_allclose(np.sort(z), np.sort(x), atol=1e-5)
     np.testing.assert_allclose(log_det, 0, atol=1e-5)
-
-
-def measured_init(name):
-    flow, _, x, cond = setup(name, (5,))
-    return quick(flow.init)(jax.random.key(0), x, cond)

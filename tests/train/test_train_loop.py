@@ -180,8 +180,19 @@ def test_skip_nonfinite_leaves_those_updates_out(tmp_path):
     assert resumed.history[-1]["skipped"] == 3  # counted on
 
 
+@pytest.fixture
+def heeded():
+    """SIGTERM and SIGINT at their defaults: a shell that starts the tests in the background has SIGINT ignored."""
+    before = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    for number, handler in before.items():
+        signal.signal(number, handler)
+
+
 @pytest.mark.parametrize(("number", "raised"), [(signal.SIGTERM, SystemExit), (signal.SIGINT, KeyboardInterrupt)])
-def test_signal_finishes_the_step_and_saves(tmp_path, number, raised):
+def test_signal_finishes_the_step_and_saves(tmp_path, heeded, number, raised):
     before = signal.getsignal(number)
 
     def transform(batch, rng):
