@@ -8,14 +8,13 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from quick import quick
 
 from jflow import bijectors as bj
 from jflow import flows, nets
 from jflow.distributions import normal
 from jflow.types import Bijector, Transport
 
-# Most of the time goes into compiling what then runs once, so most of the optimiser is left out.
-quick = functools.partial(jax.jit, compiler_options={"xla_backend_optimization_level": 0})
 TRANSFORMERS = {"affine": bj.transformers.affine(), "spline": bj.transformers.rational_quadratic(8, 5.0)}
 DEPTH = 8
 

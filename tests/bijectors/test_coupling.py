@@ -1,6 +1,5 @@
 """What is special to coupling layers: what passes, how often the network runs, masks, precision, errors."""
 
-import functools
 from pathlib import Path
 
 import flax.linen as nn
@@ -8,13 +7,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from quick import quick
 
 from jflow import bijectors as bj
 from jflow import nets
 
 AFFINE = bj.transformers.affine()
 X = np.random.default_rng(0).normal(size=(5, 4)).astype(np.float32)
-quick = functools.partial(jax.jit, compiler_options={"xla_backend_optimization_level": 0})
 
 
 def with_noise(bijector, x, cond=None, scale=0.5):

@@ -1,6 +1,5 @@
 """What is special to the rational-quadratic splines: conditioning, edges, knots, and three other implementations."""
 
-import functools
 from pathlib import Path
 
 import equinox as eqx
@@ -9,14 +8,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from quick import quick
 
 from jflow.bijectors.splines import rational_quadratic, rational_quadratic_inverse, rational_quadratic_knots
 
 BOUND, BINS = 5.0, 8
 SIZE = 3 * BINS - 1
 DIRECTIONS = {"forward": rational_quadratic, "inverse": rational_quadratic_inverse}
-# Most of the time goes into compiling what then runs once, so most of the optimiser is left out.
-quick = functools.partial(jax.jit, compiler_options={"xla_backend_optimization_level": 0})
 knots = quick(rational_quadratic_knots, static_argnames="bound")
 both = quick(lambda x, raw: (*rational_quadratic(x, raw), *rational_quadratic_inverse(x, raw)))
 

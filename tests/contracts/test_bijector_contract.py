@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from quick import quick
 
 from jflow import bijectors as bj
 from jflow import nets
@@ -95,10 +96,6 @@ EXCUSED = {
 
 def test_every_public_name_is_in_the_table():
     assert set(bj.__all__) == {name.split()[0] for name in TABLE} | set(EXCUSED)
-
-
-# Most of the time goes into compiling what then runs once, so most of the optimiser is left out.
-quick = functools.partial(jax.jit, compiler_options={"xla_backend_optimization_level": 0})
 
 
 @functools.cache

@@ -1,6 +1,5 @@
 """Every base distribution against every promise of `types.Distribution`."""
 
-import functools
 from typing import Any, NamedTuple
 
 import jax
@@ -8,12 +7,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import scipy.stats
+from quick import quick
 
 from jflow import distributions
 from jflow.types import Distribution
-
-# Most of the time goes into compiling what then runs once, so most of the optimiser is left out.
-quick = functools.partial(jax.jit, compiler_options={"xla_backend_optimization_level": 0})
 
 
 class Row(NamedTuple):

@@ -7,12 +7,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from quick import quick
 
 from jflow.bijectors import transformers
 from jflow.types import Elementwise
-
-# Most of the time goes into compiling what then runs once, so most of the optimiser is left out.
-quick = functools.partial(jax.jit, compiler_options={"xla_backend_optimization_level": 0})
 
 
 class Row(NamedTuple):

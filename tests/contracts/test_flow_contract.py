@@ -9,14 +9,13 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import scipy.stats
+from quick import quick
 
 import jflow
 from jflow import bijectors as bj
 from jflow import distributions, flows, nets
 from jflow.types import Flow
 
-# Most of the time goes into compiling what then runs once, so most of the optimiser is left out.
-quick = functools.partial(jax.jit, compiler_options={"xla_backend_optimization_level": 0})
 B = 6
 
 
