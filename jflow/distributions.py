@@ -175,7 +175,8 @@ def mixture_of_normals(event_shape: tuple[int, ...], components: int) -> Distrib
         key_component, key_noise = jax.random.split(key)
         k = jax.random.categorical(key_component, params["logits"], shape=(n,))
         noise = jax.random.normal(key_noise, (n, *event_shape), _dtype(params))
-        return params["means"][k] + jnp.exp(params["log_stds"])[k] * noise
+        means, log_stds = (jnp.take(params[name], k, axis=0) for name in ("means", "log_stds"))
+        return means + jnp.exp(log_stds) * noise
 
     return Distribution(init, log_prob, sample)
 

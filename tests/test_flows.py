@@ -218,3 +218,12 @@ def test_options_are_checked_at_construction_and_integers_refused():
         labelled.init(jax.random.key(0), jnp.ones((3, 2)))
     with pytest.raises(ValueError, match="embed"):  # labels without an embedding
         flow.init(jax.random.key(0), jnp.ones((3, 2)), jnp.arange(3))
+
+
+def test_samples_take_the_type_of_the_params():
+    """Under jax_enable_x64 a base without parameters would draw float64 for a float32 flow."""
+    flow = flows.real_nvp((2,), depth=2, hidden=(4,))
+    params = jax.eval_shape(flow.init, jax.random.key(0), jnp.ones((1, 2)))
+    with jax.enable_x64(True):
+        sample = jax.eval_shape(lambda p, key: flow.sample(p, key, 3), params, jax.random.key(0))
+    assert sample.dtype == jnp.float32

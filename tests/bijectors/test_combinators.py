@@ -47,7 +47,7 @@ def trained(kind):
     x, cond = moons(1024)
     bijector, optimizer = stack(kind), optax.adam(2e-3)
 
-    @jax.jit
+    @quick
     def train():
         params = bijector.init(jax.random.key(0), x, cond)
 
