@@ -96,9 +96,9 @@ def scan(
         remat: recompute activations in the backward pass (memory grows by one x per layer).
         reversible: rebuild activations in the backward pass by inverting the layers: activation memory is flat in depth.
             An integer k keeps every k-th activation besides (depth must be a multiple of k), which bounds the rebuild
-            error; see `rebuild_error`. At a kink (of a ReLU, or a spline's log-slope at a knot) the rebuilt activation can
-            fall on the other side of plain autodiff's. Reverse-mode differentiation only. Gomez et al., *The Reversible Residual
-            Network* (2017).
+            error; see `rebuild_error`. At a kink (a ReLU's, or where the log-slope of a spline bends at a knot) a rebuilt
+            activation may lie on the other side than plain autodiff's. Reverse-mode differentiation only. Gomez et al.,
+            *The Reversible Residual Network* (2017).
         unroll: as in jax.lax.scan.
 
     Params {'stacked': leaves lead with depth, 'shared'}.
