@@ -67,7 +67,7 @@ def real_nvp(
     hidden: Sequence[int] = (128, 128),
     max_log_scale: float = 3.0,
     embed: nn.Module | None = None,
-    activation: Callable = nn.relu,
+    activation: Callable = nn.silu,
     remat: bool = False,
     reversible: bool | int = False,
     base: Distribution | None = None,
@@ -78,6 +78,7 @@ def real_nvp(
         event_shape: of one x, such as (2,) or (8, 8, 1).
         depth: number of coupling layers; each transforms half of the numbers.
         hidden: widths of each layer's MLP.
+        activation: of the MLPs; a smooth one keeps the gradients of reversible=True those of plain autodiff.
         max_log_scale: bound on the log-scale of one layer.
         embed: Linen module that maps cond to a vector, such as nn.Embed(10, 16) for labels; a float cond needs none.
         remat, reversible: memory in the backward pass, see `bijectors.scan`.
@@ -100,7 +101,7 @@ def neural_spline(
     bound: float = 5.0,
     linear: bool = True,
     embed: nn.Module | None = None,
-    activation: Callable = nn.relu,
+    activation: Callable = nn.silu,
     remat: bool = False,
     reversible: bool | int = False,
     base: Distribution | None = None,

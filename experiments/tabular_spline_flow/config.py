@@ -18,6 +18,7 @@ import gzip
 import os
 from pathlib import Path
 
+import flax.linen as nn
 import jax
 import numpy as np
 import optax
@@ -80,7 +81,8 @@ def config(
     parts = splits(dataset, data_dir, seed)
     batch = min(batch, len(parts.train["x"]) // 2)
     steps = steps or max(1000, 60 * len(parts.train["x"]) // batch)
-    model = flows.neural_spline(parts.train["x"].shape[1:], depth=depth, hidden=hidden, bins=bins, bound=bound)
+    options = {"depth": depth, "hidden": hidden, "bins": bins, "bound": bound, "activation": nn.relu}
+    model = flows.neural_spline(parts.train["x"].shape[1:], **options)
     schedule = optax.cosine_decay_schedule(learning_rate, steps, alpha=0.01)
     log_prob = jax.jit(model.log_prob)
 
