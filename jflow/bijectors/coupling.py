@@ -53,7 +53,7 @@ def masked_coupling(transformer: Elementwise, net: nn.Module, mask) -> Bijector:
 
     `mask` is a boolean array that broadcasts over the event (a checkerboard, a random mask, a scanned `xs_i`). The net
     sees x * mask, whole, so its features carry all the axes of x but the last. Costs the transformer on every entry: for
-    a split in two halves `coupling` is about twice as fast. Params and initialisation as in `coupling`.
+    a split in two halves `coupling` evaluates it on half of them. Params and initialisation as in `coupling`.
     """
     if not isinstance(mask, jax.core.Tracer):
         mask = np.asarray(mask)

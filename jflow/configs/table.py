@@ -1,7 +1,7 @@
 """A neural spline flow for a table of numbers and categories: what `jflow fit` trains.
 
 Starts at the Gaussian of the training rows, follows Adam on a cosine schedule with clipped gradients, and keeps the
-parameters of the lowest validation loss. On 9,568 rows of 5 columns (power plant) it takes about two minutes on two cores.
+parameters of the lowest validation loss.
 """
 
 import jax

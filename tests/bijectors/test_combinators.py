@@ -87,7 +87,7 @@ def worst_relative(tree, expected):
 @pytest.mark.parametrize("direction", ["forward", "inverse"])
 @pytest.mark.parametrize("kind", TRANSFORMERS)
 def test_reversible_gradients_are_those_of_plain_autodiff_on_trained_stacks(kind, direction):
-    """In params, x and cond: within 1e-3 of a leaf's largest entry (float32; seen: 1e-5), on which training on moons has
+    """In params, x and cond: within 1e-4 of a leaf's largest entry (float32; seen: 1e-5), on which training on moons has
     put its expanding and contracting scales.
 
     At a kink the two may take different sides: the slope of a spline's log-slope jumps at its knots, and a row rebuilt
@@ -99,10 +99,10 @@ def test_reversible_gradients_are_those_of_plain_autodiff_on_trained_stacks(kind
     for reversible in (True, 4) if kind == "affine" else (True,):
         got_value, got = gradients(stack(kind, reversible=reversible), direction)(params, x, cond)
         np.testing.assert_allclose(got_value, value, rtol=1e-5)
-        assert worst_relative(got[0], expected[0]) < 1e-3
+        assert worst_relative(got[0], expected[0]) < 1e-4
         for rows, expected_rows in zip(got[1:], expected[1:], strict=True):
             off = np.max(np.abs(rows - expected_rows), axis=1) / np.max(np.abs(expected_rows))
-            assert np.quantile(off, 1.0 if kind == "affine" else 0.99) < 1e-3
+            assert np.quantile(off, 1.0 if kind == "affine" else 0.99) < 1e-4
 
 
 @pytest.mark.parametrize("kind", TRANSFORMERS)
