@@ -1,0 +1,50 @@
+"""What the recipes share: a scanned stack of layers between the data and a base."""
+
+import operator
+from collections.abc import Callable, Sequence
+
+import flax.linen as nn
+import numpy as np
+
+from jflow import bijectors, distributions
+from jflow.flows.core import flow
+from jflow.types import Bijector, Distribution, Flow
+
+
+def vector_flow(
+    event_shape: Sequence[int],
+    layer: Callable[[int], Bijector],
+    depth: int,
+    embed: nn.Module | None,
+    base: Distribution | None,
+    **scan_options,
+) -> Flow:
+    """Scanned layers behind fixed permutations, in the direction data -> source, so that densities take the forward maps."""
+    event_shape = tuple(operator.index(size) for size in event_shape)
+    features = int(np.prod(event_shape))
+    if depth < 1:
+        raise ValueError(f"expected depth >= 1, got {depth}")
+    if features < 1:
+        raise ValueError(f"expected an event_shape of positive sizes, got {list(event_shape)}")
+    steps = layer(features)
+    bijector = bijectors.scan(
+        lambda permutation: bijectors.chain(bijectors.permute(permutation), steps),
+        depth,
+        xs=alternating_permutations(features, depth),
+        **scan_options,
+    )
+    if embed is not None:
+        bijector = bijectors.conditioned(bijector, embed)
+    if len(event_shape) != 1:
+        flatten = bijectors.reshape(event_shape, (features,))
+        bijector = bijectors.chain(flatten, bijector, bijectors.invert(flatten))
+    return flow(bijectors.invert(bijector), distributions.normal(event_shape) if base is None else base)
+
+
+def alternating_permutations(features: int, depth: int, seed: int = 0) -> np.ndarray:
+    """[depth, features]: every second one swaps the halves of a coupling, so that two layers transform every number; the
+    others are drawn at random, from a fixed seed because permutations are no part of a checkpoint."""
+    rng = np.random.default_rng(seed)
+    swap = np.roll(np.arange(features), -(features // 2))
+    drawn = [swap if i % 2 or features <= 2 else rng.permutation(features) for i in range(depth)]
+    return np.stack(drawn).astype(np.int32)
