@@ -7,7 +7,7 @@ import numpy as np
 from jflow._util import check_event, check_side, float_dtype, no_params, zero_log_det
 from jflow.types import Array, Bijector
 
-__all__ = ["lu", "permute", "reshape", "reverse"]
+__all__ = ["householder", "linear", "lu", "permute", "qr", "reshape", "reverse"]
 
 _FULL = jax.lax.Precision.HIGHEST  # accelerators multiply float32 in fewer bits by default; the inverse would not match
 
@@ -59,47 +59,168 @@ def reshape(source_shape: tuple[int, ...], data_shape: tuple[int, ...]) -> Bijec
     return Bijector(no_params, to(source_shape, data_shape), to(data_shape, source_shape))
 
 
+def linear(features: int) -> Bijector:
+    """x = W z + shift on the last axis with a free matrix W, which starts at a random rotation. Params 'matrix', 'shift'.
+
+    On images [b, H, W, C] this is the invertible 1x1 convolution of Kingma, Dhariwal, *Glow* (2018), in its plain form;
+    `lu` is the LU form. log_det = positions * log |det W|, by an LU decomposition, O(d^3) once a call, as is the inverse.
+    Nothing keeps W regular: where training drives it towards a singular one the log-det falls to -inf; `lu` and `qr` cannot.
+    """
+
+    def init(key, zeros):
+        return {"matrix": jax.random.orthogonal(key, features, dtype=zeros.dtype)}
+
+    def matrix(params):
+        return params["matrix"]
+
+    def solve(params, rows):
+        return jnp.linalg.solve(params["matrix"], rows)
+
+    def log_det(params):
+        return jnp.linalg.slogdet(params["matrix"])[1]
+
+    return _linear("linear", features, init, matrix, solve, log_det)
+
+
+def householder(features: int, count: int | None = None) -> Bijector:
+    """x = Q z on the last axis, Q = H_1 ... H_count a product of reflections H = I - 2 v v^T / v^T v: log_det 0.
+
+    Params 'vectors' [count, d], random at first; only their directions count. count = d (the default) reaches every
+    orthogonal matrix of determinant (-1)^d. Tomczak, Welling, *Improving Variational Auto-Encoders using Householder Flow*
+    (2016).
+    """
+    count = features if count is None else count
+    _check_positive("householder", "count", count)
+
+    def init(key, x, cond=None, *, side="data"):
+        check_side(side)
+        check(x)
+        return {"vectors": jax.random.normal(key, (count, features), float_dtype(x))}
+
+    def check(x):
+        _check_features("householder", x, features)
+
+    def turn(x, matrix):
+        check(x)
+        return jnp.matmul(x, matrix, precision=_FULL).astype(x.dtype), zero_log_det(x)
+
+    def forward(params, z, cond=None, *, key=None):
+        return turn(z, _reflections(params["vectors"]).T)
+
+    def inverse(params, x, cond=None, *, key=None):
+        return turn(x, _reflections(params["vectors"]))
+
+    _check_positive("householder", "features", features)
+    return Bijector(init, forward, inverse)
+
+
+def qr(features: int, count: int | None = None) -> Bijector:
+    """x = Q R z + shift on the last axis: Q a product of `count` reflections as in `householder`, R upper triangular with a
+    positive diagonal. Starts at a random orthogonal matrix; no params make it singular.
+
+    Params 'vectors' [count, d], 'upper' [d, d] (of which the strict triangle is used), 'log_diagonal' and 'shift' [d].
+    Hoogeboom, van den Berg, Welling, *Emerging Convolutions for Generative Normalizing Flows* (2019).
+    """
+    count = features if count is None else count
+    _check_positive("qr", "count", count)
+
+    def init(key, zeros):
+        vectors = jax.random.normal(key, (count, features), zeros.dtype)
+        return {"vectors": vectors, "upper": zeros, "log_diagonal": zeros[0]}
+
+    def matrix(params):
+        return jnp.matmul(_reflections(params["vectors"]), _upper(params), precision=_FULL)
+
+    def solve(params, rows):
+        rows = jnp.matmul(_reflections(params["vectors"]).T, rows, precision=_FULL)
+        return jax.scipy.linalg.solve_triangular(_upper(params), rows, lower=False)
+
+    return _linear("qr", features, init, matrix, solve, _sum_log_diagonal)
+
+
 def lu(features: int) -> Bijector:
     """x = L U z + shift on the last axis, L unit lower and U upper triangular with a positive diagonal.
 
     Params 'lower' and 'upper' [d, d] (of which the strict triangles are used), 'log_diagonal' and 'shift' [d]; starts at
     the identity. log_det = positions * sum(log_diagonal). The inverse solves two triangular systems, O(d^2) a row.
-    Oliva et al., *Transformation Autoregressive Networks* (2018); Kingma, Dhariwal, *Glow* (2018). A permutation, which a
-    general PLU form also has, is a layer of its own here.
+    Oliva et al., *Transformation Autoregressive Networks* (2018); Kingma, Dhariwal, *Glow* (2018): on images [b, H, W, C]
+    an invertible 1x1 convolution in its LU form. A permutation, which a general PLU form also has, is a layer of its own.
     """
+
+    def init(key, zeros):
+        return {"lower": zeros, "upper": zeros, "log_diagonal": zeros[0]}
+
+    def lower(params):
+        return jnp.tril(params["lower"], -1) + jnp.eye(features, dtype=params["lower"].dtype)
+
+    def matrix(params):
+        return jnp.matmul(lower(params), _upper(params), precision=_FULL)
+
+    def solve(params, rows):
+        rows = jax.scipy.linalg.solve_triangular(lower(params), rows, lower=True, unit_diagonal=True)
+        return jax.scipy.linalg.solve_triangular(_upper(params), rows, lower=False)
+
+    return _linear("lu", features, init, matrix, solve, _sum_log_diagonal)
+
+
+def _linear(name, features, init_factors, matrix, solve, log_abs_det) -> Bijector:
+    """x = matrix(params) z + params['shift'] on the last axis; solve(params, rows [d, n]) undoes the matrix."""
+    _check_positive(name, "features", features)
+
+    def check(x):
+        _check_features(name, x, features)
 
     def init(key, x, cond=None, *, side="data"):
         check_side(side)
         check(x)
         zeros = jnp.zeros_like(x, shape=(features, features), dtype=float_dtype(x))
-        return {"lower": zeros, "upper": zeros, "log_diagonal": zeros[0], "shift": zeros[0]}
-
-    def check(x):
-        if x.ndim < 2 or x.shape[-1] != features:
-            raise ValueError(f"lu: expected x of shape [b, ..., {features}], got {list(x.shape)}")
-
-    def factors(params) -> tuple[Array, Array]:
-        lower = jnp.tril(params["lower"], -1) + jnp.eye(features, dtype=params["lower"].dtype)
-        upper = jnp.triu(params["upper"], 1) + jnp.diag(jnp.exp(params["log_diagonal"]))
-        return lower, upper
+        return {**init_factors(key, zeros), "shift": zeros[0]}
 
     def log_det(params, x):
         positions = x.size // (x.shape[0] * features)
-        return zero_log_det(x) + positions * jnp.sum(params["log_diagonal"], dtype=float_dtype(x))[None]
+        return zero_log_det(x) + positions * log_abs_det(params).astype(float_dtype(x))[None]
+
+    def shift(params, x):
+        return params["shift"].reshape((1,) * (x.ndim - 1) + (features,))
 
     def forward(params, z, cond=None, *, key=None):
         check(z)
-        lower, upper = factors(params)
-        matrix = jnp.matmul(lower, upper, precision=_FULL)
-        x = jnp.matmul(z, matrix.T, precision=_FULL) + params["shift"].reshape((1,) * (z.ndim - 1) + (features,))
+        x = jnp.matmul(z, matrix(params).T, precision=_FULL) + shift(params, z)
         return x.astype(z.dtype), log_det(params, z)
 
     def inverse(params, x, cond=None, *, key=None):
         check(x)
-        lower, upper = factors(params)
-        rows = (x - params["shift"].reshape((1,) * (x.ndim - 1) + (features,))).reshape(-1, features).T
-        rows = jax.scipy.linalg.solve_triangular(lower, rows, lower=True, unit_diagonal=True)
-        rows = jax.scipy.linalg.solve_triangular(upper, rows, lower=False)
+        rows = solve(params, (x - shift(params, x)).reshape(-1, features).T)
         return rows.T.reshape(x.shape).astype(x.dtype), -log_det(params, x)
 
     return Bijector(init, forward, inverse)
+
+
+def _upper(params) -> Array:
+    return jnp.triu(params["upper"], 1) + jnp.diag(jnp.exp(params["log_diagonal"]))
+
+
+def _sum_log_diagonal(params) -> Array:
+    return jnp.sum(params["log_diagonal"], dtype=float_dtype(params["log_diagonal"]))
+
+
+def _reflections(vectors: Array) -> Array:
+    """H_1 H_2 ... [d, d] for vectors [count, d]."""
+
+    def reflect(matrix, v):
+        v = v / jnp.sqrt(jnp.maximum(jnp.sum(v * v), jnp.finfo(v.dtype).tiny))
+        along = jnp.matmul(matrix, v, precision=_FULL)
+        return matrix - 2 * along[:, None] * v[None, :], None
+
+    start = jnp.zeros_like(vectors, shape=vectors.shape[1:] * 2) + jnp.eye(vectors.shape[1], dtype=vectors.dtype)
+    return jax.lax.scan(reflect, start, vectors)[0]
+
+
+def _check_features(name: str, x: Array, features: int) -> None:
+    if x.ndim < 2 or x.shape[-1] != features:
+        raise ValueError(f"{name}: expected x of shape [b, ..., {features}], got {list(x.shape)}")
+
+
+def _check_positive(name: str, what: str, count: int) -> None:
+    if count < 1:
+        raise ValueError(f"{name}: expected {what} >= 1, got {count}")

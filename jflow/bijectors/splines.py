@@ -1,4 +1,4 @@
-"""Monotone rational-quadratic splines with identity tails.
+"""Monotone rational-quadratic splines; beyond the box the identity, a line with a learned slope, or a period.
 
 Durkan, Bekasov, Murray, Papamakarios, *Neural Spline Flows* (2019), after Gregory and Delbourgo (1982). In the bin with
 width w, height h, slope s = h/w, knot slopes d0 and d1, and u = (x - x_k)/w:
@@ -9,10 +9,12 @@ width w, height h, slope s = h/w, knot slopes d0 and d1, and u = (x - x_k)/w:
 A floor on bins and knot slopes does not bound dy/dx, which falls to 2 s^2/d inside a bin whose knot slopes d are much
 larger than s; the inverse then loses all digits in float32. So knot slopes are capped at 10 times the smaller
 neighbouring bin slope, and the two edge bins have a slope of at least 0.1, so that the slope 1 at the edge obeys the
-cap too and the tails stay the identity, once differentiable.
+cap too and the tails stay the identity, once differentiable. Free and circular ends need no such floor: their slopes
+are learned and capped like the others.
 """
 
 import math
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -20,7 +22,15 @@ import jax.numpy as jnp
 from jflow._util import float_dtype
 from jflow.types import Array
 
-__all__ = ["rational_quadratic", "rational_quadratic_inverse", "rational_quadratic_knots"]
+__all__ = [
+    "CIRCULAR",
+    "FREE",
+    "IDENTITY",
+    "Ends",
+    "rational_quadratic",
+    "rational_quadratic_inverse",
+    "rational_quadratic_knots",
+]
 
 _FLOOR = 1e-3  # of the box for bins, of the unit slope for knot slopes
 MAX_BINS = 1000  # where the floors fill the box
@@ -29,50 +39,75 @@ _EDGE = 0.1  # least slope of the first and the last bin
 _SOFTPLUS_OFFSET = math.log(math.expm1(1 - _FLOOR))  # softplus(0 + offset) + floor = 1
 
 
-def rational_quadratic_knots(raw: Array, *, bound: float = 5.0) -> tuple[Array, Array, Array]:
-    """The spline that `raw` [..., 3*bins - 1] stands for: knots x and y [..., bins + 1], slopes [..., bins + 1]."""
-    bins = _bins(raw)
-    widths, heights = _bin_sizes(raw, bins, bound)
+class Ends(NamedTuple):
+    """What a spline does at the ends of its box; `IDENTITY`, `FREE` and `CIRCULAR` are all there are."""
+
+    extra: int  # raw numbers: 3 * bins + extra
+    fixed: bool  # slope 1 at the ends
+    periodic: bool  # one slope for both ends, f(x + 2 bound) = f(x) + 2 bound
+
+
+IDENTITY = Ends(-1, True, False)  # nflows' and zuko's 'linear' tails
+FREE = Ends(1, False, False)  # beyond the box a line that keeps the slope of the end
+CIRCULAR = Ends(0, False, True)
+
+
+def rational_quadratic_knots(raw: Array, *, bound: float = 5.0, ends: Ends = IDENTITY) -> tuple[Array, Array, Array]:
+    """The spline that `raw` [..., 3*bins + ends.extra] stands for: knots x, y and slopes [..., bins + 1] each."""
+    bins = _bins(raw, ends)
+    widths, heights = _bin_sizes(raw, bins, bound, ends)
     slopes = heights / widths
-    inner = jax.nn.softplus(raw[..., 2 * bins :] + _SOFTPLUS_OFFSET) + _FLOOR
-    inner = jnp.minimum(inner, _CAP * jnp.minimum(slopes[..., 1:], slopes[..., :-1]))
-    one = jnp.ones_like(raw[..., :1])
-    return _edges(widths, bound), _edges(heights, bound), jnp.concatenate([one, inner, one], axis=-1)
+    free = jax.nn.softplus(raw[..., 2 * bins :] + _SOFTPLUS_OFFSET) + _FLOOR
+    first, last = slopes[..., :1], slopes[..., -1:]
+    left, right = (last, first) if ends.periodic else (first, last)
+    caps = _CAP * jnp.minimum(jnp.concatenate([left, slopes], -1), jnp.concatenate([slopes, right], -1))
+    if ends.fixed:
+        one = jnp.ones_like(first)
+        free = jnp.concatenate([one, jnp.minimum(free, caps[..., 1:-1]), one], axis=-1)
+    else:
+        free = jnp.minimum(jnp.concatenate([free, free[..., :1]], axis=-1) if ends.periodic else free, caps)
+    return _edges(widths, bound), _edges(heights, bound), free
 
 
-def rational_quadratic(x: Array, raw: Array, *, bound: float = 5.0) -> tuple[Array, Array]:
+def rational_quadratic(x: Array, raw: Array, *, bound: float = 5.0, ends: Ends = IDENTITY) -> tuple[Array, Array]:
     """y = f(x) and log dy/dx.
 
     Args:
-        x: [...]; outside [-bound, bound] the map is the identity.
-        raw: [..., 3*bins - 1], unconstrained: widths, heights, inner slopes; raw = 0 is the identity.
+        x: [...]; what the map is outside [-bound, bound] is up to `ends`.
+        raw: [..., 3*bins + ends.extra], unconstrained: widths, heights, slopes; raw = 0 is the identity.
         bound: half the side of the box.
+        ends: IDENTITY, FREE or CIRCULAR.
 
     Returns: (y [...], log_slope [...]), in float32 at least.
     """
-    x, raw = _check(x, raw, bound)
-    inside = jnp.abs(x) < bound
-    x_safe = jnp.where(inside, x, 0.0)
-    xk, yk, w, h, d0, d1 = _bin_of(x_safe, raw, bound, of_y=False)
+    x, raw = _check(x, raw, bound, ends)
+    inside, x_safe, beyond = _into_box(x, bound, ends)
+    xk, yk, w, h, d0, d1 = _bin_of(x_safe, raw, bound, ends, of_y=False)
     s = h / w
     u = _to_unit((x_safe - xk) / w)
     v = u * (1 - u)
     denominator = s + (d0 + d1 - 2 * s) * v
     y = yk + h * (s * u * u + d0 * v) / denominator
     log_slope = _log_slope(u, v, s, d0, d1, denominator)
-    return jnp.where(inside, y, x), jnp.where(inside, log_slope, 0.0)
+    if ends.periodic:
+        return y + beyond, log_slope
+    if ends.fixed:
+        return jnp.where(inside, y, x), jnp.where(inside, log_slope, 0.0)
+    end = jnp.where(x > 0, d1, d0)
+    return jnp.where(inside, y, x_safe + end * beyond), jnp.where(inside, log_slope, jnp.log(end))
 
 
-def rational_quadratic_inverse(y: Array, raw: Array, *, bound: float = 5.0) -> tuple[Array, Array]:
+def rational_quadratic_inverse(
+    y: Array, raw: Array, *, bound: float = 5.0, ends: Ends = IDENTITY
+) -> tuple[Array, Array]:
     """x = f^-1(y) and log dx/dy; arguments as in `rational_quadratic`.
 
     The root is u = 2 c / (-b - sqrt(b^2 - 4 a c)), the form without cancellation, with r = (y - y_k)/h,
     a = (s - d0) + r (d0 + d1 - 2 s), b = d0 - r (d0 + d1 - 2 s), c = -s r.
     """
-    y, raw = _check(y, raw, bound)
-    inside = jnp.abs(y) < bound
-    y_safe = jnp.where(inside, y, 0.0)
-    xk, yk, w, h, d0, d1 = _bin_of(y_safe, raw, bound, of_y=True)
+    y, raw = _check(y, raw, bound, ends)
+    inside, y_safe, beyond = _into_box(y, bound, ends)
+    xk, yk, w, h, d0, d1 = _bin_of(y_safe, raw, bound, ends, of_y=True)
     s = h / w
     r = _to_unit((y_safe - yk) / h)
     e = r * (d0 + d1 - 2 * s)
@@ -81,8 +116,27 @@ def rational_quadratic_inverse(y: Array, raw: Array, *, bound: float = 5.0) -> t
     root = jnp.sqrt(jnp.maximum(b * b - 4 * a * c, jnp.finfo(b.dtype).tiny))
     u = _to_unit(2 * c / (-b - root))
     v = u * (1 - u)
+    x = xk + u * w
     log_slope = _log_slope(u, v, s, d0, d1, s + (d0 + d1 - 2 * s) * v)
-    return jnp.where(inside, xk + u * w, y), jnp.where(inside, -log_slope, 0.0)
+    if ends.periodic:
+        return x + beyond, -log_slope
+    if ends.fixed:
+        return jnp.where(inside, x, y), jnp.where(inside, -log_slope, 0.0)
+    end = jnp.where(y > 0, d1, d0)
+    return jnp.where(inside, x, y_safe + beyond / end), jnp.where(inside, -log_slope, -jnp.log(end))
+
+
+def _into_box(x: Array, bound: float, ends: Ends) -> tuple[Array, Array, Array]:
+    """Whether x lies inside the box, a point of the box to evaluate the spline at, and what is left of x."""
+    inside = jnp.abs(x) < bound
+    if ends.fixed:
+        x_safe = jnp.where(inside, x, 0.0)
+        return inside, x_safe, x - x_safe
+    if ends.periodic:
+        turns = jax.lax.stop_gradient(2 * bound * jnp.floor((x + bound) / (2 * bound)))
+        return inside, x - turns, turns
+    x_safe = jnp.where(inside, x, jnp.where(x > 0, bound, -bound))
+    return inside, x_safe, x - x_safe
 
 
 def _to_unit(u: Array) -> Array:
@@ -95,19 +149,23 @@ def _log_slope(u, v, s, d0, d1, denominator):
     return 2 * jnp.log(s / denominator) + jnp.log(numerator)
 
 
-def _bins(raw: Array) -> int:
-    bins, rest = divmod(raw.shape[-1] + 1, 3)
+def _size(ends: Ends) -> str:
+    return "3*bins" + (f" {ends.extra:+d}".replace("-", "- ").replace("+", "+ ") if ends.extra else "")
+
+
+def _bins(raw: Array, ends: Ends) -> int:
+    bins, rest = divmod(raw.shape[-1] - ends.extra, 3)
     if rest or bins < 1:
-        raise ValueError(f"rational_quadratic: expected raw of shape [..., 3*bins - 1], got {list(raw.shape)}")
+        raise ValueError(f"rational_quadratic: expected raw of shape [..., {_size(ends)}], got {list(raw.shape)}")
     if bins >= MAX_BINS:
         raise ValueError(f"rational_quadratic: expected fewer than {MAX_BINS} bins, got {bins}")
     return bins
 
 
-def _check(x: Array, raw: Array, bound: float) -> tuple[Array, Array]:
+def _check(x: Array, raw: Array, bound: float, ends: Ends) -> tuple[Array, Array]:
     if jnp.shape(x) != raw.shape[:-1]:
         raise ValueError(
-            f"rational_quadratic: expected raw of shape {[*jnp.shape(x), '3*bins - 1']} for x of shape "
+            f"rational_quadratic: expected raw of shape {[*jnp.shape(x), _size(ends)]} for x of shape "
             f"{list(jnp.shape(x))}, got {list(raw.shape)}"
         )
     if not bound > 0:
@@ -116,17 +174,17 @@ def _check(x: Array, raw: Array, bound: float) -> tuple[Array, Array]:
     return jnp.asarray(x, dtype), raw.astype(dtype)
 
 
-def _bin_sizes(raw: Array, bins: int, bound: float) -> tuple[Array, Array]:
-    """Widths and heights [..., bins]; each sums to 2*bound, no width is below the floor, no height below
-    nine tenths of it; the edge bins have slope >= 0.1."""
+def _bin_sizes(raw: Array, bins: int, bound: float, ends: Ends) -> tuple[Array, Array]:
+    """Widths and heights [..., bins]; each sums to 2*bound and none is below the floor. With fixed ends the edge bins
+    have slope >= 0.1, and heights may be nine tenths of the floor."""
     sizes = (
         2
         * bound
         * (_FLOOR + (1 - _FLOOR * bins) * jax.nn.softmax(raw[..., : 2 * bins].reshape(*raw.shape[:-1], 2, bins)))
     )
     widths, heights = sizes[..., 0, :], sizes[..., 1, :]
-    if bins == 1:
-        return widths, widths
+    if not ends.fixed or bins == 1:
+        return widths, heights
     # Edge heights are pulled a tenth of the way to the widths; the inner bins make up for the sum.
     edge_widths = widths[..., 0] + widths[..., -1]
     edge_heights = heights[..., 0] + heights[..., -1]
@@ -144,14 +202,14 @@ def _edges(sizes: Array, bound: float) -> Array:
     return jnp.concatenate([-end, inner, end], axis=-1)
 
 
-def _bin_of(x: Array, raw: Array, bound: float, *, of_y: bool):
+def _bin_of(x: Array, raw: Array, bound: float, ends: Ends, *, of_y: bool):
     """(x_k, y_k, width, height, left slope, right slope) of the bin that holds x (or y).
 
     The numbers of `rational_quadratic_knots`, but the bin is found first and only its two knot slopes are computed: on
     a CPU a training step of a spline flow takes two thirds of the time.
     """
-    bins = _bins(raw)
-    widths, heights = _bin_sizes(raw, bins, bound)
+    bins = _bins(raw, ends)
+    widths, heights = _bin_sizes(raw, bins, bound, ends)
     lefts, bottoms = jnp.cumsum(widths, axis=-1) - widths - bound, jnp.cumsum(heights, axis=-1) - heights - bound
     knots = bottoms if of_y else lefts
     k = jnp.sum(x[..., None] >= knots[..., 1:], axis=-1, keepdims=True)
@@ -162,10 +220,13 @@ def _bin_of(x: Array, raw: Array, bound: float, *, of_y: bool):
     w, h = pick(widths, k), pick(heights, k)
 
     def slope_at(knot, neighbour):
-        """Of knot number `knot`, between this bin and `neighbour`; 1 at the ends of the box."""
+        """Of knot number `knot`, between this bin and `neighbour`."""
+        if ends.periodic:
+            knot, neighbour = knot % bins, neighbour % bins
         bin_slope = jnp.minimum(h / w, pick(heights, neighbour) / pick(widths, neighbour))
-        free = jax.nn.softplus(pick(raw, 2 * bins - 1 + knot) + _SOFTPLUS_OFFSET) + _FLOOR
+        slope = jax.nn.softplus(pick(raw, 2 * bins - ends.fixed + knot) + _SOFTPLUS_OFFSET) + _FLOOR
+        slope = jnp.minimum(slope, _CAP * bin_slope)
         is_end = (knot[..., 0] == 0) | (knot[..., 0] == bins)
-        return jnp.where(is_end, 1.0, jnp.minimum(free, _CAP * bin_slope))
+        return jnp.where(is_end, 1.0, slope) if ends.fixed else slope
 
     return pick(lefts, k), pick(bottoms, k), w, h, slope_at(k, k - 1), slope_at(k + 1, k + 1)

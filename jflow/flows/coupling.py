@@ -3,10 +3,35 @@
 from collections.abc import Callable, Sequence
 
 import flax.linen as nn
+import numpy as np
 
 from jflow import bijectors, nets
-from jflow.flows._stack import vector_flow
+from jflow.flows._stack import flattened_flow, vector_flow
 from jflow.types import Distribution, Flow
+
+
+def nice(
+    event_shape: Sequence[int],
+    *,
+    depth: int = 4,
+    hidden: Sequence[int] = (128, 128),
+    embed: nn.Module | None = None,
+    activation: Callable = nn.silu,
+    remat: bool = False,
+    reversible: bool | int = False,
+    base: Distribution | None = None,
+) -> Flow:
+    """Additive coupling layers, volume preserving, and one diagonal scaling before the base. Dinh, Krueger, Bengio, *NICE*
+    (2014), here with a shift in the scaling. Arguments as in `real_nvp`."""
+
+    def layer(features):
+        net = nets.MLP(tuple(hidden), activation)
+        return bijectors.coupling(bijectors.transformers.shift(), net, split=features // 2)
+
+    def scaling(features):
+        return bijectors.affine((features,))
+
+    return vector_flow(event_shape, layer, depth, embed, base, last=scaling, remat=remat, reversible=reversible)
 
 
 def real_nvp(
@@ -39,6 +64,50 @@ def real_nvp(
         return bijectors.coupling(transformer, nets.MLP(tuple(hidden), activation), split=features // 2)
 
     return vector_flow(event_shape, layer, depth, embed, base, remat=remat, reversible=reversible)
+
+
+def nanoflow(
+    event_shape: Sequence[int],
+    *,
+    depth: int = 16,
+    hidden: Sequence[int] = (128, 128),
+    indicator: int = 16,
+    max_log_scale: float = 3.0,
+    embed: nn.Module | None = None,
+    activation: Callable = nn.silu,
+    remat: bool = False,
+    reversible: bool | int = False,
+    base: Distribution | None = None,
+) -> Flow:
+    """Affine couplings on random masks that share one network: a layer owns an embedding, which tells the network where
+    it is, and a head. Lee, Kim, Yoon, *NanoFlow: Scalable Normalizing Flows with Sublinear Parameter Complexity* (2020),
+    whose flows are of audio and images; here on the flattened event.
+
+    Parameters: those of one network, and for each layer indicator + (hidden[-1] + 1) * 2 * features. Arguments as in
+    `real_nvp`, and
+        indicator: size of a layer's embedding.
+    """
+    transformer, net = bijectors.transformers.affine(max_log_scale), nets.MLP(tuple(hidden), activation)
+
+    def stack(features):
+        return bijectors.scan(
+            lambda mask: bijectors.indicated(bijectors.masked_coupling(transformer, net, mask), indicator),
+            depth,
+            xs=_random_masks(features, depth),
+            shared=("net",),
+            remat=remat,
+            reversible=reversible,
+        )
+
+    return flattened_flow(event_shape, stack, embed, base)
+
+
+def _random_masks(features: int, depth: int) -> np.ndarray:
+    """[depth, features]: a random half, its complement, another half ..."""
+    if depth < 1:
+        raise ValueError(f"expected depth >= 1, got {depth}")
+    halves = [bijectors.masks.random((features,), seed=i) for i in range((depth + 1) // 2)]
+    return np.concatenate([bijectors.masks.alternating(half, 2) for half in halves])[:depth]
 
 
 def neural_spline(

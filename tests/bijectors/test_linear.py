@@ -75,3 +75,79 @@ def test_lu_multiplies_in_full_precision_on_every_platform():
 def test_lu_wants_its_features():
     with pytest.raises(ValueError, match=r"lu: expected x of shape \[b, ..., 3\], got \[2, 4\]"):
         bj.lu(3).init(jax.random.key(0), jnp.ones((2, 4)))
+
+
+@pytest.fixture(scope="module")
+def peers():
+    with np.load(Path(__file__).parents[1] / "peers" / "transformers.npz") as arrays:
+        return dict(arrays)
+
+
+def test_householder_and_qr_are_nflows(peers, x64):
+    """tests/peers/make_transformers_fixtures.py; nflows applies its first reflection first, here it is the leftmost."""
+    x = jnp.asarray(peers["linear_x"])
+    y, log_det = bj.householder(5, 4).forward({"vectors": peers["householder_vectors"][::-1]}, x)
+    np.testing.assert_allclose(y, peers["householder_y"], atol=1e-12)
+    np.testing.assert_array_equal(log_det, 0)
+    upper = peers["qr_upper"]
+    params = {"vectors": peers["qr_vectors"][::-1], "upper": upper, "log_diagonal": np.log(np.diag(upper))}
+    y, log_det = bj.qr(5, 4).forward({**params, "shift": peers["qr_shift"]}, x)
+    np.testing.assert_allclose(y, peers["qr_y"], atol=1e-12)
+    np.testing.assert_allclose(log_det, peers["qr_log_det"], atol=1e-12)
+
+
+@pytest.mark.parametrize("count", [1, 2, 5])
+def test_reflections_are_orthogonal_with_alternating_determinant(count, x64):
+    bijector = bj.householder(5, count)
+    params = bijector.init(jax.random.key(0), jnp.ones((1, 5)))
+    matrix = np.asarray(bijector.forward(params, jnp.eye(5))[0]).T
+    np.testing.assert_allclose(matrix @ matrix.T, np.eye(5), atol=1e-12)
+    np.testing.assert_allclose(np.linalg.det(matrix), (-1.0) ** count, atol=1e-12)
+    scaled = bijector.forward({"vectors": 1e-3 * params["vectors"]}, jnp.eye(5))[0]
+    np.testing.assert_allclose(scaled.T, matrix, atol=1e-12)  # only directions count
+
+
+@pytest.mark.parametrize("make", [bj.linear, bj.qr, bj.householder])
+def test_the_free_maps_start_at_a_rotation_of_their_own(make):
+    """A rotation, up to a reflection, of the last axis of an image: a 1x1 convolution. Layers of a scan differ."""
+    bijector, z = make(3), jnp.asarray(np.random.default_rng(0).normal(size=(2, 4, 5, 3)), jnp.float32)
+    params = bijector.init(jax.random.key(0), z)
+    x, log_det = bijector.forward(params, z)
+    np.testing.assert_allclose(np.linalg.norm(x, axis=-1), np.linalg.norm(z, axis=-1), rtol=1e-5)
+    np.testing.assert_allclose(log_det, 0, atol=1e-4)
+    assert np.max(np.abs(x - z)) > 0.1
+    stacked = bj.scan(bijector, 3).init(jax.random.key(0), z)["stacked"]
+    leaf = stacked["matrix" if make is bj.linear else "vectors"]
+    assert np.abs(leaf[0] - leaf[1]).max() > 0.1 and np.abs(leaf[1] - leaf[2]).max() > 0.1
+
+
+def test_linear_is_its_matrix_and_a_singular_one_has_no_volume(x64):
+    rng, bijector = np.random.default_rng(1), bj.linear(3)
+    params, z = {"matrix": rng.normal(size=(3, 3)), "shift": rng.normal(size=3)}, rng.normal(size=(4, 2, 3))
+    x, log_det = bijector.forward(params, jnp.asarray(z))
+    np.testing.assert_allclose(x, np.einsum("ij,bpj->bpi", params["matrix"], z) + params["shift"], atol=1e-12)
+    np.testing.assert_allclose(log_det, 2 * np.linalg.slogdet(params["matrix"])[1], atol=1e-12)
+    singular = {**params, "matrix": np.ones((3, 3))}
+    assert np.all(np.isneginf(bijector.forward(singular, jnp.asarray(z))[1]))
+
+
+def test_the_free_maps_multiply_in_full_precision():
+    for bijector in (bj.linear(3), bj.qr(3), bj.householder(3)):
+        z = jnp.ones((2, 3))
+        params = bijector.init(jax.random.key(0), z)
+        for apply in (bijector.forward, bijector.inverse):
+            text = str(jax.make_jaxpr(lambda z, apply=apply, params=params: apply(params, z))(z))
+            assert text.count("dot_general[") == text.count("precision=(Precision.HIGHEST, Precision.HIGHEST)") > 0 or (
+                "dot_general[" not in text
+            )
+
+
+def test_bad_sizes_of_linear_maps():
+    for make, message in [
+        (lambda: bj.linear(0), "linear: expected features >= 1, got 0"),
+        (lambda: bj.qr(3, 0), "qr: expected count >= 1, got 0"),
+        (lambda: bj.householder(3, 0), "householder: expected count >= 1, got 0"),
+        (lambda: bj.householder(0), "householder: expected count >= 1, got 0"),
+    ]:
+        with pytest.raises(ValueError, match=message):
+            make()
