@@ -18,8 +18,8 @@ def monotone_root(f: Callable[[Array, PyTree], tuple[Array, Array]], y: Array, a
     """x [...] with f(x, args)[0] = y [...], to the last digits of y's type.
 
     f(x, args) -> (value, log slope), elementwise and increasing without bound on both sides; it must not close over
-    what is differentiated. A bracket grows from y until it holds the root; Newton steps that stay inside it and every
-    third time a bisection shrink it. Derivatives of any order and mode: dx = (dy - df/dargs dargs) / f'(x).
+    what is differentiated. A bracket grows from y until it holds the root; Newton steps that stay inside it and halve
+    the step before last, else bisections, shrink it. Derivatives of any order and mode: dx = (dy - df/dargs dargs) / f'(x).
     """
     y = y.astype(float_dtype(y))
     width = 1 + jnp.abs(y)
@@ -36,24 +36,25 @@ def monotone_root(f: Callable[[Array, PyTree], tuple[Array, Array]], y: Array, a
     more = jnp.any(y == y)  # made from y, so that it varies over a mesh axis as y does
     low, high, _, _ = jax.lax.while_loop(unfinished, widen, (y - width, y + width, width, more))
 
-    eps = 4 * jnp.finfo(y.dtype).eps
-
     def refine(carry):
-        i, x, low, high, done = carry
+        i, x, low, high, move, before = carry
         value, log_slope = f(x, args)
         low, high = jnp.where(value <= y, x, low), jnp.where(value >= y, x, high)
-        newton = x - (value - y) * jnp.exp(-log_slope)
-        middle = low + (high - low) / 2
-        step = jnp.where((newton > low) & (newton < high) & (i % 3 < 2), newton, middle)
-        small = eps * jnp.maximum(1.0, jnp.abs(x))
-        finished = done | (jnp.abs(newton - x) <= small) | (high - low <= small) | ~(value == value)
-        x = jnp.where(done, x, jnp.where(jnp.abs(newton - x) <= small, newton, step))
-        return i + 1, x, low, high, finished
+        newton = x + (y - value) * jnp.exp(-log_slope)
+        trusted = (newton > low) & (newton < high) & (2 * jnp.abs(newton - x) < before)
+        new = jnp.where(trusted, newton, low + (high - low) / 2)
+        new = jnp.where(moving(x, move), new, x)
+        return i + 1, new, low, high, jnp.abs(new - x), move
+
+    def moving(x, move):
+        # judged by the move that was made: a compiler may round a Newton step one way here and another way there
+        return move > 4 * jnp.finfo(y.dtype).eps * jnp.maximum(1.0, jnp.abs(x))
 
     def going(carry):
-        return (carry[0] < 200) & ~jnp.all(carry[-1])
+        i, x, _, _, move, _ = carry
+        return (i < 200) & jnp.any(moving(x, move))
 
-    start = (0, low + (high - low) / 2, low, high, ~(y == y))
+    start = (0, low + (high - low) / 2, low, high, high - low, high - low)
     return jax.lax.while_loop(going, refine, start)[1]
 
 
@@ -89,7 +90,7 @@ def fixed_point(
 def _iterate(g, tol, max_evaluations, x):
     def going(carry):
         x, n, change = carry
-        return (n < max_evaluations) & jnp.any(change > tol)
+        return (n < max_evaluations) & jnp.any(~(change <= tol))  # NaN may yet become a number
 
     def again(carry):
         x, n, _ = carry
@@ -115,8 +116,11 @@ def _fixed_point_backward(g, tol, max_evaluations, saved, cotangents):
     x, args = saved
     x_bar = cotangents[0]
     _, pull = jax.vjp(g, x, args)
-    w, _, _ = _iterate(lambda w: x_bar + pull(w)[0], tol, max_evaluations, x_bar)
-    return jnp.zeros_like(x), pull(w)[1]
+    # w is linear in x_bar, while tol is relative to 1 + |w|: cotangents of a mean over many rows are small.
+    largest = jnp.max(jnp.abs(x_bar), axis=tuple(range(1, x.ndim)), keepdims=True)
+    scale = jnp.where(largest > 0, largest, 1)
+    w, _, _ = _iterate(lambda w: x_bar / scale + pull(w)[0], tol, max_evaluations, x_bar / scale)
+    return jnp.zeros_like(x), pull(w * scale)[1]
 
 
 _fixed_point.defvjp(_fixed_point_forward, _fixed_point_backward)
