@@ -9,7 +9,7 @@ from jax.scipy.special import betaln
 from jflow._util import check_event, float_dtype, mean_and_std, sum_event
 from jflow.types import Array, Distribution
 
-__all__ = ["diagonal_normal", "mixture_of_normals", "multivariate_normal", "normal", "student_t", "uniform"]
+__all__ = ["diagonal_normal", "mixture_of_normals", "multivariate_normal", "normal", "scaled", "student_t", "uniform"]
 
 _LOG_2PI = math.log(2 * math.pi)
 _FAR = 1e12  # beyond, squares are kept from overflowing
@@ -177,6 +177,28 @@ def mixture_of_normals(event_shape: tuple[int, ...], components: int) -> Distrib
         noise = jax.random.normal(key_noise, (n, *event_shape), _dtype(params))
         means, log_stds = (jnp.take(params[name], k, axis=0) for name in ("means", "log_stds"))
         return means + jnp.exp(log_stds) * noise
+
+    return Distribution(init, log_prob, sample)
+
+
+def scaled(distribution: Distribution, scale: float) -> Distribution:
+    """The distribution of x = scale * e with e from `distribution`, whose params it takes.
+
+    Over a standard normal, scale is the temperature at which a flow trained at 1 samples (its params serve both flows).
+    Kingma, Dhariwal, *Glow* (2018).
+    """
+    if not scale > 0:
+        raise ValueError(f"scaled: expected scale > 0, got {scale}")
+
+    def init(key, x, cond=None):
+        return distribution.init(key, (x / scale).astype(x.dtype), cond)
+
+    def log_prob(params, x, cond=None, *, key=None):
+        e = x.astype(float_dtype(x)) / scale
+        return distribution.log_prob(params, e, cond, key=key) - math.prod(x.shape[1:]) * math.log(scale)
+
+    def sample(params, key, n, cond=None):
+        return scale * distribution.sample(params, key, n, cond)
 
     return Distribution(init, log_prob, sample)
 

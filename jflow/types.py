@@ -45,7 +45,10 @@ class Bijector(NamedTuple):
 
 
 class Transport(NamedTuple):
-    """A stochastic layer or a surjection: a `Bijector` whose `log_det` is read as a contribution to the likelihood."""
+    """A stochastic layer or a surjection: a `Bijector` whose `log_det` is read as a contribution to the likelihood.
+
+    E over keys of [log p_source(z) + inverse's contribution] <= log p_data(x); forward's contribution is minus that of
+    the inverse for the same pair (z, x)."""
 
     init: InitMap
     forward: ApplyMap
@@ -100,6 +103,23 @@ class Flow(NamedTuple):
     log_prob: LogProb
     sample: Sample
     sample_and_log_prob: SampleAndLogProb
+    forward: ApplyMap
+    inverse: ApplyMap
+
+
+class Elbo(Protocol):
+    def __call__(self, params: Params, x: Array, cond: Cond = None, *, key: Key | None = None) -> Array: ...
+
+
+class ElboFlow(NamedTuple):
+    """A `Transport` over a base: what it knows of log p(x) is a bound, an expectation over keys of
+
+    elbo(params, x, cond=None, *, key) -> [b] nats. `init`, `sample`, `forward` and `inverse` are as in `Flow`, but for
+    the key that the stochastic direction needs. Params {'bijector', 'base'}."""
+
+    init: InitDistribution
+    elbo: Elbo
+    sample: Sample
     forward: ApplyMap
     inverse: ApplyMap
 

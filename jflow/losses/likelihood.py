@@ -1,9 +1,9 @@
 """Maximum likelihood."""
 
 from jflow.losses._batch import mean_of_rows, read
-from jflow.types import Flow, Loss
+from jflow.types import ElboFlow, Flow, Loss
 
-__all__ = ["nll"]
+__all__ = ["negative_elbo", "nll"]
 
 
 def nll(flow: Flow) -> Loss:
@@ -18,5 +18,19 @@ def nll(flow: Flow) -> Loss:
     def loss(params, key, batch, frozen=None):
         x, cond, weight = read("nll", batch, ("x", "cond", "weight"))
         return mean_of_rows(-flow.log_prob(params, x, cond, key=key), weight), {}
+
+    return loss
+
+
+def negative_elbo(flow: ElboFlow) -> Loss:
+    """The mean of -elbo(x | cond) in nats per row: an upper bound, in expectation, of the negative log-likelihood.
+
+    Batch and errors as in `nll`; 'x' holds levels as floats where the flow dequantizes. The key draws what the flow's
+    stochastic layers need; over `flows.importance_weighted(flow, draws)` the bound is tighter.
+    """
+
+    def loss(params, key, batch, frozen=None):
+        x, cond, weight = read("negative_elbo", batch, ("x", "cond", "weight"))
+        return mean_of_rows(-flow.elbo(params, x, cond, key=key), weight), {}
 
     return loss
