@@ -72,6 +72,14 @@ def check_draws(name: str, n: int, cond: Cond) -> int:
     return n
 
 
+def check_raw(name: str, x: Array, raw: Array, size: int) -> tuple[Array, Array]:
+    """x [...] and raw [..., size] in float32 at least; raise unless the shapes fit."""
+    if jnp.shape(raw) != (*jnp.shape(x), size):
+        raise ValueError(f"{name}: expected raw of shape {[*jnp.shape(x), size]}, got {list(jnp.shape(raw))}")
+    dtype = float_dtype(x, raw)
+    return jnp.asarray(x, dtype), jnp.asarray(raw, dtype)
+
+
 def need_key(name: str, key) -> None:
     """Raise when a stochastic function was called without a key."""
     if key is None:
@@ -95,6 +103,19 @@ def split_key(key, n: int):
     return [None] * n if key is None else list(jax.random.split(key, n))
 
 
+def space_to_depth(name: str, x: Array, rows: int, columns: int) -> Array:
+    """[b, H, W, C] -> [b, H / rows, W / columns, rows columns C], blocks of pixels as channels; ValueError, in the name
+    of the caller, where they don't divide."""
+    if x.ndim != 4 or x.shape[1] % rows or x.shape[2] % columns:
+        raise ValueError(
+            f"{name}: expected an image [b, H, W, C] with H divisible by {rows} and W by {columns}, "
+            f"got x of shape {list(x.shape)}"
+        )
+    b, h, w, c = x.shape
+    blocks = x.reshape(b, h // rows, rows, w // columns, columns, c)
+    return blocks.transpose(0, 1, 3, 2, 4, 5).reshape(b, h // rows, w // columns, rows * columns * c)
+
+
 def init_linen(module, key, x: PyTree, *args) -> PyTree:
     """The 'params' of a Linen module as a plain dict, in x's precision (float32 at least)."""
     variables = dict(module.init(key, x, *args))
@@ -108,10 +129,11 @@ def init_linen(module, key, x: PyTree, *args) -> PyTree:
     return jax.tree.map(lambda p: p.astype(dtype) if jnp.issubdtype(p.dtype, jnp.floating) else p, params)
 
 
-def apply_linen(module, params, *args, key=None):
-    """Apply a Linen module; a key becomes its 'dropout' stream, without one it runs deterministically."""
+def apply_linen(module, params, *args, key=None, method=None):
+    """Apply a Linen module (or one of its methods); a key becomes its 'dropout' stream, without one it runs
+    deterministically."""
     try:
-        return module.apply({"params": params}, *args, rngs=None if key is None else {"dropout": key})
+        return module.apply({"params": params}, *args, rngs=None if key is None else {"dropout": key}, method=method)
     except flax.errors.ScopeParamShapeError as error:
         shapes = [list(jnp.shape(leaf)) for leaf in jax.tree.leaves(args)]
         raise ValueError(

@@ -13,6 +13,13 @@ jax.config.update(
 jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.2)
 
 
+@pytest.fixture(autouse=True, scope="module")
+def free_compiled():
+    """A worker would otherwise keep every program that it compiled, gigabytes of them by the end."""
+    yield
+    jax.clear_caches()
+
+
 @pytest.fixture
 def x64():
     """Run one test in float64."""

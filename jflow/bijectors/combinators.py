@@ -11,7 +11,7 @@ import numpy as np
 from jflow._util import apply_linen, check_side, float_dtype, init_linen, split_key, zero_log_det
 from jflow.types import Array, Bijector, Cond, Key, Params, PyTree, Transport
 
-__all__ = ["chain", "conditioned", "invert", "rebuild_error", "scan"]
+__all__ = ["chain", "conditioned", "indicated", "invert", "on_part", "rebuild_error", "scan"]
 
 
 def chain(*layers: Bijector) -> Bijector:
@@ -54,6 +54,40 @@ def invert(bijector: Bijector) -> Bijector:
     return type(bijector)(init, bijector.inverse, bijector.forward)
 
 
+def on_part(bijector: Bijector, part: slice) -> Bijector:
+    """`bijector` on x[..., part], a contiguous slice of the last axis; the rest passes. Params are the bijector's own.
+
+    The bijector must keep the shape of its part. Multi-scale flows are made of it: on_part(chain(squeeze(), ...,
+    invert(squeeze())), slice(0, kept)) goes on with the first channels and leaves the others as they are, in arrays of
+    one shape throughout (instead of factoring them out; Dinh, Sohl-Dickstein, Bengio, *Real NVP* (2016)).
+    """
+    if not isinstance(part, slice) or part.step not in (None, 1):
+        raise TypeError(f"on_part: expected part to be a slice without a step, got {part!r}")
+
+    def bounds(x):
+        start, stop, _ = part.indices(x.shape[-1])
+        given = [0 if part.start is None else part.start, stop if part.stop is None else part.stop]
+        if x.ndim < 2 or not start < stop or max(given) > x.shape[-1] or min(given) < -x.shape[-1]:
+            raise ValueError(f"on_part: expected x [b, ..., d] whose last axis holds {part}, got {list(x.shape)}")
+        return start, stop
+
+    def init(key, x, cond=None, *, side="data"):
+        check_side(side)
+        start, stop = bounds(x)
+        return bijector.init(key, x[..., start:stop], cond, side=side)
+
+    def apply(inner, params, x, cond=None, *, key=None):
+        start, stop = bounds(x)
+        y, log_det = inner(params, x[..., start:stop], cond, key=key)
+        if y.shape != (*x.shape[:-1], stop - start):
+            raise ValueError(
+                f"on_part: expected the map to keep the shape {[*x.shape[:-1], stop - start]}, got {list(y.shape)}"
+            )
+        return jnp.concatenate([x[..., :start], y.astype(x.dtype), x[..., stop:]], axis=-1), log_det
+
+    return type(bijector)(init, partial(apply, bijector.forward), partial(apply, bijector.inverse))
+
+
 def conditioned(bijector: Bijector, embed: nn.Module) -> Bijector:
     """`bijector` conditioned on embed(cond): a Linen module, such as nn.Embed(10, 16) for labels. Params {'embed',
     'bijector'}. The embedding is computed once, outside any scan in `bijector`."""
@@ -73,6 +107,35 @@ def conditioned(bijector: Bijector, embed: nn.Module) -> Bijector:
         check(cond)
         key_embed, key_inner = split_key(key, 2)
         return inner(params["bijector"], x, apply_linen(embed, params["embed"], cond, key=key_embed), key=key_inner)
+
+    return type(bijector)(init, partial(apply, bijector.forward), partial(apply, bijector.inverse))
+
+
+def indicated(bijector: Bijector, size: int) -> Bijector:
+    """`bijector` told which layer it is, by an embedding [size] of its own beside cond: cond becomes the embedding, or the
+    pair (cond, embedding).
+
+    Params are the bijector's own and 'indicator', side by side, so that a scan can share the others:
+    scan(indicated(coupling(...), 8), depth, shared=('net',)) has one network for all layers, and for each an embedding
+    and a head. Lee, Kim, Yoon, *NanoFlow* (2020).
+    """
+    if size < 1:
+        raise ValueError(f"indicated: expected size >= 1, got {size}")
+
+    def tell(indicator, x, cond):
+        row = jnp.broadcast_to(indicator.astype(float_dtype(x))[None], (x.shape[0], size))
+        return row if cond is None else (cond, row)
+
+    def init(key, x, cond=None, *, side="data"):
+        key_indicator, key_bijector = jax.random.split(key)
+        indicator = jax.random.normal(key_indicator, (size,), float_dtype(x))
+        params = bijector.init(key_bijector, x, tell(indicator, x, cond), side=side)
+        if "indicator" in params:
+            raise ValueError("indicated: the bijector has params of the name 'indicator' already")
+        return {**params, "indicator": indicator}
+
+    def apply(inner, params, x, cond=None, *, key=None):
+        return inner(params, x, tell(params["indicator"], x, cond), key=key)
 
     return type(bijector)(init, partial(apply, bijector.forward), partial(apply, bijector.inverse))
 

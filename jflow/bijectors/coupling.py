@@ -65,7 +65,8 @@ def masked_coupling(transformer: Elementwise, net: nn.Module, mask) -> Bijector:
             return jnp.broadcast_to(mask.reshape((1,) * (x.ndim - mask.ndim) + mask.shape), x.shape)
         except (ValueError, TypeError):
             raise ValueError(
-                f"masked_coupling: mask of shape {list(mask.shape)} does not broadcast to x of shape {list(x.shape)}"
+                f"masked_coupling: expected a mask that broadcasts to x; mask of shape {list(mask.shape)} does not "
+                f"broadcast to x of shape {list(x.shape)}"
             ) from None
 
     def init(key, x, cond=None, *, side="data"):

@@ -2,7 +2,34 @@
 
 from jflow.cnf import cnf
 from jflow.flows._stack import alternating_permutations as alternating_permutations
-from jflow.flows.core import flow
-from jflow.flows.coupling import neural_spline, real_nvp
+from jflow.flows.autoregressive import bnaf, iaf, maf, neural_spline_autoregressive
+from jflow.flows.core import elbo_flow, flow, importance_weighted
+from jflow.flows.coupling import nanoflow, neural_spline, nice, real_nvp
+from jflow.flows.images import dequantization_noise, flow_plus_plus, glow
+from jflow.flows.residual import planar, radial, residual_flow, sylvester
+from jflow.flows.transformers import jet, starflow, tarflow
 
-__all__ = ["cnf", "flow", "neural_spline", "real_nvp"]
+__all__ = [
+    "bnaf",
+    "cnf",
+    "dequantization_noise",
+    "elbo_flow",
+    "flow",
+    "flow_plus_plus",
+    "glow",
+    "iaf",
+    "importance_weighted",
+    "jet",
+    "maf",
+    "nanoflow",
+    "neural_spline",
+    "neural_spline_autoregressive",
+    "nice",
+    "planar",
+    "radial",
+    "real_nvp",
+    "residual_flow",
+    "starflow",
+    "sylvester",
+    "tarflow",
+]

@@ -17,22 +17,44 @@ def vector_flow(
     depth: int,
     embed: nn.Module | None,
     base: Distribution | None,
+    *,
+    permutations: Callable[[int, int], np.ndarray] | None = None,
+    last: Callable[[int], Bijector] | None = None,
     **scan_options,
 ) -> Flow:
-    """Scanned layers behind fixed permutations, in the direction data -> source, so that densities take the forward maps."""
-    event_shape = tuple(operator.index(size) for size in event_shape)
-    features = int(np.prod(event_shape))
+    """Scanned layers behind fixed permutations, in the direction data -> source, so that densities take the forward maps.
+
+    permutations: (features, depth) -> [depth, features]; `alternating_permutations` by default.
+    last: a map between the stack and the base.
+    """
     if depth < 1:
         raise ValueError(f"expected depth >= 1, got {depth}")
+
+    def stack(features):
+        steps = layer(features)
+        bijector = bijectors.scan(
+            lambda permutation: bijectors.chain(bijectors.permute(permutation), steps),
+            depth,
+            xs=(permutations or alternating_permutations)(features, depth),
+            **scan_options,
+        )
+        return bijector if last is None else bijectors.chain(bijector, last(features))
+
+    return flattened_flow(event_shape, stack, embed, base)
+
+
+def flattened_flow(
+    event_shape: Sequence[int],
+    make: Callable[[int], Bijector],
+    embed: nn.Module | None,
+    base: Distribution | None,
+) -> Flow:
+    """The flow of a map on vectors, data -> source, for events of any shape; `embed` turns cond into what the map sees."""
+    event_shape = tuple(operator.index(size) for size in event_shape)
+    features = int(np.prod(event_shape))
     if features < 1:
         raise ValueError(f"expected an event_shape of positive sizes, got {list(event_shape)}")
-    steps = layer(features)
-    bijector = bijectors.scan(
-        lambda permutation: bijectors.chain(bijectors.permute(permutation), steps),
-        depth,
-        xs=alternating_permutations(features, depth),
-        **scan_options,
-    )
+    bijector = make(features)
     if embed is not None:
         bijector = bijectors.conditioned(bijector, embed)
     if len(event_shape) != 1:

@@ -5,10 +5,40 @@ Both keep 'params' alone; a 'dropout' stream switches dropout on. `dtype` is the
 float32 or better.
 """
 
+from jflow.nets import norms
 from jflow.nets.attention import SelfAttention
+from jflow.nets.causal_transformer import CausalTransformer
+from jflow.nets.conv import GatedAttentionNet, GlowNet
 from jflow.nets.dit import DiT
 from jflow.nets.embed import TimeCondEmbed, time_features
+from jflow.nets.encoders import ImageEncoder, Periodic, SetEncoder
+from jflow.nets.lipschitz import LipschitzConv, LipschitzMLP, lip_swish
+from jflow.nets.made import MADE, longest_path
 from jflow.nets.mlp import MLP, ResidualMLP, TimeMLP
 from jflow.nets.unet import UNet
+from jflow.nets.vit import CondEmbed, ViT
 
-__all__ = ["MLP", "DiT", "ResidualMLP", "SelfAttention", "TimeCondEmbed", "TimeMLP", "UNet", "time_features"]
+__all__ = [
+    "MADE",
+    "MLP",
+    "CausalTransformer",
+    "CondEmbed",
+    "DiT",
+    "LipschitzConv",
+    "LipschitzMLP",
+    "GatedAttentionNet",
+    "GlowNet",
+    "ImageEncoder",
+    "Periodic",
+    "ResidualMLP",
+    "SelfAttention",
+    "SetEncoder",
+    "TimeCondEmbed",
+    "TimeMLP",
+    "UNet",
+    "ViT",
+    "lip_swish",
+    "norms",
+    "longest_path",
+    "time_features",
+]

@@ -27,6 +27,7 @@ TABLE = {
     "mixture_of_normals": Row(lambda event: distributions.mixture_of_normals(event, 4)),
     "multivariate_normal": Row(lambda event: distributions.multivariate_normal(*event), event=(3,)),
     "normal": Row(distributions.normal),
+    "scaled": Row(lambda event: distributions.scaled(distributions.diagonal_normal(event), 0.7)),
     "student_t": Row(lambda event: distributions.student_t(event), reach=400.0, centre={"log_df": np.log(6)}),
     "student_t of df 1": Row(lambda event: distributions.student_t(event), reach=1e7, moments=False),
     "uniform": Row(lambda event: distributions.uniform(event, -1.0, 2.5), support=(-1.0, 2.5)),
