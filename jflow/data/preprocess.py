@@ -42,6 +42,15 @@ def _constant(rows: Rows, key: str, log_slope: float) -> np.ndarray:
     return np.full(len(x), log_slope * x[0].size if len(x) else 0.0)
 
 
+def _check_rows(expected: str, x: np.ndarray, fine: np.ndarray) -> None:
+    """Raise, naming the first row and the value in it, unless `fine` [n, *event] holds everywhere."""
+    if not fine.all():
+        where = tuple(int(i) for i in np.argwhere(~fine)[0])
+        rows = int((~fine.reshape(len(x), -1)).any(1).sum())
+        place = f", element {list(where[1:])}" if len(where) > 1 else ""
+        raise ValueError(f"{expected}, got {x[where]} in row {where[0]}{place} ({rows} such rows)")
+
+
 def identity() -> Preprocess:
     """Leaves rows as they are: state {}."""
     return Preprocess(
@@ -102,18 +111,19 @@ def dequantize(levels: int, *, key: str = "x") -> Preprocess:
     if not 2 <= levels <= 2**16:
         raise ValueError(f"dequantize: expected 2 .. 65536 levels, got {levels}")
 
+    def check(x):
+        on_level = (x == np.round(x)) & (x >= 0) & (x < levels)
+        _check_rows(f"dequantize({levels}): expected integers in 0 .. {levels - 1}", x, on_level)
+
     def fit(rows):
-        x = np.asarray(rows[key])
-        if not np.array_equal(x, np.round(x)) or x.min() < 0 or x.max() >= levels:
-            raise ValueError(
-                f"dequantize({levels}): expected integers in 0 .. {levels - 1}, got {x.dtype} in {x.min()} .. {x.max()}"
-            )
+        check(np.asarray(rows[key]))
         return {}
 
     def apply(state, rows, rng):
         if rng is None:
             raise ValueError("dequantize draws noise: it needs rng, a numpy Generator, got None")
         x = _floating(rows[key])
+        check(x)
         # Keep off the cells' ends by a few ulps, so that rounding here or in a later part cannot change the level.
         edge = 8 * levels * np.finfo(x.dtype).eps
         u = np.clip(rng.random(x.shape, x.dtype), edge, 1 - edge)
@@ -152,8 +162,7 @@ def logit(alpha: float = 0.05, *, key: str = "x") -> Preprocess:
 
     def apply(state, rows, rng):
         x = _floating(rows[key])
-        if x.size and not (x.min() >= 0 and x.max() <= 1):
-            raise ValueError(f"logit: expected x in [0, 1], got {x.min()} .. {x.max()}")
+        _check_rows("logit: expected x in [0, 1]", x, (x >= 0) & (x <= 1))
         p = alpha + (1 - 2 * alpha) * x
         return {**rows, key: np.log(p) - np.log1p(-p)}
 

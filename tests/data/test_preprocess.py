@@ -124,6 +124,20 @@ def test_dequantize_refuses_other_levels():
             data.dequantize(17).fit({"x": bad})
 
 
+def test_a_row_outside_is_named_with_its_value_and_the_bound():
+    x = np.full((5, 2, 3), 0.5)
+    x[3, 1, 2] = 1.25
+    with pytest.raises(ValueError, match=r"\[0, 1\], got 1\.25 in row 3, element \[1, 2\] \(1 such rows\)"):
+        data.logit().apply({}, {"x": x}, None)
+    levels = np.zeros((4, 2))
+    levels[2:] = 17
+    for use in (data.dequantize(17).fit, lambda rows: data.dequantize(17).apply({}, rows, np.random.default_rng(0))):
+        with pytest.raises(
+            ValueError, match=r"integers in 0 \.\. 16, got 17\.0 in row 2, element \[0\] \(2 such rows\)"
+        ):
+            use({"x": levels})
+
+
 def test_options_are_checked():
     for make in (lambda: data.dequantize(1), lambda: data.scale(1, 1), lambda: data.logit(0.5)):
         with pytest.raises(ValueError, match="expected"):
