@@ -34,6 +34,7 @@ class MADE(nn.Module):
         activation: smooth by default, so that the density is.
         residual: one masked layer to hidden[0], then a residual block of two masked layers for each further width (all
             the same), as in Durkan, Bekasov, Murray, Papamakarios, *Neural Spline Flows* (2019).
+        dropout: rate, on the hidden units; a key switches it on.
         dtype: of the hidden layers' computation; the last one runs in float32 at least.
     """
 
@@ -43,6 +44,7 @@ class MADE(nn.Module):
     adjacency: tuple[tuple[bool, ...], ...] | None = None
     activation: Callable[[Array], Array] = nn.silu
     residual: bool = False
+    dropout: float = 0.0
     dtype: Any = None
 
     def __post_init__(self):
@@ -79,14 +81,17 @@ class MADE(nn.Module):
             mask, h = np.vstack([mask, np.ones((c.shape[-1], len(units[0])), bool)]), jnp.concatenate([h, c], axis=-1)
         h = self._dense(h, mask, "0", self.dtype)
         for i, (before, after) in enumerate(zip(units, units[1:], strict=False), 1):
-            inner = self._dense(self.activation(h), _subsets(before, after), str(i), self.dtype)
+            inner = self._dense(self._active(h), _subsets(before, after), str(i), self.dtype)
             if self.residual:
-                inner = h + self._dense(self.activation(inner), _subsets(after, after), f"{i}_out", self.dtype)
+                inner = h + self._dense(self._active(inner), _subsets(after, after), f"{i}_out", self.dtype)
             h = inner
         head = np.repeat(_subsets(units[-1], adjacency), self.size, axis=1)
         dtype = float_dtype(x)
-        raw = self._dense(self.activation(h).astype(dtype), head, "head", dtype, zero=True)
+        raw = self._dense(self._active(h).astype(dtype), head, "head", dtype, zero=True)
         return raw.reshape(*x.shape, self.size)
+
+    def _active(self, h: Array) -> Array:
+        return nn.Dropout(self.dropout, deterministic=not self.has_rng("dropout"))(self.activation(h))
 
     def _adjacency(self, x: Array) -> np.ndarray:
         d = x.shape[-1]
