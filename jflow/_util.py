@@ -65,7 +65,10 @@ def check_cond(name: str, cond: Cond, n: int) -> None:
 
 def check_draws(name: str, n: int, cond: Cond) -> int:
     """n as a Python int; raise unless it is at least 1 and every leaf of cond leads with n rows."""
-    n = operator.index(n)
+    try:
+        n = operator.index(n)
+    except TypeError:
+        raise TypeError(f"{name}: expected n to be a static int, got {n!r}") from None
     if n < 1:
         raise ValueError(f"{name}: expected n >= 1, got {n}")
     check_cond(name, cond, n)
@@ -134,7 +137,7 @@ def apply_linen(module, params, *args, key=None, method=None):
     deterministically."""
     try:
         return module.apply({"params": params}, *args, rngs=None if key is None else {"dropout": key}, method=method)
-    except flax.errors.ScopeParamShapeError as error:
+    except (flax.errors.ScopeParamShapeError, flax.errors.ScopeParamNotFoundError) as error:
         shapes = [list(jnp.shape(leaf)) for leaf in jax.tree.leaves(args)]
         raise ValueError(
             f"{type(module).__name__}: inputs of shapes {shapes} do not fit its params: {str(error).split(' (https')[0]}"

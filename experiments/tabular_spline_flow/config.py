@@ -28,6 +28,8 @@ from jflow.train import Experiment
 
 FILES = {"power_plant": "power_plant.txt.gz", "protein": "protein.txt.gz", "magic04": "magic04.data.gz"}
 
+FORMS = {"coupling": flows.neural_spline, "autoregressive": flows.neural_spline_autoregressive}
+
 
 def table(dataset: str, data_dir: str) -> np.ndarray:
     """The numeric columns [n, d] in float64."""
@@ -62,6 +64,7 @@ def config(
     *,
     dataset: str = "wine",
     data_dir: str = "",
+    form: str = "coupling",  # or autoregressive
     depth: int = 6,
     hidden: tuple = (64, 64),
     bins: int = 8,
@@ -82,7 +85,9 @@ def config(
     batch = min(batch, len(parts.train["x"]) // 2)
     steps = steps or max(1000, 60 * len(parts.train["x"]) // batch)
     options = {"depth": depth, "hidden": hidden, "bins": bins, "bound": bound, "activation": nn.relu}
-    model = flows.neural_spline(parts.train["x"].shape[1:], **options)
+    if form not in FORMS:
+        raise ValueError(f"unknown form {form!r}: expected one of {', '.join(FORMS)}")
+    model = FORMS[form](parts.train["x"].shape[1:], **options)
     schedule = optax.cosine_decay_schedule(learning_rate, steps, alpha=0.01)
     log_prob = jax.jit(model.log_prob)
 

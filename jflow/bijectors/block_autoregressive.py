@@ -92,6 +92,10 @@ def block_autoregressive(
         c = flatten_cond("block_autoregressive", cond, x.shape[0])
         if ("cond" in params["layers"]["0"]) != (c is not None):
             raise ValueError("block_autoregressive: expected cond as at init, with it or without")
+        if c is not None and c.shape[-1] != (size := params["layers"]["0"]["cond"].shape[0]):
+            raise ValueError(
+                f"block_autoregressive: expected cond of {size} numbers a row, as at init, got {c.shape[-1]}"
+            )
         h, log_slope, contexts = x[..., None], jnp.zeros_like(x)[..., None], []
         for i in range(depth + 1):
             layer = params["layers"][str(i)]

@@ -1,5 +1,7 @@
 """Coupling layers: a part of the event steers an elementwise map of the rest."""
 
+from contextlib import suppress
+
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
@@ -61,13 +63,13 @@ def masked_coupling(transformer: Elementwise, net: nn.Module, mask) -> Bijector:
             raise TypeError(f"masked_coupling: expected a boolean mask, got {mask.dtype}")
 
     def keep(x):
-        try:
-            return jnp.broadcast_to(mask.reshape((1,) * (x.ndim - mask.ndim) + mask.shape), x.shape)
-        except (ValueError, TypeError):
-            raise ValueError(
-                f"masked_coupling: expected a mask that broadcasts to x; mask of shape {list(mask.shape)} does not "
-                f"broadcast to x of shape {list(x.shape)}"
-            ) from None
+        if mask.ndim < x.ndim:  # one axis is the batch's
+            with suppress(ValueError, TypeError):
+                return jnp.broadcast_to(mask.reshape((1,) * (x.ndim - mask.ndim) + mask.shape), x.shape)
+        raise ValueError(
+            f"masked_coupling: expected a mask that broadcasts to the events of x; mask of shape {list(mask.shape)} does "
+            f"not broadcast to those of x of shape {list(x.shape)}"
+        )
 
     def init(key, x, cond=None, *, side="data"):
         check_side(side)

@@ -1,5 +1,7 @@
 """Linear bijectors on the last axis, and rearrangements of it."""
 
+import math
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -177,7 +179,7 @@ def _linear(name, features, init_factors, matrix, solve, log_abs_det) -> Bijecto
         return {**init_factors(key, zeros), "shift": zeros[0]}
 
     def log_det(params, x):
-        positions = x.size // (x.shape[0] * features)
+        positions = math.prod(x.shape[1:-1])
         return zero_log_det(x) + positions * log_abs_det(params).astype(float_dtype(x))[None]
 
     def shift(params, x):

@@ -63,7 +63,7 @@ class GlowNet(nn.Module):
     def __call__(self, x: Array, cond: Cond = None) -> Array:
         x, vector = split_cond("GlowNet", cond, x)
         h = LoopConv(self.hidden, self.dtype, name="near")(x)
-        h = self.activation(h + _everywhere(vector, self.hidden, self.dtype, "cond"))
+        h = self.activation(h + _everywhere(self, vector, self.hidden))
         h = self.activation(per_token(nn.Dense(self.hidden, dtype=self.dtype, name="pixel"), h))
         return self.activation(LoopConv(self.features, self.dtype, name="far")(h))
 
@@ -115,7 +115,7 @@ class _GatedAttentionBlock(nn.Module):
     def __call__(self, h: Array, vector: Array | None) -> tuple[Array, None]:
         b, height, width, f = h.shape
         y = LoopConv(f, self.dtype, name="near")(self.activation(h))
-        y = self.activation(y + _everywhere(vector, f, self.dtype, "cond"))
+        y = self.activation(y + _everywhere(self, vector, f))
         y = nn.Dropout(self.dropout, deterministic=not self.has_rng("dropout"))(y)
         h = self._add(h, y, "conv")
         y = SelfAttention(self.heads, dtype=self.dtype, name="attention")(h.reshape(b, height * width, f))
@@ -150,9 +150,11 @@ def split_cond(name: str, cond: Cond, x: Array) -> tuple[Array, Array | None]:
     return jnp.concatenate([x, *images], axis=-1), flatten_cond(name, vectors, b)
 
 
-def _everywhere(vector: Array | None, features: int, dtype: Any, name: str):
+def _everywhere(module: nn.Module, vector: Array | None, features: int):
     """A linear image of `vector` [b, k] for every pixel, [b, 1, 1, features]; 0 without one. Adds as concatenating k
-    constant channels to the input would, at the cost of one pixel."""
-    if vector is None:
-        return 0.0
-    return nn.Dense(features, use_bias=False, dtype=dtype, name=name)(vector)[:, None, None]
+    constant channels to the input would, at the cost of one pixel. To be called inside a compact method of `module`."""
+    if vector is not None:
+        return nn.Dense(features, use_bias=False, dtype=module.dtype, name="cond")(vector)[:, None, None]
+    if module.has_variable("params", "cond"):
+        raise ValueError("expected a vector in cond, as at init, got none")
+    return 0.0

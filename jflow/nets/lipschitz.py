@@ -141,6 +141,8 @@ def _layers(module, shapes, norms, cond):
         if i == 0 and cond is not None:
             cond_kernel = module.param("cond", nn.initializers.lecun_normal(), (cond.shape[-1], shape[-1]))
             bias = bias + cond.astype(cond_kernel.dtype) @ cond_kernel
+        elif i == 0 and module.has_variable("params", "cond"):
+            raise ValueError(f"{type(module).__name__}: expected cond as at init, got None")
         beta = None
         if not last and module.activation is None:
             beta = jax.nn.softplus(module.param(f"beta_{i}", nn.initializers.constant(0.5), ()))

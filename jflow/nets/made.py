@@ -1,5 +1,6 @@
 """MADE: a perceptron whose outputs may see some inputs only, the conditioner of autoregressive maps."""
 
+import warnings
 from collections.abc import Callable
 from typing import Any
 
@@ -21,8 +22,9 @@ class MADE(nn.Module):
     counts the passes that its inverse takes. Every output sees cond: None, a float array [b, ...] or a pytree of them.
 
     A hidden unit stands for one set of inputs, a row of the adjacency, and reads from units of its subsets; the sets are
-    spread evenly over the units, so that widths below d drop some inputs from every output: take a few times d. Units of
-    the empty set carry cond to the first of the order, and are constants without one.
+    spread evenly over the units. Widths below the number of sets, d for an order, leave some outputs without some of their
+    inputs, and warn: take a few times d. Units of the empty set carry cond to the first of the order, and are constants
+    without one.
 
     Germain, Gregor, Murray, Larochelle, *MADE* (2015); the graphs: Wehenkel, Louppe, *Graphical Normalizing Flows* (2021).
 
@@ -75,7 +77,13 @@ class MADE(nn.Module):
         c = flatten_cond("MADE", cond, x.shape[0])
         sets = np.unique(adjacency, axis=0)
         sets = sets[np.argsort(sets.sum(1), kind="stable")]
-        units = [sets[((np.arange(width) + 1) * len(sets) - 1) // width] for width in self.hidden]
+        if min(self.hidden) < len(sets):
+            warnings.warn(
+                f"MADE: hidden={self.hidden} has fewer units than there are sets of inputs to depend on, {len(sets)}: some "
+                "outputs do not see all of the inputs they may",
+                stacklevel=2,
+            )
+        units = [sets[_spread(len(sets), width, c is not None)] for width in self.hidden]
         mask, h = units[0].T, x
         if c is not None:
             mask, h = np.vstack([mask, np.ones((c.shape[-1], len(units[0])), bool)]), jnp.concatenate([h, c], axis=-1)
@@ -131,6 +139,13 @@ def longest_path(adjacency) -> int:
             return int(level.max())
         level = new
     raise ValueError(f"expected an adjacency without cycles, got {graph.astype(int).tolist()}")
+
+
+def _spread(sets: int, width: int, with_empty: bool) -> np.ndarray:
+    """[width]: which set each unit stands for; with fewer units than sets the last is kept, the first on demand."""
+    if with_empty and 1 < width < sets:
+        return np.arange(width) * (sets - 1) // (width - 1)
+    return ((np.arange(width) + 1) * sets - 1) // width
 
 
 def _subsets(inner: np.ndarray, outer: np.ndarray) -> np.ndarray:

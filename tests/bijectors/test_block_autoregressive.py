@@ -129,3 +129,6 @@ def test_bad_configurations_are_errors():
         bijector.init(jax.random.key(0), X[:, :2])
     with pytest.raises(ValueError, match="cond as at init"):
         bijector.forward(bijector.init(jax.random.key(0), X), X, X)
+    params = bijector.init(jax.random.key(0), X, X[:, :2])
+    with pytest.raises(ValueError, match="cond of 2 numbers a row, as at init, got 3"):
+        bijector.forward(params, X, X[:, :3])

@@ -133,6 +133,7 @@ def test_errors_say_what_was_expected():
         (lambda: init(bj.coupling(AFFINE, net, split=1, axis=2)), "axis 2 of x to be an event axis"),
         (lambda: init(bj.coupling(AFFINE, net, split=2), cond=jnp.ones((4, 1))), "cond to lead with 5 rows"),
         (lambda: init(bj.masked_coupling(AFFINE, net, np.ones(3, bool))), r"mask of shape \[3\] does not broadcast"),
+        (lambda: init(bj.masked_coupling(AFFINE, net, np.ones(4, bool)), X[0]), r"those of x of shape \[4\]"),
     ]:
         with pytest.raises(ValueError, match=message):
             call()

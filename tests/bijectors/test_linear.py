@@ -142,6 +142,12 @@ def test_the_free_maps_multiply_in_full_precision():
             )
 
 
+def test_an_empty_batch_is_one():
+    z = jnp.ones((2, 2, 3))
+    x, log_det = bj.lu(3).forward(bj.lu(3).init(jax.random.key(0), z), z[:0])
+    assert x.shape == (0, 2, 3) and log_det.shape == (0,)
+
+
 def test_bad_sizes_of_linear_maps():
     for make, message in [
         (lambda: bj.linear(0), "linear: expected features >= 1, got 0"),

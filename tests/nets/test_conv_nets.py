@@ -102,6 +102,10 @@ def test_what_does_not_fit_is_an_error():
         split_cond("net", np.arange(3), x)
     with pytest.raises(ValueError, match="lead with 3 rows"):
         split_cond("net", VECTOR[:2], x)
+    for net in (nets.GlowNet(4, 4), nets.GatedAttentionNet(4, 1, 2)):
+        params = init_linen(net, jax.random.key(0), x, VECTOR)
+        with pytest.raises(ValueError, match="expected a vector in cond, as at init, got none"):
+            apply_linen(net, params, x)
     with pytest.raises(ValueError, match="depth of at least 1, got 0"):
         nets.GatedAttentionNet(depth=0)
     with pytest.raises(ValueError, match="heads to divide the width 8"):

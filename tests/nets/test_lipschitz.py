@@ -9,6 +9,7 @@ import pytest
 from quick import quick
 
 from jflow import flows, losses, nets
+from jflow._util import apply_linen
 from jflow.nets import norms
 
 
@@ -159,6 +160,10 @@ def test_cond_shifts_without_a_bound(x64):
     params["cond"] = jnp.zeros_like(params["cond"])
     alone = {name: p for name, p in params.items() if name != "cond"}
     np.testing.assert_array_equal(net.apply({"params": params}, x, cond), net.apply({"params": alone}, x))
+    with pytest.raises(ValueError, match="LipschitzMLP: expected cond as at init, got None"):
+        apply_linen(net, params, x)
+    with pytest.raises(ValueError, match='do not fit its params: Could not find parameter named "cond"'):
+        apply_linen(net, alone, x, cond)
 
 
 def test_the_constant_holds_after_training():

@@ -114,8 +114,18 @@ def test_starts_at_zero_and_keeps_variance_behind_sparse_masks():
     assert np.all(np.abs(hidden[:, 4:].std(0) - 1) < 0.9) and abs(hidden[:, 4:].std() - 1) < 0.1
 
 
-def test_widths_below_the_dimension_still_reach_the_last_input_allowed():
-    np.testing.assert_array_equal(sees(nets.MADE(1, (2,), activation=jnp.tanh), X)[4], [True] * 4 + [False])
+def test_widths_below_the_dimension_warn_and_still_reach_the_last_input_allowed():
+    with pytest.warns(UserWarning, match=r"hidden=\(2,\) has fewer units .* to depend on, 5"):
+        np.testing.assert_array_equal(sees(nets.MADE(1, (2,), activation=jnp.tanh), X)[4], [True] * 4 + [False])
+
+
+@pytest.mark.filterwarnings("ignore:MADE")
+def test_narrow_networks_tell_cond_to_the_first_too():
+    module, cond = nets.MADE(1, (3, 3), activation=jnp.tanh), X[:, :1]
+    params = drawn(module, X, cond)
+    raw, without = (module.apply({"params": params}, X, c) for c in (cond, 0 * cond))
+    assert np.all(np.any(raw != without, axis=(0, 2)))
+    np.testing.assert_array_equal(sees(module, X, cond)[4], [True] * 4 + [False])
 
 
 def test_computes_in_bfloat16_and_answers_in_float32():
