@@ -132,8 +132,8 @@ def circular_rational_quadratic(bins: int = 8, bound: float = np.pi) -> Elementw
 
 
 def _spline(name: str, bins: int, bound: float, ends: splines.Ends) -> Elementwise:
-    if not 1 <= bins < splines.MAX_BINS:
-        raise ValueError(f"{name}: expected bins from 1 to {splines.MAX_BINS - 1}, got {bins}")
+    if not 2 <= bins < splines.MAX_BINS:
+        raise ValueError(f"{name}: expected bins from 2 to {splines.MAX_BINS - 1}, got {bins}")
     if not bound > 0:
         raise ValueError(f"{name}: expected bound > 0, got {bound}")
 

@@ -88,6 +88,8 @@ def importance_weighted(flow: ElboFlow, draws: int) -> ElboFlow:
     Between the plain bound (draws=1) and log p(x), which it reaches as `draws` grows. Burda, Grosse, Salakhutdinov,
     *Importance Weighted Autoencoders* (2016).
     """
+    if not isinstance(flow, ElboFlow):
+        raise TypeError(f"importance_weighted: expected an ElboFlow, got {type(flow).__name__}")
     if draws < 1:
         raise ValueError(f"importance_weighted: expected draws >= 1, got {draws}")
 

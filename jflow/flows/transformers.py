@@ -160,6 +160,8 @@ def jet_splits(rows: int, columns: int, size: int, depth: int, seed: int = 0) ->
     """
     if size % 2:
         raise ValueError(f"jet: expected an even count of numbers in a patch, got {size}")
+    if depth < 1:
+        raise ValueError(f"jet: expected depth >= 1, got {depth}")
     rng = np.random.default_rng(seed)
     row, column = np.divmod(np.arange(rows * columns), columns)
     patterns = [(row + column) % 2, row % 2, column % 2]
@@ -179,6 +181,8 @@ def jet_splits(rows: int, columns: int, size: int, depth: int, seed: int = 0) ->
 
 def _alternating(n: int, blocks: int) -> np.ndarray:
     """[blocks, n]: the tokens forwards and backwards in turn."""
+    if blocks < 1:
+        raise ValueError(f"expected blocks >= 1, got {blocks}")
     return np.stack([np.arange(n)[:: (-1) ** i] for i in range(blocks)]).astype(np.int32)
 
 

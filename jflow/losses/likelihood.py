@@ -15,6 +15,9 @@ def nll(flow: Flow) -> Loss:
     Errors: ValueError for a batch without 'x', with an unknown key, or with rows that don't match.
     """
 
+    if isinstance(flow, ElboFlow):
+        raise TypeError("nll: expected a flow with log_prob, got an ElboFlow, which has a bound: see negative_elbo")
+
     def loss(params, key, batch, frozen=None):
         x, cond, weight = read("nll", batch, ("x", "cond", "weight"))
         return mean_of_rows(-flow.log_prob(params, x, cond, key=key), weight), {}
@@ -28,6 +31,9 @@ def negative_elbo(flow: ElboFlow) -> Loss:
     Batch and errors as in `nll`; 'x' holds levels as floats where the flow dequantizes. The key draws what the flow's
     stochastic layers need; over `flows.importance_weighted(flow, draws)` the bound is tighter.
     """
+
+    if not isinstance(flow, ElboFlow):
+        raise TypeError(f"negative_elbo: expected an ElboFlow, got {type(flow).__name__}")
 
     def loss(params, key, batch, frozen=None):
         x, cond, weight = read("negative_elbo", batch, ("x", "cond", "weight"))

@@ -11,7 +11,7 @@ import pytest
 from quick import quick
 
 from jflow import bijectors as bj
-from jflow import decoders, distributions, flows, nets
+from jflow import decoders, distributions, flows, losses, nets
 from jflow.types import ElboFlow, Transport
 
 B = 6
@@ -295,6 +295,12 @@ def test_bad_options_fail_at_construction():
         bj.drop(distributions.normal((4,)), 0)
     with pytest.raises(ValueError, match="draws >= 1"):
         flows.importance_weighted(FLOWS["elbo_flow"].make(), 0)
+    exact = flows.flow(bj.affine((4,)), distributions.normal((4,)))
+    for make in (lambda flow: flows.importance_weighted(flow, 2), losses.negative_elbo):
+        with pytest.raises(TypeError, match="expected an ElboFlow, got Flow"):
+            make(exact)
+    with pytest.raises(TypeError, match="see negative_elbo"):
+        losses.nll(FLOWS["elbo_flow"].make())
     with pytest.raises(TypeError, match="expected a Transport or a Bijector, got Distribution"):
         flows.elbo_flow(distributions.normal((4,)), distributions.normal((4,)))
     augment = bj.augment(distributions.normal((2,)), 3)
