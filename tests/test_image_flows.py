@@ -21,7 +21,7 @@ def images(*shape, dtype=np.float32):
 
 
 def test_multi_scale_glow_has_the_log_det_of_its_jacobian(x64):
-    flow = flows.glow((4, 8, 2), levels=2, depth=2, hidden=6, embed=nn.Embed(3, 2))
+    flow = flows.glow((4, 8, 2), scales=2, depth=2, hidden=6, embed=nn.Embed(3, 2))
     x, labels = images(2, 4, 8, 2, dtype=np.float64), jnp.arange(2)
 
     @quick
@@ -42,7 +42,7 @@ def test_multi_scale_glow_has_the_log_det_of_its_jacobian(x64):
 
 def test_actnorms_see_the_data_and_layers_differ_at_init():
     """At init every step hands on channels of zero mean and unit deviation, so that the latents have them too."""
-    flow = flows.glow((8, 8, 1), levels=2, depth=3, hidden=6)
+    flow = flows.glow((8, 8, 1), scales=2, depth=3, hidden=6)
     x = images(64, 8, 8, 1)
 
     @quick
@@ -71,7 +71,7 @@ def test_actnorm_log_det_is_its_log_scale_times_the_pixels():
 
 def test_temperature_scales_the_latents_and_keeps_the_params():
     shape = (4, 4, 1)
-    options = {"levels": 1, "depth": 1, "hidden": 4}
+    options = {"scales": 1, "depth": 1, "hidden": 4}
     flow = flows.glow(shape, **options)
     cool = flows.glow(shape, **options, base=distributions.scaled(distributions.normal(shape), 0.5))
     key = jax.random.key(1)
@@ -89,7 +89,7 @@ def test_temperature_scales_the_latents_and_keeps_the_params():
 
 
 def test_images_and_vectors_condition_glow():
-    flow = flows.glow((4, 4, 1), levels=2, depth=1, hidden=4)
+    flow = flows.glow((4, 4, 1), scales=2, depth=1, hidden=4)
     x = images(4, 4, 4, 1)
     cond = {"image": images(4, 8, 8, 2), "vector": images(4, 3)}
 
@@ -106,7 +106,7 @@ def test_images_and_vectors_condition_glow():
 
 
 def test_a_zeroed_condition_is_the_unconditional_model():
-    flow = flows.glow((4, 4, 1), levels=1, depth=2, hidden=4)
+    flow = flows.glow((4, 4, 1), scales=1, depth=2, hidden=4)
     x = images(4, 4, 4, 1)
 
     @quick
@@ -127,7 +127,7 @@ def test_a_zeroed_condition_is_the_unconditional_model():
 
 def test_compile_size_is_flat_in_depth():
     def equations(depth):
-        flow = flows.glow((4, 4, 1), levels=2, depth=depth, hidden=4)
+        flow = flows.glow((4, 4, 1), scales=2, depth=depth, hidden=4)
         x = jnp.ones((2, 4, 4, 1))
         params = jax.eval_shape(flow.init, jax.random.key(0), x)
         return str(jax.make_jaxpr(flow.log_prob)(params, x)).count("\n")
@@ -162,7 +162,7 @@ def test_the_noise_runs_its_networks_once():
     noise = flows.dequantization_noise((4, 4, 1), net=nets.GlowNet(4))
     dequantized = flows.elbo_flow(bj.variational_dequantize(noise), distributions.uniform((4, 4, 1)))
     assert scans(dequantized, "elbo") == 1
-    assert scans(flows.glow((4, 4, 1), levels=2, depth=3, hidden=4), "log_prob") == 2
+    assert scans(flows.glow((4, 4, 1), scales=2, depth=3, hidden=4), "log_prob") == 2
 
 
 def test_flow_plus_plus_with_mixtures_of_logistics_returns_to_its_levels():
@@ -185,9 +185,9 @@ def test_flow_plus_plus_with_mixtures_of_logistics_returns_to_its_levels():
 @pytest.mark.parametrize(
     "make, message",
     [
-        (lambda: flows.glow((6, 8, 1), levels=2), r"divisible by 4 and W by 4, got \[6, 8, 1\]"),
+        (lambda: flows.glow((6, 8, 1), scales=2), r"divisible by 4 and W by 4, got \[6, 8, 1\]"),
         (lambda: flows.glow((8, 8)), r"event_shape \[H, W, C\]"),
-        (lambda: flows.glow((8, 8, 1), levels=0), "levels >= 1"),
+        (lambda: flows.glow((8, 8, 1), scales=0), "scales >= 1"),
         (lambda: flows.glow((8, 8, 1), depth=0), "depth >= 1"),
         (lambda: flows.flow_plus_plus((7, 8, 1)), r"divisible by 2 and W by 2, got \[7, 8, 1\]"),
         (lambda: flows.flow_plus_plus((8, 8, 1), depth=(1, 2)), r"three depths >= 0 .* got depth=\(1, 2\)"),

@@ -71,7 +71,7 @@ def as_floats() -> data.Preprocess:
 
 
 def glow(event_shape, *, scales, depth, hidden, transformer):
-    return flows.glow(event_shape, levels=scales, depth=depth, hidden=hidden, transformer=transformer)
+    return flows.glow(event_shape, scales=scales, depth=depth, hidden=hidden, transformer=transformer)
 
 
 def jet(event_shape, *, scales, depth, hidden, transformer):

@@ -5,13 +5,14 @@ from jflow.bijectors.amortized import amortized
 from jflow.bijectors.autoregressive import InverseInfo as InverseInfo
 from jflow.bijectors.autoregressive import autoregressive, autoregressive_inverse, jacobi, sequential
 from jflow.bijectors.block_autoregressive import block_autoregressive
-from jflow.bijectors.combinators import chain, conditioned, indicated, invert, on_part, rebuild_error, scan
+from jflow.bijectors.combinators import chain, conditioned, indicated, invert, on_part
 from jflow.bijectors.coupling import coupling, masked_coupling
 from jflow.bijectors.elementwise import actnorm, affine, elementwise, logit, sigmoid, softplus, tanh
 from jflow.bijectors.image import checkerboard, haar, squeeze
 from jflow.bijectors.linear import householder, linear, lu, permute, qr, reshape, reverse
 from jflow.bijectors.planar import planar, radial, sylvester
 from jflow.bijectors.residual import residual
+from jflow.bijectors.scan import rebuild_error, scan
 from jflow.bijectors.stochastic import vae
 from jflow.bijectors.surjective import augment, drop, uniform_dequantize, variational_dequantize
 from jflow.bijectors.tarflow import causal_block, tokens

@@ -19,7 +19,7 @@ __all__ = ["dequantization_noise", "flow_plus_plus", "glow"]
 def glow(
     event_shape: Sequence[int],
     *,
-    levels: int = 2,
+    scales: int = 2,
     depth: int = 8,
     hidden: int = 128,
     transformer: Elementwise | None = None,
@@ -31,7 +31,7 @@ def glow(
 ) -> Flow:
     """Multi-scale flow of actnorms, 1 x 1 convolutions and couplings of channels. Kingma, Dhariwal, *Glow* (2018).
 
-    Each level squeezes, takes `depth` steps, says with one more coupling what the kept half of the channels predicts of
+    Each scale squeezes, takes `depth` steps, says with one more coupling what the kept half of the channels predicts of
     the other half (the paper's learned prior of a split), and goes on with the kept half. The 1 x 1 convolution is P L U
     with P fixed. Acts on real images of order one: for data in levels use
     elbo_flow(chain(sigmoid(0.05), uniform_dequantize(256)), glow(...)).
@@ -39,8 +39,8 @@ def glow(
     Sampling at temperature T: glow(..., base=distributions.scaled(distributions.normal(event_shape), T)), same params.
 
     Args:
-        event_shape: [H, W, C], H and W divisible by 2^levels.
-        levels, depth: number of scales, and of steps at each.
+        event_shape: [H, W, C], H and W divisible by 2^scales.
+        scales, depth: number of scales (the paper's levels L), and of steps at each (K).
         hidden: channels of the default network, `nets.GlowNet(hidden)`.
         transformer: of the couplings; defaults to `transformers.affine()`.
         net: another conditioner for images, `module(x, cond=None)`.
@@ -49,9 +49,9 @@ def glow(
         remat, reversible: memory in the backward pass, see `bijectors.scan`.
         base: defaults to the standard normal.
     """
-    event_shape = _image_shape("glow", event_shape, *[2 ** max(levels, 0)] * 2)
-    if levels < 1 or depth < 1:
-        raise ValueError(f"glow: expected levels >= 1 and depth >= 1, got levels={levels}, depth={depth}")
+    event_shape = _image_shape("glow", event_shape, *[2 ** max(scales, 0)] * 2)
+    if scales < 1 or depth < 1:
+        raise ValueError(f"glow: expected scales >= 1 and depth >= 1, got scales={scales}, depth={depth}")
     transformer = bj.transformers.affine() if transformer is None else transformer
     net = nets.GlowNet(hidden) if net is None else net
 
@@ -66,7 +66,7 @@ def glow(
             reversible=reversible,
         )
         layers = [bj.squeeze(), steps]
-        if i < levels:
+        if i < scales:
             layers += [bj.coupling(transformer, net, split=half), bj.on_part(level(i + 1, 4 * half), slice(0, half))]
         return bj.chain(*layers, bj.invert(bj.squeeze()))
 

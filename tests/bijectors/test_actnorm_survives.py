@@ -19,7 +19,7 @@ rng = np.random.default_rng(0)
 # every device's rows have a mean and a spread of their own
 x = (rng.normal(size=(8, 4, 4, 4, 1)) * np.arange(1, 9).reshape(8, 1, 1, 1, 1) + np.arange(8).reshape(8, 1, 1, 1, 1))
 x = x.reshape(32, 4, 4, 1).astype(np.float32)
-flow = flows.glow((4, 4, 1), levels=2, depth=2, hidden=4)
+flow = flows.glow((4, 4, 1), scales=2, depth=2, hidden=4)
 init = quick(lambda x: flow.init(jax.random.key(0), x))
 one, eight = init(x), init(jax.device_put(x, NamedSharding(mesh, P("rows"))))
 for a, b in zip(jax.tree.leaves(one), jax.tree.leaves(eight), strict=True):

@@ -101,7 +101,7 @@ def jet(event, **options):
 
 
 def glow(event, **options):
-    return on_vectors(flows.glow((2, 2, 1), levels=1, depth=2, hidden=4, **options), (2, 2, 1))
+    return on_vectors(flows.glow((2, 2, 1), scales=1, depth=2, hidden=4, **options), (2, 2, 1))
 
 
 def cnf(event):
