@@ -168,3 +168,54 @@ def test_nice_has_one_log_det_for_all_points():
     _, log_det = quick(flow.inverse)(params, x, cond)
     scaling = params["bijector"]["1"]["log_scale"]
     np.testing.assert_allclose(log_det, np.full(B, scaling.sum()), rtol=1e-5)
+
+
+IMAGE = (4, 4, 1)
+OTHERS = {  # () -> flow, and its event
+    "maf": (lambda: flows.maf((D,), depth=2, hidden=(8,)), (D,)),
+    "iaf": (lambda: flows.iaf((D,), depth=2, hidden=(8,)), (D,)),
+    "neural_spline_autoregressive": (
+        lambda: flows.neural_spline_autoregressive((D,), depth=2, hidden=(8,), bins=3),
+        (D,),
+    ),
+    "bnaf": (lambda: flows.bnaf((D,), depth=2, hidden=2, layers=1), (D,)),
+    "residual_flow": (lambda: flows.residual_flow((D,), depth=2, hidden=(8,)), (D,)),
+    "glow": (lambda: flows.glow(IMAGE, scales=1, depth=2, hidden=4), IMAGE),
+    "flow_plus_plus": (
+        lambda: flows.flow_plus_plus(IMAGE, levels=5, depth=(1, 1, 0), dequantizer_depth=1, width=4, blocks=1, heads=2),
+        IMAGE,
+    ),
+    "tarflow": (lambda: flows.tarflow(IMAGE, patch_size=2, width=8, blocks=2, layers=1, heads=2), IMAGE),
+    "jet": (lambda: flows.jet(IMAGE, patch_size=2, width=8, depth=2, layers=1, heads=2), IMAGE),
+}
+
+
+@pytest.mark.parametrize("name", OTHERS)
+def test_a_zero_vector_is_no_condition(name):
+    """The params that read the condition taken out (leaves that the unconditional flow lacks, and the last rows of kernels
+    that are longer than its own), a flow without condition has the density of a condition of zeros; other conditions
+    change every row."""
+    make, event = OTHERS[name]
+    flow, draw = make(), np.random.default_rng(2)
+    x = draw.normal(size=(B, *event)).astype(np.float32)
+    x = np.clip(np.round(x + 2), 0, 4) if name == "flow_plus_plus" else x
+    cond = draw.normal(size=(B, WIDTH)).astype(np.float32)
+    with_cond = jax.eval_shape(flow.init, jax.random.key(0), x, cond)
+    without = jax.eval_shape(flow.init, jax.random.key(0), x)
+    params = jax.tree.map(lambda p: (0.3 * draw.normal(size=p.shape)).astype(np.float32), with_cond)
+
+    def take(like, own):
+        if isinstance(like, dict):
+            return {key: take(child, own[key]) for key, child in like.items()}
+        return own[tuple(slice(size) for size in like.shape)]
+
+    def density(params, cond):
+        score = flow.elbo if name == "flow_plus_plus" else flow.log_prob
+        return score(params, x, cond, key=jax.random.key(1) if name == "flow_plus_plus" else None)
+
+    fewer = take(without, params)
+    assert sum(p.size for p in jax.tree.leaves(fewer)) < sum(p.size for p in jax.tree.leaves(params))
+    expected = quick(lambda p: density(p, None))(fewer)
+    run = quick(density)
+    np.testing.assert_allclose(run(params, np.zeros_like(cond)), expected, atol=2e-4, rtol=2e-5)
+    assert np.all(np.abs(run(params, cond) - expected) > 1e-3)
