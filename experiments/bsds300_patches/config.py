@@ -62,7 +62,7 @@ def config(
     bins: int = 5,
     bound: float = 10.0,
     learning_rate: float = 1e-3,
-    steps: int = 24_000,
+    steps: int = 22_000,
     batch: int = 512,
     ema: float = 0.999,
     eval_every: int = 2000,
