@@ -77,7 +77,7 @@ def on_vectors(flow, image):
 
 
 def autoregressive(recipe, event, **options):
-    return recipe(event, depth=3, hidden=(8, 8), activation=nn.tanh, **options)
+    return recipe(event, depth=3, hidden=(16, 16), activation=nn.tanh, **options)
 
 
 def residual_flow(event, **options):
