@@ -3,9 +3,9 @@
     jflow train experiments/tabular_spline_flow dataset=power_plant data_dir=DATA --workdir runs/power_plant
     python experiments/tabular_spline_flow/compare.py --data-dir DATA
 
-The second line trains FlowJAX's spline coupling flow of the same size beside it, over three seeds, and prints the table
-that README.md shows (about half an hour on two CPU cores). DATA is the folder that holds tabular/*.gz (or set
-JFLOW_DATA); dataset=wine and dataset=breast_cancer need none. `short=True` shrinks the run to seconds, for CI.
+The second line trains FlowJAX's spline flows of the same size beside it, over three seeds, in both forms. DATA is the folder
+that holds tabular/*.gz (or set JFLOW_DATA); dataset=wine and dataset=breast_cancer need none. `short=True` shrinks the run
+to seconds, for CI.
 
 Rows that repeat are dropped; a column that sits on a lattice gets one fixed uniform dequantization at its resolution;
 then 80% of the rows train, 10% choose the step to stop at, 10% test, standardised by the training rows.

@@ -137,6 +137,20 @@ def test_computes_in_bfloat16_and_answers_in_float32():
     assert 1e-4 < np.max(np.abs(raw - exact)) / np.max(np.abs(exact)) < 0.05
 
 
+def test_a_key_switches_dropout_on_and_leaves_the_order():
+    module = nets.MADE(2, (32, 32), dropout=0.5)
+    params = drawn(module, X)
+
+    def run(x, key=None):
+        return module.apply({"params": params}, x, rngs=None if key is None else {"dropout": key})
+
+    np.testing.assert_array_equal(run(X), nets.MADE(2, (32, 32)).apply({"params": params}, X))
+    key = jax.random.key(0)
+    assert np.all(np.abs(run(X, key) - run(X))[:, -1] > 1e-3)
+    later = X + np.array([0, 0, 1, 1, 1], np.float32)
+    np.testing.assert_array_equal(run(later, key)[:, :3], run(X, key)[:, :3])
+
+
 def test_bad_options_are_errors():
     for options, said in (
         ({"size": 0}, "size >= 1, got 0"),
