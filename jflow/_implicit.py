@@ -7,7 +7,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
-from jflow._util import float_dtype
+from jflow._util import expand_to, float_dtype
 from jflow.types import Array, PyTree
 
 __all__ = ["FixedPoint", "fixed_point", "monotone_root"]
@@ -28,12 +28,12 @@ def monotone_root(f: Callable[[Array, PyTree], tuple[Array, Array]], y: Array, a
         low, high, width, _ = carry
         above, below = f(low, args)[0] > y, f(high, args)[0] < y
         low, high = jnp.where(above, low - width, low), jnp.where(below, high + width, high)
-        return low, high, 2 * width, jnp.any(above | below)
+        return low, high, 2 * width, _any(above | below)
 
     def unfinished(carry):
-        return carry[-1] & jnp.any(carry[-2] < jnp.finfo(y.dtype).max / 8)
+        return carry[-1] & _any(carry[-2] < jnp.finfo(y.dtype).max / 8)
 
-    more = jnp.any(y == y)  # made from y, so that it varies over a mesh axis as y does
+    more = _any(y == y)  # made from y, so that it varies over a mesh axis as y does
     low, high, _, _ = jax.lax.while_loop(unfinished, widen, (y - width, y + width, width, more))
 
     def refine(carry):
@@ -52,7 +52,7 @@ def monotone_root(f: Callable[[Array, PyTree], tuple[Array, Array]], y: Array, a
 
     def going(carry):
         i, x, _, _, move, _ = carry
-        return (i < 200) & jnp.any(moving(x, move))
+        return (i < 200) & _any(moving(x, move))
 
     start = (0, low + (high - low) / 2, low, high, high - low, high - low)
     return jax.lax.while_loop(going, refine, start)[1]
@@ -64,6 +64,11 @@ def _monotone_root_jvp(f, primals, tangents):
     x = monotone_root(f, y, args)
     (_, log_slope), (f_dot, _) = jax.jvp(lambda args: f(x, args), (args,), (args_dot,))
     return x, ((y_dot - f_dot) * jnp.exp(-log_slope)).astype(x.dtype)
+
+
+def _any(where: Array) -> Array:
+    """jnp.any, by a reduction that Pallas has on GPUs too: roots are found inside of kernels."""
+    return jnp.max(where.astype(jnp.int32), initial=0) > 0
 
 
 class FixedPoint(NamedTuple):
@@ -79,10 +84,11 @@ def fixed_point(
 ) -> FixedPoint:
     """The x [b, ...] with x = g(x, args), iterated from x until every row changes by at most `tol`, relative to 1 + |x|.
 
-    g acts on each row alone and must not close over what is differentiated. Serves contractions and maps whose Jacobian
-    is strictly triangular in some order, which arrive exactly after as many evaluations as the order is long. The
-    gradient (reverse mode) solves w = x_bar + (dg/dx)^T w by the same iteration: memory does not grow with evaluations.
-    Bai, Kolter, Koltun, *Deep Equilibrium Models* (2019).
+    A row stays as it is from then on, whatever the others of its batch still do: judged again and again, the slowest of
+    many rows would be one that rounding keeps moving. g acts on each row alone and must not close over what is
+    differentiated. Serves contractions and maps whose Jacobian is strictly triangular in some order, which arrive exactly
+    after as many evaluations as the order is long. The gradient (reverse mode) solves w = x_bar + (dg/dx)^T w by the same
+    iteration: memory does not grow with evaluations. Bai, Kolter, Koltun, *Deep Equilibrium Models* (2019).
     """
     return FixedPoint(*_fixed_point(g, tol, max_evaluations, x, args))
 
@@ -93,10 +99,12 @@ def _iterate(g, tol, max_evaluations, x):
         return (n < max_evaluations) & jnp.any(~(change <= tol))  # NaN may yet become a number
 
     def again(carry):
-        x, n, _ = carry
+        x, n, change = carry
         new = g(x).astype(x.dtype)
-        change = jnp.abs(new - x) / (1 + jnp.abs(x))
-        return new, n + 1, jnp.max(change.astype(float_dtype(x)), axis=tuple(range(1, x.ndim)))
+        moved = jnp.abs(new - x) / (1 + jnp.abs(x))
+        moved = jnp.max(moved.astype(float_dtype(x)), axis=tuple(range(1, x.ndim)))
+        done = change <= tol
+        return jnp.where(expand_to(done, x), x, new), n + 1, jnp.where(done, change, moved)
 
     never = jnp.full_like(x, jnp.inf, shape=x.shape[:1], dtype=float_dtype(x))
     return jax.lax.while_loop(going, again, (x, 0, never))

@@ -29,19 +29,36 @@ class ApplyMap(Protocol):
     ) -> tuple[Array, Array]: ...
 
 
+class PullMap(Protocol):
+    def __call__(
+        self,
+        direction: str,
+        params: Params,
+        y: Array,
+        bars: tuple[Array, Array],
+        cond: Cond = None,
+        *,
+        key: Key | None = None,
+    ) -> tuple[Array, tuple[Params, Array, Cond]]: ...
+
+
 class Bijector(NamedTuple):
-    """An invertible map, the same three fields for all of them.
+    """An invertible map, the same fields for all of them.
 
     init(key, x, cond=None, *, side='data') -> params; x [b, *event] as this map meets it on that side ('data': what
         `inverse` receives, 'source': what `forward` receives).
     forward(params, z, cond=None, *, key=None) -> (x, log_det): source to data.
     inverse(params, x, cond=None, *, key=None) -> (z, log_det): data to source.
     log_det [b] is log |det d output / d input| of the map just applied, in nats.
+    pull, optional: the derivative of `forward` or `inverse` from its output y alone, for reversible stacks. With bars the
+        cotangents of (y, log_det): pull('forward' or 'inverse', params, y, bars, cond=None, *, key=None) ->
+        (x, (params_bar, x_bar, cond_bar)), x the input that gave y. None: the other direction, then jax.vjp at x.
     """
 
     init: InitMap
     forward: ApplyMap
     inverse: ApplyMap
+    pull: PullMap | None = None
 
 
 class Transport(NamedTuple):
@@ -64,11 +81,14 @@ class Elementwise(NamedTuple):
 
     forward(x [...], raw [..., size]) -> (y [...], log_slope [...]); inverse likewise, with the slope of the inverse.
     `size` is the count of raw numbers a dimension takes; raw = 0 is the identity.
+    columns, optional: (forward, inverse) as kernels, x [d, n], raw [size, d, n] -> (y [d, n], log_slope summed over d [n]),
+        the d numbers of n rows; couplings prefer it (`kernels.columns`).
     """
 
     size: int
     forward: ApplyElementwise
     inverse: ApplyElementwise
+    columns: tuple[ApplyElementwise, ApplyElementwise] | None = None
 
 
 class InitDistribution(Protocol):

@@ -6,6 +6,7 @@ from jflow.bijectors.autoregressive import InverseInfo as InverseInfo
 from jflow.bijectors.autoregressive import autoregressive, autoregressive_inverse, jacobi, sequential
 from jflow.bijectors.block_autoregressive import block_autoregressive
 from jflow.bijectors.combinators import chain, conditioned, indicated, invert, on_part
+from jflow.bijectors.conv import masked_conv
 from jflow.bijectors.coupling import coupling, masked_coupling
 from jflow.bijectors.elementwise import actnorm, affine, elementwise, logit, sigmoid, softplus, tanh
 from jflow.bijectors.image import checkerboard, haar, squeeze
@@ -48,6 +49,7 @@ __all__ = [
     "log_dets",
     "logit",
     "lu",
+    "masked_conv",
     "masked_coupling",
     "masks",
     "on_part",

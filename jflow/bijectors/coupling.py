@@ -41,13 +41,18 @@ def coupling(transformer: Elementwise, net: nn.Module, *, split: int, axis: int 
         x_a, x_b = parts(x)
         return _init_conditioner(net, key, x_a, cond, outputs=x_b.shape[-1] * transformer.size)
 
-    def apply(scalar_map, params, x, cond, key):
+    def apply(direction, params, x, cond, key):
         x_a, x_b = parts(x)
-        raw = _condition(net, params, x_a, cond, key, like=x_b, size=transformer.size)
-        x_b, log_slope = scalar_map(x_b, raw)
-        return jnp.concatenate([x_a, x_b.astype(x.dtype)], axis=axis), sum_event(log_slope)
+        features = _features(net, params, x_a, cond, key, like=x_b, size=transformer.size)
+        if transformer.columns is None:
+            raw = _raw(params["head"], features, x_b, transformer.size)
+            y_b, log_slope = getattr(transformer, direction)(x_b, raw)
+            log_det = sum_event(log_slope)
+        else:
+            y_b, log_det = _in_columns(transformer, direction, params["head"], features, x_b)
+        return jnp.concatenate([x_a, y_b.astype(x.dtype)], axis=axis), log_det
 
-    return _bijector(init, apply, transformer)
+    return _bijector(init, apply)
 
 
 def masked_coupling(transformer: Elementwise, net: nn.Module, mask) -> Bijector:
@@ -75,21 +80,21 @@ def masked_coupling(transformer: Elementwise, net: nn.Module, mask) -> Bijector:
         check_side(side)
         return _init_conditioner(net, key, jnp.where(keep(x), x, 0), cond, outputs=x.shape[-1] * transformer.size)
 
-    def apply(scalar_map, params, x, cond, key):
+    def apply(direction, params, x, cond, key):
         passes = keep(x)
-        raw = _condition(net, params, jnp.where(passes, x, 0), cond, key, like=x, size=transformer.size)
-        y, log_slope = scalar_map(x, raw)
+        features = _features(net, params, jnp.where(passes, x, 0), cond, key, like=x, size=transformer.size)
+        y, log_slope = getattr(transformer, direction)(x, _raw(params["head"], features, x, transformer.size))
         return jnp.where(passes, x, y.astype(x.dtype)), sum_event(jnp.where(passes, 0, log_slope))
 
-    return _bijector(init, apply, transformer)
+    return _bijector(init, apply)
 
 
-def _bijector(init, apply, transformer) -> Bijector:
+def _bijector(init, apply) -> Bijector:
     def forward(params, z, cond=None, *, key=None):
-        return apply(transformer.forward, params, z, cond, key)
+        return apply("forward", params, z, cond, key)
 
     def inverse(params, x, cond=None, *, key=None):
-        return apply(transformer.inverse, params, x, cond, key)
+        return apply("inverse", params, x, cond, key)
 
     return Bijector(init, forward, inverse)
 
@@ -102,8 +107,8 @@ def _init_conditioner(net, key, x: Array, cond, *, outputs: int) -> dict:
     return {"net": params, "head": {"kernel": zeros, "bias": zeros[0]}}
 
 
-def _condition(net, params, x: Array, cond, key, *, like: Array, size: int) -> Array:
-    """Raw numbers [*like.shape, size], in float32 at least, whatever the network computes in."""
+def _features(net, params, x: Array, cond, key, *, like: Array, size: int) -> Array:
+    """What the head turns into raw numbers [*like.shape, size]; in float32 at least, whatever the network computes in."""
     check_cond("coupling", cond, x.shape[0])
     features = apply_linen(net, params["net"], x, cond, key=key)
     if features.shape[:-1] != like.shape[:-1]:
@@ -111,11 +116,26 @@ def _condition(net, params, x: Array, cond, key, *, like: Array, size: int) -> A
             f"coupling: expected {type(net).__name__} to return features of shape "
             f"{[*like.shape[:-1], 'F']}, got {list(features.shape)}"
         )
-    head = params["head"]
-    channels = head["bias"].shape[-1] // size
+    channels = params["head"]["bias"].shape[-1] // size
     if like.shape[-1] != channels:
         raise ValueError(
             f"coupling: expected {channels} channels to transform, as at init, got a part of shape {list(like.shape)}"
         )
-    raw = features.astype(float_dtype(like)) @ head["kernel"]
-    return (raw + head["bias"].reshape((1,) * (raw.ndim - 1) + (-1,))).reshape(*like.shape, size)
+    return features.astype(float_dtype(like))
+
+
+def _raw(head, features: Array, x: Array, size: int) -> Array:
+    """[*x.shape, size]"""
+    raw = features @ head["kernel"]
+    return (raw + head["bias"].reshape((1,) * (raw.ndim - 1) + (-1,))).reshape(*x.shape, size)
+
+
+def _in_columns(transformer, direction: str, head, features: Array, x: Array) -> tuple[Array, Array]:
+    """y like x and log_det [b]: the head writes raw numbers as kernels want them, [size, channels, rows]."""
+    channels, size = x.shape[-1], transformer.size
+    columns = x.reshape(-1, channels).T.astype(features.dtype)
+    kernel = head["kernel"].reshape(-1, channels, size)
+    raw = jnp.einsum("fcs,nf->scn", kernel, features.reshape(-1, features.shape[-1]))
+    raw = raw + head["bias"].reshape(channels, size).T[..., None]
+    y, log_det = transformer.columns[direction == "inverse"](columns, raw)
+    return y.T.reshape(x.shape), sum_event(log_det.reshape(x.shape[0], -1))

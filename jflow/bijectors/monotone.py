@@ -5,14 +5,17 @@ positive bounds, so that the inverse keeps its digits where the papers' maps hav
 """
 
 import math
+from functools import partial
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
+from jflow import kernels
 from jflow._implicit import monotone_root
 from jflow._util import check_raw
 from jflow.bijectors import scales
+from jflow.kernels.columns import with_columns
 from jflow.types import Array, Elementwise
 
 __all__ = ["deep_sigmoidal", "logistic_mixture", "unconstrained_monotone"]
@@ -20,13 +23,15 @@ __all__ = ["deep_sigmoidal", "logistic_mixture", "unconstrained_monotone"]
 _bounded = scales.bounded(3.0)
 
 
-def logistic_mixture(components: int = 8, floor: float = 1e-3) -> Elementwise:
+def logistic_mixture(components: int = 8, floor: float = 1e-3, *, implementation: str | None = None) -> Elementwise:
     """y = ((1 - floor) logit F(x) + floor x) exp(a) + b, F(x) = sum_k pi_k sigmoid((x - mu_k) / s_k).
 
     Raw numbers, in this order: K each for log pi, mu and log s (|log s| < 3), then a (|a| < 3) and b. The tails are linear
     with slope 1 / max s, and no slope exceeds exp(a) / min s. In a gap between narrow components logit F is flat to
     exp(-gap / s): `floor` keeps the slope that float32 needs for an inverse; floor = 0 is the paper's map. All components
     are alike at raw = 0, where the map is the identity; fixed distinct factors on their raw numbers let them part.
+    implementation: of couplings, 'xla' or 'pallas' (see `kernels.columns`, whose choice is None), or 'plain', slower, which
+        forward-mode differentiation needs.
     Ho, Chen, Srinivas, Duan, Abbeel, *Flow++* (2019).
     """
     _check_count("logistic_mixture", "components", components)
@@ -41,7 +46,8 @@ def logistic_mixture(components: int = 8, floor: float = 1e-3) -> Elementwise:
         a = _bounded(raw[..., -2])
         return y * jnp.exp(a) + raw[..., -1], log_slope + a
 
-    return _by_root("logistic_mixture", size, forward)
+    mixture = _by_root("logistic_mixture", size, forward)
+    return with_columns(mixture, partial(kernels.logistic_mixture.transform, floor=floor), implementation)
 
 
 def deep_sigmoidal(hidden: int = 8, layers: int = 2, floor: float = 1e-3) -> Elementwise:

@@ -13,13 +13,21 @@ cap too and the tails stay the identity, once differentiable. Free and circular 
 are learned and capped like the others.
 """
 
-import math
 from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 
 from jflow._util import float_dtype
+from jflow.kernels.rational_quadratic import (
+    CAP,
+    EDGE,
+    FLOOR,
+    SOFTPLUS_OFFSET,
+    inverse_in_bin,
+    knot_slope,
+    value_in_bin,
+)
 from jflow.types import Array
 
 __all__ = [
@@ -32,11 +40,7 @@ __all__ = [
     "rational_quadratic_knots",
 ]
 
-_FLOOR = 1e-3  # of the box for bins, of the unit slope for knot slopes
 MAX_BINS = 1000  # where the floors fill the box
-_CAP = 10.0  # knot slope over the smaller neighbouring bin slope
-_EDGE = 0.1  # least slope of the first and the last bin
-_SOFTPLUS_OFFSET = math.log(math.expm1(1 - _FLOOR))  # softplus(0 + offset) + floor = 1
 
 
 class Ends(NamedTuple):
@@ -57,10 +61,10 @@ def rational_quadratic_knots(raw: Array, *, bound: float = 5.0, ends: Ends = IDE
     bins = _bins(raw, ends)
     widths, heights = _bin_sizes(raw, bins, bound, ends)
     slopes = heights / widths
-    free = jax.nn.softplus(raw[..., 2 * bins :] + _SOFTPLUS_OFFSET) + _FLOOR
+    free = jax.nn.softplus(raw[..., 2 * bins :] + SOFTPLUS_OFFSET) + FLOOR
     first, last = slopes[..., :1], slopes[..., -1:]
     left, right = (last, first) if ends.periodic else (first, last)
-    caps = _CAP * jnp.minimum(jnp.concatenate([left, slopes], -1), jnp.concatenate([slopes, right], -1))
+    caps = CAP * jnp.minimum(jnp.concatenate([left, slopes], -1), jnp.concatenate([slopes, right], -1))
     if ends.fixed:
         one = jnp.ones_like(first)
         free = jnp.concatenate([one, jnp.minimum(free, caps[..., 1:-1]), one], axis=-1)
@@ -83,12 +87,7 @@ def rational_quadratic(x: Array, raw: Array, *, bound: float = 5.0, ends: Ends =
     x, raw = _check(x, raw, bound, ends)
     inside, x_safe, beyond = _into_box(x, bound, ends)
     xk, yk, w, h, d0, d1 = _bin_of(x_safe, raw, bound, ends, of_y=False)
-    s = h / w
-    u = _to_unit((x_safe - xk) / w)
-    v = u * (1 - u)
-    denominator = s + (d0 + d1 - 2 * s) * v
-    y = yk + h * (s * u * u + d0 * v) / denominator
-    log_slope = _log_slope(u, v, s, d0, d1, denominator)
+    y, log_slope = value_in_bin(x_safe, xk, yk, w, h, d0, d1)
     if ends.periodic:
         return y + beyond, log_slope
     if ends.fixed:
@@ -100,30 +99,18 @@ def rational_quadratic(x: Array, raw: Array, *, bound: float = 5.0, ends: Ends =
 def rational_quadratic_inverse(
     y: Array, raw: Array, *, bound: float = 5.0, ends: Ends = IDENTITY
 ) -> tuple[Array, Array]:
-    """x = f^-1(y) and log dx/dy; arguments as in `rational_quadratic`.
-
-    The root is u = 2 c / (-b - sqrt(b^2 - 4 a c)), the form without cancellation, with r = (y - y_k)/h,
-    a = (s - d0) + r (d0 + d1 - 2 s), b = d0 - r (d0 + d1 - 2 s), c = -s r.
-    """
+    """x = f^-1(y) and log dx/dy, by the root of `kernels.rational_quadratic.inverse_in_bin`; arguments as in
+    `rational_quadratic`."""
     y, raw = _check(y, raw, bound, ends)
     inside, y_safe, beyond = _into_box(y, bound, ends)
     xk, yk, w, h, d0, d1 = _bin_of(y_safe, raw, bound, ends, of_y=True)
-    s = h / w
-    r = _to_unit((y_safe - yk) / h)
-    e = r * (d0 + d1 - 2 * s)
-    a, b, c = s - d0 + e, d0 - e, -s * r
-    # The discriminant is positive in exact arithmetic; its floor keeps the root differentiable when rounding is not.
-    root = jnp.sqrt(jnp.maximum(b * b - 4 * a * c, jnp.finfo(b.dtype).tiny))
-    u = _to_unit(2 * c / (-b - root))
-    v = u * (1 - u)
-    x = xk + u * w
-    log_slope = _log_slope(u, v, s, d0, d1, s + (d0 + d1 - 2 * s) * v)
+    x, log_slope = inverse_in_bin(y_safe, xk, yk, w, h, d0, d1)
     if ends.periodic:
-        return x + beyond, -log_slope
+        return x + beyond, log_slope
     if ends.fixed:
-        return jnp.where(inside, x, y), jnp.where(inside, -log_slope, 0.0)
+        return jnp.where(inside, x, y), jnp.where(inside, log_slope, 0.0)
     end = jnp.where(y > 0, d1, d0)
-    return jnp.where(inside, x, y_safe + beyond / end), jnp.where(inside, -log_slope, -jnp.log(end))
+    return jnp.where(inside, x, y_safe + beyond / end), jnp.where(inside, log_slope, -jnp.log(end))
 
 
 def _into_box(x: Array, bound: float, ends: Ends) -> tuple[Array, Array, Array]:
@@ -137,16 +124,6 @@ def _into_box(x: Array, bound: float, ends: Ends) -> tuple[Array, Array, Array]:
         return inside, x - turns, turns
     x_safe = jnp.where(inside, x, jnp.where(x > 0, bound, -bound))
     return inside, x_safe, x - x_safe
-
-
-def _to_unit(u: Array) -> Array:
-    """u within [0, 1], which only rounding leaves; the derivative stays 1, where clipping would halve it at a knot."""
-    return u + jax.lax.stop_gradient(jnp.clip(u, 0.0, 1.0) - u)
-
-
-def _log_slope(u, v, s, d0, d1, denominator):
-    numerator = d1 * u * u + 2 * s * v + d0 * (1 - u) * (1 - u)
-    return 2 * jnp.log(s / denominator) + jnp.log(numerator)
 
 
 def _size(ends: Ends) -> str:
@@ -180,7 +157,7 @@ def _bin_sizes(raw: Array, bins: int, bound: float, ends: Ends) -> tuple[Array, 
     sizes = (
         2
         * bound
-        * (_FLOOR + (1 - _FLOOR * bins) * jax.nn.softmax(raw[..., : 2 * bins].reshape(*raw.shape[:-1], 2, bins)))
+        * (FLOOR + (1 - FLOOR * bins) * jax.nn.softmax(raw[..., : 2 * bins].reshape(*raw.shape[:-1], 2, bins)))
     )
     widths, heights = sizes[..., 0, :], sizes[..., 1, :]
     if not ends.fixed or bins == 1:
@@ -189,10 +166,10 @@ def _bin_sizes(raw: Array, bins: int, bound: float, ends: Ends) -> tuple[Array, 
     edge_widths = widths[..., 0] + widths[..., -1]
     edge_heights = heights[..., 0] + heights[..., -1]
     inner = 2 * bound - edge_heights
-    scale = 1.0 if bins == 2 else (1 + _EDGE * (edge_heights - edge_widths) / inner)[..., None]
+    scale = 1.0 if bins == 2 else (1 + EDGE * (edge_heights - edge_widths) / inner)[..., None]
     is_edge = jnp.zeros(bins, bool).at[jnp.array([0, -1])].set(True)
     is_edge = is_edge.reshape((1,) * (raw.ndim - 1) + (bins,))
-    return widths, jnp.where(is_edge, _EDGE * widths + (1 - _EDGE) * heights, scale * heights)
+    return widths, jnp.where(is_edge, EDGE * widths + (1 - EDGE) * heights, scale * heights)
 
 
 def _edges(sizes: Array, bound: float) -> Array:
@@ -223,9 +200,8 @@ def _bin_of(x: Array, raw: Array, bound: float, ends: Ends, *, of_y: bool):
         """Of knot number `knot`, between this bin and `neighbour`."""
         if ends.periodic:
             knot, neighbour = knot % bins, neighbour % bins
-        bin_slope = jnp.minimum(h / w, pick(heights, neighbour) / pick(widths, neighbour))
-        slope = jax.nn.softplus(pick(raw, 2 * bins - ends.fixed + knot) + _SOFTPLUS_OFFSET) + _FLOOR
-        slope = jnp.minimum(slope, _CAP * bin_slope)
+        other = pick(heights, neighbour) / pick(widths, neighbour)
+        slope = knot_slope(pick(raw, 2 * bins - ends.fixed + knot), h / w, other)
         is_end = (knot[..., 0] == 0) | (knot[..., 0] == bins)
         return jnp.where(is_end, 1.0, slope) if ends.fixed else slope
 

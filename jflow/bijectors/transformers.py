@@ -5,14 +5,17 @@ Results are float32 at least, whatever the types of x and raw; the layers cast b
 """
 
 from collections.abc import Callable
+from functools import partial
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
+from jflow import kernels
 from jflow._util import check_raw, float_dtype
 from jflow.bijectors import scales, splines
 from jflow.bijectors.monotone import deep_sigmoidal, logistic_mixture, unconstrained_monotone
+from jflow.kernels.columns import with_columns
 from jflow.types import Array, Elementwise
 
 __all__ = [
@@ -111,9 +114,14 @@ def _log_cosh(u: Array) -> Array:
     return jnp.logaddexp(u, -u)
 
 
-def rational_quadratic(bins: int = 8, bound: float = 5.0) -> Elementwise:
-    """Rational-quadratic spline on [-bound, bound] with identity tails; see `splines.rational_quadratic`."""
-    return _spline("rational_quadratic", bins, bound, splines.IDENTITY)
+def rational_quadratic(bins: int = 8, bound: float = 5.0, *, implementation: str | None = None) -> Elementwise:
+    """Rational-quadratic spline on [-bound, bound] with identity tails; see `splines.rational_quadratic`.
+
+    implementation: of couplings, 'xla' or 'pallas' (see `kernels.columns`, whose choice is None), or 'plain', slower, which
+        forward-mode differentiation needs.
+    """
+    spline = _spline("rational_quadratic", bins, bound, splines.IDENTITY)
+    return with_columns(spline, partial(kernels.rational_quadratic.transform, bound=bound), implementation)
 
 
 def free_rational_quadratic(bins: int = 8, bound: float = 5.0) -> Elementwise:

@@ -5,7 +5,7 @@ from jflow.flows._stack import alternating_permutations as alternating_permutati
 from jflow.flows.autoregressive import bnaf, iaf, maf, neural_spline_autoregressive
 from jflow.flows.core import elbo_flow, flow, importance_weighted
 from jflow.flows.coupling import nanoflow, neural_spline, nice, real_nvp
-from jflow.flows.images import dequantization_noise, flow_plus_plus, glow
+from jflow.flows.images import dequantization_noise, flow_plus_plus, glow, inverse_flow
 from jflow.flows.levels import dequantized
 from jflow.flows.residual import planar, radial, residual_flow, sylvester
 from jflow.flows.transformers import jet, starflow, tarflow
@@ -21,6 +21,7 @@ __all__ = [
     "glow",
     "iaf",
     "importance_weighted",
+    "inverse_flow",
     "jet",
     "maf",
     "nanoflow",

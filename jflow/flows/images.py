@@ -1,7 +1,7 @@
 """Flows on images [H, W, C]. Written from the image to the noise, so that densities take the forward maps, and inverted."""
 
 import operator
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 
 import flax.linen as nn
@@ -13,7 +13,7 @@ from jflow.flows._stack import alternating_permutations
 from jflow.flows.core import elbo_flow, flow
 from jflow.types import Bijector, Distribution, ElboFlow, Elementwise, Flow
 
-__all__ = ["dequantization_noise", "flow_plus_plus", "glow"]
+__all__ = ["dequantization_noise", "flow_plus_plus", "glow", "inverse_flow"]
 
 
 def glow(
@@ -24,6 +24,7 @@ def glow(
     hidden: int = 128,
     transformer: Elementwise | None = None,
     net: nn.Module | None = None,
+    mix: Callable[[int], Bijector] = bj.lu,
     embed: nn.Module | None = None,
     remat: bool = False,
     reversible: bool | int = False,
@@ -44,6 +45,8 @@ def glow(
         hidden: channels of the default network, `nets.GlowNet(hidden)`.
         transformer: of the couplings; defaults to `transformers.affine()`.
         net: another conditioner for images, `module(x, cond=None)`.
+        mix: of a count of channels, the linear map of each step, towards the noise, behind a fixed permutation of channels.
+            Another than the 1 x 1 convolution: `bijectors.masked_conv`, whose window is larger.
         embed: Linen module that maps cond to a vector, such as nn.Embed(10, 16) for labels; float vectors and images
             [b, H, W, k] need none.
         remat, reversible: memory in the backward pass, see `bijectors.scan`.
@@ -57,7 +60,7 @@ def glow(
 
     def level(i: int, channels: int) -> Bijector:
         half = channels // 2
-        step = bj.chain(bj.actnorm(channels), bj.lu(channels), bj.coupling(transformer, net, split=half))
+        step = bj.chain(bj.actnorm(channels), mix(channels), bj.coupling(transformer, net, split=half))
         steps = bj.scan(
             lambda permutation: bj.chain(bj.permute(permutation), step),
             depth,
@@ -74,6 +77,15 @@ def glow(
     if embed is not None:
         to_noise = bj.conditioned(to_noise, embed)
     return flow(bj.invert(to_noise), distributions.normal(event_shape) if base is None else base)
+
+
+def inverse_flow(event_shape: Sequence[int], *, size: int = 3, **options) -> Flow:
+    """`glow` with the inverse of a size x size convolution in place of the 1 x 1 one, so that densities take the wavefront
+    of `bijectors.masked_conv` and sampling takes convolutions. `options` are glow's.
+
+    Nagar, Varma, *Parallel Backpropagation for Inverse of a Convolution with Application to Normalizing Flows* (2025).
+    """
+    return glow(event_shape, mix=lambda channels: bj.invert(bj.masked_conv(channels, size)), **options)
 
 
 def flow_plus_plus(

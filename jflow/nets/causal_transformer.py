@@ -82,7 +82,11 @@ class CausalTransformer(nn.Module):
 
 
 class CausalBlock(nn.Module):
-    """Pre-norm attention and MLP on h [b, m, width], the slots `slots`; with a cache, over all slots up to each."""
+    """Pre-norm attention and MLP on h [b, m, width], the slots `slots`; with a cache, over all slots up to each.
+
+    Attention is written out: `jax.nn.dot_product_attention` gives the same numbers (float64 rounded to float32) and is as
+    fast for a step with a cache, but its gradient took 1.2 to 1.9 times as long on a CPU core, over 49 to 256 tokens.
+    """
 
     heads: int
     mlp_ratio: int

@@ -143,6 +143,8 @@ TABLE = {
     "logit": Row(lambda: bj.invert(bj.logit()), support=jax.nn.sigmoid, extreme=False, wide=False, precision=1e-4),
     "lu": Row(lambda: bj.lu(4)),
     "lu image": Row(lambda: bj.lu(2), event=(4, 4, 2)),
+    "masked_conv": Row(lambda: bj.masked_conv(2), event=(3, 4, 2)),
+    "masked_conv for densities": Row(lambda: bj.invert(bj.masked_conv(3, 2, corner=(1, 0))), event=(3, 2, 3)),
     "masked_coupling": Row(lambda: bj.masked_coupling(affine, mlp(), np.array([True, False, True, False]))),
     "masked_coupling checkerboard": Row(lambda: bj.masked_coupling(affine, PixelNet(), checker), event=(4, 4, 2)),
     "on_part": Row(lambda: bj.on_part(bj.chain(bj.actnorm(2), bj.lu(2)), slice(1, 3)), any_channels=True),

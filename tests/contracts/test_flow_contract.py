@@ -125,6 +125,9 @@ TABLE = {
     ),
     "flow onto (0, 1)": Row(squashed, support=(0.0, 1.0)),
     "glow": Row(glow, event=(4,)),  # squeezes 2 x 2 pixels
+    "inverse_flow": Row(
+        lambda event: on_vectors(flows.inverse_flow((2, 2, 1), scales=1, depth=2, hidden=4), (2, 2, 1)), event=(4,)
+    ),
     "glow of labels": Row(lambda event: glow(event, embed=nn.Embed(3, 4), reversible=2), event=(4,), cond=labels),
     "jet": Row(jet, points=200),
     "jet of labels": Row(lambda event: jet(event, num_classes=3, reversible=2), cond=labels, points=200),

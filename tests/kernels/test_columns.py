@@ -1,0 +1,213 @@
+"""Kernels over columns: against the transformers they stand for, block by block, and by finite differences."""
+
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax.test_util import check_grads
+from quick import quick
+
+from jflow import kernels, nets
+from jflow.bijectors import coupling, scales, transformers
+from jflow.kernels import affine, columns, logistic_mixture, rational_quadratic
+
+SPLINE = transformers.rational_quadratic(5, implementation="plain")
+# the kernel, the transformer that is its reference, and a scale for raw numbers
+MAPS = {
+    "spline": (rational_quadratic.transform, SPLINE),
+    "spline of one bin": (rational_quadratic.transform, None),
+    "spline of two bins": (rational_quadratic.transform, transformers.rational_quadratic(2, implementation="plain")),
+    "affine": (partial(affine.transform, log_scale=scales.bounded()), transformers.affine()),
+    "mixture": (logistic_mixture.transform, transformers.logistic_mixture(3)),
+}
+BOTH = [pytest.param(False, id="forward"), pytest.param(True, id="inverse")]
+
+
+def columns_of(name, d, n, dtype=None, spread=1.0, seed=0):
+    size = 2 if MAPS[name][1] is None else MAPS[name][1].size
+    rng = np.random.default_rng((seed, d, n))
+    x, raw = 3 * rng.normal(size=(d, n)), spread * rng.normal(size=(size, d, n))
+    return jnp.asarray(x, dtype), jnp.asarray(raw, dtype)
+
+
+def reference(name, inverse, x, raw):
+    """By the transformer, its raw numbers last."""
+    transformer = MAPS[name][1]
+    y, log_slope = (transformer.inverse if inverse else transformer.forward)(x, jnp.moveaxis(raw, 0, -1))
+    return y, jnp.sum(log_slope, axis=0)
+
+
+def scalar(f):
+    """Something that both outputs enter, each number with a weight of its own."""
+
+    def of(x, raw):
+        y, log_det = f(x, raw)
+        return jnp.sum(jnp.sin(y)) + jnp.sum(jnp.cos(log_det) * log_det)
+
+    return of
+
+
+@pytest.mark.parametrize("inverse", BOTH)
+@pytest.mark.parametrize("name", [name for name in MAPS if MAPS[name][1]])
+def test_values_and_gradients_are_the_transformers(x64, name, inverse):
+    kernel = partial(MAPS[name][0], inverse=inverse)
+    args = columns_of(name, 3, 40, spread=2.0)
+    plain = partial(reference, name, inverse)
+    for found, expected in zip(quick(kernel)(*args), quick(plain)(*args), strict=True):
+        np.testing.assert_allclose(found, expected, rtol=1e-11, atol=1e-11)
+    found, expected = (quick(jax.grad(scalar(f), (0, 1)))(*args) for f in (kernel, plain))
+    for a, b in zip(found, expected, strict=True):
+        np.testing.assert_allclose(a, b, rtol=1e-8, atol=1e-9)
+        assert jnp.any(b != 0)
+
+
+@pytest.mark.parametrize("inverse", BOTH)
+def test_spline_of_one_bin_is_the_identity(inverse):
+    x, raw = columns_of("spline of one bin", 3, 10)
+    y, log_det = rational_quadratic.transform(x, raw, inverse=inverse)
+    np.testing.assert_allclose(y, x, atol=2e-6)  # two units of rounding of the box
+    np.testing.assert_allclose(log_det, 0, atol=2e-6)
+
+
+@pytest.mark.parametrize("inverse", BOTH)
+@pytest.mark.parametrize("name", ["spline", "spline of two bins", "affine", "mixture"])
+def test_gradients_by_finite_differences(x64, name, inverse):
+    args = columns_of(name, 2, 3, spread=0.5, seed=4)
+    check_grads(partial(MAPS[name][0], inverse=inverse), args, order=1, modes=["rev"], atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize("inverse", BOTH)
+@pytest.mark.parametrize("name", ["spline", "affine", "mixture"])
+def test_float32_against_the_reference_in_float64(name, inverse):
+    """Root mean square 1e-6 of the values; single numbers no further off than the reference's own float32 may be."""
+    kernel = jax.jit(partial(MAPS[name][0], inverse=inverse))
+    plain = jax.jit(partial(reference, name, inverse))
+    for d, n in [(1, 1), (7, 65), (2, 300)]:
+        x, raw = columns_of(name, d, n, jnp.float32)
+        with jax.enable_x64(True):
+            exact = plain(jnp.asarray(np.asarray(x), jnp.float64), jnp.asarray(np.asarray(raw), jnp.float64))
+        for found, rounded, true in zip(kernel(x, raw), plain(x, raw), exact, strict=True):
+            scale = np.sqrt(np.mean(np.square(true)))
+            assert np.sqrt(np.mean(np.square(found - true))) <= 1e-6 * max(1, scale)
+            assert np.max(np.abs(found - true)) <= 2 * np.max(np.abs(rounded - true)) + 1e-5 * max(1, scale)
+
+
+@pytest.mark.parametrize("inverse", BOTH)
+@pytest.mark.parametrize("name", ["spline of two bins", "affine", "mixture"])
+@pytest.mark.parametrize("shape", [(1, 1), (3, 130), (9, 128)], ids=str)
+def test_pallas_is_xla_block_by_block(monkeypatch, name, inverse, shape):
+    kernel = partial(MAPS[name][0], inverse=inverse)
+    args = columns_of(name, *shape, jnp.float32, spread=0.5)
+    blocked = partial(kernel, implementation="pallas")
+    both = jax.jit(lambda *args: (kernel(*args), jax.grad(scalar(kernel), (0, 1))(*args)))(*args)
+    for rows in (2**20, 1):  # all rows of x in one block, then one row in each
+        monkeypatch.setattr(columns, "_BLOCK", rows)
+        found = jax.jit(lambda *args: (blocked(*args), jax.grad(scalar(blocked), (0, 1))(*args)))(*args)
+        for a, b in zip(jax.tree.leaves(found), jax.tree.leaves(both), strict=True):
+            np.testing.assert_allclose(a, b, rtol=2e-5, atol=2e-5)
+
+
+@pytest.mark.parametrize("inverse", BOTH)
+def test_pallas_spline_of_five_bins(inverse):
+    args = columns_of("spline", 2, 140, jnp.float32)
+    found = rational_quadratic.transform(*args, inverse=inverse, implementation="pallas")
+    for a, b in zip(found, rational_quadratic.transform(*args, inverse=inverse), strict=True):
+        np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("dtype", [jnp.bfloat16, jnp.float16])
+def test_pallas_computes_in_float32(dtype):
+    x, raw = columns_of("affine", 2, 20, dtype)
+    y, _ = affine.transform(x, raw, log_scale=scales.bounded(), implementation="pallas")
+    exact, _ = affine.transform(x.astype(jnp.float32), raw.astype(jnp.float32), log_scale=scales.bounded())
+    assert y.dtype == dtype
+    np.testing.assert_array_equal(y, exact.astype(dtype))
+
+
+@pytest.mark.parametrize("platform", ["cuda", "tpu"])
+@pytest.mark.parametrize("inverse", BOTH)
+@pytest.mark.parametrize("name", ["spline", "affine", "mixture"])
+def test_pallas_lowers_for_accelerators(name, inverse, platform):
+    blocked = partial(MAPS[name][0], implementation="pallas", inverse=inverse)
+    args = columns_of(name, 3, 130, jnp.float32)
+    gpu = jax.sharding.AbstractDevice("NVIDIA H100 80GB HBM3", None, "gpu")  # what it is lowered for, where none is
+    mesh = jax.sharding.AbstractMesh((), (), abstract_device=gpu if platform == "cuda" else None)
+    for f in (blocked, jax.grad(scalar(blocked), (0, 1))):
+        with jax.sharding.use_abstract_mesh(mesh):
+            text = jax.jit(f).trace(*args).lower(lowering_platforms=(platform,)).as_text()
+        assert ("tpu_custom_call" if platform == "tpu" else "triton") in text
+
+
+@pytest.mark.parametrize("inverse", BOTH)
+@pytest.mark.parametrize("name", ["spline", "affine", "mixture"])
+def test_extreme_numbers_stay_finite(name, inverse):
+    kernel = partial(MAPS[name][0], inverse=inverse)
+    x = jnp.asarray([[0.0, 5.0, -5.0, 4.9999995, 1e6, -1e6, 3.0, -3.0]])
+    rng = np.random.default_rng(0)
+    size = MAPS[name][1].size
+    for spread in (20.0, 1e3):
+        raw = jnp.asarray(spread * rng.normal(size=(size, 1, 8)), jnp.float32)
+        found = quick(kernel)(x, raw), quick(jax.grad(scalar(kernel), (0, 1)))(x, raw)
+        assert all(jnp.all(jnp.isfinite(leaf)) for leaf in jax.tree.leaves(found))
+
+
+def test_bad_input_is_refused():
+    x, raw = columns_of("affine", 2, 3, jnp.float32)
+    transform = partial(affine.transform, log_scale=scales.bounded())
+    with pytest.raises(ValueError, match=r"x \[d, n\] and raw \[2, d, n\], got \[2, 3\] and \[2, 3, 2\]"):
+        transform(x, raw.swapaxes(1, 2))
+    with pytest.raises(ValueError, match="expected implementation None, 'xla' or 'pallas', got 'triton'"):
+        transform(x, raw, implementation="triton")
+    with pytest.raises(TypeError, match="one floating type, got float32 and bfloat16"):
+        transform(x, raw.astype(jnp.bfloat16))
+    with pytest.raises(ValueError, match=r"3\*bins - 1, d, n\], got \[3, 2, 3\]"):
+        rational_quadratic.transform(x, jnp.zeros((3, 2, 3)))
+    with pytest.raises(ValueError, match=r"3\*components \+ 2, d, n\], got \[3, 2, 3\]"):
+        logistic_mixture.transform(x, jnp.zeros((3, 2, 3)))
+    with pytest.raises(ValueError, match="'pallas' or 'plain', got 'fast'"):
+        transformers.rational_quadratic(implementation="fast")
+    with jax.enable_x64(True), pytest.raises(TypeError, match="float32, bfloat16 and float16, not float64"):
+        transform(x.astype(jnp.float64), raw.astype(jnp.float64), implementation="pallas")
+
+
+def test_explain_names_the_choice_and_the_reason(monkeypatch):
+    assert "nobody has timed the Pallas kernel on tpu" in kernels.explain(affine, (2, 8, 16), platform="tpu")
+    monkeypatch.setattr(columns, "_MEASURED", frozenset({"cuda"}))
+    assert kernels.explain(affine, (2, 8, 16), platform="cuda").endswith("cuda: pallas (faster than XLA on cuda)")
+    assert kernels.explain(rational_quadratic, (23, 8, 4096), platform="cpu").startswith(
+        "rational_quadratic of float32[23, 8, 4096] on cpu: xla (Pallas is only interpreted"
+    )
+    assert "not float64" in kernels.explain(affine, (2, 8, 16), jnp.float64, "cuda")
+    with pytest.raises(ValueError, match=r"\[size, d, n\], got \[2, 8\]"):
+        kernels.explain(affine, (2, 8))
+
+
+@pytest.mark.parametrize(
+    "event, axis, net", [((5,), -1, nets.MLP((8,))), ((4, 3, 5), -1, nets.GlowNet(8, 8))], ids=["vector", "image"]
+)
+def test_couplings_give_their_kernel_what_they_give_the_transformer(x64, event, axis, net):
+    x = jnp.asarray(np.random.default_rng(0).normal(size=(6, *event)) * 2)
+    layers = [
+        coupling(transformers.rational_quadratic(4, implementation=i), net, split=2, axis=axis) for i in (None, "plain")
+    ]
+    params = layers[0].init(jax.random.key(0), x)
+    params["head"] = jax.tree.map(lambda p: jax.random.normal(jax.random.key(1), p.shape) / 4, params["head"])
+    for direction in ("forward", "inverse"):
+        found, expected = (quick(getattr(layer, direction))(params, x) for layer in layers)
+        np.testing.assert_allclose(found[0], expected[0], rtol=1e-10, atol=1e-10)
+        np.testing.assert_allclose(found[1], expected[1], rtol=1e-10, atol=1e-10)
+
+
+def test_forward_mode_asks_for_the_plain_spline():
+    x, net = jnp.ones((1, 4)), nets.MLP((8,))
+    by_kernel, plain = (
+        coupling(transformers.rational_quadratic(2, implementation=i), net, split=2) for i in (None, "plain")
+    )
+    params = plain.init(jax.random.key(0), x)
+    with pytest.raises(TypeError, match="forward-mode"):
+        jax.jvp(lambda x: by_kernel.forward(params, x)[0], (x,), (x,))
+    jax.jvp(lambda x: plain.forward(params, x)[0], (x,), (x,))
+    hessian = quick(jax.hessian(lambda x: by_kernel.forward(params, x)[1].sum()))(x)  # forward over reverse
+    assert jnp.all(jnp.isfinite(hessian))
