@@ -44,7 +44,9 @@ class Solver(Protocol):
 
 
 def jacobi(tol: float | None = None, max_passes: int | None = None) -> Solver:
-    """All numbers at once, until no number of any row changes by more than `tol` relative to 1 + |x|.
+    """All numbers of a row at once, until none of them changes by more than `tol` relative to 1 + |x|.
+
+    A batch takes the passes of its slowest row, but no row changes once it has settled: rows do not depend on their batch.
 
     tol: defaults to 32 units of rounding (3.8e-6 in float32), where the rows are as near to a float64 solution as those
         of `sequential`; at 8 units the iteration chases its own rounding, for twice the passes.
@@ -160,9 +162,14 @@ def solve_causal(step, y: Array, args: tuple, solver: Solver | None, passes: int
     def bounded_step(x, args):
         return jnp.clip(step(bounded(x), args), -largest, largest)
 
-    x, info = (jacobi() if solver is None else solver)(bounded_step, bounded(y), (y, *args), passes)
-    fits = jnp.all(((jnp.abs(x) < largest) & (jnp.abs(y) < largest)).reshape(x.shape[0], -1), axis=1)
-    info = info._replace(converged=info.converged & fits)
+    def fits(x):
+        return jnp.all((jnp.abs(x) < largest).reshape(x.shape[0], -1), axis=1)
+
+    # A row without a preimage would never settle, and keep its batch waiting: it solves for zeros, and is NaN all the same.
+    solvable = fits(y)
+    y = jnp.where(expand_to(solvable, y), y, 0)
+    x, info = (jacobi() if solver is None else solver)(bounded_step, y, (y, *args), passes)
+    info = info._replace(converged=info.converged & solvable & fits(x))
     return jnp.where(expand_to(info.converged, x), x, jnp.nan), info
 
 

@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 
 from jflow._util import apply_linen, check_side, float_dtype, init_linen, split_key, zero_log_det
+from jflow.bijectors.pulls import add_bars, opposite, pull_back, zero_bars
 from jflow.types import Bijector, Transport
 
 __all__ = ["chain", "conditioned", "indicated", "invert", "on_part"]
@@ -39,7 +40,19 @@ def chain(*layers: Bijector) -> Bijector:
             log_det += contribution
         return z, log_det
 
-    return kind(init, forward, inverse)
+    def pull(direction, params, y, bars, cond=None, *, key=None):
+        """Layer by layer: to rebuild the input of the whole first would run every layer once more."""
+        y_bar, log_det_bar = bars
+        keys, params_bar, cond_bar = split_key(key, len(layers)), {}, zero_bars(cond)
+        order = range(len(layers)) if direction == "inverse" else reversed(range(len(layers)))
+        for i in order:
+            y, (params_bar[str(i)], y_bar, cond_i) = pull_back(
+                layers[i], direction, params[str(i)], y, (y_bar, log_det_bar), cond, key=keys[i]
+            )
+            cond_bar = add_bars(cond_bar, cond_i)
+        return y, (params_bar, y_bar, cond_bar)
+
+    return _make(kind, init, forward, inverse, pull)
 
 
 def invert(bijector: Bijector) -> Bijector:
@@ -49,7 +62,10 @@ def invert(bijector: Bijector) -> Bijector:
         check_side(side)
         return bijector.init(key, x, cond, side="source" if side == "data" else "data")
 
-    return type(bijector)(init, bijector.inverse, bijector.forward)
+    def pull(direction, params, y, bars, cond=None, *, key=None):
+        return pull_back(bijector, opposite(direction), params, y, bars, cond, key=key)
+
+    return _make(type(bijector), init, bijector.inverse, bijector.forward, pull)
 
 
 def on_part(bijector: Bijector, part: slice) -> Bijector:
@@ -101,12 +117,12 @@ def conditioned(bijector: Bijector, embed: nn.Module) -> Bijector:
         inner = bijector.init(key_bijector, x, apply_linen(embed, params, cond), side=side)
         return {"embed": params, "bijector": inner}
 
-    def apply(inner, params, x, cond=None, *, key=None):
+    def prepare(params, x, cond, key):
         check(cond)
         key_embed, key_inner = split_key(key, 2)
-        return inner(params["bijector"], x, apply_linen(embed, params["embed"], cond, key=key_embed), key=key_inner)
+        return (params["bijector"], apply_linen(embed, params["embed"], cond, key=key_embed)), key_inner
 
-    return type(bijector)(init, partial(apply, bijector.forward), partial(apply, bijector.inverse))
+    return _prepared(bijector, init, prepare)
 
 
 def indicated(bijector: Bijector, size: int) -> Bijector:
@@ -132,10 +148,32 @@ def indicated(bijector: Bijector, size: int) -> Bijector:
             raise ValueError("indicated: the bijector has params of the name 'indicator' already")
         return {**params, "indicator": indicator}
 
-    def apply(inner, params, x, cond=None, *, key=None):
-        return inner(params, x, tell(params["indicator"], x, cond), key=key)
+    def prepare(params, x, cond, key):
+        inner = {name: p for name, p in params.items() if name != "indicator"}
+        return (inner, tell(params["indicator"], x, cond)), key
 
-    return type(bijector)(init, partial(apply, bijector.forward), partial(apply, bijector.inverse))
+    return _prepared(bijector, init, prepare)
+
+
+def _prepared(bijector: Bijector, init, prepare) -> Bijector:
+    """`bijector` on what `prepare` makes of its arguments: prepare(params, x, cond, key) -> ((params, cond), key), in which
+    x lends its shape alone."""
+
+    def apply(inner, params, x, cond=None, *, key=None):
+        (params, cond), key = prepare(params, x, cond, key)
+        return inner(params, x, cond, key=key)
+
+    def pull(direction, params, y, bars, cond=None, *, key=None):
+        inner, back, inner_key = jax.vjp(lambda p, c: prepare(p, y, c, key), params, cond, has_aux=True)
+        x, (params_bar, x_bar, cond_bar) = pull_back(bijector, direction, inner[0], y, bars, inner[1], key=inner_key)
+        params_bar, cond_bar = back((params_bar, cond_bar))
+        return x, (params_bar, x_bar, cond_bar)
+
+    return _make(type(bijector), init, partial(apply, bijector.forward), partial(apply, bijector.inverse), pull)
+
+
+def _make(kind: type, init, forward, inverse, pull):
+    return Bijector(init, forward, inverse, pull) if kind is Bijector else kind(init, forward, inverse)
 
 
 def kind_of(layers) -> type:

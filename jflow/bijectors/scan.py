@@ -9,6 +9,7 @@ import numpy as np
 
 from jflow._util import check_side, float_dtype, zero_log_det
 from jflow.bijectors.combinators import kind_of, towards
+from jflow.bijectors.pulls import add_bars, pull_back, zero_bars
 from jflow.types import Array, Bijector, Cond, Key, Params, PyTree, Transport
 
 __all__ = ["rebuild_error", "scan"]
@@ -78,20 +79,24 @@ def scan(
         return {"shared": common, "stacked": stacked}
 
     def run(direction, params, x, cond=None, *, key=None):
-        back = "inverse" if direction == "forward" else "forward"
-
-        def layer_in(direction, p, common, x, cond, inputs):
-            xs_i, key_i = inputs
+        def apply(p, common, x, cond, inputs_i):
+            xs_i, key_i = inputs_i
             y, log_det = getattr(make(xs_i), direction)({**p, **common}, x, cond, key=key_i)
             return y.astype(x.dtype), log_det.astype(float_dtype(x))
 
-        apply, undo = partial(layer_in, direction), partial(layer_in, back)
+        def pull(p, common, y, bars, cond, inputs_i):
+            xs_i, key_i = inputs_i
+            x, bars = pull_back(make(xs_i), direction, {**p, **common}, y, bars, cond, key=key_i)
+            params_bar, x_bar, cond_bar = bars
+            own, of_common = ({name: params_bar[name] for name in names} for names in (p, common))
+            return x.astype(y.dtype), own, of_common, x_bar.astype(y.dtype), cond_bar
+
         inputs = (xs, None if key is None else jax.random.split(key, depth))
         args = (params["stacked"], params["shared"], x, cond, inputs)
-        backwards = direction == "inverse"
+        options = dict(reverse=direction == "inverse", unroll=unroll, length=depth)
         if not reversible:
-            return _plain_scan(apply, *args, reverse=backwards, unroll=unroll, remat=remat, length=depth)
-        return _reversible_scan(apply, undo, *args, reverse=backwards, unroll=unroll, segment=segment, length=depth)
+            return _plain_scan(apply, *args, remat=remat, **options)
+        return _reversible_scan(apply, pull, *args, segment=segment, **options)
 
     return kind(init, partial(run, "forward"), partial(run, "inverse"))
 
@@ -116,7 +121,7 @@ def _plain_scan(apply, stacked, common, x, cond, inputs, *, reverse, unroll, len
     return carry
 
 
-def _reversible_scan(apply, undo, stacked, common, x, cond, inputs, *, reverse, unroll, segment, length):
+def _reversible_scan(apply, pull, stacked, common, x, cond, inputs, *, reverse, unroll, segment, length):
     """`_plain_scan` whose backward pass rebuilds each layer's input from its output, segment by segment."""
 
     def one_segment(stacked, common, x, cond, inputs):
@@ -129,32 +134,17 @@ def _reversible_scan(apply, undo, stacked, common, x, cond, inputs, *, reverse, 
     def walk_back(saved, cotangents):
         stacked, common, y, cond, inputs = saved
         y_bar, log_det_bar = cotangents
-        cond_leaves, cond_tree = jax.tree.flatten(cond)
-        smooth = [jnp.issubdtype(leaf.dtype, jnp.inexact) for leaf in cond_leaves]
-        cond_float = [leaf for leaf, s in zip(cond_leaves, smooth, strict=True) if s]
-
-        def with_floats(floats):
-            floats = iter(floats)
-            return cond_tree.unflatten(next(floats) if s else leaf for leaf, s in zip(cond_leaves, smooth, strict=True))
 
         def body(carry, layer):
             y, y_bar, common_bar, cond_bar = carry
             p, inputs_i = layer
-            x, _ = undo(p, common, y, cond, inputs_i)
-            _, pull = jax.vjp(lambda p, c, x, f: apply(p, c, x, with_floats(f), inputs_i), p, common, x, cond_float)
-            p_bar, common_i, x_bar, cond_i = pull((y_bar, log_det_bar))
-            add = partial(jax.tree.map, jnp.add)
-            return (x, x_bar, add(common_bar, common_i), add(cond_bar, cond_i)), p_bar
+            x, p_bar, common_i, x_bar, cond_i = pull(p, common, y, (y_bar, log_det_bar), cond, inputs_i)
+            return (x, x_bar, add_bars(common_bar, common_i), add_bars(cond_bar, cond_i)), p_bar
 
-        zeros = partial(jax.tree.map, jnp.zeros_like)
-        carry = (y, y_bar, zeros(common), zeros(cond_float))
+        carry = (y, y_bar, zero_bars(common), zero_bars(cond))
         carry, stacked_bar = jax.lax.scan(body, carry, (stacked, inputs), reverse=not reverse, length=segment)
         _, x_bar, common_bar, cond_bar = carry
-        cond_bar = iter(cond_bar)
-        cond_bar = cond_tree.unflatten(
-            next(cond_bar) if s else _no_cotangent(leaf) for leaf, s in zip(cond_leaves, smooth, strict=True)
-        )
-        return stacked_bar, common_bar, x_bar, cond_bar, jax.tree.map(_no_cotangent, inputs)
+        return stacked_bar, common_bar, x_bar, cond_bar, zero_bars(inputs)
 
     rebuild = jax.custom_vjp(one_segment)
     rebuild.defvjp(save, walk_back)
@@ -172,10 +162,3 @@ def _reversible_scan(apply, undo, stacked, common, x, cond, inputs, *, reverse, 
 
     carry, _ = jax.lax.scan(body, (x, zero_log_det(x)), (fold(stacked), fold(inputs)), reverse=reverse)
     return carry
-
-
-def _no_cotangent(leaf: Array):
-    """Constants (masks, permutations, keys, labels) are not differentiated."""
-    if jnp.issubdtype(leaf.dtype, jnp.inexact):
-        return jnp.zeros_like(leaf)
-    return np.zeros(leaf.shape, jax.dtypes.float0)

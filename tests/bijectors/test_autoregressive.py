@@ -10,6 +10,7 @@ from quick import quick
 
 from jflow import bijectors as bj
 from jflow import flows, nets
+from jflow._implicit import fixed_point
 from jflow.types import Elementwise
 
 AFFINE = bj.transformers.affine()
@@ -97,6 +98,20 @@ def test_passes_are_those_of_the_graph():
     assert inverse(AFFINE, net, with_noise(bj.autoregressive(AFFINE, net), X), X, bj.sequential())[2].passes == 7
 
 
+def test_a_row_that_has_settled_stays():
+    """Row 0 moves by half the tolerance in every evaluation, row 1 halves its distance to 1; each by the rule of its own."""
+    tol = 1e-3
+
+    def g(x, args):
+        return jnp.stack([x[0] + 0.5 * tol, 0.5 * (x[1] + 1)])
+
+    found = quick(lambda x: fixed_point(g, x, (), tol=tol, max_evaluations=50))(jnp.zeros((2, 1)))
+    np.testing.assert_allclose(found.x[0], 0.5 * tol, rtol=1e-6)
+    assert found.evaluations == 9  # the first n with 2^-n <= tol (2 - 2^(1 - n))
+    np.testing.assert_allclose(found.x[1], 1 - 2.0**-9, rtol=1e-6)
+    np.testing.assert_allclose(found.change, [0.5 * tol, 2.0**-9 / (2 - 2.0**-8)], rtol=1e-3)  # of float32 at 1
+
+
 class Leaky(nn.Module):
     """Every raw number depends on every input: not causal."""
 
@@ -116,6 +131,7 @@ def test_rows_that_do_not_converge_are_nan_and_say_so():
     assert info.passes == 2 and not np.any(info.converged) and np.all(np.isnan(x)) and np.all(np.isnan(log_det))
     bad = X.copy()
     bad[1, 2], bad[3, 0] = np.nan, np.inf
+    assert inverse(AFFINE, net, params, bad)[2].passes <= good[2].passes  # they do not keep the others waiting
     for x, log_det, info in (inverse(AFFINE, net, params, bad), inverse(AFFINE, net, params, bad, bj.sequential())):
         np.testing.assert_array_equal(info.converged, [True, False, True, False, True])
         np.testing.assert_array_equal(np.isnan(log_det), ~info.converged)
