@@ -1,9 +1,10 @@
-"""The command line: jflow train | sample | evaluate | fit."""
+"""The command line: jflow train | sample | evaluate | fit | launch."""
 
 import argparse
 import contextlib
 import errno
 import json
+import os
 import shutil
 import sys
 import time
@@ -34,7 +35,17 @@ def main(argv: Sequence[str] | None = None) -> int:
         if "--debug" in argv:
             traceback.print_exc()
         print(f"jflow: error: {_one_line(error)}", file=sys.stderr)
-        return _status(error)
+        return _leave(_status(error))
+
+
+def _leave(status: int) -> int:
+    """One of several processes must not wait for the others at its exit: they wait for it."""
+    jax = sys.modules.get("jax")
+    if jax is not None and jax.distributed.is_initialized():
+        from jflow.train import processes
+
+        processes.leave(status)
+    return status
 
 
 def _one_line(error: Exception) -> str:
@@ -65,12 +76,28 @@ def _plain_warnings() -> Iterator[None]:
 
 def train(args) -> None:
     from jflow import train as trainer
+    from jflow.launch import COORDINATOR
 
+    if args.distributed or COORDINATOR in os.environ:
+        trainer.initialize()
     experiment, values = trainer.load_config(args.config, _pairs(args.overrides))
+    mesh = None if args.mesh is None else trainer.make_mesh(_mesh(args.mesh))
     source = args.config / "config.py" if args.config.is_dir() else args.config
     with _leaving_nothing(args.workdir):
-        fit = trainer.run(experiment, args.workdir, config_source=source, resolved=values, progress=not args.quiet)
-    _say(args, _summary(fit, args.workdir))
+        fit = trainer.run(
+            experiment, args.workdir, config_source=source, resolved=values, progress=not args.quiet, mesh=mesh
+        )
+    if trainer.processes.is_main():
+        _say(args, _summary(fit, args.workdir))
+
+
+def launch(args) -> None:
+    from jflow.launch import launch
+
+    job = args.job[1:] if args.job[:1] == ["--"] else args.job
+    status = launch(job, args.processes, devices=args.devices, grace=args.grace)
+    if status:
+        raise SystemExit(status)
 
 
 def sample(args) -> None:
@@ -146,6 +173,14 @@ def fit(args) -> None:
     )
 
 
+def _mesh(text: str) -> dict[str, int]:
+    axes = _pairs(text.split(","))
+    try:
+        return {name: int(size) for name, size in axes.items()}
+    except ValueError:
+        raise ValueError(f"--mesh: expected axes such as data=2,model=4, got {text!r}") from None
+
+
 def _pairs(overrides: Sequence[str]) -> dict[str, str]:
     pairs = {}
     for text in overrides:
@@ -174,11 +209,13 @@ def _summary(fit, workdir: Path) -> str:
 @contextlib.contextmanager
 def _leaving_nothing(workdir: Path) -> Iterator[None]:
     """A run that fails before its first checkpoint takes away what it put into `workdir`."""
+    from jflow.train import processes
+
     before = set(workdir.iterdir()) if workdir.is_dir() else None
     try:
         yield
     except Exception:
-        if workdir.is_dir() and not any(workdir.glob("checkpoints/*/manifest.json")):
+        if processes.is_main() and workdir.is_dir() and not any(workdir.glob("checkpoints/*/manifest.json")):
             for path in set(workdir.iterdir()) - (before or set()):
                 shutil.rmtree(path) if path.is_dir() else path.unlink()
             if before is None:
@@ -245,6 +282,30 @@ def _parser() -> argparse.ArgumentParser:
     command.add_argument(
         "--workdir", type=Path, required=True, metavar="DIR", help="gets checkpoints, metrics and pictures"
     )
+
+    command.add_argument(
+        "--mesh", metavar="AXIS=N,...", help="devices to train on, e.g. data=8 or data=-1,model=4 (default: one)"
+    )
+    command.add_argument(
+        "--distributed",
+        action="store_true",
+        help="join the other processes of a TPU pod slice, Slurm, Open MPI or Kubernetes job (jflow launch implies it)",
+    )
+
+    command = add(
+        launch,
+        "start several processes on this machine",
+        "Start a command in several processes that train as one, and watch them: when one dies, the others are ended, and\n"
+        "a message says which, how, and the checkpoint that the same command goes on from. Across machines, their own\n"
+        "launcher does this (srun, gcloud ... --worker=all), and the command is jflow train --distributed.",
+        "  jflow launch --processes 2 --devices 4 -- jflow train experiments/digits_rectified_flow --workdir runs/d",
+    )
+    command.add_argument("--processes", type=int, required=True, metavar="N", help="how many")
+    command.add_argument("--devices", type=int, metavar="N", help="fake CPU devices for each (default: the real ones)")
+    command.add_argument(
+        "--grace", type=float, default=5.0, metavar="S", help="seconds that the others get to end by themselves (5)"
+    )
+    command.add_argument("job", nargs=argparse.REMAINDER, metavar="-- COMMAND", help="what to run")
 
     command = add(
         sample,

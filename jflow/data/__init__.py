@@ -3,7 +3,8 @@
 from jflow.data.batches import Batches, batches
 from jflow.data.images import cifar_jpegs, cifar_sheets, digits, mnist
 from jflow.data.pictures import image_grid
-from jflow.data.placement import place
+from jflow.data.placement import place, share
+from jflow.data.prefetch import prefetch
 from jflow.data.preprocess import Preprocess, chain_preprocess, dequantize, identity, logit, scale, standardise
 from jflow.data.schema import (
     Column,
@@ -47,8 +48,10 @@ __all__ = [
     "mnist",
     "moons",
     "place",
+    "prefetch",
     "read_table",
     "scale",
+    "share",
     "split",
     "standardise",
     "steps",

@@ -12,8 +12,8 @@ Transform = Callable[[Rows, np.random.Generator], Rows]
 class Batches:
     """What `batches` returns: an iterator with `position` (batches given so far) and `seek(position)`."""
 
-    def __init__(self, rows: Rows, batch: int, seed: int, transform: Transform | None):
-        self._rows, self._batch, self._seed, self._transform = rows, batch, seed, transform
+    def __init__(self, rows: Rows, batch: int, seed: int, transform: Transform | None, share: tuple[int, int]):
+        self._rows, self._batch, self._seed, self._transform, self._share = rows, batch, seed, transform, share
         self._n = count(rows)
         self._epoch = self._order = None
         self.position = 0
@@ -25,10 +25,13 @@ class Batches:
         epoch, i = divmod(self.position, self._n // self._batch)
         if epoch != self._epoch:
             self._epoch, self._order = epoch, np.random.default_rng((self._seed, epoch)).permutation(self._n)
-        rows = take(self._rows, self._order[i * self._batch : (i + 1) * self._batch])
+        part, parts = self._share
+        size = self._batch // parts
+        start = i * self._batch + part * size
+        rows = take(self._rows, self._order[start : start + size])
         if self._transform is not None:
-            # The trailing 1 keeps this stream apart from the permutations: numpy pads (seed, epoch) with zeros.
-            rows = self._transform(rows, np.random.default_rng((self._seed, self.position, 1)))
+            # The 1 keeps this stream apart from the permutations: numpy pads (seed, epoch) with zeros.
+            rows = self._transform(rows, np.random.default_rng((self._seed, self.position, 1, part)))
         self.position += 1
         return rows
 
@@ -39,13 +42,21 @@ class Batches:
         self.position = position
 
 
-def batches(rows: Rows, batch: int, *, seed: int = 0, transform: Transform | None = None) -> Batches:
+def batches(
+    rows: Rows, batch: int, *, seed: int = 0, transform: Transform | None = None, share: tuple[int, int] = (0, 1)
+) -> Batches:
     """Shuffled batches without end: dicts of `batch` rows each, whose p-th is a pure function of (rows, seed, p).
 
     Every epoch is a fresh permutation; the rows that do not fill a last batch are left out of that epoch.
     transform(rows, rng) -> rows runs on each batch with a generator of its own (dequantization noise, augmentation).
     `.position` is the number of batches given so far; `.seek(position)` goes anywhere at once, so a checkpoint needs
-    one integer. Raises ValueError for a batch that the rows cannot fill and for arrays of unequal length.
+    one integer.
+
+    share: (i, n) gives the i-th of n equal parts of every batch, and reads no other rows: one for each of n processes
+        (`data.share`). Together the parts are the batch, so that a run may go on with another n; only what a transform
+        draws differs, since each part has a generator of its own.
+
+    Raises ValueError for a batch that the rows cannot fill or the shares do not divide, and for arrays of unequal length.
     """
     n = count(rows)
     if batch < 1:
@@ -56,4 +67,7 @@ def batches(rows: Rows, batch: int, *, seed: int = 0, transform: Transform | Non
         raise ValueError(f"a batch of {batch} is larger than the data: {n} rows")
     if seed < 0:
         raise ValueError(f"expected a seed >= 0, got {seed}")
-    return Batches(rows, batch, seed, transform)
+    part, parts = share
+    if not 0 <= part < parts or batch % parts:
+        raise ValueError(f"expected a share (i, n) with 0 <= i < n and n dividing batch={batch}, got {share}")
+    return Batches(rows, batch, seed, transform, share)

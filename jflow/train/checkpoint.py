@@ -23,6 +23,7 @@ import jax.numpy as jnp
 import numpy as np
 import orbax.checkpoint as ocp
 
+from jflow.train import processes
 from jflow.train.state import TrainState
 from jflow.types import Params, PyTree
 
@@ -49,12 +50,15 @@ def save(
 
     position and extra must be JSON; numpy arrays in them become lists. Raises OSError when it cannot be written (a full
     disk): nothing half-written stays, and the checkpoints before it are untouched.
+
+    Several processes call it together, on one file system: each writes the parts of the arrays that it holds first copies
+    of, process 0 the manifest.
     """
     path = _folder(workdir) / f"{step:08d}"
     head = {"step": step, "position": position, "extra": dict(extra or {}), "leaves": _forms(state)}
     text = json.dumps(head, default=_plain)  # before anything is written, since it may refuse
     params, rest = _parts(state)
-    main = jax.process_index() == 0
+    main = processes.is_main()
     try:
         if main:
             _discard(path)
@@ -69,12 +73,14 @@ def save(
         before = latest(workdir)
         before = "there is none before it" if before is None else f"the newest whole one is of step {before}"
         raise OSError(f"cannot write checkpoint {path}: {_line(error)}; {before}") from error
+    processes.wait_for_all(f"jflow: {path} is written")
     if main:
         for old in sorted(path.parent.iterdir()):
             if old.is_dir() and old.name[:8].isdigit() and not (old / "manifest.json").is_file():
                 _discard(old)  # left by a run that was killed while saving
         for old in [] if keep is None else [s for s in steps(workdir) if s <= step][:-keep]:
             discard(workdir, old)
+    processes.wait_for_all(f"jflow: checkpoints before {path} are deleted")
     return path
 
 
@@ -103,7 +109,7 @@ def restore(workdir: str | os.PathLike, template: TrainState, step: int | None =
     A damaged newest one is named in a warning and passed over. Raises FileNotFoundError when none can be read, and
     ValueError when that of `step` is damaged, or one is of another model (naming the first leaf that differs).
     """
-    path, manifest = _open(workdir, step)
+    path, manifest = _open_together(workdir, step)
     expected, found = _forms(template), manifest["leaves"]
     for name in [*expected, *found]:
         if expected.get(name) != found.get(name):
@@ -164,6 +170,23 @@ def _open(workdir, step: int | None) -> tuple[Path, dict]:
             raise ValueError(f"checkpoint {path} is damaged: {fault}")
         warnings.warn(f"checkpoint {path} is damaged and passed over: {fault}", stacklevel=3)
     raise FileNotFoundError(f"no readable checkpoint in {workdir}: those of steps {there} are damaged")
+
+
+def _open_together(workdir, step: int | None) -> tuple[Path, dict]:
+    """`_open`, decided by process 0 for all: it alone reads every byte to see whether they are whole."""
+    if jax.process_count() == 1:
+        return _open(workdir, step)
+    found = error = None
+    if processes.is_main():
+        try:
+            found = _open(workdir, step)[1]["step"]
+        except (FileNotFoundError, ValueError) as caught:
+            error = (isinstance(caught, ValueError), str(caught))
+    found, error = processes.from_main((found, error))
+    if error is not None:
+        raise (ValueError if error[0] else FileNotFoundError)(error[1])
+    path = _folder(workdir) / f"{found:08d}"
+    return path, json.loads((path / "manifest.json").read_bytes())
 
 
 def _fault(path: Path) -> str | None:

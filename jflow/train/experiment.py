@@ -6,18 +6,23 @@ import inspect
 import json
 import sys
 import uuid
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from importlib import metadata
 from pathlib import Path
 from types import ModuleType
 from typing import Any, NamedTuple
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import optax
+from jax.experimental.multihost_utils import process_allgather
 
-from jflow.train import checkpoint
+from jflow.train import checkpoint, processes
+from jflow.train.gather import gathered
 from jflow.train.loop import Fit, fit
+from jflow.train.rules import Rule, init_sharded, shard
+from jflow.train.sharding import data_mesh, data_sharding
 from jflow.train.state import TrainState, init_state
 from jflow.train.step import Refresh, make_step
 from jflow.types import Loss, Params
@@ -50,6 +55,10 @@ class Experiment(NamedTuple):
     patience: int | None = None
     skip_nonfinite: bool = False
     keep: int = 3
+    rules: Sequence[Rule] = ()  # how a mesh splits the state, see `train.shardings`
+    accumulate: int = 1
+    inner: int = 1
+    prefetch: int = 0
 
 
 class BoundPreprocess(NamedTuple):
@@ -110,16 +119,31 @@ def run(
     config_source: str | Path,
     resolved: Mapping[str, Any] | None = None,
     progress: bool = True,
+    mesh: jax.sharding.Mesh | None = None,
 ) -> Fit:
     """Train an experiment in a workdir, or go on with it; the workdir keeps what `load` needs.
 
     config_source: the config file's path, or its text. resolved: the values of its keys, from `load_config`. Raises
     ValueError, naming what differs, where the workdir is another config's.
+
+    mesh: where to train (`make_mesh`); rows go over all its axes but one named 'model', the state by experiment.rules.
+    None: one device, or all of them as 'data' under several processes. A workdir may go on with another mesh.
+    `evaluate` and `picture` get whole params on every process.
     """
     from jflow import data  # here, because the lightest use of jflow.train needs no data
 
-    workdir = Path(workdir)
-    _claim(workdir, _text(config_source), dict(resolved or {}))
+    workdir, text, values = Path(workdir), _text(config_source), dict(resolved or {})
+    processes.check_agreement({"the config": text, **{f"key {name!r}": value for name, value in values.items()}})
+    _claim(workdir, text, values)
+    if mesh is None and jax.process_count() > 1:
+        mesh = data_mesh()
+    sharding, share, loss = None, (0, 1), experiment.loss
+    if mesh is not None:
+        rows = tuple(name for name in mesh.axis_names if name != "model")
+        sharding = data_sharding(mesh, rows)
+        share = data.share(sharding)
+        if experiment.rules:
+            loss = gathered(loss, mesh, experiment.rules, axes=rows)
     splits, pre = experiment.data(), experiment.preprocess
     saved = checkpoint.latest(workdir)
     pre_state = pre.fit(splits.train) if saved is None else checkpoint.restore_extra(workdir, saved)["preprocess"]
@@ -128,11 +152,19 @@ def run(
     def transform(rows, rng):
         return pre.apply(pre_state, rows, rng)
 
-    batches = data.batches(splits.train, experiment.batch, seed=seed, transform=transform)
+    batches = data.batches(splits.train, experiment.batch, seed=seed, transform=transform, share=share)
     init_key, frozen_key, train_key, eval_key, picture_key = jax.random.split(jax.random.key(seed), 5)
     first = transform(data.take(splits.train, slice(experiment.batch)), np.random.default_rng(seed))
-    params = experiment.init(init_key, first)
-    frozen = None if experiment.frozen is None else experiment.frozen(params, frozen_key, first)
+
+    def start():
+        params = experiment.init(init_key, first)
+        frozen = None if experiment.frozen is None else experiment.frozen(params, frozen_key, first)
+        return init_state(params, experiment.optimizer, train_key, ema=experiment.ema, frozen=frozen)
+
+    if mesh is None:
+        state = start()
+    else:  # with rules a device may be too small for the whole
+        state = init_sharded(start, mesh, experiment.rules) if experiment.rules else shard(start(), mesh)
 
     def evaluate(state: TrainState):
         return experiment.evaluate(_shown(state), pre_state, eval_key, splits)
@@ -143,8 +175,14 @@ def run(
 
     draws = experiment.sample is not None and experiment.picture is not None
     return fit(
-        init_state(params, experiment.optimizer, train_key, ema=experiment.ema, frozen=frozen),
-        make_step(experiment.loss, experiment.optimizer, ema=experiment.ema, refresh=experiment.refresh),
+        state,
+        make_step(
+            loss,
+            experiment.optimizer,
+            ema=experiment.ema,
+            refresh=experiment.refresh,
+            accumulate=experiment.accumulate,
+        ),
         batches,
         steps=experiment.steps,
         workdir=workdir,
@@ -159,6 +197,9 @@ def run(
         keep=experiment.keep,
         progress=progress,
         preprocess=pre_state,
+        sharding=sharding,
+        inner=experiment.inner,
+        prefetch=experiment.prefetch,
     )
 
 
@@ -188,8 +229,9 @@ def load(workdir: str | Path, *, step: int | None = None, ema: bool = True) -> L
 
 
 def _shown(state: TrainState) -> Params:
-    """The params to judge by: the averaged ones, if there are any."""
-    return state.params if state.ema is None else state.ema
+    """The params to judge by: the averaged ones, if there are any; whole, where another process holds parts of them."""
+    params = state.params if state.ema is None else state.ema
+    return params if jax.process_count() == 1 else jax.tree.map(jnp.asarray, process_allgather(params, tiled=True))
 
 
 def _module(path: Path) -> ModuleType:
@@ -244,6 +286,8 @@ def _claim(workdir: Path, source: str, values: dict[str, Any]) -> None:
         return
     if checkpoint.steps(workdir):
         raise ValueError(f"workdir {workdir} has checkpoints of a run without a config")
+    if not processes.is_main():
+        return
     workdir.mkdir(parents=True, exist_ok=True)
     checkpoint.write_atomically(copy, source.encode())
     text = json.dumps({"values": values, "jflow": _version()}, indent=2) + "\n"

@@ -1,36 +1,26 @@
 """The training loop: everything around the step."""
 
 import contextlib
+import hashlib
 import signal
 import sys
 import time
-import warnings
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
-import jax.numpy as jnp
-import numpy as np
 from tqdm import tqdm
 
-from jflow.data.placement import place
-from jflow.train import checkpoint
+from jflow.train import processes
+from jflow.train.feed import feed, is_iterator, rows_of, visit
+from jflow.train.keep import Best, Kept, judge_best, resume_run, save_run
 from jflow.train.record import Recorder, Row
-from jflow.train.sharding import shardings_of
+from jflow.train.rules import forms
+from jflow.train.sharding import put, shardings_of
 from jflow.train.state import TrainState
 from jflow.train.step import Step
-from jflow.train.watch import as_floats, check_finite, init_watch, signals, watched
-from jflow.types import Params
-
-
-class Best(NamedTuple):
-    """The evaluation where `monitor` was lowest: after `step` updates, its value, the params and their average then."""
-
-    step: int
-    value: float
-    params: Params
-    ema: Params | None
+from jflow.train.watch import Watch, as_floats, check_finite, init_watch, signals, watched
 
 
 class Fit(NamedTuple):
@@ -39,15 +29,6 @@ class Fit(NamedTuple):
     state: TrainState
     best: Best | None
     history: list[Row]
-
-
-class _Kept(NamedTuple):
-    """What `fit` itself has to remember over a resume."""
-
-    best: tuple[int, float] | None = None  # step and value
-    failed: int = 0  # evaluations in a row without a new best
-    skipped: int = 0
-    seconds: float = 0.0
 
 
 def fit(
@@ -67,6 +48,7 @@ def fit(
     skip_nonfinite: bool = False,
     keep: int = 3,
     inner: int = 1,
+    prefetch: int = 0,
     progress: bool = True,
     preprocess: Mapping[str, Any] | None = None,
     sharding: jax.sharding.Sharding | None = None,
@@ -75,10 +57,12 @@ def fit(
 
     step: from `make_step`, not jitted. batches: an iterator of dicts with `position` and `seek(position)`
         (`data.batches`), or, for rollouts, a callable (state, key) -> batch that gets a new key every step. sharding:
-        where batches go, e.g. data_sharding(mesh); the state stays where it is.
+        where batches go, e.g. data_sharding(mesh); the state stays where it is (`train.shard`).
     inner: so many updates run on the device between two visits of the host, which small networks would else wait for.
-        batches must then be a callable that jax can trace, and steps, log_every, eval_every and, with a workdir, save_every
-        multiples of inner. The updates are those of inner=1, up to rounding.
+        Batches of an iterator are stacked and sent at once; a callable must be one that jax can trace. steps, log_every,
+        eval_every and, with a workdir, save_every are multiples of inner. The updates are those of inner=1, up to rounding.
+    prefetch: so many batches (of a visit) are made and sent ahead by a thread, see `data.prefetch`; at the end `batches`
+        stands where the run stopped.
     workdir: gets metrics.jsonl, pictures, and checkpoints every `save_every` steps and at the end, of which the newest
         `keep` stay; they hold the JSON `preprocess` too. A workdir with checkpoints is resumed from its newest readable
         one, and ends with the params of a run that never stopped, bit for bit.
@@ -91,49 +75,81 @@ def fit(
     Metrics are fetched every `log_every` steps; in between nothing waits for the device. Raises NonFiniteError that
     names the step, its metrics and the last good checkpoint: none is saved after it. SIGTERM and SIGINT finish the
     step, save, and then raise SystemExit(143) or KeyboardInterrupt.
+
+    Several processes (`train.initialize`) run the same call, with the state on a mesh of all their devices and each its
+    own share of the rows. `evaluate` and `picture` run on all; the numbers of process 0 count, and it alone writes
+    metrics and pictures. Signals are heeded at the next logged step. Raises ValueError, on every process and naming what
+    differs, where they disagree on options, state, batch or step.
     """
     _check(
-        batches, steps, workdir, log_every, save_every, eval_every, evaluate, picture, monitor, patience, keep, inner
+        batches,
+        steps,
+        workdir,
+        log_every,
+        save_every,
+        eval_every,
+        evaluate,
+        picture,
+        monitor,
+        patience,
+        keep,
+        inner,
+        prefetch,
     )
+    several, main = jax.process_count() > 1, processes.is_main()
+    options = dict(
+        steps=steps,
+        log_every=log_every,
+        save_every=save_every,
+        eval_every=eval_every,
+        monitor=monitor,
+        patience=patience,
+        skip_nonfinite=skip_nonfinite,
+        inner=inner,
+    )
+    processes.check_agreement({"the state": forms(state), **options})
     # One placement for fresh and restored states, so that the same program runs after a resume.
     shardings = shardings_of(state)
-    state, best, kept = jax.device_put(state, shardings), None, _Kept()
+    if several and len(shardings.step.device_set) < jax.device_count():
+        raise ValueError("several processes train as one on a mesh of all their devices: train.shard(state, mesh)")
+    state, best, kept = put(state, shardings), None, Kept()
+    source, next_batch = feed(batches, inner, prefetch, sharding)
     if workdir is not None:
         workdir = Path(workdir)
         workdir.mkdir(parents=True, exist_ok=True)
-        state, best, kept = _resume(workdir, state, batches)
+        state, best, kept = resume_run(workdir, state, source)
     n = saved = int(state.step)
     if n % inner:
         raise ValueError(f"expected a state whose step inner={inner} divides, got step {n}")
-    record = Recorder(workdir, n)
+    record = Recorder(workdir, n, writes=main)
     started = time.monotonic() - kept.seconds
     scalar = state.step.sharding
-    watch = jax.device_put(init_watch(kept.skipped), scalar)
-    out = (shardings, jax.tree.map(lambda _: scalar, watch), None)
-    update, next_batch = watched(step, skip_nonfinite), _source(batches)
-    if inner > 1:
-        update, next_batch = _several(update, next_batch, inner, sharding), lambda state: None
+    watch = put(init_watch(kept.skipped), Watch(scalar, scalar))
+    out = (shardings, scalar, scalar)
+    update = visit(watched(step, skip_nonfinite), batches, inner, sharding)
     advance = jax.jit(update, donate_argnums=(0, 1), out_shardings=out)
     recent = []  # metrics since the last look at them, still on the device; with inner > 1 each of inner updates
 
     def look():
         last = f"last good checkpoint: step {saved} in {workdir}" if saved else "no checkpoint was saved before it"
-        rows = _rows(recent, inner)
+        rows = rows_of(recent, inner)
         check_finite(watch, n, rows, last)
         return rows[-1] if rows else None
 
     def save():
         look()
         extra = kept._replace(skipped=int(watch.skipped), seconds=time.monotonic() - started)._asdict()
-        position = getattr(batches, "position", None)
-        _save(workdir, n, state, best, position, {"fit": extra, "preprocess": preprocess}, keep)
+        position = getattr(source, "position", None)
+        save_run(workdir, n, state, best, position, {"fit": extra, "preprocess": preprocess}, keep)
 
-    bar = tqdm(total=steps, initial=n, unit="step", disable=not progress, file=sys.stderr)
-    with signals() as caught, contextlib.closing(record), bar:
-        while n < steps and not caught and (patience is None or kept.failed < patience):
+    bar = tqdm(total=steps, initial=n, unit="step", disable=not (progress and main), file=sys.stderr)
+    closed = contextlib.closing(source) if prefetch and is_iterator(batches) else contextlib.nullcontext()
+    with signals() as caught, contextlib.closing(record), closed, bar:
+        stop, unchecked = False, several
+        while n < steps and not stop and (patience is None or kept.failed < patience):
             batch = next_batch(state)
-            if sharding is not None and inner == 1:  # else jit takes numpy rows in faster than device_put would
-                batch = place(batch, sharding)
+            if unchecked:
+                advance, unchecked = _agreed_on(advance, state, watch, batch), False
             state, watch, metrics = advance(state, watch, batch)
             n += inner
             recent.append(metrics)
@@ -147,116 +163,47 @@ def fit(
                     row["skipped"] = int(watch.skipped)
                 bar.set_postfix(loss=f"{row['loss']:.4g}", refresh=False)
                 if judge and evaluate is not None:
-                    scores = as_floats("evaluate's", evaluate(state))
+                    scores = processes.from_main(as_floats("evaluate's", evaluate(state)))
                     row |= {f"eval/{name}": score for name, score in scores.items()}
                     if monitor is not None:
-                        best, kept = _judge(state, n, scores, monitor, best, kept)
+                        best, kept = judge_best(state, n, scores, monitor, best, kept)
                 if judge and picture is not None:
                     record.picture(n, picture(state))
                 record.write(row)
                 recent.clear()
+            stop = bool(caught) if not several else log and processes.any_of(bool(caught))
             if workdir is not None and n % save_every == 0:
                 save()
                 saved = n
         if workdir is not None and saved < n:
             save()
-    if caught:
-        raise SystemExit(143) if caught[0] == signal.SIGTERM else KeyboardInterrupt
+    if stop:
+        raise KeyboardInterrupt if caught and caught[0] == signal.SIGINT else SystemExit(143)
     return Fit(state, best, record.rows)
 
 
-def _several(update, next_batch, inner: int, sharding):
-    """(state, watch, None) -> (state, watch, metrics [inner]): updates in a row, their batches made on the device."""
-
-    def one(carry, _):
-        state, watch = carry
-        batch = next_batch(state)
-        if sharding is not None:
-            batch = jax.lax.with_sharding_constraint(batch, sharding)
-        state, watch, metrics = update(state, watch, batch)
-        return (state, watch), metrics
-
-    def run(state, watch, _):
-        (state, watch), metrics = jax.lax.scan(one, (state, watch), length=inner)
-        return state, watch, metrics
-
-    return run
-
-
-def _rows(recent: list, inner: int) -> list:
-    """The metrics of every update."""
-    if inner == 1:
-        return recent
-    return [{name: m[k] for name, m in part.items()} for part in jax.device_get(recent) for k in range(inner)]
-
-
-def _source(batches) -> Callable[[TrainState], Mapping[str, Any]]:
-    if not hasattr(batches, "__next__"):
-        # A stream of its own: no step count reaches the top bit, so no step's key is ever this one.
-        stream = np.uint32(1 << 31)
-        return lambda state: batches(state, jax.random.fold_in(jax.random.fold_in(state.key, stream), state.step))
-
-    def following(state):
-        try:
-            return next(batches)
-        except StopIteration:
-            raise ValueError(f"batches ended after step {int(state.step)}: `fit` needs an endless iterator") from None
-
-    return following
-
-
-def _judge(state: TrainState, n: int, scores, monitor: str, best: Best | None, kept: _Kept):
-    """The best evaluation so far, and the count of those since; NaN is never better."""
-    if monitor not in scores:
-        raise ValueError(f"monitor {monitor!r} is not among what evaluate returned: {sorted(scores)}")
-    value = scores[monitor]
-    if not (value < (float("inf") if kept.best is None else kept.best[1])):
-        return best, kept._replace(failed=kept.failed + 1)
-    params, ema = jax.tree.map(jnp.copy, (state.params, state.ema))  # the state is about to be donated
-    return Best(n, value, params, ema), kept._replace(best=(n, value), failed=0)
-
-
-def _best_state(state: TrainState, step: int, params, ema) -> TrainState:
-    """What WORKDIR/best keeps of a state."""
-    return TrainState(jnp.full_like(state.step, step), params, (), ema, None, state.key)
-
-
-def _save(workdir: Path, n: int, state: TrainState, best: Best | None, position, extra, keep: int) -> None:
-    """The best params first: a checkpoint may then name them. They stay as long as a kept checkpoint might."""
-    folder = workdir / "best"
-    if best is not None and best.step not in checkpoint.steps(folder):
-        checkpoint.save(folder, best.step, _best_state(state, best.step, best.params, best.ema), None, extra, keep=None)
-    checkpoint.save(workdir, n, state, position, extra, keep=keep)
-    oldest = checkpoint.steps(workdir)[0]
-    for step in [s for s in checkpoint.steps(folder) if s <= oldest][:-1]:
-        checkpoint.discard(folder, step)
-
-
-def _resume(workdir: Path, state: TrainState, batches) -> tuple[TrainState, Best | None, _Kept]:
-    """The newest readable checkpoint, or the state as given where there is none."""
-    try:
-        found = checkpoint.restore(workdir, state)
-        state, kept, best = found.state, _Kept(**found.extra.get("fit", {})), None
-        if found.position is not None:
-            batches.seek(found.position)
-    except FileNotFoundError:
-        kept, best = _Kept(), None
-    for step in checkpoint.steps(workdir / "best"):
-        if step > int(state.step):  # this run is going to find it again
-            checkpoint.discard(workdir / "best", step)
-    if kept.best is not None:
-        step, value = kept.best
-        like = _best_state(state, step, state.params, state.ema)
-        try:
-            there = checkpoint.restore(workdir / "best", like, step).state
-            best = Best(step, value, there.params, there.ema)
-        except (FileNotFoundError, ValueError) as error:
-            warnings.warn(f"the best params so far are lost: {error}", stacklevel=2)
-    return state, best, kept
+def _agreed_on(advance, state, watch, batch):
+    """The program, compiled, if all processes have the same: each would else wait for another collective, forever."""
+    lowered = advance.lower(state, watch, batch)
+    digest = hashlib.sha256(lowered.as_text().encode()).hexdigest()
+    processes.check_agreement({"the batch": forms(batch), "the program of the step": digest})
+    return lowered.compile()
 
 
 def _check(
-    batches, steps, workdir, log_every, save_every, eval_every, evaluate, picture, monitor, patience, keep, inner
+    batches,
+    steps,
+    workdir,
+    log_every,
+    save_every,
+    eval_every,
+    evaluate,
+    picture,
+    monitor,
+    patience,
+    keep,
+    inner,
+    prefetch,
 ):
     counts = {"steps": steps, "log_every": log_every, "save_every": save_every, "keep": keep, "inner": inner}
     optional = {"eval_every": eval_every, "patience": patience}
@@ -266,13 +213,11 @@ def _check(
     for name in ("steps", "log_every", "eval_every") + (() if workdir is None else ("save_every",)):
         if (count := (counts | optional)[name]) and count % inner:
             raise ValueError(f"expected {name} to be a multiple of inner={inner}, got {count}")
-    if inner > 1 and (hasattr(batches, "__next__") or not callable(batches)):
-        raise TypeError(
-            f"inner={inner} needs batches made on the device, a callable (state, key) -> batch, got {batches!r}"
-        )
-    if not (hasattr(batches, "__next__") or callable(batches)):
+    if not (is_iterator(batches) or callable(batches)):
         raise TypeError(f"expected batches to be an iterator or a callable (state, key) -> batch, got {batches!r}")
     seekable = hasattr(batches, "position") and hasattr(batches, "seek")
+    if isinstance(prefetch, bool) or not isinstance(prefetch, int) or prefetch < 0:
+        raise ValueError(f"expected prefetch to be an int of at least 0, got {prefetch!r}")
     if workdir is not None and not callable(batches) and not seekable:
         raise TypeError("with a workdir, batches need `position` and `seek(position)` (jflow.data.batches has them)")
     if monitor is not None and evaluate is None:

@@ -19,19 +19,24 @@ Row = dict[str, Any]
 class Recorder:
     """Keeps the rows of metrics, one a logged step, and appends them to WORKDIR/metrics.jsonl (None: memory alone).
 
+    With writes=False, for all processes but one, nothing is written.
+
     Starting at `step` drops the rows past it, so that after a resume no step stands twice. Numbers that are not finite
     are written as null, since JSON has none. Where tensorboardX is installed, WORKDIR/tensorboard gets the rows too.
     """
 
-    def __init__(self, workdir: Path | None, step: int):
+    def __init__(self, workdir: Path | None, step: int, writes: bool = True):
         self.rows: list[Row] = []
-        self._workdir, self._board = workdir, None
+        self._workdir, self._board = workdir if writes else None, None
         if workdir is None:
             return
         self._file = workdir / "metrics.jsonl"
         if self._file.exists():
             self.rows = [row for row in map(_parse, self._file.read_text().splitlines()) if row and row["step"] <= step]
-            write_atomically(self._file, "".join(map(_line, self.rows)).encode())
+            if writes:
+                write_atomically(self._file, "".join(map(_line, self.rows)).encode())
+        if not writes:
+            return
         with contextlib.suppress(ImportError):
             self._board = _Board(workdir / "tensorboard", step)
 
@@ -53,6 +58,8 @@ class Recorder:
 
     def picture(self, step: int, image) -> None:
         """Save a PIL image or an array [h, w], [h, w, 3] or [h, w, 4], uint8 or floats in [0, 1], as a PNG."""
+        if self._workdir is None:
+            return
         folder = self._workdir / "pictures"
         folder.mkdir(exist_ok=True)
         content = io.BytesIO()

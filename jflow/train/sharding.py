@@ -1,5 +1,8 @@
 """Where states and batches lie: over a mesh (jit), or stacked for pmap."""
 
+import math
+from collections.abc import Mapping, Sequence
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -12,14 +15,48 @@ def data_mesh(devices=None) -> jax.sharding.Mesh:
     return jax.sharding.Mesh(np.asarray(jax.devices() if devices is None else devices), ("data",))
 
 
-def data_sharding(mesh: jax.sharding.Mesh) -> jax.sharding.NamedSharding:
-    """Rows of a batch spread over every axis of the mesh: for `fit(sharding=...)`, `data.place` or jax.device_put."""
-    return jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec(mesh.axis_names))
+def make_mesh(axes: Mapping[str, int], devices: Sequence[jax.Device] | None = None) -> jax.sharding.Mesh:
+    """All devices, or those given, along named axes, e.g. {'data': -1, 'model': 4}; one size may be -1: what is left.
+
+    Neighbours along the last axis are the closest devices: put there what talks most (tensor sharding).
+    """
+    devices = jax.devices() if devices is None else list(devices)
+    sizes = list(axes.values())
+    known = math.prod(size for size in sizes if size != -1)
+    if not sizes or any(size < 1 for size in sizes if size != -1) or sizes.count(-1) > 1:
+        raise ValueError(f"expected axes of sizes >= 1, or one of them -1, got {dict(axes)}")
+    sizes = [len(devices) // known if size == -1 else size for size in sizes]
+    if math.prod(sizes) != len(devices):
+        raise ValueError(f"a mesh of {dict(axes)} does not take {len(devices)} devices")
+    # Auto: XLA places what the shardings of the arguments leave open (diffrax needs it, too).
+    auto = (jax.sharding.AxisType.Auto,) * len(sizes)
+    return jax.make_mesh(tuple(sizes), tuple(axes), axis_types=auto, devices=devices)
+
+
+def data_sharding(mesh: jax.sharding.Mesh, axes: str | Sequence[str] | None = None) -> jax.sharding.NamedSharding:
+    """Rows of a batch spread over `axes` of the mesh, or over all: for `fit(sharding=...)`, `data.place`, device_put.
+
+    Where an axis splits the model itself (tensor sharding), name the others."""
+    axes = mesh.axis_names if axes is None else (axes,) if isinstance(axes, str) else tuple(axes)
+    return jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec(axes))
 
 
 def replicated(mesh: jax.sharding.Mesh) -> jax.sharding.NamedSharding:
     """The same on every device: jax.device_put(state, replicated(mesh))."""
     return jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec())
+
+
+def put(tree: PyTree, where: PyTree) -> PyTree:
+    """jax.device_put, also onto a mesh over several processes, each of which has the whole (typed keys too)."""
+    return jax.device_put(tree, where) if jax.process_count() == 1 else jax.tree.map(_put, tree, where)
+
+
+def _put(x, sharding):
+    if isinstance(x, jax.Array) and x.sharding == sharding:
+        return x
+    if jnp.issubdtype(x.dtype, jax.dtypes.prng_key):
+        return jax.random.wrap_key_data(_put(jax.random.key_data(x), sharding), impl=jax.random.key_impl(x))
+    return jax.make_array_from_callback(x.shape, sharding, lambda index: np.asarray(x)[index])
 
 
 def stack_for_pmap(state: PyTree, n: int) -> PyTree:

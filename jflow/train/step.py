@@ -21,6 +21,7 @@ def make_step(
     ema: float | ema_lib.Decay | None = None,
     refresh: Refresh | None = None,
     axis_name: str | tuple[str, ...] | None = None,
+    accumulate: int = 1,
 ) -> Step:
     """(state, batch) -> (state, metrics), to be run under jax.jit (donating the state), jax.pmap or jax.shard_map.
 
@@ -38,10 +39,20 @@ def make_step(
         that refresh changed are averaged over shards, each weighing the same. Over a mesh by shardings (jit) no name is
         needed: the program sees the whole batch.
 
-    Raises ValueError at construction for a bad decay, and when traced if the state and `ema` disagree.
+    accumulate: the batch is cut into so many parts, one after the other in memory; gradient, loss and metrics are the
+        means over parts, part i gets the key fold_in(key, i). The update is that of the whole batch for a loss that is a
+        mean over rows and needs no key; a weighted mean or a coupling sees its part alone. One step stays one update of
+        optimizer, average and step count (optax.MultiSteps would count parts as steps).
+
+    Raises ValueError at construction for a bad decay or count, and when traced if the state and `ema` disagree or a
+    batch does not divide by `accumulate`.
     """
+    if isinstance(accumulate, bool) or not isinstance(accumulate, int) or accumulate < 1:
+        raise ValueError(f"expected accumulate to be an int of at least 1, got {accumulate!r}")
     decay = ema_lib.as_decay(ema)
     optimizer = optax.with_extra_args_support(optimizer)
+    gradient = jax.value_and_grad(loss, has_aux=True)
+    gradient = gradient if accumulate == 1 else _in_parts(gradient, accumulate)
 
     def step(state, batch):
         if (decay is None) != (state.ema is None):
@@ -56,7 +67,7 @@ def make_step(
         frozen = state.frozen if state.ema is None else {**(state.frozen or {}), "ema": state.ema}
 
         params = state.params if axis_name is None else _varying(state.params, axis_name)
-        (value, metrics), grads = jax.value_and_grad(loss, has_aux=True)(params, key, batch, frozen)
+        (value, metrics), grads = gradient(params, key, batch, frozen)
         if axis_name is not None:
             value, metrics, grads = jax.lax.pmean((value, dict(metrics), grads), axis_name)
         metrics = {**metrics, "loss": value, "grad_norm": optax.tree.norm(grads)}
@@ -72,6 +83,33 @@ def make_step(
         return TrainState(state.step + 1, params, opt_state, average, frozen, state.key), metrics
 
     return step
+
+
+def _in_parts(gradient, n: int):
+    """The mean of `gradient` over n parts of the batch, each with a key of its own."""
+
+    def mean(params, key, batch, frozen):
+        parts = jax.tree_util.tree_map_with_path(lambda path, x: _cut(path, x, n), batch)
+
+        def add(total, part):
+            i, rows = part
+            (value, metrics), grads = gradient(params, jax.random.fold_in(key, i), rows, frozen)
+            return jax.tree.map(jnp.add, total, grads), (value, dict(metrics))
+
+        total, out = jax.lax.scan(add, jax.tree.map(jnp.zeros_like, params), (jnp.arange(n), parts))
+        value, metrics = jax.tree.map(lambda x: jnp.mean(x, axis=0), out)
+        return (value, metrics), jax.tree.map(lambda g: g / n, total)
+
+    return mean
+
+
+def _cut(path, x, n: int):
+    """[b, ...] -> [n, b / n, ...]: part i has the rows i, i + n ..., so that rows spread over devices stay where they
+    are."""
+    if jnp.ndim(x) == 0 or x.shape[0] % n:
+        name = jax.tree_util.keystr(path, simple=True, separator="/")
+        raise ValueError(f"accumulate={n} does not divide the batch: {name!r} has the shape {list(jnp.shape(x))}")
+    return jnp.moveaxis(jnp.reshape(x, (x.shape[0] // n, n, *x.shape[1:])), 1, 0)
 
 
 def _varying(params, axis_name):

@@ -65,3 +65,27 @@ def test_bad_positions_and_seeds():
         data.batches(ROWS, 2).seek(-1)
     with pytest.raises(ValueError, match="seed"):
         data.batches(ROWS, 2, seed=-1)
+
+
+def test_shares_are_the_parts_of_every_batch():
+    shares = [data.batches(ROWS, 6, seed=4, share=(i, 3)) for i in range(3)]
+    whole = data.batches(ROWS, 6, seed=4)
+    for _ in range(3):
+        parts = [next(it)["cond"] for it in shares]
+        assert [len(part) for part in parts] == [2, 2, 2]
+        np.testing.assert_array_equal(np.concatenate(parts), next(whole)["cond"])
+
+
+def test_shares_draw_noise_of_their_own_and_the_first_that_of_the_whole():
+    def noise(rows, rng):
+        return {"u": rng.random(2)}
+
+    drawn = [next(data.batches(ROWS, 4, transform=noise, share=(i, 2)))["u"] for i in range(2)]
+    assert not np.intersect1d(*drawn).size
+    np.testing.assert_array_equal(drawn[0], next(data.batches(ROWS, 4, transform=noise))["u"])
+
+
+@pytest.mark.parametrize("share", [(0, 3), (2, 2), (-1, 2)])
+def test_bad_shares(share):
+    with pytest.raises(ValueError, match=r"n dividing batch=4"):
+        data.batches(ROWS, 4, share=share)

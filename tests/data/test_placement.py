@@ -1,5 +1,6 @@
 import jax
 import numpy as np
+import pytest
 
 from jflow import data
 
@@ -12,3 +13,23 @@ def test_place():
     sharding = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec("data"))
     placed = data.place(rows, sharding)
     assert placed["x"].sharding == sharding and placed["cond"].sharding == sharding
+
+
+def test_rows_that_do_not_divide_name_both_numbers():
+    mesh = jax.sharding.AbstractMesh((8,), ("data",))
+    sharding = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec("data"))
+    said = r"batch 'x' of shape \[10, 3\] does not divide over the mesh \{'data': 8\} as P.*\('data',\)"
+    with pytest.raises(ValueError, match=said):
+        data.place({"x": np.ones((10, 3))}, sharding)
+
+
+def test_what_lies_there_already_stays():
+    mesh = jax.sharding.Mesh(np.asarray(jax.devices()[:1]), ("data",))
+    sharding = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec("data"))
+    placed = data.place({"x": np.ones((4, 3))}, sharding)
+    assert data.place(placed, sharding)["x"] is placed["x"]
+
+
+def test_one_process_has_all_the_rows():
+    mesh = jax.sharding.Mesh(np.asarray(jax.devices()[:1]), ("data",))
+    assert data.share(jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec("data"))) == (0, 1)

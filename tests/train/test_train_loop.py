@@ -296,6 +296,32 @@ def test_inner_updates_are_the_same_updates():
     np.testing.assert_allclose(placed.state.params["w"], one.state.params["w"], rtol=1e-5, atol=1e-7)
 
 
+@pytest.mark.parametrize("options", [{"inner": 3}, {"prefetch": 2}, {"inner": 3, "prefetch": 2}])
+def test_batches_of_an_iterator_are_the_same_however_they_are_fed(options):
+    """Stacked, made ahead, or both; and the caller's iterator stands where the run did."""
+    one, batches = go(12, log_every=6), rows()
+    other = go(12, batches, log_every=6, **options)
+    for a, b in zip(*(jax.tree.leaves(f.state._replace(key=None)) for f in (one, other)), strict=True):
+        np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-7)
+    for a, b in zip(timeless(one.history), timeless(other.history), strict=True):
+        assert a == pytest.approx(b, rel=1e-4)
+    assert batches.position == 12
+    placed = go(12, log_every=6, sharding=train.data_sharding(train.data_mesh()), **options)
+    np.testing.assert_allclose(placed.state.params["w"], one.state.params["w"], rtol=1e-5, atol=1e-7)
+
+
+@pytest.mark.parametrize("inner", [1, 2])
+def test_batches_made_ahead_resume_bit_for_bit(tmp_path, inner):
+    """What was fetched and not used when a part ended is given again."""
+    options = dict(prefetch=3, inner=inner, log_every=4, save_every=4)
+    whole = go(12, workdir=tmp_path / "whole", **options)
+    go(8, workdir=tmp_path / "parts", **options)
+    checkpoint.discard(tmp_path / "parts", 8)  # as if killed after step 4
+    parts = go(12, workdir=tmp_path / "parts", **options)
+    assert_same(parts.state, whole.state)
+    assert checkpoint.restore(tmp_path / "parts", parts.state).position == 12
+
+
 def test_inner_updates_resume_bit_for_bit(tmp_path):
     options = dict(
         inner=2, log_every=4, save_every=4, eval_every=6, evaluate=lambda s: {"w": jnp.sum(s.params["w"])}, monitor="w"
@@ -358,7 +384,8 @@ def test_progress_bar_goes_to_stderr(capsys):
         ({"inner": 0}, ValueError, "inner to be an int of at least 1, got 0"),
         ({"inner": 2, "batches": drawn}, ValueError, "steps to be a multiple of inner=2, got 3"),
         ({"inner": 3, "batches": drawn, "log_every": 4}, ValueError, "log_every to be a multiple of inner=3, got 4"),
-        ({"inner": 3, "log_every": 3}, TypeError, "inner=3 needs batches made on the device"),
+        ({"prefetch": -1}, ValueError, "prefetch to be an int of at least 0, got -1"),
+        ({"inner": 3, "log_every": 3, "batches": iter([{"x": ROWS["x"]}] * 2)}, ValueError, "ended after step 0"),
         ({"monitor": "v"}, ValueError, "monitor='v' names a number of `evaluate`"),
         ({"patience": 3}, ValueError, "patience counts evaluations of `monitor`"),
         ({"picture": lambda s: None}, ValueError, "pictures are saved to the workdir"),

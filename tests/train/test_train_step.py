@@ -162,3 +162,58 @@ def test_axis_name_averages_over_shards_and_tells_them_apart():
     key = jax.random.fold_in(jax.random.key(5), 0)
     noise = np.mean([jax.random.normal(jax.random.fold_in(key, i)) for i in range(3)])
     np.testing.assert_allclose(metrics["noise"], [noise] * 3, rtol=1e-6)
+
+
+def rows_loss(params, key, batch, frozen=None):
+    """A mean over rows of a function that is not linear in the params, with a metric."""
+    error = jnp.tanh(batch["x"] @ params["w"]) - batch["y"]
+    return jnp.mean(error**2), {"error": jnp.mean(error), "noise": jax.random.normal(key)}
+
+
+ROWS = {
+    "x": np.random.default_rng(0).normal(size=(12, 3)).astype(np.float32),
+    "y": np.arange(12, dtype=np.float32) / 12,
+}
+
+
+@pytest.mark.parametrize("parts", [2, 3, 12])
+def test_accumulated_gradients_are_those_of_the_whole_batch(parts):
+    optimizer = optax.adam(0.1)
+    start = train.init_state({"w": jnp.ones(3)}, optimizer, jax.random.key(5), ema=0.9)
+    ends = []
+    for accumulate in (1, parts):
+        step, state = jax.jit(train.make_step(rows_loss, optimizer, ema=0.9, accumulate=accumulate)), start
+        for _ in range(3):
+            state, metrics = step(state, ROWS)
+        assert int(state.step) == 3 and int(state.opt_state[0].count) == 3  # one step is one update
+        ends.append((state.params, state.ema, {k: metrics[k] for k in ("loss", "error", "grad_norm")}))
+    for a, b in zip(*map(jax.tree.leaves, ends), strict=True):
+        np.testing.assert_allclose(a, b, rtol=2e-5)  # float32: sums in another order
+
+
+def test_parts_have_keys_of_their_own_and_metrics_are_averaged():
+    step = train.make_step(rows_loss, optax.sgd(0.1), accumulate=3)
+    state = train.init_state({"w": jnp.ones(3)}, optax.sgd(0.1), jax.random.key(5))
+    _, metrics = step(state, ROWS)
+    key = jax.random.fold_in(jax.random.key(5), 0)
+    noise = [float(jax.random.normal(jax.random.fold_in(key, i))) for i in range(3)]
+    assert len(set(noise)) == 3 and float(metrics["noise"]) == pytest.approx(np.mean(noise), rel=1e-5)
+
+
+def test_accumulation_averages_over_shards_too():
+    optimizer = optax.sgd(0.1)
+    start = train.init_state({"w": jnp.ones(3)}, optimizer, jax.random.key(5))
+    whole, _ = train.make_step(rows_loss, optimizer)(start, ROWS)
+    step = train.make_step(rows_loss, optimizer, axis_name="shard", accumulate=2)
+    rows = jax.tree.map(lambda x: x.reshape(3, 4, *x.shape[1:]), ROWS)
+    state, _ = jax.vmap(step, axis_name="shard")(train.stack_for_pmap(start, 3), rows)
+    np.testing.assert_allclose(state.params["w"], [whole.params["w"]] * 3, rtol=1e-5)
+
+
+def test_parts_that_do_not_divide_the_batch():
+    state = train.init_state({"w": jnp.ones(3)}, optax.sgd(0.1), jax.random.key(5))
+    with pytest.raises(ValueError, match=r"accumulate=5 does not divide the batch: 'x' has the shape \[12, 3\]"):
+        train.make_step(rows_loss, optax.sgd(0.1), accumulate=5)(state, ROWS)
+    for bad in (0, 1.5, True):
+        with pytest.raises(ValueError, match="accumulate to be an int of at least 1"):
+            train.make_step(rows_loss, optax.sgd(0.1), accumulate=bad)

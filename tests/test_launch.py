@@ -1,0 +1,104 @@
+"""The launcher on commands that need no JAX, and `jflow train --mesh`."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+import jflow
+from jflow import cli
+from jflow.launch import launch
+
+CONFIG = str(Path(__file__).parent / "train" / "processes_config.py")
+
+
+def python(text):
+    return [sys.executable, "-c", f"import os, sys, time\nme = os.environ['JFLOW_PROCESS']\n{text}"]
+
+
+def test_all_well(tmp_path):
+    text = f"open({str(tmp_path)!r} + '/' + me, 'w').write(os.environ['JFLOW_COORDINATOR'] + os.environ['XLA_FLAGS'])"
+    assert launch(python(text), 3, devices=2) == 0
+    told = {(tmp_path / str(i)).read_text() for i in range(3)}
+    assert len(told) == 1 and told.pop().endswith("--xla_force_host_platform_device_count=2")
+
+
+@pytest.mark.parametrize(
+    ("death", "status", "said"),
+    [
+        ("sys.exit(3)", 3, "ended with status 3"),
+        ("os.kill(os.getpid(), 9)", 137, "was ended by SIGKILL"),
+    ],
+)
+def test_one_that_dies_ends_the_others(capfd, tmp_path, death, status, said):
+    text = f"if me == '1':\n    {death}\ntime.sleep(600)"
+    started = time.monotonic()
+    assert launch([*python(text), "--workdir", str(tmp_path)], 3, grace=0.2) == status
+    assert time.monotonic() - started < 60
+    err = capfd.readouterr().err
+    assert "process 1 of 3 (pid " in err and said in err and "ended process 0, 2 as well" in err
+    assert f"There is no checkpoint in {tmp_path}: the same command starts anew." in err
+
+
+def test_others_that_end_by_themselves_have_their_say(capfd):
+    text = "print('mine', me, file=sys.stderr, flush=True)\ntime.sleep(0.3 * int(me))\nsys.exit(2)"
+    assert launch(python(text), 2, grace=30) == 2
+    err = capfd.readouterr().err
+    assert "mine 0" in err and "mine 1" in err and "process 0 of 2" in err and "as well" not in err
+    assert "goes on from its last checkpoint" in err
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_signals_are_passed_on(tmp_path, number):
+    """Both processes say goodbye and leave with 128 + number, and so does the launcher."""
+    text = (
+        "import signal\n"
+        f"def leave(*_):\n    open({str(tmp_path)!r} + '/' + me, 'w').close()\n    sys.exit({128 + number})\n"
+        f"signal.signal({int(number)}, leave)\nos.write(1, b'ready\\n')\ntime.sleep(600)"
+    )
+    path = os.pathsep.join(filter(None, [str(Path(jflow.__file__).parents[1]), os.environ.get("PYTHONPATH")]))
+    command = [sys.executable, "-m", "jflow.cli", "launch", "--processes", "2", "--", *python(text)]
+    job = subprocess.Popen(
+        command, env={**os.environ, "PYTHONPATH": path}, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
+    assert [job.stdout.readline() for _ in range(2)] == ["ready\n"] * 2
+    job.send_signal(number)
+    _, err = job.communicate(timeout=60)
+    assert job.returncode == 128 + number and "error" not in err
+    assert sorted(os.listdir(tmp_path)) == ["0", "1"]
+
+
+def test_mistakes():
+    with pytest.raises(ValueError, match="at least 1, got 0 and None"):
+        launch(["true"], 0)
+    with pytest.raises(ValueError, match="no command"):
+        launch([], 2)
+    with pytest.raises(FileNotFoundError):
+        launch(["/no/such/program"], 2)
+
+
+@pytest.mark.parametrize(
+    ("mesh", "said"),
+    [
+        ("data=many", "--mesh: expected axes such as data=2,model=4, got 'data=many'"),
+        ("data", "expected key=value, got 'data'"),
+        ("data=3", "a mesh of {'data': 3} does not take 1 devices"),
+    ],
+)
+def test_bad_meshes(tmp_path, capsys, mesh, said):
+    assert cli.main(["train", CONFIG, "--workdir", str(tmp_path / "w"), "--mesh", mesh, "steps=2"]) == 2
+    assert said in capsys.readouterr().err and not (tmp_path / "w").exists()
+
+
+def test_train_on_a_mesh(tmp_path):
+    losses = []
+    for name, mesh in (("one", []), ("mesh", ["--mesh", "data=-1"])):
+        assert cli.main(["train", CONFIG, "--workdir", str(tmp_path / name), "steps=2", "--quiet", *mesh]) == 0
+        rows = (tmp_path / name / "metrics.jsonl").read_text().splitlines()
+        losses.append([json.loads(row)["loss"] for row in rows])
+    assert losses[0] == pytest.approx(losses[1], rel=1e-5) and len(losses[0]) == 2

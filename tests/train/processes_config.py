@@ -1,0 +1,68 @@
+"""The job that `test_train_processes.py` trains: a velocity of a scanned stack, fully sharded where there is a mesh."""
+
+import time
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+
+from jflow import data, train
+from jflow.data.preprocess import identity
+
+
+def config(*, steps=12, pause=0.0, width=32, rate=0.02) -> train.Experiment:
+    def load():
+        x = np.random.default_rng(0).normal(size=(80, 4)).astype(np.float32)
+        return data.Splits({"x": x[:64]}, {"x": x[64:]})
+
+    def apply(state, rows, rng):
+        if rng is not None:
+            time.sleep(pause)  # so that there is time for a kill
+        return rows
+
+    def init(key, batch):
+        a, b, c = jax.random.split(key, 3)
+        scale = width**-0.5
+        return {
+            "in": jax.random.normal(a, (5, width)),
+            "layers": scale * jax.random.normal(b, (3, width, width)),
+            "out": scale * jax.random.normal(c, (width, 4)),
+        }
+
+    def loss(params, key, batch, frozen=None):
+        k0, kt = jax.random.split(key)
+        x1 = batch["x"]
+        x0, t = jax.random.normal(k0, x1.shape), jax.random.uniform(kt, (len(x1), 1))
+        h = jnp.tanh(jnp.concatenate([(1 - t) * x0 + t * x1, t], 1) @ params["in"])
+        h, _ = jax.lax.scan(lambda h, w: (h + jnp.tanh(h @ w), None), h, params["layers"])
+        return jnp.mean((h @ params["out"] - (x1 - x0)) ** 2), {}
+
+    @jax.jit
+    def judge(params, key, x):
+        return loss(params, key, {"x": x})[0]
+
+    @partial(jax.jit, static_argnums=2)
+    def sample(params, key, n):
+        return {"x": jax.random.normal(key, (n, 4)) @ params["out"].T}
+
+    return train.Experiment(
+        model=None,
+        init=init,
+        loss=loss,
+        optimizer=optax.adam(rate),
+        data=load,
+        preprocess=identity()._replace(apply=apply),
+        steps=steps,
+        batch=16,
+        ema=0.9,
+        sample=sample,
+        evaluate=lambda params, state, key, splits: {"loss": judge(params, key, splits.valid["x"])},
+        picture=lambda rows: np.abs(rows["x"][:8]) % 1,
+        log_every=1,
+        save_every=4,
+        eval_every=8,
+        monitor="loss",
+        rules=((".*", train.fsdp(min_size=0)),),
+    )

@@ -1,0 +1,105 @@
+"""What several processes, or one with eight fake devices, do: python processes_worker.py first|one|again FOLDER.
+
+Process 0 prints one JSON object.
+"""
+
+import json
+import shutil
+import sys
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from jax.sharding import PartitionSpec as P
+
+from jflow import data, train
+from jflow.train import checkpoint, processes
+
+CONFIG = Path(__file__).with_name("processes_config.py")
+
+
+def run(workdir, mesh=None, **keys):
+    experiment, values = train.load_config(CONFIG, keys)
+    fit = train.run(experiment, workdir, config_source=CONFIG, resolved=values, progress=False, mesh=mesh)
+    return [row["loss"] for row in fit.history]
+
+
+def cut(source, target):
+    """A copy as if the run had been killed after step 8."""
+    if processes.is_main():
+        shutil.copytree(source, target)
+        checkpoint.discard(target, 12)
+        lines = (target / "metrics.jsonl").read_text().splitlines()
+        (target / "metrics.jsonl").write_text("".join(f"{line}\n" for line in lines[:8]))
+    processes.wait_for_all(f"copied {target.name}")
+
+
+def said(action):
+    """The error that every process raises, or None."""
+    try:
+        action()
+    except ValueError as error:
+        return str(error)
+
+
+def disagreements(folder):
+    """What processes are told whose jobs differ."""
+    me = jax.process_index()
+    mesh, optimizer = train.data_mesh(), optax.sgd(0.1)
+    rows = {"x": np.ones((16, 2), np.float32)}
+
+    def fit(width=2, scale=1.0, batch=8, **options):
+        loss = lambda p, k, b, f: (scale * jnp.mean((b["x"] @ p["w"]) ** 2), {})  # noqa: E731
+        state = train.init_state({"w": jnp.ones((2, width))}, optimizer, jax.random.key(0))
+        batches = data.batches(rows, batch, share=(me, 2))
+        options = {"steps": 2, "progress": False, "sharding": train.data_sharding(mesh)} | options
+        train.fit(train.shard(state, mesh), train.make_step(loss, optimizer), batches, **options)
+
+    return {
+        "config": said(lambda: run(folder / "never", width=32 + 32 * me)),
+        "steps": said(lambda: fit(steps=2 + me)),
+        "state": said(lambda: fit(width=2 + me)),
+        "batch": said(lambda: fit(batch=16 if me else 8)),
+        "step": said(lambda: fit(scale=1.0 + me)),
+        "agreed": said(fit),
+        "rows": said(lambda: fit(batch=4)),
+        "never": (folder / "never").exists(),
+    }
+
+
+def shares():
+    """Which share of the rows this process reads: of rows over all devices, over two groups, and over none."""
+    names = ("data", "model")
+    found = []
+    for shape, spec in [((8, 1), P("data")), ((2, 4), P("data")), ((1, 8), P("data")), ((4, 2), P(names))]:
+        mesh = train.make_mesh(dict(zip(names, shape, strict=True)))
+        found.append(data.share(jax.sharding.NamedSharding(mesh, spec)))
+    return found
+
+
+def main(what: str, folder: Path) -> None:
+    out = {}
+    if what != "one":
+        train.initialize()
+    if what == "first":
+        out["losses"] = run(folder / "two")
+        out |= {"shares": shares(), "errors": disagreements(folder)}
+        cut(folder / "two", folder / "two_at_8")
+    elif what == "again":
+        out["devices"], out["killed"] = len(jax.devices()), run(folder / "killed", pause=0.1)
+        out["from_one"] = run(folder / "one_at_8")
+    else:
+        out["losses"] = run(folder / "one", train.make_mesh({"data": 8}))
+        cut(folder / "one", folder / "one_at_8")
+        for n in (8, 4, 1):
+            shutil.copytree(folder / "two_at_8", folder / f"on_{n}")
+            mesh = None if n == 1 else train.data_mesh(jax.devices()[:n])
+            out[f"on_{n}"] = run(folder / f"on_{n}", mesh)
+    if processes.is_main():
+        print(json.dumps(out), flush=True)
+
+
+if __name__ == "__main__":
+    main(sys.argv[1], Path(sys.argv[2]))
