@@ -133,9 +133,17 @@ def _raw(head, features: Array, x: Array, size: int) -> Array:
 def _in_columns(transformer, direction: str, head, features: Array, x: Array) -> tuple[Array, Array]:
     """y like x and log_det [b]: the head writes raw numbers as kernels want them, [size, channels, rows]."""
     channels, size = x.shape[-1], transformer.size
-    columns = x.reshape(-1, channels).T.astype(features.dtype)
-    kernel = head["kernel"].reshape(-1, channels, size)
-    raw = jnp.einsum("fcs,nf->scn", kernel, features.reshape(-1, features.shape[-1]))
-    raw = raw + head["bias"].reshape(channels, size).T[..., None]
-    y, log_det = transformer.columns[direction == "inverse"](columns, raw)
+    transform = transformer.columns[direction == "inverse"]
+
+    def apply(head, features, columns):
+        # The bias as one more input: a slice of a scanned bias, added afterwards, keeps XLA's CPU compiler from vectors.
+        kernel = jnp.concatenate([head["kernel"], head["bias"][None]]).reshape(-1, channels, size)
+        features = jnp.concatenate([features, jnp.ones_like(features[:, :1])], axis=1)
+        kernel = kernel.T.reshape(size * channels, -1)
+        raw = jax.lax.dot_general(kernel, features, (((1,), (1,)), ((), ())))  # in this order, the rows come last
+        return transform(columns, raw.reshape(size, channels, -1))
+
+    # Raw numbers are many more than features, of which they are a matrix product away: the backward pass makes them anew.
+    apply = jax.checkpoint(apply, prevent_cse=False)
+    y, log_det = apply(head, features.reshape(-1, features.shape[-1]), x.reshape(-1, channels).T.astype(features.dtype))
     return y.T.reshape(x.shape), sum_event(log_det.reshape(x.shape[0], -1))
