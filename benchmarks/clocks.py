@@ -9,26 +9,28 @@ from pathlib import Path
 import jax
 import numpy as np
 
+CLOCKS = {"wall": time.perf_counter, "cpu": time.process_time}  # cpu: of all cores, for machines that others use too
 
-def interleaved(calls, repeats):
+
+def interleaved(calls, repeats, clock="wall"):
     """{name: [seconds]}: every call once, then every call again, so that what else the machine does meets all of them.
 
-    calls: {name: () -> arrays}, waited for, or () -> seconds from a call that measures itself (a peer's).
+    calls: {name: () -> arrays}, waited for, or () -> seconds from a call that measures itself (a peer's). clock: of CLOCKS.
     """
     times = {name: [] for name in calls}
     for _ in range(repeats):
         for name, call in calls.items():
-            times[name].append(seconds(call))
+            times[name].append(seconds(call, CLOCKS[clock]))
     return times
 
 
-def seconds(call):
-    start = time.perf_counter()
+def seconds(call, clock=time.perf_counter):
+    start = clock()
     done = call()
     if isinstance(done, float):
         return done
     jax.block_until_ready(done)
-    return time.perf_counter() - start
+    return clock() - start
 
 
 def medians(times):

@@ -22,7 +22,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-from clocks import interleaved, peer
+from clocks import CLOCKS, interleaved, peer
 
 from jflow import bijectors, distributions, flows, losses, nets, train
 
@@ -117,7 +117,7 @@ def compare(features, kind, args, ask, ask_distrax):
     for what in WHAT:
         turns = {name: call[what] for name, call in calls.items()}
         interleaved(turns, 1)  # compiles
-        times[what] = interleaved(turns, args.repeats)
+        times[what] = interleaved(turns, args.repeats, args.clock)
     print(f"\n{kind}, D = {features}, batch {args.batch}, depth {args.depth}")
     print(f"{'':10s}" + "".join(f"{w + ', ms':>15s}{'peer/jflow':>11s}" for w in WHAT), end="")
     print(f"{'first step, s':>15s}{'temp MiB':>10s}")
@@ -140,8 +140,13 @@ def main():
     parser.add_argument("--batch", type=int, default=4096)
     parser.add_argument("--depth", type=int, default=8)
     parser.add_argument("--repeats", type=int, default=11)
+    parser.add_argument(
+        "--clock", choices=sorted(CLOCKS), default="wall", help="cpu: processor time, JAX libraries alone"
+    )
     parser.add_argument("--short", action="store_true", help="256 rows, 2 layers, 16 numbers, 2 turns, for CI")
     args = parser.parse_args()
+    if args.clock == "cpu" and (args.torch_python or args.distrax_python):
+        parser.error("--clock cpu times this process: leave the peers of other processes out")
     if args.short:
         args.batch, args.depth, args.features, args.repeats = 256, 2, [16], 2
     with (
