@@ -37,24 +37,25 @@ def monotone_root(f: Callable[[Array, PyTree], tuple[Array, Array]], y: Array, a
     low, high, _, _ = jax.lax.while_loop(unfinished, widen, (y - width, y + width, width, more))
 
     def refine(carry):
-        i, x, low, high, move, before = carry
+        i, x, last, low, high, before = carry
         value, log_slope = f(x, args)
         low, high = jnp.where(value <= y, x, low), jnp.where(value >= y, x, high)
         newton = x + (y - value) * jnp.exp(-log_slope)
         trusted = (newton > low) & (newton < high) & (2 * jnp.abs(newton - x) < before)
         new = jnp.where(trusted, newton, low + (high - low) / 2)
-        new = jnp.where(moving(x, move), new, x)
-        return i + 1, new, low, high, jnp.abs(new - x), move
+        new = jnp.where(moving(x, last), new, x)
+        return i + 1, new, x, low, high, jnp.abs(x - last)
 
-    def moving(x, move):
-        # judged by the move that was made: a compiler may round a Newton step one way here and another way there
-        return move > 4 * jnp.finfo(y.dtype).eps * jnp.maximum(1.0, jnp.abs(x))
+    def moving(x, last):
+        # judged by two points that the loop carries: a compiler that computes a Newton step twice, once for the point and
+        # once for its move, may round it to both sides of the bracket
+        return jnp.abs(x - last) > 4 * jnp.finfo(y.dtype).eps * jnp.maximum(1.0, jnp.abs(x))
 
     def going(carry):
-        i, x, _, _, move, _ = carry
-        return (i < 200) & _any(moving(x, move))
+        i, x, last, _, _, _ = carry
+        return (i < 200) & _any(moving(x, last))
 
-    start = (0, low + (high - low) / 2, low, high, high - low, high - low)
+    start = (0, low + (high - low) / 2, low, low, high, high - low)
     return jax.lax.while_loop(going, refine, start)[1]
 
 
