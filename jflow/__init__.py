@@ -26,7 +26,7 @@ from jflow import (
     train,
     types,
 )
-from jflow.fields import field, velocity
+from jflow.fields import field, flow_map, velocity
 from jflow.train import load
 
 __version__ = "0.1.0"
@@ -40,6 +40,7 @@ __all__ = [
     "distributions",
     "fewstep",
     "field",
+    "flow_map",
     "flows",
     "guidance",
     "load",

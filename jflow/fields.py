@@ -1,13 +1,13 @@
-"""Networks of (x, t) lifted from Flax Linen into the nouns `Field` and `Velocity`."""
+"""Networks of (x, t) lifted from Flax Linen into the nouns `Field`, `Velocity` and `FlowMap`."""
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
 from jflow._util import apply_linen, check_cond, init_linen
-from jflow.types import Array, Field, PyTree, Velocity
+from jflow.types import Array, Field, FlowMap, PyTree, Velocity
 
-__all__ = ["field", "velocity"]
+__all__ = ["field", "flow_map", "velocity"]
 
 
 def field(module: nn.Module) -> Field:
@@ -39,6 +39,29 @@ def velocity(module: nn.Module) -> Velocity:
         return like_state(type(module).__name__, apply_field(params, x, t, cond, key=key), x)
 
     return Velocity(init, apply)
+
+
+def flow_map(module: nn.Module) -> FlowMap:
+    """Lift a Linen module `module(x, t, cond=None, r=None)` into a `FlowMap` u(x, t, r), the average velocity from time t to
+    time r; the output is cast back to the type of x.
+
+    Of jflow's networks ResidualMLP, UNet and DiT take r; they are told r - t.
+    Errors: ValueError where the output does not have the structure and shapes of x, or t, r or cond does not have b rows.
+    """
+    name = type(module).__name__
+
+    def inputs(x, t, r, cond):
+        n = jax.tree.leaves(x)[0].shape[0]
+        check_cond(name, cond, n)
+        return x, rows(t, n), cond, rows(r, n)
+
+    def init(key, x, t, r, cond=None):
+        return init_linen(module, key, *inputs(x, t, r, cond))
+
+    def apply(params, x, t, r, cond=None, *, key=None):
+        return like_state(name, apply_linen(module, params, *inputs(x, t, r, cond), key=key), x)
+
+    return FlowMap(init, apply)
 
 
 def like_state(name: str, v: PyTree, x: PyTree) -> PyTree:

@@ -10,7 +10,7 @@ from collections.abc import Callable
 import jax
 import jax.numpy as jnp
 
-from jflow.types import Array, Time
+from jflow.types import Array, Time, TimePair
 
 __all__ = [
     "antithetic",
@@ -19,6 +19,7 @@ __all__ = [
     "logit_normal",
     "low_discrepancy",
     "mode",
+    "pairs",
     "shift",
     "shifted",
     "u_shaped",
@@ -139,3 +140,21 @@ def shifted(time: Time, factor: float) -> Time:
     """The times of `time`, shifted towards noise by factor (see `shift`)."""
     shift(0.5, factor)  # the check of factor belongs to construction
     return lambda key, n: shift(time(key, n), factor)
+
+
+def pairs(time: Time = _UNIFORM, *, equal: float = 0.0) -> TimePair:
+    """(t, r) with t <= r: two draws of `time`, sorted; in each row r = t with probability `equal`: (key, n) -> (t, r).
+
+    MeanFlow's are pairs(logit_normal(0.4, 1.0), equal=0.75) for images. Errors: ValueError for equal outside [0, 1].
+    Source: Geng, Deng, Bai, Kolter, He, "Mean Flows for One-step Generative Modeling", 2025 (its time is 1 - t).
+    """
+    if not 0 <= equal <= 1:
+        raise ValueError(f"times.pairs: expected equal in [0, 1], got {equal}")
+
+    def draw(key, n):
+        one, other, same = jax.random.split(key, 3)
+        a, b = time(one, n), time(other, n)
+        t = jnp.minimum(a, b)
+        return t, jnp.where(jax.random.bernoulli(same, equal, (n,)), t, jnp.maximum(a, b))
+
+    return draw

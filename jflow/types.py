@@ -209,6 +209,12 @@ class Time(Protocol):
     def __call__(self, key: Key, n: int) -> Array: ...
 
 
+class TimePair(Protocol):
+    """Draws n pairs of times with 0 <= t <= r <= 1."""
+
+    def __call__(self, key: Key, n: int) -> tuple[Array, Array]: ...
+
+
 class Step(Protocol):
     """One stochastic step between two times of a grid; returns (x_next, mean, std).
 

@@ -12,13 +12,14 @@ from jflow.types import Array, Cond, Key, PyTree
 
 
 class Pairs(NamedTuple):
-    """x0 and x1 [b, *event] as the coupling pairs them, with x1's cond and weight, times [b], and keys for what follows."""
+    """x0 and x1 [b, *event] as the coupling pairs them, with x1's cond and weight, times [b] (of a `TimePair`: (t, r)), and
+    keys for what follows."""
 
     x0: Array
     x1: Array
     cond: Cond
     weight: Array | None
-    t: Array
+    t: Array | tuple[Array, Array]
     path_key: Key
     dropout_key: Key
 
@@ -46,7 +47,7 @@ def draw_pairs(name: str, key, batch, time, coupling, drop: float, null: PyTree)
         dropped = jax.random.bernoulli(drop_key, drop, (n,))
         nulls = like_rows(name, null, cond)
         cond = jax.tree.map(lambda c, z: jnp.where(expand_to(dropped, c), z, c), cond, nulls)
-    t = time(time_key, n).astype(float_dtype(x1))
+    t = jax.tree.map(lambda t: t.astype(float_dtype(x1)), time(time_key, n))
     return Pairs(x0, x1, cond, weight, t, path_key, dropout_key)
 
 

@@ -19,7 +19,7 @@ _zeros = nn.initializers.zeros
 
 
 class DiT(nn.Module):
-    """A velocity network: module(x [b, H, W, C], t [b], cond=None) -> shaped like x, zero at initialisation.
+    """A velocity network: module(x [b, H, W, C], t [b], cond=None, r=None) -> shaped like x, zero at initialisation.
 
     Patches of patch_size x patch_size become tokens with fixed 2-D sine-cosine positions; `depth` adaLN-zero blocks are
     scanned (`remat` recomputes each in the backward pass). `num_classes` and cond: see `jflow.nets.TimeCondEmbed`. The
@@ -48,18 +48,18 @@ class DiT(nn.Module):
         super().__post_init__()
 
     @nn.compact
-    def __call__(self, x: Array, t: Array, cond: Cond = None) -> Array:
+    def __call__(self, x: Array, t: Array, cond: Cond = None, r: Array | None = None) -> Array:
         p = self.patch_size
         if x.ndim != 4 or x.shape[1] % p or x.shape[2] % p:
             raise ValueError(f"DiT: expected x of shape [b, H, W, C], H and W divisible by {p}, got {list(x.shape)}")
-        check_time("DiT", x, t)
+        check_time("DiT", x, t, r)
         _, height, width, channels = x.shape
         rows, columns = height // p, width // p
 
         h = per_token(nn.Dense(self.width, kernel_init=_xavier, dtype=self.dtype, name="patches"), patchify(x, p))
         h = h + jnp.asarray(sincos_positions(rows, columns, self.width), h.dtype)[None]
         embed = TimeCondEmbed(self.width, self.num_classes, time_scale=self.time_scale, dtype=self.dtype, name="embed")
-        c = nn.silu(embed(t, cond)).astype(h.dtype)  # the scan's carry keeps one type
+        c = nn.silu(embed(t, cond, r)).astype(h.dtype)  # the scan's carry keeps one type
         blocks = nn.scan(
             nn.remat(DiTBlock, prevent_cse=False) if self.remat else DiTBlock,
             variable_axes={"params": 0},

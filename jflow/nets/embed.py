@@ -30,10 +30,13 @@ def time_features(t: Array, dim: int, *, scale: float, max_period: float = 10_00
     return jnp.concatenate([jnp.cos(angles), jnp.sin(angles)], axis=-1)
 
 
-def check_time(name: str, x: Array, t: Array) -> None:
-    """Raise unless t is [b] for x [b, *event]."""
-    if jnp.shape(t) != jnp.shape(x)[:1]:
-        raise ValueError(f"{name}: expected t of shape {list(jnp.shape(x)[:1])}, got {list(jnp.shape(t))}")
+def check_time(name: str, x: Array, t: Array, r: Array | None = None) -> None:
+    """Raise unless t, and r if given, are [b] for x [b, *event]."""
+    for letter, time in (("t", t), ("r", r)):
+        if time is not None and jnp.shape(time) != jnp.shape(x)[:1]:
+            raise ValueError(
+                f"{name}: expected {letter} of shape {list(jnp.shape(x)[:1])}, got {list(jnp.shape(time))}"
+            )
 
 
 def flatten_event(x: Array) -> Array:
@@ -58,7 +61,10 @@ def flatten_cond(name: str, cond: Cond, n: int) -> Array | None:
 
 
 class TimeCondEmbed(nn.Module):
-    """(t [b], cond) -> [b, width]: the embedding of time plus one of each leaf of cond.
+    """(t [b], cond, r) -> [b, width]: the embedding of time plus one of each leaf of cond, and of r - t where r is given.
+
+    r [b] is the time that a flow map goes to. What it adds is zero at initialisation, so that a flow map that starts from
+    the params of a velocity (`fewstep.grown`) starts as that velocity, whatever r is.
 
     Integer leaves [b] are labels and need `num_classes`; each gets a table of num_classes + 1 rows, of which index
     `num_classes` is the null label (for classifier-free guidance). With `num_classes` set, cond=None means the null
@@ -73,18 +79,21 @@ class TimeCondEmbed(nn.Module):
     dtype: Any = None
 
     @nn.compact
-    def __call__(self, t: Array, cond: Cond = None) -> Array:
+    def __call__(self, t: Array, cond: Cond = None, r: Array | None = None) -> Array:
         if cond is None and self.num_classes is not None:
             cond = jnp.full_like(t, self.num_classes, dtype=jnp.int32)
         check_cond("TimeCondEmbed", cond, t.shape[0])
         h = self._mlp(time_features(t, self.features, scale=self.time_scale), "time")
         for i, (path, leaf) in enumerate(jax.tree_util.tree_leaves_with_path(cond)):
             h = h + self._leaf(jnp.asarray(leaf), f"cond_{i}", "cond" + jax.tree_util.keystr(path))
+        if r is not None:
+            gap = time_features(r - t, self.features, scale=self.time_scale)
+            h = h + self._mlp(gap, "gap", nn.initializers.zeros)
         return h
 
-    def _mlp(self, h: Array, name: str) -> Array:
+    def _mlp(self, h: Array, name: str, out_init=nn.linear.default_kernel_init) -> Array:
         h = nn.silu(nn.Dense(self.width, dtype=self.dtype, name=f"{name}_in")(h))
-        return nn.Dense(self.width, dtype=self.dtype, name=f"{name}_out")(h)
+        return nn.Dense(self.width, dtype=self.dtype, kernel_init=out_init, name=f"{name}_out")(h)
 
     def _leaf(self, leaf: Array, name: str, where: str) -> Array:
         if jnp.issubdtype(leaf.dtype, jnp.floating):

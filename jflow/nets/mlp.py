@@ -70,7 +70,7 @@ class TimeMLP(nn.Module):
 
 
 class ResidualMLP(nn.Module):
-    """A velocity network: module(x [b, *event], t [b], cond=None) -> shaped like x, zero at initialisation.
+    """A velocity network: module(x [b, *event], t [b], cond=None, r=None) -> shaped like x, zero at initialisation.
 
     `depth` pre-norm residual blocks of `width`, scanned, each modulated by time and cond (adaLN-zero). The one to start
     from for vectors and tiny images; x should be of order one. `num_classes` and cond: see `jflow.nets.TimeCondEmbed`.
@@ -94,8 +94,8 @@ class ResidualMLP(nn.Module):
         super().__post_init__()
 
     @nn.compact
-    def __call__(self, x: Array, t: Array, cond: Cond = None) -> Array:
-        check_time("ResidualMLP", x, t)
+    def __call__(self, x: Array, t: Array, cond: Cond = None, r: Array | None = None) -> Array:
+        check_time("ResidualMLP", x, t, r)
         flat = flatten_event(x)
         # Biases of order one: without them the norms divide the magnitude of x away (eight Gaussians of radius 5, seen
         # once: error 0.30 without, 0.04 with; no difference on standardised data).
@@ -103,7 +103,7 @@ class ResidualMLP(nn.Module):
         embed = TimeCondEmbed(
             self.width, self.num_classes, self.time_features, self.time_scale, self.dtype, name="embed"
         )
-        c = nn.silu(embed(t, cond)).astype(h.dtype)  # the scan's carry keeps one type
+        c = nn.silu(embed(t, cond, r)).astype(h.dtype)  # the scan's carry keeps one type
         blocks = nn.scan(
             ResidualBlock,
             variable_axes={"params": 0},

@@ -19,7 +19,7 @@ _zeros = nn.initializers.zeros
 
 
 class UNet(nn.Module):
-    """A velocity network: module(x [b, H, W, C], t [b], cond=None) -> shaped like x, zero at initialisation.
+    """A velocity network: module(x [b, H, W, C], t [b], cond=None, r=None) -> shaped like x, zero at initialisation.
 
     Level i works on H / 2**i x W / 2**i with channels * multipliers[i] channels: `blocks` residual blocks on the way
     down and as many on the way up (the last level has one stack), each followed by self-attention where attention[i].
@@ -50,20 +50,20 @@ class UNet(nn.Module):
         super().__post_init__()
 
     @nn.compact
-    def __call__(self, x: Array, t: Array, cond: Cond = None) -> Array:
+    def __call__(self, x: Array, t: Array, cond: Cond = None, r: Array | None = None) -> Array:
         factor = 2 ** (len(self.multipliers) - 1)
         if x.ndim != 4 or x.shape[1] % factor or x.shape[2] % factor:
             raise ValueError(
                 f"UNet: expected x of shape [b, H, W, C], H and W divisible by {factor} for {len(self.multipliers)} "
                 f"levels, got {list(x.shape)}"
             )
-        check_time("UNet", x, t)
+        check_time("UNet", x, t, r)
         widths = [self.channels * m for m in self.multipliers]
         h = nn.Conv(widths[0], (3, 3), dtype=self.dtype, name="stem")(x)
         embed = TimeCondEmbed(
             4 * self.channels, self.num_classes, time_scale=self.time_scale, dtype=self.dtype, name="embed"
         )
-        c = nn.silu(embed(t, cond)).astype(h.dtype)  # the scan's carry keeps one type
+        c = nn.silu(embed(t, cond, r)).astype(h.dtype)  # the scan's carry keeps one type
 
         skips = []
         for i, width in enumerate(widths[1:]):

@@ -1,0 +1,187 @@
+"""The protocol of few-step models: exact maps of a Gaussian carry exactly, evaluations are counted, students grow."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from quick import quick
+
+import jflow
+from jflow import fewstep, nets, oracles, solvers, times
+from jflow.types import FlowMap, Velocity
+
+ORACLE = oracles.gaussian([1.0, -2.0], [[0.5, 0.2], [0.2, 0.3]])
+MAP = oracles.as_average_velocity(ORACLE)
+X = jax.random.normal(jax.random.key(0), (5, 2))
+
+
+def test_one_step_and_many_of_the_exact_map_end_in_the_same_place():
+    exact = ORACLE.flow_map(X, jnp.zeros(5), jnp.ones(5))
+    for options in ({"steps": 1}, {"steps": 4}, {"grid": [0.0, 0.1, 0.7, 1.0]}):
+        x, info = fewstep.sample(MAP, {}, X, **options)
+        np.testing.assert_allclose(x, exact, atol=2e-6)
+        assert np.all(info.status == solvers.Status.OK)
+    np.testing.assert_array_equal(info.evaluations, 3)
+
+
+def test_carry_and_the_velocity_inside():
+    t, r = jnp.full(5, 0.2), jnp.full(5, 0.6)
+    np.testing.assert_allclose(fewstep.carry(MAP, {}, X, t, r), ORACLE.flow_map(X, t, r), atol=1e-6)
+    np.testing.assert_allclose(fewstep.carry(MAP, {}, fewstep.carry(MAP, {}, X, t, r), r, t), X, atol=1e-6)  # and back
+    np.testing.assert_allclose(fewstep.as_velocity(MAP).apply({}, X, t), ORACLE.velocity(X, t), atol=1e-6)
+
+
+@pytest.mark.parametrize("renoise", [0.5, 1.0])
+def test_renoising_keeps_the_marginals(renoise):
+    n = 20_000
+    x0 = jax.random.normal(jax.random.key(1), (n, 2))
+    draw = jax.jit(lambda x0, key: fewstep.sample(MAP, {}, x0, steps=3, renoise=renoise, key=key)[0])
+    x = np.asarray(draw(x0, jax.random.key(2)))
+    mean, cov = (np.asarray(v[0]) for v in ORACLE.marginal(1.0))
+    np.testing.assert_allclose(x.mean(0), mean, atol=5 * np.sqrt(0.5 / n))
+    np.testing.assert_allclose(np.cov(x.T), cov, atol=5 * np.sqrt(2 * 0.5**2 / n))
+    assert np.abs(x - ORACLE.flow_map(x0, jnp.zeros(n), jnp.ones(n))).max() > 0.1  # not the deterministic map
+
+
+def test_consistency_models_are_asked_for_data_alone():
+    asked = []
+
+    def init(key, x, t, cond=None):
+        return {}
+
+    def apply(params, x, t, cond=None, *, key=None):
+        asked.append(t.shape)
+        return ORACLE.average_velocity(x, t, jnp.ones_like(t))
+
+    model = fewstep.to_data(Velocity(init, apply))
+    x, _ = fewstep.sample(model, {}, X)
+    np.testing.assert_allclose(x, ORACLE.flow_map(X, jnp.zeros(5), jnp.ones(5)), atol=2e-6)
+    many = jnp.repeat(X, 4000, axis=0)
+    two, _ = fewstep.sample(model, {}, many, grid=[0.0, 0.4, 1.0], renoise=1.0, key=jax.random.key(3))
+    # to data, to t = 0.4 by fresh noise, to data: the law of x1 given each x0, pushed through the posterior map
+    x1 = fewstep.carry(MAP, {}, many, 0.0, 1.0)
+    z = jax.random.normal(jax.random.key(4), x1.shape)
+    again = fewstep.carry(MAP, {}, 0.4 * x1 + 0.6 * z, 0.4, 1.0)
+    np.testing.assert_allclose(np.mean(two, 0), np.mean(again, 0), atol=0.02)
+    np.testing.assert_allclose(np.std(two, 0), np.std(again, 0), atol=0.02)
+
+
+def test_total_derivative_is_that_along_the_trajectory(x64):
+    t, r = jnp.linspace(0.1, 0.7, 5), jnp.linspace(0.3, 0.9, 5)
+    x = X.astype(jnp.float64)
+    v = ORACLE.velocity(x, t)
+    u, slope = fewstep.total_derivative(MAP, {}, x, t, r, v)
+    # d/dt of (r - t) u = x_r - x_t with x_r fixed: the MeanFlow identity
+    np.testing.assert_allclose(u, v + (r - t)[:, None] * slope, atol=1e-9)
+    errors = []
+    for h in (2e-2, 1e-2):
+        _, approximate = fewstep.total_derivative(MAP, {}, x, t, r, v, jvp=fewstep.finite_difference(h))
+        errors.append(float(jnp.max(jnp.abs(approximate - slope))))
+    assert 3.5 < errors[0] / errors[1] < 4.5  # second order
+
+
+NETS = {
+    "ResidualMLP": (nets.ResidualMLP(16, 2, num_classes=3), (4,)),
+    "UNet": (nets.UNet(8, num_classes=3), (4, 4, 1)),
+    "DiT": (nets.DiT(2, 16, 2, heads=2, num_classes=3), (4, 4, 1)),
+}
+
+
+@pytest.mark.parametrize("name", NETS)
+def test_a_flow_map_grown_from_a_velocity_is_that_velocity_until_it_is_trained(name):
+    net, event = NETS[name]
+    velocity, model = jflow.velocity(net), jflow.flow_map(net)
+    x, t, r = jax.random.normal(jax.random.key(0), (3, *event)), jnp.asarray([0.0, 0.3, 0.5]), jnp.ones(3)
+    cond = jnp.asarray([0, 1, 3])
+    teacher = quick(velocity.init)(jax.random.key(1), x, t, cond)
+    rng = np.random.default_rng(0)
+    teacher = jax.tree.map(lambda p: jnp.asarray(0.3 * rng.normal(size=p.shape), p.dtype), teacher)
+    student = fewstep.grown(quick(model.init)(jax.random.key(2), x, t, r, cond), teacher)
+    u = quick(model.apply)(student, x, t, r, cond)
+    v = quick(velocity.apply)(teacher, x, t, cond)
+    np.testing.assert_allclose(u, v, atol=1e-5)
+    moved = jax.tree.map(lambda p: jnp.asarray(p + 0.3 * rng.normal(size=p.shape), p.dtype), student)
+    near, far = (quick(model.apply)(moved, x, t, other, cond) for other in (r, r - 0.2))
+    assert np.all(np.max(np.abs(near - far).reshape(3, -1), axis=1) > 1e-3)  # r is heard
+
+
+@pytest.mark.parametrize("name", NETS)
+def test_networks_have_forward_derivatives(name):
+    """jvp through norms, attention, dropout under one key and remat, against central differences."""
+    net, event = NETS[name]
+    variants = {"dropout": net.clone(dropout=0.3)} | ({"remat": net.clone(remat=True)} if name == "DiT" else {})
+    with jax.enable_x64(True):
+        x = jax.random.normal(jax.random.key(0), (2, *event), jnp.float64)
+        t, r, cond = jnp.asarray([0.2, 0.5]), jnp.asarray([0.6, 0.9]), jnp.asarray([0, 2])
+        v = jax.random.normal(jax.random.key(1), x.shape, jnp.float64)
+        for variant in variants.values():
+            model = jflow.flow_map(variant.clone(time_scale=1.0))
+            shapes = jax.eval_shape(model.init, jax.random.key(2), x, t, r, cond)
+            rng = np.random.default_rng(0)
+            params = jax.tree.map(lambda p, rng=rng: jnp.asarray(0.2 * rng.normal(size=p.shape), p.dtype), shapes)
+
+            def slope(jvp, model=model, params=params):
+                key = jax.random.key(3)
+                return fewstep.total_derivative(model, params, x, t, r, v, cond, key=key, jvp=jvp)[1]
+
+            exact = quick(lambda slope=slope: slope(jax.jvp))()
+            near = quick(lambda slope=slope: slope(fewstep.finite_difference(1e-4)))()
+            assert np.max(np.abs(exact)) > 1e-2
+            np.testing.assert_allclose(exact, near, atol=1e-5 * float(np.max(np.abs(exact))))
+
+
+def test_by_evaluations_reports_what_was_counted():
+    rows = fewstep.by_evaluations(
+        lambda n: fewstep.sample(MAP, {}, X, steps=n), lambda x: {"mean": jnp.mean(x)}, counts=(1, 3)
+    )
+    assert [row["evaluations"] for row in rows] == [1, 3] and rows[0]["failed"] == 0
+    heun = fewstep.by_evaluations(
+        lambda n: solvers.sample(oracles.as_velocity(ORACLE), {}, X, steps=n), lambda x: {}, counts=(2,)
+    )
+    assert heun == [{"evaluations": 4.0, "failed": 0.0}]
+
+
+def test_rows_that_fail_are_nan_and_said_so():
+    broken = FlowMap(MAP.init, lambda p, x, t, r, cond=None, *, key=None: jnp.where(x > 1, jnp.inf, x))
+    x = jnp.asarray([[0.0, 0.5], [2.0, 0.0]])
+    out, info = fewstep.sample(broken, {}, x)
+    np.testing.assert_array_equal(info.status, [solvers.Status.OK, solvers.Status.NOT_FINITE])
+    assert np.all(np.isnan(out[1])) and np.all(np.isfinite(out[0]))
+    assert fewstep.by_evaluations(lambda n: (out, info), lambda x: {"n": len(x)}, (1,))[0] == {
+        "evaluations": 1.0,
+        "failed": 0.5,
+        "n": 1.0,
+    }
+
+
+def test_pairs_of_times():
+    t, r = times.pairs(equal=0.25)(jax.random.key(0), 20_000)
+    assert np.all((t >= 0) & (t <= r) & (r <= 1))
+    assert abs(float(jnp.mean(t == r)) - 0.25) < 5 * np.sqrt(0.25 * 0.75 / 20_000)
+    gap = np.asarray(r - t)[np.asarray(r > t)]
+    assert abs(gap.mean() - 1 / 3) < 5 * np.sqrt(1 / 18 / len(gap))  # of two sorted uniform draws
+
+
+def test_bad_input():
+    with pytest.raises(ValueError, match="at least 1"):
+        fewstep.sample(MAP, {}, X, steps=0)
+    with pytest.raises(ValueError, match="rises strictly"):
+        fewstep.sample(MAP, {}, X, grid=[1.0, 0.0])
+    with pytest.raises(ValueError, match="renoise in"):
+        fewstep.sample(MAP, {}, X, renoise=1.5)
+    with pytest.raises(ValueError, match="needs a key"):
+        fewstep.sample(MAP, {}, X, steps=2, renoise=1.0)
+    with pytest.raises(ValueError, match="whole numbers"):
+        fewstep.by_evaluations(lambda n: None, lambda x: {}, (0,))
+    with pytest.raises(ValueError, match="0 < h"):
+        fewstep.finite_difference(0.0)
+    with pytest.raises(ValueError, match="equal in"):
+        times.pairs(equal=2.0)
+    with pytest.raises(ValueError, match="t <= r"):
+        fewstep.flow_maps.check_pairs("loss", lambda key, n: (jnp.ones(n), jnp.zeros(n)))
+    with pytest.raises(ValueError, match=r"'b' is \[3\], the student has the shape \[2\]"):
+        fewstep.grown({"a": jnp.zeros(1), "b": jnp.zeros(2)}, {"b": jnp.zeros(3)})
+    with pytest.raises(ValueError, match="no such leaf"):
+        fewstep.grown({"a": jnp.zeros(1)}, {"b": jnp.zeros(3)})
+    with pytest.raises(ValueError, match=r"r of shape \[2\]"):
+        nets.ResidualMLP(8, 1).init(jax.random.key(0), jnp.zeros((2, 1)), jnp.zeros(2), None, jnp.zeros(3))
