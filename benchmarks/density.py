@@ -9,6 +9,9 @@ given the other by a ReLU network of two hidden layers of 128, fixed permutation
 8 bins on [-5, 5], or an affine map. A training step is value and gradient of the mean negative log-likelihood and Adam.
 The torch peers run eagerly on --threads threads, as their users run them.
 
+"products" is the floor: the matrix products of the networks and their gradients, with the numbers in between left as they
+come, which no way to write the couplings can save.
+
 All take turns. Printed are the median milliseconds, the median over turns of peer / jflow (above 1: jflow is faster), the
 seconds of the first training step, compilation included, and the compiler's count of temporary memory for it (JAX only).
 """
@@ -95,13 +98,37 @@ def flowjax_model(features, kind, args):
     }, lambda: step.lower(params, opt_state, x)
 
 
+def products_model(features, kind, args):
+    """The networks of jflow_model alone: what a flow with couplings that cost nothing would take."""
+    half, size = features // 2, {"spline": 3 * 8 - 1, "affine": 2}[kind]
+    sizes = ((half, 128), (128, 128), (128, half * size))
+    rng = np.random.default_rng(0)
+    stacked = [jnp.asarray(rng.normal(size=(args.depth, *s)) / np.sqrt(s[0]), jnp.float32) for s in sizes]
+    x = data(features, args.batch)[:, :half]
+
+    def run(stacked, x):
+        def layer(x, weights):
+            first, second, head = weights
+            raw = nn.relu(nn.relu(x @ first) @ second) @ head
+            return raw[:, :half], jnp.mean(raw)  # the mean reads all of raw, and its gradient writes all of it
+
+        return jnp.mean(jax.lax.scan(layer, x, stacked)[1])
+
+    once, step = jax.jit(run), jax.jit(jax.value_and_grad(run))
+    return {
+        "log_prob": lambda: once(stacked, x),
+        "train": lambda: step(stacked, x),
+        "sample": lambda: once(stacked, x),
+    }, lambda: step.lower(stacked, x)
+
+
 def data(features, batch):
     return jnp.asarray(np.random.default_rng(0).normal(size=(batch, features)), jnp.float32)
 
 
 def compare(features, kind, args, ask, ask_distrax):
     calls, lowered, first, memory = {}, {}, {}, {}
-    for name, make in (("jflow", jflow_model), ("FlowJAX", flowjax_model)):
+    for name, make in (("jflow", jflow_model), ("products", products_model), ("FlowJAX", flowjax_model)):
         calls[name], lowered[name] = make(features, kind, args)
         start = time.perf_counter()
         jax.block_until_ready(calls[name]["train"]())
