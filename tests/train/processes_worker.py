@@ -88,7 +88,8 @@ def main(what: str, folder: Path) -> None:
         out |= {"shares": shares(), "errors": disagreements(folder)}
         cut(folder / "two", folder / "two_at_8")
     elif what == "again":
-        out["devices"], out["killed"] = len(jax.devices()), run(folder / "killed", pause=0.1)
+        out["devices"] = len(jax.devices())
+        out |= {name: run(folder / name, pause=0.1) for name in ("killed", "terminated")}
         out["from_one"] = run(folder / "one_at_8")
     else:
         out["losses"] = run(folder / "one", train.make_mesh({"data": 8}))

@@ -33,8 +33,8 @@ def run(command, **more):
     return json.loads(next(line for line in done.stdout.splitlines() if line.startswith("{")))
 
 
-def kill_one(folder):
-    """Train until there is a checkpoint, kill process 1; returns the launcher's status, its stderr and its seconds."""
+def interrupted(folder, send):
+    """Train until there is a checkpoint, then send(launcher, its stderr); the launcher's status, stderr and seconds."""
     command = [*LAUNCH, sys.executable, "-m", "jflow.cli", "train", CONFIG, "--workdir", folder, "pause=0.1"]
     with open(folder.with_suffix(".log"), "w+") as log:
         launcher = subprocess.Popen(command, env=environment(), stdout=log, stderr=log)
@@ -42,11 +42,18 @@ def kill_one(folder):
         while not checkpoint.steps(folder):
             assert launcher.poll() is None and time.monotonic() < until, folder.with_suffix(".log").read_text()
             time.sleep(0.02)
-        pid = int(re.search(r"1 is pid (\d+)", folder.with_suffix(".log").read_text())[1])
-        os.kill(pid, signal.SIGKILL)
-        killed = time.monotonic()
+        send(launcher, folder.with_suffix(".log").read_text())
+        sent = time.monotonic()
         status = launcher.wait(timeout=120)
-    return status, folder.with_suffix(".log").read_text(), time.monotonic() - killed
+    return status, folder.with_suffix(".log").read_text(), time.monotonic() - sent
+
+
+def kill_process_1(launcher, log):
+    os.kill(int(re.search(r"1 is pid (\d+)", log)[1]), signal.SIGKILL)
+
+
+def terminate_all(launcher, log):
+    launcher.send_signal(signal.SIGTERM)
 
 
 @pytest.fixture(scope="module")
@@ -55,8 +62,10 @@ def seen(tmp_path_factory):
     out = {"folder": folder, "first": run([*LAUNCH, sys.executable, WORKER, "first", folder])}
     eight = {"XLA_FLAGS": "--xla_force_host_platform_device_count=8"}
     out["one"] = run([sys.executable, WORKER, "one", folder], **eight)
-    out["kill"] = kill_one(folder / "killed")
-    out["reached"] = checkpoint.steps(folder / "killed")
+    for name, send in (("killed", kill_process_1), ("terminated", terminate_all)):
+        out[name] = interrupted(folder / name, send)
+        out[f"{name}_at"] = checkpoint.steps(folder / name)[-1]
+    out["terminated_rows"] = len((folder / "terminated" / "metrics.jsonl").read_text().splitlines())
     out["again"] = run([*LAUNCH, sys.executable, WORKER, "again", folder])
     return out
 
@@ -113,13 +122,23 @@ def test_what_processes_disagree_on_is_named(seen, what, said):
 
 
 def test_a_killed_process_ends_the_job_which_goes_on_to_the_same_bits(seen):
-    status, log, seconds = seen["kill"]
+    status, log, seconds = seen["killed"]
     assert status == 128 + signal.SIGKILL and seconds < 60  # the grace is 5 s; the rest is a loaded machine's
     said = re.search(r"jflow launch: error: process 1 of 2 \(pid \d+\) was ended by SIGKILL.* is of step (\d+)", log)
-    assert int(said[1]) == seen["reached"][-1] < 12
-    assert seen["again"]["killed"] == seen["first"]["losses"]
-    two, killed = (seen["folder"] / name for name in ("two", "killed"))
+    assert int(said[1]) == seen["killed_at"] < 12
+    check_end(seen, "killed")
+
+
+def test_sigterm_to_all_saves_the_step_that_was_reached_and_goes_on_to_the_same_bits(seen):
+    status, log, seconds = seen["terminated"]
+    assert status == 128 + signal.SIGTERM and seconds < 60
+    assert seen["terminated_at"] == seen["terminated_rows"] < 12  # no step that was logged is lost
+    check_end(seen, "terminated")
+
+
+def check_end(seen, name):
+    assert seen["again"][name] == seen["first"]["losses"]
     for ema in (False, True):
-        a, b = (checkpoint.restore_params(folder, 12, ema) for folder in (two, killed))
-        for name in ("in", "layers", "out"):
-            assert np.asarray(a[name]).tobytes() == np.asarray(b[name]).tobytes()
+        a, b = (checkpoint.restore_params(seen["folder"] / run, 12, ema) for run in ("two", name))
+        for leaf in ("in", "layers", "out"):
+            assert np.asarray(a[leaf]).tobytes() == np.asarray(b[leaf]).tobytes()
