@@ -1,4 +1,20 @@
-"""Distillation of a flow into few steps: regression of whole displacements at a few times."""
+"""Distillation of a flow into few steps: regression of whole displacements at a few times.
+
+InstaFlow's way from a guided teacher to one step, for text and labels alike. Guidance changes the velocity, not its params,
+and the condition goes with each pair:
+
+    guided = guidance.cfg(velocity, 3.0, null=null)
+    source = lambda key, n: {**normal_source(event)(key, n), **take_conditions(key, n)}      # {'x0', 'cond'}
+    generate_pairs(runs / "pairs", guided, params, source, 10**6, key=key, about={"guidance": 3.0})
+    rows = read_shards(runs / "pairs")                                                       # {'x0', 'x', 'cond'}
+    loss = losses.flow_matching(velocity)      # reflow, from the teacher's params: the guidance is in the pairs now
+    ... make_step, fit on rows; then pairs of the new flow, unguided, and from its params ...
+    loss = distillation(velocity)              # metric: a distance of images
+    x1, info = solvers.sample(velocity, params, x0, cond, solver=diffrax.Euler(), steps=1)
+
+Source: Liu, Zhang, Ma, Peng, Liu, "InstaFlow: One Step is Enough for High-Quality Diffusion-Based Text-to-Image Generation",
+2023.
+"""
 
 from collections.abc import Sequence
 

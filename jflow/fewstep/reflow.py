@@ -11,6 +11,13 @@ The k-rectified flow, as a loop (`source` draws noise, or rows of another data s
         generate_pairs(runs / f"pairs-{k}", velocity, params, source, 10**6, key=jax.random.fold_in(key, k))
         rows = read_shards(runs / f"pairs-{k}")           # {'x0', 'x'}: what flow_matching reads
     one_step = distillation(velocity)                     # ... and the last pairs into one step
+
+One round is enough where the second is trained as in Lee, Lin, Fanti, "Improving the Training of Rectified Flows", 2024: from
+the params of the first, on times at both ends and with an error that forgives outliers,
+
+    losses.flow_matching(velocity, time=times.u_shaped(), metric=losses.pseudo_huber(0.00054 * math.sqrt(dimensions)))
+
+(`losses.perceptual_huber` for images), and for real rows beside the pairs `losses.fresh_source` around it.
 """
 
 import hashlib

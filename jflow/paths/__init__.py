@@ -8,6 +8,7 @@ from jflow.paths.adapters import (
     from_trigonometric,
     matched_time,
     reschedule,
+    to_trigonometric,
 )
 from jflow.paths.affine import (
     LINEAR,
@@ -57,6 +58,7 @@ __all__ = [
     "reschedule",
     "schedules",
     "schroedinger_bridge",
+    "to_trigonometric",
     "score_to_velocity",
     "score_to_x0",
     "score_to_x1",

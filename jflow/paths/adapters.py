@@ -8,11 +8,19 @@ import jax.numpy as jnp
 from jflow._implicit import monotone_root
 from jflow._util import expand_to, float_dtype
 from jflow.fields import rows
-from jflow.paths.affine import Schedule, coefficients, x0_to_velocity, x1_to_velocity
-from jflow.paths.schedules import inside
+from jflow.paths.affine import LINEAR, Schedule, coefficients, x0_to_velocity, x1_to_velocity
+from jflow.paths.schedules import cosine, inside
 from jflow.types import Array, Field, Velocity
 
-__all__ = ["from_edm", "from_noise_time", "from_sigma", "from_trigonometric", "matched_time", "reschedule"]
+__all__ = [
+    "from_edm",
+    "from_noise_time",
+    "from_sigma",
+    "from_trigonometric",
+    "matched_time",
+    "reschedule",
+    "to_trigonometric",
+]
 
 
 def reschedule(velocity: Velocity, trained: Schedule, new: Schedule) -> Velocity:
@@ -106,6 +114,27 @@ def from_trigonometric(field: Field, *, data_std: float = 1.0) -> Velocity:
         return (-quarter * data_std * slope).astype(x.dtype)
 
     return Velocity(_later(field, lambda t: quarter * (1 - t)), apply)
+
+
+def to_trigonometric(velocity: Velocity, trained: Schedule = LINEAR, *, data_std: float = 1.0) -> Field:
+    """The other direction of `from_trigonometric`: F(x / data_std, tau) from a velocity on the path `trained`, params and
+    init as they are. Nothing is lost: what both predict of the data is the same at every state.
+
+    On the linear path, with s = data_std, n^2 = (s t)^2 + (1 - t)^2 and y = x / s, where tan(tau) = (1 - t) / (s t) and the
+    velocity's state is n y: F(y, tau) = ((s^2 t - (1 - t)) y - n v(n y, t)) / s. `reschedule` does it for any path.
+    Source: Chen et al., "SANA-Sprint: One-Step Diffusion with Continuous-Time Consistency Distillation", 2025 (linear).
+    """
+    if not data_std > 0:
+        raise ValueError(f"to_trigonometric: expected data_std > 0, got {data_std}")
+    quarter = jnp.pi / 2
+    turned = reschedule(velocity, trained, cosine(data_std))
+
+    def apply(params, x, tau, cond=None, *, key=None):
+        tau = rows(tau, x.shape[0])
+        slope = turned.apply(params, x * data_std, 1 - tau / quarter, cond, key=key)
+        return (-slope / (quarter * data_std)).astype(x.dtype)
+
+    return Field(velocity.init, apply)
 
 
 def from_edm(denoiser: Field, schedule: Schedule) -> Velocity:

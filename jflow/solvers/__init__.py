@@ -7,7 +7,7 @@ from jflow.solvers.exponential import ddim, dpm_solver_2, dpm_solver_pp_2s, half
 from jflow.solvers.hierarchical import Outer, sample_hierarchy
 from jflow.solvers.likelihood import log_prob, sample_with_log_det
 from jflow.solvers.mixture import gm_ode, gm_sde
-from jflow.solvers.multistep import adams_bashforth, dpm_solver_pp, fireflow, unipc
+from jflow.solvers.multistep import adams_bashforth, dpm_solver_pp, fireflow, pseudo_corrector, unipc
 from jflow.solvers.sample import sample
 from jflow.solvers.stochastic import (
     Trajectory,
@@ -44,6 +44,7 @@ __all__ = [
     "log_prob",
     "noises",
     "overshoot",
+    "pseudo_corrector",
     "replay",
     "sample",
     "sample_hierarchy",

@@ -1,0 +1,150 @@
+"""Constant acceleration flow: two networks, one for the velocity at the start and one for an acceleration that is told it.
+
+Between a source x0 and the data x1 that belongs to it, x moves by
+
+    x_t = x0 + v0 t + a t^2 / 2,      v0 = h (x1 - x0),      a = 2 (x1 - x0) - 2 v0.
+
+Told v0, which differs from pair to pair, the acceleration needn't average over pairs whose paths cross. Pairs come from a
+trained flow (`generate_pairs`); drawn at random, v0 would tell x0 alone, and every x0 would go to the mean of the data.
+
+    start, acceleration = jflow.velocity(nets.ResidualMLP(128)), jflow.velocity(nets.ResidualMLP(128))
+    ... fit initial_velocity(start) on the pairs, then, with its params as frozen['velocity'],
+        fit constant_acceleration(acceleration, start) ...
+    params = {"velocity": start_params, "acceleration": acceleration_params}
+    x1, info = fewstep.sample_acceleration(acceleration, start, params, x0, steps=1)      # two evaluations
+    acceleration.init(key, x, t, fewstep.Launch(v0, cond))                                # v0 shaped like x
+"""
+
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax.typing import ArrayLike
+
+from jflow import couplings, times
+from jflow._util import check_cond, expand_to, float_dtype
+from jflow.fewstep.consistency import needed
+from jflow.fields import like_state
+from jflow.losses._batch import mean_of_rows
+from jflow.losses._pairs import draw_pairs
+from jflow.losses.errors import mean_squared
+from jflow.solvers._integrate import SolveInfo, Status, check_grid, rising_times
+from jflow.types import Array, Cond, Loss, Params, Time, Velocity
+
+__all__ = ["Launch", "constant_acceleration", "initial_velocity", "sample_acceleration"]
+
+_UNIFORM, _INDEPENDENT = times.uniform(), couplings.independent()
+
+
+class Launch(NamedTuple):
+    """What the acceleration's network is told, as its cond: v0 [b, *event], the velocity at the start, and the user's cond."""
+
+    v0: Array
+    cond: Cond = None
+
+
+def initial_velocity(velocity: Velocity, *, h: float = 1.5, time: Time = _UNIFORM) -> Loss:
+    """Regression of v0 = h (x1 - x0) on (x_t, t): the mean over the event of the squared error, then over rows.
+
+    With this v0, x_t = x0 + (h t + (1 - h) t^2) (x1 - x0) is on the straight line, sooner or later than at t. h > 1 starts
+    fast and brakes, h = 1 has no acceleration left and is `losses.flow_matching` on the pairs.
+    batch: 'x0' and 'x' [b, *event] pairs, optionally 'cond', 'weight'. metrics: 'residual', the loss.
+    Errors: ValueError unless 0 < h <= 2, beyond which x_t overshoots x1; at trace time for a batch without 'x0', and as
+        `losses.flow_matching`.
+    Source: Park, Lee, Kim, Lee, Hong, Kim, "Constant Acceleration Flow", 2024; 1.5 is its public code's.
+    """
+    if not 0 < h <= 2:
+        raise ValueError(f"initial_velocity: expected 0 < h <= 2, got {h}")
+
+    def loss(params, key, batch, frozen=None):
+        x0, x1, cond, weight, t, key = _pairs("initial_velocity", key, batch, time)
+        v0 = h * (x1 - x0)
+        x = _point(x0, x1, v0, t)
+        error = mean_squared(like_state("initial_velocity", velocity.apply(params, x, t, cond, key=key), x), v0, x, t)
+        total = mean_of_rows(error, weight)
+        return total, {"residual": total}
+
+    return loss
+
+
+def constant_acceleration(acceleration: Velocity, velocity: Velocity, *, time: Time = _UNIFORM) -> Loss:
+    """Regression of a = 2 (x1 - x0) - 2 v0 on (x_t, t, v0), where v0 = velocity(x0, 0) is what `initial_velocity` trained,
+    with params frozen['velocity']: the mean over the event of the squared error, then over rows.
+
+    x_t is on the path of the predicted v0, which ends in x1 whatever v0 is: errors of the first network are made good.
+    acceleration: a network of (x, t, Launch(v0, cond)), shaped like x.
+    batch: 'x0' and 'x' [b, *event] pairs, optionally 'cond', 'weight'. metrics: 'residual', the loss.
+    Errors: ValueError at trace time for a batch without 'x0', without frozen['velocity'], and as `losses.flow_matching`.
+    Source: Park, Lee, Kim, Lee, Hong, Kim, "Constant Acceleration Flow", 2024.
+    """
+
+    name = "constant_acceleration"
+
+    def loss(params, key, batch, frozen=None):
+        x0, x1, cond, weight, t, key = _pairs(name, key, batch, time)
+        start = needed(name, frozen, "velocity")
+        v0 = jax.lax.stop_gradient(like_state(name, velocity.apply(start, x0, jnp.zeros_like(t), cond), x0))
+        x = _point(x0, x1, v0, t)
+        a = acceleration.apply(params, x, t, Launch(v0.astype(x.dtype), cond), key=key)
+        error = mean_squared(like_state(name, a, x), 2 * (x1 - x0) - 2 * v0, x, t)
+        total = mean_of_rows(error, weight)
+        return total, {"residual": total}
+
+    return loss
+
+
+def sample_acceleration(
+    acceleration: Velocity,
+    velocity: Velocity,
+    params: Params,
+    x0: Array,
+    cond: Cond = None,
+    *,
+    steps: int = 1,
+    grid: ArrayLike | None = None,
+) -> tuple[Array, SolveInfo]:
+    """Carry x0 [b, *event] from t=0 to t=1: v0 = velocity(x0, 0) once, then for each step from t to t' = t + k
+
+            x <- x + k v0 + k (t + k / 2) a,      a = acceleration(x, t, Launch(v0, cond)),
+
+    which is exact where a is constant; returns (x1, info). params: {'velocity', 'acceleration'}.
+    steps: equal ones; or grid, strictly monotone times [n + 1] in [0, 1]. A falling grid encodes data, with v0 told by the
+        velocity network at the grid's first time.
+    info: evaluations [b] = steps + 1, status [b] (`solvers.Status`); rows that are not finite are NaN.
+    Errors: ValueError for steps < 1 and for a grid that is not monotone in [0, 1].
+    Source: Park, Lee, Kim, Lee, Hong, Kim, "Constant Acceleration Flow", 2024.
+    """
+    name = "sample_acceleration"
+    if grid is not None:
+        check_grid(name, grid, rising=False)
+    ts = jnp.asarray(rising_times(name, steps) if grid is None else grid, float_dtype(x0))
+    n = x0.shape[0]
+    check_cond(name, cond, n)
+    x = jnp.asarray(x0, float_dtype(x0))
+    v0 = like_state(name, velocity.apply(params["velocity"], x, jnp.full((n,), ts[0]), cond), x)
+
+    def step(x, ends):
+        t, k = ends[0], ends[1] - ends[0]
+        a = acceleration.apply(params["acceleration"], x, jnp.full((n,), t), Launch(v0, cond))
+        return x + k * v0 + k * (t + k / 2) * like_state(name, a, x), None
+
+    x, _ = jax.lax.scan(step, x, (ts[:-1], ts[1:]))
+    finite = jnp.all(jnp.isfinite(x).reshape(n, -1), axis=1)
+    status = jnp.where(finite, Status.OK, Status.NOT_FINITE).astype(jnp.int32)
+    x = jnp.where(expand_to(finite, x), x, jnp.nan).astype(x0.dtype)
+    return x, SolveInfo(jnp.full((n,), ts.shape[0], jnp.int32), status)
+
+
+def _pairs(name, key, batch, time):
+    """x0, x1 in float32 or better, cond, weight, t, and a key for dropout."""
+    if batch.get("x0") is None:
+        raise ValueError(f"{name}: expected pairs, 'x0' beside 'x', in batch, got the keys {sorted(batch)}")
+    pairs = draw_pairs(name, key, batch, time, _INDEPENDENT, 0.0, None)
+    x0, x1 = (x.astype(float_dtype(x)) for x in (pairs.x0, pairs.x1))
+    return x0, x1, pairs.cond, pairs.weight, pairs.t, pairs.dropout_key
+
+
+def _point(x0, x1, v0, t):
+    """x_t of the path that starts with v0 and ends in x1."""
+    t = expand_to(t, x0)
+    return x0 + t * (v0 + t * (x1 - x0 - v0))

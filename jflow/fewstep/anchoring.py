@@ -1,0 +1,131 @@
+"""Flow-anchored consistency (FACM): a shortcut to data and, in the same network, the velocity that it is a shortcut of.
+
+The network has to be told which of the two it is asked for. A flow map u(x, t, r) is told by r: u(x, t, 1) is the average
+velocity to data, u(x, t, t) the velocity. A plain velocity network is told by a time beyond data: F(x, t) and F(x, 2 - t)
+(`expanded_time` reads it as a flow map).
+
+    model = jflow.flow_map(net)                                       # or fewstep.expanded_time(jflow.velocity(net))
+    loss = fewstep.anchored_consistency(model, target_velocity=teacher)      # None: from scratch
+    ... make_step, fit; params of a flow map from fewstep.grown(model.init(...), teacher_params) ...
+    x1, info = fewstep.sample(model, params, x0)                      # steps=2, renoise=1.0, key=key for two
+    x1, info = solvers.sample(fewstep.as_velocity(model), params, x0)        # the flow itself, in many steps
+"""
+
+import math
+
+import jax
+import jax.numpy as jnp
+
+from jflow import couplings, times
+from jflow._util import expand_to, float_dtype
+from jflow.fewstep.consistency import line_velocity, on_line
+from jflow.fewstep.flow_maps import JVP, total_derivative
+from jflow.fields import like_state, rows
+from jflow.losses._batch import mean_of_rows
+from jflow.losses._pairs import draw_pairs
+from jflow.losses.errors import Metric, mean_squared
+from jflow.types import Array, Coupling, FlowMap, Loss, Time, Velocity
+
+__all__ = ["anchored_consistency", "expanded_time", "squared_and_cosine"]
+
+_INDEPENDENT = couplings.independent()
+_TIMES = times.from_quantile(
+    lambda u: 1 - 2 / math.pi * jnp.arctan(jnp.exp(-0.8 + 1.6 * jax.scipy.special.ndtri(u))),
+    times.uniform(1e-6, 1 - 1e-6),
+)
+
+
+def expanded_time(velocity: Velocity) -> FlowMap:
+    """A velocity network as a flow map of two kinds of questions, told apart by its time: F(x, t) where r > t, read as
+    r = 1, and F(x, 2 - t) where r = t. Same params; the network must take times up to 2. At t = 1 both are one."""
+
+    def asked(x, t, r):
+        t, r = rows(t, x.shape[0]), rows(r, x.shape[0])
+        return jnp.where(r > t, t, 2 - t)
+
+    def init(key, x, t, r, cond=None):
+        return velocity.init(key, x, asked(x, t, r), cond)
+
+    def apply(params, x, t, r, cond=None, *, key=None):
+        return velocity.apply(params, x, asked(x, t, r), cond, key=key)
+
+    return FlowMap(init, apply)
+
+
+def squared_and_cosine(v: Array, target: Array, x_t: Array, t: Array) -> Array:
+    """The mean squared error plus one minus the cosine between v and target along the last axis, mean over the others: FACM's
+    anchor. A vector of length below 1e-8 counts as of that length."""
+
+    def length(x):
+        return jnp.sqrt(jnp.maximum(jnp.sum(jnp.square(x), axis=-1), 1e-16))  # the root of zero has no gradient
+
+    cosine = jnp.sum(v * target, axis=-1) / (length(v) * length(target))
+    return mean_squared(v, target, x_t, t) + jnp.mean((1 - cosine).reshape(v.shape[0], -1), axis=1)
+
+
+def anchored_consistency(
+    flow_map: FlowMap,
+    *,
+    target_velocity: Velocity | None = None,
+    time: Time = _TIMES,
+    coupling: Coupling = _INDEPENDENT,
+    anchor: Metric = squared_and_cosine,
+    relax: float = 0.5,
+    clip: float = 1.0,
+    power: float = 0.5,
+    c: float = 1e-3,
+    jvp: JVP = jax.jvp,
+) -> Loss:
+    """The sum, mean over rows, of two errors at x_t = (1 - t) x0 + t x1 with velocity v there:
+
+        shortcut   cos(pi t / 2) e / sg(e + c)^power,    e the mean over the event of |u - sg(u - (1 - t^relax) clip(g))|^2,
+                   u = u(x_t, t, 1),    g = u - (v + (1 - t) du/dt),    clip to [-clip, clip], number by number;
+        anchor     anchor(u(x_t, t, t), v, x_t, t).
+
+    du/dt is along the trajectory, (v, 1, 0) in (x, t, r); g = 0 is the identity of the average velocity to r = 1.
+    target_velocity: the teacher, with params frozen['teacher'] (`guidance.cfg` of it for a guided one): v is its velocity.
+        None: v = x1 - x0, from scratch.
+    time: (2 / pi) arctan(exp(n)) is 1 - t, n normal of mean -0.8 and deviation 1.6, as the published distillation.
+    relax, clip, power, c: as published; power = 0 and clip = inf leave the squared error, whose mean gradient from scratch
+        vanishes at the exact u. Clipping and the weight by a row's own error move that point.
+    anchor: (v, target, x_t, t) -> [b], a mean over the event as e is: `losses.mean_squared` has its minimum at the marginal
+        velocity; the cosine of a conditional target does not.
+    The paper's times run as here.
+
+    batch: as in `losses.flow_matching`. metrics: 'residual', the mean over event and rows of g^2, and 'anchor'.
+    Errors: ValueError at construction for relax, clip or c <= 0 or power < 0; as `losses.flow_matching` at trace time, and
+        for a target_velocity without frozen['teacher'].
+    Source: Peng, Zhu, Liu, Wu, Li, Sun, Wu, "Flow-Anchored Consistency Models", 2025; weights as in its public code.
+    """
+    name = "anchored_consistency"
+    if not (0 < relax < math.inf and clip > 0 and 0 < c < math.inf and 0 <= power < math.inf):
+        raise ValueError(
+            f"{name}: expected relax > 0, clip > 0, c > 0 and power >= 0, "
+            f"got relax={relax}, clip={clip}, c={c}, power={power}"
+        )
+
+    def loss(params, key, batch, frozen=None):
+        x0, x1, cond, weight, t, _, dropout_key = draw_pairs(name, key, batch, time, coupling, 0.0, None)
+        dtype = float_dtype(x1)
+        x_t = on_line(x0, x1, t)
+        v = line_velocity(name, target_velocity, frozen, x0, x1, cond)(x_t, t)
+        x = x_t.astype(x1.dtype)
+        u, slope = total_derivative(flow_map, params, x, t, jnp.ones_like(t), v, cond, key=dropout_key, jvp=jvp)
+        u, slope = like_state(name, u, x).astype(dtype), jax.lax.stop_gradient(slope).astype(dtype)
+        still = jax.lax.stop_gradient(u)
+        g = still - (v + expand_to(1 - t, x) * slope)
+        target = still - expand_to(1 - t**relax, x) * jnp.clip(g, -clip, clip)
+        error = mean_squared(u, target, x, t)
+        shortcut = jnp.cos(jnp.pi / 2 * t) * error / jax.lax.stop_gradient(error + c) ** power
+        held = anchor(
+            like_state(name, flow_map.apply(params, x, t, t, cond, key=dropout_key), x).astype(dtype), v, x_t, t
+        )
+        if held.shape != t.shape:
+            raise ValueError(f"{name}: expected an anchor of shape {list(t.shape)}, got {list(held.shape)}")
+        metrics = {
+            "residual": mean_of_rows(mean_squared(g, jnp.zeros_like(g), x, t), weight),
+            "anchor": mean_of_rows(held, weight),
+        }
+        return mean_of_rows(shortcut + held, weight), jax.lax.stop_gradient(metrics)
+
+    return loss

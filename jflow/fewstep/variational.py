@@ -1,0 +1,151 @@
+"""Variational noise coupling (VCT): an encoder says which noise a data row is paired with, and learns with the flow.
+
+    x0 = mean(x1) + std(x1) eps,  eps standard normal,      loss + kl mean KL(N(mean, std^2), N(0, 1)).
+
+Paired well, lines between noise and data cross less and the targets vary less; the divergence keeps what all rows together
+draw near the standard normal that sampling starts from. As kl grows the encoder is held at mean 0, std 1: independent pairs.
+
+    velocity = jflow.velocity(nets.ResidualMLP(128))
+    encoder = fewstep.noise_encoder(jflow.velocity(nets.ResidualMLP(64)))
+    inner = fewstep.discrete_consistency(velocity, steps=fewstep.easy_steps(every=2_000))
+    loss = fewstep.variational_noise(inner, encoder, kl=0.1)
+    params = {'model': velocity.init(...), 'encoder': encoder.init(key, x, t)}
+    x1, info = fewstep.sample(fewstep.to_data(velocity), params['model'], x0)             # one evaluation
+    x1, info = fewstep.sample_variational(velocity, encoder, params, x0, steps=2, key=key)
+"""
+
+import math
+
+import jax
+import jax.numpy as jnp
+from jax.typing import ArrayLike
+
+from jflow._util import check_cond, expand_to, float_dtype, need_key
+from jflow.fewstep.consistency import on_line, predicted_data
+from jflow.fields import rows
+from jflow.losses._batch import mean_of_rows, read
+from jflow.solvers._integrate import SolveInfo, Status, rising_times
+from jflow.types import Array, Cond, Field, Key, Loss, Params, Velocity
+
+__all__ = ["noise_encoder", "sample_variational", "variational_noise"]
+
+_UNIT = math.log(math.e - 1)  # softplus of it is 1
+
+
+def noise_encoder(velocity: Velocity) -> Field:
+    """An encoder x1 -> (mean, std), both shaped like x1 [b, *event], of any network whose output is shaped like its input.
+
+    The network is given x1 twice, along the last axis, and the halves of its output are mean and raw, with
+    std = softplus(raw + log(e - 1)): one that is zero at initialisation (as jflow's are) starts at mean 0, std 1, the
+    independent coupling (the shift is ours). t is handed on; VCT has one time alone, `variational_noise` passes 1."""
+
+    def init(key, x, t, cond=None):
+        return velocity.init(key, jnp.concatenate([x, x], axis=-1), t, cond)
+
+    def apply(params, x, t, cond=None, *, key=None):
+        out = velocity.apply(params, jnp.concatenate([x, x], axis=-1), t, cond, key=key)
+        mean, raw = jnp.split(out, 2, axis=-1)
+        return mean, jax.nn.softplus(raw + _UNIT)
+
+    return Field(init, apply)
+
+
+def variational_noise(loss: Loss, encoder: Field, *, kl: float) -> Loss:
+    """`loss` on batches whose 'x0' is drawn by the encoder, plus kl times the divergence of that law from N(0, 1):
+
+        KL = mean over the event of (mean^2 + std^2 - 1) / 2 - log(std),      then the mean over rows.
+
+    params: {'model': those of loss, 'encoder': the encoder's}; the encoder learns from both terms, through x0 =
+        mean + std eps. Any loss that takes 'x0' will do, with the independent coupling (its default).
+    encoder: apply(params, x1, t=1, cond) -> (mean, std), both shaped like x1; `noise_encoder` makes one.
+    kl: a weight of means over the event, beside a loss that is one. VCT sums both, and multiplies its weight (10 to 90 in
+        its scripts) by that of the consistency loss at the largest noise level.
+    batch: 'x', optionally 'cond' and 'weight'. metrics: the loss's own and 'kl', before its weight.
+    Errors: ValueError at construction unless kl >= 0; at trace time for key=None, a batch with an 'x0', params without
+        'model' or 'encoder', and an encoder whose outputs are not shaped like x.
+    Source: Silvestri, Ambrogioni, Lai, Takida, Mitsufuji, "Training Consistency Models with Variational Noise Coupling",
+        2025.
+    """
+    name = "variational_noise"
+    if not 0 <= kl < math.inf:
+        raise ValueError(f"{name}: expected a finite kl >= 0, got {kl}")
+
+    def coupled(params, key, batch, frozen=None):
+        need_key(name, key)
+        x1, cond, weight = read(name, batch, ("x", "cond", "weight"))
+        _check_params(name, params)
+        noise_key, encoder_key, loss_key = jax.random.split(key, 3)
+        mean, std = _encoded(name, encoder, params["encoder"], x1, cond, encoder_key)
+        eps = jax.random.normal(noise_key, mean.shape, mean.dtype)
+        value, metrics = loss(params["model"], loss_key, {**batch, "x0": (mean + std * eps).astype(x1.dtype)}, frozen)
+        divergence = (jnp.square(mean) + jnp.square(std) - 1) / 2 - jnp.log(std)
+        divergence = mean_of_rows(jnp.mean(divergence.reshape(x1.shape[0], -1), axis=1), weight)
+        return value + kl * divergence, {**metrics, "kl": divergence}
+
+    return coupled
+
+
+def sample_variational(
+    velocity: Velocity,
+    encoder: Field,
+    params: Params,
+    x0: Array,
+    cond: Cond = None,
+    *,
+    steps: int = 1,
+    grid: ArrayLike | None = None,
+    key: Key | None = None,
+) -> tuple[Array, SolveInfo]:
+    """The multistep sampler of a consistency model that was trained with an encoder; returns (x1, info).
+
+    Each step goes to data, x1 = x + (1 - t) F(x, t), and back to t_next on the line to the noise that the encoder draws
+    for that x1: where plain consistency models add noise of their own, which the trained pairs are not.
+    x0: [b, *event], standard normal; params {'model', 'encoder'}; steps or grid as in `fewstep.sample`.
+    info: evaluations [b] of the velocity (the encoder is run once less), status [b]; rows that are not finite are NaN.
+    Errors: as `fewstep.sample`; ValueError for more than one step without a key.
+    Source: as `variational_noise`.
+    """
+    name = "sample_variational"
+    times = rising_times(name, steps if grid is None else grid)
+    n, count = x0.shape[0], len(times) - 1
+    check_cond(name, cond, n)
+    _check_params(name, params)
+    if count > 1:
+        need_key(f"{name} with more than one step", key)
+    dtype = float_dtype(x0)
+    times = jnp.asarray(times, dtype)
+
+    def data(x, t):
+        return predicted_data(velocity, params["model"], x, rows(t, n), cond, None, x0.dtype)
+
+    def step(x, now):
+        t, t_next, key = now
+        x1 = data(x, t)
+        mean, std = _encoded(name, encoder, params["encoder"], x1.astype(x0.dtype), cond, None)
+        noise = mean + std * jax.random.normal(key, x.shape, dtype)
+        return on_line(noise, x1, rows(t_next, n)), None
+
+    x = jnp.asarray(x0, dtype)
+    if count > 1:
+        x, _ = jax.lax.scan(step, x, (times[:-2], times[1:-1], jax.random.split(key, count - 1)))
+    x = data(x, times[-2])
+    finite = jnp.all(jnp.isfinite(x).reshape(n, -1), axis=1)
+    status = jnp.where(finite, Status.OK, Status.NOT_FINITE).astype(jnp.int32)
+    x = jnp.where(expand_to(finite, x), x, jnp.nan).astype(x0.dtype)
+    return x, SolveInfo(jnp.full((n,), count, jnp.int32), status)
+
+
+def _encoded(name, encoder, params, x, cond, key):
+    """(mean, std) in float32 or better."""
+    mean, std = encoder.apply(params, x, jnp.ones_like(x, shape=x.shape[:1], dtype=float_dtype(x)), cond, key=key)
+    if mean.shape != x.shape or std.shape != x.shape:
+        raise ValueError(
+            f"{name}: expected an encoder that returns (mean, std) of shape {list(x.shape)}, "
+            f"got {list(mean.shape)} and {list(std.shape)}"
+        )
+    return mean.astype(float_dtype(x)), std.astype(float_dtype(x))
+
+
+def _check_params(name, params):
+    if not {"model", "encoder"} <= set(params):
+        raise ValueError(f"{name}: expected params with the keys 'model' and 'encoder', got {sorted(params)}")
