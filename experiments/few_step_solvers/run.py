@@ -38,7 +38,7 @@ class RungeKutta4(diffrax.AbstractERK):
         b_error=np.zeros(4),
         a_lower=(np.array([0.5]), np.array([0.0, 0.5]), np.array([0.0, 0.0, 1.0])),
     )
-    interpolation_cls = diffrax.LocalLinearInterpolation
+    interpolation_cls = diffrax.ThirdOrderHermitePolynomialInterpolation.from_k
 
     def order(self, terms):
         return 4

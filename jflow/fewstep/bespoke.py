@@ -6,13 +6,13 @@
     ... trained on batches of read_shards(folder): generate_trajectories at the knots (or generate_pairs) ...
     x1, info = bespoke_sample(theta, velocity, params, x0)       # 10 evaluations
 
-Along x(t), dx/dt = u(x, t), a time t(r) and a scale s(r) on 0 <= r <= 1 make another trajectory that ends in the same place,
+Along x(t), dx/dt = u(x, t), a time t(r) and a scale s(r) on 0 <= r <= 1 make another one, whose end is s(1) x(1):
 
     y(r) = s(r) x(t(r)),    dy/dr = (s' / s) y + t' s u(y / s, t),    t(0) = 0, t(1) = 1, s(0) = 1
 
 (primes for d/dr), and the method takes n equal steps along y. It only ever asks for t, t', s, s' where it evaluates u: those
-numbers are theta. Any theta belongs to some smooth t and s, so that the order of the method is kept: with n it converges to
-the flow of u, whatever is learned. `paths.reschedule` is the continuous form: a change of the path's schedule is such a pair.
+numbers are theta. Any theta is read off some smooth t and s, and along smooth t and s the method keeps its order: with n it
+converges to the flow of u. `paths.reschedule` is the continuous form: a change of the path's schedule is such a pair.
 
 theta is {'times' [m - 1], 'speeds' [m], 'scales' [m], 'growths' [m]}, m = n for Euler and 2 n for midpoint, 4 m - 1 numbers
 as in the paper: with r_k = k / m,

@@ -47,7 +47,7 @@ def mean_flow(
     times: TimePair = _PAIRS,
     coupling: Coupling = _INDEPENDENT,
     target_velocity: Velocity | None = None,
-    power: float = 1.0,
+    power: float = 0.0,
     c: float = 1e-3,
     omega: float = 1.0,
     kappa: float | Callable[[Cond], Array] = 0.0,
@@ -62,9 +62,10 @@ def mean_flow(
         loss = e / sg(e + c)^power,                       e the mean over the event of error^2,
 
     then the mean over rows. Where r = t it is flow matching. It is not an objective: v's spread stays in e, and at the exact
-    u the loss is neither zero nor lowest. What holds at the exact u is that the mean gradient is zero, for power = 0 (the
-    error is linear in v). Other powers weigh a row by its own error, which moves that point where errors of rows differ
-    much: in events of few numbers. Images are what power = 1 is for.
+    u the loss is neither zero nor lowest. What holds at the exact u is that the mean gradient is zero, for power = 0: the
+    error is linear in v. Other powers weigh a row by its own error, and move that point where the errors of rows differ
+    much, in events of few numbers. For images the paper has power = 1, or 0.75. (Eight Gaussians of radius 2 in the plane,
+    seen once: W2 of four steps 0.35 with power 0, 0.46 with 1; between two sets of samples 0.36.)
 
     times: (key, n) -> (t, r), t <= r. Rows with r = t keep the velocity itself learned; the paper's share of them is 0.75.
     target_velocity: the marginal velocity to use for v, with params frozen['teacher']: distillation, and no spread in e.
@@ -106,7 +107,7 @@ def improved_mean_flow(
     times: TimePair = _HALF,
     coupling: Coupling = _INDEPENDENT,
     target_velocity: Velocity | None = None,
-    power: float = 1.0,
+    power: float = 0.0,
     c: float = 1e-3,
     omega: float = 1.0,
     kappa: float | Callable[[Cond], Array] = 0.0,

@@ -6,8 +6,7 @@
     ... make_step, fit ...
     x1, info = refined_sample(velocity, params, refiner, small, x0, heun=1, pseudo=4, refine=3)
 
-Along a trained flow the velocity changes little from one step to the next, and less towards data: the offset is simpler
-than the velocity.
+The paper's observation is that along a trained flow the velocity becomes stable, so that its change is simpler than itself.
 
 Source: Zhao, Shi, Yu, Zhou, Lu, "FlowTurbo: Towards Real-time Flow-Based Image Generation with Velocity Refiner", 2024
 (what is said below of its code: shiml20/FlowTurbo). Its compilation by sample is `jax.jit` here.

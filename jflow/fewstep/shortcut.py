@@ -1,6 +1,7 @@
 """Shortcut models: a step of size d is taught to be two steps of size d / 2, and a step of size 0 to be the velocity.
 
-The targets come from the averaged params, which are also what to sample with:
+The targets come from the averaged params, which are also what to sample with. A size learns from the average of the next
+smaller one: with a memory of m updates it takes some levels * m of them until d = 1 has heard of the velocity.
 
     model = jflow.flow_map(nets.ResidualMLP(128))
     step = train.make_step(fewstep.shortcut(model), optimizer, ema=0.999)

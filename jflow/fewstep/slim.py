@@ -47,7 +47,7 @@ def annealed_source(loss: Loss, amount: Callable[[Array], Array]) -> Loss:
     reflow is this around `losses.flow_matching`; `distillation` and `rectified_diffusion` read pairs too.
 
     metrics: those of the loss, and 'anneal', c. Errors: ValueError at construction for an amount(0) outside [0, 1], at trace
-    time for a batch without 'x0', a frozen without 'step', and key=None. c outside [0, 1] makes the loss NaN.
+    time for a batch without 'x0', a frozen without 'step', and key=None. c above 1 makes the loss NaN.
     Source: Zhu, Liu, Liu, "SlimFlow: Training Smaller One-Step Diffusion Models with Rectified Flow", 2024.
     """
     first = float(amount(jnp.zeros((), jnp.int32)))

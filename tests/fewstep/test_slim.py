@@ -197,7 +197,6 @@ def test_a_small_student_learns_from_a_big_teacher():
         return loss(params, KEY, batch, frozen)[0]
 
     grads, none = quick(jax.grad(both, argnums=(0, 1)))(mine, {"teacher": theirs})
-    # everything is told the time 0: its embedding's sines vanish, and their weights with them
     assert all(np.all(np.isfinite(g)) and np.any(g != 0) for g in jax.tree.leaves(grads))
     assert all(np.all(g == 0) for g in jax.tree.leaves(none))
     with pytest.raises(ValueError, match="ResidualMLP"):

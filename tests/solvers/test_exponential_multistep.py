@@ -28,6 +28,7 @@ SOLVERS = {
     **{f"unipc {k}": solvers.unipc(k) for k in (1, 2, 3)},
     "unipc cosine": solvers.unipc(2, COSINE),
     "fireflow": solvers.fireflow(),
+    "pseudo_corrector": solvers.pseudo_corrector(),
 }
 everyone = pytest.mark.parametrize("name", SOLVERS)
 
