@@ -23,12 +23,12 @@ from jax.typing import ArrayLike
 
 from jflow import couplings, times
 from jflow._util import check_cond, expand_to, float_dtype
-from jflow.fewstep.consistency import needed
+from jflow.fewstep._parts import finished, needed
 from jflow.fields import like_state
 from jflow.losses._batch import mean_of_rows
 from jflow.losses._pairs import draw_pairs
 from jflow.losses.errors import mean_squared
-from jflow.solvers._integrate import SolveInfo, Status, check_grid, rising_times
+from jflow.solvers._integrate import SolveInfo, check_grid, rising_times
 from jflow.types import Array, Cond, Loss, Params, Time, Velocity
 
 __all__ = ["Launch", "constant_acceleration", "initial_velocity", "sample_acceleration"]
@@ -129,10 +129,7 @@ def sample_acceleration(
         return x + k * v0 + k * (t + k / 2) * like_state(name, a, x), None
 
     x, _ = jax.lax.scan(step, x, (ts[:-1], ts[1:]))
-    finite = jnp.all(jnp.isfinite(x).reshape(n, -1), axis=1)
-    status = jnp.where(finite, Status.OK, Status.NOT_FINITE).astype(jnp.int32)
-    x = jnp.where(expand_to(finite, x), x, jnp.nan).astype(x0.dtype)
-    return x, SolveInfo(jnp.full((n,), ts.shape[0], jnp.int32), status)
+    return finished(x, ts.shape[0], x0)
 
 
 def _pairs(name, key, batch, time):

@@ -24,7 +24,7 @@ import jax.numpy as jnp
 
 from jflow import couplings, solvers
 from jflow._util import float_dtype, need_key, split_key, sum_event
-from jflow.fewstep._teacher import check_weights
+from jflow.fewstep._parts import check_weights
 from jflow.fields import like_state
 from jflow.losses._batch import mean_of_rows
 from jflow.losses._pairs import draw_pairs

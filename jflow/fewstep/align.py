@@ -26,7 +26,7 @@ import jax.numpy as jnp
 from jflow import couplings
 from jflow import times as time_laws
 from jflow._util import expand_to, float_dtype
-from jflow.fewstep._teacher import frozen_params, mean_event, on_line
+from jflow.fewstep._parts import line, mean_event, needed
 from jflow.fewstep.flow_maps import JVP, check_pairs, total_derivative
 from jflow.fewstep.trigflow import normalised_tangent
 from jflow.fields import like_state
@@ -101,12 +101,12 @@ def align_eulerian(
     def loss(params, key, batch, frozen=None):
         pairs = draw_pairs(name, key, batch, times, coupling, drop, null)
         x0, x1, cond, weight, (t, r), _, dropout_key = pairs
-        x_t, v = on_line(x0, x1, t)
+        x_t, v = line(x0, x1, t)
         if target_velocity is not None:
-            v = target_velocity.apply(frozen_params(name, frozen, "teacher"), x_t, t, cond)
+            v = target_velocity.apply(needed(name, frozen), x_t, t, cond)
             v = jax.lax.stop_gradient(like_state(name, v, x_t))
         u, slope = total_derivative(flow_map, params, x_t, t, r, v, cond, key=dropout_key, jvp=jvp)
-        w = most if warmup == 0 else jnp.minimum(frozen_params(name, frozen, "step") / warmup, most)
+        w = most if warmup == 0 else jnp.minimum(needed(name, frozen, "step") / warmup, most)
         return _regress(u, v, expand_to(r - t, x_t) * slope, w, tangent, weight)
 
     return loss
@@ -140,14 +140,12 @@ def align_lagrangian(
     def loss(params, key, batch, frozen=None):
         pairs = draw_pairs(name, key, batch, times, coupling, drop, null)
         x0, x1, cond, weight, (t, r), _, dropout_key = pairs
-        x_t, _ = on_line(x0, x1, t)
+        x_t, _ = line(x0, x1, t)
         gap = expand_to(r - t, x_t)
         u, slope = jvp(lambda r: flow_map.apply(params, x_t, t, r, cond, key=dropout_key), (r,), (jnp.ones_like(r),))
         there = jax.lax.stop_gradient(x_t + gap * u).astype(x_t.dtype)
-        v = jax.lax.stop_gradient(
-            like_state(name, teacher.apply(frozen_params(name, frozen, "teacher"), there, r, cond), x_t)
-        )
-        w = most if warmup == 0 else jnp.minimum(frozen_params(name, frozen, "step") / warmup, most)
+        v = jax.lax.stop_gradient(like_state(name, teacher.apply(needed(name, frozen), there, r, cond), x_t))
+        w = most if warmup == 0 else jnp.minimum(needed(name, frozen, "step") / warmup, most)
         return _regress(u, v, -gap * slope, w, tangent, weight)
 
     return loss

@@ -18,7 +18,7 @@ import jax.numpy as jnp
 
 from jflow import couplings, times
 from jflow._util import expand_to, float_dtype
-from jflow.fewstep.consistency import line_velocity, on_line
+from jflow.fewstep._parts import line_velocity, on_line
 from jflow.fewstep.flow_maps import JVP, total_derivative
 from jflow.fields import like_state, rows
 from jflow.losses._batch import mean_of_rows

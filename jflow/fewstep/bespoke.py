@@ -35,6 +35,7 @@ import numpy as np
 
 from jflow import solvers
 from jflow._util import check_cond, expand_to, float_dtype
+from jflow.fewstep._parts import needed
 from jflow.fewstep.sequential import _knots
 from jflow.fields import like_state, rows
 from jflow.losses._batch import mean_of_rows, read
@@ -139,7 +140,7 @@ def bespoke_bound(
         if x.ndim < 2 or x.shape[1] != len(times):
             raise ValueError(f"bespoke_bound: expected x of shape [b, {len(times)}, ...], got {list(x.shape)}")
         n = _steps("bespoke_bound", params, solver)
-        given = {"solver": params, "velocity": teacher_params("bespoke_bound", frozen)}
+        given = {"solver": params, "velocity": needed("bespoke_bound", frozen)}
         nodes, bent = _read(params), _bent(teacher)
         t, s = nodes.t[::stages], nodes.s[::stages]
         x = x.astype(float_dtype(x))
@@ -172,20 +173,13 @@ def bespoke_error(teacher: Velocity, *, solver: diffrax.AbstractSolver = _MIDPOI
         x, x0, cond, weight = read("bespoke_error", batch, ("x", "x0", "cond", "weight"))
         if x0 is None:
             raise ValueError(f"bespoke_error: expected pairs, 'x0' beside 'x', in batch, got the keys {sorted(batch)}")
-        velocity_params = teacher_params("bespoke_error", frozen)
+        velocity_params = needed("bespoke_error", frozen)
         x1, _ = bespoke_sample(params, teacher, velocity_params, x0.astype(float_dtype(x0)), cond, solver=solver)
         square = jnp.mean(jnp.square(x1 - x).reshape(x.shape[0], -1), axis=1)
         value = mean_of_rows(square, weight)
         return value, {"residual": value}
 
     return loss
-
-
-def teacher_params(name: str, frozen) -> Params:
-    """frozen['teacher'], never differentiated."""
-    if frozen is None or frozen.get("teacher") is None:
-        raise ValueError(f"{name}: expected the teacher's params in frozen['teacher'], got {sorted(frozen or {})}")
-    return jax.lax.stop_gradient(frozen["teacher"])
 
 
 class _Nodes(NamedTuple):

@@ -20,8 +20,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from jflow import couplings, times
-from jflow._util import expand_to, float_dtype
-from jflow.fields import like_state
+from jflow._util import expand_to
+from jflow.fewstep._parts import line_velocity, needed, on_line, predicted_data
 from jflow.losses._batch import mean_of_rows
 from jflow.losses._pairs import draw_pairs
 from jflow.losses.errors import Metric, mean_squared
@@ -203,43 +203,6 @@ def grid_steps(grid: Callable[[int], Any], counts: int | Sequence[int], every: i
 def count_steps(params: Params, frozen: Frozen, key: Key, batch: Mapping[str, PyTree]) -> Frozen:
     """A refresh for `make_step` that counts updates: frozen['step'], an int32 that starts at 0, grows by one."""
     return {**frozen, "step": needed("count_steps", frozen, "step") + 1}
-
-
-def needed(name: str, frozen: Frozen | None, entry: str) -> PyTree:
-    """frozen[entry]; ValueError, with the name of who needs it, where there is none."""
-    if frozen is None or frozen.get(entry) is None:
-        raise ValueError(f"{name}: expected {entry!r} in frozen, got the entries {sorted(frozen or {})}")
-    return frozen[entry]
-
-
-def on_line(x0: Array, x1: Array, t: Array) -> Array:
-    """(1 - t) x0 + t x1, in float32 or better."""
-    x0, x1 = x0.astype(float_dtype(x1)), x1.astype(float_dtype(x1))
-    return x0 + expand_to(t, x1) * (x1 - x0)
-
-
-def line_velocity(
-    name: str, target_velocity: Velocity | None, frozen: Frozen | None, x0: Array, x1: Array, cond
-) -> Callable[[Array, Array], Array]:
-    """v(x, t) without gradient, in float32 or better: x1 - x0, or the target velocity with params frozen['teacher']."""
-    dtype = float_dtype(x1)
-    if target_velocity is None:
-        slope = jax.lax.stop_gradient(x1.astype(dtype) - x0.astype(dtype))
-        return lambda x, t: slope
-    teacher = jax.lax.stop_gradient(needed(name, frozen, "teacher"))
-
-    def v(x, t):
-        x = x.astype(x1.dtype)
-        out = like_state(f"{name}: target_velocity", target_velocity.apply(teacher, x, t, cond), x)
-        return jax.lax.stop_gradient(out).astype(dtype)
-
-    return v
-
-
-def predicted_data(velocity: Velocity, params: Params, x: Array, t: Array, cond, key, dtype) -> Array:
-    """x + (1 - t) F(x, t) in x's precision; the network is given x in dtype."""
-    v = like_state("velocity", velocity.apply(params, x.astype(dtype), t, cond, key=key), x)
-    return x + expand_to(1 - t, x) * v
 
 
 def check_steps(name: str, steps: Steps) -> None:

@@ -15,7 +15,8 @@ from jax.typing import ArrayLike
 
 from jflow import couplings, times
 from jflow._util import expand_to
-from jflow.fewstep.consistency import Frozen, line_velocity, on_line, online_target
+from jflow.fewstep._parts import line_velocity, on_line
+from jflow.fewstep.consistency import Frozen, online_target
 from jflow.fields import like_state
 from jflow.losses._batch import mean_of_rows
 from jflow.losses._pairs import draw_pairs

@@ -21,6 +21,7 @@ import numpy as np
 from jax.typing import ArrayLike
 
 from jflow._util import check_cond, expand_to, float_dtype, need_key, split_key
+from jflow.fewstep._parts import finished
 from jflow.fields import like_state, rows
 from jflow.solvers._integrate import SolveInfo, Status, rising_times
 from jflow.types import Array, Cond, FlowMap, Key, Params, TimePair, Velocity
@@ -168,10 +169,7 @@ def sample(
 
     keys = jnp.stack(split_key(key, count)) if renoise > 0 and key is not None else None
     x, _ = jax.lax.scan(step, jnp.asarray(x0, float_dtype(x0)), (times[:-1], times[1:], keys))
-    finite = jnp.all(jnp.isfinite(x).reshape(n, -1), axis=1)
-    status = jnp.where(finite, Status.OK, Status.NOT_FINITE).astype(jnp.int32)
-    x = jnp.where(expand_to(finite, x), x, jnp.nan).astype(x0.dtype)
-    return x, SolveInfo(jnp.full((n,), count, jnp.int32), status)
+    return finished(x, count, x0)
 
 
 def by_evaluations(

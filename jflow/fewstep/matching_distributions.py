@@ -26,7 +26,7 @@ from jax.typing import ArrayLike
 from jflow import couplings
 from jflow import times as time_laws
 from jflow._util import expand_to, float_dtype
-from jflow.fewstep._teacher import check_weights, frozen_params, mean_event, on_line
+from jflow.fewstep._parts import check_weights, line, mean_event, needed
 from jflow.fewstep.adversarial import Generate, players
 from jflow.fewstep.flow_maps import carry
 from jflow.fields import like_state
@@ -87,7 +87,7 @@ def distribution_matching(
 
     def loss(params, key, batch, frozen=None):
         student, imitator = players(name, params, "student", "fake")
-        given = frozen_params(name, frozen, "teacher")
+        given = needed(name, frozen)
         x0, x, cond, row_weight, t, noise_key, _ = draw_pairs(name, key, batch, time, _INDEPENDENT, 0.0, None)
         x1 = like_state(name, generate(student, x0, cond), x)
         z = jax.random.normal(noise_key, x.shape, x.dtype)
@@ -133,7 +133,7 @@ def shared_timesteps(
 
     def loss(params, key, batch, frozen=None):
         student, imitator = players(name, params, "student", "fake")
-        given = frozen_params(name, frozen, "teacher")
+        given = needed(name, frozen)
         pairs = draw_pairs(name, key, batch, _at_source, _INDEPENDENT, 0.0, None)
         x0, x, cond, row_weight, _, noise_key, dropout_key = pairs
         dtype, n, count = float_dtype(x), x.shape[0], len(levels)
@@ -142,7 +142,7 @@ def shared_timesteps(
             t, level, noise_key = now
             x1 = carry(flow_map, student, state, t, 1.0, cond, key=dropout_key)
             z = jax.random.normal(noise_key, x.shape, x.dtype)
-            back, _ = on_line(z, jax.lax.stop_gradient(x1), jnp.broadcast_to(level, (n,)))
+            back, _ = line(z, jax.lax.stop_gradient(x1), jnp.broadcast_to(level, (n,)))
             return back.astype(x.dtype), (x1, z)
 
         times = (jnp.asarray(knots[:-1], dtype), jnp.asarray(levels, dtype), jax.random.split(noise_key, count))
@@ -157,7 +157,7 @@ def shared_timesteps(
 
 def _match(name, fake, teacher, imitator, given, x1, z, t, cond, weight, fake_weight, row_weight):
     still = jax.lax.stop_gradient(x1)
-    x_t, aim = on_line(z, still, t)
+    x_t, aim = line(z, still, t)
     v = like_state(name, fake.apply(imitator, x_t, t, cond), x_t).astype(aim.dtype)
     taught = like_state(name, teacher.apply(given, x_t, t, cond), x_t).astype(aim.dtype)
     apart = jax.lax.stop_gradient(v - taught)

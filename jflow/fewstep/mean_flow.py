@@ -24,7 +24,7 @@ import numpy as np
 from jflow import couplings
 from jflow._util import expand_to, like_rows
 from jflow.data.splits import Rows, count, take
-from jflow.fewstep.consistency import line_velocity, on_line
+from jflow.fewstep._parts import line_velocity, on_line
 from jflow.fewstep.flow_maps import JVP, as_velocity, check_pairs, total_derivative
 from jflow.fields import like_state
 from jflow.guidance import guided

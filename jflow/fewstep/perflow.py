@@ -25,7 +25,7 @@ import numpy as np
 
 from jflow import couplings, paths, times
 from jflow._util import expand_to, float_dtype
-from jflow.fewstep._teacher import average_velocity, frozen_params
+from jflow.fewstep._parts import average_velocity, needed
 from jflow.fields import like_state
 from jflow.losses._batch import mean_of_rows
 from jflow.losses._pairs import check_drop, draw_pairs
@@ -135,7 +135,7 @@ def in_windows(name, velocity, teacher, knots, schedule, inside, time, solver, s
 
     def loss(params, key, batch, frozen=None):
         x0, x1, cond, weight, t, _, dropout_key = draw_pairs(name, key, batch, time, _INDEPENDENT, drop, null)
-        taught = frozen_params(name, frozen)
+        taught = needed(name, frozen)
         at, k = jnp.asarray(knots, t.dtype), window_index(knots, t)
         (alpha, alpha_b), (sigma, sigma_b) = ((f(at[k]), f(at[k + 1])) for f in schedule[:2])
         # on the linear path the window goes from a to b and the state is divided by alpha + sigma

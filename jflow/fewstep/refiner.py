@@ -19,12 +19,12 @@ from jax.typing import ArrayLike
 
 from jflow import couplings, paths
 from jflow._util import check_cond, expand_to, float_dtype
-from jflow.fewstep.bespoke import teacher_params
+from jflow.fewstep._parts import finished, needed
 from jflow.fewstep.flow_maps import check_pairs
 from jflow.fields import like_state, rows
 from jflow.losses._batch import mean_of_rows
 from jflow.losses._pairs import draw_pairs
-from jflow.solvers._integrate import SolveInfo, Status, rising_times
+from jflow.solvers._integrate import SolveInfo, rising_times
 from jflow.types import Array, Cond, Coupling, Field, Loss, Params, Path, TimePair, Velocity
 
 __all__ = ["nearby", "refined_sample", "refines", "velocity_refiner"]
@@ -94,7 +94,7 @@ def velocity_refiner(
     def loss(params, key, batch, frozen=None):
         pairs = draw_pairs("velocity_refiner", key, batch, times, coupling, 0.0, None)
         x0, x1, cond, weight, (t, r), path_key, dropout_key = pairs
-        known = teacher_params("velocity_refiner", frozen)
+        known = needed("velocity_refiner", frozen)
         x_t = path.point(x0, x1, t, key=path_key).astype(x1.dtype)
         v = like_state("velocity_refiner", teacher.apply(known, x_t, t, cond), x_t)
         x = x_t + expand_to((r - t).astype(x_t.dtype), x_t) * v
@@ -174,7 +174,4 @@ def refined_sample(
         state, _ = jax.lax.scan(run, state, (ends[:-1], ends[1:]))
         start += count
     x = state[0]
-    finite = jnp.all(jnp.isfinite(x).reshape(n, -1), axis=1)
-    status = jnp.where(finite, Status.OK, Status.NOT_FINITE).astype(jnp.int32)
-    x = jnp.where(expand_to(finite, x), x, jnp.nan).astype(x0.dtype)
-    return x, SolveInfo(jnp.full((n,), 2 * heun + pseudo, jnp.int32), status)
+    return finished(x, 2 * heun + pseudo, x0)

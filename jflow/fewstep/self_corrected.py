@@ -16,7 +16,7 @@ import jax.numpy as jnp
 from jflow import couplings
 from jflow import times as time_laws
 from jflow._util import expand_to, float_dtype
-from jflow.fewstep._teacher import check_weights, frozen_params, mean_event, on_line
+from jflow.fewstep._parts import check_weights, line, mean_event, needed
 from jflow.fewstep.adversarial import Game, adversarial, fixed_steps, non_saturating, on_student, summed
 from jflow.fields import like_state
 from jflow.losses._batch import mean_of_rows
@@ -63,9 +63,9 @@ def self_correction(
     check_weights(name, backward=backward, correction=correction)
 
     def loss(params, key, batch, frozen=None):
-        given, average = frozen_params(name, frozen, "teacher"), frozen_params(name, frozen, "ema")
+        given, average = needed(name, frozen), needed(name, frozen, "ema")
         x0, x1, cond, weight, t, step_key, dropout_key = draw_pairs(name, key, batch, time, _INDEPENDENT, 0.0, None)
-        x_t, _ = on_line(x0, x1, t)
+        x_t, _ = line(x0, x1, t)
         v = like_state(name, teacher.apply(given, x_t, t, cond), x_t)
         ahead, behind = jax.random.uniform(step_key, (2, t.shape[0]), t.dtype)
         steps = ahead * jnp.minimum(reach, 1 - t), -behind * jnp.minimum(reach, t)
@@ -80,7 +80,7 @@ def self_correction(
         residual = sum(mean_of_rows(mean_event(jnp.square(here - there)), weight) for there in near)
 
         y = jax.lax.stop_gradient(data(params, x0, jnp.zeros_like(t)))
-        z_t, _ = on_line(x0, y, t)
+        z_t, _ = line(x0, y, t)
         kept = mean_of_rows(mean_event(jnp.square(data(params, z_t, t) - y)), weight)
         return forward + backward * back + correction * kept, {"residual": residual, "correction": kept}
 

@@ -16,7 +16,7 @@ import jax.numpy as jnp
 
 from jflow import couplings, times
 from jflow._util import expand_to, like_rows
-from jflow.fewstep.consistency import line_velocity, needed, on_line
+from jflow.fewstep._parts import line_velocity, needed, on_line
 from jflow.fewstep.mean_flow import replaced
 from jflow.fields import like_state
 from jflow.losses._batch import mean_of_rows

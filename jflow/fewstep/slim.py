@@ -25,8 +25,7 @@ import numpy as np
 
 from jflow import couplings, times
 from jflow._util import expand_to, float_dtype, need_key
-from jflow.fewstep._teacher import frozen_params
-from jflow.fewstep.consistency import needed
+from jflow.fewstep._parts import needed
 from jflow.fields import like_state
 from jflow.losses._batch import mean_of_rows
 from jflow.losses._pairs import draw_pairs
@@ -103,7 +102,7 @@ def flow_guided_distillation(
         if batch.get("x0") is None:
             raise ValueError(f"{name}: expected pairs, 'x0' beside 'x', got the keys {sorted(batch)}")
         x0, x1, cond, weight, s, noise_key, dropout_key = draw_pairs(name, key, batch, time, _INDEPENDENT, 0.0, None)
-        taught = frozen_params(name, frozen)
+        taught = needed(name, frozen)
         dtype, zero = float_dtype(x1), jnp.zeros_like(s)
 
         def student(x, key):

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 from jflow import couplings
 from jflow import times as time_laws
 from jflow._util import expand_to, float_dtype
-from jflow.fewstep._teacher import average_velocity, check_weights, frozen_params, mean_event, on_line
+from jflow.fewstep._parts import average_velocity, check_weights, line, mean_event, needed
 from jflow.fewstep.flow_maps import check_pairs
 from jflow.losses._batch import mean_of_rows
 from jflow.losses._pairs import check_drop, draw_pairs
@@ -66,11 +66,11 @@ def trajectory_distillation(
     def loss(params, key, batch, frozen=None):
         pairs = draw_pairs(name, key, batch, times, coupling, drop, null)
         x0, x1, cond, weight, (t, r), _, dropout_key = pairs
-        x_t, _ = on_line(x0, x1, t)
+        x_t, _ = line(x0, x1, t)
         end = jnp.ones_like(t)
 
         def taught(x, t, r):
-            given = frozen_params(name, frozen, "teacher")
+            given = needed(name, frozen)
             return average_velocity(teacher, given, x, t, r, cond, solver=solver, steps=steps)
 
         def student(params, x, t, r):

@@ -23,7 +23,7 @@ import jax.numpy as jnp
 
 from jflow import couplings, paths, times
 from jflow._util import expand_to, float_dtype
-from jflow.fewstep.consistency import needed
+from jflow.fewstep._parts import needed
 from jflow.fewstep.flow_maps import JVP
 from jflow.losses._batch import mean_of_rows
 from jflow.losses._pairs import draw_pairs
@@ -107,7 +107,7 @@ def trigflow_consistency(
         cos, sin = expand_to(jnp.cos(tau), x1), expand_to(jnp.sin(tau), x1)
         x, slope = cos * data + sin * x0, cos * x0 - sin * data  # of x_tau / data_std
         if teacher is not None:
-            held = jax.lax.stop_gradient(needed(name, frozen, "teacher"))
+            held = needed(name, frozen)
             slope = teacher.apply(held, x.astype(x1.dtype), tau, cond).astype(dtype)
         slope = jax.lax.stop_gradient(slope)
         small = (cos * sin).reshape(tau.shape)

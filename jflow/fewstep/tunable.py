@@ -17,7 +17,7 @@ from jax.typing import ArrayLike
 from jflow import couplings
 from jflow import times as time_laws
 from jflow._util import expand_to, float_dtype
-from jflow.fewstep._teacher import average_velocity, check_weights, frozen_params, mean_event
+from jflow.fewstep._parts import average_velocity, check_weights, mean_event, needed
 from jflow.fields import like_state, rows
 from jflow.losses._batch import mean_of_rows
 from jflow.losses._pairs import draw_pairs
@@ -79,7 +79,7 @@ def tunable_distillation(
     def loss(params, key, batch, frozen=None):
         if batch.get("x0") is None:
             raise ValueError(f"{name}: expected the sources 'x0' beside 'x' in batch, got the keys {sorted(batch)}")
-        given = frozen_params(name, frozen, "teacher")
+        given = needed(name, frozen)
         x0, _, cond, weight, t, _, dropout_key = draw_pairs(name, key, batch, knob, _INDEPENDENT, 0.0, None)
         x, kind = x0.astype(float_dtype(x0)), x0.dtype
         s = jnp.minimum(t + step, 1)

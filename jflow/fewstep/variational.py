@@ -20,11 +20,11 @@ import jax
 import jax.numpy as jnp
 from jax.typing import ArrayLike
 
-from jflow._util import check_cond, expand_to, float_dtype, need_key
-from jflow.fewstep.consistency import on_line, predicted_data
+from jflow._util import check_cond, float_dtype, need_key
+from jflow.fewstep._parts import finished, on_line, predicted_data
 from jflow.fields import rows
 from jflow.losses._batch import mean_of_rows, read
-from jflow.solvers._integrate import SolveInfo, Status, rising_times
+from jflow.solvers._integrate import SolveInfo, rising_times
 from jflow.types import Array, Cond, Field, Key, Loss, Params, Velocity
 
 __all__ = ["noise_encoder", "sample_variational", "variational_noise"]
@@ -129,10 +129,7 @@ def sample_variational(
     if count > 1:
         x, _ = jax.lax.scan(step, x, (times[:-2], times[1:-1], jax.random.split(key, count - 1)))
     x = data(x, times[-2])
-    finite = jnp.all(jnp.isfinite(x).reshape(n, -1), axis=1)
-    status = jnp.where(finite, Status.OK, Status.NOT_FINITE).astype(jnp.int32)
-    x = jnp.where(expand_to(finite, x), x, jnp.nan).astype(x0.dtype)
-    return x, SolveInfo(jnp.full((n,), count, jnp.int32), status)
+    return finished(x, count, x0)
 
 
 def _encoded(name, encoder, params, x, cond, key):

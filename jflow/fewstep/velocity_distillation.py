@@ -20,7 +20,7 @@ import jax.numpy as jnp
 from jflow import couplings
 from jflow import times as time_laws
 from jflow._util import expand_to, float_dtype
-from jflow.fewstep._teacher import check_weights, frozen_params, mean_event, on_line
+from jflow.fewstep._parts import check_weights, line, mean_event, needed
 from jflow.fewstep.flow_maps import JVP, to_data, total_derivative
 from jflow.fields import like_state
 from jflow.losses._batch import mean_of_rows
@@ -62,7 +62,7 @@ def velocity_matching(
 
     def loss(params, key, batch, frozen=None):
         x0, x1, cond, weight, t, _, dropout_key = draw_pairs(name, key, batch, time, coupling, drop, null)
-        x_t, v = on_line(x0, x1, t)
+        x_t, v = line(x0, x1, t)
         if target_velocity is not None:
             v = _taught(name, target_velocity, frozen, x_t, t, cond)
         out, slope = _motion(velocity, params, x_t, t, v, cond, dropout_key, jvp)
@@ -105,7 +105,7 @@ def velocity_distillation(
         start = jnp.zeros_like(t)
         x1 = x0 + like_state(name, velocity.apply(params, x0, start, cond, key=dropout_key), x0)
         z = jax.random.normal(noise_key, x.shape, x.dtype)
-        x_t, _ = on_line(z, x1, t)
+        x_t, _ = line(z, x1, t)
         still = jax.lax.stop_gradient(x_t)
         v = _taught(name, teacher, frozen, still, t, cond)
         out, slope = _motion(velocity, jax.lax.stop_gradient(params), still, t, v, cond, dropout_key, jvp)
@@ -159,7 +159,7 @@ def marginal_transport(
 
 
 def _taught(name, teacher, frozen, x, t, cond):
-    v = teacher.apply(frozen_params(name, frozen, "teacher"), x, t, cond)
+    v = teacher.apply(needed(name, frozen), x, t, cond)
     return jax.lax.stop_gradient(like_state(name, v, x)).astype(float_dtype(x))
 
 

@@ -206,7 +206,7 @@ def test_bad_input(name):
         make(model, teacher, warmup=-1)
     with pytest.raises(ValueError, match="needs null"):
         make(model, teacher, drop=0.5)
-    with pytest.raises(ValueError, match=r"frozen\['teacher'\]"):
+    with pytest.raises(ValueError, match="'teacher' in frozen"):
         make(model, teacher)(1.0, KEY, batch)
     with pytest.raises(ValueError, match="needs a key"):
         make(model, teacher)(1.0, None, batch, {"teacher": {}})

@@ -285,7 +285,7 @@ def test_the_teacher_is_frozen_and_needed_and_every_number_is_trained():
         assert all(np.all(np.isfinite(g)) and np.all(g != 0) for g in jax.tree.leaves(ours))
         assert all(np.all(g == 0) for g in jax.tree.leaves(teachers))
         for frozen in (None, {"ema": params}):
-            with pytest.raises(ValueError, match=r"frozen\['teacher'\]"):
+            with pytest.raises(ValueError, match="'teacher' in frozen"):
                 loss(theta, None, batch, frozen)
 
 

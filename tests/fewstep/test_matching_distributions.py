@@ -220,7 +220,7 @@ def test_bad_input():
     loss = distribution_matching(affine, FAKE, TEACHER)
     with pytest.raises(ValueError, match=r"params with \['student', 'fake'\]"):
         loss({"student": STUDENT}, KEY, batch, frozen)
-    with pytest.raises(ValueError, match=r"frozen\['teacher'\]"):
+    with pytest.raises(ValueError, match="'teacher' in frozen"):
         loss(PARAMS, KEY, batch)
     with pytest.raises(ValueError, match="needs a key"):
         loss(PARAMS, None, batch, frozen)

@@ -134,9 +134,9 @@ def test_bad_input():
         self_correction(velocity, teacher, reach=0.0)
     with pytest.raises(ValueError, match="finite correction >= 0"):
         self_correction(velocity, teacher, correction=-1.0)
-    with pytest.raises(ValueError, match=r"frozen\['ema'\]"):
+    with pytest.raises(ValueError, match="'ema' in frozen"):
         self_correction(velocity, teacher)(at(), KEY, batch, {"teacher": {}})
-    with pytest.raises(ValueError, match=r"frozen\['teacher'\]"):
+    with pytest.raises(ValueError, match="'teacher' in frozen"):
         self_correction(velocity, teacher)(at(), KEY, batch, {"ema": at()})
     with pytest.raises(ValueError, match="discriminator"):
         self_corrected(velocity, teacher, LINEAR)(

@@ -11,7 +11,7 @@ from teachers import GAUSSIAN, MIXTURE, ORACLES, at, exact_map, near_map, reache
 import jflow
 from jflow import nets, oracles, times
 from jflow.fewstep import trajectory_distillation
-from jflow.fewstep._teacher import average_velocity
+from jflow.fewstep._parts import average_velocity
 from jflow.types import FlowMap, Velocity
 
 KEY = jax.random.key(0)
@@ -139,7 +139,7 @@ def test_bad_input():
         trajectory_distillation(model, teacher, change=-1.0)
     with pytest.raises(ValueError, match="above 0"):
         trajectory_distillation(model, teacher, output=0.0, change=0.0, consistency=0.0)
-    with pytest.raises(ValueError, match=r"frozen\['teacher'\]"):
+    with pytest.raises(ValueError, match="'teacher' in frozen"):
         trajectory_distillation(model, teacher)(1.0, KEY, batch)
     with pytest.raises(ValueError, match="needs a key"):
         trajectory_distillation(model, teacher)(1.0, None, batch, {"teacher": {}})

@@ -158,7 +158,7 @@ def test_bad_input():
             tunable_distillation(student, teacher, step=step)
     with pytest.raises(ValueError, match="finite boundary >= 0"):
         tunable_distillation(student, teacher, boundary=-1.0)
-    with pytest.raises(ValueError, match=r"frozen\['teacher'\]"):
+    with pytest.raises(ValueError, match="'teacher' in frozen"):
         tunable_distillation(student, teacher)(1.0, KEY, batch)
     with pytest.raises(ValueError, match="'x0' beside 'x'"):
         tunable_distillation(student, teacher)(1.0, KEY, {"x": jnp.zeros((2, 1))}, {"teacher": {}})

@@ -1,0 +1,106 @@
+"""What the losses and samplers of this room share: what frozen holds, the line between source and data, the teacher's ODE
+between times of each row, means over events."""
+
+import math
+from collections.abc import Callable, Mapping
+
+import diffrax
+import jax
+import jax.numpy as jnp
+
+from jflow import solvers
+from jflow._util import expand_to, float_dtype, sum_event
+from jflow.fields import like_state
+from jflow.solvers._integrate import SolveInfo, Status
+from jflow.types import Array, Cond, Params, PyTree, Velocity
+
+
+def needed(name: str, frozen: Mapping[str, PyTree] | None, entry: str = "teacher") -> PyTree:
+    """frozen[entry] without gradient; ValueError, with the name of who needs it, where there is none."""
+    if frozen is None or frozen.get(entry) is None:
+        raise ValueError(f"{name}: expected {entry!r} in frozen, got the entries {sorted(frozen or {})}")
+    return jax.lax.stop_gradient(frozen[entry])
+
+
+def on_line(x0: Array, x1: Array, t: Array) -> Array:
+    """(1 - t) x0 + t x1, in float32 or better."""
+    x0, x1 = x0.astype(float_dtype(x1)), x1.astype(float_dtype(x1))
+    return x0 + expand_to(t, x1) * (x1 - x0)
+
+
+def line(x0: Array, x1: Array, t: Array) -> tuple[Array, Array]:
+    """x_t = (1 - t) x0 + t x1 in the type of x1, and x1 - x0 in float32 or better."""
+    v = x1.astype(float_dtype(x1)) - x0.astype(float_dtype(x1))
+    return (x0 + expand_to(t, v) * v).astype(x1.dtype), v
+
+
+def line_velocity(
+    name: str, target_velocity: Velocity | None, frozen: Mapping[str, PyTree] | None, x0: Array, x1: Array, cond
+) -> Callable[[Array, Array], Array]:
+    """v(x, t) without gradient, in float32 or better: x1 - x0, or the target velocity with params frozen['teacher']."""
+    dtype = float_dtype(x1)
+    if target_velocity is None:
+        slope = jax.lax.stop_gradient(x1.astype(dtype) - x0.astype(dtype))
+        return lambda x, t: slope
+    teacher = needed(name, frozen)
+
+    def v(x, t):
+        x = x.astype(x1.dtype)
+        out = like_state(f"{name}: target_velocity", target_velocity.apply(teacher, x, t, cond), x)
+        return jax.lax.stop_gradient(out).astype(dtype)
+
+    return v
+
+
+def predicted_data(velocity: Velocity, params: Params, x: Array, t: Array, cond, key, dtype) -> Array:
+    """x + (1 - t) F(x, t) in x's precision; the network is given x in dtype."""
+    v = like_state("velocity", velocity.apply(params, x.astype(dtype), t, cond, key=key), x)
+    return x + expand_to(1 - t, x) * v
+
+
+def mean_event(x: Array) -> Array:
+    """[b, *event] -> [b]: the mean over the event, in float32 or better."""
+    return sum_event(x) / math.prod(x.shape[1:])
+
+
+def average_velocity(
+    velocity: Velocity,
+    params: Params,
+    x: Array,
+    t: Array,
+    r: Array,
+    cond: Cond = None,
+    *,
+    solver: diffrax.AbstractSolver,
+    steps: int,
+) -> Array:
+    """(x_r - x) / (r - t) of the velocity's own ODE from x at time t to time r ([b] each), without a gradient.
+
+    What is integrated is the average velocity itself, y' = v(x + (r - t) y, t + s (r - t)) over s in [0, 1]: no division,
+    and v(x, t) at r = t."""
+    x, params, span = x.astype(float_dtype(x)), jax.lax.stop_gradient(params), r - t
+
+    def apply(params, y, s, given, *, key=None):
+        x, t, span, cond = given
+        return velocity.apply(params, x + expand_to(span, y) * y, t + s * span, cond)
+
+    given = jax.lax.stop_gradient((x, t, span, cond))
+    y, _ = solvers.sample(Velocity(velocity.init, apply), params, jnp.zeros_like(x), given, solver=solver, steps=steps)
+    return jax.lax.stop_gradient(y)
+
+
+def check_weights(name: str, **weights: float) -> None:
+    """Raise for a weight that is negative or not finite."""
+    for what, value in weights.items():
+        if not 0 <= value < math.inf:
+            raise ValueError(f"{name}: expected a finite {what} >= 0, got {value}")
+
+
+def finished(x: Array, evaluations: int, like: Array) -> tuple[Array, SolveInfo]:
+    """What a sampler returns: x [b, *event] in the type of `like`, rows that are not finite as NaN, and their info."""
+    n = x.shape[0]
+    finite = jnp.all(jnp.isfinite(x).reshape(n, -1), axis=1)
+    status = jnp.where(finite, Status.OK, Status.NOT_FINITE).astype(jnp.int32)
+    return jnp.where(expand_to(finite, x), x, jnp.nan).astype(like.dtype), SolveInfo(
+        jnp.full((n,), evaluations, jnp.int32), status
+    )
