@@ -213,23 +213,24 @@ def report(folder: Path, title: str, args) -> None:
 
 
 def picture(folder: Path, names: list, file: Path) -> None:
-    """Samples of the first seed, a method a row, its numbers of evaluations in columns."""
-    counts = ("1", "2", "4", "8")
-    figure, axes = plt.subplots(len(names), 4, figsize=(5.6, 1.4 * len(names)), squeeze=False)
-    for line, name in zip(axes, names, strict=True):
+    """Samples of the first seed: a panel for each method and number of evaluations, three methods a line."""
+    counts, lines = ("1", "2", "4", "8"), math.ceil(len(names) / 3)
+    figure = plt.figure(figsize=(12, 1.15 * lines))
+    for i, (name, place) in enumerate(zip(names, np.ndindex(lines, 3), strict=False)):
         samples = np.load(folder / f"{name}.npz")
-        for ax, n in zip(line, counts, strict=True):
-            ax.set(xticks=[], yticks=[], xlim=(-2.5, 2.5), ylim=(-2.5, 2.5))
-            if n in samples:
-                ax.scatter(*samples[n].T, s=0.5, c="C0", linewidths=0)
-            else:
+        for k, n in enumerate(counts):
+            # a narrow empty column parts the three methods
+            left, low = (place[1] * 4.3 + k) / 12.6, 1 - (place[0] + 1) / lines
+            ax = figure.add_axes((left, low, 0.97 / 12.6, 0.8 / lines), xticks=[], yticks=[])
+            ax.set(xlim=(-2.5, 2.5), ylim=(-2.5, 2.5))
+            if k == 0:
+                ax.set_title(name, loc="left", fontsize=7, pad=2)
+            if n not in samples:
                 ax.axis("off")
-        line[0].axis("on")
-        line[0].set_ylabel(name.replace(", ", "\n"), fontsize=5)
-    for ax, n in zip(axes[0], counts, strict=True):
-        ax.set_title(n, fontsize=7)
-    figure.tight_layout(pad=0.3)
-    figure.savefig(file, dpi=110)
+                continue
+            ax.scatter(*samples[n].T, s=0.5, c=f"C{i % 3}", linewidths=0)
+            ax.text(-2.4, 1.9, n, fontsize=6)
+    figure.savefig(file, dpi=75)
     plt.close(figure)
 
 

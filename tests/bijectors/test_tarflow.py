@@ -144,7 +144,8 @@ def test_weight_zero_is_the_plain_flow_and_a_net_without_labels_cannot_be_guided
         return p(plain, params), p(none, params), p(some, params), p(plain, deaf), p(some, deaf)
 
     x, unguided, guided, x_deaf, guided_deaf = run(params, deaf)
-    np.testing.assert_allclose(unguided[0], x[0], atol=1e-6)
+    # a few units of rounding: x reaches 8, and the two programs need not add in the same order
+    np.testing.assert_allclose(unguided[0], x[0], rtol=1e-6, atol=1e-6)
     np.testing.assert_allclose(guided_deaf[0], x_deaf[0], atol=1e-5)
     np.testing.assert_allclose(guided_deaf[1], x_deaf[1], atol=1e-5)
     assert np.all(np.abs(guided[0] - x[0]).max((1, 2)) > 1e-2)
