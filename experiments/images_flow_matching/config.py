@@ -104,7 +104,7 @@ def config(
         if value not in known:
             raise ValueError(f"unknown {key} {value!r}: expected one of {', '.join(known)}")
     if short:
-        steps, width, depth, batch, solver_steps, eval_every = 60, 16, 1, 64, 4, 30
+        steps, width, depth, batch, solver_steps, eval_every = 60, 24, 1, 64, 4, 30
     chosen = DATASETS[dataset]
     sizes = dict(getattr(chosen, net))
     for name, size in zip(("channels", "blocks") if net == "unet" else ("width", "depth"), (width, depth), strict=True):
