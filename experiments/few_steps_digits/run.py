@@ -1,4 +1,4 @@
-"""Class-conditional digits in 1, 2 and 4 evaluations, by fifteen methods at one training budget.
+"""Class-conditional digits in 1, 2 and 4 evaluations, by many methods at one training budget.
 
     python experiments/few_steps_digits/run.py --out runs/digits_few                               # 8x8, no download
     python experiments/few_steps_digits/run.py --out runs/mnist_few --mnist DATA/images/mnist.npz  # 14x14

@@ -1,6 +1,6 @@
 """Every way to sample in few evaluations, on three sets in the plane at one training budget: a table of W2, and pictures.
 
-    python experiments/few_steps_two_dims/run.py --out runs/few                    # about an hour on two CPU cores
+    python experiments/few_steps_two_dims/run.py --out runs/few                    # 35 minutes of processor time a set
     python experiments/few_steps_two_dims/run.py --out runs/few --sets moons --methods teacher sCM
     python experiments/few_steps_two_dims/run.py --out runs/short --short          # CI: numbers mean nothing
 
