@@ -33,33 +33,33 @@ def test_the_last_axis_is_what_a_component_covers(network, event):
 
 
 def test_training_finds_both_modes_of_a_velocity():
-    # data +-2 in one dimension: at t = 0 the velocity x1 - x0 is +-2 - x0, with an entropy of log 2 plus a vanishing std
+    # data +-2 with std 0.2 in one dimension: at t = 0 the velocity x1 - x0 is +-2 - x0, with that std
     f = field(MixtureHead(ResidualMLP(width=32, depth=1), components=2, features=16))
-    data = lambda key: 2.0 * jax.random.rademacher(key, (256, 1), jnp.float32)  # noqa: E731
     start = lambda key, n: jnp.zeros(n)  # noqa: E731
     loss = mixture_matching(f, time=start)
     params = quick(f.init)(jax.random.key(0), jnp.zeros((256, 1)), jnp.zeros(256))
-    optimizer = optax.adam(1e-2)
+    optimizer = optax.adam(optax.cosine_decay_schedule(1e-2, 400))
+
+    def data(key):
+        sign, noise = jax.random.split(key)
+        return 2.0 * jax.random.rademacher(sign, (256, 1), jnp.float32) + 0.2 * jax.random.normal(noise, (256, 1))
 
     @quick
     def train(params, key):
         def step(carry, key):
             params, state = carry
-            value, slope = jax.value_and_grad(lambda p: loss(p, key, {"x": data(key)})[0])(params)
+            key, data_key = jax.random.split(key)
+            value, slope = jax.value_and_grad(lambda p: loss(p, key, {"x": data(data_key)})[0])(params)
             updates, state = optimizer.update(slope, state)
             return (optax.apply_updates(params, updates), state), value
 
-        (params, _), values = jax.lax.scan(step, (params, optimizer.init(params)), jax.random.split(key, 300))
+        (params, _), values = jax.lax.scan(step, (params, optimizer.init(params)), jax.random.split(key, 400))
         return params, values
 
     params, values = train(params, jax.random.key(1))
     x = jnp.array([[0.5], [-1.0]])
     m = f.apply(params, x, jnp.zeros(2))
-    np.testing.assert_allclose(np.sort(m.means[..., 0], axis=1), np.array([[-2.5, 1.5], [-1.0, 3.0]]), atol=0.4)
+    np.testing.assert_allclose(np.sort(m.means[..., 0], axis=1), np.array([[-2.5, 1.5], [-1.0, 3.0]]), atol=0.2)
     np.testing.assert_allclose(jax.nn.softmax(m.logits), 0.5, atol=0.15)
-    assert values[-20:].mean() < 0.0  # a single Gaussian cannot get below log(2) + 1.42
-
-
-def test_bad_fields_say_so():
-    with pytest.raises(ValueError, match="components of at least 1, got 0"):
-        MixtureHead(TimeMLP(), components=0)
+    # the entropy is log 2 + log(0.2) + 1.42 = 0.50; a single Gaussian cannot get below log(2) + 1.42 = 2.11
+    assert 0.40 < values[-40:].mean() < 0.70
