@@ -6,7 +6,8 @@
 
 Trains a velocity from standard normal noise, solves its ODE finely on rows of noise, fits the solvers to those solutions, and
 prints the root of the mean squared difference to a fine solution on fresh rows, by evaluations of the velocity. Writes
-results.json. Run again after a kill it goes on with the velocity and the solutions that it has. README.md has the results.
+results.json and samples.png. Run again after a kill it goes on with the velocity and the solutions that it has. README.md
+has the results.
 """
 
 import argparse
@@ -17,11 +18,15 @@ from pathlib import Path
 import diffrax
 import jax
 import jax.numpy as jnp
+import matplotlib
 import numpy as np
 import optax
 
 import jflow
 from jflow import data, fewstep, losses, nets, solvers, train
+
+matplotlib.use("Agg")
+import matplotlib.pyplot as plt
 
 SETS = {"eight": data.eight_gaussians, "checkerboard": data.checkerboard}
 KNOTS = np.linspace(0, 1, 101)
@@ -100,7 +105,7 @@ def main() -> None:
     fitted = functools.partial(trained, steps=args.fit, key=jax.random.fold_in(key, 4), rate=2e-2, decay=0.99)
     tuned = functools.partial(trained, steps=args.tune, key=jax.random.fold_in(key, 5))
     frozen = {"teacher": params}
-    table = {}
+    table, shown = {}, {"fine solution": dict.fromkeys(args.evaluations, exact[:2000])}
 
     def report(name, n, answer):
         x1, info = jax.jit(answer)(x0)
@@ -108,6 +113,7 @@ def main() -> None:
         if counted != {n}:
             raise ValueError(f"{name}: expected {n} evaluations, counted {counted}")
         table.setdefault(name, {})[n] = rms(x1, exact)
+        shown.setdefault(name, {})[n] = x1[:2000]
         print(f"{n:3d} evaluations  {name:40s} {table[name][n]:.4f}", flush=True)
 
     def solved(solver, steps=None, grid=None, velocity_params=params):
@@ -161,7 +167,8 @@ def main() -> None:
     options = {name: str(value) for name, value in vars(args).items()}
     results = {"options": options, "numbers": size, "rms error": table}
     (out / "results.json").write_text(json.dumps(results, indent=1))
-    print(f"numbers: {out / 'results.json'}")
+    picture(shown, table, args.evaluations, out / "samples.png")
+    print(f"numbers: {out / 'results.json'}, picture: {out / 'samples.png'}")
 
 
 def trained(loss, params, batch, steps, key, *, rate=2e-3, decay=0.999, frozen=None, workdir=None):
@@ -180,6 +187,26 @@ def rms(a, b):
 
 def count(params):
     return sum(int(np.size(leaf)) for leaf in jax.tree.leaves(params))
+
+
+def picture(shown, table, evaluations, file):
+    """Samples of each solver by evaluations, with the error in the corner: two solvers a line."""
+    lines, n = -(-len(shown) // 2), len(evaluations)
+    figure, axes = plt.subplots(lines, 2 * n, figsize=(2.3 * n, 1.25 * lines), squeeze=False)
+    for ax in axes.flat:
+        ax.axis("off")
+    for i, (name, samples) in enumerate(shown.items()):
+        half = axes[i % lines][i // lines * n :][:n]
+        half[0].set_title(name, loc="left", fontsize=7, pad=2)
+        for ax, count in zip(half, evaluations, strict=True):
+            if count in samples:
+                ax.scatter(*np.asarray(samples[count]).T, s=0.4, c="k", linewidths=0)
+                error = f"\n{table[name][count]:.3f}" if name in table else ""
+                ax.text(0, 1, f"{count}{error}", fontsize=6, va="top", transform=ax.transAxes)
+                ax.set(xlim=(-4.5, 4.5), ylim=(-4.5, 4.5), aspect="equal")
+    figure.subplots_adjust(0.01, 0.01, 0.99, 0.97, 0.03, 0.2)
+    figure.savefig(file, dpi=75)
+    plt.close(figure)
 
 
 def verdict(table, evaluations):

@@ -39,6 +39,7 @@ class Job(NamedTuple):
 
     rows: of 'data', or of the pairs of a flow (`pairs_of`, the name of its job) without the `truncate` farthest of them.
     players: the parts of params that have an optimizer of their own, each with a factor of the learning rate.
+    memory: the decay of the averaged params.
     """
 
     loss: Loss
@@ -50,6 +51,7 @@ class Job(NamedTuple):
     frozen: Callable[[Mapping[str, Params]], dict] = lambda trained: {}
     refresh: Callable | None = None
     players: Mapping[str, float] | None = None
+    memory: float = 0.999
 
 
 velocity, model = jflow.velocity(Net()), jflow.flow_map(Net())
@@ -221,11 +223,12 @@ def jobs(steps: int) -> dict[str, Job]:
             players={"student": 0.1, "fake": 1.0},
         ),
         "self-corrected, adversarial": Job(
-            fewstep.self_corrected(velocity, velocity, critic, weight=0.01, r1=0.1),
+            fewstep.self_corrected(velocity, velocity, critic, reach=0.1, weight=0.01, r1=0.1),
             with_critic,
             of_student(to_data),
             frozen=taught,
             players={"student": 1.0, "discriminator": 1.0},
+            memory=0.95,
         ),
         # on the teacher's pairs
         "2-rectified": Job(losses.flow_matching(velocity), from_teacher, euler, pairs_of="teacher"),

@@ -133,7 +133,7 @@ def fitted(title: str, job: Job, rows: dict, trained: dict, args):
     optimizer = adam(1.0)
     if job.players:
         optimizer = optax.partition({who: adam(f) for who, f in job.players.items()}, {who: who for who in job.players})
-    average = train.ema.warmup(0.999)
+    average = train.ema.warmup(job.memory)
 
     def start(key, trained):
         init_key, train_key = jax.random.split(key)

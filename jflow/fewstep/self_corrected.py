@@ -36,8 +36,8 @@ def self_correction(
     time: Time = _UNIFORM,
     reach: float = 0.05,
     metric: Metric = mean_squared,
-    backward: float = 1.0,
-    correction: float = 1.0,
+    backward: float = 0.1,
+    correction: float = 0.1,
 ) -> Loss:
     """The student's part of self-corrected flow distillation, for a consistency model f(x, t) = x + (1 - t) F(x, t):
 
@@ -50,12 +50,18 @@ def self_correction(
     to the step; correction holds there on straight trajectories, and elsewhere bends the student's few-step samples
     towards its one-step ones, as the paper wants them.
 
+    Only the data end of a trajectory is known from the start: `forward` carries it back to the noise. With backward = 1 each
+    point is drawn to both its neighbours alike, and what is known spreads as heat does, many times slower. (Eight Gaussians,
+    5000 updates, reach 0.1 and an average of 0.95, W2 of one step less that of data: 0.031 with backward 0.1; with 1 and
+    even longer reaches above 0.9, where the teacher's own step is at 1.126.) A short memory of the average makes it faster:
+    each reach waits for it.
+
     metric: (prediction, target, x_t, t) -> [b], any of `losses`; correction is a mean of squares over the event.
     batch: as in `losses.flow_matching`. frozen: 'teacher' and 'ema' (make_step's ema).
     metrics: 'residual', the mean square of forward's and backward's errors together; 'correction'.
     Errors: ValueError for reach outside (0, 1] or weights out of range; at trace time for what frozen lacks, and as
         `losses.flow_matching`.
-    The paper's code replaces targets near the data by the data; not here.
+    The weights are ours. The paper's code replaces targets near the data by the data; not here.
     """
     name = "self_correction"
     if not 0 < reach <= 1:
@@ -95,8 +101,8 @@ def self_corrected(
     time: Time = _UNIFORM,
     reach: float = 0.05,
     metric: Metric = mean_squared,
-    backward: float = 1.0,
-    correction: float = 1.0,
+    backward: float = 0.1,
+    correction: float = 0.1,
     game: Game = _NON_SATURATING,
     weight: float = 0.1,
     r1: float = 0.0,

@@ -68,7 +68,7 @@ def test_the_correction_moves_the_prediction_towards_the_one_step_not_back(x64):
     student = Velocity(lambda *a: 0.0, lambda p, x, t, cond=None, *, key=None: p * (1 + t[:, None]) * jnp.ones_like(x))
     teacher = Velocity(lambda *a: {}, lambda p, x, t, cond=None, *, key=None: jnp.zeros_like(x))
     t, p = 0.25, 0.7
-    loss = self_correction(student, teacher, time=lambda key, n: jnp.full(n, t), reach=1e-9)
+    loss = self_correction(student, teacher, time=lambda key, n: jnp.full(n, t), reach=1e-9, correction=1.0)
     frozen, batch = {"teacher": {}, "ema": p}, {"x": GAUSSIAN.sample(KEY, 8)}
     value, grad = jax.value_and_grad(lambda p: loss(p, KEY, batch, frozen)[0])(p)
     np.testing.assert_allclose(value, (t - t**2) ** 2 * p**2, rtol=1e-6)
