@@ -147,7 +147,9 @@ def jobs(net, steps: int) -> dict[str, Job]:
         "TraFlow": Job(fewstep.trajectory_distillation(model, velocity, **drop), jumps, grown=True),
         "MDT-dist": Job(fewstep.marginal_transport(velocity, velocity, **drop), to_data),
         "PeRFlow": Job(
-            fewstep.perflow(velocity, velocity, time=fewstep.sequential_times(WINDOWS), **drop), euler, counts=(4,)
+            fewstep.perflow(velocity, velocity, time=fewstep.sequential_times(WINDOWS, starts=0.75), **drop),
+            euler,
+            counts=(4,),
         ),
         "2-rectified": Job(losses.flow_matching(velocity, **drop), euler, pairs="teacher"),
         "2-rectified, distilled": Job(fewstep.distillation(velocity), euler, counts=(1,), pairs="2-rectified"),

@@ -39,7 +39,7 @@ class Job(NamedTuple):
 
     rows: of 'data', or of the pairs of a flow (`pairs_of`, the name of its job) without the `truncate` farthest of them.
     players: the parts of params that have an optimizer of their own, each with a factor of the learning rate.
-    memory: the decay of the averaged params.
+    memory: the decay of the averaged params. longer: times the updates that the others have.
     """
 
     loss: Loss
@@ -52,6 +52,7 @@ class Job(NamedTuple):
     refresh: Callable | None = None
     players: Mapping[str, float] | None = None
     memory: float = 0.999
+    longer: int = 1
 
 
 velocity, model = jflow.velocity(Net()), jflow.flow_map(Net())
@@ -126,6 +127,7 @@ def jobs(steps: int) -> dict[str, Job]:
         "teacher": Job(losses.flow_matching(velocity), fresh, euler),
         # from scratch
         "MeanFlow": Job(fewstep.mean_flow(model, times=pairs, power=0.0), fresh, jumps),
+        "MeanFlow, 4 times the updates": Job(fewstep.mean_flow(model, times=pairs, power=0.0), fresh, jumps, longer=4),
         "improved MeanFlow": Job(fewstep.improved_mean_flow(model, times=pairs, power=0.0), fresh, jumps),
         "shortcut": Job(fewstep.shortcut(model, levels=4), fresh, jumps),
         "consistency training, easy": Job(
@@ -199,7 +201,7 @@ def jobs(steps: int) -> dict[str, Job]:
         ),
         "TraFlow": Job(fewstep.trajectory_distillation(model, velocity), from_teacher, jumps, frozen=taught),
         "PeRFlow": Job(
-            fewstep.perflow(velocity, velocity, knots=WINDOWS, time=fewstep.sequential_times(grid)),
+            fewstep.perflow(velocity, velocity, knots=WINDOWS, time=fewstep.sequential_times(grid, starts=0.75)),
             from_teacher,
             windows,
             counts=(4, 8),

@@ -60,7 +60,7 @@ def main() -> None:
         folder.mkdir(exist_ok=True)
         if not args.report:
             train_all(folder, SETS[name], todo, args)
-        report(folder, name, args)
+        report(folder, name, todo)
 
 
 def train_all(folder: Path, make, todo: dict[str, Job], args) -> None:
@@ -128,7 +128,8 @@ def cut(rows: dict, share: float) -> dict:
 
 def fitted(title: str, job: Job, rows: dict, trained: dict, args):
     """Averaged params of every seed, leaves [seeds, ...], and the mean of the last losses."""
-    rate = optax.cosine_decay_schedule(args.rate, args.steps)
+    steps = job.longer * args.steps
+    rate = optax.cosine_decay_schedule(args.rate, steps)
     adam = lambda factor: optax.chain(optax.clip_by_global_norm(1.0), optax.adam(lambda i: factor * rate(i)))  # noqa: E731
     optimizer = adam(1.0)
     if job.players:
@@ -153,9 +154,9 @@ def fitted(title: str, job: Job, rows: dict, trained: dict, args):
         return jax.lax.scan(lambda states, _: jax.vmap(update)(states, rows), states, length=length)
 
     states = jax.vmap(start)(jax.random.split(jax.random.key(0), args.seeds), trained)
-    length = math.gcd(args.steps, 500)
-    with tqdm(total=args.steps, desc=title, disable=None) as bar:
-        for _ in range(args.steps // length):
+    length = math.gcd(steps, 500)
+    with tqdm(total=steps, desc=title, disable=None) as bar:
+        for _ in range(steps // length):
             states, losses = some(states, rows)
             bar.update(length)
             bar.set_postfix(loss=f"{float(jnp.mean(losses)):.4g}")
@@ -195,12 +196,13 @@ def rows_of(folder: Path) -> dict:
     return {row["method"]: row for row in map(json.loads, lines)}
 
 
-def report(folder: Path, title: str, args) -> None:
+def report(folder: Path, title: str, todo: dict[str, Job]) -> None:
     """The table of W2 - floor, mean and standard error over seeds, and the picture."""
-    rows = rows_of(folder)
-    if not rows:
+    found = rows_of(folder)
+    if not found:
         return
-    floor = np.asarray(rows.pop("floor")["found"][0]["w2"])
+    floor = np.asarray(found["floor"]["found"][0]["w2"])
+    rows = {name: found[name] for name in todo if name in found}
     counts = (1, 2, 4, 8, 100)
     error = lambda x: np.std(x, ddof=1) / math.sqrt(len(x)) if len(x) > 1 else math.nan  # noqa: E731
     print(f"\n{title}: W2 of two sets of data {floor.mean():.3f} +- {error(floor):.3f}; W2 less that, by evaluations")
@@ -209,7 +211,7 @@ def report(folder: Path, title: str, args) -> None:
         cells = {int(f["evaluations"]): np.asarray(f["w2"]) - floor for f in row["found"]}
         text = [f"{cells[n].mean():.3f} +- {error(cells[n]):.3f}" if n in cells else "" for n in counts]
         print(f"{name:36s}" + "".join(f"{t:>16s}" for t in text) + f"{row['seconds']:9.0f}", flush=True)
-    picture(folder, list(rows), args.out / f"{title}.png")
+    picture(folder, list(rows), folder.parent / f"{title}.png")
 
 
 def picture(folder: Path, names: list, file: Path) -> None:
