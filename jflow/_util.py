@@ -75,6 +75,13 @@ def check_draws(name: str, n: int, cond: Cond) -> int:
     return n
 
 
+def check_whole(name: str, least: int = 1, **values: int) -> None:
+    """Raise for a value, by its name, that is not a whole number of at least `least`."""
+    for what, value in values.items():
+        if isinstance(value, bool) or int(value) != value or value < least:
+            raise ValueError(f"{name}: expected {what} to be a whole number of at least {least}, got {value}")
+
+
 def check_raw(name: str, x: Array, raw: Array, size: int) -> tuple[Array, Array]:
     """x [...] and raw [..., size] in float32 at least; raise unless the shapes fit."""
     if jnp.shape(raw) != (*jnp.shape(x), size):

@@ -36,6 +36,40 @@ def exact_map(name, steps=64):
     return FlowMap(lambda key, x, t, r, cond=None: {}, apply)
 
 
+WEIGHTS, CENTRES, SPREAD = np.asarray([0.3, 0.7]), np.asarray([-2.0, 1.5]), 0.6
+LINE_MIXTURE = oracles.mixture(WEIGHTS, CENTRES[:, None], SPREAD**2)
+
+
+def straight_mixture(knots=(0.0, 1.0)):
+    """The velocity of LINE_MIXTURE's flow made straight between the knots, + a x + b t. In one dimension the flow keeps
+    quantiles: the line through x at t is found by bisection, in float64."""
+
+    def below(x, t):
+        std = jnp.sqrt((1 - t) ** 2 + (t * SPREAD) ** 2)
+        share = jax.scipy.stats.norm.cdf((x - t * CENTRES[None]) / std)
+        return jnp.sum(WEIGHTS[None] * share, axis=1, keepdims=True)
+
+    def root(rises, like):
+        def halve(_, ends):
+            low, high = ends
+            middle = (low + high) / 2
+            above = rises(middle) > 0
+            return jnp.where(above, low, middle), jnp.where(above, middle, high)
+
+        return jax.lax.fori_loop(0, 60, halve, (jnp.full_like(like, -8.0), jnp.full_like(like, 8.0)))[0]
+
+    def apply(params, x, t, cond=None, *, key=None):
+        times = jnp.asarray(knots, t.dtype)
+        k = jnp.clip(jnp.searchsorted(times, t, side="right") - 1, 0, len(knots) - 2)
+        a, b = times[k][:, None], times[k + 1][:, None]
+        w = (t[:, None] - a) / (b - a)
+        end = lambda z: root(lambda y: below(y, b) - below(z, a), z)  # noqa: E731
+        start = root(lambda z: (1 - w) * z + w * end(z) - x, x)
+        return (end(start) - start) / (b - a) + params["a"] * x + params["b"] * t[:, None]
+
+    return Velocity(lambda key, x, t, cond=None: at(), apply)
+
+
 def at(a=0.0, b=0.0):
     return {"a": jnp.asarray(a, float), "b": jnp.asarray(b, float)}
 

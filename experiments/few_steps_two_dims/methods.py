@@ -225,7 +225,7 @@ def jobs(steps: int) -> dict[str, Job]:
             players={"student": 0.1, "fake": 1.0},
         ),
         "self-corrected, adversarial": Job(
-            fewstep.self_corrected(velocity, velocity, critic, reach=0.1, weight=0.01, r1=0.1),
+            fewstep.self_corrected(velocity, velocity, critic, reach=0.1, weight=1e-3, r1=0.1),
             with_critic,
             of_student(to_data),
             frozen=taught,

@@ -217,21 +217,23 @@ def report(folder: Path, title: str, todo: dict[str, Job]) -> None:
 def picture(folder: Path, names: list, file: Path) -> None:
     """Samples of the first seed: a panel for each method and number of evaluations, three methods a line."""
     counts, lines = ("1", "2", "4", "8"), math.ceil(len(names) / 3)
+    best = np.load(folder / "teacher.npz")["100"]
+    limits = np.stack([best.min(axis=0) - 0.2, best.max(axis=0) + 0.2], axis=1)
     figure = plt.figure(figsize=(12, 1.15 * lines))
     for i, (name, place) in enumerate(zip(names, np.ndindex(lines, 3), strict=False)):
         samples = np.load(folder / f"{name}.npz")
         for k, n in enumerate(counts):
             # a narrow empty column parts the three methods
-            left, low = (place[1] * 4.3 + k) / 12.6, 1 - (place[0] + 1) / lines
+            left, low = (place[1] * 4.3 + k + 0.02) / 12.6, 1 - (place[0] + 0.97) / lines
             ax = figure.add_axes((left, low, 0.97 / 12.6, 0.8 / lines), xticks=[], yticks=[])
-            ax.set(xlim=(-2.5, 2.5), ylim=(-2.5, 2.5))
+            ax.set(xlim=limits[0], ylim=limits[1])
             if k == 0:
                 ax.set_title(name, loc="left", fontsize=7, pad=2)
             if n not in samples:
                 ax.axis("off")
                 continue
             ax.scatter(*samples[n].T, s=0.5, c=f"C{i % 3}", linewidths=0)
-            ax.text(-2.4, 1.9, n, fontsize=6)
+            ax.text(0.03, 0.86, n, fontsize=6, transform=ax.transAxes)
     figure.savefig(file, dpi=75)
     plt.close(figure)
 

@@ -7,12 +7,13 @@ from collections.abc import Callable, Mapping
 import diffrax
 import jax
 import jax.numpy as jnp
+from jax.typing import ArrayLike
 
 from jflow import solvers
 from jflow._util import expand_to, float_dtype, sum_event
 from jflow.fields import like_state
-from jflow.solvers._integrate import SolveInfo, Status
-from jflow.types import Array, Cond, Params, PyTree, Velocity
+from jflow.solvers._integrate import SolveInfo, Status, check_grid, method, rising_times
+from jflow.types import Array, Cond, FlowMap, Params, PyTree, Velocity
 
 
 def needed(name: str, frozen: Mapping[str, PyTree] | None, entry: str = "teacher") -> PyTree:
@@ -20,6 +21,53 @@ def needed(name: str, frozen: Mapping[str, PyTree] | None, entry: str = "teacher
     if frozen is None or frozen.get(entry) is None:
         raise ValueError(f"{name}: expected {entry!r} in frozen, got the entries {sorted(frozen or {})}")
     return jax.lax.stop_gradient(frozen[entry])
+
+
+def need_pairs(name: str, batch: Mapping[str, PyTree]) -> None:
+    """ValueError, with the name of who needs them, where the batch has no 'x0' beside 'x'."""
+    if batch.get("x0") is None:
+        raise ValueError(f"{name}: expected pairs, 'x0' beside 'x', got the keys {sorted(batch)}")
+
+
+def players(name: str, params: Params, *wanted: str) -> list[Params]:
+    """The params of these parts; ValueError, which names them, where one is missing."""
+    missing = [who for who in wanted if who not in params]
+    if missing:
+        raise ValueError(f"{name}: expected params with {list(wanted)}, got {sorted(params)}")
+    return [params[who] for who in wanted]
+
+
+def check_flow_map(name: str, flow_map: FlowMap) -> None:
+    """TypeError for a velocity where a flow map is due."""
+    if isinstance(flow_map, Velocity):
+        raise TypeError(
+            f"{name}: expected a FlowMap, got a Velocity: make one by jflow.flow_map(net), or fewstep.to_data"
+        )
+
+
+def checked(name: str, velocity: Velocity) -> Velocity:
+    """velocity, whose output of another shape or type than x is an error in this name, or cast."""
+
+    def apply(params, x, t, cond=None, *, key=None):
+        return like_state(name, velocity.apply(params, x, t, cond, key=key), x)
+
+    return Velocity(velocity.init, apply)
+
+
+def shaped(name: str, what: str, value: Array, like: Array) -> Array:
+    """value; ValueError where its shape is not that of `like`: broadcasting would hide it."""
+    if jnp.shape(value) != jnp.shape(like):
+        raise ValueError(f"{name}: expected {what} of shape {list(jnp.shape(like))}, got {list(jnp.shape(value))}")
+    return value
+
+
+def warmed(name: str, frozen: Mapping[str, PyTree] | None, warmup: int, most: float = 1.0) -> Array | float:
+    """min(most, frozen['step'] / warmup); most, and no 'step' needed, without warm-up."""
+    return most if warmup == 0 else jnp.minimum(needed(name, frozen, "step") / warmup, most)
+
+
+def unchanged(tangent: Array) -> Array:
+    return tangent
 
 
 def on_line(x0: Array, x1: Array, t: Array) -> Array:
@@ -89,11 +137,26 @@ def average_velocity(
     return jax.lax.stop_gradient(y)
 
 
+def check_fixed(name: str, solver: diffrax.AbstractSolver, steps: int) -> None:
+    """Raise at construction for what `solvers.sample` refuses later: not a solver, or no whole number of steps."""
+    method(name, solver=solver, steps=steps, grid=None, rtol=None, atol=None, adjoint=None, max_steps=1, default={})
+
+
 def check_weights(name: str, **weights: float) -> None:
     """Raise for a weight that is negative or not finite."""
     for what, value in weights.items():
         if not 0 <= value < math.inf:
             raise ValueError(f"{name}: expected a finite {what} >= 0, got {value}")
+
+
+def sampling_times(name: str, steps: int | None, grid: ArrayLike | None, *, rising: bool = True) -> ArrayLike:
+    """The times [n + 1] of a sampler: a grid, checked, or equal steps from 0 to 1, one where neither is given."""
+    if grid is None:
+        return rising_times(name, 1 if steps is None else steps)
+    if steps is not None:
+        raise ValueError(f"{name}: expected one of steps and grid, got both")
+    check_grid(name, grid, rising)
+    return grid
 
 
 def finished(x: Array, evaluations: int, like: Array) -> tuple[Array, SolveInfo]:

@@ -23,12 +23,12 @@ from jax.typing import ArrayLike
 
 from jflow import couplings, times
 from jflow._util import check_cond, expand_to, float_dtype
-from jflow.fewstep._parts import finished, needed
+from jflow.fewstep._parts import finished, need_pairs, needed, players, sampling_times
 from jflow.fields import like_state
 from jflow.losses._batch import mean_of_rows
 from jflow.losses._pairs import draw_pairs
 from jflow.losses.errors import mean_squared
-from jflow.solvers._integrate import SolveInfo, check_grid, rising_times
+from jflow.solvers._integrate import SolveInfo
 from jflow.types import Array, Cond, Loss, Params, Time, Velocity
 
 __all__ = ["Launch", "constant_acceleration", "initial_velocity", "sample_acceleration"]
@@ -100,7 +100,7 @@ def sample_acceleration(
     x0: Array,
     cond: Cond = None,
     *,
-    steps: int = 1,
+    steps: int | None = None,
     grid: ArrayLike | None = None,
 ) -> tuple[Array, SolveInfo]:
     """Carry x0 [b, *event] from t=0 to t=1: v0 = velocity(x0, 0) once, then for each step from t to t' = t + k
@@ -108,24 +108,23 @@ def sample_acceleration(
             x <- x + k v0 + k (t + k / 2) a,      a = acceleration(x, t, Launch(v0, cond)),
 
     which is exact where a is constant; returns (x1, info). params: {'velocity', 'acceleration'}.
-    steps: equal ones; or grid, strictly monotone times [n + 1] in [0, 1]. A falling grid encodes data, with v0 told by the
-        velocity network at the grid's first time.
+    steps: equal ones, 1 where nothing is given; or grid, strictly monotone times [n + 1] in [0, 1]. A falling grid encodes
+        data, with v0 told by the velocity network at the grid's first time.
     info: evaluations [b] = steps + 1, status [b] (`solvers.Status`); rows that are not finite are NaN.
-    Errors: ValueError for steps < 1 and for a grid that is not monotone in [0, 1].
+    Errors: ValueError for steps < 1, a grid that is not monotone in [0, 1], both at once, and params without both.
     Source: Park, Lee, Kim, Lee, Hong, Kim, "Constant Acceleration Flow", 2024.
     """
     name = "sample_acceleration"
-    if grid is not None:
-        check_grid(name, grid, rising=False)
-    ts = jnp.asarray(rising_times(name, steps) if grid is None else grid, float_dtype(x0))
+    ts = jnp.asarray(sampling_times(name, steps, grid, rising=False), float_dtype(x0))
+    start, pushed = players(name, params, "velocity", "acceleration")
     n = x0.shape[0]
     check_cond(name, cond, n)
     x = jnp.asarray(x0, float_dtype(x0))
-    v0 = like_state(name, velocity.apply(params["velocity"], x, jnp.full((n,), ts[0]), cond), x)
+    v0 = like_state(name, velocity.apply(start, x, jnp.full((n,), ts[0]), cond), x)
 
     def step(x, ends):
         t, k = ends[0], ends[1] - ends[0]
-        a = acceleration.apply(params["acceleration"], x, jnp.full((n,), t), Launch(v0, cond))
+        a = acceleration.apply(pushed, x, jnp.full((n,), t), Launch(v0, cond))
         return x + k * v0 + k * (t + k / 2) * like_state(name, a, x), None
 
     x, _ = jax.lax.scan(step, x, (ts[:-1], ts[1:]))
@@ -134,8 +133,7 @@ def sample_acceleration(
 
 def _pairs(name, key, batch, time):
     """x0, x1 in float32 or better, cond, weight, t, and a key for dropout."""
-    if batch.get("x0") is None:
-        raise ValueError(f"{name}: expected pairs, 'x0' beside 'x', in batch, got the keys {sorted(batch)}")
+    need_pairs(name, batch)
     pairs = draw_pairs(name, key, batch, time, _INDEPENDENT, 0.0, None)
     x0, x1 = (x.astype(float_dtype(x)) for x in (pairs.x0, pairs.x1))
     return x0, x1, pairs.cond, pairs.weight, pairs.t, pairs.dropout_key

@@ -24,7 +24,7 @@ import jax.numpy as jnp
 
 from jflow import couplings, solvers
 from jflow._util import float_dtype, need_key, split_key, sum_event
-from jflow.fewstep._parts import check_weights
+from jflow.fewstep._parts import check_fixed, check_weights, players, shaped
 from jflow.fields import like_state
 from jflow.losses._batch import mean_of_rows
 from jflow.losses._pairs import draw_pairs
@@ -95,6 +95,7 @@ _NON_SATURATING, _LEAST_SQUARES = non_saturating(), least_squares()
 
 def fixed_steps(velocity: Velocity, steps: int, *, solver: diffrax.AbstractSolver = _EULER) -> Generate:
     """The flow's own sampler with so many equal steps, for training through them: `solvers.sample` will do the same."""
+    check_fixed("fixed_steps", solver, steps)
     return lambda params, x0, cond=None: solvers.sample(velocity, params, x0, cond, solver=solver, steps=steps)[0]
 
 
@@ -168,7 +169,7 @@ def adversarial(
             metrics["features"] = mean(_paid(name, lambda a, b: jnp.abs(a - b), seen, jax.lax.stop_gradient(aim)))
             value = value + feature_weight * metrics["features"]
         if reconstruction is not None:
-            metrics["reconstruction"] = mean(reconstruction(g, x))
+            metrics["reconstruction"] = mean(shaped(name, "a reconstruction", reconstruction(g, x), t))
             value = value + reconstruction_weight * metrics["reconstruction"]
         return value, metrics
 
@@ -242,14 +243,6 @@ def summed(losses: Mapping[str, Loss]) -> Loss:
 
 def _at_data(key, n):
     return jnp.ones(n)
-
-
-def players(name: str, params: Params, *wanted: str) -> list[Params]:
-    """The params of these players; ValueError, which names them, where one is missing."""
-    missing = [who for who in wanted if who not in params]
-    if missing:
-        raise ValueError(f"{name}: expected params with {list(wanted)}, got {sorted(params)}")
-    return [params[who] for who in wanted]
 
 
 def _paid(name, paid, *scores) -> Array:

@@ -25,8 +25,8 @@ import jax.numpy as jnp
 
 from jflow import couplings
 from jflow import times as time_laws
-from jflow._util import expand_to, float_dtype
-from jflow.fewstep._parts import line, mean_event, needed
+from jflow._util import check_whole, expand_to, float_dtype
+from jflow.fewstep._parts import check_flow_map, line, mean_event, needed, shaped, unchanged, warmed
 from jflow.fewstep.flow_maps import JVP, check_pairs, total_derivative
 from jflow.fewstep.trigflow import normalised_tangent
 from jflow.fields import like_state
@@ -54,10 +54,6 @@ def interval_times(length: Time = _LENGTH) -> TimePair:
 
 
 _INTERVALS, _INDEPENDENT, _NORMALISED = interval_times(), couplings.independent(), normalised_tangent()
-
-
-def _as_it_is(g: Array) -> Array:
-    return g
 
 
 def align_eulerian(
@@ -95,7 +91,7 @@ def align_eulerian(
         a velocity of another shape, and as `losses.flow_matching`.
     """
     name = "align_eulerian"
-    _check(name, times, warmup, most)
+    _check(name, flow_map, times, warmup, most)
     check_drop(name, drop, null)
 
     def loss(params, key, batch, frozen=None):
@@ -106,8 +102,9 @@ def align_eulerian(
             v = target_velocity.apply(needed(name, frozen), x_t, t, cond)
             v = jax.lax.stop_gradient(like_state(name, v, x_t))
         u, slope = total_derivative(flow_map, params, x_t, t, r, v, cond, key=dropout_key, jvp=jvp)
-        w = most if warmup == 0 else jnp.minimum(needed(name, frozen, "step") / warmup, most)
-        return _regress(u, v, expand_to(r - t, x_t) * slope, w, tangent, weight)
+        u = like_state(name, u, x_t)
+        w = warmed(name, frozen, warmup, most)
+        return _regress(name, u, v, expand_to(r - t, x_t) * slope, w, tangent, weight)
 
     return loss
 
@@ -120,7 +117,7 @@ def align_lagrangian(
     coupling: Coupling = _INDEPENDENT,
     warmup: int = 0,
     most: float = 1.0,
-    tangent: Callable[[Array], Array] = _as_it_is,
+    tangent: Callable[[Array], Array] = unchanged,
     drop: float = 0.0,
     null: PyTree = None,
     jvp: JVP = jax.jvp,
@@ -134,7 +131,7 @@ def align_lagrangian(
     All else is as in `align_eulerian`.
     """
     name = "align_lagrangian"
-    _check(name, times, warmup, most)
+    _check(name, flow_map, times, warmup, most)
     check_drop(name, drop, null)
 
     def loss(params, key, batch, frozen=None):
@@ -143,29 +140,28 @@ def align_lagrangian(
         x_t, _ = line(x0, x1, t)
         gap = expand_to(r - t, x_t)
         u, slope = jvp(lambda r: flow_map.apply(params, x_t, t, r, cond, key=dropout_key), (r,), (jnp.ones_like(r),))
+        u = like_state(name, u, x_t)
         there = jax.lax.stop_gradient(x_t + gap * u).astype(x_t.dtype)
         v = jax.lax.stop_gradient(like_state(name, teacher.apply(needed(name, frozen), there, r, cond), x_t))
-        w = most if warmup == 0 else jnp.minimum(needed(name, frozen, "step") / warmup, most)
-        return _regress(u, v, -gap * slope, w, tangent, weight)
+        w = warmed(name, frozen, warmup, most)
+        return _regress(name, u, v, -gap * slope, w, tangent, weight)
 
     return loss
 
 
-def _regress(u, v, curve, w, tangent, weight):
+def _regress(name, u, v, curve, w, tangent, weight):
     """Move u by -tangent(g), g = u - v - w curve; and the residual."""
     dtype = float_dtype(u)
     u, v, curve = (a.astype(dtype) for a in (u, v, curve))
     fixed, curve = jax.lax.stop_gradient((u, curve))
-    g = tangent(fixed - v - jnp.asarray(w, dtype) * curve)
-    if jnp.shape(g) != u.shape:
-        raise ValueError(f"expected a tangent of shape {list(u.shape)}, got {list(jnp.shape(g))}")
+    g = shaped(name, "a tangent", tangent(fixed - v - jnp.asarray(w, dtype) * curve), u)
     value = mean_of_rows(mean_event(jnp.square(u - fixed + jax.lax.stop_gradient(g))), weight)
     return value, {"residual": mean_of_rows(mean_event(jnp.square(fixed - v - curve)), weight)}
 
 
-def _check(name, times, warmup, most):
+def _check(name, flow_map, times, warmup, most):
+    check_flow_map(name, flow_map)
     check_pairs(name, times)
-    if isinstance(warmup, bool) or int(warmup) != warmup or warmup < 0:
-        raise ValueError(f"{name}: expected warmup to be a whole number of updates >= 0, got {warmup}")
+    check_whole(name, 0, warmup=warmup)
     if not 0 <= most <= 1:
         raise ValueError(f"{name}: expected most in [0, 1], got {most}")

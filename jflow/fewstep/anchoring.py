@@ -18,13 +18,13 @@ import jax.numpy as jnp
 
 from jflow import couplings, times
 from jflow._util import expand_to, float_dtype
-from jflow.fewstep._parts import line_velocity, on_line
+from jflow.fewstep._parts import check_flow_map, line_velocity, on_line, shaped
 from jflow.fewstep.flow_maps import JVP, total_derivative
 from jflow.fields import like_state, rows
 from jflow.losses._batch import mean_of_rows
-from jflow.losses._pairs import draw_pairs
+from jflow.losses._pairs import check_drop, draw_pairs
 from jflow.losses.errors import Metric, mean_squared
-from jflow.types import Array, Coupling, FlowMap, Loss, Time, Velocity
+from jflow.types import Array, Coupling, FlowMap, Loss, PyTree, Time, Velocity
 
 __all__ = ["anchored_consistency", "expanded_time", "squared_and_cosine"]
 
@@ -54,12 +54,16 @@ def expanded_time(velocity: Velocity) -> FlowMap:
 
 def squared_and_cosine(v: Array, target: Array, x_t: Array, t: Array) -> Array:
     """The mean squared error plus one minus the cosine between v and target along the last axis, mean over the others: FACM's
-    anchor. A vector of length below 1e-8 counts as of that length."""
+    anchor. The cosine has 0.1^2 added to the means of v target, v^2 and target^2, which leaves its minimum where it is and
+    its gradient moderate at v = 0: networks start there, and a huge first gradient stays in Adam's average of squares for
+    thousands of updates."""
+    if v.ndim == 1:
+        v, target = v[:, None], target[:, None]
 
-    def length(x):
-        return jnp.sqrt(jnp.maximum(jnp.sum(jnp.square(x), axis=-1), 1e-16))  # the root of zero has no gradient
+    def dot(x, y):
+        return jnp.mean(x * y, axis=-1) + 0.1**2
 
-    cosine = jnp.sum(v * target, axis=-1) / (length(v) * length(target))
+    cosine = dot(v, target) / jnp.sqrt(dot(v, v) * dot(target, target))
     return mean_squared(v, target, x_t, t) + jnp.mean((1 - cosine).reshape(v.shape[0], -1), axis=1)
 
 
@@ -74,6 +78,8 @@ def anchored_consistency(
     clip: float = 1.0,
     power: float = 0.5,
     c: float = 1e-3,
+    drop: float = 0.0,
+    null: PyTree = None,
     jvp: JVP = jax.jvp,
 ) -> Loss:
     """The sum, mean over rows, of two errors at x_t = (1 - t) x0 + t x1 with velocity v there:
@@ -90,14 +96,15 @@ def anchored_consistency(
         vanishes at the exact u. Clipping and the weight by a row's own error move that point.
     anchor: (v, target, x_t, t) -> [b], a mean over the event as e is: `losses.mean_squared` has its minimum at the marginal
         velocity; the cosine of a conditional target does not.
-    The paper's times run as here.
-
-    batch: as in `losses.flow_matching`. metrics: 'residual', the mean over event and rows of g^2, and 'anchor'.
+    drop, null, batch: as in `losses.flow_matching`. metrics: 'residual', the mean over event and rows of g^2, and 'anchor'.
     Errors: ValueError at construction for relax, clip or c <= 0 or power < 0; as `losses.flow_matching` at trace time, and
         for a target_velocity without frozen['teacher'].
-    Source: Peng, Zhu, Liu, Wu, Li, Sun, Wu, "Flow-Anchored Consistency Models", 2025; weights as in its public code.
+    Source: Peng, Zhu, Liu, Wu, Li, Sun, Wu, "Flow-Anchored Consistency Models", 2025; weights as in its public code
+        (its times run as here).
     """
     name = "anchored_consistency"
+    check_flow_map(name, flow_map)
+    check_drop(name, drop, null)
     if not (0 < relax < math.inf and clip > 0 and 0 < c < math.inf and 0 <= power < math.inf):
         raise ValueError(
             f"{name}: expected relax > 0, clip > 0, c > 0 and power >= 0, "
@@ -105,7 +112,7 @@ def anchored_consistency(
         )
 
     def loss(params, key, batch, frozen=None):
-        x0, x1, cond, weight, t, _, dropout_key = draw_pairs(name, key, batch, time, coupling, 0.0, None)
+        x0, x1, cond, weight, t, _, dropout_key = draw_pairs(name, key, batch, time, coupling, drop, null)
         dtype = float_dtype(x1)
         x_t = on_line(x0, x1, t)
         v = line_velocity(name, target_velocity, frozen, x0, x1, cond)(x_t, t)
@@ -117,11 +124,8 @@ def anchored_consistency(
         target = still - expand_to(1 - t**relax, x) * jnp.clip(g, -clip, clip)
         error = mean_squared(u, target, x, t)
         shortcut = jnp.cos(jnp.pi / 2 * t) * error / jax.lax.stop_gradient(error + c) ** power
-        held = anchor(
-            like_state(name, flow_map.apply(params, x, t, t, cond, key=dropout_key), x).astype(dtype), v, x_t, t
-        )
-        if held.shape != t.shape:
-            raise ValueError(f"{name}: expected an anchor of shape {list(t.shape)}, got {list(held.shape)}")
+        now = like_state(name, flow_map.apply(params, x, t, t, cond, key=dropout_key), x).astype(dtype)
+        held = shaped(name, "an anchor", anchor(now, v, x_t, t), t)
         metrics = {
             "residual": mean_of_rows(mean_squared(g, jnp.zeros_like(g), x, t), weight),
             "anchor": mean_of_rows(held, weight),

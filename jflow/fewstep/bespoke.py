@@ -34,8 +34,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from jflow import solvers
-from jflow._util import check_cond, expand_to, float_dtype
-from jflow.fewstep._parts import needed
+from jflow._util import check_cond, check_whole, expand_to, float_dtype
+from jflow.fewstep._parts import checked, need_pairs, needed
 from jflow.fewstep.sequential import _knots
 from jflow.fields import like_state, rows
 from jflow.losses._batch import mean_of_rows, read
@@ -59,8 +59,7 @@ def bespoke_params(
     time, scale: functions r [] -> t(r), s(r) [] to start from instead (t(r) = r, s = 1).
     Errors: ValueError for another solver, steps < 1, functions without t(0) = 0, t(1) = 1, s(0) = 1, t' > 0, s > 0.
     """
-    if isinstance(steps, bool) or int(steps) != steps or steps < 1:
-        raise ValueError(f"bespoke_params: expected a whole number of steps of at least 1, got {steps}")
+    check_whole("bespoke_params", steps=steps)
     m = int(steps) * _stages("bespoke_params", solver)
     dtype = float_dtype(jnp.zeros(()))
     r = jnp.arange(m + 1, dtype=dtype) / m
@@ -168,11 +167,11 @@ def bespoke_error(teacher: Velocity, *, solver: diffrax.AbstractSolver = _MIDPOI
     frozen['teacher'].
     """
     _stages("bespoke_error", solver)
+    teacher = checked("bespoke_error: teacher", teacher)
 
     def loss(params, key, batch, frozen=None):
         x, x0, cond, weight = read("bespoke_error", batch, ("x", "x0", "cond", "weight"))
-        if x0 is None:
-            raise ValueError(f"bespoke_error: expected pairs, 'x0' beside 'x', in batch, got the keys {sorted(batch)}")
+        need_pairs("bespoke_error", batch)
         velocity_params = needed("bespoke_error", frozen)
         x1, _ = bespoke_sample(params, teacher, velocity_params, x0.astype(float_dtype(x0)), cond, solver=solver)
         square = jnp.mean(jnp.square(x1 - x).reshape(x.shape[0], -1), axis=1)

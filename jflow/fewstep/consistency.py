@@ -21,9 +21,9 @@ import numpy as np
 
 from jflow import couplings, times
 from jflow._util import expand_to
-from jflow.fewstep._parts import line_velocity, needed, on_line, predicted_data
+from jflow.fewstep._parts import line_velocity, needed, on_line, predicted_data, shaped
 from jflow.losses._batch import mean_of_rows
-from jflow.losses._pairs import draw_pairs
+from jflow.losses._pairs import check_drop, draw_pairs
 from jflow.losses.errors import Metric, mean_squared
 from jflow.solvers._integrate import check_grid
 from jflow.types import Array, Coupling, Key, Loss, Params, PyTree, Time, Velocity
@@ -93,6 +93,8 @@ def discrete_consistency(
     coupling: Coupling = _INDEPENDENT,
     metric: Metric = mean_squared,
     weight: Callable[[Array, Array], Array] = per_time,
+    drop: float = 0.0,
+    null: PyTree = None,
 ) -> Loss:
     """Consistency training, and distillation where target_velocity is given, at finite steps t < s:
 
@@ -108,7 +110,8 @@ def discrete_consistency(
     At the exact f the two sides differ by O((s - t)^2), with Heun's step by O((s - t)^3). From scratch that holds for their
     means given x_t, so the mean gradient of the squared error vanishes as s - t goes to 0.
 
-    batch: as in `losses.flow_matching`. metrics: 'residual', the mean over event and rows of ((f - f') / (s - t))^2.
+    drop, null, batch: as in `losses.flow_matching`.
+    metrics: 'residual', the mean over event and rows of ((f - f') / (s - t))^2.
     Errors: ValueError at construction for steps that draw other times, as `losses.flow_matching` at trace time, and for
         what is missing in frozen ('teacher', 'ema', 'step').
     Sources: Song, Dhariwal, Chen, Sutskever, "Consistency Models", 2023; Song, Dhariwal, "Improved Techniques for Training
@@ -117,10 +120,11 @@ def discrete_consistency(
     """
     name = "discrete_consistency"
     check_steps(name, steps)
+    check_drop(name, drop, null)
 
     def loss(params, key, batch, frozen=None):
         frozen = frozen or {}
-        pairs = draw_pairs(name, key, batch, lambda key, n: steps(key, n, frozen), coupling, 0.0, None)
+        pairs = draw_pairs(name, key, batch, lambda key, n: steps(key, n, frozen), coupling, drop, null)
         x0, x1, cond, row_weight, (t, s), _, dropout_key = pairs
         v = line_velocity(name, target_velocity, frozen, x0, x1, cond)
         x_t = on_line(x0, x1, t)
@@ -128,9 +132,7 @@ def discrete_consistency(
         f = predicted_data(velocity, params, x_t, t, cond, dropout_key, x1.dtype)
         other = jax.lax.stop_gradient(target(params, frozen))
         f_s = jax.lax.stop_gradient(predicted_data(velocity, other, x_s, s, cond, dropout_key, x1.dtype))
-        error = metric(f, f_s, x_t, t)
-        if error.shape != t.shape:
-            raise ValueError(f"{name}: expected a metric of shape {list(t.shape)}, got {list(error.shape)}")
+        error = shaped(name, "a metric", metric(f, f_s, x_t, t), t)
         residual = mean_squared(f, f_s, x_t, t) / (s - t) ** 2
         return mean_of_rows(weight(t, s) * error, row_weight), {"residual": mean_of_rows(residual, row_weight)}
 

@@ -19,10 +19,10 @@ from jflow.fewstep._parts import line_velocity, on_line
 from jflow.fewstep.consistency import Frozen, online_target
 from jflow.fields import like_state
 from jflow.losses._batch import mean_of_rows
-from jflow.losses._pairs import draw_pairs
+from jflow.losses._pairs import check_drop, draw_pairs
 from jflow.losses.errors import mean_squared
 from jflow.solvers._integrate import rising_times
-from jflow.types import Coupling, Loss, Params, Time, Velocity
+from jflow.types import Coupling, Loss, Params, PyTree, Time, Velocity
 
 __all__ = ["consistency_flow_matching"]
 
@@ -40,6 +40,8 @@ def consistency_flow_matching(
     coupling: Coupling = _INDEPENDENT,
     target_velocity: Velocity | None = None,
     target: Callable[[Params, Frozen], Params] = online_target,
+    drop: float = 0.0,
+    null: PyTree = None,
 ) -> Loss:
     """Consistency-FM: with e the end of the segment that t lies in, and s = min(t + delta, e), the mean over event and rows of
 
@@ -57,8 +59,8 @@ def consistency_flow_matching(
         this is flow matching weighed by (e - t)^2. (In the published code it is a time, whatever the segment.)
     target_velocity: a teacher, with params frozen['teacher'], for x_s = x_t + (s - t) v(x_t, t) (ours); then boundary = 1.
 
-    batch: as in `losses.flow_matching`. metrics: 'residual', the mean of ((f - f') / (s - t))^2, and 'velocity', that of
-        the second term's square, over the rows that have it (zero where none has).
+    drop, null, batch: as in `losses.flow_matching`. metrics: 'residual', the mean of ((f - f') / (s - t))^2, and 'velocity',
+        that of the second term's square, over the rows that have it (zero where none has).
     Errors: ValueError at construction for delta <= 0 or longer than a segment, alpha < 0, boundary outside (0, 1] or below 1
         beside a target_velocity, and segments that do not rise from 0 to 1; as `losses.flow_matching` at trace time, and for
         what is missing in frozen.
@@ -66,6 +68,7 @@ def consistency_flow_matching(
         code sums over the event.
     """
     name = "consistency_flow_matching"
+    check_drop(name, drop, null)
     edges = rising_times(name, segments)
     if edges[0] != 0 or edges[-1] != 1:
         raise ValueError(f"{name}: expected segments from 0 to 1, got {edges}")
@@ -78,7 +81,7 @@ def consistency_flow_matching(
         raise ValueError(f"{name}: expected boundary in (0, 1], 1 beside a target_velocity, got {boundary}")
 
     def loss(params, key, batch, frozen=None):
-        x0, x1, cond, weight, t, _, dropout_key = draw_pairs(name, key, batch, time, coupling, 0.0, None)
+        x0, x1, cond, weight, t, _, dropout_key = draw_pairs(name, key, batch, time, coupling, drop, null)
         ends = jnp.asarray(edges, t.dtype)
         # of the segment [start, e) that t lies in, 1 in the last; times closer to 1 than rounding are moved away from it
         t = jnp.minimum(t, 1 - 1e-6)

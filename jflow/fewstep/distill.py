@@ -4,7 +4,11 @@ InstaFlow's way from a guided teacher to one step, for text and labels alike. Gu
 and the condition goes with each pair:
 
     guided = guidance.cfg(velocity, 3.0, null=null)
-    source = lambda key, n: {**normal_source(event)(key, n), **take_conditions(key, n)}      # {'x0', 'cond'}
+
+    def source(key, n):                                   # a key each: labels must not be a function of the noise
+        noise_key, label_key = jax.random.split(key)
+        return {**normal_source(event)(noise_key, n), "cond": draw_labels(label_key, n)}
+
     generate_pairs(runs / "pairs", guided, params, source, 10**6, key=key, about={"guidance": 3.0})
     rows = read_shards(runs / "pairs")                                                       # {'x0', 'x', 'cond'}
     loss = losses.flow_matching(velocity)      # reflow, from the teacher's params: the guidance is in the pairs now
@@ -23,6 +27,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from jflow import losses
+from jflow.fewstep._parts import need_pairs
 from jflow.losses.errors import Metric, mean_squared
 from jflow.types import Loss, Time, Velocity
 
@@ -54,8 +59,7 @@ def distillation(velocity: Velocity, *, times: Sequence[float] = (0.0,), metric:
     matching = losses.flow_matching(velocity, time=fixed_times(times), metric=metric)
 
     def loss(params, key, batch, frozen=None):
-        if batch.get("x0") is None:
-            raise ValueError(f"distillation: expected pairs, 'x0' beside 'x', in batch, got the keys {sorted(batch)}")
+        need_pairs("distillation", batch)
         return matching(params, key, batch, frozen)
 
     return loss

@@ -20,10 +20,10 @@ import jax.numpy as jnp
 import numpy as np
 from jax.typing import ArrayLike
 
-from jflow._util import check_cond, expand_to, float_dtype, need_key, split_key
-from jflow.fewstep._parts import finished
+from jflow._util import check_cond, expand_to, float_dtype, need_key
+from jflow.fewstep._parts import check_flow_map, finished, sampling_times
 from jflow.fields import like_state, rows
-from jflow.solvers._integrate import SolveInfo, Status, rising_times
+from jflow.solvers._integrate import SolveInfo, Status
 from jflow.types import Array, Cond, FlowMap, Key, Params, TimePair, Velocity
 
 __all__ = [
@@ -52,6 +52,7 @@ def carry(
     key: Key | None = None,
 ) -> Array:
     """f(x, t, r) = x + (r - t) u(x, t, r): x [b, *event] carried from time t to time r (both [b], or scalars)."""
+    x = _floating("carry", x)
     t, r = (rows(time, x.shape[0]).astype(float_dtype(x)) for time in (t, r))
     u = like_state("carry", flow_map.apply(params, x, t, r, cond, key=key), x)
     return (x + expand_to(r - t, x) * u).astype(x.dtype)
@@ -130,26 +131,31 @@ def sample(
     x0: Array,
     cond: Cond = None,
     *,
-    steps: int = 1,
+    steps: int | None = None,
     grid: ArrayLike | None = None,
     renoise: float = 0.0,
     key: Key | None = None,
 ) -> tuple[Array, SolveInfo]:
     """Carry x0 [b, *event] from t=0 to t=1 by one evaluation a step, x <- f(x, t, t_next); returns (x1, info).
 
-    steps: equal ones; or grid, rising times [n + 1] in [0, 1].
+    steps: equal ones, 1 where nothing is given; or grid, rising times [n + 1] in [0, 1].
     renoise: g in [0, 1]; a step goes beyond t_next, to r = t_next + g (1 - t_next), and back to t_next by fresh noise z:
             x <- (t_next / r) x_r + sqrt((1 - t_next)^2 - (t_next / r)^2 (1 - r)^2) z
         on the linear path from standard normal noise. 0 is deterministic; 1 goes to data every time, the multistep sampler
         of consistency models (and the only one for maps that know r = 1 alone). The last step adds none.
     info: evaluations [b] = steps, status [b] (`solvers.Status`); rows that are not finite are NaN.
-    Errors: ValueError for steps < 1, a grid that does not rise within [0, 1], renoise outside [0, 1] or without a key.
+    Errors: ValueError for steps < 1, a grid that does not rise within [0, 1], both at once, renoise outside [0, 1], without a
+        key or with a grid that ends before 1, and for x0 that is not a floating array [b, *event].
     Sources: Boffi, Albergo, Vanden-Eijnden, "Flow Map Matching", 2024; Song, Dhariwal, Chen, Sutskever, "Consistency
         Models", 2023 (renoise=1); Sabour, Fidler, Kreis, "Align Your Flow", 2025 (between).
     """
     if not 0 <= renoise <= 1:
         raise ValueError(f"fewstep.sample: expected renoise in [0, 1], got {renoise}")
-    times = rising_times("fewstep.sample", steps if grid is None else grid)
+    check_flow_map("fewstep.sample", flow_map)
+    x0 = _floating("fewstep.sample", x0)
+    times = sampling_times("fewstep.sample", steps, grid)
+    if renoise > 0 and not isinstance(times, jax.core.Tracer) and times[-1] != 1:
+        raise ValueError(f"fewstep.sample: renoise goes by way of data: expected a grid that ends at 1, got {times}")
     n = x0.shape[0]
     check_cond("fewstep.sample", cond, n)
     count = np.shape(times)[0] - 1
@@ -167,7 +173,7 @@ def sample(
             x = keep * x + std * jax.random.normal(key, x.shape, x.dtype)
         return x, None
 
-    keys = jnp.stack(split_key(key, count)) if renoise > 0 and key is not None else None
+    keys = jax.random.split(key, count) if renoise > 0 and key is not None else None
     x, _ = jax.lax.scan(step, jnp.asarray(x0, float_dtype(x0)), (times[:-1], times[1:], keys))
     return finished(x, count, x0)
 
@@ -197,22 +203,36 @@ def by_evaluations(
 def grown(fresh: Params, teacher: Params) -> Params:
     """Params for a student with more parts than its teacher: `fresh`, with the teacher's leaves where it has them.
 
-    fresh: the student's own init. A flow map grown from a velocity of the same network starts as u(x, t, r) = v(x, t).
+    fresh: the student's own init, whose types stay. A flow map grown from a velocity of the same network starts as
+    u(x, t, r) = v(x, t).
     Errors: ValueError, with the path, where the teacher has a leaf that the student lacks or that has another shape.
     """
-    have = dict(jax.tree_util.tree_leaves_with_path(teacher))
+    have, room = (dict(jax.tree_util.tree_leaves_with_path(tree)) for tree in (teacher, fresh))
     for path, leaf in have.items():
         name = jax.tree_util.keystr(path, simple=True, separator="/")
-        there = dict(jax.tree_util.tree_leaves_with_path(fresh)).get(path)
+        there = room.get(path)
         if there is None or jnp.shape(there) != jnp.shape(leaf):
             found = "no such leaf" if there is None else f"the shape {list(jnp.shape(there))}"
             raise ValueError(f"grown: the teacher's {name!r} is {list(jnp.shape(leaf))}, the student has {found}")
-    return jax.tree_util.tree_map_with_path(lambda path, leaf: have.get(path, leaf), fresh)
+    taken = {path: jnp.asarray(leaf, room[path].dtype) for path, leaf in have.items()}
+    return jax.tree_util.tree_map_with_path(lambda path, leaf: taken.get(path, leaf), fresh)
+
+
+def _floating(name: str, x: Array) -> Array:
+    """x as an array; ValueError unless it is [b, *event] of a floating type."""
+    x = jnp.asarray(x)
+    if x.ndim == 0 or not jnp.issubdtype(x.dtype, jnp.floating):
+        raise ValueError(f"{name}: expected rows [b, *event] of a floating type, got {x.dtype}{list(x.shape)}")
+    return x
 
 
 def check_pairs(name: str, times: TimePair) -> None:
-    """Raise unless a first draw of times is (t, r) with 0 <= t <= r <= 1."""
-    t, r = (np.asarray(time) for time in times(jax.random.key(0), 64))
+    """Raise unless a first draw of times is (t, r) with 0 <= t <= r <= 1; unchecked where it depends on traced values."""
+    with jax.ensure_compile_time_eval():
+        drawn = times(jax.random.key(0), 64)
+    if any(isinstance(time, jax.core.Tracer) for time in drawn):
+        return
+    t, r = (np.asarray(time) for time in drawn)
     wrong = ~((t >= 0) & (t <= r) & (r <= 1))
     if wrong.any():
         at = int(np.argmax(wrong))

@@ -24,7 +24,7 @@ import numpy as np
 from jflow import couplings
 from jflow._util import expand_to, like_rows
 from jflow.data.splits import Rows, count, take
-from jflow.fewstep._parts import line_velocity, on_line
+from jflow.fewstep._parts import check_flow_map, line_velocity, on_line, shaped
 from jflow.fewstep.flow_maps import JVP, as_velocity, check_pairs, total_derivative
 from jflow.fields import like_state
 from jflow.guidance import guided
@@ -87,6 +87,7 @@ def mean_flow(
         on Rectified Trajectories", 2025. kappa as a function is ours.
     """
     name = "mean_flow"
+    check_flow_map(name, flow_map)
     _check_weight(name, power, c)
     read = _reader(name, as_velocity(flow_map), times, coupling, target_velocity, omega, kappa, interval, drop, null)
 
@@ -131,6 +132,7 @@ def improved_mean_flow(
         2025 (its time is 1 - t).
     """
     name = "improved_mean_flow"
+    check_flow_map(name, flow_map)
     _check_weight(name, power, c)
     velocity = as_velocity(flow_map) if head is None else head
     read = _reader(name, velocity, times, coupling, target_velocity, omega, kappa, interval, drop, null)
@@ -246,9 +248,7 @@ def _reader(name, velocity, times, coupling, target_velocity, omega, kappa, inte
         v = line_velocity(name, target_velocity, frozen, x0, x1, cond)(x, t)
         if guide:
             k = kappa(cond) if callable(kappa) else jnp.full_like(t, kappa)
-            if k.shape != t.shape:
-                raise ValueError(f"{name}: expected kappa(cond) of shape {list(t.shape)}, got {list(k.shape)}")
-            k = expand_to(k.astype(x.dtype), x)
+            k = expand_to(shaped(name, "kappa(cond)", k, t).astype(x.dtype), x)
             predicted = guided(velocity, lambda yes, no, x, t: k * yes + (1 - omega - k) * no, null=null)
             plain = expand_to(dropped | (t < low) | (t > high), x)
             v = jnp.where(plain, v, omega * v + predicted.apply(params, x, t, cond))

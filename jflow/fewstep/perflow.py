@@ -25,13 +25,13 @@ import numpy as np
 
 from jflow import couplings, paths, times
 from jflow._util import expand_to, float_dtype
-from jflow.fewstep._parts import average_velocity, needed
+from jflow.fewstep._parts import average_velocity, check_fixed, checked, needed, shaped
 from jflow.fields import like_state
 from jflow.losses._batch import mean_of_rows
 from jflow.losses._pairs import check_drop, draw_pairs
 from jflow.losses.errors import Metric, mean_squared
 from jflow.paths.affine import LINEAR, Schedule
-from jflow.solvers._integrate import method, rising_times
+from jflow.solvers._integrate import rising_times
 from jflow.types import Loss, PyTree, Time, Velocity
 
 __all__ = ["perflow", "piecewise", "window_grid"]
@@ -72,6 +72,7 @@ def perflow(
     Source: Yan, Liu, Pan, Liew, Liu, Feng, "PeRFlow: Piecewise Rectified Flow as Universal Plug-and-Play Accelerator", 2024
         (its time is 1 - t here).
     """
+    knots = window_knots("perflow", knots)
     inside = piecewise(schedule, knots)
     return in_windows("perflow", velocity, teacher, knots, schedule, inside, time, solver, steps, metric, drop, null)
 
@@ -129,15 +130,16 @@ def in_windows(name, velocity, teacher, knots, schedule, inside, time, solver, s
     knots = window_knots(name, knots)
     check_drop(name, drop, null)
     # a solver on the linear path meets no slope that is infinite, as those of diffusion schedules are near data
+    teacher = checked(f"{name}: teacher", teacher)
     linear = teacher if schedule is LINEAR else _on_line(teacher, paths.check_ends(schedule))
     path, options = paths.affine(inside), {"solver": solver, "steps": steps}
-    method(name, **options, grid=None, rtol=None, atol=None, adjoint=None, max_steps=1, default={})
+    check_fixed(name, **options)
 
     def loss(params, key, batch, frozen=None):
         x0, x1, cond, weight, t, _, dropout_key = draw_pairs(name, key, batch, time, _INDEPENDENT, drop, null)
         taught = needed(name, frozen)
         at, k = jnp.asarray(knots, t.dtype), window_index(knots, t)
-        (alpha, alpha_b), (sigma, sigma_b) = ((f(at[k]), f(at[k + 1])) for f in schedule[:2])
+        (alpha, alpha_b), (sigma, sigma_b) = ((f(at[k]), f(at[k + 1])) for f in (schedule.alpha, schedule.sigma))
         # on the linear path the window goes from a to b and the state is divided by alpha + sigma
         a, b = alpha / (alpha + sigma), alpha_b / (alpha_b + sigma_b)
         wide = [x.astype(float_dtype(x1)) for x in (x0, x1)]
@@ -154,9 +156,7 @@ def in_windows(name, velocity, teacher, knots, schedule, inside, time, solver, s
 def regressed(name, velocity, params, x, t, target, cond, weight, metric, key):
     """(loss, {'residual'}) of a velocity at (x, t) against its target."""
     v = like_state(name, velocity.apply(params, x, t, cond, key=key), x).astype(target.dtype)
-    error = metric(v, target, x, t)
-    if error.shape != t.shape:
-        raise ValueError(f"{name}: expected a metric of shape {list(t.shape)}, got {list(error.shape)}")
+    error = shaped(name, "a metric", metric(v, target, x, t), t)
     return mean_of_rows(error, weight), {"residual": mean_of_rows(mean_squared(v, target, x, t), weight)}
 
 

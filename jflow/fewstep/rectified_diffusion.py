@@ -19,6 +19,7 @@ import jax.numpy as jnp
 
 from jflow import couplings, paths, times
 from jflow._util import expand_to, float_dtype
+from jflow.fewstep._parts import need_pairs
 from jflow.fewstep.perflow import in_windows, regressed, window_index, window_knots
 from jflow.losses._pairs import check_drop, draw_pairs
 from jflow.losses.errors import Metric, mean_squared
@@ -58,8 +59,7 @@ def rectified_diffusion(
     path = paths.affine(schedule)
 
     def loss(params, key, batch, frozen=None):
-        if batch.get("x0") is None:
-            raise ValueError(f"rectified_diffusion: expected pairs, 'x0' beside 'x', got the keys {sorted(batch)}")
+        need_pairs("rectified_diffusion", batch)
         pairs = draw_pairs("rectified_diffusion", key, batch, time, _INDEPENDENT, drop, null)
         x0, x1, cond, weight, t, _, dropout_key = pairs
         wide = [x.astype(float_dtype(x1)) for x in (x0, x1)]
@@ -115,7 +115,7 @@ def end_error(schedule: Schedule, knots: int | Sequence[float] = 1, metric: Metr
 
     def error(v, target, x_t, t):
         end = jnp.asarray(knots, t.dtype)[window_index(knots, t) + 1]
-        alpha, sigma = (expand_to(f(end), x_t) for f in schedule[:2])
+        alpha, sigma = (expand_to(f(end), x_t) for f in (schedule.alpha, schedule.sigma))
 
         def state(u):
             x = x_t.astype(u.dtype)

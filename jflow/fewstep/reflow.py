@@ -42,7 +42,8 @@ from jflow.types import Array, Cond, Key, Params, Velocity
 __all__ = ["Source", "generate_pairs", "normal_source", "rows_source"]
 
 Source = Callable[[Key, int], Mapping[str, Any]]
-"""(key, n) -> {'x0': [n, *event]} to carry forward or {'x': [n, *event]} to carry backward, and 'cond' [n, ...] if any."""
+"""(key, n) -> {'x0': [n, *event]} to carry forward or {'x': [n, *event]} to carry backward, and 'cond' [n, ...] if any, one
+array. Split the key where noise and conditions are both drawn: from one key they would depend on each other."""
 
 _HEUN = diffrax.Heun()
 
@@ -141,6 +142,10 @@ def taught(
         cond = given.pop("cond", None)
         if set(given) not in ({"x0"}, {"x"}):
             raise ValueError(f"{name}: expected source to give 'x0' or 'x', and 'cond' if any, got {sorted(given)}")
+        if isinstance(cond, Mapping | tuple | list):
+            raise ValueError(
+                f"{name}: expected 'cond' of the source to be one array [n, ...], got a {type(cond).__name__}"
+            )
         (kind, start), *_ = given.items()
         start, cond = place((start, cond), sharding)
         rows = run(params, start, cond, kind == "x")

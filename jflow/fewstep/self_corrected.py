@@ -16,13 +16,13 @@ import jax.numpy as jnp
 from jflow import couplings
 from jflow import times as time_laws
 from jflow._util import expand_to, float_dtype
-from jflow.fewstep._parts import check_weights, line, mean_event, needed
+from jflow.fewstep._parts import check_weights, line, mean_event, needed, shaped
 from jflow.fewstep.adversarial import Game, adversarial, fixed_steps, non_saturating, on_student, summed
 from jflow.fields import like_state
 from jflow.losses._batch import mean_of_rows
-from jflow.losses._pairs import draw_pairs
+from jflow.losses._pairs import check_drop, draw_pairs
 from jflow.losses.errors import Metric, mean_squared
-from jflow.types import Field, Loss, Time, Velocity
+from jflow.types import Field, Loss, PyTree, Time, Velocity
 
 __all__ = ["self_corrected", "self_correction"]
 
@@ -37,7 +37,9 @@ def self_correction(
     reach: float = 0.05,
     metric: Metric = mean_squared,
     backward: float = 0.1,
-    correction: float = 0.1,
+    correction: float = 0.01,
+    drop: float = 0.0,
+    null: PyTree = None,
 ) -> Loss:
     """The student's part of self-corrected flow distillation, for a consistency model f(x, t) = x + (1 - t) F(x, t):
 
@@ -54,10 +56,11 @@ def self_correction(
     point is drawn to both its neighbours alike, and what is known spreads as heat does, many times slower. (Eight Gaussians,
     5000 updates, reach 0.1 and an average of 0.95, W2 of one step less that of data: 0.031 with backward 0.1; with 1 and
     even longer reaches above 0.9, where the teacher's own step is at 1.126.) A short memory of the average makes it faster:
-    each reach waits for it.
+    each reach waits for it. `forward` compares neighbours, whose errors are of the size of the reach: its squares are small
+    beside those of `correction`, which holds the student at its first guess where it weighs as much.
 
     metric: (prediction, target, x_t, t) -> [b], any of `losses`; correction is a mean of squares over the event.
-    batch: as in `losses.flow_matching`. frozen: 'teacher' and 'ema' (make_step's ema).
+    drop, null, batch: as in `losses.flow_matching`. frozen: 'teacher' and 'ema' (make_step's ema).
     metrics: 'residual', the mean square of forward's and backward's errors together; 'correction'.
     Errors: ValueError for reach outside (0, 1] or weights out of range; at trace time for what frozen lacks, and as
         `losses.flow_matching`.
@@ -67,10 +70,11 @@ def self_correction(
     if not 0 < reach <= 1:
         raise ValueError(f"{name}: expected reach in (0, 1], got {reach}")
     check_weights(name, backward=backward, correction=correction)
+    check_drop(name, drop, null)
 
     def loss(params, key, batch, frozen=None):
         given, average = needed(name, frozen), needed(name, frozen, "ema")
-        x0, x1, cond, weight, t, step_key, dropout_key = draw_pairs(name, key, batch, time, _INDEPENDENT, 0.0, None)
+        x0, x1, cond, weight, t, step_key, dropout_key = draw_pairs(name, key, batch, time, _INDEPENDENT, drop, null)
         x_t, _ = line(x0, x1, t)
         v = like_state(name, teacher.apply(given, x_t, t, cond), x_t)
         ahead, behind = jax.random.uniform(step_key, (2, t.shape[0]), t.dtype)
@@ -82,7 +86,9 @@ def self_correction(
 
         here = data(params, x_t, t)
         near = [jax.lax.stop_gradient(data(average, x_t + expand_to(s, v) * v, t + s)) for s in steps]
-        forward, back = (mean_of_rows(metric(here, there, x_t, t), weight) for there in near)
+        forward, back = (
+            mean_of_rows(shaped(name, "a metric", metric(here, there, x_t, t), t), weight) for there in near
+        )
         residual = sum(mean_of_rows(mean_event(jnp.square(here - there)), weight) for there in near)
 
         y = jax.lax.stop_gradient(data(params, x0, jnp.zeros_like(t)))
@@ -102,9 +108,11 @@ def self_corrected(
     reach: float = 0.05,
     metric: Metric = mean_squared,
     backward: float = 0.1,
-    correction: float = 0.1,
+    correction: float = 0.01,
+    drop: float = 0.0,
+    null: PyTree = None,
     game: Game = _NON_SATURATING,
-    weight: float = 0.1,
+    weight: float = 0.01,
     r1: float = 0.0,
 ) -> Loss:
     """Self-corrected flow distillation: `self_correction` of the student, and a discriminator of its one step x0 + F(x0, 0).
@@ -114,7 +122,15 @@ def self_corrected(
     """
     one_step = fixed_steps(velocity, 1)
     student = self_correction(
-        velocity, teacher, time=time, reach=reach, metric=metric, backward=backward, correction=correction
+        velocity,
+        teacher,
+        time=time,
+        reach=reach,
+        metric=metric,
+        backward=backward,
+        correction=correction,
+        drop=drop,
+        null=null,
     )
     gan = adversarial(one_step, discriminator, game=game, weight=weight, r1=r1)
     return summed({"map": on_student(student), "gan": gan})

@@ -19,7 +19,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from jflow import solvers
-from jflow._util import expand_to
+from jflow._util import check_whole, expand_to
 from jflow.fewstep.distill import fixed_times
 from jflow.fewstep.reflow import Source, described, taught
 from jflow.fewstep.shards import write_shards
@@ -109,6 +109,7 @@ def generate_trajectories(
     the rows lie in rising time either way. All else as in `fewstep.generate_pairs`.
     """
     times = _knots("generate_trajectories", knots)
+    check_whole("generate_trajectories", steps=steps)
 
     def carry(params, start, cond, backward):
         ends = times[::-1] if backward else times

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from tqdm import tqdm
 
@@ -45,6 +46,7 @@ def write_shards(
     about: JSON that names what made the rows; it is kept in the manifest with n, batch, shard and key, and a folder
         made otherwise is refused. share: (i, workers) writes each workers-th shard from the i-th on, for several
         processes that write to one folder.
+    bfloat16 is written as float32.
     Errors: ValueError for a folder of other options (naming them), for counts below 1 and a shard that is not a multiple
         of batch; FloatingPointError for rows that are not finite, which names the shard: it is not written.
     """
@@ -54,7 +56,7 @@ def write_shards(
     folder.mkdir(parents=True, exist_ok=True)
     impl = str(jax.random.key_impl(key))
     manifest = {"n": n, "batch": batch, "shard": shard, "key": [impl, jax.random.key_data(key).tolist()]}
-    _claim(folder, json.loads(json.dumps({**manifest, "about": dict(about or {})})))
+    _claim(folder, json.loads(json.dumps({**manifest, "about": dict(about or {})}, default=_number)))
     mine = list(_sizes(n, shard).items())[share[0] :: share[1]]
     with tqdm(total=sum(rows for _, rows in mine), unit="row", disable=not progress) as bar:
         for i, (name, rows) in enumerate(mine):
@@ -134,10 +136,16 @@ def _write(path: Path, draw: Draw, n: int, key: Key, batch: int, first: int, bar
             rows = jax.tree.map(np.asarray, dict(draw(jax.random.fold_in(key, first + i), batch)))
             if count(rows) != batch:
                 raise ValueError(f"expected draw(key, {batch}) to give {batch} rows, got {count(rows)}")
-            rows = {name: rows[name][: n - start] for name in sorted(rows)}  # every batch is drawn whole: one program
+            # every batch is drawn whole: one program
+            rows = {name: _plain(rows[name][: n - start]) for name in sorted(rows)}
             _check_finite(path, rows)
             write(rows)
             bar.update(len(next(iter(rows.values()))))
+
+
+def _plain(value: np.ndarray) -> np.ndarray:
+    """value, in float32 where numpy's files don't know the type (bfloat16)."""
+    return value.astype(np.float32) if value.dtype.kind == "V" and jnp.issubdtype(value.dtype, jnp.floating) else value
 
 
 def _check_finite(path: Path, rows: Rows) -> None:
@@ -160,6 +168,11 @@ def _claim(folder: Path, manifest: dict) -> None:
     if changed:
         said = "; ".join(f"{k} was {before.get(k)}, is {now.get(k)}" for k in changed)
         raise ValueError(f"the shards in {folder} were made otherwise: {said}. Give another folder, or empty it")
+
+
+def _number(value):
+    """What JSON can say of numpy's and jax's numbers and arrays."""
+    return np.asarray(value).tolist()
 
 
 def _manifest(folder: Path) -> dict | None:

@@ -15,8 +15,8 @@ import jax
 import jax.numpy as jnp
 
 from jflow import couplings, times
-from jflow._util import expand_to, like_rows
-from jflow.fewstep._parts import line_velocity, needed, on_line
+from jflow._util import check_whole, expand_to, like_rows
+from jflow.fewstep._parts import check_flow_map, line_velocity, needed, on_line
 from jflow.fewstep.mean_flow import replaced
 from jflow.fields import like_state
 from jflow.losses._batch import mean_of_rows
@@ -55,7 +55,8 @@ def shortcut(
     target_velocity: the marginal velocity in place of x1 - x0, with params frozen['teacher'].
     scale, null: guidance of the velocities at the smallest d alone, u_null + scale (u_cond - u_null): larger steps take it
         over from below, once. Steps of size 0 stay unguided. drop: as in `losses.flow_matching`, of matching rows only.
-    batch: as in `losses.flow_matching`. metrics: 'residual', the loss, and 'self_consistency', the part of those rows.
+    batch: as in `losses.flow_matching`, in random order. metrics: 'residual', the loss, and 'self_consistency', the mean of
+        those rows, zero where none has weight.
     Errors: ValueError at construction for levels < 1, every < 2, a scale that is not finite, and guidance or drop without
         null; at trace time as `losses.flow_matching`, for guidance without 'cond', and without frozen['ema'] (make_step
         puts it there, given ema=) or, for a target_velocity, frozen['teacher'].
@@ -63,9 +64,9 @@ def shortcut(
         [-4, 4], which is left out; d / 2 at the smallest d is told as 0 here, one more size there.
     """
     check_drop("shortcut", drop, null)
-    for what, value, least in (("levels", levels, 1), ("every", every, 2)):
-        if isinstance(value, bool) or int(value) != value or value < least:
-            raise ValueError(f"shortcut: expected {what} to be a whole number of at least {least}, got {value}")
+    check_flow_map("shortcut", flow_map)
+    check_whole("shortcut", levels=levels)
+    check_whole("shortcut", 2, every=every)
     if not math.isfinite(scale):
         raise ValueError(f"shortcut: expected a finite scale, got {scale}")
     if scale != 1 and null is None:
@@ -111,7 +112,9 @@ def shortcut(
         u = like_state("shortcut", flow_map.apply(params, x, t, r, cond, key=dropout_key), x)
         error = mean_squared(u, target, x, t)
         total = mean_of_rows(error, weight)
-        share = mean_of_rows(rows(error), None if weight is None else rows(weight))
-        return total, {"residual": total, "self_consistency": share}
+        counted = jnp.ones_like(t) if weight is None else weight.astype(t.dtype)
+        own_part = mean_of_rows(jnp.where(own, error, 0), counted)
+        share = jnp.maximum(mean_of_rows(own.astype(t.dtype), counted), jnp.finfo(t.dtype).tiny)
+        return total, {"residual": total, "self_consistency": own_part / share}
 
     return loss

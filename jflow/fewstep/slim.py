@@ -25,7 +25,7 @@ import numpy as np
 
 from jflow import couplings, times
 from jflow._util import expand_to, float_dtype, need_key
-from jflow.fewstep._parts import needed
+from jflow.fewstep._parts import need_pairs, needed, shaped
 from jflow.fields import like_state
 from jflow.losses._batch import mean_of_rows
 from jflow.losses._pairs import draw_pairs
@@ -55,8 +55,7 @@ def annealed_source(loss: Loss, amount: Callable[[Array], Array]) -> Loss:
 
     def annealed(params, key, batch, frozen=None):
         need_key("annealed_source", key)
-        if batch.get("x0") is None:
-            raise ValueError(f"annealed_source: expected pairs, 'x0' beside 'x', got the keys {sorted(batch)}")
+        need_pairs("annealed_source", batch)
         noise_key, loss_key = jax.random.split(key)
         x0 = jnp.asarray(batch["x0"])
         c = jnp.asarray(amount(needed("annealed_source", frozen, "step")), float_dtype(x0))
@@ -99,8 +98,7 @@ def flow_guided_distillation(
         raise ValueError(f"{name}: expected a finite weight >= 0, got {scale}")
 
     def loss(params, key, batch, frozen=None):
-        if batch.get("x0") is None:
-            raise ValueError(f"{name}: expected pairs, 'x0' beside 'x', got the keys {sorted(batch)}")
+        need_pairs(name, batch)
         x0, x1, cond, weight, s, noise_key, dropout_key = draw_pairs(name, key, batch, time, _INDEPENDENT, 0.0, None)
         taught = needed(name, frozen)
         dtype, zero = float_dtype(x1), jnp.zeros_like(s)
@@ -119,9 +117,7 @@ def flow_guided_distillation(
         terms = []
         for (x, target), dropout in zip(wanted, jax.random.split(dropout_key), strict=True):
             v = student(x, dropout)
-            error = metric(v, target, x, zero)
-            if error.shape != zero.shape:
-                raise ValueError(f"{name}: expected a metric of shape {list(zero.shape)}, got {list(error.shape)}")
+            error = shaped(name, "a metric", metric(v, target, x, zero), zero)
             terms.append((mean_of_rows(error, weight), mean_of_rows(mean_squared(v, target, x, zero), weight)))
         (pairs, residual), (guided, two_step) = terms
         return pairs + scale * guided, {"residual": residual, "two_step": two_step}

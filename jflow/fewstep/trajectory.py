@@ -7,8 +7,18 @@ import jax.numpy as jnp
 from jflow import couplings
 from jflow import times as time_laws
 from jflow._util import expand_to, float_dtype
-from jflow.fewstep._parts import average_velocity, check_weights, line, mean_event, needed
+from jflow.fewstep._parts import (
+    average_velocity,
+    check_fixed,
+    check_flow_map,
+    check_weights,
+    checked,
+    line,
+    mean_event,
+    needed,
+)
 from jflow.fewstep.flow_maps import check_pairs
+from jflow.fields import like_state
 from jflow.losses._batch import mean_of_rows
 from jflow.losses._pairs import check_drop, draw_pairs
 from jflow.types import Coupling, FlowMap, Loss, PyTree, TimePair, Velocity
@@ -60,8 +70,9 @@ def trajectory_distillation(
     check_weights(name, **weights)
     if not any(weights.values()):
         raise ValueError(f"{name}: expected one of {', '.join(weights)} above 0, got none")
-    if isinstance(steps, bool) or int(steps) != steps or steps < 1:
-        raise ValueError(f"{name}: expected steps to be a whole number of at least 1, got {steps}")
+    check_flow_map(name, flow_map)
+    check_fixed(name, solver, steps)
+    teacher = checked(f"{name}: teacher", teacher)
 
     def loss(params, key, batch, frozen=None):
         pairs = draw_pairs(name, key, batch, times, coupling, drop, null)
@@ -75,7 +86,7 @@ def trajectory_distillation(
 
         def student(params, x, t, r):
             u = flow_map.apply(params, x.astype(x_t.dtype), t, r, cond, key=dropout_key)
-            return u.astype(float_dtype(x_t))
+            return like_state(name, u, x_t).astype(float_dtype(x_t))
 
         x = x_t.astype(float_dtype(x_t))
         to_r, to_end = (expand_to(time - t, x) for time in (r, end))

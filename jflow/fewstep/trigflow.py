@@ -22,12 +22,12 @@ import jax
 import jax.numpy as jnp
 
 from jflow import couplings, paths, times
-from jflow._util import expand_to, float_dtype
-from jflow.fewstep._parts import needed
+from jflow._util import check_whole, expand_to, float_dtype
+from jflow.fewstep._parts import checked, mean_event, needed, shaped, warmed
 from jflow.fewstep.flow_maps import JVP
 from jflow.losses._batch import mean_of_rows
-from jflow.losses._pairs import draw_pairs
-from jflow.types import Array, Coupling, Loss, Time, Velocity
+from jflow.losses._pairs import check_drop, draw_pairs
+from jflow.types import Array, Coupling, Loss, PyTree, Time, Velocity
 
 __all__ = ["clipped_tangent", "normalised_tangent", "trigflow_consistency"]
 
@@ -44,7 +44,7 @@ def normalised_tangent(c: float = 0.1) -> Callable[[Array], Array]:
         raise ValueError(f"normalised_tangent: expected a finite c > 0, got {c}")
 
     def normalise(g):
-        return g / (expand_to(jnp.sqrt(_mean_square(g)), g) + c)
+        return g / (expand_to(jnp.sqrt(mean_event(jnp.square(g))), g) + c)
 
     return normalise
 
@@ -65,6 +65,8 @@ def trigflow_consistency(
     coupling: Coupling = _INDEPENDENT,
     warmup: int = 0,
     tangent: Callable[[Array], Array] | None = None,
+    drop: float = 0.0,
+    null: PyTree = None,
     jvp: JVP = jax.jvp,
 ) -> Loss:
     """sCM: the derivative of f along the trajectory vanishes. With s = data_std, F of `paths.to_trigonometric(velocity)` and
@@ -84,7 +86,7 @@ def trigflow_consistency(
         f vanishes where the tangent is g itself: a function that is not linear moves the minimum, but for symmetric laws.
     The paper's learned weight of tau is left out: with normalised tangents the rows weigh the same already.
 
-    batch: as in `losses.flow_matching`. metrics: 'residual', the mean over event and rows of g^2 at r = 1.
+    drop, null, batch: as in `losses.flow_matching`. metrics: 'residual', the mean over event and rows of g^2 at r = 1.
     Errors: ValueError at construction for data_std <= 0 or warmup < 0; as `losses.flow_matching` at trace time, and for
         what is missing in frozen ('teacher', 'step').
     Sources: Lu, Song, "Simplifying, Stabilizing and Scaling Continuous-Time Consistency Models", 2024; Chen et al.,
@@ -93,14 +95,16 @@ def trigflow_consistency(
     name = "trigflow_consistency"
     if not 0 < data_std < math.inf:
         raise ValueError(f"{name}: expected a finite data_std > 0, got {data_std}")
-    if isinstance(warmup, bool) or int(warmup) != warmup or warmup < 0:
-        raise ValueError(f"{name}: expected warmup to be a whole number of updates >= 0, got {warmup}")
+    check_whole(name, 0, warmup=warmup)
+    check_drop(name, drop, null)
     tangent = normalised_tangent() if tangent is None else tangent
-    student = paths.to_trigonometric(velocity, data_std=data_std)
-    teacher = None if target_velocity is None else paths.to_trigonometric(target_velocity, data_std=data_std)
+    student, teacher = (
+        None if v is None else paths.to_trigonometric(checked(said, v), data_std=data_std)
+        for said, v in ((name, velocity), (f"{name}: target_velocity", target_velocity))
+    )
 
     def loss(params, key, batch, frozen=None):
-        x0, x1, cond, weight, t, _, dropout_key = draw_pairs(name, key, batch, time, coupling, 0.0, None)
+        x0, x1, cond, weight, t, _, dropout_key = draw_pairs(name, key, batch, time, coupling, drop, null)
         dtype = float_dtype(x1)
         x0, data = x0.astype(dtype), x1.astype(dtype) / data_std
         tau = jnp.arctan2(1 - t, data_std * t)
@@ -119,14 +123,11 @@ def trigflow_consistency(
         out, still = out.astype(dtype), jax.lax.stop_gradient(out).astype(dtype)
         apart = -(cos**2) * (still - slope)
         change = cos * sin * x + jax.lax.stop_gradient(turn).astype(dtype)
-        r = 1.0 if warmup == 0 else jnp.minimum(needed(name, frozen, "step") / warmup, 1).astype(dtype)
-        g = jax.lax.stop_gradient(tangent(data_std * (apart - r * change)))
-        residual = _mean_square(data_std * (apart - change))
-        error = _mean_square(out - still - g)
+        r = jnp.asarray(warmed(name, frozen, warmup), dtype)
+        g = data_std * (apart - r * change)
+        g = jax.lax.stop_gradient(shaped(name, "a tangent", tangent(g), g))
+        residual = mean_event(jnp.square(data_std * (apart - change)))
+        error = mean_event(jnp.square(out - still - g))
         return mean_of_rows(error, weight), {"residual": mean_of_rows(jax.lax.stop_gradient(residual), weight)}
 
     return loss
-
-
-def _mean_square(x: Array) -> Array:
-    return jnp.mean(jnp.square(x).reshape(x.shape[0], -1), axis=1)

@@ -17,11 +17,11 @@ from jax.typing import ArrayLike
 from jflow import couplings
 from jflow import times as time_laws
 from jflow._util import expand_to, float_dtype
-from jflow.fewstep._parts import average_velocity, check_weights, mean_event, needed
+from jflow.fewstep._parts import average_velocity, check_fixed, check_weights, checked, mean_event, need_pairs, needed
 from jflow.fields import like_state, rows
 from jflow.losses._batch import mean_of_rows
-from jflow.losses._pairs import draw_pairs
-from jflow.types import Array, Cond, Loss, Params, Time, Velocity
+from jflow.losses._pairs import check_drop, draw_pairs
+from jflow.types import Array, Cond, Loss, Params, PyTree, Time, Velocity
 
 __all__ = ["restore", "tunable_distillation"]
 
@@ -46,6 +46,8 @@ def tunable_distillation(
     solver: diffrax.AbstractSolver = _MIDPOINT,
     boundary: float = 0.1,
     align: float = 0.0,
+    drop: float = 0.0,
+    null: PyTree = None,
 ) -> Loss:
     """A one-step student v(x0, t), told the source x0 and a knob t, whose chords x_t = x0 + t v(x0, t) lie on the teacher's
     trajectory from x0: v(x0, t) is the teacher's average velocity from time 0 to t. With s = t + step and V the teacher's
@@ -64,6 +66,7 @@ def tunable_distillation(
     velocity: the student; the teacher's network and params will do to start from. Its time is the knob: no solver carries it.
     teacher: its params are frozen['teacher'].
     batch: 'x0' the sources, and 'x' in its shape (not read); 'cond', 'weight'. `couplings.with_source` makes it.
+    drop, null: as in `losses.flow_matching`.
     knob: the law of t; step: s - t, shortened where s would exceed 1.
     metrics: 'residual', the mean square of the recursion's error times s / step: of v + t dv/dt - v_teacher, up to the step.
     Errors: ValueError for step outside (0, 1] and for weights out of range; at trace time without 'x0' in batch or
@@ -75,12 +78,14 @@ def tunable_distillation(
     if not 0 < step <= 1:
         raise ValueError(f"{name}: expected step in (0, 1], got {step}")
     check_weights(name, boundary=boundary, align=align)
+    check_fixed(name, solver, 1)
+    teacher = checked(f"{name}: teacher", teacher)
+    check_drop(name, drop, null)
 
     def loss(params, key, batch, frozen=None):
-        if batch.get("x0") is None:
-            raise ValueError(f"{name}: expected the sources 'x0' beside 'x' in batch, got the keys {sorted(batch)}")
+        need_pairs(name, batch)
         given = needed(name, frozen)
-        x0, _, cond, weight, t, _, dropout_key = draw_pairs(name, key, batch, knob, _INDEPENDENT, 0.0, None)
+        x0, _, cond, weight, t, _, dropout_key = draw_pairs(name, key, batch, knob, _INDEPENDENT, drop, null)
         x, kind = x0.astype(float_dtype(x0)), x0.dtype
         s = jnp.minimum(t + step, 1)
         share = expand_to(jnp.maximum((s - t) / s, jnp.finfo(x.dtype).eps), x)  # t = 1 has no step to learn from
@@ -104,8 +109,7 @@ def tunable_distillation(
             metrics["boundary"] = mean(student(start) - teacher.apply(given, x0, start, cond))
             value = value + boundary * metrics["boundary"]
         if align > 0:
-            seen = teacher.apply(given, x_t.astype(kind), t, cond)
-            metrics["align"] = mean(expand_to(1 - t, x) * (v_t - seen))
+            metrics["align"] = mean(expand_to(1 - t, x) * (v_t - teacher.apply(given, x_t.astype(kind), t, cond)))
             value = value + align * metrics["align"]
         return value, metrics
 

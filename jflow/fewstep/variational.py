@@ -21,10 +21,10 @@ import jax.numpy as jnp
 from jax.typing import ArrayLike
 
 from jflow._util import check_cond, float_dtype, need_key
-from jflow.fewstep._parts import finished, on_line, predicted_data
+from jflow.fewstep._parts import finished, on_line, players, predicted_data, sampling_times
 from jflow.fields import rows
 from jflow.losses._batch import mean_of_rows, read
-from jflow.solvers._integrate import SolveInfo, rising_times
+from jflow.solvers._integrate import SolveInfo
 from jflow.types import Array, Cond, Field, Key, Loss, Params, Velocity
 
 __all__ = ["noise_encoder", "sample_variational", "variational_noise"]
@@ -56,7 +56,8 @@ def variational_noise(loss: Loss, encoder: Field, *, kl: float) -> Loss:
         KL = mean over the event of (mean^2 + std^2 - 1) / 2 - log(std),      then the mean over rows.
 
     params: {'model': those of loss, 'encoder': the encoder's}; the encoder learns from both terms, through x0 =
-        mean + std eps. Any loss that takes 'x0' will do, with the independent coupling (its default).
+        mean + std eps. Any loss that takes 'x0' will do, with the independent coupling (its default);
+        frozen['ema'], if there, is of both, and the loss is given the model's.
     encoder: apply(params, x1, t=1, cond) -> (mean, std), both shaped like x1; `noise_encoder` makes one.
     kl: a weight of means over the event, beside a loss that is one. VCT sums both, and multiplies its weight (10 to 90 in
         its scripts) by that of the consistency loss at the largest noise level.
@@ -73,11 +74,13 @@ def variational_noise(loss: Loss, encoder: Field, *, kl: float) -> Loss:
     def coupled(params, key, batch, frozen=None):
         need_key(name, key)
         x1, cond, weight = read(name, batch, ("x", "cond", "weight"))
-        _check_params(name, params)
+        model, encoding = players(name, params, "model", "encoder")
+        if frozen is not None and frozen.get("ema") is not None:
+            frozen = {**frozen, "ema": frozen["ema"]["model"]}
         noise_key, encoder_key, loss_key = jax.random.split(key, 3)
-        mean, std = _encoded(name, encoder, params["encoder"], x1, cond, encoder_key)
+        mean, std = _encoded(name, encoder, encoding, x1, cond, encoder_key)
         eps = jax.random.normal(noise_key, mean.shape, mean.dtype)
-        value, metrics = loss(params["model"], loss_key, {**batch, "x0": (mean + std * eps).astype(x1.dtype)}, frozen)
+        value, metrics = loss(model, loss_key, {**batch, "x0": (mean + std * eps).astype(x1.dtype)}, frozen)
         divergence = (jnp.square(mean) + jnp.square(std) - 1) / 2 - jnp.log(std)
         divergence = mean_of_rows(jnp.mean(divergence.reshape(x1.shape[0], -1), axis=1), weight)
         return value + kl * divergence, {**metrics, "kl": divergence}
@@ -92,7 +95,7 @@ def sample_variational(
     x0: Array,
     cond: Cond = None,
     *,
-    steps: int = 1,
+    steps: int | None = None,
     grid: ArrayLike | None = None,
     key: Key | None = None,
 ) -> tuple[Array, SolveInfo]:
@@ -106,22 +109,22 @@ def sample_variational(
     Source: as `variational_noise`.
     """
     name = "sample_variational"
-    times = rising_times(name, steps if grid is None else grid)
+    times = sampling_times(name, steps, grid)
     n, count = x0.shape[0], len(times) - 1
     check_cond(name, cond, n)
-    _check_params(name, params)
+    model, encoding = players(name, params, "model", "encoder")
     if count > 1:
         need_key(f"{name} with more than one step", key)
     dtype = float_dtype(x0)
     times = jnp.asarray(times, dtype)
 
     def data(x, t):
-        return predicted_data(velocity, params["model"], x, rows(t, n), cond, None, x0.dtype)
+        return predicted_data(velocity, model, x, rows(t, n), cond, None, x0.dtype)
 
     def step(x, now):
         t, t_next, key = now
         x1 = data(x, t)
-        mean, std = _encoded(name, encoder, params["encoder"], x1.astype(x0.dtype), cond, None)
+        mean, std = _encoded(name, encoder, encoding, x1.astype(x0.dtype), cond, None)
         noise = mean + std * jax.random.normal(key, x.shape, dtype)
         return on_line(noise, x1, rows(t_next, n)), None
 
@@ -141,8 +144,3 @@ def _encoded(name, encoder, params, x, cond, key):
             f"got {list(mean.shape)} and {list(std.shape)}"
         )
     return mean.astype(float_dtype(x)), std.astype(float_dtype(x))
-
-
-def _check_params(name, params):
-    if not {"model", "encoder"} <= set(params):
-        raise ValueError(f"{name}: expected params with the keys 'model' and 'encoder', got {sorted(params)}")

@@ -20,7 +20,7 @@ import jax.numpy as jnp
 from jflow import couplings
 from jflow import times as time_laws
 from jflow._util import expand_to, float_dtype
-from jflow.fewstep._parts import check_weights, line, mean_event, needed
+from jflow.fewstep._parts import check_weights, checked, line, mean_event, needed, shaped, unchanged
 from jflow.fewstep.flow_maps import JVP, to_data, total_derivative
 from jflow.fields import like_state
 from jflow.losses._batch import mean_of_rows
@@ -32,17 +32,13 @@ __all__ = ["marginal_transport", "velocity_distillation", "velocity_matching"]
 _UNIFORM, _INDEPENDENT = time_laws.uniform(), couplings.independent()
 
 
-def _as_it_is(slope: Array) -> Array:
-    return slope
-
-
 def velocity_matching(
     velocity: Velocity,
     target_velocity: Velocity | None = None,
     *,
     time: Time = _UNIFORM,
     coupling: Coupling = _INDEPENDENT,
-    tangent: Callable[[Array], Array] = _as_it_is,
+    tangent: Callable[[Array], Array] = unchanged,
     drop: float = 0.0,
     null: PyTree = None,
     jvp: JVP = jax.jvp,
@@ -65,9 +61,11 @@ def velocity_matching(
         x_t, v = line(x0, x1, t)
         if target_velocity is not None:
             v = _taught(name, target_velocity, frozen, x_t, t, cond)
-        out, slope = _motion(velocity, params, x_t, t, v, cond, dropout_key, jvp)
+        out, slope = _motion(name, velocity, params, x_t, t, v, cond, dropout_key, jvp)
         left = expand_to(1 - t, x_t)
-        error = mean_event(jnp.square(out - jax.lax.stop_gradient(v + left * tangent(slope))))
+        error = mean_event(
+            jnp.square(out - jax.lax.stop_gradient(v + left * shaped(name, "a tangent", tangent(slope), slope)))
+        )
         residual = mean_event(jnp.square(jax.lax.stop_gradient(out) - left * slope - v))
         return mean_of_rows(error, weight), {"residual": mean_of_rows(residual, weight)}
 
@@ -79,7 +77,7 @@ def velocity_distillation(
     teacher: Velocity,
     *,
     time: Time = _UNIFORM,
-    tangent: Callable[[Array], Array] = _as_it_is,
+    tangent: Callable[[Array], Array] = unchanged,
     drop: float = 0.0,
     null: PyTree = None,
     jvp: JVP = jax.jvp,
@@ -108,9 +106,9 @@ def velocity_distillation(
         x_t, _ = line(z, x1, t)
         still = jax.lax.stop_gradient(x_t)
         v = _taught(name, teacher, frozen, still, t, cond)
-        out, slope = _motion(velocity, jax.lax.stop_gradient(params), still, t, v, cond, dropout_key, jvp)
+        out, slope = _motion(name, velocity, jax.lax.stop_gradient(params), still, t, v, cond, dropout_key, jvp)
         left = expand_to(1 - t, x_t)
-        push = out - left * tangent(slope) - v
+        push = out - left * shaped(name, "a tangent", tangent(slope), slope) - v
         error = mean_event(jnp.square(x_t.astype(push.dtype) - still + jax.lax.stop_gradient(push))) / 2
         residual = mean_event(jnp.square(out - left * slope - v))
         return mean_of_rows(error, weight), {"residual": mean_of_rows(residual, weight)}
@@ -123,7 +121,7 @@ def marginal_transport(
     teacher: Velocity,
     *,
     time: Time = _UNIFORM,
-    tangent: Callable[[Array], Array] = _as_it_is,
+    tangent: Callable[[Array], Array] = unchanged,
     matching: float = 1.0,
     distillation: float = 1.0,
     drop: float = 0.0,
@@ -163,7 +161,7 @@ def _taught(name, teacher, frozen, x, t, cond):
     return jax.lax.stop_gradient(like_state(name, v, x)).astype(float_dtype(x))
 
 
-def _motion(velocity, params, x, t, v, cond, key, jvp):
+def _motion(name, velocity, params, x, t, v, cond, key, jvp):
     """(F, dF/dt), the second without gradient."""
-    out, slope = total_derivative(to_data(velocity), params, x, t, t, v, cond, key=key, jvp=jvp)
+    out, slope = total_derivative(to_data(checked(name, velocity)), params, x, t, t, v, cond, key=key, jvp=jvp)
     return out.astype(float_dtype(x)), jax.lax.stop_gradient(slope).astype(float_dtype(x))

@@ -37,7 +37,8 @@ def make_step(
         key is then split between loss and refresh. It must keep the structure, shapes and types of frozen.
     axis_name: the mapped axis. Each shard folds its index into the key, and gradients, loss, metrics and the floats
         that refresh changed are averaged over shards, each weighing the same. Over a mesh by shardings (jit) no name is
-        needed: the program sees the whole batch.
+        needed: the program sees the whole batch. Losses that solve an ODE (`fewstep.perflow`, a student's own steps) want
+        check_vma=False of jax.shard_map: diffrax's buffers are not marked as varying. pmap and jit take all losses.
 
     accumulate: the batch is cut into so many parts, one after the other in memory; gradient, loss and metrics are the
         means over parts, part i gets the key fold_in(key, i). The update is that of the whole batch for a loss that is a

@@ -5,6 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from quick import quick
+from teachers import LINE_MIXTURE, straight_mixture
 
 import jflow
 from jflow import fewstep, losses, nets, oracles, solvers
@@ -42,6 +43,15 @@ def exact_start(h):
 def test_the_exact_start_of_a_gaussian_has_no_residual(h, x64):
     run = quick(lambda v, h=h: initial_velocity(exact_start(v), h=h)({}, KEY, pairs(256))[1]["residual"])
     assert run(h) < 1e-20 and run(0.9 * h) > 1e-3
+
+
+def test_the_exact_start_of_a_mixture_has_no_residual(x64):
+    h, flow = 1.5, straight_mixture()
+    x0 = jax.random.normal(KEY, (32, 1))
+    batch = {"x0": x0, "x": quick(lambda x: oracles.mixture_flow_map(LINE_MIXTURE, x, 0.0, 1.0))(x0)}
+    start = velocity_of(lambda p, x, t, cond: h * flow.apply(p, x, h * t + (1 - h) * t**2))
+    run = quick(lambda a: initial_velocity(start, h=h)({"a": a, "b": 0.0}, KEY, batch)[1]["residual"])
+    assert run(0.0) < 1e-6 and run(0.1) > 1e-3
 
 
 def test_the_exact_acceleration_of_a_mixture_has_no_residual(x64):
@@ -107,19 +117,20 @@ def test_without_acceleration_it_is_flow_matching():
     np.testing.assert_allclose(*quick(lambda: [loss({}, KEY, batch)[0] for loss in both])(), rtol=1e-6)
 
 
-def test_on_random_pairs_the_start_is_the_velocity_at_another_time():
+@pytest.mark.parametrize("oracle", [GAUSSIAN, MIXTURE], ids=["gaussian", "mixture"])
+def test_on_random_pairs_the_start_is_the_velocity_at_another_time(oracle):
     """E[h (x1 - x0) | x_t] = h v(x_t, h t + (1 - h) t^2): the mean gradient there is zero."""
     h = 1.5
 
     def apply(params, x, t, cond):
-        exact = h * GAUSSIAN.velocity(x, h * t + (1 - h) * t**2)
+        exact = h * oracle.velocity(x, h * t + (1 - h) * t**2)
         return exact + params["a"] * x + params["b"] * t[:, None]
 
     loss = initial_velocity(velocity_of(apply), h=h)
 
     def gradient(key, params):
         a, b, c = jax.random.split(key, 3)
-        batch = {"x": GAUSSIAN.sample(a, 500), "x0": jax.random.normal(b, (500, 2))}
+        batch = {"x": oracle.sample(a, 500), "x0": jax.random.normal(b, (500, 2))}
         return jax.grad(lambda p: loss(p, c, batch)[0])(params)
 
     run = quick(jax.vmap(gradient, (0, None)))

@@ -7,7 +7,7 @@ import numpy as np
 import optax
 import pytest
 from quick import quick
-from teachers import reached, scrambled
+from teachers import reached, scrambled, standard_scores
 
 import jflow
 from jflow import losses, nets, train
@@ -72,6 +72,22 @@ def test_each_players_gradient_is_its_own(name, x64):
     assert maker < 0  # towards the data
 
 
+@pytest.mark.parametrize("name", GAMES)
+def test_a_level_discriminator_has_no_mean_gradient_where_the_laws_are_equal(name):
+    """10^5 draws; level is D = 0, of least squares 1/2."""
+    loss = adversarial(shifted, LINEAR, game=GAMES[name][0])
+    level = jnp.asarray([0.0, 0.5 if name == "least_squares" else 0.0])
+
+    def slope(key, shift):
+        params = {"student": jnp.asarray(shift), "discriminator": level}
+        data_key, loss_key = jax.random.split(key)
+        x = 2 + jax.random.normal(data_key, (1000, 1))
+        return jax.grad(lambda p: loss(p, loss_key, {"x": x})[0])(params)["discriminator"][0]
+
+    assert abs(standard_scores(lambda key: slope(key, 2.0))) < 3
+    assert standard_scores(lambda key: slope(key, 1.9)) < -10  # D is to grow where the data are
+
+
 def test_gradients_run_through_the_fixed_steps(x64):
     """dx/dt = p x by n Euler steps: x0 (1 + p / n)^n."""
     velocity = Velocity(lambda *a: 0.0, lambda p, x, t, cond=None, *, key=None: p * x)
@@ -107,6 +123,15 @@ def test_turbo_adds_features_and_reconstruction(x64):
     np.testing.assert_allclose(
         grad["discriminator"], plain["discriminator"], rtol=1e-12
     )  # features pull the student alone
+
+
+def test_features_and_reconstruction_are_means_over_the_event():
+    velocity = Velocity(lambda *a: 0.0, lambda p, x, t, cond=None, *, key=None: p * jnp.sin(x))
+    loss = turbo(velocity, LINEAR, absolute, steps=2, features=FEATURES)
+    tiled = {name: jnp.tile(value, (1, 2)) for name, value in BATCH.items()}
+    one, two = quick(lambda: [loss(PARAMS, KEY, batch)[1] for batch in (BATCH, tiled)])()
+    for name in ("features", "reconstruction"):
+        np.testing.assert_allclose(two[name], one[name], rtol=1e-5)
 
 
 def test_heads_are_summed_and_their_logits_averaged(x64):
@@ -204,6 +229,9 @@ def test_bad_input():
         adversarial(shifted, scalar)(PARAMS, KEY, BATCH)
     with pytest.raises(ValueError, match="needs a key"):
         adversarial(shifted, LINEAR)(PARAMS, None, BATCH)
+    still = Velocity(lambda *a: 0.0, lambda p, x, t, cond=None, *, key=None: p * x)
+    with pytest.raises(ValueError, match="steps to be an integer of at least 1, got 0"):
+        turbo(still, LINEAR, absolute, steps=0)(PARAMS, KEY, BATCH)
     with pytest.raises(ValueError, match="at least one loss"):
         summed({})
     with pytest.raises(ValueError, match="on_student"):

@@ -5,6 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from exact_maps import (
+    DRAWN,
     ELEMENTWISE,
     GAUSSIAN,
     MIXTURE,
@@ -71,21 +72,25 @@ def test_both_tasks_vanish_at_the_exact_map(name, told, x64):
 
 
 @pytest.mark.parametrize("told", [student_map, in_expanded_time])
-def test_from_scratch_the_mean_gradient_vanishes_at_the_exact_map(told):
-    loss = anchored_consistency(told(gaussian_map), power=0.0, clip=float("inf"), anchor=losses.mean_squared)
-    mean, error = mean_gradient(loss, ZERO, GAUSSIAN.sample)
+@pytest.mark.parametrize("name", DRAWN)
+def test_from_scratch_the_mean_gradient_vanishes_at_the_exact_map(name, told):
+    draw, average = DRAWN[name]
+    loss = anchored_consistency(told(average), power=0.0, clip=float("inf"), anchor=losses.mean_squared)
+    mean, error = mean_gradient(loss, ZERO, draw)
     assert np.all(np.abs(mean) < 3 * error)
-    moved, _ = mean_gradient(loss, {"a": 0.1, "b": 0.0}, GAUSSIAN.sample)
+    moved, _ = mean_gradient(loss, {"a": 0.1, "b": 0.0}, draw)
     assert abs(moved[0]) > 10 * error[0]
 
 
-def test_the_shortcut_alone_has_a_mean_gradient_of_zero():
+@pytest.mark.parametrize("name", DRAWN)
+def test_the_shortcut_alone_has_a_mean_gradient_of_zero(name):
     """The anchor's gradient is larger and would hide one of the shortcut."""
+    draw, average = DRAWN[name]
     nothing = lambda v, target, x, t: jnp.zeros_like(t)  # noqa: E731
-    loss = anchored_consistency(student_map(gaussian_map), power=0.0, clip=float("inf"), anchor=nothing)
-    mean, error = mean_gradient(loss, ZERO, GAUSSIAN.sample)
+    loss = anchored_consistency(student_map(average), power=0.0, clip=float("inf"), anchor=nothing)
+    mean, error = mean_gradient(loss, ZERO, draw)
     assert np.all(np.abs(mean) < 3 * error)
-    moved, _ = mean_gradient(loss, {"a": 0.1, "b": 0.0}, GAUSSIAN.sample)
+    moved, _ = mean_gradient(loss, {"a": 0.1, "b": 0.0}, draw)
     assert abs(moved[0]) > 10 * error[0]
 
 
@@ -115,7 +120,12 @@ def test_squared_and_cosine():
     v = jnp.asarray([[[3.0, 0.0], [0.0, 2.0]], [[1.0, 1.0], [0.0, 0.0]]])
     target = jnp.asarray([[[0.0, 1.0], [0.0, 5.0]], [[-2.0, -2.0], [1.0, 0.0]]])
     square = np.mean(np.square(v - target), axis=(1, 2))
-    np.testing.assert_allclose(squared_and_cosine(v, target, v, None), square + [0.5, 1.5], rtol=1e-6)
+    longer = [np.concatenate([x, np.full((2, 2, 1), 0.1 * np.sqrt(2))], axis=-1) for x in (v, target)]
+    unit, other = (x / np.linalg.norm(x, axis=-1, keepdims=True) for x in longer)
+    turned = 1 - np.mean(np.sum(unit * other, axis=-1), axis=1)
+    np.testing.assert_allclose(squared_and_cosine(v, target, v, None), square + turned, rtol=1e-6)
+    np.testing.assert_allclose(turned, [0.5, 1.5], atol=0.1)  # an angle of 90 degrees and one of 0; 180 and none
+    np.testing.assert_allclose(squared_and_cosine(target, target, v, None), 0, atol=1e-6)
     assert np.all(np.isfinite(jax.grad(lambda v: jnp.sum(squared_and_cosine(v, target, v, None)))(v)))
 
 

@@ -149,6 +149,16 @@ def test_zero_for_pairs_that_a_gradient_explains(name, x64):
     np.testing.assert_allclose(value, 0, atol=1e-12)
 
 
+@pytest.mark.parametrize("name", COSTS)
+def test_a_tiled_event_has_the_same_loss(name, x64):
+    waves = field(lambda params, x, t, cond: t * jnp.sum(jnp.cos(x), axis=1))
+    x0, x = jax.random.normal(jax.random.key(0), (2, 8, 3))
+    batches = ({"x0": x0, "x": x}, {"x0": jnp.tile(x0, (1, 2)), "x": jnp.tile(x, (1, 2))})
+    loss = c_rectified(waves, COSTS[name])
+    one, two = quick(lambda: [loss({}, jax.random.key(1), batch)[0] for batch in batches])()
+    np.testing.assert_allclose(two, one, rtol=1e-12)
+
+
 def test_a_network_gives_a_gradient_field_and_trains():
     net = jflow.velocity(nets.TimeMLP((16,)))
     bowl = inner_potential(net)

@@ -7,8 +7,8 @@ import pytest
 from quick import quick
 
 import jflow
-from jflow import fewstep, nets, oracles, solvers, times
-from jflow.types import FlowMap, Velocity
+from jflow import fewstep, losses, nets, oracles, solvers, times
+from jflow.types import Field, FlowMap, Velocity
 
 ORACLE = oracles.gaussian([1.0, -2.0], [[0.5, 0.2], [0.2, 0.3]])
 MAP = oracles.as_average_velocity(ORACLE)
@@ -130,6 +130,66 @@ def test_networks_have_forward_derivatives(name):
             np.testing.assert_allclose(exact, near, atol=1e-5 * float(np.max(np.abs(exact))))
 
 
+@pytest.mark.parametrize("name", NETS)
+def test_networks_have_forward_derivatives_in_r(name, x64):
+    """As `align_lagrangian` asks for it, under dropout and, where there is one, remat."""
+    net, event = NETS[name]
+    net = net.clone(dropout=0.3, time_scale=1.0, **({"remat": True} if name == "DiT" else {}))
+    model = jflow.flow_map(net)
+    x = jax.random.normal(jax.random.key(0), (2, *event), jnp.float64)
+    t, r, cond = jnp.asarray([0.2, 0.5]), jnp.asarray([0.6, 0.9]), jnp.asarray([0, 2])
+    shapes = jax.eval_shape(model.init, jax.random.key(2), x, t, r, cond)
+    rng = np.random.default_rng(0)
+    params = jax.tree.map(lambda p: jnp.asarray(0.2 * rng.normal(size=p.shape), p.dtype), shapes)
+
+    def slope(jvp):
+        apply = lambda r: model.apply(params, x, t, r, cond, key=jax.random.key(3))  # noqa: E731
+        return jvp(apply, (r,), (jnp.ones_like(r),))[1]
+
+    exact, near = quick(lambda: [slope(jvp) for jvp in (jax.jvp, fewstep.finite_difference(1e-4))])()
+    assert np.max(np.abs(exact)) > 1e-2
+    np.testing.assert_allclose(exact, near, atol=1e-5 * float(np.max(np.abs(exact))))
+
+
+def test_remat_changes_no_gradient_of_a_loss_with_a_forward_derivative(x64):
+    """Reverse over forward through attention, norms, dropout under one key and recomputed blocks."""
+    net = nets.DiT(2, 16, 2, heads=2, num_classes=3, dropout=0.3, time_scale=1.0)
+    x, t, cond = jax.random.normal(jax.random.key(0), (3, 4, 4, 1), jnp.float64), jnp.ones(3), jnp.asarray([0, 1, 3])
+    shapes = jax.eval_shape(jflow.flow_map(net).init, jax.random.key(1), x, t, t, cond)
+    rng = np.random.default_rng(0)
+    params = jax.tree.map(lambda p: jnp.asarray(0.2 * rng.normal(size=p.shape), p.dtype), shapes)
+    made = [fewstep.mean_flow(jflow.flow_map(net.clone(remat=r)), times=times.pairs(equal=0.0)) for r in (False, True)]
+    batch, key = {"x": x, "cond": cond}, jax.random.key(2)
+    plain, remat = quick(lambda p: [jax.grad(lambda p, f=f: f(p, key, batch)[0])(p) for f in made])(params)
+    for (path, one), other in zip(jax.tree_util.tree_leaves_with_path(plain), jax.tree.leaves(remat), strict=True):
+        assert np.any(one != 0), jax.tree_util.keystr(path)
+        np.testing.assert_allclose(other, one, rtol=1e-5, atol=1e-5 * float(np.max(np.abs(one))))
+
+
+@jax.custom_vjp
+def kernel(x):
+    """tanh, by reverse mode alone."""
+    return jnp.tanh(x)
+
+
+kernel.defvjp(lambda x: (jnp.tanh(x), x), lambda x, g: (g * (1 - jnp.tanh(x) ** 2),))
+
+
+def test_a_kernel_without_forward_mode_is_trained_by_finite_differences(x64):
+    def of(act):
+        return FlowMap(None, lambda p, x, t, r, cond=None, *, key=None: p * act(x + t[:, None]) * (r - t)[:, None])
+
+    batch, options = {"x": X.astype(jnp.float64)}, {"times": times.pairs(equal=0.25)}
+    with pytest.raises(TypeError, match="custom_vjp"):
+        fewstep.mean_flow(of(kernel), **options)(0.7, jax.random.key(1), batch)
+
+    def grad(act, **more):
+        loss = fewstep.mean_flow(of(act), **options, **more)
+        return quick(jax.grad(lambda p: loss(p, jax.random.key(1), batch)[0]))(0.7)
+
+    np.testing.assert_allclose(grad(kernel, jvp=fewstep.finite_difference(1e-4)), grad(jnp.tanh), rtol=1e-6)
+
+
 def test_by_evaluations_reports_what_was_counted():
     rows = fewstep.by_evaluations(
         lambda n: fewstep.sample(MAP, {}, X, steps=n), lambda x: {"mean": jnp.mean(x)}, counts=(1, 3)
@@ -160,6 +220,64 @@ def test_pairs_of_times():
     assert abs(float(jnp.mean(t == r)) - 0.25) < 5 * np.sqrt(0.25 * 0.75 / 20_000)
     gap = np.asarray(r - t)[np.asarray(r > t)]
     assert abs(gap.mean() - 1 / 3) < 5 * np.sqrt(1 / 18 / len(gap))  # of two sorted uniform draws
+
+
+STUDENT = Velocity(None, lambda p, x, t, cond=None, *, key=None: jnp.sin(x))
+STUDENT_MAP = FlowMap(None, lambda p, x, t, r, cond=None, *, key=None: jnp.sin(x))
+TWICE = Field(None, lambda p, pair, t, cond=None, *, key=None: pair[0])
+JUDGE = Field(None, lambda p, x, t, cond=None, *, key=None: jnp.sum(x, axis=1))
+APART = lambda key, n, frozen: (jnp.full(n, 0.2), jnp.full(n, 0.3))  # noqa: E731
+VP = jflow.paths.schedules.vp()
+TAUGHT = {
+    "mean_flow": lambda v: fewstep.mean_flow(STUDENT_MAP, target_velocity=v),
+    "improved_mean_flow": lambda v: fewstep.improved_mean_flow(STUDENT_MAP, target_velocity=v),
+    "shortcut": lambda v: fewstep.shortcut(STUDENT_MAP, target_velocity=v),
+    "discrete_consistency": lambda v: fewstep.discrete_consistency(STUDENT, steps=APART, target_velocity=v),
+    "consistency_flow_matching": lambda v: fewstep.consistency_flow_matching(STUDENT, target_velocity=v),
+    "anchored_consistency": lambda v: fewstep.anchored_consistency(STUDENT_MAP, target_velocity=v),
+    "align_eulerian": lambda v: fewstep.align_eulerian(STUDENT_MAP, v),
+    "align_lagrangian": lambda v: fewstep.align_lagrangian(STUDENT_MAP, v),
+    "self_correction": lambda v: fewstep.self_correction(STUDENT, v),
+    "velocity_matching": lambda v: fewstep.velocity_matching(STUDENT, v),
+    "velocity_distillation": lambda v: fewstep.velocity_distillation(STUDENT, v),
+    "velocity_refiner": lambda v: fewstep.velocity_refiner(TWICE, v),
+    "flow_guided_distillation": lambda v: fewstep.flow_guided_distillation(STUDENT, v),
+    "distribution_matching": lambda v: fewstep.distribution_matching(lambda p, x0, cond: x0, STUDENT, v),
+    "bespoke_error": fewstep.bespoke_error,
+    "perflow": lambda v: fewstep.perflow(STUDENT, v),
+    "phased_rectified_diffusion": lambda v: fewstep.phased_rectified_diffusion(STUDENT, v, schedule=VP),
+    "trajectory_distillation": lambda v: fewstep.trajectory_distillation(STUDENT_MAP, v),
+    "trigflow_consistency": lambda v: fewstep.trigflow_consistency(STUDENT, target_velocity=v),
+    "tunable_distillation": lambda v: fewstep.tunable_distillation(STUDENT, v),
+}
+SELF_TAUGHT = {
+    "adversarial": fewstep.adversarial(lambda p, x0, cond: x0, JUDGE),
+    "c_rectified": fewstep.c_rectified(JUDGE),
+    "flow_matching": losses.flow_matching(STUDENT),
+    "initial_velocity": fewstep.initial_velocity(STUDENT),
+    "constant_acceleration": fewstep.constant_acceleration(STUDENT, STUDENT),
+    "rectified_diffusion": fewstep.rectified_diffusion(STUDENT),
+    "shared_timesteps": fewstep.shared_timesteps(STUDENT_MAP, STUDENT, STUDENT, (0.0, 0.5, 1.0)),
+}
+PLAYERS = {"student": {}, "fake": {}, "discriminator": {}}
+FROZEN = {"teacher": {}, "ema": {}, "velocity": {}}
+
+
+@pytest.mark.parametrize("name", TAUGHT)
+def test_a_teacher_of_another_shape_is_named(name):
+    """One column would broadcast."""
+    narrow = Velocity(None, lambda p, x, t, cond=None, *, key=None: x[:, :1])
+    with pytest.raises(ValueError, match=rf"{name}.*: expected a velocity shaped like x, \[5, 2\], got \[5, 1\]"):
+        params = fewstep.bespoke_params(2) if name == "bespoke_error" else PLAYERS
+        TAUGHT[name](narrow)(params, jax.random.key(0), {"x": X, "x0": X}, FROZEN)
+
+
+@pytest.mark.parametrize("name", [*TAUGHT, *SELF_TAUGHT])
+def test_pairs_that_do_not_match_the_data_are_refused(name):
+    loss = TAUGHT[name](STUDENT) if name in TAUGHT else SELF_TAUGHT[name]
+    for x0 in (X[:, :1], X[:4], X[:1]):
+        with pytest.raises(ValueError, match=rf"{name}: expected 'x0' of the shape of 'x', \[5, 2\], got"):
+            loss(PLAYERS, jax.random.key(0), {"x": X, "x0": x0}, FROZEN)
 
 
 def test_bad_input():

@@ -6,7 +6,7 @@ import numpy as np
 import optax
 import pytest
 from quick import quick
-from teachers import GAUSSIAN, exact_map, reached, scrambled, standard_scores
+from teachers import GAUSSIAN, ORACLES, at, exact_map, reached, scrambled, standard_scores
 
 import jflow
 from jflow import nets, oracles, train
@@ -75,6 +75,57 @@ def test_at_the_teachers_own_law_nothing_moves(x64):
     grads = jax.grad(lambda p: run(p, exact)[0])(exact)
     np.testing.assert_allclose(jax.tree.leaves(grads), 0, atol=1e-9)
     assert run(exact, {"m": exact["m"] + 0.1, "s": exact["s"]})[1]["residual"] > 1e-5
+
+
+LOSSES = {
+    "distribution_matching": lambda model, *rest: distribution_matching(
+        lambda p, x0, cond: sample(model, p, x0, cond)[0], *rest, weight=lambda x1, seen, t: t
+    ),
+    "shared_timesteps": lambda model, *rest: shared_timesteps(
+        model, *rest, (0.0, 0.4, 0.7, 1.0), weight=lambda x1, seen, t: t
+    ),
+}
+
+
+@pytest.mark.parametrize("law", ORACLES)
+@pytest.mark.parametrize("name", LOSSES)
+def test_the_mean_gradients_at_the_exact_map_and_its_velocity_are_zero(name, law):
+    """10^5 draws of the samples of the exact map: their velocity is the teacher's, and neither player moves."""
+    oracle, exact = ORACLES[law], exact_map(law, 8)
+
+    def near(p, x, t, cond=None, *, key=None):
+        return oracle.velocity(x, t) + p["a"] * x + p["b"] * t[:, None]
+
+    def pushed(p, x, t, cond=None, *, key=None):
+        return exact.apply({}, x, t, jnp.ones_like(t)) + p["a"] * x + p["b"] * (1 - t[:, None])
+
+    loss = LOSSES[name](to_data(Velocity(None, pushed)), Velocity(None, near), oracles.as_velocity(oracle))
+
+    def gradient(key, fake):
+        params, batch = {"student": at(), "fake": fake}, {"x": jnp.zeros((1000, 2))}
+        return jax.grad(lambda p: loss(p, key, batch, {"teacher": {}})[0])(params)
+
+    still = quick(lambda: gradient(KEY, at()))()
+    np.testing.assert_array_equal(jax.tree.leaves(still["student"]), 0)
+    assert np.all(np.abs(standard_scores(lambda key: gradient(key, at())["fake"])) < 3)
+    moved = standard_scores(lambda key: gradient(key, at(0.3, 0.3)))
+    assert np.max(np.abs(moved[:2])) > 10 and np.max(np.abs(moved[2:])) > 10
+
+
+@pytest.mark.parametrize("name", LOSSES)
+def test_it_is_a_mean_over_events_with_noise(name):
+    """Twice the numbers, each with noise of its own: the same within 3 standard errors, where a sum would be twice."""
+    waves = lambda shift: Velocity(None, lambda p, x, t, cond=None, *, key=None: p * jnp.sin(x) + shift)  # noqa: E731
+    loss = LOSSES[name](to_data(waves(0.5)), waves(0.0), waves(1.0))
+    params, frozen = {"student": 0.7, "fake": 0.4}, {"teacher": 0.2}
+    keys, found = jax.random.split(KEY, 20), {}
+    for d in (1, 2):
+        batch = {"x": jnp.zeros((1000, d))}
+        _, terms = quick(jax.vmap(lambda key, batch=batch: loss(params, key, batch, frozen)))(keys)
+        found[d] = {what: (np.mean(v), np.std(v) / np.sqrt(20)) for what, v in terms.items()}
+    for what in ("student", "fake", "residual"):
+        (one, first), (two, second) = found[1][what], found[2][what]
+        assert abs(one - two) < 3 * np.hypot(first, second) < 0.1 * one, (what, found)
 
 
 def test_each_players_gradient_is_its_own(x64):

@@ -110,10 +110,14 @@ def test_metrics_compare_what_the_network_predicts(x64):
         np.testing.assert_allclose(value, jnp.mean((guess - truth) ** 2), rtol=1e-6)
 
 
-def test_random_pairs_give_the_marginal_velocity():
+@pytest.mark.parametrize("law", ["gaussian", "mixture"])
+def test_random_pairs_give_the_marginal_velocity(law):
     """With x0 drawn by itself the exact velocity of the schedule has zero mean gradient, in whichever metric."""
     schedule = schedules.cosine()
-    oracle = oracles.gaussian([1.0, -2.0], [0.5, 0.3], schedule)
+    if law == "gaussian":
+        oracle = oracles.gaussian([1.0, -2.0], [0.5, 0.3], schedule)
+    else:
+        oracle = oracles.mixture([1.0, 2.0], [[-2.0, 0.0], [1.0, 1.0]], [0.2, 0.5], schedule)
 
     def apply(params, x, t, cond=None, *, key=None):
         return oracle.velocity(x, t) + params["a"] * x + params["b"] * t[:, None]
@@ -142,27 +146,42 @@ def recorder(answer):
     return Velocity(lambda *args: {}, apply), seen
 
 
-@pytest.mark.parametrize("name", ["vp", "cosine"])
-def test_phases_follow_the_published_form(x64, name):
-    """In each window x / alpha is linear in sigma / alpha, between the ends that the teacher connects."""
-    schedule = SCHEDULES[name]
-    oracle = oracles.mixture([1.0, 2.0], [[-2.0, 0.0], [1.0, 1.0]], [0.2, 0.5], schedule)
-    t = jnp.asarray([0.31, 0.4, 0.5, 0.6, 0.8, 0.9])  # the windows where alpha > 0 on both paths
+PHASES = jnp.asarray([0.31, 0.4, 0.5, 0.6, 0.8, 0.9])  # the windows where alpha > 0 on both paths
+
+
+def phases(schedule, law):
+    """An oracle, pairs, the noise of each row's window, z_t there, and alpha and sigma / alpha at its ends and at t."""
+    if law == "gaussian":
+        oracle = oracles.gaussian(MEAN[0], STD[0] ** 2, schedule)
+        carry = oracle.flow_map
+    else:
+        oracle = oracles.mixture([1.0, 2.0], [[-2.0, 0.0], [1.0, 1.0]], [0.2, 0.5], schedule)
+        carry = lambda x, t, r: oracles.mixture_flow_map(oracle, x, t, r)  # noqa: E731
+    t = PHASES.astype(jnp.float64)
     a, b = (jnp.asarray(v) for v in ([0.3, 0.3, 0.3, 0.55, 0.55, 0.55], [0.55, 0.55, 0.55, 1.0, 1.0, 1.0]))
     x0, x1 = jax.random.normal(KEY, (2, 6, 2), jnp.float64)
     at = {n: (schedule.alpha(s)[:, None], schedule.sigma(s)[:, None]) for n, s in (("a", a), ("t", t), ("b", b))}
     ratio = {n: sigma / alpha for n, (alpha, sigma) in at.items()}
     z_a = at["a"][0] * x1 + at["a"][1] * x0
-    z_b = oracles.mixture_flow_map(oracle, z_a, a, b)
+    z_b = carry(z_a, a, b)
     noise = (z_b / at["b"][0] - z_a / at["a"][0]) / (ratio["b"] - ratio["a"])
     z_t = at["t"][0] * (z_a / at["a"][0] + (ratio["t"] - ratio["a"]) * noise)
+    return oracle, {"x0": x0, "x": x1}, noise, z_t, at, ratio
+
+
+@pytest.mark.parametrize("law", ["gaussian", "mixture"])
+@pytest.mark.parametrize("name", ["vp", "cosine"])
+def test_phases_follow_the_published_form(x64, name, law):
+    """In each window x / alpha is linear in sigma / alpha, between the ends that the teacher connects."""
+    schedule, t = SCHEDULES[name], PHASES.astype(jnp.float64)
+    oracle, batch, noise, z_t, at, ratio = phases(schedule, law)
 
     eps = Field(lambda *args: {}, lambda params, x, t, cond=None, *, key=None: noise)
     exact = parameterisations.from_x0(eps, schedule, margin=0)
     options = {"knots": KNOTS, "schedule": schedule, "time": lambda key, n: t, **FINE}
     student, seen = recorder(lambda x, t: exact.apply({}, x, t))
     loss = phased_rectified_diffusion(student, oracles.as_velocity(oracle), **options)
-    assert loss({}, KEY, {"x0": x0, "x": x1}, {"teacher": {}})[1]["residual"] < 1e-6
+    assert loss({}, KEY, batch, {"teacher": {}})[1]["residual"] < 1e-6
     np.testing.assert_allclose(seen["x"], z_t, atol=1e-6)
 
     # off by one in the noise: the ends of the windows, as published, differ by alpha_b (ratio_b - ratio_t)
@@ -170,8 +189,22 @@ def test_phases_follow_the_published_form(x64, name):
     student = parameterisations.from_x0(wrong, schedule, margin=0)
     options["metric"] = end_error(schedule, KNOTS)
     loss = phased_rectified_diffusion(student, oracles.as_velocity(oracle), **options)
-    value = loss({}, KEY, {"x0": x0, "x": x1}, {"teacher": {}})[0]
+    value = loss({}, KEY, batch, {"teacher": {}})[0]
     np.testing.assert_allclose(value, jnp.mean((at["b"][0] * (ratio["b"] - ratio["t"])) ** 2), rtol=1e-5)
+
+
+@pytest.mark.parametrize("solver, order", [(diffrax.Euler(), 1), (diffrax.Heun(), 2)])
+def test_the_residual_of_phases_falls_with_the_steps_of_the_teacher(x64, solver, order):
+    schedule, errors = SCHEDULES["vp"], []
+    oracle, batch, noise, *_ = phases(schedule, "mixture")
+    eps = Field(lambda *args: {}, lambda params, x, t, cond=None, *, key=None: noise)
+    student = parameterisations.from_x0(eps, schedule, margin=0)
+    options = {"knots": KNOTS, "schedule": schedule, "time": lambda key, n: PHASES.astype(jnp.float64)}
+    for steps in (32, 64):
+        teacher = oracles.as_velocity(oracle)
+        loss = phased_rectified_diffusion(student, teacher, **options, solver=solver, steps=steps)
+        errors.append(float(quick(loss)({}, KEY, batch, {"teacher": {}})[1]["residual"]) ** 0.5)
+    assert abs(np.log2(errors[0] / errors[1]) - order) < 0.2
 
 
 def test_phases_of_the_linear_path_are_perflow():
@@ -191,6 +224,9 @@ def test_the_loss_is_a_mean_over_the_event():
     for metric in (losses.mean_squared, noise_error(schedule), end_error(schedule, 4)):
         loss = rectified_diffusion(velocity, schedule, metric=metric)
         np.testing.assert_allclose(*[loss({}, KEY, rows)[0] for rows in (batch, twice)], rtol=1e-4)
+    loss = phased_rectified_diffusion(velocity, velocity, schedule=schedule)
+    both = quick(lambda: [loss({}, KEY, rows, {"teacher": {}})[0] for rows in (batch, twice)])
+    np.testing.assert_allclose(*both(), rtol=1e-4)
 
 
 def test_gradients_reach_every_param():
@@ -217,5 +253,10 @@ def test_bad_input():
         rectified_diffusion(velocity)(None, None, noise_pairs(2, jnp.float32))
     with pytest.raises(ValueError, match=r"cover \[0, 1\]"):
         end_error(paths.LINEAR, [0.0, 0.5])
+    phased = lambda **options: phased_rectified_diffusion(velocity, velocity, schedule=schedules.vp(), **options)  # noqa: E731
+    with pytest.raises(ValueError, match=r"cover \[0, 1\]"):
+        phased(knots=[0.2, 1.0])
+    with pytest.raises(ValueError, match="steps to be an integer of at least 1, got 0"):
+        phased(steps=0)
     with pytest.raises(ValueError, match="'teacher'"):
         phased_rectified_diffusion(velocity, velocity, schedule=paths.LINEAR)(None, KEY, {"x": jnp.zeros((2, 2))})

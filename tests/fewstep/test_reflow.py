@@ -10,6 +10,8 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from quick import quick
+from teachers import LINE_MIXTURE, at, straight_mixture
 
 import jflow
 from jflow import data, losses, metrics, nets, oracles, solvers, train
@@ -50,6 +52,23 @@ def test_conditions_go_with_their_pairs(tmp_path):
     rows = {name: np.asarray(value) for name, value in read_shards(tmp_path).items()}
     np.testing.assert_allclose(rows["x"][:, 0], 9.0 * (rows["cond"] - 1), atol=0.6)
     assert set(rows["cond"]) == {0, 1, 2}
+
+
+def straight_gaussian(params, x, t, cond=None, *, key=None):
+    mean, std, t = jnp.asarray([[2.0, -1.0]]), jnp.asarray([[0.5, 2.0]]), t[:, None]
+    x0 = (x - t * mean) / (1 - t + t * std)
+    return mean + (std - 1) * x0 + params["a"] * x + params["b"] * t
+
+
+@pytest.mark.parametrize("law", ["gaussian", "mixture"])
+def test_the_straight_flow_has_no_loss_on_the_pairs_of_the_exact_one(law, x64):
+    x0 = jax.random.normal(KEY, (32, 2 if law == "gaussian" else 1))
+    if law == "gaussian":
+        flow, x1 = Velocity(None, straight_gaussian), GAUSSIAN.flow_map(x0, 0.0, 1.0)
+    else:
+        flow, x1 = straight_mixture(), oracles.mixture_flow_map(LINE_MIXTURE, x0, 0.0, 1.0)
+    run = quick(lambda p: losses.flow_matching(flow)(p, KEY, {"x0": x0, "x": x1})[0])
+    assert run(at()) < 1e-6 and run(at(a=0.1)) > 1e-3 and run(at(b=0.1)) > 1e-3
 
 
 def linear(params, x, t, cond=None, *, key=None):
@@ -116,6 +135,8 @@ def test_sources_give_one_end(tmp_path, rows):
 def test_options_are_checked(tmp_path):
     with pytest.raises(ValueError, match="rises from 0 to 1"):
         generate_pairs(tmp_path, LINEAR, {}, normal_source((2,)), 16, key=KEY, grid=[0.0, 0.5], **QUIET)
+    with pytest.raises(ValueError, match="steps to be an integer of at least 1, got 0"):
+        generate_pairs(tmp_path, LINEAR, {}, normal_source((2,)), 16, key=KEY, steps=0, **QUIET)
     with pytest.raises(ValueError, match=r"\['steps'\] are taken"):
         generate_pairs(tmp_path, LINEAR, {}, normal_source((2,)), 16, key=KEY, about={"steps": 3}, **QUIET)
 

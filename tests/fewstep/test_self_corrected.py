@@ -3,12 +3,13 @@
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 from quick import quick
 from teachers import GAUSSIAN, MIXTURE, ORACLES, at, exact_map, near_data, reached, scrambled
 
 import jflow
-from jflow import losses, nets, oracles, times
+from jflow import losses, nets, oracles, times, train
 from jflow.fewstep import adversarial, fixed_steps, self_corrected, self_correction
 from jflow.types import Field, Velocity
 
@@ -95,7 +96,7 @@ def test_the_whole_is_the_sum_of_both():
     params = {"student": at(0.2, 0.1), "discriminator": jnp.asarray([0.3, 0.1])}
     frozen = {"teacher": {}, "ema": {"student": at(0.1), "discriminator": jnp.zeros(2)}}
     batch = {"x": GAUSSIAN.sample(KEY, 16)}
-    value, metrics = self_corrected(velocity, teacher, LINEAR)(params, KEY, batch, frozen)
+    value, metrics = self_corrected(velocity, teacher, LINEAR, weight=0.1)(params, KEY, batch, frozen)
     one, two = jax.random.split(KEY)
     own = {"teacher": {}, "ema": at(0.1)}
     student, said = self_correction(velocity, teacher)(params["student"], one, batch, own)
@@ -125,6 +126,28 @@ def test_gradients_reach_every_param_and_stop_at_frozen():
     grads, other = quick(jax.grad(lambda p, f: loss(p, KEY, {"x": x}, f)[0], argnums=(0, 1)))(params, frozen)
     assert reached(grads)
     assert all(np.all(np.asarray(g) == 0) for g in jax.tree.leaves(other))
+
+
+def test_two_optimizers_and_the_average_in_one_step():
+    """Each player moves at its own rate, and what frozen['ema'] holds of the student follows."""
+    student = Velocity(lambda *a: 0.0, lambda p, x, t, cond=None, *, key=None: p * jnp.sin(x))
+    loss = self_corrected(student, oracles.as_velocity(GAUSSIAN), LINEAR, correction=1.0, weight=0.1)
+    params = {"student": jnp.asarray(0.7), "discriminator": jnp.asarray([0.3, 0.1])}
+    batch = {"x": GAUSSIAN.sample(KEY, 16)}
+
+    def move(rate):
+        players = {"student": optax.sgd(rate), "discriminator": optax.sgd(0.5)}
+        optimizer = optax.partition(players, {name: name for name in players})
+        state = train.init_state(params, optimizer, KEY, ema=0.5, frozen={"teacher": {}})
+        new, _ = train.make_step(loss, optimizer, ema=0.5)(state, batch)
+        return jax.tree.map(lambda new, old: new - old, (new.params, new.ema), (params, params))
+
+    (slow, average), (fast, _) = quick(lambda: [move(0.1), move(0.2)])()
+    assert abs(float(slow["student"])) > 1e-4
+    np.testing.assert_allclose(fast["student"], 2 * slow["student"], rtol=1e-3)  # float32 differences of 0.7
+    np.testing.assert_array_equal(fast["discriminator"], slow["discriminator"])
+    for mean, one in zip(jax.tree.leaves(average), jax.tree.leaves(slow), strict=True):
+        np.testing.assert_allclose(mean, one / 2, atol=1e-7)
 
 
 def test_bad_input():

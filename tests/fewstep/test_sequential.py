@@ -5,6 +5,7 @@ import numpy as np
 import optax
 import pytest
 from quick import quick
+from teachers import LINE_MIXTURE, at, straight_mixture
 
 import jflow
 from jflow import losses, metrics, nets, oracles, solvers, train
@@ -89,6 +90,25 @@ def test_the_straight_velocity_of_a_gaussian_has_no_loss_and_no_truncation_error
     )(x0)
     np.testing.assert_allclose(bent, 0, atol=1e-3)
     assert jnp.mean(ends) > 0.05  # end to end it is not straight
+
+
+def test_the_straight_velocity_of_a_mixture_has_no_residual_and_lands_exactly(x64):
+    x0, flow = jax.random.normal(KEY, (16, 1)), straight_mixture(tuple(KNOTS))
+    maps = quick(lambda x, t: oracles.mixture_flow_map(LINE_MIXTURE, x, 0.0, t))
+    x = jnp.stack([x0, *(maps(x0, t) for t in KNOTS[1:])], axis=1)
+    loss = losses.flow_matching(flow, path=sequential_path(KNOTS))
+    run = quick(lambda p: loss(p, KEY, {"x": x})[0])
+    assert run(at()) < 1e-6 and run(at(a=0.1)) > 1e-3 and run(at(b=0.1)) > 1e-3
+    x1, _ = quick(lambda x: solvers.sample(flow, at(), x, solver=diffrax.Euler(), grid=KNOTS))(x0)
+    np.testing.assert_allclose(x1, x[:, -1], atol=1e-7)
+
+
+def test_a_tiled_event_has_the_same_loss(x64):
+    x, key = jax.random.normal(KEY, (6, 4, 2)), jax.random.key(1)
+    bend = Velocity(None, lambda params, x, t, cond=None, *, key=None: jnp.sin(x + t[:, None]))
+    loss = losses.flow_matching(bend, path=sequential_path(KNOTS), time=sequential_times(KNOTS))
+    one, two = quick(lambda: [loss({}, key, {"x": rows})[0] for rows in (x, jnp.concatenate([x, x], axis=-1))])()
+    np.testing.assert_allclose(two, one, rtol=1e-12)
 
 
 def test_truncation_error_falls_below_the_teachers(tmp_path):

@@ -8,7 +8,7 @@ from exact_maps import ELEMENTWISE, mean_gradient, random_params, silent_leaves
 from quick import quick
 
 import jflow
-from jflow import fewstep, losses, nets, solvers
+from jflow import fewstep, losses, nets, oracles, paths, solvers
 from jflow.fewstep import noise_encoder, sample_variational, variational_noise
 from jflow.types import Field, Velocity
 
@@ -74,6 +74,35 @@ def test_the_divergence_in_nats_per_number():
         params, jax.random.key(0), {"x": x, "weight": jnp.asarray([1.0, 0.0])}
     )
     np.testing.assert_allclose(value - free, 2 * kl, rtol=1e-5)
+
+
+@pytest.mark.parametrize("law", ["gaussian", "mixture"])
+def test_the_exact_map_of_the_coupled_pairs_is_left_alone_to_first_order(law, x64):
+    """x_t = (PULL + (1 - PULL) t) x1 + sqrt(1 - PULL^2) (1 - t) eps: an affine path, whose marginal velocity is the teacher."""
+    path = paths.Schedule(lambda t: PULL + (1 - PULL) * t, lambda t: COUPLED["std"] * (1 - t))
+    if law == "gaussian":
+        oracle = oracles.gaussian([1.0, -0.5], [[0.5, 0.2], [0.2, 0.3]], path)
+        carry = oracle.flow_map
+    else:
+        oracle = oracles.mixture([0.4, 0.6], [[-1.0, 0.0], [1.0, 0.5]], [0.3, 0.2], path)
+        carry = lambda x, t, r: oracles.mixture_flow_map(oracle, x, t, r)  # noqa: E731
+
+    def apply(params, x, t, cond=None, *, key=None):
+        return (carry(x, t, jnp.ones_like(t)) - x) / (1 - t)[:, None] + params["a"] * x
+
+    def residual(h, a=0.0):
+        inner = fewstep.discrete_consistency(
+            Velocity(None, apply), steps=gaps(h), target_velocity=oracles.as_velocity(oracle)
+        )
+        params = {"model": {"a": a}, "encoder": COUPLED}
+        batch = {"x": jnp.asarray(oracle.sample(jax.random.key(0), 16), jnp.float64)}
+        loss = variational_noise(inner, AFFINE, kl=1.0)
+        return loss(params, jax.random.key(1), batch, {"teacher": {}})[1]["residual"]
+
+    run, lengths = quick(residual), np.asarray([2e-2, 1e-2, 5e-3])
+    found = np.asarray([float(run(h)) for h in lengths])
+    assert abs(np.polyfit(np.log(lengths), np.log(found), 1)[0] - 2) < 0.1  # of a square
+    assert found[-1] * (2e-4 / 5e-3) ** 2 < 1e-6 and run(5e-3, 0.1) > 1e-3
 
 
 def test_the_mean_gradient_vanishes_at_the_exact_map_of_the_coupled_pairs():

@@ -15,8 +15,9 @@ import optax
 from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 
-from jflow import data, train
+from jflow import data, fewstep, train
 from jflow.train import checkpoint
+from jflow.types import Velocity
 
 OPTIMIZER = optax.adam(0.05)
 ROWS = {"x": np.random.default_rng(0).normal(size=(64, 2)).astype(np.float32)}
@@ -84,6 +85,14 @@ def mapped_checks(mesh):
         shard = jax.jit(jax.shard_map(step, mesh=mesh, in_specs=(P(), P("data")), out_specs=P()))
         after, out[f"{name}_shard_map"] = losses(shard, state())
         out[f"{name}_params_shard_map"] = flat((after.params, after.ema))
+
+    # an ODE is solved inside the loss: diffrax's buffers need check_vma=False
+    velocity = Velocity(lambda *a: PARAMS, lambda p, x, t, cond=None, *, key=None: x @ p["w"] + p["b"])
+    taught = dict(frozen={"teacher": jax.tree.map(lambda leaf: leaf + 0.3, PARAMS)})
+    step = train.make_step(fewstep.perflow(velocity, velocity, steps=1), OPTIMIZER, ema=0.9, axis_name="data")
+    _, out["ode_pmap"] = losses(jax.pmap(step, axis_name="data"), train.stack_for_pmap(state(**taught), 8), split, n=2)
+    shard = jax.jit(jax.shard_map(step, mesh=mesh, in_specs=(P(), P("data")), out_specs=P(), check_vma=False))
+    _, out["ode_shard_map"] = losses(shard, state(**taught), n=2)
 
     def refresh(params, frozen, key, batch):
         mean = 0.5 * frozen["mean"] + 0.5 * jnp.mean(batch["x"])

@@ -54,6 +54,12 @@ def test_mapped_shards_draw_their_own_noise(seen):
     assert not np.allclose(out["keyed_pmap"], out["keyed_one"], rtol=1e-3)
 
 
+def test_a_loss_that_solves_an_ode_is_the_same_under_pmap_and_shard_map(seen):
+    out, _ = seen
+    np.testing.assert_allclose(out["ode_pmap"], out["ode_shard_map"], **CLOSE)
+    assert np.isfinite(out["ode_pmap"]).all() and len(set(out["ode_pmap"])) == 4
+
+
 def test_mapped_states_stay_equal_on_all_shards(seen):
     out, _ = seen
     assert out["free_pmap_spread"] == out["keyed_pmap_spread"] == out["refresh_spread"] == 0
