@@ -54,6 +54,9 @@ def main() -> None:
     parser.add_argument(
         "--mnist", help="mnist.npz (or a folder of idx files), reduced to 14x14; digits of 8x8 without it"
     )
+    parser.add_argument(
+        "--methods", nargs="+", help="names as in the table, after those they start from; all without it"
+    )
     parser.add_argument("--steps", type=int, default=3000, help="updates of every training")
     parser.add_argument("--batch", type=int, default=256)
     parser.add_argument("--width", type=int, default=256)
@@ -63,13 +66,13 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--short", action="store_true", help="20 steps, a few methods")
     args = parser.parse_args()
-    wanted = None
     if args.short:
-        args.steps, args.width, args.pairs, wanted = 20, 32, 256, ("teacher", "MeanFlow", "PeRFlow", "2-rectified")
+        args.steps, args.width, args.pairs = 20, 32, 256
+        args.methods = args.methods or ["MeanFlow", "PeRFlow", "2-rectified"]
     rows, test = images(args)
     judge = judge_of(rows, test)
     args.out.mkdir(parents=True, exist_ok=True)
-    settings = {k: v for k, v in vars(args).items() if k not in ("out", "short", "mnist")}
+    settings = {k: v for k, v in vars(args).items() if k not in ("out", "short", "mnist", "methods")}
     file = args.out / "settings.json"
     if file.exists() and json.loads(file.read_text()) != settings:
         raise SystemExit(f"{args.out} was made with other settings: {file.read_text()}")
@@ -77,19 +80,23 @@ def main() -> None:
 
     net = nets.ResidualMLP(args.width, 3, num_classes=CLASSES, time_scale=10.0)  # gentle: several losses need d/dt
     todo = jobs(net, args.steps)
+    if unknown := sorted(set(args.methods or []) - set(todo)):
+        parser.error(f"unknown methods {unknown}; there are {list(todo)}")
     trained, made = {}, {}
     results = args.out / "results.jsonl"
     done = [json.loads(line) for line in results.read_text().splitlines()] if results.exists() else []
     for name, job in todo.items():
-        if wanted and name not in wanted:
-            continue
         kept = args.out / f"{name}.pickle"
         if kept.exists() and any(row["method"] == name for row in done):
             trained[name] = pickle.loads(kept.read_bytes())
             continue
+        if args.methods and name not in args.methods and name != "teacher":
+            continue
         start = time.perf_counter()
         batches = rows
         if job.pairs is not None:
+            if job.pairs not in ("guided", *trained):
+                raise SystemExit(f"{name} needs {job.pairs!r}: train it too")
             if job.pairs not in made:
                 made[job.pairs] = paired(net, job.pairs, trained, rows, args)
             batches = made[job.pairs]
@@ -102,7 +109,7 @@ def main() -> None:
         with open(results, "a") as out:
             out.write(json.dumps(done[-1]) + "\n")
         print(f"{name}: {seconds:.0f} s", flush=True)
-    report(done, judge, rows, test, args)
+    report([row for name in todo for row in done if row["method"] == name], judge, rows, test, args)
 
 
 def jobs(net, steps: int) -> dict[str, Job]:

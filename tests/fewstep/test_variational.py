@@ -198,7 +198,7 @@ def test_bad_input():
         loss(params, None, {"x": x})
     with pytest.raises(ValueError, match="unknown keys in batch: \\['x0'\\]"):
         loss(params, jax.random.key(0), {"x": x, "x0": x})
-    with pytest.raises(ValueError, match="keys 'model' and 'encoder'"):
+    with pytest.raises(ValueError, match=r"expected params with \['model', 'encoder'\]"):
         loss(ELEMENTS, jax.random.key(0), {"x": x})
     narrow = Field(AFFINE.init, lambda params, x, t, cond=None, *, key=None: (x[:, :1], x))
     with pytest.raises(ValueError, match="\\(mean, std\\) of shape"):
