@@ -190,21 +190,22 @@ def count(params):
 
 
 def picture(shown, table, evaluations, file):
-    """Samples of each solver by evaluations, with the error in the corner: two solvers a line."""
+    """Samples of each solver by evaluations, the error above: two solvers a line."""
     lines, n = -(-len(shown) // 2), len(evaluations)
-    figure, axes = plt.subplots(lines, 2 * n, figsize=(2.3 * n, 1.25 * lines), squeeze=False)
+    figure, axes = plt.subplots(lines, 2 * n, figsize=(2.3 * n, 1.4 * lines), squeeze=False)
+    wide = 1.02 * float(jnp.max(jnp.abs(shown["fine solution"][evaluations[0]])))
     for ax in axes.flat:
         ax.axis("off")
     for i, (name, samples) in enumerate(shown.items()):
         half = axes[i % lines][i // lines * n :][:n]
-        half[0].set_title(name, loc="left", fontsize=7, pad=2)
+        half[0].text(0, 1.2, name, fontsize=7, transform=half[0].transAxes)
         for ax, count in zip(half, evaluations, strict=True):
             if count in samples:
                 ax.scatter(*np.asarray(samples[count]).T, s=0.4, c="k", linewidths=0)
-                error = f"\n{table[name][count]:.3f}" if name in table else ""
-                ax.text(0, 1, f"{count}{error}", fontsize=6, va="top", transform=ax.transAxes)
-                ax.set(xlim=(-4.5, 4.5), ylim=(-4.5, 4.5), aspect="equal")
-    figure.subplots_adjust(0.01, 0.01, 0.99, 0.97, 0.03, 0.2)
+                error = f": {table[name][count]:.3f}" if name in table else ""
+                ax.set_title(f"{count}{error}", loc="left", fontsize=6, pad=1)
+                ax.set(xlim=(-wide, wide), ylim=(-wide, wide), aspect="equal")
+    figure.subplots_adjust(0.01, 0.01, 0.99, 0.96, 0.05, 0.3)
     figure.savefig(file, dpi=75)
     plt.close(figure)
 
