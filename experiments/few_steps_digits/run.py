@@ -152,7 +152,9 @@ def jobs(net, steps: int) -> dict[str, Job]:
             fewstep.align_lagrangian(model, velocity, warmup=warmup, **drop), jumps, grown=True, counting=True
         ),
         "TraFlow": Job(fewstep.trajectory_distillation(model, velocity, **drop), jumps, grown=True),
-        "MDT-dist": Job(fewstep.marginal_transport(velocity, velocity, **drop), to_data),
+        "MDT-dist": Job(
+            fewstep.marginal_transport(velocity, velocity, tangent=fewstep.normalised_tangent(), **drop), to_data
+        ),
         "PeRFlow": Job(
             fewstep.perflow(velocity, velocity, time=fewstep.sequential_times(WINDOWS, starts=0.75), **drop),
             euler,
