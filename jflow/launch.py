@@ -34,7 +34,7 @@ def launch(
 
     The pids of the processes go to stderr. 0 when all end well. When one dies, the others are killed and stderr names
     it, its exit status or signal and the checkpoint that the same command goes on from; the status is that of the first
-    that died, 128 + n for signal n.
+    that died (of several at once, one that a signal ended), 128 + n for signal n.
     SIGTERM and SIGINT are passed on to all, which save and leave.
     """
     if processes < 1 or (devices is not None and devices < 1):
@@ -72,7 +72,8 @@ def _watch(jobs: list[subprocess.Popen], grace: float, caught: list[int], workdi
         if all(job.poll() == 0 for job in jobs):
             return 0
         time.sleep(POLL)
-    first = dead()[0]
+    # of two that died between two looks, the one that a signal ended: the other lost its peer
+    first = min(dead(), key=lambda i: jobs[i].returncode > 0)
     until = time.monotonic() + grace
     while any(job.poll() is None for job in jobs) and time.monotonic() < until:
         time.sleep(POLL)

@@ -45,6 +45,13 @@ def test_one_that_dies_ends_the_others(capfd, tmp_path, death, status, said):
     assert f"There is no checkpoint in {tmp_path}: the same command starts anew." in err
 
 
+def test_of_two_that_die_at_once_the_killed_one_is_named(capfd, monkeypatch):
+    monkeypatch.setattr("jflow.launch.POLL", 3.0)  # both are dead at the first look but one
+    text = "os.kill(os.getpid(), 9) if me == '1' else sys.exit(1)"
+    assert launch(python(text), 2) == 137
+    assert "process 1 of 2 (pid " in capfd.readouterr().err
+
+
 def test_others_that_end_by_themselves_have_their_say(capfd):
     text = "print('mine', me, file=sys.stderr, flush=True)\ntime.sleep(0.3 * int(me))\nsys.exit(2)"
     assert launch(python(text), 2, grace=30) == 2

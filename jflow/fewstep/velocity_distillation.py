@@ -47,8 +47,8 @@ def velocity_matching(
 
     target_velocity: the teacher, v = teacher(x_t, t), params frozen['teacher']; None: x1 - x0 of the pair.
     tangent: dF/dt itself where none is given. `normalised_tangent` is steadier and has another minimum (the paper's code
-        divides by the 2-norm of the event + 0.1); on 8x8 digits it was needed, in the plane not. jvp: the paper takes a one-sided difference with step 0.01;
-        `finite_difference(0.01)` is the central one.
+        divides by the 2-norm of the event + 0.1); on 8x8 digits it was needed, in the plane not.
+    jvp: the paper takes a one-sided difference with step 0.01; `finite_difference(0.01)` is the central one.
     time, coupling, drop, null, batch: as in `losses.flow_matching`; the paper's time is uniform, its code's is
         `times.logit_normal(-1.0, 1.0)`. metrics: 'residual', the mean of (F - (1 - t) dF/dt - v)^2.
     Errors: at trace time for a frozen without 'teacher', and as `losses.flow_matching`.
