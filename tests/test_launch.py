@@ -12,7 +12,7 @@ import pytest
 
 import jflow
 from jflow import cli
-from jflow.launch import launch
+from jflow.launch import _watch, launch
 
 CONFIG = str(Path(__file__).parent / "train" / "processes_config.py")
 
@@ -45,11 +45,14 @@ def test_one_that_dies_ends_the_others(capfd, tmp_path, death, status, said):
     assert f"There is no checkpoint in {tmp_path}: the same command starts anew." in err
 
 
-def test_of_two_that_die_at_once_the_killed_one_is_named(capfd, monkeypatch):
-    monkeypatch.setattr("jflow.launch.POLL", 3.0)  # both are dead at the first look but one
-    text = "os.kill(os.getpid(), 9) if me == '1' else sys.exit(1)"
-    assert launch(python(text), 2) == 137
-    assert "process 1 of 2 (pid " in capfd.readouterr().err
+def test_of_two_that_died_between_two_looks_the_killed_one_is_named(capfd):
+    jobs = [
+        subprocess.Popen([sys.executable, "-c", text]) for text in ("exit(1)", "import os; os.kill(os.getpid(), 9)")
+    ]
+    for job in jobs:
+        job.wait()
+    assert _watch(jobs, 0.1, [], None) == 137
+    assert f"process 1 of 2 (pid {jobs[1].pid}) was ended by SIGKILL" in capfd.readouterr().err
 
 
 def test_others_that_end_by_themselves_have_their_say(capfd):
