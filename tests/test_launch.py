@@ -56,7 +56,8 @@ def test_of_two_that_died_between_two_looks_the_killed_one_is_named(capfd):
 
 
 def test_others_that_end_by_themselves_have_their_say(capfd):
-    text = "print('mine', me, file=sys.stderr, flush=True)\ntime.sleep(2 * int(me))\nsys.exit(2)"
+    # one write each, for the lines of two processes to stay whole
+    text = "os.write(2, f'mine {me}\\n'.encode())\ntime.sleep(2 * int(me))\nsys.exit(2)"
     assert launch(python(text), 2, grace=30) == 2
     err = capfd.readouterr().err
     assert "mine 0" in err and "mine 1" in err and "process 0 of 2" in err and "as well" not in err
