@@ -171,8 +171,10 @@ def _claim(folder: Path, manifest: dict) -> None:
 
 
 def _number(value):
-    """What JSON can say of numpy's and jax's numbers and arrays."""
-    return np.asarray(value).tolist()
+    """What JSON can say of numpy's and jax's numbers and arrays; TypeError for anything else."""
+    if isinstance(value, np.generic | np.ndarray | jax.Array):
+        return np.asarray(value).tolist()
+    raise TypeError(f"about: expected what JSON can say, got a {type(value).__name__}: {value!r}")
 
 
 def _manifest(folder: Path) -> dict | None:

@@ -146,6 +146,12 @@ def test_pairs_in_bfloat16_are_written_as_float32_and_checked(tmp_path):
         fewstep.generate_pairs(tmp_path / "bad", velocity, jnp.float32(jnp.nan), source, 8, **options)
 
 
+def test_about_says_what_json_can_say(tmp_path):
+    source, options = fewstep.normal_source((2,)), dict(key=KEY, steps=1, batch=4, progress=False)
+    with pytest.raises(TypeError, match="about: expected what JSON can say, got a function"):
+        fewstep.generate_pairs(tmp_path, FLAT, {}, source, 4, about={"source": lambda key, n: {}}, **options)
+
+
 def test_a_condition_of_pairs_is_one_array(tmp_path):
     source = lambda key, n: {"x0": jnp.zeros((n, 2)), "cond": {"label": jnp.zeros(n)}}  # noqa: E731
     with pytest.raises(ValueError, match="expected 'cond' of the source to be one array"):

@@ -63,3 +63,8 @@ def test_training_finds_both_modes_of_a_velocity():
     np.testing.assert_allclose(jax.nn.softmax(m.logits), 0.5, atol=0.15)
     # the entropy is log 2 + log(0.2) + 1.42 = 0.50; a single Gaussian cannot get below log(2) + 1.42 = 2.11
     assert 0.40 < values[-40:].mean() < 0.70
+
+
+def test_bad_fields_say_so():
+    with pytest.raises(ValueError, match="components of at least 1, got 0"):
+        MixtureHead(TimeMLP(), components=0)
