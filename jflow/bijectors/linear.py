@@ -158,7 +158,8 @@ def lu(features: int) -> Bijector:
         return jnp.matmul(lower(params), _upper(params), precision=_FULL)
 
     def inverse_matrix(params):
-        return jnp.matmul(_inverse(_upper(params).T).T, _inverse(lower(params)), precision=_FULL)
+        both = _inverse(jnp.stack([_upper(params).T, lower(params)]))
+        return jnp.matmul(both[0].T, both[1], precision=_FULL)
 
     return _linear("lu", features, init, matrix, inverse_matrix, _sum_log_diagonal)
 
@@ -201,16 +202,16 @@ def _upper(params) -> Array:
 
 
 def _inverse(lower: Array) -> Array:
-    """Of a lower triangular matrix, in 2 log2(d) products: blocks of s rows, of which the inverses stand on the diagonal of
-    x, join to blocks of 2 s by [[a, 0], [c, b]]^-1 = [[a^-1, 0], [-b^-1 c a^-1, b^-1]]. XLA's CPU backend takes a hundred
-    times longer to solve for the rows of a batch."""
-    d = len(lower)
+    """Of lower triangular matrices [..., d, d], in 2 log2(d) products: blocks of s rows, of which the inverses stand on the
+    diagonal of x, join to blocks of 2 s by [[a, 0], [c, b]]^-1 = [[a^-1, 0], [-b^-1 c a^-1, b^-1]]. XLA's CPU backend takes
+    a hundred times longer to solve for the rows of a batch."""
+    d = lower.shape[-1]
     block = np.arange(d)
-    x = jnp.diag(1 / jnp.diagonal(lower))
+    x = jnp.vectorize(lambda matrix: jnp.diag(1 / jnp.diagonal(matrix)), signature="(d,d)->(d,d)")(lower)
     for level in range(math.ceil(math.log2(d))):
         half, whole = block >> level, block >> (level + 1)
         joins = (whole[:, None] == whole[None, :]) & (half[:, None] > half[None, :])
-        c = jnp.where(joins, lower, 0)
+        c = lower * joins.astype(lower.dtype).reshape((1,) * (lower.ndim - 2) + (d, d))
         x = x - jnp.matmul(x, jnp.matmul(c, x, precision=_FULL), precision=_FULL)
     return x
 

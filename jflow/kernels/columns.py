@@ -41,9 +41,7 @@ class Column(NamedTuple):
     """A scalar map as kernels see it, on arrays of any one shape.
 
     apply(x [...], raw) -> (y [...], log_slope [...]), raw a sequence or an array of `size` such arrays.
-    pull(x, raw, y, y_bar, log_slope_bar, each) -> (x_bar, parts), which joined are like raw. each(row, count) is a tuple of
-        parts for j < count, row(j) being a tuple of arrays [...]: a loop for XLA, which else would compute what rows
-        share in every one of them, and unrolled for Pallas.
+    pull(x, raw, y, y_bar, log_slope_bar) -> (x_bar, parts), which joined are like raw.
     """
 
     size: int
@@ -54,8 +52,8 @@ class Column(NamedTuple):
 def by_autodiff(apply: Callable) -> Callable:
     """A `pull` for maps of so few raw numbers that their derivative needs no thought."""
 
-    def pull(x, raw, y, y_bar, log_slope_bar, each):
-        del y, each
+    def pull(x, raw, y, y_bar, log_slope_bar):
+        del y
         x_bar, raw_bar = jax.vjp(apply, x, list(raw))[1]((y_bar, log_slope_bar))
         return x_bar, (raw_bar,)
 
@@ -146,10 +144,7 @@ def _xla_apply(column, x, raw):
 
 
 def _xla_pull(column, x, raw, y, y_bar, log_det_bar):
-    def each(row, count):
-        return jax.lax.map(row, jnp.arange(count))
-
-    x_bar, parts = column.pull(x, raw, y, y_bar, jnp.broadcast_to(log_det_bar[None], x.shape), each)
+    x_bar, parts = column.pull(x, raw, y, y_bar, jnp.broadcast_to(log_det_bar[None], x.shape))
     return x_bar, jnp.concatenate([jnp.stack(part) if isinstance(part, list | tuple) else part for part in parts])
 
 
@@ -175,7 +170,7 @@ def _pallas_pull(column, platform, x, raw, y, y_bar, log_det_bar):
             x = _read(x_ref, at)
             raw = [_read(raw_ref, j, at) for j in range(column.size)]
             log_slope_bar = jnp.broadcast_to(_read(log_det_bar_ref, slice(None)), x.shape)
-            x_bar, parts = column.pull(x, raw, _read(y_ref, at), _read(y_bar_ref, at), log_slope_bar, _unrolled)
+            x_bar, parts = column.pull(x, raw, _read(y_ref, at), _read(y_bar_ref, at), log_slope_bar)
             x_bar_ref[at, :] = x_bar.astype(x_bar_ref.dtype)
             for j, raw_bar in enumerate(row for part in parts for row in part):
                 raw_bar_ref[j, at, :] = raw_bar.astype(raw_bar_ref.dtype)
@@ -254,5 +249,21 @@ def _inner(dtype):
     return jnp.promote_types(dtype, jnp.float32)
 
 
-def _unrolled(row, count: int) -> tuple:
-    return tuple(zip(*(row(j) for j in range(count)), strict=True))
+def each(row: Callable, count: int, *rows, shared) -> tuple:
+    """A tuple of parts, each of them rows: row(j, *rows[j], shared) for every j < count, a tuple of arrays [...].
+
+    Rows are an array for XLA, in a loop, since else it would compute what they share for each of them, and a list in a
+    Pallas kernel."""
+    if not isinstance(rows[0], list):
+        return jax.lax.map(lambda of_j: row(*of_j, shared), (jnp.arange(count, dtype=rows[0].dtype), *rows))
+    parts = zip(*(row(j, *of_j, shared) for j, *of_j in zip(range(count), *rows, strict=True)), strict=True)
+    return tuple(map(list, parts))
+
+
+def exponentials(rows):
+    """exp(row - the largest of all rows) of each row: of an array at once, since XLA would find the largest again for each
+    of a list."""
+    top = rows[0]
+    for j in range(1, len(rows)):
+        top = jnp.maximum(top, rows[j])
+    return [jnp.exp(row - top) for row in rows] if isinstance(rows, list) else jnp.exp(rows - top[None])

@@ -69,9 +69,9 @@ def column(components: int, floor: float, inverse: bool) -> Column:
         x = monotone_root(forward, y, list(raw))
         return x, -forward(x, raw)[1]
 
-    def pull(y, raw, x, x_bar, log_slope_bar, each):
+    def pull(y, raw, x, x_bar, log_slope_bar):
         """At the root x: y = f(x, raw), the log-slope -log f'(x, raw)."""
-        del y, each
+        del y
         (_, log_slope), back = jax.vjp(forward, x, list(raw))
         more, of_slope = back((jnp.zeros_like(x), -log_slope_bar))
         y_bar = (x_bar + more) * jnp.exp(-log_slope)

@@ -7,11 +7,13 @@ form, since of all bin sizes those left of x move the corner of its bin, and thr
 """
 
 import math
+from collections.abc import Sequence
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 
-from jflow.kernels.columns import Column, choice, run
+from jflow.kernels.columns import Column, choice, each, exponentials, run
 from jflow.types import Array
 
 __all__ = ["choice", "transform"]
@@ -38,26 +40,38 @@ def transform(
 
 def value_in_bin(x, xk, yk, w, h, d0, d1):
     """y and log dy/dx at x of the bin with corner (xk, yk), width w, height h and knot slopes d0, d1."""
-    s, u = h / w, to_unit((x - xk) / w)
-    v = u * (1 - u)
-    denominator = s + (d0 + d1 - 2 * s) * v
-    return yk + h * (s * u * u + d0 * v) / denominator, _log_slope(u, v, s, d0, d1, denominator)
+    r, log_slope = value_in_unit((x - xk) / w, h / w, d0, d1)
+    return yk + h * r, log_slope
 
 
 def inverse_in_bin(y, xk, yk, w, h, d0, d1):
-    """x and log dx/dy at y.
+    """x and log dx/dy at y."""
+    u, log_slope = inverse_in_unit((y - yk) / h, h / w, d0, d1)
+    return xk + w * u, log_slope
 
-    The root is u = 2 c / (-b - sqrt(b^2 - 4 a c)), the form without cancellation, with r = (y - y_k)/h,
+
+def value_in_unit(u, s, d0, d1):
+    """r = (y - yk)/h and log dy/dx at u = (x - xk)/w of a bin of slope s = h/w."""
+    u = to_unit(u)
+    v = u * (1 - u)
+    denominator = s + (d0 + d1 - 2 * s) * v
+    return (s * u * u + d0 * v) / denominator, _log_slope(u, v, s, d0, d1, denominator)
+
+
+def inverse_in_unit(r, s, d0, d1):
+    """u and log dx/dy at r.
+
+    The root is u = 2 c / (-b - sqrt(b^2 - 4 a c)), the form without cancellation, with
     a = (s - d0) + r (d0 + d1 - 2 s), b = d0 - r (d0 + d1 - 2 s), c = -s r.
     """
-    s, r = h / w, to_unit((y - yk) / h)
+    r = to_unit(r)
     e = r * (d0 + d1 - 2 * s)
     a, b, c = s - d0 + e, d0 - e, -s * r
     # The discriminant is positive in exact arithmetic; its floor keeps the root differentiable when rounding is not.
     root = jnp.sqrt(jnp.maximum(b * b - 4 * a * c, jnp.finfo(b.dtype).tiny))
     u = to_unit(2 * c / (-b - root))
     v = u * (1 - u)
-    return xk + u * w, -_log_slope(u, v, s, d0, d1, s + (d0 + d1 - 2 * s) * v)
+    return u, -_log_slope(u, v, s, d0, d1, s + (d0 + d1 - 2 * s) * v)
 
 
 def to_unit(u):
@@ -67,132 +81,179 @@ def to_unit(u):
 
 def _log_slope(u, v, s, d0, d1, denominator):
     numerator = d1 * u * u + 2 * s * v + d0 * (1 - u) * (1 - u)
-    return 2 * jnp.log(s / denominator) + jnp.log(numerator)
+    ratio = s / denominator
+    return jnp.log(ratio * ratio * numerator)
 
 
 def knot_slope(raw, slope, neighbour):
     """Of the knot between bins of the slopes `slope` and `neighbour`."""
-    return jnp.minimum(jax.nn.softplus(raw + SOFTPLUS_OFFSET) + FLOOR, CAP * jnp.minimum(slope, neighbour))
+    raw = raw + SOFTPLUS_OFFSET
+    softplus = jnp.maximum(raw, 0) + jnp.log(1 + jnp.exp(-jnp.abs(raw)))  # the floor hides what log1p would add
+    return jnp.minimum(softplus + FLOOR, CAP * jnp.minimum(slope, neighbour))
 
 
 def column(bins: int, bound: float, inverse: bool) -> Column:
     """The spline as a `Column` of 3*bins - 1 raw numbers."""
     floor, span = 2 * bound * FLOOR, 2 * bound * (1 - FLOOR * bins)
     last = bins - 1
+    pulled = EDGE if bins > 1 else 0.0  # how far the heights of the edge bins are pulled towards their widths
 
-    def sizes_of(rows):
-        """Sizes of the bins, and (max, unit) with size = floor + exp(raw - max) unit."""
-        top = rows[0]
+    def find(x, raw):
+        """The bin of x, as a `_Bin`."""
+        widths, heights = exponentials(raw[:bins]), exponentials(raw[bins : 2 * bins])
+        units = span / _total(widths), span / _total(heights)
+        w_ends, p_ends = ([floor + units[i] * rows[j] for j in (0, last)] for i, rows in enumerate((widths, heights)))
+        # The inner heights make up for what the edge bins, pulled towards their widths, take of the box.
+        middle = 2 * bound - sum(p_ends) if bins > 2 else jnp.ones_like(x)
+        scale = 1 + pulled * (sum(p_ends) - sum(w_ends)) / middle if bins > 2 else jnp.ones_like(x)
+        first = pulled * w_ends[0] + (1 - pulled) * p_ends[0]
+
+        def corner(k, first, scale, unit, inner):
+            """Knot k > 0, `inner` being the sum of the exponentials of the bins between the first one and the knot."""
+            return first + scale * ((k - 1) * floor + unit * inner) - bound
+
+        def near(rows, unit):
+            """The exponentials between the first bin and bin k, and the sizes before the pull of bin k, k - 1 and k + 1."""
+            zero, one = jnp.zeros_like(k), jnp.ones_like(k)
+            inner, here, before, after = zero, rows[0], one, rows[1] if last else one
+            for j in range(1, bins):
+                if j > 1:
+                    inner = inner + jnp.where(k >= j, rows[j - 1], 0.0)
+                here, before = jnp.where(k >= j, rows[j], here), jnp.where(k >= j, rows[j - 1], before)
+                after = jnp.where(k >= j, rows[j + 1] if j < last else 1.0, after)
+            return inner, (floor + here * unit, floor + before * unit, floor + after * unit)
+
+        axes = [(w_ends[0], 1.0, units[0]), (first, scale, units[1])]
+        searched = heights if inverse else widths
+        squared = inner = jnp.zeros_like(x)
         for j in range(1, bins):
-            top = jnp.maximum(top, rows[j])
-        exps = [jnp.exp(rows[j] - top) for j in range(bins)]
-        unit = span / sum(exps[1:], exps[0])
-        return [floor + e * unit for e in exps], (top, unit)
+            inner = inner + searched[j - 1] if j > 1 else inner
+            squared = squared + jnp.where(x >= corner(j, *axes[inverse], inner), 2 * j - 1.0, 0.0)
+        # 1 + 3 + ... + (2 k - 1) = k^2. XLA stores the results of roots and quotients that several loops need; sums and
+        # comparisons it computes again in each of them, rounded in another way, so that they would disagree on the bin.
+        k = jnp.sqrt(squared)
 
-    def pulled(widths, plain):
-        """(heights, inner, scale): edge heights are pulled a tenth of the way to the widths, and the inner bins, `inner` of
-        the box before, make up for the sum."""
-        if bins < 3:
-            pull_ = EDGE if bins == 2 else 0.0
-            return [pull_ * w + (1 - pull_) * h for w, h in zip(widths, plain, strict=True)], None, 1.0
-        edges = plain[0] + plain[last]
-        inner = 2 * bound - edges
-        scale = 1 + EDGE * (edges - widths[0] - widths[last]) / inner
-        ends = [EDGE * widths[j] + (1 - EDGE) * plain[j] for j in (0, last)]
-        return [ends[0], *(scale * h for h in plain[1:last]), ends[1]], inner, scale
+        def pull_edge(j, width, height):
+            is_edge = (j == 0) | (j == last)
+            return jnp.where(is_edge, pulled * width + (1 - pulled) * height, scale * height)
 
-    def index(x, sizes):
-        """Which bin, as a float."""
-        knot, k = -bound, jnp.zeros_like(x)
-        for j in range(last):
-            knot = knot + sizes[j]
-            k = k + (x >= knot).astype(x.dtype)
-        return k
-
-    def select(k, widths, heights, raw):
-        """x_k, y_k, then (width, height) of the bin, the one before and the one after, and the raw slopes of its knots."""
-        one, zero = jnp.ones_like(k), jnp.zeros_like(k)
-        xk, yk = zero - bound, zero - bound
-        here, before, after = (widths[0], heights[0]), (one, one), (widths[1], heights[1]) if last else (one, one)
-        left, right = zero, raw[2 * bins] if last else zero
+        (w_inner, ws), (p_inner, ps) = near(widths, units[0]), near(heights, units[1])
+        hs = [pull_edge(k + i, w, p) for i, w, p in zip((0, -1, 1), ws, ps, strict=True)]
+        xk = jnp.where(k == 0, -bound, corner(k, *axes[0], w_inner))
+        yk = jnp.where(k == 0, -bound, corner(k, *axes[1], p_inner))
+        raw0, raw1 = jnp.zeros_like(k), raw[2 * bins] if last else jnp.zeros_like(k)
         for j in range(1, bins):
-            reached = k >= j
-            xk, yk = xk + jnp.where(reached, widths[j - 1], 0), yk + jnp.where(reached, heights[j - 1], 0)
-            before = tuple(jnp.where(reached, a[j - 1], b) for a, b in zip((widths, heights), before, strict=True))
-            here = tuple(jnp.where(reached, a[j], b) for a, b in zip((widths, heights), here, strict=True))
-            next_ = (widths[j + 1], heights[j + 1]) if j < last else (one, one)
-            after = tuple(jnp.where(reached, a, b) for a, b in zip(next_, after, strict=True))
-            left = jnp.where(reached, raw[2 * bins + j - 1], left)
-            right = jnp.where(reached, raw[2 * bins + j], right) if j < last else right
-        return xk, yk, *here, *before, *after, left, right
+            raw0 = jnp.where(k >= j, raw[2 * bins + j - 1], raw0)
+            raw1 = jnp.where(k >= j, raw[2 * bins + j], raw1) if j < last else raw1
+        return _Bin(k, xk, yk, ws, hs, (raw0, raw1), widths, heights, units, w_ends, p_ends, first, middle, scale)
 
-    def in_bin(k):
-        def value(x, xk, yk, w, h, w0, h0, w1, h1, raw0, raw1):
-            d0 = jnp.where(k == 0, 1.0, knot_slope(raw0, h / w, h0 / w0))
-            d1 = jnp.where(k == last, 1.0, knot_slope(raw1, h / w, h1 / w1))
-            return (inverse_in_bin if inverse else value_in_bin)(x, xk, yk, w, h, d0, d1)
+    def in_unit(k):
+        def value(u, s, s_before, s_after, raw0, raw1):
+            d0 = jnp.where(k == 0, 1.0, knot_slope(raw0, s, s_before))
+            d1 = jnp.where(k == last, 1.0, knot_slope(raw1, s, s_after))
+            return (inverse_in_unit if inverse else value_in_unit)(u, s, d0, d1)
 
         return value
+
+    def seen(x, bin_):
+        """What `in_unit` takes, and the corner and size of the bin along the axis of the output."""
+        ins, outs = (bin_.xk, bin_.widths[0]), (bin_.yk, bin_.heights[0])
+        ins, outs = (outs, ins) if inverse else (ins, outs)
+        slopes = [h / w for w, h in zip(bin_.widths, bin_.heights, strict=True)]
+        return ((x - ins[0]) / ins[1], *slopes, *bin_.raw), outs
 
     def apply(x, raw):
         inside = jnp.abs(x) < bound
         at = jnp.where(inside, x, 0.0)
-        widths, _ = sizes_of(raw[:bins])
-        heights, _, _ = pulled(widths, sizes_of(raw[bins : 2 * bins])[0])
-        k = index(at, heights if inverse else widths)
-        y, log_slope = in_bin(k)(at, *select(k, widths, heights, raw))
-        return jnp.where(inside, y, x), jnp.where(inside, log_slope, 0.0)
+        bin_ = find(at, raw)
+        args, (corner, size) = seen(at, bin_)
+        r, log_slope = in_unit(bin_.k)(*args)
+        return jnp.where(inside, corner + size * r, x), jnp.where(inside, log_slope, 0.0)
 
-    def pull(x, raw, y, y_bar, log_slope_bar, each):
+    def pull(x, raw, y, y_bar, log_slope_bar):
+        """Sums over bins of a cotangent times a size have closed forms: all bins left of x get the same, its own bin and the
+        two beside it something else, the others nothing."""
         del y
         inside = jnp.abs(x) < bound
-        at = jnp.where(inside, x, 0.0)
-        widths, (w_top, w_unit) = sizes_of(raw[:bins])
-        plain, (h_top, h_unit) = sizes_of(raw[bins : 2 * bins])
-        heights, inner, scale = pulled(widths, plain)
-        k = index(at, heights if inverse else widths)
-        chosen = select(k, widths, heights, raw)
-        _, back = jax.vjp(in_bin(k), at, *chosen)
-        bars = back((jnp.where(inside, y_bar, 0.0), jnp.where(inside, log_slope_bar, 0.0)))
-        x_bar, xk, yk, w, h, w0, h0, w1, h1, left, right = bars
+        at, y_in = jnp.where(inside, x, 0.0), jnp.where(inside, y_bar, 0.0)
+        bin_ = find(at, raw)
+        k, scale = bin_.k, bin_.scale
+        args, (_, size) = seen(at, bin_)
+        (r, _), back = jax.vjp(in_unit(k), *args)
+        u_bar, *slope_bars, left, right = back((y_in * size, jnp.where(inside, log_slope_bar, 0.0)))
 
-        pool = zero = jnp.zeros_like(x)
-        if bins > 2:  # what the inner heights ask of the sizes of the edge bins
-            pool = EDGE / inner * sum((_of_bin(k, j, yk, h, h0, h1) * plain[j] for j in range(1, last)), zero)
+        (w, w0, w1), (h, h0, h1) = bin_.widths, bin_.heights
+        h_bar, h0_bar, h1_bar = (bar / w for bar, w in zip(slope_bars, bin_.widths, strict=True))
+        w_bar, w0_bar, w1_bar = (-s * bar for s, bar in zip(args[1:4], (h_bar, h0_bar, h1_bar), strict=True))
+        x_bar = u_bar / (h if inverse else w)
+        if inverse:
+            xk_bar, yk_bar, w_bar, h_bar = y_in, -x_bar, w_bar + y_in * r, h_bar - x_bar * args[0]
+        else:
+            xk_bar, yk_bar, w_bar, h_bar = -x_bar, y_in, w_bar - x_bar * args[0], h_bar + y_in * r
 
-        def size_bars(j):
-            """What bin j's width and its height before the pull get."""
-            width, height = _of_bin(k, j, xk, w, w0, w1), _of_bin(k, j, yk, h, h0, h1)
-            if bins == 1:
-                return width, height
+        pool = edge = inner_bars = inner_heights = jnp.zeros_like(x)
+        if bins > 2:
+            h_in, h0_in, h1_in = ((k > 0) & (k < last)) * h_bar, (k > 1) * h0_bar, (k < last - 1) * h1_bar
+            inner_bars = yk_bar * jnp.maximum(k - 1, 0) + h_in + h0_in + h1_in
+            left_of_x = jnp.where(k == 0, 0.0, bin_.yk + bound - bin_.first)
+            inner_heights = yk_bar * left_of_x + h_in * h + h0_in * h0 + h1_in * h1
+            # What the inner heights ask of the sizes of the edge bins.
+            pool = pulled * inner_heights / (scale * bin_.middle)
+            edge = pool * (1 + (sum(bin_.p_ends) - sum(bin_.w_ends)) / bin_.middle)
+
+        bars_x, bars_y = (k, xk_bar, w_bar, w0_bar, w1_bar), (k, yk_bar, h_bar, h0_bar, h1_bar)
+        w_total = (
+            xk_bar * (bin_.xk + bound - k * floor) + w_bar * (w - floor) + w0_bar * (w0 - floor) + w1_bar * (w1 - floor)
+        )
+        h_total = inner_heights - floor * scale * inner_bars
+        for j in sorted({0, last}):
+            of_edge = _of_bin(j, *bars_y)
+            w_total = w_total + (bin_.w_ends[j > 0] - floor) * (pulled * of_edge - pool)
+            h_total = h_total + (bin_.p_ends[j > 0] - floor) * ((1 - pulled) * of_edge + edge)
+
+        def row(j, w_exp, h_exp, shared):
+            bars_x, bars_y, units, pool, edge, w_mean, h_mean, scale, left, right = shared
+            w_bar, h_bar = _of_bin(j, *bars_x), _of_bin(j, *bars_y)
             is_edge = (j == 0) | (j == last)
-            width = width + jnp.where(is_edge, EDGE * height - pool, 0.0)
-            return width, jnp.where(is_edge, (1 - EDGE) * height + pool * (1 + (scale - 1) / EDGE), scale * height)
+            w_bar = w_bar + jnp.where(is_edge, pulled * h_bar - pool, 0.0)
+            h_bar = jnp.where(is_edge, (1 - pulled) * h_bar + edge, scale * h_bar)
+            slope_bar = jnp.where(bars_x[0] == j + 1, left, 0.0) + jnp.where(bars_x[0] == j, right, 0.0)
+            return w_exp * units[0] * (w_bar - w_mean), h_exp * units[1] * (h_bar - h_mean), slope_bar
 
-        def exps(j):
-            return jnp.exp(_row(raw, j) - w_top) * w_unit, jnp.exp(_row(raw, bins + j) - h_top) * h_unit
-
-        w_mean = h_mean = zero
-        for j in range(bins):
-            (w_exp, h_exp), (w_bar, h_bar) = exps(j), size_bars(j)
-            w_mean, h_mean = w_mean + w_exp * w_bar / span, h_mean + h_exp * h_bar / span
-
-        def row(j):
-            (w_exp, h_exp), (w_bar, h_bar) = exps(j), size_bars(j)
-            slope_bar = jnp.where(k == j + 1, left, 0.0) + jnp.where(k == j, right, 0.0)
-            return w_exp * (w_bar - w_mean), h_exp * (h_bar - h_mean), slope_bar
-
-        widths_bar, heights_bar, slopes_bar = each(row, bins)
+        shared = (bars_x, bars_y, bin_.units, pool, edge, w_total / span, h_total / span, scale, left, right)
+        widths_bar, heights_bar, slopes_bar = each(row, bins, bin_.w_exps, bin_.h_exps, shared=shared)
         return jnp.where(inside, x_bar, y_bar), (widths_bar, heights_bar, slopes_bar[:last])
 
     return Column(3 * bins - 1, apply, pull)
 
 
-def _of_bin(k, j, corner, here, before, after):
+class _Bin(NamedTuple):
+    """Bin k, a float: its corner; widths and heights of it, of the one before and the one after; raw slopes of its knots.
+
+    Then what belongs to all bins: the exponentials whose multiples, by `units`, are the sizes less their floor; the sizes of
+    the edge bins before the pull; the first height after it; the sum of the inner heights before it, and their scale."""
+
+    k: Array
+    xk: Array
+    yk: Array
+    widths: Sequence[Array]
+    heights: Sequence[Array]
+    raw: tuple[Array, Array]
+    w_exps: Sequence[Array]
+    h_exps: Sequence[Array]
+    units: tuple[Array, Array]
+    w_ends: Sequence[Array]
+    p_ends: Sequence[Array]
+    first: Array
+    middle: Array
+    scale: Array
+
+
+def _total(rows):
+    return sum((rows[j] for j in range(1, len(rows))), rows[0])
+
+
+def _of_bin(j, k, corner, here, before, after):
     """What the size of bin j gets when x lies in bin k."""
-    at = jnp.where(k == j, here, 0.0) + jnp.where(k == j + 1, before, 0.0) + jnp.where(k == j - 1, after, 0.0)
-    return at + jnp.where(k > j, corner, 0.0)
-
-
-def _row(raw, j):
-    return raw[j] if isinstance(j, int) else jax.lax.dynamic_index_in_dim(raw, j, keepdims=False)
+    beside = jnp.where(k == j, here, 0.0) + jnp.where(k == j + 1, before, 0.0) + jnp.where(k == j - 1, after, 0.0)
+    return beside + jnp.where(k > j, corner, 0.0)

@@ -11,6 +11,7 @@ from quick import quick
 
 from jflow import kernels, nets
 from jflow.bijectors import coupling, scales, transformers
+from jflow.bijectors.splines import rational_quadratic_knots
 from jflow.kernels import affine, columns, logistic_mixture, rational_quadratic
 
 SPLINE = transformers.rational_quadratic(5, implementation="plain")
@@ -69,6 +70,18 @@ def test_spline_of_one_bin_is_the_identity(inverse):
     y, log_det = rational_quadratic.transform(x, raw, inverse=inverse)
     np.testing.assert_allclose(y, x, atol=2e-6)  # two units of rounding of the box
     np.testing.assert_allclose(log_det, 0, atol=2e-6)
+
+
+@pytest.mark.parametrize("inverse", BOTH)
+def test_numbers_at_a_knot_lie_in_one_bin(inverse):
+    """Loops that each find the bin anew, in a rounding of their own, would put its corner and its size into two."""
+    _, raw = columns_of("spline", 8, 500, jnp.float32)
+    knots = rational_quadratic_knots(jnp.moveaxis(raw, 0, -1))[1 if inverse else 0]
+    for j in range(1, 5):
+        x = knots[..., j]
+        found, _ = jax.jit(partial(rational_quadratic.transform, inverse=inverse))(x, raw)
+        expected, _ = reference("spline", inverse, x, raw)
+        np.testing.assert_allclose(found, expected, atol=1e-4)
 
 
 @pytest.mark.parametrize("inverse", BOTH)
