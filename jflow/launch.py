@@ -68,12 +68,12 @@ def _watch(jobs: list[subprocess.Popen], grace: float, caught: list[int], workdi
     def dead():
         return [i for i, job in enumerate(jobs) if job.poll() not in (None, 0)]
 
-    while not dead():
+    while not (gone := dead()):
         if all(job.poll() == 0 for job in jobs):
             return 0
         time.sleep(POLL)
     # of two that died between two looks, the one that a signal ended: the other lost its peer
-    first = min(dead(), key=lambda i: jobs[i].returncode > 0)
+    first = min(gone, key=lambda i: jobs[i].returncode > 0)
     until = time.monotonic() + grace
     while any(job.poll() is None for job in jobs) and time.monotonic() < until:
         time.sleep(POLL)

@@ -5,20 +5,27 @@ import os
 import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
+from subprocesses import LIMIT, environment, started
 
-import jflow
 from jflow import cli
 from jflow.launch import _watch, launch
 
 CONFIG = str(Path(__file__).parent / "train" / "processes_config.py")
 
 
+FOR_EVER = 3600.0  # seconds: longer than any process here lives
+
+
 def python(text):
-    return [sys.executable, "-c", f"import os, sys, time\nme = os.environ['JFLOW_PROCESS']\n{text}"]
+    """A command; the alarm ends what hangs, and is no death that any test expects."""
+    return [
+        sys.executable,
+        "-c",
+        f"import os, signal, sys, time\nsignal.alarm({LIMIT})\nme = os.environ['JFLOW_PROCESS']\n{text}",
+    ]
 
 
 def test_all_well(tmp_path):
@@ -36,10 +43,8 @@ def test_all_well(tmp_path):
     ],
 )
 def test_one_that_dies_ends_the_others(capfd, tmp_path, death, status, said):
-    text = f"if me == '1':\n    {death}\ntime.sleep(600)"
-    started = time.monotonic()
-    assert launch([*python(text), "--workdir", str(tmp_path)], 3, grace=0.2) == status
-    assert time.monotonic() - started < 60
+    text = f"if me == '1':\n    {death}\nsignal.pause()"  # the others never end by themselves
+    assert launch([*python(text), "--workdir", str(tmp_path)], 3, grace=0.01) == status
     err = capfd.readouterr().err
     assert "process 1 of 3 (pid " in err and said in err and "ended process 0, 2 as well" in err
     assert f"There is no checkpoint in {tmp_path}: the same command starts anew." in err
@@ -55,10 +60,24 @@ def test_of_two_that_died_between_two_looks_the_killed_one_is_named(capfd):
     assert f"process 1 of 2 (pid {jobs[1].pid}) was ended by SIGKILL" in capfd.readouterr().err
 
 
-def test_others_that_end_by_themselves_have_their_say(capfd):
-    # one write each, for the lines of two processes to stay whole
-    text = "os.write(2, f'mine {me}\\n'.encode())\ntime.sleep(2 * int(me))\nsys.exit(2)"
-    assert launch(python(text), 2, grace=30) == 2
+def test_others_that_end_by_themselves_have_their_say(capfd, tmp_path):
+    """Process 1 lives until the launcher has seen process 0 dead, which is when the pid is free."""
+    os.mkfifo(tmp_path / "pid")
+    text = f"""
+if me == "0":
+    open("{tmp_path}/pid", "w").write(str(os.getpid()))
+else:
+    first = int(open("{tmp_path}/pid").read())
+    try:
+        while True:
+            os.kill(first, 0)
+            time.sleep(0.01)
+    except ProcessLookupError:
+        pass
+os.write(2, f"mine {{me}}\\n".encode())  # one write each, for the lines of two processes to stay whole
+sys.exit(2)
+"""
+    assert launch(python(text), 2, grace=FOR_EVER) == 2
     err = capfd.readouterr().err
     assert "mine 0" in err and "mine 1" in err and "process 0 of 2" in err and "as well" not in err
     assert "goes on from its last checkpoint" in err
@@ -68,18 +87,15 @@ def test_others_that_end_by_themselves_have_their_say(capfd):
 def test_signals_are_passed_on(tmp_path, number):
     """Both processes say goodbye and leave with 128 + number, and so does the launcher."""
     text = (
-        "import signal\n"
         f"def leave(*_):\n    open({str(tmp_path)!r} + '/' + me, 'w').close()\n    sys.exit({128 + number})\n"
-        f"signal.signal({int(number)}, leave)\nos.write(1, b'ready\\n')\ntime.sleep(600)"
+        f"signal.signal({int(number)}, leave)\nos.write(1, b'ready\\n')\nsignal.pause()"
     )
-    path = os.pathsep.join(filter(None, [str(Path(jflow.__file__).parents[1]), os.environ.get("PYTHONPATH")]))
-    command = [sys.executable, "-m", "jflow.cli", "launch", "--processes", "2", "--", *python(text)]
-    job = subprocess.Popen(
-        command, env={**os.environ, "PYTHONPATH": path}, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
-    )
-    assert [job.stdout.readline() for _ in range(2)] == ["ready\n"] * 2
-    job.send_signal(number)
-    _, err = job.communicate(timeout=60)
+    command = ["-m", "jflow.cli", "launch", "--processes", "2", "--grace", FOR_EVER, "--", *python(text)]
+    with started(*command, env=environment(), stdout=subprocess.PIPE, stderr=subprocess.PIPE) as job:
+        assert "1 is pid" in job.stderr.readline()  # it knows of both
+        assert [job.stdout.readline() for _ in range(2)] == ["ready\n"] * 2
+        job.send_signal(number)
+        _, err = job.communicate()
     assert job.returncode == 128 + number and "error" not in err
     assert sorted(os.listdir(tmp_path)) == ["0", "1"]
 

@@ -1,9 +1,6 @@
 """Data-dependent initialisation sees the whole batch over eight devices, and a restored flow keeps its own."""
 
-import os
-import subprocess
-import sys
-from pathlib import Path
+from subprocesses import run_python
 
 SCRIPT = """
 import sys
@@ -41,9 +38,4 @@ print("equal")
 
 
 def test_actnorm_survives_eight_devices_and_a_restore(tmp_path):
-    path = os.pathsep.join([str(Path(__file__).parents[1]), os.environ.get("PYTHONPATH", "")])
-    env = {**os.environ, "XLA_FLAGS": "--xla_force_host_platform_device_count=8", "JAX_PLATFORMS": "cpu"}
-    command = [sys.executable, "-c", SCRIPT, str(tmp_path)]
-    done = subprocess.run(command, env={**env, "PYTHONPATH": path}, capture_output=True, text=True, timeout=600)
-    assert done.returncode == 0, done.stderr[-3000:]
-    assert done.stdout.strip() == "equal"
+    assert run_python("-c", SCRIPT, tmp_path, devices=8).stdout.strip() == "equal"

@@ -1,9 +1,6 @@
 """Residual, planar and Sylvester maps inside shard_map: loop carries and probes must vary as the batch does."""
 
-import os
-import subprocess
-import sys
-from pathlib import Path
+from subprocesses import run_python
 
 SCRIPT = """
 import jax, jax.numpy as jnp, numpy as np
@@ -51,9 +48,4 @@ print("equal")
 
 
 def test_residual_maps_run_and_differentiate_under_shard_map():
-    flags = "--xla_force_host_platform_device_count=2"
-    path = os.pathsep.join([str(Path(__file__).parents[1]), os.environ.get("PYTHONPATH", "")])
-    env = {**os.environ, "XLA_FLAGS": flags, "JAX_PLATFORMS": "cpu", "PYTHONPATH": path}
-    done = subprocess.run([sys.executable, "-c", SCRIPT], env=env, capture_output=True, text=True, timeout=600)
-    assert done.returncode == 0, done.stderr[-3000:]
-    assert done.stdout.strip() == "equal"
+    assert run_python("-c", SCRIPT, devices=2).stdout.strip() == "equal"

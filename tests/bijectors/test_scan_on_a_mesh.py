@@ -1,9 +1,6 @@
 """Scanned stacks over 8 devices: inside shard_map a scan's carry must vary as the batch does."""
 
-import os
-import subprocess
-import sys
-from pathlib import Path
+from subprocesses import run_python
 
 SCRIPT = """
 import flax.linen as nn, jax, jax.numpy as jnp, numpy as np
@@ -54,9 +51,4 @@ print("equal")
 
 
 def test_scans_run_and_differentiate_under_shard_map():
-    flags = "--xla_force_host_platform_device_count=8"
-    path = os.pathsep.join([str(Path(__file__).parents[1]), os.environ.get("PYTHONPATH", "")])
-    env = {**os.environ, "XLA_FLAGS": flags, "JAX_PLATFORMS": "cpu", "PYTHONPATH": path}
-    done = subprocess.run([sys.executable, "-c", SCRIPT], env=env, capture_output=True, text=True, timeout=600)
-    assert done.returncode == 0, done.stderr[-3000:]
-    assert done.stdout.strip() == "equal"
+    assert run_python("-c", SCRIPT, devices=8).stdout.strip() == "equal"

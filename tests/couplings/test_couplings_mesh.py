@@ -1,9 +1,6 @@
 """Couplings over two devices: the whole batch under jit, each shard's own rows under shard_map."""
 
-import os
-import subprocess
-import sys
-from pathlib import Path
+from subprocesses import run_python
 
 SCRIPT = """
 import jax, jax.numpy as jnp, numpy as np
@@ -32,9 +29,4 @@ print("fine")
 
 
 def test_two_devices():
-    root = Path(__file__).parents[2]
-    env = {**os.environ, "JAX_PLATFORMS": "cpu", "XLA_FLAGS": "--xla_force_host_platform_device_count=2"}
-    env["PYTHONPATH"] = os.pathsep.join([str(root), str(root / "tests")])
-    done = subprocess.run([sys.executable, "-c", SCRIPT], env=env, capture_output=True, text=True, timeout=300)
-    assert done.returncode == 0, done.stderr
-    assert done.stdout.strip() == "fine"
+    assert run_python("-c", SCRIPT, devices=2).stdout.strip() == "fine"

@@ -1,9 +1,11 @@
+import gc
+import queue
 import threading
-import time
 
 import jax
 import numpy as np
 import pytest
+from subprocesses import LIMIT
 
 from jflow import data
 
@@ -18,8 +20,9 @@ def first(iterator, n):
     return [np.asarray(next(iterator)["x"]) for _ in range(n)]
 
 
-def alive():
-    return [thread for thread in threading.enumerate() if thread.name == "jflow-prefetch"]
+def threads():
+    """Those that make batches, of all iterators that are open."""
+    return {thread for thread in threading.enumerate() if thread.name == "jflow-prefetch"}
 
 
 @pytest.mark.parametrize("size", [1, 3])
@@ -33,16 +36,30 @@ def test_the_same_batches_on_the_device_made_ahead(size):
     ahead.close()
 
 
-def test_no_more_than_size_and_one_are_made_ahead():
-    drawn = []
-    ahead = data.prefetch(source(transform=lambda rows, rng: drawn.append(1) or rows), 2)
-    assert not drawn  # nothing before it is asked for
-    next(ahead)
-    until = time.monotonic() + 20
-    while len(drawn) < 4 and time.monotonic() < until:
-        time.sleep(0.01)
-    time.sleep(0.2)
-    assert len(drawn) == 4  # one given, two in the queue, one in hand
+def test_no_more_than_size_and_one_are_made_ahead(monkeypatch):
+    events = queue.SimpleQueue()
+
+    class Announced(queue.Queue):
+        def put(self, *args, **kwargs):
+            try:
+                super().put(*args, **kwargs)
+            except queue.Full:
+                events.put("full")
+                raise
+
+    monkeypatch.setattr(queue, "Queue", Announced)
+    ahead = data.prefetch(source(transform=lambda rows, rng: events.put("drawn") or rows), 2)
+    assert events.empty()  # nothing before it is asked for
+    drawn = 0
+    for given in range(1, 5):
+        next(ahead)
+        drawn += sum(events.get() == "drawn" for _ in range(events.qsize()))
+        # Found full twice more, the first time perhaps before next() took one: the thread waits with a batch in its hand.
+        for _ in range(2):
+            while events.get(timeout=LIMIT) == "drawn":
+                drawn += 1
+                assert drawn <= given + 3
+        assert drawn == given + 3  # two in the queue, one in hand
     ahead.close()
 
 
@@ -61,11 +78,11 @@ def test_position_counts_what_was_given_and_seek_goes_there():
 
 
 def test_close_leaves_the_source_where_the_consumer_stands():
-    batches = source()
+    batches, others = source(), threads()
     ahead = data.prefetch(batches)
     first(ahead, 3)
     ahead.close()
-    assert batches.position == 3 and not alive()
+    assert batches.position == 3 and threads() <= others
     np.testing.assert_array_equal(next(ahead)["x"], first(source(), 4)[3])  # and it can go on
     ahead.close()
     started = data.prefetch(batches)
@@ -95,15 +112,14 @@ def test_errors_come_with_the_batch_that_they_are_of():
 
 
 def test_a_forgotten_iterator_ends_its_thread():
-    before = len(alive())
+    others = threads()
     ahead = data.prefetch(source())
     next(ahead)
-    assert len(alive()) == before + 1
+    (thread,) = threads() - others
     del ahead
-    until = time.monotonic() + 20
-    while len(alive()) > before and time.monotonic() < until:
-        time.sleep(0.01)
-    assert len(alive()) == before
+    gc.collect()
+    thread.join(LIMIT)
+    assert not thread.is_alive()
 
 
 def test_sharding_and_bad_sizes():

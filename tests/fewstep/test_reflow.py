@@ -1,8 +1,4 @@
 import json
-import os
-import subprocess
-import sys
-from pathlib import Path
 
 import diffrax
 import jax
@@ -11,6 +7,7 @@ import numpy as np
 import optax
 import pytest
 from quick import quick
+from subprocesses import run_python
 from teachers import LINE_MIXTURE, at, straight_mixture
 
 import jflow
@@ -205,10 +202,4 @@ print("equal")
 
 
 def test_devices_share_the_rows_of_a_batch(tmp_path):
-    flags = {"XLA_FLAGS": "--xla_force_host_platform_device_count=8", "JAX_PLATFORMS": "cpu"}
-    path = os.pathsep.join(filter(None, [str(Path(jflow.__file__).parents[1]), os.environ.get("PYTHONPATH")]))
-    command = [sys.executable, "-c", SCRIPT, str(tmp_path)]
-    done = subprocess.run(
-        command, env={**os.environ, "PYTHONPATH": path, **flags}, capture_output=True, text=True, timeout=300
-    )
-    assert done.stdout.strip() == "equal", done.stderr
+    assert run_python("-c", SCRIPT, tmp_path, devices=8).stdout.strip() == "equal"

@@ -1,6 +1,6 @@
 """What several processes, or one with eight fake devices, do: python processes_worker.py first|one|again FOLDER.
 
-Process 0 prints one JSON object.
+Process 0 writes FOLDER/<its first argument>.json.
 """
 
 import json
@@ -89,7 +89,7 @@ def main(what: str, folder: Path) -> None:
         cut(folder / "two", folder / "two_at_8")
     elif what == "again":
         out["devices"] = len(jax.devices())
-        out |= {name: run(folder / name, pause=0.1) for name in ("killed", "terminated")}
+        out |= {name: run(folder / name) for name in ("killed", "terminated")}
         out["from_one"] = run(folder / "one_at_8")
     else:
         out["losses"] = run(folder / "one", train.make_mesh({"data": 8}))
@@ -99,7 +99,7 @@ def main(what: str, folder: Path) -> None:
             mesh = None if n == 1 else train.data_mesh(jax.devices()[:n])
             out[f"on_{n}"] = run(folder / f"on_{n}", mesh)
     if processes.is_main():
-        print(json.dumps(out), flush=True)
+        (folder / f"{what}.json").write_text(json.dumps(out))
 
 
 if __name__ == "__main__":

@@ -5,20 +5,16 @@ A scanned spline flow (its loss needs no key) and a velocity (its loss draws noi
 
 import json
 import re
-import sys
-from pathlib import Path
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
 from jax.sharding import PartitionSpec as P
+from quick import quick
 
 import jflow
 from jflow import data, flows, losses, nets, train
-
-sys.path.insert(0, str(Path(__file__).parents[1]))
-from quick import quick
 
 X = np.random.default_rng(0).normal(size=(32, 8)).astype(np.float32)
 FLOW = flows.neural_spline((8,), depth=3, hidden=(32, 32), bins=4, linear=False)

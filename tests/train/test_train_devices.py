@@ -1,27 +1,19 @@
 """One device, eight fake ones, and a full disk: what `devices_worker.py` saw in a process of its own."""
 
 import json
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
-
-import jflow
+from subprocesses import run_python
 
 WORKER = Path(__file__).with_name("devices_worker.py")
 
 
 @pytest.fixture(scope="module")
 def seen(tmp_path_factory):
-    path = os.pathsep.join(filter(None, [str(Path(jflow.__file__).parents[1]), os.environ.get("PYTHONPATH")]))
-    env = {**os.environ, "PYTHONPATH": path, "JAX_PLATFORMS": "cpu"}
-    env["XLA_FLAGS"] = "--xla_force_host_platform_device_count=8"
-    command = [sys.executable, "-W", "error::DeprecationWarning:jflow", WORKER, tmp_path_factory.mktemp("devices")]
-    done = subprocess.run(command, env=env, capture_output=True, text=True, timeout=300)
-    assert done.returncode == 0, done.stderr
+    folder = tmp_path_factory.mktemp("devices")
+    done = run_python("-W", "error::DeprecationWarning:jflow", WORKER, folder, devices=8)
     out = json.loads(done.stdout)
     assert out["devices"] == 8
     return out, done.stderr

@@ -1,9 +1,6 @@
 """Rules, meshes and what they give: errors here, training on eight fake devices in `sharding_worker.py`."""
 
 import json
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import jax
@@ -13,8 +10,8 @@ import optax
 import pytest
 from jax.sharding import AbstractMesh
 from jax.sharding import PartitionSpec as P
+from subprocesses import run_python
 
-import jflow
 from jflow import train
 
 WORKER = Path(__file__).with_name("sharding_worker.py")
@@ -24,12 +21,7 @@ PARAMS = {"blocks": {"in": jnp.zeros((3, 8, 16)), "out": jnp.zeros((3, 16, 8))},
 
 @pytest.fixture(scope="module")
 def seen():
-    path = os.pathsep.join(filter(None, [str(Path(jflow.__file__).parents[1]), os.environ.get("PYTHONPATH")]))
-    env = {**os.environ, "PYTHONPATH": path, "JAX_PLATFORMS": "cpu"}
-    env["XLA_FLAGS"] = "--xla_force_host_platform_device_count=8"
-    done = subprocess.run([sys.executable, WORKER], env=env, capture_output=True, text=True, timeout=300)
-    assert done.returncode == 0, done.stderr
-    out = json.loads(done.stdout)
+    out = json.loads(run_python(WORKER, devices=8).stdout)
     assert out["devices"] == 8
     return out
 
