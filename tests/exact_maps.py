@@ -5,7 +5,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import teachers
-from quick import quick
 
 from jflow import oracles
 from jflow.types import FlowMap, Velocity
@@ -66,7 +65,7 @@ def mean_gradient(loss, params, draw, frozen=None, batches=50, rows=2000):
         data, noise = jax.random.split(key)
         return jax.grad(lambda p: loss(p, noise, {"x": draw(data, rows)}, frozen)[0])(params)
 
-    found = quick(lambda keys: jax.lax.map(one, keys))(jax.random.split(jax.random.key(7), batches))
+    found = jax.jit(lambda keys: jax.lax.map(one, keys))(jax.random.split(jax.random.key(7), batches))
     found = np.stack([np.asarray(leaf, np.float64) for leaf in jax.tree.leaves(found)], axis=-1)
     return found.mean(0), found.std(0, ddof=1) / np.sqrt(batches)
 
@@ -80,7 +79,7 @@ def random_params(init, *args):
 
 def silent_leaves(loss, params, batch, frozen=None):
     """The names of the leaves that no gradient reaches; raises where one is not finite."""
-    grads = quick(jax.grad(lambda p: loss(p, jax.random.key(1), batch, frozen)[0]))(params)
+    grads = jax.jit(jax.grad(lambda p: loss(p, jax.random.key(1), batch, frozen)[0]))(params)
     leaves = jax.tree_util.tree_leaves_with_path(grads)
     for path, leaf in leaves:
         assert np.all(np.isfinite(leaf)), jax.tree_util.keystr(path)

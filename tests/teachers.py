@@ -3,7 +3,6 @@
 import jax
 import jax.numpy as jnp
 import numpy as np
-from quick import quick
 
 from jflow import oracles
 from jflow.types import FlowMap, Velocity
@@ -95,7 +94,7 @@ def near_data(flow_map):
 
 def standard_scores(gradient, batches=100, seed=5):
     """The mean of gradient(key), a pytree of scalars, in its standard errors over so many keys."""
-    g = quick(jax.vmap(gradient))(jax.random.split(jax.random.key(seed), batches))
+    g = jax.jit(jax.vmap(gradient))(jax.random.split(jax.random.key(seed), batches))
     return np.asarray([np.mean(v) / (np.std(v) / np.sqrt(batches)) for v in jax.tree.leaves(g)])
 
 

@@ -5,7 +5,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from quick import quick
 
 from jflow import distributions, solvers, types
 from jflow.cnf import cnf
@@ -55,12 +54,12 @@ def in_closed_form(params, x):
 def test_closed_form_of_a_linear_field(name, x64):
     """Values and gradients in params and x. 40 steps of order 5; Backsolve solves its own equation as well as that."""
     params, x = inputs()
-    expected = quick(jax.value_and_grad(in_closed_form, (0, 1)))(params, x)
+    expected = jax.jit(jax.value_and_grad(in_closed_form, (0, 1)))(params, x)
     hows = [{"steps": 40}]
     if name != "direct":  # which unrolls its max_steps
         hows.append({"rtol": 1e-8, "atol": 1e-8})
     for how in hows:
-        found = quick(jax.value_and_grad(by_solve(linear, adjoint=ADJOINTS[name](), **how), (0, 1)))(params, x)
+        found = jax.jit(jax.value_and_grad(by_solve(linear, adjoint=ADJOINTS[name](), **how), (0, 1)))(params, x)
         jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-6, atol=1e-6), found, expected)
 
 
@@ -77,13 +76,13 @@ def test_adjoints_agree_with_finite_differences(x64):
         slopes = {}
         for name, adjoint in ADJOINTS.items():
             total = by_solve(bent, adjoint=adjoint(), **how)
-            grads = quick(jax.grad(total, (0, 1)))(params, x, jax.random.key(0))
+            grads = jax.jit(jax.grad(total, (0, 1)))(params, x, jax.random.key(0))
             slopes[name] = sum(jnp.sum(g * d) for g, d in zip(*map(jax.tree.leaves, (grads, direction)), strict=True))
 
         def moved(h):
             return jax.tree.map(lambda p, d: p + h * d, (params, x), direction)  # noqa: B023
 
-        total = quick(by_solve(bent, **how))
+        total = jax.jit(by_solve(bent, **how))
         known = (total(*moved(1e-5), jax.random.key(0)) - total(*moved(-1e-5), jax.random.key(0))) / 2e-5
         np.testing.assert_allclose(slopes["checkpoint"], known, rtol=1e-7)  # h^2, and the rounding of 1e-16 / h
         np.testing.assert_allclose(slopes["direct"], slopes["checkpoint"], rtol=1e-10)
@@ -95,8 +94,8 @@ def test_samples_carry_their_density(x64):
     params, _ = inputs()
     flow = cnf(types.Velocity(None, bent), distributions.normal((2,)), steps=40)
     params = {"velocity": params, "base": {}}
-    x, log_prob = quick(flow.sample_and_log_prob, static_argnums=2)(params, jax.random.key(0), 6)
-    np.testing.assert_allclose(quick(flow.log_prob)(params, x), log_prob, atol=1e-7)
+    x, log_prob = jax.jit(flow.sample_and_log_prob, static_argnums=2)(params, jax.random.key(0), 6)
+    np.testing.assert_allclose(jax.jit(flow.log_prob)(params, x), log_prob, atol=1e-7)
     z, down = flow.inverse(params, x)
     y, up = flow.forward(params, z)
     np.testing.assert_allclose(y, x, atol=1e-7)

@@ -9,7 +9,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from quick import quick
 
 from jflow import flows, nets
 
@@ -59,7 +58,7 @@ def setup(recipe, kind):
 @pytest.mark.parametrize("recipe, kind", ROWS)
 def test_a_condition_changes_the_density_of_its_own_row(recipe, kind):
     flow, params, x, cond = setup(recipe, kind)
-    log_prob = quick(flow.log_prob)
+    log_prob = jax.jit(flow.log_prob)
     plain = np.asarray(log_prob(params, x, cond))
     other = jax.tree.map(lambda c: np.concatenate([c[1:3], c[2:]]), cond)  # rows 0 and 1 have another one
     changed = np.asarray(log_prob(params, x, other)) != plain
@@ -110,13 +109,13 @@ def test_without_its_rows_of_the_first_kernel_a_condition_is_absent(recipe, kind
     inputs = np.delete(np.arange(kernel.shape[-2]), np.arange(kernel.shape[-2])[rows])
     conditioner(dropped, recipe)["kernel"] = kernel[..., inputs, :]
 
-    expected = quick(free.log_prob)(dropped, x)
-    np.testing.assert_allclose(quick(flow.log_prob)(blind, x, cond), expected, atol=1e-5, rtol=1e-5)
+    expected = jax.jit(free.log_prob)(dropped, x)
+    np.testing.assert_allclose(jax.jit(flow.log_prob)(blind, x, cond), expected, atol=1e-5, rtol=1e-5)
     if embed is None:
         zero = jax.tree.map(jnp.zeros_like, cond)
-        np.testing.assert_allclose(quick(flow.log_prob)(params, x, zero), expected, atol=1e-5, rtol=1e-5)
+        np.testing.assert_allclose(jax.jit(flow.log_prob)(params, x, zero), expected, atol=1e-5, rtol=1e-5)
     samples = [
-        quick(f.sample, static_argnums=2)(p, jax.random.key(0), B, c)
+        jax.jit(f.sample, static_argnums=2)(p, jax.random.key(0), B, c)
         for f, p, c in ((flow, blind, cond), (free, dropped, None))
     ]
     np.testing.assert_allclose(*samples, atol=1e-4, rtol=1e-4)
@@ -142,7 +141,7 @@ def test_indicators_tell_layers_apart_and_the_network_is_one():
     assert set(scanned["shared"]) == {"net"} and scanned["stacked"]["indicator"].shape == (3, 2)
     swapped = {**params, "bijector": {**scanned, "stacked": dict(scanned["stacked"])}}
     swapped["bijector"]["stacked"]["indicator"] = scanned["stacked"]["indicator"][::-1]
-    log_prob = quick(flow.log_prob)
+    log_prob = jax.jit(flow.log_prob)
     assert np.all(np.abs(log_prob(params, x, cond) - log_prob(swapped, x, cond)) > 1e-4)
 
 
@@ -165,7 +164,7 @@ def test_nanoflow_grows_by_an_embedding_and_a_head_a_layer():
 def test_nice_has_one_log_det_for_all_points():
     """That of its diagonal scaling: the couplings preserve volume."""
     flow, params, x, cond = setup("nice", "vector")
-    _, log_det = quick(flow.inverse)(params, x, cond)
+    _, log_det = jax.jit(flow.inverse)(params, x, cond)
     scaling = params["bijector"]["1"]["log_scale"]
     np.testing.assert_allclose(log_det, np.full(B, scaling.sum()), rtol=1e-5)
 
@@ -215,7 +214,7 @@ def test_a_zero_vector_is_no_condition(name):
 
     fewer = take(without, params)
     assert sum(p.size for p in jax.tree.leaves(fewer)) < sum(p.size for p in jax.tree.leaves(params))
-    expected = quick(lambda p: density(p, None))(fewer)
-    run = quick(density)
+    expected = jax.jit(lambda p: density(p, None))(fewer)
+    run = jax.jit(density)
     np.testing.assert_allclose(run(params, np.zeros_like(cond)), expected, atol=2e-4, rtol=2e-5)
     assert np.all(np.abs(run(params, cond) - expected) > 1e-3)

@@ -9,7 +9,6 @@ import numpy as np
 import optax
 import orbax.checkpoint as ocp
 import pytest
-from quick import quick
 
 from jflow import bijectors as bj
 from jflow import distributions, flows
@@ -64,7 +63,7 @@ def test_params_go_through_a_plain_orbax_checkpoint(options, tmp_path):
     """Nested dicts come back as such, empty ones too, without a template."""
     flow = flows.neural_spline((3, 2), depth=2, hidden=(4,), bins=3, **options)
     x, cond = jnp.ones((3, 3, 2)), jnp.arange(3) if "embed" in options else None
-    params = quick(flow.init)(jax.random.key(0), x, cond)
+    params = jax.jit(flow.init)(jax.random.key(0), x, cond)
     with ocp.StandardCheckpointer() as checkpointer:
         checkpointer.save(tmp_path / "params", params)
         checkpointer.wait_until_finished()
@@ -79,11 +78,11 @@ def test_64_layers_keep_a_float32_round_trip():
     shear = jnp.array([[1.0, 0.9], [0.0, 0.1]])
     draw = lambda key: jax.random.normal(key, (128, 2)) @ shear  # noqa: E731
     x = draw(jax.random.key(1))
-    params = quick(flow.init)(jax.random.key(0), x)
+    params = jax.jit(flow.init)(jax.random.key(0), x)
     trained, losses = train(flow, params, draw, 100, 1e-3)
     assert losses[-1] < losses[0] - 0.5
 
-    @quick
+    @jax.jit
     def worst(params):
         z, there = flow.inverse(params, x)
         again, back = flow.forward(params, z)
@@ -99,11 +98,11 @@ def test_narrow_data_are_learned(recipe):
     """N(0, 0.05^2) from N(0, 1): a scale that only contracts, or saturates, stays nats above the entropy."""
     flow = recipe((2,), depth=4, hidden=(16,))
     draw = lambda key: 0.05 * jax.random.normal(key, (256, 2))  # noqa: E731
-    params, losses = train(flow, quick(flow.init)(jax.random.key(0), jnp.zeros((1, 2))), draw, 300, 1e-2)
+    params, losses = train(flow, jax.jit(flow.init)(jax.random.key(0), jnp.zeros((1, 2))), draw, 300, 1e-2)
     entropy = 2 * (0.5 + 0.5 * np.log(2 * np.pi) + np.log(0.05))
     assert losses[0] > entropy + 3
     assert abs(float(losses[-30:].mean()) - entropy) < 0.05
-    sample = quick(flow.sample, static_argnums=2)(params, jax.random.key(2), 4000)
+    sample = jax.jit(flow.sample, static_argnums=2)(params, jax.random.key(2), 4000)
     quartiles = np.quantile(sample, [0.25, 0.75], axis=0)
     np.testing.assert_allclose(np.diff(quartiles, axis=0)[0] / 1.349, 0.05, rtol=0.1)
 

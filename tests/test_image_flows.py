@@ -5,7 +5,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from quick import quick
 
 from jflow import bijectors as bj
 from jflow import distributions, flows, nets
@@ -24,7 +23,7 @@ def test_multi_scale_glow_has_the_log_det_of_its_jacobian(x64):
     flow = flows.glow((4, 8, 2), scales=2, depth=2, hidden=6, embed=nn.Embed(3, 2))
     x, labels = images(2, 4, 8, 2, dtype=np.float64), jnp.arange(2)
 
-    @quick
+    @jax.jit
     def run(x):
         params = away(flow.init(jax.random.key(0), x, labels))
         z, log_det = flow.inverse(params, x, labels)
@@ -45,7 +44,7 @@ def test_actnorms_see_the_data_and_layers_differ_at_init():
     flow = flows.glow((8, 8, 1), scales=2, depth=3, hidden=6)
     x = images(64, 8, 8, 1)
 
-    @quick
+    @jax.jit
     def run(x):
         params = flow.init(jax.random.key(0), x)
         return params, flow.inverse(params, x)[0]
@@ -76,7 +75,7 @@ def test_temperature_scales_the_latents_and_keeps_the_params():
     cool = flows.glow(shape, **options, base=distributions.scaled(distributions.normal(shape), 0.5))
     key = jax.random.key(1)
 
-    @quick
+    @jax.jit
     def run(x):
         params = away(flow.init(jax.random.key(0), x))
         hot, cold = flow.sample(params, key, 6), cool.sample_and_log_prob(params, key, 6)
@@ -93,7 +92,7 @@ def test_images_and_vectors_condition_glow():
     x = images(4, 4, 4, 1)
     cond = {"image": images(4, 8, 8, 2), "vector": images(4, 3)}
 
-    @quick
+    @jax.jit
     def run(x, cond):
         params = away(flow.init(jax.random.key(0), x, cond))
         log_prob = lambda c: flow.log_prob(params, x, c)  # noqa: E731
@@ -109,7 +108,7 @@ def test_a_zeroed_condition_is_the_unconditional_model():
     flow = flows.glow((4, 4, 1), scales=1, depth=2, hidden=4)
     x = images(4, 4, 4, 1)
 
-    @quick
+    @jax.jit
     def run(x):
         params = away(flow.init(jax.random.key(0), x, jnp.ones((4, 3))))
         plain = jax.tree.map(lambda p: p, params)
@@ -139,7 +138,7 @@ def test_dequantization_noise_lies_inside_and_has_its_density():
     noise = flows.dequantization_noise((4, 4, 1), net=nets.GlowNet(4))
     cond = images(6, 4, 4, 1)
 
-    @quick
+    @jax.jit
     def run(cond):
         params = away(noise.init(jax.random.key(0), jax.random.uniform(jax.random.key(1), (6, 4, 4, 1)), cond))
         u, log_q = noise.sample_and_log_prob(params, jax.random.key(2), 6, cond)
@@ -171,7 +170,7 @@ def test_flow_plus_plus_with_mixtures_of_logistics_returns_to_its_levels():
     flow = flows.flow_plus_plus((2, 2, 1), levels=5, **sizes, transformer=bj.transformers.logistic_mixture(2))
     x = jnp.asarray(np.random.default_rng(0).integers(0, 5, size=(8, 2, 2, 1)), jnp.float32)
 
-    @quick
+    @jax.jit
     def run(x):
         params = away(flow.init(jax.random.key(0), x))
         z, contribution = flow.inverse(params, x, key=jax.random.key(1))

@@ -2,7 +2,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from quick import quick
 
 from jflow import mixtures, oracles, paths
 from jflow._util import expand_to
@@ -136,12 +135,12 @@ def test_carried_velocity_is_accurate_and_differentiable_in_float32():
     field = mixtures.exact(np.ones(8), 5 * np.stack([np.cos(angles), np.sin(angles)], 1), 0.1)
     x, y = jax.random.normal(jax.random.key(0), (2, 64, 2)) * jnp.array([1.0, 4.0])[:, None, None]
     t = jnp.zeros(64)
-    carried, velocity = quick(mixtures.carried_velocity), quick(oracle.velocity)
+    carried, velocity = jax.jit(mixtures.carried_velocity), jax.jit(oracle.velocity)
     for r in (0.3, 0.9, 0.999, 1.0):
         x1 = mixtures.velocity_to_x1(field.apply({}, x, t), x, t)
         found = carried(x1, x, t, y, jnp.full(64, r))
         np.testing.assert_allclose(found, velocity(y, r), atol=2e-3)
-    slope = quick(jax.grad(lambda y: mixtures.carried_velocity(x1, x, t, y, jnp.ones(64)).sum()))(y)
+    slope = jax.jit(jax.grad(lambda y: mixtures.carried_velocity(x1, x, t, y, jnp.ones(64)).sum()))(y)
     assert np.isfinite(slope).all()
 
 
@@ -165,7 +164,7 @@ def test_the_reverse_transition_leads_from_marginal_to_marginal(ends, schedule):
     path = paths.affine(schedule)
     m = mixtures.exact(WEIGHTS, MEANS, VARIANCE, schedule).apply({}, path.point(x0, x1, t), t)
 
-    @quick
+    @jax.jit
     def moved(m, x):
         return mixtures.sample(mixtures.reverse_transition(m, x, t, r, schedule), step)[0]
 

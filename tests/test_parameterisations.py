@@ -3,7 +3,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from quick import quick
 
 import jflow
 from jflow import losses, oracles, parameterisations, paths, solvers, types
@@ -78,7 +77,9 @@ def test_a_predicting_network_samples_to_the_end(dtype):
     for make in (parameterisations.from_x1, parameterisations.from_x0, parameterisations.from_score):
         velocity = make(NET, margin=1e-2)
         params = velocity.init(jax.random.key(0), x, jnp.zeros(4))
-        out, info = quick(lambda x, params, velocity=velocity: solvers.sample(velocity, params, x, steps=8))(x, params)
+        out, info = jax.jit(lambda x, params, velocity=velocity: solvers.sample(velocity, params, x, steps=8))(
+            x, params
+        )
         assert out.dtype == dtype and np.all(info.status == 0) and np.all(np.isfinite(np.asarray(out, np.float32)))
     ends = jnp.asarray([0.0, 1.0])
     exact = parameterisations.from_x1(as_field(lambda x, t: jnp.zeros_like(x)), margin=0.0)
@@ -165,7 +166,7 @@ def test_sde_sampling_stays_finite_at_the_data_end(name):
         return sde(params, x, *now)[0], jnp.abs(score.apply(params, x, now[0])).max()
 
     keys = jax.random.split(jax.random.key(1), 102)
-    end, sizes = quick(lambda x: jax.lax.scan(step, x, (grid[:-1], grid[1:], keys)))(x)
+    end, sizes = jax.jit(lambda x: jax.lax.scan(step, x, (grid[:-1], grid[1:], keys)))(x)
     last = score.apply(params, end, jnp.ones(64))
     assert np.all(np.isfinite(end)) and np.all(np.isfinite(last))
     assert max(float(sizes.max()), float(jnp.abs(last).max())) < 200

@@ -6,7 +6,6 @@ SCRIPT = """
 import sys
 import jax, jax.numpy as jnp, numpy as np, optax
 from jax.sharding import NamedSharding, PartitionSpec as P
-from quick import quick
 from jflow import flows, train
 from jflow.train import checkpoint
 
@@ -17,7 +16,7 @@ rng = np.random.default_rng(0)
 x = (rng.normal(size=(8, 4, 4, 4, 1)) * np.arange(1, 9).reshape(8, 1, 1, 1, 1) + np.arange(8).reshape(8, 1, 1, 1, 1))
 x = x.reshape(32, 4, 4, 1).astype(np.float32)
 flow = flows.glow((4, 4, 1), scales=2, depth=2, hidden=4)
-init = quick(lambda x: flow.init(jax.random.key(0), x))
+init = jax.jit(lambda x: flow.init(jax.random.key(0), x))
 one, eight = init(x), init(jax.device_put(x, NamedSharding(mesh, P("rows"))))
 for a, b in zip(jax.tree.leaves(one), jax.tree.leaves(eight), strict=True):
     np.testing.assert_allclose(a, b, atol=2e-5, rtol=1e-5)  # sums over rows in another order
@@ -29,7 +28,7 @@ state = train.init_state(params, optax.adam(1e-3), jax.random.key(1))
 checkpoint.save(sys.argv[1], 7, state, None, {}, keep=1)
 fresh = train.init_state(init(100 * x), optax.adam(1e-3), jax.random.key(2))
 restored = checkpoint.restore(sys.argv[1], fresh).state
-log_prob = quick(flow.log_prob)
+log_prob = jax.jit(flow.log_prob)
 for a, b in zip(jax.tree.leaves(params), jax.tree.leaves(restored.params), strict=True):
     np.testing.assert_array_equal(a, b)
 np.testing.assert_array_equal(log_prob(params, 3 * x), log_prob(restored.params, 3 * x))  # data it never saw

@@ -5,7 +5,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from quick import quick
 
 from jflow import bijectors as bj
 from jflow import nets
@@ -22,8 +21,8 @@ def test_it_starts_as_the_unconditional_map_and_a_zero_head_is_that_map():
     assert set(params) == {"net", "kernel", "bias"}
     assert all(np.all(k == 0) for k in jax.tree.leaves(params["kernel"]))
     params["bias"] = jax.tree.map(lambda p: jnp.asarray(rng.normal(size=p.shape), p.dtype), params["bias"])
-    x, log_det = quick(bijector.forward)(params, z, cond)
-    expected, expected_log_det = quick(inner.forward)(params["bias"], z)
+    x, log_det = jax.jit(bijector.forward)(params, z, cond)
+    expected, expected_log_det = jax.jit(inner.forward)(params["bias"], z)
     np.testing.assert_allclose(x, expected, atol=1e-6)  # one row at a time or all at once: float32 rounding
     np.testing.assert_allclose(log_det, expected_log_det, atol=1e-6)
 
@@ -34,7 +33,7 @@ def test_each_row_has_its_own_params():
         bijector = bj.amortized(inner, net)
         shapes = jax.eval_shape(bijector.init, jax.random.key(0), z, cond)
         params = jax.tree.map(lambda p: jnp.asarray(0.4 * rng.normal(size=p.shape), p.dtype), shapes)
-        x, log_det = quick(bijector.forward)(params, z, cond)
+        x, log_det = jax.jit(bijector.forward)(params, z, cond)
         features = cond if net is None else net.apply({"params": params["net"]}, cond[:, :0], cond)
         for i in range(4):
             add = lambda b, k, h=features[i]: b + jnp.einsum("f,f...->...", h, k)  # noqa: E731
@@ -57,10 +56,10 @@ def test_without_cond_it_is_the_map_itself():
 
 def test_keys_reach_the_rows_and_transports_stay_transports():
     residual = bj.amortized(bj.residual(nets.LipschitzMLP((4,), coeff=0.5)))
-    params = quick(residual.init)(jax.random.key(0), z, cond)
+    params = jax.jit(residual.init)(jax.random.key(0), z, cond)
     params["bias"] = jax.tree.map(lambda p: p + 0.5, params["bias"])
     same = jnp.repeat(z[:1], 4, axis=0)
-    log_det = quick(lambda p, key: residual.forward(p, same, 0 * cond, key=key)[1])(params, jax.random.key(0))
+    log_det = jax.jit(lambda p, key: residual.forward(p, same, 0 * cond, key=key)[1])(params, jax.random.key(0))
     assert len(np.unique(np.asarray(log_det))) > 1  # a probe for each row
     assert isinstance(bj.amortized(bj.uniform_dequantize(4)), Transport)
 

@@ -6,7 +6,6 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-from quick import quick
 
 from jflow import bijectors as bj
 from jflow import flows, nets
@@ -29,14 +28,14 @@ def with_noise(bijector, x, cond=None, scale=0.5):
 
 
 def inverse(transformer, net, params, y, solver=None, **options):
-    return quick(lambda p, y: bj.autoregressive_inverse(transformer, net, p, y, solver=solver, **options))(params, y)
+    return jax.jit(lambda p, y: bj.autoregressive_inverse(transformer, net, p, y, solver=solver, **options))(params, y)
 
 
 @pytest.mark.parametrize("transformer", [AFFINE, SPLINE], ids=["affine", "spline"])
 def test_starts_at_the_identity(transformer):
     bijector = bj.autoregressive(transformer, made(transformer))
     params = bijector.init(jax.random.key(0), X)
-    for x, log_det in quick(lambda p, x: (bijector.forward(p, x), bijector.inverse(p, x)))(params, X):
+    for x, log_det in jax.jit(lambda p, x: (bijector.forward(p, x), bijector.inverse(p, x)))(params, X):
         np.testing.assert_allclose(x, X, atol=1e-6)
         np.testing.assert_allclose(log_det, 0, atol=1e-5)
 
@@ -46,7 +45,7 @@ def test_the_jacobian_is_triangular_in_the_order():
     bijector = bj.autoregressive(AFFINE, made(AFFINE, order=order))
     params = with_noise(bijector, X)
 
-    @quick
+    @jax.jit
     def jacobians(z):
         one = lambda apply: jax.jacrev(lambda x: apply(params, x[None])[0][0])(z)  # noqa: E731
         return one(bijector.forward), one(bijector.inverse)
@@ -71,7 +70,7 @@ def test_every_solver_returns_what_solving_one_number_after_another_does(solver,
     """By hand: number i from the numbers before it, in float64."""
     y = X.astype(float)
     params = with_noise(bj.autoregressive(SPLINE, made(SPLINE)), y)
-    apply = quick(lambda x: SPLINE.inverse(y, made(SPLINE).apply({"params": params["net"]}, x))[0])
+    apply = jax.jit(lambda x: SPLINE.inverse(y, made(SPLINE).apply({"params": params["net"]}, x))[0])
     x = np.zeros_like(y)
     for i in range(6):
         x[:, i] = apply(x)[:, i]
@@ -105,7 +104,7 @@ def test_a_row_that_has_settled_stays():
     def g(x, args):
         return jnp.stack([x[0] + 0.5 * tol, 0.5 * (x[1] + 1)])
 
-    found = quick(lambda x: fixed_point(g, x, (), tol=tol, max_evaluations=50))(jnp.zeros((2, 1)))
+    found = jax.jit(lambda x: fixed_point(g, x, (), tol=tol, max_evaluations=50))(jnp.zeros((2, 1)))
     np.testing.assert_allclose(found.x[0], 0.5 * tol, rtol=1e-6)
     assert found.evaluations == 9  # the first n with 2^-n <= tol (2 - 2^(1 - n))
     np.testing.assert_allclose(found.x[1], 1 - 2.0**-9, rtol=1e-6)
@@ -172,7 +171,7 @@ def test_numbers_that_run_away_before_their_turn_harm_nobody():
     x, _, info = inverse(transformer, Previous(), params, y, solver)
     assert np.all(info.converged) and info.passes > 5
     np.testing.assert_allclose(x, z, rtol=1e-4)
-    overflown = quick(lambda x: transformer.inverse(y, Previous().apply({"params": params["net"]}, x))[0])(start)
+    overflown = jax.jit(lambda x: transformer.inverse(y, Previous().apply({"params": params["net"]}, x))[0])(start)
     assert np.max(np.abs(overflown)) > 1e20
 
 
@@ -196,7 +195,7 @@ def test_the_gradient_of_the_inverse_is_that_of_the_unrolled_one(x64):
 
     for solver in (bj.jacobi(), bj.sequential()):
         ours = bj.autoregressive(SPLINE, net, solver=solver).inverse
-        got, expected = quick(
+        got, expected = jax.jit(
             lambda *args, ours=ours: (scalar(ours, 1e-9)(*args), scalar(unrolled, 1.0)(*args))
         )(params, y, cond)  # fmt: skip
         for a, b in zip(jax.tree.leaves(got), jax.tree.leaves(expected), strict=True):
@@ -214,7 +213,7 @@ def test_labels_and_dropout_go_through_the_loop():
     cond, params = np.arange(5) % 3, None
     params = bijector.init(jax.random.key(0), X, cond)
 
-    @quick
+    @jax.jit
     def run(params, key):
         x, _ = bijector.forward(params, X, cond, key=key)
         grads = jax.grad(lambda p: jnp.sum(bijector.inverse(p, X, cond, key=key)[0] ** 2))(params)
@@ -258,7 +257,7 @@ def test_it_is_flowjaxs_masked_autoregressive_flow(x64):
         lambda y, raw: ((y - raw[..., 0]) / scale(raw), -jnp.log(scale(raw))),
     )
     bijector = bj.autoregressive(softplus, nets.MADE(2, (d * each,), activation=jnp.tanh))
-    ours = quick(lambda: (bijector.forward({"net": params}, x, cond), bijector.inverse({"net": params}, x, cond)))()
+    ours = jax.jit(lambda: (bijector.forward({"net": params}, x, cond), bijector.inverse({"net": params}, x, cond)))()
     for got, wanted in zip(ours, (expected, back), strict=True):
         np.testing.assert_allclose(got[0], wanted[0], atol=1e-12)
         np.testing.assert_allclose(got[1], wanted[1], atol=1e-12)
@@ -302,7 +301,7 @@ def test_a_trained_spline_flow_samples_in_a_fraction_of_the_passes():
 
         return jax.lax.scan(layer, z, params["bijector"]["stacked"]["1"], reverse=True)
 
-    @quick
+    @jax.jit
     def run():
         return draw(bj.sequential()), draw(bj.jacobi(1e-5)), model.forward(params, z)[0]
 

@@ -4,7 +4,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from quick import quick
 
 from jflow import bijectors as bj
 
@@ -20,7 +19,7 @@ def with_noise(bijector, x, cond=None, scale=0.5):
 def test_the_jacobian_is_triangular_with_a_positive_diagonal():
     bijector = bj.block_autoregressive(4, 3, 2)
     params = with_noise(bijector, X)
-    jacobian = np.asarray(quick(jax.jacrev(lambda x: bijector.forward(params, x[None])[0][0]))(X[0]))
+    jacobian = np.asarray(jax.jit(jax.jacrev(lambda x: bijector.forward(params, x[None])[0][0]))(X[0]))
     np.testing.assert_array_equal(jacobian != 0, np.tri(4))
     assert np.all(np.diag(jacobian) > 0)
 
@@ -50,7 +49,7 @@ def test_it_is_flowjaxs_network(x64):
     assert jax.tree.map(jnp.shape, params) == jax.tree.map(
         jnp.shape, jax.eval_shape(bijector.init, jax.random.key(0), x, cond)
     )
-    y, log_det = quick(bijector.forward)(params, x, cond)
+    y, log_det = jax.jit(bijector.forward)(params, x, cond)
     np.testing.assert_allclose(y, expected[0], atol=1e-12)
     np.testing.assert_allclose(log_det, expected[1], atol=1e-12)
 
@@ -63,7 +62,7 @@ def leaky():
 def test_starts_near_the_identity():
     bijector = bj.block_autoregressive(4)
     params = bijector.init(jax.random.key(0), X)
-    y, log_det = quick(bijector.forward)(params, X)
+    y, log_det = jax.jit(bijector.forward)(params, X)
     assert np.max(np.abs(y - X)) < 0.5 and np.max(np.abs(log_det)) < 1
     assert np.corrcoef(y.reshape(-1), X.reshape(-1))[0, 1] > 0.98
 
@@ -82,7 +81,7 @@ def test_every_number_has_a_preimage_and_the_mass_is_one(gate):
     grid = np.stack(np.meshgrid(axis, axis, indexing="ij"), -1).reshape(-1, 2).astype(np.float32)
     y = np.stack(np.meshgrid(*[np.linspace(-30, 30, 7)] * 2, indexing="ij"), -1).reshape(-1, 2).astype(np.float32)
 
-    @quick
+    @jax.jit
     def run(params):
         z, log_det = bijector.forward(params, grid)
         x, _ = bijector.inverse(params, y)
@@ -106,7 +105,7 @@ def test_gradients_of_the_inverse_undo_those_of_forward(x64):
 
     args = (params, x, cond)
     step = jax.tree.map(lambda p: np.random.default_rng(p.size).normal(size=p.shape), args)
-    grads, values = quick(
+    grads, values = jax.jit(
         lambda: (
             jax.grad(loss, argnums=(0, 1, 2))(*args),
             [loss(*jax.tree.map(lambda p, d, e=e: p + e * d, args, step)) for e in (1e-5, -1e-5)],

@@ -5,7 +5,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from quick import quick
 
 from jflow import bijectors as bj
 from jflow import flows, nets
@@ -33,7 +32,7 @@ def test_shared_params_are_stored_once():
 
 def test_scanned_layers_start_from_different_draws():
     layer = bj.coupling(AFFINE, nets.MLP((32,)), split=1)
-    params = quick(bj.scan(layer, 8).init)(jax.random.key(0), np.ones((2, 2), np.float32))
+    params = jax.jit(bj.scan(layer, 8).init)(jax.random.key(0), np.ones((2, 2), np.float32))
     kernels = [
         leaf for path, leaf in jax.tree_util.tree_leaves_with_path(params)
         if "net" in jax.tree_util.keystr(path) and "kernel" in jax.tree_util.keystr(path)
@@ -52,7 +51,7 @@ def test_scan_is_the_chain_of_its_layers_with_a_key_for_each():
     params = jax.eval_shape(bijector.init, jax.random.key(0), z)
     params = jax.tree.map(lambda p: jnp.asarray(0.3 * rng.normal(size=p.shape), p.dtype), params)
 
-    @quick
+    @jax.jit
     def run(key, other):
         x, log_det = bijector.forward(params, z, key=key)
         y, total, per_layer = z, jnp.zeros(6), []
@@ -128,7 +127,7 @@ def test_stacked_actnorms_initialise_one_after_another(side):
 @pytest.mark.parametrize("options", [{}, {"reversible": True}, {"shared": ("0",)}], ids=str)
 def test_init_through_a_scan_is_finite_on_zeros_that_only_give_the_shape(options):
     bijector = bj.scan(bj.chain(bj.actnorm(2), bj.lu(2)), 3, **options)
-    params = quick(bijector.init)(jax.random.key(0), jnp.zeros((1, 2)))
+    params = jax.jit(bijector.init)(jax.random.key(0), jnp.zeros((1, 2)))
     assert all(np.all(leaf == 0) for leaf in jax.tree.leaves(params))
 
 

@@ -4,7 +4,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from quick import quick
 
 from jflow import bijectors as bj
 from jflow import flows
@@ -24,7 +23,7 @@ def images(*shape, dtype=np.float32):
 def test_a_pixel_sees_its_corner_of_the_window_and_of_itself_the_channels_before(corner):
     bijector, z = bj.masked_conv(2, 2, corner=corner), images(1, 5, 5, 2)
     params = drawn(bijector.init, z)
-    seen = quick(jax.jacrev(lambda z: bijector.forward(params, z)[0][0, 2, 2]))(z)[:, 0]  # [channel, 5, 5, channel]
+    seen = jax.jit(jax.jacrev(lambda z: bijector.forward(params, z)[0][0, 2, 2]))(z)[:, 0]  # [channel, 5, 5, channel]
     rows, columns = ([1, 2] if side == 0 else [2, 3] for side in corner)
     want = np.zeros((2, 5, 5, 2), bool)
     want[:, rows[0] : rows[1] + 1, columns[0] : columns[1] + 1] = True
@@ -46,7 +45,7 @@ def test_two_from_opposite_corners_see_all_around(x64):
     x = images(1, 3, 3, 2, dtype=np.float64)
     params = drawn(bijector.init, x)
 
-    @quick
+    @jax.jit
     def run(x):
         z, log_det = bijector.inverse(params, x)
         jacobian = jax.jacrev(lambda x: bijector.inverse(params, x)[0])(x).reshape(18, 18)

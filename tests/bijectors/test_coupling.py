@@ -7,7 +7,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from quick import quick
 
 from jflow import bijectors as bj
 from jflow import nets
@@ -24,7 +23,7 @@ def with_noise(bijector, x, cond=None, scale=0.5):
 
 def both(bijector, params, x):
     """forward and inverse, each (y, log_det), in one compilation."""
-    return quick(lambda p, x: (bijector.forward(p, x), bijector.inverse(p, x)))(params, x)
+    return jax.jit(lambda p, x: (bijector.forward(p, x), bijector.inverse(p, x)))(params, x)
 
 
 class OneLayer(nn.Module):
@@ -52,7 +51,7 @@ def test_an_affine_coupling_is_nflows(x64):
 @pytest.mark.parametrize("transformer", [AFFINE, bj.transformers.rational_quadratic(4), bj.transformers.shift()])
 def test_starts_at_the_identity(transformer):
     bijector = bj.coupling(transformer, nets.MLP((8,)), split=2)
-    params = quick(bijector.init)(jax.random.key(0), X)
+    params = jax.jit(bijector.init)(jax.random.key(0), X)
     for x, log_det in both(bijector, params, X):
         np.testing.assert_allclose(x, X, atol=1e-6)
         np.testing.assert_allclose(log_det, 0, atol=1e-5)
@@ -62,7 +61,7 @@ def test_the_first_part_passes_untouched_and_the_rest_depends_on_it():
     bijector = bj.coupling(AFFINE, nets.MLP((8,), nn.tanh), split=1)
     params = with_noise(bijector, X)
     np.testing.assert_array_equal(both(bijector, params, X)[0][0][:, 0], X[:, 0])
-    jacobian = np.asarray(quick(jax.jacfwd(lambda x: bijector.forward(params, x[None])[0][0]))(X[0]))
+    jacobian = np.asarray(jax.jit(jax.jacfwd(lambda x: bijector.forward(params, x[None])[0][0]))(X[0]))
     free = np.tri(4, 1).astype(bool)  # the column of what passes, and the diagonal
     np.testing.assert_array_equal(jacobian != 0, np.hstack([free, np.zeros((4, 3), bool)]) | np.eye(4, dtype=bool))
 
@@ -100,7 +99,7 @@ def test_a_net_in_bfloat16_leaves_the_flow_in_float32():
     params = with_noise(bijector, X, scale=0.2)
     assert all(p.dtype == jnp.float32 for p in jax.tree.leaves(params))
 
-    @quick
+    @jax.jit
     def run(z):
         x, log_det = bijector.forward(params, z)
         return x, log_det, bijector.inverse(params, x)

@@ -9,7 +9,6 @@ import optax
 import pytest
 import scipy.integrate
 import scipy.stats
-from quick import quick
 
 from jflow import bijectors as bj
 from jflow import distributions, flows
@@ -73,7 +72,7 @@ def test_slopes_stay_between_the_floor_and_the_steepest_component(name):
     raw = (4 * rng.normal(size=(4000, transformer.size))).astype(np.float32)
     if name == "mixture":
         raw[:, -2] = 0
-    _, log_slope = quick(transformer.forward)(rng.uniform(-10, 10, 4000).astype(np.float32), raw)
+    _, log_slope = jax.jit(transformer.forward)(rng.uniform(-10, 10, 4000).astype(np.float32), raw)
     assert log_slope.min() > np.log(0.99e-3) and log_slope.min() < -6  # the floor of 1e-3 is in use
     assert log_slope.max() < 3 * (1 if name == "mixture" else 2)
 
@@ -85,7 +84,7 @@ def test_the_tails_of_a_mixture_keep_their_digits(x64):
     mixture, rng = transformers.logistic_mixture(3, floor=0.0), np.random.default_rng(3)
     raw = np.repeat(rng.normal(size=(50, 11)).astype(np.float32)[None], 4, axis=0)
     x = np.repeat(np.array([[-1e6], [-100.0], [100.0], [1e6]], np.float32), 50, axis=1)
-    run = quick(mixture.forward)
+    run = jax.jit(mixture.forward)
     got, exact = run(x, raw), run(x.astype(np.float64), raw.astype(np.float64))
     np.testing.assert_allclose(got[0], exact[0], rtol=1e-5)
     z = [
@@ -151,7 +150,7 @@ def test_derivatives_of_the_inverse_are_finite_differences_and_one_over_the_slop
     def f(x, raw):
         return transformer.forward(x[None], raw[None])[0][0]
 
-    @quick
+    @jax.jit
     @jax.vmap
     def derivatives(y, raw):
         x = value(y, raw)
@@ -172,7 +171,7 @@ def test_derivatives_of_the_inverse_are_finite_differences_and_one_over_the_slop
     np.testing.assert_allclose(r["yy"], -r["bend"] / r["slope"] ** 3, rtol=1e-7, atol=1e-9)
     np.testing.assert_allclose(r["jvp"], np.sum(r["raw"], -1), rtol=1e-9, atol=1e-12)
     h = 1e-5
-    inverse = quick(lambda y, raw: transformer.inverse(y, raw)[0])
+    inverse = jax.jit(lambda y, raw: transformer.inverse(y, raw)[0])
     np.testing.assert_allclose(r["y"], (inverse(y + h, raw) - inverse(y - h, raw)) / (2 * h), rtol=1e-5)
     steps = h * np.eye(transformer.size)[:, None]
     for i in range(transformer.size):
@@ -187,7 +186,7 @@ def test_saturated_inverses_in_float32(name):
     raw = (4 * rng.normal(size=(4000, transformer.size))).astype(np.float32)
     y = (5 * rng.normal(size=4000)).astype(np.float32)
 
-    @quick
+    @jax.jit
     def run(y, raw):
         x, log_slope = transformer.inverse(y, raw)
         return x, log_slope, transformer.forward(x, raw)[0]

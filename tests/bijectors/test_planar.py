@@ -7,7 +7,6 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from flowjax.bijections import Planar
-from quick import quick
 
 from jflow import bijectors as bj
 
@@ -34,7 +33,7 @@ def peer():
 def test_planar_is_normflows_planar(peer, x64):
     """tests/peers/make_residual_fixtures.py"""
     params = planar_params(peer["planar_u"], peer["planar_w"], peer["planar_b"])
-    x, log_det = quick(bj.planar(3).forward)(params, jnp.asarray(peer["z"]))
+    x, log_det = jax.jit(bj.planar(3).forward)(params, jnp.asarray(peer["z"]))
     np.testing.assert_allclose(x, peer["planar_x"], atol=1e-12)
     np.testing.assert_allclose(log_det, peer["planar_log_det"], atol=1e-12)
 
@@ -46,7 +45,7 @@ def test_planar_is_flowjax_planar(x64):
         object.__setattr__(theirs, name, jnp.asarray(value))
     params = planar_params(*(np.asarray(a) for a in (theirs.get_act_scale(), theirs.weight, theirs.bias)))
     z = jnp.asarray(rng.normal(size=(9, 3)))
-    x, log_det = quick(bj.planar(3).forward)(params, z)
+    x, log_det = jax.jit(bj.planar(3).forward)(params, z)
     expected, expected_log_det = jax.vmap(theirs.transform_and_log_det)(z)
     np.testing.assert_allclose(x, expected, atol=1e-12)
     np.testing.assert_allclose(log_det, expected_log_det, atol=1e-12)
@@ -56,7 +55,7 @@ def test_radial_is_normflows_radial(peer, x64):
     """tests/peers/make_residual_fixtures.py"""
     ratio = peer["radial_beta"] / peer["radial_alpha"]
     params = {"center": peer["radial_center"], "log_alpha": np.log(peer["radial_alpha"]), "raw_beta": raw_of(ratio)}
-    x, log_det = quick(bj.radial(3).forward)(params, jnp.asarray(peer["z"]))
+    x, log_det = jax.jit(bj.radial(3).forward)(params, jnp.asarray(peer["z"]))
     np.testing.assert_allclose(x, peer["radial_x"], atol=1e-12)
     np.testing.assert_allclose(log_det, peer["radial_log_det"], atol=1e-12)
 
@@ -68,8 +67,8 @@ def test_sylvester_of_rank_one_is_planar(x64):
     q = np.eye(3)[:, 0] - 2 * v[0] * v[0, 0] / np.sum(v * v)
     for r, s in ((1.3, 0.7), (-4.0, 2.0), (3.0, -2.0)):
         params = {"reflections": v, "r": np.array([[r]]), "s": np.array([[s]]), "b": np.array([0.2])}
-        got = quick(bj.sylvester(3, 1).forward)(params, z)
-        expected = quick(bj.planar(3).forward)({"u": r * q, "w": s * q, "b": np.array(0.2)}, z)
+        got = jax.jit(bj.sylvester(3, 1).forward)(params, z)
+        expected = jax.jit(bj.planar(3).forward)({"u": r * q, "w": s * q, "b": np.array(0.2)}, z)
         np.testing.assert_allclose(got[0], expected[0], atol=1e-12)
         np.testing.assert_allclose(got[1], expected[1], atol=1e-12)
 
@@ -95,7 +94,7 @@ def test_extreme_parameters_stay_invertible(make, scale):
     z = jnp.asarray(rng.normal(size=(16, 3)), jnp.float32)
     initial = bijector.init(jax.random.key(0), z)
 
-    @quick
+    @jax.jit
     def run(params, z):
         def objective(params, z):
             x, log_det = bijector.forward(params, z)

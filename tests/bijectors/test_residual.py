@@ -6,7 +6,6 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from jax.extend.core import jaxprs_in_params
-from quick import quick
 
 from jflow import bijectors as bj
 from jflow import nets
@@ -26,7 +25,7 @@ def setup(d=3, b=2, coeff=0.65, dtype=jnp.float32, width=6, **options):
 
 
 def jacobians(net, params, z):
-    return np.asarray(quick(jax.vmap(jax.jacrev(lambda z: net.apply({"params": params}, z[None])[0])))(z), np.float64)
+    return np.asarray(jax.jit(jax.vmap(jax.jacrev(lambda z: net.apply({"params": params}, z[None])[0])))(z), np.float64)
 
 
 def first_terms(jacobian, terms):
@@ -48,7 +47,7 @@ def test_roulette_has_no_bias(estimator, sure):
     bijector, params, z = setup(log_det=estimator)
     draws = 100_000
 
-    @quick
+    @jax.jit
     def run(keys):
         values = jax.vmap(lambda key: bijector.forward(params, z, key=key)[1])(keys)
         return jnp.mean(values, 0), jnp.std(values, 0) / draws**0.5
@@ -64,7 +63,7 @@ def test_roulette_has_no_bias(estimator, sure):
 def test_the_power_series_has_the_bias_of_its_missing_terms():
     """Two terms: on average tr J - tr J^2 / 2, which is not the log-det."""
     bijector, params, z = setup(log_det=bj.log_dets.power_series(2))
-    values = quick(jax.vmap(lambda key: bijector.forward(params, z, key=key)[1]))(
+    values = jax.jit(jax.vmap(lambda key: bijector.forward(params, z, key=key)[1]))(
         jax.random.split(jax.random.key(0), 4000)
     )
     mean, error = np.mean(values, 0), np.std(values, 0) / len(values) ** 0.5
@@ -84,7 +83,7 @@ def test_the_gradient_has_no_bias():
     def objective(params, z, key):
         return jnp.sum(weights * bijector.forward(params, z, key=key)[1])
 
-    @quick
+    @jax.jit
     def run(keys):
         grad = jax.grad(objective, argnums=(0, 1))
         samples = jax.vmap(lambda key: grad(params, z, key))(keys)
@@ -109,8 +108,8 @@ def test_the_exact_gradient_is_that_of_slogdet(x64):
         rows = jax.vmap(jax.jacrev(lambda z: z + net.apply({"params": params}, z[None])[0]))(z)
         return jnp.sum(jnp.linalg.slogdet(rows)[1])
 
-    ours = quick(jax.grad(lambda p, z: jnp.sum(bijector.forward(p, z)[1]), argnums=(0, 1)))(params, z)
-    expected = quick(jax.grad(by_hand, argnums=(0, 1)))(params, z)
+    ours = jax.jit(jax.grad(lambda p, z: jnp.sum(bijector.forward(p, z)[1]), argnums=(0, 1)))(params, z)
+    expected = jax.jit(jax.grad(by_hand, argnums=(0, 1)))(params, z)
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-12), ours, expected)
 
 
@@ -123,7 +122,7 @@ def test_a_long_series_has_the_exact_gradient_in_one_dimension(x64):
         def objective(params, z):
             return jnp.sum(jnp.array([1.0, -0.7]) * bijector.forward(params, z, key=key)[1])
 
-        return quick(jax.value_and_grad(objective, argnums=(0, 1)))(params, z)
+        return jax.jit(jax.value_and_grad(objective, argnums=(0, 1)))(params, z)
 
     ours, exact = value_and_grad(series, jax.random.key(0)), value_and_grad(bijector, None)
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-12), ours, exact)
@@ -170,7 +169,7 @@ def test_bounds_are_computed_once_a_pass():
 def test_the_inverse_is_the_fixed_point_and_says_when_it_was_not_reached():
     bijector, params, z = setup(coeff=0.95, b=4)
     x, log_det = bijector.forward(params, z)
-    again, inverse_log_det = quick(bijector.inverse)(params, x)
+    again, inverse_log_det = jax.jit(bijector.inverse)(params, x)
     np.testing.assert_allclose(again, z, atol=1e-4)
     np.testing.assert_allclose(log_det, -inverse_log_det, atol=1e-4)
     hasty = bj.residual(nets.LipschitzMLP((6,), coeff=0.95, activation=nn.tanh), max_evaluations=2)

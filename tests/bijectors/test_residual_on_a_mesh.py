@@ -5,7 +5,6 @@ from subprocesses import run_python
 SCRIPT = """
 import jax, jax.numpy as jnp, numpy as np
 from jax.sharding import PartitionSpec as P
-from quick import quick
 from jflow import bijectors as bj, flows, nets
 
 jax.config.update("jax_numpy_rank_promotion", "raise")
@@ -32,8 +31,8 @@ for d, flow, key in [
         mean = lambda params, x: jax.lax.pmean(loss(params, x, key), "rows")
         return jax.shard_map(mean, mesh=mesh, in_specs=(P(), P("rows")), out_specs=P())(params, x)
 
-    one = quick(jax.value_and_grad(loss, argnums=(0, 1)))(params, x)
-    two = quick(jax.value_and_grad(sharded, argnums=(0, 1)))(params, x)
+    one = jax.jit(jax.value_and_grad(loss, argnums=(0, 1)))(params, x)
+    two = jax.jit(jax.value_and_grad(sharded, argnums=(0, 1)))(params, x)
     for a, b in zip(jax.tree.leaves(one), jax.tree.leaves(two), strict=True):
         np.testing.assert_allclose(a, b, atol=2e-5, rtol=1e-4)
 
@@ -42,7 +41,7 @@ flow = flows.residual_flow((2,), depth=2, hidden=(8,), log_det=bj.log_dets.roule
 params = flow.init(jax.random.key(0), x)
 drawn = lambda p, x, key: flow.log_prob(p, x, key=jax.random.fold_in(key, jax.lax.axis_index("rows")))
 rows = jax.shard_map(drawn, mesh=mesh, in_specs=(P(), P("rows"), P()), out_specs=P("rows"))
-np.testing.assert_allclose(quick(rows)(params, x, jax.random.key(1)), flow.log_prob(params, x), atol=1e-5)  # g = 0 yet
+np.testing.assert_allclose(jax.jit(rows)(params, x, jax.random.key(1)), flow.log_prob(params, x), atol=1e-5)  # g = 0 yet
 print("equal")
 """
 

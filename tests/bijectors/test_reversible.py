@@ -8,7 +8,6 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-from quick import quick
 
 from jflow import bijectors as bj
 from jflow import nets
@@ -46,7 +45,7 @@ def trained(kind, depth=16, steps=200):
     x, cond = moons(1024)
     bijector, optimizer = stack(kind, depth), optax.adam(2e-3)
 
-    @quick
+    @jax.jit
     def train():
         params = bijector.init(jax.random.key(0), x, cond)
 
@@ -72,7 +71,7 @@ def gradients(bijector, direction, key=None):
         x, log_det = bijector.forward(params, y, cond, key=key)
         return jnp.mean(jnp.sin(x)) + jnp.mean(log_det)
 
-    return quick(jax.value_and_grad(objective, argnums=(0, 1, 2), allow_int=True))
+    return jax.jit(jax.value_and_grad(objective, argnums=(0, 1, 2), allow_int=True))
 
 
 def worst_relative(tree, expected):
@@ -108,7 +107,7 @@ def test_reversible_gradients_are_those_of_plain_autodiff_on_trained_stacks(kind
 def test_rebuild_error_of_a_trained_stack_is_small(kind):
     params, x, cond = trained(kind)
     for bijector in (stack(kind), bj.invert(stack(kind))):
-        error = quick(functools.partial(bj.rebuild_error, bijector))(params, x, cond)
+        error = jax.jit(functools.partial(bj.rebuild_error, bijector))(params, x, cond)
         assert error.shape == () and 0 < error < 1e-4
 
 
@@ -132,7 +131,7 @@ def test_reversible_carries_labels_shared_params_and_dropout_keys():
 
     x = np.random.default_rng(0).normal(size=(32, 2)).astype(np.float32)
     labels = jnp.arange(32) % 3
-    params = quick(make().init)(jax.random.key(0), x, labels)
+    params = jax.jit(make().init)(jax.random.key(0), x, labels)
     params = jax.tree.map(lambda p: p + 0.3 * np.random.default_rng(1).normal(size=p.shape).astype(np.float32), params)
     key = jax.random.key(5)
     _, expected = gradients(make(), "inverse", key)(params, x, labels)
@@ -166,7 +165,7 @@ def test_activation_memory_is_flat_in_depth_when_reversible(options):
     memory = {}
     for depth in (16, 256):
         function, *args = compiled_grad(depth, **options)
-        memory[depth] = quick(function).lower(*args).compile().memory_analysis().temp_size_in_bytes
+        memory[depth] = jax.jit(function).lower(*args).compile().memory_analysis().temp_size_in_bytes
     ratio = memory[256] / memory[16]
     assert ratio <= 1.1 if options.get("reversible") is True else ratio > 1.3, memory
     if options.get("reversible") == 16:
@@ -191,7 +190,7 @@ def test_the_way_back_runs_each_conditioner_once():
     flops = {}
     for name in ("remat", "reversible"):
         function, *args = compiled_grad(4, hidden=(128, 128), **{name: True})
-        flops[name] = quick(function).lower(*args).compile().cost_analysis()["flops"]
+        flops[name] = jax.jit(function).lower(*args).compile().cost_analysis()["flops"]
     assert flops["reversible"] < 1.05 * flops["remat"], flops
 
 
@@ -215,7 +214,7 @@ def test_a_chain_pulls_back_from_its_output_what_vjp_does_from_its_input(x64, co
     params = jax.tree.map(lambda p: jnp.asarray(0.3 * rng.normal(size=p.shape)), params)
     bars = jnp.asarray(rng.normal(size=x.shape)), jnp.asarray(rng.normal(size=6))
 
-    @quick
+    @jax.jit
     def both(params, x, cond):
         (y, _), pull = jax.vjp(getattr(bijector, direction), params, x, cond)
         return (x, pull(bars)), pull_back(bijector, direction, params, y, bars, cond)

@@ -5,7 +5,6 @@ from subprocesses import run_python
 SCRIPT = """
 import flax.linen as nn, jax, jax.numpy as jnp, numpy as np
 from jax.sharding import NamedSharding, PartitionSpec as P
-from quick import quick
 from jflow import bijectors as bj, nets
 
 jax.config.update("jax_numpy_rank_promotion", "raise")
@@ -35,14 +34,14 @@ for transformer, options in [(affine, {}), (spline, {"reversible": 2})]:
         mean = lambda *args: jax.lax.pmean(loss(*args), "rows")
         return jax.shard_map(mean, mesh=mesh, in_specs=(P(), P("rows"), P("rows")), out_specs=P())(params, x, cond)
 
-    one = quick(jax.value_and_grad(loss, argnums=(0, 1, 2)))(params, x, cond)
-    eight = quick(jax.value_and_grad(sharded, argnums=(0, 1, 2)))(params, x, cond)
+    one = jax.jit(jax.value_and_grad(loss, argnums=(0, 1, 2)))(params, x, cond)
+    eight = jax.jit(jax.value_and_grad(sharded, argnums=(0, 1, 2)))(params, x, cond)
     for a, b in zip(jax.tree.leaves(one), jax.tree.leaves(eight), strict=True):
         np.testing.assert_allclose(a, b, atol=2e-5, rtol=1e-4, err_msg=str(options))
 
 # data-dependent init sees the whole batch, however it is laid out
 bijector = bj.scan(bj.chain(bj.actnorm(4), bj.lu(4)), 3)
-init = quick(lambda x: bijector.init(jax.random.key(0), 3 + 5 * x))
+init = jax.jit(lambda x: bijector.init(jax.random.key(0), 3 + 5 * x))
 over_mesh = init(jax.device_put(x, NamedSharding(mesh, P("rows"))))
 for a, b in zip(jax.tree.leaves(init(x)), jax.tree.leaves(over_mesh), strict=True):
     np.testing.assert_allclose(a, b, atol=1e-5)

@@ -8,15 +8,14 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from quick import quick
 
 from jflow.bijectors.splines import rational_quadratic, rational_quadratic_inverse, rational_quadratic_knots
 
 BOUND, BINS = 5.0, 8
 SIZE = 3 * BINS - 1
 DIRECTIONS = {"forward": rational_quadratic, "inverse": rational_quadratic_inverse}
-knots = quick(rational_quadratic_knots, static_argnames="bound")
-both = quick(lambda x, raw: (*rational_quadratic(x, raw), *rational_quadratic_inverse(x, raw)))
+knots = jax.jit(rational_quadratic_knots, static_argnames="bound")
+both = jax.jit(lambda x, raw: (*rational_quadratic(x, raw), *rational_quadratic_inverse(x, raw)))
 
 
 def saturated(seed, n, dtype=np.float32):
@@ -52,7 +51,7 @@ def test_no_nan_at_the_edges_of_saturated_splines(direction):
     points = np.concatenate([edges, np.nextafter(edges, np.float32(0)), np.nextafter(edges, 2 * edges)])
     points = np.concatenate([points, np.array([0, 1e6, -1e6], np.float32)])
 
-    @quick
+    @jax.jit
     def run(x, raw):
         out, pull = jax.vjp(DIRECTIONS[direction], x, raw)
         return out, pull(jax.tree.map(jnp.ones_like, out))
@@ -67,7 +66,7 @@ def test_the_slope_is_one_at_the_edges_from_both_sides(direction, x64):
     edges = np.array([-BOUND, BOUND])
     x = np.concatenate([np.nextafter(edges, -np.inf), np.nextafter(edges, np.inf)])
     raw = np.broadcast_to(saturated(1, 500, np.float64)[:, None], (500, 4, SIZE))
-    y, log_slope = quick(DIRECTIONS[direction])(np.broadcast_to(x, (500, 4)), raw)
+    y, log_slope = jax.jit(DIRECTIONS[direction])(np.broadcast_to(x, (500, 4)), raw)
     np.testing.assert_allclose(y, np.broadcast_to(x, (500, 4)), rtol=1e-13)
     np.testing.assert_allclose(log_slope, 0, atol=1e-8)
 
@@ -79,7 +78,7 @@ def test_autodiff_at_the_knots_is_the_knot_slope(direction, x64):
     xk, yk, slopes = knots(raw)
     x, slopes = (xk, slopes) if direction == "forward" else (yk, 1 / slopes)
     raw = np.broadcast_to(raw[:, None], (*x.shape, SIZE))
-    slope = quick(jax.vmap(jax.grad(lambda x, raw: DIRECTIONS[direction](x, raw)[0])))
+    slope = jax.jit(jax.vmap(jax.grad(lambda x, raw: DIRECTIONS[direction](x, raw)[0])))
     # a knot that rounds into the bin before it, where the slope may be a thousand times another, is 1e-6 off
     np.testing.assert_allclose(slope(x.reshape(-1), raw.reshape(-1, SIZE)), slopes.reshape(-1), rtol=1e-5)
 
@@ -125,7 +124,7 @@ def test_equals_flowjax_on_equal_knots(x64):
         return *spline.transform_and_log_det(x), *spline.inverse_and_log_det(x)
 
     over_points = jax.vmap(theirs, in_axes=(None, None, None, 0))
-    expected = quick(jax.vmap(over_points))(*knots(raw, bound=BOUND), x)
+    expected = jax.jit(jax.vmap(over_points))(*knots(raw, bound=BOUND), x)
     raw = np.broadcast_to(raw[:, None], (*x.shape, SIZE))
     for value, other in zip(both(x, raw), expected, strict=True):
         np.testing.assert_allclose(value, other, atol=1e-9)
@@ -145,7 +144,7 @@ def test_errors_name_the_shapes(apply):
 
 def test_the_box_scales_with_its_bound():
     x, raw = np.linspace(-4.9, 4.9, 50).astype(np.float32), saturated(5, 50) / 4
-    scaled = quick(rational_quadratic, static_argnames="bound")
+    scaled = jax.jit(rational_quadratic, static_argnames="bound")
     y, log_slope = scaled(x, raw, bound=5.0)
     small, small_log_slope = scaled(x / 5, raw, bound=1.0)
     np.testing.assert_allclose(5 * small, y, atol=1e-5)

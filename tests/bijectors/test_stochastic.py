@@ -6,7 +6,6 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import scipy.stats
-from quick import quick
 
 from jflow import bijectors as bj
 from jflow import decoders, distributions, flows, losses
@@ -56,7 +55,7 @@ def test_a_poor_posterior_has_a_lower_bound_and_more_draws_a_higher_one(x64):
 
     def mean(flow, draws):
         keys = jax.random.split(jax.random.key(0), draws)
-        values = quick(jax.vmap(lambda key: flow.elbo({"bijector": params, "base": {}}, x, key=key)[0]))(keys)
+        values = jax.jit(jax.vmap(lambda key: flow.elbo({"bijector": params, "base": {}}, x, key=key)[0]))(keys)
         return np.mean(values), np.std(values) / draws**0.5
 
     one, error = mean(flow, 4000)
@@ -90,15 +89,15 @@ def test_init_from_both_sides_and_a_condition_of_the_model():
 
     layer = bj.vae(posterior, decoders.bernoulli(Net()), (2,), (2, 3))
     x, cond = jnp.ones((4, 2, 3)), jnp.ones((4, 1))
-    first = quick(layer.init)(jax.random.key(0), x, cond)
+    first = jax.jit(layer.init)(jax.random.key(0), x, cond)
     second = jax.eval_shape(lambda: layer.init(jax.random.key(0), jnp.ones((4, 2)), cond, side="source"))
     assert jax.tree.map(jnp.shape, first) == jax.tree.map(jnp.shape, second)
     flow = flows.elbo_flow(layer, distributions.normal((2,)))
     loss = losses.negative_elbo(flow)
     params = {"bijector": first, "base": {}}
-    grads = quick(jax.grad(lambda p: loss(p, jax.random.key(1), {"x": x, "cond": cond})[0]))(params)
+    grads = jax.jit(jax.grad(lambda p: loss(p, jax.random.key(1), {"x": x, "cond": cond})[0]))(params)
     assert all(np.all(np.isfinite(g)) for g in jax.tree.leaves(grads))
-    sample = quick(lambda p: flow.sample(p, jax.random.key(0), 4, cond))(params)
+    sample = jax.jit(lambda p: flow.sample(p, jax.random.key(0), 4, cond))(params)
     assert sample.shape == (4, 2, 3) and set(np.unique(sample)) <= {0.0, 1.0}
 
 

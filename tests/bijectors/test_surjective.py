@@ -6,7 +6,6 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import scipy.stats
-from quick import quick
 
 from jflow import bijectors as bj
 from jflow import distributions, flows, losses, metrics, nets
@@ -67,8 +66,8 @@ def test_dequantization_bounds_the_mass_and_many_draws_reach_it(x64):
         flow = flows.elbo_flow(transport, model)
         params = {"bijector": params, "base": model_params}
         keys = jax.random.split(jax.random.key(0), draws)
-        elbo = quick(jax.vmap(lambda key: flow.elbo(params, x, key=key)))(keys)
-        tight = quick(lambda key: flows.importance_weighted(flow, draws).elbo(params, x, key=key))(keys[0])
+        elbo = jax.jit(jax.vmap(lambda key: flow.elbo(params, x, key=key)))(keys)
+        tight = jax.jit(lambda key: flows.importance_weighted(flow, draws).elbo(params, x, key=key))(keys[0])
         ratios = np.exp(np.asarray(elbo) - exact)
         # exp(bound) is unbiased for the mass: within 4 standard errors; so is the importance-weighted estimate
         error = 4 * ratios.std(0) / np.sqrt(draws)
@@ -137,7 +136,7 @@ def test_augment_bounds_a_gaussian_marginal_and_the_posterior_makes_it_exact(x64
     def bound(q_slope, q_std):
         flow = flows.elbo_flow(bj.augment(gaussian(lambda x: q_slope * x, q_std), 1), base)
         keys = jax.random.split(jax.random.key(0), 2000)
-        return np.asarray(quick(jax.vmap(lambda key: flow.elbo(params, x, key=key)))(keys))
+        return np.asarray(jax.jit(jax.vmap(lambda key: flow.elbo(params, x, key=key)))(keys))
 
     np.testing.assert_allclose(bound(slope, std), np.broadcast_to(exact, (2000, 7)), atol=1e-10)
     loose = bound(slope + 0.3, 1.5 * std)

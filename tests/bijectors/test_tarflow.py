@@ -4,7 +4,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from quick import quick
 
 from jflow import bijectors as bj
 from jflow import guidance, nets
@@ -30,7 +29,7 @@ def test_the_jacobian_is_block_triangular_in_the_order_of_generation():
     block = bj.causal_block(net(), order=order)
     params, z, labels = drawn(block)
     for apply in (block.forward, block.inverse):
-        jacobian = quick(jax.jacrev(lambda row, f=apply: f(params, row[None], labels[:1])[0][0]))(z[0])
+        jacobian = jax.jit(jax.jacrev(lambda row, f=apply: f(params, row[None], labels[:1])[0][0]))(z[0])
         jacobian = np.asarray(jacobian)[order][:, :, order]
         touched = np.any(jacobian != 0, axis=(1, 3))
         np.testing.assert_array_equal(touched, np.tri(N, dtype=bool))
@@ -68,7 +67,7 @@ def test_every_sampler_gives_the_cached_values(guide):
     make = lambda s: bj.causal_block(net(), sampler=s, guide=GUIDES[guide])  # noqa: E731
     params, z, labels = drawn(make(bj.decoding.cached()))
 
-    @quick
+    @jax.jit
     def run(params, z):
         x, log_det = make(bj.decoding.cached()).forward(params, z, labels)
         others = {name: make(s).forward(params, z, labels) for name, s in SAMPLERS.items()}
@@ -93,7 +92,7 @@ def test_jacobi_reports_its_passes_and_implicit_gradients_are_those_of_the_cache
             x, log_det = b.forward(params, z, labels)
             return jnp.sum(jnp.sin(x)) + jnp.sum(log_det)
 
-        return quick(jax.grad(f, argnums=(0, 1)))(params, z)
+        return jax.jit(jax.grad(f, argnums=(0, 1)))(params, z)
 
     jax.tree.map(
         lambda a, b: np.testing.assert_allclose(a, b, atol=1e-9, rtol=1e-9), objective(by_jacobi), objective(block)
@@ -138,7 +137,7 @@ def test_weight_zero_is_the_plain_flow_and_a_net_without_labels_cannot_be_guided
     table = params["embed"]["cond_0"]["embedding"]
     deaf = {**params, "embed": {"cond_0": {"embedding": 0 * table}}}
 
-    @quick
+    @jax.jit
     def run(params, deaf):
         p = lambda b, params: b.forward(params, z, labels)  # noqa: E731
         return p(plain, params), p(none, params), p(some, params), p(plain, deaf), p(some, deaf)

@@ -7,7 +7,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from quick import quick
 
 from jflow import bijectors as bj
 from jflow import distributions, flows, nets
@@ -52,7 +51,7 @@ def test_free_and_circular_splines_equal_nflows_and_normflows(kind, peers, x64):
     """tests/peers/make_transformers_fixtures.py, equal knots, float64; 1e-9 for the saturated ones."""
     spline, x = MAKE[kind](8, 5.0), peers["x"]
     raw = np.broadcast_to(peers[f"{kind}_raw"][:, None], (*x.shape, SIZES[kind]))
-    for values, prefix in ((quick(spline.forward)(x, raw), ""), (quick(spline.inverse)(x, raw), "back_")):
+    for values, prefix in ((jax.jit(spline.forward)(x, raw), ""), (jax.jit(spline.inverse)(x, raw), "back_")):
         for value, name in zip(values, ("y", "log_slope"), strict=True):
             np.testing.assert_allclose(value, peers[f"{kind}_{prefix}{name}"], atol=1e-9, err_msg=prefix + name)
 
@@ -66,7 +65,7 @@ def test_the_functions_have_the_knots_that_knots_returns(kind, x64):
         np.testing.assert_array_equal(ends[:, [0, -1]], np.broadcast_to([-5.0, 5.0], (40, 2)))
     if kind == "circular":
         np.testing.assert_array_equal(slopes[:, 0], slopes[:, -1])
-    y, log_slope = quick(spline.forward)(xk, np.broadcast_to(raw[:, None], (*xk.shape, raw.shape[-1])))
+    y, log_slope = jax.jit(spline.forward)(xk, np.broadcast_to(raw[:, None], (*xk.shape, raw.shape[-1])))
     np.testing.assert_allclose(y, yk, atol=1e-12)
     # 1e-14 beside a knot of a bin that is 1e-3 wide and bends a thousandfold
     np.testing.assert_allclose(log_slope, np.log(slopes), atol=1e-6)
@@ -79,7 +78,7 @@ def test_round_trip_of_saturated_splines_in_float32(kind):
     spline, rng = MAKE[kind](8, 5.0), np.random.default_rng(0)
     raw = (4 * rng.normal(size=(20_000, SIZES[kind]))).astype(np.float32)
     x = rng.uniform(-9, 9, 20_000).astype(np.float32)
-    again = quick(lambda x, raw: spline.inverse(spline.forward(x, raw)[0], raw)[0])(x, raw)
+    again = jax.jit(lambda x, raw: spline.inverse(spline.forward(x, raw)[0], raw)[0])(x, raw)
     miss, inside = np.abs(again - x), np.abs(x) < 5
     assert miss[inside].max() < 2e-3 and miss[~inside].max() < 4e-3
 
@@ -91,7 +90,7 @@ def test_free_tails_are_lines_of_the_end_slopes(x64):
     side, beyond = np.array([-1, -1, -1, 1, 1, 1])[:, None], np.array([0, 0.3, 1e6, 0, 0.3, 1e6])[:, None]
     slope = np.where(side < 0, slopes[:, 0], slopes[:, -1])
     x, raw = np.broadcast_to(side * (5 + beyond), (6, 9)), np.broadcast_to(raw, (6, 9, 25))
-    y, log_slope = quick(spline.forward)(x, raw)
+    y, log_slope = jax.jit(spline.forward)(x, raw)
     np.testing.assert_allclose(y, side * (5 + slope * beyond), rtol=1e-12)
     np.testing.assert_allclose(log_slope, np.log(slope), atol=1e-12)
     assert np.ptp(slopes[:, 0]) > 0.1 and np.any(slopes[:, 0] != slopes[:, -1])
@@ -128,7 +127,7 @@ def test_a_circular_flow_is_a_density_of_the_torus(x64):
     shapes = jax.eval_shape(flow.init, jax.random.key(0), jnp.zeros((1, 2)))
     rng = np.random.default_rng(0)
     params = jax.tree.map(lambda p: 0.5 * rng.normal(size=p.shape), shapes)
-    log_prob = quick(flow.log_prob)
+    log_prob = jax.jit(flow.log_prob)
     axis = (np.arange(200) + 0.5) / 200 * 2 * np.pi - np.pi
     grid = np.stack(np.meshgrid(axis, axis), -1).reshape(-1, 2)
     mass = np.exp(log_prob(params, grid)) * (2 * np.pi / 200) ** 2
@@ -162,9 +161,9 @@ def test_mixed_is_each_map_in_its_place(x64):
     rng = np.random.default_rng(0)
     x, raw = rng.normal(size=(7, 3)), rng.normal(size=(7, 3, 12))
     for name in ("forward", "inverse"):
-        got = quick(getattr(both, name))(x, raw)
+        got = jax.jit(getattr(both, name))(x, raw)
         for d, one in enumerate((circular, free, circular)):
-            expected = quick(getattr(one, name))(x[:, d], raw[:, d, : one.size])
+            expected = jax.jit(getattr(one, name))(x[:, d], raw[:, d, : one.size])
             for value, other in zip(got, expected, strict=True):
                 np.testing.assert_allclose(value[:, d], other, atol=1e-12)
     with pytest.raises(ValueError, match=r"mask of shape \[3\] does not broadcast to \[7, 2\]"):

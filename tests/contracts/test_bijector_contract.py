@@ -8,7 +8,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from quick import quick
 
 from jflow import bijectors as bj
 from jflow import guidance, nets
@@ -239,7 +238,7 @@ def measured(name):
         (out, log_det), pull = jax.vjp(lambda y: apply(params, y, cond), y)
         return {"out": out, "log_det": log_det, "grad": pull((jnp.ones_like(out), jnp.ones_like(log_det)))[0]}
 
-    @quick
+    @jax.jit
     def run(params, z, x):
         traces.append(1)
         key = jax.random.key(0)
@@ -300,7 +299,7 @@ def test_log_det_is_the_jacobians_in_float64(name, x64):
         jacobian, (out, log_det) = rows(y, cond)
         return out, log_det, jacobian.reshape(B, y[0].size, y[0].size), back(params, out, cond)[0]
 
-    @quick
+    @jax.jit
     def run(z, x):
         return check(bijector.forward, bijector.inverse, z), check(bijector.inverse, bijector.forward, x)
 

@@ -7,7 +7,6 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import scipy.stats
-from quick import quick
 
 from jflow import distributions
 from jflow.types import Distribution
@@ -62,7 +61,7 @@ def test_the_density_integrates_to_one(name, x64):
     else:
         x = np.linspace(-1, 1, 40_001) * np.arcsinh(TABLE[name].reach)
         x, weight = np.sinh(x), np.cosh(x)
-    log_prob = quick(distribution.log_prob)(params, x[:, None])
+    log_prob = jax.jit(distribution.log_prob)(params, x[:, None])
     assert log_prob.shape == x.shape and log_prob.dtype == np.float64
     step = np.arcsinh(x[1]) - np.arcsinh(x[0]) if np.ndim(weight) else x[1] - x[0]
     np.testing.assert_allclose(np.sum(np.exp(log_prob) * weight) * step, 1, atol=1e-5)
@@ -73,10 +72,10 @@ def test_samples_follow_the_density(name):
     """Kolmogorov-Smirnov against the integrated density, 20,000 draws with a fixed seed; false alarm 1 in 1000."""
     distribution, params, _ = setup(name, (1,))
     n = 20_000
-    sample = quick(distribution.sample, static_argnums=2)(params, jax.random.key(3), n)
+    sample = jax.jit(distribution.sample, static_argnums=2)(params, jax.random.key(3), n)
     assert sample.shape == (n, 1) and sample.dtype == jnp.float32
     u = np.linspace(-1, 1, 100_001) * np.arcsinh(TABLE[name].reach)
-    density = np.exp(np.asarray(quick(distribution.log_prob)(params, np.sinh(u)[:, None]), np.float64)) * np.cosh(u)
+    density = np.exp(np.asarray(jax.jit(distribution.log_prob)(params, np.sinh(u)[:, None]), np.float64)) * np.cosh(u)
     cdf = np.cumsum(density) * (u[1] - u[0])
     at = np.interp(np.arcsinh(np.sort(np.asarray(sample[:, 0], np.float64))), u, cdf)
     distance = np.max(np.abs(at - (np.arange(n) + 0.5) / n)) + 0.5 / n
@@ -90,10 +89,10 @@ def test_sample_moments_are_those_of_the_density(name):
     u = np.linspace(-1, 1, 801) * np.arcsinh(TABLE[name].reach)
     grid, weight = np.sinh(u), np.cosh(u) * (u[1] - u[0])
     grid = np.stack(np.meshgrid(grid, grid), -1).reshape(-1, 2)
-    log_prob = quick(distribution.log_prob)(params, jnp.asarray(grid, jnp.float32))
+    log_prob = jax.jit(distribution.log_prob)(params, jnp.asarray(grid, jnp.float32))
     density = np.exp(np.asarray(log_prob, np.float64)) * np.outer(weight, weight).reshape(-1)
     np.testing.assert_allclose(density.sum(), 1, atol=1e-2 if name == "uniform" else 1e-4)  # it is cut within a cell
-    sample = np.asarray(quick(distribution.sample, static_argnums=2)(params, jax.random.key(4), 20_000), np.float64)
+    sample = np.asarray(jax.jit(distribution.sample, static_argnums=2)(params, jax.random.key(4), 20_000), np.float64)
     for moment in (lambda x: x, lambda x: x**2, lambda x: x[:, :1] * x[:, 1:]):
         draws, expected = moment(sample), (density / density.sum()) @ moment(grid)
         slack = 1e-2 if name == "uniform" else 0
@@ -104,7 +103,7 @@ def test_sample_moments_are_those_of_the_density(name):
 def test_log_prob_is_in_float32_at_least_and_gradients_reach_every_parameter(name):
     distribution, params, x = setup(name)
 
-    @quick
+    @jax.jit
     def run(params, x):
         grads = jax.grad(lambda p, x: jnp.sum(jnp.sin(distribution.log_prob(p, x))), argnums=(0, 1))(params, x)
         half = x.astype(jnp.bfloat16)
@@ -126,7 +125,7 @@ def test_extreme_inputs_give_no_nan(name):
     event = TABLE[name].event
     x = jnp.broadcast_to(values.reshape(4, *(1 for _ in event)), (4, *event))
     objective = lambda params, x: jnp.sum(distribution.log_prob(params, x))  # noqa: E731
-    log_prob, grads = quick(lambda p, x: (distribution.log_prob(p, x), jax.grad(objective, (0, 1))(p, x)))(params, x)
+    log_prob, grads = jax.jit(lambda p, x: (distribution.log_prob(p, x), jax.grad(objective, (0, 1))(p, x)))(params, x)
     assert not np.any(np.isnan(log_prob)) and np.all(log_prob < -50)
     assert not any(np.any(np.isnan(g)) for g in jax.tree.leaves(grads))
     if np.isfinite(TABLE[name].support[0]):
@@ -138,7 +137,7 @@ def test_init_is_finite_on_one_row_and_on_zeros(name):
     event = TABLE[name].event
     distribution = TABLE[name].make(event)
     for x in (jnp.zeros((1, *event)), jnp.full((5, *event), 12345.678)):
-        params = quick(distribution.init)(jax.random.key(0), x)
+        params = jax.jit(distribution.init)(jax.random.key(0), x)
         assert all(np.all(np.isfinite(leaf)) for leaf in jax.tree.leaves(params))
         for part, leaf in params.items():
             if "std" in part or "diagonal" in part:  # a coordinate that does not vary gets deviation 1

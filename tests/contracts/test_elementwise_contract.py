@@ -7,7 +7,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from quick import quick
 
 from jflow.bijectors import scales, transformers
 from jflow.types import Elementwise
@@ -73,7 +72,7 @@ def test_raw_zero_is_the_identity(name):
     x = np.concatenate([np.linspace(-1.3 * bound, 1.3 * bound, 521), special_points(bound, np.float32)])
     x = x.astype(np.float32)
     raw = np.zeros((x.size, bijection.size), np.float32)
-    for y, log_slope in quick(lambda x: (bijection.forward(x, raw), bijection.inverse(x, raw)))(x):
+    for y, log_slope in jax.jit(lambda x: (bijection.forward(x, raw), bijection.inverse(x, raw)))(x):
         np.testing.assert_allclose(y, x, rtol=1e-7, atol=1e-6)
         np.testing.assert_allclose(log_slope, 0, atol=1e-6)
 
@@ -94,7 +93,7 @@ def in_float64(name):
         return {"y": y, "log_slope": log_slope, "slope": slope, "again": again, "back_log_slope": back_log_slope}
 
     forward, inverse = bijection.forward, bijection.inverse
-    return x, quick(lambda x: (check(forward, inverse, x), check(inverse, forward, x)))(jnp.asarray(x))
+    return x, jax.jit(lambda x: (check(forward, inverse, x), check(inverse, forward, x)))(jnp.asarray(x))
 
 
 @pytest.mark.parametrize("name", TABLE)
@@ -133,7 +132,7 @@ def test_values_and_gradients_are_finite_at_special_points(name, dtype):
         raw = jnp.asarray(np.broadcast_to(raw, (len(raw), x.size, bijection.size)), dtype)
         x = jnp.broadcast_to(x[None], raw.shape[:-1])
 
-        @quick
+        @jax.jit
         def run(x, raw):
             def at(apply):
                 out, pull = jax.vjp(apply, x, raw)

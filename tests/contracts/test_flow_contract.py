@@ -9,7 +9,6 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import scipy.stats
-from quick import quick
 
 import jflow
 from jflow import bijectors as bj
@@ -203,7 +202,7 @@ def measured(name):
     flow, params, x, cond = setup(name)
     traces = []
 
-    @quick
+    @jax.jit
     def run(params, x, cond, key):
         traces.append(1)
         r = {"init": flow.init(key, x, cond)}
@@ -288,9 +287,9 @@ def test_a_wrong_event_or_count_is_an_error(name):
 @pytest.mark.parametrize("name", ["cnf", "flow", "neural_spline", "real_nvp"])
 def test_float64_all_the_way(name, x64):
     flow, params, x, _ = setup(name, dtype=np.float64)
-    z, log_det = quick(flow.inverse)(params, x)
-    again, _ = quick(flow.forward)(params, z)
-    sample, log_prob = quick(flow.sample_and_log_prob, static_argnums=2)(params, jax.random.key(0), 3)
+    z, log_det = jax.jit(flow.inverse)(params, x)
+    again, _ = jax.jit(flow.forward)(params, z)
+    sample, log_prob = jax.jit(flow.sample_and_log_prob, static_argnums=2)(params, jax.random.key(0), 3)
     assert z.dtype == log_det.dtype == again.dtype == sample.dtype == log_prob.dtype == jnp.float64
     np.testing.assert_allclose(again, x, atol=1e-5 if name == "cnf" else 1e-10)
 
@@ -311,7 +310,7 @@ def masses(name, flow, params, points, dimensions):
     """The probability of each cell of the grid, [points] * dimensions."""
     x, volume = grid_points(name, points, dimensions)
 
-    @quick
+    @jax.jit
     def log_prob(x):
         return flow.log_prob(params, x, one_cond(name, len(x)))
 
@@ -335,7 +334,7 @@ def test_the_density_of_one_dimension_integrates_to_one_and_is_what_is_sampled(n
     assert abs(mass.sum() - 1) < 1e-3
     n = 10_000
     cond = one_cond(name, n)
-    sample = np.sort(quick(lambda key: flow.sample(params, key, n, cond))(jax.random.key(7))[:, 0])
+    sample = np.sort(jax.jit(lambda key: flow.sample(params, key, n, cond))(jax.random.key(7))[:, 0])
     axis = grid_points(name, points, 1)[0][:, 0]
     cdf = np.interp(sample, axis, np.cumsum(mass) - mass / 2)
     distance = np.max(np.abs(cdf - (np.arange(n) + 0.5) / n)) + 0.5 / n
@@ -350,7 +349,7 @@ def test_the_density_of_two_dimensions_integrates_to_one_and_is_what_is_sampled(
     mass = masses(name, flow, params, points, 2)
     assert abs(mass.sum() - 1) < 2e-3
     cond = one_cond(name, n)
-    sample = quick(lambda key: flow.sample(params, key, n, cond))(jax.random.key(8))
+    sample = jax.jit(lambda key: flow.sample(params, key, n, cond))(jax.random.key(8))
     assert np.all(np.isfinite(sample))
 
     axis = grid_points(name, points, 1)[0][:, 0]
@@ -372,7 +371,7 @@ def test_recipes_take_any_event_shape(name, event):
     """Others are (1,) and (2,), above. Sampling and its density, then back to the base by the inverse."""
     flow, params, _, _ = setup(name, event, scale=0.1)
 
-    @quick
+    @jax.jit
     def run(params):
         x, log_prob = flow.sample_and_log_prob(params, jax.random.key(0), 3)
         return x, log_prob, *flow.inverse(params, x)
@@ -389,7 +388,7 @@ def test_recipes_start_at_the_base_density(name):
     """Every layer starts at the identity up to a permutation, which a standard normal does not feel."""
     flow, _, x, cond = setup(name, (5,))
 
-    @quick
+    @jax.jit
     def run(x):
         params = flow.init(jax.random.key(0), x, cond)
         return *flow.inverse(params, x, cond), flow.log_prob(params, x, cond)

@@ -8,7 +8,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from quick import quick
 
 from jflow import bijectors as bj
 from jflow import decoders, distributions, flows, losses, nets
@@ -100,7 +99,7 @@ def measured(name):
         """Both contributions: what a bound and a sampler's density would differentiate."""
         return sum(jnp.sum(f(params, y, cond, key=key)[1]) for f, y in ((transport.inverse, x), (transport.forward, z)))
 
-    @quick
+    @jax.jit
     def run(params, z, x, key):
         traces.append(1)
         r = {"init": [transport.init(key, x, cond), transport.init(key, z, cond, side="source")]}
@@ -246,7 +245,7 @@ def test_elbo_flows(name):
     x = rng.integers(0, 5, size=(B, *row.event)) if row.levels else rng.normal(size=(B, *row.event))
     x = jnp.asarray(x, jnp.float32)
 
-    @quick
+    @jax.jit
     def run(key):
         initial = flow.init(key, x, cond)
         noise = [0.3 * rng.normal(size=p.shape).astype(np.float32) for p in jax.tree.leaves(initial)]

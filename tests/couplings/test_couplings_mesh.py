@@ -5,7 +5,6 @@ from subprocesses import run_python
 SCRIPT = """
 import jax, jax.numpy as jnp, numpy as np
 from jax.sharding import PartitionSpec as P
-from quick import quick
 from jflow import couplings, train
 
 jax.config.update("jax_numpy_rank_promotion", "raise")
@@ -16,11 +15,11 @@ x0, x1, label = jax.random.normal(k0, (16, 2)), 1 + jax.random.normal(k1, (16, 2
 placed = jax.device_put((x0, x1, label), train.data_sharding(mesh))
 for coupling in (couplings.exact(couplings.within_class()), couplings.sinkhorn()):
     pair = lambda *args: tuple(map(jnp.asarray, coupling(*args)))
-    i, j = quick(pair)(key, *placed)
+    i, j = jax.jit(pair)(key, *placed)
     whole = pair(key, x0, x1, label)
     np.testing.assert_array_equal(i, whole[0])
     np.testing.assert_array_equal(j, whole[1])
-    local = quick(jax.shard_map(lambda *rows: pair(key, *rows), mesh=mesh, in_specs=P("data"), out_specs=P("data")))
+    local = jax.jit(jax.shard_map(lambda *rows: pair(key, *rows), mesh=mesh, in_specs=P("data"), out_specs=P("data")))
     i, j = local(*placed)
     halves = [pair(key, x0[rows], x1[rows], label[rows]) for rows in (slice(8), slice(8, 16))]
     np.testing.assert_array_equal(i, jnp.concatenate([half[0] for half in halves]))

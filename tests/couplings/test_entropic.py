@@ -4,7 +4,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from quick import quick
 
 from jflow import couplings
 from jflow.couplings import plans
@@ -58,7 +57,7 @@ def test_unbalanced_plan_is_pots(epsilon, slack, x64):
 def test_small_epsilon_neither_overflows_nor_loses_its_marginals():
     """1e-4 of the mean cost: exp(-cost / epsilon) itself is 0 in float32. Rows are exact to rounding."""
     cost = costs(64, d=8)
-    f, g = quick(plans.potentials)(cost, 1e-4 * jnp.mean(cost))
+    f, g = jax.jit(plans.potentials)(cost, 1e-4 * jnp.mean(cost))
     plan = np.exp((np.asarray(f)[:, None] + np.asarray(g)[None] - np.asarray(cost)) / (1e-4 * float(jnp.mean(cost))))
     # 1e-4 of relative epsilon turns float32's 1e-7 of a cost into 1e-3 of an entry
     np.testing.assert_allclose(plan.sum(1), 1, atol=2e-2)
@@ -81,13 +80,13 @@ def test_costs_along_epsilon():
     cost = np.asarray(couplings.squared_euclidean(x0, x1))
 
     def mean(coupling):
-        i, j = quick(coupling)(jax.random.key(1), x0, x1)
+        i, j = jax.jit(coupling)(jax.random.key(1), x0, x1)
         return cost[np.asarray(i), np.asarray(j)].mean()
 
     best = mean(couplings.exact())
     for epsilon in (0.01, 0.05):
         size = epsilon * cost.mean()
-        f, g = (np.asarray(a) for a in quick(plans.potentials)(jnp.asarray(cost), size))
+        f, g = (np.asarray(a) for a in jax.jit(plans.potentials)(jnp.asarray(cost), size))
         plan = np.exp((f[:, None] + g[None] - cost) / size)
         expected = (plan * cost).sum() / plan.sum()
         assert best < mean(couplings.sinkhorn(epsilon)) < 1.08 * expected
@@ -100,7 +99,7 @@ def test_draws_with_replacement_follow_the_plan():
     """Counts over 4000 batches of 3 pairs: 4 standard errors of a frequency."""
     plan = np.asarray([[0.3, 0.1, 0.0], [0.05, 0.2, 0.05], [0.0, 0.1, 0.2]])
     keys = jax.random.split(jax.random.key(0), 4000)
-    i, j = quick(jax.vmap(lambda k: couplings.with_replacement(k, jnp.log(3.0 * plan))))(keys)
+    i, j = jax.jit(jax.vmap(lambda k: couplings.with_replacement(k, jnp.log(3.0 * plan))))(keys)
     seen = np.bincount(3 * np.ravel(i) + np.ravel(j), minlength=9).reshape(3, 3) / i.size
     assert np.all(np.abs(seen - plan) <= 4 * np.sqrt(plan / i.size))
 
@@ -110,5 +109,5 @@ def test_permutations_of_a_plan_of_two():
     Gumbel noise takes the diagonal when the best of the four is on it: the two pairs' maxima compare as p to 1 - p."""
     plan = jnp.asarray([[0.8, 0.2], [0.2, 0.8]])
     keys = jax.random.split(jax.random.key(0), 4000)
-    i, j = quick(jax.vmap(lambda k: tuple(map(jnp.asarray, couplings.permutation(k, jnp.log(plan))))))(keys)
+    i, j = jax.jit(jax.vmap(lambda k: tuple(map(jnp.asarray, couplings.permutation(k, jnp.log(plan))))))(keys)
     np.testing.assert_allclose(np.mean(i[:, 0] == j[:, 0]), 0.8, atol=4 * np.sqrt(0.16 / 4000))

@@ -4,7 +4,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from quick import quick
 from scipy.optimize import linear_sum_assignment
 
 from jflow import couplings, data, losses, types
@@ -60,7 +59,7 @@ def test_permutations_keep_both_marginals(name):
     i, j = pair(KEY, x0, x1, label)
     np.testing.assert_array_equal(np.sort(i), np.arange(48))
     np.testing.assert_array_equal(np.sort(j), np.arange(48))
-    jitted = quick(pair)(KEY, x0, x1, label)
+    jitted = jax.jit(pair)(KEY, x0, x1, label)
     if name == "near":  # a weight found by halving: float32 may end it one half earlier
         cost = couplings.near_condition()(x0, x1, label)
         assert total(cost, *jitted) == pytest.approx(total(cost, i, j), rel=1e-4)
@@ -74,7 +73,7 @@ def test_permutations_keep_both_marginals(name):
 def test_exact_has_scipys_optimum(n):
     x0, x1, _ = eight_to_moons(n)
     cost = np.asarray(couplings.squared_euclidean(x0, x1), np.float64)
-    pairs = quick(couplings.exact())(None, x0, x1)
+    pairs = jax.jit(couplings.exact())(None, x0, x1)
     # scipy on the same float32 costs: the potentials change rounding of float64 alone
     assert total(cost, *pairs) == pytest.approx(total(cost, *linear_sum_assignment(cost)), rel=1e-12)
 
@@ -121,7 +120,7 @@ def test_source_of_each_class_stays_normal():
             chosen = (label[j] == 1)[:, None]
             return jnp.sum(jnp.where(chosen, x0[i], 0)) / 16, jnp.sum(jnp.where(chosen, x0[i] ** 2, 0)) / 16
 
-        return np.mean(quick(lambda keys: jax.lax.map(batch, keys))(keys), axis=1)
+        return np.mean(jax.jit(lambda keys: jax.lax.map(batch, keys))(keys), axis=1)
 
     for coupling in (couplings.exact, couplings.sinkhorn, couplings.stable):
         aware = coupling(cost=couplings.within_class())
@@ -135,7 +134,7 @@ def test_near_condition_leaves_the_share_of_pairs_it_says():
     cond = x1[:, :1]
     plain = np.asarray(couplings.squared_euclidean(x0, x1))
     for ratio in (0.05, 0.2):
-        cost = np.asarray(quick(couplings.near_condition(ratio=ratio))(x0, x1, cond))
+        cost = np.asarray(jax.jit(couplings.near_condition(ratio=ratio))(x0, x1, cond))
         share = np.mean(cost <= np.diagonal(plain)[:, None] * (1 + 1e-6))
         assert share == pytest.approx(ratio, abs=2 / 64**2)  # a pair more or less, and rounding
     by_hand = couplings.near_condition(weight=3.0, distance=couplings.squared_euclidean)(x0, x1, cond)
@@ -169,7 +168,7 @@ def test_cosine():
 def test_stable_has_no_blocking_pair():
     x0, x1, _ = eight_to_moons(150)
     cost = np.asarray(couplings.squared_euclidean(x0, x1))
-    i, j = quick(couplings.stable())(None, x0, x1)
+    i, j = jax.jit(couplings.stable())(None, x0, x1)
     row = np.empty(150, int)
     row[np.asarray(i)] = np.asarray(j)
     mine = cost[np.arange(150), row]
@@ -183,7 +182,7 @@ def test_greedy_takes_the_heaviest_pair_each_time(n):
     """Against the definition, with ties (weights of few values), and past the sizes where the rest moves house."""
     rng = np.random.default_rng(n)
     for weight in (rng.normal(size=(n, n)), rng.integers(0, 5, (n, n)).astype(float)):
-        found = np.asarray(quick(plans.greedy)(jnp.asarray(weight, jnp.float32)))
+        found = np.asarray(jax.jit(plans.greedy)(jnp.asarray(weight, jnp.float32)))
         left, expected = weight.copy(), np.empty(n)
         for k in range(n):
             i, j = np.unravel_index(left.argmax(), left.shape)
@@ -201,7 +200,7 @@ def test_partial_agrees_with_pot():
     assert all(len(set(rows)) == 14 for rows in pairs)
     plan = ot.partial.partial_wasserstein(np.full(20, 1 / 20), np.full(20, 1 / 20), cost, m=0.7)
     assert total(cost, *pairs) / 20 == pytest.approx((plan * cost).sum(), rel=1e-9)
-    i, j = quick(couplings.partial(0.7))(KEY, x0, x1)
+    i, j = jax.jit(couplings.partial(0.7))(KEY, x0, x1)
     seen, counts = np.unique(np.stack([i, j]), axis=1, return_counts=True)
     assert {tuple(p) for p in seen.T} == {tuple(p) for p in pairs.T} and set(counts) == {1, 2} and len(i) == 20
 
@@ -225,7 +224,7 @@ def test_labels_follow_in_the_jitted_loss(name):
     x0, x1, label = eight_to_moons(32)
     velocity, seen = recorder()
     loss = losses.flow_matching(velocity, time=lambda key, n: jnp.ones(n), coupling=coupling)
-    value, _ = quick(loss)({}, KEY, {"x": x1, "x0": x0, "cond": label})
+    value, _ = jax.jit(loss)({}, KEY, {"x": x1, "x0": x0, "cond": label})
     jax.effects_barrier()
     rows = {tuple(row): c for row, c in zip(np.asarray(x1).round(4).tolist(), label.tolist(), strict=True)}
     assert [rows[tuple(row)] for row in seen["x"].round(4).tolist()] == seen["cond"].tolist()
@@ -242,7 +241,7 @@ def test_no_gradient_goes_through(name):
         i, j = coupling(KEY, scale * x0, x1, label)
         return jnp.sum((scale * x0[i] - x1[j]) ** 2), (i, j)
 
-    grad, (i, j) = quick(jax.grad(objective, has_aux=True))(1.0)
+    grad, (i, j) = jax.jit(jax.grad(objective, has_aux=True))(1.0)
     assert grad == pytest.approx(float(np.sum(2 * (x0[i] - x1[j]) * x0[i])), rel=1e-4)
 
 
@@ -251,7 +250,7 @@ def test_vmap_is_a_loop(name):
     pair = PERMUTATIONS[name]
     x0, x1, label = (jnp.stack([a, a[::-1]]) for a in eight_to_moons(16))
     keys = jax.random.split(KEY, 2)
-    i, _ = quick(jax.vmap(lambda *args: jax.tree.map(jnp.asarray, pair(*args))))(keys, x0, x1, label)
+    i, _ = jax.jit(jax.vmap(lambda *args: jax.tree.map(jnp.asarray, pair(*args))))(keys, x0, x1, label)
     for k in range(2):
         np.testing.assert_array_equal(i[k], pair(keys[k], x0[k], x1[k], label[k])[0])
 
@@ -261,7 +260,7 @@ def test_on_a_mesh_the_whole_batch_is_paired():
     x0, x1, label = eight_to_moons(16)
     placed = jax.device_put((x0, x1, label), data_sharding(data_mesh()))
     for name in ("exact", "sinkhorn", "stable"):
-        i, _ = quick(PERMUTATIONS[name])(KEY, *placed)
+        i, _ = jax.jit(PERMUTATIONS[name])(KEY, *placed)
         np.testing.assert_array_equal(i, PERMUTATIONS[name](KEY, x0, x1, label)[0])
 
 
@@ -269,7 +268,7 @@ def test_errors():
     x0, x1, label = eight_to_moons(8)
     for pair in [p for p in (PERMUTATIONS | OTHERS).values() if p is not PERMUTATIONS["independent"]]:
         with pytest.raises(ValueError, match=r"as many source rows as data rows, got shapes \[7, 2\] and \[8, 2\]"):
-            quick(pair)(KEY, x0[:7], x1, label)
+            jax.jit(pair)(KEY, x0[:7], x1, label)
         with pytest.raises(ValueError, match="cost of source row 3 with data row . is NaN"):
             pair(KEY, x0.at[3].set(jnp.nan), x1, label)
     for pair in (couplings.exact(couplings.within_class()), couplings.exact(couplings.near_condition())):
@@ -297,5 +296,5 @@ def test_errors():
 @pytest.mark.parametrize("name", ["exact", "stable", "sinkhorn", "likeliest"])
 def test_costs_that_are_not_numbers_pair_in_order_inside_jit(name):
     x0, x1, label = eight_to_moons(16)
-    i, j = quick(PERMUTATIONS[name])(KEY, x0.at[3].set(jnp.nan), x1, label)
+    i, j = jax.jit(PERMUTATIONS[name])(KEY, x0.at[3].set(jnp.nan), x1, label)
     np.testing.assert_array_equal(i, j)

@@ -2,7 +2,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from quick import quick
 
 from jflow import couplings, losses, solvers, types
 
@@ -21,7 +20,7 @@ def recorder():
 
 
 def test_inpainting_keeps_what_is_known_and_draws_the_rest():
-    x0, cond = quick(couplings.inpainting(couplings.tiles(2, 0.7)))(KEY, IMAGES, jnp.arange(6))
+    x0, cond = jax.jit(couplings.inpainting(couplings.tiles(2, 0.7)))(KEY, IMAGES, jnp.arange(6))
     mask = np.asarray(cond["mask"])
     assert mask.shape == IMAGES.shape and set(np.unique(mask)) == {0.0, 1.0}
     np.testing.assert_array_equal(mask[..., 0], mask[..., 1])
@@ -54,7 +53,7 @@ def test_known_numbers_stay_through_training_and_sampling():
 
 def test_super_resolution_starts_at_the_block_means():
     source = couplings.corrupted(couplings.block_means(4), 0.25)
-    x0, cond = quick(source)(KEY, IMAGES, None)
+    x0, cond = jax.jit(source)(KEY, IMAGES, None)
     means = np.asarray(IMAGES).reshape(6, 2, 4, 2, 4, 2).mean((2, 4))
     np.testing.assert_allclose(np.asarray(cond["seen"])[:, ::4, ::4], means, rtol=1e-5, atol=1e-6)
     np.testing.assert_allclose(couplings.block_means(4)(cond["seen"]), cond["seen"], rtol=1e-5, atol=1e-6)

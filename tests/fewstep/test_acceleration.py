@@ -4,7 +4,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from quick import quick
 from teachers import LINE_MIXTURE, straight_mixture
 
 import jflow
@@ -41,16 +40,16 @@ def exact_start(h):
 
 @pytest.mark.parametrize("h", [0.5, 1.5, 2.0])
 def test_the_exact_start_of_a_gaussian_has_no_residual(h, x64):
-    run = quick(lambda v, h=h: initial_velocity(exact_start(v), h=h)({}, KEY, pairs(256))[1]["residual"])
+    run = jax.jit(lambda v, h=h: initial_velocity(exact_start(v), h=h)({}, KEY, pairs(256))[1]["residual"])
     assert run(h) < 1e-20 and run(0.9 * h) > 1e-3
 
 
 def test_the_exact_start_of_a_mixture_has_no_residual(x64):
     h, flow = 1.5, straight_mixture()
     x0 = jax.random.normal(KEY, (32, 1))
-    batch = {"x0": x0, "x": quick(lambda x: oracles.mixture_flow_map(LINE_MIXTURE, x, 0.0, 1.0))(x0)}
+    batch = {"x0": x0, "x": jax.jit(lambda x: oracles.mixture_flow_map(LINE_MIXTURE, x, 0.0, 1.0))(x0)}
     start = velocity_of(lambda p, x, t, cond: h * flow.apply(p, x, h * t + (1 - h) * t**2))
-    run = quick(lambda a: initial_velocity(start, h=h)({"a": a, "b": 0.0}, KEY, batch)[1]["residual"])
+    run = jax.jit(lambda a: initial_velocity(start, h=h)({"a": a, "b": 0.0}, KEY, batch)[1]["residual"])
     assert run(0.0) < 1e-6 and run(0.1) > 1e-3
 
 
@@ -63,13 +62,13 @@ def test_the_exact_acceleration_of_a_mixture_has_no_residual(x64):
     acceleration = velocity_of(lambda p, x, t, told: p["s"] * told.v0)
     batch = {"x0": x0, "x": carried(x0)}
     loss = constant_acceleration(acceleration, start)
-    run = quick(lambda s: loss({"s": s}, KEY, batch, {"velocity": {}})[1]["residual"])
+    run = jax.jit(lambda s: loss({"s": s}, KEY, batch, {"velocity": {}})[1]["residual"])
     exact = 2 * (1 / h - 1)
     assert run(exact) < 1e-20 and run(exact + 0.1) > 1e-3
     params = {"velocity": {}, "acceleration": {"s": exact}}
     options = ({"steps": 1}, {"steps": 3}, {"grid": [0.0, 0.1, 0.7, 1.0]})
     known = velocity_of(lambda p, x, t, cond: h * (batch["x"] - x0))  # one solve for all
-    for x, info in quick(lambda: [sample_acceleration(acceleration, known, params, x0, **o) for o in options])():
+    for x, info in jax.jit(lambda: [sample_acceleration(acceleration, known, params, x0, **o) for o in options])():
         np.testing.assert_allclose(x, batch["x"], atol=1e-12)
         assert np.all(info.status == solvers.Status.OK)
     np.testing.assert_array_equal(info.evaluations, 4)  # three steps and the start
@@ -92,11 +91,11 @@ def test_a_wrong_start_is_made_good_forward_and_backward(x64):
     batch = pairs(64)
     start, acceleration = velocity_of(wrong_start), velocity_of(exact_acceleration)
     told = velocity_of(lambda p, x, t, told: 2 * (1 / 1.5 - 1) * told.v0)  # exact for the exact start alone
-    _, metrics = quick(lambda: constant_acceleration(acceleration, start)({}, KEY, batch, {"velocity": {}}))()
+    _, metrics = jax.jit(lambda: constant_acceleration(acceleration, start)({}, KEY, batch, {"velocity": {}}))()
     assert metrics["residual"] < 1e-20
     params = {"velocity": {}, "acceleration": {}}
 
-    @quick
+    @jax.jit
     def carried(grid):
         networks, ends = (
             ((acceleration, start), (told, exact_start(1.5))),
@@ -114,7 +113,7 @@ def test_without_acceleration_it_is_flow_matching():
     velocity = velocity_of(lambda p, x, t, cond: jnp.sin(x) + t[:, None])
     batch = {**pairs(64), "weight": jnp.linspace(0.5, 2, 64)}
     both = (initial_velocity(velocity, h=1.0), losses.flow_matching(velocity))
-    np.testing.assert_allclose(*quick(lambda: [loss({}, KEY, batch)[0] for loss in both])(), rtol=1e-6)
+    np.testing.assert_allclose(*jax.jit(lambda: [loss({}, KEY, batch)[0] for loss in both])(), rtol=1e-6)
 
 
 @pytest.mark.parametrize("oracle", [GAUSSIAN, MIXTURE], ids=["gaussian", "mixture"])
@@ -133,7 +132,7 @@ def test_on_random_pairs_the_start_is_the_velocity_at_another_time(oracle):
         batch = {"x": oracle.sample(a, 500), "x0": jax.random.normal(b, (500, 2))}
         return jax.grad(lambda p: loss(p, c, batch)[0])(params)
 
-    run = quick(jax.vmap(gradient, (0, None)))
+    run = jax.jit(jax.vmap(gradient, (0, None)))
 
     def scores(a, b):
         g = run(jax.random.split(jax.random.key(5), 200), {"a": jnp.asarray(a), "b": jnp.asarray(b)})
@@ -150,7 +149,7 @@ def test_a_tiled_event_has_the_same_loss():
     start = velocity_of(lambda p, x, t, cond: jnp.sin(x))
     acceleration = velocity_of(lambda p, x, t, told: jnp.cos(x) * told.v0)
     for loss in (initial_velocity(start), constant_acceleration(acceleration, start)):
-        one, two = quick(lambda loss=loss: [loss({}, KEY, b, {"velocity": {}})[0] for b in (batch, tiled)])()
+        one, two = jax.jit(lambda loss=loss: [loss({}, KEY, b, {"velocity": {}})[0] for b in (batch, tiled)])()
         np.testing.assert_allclose(two, one, rtol=1e-5)
 
 
@@ -171,7 +170,7 @@ def test_networks_train_and_sample_with_conditions():
     }
     loss = constant_acceleration(acceleration, start)
 
-    @quick
+    @jax.jit
     def run(params):
         frozen = {"velocity": params["velocity"]}
         both = jax.grad(lambda p, f: loss(p, KEY, batch, f)[0], argnums=(0, 1))(params["acceleration"], frozen)

@@ -6,7 +6,6 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-from quick import quick
 from teachers import reached, scrambled, standard_scores
 
 import jflow
@@ -129,7 +128,7 @@ def test_features_and_reconstruction_are_means_over_the_event():
     velocity = Velocity(lambda *a: 0.0, lambda p, x, t, cond=None, *, key=None: p * jnp.sin(x))
     loss = turbo(velocity, LINEAR, absolute, steps=2, features=FEATURES)
     tiled = {name: jnp.tile(value, (1, 2)) for name, value in BATCH.items()}
-    one, two = quick(lambda: [loss(PARAMS, KEY, batch)[1] for batch in (BATCH, tiled)])()
+    one, two = jax.jit(lambda: [loss(PARAMS, KEY, batch)[1] for batch in (BATCH, tiled)])()
     for name in ("features", "reconstruction"):
         np.testing.assert_allclose(two[name], one[name], rtol=1e-5)
 
@@ -170,7 +169,7 @@ def test_a_shift_is_learned_by_two_optimizers():
         state, metrics = step(state, {"x": 2 + jax.random.normal(key, (256, 1))})
         return state, state.params["student"]
 
-    _, path = quick(lambda s: jax.lax.scan(update, s, jax.random.split(jax.random.key(2), 400)))(state)
+    _, path = jax.jit(lambda s: jax.lax.scan(update, s, jax.random.split(jax.random.key(2), 400)))(state)
     assert abs(float(jnp.mean(path[-100:])) - 2) < 0.1
     assert np.all(path[0] == 0) and path[1] != 0  # the student moves every second time
 
@@ -212,7 +211,7 @@ def test_gradients_reach_every_param_of_both():
         {"student": jax.eval_shape(velocity.init, KEY, x, t), "discriminator": jax.eval_shape(judge.init, KEY, x, t)}
     )
     loss = adversarial(fixed_steps(velocity, 2), judge, r1=0.1, reconstruction=absolute)
-    assert reached(quick(jax.grad(lambda p: loss(p, KEY, {"x": x})[0]))(params))
+    assert reached(jax.jit(jax.grad(lambda p: loss(p, KEY, {"x": x})[0]))(params))
 
 
 def test_bad_input():

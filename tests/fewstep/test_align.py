@@ -4,7 +4,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from quick import quick
 from teachers import GAUSSIAN, ORACLES, at, exact_map, near_map, reached, scrambled, standard_scores
 
 import jflow
@@ -23,7 +22,7 @@ def test_the_exact_map_has_no_residual(name, law, x64):
     oracle = ORACLES[law]
     loss = LOSSES[name](near_map(exact_map(law)), oracles.as_velocity(oracle))
     batch = {"x": oracle.sample(KEY, 64).astype(jnp.float64)}
-    run = quick(lambda params: loss(params, KEY, batch, {"teacher": {}}))
+    run = jax.jit(lambda params: loss(params, KEY, batch, {"teacher": {}}))
     value, metrics = run(at())
     assert metrics["residual"] < 1e-6 and value < 1e-6
     assert run(at(a=0.1))[1]["residual"] > 1e-3 and run(at(b=0.1))[1]["residual"] > 1e-4
@@ -47,15 +46,15 @@ def test_at_r_equal_t_it_is_flow_matching(teacher, x64):
     model, time = near_map(exact_map("gaussian")), times.uniform()
     loss = align_eulerian(model, teacher, times=lambda key, n: (time(key, n),) * 2, tangent=plain)
     batch = {"x": GAUSSIAN.sample(KEY, 32), "weight": jnp.arange(32.0)}
-    ours = quick(jax.value_and_grad(lambda p: loss(p, KEY, batch, {"teacher": {}})[0]))(at(0.3, -0.2))
+    ours = jax.jit(jax.value_and_grad(lambda p: loss(p, KEY, batch, {"teacher": {}})[0]))(at(0.3, -0.2))
     if teacher is None:
         theirs = losses.flow_matching(fewstep.as_velocity(model), time=time)
-        theirs = quick(jax.value_and_grad(lambda p, f=theirs: f(p, KEY, batch)[0]))(at(0.3, -0.2))
+        theirs = jax.jit(jax.value_and_grad(lambda p, f=theirs: f(p, KEY, batch)[0]))(at(0.3, -0.2))
         for a, b in zip(jax.tree.leaves(ours), jax.tree.leaves(theirs), strict=True):
             np.testing.assert_allclose(a, b, rtol=1e-10)
     else:  # the marginal velocity: what is left is the perturbation itself
         assert 0 < ours[0] < 1
-        exact = quick(jax.grad(lambda p: loss(p, KEY, batch, {"teacher": {}})[0]))(at())
+        exact = jax.jit(jax.grad(lambda p: loss(p, KEY, batch, {"teacher": {}})[0]))(at())
         np.testing.assert_allclose(jax.tree.leaves(exact), 0, atol=1e-12)
 
 
@@ -65,14 +64,14 @@ def test_at_r_equal_1_it_is_continuous_consistency(x64):
     t, x0, x1 = jnp.linspace(0, 0.9, 16), jax.random.normal(KEY, (16, 2)), GAUSSIAN.sample(KEY, 16)
     loss = align_eulerian(model, oracle, times=lambda key, n: (jnp.resize(t, n), jnp.ones(n)), tangent=plain)
     params = at(0.3, -0.2)
-    ours = quick(jax.grad(lambda p: loss(p, KEY, {"x0": x0, "x": x1}, {"teacher": {}})[0]))(params)
+    ours = jax.jit(jax.grad(lambda p: loss(p, KEY, {"x0": x0, "x": x1}, {"teacher": {}})[0]))(params)
 
     x_t = (1 - t[:, None]) * x0 + t[:, None] * x1
 
     def f(params, x, t):
         return fewstep.carry(model, params, x, t, 1.0)
 
-    @quick
+    @jax.jit
     def theirs(params):
         _, slope = jax.jvp(lambda x, t: f(params, x, t), (x_t, t), (oracle.apply({}, x_t, t), jnp.ones_like(t)))
         return jax.grad(lambda p: -jnp.mean(jnp.sum(f(p, x_t, t) * slope, axis=1) / (1 - t)))(params)  # 2 / d is 1
@@ -89,10 +88,10 @@ def test_the_lagrangian_gradient_is_that_of_the_paper(x64):
     x0, x1 = jax.random.normal(KEY, (16, 2)), GAUSSIAN.sample(KEY, 16)
     loss = align_lagrangian(model, oracle, times=lambda key, n: (jnp.resize(t, n), jnp.resize(r, n)))
     params = at(0.3, -0.2)
-    ours = quick(jax.grad(lambda p: loss(p, KEY, {"x0": x0, "x": x1}, {"teacher": {}})[0]))(params)
+    ours = jax.jit(jax.grad(lambda p: loss(p, KEY, {"x0": x0, "x": x1}, {"teacher": {}})[0]))(params)
     x_t = (1 - t[:, None]) * x0 + t[:, None] * x1
 
-    @quick
+    @jax.jit
     def theirs(params):
         end, moved = jax.jvp(lambda r: fewstep.carry(model, params, x_t, t, r), (r,), (jnp.ones_like(r),))
         wrong = moved - oracle.apply({}, end, r)
@@ -112,7 +111,7 @@ def test_warm_up_follows_the_count_of_steps(name, x64):
     def value(step=None, **options):
         loss = LOSSES[name](model, oracle, tangent=plain, **options)
         frozen = {"teacher": {}} | ({} if step is None else {"step": step})
-        return float(quick(lambda: loss(at(0.3, 0.2), KEY, batch, frozen)[0])())
+        return float(jax.jit(lambda: loss(at(0.3, 0.2), KEY, batch, frozen)[0])())
 
     assert value(jnp.int32(25), warmup=100) == pytest.approx(value(most=0.25), rel=1e-6)
     assert value(jnp.int32(500), warmup=100, most=0.99) == pytest.approx(value(most=0.99), rel=1e-6)
@@ -126,7 +125,7 @@ def test_normalised_tangents_keep_the_direction_and_bound_the_loss(x64):
     row = {"x0": jnp.asarray([[0.3, -1.0]]), "x": jnp.asarray([[2.0, 0.5]])}
     frozen, params = {"teacher": {}}, at(3.0, 2.0)
     grads = [
-        quick(jax.grad(lambda p, loss=loss: loss(p, KEY, row, frozen)[0]))(params)
+        jax.jit(jax.grad(lambda p, loss=loss: loss(p, KEY, row, frozen)[0]))(params)
         for loss in (align_eulerian(model, oracle), align_eulerian(model, oracle, tangent=plain))
     ]
     ratio = [a / b for a, b in zip(*map(jax.tree.leaves, grads), strict=True)]
@@ -140,7 +139,7 @@ def test_the_derivative_may_be_a_finite_difference(name, x64):
     model = near_map(exact_map("gaussian"))
     options = ({}, *({"jvp": fewstep.finite_difference(h)} for h in (1e-2, 5e-3)))
     made = [LOSSES[name](model, oracles.as_velocity(GAUSSIAN), tangent=plain, **o) for o in options]
-    exact, *near = quick(lambda: [loss(at(0.3, 0.2), KEY, batch, frozen)[0] for loss in made])()
+    exact, *near = jax.jit(lambda: [loss(at(0.3, 0.2), KEY, batch, frozen)[0] for loss in made])()
     errors = [abs(float(value - exact)) for value in near]
     assert errors[1] < 1e-3 and 3.5 < errors[0] / errors[1] < 4.5  # second order
 
@@ -153,7 +152,7 @@ def test_an_autoguided_teacher():
     for make in LOSSES.values():
         one = make(near_map(exact_map("gaussian")), teacher)
         other = make(near_map(exact_map("gaussian")), by_hand)
-        values = quick(
+        values = jax.jit(
             lambda params, one=one, other=other: (
                 one(at(), KEY, batch, {"teacher": params})[0],
                 other(at(), KEY, batch, {"teacher": {}})[0],
@@ -177,7 +176,7 @@ def test_a_tiled_event_changes_nothing(name, tangent, x64):
     loss = LOSSES[name](model, teacher, tangent=tangent)
     x0, x1 = jax.random.normal(KEY, (8, 3)), 2 + jax.random.normal(KEY, (8, 3))
     batches = [{"x0": x0, "x": x1}, {"x0": jnp.tile(x0, (1, 2)), "x": jnp.tile(x1, (1, 2))}]
-    run = quick(jax.value_and_grad(lambda p, b: loss(p, KEY, b, {"teacher": {}})[0]))
+    run = jax.jit(jax.value_and_grad(lambda p, b: loss(p, KEY, b, {"teacher": {}})[0]))
     one, two = (run(0.7, b) for b in batches)
     np.testing.assert_allclose(one, two, rtol=1e-12)
 
@@ -191,7 +190,7 @@ def test_gradients_reach_every_param_and_stop_at_the_teacher(name):
     teacher = scrambled(jax.eval_shape(velocity.init, KEY, x, t, cond))
     loss = LOSSES[name](model, velocity, drop=0.5, null=2)
     batch = {"x": x, "cond": cond}
-    grads, frozen = quick(jax.grad(lambda p, f: loss(p, KEY, batch, f)[0], argnums=(0, 1)))(
+    grads, frozen = jax.jit(jax.grad(lambda p, f: loss(p, KEY, batch, f)[0], argnums=(0, 1)))(
         params, {"teacher": teacher}
     )
     assert reached(grads)

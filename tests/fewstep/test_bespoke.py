@@ -8,7 +8,6 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-from quick import quick
 
 import jflow
 from jflow import fewstep, nets, oracles, paths, solvers
@@ -37,7 +36,7 @@ def solved(n, seed, gaps):
     times = np.linspace(0, 1, gaps + 1)
     with jax.enable_x64(True):
         x0 = jnp.asarray(np.random.default_rng(seed).normal(size=(n, 2)))
-        maps = quick(lambda x, t: oracles.mixture_flow_map(MIXTURE, x, t, t + 1 / gaps))
+        maps = jax.jit(lambda x, t: oracles.mixture_flow_map(MIXTURE, x, t, t + 1 / gaps))
         states = [x0]
         for t in times[:-1]:
             states.append(maps(states[-1], jnp.full(n, t)))
@@ -54,7 +53,7 @@ def scattered(steps, solver, seed=0, size=0.3):
 
 @functools.cache
 def sampler(velocity, solver):
-    return quick(lambda theta, x0: fewstep.bespoke_sample(theta, velocity, {}, x0, solver=solver))
+    return jax.jit(lambda theta, x0: fewstep.bespoke_sample(theta, velocity, {}, x0, solver=solver))
 
 
 def run(theta, velocity, x0, solver):
@@ -65,7 +64,7 @@ def run(theta, velocity, x0, solver):
 def test_at_first_it_is_the_plain_method(x64, solver):
     v, x0 = V, noise(16)
     x1, info = run(fewstep.bespoke_params(5, solver=solver), v, x0, solver)
-    plain, told = quick(lambda x: solvers.sample(v, {}, x, solver=solver, steps=5))(x0)
+    plain, told = jax.jit(lambda x: solvers.sample(v, {}, x, solver=solver, steps=5))(x0)
     np.testing.assert_allclose(x1, plain, rtol=1e-12, atol=1e-12)
     np.testing.assert_array_equal(info.evaluations, told.evaluations)
     assert info.evaluations[0] == (5 if solver is EULER else 10) and np.all(info.status == solvers.Status.OK)
@@ -106,9 +105,9 @@ def test_a_change_of_schedule_is_one_of_them(x64, solver):
     time, scale = (lambda r: sin(r) / (sin(r) + cos(r))), (lambda r: sin(r) + cos(r))
     theta = fewstep.bespoke_params(6, solver=solver, time=time, scale=scale)
     other = paths.reschedule(v, LINEAR, cosine)
-    expected, _ = quick(lambda x: solvers.sample(other, {}, x, solver=solver, steps=6))(x0)
+    expected, _ = jax.jit(lambda x: solvers.sample(other, {}, x, solver=solver, steps=6))(x0)
     np.testing.assert_allclose(run(theta, v, x0, solver)[0], expected, atol=1e-10)
-    plain, _ = quick(lambda x: solvers.sample(v, {}, x, solver=solver, steps=6))(x0)
+    plain, _ = jax.jit(lambda x: solvers.sample(v, {}, x, solver=solver, steps=6))(x0)
     assert np.abs(plain - expected).max() > 1e-2
 
 
@@ -144,7 +143,7 @@ def test_the_bound_is_one(x64, solver):
     variances = (1 - t[:, None]) ** 2 + t[:, None] ** 2 * np.asarray([0.25, 4.0])
     rate = (t[:, None] * np.asarray([0.25, 4.0]) - (1 - t[:, None])) / variances
     loss = fewstep.bespoke_bound(v, knots, solver=solver, lipschitz=float(np.abs(rate).max()))
-    bounds = quick(jax.vmap(lambda theta, x: loss(theta, None, {"x": x[None]}, {"teacher": {}})[0], (None, 0)))
+    bounds = jax.jit(jax.vmap(lambda theta, x: loss(theta, None, {"x": x[None]}, {"teacher": {}})[0], (None, 0)))
     tight = []
     for seed in range(4):
         theta = scattered(4, solver, seed)
@@ -159,10 +158,10 @@ def test_the_bound_is_one(x64, solver):
 def test_the_bound_by_hand(x64, solver):
     """d_i from single steps, M_i from the definition, in loops."""
     v, x0, knots, n = field(lambda x, t: jnp.sin(x + 2 * t[:, None])), noise(5), np.linspace(0, 1, 201), 2
-    x, _ = quick(lambda x: jax.lax.scan(lambda x, ends: (_fine(v, x, ends),) * 2, x, _gaps(knots)))(x0)[::-1]
+    x, _ = jax.jit(lambda x: jax.lax.scan(lambda x, ends: (_fine(v, x, ends),) * 2, x, _gaps(knots)))(x0)[::-1]
     x = jnp.concatenate([x0[:, None], jnp.moveaxis(x, 0, 1)], axis=1)
     theta = scattered(n, solver, 5)
-    value, metrics = quick(
+    value, metrics = jax.jit(
         lambda theta: fewstep.bespoke_bound(v, knots, solver=solver)(theta, None, {"x": x}, {"teacher": {}})
     )(theta)
     k = 1 if solver is EULER else 2
@@ -201,7 +200,7 @@ def test_a_straight_flow_has_no_loss(x64, solver):
         (fewstep.bespoke_error(constant, solver=solver), {"x0": x0, "x": x[:, -1]}),
     ):
         both = jax.value_and_grad(lambda p, loss=loss, b=batch: loss(p, None, b, {"teacher": {}}), has_aux=True)
-        (value, metrics), grads = quick(both)(theta)
+        (value, metrics), grads = jax.jit(both)(theta)
         assert value < 1e-12 and metrics["residual"] < 1e-24
         assert all(np.all(np.isfinite(g)) for g in jax.tree.leaves(grads))
 
@@ -218,7 +217,7 @@ def test_means_over_the_event_and_weighted_ones_over_rows(x64):
         (fewstep.bespoke_bound(bend, knots), {"x": x}),
         (fewstep.bespoke_error(bend), {"x0": x[:, 0], "x": x[:, -1]}),
     ):
-        value = quick(lambda b, w, loss=loss: loss(theta, None, {**b, "weight": w}, {"teacher": {}})[0])
+        value = jax.jit(lambda b, w, loss=loss: loss(theta, None, {**b, "weight": w}, {"teacher": {}})[0])
         rows = [value(batch, jnp.eye(6)[i]) for i in range(6)]
         assert np.ptp(rows) > 0.1
         np.testing.assert_allclose(value(batch, jnp.arange(6.0)), np.dot(rows, np.arange(6)) / 15, rtol=1e-12)
@@ -235,7 +234,7 @@ def trained(loss, theta, batch, updates=400, rate=2e-2):
         step, opt = optimizer.update(grads, opt)
         return (optax.apply_updates(theta, step), opt), None
 
-    return quick(lambda p: jax.lax.scan(update, (p, optimizer.init(p)), length=updates)[0][0])(theta)
+    return jax.jit(lambda p: jax.lax.scan(update, (p, optimizer.init(p)), length=updates)[0][0])(theta)
 
 
 @functools.cache
@@ -244,7 +243,7 @@ def plain_misses(evaluations):
     fresh, end = noise(1024, seed=1), solved(1024, 1, 1)[:, -1].astype(np.float32)
     methods = {diffrax.Euler: 1, diffrax.Midpoint: 2, diffrax.Heun: 2, diffrax.Bosh3: 3}
     steps = {kind(): evaluations // each for kind, each in methods.items()}
-    run = quick(lambda x: [solvers.sample(V, {}, x, solver=kind, steps=n)[0] for kind, n in steps.items()])
+    run = jax.jit(lambda x: [solvers.sample(V, {}, x, solver=kind, steps=n)[0] for kind, n in steps.items()])
     return {type(kind): float(jnp.sqrt(jnp.mean((y - end) ** 2))) for kind, y in zip(steps, run(fresh), strict=True)}
 
 
@@ -273,13 +272,13 @@ def test_the_teacher_is_frozen_and_needed_and_every_number_is_trained():
     net = jflow.velocity(nets.ResidualMLP(8, 1))
     x0, knots = noise(4), np.linspace(0, 1, 5)
     x = jnp.stack([x0 * (1 + t) for t in knots], axis=1)
-    params = jax.tree.map(lambda p: p + 0.2, quick(net.init)(jax.random.key(0), x0, jnp.zeros(4)))
+    params = jax.tree.map(lambda p: p + 0.2, jax.jit(net.init)(jax.random.key(0), x0, jnp.zeros(4)))
     theta = scattered(1, MIDPOINT)
     for loss, batch in (
         (fewstep.bespoke_bound(net, knots), {"x": x}),
         (fewstep.bespoke_error(net), {"x0": x0, "x": x[:, -1]}),
     ):
-        ours, teachers = quick(
+        ours, teachers = jax.jit(
             jax.grad(lambda p, t, loss=loss, b=batch: loss(p, None, b, {"teacher": t})[0], argnums=(0, 1))
         )(theta, params)
         assert all(np.all(np.isfinite(g)) and np.all(g != 0) for g in jax.tree.leaves(ours))

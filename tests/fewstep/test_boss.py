@@ -7,7 +7,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from quick import quick
 
 import jflow
 from jflow import fewstep, losses, nets, oracles, solvers
@@ -36,7 +35,7 @@ def solution(velocity, x0, times):
         return x, x
 
     times = jnp.asarray(times, x0.dtype)
-    _, states = quick(lambda x: jax.lax.scan(gap, x, jnp.stack([times[:-1], times[1:]], axis=1)))(x0)
+    _, states = jax.jit(lambda x: jax.lax.scan(gap, x, jnp.stack([times[:-1], times[1:]], axis=1)))(x0)
     return jnp.concatenate([x0[:, None], jnp.moveaxis(states, 0, 1)], axis=1)
 
 
@@ -55,7 +54,7 @@ def test_the_programme_finds_what_brute_force_finds(last):
 def test_costs_are_those_of_single_euler_steps(x64):
     times = np.asarray([0.0, 0.1, 0.4, 1.0])
     x = solution(oracles.as_velocity(GAUSSIAN), noise(6), times)
-    costs = quick(lambda x: fewstep.step_costs(oracles.as_velocity(GAUSSIAN), {}, x, times))(x)
+    costs = jax.jit(lambda x: fewstep.step_costs(oracles.as_velocity(GAUSSIAN), {}, x, times))(x)
     expected = np.full((4, 4), np.inf)
     for i, j in itertools.combinations(range(4), 2):
         step = x[:, i] + (times[j] - times[i]) * GAUSSIAN.velocity(x[:, i], times[i])
@@ -95,7 +94,7 @@ def test_its_grids_beat_equal_steps():
     costs = fewstep.step_costs(velocity, {}, solution(velocity, noise(256), times), times)
     x0 = noise(1024, seed=1)
     exact = solution(velocity, x0, times)[:, -1]
-    run = quick(lambda x, grid: solvers.sample(velocity, {}, x, solver=EULER, grid=grid)[0])
+    run = jax.jit(lambda x, grid: solvers.sample(velocity, {}, x, solver=EULER, grid=grid)[0])
     for steps in (4, 6, 10):
         grids = {"boss": times[fewstep.bellman(costs, steps)], "equal": solvers.grids.uniform(steps)}
         miss = {name: float(jnp.sqrt(jnp.mean((run(x0, grid) - exact) ** 2))) for name, grid in grids.items()}
@@ -119,12 +118,12 @@ def test_the_straight_velocity_has_no_residual_and_lands_exactly(x64):
         x0 = noise(16)
         maps = oracle.flow_map if oracle is GAUSSIAN else lambda x, t, r: oracles.mixture_flow_map(MIXTURE, x, t, r)
         x = jnp.stack([x0, *(maps(x0, jnp.zeros(16), jnp.full(16, t)) for t in GRID[1:])], axis=1)
-        value, metrics = quick(fewstep.boss(velocity, GRID))({}, jax.random.key(0), {"x": x})
+        value, metrics = jax.jit(fewstep.boss(velocity, GRID))({}, jax.random.key(0), {"x": x})
         assert metrics["residual"] < 1e-14 and value == metrics["residual"]
-        y, _ = quick(lambda x, v=velocity: solvers.sample(v, {}, x, solver=EULER, grid=GRID))(x0)
+        y, _ = jax.jit(lambda x, v=velocity: solvers.sample(v, {}, x, solver=EULER, grid=GRID))(x0)
         np.testing.assert_allclose(y, x[:, -1], atol=1e-7)
         moved = field(lambda x, t, v=velocity: v.apply({}, x, t) + 0.1)
-        value, _ = quick(fewstep.boss(moved, GRID))({}, jax.random.key(0), {"x": x})
+        value, _ = jax.jit(fewstep.boss(moved, GRID))({}, jax.random.key(0), {"x": x})
         np.testing.assert_allclose(value, 0.01, rtol=1e-4)
 
 
@@ -146,9 +145,9 @@ def test_it_is_sequential_reflow_at_the_starts_and_a_mean_over_the_event(x64):
 def test_gradients_reach_every_parameter():
     velocity = jflow.velocity(nets.ResidualMLP(8, 1))
     x = noise(8, 4).reshape(4, 4, 2)
-    params = jax.tree.map(lambda p: p + 0.1, quick(velocity.init)(jax.random.key(0), x[:, 0], jnp.zeros(4)))
+    params = jax.tree.map(lambda p: p + 0.1, jax.jit(velocity.init)(jax.random.key(0), x[:, 0], jnp.zeros(4)))
     loss = fewstep.boss(velocity, GRID)
-    grads = quick(jax.grad(lambda p: loss(p, jax.random.key(1), {"x": x})[0]))(params)
+    grads = jax.jit(jax.grad(lambda p: loss(p, jax.random.key(1), {"x": x})[0]))(params)
     assert all(np.all(np.isfinite(g)) and np.any(g != 0) for g in jax.tree.leaves(grads))
 
 

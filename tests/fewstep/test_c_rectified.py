@@ -2,7 +2,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from quick import quick
 
 import jflow
 from jflow import fewstep, losses, metrics, nets, solvers
@@ -99,11 +98,11 @@ def test_turned_pairs_become_the_optimal_map(x64):
     bowl = field(apply)
     flat, unravel = jax.flatten_util.ravel_pytree({"B": jnp.zeros((degree, 2, 2)), "b": jnp.zeros((degree, 2))})
     loss = lambda p: c_rectified(bowl, time=time)(unravel(p), jax.random.key(0), batch)[0]  # noqa: E731
-    grad, hessian = quick(lambda p: (jax.grad(loss)(p), jax.hessian(loss)(p)))(flat)
+    grad, hessian = jax.jit(lambda p: (jax.grad(loss)(p), jax.hessian(loss)(p)))(flat)
     params = unravel(jnp.asarray(-np.linalg.pinv(hessian, rtol=1e-12) @ grad))
 
     x0 = np.random.default_rng(1).standard_normal((64, 2))
-    x1 = np.asarray(quick(lambda x: solvers.sample(potential_velocity(bowl), params, x, steps=200)[0])(x0))
+    x1 = np.asarray(jax.jit(lambda x: solvers.sample(potential_velocity(bowl), params, x, steps=200)[0])(x0))
     np.testing.assert_allclose(x1, scale * x0 + shift, atol=1e-4)  # degree 16 of a function with poles near
     turned = shift + scale * x0 @ TURN.T
     assert metrics.transport_cost(x0, x1) < 0.7 * metrics.transport_cost(x0, turned)
@@ -155,7 +154,7 @@ def test_a_tiled_event_has_the_same_loss(name, x64):
     x0, x = jax.random.normal(jax.random.key(0), (2, 8, 3))
     batches = ({"x0": x0, "x": x}, {"x0": jnp.tile(x0, (1, 2)), "x": jnp.tile(x, (1, 2))})
     loss = c_rectified(waves, COSTS[name])
-    one, two = quick(lambda: [loss({}, jax.random.key(1), batch)[0] for batch in batches])()
+    one, two = jax.jit(lambda: [loss({}, jax.random.key(1), batch)[0] for batch in batches])()
     np.testing.assert_allclose(two, one, rtol=1e-12)
 
 
@@ -167,7 +166,7 @@ def test_a_network_gives_a_gradient_field_and_trains():
         lambda p: p + 0.1 * jax.random.normal(jax.random.key(p.size), p.shape), bowl.init(jax.random.key(1), x, t)
     )
     for cost in (None, power_cost(3.0)):
-        grads = quick(jax.grad(lambda p, c=cost: c_rectified(bowl, c)(p, jax.random.key(2), {"x": x})[0]))(params)
+        grads = jax.jit(jax.grad(lambda p, c=cost: c_rectified(bowl, c)(p, jax.random.key(2), {"x": x})[0]))(params)
         assert all(np.isfinite(g).all() and np.abs(g).max() > 0 for g in jax.tree.leaves(grads))
     v = potential_velocity(bowl)
     jacobian = jax.vmap(jax.jacfwd(lambda x, t: v.apply(params, x[None], t[None])[0]))(x, t)

@@ -17,7 +17,6 @@ from exact_maps import (
     silent_leaves,
     student,
 )
-from quick import quick
 
 import jflow
 from jflow import fewstep, losses, nets, oracles, times, train
@@ -57,7 +56,7 @@ def test_the_exact_map_is_left_alone_to_the_order_of_the_step(name, advance, ord
         return loss(ZERO, jax.random.key(2), {**batch, "x0": x0}, {"teacher": {}})[1]["residual"]
 
     lengths = np.asarray([2e-2, 1e-2, 5e-3])
-    run = quick(residual)
+    run = jax.jit(residual)
     found = np.asarray([float(run(h)) for h in lengths])
     slope = np.polyfit(np.log(lengths), np.log(found), 1)[0]
     assert abs(slope - 2 * order) < 0.1  # of a square

@@ -18,7 +18,6 @@ from exact_maps import (
     silent_leaves,
     student,
 )
-from quick import quick
 
 import jflow
 from jflow import fewstep, losses, nets, oracles, solvers, times
@@ -52,7 +51,7 @@ def test_the_exact_average_velocities_are_left_alone_to_first_order(name, x64):
         return loss(ZERO, jax.random.key(3), batch, {"teacher": {}})[1]["residual"]
 
     lengths = np.asarray([2e-2, 5e-3])
-    found = np.asarray([float(quick(lambda d=d: residual(d))()) for d in lengths])
+    found = np.asarray([float(jax.jit(lambda d=d: residual(d))()) for d in lengths])
     assert abs(np.polyfit(np.log(lengths), np.log(found), 1)[0] - 2) < 0.1  # of a square
     assert found[-1] * (2e-4 / 5e-3) ** 2 < 1e-6
 

@@ -2,7 +2,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from quick import quick
 from teachers import LINE_MIXTURE, straight_mixture
 from teachers import at as params_at
 
@@ -31,7 +30,7 @@ def test_the_straight_flow_of_a_mixture_has_no_residual_at_any_of_the_times(x64)
     pairs = {"x0": x0, "x": oracles.mixture_flow_map(LINE_MIXTURE, x0, 0.0, 1.0)}
     for times in ((0.0,), (0.0, 0.25, 0.5)):
         loss = distillation(straight_mixture(), times=times)
-        run = quick(lambda p, loss=loss: loss(p, jax.random.key(1), pairs)[0])
+        run = jax.jit(lambda p, loss=loss: loss(p, jax.random.key(1), pairs)[0])
         assert run(params_at()) < 1e-6 and run(params_at(a=0.1)) > 1e-3
 
 
@@ -40,7 +39,7 @@ def test_a_tiled_event_has_the_same_loss():
     x0, x = jax.random.normal(jax.random.key(0), (2, 8, 3))
     loss = distillation(bend, times=(0, 0.5))
     batches = ({"x0": x0, "x": x}, {"x0": jnp.tile(x0, (1, 2)), "x": jnp.tile(x, (1, 2))})
-    one, two = quick(lambda: [loss({}, jax.random.key(1), batch)[0] for batch in batches])()
+    one, two = jax.jit(lambda: [loss({}, jax.random.key(1), batch)[0] for batch in batches])()
     np.testing.assert_allclose(two, one, rtol=1e-6)
 
 

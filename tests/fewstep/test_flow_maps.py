@@ -4,7 +4,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from quick import quick
 
 import jflow
 from jflow import fewstep, losses, nets, oracles, solvers, times
@@ -93,15 +92,15 @@ def test_a_flow_map_grown_from_a_velocity_is_that_velocity_until_it_is_trained(n
     velocity, model = jflow.velocity(net), jflow.flow_map(net)
     x, t, r = jax.random.normal(jax.random.key(0), (3, *event)), jnp.asarray([0.0, 0.3, 0.5]), jnp.ones(3)
     cond = jnp.asarray([0, 1, 3])
-    teacher = quick(velocity.init)(jax.random.key(1), x, t, cond)
+    teacher = jax.jit(velocity.init)(jax.random.key(1), x, t, cond)
     rng = np.random.default_rng(0)
     teacher = jax.tree.map(lambda p: jnp.asarray(0.3 * rng.normal(size=p.shape), p.dtype), teacher)
-    student = fewstep.grown(quick(model.init)(jax.random.key(2), x, t, r, cond), teacher)
-    u = quick(model.apply)(student, x, t, r, cond)
-    v = quick(velocity.apply)(teacher, x, t, cond)
+    student = fewstep.grown(jax.jit(model.init)(jax.random.key(2), x, t, r, cond), teacher)
+    u = jax.jit(model.apply)(student, x, t, r, cond)
+    v = jax.jit(velocity.apply)(teacher, x, t, cond)
     np.testing.assert_allclose(u, v, atol=1e-5)
     moved = jax.tree.map(lambda p: jnp.asarray(p + 0.3 * rng.normal(size=p.shape), p.dtype), student)
-    near, far = (quick(model.apply)(moved, x, t, other, cond) for other in (r, r - 0.2))
+    near, far = (jax.jit(model.apply)(moved, x, t, other, cond) for other in (r, r - 0.2))
     assert np.all(np.max(np.abs(near - far).reshape(3, -1), axis=1) > 1e-3)  # r is heard
 
 
@@ -124,8 +123,8 @@ def test_networks_have_forward_derivatives(name):
                 key = jax.random.key(3)
                 return fewstep.total_derivative(model, params, x, t, r, v, cond, key=key, jvp=jvp)[1]
 
-            exact = quick(lambda slope=slope: slope(jax.jvp))()
-            near = quick(lambda slope=slope: slope(fewstep.finite_difference(1e-4)))()
+            exact = jax.jit(lambda slope=slope: slope(jax.jvp))()
+            near = jax.jit(lambda slope=slope: slope(fewstep.finite_difference(1e-4)))()
             assert np.max(np.abs(exact)) > 1e-2
             np.testing.assert_allclose(exact, near, atol=1e-5 * float(np.max(np.abs(exact))))
 
@@ -146,7 +145,7 @@ def test_networks_have_forward_derivatives_in_r(name, x64):
         apply = lambda r: model.apply(params, x, t, r, cond, key=jax.random.key(3))  # noqa: E731
         return jvp(apply, (r,), (jnp.ones_like(r),))[1]
 
-    exact, near = quick(lambda: [slope(jvp) for jvp in (jax.jvp, fewstep.finite_difference(1e-4))])()
+    exact, near = jax.jit(lambda: [slope(jvp) for jvp in (jax.jvp, fewstep.finite_difference(1e-4))])()
     assert np.max(np.abs(exact)) > 1e-2
     np.testing.assert_allclose(exact, near, atol=1e-5 * float(np.max(np.abs(exact))))
 
@@ -160,7 +159,7 @@ def test_remat_changes_no_gradient_of_a_loss_with_a_forward_derivative(x64):
     params = jax.tree.map(lambda p: jnp.asarray(0.2 * rng.normal(size=p.shape), p.dtype), shapes)
     made = [fewstep.mean_flow(jflow.flow_map(net.clone(remat=r)), times=times.pairs(equal=0.0)) for r in (False, True)]
     batch, key = {"x": x, "cond": cond}, jax.random.key(2)
-    plain, remat = quick(lambda p: [jax.grad(lambda p, f=f: f(p, key, batch)[0])(p) for f in made])(params)
+    plain, remat = jax.jit(lambda p: [jax.grad(lambda p, f=f: f(p, key, batch)[0])(p) for f in made])(params)
     for (path, one), other in zip(jax.tree_util.tree_leaves_with_path(plain), jax.tree.leaves(remat), strict=True):
         assert np.any(one != 0), jax.tree_util.keystr(path)
         np.testing.assert_allclose(other, one, rtol=1e-5, atol=1e-5 * float(np.max(np.abs(one))))
@@ -185,7 +184,7 @@ def test_a_kernel_without_forward_mode_is_trained_by_finite_differences(x64):
 
     def grad(act, **more):
         loss = fewstep.mean_flow(of(act), **options, **more)
-        return quick(jax.grad(lambda p: loss(p, jax.random.key(1), batch)[0]))(0.7)
+        return jax.jit(jax.grad(lambda p: loss(p, jax.random.key(1), batch)[0]))(0.7)
 
     np.testing.assert_allclose(grad(kernel, jvp=fewstep.finite_difference(1e-4)), grad(jnp.tanh), rtol=1e-6)
 

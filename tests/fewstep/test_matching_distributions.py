@@ -5,7 +5,6 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-from quick import quick
 from teachers import GAUSSIAN, ORACLES, at, exact_map, reached, scrambled, standard_scores
 
 import jflow
@@ -105,7 +104,7 @@ def test_the_mean_gradients_at_the_exact_map_and_its_velocity_are_zero(name, law
         params, batch = {"student": at(), "fake": fake}, {"x": jnp.zeros((1000, 2))}
         return jax.grad(lambda p: loss(p, key, batch, {"teacher": {}})[0])(params)
 
-    still = quick(lambda: gradient(KEY, at()))()
+    still = jax.jit(lambda: gradient(KEY, at()))()
     np.testing.assert_array_equal(jax.tree.leaves(still["student"]), 0)
     assert np.all(np.abs(standard_scores(lambda key: gradient(key, at())["fake"])) < 3)
     moved = standard_scores(lambda key: gradient(key, at(0.3, 0.3)))
@@ -121,7 +120,7 @@ def test_it_is_a_mean_over_events_with_noise(name):
     keys, found = jax.random.split(KEY, 20), {}
     for d in (1, 2):
         batch = {"x": jnp.zeros((1000, d))}
-        _, terms = quick(jax.vmap(lambda key, batch=batch: loss(params, key, batch, frozen)))(keys)
+        _, terms = jax.jit(jax.vmap(lambda key, batch=batch: loss(params, key, batch, frozen)))(keys)
         found[d] = {what: (np.mean(v), np.std(v) / np.sqrt(20)) for what, v in terms.items()}
     for what in ("student", "fake", "residual"):
         (one, first), (two, second) = found[1][what], found[2][what]
@@ -238,7 +237,7 @@ def test_gradients_reach_every_param_and_stop_at_the_teacher(name):
         generate = lambda p, x0, cond: sample(to_data(velocity), p, x0, cond)[0]  # noqa: E731
         loss = distribution_matching(generate, velocity, velocity)
     batch, frozen = {"x": x, "cond": cond, "weight": jnp.arange(4.0)}, {"teacher": student}
-    grads, other = quick(jax.grad(lambda p, f: loss(p, KEY, batch, f)[0], argnums=(0, 1)))(params, frozen)
+    grads, other = jax.jit(jax.grad(lambda p, f: loss(p, KEY, batch, f)[0], argnums=(0, 1)))(params, frozen)
     assert reached(grads)
     assert all(np.all(np.asarray(g) == 0) for g in jax.tree.leaves(other))
 
@@ -261,7 +260,7 @@ def test_the_mean_of_a_student_is_learned_with_a_fake_that_keeps_up():
         state, _ = step(state, {"x": x})
         return state, state.params["student"]
 
-    _, path = quick(lambda s: jax.lax.scan(update, s, jax.random.split(jax.random.key(2), 1200)))(state)
+    _, path = jax.jit(lambda s: jax.lax.scan(update, s, jax.random.split(jax.random.key(2), 1200)))(state)
     assert abs(float(jnp.mean(path["m"][-400:])) - MEAN) < 0.1
     assert abs(float(jnp.mean(path["s"][-400:])) - np.sqrt(VAR)) < 0.1
 

@@ -4,7 +4,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from quick import quick
 from teachers import LINE_MIXTURE, straight_mixture
 
 import jflow
@@ -65,7 +64,7 @@ def test_the_exact_map_has_no_residual(name, law, x64):
         whole = oracles.mixture_flow_map(oracle, x, t, r)
         np.testing.assert_allclose(fewstep.carry(exact, {}, x, t, r), whole, atol=1e-6)
     loss = LOSSES[name](near(exact), times=TIMES, target_velocity=oracles.as_velocity(oracle))
-    run = quick(lambda params: loss(params, KEY, batch, {"teacher": {}})[1]["residual"])
+    run = jax.jit(lambda params: loss(params, KEY, batch, {"teacher": {}})[1]["residual"])
     assert run(at()) < 1e-6
     assert run(at(a=0.1)) > 1e-3 and run(at(b=0.1)) > 1e-3
 
@@ -82,7 +81,7 @@ def test_as_published_the_mean_gradient_at_the_exact_map_is_zero(name, law):
         data_key, loss_key = jax.random.split(key)
         return jax.grad(lambda p: loss(p, loss_key, {"x": oracle.sample(data_key, 500)})[0])(params)
 
-    run = quick(lambda keys, params: jax.lax.map(lambda key: gradient(key, params), keys))
+    run = jax.jit(lambda keys, params: jax.lax.map(lambda key: gradient(key, params), keys))
 
     def scores(params):
         g = run(jax.random.split(jax.random.key(5), 200), params)
@@ -97,7 +96,7 @@ def test_the_published_loss_is_not_lowest_at_the_exact_map():
     oracle = oracles.gaussian([0.0], [0.25])
     loss = mean_flow(near(oracles.as_average_velocity(oracle)), times=times.pairs(), power=0.0)
     batch = {"x": oracle.sample(KEY, 50_000)}
-    run = quick(lambda a: loss(at(a), KEY, batch)[0])
+    run = jax.jit(lambda a: loss(at(a), KEY, batch)[0])
     exact, moved = run(0.0), run(-0.1)
     assert exact > 0.1 and moved < exact - 0.005
 
@@ -115,7 +114,7 @@ def test_without_intervals_it_is_flow_matching(name):
     batch = {"x": GAUSSIAN.sample(KEY, 64), "weight": jnp.linspace(0.5, 2, 64)}
     matching, loss = losses.flow_matching(velocity), LOSSES[name](model, times=same, power=0.0)
 
-    @quick
+    @jax.jit
     def both(params):
         return [jax.value_and_grad(lambda p, f=f: f(p, KEY, batch)[0])(params) for f in (matching, loss)]
 
@@ -131,7 +130,7 @@ def test_the_weight_is_the_row_s_own_error_without_gradient(name):
 
     def run(power, c=0.1):
         loss = LOSSES[name](model, times=TIMES, power=power, c=c)
-        return quick(jax.value_and_grad(lambda p: loss(p, KEY, batch)[0]))(at(0.3))
+        return jax.jit(jax.value_and_grad(lambda p: loss(p, KEY, batch)[0]))(at(0.3))
 
     (plain, g), (value, h) = run(0.0), run(0.75)
     np.testing.assert_allclose(value, plain / (plain + 0.1) ** 0.75, rtol=1e-5)
@@ -147,7 +146,7 @@ def test_a_tiled_event_has_the_same_loss(name, power):
     loss = LOSSES[name](FlowMap(lambda *_: {}, apply), times=TIMES, power=power)
     batch = {"x": GAUSSIAN.sample(KEY, 64), "x0": jax.random.normal(jax.random.key(1), (64, 2))}
     tiled = {k: jnp.concatenate([v, v], axis=1) for k, v in batch.items()}
-    one, two = quick(lambda: [loss({}, KEY, b)[0] for b in (batch, tiled)])()
+    one, two = jax.jit(lambda: [loss({}, KEY, b)[0] for b in (batch, tiled)])()
     np.testing.assert_allclose(two, one, rtol=1e-5)
 
 
@@ -179,7 +178,7 @@ def test_guidance_inside_the_target_has_the_scale_omega_over_one_minus_kappa(nam
 
     def residual(model, **more):
         loss = LOSSES[name](model, **{**options, **more})
-        return quick(lambda: loss({}, KEY, batch, frozen)[1]["residual"])()
+        return jax.jit(lambda: loss({}, KEY, batch, frozen)[1]["residual"])()
 
     guided = guided_map(lambda cond: 4.0)
     assert residual(guided, omega=2.0, kappa=0.5) < 1e-20
@@ -201,7 +200,7 @@ def test_the_guided_target_has_no_gradient_and_dropped_rows_are_not_guided(name)
 
     def run(drop):
         loss = LOSSES[name](model, drop=drop, **options)
-        return quick(jax.value_and_grad(lambda p: loss(p, KEY, batch)[0]))(at(0.5))
+        return jax.jit(jax.value_and_grad(lambda p: loss(p, KEY, batch)[0]))(at(0.5))
 
     (guided, g), (dropped, h) = run(0.0), run(1.0)
     error = 0.5 * (3 - 0.25 * 3 - (1 - 2 - 0.25) * 2)
@@ -222,7 +221,7 @@ def test_one_model_for_every_scale(name, x64):
         drop=0.2,
         null={"b": NULL, "w": 1.0},
     )
-    assert quick(lambda: loss({}, KEY, batch, {"teacher": {}})[1]["residual"])() < 1e-20
+    assert jax.jit(lambda: loss({}, KEY, batch, {"teacher": {}})[1]["residual"])() < 1e-20
 
 
 def test_a_head_is_the_tangent_and_trained_by_itself(x64):
@@ -232,7 +231,7 @@ def test_a_head_is_the_tangent_and_trained_by_itself(x64):
     loss = improved_mean_flow(model, head=head, times=TIMES, target_velocity=oracles.as_velocity(GAUSSIAN), power=0.0)
     batch = {"x": GAUSSIAN.sample(KEY, 64)}
 
-    @quick
+    @jax.jit
     def run(a, b):
         return jax.value_and_grad(lambda p: loss(p, KEY, batch, {"teacher": {}}), has_aux=True)({"a": a, "head": b})
 
@@ -251,7 +250,7 @@ def test_the_derivative_may_be_a_finite_difference(name, x64):
     batch = {"x": GAUSSIAN.sample(KEY, 64)}
     derivatives = (jax.jvp, fewstep.finite_difference(1e-4))
     made = [LOSSES[name](model, times=TIMES, jvp=f) for f in derivatives]
-    found = quick(lambda p: [loss(p, KEY, batch)[0] for loss in made])(at(0.1))
+    found = jax.jit(lambda p: [loss(p, KEY, batch)[0] for loss in made])(at(0.1))
     np.testing.assert_allclose(*found, rtol=1e-6)
 
 
@@ -265,7 +264,7 @@ def test_no_gradient_goes_through_the_derivative(name):
         return u, jax.lax.stop_gradient(slope)
 
     made = [LOSSES[name](model, times=TIMES, jvp=jvp) for jvp in (jax.jvp, cut)]
-    one, two = quick(lambda p: [jax.grad(lambda p, f=f: f(p, KEY, batch)[0])(p) for f in made])(at(0.3, 0.2))
+    one, two = jax.jit(lambda p: [jax.grad(lambda p, f=f: f(p, KEY, batch)[0])(p) for f in made])(at(0.3, 0.2))
     np.testing.assert_allclose(one["a"], two["a"], rtol=1e-5)
     np.testing.assert_allclose(one["b"], two["b"], rtol=1e-5)
 
@@ -280,7 +279,7 @@ def test_gradients_reach_every_param_and_nothing_frozen(name):
     rng = np.random.default_rng(0)
     params = jax.tree.map(lambda p: jnp.asarray(0.5 * rng.normal(size=p.shape), p.dtype), shapes)
     frozen = {"teacher": {"s": jnp.asarray(0.5)}}
-    g, f = quick(jax.grad(lambda p, f: loss(p, KEY, batch, f)[0], argnums=(0, 1)))(params, frozen)
+    g, f = jax.jit(jax.grad(lambda p, f: loss(p, KEY, batch, f)[0], argnums=(0, 1)))(params, frozen)
     for path, leaf in jax.tree_util.tree_leaves_with_path(g):
         assert np.all(np.isfinite(leaf)) and np.any(leaf != 0), jax.tree_util.keystr(path)
     assert f["teacher"]["s"] == 0
@@ -317,18 +316,18 @@ def test_on_truncated_rectified_pairs_the_straight_map_has_no_residual(name, law
     if law == "gaussian":
         flow, x1 = Velocity(lambda *_: at(), straight_gaussian), np.asarray([1.0, -2.0]) + x0 * np.asarray([0.5, 2.0])
     else:
-        flow, x1 = straight_mixture(), quick(lambda x: oracles.mixture_flow_map(LINE_MIXTURE, x, 0.0, 1.0))(x0)
+        flow, x1 = straight_mixture(), jax.jit(lambda x: oracles.mixture_flow_map(LINE_MIXTURE, x, 0.0, 1.0))(x0)
     pairs = truncate_pairs({"x0": x0, "x": np.asarray(x1)}, 0.25)
     model = FlowMap(flow.init, lambda p, x, t, r, cond=None, *, key=None: flow.apply(p, x, t))
     loss = LOSSES[name](model, times=rectified_times(equal=0.25), jvp=fewstep.finite_difference(1e-3))
-    run = quick(lambda p: loss(p, KEY, pairs)[1]["residual"])
+    run = jax.jit(lambda p: loss(p, KEY, pairs)[1]["residual"])
     assert pairs["x"].shape[0] == 24 and run(at()) < 1e-6
     assert run(at(a=0.1)) > 1e-3 and run(at(b=0.1)) > 1e-3
 
 
 def test_times_on_rectified_pairs():
     n = 20_000
-    t, r = quick(rectified_times(equal=0.5), static_argnums=1)(KEY, n)
+    t, r = jax.jit(rectified_times(equal=0.5), static_argnums=1)(KEY, n)
     fewstep.flow_maps.check_pairs("rectified_times", rectified_times())
     assert abs(np.mean(t == r) - 0.5) < 5 * np.sqrt(0.25 / n)
     apart = np.asarray(r > t)

@@ -4,7 +4,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from quick import quick
 
 import jflow
 from jflow import fewstep, nets
@@ -131,7 +130,7 @@ def test_an_average_of_model_and_encoder_reaches_the_inner_loss_as_the_models():
     encoder = fewstep.noise_encoder(FLAT)
     inner = fewstep.discrete_consistency(velocity, steps=STEPS, target=fewstep.averaged_target)
     loss, params = fewstep.variational_noise(inner, encoder, kl=0.1), {"model": 1.0, "encoder": {}}
-    said = lambda ema: quick(lambda: loss(params, KEY, {"x": X}, {"ema": {"model": ema, "encoder": {}}})[0])()  # noqa: E731
+    said = lambda ema: jax.jit(lambda: loss(params, KEY, {"x": X}, {"ema": {"model": ema, "encoder": {}}})[0])()  # noqa: E731
     assert np.isfinite(said(1.0)) and abs(said(1.0) - said(0.5)) > 1e-4
 
 

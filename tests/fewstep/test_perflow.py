@@ -5,7 +5,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from quick import quick
 
 import jflow
 from jflow import fewstep, losses, nets, oracles, parameterisations, paths, solvers
@@ -53,9 +52,9 @@ def test_the_residual_vanishes_at_the_straight_flow_of_a_gaussian(x64, name):
     student = straight_student(oracle.flow_map)
     loss = perflow(student, oracles.as_velocity(oracle), knots=KNOTS, schedule=SCHEDULES[name], **FINE)
     batch = {"x": oracle.sample(KEY, 64).astype(jnp.float64)}
-    value, metrics = quick(loss)(None, KEY, batch, {"teacher": {}})
+    value, metrics = jax.jit(loss)(None, KEY, batch, {"teacher": {}})
     assert metrics["residual"] < 1e-6 and value < 1e-6
-    moved = quick(loss)({"a": 0.0, "b": 0.1}, KEY, batch, {"teacher": {}})[1]["residual"]
+    moved = jax.jit(loss)({"a": 0.0, "b": 0.1}, KEY, batch, {"teacher": {}})[1]["residual"]
     assert moved > 1e-4
 
 
@@ -71,7 +70,7 @@ def test_the_residual_vanishes_along_the_windows_of_a_mixture(x64, dropped):
     x1 = oracle.sample(jax.random.key(1), 6).astype(jnp.float64)
     a, b = window(t)
     start = (1 - a)[:, None] * x0 + a[:, None] * x1
-    end = quick(oracles.mixture_flow_map, static_argnums=0)(oracle, start, a, b, seen)
+    end = jax.jit(oracles.mixture_flow_map, static_argnums=0)(oracle, start, a, b, seen)
     slope = (end - start) / (b - a)[:, None]
 
     def apply(params, x, t, cond=None, *, key=None):
@@ -80,7 +79,7 @@ def test_the_residual_vanishes_along_the_windows_of_a_mixture(x64, dropped):
     student = Velocity(lambda *args: {}, apply)
     options = {"drop": 1.0, "null": 2} if dropped else {}
     loss = perflow(student, oracles.as_velocity(oracle), knots=KNOTS, time=fixed(t), **FINE, **options)
-    value, metrics = quick(loss)({}, KEY, {"x0": x0, "x": x1, "cond": labels}, {"teacher": {}})
+    value, metrics = jax.jit(loss)({}, KEY, {"x0": x0, "x": x1, "cond": labels}, {"teacher": {}})
     assert metrics["residual"] < 1e-6 and value < 1e-6
 
 
@@ -93,7 +92,7 @@ def test_the_residual_falls_with_the_steps_of_the_teacher(x64, name, solver, ord
     errors = []
     for steps in (16, 32):
         loss = perflow(student, teacher, knots=KNOTS, schedule=SCHEDULES[name], solver=solver, steps=steps)
-        errors.append(float(quick(loss)(None, KEY, batch, {"teacher": {}})[1]["residual"]) ** 0.5)
+        errors.append(float(jax.jit(loss)(None, KEY, batch, {"teacher": {}})[1]["residual"]) ** 0.5)
     assert abs(np.log2(errors[0] / errors[1]) - order) < 0.2
 
 
@@ -104,11 +103,11 @@ def test_one_window_is_reflow_and_many_are_the_teacher(x64):
     reflow = losses.flow_matching(teacher)({}, KEY, {"x0": x0, "x": oracle.flow_map(x0, 0.0, 1.0)})[0]
     loss = perflow(teacher, teacher, knots=1, **FINE)
     data = oracle.sample(KEY, 128).astype(jnp.float64)
-    np.testing.assert_allclose(quick(loss)({}, KEY, {"x0": x0, "x": data}, {"teacher": {}})[0], reflow, atol=1e-5)
+    np.testing.assert_allclose(jax.jit(loss)({}, KEY, {"x0": x0, "x": data}, {"teacher": {}})[0], reflow, atol=1e-5)
     errors = []
     for windows in (32, 64):
         loss = perflow(teacher, teacher, knots=windows, steps=8)
-        errors.append(float(quick(loss)({}, KEY, {"x0": x0, "x": data}, {"teacher": {}})[1]["residual"]) ** 0.5)
+        errors.append(float(jax.jit(loss)({}, KEY, {"x0": x0, "x": data}, {"teacher": {}})[1]["residual"]) ** 0.5)
     assert abs(np.log2(errors[0] / errors[1]) - 1) < 0.2  # first order in the length of a window
 
 
@@ -198,7 +197,7 @@ def test_the_loss_is_a_mean_over_the_event():
     batch = {name: jax.random.normal(jax.random.key(i), (32, 2)) for i, name in enumerate(("x0", "x"))}
     twice = {name: jnp.concatenate([value, value], axis=1) for name, value in batch.items()}
     loss = perflow(Velocity(None, apply), Velocity(None, apply), knots=KNOTS)
-    values = [quick(loss)(1.0, KEY, rows, {"teacher": 0.5})[0] for rows in (batch, twice)]
+    values = [jax.jit(loss)(1.0, KEY, rows, {"teacher": 0.5})[0] for rows in (batch, twice)]
     np.testing.assert_allclose(*values, rtol=1e-5)
 
 
@@ -219,7 +218,7 @@ def test_gradients_reach_the_student_and_leave_the_teacher():
     def both(params, frozen):
         return loss(params, KEY, batch, frozen)
 
-    (mine, theirs), metrics = quick(jax.grad(both, argnums=(0, 1), has_aux=True))(params, {"teacher": params})
+    (mine, theirs), metrics = jax.jit(jax.grad(both, argnums=(0, 1), has_aux=True))(params, {"teacher": params})
     assert np.isfinite(metrics["residual"])
     assert all(np.all(np.isfinite(g)) and np.any(g != 0) for g in jax.tree.leaves(mine))
     assert all(np.all(g == 0) for g in jax.tree.leaves(theirs))

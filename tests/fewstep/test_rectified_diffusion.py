@@ -5,7 +5,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from quick import quick
 
 import jflow
 from jflow import fewstep, losses, nets, oracles, parameterisations, paths, solvers
@@ -131,7 +130,7 @@ def test_random_pairs_give_the_marginal_velocity(law):
             batch = {"x": oracle.sample(data, 1000), "x0": jax.random.normal(noise, (1000, 2))}
             return jax.grad(lambda p: loss(p, run, batch)[0])(params)
 
-        for g in jax.tree.leaves(quick(jax.vmap(slope))(jax.random.split(KEY, 100))):
+        for g in jax.tree.leaves(jax.jit(jax.vmap(slope))(jax.random.split(KEY, 100))):
             assert abs(float(g.mean())) < 3 * float(g.std()) / 10  # standard error over 100 batches
             assert float(g.std()) > 0
 
@@ -203,7 +202,7 @@ def test_the_residual_of_phases_falls_with_the_steps_of_the_teacher(x64, solver,
     for steps in (32, 64):
         teacher = oracles.as_velocity(oracle)
         loss = phased_rectified_diffusion(student, teacher, **options, solver=solver, steps=steps)
-        errors.append(float(quick(loss)({}, KEY, batch, {"teacher": {}})[1]["residual"]) ** 0.5)
+        errors.append(float(jax.jit(loss)({}, KEY, batch, {"teacher": {}})[1]["residual"]) ** 0.5)
     assert abs(np.log2(errors[0] / errors[1]) - order) < 0.2
 
 
@@ -213,7 +212,7 @@ def test_phases_of_the_linear_path_are_perflow():
     teacher = oracles.as_velocity(GAUSSIAN)
     one = phased_rectified_diffusion(velocity, teacher, schedule=paths.LINEAR)
     other = fewstep.perflow(velocity, teacher)
-    np.testing.assert_allclose(*[quick(loss)({}, KEY, batch, {"teacher": {}})[0] for loss in (one, other)], rtol=1e-5)
+    np.testing.assert_allclose(*[jax.jit(loss)({}, KEY, batch, {"teacher": {}})[0] for loss in (one, other)], rtol=1e-5)
 
 
 def test_the_loss_is_a_mean_over_the_event():
@@ -225,7 +224,7 @@ def test_the_loss_is_a_mean_over_the_event():
         loss = rectified_diffusion(velocity, schedule, metric=metric)
         np.testing.assert_allclose(*[loss({}, KEY, rows)[0] for rows in (batch, twice)], rtol=1e-4)
     loss = phased_rectified_diffusion(velocity, velocity, schedule=schedule)
-    both = quick(lambda: [loss({}, KEY, rows, {"teacher": {}})[0] for rows in (batch, twice)])
+    both = jax.jit(lambda: [loss({}, KEY, rows, {"teacher": {}})[0] for rows in (batch, twice)])
     np.testing.assert_allclose(*both(), rtol=1e-4)
 
 
@@ -237,7 +236,7 @@ def test_gradients_reach_every_param():
     params = jax.tree.map(lambda p: jnp.asarray(0.3 * rng.normal(size=p.shape), p.dtype), shapes)
     velocity = parameterisations.from_x0(net, schedule)
     loss = rectified_diffusion(velocity, schedule, metric=noise_error(schedule), drop=0.5, null=2)
-    grads = quick(jax.grad(lambda p: loss(p, KEY, batch)[0]))(params)
+    grads = jax.jit(jax.grad(lambda p: loss(p, KEY, batch)[0]))(params)
     assert all(np.all(np.isfinite(g)) and np.any(g != 0) for g in jax.tree.leaves(grads))
 
 

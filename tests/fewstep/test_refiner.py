@@ -6,7 +6,6 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-from quick import quick
 
 import jflow
 from jflow import fewstep, nets, oracles, solvers
@@ -33,7 +32,7 @@ def exact_refiner(oracle, extra=lambda params, t: 0.0):
 
 
 def run(refiner, params, x0, velocity=V, **options):
-    return quick(lambda p, x: fewstep.refined_sample(velocity, {}, refiner, p, x, **options))(params, x0)
+    return jax.jit(lambda p, x: fewstep.refined_sample(velocity, {}, refiner, p, x, **options))(params, x0)
 
 
 def test_the_pseudo_corrector_by_hand(x64):
@@ -42,11 +41,11 @@ def test_the_pseudo_corrector_by_hand(x64):
     for t, h in zip(grid, np.diff(grid), strict=False):
         b = MIXTURE.velocity(y + h * last, t + h)
         y, last = y + h / 2 * (last + b), b
-    out, info = quick(lambda x: solvers.sample(V, {}, x, solver=solvers.pseudo_corrector(), grid=grid))(x)
+    out, info = jax.jit(lambda x: solvers.sample(V, {}, x, solver=solvers.pseudo_corrector(), grid=grid))(x)
     np.testing.assert_allclose(out, y, rtol=1e-10)
     np.testing.assert_array_equal(info.evaluations, 6)
-    heun, _ = quick(lambda x: solvers.sample(V, {}, x, solver=diffrax.Heun(), grid=grid[:2]))(x)
-    one, _ = quick(lambda x: solvers.sample(V, {}, x, solver=solvers.pseudo_corrector(), grid=grid[:2]))(x)
+    heun, _ = jax.jit(lambda x: solvers.sample(V, {}, x, solver=diffrax.Heun(), grid=grid[:2]))(x)
+    one, _ = jax.jit(lambda x: solvers.sample(V, {}, x, solver=solvers.pseudo_corrector(), grid=grid[:2]))(x)
     np.testing.assert_allclose(one, heun, rtol=1e-12)
 
 
@@ -55,18 +54,18 @@ def test_the_order_of_the_pseudo_corrector(x64):
     x, steps = noise(32), (32, 64, 128, 256)
     end = oracles.mixture_flow_map(MIXTURE, x, jnp.zeros(32), jnp.ones(32))
     solve = lambda x, n: solvers.sample(V, {}, x, solver=solvers.pseudo_corrector(), steps=n)[0]  # noqa: E731
-    miss = [np.sqrt(np.mean((quick(solve, static_argnums=1)(x, n) - end) ** 2)) for n in steps]
+    miss = [np.sqrt(np.mean((jax.jit(solve, static_argnums=1)(x, n) - end) ** 2)) for n in steps]
     np.testing.assert_allclose(-np.polyfit(np.log(steps), np.log(miss), 1)[0], 2, atol=0.15)
 
 
 def test_without_refined_steps_it_is_a_solver(x64):
     x0, refiner, grid = noise(8), exact_refiner(MIXTURE), solvers.grids.power(4, 1.3)
     x, info = run(refiner, {}, x0, heun=1, pseudo=3, refine=0, grid=grid)
-    expected, told = quick(lambda x: solvers.sample(V, {}, x, solver=solvers.pseudo_corrector(), grid=grid))(x0)
+    expected, told = jax.jit(lambda x: solvers.sample(V, {}, x, solver=solvers.pseudo_corrector(), grid=grid))(x0)
     np.testing.assert_allclose(x, expected, rtol=1e-12)
     np.testing.assert_array_equal(info.evaluations, told.evaluations)
     x, info = run(refiner, {}, x0, heun=4, pseudo=0, refine=0, grid=grid)
-    expected, told = quick(lambda x: solvers.sample(V, {}, x, solver=diffrax.Heun(), grid=grid))(x0)
+    expected, told = jax.jit(lambda x: solvers.sample(V, {}, x, solver=diffrax.Heun(), grid=grid))(x0)
     np.testing.assert_allclose(x, expected, rtol=1e-12)
     np.testing.assert_array_equal(info.evaluations, told.evaluations)
 
@@ -74,7 +73,7 @@ def test_without_refined_steps_it_is_a_solver(x64):
 def test_steps_of_an_exact_refiner_are_heuns(x64):
     x0 = noise(8)
     x, info = run(exact_refiner(MIXTURE), {}, x0, heun=2, pseudo=0, refine=4)
-    expected, _ = quick(lambda x: solvers.sample(V, {}, x, solver=diffrax.Heun(), steps=6))(x0)
+    expected, _ = jax.jit(lambda x: solvers.sample(V, {}, x, solver=diffrax.Heun(), steps=6))(x0)
     np.testing.assert_allclose(x, expected, rtol=1e-10)
     np.testing.assert_array_equal(info.evaluations, 4)
     assert np.all(info.status == solvers.Status.OK)
@@ -104,7 +103,7 @@ def test_the_exact_offset_has_no_residual_and_a_wrong_one_its_square(x64, oracle
     batch, frozen = {"x": oracle.sample(KEY, 64)}, {"teacher": {}}
     refiner = exact_refiner(oracle, lambda p, t: p["a"] + p["b"] * t[:, None])
     loss = fewstep.velocity_refiner(refiner, oracles.as_velocity(oracle))
-    both = quick(jax.value_and_grad(lambda p: loss(p, KEY, batch, frozen), has_aux=True))
+    both = jax.jit(jax.value_and_grad(lambda p: loss(p, KEY, batch, frozen), has_aux=True))
     (value, metrics), grads = both({"a": jnp.zeros(()), "b": jnp.zeros(())})
     assert metrics["residual"] < 1e-20 and value == metrics["residual"]
     assert all(abs(g) < 1e-10 for g in grads.values())
@@ -161,14 +160,14 @@ def test_a_trained_refiner_beats_steps_left_out():
         return (optax.apply_updates(params, step), opt), None
 
     x = noise(2)
-    params = quick(refiner.init)(KEY, (x, x), jnp.zeros(2))
+    params = jax.jit(refiner.init)(KEY, (x, x), jnp.zeros(2))
     keys = jax.random.split(jax.random.key(1), 1500)
     params = jax.jit(lambda p: jax.lax.scan(update, (p, optimizer.init(p)), keys)[0][0])(params)
     x0 = noise(1024, seed=2)
-    end, _ = quick(lambda x: solvers.sample(V, {}, x, solver=diffrax.Tsit5(), steps=100))(x0)
+    end, _ = jax.jit(lambda x: solvers.sample(V, {}, x, solver=diffrax.Tsit5(), steps=100))(x0)
     x, info = run(refiner, params, x0, heun=1, pseudo=3, refine=2)
     assert info.evaluations[0] == 5
-    plain, told = quick(lambda x: solvers.sample(V, {}, x, solver=solvers.pseudo_corrector(), steps=4))(x0)
+    plain, told = jax.jit(lambda x: solvers.sample(V, {}, x, solver=solvers.pseudo_corrector(), steps=4))(x0)
     assert told.evaluations[0] == 5
     mine, theirs = (float(jnp.sqrt(jnp.mean((y - end) ** 2))) for y in (x, plain))
     assert mine < 0.8 * theirs, (mine, theirs)
@@ -177,12 +176,12 @@ def test_a_trained_refiner_beats_steps_left_out():
 def test_gradients_reach_the_refiner_alone():
     net, small = jflow.velocity(nets.ResidualMLP(8, 1)), fewstep.refines(jflow.velocity(nets.ResidualMLP(8, 1)))
     x = noise(4)
-    params = jax.tree.map(lambda p: p + 0.2, quick(net.init)(KEY, x, jnp.zeros(4)))
-    at_first = quick(small.init)(KEY, (x, x), jnp.zeros(4))
+    params = jax.tree.map(lambda p: p + 0.2, jax.jit(net.init)(KEY, x, jnp.zeros(4)))
+    at_first = jax.jit(small.init)(KEY, (x, x), jnp.zeros(4))
     assert np.all(small.apply(at_first, (x, x), jnp.zeros(4)) == 0)
     theirs = jax.tree.map(lambda p: p + 0.1, at_first)
     loss = fewstep.velocity_refiner(small, net)
-    ours, teachers = quick(jax.grad(lambda p, t: loss(p, KEY, {"x": x}, {"teacher": t})[0], argnums=(0, 1)))(
+    ours, teachers = jax.jit(jax.grad(lambda p, t: loss(p, KEY, {"x": x}, {"teacher": t})[0], argnums=(0, 1)))(
         theirs, params
     )
     assert all(np.all(np.isfinite(g)) and np.any(g != 0) for g in jax.tree.leaves(ours))

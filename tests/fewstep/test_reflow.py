@@ -6,7 +6,6 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-from quick import quick
 from subprocesses import run_python
 from teachers import LINE_MIXTURE, at, straight_mixture
 
@@ -64,7 +63,7 @@ def test_the_straight_flow_has_no_loss_on_the_pairs_of_the_exact_one(law, x64):
         flow, x1 = Velocity(None, straight_gaussian), GAUSSIAN.flow_map(x0, 0.0, 1.0)
     else:
         flow, x1 = straight_mixture(), oracles.mixture_flow_map(LINE_MIXTURE, x0, 0.0, 1.0)
-    run = quick(lambda p: losses.flow_matching(flow)(p, KEY, {"x0": x0, "x": x1})[0])
+    run = jax.jit(lambda p: losses.flow_matching(flow)(p, KEY, {"x0": x0, "x": x1})[0])
     assert run(at()) < 1e-6 and run(at(a=0.1)) > 1e-3 and run(at(b=0.1)) > 1e-3
 
 

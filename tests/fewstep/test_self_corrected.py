@@ -5,7 +5,6 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-from quick import quick
 from teachers import GAUSSIAN, MIXTURE, ORACLES, at, exact_map, near_data, reached, scrambled
 
 import jflow
@@ -23,7 +22,7 @@ def test_the_exact_map_is_consistent(law, x64):
     oracle = ORACLES[law]
     loss = self_correction(near_data(exact_map(law)), oracles.as_velocity(oracle), reach=0.005)
     batch = {"x": oracle.sample(KEY, 64)}
-    run = quick(lambda params: loss(params, KEY, batch, {"teacher": {}, "ema": at()})[1]["residual"])
+    run = jax.jit(lambda params: loss(params, KEY, batch, {"teacher": {}, "ema": at()})[1]["residual"])
     assert run(at()) < 1e-6
     assert run(at(a=0.1)) > 1e-3 and run(at(b=0.1)) > 1e-4
 
@@ -35,7 +34,7 @@ def test_the_residual_falls_with_the_reach(x64):
     )
     batch, reaches = {"x": MIXTURE.sample(KEY, 64)}, (0.08, 0.04, 0.02)
     residuals = [
-        float(quick(lambda r=r: loss(r)(at(), KEY, batch, {"teacher": {}, "ema": at()})[1]["residual"])())
+        float(jax.jit(lambda r=r: loss(r)(at(), KEY, batch, {"teacher": {}, "ema": at()})[1]["residual"])())
         for r in reaches
     ]
     order = np.polyfit(np.log(reaches), np.log(residuals), 1)[0]
@@ -123,7 +122,7 @@ def test_gradients_reach_every_param_and_stop_at_frozen():
     params = {"student": student, "discriminator": jnp.asarray([0.3, 0.1])}
     loss = self_corrected(velocity, velocity, LINEAR, metric=losses.pseudo_huber(0.1), r1=0.1)
     frozen = {"teacher": student, "ema": jax.tree.map(lambda p: 0.9 * p, params)}
-    grads, other = quick(jax.grad(lambda p, f: loss(p, KEY, {"x": x}, f)[0], argnums=(0, 1)))(params, frozen)
+    grads, other = jax.jit(jax.grad(lambda p, f: loss(p, KEY, {"x": x}, f)[0], argnums=(0, 1)))(params, frozen)
     assert reached(grads)
     assert all(np.all(np.asarray(g) == 0) for g in jax.tree.leaves(other))
 
@@ -142,7 +141,7 @@ def test_two_optimizers_and_the_average_in_one_step():
         new, _ = train.make_step(loss, optimizer, ema=0.5)(state, batch)
         return jax.tree.map(lambda new, old: new - old, (new.params, new.ema), (params, params))
 
-    (slow, average), (fast, _) = quick(lambda: [move(0.1), move(0.2)])()
+    (slow, average), (fast, _) = jax.jit(lambda: [move(0.1), move(0.2)])()
     assert abs(float(slow["student"])) > 1e-4
     np.testing.assert_allclose(fast["student"], 2 * slow["student"], rtol=1e-3)  # float32 differences of 0.7
     np.testing.assert_array_equal(fast["discriminator"], slow["discriminator"])

@@ -4,7 +4,6 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-from quick import quick
 from teachers import LINE_MIXTURE, at, straight_mixture
 
 import jflow
@@ -80,12 +79,12 @@ def test_the_straight_velocity_of_a_gaussian_has_no_loss_and_no_truncation_error
 
     straight = Velocity(lambda *args: {}, apply)
     rows = trajectories(tmp_path, GAUSSIAN, normal_source((2,)), 64, steps=200)
-    value, _ = quick(losses.flow_matching(straight, path=sequential_path(KNOTS)))({}, KEY, rows)
+    value, _ = jax.jit(losses.flow_matching(straight, path=sequential_path(KNOTS)))({}, KEY, rows)
     assert value < 1e-7  # of a velocity of order one; what remains is the teacher's solver
     x0 = rows["x"][:, 0]
     x1, _ = solvers.sample(straight, {}, x0, solver=diffrax.Euler(), grid=KNOTS)
     np.testing.assert_allclose(x1, GAUSSIAN.flow_map(x0, 0.0, 1.0), atol=1e-5)
-    bent, ends = quick(
+    bent, ends = jax.jit(
         lambda x: (metrics.straightness(straight, {}, x, knots=KNOTS), metrics.straightness(straight, {}, x))
     )(x0)
     np.testing.assert_allclose(bent, 0, atol=1e-3)
@@ -94,12 +93,12 @@ def test_the_straight_velocity_of_a_gaussian_has_no_loss_and_no_truncation_error
 
 def test_the_straight_velocity_of_a_mixture_has_no_residual_and_lands_exactly(x64):
     x0, flow = jax.random.normal(KEY, (16, 1)), straight_mixture(tuple(KNOTS))
-    maps = quick(lambda x, t: oracles.mixture_flow_map(LINE_MIXTURE, x, 0.0, t))
+    maps = jax.jit(lambda x, t: oracles.mixture_flow_map(LINE_MIXTURE, x, 0.0, t))
     x = jnp.stack([x0, *(maps(x0, t) for t in KNOTS[1:])], axis=1)
     loss = losses.flow_matching(flow, path=sequential_path(KNOTS))
-    run = quick(lambda p: loss(p, KEY, {"x": x})[0])
+    run = jax.jit(lambda p: loss(p, KEY, {"x": x})[0])
     assert run(at()) < 1e-6 and run(at(a=0.1)) > 1e-3 and run(at(b=0.1)) > 1e-3
-    x1, _ = quick(lambda x: solvers.sample(flow, at(), x, solver=diffrax.Euler(), grid=KNOTS))(x0)
+    x1, _ = jax.jit(lambda x: solvers.sample(flow, at(), x, solver=diffrax.Euler(), grid=KNOTS))(x0)
     np.testing.assert_allclose(x1, x[:, -1], atol=1e-7)
 
 
@@ -107,7 +106,7 @@ def test_a_tiled_event_has_the_same_loss(x64):
     x, key = jax.random.normal(KEY, (6, 4, 2)), jax.random.key(1)
     bend = Velocity(None, lambda params, x, t, cond=None, *, key=None: jnp.sin(x + t[:, None]))
     loss = losses.flow_matching(bend, path=sequential_path(KNOTS), time=sequential_times(KNOTS))
-    one, two = quick(lambda: [loss({}, key, {"x": rows})[0] for rows in (x, jnp.concatenate([x, x], axis=-1))])()
+    one, two = jax.jit(lambda: [loss({}, key, {"x": rows})[0] for rows in (x, jnp.concatenate([x, x], axis=-1))])()
     np.testing.assert_allclose(two, one, rtol=1e-12)
 
 
@@ -134,7 +133,7 @@ def test_truncation_error_falls_below_the_teachers(tmp_path):
     x0 = jax.random.normal(jax.random.key(5), (256, 1))
     exact = oracles.as_velocity(teacher)
 
-    @quick
+    @jax.jit
     def errors(params):
         target, _ = solvers.sample(exact, {}, x0, steps=100)
         straight, _ = solvers.sample(velocity, params, x0, solver=diffrax.Euler(), grid=knots)

@@ -5,7 +5,6 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-from quick import quick
 from teachers import MIXTURE as OTHER
 from teachers import exact_map
 
@@ -51,7 +50,7 @@ def test_the_exact_map_has_no_residual(law, x64):
     # two Euler steps of 2^-14 are the map to 1e-4 or so: squared it does not show
     loss = shortcut(near(exact), levels=14, every=2, target_velocity=oracles.as_velocity(oracle))
     batch = {"x": oracle.sample(KEY, n)}
-    run = quick(lambda params: loss(params, KEY, batch, FROZEN)[1])
+    run = jax.jit(lambda params: loss(params, KEY, batch, FROZEN)[1])
     assert run(at())["residual"] < 1e-6
     for params in (at(a=0.1), at(b=0.1)):
         assert run(params)["residual"] > 1e-3 and run(params)["self_consistency"] > 1e-3
@@ -64,7 +63,7 @@ def test_what_is_left_at_the_exact_map_is_of_first_order_in_the_smallest_step(x6
     levels = np.arange(4, 9)
 
     made = [shortcut(exact, levels=int(n), every=2, target_velocity=oracles.as_velocity(GAUSSIAN)) for n in levels]
-    left = quick(lambda: [f({}, KEY, batch, {"ema": {}, "teacher": {}})[1]["self_consistency"] for f in made])()
+    left = jax.jit(lambda: [f({}, KEY, batch, {"ema": {}, "teacher": {}})[1]["self_consistency"] for f in made])()
     order = -np.polyfit(levels, np.log2(np.sqrt(levels * np.asarray(left))), 1)[0]
     assert 0.9 < order < 1.1
 
@@ -82,7 +81,7 @@ def test_as_published_the_mean_gradient_at_the_exact_map_is_zero(law):
         data_key, loss_key = jax.random.split(key)
         return jax.grad(lambda p: loss(p, loss_key, {"x": oracle.sample(data_key, 500)}, FROZEN)[0])(params)
 
-    run = quick(lambda keys, params: jax.lax.map(lambda key: gradient(key, params), keys))
+    run = jax.jit(lambda keys, params: jax.lax.map(lambda key: gradient(key, params), keys))
 
     def scores(params):
         g = run(jax.random.split(jax.random.key(5), 200), params)
@@ -125,7 +124,7 @@ def test_the_matching_rows_are_flow_matching():
     batch = {"x": GAUSSIAN.sample(KEY, 64)}
     weight = jnp.where(jnp.arange(64) % 4 == 0, 1e-30, 1.0)
     batch = {**batch, "weight": weight}
-    found, expected = quick(
+    found, expected = jax.jit(
         lambda p: [f(p, KEY, batch, FROZEN)[0] for f in (shortcut(model), losses.flow_matching(velocity))]
     )(at(0.7))
     np.testing.assert_allclose(found, expected, rtol=1e-6)
@@ -146,7 +145,7 @@ def test_guidance_enters_at_the_smallest_step_once(x64):
     def residual(scale):
         model = FlowMap(lambda *_: {}, apply)
         loss = shortcut(model, levels=14, every=2, target_velocity=field, scale=scale, drop=0.3, null=null)
-        return quick(lambda: loss({}, KEY, batch, {"ema": {}, "teacher": {}})[1]["residual"])()
+        return jax.jit(lambda: loss({}, KEY, batch, {"ema": {}, "teacher": {}})[1]["residual"])()
 
     assert residual(3.0) < 1e-6 and residual(2.0) > 1e-2
 
@@ -171,7 +170,7 @@ def test_a_tiled_event_has_the_same_loss():
     loss = shortcut(FlowMap(lambda *_: {}, apply))
     batch = {"x": GAUSSIAN.sample(KEY, 64), "x0": jax.random.normal(jax.random.key(1), (64, 2))}
     tiled = {k: jnp.concatenate([v, v], axis=1) for k, v in batch.items()}
-    one, two = quick(lambda: [loss({}, KEY, b, FROZEN)[0] for b in (batch, tiled)])()
+    one, two = jax.jit(lambda: [loss({}, KEY, b, FROZEN)[0] for b in (batch, tiled)])()
     np.testing.assert_allclose(two, one, rtol=1e-5)
 
 
@@ -185,7 +184,7 @@ def test_a_step_of_training_moves_every_param_and_nothing_frozen():
     params = jax.tree.map(lambda p: jnp.asarray(0.5 * rng.normal(size=p.shape), p.dtype), shapes)
     frozen = {"teacher": {"s": jnp.asarray(0.5)}}
     state = train.init_state(params, optax.sgd(1.0), KEY, ema=0.9, frozen=frozen)
-    new, metrics = quick(train.make_step(loss, optax.sgd(1.0), ema=0.9))(state, batch)
+    new, metrics = jax.jit(train.make_step(loss, optax.sgd(1.0), ema=0.9))(state, batch)
     for (path, old), moved in zip(
         jax.tree_util.tree_leaves_with_path(params), jax.tree.leaves(new.params), strict=True
     ):
@@ -194,7 +193,7 @@ def test_a_step_of_training_moves_every_param_and_nothing_frozen():
     small = shortcut(
         FlowMap(lambda *_: {}, lambda p, x, t, r, cond=None, *, key=None: p["a"] * x), target_velocity=teacher
     )
-    g = quick(jax.grad(lambda f: small(at(0.1), KEY, {"x": batch["x"]}, f)[0]))({**frozen, "ema": at(0.2)})
+    g = jax.jit(jax.grad(lambda f: small(at(0.1), KEY, {"x": batch["x"]}, f)[0]))({**frozen, "ema": at(0.2)})
     assert all(leaf == 0 for leaf in jax.tree.leaves(g))
 
 

@@ -5,7 +5,6 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-from quick import quick
 
 import jflow
 from jflow import fewstep, losses, nets, oracles, train
@@ -75,7 +74,7 @@ def test_the_exact_velocity_has_zero_mean_gradient_at_every_amount(c):
         batch = {"x0": x0, "x": to_data(x0)}
         return jax.value_and_grad(lambda p: loss(p, run, batch, at_step(0))[0])(params)
 
-    value, grads = quick(jax.vmap(slope))(jax.random.split(KEY, 100))
+    value, grads = jax.jit(jax.vmap(slope))(jax.random.split(KEY, 100))
     for g in jax.tree.leaves(grads):
         # with the pairs' own noise the target is determined and nothing is left but rounding
         assert abs(float(g.mean())) < 3 * float(g.std()) / 10 if c else np.max(np.abs(g)) < 1e-4
@@ -196,7 +195,7 @@ def test_a_small_student_learns_from_a_big_teacher():
     def both(params, frozen):
         return loss(params, KEY, batch, frozen)[0]
 
-    grads, none = quick(jax.grad(both, argnums=(0, 1)))(mine, {"teacher": theirs})
+    grads, none = jax.jit(jax.grad(both, argnums=(0, 1)))(mine, {"teacher": theirs})
     assert all(np.all(np.isfinite(g)) and np.any(g != 0) for g in jax.tree.leaves(grads))
     assert all(np.all(g == 0) for g in jax.tree.leaves(none))
     with pytest.raises(ValueError, match="ResidualMLP"):
@@ -212,7 +211,7 @@ def test_a_small_student_learns_from_a_big_teacher():
 def test_annealing_reaches_every_param():
     small, _, params, _, batch = networks()
     loss = annealed_source(losses.flow_matching(small), optax.cosine_decay_schedule(1.0, 100))
-    grads = quick(jax.grad(lambda p: loss(p, KEY, batch, at_step(30))[0]))(params)
+    grads = jax.jit(jax.grad(lambda p: loss(p, KEY, batch, at_step(30))[0]))(params)
     assert all(np.all(np.isfinite(g)) and np.any(g != 0) for g in jax.tree.leaves(grads))
 
 

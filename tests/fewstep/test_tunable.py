@@ -5,7 +5,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from quick import quick
 from teachers import GAUSSIAN, MIXTURE, ORACLES, at, exact_map, reached, scrambled
 
 import jflow
@@ -31,7 +30,7 @@ def test_the_exact_student_has_no_residual(law, x64):
     oracle = ORACLES[law]
     loss = tunable_distillation(chords(exact_map(law)), oracles.as_velocity(oracle), solver=diffrax.Dopri5())
     batch = {"x0": jax.random.normal(KEY, (64, 2)), "x": jnp.zeros((64, 2))}
-    run = quick(lambda params: loss(params, KEY, batch, {"teacher": {}}))
+    run = jax.jit(lambda params: loss(params, KEY, batch, {"teacher": {}}))
     value, metrics = run(at())
     assert value < 1e-6 and metrics["residual"] < 1e-6 and metrics["boundary"] < 1e-6
     assert run(at(a=0.1))[1]["residual"] > 1e-3 and run(at(b=0.1))[1]["residual"] > 1e-4
@@ -46,7 +45,7 @@ def test_the_residual_falls_with_the_step(solver, order, x64):
         loss = tunable_distillation(
             student, oracles.as_velocity(MIXTURE), step=step, solver=solver, knob=times.uniform(0.2, 0.8)
         )
-        residuals.append(float(quick(lambda loss=loss: loss(at(), KEY, batch, {"teacher": {}})[1]["residual"])()))
+        residuals.append(float(jax.jit(lambda loss=loss: loss(at(), KEY, batch, {"teacher": {}})[1]["residual"])()))
     found = np.polyfit(np.log(steps), np.log(residuals), 1)[0]
     assert order - 0.5 < found < order + 0.5, residuals
 
@@ -58,11 +57,11 @@ def test_small_steps_are_lagrangian_distillation_from_the_source(x64):
     params, frozen = at(0.3, -0.2), {"teacher": {}}
     model = FlowMap(None, lambda p, x, t, r, cond=None, *, key=None: student.apply(p, x, r, cond))
     limit = align_lagrangian(model, teacher, times=lambda key, n: (jnp.zeros(n), jnp.full(n, knob)))
-    aim = quick(jax.grad(lambda p: limit(p, KEY, batch, frozen)[0]))(params)
+    aim = jax.jit(jax.grad(lambda p: limit(p, KEY, batch, frozen)[0]))(params)
     errors = []
     for step in (2e-3, 1e-3):
         loss = tunable_distillation(student, teacher, knob=lambda key, n: jnp.full(n, knob), step=step, boundary=0.0)
-        got = quick(jax.grad(lambda p, loss=loss: loss(p, KEY, batch, frozen)[0]))(params)
+        got = jax.jit(jax.grad(lambda p, loss=loss: loss(p, KEY, batch, frozen)[0]))(params)
         share = step / (knob + step)
         errors.append(max(abs(float(g / share - a)) for g, a in zip(*map(jax.tree.leaves, (got, aim)), strict=True)))
     assert errors[1] < 0.02 and 1.8 < errors[0] / errors[1] < 2.2, errors
@@ -93,7 +92,7 @@ def test_the_knob_trades_fidelity_for_realism(x64):
     source = couplings.corrupted(lambda x: x, SIGMA)
     loss = couplings.with_source(tunable_distillation(student, RESTORING, solver=diffrax.Dopri5()), source)
     x1 = jax.random.normal(KEY, (20_000, 1))
-    value, metrics = quick(lambda: loss(0.0, KEY, {"x": x1}, {"teacher": {}}))()
+    value, metrics = jax.jit(lambda: loss(0.0, KEY, {"x": x1}, {"teacher": {}}))()
     assert value < 1e-9 and metrics["residual"] < 1e-9
     x0, cond = source(jax.random.key(1), x1, None)
     np.testing.assert_allclose(restore(student, 0.0, x0, 0.0, cond), x0 / (1 + SIGMA**2), rtol=1e-9)
@@ -110,10 +109,10 @@ def test_alignment_holds_on_straight_trajectories_alone(x64):
     batch, frozen = {"x0": jax.random.normal(KEY, (16, 2)), "x": jnp.zeros((16, 2))}, {"teacher": {}}
     straight = Velocity(lambda *a: {}, lambda p, x, t, cond=None, *, key=None: jnp.full_like(x, 1.5))
     loss = tunable_distillation(straight, straight, align=1.0)
-    value, _ = quick(lambda: loss({}, KEY, batch, frozen))()
+    value, _ = jax.jit(lambda: loss({}, KEY, batch, frozen))()
     assert value < 1e-20
     loss = tunable_distillation(chords(exact_map("gaussian")), oracles.as_velocity(GAUSSIAN), align=1.0)
-    assert quick(lambda: loss(at(), KEY, batch, frozen)[1]["align"])() > 1e-3
+    assert jax.jit(lambda: loss(at(), KEY, batch, frozen)[1]["align"])() > 1e-3
 
 
 def elementwise():
@@ -126,7 +125,7 @@ def test_a_tiled_event_changes_nothing(x64):
     loss = tunable_distillation(*elementwise(), align=0.5)
     x0 = jax.random.normal(KEY, (8, 3))
     batches = [{"x0": x, "x": jnp.zeros_like(x), "weight": jnp.arange(8.0)} for x in (x0, jnp.tile(x0, (1, 2)))]
-    run = quick(jax.value_and_grad(lambda p, b: loss(p, KEY, b, {"teacher": {}})[0]))
+    run = jax.jit(jax.value_and_grad(lambda p, b: loss(p, KEY, b, {"teacher": {}})[0]))
     one, two = (run(0.7, b) for b in batches)
     np.testing.assert_allclose(one, two, rtol=1e-12)
 
@@ -134,7 +133,7 @@ def test_a_tiled_event_changes_nothing(x64):
 def test_the_last_knob_is_finite():
     loss = tunable_distillation(*elementwise(), knob=lambda key, n: jnp.linspace(0, 1, n))
     x0 = jax.random.normal(KEY, (8, 3))
-    value, metrics = quick(lambda: loss(0.7, KEY, {"x0": x0, "x": x0}, {"teacher": {}}))()
+    value, metrics = jax.jit(lambda: loss(0.7, KEY, {"x0": x0, "x": x0}, {"teacher": {}}))()
     assert np.isfinite(value) and np.isfinite(metrics["residual"])
 
 
@@ -145,7 +144,7 @@ def test_gradients_reach_every_param_and_stop_at_the_teacher():
     loss = tunable_distillation(velocity, velocity, align=0.1)
     batch = {"x0": x, "x": x, "cond": cond}
     frozen = {"teacher": jax.tree.map(lambda p: 0.9 * p, params)}
-    grads, other = quick(jax.grad(lambda p, f: loss(p, KEY, batch, f)[0], argnums=(0, 1)))(params, frozen)
+    grads, other = jax.jit(jax.grad(lambda p, f: loss(p, KEY, batch, f)[0], argnums=(0, 1)))(params, frozen)
     assert reached(grads)
     assert all(np.all(np.asarray(g) == 0) for g in jax.tree.leaves(other))
 

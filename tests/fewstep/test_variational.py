@@ -5,7 +5,6 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from exact_maps import ELEMENTWISE, mean_gradient, random_params, silent_leaves
-from quick import quick
 
 import jflow
 from jflow import fewstep, losses, nets, oracles, paths, solvers
@@ -57,7 +56,7 @@ def test_an_encoder_that_says_nothing_is_the_independent_coupling():
 def test_noise_encoder_starts_there():
     encoder = noise_encoder(jflow.velocity(nets.ResidualMLP(8, 1)))
     x = jax.random.normal(jax.random.key(0), (4, 3))
-    params = quick(encoder.init)(jax.random.key(1), x, jnp.ones(4))
+    params = jax.jit(encoder.init)(jax.random.key(1), x, jnp.ones(4))
     mean, std = encoder.apply(params, x, jnp.ones(4))
     np.testing.assert_allclose(mean, 0, atol=1e-7)
     np.testing.assert_allclose(std, 1, atol=1e-6)
@@ -99,7 +98,7 @@ def test_the_exact_map_of_the_coupled_pairs_is_left_alone_to_first_order(law, x6
         loss = variational_noise(inner, AFFINE, kl=1.0)
         return loss(params, jax.random.key(1), batch, {"teacher": {}})[1]["residual"]
 
-    run, lengths = quick(residual), np.asarray([2e-2, 1e-2, 5e-3])
+    run, lengths = jax.jit(residual), np.asarray([2e-2, 1e-2, 5e-3])
     found = np.asarray([float(run(h)) for h in lengths])
     assert abs(np.polyfit(np.log(lengths), np.log(found), 1)[0] - 2) < 0.1  # of a square
     assert found[-1] * (2e-4 / 5e-3) ** 2 < 1e-6 and run(5e-3, 0.1) > 1e-3

@@ -4,7 +4,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from quick import quick
 from teachers import GAUSSIAN, ORACLES, at, exact_map, near_data, reached, scrambled, standard_scores
 
 import jflow
@@ -22,7 +21,7 @@ def test_the_exact_map_has_no_residual(name, law, x64):
     oracle = ORACLES[law]
     loss = LOSSES[name](near_data(exact_map(law)), oracles.as_velocity(oracle))
     batch = {"x": oracle.sample(KEY, 64)}
-    run = quick(lambda params: loss(params, KEY, batch, {"teacher": {}}))
+    run = jax.jit(lambda params: loss(params, KEY, batch, {"teacher": {}}))
     value, metrics = run(at())
     assert value < 1e-6 and metrics["residual"] < 1e-6
     assert run(at(a=0.1))[1]["residual"] > 1e-3 and run(at(b=0.1))[1]["residual"] > 1e-4
@@ -119,7 +118,7 @@ def test_gradients_reach_every_param_and_stop_at_the_teacher():
     params = scrambled(jax.eval_shape(velocity.init, KEY, x, t, cond))
     loss = marginal_transport(velocity, velocity, drop=0.5, null=2)
     batch, frozen = {"x": x, "cond": cond}, {"teacher": jax.tree.map(lambda p: 0.9 * p, params)}
-    grads, other = quick(jax.grad(lambda p, f: loss(p, KEY, batch, f)[0], argnums=(0, 1)))(params, frozen)
+    grads, other = jax.jit(jax.grad(lambda p, f: loss(p, KEY, batch, f)[0], argnums=(0, 1)))(params, frozen)
     assert reached(grads)
     assert all(np.all(np.asarray(g) == 0) for g in jax.tree.leaves(other))
 

@@ -5,7 +5,6 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-from quick import quick
 
 from jflow import bijectors as bj
 from jflow import data, distributions, flows, losses
@@ -16,7 +15,7 @@ def test_images_take_convolutions():
     flow = flows.residual_flow((4, 4, 2), depth=2, hidden=(6, 6), coeff=0.7)
     x = jnp.asarray(np.random.default_rng(0).normal(size=(8, 4, 4, 2)), jnp.float32)
 
-    @quick
+    @jax.jit
     def run(key):
         params = flow.init(key, x)
         params = jax.tree.map(lambda p: p + 0.3 * jax.random.normal(key, p.shape), params)
@@ -35,7 +34,7 @@ def test_images_take_convolutions():
 def test_they_take_any_event(make, event):
     flow = make(event, depth=2, hidden=(4,))
     x = jnp.asarray(np.random.default_rng(0).normal(size=(6, *event)), jnp.float32)
-    sample, log_prob = quick(lambda key: flow.sample_and_log_prob(flow.init(key, x), key, 3))(jax.random.key(0))
+    sample, log_prob = jax.jit(lambda key: flow.sample_and_log_prob(flow.init(key, x), key, 3))(jax.random.key(0))
     assert sample.shape == (3, *event) and log_prob.shape == (3,)
 
 
@@ -43,7 +42,7 @@ def test_variational_recipes_start_at_the_base():
     x = jnp.asarray(np.random.default_rng(0).normal(size=(6, 3)), jnp.float32)
     for make in (flows.planar, flows.radial, flows.sylvester):
         flow = make((3,), depth=3)
-        log_prob = quick(lambda x, flow=flow: flow.log_prob(flow.init(jax.random.key(0), x), x))(x)
+        log_prob = jax.jit(lambda x, flow=flow: flow.log_prob(flow.init(jax.random.key(0), x), x))(x)
         np.testing.assert_allclose(log_prob, distributions.normal((3,)).log_prob({}, x), atol=1e-5)
 
 
@@ -54,7 +53,7 @@ def test_training_on_the_estimator_lowers_the_exact_value_and_reports_it():
     loss = losses.nll(flow)
     optimizer = optax.adam(optax.cosine_decay_schedule(5e-3, 150))
 
-    @quick
+    @jax.jit
     def run(key):
         params = flow.init(key, x)
 

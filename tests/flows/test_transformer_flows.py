@@ -4,7 +4,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from quick import quick
 
 from jflow import bijectors as bj
 from jflow import distributions, flows, guidance, nets
@@ -32,8 +31,8 @@ def randomised(flow, x, cond=None, scale=0.3):
 @pytest.mark.parametrize("name", RECIPES)
 def test_at_init_the_map_is_the_identity_and_its_layers_differ(name):
     flow, x = RECIPES[name](), images()
-    params = quick(flow.init)(jax.random.key(0), x)
-    z, log_det = quick(flow.inverse)(params, x)
+    params = jax.jit(flow.init)(jax.random.key(0), x)
+    z, log_det = jax.jit(flow.inverse)(params, x)
     np.testing.assert_array_equal(z, x)
     np.testing.assert_array_equal(log_det, 0)
     kernels = [
@@ -51,7 +50,7 @@ def test_images_there_and_back_and_the_log_det_of_the_jacobian(name):
     flow, x = RECIPES[name](), images()
     params = randomised(flow, x)
 
-    @quick
+    @jax.jit
     def run(x):
         z, log_det = flow.inverse(params, x)
         one = lambda row: flow.inverse(params, row[None])[0].reshape(-1)  # noqa: E731
@@ -73,7 +72,7 @@ def test_one_set_of_params_serves_the_plain_the_guided_and_the_jacobi_flow():
     params = randomised(plain, x, labels)
     assert jax.tree.map(jnp.shape, params) == jax.tree.map(jnp.shape, randomised(guided, x, labels))
     samples = [
-        quick(lambda key, f=f: f.sample(params, key, 3, labels))(jax.random.key(1)) for f in (plain, guided, jacobi)
+        jax.jit(lambda key, f=f: f.sample(params, key, 3, labels))(jax.random.key(1)) for f in (plain, guided, jacobi)
     ]
     np.testing.assert_allclose(samples[2], samples[0], atol=1e-4)
     assert np.all(np.abs(samples[1] - samples[0]).max((1, 2, 3)) > 1e-2)
@@ -87,7 +86,7 @@ def test_only_the_deep_block_of_starflow_reads_the_condition():
     assert [("stacked" in n) for n in named if "embedding" in n] == [False]
     layers = [p.shape[:2] for n, p in zip(named, jax.tree.leaves(params), strict=True) if "qkv']['kernel" in n]
     assert sorted(layers) == [(2, 8), (3, 1)]  # 2 layers deep; 3 shallow blocks of 1
-    log_prob = quick(lambda labels: flow.log_prob(params, x, labels))
+    log_prob = jax.jit(lambda labels: flow.log_prob(params, x, labels))
     assert np.all(log_prob(labels) != log_prob((labels + 1) % 3))
 
 
@@ -120,8 +119,8 @@ def test_dequantized_pixels_under_the_identity_cost_eight_bits():
     """x = 2 (level + u) / 256 - 1 is uniform on [-1, 1), whose density is 1/2: 8 bits a level."""
     flow = flows.jet(EVENT, patch_size=2, depth=2, layers=1, **SMALL, base=distributions.uniform(EVENT, -1.0, 1.0))
     x = jnp.asarray(np.random.default_rng(0).uniform(-1, 1, (3, *EVENT)), jnp.float32)
-    params = quick(flow.init)(jax.random.key(0), x)
-    bits = -(np.asarray(quick(flow.log_prob)(params, x)) - 32 * np.log(128.0)) / 32 / np.log(2)
+    params = jax.jit(flow.init)(jax.random.key(0), x)
+    bits = -(np.asarray(jax.jit(flow.log_prob)(params, x)) - 32 * np.log(128.0)) / 32 / np.log(2)
     np.testing.assert_allclose(bits, 8.0, atol=1e-6)
 
 
@@ -144,7 +143,7 @@ def test_starflow_on_the_latents_of_a_linear_autoencoder():
     loss = lambda p: -jnp.mean(flow.log_prob(p, latents))  # noqa: E731
     optimizer = optax.adam(1e-2)
 
-    @quick
+    @jax.jit
     def train(params):
         def step(state, _):
             params, opt = state
@@ -154,9 +153,9 @@ def test_starflow_on_the_latents_of_a_linear_autoencoder():
 
         return jax.lax.scan(step, (params, optimizer.init(params)), length=60)
 
-    (params, _), values = train(quick(flow.init)(jax.random.key(0), latents))
+    (params, _), values = train(jax.jit(flow.init)(jax.random.key(0), latents))
     assert values[-1] < values[0] - 1.0
-    sample = quick(lambda key: flow.sample(params, key, 64))(jax.random.key(1))
+    sample = jax.jit(lambda key: flow.sample(params, key, 64))(jax.random.key(1))
     assert decode(np.asarray(sample) * np.asarray(encode(x)).std(0)).shape == (64, 16)
     assert np.all(np.isfinite(sample))
 

@@ -7,7 +7,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from quick import quick
 
 from jflow import guidance, oracles, paths, solvers
 
@@ -22,7 +21,7 @@ def mixture(schedule=paths.LINEAR):
 def along(oracle, velocity, x, t):
     """d/dt log p_t(x_t) on a path that moves with the velocity: one forward derivative of the exact log-density."""
     rate = lambda x, t: jax.jvp(oracle.log_density, (x, t), (velocity.apply({}, x, t), jnp.ones_like(t)))[1]  # noqa: E731
-    return quick(rate)(x, t)
+    return jax.jit(rate)(x, t)
 
 
 def draw(n=32):
@@ -80,7 +79,7 @@ def test_every_stochastic_path_has_the_prescribed_log_density(x64):
     errors = []
     for n in (64, 256, 1024):
         grid = np.linspace(0.2, 0.7, n + 1)
-        end, _ = quick(lambda x, grid=grid: solvers.walk(step, {}, x, jax.random.key(3), grid))(x)
+        end, _ = jax.jit(lambda x, grid=grid: solvers.walk(step, {}, x, jax.random.key(3), grid))(x)
         error = oracle.log_density(end, 0.7) - start - 0.5 * rate
         errors.append(float(jnp.sqrt(jnp.mean(error**2))))
     orders = np.log(np.asarray(errors[:-1]) / errors[1:]) / np.log(4)

@@ -8,7 +8,6 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import optax
-from quick import quick
 
 from jflow import fields, guidance, losses, metrics, nets, oracles, solvers, train
 
@@ -25,7 +24,7 @@ def test_a_flow_from_guided_samples_to_data():
         noise = jax.random.normal(noise_key, (n, 2))
         return solvers.sample(guided, {}, noise, label, steps=16)[0], oracle.sample(data_key, n, label)
 
-    source, data = quick(draw)(keys[0], keys[1])
+    source, data = jax.jit(draw)(keys[0], keys[1])
     velocity = fields.velocity(nets.TimeMLP(hidden=(48, 48), time_scale=1.0, embed=nn.Embed(2, 4)))
     optimizer = optax.adam(optax.cosine_decay_schedule(1e-2, 400))
     step = train.make_step(losses.flow_matching(velocity), optimizer)
@@ -36,9 +35,9 @@ def test_a_flow_from_guided_samples_to_data():
         at, other = (jnp.concatenate([2 * rows, 2 * rows + 1]) for rows in (i, j))  # of the same class
         return step(state, {"x0": source[at], "x": data[other], "cond": label[at]})[0], None
 
-    state = quick(lambda state: jax.lax.scan(update, state, None, length=400)[0])(state)
-    fresh, truth = quick(draw)(keys[4], keys[5])
-    mended, _ = quick(lambda x: solvers.sample(velocity, state.params, x, label, steps=16))(fresh)
+    state = jax.jit(lambda state: jax.lax.scan(update, state, None, length=400)[0])(state)
+    fresh, truth = jax.jit(draw)(keys[4], keys[5])
+    mended, _ = jax.jit(lambda x: solvers.sample(velocity, state.params, x, label, steps=16))(fresh)
     distance = [
         sum(float(metrics.energy_distance(x[label == k], truth[label == k])) for k in (0, 1)) for x in (fresh, mended)
     ]

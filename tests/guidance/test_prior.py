@@ -4,7 +4,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from quick import quick
 
 from jflow import cnf, distributions, guidance, oracles
 
@@ -39,7 +38,7 @@ def test_score_alignment(x64):
     z = jax.random.normal(jax.random.key(2), (6, 2))
     params = {"velocity": {}, "base": {}}
     options = {"steps": 40}  # of order 5: far below the tolerances
-    aligned = lambda flow: quick(lambda z: guidance.score_alignment(flow.forward, params, z))(z)  # noqa: E731
+    aligned = lambda flow: jax.jit(lambda z: guidance.score_alignment(flow.forward, params, z))(z)  # noqa: E731
     linear = cnf.cnf(
         oracles.as_velocity(oracles.gaussian([1.0, 0.0], [2.0, 0.3])), distributions.normal((2,)), **options
     )

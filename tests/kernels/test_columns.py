@@ -7,7 +7,6 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from jax.test_util import check_grads
-from quick import quick
 
 from jflow import kernels, nets
 from jflow.bijectors import coupling, scales, transformers
@@ -56,9 +55,9 @@ def test_values_and_gradients_are_the_transformers(x64, name, inverse):
     kernel = partial(MAPS[name][0], inverse=inverse)
     args = columns_of(name, 3, 40, spread=2.0)
     plain = partial(reference, name, inverse)
-    for found, expected in zip(quick(kernel)(*args), quick(plain)(*args), strict=True):
+    for found, expected in zip(jax.jit(kernel)(*args), jax.jit(plain)(*args), strict=True):
         np.testing.assert_allclose(found, expected, rtol=1e-11, atol=1e-11)
-    found, expected = (quick(jax.grad(scalar(f), (0, 1)))(*args) for f in (kernel, plain))
+    found, expected = (jax.jit(jax.grad(scalar(f), (0, 1)))(*args) for f in (kernel, plain))
     for a, b in zip(found, expected, strict=True):
         np.testing.assert_allclose(a, b, rtol=1e-8, atol=1e-9)
         assert jnp.any(b != 0)
@@ -162,7 +161,7 @@ def test_extreme_numbers_stay_finite(name, inverse):
     size = MAPS[name][1].size
     for spread in (20.0, 1e3):
         raw = jnp.asarray(spread * rng.normal(size=(size, 1, 8)), jnp.float32)
-        found = quick(kernel)(x, raw), quick(jax.grad(scalar(kernel), (0, 1)))(x, raw)
+        found = jax.jit(kernel)(x, raw), jax.jit(jax.grad(scalar(kernel), (0, 1)))(x, raw)
         assert all(jnp.all(jnp.isfinite(leaf)) for leaf in jax.tree.leaves(found))
 
 
@@ -208,7 +207,7 @@ def test_couplings_give_their_kernel_what_they_give_the_transformer(x64, event, 
     params = layers[0].init(jax.random.key(0), x)
     params["head"] = jax.tree.map(lambda p: jax.random.normal(jax.random.key(1), p.shape) / 4, params["head"])
     for direction in ("forward", "inverse"):
-        found, expected = (quick(getattr(layer, direction))(params, x) for layer in layers)
+        found, expected = (jax.jit(getattr(layer, direction))(params, x) for layer in layers)
         np.testing.assert_allclose(found[0], expected[0], rtol=1e-10, atol=1e-10)
         np.testing.assert_allclose(found[1], expected[1], rtol=1e-10, atol=1e-10)
 
@@ -222,5 +221,5 @@ def test_forward_mode_asks_for_the_plain_spline():
     with pytest.raises(TypeError, match="forward-mode"):
         jax.jvp(lambda x: by_kernel.forward(params, x)[0], (x,), (x,))
     jax.jvp(lambda x: plain.forward(params, x)[0], (x,), (x,))
-    hessian = quick(jax.hessian(lambda x: by_kernel.forward(params, x)[1].sum()))(x)  # forward over reverse
+    hessian = jax.jit(jax.hessian(lambda x: by_kernel.forward(params, x)[1].sum()))(x)  # forward over reverse
     assert jnp.all(jnp.isfinite(hessian))

@@ -4,7 +4,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from quick import quick
 
 from jflow.kernels import masked_conv as mc
 
@@ -45,7 +44,7 @@ def test_convolution_and_inverse_are_a_triangular_matrix_and_its_solve(shape, x6
     b, h, w, _, _ = shape
     m = matrix(h, w, np.asarray(kernel))
     np.testing.assert_array_equal(m, np.triu(m))
-    conv, inverse = quick(lambda y, kernel: (mc.conv(y, kernel), mc.inverse(y, kernel)))(y, kernel)
+    conv, inverse = jax.jit(lambda y, kernel: (mc.conv(y, kernel), mc.inverse(y, kernel)))(y, kernel)
     flat = np.asarray(y).reshape(b, -1)
     np.testing.assert_allclose(conv.reshape(b, -1), flat @ m, atol=1e-12)
     np.testing.assert_allclose(inverse.reshape(b, -1), np.linalg.solve(m.T, flat.T).T, atol=1e-10)
@@ -63,7 +62,7 @@ def test_convolution_is_xlas(x64):
 def test_gradients_are_those_through_a_dense_triangular_solve(shape, x64):
     y, kernel = problem(*shape)
     grads = [
-        quick(jax.grad(lambda y, k, f=f: jnp.sum(jnp.sin(f(y, k))), (0, 1)))(y, kernel) for f in (mc.inverse, dense)
+        jax.jit(jax.grad(lambda y, k, f=f: jnp.sum(jnp.sin(f(y, k))), (0, 1)))(y, kernel) for f in (mc.inverse, dense)
     ]
     for got, want in zip(*grads, strict=True):
         np.testing.assert_allclose(got, want, atol=1e-10)
@@ -74,7 +73,7 @@ def test_gradients_are_those_through_a_dense_triangular_solve(shape, x64):
 def test_forward_mode_and_second_derivatives_too(x64):
     y, kernel = problem(1, 2, 3, 2, 2)
     hessians = [
-        quick(jax.jacfwd(jax.grad(lambda k, y, f=f: jnp.sum(jnp.sin(f(y, k)))), (0, 1)))(kernel, y)
+        jax.jit(jax.jacfwd(jax.grad(lambda k, y, f=f: jnp.sum(jnp.sin(f(y, k)))), (0, 1)))(kernel, y)
         for f in (mc.inverse, dense)
     ]
     jax.tree.map(lambda got, want: np.testing.assert_allclose(got, want, atol=1e-10), *hessians)
@@ -93,8 +92,8 @@ def test_forms_in_float32_are_the_reference_in_float64(form, shape):
     """1e-6 of the largest value: a few units of rounding of inverses of order one."""
     with jax.enable_x64(True):
         u, taps = problem(*shape)
-        exact = np.asarray(quick(mc.wavefront)(u, taps))
-    got = quick(FORMS[form])(*(jnp.asarray(np.asarray(a), jnp.float32) for a in (u, taps)))
+        exact = np.asarray(jax.jit(mc.wavefront)(u, taps))
+    got = jax.jit(FORMS[form])(*(jnp.asarray(np.asarray(a), jnp.float32) for a in (u, taps)))
     assert got.dtype == jnp.float32
     np.testing.assert_allclose(got, exact, atol=1e-6 * np.abs(exact).max())
 
@@ -110,7 +109,7 @@ def test_pallas_has_the_gradients_and_batches_of_the_reference():
         both = jax.vmap(jax.grad(loss, (0, 1)))(ys, kernels)
         return both, jax.vmap(jax.grad(loss), (None, 0))(y, kernels), jax.vmap(loss, (0, None))(ys, kernel)
 
-    got, want = (quick(run, static_argnums=0)(implementation) for implementation in ("pallas", None))
+    got, want = (jax.jit(run, static_argnums=0)(implementation) for implementation in ("pallas", None))
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-4, rtol=1e-5), got, want)
 
 
@@ -164,7 +163,7 @@ def test_types_extremes_and_bad_input():
     np.testing.assert_allclose(x.astype(jnp.float32), mc.inverse(y, kernel), atol=0.05)  # inputs rounded to 8 bits
     # taps of 30 in a 4 x 5 image reach about 1e14, which a float32 still holds
     for hard in (30 * jnp.ones_like(kernel), kernel.at[-1, -1].set(jnp.diag(jnp.asarray([1e-2, 1e6])))):
-        grads = quick(jax.grad(lambda y, k: jnp.sum(mc.inverse(y, k)), (0, 1)))(y, hard)
+        grads = jax.jit(jax.grad(lambda y, k: jnp.sum(mc.inverse(y, k)), (0, 1)))(y, hard)
         assert np.all(np.isfinite(mc.inverse(y, hard))) and all(np.all(np.isfinite(g)) for g in grads)
     for call, message in [
         (lambda: mc.inverse(y, kernel, implementation="cuda"), "None, 'xla' or 'pallas', got 'cuda'"),

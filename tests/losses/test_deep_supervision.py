@@ -2,7 +2,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from quick import quick
 
 from jflow import losses
 from jflow.losses.deep_supervision import deep_supervision
@@ -90,7 +89,7 @@ def test_the_best_acceleration_is_what_the_branch_left():
     fixed = lambda key, n: jnp.full(n, 0.7)  # noqa: E731
     loss = deep_supervision(as_field(apply), 2, time=fixed, gap=0.1)
     x = jax.random.normal(jax.random.key(5), (100_000, 1))
-    both = quick(jax.value_and_grad(lambda p: loss(p, jax.random.key(0), {"x": x})[0]))
+    both = jax.jit(jax.value_and_grad(lambda p: loss(p, jax.random.key(0), {"x": x})[0]))
     zero = {"by": jnp.zeros(()), "add": jnp.zeros(())}
     value, slope = both(zero)
     for name in zero:
@@ -102,11 +101,11 @@ def test_the_best_acceleration_is_what_the_branch_left():
 def test_gradients_reach_every_branch():
     field = branch_field(DeepFlow(patch_size=2, width=8, depth=3, branches=3, heads=2))
     x = jax.random.normal(jax.random.key(0), (4, 4, 4, 1))
-    params = quick(field.init)(jax.random.key(1), x, jnp.zeros(4))
+    params = jax.jit(field.init)(jax.random.key(1), x, jnp.zeros(4))
     params = jax.tree.map(
         lambda p: p + 0.2 * np.random.default_rng(p.size).standard_normal(p.shape, np.float32), params
     )
-    slope = quick(jax.grad(lambda p: deep_supervision(field, 3)(p, jax.random.key(2), {"x": x})[0]))(params)
+    slope = jax.jit(jax.grad(lambda p: deep_supervision(field, 3)(p, jax.random.key(2), {"x": x})[0]))(params)
     for path, leaf in jax.tree_util.tree_leaves_with_path(slope):
         # stacked leaves of the later branches: each of them
         parts = leaf if "rest" in jax.tree_util.keystr(path) else leaf[None]

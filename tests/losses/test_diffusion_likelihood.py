@@ -5,7 +5,6 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import scipy.integrate
-from quick import quick
 
 from jflow import losses, oracles, solvers, times, types
 from jflow.paths.affine import LINEAR, Schedule
@@ -31,7 +30,7 @@ def bounds(loss, params, sample, batches=40, n=1000, metric="bound"):
         data_key, loss_key = jax.random.split(key)
         return loss(params, loss_key, {"x": sample(data_key, n)})[1][metric]
 
-    return np.asarray(quick(lambda keys: jax.lax.map(one, keys))(jax.random.split(jax.random.key(0), batches)))
+    return np.asarray(jax.jit(lambda keys: jax.lax.map(one, keys))(jax.random.split(jax.random.key(0), batches)))
 
 
 def within(values, expected, errors=4):
@@ -108,7 +107,7 @@ def test_second_order_has_no_gradient_at_the_exact_velocity(schedule, probes, x6
             data_key, loss_key = jax.random.split(key)
             return loss(p, loss_key, {"x": oracle.sample(data_key, 200)})[1][what]  # noqa: B023
 
-        run = quick(lambda p, keys: jax.lax.map(lambda key: jax.grad(second)(p, key), keys))
+        run = jax.jit(lambda p, keys: jax.lax.map(lambda key: jax.grad(second)(p, key), keys))
         keys = jax.random.split(jax.random.key(0), 200)
         exact, off = (np.asarray(run(jnp.full(3, p), keys)) for p in (0.0, 0.3))
         errors = [g.std(axis=0) / np.sqrt(len(keys)) for g in (exact, off)]
@@ -129,7 +128,7 @@ def test_second_order_is_bounded_by_the_first_order_error(x64):
         data_key, loss_key = jax.random.split(key)
         return loss({"c": c, "rate": rate}, loss_key, {"x": oracle.sample(data_key, 500)})[1]["trace"]
 
-    run = quick(lambda keys: jax.lax.map(lambda key: jax.grad(second)(jnp.asarray(0.0), key), keys))
+    run = jax.jit(lambda keys: jax.lax.map(lambda key: jax.grad(second)(jnp.asarray(0.0), key), keys))
     # the trace's derivative along rate is D: 2 w s (target off by -s w |c|^2) D / D
     expected = -2 * scipy.integrate.quad(lambda t: t / (1 - t) * (1 - t) * t, 0, T1)[0]
     error = within(np.asarray(run(jax.random.split(jax.random.key(0), 200))), expected)
@@ -159,14 +158,14 @@ def test_learned_times():
     loss = losses.diffusion_likelihood(velocity, importance=losses.likelihood_importance(t1=T1, cells=16))
     refresh = losses.learned_times(velocity, decay=0.9)
     frozen, p = {"importance": losses.likelihood_importance(t1=T1, cells=16), "other": jnp.ones(2)}, jnp.asarray(1.0)
-    run = quick(lambda frozen, key: refresh(p, frozen, key, {"x": oracle.sample(key, 256)}))
+    run = jax.jit(lambda frozen, key: refresh(p, frozen, key, {"x": oracle.sample(key, 256)}))
     learned = frozen
     for key in jax.random.split(jax.random.key(0), 40):
         learned = run(learned, key)
     assert jax.tree.structure(learned) == jax.tree.structure(frozen)
     np.testing.assert_array_equal(learned["other"], 1)
 
-    @quick
+    @jax.jit
     def values(frozen):
         keys = jax.random.split(jax.random.key(1), 200)
         return jax.lax.map(lambda key: loss(p, key, {"x": oracle.sample(key, 100)}, frozen)[0], keys)

@@ -2,7 +2,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from quick import quick
 
 from jflow import couplings, losses
 from jflow.fields import velocity
@@ -101,7 +100,7 @@ def test_gaussian_data_have_a_known_inner_velocity():
     x1 = m + c**0.5 * jax.random.normal(jax.random.key(1), (50_000, 1))
     levels = [Level(time=fixed(np.full(50_000, t, np.float32))) for t in (t1, t2)]
     loss = hierarchical_matching(as_velocity(best), levels)
-    both = quick(jax.value_and_grad(lambda p: loss(p, jax.random.key(2), {"x": x1})[0]))
+    both = jax.jit(jax.value_and_grad(lambda p: loss(p, jax.random.key(2), {"x": x1})[0]))
     zero = {"scale": jnp.zeros(()), "shift": jnp.zeros(())}
     value, slope = both(zero)
     for name in zero:
@@ -119,9 +118,9 @@ def test_plain_velocity_networks_are_told_the_levels_above(net):
     v = velocity(net)
     x, t = rows(), jnp.full(8, 0.5)
     told = Outer((rows(seed=4),), (jnp.full(8, 0.3),), rows(seed=5))
-    params = quick(v.init)(jax.random.key(0), x, t, told)
+    params = jax.jit(v.init)(jax.random.key(0), x, t, told)
     params = jax.tree.map(lambda p: p + 0.3 * np.random.default_rng(0).standard_normal(p.shape, np.float32), params)
-    apply = quick(v.apply)
+    apply = jax.jit(v.apply)
     base = apply(params, x, t, told)
     for other in (
         told._replace(states=(rows(seed=6),)),
@@ -130,7 +129,7 @@ def test_plain_velocity_networks_are_told_the_levels_above(net):
     ):
         assert np.max(np.abs(apply(params, x, t, other) - base)) > 1e-4
     loss = hierarchical_matching(v)
-    slope = quick(jax.grad(lambda p: loss(p, jax.random.key(1), {"x": x, "cond": x})[0]))(params)
+    slope = jax.jit(jax.grad(lambda p: loss(p, jax.random.key(1), {"x": x, "cond": x})[0]))(params)
     assert all(np.any(leaf != 0) and np.isfinite(leaf).all() for leaf in jax.tree.leaves(slope))
 
 

@@ -5,7 +5,6 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import scipy.integrate
-from quick import quick
 
 from jflow import losses
 from jflow.paths.affine import LINEAR, Schedule, velocity_to_x0
@@ -84,7 +83,7 @@ def test_a_learned_density_reaches_the_least_variance(x64):
     edges = jnp.linspace(0.01, 1, 17)
     start = losses.Importance(edges, jnp.ones(16))
 
-    @quick
+    @jax.jit
     def learn(importance, key):
         t, _ = losses.draw_times(importance, jax.random.uniform(key, (512,)))
         return losses.learn_importance(importance, t, 1e3 * f(t), decay=0.9)

@@ -3,7 +3,6 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-from quick import quick
 
 from jflow import losses, paths, times, types
 
@@ -53,7 +52,7 @@ def test_its_minimiser_is_velocity_and_denoiser():
     loss = losses.interpolant_matching(affine, SMOOTH, time=at(t))
     params = {"velocity": jnp.zeros(2), "noise": jnp.zeros(2)}
     value = lambda params: loss(params, k2, {"x": x1, "x0": x0})[0]  # noqa: E731
-    grad, bend = quick(lambda p: (jax.grad(value)(p), jax.hessian(value)(p)))(params)
+    grad, bend = jax.jit(lambda p: (jax.grad(value)(p), jax.hessian(value)(p)))(params)
     found = {k: -np.linalg.solve(bend[k][k], grad[k]) for k in params}  # quadratic: one Newton step
     a, b, c, dc = 1 - t, t, np.sin(np.pi * t), np.pi * np.cos(np.pi * t)
     variance = (a + b / 2) ** 2 + (0.3 * b) ** 2 + c**2
@@ -94,7 +93,7 @@ def test_a_bridge_trains_to_its_velocity():
         return (optax.apply_updates(params, updates), state), value
 
     params = {"velocity": jnp.zeros(2), "noise": jnp.zeros(2)}
-    run = quick(lambda p: jax.lax.scan(step, (p, optimizer.init(p)), jax.random.split(jax.random.key(0), 800)))
+    run = jax.jit(lambda p: jax.lax.scan(step, (p, optimizer.init(p)), jax.random.split(jax.random.key(0), 800)))
     (params, _), values = run(params)
     rate, mu, noise = (1 - 0.4) / (2 * 0.2 * 0.8), -0.6, 0.5 * np.sqrt(0.16)
     # the noise of the regression is none: x_t determines z

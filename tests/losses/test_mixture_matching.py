@@ -2,7 +2,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from quick import quick
 
 from jflow import losses, mixtures
 from jflow.losses.mixture import mixture_matching
@@ -74,7 +73,7 @@ def test_the_minimum_is_the_conditional_entropy(t):
     noise = np.log(2 * np.pi * np.e * (1 - t) ** 2)  # H(x_t | x1) in two dimensions
     length = t**2 * VARIANCE + (1 - t) ** 2
     expected = entropy(x1, MEANS, VARIANCE) + noise - entropy(x_t, t * MEANS, length) - 2 * np.log(1 - t)
-    found = quick(mixture_matching(EXACT, time=at(t)))({}, jax.random.key(0), {"x": x1})[0]
+    found = jax.jit(mixture_matching(EXACT, time=at(t)))({}, jax.random.key(0), {"x": x1})[0]
     np.testing.assert_allclose(2 * found, expected, atol=0.02)
 
 
@@ -82,7 +81,7 @@ def test_the_minimum_is_the_conditional_entropy(t):
 def test_the_exact_mixture_is_a_minimum(transition):
     loss = mixture_matching(BENT, time=at(0.4), transition=transition)
     x = data(50_000, 5)
-    both = quick(jax.value_and_grad(lambda params: loss(params, jax.random.key(0), {"x": x})[0]))
+    both = jax.jit(jax.value_and_grad(lambda params: loss(params, jax.random.key(0), {"x": x})[0]))
     value, slope = both(ZERO)
     for name in ZERO:
         # standard error of the slopes at 5e4 rows is about 0.005
@@ -98,7 +97,7 @@ def test_a_transition_to_the_end_has_the_gradients_of_the_velocity():
     slopes = []
     for transition in (1.0, 1 - 1e-6):
         loss = mixture_matching(BENT, time=at(0.5), transition=transition)
-        slopes.append(quick(jax.grad(lambda p, loss=loss: loss(p, jax.random.key(0), {"x": x})[0]))(params))
+        slopes.append(jax.jit(jax.grad(lambda p, loss=loss: loss(p, jax.random.key(0), {"x": x})[0]))(params))
     # different noise: two estimates from 4000 rows each
     for name in params:
         np.testing.assert_allclose(slopes[0][name], slopes[1][name], atol=0.05, err_msg=name)

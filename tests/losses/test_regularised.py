@@ -6,7 +6,6 @@ import numpy as np
 import pytest
 import scipy.integrate
 import scipy.linalg
-from quick import quick
 
 from jflow import distributions, flows, losses, solvers, types
 
@@ -32,7 +31,7 @@ def test_closed_form_on_a_linear_field(x64):
     z = x @ scipy.linalg.expm(-MATRIX).T
     nll = 0.5 * np.sum(z**2 + np.log(2 * np.pi), axis=1) + np.trace(MATRIX)
     loss = losses.regularised_nll(LINEAR, BASE, kinetic=0.3, jacobian=0.2, steps=32)
-    value, metrics = quick(lambda p: loss(p, None, {"x": jnp.asarray(x), "weight": jnp.asarray(weight)}))(params)
+    value, metrics = jax.jit(lambda p: loss(p, None, {"x": jnp.asarray(x), "weight": jnp.asarray(weight)}))(params)
     expected = {"nll": nll, "kinetic": kinetic, "jacobian": np.full(4, np.sum(MATRIX**2))}
     expected = {what: np.average(rows, weights=weight) for what, rows in expected.items()}
     for what, number in expected.items():
@@ -47,7 +46,7 @@ def test_without_factors_it_is_the_likelihood_of_the_flow(x64):
     for how in ({"steps": 6, "t1": 0.7}, {"grid": np.linspace(0, 0.5, 5)}):
         loss = losses.regularised_nll(LINEAR, BASE, kinetic=0, jacobian=0, **how)
         expected = losses.nll(flows.cnf(LINEAR, BASE, **how))
-        value, known = quick(lambda p: (loss(p, None, {"x": x})[0], expected(p, None, {"x": x})[0]))(params)  # noqa: B023
+        value, known = jax.jit(lambda p: (loss(p, None, {"x": x})[0], expected(p, None, {"x": x})[0]))(params)  # noqa: B023
         np.testing.assert_allclose(value, known, rtol=1e-12)
 
 
@@ -56,7 +55,7 @@ def test_estimates_of_the_norm(x64):
     x, params = jnp.zeros((4000, 3)), jax.tree.map(jnp.asarray, PARAMS)
     for divergence in (solvers.hutchinson(1, noise=jax.random.normal), solvers.hutch_plus_plus(1)):
         loss = losses.regularised_nll(LINEAR, BASE, divergence=divergence, steps=1)
-        jacobian = quick(lambda key: loss(params, key, {"x": x})[1]["jacobian"])(jax.random.key(0))  # noqa: B023
+        jacobian = jax.jit(lambda key: loss(params, key, {"x": x})[1]["jacobian"])(jax.random.key(0))  # noqa: B023
         probes = divergence.draw(jax.random.key(1), x)
         _, _, rows = divergence.apply(lambda x: x @ params["velocity"].T, x, probes)
         error = np.std(rows) / np.sqrt(4000)
@@ -72,7 +71,7 @@ def test_penalties_shrink_what_they_penalise():
     x = jax.random.normal(jax.random.key(0), (64, 2))
     for factors, shrinks in (({"kinetic": 0, "jacobian": 0}, False), ({}, True)):
         loss = losses.regularised_nll(spin, distributions.normal((2,)), steps=4, **factors)
-        grad = quick(jax.grad(lambda rate: loss({"velocity": rate, "base": {}}, None, {"x": x})[0]))(jnp.asarray(0.8))  # noqa: B023
+        grad = jax.jit(jax.grad(lambda rate: loss({"velocity": rate, "base": {}}, None, {"x": x})[0]))(jnp.asarray(0.8))  # noqa: B023
         # of rate w: kinetic w^2 E|x|^2, Jacobian 2 w^2
         expected = 2 * 0.8 * 0.01 * (np.mean(np.sum(x**2, axis=1)) + 2) if shrinks else 0
         np.testing.assert_allclose(grad, expected, atol=1e-3)

@@ -2,7 +2,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from quick import quick
 
 from jflow import oracles
 from jflow.metrics import straightness, transport_cost, truncation_error
@@ -23,7 +22,7 @@ def test_normal_to_normal_is_two_minus_half_pi():
     The integral of (l')^2 / (4 l) is 2 - pi/2."""
     velocity = oracles.as_velocity(oracles.gaussian([3.0, -1.0, 0.5], 1.0))
     x0 = rows(16, 3)
-    found = quick(lambda x: straightness(velocity, {}, x))(x0)
+    found = jax.jit(lambda x: straightness(velocity, {}, x))(x0)
     # second order in the step: measured 8e-5 at 100 steps of the midpoint rule
     np.testing.assert_allclose(found, (2 - np.pi / 2) * np.sum(x0**2, axis=1), rtol=4e-4)
 
@@ -48,7 +47,7 @@ def test_a_straight_field_has_none():
         return cond + (2.5 - 1) * (x - t * cond) / (1 + t * (2.5 - 1))
 
     x0, cond = rows(16, 3), 4 * rows(16, 3, seed=1)
-    found = quick(lambda x, c: straightness(field(apply), {}, x, c))(x0, cond)
+    found = jax.jit(lambda x, c: straightness(field(apply), {}, x, c))(x0, cond)
     # |v|^2 is about 50; the sums over 100 steps round at some 1e-6 of it, and the midpoint rule is exact in neither time
     np.testing.assert_allclose(found, 0, atol=2e-3)
     assert float(jnp.mean(found)) < 1e-5 * float(jnp.mean(jnp.sum(jnp.square(cond), axis=1)))
@@ -101,7 +100,7 @@ def test_transport_cost_refuses():
 def test_truncation_error_of_euler_on_a_line():
     """dx/dt = x: Euler gives (1 + 1/n)^n, the end is e."""
     x0 = rows(8, 2)
-    found = quick(lambda x: truncation_error(field(lambda x, t, c: x), {}, x, steps=4))(x0)
+    found = jax.jit(lambda x: truncation_error(field(lambda x, t, c: x), {}, x, steps=4))(x0)
     expected = (np.e - 1.25**4) * np.linalg.norm(x0, axis=1)
     np.testing.assert_allclose(found, expected, rtol=1e-3)  # 100 midpoint steps are off e by 4e-5, of 0.28
     jump = field(lambda x, t, cond: jnp.broadcast_to(jnp.where(t < 0.3, 1.0, -2.0)[:, None], x.shape))

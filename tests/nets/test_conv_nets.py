@@ -5,7 +5,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from quick import quick
 
 from jflow import nets
 from jflow._util import apply_linen, init_linen
@@ -38,7 +37,7 @@ def test_features_have_the_pixels_of_x_and_every_parameter_a_gradient(name, cond
     net = NETS[name]
     width = 4 if name == "GlowNet" else 8
 
-    @quick
+    @jax.jit
     def run(x, cond):
         params = init_linen(net, jax.random.key(0), x, cond)
         features, pull = jax.vjp(lambda p, c: apply_linen(net, p, x, c), params, cond)
@@ -63,7 +62,7 @@ def test_attention_sees_every_pixel_and_convolutions_their_neighbours():
         def pixel(x):
             return jnp.sum(apply_linen(net, init_linen(net, jax.random.key(0), X[:1]), x)[0, 0, 0])
 
-        grad = quick(jax.grad(pixel))(X[:1])
+        grad = jax.jit(jax.grad(pixel))(X[:1])
         return np.any(grad[0] != 0, axis=-1)
 
     assert np.all(reach(NETS["GatedAttentionNet"]))
@@ -74,7 +73,7 @@ def test_attention_sees_every_pixel_and_convolutions_their_neighbours():
 def test_dropout_needs_a_key():
     net = nets.GatedAttentionNet(8, depth=1, heads=2, dropout=0.5)
 
-    @quick
+    @jax.jit
     def run(x):
         params = init_linen(net, jax.random.key(0), x)
         return [apply_linen(net, params, x, key=key) for key in (None, None, jax.random.key(1), jax.random.key(2))]

@@ -2,7 +2,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from quick import quick
 
 from jflow import solvers
 from jflow.nets.deepflow import DeepFlow, branch_field, last_velocity
@@ -18,14 +17,14 @@ def inputs(seed=0, b=2):
 
 @pytest.fixture(scope="module")
 def params():
-    made = quick(FIELD.init)(jax.random.key(0), *inputs())
+    made = jax.jit(FIELD.init)(jax.random.key(0), *inputs())
     return jax.tree.map(lambda p: p + 0.2 * np.random.default_rng(p.size).standard_normal(p.shape, np.float32), made)
 
 
 def test_shapes_and_zero_at_first():
     x, t, cond = inputs()
-    made = quick(FIELD.init)(jax.random.key(0), x, t, cond)
-    out = quick(FIELD.apply)(made, x, t, cond)
+    made = jax.jit(FIELD.init)(jax.random.key(0), x, t, cond)
+    out = jax.jit(FIELD.apply)(made, x, t, cond)
     assert out.velocity.shape == (2, 3, 4, 4, 2) and out.acceleration.shape == (2, 2, 4, 4, 2)
     assert not np.any(out.velocity) and not np.any(out.acceleration)
     # scanned: params of later branches and of blocks are stacked
@@ -35,16 +34,16 @@ def test_shapes_and_zero_at_first():
 def test_the_last_velocity_is_that_of_all_branches_at_one_point(params):
     x, t, cond = inputs()
     last = last_velocity(FIELD)
-    spread = quick(FIELD.apply)(params, jnp.stack([x] * 3, 1), jnp.stack([t] * 3, 1), cond)
-    np.testing.assert_allclose(quick(last.apply)(params, x, t, cond), spread.velocity[:, -1], atol=1e-5)
-    x1, info = quick(lambda x: solvers.sample(last, params, x, cond, steps=2))(x)
+    spread = jax.jit(FIELD.apply)(params, jnp.stack([x] * 3, 1), jnp.stack([t] * 3, 1), cond)
+    np.testing.assert_allclose(jax.jit(last.apply)(params, x, t, cond), spread.velocity[:, -1], atol=1e-5)
+    x1, info = jax.jit(lambda x: solvers.sample(last, params, x, cond, steps=2))(x)
     assert x1.shape == x.shape and np.all(info.evaluations == 4)
 
 
 def test_a_branch_sees_its_own_point_and_those_before(params):
     x, t, cond = inputs()
     x, t = jnp.stack([x, x + 0.1, x - 0.2], 1), jnp.stack([t, t + 0.1, t + 0.15], 1)
-    apply = quick(FIELD.apply)
+    apply = jax.jit(FIELD.apply)
     base = apply(params, x, t, cond)
     for j in range(3):
         for changed in (apply(params, x.at[:, j].add(0.5), t, cond), apply(params, x, t.at[:, j].add(0.05), cond)):
@@ -56,7 +55,7 @@ def test_a_branch_sees_its_own_point_and_those_before(params):
 
 def test_rows_do_not_mix(params):
     x, t, cond = inputs()
-    apply = quick(FIELD.apply)
+    apply = jax.jit(FIELD.apply)
     both, other = apply(params, x, t, cond), apply(params, x.at[1].add(1.0), t, cond)
     np.testing.assert_allclose(both.velocity[0], other.velocity[0], atol=1e-6)
     assert np.max(np.abs(both.velocity[1] - other.velocity[1])) > 1e-3
@@ -64,10 +63,10 @@ def test_rows_do_not_mix(params):
 
 def test_remat_and_dropout(params):
     x, t, cond = inputs()
-    plain = quick(FIELD.apply)(params, x, t, cond)
-    again = quick(branch_field(NET.clone(remat=True)).apply)(params, x, t, cond)
+    plain = jax.jit(FIELD.apply)(params, x, t, cond)
+    again = jax.jit(branch_field(NET.clone(remat=True)).apply)(params, x, t, cond)
     np.testing.assert_allclose(plain.velocity, again.velocity, atol=1e-5)
-    noisy = quick(branch_field(NET.clone(dropout=0.5)).apply)
+    noisy = jax.jit(branch_field(NET.clone(dropout=0.5)).apply)
     assert np.max(np.abs(noisy(params, x, t, cond, key=jax.random.key(0)).velocity - plain.velocity)) > 1e-3
     np.testing.assert_allclose(noisy(params, x, t, cond).velocity, plain.velocity, atol=1e-6)
 

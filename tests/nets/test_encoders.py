@@ -4,7 +4,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from quick import quick
 
 from jflow import nets
 
@@ -48,7 +47,7 @@ def test_gradients_of_padded_sets_are_finite():
     present = np.arange(5) < np.array([[3], [5], [0]])
     x = np.where(present[..., None], x, np.nan)
     params = net.init(KEY, {"x": x, "mask": present})
-    grads = quick(jax.grad(lambda p: jnp.sum(net.apply(p, {"x": x, "mask": present}) ** 2)))(params)
+    grads = jax.jit(jax.grad(lambda p: jnp.sum(net.apply(p, {"x": x, "mask": present}) ** 2)))(params)
     assert all(np.all(np.isfinite(g)) and np.any(g != 0) for g in jax.tree.leaves(grads))
 
 
@@ -74,7 +73,7 @@ def test_image_encoder_sees_every_pixel_of_images_of_any_size():
             h = net.apply(params, x)
             return jnp.sum(weights * h), h
 
-        grad, h = quick(jax.grad(total, has_aux=True))(x)
+        grad, h = jax.jit(jax.grad(total, has_aux=True))(x)
         assert h.shape == (2, 6) and h.dtype == jnp.float32
         assert np.all(grad != 0)
     with pytest.raises(ValueError, match=r"cond of shape \[b, H, W, C\], got \[2, 7, 5\]"):

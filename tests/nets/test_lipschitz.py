@@ -6,7 +6,6 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-from quick import quick
 
 from jflow import flows, losses, nets
 from jflow._util import apply_linen
@@ -22,7 +21,7 @@ def test_spectral_bound_is_certified_and_tight(shape):
     """Never below numpy's SVD (float32 rounding aside), above by at most rank^(1/512)."""
     w = kernel(shape)
     largest = np.linalg.svd(w, compute_uv=False)[..., 0]
-    bound = quick(norms.spectral_bound)(jnp.asarray(w, jnp.float32))
+    bound = jax.jit(norms.spectral_bound)(jnp.asarray(w, jnp.float32))
     assert bound.shape == largest.shape
     assert np.all(bound >= largest * (1 - 1e-5)) and np.all(
         bound <= largest * min(shape[-2:]) ** (1 / 512) * (1 + 1e-5)
@@ -59,14 +58,14 @@ def test_induced_norms_by_power_iteration(p, q, x64):
     w, rng = kernel((3, 4)), np.random.default_rng(1)
     x = np.concatenate([rng.normal(size=(200_000, 3)), np.stack(np.meshgrid(*[[-1, 1]] * 3)).reshape(3, 8).T])
     searched = np.max(np.linalg.norm(x @ w, q, axis=1) / np.linalg.norm(x, p, axis=1))
-    found = float(quick(norms.induced_norm, static_argnums=(1, 2))(jnp.asarray(w), p, q))
+    found = float(jax.jit(norms.induced_norm, static_argnums=(1, 2))(jnp.asarray(w), p, q))
     assert searched * (1 - 1e-9) <= found <= searched * 1.001
 
 
 def test_induced_norm_of_two_near_its_limits(x64):
     """The iteration for p = q = 2.0001 meets the singular value, from below its bound."""
     w = kernel()
-    found = quick(norms.induced_norm, static_argnums=(1, 2))(jnp.asarray(w), 2 + 1e-9, 2 + 1e-9)
+    found = jax.jit(norms.induced_norm, static_argnums=(1, 2))(jnp.asarray(w), 2 + 1e-9, 2 + 1e-9)
     np.testing.assert_allclose(found, np.linalg.svd(w, compute_uv=False)[0], rtol=1e-6)
 
 
@@ -88,7 +87,7 @@ def test_conv_bound_is_certified(shape, size, slack, x64):
     """Above the largest singular value of the convolution on images of this size, by less than the torus allows."""
     w = kernel(shape)
     largest = np.linalg.svd(conv_matrix(w, size), compute_uv=False)[0]
-    bound = float(quick(norms.conv_bound, static_argnums=1)(jnp.asarray(w), size))
+    bound = float(jax.jit(norms.conv_bound, static_argnums=1)(jnp.asarray(w), size))
     assert largest * (1 - 1e-12) <= bound <= slack * largest
 
 
@@ -122,7 +121,7 @@ def test_the_constant_holds_for_all_params(name, scale, x64):
     shapes = jax.eval_shape(net.init, jax.random.key(0), x)["params"]
     params = jax.tree.map(lambda p: scale * rng.normal(size=p.shape), shapes)
 
-    @quick
+    @jax.jit
     def jacobians(params):
         weights = net.apply({"params": params}, x, method=net.weights)
         return jax.vmap(jax.jacrev(lambda x: net.run(weights, x[None])[0].reshape(-1)))(x)
@@ -146,7 +145,7 @@ def test_mixed_norms_bound_the_net_in_its_own_norm(x64):
     rng = np.random.default_rng(0)
     x = jnp.asarray(rng.normal(size=(8, 3)))
     params = jax.tree.map(lambda p: rng.normal(size=p.shape), jax.eval_shape(net.init, jax.random.key(0), x)["params"])
-    jacobian = quick(jax.vmap(jax.jacrev(lambda x: net.apply({"params": params}, x[None])[0])))(x)
+    jacobian = jax.jit(jax.vmap(jax.jacrev(lambda x: net.apply({"params": params}, x[None])[0])))(x)
     assert np.max(np.abs(jacobian).sum(-1)) <= 0.8
 
 
@@ -174,7 +173,7 @@ def test_the_constant_holds_after_training():
     optimizer = optax.adam(0.05)
     loss = losses.nll(flow)
 
-    @quick
+    @jax.jit
     def run(params):
         def step(carry, key):
             params, state = carry

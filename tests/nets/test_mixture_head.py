@@ -3,7 +3,6 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-from quick import quick
 
 from jflow import mixtures
 from jflow.fields import field
@@ -19,8 +18,8 @@ from jflow.nets.mixture_head import MixtureHead
 def test_the_last_axis_is_what_a_component_covers(network, event):
     f = field(MixtureHead(network, components=3, features=8))
     x, t = jax.random.normal(jax.random.key(0), (5, *event)), jnp.linspace(0, 1, 5)
-    params = quick(f.init)(jax.random.key(1), x, t)
-    m = quick(f.apply)(params, x, t)
+    params = jax.jit(f.init)(jax.random.key(1), x, t)
+    m = jax.jit(f.apply)(params, x, t)
     assert m.logits.shape == (5, *event[:-1], 3) and m.means.shape == (5, *event[:-1], 3, event[-1])
     assert m.log_std.shape == (5,) and np.all(m.log_std == 0)
     assert mixtures.log_prob(m, x).shape == (5,)
@@ -28,7 +27,7 @@ def test_the_last_axis_is_what_a_component_covers(network, event):
     assert np.min(np.std(m.means.reshape(5, -1, 3, event[-1]), axis=2)) > 1e-3
     # away from the zeros that networks start with, all params have a gradient
     params = jax.tree.map(lambda p: p + 0.1 * np.random.default_rng(0).standard_normal(p.shape, np.float32), params)
-    slope = quick(jax.grad(lambda p: mixture_matching(f)(p, jax.random.key(2), {"x": x})[0]))(params)
+    slope = jax.jit(jax.grad(lambda p: mixture_matching(f)(p, jax.random.key(2), {"x": x})[0]))(params)
     assert all(np.any(leaf != 0) and np.isfinite(leaf).all() for leaf in jax.tree.leaves(slope))
 
 
@@ -37,14 +36,14 @@ def test_training_finds_both_modes_of_a_velocity():
     f = field(MixtureHead(ResidualMLP(width=32, depth=1), components=2, features=16))
     start = lambda key, n: jnp.zeros(n)  # noqa: E731
     loss = mixture_matching(f, time=start)
-    params = quick(f.init)(jax.random.key(0), jnp.zeros((256, 1)), jnp.zeros(256))
+    params = jax.jit(f.init)(jax.random.key(0), jnp.zeros((256, 1)), jnp.zeros(256))
     optimizer = optax.adam(optax.cosine_decay_schedule(1e-2, 400))
 
     def data(key):
         sign, noise = jax.random.split(key)
         return 2.0 * jax.random.rademacher(sign, (256, 1), jnp.float32) + 0.2 * jax.random.normal(noise, (256, 1))
 
-    @quick
+    @jax.jit
     def train(params, key):
         def step(carry, key):
             params, state = carry

@@ -6,7 +6,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from quick import quick
 
 from jflow import nets
 from jflow._util import apply_linen, init_linen
@@ -27,7 +26,7 @@ def data(dtype=np.float32):
 def test_output_i_depends_on_all_tokens_before_i_and_on_no_other():
     net, x = nets.CausalTransformer(width=8, layers=2, heads=2), data()
     params = randomised(net, x)
-    jacobian = quick(jax.jacrev(lambda row: apply_linen(net, params, row[None])[0]))(x[0])  # [n, 2 d, n, d]
+    jacobian = jax.jit(jax.jacrev(lambda row: apply_linen(net, params, row[None])[0]))(x[0])  # [n, 2 d, n, d]
     touched = np.any(np.asarray(jacobian) != 0, axis=(1, 3))
     np.testing.assert_array_equal(touched, np.tri(N, k=-1, dtype=bool))
 
@@ -39,7 +38,7 @@ def test_steps_with_a_cache_are_the_parallel_pass(block):
     labels, temperature = jnp.arange(B), jnp.linspace(0.5, 2.0, B)
     params = randomised(net, x, labels)
 
-    @quick
+    @jax.jit
     def run(x):
         whole = apply_linen(net, params, x, labels, temperature)
         cache, parts = net.empty_cache(x, B), []
@@ -58,7 +57,7 @@ def test_steps_with_a_cache_are_the_parallel_pass(block):
 def test_temperature_one_is_none_and_another_changes_rows():
     net, x = nets.CausalTransformer(width=8, layers=1, heads=2), data()
     params = randomised(net, x, scale=0.5)
-    run = quick(lambda t: apply_linen(net, params, x, None, t))
+    run = jax.jit(lambda t: apply_linen(net, params, x, None, t))
     plain, given = apply_linen(net, params, x), run(jnp.asarray([1.0, 1.0, 3.0]))
     np.testing.assert_allclose(given[:2], plain[:2], atol=1e-5)
     assert np.all(np.abs(given[2, 1:] - plain[2, 1:]).max(-1) > 1e-3)  # slot 0 sees one key, itself
@@ -72,7 +71,7 @@ def test_conditions(make):
     net = make(width=8, layers=1, heads=2, num_classes=3)
     labels = jnp.asarray([0, 1, 3])
     params = randomised(net, x, labels)
-    run = quick(lambda cond: apply_linen(net, params, x, cond))
+    run = jax.jit(lambda cond: apply_linen(net, params, x, cond))
     with_labels, without = run(labels), run(None)
     np.testing.assert_allclose(with_labels[2], without[2], atol=1e-6)
     assert np.all(np.abs(with_labels[:2] - without[:2]).max((1, 2)) > 1e-3)
@@ -99,7 +98,7 @@ def test_layers_differ_at_init_and_remat_changes_nothing(make):
             assert np.any(leaf[0] != leaf[1])
     params = randomised(net, x)
     grads = [
-        quick(jax.grad(lambda p, n=n: jnp.sum(jnp.sin(apply_linen(n, p, x)))))(params)
+        jax.jit(jax.grad(lambda p, n=n: jnp.sum(jnp.sin(apply_linen(n, p, x)))))(params)
         for n in (net, make(width=8, layers=2, heads=2, remat=True))
     ]
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-5), *grads)
@@ -165,11 +164,11 @@ def test_the_formulas_in_numpy(x64):
     params = jax.tree.map(np.asarray, randomised(net, x))
     before = np.concatenate([np.zeros((1, D)), np.asarray(x[0, :-1])])
     h = transformer(params, before, np.tri(N, dtype=bool), 1.7, lambda b: b["qkv"], lambda b: b["out"])
-    got = quick(lambda x: apply_linen(net, params, x, None, jnp.full((B,), 1.7)))(x)
+    got = jax.jit(lambda x: apply_linen(net, params, x, None, jnp.full((B,), 1.7)))(x)
     np.testing.assert_allclose(got[0], dense(params["head"], h), atol=1e-10)
 
     net = nets.ViT(width=8, layers=2, heads=2)
     params = jax.tree.map(np.asarray, randomised(net, x))
     part = lambda name: lambda b: b["attention"][name]  # noqa: E731
     h = transformer(params, np.asarray(x[0]), np.ones((N, N), bool), 1.0, part("qkv"), part("out"))
-    np.testing.assert_allclose(quick(lambda x: apply_linen(net, params, x))(x)[0], h, atol=1e-10)
+    np.testing.assert_allclose(jax.jit(lambda x: apply_linen(net, params, x))(x)[0], h, atol=1e-10)

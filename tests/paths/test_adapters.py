@@ -5,7 +5,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from quick import quick
 
 from jflow import oracles, parameterisations, paths, solvers, types
 from jflow.paths import schedules
@@ -50,7 +49,7 @@ def test_the_rescheduled_field_is_the_field_of_the_new_path(pair, x64):
     low, high = angle(trained, jnp.asarray([0.0, 1.0]))
     known = np.asarray((angle(new, r) > low) & (angle(new, r) < high))
     assert known.sum() > 20
-    given = quick(lambda x, r: changed.apply({}, x, r))(x, r)
+    given = jax.jit(lambda x, r: changed.apply({}, x, r))(x, r)
     truth = mixture(new).velocity(x, r)
     scale = np.abs(truth).max(axis=1, keepdims=True)
     np.testing.assert_allclose((given / scale)[known], (truth / scale)[known], atol=1e-10)
@@ -77,9 +76,9 @@ def test_both_flows_end_in_the_same_place(pair, x64):
     at_start = new.sigma(zero)[:, None] * start
     # the trained schedule may start later than the new one, whose first ratio it never had, or have to be met on its way
     options = {"solver": diffrax.Dopri8(), "rtol": 1e-9, "atol": 1e-9}
-    end, info = quick(lambda x: solvers.sample(changed, {}, x, **options))(at_start)
+    end, info = jax.jit(lambda x: solvers.sample(changed, {}, x, **options))(at_start)
     since = float(t[0])
-    other, _ = quick(lambda x: solvers.sample(velocity, {}, x, t0=since, **options))(at_start / c[:, None])
+    other, _ = jax.jit(lambda x: solvers.sample(velocity, {}, x, t0=since, **options))(at_start / c[:, None])
     assert np.all(info.status == 0)
     last = paths.matched_time(trained, new, jnp.ones(8))[1][:, None]
     np.testing.assert_allclose(end / last, other, rtol=1e-5, atol=1e-5)
@@ -105,7 +104,7 @@ def test_closed_form_and_root_agree_and_the_root_differentiates(closed, x64):
     def by_root(r):
         return paths.matched_time(paths.Schedule(*closed), new, r)[0]
 
-    root, slope = quick(lambda t: jax.jvp(by_root, (t,), (jnp.ones_like(t),)))(t)
+    root, slope = jax.jit(lambda t: jax.jvp(by_root, (t,), (jnp.ones_like(t),)))(t)
     np.testing.assert_allclose(root, t, rtol=1e-10, atol=1e-10)
     np.testing.assert_allclose(slope, 1, rtol=1e-8)
 

@@ -3,7 +3,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from quick import quick
 
 from jflow import paths, solvers, types
 
@@ -102,7 +101,7 @@ def test_the_ode_and_the_sde_end_in_the_data(x64):
     score = paths.interpolant_score(field(SMOOTH), SMOOTH)
     z = jnp.asarray([[-2.0], [-1.0], [0.0], [1.0], [2.0]])
     start = M0 + np.sqrt(V0) * z
-    end, _ = quick(lambda x: solvers.sample(velocity, {}, x, solver=diffrax.Dopri8(), rtol=1e-9, atol=1e-9))(start)
+    end, _ = jax.jit(lambda x: solvers.sample(velocity, {}, x, solver=diffrax.Dopri8(), rtol=1e-9, atol=1e-9))(start)
     # between Gaussians in one dimension an ODE keeps the order, so z goes to z
     np.testing.assert_allclose(end, M1 + np.sqrt(V1) * z, atol=1e-6)
 
@@ -112,7 +111,7 @@ def test_the_ode_and_the_sde_end_in_the_data(x64):
     keys = jax.random.split(jax.random.key(2), steps)
     times = jnp.linspace(0.0, 1.0, steps + 1)
     step = lambda x, now: (sde({}, x, *now)[0], None)  # noqa: E731
-    end = quick(lambda x: jax.lax.scan(step, x, (times[:-1], times[1:], keys))[0])(start)
+    end = jax.jit(lambda x: jax.lax.scan(step, x, (times[:-1], times[1:], keys))[0])(start)
     # four standard errors, and as much as Euler's bias of order 1 / steps
     np.testing.assert_allclose(end.mean(), M1, atol=4 * np.sqrt(V1 / n) + 1 / steps)
     np.testing.assert_allclose(end.var(), V1, atol=4 * V1 * np.sqrt(2 / n) + 1 / steps)

@@ -7,7 +7,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from quick import quick
 
 from jflow import oracles, solvers, types
 from jflow.paths import LINEAR, Schedule, schedules
@@ -43,7 +42,7 @@ def as_velocity(field):
 
 def run(v, x, solver, grid, params=None):
     """Compiled without XLA's optimiser."""
-    return quick(lambda params, x: solvers.sample(v, params, x, solver=solver, grid=grid))(
+    return jax.jit(lambda params, x: solvers.sample(v, params, x, solver=solver, grid=grid))(
         {} if params is None else params, x
     )
 
@@ -220,7 +219,7 @@ def test_gradients_by_the_adjoints_and_of_the_grid(x64, name):
         return jnp.sum(jnp.sin(solvers.sample(v, {"a": a}, x, solver=SOLVERS[name], grid=grid, adjoint=adjoint)[0]))
 
     checkpointed, direct = (
-        quick(jax.value_and_grad(lambda *args: loss(*args, adjoint), argnums=(0, 1, 2)))  # noqa: B023
+        jax.jit(jax.value_and_grad(lambda *args: loss(*args, adjoint), argnums=(0, 1, 2)))  # noqa: B023
         for adjoint in (diffrax.RecursiveCheckpointAdjoint(), diffrax.DirectAdjoint())
     )
     _, slopes = checkpointed(*at)
@@ -240,7 +239,7 @@ def test_backsolve_goes_back_along_the_same_solver(x64):
     slopes = []
     for adjoint in (diffrax.BacksolveAdjoint(), diffrax.RecursiveCheckpointAdjoint()):
         loss = lambda x: jnp.sum(solvers.sample(v, {}, x, solver=solvers.unipc(2), steps=40, adjoint=adjoint)[0])  # noqa: B023, E731
-        slopes.append(quick(jax.grad(loss))(x))
+        slopes.append(jax.jit(jax.grad(loss))(x))
     assert np.abs(slopes[1] - 1).max() > 0.1
     np.testing.assert_allclose(slopes[0], slopes[1], atol=5e-3)  # second order at the ends: some 1 / 40^2
 
@@ -249,7 +248,7 @@ def test_backsolve_goes_back_along_the_same_solver(x64):
 def test_log_dets_pytrees_and_types(name):
     """A log-det is a state like any other: log_det of the Gaussian's map is log 0.5 in each of two dimensions."""
     v, x = oracles.as_velocity(oracles.gaussian([0.7, 0.7], 0.25)), draw().astype(jnp.bfloat16)
-    run_ = quick(lambda x: solvers.sample_with_log_det(v, {}, x, solver=SOLVERS[name], steps=40))
+    run_ = jax.jit(lambda x: solvers.sample_with_log_det(v, {}, x, solver=SOLVERS[name], steps=40))
     y, log_det, info = run_(x)
     assert y.dtype == jnp.bfloat16 and log_det.dtype == jnp.float32
     np.testing.assert_allclose(log_det, 2 * np.log(0.5), atol=1e-2)  # second order: some 1 / 40^2

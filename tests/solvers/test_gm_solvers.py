@@ -3,7 +3,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from quick import quick
 
 from jflow import mixtures, oracles, solvers
 from jflow.mixtures import GaussianMixture
@@ -22,7 +21,7 @@ def matched(params, x, t, cond=None, *, key=None):
 
 
 def solve(field, x0, **options):
-    return quick(lambda x0: gm_ode(field, {}, x0, **options))(x0)
+    return jax.jit(lambda x0: gm_ode(field, {}, x0, **options))(x0)
 
 
 MATCHED = Field(lambda *args: {}, matched)
@@ -88,7 +87,7 @@ def test_gm_sde_draws_the_data_at_any_number_of_steps(grid):
     n = 100_000
     step = gm_sde(EXACT)
     start = jax.random.normal(jax.random.key(1), (n, 2))
-    x, path = quick(lambda x, key: solvers.walk(step, {}, x, key, grid, keep=True))(start, jax.random.key(0))
+    x, path = jax.jit(lambda x, key: solvers.walk(step, {}, x, key, grid, keep=True))(start, jax.random.key(0))
     mean, std = path.mean[-1], path.std[-1]
     nearest = np.argmin(((np.asarray(x)[:, None] - MEANS[None]) ** 2).sum(-1), axis=1)
     truth = np.argmin(((np.asarray(ORACLE.sample(jax.random.key(9), n))[:, None] - MEANS[None]) ** 2).sum(-1), axis=1)
@@ -104,7 +103,7 @@ def test_jit_and_types():
     x0 = jax.random.normal(jax.random.key(0), (4, 2), jnp.bfloat16)
     traces = []
 
-    @quick
+    @jax.jit
     def twice(x0):
         traces.append(1)
         return gm_ode(EXACT, {}, x0, steps=2)

@@ -3,7 +3,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from quick import quick
 
 from jflow import mixtures, oracles, solvers
 from jflow.solvers.hierarchical import sample_hierarchy
@@ -23,7 +22,7 @@ TWO = Velocity(lambda *args: {}, inner)
 
 def run(net, x0, grids, cond=None, solver=None):
     options = {} if solver is None else {"solver": solver}
-    return quick(lambda x0, key: sample_hierarchy(net, {}, x0, key, cond, grids=grids, **options))(
+    return jax.jit(lambda x0, key: sample_hierarchy(net, {}, x0, key, cond, grids=grids, **options))(
         x0, jax.random.key(7)
     )
 

@@ -2,7 +2,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from quick import quick
 
 from jflow import oracles, solvers, types
 from jflow.metrics import wasserstein
@@ -39,7 +38,7 @@ def discrete_law(step, grid):
         start, slope = image[0, 0], image[1, 0] - image[0, 0]
         return (start + slope * mean, slope**2 * variance + std[0] ** 2), None
 
-    return quick(lambda: jax.lax.scan(advance, (jnp.zeros(()), jnp.ones(())), (ts[:-1], ts[1:]))[0])()
+    return jax.jit(lambda: jax.lax.scan(advance, (jnp.zeros(()), jnp.ones(())), (ts[:-1], ts[1:]))[0])()
 
 
 @pytest.mark.parametrize("name", STEPS)
@@ -132,7 +131,7 @@ def test_a_mixture_keeps_its_modes():
     data, x0 = oracle.sample(jax.random.key(0), 500), jax.random.normal(jax.random.key(1), (500, 2))
     floor = wasserstein(np.asarray(oracle.sample(jax.random.key(2), 500)), np.asarray(data))
     for step in (solvers.euler_maruyama(v, noises.decreasing()), solvers.ancestral(v)):
-        x, _ = quick(lambda x, key: solvers.walk(step, {}, x, key, grids.cosine(100)))(x0, jax.random.key(3))  # noqa: B023
+        x, _ = jax.jit(lambda x, key: solvers.walk(step, {}, x, key, grids.cosine(100)))(x0, jax.random.key(3))  # noqa: B023
         # what two samples of 500 differ by anyway (0.3 to 0.4, mostly by the weights of the modes), and 1 / 100
         assert wasserstein(np.asarray(x), np.asarray(data)) < floor + 0.3
         np.testing.assert_allclose(np.mean(x[:, 0] > 0), 0.7, atol=3 * np.sqrt(0.21 / 500))

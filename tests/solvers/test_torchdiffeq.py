@@ -7,7 +7,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from quick import quick
 
 from jflow import distributions, solvers
 from jflow.types import Velocity
@@ -40,7 +39,7 @@ def net(x64):
 )
 def test_samples(net, name, options, atol):
     params, x = net
-    y, info = quick(lambda params, x: solvers.sample(VELOCITY, params, x, **options))(params, x)
+    y, info = jax.jit(lambda params, x: solvers.sample(VELOCITY, params, x, **options))(params, x)
     np.testing.assert_allclose(y, PEER[name], atol=atol)
     np.testing.assert_array_equal(info.status, solvers.Status.OK)
 
@@ -59,7 +58,7 @@ def test_log_densities_and_their_gradients(net, adjoint):
         )
         return -jnp.mean(log_prob), log_prob
 
-    (_, log_prob), gradient = quick(jax.value_and_grad(nll, has_aux=True))(params)
+    (_, log_prob), gradient = jax.jit(jax.value_and_grad(nll, has_aux=True))(params)
     np.testing.assert_allclose(log_prob, PEER["log_prob"], atol=1e-9)
     for name in NAMES:
         np.testing.assert_allclose(gradient[name], PEER[f"gradient_{name}"], atol=1e-8)

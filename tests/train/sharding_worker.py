@@ -11,7 +11,6 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 from jax.sharding import PartitionSpec as P
-from quick import quick
 
 import jflow
 from jflow import data, flows, losses, nets, train
@@ -46,7 +45,7 @@ def go(loss, state, sharding, **options):
     placed = None if sharding is None else jax.tree.map(lambda x: x.sharding, state)
     step = train.make_step(loss, OPTIMIZER, ema=0.9, **options)
     batches = data.batches({"x": X}, 16, seed=3)
-    step = quick(step, donate_argnums=0, out_shardings=None if placed is None else (placed, None))
+    step = jax.jit(step, donate_argnums=0, out_shardings=None if placed is None else (placed, None))
     rows, size = data.place(next(batches), sharding), train.bytes_per_device(state)
     program = step.lower(state, rows).compile()
     told = []

@@ -7,7 +7,6 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-from quick import quick
 
 import jflow
 from jflow import bijectors, distributions, flows, losses, nets, train
@@ -49,7 +48,7 @@ def trained(request):
         loss, init = make(dtype)
         state = train.init_state(init(jax.random.key(0)), OPTIMIZER, jax.random.key(1), ema=0.99)
         step = train.make_step(loss, OPTIMIZER, ema=0.99)
-        run = quick(lambda state, x, step=step: jax.lax.scan(lambda s, _: step(s, {"x": x}), state, length=100))
+        run = jax.jit(lambda state, x, step=step: jax.lax.scan(lambda s, _: step(s, {"x": x}), state, length=100))
         end, metrics = run(state, rows)
         grads = jax.eval_shape(jax.grad(lambda p, loss=loss: loss(p, jax.random.key(0), {"x": rows})[0]), end.params)
         out[dtype] = (state, end, metrics["loss"], grads, loss)
