@@ -1,5 +1,6 @@
 """Helpers that every room of the library shares."""
 
+import inspect
 import operator
 
 import flax
@@ -7,6 +8,20 @@ import jax
 import jax.numpy as jnp
 
 from jflow.types import Array, Cond, PyTree
+
+
+def compiled(noun):
+    """`noun`, a tuple of functions, each of them behind jax.jit.
+
+    For functions with a loop in them, which outside jit would be compiled anew at every call. Inside jit nothing changes."""
+    static = ("side", "n")
+
+    def jitted(function):
+        if not callable(function):
+            return function
+        return jax.jit(function, static_argnames=[s for s in static if s in inspect.signature(function).parameters])
+
+    return type(noun)(*map(jitted, noun))
 
 
 def expand_to(t: Array, x: Array) -> Array:

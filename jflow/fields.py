@@ -4,7 +4,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from jflow._util import apply_linen, check_cond, init_linen
+from jflow._util import apply_linen, check_cond, compiled, init_linen
 from jflow.types import Array, Field, FlowMap, PyTree, Velocity
 
 __all__ = ["field", "flow_map", "velocity"]
@@ -24,7 +24,7 @@ def field(module: nn.Module) -> Field:
     def apply(params, x, t, cond=None, *, key=None):
         return apply_linen(module, params, *_inputs(type(module).__name__, x, t, cond), key=key)
 
-    return Field(init, apply)
+    return compiled(Field(init, apply))
 
 
 def velocity(module: nn.Module) -> Velocity:
@@ -38,7 +38,7 @@ def velocity(module: nn.Module) -> Velocity:
     def apply(params, x, t, cond=None, *, key=None):
         return like_state(type(module).__name__, apply_field(params, x, t, cond, key=key), x)
 
-    return Velocity(init, apply)
+    return compiled(Velocity(init, apply))
 
 
 def flow_map(module: nn.Module) -> FlowMap:
@@ -61,7 +61,7 @@ def flow_map(module: nn.Module) -> FlowMap:
     def apply(params, x, t, r, cond=None, *, key=None):
         return like_state(name, apply_linen(module, params, *inputs(x, t, r, cond), key=key), x)
 
-    return FlowMap(init, apply)
+    return compiled(FlowMap(init, apply))
 
 
 def like_state(name: str, v: PyTree, x: PyTree) -> PyTree:

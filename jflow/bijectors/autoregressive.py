@@ -19,7 +19,7 @@ import jax
 import jax.numpy as jnp
 
 from jflow._implicit import fixed_point
-from jflow._util import apply_linen, check_cond, check_side, expand_to, float_dtype, init_linen, sum_event
+from jflow._util import apply_linen, check_cond, check_side, compiled, expand_to, float_dtype, init_linen, sum_event
 from jflow.types import Array, Bijector, Cond, Elementwise, Key, Params, PyTree
 
 __all__ = ["InverseInfo", "autoregressive", "autoregressive_inverse", "jacobi", "sequential"]
@@ -118,7 +118,7 @@ def autoregressive(
     def inverse(params, x, cond=None, *, key=None):
         return autoregressive_inverse(transformer, net, params, x, cond, solver=solver, passes=passes, key=key)[:2]
 
-    return Bijector(init, forward, inverse)
+    return compiled(Bijector(init, forward, inverse))
 
 
 def autoregressive_inverse(

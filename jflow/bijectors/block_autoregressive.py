@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from jflow._implicit import monotone_root
-from jflow._util import check_side, float_dtype, sum_event
+from jflow._util import check_side, compiled, float_dtype, sum_event
 from jflow.bijectors.autoregressive import Solver, solve_causal
 from jflow.nets.embed import flatten_cond
 from jflow.types import Array, Bijector, Params
@@ -121,4 +121,4 @@ def block_autoregressive(
         _, log_slope, _ = network(params, z, cond)
         return z.astype(x.dtype), -sum_event(log_slope)
 
-    return Bijector(init, forward, inverse)
+    return compiled(Bijector(init, forward, inverse))

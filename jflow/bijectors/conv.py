@@ -5,7 +5,7 @@ from collections.abc import Sequence
 import jax.numpy as jnp
 import numpy as np
 
-from jflow._util import check_side, float_dtype, zero_log_det
+from jflow._util import check_side, compiled, float_dtype, zero_log_det
 from jflow.kernels import masked_conv as kernel
 from jflow.types import Bijector
 
@@ -77,4 +77,4 @@ def masked_conv(
         z = jnp.flip(kernel.inverse(y, taps(params), implementation=implementation), flipped)
         return z.astype(x.dtype), -log_det(params, x)
 
-    return Bijector(init, forward, inverse)
+    return compiled(Bijector(init, forward, inverse))

@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jflow._util import check_event, check_side, float_dtype, no_params, zero_log_det
+from jflow._util import check_event, check_side, compiled, float_dtype, no_params, zero_log_det
 from jflow.types import Array, Bijector
 
 __all__ = ["householder", "linear", "lu", "permute", "qr", "reshape", "reverse"]
@@ -113,7 +113,7 @@ def householder(features: int, count: int | None = None) -> Bijector:
         return turn(x, _reflections(params["vectors"]))
 
     _check_positive("householder", "features", features)
-    return Bijector(init, forward, inverse)
+    return compiled(Bijector(init, forward, inverse))
 
 
 def qr(features: int, count: int | None = None) -> Bijector:
@@ -136,7 +136,7 @@ def qr(features: int, count: int | None = None) -> Bijector:
     def inverse_matrix(params):
         return jnp.matmul(_inverse(_upper(params).T).T, _reflections(params["vectors"]).T, precision=_FULL)
 
-    return _linear("qr", features, init, matrix, inverse_matrix, _sum_log_diagonal)
+    return compiled(_linear("qr", features, init, matrix, inverse_matrix, _sum_log_diagonal))
 
 
 def lu(features: int) -> Bijector:

@@ -13,7 +13,7 @@ import numpy as np
 
 from jflow import kernels
 from jflow._implicit import monotone_root
-from jflow._util import check_raw
+from jflow._util import check_raw, compiled
 from jflow.bijectors import scales
 from jflow.kernels.columns import with_columns
 from jflow.types import Array, Elementwise
@@ -130,7 +130,7 @@ def _by_root(name, size, forward) -> Elementwise:
         x = monotone_root(forward, y, raw)
         return x, -forward(x, raw)[1]
 
-    return Elementwise(size, forward, inverse)
+    return compiled(Elementwise(size, forward, inverse))
 
 
 def _components(raw: Array) -> tuple[Array, Array, Array]:

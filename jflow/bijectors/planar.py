@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 
 from jflow import _implicit
-from jflow._util import check_event, check_side, float_dtype, zero_log_det
+from jflow._util import check_event, check_side, compiled, float_dtype, zero_log_det
 from jflow.types import Array, Bijector
 
 __all__ = ["planar", "radial", "sylvester"]
@@ -60,7 +60,7 @@ def planar(features: int) -> Bijector:
         h = jnp.tanh(along + b)
         return (wide - h[:, None] * u[None]).astype(x.dtype), -jnp.log1p(wu * (1 - h * h))
 
-    return Bijector(init, forward, inverse)
+    return compiled(Bijector(init, forward, inverse))
 
 
 def radial(features: int) -> Bijector:
@@ -101,7 +101,7 @@ def radial(features: int) -> Bijector:
         z = center + offset / (1 + beta / (alpha + r))[:, None]
         return z.astype(x.dtype), -log_det(alpha, beta, r)
 
-    return Bijector(init, forward, inverse)
+    return compiled(Bijector(init, forward, inverse))
 
 
 def sylvester(features: int, rank: int | None = None, *, reflections: int | None = None) -> Bijector:
@@ -173,7 +173,7 @@ def sylvester(features: int, rank: int | None = None, *, reflections: int | None
         (_, h), _ = jax.lax.scan(coordinate, (jnp.zeros_like(along), jnp.zeros_like(along)), rows, reverse=True)
         return (wide - _dot(_dot(h, r.T), q.T)).astype(x.dtype), -_log_det(h, r, s)
 
-    return Bijector(init, forward, inverse)
+    return compiled(Bijector(init, forward, inverse))
 
 
 def _check_features(name, features):

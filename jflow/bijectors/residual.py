@@ -4,7 +4,7 @@ import flax.linen as nn
 import jax.numpy as jnp
 
 from jflow import _implicit
-from jflow._util import apply_linen, check_cond, check_side, expand_to, float_dtype, init_linen
+from jflow._util import apply_linen, check_cond, check_side, compiled, expand_to, float_dtype, init_linen
 from jflow.bijectors import log_dets
 from jflow.types import Bijector
 
@@ -72,4 +72,4 @@ def residual(
         weights, x = args
         return x - net.run(weights, z)
 
-    return Bijector(init, forward, inverse)
+    return compiled(Bijector(init, forward, inverse))

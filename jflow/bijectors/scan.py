@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jflow._util import check_side, float_dtype, zero_log_det
+from jflow._util import check_side, compiled, float_dtype, zero_log_det
 from jflow.bijectors.combinators import kind_of, towards
 from jflow.bijectors.pulls import add_bars, pull_back, zero_bars
 from jflow.types import Array, Bijector, Cond, Key, Params, PyTree, Transport
@@ -98,7 +98,7 @@ def scan(
             return _plain_scan(apply, *args, remat=remat, **options)
         return _reversible_scan(apply, pull, *args, segment=segment, **options)
 
-    return kind(init, partial(run, "forward"), partial(run, "inverse"))
+    return compiled(kind(init, partial(run, "forward"), partial(run, "inverse")))
 
 
 def rebuild_error(bijector: Bijector, params: Params, z: Array, cond: Cond = None, *, key: Key | None = None) -> Array:

@@ -12,6 +12,7 @@ from jflow._util import (
     check_cond,
     check_event,
     check_side,
+    compiled,
     float_dtype,
     init_linen,
     no_params,
@@ -108,7 +109,7 @@ def causal_block(
         mean, log_scale, _ = predict((params, cond), y)
         return restored((y - mean) * jnp.exp(-log_scale)).astype(x.dtype), -sum_event(log_scale)
 
-    return Bijector(init, forward, inverse)
+    return compiled(Bijector(init, forward, inverse))
 
 
 def tokens(event_shape: Sequence[int], patch_size: int) -> Bijector:

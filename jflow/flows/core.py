@@ -98,7 +98,7 @@ def importance_weighted(flow: ElboFlow, draws: int) -> ElboFlow:
         values = jax.lax.map(lambda k: flow.elbo(params, x, cond, key=k), jax.random.split(key, draws))
         return jax.nn.logsumexp(values, axis=0) - jnp.log(draws).astype(values.dtype)
 
-    return flow._replace(elbo=elbo)
+    return flow._replace(elbo=jax.jit(elbo))
 
 
 def _sample_source(base, params, key, n, cond):

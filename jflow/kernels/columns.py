@@ -67,7 +67,7 @@ def with_columns(transformer: Elementwise, kernel: Callable, implementation: str
     if implementation == "plain":
         return transformer
     kernel = partial(kernel, implementation=implementation)
-    return transformer._replace(columns=(kernel, partial(kernel, inverse=True)))
+    return transformer._replace(columns=(jax.jit(kernel), jax.jit(partial(kernel, inverse=True))))
 
 
 def run(column: Column, x: Array, raw: Array, implementation: str | None = None) -> tuple[Array, Array]:

@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from compiling import compiled_again
 
 from jflow import bijectors as bj
 from jflow import guidance, nets
@@ -327,6 +328,19 @@ def test_jit_and_vmap_change_nothing_and_trace_once(name):
     eager = bijector.forward(params, z, cond)
     np.testing.assert_allclose(eager[0], r["x_of_z"], atol=1e-5, rtol=1e-5)
     np.testing.assert_allclose(eager[1], r["forward_log_det"], atol=1e-4, rtol=1e-5)
+
+
+@pytest.mark.parametrize("name", TABLE)
+def test_without_jit_a_second_call_compiles_nothing(name):
+    _, bijector, params, z, x, cond = setup(name)
+    key = jax.random.key(0)
+    again = compiled_again(
+        init=lambda: bijector.init(key, x, cond),
+        init_from_the_source=lambda: bijector.init(key, z, cond, side="source"),
+        forward=lambda: bijector.forward(params, z, cond),
+        inverse=lambda: bijector.inverse(params, x, cond),
+    )
+    assert not again
 
 
 @pytest.mark.parametrize("name", TABLE)

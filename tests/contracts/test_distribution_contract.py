@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import scipy.stats
+from compiling import compiled_again
 
 from jflow import distributions
 from jflow.types import Distribution
@@ -142,6 +143,18 @@ def test_init_is_finite_on_one_row_and_on_zeros(name):
         for part, leaf in params.items():
             if "std" in part or "diagonal" in part:  # a coordinate that does not vary gets deviation 1
                 np.testing.assert_allclose(leaf, 0, atol=1e-3)
+
+
+@pytest.mark.parametrize("name", TABLE)
+def test_without_jit_a_second_call_compiles_nothing(name):
+    distribution, params, x = setup(name)
+    key = jax.random.key(0)
+    again = compiled_again(
+        init=lambda: distribution.init(key, x),
+        log_prob=lambda: distribution.log_prob(params, x),
+        sample=lambda: distribution.sample(params, key, 3),
+    )
+    assert not again
 
 
 @pytest.mark.parametrize("name", TABLE)

@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from compiling import compiled_again
 
 from jflow.bijectors import scales, transformers
 from jflow.types import Elementwise
@@ -145,6 +146,16 @@ def test_values_and_gradients_are_finite_at_special_points(name, dtype):
             for value in (y, log_slope, x_bar, raw_bar):
                 assert jnp.all(jnp.isfinite(value))
             assert bool(jnp.any(raw_bar != 0))
+
+
+@pytest.mark.parametrize("name", TABLE)
+def test_without_jit_a_second_call_compiles_nothing(name):
+    bijection, rng = TABLE[name].make(), np.random.default_rng(0)
+    x, raw = (jnp.asarray(rng.normal(size=shape), jnp.float32) for shape in ((3, 2), (3, 2, bijection.size)))
+    calls = {"forward": lambda: bijection.forward(x, raw), "inverse": lambda: bijection.inverse(x, raw)}
+    for i, kernel in enumerate(bijection.columns or ()):
+        calls[f"column {i}"] = lambda kernel=kernel: kernel(x, raw.transpose(2, 0, 1))
+    assert not compiled_again(**calls)
 
 
 @pytest.mark.parametrize("name", TABLE)

@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import scipy.stats
+from compiling import compiled_again
 
 import jflow
 from jflow import bijectors as bj
@@ -248,6 +249,26 @@ def test_sample_and_log_prob_agree_with_sample_and_with_log_prob(name):
 def test_gradients_are_finite_and_reach_every_parameter(name):
     for path, g in jax.tree_util.tree_leaves_with_path(measured(name)["grads"]):
         assert np.all(np.isfinite(g)) and np.any(g != 0), jax.tree_util.keystr(path)
+
+
+@pytest.mark.parametrize("name", TABLE)
+def test_without_jit_a_second_call_compiles_nothing(name):
+    flow, params, x, cond = setup(name)
+    key = jax.random.key(0)
+    again = compiled_again(
+        init=lambda: flow.init(key, x, cond),
+        log_prob=lambda: flow.log_prob(params, x, cond),
+        sample=lambda: flow.sample(params, key, B, cond),
+        sample_and_log_prob=lambda: flow.sample_and_log_prob(params, key, B, cond),
+        forward=lambda: flow.forward(params, x, cond),
+        inverse=lambda: flow.inverse(params, x, cond),
+    )
+    assert not again
+
+
+def test_without_jit_a_second_gradient_compiles_nothing():
+    flow, params, x, _ = setup("maf")
+    assert not compiled_again(gradient=lambda: jax.grad(lambda p: jnp.sum(flow.log_prob(p, x)))(params))
 
 
 @pytest.mark.parametrize("name", [name for name, row in TABLE.items() if row.cond])

@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from compiling import compiled_again
 
 from jflow import bijectors as bj
 from jflow import decoders, distributions, flows, losses, nets
@@ -166,6 +167,19 @@ def test_the_direction_that_draws_needs_a_key(name):
 
 
 @pytest.mark.parametrize("name", TABLE)
+def test_without_jit_a_second_call_compiles_nothing(name):
+    _, transport, params, z, x, cond = setup(name)
+    key = jax.random.key(0)
+    again = compiled_again(
+        init=lambda: transport.init(key, x, cond),
+        init_from_the_source=lambda: transport.init(key, z, cond, side="source"),
+        forward=lambda: transport.forward(params, z, cond, key=key),
+        inverse=lambda: transport.inverse(params, x, cond, key=key),
+    )
+    assert not again
+
+
+@pytest.mark.parametrize("name", TABLE)
 def test_init_is_finite_from_both_sides_and_alike_in_shape(name):
     _, transport, params, _, x, cond = setup(name)
     for initial in measured(name)["init"]:
@@ -267,6 +281,15 @@ def test_elbo_flows(name):
     if row.levels:
         np.testing.assert_array_equal(again, x)
         assert set(np.unique(sample)) <= set(range(row.levels)) and len(np.unique(sample)) > 1
+
+    key = jax.random.key(0)
+    assert not compiled_again(
+        init=lambda: flow.init(key, x, cond),
+        elbo=lambda: flow.elbo(params, x, cond, key=key),
+        sample=lambda: flow.sample(params, key, B, cond),
+        inverse=lambda: flow.inverse(params, x, cond, key=key),
+        forward=lambda: flow.forward(params, z, cond, key=key),
+    )
 
     if not row.exact:
         with pytest.raises(ValueError, match="needs a key"):

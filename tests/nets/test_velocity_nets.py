@@ -7,7 +7,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from compiling import compiled_again
 
+import jflow
 from jflow import _util, nets
 
 init_linen = jax.jit(_util.init_linen, static_argnums=0)
@@ -48,6 +50,16 @@ def test_zero_at_initialisation_and_shaped_like_x(make):
     out = apply_linen(make(), params, x, t, y)
     np.testing.assert_array_equal(out, jnp.zeros_like(x))
     assert out.dtype == x.dtype and all(p.dtype == jnp.float32 for p in jax.tree.leaves(params))
+
+
+@every_net
+def test_without_jit_a_second_call_compiles_nothing(make):
+    velocity, (x, t, y) = jflow.velocity(make()), inputs()
+    params = random_params(make(), x, t, y)
+    key = jax.random.key(1)
+    assert not compiled_again(
+        init=lambda: velocity.init(key, x, t, y), apply=lambda: velocity.apply(params, x, t, y, key=key)
+    )
 
 
 @every_net

@@ -1,0 +1,109 @@
+"""Every experiment and benchmark in its short form, two at a time: `python .ci/short.py [WORD]`, those with WORD in them.
+
+They run in forks of one process, so that JAX and jflow are imported once. What a job prints is shown if it fails.
+"""
+
+import os
+import runpy
+import sys
+import tempfile
+import time
+import traceback
+
+import jax  # noqa: F401
+
+from jflow import cli
+
+TRAIN = ["bsds300_patches", "mnist_bits_per_dim", "mnist_tarflow"]
+BENCHMARKS = (
+    "autoregressive_sampling capacity density depth flow_matching_step masked_conv ode_sampling samplers weak_scaling"
+)
+# A job is a list of commands, one after another; {} is a folder of its own.
+JOBS = [
+    [
+        "jflow train experiments/digits_rectified_flow short=True --workdir {}/run --quiet",
+        "jflow evaluate {}/run",
+        "jflow sample {}/run --num 20 --out {}/samples.png",
+    ],
+    ["jflow train experiments/tabular_spline_flow short=True --workdir {}/run --quiet", "jflow evaluate {}/run"],
+    *([f"jflow train experiments/{name} short=True --workdir {{}}/run --quiet"] for name in TRAIN),
+    [
+        "jflow train experiments/images_flow_matching short=True --workdir {}/run --quiet",
+        "experiments/images_flow_matching/measure.py {}/run --short",
+    ],
+    [
+        "experiments/rnade_uci/run.py --sets wine --columns distinct --models spline --folds 3 --steps 50 --quiet",
+    ],
+    ["experiments/flow_posteriors/run.py targets --short", "experiments/flow_posteriors/run.py vae --short"],
+    ["experiments/fast_autoregressive_inverse/measure.py --short"],
+    ["experiments/gaussians_to_moons/run.py --short", "experiments/gaussians_to_moons/run.py --short --conditional"],
+    ["experiments/reflow_two_dims/run.py --out {} --short"],
+    ["experiments/multimodal_velocity/run.py --out {} --short"],
+    ["experiments/guided_planning/run.py --short"],
+    ["experiments/limited_samples/run.py --short"],
+    ["experiments/tabular_cnf/run.py --short"],
+    ["experiments/few_steps_two_dims/run.py --out {} --short"],
+    ["experiments/few_steps_digits/run.py --out {} --short"],
+    ["experiments/few_step_solvers/run.py --out {} --short"],
+    ["experiments/restoration_knob/run.py --out {} --short"],
+    *([f"benchmarks/{name}.py --short"] for name in BENCHMARKS.split()),
+]
+
+
+def run(command: str) -> None:
+    program, *arguments = command.split()
+    print(f"$ {command}", flush=True)
+    if program == "jflow":
+        if status := cli.main(arguments):
+            raise SystemExit(status)
+        return
+    sys.argv = [program, *arguments]
+    sys.path[0] = os.path.dirname(program)
+    try:
+        runpy.run_path(program, run_name="__main__")
+    except SystemExit as end:
+        if end.code:
+            raise
+
+
+def start(job: list[str], log) -> int:
+    """The pid of a fork that runs the commands of a job, its output in `log`."""
+    if pid := os.fork():
+        return pid
+    status = 1
+    try:
+        os.dup2(log.fileno(), 1)
+        os.dup2(log.fileno(), 2)
+        with tempfile.TemporaryDirectory() as folder:
+            for command in job:
+                run(command.replace("{}", folder))
+        status = 0
+    except BaseException:  # nothing may get past the fork
+        traceback.print_exc()
+    finally:
+        sys.stdout.flush()
+        os._exit(status)
+
+
+def main() -> int:
+    jobs = [job for job in JOBS if all(word in " ".join(job) for word in sys.argv[1:])]
+    waiting, running, seconds, failed = list(jobs), {}, {}, []
+    begun = time.monotonic()
+    while waiting or running:
+        while waiting and len(running) < 2:
+            job, log = waiting.pop(0), tempfile.TemporaryFile("w+")
+            running[start(job, log)] = job, log, time.monotonic()
+        pid, status = os.wait()
+        job, log, since = running.pop(pid)
+        seconds[job[0]] = time.monotonic() - since
+        print(f"{seconds[job[0]]:7.1f} s  {'failed: ' if status else ''}{job[0].split(' short')[0]}", flush=True)
+        if status:
+            failed.append(job[0])
+            log.seek(0)
+            print(log.read(), flush=True)
+    print(f"{time.monotonic() - begun:7.1f} s  in all, {len(failed)} of {len(jobs)} failed", flush=True)
+    return bool(failed)
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())
