@@ -1,6 +1,7 @@
 """Every experiment and benchmark in its short form, two at a time: `python .ci/short.py [WORD]`, those with WORD in them.
 
-They run in forks of one process, so that JAX and jflow are imported once. What a job prints is shown if it fails.
+They run in forks of one process, so that JAX and jflow are imported once, and are compiled as tests are. What a job prints is
+shown if it fails.
 """
 
 import os
@@ -10,9 +11,12 @@ import tempfile
 import time
 import traceback
 
-import jax  # noqa: F401
+import jax
 
 from jflow import cli
+
+sys.path.insert(0, "tests")
+from compiling import leave_the_optimizer_out
 
 TRAIN = ["bsds300_patches", "mnist_bits_per_dim", "mnist_tarflow"]
 BENCHMARKS = (
@@ -87,6 +91,8 @@ def start(job: list[str], log) -> int:
 
 def main() -> int:
     jobs = [job for job in JOBS if all(word in " ".join(job) for word in sys.argv[1:])]
+    leave_the_optimizer_out()
+    jax.config.update("jax_compilation_cache_dir", os.environ.get("JFLOW_TEST_CACHE"))
     waiting, running, seconds, failed = list(jobs), {}, {}, []
     begun = time.monotonic()
     while waiting or running:

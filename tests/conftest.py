@@ -2,28 +2,14 @@
 
 import os
 import resource
-import subprocess
-import sys
 from pathlib import Path
 
-# Most programs here run once, on a handful of numbers: optimizing them would take most of the suite's time. XLA reads its flags
-# when jax is first used, stops at one that this version does not know, and hands them on to subprocesses.
-_FLAGS = (
-    "--xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true --xla_cpu_use_fusion_emitters=false "
-    "--xla_cpu_parallel_codegen_split_count=1"
-)
-if "PYTEST_XDIST_WORKER" not in os.environ:
-    _env = {**os.environ, "XLA_FLAGS": f"{_FLAGS} {os.environ.get('XLA_FLAGS', '')}"}
-    if (
-        subprocess.run([sys.executable, "-c", "import jax; jax.devices()"], env=_env, capture_output=True).returncode
-        == 0
-    ):
-        os.environ["XLA_FLAGS"] = _env["XLA_FLAGS"]
-    else:
-        os.environ["JAX_DISABLE_MOST_OPTIMIZATIONS"] = "1"
+import jax
+import pytest
+from compiling import leave_the_optimizer_out
 
-import jax  # noqa: E402
-import pytest  # noqa: E402
+if "PYTEST_XDIST_WORKER" not in os.environ:  # workers inherit it
+    leave_the_optimizer_out()
 
 jax.config.update("jax_numpy_rank_promotion", "raise")
 jax.config.update(
