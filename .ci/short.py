@@ -19,9 +19,7 @@ sys.path.insert(0, "tests")
 from compiling import leave_the_optimizer_out
 
 TRAIN = ["bsds300_patches", "mnist_bits_per_dim", "mnist_tarflow"]
-BENCHMARKS = (
-    "autoregressive_sampling capacity density depth flow_matching_step masked_conv ode_sampling samplers weak_scaling"
-)
+BENCHMARKS = "autoregressive_sampling capacity compile_time density depth flow_matching_step masked_conv ode_sampling samplers weak_scaling"
 # A job is a list of commands, one after another; {} is a folder of its own.
 JOBS = [
     [

@@ -14,12 +14,17 @@ __all__ = ["householder", "linear", "lu", "permute", "qr", "reshape", "reverse"]
 _FULL = jax.lax.Precision.HIGHEST  # accelerators multiply float32 in fewer bits by default; the inverse would not match
 
 
-def permute(permutation) -> Bijector:
-    """x[..., i] = z[..., permutation[i]]. The permutation is fixed, not a parameter; it may be a scanned `xs_i`."""
+def permute(permutation, inverse=None) -> Bijector:
+    """x[..., i] = z[..., permutation[i]]. The permutation is fixed, not a parameter; it may be a scanned `xs_i`.
+
+    inverse: the inverse permutation, argsort(permutation); beside a scanned one it saves a sort in every layer."""
     if not isinstance(permutation, jax.core.Tracer):
         permutation = np.asarray(permutation)
         if permutation.ndim != 1 or not np.array_equal(np.sort(permutation), np.arange(permutation.size)):
             raise ValueError(f"permute: expected a permutation of 0..d-1, got {permutation.tolist()}")
+        inverse = np.argsort(permutation)
+
+    order = jnp.argsort(permutation) if inverse is None else inverse
 
     def check(x):
         if x.ndim < 2 or x.shape[-1] != permutation.shape[0]:
@@ -31,7 +36,7 @@ def permute(permutation) -> Bijector:
 
     def inverse(params, x, cond=None, *, key=None):
         check(x)
-        return jnp.take(x, jnp.argsort(permutation), axis=-1, unique_indices=True, mode="clip"), zero_log_det(x)
+        return jnp.take(x, order, axis=-1, unique_indices=True, mode="clip"), zero_log_det(x)
 
     return Bijector(no_params, forward, inverse)
 
@@ -152,7 +157,8 @@ def lu(features: int) -> Bijector:
         return {"lower": zeros, "upper": zeros, "log_diagonal": zeros[0]}
 
     def lower(params):
-        return jnp.tril(params["lower"], -1) + jnp.eye(features, dtype=params["lower"].dtype)
+        below = np.tri(features, k=-1, dtype=bool)
+        return jnp.where(below, params["lower"], np.eye(features, dtype=params["lower"].dtype))
 
     def matrix(params):
         return jnp.matmul(lower(params), _upper(params), precision=_FULL)
@@ -198,7 +204,9 @@ def _linear(name, features, init_factors, matrix, inverse_matrix, log_abs_det) -
 
 
 def _upper(params) -> Array:
-    return jnp.triu(params["upper"], 1) + jnp.diag(jnp.exp(params["log_diagonal"]))
+    features = params["upper"].shape[-1]
+    diagonal = jnp.where(np.eye(features, dtype=bool), jnp.exp(params["log_diagonal"])[None], 0)
+    return jnp.where(np.tri(features, dtype=bool), diagonal, params["upper"])
 
 
 def _inverse(lower: Array) -> Array:

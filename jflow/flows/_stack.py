@@ -32,10 +32,11 @@ def vector_flow(
 
     def stack(features):
         steps = layer(features)
+        orders = (permutations or alternating_permutations)(features, depth)
         bijector = bijectors.scan(
-            lambda permutation: bijectors.chain(bijectors.permute(permutation), steps),
+            lambda order: bijectors.chain(bijectors.permute(*order), steps),
             depth,
-            xs=(permutations or alternating_permutations)(features, depth),
+            xs=(orders, np.argsort(orders, axis=1).astype(orders.dtype)),
             **scan_options,
         )
         return bijector if last is None else bijectors.chain(bijector, last(features))
