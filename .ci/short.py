@@ -6,6 +6,7 @@ shown if it fails.
 
 import os
 import runpy
+import subprocess
 import sys
 import tempfile
 import time
@@ -49,6 +50,7 @@ JOBS = [
     ["experiments/few_step_solvers/run.py --out {} --short"],
     ["experiments/restoration_knob/run.py --out {} --short"],
     *([f"benchmarks/{name}.py --short"] for name in BENCHMARKS.split()),
+    ["python benchmarks/device.py --short"],  # which starts processes of its own
 ]
 
 
@@ -58,6 +60,9 @@ def run(command: str) -> None:
     if program == "jflow":
         if status := cli.main(arguments):
             raise SystemExit(status)
+        return
+    if program == "python":
+        subprocess.run([sys.executable, *arguments], check=True)
         return
     sys.argv = [program, *arguments]
     sys.path[0] = os.path.dirname(program)

@@ -32,9 +32,10 @@ from jflow import bijectors, distributions, flows, losses, nets, train
 WHAT = ("log_prob", "train", "sample")
 
 
-def jflow_model(features, kind, args):
+def jflow_model(features, kind, args, implementation=None):
+    """implementation: of the spline's kernel."""
     transformer = {
-        "spline": bijectors.transformers.rational_quadratic(8, 5.0),
+        "spline": bijectors.transformers.rational_quadratic(8, 5.0, implementation=implementation),
         "affine": bijectors.transformers.affine(),
     }[kind]
 

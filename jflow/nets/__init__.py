@@ -6,7 +6,7 @@ float32 or better.
 """
 
 from jflow.nets import norms
-from jflow.nets.attention import SelfAttention
+from jflow.nets.attention import SelfAttention, dot_product_attention
 from jflow.nets.causal_transformer import CausalTransformer
 from jflow.nets.conv import GatedAttentionNet, GlowNet
 from jflow.nets.deepflow import Branches, DeepFlow, branch_field, last_velocity
@@ -26,6 +26,7 @@ __all__ = [
     "DeepFlow",
     "MixtureHead",
     "branch_field",
+    "dot_product_attention",
     "last_velocity",
     "MADE",
     "MLP",

@@ -3,6 +3,7 @@
 Source: Peebles & Xie, "Scalable Diffusion Models with Transformers", 2023.
 """
 
+from collections.abc import Callable
 from functools import partial
 from typing import Any
 
@@ -10,7 +11,7 @@ import flax.linen as nn
 import jax.numpy as jnp
 import numpy as np
 
-from jflow.nets.attention import SelfAttention, per_token
+from jflow.nets.attention import SelfAttention, dot_product_attention, per_token
 from jflow.nets.embed import TimeCondEmbed, check_time
 from jflow.types import Array, Cond
 
@@ -24,7 +25,7 @@ class DiT(nn.Module):
     Patches of patch_size x patch_size become tokens with fixed 2-D sine-cosine positions; `depth` adaLN-zero blocks are
     scanned (`remat` recomputes each in the backward pass). `num_classes` and cond: see `jflow.nets.TimeCondEmbed`. The
     published sizes are width, depth, heads = 384, 12, 6 (S), 768, 12, 12 (B), 1024, 24, 16 (L) and 1152, 28, 16 (XL),
-    seen at 1000 integer times, which is time_scale=1000 here.
+    seen at 1000 integer times, which is time_scale=1000 here. `attention_fn`: see `jflow.nets.SelfAttention`.
 
     Raises ValueError when patch_size does not divide H and W, heads the width, or 4 the width.
     """
@@ -39,6 +40,7 @@ class DiT(nn.Module):
     dropout: float = 0.0
     remat: bool = False
     dtype: Any = None
+    attention_fn: Callable[..., Array] = dot_product_attention
 
     def __post_init__(self):
         if self.width % self.heads or self.width % 4:
@@ -67,7 +69,7 @@ class DiT(nn.Module):
             in_axes=nn.broadcast,
             length=self.depth,
         )
-        h, _ = blocks(self.heads, self.mlp_ratio, self.dropout, self.dtype, name="blocks")(h, c)
+        h, _ = blocks(self.heads, self.mlp_ratio, self.dropout, self.dtype, self.attention_fn, name="blocks")(h, c)
 
         shift, scale = modulation(c, 2, self.dtype)
         h = layer_norm(self.dtype)(h) * (1 + scale) + shift
@@ -82,6 +84,7 @@ class DiTBlock(nn.Module):
     mlp_ratio: int
     dropout: float
     dtype: Any
+    attention_fn: Callable[..., Array]
 
     @nn.compact
     def __call__(self, h: Array, c: Array) -> tuple[Array, None]:
@@ -91,7 +94,7 @@ class DiTBlock(nn.Module):
         shift_a, scale_a, gate_a, shift_m, scale_m, gate_m = modulation(c, 6, self.dtype)
 
         y = layer_norm(self.dtype)(h) * (1 + scale_a) + shift_a
-        y = SelfAttention(self.heads, _xavier, _xavier, self.dtype, name="attention")(y)
+        y = SelfAttention(self.heads, _xavier, _xavier, self.dtype, self.attention_fn, name="attention")(y)
         h = h + gate_a * drop(y)
 
         y = layer_norm(self.dtype)(h) * (1 + scale_m) + shift_m

@@ -14,6 +14,7 @@ from jflow import _util, nets
 
 init_linen = jax.jit(_util.init_linen, static_argnums=0)
 apply_linen = jax.jit(_util.apply_linen, static_argnums=0)
+jax_attention = jax.nn.dot_product_attention
 
 NETS = {
     "TimeMLP": partial(nets.TimeMLP, (16, 16), embed=nn.Embed(11, 8)),
@@ -280,6 +281,27 @@ def test_attention_by_hand():
         heads.append(weights @ v[..., s])
     expected = jnp.concatenate(heads, axis=-1) @ params["out"]["kernel"]
     np.testing.assert_allclose(apply_linen(net, params, x), expected, rtol=1e-4, atol=1e-5)  # float32 rounding
+
+
+@pytest.mark.parametrize("is_causal", [False, True])
+@pytest.mark.parametrize("masked", [False, True])
+def test_attention_functions_are_of_one_form(masked, is_causal):
+    q_key, k_key, v_key, mask_key = jax.random.split(jax.random.key(0), 4)
+    q = jax.random.normal(q_key, (2, 5, 3, 4))
+    k, v = (jax.random.normal(key, (2, 7, 3, 4)) for key in (k_key, v_key))
+    mask = jax.random.bernoulli(mask_key, 0.5, (2, 1, 5, 7)).at[..., 0].set(True) if masked else None
+    ours, theirs = (f(q, k, v, mask=mask, is_causal=is_causal) for f in (nets.dot_product_attention, jax_attention))
+    np.testing.assert_allclose(ours, theirs, rtol=1e-5, atol=1e-5)  # float32 rounding
+
+
+def test_dit_takes_an_attention_function():
+    x, t, _ = inputs()
+    params = random_params(nets.DiT(2, 16, 2, 2), x, t)
+    ours = apply_linen(nets.DiT(2, 16, 2, 2), params, x, t)
+    theirs = apply_linen(nets.DiT(2, 16, 2, 2, attention_fn=jax_attention), params, x, t)
+    np.testing.assert_allclose(ours, theirs, rtol=1e-4, atol=1e-4)  # float32, in another order
+    without = apply_linen(nets.DiT(2, 16, 2, 2, attention_fn=lambda q, k, v: v), params, x, t)
+    assert jnp.max(jnp.abs(ours - without)) > 1e-2
 
 
 def test_remat_changes_nothing():
