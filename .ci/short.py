@@ -20,7 +20,8 @@ sys.path.insert(0, "tests")
 from compiling import leave_the_optimizer_out
 
 TRAIN = ["bsds300_patches", "mnist_bits_per_dim", "mnist_tarflow"]
-BENCHMARKS = "autoregressive_sampling capacity compile_time density depth flow_matching_step masked_conv ode_sampling samplers weak_scaling"
+BENCHMARKS = ["autoregressive_sampling", "capacity", "compile_time", "density", "depth", "flow_matching_step"]
+BENCHMARKS += ["masked_conv", "ode_sampling", "samplers", "weak_scaling"]
 # A job is a list of commands, one after another; {} is a folder of its own.
 JOBS = [
     [
@@ -49,7 +50,7 @@ JOBS = [
     ["experiments/few_steps_digits/run.py --out {} --short"],
     ["experiments/few_step_solvers/run.py --out {} --short"],
     ["experiments/restoration_knob/run.py --out {} --short"],
-    *([f"benchmarks/{name}.py --short"] for name in BENCHMARKS.split()),
+    *([f"benchmarks/{name}.py --short"] for name in BENCHMARKS),
     ["python benchmarks/device.py --short"],  # which starts processes of its own
 ]
 
