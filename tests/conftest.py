@@ -1,5 +1,6 @@
 """Shared by every test: how programs are compiled and kept, and an error where shapes would broadcast by rank."""
 
+import gc
 import os
 import resource
 from pathlib import Path
@@ -15,7 +16,9 @@ jax.config.update("jax_numpy_rank_promotion", "raise")
 jax.config.update(
     "jax_compilation_cache_dir", os.environ.get("JFLOW_TEST_CACHE", str(Path.home() / ".cache/jflow-tests"))
 )
-jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.2)
+jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5)  # to write a program takes a tenth of a second
+gc.freeze()  # tracing allocates much, and a collection would look at all that was imported each time
+gc.set_threshold(100_000, 50, 1000)
 
 
 @pytest.fixture(autouse=True, scope="module")

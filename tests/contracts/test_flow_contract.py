@@ -26,7 +26,7 @@ class Row(NamedTuple):
     precision: float = 1e-4  # of a log-density by two routes, in nats
     support: tuple[float, float] = (-np.inf, np.inf)
     base_shift: float = 0.0  # added to the base's parameters
-    points: int = 800  # a side of the grid on which the density is integrated
+    points: int = 400  # a side of the grid on which the density is integrated
     event: tuple[int, ...] = (2,)  # of most tests; the density is integrated in two dimensions alone
 
 
@@ -364,7 +364,7 @@ def test_the_density_of_one_dimension_integrates_to_one_and_is_what_is_sampled(n
 
 @pytest.mark.parametrize("name", [name for name, row in TABLE.items() if row.event == (2,)])
 def test_the_density_of_two_dimensions_integrates_to_one_and_is_what_is_sampled(name):
-    """640,000 points as a rule, 2e-3; then a chi-squared test of 20,000 samples, false alarm 1 in 1000, fixed seed."""
+    """160,000 points as a rule, 2e-3; then a chi-squared test of 20,000 samples, false alarm 1 in 1000, fixed seed."""
     flow, params, _, _ = setup(name)
     points, n = TABLE[name].points, 20_000
     mass = masses(name, flow, params, points, 2)
