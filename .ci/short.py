@@ -1,9 +1,10 @@
-"""Every experiment and benchmark in its short form, two at a time: `python .ci/short.py [WORD]`, those with WORD in them.
+"""Every experiment and benchmark in its short form, two at a time: `python .ci/short.py [WORD ...]`, those with all the words.
 
 They run in forks of one process, so that JAX and jflow are imported once, and are compiled as tests are. What a job prints is
 shown if it fails.
 """
 
+# ruff: noqa: E402
 import os
 import runpy
 import subprocess
@@ -12,12 +13,14 @@ import tempfile
 import time
 import traceback
 
+for name in ("OPENBLAS_NUM_THREADS", "OMP_NUM_THREADS", "MKL_NUM_THREADS"):
+    os.environ[name] = "1"  # threads would be lost in a fork
+sys.path.insert(0, "tests")
+
 import jax
+from compiling import leave_the_optimizer_out
 
 from jflow import cli
-
-sys.path.insert(0, "tests")
-from compiling import leave_the_optimizer_out
 
 TRAIN = ["bsds300_patches", "mnist_bits_per_dim", "mnist_tarflow"]
 BENCHMARKS = ["autoregressive_sampling", "capacity", "compile_time", "density", "depth", "flow_matching_step"]
@@ -89,15 +92,17 @@ def start(job: list[str], log) -> int:
     except BaseException:  # nothing may get past the fork
         traceback.print_exc()
     finally:
-        sys.stdout.flush()
-        os._exit(status)
+        try:
+            sys.stdout.flush()
+        finally:
+            os._exit(status)
 
 
 def main() -> int:
     jobs = [job for job in JOBS if all(word in " ".join(job) for word in sys.argv[1:])]
     leave_the_optimizer_out()
     jax.config.update("jax_compilation_cache_dir", os.environ.get("JFLOW_TEST_CACHE"))
-    waiting, running, seconds, failed = list(jobs), {}, {}, []
+    waiting, running, failed = list(jobs), {}, []
     begun = time.monotonic()
     while waiting or running:
         while waiting and len(running) < 2:
@@ -105,8 +110,8 @@ def main() -> int:
             running[start(job, log)] = job, log, time.monotonic()
         pid, status = os.wait()
         job, log, since = running.pop(pid)
-        seconds[job[0]] = time.monotonic() - since
-        print(f"{seconds[job[0]]:7.1f} s  {'failed: ' if status else ''}{job[0].split(' short')[0]}", flush=True)
+        what = ("failed: " if status else "") + job[0].split(" short")[0]
+        print(f"{time.monotonic() - since:7.1f} s  {what}", flush=True)
         if status:
             failed.append(job[0])
             log.seek(0)

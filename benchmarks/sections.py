@@ -96,13 +96,12 @@ def timed(calls, args):
     """
     first = {name: cell(lambda call: attempt(seconds, call), call) for name, call in calls.items()}
     alive = [name for name in calls if not isinstance(first[name], Exception)]
+    if not alive:
+        return first
     second = {name: seconds(calls[name]) for name in alive}
     lengths = {name: int(np.clip(args.turn / second[name], 1, 100)) for name in alive}
-    turns = (
-        int(np.clip(args.row / sum(lengths[name] * second[name] for name in alive or ()), 3, args.repeats))
-        if alive
-        else 0
-    )
+    once = sum(lengths[name] * second[name] for name in alive)
+    turns = int(np.clip(args.row / once, 3, args.repeats))
     times = interleaved({name: partial(several, calls[name], lengths[name]) for name in alive}, turns)
     return {name: np.asarray(times[name]) / lengths[name] if name in times else first[name] for name in calls}
 

@@ -11,15 +11,15 @@ from jflow.types import Array, Cond, PyTree
 
 
 def compiled(noun):
-    """`noun`, a tuple of functions, each of them behind jax.jit.
+    """`noun`, a tuple of functions, each of them behind jax.jit, which inside another jit is inlined.
 
-    For functions with a loop in them, which outside jit would be compiled anew at every call. Inside jit nothing changes."""
-    static = ("side", "n")
+    For functions that may hold a loop: outside jit it would be compiled anew at every call. Leaves of params and cond have to
+    be arrays or numbers; `jax.disable_jit` shows values instead of tracers."""
 
     def jitted(function):
         if not callable(function):
             return function
-        return jax.jit(function, static_argnames=[s for s in static if s in inspect.signature(function).parameters])
+        return jax.jit(function, static_argnames="side" if "side" in inspect.signature(function).parameters else None)
 
     return type(noun)(*map(jitted, noun))
 

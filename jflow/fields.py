@@ -18,13 +18,7 @@ def field(module: nn.Module) -> Field:
     Errors: ValueError where t or cond does not have b rows.
     """
 
-    def init(key, x, t, cond=None):
-        return init_linen(module, key, *_inputs(type(module).__name__, x, t, cond))
-
-    def apply(params, x, t, cond=None, *, key=None):
-        return apply_linen(module, params, *_inputs(type(module).__name__, x, t, cond), key=key)
-
-    return compiled(Field(init, apply))
+    return compiled(_lifted(module))
 
 
 def velocity(module: nn.Module) -> Velocity:
@@ -33,7 +27,7 @@ def velocity(module: nn.Module) -> Velocity:
     The output is cast back to the type of x, whatever type the network computes in.
     Errors: ValueError where the output does not have the structure and shapes of x, or t or cond does not have b rows.
     """
-    init, apply_field = field(module)
+    init, apply_field = _lifted(module)
 
     def apply(params, x, t, cond=None, *, key=None):
         return like_state(type(module).__name__, apply_field(params, x, t, cond, key=key), x)
@@ -62,6 +56,16 @@ def flow_map(module: nn.Module) -> FlowMap:
         return like_state(name, apply_linen(module, params, *inputs(x, t, r, cond), key=key), x)
 
     return compiled(FlowMap(init, apply))
+
+
+def _lifted(module: nn.Module) -> Field:
+    def init(key, x, t, cond=None):
+        return init_linen(module, key, *_inputs(type(module).__name__, x, t, cond))
+
+    def apply(params, x, t, cond=None, *, key=None):
+        return apply_linen(module, params, *_inputs(type(module).__name__, x, t, cond), key=key)
+
+    return Field(init, apply)
 
 
 def like_state(name: str, v: PyTree, x: PyTree) -> PyTree:

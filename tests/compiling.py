@@ -7,23 +7,29 @@ import sys
 import jax
 
 _FLAGS = (
-    "--xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true --xla_cpu_use_fusion_emitters=false "
-    "--xla_cpu_parallel_codegen_split_count=1"
+    "--xla_backend_optimization_level=0",
+    "--xla_llvm_disable_expensive_passes=true",
+    "--xla_cpu_use_fusion_emitters=false",  # gone in jax 0.12
+    "--xla_cpu_parallel_codegen_split_count=1",
 )
 
 
 def leave_the_optimizer_out() -> None:
     """Compile in a third of the time, for programs that run once on a handful of numbers. Before JAX is first used.
 
-    Subprocesses inherit it. XLA would stop at a flag that its version does not know: another process tries them first.
-    """
-    flags = f"{_FLAGS} {os.environ.get('XLA_FLAGS', '')}".strip()
+    Subprocesses inherit the flags. One that this version does not know ends the process, so a subprocess tries them first,
+    and those that it names are left out."""
     trial = [sys.executable, "-c", "import jax; jax.devices()"]
-    if subprocess.run(trial, env={**os.environ, "XLA_FLAGS": flags}, capture_output=True).returncode == 0:
-        os.environ["XLA_FLAGS"] = flags
-    else:
-        jax.config.update("jax_disable_most_optimizations", True)
-        os.environ["JAX_DISABLE_MOST_OPTIMIZATIONS"] = "1"
+    flags = list(_FLAGS)
+    while flags:
+        env = {**os.environ, "XLA_FLAGS": " ".join([*flags, os.environ.get("XLA_FLAGS", "")]).strip()}
+        done = subprocess.run(trial, env=env, capture_output=True, text=True)
+        if done.returncode == 0:
+            os.environ["XLA_FLAGS"] = env["XLA_FLAGS"]
+            return
+        print(f"XLA flags: {done.stderr.strip()[-300:]}", file=sys.stderr)
+        unknown = [flag for flag in flags if flag.split("=")[0] in done.stderr]
+        flags = [flag for flag in flags if unknown and flag not in unknown]
 
 
 _COUNT = [0]
@@ -33,7 +39,7 @@ jax.monitoring.register_event_duration_secs_listener(
 
 
 def compiled_again(**calls) -> dict[str, int]:
-    """Make every call twice, without jit: those whose second call needed new programs, and how many. All should be in {}."""
+    """Make every call twice: {name: the programs that the second call compiled}, without those that compiled none."""
     again = {}
     for name, call in calls.items():
         call()

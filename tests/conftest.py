@@ -9,7 +9,7 @@ import jax
 import pytest
 from compiling import leave_the_optimizer_out
 
-if "PYTEST_XDIST_WORKER" not in os.environ:  # workers inherit it
+if not {"PYTEST_XDIST_WORKER", "JFLOW_TEST_OPTIMIZED"} & set(os.environ):  # workers inherit it
     leave_the_optimizer_out()
 
 jax.config.update("jax_numpy_rank_promotion", "raise")
@@ -25,7 +25,7 @@ gc.set_threshold(100_000, 50, 1000)
 def free_compiled():
     """A worker would otherwise keep every program that it compiled, gigabytes of them by the end."""
     yield
-    if resource.getrusage(resource.RUSAGE_SELF).ru_maxrss > 3 * 2**20:  # KiB
+    if resource.getrusage(resource.RUSAGE_SELF).ru_maxrss > 3 * 2**20:  # KiB; from the first time on after each file
         jax.clear_caches()
 
 

@@ -53,6 +53,9 @@ def started(*arguments, **options) -> Iterator[subprocess.Popen]:
             yield process
         finally:
             watchdog.cancel()
+            process.terminate()  # a launcher ends its own processes then
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                process.wait(10)
             process.kill()
 
 

@@ -1,6 +1,7 @@
 """Linear bijectors on the last axis, and rearrangements of it."""
 
 import math
+from functools import partial
 
 import jax
 import jax.numpy as jnp
@@ -14,31 +15,27 @@ __all__ = ["householder", "linear", "lu", "permute", "qr", "reshape", "reverse"]
 _FULL = jax.lax.Precision.HIGHEST  # accelerators multiply float32 in fewer bits by default; the inverse would not match
 
 
-def permute(permutation, inverse=None) -> Bijector:
+def permute(permutation, inverse_permutation=None) -> Bijector:
     """x[..., i] = z[..., permutation[i]]. The permutation is fixed, not a parameter; it may be a scanned `xs_i`.
 
-    inverse: the inverse permutation, argsort(permutation); beside a scanned one it saves a sort in every layer."""
+    inverse_permutation: argsort(permutation), which beside a scanned one saves a sort in every layer.
+    """
     if not isinstance(permutation, jax.core.Tracer):
         permutation = np.asarray(permutation)
         if permutation.ndim != 1 or not np.array_equal(np.sort(permutation), np.arange(permutation.size)):
             raise ValueError(f"permute: expected a permutation of 0..d-1, got {permutation.tolist()}")
-        inverse = np.argsort(permutation)
+        if inverse_permutation is not None and not np.array_equal(inverse_permutation, np.argsort(permutation)):
+            raise ValueError(f"permute: expected inverse_permutation to be argsort of {permutation.tolist()}")
+        inverse_permutation = np.argsort(permutation)
+    elif inverse_permutation is None:
+        inverse_permutation = jnp.argsort(permutation)
 
-    order = jnp.argsort(permutation) if inverse is None else inverse
-
-    def check(x):
+    def apply(order, params, x, cond=None, *, key=None):
         if x.ndim < 2 or x.shape[-1] != permutation.shape[0]:
             raise ValueError(f"permute: expected x of shape [b, ..., {permutation.shape[0]}], got {list(x.shape)}")
-
-    def forward(params, z, cond=None, *, key=None):
-        check(z)
-        return jnp.take(z, permutation, axis=-1, unique_indices=True, mode="clip"), zero_log_det(z)
-
-    def inverse(params, x, cond=None, *, key=None):
-        check(x)
         return jnp.take(x, order, axis=-1, unique_indices=True, mode="clip"), zero_log_det(x)
 
-    return Bijector(no_params, forward, inverse)
+    return Bijector(no_params, partial(apply, permutation), partial(apply, inverse_permutation))
 
 
 def reverse() -> Bijector:
@@ -215,11 +212,12 @@ def _inverse(lower: Array) -> Array:
     a hundred times longer to solve for the rows of a batch."""
     d = lower.shape[-1]
     block = np.arange(d)
-    x = jnp.vectorize(lambda matrix: jnp.diag(1 / jnp.diagonal(matrix)), signature="(d,d)->(d,d)")(lower)
+    eye = np.broadcast_to(np.eye(d, dtype=bool), lower.shape)
+    x = jnp.where(eye, 1 / jnp.where(eye, lower, 1), 0)
     for level in range(math.ceil(math.log2(d))):
         half, whole = block >> level, block >> (level + 1)
         joins = (whole[:, None] == whole[None, :]) & (half[:, None] > half[None, :])
-        c = lower * joins.astype(lower.dtype).reshape((1,) * (lower.ndim - 2) + (d, d))
+        c = jnp.where(np.broadcast_to(joins, lower.shape), lower, 0)
         x = x - jnp.matmul(x, jnp.matmul(c, x, precision=_FULL), precision=_FULL)
     return x
 

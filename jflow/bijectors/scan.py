@@ -91,7 +91,8 @@ def scan(
             own, of_common = ({name: params_bar[name] for name in names} for names in (p, common))
             return x.astype(y.dtype), own, of_common, x_bar.astype(y.dtype), cond_bar
 
-        inputs = (xs, None if key is None else jax.random.split(key, depth))
+        # arrays: of numpy's integers a program traced in 64 bits would keep the type, and another mode's would not
+        inputs = (jax.tree.map(jnp.asarray, xs), None if key is None else jax.random.split(key, depth))
         args = (params["stacked"], params["shared"], x, cond, inputs)
         options = dict(reverse=direction == "inverse", unroll=unroll, length=depth)
         if not reversible:
@@ -149,7 +150,6 @@ def _reversible_scan(apply, pull, stacked, common, x, cond, inputs, *, reverse, 
     rebuild = jax.custom_vjp(one_segment)
     rebuild.defvjp(save, walk_back)
     cond = jax.tree.map(jnp.asarray, cond)
-    inputs = jax.tree.map(jnp.asarray, inputs)
     if segment == length:
         return rebuild(stacked, common, x, cond, inputs)
     fold = partial(jax.tree.map, lambda leaf: leaf.reshape(length // segment, segment, *leaf.shape[1:]))

@@ -36,7 +36,7 @@ def vector_flow(
         bijector = bijectors.scan(
             lambda order: bijectors.chain(bijectors.permute(*order), steps),
             depth,
-            xs=(orders, np.argsort(orders, axis=1).astype(orders.dtype)),
+            xs=with_inverses(orders),
             **scan_options,
         )
         return bijector if last is None else bijectors.chain(bijector, last(features))
@@ -62,6 +62,11 @@ def flattened_flow(
         flatten = bijectors.reshape(event_shape, (features,))
         bijector = bijectors.chain(flatten, bijector, bijectors.invert(flatten))
     return flow(bijectors.invert(bijector), distributions.normal(event_shape) if base is None else base)
+
+
+def with_inverses(permutations: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Permutations [depth, features] and their inverses: what `bijectors.permute` takes, scanned."""
+    return permutations, np.argsort(permutations, axis=1).astype(permutations.dtype)
 
 
 def alternating_permutations(features: int, depth: int, seed: int = 0) -> np.ndarray:

@@ -9,7 +9,7 @@ import numpy as np
 
 from jflow import bijectors as bj
 from jflow import distributions, nets
-from jflow.flows._stack import alternating_permutations
+from jflow.flows._stack import alternating_permutations, with_inverses
 from jflow.flows.core import elbo_flow, flow
 from jflow.types import Bijector, Distribution, ElboFlow, Elementwise, Flow
 
@@ -62,9 +62,9 @@ def glow(
         half = channels // 2
         step = bj.chain(bj.actnorm(channels), mix(channels), bj.coupling(transformer, net, split=half))
         steps = bj.scan(
-            lambda permutation: bj.chain(bj.permute(permutation), step),
+            lambda order: bj.chain(bj.permute(*order), step),
             depth,
-            xs=alternating_permutations(channels, depth),
+            xs=with_inverses(alternating_permutations(channels, depth)),
             remat=remat,
             reversible=reversible,
         )

@@ -40,7 +40,7 @@ _BLOCK = 2**20  # bytes of raw in a block: a TPU holds four such in its fast mem
 class Column(NamedTuple):
     """A scalar map as kernels see it, on arrays of any one shape.
 
-    apply(x [...], raw) -> (y [...], log_slope [...]), raw a sequence or an array of `size` such arrays.
+    apply(x [...], raw) -> (y [...], log_slope [...]), raw an array [size, ...], or a list of `size` arrays in a Pallas kernel.
     pull(x, raw, y, y_bar, log_slope_bar) -> (x_bar, parts), which joined are like raw.
     """
 
@@ -252,8 +252,7 @@ def _inner(dtype):
 def each(row: Callable, count: int, *rows, shared) -> tuple:
     """A tuple of parts, each of them rows: row(j, *rows[j], shared) for every j < count, a tuple of arrays [...].
 
-    Rows are an array for XLA, in a loop, since else it would compute what they share for each of them, and a list in a
-    Pallas kernel."""
+    On arrays this is a loop, so that XLA computes `shared` once; on lists, as in a Pallas kernel, it is unrolled."""
     if not isinstance(rows[0], list):
         return jax.lax.map(lambda of_j: row(*of_j, shared), (jnp.arange(count, dtype=rows[0].dtype), *rows))
     parts = zip(*(row(j, *of_j, shared) for j, *of_j in zip(range(count), *rows, strict=True)), strict=True)

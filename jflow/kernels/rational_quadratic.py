@@ -1,7 +1,7 @@
 """The rational-quadratic spline with identity tails, as a kernel; `bijectors.splines` has the formulas and the reference.
 
 The 3*bins - 1 raw numbers are read once, for the exponentials of the two softmaxes. The bin is found by comparing x with
-running sums, and running sums select its corner, its sizes and those of its neighbours: gathers are slow everywhere. The
+running sums, and comparisons with its index select its corner, its sizes and those of its neighbours: gathers are slow. The
 gradient goes back the same way: through the few numbers of the bin by autodiff, from there to all raw numbers in closed
 form, since of all bin sizes those left of x move the corner of its bin, and three more its shape.
 """
@@ -96,24 +96,27 @@ def column(bins: int, bound: float, inverse: bool) -> Column:
     """The spline as a `Column` of 3*bins - 1 raw numbers."""
     floor, span = 2 * bound * FLOOR, 2 * bound * (1 - FLOOR * bins)
     last = bins - 1
-    pulled = EDGE if bins > 1 else 0.0  # how far the heights of the edge bins are pulled towards their widths
+    edge_weight = EDGE if bins > 1 else 0.0  # of the width in the height of an edge bin
 
     def find(x, raw):
         """The bin of x, as a `_Bin`."""
         widths, heights = exponentials(raw[:bins]), exponentials(raw[bins : 2 * bins])
         units = span / _total(widths), span / _total(heights)
-        w_ends, p_ends = ([floor + units[i] * rows[j] for j in (0, last)] for i, rows in enumerate((widths, heights)))
-        # The inner heights make up for what the edge bins, pulled towards their widths, take of the box.
-        middle = 2 * bound - sum(p_ends) if bins > 2 else jnp.ones_like(x)
-        scale = 1 + pulled * (sum(p_ends) - sum(w_ends)) / middle if bins > 2 else jnp.ones_like(x)
-        first = pulled * w_ends[0] + (1 - pulled) * p_ends[0]
+        w_ends, plain_ends = (
+            [floor + units[i] * rows[j] for j in (0, last)] for i, rows in enumerate((widths, heights))
+        )
+        # The inner heights make up for what the edge bins, drawn towards their widths, take of the box.
+        middle = 2 * bound - sum(plain_ends) if bins > 2 else jnp.ones_like(x)
+        scale = 1 + edge_weight * (sum(plain_ends) - sum(w_ends)) / middle if bins > 2 else jnp.ones_like(x)
+        first = edge_weight * w_ends[0] + (1 - edge_weight) * plain_ends[0]
 
         def corner(k, first, scale, unit, inner):
             """Knot k > 0, `inner` being the sum of the exponentials of the bins between the first one and the knot."""
             return first + scale * ((k - 1) * floor + unit * inner) - bound
 
         def near(rows, unit):
-            """The exponentials between the first bin and bin k, and the sizes before the pull of bin k, k - 1 and k + 1."""
+            """The exponentials between the first bin and bin k, and the sizes of bin k, k - 1 and k + 1, heights
+            before the edges are mixed."""
             zero, one = jnp.zeros_like(k), jnp.ones_like(k)
             inner, here, before, after = zero, rows[0], one, rows[1] if last else one
             for j in range(1, bins):
@@ -129,23 +132,23 @@ def column(bins: int, bound: float, inverse: bool) -> Column:
         for j in range(1, bins):
             inner = inner + searched[j - 1] if j > 1 else inner
             squared = squared + jnp.where(x >= corner(j, *axes[inverse], inner), 2 * j - 1.0, 0.0)
-        # 1 + 3 + ... + (2 k - 1) = k^2. XLA stores the results of roots and quotients that several loops need; sums and
-        # comparisons it computes again in each of them, rounded in another way, so that they would disagree on the bin.
-        k = jnp.sqrt(squared)
+        # 1 + 3 + ... + (2 k - 1) = k^2. XLA's CPU backend stores a root or a quotient that several loops need. Sums and
+        # comparisons it computes again in each, rounded in another way, and the loops would disagree on the bin.
+        k = jnp.floor(jnp.sqrt(squared) + 0.5)
 
-        def pull_edge(j, width, height):
+        def mix_edge(j, width, height):
             is_edge = (j == 0) | (j == last)
-            return jnp.where(is_edge, pulled * width + (1 - pulled) * height, scale * height)
+            return jnp.where(is_edge, edge_weight * width + (1 - edge_weight) * height, scale * height)
 
-        (w_inner, ws), (p_inner, ps) = near(widths, units[0]), near(heights, units[1])
-        hs = [pull_edge(k + i, w, p) for i, w, p in zip((0, -1, 1), ws, ps, strict=True)]
+        (w_inner, ws), (h_inner, plain) = near(widths, units[0]), near(heights, units[1])
+        hs = [mix_edge(k + i, w, h) for i, w, h in zip((0, -1, 1), ws, plain, strict=True)]
         xk = jnp.where(k == 0, -bound, corner(k, *axes[0], w_inner))
-        yk = jnp.where(k == 0, -bound, corner(k, *axes[1], p_inner))
+        yk = jnp.where(k == 0, -bound, corner(k, *axes[1], h_inner))
         raw0, raw1 = jnp.zeros_like(k), raw[2 * bins] if last else jnp.zeros_like(k)
         for j in range(1, bins):
             raw0 = jnp.where(k >= j, raw[2 * bins + j - 1], raw0)
             raw1 = jnp.where(k >= j, raw[2 * bins + j], raw1) if j < last else raw1
-        return _Bin(k, xk, yk, ws, hs, (raw0, raw1), widths, heights, units, w_ends, p_ends, first, middle, scale)
+        return _Bin(k, xk, yk, ws, hs, (raw0, raw1), widths, heights, units, w_ends, plain_ends, first, middle, scale)
 
     def in_unit(k):
         def value(u, s, s_before, s_after, raw0, raw1):
@@ -160,7 +163,7 @@ def column(bins: int, bound: float, inverse: bool) -> Column:
         ins, outs = (bin_.xk, bin_.widths[0]), (bin_.yk, bin_.heights[0])
         ins, outs = (outs, ins) if inverse else (ins, outs)
         slopes = [h / w for w, h in zip(bin_.widths, bin_.heights, strict=True)]
-        return ((x - ins[0]) / ins[1], *slopes, *bin_.raw), outs
+        return ((x - ins[0]) / ins[1], *slopes, *bin_.raw_slopes), outs
 
     def apply(x, raw):
         inside = jnp.abs(x) < bound
@@ -198,8 +201,8 @@ def column(bins: int, bound: float, inverse: bool) -> Column:
             left_of_x = jnp.where(k == 0, 0.0, bin_.yk + bound - bin_.first)
             inner_heights = yk_bar * left_of_x + h_in * h + h0_in * h0 + h1_in * h1
             # What the inner heights ask of the sizes of the edge bins.
-            pool = pulled * inner_heights / (scale * bin_.middle)
-            edge = pool * (1 + (sum(bin_.p_ends) - sum(bin_.w_ends)) / bin_.middle)
+            pool = edge_weight * inner_heights / (scale * bin_.middle)
+            edge = pool * (1 + (sum(bin_.plain_ends) - sum(bin_.w_ends)) / bin_.middle)
 
         bars_x, bars_y = (k, xk_bar, w_bar, w0_bar, w1_bar), (k, yk_bar, h_bar, h0_bar, h1_bar)
         w_total = (
@@ -208,15 +211,15 @@ def column(bins: int, bound: float, inverse: bool) -> Column:
         h_total = inner_heights - floor * scale * inner_bars
         for j in sorted({0, last}):
             of_edge = _of_bin(j, *bars_y)
-            w_total = w_total + (bin_.w_ends[j > 0] - floor) * (pulled * of_edge - pool)
-            h_total = h_total + (bin_.p_ends[j > 0] - floor) * ((1 - pulled) * of_edge + edge)
+            w_total = w_total + (bin_.w_ends[j > 0] - floor) * (edge_weight * of_edge - pool)
+            h_total = h_total + (bin_.plain_ends[j > 0] - floor) * ((1 - edge_weight) * of_edge + edge)
 
         def row(j, w_exp, h_exp, shared):
             bars_x, bars_y, units, pool, edge, w_mean, h_mean, scale, left, right = shared
             w_bar, h_bar = _of_bin(j, *bars_x), _of_bin(j, *bars_y)
             is_edge = (j == 0) | (j == last)
-            w_bar = w_bar + jnp.where(is_edge, pulled * h_bar - pool, 0.0)
-            h_bar = jnp.where(is_edge, (1 - pulled) * h_bar + edge, scale * h_bar)
+            w_bar = w_bar + jnp.where(is_edge, edge_weight * h_bar - pool, 0.0)
+            h_bar = jnp.where(is_edge, (1 - edge_weight) * h_bar + edge, scale * h_bar)
             slope_bar = jnp.where(bars_x[0] == j + 1, left, 0.0) + jnp.where(bars_x[0] == j, right, 0.0)
             return w_exp * units[0] * (w_bar - w_mean), h_exp * units[1] * (h_bar - h_mean), slope_bar
 
@@ -231,19 +234,20 @@ class _Bin(NamedTuple):
     """Bin k, a float: its corner; widths and heights of it, of the one before and the one after; raw slopes of its knots.
 
     Then what belongs to all bins: the exponentials whose multiples, by `units`, are the sizes less their floor; the sizes of
-    the edge bins before the pull; the first height after it; the sum of the inner heights before it, and their scale."""
+    the edge bins before their heights are mixed with their widths; the first height after it; the sum of the inner heights
+    before it, and their scale."""
 
     k: Array
     xk: Array
     yk: Array
     widths: Sequence[Array]
     heights: Sequence[Array]
-    raw: tuple[Array, Array]
+    raw_slopes: tuple[Array, Array]
     w_exps: Sequence[Array]
     h_exps: Sequence[Array]
     units: tuple[Array, Array]
     w_ends: Sequence[Array]
-    p_ends: Sequence[Array]
+    plain_ends: Sequence[Array]
     first: Array
     middle: Array
     scale: Array

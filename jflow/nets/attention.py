@@ -11,32 +11,22 @@ from jflow._util import float_dtype
 from jflow.types import Array
 
 
-def dot_product_attention(q: Array, k: Array, v: Array, *, mask: Array | None = None, is_causal: bool = False) -> Array:
+def dot_product_attention(q: Array, k: Array, v: Array) -> Array:
     """softmax(q k^T / sqrt(size)) v for each head: q [b, n, heads, size], k and v [b, m, heads, size] -> like q.
 
-    An attention function, which networks take as their `attention_fn`: these arguments by these names, as those of
-    `jax.nn.dot_product_attention`, which is another one. This one is written out, because fused kernels have no JVP and
-    JAX's function rounds float64 scores to float32. The softmax is in float32 or better.
-
-    Args:
-        q, k, v: queries, keys and values.
-        mask: bool, broadcast to [b, heads, n, m]: which keys a query sees, at least one; all by default.
-        is_causal: queries see the keys of their own and of earlier positions alone.
+    Written out, because fused kernels have no JVP and `jax.nn.dot_product_attention` rounds float64 scores to float32. The
+    softmax is in float32 or better.
     """
     scores = jnp.einsum("bqhd,bkhd->bhqk", q, k, preferred_element_type=float_dtype(q)) * q.shape[-1] ** -0.5
-    if is_causal:
-        causal = jnp.tri(q.shape[1], k.shape[1], dtype=bool)[None, None]
-        mask = causal if mask is None else mask & causal
-    if mask is not None:
-        scores = jnp.where(mask, scores, -jnp.inf)
     return jnp.einsum("bhqk,bkhd->bqhd", jax.nn.softmax(scores).astype(v.dtype), v)
 
 
 class SelfAttention(nn.Module):
     """Full self-attention over tokens: [b, n, width] -> [b, n, width], scores divided by sqrt(width / heads).
 
-    attention_fn: (q, k, v [b, n, heads, size]) -> [b, n, heads, size]. The default has a forward mode and float64; in
-        bfloat16 on a GPU `partial(jax.nn.dot_product_attention, implementation="cudnn")` keeps the scores out of memory.
+    attention_fn: called as attention_fn(q, k, v), each [b, n, heads, size], as is the result. The default has a forward
+        mode and float64; in bfloat16 on a GPU
+        `partial(jax.nn.dot_product_attention, implementation="cudnn")` keeps the scores out of memory.
 
     Raises ValueError when `heads` does not divide the width.
     """
@@ -54,7 +44,10 @@ class SelfAttention(nn.Module):
             raise ValueError(f"SelfAttention: expected heads to divide the width {width}, got heads={self.heads}")
         qkv = per_token(nn.Dense(3 * width, kernel_init=self.kernel_init, dtype=self.dtype, name="qkv"), x)
         q, k, v = jnp.moveaxis(qkv.reshape(b, n, 3, self.heads, width // self.heads), 2, 0)
-        y = self.attention_fn(q, k, v).reshape(b, n, width)
+        y = self.attention_fn(q, k, v)
+        if y.shape != q.shape:
+            raise ValueError(f"SelfAttention: expected attention_fn to return {list(q.shape)}, got {list(y.shape)}")
+        y = y.reshape(b, n, width)
         return per_token(nn.Dense(width, kernel_init=self.out_init, dtype=self.dtype, name="out"), y)
 
 

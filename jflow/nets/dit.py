@@ -84,7 +84,7 @@ class DiTBlock(nn.Module):
     mlp_ratio: int
     dropout: float
     dtype: Any
-    attention_fn: Callable[..., Array]
+    attention_fn: Callable[..., Array] = dot_product_attention
 
     @nn.compact
     def __call__(self, h: Array, c: Array) -> tuple[Array, None]:

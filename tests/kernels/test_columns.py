@@ -73,7 +73,9 @@ def test_spline_of_one_bin_is_the_identity(inverse):
 
 @pytest.mark.parametrize("inverse", BOTH)
 def test_numbers_at_a_knot_lie_in_one_bin(inverse):
-    """Loops that each find the bin anew, in a rounding of their own, would put its corner and its size into two."""
+    """If two loops each search for the bin, rounding can give them different ones: the corner of one, the size of the other.
+
+    What loops there are is up to the optimizer: tests/test_as_users_compile.py runs this with it."""
     _, raw = columns_of("spline", 8, 500, jnp.float32)
     knots = rational_quadratic_knots(jnp.moveaxis(raw, 0, -1))[1 if inverse else 0]
     for j in range(1, 5):
@@ -93,8 +95,8 @@ def test_gradients_by_finite_differences(x64, name, inverse):
 @pytest.mark.parametrize("inverse", BOTH)
 @pytest.mark.parametrize("name", ["spline", "affine", "mixture"])
 def test_float32_against_the_reference_in_float64(name, inverse):
-    """Root mean square 1e-6 of the values but for one in fifty, where the map is steep; those, too, are no further off than
-    the reference's own float32 may be."""
+    """Root mean square 1e-6 of the values, of a spline's but for one in fifty, where it is steep; those, too, are no further
+    off than the reference's own float32 may be, which in other draws misses 1e-6 likewise."""
     kernel = jax.jit(partial(MAPS[name][0], inverse=inverse))
     plain = jax.jit(partial(reference, name, inverse))
     for d, n in [(1, 1), (7, 65), (2, 300)]:
@@ -104,13 +106,14 @@ def test_float32_against_the_reference_in_float64(name, inverse):
         for found, rounded, true in zip(kernel(x, raw), plain(x, raw), exact, strict=True):
             scale = np.sqrt(np.mean(np.square(true)))
             squares = np.sort(np.square(found - true), axis=None)
-            assert np.sqrt(np.mean(squares[: len(squares) - len(squares) // 50])) <= 1e-6 * max(1, scale)
+            steep = len(squares) // 50 if name == "spline" else 0
+            assert np.sqrt(np.mean(squares[: len(squares) - steep])) <= 1e-6 * max(1, scale)
             assert np.max(np.abs(found - true)) <= 2 * np.max(np.abs(rounded - true)) + 1e-5 * max(1, scale)
 
 
 @pytest.mark.parametrize("inverse", BOTH)
 @pytest.mark.parametrize("name", ["spline of two bins", "affine", "mixture"])
-@pytest.mark.parametrize("shape", [(1, 1), (9, 130)], ids=str)  # less than a block, and more in both directions
+@pytest.mark.parametrize("shape", [(1, 1), (3, 130), (9, 128)], ids=str)
 def test_pallas_is_xla_block_by_block(monkeypatch, name, inverse, shape):
     kernel = partial(MAPS[name][0], inverse=inverse)
     args = columns_of(name, *shape, jnp.float32, spread=0.5)

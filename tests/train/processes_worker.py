@@ -5,6 +5,7 @@ Process 0 writes FOLDER/<its first argument>.json.
 
 import json
 import shutil
+import signal
 import sys
 from pathlib import Path
 
@@ -13,6 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 from jax.sharding import PartitionSpec as P
+from subprocesses import LIMIT
 
 from jflow import data, train
 from jflow.train import checkpoint, processes
@@ -103,4 +105,5 @@ def main(what: str, folder: Path) -> None:
 
 
 if __name__ == "__main__":
+    signal.alarm(LIMIT)  # so that processes that wait for each other end
     main(sys.argv[1], Path(sys.argv[2]))
