@@ -38,7 +38,7 @@ def run_python(*arguments, devices: int | None = None) -> subprocess.CompletedPr
     """Run Python with these arguments to its end, which must be a good one; stdout and stderr are captured."""
     command = [sys.executable, *map(str, arguments)]
     done = subprocess.run(command, env=environment(devices), capture_output=True, text=True, timeout=LIMIT)
-    assert done.returncode == 0, done.stderr[-5000:]
+    assert done.returncode == 0, (done.stdout + done.stderr)[-5000:]
     return done
 
 

@@ -20,8 +20,7 @@ def test_passes_with_the_optimizer(path, monkeypatch):
     monkeypatch.setenv("JFLOW_TEST_OPTIMIZED", "1")
     monkeypatch.delenv("XLA_FLAGS", raising=False)
     monkeypatch.delenv("PYTEST_XDIST_WORKER", raising=False)
-    done = run_python("-m", "pytest", "-q", path, "-k", CHOICE[path])
-    assert " passed" in done.stdout or "100%" in done.stdout
+    run_python("-m", "pytest", "-q", path, "-k", CHOICE[path])  # fails where a test does, and where none is chosen
 
 
 def test_new_programs_are_counted():

@@ -91,7 +91,7 @@ def scan(
             own, of_common = ({name: params_bar[name] for name in names} for names in (p, common))
             return x.astype(y.dtype), own, of_common, x_bar.astype(y.dtype), cond_bar
 
-        # arrays: of numpy's integers a program traced in 64 bits would keep the type, and another mode's would not
+        # As arrays: a jitted function that closes over numpy's integers does not lower once it was used in 32 and in 64 bits.
         inputs = (jax.tree.map(jnp.asarray, xs), None if key is None else jax.random.split(key, depth))
         args = (params["stacked"], params["shared"], x, cond, inputs)
         options = dict(reverse=direction == "inverse", unroll=unroll, length=depth)
