@@ -44,6 +44,44 @@ def test_permutations_are_the_ones_that_checkpoints_were_trained_with():
     assert hashlib.sha256(np.ascontiguousarray(big, "<i4")).hexdigest()[:16] == "4380985e62805583"
 
 
+EVENTS = {"glow": (2, 2, 1), "inverse_flow": (2, 2, 1), "jet": (2, 2, 2), "starflow": (2, 2, 2), "tarflow": (2, 2, 2)}
+SMALL = {
+    "bnaf": lambda: flows.bnaf((2,), depth=1, hidden=2),
+    "iaf": lambda: flows.iaf((2,), depth=1, hidden=(4,)),
+    "maf": lambda: flows.maf((2,), depth=1, hidden=(4,)),
+    "nanoflow": lambda: flows.nanoflow((2,), depth=2, hidden=(4,)),
+    "neural_spline": lambda: flows.neural_spline((2,), depth=1, hidden=(4,)),
+    "neural_spline_autoregressive": lambda: flows.neural_spline_autoregressive((2,), depth=1, hidden=(4,)),
+    "nice": lambda: flows.nice((2,), depth=1, hidden=(4,)),
+    "planar": lambda: flows.planar((2,), depth=1),
+    "radial": lambda: flows.radial((2,), depth=1),
+    "real_nvp": lambda: flows.real_nvp((2,), depth=1, hidden=(4,)),
+    "residual_flow": lambda: flows.residual_flow((2,), depth=1, hidden=(4,)),
+    "sylvester": lambda: flows.sylvester((2,), depth=1),
+    "glow": lambda: flows.glow((2, 2, 1), depth=1, scales=1, hidden=4),
+    "inverse_flow": lambda: flows.inverse_flow((2, 2, 1), depth=1, scales=1, hidden=4),
+    "jet": lambda: flows.jet((2, 2, 2), patch_size=1, width=4, depth=1, layers=1, heads=1),
+    "starflow": lambda: flows.starflow((2, 2, 2), width=4, layers=1, shallow_blocks=1, shallow_layers=1, heads=1),
+    "tarflow": lambda: flows.tarflow((2, 2, 2), patch_size=1, width=4, blocks=1, layers=1, heads=1),
+}
+
+
+@pytest.mark.parametrize("name", SMALL)
+def test_recipes_standardize_the_data_themselves(name):
+    shapes = jax.eval_shape(SMALL[name]().init, jax.random.key(0), jnp.zeros((3, *EVENTS.get(name, (2,)))))
+    assert set(shapes["bijector"]["1"]) == {"log_std", "offset"}
+
+
+@pytest.mark.parametrize("recipe", [flows.real_nvp, flows.neural_spline, flows.maf])
+def test_a_change_of_units_changes_the_density_of_a_recipe_by_its_slope_alone(recipe):
+    """log p of a x + b is log p of x minus sum log |a|, from the first step on."""
+    x, unit, offset = np.random.default_rng(0).normal(size=(64, 2)), np.array([100.0, 1e-3]), np.array([5000.0, 2.0])
+    flow = recipe((2,), depth=1, hidden=(4,))
+    log_prob = jax.jit(lambda x: flow.log_prob(flow.init(jax.random.key(0), x), x))
+    plain, moved = log_prob(np.float32(x)), log_prob(np.float32(x * unit + offset))
+    np.testing.assert_allclose(moved, plain - np.log(unit).sum(), atol=5e-3)  # float32 near 5000 and 2
+
+
 @pytest.mark.parametrize("features", [1, 2, 3, 5, 16])
 def test_two_layers_transform_every_number(features):
     permutations = flows.alternating_permutations(features, 8)

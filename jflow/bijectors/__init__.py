@@ -8,7 +8,7 @@ from jflow.bijectors.block_autoregressive import block_autoregressive
 from jflow.bijectors.combinators import chain, conditioned, indicated, invert, on_part
 from jflow.bijectors.conv import masked_conv
 from jflow.bijectors.coupling import coupling, masked_coupling
-from jflow.bijectors.elementwise import actnorm, affine, elementwise, logit, sigmoid, softplus, tanh
+from jflow.bijectors.elementwise import actnorm, affine, elementwise, logit, sigmoid, softplus, standardize, tanh
 from jflow.bijectors.image import checkerboard, haar, squeeze
 from jflow.bijectors.linear import householder, linear, lu, permute, qr, reshape, reverse
 from jflow.bijectors.planar import planar, radial, sylvester
@@ -68,6 +68,7 @@ __all__ = [
     "softplus",
     "splines",
     "squeeze",
+    "standardize",
     "sylvester",
     "tanh",
     "tokens",

@@ -9,7 +9,7 @@ from jflow._util import check_event, check_side, float_dtype, mean_and_std, no_p
 from jflow.bijectors.combinators import invert
 from jflow.types import Bijector, Elementwise
 
-__all__ = ["actnorm", "affine", "elementwise", "logit", "sigmoid", "softplus", "tanh"]
+__all__ = ["actnorm", "affine", "elementwise", "logit", "sigmoid", "softplus", "standardize", "tanh"]
 
 
 def elementwise(transformer: Elementwise, event_shape: tuple[int, ...]) -> Bijector:
@@ -69,6 +69,53 @@ def actnorm(channels: int) -> Bijector:
         return {"log_scale": -jnp.log(std), "shift": -mean / std}
 
     return _scale_and_shift(init, check)
+
+
+def standardize(event_shape: tuple[int, ...]) -> Bijector:
+    """x = (z + offset) exp(log_std) per channel (the last axis of the event), with the standard deviation of `init`'s batch
+    and offset = mean / std: data in their own units on one side, numbers of order one on the other.
+
+    Params {'log_std', 'offset'} [channels], [] for scalar events. The offset is trained, in standard deviations. log_std is
+    held (its gradient is 0): a step of an optimizer would move data that lie far from 0 by many standard deviations.
+    A channel that does not vary in the batch keeps scale 1, and a batch of one row, which says nothing of the spread,
+    leaves the identity.
+
+    Example:
+        >>> import jax, jax.numpy as jnp
+        >>> x = jnp.array([[5000.0, 0.1], [5200.0, 0.3]])
+        >>> bijector = standardize((2,))
+        >>> z, log_det = bijector.inverse(bijector.init(jax.random.key(0), x), x)
+        >>> z.round(3).tolist(), log_det.round(3).tolist()  # the standard deviations are 100 and 0.1
+        ([[-1.0, -1.0], [1.0, 1.0]], [-2.303, -2.303])
+    """
+    event_shape = tuple(event_shape)
+
+    def check(x):
+        check_event("standardize", x, event_shape)
+
+    def init(key, x, cond=None, *, side="data"):
+        check_side(side)
+        check(x)
+        mean, std = mean_and_std(x, axis=tuple(range(max(x.ndim - 1, 1))))
+        if x.shape[0] < 2:
+            mean, std = jnp.zeros_like(mean), jnp.ones_like(std)
+        if side == "data":
+            return {"log_std": jnp.log(std), "offset": mean / std}
+        return {"log_std": -jnp.log(std), "offset": -mean}
+
+    def read(params):
+        log_std = jax.lax.stop_gradient(params["log_std"])
+        # The shift first: x - shift is exact near the mean, where x / std - mean / std would lose digits.
+        return {"log_scale": log_std, "shift": params["offset"] * jnp.exp(log_std)}
+
+    def forward(params, z, cond=None, *, key=None):
+        return moved.forward(read(params), z)
+
+    def inverse(params, x, cond=None, *, key=None):
+        return moved.inverse(read(params), x)
+
+    moved = _scale_and_shift(init, check)
+    return Bijector(init, forward, inverse)
 
 
 def _scale_and_shift(init, check) -> Bijector:

@@ -16,6 +16,7 @@ def vector_flow(
     layer: Callable[[int], Bijector],
     depth: int,
     embed: nn.Module | None,
+    standardize: bool,
     base: Distribution | None,
     *,
     permutations: Callable[[int, int], np.ndarray] | None = None,
@@ -41,13 +42,14 @@ def vector_flow(
         )
         return bijector if last is None else bijectors.chain(bijector, last(features))
 
-    return flattened_flow(event_shape, stack, embed, base)
+    return flattened_flow(event_shape, stack, embed, standardize, base)
 
 
 def flattened_flow(
     event_shape: Sequence[int],
     make: Callable[[int], Bijector],
     embed: nn.Module | None,
+    standardize: bool,
     base: Distribution | None,
 ) -> Flow:
     """The flow of a map on vectors, data -> source, for events of any shape; `embed` turns cond into what the map sees."""
@@ -61,7 +63,14 @@ def flattened_flow(
     if len(event_shape) != 1:
         flatten = bijectors.reshape(event_shape, (features,))
         bijector = bijectors.chain(flatten, bijector, bijectors.invert(flatten))
-    return flow(bijectors.invert(bijector), distributions.normal(event_shape) if base is None else base)
+    return recipe(event_shape, bijectors.invert(bijector), standardize, base)
+
+
+def recipe(event_shape: tuple[int, ...], bijector: Bijector, standardize: bool, base: Distribution | None) -> Flow:
+    """The flow of `bijector`, behind the standardization of the data and over a standard normal unless told otherwise."""
+    if standardize:
+        bijector = bijectors.chain(bijector, bijectors.standardize(event_shape))
+    return flow(bijector, distributions.normal(event_shape) if base is None else base)
 
 
 def with_inverses(permutations: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

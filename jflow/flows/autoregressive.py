@@ -21,6 +21,7 @@ def maf(
     embed: nn.Module | None = None,
     activation: Callable = nn.silu,
     remat: bool = False,
+    standardize: bool = True,
     base: Distribution | None = None,
 ) -> Flow:
     """Affine autoregressive layers with densities in one pass, the order reversed from layer to layer. Papamakarios,
@@ -36,6 +37,8 @@ def maf(
         embed: Linen module that maps cond to a vector, such as nn.Embed(10, 16) for labels; a float cond needs none.
         activation: of the networks; a smooth one keeps the density smooth.
         remat: memory in the backward pass, see `bijectors.scan`.
+        standardize: whether the data first meet `bijectors.standardize`, which takes its numbers from init's batch.
+            Density and samples are in the units of the data either way.
         base: defaults to the standard normal.
     """
     transformer = bijectors.transformers.affine(max_log_scale)
@@ -43,7 +46,7 @@ def maf(
     def layer(features):
         return bijectors.autoregressive(transformer, nets.MADE(transformer.size, tuple(hidden), activation=activation))
 
-    return vector_flow(event_shape, layer, depth, embed, base, permutations=_reversals, remat=remat)
+    return vector_flow(event_shape, layer, depth, embed, standardize, base, permutations=_reversals, remat=remat)
 
 
 def iaf(
@@ -55,6 +58,7 @@ def iaf(
     embed: nn.Module | None = None,
     activation: Callable = nn.silu,
     remat: bool = False,
+    standardize: bool = True,
     base: Distribution | None = None,
 ) -> Flow:
     """`maf` with every layer inverted: samples and their density in one pass, densities of given data in up to as many
@@ -66,7 +70,7 @@ def iaf(
         made = nets.MADE(transformer.size, tuple(hidden), activation=activation)
         return bijectors.invert(bijectors.autoregressive(transformer, made))
 
-    return vector_flow(event_shape, layer, depth, embed, base, permutations=_reversals, remat=remat)
+    return vector_flow(event_shape, layer, depth, embed, standardize, base, permutations=_reversals, remat=remat)
 
 
 def neural_spline_autoregressive(
@@ -81,13 +85,14 @@ def neural_spline_autoregressive(
     embed: nn.Module | None = None,
     activation: Callable = nn.silu,
     remat: bool = False,
+    standardize: bool = True,
     base: Distribution | None = None,
 ) -> Flow:
     """Rational-quadratic autoregressive layers, each behind a permutation and an LU linear map: RQ-NSF (AR) of Durkan,
     Bekasov, Murray, Papamakarios, *Neural Spline Flows* (2019), on the flattened event.
 
-    Densities take one pass a layer, as in `maf`. Standardise the data: outside [-bound, bound] a layer's splines are the
-    identity. Arguments as in `maf`, and
+    Densities take one pass a layer, as in `maf`. Outside [-bound, bound] a layer's splines are the identity. Arguments as
+    in `maf`, and
         bins: of each spline, which takes 3*bins - 1 raw numbers.
         bound: half the side of the box that the splines act on.
         linear: whether LU maps stand between the layers.
@@ -100,7 +105,7 @@ def neural_spline_autoregressive(
         splines = bijectors.autoregressive(transformer, made)
         return bijectors.chain(bijectors.lu(features), splines) if linear else splines
 
-    return vector_flow(event_shape, layer, depth, embed, base, permutations=_reversals, remat=remat)
+    return vector_flow(event_shape, layer, depth, embed, standardize, base, permutations=_reversals, remat=remat)
 
 
 def bnaf(
@@ -111,6 +116,7 @@ def bnaf(
     layers: int = 2,
     embed: nn.Module | None = None,
     remat: bool = False,
+    standardize: bool = True,
     base: Distribution | None = None,
 ) -> Flow:
     """Block neural autoregressive flow: `depth` maps, the order reversed between them, each a monotone masked network of
@@ -121,7 +127,7 @@ def bnaf(
     def layer(features):
         return bijectors.block_autoregressive(features, hidden, layers)
 
-    return vector_flow(event_shape, layer, depth, embed, base, permutations=_reversals, remat=remat)
+    return vector_flow(event_shape, layer, depth, embed, standardize, base, permutations=_reversals, remat=remat)
 
 
 def _reversals(features: int, depth: int) -> np.ndarray:

@@ -19,6 +19,7 @@ def nice(
     activation: Callable = nn.silu,
     remat: bool = False,
     reversible: bool | int = False,
+    standardize: bool = True,
     base: Distribution | None = None,
 ) -> Flow:
     """Additive coupling layers, volume preserving, and one diagonal scaling before the base. Dinh, Krueger, Bengio, *NICE*
@@ -31,7 +32,9 @@ def nice(
     def scaling(features):
         return bijectors.affine((features,))
 
-    return vector_flow(event_shape, layer, depth, embed, base, last=scaling, remat=remat, reversible=reversible)
+    return vector_flow(
+        event_shape, layer, depth, embed, standardize, base, last=scaling, remat=remat, reversible=reversible
+    )
 
 
 def real_nvp(
@@ -44,6 +47,7 @@ def real_nvp(
     activation: Callable = nn.silu,
     remat: bool = False,
     reversible: bool | int = False,
+    standardize: bool = True,
     base: Distribution | None = None,
 ) -> Flow:
     """Affine coupling layers between fixed permutations. Dinh, Sohl-Dickstein, Bengio (2016); here on the flattened event.
@@ -56,6 +60,8 @@ def real_nvp(
         max_log_scale: bound on the log-scale of one layer.
         embed: Linen module that maps cond to a vector, such as nn.Embed(10, 16) for labels; a float cond needs none.
         remat, reversible: memory in the backward pass, see `bijectors.scan`.
+        standardize: whether the data first meet `bijectors.standardize`, which takes its numbers from init's batch.
+            Density and samples are in the units of the data either way.
         base: defaults to the standard normal.
     """
     transformer = bijectors.transformers.affine(max_log_scale)
@@ -63,7 +69,7 @@ def real_nvp(
     def layer(features):
         return bijectors.coupling(transformer, nets.MLP(tuple(hidden), activation), split=features // 2)
 
-    return vector_flow(event_shape, layer, depth, embed, base, remat=remat, reversible=reversible)
+    return vector_flow(event_shape, layer, depth, embed, standardize, base, remat=remat, reversible=reversible)
 
 
 def nanoflow(
@@ -77,6 +83,7 @@ def nanoflow(
     activation: Callable = nn.silu,
     remat: bool = False,
     reversible: bool | int = False,
+    standardize: bool = True,
     base: Distribution | None = None,
 ) -> Flow:
     """Affine couplings on random masks that share one network: a layer owns an embedding, which tells the network where
@@ -99,7 +106,7 @@ def nanoflow(
             reversible=reversible,
         )
 
-    return flattened_flow(event_shape, stack, embed, base)
+    return flattened_flow(event_shape, stack, embed, standardize, base)
 
 
 def _random_masks(features: int, depth: int) -> np.ndarray:
@@ -122,13 +129,14 @@ def neural_spline(
     activation: Callable = nn.silu,
     remat: bool = False,
     reversible: bool | int = False,
+    standardize: bool = True,
     base: Distribution | None = None,
 ) -> Flow:
     """Rational-quadratic coupling layers, each behind a permutation and an LU linear map: RQ-NSF (C) of Durkan, Bekasov,
     Murray, Papamakarios, *Neural Spline Flows* (2019), on the flattened event.
 
-    The density pass evaluates the splines themselves, sampling their closed-form inverse. Standardise the data: outside
-    [-bound, bound] a layer's splines are the identity. Arguments as in `real_nvp`, and
+    The density pass evaluates the splines themselves, sampling their closed-form inverse. Outside [-bound, bound] a
+    layer's splines are the identity. Arguments as in `real_nvp`, and
         bins: of each spline, which takes 3*bins - 1 raw numbers.
         bound: half the side of the box that the splines act on.
         linear: whether LU maps stand between the couplings.
@@ -139,4 +147,4 @@ def neural_spline(
         coupling = bijectors.coupling(transformer, nets.MLP(tuple(hidden), activation), split=features // 2)
         return bijectors.chain(bijectors.lu(features), coupling) if linear else coupling
 
-    return vector_flow(event_shape, layer, depth, embed, base, remat=remat, reversible=reversible)
+    return vector_flow(event_shape, layer, depth, embed, standardize, base, remat=remat, reversible=reversible)

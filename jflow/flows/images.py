@@ -9,7 +9,7 @@ import numpy as np
 
 from jflow import bijectors as bj
 from jflow import distributions, nets
-from jflow.flows._stack import alternating_permutations, with_inverses
+from jflow.flows._stack import alternating_permutations, recipe, with_inverses
 from jflow.flows.core import elbo_flow, flow
 from jflow.types import Bijector, Distribution, ElboFlow, Elementwise, Flow
 
@@ -28,6 +28,7 @@ def glow(
     embed: nn.Module | None = None,
     remat: bool = False,
     reversible: bool | int = False,
+    standardize: bool = True,
     base: Distribution | None = None,
 ) -> Flow:
     """Multi-scale flow of actnorms, 1 x 1 convolutions and couplings of channels. Kingma, Dhariwal, *Glow* (2018).
@@ -50,6 +51,8 @@ def glow(
         embed: Linen module that maps cond to a vector, such as nn.Embed(10, 16) for labels; float vectors and images
             [b, H, W, k] need none.
         remat, reversible: memory in the backward pass, see `bijectors.scan`.
+        standardize: whether the data first meet `bijectors.standardize`, which takes its numbers from init's batch.
+            Density and samples are in the units of the data either way.
         base: defaults to the standard normal.
     """
     event_shape = _image_shape("glow", event_shape, *[2 ** max(scales, 0)] * 2)
@@ -76,7 +79,7 @@ def glow(
     to_noise = level(1, 4 * event_shape[-1])
     if embed is not None:
         to_noise = bj.conditioned(to_noise, embed)
-    return flow(bj.invert(to_noise), distributions.normal(event_shape) if base is None else base)
+    return recipe(event_shape, bj.invert(to_noise), standardize, base)
 
 
 def inverse_flow(event_shape: Sequence[int], *, size: int = 3, **options) -> Flow:

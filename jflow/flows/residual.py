@@ -6,8 +6,8 @@ from collections.abc import Callable, Sequence
 
 import flax.linen as nn
 
-from jflow import bijectors, distributions, nets
-from jflow.flows.core import flow
+from jflow import bijectors, nets
+from jflow.flows._stack import recipe
 from jflow.types import Bijector, Distribution, Flow
 
 __all__ = ["planar", "radial", "residual_flow", "sylvester"]
@@ -26,6 +26,7 @@ def residual_flow(
     embed: nn.Module | None = None,
     activation: Callable | None = None,
     remat: bool = False,
+    standardize: bool = True,
     base: Distribution | None = None,
 ) -> Flow:
     """Actnorms and residual blocks x + g(x). Chen, Behrmann, Duvenaud, Jacobsen, *Residual Flows for Invertible Generative
@@ -46,6 +47,8 @@ def residual_flow(
         embed: Linen module that maps cond to a vector, such as nn.Embed(10, 16) for labels; a float cond needs none.
         activation: of Lipschitz constant at most 1; by default LipSwish with a learned slope.
         remat: memory in the backward pass, see `bijectors.scan`.
+        standardize: whether the data first meet `bijectors.standardize`, which takes its numbers from init's batch.
+            Density and samples are in the units of the data either way.
         base: defaults to the standard normal.
     """
     event_shape = _shape(event_shape, depth, least=1)
@@ -62,7 +65,7 @@ def residual_flow(
         bijector = bijectors.conditioned(bijector, embed)
     if not image:
         bijector = _on_vectors(event_shape, bijector)
-    return flow(bijectors.invert(bijector), distributions.normal(event_shape) if base is None else base)
+    return recipe(event_shape, bijectors.invert(bijector), standardize, base)
 
 
 def planar(
@@ -73,6 +76,7 @@ def planar(
     embed: nn.Module | None = None,
     activation: Callable = nn.silu,
     remat: bool = False,
+    standardize: bool = True,
     base: Distribution | None = None,
 ) -> Flow:
     """Planar maps after a free scale and shift: samples with their density in O(d) a map, for variational inference;
@@ -88,9 +92,11 @@ def planar(
             none.
         activation: of that MLP.
         remat: memory in the backward pass, see `bijectors.scan`.
+        standardize: whether the data first meet `bijectors.standardize`, which takes its numbers from init's batch.
+            Density and samples are in the units of the data either way.
         base: defaults to the standard normal.
     """
-    return _posterior(bijectors.planar, event_shape, depth, hidden, embed, activation, remat, base)
+    return _posterior(bijectors.planar, event_shape, depth, hidden, embed, activation, remat, standardize, base)
 
 
 def radial(
@@ -101,10 +107,11 @@ def radial(
     embed: nn.Module | None = None,
     activation: Callable = nn.silu,
     remat: bool = False,
+    standardize: bool = True,
     base: Distribution | None = None,
 ) -> Flow:
     """`planar` with radial maps, which have a closed inverse. Rezende, Mohamed (2015). Arguments as in `planar`."""
-    return _posterior(bijectors.radial, event_shape, depth, hidden, embed, activation, remat, base)
+    return _posterior(bijectors.radial, event_shape, depth, hidden, embed, activation, remat, standardize, base)
 
 
 def sylvester(
@@ -117,6 +124,7 @@ def sylvester(
     embed: nn.Module | None = None,
     activation: Callable = nn.silu,
     remat: bool = False,
+    standardize: bool = True,
     base: Distribution | None = None,
 ) -> Flow:
     """`planar` with Sylvester maps of `rank` units (None: as many as dimensions) behind Householder reflections. van den
@@ -126,10 +134,10 @@ def sylvester(
     def layer(features):
         return bijectors.sylvester(features, rank, reflections=reflections)
 
-    return _posterior(layer, event_shape, depth, hidden, embed, activation, remat, base)
+    return _posterior(layer, event_shape, depth, hidden, embed, activation, remat, standardize, base)
 
 
-def _posterior(layer, event_shape, depth, hidden, embed, activation, remat, base) -> Flow:
+def _posterior(layer, event_shape, depth, hidden, embed, activation, remat, standardize, base) -> Flow:
     event_shape = _shape(event_shape, depth, least=0)
     features = math.prod(event_shape)
     maps = [bijectors.affine((features,))]
@@ -139,7 +147,7 @@ def _posterior(layer, event_shape, depth, hidden, embed, activation, remat, base
     if embed is not None:
         bijector = bijectors.conditioned(bijector, embed)
     bijector = _on_vectors(event_shape, bijector)
-    return flow(bijector, distributions.normal(event_shape) if base is None else base)
+    return recipe(event_shape, bijector, standardize, base)
 
 
 def _shape(event_shape, depth: int, least: int) -> tuple[int, ...]:

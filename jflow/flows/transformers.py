@@ -5,9 +5,9 @@ from typing import Any
 
 import numpy as np
 
-from jflow import bijectors, distributions, nets
+from jflow import bijectors, nets
 from jflow.bijectors.decoding import Sampler, cached
-from jflow.flows.core import flow
+from jflow.flows._stack import recipe
 from jflow.guidance import TokenGuide
 from jflow.types import Bijector, Distribution, Elementwise, Flow
 
@@ -28,6 +28,7 @@ def tarflow(
     guide: TokenGuide | None = None,
     remat: bool = False,
     dtype: Any = None,
+    standardize: bool = True,
     base: Distribution | None = None,
 ) -> Flow:
     """Causal affine blocks over image patches, the direction alternating. Zhai et al., *Normalizing Flows are Capable
@@ -48,6 +49,8 @@ def tarflow(
         guide: see `guidance.extrapolate`.
         remat: recompute each block in the backward pass.
         dtype: of the network's computation, such as jnp.bfloat16; scales and log-dets stay float32.
+        standardize: whether the data first meet `bijectors.standardize`, which takes its numbers from init's batch.
+            Density and samples are in the units of the data either way.
         base: defaults to the standard normal.
     """
     net = nets.CausalTransformer(width=width, layers=layers, heads=heads, num_classes=num_classes, dtype=dtype)
@@ -59,7 +62,7 @@ def tarflow(
             lambda order: bijectors.causal_block(net, order=order, **options), blocks, xs=orders, remat=remat
         )
 
-    return _patch_flow(event_shape, patch_size, stack, base)
+    return _patch_flow(event_shape, patch_size, stack, standardize, base)
 
 
 def starflow(
@@ -77,6 +80,7 @@ def starflow(
     guide: TokenGuide | None = None,
     remat: bool = False,
     dtype: Any = None,
+    standardize: bool = True,
     base: Distribution | None = None,
 ) -> Flow:
     """TarFlow in deep-shallow form on the latents of an autoencoder, any arrays [H, W, C]. Gu et al., *STARFlow: Scaling
@@ -102,7 +106,7 @@ def starflow(
         )
         return bijectors.chain(first, _unconditional(rest))
 
-    return _patch_flow(event_shape, patch_size, stack, base)
+    return _patch_flow(event_shape, patch_size, stack, standardize, base)
 
 
 def jet(
@@ -118,6 +122,7 @@ def jet(
     remat: bool = False,
     reversible: bool | int = False,
     dtype: Any = None,
+    standardize: bool = True,
     base: Distribution | None = None,
 ) -> Flow:
     """Affine couplings of image patches by ViTs, channel and spatial splits in turn. Kolesnikov, Pinto, Tschannen, *Jet: A
@@ -147,7 +152,7 @@ def jet(
         splits = jet_splits(rows, columns, size, depth)
         return bijectors.scan(layer, depth, xs=splits, remat=remat, reversible=reversible)
 
-    return _patch_flow(event_shape, patch_size, stack, base)
+    return _patch_flow(event_shape, patch_size, stack, standardize, base)
 
 
 def jet_splits(rows: int, columns: int, size: int, depth: int, seed: int = 0) -> np.ndarray:
@@ -186,7 +191,7 @@ def _alternating(n: int, blocks: int) -> np.ndarray:
     return np.stack([np.arange(n)[:: (-1) ** i] for i in range(blocks)]).astype(np.int32)
 
 
-def _patch_flow(event_shape, patch_size: int, stack, base: Distribution | None) -> Flow:
+def _patch_flow(event_shape, patch_size: int, stack, standardize: bool, base: Distribution | None) -> Flow:
     """Maps of tokens, stack(rows, columns, numbers a token) -> Bijector, between images on both sides."""
     event_shape = tuple(event_shape)
     if len(event_shape) != 3:
@@ -195,7 +200,7 @@ def _patch_flow(event_shape, patch_size: int, stack, base: Distribution | None) 
     tokens = bijectors.tokens(event_shape, patch_size)
     inner = stack(height // patch_size, width // patch_size, patch_size**2 * channels)
     bijector = bijectors.chain(bijectors.invert(tokens), inner, tokens)
-    return flow(bijector, distributions.normal(event_shape) if base is None else base)
+    return recipe(event_shape, bijector, standardize, base)
 
 
 def _unconditional(bijector: Bijector) -> Bijector:

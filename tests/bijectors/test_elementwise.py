@@ -77,6 +77,27 @@ def test_actnorm_takes_any_unit_but_leaves_a_constant_channel_alone(scale):
     np.testing.assert_allclose(z.std(0)[::2], 1, rtol=1e-4)
 
 
+@pytest.mark.parametrize("side", ["data", "source"])
+def test_standardize_takes_any_unit_and_offset_and_one_row_leaves_the_identity(side):
+    x = (np.random.default_rng(0).normal(size=(200, 2)) * [100, 1e-6] + [5000, 3e-6]).astype(np.float32)
+    bijector = bj.standardize((2,))
+    params = jax.jit(bijector.init, static_argnames="side")(jax.random.key(0), x, side=side)
+    z, log_det = (bijector.inverse if side == "data" else bijector.forward)(params, x)
+    np.testing.assert_allclose(z, (x - x.mean(0, dtype=float)) / x.std(0, dtype=float), atol=1e-4)
+    np.testing.assert_allclose(log_det, -np.log(x.std(0, dtype=float)).sum(), rtol=1e-5)
+    assert not any(np.any(leaf) for leaf in bijector.init(jax.random.key(0), x[:1], side=side).values())
+
+
+def test_standardize_of_scalars_and_of_channels_that_do_not_vary():
+    x = np.float32([3, 5])
+    assert bj.standardize(()).inverse(bj.standardize(()).init(jax.random.key(0), x), x)[0].tolist() == [-1, 1]
+    x = np.stack([x, np.float32([7, 7])], -1)
+    assert bj.standardize((2,)).inverse(bj.standardize((2,)).init(jax.random.key(0), x), x)[0].tolist() == [
+        [-1, 0],
+        [1, 0],
+    ]
+
+
 def test_actnorm_averages_over_rows_and_positions():
     x = jnp.asarray(2 + 3 * np.random.default_rng(0).normal(size=(8, 5, 6, 2)), jnp.float32)
     bijector = bj.actnorm(2)
