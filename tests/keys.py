@@ -73,7 +73,10 @@ class _Reader:
         keys = [names for names, v in zip(inputs, eqn.invars, strict=True) if _is_key(v.aval)]
         if name == "random_fold_in":
             parents, data = (np.broadcast_to(names, out.shape) for names in inputs)
-            pairs = [(k, d if data.size == 1 else (d, i)) for i, (k, d) in enumerate(zip(parents.flat, data.flat))]
+            pairs = [
+                (k, d if data.size == 1 else (d, i))
+                for i, (k, d) in enumerate(zip(parents.flat, data.flat, strict=True))
+            ]
             for k, d in pairs:
                 self.consume(k, d, eqn)
             return [_array(pairs, out.shape)]
@@ -87,7 +90,11 @@ class _Reader:
         if name not in ("random_clone", "eq", "ne"):
             for k in itertools.chain(*(names.flat for names in keys)):
                 self.consume(k, "all", eqn)
-        if len(eqn.outvars) == 1 and (name == "random_seed" or _is_integer(out)) and all(v.aval.shape == () for v in eqn.invars):
+        if (
+            len(eqn.outvars) == 1
+            and (name == "random_seed" or _is_integer(out))
+            and all(v.aval.shape == () for v in eqn.invars)
+        ):
             same = (name, str(p), *(names.item() for names in inputs))
             return [self.integers.setdefault(same, self.fresh(out))]
         return [self.fresh(v.aval) for v in eqn.outvars]
@@ -99,7 +106,9 @@ class _Reader:
         carries, rows = len(results) - less(results, eqn.outvars), len(inner) - less(inner, eqn.invars)
         carry = inputs[rows - carries : rows]
         for i in range(min(2, eqn.params["length"])):
-            row = [x[i, ...] if x.ndim else self.fresh(v.aval) for x, v in zip(inputs[rows:], inner[rows:], strict=True)]
+            row = [
+                x[i, ...] if x.ndim else self.fresh(v.aval) for x, v in zip(inputs[rows:], inner[rows:], strict=True)
+            ]
             carry = self.run(body, [*inputs[: rows - carries], *carry, *row])[:carries]
         return [*carry, *(self.fresh(v.aval) for v in eqn.outvars[carries:])]
 
@@ -131,12 +140,19 @@ _MOVES = {
     "squeeze": lambda p, shape, x: x.reshape(shape),
     "reshape": lambda p, shape, x: x.reshape(shape),
     "broadcast_in_dim": lambda p, shape, x: np.broadcast_to(
-        x.reshape([x.shape[p["broadcast_dimensions"].index(i)] if i in p["broadcast_dimensions"] else 1 for i in range(len(shape))]),
+        x.reshape(
+            [
+                x.shape[p["broadcast_dimensions"].index(i)] if i in p["broadcast_dimensions"] else 1
+                for i in range(len(shape))
+            ]
+        ),
         shape,
     ),
     "transpose": lambda p, shape, x: x.transpose(p["permutation"]),
     "concatenate": lambda p, shape, *xs: np.concatenate(xs, p["dimension"]),
-    **dict.fromkeys(("copy", "copy_p", "optimization_barrier", "pvary", "pcast", "sharding_constraint"), lambda p, shape, x: x),
+    **dict.fromkeys(
+        ("copy", "copy_p", "optimization_barrier", "pvary", "pcast", "sharding_constraint"), lambda p, shape, x: x
+    ),
 }
 
 
