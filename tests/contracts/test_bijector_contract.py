@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from compiling import compiled_again
+from keys import KEYS, keys_consumed_twice
 
 from jflow import bijectors as bj
 from jflow import guidance, nets
@@ -341,6 +342,18 @@ def test_without_jit_a_second_call_compiles_nothing(name):
         inverse=lambda: bijector.inverse(params, x, cond),
     )
     assert not again
+
+
+@pytest.mark.parametrize("name", TABLE)
+def test_keys_are_consumed_once(name):
+    _, bijector, params, z, x, cond = setup(name)
+    calls = lambda a, b, c, d: (  # noqa: E731
+        bijector.init(a, x, cond),
+        bijector.init(b, z, cond, side="source"),
+        bijector.forward(params, z, cond, key=c),
+        bijector.inverse(params, x, cond, key=d),
+    )
+    assert not keys_consumed_twice(calls, *KEYS)
 
 
 @pytest.mark.parametrize("name", TABLE)

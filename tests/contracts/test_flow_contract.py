@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import scipy.stats
 from compiling import compiled_again
+from keys import KEYS, keys_consumed_twice
 
 import jflow
 from jflow import bijectors as bj
@@ -264,6 +265,18 @@ def test_without_jit_a_second_call_compiles_nothing(name):
         inverse=lambda: flow.inverse(params, x, cond),
     )
     assert not again
+
+
+@pytest.mark.parametrize("name", TABLE)
+def test_keys_are_consumed_once(name):
+    flow, params, x, cond = setup(name)
+    calls = lambda a, b, c, d: (  # noqa: E731
+        flow.init(a, x, cond),
+        flow.log_prob(params, x, cond, key=b),
+        flow.sample(params, c, B, cond),
+        flow.sample_and_log_prob(params, d, B, cond),
+    )
+    assert not keys_consumed_twice(calls, *KEYS)
 
 
 def test_without_jit_a_second_gradient_compiles_nothing():
