@@ -61,21 +61,10 @@ class _Reader:
 
     def outputs(self, eqn, inputs):
         name, params = eqn.primitive.name, eqn.params
-        self.inside.append(eqn)
-        try:
-            if name == "scan":
-                return self.scan(eqn, inputs)
-            if name == "while":
-                return self.while_loop(params, inputs)
-            if name == "cond":
-                return self.cond(params["branches"], inputs[1:])
-            for inner in params.values():  # of jit, custom_vjp_call, checkpoint, shard_map ...
-                if isinstance(inner, Jaxpr | ClosedJaxpr) and len(_open(inner).invars) == len(inputs):
-                    return self.run(inner, inputs)
-        finally:
-            self.inside.pop()
-        outs = [v.aval for v in eqn.outvars]
         keys = [names for names, v in zip(inputs, eqn.invars, strict=True) if _is_key(v.aval)]
+        if keys and (values := self.enter(eqn, inputs)) is not None:
+            return values
+        outs = [v.aval for v in eqn.outvars]
         if name == "random_fold_in":
             parents, data = (np.broadcast_to(names, outs[0].shape).ravel() for names in inputs)
             children = [
@@ -96,6 +85,23 @@ class _Reader:
             same = (name, str(params), *(names.item() for names in inputs))
             return self.integers.setdefault(same, [self.new(aval) for aval in outs])
         return [self.new(aval) for aval in outs]
+
+    def enter(self, eqn, inputs):
+        """The outputs of a program inside the program, one that is given keys; None where there is none."""
+        name, params = eqn.primitive.name, eqn.params
+        self.inside.append(eqn)
+        try:
+            if name == "scan":
+                return self.scan(eqn, inputs)
+            if name == "while":
+                return self.while_loop(params, inputs)
+            if name == "cond":
+                return self.cond(params["branches"], inputs[1:])
+            for inner in params.values():  # of jit, custom_vjp_call, checkpoint, shard_map ...
+                if isinstance(inner, Jaxpr | ClosedJaxpr) and len(_open(inner).invars) == len(inputs):
+                    return self.run(inner, inputs)
+        finally:
+            self.inside.pop()
 
     def scan(self, eqn, inputs):
         body = eqn.params["jaxpr"]  # where what is scanned and what is stacked have an axis less

@@ -347,13 +347,12 @@ def test_without_jit_a_second_call_compiles_nothing(name):
 @pytest.mark.parametrize("name", TABLE)
 def test_keys_are_consumed_once(name):
     _, bijector, params, z, x, cond = setup(name)
-    calls = lambda a, b, c, d: (  # noqa: E731
+    calls = lambda a, b, c: (  # noqa: E731
         bijector.init(a, x, cond),
         bijector.init(b, z, cond, side="source"),
-        bijector.forward(params, z, cond, key=c),
-        bijector.inverse(params, x, cond, key=d),
+        bijector.inverse(params, x, cond, key=c),
     )
-    assert not keys_consumed_twice(calls, *KEYS)
+    assert not keys_consumed_twice(calls, *KEYS[:3])
 
 
 @pytest.mark.parametrize("name", TABLE)

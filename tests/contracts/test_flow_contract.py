@@ -181,6 +181,7 @@ def test_every_public_name_is_in_the_table():
     assert set(flows.__all__) == {name.split()[0] for name in TABLE} | set(EXCUSED)
 
 
+@functools.cache
 def setup(name, event=None, dtype=np.float32, scale=0.3):
     """(flow, params away from their initial values, x, cond)"""
     row, rng = TABLE[name], np.random.default_rng(1)
@@ -270,13 +271,12 @@ def test_without_jit_a_second_call_compiles_nothing(name):
 @pytest.mark.parametrize("name", TABLE)
 def test_keys_are_consumed_once(name):
     flow, params, x, cond = setup(name)
-    calls = lambda a, b, c, d: (  # noqa: E731
+    calls = lambda a, b, c: (  # noqa: E731
         flow.init(a, x, cond),
         flow.log_prob(params, x, cond, key=b),
-        flow.sample(params, c, B, cond),
-        flow.sample_and_log_prob(params, d, B, cond),
+        flow.sample_and_log_prob(params, c, B, cond),
     )
-    assert not keys_consumed_twice(calls, *KEYS)
+    assert not keys_consumed_twice(calls, *KEYS[:3])
 
 
 def test_without_jit_a_second_gradient_compiles_nothing():
