@@ -128,6 +128,12 @@ def split_key(key, n: int):
     return [None] * n if key is None else list(jax.random.split(key, n))
 
 
+def same_draws(key):
+    """The key for one more use that is meant to draw the same numbers: a network evaluated again under the same dropout.
+    None stays None."""
+    return None if key is None else jax.random.clone(key)
+
+
 def space_to_depth(name: str, x: Array, rows: int, columns: int) -> Array:
     """[b, H, W, C] -> [b, H / rows, W / columns, rows columns C], blocks of pixels as channels; ValueError, in the name
     of the caller, where they don't divide."""

@@ -12,7 +12,7 @@ from typing import NamedTuple
 import jax.numpy as jnp
 from jax.typing import ArrayLike
 
-from jflow._util import expand_to
+from jflow._util import expand_to, same_draws
 from jflow.fields import like_state, rows
 from jflow.paths.affine import LINEAR, Schedule, score_to_velocity, x0_to_velocity, x1_to_velocity
 from jflow.types import Array, Cond, Field, Velocity
@@ -158,7 +158,7 @@ def _network(name, field, params, x, cond, key):
 
     def at(t):
         t = rows(jnp.asarray(t, jnp.result_type(t, x)), x.shape[0])
-        return t, like_state(name, field.apply(params, x, t, cond, key=key), x)
+        return t, like_state(name, field.apply(params, x, t, cond, key=same_draws(key)), x)
 
     return at
 

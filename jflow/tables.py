@@ -12,6 +12,7 @@ import numpy as np
 
 from jflow import data
 from jflow.data import Column, Preprocess, Splits, Table
+from jflow.data.seeds import generator
 
 LEAST_ROWS = 10
 TRAIN, VALID, TEST, REPEATED = "train", "valid", "test", "repeated"
@@ -192,7 +193,7 @@ def init_on_rows(model, load: Callable[[], Prepared], *, most: int = 20_000) -> 
     def init(key, batch):
         rows, base = load().rows(TRAIN), data.standardise()
         x = base.apply(base.fit(rows), rows, None)["x"]
-        chosen = np.random.default_rng(0).permutation(len(x))[:most]
+        chosen = generator("init_on_rows", 0).permutation(len(x))[:most]
         return jax.jit(model.init)(key, jnp.asarray(x[chosen]))
 
     return init

@@ -19,7 +19,17 @@ import jax
 import jax.numpy as jnp
 
 from jflow._implicit import fixed_point
-from jflow._util import apply_linen, check_cond, check_side, compiled, expand_to, float_dtype, init_linen, sum_event
+from jflow._util import (
+    apply_linen,
+    check_cond,
+    check_side,
+    compiled,
+    expand_to,
+    float_dtype,
+    init_linen,
+    same_draws,
+    sum_event,
+)
 from jflow.types import Array, Bijector, Cond, Elementwise, Key, Params, PyTree
 
 __all__ = ["InverseInfo", "autoregressive", "autoregressive_inverse", "jacobi", "sequential"]
@@ -139,7 +149,7 @@ def autoregressive_inverse(
 
     def step(x, args):
         y, params, cond, key = args
-        return transformer.inverse(y, _raw(transformer, net, params, x, cond, key))[0]
+        return transformer.inverse(y, _raw(transformer, net, params, x, cond, same_draws(key)))[0]
 
     x, info = solve_causal(step, y, (params, cond, key), solver, passes)
     _, log_slope = transformer.forward(x, _raw(transformer, net, params, x, cond, key))

@@ -51,17 +51,16 @@ def block_autoregressive(
         check(x)
         c = flatten_cond("block_autoregressive", cond, x.shape[0])
         normal = lambda key, *shape: jax.random.normal(key, shape, float_dtype(x))  # noqa: E731
-        layers = {}
+        layers, keys = {}, jax.random.split(key, depth + 2)
         for i, (m, n) in enumerate(zip(widths, widths[1:], strict=False)):
-            own, others, bias = jax.random.split(jax.random.fold_in(key, i), 3)
+            own, others, bias = jax.random.split(keys[i], 3)
             layers[str(i)] = {
                 "own": 0.5 * normal(own, features, m, n),
                 "others": normal(others, features, m, features, n) / math.sqrt(features * m),
                 "bias": normal(bias, features, n) * (i < depth),  # spreads the steps of the first layers' tanh
             }
         if c is not None:
-            cond_key = jax.random.fold_in(key, depth + 1)
-            layers["0"]["cond"] = normal(cond_key, c.shape[-1], features, hidden) / math.sqrt(c.shape[-1] or 1)
+            layers["0"]["cond"] = normal(keys[-1], c.shape[-1], features, hidden) / math.sqrt(c.shape[-1] or 1)
         return {"layers": layers, "gate": jnp.full_like(layers["0"]["bias"][:, 0], -2.0)}
 
     def units(layer, i, h, log_slope, context):

@@ -19,11 +19,12 @@ def chain(*layers: Bijector) -> Bijector:
 
     def init(key, x, cond=None, *, side="data"):
         check_side(side)
-        params = {}
-        order = range(len(layers)) if side == "source" else reversed(range(len(layers)))
-        for i, key_i in zip(order, jax.random.split(key, len(layers) or 1), strict=False):
-            params[str(i)] = layers[i].init(key_i, x, cond, side=side)
-            x, _ = towards(side, layers[i])(params[str(i)], x, cond, key=jax.random.fold_in(key_i, 1))
+        params, n = {}, len(layers)
+        order = range(n) if side == "source" else reversed(range(n))
+        keys = split_key(key, 2 * n)
+        for i, key_init, key_map in zip(order, keys[:n], keys[n:], strict=True):
+            params[str(i)] = layers[i].init(key_init, x, cond, side=side)
+            x, _ = towards(side, layers[i])(params[str(i)], x, cond, key=key_map)
         return {str(i): params[str(i)] for i in range(len(layers))}
 
     def forward(params, z, cond=None, *, key=None):

@@ -59,23 +59,22 @@ def scan(
     def init(key, x, cond=None, *, side="data"):
         check_side(side)
         backwards = side == "data"
-        keys = jax.random.split(key, depth)
-        common = {}
+        keys, common = jax.random.split(key, 2 * depth + 1), {}
         if shared:
             i = depth - 1 if backwards else 0
-            params = make(jax.tree.map(lambda leaf: leaf[i], xs)).init(keys[i], x, cond, side=side)
+            params = make(jax.tree.map(lambda leaf: leaf[i], xs)).init(keys[-1], x, cond, side=side)
             if missing := sorted(set(shared) - set(params)):
                 raise ValueError(f"scan: the layer has no params {missing} to share; it has {sorted(params)}")
             common = {name: params[name] for name in shared}
 
         def body(x, inputs):
-            key_i, xs_i = inputs
+            key_init, key_map, xs_i = inputs
             bijector = make(xs_i)
-            params = {**bijector.init(key_i, x, cond, side=side), **common}
-            y, _ = towards(side, bijector)(params, x, cond, key=jax.random.fold_in(key_i, 1))
+            params = {**bijector.init(key_init, x, cond, side=side), **common}
+            y, _ = towards(side, bijector)(params, x, cond, key=key_map)
             return y.astype(x.dtype), {name: p for name, p in params.items() if name not in shared}
 
-        _, stacked = jax.lax.scan(body, x, (keys, xs), reverse=backwards)
+        _, stacked = jax.lax.scan(body, x, (keys[:depth], keys[depth:-1], xs), reverse=backwards)
         return {"shared": common, "stacked": stacked}
 
     def run(direction, params, x, cond=None, *, key=None):

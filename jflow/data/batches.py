@@ -4,6 +4,7 @@ from collections.abc import Callable, Iterator
 
 import numpy as np
 
+from jflow.data.seeds import generator
 from jflow.data.splits import Rows, count, take
 
 Transform = Callable[[Rows, np.random.Generator], Rows]
@@ -24,14 +25,13 @@ class Batches:
     def __next__(self) -> Rows:
         epoch, i = divmod(self.position, self._n // self._batch)
         if epoch != self._epoch:
-            self._epoch, self._order = epoch, np.random.default_rng((self._seed, epoch)).permutation(self._n)
+            self._epoch, self._order = epoch, generator("batches", self._seed, epoch).permutation(self._n)
         part, parts = self._share
         size = self._batch // parts
         start = i * self._batch + part * size
         rows = take(self._rows, self._order[start : start + size])
         if self._transform is not None:
-            # The 1 keeps this stream apart from the permutations: numpy pads (seed, epoch) with zeros.
-            rows = self._transform(rows, np.random.default_rng((self._seed, self.position, 1, part)))
+            rows = self._transform(rows, generator("transform", self._seed, self.position, part))
         self.position += 1
         return rows
 

@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from jflow.data.seeds import generator
 from jflow.data.splits import Rows, count
 
 State = Mapping[str, Any]
@@ -185,7 +186,7 @@ def chain_preprocess(*parts: Preprocess) -> Preprocess:
     """
 
     def fit(rows):
-        rng, states = np.random.default_rng(0), []
+        rng, states = generator("chain_preprocess", 0), []
         for part in parts:
             states.append(part.fit(rows))
             rows = part.apply(states[-1], rows, rng)

@@ -2,13 +2,15 @@
 
 import numpy as np
 
+from jflow.data.seeds import generator
+
 
 def moons(n: int, seed: int, *, noise: float = 0.05) -> dict[str, np.ndarray]:
     """Two half circles of radius 1 that face each other: {'x': float32 [n, 2], 'cond': int32 [n], which moon}.
 
     The upper is centred at (0, 0), the lower at (1, 0.5); both get normal noise of standard deviation `noise`.
     """
-    rng = np.random.default_rng(seed)
+    rng = generator("moons", seed)
     moon = rng.integers(0, 2, n)
     angle = rng.uniform(0, np.pi, n)
     x = np.where(
@@ -21,7 +23,7 @@ def moons(n: int, seed: int, *, noise: float = 0.05) -> dict[str, np.ndarray]:
 
 def eight_gaussians(n: int, seed: int, *, radius: float = 5.0, variance: float = 0.1) -> dict[str, np.ndarray]:
     """Eight isotropic Gaussians at equal angles on a circle: {'x': float32 [n, 2], 'cond': int32 [n], which one}."""
-    rng = np.random.default_rng(seed)
+    rng = generator("eight_gaussians", seed)
     mode = rng.integers(0, 8, n)
     angle = mode * (np.pi / 4)
     centre = radius * np.stack([np.cos(angle), np.sin(angle)], 1)
@@ -31,7 +33,7 @@ def eight_gaussians(n: int, seed: int, *, radius: float = 5.0, variance: float =
 
 def checkerboard(n: int, seed: int) -> dict[str, np.ndarray]:
     """Uniform on the 8 dark squares of a 4 x 4 board over [-4, 4]^2, density 1/32 there: {'x': float32 [n, 2]}."""
-    rng = np.random.default_rng(seed)
+    rng = generator("checkerboard", seed)
     column = rng.integers(0, 4, n)
     row = 2 * rng.integers(0, 2, n) + column % 2
     corner = 2.0 * np.stack([column, row], 1) - 4

@@ -25,7 +25,7 @@ import jax.numpy as jnp
 
 from jflow import couplings
 from jflow import times as time_laws
-from jflow._util import check_whole, expand_to, float_dtype
+from jflow._util import check_whole, expand_to, float_dtype, same_draws
 from jflow.fewstep._parts import check_flow_map, line, mean_event, needed, shaped, unchanged, warmed
 from jflow.fewstep.flow_maps import JVP, check_pairs, total_derivative
 from jflow.fewstep.trigflow import normalised_tangent
@@ -139,7 +139,9 @@ def align_lagrangian(
         x0, x1, cond, weight, (t, r), _, dropout_key = pairs
         x_t, _ = line(x0, x1, t)
         gap = expand_to(r - t, x_t)
-        u, slope = jvp(lambda r: flow_map.apply(params, x_t, t, r, cond, key=dropout_key), (r,), (jnp.ones_like(r),))
+        u, slope = jvp(
+            lambda r: flow_map.apply(params, x_t, t, r, cond, key=same_draws(dropout_key)), (r,), (jnp.ones_like(r),)
+        )
         u = like_state(name, u, x_t)
         there = jax.lax.stop_gradient(x_t + gap * u).astype(x_t.dtype)
         v = jax.lax.stop_gradient(like_state(name, teacher.apply(needed(name, frozen), there, r, cond), x_t))

@@ -117,14 +117,15 @@ def anchored_consistency(
         x_t = on_line(x0, x1, t)
         v = line_velocity(name, target_velocity, frozen, x0, x1, cond)(x_t, t)
         x = x_t.astype(x1.dtype)
-        u, slope = total_derivative(flow_map, params, x, t, jnp.ones_like(t), v, cond, key=dropout_key, jvp=jvp)
+        far_key, near_key = jax.random.split(dropout_key)
+        u, slope = total_derivative(flow_map, params, x, t, jnp.ones_like(t), v, cond, key=far_key, jvp=jvp)
         u, slope = like_state(name, u, x).astype(dtype), jax.lax.stop_gradient(slope).astype(dtype)
         still = jax.lax.stop_gradient(u)
         g = still - (v + expand_to(1 - t, x) * slope)
         target = still - expand_to(1 - t**relax, x) * jnp.clip(g, -clip, clip)
         error = mean_squared(u, target, x, t)
         shortcut = jnp.cos(jnp.pi / 2 * t) * error / jax.lax.stop_gradient(error + c) ** power
-        now = like_state(name, flow_map.apply(params, x, t, t, cond, key=dropout_key), x).astype(dtype)
+        now = like_state(name, flow_map.apply(params, x, t, t, cond, key=near_key), x).astype(dtype)
         held = shaped(name, "an anchor", anchor(now, v, x_t, t), t)
         metrics = {
             "residual": mean_of_rows(mean_squared(g, jnp.zeros_like(g), x, t), weight),

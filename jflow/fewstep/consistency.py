@@ -20,7 +20,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from jflow import couplings, times
-from jflow._util import expand_to
+from jflow._util import expand_to, same_draws
 from jflow.fewstep._parts import line_velocity, needed, on_line, predicted_data, shaped
 from jflow.losses._batch import mean_of_rows
 from jflow.losses._pairs import check_drop, draw_pairs
@@ -131,7 +131,7 @@ def discrete_consistency(
         x_s = jax.lax.stop_gradient(advance(v, x_t, t, s))
         f = predicted_data(velocity, params, x_t, t, cond, dropout_key, x1.dtype)
         other = jax.lax.stop_gradient(target(params, frozen))
-        f_s = jax.lax.stop_gradient(predicted_data(velocity, other, x_s, s, cond, dropout_key, x1.dtype))
+        f_s = jax.lax.stop_gradient(predicted_data(velocity, other, x_s, s, cond, same_draws(dropout_key), x1.dtype))
         error = shaped(name, "a metric", metric(f, f_s, x_t, t), t)
         residual = mean_squared(f, f_s, x_t, t) / (s - t) ** 2
         return mean_of_rows(weight(t, s) * error, row_weight), {"residual": mean_of_rows(residual, row_weight)}

@@ -14,7 +14,7 @@ import jax.numpy as jnp
 from jax.typing import ArrayLike
 
 from jflow import couplings, times
-from jflow._util import expand_to
+from jflow._util import expand_to, same_draws
 from jflow.fewstep._parts import line_velocity, on_line
 from jflow.fewstep.consistency import Frozen, online_target
 from jflow.fields import like_state
@@ -96,7 +96,7 @@ def consistency_flow_matching(
         x_e = jax.lax.stop_gradient(x_t + expand_to(e - t, x_t) * between(x_t, t))
 
         def predicted(params, x, t):
-            v = velocity.apply(params, x.astype(x1.dtype), t, cond, key=dropout_key)
+            v = velocity.apply(params, x.astype(x1.dtype), t, cond, key=same_draws(dropout_key))
             return like_state(name, v, x)
 
         v = predicted(params, x_t, t)

@@ -20,7 +20,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.typing import ArrayLike
 
-from jflow._util import check_cond, expand_to, float_dtype, need_key
+from jflow._util import check_cond, expand_to, float_dtype, need_key, same_draws
 from jflow.fewstep._parts import check_flow_map, finished, sampling_times
 from jflow.fields import like_state, rows
 from jflow.solvers._integrate import SolveInfo, Status
@@ -103,7 +103,7 @@ def total_derivative(
     forward-mode derivative (a custom_vjp kernel)."""
     t, r = rows(t, x.shape[0]), rows(r, x.shape[0])
     return jvp(
-        lambda x, t, r: flow_map.apply(params, x, t, r, cond, key=key),
+        lambda x, t, r: flow_map.apply(params, x, t, r, cond, key=same_draws(key)),
         (x, t, r),
         (v.astype(x.dtype), jnp.ones_like(t), jnp.zeros_like(r)),
     )

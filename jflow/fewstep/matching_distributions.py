@@ -139,14 +139,15 @@ def shared_timesteps(
         dtype, n, count = float_dtype(x), x.shape[0], len(levels)
 
         def step(state, now):
-            t, level, noise_key = now
+            t, level, noise_key, dropout_key = now
             x1 = carry(flow_map, student, state, t, 1.0, cond, key=dropout_key)
             z = jax.random.normal(noise_key, x.shape, x.dtype)
             back, _ = line(z, jax.lax.stop_gradient(x1), jnp.broadcast_to(level, (n,)))
             return back.astype(x.dtype), (x1, z)
 
-        times = (jnp.asarray(knots[:-1], dtype), jnp.asarray(levels, dtype), jax.random.split(noise_key, count))
-        _, (x1, z) = jax.lax.scan(step, x0.astype(x.dtype), times)
+        times = jnp.asarray(knots[:-1], dtype), jnp.asarray(levels, dtype)
+        keys = jax.random.split(noise_key, count), jax.random.split(dropout_key, count)
+        _, (x1, z) = jax.lax.scan(step, x0.astype(x.dtype), (*times, *keys))
         x1, z = (a.reshape(count * n, *x.shape[1:]) for a in (x1, z))
         t = jnp.repeat(times[1], n)
         cond, row_weight = jax.tree.map(lambda c: jnp.tile(c, (count,) + (1,) * (c.ndim - 1)), (cond, row_weight))

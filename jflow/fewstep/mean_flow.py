@@ -22,7 +22,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from jflow import couplings
-from jflow._util import expand_to, like_rows
+from jflow._util import expand_to, like_rows, same_draws
 from jflow.data.splits import Rows, count, take
 from jflow.fewstep._parts import check_flow_map, line_velocity, on_line, shaped
 from jflow.fewstep.flow_maps import JVP, as_velocity, check_pairs, total_derivative
@@ -141,7 +141,7 @@ def improved_mean_flow(
         x, v, t, r, cond, weight, dropout_key = read(params, key, batch, frozen)
         predicted = like_state(name, velocity.apply(params, x, t, cond, key=dropout_key), x)
         tangent = jax.lax.stop_gradient(predicted)
-        u, slope = total_derivative(flow_map, params, x, t, r, tangent, cond, key=dropout_key, jvp=jvp)
+        u, slope = total_derivative(flow_map, params, x, t, r, tangent, cond, key=same_draws(dropout_key), jvp=jvp)
         guess = like_state(name, u, x) - expand_to(r - t, x) * jax.lax.stop_gradient(slope)
         error = mean_squared(guess, v, x, t)
         total, metrics = _weighted(error, power, c), {"residual": mean_of_rows(error, weight)}

@@ -3,12 +3,12 @@
 The k-rectified flow, as a loop (`source` draws noise, or rows of another data set):
 
     rows = {"x": data}                                    # 1-rectified: noise and data are paired at random
-    for k in range(1, rounds + 1):
+    for k, (train_key, pairs_key) in enumerate(jax.random.split(key, (rounds, 2)), 1):
         step = train.make_step(losses.flow_matching(velocity), optimizer)
-        state = train.init_state(params, optimizer, key)  # params: fresh, or those of the round before
+        state = train.init_state(params, optimizer, train_key)  # params: fresh, or those of the round before
         state = train.fit(state, step, data.batches(rows, 256), steps=20_000, workdir=runs / f"{k}").state
         params = state.params
-        generate_pairs(runs / f"pairs-{k}", velocity, params, source, 10**6, key=jax.random.fold_in(key, k))
+        generate_pairs(runs / f"pairs-{k}", velocity, params, source, 10**6, key=pairs_key)
         rows = read_shards(runs / f"pairs-{k}")           # {'x0', 'x'}: what flow_matching reads
     one_step = distillation(velocity)                     # ... and the last pairs into one step
 

@@ -15,7 +15,7 @@ import jax.numpy as jnp
 
 from jflow import couplings
 from jflow import times as time_laws
-from jflow._util import expand_to, float_dtype
+from jflow._util import expand_to, float_dtype, same_draws
 from jflow.fewstep._parts import check_weights, line, mean_event, needed, shaped
 from jflow.fewstep.adversarial import Game, adversarial, fixed_steps, non_saturating, on_student, summed
 from jflow.fields import like_state
@@ -81,7 +81,9 @@ def self_correction(
         steps = ahead * jnp.minimum(reach, 1 - t), -behind * jnp.minimum(reach, t)
 
         def data(params, x, t):
-            out = like_state(name, velocity.apply(params, x.astype(x1.dtype), t, cond, key=dropout_key), x_t)
+            out = like_state(
+                name, velocity.apply(params, x.astype(x1.dtype), t, cond, key=same_draws(dropout_key)), x_t
+            )
             return x.astype(float_dtype(x)) + expand_to(1 - t, x) * out
 
         here = data(params, x_t, t)

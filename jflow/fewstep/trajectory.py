@@ -6,7 +6,7 @@ import jax.numpy as jnp
 
 from jflow import couplings
 from jflow import times as time_laws
-from jflow._util import expand_to, float_dtype
+from jflow._util import expand_to, float_dtype, same_draws
 from jflow.fewstep._parts import (
     average_velocity,
     check_fixed,
@@ -85,7 +85,7 @@ def trajectory_distillation(
             return average_velocity(teacher, given, x, t, r, cond, solver=solver, steps=steps)
 
         def student(params, x, t, r):
-            u = flow_map.apply(params, x.astype(x_t.dtype), t, r, cond, key=dropout_key)
+            u = flow_map.apply(params, x.astype(x_t.dtype), t, r, cond, key=same_draws(dropout_key))
             return like_state(name, u, x_t).astype(float_dtype(x_t))
 
         x = x_t.astype(float_dtype(x_t))

@@ -22,7 +22,7 @@ import jax
 import jax.numpy as jnp
 
 from jflow import couplings, paths, times
-from jflow._util import check_whole, expand_to, float_dtype
+from jflow._util import check_whole, expand_to, float_dtype, same_draws
 from jflow.fewstep._parts import checked, mean_event, needed, shaped, warmed
 from jflow.fewstep.flow_maps import JVP
 from jflow.losses._batch import mean_of_rows
@@ -116,7 +116,7 @@ def trigflow_consistency(
         slope = jax.lax.stop_gradient(slope)
         small = (cos * sin).reshape(tau.shape)
         out, turn = jvp(
-            lambda x, tau: student.apply(params, x, tau, cond, key=dropout_key),
+            lambda x, tau: student.apply(params, x, tau, cond, key=same_draws(dropout_key)),
             (x.astype(x1.dtype), tau),
             ((expand_to(small, x) * slope).astype(x1.dtype), small),
         )

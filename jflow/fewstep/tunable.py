@@ -16,7 +16,7 @@ from jax.typing import ArrayLike
 
 from jflow import couplings
 from jflow import times as time_laws
-from jflow._util import expand_to, float_dtype
+from jflow._util import expand_to, float_dtype, same_draws
 from jflow.fewstep._parts import average_velocity, check_fixed, check_weights, checked, mean_event, need_pairs, needed
 from jflow.fields import like_state, rows
 from jflow.losses._batch import mean_of_rows
@@ -91,7 +91,7 @@ def tunable_distillation(
         share = expand_to(jnp.maximum((s - t) / s, jnp.finfo(x.dtype).eps), x)  # t = 1 has no step to learn from
 
         def student(time):
-            v = like_state(name, velocity.apply(params, x0, time, cond, key=dropout_key), x0)
+            v = like_state(name, velocity.apply(params, x0, time, cond, key=same_draws(dropout_key)), x0)
             return v.astype(x.dtype)
 
         def mean(error):

@@ -19,7 +19,7 @@ import jax.numpy as jnp
 
 from jflow import couplings
 from jflow import times as time_laws
-from jflow._util import expand_to, float_dtype
+from jflow._util import expand_to, float_dtype, split_key
 from jflow.fewstep._parts import check_weights, checked, line, mean_event, needed, shaped, unchanged
 from jflow.fewstep.flow_maps import JVP, to_data, total_derivative
 from jflow.fields import like_state
@@ -101,12 +101,13 @@ def velocity_distillation(
         pairs = draw_pairs(name, key, batch, time, _INDEPENDENT, drop, null)
         x0, x, cond, weight, t, noise_key, dropout_key = pairs
         start = jnp.zeros_like(t)
-        x1 = x0 + like_state(name, velocity.apply(params, x0, start, cond, key=dropout_key), x0)
+        sample_key, motion_key = jax.random.split(dropout_key)
+        x1 = x0 + like_state(name, velocity.apply(params, x0, start, cond, key=sample_key), x0)
         z = jax.random.normal(noise_key, x.shape, x.dtype)
         x_t, _ = line(z, x1, t)
         still = jax.lax.stop_gradient(x_t)
         v = _taught(name, teacher, frozen, still, t, cond)
-        out, slope = _motion(name, velocity, jax.lax.stop_gradient(params), still, t, v, cond, dropout_key, jvp)
+        out, slope = _motion(name, velocity, jax.lax.stop_gradient(params), still, t, v, cond, motion_key, jvp)
         left = expand_to(1 - t, x_t)
         push = out - left * shaped(name, "a tangent", tangent(slope), slope) - v
         error = mean_event(jnp.square(x_t.astype(push.dtype) - still + jax.lax.stop_gradient(push))) / 2
@@ -144,9 +145,8 @@ def marginal_transport(
 
     def loss(params, key, batch, frozen=None):
         value, metrics = 0.0, {"residual": 0.0}
-        for i, (name, (weight, part)) in enumerate(parts.items()):
+        for own, (name, (weight, part)) in zip(split_key(key, len(parts)), parts.items(), strict=True):
             if weight > 0:
-                own = None if key is None else jax.random.fold_in(key, i)
                 term, said = part(params, own, batch, frozen)
                 value = value + weight * term
                 metrics |= {f"{name}/loss": term, f"{name}/residual": said["residual"]}

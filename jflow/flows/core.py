@@ -76,8 +76,8 @@ def elbo_flow(transport: Transport | Bijector, base: Distribution) -> ElboFlow:
         return base.log_prob(params["base"], z, cond, key=key_base) + contribution
 
     def sample(params, key, n, cond=None):
-        z = _sample_source(base, params, key, n, cond)
-        return forward(params, z, cond, key=jax.random.fold_in(key, 1))[0]
+        key_base, key_map = jax.random.split(key)
+        return forward(params, _sample_source(base, params, key_base, n, cond), cond, key=key_map)[0]
 
     return ElboFlow(init, elbo, sample, forward, inverse)
 

@@ -8,7 +8,7 @@ from collections.abc import Callable
 import jax
 import jax.numpy as jnp
 
-from jflow._util import expand_to, like_rows
+from jflow._util import expand_to, like_rows, split_key
 from jflow.fields import rows
 from jflow.guidance.combine import Combine, scaled
 from jflow.types import Array, PyTree, Velocity
@@ -66,8 +66,8 @@ def negative(velocity: Velocity, combine: Combine) -> Velocity:
 def autoguidance(velocity: Velocity, weak: Velocity, combine: Combine) -> Velocity:
     """combine(v, v_weak, x, t): away from a worse version of the model (smaller, or trained less), not from no condition.
 
-    params {'velocity', 'weak'}; x, t, cond and dropout's key go to both, b rows each. `told(weak, null)` makes the weak
-    one unconditional, where guidance is of both kinds. The paper's w is the scale of `scaled`.
+    params {'velocity', 'weak'}; x, t and cond go to both, b rows each, and dropout's key is split. `told(weak, null)` makes
+    the weak one unconditional, where guidance is of both kinds. The paper's w is the scale of `scaled`.
     Source: Karras, Aittala, Kynkaanniemi, Lehtinen, Aila, Laine, "Guiding a Diffusion Model with a Bad Version of
         Itself", 2024.
     """
@@ -78,8 +78,9 @@ def autoguidance(velocity: Velocity, weak: Velocity, combine: Combine) -> Veloci
 
     def apply(params, x, t, cond=None, *, key=None):
         t = rows(t, _count(x))
-        strong = velocity.apply(params["velocity"], x, t, cond, key=key)
-        return combine(strong, weak.apply(params["weak"], x, t, cond, key=key), x, t)
+        strong_key, weak_key = split_key(key, 2)
+        strong = velocity.apply(params["velocity"], x, t, cond, key=strong_key)
+        return combine(strong, weak.apply(params["weak"], x, t, cond, key=weak_key), x, t)
 
     return Velocity(init, apply)
 

@@ -3,7 +3,7 @@
 import jax
 import jax.numpy as jnp
 
-from jflow._util import expand_to, float_dtype, sum_event
+from jflow._util import expand_to, float_dtype, split_key, sum_event
 from jflow.fields import rows
 from jflow.guidance.combine import Scale, weights
 from jflow.paths.affine import LINEAR, Schedule, coefficients
@@ -38,11 +38,12 @@ def classifier_guidance(
         if cond is None:
             raise ValueError("classifier_guidance: expected cond, what to guide towards, got None")
         t = rows(t, x.shape[0])
-        v = velocity.apply(params["velocity"], x, t, cond, key=key)
+        velocity_key, classifier_key = split_key(key, 2)
+        v = velocity.apply(params["velocity"], x, t, cond, key=velocity_key)
         later = jnp.maximum(t, start)
 
         def total(x):
-            log_p = classifier.apply(params["classifier"], x, later, cond, key=key)
+            log_p = classifier.apply(params["classifier"], x, later, cond, key=classifier_key)
             if log_p.shape != t.shape:
                 raise ValueError(
                     f"classifier_guidance: expected log p(cond | x) of shape {list(t.shape)}, got {list(log_p.shape)}: "

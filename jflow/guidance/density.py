@@ -18,7 +18,7 @@ from statistics import NormalDist
 import jax
 import jax.numpy as jnp
 
-from jflow._util import expand_to, float_dtype, need_key, sum_event
+from jflow._util import expand_to, float_dtype, need_key, same_draws, sum_event
 from jflow.fields import rows
 from jflow.guidance.combine import Scale, weights
 from jflow.paths.affine import LINEAR, Schedule, coefficients, velocity_to_score
@@ -40,7 +40,7 @@ def density(velocity: Velocity, excess: Excess, *, schedule: Schedule = LINEAR) 
 
     def apply(params, x, t, cond=None, *, key=None):
         t = rows(t, x.shape[0])
-        u = lambda x: velocity.apply(params, x, t, cond, key=key)  # noqa: E731
+        u = lambda x: velocity.apply(params, x, t, cond, key=same_draws(key))  # noqa: E731
         v = u(x)
         return (v + _climb(velocity_to_score(v, x, t, schedule), excess(u, x, t))).astype(v.dtype)
 

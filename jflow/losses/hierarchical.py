@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 
 from jflow import couplings, paths, times
-from jflow._util import float_dtype
+from jflow._util import float_dtype, same_draws
 from jflow.losses._batch import mean_of_rows
 from jflow.losses._pairs import draw_pairs, pick
 from jflow.solvers.hierarchical import Outer
@@ -55,13 +55,14 @@ def hierarchical_matching(velocity: Velocity, levels: Sequence[Level] = (Level()
 
     def loss(params, key, batch, frozen=None):
         pairs = draw_pairs("hierarchical_matching", key, batch, levels[0].time, levels[0].coupling, 0.0, None)
-        z, y, t, weight, path_key = pairs.x0, pairs.x1, pairs.t, pairs.weight, pairs.path_key
+        z, y, t, weight = pairs.x0, pairs.x1, pairs.t, pairs.weight
+        path_key, *keys = jax.random.split(pairs.path_key, len(levels))
         dtype, n = y.dtype, y.shape[0]
         above = Outer((), (), pairs.cond)
         x, y = _look(levels[0].path, z, y, t, path_key)
-        for i, level in enumerate(levels[1:], 1):
+        for level, level_key in zip(levels[1:], keys, strict=True):
             above = Outer((*above.states, x.astype(dtype)), (*above.times, t), above.cond)
-            time_key, noise_key, pair_key, path_key = jax.random.split(jax.random.fold_in(key, i), 4)
+            time_key, noise_key, pair_key, path_key = jax.random.split(level_key, 4)
             z = jax.random.normal(noise_key, y.shape, y.dtype)
             rows_i, rows_j = level.coupling(pair_key, z, y, above)
             z, (y, above, weight) = pick(z, rows_i), pick((y, above, weight), rows_j)
@@ -81,4 +82,4 @@ def hierarchical_matching(velocity: Velocity, levels: Sequence[Level] = (Level()
 
 def _look(path, z, y, t, key):
     """Where the pair is at t, and its velocity there: the data of the next level."""
-    return path.point(z, y, t, key=key), path.target(z, y, t, key=key)
+    return path.point(z, y, t, key=key), path.target(z, y, t, key=same_draws(key))

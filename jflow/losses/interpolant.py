@@ -4,7 +4,7 @@ import jax
 import jax.numpy as jnp
 
 from jflow import couplings, paths, times
-from jflow._util import float_dtype
+from jflow._util import float_dtype, same_draws
 from jflow.losses._batch import mean_of_rows
 from jflow.losses._pairs import check_drop, draw_pairs
 from jflow.losses.errors import mean_squared
@@ -44,7 +44,8 @@ def interpolant_matching(
         pairs = draw_pairs("interpolant_matching", key, batch, time, coupling, drop, null)
         x0, x1, cond, weight, t, path_key, dropout_key = pairs
         x_t = path.point(x0, x1, t, key=path_key).astype(x1.dtype)
-        targets = {"velocity": path.target(x0, x1, t, key=path_key), "noise": draw_noise(path_key, x1)}
+        velocity, noise = path.target(x0, x1, t, key=same_draws(path_key)), draw_noise(same_draws(path_key), x1)
+        targets = {"velocity": velocity, "noise": noise}
         found = field.apply(params, x_t, t, cond, key=dropout_key)
         shapes = jax.tree.map(jnp.shape, found)
         if shapes != jax.tree.map(jnp.shape, targets):

@@ -4,7 +4,7 @@ import jax
 import jax.numpy as jnp
 
 from jflow import couplings, paths, times
-from jflow._util import expand_to, float_dtype, need_key
+from jflow._util import expand_to, float_dtype, need_key, same_draws
 from jflow.losses._batch import mean_of_rows
 from jflow.losses._pairs import check_drop, draw_pairs
 from jflow.losses.errors import Metric, mean_squared
@@ -46,7 +46,7 @@ def flow_matching(
         pairs = draw_pairs("flow_matching", key, batch, time, coupling, drop, null)
         x0, x1, cond, weight, t, path_key, dropout_key = pairs
         x_t = path.point(x0, x1, t, key=path_key).astype(x1.dtype)
-        target = path.target(x0, x1, t, key=path_key)
+        target = path.target(x0, x1, t, key=same_draws(path_key))
         v = velocity.apply(params, x_t, t, cond, key=dropout_key)
         if v.shape != target.shape:
             raise ValueError(f"flow_matching: expected a velocity of shape {list(target.shape)}, got {list(v.shape)}")

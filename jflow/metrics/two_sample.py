@@ -6,6 +6,8 @@ import numpy as np
 from numpy.typing import ArrayLike
 from scipy.optimize import linear_sum_assignment
 
+from jflow.data.seeds import generator
+
 CHUNK = 2**22  # distances held at once: 32 MiB
 
 
@@ -94,7 +96,7 @@ def permutation_test(
     if permutations < 1:
         raise ValueError(f"permutation_test: expected permutations >= 1, got {permutations}")
     found = statistic(x, y)
-    both, rng = np.concatenate([x, y]), np.random.default_rng(seed)
+    both, rng = np.concatenate([x, y]), generator("permutation test", seed)
     reached = 0
     for _ in range(permutations):
         order = rng.permutation(len(both))

@@ -131,6 +131,7 @@ def run(
     `evaluate` and `picture` get whole params on every process.
     """
     from jflow import data  # here, because the lightest use of jflow.train needs no data
+    from jflow.data.seeds import generator
 
     workdir, text, values = Path(workdir), _text(config_source), dict(resolved or {})
     processes.check_agreement({"the config": text, **{f"key {name!r}": value for name, value in values.items()}})
@@ -154,7 +155,7 @@ def run(
 
     batches = data.batches(splits.train, experiment.batch, seed=seed, transform=transform, share=share)
     init_key, frozen_key, train_key, eval_key, picture_key = jax.random.split(jax.random.key(seed), 5)
-    first = transform(data.take(splits.train, slice(experiment.batch)), np.random.default_rng(seed))
+    first = transform(data.take(splits.train, slice(experiment.batch)), generator("first batch", seed))
 
     def start():
         params = experiment.init(init_key, first)

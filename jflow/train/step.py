@@ -41,8 +41,8 @@ def make_step(
         check_vma=False of jax.shard_map: diffrax's buffers are not marked as varying. pmap and jit take all losses.
 
     accumulate: the batch is cut into so many parts, one after the other in memory; gradient, loss and metrics are the
-        means over parts, part i gets the key fold_in(key, i). The update is that of the whole batch for a loss that is a
-        mean over rows and needs no key; a weighted mean or a coupling sees its part alone. One step stays one update of
+        means over parts, each with a key of its own. The update is that of the whole batch for a loss that is a mean over
+        rows and needs no key; a weighted mean or a coupling sees its part alone. One step stays one update of
         optimizer, average and step count (optax.MultiSteps would count parts as steps).
 
     Raises ValueError at construction for a bad decay or count, and when traced if the state and `ema` disagree or a
@@ -93,11 +93,11 @@ def _in_parts(gradient, n: int):
         parts = jax.tree_util.tree_map_with_path(lambda path, x: _cut(path, x, n), batch)
 
         def add(total, part):
-            i, rows = part
-            (value, metrics), grads = gradient(params, jax.random.fold_in(key, i), rows, frozen)
+            own, rows = part
+            (value, metrics), grads = gradient(params, own, rows, frozen)
             return jax.tree.map(jnp.add, total, grads), (value, dict(metrics))
 
-        total, out = jax.lax.scan(add, jax.tree.map(jnp.zeros_like, params), (jnp.arange(n), parts))
+        total, out = jax.lax.scan(add, jax.tree.map(jnp.zeros_like, params), (jax.random.split(key, n), parts))
         value, metrics = jax.tree.map(lambda x: jnp.mean(x, axis=0), out)
         return (value, metrics), jax.tree.map(lambda g: g / n, total)
 

@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from compiling import compiled_again
+from keys import KEYS, keys_consumed_twice
 
 from jflow import bijectors as bj
 from jflow import guidance, nets
@@ -344,6 +345,17 @@ def test_without_jit_a_second_call_compiles_nothing(name):
         inverse=lambda: bijector.inverse(params, x, cond),
     )
     assert not again
+
+
+@pytest.mark.parametrize("name", TABLE)
+def test_keys_are_consumed_once(name):
+    _, bijector, params, z, x, cond = setup(name)
+    calls = lambda a, b, c: (  # noqa: E731
+        bijector.init(a, x, cond),
+        bijector.init(b, z, cond, side="source"),
+        bijector.inverse(params, x, cond, key=c),
+    )
+    assert not keys_consumed_twice(calls, *KEYS[:3])
 
 
 @pytest.mark.parametrize("name", TABLE)

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import scipy.stats
 from compiling import compiled_again
+from keys import KEYS, keys_consumed_twice
 
 from jflow import distributions
 from jflow.types import Distribution
@@ -155,6 +156,17 @@ def test_without_jit_a_second_call_compiles_nothing(name):
         sample=lambda: distribution.sample(params, key, 3),
     )
     assert not again
+
+
+@pytest.mark.parametrize("name", TABLE)
+def test_keys_are_consumed_once(name):
+    distribution, params, x = setup(name)
+    calls = lambda a, b, c: (  # noqa: E731
+        distribution.init(a, x),
+        distribution.log_prob(params, x, key=b),
+        distribution.sample(params, c, 3),
+    )
+    assert not keys_consumed_twice(calls, *KEYS[:3])
 
 
 @pytest.mark.parametrize("name", TABLE)

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import scipy.stats
 from compiling import compiled_again
+from keys import KEYS, keys_consumed_twice
 
 import jflow
 from jflow import bijectors as bj
@@ -180,6 +181,7 @@ def test_every_public_name_is_in_the_table():
     assert set(flows.__all__) == {name.split()[0] for name in TABLE} | set(EXCUSED)
 
 
+@functools.cache
 def setup(name, event=None, dtype=np.float32, scale=0.3):
     """(flow, params away from their initial values, x, cond)"""
     row, rng = TABLE[name], np.random.default_rng(1)
@@ -265,6 +267,17 @@ def test_without_jit_a_second_call_compiles_nothing(name):
         inverse=lambda: flow.inverse(params, x, cond),
     )
     assert not again
+
+
+@pytest.mark.parametrize("name", TABLE)
+def test_keys_are_consumed_once(name):
+    flow, params, x, cond = setup(name)
+    calls = lambda a, b, c: (  # noqa: E731
+        flow.init(a, x, cond),
+        flow.log_prob(params, x, cond, key=b),
+        flow.sample_and_log_prob(params, c, B, cond),
+    )
+    assert not keys_consumed_twice(calls, *KEYS[:3])
 
 
 def test_without_jit_a_second_gradient_compiles_nothing():

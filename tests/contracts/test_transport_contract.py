@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from compiling import compiled_again
+from keys import KEYS, keys_consumed_twice
 
 from jflow import bijectors as bj
 from jflow import decoders, distributions, flows, losses, nets
@@ -190,6 +191,18 @@ def test_init_is_finite_from_both_sides_and_alike_in_shape(name):
 
 
 @pytest.mark.parametrize("name", TABLE)
+def test_keys_are_consumed_once(name):
+    _, transport, params, z, x, cond = setup(name)
+    calls = lambda a, b, c, d: (  # noqa: E731
+        transport.init(a, x, cond),
+        transport.init(b, z, cond, side="source"),
+        transport.forward(params, z, cond, key=c),
+        transport.inverse(params, x, cond, key=d),
+    )
+    assert not keys_consumed_twice(calls, *KEYS)
+
+
+@pytest.mark.parametrize("name", TABLE)
 def test_gradients_are_finite_and_reach_every_parameter(name):
     for path, g in jax.tree_util.tree_leaves_with_path(measured(name)["grads"]):
         assert np.all(np.isfinite(g)) and np.any(g != 0), jax.tree_util.keystr(path)
@@ -281,6 +294,13 @@ def test_elbo_flows(name):
     if row.levels:
         np.testing.assert_array_equal(again, x)
         assert set(np.unique(sample)) <= set(range(row.levels)) and len(np.unique(sample)) > 1
+
+    calls = lambda a, b, c: (  # noqa: E731
+        flow.init(a, x, cond),
+        flow.elbo(params, x, cond, key=b),
+        flow.sample(params, c, B, cond),
+    )
+    assert not keys_consumed_twice(calls, *KEYS[:3])
 
     key = jax.random.key(0)
     assert not compiled_again(

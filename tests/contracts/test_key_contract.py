@@ -1,0 +1,249 @@
+"""A key is consumed once: by every loss, law of times, coupling, source, solver, guidance and update that takes one.
+
+The networks here draw from the key that they get, as dropout does. Distributions, bijectors, transports and flows are held to
+it in their own tables."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+from keys import keys_consumed_twice
+
+from jflow import (
+    bijectors,
+    couplings,
+    distributions,
+    fewstep,
+    flows,
+    guidance,
+    losses,
+    mixtures,
+    oracles,
+    parameterisations,
+    paths,
+    solvers,
+    times,
+    train,
+)
+from jflow.nets.deepflow import Branches
+from jflow.types import Field, FlowMap, Velocity
+
+B, KEY = 4, jax.random.key(0)
+X = jnp.asarray(np.random.default_rng(0).normal(size=(B, 2)), jnp.float32)
+IMAGES, T, LABELS, GRID = jnp.ones((B, 4, 4, 1)), jnp.linspace(0.1, 0.9, B), jnp.arange(B) % 3, np.linspace(0, 1, 4)
+ONE = {"scale": jnp.ones(())}
+PLAYERS = ("student", "discriminator", "fake", "model", "encoder", "velocity", "weak", "classifier")
+PARAMS = {**ONE, **dict.fromkeys(PLAYERS, ONE), "base": {}}
+FROZEN = {"teacher": ONE, "ema": PARAMS, "velocity": ONE, "step": jnp.int32(3)}
+BATCH = {"x": X, "x0": X + 1.0, "cond": LABELS, "weight": T}
+
+
+def field(kind, out):
+    """A network of `kind` that makes out(x), times a parameter, of x with numbers dropped by the key."""
+
+    def apply(params, x, *args, key=None):
+        kept = 1.0 if key is None else jax.random.bernoulli(key, shape=jax.tree.leaves(x)[0].shape)
+        return jax.tree.map(lambda v: jax.tree.leaves(params)[0] * v, out(jax.tree.map(lambda v: kept * v, x)))
+
+    return kind(lambda key, *args: {"scale": jax.random.normal(key)}, apply)
+
+
+V, MAP, LOGITS = field(Velocity, lambda x: x), field(FlowMap, lambda x: x), field(Field, lambda x: x.sum(1))
+BOTH = field(Field, lambda x: {"velocity": x, "noise": x})
+BRANCHES = field(Field, lambda x: Branches(x, x[:, 1:]))
+EXACT = mixtures.exact([0.4, 0.6], [[-1.0, 0.0], [1.0, 0.5]], 0.1)
+MIXTURE = field(Field, lambda x: EXACT.apply({}, x, jnp.full(x.shape[:1], 0.5)))
+FLOW = flows.flow(bijectors.affine((2,)), distributions.normal((2,)))
+FLOW_PARAMS = FLOW.init(KEY, X)
+ELBO = flows.elbo_flow(bijectors.augment(distributions.normal((1,)), 1), distributions.normal((3,)))
+BRIDGE = paths.interpolant(paths.schroedinger_bridge(0.5))
+ORACLE = oracles.gaussian([0.0, 0.0], 1.0)
+STEPS = fewstep.grid_steps(lambda n: np.linspace(0, 1, n + 1), 4)
+IMPORTANCE = losses.likelihood_importance(cells=4)
+
+
+def loss(made, without=(), params=PARAMS, frozen=FROZEN, **more):
+    """key -> the loss of one batch."""
+    batch = {name: value for name, value in {**BATCH, **more}.items() if name not in without}
+    return lambda key: made(params, key, batch, frozen)[0]
+
+
+MATCHING = losses.flow_matching(V)
+LOSSES = {
+    "deep_supervision": loss(losses.deep_supervision(BRANCHES, 2), params=ONE),
+    "diffusion_likelihood": loss(losses.diffusion_likelihood(V, trace=0.1, jacobian=0.1), ("x0",)),
+    "drop_cond": loss(losses.drop_cond(MATCHING, 0.5, null=3)),
+    "flow_matching": loss(losses.flow_matching(V, drop=0.5, null=3, coupling=couplings.sinkhorn()), ("x0",)),
+    "flow_matching on a bridge": loss(losses.flow_matching(V, path=BRIDGE)),
+    "fresh_source": loss(losses.fresh_source(MATCHING), paired=LABELS == 0),
+    "hierarchical_matching": loss(losses.hierarchical_matching(V, [losses.Level()] * 3), ("x0",)),
+    "hierarchical_matching on bridges": loss(losses.hierarchical_matching(V, [losses.Level(path=BRIDGE)] * 2)),
+    "interpolant_matching": loss(losses.interpolant_matching(BOTH, paths.schroedinger_bridge(0.5))),
+    "mixture_matching": loss(losses.mixture_matching(MIXTURE, transition=0.5), ("x0",)),
+    "negative_elbo": loss(losses.negative_elbo(ELBO), ("x0", "cond"), params={"bijector": {}, "base": {}}),
+    "nll": loss(losses.nll(FLOW), ("x0",), params=FLOW_PARAMS),
+    "noised": loss(losses.noised(MATCHING, 0.1)),
+    "regularised_nll": loss(
+        losses.regularised_nll(V, distributions.normal((2,)), divergence=solvers.hutchinson(), steps=2), ("x0",)
+    ),
+    "reverse_kl": loss(losses.reverse_kl(FLOW, lambda x: x.sum(1), draws=3), tuple(BATCH), params=FLOW_PARAMS),
+    "with_source": loss(couplings.with_source(MATCHING, couplings.corrupted(lambda x: x, 0.1)), ("x0", "cond")),
+    "adversarial": loss(fewstep.adversarial(fewstep.fixed_steps(V, 2), LOGITS, r1=0.1, features=LOGITS)),
+    "align_eulerian": loss(fewstep.align_eulerian(MAP, V, jvp=fewstep.finite_difference())),
+    "align_lagrangian": loss(fewstep.align_lagrangian(MAP, V, jvp=fewstep.finite_difference())),
+    "anchored_consistency": loss(fewstep.anchored_consistency(MAP, target_velocity=V)),
+    "annealed_source": loss(fewstep.annealed_source(MATCHING, lambda step: 0.5 + 0 * step)),
+    "bespoke_bound": loss(
+        fewstep.bespoke_bound(V, GRID), ("x0",), params=fewstep.bespoke_params(2), x=X[:, None] * jnp.ones((1, 4, 1))
+    ),
+    "bespoke_error": loss(fewstep.bespoke_error(V), params=fewstep.bespoke_params(2)),
+    "boss": loss(fewstep.boss(V, [0.0, 0.5, 1.0]), ("x0",), x=X[:, None] * jnp.ones((1, 3, 1))),
+    "c_rectified": loss(fewstep.c_rectified(fewstep.inner_potential(V))),
+    "consistency_flow_matching": loss(fewstep.consistency_flow_matching(V)),
+    "constant_acceleration": loss(fewstep.constant_acceleration(V, V)),
+    "discrete_consistency": loss(fewstep.discrete_consistency(V, steps=STEPS)),
+    "distillation": loss(fewstep.distillation(V)),
+    "distribution_matching": loss(fewstep.distribution_matching(fewstep.fixed_steps(V, 2), V, V)),
+    "flow_guided_distillation": loss(fewstep.flow_guided_distillation(V, V)),
+    "improved_mean_flow": loss(fewstep.improved_mean_flow(MAP, omega=1.0, kappa=0.5, drop=0.1, null=3)),
+    "initial_velocity": loss(fewstep.initial_velocity(V)),
+    "marginal_transport": loss(fewstep.marginal_transport(V, V)),
+    "mean_flow": loss(fewstep.mean_flow(MAP, omega=1.0, kappa=0.5, drop=0.1, null=3)),
+    "on_student": loss(fewstep.on_student(MATCHING)),
+    "perflow": loss(fewstep.perflow(V, V, steps=1)),
+    "phased_rectified_diffusion": loss(
+        fewstep.phased_rectified_diffusion(V, V, schedule=paths.schedules.cosine(), steps=1)
+    ),
+    "rectified_diffusion": loss(fewstep.rectified_diffusion(V)),
+    "self_corrected": loss(fewstep.self_corrected(V, V, LOGITS), frozen={**FROZEN, "ema": PARAMS}),
+    "self_correction": loss(fewstep.self_correction(V, V)),
+    "shared_timesteps": loss(fewstep.shared_timesteps(MAP, V, V, GRID)),
+    "shortcut": loss(fewstep.shortcut(MAP, levels=2, drop=0.1, null=3)),
+    "summed": loss(fewstep.summed({"one": MATCHING, "other": MATCHING})),
+    "trajectory_distillation": loss(fewstep.trajectory_distillation(MAP, V, straight=1.0, steps=1)),
+    "trigflow_consistency": loss(fewstep.trigflow_consistency(V, jvp=fewstep.finite_difference())),
+    "tunable_distillation": loss(fewstep.tunable_distillation(V, V, align=0.1)),
+    "turbo": loss(fewstep.turbo(V, LOGITS, lambda g, x: (g - x).sum(1), steps=2)),
+    "variational_noise": loss(fewstep.variational_noise(MATCHING, fewstep.noise_encoder(V), kl=0.1), ("x0",)),
+    "velocity_distillation": loss(fewstep.velocity_distillation(V, V)),
+    "velocity_matching": loss(fewstep.velocity_matching(V)),
+    "velocity_refiner": loss(fewstep.velocity_refiner(field(Field, lambda x: x[0]), V)),
+}
+NOT_LOSSES = {
+    "losses": "Importance Level draw_times learn_importance learned_times likelihood_importance likelihood_weight "
+    "mean_squared perceptual_huber pseudo_huber",
+    "fewstep": "Cost Game Generate Launch ScoreWeight Source as_velocity averaged_target bellman bespoke_params "
+    "bespoke_sample by_evaluations carry clipped_tangent count_steps easy_steps end_error euler_step expanded_time "
+    "finite_difference fixed_steps fixed_times generate_pairs generate_trajectories grid_steps grown heun_step hinge "
+    "inner_potential interval_times kl_weight least_squares nearby noise_encoder noise_error non_saturating normal_source "
+    "normalised_tangent online_target per_error per_noise per_time piecewise potential_velocity power_cost "
+    "quadratic_cost read_shards rectified_times refined_sample refines relativistic restore rows_source sample "
+    "sample_acceleration sample_variational sequential_path sequential_times squared_and_cosine step_costs to_data "
+    "total_derivative truncate_pairs window_grid write_shards",
+}
+
+
+def law(time):
+    return lambda key: time(key, B)
+
+
+def pairing(coupling):
+    return lambda key: coupling(key, X, X, LABELS)
+
+
+def network(made, params=PARAMS, cond=LABELS):
+    """key -> params and an evaluation, each with a key of its own."""
+
+    def both(key):
+        init_key, apply_key = jax.random.split(key)
+        return made.init(init_key, X, T, cond), made.apply(params, X, T, cond, key=apply_key)
+
+    return both
+
+
+def walk(step):
+    return lambda key: solvers.walk(step, ONE, X, key, [0.2, 0.4, 0.6])
+
+
+def update(accumulate):
+    step = train.make_step(MATCHING, optax.sgd(0.1), ema=0.9, refresh=fewstep.count_steps, accumulate=accumulate)
+
+    def run(key):
+        state = train.init_state(ONE, optax.sgd(0.1), KEY, ema=0.9, frozen={"step": jnp.int32(0)})
+        return step(state._replace(key=key), BATCH)
+
+    return run
+
+
+OTHERS = {
+    **{
+        f"times.{name}": law(getattr(times, name)())
+        for name in ("antithetic", "cosmap", "logit_normal", "low_discrepancy", "mode", "u_shaped", "uniform")
+    },
+    "times.from_quantile": law(times.from_quantile(lambda u: u, times.low_discrepancy())),
+    "times.pairs": law(times.pairs(times.low_discrepancy(), equal=0.5)),
+    "times.shifted": law(times.shifted(times.antithetic(), 2.0)),
+    **{f"fewstep.{name}": law(getattr(fewstep, name)()) for name in ("interval_times", "nearby", "rectified_times")},
+    "fewstep.fixed_times": law(fewstep.fixed_times([0.0, 0.5])),
+    "fewstep.sequential_times": law(fewstep.sequential_times([0.0, 0.5, 1.0])),
+    "fewstep.easy_steps": lambda key: fewstep.easy_steps(2)(key, B, FROZEN),
+    "fewstep.grid_steps": lambda key: STEPS(key, B, FROZEN),
+    "fewstep.normal_source": law(fewstep.normal_source((2,))),
+    "couplings.partial": pairing(couplings.partial(0.5)),
+    "couplings.sinkhorn": pairing(couplings.sinkhorn()),
+    "couplings.unbalanced": pairing(couplings.unbalanced()),
+    "couplings.inpainting": lambda key: couplings.inpainting(couplings.tiles(2))(key, IMAGES),
+    "couplings.corrupted": lambda key: couplings.corrupted(couplings.block_means(2), 0.1)(key, IMAGES),
+    "guidance.autoguidance": network(guidance.autoguidance(V, V, guidance.scaled(2.0))),
+    "guidance.cfg": network(guidance.cfg(V, 2.0, null=3)),
+    "guidance.classifier_guidance": network(guidance.classifier_guidance(V, LOGITS, 2.0)),
+    "guidance.density": network(guidance.density(V, guidance.exactly(1.0))),
+    "guidance.label_log_prob": network(guidance.label_log_prob(field(Field, lambda x: x[:, :1] * jnp.ones((1, 3))))),
+    "guidance.negative": network(guidance.negative(V, guidance.scaled(2.0)), cond=(LABELS, LABELS)),
+    "guidance.probabilistic_guidance": network(guidance.probabilistic_guidance(MIXTURE, 0.5, null=3)),
+    "guidance.told": network(guidance.told(V)),
+    "guidance.zero_init": network(guidance.zero_init(V, 0.1)),
+    "parameterisations.boundary_mask": network(parameterisations.boundary_mask(V).velocity),
+    "parameterisations.boundary_subtraction": network(
+        parameterisations.boundary_subtraction(V, data_mean=0.0).velocity
+    ),
+    "parameterisations.boundary_subtraction, score": network(parameterisations.boundary_subtraction(V).score),
+    "parameterisations.edm_denoiser": network(parameterisations.edm_denoiser(V)),
+    "parameterisations.from_x1": network(parameterisations.from_x1(V)),
+    "paths.interpolant_score": network(paths.interpolant_score(BOTH, paths.schroedinger_bridge(0.5))),
+    "paths.to_trigonometric": network(paths.to_trigonometric(V)),
+    "fewstep.potential_velocity": network(fewstep.potential_velocity(fewstep.inner_potential(V))),
+    "walk of ancestral": walk(solvers.ancestral(V)),
+    "walk of density_step": walk(guidance.density_step(V, guidance.exactly(1.0), 0.1)),
+    "walk of euler_maruyama": walk(solvers.euler_maruyama(V, 0.1)),
+    "walk of gm_sde": walk(solvers.gm_sde(MIXTURE)),
+    "walk of overshoot": walk(solvers.overshoot(V)),
+    "solvers.sample_hierarchy": lambda key: solvers.sample_hierarchy(V, ONE, X, key, grids=(2, 2, 1)),
+    "solvers.log_prob": lambda key: solvers.log_prob(
+        V, ONE, X, lambda x: x.sum(1), key=key, divergence=solvers.hutch_plus_plus(1), steps=2
+    ),
+    "fewstep.sample": lambda key: fewstep.sample(MAP, ONE, X, steps=3, renoise=1.0, key=key),
+    "fewstep.sample_variational": lambda key: fewstep.sample_variational(
+        V, fewstep.noise_encoder(V), PARAMS, X, steps=3, key=key
+    ),
+    "fewstep.total_derivative": lambda key: fewstep.total_derivative(
+        MAP, ONE, X, T, T, X, key=key, jvp=fewstep.finite_difference()
+    ),
+    "losses.learned_times": lambda key: losses.learned_times(V)(ONE, {"importance": IMPORTANCE}, key, {"x": X}),
+    "mixtures.sample": lambda key: mixtures.sample(EXACT.apply({}, X, T), key),
+    "oracles.gaussian": law(ORACLE.sample),
+    "oracles.mixture": law(oracles.mixture([1.0, 1.0], [[0.0, 0.0], [1.0, 1.0]], 1.0).sample),
+    "train.make_step": update(1),
+    "train.make_step in parts": update(2),
+}
+
+
+def test_every_public_loss_is_in_the_table():
+    public = {*losses.__all__, *fewstep.__all__}
+    assert public == {name.split()[0] for name in LOSSES} - {"with_source"} | set(" ".join(NOT_LOSSES.values()).split())
+
+
+@pytest.mark.parametrize("name", [*LOSSES, *OTHERS])
+def test_keys_are_consumed_once(name):
+    assert not keys_consumed_twice({**LOSSES, **OTHERS}[name], KEY)
