@@ -62,6 +62,14 @@ def check_event(name: str, x: Array, event_shape: tuple[int, ...]) -> None:
         raise ValueError(f"{name}: expected x of shape [{expected}], got {list(shape)}{hint}")
 
 
+def check_channels(name: str, x: Array, channels: int) -> None:
+    """Raise unless x is [b, ..., channels]."""
+    shape = jnp.shape(x)
+    if len(shape) < 2 or shape[-1] != channels:
+        hint = ": one x wants a batch axis too, x[None]" if shape == (channels,) else ""
+        raise ValueError(f"{name}: expected x of shape [b, ..., {channels}], got {list(shape)}{hint}")
+
+
 def check_side(side: str) -> None:
     """Raise unless `side` names a side of a bijector."""
     if side not in ("data", "source"):
@@ -96,7 +104,7 @@ def check_draws(name: str, key, n: int, cond: Cond) -> tuple[int, Cond]:
     try:
         n = operator.index(n)
     except TypeError:
-        raise TypeError(f"{name}: expected n to be a static int, got {_described(n)}") from None
+        raise TypeError(f"{name}: expected n to be a static int, got {described(n)}") from None
     if n < 1:
         raise ValueError(f"{name}: expected n >= 1, got {n}")
     return n, check_cond(name, cond, n)
@@ -106,9 +114,8 @@ def count_rows(name: str, x: PyTree) -> int:
     """b of the arrays [b, *event] in x; raise where one has no batch axis, or another b."""
     shapes = [jnp.shape(leaf) for leaf in jax.tree.leaves(x)]
     if not shapes or not all(shapes) or len({shape[0] for shape in shapes}) > 1:
-        raise ValueError(
-            f"{name}: expected x of shape [b, *event], got {', '.join(str(list(s)) for s in shapes) or x!r}"
-        )
+        given = " and ".join(str(list(shape)) for shape in shapes) or "no array"
+        raise ValueError(f"{name}: expected x of shape [b, *event], got {given}")
     return shapes[0][0]
 
 
@@ -127,13 +134,13 @@ def check_key(name: str, key) -> None:
     shape, dtype = getattr(key, "shape", None), getattr(key, "dtype", None)
     if shape == () and jnp.issubdtype(dtype, jax.dtypes.prng_key) or dtype == jnp.uint32 and len(shape) == 1:
         return
-    raise TypeError(f"{name}: expected key to be one jax.random.key(seed), got {_described(key)}")
+    raise TypeError(f"{name}: expected key to be one jax.random.key(seed), got {described(key)}")
 
 
 def check_params(name: str, params, *parts: str) -> None:
     """Raise unless params is a dict with these parts."""
     if not isinstance(params, Mapping):
-        raise TypeError(f"{name}: expected params, a dict with {list(parts)}, got {_described(params)}")
+        raise TypeError(f"{name}: expected params, a dict with {list(parts)}, got {described(params)}")
     if missing := [part for part in parts if part not in params]:
         raise ValueError(f"{name}: expected params with {list(parts)}, got {sorted(params)} without {missing}")
 
@@ -141,7 +148,7 @@ def check_params(name: str, params, *parts: str) -> None:
 def check_batch(name: str, batch) -> None:
     """Raise unless the batch is a dict."""
     if not isinstance(batch, Mapping):
-        raise TypeError(f"{name}: expected the batch to be a dict such as {{'x': data}}, got {_described(batch)}")
+        raise TypeError(f"{name}: expected the batch to be a dict such as {{'x': data}}, got {described(batch)}")
 
 
 def check_x(name: str, batch) -> None:
@@ -172,8 +179,8 @@ def check_noun(name: str, value, *nouns: type) -> None:
         hint = ": elbo_flow takes one"
     elif isinstance(value, ElboFlow) and Flow in nouns:
         hint = ", which has a bound for log_prob: see losses.negative_elbo"
-    allowed = " or a ".join(noun.__name__ for noun in nouns)
-    raise TypeError(f"{name}: expected a {allowed}, got {_described(value)}{hint}")
+    allowed = " or ".join(_article(noun.__name__) for noun in nouns)
+    raise TypeError(f"{name}: expected {allowed}, got {described(value)}{hint}")
 
 
 def check_linen(name: str, what: str, module) -> None:
@@ -189,10 +196,10 @@ def check_linen(name: str, what: str, module) -> None:
         hint = "what is no network is made of its two functions: jflow.types.Velocity(init, apply)"
     else:
         hint = "functions without params and modules of other libraries go inside one"
-    raise TypeError(f"{name}: expected {what} to be an instance of flax.linen.Module, got {_described(module)}: {hint}")
+    raise TypeError(f"{name}: expected {what} to be an instance of flax.linen.Module, got {described(module)}: {hint}")
 
 
-def _described(value) -> str:
+def described(value) -> str:
     """What a value is, in a few words."""
     if isinstance(value, type):
         return f"the class {value.__name__}"
@@ -204,8 +211,11 @@ def _described(value) -> str:
         return f"an array {value.dtype}{list(value.shape)}"
     if value is None or isinstance(value, bool | int | float | str):
         return repr(value)
-    kind = type(value).__name__
-    return f"{'an' if kind[0] in 'AEIO' else 'a'} {kind}"
+    return _article(type(value).__name__)
+
+
+def _article(word: str) -> str:
+    return f"{'an' if word[0] in 'AEIOaeio' else 'a'} {word}"
 
 
 def check_whole(name: str, least: int = 1, **values: int) -> None:
@@ -262,6 +272,7 @@ def space_to_depth(name: str, x: Array, rows: int, columns: int) -> Array:
 
 def init_linen(module, key, x: PyTree, *args) -> PyTree:
     """The 'params' of a Linen module as a plain dict, in x's precision (float32 at least)."""
+    check_key(f"init of {type(module).__name__}", key)
     variables = dict(module.init(key, x, *args))
     params = variables.pop("params", {})
     if variables:
@@ -278,9 +289,22 @@ def apply_linen(module, params, *args, key=None, method=None):
     deterministically."""
     try:
         return module.apply({"params": params}, *args, rngs=None if key is None else {"dropout": key}, method=method)
+    except flax.errors.ApplyScopeInvalidVariablesStructureError:
+        raise ValueError(
+            f"{type(module).__name__}: expected params, got a dict that holds them under 'params': give what is inside"
+        ) from None
     except (flax.errors.ScopeParamShapeError, flax.errors.ScopeParamNotFoundError) as error:
         shapes = [list(jnp.shape(leaf)) for leaf in jax.tree.leaves(args)]
         raise ValueError(
             f"{type(module).__name__}: inputs of shapes {shapes} do not fit its params: "
-            f"{str(error).split(' (https')[0].rstrip('.')}; give x its batch axis, and a cond where `init` had one, alone"
+            f"{str(error).split(' (https')[0].rstrip('.')}{_likely_cause(module, args)}"
         ) from None
+
+
+def _likely_cause(module, args) -> str:
+    """What to look at where a module's params are for other inputs: its cond, and the batch axis of x."""
+    names = list(inspect.signature(type(module).__call__).parameters)[1:]
+    if "cond" not in names:
+        return ""
+    given = dict(zip(names, args, strict=False)).get("cond") is not None
+    return f"; was `init` given {'a cond of this kind' if given else 'a cond, which is missing here'}, and x the same event?"

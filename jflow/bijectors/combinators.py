@@ -76,7 +76,7 @@ def invert(bijector: Bijector) -> Bijector:
     def pull(direction, params, y, bars, cond=None, *, key=None):
         return pull_back(bijector, opposite(direction), params, y, bars, cond, key=key)
 
-    return _make(type(bijector), init, bijector.inverse, bijector.forward, pull)
+    return _make(type(bijector), init, _of_rows("invert", bijector.inverse), _of_rows("invert", bijector.forward), pull)
 
 
 def on_part(bijector: Bijector, part: slice) -> Bijector:
@@ -186,6 +186,16 @@ def _prepared(bijector: Bijector, init, prepare) -> Bijector:
         return x, (params_bar, x_bar, cond_bar)
 
     return _make(type(bijector), init, partial(apply, bijector.forward), partial(apply, bijector.inverse), pull)
+
+
+def _of_rows(name: str, direction):
+    """`direction`, whose log_det has to be [b]."""
+
+    def apply(params, x, cond=None, *, key=None):
+        y, log_det = direction(params, x, cond, key=key)
+        return y, check_rows(name, "log_det", log_det, x.shape[0])
+
+    return apply
 
 
 def _make(kind: type, init, forward, inverse, pull):

@@ -37,7 +37,8 @@ def noise_encoder(velocity: Velocity) -> Field:
 
     The network is given x1 twice, along the last axis of the event (a scalar as [b, 2]), and the halves of its output are
     mean and raw, with std = softplus(raw + log(e - 1)): one that is zero at initialisation (as jflow's are) starts at
-    mean 0, std 1, the independent coupling (the shift is ours). t is handed on; VCT has one time alone, `variational_noise` passes 1."""
+    mean 0, std 1, the independent coupling (the shift is ours). t is handed on; VCT has one time alone, `variational_noise`
+    passes 1."""
 
     def init(key, x, t, cond=None):
         return velocity.init(key, joined(x, x), t, cond)

@@ -61,7 +61,8 @@ def flattened_flow(
     if len(event_shape) != 1:
         flatten = bijectors.reshape(event_shape, (features,))
         bijector = bijectors.chain(flatten, bijector, bijectors.invert(flatten))
-    return flow(bijectors.invert(bijector), distributions.normal(event_shape) if base is None else base)
+    base = distributions.normal(event_shape) if base is None else base
+    return flow(bijectors.invert(bijector), base, event_shape=event_shape)
 
 
 def with_inverses(permutations: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

@@ -1,11 +1,15 @@
 """`flow` and `elbo_flow`: a map and a base distribution."""
 
+from collections.abc import Mapping
+
 import jax
 import jax.numpy as jnp
+from jax.interpreters.partial_eval import dce_jaxpr
 
 from jflow._util import (
     check_cond,
     check_draws,
+    check_event,
     check_key,
     check_noun,
     check_params,
@@ -18,35 +22,44 @@ from jflow.types import Bijector, Distribution, ElboFlow, Flow, Transport
 __all__ = ["elbo_flow", "flow", "importance_weighted"]
 
 
-def flow(bijector: Bijector, base: Distribution) -> Flow:
+def flow(bijector: Bijector, base: Distribution, *, event_shape: tuple[int, ...] | None = None) -> Flow:
     """The distribution of x = forward(z), z ~ base: log p(x) = log p_base(inverse(x)) + log |det d inverse / dx|.
 
     Params {'bijector', 'base'}. `init` wants a batch x [b, *event] of data (data-dependent layers look at it); zeros of
-    that shape do where no layer looks. `log_prob` is [b], in nats; -inf outside the support.
+    that shape do where no layer looks. `log_prob` is [b], in nats; -inf outside the support. A cond of one row is for all
+    rows. event_shape: of x and z alike, where it is known; then x of another shape is refused by name.
+    Errors: TypeError for a bijector or a base that is none, for a key or params of another kind; ValueError for shapes that
+        don't fit, a log_det or log_prob that is not [b], and, in `init`, a cond that neither map nor base looks at.
     """
     check_noun("flow", bijector, Bijector)
     check_noun("flow", base, Distribution, Flow)
 
     def init(key, x, cond=None):
         check_key("flow.init", key)
-        x, cond = _check_batch(x, cond)
+        x, cond = batch(x, cond)
         key_bijector, key_base = jax.random.split(key)
-        params = bijector.init(key_bijector, x, cond, side="data")
-        z = _first_pass("flow", lambda x, cond: bijector.inverse(params, x, cond), x, cond)
-        return {"bijector": params, "base": base.init(key_base, z, cond)}
+        params = {"bijector": bijector.init(key_bijector, x, cond, side="data")}
+        z, _ = inverse(params, x, cond)
+        params["base"] = base.init(key_base, z, cond)
+        _check_heard("flow.init", lambda cond: log_prob(params, x, cond, key=key), cond)
+        return params
+
+    def batch(x, cond):
+        return _check_batch("flow", x, cond, event_shape)
 
     def forward(params, z, cond=None, *, key=None):
-        return _map("flow", bijector.forward, params, z, cond, key)
+        return _map("flow", bijector.forward, params, *batch(z, cond), key)
 
     def inverse(params, x, cond=None, *, key=None):
-        return _map("flow", bijector.inverse, params, x, cond, key)
+        return _map("flow", bijector.inverse, params, *batch(x, cond), key)
 
     def density(params, z, cond, key=None):
+        check_params("flow", params, "base")
         log_prob = base.log_prob(params["base"], z, cond, key=key)
         return check_rows("flow", "the base's log_prob", log_prob, z.shape[0])
 
     def log_prob(params, x, cond=None, *, key=None):
-        x, cond = _check_batch(x, cond)
+        x, cond = batch(x, cond)
         key_bijector, key_base = split_key(key, 2)
         z, log_det = inverse(params, x, cond, key=key_bijector)
         return density(params, z, cond, key_base) + log_det
@@ -67,29 +80,35 @@ def elbo_flow(transport: Transport | Bijector, base: Distribution) -> ElboFlow:
     """What `flow` is to a bijector: elbo(x) = log p_base(z) + contribution for z drawn by `inverse`, a lower bound of
     log p(x) in expectation over keys (log p(x) itself over a map that draws nothing).
 
-    Params {'bijector', 'base'}, `init` and units as in `flow`. Nielsen et al., *SurVAE Flows* (2020).
+    Params {'bijector', 'base'}, `init`, units and errors as in `flow`. Nielsen et al., *SurVAE Flows* (2020).
     """
     check_noun("elbo_flow", transport, Transport, Bijector)
     check_noun("elbo_flow", base, Distribution, Flow)
 
     def init(key, x, cond=None):
         check_key("elbo_flow.init", key)
-        x, cond = _check_batch(x, cond)
+        x, cond = batch(x, cond)
         key_map, key_draw, key_base = jax.random.split(key, 3)
-        params = transport.init(key_map, x, cond, side="data")
-        z = _first_pass("elbo_flow", lambda x, cond: transport.inverse(params, x, cond, key=key_draw), x, cond)
-        return {"bijector": params, "base": base.init(key_base, z, cond)}
+        params = {"bijector": transport.init(key_map, x, cond, side="data")}
+        z, _ = inverse(params, x, cond, key=key_draw)
+        params["base"] = base.init(key_base, z, cond)
+        _check_heard("elbo_flow.init", lambda cond: elbo(params, x, cond, key=key), cond)
+        return params
+
+    def batch(x, cond):
+        return _check_batch("elbo_flow", x, cond)
 
     def forward(params, z, cond=None, *, key=None):
-        return _map("elbo_flow", transport.forward, params, z, cond, key)
+        return _map("elbo_flow", transport.forward, params, *batch(z, cond), key)
 
     def inverse(params, x, cond=None, *, key=None):
-        return _map("elbo_flow", transport.inverse, params, x, cond, key)
+        return _map("elbo_flow", transport.inverse, params, *batch(x, cond), key)
 
     def elbo(params, x, cond=None, *, key=None):
-        x, cond = _check_batch(x, cond)
+        x, cond = batch(x, cond)
         key_map, key_base = split_key(key, 2)
         z, contribution = inverse(params, x, cond, key=key_map)
+        check_params("elbo_flow", params, "base")
         log_prob = base.log_prob(params["base"], z, cond, key=key_base)
         return check_rows("elbo_flow", "the base's log_prob", log_prob, x.shape[0]) + contribution
 
@@ -127,35 +146,46 @@ def _sample_source(base, params, key, n, cond):
 
 
 def _map(name, apply, params, x, cond, key):
-    """What a direction of the map makes of x, and its log_det, which has to be [b]."""
-    check_params(name, params, "bijector", "base")
-    x, cond = _check_batch(x, cond)
-    y, log_det = apply(params["bijector"], x, cond, key=key)
-    return y, check_rows(name, "log_det", log_det, x.shape[0])
+    """(y, log_det) of a direction of the map, log_det [b].
+
+    Where an event has b numbers along an axis, a log_det of one number for each of them has that shape too: there it is
+    looked at for twice the rows as well, in shapes alone."""
+    check_params(name, params, "bijector")
+
+    def run(x, cond):
+        y, log_det = apply(params["bijector"], x, cond, key=key)
+        return y, check_rows(name, "log_det", log_det, x.shape[0])
+
+    if x.shape[0] in x.shape[1:]:
+        jax.eval_shape(lambda: run(*jax.tree.map(lambda a: jnp.concatenate([a, a]), (x, cond))))
+    return run(x, cond)
 
 
-def _first_pass(name, inverse, x, cond):
-    """z of inverse(x, cond), after a check that log_det is [b]; where an event has b numbers along an axis, of the shape
-    for twice the rows too, since a log_det of the event's numbers has the shape of one of the rows there."""
-    z, log_det = inverse(x, cond)
-    b = x.shape[0]
-    check_rows(name, "log_det", log_det, b)
-    if b in x.shape[1:]:
-        x, cond = jax.tree.map(lambda a: jnp.concatenate([a, a]), (x, cond))
-        _, log_det = jax.eval_shape(lambda: inverse(x, cond))
-        check_rows(name, f"log_det for {2 * b} rows of x", log_det, 2 * b)
-    return z
+def _check_heard(name, function, cond):
+    """Raise where function(cond), which is traced and not run, does not depend on cond: it would be ignored in silence."""
+    if not jax.tree.leaves(cond):
+        return
+    jaxpr = jax.make_jaxpr(function)(cond).jaxpr
+    if not any(dce_jaxpr(jaxpr, [True] * len(jaxpr.outvars))[1]):
+        raise ValueError(
+            f"{name}: neither the map nor the base looks at cond: leave it out, or take a layer that does, such as "
+            "bijectors.coupling, bijectors.autoregressive or bijectors.amortized"
+        )
 
 
-def _check_batch(x, cond):
+def _check_batch(name, x, cond, event_shape=None):
     """x as an array of floats [b, *event], and cond with b rows."""
-    if isinstance(x, dict):
-        raise TypeError(f"flow: expected x to be an array [b, *event], got a dict of {sorted(x)}: losses take batches")
+    if isinstance(x, Mapping):
+        raise TypeError(
+            f"{name}: expected x to be an array [b, *event], got a dict of {sorted(x)}; losses take batches"
+        )
     x = jnp.asarray(x)
     if jnp.issubdtype(x.dtype, jax.dtypes.prng_key):
-        raise TypeError("flow: expected x to be an array [b, *event], got a key: the order is init(key, x, cond)")
+        raise TypeError(f"{name}: expected x to be an array [b, *event], got a key; the order is (key, x, cond)")
     if x.ndim == 0:
-        raise ValueError("flow: expected x of shape [b, *event], got a scalar")
+        raise ValueError(f"{name}: expected x of shape [b, *event], got a scalar")
+    if event_shape is not None:
+        check_event(name, x, event_shape)
     if not jnp.issubdtype(x.dtype, jnp.floating):
-        raise TypeError(f"flow: expected x in floats (integers want dequantizing first), got {x.dtype}")
-    return x, check_cond("flow", cond, x.shape[0])
+        raise TypeError(f"{name}: expected x in floats (integers want dequantizing first), got {x.dtype}")
+    return x, check_cond(name, cond, x.shape[0])

@@ -76,7 +76,8 @@ def glow(
     to_noise = level(1, 4 * event_shape[-1])
     if embed is not None:
         to_noise = bj.conditioned(to_noise, embed)
-    return flow(bj.invert(to_noise), distributions.normal(event_shape) if base is None else base)
+    base = distributions.normal(event_shape) if base is None else base
+    return flow(bj.invert(to_noise), base, event_shape=event_shape)
 
 
 def inverse_flow(event_shape: Sequence[int], *, size: int = 3, **options) -> Flow:
@@ -166,7 +167,7 @@ def dequantization_noise(
     transformer = bj.transformers.affine() if transformer is None else transformer
     couplings = _stage(transformer, nets.GlowNet(32) if net is None else net, remat, event_shape[-1], depth)
     layers = bj.checkerboard(), couplings, bj.invert(bj.checkerboard()), bj.sigmoid()
-    return flow(bj.chain(*layers), distributions.normal(event_shape))
+    return flow(bj.chain(*layers), distributions.normal(event_shape), event_shape=event_shape)
 
 
 def _stage(transformer: Elementwise, net: nn.Module, remat: bool, half: int, depth: int) -> Bijector:

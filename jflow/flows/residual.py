@@ -62,7 +62,8 @@ def residual_flow(
         bijector = bijectors.conditioned(bijector, embed)
     if not image:
         bijector = _on_vectors(event_shape, bijector)
-    return flow(bijectors.invert(bijector), distributions.normal(event_shape) if base is None else base)
+    base = distributions.normal(event_shape) if base is None else base
+    return flow(bijectors.invert(bijector), base, event_shape=event_shape)
 
 
 def planar(
@@ -139,7 +140,8 @@ def _posterior(layer, event_shape, depth, hidden, embed, activation, remat, base
     if embed is not None:
         bijector = bijectors.conditioned(bijector, embed)
     bijector = _on_vectors(event_shape, bijector)
-    return flow(bijector, distributions.normal(event_shape) if base is None else base)
+    base = distributions.normal(event_shape) if base is None else base
+    return flow(bijector, base, event_shape=event_shape)
 
 
 def _shape(event_shape, depth: int, least: int) -> tuple[int, ...]:

@@ -195,7 +195,8 @@ def _patch_flow(event_shape, patch_size: int, stack, base: Distribution | None) 
     tokens = bijectors.tokens(event_shape, patch_size)
     inner = stack(height // patch_size, width // patch_size, patch_size**2 * channels)
     bijector = bijectors.chain(bijectors.invert(tokens), inner, tokens)
-    return flow(bijector, distributions.normal(event_shape) if base is None else base)
+    base = distributions.normal(event_shape) if base is None else base
+    return flow(bijector, base, event_shape=event_shape)
 
 
 def _unconditional(bijector: Bijector) -> Bijector:
