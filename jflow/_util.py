@@ -2,12 +2,14 @@
 
 import inspect
 import operator
+from collections.abc import Mapping
 
 import flax
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from jflow.types import Array, Cond, PyTree
+from jflow.types import Array, Bijector, Cond, ElboFlow, Flow, PyTree, Transport, Velocity
 
 
 def compiled(noun):
@@ -53,9 +55,19 @@ def zero_log_det(x: Array) -> Array:
 
 def check_event(name: str, x: Array, event_shape: tuple[int, ...]) -> None:
     """Raise unless x is [b, *event_shape]."""
-    if jnp.ndim(x) != len(event_shape) + 1 or tuple(jnp.shape(x)[1:]) != tuple(event_shape):
+    shape = jnp.shape(x)
+    if not shape or shape[1:] != tuple(event_shape):
         expected = ", ".join(["b", *map(str, event_shape)])
-        raise ValueError(f"{name}: expected x of shape [{expected}], got {list(jnp.shape(x))}")
+        hint = ": one x wants a batch axis too, x[None]" if shape == tuple(event_shape) else ""
+        raise ValueError(f"{name}: expected x of shape [{expected}], got {list(shape)}{hint}")
+
+
+def check_channels(name: str, x: Array, channels: int) -> None:
+    """Raise unless x is [b, ..., channels]."""
+    shape = jnp.shape(x)
+    if len(shape) < 2 or shape[-1] != channels:
+        hint = ": one x wants a batch axis too, x[None]" if shape == (channels,) else ""
+        raise ValueError(f"{name}: expected x of shape [b, ..., {channels}], got {list(shape)}{hint}")
 
 
 def check_side(side: str) -> None:
@@ -70,24 +82,140 @@ def no_params(key, x: Array, cond: Cond = None, *, side: str = "data") -> dict:
     return {}
 
 
-def check_cond(name: str, cond: Cond, n: int) -> None:
-    """Raise unless every leaf of cond leads with n rows."""
-    for path, leaf in jax.tree_util.tree_leaves_with_path(cond):
-        if jnp.ndim(leaf) == 0 or jnp.shape(leaf)[0] != n:
-            where = "cond" + jax.tree_util.keystr(path)
-            raise ValueError(f"{name}: expected {where} to lead with {n} rows, got shape {list(jnp.shape(leaf))}")
+def check_cond(name: str, cond: Cond, n: int) -> Cond:
+    """cond with n rows in every leaf, a single row repeated; raise where a leaf has another number of them."""
+
+    def repeated(path, leaf):
+        shape = jnp.shape(leaf)
+        if shape[:1] == (n,):
+            return leaf
+        if shape[:1] == (1,):
+            return jnp.broadcast_to(leaf, (n, *shape[1:]))
+        hint = "a row for each x, or a single one for all" if shape else f"one label for all is jnp.full(({n},), label)"
+        where = "cond" + jax.tree_util.keystr(path)
+        raise ValueError(f"{name}: expected {where} to lead with {n} rows, got shape {list(shape)}: {hint}")
+
+    return jax.tree_util.tree_map_with_path(repeated, cond)
 
 
-def check_draws(name: str, n: int, cond: Cond) -> int:
-    """n as a Python int; raise unless it is at least 1 and every leaf of cond leads with n rows."""
+def check_draws(name: str, key, n: int, cond: Cond) -> tuple[int, Cond]:
+    """n as a Python int and cond with n rows, a single one repeated; raise for n < 1, another number of rows, no key."""
+    check_key(name, key)
     try:
         n = operator.index(n)
     except TypeError:
-        raise TypeError(f"{name}: expected n to be a static int, got {n!r}") from None
+        raise TypeError(f"{name}: expected n to be a static int, got {described(n)}") from None
     if n < 1:
         raise ValueError(f"{name}: expected n >= 1, got {n}")
-    check_cond(name, cond, n)
-    return n
+    return n, check_cond(name, cond, n)
+
+
+def count_rows(name: str, x: PyTree) -> int:
+    """b of the arrays [b, *event] in x; raise where one has no batch axis, or another b."""
+    shapes = [jnp.shape(leaf) for leaf in jax.tree.leaves(x)]
+    if not shapes or not all(shapes) or len({shape[0] for shape in shapes}) > 1:
+        given = " and ".join(str(list(shape)) for shape in shapes) or "no array"
+        raise ValueError(f"{name}: expected x of shape [b, *event], got {given}")
+    return shapes[0][0]
+
+
+def check_rows(name: str, what: str, value: Array, n: int) -> Array:
+    """`value`, a number for each of n rows; raise where its shape is another, which would broadcast in silence."""
+    if jnp.shape(value) != (n,):
+        raise ValueError(
+            f"{name}: expected {what} of shape [{n}], a number for each row (summed over the event), "
+            f"got {list(jnp.shape(value))}"
+        )
+    return value
+
+
+def check_key(name: str, key) -> None:
+    """Raise unless key is a jax.random.key, or one of the old kind, jax.random.PRNGKey."""
+    shape, dtype = getattr(key, "shape", None), getattr(key, "dtype", None)
+    if shape == () and jnp.issubdtype(dtype, jax.dtypes.prng_key) or dtype == jnp.uint32 and len(shape) == 1:
+        return
+    raise TypeError(f"{name}: expected key to be one jax.random.key(seed), got {described(key)}")
+
+
+def check_params(name: str, params, *parts: str) -> None:
+    """Raise unless params is a dict with these parts."""
+    if not isinstance(params, Mapping):
+        raise TypeError(f"{name}: expected params, a dict with {list(parts)}, got {described(params)}")
+    if missing := [part for part in parts if part not in params]:
+        raise ValueError(f"{name}: expected params with {list(parts)}, got {sorted(params)} without {missing}")
+
+
+def check_batch(name: str, batch) -> None:
+    """Raise unless the batch is a dict."""
+    if not isinstance(batch, Mapping):
+        raise TypeError(f"{name}: expected the batch to be a dict such as {{'x': data}}, got {described(batch)}")
+
+
+def check_x(name: str, batch) -> None:
+    """Raise unless the batch is a dict with data [b, *event] under 'x'."""
+    check_batch(name, batch)
+    if batch.get("x") is None:
+        raise ValueError(f"{name}: expected the data under 'x' in batch, got the keys {sorted(batch)}")
+    if jnp.ndim(batch["x"]) == 0:
+        raise ValueError(f"{name}: expected 'x' of shape [b, *event], got a scalar")
+
+
+def check_noun(name: str, value, *nouns: type) -> None:
+    """Raise unless `value` is one of these nouns, saying what makes one where that is known."""
+    if isinstance(value, nouns):
+        return
+    hint = ""
+    if isinstance(value, nn.Module) and Velocity in nouns:
+        hint = ": jflow.velocity(module) makes one"
+    elif isinstance(value, type) or inspect.isfunction(value):
+        hint = ": give what a call of it returns"
+    elif isinstance(value, list | tuple) and not hasattr(value, "_fields"):
+        hint = ": give them one by one, *layers"
+    elif isinstance(value, Flow) and Bijector in nouns:
+        hint = ": give the map that it was made of, without the base"
+    elif isinstance(value, Bijector) and Flow in nouns:
+        hint = ": flows.flow(bijector, base) makes a Flow"
+    elif isinstance(value, Transport) and Bijector in nouns:
+        hint = ": elbo_flow takes one"
+    elif isinstance(value, ElboFlow) and Flow in nouns:
+        hint = ", which has a bound for log_prob: see losses.negative_elbo"
+    allowed = " or ".join(_article(noun.__name__) for noun in nouns)
+    raise TypeError(f"{name}: expected {allowed}, got {described(value)}{hint}")
+
+
+def check_linen(name: str, what: str, module) -> None:
+    """Raise unless `module` is an instance of flax.linen.Module."""
+    if isinstance(module, nn.Module):
+        return
+    kind = module if isinstance(module, type) else type(module)
+    if kind is module and issubclass(kind, nn.Module):
+        hint = f"make an instance, {kind.__name__}(...)"
+    elif kind.__module__.startswith("flax.nnx") or any(c.__module__.startswith("flax.nnx") for c in kind.__mro__):
+        hint = "it is a flax.nnx module, whose params live inside: write it as a flax.linen.Module"
+    elif what == "module":
+        hint = "what is no network is made of its two functions: jflow.types.Velocity(init, apply)"
+    else:
+        hint = "functions without params and modules of other libraries go inside one"
+    raise TypeError(f"{name}: expected {what} to be an instance of flax.linen.Module, got {described(module)}: {hint}")
+
+
+def described(value) -> str:
+    """What a value is, in a few words."""
+    if isinstance(value, type):
+        return f"the class {value.__name__}"
+    if inspect.isfunction(value):
+        return f"the function {value.__name__}"
+    if isinstance(value, jax.Array) and jnp.issubdtype(value.dtype, jax.dtypes.prng_key):
+        return f"a key of shape {list(value.shape)}" if value.ndim else "a key"
+    if hasattr(value, "shape") and hasattr(value, "dtype"):
+        return f"an array {value.dtype}{list(value.shape)}"
+    if value is None or isinstance(value, bool | int | float | str):
+        return repr(value)
+    return _article(type(value).__name__)
+
+
+def _article(word: str) -> str:
+    return f"{'an' if word[0] in 'AEIOaeio' else 'a'} {word}"
 
 
 def check_whole(name: str, least: int = 1, **values: int) -> None:
@@ -106,9 +234,10 @@ def check_raw(name: str, x: Array, raw: Array, size: int) -> tuple[Array, Array]
 
 
 def need_key(name: str, key) -> None:
-    """Raise when a stochastic function was called without a key."""
+    """Raise when a stochastic function was called without a key, or with something else."""
     if key is None:
         raise ValueError(f"{name} is stochastic: it needs a key (jax.random.key), got None")
+    check_key(name, key)
 
 
 def like_rows(name: str, row: PyTree, cond: Cond) -> Cond:
@@ -149,6 +278,7 @@ def space_to_depth(name: str, x: Array, rows: int, columns: int) -> Array:
 
 def init_linen(module, key, x: PyTree, *args) -> PyTree:
     """The 'params' of a Linen module as a plain dict, in x's precision (float32 at least)."""
+    check_key(f"init of {type(module).__name__}", key)
     variables = dict(module.init(key, x, *args))
     params = variables.pop("params", {})
     if variables:
@@ -165,8 +295,22 @@ def apply_linen(module, params, *args, key=None, method=None):
     deterministically."""
     try:
         return module.apply({"params": params}, *args, rngs=None if key is None else {"dropout": key}, method=method)
+    except flax.errors.ApplyScopeInvalidVariablesStructureError:
+        raise ValueError(
+            f"{type(module).__name__}: expected params, got a dict that holds them under 'params': give what is inside"
+        ) from None
     except (flax.errors.ScopeParamShapeError, flax.errors.ScopeParamNotFoundError) as error:
         shapes = [list(jnp.shape(leaf)) for leaf in jax.tree.leaves(args)]
         raise ValueError(
-            f"{type(module).__name__}: inputs of shapes {shapes} do not fit its params: {str(error).split(' (https')[0]}"
+            f"{type(module).__name__}: inputs of shapes {shapes} do not fit its params: "
+            f"{str(error).split(' (https')[0].rstrip('.')}{_likely_cause(module, args)}"
         ) from None
+
+
+def _likely_cause(module, args) -> str:
+    """What to look at where a module's params are for other inputs: its cond, and the batch axis of x."""
+    names = list(inspect.signature(type(module).__call__).parameters)[1:]
+    if "cond" not in names:
+        return ""
+    given = dict(zip(names, args, strict=False)).get("cond") is not None
+    return f"; was `init` given {'a cond of this kind' if given else 'a cond, which is missing here'}, and x the same event?"

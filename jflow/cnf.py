@@ -6,7 +6,7 @@ import jax.numpy as jnp
 from jax.typing import ArrayLike
 
 from jflow import solvers
-from jflow._util import check_draws, split_key
+from jflow._util import check_cond, check_draws, check_key, check_noun, check_params, check_rows, count_rows, split_key
 from jflow.solvers.divergence import Divergence, exact_divergence
 from jflow.solvers.likelihood import backwards, carry, likelihood_method
 from jflow.solvers.sample import check_ends
@@ -50,36 +50,49 @@ def cnf(
     how = likelihood_method("cnf", divergence, **options, grid=grid, rising=True)
     check_ends("cnf", grid, 0.0, t1)
 
+    check_noun("cnf", velocity, Velocity)
+    check_noun("cnf", base, Distribution, Flow)
+
     def init(key, x, cond=None):
+        check_key("cnf.init", key)
+        x, cond = jnp.asarray(x), check_cond("cnf.init", cond, count_rows("cnf.init", x))
         velocity_key, base_key = jax.random.split(key)
         t = jnp.zeros_like(x, shape=x.shape[:1])
         return {"velocity": velocity.init(velocity_key, x, t, cond), "base": base.init(base_key, x, cond)}
 
     def forward(params, z, cond=None, *, key=None):
+        check_params("cnf.forward", params, "velocity", "base")
         x, log_det, _ = carry("cnf.forward", velocity, params["velocity"], z, cond, key, divergence, how, 0.0, t1)
         return x, log_det
 
     def inverse(params, x, cond=None, *, key=None):
+        check_params("cnf.inverse", params, "velocity", "base")
         back = backwards(how)
         z, log_det, _ = carry("cnf.inverse", velocity, params["velocity"], x, cond, key, divergence, back, t1, 0.0)
         return z, log_det
 
+    def density(params, z, cond, key):
+        log_prob = base.log_prob(params["base"], z, check_cond("cnf", cond, z.shape[0]), key=key)
+        return check_rows("cnf", "the base's log_prob", log_prob, z.shape[0])
+
     def log_prob(params, x, cond=None, *, key=None):
         probe_key, base_key = split_key(key, 2)
         z, log_det = inverse(params, x, cond, key=probe_key)
-        return base.log_prob(params["base"], z, cond, key=base_key) + log_det
+        return density(params, z, cond, base_key) + log_det
 
     def sample(params, key, n, cond=None):
-        n = check_draws("cnf.sample", n, cond)
+        check_params("cnf.sample", params, "velocity", "base")
+        n, cond = check_draws("cnf.sample", key, n, cond)
         z = base.sample(params["base"], key, n, cond)
         x, _ = solvers.sample(velocity, params["velocity"], z, cond, **how._asdict(), t1=t1)
         return x
 
     def sample_and_log_prob(params, key, n, cond=None):
-        n = check_draws("cnf.sample_and_log_prob", n, cond)
+        check_params("cnf.sample_and_log_prob", params, "velocity", "base")
+        n, cond = check_draws("cnf.sample_and_log_prob", key, n, cond)
         base_key, probe_key, density_key = jax.random.split(key, 3)
         z = base.sample(params["base"], base_key, n, cond)
         x, log_det = forward(params, z, cond, key=probe_key)
-        return x, base.log_prob(params["base"], z, cond, key=density_key) - log_det
+        return x, density(params, z, cond, density_key) - log_det
 
     return Flow(init, log_prob, sample, sample_and_log_prob, forward, inverse)

@@ -32,7 +32,7 @@ def normal(event_shape: tuple[int, ...]) -> Distribution:
     def sample(params, key, n, cond=None):
         return jax.random.normal(key, (n, *event_shape))
 
-    return Distribution(_no_params, log_prob, sample)
+    return Distribution(_no_params("normal", event_shape), log_prob, sample)
 
 
 def diagonal_normal(event_shape: tuple[int, ...]) -> Distribution:
@@ -104,7 +104,7 @@ def uniform(event_shape: tuple[int, ...], low: float = 0.0, high: float = 1.0) -
     def sample(params, key, n, cond=None):
         return jax.random.uniform(key, (n, *event_shape), minval=low, maxval=high)
 
-    return Distribution(_no_params, log_prob, sample)
+    return Distribution(_no_params("uniform", event_shape), log_prob, sample)
 
 
 def student_t(event_shape: tuple[int, ...], df: float = 5.0) -> Distribution:
@@ -203,5 +203,9 @@ def scaled(distribution: Distribution, scale: float) -> Distribution:
     return Distribution(init, log_prob, sample)
 
 
-def _no_params(key, x: Array, cond=None) -> dict:
-    return {}
+def _no_params(name: str, event_shape: tuple[int, ...]):
+    def init(key, x: Array, cond=None) -> dict:
+        check_event(name, x, event_shape)
+        return {}
+
+    return init

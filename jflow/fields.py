@@ -4,7 +4,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from jflow._util import apply_linen, check_cond, compiled, init_linen
+from jflow._util import apply_linen, check_cond, check_linen, compiled, count_rows, init_linen
 from jflow.types import Array, Field, FlowMap, PyTree, Velocity
 
 __all__ = ["field", "flow_map", "velocity"]
@@ -14,20 +14,20 @@ def field(module: nn.Module) -> Field:
     """Lift a Linen module `module(x, t, cond=None)` into a `Field`.
 
     x is an array [b, *event] or a pytree of them, t is [b] (a scalar is given to every row), the leaves of cond lead
-    with b; the output is whatever the module returns. A key passed to `apply` switches dropout on.
-    Errors: ValueError where t or cond does not have b rows.
+    with b or with 1, for all rows; the output is whatever the module returns. A key passed to `apply` switches dropout on.
+    Errors: TypeError for what is no Linen module, ValueError where t or cond does not have b rows.
     """
 
-    return compiled(_lifted(module))
+    return compiled(_lifted("field", module))
 
 
 def velocity(module: nn.Module) -> Velocity:
     """Lift a Linen module `module(x, t, cond=None)` into a `Velocity`: a `field` whose output is shaped like x.
 
     The output is cast back to the type of x, whatever type the network computes in.
-    Errors: ValueError where the output does not have the structure and shapes of x, or t or cond does not have b rows.
+    Errors: as `field`, and ValueError where the output does not have the structure and shapes of x.
     """
-    init, apply_field = _lifted(module)
+    init, apply_field = _lifted("velocity", module)
 
     def apply(params, x, t, cond=None, *, key=None):
         return like_state(type(module).__name__, apply_field(params, x, t, cond, key=key), x)
@@ -40,13 +40,14 @@ def flow_map(module: nn.Module) -> FlowMap:
     time r; the output is cast back to the type of x.
 
     Of jflow's networks ResidualMLP, UNet and DiT take r; they are told r - t.
-    Errors: ValueError where the output does not have the structure and shapes of x, or t, r or cond does not have b rows.
+    Errors: as `velocity`.
     """
+    check_linen("flow_map", "module", module)
     name = type(module).__name__
 
     def inputs(x, t, r, cond):
-        n = jax.tree.leaves(x)[0].shape[0]
-        check_cond(name, cond, n)
+        n = count_rows(name, x)
+        cond = check_cond(name, cond, n)
         return x, rows(t, n), cond, rows(r, n)
 
     def init(key, x, t, r, cond=None):
@@ -58,7 +59,9 @@ def flow_map(module: nn.Module) -> FlowMap:
     return compiled(FlowMap(init, apply))
 
 
-def _lifted(module: nn.Module) -> Field:
+def _lifted(name: str, module: nn.Module) -> Field:
+    check_linen(name, "module", module)
+
     def init(key, x, t, cond=None):
         return init_linen(module, key, *_inputs(type(module).__name__, x, t, cond))
 
@@ -85,8 +88,8 @@ def rows(t: Array, n: int) -> Array:
 
 
 def _inputs(name, x, t, cond):
-    n = jax.tree.leaves(x)[0].shape[0]
-    check_cond(name, cond, n)
+    n = count_rows(name, x)
+    cond = check_cond(name, cond, n)
     # a module without conditioning may leave the argument out
     return (x, rows(t, n)) if cond is None else (x, rows(t, n), cond)
 

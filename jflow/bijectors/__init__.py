@@ -5,6 +5,7 @@ from jflow.bijectors.amortized import amortized
 from jflow.bijectors.autoregressive import InverseInfo as InverseInfo
 from jflow.bijectors.autoregressive import autoregressive, autoregressive_inverse, jacobi, sequential
 from jflow.bijectors.block_autoregressive import block_autoregressive
+from jflow.bijectors.checking import check
 from jflow.bijectors.combinators import chain, conditioned, indicated, invert, on_part
 from jflow.bijectors.conv import masked_conv
 from jflow.bijectors.coupling import coupling, masked_coupling
@@ -34,6 +35,7 @@ __all__ = [
     "block_autoregressive",
     "causal_block",
     "chain",
+    "check",
     "checkerboard",
     "conditioned",
     "coupling",

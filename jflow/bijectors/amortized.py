@@ -30,7 +30,7 @@ def amortized(bijector: Bijector, net: nn.Module | None = None) -> Bijector:
 
     def features(params, x, cond, key=None):
         n = x.shape[0]
-        check_cond("amortized", cond, n)
+        cond = check_cond("amortized", cond, n)
         if net is None:
             out = flatten_cond("amortized", cond, n)
         else:

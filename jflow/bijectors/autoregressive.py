@@ -22,6 +22,8 @@ from jflow._implicit import fixed_point
 from jflow._util import (
     apply_linen,
     check_cond,
+    check_linen,
+    check_noun,
     check_side,
     compiled,
     expand_to,
@@ -111,10 +113,12 @@ def autoregressive(
     Gradients of both directions are exact, those of the inverse by the implicit function theorem (reverse mode). Rows of
     an inverse that did not converge are NaN. Params {'net'}.
     """
+    check_noun("autoregressive", transformer, Elementwise)
+    check_linen("autoregressive", "net", net)
 
     def init(key, x, cond=None, *, side="data"):
         check_side(side)
-        check_cond("autoregressive", cond, x.shape[0])
+        cond = check_cond("autoregressive", cond, x.shape[0])
         params = {"net": init_linen(net, key, x, cond)}
         jax.eval_shape(
             lambda params: _raw(transformer, net, params, x, cond, None), params
@@ -188,7 +192,7 @@ def _rounding(x: Array) -> float:
 
 
 def _raw(transformer, net, params, x, cond, key) -> Array:
-    check_cond("autoregressive", cond, x.shape[0])
+    cond = check_cond("autoregressive", cond, x.shape[0])
     raw = apply_linen(net, params["net"], x, cond, key=key)
     if raw.shape != (*x.shape, transformer.size):
         raise ValueError(

@@ -6,7 +6,17 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from jflow._util import apply_linen, check_side, float_dtype, init_linen, split_key, zero_log_det
+from jflow._util import (
+    apply_linen,
+    check_linen,
+    check_noun,
+    check_rows,
+    check_side,
+    float_dtype,
+    init_linen,
+    split_key,
+    zero_log_det,
+)
 from jflow.bijectors.pulls import add_bars, opposite, pull_back, zero_bars
 from jflow.types import Bijector, Transport
 
@@ -15,7 +25,7 @@ __all__ = ["chain", "conditioned", "indicated", "invert", "on_part"]
 
 def chain(*layers: Bijector) -> Bijector:
     """One map after another, the source side first: forward applies layers[0], then layers[1] ... Params {'0', '1', ...}."""
-    kind = kind_of(layers)
+    kind = kind_of("chain", layers)
 
     def init(key, x, cond=None, *, side="data"):
         check_side(side)
@@ -31,14 +41,14 @@ def chain(*layers: Bijector) -> Bijector:
         x, log_det, keys = z, zero_log_det(z), split_key(key, len(layers))
         for i, layer in enumerate(layers):
             x, contribution = layer.forward(params[str(i)], x, cond, key=keys[i])
-            log_det += contribution
+            log_det += check_rows("chain", f"log_det of layer {i}", contribution, z.shape[0])
         return x, log_det
 
     def inverse(params, x, cond=None, *, key=None):
         z, log_det, keys = x, zero_log_det(x), split_key(key, len(layers))
         for i, layer in reversed(list(enumerate(layers))):
             z, contribution = layer.inverse(params[str(i)], z, cond, key=keys[i])
-            log_det += contribution
+            log_det += check_rows("chain", f"log_det of layer {i}", contribution, x.shape[0])
         return z, log_det
 
     def pull(direction, params, y, bars, cond=None, *, key=None):
@@ -58,6 +68,7 @@ def chain(*layers: Bijector) -> Bijector:
 
 def invert(bijector: Bijector) -> Bijector:
     """Forward and inverse exchanged, and with them the side from which `init` looks."""
+    check_noun("invert", bijector, Bijector, Transport)
 
     def init(key, x, cond=None, *, side="data"):
         check_side(side)
@@ -66,7 +77,7 @@ def invert(bijector: Bijector) -> Bijector:
     def pull(direction, params, y, bars, cond=None, *, key=None):
         return pull_back(bijector, opposite(direction), params, y, bars, cond, key=key)
 
-    return _make(type(bijector), init, bijector.inverse, bijector.forward, pull)
+    return _make(type(bijector), init, _of_rows("invert", bijector.inverse), _of_rows("invert", bijector.forward), pull)
 
 
 def on_part(bijector: Bijector, part: slice) -> Bijector:
@@ -76,6 +87,7 @@ def on_part(bijector: Bijector, part: slice) -> Bijector:
     invert(squeeze())), slice(0, kept)) goes on with the first channels and leaves the others as they are, in arrays of
     one shape throughout (instead of factoring them out; Dinh, Sohl-Dickstein, Bengio, *Real NVP* (2016)).
     """
+    check_noun("on_part", bijector, Bijector, Transport)
     if not isinstance(part, slice) or part.step not in (None, 1):
         raise TypeError(f"on_part: expected part to be a slice without a step, got {part!r}")
 
@@ -98,6 +110,7 @@ def on_part(bijector: Bijector, part: slice) -> Bijector:
             raise ValueError(
                 f"on_part: expected the map to keep the shape {[*x.shape[:-1], stop - start]}, got {list(y.shape)}"
             )
+        check_rows("on_part", "log_det", log_det, x.shape[0])
         return jnp.concatenate([x[..., :start], y.astype(x.dtype), x[..., stop:]], axis=-1), log_det
 
     return type(bijector)(init, partial(apply, bijector.forward), partial(apply, bijector.inverse))
@@ -106,6 +119,8 @@ def on_part(bijector: Bijector, part: slice) -> Bijector:
 def conditioned(bijector: Bijector, embed: nn.Module) -> Bijector:
     """`bijector` conditioned on embed(cond): a Linen module, such as nn.Embed(10, 16) for labels. Params {'embed',
     'bijector'}. The embedding is computed once, outside any scan in `bijector`."""
+    check_noun("conditioned", bijector, Bijector, Transport)
+    check_linen("conditioned", "embed", embed)
 
     def check(cond):
         if cond is None:
@@ -134,6 +149,7 @@ def indicated(bijector: Bijector, size: int) -> Bijector:
     scan(indicated(coupling(...), 8), depth, shared=('net',)) has one network for all layers, and for each an embedding
     and a head. Lee, Kim, Yoon, *NanoFlow* (2020).
     """
+    check_noun("indicated", bijector, Bijector, Transport)
     if size < 1:
         raise ValueError(f"indicated: expected size >= 1, got {size}")
 
@@ -173,11 +189,23 @@ def _prepared(bijector: Bijector, init, prepare) -> Bijector:
     return _make(type(bijector), init, partial(apply, bijector.forward), partial(apply, bijector.inverse), pull)
 
 
+def _of_rows(name: str, direction):
+    """`direction`, whose log_det has to be [b]."""
+
+    def apply(params, x, cond=None, *, key=None):
+        y, log_det = direction(params, x, cond, key=key)
+        return y, check_rows(name, "log_det", log_det, x.shape[0])
+
+    return apply
+
+
 def _make(kind: type, init, forward, inverse, pull):
     return Bijector(init, forward, inverse, pull) if kind is Bijector else kind(init, forward, inverse)
 
 
-def kind_of(layers) -> type:
+def kind_of(name: str, layers) -> type:
+    for layer in layers:
+        check_noun(name, layer, Bijector, Transport)
     return Transport if any(isinstance(layer, Transport) for layer in layers) else Bijector
 
 

@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jflow._util import apply_linen, check_cond, check_side, float_dtype, init_linen, sum_event
+from jflow._util import apply_linen, check_cond, check_linen, check_noun, check_side, float_dtype, init_linen, sum_event
 from jflow.types import Array, Bijector, Elementwise
 
 __all__ = ["coupling", "masked_coupling"]
@@ -23,6 +23,8 @@ def coupling(transformer: Elementwise, net: nn.Module, *, split: int, axis: int 
     raw [b, ..., channels of x_b, size]. With split=0 the whole event is transformed, by numbers from cond alone.
     Params {'net', 'head'}. Dinh, Sohl-Dickstein, Bengio, *Density estimation using Real NVP* (2016).
     """
+    check_noun("coupling", transformer, Elementwise)
+    check_linen("coupling", "net", net)
     if split < 0:
         raise ValueError(f"coupling: expected split >= 0, got {split}")
 
@@ -62,6 +64,8 @@ def masked_coupling(transformer: Elementwise, net: nn.Module, mask) -> Bijector:
     sees x * mask, whole, so its features carry all the axes of x but the last. Costs the transformer on every entry: for
     a split in two halves `coupling` evaluates it on half of them. Params and initialisation as in `coupling`.
     """
+    check_noun("masked_coupling", transformer, Elementwise)
+    check_linen("masked_coupling", "net", net)
     if not isinstance(mask, jax.core.Tracer):
         mask = np.asarray(mask)
         if mask.dtype != bool:
@@ -100,7 +104,7 @@ def _bijector(init, apply) -> Bijector:
 
 
 def _init_conditioner(net, key, x: Array, cond, *, outputs: int) -> dict:
-    check_cond("coupling", cond, x.shape[0])
+    cond = check_cond("coupling", cond, x.shape[0])
     params = init_linen(net, key, x, cond)
     features = jax.eval_shape(lambda p: apply_linen(net, p, x, cond), params)
     zeros = jnp.zeros_like(x, shape=(features.shape[-1], outputs), dtype=float_dtype(x))
@@ -109,7 +113,7 @@ def _init_conditioner(net, key, x: Array, cond, *, outputs: int) -> dict:
 
 def _features(net, params, x: Array, cond, key, *, like: Array, size: int) -> Array:
     """What the head turns into raw numbers [*like.shape, size]; in float32 at least, whatever the network computes in."""
-    check_cond("coupling", cond, x.shape[0])
+    cond = check_cond("coupling", cond, x.shape[0])
     features = apply_linen(net, params["net"], x, cond, key=key)
     if features.shape[:-1] != like.shape[:-1]:
         raise ValueError(

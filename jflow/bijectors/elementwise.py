@@ -5,7 +5,7 @@ import math
 import jax
 import jax.numpy as jnp
 
-from jflow._util import check_event, check_side, float_dtype, mean_and_std, no_params, sum_event
+from jflow._util import check_channels, check_event, check_side, float_dtype, mean_and_std, no_params, sum_event
 from jflow.bijectors.combinators import invert
 from jflow.types import Bijector, Elementwise
 
@@ -57,8 +57,7 @@ def actnorm(channels: int) -> Bijector:
     """
 
     def check(x):
-        if x.ndim < 2 or x.shape[-1] != channels:
-            raise ValueError(f"actnorm: expected x of shape [b, ..., {channels}], got {list(x.shape)}")
+        check_channels("actnorm", x, channels)
 
     def init(key, x, cond=None, *, side="data"):
         check_side(side)

@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jflow._util import check_event, check_side, compiled, float_dtype, no_params, zero_log_det
+from jflow._util import check_channels, check_event, check_side, compiled, float_dtype, no_params, zero_log_det
 from jflow.types import Array, Bijector
 
 __all__ = ["householder", "linear", "lu", "permute", "qr", "reshape", "reverse"]
@@ -31,8 +31,7 @@ def permute(permutation, inverse_permutation=None) -> Bijector:
         inverse_permutation = jnp.argsort(permutation)
 
     def apply(order, params, x, cond=None, *, key=None):
-        if x.ndim < 2 or x.shape[-1] != permutation.shape[0]:
-            raise ValueError(f"permute: expected x of shape [b, ..., {permutation.shape[0]}], got {list(x.shape)}")
+        check_channels("permute", x, permutation.shape[0])
         return jnp.take(x, order, axis=-1, unique_indices=True, mode="clip"), zero_log_det(x)
 
     return Bijector(no_params, partial(apply, permutation), partial(apply, inverse_permutation))
@@ -102,7 +101,7 @@ def householder(features: int, count: int | None = None) -> Bijector:
         return {"vectors": jax.random.normal(key, (count, features), float_dtype(x))}
 
     def check(x):
-        _check_features("householder", x, features)
+        check_channels("householder", x, features)
 
     def turn(x, matrix):
         check(x)
@@ -172,7 +171,7 @@ def _linear(name, features, init_factors, matrix, inverse_matrix, log_abs_det) -
     _check_positive(name, "features", features)
 
     def check(x):
-        _check_features(name, x, features)
+        check_channels(name, x, features)
 
     def init(key, x, cond=None, *, side="data"):
         check_side(side)
@@ -236,11 +235,6 @@ def _reflections(vectors: Array) -> Array:
 
     start = jnp.zeros_like(vectors, shape=vectors.shape[1:] * 2) + jnp.eye(vectors.shape[1], dtype=vectors.dtype)
     return jax.lax.scan(reflect, start, vectors)[0]
-
-
-def _check_features(name: str, x: Array, features: int) -> None:
-    if x.ndim < 2 or x.shape[-1] != features:
-        raise ValueError(f"{name}: expected x of shape [b, ..., {features}], got {list(x.shape)}")
 
 
 def _check_positive(name: str, what: str, count: int) -> None:

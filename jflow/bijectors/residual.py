@@ -4,7 +4,7 @@ import flax.linen as nn
 import jax.numpy as jnp
 
 from jflow import _implicit
-from jflow._util import apply_linen, check_cond, check_side, compiled, expand_to, float_dtype, init_linen
+from jflow._util import apply_linen, check_cond, check_linen, check_side, compiled, expand_to, float_dtype, init_linen
 from jflow.bijectors import log_dets
 from jflow.types import Bijector
 
@@ -37,6 +37,7 @@ def residual(
     Behrmann, Grathwohl, Chen, Duvenaud, Jacobsen, *Invertible Residual Networks* (2019); Chen, Behrmann, Duvenaud,
     Jacobsen, *Residual Flows for Invertible Generative Modeling* (2019), who state it data -> noise.
     """
+    check_linen("residual", "net", net)
     if not all(hasattr(net, name) for name in ("coeff", "weights", "run")):
         raise TypeError(
             f"residual: expected a network with coeff, weights and run (nets.LipschitzMLP), got {type(net).__name__}"
@@ -46,11 +47,11 @@ def residual(
 
     def init(key, x, cond=None, *, side="data"):
         check_side(side)
-        check_cond("residual", cond, x.shape[0])
+        cond = check_cond("residual", cond, x.shape[0])
         return init_linen(net, key, x, cond)
 
     def weights_of(params, x, cond):
-        check_cond("residual", cond, x.shape[0])
+        cond = check_cond("residual", cond, x.shape[0])
         return apply_linen(net, params, x, cond, method=net.weights)
 
     def log_det_at(weights, z, key):

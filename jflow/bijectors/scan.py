@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jflow._util import check_side, compiled, float_dtype, zero_log_det
+from jflow._util import check_rows, check_side, compiled, float_dtype, zero_log_det
 from jflow.bijectors.combinators import kind_of, towards
 from jflow.bijectors.pulls import add_bars, pull_back, zero_bars
 from jflow.types import Array, Bijector, Cond, Key, Params, PyTree, Transport
@@ -52,7 +52,7 @@ def scan(
         if np.ndim(leaf) == 0 or np.shape(leaf)[0] != depth:
             raise ValueError(f"scan: expected the leaves of xs to lead with depth={depth}, got {list(np.shape(leaf))}")
     make = layer if callable(layer) else lambda _: layer
-    kind = kind_of([make(jax.tree.map(lambda leaf: leaf[0], xs))])
+    kind = kind_of("scan", [make(jax.tree.map(lambda leaf: leaf[0], xs))])
     if reversible and kind is Transport:
         raise ValueError("scan: a Transport cannot be inverted exactly; reversible needs bijectors")
 
@@ -81,6 +81,7 @@ def scan(
         def apply(p, common, x, cond, inputs_i):
             xs_i, key_i = inputs_i
             y, log_det = getattr(make(xs_i), direction)({**p, **common}, x, cond, key=key_i)
+            check_rows("scan", "log_det of a layer", log_det, x.shape[0])
             return y.astype(x.dtype), log_det.astype(float_dtype(x))
 
         def pull(p, common, y, bars, cond, inputs_i):

@@ -11,6 +11,7 @@ from jflow._util import (
     apply_linen,
     check_cond,
     check_event,
+    check_linen,
     check_side,
     compiled,
     float_dtype,
@@ -51,6 +52,7 @@ def causal_block(
 
     Params are the net's. Zhai et al., *Normalizing Flows are Capable Generative Models* (2024).
     """
+    check_linen("causal_block", "net", net)
     if not max_log_scale > 0:
         raise ValueError(f"causal_block: expected max_log_scale > 0, got {max_log_scale}")
     if order is not None and not isinstance(order, jax.core.Tracer):
@@ -59,12 +61,12 @@ def causal_block(
             raise ValueError(f"causal_block: expected order to be a permutation of 0..n-1, got {order.tolist()}")
 
     def arranged(x, cond):
-        check_cond("causal_block", cond, x.shape[0])
+        cond = check_cond("causal_block", cond, x.shape[0])
         if x.ndim != 3 or (order is not None and x.shape[1] != order.shape[0]):
             raise ValueError(
                 f"causal_block: expected x of shape [b, {'n' if order is None else order.shape[0]}, d], got {list(x.shape)}"
             )
-        return x if order is None else _take(x, order)
+        return (x if order is None else _take(x, order)), cond
 
     def restored(x):
         return x if order is None else _take(x, jnp.argsort(order))
@@ -96,16 +98,17 @@ def causal_block(
 
     def init(key, x, cond=None, *, side="data"):
         check_side(side)
-        return init_linen(net, key, arranged(x, cond), cond)
+        return init_linen(net, key, *arranged(x, cond))
 
     def forward(params, z, cond=None, *, key=None):
-        y = arranged(z, cond).astype(float_dtype(z))
+        y, cond = arranged(z, cond)
+        y = y.astype(float_dtype(z))
         cache = net.empty_cache(y, y.shape[0] * (1 if guide is None else 2))
         x, log_scale, *_ = sampler(predict, (params, cond), cache, y)
         return restored(x).astype(z.dtype), sum_event(log_scale)
 
     def inverse(params, x, cond=None, *, key=None):
-        y = arranged(x, cond)
+        y, cond = arranged(x, cond)
         mean, log_scale, _ = predict((params, cond), y)
         return restored((y - mean) * jnp.exp(-log_scale)).astype(x.dtype), -sum_event(log_scale)
 

@@ -104,7 +104,7 @@ def matrix(name: str, cost: Cost, x0: Array, x1: Array, cond: Cond) -> Array:
     if not shapes[0] or not shapes[1] or shapes[0][0] != shapes[1][0]:
         raise ValueError(f"{name}: expected as many source rows as data rows, got shapes {shapes[0]} and {shapes[1]}")
     n = shapes[0][0]
-    check_cond(name, cond, n)
+    cond = check_cond(name, cond, n)
     found = jax.lax.stop_gradient(cost(*jax.lax.stop_gradient((x0, x1, cond))))
     if found.shape != (n, n):
         raise ValueError(f"{name}: expected costs of shape [{n}, {n}], got {list(found.shape)}")

@@ -5,7 +5,7 @@ from collections.abc import Callable, Mapping
 import jax
 import jax.numpy as jnp
 
-from jflow._util import expand_to, need_key
+from jflow._util import check_x, expand_to, need_key
 from jflow.types import Array, Cond, Key, Loss, Velocity
 
 DataSource = Callable[[Key, Array, Cond], tuple[Array, Cond]]  # (key, x1 [b, *event], cond) -> (x0 like x1, cond)
@@ -23,6 +23,7 @@ def with_source(loss: Loss, source: DataSource) -> Loss:
 
     def sourced(params, key, batch, frozen=None):
         need_key("with_source", key)
+        check_x("with_source", batch)
         if "x0" in batch:
             raise ValueError("with_source: the batch has an 'x0' of its own")
         source_key, loss_key = jax.random.split(key)

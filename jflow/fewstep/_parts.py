@@ -10,7 +10,7 @@ import jax.numpy as jnp
 from jax.typing import ArrayLike
 
 from jflow import solvers
-from jflow._util import expand_to, float_dtype, sum_event
+from jflow._util import check_batch, check_params, expand_to, float_dtype, sum_event
 from jflow.fields import like_state
 from jflow.solvers._integrate import SolveInfo, Status, check_grid, method, rising_times
 from jflow.types import Array, Cond, FlowMap, Params, PyTree, Velocity
@@ -25,15 +25,14 @@ def needed(name: str, frozen: Mapping[str, PyTree] | None, entry: str = "teacher
 
 def need_pairs(name: str, batch: Mapping[str, PyTree]) -> None:
     """ValueError, with the name of who needs them, where the batch has no 'x0' beside 'x'."""
+    check_batch(name, batch)
     if batch.get("x0") is None:
         raise ValueError(f"{name}: expected pairs, 'x0' beside 'x', got the keys {sorted(batch)}")
 
 
 def players(name: str, params: Params, *wanted: str) -> list[Params]:
     """The params of these parts; ValueError, which names them, where one is missing."""
-    missing = [who for who in wanted if who not in params]
-    if missing:
-        raise ValueError(f"{name}: expected params with {list(wanted)}, got {sorted(params)}")
+    check_params(name, params, *wanted)
     return [params[who] for who in wanted]
 
 
@@ -52,6 +51,17 @@ def checked(name: str, velocity: Velocity) -> Velocity:
         return like_state(name, velocity.apply(params, x, t, cond, key=key), x)
 
     return Velocity(velocity.init, apply)
+
+
+def joined(x: Array, y: Array) -> Array:
+    """x and y side by side along the last axis of the event, [b, ..., 2 c]; scalar events become [b, 2]."""
+    return jnp.stack([x, y], axis=1) if x.ndim == 1 else jnp.concatenate([x, y], axis=-1)
+
+
+def halves(xy: Array, like: Array) -> tuple[Array, Array]:
+    """What `joined` put together, each shaped like `like`."""
+    first, second = jnp.split(xy, 2, axis=-1)
+    return first.reshape(like.shape), second.reshape(like.shape)
 
 
 def shaped(name: str, what: str, value: Array, like: Array) -> Array:

@@ -118,7 +118,7 @@ def sample_acceleration(
     ts = jnp.asarray(sampling_times(name, steps, grid, rising=False), float_dtype(x0))
     start, pushed = players(name, params, "velocity", "acceleration")
     n = x0.shape[0]
-    check_cond(name, cond, n)
+    cond = check_cond(name, cond, n)
     x = jnp.asarray(x0, float_dtype(x0))
     v0 = like_state(name, velocity.apply(start, x, jnp.full((n,), ts[0]), cond), x)
 

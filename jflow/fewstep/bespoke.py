@@ -236,7 +236,7 @@ def _slope(apply, params, y, r, cond=None, *, key=None):
 def _between(teacher, params, x, times, t, cond):
     """The solution at a time t [], [b, *event], from its states x [b, K + 1, *event]: the cubic that meets states and
     velocities at the knots around t."""
-    check_cond("bespoke_bound", cond, x.shape[0])
+    cond = check_cond("bespoke_bound", cond, x.shape[0])
     knots = jnp.asarray(times, t.dtype)
     k = jnp.clip(jnp.searchsorted(knots, t, side="right") - 1, 0, len(times) - 2)
     gap = knots[k + 1] - knots[k]

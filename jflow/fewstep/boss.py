@@ -45,7 +45,7 @@ def step_costs(velocity: Velocity, params: Params, x: Array, times: Sequence[flo
     x = jnp.asarray(x)
     if x.ndim < 2 or x.shape[1] != len(times):
         raise ValueError(f"step_costs: expected x of shape [b, {len(times)}, ...], got {list(x.shape)}")
-    check_cond("step_costs", cond, x.shape[0])
+    cond = check_cond("step_costs", cond, x.shape[0])
     states = jnp.moveaxis(x.astype(float_dtype(x)), 1, 0)
     t = jnp.asarray(times, states.dtype)
 

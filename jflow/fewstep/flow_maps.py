@@ -157,7 +157,7 @@ def sample(
     if renoise > 0 and not isinstance(times, jax.core.Tracer) and times[-1] != 1:
         raise ValueError(f"fewstep.sample: renoise goes by way of data: expected a grid that ends at 1, got {times}")
     n = x0.shape[0]
-    check_cond("fewstep.sample", cond, n)
+    cond = check_cond("fewstep.sample", cond, n)
     count = np.shape(times)[0] - 1
     if renoise > 0 and count > 1:
         need_key("fewstep.sample with renoise", key)

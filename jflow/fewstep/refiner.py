@@ -18,8 +18,8 @@ import numpy as np
 from jax.typing import ArrayLike
 
 from jflow import couplings, paths
-from jflow._util import check_cond, expand_to, float_dtype
-from jflow.fewstep._parts import finished, needed
+from jflow._util import check_cond, count_rows, expand_to, float_dtype
+from jflow.fewstep._parts import finished, halves, joined, needed
 from jflow.fewstep.flow_maps import check_pairs
 from jflow.fields import like_state, rows
 from jflow.losses._batch import mean_of_rows
@@ -33,20 +33,20 @@ _LINEAR, _INDEPENDENT = paths.linear(), couplings.independent()
 
 
 def refines(velocity: Velocity) -> Field:
-    """A refiner, R((x, v), t) shaped like x, from a network of x and v joined along the last axis, [b, ..., 2 c]: the first
-    half of its output is read.
+    """A refiner, R((x, v), t) shaped like x, from a network of x and v joined along the last axis of the event, [b, ..., 2 c]
+    (of a scalar event [b, 2]): the first half of its output is read.
 
     Any other `Field` of the pair (x, v) will do. Errors: ValueError at trace time for x and v of different shapes."""
 
     def join(pair):
         x, v = pair
-        return jnp.concatenate([x, like_state("refines", v, x)], axis=-1)
+        return joined(x, like_state("refines", v, x))
 
     def init(key, x, t, cond=None):
         return velocity.init(key, join(x), t, cond)
 
     def apply(params, x, t, cond=None, *, key=None):
-        return velocity.apply(params, join(x), t, cond, key=key)[..., : x[0].shape[-1]]
+        return halves(velocity.apply(params, join(x), t, cond, key=key), x[0])[0]
 
     return Field(init, apply)
 
@@ -98,7 +98,7 @@ def velocity_refiner(
         x_t = path.point(x0, x1, t, key=path_key).astype(x1.dtype)
         v = like_state("velocity_refiner", teacher.apply(known, x_t, t, cond), x_t)
         x = x_t + expand_to((r - t).astype(x_t.dtype), x_t) * v
-        target = teacher.apply(known, x, r, cond)
+        target = like_state("velocity_refiner", teacher.apply(known, x, r, cond), x)
         offset = like_state("velocity_refiner", refiner.apply(params, (x, v), r, cond, key=dropout_key), x)
         dtype = float_dtype(x1)
         error = v.astype(dtype) + offset.astype(dtype) - target.astype(dtype)
@@ -142,8 +142,8 @@ def refined_sample(
     times = rising_times("refined_sample", total if grid is None else grid)
     if np.shape(times)[0] != total + 1:
         raise ValueError(f"refined_sample: expected a grid of {total + 1} times, got {np.shape(times)[0]}")
-    n = x0.shape[0]
-    check_cond("refined_sample", cond, n)
+    n = count_rows("refined_sample", x0)
+    cond = check_cond("refined_sample", cond, n)
     x = jnp.asarray(x0, float_dtype(x0))
     times = jnp.asarray(times, x.dtype)
 

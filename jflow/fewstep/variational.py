@@ -20,8 +20,8 @@ import jax
 import jax.numpy as jnp
 from jax.typing import ArrayLike
 
-from jflow._util import check_cond, float_dtype, need_key
-from jflow.fewstep._parts import finished, on_line, players, predicted_data, sampling_times
+from jflow._util import check_cond, count_rows, float_dtype, need_key
+from jflow.fewstep._parts import finished, halves, joined, on_line, players, predicted_data, sampling_times
 from jflow.fields import rows
 from jflow.losses._batch import mean_of_rows, read
 from jflow.solvers._integrate import SolveInfo
@@ -35,16 +35,16 @@ _UNIT = math.log(math.e - 1)  # softplus of it is 1
 def noise_encoder(velocity: Velocity) -> Field:
     """An encoder x1 -> (mean, std), both shaped like x1 [b, *event], of any network whose output is shaped like its input.
 
-    The network is given x1 twice, along the last axis, and the halves of its output are mean and raw, with
-    std = softplus(raw + log(e - 1)): one that is zero at initialisation (as jflow's are) starts at mean 0, std 1, the
-    independent coupling (the shift is ours). t is handed on; VCT has one time alone, `variational_noise` passes 1."""
+    The network is given x1 twice, along the last axis of the event (a scalar as [b, 2]), and the halves of its output are
+    mean and raw, with std = softplus(raw + log(e - 1)): one that is zero at initialisation (as jflow's are) starts at
+    mean 0, std 1, the independent coupling (the shift is ours). t is handed on; VCT has one time alone, `variational_noise`
+    passes 1."""
 
     def init(key, x, t, cond=None):
-        return velocity.init(key, jnp.concatenate([x, x], axis=-1), t, cond)
+        return velocity.init(key, joined(x, x), t, cond)
 
     def apply(params, x, t, cond=None, *, key=None):
-        out = velocity.apply(params, jnp.concatenate([x, x], axis=-1), t, cond, key=key)
-        mean, raw = jnp.split(out, 2, axis=-1)
+        mean, raw = halves(velocity.apply(params, joined(x, x), t, cond, key=key), x)
         return mean, jax.nn.softplus(raw + _UNIT)
 
     return Field(init, apply)
@@ -110,8 +110,8 @@ def sample_variational(
     """
     name = "sample_variational"
     times = sampling_times(name, steps, grid)
-    n, count = x0.shape[0], len(times) - 1
-    check_cond(name, cond, n)
+    n, count = count_rows(name, x0), len(times) - 1
+    cond = check_cond(name, cond, n)
     model, encoding = players(name, params, "model", "encoder")
     if count > 1:
         need_key(f"{name} with more than one step", key)

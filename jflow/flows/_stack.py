@@ -70,7 +70,8 @@ def recipe(event_shape: tuple[int, ...], bijector: Bijector, standardize: bool, 
     """The flow of `bijector`, behind the standardization of the data and over a standard normal unless told otherwise."""
     if standardize:
         bijector = bijectors.chain(bijector, bijectors.standardize(event_shape))
-    return flow(bijector, distributions.normal(event_shape) if base is None else base)
+    base = distributions.normal(event_shape) if base is None else base
+    return flow(bijector, base, event_shape=event_shape)
 
 
 def with_inverses(permutations: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

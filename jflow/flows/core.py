@@ -1,49 +1,77 @@
 """`flow` and `elbo_flow`: a map and a base distribution."""
 
+from collections.abc import Mapping
+
 import jax
 import jax.numpy as jnp
+from jax.interpreters.partial_eval import dce_jaxpr
 
-from jflow._util import check_cond, check_draws, need_key, split_key
+from jflow._util import (
+    check_cond,
+    check_draws,
+    check_event,
+    check_key,
+    check_noun,
+    check_params,
+    check_rows,
+    need_key,
+    split_key,
+)
 from jflow.types import Bijector, Distribution, ElboFlow, Flow, Transport
 
 __all__ = ["elbo_flow", "flow", "importance_weighted"]
 
 
-def flow(bijector: Bijector, base: Distribution) -> Flow:
+def flow(bijector: Bijector, base: Distribution, *, event_shape: tuple[int, ...] | None = None) -> Flow:
     """The distribution of x = forward(z), z ~ base: log p(x) = log p_base(inverse(x)) + log |det d inverse / dx|.
 
     Params {'bijector', 'base'}. `init` wants a batch x [b, *event] of data (data-dependent layers look at it); zeros of
-    that shape do where no layer looks. `log_prob` is [b], in nats; -inf outside the support.
+    that shape do where no layer looks. `log_prob` is [b], in nats; -inf outside the support. A cond of one row is for all
+    rows. event_shape: of x and z alike, where it is known; then x of another shape is refused by name.
+    Errors: TypeError for a bijector or a base that is none, for a key or params of another kind; ValueError for shapes that
+        don't fit, a log_det or log_prob that is not [b], and, in `init`, a cond that neither map nor base looks at.
     """
-    if not isinstance(bijector, Bijector):
-        hint = "; elbo_flow takes one" if isinstance(bijector, Transport) else ""
-        raise TypeError(f"flow: expected a Bijector, got {type(bijector).__name__}{hint}")
+    check_noun("flow", bijector, Bijector)
+    check_noun("flow", base, Distribution, Flow)
 
     def init(key, x, cond=None):
-        x = _check_batch(x, cond)
+        check_key("flow.init", key)
+        x, cond = batch(x, cond)
         key_bijector, key_base = jax.random.split(key)
-        params = bijector.init(key_bijector, x, cond, side="data")
-        z, _ = bijector.inverse(params, x, cond)
-        return {"bijector": params, "base": base.init(key_base, z, cond)}
+        params = {"bijector": bijector.init(key_bijector, x, cond, side="data")}
+        z, _ = inverse(params, x, cond)
+        params["base"] = base.init(key_base, z, cond)
+        _check_heard("flow.init", lambda cond: log_prob(params, x, cond, key=key), cond)
+        return params
+
+    def batch(x, cond):
+        return _check_batch("flow", x, cond, event_shape)
 
     def forward(params, z, cond=None, *, key=None):
-        return bijector.forward(params["bijector"], _check_batch(z, cond), cond, key=key)
+        return _map("flow", bijector.forward, params, *batch(z, cond), key)
 
     def inverse(params, x, cond=None, *, key=None):
-        return bijector.inverse(params["bijector"], _check_batch(x, cond), cond, key=key)
+        return _map("flow", bijector.inverse, params, *batch(x, cond), key)
+
+    def density(params, z, cond, key=None):
+        check_params("flow", params, "base")
+        log_prob = base.log_prob(params["base"], z, cond, key=key)
+        return check_rows("flow", "the base's log_prob", log_prob, z.shape[0])
 
     def log_prob(params, x, cond=None, *, key=None):
+        x, cond = batch(x, cond)
         key_bijector, key_base = split_key(key, 2)
         z, log_det = inverse(params, x, cond, key=key_bijector)
-        return base.log_prob(params["base"], z, cond, key=key_base) + log_det
+        return density(params, z, cond, key_base) + log_det
 
     def sample(params, key, n, cond=None):
-        return forward(params, _sample_source(base, params, key, n, cond), cond)[0]
+        z, cond = _sample_source(base, params, key, n, cond)
+        return forward(params, z, cond)[0]
 
     def sample_and_log_prob(params, key, n, cond=None):
-        z = _sample_source(base, params, key, n, cond)
+        z, cond = _sample_source(base, params, key, n, cond)
         x, log_det = forward(params, z, cond)
-        return x, base.log_prob(params["base"], z, cond) - log_det
+        return x, density(params, z, cond) - log_det
 
     return Flow(init, log_prob, sample, sample_and_log_prob, forward, inverse)
 
@@ -52,32 +80,42 @@ def elbo_flow(transport: Transport | Bijector, base: Distribution) -> ElboFlow:
     """What `flow` is to a bijector: elbo(x) = log p_base(z) + contribution for z drawn by `inverse`, a lower bound of
     log p(x) in expectation over keys (log p(x) itself over a map that draws nothing).
 
-    Params {'bijector', 'base'}, `init` and units as in `flow`. Nielsen et al., *SurVAE Flows* (2020).
+    Params {'bijector', 'base'}, `init`, units and errors as in `flow`. Nielsen et al., *SurVAE Flows* (2020).
     """
-    if not isinstance(transport, Transport | Bijector):
-        raise TypeError(f"elbo_flow: expected a Transport or a Bijector, got {type(transport).__name__}")
+    check_noun("elbo_flow", transport, Transport, Bijector)
+    check_noun("elbo_flow", base, Distribution, Flow)
 
     def init(key, x, cond=None):
-        x = _check_batch(x, cond)
+        check_key("elbo_flow.init", key)
+        x, cond = batch(x, cond)
         key_map, key_draw, key_base = jax.random.split(key, 3)
-        params = transport.init(key_map, x, cond, side="data")
-        z, _ = transport.inverse(params, x, cond, key=key_draw)
-        return {"bijector": params, "base": base.init(key_base, z, cond)}
+        params = {"bijector": transport.init(key_map, x, cond, side="data")}
+        z, _ = inverse(params, x, cond, key=key_draw)
+        params["base"] = base.init(key_base, z, cond)
+        _check_heard("elbo_flow.init", lambda cond: elbo(params, x, cond, key=key), cond)
+        return params
+
+    def batch(x, cond):
+        return _check_batch("elbo_flow", x, cond)
 
     def forward(params, z, cond=None, *, key=None):
-        return transport.forward(params["bijector"], _check_batch(z, cond), cond, key=key)
+        return _map("elbo_flow", transport.forward, params, *batch(z, cond), key)
 
     def inverse(params, x, cond=None, *, key=None):
-        return transport.inverse(params["bijector"], _check_batch(x, cond), cond, key=key)
+        return _map("elbo_flow", transport.inverse, params, *batch(x, cond), key)
 
     def elbo(params, x, cond=None, *, key=None):
+        x, cond = batch(x, cond)
         key_map, key_base = split_key(key, 2)
         z, contribution = inverse(params, x, cond, key=key_map)
-        return base.log_prob(params["base"], z, cond, key=key_base) + contribution
+        check_params("elbo_flow", params, "base")
+        log_prob = base.log_prob(params["base"], z, cond, key=key_base)
+        return check_rows("elbo_flow", "the base's log_prob", log_prob, x.shape[0]) + contribution
 
     def sample(params, key, n, cond=None):
         key_base, key_map = jax.random.split(key)
-        return forward(params, _sample_source(base, params, key_base, n, cond), cond, key=key_map)[0]
+        z, cond = _sample_source(base, params, key_base, n, cond)
+        return forward(params, z, cond, key=key_map)[0]
 
     return ElboFlow(init, elbo, sample, forward, inverse)
 
@@ -88,8 +126,7 @@ def importance_weighted(flow: ElboFlow, draws: int) -> ElboFlow:
     Between the plain bound (draws=1) and log p(x), which it reaches as `draws` grows. Burda, Grosse, Salakhutdinov,
     *Importance Weighted Autoencoders* (2016).
     """
-    if not isinstance(flow, ElboFlow):
-        raise TypeError(f"importance_weighted: expected an ElboFlow, got {type(flow).__name__}")
+    check_noun("importance_weighted", flow, ElboFlow)
     if draws < 1:
         raise ValueError(f"importance_weighted: expected draws >= 1, got {draws}")
 
@@ -102,17 +139,54 @@ def importance_weighted(flow: ElboFlow, draws: int) -> ElboFlow:
 
 
 def _sample_source(base, params, key, n, cond):
-    n = check_draws("sample", n, cond)
+    check_params("flow", params, "bijector", "base")
+    n, cond = check_draws("sample", key, n, cond)
     z = base.sample(params["base"], key, n, cond)
     leaves = jax.tree.leaves(params)
-    return z.astype(jnp.result_type(*leaves)) if leaves else z
+    return (z.astype(jnp.result_type(*leaves)) if leaves else z), cond
 
 
-def _check_batch(x, cond):
+def _map(name, apply, params, x, cond, key):
+    """(y, log_det) of a direction of the map, log_det [b].
+
+    Where an event has b numbers along an axis, a log_det of one number for each of them has that shape too: there it is
+    looked at for twice the rows as well, in shapes alone."""
+    check_params(name, params, "bijector")
+
+    def run(x, cond):
+        y, log_det = apply(params["bijector"], x, cond, key=key)
+        return y, check_rows(name, "log_det", log_det, x.shape[0])
+
+    if x.shape[0] in x.shape[1:]:
+        jax.eval_shape(lambda: run(*jax.tree.map(lambda a: jnp.concatenate([a, a]), (x, cond))))
+    return run(x, cond)
+
+
+def _check_heard(name, function, cond):
+    """Raise where function(cond), which is traced and not run, does not depend on cond: it would be ignored in silence."""
+    if not jax.tree.leaves(cond):
+        return
+    jaxpr = jax.make_jaxpr(function)(cond).jaxpr
+    if not any(dce_jaxpr(jaxpr, [True] * len(jaxpr.outvars))[1]):
+        raise ValueError(
+            f"{name}: neither the map nor the base looks at cond: leave it out, or take a layer that does, such as "
+            "bijectors.coupling, bijectors.autoregressive or bijectors.amortized"
+        )
+
+
+def _check_batch(name, x, cond, event_shape=None):
+    """x as an array of floats [b, *event], and cond with b rows."""
+    if isinstance(x, Mapping):
+        raise TypeError(
+            f"{name}: expected x to be an array [b, *event], got a dict of {sorted(x)}; losses take batches"
+        )
     x = jnp.asarray(x)
+    if jnp.issubdtype(x.dtype, jax.dtypes.prng_key):
+        raise TypeError(f"{name}: expected x to be an array [b, *event], got a key; the order is (key, x, cond)")
     if x.ndim == 0:
-        raise ValueError("flow: expected x of shape [b, *event], got a scalar")
+        raise ValueError(f"{name}: expected x of shape [b, *event], got a scalar")
+    if event_shape is not None:
+        check_event(name, x, event_shape)
     if not jnp.issubdtype(x.dtype, jnp.floating):
-        raise TypeError(f"flow: expected x in floats (integers want dequantizing first), got {x.dtype}")
-    check_cond("flow", cond, x.shape[0])
-    return x
+        raise TypeError(f"{name}: expected x in floats (integers want dequantizing first), got {x.dtype}")
+    return x, check_cond(name, cond, x.shape[0])

@@ -169,7 +169,7 @@ def dequantization_noise(
     transformer = bj.transformers.affine() if transformer is None else transformer
     couplings = _stage(transformer, nets.GlowNet(32) if net is None else net, remat, event_shape[-1], depth)
     layers = bj.checkerboard(), couplings, bj.invert(bj.checkerboard()), bj.sigmoid()
-    return flow(bj.chain(*layers), distributions.normal(event_shape))
+    return flow(bj.chain(*layers), distributions.normal(event_shape), event_shape=event_shape)
 
 
 def _stage(transformer: Elementwise, net: nn.Module, remat: bool, half: int, depth: int) -> Bijector:

@@ -8,10 +8,10 @@ from collections.abc import Callable
 import jax
 import jax.numpy as jnp
 
-from jflow._util import expand_to, like_rows, split_key
+from jflow._util import check_cond, check_noun, expand_to, like_rows, split_key
 from jflow.fields import rows
 from jflow.guidance.combine import Combine, scaled
-from jflow.types import Array, PyTree, Velocity
+from jflow.types import Array, Field, PyTree, Velocity
 
 __all__ = ["autoguidance", "cfg", "guided", "negative", "told", "zero_init"]
 
@@ -58,7 +58,8 @@ def negative(velocity: Velocity, combine: Combine) -> Velocity:
         return velocity.init(key, x, t, pair(cond)[0])
 
     def apply(params, x, t, cond=None, *, key=None):
-        return _twice(velocity, combine, params, x, t, *pair(cond), key)
+        pairs = (check_cond("negative", c, _count(x)) for c in pair(cond))
+        return _twice(velocity, combine, params, x, t, *pairs, key)
 
     return Velocity(init, apply)
 
@@ -116,12 +117,14 @@ def zero_init(velocity: Velocity, until: float) -> Velocity:
 
 
 def _guided(name, velocity, combine, null):
+    check_noun(name, velocity, Velocity, Field)
+
     def apply(params, x, t, cond=None, *, key=None):
         if cond is None:
             raise ValueError(f"{name}: expected cond, what to guide towards, got None")
         if null is None:
             raise ValueError(f"{name}: expected null, the row of cond that stands for no condition, got None")
-        cond = jax.tree.map(jnp.asarray, cond)
+        cond = jax.tree.map(jnp.asarray, check_cond(name, cond, _count(x)))
         return _twice(velocity, combine, params, x, t, cond, like_rows(name, null, cond), key)
 
     return Velocity(velocity.init, apply)

@@ -3,7 +3,7 @@
 import jax
 import jax.numpy as jnp
 
-from jflow._util import expand_to, float_dtype, split_key, sum_event
+from jflow._util import check_cond, expand_to, float_dtype, split_key, sum_event
 from jflow.fields import rows
 from jflow.guidance.combine import Scale, weights
 from jflow.paths.affine import LINEAR, Schedule, coefficients
@@ -37,7 +37,7 @@ def classifier_guidance(
     def apply(params, x, t, cond=None, *, key=None):
         if cond is None:
             raise ValueError("classifier_guidance: expected cond, what to guide towards, got None")
-        t = rows(t, x.shape[0])
+        t, cond = rows(t, x.shape[0]), check_cond("classifier_guidance", cond, x.shape[0])
         velocity_key, classifier_key = split_key(key, 2)
         v = velocity.apply(params["velocity"], x, t, cond, key=velocity_key)
         later = jnp.maximum(t, start)

@@ -19,7 +19,7 @@ import jax
 import jax.numpy as jnp
 
 from jflow._util import expand_to, float_dtype, need_key, same_draws, sum_event
-from jflow.fields import rows
+from jflow.fields import like_state, rows
 from jflow.guidance.combine import Scale, weights
 from jflow.paths.affine import LINEAR, Schedule, coefficients, velocity_to_score
 from jflow.solvers.divergence import exact_divergence
@@ -40,7 +40,7 @@ def density(velocity: Velocity, excess: Excess, *, schedule: Schedule = LINEAR) 
 
     def apply(params, x, t, cond=None, *, key=None):
         t = rows(t, x.shape[0])
-        u = lambda x: velocity.apply(params, x, t, cond, key=same_draws(key))  # noqa: E731
+        u = lambda x: like_state("velocity", velocity.apply(params, x, t, cond, key=same_draws(key)), x)  # noqa: E731
         v = u(x)
         return (v + _climb(velocity_to_score(v, x, t, schedule), excess(u, x, t))).astype(v.dtype)
 
@@ -103,7 +103,7 @@ def density_step(velocity: Velocity, excess: Excess, noise: Scale, *, schedule: 
         x = x.astype(float_dtype(x))
         t, t_next = (rows(s, x.shape[0]).astype(x.dtype) for s in (t, t_next))
         h = t_next - t
-        u = lambda x: velocity.apply(params, x, t, cond)  # noqa: E731
+        u = lambda x: like_state("velocity", velocity.apply(params, x, t, cond), x)  # noqa: E731
         v = u(x)
         score = velocity_to_score(v, x, t, schedule)
         xi = jax.random.normal(key, x.shape, x.dtype)

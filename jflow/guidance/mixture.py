@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 
 from jflow import mixtures
-from jflow._util import expand_to, like_rows
+from jflow._util import check_cond, expand_to, like_rows
 from jflow.fields import rows
 from jflow.paths.affine import LINEAR, Schedule, velocity_to_x1
 from jflow.types import Array, Field, PyTree
@@ -45,8 +45,8 @@ def probabilistic_guidance(
     def apply(params, x, t, cond=None, *, key=None):
         if cond is None:
             raise ValueError("probabilistic_guidance: expected cond, what to guide towards, got None")
-        cond = jax.tree.map(jnp.asarray, cond)
         n = x.shape[0]
+        cond = jax.tree.map(jnp.asarray, check_cond("probabilistic_guidance", cond, n))
         t = rows(t, n)
         nulls = like_rows("probabilistic_guidance", null, cond)
         both = jax.tree.map(lambda a, b: jnp.concatenate([a, b]), (x, t, cond), (x, t, nulls))

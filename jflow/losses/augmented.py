@@ -3,7 +3,7 @@
 import jax
 import jax.numpy as jnp
 
-from jflow._util import expand_to, like_rows, need_key
+from jflow._util import check_cond, check_x, expand_to, like_rows, need_key
 from jflow.types import Loss, PyTree
 
 __all__ = ["drop_cond", "noised"]
@@ -20,6 +20,7 @@ def noised(loss: Loss, std: float) -> Loss:
 
     def augmented(params, key, batch, frozen=None):
         need_key("noised", key)
+        check_x("noised", batch)
         noise_key, loss_key = jax.random.split(key)
         x = jnp.asarray(batch["x"])
         x = x + std * jax.random.normal(noise_key, x.shape, x.dtype)
@@ -38,11 +39,13 @@ def drop_cond(loss: Loss, drop: float, *, null: PyTree) -> Loss:
 
     def dropping(params, key, batch, frozen=None):
         need_key("drop_cond", key)
+        check_x("drop_cond", batch)
         if batch.get("cond") is None:
             raise ValueError(f"drop_cond: expected 'cond' in batch, got the keys {sorted(batch)}")
         drop_key, loss_key = jax.random.split(key)
-        cond = jax.tree.map(jnp.asarray, batch["cond"])
-        dropped = jax.random.bernoulli(drop_key, drop, jax.tree.leaves(cond)[0].shape[:1])
+        n = jnp.shape(batch["x"])[0]
+        cond = jax.tree.map(jnp.asarray, check_cond("drop_cond", batch["cond"], n))
+        dropped = jax.random.bernoulli(drop_key, drop, (n,))
         nulls = like_rows("drop_cond", null, cond)
         cond = jax.tree.map(lambda c, z: jnp.where(expand_to(dropped, c), z, c), cond, nulls)
         return loss(params, loss_key, {**batch, "cond": cond}, frozen)

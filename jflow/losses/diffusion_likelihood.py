@@ -101,7 +101,9 @@ def learned_times(velocity: Velocity, *, schedule: Schedule = LINEAR, time: Time
         need_key("learned_times", key)
         x1, cond, _ = read("learned_times", batch, ("x", "cond", "weight"))
         at = _point(x1, schedule, frozen["importance"], time, key)
-        values = at.likelihood_weight * sum_event(jnp.square(at.u - velocity.apply(params, at.x, at.t, cond)))
+        predicted = velocity.apply(params, at.x, at.t, cond)
+        _check_shape("learned_times", predicted, at.u)
+        values = at.likelihood_weight * sum_event(jnp.square(at.u - predicted))
         return {**frozen, "importance": learn_importance(frozen["importance"], at.t, values, decay=decay)}
 
     return refresh

@@ -1,7 +1,8 @@
 """Maximum likelihood."""
 
+from jflow._util import check_noun, check_rows
 from jflow.losses._batch import mean_of_rows, read
-from jflow.types import ElboFlow, Flow, Loss
+from jflow.types import Distribution, ElboFlow, Flow, Loss
 
 __all__ = ["negative_elbo", "nll"]
 
@@ -12,15 +13,16 @@ def nll(flow: Flow) -> Loss:
     batch: 'x' [b, *event], optionally 'cond' and 'weight' [b] (weighted mean, sum(w l) / sum(w)). params are the
     flow's. The key goes to `log_prob`: a continuous flow draws its probes from it, dropout uses it, a deterministic
     flow ignores it.
-    Errors: ValueError for a batch without 'x', with an unknown key, or with rows that don't match.
+    Errors: TypeError for what has no log_prob; ValueError for a batch without 'x', with an unknown key, or with rows
+    that don't match.
     """
 
-    if isinstance(flow, ElboFlow):
-        raise TypeError("nll: expected a flow with log_prob, got an ElboFlow, which has a bound: see negative_elbo")
+    check_noun("nll", flow, Flow, Distribution)
 
     def loss(params, key, batch, frozen=None):
         x, cond, weight = read("nll", batch, ("x", "cond", "weight"))
-        return mean_of_rows(-flow.log_prob(params, x, cond, key=key), weight), {}
+        log_prob = check_rows("nll", "log_prob", flow.log_prob(params, x, cond, key=key), x.shape[0])
+        return mean_of_rows(-log_prob, weight), {}
 
     return loss
 
@@ -32,11 +34,11 @@ def negative_elbo(flow: ElboFlow) -> Loss:
     stochastic layers need; over `flows.importance_weighted(flow, draws)` the bound is tighter.
     """
 
-    if not isinstance(flow, ElboFlow):
-        raise TypeError(f"negative_elbo: expected an ElboFlow, got {type(flow).__name__}")
+    check_noun("negative_elbo", flow, ElboFlow)
 
     def loss(params, key, batch, frozen=None):
         x, cond, weight = read("negative_elbo", batch, ("x", "cond", "weight"))
-        return mean_of_rows(-flow.elbo(params, x, cond, key=key), weight), {}
+        elbo = check_rows("negative_elbo", "elbo", flow.elbo(params, x, cond, key=key), x.shape[0])
+        return mean_of_rows(-elbo, weight), {}
 
     return loss

@@ -4,11 +4,11 @@ import jax
 import jax.numpy as jnp
 
 from jflow import couplings, paths, times
-from jflow._util import expand_to, float_dtype, need_key, same_draws
+from jflow._util import check_batch, check_noun, expand_to, float_dtype, need_key, same_draws
 from jflow.losses._batch import mean_of_rows
 from jflow.losses._pairs import check_drop, draw_pairs
 from jflow.losses.errors import Metric, mean_squared
-from jflow.types import Coupling, Loss, Path, PyTree, Time, Velocity
+from jflow.types import Coupling, Field, Loss, Path, PyTree, Time, Velocity
 
 __all__ = ["flow_matching", "fresh_source"]
 
@@ -41,6 +41,7 @@ def flow_matching(
         Guidance", 2022 (drop).
     """
     check_drop("flow_matching", drop, null)
+    check_noun("flow_matching", velocity, Velocity, Field)
 
     def loss(params, key, batch, frozen=None):
         pairs = draw_pairs("flow_matching", key, batch, time, coupling, drop, null)
@@ -69,6 +70,7 @@ def fresh_source(loss: Loss) -> Loss:
 
     def refreshed(params, key, batch, frozen=None):
         need_key("fresh_source", key)
+        check_batch("fresh_source", batch)
         if batch.get("x0") is None or batch.get("paired") is None:
             raise ValueError(f"fresh_source: expected 'x0' and 'paired' in batch, got the keys {sorted(batch)}")
         rest = {name: value for name, value in batch.items() if name != "paired"}

@@ -3,7 +3,7 @@
 import diffrax
 from jax.typing import ArrayLike
 
-from jflow._util import split_key
+from jflow._util import check_params, check_rows, split_key
 from jflow.losses._batch import mean_of_rows, read
 from jflow.solvers.divergence import Divergence, exact_divergence
 from jflow.solvers.likelihood import backwards, carry_with_energies, likelihood_method
@@ -52,13 +52,15 @@ def regularised_nll(
 
     def loss(params, key, batch, frozen=None):
         x, cond, weight = read(name, batch, ("x", "cond", "weight"))
+        check_params(name, params, "velocity", "base")
         probe_key, base_key = split_key(key, 2)
         z, *sums, _ = carry_with_energies(
             name, velocity, params["velocity"], x, cond, probe_key, divergence, how, t1, 0.0
         )
         log_det, speeds, norms = sums
+        log_prob = base.log_prob(params["base"], z, cond, key=base_key)
         parts = {
-            "nll": -base.log_prob(params["base"], z, cond, key=base_key) - log_det,
+            "nll": -check_rows(name, "the base's log_prob", log_prob, x.shape[0]) - log_det,
             "kinetic": -speeds,  # the solve ran backwards
             "jacobian": -norms,
         }

@@ -5,7 +5,7 @@ from collections.abc import Callable, Mapping
 import jax
 import jax.numpy as jnp
 
-from jflow._util import check_cond, need_key
+from jflow._util import check_batch, check_cond, check_noun, check_rows, need_key
 from jflow.types import Array, Flow, Loss
 
 __all__ = ["reverse_kl"]
@@ -21,22 +21,23 @@ def reverse_kl(flow: Flow, log_density: Callable[..., Array], *, draws: int = 25
 
     Rezende, Mohamed, *Variational Inference with Normalizing Flows* (2015).
     """
+    check_noun("reverse_kl", flow, Flow)
     if draws < 1:
         raise ValueError(f"reverse_kl: expected draws >= 1, got {draws}")
 
     def loss(params, key, batch: Mapping, frozen=None):
         need_key("reverse_kl", key)
+        check_batch("reverse_kl", batch)
         if unknown := sorted(set(batch) - {"cond"}):
             raise ValueError(f"reverse_kl: unknown keys in batch: {unknown}; allowed is 'cond'")
         cond, n = batch.get("cond"), draws
         if cond is not None:
-            rows = jnp.shape(jax.tree.leaves(cond)[0])[0]
-            check_cond("reverse_kl", cond, rows)
+            rows = (jnp.shape(jax.tree.leaves(cond)[0]) or (1,))[0]
+            cond = check_cond("reverse_kl", cond, rows)
             cond, n = jax.tree.map(lambda c: jnp.repeat(jnp.asarray(c), draws, axis=0), cond), rows * draws
         x, log_q = flow.sample_and_log_prob(params, key, n, cond)
         log_p = log_density(x) if cond is None else log_density(x, cond)
-        if log_p.shape != log_q.shape:
-            raise ValueError(f"reverse_kl: expected log_density of shape {[n]}, got {list(log_p.shape)}")
+        check_rows("reverse_kl", "log_density", log_p, n)
         value = jnp.mean(log_q - log_p)
         return value, {"elbo": -value, "log_q": jnp.mean(log_q)}
 

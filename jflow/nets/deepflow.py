@@ -184,11 +184,11 @@ def branch_field(module: nn.Module) -> Field:
     """Lift a `DeepFlow` into a `Field` of `Branches`: x [b, H, W, C] with t [b], or x [b, k, H, W, C] with t [b, k]."""
 
     def init(key, x, t, cond=None):
-        check_cond("branch_field", cond, x.shape[0])
+        cond = check_cond("branch_field", cond, x.shape[0])
         return init_linen(module, key, x, t, cond)
 
     def apply(params, x, t, cond=None, *, key=None):
-        check_cond("branch_field", cond, x.shape[0])
+        cond = check_cond("branch_field", cond, x.shape[0])
         return apply_linen(module, params, x, t, cond, key=key)
 
     return Field(init, apply)

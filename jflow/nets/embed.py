@@ -49,7 +49,7 @@ def flatten_cond(name: str, cond: Cond, n: int) -> Array | None:
 
     Raises ValueError for leaves that do not lead with n rows or are not floats: a label is not a quantity.
     """
-    check_cond(name, cond, n)
+    cond = check_cond(name, cond, n)
     for path, leaf in jax.tree_util.tree_leaves_with_path(cond):
         if not jnp.issubdtype(jnp.result_type(leaf), jnp.floating):
             raise ValueError(
@@ -58,6 +58,13 @@ def flatten_cond(name: str, cond: Cond, n: int) -> Array | None:
             )
     leaves = [flatten_event(jnp.asarray(leaf)) for leaf in jax.tree.leaves(cond)]
     return jnp.concatenate(leaves, axis=-1) if leaves else None
+
+
+def need_cond(module: nn.Module, cond: Cond) -> None:
+    """Raise in a module whose params were made with a cond, which would be left out in silence, and that is given none."""
+    names = module.variables.get("params", {})
+    if cond is None and any(name.startswith("cond") for name in names):
+        raise ValueError(f"{type(module).__name__}: expected cond, since its params were made with one, got None")
 
 
 class TimeCondEmbed(nn.Module):
@@ -82,7 +89,8 @@ class TimeCondEmbed(nn.Module):
     def __call__(self, t: Array, cond: Cond = None, r: Array | None = None) -> Array:
         if cond is None and self.num_classes is not None:
             cond = jnp.full_like(t, self.num_classes, dtype=jnp.int32)
-        check_cond("TimeCondEmbed", cond, t.shape[0])
+        need_cond(self, cond)
+        cond = check_cond("TimeCondEmbed", cond, t.shape[0])
         h = self._mlp(time_features(t, self.features, scale=self.time_scale), "time")
         for i, (path, leaf) in enumerate(jax.tree_util.tree_leaves_with_path(cond)):
             h = h + self._leaf(jnp.asarray(leaf), f"cond_{i}", "cond" + jax.tree_util.keystr(path))

@@ -18,7 +18,7 @@ class MixtureHead(nn.Module):
 
     `network` is any velocity network: x is lifted to `features` channels, the network maps them to as many, and the
     mixture is read off those. The last axis of x is what a component is a Gaussian over: a vector [b, d] has one mixture,
-    an image [b, H, W, C] one a pixel. log_std [b] is read off the mean over sites.
+    an image [b, H, W, C] one a pixel, a scalar [b] one. log_std [b] is read off the mean over sites.
 
     At first all components have equal weights and standard deviation 1, with means drawn apart by `spread`.
     """
@@ -37,10 +37,9 @@ class MixtureHead(nn.Module):
 
     @nn.compact
     def __call__(self, x: Array, t: Array, cond: Cond = None) -> GaussianMixture:
-        if x.ndim < 2:
-            raise ValueError(f"MixtureHead: expected x of shape [b, *sites, d], got {list(x.shape)}")
-        k, d = self.components, x.shape[-1]
-        lifted = nn.Dense(self.features, dtype=self.dtype, name="lift")(x)
+        numbers = x[:, None] if x.ndim == 1 else x  # a scalar is a vector of one number
+        k, d = self.components, numbers.shape[-1]
+        lifted = nn.Dense(self.features, dtype=self.dtype, name="lift")(numbers)
         args = (lifted, t) if cond is None else (lifted, t, cond)
         h = self.network(*args)  # no norm here: the network starts at zero, where a norm's slope explodes
         # the heads compute in the params' precision
@@ -48,5 +47,5 @@ class MixtureHead(nn.Module):
         logits = nn.Dense(k, name="logits")(h)
         pooled = jnp.mean(h.reshape(h.shape[0], -1, h.shape[-1]), axis=1)
         log_std = nn.Dense(1, kernel_init=nn.initializers.zeros, name="log_std")(pooled)[:, 0]
-        found = GaussianMixture(logits, means.reshape(*x.shape[:-1], k, d), log_std)
+        found = GaussianMixture(logits, means.reshape(*logits.shape, *x.shape[max(1, x.ndim - 1) :]), log_std)
         return jax.tree.map(lambda v: v.astype(float_dtype(x)), found)

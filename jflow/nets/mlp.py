@@ -6,6 +6,7 @@ from typing import Any
 import flax.linen as nn
 import jax.numpy as jnp
 
+from jflow._util import check_linen
 from jflow.nets.embed import TimeCondEmbed, check_time, flatten_cond, flatten_event, time_features
 from jflow.types import Array, Cond
 
@@ -56,6 +57,11 @@ class TimeMLP(nn.Module):
     embed: nn.Module | None = None
     dropout: float = 0.0
     dtype: Any = None
+
+    def __post_init__(self):
+        if self.embed is not None:
+            check_linen("TimeMLP", "embed", self.embed)
+        super().__post_init__()
 
     @nn.compact
     def __call__(self, x: Array, t: Array, cond: Cond = None) -> Array:

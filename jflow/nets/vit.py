@@ -8,7 +8,7 @@ import jax.numpy as jnp
 
 from jflow._util import check_cond
 from jflow.nets.attention import SelfAttention, per_token
-from jflow.nets.embed import flatten_event
+from jflow.nets.embed import flatten_event, need_cond
 from jflow.types import Array, Cond
 
 _normal = nn.initializers.normal(0.02)
@@ -86,7 +86,8 @@ class CondEmbed(nn.Module):
     def __call__(self, cond: Cond, n: int) -> Array | None:
         if cond is None and self.num_classes is not None:
             cond = jnp.full((n,), self.num_classes, jnp.int32)
-        check_cond("CondEmbed", cond, n)
+        need_cond(self, cond)
+        cond = check_cond("CondEmbed", cond, n)
         leaves = jax.tree_util.tree_leaves_with_path(cond)
         parts = [
             self._leaf(jnp.asarray(leaf), f"cond_{i}", "cond" + jax.tree_util.keystr(path))

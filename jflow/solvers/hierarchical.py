@@ -55,7 +55,7 @@ def sample_hierarchy(
     if isinstance(grids, int) or len(grids) < 1:
         raise ValueError(f"sample_hierarchy: expected a grid for each level, got {grids!r}")
     n = x0.shape[0]
-    check_cond("sample_hierarchy", cond, n)
+    cond = check_cond("sample_hierarchy", cond, n)
     dtype = float_dtype(x0)
     times = [jnp.asarray(rising_times("sample_hierarchy", grid), dtype) for grid in grids]
 

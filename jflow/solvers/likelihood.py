@@ -8,12 +8,12 @@ import jax.numpy as jnp
 import numpy as np
 from jax.typing import ArrayLike
 
-from jflow._util import check_cond, float_dtype, sum_event, zero_log_det
+from jflow._util import check_cond, check_noun, check_rows, count_rows, float_dtype, sum_event, zero_log_det
 from jflow.fields import like_state
 from jflow.solvers._integrate import Method, SolveInfo, integrate, method
 from jflow.solvers.divergence import Divergence, exact_divergence
 from jflow.solvers.sample import check_ends
-from jflow.types import Array, Cond, Key, Params, Velocity
+from jflow.types import Array, Cond, Field, Key, Params, Velocity
 
 __all__ = ["log_prob", "sample_with_log_det"]
 
@@ -88,7 +88,7 @@ def log_prob(
     how = likelihood_method(name, divergence, **options, grid=grid, rising=True)
     check_ends(name, grid, 0.0, t1)
     x0, log_det, info = carry(name, velocity, params, x1, cond, key, divergence, backwards(how), t1, 0.0)
-    return base_log_prob(x0) + log_det, info
+    return check_rows(name, "base_log_prob", base_log_prob(x0), x0.shape[0]) + log_det, info
 
 
 def likelihood_method(name, divergence, **options) -> Method:
@@ -119,7 +119,8 @@ def carry_with_energies(name, velocity, params, x, cond, key, divergence, how, t
 
 
 def _integrals(field, count, name, velocity, params, x, cond, key, divergence, how, t0, t1):
-    check_cond(name, cond, x.shape[0])
+    check_noun(name, velocity, Velocity, Field)
+    cond = check_cond(name, cond, count_rows(name, x))
     state = jnp.asarray(x, float_dtype(x))
     field = jax.tree_util.Partial(field, velocity.apply, divergence.apply)
     start = (state, (zero_log_det(state),) * count)

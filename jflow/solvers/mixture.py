@@ -80,7 +80,7 @@ def gm_ode(
     if not floor >= 0:
         raise ValueError(f"gm_ode: expected floor >= 0, got {floor}")
     n = x0.shape[0]
-    check_cond("gm_ode", cond, n)
+    cond = check_cond("gm_ode", cond, n)
     dtype = float_dtype(x0)
     grid = jnp.asarray(grid, dtype)
     posterior = Velocity(lambda key, x, t, cond=None: {}, functools.partial(_carried, schedule))

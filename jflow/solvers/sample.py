@@ -5,10 +5,10 @@ import jax
 import jax.numpy as jnp
 from jax.typing import ArrayLike
 
-from jflow._util import check_cond, float_dtype
+from jflow._util import check_cond, check_noun, count_rows, float_dtype
 from jflow.fields import like_state
 from jflow.solvers._integrate import SolveInfo, integrate, method
-from jflow.types import Cond, Params, PyTree, Velocity
+from jflow.types import Cond, Field, Params, PyTree, Velocity
 
 __all__ = ["sample"]
 
@@ -56,7 +56,8 @@ def sample(
         default={"steps": 50},
     )
     check_ends("solvers.sample", grid, t0, t1)
-    check_cond("solvers.sample", cond, jax.tree.leaves(x0)[0].shape[0])
+    check_noun("solvers.sample", velocity, Velocity, Field)
+    cond = check_cond("solvers.sample", cond, count_rows("solvers.sample", x0))
     for leaf in jax.tree.leaves(x0):
         if not jnp.issubdtype(jnp.result_type(leaf), jnp.floating):
             raise ValueError(f"solvers.sample: expected x0 of a floating type, got {jnp.result_type(leaf)}")

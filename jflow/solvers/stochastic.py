@@ -23,8 +23,8 @@ import jax.numpy as jnp
 import numpy as np
 from jax.typing import ArrayLike
 
-from jflow._util import check_cond, expand_to, float_dtype, need_key, sum_event
-from jflow.fields import rows
+from jflow._util import check_cond, count_rows, expand_to, float_dtype, need_key, sum_event
+from jflow.fields import like_state, rows
 from jflow.paths.affine import LINEAR, Schedule, velocity_to_x0, velocity_to_x1
 from jflow.solvers._integrate import check_grid
 from jflow.types import Array, Cond, Key, Params, Step, Velocity
@@ -64,7 +64,7 @@ def euler_maruyama(
 
     def moments(params, x, t, t_next, cond):
         h, rate = t_next - t, w(t)
-        v = velocity.apply(params, x, t, cond)
+        v = like_state("euler_maruyama", velocity.apply(params, x, t, cond), x)
         if score is not None:
             pull = score(params, x, t, cond)
         else:
@@ -138,7 +138,7 @@ def walk(
     """
     check_grid("solvers.walk", grid, rising=True)
     need_key("solvers.walk", key)
-    check_cond("solvers.walk", cond, x0.shape[0])
+    cond = check_cond("solvers.walk", cond, count_rows("solvers.walk", x0))
     ts = jnp.asarray(grid, float_dtype(x0))
     start = x0.astype(float_dtype(x0))
 
@@ -160,6 +160,8 @@ def replay(step: Step, params: Params, trajectory: Trajectory, cond: Cond = None
     With the params that walked it these are step_log_prob(x[1:], mean, std) of the trajectory: the ratio that policy
     gradients start from is 1.
     """
+
+    cond = check_cond("solvers.replay", cond, trajectory.x.shape[1])
 
     def one(_, at):
         t, t_next, x, x_next = at
@@ -184,7 +186,7 @@ def step_log_prob(x_next: Array, mean: Array, std: Array) -> Array:
 
 def _renewed(velocity, schedule, params, x, t, t_next, cond, kept, fresh):
     """Mean and std of alpha' x1 + sigma' (kept x0 + fresh e), with the predictions at t."""
-    v = velocity.apply(params, x, t, cond)
+    v = like_state("velocity", velocity.apply(params, x, t, cond), x)
     sigma = schedule.sigma(t_next)
     data, noise = velocity_to_x1(v, x, t, schedule), velocity_to_x0(v, x, t, schedule)
     return expand_to(schedule.alpha(t_next), x) * data + expand_to(sigma * kept, x) * noise, sigma * fresh

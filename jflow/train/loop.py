@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 import jax
 from tqdm import tqdm
 
+from jflow._util import described
 from jflow.train import processes
 from jflow.train.feed import feed, is_iterator, rows_of, visit
 from jflow.train.keep import Best, Kept, judge_best, resume_run, save_run
@@ -214,7 +215,10 @@ def _check(
         if (count := (counts | optional)[name]) and count % inner:
             raise ValueError(f"expected {name} to be a multiple of inner={inner}, got {count}")
     if not (is_iterator(batches) or callable(batches)):
-        raise TypeError(f"expected batches to be an iterator or a callable (state, key) -> batch, got {batches!r}")
+        raise TypeError(
+            f"fit: expected batches to be an iterator or a callable (state, key) -> batch, got "
+            f"{described(batches)}; data.batches makes one of a dict of arrays"
+        )
     seekable = hasattr(batches, "position") and hasattr(batches, "seek")
     if isinstance(prefetch, bool) or not isinstance(prefetch, int) or prefetch < 0:
         raise ValueError(f"expected prefetch to be an int of at least 0, got {prefetch!r}")

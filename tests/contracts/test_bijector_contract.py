@@ -190,6 +190,7 @@ TABLE = {
 }
 EXCUSED = {
     "autoregressive_inverse": "the inverse with its report, tests/bijectors/test_autoregressive.py",
+    "check": "a test of bijectors, tests/bijectors/test_checking.py",
     "jacobi": "a solver, tests/bijectors/test_autoregressive.py",
     "sequential": "a solver, tests/bijectors/test_autoregressive.py",
     "masks": "numpy arrays, tests/bijectors/test_masks.py",
