@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 
 from jflow._util import check_cond, need_key
+from jflow.losses._batch import mean_of_rows
 from jflow.types import Array, Flow, Loss
 
 __all__ = ["reverse_kl"]
@@ -37,7 +38,7 @@ def reverse_kl(flow: Flow, log_density: Callable[..., Array], *, draws: int = 25
         log_p = log_density(x) if cond is None else log_density(x, cond)
         if log_p.shape != log_q.shape:
             raise ValueError(f"reverse_kl: expected log_density of shape {[n]}, got {list(log_p.shape)}")
-        value = jnp.mean(log_q - log_p)
-        return value, {"elbo": -value, "log_q": jnp.mean(log_q)}
+        value = mean_of_rows(log_q - log_p, None)
+        return value, {"elbo": -value, "log_q": mean_of_rows(log_q, None)}
 
     return loss
