@@ -1,6 +1,7 @@
 """Helpers that every room of the library shares."""
 
 import inspect
+import math
 import operator
 from collections.abc import Mapping
 
@@ -39,6 +40,11 @@ def float_dtype(*arrays: Array) -> jnp.dtype:
 def sum_event(x: Array) -> Array:
     """[b, *event] -> [b]: the sum over the event, in float32 or better."""
     return jnp.sum(x, axis=tuple(range(1, x.ndim)), dtype=float_dtype(x))
+
+
+def mean_event(x: Array) -> Array:
+    """[b, *event] -> [b]: the mean over the event, in float32 or better."""
+    return sum_event(x) / math.prod(x.shape[1:])
 
 
 def mean_and_std(x: Array, axis) -> tuple[Array, Array]:

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 from jax.typing import ArrayLike
 
 from jflow import solvers
-from jflow._util import check_batch, check_params, expand_to, float_dtype, sum_event
+from jflow._util import check_batch, check_params, expand_to, float_dtype
 from jflow.fields import like_state
 from jflow.solvers._integrate import SolveInfo, Status, check_grid, method, rising_times
 from jflow.types import Array, Cond, FlowMap, Params, PyTree, Velocity
@@ -116,11 +116,6 @@ def predicted_data(velocity: Velocity, params: Params, x: Array, t: Array, cond,
     return x + expand_to(1 - t, x) * v
 
 
-def mean_event(x: Array) -> Array:
-    """[b, *event] -> [b]: the mean over the event, in float32 or better."""
-    return sum_event(x) / math.prod(x.shape[1:])
-
-
 def average_velocity(
     velocity: Velocity,
     params: Params,
@@ -172,7 +167,7 @@ def sampling_times(name: str, steps: int | None, grid: ArrayLike | None, *, risi
 def finished(x: Array, evaluations: int, like: Array) -> tuple[Array, SolveInfo]:
     """What a sampler returns: x [b, *event] in the type of `like`, rows that are not finite as NaN, and their info."""
     n = x.shape[0]
-    finite = jnp.all(jnp.isfinite(x).reshape(n, -1), axis=1)
+    finite = jnp.all(jnp.isfinite(x), axis=tuple(range(1, x.ndim)))
     status = jnp.where(finite, Status.OK, Status.NOT_FINITE).astype(jnp.int32)
     return jnp.where(expand_to(finite, x), x, jnp.nan).astype(like.dtype), SolveInfo(
         jnp.full((n,), evaluations, jnp.int32), status

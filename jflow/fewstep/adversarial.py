@@ -23,7 +23,7 @@ import jax
 import jax.numpy as jnp
 
 from jflow import couplings, solvers
-from jflow._util import float_dtype, need_key, split_key, sum_event
+from jflow._util import float_dtype, mean_event, need_key, split_key, sum_event
 from jflow.fewstep._parts import check_fixed, check_weights, players, shaped
 from jflow.fields import like_state
 from jflow.losses._batch import mean_of_rows
@@ -253,7 +253,7 @@ def _paid(name, paid, *scores) -> Array:
             shapes = [list(leaf.shape) for leaf in leaves]
             raise ValueError(f"{name}: expected outputs of the discriminator that lead with b rows, got {shapes}")
         each = paid(*(leaf.astype(float_dtype(leaf)) for leaf in leaves))
-        return jnp.mean(each.reshape(each.shape[0], -1), axis=1)
+        return mean_event(each)
 
     return sum(jax.tree.leaves(jax.tree.map(rows, *scores)))
 

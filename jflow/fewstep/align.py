@@ -25,8 +25,8 @@ import jax.numpy as jnp
 
 from jflow import couplings
 from jflow import times as time_laws
-from jflow._util import check_whole, expand_to, float_dtype, same_draws
-from jflow.fewstep._parts import check_flow_map, line, mean_event, needed, shaped, unchanged, warmed
+from jflow._util import check_whole, expand_to, float_dtype, mean_event, same_draws
+from jflow.fewstep._parts import check_flow_map, line, needed, shaped, unchanged, warmed
 from jflow.fewstep.flow_maps import JVP, check_pairs, total_derivative
 from jflow.fewstep.trigflow import normalised_tangent
 from jflow.fields import like_state

@@ -17,7 +17,7 @@ import jax
 import jax.numpy as jnp
 
 from jflow import couplings, times
-from jflow._util import expand_to, float_dtype
+from jflow._util import expand_to, float_dtype, mean_event
 from jflow.fewstep._parts import check_flow_map, line_velocity, on_line, shaped
 from jflow.fewstep.flow_maps import JVP, total_derivative
 from jflow.fields import like_state, rows
@@ -64,7 +64,7 @@ def squared_and_cosine(v: Array, target: Array, x_t: Array, t: Array) -> Array:
         return jnp.mean(x * y, axis=-1) + 0.1**2
 
     cosine = dot(v, target) / jnp.sqrt(dot(v, v) * dot(target, target))
-    return mean_squared(v, target, x_t, t) + jnp.mean((1 - cosine).reshape(v.shape[0], -1), axis=1)
+    return mean_squared(v, target, x_t, t) + mean_event(1 - cosine)
 
 
 def anchored_consistency(

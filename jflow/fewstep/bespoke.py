@@ -34,7 +34,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from jflow import solvers
-from jflow._util import check_cond, check_whole, expand_to, float_dtype
+from jflow._util import check_cond, check_whole, expand_to, float_dtype, mean_event
 from jflow.fewstep._parts import checked, need_pairs, needed
 from jflow.fewstep.sequential import _knots
 from jflow.fields import like_state, rows
@@ -150,7 +150,7 @@ def bespoke_bound(
 
         r = jnp.arange(n + 1, dtype=t.dtype) / n
         reached = jax.vmap(step)(states[:-1], s[:-1], s[1:], jnp.stack([r[:-1], r[1:]], axis=1))
-        square = jnp.mean(jnp.square(reached - states[1:]).reshape(n, x.shape[0], -1), axis=2)
+        square = jax.vmap(mean_event)(jnp.square(reached - states[1:]))
         bound = jnp.sum(_weights(nodes, n, lipschitz)[:, None] * _root(square), axis=0)
         return mean_of_rows(bound, weight), {"residual": mean_of_rows(jnp.mean(square, axis=0), weight)}
 
@@ -174,7 +174,7 @@ def bespoke_error(teacher: Velocity, *, solver: diffrax.AbstractSolver = _MIDPOI
         need_pairs("bespoke_error", batch)
         velocity_params = needed("bespoke_error", frozen)
         x1, _ = bespoke_sample(params, teacher, velocity_params, x0.astype(float_dtype(x0)), cond, solver=solver)
-        square = jnp.mean(jnp.square(x1 - x).reshape(x.shape[0], -1), axis=1)
+        square = mean_event(jnp.square(x1 - x))
         value = mean_of_rows(square, weight)
         return value, {"residual": value}
 

@@ -25,8 +25,8 @@ from jax.typing import ArrayLike
 
 from jflow import couplings
 from jflow import times as time_laws
-from jflow._util import expand_to, float_dtype
-from jflow.fewstep._parts import check_weights, line, mean_event, needed, players
+from jflow._util import expand_to, float_dtype, mean_event
+from jflow.fewstep._parts import check_weights, line, needed, players
 from jflow.fewstep.adversarial import Generate
 from jflow.fewstep.flow_maps import carry
 from jflow.fields import like_state

@@ -18,7 +18,7 @@ import numpy as np
 from jax.typing import ArrayLike
 
 from jflow import couplings, paths
-from jflow._util import check_cond, count_rows, expand_to, float_dtype
+from jflow._util import check_cond, count_rows, expand_to, float_dtype, mean_event
 from jflow.fewstep._parts import finished, halves, joined, needed
 from jflow.fewstep.flow_maps import check_pairs
 from jflow.fields import like_state, rows
@@ -102,7 +102,7 @@ def velocity_refiner(
         offset = like_state("velocity_refiner", refiner.apply(params, (x, v), r, cond, key=dropout_key), x)
         dtype = float_dtype(x1)
         error = v.astype(dtype) + offset.astype(dtype) - target.astype(dtype)
-        value = mean_of_rows(jnp.mean(jnp.square(error).reshape(t.shape[0], -1), axis=1), weight)
+        value = mean_of_rows(mean_event(jnp.square(error)), weight)
         return value, {"residual": value}
 
     return loss

@@ -15,8 +15,8 @@ import jax.numpy as jnp
 
 from jflow import couplings
 from jflow import times as time_laws
-from jflow._util import expand_to, float_dtype, same_draws
-from jflow.fewstep._parts import check_weights, line, mean_event, needed, shaped
+from jflow._util import expand_to, float_dtype, mean_event, same_draws
+from jflow.fewstep._parts import check_weights, line, needed, shaped
 from jflow.fewstep.adversarial import Game, adversarial, fixed_steps, non_saturating, on_student, summed
 from jflow.fields import like_state
 from jflow.losses._batch import mean_of_rows

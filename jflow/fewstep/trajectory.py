@@ -6,17 +6,8 @@ import jax.numpy as jnp
 
 from jflow import couplings
 from jflow import times as time_laws
-from jflow._util import expand_to, float_dtype, same_draws
-from jflow.fewstep._parts import (
-    average_velocity,
-    check_fixed,
-    check_flow_map,
-    check_weights,
-    checked,
-    line,
-    mean_event,
-    needed,
-)
+from jflow._util import expand_to, float_dtype, mean_event, same_draws
+from jflow.fewstep._parts import average_velocity, check_fixed, check_flow_map, check_weights, checked, line, needed
 from jflow.fewstep.flow_maps import check_pairs
 from jflow.fields import like_state
 from jflow.losses._batch import mean_of_rows

@@ -22,8 +22,8 @@ import jax
 import jax.numpy as jnp
 
 from jflow import couplings, paths, times
-from jflow._util import check_whole, expand_to, float_dtype, same_draws
-from jflow.fewstep._parts import checked, mean_event, needed, shaped, warmed
+from jflow._util import check_whole, expand_to, float_dtype, mean_event, same_draws
+from jflow.fewstep._parts import checked, needed, shaped, warmed
 from jflow.fewstep.flow_maps import JVP
 from jflow.losses._batch import mean_of_rows
 from jflow.losses._pairs import check_drop, draw_pairs

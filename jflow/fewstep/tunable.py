@@ -16,8 +16,8 @@ from jax.typing import ArrayLike
 
 from jflow import couplings
 from jflow import times as time_laws
-from jflow._util import expand_to, float_dtype, same_draws
-from jflow.fewstep._parts import average_velocity, check_fixed, check_weights, checked, mean_event, need_pairs, needed
+from jflow._util import expand_to, float_dtype, mean_event, same_draws
+from jflow.fewstep._parts import average_velocity, check_fixed, check_weights, checked, need_pairs, needed
 from jflow.fields import like_state, rows
 from jflow.losses._batch import mean_of_rows
 from jflow.losses._pairs import check_drop, draw_pairs

@@ -20,7 +20,7 @@ import jax
 import jax.numpy as jnp
 from jax.typing import ArrayLike
 
-from jflow._util import check_cond, count_rows, float_dtype, need_key
+from jflow._util import check_cond, count_rows, float_dtype, mean_event, need_key
 from jflow.fewstep._parts import finished, halves, joined, on_line, players, predicted_data, sampling_times
 from jflow.fields import rows
 from jflow.losses._batch import mean_of_rows, read
@@ -82,7 +82,7 @@ def variational_noise(loss: Loss, encoder: Field, *, kl: float) -> Loss:
         eps = jax.random.normal(noise_key, mean.shape, mean.dtype)
         value, metrics = loss(model, loss_key, {**batch, "x0": (mean + std * eps).astype(x1.dtype)}, frozen)
         divergence = (jnp.square(mean) + jnp.square(std) - 1) / 2 - jnp.log(std)
-        divergence = mean_of_rows(jnp.mean(divergence.reshape(x1.shape[0], -1), axis=1), weight)
+        divergence = mean_of_rows(mean_event(divergence), weight)
         return value + kl * divergence, {**metrics, "kl": divergence}
 
     return coupled

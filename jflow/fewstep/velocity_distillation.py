@@ -19,8 +19,8 @@ import jax.numpy as jnp
 
 from jflow import couplings
 from jflow import times as time_laws
-from jflow._util import expand_to, float_dtype, split_key
-from jflow.fewstep._parts import check_weights, checked, line, mean_event, needed, shaped, unchanged
+from jflow._util import expand_to, float_dtype, mean_event, split_key
+from jflow.fewstep._parts import check_weights, checked, line, needed, shaped, unchanged
 from jflow.fewstep.flow_maps import JVP, to_data, total_derivative
 from jflow.fields import like_state
 from jflow.losses._batch import mean_of_rows

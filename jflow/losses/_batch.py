@@ -5,13 +5,21 @@ from collections.abc import Mapping
 import jax
 import jax.numpy as jnp
 
-from jflow._util import check_batch, check_cond, check_x, float_dtype
+from jflow._util import check_batch, check_cond, check_x, expand_to, float_dtype
 from jflow.types import Array, PyTree
 
 
 def read(name: str, batch: Mapping[str, PyTree], allowed: tuple[str, ...]) -> tuple:
     """The values of `allowed` in a batch, None where absent, after a check of keys, types and rows; a single row of cond
-    is repeated. 'x' is required."""
+    is repeated. 'x' is required. Rows of weight 0 are replaced, see `filled`."""
+    values = dict(zip(allowed, read_as_given(name, batch, allowed), strict=True))
+    weight = values.get("weight")
+    used = None if weight is None else weight != 0
+    return tuple(value if key == "weight" else filled(used, value) for key, value in values.items())
+
+
+def read_as_given(name: str, batch: Mapping[str, PyTree], allowed: tuple[str, ...]) -> tuple:
+    """`read` without a replacement."""
     check_batch(name, batch)
     unknown = sorted(set(batch) - set(allowed))
     if unknown:
@@ -30,12 +38,36 @@ def read(name: str, batch: Mapping[str, PyTree], allowed: tuple[str, ...]) -> tu
     return tuple(jax.tree.map(jnp.asarray, batch.get(key)) for key in allowed)
 
 
+def filled(used: Array | None, tree: PyTree) -> PyTree:
+    """`tree` with the rows that are not `used` [b] replaced by the first that is; as it is where used is None.
+
+    What such rows hold (padding, infinity, a point outside the support) then enters neither a loss nor its gradient, into
+    which 0 times infinity would come even from a row that counts nothing.
+    """
+    if used is None or used.shape[0] == 0:
+        return tree
+    at = jnp.arange(used.shape[0]) == jnp.argmax(used)
+
+    def leaf(a):
+        # a masked sum, since over a mesh an index would gather the rows of all devices
+        first = jnp.sum(jnp.where(expand_to(at, a), a, jnp.zeros_like(a)), axis=0, keepdims=True, dtype=a.dtype)
+        return jnp.where(expand_to(used, a), a, first)
+
+    return jax.tree.map(leaf, tree)
+
+
 def mean_of_rows(loss: Array, weight: Array | None) -> Array:
-    """sum(w loss) / sum(w) over rows [b], in float32 or better; raise where there is not one number a row."""
-    if loss.ndim != 1 or (weight is not None and weight.shape != loss.shape):
+    """sum(w loss) / sum(w) over the rows of loss [b, ...], in float32 or better.
+
+    Rows of weight 0 count nothing, whatever their loss, and the mean of no rows, or of rows that all have weight 0, is 0.
+    Raises ValueError where loss does not lead with a number for each row.
+    """
+    if loss.ndim == 0 or (weight is not None and weight.shape != loss.shape[:1]):
         raise ValueError(f"expected a loss of shape [b], a number for each row, got {list(loss.shape)}")
     loss = loss.astype(float_dtype(loss))
     if weight is None:
-        return jnp.mean(loss)
+        return jnp.sum(loss, axis=0) / max(loss.shape[0], 1)
     weight = weight.astype(loss.dtype)
-    return jnp.sum(weight * loss) / jnp.sum(weight)
+    used = weight != 0
+    total = jnp.where(jnp.any(used), jnp.sum(weight), 1)
+    return jnp.sum(expand_to(weight, loss) * jnp.where(expand_to(used, loss), loss, 0), axis=0) / total

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from jflow._util import expand_to, float_dtype, like_rows, need_key
-from jflow.losses._batch import read
+from jflow.losses._batch import filled, read_as_given
 from jflow.types import Array, Cond, Key, PyTree
 
 
@@ -35,20 +35,30 @@ def check_drop(name: str, drop: float, null: PyTree) -> None:
 def draw_pairs(name: str, key, batch, time, coupling, drop: float, null: PyTree) -> Pairs:
     """The source is standard normal where the batch has no 'x0'."""
     need_key(name, key)
-    x1, x0, cond, weight = read(name, batch, ("x", "x0", "cond", "weight"))
+    x1, x0, cond, weight = read_as_given(name, batch, ("x", "x0", "cond", "weight"))
     if drop > 0 and cond is None:
         raise ValueError(f"{name}: drop={drop} needs 'cond' in batch, got the keys {sorted(batch)}")
     time_key, noise_key, pair_key, path_key, drop_key, dropout_key = jax.random.split(key, 6)
     n = x1.shape[0]
     x0 = jax.random.normal(noise_key, x1.shape, x1.dtype) if x0 is None else x0
+    x0, x1, cond = _finite(weight, x0, x1, cond)
     i, j = coupling(pair_key, x0, x1, cond)
     x0, (x1, cond, weight) = pick(x0, i), pick((x1, cond, weight), j)
+    x0, x1, cond = filled(None if weight is None else weight != 0, (x0, x1, cond))
     if drop > 0:
         dropped = jax.random.bernoulli(drop_key, drop, (n,))
         nulls = like_rows(name, null, cond)
         cond = jax.tree.map(lambda c, z: jnp.where(expand_to(dropped, c), z, c), cond, nulls)
     t = jax.tree.map(lambda t: t.astype(float_dtype(x1)), time(time_key, n))
     return Pairs(x0, x1, cond, weight, t, path_key, dropout_key)
+
+
+def _finite(weight, x0, x1, cond):
+    """What a coupling sees: the rows as they are, but for those of weight 0 that hold infinity or NaN."""
+    if weight is None:
+        return x0, x1, cond
+    finite = [jnp.all(jnp.isfinite(a), axis=tuple(range(1, a.ndim))) for a in (x0, x1)]
+    return filled((weight != 0) | (finite[0] & finite[1]), (x0, x1, cond))
 
 
 def pick(tree, index):

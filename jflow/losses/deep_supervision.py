@@ -79,8 +79,8 @@ def deep_supervision(
         accelerations = jnp.sum(_event_mean(missed), axis=1)
         per_row = jnp.sum(jnp.asarray(shares, errors.dtype) * errors, axis=1) + acceleration * accelerations
         return mean_of_rows(per_row, pairs.weight), {
-            "branches": jnp.mean(errors, axis=0),
-            "acceleration": jnp.mean(accelerations),
+            "branches": mean_of_rows(errors, pairs.weight),
+            "acceleration": mean_of_rows(accelerations, pairs.weight),
         }
 
     return loss
@@ -88,4 +88,4 @@ def deep_supervision(
 
 def _event_mean(error):
     """[b, k, *event] -> [b, k]: the mean square over the event."""
-    return jnp.mean(jnp.square(error).reshape(*error.shape[:2], -1), axis=2)
+    return jnp.mean(jnp.square(error), axis=tuple(range(2, error.ndim)))

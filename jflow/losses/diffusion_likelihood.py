@@ -99,12 +99,12 @@ def learned_times(velocity: Velocity, *, schedule: Schedule = LINEAR, time: Time
 
     def refresh(params: Any, frozen: Mapping[str, Any], key: Array, batch: Mapping[str, Any]) -> Mapping[str, Any]:
         need_key("learned_times", key)
-        x1, cond, _ = read("learned_times", batch, ("x", "cond", "weight"))
+        x1, cond, weight = read("learned_times", batch, ("x", "cond", "weight"))
         at = _point(x1, schedule, frozen["importance"], time, key)
         predicted = velocity.apply(params, at.x, at.t, cond)
         _check_shape("learned_times", predicted, at.u)
         values = at.likelihood_weight * sum_event(jnp.square(at.u - predicted))
-        return {**frozen, "importance": learn_importance(frozen["importance"], at.t, values, decay=decay)}
+        return {**frozen, "importance": learn_importance(frozen["importance"], at.t, values, weight, decay=decay)}
 
     return refresh
 

@@ -9,7 +9,7 @@ from collections.abc import Callable
 
 import jax.numpy as jnp
 
-from jflow._util import expand_to, float_dtype, sum_event
+from jflow._util import expand_to, float_dtype, mean_event, sum_event
 from jflow.types import Array
 
 __all__ = ["Metric", "mean_squared", "perceptual_huber", "pseudo_huber"]
@@ -19,8 +19,7 @@ Metric = Callable[[Array, Array, Array, Array], Array]
 
 def mean_squared(v: Array, target: Array, x_t: Array, t: Array) -> Array:
     """The mean over the event of (v - target)^2: [b]. The default of `flow_matching`; its minimiser is the mean target."""
-    error = v - target
-    return jnp.mean(jnp.square(error).reshape(error.shape[0], -1), axis=1)
+    return mean_event(jnp.square(v - target))
 
 
 def pseudo_huber(c: float) -> Metric:

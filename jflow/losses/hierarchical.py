@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 
 from jflow import couplings, paths, times
-from jflow._util import float_dtype, same_draws
+from jflow._util import float_dtype, mean_event, same_draws
 from jflow.losses._batch import mean_of_rows
 from jflow.losses._pairs import draw_pairs, pick
 from jflow.solvers.hierarchical import Outer
@@ -75,7 +75,7 @@ def hierarchical_matching(velocity: Velocity, levels: Sequence[Level] = (Level()
                 f"hierarchical_matching: expected a velocity of shape {list(y.shape)}, got {list(v.shape)}"
             )
         error = v.astype(float_dtype(y)) - y.astype(float_dtype(y))
-        return mean_of_rows(jnp.mean(jnp.square(error).reshape(n, -1), axis=1), weight), {}
+        return mean_of_rows(mean_event(jnp.square(error)), weight), {}
 
     return loss
 

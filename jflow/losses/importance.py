@@ -79,9 +79,17 @@ def draw_times(importance: Importance, u: ArrayLike) -> tuple[Array, Array]:
 
 
 def learn_importance(
-    importance: Importance, t: Array, values: Array, *, decay: float = 0.99, floor: float = 0.1
+    importance: Importance,
+    t: Array,
+    values: Array,
+    weight: Array | None = None,
+    *,
+    decay: float = 0.99,
+    floor: float = 0.1,
 ) -> Importance:
     """`importance` after the values f(t) [n] of an integrand at times t [n] were seen: the density of least variance.
+
+    weight: what each row counts, [n]; one that is 0 counts nothing, whatever its value.
 
     The square of each cell's size moves towards the mean square of the values in it, on the scale of the cells as they
     were, and keeps `decay` of what it was; cells without a time stay. Sizes are kept above `floor` times their mean
@@ -90,10 +98,12 @@ def learn_importance(
     edges, size = importance
     width = jnp.diff(edges)
     cell = jnp.clip(jnp.searchsorted(edges, t, side="right") - 1, 0, size.shape[0] - 1)
-    hits = jnp.zeros_like(size).at[cell].add(1.0)
-    squares = jnp.zeros_like(size).at[cell].add(jnp.square(values).astype(size.dtype))
+    count = jnp.ones_like(t, size.dtype) if weight is None else weight.astype(size.dtype)
+    hits = jnp.zeros_like(size).at[cell].add(count)
+    seen = jnp.where(count != 0, jnp.square(values).astype(size.dtype), 0)
+    squares = jnp.zeros_like(size).at[cell].add(count * seen)
     scale = jnp.sum(hits * size**2) / jnp.maximum(jnp.sum(squares), jnp.finfo(size.dtype).tiny)
-    seen = scale * squares / jnp.maximum(hits, 1)
+    seen = scale * squares / jnp.where(hits > 0, hits, 1)
     size = jnp.sqrt(jnp.where(hits > 0, decay * size**2 + (1 - decay) * seen, size**2))
     mean = jnp.sum(size * width) / jnp.sum(width)
     return Importance(edges, jnp.maximum(size, floor * mean))

@@ -1,5 +1,7 @@
 """Maximum likelihood of the velocity under a predicted Gaussian mixture."""
 
+import math
+
 import jax
 import jax.numpy as jnp
 
@@ -59,7 +61,7 @@ def mixture_matching(
         found = mixtures.check_mixture("mixture_matching", found, x_t)
         if transition < 1:
             found = mixtures.reverse_transition(found, x_t, t, r, schedule)
-        per_row = -mixtures.log_prob(found, wanted) / max(1, x1[0].size)
+        per_row = -mixtures.log_prob(found, wanted) / max(1, math.prod(x1.shape[1:]))
         return mean_of_rows(per_row, weight), {}
 
     return loss

@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 
 from jflow._util import check_batch, check_cond, check_noun, check_rows, need_key
+from jflow.losses._batch import mean_of_rows
 from jflow.types import Array, Flow, Loss
 
 __all__ = ["reverse_kl"]
@@ -38,7 +39,7 @@ def reverse_kl(flow: Flow, log_density: Callable[..., Array], *, draws: int = 25
         x, log_q = flow.sample_and_log_prob(params, key, n, cond)
         log_p = log_density(x) if cond is None else log_density(x, cond)
         check_rows("reverse_kl", "log_density", log_p, n)
-        value = jnp.mean(log_q - log_p)
-        return value, {"elbo": -value, "log_q": jnp.mean(log_q)}
+        value = mean_of_rows(log_q - log_p, None)
+        return value, {"elbo": -value, "log_q": mean_of_rows(log_q, None)}
 
     return loss

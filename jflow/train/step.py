@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from jflow._util import float_dtype
 from jflow.train import ema as ema_lib
 from jflow.train.state import TrainState
 from jflow.types import Key, Loss, Metrics, Params, PyTree
@@ -36,14 +37,21 @@ def make_step(
     refresh(params, frozen, key, batch) -> frozen runs after the update, on the new params and state.frozen; the step's
         key is then split between loss and refresh. It must keep the structure, shapes and types of frozen.
     axis_name: the mapped axis. Each shard folds its index into the key, and gradients, loss, metrics and the floats
-        that refresh changed are averaged over shards, each weighing the same. Over a mesh by shardings (jit) no name is
+        that refresh changed are averaged over shards. Over a mesh by shardings (jit) no name is
         needed: the program sees the whole batch. Losses that solve an ODE (`fewstep.perflow`, a student's own steps) want
         check_vma=False of jax.shard_map: diffrax's buffers are not marked as varying. pmap and jit take all losses.
 
     accumulate: the batch is cut into so many parts, one after the other in memory; gradient, loss and metrics are the
         means over parts, each with a key of its own. The update is that of the whole batch for a loss that is a mean over
-        rows and needs no key; a weighted mean or a coupling sees its part alone. One step stays one update of
+        rows, weighted or not, and needs no key; a coupling sees its part alone. One step stays one update of
         optimizer, average and step count (optax.MultiSteps would count parts as steps).
+
+    A part or shard counts as much as the sum of batch['weight'] over its rows, all the same where there is no 'weight'. One
+    whose weights are all 0 counts nothing, even if its loss or gradient is not finite; for a whole batch of weight 0, loss,
+    metrics and gradient are 0.
+
+    The optimizer may search along a line or read the loss: its update is given value, grad and value_fn, a function of
+    params that can be differentiated in either mode: the loss of this batch, key and frozen (optax.lbfgs, optax.polyak_sgd).
 
     Raises ValueError at construction for a bad decay or count, and when traced if the state and `ema` disagree or a
     batch does not divide by `accumulate`.
@@ -52,8 +60,14 @@ def make_step(
         raise ValueError(f"expected accumulate to be an int of at least 1, got {accumulate!r}")
     decay = ema_lib.as_decay(ema)
     optimizer = optax.with_extra_args_support(optimizer)
-    gradient = jax.value_and_grad(loss, has_aux=True)
-    gradient = gradient if accumulate == 1 else _in_parts(gradient, accumulate)
+    of_rows = jax.value_and_grad(loss, has_aux=True)
+    of_rows = of_rows if accumulate == 1 else _in_parts(of_rows, accumulate)
+
+    def gradient(params, key, batch, frozen):
+        """((loss, metrics), gradient) of all shards."""
+        params = params if axis_name is None else _varying(params, axis_name)
+        (value, metrics), grads = of_rows(params, key, batch, frozen)
+        return _mean_of_shards(((value, dict(metrics)), grads), batch, axis_name)
 
     def step(state, batch):
         if (decay is None) != (state.ema is None):
@@ -67,20 +81,19 @@ def make_step(
             key, refresh_key = jax.random.split(key)
         frozen = state.frozen if state.ema is None else {**(state.frozen or {}), "ema": state.ema}
 
-        params = state.params if axis_name is None else _varying(state.params, axis_name)
-        (value, metrics), grads = gradient(params, key, batch, frozen)
-        if axis_name is not None:
-            value, metrics, grads = jax.lax.pmean((value, dict(metrics), grads), axis_name)
+        (value, metrics), grads = gradient(state.params, key, batch, frozen)
         metrics = {**metrics, "loss": value, "grad_norm": optax.tree.norm(grads)}
 
-        updates, opt_state = optimizer.update(grads, state.opt_state, state.params, value=value)
+        value_fn = _with_gradient(lambda params: gradient(params, key, batch, frozen))
+        told = {"value": value, "grad": grads, "value_fn": value_fn}
+        updates, opt_state = optimizer.update(grads, state.opt_state, state.params, **told)
         params = optax.apply_updates(state.params, updates)
         average = None if decay is None else ema_lib.update(state.ema, params, decay(state.step))
         frozen = state.frozen
         if refresh is not None:
             frozen = _same_form(refresh(params, state.frozen, refresh_key, batch), state.frozen)
             if axis_name is not None:
-                frozen = jax.tree.map(lambda new, old: _mean(new, old, axis_name), frozen, state.frozen)
+                frozen = _mean_of_changes(frozen, state.frozen, batch, axis_name)
         return TrainState(state.step + 1, params, opt_state, average, frozen, state.key), metrics
 
     return step
@@ -91,17 +104,86 @@ def _in_parts(gradient, n: int):
 
     def mean(params, key, batch, frozen):
         parts = jax.tree_util.tree_map_with_path(lambda path, x: _cut(path, x, n), batch)
+        weights = jnp.ones(n) if _weight(batch) is None else jax.vmap(_weight)(parts)
+        whole = _not_zero(jnp.sum(weights))
 
         def add(total, part):
-            own, rows = part
+            own, rows, weight = part
             (value, metrics), grads = gradient(params, own, rows, frozen)
-            return jax.tree.map(jnp.add, total, grads), (value, dict(metrics))
+            out, grads = _times(((value, dict(metrics)), grads), weight)
+            return jax.tree.map(jnp.add, total, grads), out
 
-        total, out = jax.lax.scan(add, jax.tree.map(jnp.zeros_like, params), (jax.random.split(key, n), parts))
-        value, metrics = jax.tree.map(lambda x: jnp.mean(x, axis=0), out)
-        return (value, metrics), jax.tree.map(lambda g: g / n, total)
+        xs = jax.random.split(key, n), parts, weights
+        total, out = jax.lax.scan(add, jax.tree.map(jnp.zeros_like, params), xs)
+        value, metrics = jax.tree.map(lambda x: jnp.sum(x, axis=0) / whole.astype(x.dtype), out)
+        return (value, metrics), jax.tree.map(lambda g: g / whole.astype(g.dtype), total)
 
     return mean
+
+
+def _weight(batch):
+    """What a batch counts beside others, the sum of its weights; None where it has none."""
+    weight = batch.get("weight") if isinstance(batch, Mapping) else None
+    return None if weight is None else jnp.sum(jnp.asarray(weight), dtype=float_dtype(weight))
+
+
+def _times(tree, weight):
+    """`tree` times a weight, and 0 where that is 0, whatever the tree holds."""
+    return jax.tree.map(lambda x: jnp.where(weight != 0, _cast(weight, x) * x, 0), tree)
+
+
+def _cast(weight, x):
+    """weight in the type of x, if that is a float."""
+    return weight.astype(x.dtype) if jnp.issubdtype(jnp.result_type(x), jnp.floating) else weight
+
+
+def _not_zero(total):
+    """The sum of weights as a divisor: what it divides is 0 where it is."""
+    return jnp.where(total != 0, total, 1)
+
+
+def _mean_of_shards(tree, batch, axis_name):
+    """The mean of `tree` over shards by their weight; 0 where no row has any."""
+    weight = _weight(batch)
+    if weight is None:
+        return tree if axis_name is None else jax.lax.pmean(tree, axis_name)
+    if axis_name is None:
+        return jax.tree.map(lambda x: jnp.where(weight != 0, x, 0), tree)
+    share = weight / _not_zero(jax.lax.psum(weight, axis_name))
+    return jax.lax.psum(_times(tree, share), axis_name)
+
+
+def _mean_of_changes(new, old, batch, axis_name):
+    """`new` with the mean over shards of the floats that changed: states stay equal on all of them."""
+    total = None if _weight(batch) is None else jax.lax.psum(_weight(batch), axis_name)
+
+    def mean(new, old):
+        if new is old or not jnp.issubdtype(new.dtype, jnp.floating):
+            return new
+        averaged = _mean_of_shards(new, batch, axis_name)
+        return averaged if total is None else jnp.where(total != 0, averaged, old)
+
+    return jax.tree.map(mean, new, old)
+
+
+def _with_gradient(gradient):
+    """The value of params -> ((value, metrics), gradient) as a function with that gradient.
+
+    Differentiated itself it would, on a mapped axis, give each shard the gradient of its own rows, and keep the parts of an
+    accumulated batch all in memory.
+    """
+
+    @jax.custom_jvp
+    def value_fn(params):
+        return gradient(params)[0][0]
+
+    @value_fn.defjvp
+    def with_tangent(params, tangents):
+        (value, _), grads = gradient(*params)
+        slopes = jax.tree.map(lambda g, d: jnp.sum(g * d, dtype=value.dtype), grads, *tangents)
+        return value, sum(jax.tree.leaves(slopes), jnp.zeros_like(value))
+
+    return value_fn
 
 
 def _cut(path, x, n: int):
@@ -120,11 +202,6 @@ def _varying(params, axis_name):
     """
     zero = 0 * jax.lax.axis_index(axis_name)
     return jax.tree.map(lambda p: p + zero.astype(p.dtype), params)
-
-
-def _mean(new, old, axis_name):
-    """The mean over shards of a float that changed: states stay equal on all of them."""
-    return jax.lax.pmean(new, axis_name) if new is not old and jnp.issubdtype(new.dtype, jnp.floating) else new
 
 
 def _same_form(new, old):

@@ -86,12 +86,12 @@ def test_the_coupling_moves_labels_conditions_and_weights():
     i, j = jnp.asarray([1, 1, 0, 3]), jnp.asarray([3, 2, 1, 0])
     velocity, seen = recorder()
     loss = losses.flow_matching(velocity, time=at(0.5), coupling=lambda key, x0, x1, cond=None: (i, j))
-    weight = jnp.asarray([1.0, 0.0, 2.0, 5.0])
+    weight = jnp.asarray([1.0, 3.0, 2.0, 5.0])
     value, _ = loss({}, jax.random.key(0), {"x": x, "x0": x0, "cond": cond, "weight": weight})
     np.testing.assert_array_equal(seen["x"], (x0[i] + x[j]) / 2)
     np.testing.assert_array_equal(seen["cond"]["label"], j)
     np.testing.assert_array_equal(seen["cond"]["scale"], cond["scale"][j])
-    np.testing.assert_allclose(value, np.sum(weight[j] * (x[j] - x0[i])[:, 0] ** 2) / 8, rtol=1e-6)
+    np.testing.assert_allclose(value, np.sum(weight[j] * (x[j] - x0[i])[:, 0] ** 2) / 11, rtol=1e-6)
 
 
 def test_the_independent_coupling_gathers_nothing():

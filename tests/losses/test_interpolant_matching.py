@@ -65,7 +65,7 @@ def test_its_minimiser_is_velocity_and_denoiser():
 def test_coupling_weight_drop_and_types_as_in_flow_matching():
     field, seen = recorder()
     i, j = jnp.arange(8)[::-1], jnp.roll(jnp.arange(8), 1)
-    weight = jnp.arange(8.0)
+    weight = jnp.arange(1.0, 9)
     loss = losses.interpolant_matching(field, SMOOTH, time=at(0.0), coupling=lambda *args: (i, j), drop=1.0, null=9)
     value, metrics = loss({}, jax.random.key(0), {"x": X1, "x0": X0, "weight": weight, "cond": jnp.arange(8)})
     np.testing.assert_allclose(seen["x"], X0[i])
