@@ -2,32 +2,39 @@
 
 The nouns are in `jflow.types`; each method is a function that returns one. t=0 is the source, t=1 is data; `forward`
 goes from source to data; arrays lead with one batch axis; densities are in nats.
+
+A package is imported when it is first asked for, so that the command line answers --help without JAX.
 """
 
-from jflow import (
-    bijectors,
-    convert,
-    couplings,
-    data,
-    decoders,
-    distributions,
-    fewstep,
-    flows,
-    guidance,
-    losses,
-    metrics,
-    mixtures,
-    nets,
-    oracles,
-    parameterisations,
-    paths,
-    solvers,
-    times,
-    train,
-    types,
-)
-from jflow.fields import field, flow_map, velocity
-from jflow.train import load
+import importlib
+import importlib.util
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from jflow import (
+        bijectors,
+        convert,
+        couplings,
+        data,
+        decoders,
+        distributions,
+        fewstep,
+        flows,
+        guidance,
+        losses,
+        metrics,
+        mixtures,
+        nets,
+        oracles,
+        parameterisations,
+        paths,
+        solvers,
+        times,
+        train,
+        types,
+    )
+    from jflow.fields import field, flow_map, velocity
+    from jflow.train import load
 
 __version__ = "0.1.0"
 
@@ -57,3 +64,19 @@ __all__ = [
     "types",
     "velocity",
 ]
+
+_FUNCTIONS = {"field": "fields", "flow_map": "fields", "load": "train", "velocity": "fields"}  # and where they are
+
+
+def __getattr__(name: str):
+    where = f"jflow.{_FUNCTIONS.get(name, name)}"
+    if name.startswith("_") or importlib.util.find_spec(where) is None:
+        raise AttributeError(f"module 'jflow' has no attribute {name!r}")
+    module = importlib.import_module(where)  # a package becomes an attribute of this one by that
+    if name not in _FUNCTIONS:
+        return module
+    return globals().setdefault(name, getattr(module, name))
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

@@ -4,14 +4,22 @@ import argparse
 import contextlib
 import errno
 import json
+import math
 import os
+import shlex
 import shutil
 import sys
+import textwrap
 import time
 import traceback
 import warnings
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+
+import jflow
+from jflow import _keys
+from jflow._files import expand, system_error
+from jflow.launch import COORDINATOR
 
 # JAX and all that needs it are imported inside the commands, so that --help and mistakes in arguments answer at once.
 
@@ -29,8 +37,12 @@ def main(argv: Sequence[str] | None = None) -> int:
             args.command(args)
         return 0
     except KeyboardInterrupt:
-        print("jflow: interrupted", file=sys.stderr)
+        print(f"jflow: interrupted{_resumed(argv)}", file=sys.stderr)
         return 130
+    except SystemExit as end:
+        if end.code == 143:
+            print(f"jflow: terminated{_resumed(argv)}", file=sys.stderr)
+        raise
     except Exception as error:
         if "--debug" in argv:
             traceback.print_exc()
@@ -48,7 +60,16 @@ def _leave(status: int) -> int:
     return status
 
 
+def _resumed(argv: Sequence[str]) -> str:
+    """How a run goes on. Of several processes of a launcher, that one says it."""
+    if COORDINATOR in os.environ or argv[:1] not in (["train"], ["fit"], ["launch"]):
+        return ""
+    return f"; to go on, give the same command: {shlex.join(['jflow', *argv])}"
+
+
 def _one_line(error: Exception) -> str:
+    if _full_disk(error):
+        error = system_error(error)
     text = str(error)
     if isinstance(error, OSError) and error.errno:
         text = f"{error.filename}: {error.strerror}" if error.filename else error.strerror or ""
@@ -56,6 +77,13 @@ def _one_line(error: Exception) -> str:
     if isinstance(error, ValueError | TypeError | OSError | ImportError | FloatingPointError) and text:
         return text
     return f"{type(error).__name__}: {text} (--debug shows where)"
+
+
+def _full_disk(error: Exception) -> bool:
+    """Whether an error that no function has put into words, such as a group, is of a disk."""
+    worded = isinstance(error, ValueError | TypeError | OSError | ImportError)
+    cause = None if worded else system_error(error)
+    return cause is not None and cause.errno in DISK_ERRORS
 
 
 def _status(error: Exception) -> int:
@@ -66,8 +94,13 @@ def _status(error: Exception) -> int:
 
 @contextlib.contextmanager
 def _plain_warnings() -> Iterator[None]:
+    shown = set()
+
     def show(message, category, filename, lineno, file=None, line=None):
-        print(f"jflow: warning: {' '.join(str(message).split())}", file=sys.stderr)
+        text = " ".join(str(message).split())
+        if text not in shown:
+            shown.add(text)
+            print(f"jflow: warning: {text}", file=sys.stderr)
 
     with warnings.catch_warnings():
         warnings.showwarning = show
@@ -76,7 +109,6 @@ def _plain_warnings() -> Iterator[None]:
 
 def train(args) -> None:
     from jflow import train as trainer
-    from jflow.launch import COORDINATOR
 
     if args.distributed or COORDINATOR in os.environ:
         trainer.initialize()
@@ -101,13 +133,8 @@ def launch(args) -> None:
 
 
 def sample(args) -> None:
-    if args.num < 1:
-        raise ValueError(f"--num: expected at least 1, got {args.num}")
-    if args.batch < 1:
-        raise ValueError(f"--batch: expected at least 1, got {args.batch}")
     import jax
 
-    import jflow
     from jflow.sampling import sample_sink, samples
 
     with sample_sink(args.out, args.num) as write:  # an unwritable path is found out here
@@ -123,7 +150,6 @@ def sample(args) -> None:
 def evaluate(args) -> None:
     import jax
 
-    import jflow
     from jflow.data.sinks import replacing
 
     loaded = jflow.load(args.workdir, step=args.step, ema=args.ema)
@@ -141,7 +167,6 @@ def evaluate(args) -> None:
 
 
 def fit(args) -> None:
-    import jflow
     from jflow import table_report, tables
     from jflow import train as trainer
 
@@ -153,7 +178,7 @@ def fit(args) -> None:
     # What the table decides is written into the run's config, so that samples are drawn without the table.
     overrides["features"] = len(prepared.schema)
     rows = int((prepared.part == tables.TRAIN).sum())
-    overrides.setdefault("batch", min(values["batch"], rows))
+    overrides["batch"] = values["batch"] if "batch" in overrides else min(values["batch"], rows)
     overrides.setdefault("eval_every", min(100, max(5, rows // int(overrides["batch"]))))  # an epoch, more or less
     experiment, values = trainer.load_config(config, overrides)
     repeated = int((prepared.part == tables.REPEATED).sum())
@@ -208,19 +233,70 @@ def _summary(fit, workdir: Path) -> str:
 
 @contextlib.contextmanager
 def _leaving_nothing(workdir: Path) -> Iterator[None]:
-    """A run that fails before its first checkpoint takes away what it put into `workdir`."""
+    """A run that fails before its first checkpoint takes away what it put into `workdir`, which is its own meanwhile."""
     from jflow.train import processes
+    from jflow.train.lock import hold
 
-    before = set(workdir.iterdir()) if workdir.is_dir() else None
+    with hold(workdir):
+        before = set(workdir.iterdir())
+        try:
+            yield
+        except Exception:
+            if processes.is_main() and not any(workdir.glob("checkpoints/*/manifest.json")):
+                for path in set(workdir.iterdir()) - before:
+                    shutil.rmtree(path) if path.is_dir() else path.unlink()
+            raise
+
+
+class _Help(argparse.Action):
+    """--help, with the keys of the config if there is one."""
+
+    def __init__(self, option_strings, dest, help):
+        super().__init__(option_strings, dest, nargs=0, default=argparse.SUPPRESS, help=help)
+
+    def __call__(self, parser, namespace, values, option_string=None):
+        parser.print_help()
+        if config := getattr(namespace, "config", None):
+            print(f"\n{_listed(config / 'config.py' if config.is_dir() else config)}")
+        parser.exit()
+
+
+def _listed(config: Path, besides: Sequence[str] = ()) -> str:
+    """The keys of a config file but for some, a paragraph each."""
+    lines = ["keys:"]
+    for key in _keys.listed(config):
+        if key.name not in besides:
+            kind = f": {key.kind}" if key.kind else ""
+            lines += textwrap.wrap(f"{key.name}{kind} = {key.default}", 110, initial_indent="  ")
+            lines += textwrap.wrap(key.about, 110, initial_indent=" " * 6, subsequent_indent=" " * 6)
+    return "\n".join(lines)
+
+
+def _whole(least: int, most: float = math.inf):
+    """Reads a whole number within bounds."""
+
+    def read(text: str) -> int:
+        with contextlib.suppress(ValueError):
+            if least <= (value := _keys.whole(text)) <= most:
+                return value
+        bounds = f"of at least {least}" if most == math.inf else f"from {least} to {most}"
+        raise argparse.ArgumentTypeError(f"expected a whole number {bounds}, got {text!r}")
+
+    return read
+
+
+def _finite(text: str) -> float:
+    with contextlib.suppress(ValueError):
+        if math.isfinite(value := float(text)):
+            return value
+    raise argparse.ArgumentTypeError(f"expected a finite number, got {text!r}")
+
+
+def _path(text: str) -> Path:
     try:
-        yield
-    except Exception:
-        if processes.is_main() and workdir.is_dir() and not any(workdir.glob("checkpoints/*/manifest.json")):
-            for path in set(workdir.iterdir()) - (before or set()):
-                shutil.rmtree(path) if path.is_dir() else path.unlink()
-            if before is None:
-                workdir.rmdir()
-        raise
+        return expand(text)
+    except ValueError as error:  # argparse would leave its text out
+        raise argparse.ArgumentTypeError(str(error)) from None
 
 
 class _Parser(argparse.ArgumentParser):
@@ -242,6 +318,7 @@ def _parse(argv: Sequence[str]) -> argparse.Namespace:
 
 def _parser() -> argparse.ArgumentParser:
     parser = _Parser(prog="jflow", description="Train, sample and judge flow-based generative models.")
+    parser.add_argument("--version", action="version", version=f"jflow {jflow.__version__}")
     commands = parser.add_subparsers(required=True, metavar="COMMAND", title="commands")
 
     def add(function, about, description, example):
@@ -251,36 +328,39 @@ def _parser() -> argparse.ArgumentParser:
             description=description,
             epilog=f"example:\n{example}",
             formatter_class=argparse.RawDescriptionHelpFormatter,
+            add_help=False,
         )
+        command.add_argument("-h", "--help", action=_Help, help="show this and leave")
         command.set_defaults(command=function)
         command.add_argument("--debug", action="store_true", help="show the traceback of an error")
         command.add_argument("--quiet", action="store_true", help="print errors alone")
         return command
 
     def add_checkpoint(command):
-        command.add_argument("workdir", type=Path, metavar="DIR", help="where the model was trained")
+        command.add_argument("workdir", type=_path, metavar="DIR", help="where the model was trained")
         command.add_argument(
-            "--step", type=int, help="checkpoint to take (default: the best if monitored, or the newest)"
+            "--step", type=_whole(0), help="checkpoint to take (default: the best if monitored, or the newest)"
         )
         command.add_argument(
             "--ema", action=argparse.BooleanOptionalAction, default=True, help="averaged parameters, if there are any"
         )
-        command.add_argument("--seed", type=int, default=0, help="of the random key (default 0)")
+        command.add_argument("--seed", type=_whole(0, 2**32 - 1), default=0, help="of the random key (default 0)")
 
     command = add(
         train,
         "train the experiment of a config file",
         "Train the experiment of a config file, or go on with it: a workdir with checkpoints is resumed from its newest\n"
-        "whole one. SIGTERM and Ctrl-C save before leaving.",
+        "whole one. SIGTERM and Ctrl-C save before leaving.\n"
+        "jflow train CONFIG --help lists the keys of a config, with their types, defaults and meanings.",
         "  jflow train experiments/digits_rectified_flow --workdir runs/digits\n"
         "  jflow train config.py --workdir runs/wide learning_rate=3e-4 hidden=256,256",
     )
     command.add_argument(
-        "config", type=Path, metavar="CONFIG", help="a Python file with a function `config`, or its folder"
+        "config", type=_path, metavar="CONFIG", help="a Python file with a function `config`, or its folder"
     )
     command.add_argument("overrides", nargs="*", metavar="key=value", help="other values for the keys of the config")
     command.add_argument(
-        "--workdir", type=Path, required=True, metavar="DIR", help="gets checkpoints, metrics and pictures"
+        "--workdir", type=_path, required=True, metavar="DIR", help="gets checkpoints, metrics and pictures"
     )
 
     command.add_argument(
@@ -300,10 +380,12 @@ def _parser() -> argparse.ArgumentParser:
         "launcher does this (srun, gcloud ... --worker=all), and the command is jflow train --distributed.",
         "  jflow launch --processes 2 --devices 4 -- jflow train experiments/digits_rectified_flow --workdir runs/d",
     )
-    command.add_argument("--processes", type=int, required=True, metavar="N", help="how many")
-    command.add_argument("--devices", type=int, metavar="N", help="fake CPU devices for each (default: the real ones)")
+    command.add_argument("--processes", type=_whole(1), required=True, metavar="N", help="how many")
     command.add_argument(
-        "--grace", type=float, default=5.0, metavar="S", help="seconds that the others get to end by themselves (5)"
+        "--devices", type=_whole(1), metavar="N", help="fake CPU devices for each (default: the real ones)"
+    )
+    command.add_argument(
+        "--grace", type=_finite, default=5.0, metavar="S", help="seconds that the others get to end by themselves (5)"
     )
     command.add_argument("job", nargs=argparse.REMAINDER, metavar="-- COMMAND", help="what to run")
 
@@ -316,14 +398,14 @@ def _parser() -> argparse.ArgumentParser:
         "  jflow sample runs/digits --num 50000 --out samples.npz --batch 500",
     )
     add_checkpoint(command)
-    command.add_argument("--num", type=int, required=True, metavar="N", help="how many")
+    command.add_argument("--num", type=_whole(1), required=True, metavar="N", help="how many")
     command.add_argument(
-        "--out", type=Path, required=True, metavar="FILE", help="a name that ends in .png, .npz or .csv"
+        "--out", type=_path, required=True, metavar="FILE", help="a name that ends in .png, .npz or .csv"
     )
-    command.add_argument("--label", type=int, help="the class, for models that know classes")
-    command.add_argument("--steps", type=int, help="of the solver, for models that integrate")
-    command.add_argument("--guidance", type=float, help="scale of classifier-free guidance; 1 is without")
-    command.add_argument("--batch", type=int, default=256, help="rows drawn at once (default 256)")
+    command.add_argument("--label", type=_whole(0), help="the class, for models that know classes")
+    command.add_argument("--steps", type=_whole(1), help="of the solver, for models that integrate")
+    command.add_argument("--guidance", type=_finite, help="scale of classifier-free guidance; 1 is without")
+    command.add_argument("--batch", type=_whole(1), default=256, help="rows drawn at once (default 256)")
 
     command = add(
         evaluate,
@@ -343,15 +425,14 @@ def _parser() -> argparse.ArgumentParser:
         "  synthetic.csv    as many new rows, in the table's columns, units and formatting\n"
         "  marginals.png    each column's histogram, real and synthetic (with matplotlib)\n"
         "Training stops when the validation part gets no better; the same command resumes it.\n"
-        "Keys: columns, drop, categorical (names: a,b,c), header, drop_repeated, depth, hidden, bins, bound,\n"
-        "learning_rate, steps, batch, eval_every, patience, seed.",
+        f"\n{_listed(Path(__file__).parent / 'configs' / 'table.py', ('table', 'fingerprint', 'features'))}",
         "  jflow fit wine.csv --out runs/wine\n"
         "  jflow fit people.csv --out runs/people drop=name,id categorical=postcode\n"
         "  jflow sample runs/wine --num 1000 --out rows.csv",
     )
-    command.add_argument("table", type=Path, metavar="TABLE", help="the table")
+    command.add_argument("table", type=_path, metavar="TABLE", help="the table")
     command.add_argument("overrides", nargs="*", metavar="key=value", help="other values for the keys")
-    command.add_argument("--out", type=Path, required=True, metavar="DIR", help="gets the results and the run")
+    command.add_argument("--out", type=_path, required=True, metavar="DIR", help="gets the results and the run")
     return parser
 
 

@@ -11,8 +11,11 @@ import socket
 import subprocess
 import sys
 import time
+import warnings
 from collections.abc import Sequence
 from pathlib import Path
+
+from jflow._files import expand
 
 COORDINATOR, COUNT, INDEX = "JFLOW_COORDINATOR", "JFLOW_PROCESSES", "JFLOW_PROCESS"  # what the processes are told
 POLL = 0.05  # seconds
@@ -56,7 +59,7 @@ def launch(
                 jobs.append(subprocess.Popen(list(command), env=env, start_new_session=True))
             pids = ", ".join(f"{i} is pid {job.pid}" for i, job in enumerate(jobs))
             print(f"jflow launch: process {pids}", file=sys.stderr, flush=True)
-            return _watch(jobs, grace, caught, _workdir(command) if workdir is None else Path(workdir))
+            return _watch(jobs, grace, caught, _workdir(command) if workdir is None else expand(workdir))
     finally:
         for job in jobs:
             if job.poll() is None:
@@ -103,7 +106,8 @@ def _workdir(command: Sequence[str]) -> Path | None:
     for i, word in enumerate(command):
         name, equals, value = word.partition("=")
         if name == "--workdir":
-            return Path(value) if equals else Path(command[i + 1]) if i + 1 < len(command) else None
+            given = value if equals else command[i + 1] if i + 1 < len(command) else None
+            return None if given is None else expand(given)
     return None
 
 
@@ -112,7 +116,9 @@ def _last_checkpoint(workdir: Path | None) -> str:
         return "The same command goes on from its last checkpoint."
     from jflow.train import checkpoint  # here: it brings JAX along
 
-    step = checkpoint.latest(workdir)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # the processes have said which are damaged
+        step = checkpoint.latest(workdir)
     if step is None:
         return f"There is no checkpoint in {workdir}: the same command starts anew."
     return f"The last checkpoint in {workdir} is of step {step}: the same command goes on from there."

@@ -10,6 +10,7 @@ import numpy as np
 from PIL import Image
 
 from jflow import tables
+from jflow._files import expand
 from jflow.data.sinks import cells, csv_sink, npz_sink, replacing
 
 
@@ -49,7 +50,7 @@ def sample_sink(path: str | Path, n: int) -> Iterator[Callable]:
     `path` is replaced at the end of the block, and untouched if it fails; that it can be written is found out first.
     """
     sinks = {".png": _png, ".npz": _npz, ".csv": _csv}
-    path = Path(path)
+    path = expand(path)
     if path.suffix not in sinks:
         raise ValueError(f"expected a file name that ends in {', '.join(sinks)}, got {path}")
     with sinks[path.suffix](path, n) as write:

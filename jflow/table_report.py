@@ -8,6 +8,7 @@ import jax
 import numpy as np
 
 from jflow import data, tables
+from jflow._files import expand
 from jflow.data import Column
 from jflow.data.sinks import csv_sink, replacing
 from jflow.metrics import gaussian_log_prob, log_mean_exp
@@ -34,7 +35,7 @@ def write_results(loaded, prepared: Prepared, folder: str | Path, *, draws: int 
     on the test rows with the one fixed noise. log_density.csv has a line for every row of the table, repeated ones too;
     it averages `draws` noises in probability.
     """
-    folder, schema, pre = Path(folder), prepared.schema, loaded.preprocess
+    folder, schema, pre = expand(folder), prepared.schema, loaded.preprocess
     compiled = tables.log_prob(loaded.model)
 
     def density(x):

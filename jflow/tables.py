@@ -11,6 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from jflow import data
+from jflow._files import expand
 from jflow.data import Column, Preprocess, Splits, Table
 from jflow.data.seeds import generator
 
@@ -97,7 +98,7 @@ def _prepare(path, digest, columns, drop, categorical, header, drop_repeated, se
 
 def digest(path: str | Path) -> str:
     """A fingerprint of the bytes of a file, so that a run is not resumed on another table."""
-    return hashlib.sha256(Path(path).read_bytes()).hexdigest()[:16]
+    return hashlib.sha256(expand(path).read_bytes()).hexdigest()[:16]
 
 
 def splits(load: Callable[[], Prepared]) -> Callable[[], Splits]:

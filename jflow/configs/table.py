@@ -16,9 +16,9 @@ def config(
     table: str = "",
     fingerprint: str = "",  # of the table's bytes; "" takes any
     features: int = 0,  # columns that are fitted; 0 reads the table to count them
-    columns: str = "",  # names to keep, a,b,c; "" keeps all
-    drop: str = "",  # names to leave out
-    categorical: str = "",  # names of numeric columns to take as categories
+    columns: str = "",
+    drop: str = "",
+    categorical: str = "",
     header: bool | None = None,  # whether the first line names columns; None finds out
     drop_repeated: bool | None = None,  # None: unless all columns are whole numbers or categories
     depth: int = 6,
@@ -32,6 +32,24 @@ def config(
     patience: int = 20,
     seed: int = 0,
 ) -> Experiment:
+    """The experiment of one table.
+
+    Args:
+        columns: names of the columns to keep, a,b,c; all if empty
+        drop: names of columns to leave out, a,b,c
+        categorical: names of numeric columns to take as categories, a,b,c
+        header: whether the first line names the columns; None finds out
+        depth: how many coupling layers
+        hidden: widths of the network of a layer, 64,64
+        bins: how many bins a spline has
+        bound: beyond this many standard deviations a spline is the identity
+        learning_rate: of Adam, where its cosine schedule begins
+        steps: updates at most
+        batch: rows of an update; `jflow fit` takes all rows of a small table
+        eval_every: updates between two looks at the validation rows; `jflow fit` takes an epoch, but 5 to 100
+        patience: looks without a better one until training stops
+        seed: of the parts of the table, the parameters and the batches
+    """
     if not table:
         raise ValueError("no table: expected table=PATH, as `jflow fit PATH` sets it")
     load = tables.loader(

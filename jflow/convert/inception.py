@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from jflow._files import expand
 from jflow.nets.inception import InceptionFID
 from jflow.types import Params
 
@@ -30,7 +31,7 @@ def inception(weights: str | Path | Mapping[str, np.ndarray]) -> Params:
     """
     if not isinstance(weights, Mapping):
         try:
-            with np.load(weights, allow_pickle=False) as z:
+            with np.load(expand(weights), allow_pickle=False) as z:
                 weights = {name: z[name] for name in z.files}
         except (zipfile.BadZipFile, EOFError, ValueError, AttributeError) as error:
             raise ValueError(f"{weights}: not an npz file of arrays ({error}); see jflow.convert.inception") from error

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import numpy as np
 
+from jflow._files import expand
 from jflow.data.splits import Splits, stratified_split
 
 
@@ -63,7 +64,7 @@ def mnist(path: str | Path) -> Splits:
     train-labels-idx1-ubyte, t10k-images-idx3-ubyte, t10k-labels-idx1-ubyte, each plain or .gz; the path of one of them
     stands for its folder.
     """
-    path = Path(path)
+    path = expand(path)
     if path.suffix == ".npz":
         try:
             with np.load(path, allow_pickle=False) as z:
@@ -93,7 +94,7 @@ def cifar_sheets(folder: str | Path, *, test: int = 400, seed: int = 0) -> Split
     """
     from PIL import Image, UnidentifiedImageError
 
-    folder = Path(folder)
+    folder = expand(folder)
     sheets = [p for p in folder.glob("*.png") if p.stem.rpartition("_")[2].isdigit()]
     if not sheets:
         raise FileNotFoundError(f"{folder}: no sheets such as cifar10_batch_0.png")
@@ -144,4 +145,4 @@ def cifar_jpegs(train: str | Path, test: str | Path) -> Splits:
     npz: jpeg [bytes] uint8, offset [n + 1] where each file begins and the last one ends, label [n]. JPEG has left marks
     of its own in the pixels: what is trained on them should be judged against them.
     """
-    return Splits(_read_jpegs(Path(train)), None, _read_jpegs(Path(test)))
+    return Splits(_read_jpegs(expand(train)), None, _read_jpegs(expand(test)))

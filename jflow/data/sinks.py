@@ -11,6 +11,7 @@ from pathlib import Path
 
 import numpy as np
 
+from jflow._files import expand, system_error
 from jflow.data.splits import Rows, count
 
 Write = Callable[[Rows], None]
@@ -22,7 +23,7 @@ def replacing(path: str | Path) -> Iterator[Path]:
 
     That `path` can be written is found out first: its folder must be there, and it must not be a folder itself.
     """
-    path = Path(path)
+    path = expand(path)
     if path.is_dir():
         raise IsADirectoryError(f"cannot write {path}: it is a folder")
     if path.exists() and not os.access(path, os.W_OK):
@@ -35,11 +36,13 @@ def replacing(path: str | Path) -> Iterator[Path]:
     try:
         yield folder / path.name
         os.replace(folder / path.name, path)
-    except OSError as error:
-        if error.errno is None or error.filename is not None:
+    except (OSError, ExceptionGroup) as error:
+        cause = error if isinstance(error, OSError) else system_error(error)
+        elsewhere = cause is None or cause.filename is not None and not str(cause.filename).startswith(str(folder))
+        if elsewhere or cause.errno is None:
             raise  # not of writing: something else that the block did
         # A full disk, mostly. The number is kept: it tells this from a mistake in the path.
-        raise OSError(error.errno, f"cannot write {path}: {error.strerror or error}") from error
+        raise OSError(cause.errno, f"cannot write {path}: {cause.strerror or os.strerror(cause.errno)}") from error
     finally:
         shutil.rmtree(folder, ignore_errors=True)
 

@@ -8,6 +8,8 @@ from typing import NamedTuple
 
 import numpy as np
 
+from jflow._files import expand
+
 MISSING = frozenset({"", "na", "n/a", "nan", "null", "none", "-nan", "#n/a"})
 DELIMITERS = ("\t", ";", ",", None)  # None: runs of blanks
 
@@ -106,7 +108,7 @@ def read_table(
     out. Blank lines, and lines above the table that start with #, are passed over. Raises ValueError, naming the file
     and the line, for an empty table, for one row, for lines of unequal length and for names that are not there.
     """
-    path = Path(path)
+    path = expand(path)
     if path.is_dir() or not path.exists():
         raise FileNotFoundError(f"{path}: {'a folder, not a table' if path.is_dir() else 'no such file'}")
     text = _read_text(path)

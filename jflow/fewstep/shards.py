@@ -17,6 +17,7 @@ import jax.numpy as jnp
 import numpy as np
 from tqdm import tqdm
 
+from jflow._files import expand
 from jflow.data.sinks import npz_sink
 from jflow.data.splits import Rows, count
 from jflow.train.checkpoint import write_atomically
@@ -52,7 +53,7 @@ def write_shards(
     """
     shard = min(shard, -(-n // batch) * batch) if n > 0 and batch > 0 else shard
     _check(n, batch, shard, share)
-    folder = Path(folder)
+    folder = expand(folder)
     folder.mkdir(parents=True, exist_ok=True)
     impl = str(jax.random.key_impl(key))
     manifest = {"n": n, "batch": batch, "shard": shard, "key": [impl, jax.random.key_data(key).tolist()]}
@@ -77,7 +78,7 @@ def read_shards(*folders: str | Path) -> dict[str, "Joined"]:
     if not folders:
         raise ValueError("read_shards: expected at least one folder")
     parts: dict[str, list[np.ndarray]] = {}
-    for folder in map(Path, folders):
+    for folder in map(expand, folders):
         manifest = _manifest(folder)
         if manifest is None:
             raise FileNotFoundError(f"{folder} has no manifest.json: no shards were written there")
@@ -179,14 +180,17 @@ def _number(value):
 
 def _manifest(folder: Path) -> dict | None:
     file = folder / "manifest.json"
-    return json.loads(file.read_bytes()) if file.is_file() else None
+    try:
+        return json.loads(file.read_bytes()) if file.is_file() else None
+    except ValueError as error:
+        raise ValueError(f"{file} is damaged: expected JSON ({error})") from error
 
 
 def _whole(path: Path, n: int) -> bool:
     """Whether a shard is there, to its end, with n rows."""
     try:
         return count(_mapped(path)) == n
-    except (OSError, ValueError, zipfile.BadZipFile):
+    except (OSError, ValueError, struct.error, zipfile.BadZipFile):
         return False
 
 

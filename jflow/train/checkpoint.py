@@ -23,6 +23,7 @@ import jax.numpy as jnp
 import numpy as np
 import orbax.checkpoint as ocp
 
+from jflow._files import expand, system_error
 from jflow.train import processes
 from jflow.train.state import TrainState
 from jflow.types import Params, PyTree
@@ -151,7 +152,7 @@ def write_atomically(path: Path, content: bytes) -> None:
 
 
 def _folder(workdir) -> Path:
-    return Path(workdir).absolute() / "checkpoints"
+    return expand(workdir).absolute() / "checkpoints"
 
 
 def _open(workdir, step: int | None) -> tuple[Path, dict]:
@@ -168,8 +169,18 @@ def _open(workdir, step: int | None) -> tuple[Path, dict]:
             return path, json.loads((path / "manifest.json").read_bytes())
         if step is not None:
             raise ValueError(f"checkpoint {path} is damaged: {fault}")
-        warnings.warn(f"checkpoint {path} is damaged and passed over: {fault}", stacklevel=3)
+        _warn_once(f"checkpoint {path} is damaged and passed over: {fault}")
     raise FileNotFoundError(f"no readable checkpoint in {workdir}: those of steps {there} are damaged")
+
+
+_said: set[str] = set()
+
+
+def _warn_once(message: str) -> None:
+    """Once in a process, and in the main one of several. (Python's own count starts anew when any filter changes.)"""
+    if message not in _said and not (jax.distributed.is_initialized() and jax.process_index()):
+        _said.add(message)
+        warnings.warn(message, stacklevel=4)
 
 
 def _open_together(workdir, step: int | None) -> tuple[Path, dict]:
@@ -282,6 +293,8 @@ def _plain(x):
 
 
 def _line(error: BaseException) -> str:
-    """One line: the system's own words where tensorstore quotes its error number."""
-    number = re.search(r"os_error_code='(\d+)'", str(error))
+    """One line: the system's own words, also where an error holds or quotes them."""
+    if (cause := system_error(error)) is not None:
+        return os.strerror(cause.errno)
+    number = re.search(r"os_error_code='(\d+)'", str(error))  # tensorstore
     return os.strerror(int(number[1])) if number else (str(error).splitlines() or [type(error).__name__])[0]

@@ -1,15 +1,11 @@
 """An experiment is a Python file with one function `config(*, key=default, ...)`; this trains one and loads it back."""
 
-import ast
 import difflib
 import inspect
 import json
-import sys
-import uuid
 from collections.abc import Callable, Mapping, Sequence
 from importlib import metadata
 from pathlib import Path
-from types import ModuleType
 from typing import Any, NamedTuple
 
 import jax
@@ -18,9 +14,13 @@ import numpy as np
 import optax
 from jax.experimental.multihost_utils import process_allgather
 
+from jflow import _keys
+from jflow._files import expand
 from jflow.train import checkpoint, processes
 from jflow.train.gather import gathered
+from jflow.train.lock import hold
 from jflow.train.loop import Fit, fit
+from jflow.train.modules import STORED, files_beside, load_module
 from jflow.train.rules import Rule, init_sharded, shard
 from jflow.train.sharding import data_mesh, data_sharding
 from jflow.train.state import TrainState, init_state
@@ -83,29 +83,29 @@ class Loaded(NamedTuple):
 def load_config(path: str | Path, overrides: Mapping[str, Any] | None = None) -> tuple[Experiment, dict[str, Any]]:
     """Call the `config` of a Python file (or of config.py in a folder) with `overrides` in place of its defaults.
 
-    Strings are read as Python literals where they are ones, and must then be of the default's type (an int may stand
-    for a float, a list for a tuple; None takes anything). Returns the experiment and the value of every key. Raises
-    ValueError for an unknown key, naming the nearest, and for a value of another type.
+    A key's type is its annotation, or that of its default: strings are read as values of it (false, 3e-4, 64,64; `none`
+    where None is a value), an int may stand for a float and a list for a tuple. A key without either takes no strings.
+    The config may import files beside it. Returns the experiment and the value of every key. Raises ValueError for an
+    unknown key, naming the nearest, and for a value of another type.
     """
-    path = Path(path)
-    path = path / "config.py" if path.is_dir() else path
-    if not path.is_file():
-        raise FileNotFoundError(f"no config at {path}")
-    config = getattr(_module(path), "config", None)
+    path = _config_file(path)
+    module = load_module(path)
+    config = getattr(module, "config", None)
     if not callable(config):
         raise ValueError(f"{path} has no function config(*, key=default, ...)")
-    defaults = {}
+    defaults, kinds = {}, {}
     for name, parameter in inspect.signature(config).parameters.items():
         if parameter.default is parameter.empty or parameter.kind is not parameter.KEYWORD_ONLY:
             raise ValueError(f"{path}: config must have keyword-only keys with defaults alone, {name!r} is not one")
         defaults[name] = parameter.default
+        kinds[name] = _keys.kind_of(str(path), parameter, getattr(config, "__globals__", vars(module)))
     values = dict(defaults)
     for name, value in (overrides or {}).items():
         if name not in defaults:
             near = difflib.get_close_matches(name, defaults, n=1)
             hint = f"did you mean {near[0]!r}? " if near else ""
             raise ValueError(f"unknown key {name!r}: {hint}{path} has the keys {', '.join(defaults) or '(none)'}")
-        values[name] = _parse(name, value, defaults[name])
+        values[name] = _keys.read(name, value, kinds[name], defaults[name])
     experiment = config(**values)
     if not isinstance(experiment, Experiment):
         raise TypeError(f"{path}: config must return a jflow.train.Experiment, got {type(experiment).__name__}")
@@ -124,18 +124,25 @@ def run(
     """Train an experiment in a workdir, or go on with it; the workdir keeps what `load` needs.
 
     config_source: the config file's path, or its text. resolved: the values of its keys, from `load_config`. Raises
-    ValueError, naming what differs, where the workdir is another config's.
+    ValueError, naming what differs, where the workdir is another config's, and naming its process, where another run is
+    in it. The files beside the config that it imports are kept in WORKDIR/config_imports.
 
     mesh: where to train (`make_mesh`); rows go over all its axes but one named 'model', the state by experiment.rules.
     None: one device, or all of them as 'data' under several processes. A workdir may go on with another mesh.
     `evaluate` and `picture` get whole params on every process.
     """
+    workdir, sources, values = expand(workdir), _sources(config_source), dict(resolved or {})
+    text = "\n".join(sources.values())
+    processes.check_agreement({"the config": text, **{f"key {name!r}": value for name, value in values.items()}})
+    with hold(workdir):
+        _claim(workdir, sources, values)
+        return _train(experiment, workdir, progress, mesh)
+
+
+def _train(experiment: Experiment, workdir: Path, progress: bool, mesh: jax.sharding.Mesh | None) -> Fit:
     from jflow import data  # here, because the lightest use of jflow.train needs no data
     from jflow.data.seeds import generator
 
-    workdir, text, values = Path(workdir), _text(config_source), dict(resolved or {})
-    processes.check_agreement({"the config": text, **{f"key {name!r}": value for name, value in values.items()}})
-    _claim(workdir, text, values)
     if mesh is None and jax.process_count() > 1:
         mesh = data_mesh()
     sharding, share, loss = None, (0, 1), experiment.loss
@@ -147,7 +154,7 @@ def run(
             loss = gathered(loss, mesh, experiment.rules, axes=rows)
     splits, pre = experiment.data(), experiment.preprocess
     saved = checkpoint.latest(workdir)
-    pre_state = pre.fit(splits.train) if saved is None else checkpoint.restore_extra(workdir, saved)["preprocess"]
+    pre_state = pre.fit(splits.train) if saved is None else _preprocess_of(workdir, saved)
     seed = experiment.seed
 
     def transform(rows, rng):
@@ -210,16 +217,21 @@ def load(workdir: str | Path, *, step: int | None = None, ema: bool = True) -> L
     step: None takes the best evaluation where the run monitored one, else the newest checkpoint. ema: the averaged
     params, where the run kept an average.
     """
-    workdir = Path(workdir)
+    workdir = expand(workdir)
     if not (workdir / "config.json").is_file() or not (workdir / "config.py").is_file():
-        raise FileNotFoundError(f"{workdir} is not the workdir of an experiment: it has no config.py and config.json")
-    experiment, _ = load_config(workdir / "config.py", json.loads((workdir / "config.json").read_text())["values"])
+        how = "train.checkpoint.restore_params(workdir) reads the params of what train.fit wrote alone"
+        how = f"; {how}" if checkpoint.steps(workdir) else ""
+        raise FileNotFoundError(
+            f"{workdir} is not the workdir of an experiment: it has no config.py and config.json{how}"
+        )
+    experiment, _ = load_config(workdir / "config.py", _stored(workdir))
     folder = workdir
     if step is None:
-        folder = workdir / "best" if checkpoint.latest(workdir / "best") is not None else workdir
-        step = checkpoint.latest(folder)
-    params = checkpoint.restore_params(folder, step, ema)  # raises where there is none
-    state, pre = checkpoint.restore_extra(folder, step)["preprocess"], experiment.preprocess
+        step = checkpoint.latest(workdir / "best")
+        folder = workdir if step is None else workdir / "best"
+    params = checkpoint.restore_params(folder, step, ema)  # the newest, if that is None; raises where there is none
+    step = checkpoint.latest(folder) if step is None else step
+    state, pre = _preprocess_of(folder, step), experiment.preprocess
     bound = BoundPreprocess(
         state,
         lambda rows, rng=None: pre.apply(state, rows, rng),
@@ -235,53 +247,54 @@ def _shown(state: TrainState) -> Params:
     return params if jax.process_count() == 1 else jax.tree.map(jnp.asarray, process_allgather(params, tiled=True))
 
 
-def _module(path: Path) -> ModuleType:
-    """Run a file as a module of its own name. Not by the import system, which would leave a __pycache__ beside it."""
-    module = ModuleType(f"jflow_config_{uuid.uuid4().hex}")
-    module.__file__ = str(path)
-    sys.modules[module.__name__] = module  # where dataclasses, and so Linen modules, look their annotations up
-    exec(compile(path.read_text(), str(path), "exec"), module.__dict__)
-    return module
+def _preprocess_of(folder: Path, step: int) -> Any:
+    extra = checkpoint.restore_extra(folder, step)
+    if "preprocess" not in extra:
+        raise ValueError(f"the checkpoint of step {step} in {folder} has no preprocess: train.run did not write it")
+    return extra["preprocess"]
 
 
-def _parse(name: str, value: Any, default: Any) -> Any:
-    given, kind = value, type(default)
-    if isinstance(value, str) and kind is not str:
-        if kind is bool and value.lower() in ("true", "false"):
-            return value.lower() == "true"
-        try:
-            value = ast.literal_eval(value)
-        except (ValueError, SyntaxError):
-            pass
-    if kind is float and type(value) is int:
-        return float(value)
-    if kind is tuple and isinstance(value, list):
-        return tuple(value)
-    if default is None or type(value) is kind:
-        return value
-    raise ValueError(f"key {name!r}: expected {kind.__name__} as its default {default!r}, got {given!r}")
+def _config_file(path: str | Path) -> Path:
+    path = expand(path)
+    path = path / "config.py" if path.is_dir() else path
+    if not path.is_file():
+        raise FileNotFoundError(f"no config at {path}")
+    return path
 
 
-def _text(source: str | Path) -> str:
-    return source if isinstance(source, str) and "\n" in source else Path(source).read_text()
+def _sources(source: str | Path) -> dict[str, str]:
+    """What a workdir keeps of a config, given as a path or as text: config.py, and what it imports from its folder."""
+    if isinstance(source, str) and "\n" in source:
+        return {"config.py": source}
+    path = _config_file(source)
+    beside = {f"{STORED}/{name}": content for name, content in files_beside(path).items()}
+    return {name: content.decode() for name, content in {"config.py": path.read_bytes(), **beside}.items()}
 
 
-def _claim(workdir: Path, source: str, values: dict[str, Any]) -> None:
-    """Write config.py and config.json, or check that those there say the same."""
+def _stored(workdir: Path) -> dict[str, Any]:
+    """The values of config.json."""
+    file = workdir / "config.json"
+    try:
+        values = json.loads(file.read_bytes())["values"]
+    except (ValueError, KeyError, TypeError) as error:
+        raise ValueError(f"{file} is damaged: expected JSON with 'values' ({type(error).__name__}: {error})") from error
+    if not isinstance(values, dict):
+        raise ValueError(f"{file} is damaged: expected 'values' to be a dict, got {values!r}")
+    return values
+
+
+def _claim(workdir: Path, sources: dict[str, str], values: dict[str, Any]) -> None:
+    """Write config.py, what it imports and config.json, or check that those there say the same."""
     try:
         values = json.loads(json.dumps(values))
     except TypeError as error:
         raise ValueError(f"the keys of a config must hold numbers, strings, booleans, None or lists: {error}") from None
-    kept, copy = workdir / "config.json", workdir / "config.py"
-    if kept.is_file() and copy.is_file():
-        there, mine = json.loads(kept.read_text())["values"], values
-        missing = "(not a key)"
-        differ = [k for k in {**there, **mine} if there.get(k, missing) != mine.get(k, missing)]
-        said = [f"{k} is {there.get(k, missing)!r} there, {mine.get(k, missing)!r} here" for k in differ]
-        lines = zip(copy.read_text().splitlines() + [""], source.splitlines() + [""], strict=False)
-        if copy.read_text() != source:
-            line = next((i for i, (a, b) in enumerate(lines, 1) if a != b), 1)
-            said.append(f"config.py differs from line {line} on")
+    kept = workdir / "config.json"
+    if kept.is_file() and (workdir / "config.py").is_file():
+        there, missing = _stored(workdir), "(not a key)"
+        differ = [k for k in {**there, **values} if there.get(k, missing) != values.get(k, missing)]
+        said = [f"{k} is {there.get(k, missing)!r} there, {values.get(k, missing)!r} here" for k in differ]
+        said += filter(None, (_difference(workdir / name, name, text) for name, text in sources.items()))
         if said:
             raise ValueError(f"workdir {workdir} is another config's: {'; '.join(said)}")
         return
@@ -289,10 +302,20 @@ def _claim(workdir: Path, source: str, values: dict[str, Any]) -> None:
         raise ValueError(f"workdir {workdir} has checkpoints of a run without a config")
     if not processes.is_main():
         return
-    workdir.mkdir(parents=True, exist_ok=True)
-    checkpoint.write_atomically(copy, source.encode())
     text = json.dumps({"values": values, "jflow": _version()}, indent=2) + "\n"
-    checkpoint.write_atomically(kept, text.encode())
+    for name, content in {**sources, kept.name: text}.items():
+        (workdir / name).parent.mkdir(parents=True, exist_ok=True)
+        checkpoint.write_atomically(workdir / name, content.encode())
+
+
+def _difference(file: Path, name: str, text: str) -> str | None:
+    if not file.is_file():
+        return f"{name} is missing there"
+    there = file.read_bytes().decode(errors="replace")
+    if there == text:
+        return None
+    lines = zip(there.splitlines() + [""], text.splitlines() + [""], strict=False)
+    return f"{name} differs from line {next((i for i, (a, b) in enumerate(lines, 1) if a != b), 1)} on"
 
 
 def _version() -> str | None:

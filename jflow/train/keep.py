@@ -80,5 +80,6 @@ def resume_run(workdir: Path, state: TrainState, batches) -> tuple[TrainState, B
             there = checkpoint.restore(workdir / "best", like, step).state
             best = Best(step, value, there.params, there.ema)
         except (FileNotFoundError, ValueError) as error:
-            warnings.warn(f"the best params so far are lost: {error}", stacklevel=2)
+            if processes.is_main():
+                warnings.warn(f"the best params so far are lost: {error}", stacklevel=2)
     return state, best, kept

@@ -7,15 +7,17 @@ import sys
 import time
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, NoReturn
 
 import jax
 from tqdm import tqdm
 
+from jflow._files import expand
 from jflow._util import described
 from jflow.train import processes
 from jflow.train.feed import feed, is_iterator, rows_of, visit
 from jflow.train.keep import Best, Kept, judge_best, resume_run, save_run
+from jflow.train.lock import hold
 from jflow.train.record import Recorder, Row
 from jflow.train.rules import forms
 from jflow.train.sharding import put, shardings_of
@@ -75,7 +77,8 @@ def fit(
 
     Metrics are fetched every `log_every` steps; in between nothing waits for the device. Raises NonFiniteError that
     names the step, its metrics and the last good checkpoint: none is saved after it. SIGTERM and SIGINT finish the
-    step, save, and then raise SystemExit(143) or KeyboardInterrupt.
+    step, save, say so on stderr, and then raise SystemExit(143) or KeyboardInterrupt. Raises ValueError where another
+    run is in the workdir.
 
     Several processes (`train.initialize`) run the same call, with the state on a mesh of all their devices and each its
     own share of the rows. `evaluate` and `picture` run on all; the numbers of process 0 count, and it alone writes
@@ -113,74 +116,84 @@ def fit(
     shardings = shardings_of(state)
     if several and len(shardings.step.device_set) < jax.device_count():
         raise ValueError("several processes train as one on a mesh of all their devices: train.shard(state, mesh)")
-    state, best, kept = put(state, shardings), None, Kept()
-    source, next_batch = feed(batches, inner, prefetch, sharding)
-    if workdir is not None:
-        workdir = Path(workdir)
-        workdir.mkdir(parents=True, exist_ok=True)
-        state, best, kept = resume_run(workdir, state, source)
-    n = saved = int(state.step)
-    if n % inner:
-        raise ValueError(f"expected a state whose step inner={inner} divides, got step {n}")
-    record = Recorder(workdir, n, writes=main)
-    started = time.monotonic() - kept.seconds
-    scalar = state.step.sharding
-    watch = put(init_watch(kept.skipped), Watch(scalar, scalar))
-    out = (shardings, scalar, scalar)
-    update = visit(watched(step, skip_nonfinite), batches, inner, sharding)
-    advance = jax.jit(update, donate_argnums=(0, 1), out_shardings=out)
-    recent = []  # metrics since the last look at them, still on the device; with inner > 1 each of inner updates
+    with contextlib.nullcontext() if workdir is None else hold(workdir := expand(workdir)):
+        state, best, kept = put(state, shardings), None, Kept()
+        source, next_batch = feed(batches, inner, prefetch, sharding)
+        if workdir is not None:
+            state, best, kept = resume_run(workdir, state, source)
+        n = saved = int(state.step)
+        if n % inner:
+            raise ValueError(f"expected a state whose step inner={inner} divides, got step {n}")
+        record = Recorder(workdir, n, writes=main)
+        started = time.monotonic() - kept.seconds
+        scalar = state.step.sharding
+        watch = put(init_watch(kept.skipped), Watch(scalar, scalar))
+        out = (shardings, scalar, scalar)
+        update = visit(watched(step, skip_nonfinite), batches, inner, sharding)
+        advance = jax.jit(update, donate_argnums=(0, 1), out_shardings=out)
+        recent = []  # metrics since the last look at them, still on the device; with inner > 1 each of inner updates
 
-    def look():
-        last = f"last good checkpoint: step {saved} in {workdir}" if saved else "no checkpoint was saved before it"
-        rows = rows_of(recent, inner)
-        check_finite(watch, n, rows, last)
-        return rows[-1] if rows else None
+        def look():
+            last = f"last good checkpoint: step {saved} in {workdir}" if saved else "no checkpoint was saved before it"
+            rows = rows_of(recent, inner)
+            check_finite(watch, n, rows, last)
+            return rows[-1] if rows else None
 
-    def save():
-        look()
-        extra = kept._replace(skipped=int(watch.skipped), seconds=time.monotonic() - started)._asdict()
-        position = getattr(source, "position", None)
-        save_run(workdir, n, state, best, position, {"fit": extra, "preprocess": preprocess}, keep)
+        def save():
+            look()
+            extra = kept._replace(skipped=int(watch.skipped), seconds=time.monotonic() - started)._asdict()
+            position = getattr(source, "position", None)
+            save_run(workdir, n, state, best, position, {"fit": extra, "preprocess": preprocess}, keep)
 
-    bar = tqdm(total=steps, initial=n, unit="step", disable=not (progress and main), file=sys.stderr)
-    closed = contextlib.closing(source) if prefetch and is_iterator(batches) else contextlib.nullcontext()
-    with signals() as caught, contextlib.closing(record), closed, bar:
-        stop, unchecked = False, several
-        while n < steps and not stop and (patience is None or kept.failed < patience):
-            batch = next_batch(state)
-            if unchecked:
-                advance, unchecked = _agreed_on(advance, state, watch, batch), False
-            state, watch, metrics = advance(state, watch, batch)
-            n += inner
-            recent.append(metrics)
-            bar.update(inner)
-            ends = n == steps
-            log, judge = ends or n % log_every == 0, ends or bool(eval_every) and n % eval_every == 0
-            if log or judge:
-                values = as_floats("metric", look())
-                row = {"step": n, "time": round(time.monotonic() - started, 3), "loss": values["loss"]} | values
-                if skip_nonfinite:
-                    row["skipped"] = int(watch.skipped)
-                bar.set_postfix(loss=f"{row['loss']:.4g}", refresh=False)
-                if judge and evaluate is not None:
-                    scores = processes.from_main(as_floats("evaluate's", evaluate(state)))
-                    row |= {f"eval/{name}": score for name, score in scores.items()}
-                    if monitor is not None:
-                        best, kept = judge_best(state, n, scores, monitor, best, kept)
-                if judge and picture is not None:
-                    record.picture(n, picture(state))
-                record.write(row)
-                recent.clear()
-            stop = bool(caught) if not several else log and processes.any_of(bool(caught))
-            if workdir is not None and n % save_every == 0:
+        bar = tqdm(total=steps, initial=n, unit="step", disable=not (progress and main), file=sys.stderr)
+        closed = contextlib.closing(source) if prefetch and is_iterator(batches) else contextlib.nullcontext()
+        with signals() as caught, contextlib.closing(record), closed, bar:
+            stop, unchecked = False, several
+            while n < steps and not stop and (patience is None or kept.failed < patience):
+                batch = next_batch(state)
+                if unchecked:
+                    advance, unchecked = _agreed_on(advance, state, watch, batch), False
+                state, watch, metrics = advance(state, watch, batch)
+                n += inner
+                recent.append(metrics)
+                bar.update(inner)
+                ends = n == steps
+                log, judge = ends or n % log_every == 0, ends or bool(eval_every) and n % eval_every == 0
+                if log or judge:
+                    values = as_floats("metric", look())
+                    row = {"step": n, "time": round(time.monotonic() - started, 3), "loss": values["loss"]} | values
+                    if skip_nonfinite:
+                        row["skipped"] = int(watch.skipped)
+                    bar.set_postfix(loss=f"{row['loss']:.4g}", refresh=False)
+                    if judge and evaluate is not None:
+                        scores = processes.from_main(as_floats("evaluate's", evaluate(state)))
+                        row |= {f"eval/{name}": score for name, score in scores.items()}
+                        if monitor is not None:
+                            best, kept = judge_best(state, n, scores, monitor, best, kept)
+                    if judge and picture is not None:
+                        record.picture(n, picture(state))
+                    record.write(row)
+                    recent.clear()
+                stop = bool(caught) if not several else log and processes.any_of(bool(caught))
+                if workdir is not None and n % save_every == 0:
+                    save()
+                    saved = n
+            if workdir is not None and saved < n:
                 save()
-                saved = n
-        if workdir is not None and saved < n:
-            save()
     if stop:
-        raise KeyboardInterrupt if caught and caught[0] == signal.SIGINT else SystemExit(143)
+        _stopped(caught, n, workdir)
     return Fit(state, best, record.rows)
+
+
+def _stopped(caught: list[int], n: int, workdir: Path | None) -> NoReturn:
+    """Say what a signal left, and raise what it would have raised."""
+    name = signal.Signals(caught[0]).name if caught else "a signal to another process"
+    saved = f"step {n} is saved in {workdir}; the same call goes on from there"
+    if workdir is None:
+        saved = f"step {n} is not saved, since there is no workdir"
+    if processes.is_main():
+        print(f"jflow: {name}: {saved}", file=sys.stderr, flush=True)
+    raise KeyboardInterrupt if caught and caught[0] == signal.SIGINT else SystemExit(143)
 
 
 def _agreed_on(advance, state, watch, batch):

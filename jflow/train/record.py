@@ -32,7 +32,9 @@ class Recorder:
             return
         self._file = workdir / "metrics.jsonl"
         if self._file.exists():
-            self.rows = [row for row in map(_parse, self._file.read_text().splitlines()) if row and row["step"] <= step]
+            self.rows = [
+                row for row in map(_parse, self._file.read_bytes().splitlines()) if row and row["step"] <= step
+            ]
             if writes:
                 write_atomically(self._file, "".join(map(_line, self.rows)).encode())
         if not writes:
@@ -50,11 +52,17 @@ class Recorder:
             if self._board is not None:
                 self._board.write(row)
         except OSError as error:
-            raise OSError(f"cannot write metrics to {self._workdir}: {error.strerror}") from error
+            raise self._unwritten(error) from error
 
     def close(self) -> None:
-        if self._board is not None:
-            self._board.close()
+        try:
+            if self._board is not None:
+                self._board.close()
+        except OSError as error:
+            raise self._unwritten(error) from error
+
+    def _unwritten(self, error: OSError) -> OSError:
+        return OSError(error.errno, f"cannot write metrics to {self._workdir}: {error.strerror}")
 
     def picture(self, step: int, image) -> None:
         """Save a PIL image or an array [h, w], [h, w, 3] or [h, w, 4], uint8 or floats in [0, 1], as a PNG."""
@@ -83,7 +91,7 @@ def _line(row: Row) -> str:
     return json.dumps(finite, allow_nan=False) + "\n"
 
 
-def _parse(line: str) -> Row | None:
+def _parse(line: bytes) -> Row | None:
     """A row, or None for a line that a kill cut short."""
     try:
         row = json.loads(line)
