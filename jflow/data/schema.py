@@ -10,6 +10,7 @@ probability tightens the bound.
 """
 
 import warnings
+from decimal import Decimal
 from typing import NamedTuple
 
 import numpy as np
@@ -22,9 +23,9 @@ class Column(NamedTuple):
     """One column. JSON by `_asdict`, back by `Column(**d)`.
 
     step: width of a cell, 0 where continuous, 1 for codes. origin: a point of the lattice. decimals, padding: digits
-    after the point that the table writes at most and at least (None: as many as a float needs, `digits` significant
-    ones). low, high: the range in the table. categories: the text of each code. width: digits before the point to which
-    the table fills up with zeros. plus: whether it writes positive numbers with a sign.
+    after the point that the table writes at most and at least (None: `digits` significant ones, 0 for as many as float64
+    needs to be read back). low, high: the range in the table. categories: the text of each code. width: characters before
+    the point to which the table fills up with zeros. plus: whether it writes positive numbers with a sign.
     """
 
     name: str
@@ -33,7 +34,7 @@ class Column(NamedTuple):
     origin: float = 0.0
     decimals: int | None = None
     padding: int = 0
-    digits: int = 17
+    digits: int = 0
     low: float = 0.0
     high: float = 0.0
     categories: tuple[str, ...] = ()
@@ -116,11 +117,11 @@ def _form(table: Table, j: int, x: np.ndarray) -> _Form:
     if any("e" in c for c in plain):
         return _Form(None, 0, digits, 0, plus)
     after = [len(c.partition(".")[2]) for c in plain]
-    whole = [c.partition(".")[0].lstrip("+-") for c in plain]
-    padded = [i for i, c in enumerate(whole) if len(c) > 1 and c[0] == "0"]
+    whole = [c.partition(".")[0] for c in plain]  # with its sign: that is how C and Python count a width
+    padded = [i for i, c in enumerate(whole) if len(c.lstrip("+-")) > 1 and c.lstrip("+-")[0] == "0"]
     width = len(whole[padded[0]]) if padded else 0
     for i, c in enumerate(whole):  # 007 beside 07 or 7: as numbers they are one, as codes they are not
-        if padded and (len(c) < width or (c[0] == "0" and len(c) > width)):
+        if len(c) < width or (i in padded and len(c) > width):
             raise ValueError(
                 f"{_where(table, j, i)}: {table.cells[j][i]!r} and {table.cells[j][padded[0]]!r} are filled up with zeros "
                 f"to different lengths: take the column as categories (categorical=...) or leave it out (drop=...)"
@@ -134,6 +135,16 @@ def _where(table: Table, j: int, i: int) -> str:
 
 def _categorical(name: str, cells: np.ndarray, codes: list[str]) -> Column:
     return Column(name, "categorical", step=1.0, high=len(codes) - 1.0, categories=tuple(codes))
+
+
+def _as_written(column: Column, form: _Form, cells: np.ndarray, x: np.ndarray) -> Column:
+    """The column with the first of decimals, significant digits and float64's own that gives back every number it holds."""
+    ways = [column._replace(decimals=form.most)] if form.most is not None and form.most <= 12 else []
+    for way in (*ways, column):
+        texts = (_text(way, v) for v in x.tolist())
+        if all(text == cell or Decimal(text) == Decimal(cell) for text, cell in zip(texts, cells, strict=True)):
+            return way
+    return column._replace(digits=0)
 
 
 def _check_numbers(table: Table, j: int, x: np.ndarray) -> None:
@@ -217,7 +228,7 @@ def _column(table: Table, j: int, categorical: bool) -> Column:
             texts[order[v]] = str(cell)
         return _categorical(name, cells, texts)
     _warn_of_spikes(table, name, x)
-    return column._replace(decimals=form.most if form.most is not None and form.most <= 12 else None)
+    return _as_written(column, form, cells, x)
 
 
 def find_schema(table: Table, *, categorical: tuple[str, ...] = ()) -> tuple[Column, ...]:
@@ -309,18 +320,14 @@ def decode(schema: tuple[Column, ...], x: np.ndarray) -> np.ndarray:
 def _text(column: Column, v: float) -> str:
     if column.kind == "categorical":
         return column.categories[int(v)]
+    sign = "+" if column.plus and v > 0 else ""
     if column.decimals is None:
-        # 16 and 17 digits are those of the shortest text that float64 reads back.
-        return _signed(column, v, repr(v) if column.digits in (16, 17) else f"{v:.{column.digits}g}")
+        return sign + (f"{v:.{column.digits}g}" if column.digits else repr(v))
     whole, point, rest = f"{v:.{max(column.decimals, column.padding)}f}".partition(".")
     rest = rest[: column.padding] + rest[column.padding :].rstrip("0")
-    whole = whole.zfill(column.width + whole.startswith("-"))
-    text = f"{whole}.{rest}" if rest else whole
-    return _signed(column, v, text.removeprefix("-") if not text.strip("-0.") else text)
-
-
-def _signed(column: Column, v: float, text: str) -> str:
-    return f"+{text}" if column.plus and v > 0 else text
+    whole = whole.removeprefix("-") if not (whole + rest).strip("-0") else whole
+    whole = (sign + whole).zfill(column.width)
+    return f"{whole}.{rest}" if rest else whole
 
 
 def to_text(schema: tuple[Column, ...], x: np.ndarray) -> list[list[str]]:
