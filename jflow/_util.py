@@ -9,6 +9,7 @@ import flax
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from jflow.types import Array, Bijector, Cond, ElboFlow, Flow, PyTree, Transport, Velocity
 
@@ -52,6 +53,16 @@ def mean_and_std(x: Array, axis) -> tuple[Array, Array]:
     x = x.astype(float_dtype(x))
     varies = jnp.ptp(x, axis=axis) > 1e-6 * jnp.max(jnp.abs(x), axis=axis)
     return jnp.mean(x, axis=axis), jnp.where(varies, jnp.std(x, axis=axis), 1.0)
+
+
+def numpy_mean_and_std(x: np.ndarray, axis) -> tuple[np.ndarray, np.ndarray]:
+    """Along `axis`, which is kept with length 1, in numpy's float64. Sums and squares neither overflow nor vanish: they are
+    taken of x over the power of two above its largest number, which is exact."""
+    x = np.asarray(x, np.float64)
+    power = np.frexp(np.abs(x).max(axis, keepdims=True))[1]
+    scaled = np.ldexp(x, -power)
+    mean, std = scaled.mean(axis, keepdims=True), scaled.std(axis, keepdims=True)
+    return np.ldexp(mean, power), np.ldexp(std, power)
 
 
 def zero_log_det(x: Array) -> Array:

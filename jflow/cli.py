@@ -181,21 +181,24 @@ def fit(args) -> None:
     overrides["batch"] = values["batch"] if "batch" in overrides else min(values["batch"], rows)
     overrides.setdefault("eval_every", min(100, max(5, rows // int(overrides["batch"]))))  # an epoch, more or less
     experiment, values = trainer.load_config(config, overrides)
-    repeated = int((prepared.part == tables.REPEATED).sum())
-    about = f"{args.table}: {prepared.table.rows} rows, {len(prepared.schema)} columns"
-    _say(args, about + (f"; {repeated} repeated rows are left out" if repeated else ""))
+    _say(args, f"{args.table}: {prepared.table.rows} rows, {len(prepared.schema)} columns")
     with _leaving_nothing(args.out):
         done = trainer.run(experiment, args.out, config_source=config, resolved=values, progress=not args.quiet)
     _say(args, _summary(done, args.out))
     report = table_report.write_results(jflow.load(args.out), prepared, args.out)
-    scores = report["test_log_likelihood"]
+    seen, test = report["test_rows_in_train"], report["parts"]["test"]
+    unseen = report["test_log_likelihood_of_rows_not_in_train"]
+    _say(args, f"test log-likelihood, nats per row: {_scores(report['test_log_likelihood'])}")
+    if seen:
+        without = f"; of the others: {_scores(unseen)}" if unseen else ""
+        _say(args, f"{seen} of {test} test rows also stand in train{without}")
+    _say(args, f"wrote report.json, log_density.csv and synthetic.csv to {args.out}")
+
+
+def _scores(scores: dict) -> str:
     error = "" if scores["standard_error"] is None else f" +- {scores['standard_error']:.3f}"
-    _say(
-        args,
-        f"test log-likelihood, nats per row: flow {scores['flow']:.3f}, Gaussian {scores['gaussian']:.3f}, "
-        f"difference {scores['difference']:.3f}{error}\n"
-        f"wrote report.json, log_density.csv and synthetic.csv to {args.out}",
-    )
+    flow, gaussian, difference = (scores[name] for name in ("flow", "gaussian", "difference"))
+    return f"flow {flow:.3f}, Gaussian {gaussian:.3f}, difference {difference:.3f}{error}"
 
 
 def _mesh(text: str) -> dict[str, int]:
@@ -419,7 +422,8 @@ def _parser() -> argparse.ArgumentParser:
         fit,
         "fit a density to a table",
         "Fit a neural spline flow to a table (csv, tsv, blanks; plain or .gz; with or without a header), and write to DIR\n"
-        "  report.json      test log-likelihood beside a full-covariance Gaussian's; what each column was taken for\n"
+        "  report.json      test log-likelihood beside a full-covariance Gaussian's, with and without the test rows\n"
+        "                   that also stand in train; what each column was taken for\n"
         "  log_density.csv  the log-density of every row of the table: per unit of its columns, and as mass where they\n"
         "                   are whole numbers or categories\n"
         "  synthetic.csv    as many new rows, in the table's columns, units and formatting\n"

@@ -32,8 +32,9 @@ def write_results(loaded, prepared: Prepared, folder: str | Path, *, draws: int 
     """Judge a fitted model and write report.json, log_density.csv, synthetic.csv and, with matplotlib, marginals.png.
 
     The report's test log-likelihoods are of the flow and of a full-covariance Gaussian fitted on the training part, both
-    on the test rows with the one fixed noise. log_density.csv has a line for every row of the table, repeated ones too;
-    it averages `draws` noises in probability.
+    on the test rows with the one fixed noise; once of all of them, and once of those that do not also stand in the
+    training part (None where all do). log_density.csv has a line for every row of the table; it averages `draws` noises in
+    probability.
     """
     folder, schema, pre = expand(folder), prepared.schema, loaded.preprocess
     compiled = tables.log_prob(loaded.model)
@@ -44,7 +45,7 @@ def write_results(loaded, prepared: Prepared, folder: str | Path, *, draws: int 
 
     train, test = (prepared.rows(part)["x"] for part in (tables.TRAIN, tables.TEST))
     gaussian = gaussian_log_prob(train, test) + data.log_mass_unit(schema)
-    scores = compare(density(test), gaussian)
+    flow, seen = density(test), prepared.test_rows_in_train()
 
     rng = np.random.default_rng((seed, 2))
     noisy = (data.add_noise(schema, prepared.encoded, rng) for _ in range(draws))
@@ -64,10 +65,10 @@ def write_results(loaded, prepared: Prepared, folder: str | Path, *, draws: int 
     report = {
         "table": prepared.table.path,
         "rows": n,
-        "parts": {
-            p: int((prepared.part == p).sum()) for p in (tables.TRAIN, tables.VALID, tables.TEST, tables.REPEATED)
-        },
-        "test_log_likelihood": scores,
+        "parts": {p: int((prepared.part == p).sum()) for p in (tables.TRAIN, tables.VALID, tables.TEST)},
+        "test_rows_in_train": int(seen.sum()),
+        "test_log_likelihood": compare(flow, gaussian),
+        "test_log_likelihood_of_rows_not_in_train": None if seen.all() else compare(flow[~seen], gaussian[~seen]),
         "units": "nats per row; density per unit of the columns counted as density, mass of those counted as mass",
         "dequantization": "one fixed uniform noise as wide as each column's step, the same for both models",
         "columns": [

@@ -2,6 +2,7 @@
 
 import functools
 import hashlib
+import math
 from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
@@ -16,7 +17,7 @@ from jflow.data import Column, Preprocess, Splits, Table
 from jflow.data.seeds import generator
 
 LEAST_ROWS = 10
-TRAIN, VALID, TEST, REPEATED = "train", "valid", "test", "repeated"
+TRAIN, VALID, TEST = "train", "valid", "test"
 
 
 class Prepared(NamedTuple):
@@ -31,6 +32,11 @@ class Prepared(NamedTuple):
     def rows(self, part: str) -> dict[str, np.ndarray]:
         return {"x": self.noisy[self.part == part]}
 
+    def test_rows_in_train(self) -> np.ndarray:
+        """bool [test rows]: which of them, before the noise, also stand in the training part."""
+        group, _ = identical_rows(self.encoded)
+        return np.isin(group[self.part == TEST], group[self.part == TRAIN])
+
 
 def prepare(
     path: str | Path,
@@ -39,38 +45,73 @@ def prepare(
     drop: tuple[str, ...] = (),
     categorical: tuple[str, ...] = (),
     header: bool | None = None,
-    drop_repeated: bool | None = None,
+    group_repeated: bool = False,
     seed: int = 0,
 ) -> Prepared:
-    """Read, find the kinds of columns, dequantize once, set repeated rows apart, and cut 80 / 10 / 10 by `seed`.
+    """Read, find the kinds of columns, dequantize once, and cut all rows at random 80 / 10 / 10 by `seed`.
 
-    drop_repeated: whether rows that stand in the table before are left out of all three parts, so that no test row was
-    seen in training. None: yes, unless every column is a whole number or a category; there, repeats are what the
-    masses are made of. Errors name the file, and the line and column where there is one.
+    Repeated rows are kept: how often a row stands in a table is part of what is to be learned, and a table without its
+    repeats has another distribution.
+    group_repeated: whether identical rows (the table's own repeats) all go to one part, drawn at random, so that no test
+    row was seen in training. ValueError where that would change the distribution of the columns in the parts, see
+    `grouped_parts`. Other errors name the file, and the line and column where there is one.
     """
     table = data.read_table(path, header=header, columns=columns, drop=drop)
     schema = data.find_schema(table, categorical=categorical)
     encoded = data.encode(schema, table)
-    if drop_repeated is None:
-        drop_repeated = not all(column.is_mass for column in schema)
-    keep = np.arange(len(encoded))
-    if drop_repeated:
-        keep = np.sort(np.unique(encoded, axis=0, return_index=True)[1])
-    if len(keep) < LEAST_ROWS:
-        what = "distinct rows" if drop_repeated else "rows"
-        raise ValueError(f"{path}: the table has {len(keep)} {what}; a fit needs at least {LEAST_ROWS}")
-    part = np.full(len(encoded), REPEATED, dtype=object)
-    for name, index in zip((TRAIN, VALID, TEST), data.split({"i": keep}, valid=0.1, test=0.1, seed=seed), strict=True):
-        part[index["i"]] = name
+    n = len(encoded)
+    if n < LEAST_ROWS:
+        raise ValueError(f"{path}: the table has {n} rows; a fit needs at least {LEAST_ROWS}")
+    if group_repeated:
+        part = grouped_parts(path, encoded, seed)
+    else:
+        part = np.full(n, TRAIN, dtype=object)
+        parts = data.split({"i": np.arange(n)}, valid=0.1, test=0.1, seed=seed)
+        for name, rows in ((VALID, parts.valid), (TEST, parts.test)):
+            part[rows["i"]] = name
     noisy = data.add_noise(schema, encoded, np.random.default_rng((seed, 1)))
     return Prepared(table, schema, encoded, noisy, part)
 
 
-KEYS = ("table", "fingerprint", "columns", "drop", "categorical", "header", "drop_repeated", "seed")
+def identical_rows(encoded: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """(group [n], sizes [groups]): the number of the distinct row that each row is, and how often each stands there."""
+    _, group, sizes = np.unique(encoded, axis=0, return_inverse=True, return_counts=True)
+    return group.reshape(-1), sizes
+
+
+def grouped_parts(path: str | Path, encoded: np.ndarray, seed: int) -> np.ndarray:
+    """The part of each row [n], 80 / 10 / 10 or nearly, with identical rows in one part, drawn at random.
+
+    Whole groups make the parts differ more than single rows do. The fraction of a part's rows that lie in some set, such
+    as below a threshold in a column, has a standard deviation sqrt(sum of sizes^2 / n) times as large, and the largest
+    group is in one part and absent from the others. ValueError, with the counts, where that factor exceeds 2, where the
+    largest group has over sqrt(n) / 2 rows (the most that a count in n single rows has as its standard deviation), or where
+    there are fewer than 10 distinct rows.
+    """
+    group, sizes = identical_rows(encoded)
+    n, distinct, largest = len(encoded), len(sizes), int(sizes.max())
+    factor = math.sqrt((sizes.astype(float) ** 2).sum() / n)
+    if distinct < LEAST_ROWS or factor > 2 or largest > max(2, math.sqrt(n) / 2):
+        raise ValueError(
+            f"{path}: group_repeated=True would change the distribution of the columns in the parts: the table has "
+            f"{distinct} distinct rows in {n}, and one of them {largest} times; leave it False, and read the scores of the "
+            f"test rows that do not stand in train"
+        )
+    order = np.random.default_rng(seed).permutation(distinct)
+    rows = np.concatenate([[0], np.cumsum(sizes[order])])  # that the first k groups hold
+    of_group, start = np.full(distinct, TRAIN, dtype=object), 0
+    for name in (TEST, VALID):
+        end = int(np.searchsorted(rows, rows[start] + max(1, round(0.1 * n))))
+        of_group[order[start:end]] = name
+        start = end
+    return of_group[group]
+
+
+KEYS = ("table", "fingerprint", "columns", "drop", "categorical", "header", "group_repeated", "seed")
 
 
 def loader(
-    *, table: str, fingerprint: str, columns: str, drop: str, categorical: str, header, drop_repeated, seed: int
+    *, table: str, fingerprint: str, columns: str, drop: str, categorical: str, header, group_repeated, seed: int
 ) -> Callable[[], Prepared]:
     """`prepare` by the values of a config (names as 'a,b', '' for none), run when first called and then kept.
 
@@ -85,15 +126,15 @@ def loader(
         if fingerprint and fingerprint != found:
             raise ValueError(f"{table}: the table has changed since this run was started")
         named = names(columns) or None, names(drop), names(categorical)
-        return _prepare(table, found, *named, header, drop_repeated, seed)
+        return _prepare(table, found, *named, header, group_repeated, seed)
 
     return load
 
 
 @functools.lru_cache(maxsize=2)
-def _prepare(path, digest, columns, drop, categorical, header, drop_repeated, seed):
+def _prepare(path, digest, columns, drop, categorical, header, group_repeated, seed):
     options = {"columns": columns, "drop": drop, "categorical": categorical, "header": header}
-    return prepare(path, **options, drop_repeated=drop_repeated, seed=seed)
+    return prepare(path, **options, group_repeated=group_repeated, seed=seed)
 
 
 def digest(path: str | Path) -> str:
@@ -145,13 +186,14 @@ def as_text(state, x: np.ndarray) -> tuple[list[str] | None, list[list[str]]]:
 
 
 def as_arrays(state, x: np.ndarray) -> dict[str, np.ndarray]:
-    """An array [n] for each column, by name: int64 for whole numbers, text for categories, else float64."""
+    """An array [n] for each column, by name: int64 for whole numbers that it holds, text for categories, else float64."""
     arrays = {}
     for j, column in enumerate(columns_of(state)):
         if column.kind == "categorical":
             value = np.array(column.categories)[x[:, j].astype(int)]
         else:
-            value = x[:, j].astype(np.int64) if column.decimals == 0 else x[:, j]
+            whole = column.decimals == 0 and max(abs(column.low), abs(column.high)) < 2**63
+            value = x[:, j].astype(np.int64) if whole else x[:, j]
         name = column.name if column.name and column.name not in arrays else f"column {j + 1}"
         arrays[name] = value
     return arrays

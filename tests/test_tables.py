@@ -46,29 +46,57 @@ def fitted(tmp_path_factory):
     return folder
 
 
-def test_prepare_sets_repeated_rows_apart_and_splits_the_rest(tmp_path):
+def test_prepare_keeps_every_row_and_splits_at_random(tmp_path):
     columns = mixed(100)
     columns = {name: [*values, *values[:7]] for name, values in columns.items()}
     prepared = tables.prepare(write(tmp_path / "t.csv", columns))
-    assert [int((prepared.part == p).sum()) for p in ("train", "valid", "test", "repeated")] == [80, 10, 10, 7]
-    assert (prepared.part[100:] == "repeated").all()
-    kept = prepared.encoded[prepared.part != "repeated"]
-    assert len(np.unique(kept, axis=0)) == 100
+    assert [int((prepared.part == p).sum()) for p in ("train", "valid", "test")] == [85, 11, 11]
+    assert len(prepared.encoded) == 107 and len(np.unique(prepared.encoded, axis=0)) == 100
     again = tables.prepare(tmp_path / "t.csv")
     np.testing.assert_array_equal(prepared.noisy, again.noisy)  # one fixed noise
-    assert tables.prepare(tmp_path / "t.csv", drop_repeated=False).rows("train")["x"].shape == (85, 4)
     other = tables.prepare(tmp_path / "t.csv", seed=1)
     assert not np.array_equal(other.part, prepared.part)
 
 
-def test_repeats_of_whole_numbers_and_categories_are_kept(tmp_path):
-    """Their frequencies are what is to be learnt: of 4 distinct rows no mass could be told."""
-    rng = np.random.default_rng(0)
-    columns = {"a": rng.integers(0, 2, 60).tolist(), "b": rng.choice(["x", "y"], 60).tolist()}
+def test_a_rounded_column_is_trained_on_as_it_is_distributed(tmp_path):
+    """Its distinct values alone would be spread evenly: an exponential column of mean 1 would get a mean of 3 or so."""
+    values = np.random.default_rng(0).exponential(size=3000).round(1)
+    prepared = tables.prepare(write(tmp_path / "t.csv", {"wait": values.tolist()}))
+    train = prepared.encoded[prepared.part == "train"]
+    assert len(train) == 2400
+    assert abs(train.mean() - values.mean()) < 4 / np.sqrt(4 * 3000)  # 4 standard deviations of a draw of 80%
+
+
+def test_identical_rows_go_to_one_part(tmp_path):
+    columns = mixed(200)
+    columns = {name: [*values, *values[:40], *values[:20]] for name, values in columns.items()}
     path = write(tmp_path / "t.csv", columns)
-    assert not (tables.prepare(path).part == "repeated").any()
-    with pytest.raises(ValueError, match="4 distinct rows; a fit needs at least 10"):
-        tables.prepare(path, drop_repeated=True)
+    assert tables.prepare(path).test_rows_in_train().any()
+    for seed in range(3):
+        prepared = tables.prepare(path, group_repeated=True, seed=seed)
+        parts = [{tuple(row) for row in prepared.encoded[prepared.part == p]} for p in ("train", "valid", "test")]
+        assert sum(map(len, parts)) == 200 == len(set.union(*parts))
+        assert not prepared.test_rows_in_train().any()
+        assert abs((prepared.part == "train").sum() - 208) <= 4 and (prepared.part == "test").sum() >= 26
+    assert (prepared.part == "train").sum() + (prepared.part != "train").sum() == 260
+
+
+@pytest.mark.parametrize(
+    ("columns", "counts"),
+    [
+        ({"a": [0, 1, 0, 1] * 15, "b": ["x", "y", "y", "x"] * 15}, "4 distinct rows in 60, and one of them 15 times"),
+        ({"a": [*range(900), *[0] * 100]}, "900 distinct rows in 1000, and one of them 101 times"),
+        (
+            {"a": [v % 80 for v in range(960)]},
+            "80 distinct rows in 960, and one of them 12 times",
+        ),  # none of them large
+    ],
+)
+def test_grouping_is_refused_where_it_changes_the_columns(tmp_path, columns, counts):
+    path = write(tmp_path / "t.csv", columns)
+    assert set(tables.prepare(path).part) == {"train", "valid", "test"}
+    with pytest.raises(ValueError, match=rf"t\.csv: group_repeated=True would change .*{counts}"):
+        tables.prepare(path, group_repeated=True)
 
 
 def test_preprocess_state_is_json_and_fitted_on_training_rows(tmp_path):
@@ -89,10 +117,26 @@ def test_the_report_puts_flow_and_gaussian_in_the_same_units(fitted):
     """A flow that is the Gaussian must be reported equal to it, whatever the columns' scales and kinds."""
     report = json.loads((fitted / "run" / "report.json").read_text())
     scores = report["test_log_likelihood"]
-    assert report["rows"] == 320 and report["parts"] == {"train": 240, "valid": 30, "test": 30, "repeated": 20}
+    assert report["rows"] == 320 and report["parts"] == {"train": 256, "valid": 32, "test": 32}
     # the flow's covariance has a ridge of 1e-4
     assert scores["flow"] == pytest.approx(scores["gaussian"], abs=2e-3)
     assert [c["counted_as"] for c in report["columns"]] == ["density", "mass", "density", "mass"]
+
+
+def test_the_report_tells_test_rows_that_stand_in_train_apart(fitted):
+    report = json.loads((fitted / "run" / "report.json").read_text())
+    lines = read(fitted / "table.csv")[1:]
+    part = [line[1] for line in read(fitted / "run" / "log_density.csv")[1:]]
+    train = {tuple(row) for row, p in zip(lines, part, strict=True) if p == "train"}
+    seen = np.array([tuple(row) in train for row, p in zip(lines, part, strict=True) if p == "test"])
+    assert 0 < seen.sum() == report["test_rows_in_train"]
+    # The mean of all is that of the two kinds, weighted: the Gaussian's, which is known in closed form, of the others.
+    prepared = tables.prepare(fitted / "table.csv")
+    gaussian = metrics.gaussian_log_prob(prepared.rows("train")["x"], prepared.rows("test")["x"])
+    scores = report["test_log_likelihood_of_rows_not_in_train"]
+    assert scores["gaussian"] == pytest.approx(gaussian[~seen].mean(), abs=1e-9)
+    assert report["test_log_likelihood"]["gaussian"] == pytest.approx(gaussian.mean(), abs=1e-9)
+    assert scores["flow"] == pytest.approx(scores["gaussian"], abs=2e-3)
 
 
 def test_log_density_of_every_row_is_the_gaussians_integral_over_its_cell(fitted):
@@ -196,7 +240,9 @@ def test_tables_of_scikit_learn(tmp_path, name):
 
 def test_real_tables_are_prepared(data_dir):
     prepared = tables.prepare(data_dir / "tabular" / "winequality-red.csv.gz")
-    assert (prepared.part == "repeated").sum() == 240  # the known count of repeated rows
+    assert len(prepared.encoded) - len(np.unique(prepared.encoded, axis=0)) == 240  # the known count of repeated rows
+    apart = tables.prepare(data_dir / "tabular" / "winequality-red.csv.gz", group_repeated=True)
+    assert prepared.test_rows_in_train().any() and not apart.test_rows_in_train().any()
     prepared = tables.prepare(data_dir / "tabular" / "adult-test.csv.gz")
     assert sum(c.kind == "categorical" for c in prepared.schema) == 9
     with pytest.raises(ValueError, match=r"line 292, column 'total_bedrooms'"):

@@ -20,7 +20,7 @@ def config(
     drop: str = "",
     categorical: str = "",
     header: bool | None = None,  # whether the first line names columns; None finds out
-    drop_repeated: bool | None = None,  # None: unless all columns are whole numbers or categories
+    group_repeated: bool = False,  # whether identical rows go to one part; refused where that changes the columns
     depth: int = 6,
     hidden: tuple = (64, 64),
     bins: int = 8,
@@ -59,7 +59,7 @@ def config(
         drop=drop,
         categorical=categorical,
         header=header,
-        drop_repeated=drop_repeated,
+        group_repeated=group_repeated,
         seed=seed,
     )
     features = features or len(load().schema)

@@ -5,7 +5,7 @@ from collections.abc import Callable, Iterator
 import numpy as np
 
 from jflow.data.seeds import generator
-from jflow.data.splits import Rows, count, take
+from jflow.data.splits import Rows, as_arrays, count, take
 
 Transform = Callable[[Rows, np.random.Generator], Rows]
 
@@ -58,6 +58,7 @@ def batches(
 
     Raises ValueError for a batch that the rows cannot fill or the shares do not divide, and for arrays of unequal length.
     """
+    rows = as_arrays(rows)
     n = count(rows)
     if batch < 1:
         raise ValueError(f"expected a batch of at least 1 row, got batch={batch}")

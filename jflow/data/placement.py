@@ -1,8 +1,15 @@
 """Where rows of numpy meet devices: the only file that knows about placement."""
 
 import jax
+import numpy as np
 
 from jflow.types import PyTree
+
+
+def leaves_by_position(batch: PyTree) -> PyTree:
+    """`batch` with leaves that jax does not know and that numpy can read (a pandas Series) as numpy arrays, in order."""
+    known = jax.Array | np.ndarray | np.generic
+    return jax.tree.map(lambda x: np.asarray(x) if hasattr(x, "__array__") and not isinstance(x, known) else x, batch)
 
 
 def place(batch: PyTree, sharding: jax.sharding.Sharding | None = None) -> PyTree:
@@ -11,6 +18,7 @@ def place(batch: PyTree, sharding: jax.sharding.Sharding | None = None) -> PyTre
     Under several processes `batch` is this process's share of the rows (see `share`), and the result is the global array.
     float64 is narrowed to float32 unless jax_enable_x64 is set. Raises ValueError for rows that the mesh does not divide.
     """
+    batch = leaves_by_position(batch)
     if sharding is None:
         return jax.device_put(batch)
     return jax.tree_util.tree_map_with_path(lambda path, x: _place(path, x, sharding), batch)

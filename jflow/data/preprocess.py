@@ -4,13 +4,15 @@ A `Preprocess` is fitted on training rows alone. Its state is JSON: numbers, str
 checkpoint. Densities: log p_data(x) = log p_model(y) + log_det(state, y) for y = apply(state, x, rng), in nats.
 """
 
+import math
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 import numpy as np
 
+from jflow._util import numpy_mean_and_std
 from jflow.data.seeds import generator
-from jflow.data.splits import Rows, count
+from jflow.data.splits import Rows, as_array, as_arrays, count
 
 State = Mapping[str, Any]
 
@@ -28,10 +30,17 @@ class Preprocess(NamedTuple):
     log_det: Callable[[State, Rows], np.ndarray]
 
 
-def _floating(x) -> np.ndarray:
-    """As floats: float64 stays, everything else becomes float32."""
-    x = np.asarray(x)
-    return x if x.dtype == np.float64 else x.astype(np.float32)
+LARGEST = 2.0**1022  # a quarter of float64's range: differences of such numbers are finite
+
+
+def _read(rows: Rows, key: str) -> tuple[np.ndarray, np.dtype]:
+    """rows[key] in float64, and the type that model units have: float64 where the rows are, else float32.
+
+    Integers and float32 meet an offset in float64: 10^9 and 10^9 + 1 are one number in float32, and their difference from
+    a mean is not.
+    """
+    x = np.asarray(as_array(key, rows[key]))
+    return x.astype(np.float64), np.dtype(np.float64 if x.dtype == np.float64 else np.float32)
 
 
 def _sum(x: np.ndarray) -> np.ndarray:
@@ -39,8 +48,8 @@ def _sum(x: np.ndarray) -> np.ndarray:
 
 
 def _constant(rows: Rows, key: str, log_slope: float) -> np.ndarray:
-    x = np.asarray(rows[key])
-    return np.full(len(x), log_slope * x[0].size if len(x) else 0.0)
+    x = as_array(key, rows[key])
+    return np.full(len(x), log_slope * math.prod(x.shape[1:]))
 
 
 def _check_rows(expected: str, x: np.ndarray, fine: np.ndarray) -> None:
@@ -56,8 +65,8 @@ def identity() -> Preprocess:
     """Leaves rows as they are: state {}."""
     return Preprocess(
         lambda rows: {},
-        lambda state, rows, rng: dict(rows),
-        lambda state, rows: dict(rows),
+        lambda state, rows, rng: as_arrays(rows),
+        lambda state, rows: as_arrays(rows),
         lambda state, rows: np.zeros(count(rows)),
     )
 
@@ -66,36 +75,48 @@ def standardise(*, axis: int | tuple[int, ...] | None = 0, key: str = "x") -> Pr
     """y = (x - mean) / std with the training rows' mean and standard deviation, taken over `axis`.
 
     axis=0: one pair for each element of the event (columns of a table); (0, 1, 2): one for each channel of images;
-    None: one for all. An element that never varies in the training rows is an error that names its index. `undo` works
-    in float64, so that numbers of many digits come back. log_det = -sum log std. State: {'mean', 'std'}.
+    None: one for all. All in float64, so that numbers of many digits, far from 0 or near its ends, keep them; `undo`
+    returns float64. log_det = -sum log std. State: {'mean', 'std'}.
+    Raises ValueError for fewer than 2 training rows, for numbers that are not finite or beyond 2^1022, and, naming its
+    index, for an element whose training rows differ by no more than the rounding of their type.
     """
 
     def fit(rows):
-        x = np.asarray(rows[key], np.float64)
+        given = np.asarray(as_array(key, rows[key]))
+        x, _ = _read(rows, key)
         if len(x) < 2:
             raise ValueError(f"standardise needs at least 2 training rows, got {len(x)}")
         if not np.isfinite(x).all():
             row = int(np.argwhere(~np.isfinite(x))[0][0])
             raise ValueError(f"standardise: {key!r} is not finite in training row {row}")
-        mean, std = x.mean(axis, keepdims=True)[0], x.std(axis, keepdims=True)[0]
-        # A constant column's std is not exactly 0: its mean is off by rounding.
-        flat = std <= 1e-12 * np.abs(x).max(axis, keepdims=True)[0]
+        size = np.abs(x).max(axis, keepdims=True)[0]
+        if (size > LARGEST).any():
+            raise ValueError(
+                f"standardise: {key!r} holds {size.max():g}, near the end of float64: divide it by a constant"
+            )
+        mean, std = (moment[0] for moment in numpy_mean_and_std(x, axis))
+        # float32 rounds by float32's steps, and what came as integers of many digits by those of float64.
+        eps = np.finfo(given.dtype if given.dtype in (np.float16, np.float32) else np.float64).eps
+        flat = np.ptp(x, axis, keepdims=True)[0] <= 2 * eps * size
         if flat.any():
             where = [tuple(map(int, i)) if len(i) > 1 else int(i[0]) for i in np.argwhere(flat)[:5]]
-            raise ValueError(f"standardise: {key!r} is constant over the training rows at index {where} of the event")
+            raise ValueError(
+                f"standardise: {key!r} is constant over the training rows at index {where} of the event, up to the "
+                f"rounding of {given.dtype}"
+            )
         return {"mean": mean.tolist(), "std": std.tolist()}
 
     def apply(state, rows, rng):
-        x = _floating(rows[key])
+        x, dtype = _read(rows, key)
         y = (x - np.asarray(state["mean"])) / np.asarray(state["std"])
-        return {**rows, key: y.astype(x.dtype)}
+        return {**as_arrays(rows), key: y.astype(dtype)}
 
     def undo(state, rows):
-        y = np.asarray(rows[key], np.float64)
-        return {**rows, key: y * np.asarray(state["std"]) + np.asarray(state["mean"])}
+        y, _ = _read(rows, key)
+        return {**as_arrays(rows), key: y * np.asarray(state["std"]) + np.asarray(state["mean"])}
 
     def log_det(state, rows):
-        shape = np.asarray(rows[key]).shape
+        shape = as_array(key, rows[key]).shape
         return -_sum(np.broadcast_to(np.log(np.asarray(state["std"])), shape))
 
     return Preprocess(fit, apply, undo, log_det)
@@ -117,39 +138,47 @@ def dequantize(levels: int, *, key: str = "x") -> Preprocess:
         _check_rows(f"dequantize({levels}): expected integers in 0 .. {levels - 1}", x, on_level)
 
     def fit(rows):
-        check(np.asarray(rows[key]))
+        check(np.asarray(as_array(key, rows[key])))
         return {}
 
     def apply(state, rows, rng):
         if rng is None:
             raise ValueError("dequantize draws noise: it needs rng, a numpy Generator, got None")
-        x = _floating(rows[key])
+        x, dtype = _read(rows, key)
         check(x)
         # Keep off the cells' ends by a few ulps, so that rounding here or in a later part cannot change the level.
-        edge = 8 * levels * np.finfo(x.dtype).eps
-        u = np.clip(rng.random(x.shape, x.dtype), edge, 1 - edge)
-        return {**rows, key: ((x + u) / levels).astype(x.dtype)}
+        edge = 8 * levels * np.finfo(dtype).eps
+        u = np.clip(rng.random(x.shape, dtype), edge, 1 - edge)
+        return {**as_arrays(rows), key: ((x + u) / levels).astype(dtype)}
 
     def undo(state, rows):
-        x = np.clip(np.floor(np.asarray(rows[key], np.float64) * levels), 0, levels - 1)
-        return {**rows, key: x.astype(np.uint8 if levels <= 256 else np.int32)}
+        y, _ = _read(rows, key)
+        x = np.clip(np.floor(y * levels), 0, levels - 1)
+        return {**as_arrays(rows), key: x.astype(np.uint8 if levels <= 256 else np.int32)}
 
     return Preprocess(fit, apply, undo, lambda state, rows: _constant(rows, key, -np.log(levels)))
 
 
 def scale(low: float, high: float, *, key: str = "x") -> Preprocess:
-    """y = 2 (x - low) / (high - low) - 1: [low, high] to [-1, 1]; log_det = D log(2 / (high - low))."""
+    """y = 2 (x - low) / (high - low) - 1: [low, high] to [-1, 1]; log_det = D log(2 / (high - low)).
+
+    Computed in float64; `undo` returns float64. ValueError where high - low is too large or too small for it.
+    """
     if not low < high:
         raise ValueError(f"scale: expected low < high, got {low} and {high}")
-    slope = 2 / (high - low)
+    width = float(high) - float(low)
+    if not (np.isfinite(width) and width > 2.0**-1022):
+        raise ValueError(f"scale: expected high - low within float64's range, got low={low} and high={high}")
 
     def apply(state, rows, rng):
-        return {**rows, key: (_floating(rows[key]) - low) * slope - 1}
+        x, dtype = _read(rows, key)
+        return {**as_arrays(rows), key: ((x - low) / width * 2 - 1).astype(dtype)}
 
     def undo(state, rows):
-        return {**rows, key: (_floating(rows[key]) + 1) / slope + low}
+        y, _ = _read(rows, key)
+        return {**as_arrays(rows), key: (y + 1) / 2 * width + low}
 
-    return Preprocess(lambda rows: {}, apply, undo, lambda state, rows: _constant(rows, key, np.log(slope)))
+    return Preprocess(lambda rows: {}, apply, undo, lambda state, rows: _constant(rows, key, np.log(2) - np.log(width)))
 
 
 def logit(alpha: float = 0.05, *, key: str = "x") -> Preprocess:
@@ -162,18 +191,19 @@ def logit(alpha: float = 0.05, *, key: str = "x") -> Preprocess:
         raise ValueError(f"logit: expected 0 < alpha < 0.5, got {alpha}")
 
     def apply(state, rows, rng):
-        x = _floating(rows[key])
+        x, dtype = _read(rows, key)
         _check_rows("logit: expected x in [0, 1]", x, (x >= 0) & (x <= 1))
-        p = alpha + (1 - 2 * alpha) * x
-        return {**rows, key: np.log(p) - np.log1p(-p)}
+        # 1 - p from 1 - x: as 1 minus p it would lose its digits near 0, and be 0 for a small alpha.
+        p, rest = (alpha + (1 - 2 * alpha) * side for side in (x, 1 - x))
+        return {**as_arrays(rows), key: (np.log(p) - np.log(rest)).astype(dtype)}
 
     def undo(state, rows):
-        y = _floating(rows[key])
-        p = np.exp(-np.logaddexp(y.dtype.type(0), -y))  # the sigmoid, without overflow
-        return {**rows, key: (p - alpha) / (1 - 2 * alpha)}
+        y, dtype = _read(rows, key)
+        p = np.exp(-np.logaddexp(0.0, -y))  # the sigmoid, without overflow
+        return {**as_arrays(rows), key: ((p - alpha) / (1 - 2 * alpha)).astype(dtype)}
 
     def log_det(state, rows):
-        y = np.asarray(rows[key], np.float64)
+        y, _ = _read(rows, key)
         return _sum(np.log1p(-2 * alpha) + np.logaddexp(0.0, y) + np.logaddexp(0.0, -y))
 
     return Preprocess(lambda rows: {}, apply, undo, log_det)

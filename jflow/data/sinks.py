@@ -2,6 +2,7 @@
 
 import contextlib
 import csv
+import math
 import os
 import shutil
 import tempfile
@@ -12,7 +13,7 @@ from pathlib import Path
 import numpy as np
 
 from jflow._files import expand, system_error
-from jflow.data.splits import Rows, count
+from jflow.data.splits import Rows, as_arrays, count
 
 Write = Callable[[Rows], None]
 
@@ -49,14 +50,24 @@ def replacing(path: str | Path) -> Iterator[Path]:
 
 @contextlib.contextmanager
 def npz_sink(path: str | Path, n: int) -> Iterator[Write]:
-    """write(rows) appends to the arrays of an .npz file, `n` rows in all; memory holds one chunk."""
+    """write(rows) appends to the arrays of an .npz file, `n` rows in all; memory holds one chunk.
+
+    Raises ValueError for objects, for another number of rows, and for chunks that differ in names, shapes or types: their
+    bytes would be read as other numbers.
+    """
     with replacing(path) as part, contextlib.ExitStack() as stack:
-        files, written = {}, 0
+        files, forms, written = {}, {}, 0
 
         def write(rows: Rows) -> None:
-            nonlocal written
+            nonlocal forms, written
+            rows = {key: np.asarray(value) for key, value in as_arrays(rows).items()}
+            found = {key: (value.dtype, value.shape[1:]) for key, value in rows.items()}
+            if objects := [key for key, value in rows.items() if value.dtype.hasobject]:
+                raise ValueError(f"{path}: {objects[0]!r} holds objects; expected numbers, or text as numpy's str")
+            forms = forms or found
+            if found != forms:
+                raise ValueError(f"{path}: expected every chunk of rows to hold {forms}, got {found}")
             for key, value in rows.items():
-                value = np.asarray(value)
                 if key not in files:
                     files[key] = stack.enter_context(open(part.parent / f"{len(files)}.npy", "w+b"))
                     header = np.lib.format.header_data_from_array_1_0(value)
@@ -85,9 +96,9 @@ def csv_sink(path: str | Path) -> Iterator[Callable[[Iterable[Sequence[str]]], N
 def cells(rows: Rows) -> tuple[list[str], list[list[str]]]:
     """(header, rows of cells) of arrays [n, *event]: a column for each number, named x, or x_0, x_1, ... if many."""
     header, columns = [], []
-    for key, value in rows.items():
+    for key, value in as_arrays(rows).items():
         value = np.asarray(value)
-        flat = value.reshape(len(value), -1)
+        flat = value.reshape(len(value), math.prod(value.shape[1:]))  # -1 is not known where there are no rows
         header += [key] if value.ndim == 1 else [f"{key}_{j}" for j in range(flat.shape[1])]
         columns += [[str(v) for v in flat[:, j]] for j in range(flat.shape[1])]
     return header, [list(row) for row in zip(*columns, strict=True)]

@@ -3,6 +3,7 @@
 import csv
 import gzip
 import zlib
+from decimal import MAX_EMAX, MIN_EMIN, Context, Decimal
 from pathlib import Path
 from typing import NamedTuple
 
@@ -30,9 +31,20 @@ class Table(NamedTuple):
 
 def numbers(cells: np.ndarray) -> np.ndarray:
     """Text [n] to float64 [n]; what is missing or is not a number becomes NaN."""
-    import pandas
+    return np.array([float(cell) if _is_number(cell) else np.nan for cell in cells], np.float64)
 
-    return np.asarray(pandas.to_numeric(pandas.Series(cells, dtype=object), errors="coerce"), np.float64)
+
+def is_kept(cell: str) -> bool:
+    """Whether float64 holds a finite number digit for digit: it gives `cell` when written with as many digits.
+
+    True of every decimal of 15 significant digits within float64's range, of what float64 itself was written as, and of
+    whole numbers up to 2^53; false of most numbers of more digits.
+    """
+    if (len(cell) <= 15 and "e" not in cell.lower()) or repr(float(cell)) == cell:  # at once; the rest is slow
+        return True
+    exact = Decimal(cell)
+    digits = Context(prec=max(len(exact.as_tuple().digits), 1), Emax=MAX_EMAX, Emin=MIN_EMIN)
+    return digits.create_decimal(Decimal(float(cell))) == exact
 
 
 def _is_number(cell: str) -> bool:
@@ -40,7 +52,7 @@ def _is_number(cell: str) -> bool:
         float(cell)
     except ValueError:
         return False
-    return "_" not in cell  # Python reads 1_000 as a number, tables do not
+    return "_" not in cell and cell.isascii()  # Python reads 1_000 and other scripts' digits as numbers, tables do not
 
 
 def _read_text(path: Path) -> str:
@@ -54,8 +66,11 @@ def _read_text(path: Path) -> str:
         raise ValueError(f"{path}: not a text table in UTF-8 ({error.reason} at byte {error.start})") from error
 
 
-def _records(text: str, delimiter: str | None) -> list[tuple[int, list[str]]]:
-    """(line number, fields) of every line that is not blank or, at the top, a comment starting with #."""
+def _records(text: str, delimiter: str | None, *, strict: bool = False) -> list[tuple[int, list[str]]]:
+    """(line number, fields) of every line that is not blank or, at the top, a comment starting with #.
+
+    strict: a quote that is never closed is a csv.Error, where it would else swallow the rows that follow it.
+    """
     lines = text.split("\n")
     skip = 0
     while skip < len(lines) and (not lines[skip].strip() or lines[skip].lstrip().startswith("#")):
@@ -63,9 +78,11 @@ def _records(text: str, delimiter: str | None) -> list[tuple[int, list[str]]]:
     if delimiter is None:
         parsed = ((i, line.split()) for i, line in enumerate(lines[skip:], skip + 1))
     else:
-        reader = csv.reader(lines[skip:], delimiter=delimiter, skipinitialspace=True)
+        ended = (line + "\n" for line in lines[skip:])  # a line that ends inside quotes keeps its end
+        reader = csv.reader(ended, delimiter=delimiter, skipinitialspace=True, strict=strict)
         parsed = ((reader.line_num + skip, [field.strip() for field in fields]) for fields in reader)
-    return [(i, fields) for i, fields in parsed if any(fields)]
+    # A line of delimiters alone is a row whose cells are all missing, not a blank line.
+    return [(i, fields) for i, fields in parsed if len(fields) > 1 or any(fields)]
 
 
 def _delimiter(text: str) -> str | None:
@@ -113,7 +130,7 @@ def read_table(
         raise FileNotFoundError(f"{path}: {'a folder, not a table' if path.is_dir() else 'no such file'}")
     text = _read_text(path)
     try:
-        records = _records(text, _delimiter(text))
+        records = _records(text, _delimiter(text), strict=True)
     except csv.Error as error:
         raise ValueError(f"{path}: {error}") from error
     if not records:
@@ -131,6 +148,8 @@ def read_table(
     for name in (*(columns or ()), *drop):
         if name not in names:
             raise ValueError(f"{path}: no column {name!r}; the table has {', '.join(map(repr, names))}")
+        if names.count(name) > 1 or (columns or ()).count(name) > 1:
+            raise ValueError(f"{path}: {name!r} does not name one column: it is there, or asked for, more than once")
     keep = [names.index(name) for name in columns] if columns is not None else range(width)
     keep = [j for j in keep if names[j] not in drop]
     if not keep:

@@ -100,6 +100,8 @@ def read_shards(*folders: str | Path) -> dict[str, "Joined"]:
 class Joined:
     """Arrays [n_i, *event] as one [sum n_i, *event] that is read where it is indexed, along the first axis."""
 
+    by_position = True  # see data.splits.as_array
+
     def __init__(self, name: str, parts: list[np.ndarray]):
         forms = {(part.shape[1:], part.dtype) for part in parts}
         if len(forms) > 1:

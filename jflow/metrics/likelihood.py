@@ -3,6 +3,8 @@
 import numpy as np
 from numpy.typing import ArrayLike
 
+from jflow._util import numpy_mean_and_std
+
 
 def bits_per_dim(log_prob: ArrayLike, dims: int) -> float:
     """Mean bits per dimension of log-probabilities [b] in nats over events of `dims` numbers: -mean / (dims ln 2).
@@ -12,7 +14,10 @@ def bits_per_dim(log_prob: ArrayLike, dims: int) -> float:
     """
     if dims < 1:
         raise ValueError(f"bits_per_dim: expected dims >= 1, got {dims}")
-    return float(-np.mean(np.asarray(log_prob, np.float64)) / (dims * np.log(2)))
+    log_prob = np.asarray(log_prob, np.float64)
+    if log_prob.size == 0:
+        raise ValueError("bits_per_dim: there is no mean of no log-probabilities")
+    return float(-np.mean(log_prob) / (dims * np.log(2)))
 
 
 def log_mean_exp(x: ArrayLike, axis: int = 0) -> np.ndarray:
@@ -36,9 +41,12 @@ def gaussian_log_prob(train: ArrayLike, rows: ArrayLike) -> np.ndarray:
             "gaussian_log_prob: expected train [m >= 2, d] and rows [n, d], "
             f"got {list(train.shape)} and {list(rows.shape)}"
         )
-    mean, std = train.mean(0), train.std(0)
-    if not (std > 0).all():
-        raise ValueError(f"gaussian_log_prob: column {int(np.argmin(std))} is constant in train")
+    if not (np.isfinite(train).all() and np.abs(train).max() <= 2.0**1022):
+        raise ValueError("gaussian_log_prob: train holds NaN, infinities or numbers beyond 2^1022")
+    mean, std = (moment[0] for moment in numpy_mean_and_std(train, 0))
+    flat = np.ptp(train, 0) == 0  # the std of a constant is off 0 by the rounding of its mean
+    if flat.any():
+        raise ValueError(f"gaussian_log_prob: column {int(np.argmax(flat))} is constant in train")
     z = (train - mean) / std
     correlation = z.T @ z / len(z)
     d, ridge = len(mean), 0.0
