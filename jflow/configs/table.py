@@ -19,8 +19,8 @@ def config(
     columns: str = "",
     drop: str = "",
     categorical: str = "",
-    header: bool | None = None,  # whether the first line names columns; None finds out
-    group_repeated: bool = False,  # whether identical rows go to one part; refused where that changes the columns
+    header: bool | None = None,
+    group_repeated: bool = False,
     depth: int = 6,
     hidden: tuple = (64, 64),
     bins: int = 8,
@@ -39,6 +39,7 @@ def config(
         drop: names of columns to leave out, a,b,c
         categorical: names of numeric columns to take as categories, a,b,c
         header: whether the first line names the columns; None finds out
+        group_repeated: whether identical rows go to one part; refused where that changes the columns
         depth: how many coupling layers
         hidden: widths of the network of a layer, 64,64
         bins: how many bins a spline has
