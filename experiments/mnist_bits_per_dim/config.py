@@ -112,14 +112,14 @@ def config(
     """The job that the head of this file describes.
 
     Args:
-        model: glow or flow_plus_plus
+        model: glow or jet
         dataset: mnist or digits
         size: of an image of mnist, 28 or 14
         data_dir: folder of the data; JFLOW_DATA if empty
         scales: of Glow; 14 can be halved once, 28 twice
         depth: how many layers a scale
         hidden: channels of the networks
-        transformer: what Glow's couplings apply
+        transformer: what couplings apply: affine, spline or logistics
         noise_depth: couplings of the variational dequantization; 0: uniform noise
         noise_hidden: channels of its networks
         learning_rate: of Adam, at its highest
