@@ -109,6 +109,11 @@ def load_config(path: str | Path, overrides: Mapping[str, Any] | None = None) ->
     experiment = config(**values)
     if not isinstance(experiment, Experiment):
         raise TypeError(f"{path}: config must return a jflow.train.Experiment, got {type(experiment).__name__}")
+    for name, (least, most) in _keys.BOUNDS.items():
+        if isinstance(count := getattr(experiment, name), int) and not least <= count <= most:
+            raise ValueError(
+                f"{path}: config must return an Experiment with {name} from {least} to {most}, got {count}"
+            )
     return experiment, values
 
 

@@ -164,6 +164,14 @@ def test_bad_configs(tmp_path, text, error, said):
         train.load_config(tmp_path / "none.py")
 
 
+def test_counts_of_the_experiment_are_checked(config):
+    config.write_text(config.read_text().replace("steps=steps,", "steps=-steps,"))
+    with pytest.raises(
+        ValueError, match=r"config\.py: config must return an Experiment with steps from 1 to inf, got -6"
+    ):
+        train.load_config(config)
+
+
 def start(config, workdir, **overrides):
     experiment, values = train.load_config(config, overrides)
     return train.run(experiment, workdir, config_source=config, resolved=values, progress=False)
