@@ -170,7 +170,8 @@ def listed(path: Path) -> list[Key]:
 
     The meaning of one is its entry in the `Args:` of config's docstring, or else the comment behind it.
     """
-    source = path.read_text()
+    with tokenize.open(path) as file:
+        source = file.read()
     tree = ast.parse(source, str(path))
     functions = (node for node in tree.body if isinstance(node, ast.FunctionDef) and node.name == "config")
     if (config := next(functions, None)) is None:

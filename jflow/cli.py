@@ -37,11 +37,11 @@ def main(argv: Sequence[str] | None = None) -> int:
             args.command(args)
         return 0
     except KeyboardInterrupt:
-        print(f"jflow: interrupted{_resumed(argv)}", file=sys.stderr)
+        _say_stopped("interrupted", argv)
         return 130
     except SystemExit as end:
-        if end.code == 143:
-            print(f"jflow: terminated{_resumed(argv)}", file=sys.stderr)
+        if end.code in (130, 143):  # 130: of processes that were launched
+            _say_stopped("interrupted" if end.code == 130 else "terminated", argv)
         raise
     except Exception as error:
         if "--debug" in argv:
@@ -60,11 +60,14 @@ def _leave(status: int) -> int:
     return status
 
 
-def _resumed(argv: Sequence[str]) -> str:
-    """How a run goes on. Of several processes of a launcher, that one says it."""
-    if COORDINATOR in os.environ or argv[:1] not in (["train"], ["fit"], ["launch"]):
-        return ""
-    return f"; to go on, give the same command: {shlex.join(['jflow', *argv])}"
+def _say_stopped(how: str, argv: Sequence[str]) -> None:
+    """That a signal ended the command, and how a run goes on; of several processes the launcher or the main one says it."""
+    distributed = getattr(sys.modules.get("jax"), "distributed", None)
+    if COORDINATOR in os.environ or distributed and distributed.is_initialized() and sys.modules["jax"].process_index():
+        return
+    resumes = argv[:1] in (["train"], ["fit"], ["launch"])
+    again = f"; to go on, give the same command: {shlex.join(['jflow', *argv])}" if resumes else ""
+    print(f"jflow: {how}{again}", file=sys.stderr)
 
 
 def _one_line(error: Exception) -> str:

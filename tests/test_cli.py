@@ -1,5 +1,10 @@
+import contextvars
 import csv
+import errno
+import inspect
 import json
+import re
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -7,11 +12,18 @@ from pathlib import Path
 import numpy as np
 import pytest
 from PIL import Image
-from subprocesses import environment
+from subprocesses import environment, run_python
 
-from jflow import cli
+import jflow
+from jflow import cli, fields
+from jflow import train as trainer
+from jflow.configs.table import config as train_table
+from jflow.train import lock
 
 CONFIG = '''"""A normal for the moons: the least that trains."""
+
+import itertools
+import signal
 
 import jax.numpy as jnp
 import numpy as np
@@ -21,13 +33,26 @@ from jflow import data, distributions, losses
 from jflow.train import Experiment
 
 
-def config(*, rate=0.05, steps=12, batch=16, wide=(8, 8), explode=False, pictures=True):
+def config(*, rate=0.05, steps=12, batch=16, wide=(8, 8), explode=False, pictures=True, stop=""):
+    """
+    Args:
+        rate: of Adam,
+            at all times
+        batch (int): rows of an update
+    """
     model = distributions.diagonal_normal((2,))
     nll = losses.nll(model)
 
     def loss(params, key, batch, frozen=None):
         value, metrics = nll(params, key, {"x": batch["x"]})
         return value + (jnp.nan if explode else 0.0), metrics
+
+    calls = itertools.count()
+
+    def apply(state, rows, rng):
+        if stop and rng is not None and next(calls) == 3:  # the first is for init
+            signal.raise_signal(getattr(signal, stop))
+        return data.standardise().apply(state, rows, rng)
 
     def sample(params, key, n, *, label=None):
         return {"x": model.sample(params, key, n), "cond": jnp.full(n, -1 if label is None else label)}
@@ -42,7 +67,7 @@ def config(*, rate=0.05, steps=12, batch=16, wide=(8, 8), explode=False, picture
         loss=loss,
         optimizer=optax.adam(rate),
         data=lambda: data.split(data.moons(100, 0), test=0.2),
-        preprocess=data.standardise(),
+        preprocess=data.standardise()._replace(apply=apply),
         steps=steps,
         batch=batch,
         sample=sample,
@@ -160,7 +185,12 @@ def test_mistakes_are_one_line_and_leave_nothing(trained, capsys):
         ([*train, *fresh, "rate=fast"], "'rate'"),
         ([*train, *fresh, "steps=5", "steps=6"], "given twice"),
         ([*train, *fresh, "batch=81"], "batch of 81 is larger than the data: 80 rows"),
-        ([*train, *fresh, "batch=0"], "batch"),
+        ([*train, *fresh, "batch=0"], "key 'batch': expected a whole number of at least 1, got '0'"),
+        ([*train, *fresh, "steps=-1"], "key 'steps'"),
+        ([*train, *fresh, "explode=perhaps"], "key 'explode': expected bool (true or false), got 'perhaps'"),
+        ([*train, *fresh, "rate=inf"], "key 'rate'"),
+        ([*train, *fresh, "--mesh", "data=0"], "{'data': 0}"),
+        ([*train, "--workdir", "~nobody-of-this-name/run"], "no such home folder"),
         ([*train, "--workdir", run, "rate=0.2", "--quiet"], "rate is 0.05 there, 0.2 here"),
         ([*train, "--workdir", table, "--quiet"], "t.csv"),
         (["train", trained / "none.py", *fresh], "none.py"),
@@ -168,9 +198,15 @@ def test_mistakes_are_one_line_and_leave_nothing(trained, capsys):
         (["sample", trained / "empty", "--num", 4, "--out", out], "not the workdir of an experiment"),
         (["sample", trained / "loose", "--num", 4, "--out", out], "not the workdir of an experiment"),
         (["sample", trained / "none", "--num", 4, "--out", out], "none"),
-        (["sample", run, "--num", 0, "--out", out], "--num: expected at least 1, got 0"),
+        (["sample", run, "--num", 0, "--out", out], "--num: expected a whole number of at least 1, got '0'"),
         (["sample", run, "--num", "many", "--out", out], "--num"),
-        ([*sample, out, "--batch", 0], "--batch"),
+        ([*sample, out, "--batch", 0], "--batch: expected a whole number of at least 1"),
+        ([*sample, out, "--steps", -1], "--steps: expected a whole number of at least 1"),
+        ([*sample, out, "--guidance", "nan"], "--guidance: expected a finite number, got 'nan'"),
+        ([*sample, out, "--guidance=-inf"], "--guidance: expected a finite number"),
+        ([*sample, out, "--seed", "1.5"], "--seed: expected a whole number from 0"),
+        (["evaluate", run, "--seed", -1], "--seed: expected a whole number from 0"),
+        (["launch", "--processes", 0, "--", "true"], "--processes: expected a whole number of at least 1"),
         ([*sample, trained / "x.gif"], ".png, .npz, .csv"),
         ([*sample, trained / "none" / "x.npz"], "cannot write"),
         ([*sample, table / "x.npz"], "cannot write"),
@@ -220,7 +256,7 @@ def test_a_failed_sample_leaves_the_old_file(trained, capsys):
 def test_debug_shows_the_traceback(trained, capsys):
     assert cli.main(["sample", str(trained / "run"), "--num", "0", "--out", "x.npz", "--debug"]) == 2
     err = capsys.readouterr().err
-    assert "Traceback" in err and err.splitlines()[-1].startswith("jflow: error: --num")
+    assert "Traceback" in err and err.splitlines()[-1].startswith("jflow: error: argument --num")
 
 
 def test_a_loss_that_is_not_finite_is_a_failed_run(tmp_path, capsys):
@@ -271,12 +307,79 @@ def test_a_full_disk(tmp_path, trained, command):
     assert [p.name for p in tmp_path.iterdir()] == ["config.py"]
 
 
-@pytest.mark.parametrize("command", [[], ["train"], ["sample"], ["evaluate"], ["fit"]])
-def test_help(command, capsys):
-    with pytest.raises(SystemExit) as done:
-        cli.main([*command, "--help"])
-    assert done.value.code == 0
-    out = capsys.readouterr().out
-    assert "usage: jflow" in out
-    if command:
-        assert f"  jflow {command[0]} " in out  # an example
+def test_a_full_disk_in_words_of_other_libraries(capsys, monkeypatch):
+    def fail(args):
+        raise ExceptionGroup("unhandled errors in a task group (1 sub-exception)", [ValueError("x"), full])
+
+    full = OSError(errno.ENOSPC, "No space left on device", "/runs/x/params")
+    monkeypatch.setattr(cli, "evaluate", fail)
+    fail.__name__ = "evaluate"
+    assert refused(capsys, ["evaluate", "x"], 1) == "jflow: error: /runs/x/params: No space left on device"
+
+
+def test_a_workdir_in_use_is_left_alone(trained, capsys):
+    argv = ["train", trained / "config.py", "--workdir", trained / "taken", "--quiet"]
+    with lock.hold(trained / "taken"):
+        (trained / "taken" / "begun").write_text("by the first run, before its first checkpoint")
+        line = contextvars.Context().run(refused, capsys, argv, 2)
+        assert "taken is in use by another run (pid " in line
+        assert (trained / "taken" / "begun").exists()
+
+
+@pytest.mark.parametrize(("name", "status"), [("SIGINT", 130), ("SIGTERM", 143)])
+def test_a_signal_says_what_is_saved_and_how_to_go_on(tmp_path, capsys, name, status):
+    (tmp_path / "config.py").write_text(CONFIG)
+    run = tmp_path / "run"
+    argv = ["train", str(tmp_path), "--workdir", str(run), "--quiet", "wide=4, 4", f"stop={name}"]
+    before = {number: signal.signal(number, signal.default_int_handler) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        try:
+            ended = cli.main(argv)
+        except SystemExit as end:
+            ended = end.code
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+    assert ended == status
+    saved, resumed = capsys.readouterr().err.splitlines()
+    assert saved == f"jflow: {name}: step 3 is saved in {run}; the same call goes on from there"
+    assert resumed.endswith(f"jflow train {tmp_path} --workdir {run} --quiet 'wide=4, 4' stop={name}")
+
+
+HELP = """import contextlib, io, sys
+from jflow import cli
+
+out = io.StringIO()
+commands = ["train", "launch", "sample", "evaluate", "fit"]
+asked = [["--version"], ["--help"], *([c, "--help"] for c in commands), ["train", sys.argv[1], "--help"]]
+for argv in asked:
+    with contextlib.redirect_stdout(out), contextlib.suppress(SystemExit):
+        cli.main(argv)
+        raise AssertionError(argv)
+    out.write("---")
+heavy = {"jax", "flax", "numpy", "pandas"} & set(sys.modules)
+assert not heavy, heavy
+import jflow
+assert {"flows", "velocity"} <= set(dir(jflow))
+print(out.getvalue(), end="")
+"""
+
+
+def test_help_and_version_need_no_jax(trained, tmp_path):
+    (tmp_path / "help.py").write_text(HELP)
+    assert jflow.velocity is fields.velocity and jflow.load is trainer.load and jflow.kernels
+    with pytest.raises(AttributeError, match="module 'jflow' has no attribute 'flowz'"):
+        jflow.flowz  # noqa: B018
+    version, own, *commands, train, _ = run_python(tmp_path / "help.py", trained).stdout.split("---")
+    assert version == f"jflow {jflow.__version__}\n" and "usage: jflow [-h]" in own
+    for name, text in zip(["train", "launch", "sample", "evaluate", "fit"], commands, strict=True):
+        assert f"usage: jflow {name}" in text and f"  jflow {name} " in text  # an example
+    table = inspect.signature(train_table).parameters
+    for name in set(table) - {"table", "fingerprint", "features"}:  # which the command sets
+        kind, default, about = re.search(rf"\n  {name}: (.+) = (.+)\n      (\w.+)\n", commands[-1]).groups()
+        assert eval(default) == table[name].default and kind == inspect.formatannotation(table[name].annotation)
+    assert "\n  fingerprint" not in commands[-1]
+    assert (
+        "\n  rate: float = 0.05\n      of Adam, at all times\n  steps: int = 12\n  batch: int = 16\n      rows of"
+        in train
+    )

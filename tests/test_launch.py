@@ -97,6 +97,7 @@ def test_signals_are_passed_on(tmp_path, number):
         job.send_signal(number)
         _, err = job.communicate()
     assert job.returncode == 128 + number and "error" not in err
+    assert "; to go on, give the same command: jflow launch --processes 2" in err
     assert sorted(os.listdir(tmp_path)) == ["0", "1"]
 
 

@@ -30,7 +30,7 @@ def patches(data_dir: str) -> dict[str, np.ndarray]:
     """uint8 [n, 8, 8] under 'train', 'valid' and 'test'."""
     folder = data_dir or os.environ.get("JFLOW_DATA", "")
     if folder:
-        path = Path(folder) / FILE
+        path = Path(folder).expanduser() / FILE
         if not path.is_file():
             raise FileNotFoundError(f"{path}: not there; without data_dir and JFLOW_DATA two photographs stand in")
         with np.load(path) as z:
@@ -69,6 +69,22 @@ def config(
     seed: int = 0,
     short: bool = False,
 ) -> Experiment:
+    """The job that the head of this file describes.
+
+    Args:
+        data_dir: folder of the data; JFLOW_DATA if empty, and two photographs without either
+        depth: how many coupling layers
+        hidden: widths of the network of a layer
+        bins: how many bins a spline has
+        bound: beyond this many standard deviations a spline is the identity
+        learning_rate: of Adam, at its highest
+        steps: updates
+        batch: rows of an update
+        ema: decay of the average of the parameters, which samples are drawn with
+        eval_every: updates between two evaluations
+        seed: of the parameters and the batches
+        short: shrink the run to seconds, for CI
+    """
     if short:
         steps, depth, hidden, eval_every = 30, 2, (16,), 15
     parts = patches(data_dir)

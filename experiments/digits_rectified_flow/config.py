@@ -42,6 +42,22 @@ def config(
     seed: int = 0,
     short: bool = False,
 ) -> Experiment:
+    """The job that the head of this file describes.
+
+    Args:
+        steps: updates
+        batch: rows of an update
+        learning_rate: of Adam, at its highest
+        width: of the network
+        depth: how many residual blocks
+        dropout: rate of dropout in the network
+        drop: share of the rows whose label is dropped
+        ema: decay of the average of the parameters, which samples are drawn with
+        solver_steps: steps of the solver that samples, where --steps says nothing
+        guidance_scale: scale of classifier-free guidance, where --guidance says nothing; 1 is without
+        seed: of the parameters and the batches
+        short: shrink the run to seconds, for CI
+    """
     if short:
         steps, width, depth = 200, 64, 1
     net = nets.ResidualMLP(width=width, depth=depth, num_classes=CLASSES, dropout=dropout)

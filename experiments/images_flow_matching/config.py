@@ -83,10 +83,10 @@ def config(
     dataset: str = "digits",
     net: str = "unet",
     data_dir: str = "",
-    width: int = 0,  # channels of the U-Net's first level, or the DiT's width; 0: what suits the dataset
-    depth: int = 0,  # residual blocks a level, or DiT blocks; 0: what suits the dataset
+    width: int = 0,
+    depth: int = 0,
     dropout: float = 0.0,
-    bfloat16: bool = False,  # what the network computes in; params stay float32
+    bfloat16: bool = False,
     steps: int = 1500,
     batch: int = 128,
     learning_rate: float = 1e-3,
@@ -100,6 +100,29 @@ def config(
     seed: int = 0,
     short: bool = False,
 ) -> Experiment:
+    """The job that the head of this file describes.
+
+    Args:
+        dataset: digits, mnist, fashion or cifar
+        net: unet or dit
+        data_dir: folder of the data; JFLOW_DATA if empty
+        width: channels of the U-Net's first level, or the DiT's width; 0: what suits the dataset
+        depth: residual blocks a level, or DiT blocks; 0: what suits the dataset
+        dropout: rate of dropout in the network
+        bfloat16: what the network computes in; parameters stay float32
+        steps: updates
+        batch: rows of an update
+        learning_rate: of Adam, at its highest
+        ema: decay of the average of the parameters, which samples are drawn with
+        drop: share of the rows whose label is dropped
+        solver: euler, midpoint or heun
+        solver_steps: steps of the solver that samples, where --steps says nothing
+        guidance_scale: scale of classifier-free guidance, where --guidance says nothing; 1 is without
+        eval_every: updates between two evaluations
+        save_every: updates between two checkpoints
+        seed: of the parameters and the batches
+        short: shrink the run to seconds, for CI
+    """
     for key, value, known in (("dataset", dataset, DATASETS), ("net", net, NETS), ("solver", solver, SOLVERS)):
         if value not in known:
             raise ValueError(f"unknown {key} {value!r}: expected one of {', '.join(known)}")

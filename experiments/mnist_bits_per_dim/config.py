@@ -93,22 +93,45 @@ def config(
     dataset: str = "digits",
     size: int = 14,
     data_dir: str = "",
-    scales: int = 1,  # of Glow; 14 can be halved once, 28 twice
+    scales: int = 1,
     depth: int = 8,
     hidden: int = 64,
     transformer: str = "spline",
-    noise_depth: int = 2,  # couplings of the variational dequantization; 0: uniform noise
+    noise_depth: int = 2,
     noise_hidden: int = 32,
     learning_rate: float = 2e-3,
     steps: int = 2000,
     batch: int = 128,
     ema: float = 0.998,
-    draws: int = 16,  # of the importance-weighted bound
+    draws: int = 16,
     eval_rows: int = 10_000,
     eval_every: int = 1000,
     seed: int = 0,
     short: bool = False,
 ) -> Experiment:
+    """The job that the head of this file describes.
+
+    Args:
+        model: glow or jet
+        dataset: mnist or digits
+        size: of an image of mnist, 28 or 14
+        data_dir: folder of the data; JFLOW_DATA if empty
+        scales: of Glow; 14 can be halved once, 28 twice
+        depth: how many layers a scale
+        hidden: channels of the networks
+        transformer: what couplings apply: affine, spline or logistics
+        noise_depth: couplings of the variational dequantization; 0: uniform noise
+        noise_hidden: channels of its networks
+        learning_rate: of Adam, at its highest
+        steps: updates
+        batch: rows of an update
+        ema: decay of the average of the parameters, which samples are drawn with
+        draws: of the importance-weighted bound
+        eval_rows: rows of an evaluation at most
+        eval_every: updates between two evaluations
+        seed: of the parameters and the batches
+        short: shrink the run to seconds, for CI
+    """
     if short:
         transformer = "affine"
         depth, hidden, noise_depth, steps, batch, draws, eval_rows, eval_every = 2, 16, 1, 40, 64, 2, 100, 40

@@ -43,11 +43,31 @@ def config(
     batch: int = 64,
     learning_rate: float = 2e-3,
     ema: float = 0.995,
-    guidance_scale: float = 2.0,  # 1 + the paper's w
+    guidance_scale: float = 2.0,
     judged: int = 1000,
     seed: int = 0,
     short: bool = False,
 ) -> Experiment:
+    """The job that the head of this file describes.
+
+    Args:
+        side: of an image, 28, 14 or 8
+        path: MNIST's npz file; images/mnist.npz in JFLOW_DATA if empty
+        patch_size: side of the patch that is a token
+        width: of the transformers
+        blocks: how many autoregressive blocks
+        layers: attention layers of a block
+        noise: standard deviation of the noise on the images, which span -1 to 1
+        drop: share of the rows whose label is dropped
+        steps: updates
+        batch: rows of an update
+        learning_rate: of Adam, at its highest
+        ema: decay of the average of the parameters, which samples are drawn with
+        guidance_scale: 1 + the paper's w; 1 is without
+        judged: how many images an evaluation looks at
+        seed: of the parameters and the batches
+        short: shrink the run to seconds, for CI
+    """
     if short:
         side, width, blocks, layers, steps, judged = 8, 32, 2, 1, 60, 100
     shape, high = (side, side, 1), 16 if side == 8 else 255

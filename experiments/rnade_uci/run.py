@@ -50,7 +50,7 @@ def table(name: str, data_dir: str) -> np.ndarray:
         "boston": "boston_housing.data.gz",
     }
     folder = data_dir or os.environ.get("JFLOW_DATA", "")
-    path = Path(folder) / "tabular" / files[name]
+    path = Path(folder).expanduser() / "tabular" / files[name]
     if not folder or not path.is_file():
         raise SystemExit(f"{path}: not there; set --data-dir or JFLOW_DATA, or take --sets wine")
     with gzip.open(path, "rt") as lines:

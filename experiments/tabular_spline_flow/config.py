@@ -40,7 +40,7 @@ def table(dataset: str, data_dir: str) -> np.ndarray:
     if dataset not in FILES:
         raise ValueError(f"unknown dataset {dataset!r}: expected one of {', '.join([*FILES, 'wine', 'breast_cancer'])}")
     folder = data_dir or os.environ.get("JFLOW_DATA", "")
-    path = Path(folder) / "tabular" / FILES[dataset]
+    path = Path(folder).expanduser() / "tabular" / FILES[dataset]
     if not folder or not path.is_file():
         raise FileNotFoundError(f"{path}: set data_dir=FOLDER or JFLOW_DATA; dataset=wine needs no folder")
     with gzip.open(path, "rt") as lines:
@@ -64,14 +64,14 @@ def config(
     *,
     dataset: str = "wine",
     data_dir: str = "",
-    form: str = "coupling",  # or autoregressive
+    form: str = "coupling",
     depth: int = 6,
     hidden: tuple = (64, 64),
     bins: int = 8,
     bound: float = 5.0,
     learning_rate: float = 2e-3,
     weight_decay: float = 1e-4,
-    steps: int = 0,  # 0: 60 epochs, at least 1000
+    steps: int = 0,
     batch: int = 256,
     ema: float = 0.995,
     eval_every: int = 100,
@@ -79,6 +79,26 @@ def config(
     seed: int = 0,
     short: bool = False,
 ) -> Experiment:
+    """The job that the head of this file describes.
+
+    Args:
+        dataset: which table
+        data_dir: folder of the data; JFLOW_DATA if empty
+        form: coupling or autoregressive
+        depth: how many layers
+        hidden: widths of the network of a layer
+        bins: how many bins a spline has
+        bound: beyond this many standard deviations a spline is the identity
+        learning_rate: of Adam, at its highest
+        weight_decay: of AdamW
+        steps: updates; 0: 60 epochs, at least 1000
+        batch: rows of an update
+        ema: decay of the average of the parameters, which samples are drawn with
+        eval_every: updates between two evaluations
+        patience: evaluations without a better one until training stops
+        seed: of the parts of the table, the parameters and the batches
+        short: shrink the run to seconds, for CI
+    """
     if short:
         steps, depth, hidden, eval_every = 60, 2, (16,), 20
     parts = splits(dataset, data_dir, seed)

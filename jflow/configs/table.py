@@ -44,7 +44,7 @@ def config(
         hidden: widths of the network of a layer, 64,64
         bins: how many bins a spline has
         bound: beyond this many standard deviations a spline is the identity
-        learning_rate: of Adam, where its cosine schedule begins
+        learning_rate: of Adam, at its highest
         steps: updates at most
         batch: rows of an update; `jflow fit` takes all rows of a small table
         eval_every: updates between two looks at the validation rows; `jflow fit` takes an epoch, but 5 to 100

@@ -203,7 +203,10 @@ def _open_together(workdir, step: int | None) -> tuple[Path, dict]:
 def _fault(path: Path) -> str | None:
     """What is wrong with the files of a checkpoint, or None."""
     try:
-        listed = json.loads((path / "manifest.json").read_bytes())["files"]
+        manifest = json.loads((path / "manifest.json").read_bytes())
+        listed = manifest["files"]
+        if not {"step", "position", "extra", "leaves"} <= manifest.keys():
+            return "manifest.json is incomplete"
     except (OSError, ValueError, KeyError, TypeError):
         return "manifest.json is unreadable"
     for name, (size, crc) in listed.items():

@@ -109,6 +109,11 @@ def load_config(path: str | Path, overrides: Mapping[str, Any] | None = None) ->
     experiment = config(**values)
     if not isinstance(experiment, Experiment):
         raise TypeError(f"{path}: config must return a jflow.train.Experiment, got {type(experiment).__name__}")
+    for name, (least, most) in _keys.BOUNDS.items():
+        if isinstance(count := getattr(experiment, name), int) and not least <= count <= most:
+            raise ValueError(
+                f"{path}: config must return an Experiment with {name} from {least} to {most}, got {count}"
+            )
     return experiment, values
 
 
@@ -132,7 +137,7 @@ def run(
     `evaluate` and `picture` get whole params on every process.
     """
     workdir, sources, values = expand(workdir), _sources(config_source), dict(resolved or {})
-    text = "\n".join(sources.values())
+    text = b"\n".join(sources.values()).decode(errors="replace")
     processes.check_agreement({"the config": text, **{f"key {name!r}": value for name, value in values.items()}})
     with hold(workdir):
         _claim(workdir, sources, values)
@@ -262,13 +267,13 @@ def _config_file(path: str | Path) -> Path:
     return path
 
 
-def _sources(source: str | Path) -> dict[str, str]:
+def _sources(source: str | Path) -> dict[str, bytes]:
     """What a workdir keeps of a config, given as a path or as text: config.py, and what it imports from its folder."""
     if isinstance(source, str) and "\n" in source:
-        return {"config.py": source}
+        return {"config.py": source.encode()}
     path = _config_file(source)
     beside = {f"{STORED}/{name}": content for name, content in files_beside(path).items()}
-    return {name: content.decode() for name, content in {"config.py": path.read_bytes(), **beside}.items()}
+    return {"config.py": path.read_bytes(), **beside}
 
 
 def _stored(workdir: Path) -> dict[str, Any]:
@@ -283,7 +288,7 @@ def _stored(workdir: Path) -> dict[str, Any]:
     return values
 
 
-def _claim(workdir: Path, sources: dict[str, str], values: dict[str, Any]) -> None:
+def _claim(workdir: Path, sources: dict[str, bytes], values: dict[str, Any]) -> None:
     """Write config.py, what it imports and config.json, or check that those there say the same."""
     try:
         values = json.loads(json.dumps(values))
@@ -294,7 +299,7 @@ def _claim(workdir: Path, sources: dict[str, str], values: dict[str, Any]) -> No
         there, missing = _stored(workdir), "(not a key)"
         differ = [k for k in {**there, **values} if there.get(k, missing) != values.get(k, missing)]
         said = [f"{k} is {there.get(k, missing)!r} there, {values.get(k, missing)!r} here" for k in differ]
-        said += filter(None, (_difference(workdir / name, name, text) for name, text in sources.items()))
+        said += filter(None, (_difference(workdir / name, name, content) for name, content in sources.items()))
         if said:
             raise ValueError(f"workdir {workdir} is another config's: {'; '.join(said)}")
         return
@@ -303,18 +308,18 @@ def _claim(workdir: Path, sources: dict[str, str], values: dict[str, Any]) -> No
     if not processes.is_main():
         return
     text = json.dumps({"values": values, "jflow": _version()}, indent=2) + "\n"
-    for name, content in {**sources, kept.name: text}.items():
+    for name, content in {**sources, kept.name: text.encode()}.items():
         (workdir / name).parent.mkdir(parents=True, exist_ok=True)
-        checkpoint.write_atomically(workdir / name, content.encode())
+        checkpoint.write_atomically(workdir / name, content)
 
 
-def _difference(file: Path, name: str, text: str) -> str | None:
+def _difference(file: Path, name: str, here: bytes) -> str | None:
     if not file.is_file():
         return f"{name} is missing there"
-    there = file.read_bytes().decode(errors="replace")
-    if there == text:
+    there = file.read_bytes()
+    if there == here:
         return None
-    lines = zip(there.splitlines() + [""], text.splitlines() + [""], strict=False)
+    lines = zip(there.splitlines() + [b""], here.splitlines() + [b""], strict=False)
     return f"{name} differs from line {next((i for i, (a, b) in enumerate(lines, 1) if a != b), 1)} on"
 
 

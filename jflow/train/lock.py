@@ -44,6 +44,7 @@ def hold(workdir: Path) -> Iterator[None]:
         said = processes.from_main(fault and str(fault))
         if said is not None:
             raise fault or ValueError(said)
+        workdir.mkdir(parents=True, exist_ok=True)  # on a machine whose disk is another one
         token = _held.set(_held.get() | {workdir})
         try:
             yield
@@ -60,7 +61,8 @@ def _locked(folder: Path) -> Iterator[None]:
             try:
                 yield
             finally:
-                (folder / FILE).unlink(missing_ok=True)  # while it is locked: nobody else's is deleted
+                with contextlib.suppress(OSError):
+                    (folder / FILE).unlink()  # while it is locked: nobody else's is deleted
     finally:
         if made:
             with contextlib.suppress(OSError):

@@ -52,7 +52,7 @@ def files_beside(path: Path) -> dict[str, bytes]:
             whole = [] if spec is None else spec.submodule_search_locations or [spec.origin]
             for file in (file for where in map(Path, whole) for file in sorted({where, *where.rglob("*.py")})):
                 name = file.relative_to(folder).as_posix()
-                if file.is_file() and name not in found:
+                if file.suffix == ".py" and name not in found:
                     found[name] = file.read_bytes()
                     waiting.append(found[name])
     return found
@@ -61,7 +61,11 @@ def files_beside(path: Path) -> dict[str, bytes]:
 def _imported(source: bytes) -> set[str]:
     """The first names of all that Python text imports, inside functions too."""
     heads = set()
-    for node in ast.walk(ast.parse(source)):
+    try:
+        tree = ast.parse(source)
+    except (SyntaxError, ValueError):
+        return heads  # a file of a package that nobody imports, or an error that importing it tells
+    for node in ast.walk(tree):
         if isinstance(node, ast.Import):
             heads |= {alias.name for alias in node.names}
         elif isinstance(node, ast.ImportFrom):

@@ -1,13 +1,19 @@
 """Configs, `run` and `load`."""
 
+import contextvars
+import errno
 import json
+import os
+import shutil
+import sys
+import warnings
 
 import jax
 import numpy as np
 import pytest
 
-from jflow import train
-from jflow.train import checkpoint
+from jflow import data, train
+from jflow.train import checkpoint, lock
 
 CONFIG = '''"""A diagonal normal fitted to rows on disk."""
 
@@ -27,7 +33,18 @@ class Model:
     name: "str" = "normal"  # an annotation that dataclasses look up in the module
 
 
-def config(*, rows="rows.npz", steps=6, rate=0.1, hidden=(8, 8), name="a", flag=False, drop=None, patience=None) -> Experiment:
+def config(
+    *,
+    rows="rows.npz",
+    steps=6,
+    rate=0.1,
+    hidden=(8, 8),
+    name="a",
+    flag=False,
+    drop: float | None = None,
+    patience: "int | None" = None,
+    untyped=None,
+) -> Experiment:
     def load():
         with np.load(rows) as stored:
             return data.Splits({"x": stored["train"]}, {"x": stored["valid"]})
@@ -80,10 +97,23 @@ def config(tmp_path):
 def test_overrides_are_read_as_literals_of_the_defaults_type(config):
     given = {"steps": "4", "rate": "1", "hidden": "16, 32", "name": "12", "flag": "True", "drop": "0.5"}
     experiment, values = train.load_config(config, given)
-    del values["rows"], values["patience"]
+    del values["rows"], values["patience"], values["untyped"]
     assert values == {"steps": 4, "rate": 1.0, "hidden": (16, 32), "name": "12", "flag": True, "drop": 0.5}
     assert isinstance(values["rate"], float) and experiment.steps == 4
-    assert train.load_config(config, {"hidden": [4], "flag": "true", "drop": "word"})[1]["hidden"] == (4,)
+    assert train.load_config(config, {"hidden": [4], "flag": "true"})[1]["hidden"] == (4,)
+    for given, value in {
+        ("flag", "no"): False,
+        ("flag", "0"): False,
+        ("flag", "On"): True,
+        ("steps", "1e3"): 1000,
+        ("drop", "none"): None,
+        ("drop", None): None,
+        ("patience", "3"): 3,
+        ("hidden", "16,"): (16,),
+        ("untyped", None): None,
+        ("untyped", 0.5): 0.5,  # it has a type of its own
+    }.items():
+        assert train.load_config(config, dict([given]))[1][given[0]] == value
     assert train.load_config(config.parent)[0].steps == 6  # a folder stands for its config.py
     assert sorted(p.name for p in config.parent.iterdir()) == ["config.py", "rows.npz"]  # no __pycache__
 
@@ -93,13 +123,22 @@ def test_overrides_are_read_as_literals_of_the_defaults_type(config):
     [
         ({"step": "4"}, r"unknown key 'step': did you mean 'steps'\? .* has the keys rows, steps, rate"),
         ({"zzz": "4"}, r"unknown key 'zzz': .* has the keys rows"),
-        ({"steps": "many"}, r"key 'steps': expected int as its default 6, got 'many'"),
+        ({"steps": "many"}, r"key 'steps': expected int \(a whole number\), got 'many'"),
         ({"steps": "4.5"}, r"expected int"),
         ({"steps": "True"}, r"expected int"),
+        ({"steps": True}, r"expected int"),
+        ({"steps": "-1"}, r"key 'steps': expected a whole number of at least 1, got '-1'"),
+        ({"patience": "0"}, r"key 'patience': expected a whole number of at least 1"),
+        ({"patience": "no"}, r"expected int \| None \(a whole number, or none\), got 'no'"),
         ({"rate": "fast"}, r"expected float"),
-        ({"hidden": "16"}, r"expected tuple"),
-        ({"flag": "1"}, r"expected bool"),
+        ({"rate": "nan"}, r"expected float \(a finite number\), got 'nan'"),
+        ({"drop": "-inf"}, r"expected float \| None"),
+        ({"hidden": "16"}, r"expected tuple\[int, ...\]"),
+        ({"hidden": "16,wide"}, r"each a whole number"),
+        ({"flag": "maybe"}, r"expected bool \(true or false\), got 'maybe'"),
+        ({"flag": 1}, r"expected bool"),
         ({"name": 3}, r"expected str"),
+        ({"untyped": "no"}, r"key 'untyped' has no type, so that 'no' cannot be read: annotate it"),
     ],
 )
 def test_bad_overrides(config, given, said):
@@ -123,6 +162,14 @@ def test_bad_configs(tmp_path, text, error, said):
         train.load_config(tmp_path / "c.py")
     with pytest.raises(FileNotFoundError, match="no config at"):
         train.load_config(tmp_path / "none.py")
+
+
+def test_counts_of_the_experiment_are_checked(config):
+    config.write_text(config.read_text().replace("steps=steps,", "steps=-steps,"))
+    with pytest.raises(
+        ValueError, match=r"config\.py: config must return an Experiment with steps from 1 to inf, got -6"
+    ):
+        train.load_config(config)
 
 
 def start(config, workdir, **overrides):
@@ -227,3 +274,105 @@ def test_batch_larger_than_the_data(config, tmp_path):
     experiment = experiment._replace(batch=51)
     with pytest.raises(ValueError, match="51 is larger than the data: 50"):
         train.run(experiment, tmp_path / "w", config_source=config, resolved=values, progress=False)
+
+
+def with_modules(config, name):
+    """The config, its model's name from a file beside it by way of another; a third one is imported late."""
+    folder = config.parent / name
+    folder.mkdir()
+    (folder / "parts").mkdir()
+    (folder / "parts" / "__init__.py").write_text("")
+    (folder / "parts" / "names.py").write_text(f"NAME = {name!r}\n")
+    (folder / "layers.py").write_text("import parts.names\nfrom parts import names\nassert names is parts.names\n")
+    (folder / "late.py").write_text("from layers import names\n")
+    text = config.read_text().replace("model=Model()", "model=Model(layers.names.NAME)")
+    text = text.replace("import dataclasses\n", "import dataclasses\nimport layers\n")
+    late = "def sample(params, key, n):\n        import late\n\n        assert late.names is layers.names\n"
+    (folder / "config.py").write_text(text.replace("def sample(params, key, n):\n", late))
+    return folder / "config.py"
+
+
+def test_a_config_imports_the_files_beside_it_and_no_other_ones(config, tmp_path):
+    paths = {name: with_modules(config, name) for name in ("one", "two")}
+    loaded = {name: train.load_config(path)[0] for name, path in paths.items()}
+    assert {name: experiment.model.name for name, experiment in loaded.items()} == {"one": "one", "two": "two"}
+    assert not {"layers", "parts", "late"} & set(sys.modules)
+    assert not list(tmp_path.rglob("__pycache__"))
+    start(paths["one"], tmp_path / "run", steps=2)
+    kept = {p.relative_to(tmp_path / "run").as_posix() for p in (tmp_path / "run").rglob("*.py")}
+    beside = {"layers.py", "late.py", "parts/__init__.py", "parts/names.py"}
+    assert kept == {"config.py", *(f"config_imports/{name}" for name in beside)}
+    names = paths["one"].parent / "parts" / "names.py"
+    names.write_text("NAME = 'other'\n")
+    with pytest.raises(ValueError, match=r"config_imports/parts/names\.py differs from line 1 on"):
+        start(paths["one"], tmp_path / "run", steps=2)
+    shutil.rmtree(paths["one"].parent)
+    again = train.load(tmp_path / "run")
+    assert again.model.name == "one"
+    assert again.experiment.sample(again.params, jax.random.key(0), 3)["x"].shape == (3, 2)  # which imports late
+    (paths["two"].parent / "parts" / "names.py").write_text("import not_there\n")
+    with pytest.raises(ImportError, match=r"config\.py: No module named 'not_there'"):
+        train.load_config(paths["two"])
+
+
+def test_a_damaged_checkpoint_is_told_once(config, tmp_path):
+    start(config, tmp_path / "run", steps=4)
+    for folder in ("run", "run/best"):
+        os.truncate(tmp_path / folder / "checkpoints" / "00000004" / "manifest.json", 9)
+    with warnings.catch_warnings(record=True) as told:
+        warnings.simplefilter("always")
+        train.load(tmp_path / "run")
+        start(config, tmp_path / "run", steps=4)
+        train.load(tmp_path / "run")
+    damaged = [str(w.message) for w in told if "is damaged and passed over" in str(w.message)]
+    assert len(damaged) == len(set(damaged)) > 0
+
+
+def test_what_cannot_be_loaded_is_named(config, tmp_path):
+    experiment, values = train.load_config(config)
+    step = train.make_step(experiment.loss, experiment.optimizer)
+    rows = data.batches(experiment.data().train, 16, seed=0)
+    state = train.init_state(experiment.init(jax.random.key(0), next(rows)), experiment.optimizer, jax.random.key(0))
+    fitted = train.fit(state, step, rows, steps=1, workdir=tmp_path / "fit", progress=False)
+    with pytest.raises(FileNotFoundError, match=r"fit is not the workdir of an .*train\.checkpoint\.restore_params"):
+        train.load(tmp_path / "fit")
+    shutil.copy(config, tmp_path / "fit" / "config.py")
+    file = tmp_path / "fit" / "config.json"
+    for text in ('{"values": {', "[]", '{"values": 3}'):
+        file.write_text(text)
+        with pytest.raises(ValueError, match=rf"{file} is damaged: expected"):
+            train.load(tmp_path / "fit")
+    file.write_text(json.dumps({"values": values}))
+    checkpoint.save(tmp_path / "fit", 2, fitted.state)
+    with pytest.raises(ValueError, match=r"step 2 in .*fit has no preprocess"):
+        train.load(tmp_path / "fit")
+
+
+def test_one_run_in_a_workdir(config, tmp_path):
+    """A run in another context, as another thread is one, finds the workdir taken; its holder may enter again."""
+    workdir = tmp_path / "run"
+    elsewhere = contextvars.Context()
+    with lock.hold(workdir):
+        said = rf"workdir {workdir} is in use by another run \(pid {os.getpid()} on .*\)"
+        with pytest.raises(ValueError, match=said):
+            elsewhere.run(start, config, workdir)
+        assert [p.name for p in workdir.iterdir()] == [lock.FILE]
+        with lock.hold(tmp_path / "link" / ".." / "run"), lock.hold(workdir):
+            pass
+        with pytest.raises(ValueError, match=said):  # it is still held
+            elsewhere.run(start, config, workdir)
+    assert not workdir.exists()  # which was made for nothing
+    workdir.mkdir()
+    (workdir / lock.FILE).write_text("pid 1 on the moon")  # as a killed run leaves it
+    start(config, workdir, steps=1)
+    assert not (workdir / lock.FILE).exists()
+
+
+def test_a_lock_that_cannot_be_had_is_a_warning(tmp_path, monkeypatch):
+    def fail(*_):
+        raise OSError(errno.ENOLCK, "No locks available")
+
+    monkeypatch.setattr(lock.fcntl, "flock", fail)
+    with pytest.warns(UserWarning, match=r"cannot lock .*No locks available"):
+        with lock.hold(tmp_path):
+            pass

@@ -1,4 +1,4 @@
-"""A run that is killed, in processes of their own, ends as one that never stopped: bit for bit."""
+"""A run that is killed, in processes of their own, ends as one that never stopped: bit for bit. Meanwhile none can join."""
 
 import json
 import os
@@ -7,9 +7,10 @@ import subprocess
 from pathlib import Path
 
 import numpy as np
+import pytest
 from subprocesses import environment, run_python, started
 
-from jflow.train import checkpoint
+from jflow.train import checkpoint, lock
 
 WORKER = Path(__file__).with_name("kill_worker.py")
 
@@ -32,6 +33,8 @@ def test_killed_in_steps_and_in_saves_it_ends_with_the_same_bits(tmp_path):
             print(tmp_path, where, n, file=server.stdin, flush=True)
             held, pid = server.stdout.readline().split()
             assert held == "held"
+            with pytest.raises(ValueError, match=rf"in use by another run \(pid {pid} on"), lock.hold(tmp_path):
+                pass
             os.kill(int(pid), number)
             return int(server.stdout.readline()), checkpoint.steps(tmp_path)
 

@@ -192,7 +192,7 @@ def heeded():
 
 
 @pytest.mark.parametrize(("number", "raised"), [(signal.SIGTERM, SystemExit), (signal.SIGINT, KeyboardInterrupt)])
-def test_signal_finishes_the_step_and_saves(tmp_path, heeded, number, raised):
+def test_signal_finishes_the_step_and_saves(tmp_path, heeded, capsys, number, raised):
     before = signal.getsignal(number)
 
     def transform(batch, rng):
@@ -206,6 +206,7 @@ def test_signal_finishes_the_step_and_saves(tmp_path, heeded, number, raised):
         go(20, rows(transform=transform), workdir=tmp_path)
     assert raised is KeyboardInterrupt or error.value.code == 143
     assert checkpoint.steps(tmp_path) == [5] and signal.getsignal(number) is before
+    assert f"jflow: {number.name}: step 5 is saved in {tmp_path}; the same call goes on" in capsys.readouterr().err
     assert_same(go(20, workdir=tmp_path).state, go(20).state)
 
 
