@@ -4,6 +4,11 @@ Time runs from t=0 (source, noise) to t=1 (data); `forward` goes from source to 
 axis, then `*event`. `log_det` and `log_prob` are [b], in nats. `params` are nested dicts of trainable floats and nothing
 else. `key=None` means deterministic; a function that needs randomness and gets no key raises. A method is a function
 that returns one of these tuples, or a `Loss`.
+
+A key is consumed once: a function splits the key that it gets and hands each part to one consumer, and never folds a number
+into a key that it also passes on, for split(key, n)[i] and fold_in(key, i) are the same bits. `fold_in(state.key,
+state.step)` is the one exception, at the root of a training step; `jax.random.clone` says that the same draws are wanted
+once more. A seed of numpy's is told apart by purpose (`jflow.data.seeds`).
 """
 
 from collections.abc import Mapping

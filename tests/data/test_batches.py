@@ -89,3 +89,17 @@ def test_shares_draw_noise_of_their_own_and_the_first_that_of_the_whole():
 def test_bad_shares(share):
     with pytest.raises(ValueError, match=r"n dividing batch=4"):
         data.batches(ROWS, 4, share=share)
+
+
+def test_one_seed_gives_each_purpose_numbers_of_its_own():
+    """`data.split` draws from the plain stream of its seed; what else the same seed is given to does not."""
+    n, plain = 64, lambda: np.random.default_rng(5)
+    parts = data.split({"x": np.arange(n)}, test=0.5, seed=5)
+    assert sorted(parts.test["x"]) in [sorted(half) for half in np.split(plain().permutation(n), 2)]
+    batches = data.batches({"x": np.arange(n)}, n, seed=5, transform=lambda rows, rng: {**rows, "u": rng.random(n)})
+    first, second = next(batches), next(batches)
+    assert not np.array_equal(first["x"], plain().permutation(n))
+    assert not np.array_equal(second["x"], np.random.default_rng((5, 1)).permutation(n))  # the noise of a table's rows
+    assert not np.array_equal(first["u"], plain().random(n))
+    assert not np.array_equal(data.moons(n, 5)["cond"], plain().integers(0, 2, n))
+    assert not np.array_equal(data.eight_gaussians(n, 5)["cond"], plain().integers(0, 8, n))
