@@ -5,6 +5,8 @@ from typing import NamedTuple
 
 import numpy as np
 
+from jflow._util import described
+
 Rows = Mapping[str, np.ndarray]
 
 
@@ -18,6 +20,8 @@ class Splits(NamedTuple):
 
 def count(rows: Rows) -> int:
     """The number of rows; an error names the keys whose lengths disagree."""
+    if not isinstance(rows, Mapping):
+        raise TypeError(f"expected rows to be a dict such as {{'x': array [n, ...]}}, got {described(rows)}")
     lengths = {key: len(value) for key, value in rows.items()}
     if not lengths:
         raise ValueError("rows hold no arrays: expected a dict such as {'x': array [n, ...]}")
