@@ -140,8 +140,8 @@ def check_rows(name: str, what: str, value: Array, n: int) -> Array:
     """`value`, a number for each of n rows; raise where its shape is another, which would broadcast in silence."""
     if jnp.shape(value) != (n,):
         raise ValueError(
-            f"{name}: expected {what} of shape [{n}], a number for each row (summed over the event), "
-            f"got {list(jnp.shape(value))}"
+            f"{name}: expected {what} of shape [{n}], got {list(jnp.shape(value))}: a number for each row, summed over the "
+            "event"
         )
     return value
 
@@ -330,4 +330,4 @@ def _likely_cause(module, args) -> str:
     if "cond" not in names:
         return ""
     given = dict(zip(names, args, strict=False)).get("cond") is not None
-    return f"; was `init` given {'a cond of this kind' if given else 'a cond, which is missing here'}, and x the same event?"
+    return f"; is x [b, *event] as at `init`, and {'had that such a cond' if given else 'should there be a cond'}?"

@@ -52,7 +52,8 @@ def amortized(bijector: Bijector, net: nn.Module | None = None) -> Bijector:
     def apply(direction, params, x, cond=None, *, key=None):
         key_net, key = split_key(key, 2)
         if ("kernel" in params) != (cond is not None):
-            raise ValueError(f"amortized: expected cond as at init, {'given' if cond is None else 'None'}")
+            said = "cond, as at init, got None" if cond is None else "no cond, since init had none"
+            raise ValueError(f"amortized: expected {said}")
         if cond is None:
             return direction(params["bias"], x, None, key=key)
         out = features(params["net"], x, cond, key_net).astype(float_dtype(x))

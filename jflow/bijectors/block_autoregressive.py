@@ -90,7 +90,8 @@ def block_autoregressive(
         """(y, log_slope, contexts): the contexts [b, d, n] hold all that a number's units hear from earlier ones."""
         c = flatten_cond("block_autoregressive", cond, x.shape[0])
         if ("cond" in params["layers"]["0"]) != (c is not None):
-            raise ValueError("block_autoregressive: expected cond as at init, with it or without")
+            said = "cond, as at init, got None" if c is None else "no cond, since init had none"
+            raise ValueError(f"block_autoregressive: expected {said}")
         if c is not None and c.shape[-1] != (size := params["layers"]["0"]["cond"].shape[0]):
             raise ValueError(
                 f"block_autoregressive: expected cond of {size} numbers a row, as at init, got {c.shape[-1]}"

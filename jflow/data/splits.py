@@ -6,6 +6,8 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
+from jflow._util import described
+
 Rows = Mapping[str, np.ndarray]
 
 
@@ -46,8 +48,8 @@ def as_array(name: str, value: Any) -> np.ndarray:
 
 def as_arrays(rows: Rows) -> dict[str, np.ndarray]:
     """Every value of `rows` through `as_array`. Raises TypeError for what is not a dict."""
-    if not hasattr(rows, "items"):
-        raise TypeError(f"expected rows as a dict such as {{'x': array [n, ...]}}, got {type(rows).__name__}")
+    if not isinstance(rows, Mapping):
+        raise TypeError(f"expected rows to be a dict such as {{'x': array [n, ...]}}, got {described(rows)}")
     return {key: as_array(key, value) for key, value in rows.items()}
 
 

@@ -157,9 +157,10 @@ def _map(name, apply, params, x, cond, key):
         y, log_det = apply(params["bijector"], x, cond, key=key)
         return y, check_rows(name, "log_det", log_det, x.shape[0])
 
+    found = run(x, cond)
     if x.shape[0] in x.shape[1:]:
         jax.eval_shape(lambda: run(*jax.tree.map(lambda a: jnp.concatenate([a, a]), (x, cond))))
-    return run(x, cond)
+    return found
 
 
 def _check_heard(name, function, cond):

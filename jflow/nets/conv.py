@@ -156,5 +156,5 @@ def _everywhere(module: nn.Module, vector: Array | None, features: int):
     if vector is not None:
         return nn.Dense(features, use_bias=False, dtype=module.dtype, name="cond")(vector)[:, None, None]
     if module.has_variable("params", "cond"):
-        raise ValueError("expected a vector in cond, as at init, got none")
+        raise ValueError(f"{type(module).__name__}: expected a vector in cond, as at init, got none")
     return 0.0

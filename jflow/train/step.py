@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from jflow._util import float_dtype
+from jflow._util import described, float_dtype
 from jflow.train import ema as ema_lib
 from jflow.train.state import TrainState
 from jflow.types import Key, Loss, Metrics, Params, PyTree
@@ -58,6 +58,13 @@ def make_step(
     """
     if isinstance(accumulate, bool) or not isinstance(accumulate, int) or accumulate < 1:
         raise ValueError(f"expected accumulate to be an int of at least 1, got {accumulate!r}")
+    if not callable(loss):
+        raise TypeError(
+            f"make_step: expected a loss (params, key, batch, frozen) -> (scalar, metrics), got {described(loss)}; "
+            "losses.nll(flow) makes one of a flow"
+        )
+    if not (hasattr(optimizer, "init") and hasattr(optimizer, "update")):
+        raise TypeError(f"make_step: expected an optax.GradientTransformation, got {described(optimizer)}")
     decay = ema_lib.as_decay(ema)
     optimizer = optax.with_extra_args_support(optimizer)
     of_rows = jax.value_and_grad(loss, has_aux=True)

@@ -48,9 +48,9 @@ def test_without_cond_it_is_the_map_itself():
     params = bijector.init(jax.random.key(0), z)
     assert set(params) == {"bias"}
     np.testing.assert_array_equal(bijector.forward(params, z)[0], inner.forward(params["bias"], z)[0])
-    with pytest.raises(ValueError, match="expected cond as at init, None"):
+    with pytest.raises(ValueError, match="expected no cond, since init had none"):
         bijector.forward(params, z, cond)
-    with pytest.raises(ValueError, match="expected cond as at init, given"):
+    with pytest.raises(ValueError, match="expected cond, as at init, got None"):
         bijector.forward(bijector.init(jax.random.key(0), z, cond), z)
 
 

@@ -165,5 +165,5 @@ def test_a_transport_makes_transports_and_is_refused_where_a_density_is_needed()
     assert isinstance(bj.chain(bj.lu(2)), Bijector)
     with pytest.raises(ValueError, match="reversible needs bijectors"):
         bj.scan(transport, 2, reversible=True)
-    with pytest.raises(TypeError, match="expected a Bijector, got Transport"):
+    with pytest.raises(TypeError, match="expected a Bijector, got a Transport"):
         flows.flow(transport, normal((2,)))

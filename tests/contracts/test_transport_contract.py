@@ -223,7 +223,7 @@ def test_off_the_levels_the_mass_is_zero(name):
 
 
 def test_transports_are_refused_where_an_inverse_must_be_exact():
-    with pytest.raises(TypeError, match="expected a Bijector, got Transport; elbo_flow takes one"):
+    with pytest.raises(TypeError, match="expected a Bijector, got a Transport: elbo_flow takes one"):
         flows.flow(bj.uniform_dequantize(), distributions.normal((4,)))
     with pytest.raises(ValueError, match="reversible needs bijectors"):
         bj.scan(bj.uniform_dequantize(), 2, reversible=True)
@@ -340,11 +340,11 @@ def test_bad_options_fail_at_construction():
         flows.importance_weighted(FLOWS["elbo_flow"].make(), 0)
     exact = flows.flow(bj.affine((4,)), distributions.normal((4,)))
     for make in (lambda flow: flows.importance_weighted(flow, 2), losses.negative_elbo):
-        with pytest.raises(TypeError, match="expected an ElboFlow, got Flow"):
+        with pytest.raises(TypeError, match="expected an ElboFlow, got a Flow"):
             make(exact)
     with pytest.raises(TypeError, match="see negative_elbo"):
         losses.nll(FLOWS["elbo_flow"].make())
-    with pytest.raises(TypeError, match="expected a Transport or a Bijector, got Distribution"):
+    with pytest.raises(TypeError, match="expected a Transport or a Bijector, got a Distribution"):
         flows.elbo_flow(distributions.normal((4,)), distributions.normal((4,)))
     augment = bj.augment(distributions.normal((2,)), 3)
     with pytest.raises(ValueError, match=r"expected noise of shape \[6, 3\], got \[6, 2\]"):
