@@ -48,6 +48,24 @@ def mean_event(x: Array) -> Array:
     return sum_event(x) / math.prod(x.shape[1:])
 
 
+def filled(used: Array | None, tree: PyTree) -> PyTree:
+    """`tree` with the rows that are not `used` [b] replaced by the first that is; as it is where used is None.
+
+    What such rows hold (padding, infinity, a point outside the support) then enters neither a loss nor its gradient, into
+    which 0 times infinity would come even from a row that counts nothing.
+    """
+    if used is None or used.shape[0] == 0:
+        return tree
+    at = jnp.arange(used.shape[0]) == jnp.argmax(used)
+
+    def leaf(a):
+        # a masked sum, since over a mesh an index would gather the rows of all devices
+        first = jnp.sum(jnp.where(expand_to(at, a), a, jnp.zeros_like(a)), axis=0, keepdims=True, dtype=a.dtype)
+        return jnp.where(expand_to(used, a), a, first)
+
+    return jax.tree.map(leaf, tree)
+
+
 def mean_and_std(x: Array, axis) -> tuple[Array, Array]:
     """Along `axis`, in float32 at least; std is 1 where x does not vary by more than its rounding."""
     x = x.astype(float_dtype(x))

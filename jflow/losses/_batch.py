@@ -5,7 +5,7 @@ from collections.abc import Mapping
 import jax
 import jax.numpy as jnp
 
-from jflow._util import check_batch, check_cond, check_x, expand_to, float_dtype
+from jflow._util import check_batch, check_cond, check_x, expand_to, filled, float_dtype
 from jflow.types import Array, PyTree
 
 
@@ -36,24 +36,6 @@ def read_as_given(name: str, batch: Mapping[str, PyTree], allowed: tuple[str, ..
         raise ValueError(f"{name}: expected 'weight' of shape [{jnp.shape(x)[0]}], got {list(jnp.shape(weight))}")
     batch = {**batch, "cond": check_cond(name, batch.get("cond"), jnp.shape(x)[0])}
     return tuple(jax.tree.map(jnp.asarray, batch.get(key)) for key in allowed)
-
-
-def filled(used: Array | None, tree: PyTree) -> PyTree:
-    """`tree` with the rows that are not `used` [b] replaced by the first that is; as it is where used is None.
-
-    What such rows hold (padding, infinity, a point outside the support) then enters neither a loss nor its gradient, into
-    which 0 times infinity would come even from a row that counts nothing.
-    """
-    if used is None or used.shape[0] == 0:
-        return tree
-    at = jnp.arange(used.shape[0]) == jnp.argmax(used)
-
-    def leaf(a):
-        # a masked sum, since over a mesh an index would gather the rows of all devices
-        first = jnp.sum(jnp.where(expand_to(at, a), a, jnp.zeros_like(a)), axis=0, keepdims=True, dtype=a.dtype)
-        return jnp.where(expand_to(used, a), a, first)
-
-    return jax.tree.map(leaf, tree)
 
 
 def mean_of_rows(loss: Array, weight: Array | None) -> Array:

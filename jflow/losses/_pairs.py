@@ -6,8 +6,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jflow._util import expand_to, float_dtype, like_rows, need_key
-from jflow.losses._batch import filled, read_as_given
+from jflow._util import expand_to, filled, float_dtype, like_rows, need_key
+from jflow.losses._batch import read_as_given
 from jflow.types import Array, Cond, Key, PyTree
 
 

@@ -1,15 +1,19 @@
 """Where an ODE over rows meets diffrax: fixed grids batched, adaptive solves row by row, counted, and never raising."""
 
 import enum
+import functools
+import operator
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import diffrax
+import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.custom_derivatives import SymbolicZero
 
-from jflow._util import expand_to, float_dtype
+from jflow._util import expand_to, filled, float_dtype
 from jflow.types import Array, PyTree
 
 
@@ -87,6 +91,11 @@ def check_grid(name, grid, rising):
             raise ValueError(f"{name}: expected times in [0, 1], from source to data, got {np.asarray(grid)}")
 
 
+def traced(*values) -> bool:
+    """Whether any of them has no value yet."""
+    return any(isinstance(value, jax.core.Tracer) for value in values)
+
+
 def rising_times(name, grid):
     """Times [n + 1] from a number of equal steps from 0 to 1, or the rising times themselves, checked."""
     if np.ndim(grid) > 0:
@@ -100,24 +109,84 @@ def rising_times(name, grid):
 def integrate(
     field: Callable, shared: PyTree, rows: PyTree, y0: PyTree, how: Method, t0: float, t1: float
 ) -> tuple[PyTree, SolveInfo]:
-    """Solve dy/dt = field(shared, rows, y, t) from t0 to t1 for every row of y0.
+    """Solve dy/dt = field(shared, rows, y, t) from t0 to t1, numbers or traced, for every row of y0.
 
     y0 and rows: pytrees whose leaves lead with b; field sees them batched, with t [b]. field must be the same object
     from call to call (a module's function, or a `jax.tree_util.Partial` of one): diffrax compiles once for each.
     Everything traced comes through shared and rows, so that `BacksolveAdjoint` can differentiate with respect to
-    them.
+    them. Rows that fail are NaN, and have no part in a derivative.
     """
+
+    def solve(shared, rows):
+        y1, info = _solve_rows(field, shared, *rows, how, t0, t1)
+        return (y1, info), info.status == Status.OK
+
+    return leave_out_failed(solve, shared, (rows, y0))
+
+
+def leave_out_failed(run: Callable, shared: PyTree, rows: PyTree) -> PyTree:
+    """run(shared, rows) -> (out, ok [b]), where all leaves of rows and out lead with b: out, whose derivative knows only
+    the rows that are ok.
+
+    A mask behind the run would not do: the cotangent of a row that blew up, 0, meets infinities on its way back, and their
+    product, NaN, is summed into that of shared. Where a derivative is asked for, the run is therefore done twice: first to
+    see which rows fail, and then, differentiated, with a good row in the place of each of them. Where none is, once.
+    """
+    if not any(isinstance(leaf, jax.core.Tracer) for leaf in jax.tree.leaves((shared, rows))):
+        return run(shared, rows)[0]
+    shared, rows = _arrays((shared, rows))
+    # what run closes over may be traced, too: that becomes a part of the converted run
+    converted = _arrays(eqx.filter_closure_convert(run, shared, rows))
+    arrays, static = eqx.partition((converted, shared, rows), eqx.is_array)
+
+    def call(arrays):
+        closed, shared, rows = eqx.combine(arrays, static)
+        return closed(shared, rows)
+
+    guarded = jax.custom_jvp(lambda arrays: call(arrays)[0])
+
+    @functools.partial(guarded.defjvp, symbolic_zeros=True)
+    def without_failed(primals, tangents):
+        (arrays,), (moves,) = primals, tangents
+        out, ok = call(arrays)
+        arrays = (*arrays[:2], filled(ok, arrays[2]))
+        # what does not move stays a constant: some adjoints of diffrax differentiate y0 and args alone
+        still = jax.tree.map(lambda move: isinstance(move, SymbolicZero), moves)
+        moves = (*_kept(jnp.any(ok), moves[:2]), _kept(ok, moves[2]))
+        moves, _ = eqx.partition(moves, jax.tree.map(operator.not_, still))
+        fixed, moving = eqx.partition(arrays, still)
+        return out, _kept(ok, jax.jvp(lambda moving: call(eqx.combine(fixed, moving))[0], (moving,), (moves,))[1])
+
+    return guarded(arrays)
+
+
+def _arrays(tree):
+    return jax.tree.map(lambda leaf: jnp.asarray(leaf) if eqx.is_array_like(leaf) else leaf, tree)
+
+
+def _kept(ok, tangents):
+    """The tangents of what is ok, 0 for the rest; those of integers, and what is zero anyway, stay as they are."""
+
+    def kept(v):
+        constant = isinstance(v, SymbolicZero) or v.dtype == jax.dtypes.float0
+        return v if constant else jnp.where(expand_to(ok, v), v, 0)
+
+    return jax.tree.map(kept, tangents)
+
+
+def _solve_rows(field, shared, rows, y0, how, t0, t1):
     n = jax.tree.leaves(y0)[0].shape[0]
     dtype = float_dtype(*jax.tree.leaves(y0))
     if how.rtol is None:
-        times = np.linspace(t0, t1, how.steps + 1) if how.grid is None else how.grid
+        equal = jnp.linspace if traced(t0, t1) else np.linspace
+        times = equal(t0, t1, how.steps + 1) if how.grid is None else how.grid
         ts = jnp.asarray(times, dtype)
         start, end = ts[0], ts[-1]
         solution = _solve(jax.tree_util.Partial(_batched, field), (shared, rows), y0, start, end, _Grid(ts), how)
         evaluations = jnp.full((n,), _count(how.solver, ts.shape[0] - 1, 1), jnp.int32)
         final = jnp.broadcast_to(solution.ts[-1], (n,))
     else:
-        dtmin = float(jnp.finfo(dtype).eps) * abs(t1 - t0)
+        dtmin = jnp.finfo(dtype).eps.item() * abs(t1 - t0)
         control = _Tolerance(rtol=how.rtol, atol=how.atol, dtmin=dtmin, force_dtmin=False)
         start, end = jnp.asarray(t0, dtype), jnp.asarray(t1, dtype)
 
@@ -134,10 +203,15 @@ def integrate(
     status = jnp.where(final == end, Status.OK, stopped).astype(jnp.int32)
     # diffrax stacks what it saves: [1, b, ...] for the batch, [b, 1, ...] for rows
     y1 = jax.tree.map(lambda y: jnp.squeeze(y, 0 if how.rtol is None else 1), solution.ys)
-    finite = jnp.all(jnp.stack([jnp.all(jnp.isfinite(y).reshape(n, -1), axis=1) for y in jax.tree.leaves(y1)]), axis=0)
+    finite = jnp.all(jnp.stack([all_finite(y) for y in jax.tree.leaves(y1)]), axis=0)
     status = jnp.where((status == Status.OK) & ~finite, Status.NOT_FINITE, status)
     y1 = jax.tree.map(lambda y: jnp.where(expand_to(status == Status.OK, y), y, jnp.nan), y1)
     return y1, SolveInfo(evaluations, status)
+
+
+def all_finite(y: Array) -> Array:
+    """[b]: whether all numbers of a row [b, *event] are finite."""
+    return jnp.all(jnp.isfinite(y), axis=tuple(range(1, y.ndim)))
 
 
 def _solve(vector_field, args, y0, t0, t1, control, how):

@@ -3,11 +3,12 @@
 import diffrax
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax.typing import ArrayLike
 
 from jflow._util import check_cond, check_noun, count_rows, float_dtype
 from jflow.fields import like_state
-from jflow.solvers._integrate import SolveInfo, integrate, method
+from jflow.solvers._integrate import SolveInfo, integrate, method, traced
 from jflow.types import Cond, Field, Params, PyTree, Velocity
 
 __all__ = ["sample"]
@@ -68,12 +69,15 @@ def sample(
 
 
 def check_ends(name, grid, t0, t1):
-    """Raise where a grid and other ends are both given, or the ends are one, or not in [0, 1]."""
-    if grid is not None and (t0, t1) != (0.0, 1.0):
+    """Raise where a grid and other ends are both given, or the ends are one, or not in [0, 1]; traced ones may be."""
+    for what, t in (("t0", t0), ("t1", t1)):
+        if np.shape(t) != ():
+            raise ValueError(f"{name}: expected {what} to be a number, got shape {list(np.shape(t))}")
+    if grid is not None and (traced(t0, t1) or (t0, t1) != (0.0, 1.0)):
         raise ValueError(f"{name}: a grid carries its own ends: give t0={t0}, t1={t1} or the grid, not both")
-    if t0 == t1:
+    if not traced(t0, t1) and t0 == t1:
         raise ValueError(f"{name}: expected t0 and t1 to differ, got {t0} and {t1}")
-    if not (0 <= t0 <= 1 and 0 <= t1 <= 1):
+    if not all(traced(t) or 0 <= t <= 1 for t in (t0, t1)):
         raise ValueError(f"{name}: expected t0 and t1 in [0, 1], got {t0} and {t1}")
 
 
