@@ -72,11 +72,13 @@ SPLINE, AFFINE = bijectors.transformers.rational_quadratic(BINS), bijectors.tran
 
 
 def spline_flow(features, width):
-    return flows.neural_spline_autoregressive((features,), depth=DEPTH, hidden=(width, width), bins=BINS)
+    return flows.neural_spline_autoregressive(
+        (features,), depth=DEPTH, hidden=(width, width), bins=BINS, standardize=False
+    )
 
 
 def affine_flow(features, width):
-    return flows.maf((features,), depth=DEPTH, hidden=(width, width))
+    return flows.maf((features,), depth=DEPTH, hidden=(width, width), standardize=False)
 
 
 KINDS = {"spline": (spline_flow, SPLINE, True), "affine": (affine_flow, AFFINE, False)}

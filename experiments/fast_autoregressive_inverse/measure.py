@@ -38,7 +38,7 @@ def main() -> None:
         args.depth, args.width, args.steps, args.tol = 2, 128, 60, [1e-5]
 
     model = flows.neural_spline_autoregressive(
-        (64,), depth=args.depth, hidden=(args.width,) * 2, bins=BINS, linear=not args.no_linear
+        (64,), depth=args.depth, hidden=(args.width,) * 2, bins=BINS, linear=not args.no_linear, standardize=False
     )
     rows, test = digits(args.seed)
     init_key, train_key, noise_key = jax.random.split(jax.random.key(args.seed), 3)

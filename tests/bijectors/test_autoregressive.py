@@ -299,7 +299,7 @@ def test_a_trained_spline_flow_samples_in_a_fraction_of_the_passes():
             x, _, info = bj.autoregressive_inverse(transformer, net, p, z, solver=solver)
             return x[:, ::-1], (info.passes, info.converged)
 
-        return jax.lax.scan(layer, z, params["bijector"]["stacked"]["1"], reverse=True)
+        return jax.lax.scan(layer, z, params["bijector"]["0"]["stacked"]["1"], reverse=True)
 
     @jax.jit
     def run():

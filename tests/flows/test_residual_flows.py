@@ -23,7 +23,7 @@ def test_images_take_convolutions():
         return params, sample, log_prob, flow.log_prob(params, sample), flow.log_prob(params, sample, key=key)
 
     params, sample, log_prob, again, estimate = run(jax.random.key(0))
-    assert params["bijector"]["stacked"]["1"]["kernel_1"].shape == (2, 1, 1, 6, 6)
+    assert params["bijector"]["0"]["stacked"]["1"]["kernel_1"].shape == (2, 1, 1, 6, 6)
     assert sample.shape == (3, 4, 4, 2)
     np.testing.assert_allclose(log_prob, again, atol=1e-3)
     assert np.all(np.isfinite(estimate)) and np.all(estimate != again)

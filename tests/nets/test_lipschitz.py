@@ -186,7 +186,7 @@ def test_the_constant_holds_after_training():
     (params, _), values = run(params)
     assert np.mean(values[-5:]) < np.mean(values[:5]) - 0.1
     net = nets.LipschitzMLP((16, 16), coeff=0.9)
-    stacked = params["bijector"]["stacked"]["1"]
+    stacked = params["bijector"]["0"]["stacked"]["1"]
     raw_norms = []
     for i in range(2):
         layer = jax.tree.map(lambda p, i=i: p[i], stacked)
