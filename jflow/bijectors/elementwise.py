@@ -76,8 +76,8 @@ def standardize(event_shape: tuple[int, ...]) -> Bijector:
 
     Params {'log_std', 'offset'} [channels], [] for scalar events. The offset is trained, in standard deviations. log_std is
     held (its gradient is 0): a step of an optimizer would move data that lie far from 0 by many standard deviations.
-    A channel that does not vary in the batch keeps scale 1, and a batch of one row, which says nothing of the spread,
-    leaves the identity.
+    The batch should have a hundred rows or more. A channel that does not vary in it keeps scale 1, and a batch of one row,
+    which says nothing of the spread, leaves the identity.
 
     Example:
         >>> import jax, jax.numpy as jnp

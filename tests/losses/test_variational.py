@@ -100,5 +100,5 @@ def test_bad_input_is_an_error():
         loss(params, None, {})
     with pytest.raises(ValueError, match=r"unknown keys in batch: \['x'\]"):
         loss(params, jax.random.key(0), {"x": jnp.zeros((2, 2))})
-    with pytest.raises(ValueError, match=r"log_density of shape \[256\], a number for each row .*, got \[\]"):
+    with pytest.raises(ValueError, match=r"log_density of shape \[256\], got \[\]: a number for each row"):
         losses.reverse_kl(flow, lambda x: jnp.sum(banana(x)))(params, jax.random.key(0), {})
