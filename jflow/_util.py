@@ -280,11 +280,29 @@ def like_rows(name: str, row: PyTree, cond: Cond) -> Cond:
     given, expected = jax.tree.structure(row), jax.tree.structure(cond)
     if given != expected:
         raise ValueError(f"{name}: expected null to be one row of cond, {expected}, got {given}")
+    row = jax.tree.map(lambda r, c: _as_type(name, r, c.dtype), row, cond)
     try:
-        return jax.tree.map(lambda r, c: jnp.broadcast_to(jnp.asarray(r, c.dtype), c.shape), row, cond)
+        return jax.tree.map(lambda r, c: jnp.broadcast_to(r, c.shape), row, cond)
     except ValueError as error:
         shapes = [jax.tree.map(jnp.shape, row), jax.tree.map(lambda c: jnp.shape(c)[1:], cond)]
         raise ValueError(f"{name}: expected null of shape {shapes[1]}, one row of cond, got {shapes[0]}") from error
+
+
+def _as_type(name: str, null, dtype) -> Array:
+    """`null` in the type of cond; ValueError where that is whole numbers or truth values and would change it."""
+    if jnp.issubdtype(dtype, jnp.inexact):
+        return jnp.asarray(null, dtype)
+    if isinstance(null, jax.core.Tracer):
+        same = jnp.issubdtype(null.dtype, jnp.integer) and dtype != bool or null.dtype == dtype
+    else:
+        value = np.asarray(null)
+        least, most = (0, 1) if dtype == bool else (max(0, jnp.iinfo(dtype).min), jnp.iinfo(dtype).max)
+        same = (value.dtype == bool) == (dtype == bool) and np.all((value >= least) & (value <= most))
+        same = same and np.all(value == np.round(value))
+    if not same:
+        kind = "truth values" if dtype == bool else f"labels ({dtype}, 0 or more)"
+        raise ValueError(f"{name}: expected null to be a row of cond, which holds {kind}, got {described(null)}")
+    return jnp.asarray(null).astype(dtype)
 
 
 def split_key(key, n: int):

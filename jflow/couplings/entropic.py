@@ -3,6 +3,7 @@
 from collections.abc import Callable
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from jflow._util import need_key
@@ -29,11 +30,13 @@ def likeliest(key: Key, log_plan: Array) -> tuple[Array, Array]:
 
 def with_replacement(key: Key, log_plan: Array) -> tuple[Array, Array]:
     """n pairs drawn from the plan one by one: the law of a pair is the plan itself, but some rows appear several times and
-    about a third not at all."""
+    about a third not at all. Row k with row k throughout where the plan is NaN."""
     need_key("couplings.with_replacement", key)
     row_key, column_key = jax.random.split(key)
     i = jax.random.categorical(row_key, jax.nn.logsumexp(log_plan, axis=1), shape=log_plan.shape[:1])
-    return i, jax.random.categorical(column_key, log_plan[i], axis=1)
+    j = jax.random.categorical(column_key, log_plan[i], axis=1)
+    k = jnp.arange(log_plan.shape[0], dtype=i.dtype)
+    return tuple(jnp.where(jnp.any(jnp.isnan(log_plan)), k, index) for index in (i, j))
 
 
 def sinkhorn(
@@ -46,8 +49,10 @@ def sinkhorn(
 ) -> Coupling:
     """Pairs from the plan P of least <P, cost> + epsilon KL(P | uniform), by Sinkhorn's iteration (`plans.potentials`).
 
-    relative: epsilon counts in mean costs of the batch; otherwise in units of cost (2 sigma^2 for the Schroedinger bridge
-        whose reference is Brownian motion of scale sigma, with the squared euclidean cost and draw=with_replacement).
+    relative: epsilon counts in what the median pair costs more than the cheapest of its row and of its column, so that
+        neither an offset between source and data nor a few outliers change it; otherwise in units of cost (2 sigma^2 for
+        the Schroedinger bridge whose reference is Brownian motion of scale sigma, with the squared euclidean cost and
+        draw=with_replacement).
     draw: (key, log plan) -> (i, j): `permutation`, `likeliest` or `with_replacement`.
     Errors: ValueError for unequal numbers of rows and bad options; without jit also for costs that are NaN, -inf or
     leave a row no pair. Inside jit, where nothing can raise, a permutation of such a batch pairs row k with row k.
@@ -58,7 +63,9 @@ def sinkhorn(
     _check("sinkhorn", iterations, epsilon=epsilon)
 
     def pair(key, x0, x1, cond=None):
-        found = costs.matrix("sinkhorn", cost, x0, x1, cond)
+        found = costs.matrix("sinkhorn", cost, x0, x1, cond).reduced
+        if found.size == 0:
+            return np.arange(0), np.arange(0)
         size = epsilon * (plans.scale(found) if relative else 1)
         f, g = plans.potentials(found, size, iterations=iterations)
         return draw(key, (f[:, None] + g[None] - found) / size)
@@ -78,15 +85,19 @@ def unbalanced(
     """Pairs from a plan whose marginals may give way: <P, cost> + epsilon KL(P) + slack KL of both marginals
     (`plans.relaxed_potentials`). Rows far from everything are drawn seldom; the marginals change, by design.
 
-    epsilon and slack count in mean costs of the batch where `relative`, else in units of cost. Otherwise as `sinkhorn`.
+    Where `relative`, epsilon counts as in `sinkhorn` and slack in the median cost of the batch; else both in units of cost.
+    Otherwise as `sinkhorn`.
     """
     _check("unbalanced", iterations, epsilon=epsilon, slack=slack)
 
     def pair(key, x0, x1, cond=None):
-        found = costs.matrix("unbalanced", cost, x0, x1, cond)
-        unit = plans.scale(found) if relative else 1
-        f, g = plans.relaxed_potentials(found, epsilon * unit, slack * unit, iterations=iterations)
-        return draw(key, (f[:, None] + g[None] - found) / (epsilon * unit))
+        full, found, reduced = costs.matrix("unbalanced", cost, x0, x1, cond)
+        if found.size == 0:
+            return np.arange(0), np.arange(0)
+        size = epsilon * (plans.scale(reduced) if relative else 1)
+        give = slack * (costs.typical(full) if relative else 1)
+        f, g = plans.relaxed_potentials(found, size, give, iterations=iterations)
+        return draw(key, (f[:, None] + g[None] - found) / size)
 
     return pair
 

@@ -39,7 +39,9 @@ def exact(cost: Cost = costs.squared_euclidean) -> Coupling:
     """
 
     def pair(key, x0, x1, cond=None):
-        found = costs.matrix("exact", cost, x0, x1, cond)
+        found = costs.matrix("exact", cost, x0, x1, cond).reduced
+        if found.size == 0:
+            return np.arange(0), np.arange(0)
         f, g = plans.potentials(found, 1e-3 * plans.scale(found))
         shape = jax.ShapeDtypeStruct(found.shape[:1], jnp.int32)
         return jax.pure_callback(plans.assign, shape, found, f, g, vmap_method="sequential"), np.arange(x1.shape[0])
@@ -58,7 +60,10 @@ def stable(cost: Cost = costs.squared_euclidean) -> Coupling:
     """
 
     def pair(key, x0, x1, cond=None):
-        return plans.greedy(-costs.matrix("stable", cost, x0, x1, cond).T), np.arange(x1.shape[0])
+        found = costs.matrix("stable", cost, x0, x1, cond).shifted
+        if found.size == 0:
+            return np.arange(0), np.arange(0)
+        return plans.greedy(-found.T), np.arange(x1.shape[0])
 
     return pair
 
@@ -75,7 +80,9 @@ def partial(fraction: float, cost: Cost = costs.squared_euclidean) -> Coupling:
 
     def pair(key, x0, x1, cond=None):
         need_key("partial", key)
-        found = costs.matrix("partial", cost, x0, x1, cond)
+        found = costs.matrix("partial", cost, x0, x1, cond).shifted
+        if found.size == 0:
+            return np.arange(0), np.arange(0)
         n = found.shape[0]
         m = max(1, round(fraction * n))
         shape = jax.ShapeDtypeStruct((2, m), jnp.int32)

@@ -5,20 +5,25 @@ import jax.numpy as jnp
 import numpy as np
 from scipy.optimize import linear_sum_assignment
 
+from jflow.couplings.costs import typical
 from jflow.types import Array
 
 
 def scale(cost: Array) -> Array:
-    """The mean of the costs that are finite."""
-    finite = jnp.isfinite(cost)
-    return jnp.sum(jnp.where(finite, cost, 0)) / jnp.maximum(jnp.sum(finite), 1)
+    """What a pair costs more than the cheapest of its row and of its column, the median over pairs where that is not 0.
+
+    The unit of a relative epsilon. A mean of the costs would grow with an offset between source and data, or one
+    outlier, which change no plan, until epsilon outweighs all that does.
+    """
+    over_row = cost - jnp.min(cost, axis=1, keepdims=True)
+    return typical(over_row - jnp.min(over_row, axis=0, keepdims=True))
 
 
 def potentials(cost: Array, epsilon: Array | float, *, iterations: int = 50) -> tuple[Array, Array]:
     """Entropic potentials (f, g), [n] each, of costs [n, n]: exp((f[i] + g[j] - cost[i, j]) / epsilon) is the plan, with
     row and column sums 1. The rows' sums are exact, the columns' what `iterations` left of their error.
 
-    epsilon falls geometrically from the mean cost in three stages. Each starts with one iteration in the log domain, after
+    epsilon falls geometrically from the `scale` of the costs in three stages. Each starts with one iteration in the log domain, after
     which the plan's entries are of order 1: the others are products with it and cannot overflow, being contractions.
     Infinite costs forbid their pairs. Sources: Cuturi, "Sinkhorn Distances", 2013; Schmitzer, "Stabilized Sparse Scaling
     Algorithms for Entropy Regularized Transport Problems", 2019.
@@ -112,6 +117,7 @@ def assign(cost: np.ndarray, f: np.ndarray, g: np.ndarray) -> np.ndarray:
     """On the host: the row of each column [n] in the assignment of least total cost, as int32. The potentials f, g change
     nothing but the time. Row k for column k where costs are NaN, -inf, or allow no assignment."""
     cost, f, g = (np.asarray(a, np.float64) for a in (cost, f, g))
+    f, g = (np.where(np.isfinite(a), a, 0) for a in (f, g))
     try:
         rows, columns = linear_sum_assignment(cost - f[:, None] - g[None])
     except ValueError:

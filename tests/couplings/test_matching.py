@@ -39,6 +39,12 @@ def eight_to_moons(n=48, seed=0):
     )
 
 
+def squared(x0, x1):
+    """Squared distances in float64, from differences."""
+    a, b = (np.asarray(x, np.float64) for x in (x0, x1))
+    return ((a[:, None] - b[None]) ** 2).sum(-1)
+
+
 def total(cost, i, j):
     return float(np.asarray(cost, np.float64)[np.asarray(i), np.asarray(j)].sum())
 
@@ -72,10 +78,10 @@ def test_permutations_keep_both_marginals(name):
 @pytest.mark.parametrize("n", [1, 2, 33, 256])
 def test_exact_has_scipys_optimum(n):
     x0, x1, _ = eight_to_moons(n)
-    cost = np.asarray(couplings.squared_euclidean(x0, x1), np.float64)
+    cost = squared(x0, x1)
     pairs = jax.jit(couplings.exact())(None, x0, x1)
-    # scipy on the same float32 costs: the potentials change rounding of float64 alone
-    assert total(cost, *pairs) == pytest.approx(total(cost, *linear_sum_assignment(cost)), rel=1e-12)
+    # float32 costs of order 10 round at 1e-6: two assignments as close as that are the same to it
+    assert total(cost, *pairs) == pytest.approx(total(cost, *linear_sum_assignment(cost)), rel=1e-7)
 
 
 def test_exact_in_many_dimensions_and_bfloat16():
