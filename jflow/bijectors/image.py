@@ -3,7 +3,7 @@
 import jax.numpy as jnp
 import numpy as np
 
-from jflow._util import float_dtype, no_params, space_to_depth, zero_log_det
+from jflow._util import check_whole, float_dtype, no_params, space_to_depth, zero_log_det
 from jflow.types import Array, Bijector
 
 __all__ = ["checkerboard", "haar", "squeeze"]
@@ -21,8 +21,7 @@ def squeeze(factor: int = 2) -> Bijector:
 
     Raises ValueError for sizes that `factor` does not divide.
     """
-    if factor < 1:
-        raise ValueError(f"squeeze: expected factor >= 1, got {factor}")
+    check_whole("squeeze", factor=factor)
     return Bijector(
         no_params,
         lambda params, z, cond=None, *, key=None: (space_to_depth("squeeze", z, factor, factor), zero_log_det(z)),

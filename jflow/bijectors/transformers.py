@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from jflow import kernels
-from jflow._util import check_raw, float_dtype
+from jflow._util import check_raw, check_whole, float_dtype
 from jflow.bijectors import scales, splines
 from jflow.bijectors.monotone import deep_sigmoidal, logistic_mixture, unconstrained_monotone
 from jflow.kernels.columns import with_columns
@@ -140,7 +140,8 @@ def circular_rational_quadratic(bins: int = 8, bound: float = np.pi) -> Elementw
 
 
 def _spline(name: str, bins: int, bound: float, ends: splines.Ends) -> Elementwise:
-    if not 2 <= bins < splines.MAX_BINS:
+    check_whole(name, least=2, bins=bins)
+    if bins >= splines.MAX_BINS:
         raise ValueError(f"{name}: expected bins from 2 to {splines.MAX_BINS - 1}, got {bins}")
     if not bound > 0:
         raise ValueError(f"{name}: expected bound > 0, got {bound}")
