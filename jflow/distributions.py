@@ -95,6 +95,10 @@ def uniform(event_shape: tuple[int, ...], low: float = 0.0, high: float = 1.0) -
     event_shape = tuple(event_shape)
     if not low < high:
         raise ValueError(f"uniform: expected low < high, got low={low}, high={high}")
+    low, high = (
+        float(low),
+        float(high),
+    )  # a number of numpy's would bring float64 along, here and in the constructors below
 
     def log_prob(params, x, cond=None, *, key=None):
         check_event("uniform", x, event_shape)
@@ -190,6 +194,7 @@ def scaled(distribution: Distribution, scale: float) -> Distribution:
     """
     if not scale > 0:
         raise ValueError(f"scaled: expected scale > 0, got {scale}")
+    scale = float(scale)
 
     def init(key, x, cond=None):
         return distribution.init(key, (x / scale).astype(x.dtype), cond)

@@ -36,6 +36,7 @@ def block_autoregressive(
     check_whole("block_autoregressive", features=features, hidden=hidden, depth=depth)
     if not leak > 0:
         raise ValueError(f"block_autoregressive: expected leak > 0 (without it the map is not onto), got {leak}")
+    leak = float(leak)  # a number of numpy's would bring float64 along
     widths = [1, *[hidden] * depth, 1]
     earlier = np.tri(features, k=-1, dtype=bool).T[:, None, :, None]  # [from i, its units, to j, its units]: i < j
 

@@ -145,6 +145,7 @@ def sigmoid(margin: float = 0.0) -> Bijector:
     """
     if not 0 <= margin < 0.5:
         raise ValueError(f"sigmoid: expected 0 <= margin < 0.5, got {margin}")
+    margin = float(margin)  # a number of numpy's would bring float64 along
 
     def forward(z):
         log_slope = -jax.nn.softplus(z) - jax.nn.softplus(-z) - math.log1p(-2 * margin)

@@ -1,14 +1,18 @@
 """Rearrangements of images [b, H, W, C]: space into channels, so that couplings can split it and convolutions see further."""
 
 import jax.numpy as jnp
-import numpy as np
 
 from jflow._util import check_whole, float_dtype, no_params, space_to_depth, zero_log_det
 from jflow.types import Array, Bijector
 
 __all__ = ["checkerboard", "haar", "squeeze"]
 
-_HAAR = 0.5 * np.array([[1, 1, 1, 1], [1, -1, 1, -1], [1, 1, -1, -1], [1, -1, -1, 1]])  # its own inverse
+_HAAR = [
+    [0.5, 0.5, 0.5, 0.5],
+    [0.5, -0.5, 0.5, -0.5],
+    [0.5, 0.5, -0.5, -0.5],
+    [0.5, -0.5, -0.5, 0.5],
+]  # its own inverse
 
 
 def squeeze(factor: int = 2) -> Bijector:
@@ -39,7 +43,7 @@ def haar() -> Bijector:
 
     def mix(blocks):
         parts = blocks.reshape(*blocks.shape[:-1], 4, -1).astype(float_dtype(blocks))
-        mixed = jnp.stack([sum(_HAAR[i, j] * parts[..., j, :] for j in range(4)) for i in range(4)], axis=-2)
+        mixed = jnp.stack([sum(_HAAR[i][j] * parts[..., j, :] for j in range(4)) for i in range(4)], axis=-2)
         return mixed.reshape(blocks.shape).astype(blocks.dtype)
 
     def forward(params, z, cond=None, *, key=None):

@@ -35,7 +35,7 @@ def logistic_mixture(components: int = 8, floor: float = 1e-3, *, implementation
     Ho, Chen, Srinivas, Duan, Abbeel, *Flow++* (2019).
     """
     check_whole("logistic_mixture", components=components)
-    _check_floor("logistic_mixture", floor)
+    floor = _check_floor("logistic_mixture", floor)
     size = 3 * components + 2
 
     def forward(x, raw):
@@ -58,7 +58,7 @@ def deep_sigmoidal(hidden: int = 8, layers: int = 2, floor: float = 1e-3) -> Ele
     one number passes from layer to layer; `floor` and the raw numbers as in `logistic_mixture`.
     """
     check_whole("deep_sigmoidal", hidden=hidden, layers=layers)
-    _check_floor("deep_sigmoidal", floor)
+    floor = _check_floor("deep_sigmoidal", floor)
     size = 3 * hidden * layers
 
     def forward(x, raw):
@@ -93,6 +93,7 @@ def unconstrained_monotone(
     for name, value in (("bound", bound), ("max_log_slope", max_log_slope)):
         if not value > 0:
             raise ValueError(f"unconstrained_monotone: expected {name} > 0, got {value}")
+    bound, max_log_slope = float(bound), float(max_log_slope)
     size = 2 * hidden + 2
     points, weights = np.polynomial.legendre.leggauss(nodes)
     points, weights = (points + 1) / 2, weights / 2  # on [0, 1]
@@ -171,6 +172,7 @@ def _add_identity(floor: float, x: Array, y: Array, log_slope: Array) -> tuple[A
     return (1 - floor) * y + floor * x, jnp.logaddexp(log_slope + math.log1p(-floor), math.log(floor))
 
 
-def _check_floor(name: str, floor: float) -> None:
+def _check_floor(name: str, floor: float) -> float:
     if not 0 <= floor < 1:
         raise ValueError(f"{name}: expected 0 <= floor < 1, got {floor}")
+    return float(floor)  # a number of numpy's would bring float64 along

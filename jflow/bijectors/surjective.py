@@ -91,6 +91,7 @@ def truncated_normal_dequantize(std: float, levels: int = 256) -> Transport:
     """
     if not (math.isfinite(std) and std > 0):
         raise ValueError(f"truncated_normal_dequantize: expected a finite std > 0, got {std}")
+    std = float(std)  # a number of numpy's would bring float64 along
     bound = 0.5 / std
     log_mass = math.log(std * math.sqrt(2 * math.pi) * math.erf(bound / math.sqrt(2)))
 
