@@ -34,8 +34,10 @@ def expand_to(t: Array, x: Array) -> Array:
 
 
 def float_dtype(*arrays: Array) -> jnp.dtype:
-    """The type in which log-dets and densities accumulate: that of the arrays, float32 at least."""
-    return jnp.promote_types(jnp.result_type(*arrays), jnp.float32)
+    """The type in which log-dets and densities accumulate: that of the arrays, float32 at least. Types are joined here on
+    purpose, which JAX's strict promotion of types leaves to the caller."""
+    with jax.numpy_dtype_promotion("standard"):
+        return jnp.promote_types(jnp.result_type(*arrays), jnp.float32)
 
 
 def sum_event(x: Array) -> Array:
@@ -67,10 +69,15 @@ def filled(used: Array | None, tree: PyTree) -> PyTree:
 
 
 def mean_and_std(x: Array, axis) -> tuple[Array, Array]:
-    """Along `axis`, in float32 at least; std is 1 where x does not vary by more than its rounding."""
+    """Along `axis`, in float32 at least; std is 1 where x does not vary by more than its rounding. Sums and squares neither
+    overflow nor vanish: they are taken of x over a power of two near its largest number, which is exact."""
     x = x.astype(float_dtype(x))
-    varies = jnp.ptp(x, axis=axis) > 1e-6 * jnp.max(jnp.abs(x), axis=axis)
-    return jnp.mean(x, axis=axis), jnp.where(varies, jnp.std(x, axis=axis), 1.0)
+    largest = jnp.max(jnp.abs(x), axis=axis, keepdims=True)
+    power = jnp.where(largest > 0, largest / (4 * jnp.frexp(largest)[0]), 1.0)  # 4: 1 / power is not subnormal either
+    power = jnp.maximum(power, jnp.finfo(x.dtype).tiny)
+    scaled, power = x / power, jnp.squeeze(power, axis)
+    varies = jnp.ptp(scaled, axis=axis) > 1e-6 * jnp.max(jnp.abs(scaled), axis=axis)
+    return power * jnp.mean(scaled, axis=axis), jnp.where(varies, power * jnp.std(scaled, axis=axis), 1.0)
 
 
 def numpy_mean_and_std(x: np.ndarray, axis) -> tuple[np.ndarray, np.ndarray]:

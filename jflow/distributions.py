@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 from jax.scipy.special import betaln
 
-from jflow._util import check_event, float_dtype, mean_and_std, sum_event
+from jflow._util import check_event, check_whole, float_dtype, mean_and_std, sum_event
 from jflow.types import Array, Distribution
 
 __all__ = ["diagonal_normal", "mixture_of_normals", "multivariate_normal", "normal", "scaled", "student_t", "uniform"]
@@ -91,15 +91,21 @@ def multivariate_normal(features: int) -> Distribution:
 
 
 def uniform(event_shape: tuple[int, ...], low: float = 0.0, high: float = 1.0) -> Distribution:
-    """Uniform on the box [low, high]^D: log p = -D log(high - low) inside, -inf outside. No parameters."""
+    """Uniform on the box [low, high]^D: log p = -D log(high - low) inside, -inf outside, NaN at NaN. No parameters."""
     event_shape = tuple(event_shape)
     if not low < high:
         raise ValueError(f"uniform: expected low < high, got low={low}, high={high}")
+    low, high = (
+        float(low),
+        float(high),
+    )  # a number of numpy's would bring float64 along, here and in the constructors below
 
     def log_prob(params, x, cond=None, *, key=None):
         check_event("uniform", x, event_shape)
-        inside = (x >= low) & (x <= high)
-        return sum_event(jnp.where(inside, jnp.asarray(-math.log(high - low), float_dtype(x)), -jnp.inf))
+        x = x.astype(float_dtype(x))
+        outside = (x < low) | (x > high)
+        log_density = jnp.where(outside, -jnp.inf, jnp.full_like(x, -math.log(high - low)))
+        return sum_event(jnp.where(jnp.isnan(x), jnp.nan, log_density))
 
     def sample(params, key, n, cond=None):
         return jax.random.uniform(key, (n, *event_shape), minval=low, maxval=high)
@@ -148,8 +154,7 @@ def mixture_of_normals(event_shape: tuple[int, ...], components: int) -> Distrib
     random, with its spread. Samples are not differentiable in the logits (the component is a discrete draw).
     """
     event_shape = tuple(event_shape)
-    if components < 1:
-        raise ValueError(f"mixture_of_normals: expected components >= 1, got {components}")
+    check_whole("mixture_of_normals", components=components)
 
     def init(key, x, cond=None):
         check_event("mixture_of_normals", x, event_shape)
@@ -189,6 +194,7 @@ def scaled(distribution: Distribution, scale: float) -> Distribution:
     """
     if not scale > 0:
         raise ValueError(f"scaled: expected scale > 0, got {scale}")
+    scale = float(scale)
 
     def init(key, x, cond=None):
         return distribution.init(key, (x / scale).astype(x.dtype), cond)

@@ -189,6 +189,7 @@ def exact(weights: ArrayLike, means: ArrayLike, variance: float, schedule: Sched
         raise ValueError(f"exact: expected weights [K] and means [K, d], got {weights.shape} and {means.shape}")
     if not (np.all(weights > 0) and variance > 0):
         raise ValueError(f"exact: expected positive weights and variance, got {weights.tolist()} and {variance}")
+    variance = float(variance)  # a number of numpy's would bring float64 along
 
     def apply(params, x, t, cond=None, *, key=None):
         a, s, da, ds, d = (v[:, None, None] for v in _at(schedule, x, rows(t, x.shape[0]).astype(float_dtype(x))))

@@ -43,6 +43,7 @@ def from_score(field: Field, schedule: Schedule = LINEAR, *, margin: float = 1e-
 def _converted(name, field, schedule, convert, start, end):
     if not (0 <= start < 0.5 and 0 <= end < 0.5):
         raise ValueError(f"{name}: expected 0 <= margin < 0.5, got {max(start, end)}")
+    start, end = float(start), float(end)  # numbers of numpy's would bring float64 along, here and below
 
     def apply(params, x, t, cond=None, *, key=None):
         t = rows(t, x.shape[0])
@@ -60,6 +61,7 @@ def edm_denoiser(field: Field, *, data_std: float = 0.5) -> Field:
     """
     if not 0 < data_std < math.inf:
         raise ValueError(f"edm_denoiser: expected a finite data_std > 0, got {data_std}")
+    data_std = float(data_std)
 
     def scaled(x, sigma):
         sigma = rows(sigma, x.shape[0])
@@ -103,6 +105,7 @@ def boundary_mask(
     gain = (1.0 if data_mean is None else 4.0) if gain is None else gain
     if not 0 < gain < math.inf:
         raise ValueError(f"boundary_mask: expected a finite gain > 0, got {gain}")
+    gain = float(gain)
 
     def velocity(params, x, t, cond=None, *, key=None):
         t, net = _network("boundary_mask", field, params, x, cond, key)(t)

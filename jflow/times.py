@@ -80,6 +80,7 @@ def logit_normal(mean: float = 0.0, std: float = 1.0, *, draws: Time | None = No
     """
     if not (math.isfinite(mean) and math.isfinite(std) and std > 0):
         raise ValueError(f"times.logit_normal: expected a finite mean and std > 0, got mean={mean}, std={std}")
+    mean, std = float(mean), float(std)  # numbers of numpy's would bring float64 along, here and below
     if draws is None:
         return lambda key, n: jax.nn.sigmoid(mean + std * jax.random.normal(key, (n,)))
     return from_quantile(lambda u: jax.nn.sigmoid(mean + std * jax.scipy.special.ndtri(u)), draws)
@@ -93,6 +94,7 @@ def mode(scale: float = 1.29, *, draws: Time = _UNIFORM) -> Time:
     """
     if not -1 <= scale <= 2 / (math.pi - 2):
         raise ValueError(f"times.mode: expected -1 <= scale <= 2 / (pi - 2) = 1.7519, got {scale}")
+    scale = float(scale)
     # -sin^2 for cos^2 - 1: exact at u = 0
     return from_quantile(lambda u: u + scale * (u - jnp.sin(jnp.pi / 2 * u) ** 2), draws)
 
@@ -119,6 +121,7 @@ def u_shaped(a: float = 4.0, *, draws: Time = _UNIFORM) -> Time:
     """
     if not 0 < a < 80:
         raise ValueError(f"times.u_shaped: expected 0 < a < 80, got {a}")
+    a = float(a)
     # about the middle the density is a cosh, the distribution function a sinh
     return from_quantile(lambda u: jnp.clip(0.5 + jnp.arcsinh((2 * u - 1) * math.sinh(a / 2)) / a, 0, 1), draws)
 
@@ -131,8 +134,10 @@ def shift(t: Array, factor: float) -> Array:
     schedule was made for (SD3), and e^mu in the "exponential" form of diffusers. Errors: ValueError unless factor > 0.
     Source: Esser et al., "Scaling Rectified Flow Transformers for High-Resolution Image Synthesis", 2024.
     """
-    if not isinstance(factor, jax.core.Tracer) and not 0 < factor < math.inf:
-        raise ValueError(f"times.shift: expected a finite factor > 0, got {factor}")
+    if not isinstance(factor, jax.core.Tracer):
+        if not 0 < factor < math.inf:
+            raise ValueError(f"times.shift: expected a finite factor > 0, got {factor}")
+        factor = float(factor)
     return t / (t + factor * (1 - t))
 
 

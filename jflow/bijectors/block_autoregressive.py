@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from jflow._implicit import monotone_root
-from jflow._util import check_side, compiled, float_dtype, sum_event
+from jflow._util import check_side, check_whole, compiled, float_dtype, sum_event
 from jflow.bijectors.autoregressive import Solver, solve_causal
 from jflow.nets.embed import flatten_cond
 from jflow.types import Array, Bijector, Params
@@ -33,12 +33,10 @@ def block_autoregressive(
 
     De Cao, Titov, Aziz, *Block Neural Autoregressive Flow* (2019).
     """
-    if min(features, hidden, depth) < 1:
-        raise ValueError(
-            f"block_autoregressive: expected positive features, hidden and depth, got {features}, {hidden} and {depth}"
-        )
+    check_whole("block_autoregressive", features=features, hidden=hidden, depth=depth)
     if not leak > 0:
         raise ValueError(f"block_autoregressive: expected leak > 0 (without it the map is not onto), got {leak}")
+    leak = float(leak)  # a number of numpy's would bring float64 along
     widths = [1, *[hidden] * depth, 1]
     earlier = np.tri(features, k=-1, dtype=bool).T[:, None, :, None]  # [from i, its units, to j, its units]: i < j
 
@@ -57,7 +55,7 @@ def block_autoregressive(
             layers[str(i)] = {
                 "own": 0.5 * normal(own, features, m, n),
                 "others": normal(others, features, m, features, n) / math.sqrt(features * m),
-                "bias": normal(bias, features, n) * (i < depth),  # spreads the steps of the first layers' tanh
+                "bias": normal(bias, features, n) * float(i < depth),  # spreads the steps of the first layers' tanh
             }
         if c is not None:
             layers["0"]["cond"] = normal(keys[-1], c.shape[-1], features, hidden) / math.sqrt(c.shape[-1] or 1)

@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 
 from jflow._implicit import fixed_point
-from jflow._util import expand_to, float_dtype
+from jflow._util import check_whole, expand_to, float_dtype
 from jflow.types import Array, PyTree
 
 __all__ = ["Decoded", "Sampler", "cached", "jacobi", "uncached"]
@@ -77,8 +77,7 @@ def jacobi(block: int = 16, *, tol: float = 1e-5) -> Sampler:
     Sources: Song, Meng, Liao, Ermon, "Accelerating Feedforward Computation via Parallel Nonlinear Equation Solving", 2021;
     Gu et al., "STARFlow", 2025.
     """
-    if block < 1:
-        raise ValueError(f"jacobi: expected block >= 1, got {block}")
+    check_whole("jacobi", block=block)
     if not tol > 0:
         raise ValueError(f"jacobi: expected tol > 0, got {tol}")
 

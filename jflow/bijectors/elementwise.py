@@ -145,6 +145,7 @@ def sigmoid(margin: float = 0.0) -> Bijector:
     """
     if not 0 <= margin < 0.5:
         raise ValueError(f"sigmoid: expected 0 <= margin < 0.5, got {margin}")
+    margin = float(margin)  # a number of numpy's would bring float64 along
 
     def forward(z):
         log_slope = -jax.nn.softplus(z) - jax.nn.softplus(-z) - math.log1p(-2 * margin)
@@ -152,10 +153,10 @@ def sigmoid(margin: float = 0.0) -> Bijector:
 
     def inverse(x):
         p = (1 - 2 * margin) * x + margin
-        inside = (p > 0) & (p < 1)
-        p = jnp.where(inside, p, 0.5)
+        outside = (p <= 0) | (p >= 1)  # and not ~inside: a NaN is not outside, it goes on as NaN
+        p = jnp.where(outside, 0.5, p)
         log_slope = math.log1p(-2 * margin) - jnp.log(p) - jnp.log1p(-p)
-        return jnp.log(p) - jnp.log1p(-p), jnp.where(inside, log_slope, -jnp.inf)
+        return jnp.log(p) - jnp.log1p(-p), jnp.where(outside, -jnp.inf, log_slope)
 
     return _fixed(forward, inverse)
 
@@ -172,10 +173,10 @@ def softplus() -> Bijector:
         return jax.nn.softplus(z), -jax.nn.softplus(-z)
 
     def inverse(x):
-        inside = x > 0
-        safe = jnp.where(inside, x, 1.0)
+        outside = x <= 0
+        safe = jnp.where(outside, 1.0, x)
         log_ratio = jnp.log(-jnp.expm1(-safe))
-        return safe + log_ratio, jnp.where(inside, -log_ratio, -jnp.inf)
+        return safe + log_ratio, jnp.where(outside, -jnp.inf, -log_ratio)
 
     return _fixed(forward, inverse)
 
@@ -187,9 +188,9 @@ def tanh() -> Bijector:
         return jnp.tanh(z), 2 * (math.log(2) - z - jax.nn.softplus(-2 * z))
 
     def inverse(x):
-        inside = jnp.abs(x) < 1
-        safe = jnp.where(inside, x, 0.0)
-        return jnp.arctanh(safe), jnp.where(inside, -jnp.log1p(-safe) - jnp.log1p(safe), -jnp.inf)
+        outside = jnp.abs(x) >= 1
+        safe = jnp.where(outside, 0.0, x)
+        return jnp.arctanh(safe), jnp.where(outside, -jnp.inf, -jnp.log1p(-safe) - jnp.log1p(safe))
 
     return _fixed(forward, inverse)
 

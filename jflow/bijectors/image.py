@@ -1,14 +1,18 @@
 """Rearrangements of images [b, H, W, C]: space into channels, so that couplings can split it and convolutions see further."""
 
 import jax.numpy as jnp
-import numpy as np
 
-from jflow._util import float_dtype, no_params, space_to_depth, zero_log_det
+from jflow._util import check_whole, float_dtype, no_params, space_to_depth, zero_log_det
 from jflow.types import Array, Bijector
 
 __all__ = ["checkerboard", "haar", "squeeze"]
 
-_HAAR = 0.5 * np.array([[1, 1, 1, 1], [1, -1, 1, -1], [1, 1, -1, -1], [1, -1, -1, 1]])  # its own inverse
+_HAAR = [
+    [0.5, 0.5, 0.5, 0.5],
+    [0.5, -0.5, 0.5, -0.5],
+    [0.5, 0.5, -0.5, -0.5],
+    [0.5, -0.5, -0.5, 0.5],
+]  # its own inverse
 
 
 def squeeze(factor: int = 2) -> Bijector:
@@ -21,8 +25,7 @@ def squeeze(factor: int = 2) -> Bijector:
 
     Raises ValueError for sizes that `factor` does not divide.
     """
-    if factor < 1:
-        raise ValueError(f"squeeze: expected factor >= 1, got {factor}")
+    check_whole("squeeze", factor=factor)
     return Bijector(
         no_params,
         lambda params, z, cond=None, *, key=None: (space_to_depth("squeeze", z, factor, factor), zero_log_det(z)),
@@ -40,7 +43,7 @@ def haar() -> Bijector:
 
     def mix(blocks):
         parts = blocks.reshape(*blocks.shape[:-1], 4, -1).astype(float_dtype(blocks))
-        mixed = jnp.stack([sum(_HAAR[i, j] * parts[..., j, :] for j in range(4)) for i in range(4)], axis=-2)
+        mixed = jnp.stack([sum(_HAAR[i][j] * parts[..., j, :] for j in range(4)) for i in range(4)], axis=-2)
         return mixed.reshape(blocks.shape).astype(blocks.dtype)
 
     def forward(params, z, cond=None, *, key=None):

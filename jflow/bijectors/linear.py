@@ -7,7 +7,16 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jflow._util import check_channels, check_event, check_side, compiled, float_dtype, no_params, zero_log_det
+from jflow._util import (
+    check_channels,
+    check_event,
+    check_side,
+    check_whole,
+    compiled,
+    float_dtype,
+    no_params,
+    zero_log_det,
+)
 from jflow.types import Array, Bijector
 
 __all__ = ["householder", "linear", "lu", "permute", "qr", "reshape", "reverse"]
@@ -93,7 +102,7 @@ def householder(features: int, count: int | None = None) -> Bijector:
     (2016).
     """
     count = features if count is None else count
-    _check_positive("householder", "count", count)
+    check_whole("householder", count=count)
 
     def init(key, x, cond=None, *, side="data"):
         check_side(side)
@@ -113,7 +122,7 @@ def householder(features: int, count: int | None = None) -> Bijector:
     def inverse(params, x, cond=None, *, key=None):
         return turn(x, _reflections(params["vectors"]))
 
-    _check_positive("householder", "features", features)
+    check_whole("householder", features=features)
     return compiled(Bijector(init, forward, inverse))
 
 
@@ -125,7 +134,7 @@ def qr(features: int, count: int | None = None) -> Bijector:
     Hoogeboom, van den Berg, Welling, *Emerging Convolutions for Generative Normalizing Flows* (2019).
     """
     count = features if count is None else count
-    _check_positive("qr", "count", count)
+    check_whole("qr", count=count)
 
     def init(key, zeros):
         vectors = jax.random.normal(key, (count, features), zeros.dtype)
@@ -168,7 +177,7 @@ def lu(features: int) -> Bijector:
 
 def _linear(name, features, init_factors, matrix, inverse_matrix, log_abs_det) -> Bijector:
     """x = matrix(params) z + params['shift'] on the last axis."""
-    _check_positive(name, "features", features)
+    check_whole(name, features=features)
 
     def check(x):
         check_channels(name, x, features)
@@ -235,8 +244,3 @@ def _reflections(vectors: Array) -> Array:
 
     start = jnp.zeros_like(vectors, shape=vectors.shape[1:] * 2) + jnp.eye(vectors.shape[1], dtype=vectors.dtype)
     return jax.lax.scan(reflect, start, vectors)[0]
-
-
-def _check_positive(name: str, what: str, count: int) -> None:
-    if count < 1:
-        raise ValueError(f"{name}: expected {what} >= 1, got {count}")

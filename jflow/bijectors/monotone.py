@@ -13,7 +13,7 @@ import numpy as np
 
 from jflow import kernels
 from jflow._implicit import monotone_root
-from jflow._util import check_raw, compiled
+from jflow._util import check_raw, check_whole, compiled
 from jflow.bijectors import scales
 from jflow.kernels.columns import with_columns
 from jflow.types import Array, Elementwise
@@ -34,8 +34,8 @@ def logistic_mixture(components: int = 8, floor: float = 1e-3, *, implementation
         forward-mode differentiation needs.
     Ho, Chen, Srinivas, Duan, Abbeel, *Flow++* (2019).
     """
-    _check_count("logistic_mixture", "components", components)
-    _check_floor("logistic_mixture", floor)
+    check_whole("logistic_mixture", components=components)
+    floor = _check_floor("logistic_mixture", floor)
     size = 3 * components + 2
 
     def forward(x, raw):
@@ -57,9 +57,8 @@ def deep_sigmoidal(hidden: int = 8, layers: int = 2, floor: float = 1e-3) -> Ele
     linear. Huang, Krueger, Lacoste, Courville, *Neural Autoregressive Flows* (2018): their deep sigmoidal flow, in which
     one number passes from layer to layer; `floor` and the raw numbers as in `logistic_mixture`.
     """
-    _check_count("deep_sigmoidal", "hidden", hidden)
-    _check_count("deep_sigmoidal", "layers", layers)
-    _check_floor("deep_sigmoidal", floor)
+    check_whole("deep_sigmoidal", hidden=hidden, layers=layers)
+    floor = _check_floor("deep_sigmoidal", floor)
     size = 3 * hidden * layers
 
     def forward(x, raw):
@@ -90,11 +89,11 @@ def unconstrained_monotone(
     6 * hidden + 16, integrates it to the rounding of float64 and log slope, map and inverse agree.
     """
     nodes = 6 * hidden + 16 if nodes is None else nodes
-    _check_count("unconstrained_monotone", "hidden", hidden)
-    _check_count("unconstrained_monotone", "nodes", nodes)
+    check_whole("unconstrained_monotone", hidden=hidden, nodes=nodes)
     for name, value in (("bound", bound), ("max_log_slope", max_log_slope)):
         if not value > 0:
             raise ValueError(f"unconstrained_monotone: expected {name} > 0, got {value}")
+    bound, max_log_slope = float(bound), float(max_log_slope)
     size = 2 * hidden + 2
     points, weights = np.polynomial.legendre.leggauss(nodes)
     points, weights = (points + 1) / 2, weights / 2  # on [0, 1]
@@ -173,11 +172,7 @@ def _add_identity(floor: float, x: Array, y: Array, log_slope: Array) -> tuple[A
     return (1 - floor) * y + floor * x, jnp.logaddexp(log_slope + math.log1p(-floor), math.log(floor))
 
 
-def _check_count(name: str, what: str, count: int) -> None:
-    if count < 1:
-        raise ValueError(f"{name}: expected {what} >= 1, got {count}")
-
-
-def _check_floor(name: str, floor: float) -> None:
+def _check_floor(name: str, floor: float) -> float:
     if not 0 <= floor < 1:
         raise ValueError(f"{name}: expected 0 <= floor < 1, got {floor}")
+    return float(floor)  # a number of numpy's would bring float64 along

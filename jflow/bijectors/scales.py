@@ -19,6 +19,7 @@ def bounded(limit: float = 3.0) -> Callable[[Array], Array]:
     the default. c = 3 allows 20-fold scales either way."""
     if not limit > 0:
         raise ValueError(f"scales.bounded: expected limit > 0, got {limit}")
+    limit = float(limit)  # and no number of numpy's, which would bring float64 along
 
     def log_scale(raw):
         return limit * jnp.tanh(raw / limit)
@@ -49,6 +50,7 @@ def softplus(floor: float = 1e-3) -> Callable[[Array], Array]:
     number is a large scale and not an overflow; never below `floor`."""
     if not 0 < floor < 1:
         raise ValueError(f"scales.softplus: expected 0 < floor < 1, got {floor}")
+    floor = float(floor)
     offset = math.log(math.expm1(1 - floor))
 
     def log_scale(raw):

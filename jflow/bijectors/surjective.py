@@ -17,7 +17,7 @@ import math
 import jax
 import jax.numpy as jnp
 
-from jflow._util import check_side, float_dtype, need_key, no_params, split_key, sum_event, zero_log_det
+from jflow._util import check_side, check_whole, float_dtype, need_key, no_params, split_key, sum_event, zero_log_det
 from jflow.bijectors.combinators import invert
 from jflow.types import Array, Cond, Distribution, Flow, Transport
 
@@ -91,6 +91,7 @@ def truncated_normal_dequantize(std: float, levels: int = 256) -> Transport:
     """
     if not (math.isfinite(std) and std > 0):
         raise ValueError(f"truncated_normal_dequantize: expected a finite std > 0, got {std}")
+    std = float(std)  # a number of numpy's would bring float64 along
     bound = 0.5 / std
     log_mass = math.log(std * math.sqrt(2 * math.pi) * math.erf(bound / math.sqrt(2)))
 
@@ -111,8 +112,7 @@ def augment(noise: Flow | Distribution, size: int) -> Transport:
     is a cond. Params are the noise's own. The bound is log p(x, e) - log q(e given x). Huang, Dinh, Courville,
     *Augmented Normalizing Flows* (2020).
     """
-    if size < 1:
-        raise ValueError(f"augment: expected size >= 1, got {size}")
+    check_whole("augment", size=size)
 
     def parts(z):
         if z.ndim < 2 or z.shape[-1] <= size:
@@ -149,7 +149,8 @@ def drop(noise: Flow | Distribution, size: int) -> Transport:
 
 
 def _check_levels(name: str, levels: int) -> None:
-    if not 2 <= levels <= 2**16:
+    check_whole(name, least=2, levels=levels)
+    if levels > 2**16:
         raise ValueError(f"{name}: expected 2 .. 65536 levels, got {levels}")
 
 
@@ -186,5 +187,8 @@ def _cell(x: Array, levels: int) -> float:
 
 
 def _on_level(x: Array, contribution: Array, levels: int) -> Array:
+    """-inf where x is off the levels, NaN where it has a NaN."""
+    event = tuple(range(1, x.ndim))
     on = (x >= 0) & (x <= levels - 1) & (x == jnp.round(x))
-    return jnp.where(jnp.all(on, axis=tuple(range(1, x.ndim))), contribution, -jnp.inf)
+    contribution = jnp.where(jnp.all(on, axis=event), contribution, -jnp.inf)
+    return jnp.where(jnp.any(jnp.isnan(x), axis=event), jnp.nan, contribution)

@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from jflow import kernels
-from jflow._util import check_raw, float_dtype
+from jflow._util import check_raw, check_whole, float_dtype
 from jflow.bijectors import scales, splines
 from jflow.bijectors.monotone import deep_sigmoidal, logistic_mixture, unconstrained_monotone
 from jflow.kernels.columns import with_columns
@@ -121,7 +121,7 @@ def rational_quadratic(bins: int = 8, bound: float = 5.0, *, implementation: str
         forward-mode differentiation needs.
     """
     spline = _spline("rational_quadratic", bins, bound, splines.IDENTITY)
-    return with_columns(spline, partial(kernels.rational_quadratic.transform, bound=bound), implementation)
+    return with_columns(spline, partial(kernels.rational_quadratic.transform, bound=float(bound)), implementation)
 
 
 def free_rational_quadratic(bins: int = 8, bound: float = 5.0) -> Elementwise:
@@ -140,10 +140,12 @@ def circular_rational_quadratic(bins: int = 8, bound: float = np.pi) -> Elementw
 
 
 def _spline(name: str, bins: int, bound: float, ends: splines.Ends) -> Elementwise:
-    if not 2 <= bins < splines.MAX_BINS:
+    check_whole(name, least=2, bins=bins)
+    if bins >= splines.MAX_BINS:
         raise ValueError(f"{name}: expected bins from 2 to {splines.MAX_BINS - 1}, got {bins}")
     if not bound > 0:
         raise ValueError(f"{name}: expected bound > 0, got {bound}")
+    bound = float(bound)  # and no number of numpy's, which would bring float64 along
 
     def forward(x, raw):
         return splines.rational_quadratic(x, raw, bound=bound, ends=ends)
@@ -159,6 +161,7 @@ def circular_shift(bound: float = np.pi) -> Elementwise:
     monotone. Rezende et al. (2020)."""
     if not bound > 0:
         raise ValueError(f"circular_shift: expected bound > 0, got {bound}")
+    bound = float(bound)
 
     def turn(sign):
         def apply(x, raw):

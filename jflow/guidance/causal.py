@@ -49,7 +49,7 @@ def score_sum(weight: Weight, *, null: PyTree = None, temperature: float = 1.0) 
 
 def rising(weight: float) -> Callable[[Array, int], Array]:
     """w_i = weight i / (n - 1): none at the first token, which sees nothing, all of it at the last. Zhai et al. (2024)."""
-    return lambda slots, n: weight * slots / max(n - 1, 1)
+    return lambda slots, n: weight * jnp.asarray(slots, float) / max(n - 1, 1)
 
 
 def second_rows(guide: TokenGuide, cond: Cond) -> tuple[Cond, Cond]:

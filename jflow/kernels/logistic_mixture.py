@@ -38,10 +38,12 @@ def transform(
 def column(components: int, floor: float, inverse: bool) -> Column:
     """The mixture as a `Column` of 3*components + 2 raw numbers."""
     # Each raw number has its own fixed factor: components that start alike would else stay so.
-    factors = np.linspace(0.5, 1.5, 3 * components).reshape(components, 3)
+    factors = np.linspace(0.5, 1.5, 3 * components).reshape(components, 3).T.tolist()
 
     def forward(x, raw):
-        log_w, mean, log_s = ([raw[i * components + k] * f for k, f in enumerate(factors[:, i])] for i in range(3))
+        log_w, mean, log_s = (
+            [raw[i * components + k] * f for k, f in enumerate(of_kind)] for i, of_kind in enumerate(factors)
+        )
         log_s = [_bounded(v) for v in log_s]
         all_w = _log_sum_exp(log_w)
         z = [(x - m) * jnp.exp(-v) for m, v in zip(mean, log_s, strict=True)]

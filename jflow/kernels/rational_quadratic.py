@@ -196,7 +196,8 @@ def column(bins: int, bound: float, inverse: bool) -> Column:
 
         pool = edge = inner_bars = inner_heights = jnp.zeros_like(x)
         if bins > 2:
-            h_in, h0_in, h1_in = ((k > 0) & (k < last)) * h_bar, (k > 1) * h0_bar, (k < last - 1) * h1_bar
+            heard = ((k > 0) & (k < last), h_bar), (k > 1, h0_bar), (k < last - 1, h1_bar)
+            h_in, h0_in, h1_in = (jnp.where(near, bar, 0.0) for near, bar in heard)
             inner_bars = yk_bar * jnp.maximum(k - 1, 0) + h_in + h0_in + h1_in
             left_of_x = jnp.where(k == 0, 0.0, bin_.yk + bound - bin_.first)
             inner_heights = yk_bar * left_of_x + h_in * h + h0_in * h0 + h1_in * h1

@@ -30,7 +30,7 @@ def spectral_bound(w: Array, steps: int = 8) -> Array:
     def rescale(g):
         square = jnp.sum(jnp.real(g * jnp.conj(g)), axis=(-2, -1))
         norm = jnp.sqrt(square + jnp.finfo(square.dtype).tiny)  # differentiable at w = 0
-        return g / norm[..., None, None], jnp.log(norm)
+        return g / norm[..., None, None].astype(g.dtype), jnp.log(norm)
 
     def square(carry, share):
         g, log_bound = carry

@@ -89,6 +89,7 @@ def from_noise_time(field: Field, *, scale: float = 1.0) -> Velocity:
 
     The convention of SD3, FLUX, diffusers (scale 1000, the shifted sigma of its grid is 1 - t) and MeanFlow (scale 1).
     """
+    scale = float(scale)  # a number of numpy's would bring float64 along
 
     def apply(params, x, t, cond=None, *, key=None):
         t = rows(t, jax.tree.leaves(x)[0].shape[0])
@@ -106,6 +107,7 @@ def from_trigonometric(field: Field, *, data_std: float = 1.0) -> Velocity:
     """
     if not data_std > 0:
         raise ValueError(f"from_trigonometric: expected data_std > 0, got {data_std}")
+    data_std = float(data_std)  # a number of numpy's would bring float64 along
     quarter = jnp.pi / 2
 
     def apply(params, x, t, cond=None, *, key=None):
@@ -126,6 +128,7 @@ def to_trigonometric(velocity: Velocity, trained: Schedule = LINEAR, *, data_std
     """
     if not data_std > 0:
         raise ValueError(f"to_trigonometric: expected data_std > 0, got {data_std}")
+    data_std = float(data_std)
     quarter = jnp.pi / 2
     turned = reschedule(velocity, trained, cosine(data_std))
 

@@ -61,6 +61,7 @@ def schroedinger_bridge(sigma: float = 1.0) -> Interpolant:
     """
     if not 0 < sigma < math.inf:
         raise ValueError(f"schroedinger_bridge: expected a finite sigma > 0, got {sigma}")
+    sigma = float(sigma)  # a number of numpy's would bring float64 along
 
     def noise(t):
         t = inside(t, start=True, end=True)
@@ -114,6 +115,7 @@ def interpolant_score(field: Field, coefficients: Interpolant, *, margin: float 
     """
     if not 0 <= margin < 0.5:
         raise ValueError(f"interpolant_score: expected 0 <= margin < 0.5, got {margin}")
+    margin = float(margin)
 
     def apply(params, x, t, cond=None, *, key=None):
         t = jnp.clip(rows(t, x.shape[0]), margin, 1 - margin)

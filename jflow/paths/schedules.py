@@ -35,6 +35,7 @@ def linear() -> Schedule:
 def polynomial(power: float) -> Schedule:
     """alpha = t^power, sigma = 1 - t^power: the linear path at another pace. ValueError unless power > 0."""
     _check("polynomial", power=power)
+    power = float(power)  # numbers of numpy's would bring float64 along, here and below
     if power == 1:
         return LINEAR
     alpha = lambda t: inside(t, start=True) ** power  # noqa: E731
@@ -48,6 +49,7 @@ def optimal_transport(sigma_min: float = 1e-5) -> Schedule:
     """
     if not 0 <= sigma_min < 1:
         raise ValueError(f"schedules.optimal_transport: expected 0 <= sigma_min < 1, got {sigma_min}")
+    sigma_min = float(sigma_min)
     lost = 1 - sigma_min
     # sigma as (1 - t) + sigma_min t keeps its digits near t = 1
     return Schedule(lambda t: t, lambda t: (1 - t) + sigma_min * t, lambda a, s: a / (s + lost * a))
@@ -61,6 +63,7 @@ def cosine(scale: float = 1.0) -> Schedule:
     Models", 2024 (TrigFlow).
     """
     _check("cosine", scale=scale)
+    scale = float(scale)
     quarter = math.pi / 2
     return Schedule(
         lambda t: jnp.sin(quarter * t),
@@ -87,6 +90,7 @@ def vp(beta_min: float = 0.1, beta_max: float = 20.0) -> Schedule:
     Differential Equations", 2021 (its variance preserving SDE).
     """
     _check("vp", beta_min=beta_min, beta_max=beta_max)
+    beta_min, beta_max = float(beta_min), float(beta_max)
     growth = beta_max - beta_min
 
     def integral(t):
@@ -123,6 +127,7 @@ def edm(sigma_min: float = 0.002, sigma_max: float = 80.0, rho: float = 7.0) -> 
     """
     _check_noise("edm", sigma_min, sigma_max)
     _check("edm", rho=rho)
+    sigma_min, sigma_max, rho = float(sigma_min), float(sigma_max), float(rho)
     low, high = sigma_min ** (1 / rho), sigma_max ** (1 / rho)
 
     def time(a, s):

@@ -1,10 +1,12 @@
-"""Exponential moving averages of parameters."""
+"""Exponential moving averages of parameters, in float32 at least: in bfloat16 a step of 1e-4 of the difference would be
+rounded away and the average stand still."""
 
 from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
 
+from jflow._util import float_dtype
 from jflow.types import Array, PyTree
 
 Decay = Callable[[Array], Array]
@@ -27,9 +29,20 @@ def as_decay(ema: float | Decay | None) -> Decay | None:
     return lambda step: ema
 
 
+def start(params: PyTree) -> PyTree:
+    """The average before the first update: the params, floats of fewer bits than float32 as float32."""
+
+    def widened(p):
+        return p.astype(float_dtype(p)) if jnp.issubdtype(p.dtype, jnp.floating) else p
+
+    return jax.tree.map(widened, jax.tree.map(jnp.asarray, params))
+
+
 def update(average: PyTree, params: PyTree, decay: Array | float) -> PyTree:
-    """decay * average + (1 - decay) * params, leaf by leaf, each in its own type."""
-    return jax.tree.map(lambda a, p: a + jnp.asarray(1 - decay, a.dtype) * (p - a), average, params)
+    """decay * average + (1 - decay) * params, leaf by leaf, each in the type of the average (`start` says which)."""
+    return jax.tree.map(
+        lambda a, p: a + jnp.asarray(1 - decay, a.dtype) * (jnp.asarray(p, a.dtype) - a), average, params
+    )
 
 
 def _check(decay) -> None:

@@ -7,13 +7,14 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from jflow.train.ema import Decay, as_decay
+from jflow.train.ema import Decay, as_decay, start
 from jflow.types import Array, Key, Params, PyTree
 
 
 class TrainState(NamedTuple):
-    """step: int32 scalar, the updates made so far; params; opt_state: the optimizer's; ema: averaged params or None;
-    frozen: what the loss reads and never differentiates, or None; key: the run's jax.random.key, always the same."""
+    """step: int32 scalar, the updates made so far; params; opt_state: the optimizer's; ema: averaged params, in float32 at
+    least, or None; frozen: what the loss reads and never differentiates, or None; key: the run's jax.random.key, always
+    the same."""
 
     step: Array
     params: Params
@@ -33,14 +34,15 @@ def init_state(
 ) -> TrainState:
     """The state before the first step. Everything is copied: donating the state touches nobody else's arrays.
 
-    ema: as given to `make_step`; the average starts at the params. frozen: a dict, e.g. {'teacher': params}.
+    ema: as given to `make_step`; the average starts at the params, in float32 at least.
+    frozen: a dict, e.g. {'teacher': params}.
     """
     if not (isinstance(key, jax.Array) and jnp.issubdtype(key.dtype, jax.dtypes.prng_key) and key.ndim == 0):
         raise TypeError(f"expected one jax.random.key, got {key!r}")
     if as_decay(ema) is not None and "ema" in (frozen or {}):
         raise ValueError("frozen must not hold 'ema' with ema on: that is where the loss finds the average")
     params, frozen, key = jax.tree.map(_copy, (params, frozen, key))
-    average = None if ema is None else jax.tree.map(_copy, params)
+    average = None if ema is None else jax.tree.map(_copy, start(params))
     opt_state = jax.tree.map(_copy, optimizer.init(params))
     return TrainState(jnp.zeros((), jnp.int32), params, opt_state, average, frozen, key)
 

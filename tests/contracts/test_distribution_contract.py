@@ -112,6 +112,9 @@ def test_log_prob_is_in_float32_at_least_and_gradients_reach_every_parameter(nam
         halves = distribution.log_prob(params, half), distribution.log_prob(params, half.astype(jnp.float32))
         return distribution.log_prob(params, x), grads, halves
 
+    with jax.numpy_dtype_promotion("strict"):
+        jax.eval_shape(lambda x: (distribution.init(jax.random.key(0), x), distribution.log_prob(params, x)), x)
+        jax.eval_shape(lambda key: distribution.sample(params, key, 3), jax.random.key(0))
     log_prob, grads, (half, exact) = run(params, x)
     assert log_prob.shape == half.shape == (8,) and log_prob.dtype == half.dtype == jnp.float32
     np.testing.assert_allclose(half, exact, rtol=1e-5)
@@ -132,6 +135,14 @@ def test_extreme_inputs_give_no_nan(name):
     assert not any(np.any(np.isnan(g)) for g in jax.tree.leaves(grads))
     if np.isfinite(TABLE[name].support[0]):
         assert np.all(np.isneginf(log_prob))
+
+
+@pytest.mark.parametrize("name", TABLE)
+def test_log_prob_of_a_missing_number_is_nan_and_of_the_other_rows_what_it_was(name):
+    distribution, params, x = setup(name)
+    missing = x.at[(2, *[0] * len(TABLE[name].event))].set(jnp.nan)
+    expected = np.where(np.arange(8) == 2, np.nan, distribution.log_prob(params, x))
+    np.testing.assert_array_equal(distribution.log_prob(params, missing), expected)
 
 
 @pytest.mark.parametrize("name", TABLE)
@@ -258,6 +269,7 @@ def test_student_t_is_scipys_in_both_precisions(df):
 
 def test_uniform_is_flat_inside_and_nothing_outside():
     uniform = distributions.uniform((2,), -1.0, 3.0)
-    x = jnp.array([[-1.0, 3.0], [0.0, 0.0], [0.0, 3.001], [jnp.nan, 0.0]])
-    np.testing.assert_allclose(uniform.log_prob({}, x), [-2 * np.log(4)] * 2 + [-np.inf] * 2, rtol=1e-6)
+    x = jnp.array([[-1.0, 3.0], [0.0, 0.0], [0.0, 3.001], [-jnp.inf, 0.0], [jnp.nan, 0.0], [jnp.nan, 9.0]])
+    expected = [-2 * np.log(4)] * 2 + [-np.inf] * 2 + [np.nan] * 2
+    np.testing.assert_allclose(uniform.log_prob({}, x), expected, rtol=1e-6)
     np.testing.assert_allclose(uniform.log_prob({}, jnp.ones((1, 2), int)), [-2 * np.log(4)], rtol=1e-6)

@@ -159,6 +159,19 @@ def test_without_jit_a_second_call_compiles_nothing(name):
 
 
 @pytest.mark.parametrize("name", TABLE)
+def test_a_missing_number_stays_missing_and_the_others_what_they_were(name):
+    """Under strict promotion of types, which forbids x and raw of different ones alone."""
+    bijection, rng = TABLE[name].make(), np.random.default_rng(0)
+    x, raw = (jnp.asarray(rng.normal(size=shape), jnp.float32) for shape in ((3, 2), (3, 2, bijection.size)))
+    missing = x.at[0, 0].set(jnp.nan)
+    columns = [lambda x, raw, kernel=kernel: kernel(x, raw.transpose(2, 0, 1)) for kernel in bijection.columns or ()]
+    for apply in (bijection.forward, bijection.inverse, *columns):
+        with jax.numpy_dtype_promotion("strict"):
+            (y, _), (expected, _) = apply(missing, raw), apply(x, raw)
+        np.testing.assert_array_equal(y, expected.at[0, 0].set(jnp.nan))
+
+
+@pytest.mark.parametrize("name", TABLE)
 def test_raw_of_a_wrong_shape_is_an_error(name):
     bijection = TABLE[name].make()
     for apply in (bijection.forward, bijection.inverse):

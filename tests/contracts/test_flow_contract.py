@@ -201,7 +201,7 @@ def setup(name, event=None, dtype=np.float32, scale=0.3):
 
 @functools.cache
 def measured(name):
-    """What most tests look at, in one compilation for each row."""
+    """What most tests look at, in one compilation for each row, under strict promotion of types."""
     flow, params, x, cond = setup(name)
     traces = []
 
@@ -220,8 +220,11 @@ def measured(name):
             r["other cond"] = flow.log_prob(params, x, jax.tree.map(lambda c: c[::-1], cond))
         return r
 
-    r = run(params, x, cond, jax.random.key(3))
-    run(params, x, cond, jax.random.key(4))
+    with jax.numpy_dtype_promotion("strict"):
+        r = run(params, x, cond, jax.random.key(3))
+        missing = np.array(x)
+        missing[2, 0] = np.nan
+        r["missing"] = run(params, missing, cond, jax.random.key(3))["log_prob"]
     assert len(traces) == 1  # two calls
     return r
 
@@ -235,6 +238,13 @@ def test_log_prob_is_the_bases_plus_the_log_det(name):
     np.testing.assert_allclose(r["forward_log_det"], -r["inverse_log_det"], atol=row.precision)
     np.testing.assert_allclose(r["x_again"], x, atol=row.precision)
     assert r["log_prob"].shape == (B,) and r["log_prob"].dtype == jnp.float32
+
+
+@pytest.mark.parametrize("name", TABLE)
+def test_log_prob_of_a_missing_number_is_nan_and_of_the_other_rows_what_it_was(name):
+    r = measured(name)
+    expected = np.where(np.arange(B) == 2, np.nan, r["log_prob"])
+    np.testing.assert_array_equal(r["missing"], expected)
 
 
 @pytest.mark.parametrize("name", TABLE)

@@ -94,6 +94,7 @@ def setup(name, dtype=jnp.float32):
 
 @functools.cache
 def measured(name):
+    """What most tests look at, in one compilation for each row, under strict promotion of types."""
     row, transport, params, z, x, cond = setup(name)
     traces = []
 
@@ -116,8 +117,10 @@ def measured(name):
             r["other cond"] = transport.inverse(params, x, jax.tree.map(lambda c: c[::-1], cond), key=key)
         return r
 
-    r = run(params, z, x, jax.random.key(3))
-    r["other key"] = run(params, z, x, jax.random.key(4))
+    with jax.numpy_dtype_promotion("strict"):
+        r = run(params, z, x, jax.random.key(3))
+        r["other key"] = run(params, z, x, jax.random.key(4))
+        r["missing"] = run(params, z.at[2, 0].set(jnp.nan), x.at[2, 0].set(jnp.nan), jax.random.key(3))
     assert len(traces) == 1
     return r
 
@@ -133,6 +136,19 @@ def test_contributions_are_rows_and_follow_the_key(name):
         assert np.all(np.isfinite(out)) and np.all(np.isfinite(contribution))
         moved = np.any(out != r["other key"][direction][0])
         assert moved == (row.draws in (direction, "both"))
+
+
+@pytest.mark.parametrize("name", TABLE)
+def test_a_missing_number_is_missing_in_its_row_alone(name):
+    """What comes out of its row, with what it contributes, has a NaN; where it is off the levels, the contribution."""
+    r, others = measured(name), np.arange(B) != 2
+    for direction in ("forward", "inverse"):
+        for got, expected in zip(r["missing"][direction], r[direction], strict=True):
+            np.testing.assert_array_equal(got[others], expected[others])
+        out, contribution = (np.asarray(value)[2] for value in r["missing"][direction])
+        assert np.isnan(np.sum(out) + contribution) and not np.isinf(contribution)
+        if TABLE[name].levels and direction == "inverse":
+            assert np.isnan(contribution)
 
 
 @pytest.mark.parametrize("name", [name for name, row in TABLE.items() if row.draws != "both"])

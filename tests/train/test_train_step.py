@@ -67,6 +67,18 @@ def test_bad_decay_is_an_error_at_construction(decay):
         start(optax.sgd(0.1), ema=decay)
 
 
+def test_ema_of_bfloat16_params_moves_by_less_than_they_can():
+    """The params jump from 1 to 2 and the average goes up by 2^-12 of what is left, where bfloat16 has 2^-7 at 1."""
+    params, hold = {"w": jnp.ones(2, jnp.bfloat16), "count": jnp.int32(3)}, optax.set_to_zero()
+    average = ema.start(params)
+    assert (average["w"].dtype, average["count"].dtype) == (jnp.float32, jnp.int32)
+    assert train.init_state(params, hold, jax.random.key(0), ema=0.9).ema["w"].dtype == jnp.float32
+    with jax.numpy_dtype_promotion("strict"):
+        for _ in range(3):
+            average = ema.update(average, {"w": jnp.full(2, 2, jnp.bfloat16), "count": jnp.int32(3)}, 1 - 2.0**-12)
+    np.testing.assert_allclose(average["w"], 2 - (1 - 2.0**-12) ** 3, rtol=1e-6)
+
+
 def test_ema_of_step_and_state_must_agree():
     with pytest.raises(ValueError, match="the state holds no average"):
         train.make_step(quadratic, optax.sgd(0.1), ema=0.9)(start(optax.sgd(0.1)), BATCH)
