@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from jflow._pullback import tied
 from jflow._util import expand_to, float_dtype
 from jflow.types import Array, PyTree
 
@@ -128,8 +129,10 @@ def _fixed_point_jvp(g, tol, max_evaluations, primals, tangents):
     def at(x, args):
         return g(x, args).astype(x.dtype)
 
+    _, varying = tied((x, args))
+
     def in_x(x):
-        return at(x, args)
+        return at(x, varying)
 
     def equations(w):
         return w - jax.jvp(in_x, (x,), (w,))[1]
@@ -147,6 +150,6 @@ def _fixed_point_jvp(g, tol, max_evaluations, primals, tangents):
         pull = jax.vjp(in_x, x)[1]
         return iterated(lambda w: pull(w)[0], b)
 
-    b = jax.jvp(lambda args: at(x, args), (args,), (args_dot,))[1]
+    b = jax.jvp(lambda args: at(x, tied((x, args))[1]), (args,), (args_dot,))[1]
     x_dot = jax.lax.custom_linear_solve(equations, b, solve, solve_transposed)
     return (x, evaluations, change), (x_dot, np.zeros(evaluations.shape, jax.dtypes.float0), jnp.zeros_like(change))

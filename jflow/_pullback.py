@@ -6,9 +6,12 @@ from functools import partial
 import jax
 import jax.numpy as jnp
 
+from jax.extend.core import Primitive
+from jax.interpreters import batching, mlir
+
 from jflow.types import Array, PyTree
 
-__all__ = ["with_pullback"]
+__all__ = ["reverse_only", "tied", "with_pullback"]
 
 
 def with_pullback(apply: Callable, pull: Callable, *, reference: Callable | None = None) -> Callable:
@@ -28,20 +31,24 @@ def with_pullback(apply: Callable, pull: Callable, *, reference: Callable | None
 
     @function.defjvp
     def derivative(args, dots):
-        leaves, tree = jax.tree.flatten(args)
-        floats = [i for i, leaf in enumerate(leaves) if jnp.issubdtype(leaf.dtype, jnp.inexact)]
         outputs = function(*args)
+        leaves, tree = jax.tree.flatten(args)
+        floats = [i for i, leaf in enumerate(leaves) if _is_float(leaf)]
+        at_args = tied([leaves[i] for i in floats])
+
+        def whole(moved):
+            moved = dict(zip(floats, moved, strict=True))
+            return tree.unflatten([moved.get(i, leaf) for i, leaf in enumerate(leaves)])
 
         @partial(jax.checkpoint, prevent_cse=False)  # or JAX would keep what only `push` needs for the way back
         def at(moved):
-            moved = dict(zip(floats, moved, strict=True))
-            return reference(*tree.unflatten([moved.get(i, leaf) for i, leaf in enumerate(leaves)]))
+            return reference(*whole(moved))
 
         def push(dots):
-            return jax.jvp(at, (_tied([leaves[i] for i in floats]),), (dots,))[1]
+            return jax.jvp(at, (at_args,), (dots,))[1]
 
         def pulled(bars):
-            bars = tree.flatten_up_to(pull(args, outputs, bars))
+            bars = tree.flatten_up_to(pull(whole(at_args), outputs, bars))
             return [bars[i] for i in floats]
 
         dots = tree.flatten_up_to(dots)
@@ -55,7 +62,7 @@ def _linear(push: Callable, pull: Callable, t: list[Array], like: PyTree) -> PyT
 
     def equations(v):
         t, s = v
-        return _tied((t, jax.tree.map(jnp.subtract, s, push(t))))
+        return tied((t, jax.tree.map(jnp.subtract, s, push(t))))
 
     def solve(_, v):
         t, s = v
@@ -65,12 +72,44 @@ def _linear(push: Callable, pull: Callable, t: list[Array], like: PyTree) -> PyT
         t, s = v
         return jax.tree.map(jnp.add, t, pull(s)), s
 
-    right = _tied((t, jax.tree.map(jnp.zeros_like, like)))
+    right = tied((t, jax.tree.map(jnp.zeros_like, like)))
     return jax.lax.custom_linear_solve(equations, right, solve, solve_transposed)[1]
 
 
-def _tied(tree: PyTree) -> PyTree:
-    """`tree`, each leaf a linear function of all leaves: JAX transposes a solve only if its whole right-hand side is
+def tied(tree: PyTree) -> PyTree:
+    """`tree`, each float in it a linear function of all floats: JAX transposes a solve only if its whole right-hand side is
     differentiated, and on a mesh all of it has to vary where a part of it does."""
-    zero = sum(jnp.sum(jnp.ravel(leaf)[:0]) for leaf in jax.tree.leaves(tree))
-    return jax.tree.map(lambda leaf: leaf + zero.astype(leaf.dtype), tree)
+    leaves, shape = jax.tree.flatten(tree)
+    zero = sum(jnp.sum(jnp.ravel(leaf)[:0]) for leaf in leaves if _is_float(leaf))
+    return shape.unflatten([leaf + zero.astype(leaf.dtype) if _is_float(leaf) else leaf for leaf in leaves])
+
+
+def reverse_only(tree: PyTree, message: str) -> PyTree:
+    """`tree`, which reverse mode goes back through; a program that pushes a tangent forward through it is refused with
+    TypeError(message) when it is compiled. JAX refuses what has a custom_vjp in words that name no argument of ours."""
+
+    @jax.custom_jvp
+    def passed(leaf):
+        return leaf
+
+    @passed.defjvp
+    def derivative(leaf, dot):
+        push, pull = (lambda _, t: _refused.bind(t, message=message)), (lambda _, t: t)
+        return leaf[0], jax.lax.custom_linear_solve(lambda t: t, dot[0], push, pull)
+
+    return jax.tree.map(lambda leaf: passed(leaf) if hasattr(leaf, "dtype") and _is_float(leaf) else leaf, tree)
+
+
+def _refuse(*_, message):
+    raise TypeError(message)
+
+
+_refused = Primitive("refused")
+_refused.def_impl(_refuse)
+_refused.def_abstract_eval(lambda t, message: t)
+batching.defvectorized(_refused)
+mlir.register_lowering(_refused, _refuse)
+
+
+def _is_float(leaf: Array) -> bool:
+    return jnp.issubdtype(leaf.dtype, jnp.inexact)

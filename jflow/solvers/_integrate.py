@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from jflow._pullback import reverse_only
 from jflow._util import expand_to, float_dtype
 from jflow.types import Array, PyTree
 
@@ -140,7 +141,25 @@ def integrate(
     return y1, SolveInfo(evaluations, status)
 
 
+_FORWARD = (
+    "an ODE solved with adjoint={} has derivatives in reverse mode alone, of first order: for jax.jvp, jax.jacfwd and "
+    "jax.hessian give adjoint=diffrax.DirectAdjoint()"
+)
+
+
 def _solve(vector_field, args, y0, t0, t1, control, how):
+    message = _FORWARD.format(type(how.adjoint).__name__)
+    if isinstance(how.adjoint, diffrax.RecursiveCheckpointAdjoint | diffrax.BacksolveAdjoint):
+        args, y0 = reverse_only((args, y0), message)
+    try:
+        return _diffeqsolve(vector_field, args, y0, t0, t1, control, how)
+    except TypeError as error:  # where JAX sees the second derivative before it compiles the first
+        if "custom_vjp" in str(error) and not isinstance(how.adjoint, diffrax.DirectAdjoint):
+            raise TypeError(message) from error
+        raise
+
+
+def _diffeqsolve(vector_field, args, y0, t0, t1, control, how):
     return diffrax.diffeqsolve(
         diffrax.ODETerm(vector_field),
         how.solver,
