@@ -6,7 +6,9 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
+from jflow._pullback import tied
 from jflow._util import expand_to, float_dtype
 from jflow.types import Array, PyTree
 
@@ -88,8 +90,9 @@ def fixed_point(
     A row stays as it is from then on, whatever the others of its batch still do: judged again and again, the slowest of
     many rows would be one that rounding keeps moving. g acts on each row alone and must not close over what is
     differentiated. Serves contractions and maps whose Jacobian is strictly triangular in some order, which arrive exactly
-    after as many evaluations as the order is long. The gradient (reverse mode) solves w = x_bar + (dg/dx)^T w by the same
-    iteration: memory does not grow with evaluations. Bai, Kolter, Koltun, *Deep Equilibrium Models* (2019).
+    after as many evaluations as the order is long. Derivatives are implicit, of any order and mode: the gradient solves
+    w = x_bar + (dg/dx)^T w by the same iteration, in memory that does not grow with evaluations. Bai, Kolter, Koltun,
+    *Deep Equilibrium Models* (2019).
     """
     return FixedPoint(*_fixed_point(g, tol, max_evaluations, x, args))
 
@@ -111,25 +114,42 @@ def _iterate(g, tol, max_evaluations, x):
     return jax.lax.while_loop(going, again, (x, 0, never))
 
 
-@partial(jax.custom_vjp, nondiff_argnums=(0, 1, 2))
+@partial(jax.custom_jvp, nondiff_argnums=(0, 1, 2))
 def _fixed_point(g, tol, max_evaluations, x, args):
     return _iterate(lambda x: g(x, args), tol, max_evaluations, x)
 
 
-def _fixed_point_forward(g, tol, max_evaluations, x, args):
-    found = _fixed_point(g, tol, max_evaluations, x, args)
-    return found, (found[0], args)
+@_fixed_point.defjvp
+def _fixed_point_jvp(g, tol, max_evaluations, primals, tangents):
+    """x_dot = dg/dx x_dot + dg/dargs args_dot, linear equations that the same iteration solves, and their transposes."""
+    (start, args), (_, args_dot) = primals, tangents
+    x, evaluations, change = _fixed_point(g, tol, max_evaluations, start, args)
 
+    @partial(jax.checkpoint, prevent_cse=False)  # nothing is kept of g for the way back but its arguments
+    def at(x, args):
+        return g(x, args).astype(x.dtype)
 
-def _fixed_point_backward(g, tol, max_evaluations, saved, cotangents):
-    x, args = saved
-    x_bar = cotangents[0]
-    _, pull = jax.vjp(g, x, args)
-    # w is linear in x_bar, while tol is relative to 1 + |w|: cotangents of a mean over many rows are small.
-    largest = jnp.max(jnp.abs(x_bar), axis=tuple(range(1, x.ndim)), keepdims=True)
-    scale = jnp.where(largest > 0, largest, 1)
-    w, _, _ = _iterate(lambda w: x_bar / scale + pull(w)[0], tol, max_evaluations, x_bar / scale)
-    return jnp.zeros_like(x), pull(w * scale)[1]
+    _, varying = tied((x, args))
 
+    def in_x(x):
+        return at(x, varying)
 
-_fixed_point.defvjp(_fixed_point_forward, _fixed_point_backward)
+    def equations(w):
+        return w - jax.jvp(in_x, (x,), (w,))[1]
+
+    def iterated(along, b):
+        # w is linear in b, while tol is relative to 1 + |w|: cotangents of a mean over many rows are small.
+        largest = jnp.max(jnp.abs(b), axis=tuple(range(1, x.ndim)), keepdims=True)
+        scale = jnp.where(largest > 0, largest, 1)
+        return _iterate(lambda w: b / scale + along(w), tol, max_evaluations, b / scale)[0] * scale
+
+    def solve(_, b):
+        return iterated(jax.linearize(in_x, x)[1], b)
+
+    def solve_transposed(_, b):
+        pull = jax.vjp(in_x, x)[1]
+        return iterated(lambda w: pull(w)[0], b)
+
+    b = jax.jvp(lambda args: at(x, tied((x, args))[1]), (args,), (args_dot,))[1]
+    x_dot = jax.lax.custom_linear_solve(equations, b, solve, solve_transposed)
+    return (x, evaluations, change), (x_dot, np.zeros(evaluations.shape, jax.dtypes.float0), jnp.zeros_like(change))

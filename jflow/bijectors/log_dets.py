@@ -9,7 +9,9 @@ The series have a gradient of their own, in memory that does not grow with the t
     d log det(I + J) = E w^T dJ v,   w = sum_k (-1)^k (J^T)^k v,
 
 where w is summed from the same products as the value, which stays an estimate of the log-det whatever is trained (the
-scalar w^T J v, whose gradient this is, is not one). Reverse mode only. Chen, Behrmann, Duvenaud, Jacobsen, *Residual
+scalar w^T J v, whose gradient this is, is not one). Forward mode takes it, too. Of the second derivatives `roulette`
+has those that JAX takes forward over reverse, jax.hessian; a gradient of a gradient (score matching) takes `exact`, which
+is what a flow uses with key=None, or `power_series`. Chen, Behrmann, Duvenaud, Jacobsen, *Residual
 Flows for Invertible Generative Modeling* (2019); Behrmann et al., *Invertible Residual Networks* (2019).
 """
 
@@ -63,7 +65,7 @@ def _with_key(name, terms, g, args, x, key=None):
     return _series(g, terms, args, x, key)
 
 
-@partial(jax.custom_vjp, nondiff_argnums=(0, 1))
+@partial(jax.custom_jvp, nondiff_argnums=(0, 1))
 def _series(g, terms, args, x, key):
     return _sums(g, terms, args, x, key)[0]
 
@@ -92,23 +94,22 @@ def _sums(g, terms, args, x, key):
 
     alive = jnp.ones_like(x, shape=(x.shape[0] if per_row else 1,), dtype=bool)
     value = jnp.zeros_like(x, shape=x.shape[:1], dtype=dtype)
-    _, _, _, w, value = jax.lax.while_loop(going, term, (jnp.asarray(1), alive, v, jnp.zeros_like(v), value))
+    carry = (jnp.asarray(1), alive, v, jnp.zeros_like(v), value)
+    if keep:
+        carry = jax.lax.while_loop(going, term, carry)
+    else:
+        carry = jax.lax.fori_loop(0, sure, lambda _, carry: term(carry), carry)
+    _, _, _, w, value = carry
     return value, v, w
 
 
-def _series_forward(g, terms, args, x, key):
+@_series.defjvp
+def _series_jvp(g, terms, primals, tangents):
+    args, x, key = primals
     value, v, w = _sums(g, terms, args, x, key)
-    return value, (args, x, v, w)
 
-
-def _series_backward(g, terms, saved, value_bar):
-    args, x, v, w = saved
-
+    @partial(jax.checkpoint, prevent_cse=False)  # nothing is kept of g for the way back but its arguments
     def surrogate(args, x):
         return sum_event(w * jax.jvp(lambda x: g(args, x), (x,), (v.astype(x.dtype),))[1])
 
-    _, pull = jax.vjp(surrogate, args, x)
-    return *pull(value_bar), None
-
-
-_series.defvjp(_series_forward, _series_backward)
+    return value, jax.jvp(surrogate, (args, x), tangents[:2])[1].astype(value.dtype)

@@ -30,8 +30,8 @@ def logistic_mixture(components: int = 8, floor: float = 1e-3, *, implementation
     with slope 1 / max s, and no slope exceeds exp(a) / min s. In a gap between narrow components logit F is flat to
     exp(-gap / s): `floor` keeps the slope that float32 needs for an inverse; floor = 0 is the paper's map. All components
     are alike at raw = 0, where the map is the identity; fixed distinct factors on their raw numbers let them part.
-    implementation: of couplings, 'xla' or 'pallas' (see `kernels.columns`, whose choice is None), or 'plain', slower, which
-        forward-mode differentiation needs.
+    implementation: of couplings, 'xla' or 'pallas' (see `kernels.columns`, whose choice is None), or 'plain', the slower
+        reference.
     Ho, Chen, Srinivas, Duan, Abbeel, *Flow++* (2019).
     """
     check_whole("logistic_mixture", components=components)

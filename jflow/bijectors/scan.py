@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from jflow._pullback import with_pullback
 from jflow._util import check_rows, check_side, compiled, float_dtype, zero_log_det
 from jflow.bijectors.combinators import kind_of, towards
 from jflow.bijectors.pulls import add_bars, pull_back, zero_bars
@@ -128,13 +129,9 @@ def _reversible_scan(apply, pull, stacked, common, x, cond, inputs, *, reverse, 
     def one_segment(stacked, common, x, cond, inputs):
         return _plain_scan(apply, stacked, common, x, cond, inputs, reverse=reverse, unroll=unroll, length=segment)
 
-    def save(stacked, common, x, cond, inputs):
-        y, log_det = one_segment(stacked, common, x, cond, inputs)
-        return (y, log_det), (stacked, common, y, cond, inputs)
-
-    def walk_back(saved, cotangents):
-        stacked, common, y, cond, inputs = saved
-        y_bar, log_det_bar = cotangents
+    def walk_back(args, outputs, bars):
+        stacked, common, _, cond, inputs = args
+        y, (y_bar, log_det_bar) = outputs[0], bars
 
         def body(carry, layer):
             y, y_bar, common_bar, cond_bar = carry
@@ -147,8 +144,7 @@ def _reversible_scan(apply, pull, stacked, common, x, cond, inputs, *, reverse, 
         _, x_bar, common_bar, cond_bar = carry
         return stacked_bar, common_bar, x_bar, cond_bar, zero_bars(inputs)
 
-    rebuild = jax.custom_vjp(one_segment)
-    rebuild.defvjp(save, walk_back)
+    rebuild = with_pullback(one_segment, walk_back)
     cond = jax.tree.map(jnp.asarray, cond)
     if segment == length:
         return rebuild(stacked, common, x, cond, inputs)

@@ -117,8 +117,8 @@ def _log_cosh(u: Array) -> Array:
 def rational_quadratic(bins: int = 8, bound: float = 5.0, *, implementation: str | None = None) -> Elementwise:
     """Rational-quadratic spline on [-bound, bound] with identity tails; see `splines.rational_quadratic`.
 
-    implementation: of couplings, 'xla' or 'pallas' (see `kernels.columns`, whose choice is None), or 'plain', slower, which
-        forward-mode differentiation needs.
+    implementation: of couplings, 'xla' or 'pallas' (see `kernels.columns`, whose choice is None), or 'plain', the slower
+        reference.
     """
     spline = _spline("rational_quadratic", bins, bound, splines.IDENTITY)
     return with_columns(spline, partial(kernels.rational_quadratic.transform, bound=float(bound)), implementation)

@@ -6,9 +6,8 @@ matrix product can write raw in this order as well as in any other (`bijectors.c
 
 A map is written once, on arrays of one shape, and run by two implementations: 'xla', on whole arrays, and 'pallas', block
 by block with every intermediate in registers. Both read raw once, add up the log-slopes of a column on the way, and
-differentiate by hand-written rule from (x, raw, y) alone: nothing of size [size, d, n] but raw and its gradient reaches
-memory. Reverse mode only, and forward over reverse; for forward mode over a flow ask its recipe for
-implementation='plain'.
+go back by a hand-written rule from (x, raw, y) alone: nothing of size [size, d, n] but raw and its gradient reaches
+memory. Forward mode and second derivatives go through the reference, see `_pullback`.
 
 The Pallas kernels (Triton on GPUs, Mosaic on TPUs) are tested in interpret mode and lower for both; they have not been run
 on a device, so that they have to be asked for.
@@ -22,6 +21,7 @@ import jax
 import jax.numpy as jnp
 from jax.experimental import pallas as pl
 
+from jflow._pullback import with_pullback
 from jflow.types import Array, Elementwise
 
 try:
@@ -61,19 +61,31 @@ def by_autodiff(apply: Callable) -> Callable:
 
 
 def with_columns(transformer: Elementwise, kernel: Callable, implementation: str | None) -> Elementwise:
-    """`transformer` with `kernel`(x, raw, inverse=, implementation=) as its columns, or without any for 'plain'."""
+    """`transformer` with `kernel`(x, raw, inverse=, implementation=, reference=) as its columns, of which it is the reference,
+    or without any for 'plain'."""
     if implementation not in (None, "xla", "pallas", "plain"):
         raise ValueError(f"expected implementation None, 'xla', 'pallas' or 'plain', got {implementation!r}")
     if implementation == "plain":
         return transformer
-    kernel = partial(kernel, implementation=implementation)
-    return transformer._replace(columns=(jax.jit(kernel), jax.jit(partial(kernel, inverse=True))))
+
+    def columns(inverse):
+        def reference(x, raw):
+            y, log_slope = getattr(transformer, "inverse" if inverse else "forward")(x, jnp.moveaxis(raw, 0, -1))
+            return y.astype(x.dtype), jnp.sum(log_slope, axis=0).astype(x.dtype)
+
+        return jax.jit(partial(kernel, inverse=inverse, implementation=implementation, reference=reference))
+
+    return transformer._replace(columns=(columns(False), columns(True)))
 
 
-def run(column: Column, x: Array, raw: Array, implementation: str | None = None) -> tuple[Array, Array]:
+def run(
+    column: Column, x: Array, raw: Array, implementation: str | None = None, reference: Callable | None = None
+) -> tuple[Array, Array]:
     """x [d, n], raw [size, d, n] -> (y [d, n], sum of the log-slopes over d [n], nats), both in the type of x and raw.
 
     implementation: 'xla', 'pallas' (interpreted on the CPU), or None: what `choice` says of the platform it runs on.
+    reference: the same function of (x, raw), which forward mode differentiates; by default 'xla' itself, whose many small
+        operations take longer to trace.
     Raises ValueError on other shapes, TypeError on types that differ or are no floats.
     """
     if implementation not in (None, "xla", "pallas"):
@@ -86,7 +98,7 @@ def run(column: Column, x: Array, raw: Array, implementation: str | None = None)
         raise TypeError(f"kernels: expected x and raw of one floating type, got {x.dtype} and {raw.dtype}")
     if implementation == "pallas" and (refusal := _refusal(x.dtype)):
         raise TypeError(f"kernels: {refusal}; use implementation='xla' or None")
-    return _differentiable(column, implementation)(x, raw)
+    return _differentiable(column, implementation, reference)(x, raw)
 
 
 def choice(platform: str, shape, dtype) -> tuple[str, str]:
@@ -110,21 +122,17 @@ def _refusal(dtype, platform: str | None = None) -> str | None:
     return f"the Pallas kernels take float32, bfloat16 and float16, not {jnp.dtype(dtype).name}"
 
 
-def _differentiable(column: Column, implementation: str | None) -> Callable:
+def _differentiable(column: Column, implementation: str | None, reference: Callable | None) -> Callable:
+    xla = partial(_xla_apply, column)
+
     def apply(x, raw):
-        return _dispatch(implementation, partial(_xla_apply, column), partial(_pallas_apply, column), x, raw)
+        return _dispatch(implementation, xla, partial(_pallas_apply, column), x, raw)
 
-    def save(x, raw):
-        y, log_det = apply(x, raw)
-        return (y, log_det), (x, raw, y)
-
-    def pull(saved, cotangents):
-        args = (*saved, *cotangents)
+    def pull(args, outputs, bars):
+        args = (*args, outputs[0], *bars)
         return _dispatch(implementation, partial(_xla_pull, column), partial(_pallas_pull, column), *args)
 
-    differentiable = jax.custom_vjp(apply)
-    differentiable.defvjp(save, pull)
-    return differentiable
+    return with_pullback(apply, pull, reference=jax.jit(reference or xla))
 
 
 def _dispatch(implementation, xla, pallas, x, raw, *rest):

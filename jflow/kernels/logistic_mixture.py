@@ -5,6 +5,7 @@ gradient is that of the implicit function, at the root that was found.
 """
 
 import math
+from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
@@ -20,19 +21,25 @@ _LIMIT = 3.0  # of |log s| and |a|
 
 
 def transform(
-    x: Array, raw: Array, *, floor: float = 1e-3, inverse: bool = False, implementation: str | None = None
+    x: Array,
+    raw: Array,
+    *,
+    floor: float = 1e-3,
+    inverse: bool = False,
+    implementation: str | None = None,
+    reference: Callable | None = None,
 ) -> tuple[Array, Array]:
     """(y [d, n], log |dy/dx| summed over d [n]) for x [d, n] and raw [3*components + 2, d, n]: columns, see
     `kernels.columns`.
 
-    implementation: 'xla', 'pallas' or None, as in `columns.run`, which raises on bad shapes and types.
+    implementation: 'xla', 'pallas' or None; it and reference as in `columns.run`, which raises on bad shapes and types.
     """
     components, rest = divmod(raw.shape[0] - 2, 3)
     if rest or components < 1:
         raise ValueError(
             f"kernels.logistic_mixture: expected raw of shape [3*components + 2, d, n], got {list(raw.shape)}"
         )
-    return run(column(components, floor, inverse), x, raw, implementation)
+    return run(column(components, floor, inverse), x, raw, implementation, reference)
 
 
 def column(components: int, floor: float, inverse: bool) -> Column:

@@ -7,7 +7,7 @@ form, since of all bin sizes those left of x move the corner of its bin, and thr
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import jax
@@ -25,17 +25,23 @@ SOFTPLUS_OFFSET = math.log(math.expm1(1 - FLOOR))  # softplus(0 + offset) + floo
 
 
 def transform(
-    x: Array, raw: Array, *, bound: float = 5.0, inverse: bool = False, implementation: str | None = None
+    x: Array,
+    raw: Array,
+    *,
+    bound: float = 5.0,
+    inverse: bool = False,
+    implementation: str | None = None,
+    reference: Callable | None = None,
 ) -> tuple[Array, Array]:
     """(y [d, n], log |dy/dx| summed over d [n]) for x [d, n] and raw [3*bins - 1, d, n]: columns, see `kernels.columns`.
 
     The map of `splines.rational_quadratic`, or of its inverse, whose raw has the same numbers along its last axis.
-    implementation: 'xla', 'pallas' or None, as in `columns.run`, which raises on bad shapes and types.
+    implementation: 'xla', 'pallas' or None; it and reference as in `columns.run`, which raises on bad shapes and types.
     """
     bins, rest = divmod(raw.shape[0] + 1, 3)
     if rest or bins < 1:
         raise ValueError(f"kernels.rational_quadratic: expected raw of shape [3*bins - 1, d, n], got {list(raw.shape)}")
-    return run(column(bins, bound, inverse), x, raw, implementation)
+    return run(column(bins, bound, inverse), x, raw, implementation, reference)
 
 
 def value_in_bin(x, xk, yk, w, h, d0, d1):

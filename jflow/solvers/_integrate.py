@@ -13,6 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.custom_derivatives import SymbolicZero
 
+from jflow._pullback import reverse_only
 from jflow._util import expand_to, filled, float_dtype
 from jflow.types import Array, PyTree
 
@@ -214,7 +215,25 @@ def all_finite(y: Array) -> Array:
     return jnp.all(jnp.isfinite(y), axis=tuple(range(1, y.ndim)))
 
 
+_FORWARD = (
+    "an ODE solved with adjoint={} has derivatives in reverse mode alone, of first order: for jax.jvp, jax.jacfwd and "
+    "jax.hessian give adjoint=diffrax.DirectAdjoint()"
+)
+
+
 def _solve(vector_field, args, y0, t0, t1, control, how):
+    message = _FORWARD.format(type(how.adjoint).__name__)
+    if isinstance(how.adjoint, diffrax.RecursiveCheckpointAdjoint | diffrax.BacksolveAdjoint):
+        args, y0 = reverse_only((args, y0), message)
+    try:
+        return _diffeqsolve(vector_field, args, y0, t0, t1, control, how)
+    except TypeError as error:  # where JAX sees the second derivative before it compiles the first
+        if "custom_vjp" in str(error) and not isinstance(how.adjoint, diffrax.DirectAdjoint):
+            raise TypeError(message) from error
+        raise
+
+
+def _diffeqsolve(vector_field, args, y0, t0, t1, control, how):
     return diffrax.diffeqsolve(
         diffrax.ODETerm(vector_field),
         how.solver,
