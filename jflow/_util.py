@@ -300,14 +300,14 @@ def _as_type(name: str, null, dtype) -> Array:
     if jnp.issubdtype(dtype, jnp.inexact):
         return jnp.asarray(null, dtype)
     if isinstance(null, jax.core.Tracer):
-        same = jnp.issubdtype(null.dtype, jnp.integer) and dtype != bool or null.dtype == dtype
+        same = jnp.issubdtype(null.dtype, jnp.integer) and dtype != jnp.bool_ or null.dtype == dtype
     else:
         value = np.asarray(null)
-        least, most = (0, 1) if dtype == bool else (max(0, jnp.iinfo(dtype).min), jnp.iinfo(dtype).max)
-        same = (value.dtype == bool) == (dtype == bool) and np.all((value >= least) & (value <= most))
+        least, most = (0, 1) if dtype == jnp.bool_ else (max(0, jnp.iinfo(dtype).min), jnp.iinfo(dtype).max)
+        same = (value.dtype == np.bool_) == (dtype == jnp.bool_) and np.all((value >= least) & (value <= most))
         same = same and np.all(value == np.round(value))
     if not same:
-        kind = "truth values" if dtype == bool else f"labels ({dtype}, 0 or more)"
+        kind = "truth values" if dtype == jnp.bool_ else f"labels ({dtype}, 0 or more)"
         raise ValueError(f"{name}: expected null to be a row of cond, which holds {kind}, got {described(null)}")
     return jnp.asarray(null).astype(dtype)
 
