@@ -147,6 +147,13 @@ def like_rows(name: str, row: PyTree, cond: Cond) -> Cond:
         raise ValueError(f"{name}: expected null of shape {shapes[1]}, one row of cond, got {shapes[0]}") from error
 
 
+def sample_source(base, params, key, n: int, cond: Cond) -> Array:
+    """n draws of a flow's base, in the type of the flow's params: those of a base without params have JAX's default type."""
+    z = base.sample(params["base"], key, n, cond)
+    leaves = jax.tree.leaves(params)
+    return z.astype(jnp.result_type(*leaves)) if leaves else z
+
+
 def split_key(key, n: int):
     """n keys, or n times None: deterministic stays deterministic."""
     return [None] * n if key is None else list(jax.random.split(key, n))

@@ -6,9 +6,9 @@ import jax.numpy as jnp
 from jax.typing import ArrayLike
 
 from jflow import solvers
-from jflow._util import check_draws, split_key
+from jflow._util import check_draws, sample_source, split_key
 from jflow.solvers.divergence import Divergence, exact_divergence
-from jflow.solvers.likelihood import backwards, carry, likelihood_method
+from jflow.solvers.likelihood import backwards, carry, density_at_end, likelihood_method
 from jflow.solvers.sample import check_ends
 from jflow.types import Distribution, Flow, Velocity
 
@@ -67,18 +67,18 @@ def cnf(
     def log_prob(params, x, cond=None, *, key=None):
         probe_key, base_key = split_key(key, 2)
         z, log_det = inverse(params, x, cond, key=probe_key)
-        return base.log_prob(params["base"], z, cond, key=base_key) + log_det
+        return density_at_end(lambda z: base.log_prob(params["base"], z, cond, key=base_key), z, log_det)
 
     def sample(params, key, n, cond=None):
         n = check_draws("cnf.sample", n, cond)
-        z = base.sample(params["base"], key, n, cond)
+        z = sample_source(base, params, key, n, cond)
         x, _ = solvers.sample(velocity, params["velocity"], z, cond, **how._asdict(), t1=t1)
         return x
 
     def sample_and_log_prob(params, key, n, cond=None):
         n = check_draws("cnf.sample_and_log_prob", n, cond)
         base_key, probe_key, density_key = jax.random.split(key, 3)
-        z = base.sample(params["base"], base_key, n, cond)
+        z = sample_source(base, params, base_key, n, cond)
         x, log_det = forward(params, z, cond, key=probe_key)
         return x, base.log_prob(params["base"], z, cond, key=density_key) - log_det
 

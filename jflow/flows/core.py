@@ -3,7 +3,7 @@
 import jax
 import jax.numpy as jnp
 
-from jflow._util import check_cond, check_draws, need_key, split_key
+from jflow._util import check_cond, check_draws, need_key, sample_source, split_key
 from jflow.types import Bijector, Distribution, ElboFlow, Flow, Transport
 
 __all__ = ["elbo_flow", "flow", "importance_weighted"]
@@ -103,9 +103,7 @@ def importance_weighted(flow: ElboFlow, draws: int) -> ElboFlow:
 
 def _sample_source(base, params, key, n, cond):
     n = check_draws("sample", n, cond)
-    z = base.sample(params["base"], key, n, cond)
-    leaves = jax.tree.leaves(params)
-    return z.astype(jnp.result_type(*leaves)) if leaves else z
+    return sample_source(base, params, key, n, cond)
 
 
 def _check_batch(x, cond):

@@ -6,7 +6,7 @@ from jax.typing import ArrayLike
 from jflow._util import split_key
 from jflow.losses._batch import mean_of_rows, read
 from jflow.solvers.divergence import Divergence, exact_divergence
-from jflow.solvers.likelihood import backwards, carry_with_energies, likelihood_method
+from jflow.solvers.likelihood import backwards, carry_with_energies, density_at_end, likelihood_method
 from jflow.solvers.sample import check_ends
 from jflow.types import Distribution, Loss, Velocity
 
@@ -58,7 +58,7 @@ def regularised_nll(
         )
         log_det, speeds, norms = sums
         parts = {
-            "nll": -base.log_prob(params["base"], z, cond, key=base_key) - log_det,
+            "nll": -density_at_end(lambda z: base.log_prob(params["base"], z, cond, key=base_key), z, log_det),
             "kinetic": -speeds,  # the solve ran backwards
             "jacobian": -norms,
         }
