@@ -40,6 +40,11 @@ def sum_event(x: Array) -> Array:
     return jnp.sum(x, axis=tuple(range(1, x.ndim)), dtype=float_dtype(x))
 
 
+def flat_rows(x: Array) -> Array:
+    """[b, *event] -> [b, D]; with b = 0 too, where a reshape to [b, -1] does not know D."""
+    return x.reshape(x.shape[0], math.prod(x.shape[1:]))
+
+
 def mean_event(x: Array) -> Array:
     """[b, *event] -> [b]: the mean over the event, in float32 or better."""
     return sum_event(x) / math.prod(x.shape[1:])

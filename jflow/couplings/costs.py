@@ -13,8 +13,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jflow._util import check_cond, float_dtype
-from jflow.types import Array, Cond
+from jflow._util import check_cond, flat_rows, float_dtype
+from jflow.types import Array, Cond, Coupling
 
 Cost = Callable[[Array, Array, Cond], Array]
 
@@ -22,7 +22,7 @@ Cost = Callable[[Array, Array, Cond], Array]
 def squared_euclidean(x0: Array, x1: Array, cond: Cond = None) -> Array:
     """|x0[i] - x1[j]|^2 over the flattened event, in float32 at least. Its optimal transport is the one of W2."""
     dtype = float_dtype(x0, x1)
-    a, b = (jnp.asarray(x, dtype).reshape(x.shape[0], -1) for x in (x0, x1))
+    a, b = (flat_rows(jnp.asarray(x, dtype)) for x in (x0, x1))
     centre = jnp.mean(b, axis=0, keepdims=True)  # products lose the fewest digits near the origin
     a, b = a - centre, b - centre
     cross = jnp.matmul(a, b.T, precision=jax.lax.Precision.HIGHEST)
@@ -32,7 +32,7 @@ def squared_euclidean(x0: Array, x1: Array, cond: Cond = None) -> Array:
 def cosine(x0: Array, x1: Array, cond: Cond = None) -> Array:
     """1 - cos of the angle between the flattened rows, in [0, 2]: for embeddings of text or images."""
     dtype = float_dtype(x0, x1)
-    a, b = (jnp.asarray(x, dtype).reshape(x.shape[0], -1) for x in (x0, x1))
+    a, b = (flat_rows(jnp.asarray(x, dtype)) for x in (x0, x1))
     a, b = (x / jnp.linalg.norm(x, axis=1, keepdims=True) for x in (a, b))
     return 1 - jnp.matmul(a, b.T, precision=jax.lax.Precision.HIGHEST)
 
@@ -95,6 +95,17 @@ def near_condition(
     return weighted
 
 
+def with_rows(pair: Coupling) -> Coupling:
+    """`pair`, asked only where there are rows: no rows have no pairs."""
+
+    def of_rows(key, x0, x1, cond=None):
+        if jnp.shape(x0)[:1] == jnp.shape(x1)[:1] == (0,):
+            return np.arange(0), np.arange(0)
+        return pair(key, x0, x1, cond)
+
+    return of_rows
+
+
 def matrix(name: str, cost: Cost, x0: Array, x1: Array, cond: Cond) -> Array:
     """The costs of a batch [n, n], outside the gradient; ValueError in the name of the coupling for what does not fit.
 
@@ -126,4 +137,4 @@ def _rows(name: str, c, x: Array) -> Array:
         raise ValueError(
             f"{name}: expected cond (or what was picked from it) to be an array [{x.shape[0]}, ...], got {said}"
         )
-    return jnp.asarray(c).reshape(c.shape[0], -1)
+    return flat_rows(jnp.asarray(c))

@@ -57,6 +57,7 @@ def sinkhorn(
     """
     _check("sinkhorn", iterations, epsilon=epsilon)
 
+    @costs.with_rows
     def pair(key, x0, x1, cond=None):
         found = costs.matrix("sinkhorn", cost, x0, x1, cond)
         size = epsilon * (plans.scale(found) if relative else 1)
@@ -82,6 +83,7 @@ def unbalanced(
     """
     _check("unbalanced", iterations, epsilon=epsilon, slack=slack)
 
+    @costs.with_rows
     def pair(key, x0, x1, cond=None):
         found = costs.matrix("unbalanced", cost, x0, x1, cond)
         unit = plans.scale(found) if relative else 1

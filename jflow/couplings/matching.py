@@ -38,6 +38,7 @@ def exact(cost: Cost = costs.squared_euclidean) -> Coupling:
     2024; Pooladian et al., "Multisample Flow Matching", 2023 (BatchOT).
     """
 
+    @costs.with_rows
     def pair(key, x0, x1, cond=None):
         found = costs.matrix("exact", cost, x0, x1, cond)
         f, g = plans.potentials(found, 1e-3 * plans.scale(found))
@@ -57,6 +58,7 @@ def stable(cost: Cost = costs.squared_euclidean) -> Coupling:
     Marriage", 1962.
     """
 
+    @costs.with_rows
     def pair(key, x0, x1, cond=None):
         return plans.greedy(-costs.matrix("stable", cost, x0, x1, cond).T), np.arange(x1.shape[0])
 
@@ -73,6 +75,7 @@ def partial(fraction: float, cost: Cost = costs.squared_euclidean) -> Coupling:
     if not 0 < fraction <= 1:
         raise ValueError(f"partial: expected fraction in (0, 1], got {fraction}")
 
+    @costs.with_rows
     def pair(key, x0, x1, cond=None):
         need_key("partial", key)
         found = costs.matrix("partial", cost, x0, x1, cond)

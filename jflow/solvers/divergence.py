@@ -18,7 +18,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from jflow._util import float_dtype, need_key
+from jflow._util import flat_rows, float_dtype, need_key
 from jflow.types import Array, Key
 
 __all__ = ["Divergence", "exact_divergence", "hutch_plus_plus", "hutchinson"]
@@ -135,7 +135,7 @@ def _hutch_plus_plus(f, x, probes):
     s, e = (jnp.moveaxis(p, 1, 0) for p in probes)
     rank = s.shape[0]
     _, range_ = columns_of(f, x, s)
-    flat = jnp.moveaxis(range_.reshape(rank, x.shape[0], -1), 0, 2)
+    flat = jnp.moveaxis(jax.vmap(flat_rows)(range_), 0, 2)
     q = jnp.moveaxis(jax.lax.stop_gradient(jnp.linalg.qr(flat).Q), 2, 0)  # [rank, b, D], orthonormal for any sketch
     rest = e.reshape(e.shape[0], *q.shape[1:])
     for _ in range(2):  # once more takes out what rounding left

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 from jax.typing import ArrayLike
 
 from jflow import mixtures
-from jflow._util import check_cond, expand_to, float_dtype, need_key
+from jflow._util import check_cond, expand_to, float_dtype, mean_event, need_key
 from jflow.fields import rows
 from jflow.paths.affine import LINEAR, Schedule
 from jflow.solvers._integrate import SolveInfo, Status, leave_out_failed, rising_times
@@ -101,7 +101,7 @@ def gm_ode(
         trust = jnp.sqrt(jnp.maximum(0, 1 - floor * v / h**2))
         bias = expand_to(0.5 * (t_next - t) / h * trust, x) * (mixtures.mean(x1) - seen)
         bias = jnp.where(t > grid[0], bias, 0)  # the first step has nothing to be corrected by
-        power = jnp.mean(jnp.square(bias).reshape(n, -1), axis=1)
+        power = mean_event(jnp.square(bias))
         # no Gaussian lies farther than a standard deviation
         shrink = jnp.sqrt(jnp.minimum(1, _MOST * v / jnp.maximum(power, jnp.finfo(dtype).tiny)))
         return mixtures.shifted(x1, expand_to(shrink, x) * bias)
