@@ -45,6 +45,11 @@ def sum_event(x: Array) -> Array:
     return jnp.sum(x, axis=tuple(range(1, x.ndim)), dtype=float_dtype(x))
 
 
+def flat_rows(x: Array) -> Array:
+    """[b, *event] -> [b, D]; with b = 0 too, where a reshape to [b, -1] does not know D."""
+    return x.reshape(x.shape[0], math.prod(x.shape[1:]))
+
+
 def mean_event(x: Array) -> Array:
     """[b, *event] -> [b]: the mean over the event, in float32 or better."""
     return sum_event(x) / math.prod(x.shape[1:])
@@ -310,6 +315,13 @@ def _as_type(name: str, null, dtype) -> Array:
         kind = "truth values" if dtype == jnp.bool_ else f"labels ({dtype}, 0 or more)"
         raise ValueError(f"{name}: expected null to be a row of cond, which holds {kind}, got {described(null)}")
     return jnp.asarray(null).astype(dtype)
+
+
+def sample_source(base, params, key, n: int, cond: Cond) -> Array:
+    """n draws of a flow's base, in the type of the flow's params: those of a base without params have JAX's default type."""
+    z = base.sample(params["base"], key, n, cond)
+    leaves = jax.tree.leaves(params)
+    return z.astype(jnp.result_type(*leaves)) if leaves else z
 
 
 def split_key(key, n: int):

@@ -6,9 +6,19 @@ import jax.numpy as jnp
 from jax.typing import ArrayLike
 
 from jflow import solvers
-from jflow._util import check_cond, check_draws, check_key, check_noun, check_params, check_rows, count_rows, split_key
+from jflow._util import (
+    check_cond,
+    check_draws,
+    check_key,
+    check_noun,
+    check_params,
+    check_rows,
+    count_rows,
+    sample_source,
+    split_key,
+)
 from jflow.solvers.divergence import Divergence, exact_divergence
-from jflow.solvers.likelihood import backwards, carry, likelihood_method
+from jflow.solvers.likelihood import backwards, carry, density_at_end, likelihood_method
 from jflow.solvers.sample import check_ends
 from jflow.types import Distribution, Flow, Velocity
 
@@ -78,12 +88,12 @@ def cnf(
     def log_prob(params, x, cond=None, *, key=None):
         probe_key, base_key = split_key(key, 2)
         z, log_det = inverse(params, x, cond, key=probe_key)
-        return density(params, z, cond, base_key) + log_det
+        return density_at_end(lambda z: density(params, z, cond, base_key), z, log_det)
 
     def sample(params, key, n, cond=None):
         check_params("cnf.sample", params, "velocity", "base")
         n, cond = check_draws("cnf.sample", key, n, cond)
-        z = base.sample(params["base"], key, n, cond)
+        z = sample_source(base, params, key, n, cond)
         x, _ = solvers.sample(velocity, params["velocity"], z, cond, **how._asdict(), t1=t1)
         return x
 
@@ -91,7 +101,7 @@ def cnf(
         check_params("cnf.sample_and_log_prob", params, "velocity", "base")
         n, cond = check_draws("cnf.sample_and_log_prob", key, n, cond)
         base_key, probe_key, density_key = jax.random.split(key, 3)
-        z = base.sample(params["base"], base_key, n, cond)
+        z = sample_source(base, params, base_key, n, cond)
         x, log_det = forward(params, z, cond, key=probe_key)
         return x, density(params, z, cond, density_key) - log_det
 

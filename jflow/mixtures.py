@@ -19,7 +19,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.typing import ArrayLike
 
-from jflow._util import expand_to, float_dtype, sum_event
+from jflow._util import expand_to, float_dtype, mean_event, sum_event
 from jflow.fields import rows
 from jflow.paths.affine import LINEAR, Schedule, coefficients
 from jflow.types import Array, Field, Key
@@ -79,7 +79,7 @@ def variance(m: GaussianMixture) -> Array:
     """The variance of a dimension, averaged over the event: [b]. That of the best isotropic Gaussian."""
     spread = m.means - jnp.expand_dims(mean(m), _axis(m))
     between = jnp.sum(_weights(m) * jnp.square(spread), axis=_axis(m))
-    return jnp.exp(2 * m.log_std) + jnp.mean(between.reshape(between.shape[0], -1), axis=1)
+    return jnp.exp(2 * m.log_std) + mean_event(between)
 
 
 def affine(m: GaussianMixture, scale: Array, shift: Array) -> GaussianMixture:
@@ -127,7 +127,7 @@ def shifted(m: GaussianMixture, bias: Array) -> GaussianMixture:
     mixture moves weight to the components on that side.
     """
     centre, v = mean(m), variance(m)
-    share = jnp.mean(jnp.square(bias).reshape(v.shape[0], -1), axis=1) / v
+    share = mean_event(jnp.square(bias)) / v
     return tilt(m, bias + expand_to(share, centre) * centre, share, (1 - share) * v)
 
 

@@ -177,7 +177,7 @@ def solve_causal(step, y: Array, args: tuple, solver: Solver | None, passes: int
         return jnp.clip(step(bounded(x), args), -largest, largest)
 
     def fits(x):
-        return jnp.all((jnp.abs(x) < largest).reshape(x.shape[0], -1), axis=1)
+        return jnp.all(jnp.abs(x) < largest, axis=tuple(range(1, x.ndim)))
 
     # A row without a preimage would never settle, and keep its batch waiting: it solves for zeros, and is NaN all the same.
     solvable = fits(y)

@@ -150,4 +150,4 @@ def _in_columns(transformer, direction: str, head, features: Array, x: Array) ->
     # Raw numbers are many more than features, of which they are a matrix product away: the backward pass makes them anew.
     apply = jax.checkpoint(apply, prevent_cse=False)
     y, log_det = apply(head, features.reshape(-1, features.shape[-1]), x.reshape(-1, channels).T.astype(features.dtype))
-    return y.T.reshape(x.shape), sum_event(log_det.reshape(x.shape[0], -1))
+    return y.T.reshape(x.shape), sum_event(log_det.reshape(x.shape[:-1]))

@@ -15,6 +15,7 @@ is what a flow uses with key=None, or `power_series`. Chen, Behrmann, Duvenaud, 
 Flows for Invertible Generative Modeling* (2019); Behrmann et al., *Invertible Residual Networks* (2019).
 """
 
+import math
 from collections.abc import Callable
 from functools import partial
 
@@ -32,11 +33,12 @@ _CAP = 1000  # terms; roulette gets there with probability p (1-p)^1000
 
 def exact(g, args: PyTree, x: Array, key: Key | None = None) -> Array:
     """log det of the Jacobian itself: d products and O(d^3) a row. Needs no key; differentiable in any mode."""
-    basis = jnp.eye(x[0].size, dtype=x.dtype).reshape(-1, 1, *x.shape[1:])
+    size = math.prod(x.shape[1:])
+    basis = jnp.eye(size, dtype=x.dtype).reshape(-1, 1, *x.shape[1:])
     _, push = jax.linearize(lambda x: g(args, x), x)
     columns = jax.vmap(lambda v: push(jnp.zeros_like(x) + v))(basis)  # [input, b, *output]
-    jacobian = columns.reshape(x[0].size, x.shape[0], x[0].size).transpose(1, 2, 0)
-    return jnp.linalg.slogdet(jnp.eye(x[0].size, dtype=x.dtype)[None] + jacobian)[1]
+    jacobian = columns.reshape(size, x.shape[0], size).transpose(1, 2, 0)
+    return jnp.linalg.slogdet(jnp.eye(size, dtype=x.dtype)[None] + jacobian)[1]
 
 
 def power_series(terms: int) -> LogDet:

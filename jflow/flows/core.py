@@ -15,6 +15,7 @@ from jflow._util import (
     check_params,
     check_rows,
     need_key,
+    sample_source,
     split_key,
 )
 from jflow.types import Bijector, Distribution, ElboFlow, Flow, Transport
@@ -141,9 +142,7 @@ def importance_weighted(flow: ElboFlow, draws: int) -> ElboFlow:
 def _sample_source(base, params, key, n, cond):
     check_params("flow", params, "bijector", "base")
     n, cond = check_draws("sample", key, n, cond)
-    z = base.sample(params["base"], key, n, cond)
-    leaves = jax.tree.leaves(params)
-    return (z.astype(jnp.result_type(*leaves)) if leaves else z), cond
+    return sample_source(base, params, key, n, cond), cond
 
 
 def _map(name, apply, params, x, cond, key):

@@ -10,7 +10,7 @@ from collections.abc import Callable
 import jax
 import jax.numpy as jnp
 
-from jflow._util import expand_to, float_dtype, sum_event
+from jflow._util import expand_to, flat_rows, float_dtype, sum_event
 from jflow.paths.affine import LINEAR, Schedule, velocity_to_x1
 from jflow.types import Array, PyTree
 
@@ -145,4 +145,4 @@ def _norm(a):
 
 
 def _row_std(v):
-    return jnp.std(v.astype(float_dtype(v)).reshape(v.shape[0], -1), axis=1)
+    return jnp.std(flat_rows(v.astype(float_dtype(v))), axis=1)

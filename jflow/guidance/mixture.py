@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 
 from jflow import mixtures
-from jflow._util import check_cond, expand_to, like_rows
+from jflow._util import check_cond, expand_to, flat_rows, like_rows
 from jflow.fields import rows
 from jflow.paths.affine import LINEAR, Schedule, velocity_to_x1
 from jflow.types import Array, Field, PyTree
@@ -70,4 +70,4 @@ _TINY = 1e-12
 
 def _dot(a, b):
     """The mean over the event of a b: [b]."""
-    return jnp.mean((a * b).reshape(a.shape[0], -1), axis=1)
+    return jnp.mean(flat_rows(a * b), axis=1)

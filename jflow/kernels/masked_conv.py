@@ -276,8 +276,8 @@ def _skew(u: Array) -> Array:
 
 
 def _unskew(x: Array, w: int) -> Array:
-    b, h, _, c = x.shape
-    flat = jnp.pad(x.reshape(b, -1, c), ((0, 0), (0, h), (0, 0)))
+    b, h, slanted, c = x.shape
+    flat = jnp.pad(x.reshape(b, h * slanted, c), ((0, 0), (0, h), (0, 0)))
     return flat.reshape(b, h, w + h, c)[:, :, :w]
 
 

@@ -12,6 +12,7 @@ from jflow._util import expand_to, float_dtype, need_key, sum_event
 from jflow.losses._batch import mean_of_rows, read
 from jflow.losses.importance import Importance, draw_times, learn_importance, likelihood_importance
 from jflow.paths.affine import LINEAR, Schedule, coefficients
+from jflow.solvers.divergence import columns_of, dot, over_unit_vectors
 from jflow.types import Array, Loss, Time, Velocity
 
 __all__ = ["diffusion_likelihood", "learned_times"]
@@ -73,14 +74,14 @@ def diffusion_likelihood(
             return velocity.apply(params, x, at.t, cond, key=dropout_key).astype(x.dtype)
 
         second = trace > 0 or jacobian > 0
-        predicted, e, columns = _columns(v, at.x, probes, probe_key) if second else (v(at.x), None, None)
+        predicted, sums = _look(name, v, at, probes, probe_key) if second else (v(at.x), None)
         _check_shape(name, predicted, at.u)
         error = at.u - predicted
         rows = at.weight * sum_event(jnp.square(error)) + _ends(x1, schedule, density.edges)
         metrics = {"bound": mean_of_rows(rows, weight)}
         total = metrics["bound"]
         if second:
-            both = _second_order(jax.lax.stop_gradient(error), e, columns, at, probes is None)
+            both = _second_order(jax.lax.stop_gradient(error), *sums, at)
             for what, factor, rows in zip(("trace", "jacobian"), (trace, jacobian), both, strict=True):
                 if factor > 0:
                     metrics[what] = mean_of_rows(at.weight * rows, weight)
@@ -144,30 +145,31 @@ def _ends(x1, schedule, edges):
     return prior + size * (0.5 * math.log(2 * math.pi * math.e) + jnp.log(last))
 
 
-def _columns(v, x, probes, key):
-    """v(x), the probes e [K, b, *event] (None: the unit vectors) and J e."""
+def _look(name, v, at: _Point, probes, key):
+    """v(x), and of its Jacobian, [b] each, exact or estimated: the trace, and the sum of squares of sigma times its
+    distance from what it should be."""
+
+    def terms(value, e, columns):
+        _check_shape(name, value, at.u)
+        error = jax.lax.stop_gradient(at.u - value)
+        along = dot(e, jnp.broadcast_to(error[None], e.shape))
+        along = along.reshape(along.shape + (1,) * (error.ndim - 1))
+        off = at.s[None] * columns - at.ds[None] * e - at.sw[None] * error[None] * along
+        return dot(e, columns), dot(off, off)
+
     if probes is None:
-        size = math.prod(x.shape[1:])
-        basis = jnp.eye(size, dtype=x.dtype).reshape(size, 1, *x.shape[1:])
-        e = jnp.broadcast_to(basis, (size, *x.shape))
-    else:
-        e = jax.random.rademacher(key, (probes, *x.shape), x.dtype)
-    value, columns = jax.vmap(lambda e: jax.jvp(v, (x,), (e,)), out_axes=(None, 0))(e)
-    return value, e, columns
+        return over_unit_vectors(v, at.x, terms)
+    e = jax.random.rademacher(key, (probes, *at.x.shape), at.x.dtype)
+    value, columns = columns_of(v, at.x, e)
+    return value, [jnp.mean(term, axis=0) for term in terms(value, e, columns)]
 
 
-def _second_order(error, e, columns, at: _Point, exact: bool):
+def _second_order(error, div, off, at: _Point):
     """The squared errors of trace and Jacobian times sigma^2 / D, [b] each: sigma inside, nothing diverges."""
     size = math.prod(error.shape[1:])
-    dot = lambda a, b: jnp.sum((a * b).reshape(*a.shape[:2], -1), axis=2)  # noqa: E731  [K, b]
-    over_probes = jnp.sum if exact else jnp.mean
-    div = over_probes(dot(e, columns), axis=0)
     s, ds, sw = (v.reshape(-1) for v in (at.s, at.ds, at.sw))
     trace = s * div - size * ds - sw * sum_event(jnp.square(error))
-    along = dot(e, jnp.broadcast_to(error[None], e.shape))
-    along = along.reshape(along.shape + (1,) * (error.ndim - 1))
-    off = at.s[None] * columns - at.ds[None] * e - at.sw[None] * error[None] * along
-    return jnp.square(trace) / size, over_probes(dot(off, off), axis=0) / size
+    return jnp.square(trace) / size, off / size
 
 
 def _check_shape(name, v, target):

@@ -45,7 +45,7 @@ class MixtureHead(nn.Module):
         # the heads compute in the params' precision
         means = nn.Dense(k * d, bias_init=nn.initializers.normal(self.spread), name="means")(h)
         logits = nn.Dense(k, name="logits")(h)
-        pooled = jnp.mean(h.reshape(h.shape[0], -1, h.shape[-1]), axis=1)
+        pooled = jnp.mean(h, axis=tuple(range(1, h.ndim - 1)))
         log_std = nn.Dense(1, kernel_init=nn.initializers.zeros, name="log_std")(pooled)[:, 0]
         found = GaussianMixture(logits, means.reshape(*logits.shape, *x.shape[max(1, x.ndim - 1) :]), log_std)
         return jax.tree.map(lambda v: v.astype(float_dtype(x)), found)

@@ -109,7 +109,7 @@ class UNetBlock(nn.Module):
         y = nn.Dropout(self.dropout, deterministic=not self.has_rng("dropout"))(y)
         h = h + nn.Conv(channels, (3, 3), kernel_init=_zeros, dtype=self.dtype, name="out")(y)
         if self.heads:
-            tokens = group_norm(channels, self.dtype)(h).reshape(h.shape[0], -1, channels)
+            tokens = group_norm(channels, self.dtype)(h).reshape(h.shape[0], h.shape[1] * h.shape[2], channels)
             attention = SelfAttention(self.heads, out_init=_zeros, dtype=self.dtype, name="attention")
             h = h + attention(tokens).reshape(h.shape)
         return h

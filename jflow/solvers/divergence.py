@@ -10,6 +10,7 @@ Each is a `Divergence`, which `solvers.log_prob`, `solvers.sample_with_log_det` 
 | hutch_plus_plus(S, R) | 2 S + R | sum over q of q.Jq + mean over R probes of e'.Je', e' = e - QQ'e | rank of J <= S |
 """
 
+import functools
 import math
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -17,7 +18,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from jflow._util import float_dtype, need_key
+from jflow._util import flat_rows, float_dtype, need_key
 from jflow.types import Array, Key
 
 __all__ = ["Divergence", "exact_divergence", "hutch_plus_plus", "hutchinson"]
@@ -34,7 +35,7 @@ class Divergence(NamedTuple):
 
 
 def exact_divergence() -> Divergence:
-    """The trace of the Jacobian, from its D columns; needs no key."""
+    """The trace of the Jacobian, from its D columns, a few at a time in memory; needs no key."""
     return Divergence(_nothing, _exact)
 
 
@@ -89,42 +90,70 @@ def _nothing(key, x):
 
 
 def _exact(f, x, probes):
+    v, sums = over_unit_vectors(f, x, lambda v, e, columns: (dot(e, columns), dot(columns, columns)))
+    return v, *sums
+
+
+_ALL, _SOME = 64, 16  # columns of a Jacobian at once: all of so many, else some; as fast as all, measured to D = 128
+
+
+def over_unit_vectors(f: Callable, x: Array, terms: Callable) -> tuple[Array, Any]:
+    """f(x), and the sums over the event's D unit vectors e of terms(f(x), e, J e), a pytree of [K, b] for e [K, b, *event].
+
+    Memory is that of 64 columns J e at most, also where it is differentiated backwards.
+    """
     size = math.prod(x.shape[1:])
-    basis = jnp.eye(size, dtype=x.dtype).reshape(size, 1, *x.shape[1:])
-    e = jnp.broadcast_to(basis, (size, *x.shape))
-    v, columns = _columns(f, x, e)
-    return v, jnp.sum(_dot(e, columns), axis=0), jnp.sum(_dot(columns, columns), axis=0)
+    turns = 1 if size <= _ALL else math.ceil(size / _SOME)
+    share = math.ceil(size / turns)
+
+    def some(first):
+        at = first + jnp.arange(share)
+        e = (at[:, None] == jnp.arange(size)[None]).astype(x.dtype)  # zeros beyond the last
+        e = jnp.broadcast_to(e.reshape(-1, 1, *x.shape[1:]), (e.shape[0], *x.shape))
+        v, columns = columns_of(f, x, e)
+        return v, jax.tree.map(lambda term: jnp.sum(term, axis=0), terms(v, e, columns))
+
+    if turns == 1:
+        return some(0)
+
+    @functools.partial(jax.checkpoint, prevent_cse=False)
+    def turn(carry, first):
+        v, more = some(first)
+        return (v, jax.tree.map(jnp.add, carry[1], more)), None
+
+    zeros = jax.tree.map(lambda a: jnp.zeros_like(x, shape=a.shape, dtype=a.dtype), jax.eval_shape(some, 0))
+    return jax.lax.scan(turn, zeros, jnp.arange(turns) * share)[0]
 
 
 def _hutchinson(f, x, probes):
     e = jnp.moveaxis(probes, 1, 0)
-    v, columns = _columns(f, x, e)
-    return v, jnp.mean(_dot(e, columns), axis=0), jnp.mean(_dot(columns, columns), axis=0)
+    v, columns = columns_of(f, x, e)
+    return v, jnp.mean(dot(e, columns), axis=0), jnp.mean(dot(columns, columns), axis=0)
 
 
 def _hutch_plus_plus(f, x, probes):
     s, e = (jnp.moveaxis(p, 1, 0) for p in probes)
     rank = s.shape[0]
-    _, range_ = _columns(f, x, s)
-    flat = jnp.moveaxis(range_.reshape(rank, x.shape[0], -1), 0, 2)
+    _, range_ = columns_of(f, x, s)
+    flat = jnp.moveaxis(jax.vmap(flat_rows)(range_), 0, 2)
     q = jnp.moveaxis(jax.lax.stop_gradient(jnp.linalg.qr(flat).Q), 2, 0)  # [rank, b, D], orthonormal for any sketch
     rest = e.reshape(e.shape[0], *q.shape[1:])
     for _ in range(2):  # once more takes out what rounding left
         inside = jnp.einsum("kbd,mbd->kmb", q, rest, precision=jax.lax.Precision.HIGHEST)
         rest = rest - jnp.einsum("kmb,kbd->mbd", inside, q, precision=jax.lax.Precision.HIGHEST)
     e = jnp.concatenate([q, rest]).reshape(rank + e.shape[0], *x.shape)
-    v, columns = _columns(f, x, e)
-    trace, norm = _dot(e, columns), _dot(columns, columns)
+    v, columns = columns_of(f, x, e)
+    trace, norm = dot(e, columns), dot(columns, columns)
     both = [jnp.sum(term[:rank], axis=0) + jnp.mean(term[rank:], axis=0) for term in (trace, norm)]
     return v, *both
 
 
-def _columns(f, x, e):
+def columns_of(f, x, e):
     """f(x) and the products J e [K, b, *event] with e [K, b, *event]."""
     return jax.vmap(lambda e: jax.jvp(f, (x,), (e,)), out_axes=(None, 0))(e)
 
 
-def _dot(a, b):
+def dot(a, b):
     """[K, b, *event] twice -> [K, b], in float32 at least."""
     return jnp.sum(a * b, axis=tuple(range(2, a.ndim)), dtype=float_dtype(a, b))
 

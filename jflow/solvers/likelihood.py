@@ -8,9 +8,9 @@ import jax.numpy as jnp
 import numpy as np
 from jax.typing import ArrayLike
 
-from jflow._util import check_cond, check_noun, check_rows, count_rows, float_dtype, sum_event, zero_log_det
+from jflow._util import check_cond, check_noun, check_rows, count_rows, filled, float_dtype, sum_event, zero_log_det
 from jflow.fields import like_state
-from jflow.solvers._integrate import Method, SolveInfo, integrate, method
+from jflow.solvers._integrate import Method, SolveInfo, all_finite, integrate, method
 from jflow.solvers.divergence import Divergence, exact_divergence
 from jflow.solvers.sample import check_ends
 from jflow.types import Array, Cond, Field, Key, Params, Velocity
@@ -88,7 +88,18 @@ def log_prob(
     how = likelihood_method(name, divergence, **options, grid=grid, rising=True)
     check_ends(name, grid, 0.0, t1)
     x0, log_det, info = carry(name, velocity, params, x1, cond, key, divergence, backwards(how), t1, 0.0)
-    return check_rows(name, "base_log_prob", base_log_prob(x0), x0.shape[0]) + log_det, info
+
+    def density(x0):
+        return check_rows(name, "base_log_prob", base_log_prob(x0), x0.shape[0])
+
+    return density_at_end(density, x0, log_det), info
+
+
+def density_at_end(base_log_prob, x0, log_det):
+    """base_log_prob(x0) + log_det, NaN for the rows of a failed solve, whose NaN in x0 the density does not see: a mask
+    behind it would not keep them out of the gradient of its params."""
+    ok = all_finite(x0)
+    return jnp.where(ok, base_log_prob(filled(ok, x0)) + log_det, jnp.nan)
 
 
 def likelihood_method(name, divergence, **options) -> Method:

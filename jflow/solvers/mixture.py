@@ -8,10 +8,10 @@ import jax.numpy as jnp
 from jax.typing import ArrayLike
 
 from jflow import mixtures
-from jflow._util import check_cond, expand_to, float_dtype, need_key
+from jflow._util import check_cond, expand_to, float_dtype, mean_event, need_key
 from jflow.fields import rows
 from jflow.paths.affine import LINEAR, Schedule
-from jflow.solvers._integrate import SolveInfo, rising_times
+from jflow.solvers._integrate import SolveInfo, Status, leave_out_failed, rising_times
 from jflow.solvers.sample import sample
 from jflow.types import Array, Cond, Field, Params, Step, Velocity
 
@@ -85,7 +85,7 @@ def gm_ode(
     grid = jnp.asarray(grid, dtype)
     posterior = Velocity(lambda key, x, t, cond=None: {}, functools.partial(_carried, schedule))
 
-    def evaluate(x, t):
+    def evaluate(params, cond, x, t):
         found = mixtures.check_mixture("gm_ode", field.apply(params, x.astype(x0.dtype), rows(t, n), cond), x)
         return mixtures.velocity_to_x1(found, x, t, schedule)
 
@@ -101,24 +101,30 @@ def gm_ode(
         trust = jnp.sqrt(jnp.maximum(0, 1 - floor * v / h**2))
         bias = expand_to(0.5 * (t_next - t) / h * trust, x) * (mixtures.mean(x1) - seen)
         bias = jnp.where(t > grid[0], bias, 0)  # the first step has nothing to be corrected by
-        power = jnp.mean(jnp.square(bias).reshape(n, -1), axis=1)
+        power = mean_event(jnp.square(bias))
         # no Gaussian lies farther than a standard deviation
         shrink = jnp.sqrt(jnp.minimum(1, _MOST * v / jnp.maximum(power, jnp.finfo(dtype).tiny)))
         return mixtures.shifted(x1, expand_to(shrink, x) * bias)
 
-    def step(carry, ends):
-        x, last = carry
-        t, t_next = ends
-        x1 = evaluate(x, t)
-        y, status = advance(x1 if order == 1 else corrected(x1, x, t, t_next, last), x, t, t_next)
-        return (y, None if order == 1 else (x1, x, t)), status
+    def run(params, rows):
+        x, cond = rows
 
-    x, last = x0.astype(dtype), None
-    if order == 2:
-        nothing = lambda v: jnp.zeros_like(x, shape=v.shape, dtype=v.dtype)  # noqa: E731
-        last = (jax.tree.map(nothing, jax.eval_shape(evaluate, x, grid[0])), x, grid[0])
-    (x, _), status = jax.lax.scan(step, (x, last), (grid[:-1], grid[1:]))
-    status = jnp.max(status, axis=0)
+        def step(carry, ends):
+            x, last = carry
+            t, t_next = ends
+            x1 = evaluate(params, cond, x, t)
+            y, status = advance(x1 if order == 1 else corrected(x1, x, t, t_next, last), x, t, t_next)
+            return (y, None if order == 1 else (x1, x, t)), status
+
+        last = None
+        if order == 2:
+            nothing = lambda v: jnp.zeros_like(x, shape=v.shape, dtype=v.dtype)  # noqa: E731
+            last = (jax.tree.map(nothing, jax.eval_shape(evaluate, params, cond, x, grid[0])), x, grid[0])
+        (x, _), status = jax.lax.scan(step, (x, last), (grid[:-1], grid[1:]))
+        status = jnp.max(status, axis=0)
+        return (x, status), status == Status.OK
+
+    x, status = leave_out_failed(run, params, (x0.astype(dtype), cond))
     return x.astype(x0.dtype), SolveInfo(jnp.full((n,), grid.shape[0] - 1, jnp.int32), status)
 
 

@@ -26,7 +26,7 @@ from jax.typing import ArrayLike
 from jflow._util import check_cond, count_rows, expand_to, float_dtype, need_key, sum_event
 from jflow.fields import like_state, rows
 from jflow.paths.affine import LINEAR, Schedule, velocity_to_x0, velocity_to_x1
-from jflow.solvers._integrate import check_grid
+from jflow.solvers._integrate import all_finite, check_grid, leave_out_failed
 from jflow.types import Array, Cond, Key, Params, Step, Velocity
 
 __all__ = [
@@ -134,7 +134,8 @@ def walk(
     """Steps x0 [b, *event] over a rising grid [n + 1] with a key for each; returns (x, trajectory).
 
     x has the type of x0; the states between are float32 or better, and those of the trajectory, which is None unless `keep`.
-    n evaluations of the velocity. Errors: ValueError for a grid that doesn't rise or leaves [0, 1], for no key.
+    n evaluations of the velocity. A row that is not finite at the end has no part in a derivative.
+    Errors: ValueError for a grid that doesn't rise or leaves [0, 1], for no key.
     """
     check_grid("solvers.walk", grid, rising=True)
     need_key("solvers.walk", key)
@@ -142,14 +143,22 @@ def walk(
     ts = jnp.asarray(grid, float_dtype(x0))
     start = x0.astype(float_dtype(x0))
 
-    def advance(x, at):
-        t, t_next, key = at
-        x_next, mean, std = step(params, x, t, t_next, key, cond)
-        return x_next, (x_next, mean, std) if keep else None
+    keys = jax.random.split(key, ts.shape[0] - 1)
 
-    x, path = jax.lax.scan(advance, start, (ts[:-1], ts[1:], jax.random.split(key, ts.shape[0] - 1)))
+    def run(params, rows):
+        start, cond = rows
+
+        def advance(x, at):
+            t, t_next, key = at
+            x_next, mean, std = step(params, x, t, t_next, key, cond)
+            return x_next, (x_next, mean, std) if keep else None
+
+        x, path = jax.lax.scan(advance, start, (ts[:-1], ts[1:], keys))
+        return (x, _rows_first(path)), all_finite(x)
+
+    x, path = leave_out_failed(run, params, (start, cond))
     if keep:
-        xs, mean, std = path
+        xs, mean, std = _rows_first(path)
         path = Trajectory(ts, jnp.concatenate([start[None], xs]), mean, std)
     return x.astype(x0.dtype), path
 
@@ -160,15 +169,20 @@ def replay(step: Step, params: Params, trajectory: Trajectory, cond: Cond = None
     With the params that walked it these are step_log_prob(x[1:], mean, std) of the trajectory: the ratio that policy
     gradients start from is 1.
     """
-
     cond = check_cond("solvers.replay", cond, trajectory.x.shape[1])
+    t = trajectory.t
 
-    def one(_, at):
-        t, t_next, x, x_next = at
-        return None, step_log_prob(x_next, *step(params, x, t, t_next, None, cond)[1:])
+    def run(params, rows):
+        x, cond = _rows_first(rows[0]), rows[1]
 
-    t, x = trajectory.t, trajectory.x
-    return jax.lax.scan(one, None, (t[:-1], t[1:], x[:-1], x[1:]))[1]
+        def one(_, at):
+            t, t_next, x, x_next = at
+            return None, step_log_prob(x_next, *step(params, x, t, t_next, None, cond)[1:])
+
+        found = _rows_first(jax.lax.scan(one, None, (t[:-1], t[1:], x[:-1], x[1:]))[1])
+        return found, all_finite(found)
+
+    return _rows_first(leave_out_failed(run, params, (_rows_first(trajectory.x), cond)))
 
 
 def step_log_prob(x_next: Array, mean: Array, std: Array) -> Array:
@@ -182,6 +196,11 @@ def step_log_prob(x_next: Array, mean: Array, std: Array) -> Array:
     safe = jnp.where(drawn, std, 1)
     terms = -0.5 * ((x_next.astype(dtype) - mean.astype(dtype)) / safe) ** 2 - jnp.log(safe) - 0.5 * np.log(2 * np.pi)
     return sum_event(jnp.where(drawn, terms, 0))
+
+
+def _rows_first(tree):
+    """[n, b, ...] as [b, n, ...], and back."""
+    return jax.tree.map(lambda a: jnp.swapaxes(a, 0, 1), tree)
 
 
 def _renewed(velocity, schedule, params, x, t, t_next, cond, kept, fresh):
