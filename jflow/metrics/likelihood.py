@@ -37,8 +37,9 @@ def gaussian_log_prob(train: ArrayLike, rows: ArrayLike) -> np.ndarray:
             f"got {list(train.shape)} and {list(rows.shape)}"
         )
     mean, std = train.mean(0), train.std(0)
-    if not (std > 0).all():
-        raise ValueError(f"gaussian_log_prob: column {int(np.argmin(std))} is constant in train")
+    spread = np.ptp(train, axis=0)  # the std of equal numbers may round to more than 0
+    if not (spread > 0).all():
+        raise ValueError(f"gaussian_log_prob: column {int(np.argmin(spread))} is constant in train")
     z = (train - mean) / std
     correlation = z.T @ z / len(z)
     d, ridge = len(mean), 0.0
