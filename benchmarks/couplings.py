@@ -19,7 +19,7 @@ from scipy.optimize import linear_sum_assignment
 
 from jflow import couplings, data
 
-EPSILON = 0.01  # of Sinkhorn, in mean costs
+EPSILON = 0.01  # of Sinkhorn, in jflow's unit of costs (`plans.scale`) and, for POT, in mean costs
 COUPLINGS = {
     "exact": couplings.exact(),
     "exact, within class": couplings.exact(couplings.within_class()),

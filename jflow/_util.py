@@ -301,20 +301,21 @@ def like_rows(name: str, row: PyTree, cond: Cond) -> Cond:
 
 
 def _as_type(name: str, null, dtype) -> Array:
-    """`null` in the type of cond; ValueError where that is whole numbers or truth values and would change it."""
+    """`null` in the type of cond; ValueError where that is labels or truth values and `null` is none of them."""
     if jnp.issubdtype(dtype, jnp.inexact):
         return jnp.asarray(null, dtype)
-    if isinstance(null, jax.core.Tracer):
-        same = jnp.issubdtype(null.dtype, jnp.integer) and dtype != jnp.bool_ or null.dtype == dtype
+    truth = jnp.issubdtype(dtype, jnp.bool_)
+    if isinstance(null, jax.core.Tracer):  # its values are not known
+        same = jnp.issubdtype(null.dtype, jnp.bool_ if truth else jnp.integer)
     else:
-        value = np.asarray(null)
-        least, most = (0, 1) if dtype == jnp.bool_ else (max(0, jnp.iinfo(dtype).min), jnp.iinfo(dtype).max)
-        same = (value.dtype == np.bool_) == (dtype == jnp.bool_) and np.all((value >= least) & (value <= most))
-        same = same and np.all(value == np.round(value))
+        null = np.asarray(null)
+        same = null.dtype.kind == "b" if truth else null.dtype.kind not in "bOSU" and np.all(null == np.round(null))
+        same = same and (truth or np.all((null >= 0) & (null <= jnp.iinfo(dtype).max)))
     if not same:
-        kind = "truth values" if dtype == jnp.bool_ else f"labels ({dtype}, 0 or more)"
-        raise ValueError(f"{name}: expected null to be a row of cond, which holds {kind}, got {described(null)}")
-    return jnp.asarray(null).astype(dtype)
+        kind = "truth values" if truth else f"labels ({dtype}, 0 or more)"
+        given = repr(null.tolist()) if isinstance(null, np.ndarray) and null.size < 9 else described(null)
+        raise ValueError(f"{name}: expected null to be a row of cond, which holds {kind}, got {given}")
+    return jnp.asarray(null.astype(dtype))
 
 
 def sample_source(base, params, key, n: int, cond: Cond) -> Array:

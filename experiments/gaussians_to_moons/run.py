@@ -205,7 +205,7 @@ def main() -> None:
     parser.add_argument("--batch", type=int, default=256)
     parser.add_argument("--points", type=int, default=2000, help="for W2")
     parser.add_argument("--variance", type=float, default=0.1, help="of each Gaussian (torchcfm's helper: 0.316)")
-    parser.add_argument("--epsilon", type=float, default=0.01, help="of Sinkhorn, in mean costs")
+    parser.add_argument("--epsilon", type=float, default=0.01, help="of Sinkhorn, relative")
     parser.add_argument("--inner", type=int, default=500, help="updates between two visits of the host")
     parser.add_argument("--short", action="store_true", help="2 seeds, 200 steps, 200 points, for CI")
     args = parser.parse_args()

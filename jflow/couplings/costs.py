@@ -149,14 +149,16 @@ def near_condition(
         c = _rows("near_condition", condition(cond), x1)
         far = distance(c, c, None)
         if weight is not None:
-            return weight * far
+            return float(weight) * far
         near = _parts(cost, x0, x1, cond)[0]  # a constant falls out of the comparisons
         own = jnp.diagonal(near)[:, None]
 
         def halve(_, ends):
             low, high = ends
             w = (low + high) / 2
-            enough = jnp.mean(near + w.astype(near.dtype) * far.astype(near.dtype) <= own, dtype=w.dtype) >= ratio
+            enough = jnp.mean(near + w.astype(near.dtype) * far.astype(near.dtype) <= own, dtype=w.dtype) >= float(
+                ratio
+            )
             return jnp.where(enough, w, low), jnp.where(enough, high, w)
 
         # Past this end conditions alone decide; float32 would lose the costs beside w times the distances.
@@ -233,7 +235,7 @@ def _parts(cost: Cost, x0: Array, x1: Array, cond: Cond) -> tuple[Array, Array]:
 
 
 def _plus(a: Array, b: Array) -> Array:
-    dtype = jnp.promote_types(a.dtype, b.dtype)
+    dtype = float_dtype(a, b)
     return a.astype(dtype) + b.astype(dtype)
 
 

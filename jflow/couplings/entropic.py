@@ -61,6 +61,7 @@ def sinkhorn(
     Flow-Based Generative Models with Minibatch Optimal Transport", 2024.
     """
     _check("sinkhorn", iterations, epsilon=epsilon)
+    epsilon = float(epsilon)  # a numpy float64 would make arrays float64
 
     def pair(key, x0, x1, cond=None):
         found = costs.matrix("sinkhorn", cost, x0, x1, cond).reduced
@@ -89,6 +90,7 @@ def unbalanced(
     Otherwise as `sinkhorn`.
     """
     _check("unbalanced", iterations, epsilon=epsilon, slack=slack)
+    epsilon, slack = float(epsilon), float(slack)
 
     def pair(key, x0, x1, cond=None):
         full, found, reduced = costs.matrix("unbalanced", cost, x0, x1, cond)

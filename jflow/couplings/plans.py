@@ -1,5 +1,7 @@
 """What the couplings compute with: potentials of a matrix of costs, and matchings. Arrays in, arrays out."""
 
+import math
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -23,10 +25,10 @@ def potentials(cost: Array, epsilon: Array | float, *, iterations: int = 50) -> 
     """Entropic potentials (f, g), [n] each, of costs [n, n]: exp((f[i] + g[j] - cost[i, j]) / epsilon) is the plan, with
     row and column sums 1. The rows' sums are exact, the columns' what `iterations` left of their error.
 
-    epsilon falls geometrically from the `scale` of the costs in three stages. Each starts with one iteration in the log domain, after
-    which the plan's entries are of order 1: the others are products with it and cannot overflow, being contractions.
-    Infinite costs forbid their pairs. Sources: Cuturi, "Sinkhorn Distances", 2013; Schmitzer, "Stabilized Sparse Scaling
-    Algorithms for Entropy Regularized Transport Problems", 2019.
+    epsilon falls geometrically from the `scale` of the costs in three stages. Each starts with one iteration in the log
+    domain, after which the plan's entries are of order 1: the others are products with it and cannot overflow, being
+    contractions. Infinite costs forbid their pairs. Sources: Cuturi, "Sinkhorn Distances", 2013; Schmitzer, "Stabilized
+    Sparse Scaling Algorithms for Entropy Regularized Transport Problems", 2019.
     """
 
     def stage(f, g, epsilon, iterations):
@@ -54,7 +56,7 @@ def relaxed_potentials(cost: Array, epsilon: Array, slack: Array, *, iterations:
     Transport Problems", 2018.
     """
     damp = slack / (slack + epsilon)
-    log_n = np.log(cost.shape[0])
+    log_n = math.log(cost.shape[0])
 
     def step(_, fg):
         f = -damp * epsilon * (_log_sum_exp((fg[1][None] - cost) / epsilon, 1) - log_n)

@@ -26,10 +26,11 @@ def fit_semidiscrete(
 ) -> tuple[Array, Array]:
     """(g, share): potentials g [N] of data [N, *event], and how often each row is then drawn, times N (1 is right).
 
-    Ascends the dual  E_x0[min_j cost(x0, data[j]) - g[j]] + mean_j g[j]  by Adam on fresh sources, from the least costs
-    that each row has in a first batch, at a rate of learning_rate median costs above those that falls as a cosine; its
-    gradient is 1/N - P(row j is the nearest). Returned is the mean over the second half of the steps, of median 0. source: (key, n) -> x0, standard normal by default. share is counted on as many
-    fresh sources as the last quarter of the steps saw. Memory: batch x N costs.
+    Ascends the dual  E_x0[min_j cost(x0, data[j]) - g[j]] + mean_j g[j]  by Adam on fresh sources. It starts at the least
+    cost of each data row in a first batch; the learning rate counts in the `plans.scale` of that batch and falls as a
+    cosine. The gradient is 1/N - P(row j is the nearest). Returned is the mean over the second half of the steps, less
+    its median. source: (key, n) -> x0, standard normal by default. share is counted on as many fresh sources as the last
+    quarter of the steps saw. Memory: batch x N costs.
     Errors: ValueError for steps < 4 and data that are not finite.
     Sources: Genevay, Cuturi, Peyre, Bach, "Stochastic Optimization for Large-scale Optimal Transport", 2016;
     Mousavi-Hosseini et al., "Flow Matching with Semidiscrete Couplings", 2025.

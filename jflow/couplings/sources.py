@@ -70,7 +70,7 @@ def corrupted(degrade: Callable[[Array], Array], sigma: float) -> DataSource:
 
     def source(key, x1, cond=None):
         seen = degrade(x1)
-        x0 = seen + sigma * jax.random.normal(key, x1.shape, x1.dtype)
+        x0 = seen + float(sigma) * jax.random.normal(key, x1.shape, x1.dtype)
         return x0, {"seen": seen} | ({} if cond is None else {"cond": cond})
 
     return source
@@ -99,7 +99,7 @@ def tiles(size: int, known: float = 0.7) -> Mask:
         if x1.ndim != 4 or x1.shape[1] % size or x1.shape[2] % size:
             raise ValueError(f"tiles: expected images [b, H, W, C] that {size} divides, got {list(x1.shape)}")
         b, h, w, _ = x1.shape
-        seen = jax.random.bernoulli(key, known, (b, h // size, w // size))
+        seen = jax.random.bernoulli(key, float(known), (b, h // size, w // size))
         return expand_to(jnp.repeat(jnp.repeat(seen, size, 1), size, 2), x1)
 
     return mask

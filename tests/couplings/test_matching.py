@@ -1,5 +1,7 @@
 """Every coupling's pairs, and those that pair each row once."""
 
+import re
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -82,6 +84,111 @@ def test_exact_has_scipys_optimum(n):
     pairs = jax.jit(couplings.exact())(None, x0, x1)
     # float32 costs of order 10 round at 1e-6: two assignments as close as that are the same to it
     assert total(cost, *pairs) == pytest.approx(total(cost, *linear_sum_assignment(cost)), rel=1e-7)
+
+
+def moved_and_with_outliers(d=2):
+    """Rows whose best pairs float32 costs would not tell: an offset adds 1e8 or 1e10 to each, an outlier 1e12 to some."""
+    x0, x1 = np.random.default_rng(0).normal(size=(2, 64, d)).astype(np.float32)
+    outlier, several, source = x1.copy(), x1.copy(), x0.copy()
+    outlier[0, 0], source[[5, 9]] = 1e6, [[-1e6] * d, [3e5] * d]
+    several[:3] *= 1e6
+    two = [np.where(np.arange(64)[:, None] < 20, 1e5, 0).astype(np.float32) + x for x in (x0, x1)]
+    offsets = {f"offset {by}": (x0, x1 + np.float32(by)) for by in (1e4, 1e5)}
+    return offsets | {
+        "of both": (x0 + np.float32(1e5), x1 - np.float32(1e4)),
+        "outlier": (x0, outlier),
+        "of the source": (source, x1),
+        "of both, and an offset": (source, several + np.float32(1e4)),
+        "two clusters": (two[0], two[1][::-1].copy()),
+    }
+
+
+def test_exact_and_partial_of_moved_rows_and_rows_with_outliers():
+    exact, some = jax.jit(couplings.exact()), jax.jit(couplings.partial(0.5))
+    for name, (x0, x1) in moved_and_with_outliers().items():
+        cost = squared(x0, x1)
+        excess = total(cost, *exact(None, x0, x1)) - total(cost, *linear_sum_assignment(cost))
+        assert excess / 64 < 0.01, name
+        pairs = np.unique(np.stack(some(KEY, x0, x1)), axis=1)
+        excess = total(cost, *pairs) - total(cost, *plans.assign_some(cost, 32))
+        assert excess / 32 < 0.01, name
+
+
+def test_exact_with_an_outlier_in_many_dimensions():
+    """Beyond 64 numbers the costs come from a matrix product."""
+    for name in ("offset 10000.0", "outlier"):
+        x0, x1 = moved_and_with_outliers(70)[name]
+        cost = squared(x0, x1)
+        excess = total(cost, *couplings.exact()(None, x0, x1)) - total(cost, *linear_sum_assignment(cost))
+        assert excess / 64 < 0.05, name
+
+
+@pytest.mark.parametrize("name", ["exact in class", "sinkhorn in class", "likeliest", "sinkhorn", "near", "unbalanced"])
+def test_an_offset_changes_no_pairs(name):
+    """Multiples of 1/64 moved by 2^10 are the same numbers in float32, so that the pairs are the same too; for
+    `unbalanced`, which leaves out rows that are far, both sides move."""
+    x0, x1, label = eight_to_moons()
+    x0, x1 = jnp.round(64 * x0) / 64, jnp.round(64 * x1) / 64
+    cond = x1[:, :1] if name == "near" else label
+    pair = jax.jit(
+        (PERMUTATIONS | OTHERS)[name] if name != "near" else couplings.exact(couplings.near_condition(weight=2.0))
+    )
+    plain, moved = pair(KEY, x0, x1, cond), pair(KEY, x0 + 1024 * (name == "unbalanced"), x1 + 1024, cond)
+    np.testing.assert_array_equal(plain, moved)
+
+
+def test_an_outlier_leaves_sinkhorn_the_others():
+    """Epsilon counts in what half of the pairs cost, not in a mean that one row of 64 decides."""
+    x0, x1 = moved_and_with_outliers()["outlier"]
+    cost = squared(x0, x1)[:, 1:]
+    for draw in (couplings.permutation, couplings.likeliest):
+        i, j = couplings.sinkhorn(draw=draw)(KEY, x0, x1)
+        kept = np.asarray(j) > 0
+        assert total(cost, i[kept], j[kept] - 1) / 63 < 0.25 * cost.mean()
+
+
+EVERY = PERMUTATIONS | OTHERS | {"semidiscrete": lambda *args: couplings.semidiscrete(jnp.zeros(6, jnp.float32))(*args)}
+
+
+@pytest.mark.parametrize("name", EVERY)
+def test_types_stay_as_they_are(name):
+    """Under strict promotion nothing is promoted, and under x64 no float64 comes into what float32 rows compute. bfloat16
+    rows have costs in float32."""
+    for dtype in (jnp.float32, jnp.bfloat16):
+        rows = jax.ShapeDtypeStruct((6, 2), dtype)
+        labels = jax.ShapeDtypeStruct((6,), jnp.int32)
+        with jax.numpy_dtype_promotion("strict"), jax.enable_x64(True):
+            traced, shapes = jax.make_jaxpr(EVERY[name], return_shape=True)(KEY, rows, rows, labels)
+        assert not re.search(r"f64\[\d", str(traced))  # Python's own numbers are scalars f64[]
+        assert all(jnp.issubdtype(index.dtype, jnp.integer) and index.shape == (6,) for index in shapes)
+
+
+def test_numbers_of_numpy_are_options_like_any_other():
+    number = np.float64(0.1)
+    rows, labels = jax.ShapeDtypeStruct((4, 4, 4, 1), jnp.float32), jax.ShapeDtypeStruct((4,), jnp.int32)
+    pairs = [
+        couplings.sinkhorn(number),
+        couplings.unbalanced(number, number),
+        couplings.partial(number),
+        couplings.exact(couplings.near_condition(weight=number)),
+        couplings.exact(couplings.near_condition(ratio=number)),
+        couplings.stable(couplings.cosine),
+    ]
+    with jax.numpy_dtype_promotion("strict"), jax.enable_x64(True):
+        for pair in pairs:
+            assert not re.search(r"f64\[\d", str(jax.make_jaxpr(pair)(KEY, rows, rows, labels)))
+        for source in (
+            couplings.corrupted(couplings.block_means(2), number),
+            couplings.inpainting(couplings.tiles(2, number)),
+        ):
+            found, _ = jax.eval_shape(source, KEY, rows, labels)
+            assert found.dtype == jnp.float32
+
+
+@pytest.mark.parametrize("name", [name for name in PERMUTATIONS | OTHERS])
+def test_no_rows_make_no_pairs(name):
+    none = jnp.zeros((0, 2))
+    assert [index.shape for index in (PERMUTATIONS | OTHERS)[name](KEY, none, none, jnp.zeros(0, int))] == [(0,), (0,)]
 
 
 def test_exact_in_many_dimensions_and_bfloat16():
@@ -299,8 +406,9 @@ def test_errors():
             build()
 
 
-@pytest.mark.parametrize("name", ["exact", "stable", "sinkhorn", "likeliest"])
+@pytest.mark.parametrize("name", ["exact", "stable", "sinkhorn", "likeliest", "unbalanced"])
 def test_costs_that_are_not_numbers_pair_in_order_inside_jit(name):
     x0, x1, label = eight_to_moons(16)
-    i, j = jax.jit(PERMUTATIONS[name])(KEY, x0.at[3].set(jnp.nan), x1, label)
-    np.testing.assert_array_equal(i, j)
+    i, j = jax.jit((PERMUTATIONS | OTHERS)[name])(KEY, x0.at[3].set(jnp.nan), x1, label)
+    np.testing.assert_array_equal(i, np.arange(16))
+    np.testing.assert_array_equal(j, np.arange(16))

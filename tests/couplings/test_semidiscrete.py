@@ -26,6 +26,16 @@ def test_on_a_line_the_cells_are_quantiles():
     assert np.mean(order[cell] == np.asarray(j)) > 0.97  # those close to a border may fall on its other side
 
 
+def test_an_offset_and_an_outlier_are_not_left_to_be_learned():
+    """Points moved by 1e4 have the same cells, whose shares the same steps find; a point at 1e6 costs the others nothing."""
+    points = jnp.asarray([[3.0], [-1.0], [0.5], [0.0], [-2.0]])
+    for moved in (points + 1e4, points.at[0].set(1e6)):
+        _, share = couplings.fit_semidiscrete(KEY, moved, steps=400, batch=256)
+        np.testing.assert_allclose(share[1:], 1, atol=0.3)
+    _, share = couplings.fit_semidiscrete(KEY, points + 1e4, steps=400, batch=256)
+    np.testing.assert_allclose(share, 1, atol=0.1)
+
+
 def test_every_row_of_a_data_set_is_drawn_as_often():
     moons = jnp.asarray(data.toy.moons(64, 0)["x"])
     g, share = couplings.fit_semidiscrete(KEY, moons, steps=1500)

@@ -195,6 +195,23 @@ def test_variants_compose():
     assert bool(jnp.all(jnp.isfinite(x1))) and not np.any(info.status)
 
 
+def test_a_null_that_labels_cannot_hold_is_an_error():
+    """It would be rounded to the label of a class, or wrap around to one."""
+    velocity = oracles.as_velocity(exact())
+    x, t, label = draw(4)
+
+    def traced(null, label=label):
+        return jax.eval_shape(guidance.cfg(velocity, 2.0, null=null).apply, {}, x, t, label)
+
+    for null in (3.7, -1, 2**31, True, np.nan, np.float64(0.5), np.int64(2**40), jnp.float32(1.5), np.True_, "3"):
+        with pytest.raises(ValueError, match=r"cfg: expected null to be a row of cond, which holds labels \(int32"):
+            traced(null)
+    with pytest.raises(ValueError, match="null .* holds labels"):
+        jax.eval_shape(lambda null: traced(null), jnp.float32(3))  # a value that is not known
+    for null in (NULL, np.int64(NULL), np.uint8(NULL), float(NULL), jnp.asarray(NULL)):
+        assert traced(null).shape == x.shape
+
+
 def test_errors():
     velocity = oracles.as_velocity(exact())
     x, t, label = draw(4)

@@ -36,5 +36,9 @@ def test_gaussian_log_prob_of_a_singular_covariance_is_finite():
 def test_gaussian_log_prob_errors():
     with pytest.raises(ValueError, match="column 1 is constant"):
         metrics.gaussian_log_prob([[0.0, 1.0], [1.0, 1.0]], [[0.0, 1.0]])
+    tenths = np.stack([np.arange(7), np.full(7, 0.1)], 1)
+    assert tenths.std(0)[1] > 0  # by rounding
+    with pytest.raises(ValueError, match="column 1 is constant"):
+        metrics.gaussian_log_prob(tenths, tenths)
     with pytest.raises(ValueError, match=r"\[3, 2\] and \[3, 1\]"):
         metrics.gaussian_log_prob(np.zeros((3, 2)), np.zeros((3, 1)))

@@ -81,6 +81,19 @@ def test_it_is_not_negative_and_counts_the_event():
     np.testing.assert_allclose(six, 6 * one, rtol=1e-4, atol=1e-4)
 
 
+def test_rows_far_from_the_origin_keep_their_digits():
+    """The same trajectories moved by 1e4 and by 1e5, in float32: a field of time alone, v = 2 t m, has straightness
+    |m|^2 / 3, and Euler's two steps end at m / 2 instead of m."""
+    m = rows(8, 3)
+    velocity = field(lambda x, t, cond: 2 * t[:, None] * cond)
+    for offset in (1e4, 1e5):
+        x0 = np.full((8, 3), offset, np.float32)
+        found = straightness(velocity, {}, x0, m, steps=50)
+        np.testing.assert_allclose(found, np.sum(m**2, 1) / 3, rtol=1e-3)  # the midpoint rule: 1 / (4 steps^2)
+        found = truncation_error(velocity, {}, x0, m, steps=2)
+        np.testing.assert_allclose(found, np.linalg.norm(m, axis=1) / 2, rtol=1e-4)
+
+
 def test_transport_cost_by_hand():
     x0, x1 = np.zeros((2, 2)), np.asarray([[3.0, 4.0], [0.0, 1.0]])
     assert transport_cost(x0, x1) == (25 + 1) / 2
