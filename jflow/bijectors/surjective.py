@@ -149,8 +149,7 @@ def drop(noise: Flow | Distribution, size: int) -> Transport:
 
 
 def _check_levels(name: str, levels: int) -> None:
-    check_whole(name, least=2, levels=levels)
-    if levels > 2**16:
+    if not 2 <= levels <= 2**16 or levels != int(levels):
         raise ValueError(f"{name}: expected 2 .. 65536 levels, got {levels}")
 
 

@@ -117,7 +117,7 @@ def test_gradients_of_the_inverse_undo_those_of_forward(x64):
 
 def test_bad_configurations_are_errors():
     for options, said in (
-        ({"features": 0}, "positive features, hidden and depth, got 0, 8 and 2"),
+        ({"features": 0}, "features to be a whole number of at least 1, got 0"),
         ({"features": 2, "depth": 0}, "got 2, 8 and 0"),
         ({"features": 2, "leak": 0.0}, "leak > 0"),
     ):

@@ -102,7 +102,7 @@ def test_what_does_not_divide_is_an_error():
         bj.checkerboard().forward({}, jnp.ones((2, 4, 3, 1)))
     with pytest.raises(ValueError, match=r"2 C\], got x of shape \[2, 3, 4, 1\]"):
         bj.checkerboard().inverse({}, odd)
-    with pytest.raises(ValueError, match="factor >= 1, got 0"):
+    with pytest.raises(ValueError, match="factor to be a whole number of at least 1, got 0"):
         bj.squeeze(0)
 
 

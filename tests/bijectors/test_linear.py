@@ -150,10 +150,10 @@ def test_an_empty_batch_is_one():
 
 def test_bad_sizes_of_linear_maps():
     for make, message in [
-        (lambda: bj.linear(0), "linear: expected features >= 1, got 0"),
-        (lambda: bj.qr(3, 0), "qr: expected count >= 1, got 0"),
-        (lambda: bj.householder(3, 0), "householder: expected count >= 1, got 0"),
-        (lambda: bj.householder(0), "householder: expected count >= 1, got 0"),
+        (lambda: bj.linear(0), "linear: expected features to be a whole number of at least 1, got 0"),
+        (lambda: bj.qr(3, 0), "qr: expected count to be a whole number of at least 1, got 0"),
+        (lambda: bj.householder(3, 0), "householder: expected count to be a whole number of at least 1, got 0"),
+        (lambda: bj.householder(0), "householder: expected count to be a whole number of at least 1, got 0"),
     ]:
         with pytest.raises(ValueError, match=message):
             make()

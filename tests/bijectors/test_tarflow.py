@@ -212,7 +212,7 @@ def test_bad_input():
         bj.causal_block(net(), max_log_scale=0)
     with pytest.raises(ValueError, match="patch_size that divides 4 and 6, got 3"):
         bj.tokens((4, 6, 1), 3)
-    with pytest.raises(ValueError, match="block >= 1"):
+    with pytest.raises(ValueError, match="block to be a whole number"):
         bj.decoding.jacobi(0)
     with pytest.raises(ValueError, match="tol > 0"):
         bj.decoding.jacobi(2, tol=0)

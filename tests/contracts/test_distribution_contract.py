@@ -202,6 +202,7 @@ def test_bad_options_fail_at_construction():
         lambda: distributions.uniform((2,), 1.0, 1.0),
         lambda: distributions.student_t((2,), 0.0),
         lambda: distributions.mixture_of_normals((2,), 0),
+        lambda: distributions.mixture_of_normals((2,), 1.5),
     ):
         with pytest.raises(ValueError, match="expected"):
             make()
@@ -239,9 +240,11 @@ def test_multivariate_normal_is_scipys_and_starts_at_the_batchs_covariance(x64):
 
 def test_diagonal_normal_starts_at_the_batch():
     x = jnp.asarray(3 + 5 * np.random.default_rng(0).normal(size=(100, 4)), jnp.float32)
-    params = distributions.diagonal_normal((4,)).init(jax.random.key(0), x)
-    np.testing.assert_allclose(params["mean"], x.mean(0), rtol=1e-5)
-    np.testing.assert_allclose(np.exp(params["log_std"]), x.std(0), rtol=1e-5)
+    for unit in (1, 1e-37, 1e-30, 1e30, 5e36):  # squares and sums of what float32 holds may overflow or vanish in it
+        rows = np.asarray(x * np.float32(unit), np.float64)
+        params = distributions.diagonal_normal((4,)).init(jax.random.key(0), jnp.asarray(rows, jnp.float32))
+        np.testing.assert_allclose(params["mean"], rows.mean(0), rtol=1e-5)
+        np.testing.assert_allclose(params["log_std"], np.log(rows.std(0)), rtol=1e-5)
 
 
 def test_mixture_is_the_weighted_sum_of_scipys(x64):
