@@ -60,7 +60,7 @@ def _linear(push: Callable, pull: Callable, t: list[Array], like: PyTree) -> PyT
     """push(t), shaped like `like`, a function of t whose transpose is `pull`."""
 
     def equations(v):
-        t, s = v
+        t, s = tied(v)  # before and behind: their transpose begins where they end
         return tied((t, jax.tree.map(jnp.subtract, s, push(t))))
 
     def solve(_, v):
@@ -94,7 +94,7 @@ def reverse_only(tree: PyTree, message: str) -> PyTree:
     @passed.defjvp
     def derivative(leaf, dot):
         push, pull = (lambda _, t: _refused.bind(t, message=message)), (lambda _, t: t)
-        return leaf[0], jax.lax.custom_linear_solve(lambda t: t, dot[0], push, pull)
+        return passed(*leaf), jax.lax.custom_linear_solve(lambda t: t, *dot, push, pull)
 
     return jax.tree.map(lambda leaf: passed(leaf) if hasattr(leaf, "dtype") and _is_float(leaf) else leaf, tree)
 

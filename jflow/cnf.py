@@ -52,7 +52,8 @@ def cnf(
     of `solvers.sample_with_log_det`. The default is Tsit5 with rtol = atol = 1e-5, each row with its own steps;
     training through the solve is cheaper with steps or a grid (from 0 to the time of data), where the memory of the
     parameters' gradient does not grow with the batch. The rows of a failed solve are NaN; `solvers.log_prob` says why.
-    Dropout is off inside the ODE. Images of 8 bits: `flows.dequantized(cnf(...), ...)`.
+    The default adjoint has reverse mode alone: jax.jvp, jax.hessian and gradients of gradients (score matching) want
+    adjoint=diffrax.DirectAdjoint(). Dropout is off inside the ODE. Images of 8 bits: `flows.dequantized(cnf(...), ...)`.
     Errors: ValueError at construction for bad options; for an estimate without key when called.
     Source: Chen et al., "Neural Ordinary Differential Equations", 2018.
     """

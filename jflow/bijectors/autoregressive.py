@@ -110,8 +110,8 @@ def autoregressive(
         passes: nodes on the longest path of the dependency graph (`nets.longest_path`); by default the size of the event,
             which is always enough. For tokens: how many there are.
 
-    Gradients of both directions are exact, those of the inverse by the implicit function theorem (reverse mode). Rows of
-    an inverse that did not converge are NaN. Params {'net'}.
+    Derivatives of both directions are exact, those of the inverse by the implicit function theorem. Rows of an inverse that
+    did not converge are NaN. Params {'net'}.
     """
     check_noun("autoregressive", transformer, Elementwise)
     check_linen("autoregressive", "net", net)

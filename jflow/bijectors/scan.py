@@ -36,8 +36,8 @@ def scan(
         reversible: rebuild activations in the backward pass by inverting the layers: activation memory is flat in depth.
             An integer k keeps every k-th activation besides (depth must be a multiple of k), which bounds the rebuild
             error; see `rebuild_error`. At a kink (a ReLU's, or where the log-slope of a spline bends at a knot) a rebuilt
-            activation may lie on the other side than plain autodiff's. Reverse-mode differentiation only. Gomez et al.,
-            *The Reversible Residual Network* (2017).
+            activation may lie on the other side than that of plain autodiff, which forward mode and second derivatives are.
+            Gomez et al., *The Reversible Residual Network* (2017).
         unroll: as in jax.lax.scan.
 
     Params {'stacked': leaves lead with depth, 'shared'}.

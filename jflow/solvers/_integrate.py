@@ -216,14 +216,16 @@ def all_finite(y: Array) -> Array:
 
 
 _FORWARD = (
-    "an ODE solved with adjoint={} has derivatives in reverse mode alone, of first order: for jax.jvp, jax.jacfwd and "
-    "jax.hessian give adjoint=diffrax.DirectAdjoint()"
+    "an ODE solved with adjoint={} has derivatives in reverse mode alone, and of first order: for jax.jvp, jax.jacfwd, "
+    "jax.hessian and gradients of gradients give adjoint=diffrax.DirectAdjoint()"
 )
 
 
 def _solve(vector_field, args, y0, t0, t1, control, how):
     message = _FORWARD.format(type(how.adjoint).__name__)
-    if isinstance(how.adjoint, diffrax.RecursiveCheckpointAdjoint | diffrax.BacksolveAdjoint):
+    if isinstance(
+        how.adjoint, diffrax.RecursiveCheckpointAdjoint | diffrax.BacksolveAdjoint
+    ):  # those with a custom_vjp
         args, y0 = reverse_only((args, y0), message)
     try:
         return _diffeqsolve(vector_field, args, y0, t0, t1, control, how)

@@ -264,6 +264,18 @@ def test_gradients_are_finite_and_reach_every_parameter(name):
         assert np.all(np.isfinite(g)) and np.any(g != 0) != held, jax.tree_util.keystr(path)
 
 
+@pytest.mark.parametrize("name", [name for name in TABLE if name in flows.__all__ and name != "cnf"])
+def test_no_derivative_is_ruled_out(name):
+    """jax.jvp, jacfwd and hessian take every function but one with a custom_vjp. tests/flows/test_derivatives.py has values,
+    and the argument that a CNF needs."""
+    flow, params, x, cond = setup(name)
+
+    def run(params, x, cond, key):
+        return flow.log_prob(params, x, cond, key=key), flow.sample_and_log_prob(params, key, B, cond)
+
+    assert "custom_vjp" not in str(jax.make_jaxpr(run)(params, x, cond, jax.random.key(0)))
+
+
 @pytest.mark.parametrize("name", TABLE)
 def test_without_jit_a_second_call_compiles_nothing(name):
     flow, params, x, cond = setup(name)

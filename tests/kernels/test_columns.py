@@ -215,16 +215,3 @@ def test_couplings_give_their_kernel_what_they_give_the_transformer(x64, event, 
         found, expected = (jax.jit(getattr(layer, direction))(params, x) for layer in layers)
         np.testing.assert_allclose(found[0], expected[0], rtol=1e-10, atol=1e-10)
         np.testing.assert_allclose(found[1], expected[1], rtol=1e-10, atol=1e-10)
-
-
-def test_forward_mode_asks_for_the_plain_spline():
-    x, net = jnp.ones((1, 4)), nets.MLP((8,))
-    by_kernel, plain = (
-        coupling(transformers.rational_quadratic(2, implementation=i), net, split=2) for i in (None, "plain")
-    )
-    params = plain.init(jax.random.key(0), x)
-    with pytest.raises(TypeError, match="forward-mode"):
-        jax.jvp(lambda x: by_kernel.forward(params, x)[0], (x,), (x,))
-    jax.jvp(lambda x: plain.forward(params, x)[0], (x,), (x,))
-    hessian = jax.jit(jax.hessian(lambda x: by_kernel.forward(params, x)[1].sum()))(x)  # forward over reverse
-    assert jnp.all(jnp.isfinite(hessian))
