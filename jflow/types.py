@@ -20,7 +20,7 @@ Array = jax.Array
 Key = jax.Array  # a jax.random.key
 PyTree = Any
 Params = Mapping[str, Any]
-Cond = Any  # None, an array [b, ...] or a pytree of them
+Cond = Any  # None, an array [b, ...] or a pytree of them; one row, [1, ...], is for all rows
 Metrics = Mapping[str, Array]
 
 
@@ -48,7 +48,7 @@ class PullMap(Protocol):
 
 
 class Bijector(NamedTuple):
-    """An invertible map, the same fields for all of them.
+    """An invertible map, the same fields for all of them; `bijectors.check` tries one of your own.
 
     init(key, x, cond=None, *, side='data') -> params; x [b, *event] as this map meets it on that side ('data': what
         `inverse` receives, 'source': what `forward` receives).

@@ -358,7 +358,7 @@ def test_bad_options_fail_at_construction():
     for make in (lambda flow: flows.importance_weighted(flow, 2), losses.negative_elbo):
         with pytest.raises(TypeError, match="expected an ElboFlow, got a Flow"):
             make(exact)
-    with pytest.raises(TypeError, match="see negative_elbo"):
+    with pytest.raises(TypeError, match="see losses.negative_elbo"):
         losses.nll(FLOWS["elbo_flow"].make())
     with pytest.raises(TypeError, match="expected a Transport or a Bijector, got a Distribution"):
         flows.elbo_flow(distributions.normal((4,)), distributions.normal((4,)))
