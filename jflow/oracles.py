@@ -165,8 +165,8 @@ def mixture(weights: ArrayLike, means: ArrayLike, covs: ArrayLike, schedule: Sch
         if label is not None:
             if jnp.shape(label) != x.shape[:1]:
                 raise ValueError(f"mixture: expected label of shape [{x.shape[0]}], got {list(jnp.shape(label))}")
-            label = label[:, None]
-            only = jnp.where(jnp.arange(count)[None] == label, jnp.zeros_like(prior), -jnp.inf)
+            label = jnp.asarray(label)[:, None]
+            only = jnp.where(jnp.arange(count, dtype=label.dtype)[None] == label, jnp.zeros_like(prior), -jnp.inf)
             prior = jnp.where(label == count, prior, only)
         return prior + law.log_densities(x, t)
 
@@ -192,7 +192,7 @@ def mixture(weights: ArrayLike, means: ArrayLike, covs: ArrayLike, schedule: Sch
     def sample(key, n, label=None):
         which, noise = jax.random.split(key)
         drawn = sample_labels(which, n)
-        return law.draw(noise, drawn if label is None else jnp.where(label == count, drawn, label))
+        return law.draw(noise, drawn if label is None else jnp.where(label == count, drawn.astype(label.dtype), label))
 
     return Mixture(velocity, score, log_density, responsibilities, sample, sample_labels)
 
