@@ -68,13 +68,14 @@ def test_a_loss_with_a_source_sees_its_pairs():
     velocity, seen = recorder()
     inner = losses.flow_matching(velocity, time=lambda key, n: jnp.zeros(n))
     loss = couplings.with_source(inner, couplings.corrupted(couplings.block_means(2), 0.1))
-    batch = {"x": IMAGES, "cond": jnp.arange(6), "weight": jnp.asarray([1.0, 0, 0, 0, 0, 0])}
+    batch = {"x": IMAGES, "cond": jnp.arange(6), "weight": jnp.arange(1.0, 7)}
     value, _ = loss({}, KEY, batch)
     first = dict(seen)
     np.testing.assert_array_equal(first["cond"]["cond"], np.arange(6))
     np.testing.assert_allclose(first["cond"]["seen"], couplings.block_means(2)(IMAGES), rtol=1e-6)
     assert np.abs(first["x"] - first["cond"]["seen"]).max() < 0.1 * 5
-    np.testing.assert_allclose(value, np.mean((IMAGES[0] - first["x"][0]) ** 2), rtol=1e-5)
+    errors = np.mean((IMAGES - first["x"]) ** 2, axis=(1, 2, 3))
+    np.testing.assert_allclose(value, np.average(errors, weights=np.arange(1, 7)), rtol=1e-5)
     loss({}, jax.random.key(7), batch)
     assert not np.allclose(seen["x"], first["x"])
 
