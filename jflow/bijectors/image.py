@@ -42,7 +42,7 @@ def haar() -> Bijector:
     """
 
     def mix(blocks):
-        parts = blocks.reshape(*blocks.shape[:-1], 4, -1).astype(float_dtype(blocks))
+        parts = blocks.reshape(*blocks.shape[:-1], 4, blocks.shape[-1] // 4).astype(float_dtype(blocks))
         mixed = jnp.stack([sum(_HAAR[i][j] * parts[..., j, :] for j in range(4)) for i in range(4)], axis=-2)
         return mixed.reshape(blocks.shape).astype(blocks.dtype)
 

@@ -139,6 +139,7 @@ def _point(x1, schedule, importance, time, key) -> _Point:
 def _ends(x1, schedule, edges):
     """What does not depend on the velocity, [b]: the source's KL at the first time, the noise's entropy at the last."""
     size = math.prod(x1.shape[1:])
+    edges = edges.astype(float_dtype(x1))
     a, s = schedule.alpha(edges[:1]), schedule.sigma(edges[:1])
     last = schedule.sigma(edges[-1:])
     prior = 0.5 * (a**2 * sum_event(jnp.square(x1)) + size * (s**2 - 1 - 2 * jnp.log(s)))

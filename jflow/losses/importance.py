@@ -97,7 +97,7 @@ def learn_importance(
     """
     edges, size = importance
     width = jnp.diff(edges)
-    cell = jnp.clip(jnp.searchsorted(edges, t, side="right") - 1, 0, size.shape[0] - 1)
+    cell = jnp.clip(jnp.searchsorted(edges, t.astype(edges.dtype), side="right") - 1, 0, size.shape[0] - 1)
     count = jnp.ones_like(t, size.dtype) if weight is None else weight.astype(size.dtype)
     hits = jnp.zeros_like(size).at[cell].add(count)
     seen = jnp.where(count != 0, jnp.square(values).astype(size.dtype), 0)

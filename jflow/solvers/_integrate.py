@@ -187,9 +187,10 @@ def _solve_rows(field, shared, rows, y0, how, t0, t1):
         evaluations = jnp.full((n,), _count(how.solver, ts.shape[0] - 1, 1), jnp.int32)
         final = jnp.broadcast_to(solution.ts[-1], (n,))
     else:
-        dtmin = jnp.finfo(dtype).eps.item() * abs(t1 - t0)
-        control = _Tolerance(rtol=how.rtol, atol=how.atol, dtmin=dtmin, force_dtmin=False)
         start, end = jnp.asarray(t0, dtype), jnp.asarray(t1, dtype)
+        eps = jnp.finfo(dtype).eps.item()
+        dtmin = eps * (jax.lax.stop_gradient(jnp.abs(end - start)) if traced(t0, t1) else abs(t1 - t0))
+        control = _Tolerance(rtol=how.rtol, atol=how.atol, dtmin=dtmin, force_dtmin=False)
 
         def one_row(row, y):
             return _solve(jax.tree_util.Partial(_single, field), (shared, row), y, start, end, control, how)
