@@ -72,7 +72,7 @@ def jacobi(block: int = 16, *, tol: float = 1e-5) -> Sampler:
     once, until none changes by more than tol (1 + |x|); `block` passes are always enough.
 
     The earlier blocks stand in the cache. At the end parallel passes over all tokens, one as a rule, bring the residual
-    of the whole below tol (or the resolution of the type); a row that stays above it is NaN. Reverse-mode gradients are
+    of the whole below tol (or the resolution of the type); a row that stays above it is NaN. Derivatives are
     implicit, by the same kind of iteration over all tokens: their memory does not grow with the passes.
     Sources: Song, Meng, Liao, Ermon, "Accelerating Feedforward Computation via Parallel Nonlinear Equation Solving", 2021;
     Gu et al., "STARFlow", 2025.
