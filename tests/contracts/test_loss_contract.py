@@ -1,0 +1,154 @@
+"""Every loss with weights against what weights promise, in small: a batch of three rows, one of weight 0."""
+
+from typing import Any, NamedTuple
+
+import diffrax
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from jflow import bijectors, couplings, distributions, fewstep, flows, losses, mixtures, paths
+from jflow.types import Field, FlowMap, Velocity
+
+KEY = jax.random.key(0)
+
+
+def slope(params, x, t):
+    t = t.reshape(t.shape + (1,) * (x.ndim - t.ndim))
+    return params * jnp.tanh(x) + t
+
+
+VELOCITY = Velocity(None, lambda params, x, t, cond=None, *, key=None: slope(params, x, t))
+MAP = FlowMap(None, lambda params, x, t, r, cond=None, *, key=None: slope(params, x, t) + r[:, None])
+LATENT = Field(
+    None, lambda params, x, t, cond=None, *, key=None: {"velocity": slope(params, x, t), "noise": params * x}
+)
+BRANCHES = Field(None, lambda params, x, t, cond=None, *, key=None: (slope(params, x, t), params * x[:, 1:]))
+SCALAR = Field(None, lambda params, x, t, cond=None, *, key=None: jnp.sum(params * x**2, axis=1))
+STEPS = fewstep.grid_steps(lambda n: np.linspace(0, 1, n + 1), 4)
+
+
+def mixture(params, x, t, cond=None, *, key=None):
+    return mixtures.GaussianMixture(params * x[:, :1], slope(params, x, t)[:, None], params * x[:, 0])
+
+
+def bespoke_error(number, key, batch, frozen=None):
+    params = jax.tree.map(lambda p: p + number, BESPOKE)
+    return fewstep.bespoke_error(VELOCITY, solver=diffrax.Euler())(params, key, batch, frozen)
+
+
+def game(number, key, batch, frozen=None):
+    loss = fewstep.adversarial(lambda params, x0, cond: params * x0, SCALAR, r1=0.1)
+    return loss({"student": number, "discriminator": number}, key, batch)
+
+
+def imitation(number, key, batch, frozen=None):
+    loss = fewstep.distribution_matching(lambda params, x0, cond: slope(params, x0, x0[:, 0]), VELOCITY, VELOCITY)
+    return loss({"student": number, "fake": number}, key, batch, frozen)
+
+
+def nll(number, key, batch, frozen=None):
+    params = {"bijector": {"log_scale": number * jnp.ones(2), "shift": jnp.ones(2)}, "base": {}}
+    return losses.nll(FLOW)(params, key, batch)
+
+
+def regularised_nll(number, key, batch, frozen=None):
+    loss = losses.regularised_nll(VELOCITY, distributions.normal((2,)), solver=diffrax.Euler(), steps=1)
+    return loss({"velocity": number, "base": {}}, key, batch)
+
+
+BESPOKE = fewstep.bespoke_params(1, solver=diffrax.Euler())
+FLOW = flows.flow(bijectors.affine((2,)), distributions.normal((2,)))
+
+
+class Row(NamedTuple):
+    loss: Any  # of params that are a number
+    paired: bool = True  # whether the batch holds 'x0'
+    coupled: bool = False  # whether rows are paired by what they hold, those of weight 0 too
+
+
+TABLE = {
+    "adversarial": Row(game),
+    "align_eulerian": Row(fewstep.align_eulerian(MAP)),
+    "align_lagrangian": Row(fewstep.align_lagrangian(MAP, VELOCITY)),
+    "anchored_consistency": Row(fewstep.anchored_consistency(MAP)),
+    "bespoke_error": Row(bespoke_error),
+    "c_rectified": Row(fewstep.c_rectified(SCALAR)),
+    "consistency_flow_matching": Row(fewstep.consistency_flow_matching(VELOCITY)),
+    "deep_supervision": Row(losses.deep_supervision(BRANCHES, 3)),
+    "diffusion_likelihood": Row(
+        losses.diffusion_likelihood(VELOCITY, trace=0.1, jacobian=0.1, probes=None), paired=False
+    ),
+    "discrete_consistency": Row(fewstep.discrete_consistency(VELOCITY, steps=STEPS)),
+    "distillation": Row(fewstep.distillation(VELOCITY)),
+    "distribution_matching": Row(imitation),
+    "flow_guided_distillation": Row(fewstep.flow_guided_distillation(VELOCITY, VELOCITY)),
+    "flow_matching": Row(losses.flow_matching(VELOCITY)),
+    "flow_matching of a stable coupling": Row(
+        losses.flow_matching(VELOCITY, coupling=couplings.stable()), coupled=True
+    ),
+    "hierarchical_matching": Row(losses.hierarchical_matching(VELOCITY)),
+    "improved_mean_flow": Row(fewstep.improved_mean_flow(MAP)),
+    "initial_velocity": Row(fewstep.initial_velocity(VELOCITY)),
+    "interpolant_matching": Row(losses.interpolant_matching(LATENT, paths.schroedinger_bridge(0.5))),
+    "mean_flow": Row(fewstep.mean_flow(MAP)),
+    "mixture_matching": Row(losses.mixture_matching(Field(None, mixture)), paired=False),
+    "nll": Row(nll, paired=False),
+    "noised": Row(losses.noised(losses.flow_matching(VELOCITY), 0.1)),
+    "perflow": Row(fewstep.perflow(VELOCITY, VELOCITY, steps=1)),
+    "rectified_diffusion": Row(fewstep.rectified_diffusion(VELOCITY)),
+    "regularised_nll": Row(regularised_nll, paired=False),
+    "self_correction": Row(fewstep.self_correction(VELOCITY, VELOCITY)),
+    "shortcut": Row(fewstep.shortcut(MAP)),
+    "trajectory_distillation": Row(fewstep.trajectory_distillation(MAP, VELOCITY, solver=diffrax.Euler(), steps=1)),
+    "trigflow_consistency": Row(fewstep.trigflow_consistency(VELOCITY)),
+    "tunable_distillation": Row(fewstep.tunable_distillation(VELOCITY, VELOCITY)),
+    "velocity_distillation": Row(fewstep.velocity_distillation(VELOCITY, VELOCITY)),
+    "velocity_matching": Row(fewstep.velocity_matching(VELOCITY)),
+}
+
+
+def batch(row, rows, dtype=np.float32):
+    """[3, *event], the last with weight 0, or as many of them as `rows`."""
+    x = np.linspace(-1, 1, 3 * 2, dtype=dtype).reshape(3, 2)
+    made = {"x": x, "x0": x[::-1] / 2, "weight": np.array([1, 2, 0], dtype)}
+    return {name: value[:rows] for name, value in made.items() if row.paired or name != "x0"}
+
+
+def gradient(row):
+    loss = jax.value_and_grad(row.loss, has_aux=True)
+    return lambda number, batch: loss(number, KEY, batch, {"teacher": number, "ema": number, "step": jnp.int32(0)})
+
+
+@pytest.mark.parametrize("name", TABLE)
+def test_what_a_row_of_weight_zero_holds_is_nowhere_in_value_metrics_and_gradient(name):
+    """Infinity and NaN, of which 0 times is NaN, as little as numbers."""
+    row = TABLE[name]
+    found, whole = jax.jit(gradient(row)), batch(TABLE[name], 3)
+    spoilt = [
+        jax.tree.map(lambda a, bad=bad: np.concatenate([a[:2], np.full_like(a[2:], bad)]), whole)
+        | {"weight": whole["weight"]}
+        for bad in (np.nan, np.inf)
+    ]
+    expected = found(np.float32(0.3), spoilt[0] if row.coupled else whole)
+    assert all(np.all(np.isfinite(leaf)) for leaf in jax.tree.leaves(expected))
+    for other in spoilt:
+        jax.tree.map(np.testing.assert_array_equal, found(np.float32(0.3), other), expected)
+
+
+@pytest.mark.parametrize("name", TABLE)
+def test_types_and_no_rows(name, x64):
+    """Under 64 bits float32 stays float32, inside too; a batch without rows is one of the shapes that a loss takes."""
+    row = TABLE[name]
+    for rows in (3, 0):
+        made = jax.eval_shape(gradient(row), np.float32(0.3), batch(row, rows))
+        assert {leaf.dtype for leaf in jax.tree.leaves(made)} == {np.dtype(np.float32)}
+
+
+def test_no_rows_and_no_weight_cost_nothing():
+    loss = jax.value_and_grad(losses.flow_matching(VELOCITY), has_aux=True)
+    for x, weight in ((np.zeros((0, 2)), np.zeros(0)), (np.zeros((0, 2)), None), (np.ones((2, 2)), np.zeros(2))):
+        rows = {"x": x.astype(np.float32)} | ({} if weight is None else {"weight": weight})
+        (value, _), slope = jax.jit(loss)(0.3, KEY, rows)
+        assert value == slope == 0
