@@ -229,7 +229,7 @@ def test_options_are_checked_at_construction_and_integers_refused():
         (lambda: flows.real_nvp((2,), hidden=()), "at least one hidden width"),
         (lambda: flows.real_nvp((2,), max_log_scale=0.0), "max_log_scale > 0"),
         (lambda: flows.real_nvp((2,), reversible=3), "reversible=k to divide depth=8, got 3"),
-        (lambda: flows.neural_spline((2,), bins=1), "bins from 2 to 999, got 1"),
+        (lambda: flows.neural_spline((2,), bins=1), "bins to be a whole number of at least 2, got 1"),
         (lambda: flows.neural_spline((2,), bound=0.0), "bound > 0, got 0"),
     ]:
         with pytest.raises(ValueError, match=message):

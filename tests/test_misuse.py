@@ -257,7 +257,7 @@ def test_a_wrong_object_is_named(message):
 
 
 VALUES = {  # (what is wrong, words of the message): ValueError
-    "flow: expected params with .*bijector.*, got ..shared": lambda: FLOW.log_prob(P.flow["bijector"], X),
+    "flow: expected params with .*bijector.*, got .* without": lambda: FLOW.log_prob(P.flow["bijector"], X),
     "cnf.inverse: expected params with .*velocity.* without": lambda: CNF.log_prob(P.velocity, X),
     "ResidualMLP: .* under 'params': give what is inside": lambda: VELOCITY.apply({"params": P.velocity}, X, T),
     # a batch axis

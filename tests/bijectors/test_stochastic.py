@@ -132,7 +132,7 @@ def test_the_noise_of_the_decoder_is_not_that_of_the_base():
         "uniform": (distributions.uniform((1,), -3.0, 3.0), {}, 3.0),
     }
     assert set(bases) == set(distributions.__all__)
-    posterior = flows.flow(bj.affine((1,)), distributions.normal((1,)))
+    posterior = flows.flow(bj.amortized(bj.affine((1,))), distributions.normal((1,)))
     layer = bj.vae(posterior, decoders.normal(nn.Dense(1)), (1,), (1,))
     shapes = jax.eval_shape(layer.init, jax.random.key(0), jnp.ones((1, 1)))
     params = jax.tree.map(lambda p: jnp.zeros(p.shape), shapes)

@@ -67,7 +67,10 @@ TABLE = {
     "truncated_normal_dequantize": Row(lambda: bj.truncated_normal_dequantize(0.3, 5), levels=5, wide=False),
     "uniform_dequantize": Row(lambda: bj.uniform_dequantize(5), levels=5, wide=False),
     "vae": Row(
-        lambda: bj.vae(flows.planar((2,), depth=1, hidden=(8,)), decoders.normal(nn.Dense(4)), (2,), (4,)), draws="both"
+        lambda: bj.vae(
+            flows.planar((2,), depth=1, hidden=(8,), standardize=False), decoders.normal(nn.Dense(4)), (2,), (4,)
+        ),
+        draws="both",
     ),
     "variational_dequantize": Row(dequantized, levels=5, wide=False),
     "variational_dequantize on cond": Row(dequantized, levels=5, wide=False, cond=vector),
@@ -265,7 +268,7 @@ FLOWS = {
         lambda: flows.elbo_flow(bj.affine((4,)), distributions.student_t((4,))), levels=0, exact=True
     ),
     "elbo_flow over a flow": FlowRow(
-        lambda: flows.elbo_flow(bj.uniform_dequantize(5), flows.real_nvp((4,), depth=2, hidden=(8,))), cond=vector
+        lambda: flows.elbo_flow(bj.uniform_dequantize(5), flows.real_nvp((4,), depth=2, hidden=(8,), standardize=False)), cond=vector
     ),
     "elbo_flow that drops": FlowRow(
         lambda: flows.elbo_flow(bj.drop(conditional(2), 2), distributions.normal((2,))), levels=0, exact=True

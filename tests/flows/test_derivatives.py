@@ -11,11 +11,11 @@ import jflow
 from jflow import bijectors as bj
 from jflow import distributions, flows, nets
 
-SMALL = {"depth": 1, "hidden": (2,), "activation": nn.tanh}
+SMALL = {"depth": 1, "hidden": (2,), "activation": nn.tanh, "standardize": False}  # whose log_std has no gradient
 RECIPES = {
     "a kernel": lambda: flows.neural_spline((2,), bins=2, bound=3.0, linear=False, **SMALL),
     "a fixed point": lambda: flows.iaf((2,), **SMALL),
-    "a scalar root": lambda: flows.planar((2,), depth=1),
+    "a scalar root": lambda: flows.planar((2,), depth=1, standardize=False),
     "activations rebuilt": lambda: flows.real_nvp((2,), reversible=True, **SMALL),
     "a series of products": lambda: flows.residual_flow((2,), **SMALL, log_det=bj.log_dets.power_series(2)),
 }
