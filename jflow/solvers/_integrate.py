@@ -1,8 +1,6 @@
 """Where an ODE over rows meets diffrax: fixed grids batched, adaptive solves row by row, counted, and never raising."""
 
 import enum
-import functools
-import operator
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -11,7 +9,7 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.custom_derivatives import SymbolicZero
+from jax.custom_derivatives import zero_from_primal
 
 from jflow._pullback import reverse_only
 from jflow._util import expand_to, filled, float_dtype
@@ -133,46 +131,40 @@ def leave_out_failed(run: Callable, shared: PyTree, rows: PyTree) -> PyTree:
     product, NaN, is summed into that of shared. Where a derivative is asked for, the run is therefore done twice: first to
     see which rows fail, and then, differentiated, with a good row in the place of each of them. Where none is, once.
     """
-    if not any(isinstance(leaf, jax.core.Tracer) for leaf in jax.tree.leaves((shared, rows))):
+    if not traced(*jax.tree.leaves((shared, rows))):
         return run(shared, rows)[0]
     shared, rows = _arrays((shared, rows))
-    # what run closes over may be traced, too: that becomes a part of the converted run
+    # what run closes over may be traced, too, and a function with a rule of its own has to be given it
     converted = _arrays(eqx.filter_closure_convert(run, shared, rows))
     arrays, static = eqx.partition((converted, shared, rows), eqx.is_array)
 
-    def call(arrays):
-        closed, shared, rows = eqx.combine(arrays, static)
-        return closed(shared, rows)
+    def call(arrays):  # traced once: run is not called again
+        converted, shared, rows = eqx.combine(arrays, static)
+        return converted(shared, rows)
 
-    guarded = jax.custom_jvp(lambda arrays: call(arrays)[0])
+    form, _ = jax.eval_shape(call, arrays)
 
-    @functools.partial(guarded.defjvp, symbolic_zeros=True)
-    def without_failed(primals, tangents):
-        (arrays,), (moves,) = primals, tangents
-        out, ok = call(arrays)
-        arrays = (*arrays[:2], filled(ok, arrays[2]))
-        # what does not move stays a constant: some adjoints of diffrax differentiate y0 and args alone
-        still = jax.tree.map(lambda move: isinstance(move, SymbolicZero), moves)
-        moves = (*_kept(jnp.any(ok), moves[:2]), _kept(ok, moves[2]))
-        moves, _ = eqx.partition(moves, jax.tree.map(operator.not_, still))
-        fixed, moving = eqx.partition(arrays, still)
-        return out, _kept(ok, jax.jvp(lambda moving: call(eqx.combine(fixed, moving))[0], (moving,), (moves,))[1])
+    @jax.custom_jvp
+    def look(arrays):
+        """(what the first run gives, which rows of it are ok), where a derivative is asked for; else all are taken to be."""
+        leaf = jax.tree.leaves(arrays[2])[0]
+        zeros = jax.tree.map(lambda a: jnp.zeros_like(leaf, shape=a.shape, dtype=a.dtype), form)
+        return zeros, jnp.ones_like(leaf, shape=leaf.shape[:1], dtype=bool)
 
-    return guarded(arrays)
+    @look.defjvp
+    def look_at_the_run(primals, _):
+        seen = call(*primals)
+        return seen, zero_from_primal(seen)
+
+    first, ok = look(arrays)
+    # where no row is good, zeros take their places
+    good = jax.tree.map(lambda a: jnp.where(jnp.any(ok), a, jnp.zeros_like(a)), filled(ok, arrays[2]))
+    out, _ = call((*arrays[:2], good))
+    return jax.tree.map(lambda new, old: jnp.where(expand_to(ok, new), new, old), out, first)
 
 
 def _arrays(tree):
     return jax.tree.map(lambda leaf: jnp.asarray(leaf) if eqx.is_array_like(leaf) else leaf, tree)
-
-
-def _kept(ok, tangents):
-    """The tangents of what is ok, 0 for the rest; those of integers, and what is zero anyway, stay as they are."""
-
-    def kept(v):
-        constant = isinstance(v, SymbolicZero) or v.dtype == jax.dtypes.float0
-        return v if constant else jnp.where(expand_to(ok, v), v, 0)
-
-    return jax.tree.map(kept, tangents)
 
 
 def _solve_rows(field, shared, rows, y0, how, t0, t1):

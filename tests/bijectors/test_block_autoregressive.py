@@ -126,7 +126,7 @@ def test_bad_configurations_are_errors():
     bijector = bj.block_autoregressive(4)
     with pytest.raises(ValueError, match=r"\[b, 4\], got \[5, 2\]"):
         bijector.init(jax.random.key(0), X[:, :2])
-    with pytest.raises(ValueError, match="cond as at init"):
+    with pytest.raises(ValueError, match="expected no cond, since init had none"):
         bijector.forward(bijector.init(jax.random.key(0), X), X, X)
     params = bijector.init(jax.random.key(0), X, X[:, :2])
     with pytest.raises(ValueError, match="cond of 2 numbers a row, as at init, got 3"):

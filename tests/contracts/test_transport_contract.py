@@ -268,7 +268,10 @@ FLOWS = {
         lambda: flows.elbo_flow(bj.affine((4,)), distributions.student_t((4,))), levels=0, exact=True
     ),
     "elbo_flow over a flow": FlowRow(
-        lambda: flows.elbo_flow(bj.uniform_dequantize(5), flows.real_nvp((4,), depth=2, hidden=(8,), standardize=False)), cond=vector
+        lambda: flows.elbo_flow(
+            bj.uniform_dequantize(5), flows.real_nvp((4,), depth=2, hidden=(8,), standardize=False)
+        ),
+        cond=vector,
     ),
     "elbo_flow that drops": FlowRow(
         lambda: flows.elbo_flow(bj.drop(conditional(2), 2), distributions.normal((2,))), levels=0, exact=True

@@ -134,3 +134,30 @@ def test_errors():
     ]:
         with pytest.raises(ValueError, match=message):
             make()
+
+
+def test_an_exact_divergence_goes_through_the_columns_in_turns():
+    """Of x A, beyond 64 numbers: trace and squared norm of A, their gradients, and the memory of a few of D columns."""
+    size = 70
+    matrix = jax.random.normal(jax.random.key(0), (size, size))
+    x = jax.random.normal(jax.random.key(1), (2, size))
+
+    def both(matrix, x):
+        v, trace, norm = solvers.exact_divergence().apply(lambda x: jnp.tanh(x) @ matrix, x, None)
+        return jnp.sum(trace), (v, trace, norm)
+
+    slope, (v, trace, norm) = jax.jit(jax.grad(both, has_aux=True))(matrix, x)
+    steep = 1 - jnp.tanh(x) ** 2
+    np.testing.assert_allclose(v, jnp.tanh(x) @ matrix, rtol=1e-5, atol=1e-5)
+    np.testing.assert_allclose(trace, steep @ jnp.diag(matrix), rtol=1e-4)
+    np.testing.assert_allclose(norm, steep**2 @ jnp.sum(matrix**2, axis=1), rtol=1e-4)
+    np.testing.assert_allclose(slope, jnp.diag(jnp.sum(steep, axis=0)), atol=1e-5)
+
+
+def test_an_exact_divergence_keeps_a_few_columns():
+    """Of an event of 512 numbers, all of whose columns are 2 MiB a row, for the trace and for its gradient."""
+    x = jax.ShapeDtypeStruct((2, 512), jnp.float32)
+    trace = lambda p, x: solvers.exact_divergence().apply(lambda x: jnp.tanh(p * x), x, None)[1].sum()  # noqa: E731
+    for f in (trace, jax.grad(trace)):
+        compiled = jax.jit(f).lower(jax.ShapeDtypeStruct((), jnp.float32), x).compile()
+        assert compiled.memory_analysis().temp_size_in_bytes < 2**20

@@ -229,3 +229,80 @@ def test_parts_that_do_not_divide_the_batch():
     for bad in (0, 1.5, True):
         with pytest.raises(ValueError, match="accumulate to be an int of at least 1"):
             train.make_step(rows_loss, optax.sgd(0.1), accumulate=bad)
+
+
+def weighted_loss(params, key, batch, frozen=None):
+    """The weighted mean of `rows_loss`'s rows: 0 / 0 without weight."""
+    error, w = (jnp.tanh(batch["x"] @ params["w"]) - batch["y"]) ** 2, batch["weight"]
+    mean = jnp.sum(w * error) / jnp.sum(w)
+    return mean, {"error": mean}
+
+
+def in_parts(x):
+    """[b, ...] -> [3, b / 3, ...] as accumulate=3 cuts rows."""
+    return x.reshape(len(x) // 3, 3, *x.shape[1:]).swapaxes(0, 1)
+
+
+@pytest.mark.parametrize("weights", [[3, 1, 0.5], [2, 0, 1], [0, 0, 0]], ids=str)
+def test_parts_and_shards_count_by_their_weight(weights):
+    """They give the update of the whole batch; a part without weight has nothing to say, and three of them make no update."""
+    optimizer = optax.sgd(0.1)
+    start = train.init_state({"w": jnp.ones(3)}, optimizer, jax.random.key(5))
+    weight = np.array([1, 2, 0, 1], np.float32)[:, None] * np.array(weights, np.float32)[None]
+    batch = ROWS | {"weight": weight.reshape(12)}
+    parts, metrics = jax.jit(train.make_step(weighted_loss, optimizer, accumulate=3))(start, batch)
+    mapped = jax.vmap(train.make_step(weighted_loss, optimizer, axis_name="shard"), axis_name="shard")
+    shards = jax.jit(mapped)(train.stack_for_pmap(start, 3), jax.tree.map(in_parts, batch))
+    shards, shard_metrics = jax.tree.map(lambda x: x[0], (shards[0].params, shards[1]))
+    value, slope = 0.0, {"w": np.zeros(3)}
+    if any(weights):
+        value, slope = jax.value_and_grad(lambda p: weighted_loss(p, None, batch)[0])(start.params)
+    for params, found in ((parts.params, metrics), (shards, shard_metrics)):
+        np.testing.assert_allclose(params["w"], 1 - 0.1 * slope["w"], rtol=1e-5)
+        np.testing.assert_allclose([found["loss"], found["error"]], [value, value], rtol=1e-5)
+        np.testing.assert_allclose(found["grad_norm"], np.linalg.norm(slope["w"]), rtol=1e-5)
+
+
+def test_what_refresh_changed_is_averaged_by_weight():
+    def refresh(params, frozen, key, batch):
+        return {"mean": jnp.mean(batch["y"])}
+
+    optimizer = optax.sgd(0.1)
+    start = train.init_state({"w": jnp.ones(3)}, optimizer, jax.random.key(5), frozen={"mean": jnp.float32(7)})
+    step = jax.vmap(train.make_step(weighted_loss, optimizer, refresh=refresh, axis_name="shard"), axis_name="shard")
+    y = np.where(np.arange(12) < 8, ROWS["y"], np.nan).reshape(3, 4)
+    step = jax.jit(step)
+    for weight, expected in (([1, 3, 0], (y[0].mean() + 3 * y[1].mean()) / 4), ([0, 0, 0], 7)):
+        batch = {"x": ROWS["x"].reshape(3, 4, 3), "y": y, "weight": np.repeat(np.float32(weight)[:, None], 4, 1)}
+        state, _ = step(train.stack_for_pmap(start, 3), batch)
+        np.testing.assert_allclose(state.frozen["mean"], [expected] * 3, rtol=1e-6)
+
+
+def quartic(params, key, batch, frozen):
+    """(w^2 - mean x)^2, least at w = sqrt(mean x), times what is frozen."""
+    return frozen["scale"] * (jnp.square(params["w"]) - jnp.mean(batch["x"])) ** 2, {}
+
+
+@pytest.mark.parametrize("options", [{}, {"accumulate": 3}, {"axis_name": "shard"}], ids=str)
+def test_optimizers_that_search_along_a_line(options):
+    """They are given the loss as a function of params, whose gradient is that of all parts and shards."""
+    search = optax.scale_by_backtracking_linesearch(10, store_grad=True)
+    for optimizer in (optax.lbfgs(), optax.lbfgs(linesearch=search)):
+        frozen = {"scale": jnp.float32(2)}
+        state = train.init_state({"w": jnp.float32(1.0)}, optimizer, jax.random.key(5), ema=0.5, frozen=frozen)
+        step = train.make_step(quartic, optimizer, ema=0.5, **options)
+        batch = {"x": np.array([2, 1, 2, 2, 3, 2], np.float32)}  # parts of equal mean, in which the loss is not linear
+        if options.get("axis_name"):
+            state, batch = train.stack_for_pmap(state, 3), jax.tree.map(in_parts, batch)
+            step = jax.vmap(step, axis_name="shard")
+        step = jax.jit(step)
+        for _ in range(6):
+            state, _ = step(state, batch)
+        np.testing.assert_allclose(state.params["w"], np.sqrt(2) * np.ones_like(state.params["w"]), rtol=1e-4)
+
+
+def test_polyak_steps():
+    """The loss over the squared gradient, 26/3 / 16, times the gradient."""
+    optimizer = optax.polyak_sgd(10.0)
+    state, _ = jax.jit(train.make_step(quadratic, optimizer))(start(optimizer), BATCH)
+    np.testing.assert_allclose(state.params["w"], 1 + 26 / 3 / 16 * 4, rtol=1e-6)
