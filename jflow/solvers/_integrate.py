@@ -120,7 +120,15 @@ def integrate(
         y1, info = _solve_rows(field, shared, *rows, how, t0, t1)
         return (y1, info), info.status == Status.OK
 
-    return leave_out_failed(solve, shared, (rows, y0))
+    message = _FORWARD.format(type(how.adjoint).__name__)
+    if isinstance(how.adjoint, diffrax.RecursiveCheckpointAdjoint | diffrax.BacksolveAdjoint):
+        shared, rows, y0 = reverse_only((shared, rows, y0), message)
+    try:
+        return leave_out_failed(solve, shared, (rows, y0))
+    except TypeError as error:  # where JAX sees the second derivative before it compiles the first
+        if "custom_vjp" in str(error) and not isinstance(how.adjoint, diffrax.DirectAdjoint):
+            raise TypeError(message) from error
+        raise
 
 
 def leave_out_failed(run: Callable, shared: PyTree, rows: PyTree) -> PyTree:
@@ -215,20 +223,6 @@ _FORWARD = (
 
 
 def _solve(vector_field, args, y0, t0, t1, control, how):
-    message = _FORWARD.format(type(how.adjoint).__name__)
-    if isinstance(
-        how.adjoint, diffrax.RecursiveCheckpointAdjoint | diffrax.BacksolveAdjoint
-    ):  # those with a custom_vjp
-        args, y0 = reverse_only((args, y0), message)
-    try:
-        return _diffeqsolve(vector_field, args, y0, t0, t1, control, how)
-    except TypeError as error:  # where JAX sees the second derivative before it compiles the first
-        if "custom_vjp" in str(error) and not isinstance(how.adjoint, diffrax.DirectAdjoint):
-            raise TypeError(message) from error
-        raise
-
-
-def _diffeqsolve(vector_field, args, y0, t0, t1, control, how):
     return diffrax.diffeqsolve(
         diffrax.ODETerm(vector_field),
         how.solver,
