@@ -40,7 +40,7 @@ def monotone_root(f: Callable[[Array, PyTree], tuple[Array, Array]], y: Array, a
 
     def refine(carry):
         i, x, last, low, high, before = carry
-        value, log_slope = f(x, args)
+        value, log_slope = (v.astype(y.dtype) for v in f(x, args))
         low, high = jnp.where(value <= y, x, low), jnp.where(value >= y, x, high)
         newton = x + (y - value) * jnp.exp(-log_slope)
         trusted = (newton > low) & (newton < high) & (2 * jnp.abs(newton - x) < before)

@@ -151,6 +151,11 @@ def near_condition(
         if weight is not None:
             return float(weight) * far
         near = _parts(cost, x0, x1, cond)[0]  # a constant falls out of the comparisons
+        return search(near, far) * far
+
+    @jax.jit  # or the loop would be compiled anew at every call outside jit
+    def search(near, far):
+        """w"""
         own = jnp.diagonal(near)[:, None]
 
         def halve(_, ends):
@@ -163,8 +168,7 @@ def near_condition(
 
         # Past this end conditions alone decide; float32 would lose the costs beside w times the distances.
         end = 1e3 * typical(jnp.abs(near - own)).astype(far.dtype) / typical(far)
-        w, _ = jax.lax.fori_loop(0, 40, halve, (jnp.zeros_like(end), end))
-        return w * far
+        return jax.lax.fori_loop(0, 40, halve, (jnp.zeros_like(end), end))[0]
 
     def weighted(x0, x1, cond=None):
         return _plus(cost(x0, x1, cond), penalty(x0, x1, cond))
@@ -177,6 +181,7 @@ def near_condition(
     return weighted
 
 
+@jax.jit
 def typical(x: Array) -> Array:
     """The median of the entries that are positive and finite, to about 1e-4 of it; 1 where there are none.
 

@@ -1,5 +1,7 @@
 """Couplings that pair every row once: a permutation keeps both marginals, and drops and doubles no row."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -78,6 +80,11 @@ def partial(fraction: float, cost: Cost = costs.squared_euclidean) -> Coupling:
     if not 0 < fraction <= 1:
         raise ValueError(f"partial: expected fraction in (0, 1], got {fraction}")
 
+    @functools.partial(jax.jit, static_argnums=1)
+    def chosen(cost, m):
+        shape = jax.ShapeDtypeStruct((2, m), jnp.int32)
+        return jax.pure_callback(lambda c: plans.assign_some(c, m), shape, cost, vmap_method="sequential")
+
     def pair(key, x0, x1, cond=None):
         need_key("partial", key)
         found = costs.matrix("partial", cost, x0, x1, cond).shifted
@@ -85,8 +92,7 @@ def partial(fraction: float, cost: Cost = costs.squared_euclidean) -> Coupling:
             return np.arange(0), np.arange(0)
         n = found.shape[0]
         m = max(1, round(fraction * n))
-        shape = jax.ShapeDtypeStruct((2, m), jnp.int32)
-        i, j = jax.pure_callback(lambda c: plans.assign_some(c, m), shape, found, vmap_method="sequential")
+        i, j = chosen(found, m)
         order = jax.random.permutation(key, n) % m
         return i[order], j[order]
 

@@ -1,5 +1,8 @@
-"""What the couplings compute with: potentials of a matrix of costs, and matchings. Arrays in, arrays out."""
+"""What the couplings compute with: potentials of a matrix of costs, and matchings. Arrays in, arrays out.
 
+What holds a loop is jitted, or it would be compiled anew at every call outside jit."""
+
+import functools
 import math
 
 import jax
@@ -11,6 +14,7 @@ from jflow.couplings.costs import typical
 from jflow.types import Array
 
 
+@jax.jit
 def scale(cost: Array) -> Array:
     """What a pair costs more than the cheapest of its row and of its column, the median over pairs where that is not 0.
 
@@ -21,6 +25,7 @@ def scale(cost: Array) -> Array:
     return typical(over_row - jnp.min(over_row, axis=0, keepdims=True))
 
 
+@functools.partial(jax.jit, static_argnames="iterations")
 def potentials(cost: Array, epsilon: Array | float, *, iterations: int = 50) -> tuple[Array, Array]:
     """Entropic potentials (f, g), [n] each, of costs [n, n]: exp((f[i] + g[j] - cost[i, j]) / epsilon) is the plan, with
     row and column sums 1. The rows' sums are exact, the columns' what `iterations` left of their error.
@@ -47,6 +52,7 @@ def potentials(cost: Array, epsilon: Array | float, *, iterations: int = 50) -> 
     return f, g
 
 
+@functools.partial(jax.jit, static_argnames="iterations")
 def relaxed_potentials(cost: Array, epsilon: Array, slack: Array, *, iterations: int) -> tuple[Array, Array]:
     """(f, g) of the plan P = exp((f + g - cost) / epsilon) / n^2 that minimises
 
@@ -66,6 +72,7 @@ def relaxed_potentials(cost: Array, epsilon: Array, slack: Array, *, iterations:
     return jax.lax.fori_loop(0, iterations, step, (zero, zero))
 
 
+@jax.jit
 def greedy(weight: Array) -> Array:
     """The column of each row [n] in the matching that takes the heaviest pair of weight [n, n], then the heaviest of what
     is left, and so on; -inf forbids. Row k gets column k throughout where that cannot be (NaN, or nothing left allowed).

@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from compiling import compiled_again
 from scipy.optimize import linear_sum_assignment
 
 from jflow import couplings, data, losses, types
@@ -183,6 +184,24 @@ def test_numbers_of_numpy_are_options_like_any_other():
         ):
             found, _ = jax.eval_shape(source, KEY, rows, labels)
             assert found.dtype == jnp.float32
+
+
+@pytest.mark.parametrize(
+    "pair",
+    [
+        couplings.exact(),
+        couplings.exact(couplings.within_class()),
+        couplings.exact(couplings.near_condition(condition=lambda labels: labels[:, None].astype(jnp.float32))),
+        couplings.partial(0.5),
+        couplings.sinkhorn(),
+        couplings.stable(),
+        couplings.unbalanced(),
+    ],
+    ids=["exact", "within_class", "near_condition", "partial", "sinkhorn", "stable", "unbalanced"],
+)
+def test_without_jit_a_second_call_compiles_nothing(pair):
+    x0, x1 = jnp.asarray(np.random.default_rng(0).normal(size=(2, 6, 2)), jnp.float32)
+    assert not compiled_again(pair=lambda: pair(jax.random.key(0), x0, x1, jnp.arange(6) % 3))
 
 
 @pytest.mark.parametrize("name", [name for name in PERMUTATIONS | OTHERS])
