@@ -66,7 +66,7 @@ def _reduced(a: Array, b: Array, squared: Array) -> Array:
     return jnp.where(row > column, over_row - column, over_column - row)
 
 
-_FEW = 64  # dimensions up to which distances come from differences, exact to rounding; beyond, from a matrix product
+_FEW = 8  # dimensions up to which distances come from differences, exact to rounding; beyond, from a matrix product
 
 
 @jax.jit
