@@ -325,6 +325,13 @@ def sample_source(base, params, key, n: int, cond: Cond) -> Array:
     return z.astype(jnp.result_type(*leaves)) if leaves else z
 
 
+def base_log_prob(name: str, base, params, z: Array, cond: Cond, key) -> Array:
+    """[b] nats: the log-density of a flow's base at z; raise where the params have none, or it is not a number a row."""
+    check_params(name, params, "base")
+    log_prob = base.log_prob(params["base"], z, cond, key=key)
+    return check_rows(name, "the base's log_prob", log_prob, z.shape[0])
+
+
 def split_key(key, n: int):
     """n keys, or n times None: deterministic stays deterministic."""
     return [None] * n if key is None else list(jax.random.split(key, n))

@@ -7,12 +7,12 @@ from jax.typing import ArrayLike
 
 from jflow import solvers
 from jflow._util import (
+    base_log_prob,
     check_cond,
     check_draws,
     check_key,
     check_noun,
     check_params,
-    check_rows,
     count_rows,
     sample_source,
     split_key,
@@ -83,8 +83,7 @@ def cnf(
         return z, log_det
 
     def density(params, z, cond, key):
-        log_prob = base.log_prob(params["base"], z, check_cond("cnf", cond, z.shape[0]), key=key)
-        return check_rows("cnf", "the base's log_prob", log_prob, z.shape[0])
+        return base_log_prob("cnf", base, params, z, check_cond("cnf", cond, z.shape[0]), key)
 
     def log_prob(params, x, cond=None, *, key=None):
         probe_key, base_key = split_key(key, 2)

@@ -95,10 +95,8 @@ def uniform(event_shape: tuple[int, ...], low: float = 0.0, high: float = 1.0) -
     event_shape = tuple(event_shape)
     if not low < high:
         raise ValueError(f"uniform: expected low < high, got low={low}, high={high}")
-    low, high = (
-        float(low),
-        float(high),
-    )  # a number of numpy's would bring float64 along, here and in the constructors below
+    # A number of numpy's would bring float64 along, here and in the constructors below.
+    low, high = float(low), float(high)
 
     def log_prob(params, x, cond=None, *, key=None):
         check_event("uniform", x, event_shape)

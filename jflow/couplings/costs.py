@@ -59,20 +59,30 @@ def _reduced(a: Array, b: Array, squared: Array) -> Array:
     if a.shape[1] > _FEW:
         cross = jnp.matmul(a, b.T, precision=jax.lax.Precision.HIGHEST)
         return (jnp.sum(a**2, 1)[:, None] - row) + (jnp.sum(b**2, 1)[None] - column) - 2 * cross
-    near_b, near_a = b[jnp.argmin(squared, axis=1)], a[jnp.argmin(squared, axis=0)]
+    rows = a, b, b[jnp.argmin(squared, axis=1)], a[jnp.argmin(squared, axis=0)]
     # |a - b|^2 - |a - near b|^2 and |a - b|^2 - |near a - b|^2; the larger minimum goes first
-    over_row = jnp.sum((b[None] - near_b[:, None]) * (b[None] + near_b[:, None] - 2 * a[:, None]), axis=-1)
-    over_column = jnp.sum((a[:, None] - near_a[None]) * (a[:, None] + near_a[None] - 2 * b[None]), axis=-1)
+    over_row = _summed(
+        lambda a, b, near_b, _: (b[None] - near_b[:, None]) * (b[None] + near_b[:, None] - 2 * a[:, None]), *rows
+    )
+    over_column = _summed(
+        lambda a, b, _, near_a: (a[:, None] - near_a[None]) * (a[:, None] + near_a[None] - 2 * b[None]), *rows
+    )
     return jnp.where(row > column, over_row - column, over_column - row)
 
 
 _FEW = 8  # dimensions up to which distances come from differences, exact to rounding; beyond, from a matrix product
 
 
+def _summed(term: Callable, *rows: Array) -> Array:
+    """The sum of term(a number of each of `rows`) over their few dimensions, written out: XLA reduces so short an axis
+    several times slower."""
+    return sum(term(*numbers) for numbers in zip(*(x.T for x in rows), strict=True))
+
+
 @jax.jit
 def _squared(a: Array, b: Array) -> Array:
     if a.shape[1] <= _FEW:
-        return jnp.sum((a[:, None] - b[None]) ** 2, axis=-1)
+        return _summed(lambda a, b: (a[:, None] - b[None]) ** 2, a, b)
     cross = jnp.matmul(a, b.T, precision=jax.lax.Precision.HIGHEST)
     return jnp.maximum(jnp.sum(a**2, 1)[:, None] + jnp.sum(b**2, 1)[None] - 2 * cross, 0)
 
@@ -143,6 +153,7 @@ def near_condition(
         raise ValueError(f"near_condition: expected weight >= 0 or None, got {weight}")
     if not 0 < ratio <= 1:
         raise ValueError(f"near_condition: expected ratio in (0, 1], got {ratio}")
+    ratio = float(ratio)  # a number of numpy's would bring float64 along
 
     def penalty(x0, x1, cond):
         """w distance(cond, cond)"""
@@ -161,10 +172,8 @@ def near_condition(
         def halve(_, ends):
             low, high = ends
             w = (low + high) / 2
-            enough = jnp.mean(near + w.astype(near.dtype) * far.astype(near.dtype) <= own, dtype=w.dtype) >= float(
-                ratio
-            )
-            return jnp.where(enough, w, low), jnp.where(enough, high, w)
+            share = jnp.mean(near + w.astype(near.dtype) * far.astype(near.dtype) <= own, dtype=w.dtype)
+            return jnp.where(share >= ratio, w, low), jnp.where(share >= ratio, high, w)
 
         # Past this end conditions alone decide; float32 would lose the costs beside w times the distances.
         end = 1e3 * typical(jnp.abs(near - own)).astype(far.dtype) / typical(far)

@@ -67,8 +67,9 @@ def sinkhorn(
         found = costs.matrix("sinkhorn", cost, x0, x1, cond).reduced
         if found.size == 0:
             return np.arange(0), np.arange(0)
-        size = epsilon * (plans.scale(found) if relative else 1)
-        f, g = plans.potentials(found, size, iterations=iterations)
+        unit = plans.scale(found)
+        size = epsilon * (unit if relative else 1)
+        f, g = plans.potentials(found, size, unit, iterations=iterations)
         return draw(key, (f[:, None] + g[None] - found) / size)
 
     return pair

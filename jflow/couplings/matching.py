@@ -44,7 +44,8 @@ def exact(cost: Cost = costs.squared_euclidean) -> Coupling:
         found = costs.matrix("exact", cost, x0, x1, cond).reduced
         if found.size == 0:
             return np.arange(0), np.arange(0)
-        f, g = plans.potentials(found, 1e-3 * plans.scale(found))
+        unit = plans.scale(found)
+        f, g = plans.potentials(found, 1e-3 * unit, unit)
         shape = jax.ShapeDtypeStruct(found.shape[:1], jnp.int32)
         return jax.pure_callback(plans.assign, shape, found, f, g, vmap_method="sequential"), np.arange(x1.shape[0])
 

@@ -26,13 +26,13 @@ def scale(cost: Array) -> Array:
 
 
 @functools.partial(jax.jit, static_argnames="iterations")
-def potentials(cost: Array, epsilon: Array | float, *, iterations: int = 50) -> tuple[Array, Array]:
+def potentials(cost: Array, epsilon: Array | float, start: Array, *, iterations: int = 50) -> tuple[Array, Array]:
     """Entropic potentials (f, g), [n] each, of costs [n, n]: exp((f[i] + g[j] - cost[i, j]) / epsilon) is the plan, with
     row and column sums 1. The rows' sums are exact, the columns' what `iterations` left of their error.
 
-    epsilon falls geometrically from the `scale` of the costs in three stages. Each starts with one iteration in the log
-    domain, after which the plan's entries are of order 1: the others are products with it and cannot overflow, being
-    contractions. Infinite costs forbid their pairs. Sources: Cuturi, "Sinkhorn Distances", 2013; Schmitzer, "Stabilized
+    epsilon falls geometrically from `start`, the `scale` of the costs, in three stages. Each starts with one iteration in
+    the log domain, after which the plan's entries are of order 1: the others are products with it and cannot overflow,
+    being contractions. Infinite costs forbid their pairs. Sources: Cuturi, "Sinkhorn Distances", 2013; Schmitzer, "Stabilized
     Sparse Scaling Algorithms for Entropy Regularized Transport Problems", 2019.
     """
 
@@ -43,7 +43,7 @@ def potentials(cost: Array, epsilon: Array | float, *, iterations: int = 50) -> 
         v = jax.lax.fori_loop(0, iterations, lambda _, v: 1 / ((1 / _times(plan, v)) @ plan), jnp.ones_like(g))
         return f - epsilon * jnp.log(_times(plan, v)), g + epsilon * jnp.log(v)
 
-    start, epsilon = scale(cost), jnp.asarray(epsilon, cost.dtype)
+    epsilon = jnp.asarray(epsilon, cost.dtype)
     f = g = jnp.zeros_like(cost[0])
     for power, count in ((1 / 3, 10), (2 / 3, 10), (1, iterations)):
         # epsilon itself, not a power of it, in the last stage

@@ -7,6 +7,7 @@ import jax.numpy as jnp
 from jax.interpreters.partial_eval import dce_jaxpr
 
 from jflow._util import (
+    base_log_prob,
     check_cond,
     check_draws,
     check_event,
@@ -54,16 +55,11 @@ def flow(bijector: Bijector, base: Distribution, *, event_shape: tuple[int, ...]
     def inverse(params, x, cond=None, *, key=None):
         return _map("flow", bijector.inverse, params, *batch(x, cond), key)
 
-    def density(params, z, cond, key=None):
-        check_params("flow", params, "base")
-        log_prob = base.log_prob(params["base"], z, cond, key=key)
-        return check_rows("flow", "the base's log_prob", log_prob, z.shape[0])
-
     def log_prob(params, x, cond=None, *, key=None):
         x, cond = batch(x, cond)
         key_bijector, key_base = split_key(key, 2)
         z, log_det = inverse(params, x, cond, key=key_bijector)
-        return density(params, z, cond, key_base) + log_det
+        return base_log_prob("flow", base, params, z, cond, key_base) + log_det
 
     def sample(params, key, n, cond=None):
         z, cond = _sample_source(base, params, key, n, cond)
@@ -72,7 +68,7 @@ def flow(bijector: Bijector, base: Distribution, *, event_shape: tuple[int, ...]
     def sample_and_log_prob(params, key, n, cond=None):
         z, cond = _sample_source(base, params, key, n, cond)
         x, log_det = forward(params, z, cond)
-        return x, density(params, z, cond) - log_det
+        return x, base_log_prob("flow", base, params, z, cond, None) - log_det
 
     return Flow(init, log_prob, sample, sample_and_log_prob, forward, inverse)
 
@@ -109,8 +105,7 @@ def elbo_flow(transport: Transport | Bijector, base: Distribution) -> ElboFlow:
         x, cond = batch(x, cond)
         key_map, key_base = split_key(key, 2)
         z, contribution = inverse(params, x, cond, key=key_map)
-        check_params("elbo_flow", params, "base")
-        log_prob = base.log_prob(params["base"], z, cond, key=key_base)
+        log_prob = base_log_prob("elbo_flow", base, params, z, cond, key_base)
         return check_rows("elbo_flow", "the base's log_prob", log_prob, x.shape[0]) + contribution
 
     def sample(params, key, n, cond=None):

@@ -3,7 +3,7 @@
 import diffrax
 from jax.typing import ArrayLike
 
-from jflow._util import check_params, check_rows, split_key
+from jflow._util import base_log_prob, check_params, split_key
 from jflow.losses._batch import mean_of_rows, read
 from jflow.solvers.divergence import Divergence, exact_divergence
 from jflow.solvers.likelihood import backwards, carry_with_energies, density_at_end, likelihood_method
@@ -58,13 +58,8 @@ def regularised_nll(
             name, velocity, params["velocity"], x, cond, probe_key, divergence, how, t1, 0.0
         )
         log_det, speeds, norms = sums
-
-        def density(z):
-            log_prob = base.log_prob(params["base"], z, cond, key=base_key)
-            return check_rows(name, "the base's log_prob", log_prob, x.shape[0])
-
         parts = {
-            "nll": -density_at_end(density, z, log_det),
+            "nll": -density_at_end(lambda z: base_log_prob(name, base, params, z, cond, base_key), z, log_det),
             "kinetic": -speeds,  # the solve ran backwards
             "jacobian": -norms,
         }

@@ -17,9 +17,8 @@ except ImportError:  # Windows
     fcntl = None
 
 FILE = "run.lock"
-_held: ContextVar[frozenset[Path]] = ContextVar(
-    "held", default=frozenset()
-)  # by the caller: another thread is another run
+# The workdirs that the caller holds: another thread is another run.
+_held: ContextVar[frozenset[Path]] = ContextVar("held", default=frozenset())
 
 
 @contextlib.contextmanager

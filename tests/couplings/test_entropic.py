@@ -58,7 +58,7 @@ def test_unbalanced_plan_is_pots(epsilon, slack, x64):
 def test_small_epsilon_neither_overflows_nor_loses_its_marginals():
     """1e-4 of the mean cost: exp(-cost / epsilon) itself is 0 in float32. Rows are exact to rounding."""
     cost = costs(64, d=8)
-    f, g = jax.jit(plans.potentials)(cost, 1e-4 * jnp.mean(cost))
+    f, g = jax.jit(plans.potentials)(cost, 1e-4 * jnp.mean(cost), plans.scale(cost))
     plan = np.exp((np.asarray(f)[:, None] + np.asarray(g)[None] - np.asarray(cost)) / (1e-4 * float(jnp.mean(cost))))
     # 1e-4 of relative epsilon turns float32's 1e-7 of a cost into 1e-3 of an entry
     np.testing.assert_allclose(plan.sum(1), 1, atol=2e-2)
@@ -87,7 +87,9 @@ def test_costs_along_epsilon():
     best = mean(couplings.exact())
     for epsilon in (0.01, 0.05):
         size = epsilon * cost.mean()
-        f, g = (np.asarray(a) for a in jax.jit(plans.potentials)(jnp.asarray(cost), size))
+        f, g = (
+            np.asarray(a) for a in jax.jit(plans.potentials)(jnp.asarray(cost), size, plans.scale(jnp.asarray(cost)))
+        )
         plan = np.exp((f[:, None] + g[None] - cost) / size)
         expected = (plan * cost).sum() / plan.sum()
         assert best < mean(couplings.sinkhorn(epsilon)) < 1.08 * expected
