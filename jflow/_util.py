@@ -268,8 +268,14 @@ def _article(word: str) -> str:
 def check_whole(name: str, least: int = 1, **values: int) -> None:
     """Raise for a value, by its name, that is not a whole number of at least `least`."""
     for what, value in values.items():
-        if isinstance(value, bool) or int(value) != value or value < least:
-            raise ValueError(f"{name}: expected {what} to be a whole number of at least {least}, got {value}")
+        try:
+            whole = not isinstance(value, bool) and operator.index(value) >= least
+        except TypeError:
+            whole = False
+        if not whole:
+            raise ValueError(
+                f"{name}: expected {what} to be a whole number of at least {least}, got {described(value)}"
+            )
 
 
 def check_raw(name: str, x: Array, raw: Array, size: int) -> tuple[Array, Array]:

@@ -31,8 +31,9 @@ def permute(permutation, inverse_permutation=None) -> Bijector:
     """
     if not isinstance(permutation, jax.core.Tracer):
         permutation = np.asarray(permutation)
-        if permutation.ndim != 1 or not np.array_equal(np.sort(permutation), np.arange(permutation.size)):
-            raise ValueError(f"permute: expected a permutation of 0..d-1, got {permutation.tolist()}")
+        whole = np.issubdtype(permutation.dtype, np.integer)
+        if permutation.ndim != 1 or not whole or not np.array_equal(np.sort(permutation), np.arange(permutation.size)):
+            raise ValueError(f"permute: expected a permutation of the whole numbers 0..d-1, got {permutation.tolist()}")
         if inverse_permutation is not None and not np.array_equal(inverse_permutation, np.argsort(permutation)):
             raise ValueError(f"permute: expected inverse_permutation to be argsort of {permutation.tolist()}")
         inverse_permutation = np.argsort(permutation)

@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jflow._util import need_key
+from jflow._util import check_whole, need_key
 from jflow.couplings import costs, plans
 from jflow.couplings.costs import Cost
 from jflow.types import Array, Coupling, Key
@@ -109,5 +109,4 @@ def _check(name: str, iterations: int, **positive: float) -> None:
     for option, value in positive.items():
         if not value > 0:
             raise ValueError(f"{name}: expected {option} > 0, got {value}")
-    if isinstance(iterations, bool) or not isinstance(iterations, int) or iterations < 1:
-        raise ValueError(f"{name}: expected iterations to be an int of at least 1, got {iterations!r}")
+    check_whole(name, iterations=iterations)

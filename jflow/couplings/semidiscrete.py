@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
+from jflow._util import check_whole
 from jflow.couplings import costs, plans
 from jflow.couplings.costs import Cost
 from jflow.types import Array, Coupling, Key
@@ -31,12 +32,12 @@ def fit_semidiscrete(
     cosine. The gradient is 1/N - P(row j is the nearest). Returned is the mean over the second half of the steps, less
     its median. source: (key, n) -> x0, standard normal by default. share is counted on as many fresh sources as the last
     quarter of the steps saw. Memory: batch x N costs.
-    Errors: ValueError for steps < 4 and data that are not finite.
+    Errors: ValueError for fewer than 4 steps and data that are not finite.
     Sources: Genevay, Cuturi, Peyre, Bach, "Stochastic Optimization for Large-scale Optimal Transport", 2016;
     Mousavi-Hosseini et al., "Flow Matching with Semidiscrete Couplings", 2025.
     """
-    if steps < 4:
-        raise ValueError(f"fit_semidiscrete: expected steps >= 4, got {steps}")
+    check_whole("fit_semidiscrete", 4, steps=steps)
+    check_whole("fit_semidiscrete", batch=batch)
     data = jnp.asarray(data)
     bad = ~np.isfinite(np.asarray(data, np.float64)).reshape(data.shape[0], -1).all(1)
     if bad.any():

@@ -5,7 +5,7 @@ from collections.abc import Callable, Mapping
 import jax
 import jax.numpy as jnp
 
-from jflow._util import check_x, expand_to, need_key
+from jflow._util import check_whole, check_x, expand_to, need_key
 from jflow.types import Array, Cond, Key, Loss, Velocity
 
 DataSource = Callable[[Key, Array, Cond], tuple[Array, Cond]]  # (key, x1 [b, *event], cond) -> (x0 like x1, cond)
@@ -79,6 +79,7 @@ def corrupted(degrade: Callable[[Array], Array], sigma: float) -> DataSource:
 def block_means(factor: int) -> Callable[[Array], Array]:
     """Images [b, H, W, C] to the means of their factor x factor blocks, repeated to the old size. ValueError where the
     factor does not divide H and W."""
+    check_whole("block_means", factor=factor)
 
     def degrade(x):
         if x.ndim != 4 or x.shape[1] % factor or x.shape[2] % factor:
@@ -92,6 +93,7 @@ def block_means(factor: int) -> Callable[[Array], Array]:
 
 def tiles(size: int, known: float = 0.7) -> Mask:
     """A mask of images [b, H, W, C]: each size x size tile is known with that probability, by itself."""
+    check_whole("tiles", size=size)
     if not 0 <= known <= 1:
         raise ValueError(f"tiles: expected known in [0, 1], got {known}")
 

@@ -3,7 +3,7 @@
 import jax
 import jax.numpy as jnp
 
-from jflow._util import check_cond, expand_to, float_dtype, split_key, sum_event
+from jflow._util import check_cond, described, expand_to, float_dtype, split_key, sum_event
 from jflow.fields import rows
 from jflow.guidance.combine import Scale, weights
 from jflow.paths.affine import LINEAR, Schedule, coefficients
@@ -61,7 +61,8 @@ def classifier_guidance(
 def label_log_prob(classifier: Field) -> Field:
     """A field of logits [b, K] as log p(cond | x_t = x) [b], cond [b] the labels; the logits are not told cond.
 
-    A label outside 0 ... K - 1 has log p = 0, and so no gradient: the null label guides nowhere.
+    A label outside 0 ... K - 1 has log p = 0, and so no gradient: the null label guides nowhere. TypeError for labels
+    that are not integers.
     """
 
     def apply(params, x, t, cond=None, *, key=None):
@@ -70,6 +71,8 @@ def label_log_prob(classifier: Field) -> Field:
             raise ValueError(
                 f"label_log_prob: expected logits [b, K] and labels [b], got {list(logits.shape)} and {list(jnp.shape(cond))}"
             )
+        if not jnp.issubdtype(jnp.result_type(cond), jnp.integer):
+            raise TypeError(f"label_log_prob: expected labels of an integer type, got {described(cond)}")
         log_p = jax.nn.log_softmax(logits.astype(float_dtype(logits)), axis=1)
         return sum_event(jnp.where(jax.nn.one_hot(cond, logits.shape[1], dtype=bool), log_p, 0.0))
 

@@ -5,6 +5,7 @@ pytrees of them, like x; t is [b]. A row's norms and inner products are over its
 float32 or better.
 """
 
+import functools
 from collections.abc import Callable
 
 import jax
@@ -134,15 +135,29 @@ def _inner(a, b):
 
 def _along(a, b):
     """<a, b> / |b|^2 [b], 0 where b is 0."""
+    largest = _largest(b)
+    a, b = _times(1 / largest, a), _times(1 / largest, b)
     square = _inner(b, b)
     return jnp.where(square > 0, _inner(a, b) / jnp.where(square > 0, square, 1.0), 0.0)
 
 
 def _norm(a):
     """|a| [b], with a gradient of 0 at 0."""
+    largest = _largest(a)
+    a = _times(1 / largest, a)
     square = _inner(a, a)
-    return jnp.where(square > 0, jnp.sqrt(jnp.where(square > 0, square, 1.0)), 0.0)
+    return largest * jnp.where(square > 0, jnp.sqrt(jnp.where(square > 0, square, 1.0)), 0.0)
+
+
+def _largest(a):
+    """[b]: the largest |number| of a row in all leaves, 1 where that is 0. Squares of what is divided by it do not
+    overflow, and the results do not depend on it, so that it has no gradient."""
+    leaves = [jnp.max(jnp.abs(flat_rows(leaf.astype(float_dtype(leaf)))), axis=1) for leaf in jax.tree.leaves(a)]
+    largest = functools.reduce(jnp.maximum, leaves)
+    return jax.lax.stop_gradient(jnp.where(largest > 0, largest, 1.0))
 
 
 def _row_std(v):
-    return jnp.std(flat_rows(v.astype(float_dtype(v))), axis=1)
+    """[b]"""
+    largest = _largest(v)
+    return largest * jnp.std(flat_rows(v.astype(float_dtype(v))) / largest[:, None], axis=1)

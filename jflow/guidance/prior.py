@@ -24,6 +24,7 @@ def to_quantile(z: Array, q: float) -> Array:
     if not 0 < q < 1:
         raise ValueError(f"to_quantile: expected q in (0, 1), got {q}")
     norm = math.sqrt(chdtri(math.prod(z.shape[1:]), q))
+    z = z / jax.lax.stop_gradient(jnp.max(jnp.abs(z), axis=tuple(range(1, z.ndim)), keepdims=True))  # squares overflow
     return z * expand_to(norm / jnp.sqrt(sum_event(jnp.square(z))), z).astype(z.dtype)
 
 

@@ -6,6 +6,7 @@ import numpy as np
 from numpy.typing import ArrayLike
 from scipy.optimize import linear_sum_assignment
 
+from jflow._util import check_whole
 from jflow.data.seeds import generator
 
 CHUNK = 2**22  # distances held at once: 32 MiB
@@ -93,8 +94,7 @@ def permutation_test(
     p is 1 / (1 + permutations).
     """
     x, y = np.asarray(x), np.asarray(y)
-    if permutations < 1:
-        raise ValueError(f"permutation_test: expected permutations >= 1, got {permutations}")
+    check_whole("permutation_test", permutations=permutations)
     found = statistic(x, y)
     both, rng = np.concatenate([x, y]), generator("permutation test", seed)
     reached = 0

@@ -19,9 +19,9 @@ def test_permute_and_reverse_rearrange_the_last_axis():
     np.testing.assert_array_equal(bj.reverse().forward({}, z)[0][0], [[2, 1, 0], [5, 4, 3]])
 
 
-@pytest.mark.parametrize("wrong", [[0, 0, 1], [1, 2, 3], [[0, 1]], [0.5, 1.0]])
+@pytest.mark.parametrize("wrong", [[0, 0, 1], [1, 2, 3], [[0, 1]], [0.5, 1.0], [1.0, 0.0]])
 def test_permute_wants_a_permutation(wrong):
-    with pytest.raises(ValueError, match="expected a permutation of 0..d-1"):
+    with pytest.raises(ValueError, match="expected a permutation of the whole numbers 0..d-1"):
         bj.permute(wrong)
 
 

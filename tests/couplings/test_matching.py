@@ -416,7 +416,7 @@ def test_errors():
     for build, said in [
         (lambda: couplings.partial(0.0), r"fraction in \(0, 1\], got 0.0"),
         (lambda: couplings.sinkhorn(-1.0), "epsilon > 0, got -1.0"),
-        (lambda: couplings.sinkhorn(iterations=0), "iterations to be an int of at least 1, got 0"),
+        (lambda: couplings.sinkhorn(iterations=0), "iterations to be a whole number of at least 1, got 0"),
         (lambda: couplings.unbalanced(slack=0), "slack > 0, got 0"),
         (lambda: couplings.near_condition(ratio=2), r"ratio in \(0, 1\], got 2"),
         (lambda: couplings.near_condition(weight=-1.0), "weight >= 0 or None, got -1.0"),

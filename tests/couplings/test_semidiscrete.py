@@ -72,7 +72,9 @@ def test_errors():
     x = jnp.zeros((4, 2))
     with pytest.raises(ValueError, match=r"data set of shape \[5, ...\] .* got \[4, 2\] and \[4, 2\]"):
         couplings.semidiscrete(jnp.zeros(5))(None, x, x)
-    with pytest.raises(ValueError, match="steps >= 4, got 2"):
+    with pytest.raises(ValueError, match="steps to be a whole number of at least 4, got 2"):
         couplings.fit_semidiscrete(KEY, x, steps=2)
+    with pytest.raises(ValueError, match="steps to be a whole number of at least 4, got 10.5"):
+        couplings.fit_semidiscrete(KEY, x, steps=10.5)
     with pytest.raises(ValueError, match="row 1 of data is not finite"):
         couplings.fit_semidiscrete(KEY, x.at[1].set(jnp.nan))

@@ -96,6 +96,11 @@ def test_errors():
     for build, said in [
         (lambda: couplings.corrupted(couplings.block_means(2), -1.0), "sigma >= 0, got -1.0"),
         (lambda: couplings.tiles(2, 1.5), r"known in \[0, 1\], got 1.5"),
+        (lambda: couplings.tiles(1.5), "tiles: expected size to be a whole number of at least 1, got 1.5"),
+        (
+            lambda: couplings.block_means(1.5),
+            "block_means: expected factor to be a whole number of at least 1, got 1.5",
+        ),
     ]:
         with pytest.raises(ValueError, match=said):
             build()

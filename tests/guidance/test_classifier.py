@@ -78,6 +78,8 @@ def test_init_and_errors():
     with pytest.raises(ValueError, match=r"shape \[4\], got \[4, 3\]"):
         guidance.classifier_guidance(velocity, logits, 1.0).apply(PARAMS, x, t, label)
     with pytest.raises(ValueError, match=r"labels \[b\]"):
-        guide.apply(PARAMS, x, t, jnp.zeros((4, 2)))
+        guide.apply(PARAMS, x, t, jnp.zeros((4, 2), jnp.int32))
+    with pytest.raises(TypeError, match="labels of an integer type, got an array float"):
+        guide.apply(PARAMS, x, t, jnp.full(4, 0.5))
     with pytest.raises(ValueError, match="start in"):
         guidance.classifier_guidance(velocity, bayes(oracle), 1.0, start=0.0)

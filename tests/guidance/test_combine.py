@@ -116,6 +116,24 @@ def test_projected_by_hand():
 
 
 @pytest.mark.parametrize(
+    "combine",
+    [
+        lambda unit: guidance.rescaled(guidance.scaled(3.0)),
+        lambda unit: guidance.projected(3.0, limit=0.5 * unit),
+        lambda unit: guidance.zero_star(3.0),
+    ],
+)
+def test_the_unit_of_the_data_changes_nothing(combine):
+    """In float32 the squares of 1e30 overflow and those of 1e-30 vanish."""
+    v, other = jax.random.normal(jax.random.key(1), (2, 4, 3))
+    x, t = jnp.ones_like(v), jnp.full(4, 0.5)
+    expected = combine(1.0)(v, other, x, t)
+    for unit in (1e30, 1e-30):
+        got = combine(unit)(v * unit, other * unit, x * unit, t)
+        np.testing.assert_allclose(got / unit, expected, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize(
     "combine", [guidance.projected(2.0), guidance.projected(2.0, limit=0.5), guidance.zero_star(2.0)]
 )
 def test_gradients_are_finite_where_both_agree(combine):

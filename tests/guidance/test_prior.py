@@ -23,6 +23,13 @@ def test_to_quantile_is_a_quantile(x64):
     np.testing.assert_allclose(jnp.sum(two**2, axis=1), -2 * np.log(q))
 
 
+def test_to_quantile_of_latents_of_any_length():
+    """In float32 the squares of 1e30 overflow and those of 1e-30 vanish."""
+    z = jax.random.normal(jax.random.key(0), (5, 3))
+    for length in (1e30, 1e-30):
+        np.testing.assert_allclose(guidance.to_quantile(length * z, 0.8), guidance.to_quantile(z, 0.8), rtol=1e-5)
+
+
 def test_samples_of_a_gaussian_follow_their_latents(x64):
     """x1 = m + C^(1/2) z: log p1(x1) = -|z|^2 / 2 + const, in the order of q whatever the covariance."""
     oracle = oracles.gaussian([1.0, -1.0], [[2.0, 0.5], [0.5, 0.3]])

@@ -97,6 +97,11 @@ def test_bad_rows():
             f(np.zeros((0, 2)), np.zeros((3, 2)))
 
 
+def test_permutation_test_wants_a_whole_number_of_permutations():
+    with pytest.raises(ValueError, match="permutations to be a whole number of at least 1, got 2.5"):
+        metrics.permutation_test(np.zeros((3, 1)), np.ones((3, 1)), permutations=2.5)
+
+
 def test_permutation_test_has_its_level_and_sees_a_shift():
     rng = np.random.default_rng(5)
     null = [metrics.permutation_test(rng.normal(size=(12, 2)), rng.normal(size=(9, 2)), permutations=19, seed=i)[1]
