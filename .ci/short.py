@@ -20,7 +20,7 @@ sys.path.insert(0, "tests")
 import jax
 from compiling import leave_the_optimizer_out
 
-from jflow import cli
+from jflow.apps import cli
 
 TRAIN = ["bsds300_patches", "mnist_bits_per_dim", "mnist_tarflow"]
 BENCHMARKS = ["autoregressive_sampling", "capacity", "compile_time", "density", "depth", "flow_matching_step"]

@@ -35,8 +35,8 @@ COUPLINGS = {
 
 def rows(n, d, seed):
     if d == 2:
-        moons = data.toy.moons(n, seed + 1, noise=0.2)
-        x0, x1 = data.toy.eight_gaussians(n, seed)["x"], 3 * moons["x"] - 1
+        moons = data.moons(n, seed + 1, noise=0.2)
+        x0, x1 = data.eight_gaussians(n, seed)["x"], 3 * moons["x"] - 1
     else:
         rng = np.random.default_rng(seed)
         x0, x1 = (rng.normal(m, s, (n, d)).astype(np.float32) for m, s in ((0, 1), (1, 0.5)))

@@ -69,7 +69,7 @@ def negative_log_likelihood(bijector):
 
 def moons(args):
     """Standardised [rows, features]: independent pairs of moons side by side."""
-    x = np.concatenate([data.toy.moons(args.rows, seed)["x"] for seed in range((args.features + 1) // 2)], axis=-1)
+    x = np.concatenate([data.moons(args.rows, seed)["x"] for seed in range((args.features + 1) // 2)], axis=-1)
     x = x[:, : args.features]
     return jnp.asarray((x - x.mean(0)) / x.std(0), jnp.float32)
 

@@ -12,51 +12,47 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from jflow import (
+        apps,
         bijectors,
         convert,
         couplings,
         data,
-        decoders,
         distributions,
-        fewstep,
         flows,
         guidance,
+        kernels,
         losses,
         metrics,
-        mixtures,
         nets,
         oracles,
-        parameterisations,
         paths,
         solvers,
         times,
         train,
         types,
     )
-    from jflow.fields import field, flow_map, velocity
-    from jflow.train import load
+    from jflow.apps import load
+    from jflow.nets import field, flow_map, velocity
 
 __version__ = "0.1.0"
 
 __all__ = [
+    "apps",
     "bijectors",
     "convert",
     "couplings",
     "data",
-    "decoders",
     "distributions",
-    "fewstep",
     "field",
     "flow_map",
     "flows",
     "guidance",
+    "kernels",
     "load",
     "losses",
     "metrics",
-    "mixtures",
     "nets",
     "oracles",
-    "parameterisations",
     "paths",
     "solvers",
     "times",
@@ -65,7 +61,7 @@ __all__ = [
     "velocity",
 ]
 
-_FUNCTIONS = {"field": "fields", "flow_map": "fields", "load": "train", "velocity": "fields"}  # and where they are
+_FUNCTIONS = {"field": "nets", "flow_map": "nets", "load": "apps", "velocity": "nets"}  # and where they are
 
 
 def __getattr__(name: str):

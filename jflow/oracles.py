@@ -21,9 +21,9 @@ import jax.numpy as jnp
 import numpy as np
 from jax.typing import ArrayLike
 
-from jflow._util import float_dtype
-from jflow.fields import rows
-from jflow.paths.affine import LINEAR, Schedule, coefficients
+from jflow._core.arrays import float_dtype
+from jflow._core.checks import rows
+from jflow.paths import LINEAR, Schedule, coefficients
 from jflow.types import Array, FlowMap, Key, Velocity
 
 __all__ = [

@@ -8,7 +8,7 @@ that returns one of these tuples, or a `Loss`.
 A key is consumed once: a function splits the key that it gets and hands each part to one consumer, and never folds a number
 into a key that it also passes on, for split(key, n)[i] and fold_in(key, i) are the same bits. `fold_in(state.key,
 state.step)` is the one exception, at the root of a training step; `jax.random.clone` says that the same draws are wanted
-once more. A seed of numpy's is told apart by purpose (`jflow.data.seeds`).
+once more. A seed of numpy's is told apart by purpose (`jflow._core.seeds`).
 """
 
 from collections.abc import Mapping

@@ -13,7 +13,7 @@ from flax import nnx
 
 import jflow
 from jflow import bijectors as bj
-from jflow import data, distributions, fewstep, flows, guidance, losses, nets, solvers, train
+from jflow import data, distributions, flows, guidance, losses, nets, solvers, train
 from jflow.types import Bijector, Velocity
 
 KEY = jax.random.key(0)
@@ -242,8 +242,8 @@ OBJECTS = {
     "sample: expected key .* got 0": lambda: FLOW.sample(P.flow, 0, 3),
     "sample: expected key .* got a key of shape .2.": lambda: FLOW.sample(P.flow, jax.random.split(KEY), 3),
     "expected params, a dict with .*, got a key": lambda: FLOW.sample(KEY, P.flow, 3),
-    "cnf.sample: expected key .* got 0": lambda: CNF.sample(P.cnf, 0, 3),
-    "cnf.sample: expected params, a dict with .*, got a key": lambda: CNF.sample(KEY, P.cnf, 3),
+    "flows.cnf.sample: expected key .* got 0": lambda: CNF.sample(P.cnf, 0, 3),
+    "flows.cnf.sample: expected params, a dict with .*, got a key": lambda: CNF.sample(KEY, P.cnf, 3),
     "init of ResidualMLP: expected key": lambda: VELOCITY.init(0, X, T),
     "solvers.walk: expected key .* got 0": lambda: solvers.walk(solvers.ancestral(VELOCITY), {}, X, 0, GRID),
     "flow_matching: expected key .* got a dict": lambda: losses.flow_matching(VELOCITY)(KEY, P.velocity, {"x": X}),
@@ -258,7 +258,7 @@ def test_a_wrong_object_is_named(message):
 
 VALUES = {  # (what is wrong, words of the message): ValueError
     "flow: expected params with .*bijector.*, got .* without": lambda: FLOW.log_prob(P.flow["bijector"], X),
-    "cnf.inverse: expected params with .*velocity.* without": lambda: CNF.log_prob(P.velocity, X),
+    "flows.cnf.inverse: expected params with .*velocity.* without": lambda: CNF.log_prob(P.velocity, X),
     "ResidualMLP: .* under 'params': give what is inside": lambda: VELOCITY.apply({"params": P.velocity}, X, T),
     # a batch axis
     "flow: expected x of shape .b, 3., got .3.: one x wants a batch axis too": lambda: FLOW.log_prob(P.flow, X[0]),
@@ -315,8 +315,8 @@ LOSSES = {
     "fresh_source": losses.fresh_source(MATCHING),
     "with_source": jflow.couplings.with_source(MATCHING, lambda key, x, cond: (x, cond)),
     "reverse_kl": losses.reverse_kl(FLOW, lambda x: x[:, 0]),
-    "mean_flow": fewstep.mean_flow(jflow.flow_map(NET)),
-    "annealed_source": fewstep.annealed_source(MATCHING, lambda step: 0.5),
+    "mean_flow": losses.mean_flow(jflow.flow_map(NET)),
+    "annealed_source": losses.annealed_source(MATCHING, lambda step: 0.5),
 }
 
 

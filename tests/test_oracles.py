@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from jflow import oracles, solvers
-from jflow.paths.affine import LINEAR, Schedule
+from jflow.paths._affine import LINEAR, Schedule
 
 TRIG = Schedule(alpha=lambda t: jnp.sin(jnp.pi / 2 * t), sigma=lambda t: jnp.cos(jnp.pi / 2 * t))
 MEAN, COV = np.array([1.0, -2.0, 0.5]), np.array([[2.0, 0.6, 0.1], [0.6, 0.5, -0.2], [0.1, -0.2, 1.0]])

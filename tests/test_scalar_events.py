@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 import jflow
-from jflow import distributions, fewstep, flows, losses, nets, solvers
+from jflow import distributions, flows, losses, nets, solvers
 
 B = 4
 KEY = jax.random.key(0)
@@ -14,7 +14,7 @@ X = jax.random.normal(jax.random.key(1), (B,))
 T = jnp.linspace(0.1, 0.8, B)
 NET = nets.TimeMLP((4,), time_features=4)
 VELOCITY, WIDE = jflow.velocity(NET), jflow.velocity(nets.TimeMLP((5,), time_features=4))
-REFINER, ENCODER = fewstep.refines(WIDE), fewstep.noise_encoder(WIDE)
+REFINER, ENCODER = solvers.refines(WIDE), losses.noise_encoder(WIDE)
 MIXTURE = jflow.field(nets.MixtureHead(NET, components=2, features=3))
 
 
@@ -25,15 +25,15 @@ def params_of(init, *args, scale=0.5):
 
 def refiner(x):
     p, own = params_of(VELOCITY.init, x, T), params_of(REFINER.init, (x, x), T)
-    x1, info = fewstep.refined_sample(VELOCITY, p, REFINER, own, x, heun=1, pseudo=1, refine=1)
-    loss = fewstep.velocity_refiner(REFINER, VELOCITY)
+    x1, info = solvers.refined_sample(VELOCITY, p, REFINER, own, x, heun=1, pseudo=1, refine=1)
+    loss = losses.velocity_refiner(REFINER, VELOCITY)
     return x1, info.status, loss(own, KEY, {"x": x}, {"teacher": p})
 
 
 def variational_noise(x):
     p = {"model": params_of(VELOCITY.init, x, T), "encoder": params_of(ENCODER.init, x, T)}
-    loss = fewstep.variational_noise(losses.flow_matching(VELOCITY), ENCODER, kl=0.1)
-    x1, info = fewstep.sample_variational(VELOCITY, ENCODER, p, x, steps=2, key=KEY)
+    loss = losses.variational_noise(losses.flow_matching(VELOCITY), ENCODER, kl=0.1)
+    x1, info = solvers.sample_variational(VELOCITY, ENCODER, p, x, steps=2, key=KEY)
     return x1, info.status, loss(p, KEY, {"x": x})
 
 

@@ -21,7 +21,7 @@ import numpy as np
 import optax
 
 from jflow import data, distributions, flows, losses, train
-from jflow.train import Experiment
+from jflow.apps import Experiment
 
 FILE = "images/bsds300_patches_500k20k100k.npz"
 

@@ -22,7 +22,7 @@ from sklearn.svm import SVC
 
 import jflow
 from jflow import data, guidance, losses, metrics, nets, solvers, train
-from jflow.train import Experiment
+from jflow.apps import Experiment
 
 CLASSES = 10  # the label 10 is the null label
 

@@ -23,7 +23,7 @@ import numpy as np
 import optax
 
 import jflow
-from jflow import data, fewstep, losses, nets, solvers, train
+from jflow import data, losses, nets, solvers, times, train
 
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt
@@ -79,11 +79,11 @@ def main() -> None:
     params = trained(losses.flow_matching(net), fresh, plain, args.steps, key, workdir=out / "velocity")
     print("velocity trained", flush=True)
 
-    fewstep.generate_trajectories(
+    data.generate_trajectories(
         out / "solutions",
         net,
         params,
-        fewstep.normal_source((2,)),
+        data.normal_source((2,)),
         args.solutions,
         KNOTS,
         key=jax.random.fold_in(key, 2),
@@ -91,7 +91,7 @@ def main() -> None:
         batch=min(1024, args.solutions),
         progress=False,
     )
-    solution = jnp.asarray(np.asarray(fewstep.read_shards(out / "solutions")["x"]))
+    solution = jnp.asarray(np.asarray(data.read_shards(out / "solutions")["x"]))
     x0 = jax.random.normal(jax.random.fold_in(key, 3), (args.rows, 2))
     exact = solvers.sample(net, params, x0, solver=FINE, steps=100)[0]
     check = solvers.sample(net, params, x0, solver=FINE, steps=200)[0]
@@ -120,14 +120,14 @@ def main() -> None:
         return lambda x: solvers.sample(net, velocity_params, x, solver=solver, steps=steps, grid=grid)
 
     # a refiner, small beside the velocity, serves every number of evaluations
-    refiner = fewstep.refines(jflow.velocity(nets.TimeMLP((32,))))
+    refiner = solvers.refines(jflow.velocity(nets.TimeMLP((32,))))
     small = refiner.init(jax.random.fold_in(key, 6), (x[:2], x[:2]), jnp.zeros(2))
-    loss = fewstep.velocity_refiner(refiner, net, times=fewstep.nearby(0.2))
+    loss = losses.velocity_refiner(refiner, net, times=times.nearby(0.2))
     small = tuned(loss, small, plain, frozen=frozen)
     size = {"velocity": count(params), "refiner": count(small)}
     print(f"numbers in the velocity and the refiner: {size}", flush=True)
 
-    costs = fewstep.step_costs(net, params, solution[:1024], KNOTS)
+    costs = solvers.step_costs(net, params, solution[:1024], KNOTS)
     for n in args.evaluations:
         report("Euler", n, solved(EULER, n))
         report("midpoint", n, solved(MIDPOINT, n // 2))
@@ -138,20 +138,20 @@ def main() -> None:
         report("DPM-Solver++(2M)", n, solved(solvers.dpm_solver_pp(2), n))
         report("pseudo corrector", n, solved(solvers.pseudo_corrector(), n - 1))
 
-        at = fewstep.bellman(costs, n)
+        at = solvers.bellman(costs, n)
         report("BOSS, grid alone, Euler", n, solved(EULER, grid=KNOTS[at]))
         at_grid = lambda key, at=at: {"x": solution[rows(key)][:, at]}  # noqa: E731
-        student = tuned(fewstep.boss(net, KNOTS[at]), params, at_grid)
+        student = tuned(losses.boss(net, KNOTS[at]), params, at_grid)
         report("BOSS, made straight, Euler", n, solved(EULER, grid=KNOTS[at], velocity_params=student))
 
         for name, solver, steps in (("RK1", EULER, n), ("RK2", MIDPOINT, n // 2)):
-            theta = fewstep.bespoke_params(steps, solver=solver)
+            theta = solvers.bespoke_params(steps, solver=solver)
             for kind, loss, batch in (
-                ("bound", fewstep.bespoke_bound(net, KNOTS, solver=solver), whole),
-                ("error", fewstep.bespoke_error(net, solver=solver), ends),
+                ("bound", solvers.bespoke_bound(net, KNOTS, solver=solver), whole),
+                ("error", solvers.bespoke_error(net, solver=solver), ends),
             ):
                 mine = fitted(loss, theta, batch, frozen=frozen)
-                answer = functools.partial(fewstep.bespoke_sample, mine, net, params, solver=solver)
+                answer = functools.partial(solvers.bespoke_sample, mine, net, params, solver=solver)
                 report(f"Bespoke {name}, {kind}", n, answer)
 
         for refine in (1, 2):
@@ -159,7 +159,7 @@ def main() -> None:
             report(
                 f"FlowTurbo, {refine} refined",
                 n,
-                lambda x, kinds=kinds: fewstep.refined_sample(net, params, refiner, small, x, **kinds),
+                lambda x, kinds=kinds: solvers.refined_sample(net, params, refiner, small, x, **kinds),
             )
 
     verdict(table, args.evaluations)

@@ -25,7 +25,7 @@ import optax
 from sklearn.svm import SVC
 
 import jflow
-from jflow import data, fewstep, guidance, losses, metrics, nets, solvers, times, train
+from jflow import data, guidance, losses, metrics, nets, solvers, times, train
 from jflow.types import Loss
 
 CLASSES = 10  # the label 10 is the null label
@@ -121,51 +121,49 @@ def jobs(net, steps: int) -> dict[str, Job]:
         return solvers.sample(velocity, params, x0, labels, solver=EULER, steps=n)
 
     def jumps(params, x0, labels, n, key):
-        return fewstep.sample(model, params, x0, labels, steps=n)
+        return solvers.sample_flow_map(model, params, x0, labels, steps=n)
 
     def to_data(params, x0, labels, n, key):
-        return fewstep.sample(fewstep.to_data(velocity), params, x0, labels, steps=n, renoise=1.0, key=key)
+        return solvers.sample_flow_map(solvers.to_data(velocity), params, x0, labels, steps=n, renoise=1.0, key=key)
 
     def anchored(params, x0, labels, n, key):
-        return fewstep.sample(model, params, x0, labels, steps=n, renoise=1.0, key=key)
+        return solvers.sample_flow_map(model, params, x0, labels, steps=n, renoise=1.0, key=key)
 
-    grid = fewstep.grid_steps(solvers.grids.uniform, 64)
-    distilled = fewstep.discrete_consistency(velocity, steps=grid, target_velocity=velocity, advance=fewstep.heun_step)
-    easy = fewstep.discrete_consistency(velocity, steps=fewstep.easy_steps(max(1, steps // 8)))
+    grid = losses.grid_steps(solvers.grids.uniform, 64)
+    distilled = losses.discrete_consistency(velocity, steps=grid, target_velocity=velocity, advance=losses.heun_step)
+    easy = losses.discrete_consistency(velocity, steps=losses.easy_steps(max(1, steps // 8)))
     return {
         "teacher": Job(losses.flow_matching(velocity, **drop), euler, (*COUNTS, 20), fresh=True),
-        "MeanFlow": Job(fewstep.mean_flow(model, times=pairs, **drop), jumps, fresh=True, grown=True),
-        "improved MeanFlow": Job(fewstep.improved_mean_flow(model, times=pairs, **drop), jumps, fresh=True, grown=True),
-        "shortcut": Job(fewstep.shortcut(model, levels=4, **drop), jumps, fresh=True, grown=True),
+        "MeanFlow": Job(losses.mean_flow(model, times=pairs, **drop), jumps, fresh=True, grown=True),
+        "improved MeanFlow": Job(losses.improved_mean_flow(model, times=pairs, **drop), jumps, fresh=True, grown=True),
+        "shortcut": Job(losses.shortcut(model, levels=4, **drop), jumps, fresh=True, grown=True),
         "consistency training, easy": Job(easy, to_data, fresh=True, counting=True),
         "consistency distillation": Job(distilled, to_data),
         "sCM": Job(
-            fewstep.trigflow_consistency(velocity, target_velocity=velocity, data_std=0.5, warmup=warmup),
+            losses.trigflow_consistency(velocity, target_velocity=velocity, data_std=0.5, warmup=warmup),
             to_data,
             counting=True,
         ),
-        "FACM": Job(fewstep.anchored_consistency(model, target_velocity=velocity), anchored, grown=True),
+        "FACM": Job(losses.anchored_consistency(model, target_velocity=velocity), anchored, grown=True),
         "AYF, Eulerian": Job(
-            fewstep.align_eulerian(model, velocity, warmup=warmup, **drop), jumps, grown=True, counting=True
+            losses.align_eulerian(model, velocity, warmup=warmup, **drop), jumps, grown=True, counting=True
         ),
         "AYF, Lagrangian": Job(
-            fewstep.align_lagrangian(model, velocity, warmup=warmup, **drop), jumps, grown=True, counting=True
+            losses.align_lagrangian(model, velocity, warmup=warmup, **drop), jumps, grown=True, counting=True
         ),
-        "TraFlow": Job(fewstep.trajectory_distillation(model, velocity, **drop), jumps, grown=True),
+        "TraFlow": Job(losses.trajectory_distillation(model, velocity, **drop), jumps, grown=True),
         "MDT-dist": Job(
-            fewstep.marginal_transport(velocity, velocity, tangent=fewstep.normalised_tangent(), **drop), to_data
+            losses.marginal_transport(velocity, velocity, tangent=losses.normalised_tangent(), **drop), to_data
         ),
         "PeRFlow": Job(
-            fewstep.perflow(velocity, velocity, time=fewstep.sequential_times(WINDOWS, starts=0.75), **drop),
+            losses.perflow(velocity, velocity, time=times.sequential_times(WINDOWS, starts=0.75), **drop),
             euler,
             counts=(4,),
         ),
         "2-rectified": Job(losses.flow_matching(velocity, **drop), euler, pairs="teacher"),
-        "2-rectified, distilled": Job(fewstep.distillation(velocity), euler, counts=(1,), pairs="2-rectified"),
+        "2-rectified, distilled": Job(losses.distillation(velocity), euler, counts=(1,), pairs="2-rectified"),
         "InstaFlow: guided pairs": Job(losses.flow_matching(velocity), euler, pairs="guided"),
-        "InstaFlow: distilled": Job(
-            fewstep.distillation(velocity), euler, counts=(1,), pairs="InstaFlow: guided pairs"
-        ),
+        "InstaFlow: distilled": Job(losses.distillation(velocity), euler, counts=(1,), pairs="InstaFlow: guided pairs"),
     }
 
 
@@ -216,11 +214,11 @@ def fitted(net, job: Job, rows, trained, args):
     if not job.fresh:
         source = job.pairs if job.pairs in trained else "teacher"
         frozen["teacher"] = trained["teacher"]
-        params = fewstep.grown(params, trained[source])
+        params = train.grown(params, trained[source])
     schedule = optax.cosine_decay_schedule(args.rate, args.steps)
     optimizer = optax.chain(optax.clip_by_global_norm(1.0), optax.adam(schedule))
     average = train.ema.warmup(0.998)
-    refresh = fewstep.count_steps if job.counting else None
+    refresh = losses.count_steps if job.counting else None
     fit = train.fit(
         train.init_state(params, optimizer, train_key, ema=average, frozen=frozen),
         train.make_step(job.loss, optimizer, ema=average, refresh=refresh),
@@ -258,7 +256,7 @@ def judged(job: Job, params, test, judge):
         samples[str(n)] = np.asarray(x[:40])
         return jnp.clip(x, -1, 1), info
 
-    return fewstep.by_evaluations(draw, judge, job.counts), samples
+    return metrics.by_evaluations(draw, judge, job.counts), samples
 
 
 def report(done, judge, rows, test, args) -> None:

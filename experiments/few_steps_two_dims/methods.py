@@ -13,7 +13,8 @@ import numpy as np
 import optax
 
 import jflow
-from jflow import fewstep, losses, nets, paths, solvers, times
+from jflow import losses, nets, paths, solvers, times
+from jflow.solvers import grids
 from jflow.types import Loss, Params
 
 EULER = diffrax.Euler()
@@ -98,19 +99,19 @@ def small_euler(params, x0, n, key):
 
 
 def jumps(params, x0, n, key):
-    return fewstep.sample(model, params, x0, steps=n)
+    return solvers.sample_flow_map(model, params, x0, steps=n)
 
 
 def to_data(params, x0, n, key):
-    return fewstep.sample(fewstep.to_data(velocity), params, x0, steps=n, renoise=1.0, key=key)
+    return solvers.sample_flow_map(solvers.to_data(velocity), params, x0, steps=n, renoise=1.0, key=key)
 
 
 def anchored(params, x0, n, key):
-    return fewstep.sample(model, params, x0, steps=n, renoise=1.0, key=key)
+    return solvers.sample_flow_map(model, params, x0, steps=n, renoise=1.0, key=key)
 
 
 def windows(params, x0, n, key):
-    return solvers.sample(velocity, params, x0, solver=EULER, grid=fewstep.window_grid(WINDOWS, n))
+    return solvers.sample(velocity, params, x0, solver=EULER, grid=grids.window_grid(WINDOWS, n))
 
 
 def of_student(draw):
@@ -126,90 +127,90 @@ def jobs(steps: int) -> dict[str, Job]:
     return {
         "teacher": Job(losses.flow_matching(velocity), fresh, euler),
         # from scratch
-        "MeanFlow": Job(fewstep.mean_flow(model, times=pairs, power=0.0), fresh, jumps),
-        "MeanFlow, 4 times the updates": Job(fewstep.mean_flow(model, times=pairs, power=0.0), fresh, jumps, longer=4),
-        "improved MeanFlow": Job(fewstep.improved_mean_flow(model, times=pairs, power=0.0), fresh, jumps),
-        "shortcut": Job(fewstep.shortcut(model, levels=4), fresh, jumps),
+        "MeanFlow": Job(losses.mean_flow(model, times=pairs, power=0.0), fresh, jumps),
+        "MeanFlow, 4 times the updates": Job(losses.mean_flow(model, times=pairs, power=0.0), fresh, jumps, longer=4),
+        "improved MeanFlow": Job(losses.improved_mean_flow(model, times=pairs, power=0.0), fresh, jumps),
+        "shortcut": Job(losses.shortcut(model, levels=4), fresh, jumps),
         "consistency training, easy": Job(
-            fewstep.discrete_consistency(velocity, steps=fewstep.easy_steps(every)),
+            losses.discrete_consistency(velocity, steps=losses.easy_steps(every)),
             fresh,
             to_data,
             frozen=counted,
-            refresh=fewstep.count_steps,
+            refresh=losses.count_steps,
         ),
         "consistency training, growing grid": Job(
-            fewstep.discrete_consistency(
-                velocity, steps=fewstep.grid_steps(solvers.grids.uniform, (8, 16, 32, 64, 128), steps // 5)
+            losses.discrete_consistency(
+                velocity, steps=losses.grid_steps(solvers.grids.uniform, (8, 16, 32, 64, 128), steps // 5)
             ),
             fresh,
             to_data,
             frozen=counted,
-            refresh=fewstep.count_steps,
+            refresh=losses.count_steps,
         ),
         "sCM, from scratch": Job(
-            fewstep.trigflow_consistency(velocity, warmup=warmup, tangent=fewstep.clipped_tangent(jnp.inf)),
+            losses.trigflow_consistency(velocity, warmup=warmup, tangent=losses.clipped_tangent(jnp.inf)),
             fresh,
             to_data,
             frozen=counted,
-            refresh=fewstep.count_steps,
+            refresh=losses.count_steps,
         ),
         "variational noise coupling": variational(every),
         "consistency flow matching": Job(
-            fewstep.consistency_flow_matching(velocity, segments=2, delta=1e-2), fresh, euler, counts=(2, 4, 8)
+            losses.consistency_flow_matching(velocity, segments=2, delta=1e-2), fresh, euler, counts=(2, 4, 8)
         ),
         # from the teacher, without pairs
         "MeanFlow of the teacher": Job(
-            fewstep.mean_flow(model, times=pairs, target_velocity=velocity, power=0.0),
+            losses.mean_flow(model, times=pairs, target_velocity=velocity, power=0.0),
             from_teacher,
             jumps,
             frozen=taught,
         ),
         "consistency distillation": Job(
-            fewstep.discrete_consistency(
+            losses.discrete_consistency(
                 velocity,
-                steps=fewstep.grid_steps(solvers.grids.uniform, 64),
+                steps=losses.grid_steps(solvers.grids.uniform, 64),
                 target_velocity=velocity,
-                advance=fewstep.heun_step,
+                advance=losses.heun_step,
             ),
             from_teacher,
             to_data,
             frozen=taught,
         ),
         "sCM": Job(
-            fewstep.trigflow_consistency(velocity, target_velocity=velocity, warmup=warmup),
+            losses.trigflow_consistency(velocity, target_velocity=velocity, warmup=warmup),
             from_teacher,
             to_data,
             frozen=both,
-            refresh=fewstep.count_steps,
+            refresh=losses.count_steps,
         ),
         "FACM": Job(
-            fewstep.anchored_consistency(model, target_velocity=velocity), from_teacher, anchored, frozen=taught
+            losses.anchored_consistency(model, target_velocity=velocity), from_teacher, anchored, frozen=taught
         ),
         "AYF, Eulerian": Job(
-            fewstep.align_eulerian(model, velocity, warmup=warmup),
+            losses.align_eulerian(model, velocity, warmup=warmup),
             from_teacher,
             jumps,
             frozen=both,
-            refresh=fewstep.count_steps,
+            refresh=losses.count_steps,
         ),
         "AYF, Lagrangian": Job(
-            fewstep.align_lagrangian(model, velocity, warmup=warmup),
+            losses.align_lagrangian(model, velocity, warmup=warmup),
             from_teacher,
             jumps,
             frozen=both,
-            refresh=fewstep.count_steps,
+            refresh=losses.count_steps,
         ),
-        "TraFlow": Job(fewstep.trajectory_distillation(model, velocity), from_teacher, jumps, frozen=taught),
+        "TraFlow": Job(losses.trajectory_distillation(model, velocity), from_teacher, jumps, frozen=taught),
         "PeRFlow": Job(
-            fewstep.perflow(velocity, velocity, knots=WINDOWS, time=fewstep.sequential_times(grid, starts=0.75)),
+            losses.perflow(velocity, velocity, knots=WINDOWS, time=times.sequential_times(grid, starts=0.75)),
             from_teacher,
             windows,
             counts=(4, 8),
             frozen=taught,
         ),
-        "MDT-dist": Job(fewstep.marginal_transport(velocity, velocity), from_teacher, to_data, frozen=taught),
+        "MDT-dist": Job(losses.marginal_transport(velocity, velocity), from_teacher, to_data, frozen=taught),
         "distribution matching": Job(
-            fewstep.distribution_matching(fewstep.fixed_steps(velocity, 1), velocity, velocity),
+            losses.distribution_matching(losses.fixed_steps(velocity, 1), velocity, velocity),
             with_fake,
             of_student(euler),
             counts=(1,),
@@ -217,7 +218,7 @@ def jobs(steps: int) -> dict[str, Job]:
             players={"student": 0.1, "fake": 1.0},
         ),
         "SD3.5-Flash, 4 shared times": Job(
-            fewstep.shared_timesteps(fewstep.to_data(velocity), velocity, velocity, grid),
+            losses.shared_timesteps(solvers.to_data(velocity), velocity, velocity, grid),
             with_fake,
             of_student(to_data),
             counts=(4,),
@@ -225,7 +226,7 @@ def jobs(steps: int) -> dict[str, Job]:
             players={"student": 0.1, "fake": 1.0},
         ),
         "self-corrected, adversarial": Job(
-            fewstep.self_corrected(velocity, velocity, critic, reach=0.1, weight=1e-3, r1=0.1),
+            losses.self_corrected(velocity, velocity, critic, reach=0.1, weight=1e-3, r1=0.1),
             with_critic,
             of_student(to_data),
             frozen=taught,
@@ -241,31 +242,31 @@ def jobs(steps: int) -> dict[str, Job]:
             pairs_of="teacher",
         ),
         "2-rectified, distilled": Job(
-            fewstep.distillation(velocity), from_teacher, euler, counts=(1,), pairs_of="2-rectified"
+            losses.distillation(velocity), from_teacher, euler, counts=(1,), pairs_of="2-rectified"
         ),
         "rectified diffusion, cosine": Job(
-            fewstep.rectified_diffusion(velocity, cosine),
+            losses.rectified_diffusion(velocity, cosine),
             fresh,
             lambda params, x0, n, key: solvers.sample(velocity, params, x0, solver=solvers.ddim(cosine), steps=n),
             pairs_of="teacher",
         ),
         "MeanFlow on rectified pairs": Job(
-            fewstep.mean_flow(model, times=fewstep.rectified_times(equal=0.5), power=0.0),
+            losses.mean_flow(model, times=times.rectified_times(equal=0.5), power=0.0),
             from_teacher,
             jumps,
             pairs_of="teacher",
             truncate=0.1,
         ),
         "SlimFlow, width 64": Job(
-            fewstep.annealed_source(losses.flow_matching(small), optax.linear_schedule(1.0, 0.0, steps // 2)),
+            losses.annealed_source(losses.flow_matching(small), optax.linear_schedule(1.0, 0.0, steps // 2)),
             lambda key, trained: small.init(key, X, T),
             small_euler,
             pairs_of="teacher",
             frozen=counted,
-            refresh=fewstep.count_steps,
+            refresh=losses.count_steps,
         ),
         "SlimFlow, width 64, distilled": Job(
-            fewstep.flow_guided_distillation(small, small),
+            losses.flow_guided_distillation(small, small),
             lambda key, trained: trained["SlimFlow, width 64"],
             small_euler,
             counts=(1,),
@@ -276,14 +277,14 @@ def jobs(steps: int) -> dict[str, Job]:
             accelerating,
             lambda key, trained: {
                 "velocity": trained["teacher"],
-                "acceleration": velocity.init(key, X, T, fewstep.Launch(X)),
+                "acceleration": velocity.init(key, X, T, solvers.Launch(X)),
             },
             accelerated,
             counts=(2, 4, 8),
             pairs_of="teacher",
         ),
         "turbo, 4 steps": Job(
-            fewstep.turbo(
+            losses.turbo(
                 velocity, critic, lambda g, x: jnp.mean(jnp.abs(g - x), axis=1), steps=4, reconstruction_weight=1.0
             ),
             with_critic,
@@ -296,26 +297,26 @@ def jobs(steps: int) -> dict[str, Job]:
 
 
 def variational(every) -> Job:
-    encoder = fewstep.noise_encoder(jflow.velocity(Net(64, 4)))
-    inner = fewstep.discrete_consistency(velocity, steps=fewstep.easy_steps(every))
+    encoder = losses.noise_encoder(jflow.velocity(Net(64, 4)))
+    inner = losses.discrete_consistency(velocity, steps=losses.easy_steps(every))
 
     def init(key, trained):
         return {"model": velocity.init(key, X, T), "encoder": encoder.init(key, X, T)}
 
     def draw(params, x0, n, key):
-        return fewstep.sample_variational(velocity, encoder, params, x0, steps=n, key=key)
+        return solvers.sample_variational(velocity, encoder, params, x0, steps=n, key=key)
 
-    loss = fewstep.variational_noise(inner, encoder, kl=0.1)
-    return Job(loss, init, draw, frozen=counted, refresh=fewstep.count_steps)
+    loss = losses.variational_noise(inner, encoder, kl=0.1)
+    return Job(loss, init, draw, frozen=counted, refresh=losses.count_steps)
 
 
 def accelerating(params, key, batch, frozen=None):
     """Both networks of a constant acceleration flow at once; the second is told what the first says, without gradient."""
-    start, _ = fewstep.initial_velocity(velocity)(params["velocity"], key, batch)
+    start, _ = losses.initial_velocity(velocity)(params["velocity"], key, batch)
     held = {"velocity": params["velocity"]}
-    rest, _ = fewstep.constant_acceleration(velocity, velocity)(params["acceleration"], key, batch, held)
+    rest, _ = losses.constant_acceleration(velocity, velocity)(params["acceleration"], key, batch, held)
     return start + rest, {}
 
 
 def accelerated(params, x0, n, key):
-    return fewstep.sample_acceleration(velocity, velocity, params, x0, steps=n - 1)
+    return solvers.sample_acceleration(velocity, velocity, params, x0, steps=n - 1)

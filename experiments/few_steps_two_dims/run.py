@@ -26,7 +26,7 @@ import optax
 from methods import Job, jobs, velocity
 from tqdm import tqdm
 
-from jflow import data, fewstep, metrics, solvers, train
+from jflow import data, metrics, solvers, train
 
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt
@@ -122,7 +122,7 @@ def paired(params, args) -> dict:
 def cut(rows: dict, share: float) -> dict:
     if share == 0:
         return rows
-    one = [fewstep.truncate_pairs({k: np.asarray(v[i]) for k, v in rows.items()}, share) for i in range(len(rows["x"]))]
+    one = [data.truncate_pairs({k: np.asarray(v[i]) for k, v in rows.items()}, share) for i in range(len(rows["x"]))]
     return jax.tree.map(lambda *leaves: jnp.asarray(np.stack(leaves)), *one)
 
 

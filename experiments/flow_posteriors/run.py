@@ -20,7 +20,8 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from jflow import bijectors, data, decoders, distributions, flows, losses, metrics, train
+from jflow import bijectors, data, distributions, flows, losses, metrics, train
+from jflow.distributions import decoders
 
 POSTERIORS = {
     "Gaussian": lambda event, **o: flows.planar(event, depth=0, **o),

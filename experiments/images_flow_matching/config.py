@@ -28,7 +28,7 @@ import optax
 
 import jflow
 from jflow import data, guidance, losses, nets, solvers, train
-from jflow.train import Experiment
+from jflow.apps import Experiment
 
 CLASSES = 10  # the label 10 is the null label
 

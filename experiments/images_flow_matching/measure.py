@@ -17,7 +17,7 @@ import numpy as np
 from judge import trained
 from PIL import Image
 
-from jflow import convert, data, metrics, nets, train
+from jflow import apps, convert, data, metrics, nets
 
 
 def generate(loaded, key, labels, high, batch, **options):
@@ -88,7 +88,7 @@ def main():
     if args.short:
         args.steps, args.solvers, args.scales, args.num = [1, 4], ["heun"], [2.0], args.num or 50
 
-    loaded = train.load(args.workdir)
+    loaded = apps.load(args.workdir)
     experiment = loaded.experiment
     splits = experiment.data()
     high = int(splits.train["x"].max())

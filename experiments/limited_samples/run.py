@@ -10,7 +10,7 @@ Vanden-Eijnden, Zdeborova, "Analysis of learning a flow-based generative model f
 one noise row each; noises = infinity is training with fresh noise. `theory`, the limit d -> infinity, is derived here
 from least squares, not copied from the paper.
 
-The whole path of the library runs: `parameterisations.from_x1` of the network, `losses.flow_matching` with the paper's
+The whole path of the library runs: `paths.parameterisations.from_x1` of the network, `losses.flow_matching` with the paper's
 weight as its metric, `train.make_step`, and Euler's method of `solvers.sample`, whose steps the theory takes too. Prints for
 each n: the squared distance of the generated mode's mean from mu over d, its cosine with mu, and both of the theory.
 """
@@ -24,7 +24,8 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from jflow import losses, parameterisations, paths, solvers, train
+from jflow import losses, paths, solvers, train
+from jflow.paths import parameterisations
 from jflow.types import Field, Velocity
 
 STD, RIDGE, SHARP = 0.3, 0.1, 4.0

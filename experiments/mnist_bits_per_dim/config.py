@@ -23,7 +23,7 @@ import optax
 
 from jflow import bijectors as bj
 from jflow import data, flows, losses, metrics, nets, train
-from jflow.train import Experiment
+from jflow.apps import Experiment
 from jflow.types import ElboFlow, Flow
 
 

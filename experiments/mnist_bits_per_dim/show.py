@@ -14,7 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 from PIL import Image
 
-from jflow import data, train
+from jflow import apps, data
 
 COLUMNS = 12
 
@@ -34,7 +34,7 @@ def main():
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--rows", type=int, default=4, help="walks")
     args = parser.parse_args()
-    loaded = train.load(args.workdir)
+    loaded = apps.load(args.workdir)
     key, params, sample = jax.random.key(args.seed), loaded.params, loaded.experiment.sample
     splits = loaded.experiment.data()
     parts = [sample(params, key, 2 * COLUMNS, temperature=t)["x"] for t in (0.7, 1.0)]

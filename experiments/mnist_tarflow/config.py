@@ -24,7 +24,7 @@ import optax
 from sklearn.svm import SVC
 
 from jflow import data, flows, guidance, losses, metrics, train
-from jflow.train import Experiment
+from jflow.apps import Experiment
 
 CLASSES = 10  # the label 10 is the null label
 

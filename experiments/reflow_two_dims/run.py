@@ -24,7 +24,7 @@ import numpy as np
 import optax
 
 import jflow
-from jflow import data, fewstep, losses, metrics, nets, solvers, times, train
+from jflow import data, losses, metrics, nets, paths, solvers, times, train
 
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt
@@ -69,14 +69,14 @@ def main() -> None:
     source, target = SETS[args.source], SETS[args.target]
     left, right = source(args.pairs, 10 * args.seed + 1), target(args.pairs, 10 * args.seed + 2)
     judge = functools.partial(score, source(args.rows, 10 * args.seed + 3), target(args.rows, 10 * args.seed + 4))
-    pairs_of = fewstep.rows_source({"x0": left})
+    pairs_of = data.rows_source({"x0": left})
     floor = metrics.wasserstein(target(args.rows, 10 * args.seed + 5), target(args.rows, 10 * args.seed + 4))
     optimal = metrics.wasserstein(source(args.rows, 10 * args.seed + 3), target(args.rows, 10 * args.seed + 4)) ** 2
     print(f"W2 of {args.rows} fresh rows: {floor:.3f}; cost of the optimal pairing: {optimal:.2f}", flush=True)
 
     net = jflow.velocity(nets.TimeMLP((64, 64, 64)))
-    potential = fewstep.inner_potential(net)
-    gradient = fewstep.potential_velocity(potential)
+    potential = losses.inner_potential(net)
+    gradient = losses.potential_velocity(potential)
     fresh = net.init(jax.random.key(args.seed), jnp.zeros((2, 2)), jnp.zeros(2))
     key = jax.random.key(args.seed + 100)
     fit = functools.partial(trained, out, args.steps, key)
@@ -93,8 +93,8 @@ def main() -> None:
 
     def pairs(name, velocity, params):
         folder = out / f"pairs-{name}"
-        fewstep.generate_pairs(folder, velocity, params, pairs_of, args.pairs, progress=False, **generate)
-        return held(fewstep.read_shards(folder))
+        data.generate_pairs(folder, velocity, params, pairs_of, args.pairs, progress=False, **generate)
+        return held(data.read_shards(folder))
 
     # the k-rectified flows
     params, batch, rows = fresh, unpaired, {}
@@ -109,22 +109,20 @@ def main() -> None:
     huber = losses.flow_matching(net, time=times.u_shaped(4.0), metric=losses.pseudo_huber(0.00054 * 2))
     report("2-rectified, U-shaped, Huber", net, fit("2-huber", huber, first, rows[1]))
     for k in (1, 2):
-        student = fit(f"{k}-distilled", fewstep.distillation(net), flows[f"{k}-rectified"][1], rows[k])
+        student = fit(f"{k}-distilled", losses.distillation(net), flows[f"{k}-rectified"][1], rows[k])
         report(f"{k}-rectified, distilled", net, student, map_only=True)
 
     # straight on four segments rather than from end to end
     folder = out / "trajectories"
-    fewstep.generate_trajectories(folder, net, first, pairs_of, args.pairs, KNOTS, progress=False, **generate)
-    times_at_knots = fewstep.sequential_times(KNOTS)
-    sequential = losses.flow_matching(net, path=fewstep.sequential_path(KNOTS), time=times_at_knots)
-    report(
-        "sequential, 4 segments", net, fit("sequential", sequential, first, held(fewstep.read_shards(folder))), KNOTS
-    )
+    data.generate_trajectories(folder, net, first, pairs_of, args.pairs, KNOTS, progress=False, **generate)
+    times_at_knots = times.sequential_times(KNOTS)
+    sequential = losses.flow_matching(net, path=paths.sequential_path(KNOTS), time=times_at_knots)
+    report("sequential, 4 segments", net, fit("sequential", sequential, first, held(data.read_shards(folder))), KNOTS)
 
     # gradients of a scalar: for the quadratic cost, from independent pairs and on its own
     params, batch = fresh, unpaired
     for k in (1, 2):
-        params = fit(f"{k}-c-rectified", fewstep.c_rectified(potential), params, batch)
+        params = fit(f"{k}-c-rectified", losses.c_rectified(potential), params, batch)
         report(f"{k}-c-rectified, quadratic", gradient, params)
         batch = pairs(f"{k}-c-rectified", gradient, params) if k == 1 else None
 

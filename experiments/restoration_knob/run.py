@@ -5,7 +5,7 @@
     python experiments/restoration_knob/run.py --out runs/short --short                                   # CI
 
 A teacher is trained by flow matching from the blurred picture with noise added to the picture (`couplings.corrupted`), a
-student of one evaluation from it (`fewstep.tunable_distillation`). Prints, on held-out digits, the root mean squared error
+student of one evaluation from it (`losses.tunable_distillation`). Prints, on held-out digits, the root mean squared error
 and the energy distance to real digits for the teacher's Euler steps and the student's knob; draws OUT/samples.png.
 README.md has the results.
 """
@@ -23,7 +23,7 @@ import numpy as np
 import optax
 
 import jflow
-from jflow import couplings, data, fewstep, losses, metrics, nets, solvers, times, train
+from jflow import couplings, data, losses, metrics, nets, solvers, times, train
 
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt
@@ -60,7 +60,7 @@ def main() -> None:
     matching = couplings.with_source(losses.flow_matching(velocity), source)
     teacher = fitted(matching, fresh, rows, args)
     knob = times.uniform(0.0, 1.0)
-    student_loss = couplings.with_source(fewstep.tunable_distillation(velocity, velocity, knob=knob), source)
+    student_loss = couplings.with_source(losses.tunable_distillation(velocity, velocity, knob=knob), source)
     student = fitted(student_loss, teacher, rows, args, {"teacher": teacher})
 
     made = {"blocks, noise added": x0}
@@ -69,7 +69,7 @@ def main() -> None:
             velocity, teacher, x0, cond, solver=diffrax.Euler(), steps=n
         )[0]
     for k in KNOBS:
-        made[f"student, knob {k}"] = fewstep.restore(velocity, student, x0, k, cond)
+        made[f"student, knob {k}"] = solvers.restore(velocity, student, x0, k, cond)
     made = {name: np.asarray(x) for name, x in made.items()}
     report(made, rows, test, args)
 

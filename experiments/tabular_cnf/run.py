@@ -26,7 +26,7 @@ import numpy as np
 import optax
 
 import jflow
-from jflow import data, distributions, flows, losses, nets, solvers, times, train
+from jflow import apps, data, distributions, flows, losses, nets, solvers, times, train
 from jflow.types import Distribution, Loss, Velocity
 
 TABLES = Path(__file__).parents[1] / "tabular_spline_flow"
@@ -75,7 +75,7 @@ def main() -> None:
 
 def prepared(dataset: str, data_dir: str, seed: int) -> dict[str, np.ndarray]:
     """Standardised rows [n, d] by part, as tabular_spline_flow has them."""
-    spline, _ = train.load_config(TABLES, {"dataset": dataset, "data_dir": data_dir, "seed": seed})
+    spline, _ = apps.load_config(TABLES, {"dataset": dataset, "data_dir": data_dir, "seed": seed})
     splits, pre = spline.data(), spline.preprocess
     state = pre.fit(splits.train)
     return {name: pre.apply(state, getattr(splits, name), None)["x"].astype(np.float32) for name in splits._fields}

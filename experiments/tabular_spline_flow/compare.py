@@ -19,7 +19,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jflow import data, train
+from jflow import apps, data, train
 
 HEADER = ("seed", "jflow", "FlowJAX", "difference", "jflow s", "FlowJAX s", "with compilation")
 FORMS = ("coupling", "autoregressive")
@@ -63,7 +63,7 @@ def report(dataset: str, form: str, ours: list[Run], theirs: list[Run]) -> None:
 def one(dataset: str, form: str, seed: int, args) -> Run:
     overrides = dict(item.split("=", 1) for item in args.overrides)
     overrides |= {"dataset": dataset, "form": form, "data_dir": args.data_dir, "seed": str(seed)}
-    experiment, _ = train.load_config(Path(__file__).parent / "config.py", overrides)
+    experiment, _ = apps.load_config(Path(__file__).parent / "config.py", overrides)
     splits, pre = experiment.data(), experiment.preprocess
     state = pre.fit(splits.train)
     rows = {name: pre.apply(state, getattr(splits, name), None)["x"].astype(np.float32) for name in splits._fields}

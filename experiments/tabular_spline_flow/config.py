@@ -24,7 +24,7 @@ import numpy as np
 import optax
 
 from jflow import data, flows, losses, train
-from jflow.train import Experiment
+from jflow.apps import Experiment
 
 FILES = {"power_plant": "power_plant.txt.gz", "protein": "protein.txt.gz", "magic04": "magic04.data.gz"}
 

@@ -1,31 +1,33 @@
 """Invertible maps, a family per file; every constructor returns a `types.Bijector` (`transformers`: an `Elementwise`)."""
 
 from jflow.bijectors import decoding, log_dets, masks, scales, splines, transformers
-from jflow.bijectors.amortized import amortized
-from jflow.bijectors.autoregressive import InverseInfo as InverseInfo
-from jflow.bijectors.autoregressive import autoregressive, autoregressive_inverse, jacobi, sequential
-from jflow.bijectors.block_autoregressive import block_autoregressive
-from jflow.bijectors.checking import check
-from jflow.bijectors.combinators import chain, conditioned, indicated, invert, on_part
-from jflow.bijectors.conv import masked_conv
-from jflow.bijectors.coupling import coupling, masked_coupling
-from jflow.bijectors.elementwise import actnorm, affine, elementwise, logit, sigmoid, softplus, standardize, tanh
-from jflow.bijectors.image import checkerboard, haar, squeeze
-from jflow.bijectors.linear import householder, linear, lu, permute, qr, reshape, reverse
-from jflow.bijectors.planar import planar, radial, sylvester
-from jflow.bijectors.residual import residual
-from jflow.bijectors.scan import rebuild_error, scan
-from jflow.bijectors.stochastic import vae
-from jflow.bijectors.surjective import (
+from jflow.bijectors._amortized import amortized
+from jflow.bijectors._autoregressive import InverseInfo, autoregressive, autoregressive_inverse, jacobi, sequential
+from jflow.bijectors._block_autoregressive import block_autoregressive
+from jflow.bijectors._causal_block import causal_block, tokens
+from jflow.bijectors._check import check
+from jflow.bijectors._combinators import chain, conditioned, indicated, invert, on_part
+from jflow.bijectors._conv import masked_conv
+from jflow.bijectors._coupling import coupling, masked_coupling
+from jflow.bijectors._elementwise import actnorm, affine, elementwise, logit, sigmoid, softplus, standardize, tanh
+from jflow.bijectors._guide import TokenGuide
+from jflow.bijectors._image import checkerboard, haar, squeeze
+from jflow.bijectors._linear import householder, linear, lu, permute, qr, reshape, reverse
+from jflow.bijectors._planar import planar, radial, sylvester
+from jflow.bijectors._residual import residual
+from jflow.bijectors._scan import rebuild_error, scan
+from jflow.bijectors._stochastic import vae
+from jflow.bijectors._surjective import (
     augment,
     drop,
     truncated_normal_dequantize,
     uniform_dequantize,
     variational_dequantize,
 )
-from jflow.bijectors.tarflow import causal_block, tokens
 
 __all__ = [
+    "InverseInfo",
+    "TokenGuide",
     "actnorm",
     "affine",
     "amortized",

@@ -11,8 +11,9 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from jflow._implicit import fixed_point
-from jflow._util import check_whole, expand_to, float_dtype
+from jflow._core.arrays import expand_to, float_dtype
+from jflow._core.checks import check_whole
+from jflow._core.implicit import fixed_point
 from jflow.types import Array, PyTree
 
 __all__ = ["Decoded", "Sampler", "cached", "jacobi", "uncached"]

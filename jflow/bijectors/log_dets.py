@@ -22,7 +22,8 @@ from functools import partial
 import jax
 import jax.numpy as jnp
 
-from jflow._util import expand_to, float_dtype, need_key, sum_event
+from jflow._core.arrays import expand_to, float_dtype, sum_event
+from jflow._core.checks import need_key
 from jflow.types import Array, Key, PyTree
 
 __all__ = ["LogDet", "exact", "power_series", "roulette"]

@@ -18,7 +18,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
-from jflow._util import float_dtype
+from jflow._core.arrays import float_dtype
 from jflow.kernels.rational_quadratic import (
     CAP,
     EDGE,

@@ -12,9 +12,10 @@ import jax.numpy as jnp
 import numpy as np
 
 from jflow import kernels
-from jflow._util import check_raw, check_whole, float_dtype
+from jflow._core.arrays import float_dtype
+from jflow._core.checks import check_raw, check_whole
 from jflow.bijectors import scales, splines
-from jflow.bijectors.monotone import deep_sigmoidal, logistic_mixture, unconstrained_monotone
+from jflow.bijectors._monotone import deep_sigmoidal, logistic_mixture, unconstrained_monotone
 from jflow.kernels.columns import with_columns
 from jflow.types import Array, Elementwise
 

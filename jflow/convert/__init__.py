@@ -1,5 +1,7 @@
 """Published weights in, params out."""
 
-from jflow.convert.inception import inception
+from jflow.convert._inception import inception
 
-__all__ = ["inception"]
+__all__ = [
+    "inception",
+]

@@ -5,12 +5,12 @@ take a cost: `exact(within_class())` is optimal transport inside each class. Cou
 data are in `sources`: they act on the batch, not on its order.
 """
 
-from jflow.couplings.costs import cosine, near_condition, squared_euclidean, within_class
-from jflow.couplings.entropic import likeliest, permutation, sinkhorn, unbalanced, with_replacement
-from jflow.couplings.matching import exact, independent, partial, stable
-from jflow.couplings.plans import potentials
-from jflow.couplings.semidiscrete import fit_semidiscrete, semidiscrete
-from jflow.couplings.sources import block_means, corrupted, inpainting, known_fixed, tiles, with_source
+from jflow.couplings._costs import cosine, near_condition, squared_euclidean, within_class
+from jflow.couplings._entropic import likeliest, permutation, sinkhorn, unbalanced, with_replacement
+from jflow.couplings._matching import exact, independent, partial, stable
+from jflow.couplings._plans import potentials
+from jflow.couplings._semidiscrete import fit_semidiscrete, semidiscrete
+from jflow.couplings._sources import block_means, corrupted, inpainting, known_fixed, tiles, with_source
 
 __all__ = [
     "block_means",

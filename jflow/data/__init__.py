@@ -1,12 +1,13 @@
 """Data: rows as dicts of numpy arrays, batches with a saved position, preprocessing, toy sets, images and tables."""
 
-from jflow.data.batches import Batches, batches
-from jflow.data.images import cifar_jpegs, cifar_sheets, digits, mnist
-from jflow.data.pictures import image_grid
-from jflow.data.placement import place, share
-from jflow.data.prefetch import prefetch
-from jflow.data.preprocess import Preprocess, chain_preprocess, dequantize, identity, logit, scale, standardise
-from jflow.data.schema import (
+from jflow.data._batches import Batches, batches
+from jflow.data._images import cifar_jpegs, cifar_sheets, digits, mnist
+from jflow.data._pairs import Source, generate_pairs, generate_trajectories, normal_source, rows_source, truncate_pairs
+from jflow.data._pictures import image_grid
+from jflow.data._placement import place, share
+from jflow.data._prefetch import prefetch
+from jflow.data._preprocess import Preprocess, chain_preprocess, dequantize, identity, logit, scale, standardise
+from jflow.data._schema import (
     Column,
     add_noise,
     decode,
@@ -17,14 +18,16 @@ from jflow.data.schema import (
     steps,
     to_text,
 )
-from jflow.data.splits import Splits, count, split, stratified_split, take
-from jflow.data.tables import Table, read_table, take_rows
-from jflow.data.toy import checkerboard, eight_gaussians, moons
+from jflow.data._shards import read_shards, write_shards
+from jflow.data._splits import Splits, count, split, stratified_split, take
+from jflow.data._tables import Table, read_table, take_rows
+from jflow.data._toy import checkerboard, eight_gaussians, moons
 
 __all__ = [
     "Batches",
     "Column",
     "Preprocess",
+    "Source",
     "Splits",
     "Table",
     "add_noise",
@@ -41,15 +44,20 @@ __all__ = [
     "encode",
     "find_lattice",
     "find_schema",
+    "generate_pairs",
+    "generate_trajectories",
     "identity",
     "image_grid",
     "log_mass_unit",
     "logit",
     "mnist",
     "moons",
+    "normal_source",
     "place",
     "prefetch",
+    "read_shards",
     "read_table",
+    "rows_source",
     "scale",
     "share",
     "split",
@@ -59,4 +67,6 @@ __all__ = [
     "take",
     "take_rows",
     "to_text",
+    "truncate_pairs",
+    "write_shards",
 ]

@@ -3,49 +3,17 @@
 import contextlib
 import csv
 import math
-import os
 import shutil
-import tempfile
 import zipfile
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
 
-from jflow._files import expand, system_error
-from jflow.data.splits import Rows, as_arrays, count
+from jflow._core.files import replacing
+from jflow.data._splits import Rows, as_arrays, count
 
 Write = Callable[[Rows], None]
-
-
-@contextlib.contextmanager
-def replacing(path: str | Path) -> Iterator[Path]:
-    """Yields a path to write to; it takes the place of `path` once the block is done, and is gone if the block fails.
-
-    That `path` can be written is found out first: its folder must be there, and it must not be a folder itself.
-    """
-    path = expand(path)
-    if path.is_dir():
-        raise IsADirectoryError(f"cannot write {path}: it is a folder")
-    if path.exists() and not os.access(path, os.W_OK):
-        raise PermissionError(f"cannot write {path}: permission denied")
-    try:
-        # A folder beside the target, so that the rename at the end stays on one disk.
-        folder = Path(tempfile.mkdtemp(prefix=f".{path.name[:50]}.", suffix=".part", dir=path.absolute().parent))
-    except OSError as error:
-        raise type(error)(f"cannot write {path}: {error.strerror} ({path.absolute().parent})") from error
-    try:
-        yield folder / path.name
-        os.replace(folder / path.name, path)
-    except (OSError, ExceptionGroup) as error:
-        cause = error if isinstance(error, OSError) else system_error(error)
-        elsewhere = cause is None or cause.filename is not None and not str(cause.filename).startswith(str(folder))
-        if elsewhere or cause.errno is None:
-            raise  # not of writing: something else that the block did
-        # A full disk, mostly. The number is kept: it tells this from a mistake in the path.
-        raise OSError(cause.errno, f"cannot write {path}: {cause.strerror or os.strerror(cause.errno)}") from error
-    finally:
-        shutil.rmtree(folder, ignore_errors=True)
 
 
 @contextlib.contextmanager

@@ -1,16 +1,17 @@
 """Flows: a map and a base distribution (`flow`, `cnf`), and the named recipes, a family per file."""
 
-from jflow.cnf import cnf
-from jflow.flows._stack import alternating_permutations as alternating_permutations
-from jflow.flows.autoregressive import bnaf, iaf, maf, neural_spline_autoregressive
-from jflow.flows.core import elbo_flow, flow, importance_weighted
-from jflow.flows.coupling import nanoflow, neural_spline, nice, real_nvp
-from jflow.flows.images import dequantization_noise, flow_plus_plus, glow, inverse_flow
-from jflow.flows.levels import dequantized
-from jflow.flows.residual import planar, radial, residual_flow, sylvester
-from jflow.flows.transformers import jet, starflow, tarflow
+from jflow.flows._autoregressive import bnaf, iaf, maf, neural_spline_autoregressive
+from jflow.flows._cnf import cnf
+from jflow.flows._coupling import nanoflow, neural_spline, nice, real_nvp
+from jflow.flows._dequantized import dequantized
+from jflow.flows._flow import elbo_flow, flow, importance_weighted
+from jflow.flows._images import dequantization_noise, flow_plus_plus, glow, inverse_flow
+from jflow.flows._residual import planar, radial, residual_flow, sylvester
+from jflow.flows._stack import alternating_permutations
+from jflow.flows._transformers import jet, starflow, tarflow
 
 __all__ = [
+    "alternating_permutations",
     "bnaf",
     "cnf",
     "dequantization_noise",

@@ -7,7 +7,7 @@ import flax.linen as nn
 import numpy as np
 
 from jflow import bijectors, distributions
-from jflow.flows.core import flow
+from jflow.flows._flow import flow
 from jflow.types import Bijector, Distribution, Flow
 
 

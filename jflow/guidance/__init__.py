@@ -7,19 +7,18 @@ Two evaluations (`cfg`, `guided`, `negative`, `autoguidance`) and what becomes o
 A guided field is that field, exactly; the samples that it leads to do not follow the tilted density p(x) p(y | x)^w.
 """
 
-from jflow.guidance.causal import TokenGuide, extrapolate, rising, score_sum
-from jflow.guidance.cfg import autoguidance, cfg, guided, negative, told, zero_init
-from jflow.guidance.classifier import classifier_guidance, label_log_prob
-from jflow.guidance.combine import Combine, interval, projected, rescaled, scaled, zero_star
-from jflow.guidance.denoise import denoise
-from jflow.guidance.density import Excess, density, density_step, exactly, quantile
-from jflow.guidance.mixture import probabilistic_guidance
-from jflow.guidance.prior import score_alignment, to_quantile
+from jflow.guidance._causal import extrapolate, rising, score_sum
+from jflow.guidance._cfg import autoguidance, cfg, guided, negative, told, zero_init
+from jflow.guidance._classifier import classifier_guidance, label_log_prob
+from jflow.guidance._combine import Combine, interval, projected, rescaled, scaled, zero_star
+from jflow.guidance._denoise import denoise
+from jflow.guidance._density import Excess, density, density_step, exactly, quantile
+from jflow.guidance._mixture import probabilistic_guidance
+from jflow.guidance._prior import score_alignment, to_quantile
 
 __all__ = [
     "Combine",
     "Excess",
-    "TokenGuide",
     "autoguidance",
     "cfg",
     "classifier_guidance",
@@ -40,8 +39,8 @@ __all__ = [
     "scaled",
     "score_alignment",
     "score_sum",
-    "told",
     "to_quantile",
+    "told",
     "zero_init",
     "zero_star",
 ]

@@ -21,7 +21,7 @@ import jax
 import jax.numpy as jnp
 from jax.experimental import pallas as pl
 
-from jflow._pullback import with_pullback
+from jflow._core.pullback import with_pullback
 from jflow.types import Array, Elementwise
 
 try:

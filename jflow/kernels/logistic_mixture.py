@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jflow._implicit import monotone_root
+from jflow._core.implicit import monotone_root
 from jflow.kernels.columns import Column, by_autodiff, choice, run
 from jflow.types import Array
 

@@ -30,7 +30,7 @@ import numpy as np
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import tpu as pltpu
 
-from jflow._util import float_dtype
+from jflow._core.arrays import float_dtype
 from jflow.types import Array
 
 try:
@@ -50,7 +50,7 @@ def conv(x: Array, kernel: Array) -> Array:
     """x [b, h, w, c], kernel [k, k, c, c] -> y [b, h, w, c], in x's type; see the module.
 
     Shifted copies of x and one matrix product: XLA's CPU backend compiles a convolution inside a scan to a naive one
-    (`nets.conv.LoopConv` has the numbers). Raises ValueError on other shapes.
+    (`nets/_conv.py` has the numbers). Raises ValueError on other shapes.
     """
     _check("masked_conv.conv", x, kernel)
     dtype = float_dtype(x, kernel)

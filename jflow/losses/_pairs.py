@@ -6,8 +6,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jflow._util import expand_to, filled, float_dtype, like_rows, need_key
-from jflow.losses._batch import read_as_given
+from jflow._core.arrays import expand_to, filled, float_dtype
+from jflow._core.batch import read_as_given
+from jflow._core.checks import like_rows, need_key
 from jflow.types import Array, Cond, Key, PyTree
 
 

@@ -6,39 +6,37 @@ float32 or better.
 """
 
 from jflow.nets import norms
-from jflow.nets.attention import SelfAttention, dot_product_attention
-from jflow.nets.causal_transformer import CausalTransformer
-from jflow.nets.conv import GatedAttentionNet, GlowNet
-from jflow.nets.deepflow import Branches, DeepFlow, branch_field, last_velocity
-from jflow.nets.dit import DiT
-from jflow.nets.embed import TimeCondEmbed, time_features
-from jflow.nets.encoders import ImageEncoder, Periodic, SetEncoder
-from jflow.nets.inception import InceptionFID
-from jflow.nets.lipschitz import LipschitzConv, LipschitzMLP, lip_swish
-from jflow.nets.made import MADE, longest_path
-from jflow.nets.mixture_head import MixtureHead
-from jflow.nets.mlp import MLP, ResidualMLP, TimeMLP
-from jflow.nets.unet import UNet
-from jflow.nets.vit import CondEmbed, ViT
+from jflow.nets._attention import SelfAttention, dot_product_attention
+from jflow.nets._causal_transformer import CausalTransformer
+from jflow.nets._conv import GatedAttentionNet, GlowNet
+from jflow.nets._deepflow import Branches, DeepFlow, branch_field, last_velocity
+from jflow.nets._dit import DiT
+from jflow.nets._embed import TimeCondEmbed, time_features
+from jflow.nets._encoders import ImageEncoder, Periodic, SetEncoder
+from jflow.nets._fields import field, flow_map, velocity
+from jflow.nets._inception import InceptionFID
+from jflow.nets._lipschitz import LipschitzConv, LipschitzMLP, lip_swish
+from jflow.nets._made import MADE, longest_path
+from jflow.nets._mixture_head import MixtureHead
+from jflow.nets._mlp import MLP, ResidualMLP, TimeMLP
+from jflow.nets._unet import UNet
+from jflow.nets._vit import CondEmbed, ViT
 
 __all__ = [
     "Branches",
-    "DeepFlow",
-    "MixtureHead",
-    "branch_field",
-    "dot_product_attention",
-    "last_velocity",
-    "MADE",
-    "MLP",
     "CausalTransformer",
     "CondEmbed",
+    "DeepFlow",
     "DiT",
-    "LipschitzConv",
-    "LipschitzMLP",
     "GatedAttentionNet",
     "GlowNet",
     "ImageEncoder",
     "InceptionFID",
+    "LipschitzConv",
+    "LipschitzMLP",
+    "MADE",
+    "MLP",
+    "MixtureHead",
     "Periodic",
     "ResidualMLP",
     "SelfAttention",
@@ -47,8 +45,14 @@ __all__ = [
     "TimeMLP",
     "UNet",
     "ViT",
+    "branch_field",
+    "dot_product_attention",
+    "field",
+    "flow_map",
+    "last_velocity",
     "lip_swish",
-    "norms",
     "longest_path",
+    "norms",
     "time_features",
+    "velocity",
 ]

@@ -1,7 +1,7 @@
 """Paths from source to data: where x_t is, and what a velocity regresses on there."""
 
-from jflow.paths import schedules
-from jflow.paths.adapters import (
+from jflow.paths import parameterisations, schedules
+from jflow.paths._adapters import (
     from_edm,
     from_noise_time,
     from_sigma,
@@ -10,11 +10,12 @@ from jflow.paths.adapters import (
     reschedule,
     to_trigonometric,
 )
-from jflow.paths.affine import (
+from jflow.paths._affine import (
     LINEAR,
     Schedule,
     affine,
     check_ends,
+    coefficients,
     linear,
     score_to_velocity,
     score_to_x0,
@@ -29,19 +30,23 @@ from jflow.paths.affine import (
     x1_to_velocity,
     x1_to_x0,
 )
-from jflow.paths.interpolants import (
+from jflow.paths._interpolants import (
     Interpolant,
     denoiser_to_score,
+    draw_noise,
     interpolant,
     interpolant_score,
     interpolant_velocity,
     schroedinger_bridge,
     with_noise,
 )
+from jflow.paths._sequential import sequential_path
 
 __all__ = [
-    "LINEAR",
+    "draw_noise",
+    "coefficients",
     "Interpolant",
+    "LINEAR",
     "Schedule",
     "affine",
     "check_ends",
@@ -55,13 +60,15 @@ __all__ = [
     "interpolant_velocity",
     "linear",
     "matched_time",
+    "parameterisations",
     "reschedule",
     "schedules",
     "schroedinger_bridge",
-    "to_trigonometric",
     "score_to_velocity",
     "score_to_x0",
     "score_to_x1",
+    "sequential_path",
+    "to_trigonometric",
     "velocity_to_score",
     "velocity_to_x0",
     "velocity_to_x1",

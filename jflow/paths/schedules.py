@@ -17,11 +17,13 @@ The papers on diffusion run time from data to noise: their t is 1 - t here.
 """
 
 import math
+from collections.abc import Sequence
 
 import jax
 import jax.numpy as jnp
 
-from jflow.paths.affine import LINEAR, Schedule
+from jflow._core.times import window_index, window_knots
+from jflow.paths._affine import LINEAR, Schedule
 from jflow.types import Array
 
 __all__ = ["cosine", "edm", "linear", "linear_vp", "optimal_transport", "polynomial", "unit_variance", "ve", "vp"]
@@ -167,3 +169,25 @@ def _check_noise(name, sigma_min, sigma_max):
         raise ValueError(
             f"schedules.{name}: expected 0 < sigma_min < sigma_max, got sigma_min={sigma_min}, sigma_max={sigma_max}"
         )
+
+
+def piecewise(schedule: Schedule, knots: int | Sequence[float]) -> Schedule:
+    """A schedule with the values of `schedule` at the knots, linear in t between them: the path of a flow that is straight in
+    each window. At a knot the slopes are those of the window after it.
+
+    Derived: a line from alpha_a x1 + sigma_a x0 at t = a to alpha_b x1 + sigma_b x0 at t = b. A prediction of noise is
+    then the velocity ((alpha_b - alpha_a) z + (alpha_a sigma_b - alpha_b sigma_a) eps) / ((b - t) alpha_a + (t - a) alpha_b),
+    PeRFlow's with lambda = alpha_b / alpha_a and eta = sigma_b - lambda sigma_a. Errors: ValueError as `perflow`.
+    """
+    knots = window_knots("piecewise", knots)
+
+    def through(f):
+        def value(t):
+            at = jnp.asarray(knots, t.dtype)
+            values, k = f(at), window_index(knots, t)
+            slope = (values[k + 1] - values[k]) / (at[k + 1] - at[k])
+            return values[k] + (t - at[k]) * slope
+
+        return value
+
+    return Schedule(through(schedule.alpha), through(schedule.sigma))

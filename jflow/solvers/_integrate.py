@@ -11,8 +11,9 @@ import jax.numpy as jnp
 import numpy as np
 from jax.custom_derivatives import zero_from_primal
 
-from jflow._pullback import reverse_only
-from jflow._util import expand_to, filled, float_dtype
+from jflow._core.arrays import expand_to, filled, float_dtype
+from jflow._core.pullback import reverse_only
+from jflow._core.times import check_grid, traced
 from jflow.types import Array, PyTree
 
 
@@ -74,35 +75,6 @@ def method(name, *, solver, steps, grid, rtol, atol, adjoint, max_steps, default
     if grid is not None:
         check_grid(name, grid, rising)
     return made
-
-
-def check_grid(name, grid, rising):
-    """Raise unless grid is [n + 1] strictly monotone (rising) times; a traced grid has its shape checked only."""
-    if len(np.shape(grid)) != 1 or np.shape(grid)[0] < 2:
-        raise ValueError(f"{name}: expected a grid of at least 2 times, [n + 1], got shape {list(np.shape(grid))}")
-    if not isinstance(grid, jax.core.Tracer):
-        times = np.asarray(grid, np.float64)
-        steps = np.diff(times)
-        if not (np.all(steps > 0) or (np.all(steps < 0) and not rising)):
-            kind = "rises strictly, from the source to data" if rising else "is strictly monotone"
-            raise ValueError(f"{name}: expected a finite grid that {kind}, got {np.asarray(grid)}")
-        if not (0 <= times.min() and times.max() <= 1):
-            raise ValueError(f"{name}: expected times in [0, 1], from source to data, got {np.asarray(grid)}")
-
-
-def traced(*values) -> bool:
-    """Whether any of them has no value yet."""
-    return any(isinstance(value, jax.core.Tracer) for value in values)
-
-
-def rising_times(name, grid):
-    """Times [n + 1] from a number of equal steps from 0 to 1, or the rising times themselves, checked."""
-    if np.ndim(grid) > 0:
-        check_grid(name, grid, rising=True)
-        return grid
-    if isinstance(grid, bool) or int(grid) != grid or grid < 1:
-        raise ValueError(f"{name}: expected a whole number of steps of at least 1, or times, got {grid}")
-    return np.linspace(0.0, 1.0, int(grid) + 1)
 
 
 def integrate(

@@ -6,6 +6,7 @@ or searched for is an array like any other; `1 - grid[::-1]` puts the small step
 
 import math
 import operator
+from collections.abc import Sequence
 
 import jax
 import jax.numpy as jnp
@@ -13,10 +14,8 @@ import numpy as np
 from jax.typing import ArrayLike
 
 from jflow import times
-from jflow.paths import schedules
-from jflow.paths.adapters import matched_time
-from jflow.paths.affine import LINEAR, Schedule
-from jflow.solvers._integrate import check_grid
+from jflow._core.times import check_grid, window_knots
+from jflow.paths import LINEAR, Schedule, matched_time, schedules
 
 __all__ = ["cosine", "edm", "log_snr", "matched", "power", "shifted", "uniform"]
 
@@ -88,3 +87,15 @@ def _steps(name, n):
     if isinstance(n, bool) or steps < 1:
         raise ValueError(f"grids.{name}: expected at least 1 step, got {n}")
     return steps
+
+
+def window_grid(knots: int | Sequence[float], n: int) -> np.ndarray:
+    """Times [n + 1] of n steps that meet the knots (as in `perflow`), equal within a window, shared out evenly: where n is
+    not a multiple of the windows, the first ones, near noise, have one more. Errors: ValueError for n below their number."""
+    times = window_knots("window_grid", knots)
+    windows = len(times) - 1
+    if isinstance(n, bool) or int(n) != n or n < windows:
+        raise ValueError(f"window_grid: expected n to be at least {windows}, one step a window, got {n}")
+    counts = [n // windows + (k < n % windows) for k in range(windows)]
+    parts = [np.linspace(a, b, m, endpoint=False) for a, b, m in zip(times[:-1], times[1:], counts, strict=True)]
+    return np.concatenate([*parts, [1.0]])

@@ -8,7 +8,7 @@ from collections.abc import Callable
 
 import jax.numpy as jnp
 
-from jflow.paths.affine import LINEAR, Schedule, coefficients
+from jflow.paths import LINEAR, Schedule, coefficients
 
 __all__ = ["decreasing", "grpo", "hump", "of_sigma", "sbdm"]
 

@@ -1,21 +1,20 @@
 """Training: a pure step, a loop around it, and checkpoints."""
 
+from jflow._core.processes import initialize
 from jflow.train import checkpoint, ema
-from jflow.train.experiment import Experiment, Loaded, load, load_config, run
-from jflow.train.gather import gathered
-from jflow.train.loop import Best, Fit, fit
-from jflow.train.processes import initialize
-from jflow.train.rules import bytes_per_device, fsdp, init_sharded, shard, shardings
-from jflow.train.sharding import data_mesh, data_sharding, make_mesh, replicated, stack_for_pmap
-from jflow.train.state import TrainState, init_state
-from jflow.train.step import make_step
-from jflow.train.watch import NonFiniteError
+from jflow.train._gather import gathered
+from jflow.train._loop import Best, Fit, fit
+from jflow.train._rules import Rule, bytes_per_device, fsdp, init_sharded, shard, shardings
+from jflow.train._sharding import data_mesh, data_sharding, make_mesh, replicated, stack_for_pmap
+from jflow.train._state import TrainState, grown, init_state
+from jflow.train._step import Refresh, make_step
+from jflow.train._watch import NonFiniteError
 
 __all__ = [
+    "Refresh",
+    "Rule",
     "Best",
-    "Experiment",
     "Fit",
-    "Loaded",
     "NonFiniteError",
     "TrainState",
     "bytes_per_device",
@@ -26,15 +25,13 @@ __all__ = [
     "fit",
     "fsdp",
     "gathered",
+    "grown",
     "init_sharded",
     "init_state",
     "initialize",
-    "load",
-    "load_config",
     "make_mesh",
     "make_step",
     "replicated",
-    "run",
     "shard",
     "shardings",
     "stack_for_pmap",

@@ -23,9 +23,9 @@ import jax.numpy as jnp
 import numpy as np
 import orbax.checkpoint as ocp
 
-from jflow._files import expand, system_error
-from jflow.train import processes
-from jflow.train.state import TrainState
+from jflow._core import processes
+from jflow._core.files import expand, system_error, write_atomically
+from jflow.train._state import TrainState
 from jflow.types import Params, PyTree
 
 
@@ -137,18 +137,6 @@ def restore_params(workdir: str | os.PathLike, step: int | None = None, ema: boo
 def restore_extra(workdir: str | os.PathLike, step: int | None = None) -> dict:
     """The `extra` that was saved with a checkpoint. Errors as `restore`."""
     return _open(workdir, step)[1]["extra"]
-
-
-def write_atomically(path: Path, content: bytes) -> None:
-    """The whole file, or none: a temporary file beside it that takes its name."""
-    part = path.with_name(path.name + ".part")
-    try:
-        part.write_bytes(content)
-        os.replace(part, path)
-    except OSError as error:
-        raise OSError(f"cannot write {path}: {error.strerror}") from error
-    finally:
-        part.unlink(missing_ok=True)
 
 
 def _folder(workdir) -> Path:

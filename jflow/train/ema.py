@@ -6,7 +6,7 @@ from collections.abc import Callable
 import jax
 import jax.numpy as jnp
 
-from jflow._util import float_dtype
+from jflow._core.arrays import float_dtype
 from jflow.types import Array, PyTree
 
 Decay = Callable[[Array], Array]

@@ -9,7 +9,7 @@ import pytest
 
 from jflow import bijectors as bj
 from jflow import flows, nets
-from jflow._implicit import fixed_point
+from jflow._core.implicit import fixed_point
 from jflow.types import Elementwise
 
 AFFINE = bj.transformers.affine()

@@ -10,7 +10,7 @@ import pytest
 
 from jflow import bijectors as bj
 from jflow import distributions, flows, nets
-from jflow.bijectors import checking
+from jflow.bijectors import _check
 from jflow.types import Bijector
 
 X = jax.random.normal(jax.random.key(1), (3, 3))  # as many rows as numbers in an event
@@ -104,5 +104,5 @@ def test_what_is_no_bijector_or_no_batch_is_refused():
 
 
 def test_the_example_runs():
-    (example,) = doctest.DocTestFinder(recurse=False).find(bj.check, "check", module=checking)
+    (example,) = doctest.DocTestFinder(recurse=False).find(bj.check, "check", module=_check)
     assert doctest.DocTestRunner().run(example).failed == 0 and example.examples

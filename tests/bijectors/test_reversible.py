@@ -11,7 +11,7 @@ import pytest
 
 from jflow import bijectors as bj
 from jflow import nets
-from jflow.bijectors.pulls import pull_back
+from jflow.bijectors._pulls import pull_back
 from jflow.distributions import normal
 
 TRANSFORMERS = {"affine": bj.transformers.affine(), "spline": bj.transformers.rational_quadratic(8, 5.0)}

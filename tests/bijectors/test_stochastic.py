@@ -8,7 +8,8 @@ import pytest
 import scipy.stats
 
 from jflow import bijectors as bj
-from jflow import decoders, distributions, flows, losses
+from jflow import distributions, flows, losses
+from jflow.distributions import decoders
 from jflow.types import Transport
 
 # x = W z + s e with orthogonal columns of W, so that the posterior of z ~ N(0, I) is a diagonal Gaussian

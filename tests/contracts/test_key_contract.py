@@ -13,20 +13,20 @@ from keys import keys_consumed_twice
 from jflow import (
     bijectors,
     couplings,
+    data,
     distributions,
-    fewstep,
     flows,
     guidance,
     losses,
-    mixtures,
     oracles,
-    parameterisations,
     paths,
     solvers,
     times,
     train,
 )
-from jflow.nets.deepflow import Branches
+from jflow.distributions import mixtures
+from jflow.nets._deepflow import Branches
+from jflow.paths import parameterisations
 from jflow.types import Field, FlowMap, Velocity
 
 B, KEY = 4, jax.random.key(0)
@@ -59,7 +59,7 @@ FLOW_PARAMS = FLOW.init(KEY, X)
 ELBO = flows.elbo_flow(bijectors.augment(distributions.normal((1,)), 1), distributions.normal((3,)))
 BRIDGE = paths.interpolant(paths.schroedinger_bridge(0.5))
 ORACLE = oracles.gaussian([0.0, 0.0], 1.0)
-STEPS = fewstep.grid_steps(lambda n: np.linspace(0, 1, n + 1), 4)
+STEPS = losses.grid_steps(lambda n: np.linspace(0, 1, n + 1), 4)
 IMPORTANCE = losses.likelihood_importance(cells=4)
 
 
@@ -89,59 +89,54 @@ LOSSES = {
     ),
     "reverse_kl": loss(losses.reverse_kl(FLOW, lambda x: x.sum(1), draws=3), tuple(BATCH), params=FLOW_PARAMS),
     "with_source": loss(couplings.with_source(MATCHING, couplings.corrupted(lambda x: x, 0.1)), ("x0", "cond")),
-    "adversarial": loss(fewstep.adversarial(fewstep.fixed_steps(V, 2), LOGITS, r1=0.1, features=LOGITS)),
-    "align_eulerian": loss(fewstep.align_eulerian(MAP, V, jvp=fewstep.finite_difference())),
-    "align_lagrangian": loss(fewstep.align_lagrangian(MAP, V, jvp=fewstep.finite_difference())),
-    "anchored_consistency": loss(fewstep.anchored_consistency(MAP, target_velocity=V)),
-    "annealed_source": loss(fewstep.annealed_source(MATCHING, lambda step: 0.5 + 0 * step)),
+    "adversarial": loss(losses.adversarial(losses.fixed_steps(V, 2), LOGITS, r1=0.1, features=LOGITS)),
+    "align_eulerian": loss(losses.align_eulerian(MAP, V, jvp=solvers.finite_difference())),
+    "align_lagrangian": loss(losses.align_lagrangian(MAP, V, jvp=solvers.finite_difference())),
+    "anchored_consistency": loss(losses.anchored_consistency(MAP, target_velocity=V)),
+    "annealed_source": loss(losses.annealed_source(MATCHING, lambda step: 0.5 + 0 * step)),
     "bespoke_bound": loss(
-        fewstep.bespoke_bound(V, GRID), ("x0",), params=fewstep.bespoke_params(2), x=X[:, None] * jnp.ones((1, 4, 1))
+        solvers.bespoke_bound(V, GRID), ("x0",), params=solvers.bespoke_params(2), x=X[:, None] * jnp.ones((1, 4, 1))
     ),
-    "bespoke_error": loss(fewstep.bespoke_error(V), params=fewstep.bespoke_params(2)),
-    "boss": loss(fewstep.boss(V, [0.0, 0.5, 1.0]), ("x0",), x=X[:, None] * jnp.ones((1, 3, 1))),
-    "c_rectified": loss(fewstep.c_rectified(fewstep.inner_potential(V))),
-    "consistency_flow_matching": loss(fewstep.consistency_flow_matching(V)),
-    "constant_acceleration": loss(fewstep.constant_acceleration(V, V)),
-    "discrete_consistency": loss(fewstep.discrete_consistency(V, steps=STEPS)),
-    "distillation": loss(fewstep.distillation(V)),
-    "distribution_matching": loss(fewstep.distribution_matching(fewstep.fixed_steps(V, 2), V, V)),
-    "flow_guided_distillation": loss(fewstep.flow_guided_distillation(V, V)),
-    "improved_mean_flow": loss(fewstep.improved_mean_flow(MAP, omega=1.0, kappa=0.5, drop=0.1, null=3)),
-    "initial_velocity": loss(fewstep.initial_velocity(V)),
-    "marginal_transport": loss(fewstep.marginal_transport(V, V)),
-    "mean_flow": loss(fewstep.mean_flow(MAP, omega=1.0, kappa=0.5, drop=0.1, null=3)),
-    "on_student": loss(fewstep.on_student(MATCHING)),
-    "perflow": loss(fewstep.perflow(V, V, steps=1)),
+    "bespoke_error": loss(solvers.bespoke_error(V), params=solvers.bespoke_params(2)),
+    "boss": loss(losses.boss(V, [0.0, 0.5, 1.0]), ("x0",), x=X[:, None] * jnp.ones((1, 3, 1))),
+    "c_rectified": loss(losses.c_rectified(losses.inner_potential(V))),
+    "consistency_flow_matching": loss(losses.consistency_flow_matching(V)),
+    "constant_acceleration": loss(losses.constant_acceleration(V, V)),
+    "discrete_consistency": loss(losses.discrete_consistency(V, steps=STEPS)),
+    "distillation": loss(losses.distillation(V)),
+    "distribution_matching": loss(losses.distribution_matching(losses.fixed_steps(V, 2), V, V)),
+    "flow_guided_distillation": loss(losses.flow_guided_distillation(V, V)),
+    "improved_mean_flow": loss(losses.improved_mean_flow(MAP, omega=1.0, kappa=0.5, drop=0.1, null=3)),
+    "initial_velocity": loss(losses.initial_velocity(V)),
+    "marginal_transport": loss(losses.marginal_transport(V, V)),
+    "mean_flow": loss(losses.mean_flow(MAP, omega=1.0, kappa=0.5, drop=0.1, null=3)),
+    "on_student": loss(losses.on_student(MATCHING)),
+    "perflow": loss(losses.perflow(V, V, steps=1)),
     "phased_rectified_diffusion": loss(
-        fewstep.phased_rectified_diffusion(V, V, schedule=paths.schedules.cosine(), steps=1)
+        losses.phased_rectified_diffusion(V, V, schedule=paths.schedules.cosine(), steps=1)
     ),
-    "rectified_diffusion": loss(fewstep.rectified_diffusion(V)),
-    "self_corrected": loss(fewstep.self_corrected(V, V, LOGITS), frozen={**FROZEN, "ema": PARAMS}),
-    "self_correction": loss(fewstep.self_correction(V, V)),
-    "shared_timesteps": loss(fewstep.shared_timesteps(MAP, V, V, GRID)),
-    "shortcut": loss(fewstep.shortcut(MAP, levels=2, drop=0.1, null=3)),
-    "summed": loss(fewstep.summed({"one": MATCHING, "other": MATCHING})),
-    "trajectory_distillation": loss(fewstep.trajectory_distillation(MAP, V, straight=1.0, steps=1)),
-    "trigflow_consistency": loss(fewstep.trigflow_consistency(V, jvp=fewstep.finite_difference())),
-    "tunable_distillation": loss(fewstep.tunable_distillation(V, V, align=0.1)),
-    "turbo": loss(fewstep.turbo(V, LOGITS, lambda g, x: (g - x).sum(1), steps=2)),
-    "variational_noise": loss(fewstep.variational_noise(MATCHING, fewstep.noise_encoder(V), kl=0.1), ("x0",)),
-    "velocity_distillation": loss(fewstep.velocity_distillation(V, V)),
-    "velocity_matching": loss(fewstep.velocity_matching(V)),
-    "velocity_refiner": loss(fewstep.velocity_refiner(field(Field, lambda x: x[0]), V)),
+    "rectified_diffusion": loss(losses.rectified_diffusion(V)),
+    "self_corrected": loss(losses.self_corrected(V, V, LOGITS), frozen={**FROZEN, "ema": PARAMS}),
+    "self_correction": loss(losses.self_correction(V, V)),
+    "shared_timesteps": loss(losses.shared_timesteps(MAP, V, V, GRID)),
+    "shortcut": loss(losses.shortcut(MAP, levels=2, drop=0.1, null=3)),
+    "summed": loss(losses.summed({"one": MATCHING, "other": MATCHING})),
+    "trajectory_distillation": loss(losses.trajectory_distillation(MAP, V, straight=1.0, steps=1)),
+    "trigflow_consistency": loss(losses.trigflow_consistency(V, jvp=solvers.finite_difference())),
+    "tunable_distillation": loss(losses.tunable_distillation(V, V, align=0.1)),
+    "turbo": loss(losses.turbo(V, LOGITS, lambda g, x: (g - x).sum(1), steps=2)),
+    "variational_noise": loss(losses.variational_noise(MATCHING, losses.noise_encoder(V), kl=0.1), ("x0",)),
+    "velocity_distillation": loss(losses.velocity_distillation(V, V)),
+    "velocity_matching": loss(losses.velocity_matching(V)),
+    "velocity_refiner": loss(losses.velocity_refiner(field(Field, lambda x: x[0]), V)),
 }
-NOT_LOSSES = {
-    "losses": "Importance Level draw_times learn_importance learned_times likelihood_importance likelihood_weight "
-    "mean_squared perceptual_huber pseudo_huber",
-    "fewstep": "Cost Game Generate Launch ScoreWeight Source as_velocity averaged_target bellman bespoke_params "
-    "bespoke_sample by_evaluations carry clipped_tangent count_steps easy_steps end_error euler_step expanded_time "
-    "finite_difference fixed_steps fixed_times generate_pairs generate_trajectories grid_steps grown heun_step hinge "
-    "inner_potential interval_times kl_weight least_squares nearby noise_encoder noise_error non_saturating normal_source "
-    "normalised_tangent online_target per_error per_noise per_time piecewise potential_velocity power_cost "
-    "quadratic_cost read_shards rectified_times refined_sample refines relativistic restore rows_source sample "
-    "sample_acceleration sample_variational sequential_path sequential_times squared_and_cosine step_costs to_data "
-    "total_derivative truncate_pairs window_grid write_shards",
-}
+NOT_LOSSES = (
+    "Cost Game Generate Importance Level ScoreWeight averaged_target clipped_tangent count_steps draw_times "
+    "easy_steps end_error euler_step fixed_steps grid_steps heun_step hinge inner_potential kl_weight "
+    "learn_importance learned_times least_squares likelihood_importance likelihood_weight mean_squared "
+    "noise_encoder noise_error non_saturating normalised_tangent online_target per_error per_noise per_time "
+    "perceptual_huber potential_velocity power_cost pseudo_huber quadratic_cost relativistic squared_and_cosine"
+).split()
 
 
 def law(time):
@@ -167,7 +162,7 @@ def walk(step):
 
 
 def update(accumulate):
-    step = train.make_step(MATCHING, optax.sgd(0.1), ema=0.9, refresh=fewstep.count_steps, accumulate=accumulate)
+    step = train.make_step(MATCHING, optax.sgd(0.1), ema=0.9, refresh=losses.count_steps, accumulate=accumulate)
 
     def run(key):
         state = train.init_state(ONE, optax.sgd(0.1), KEY, ema=0.9, frozen={"step": jnp.int32(0)})
@@ -184,12 +179,12 @@ OTHERS = {
     "times.from_quantile": law(times.from_quantile(lambda u: u, times.low_discrepancy())),
     "times.pairs": law(times.pairs(times.low_discrepancy(), equal=0.5)),
     "times.shifted": law(times.shifted(times.antithetic(), 2.0)),
-    **{f"fewstep.{name}": law(getattr(fewstep, name)()) for name in ("interval_times", "nearby", "rectified_times")},
-    "fewstep.fixed_times": law(fewstep.fixed_times([0.0, 0.5])),
-    "fewstep.sequential_times": law(fewstep.sequential_times([0.0, 0.5, 1.0])),
-    "fewstep.easy_steps": lambda key: fewstep.easy_steps(2)(key, B, FROZEN),
-    "fewstep.grid_steps": lambda key: STEPS(key, B, FROZEN),
-    "fewstep.normal_source": law(fewstep.normal_source((2,))),
+    **{f"times.{name}": law(getattr(times, name)()) for name in ("interval_times", "nearby", "rectified_times")},
+    "times.fixed_times": law(times.fixed_times([0.0, 0.5])),
+    "times.sequential_times": law(times.sequential_times([0.0, 0.5, 1.0])),
+    "losses.easy_steps": lambda key: losses.easy_steps(2)(key, B, FROZEN),
+    "losses.grid_steps": lambda key: STEPS(key, B, FROZEN),
+    "data.normal_source": law(data.normal_source((2,))),
     "couplings.partial": pairing(couplings.partial(0.5)),
     "couplings.sinkhorn": pairing(couplings.sinkhorn()),
     "couplings.unbalanced": pairing(couplings.unbalanced()),
@@ -204,16 +199,16 @@ OTHERS = {
     "guidance.probabilistic_guidance": network(guidance.probabilistic_guidance(MIXTURE, 0.5, null=3)),
     "guidance.told": network(guidance.told(V)),
     "guidance.zero_init": network(guidance.zero_init(V, 0.1)),
-    "parameterisations.boundary_mask": network(parameterisations.boundary_mask(V).velocity),
-    "parameterisations.boundary_subtraction": network(
+    "paths.parameterisations.boundary_mask": network(parameterisations.boundary_mask(V).velocity),
+    "paths.parameterisations.boundary_subtraction": network(
         parameterisations.boundary_subtraction(V, data_mean=0.0).velocity
     ),
-    "parameterisations.boundary_subtraction, score": network(parameterisations.boundary_subtraction(V).score),
-    "parameterisations.edm_denoiser": network(parameterisations.edm_denoiser(V)),
-    "parameterisations.from_x1": network(parameterisations.from_x1(V)),
+    "paths.parameterisations.boundary_subtraction, score": network(parameterisations.boundary_subtraction(V).score),
+    "paths.parameterisations.edm_denoiser": network(parameterisations.edm_denoiser(V)),
+    "paths.parameterisations.from_x1": network(parameterisations.from_x1(V)),
     "paths.interpolant_score": network(paths.interpolant_score(BOTH, paths.schroedinger_bridge(0.5))),
     "paths.to_trigonometric": network(paths.to_trigonometric(V)),
-    "fewstep.potential_velocity": network(fewstep.potential_velocity(fewstep.inner_potential(V))),
+    "losses.potential_velocity": network(losses.potential_velocity(losses.inner_potential(V))),
     "walk of ancestral": walk(solvers.ancestral(V)),
     "walk of density_step": walk(guidance.density_step(V, guidance.exactly(1.0), 0.1)),
     "walk of euler_maruyama": walk(solvers.euler_maruyama(V, 0.1)),
@@ -223,15 +218,15 @@ OTHERS = {
     "solvers.log_prob": lambda key: solvers.log_prob(
         V, ONE, X, lambda x: x.sum(1), key=key, divergence=solvers.hutch_plus_plus(1), steps=2
     ),
-    "fewstep.sample": lambda key: fewstep.sample(MAP, ONE, X, steps=3, renoise=1.0, key=key),
-    "fewstep.sample_variational": lambda key: fewstep.sample_variational(
-        V, fewstep.noise_encoder(V), PARAMS, X, steps=3, key=key
+    "solvers.sample_flow_map": lambda key: solvers.sample_flow_map(MAP, ONE, X, steps=3, renoise=1.0, key=key),
+    "solvers.sample_variational": lambda key: solvers.sample_variational(
+        V, losses.noise_encoder(V), PARAMS, X, steps=3, key=key
     ),
-    "fewstep.total_derivative": lambda key: fewstep.total_derivative(
-        MAP, ONE, X, T, T, X, key=key, jvp=fewstep.finite_difference()
+    "solvers.total_derivative": lambda key: solvers.total_derivative(
+        MAP, ONE, X, T, T, X, key=key, jvp=solvers.finite_difference()
     ),
     "losses.learned_times": lambda key: losses.learned_times(V)(ONE, {"importance": IMPORTANCE}, key, {"x": X}),
-    "mixtures.sample": lambda key: mixtures.sample(EXACT.apply({}, X, T), key),
+    "distributions.mixtures.sample": lambda key: mixtures.sample(EXACT.apply({}, X, T), key),
     "oracles.gaussian": law(ORACLE.sample),
     "oracles.mixture": law(oracles.mixture([1.0, 1.0], [[0.0, 0.0], [1.0, 1.0]], 1.0).sample),
     "train.make_step": update(1),
@@ -240,8 +235,8 @@ OTHERS = {
 
 
 def test_every_public_loss_is_in_the_table():
-    public = {*losses.__all__, *fewstep.__all__}
-    assert public == {name.split()[0] for name in LOSSES} - {"with_source"} | set(" ".join(NOT_LOSSES.values()).split())
+    elsewhere = {"with_source", *solvers.__all__}
+    assert {*losses.__all__} == {name.split()[0] for name in LOSSES} - elsewhere | set(NOT_LOSSES)
 
 
 @pytest.mark.parametrize("name", [*LOSSES, *OTHERS])

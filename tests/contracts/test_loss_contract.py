@@ -8,7 +8,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jflow import bijectors, couplings, distributions, fewstep, flows, losses, mixtures, paths
+from jflow import bijectors, couplings, distributions, flows, losses, paths, solvers
+from jflow.distributions import mixtures
 from jflow.types import Field, FlowMap, Velocity
 
 KEY = jax.random.key(0)
@@ -26,7 +27,7 @@ LATENT = Field(
 )
 BRANCHES = Field(None, lambda params, x, t, cond=None, *, key=None: (slope(params, x, t), params * x[:, 1:]))
 SCALAR = Field(None, lambda params, x, t, cond=None, *, key=None: jnp.sum(params * x**2, axis=1))
-STEPS = fewstep.grid_steps(lambda n: np.linspace(0, 1, n + 1), 4)
+STEPS = losses.grid_steps(lambda n: np.linspace(0, 1, n + 1), 4)
 
 
 def mixture(params, x, t, cond=None, *, key=None):
@@ -35,16 +36,16 @@ def mixture(params, x, t, cond=None, *, key=None):
 
 def bespoke_error(number, key, batch, frozen=None):
     params = jax.tree.map(lambda p: p + number, BESPOKE)
-    return fewstep.bespoke_error(VELOCITY, solver=diffrax.Euler())(params, key, batch, frozen)
+    return solvers.bespoke_error(VELOCITY, solver=diffrax.Euler())(params, key, batch, frozen)
 
 
 def game(number, key, batch, frozen=None):
-    loss = fewstep.adversarial(lambda params, x0, cond: params * x0, SCALAR, r1=0.1)
+    loss = losses.adversarial(lambda params, x0, cond: params * x0, SCALAR, r1=0.1)
     return loss({"student": number, "discriminator": number}, key, batch)
 
 
 def imitation(number, key, batch, frozen=None):
-    loss = fewstep.distribution_matching(lambda params, x0, cond: slope(params, x0, x0[:, 0]), VELOCITY, VELOCITY)
+    loss = losses.distribution_matching(lambda params, x0, cond: slope(params, x0, x0[:, 0]), VELOCITY, VELOCITY)
     return loss({"student": number, "fake": number}, key, batch, frozen)
 
 
@@ -58,7 +59,7 @@ def regularised_nll(number, key, batch, frozen=None):
     return loss({"velocity": number, "base": {}}, key, batch)
 
 
-BESPOKE = fewstep.bespoke_params(1, solver=diffrax.Euler())
+BESPOKE = solvers.bespoke_params(1, solver=diffrax.Euler())
 FLOW = flows.flow(bijectors.affine((2,)), distributions.normal((2,)))
 
 
@@ -70,42 +71,42 @@ class Row(NamedTuple):
 
 TABLE = {
     "adversarial": Row(game),
-    "align_eulerian": Row(fewstep.align_eulerian(MAP)),
-    "align_lagrangian": Row(fewstep.align_lagrangian(MAP, VELOCITY)),
-    "anchored_consistency": Row(fewstep.anchored_consistency(MAP)),
+    "align_eulerian": Row(losses.align_eulerian(MAP)),
+    "align_lagrangian": Row(losses.align_lagrangian(MAP, VELOCITY)),
+    "anchored_consistency": Row(losses.anchored_consistency(MAP)),
     "bespoke_error": Row(bespoke_error),
-    "c_rectified": Row(fewstep.c_rectified(SCALAR)),
-    "consistency_flow_matching": Row(fewstep.consistency_flow_matching(VELOCITY)),
+    "c_rectified": Row(losses.c_rectified(SCALAR)),
+    "consistency_flow_matching": Row(losses.consistency_flow_matching(VELOCITY)),
     "deep_supervision": Row(losses.deep_supervision(BRANCHES, 3)),
     "diffusion_likelihood": Row(
         losses.diffusion_likelihood(VELOCITY, trace=0.1, jacobian=0.1, probes=None), paired=False
     ),
-    "discrete_consistency": Row(fewstep.discrete_consistency(VELOCITY, steps=STEPS)),
-    "distillation": Row(fewstep.distillation(VELOCITY)),
+    "discrete_consistency": Row(losses.discrete_consistency(VELOCITY, steps=STEPS)),
+    "distillation": Row(losses.distillation(VELOCITY)),
     "distribution_matching": Row(imitation),
-    "flow_guided_distillation": Row(fewstep.flow_guided_distillation(VELOCITY, VELOCITY)),
+    "flow_guided_distillation": Row(losses.flow_guided_distillation(VELOCITY, VELOCITY)),
     "flow_matching": Row(losses.flow_matching(VELOCITY)),
     "flow_matching of a stable coupling": Row(
         losses.flow_matching(VELOCITY, coupling=couplings.stable()), coupled=True
     ),
     "hierarchical_matching": Row(losses.hierarchical_matching(VELOCITY)),
-    "improved_mean_flow": Row(fewstep.improved_mean_flow(MAP)),
-    "initial_velocity": Row(fewstep.initial_velocity(VELOCITY)),
+    "improved_mean_flow": Row(losses.improved_mean_flow(MAP)),
+    "initial_velocity": Row(losses.initial_velocity(VELOCITY)),
     "interpolant_matching": Row(losses.interpolant_matching(LATENT, paths.schroedinger_bridge(0.5))),
-    "mean_flow": Row(fewstep.mean_flow(MAP)),
+    "mean_flow": Row(losses.mean_flow(MAP)),
     "mixture_matching": Row(losses.mixture_matching(Field(None, mixture)), paired=False),
     "nll": Row(nll, paired=False),
     "noised": Row(losses.noised(losses.flow_matching(VELOCITY), 0.1)),
-    "perflow": Row(fewstep.perflow(VELOCITY, VELOCITY, steps=1)),
-    "rectified_diffusion": Row(fewstep.rectified_diffusion(VELOCITY)),
+    "perflow": Row(losses.perflow(VELOCITY, VELOCITY, steps=1)),
+    "rectified_diffusion": Row(losses.rectified_diffusion(VELOCITY)),
     "regularised_nll": Row(regularised_nll, paired=False),
-    "self_correction": Row(fewstep.self_correction(VELOCITY, VELOCITY)),
-    "shortcut": Row(fewstep.shortcut(MAP)),
-    "trajectory_distillation": Row(fewstep.trajectory_distillation(MAP, VELOCITY, solver=diffrax.Euler(), steps=1)),
-    "trigflow_consistency": Row(fewstep.trigflow_consistency(VELOCITY)),
-    "tunable_distillation": Row(fewstep.tunable_distillation(VELOCITY, VELOCITY)),
-    "velocity_distillation": Row(fewstep.velocity_distillation(VELOCITY, VELOCITY)),
-    "velocity_matching": Row(fewstep.velocity_matching(VELOCITY)),
+    "self_correction": Row(losses.self_correction(VELOCITY, VELOCITY)),
+    "shortcut": Row(losses.shortcut(MAP)),
+    "trajectory_distillation": Row(losses.trajectory_distillation(MAP, VELOCITY, solver=diffrax.Euler(), steps=1)),
+    "trigflow_consistency": Row(losses.trigflow_consistency(VELOCITY)),
+    "tunable_distillation": Row(losses.tunable_distillation(VELOCITY, VELOCITY)),
+    "velocity_distillation": Row(losses.velocity_distillation(VELOCITY, VELOCITY)),
+    "velocity_matching": Row(losses.velocity_matching(VELOCITY)),
 }
 
 

@@ -12,7 +12,8 @@ from compiling import compiled_again
 from keys import KEYS, keys_consumed_twice
 
 from jflow import bijectors as bj
-from jflow import decoders, distributions, flows, losses, nets
+from jflow import distributions, flows, losses, nets
+from jflow.distributions import decoders
 from jflow.types import ElboFlow, Transport
 
 B = 6

@@ -6,8 +6,10 @@ import numpy as np
 import pytest
 
 from jflow import bijectors as bj
-from jflow import distributions, mixtures, parameterisations, paths, times
+from jflow import distributions, paths, times
 from jflow.bijectors import scales, transformers
+from jflow.distributions import mixtures
+from jflow.paths import parameterisations
 from jflow.types import Field
 
 HALF, TWO = np.float64(0.5), np.float64(2.0)

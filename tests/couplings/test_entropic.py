@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from jflow import couplings
-from jflow.couplings import plans
+from jflow.couplings import _plans
 
 ot = pytest.importorskip("ot")
 N = 24
@@ -39,7 +39,7 @@ def test_plan_is_pots(epsilon, x64):
         uniform, uniform, np.asarray(cost), epsilon, method="sinkhorn_log", stopThr=1e-12, numItermax=5000
     )
     np.testing.assert_allclose(plan / N, expected, atol=1e-8 / N)
-    unit = float(plans.scale(cost))
+    unit = float(_plans.scale(cost))
     relative = captured(lambda **o: couplings.sinkhorn(epsilon / unit, iterations=2000, **o), cost)
     np.testing.assert_allclose(relative, plan, rtol=1e-6, atol=1e-12)
 
@@ -58,7 +58,7 @@ def test_unbalanced_plan_is_pots(epsilon, slack, x64):
 def test_small_epsilon_neither_overflows_nor_loses_its_marginals():
     """1e-4 of the mean cost: exp(-cost / epsilon) itself is 0 in float32. Rows are exact to rounding."""
     cost = costs(64, d=8)
-    f, g = jax.jit(plans.potentials)(cost, 1e-4 * jnp.mean(cost), plans.scale(cost))
+    f, g = jax.jit(_plans.potentials)(cost, 1e-4 * jnp.mean(cost), _plans.scale(cost))
     plan = np.exp((np.asarray(f)[:, None] + np.asarray(g)[None] - np.asarray(cost)) / (1e-4 * float(jnp.mean(cost))))
     # 1e-4 of relative epsilon turns float32's 1e-7 of a cost into 1e-3 of an entry
     np.testing.assert_allclose(plan.sum(1), 1, atol=2e-2)
@@ -88,7 +88,7 @@ def test_costs_along_epsilon():
     for epsilon in (0.01, 0.05):
         size = epsilon * cost.mean()
         f, g = (
-            np.asarray(a) for a in jax.jit(plans.potentials)(jnp.asarray(cost), size, plans.scale(jnp.asarray(cost)))
+            np.asarray(a) for a in jax.jit(_plans.potentials)(jnp.asarray(cost), size, _plans.scale(jnp.asarray(cost)))
         )
         plan = np.exp((f[:, None] + g[None] - cost) / size)
         expected = (plan * cost).sum() / plan.sum()

@@ -10,7 +10,7 @@ from compiling import compiled_again
 from scipy.optimize import linear_sum_assignment
 
 from jflow import couplings, data, losses, types
-from jflow.couplings import plans
+from jflow.couplings import _plans
 from jflow.train import data_mesh, data_sharding
 
 KEY = jax.random.key(0)
@@ -34,9 +34,9 @@ OTHERS = {
 
 def eight_to_moons(n=48, seed=0):
     """Rows of the eight Gaussians, and moons with their labels."""
-    moons = data.toy.moons(n, seed + 1, noise=0.2)
+    moons = data.moons(n, seed + 1, noise=0.2)
     return (
-        jnp.asarray(data.toy.eight_gaussians(n, seed)["x"]),
+        jnp.asarray(data.eight_gaussians(n, seed)["x"]),
         jnp.asarray(3 * moons["x"] - 1),
         jnp.asarray(moons["cond"]),
     )
@@ -111,7 +111,7 @@ def test_exact_and_partial_of_moved_rows_and_rows_with_outliers():
         excess = total(cost, *exact(None, x0, x1)) - total(cost, *linear_sum_assignment(cost))
         assert excess / 64 < 0.01, name
         pairs = np.unique(np.stack(some(KEY, x0, x1)), axis=1)
-        excess = total(cost, *pairs) - total(cost, *plans.assign_some(cost, 32))
+        excess = total(cost, *pairs) - total(cost, *_plans.assign_some(cost, 32))
         assert excess / 32 < 0.01, name
 
 
@@ -314,7 +314,7 @@ def test_greedy_takes_the_heaviest_pair_each_time(n):
     """Against the definition, with ties (weights of few values), and past the sizes where the rest moves house."""
     rng = np.random.default_rng(n)
     for weight in (rng.normal(size=(n, n)), rng.integers(0, 5, (n, n)).astype(float)):
-        found = np.asarray(jax.jit(plans.greedy)(jnp.asarray(weight, jnp.float32)))
+        found = np.asarray(jax.jit(_plans.greedy)(jnp.asarray(weight, jnp.float32)))
         left, expected = weight.copy(), np.empty(n)
         for k in range(n):
             i, j = np.unravel_index(left.argmax(), left.shape)
@@ -328,7 +328,7 @@ def test_partial_agrees_with_pot():
     ot = pytest.importorskip("ot")
     x0, x1, _ = eight_to_moons(20)
     cost = np.asarray(couplings.squared_euclidean(x0, x1), np.float64)
-    pairs = plans.assign_some(cost, 14)
+    pairs = _plans.assign_some(cost, 14)
     assert all(len(set(rows)) == 14 for rows in pairs)
     plan = ot.partial.partial_wasserstein(np.full(20, 1 / 20), np.full(20, 1 / 20), cost, m=0.7)
     assert total(cost, *pairs) / 20 == pytest.approx((plan * cost).sum(), rel=1e-9)

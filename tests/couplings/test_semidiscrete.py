@@ -37,7 +37,7 @@ def test_an_offset_and_an_outlier_are_not_left_to_be_learned():
 
 
 def test_every_row_of_a_data_set_is_drawn_as_often():
-    moons = jnp.asarray(data.toy.moons(64, 0)["x"])
+    moons = jnp.asarray(data.moons(64, 0)["x"])
     g, share = couplings.fit_semidiscrete(KEY, moons, steps=1500)
     # without potentials many rows are never the nearest; 4 standard errors of a count of 375 * 256 / 64 are 0.1
     assert 0.6 < share.min() and share.max() < 1.4 and share.std() < 0.15
@@ -51,7 +51,7 @@ def test_every_row_of_a_data_set_is_drawn_as_often():
 
 
 def test_pairs_feed_a_loss_as_they_come():
-    moons = data.toy.moons(32, 0)
+    moons = data.moons(32, 0)
     points, label = jnp.asarray(moons["x"]), jnp.asarray(moons["cond"])
     pair = couplings.semidiscrete(jnp.zeros(32))
     seen = {}

@@ -3,6 +3,7 @@ import csv
 import numpy as np
 import pytest
 
+from jflow._core import files
 from jflow.data import sinks
 
 
@@ -43,11 +44,11 @@ def test_cells():
 def test_a_failure_leaves_the_old_file(tmp_path):
     path = tmp_path / "a.txt"
     path.write_text("old")
-    with pytest.raises(RuntimeError), sinks.replacing(path) as part:
+    with pytest.raises(RuntimeError), files.replacing(path) as part:
         part.write_text("half")
         raise RuntimeError
     assert path.read_text() == "old" and list(tmp_path.iterdir()) == [path]
-    with sinks.replacing(path) as part:
+    with files.replacing(path) as part:
         part.write_text("new")
         assert path.read_text() == "old"
     assert path.read_text() == "new" and list(tmp_path.iterdir()) == [path]
@@ -60,5 +61,5 @@ def test_unwritable_paths_are_found_first(tmp_path):
         (tmp_path / "no" / "a.npz", FileNotFoundError),
         (tmp_path / "file" / "a.npz", NotADirectoryError),
     ]:
-        with pytest.raises(error, match="cannot write"), sinks.replacing(path):
+        with pytest.raises(error, match="cannot write"), files.replacing(path):
             pytest.fail("the block was entered")

@@ -49,7 +49,7 @@ def test_variational_recipes_start_at_the_base():
 def test_training_on_the_estimator_lowers_the_exact_value_and_reports_it():
     """Two moons, 150 steps: the mean loss as logged is the exact one, within 4 standard errors, before and after."""
     flow = flows.residual_flow((2,), depth=2, hidden=(16, 16), coeff=0.8)
-    x = jnp.asarray(data.toy.moons(512, 0)["x"])
+    x = jnp.asarray(data.moons(512, 0)["x"])
     loss = losses.nll(flow)
     optimizer = optax.adam(optax.cosine_decay_schedule(5e-3, 150))
 

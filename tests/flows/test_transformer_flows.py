@@ -7,7 +7,7 @@ import pytest
 
 from jflow import bijectors as bj
 from jflow import distributions, flows, guidance, nets
-from jflow.flows.transformers import jet_splits
+from jflow.flows._transformers import jet_splits
 
 SMALL = {"width": 8, "heads": 2}
 EVENT = (4, 4, 2)

@@ -9,7 +9,8 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from jflow import fields, guidance, losses, metrics, nets, oracles, solvers, train
+from jflow import guidance, losses, metrics, nets, oracles, solvers, train
+from jflow.nets import _fields
 
 
 def test_a_flow_from_guided_samples_to_data():
@@ -25,7 +26,7 @@ def test_a_flow_from_guided_samples_to_data():
         return solvers.sample(guided, {}, noise, label, steps=16)[0], oracle.sample(data_key, n, label)
 
     source, data = jax.jit(draw)(keys[0], keys[1])
-    velocity = fields.velocity(nets.TimeMLP(hidden=(48, 48), time_scale=1.0, embed=nn.Embed(2, 4)))
+    velocity = _fields.velocity(nets.TimeMLP(hidden=(48, 48), time_scale=1.0, embed=nn.Embed(2, 4)))
     optimizer = optax.adam(optax.cosine_decay_schedule(1e-2, 400))
     step = train.make_step(losses.flow_matching(velocity), optimizer)
     state = train.init_state(velocity.init(keys[2], data[:2], jnp.zeros(2), label[:2]), optimizer, keys[3])

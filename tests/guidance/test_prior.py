@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jflow import cnf, distributions, guidance, oracles
+from jflow import distributions, flows, guidance, oracles
 
 
 def test_to_quantile_is_a_quantile(x64):
@@ -46,13 +46,13 @@ def test_score_alignment(x64):
     params = {"velocity": {}, "base": {}}
     options = {"steps": 40}  # of order 5: far below the tolerances
     aligned = lambda flow: jax.jit(lambda z: guidance.score_alignment(flow.forward, params, z))(z)  # noqa: E731
-    linear = cnf.cnf(
+    linear = flows.cnf(
         oracles.as_velocity(oracles.gaussian([1.0, 0.0], [2.0, 0.3])), distributions.normal((2,)), **options
     )
     np.testing.assert_allclose(aligned(linear), jnp.sum(z**2, axis=1), atol=1e-6)
 
     oracle = oracles.mixture([0.6, 0.4], [[2.0, 0.0], [-1.0, 1.5]], 0.3)
-    flow = cnf.cnf(oracles.as_velocity(oracle), distributions.normal((2,)), **options)
+    flow = flows.cnf(oracles.as_velocity(oracle), distributions.normal((2,)), **options)
     h = 1e-4
     shrunk_and_grown = jnp.concatenate([(1 - h) * z, (1 + h) * z])
     log_p = oracle.log_density(oracles.mixture_flow_map(oracle, shrunk_and_grown, 0.0, 1.0), 1.0)

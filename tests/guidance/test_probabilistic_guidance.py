@@ -3,9 +3,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jflow import mixtures
-from jflow.guidance.mixture import probabilistic_guidance
-from jflow.mixtures import GaussianMixture
+from jflow.distributions import mixtures
+from jflow.distributions.mixtures import GaussianMixture
+from jflow.guidance._mixture import probabilistic_guidance
 from jflow.types import Field
 
 MEANS = jnp.array([[2.0, 0.0], [-1.0, 1.5], [0.0, -2.0]])

@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 
 from jflow import losses
-from jflow.losses.deep_supervision import deep_supervision
-from jflow.nets.deepflow import Branches, DeepFlow, branch_field
+from jflow.losses._deep_supervision import deep_supervision
+from jflow.nets._deepflow import Branches, DeepFlow, branch_field
 from jflow.types import Field, Velocity
 
 

@@ -7,7 +7,7 @@ import pytest
 import scipy.integrate
 
 from jflow import losses, oracles, solvers, times, types
-from jflow.paths.affine import LINEAR, Schedule
+from jflow.paths._affine import LINEAR, Schedule
 
 TRIG = Schedule(alpha=lambda t: jnp.sin(jnp.pi / 2 * t), sigma=lambda t: jnp.cos(jnp.pi / 2 * t))
 MEAN, COV = np.asarray([1.0, -2.0]), np.asarray([[1.5, 0.6], [0.6, 0.5]])

@@ -4,10 +4,10 @@ import numpy as np
 import pytest
 
 from jflow import couplings, losses
-from jflow.fields import velocity
-from jflow.losses.hierarchical import Level, hierarchical_matching
+from jflow.losses._hierarchical import Level, hierarchical_matching
 from jflow.nets import ResidualMLP, TimeMLP
-from jflow.solvers.hierarchical import Outer
+from jflow.nets._fields import velocity
+from jflow.solvers._hierarchical import Outer
 from jflow.types import Velocity
 
 

@@ -7,7 +7,7 @@ import pytest
 import scipy.integrate
 
 from jflow import losses
-from jflow.paths.affine import LINEAR, Schedule, velocity_to_x0
+from jflow.paths._affine import LINEAR, Schedule, velocity_to_x0
 
 TRIG = Schedule(alpha=lambda t: jnp.sin(jnp.pi / 2 * t), sigma=lambda t: jnp.cos(jnp.pi / 2 * t))
 

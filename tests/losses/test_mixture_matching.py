@@ -3,9 +3,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jflow import losses, mixtures
-from jflow.losses.mixture import mixture_matching
-from jflow.mixtures import GaussianMixture
+from jflow import losses
+from jflow.distributions import mixtures
+from jflow.distributions.mixtures import GaussianMixture
+from jflow.losses._mixture import mixture_matching
 from jflow.types import Field
 
 WEIGHTS, MEANS, VARIANCE = np.array([0.5, 0.2, 0.3]), np.array([[2.0, 0.0], [-1.0, 1.5], [0.0, -2.0]]), 0.3

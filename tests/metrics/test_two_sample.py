@@ -5,7 +5,7 @@ from scipy import stats
 from scipy.spatial.distance import cdist
 
 from jflow import metrics
-from jflow.metrics import two_sample
+from jflow.metrics import _two_sample
 
 
 def test_energy_distance_is_the_v_statistic_of_its_definition():
@@ -76,7 +76,7 @@ def test_chunks_do_not_change_the_result(monkeypatch):
     rng = np.random.default_rng(4)
     x, y = rng.normal(size=(33, 2, 2)), rng.normal(size=(21, 2, 2))
     whole = metrics.energy_distance(x, y), metrics.nearest_distance(x, y)
-    monkeypatch.setattr(two_sample, "CHUNK", 50)  # two rows of y at a time, and a last odd one
+    monkeypatch.setattr(_two_sample, "CHUNK", 50)  # two rows of y at a time, and a last odd one
     again = metrics.energy_distance(x, y), metrics.nearest_distance(x, y)
     np.testing.assert_allclose(again, whole, rtol=1e-7)  # the zero diagonal comes out of rounding as 1e-8
 

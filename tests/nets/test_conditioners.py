@@ -6,10 +6,11 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jflow import _util, nets
+from jflow import nets
+from jflow._core import linen
 
-init_linen = jax.jit(_util.init_linen, static_argnums=0)
-apply_linen = jax.jit(_util.apply_linen, static_argnums=0)
+init_linen = jax.jit(linen.init_linen, static_argnums=0)
+apply_linen = jax.jit(linen.apply_linen, static_argnums=0)
 
 
 def test_mlp_by_hand():

@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 
 from jflow import nets
-from jflow._util import apply_linen, init_linen
-from jflow.nets.conv import LoopConv, split_cond
+from jflow._core.linen import apply_linen, init_linen
+from jflow.nets._conv import LoopConv, split_cond
 
 X = np.random.default_rng(0).normal(size=(3, 4, 6, 2)).astype(np.float32)
 IMAGE = np.random.default_rng(1).normal(size=(3, 8, 12, 1)).astype(np.float32)

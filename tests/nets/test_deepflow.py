@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from jflow import solvers
-from jflow.nets.deepflow import DeepFlow, branch_field, last_velocity
+from jflow.nets._deepflow import DeepFlow, branch_field, last_velocity
 
 NET = DeepFlow(patch_size=2, width=8, depth=6, branches=3, heads=2, num_classes=5)
 FIELD = branch_field(NET)

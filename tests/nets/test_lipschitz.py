@@ -8,7 +8,7 @@ import optax
 import pytest
 
 from jflow import flows, losses, nets
-from jflow._util import apply_linen
+from jflow._core.linen import apply_linen
 from jflow.nets import norms
 
 

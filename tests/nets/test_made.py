@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from jflow import nets
-from jflow._util import init_linen
+from jflow._core.linen import init_linen
 
 GRAPH = np.array([[0, 0, 1, 0, 0], [1, 0, 1, 0, 0], [0, 0, 0, 0, 0], [0, 0, 1, 0, 0], [0, 1, 0, 1, 0]], bool)
 X = np.random.default_rng(0).normal(size=(4, 5)).astype(np.float32)

@@ -4,11 +4,11 @@ import numpy as np
 import optax
 import pytest
 
-from jflow import mixtures
-from jflow.fields import field
-from jflow.losses.mixture import mixture_matching
+from jflow.distributions import mixtures
+from jflow.losses._mixture import mixture_matching
 from jflow.nets import ResidualMLP, TimeMLP, UNet
-from jflow.nets.mixture_head import MixtureHead
+from jflow.nets._fields import field
+from jflow.nets._mixture_head import MixtureHead
 
 
 @pytest.mark.parametrize(

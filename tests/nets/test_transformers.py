@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from jflow import nets
-from jflow._util import apply_linen, init_linen
+from jflow._core.linen import apply_linen, init_linen
 
 B, N, D = 3, 5, 2
 

@@ -10,10 +10,11 @@ import pytest
 from compiling import compiled_again
 
 import jflow
-from jflow import _util, nets
+from jflow import nets
+from jflow._core import arrays, linen
 
-init_linen = jax.jit(_util.init_linen, static_argnums=0)
-apply_linen = jax.jit(_util.apply_linen, static_argnums=0)
+init_linen = jax.jit(linen.init_linen, static_argnums=0)
+apply_linen = jax.jit(linen.apply_linen, static_argnums=0)
 jax_attention = jax.nn.dot_product_attention
 
 NETS = {
@@ -39,7 +40,7 @@ def inputs(dtype=jnp.float32):
 
 def random_params(net, *args):
     """Params away from their zero initialisation, so that every branch is alive."""
-    shapes = jax.eval_shape(partial(_util.init_linen, net), jax.random.key(1), *args)
+    shapes = jax.eval_shape(partial(linen.init_linen, net), jax.random.key(1), *args)
     rng = np.random.default_rng(0)
     return jax.tree.map(lambda p: jnp.asarray(0.25 * rng.standard_normal(p.shape), p.dtype), shapes)
 
@@ -85,7 +86,7 @@ def test_rows_do_not_see_each_other(make):
 def test_gradients_reach_every_parameter(make):
     x, t, y = inputs()
     params = random_params(make(), x, t, y)
-    grads = jax.jit(jax.grad(lambda p: jnp.sum(_util.apply_linen(make(), p, x, t, y) ** 2)))(params)
+    grads = jax.jit(jax.grad(lambda p: jnp.sum(linen.apply_linen(make(), p, x, t, y) ** 2)))(params)
     for path, g in jax.tree_util.tree_leaves_with_path(grads):
         assert jnp.all(jnp.isfinite(g)) and jnp.any(g != 0), jax.tree_util.keystr(path)
 
@@ -261,11 +262,11 @@ def test_dit_matches_published_sizes():
 
 def test_dit_patches_and_positions():
     x = jax.random.normal(jax.random.key(0), (2, 4, 6, 3))
-    patches = nets.dit.patchify(x, 2)
+    patches = arrays.patchify(x, 2)
     assert patches.shape == (2, 6, 12)
     np.testing.assert_array_equal(patches[1, 4].reshape(2, 2, 3), x[1, 2:4, 2:4])  # row 1, column 1 of 2 x 3
-    np.testing.assert_array_equal(nets.dit.unpatchify(patches, 2, 3, 2), x)
-    positions = nets.dit.sincos_positions(2, 3, 8)
+    np.testing.assert_array_equal(arrays.unpatchify(patches, 2, 3, 2), x)
+    positions = nets._dit.sincos_positions(2, 3, 8)
     expected = [np.sin(1), np.sin(0.01), np.cos(1), np.cos(0.01), np.sin(2), np.sin(0.02), np.cos(2), np.cos(0.02)]
     np.testing.assert_allclose(positions[5], expected)  # row 1, column 2; frequencies 1 and 0.01
 

@@ -6,8 +6,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jflow import oracles, parameterisations, paths, solvers, types
-from jflow.paths import schedules
+from jflow import oracles, paths, solvers, types
+from jflow.paths import parameterisations, schedules
 
 PEER = np.load(Path(__file__).parents[1] / "peers" / "paths.npz")
 LINEAR = paths.LINEAR

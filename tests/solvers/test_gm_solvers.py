@@ -4,9 +4,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jflow import mixtures, oracles, solvers
-from jflow.mixtures import GaussianMixture
-from jflow.solvers.mixture import gm_ode, gm_sde
+from jflow import oracles, solvers
+from jflow.distributions import mixtures
+from jflow.distributions.mixtures import GaussianMixture
+from jflow.solvers._mixture import gm_ode, gm_sde
 from jflow.types import Field
 
 WEIGHTS, MEANS, VARIANCE = np.array([0.5, 0.2, 0.3]), np.array([[2.0, 0.0], [-1.0, 1.5], [0.0, -2.0]]), 0.3

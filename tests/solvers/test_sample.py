@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from jflow import solvers, types
-from jflow.fields import velocity
+from jflow.nets._fields import velocity
 
 MEAN, STD = 1.5, 0.4
 EXPLICIT = [

@@ -4,8 +4,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jflow import mixtures, oracles, solvers
-from jflow.solvers.hierarchical import sample_hierarchy
+from jflow import oracles, solvers
+from jflow.distributions import mixtures
+from jflow.solvers._hierarchical import sample_hierarchy
 from jflow.types import Velocity
 
 WEIGHTS, MEANS, VARIANCE = np.array([0.5, 0.2, 0.3]), np.array([[2.0, 0.0], [-1.0, 1.5], [0.0, -2.0]]), 0.3

@@ -15,7 +15,7 @@ import optax
 from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 
-from jflow import data, fewstep, train
+from jflow import data, losses, train
 from jflow.train import checkpoint
 from jflow.types import Velocity
 
@@ -39,7 +39,7 @@ def state(**options):
     return train.init_state(PARAMS, OPTIMIZER, jax.random.key(1), ema=0.9, **options)
 
 
-def losses(step, state, place=lambda batch: batch, n=5):
+def losses_of(step, state, place=lambda batch: batch, n=5):
     """The last state, and loss and gradient norm of each step (Adam alone would hide a gradient's scale)."""
     batches, out = data.batches(ROWS, 16, seed=2), []
     for _ in range(n):
@@ -61,9 +61,9 @@ def mesh_checks(mesh, sharded):
     out = {}
     for name, loss in (("free", free), ("keyed", keyed)):
         step = jax.jit(train.make_step(loss, OPTIMIZER, ema=0.9), donate_argnums=0)
-        one, out[f"{name}_one"] = losses(step, state())
+        one, out[f"{name}_one"] = losses_of(step, state())
         spread_state = jax.device_put(state(), train.replicated(mesh))
-        eight, out[f"{name}_mesh"] = losses(step, spread_state, lambda b: data.place(b, sharded))
+        eight, out[f"{name}_mesh"] = losses_of(step, spread_state, lambda b: data.place(b, sharded))
         out[f"{name}_params_one"], out[f"{name}_params_mesh"] = (
             flat((one.params, one.ema)),
             flat((eight.params, eight.ema)),
@@ -79,20 +79,22 @@ def mapped_checks(mesh):
     for name, loss in (("free", free), ("keyed", keyed)):
         step = train.make_step(loss, OPTIMIZER, ema=0.9, axis_name="data")
         mapped = jax.pmap(step, axis_name="data", donate_argnums=0)
-        stacked, out[f"{name}_pmap"] = losses(mapped, train.stack_for_pmap(state(), 8), split)
+        stacked, out[f"{name}_pmap"] = losses_of(mapped, train.stack_for_pmap(state(), 8), split)
         out[f"{name}_pmap_spread"] = spread((stacked.params, stacked.opt_state, stacked.ema, stacked.step))
         out[f"{name}_params_pmap"] = flat(jax.tree.map(lambda x: x[0], (stacked.params, stacked.ema)))
         shard = jax.jit(jax.shard_map(step, mesh=mesh, in_specs=(P(), P("data")), out_specs=P()))
-        after, out[f"{name}_shard_map"] = losses(shard, state())
+        after, out[f"{name}_shard_map"] = losses_of(shard, state())
         out[f"{name}_params_shard_map"] = flat((after.params, after.ema))
 
     # an ODE is solved inside the loss: diffrax's buffers need check_vma=False
     velocity = Velocity(lambda *a: PARAMS, lambda p, x, t, cond=None, *, key=None: x @ p["w"] + p["b"])
     taught = dict(frozen={"teacher": jax.tree.map(lambda leaf: leaf + 0.3, PARAMS)})
-    step = train.make_step(fewstep.perflow(velocity, velocity, steps=1), OPTIMIZER, ema=0.9, axis_name="data")
-    _, out["ode_pmap"] = losses(jax.pmap(step, axis_name="data"), train.stack_for_pmap(state(**taught), 8), split, n=2)
+    step = train.make_step(losses.perflow(velocity, velocity, steps=1), OPTIMIZER, ema=0.9, axis_name="data")
+    _, out["ode_pmap"] = losses_of(
+        jax.pmap(step, axis_name="data"), train.stack_for_pmap(state(**taught), 8), split, n=2
+    )
     shard = jax.jit(jax.shard_map(step, mesh=mesh, in_specs=(P(), P("data")), out_specs=P(), check_vma=False))
-    _, out["ode_shard_map"] = losses(shard, state(**taught), n=2)
+    _, out["ode_shard_map"] = losses_of(shard, state(**taught), n=2)
 
     def refresh(params, frozen, key, batch):
         mean = 0.5 * frozen["mean"] + 0.5 * jnp.mean(batch["x"])
@@ -100,14 +102,14 @@ def mapped_checks(mesh):
 
     frozen = {"mean": jnp.float32(0), "noise": jnp.float32(0), "teacher": jnp.ones(3)}
     step = train.make_step(free, OPTIMIZER, ema=0.9, refresh=refresh, axis_name="data")
-    stacked, _ = losses(jax.pmap(step, axis_name="data"), train.stack_for_pmap(state(frozen=frozen), 8), split, n=1)
+    stacked, _ = losses_of(jax.pmap(step, axis_name="data"), train.stack_for_pmap(state(frozen=frozen), 8), split, n=1)
     out["refresh_spread"] = spread(stacked.frozen)
     out["refresh_mean"] = [
         float(stacked.frozen["mean"][0]),
         0.5 * float(next(data.batches(ROWS, 16, seed=2))["x"].mean()),
     ]
     shard = jax.jit(jax.shard_map(step, mesh=mesh, in_specs=(P(), P("data")), out_specs=P()))
-    out["refresh_shard_map"] = float(losses(shard, state(frozen=frozen), n=1)[0].frozen["mean"])
+    out["refresh_shard_map"] = float(losses_of(shard, state(frozen=frozen), n=1)[0].frozen["mean"])
     # What the eight shards draw in the first step: each folds its index into the step's key.
     noise = jax.pmap(lambda s, b: keyed(s.params, fold(s.key), b)[1], axis_name="data")
     fold = lambda key: jax.random.fold_in(jax.random.fold_in(key, 0), jax.lax.axis_index("data"))  # noqa: E731

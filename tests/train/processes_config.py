@@ -14,11 +14,11 @@ import numpy as np
 import optax
 from subprocesses import hold
 
-from jflow import data, train
-from jflow.data.preprocess import identity
+from jflow import apps, data, train
+from jflow.data._preprocess import identity
 
 
-def config(*, steps=12, width=32, rate=0.02) -> train.Experiment:
+def config(*, steps=12, width=32, rate=0.02) -> apps.Experiment:
     where, _, process = os.environ.get("HOLD", "0").partition(":")
     calls = itertools.count()  # the first one is for `init`: the others' numbers are those of the steps
 
@@ -56,7 +56,7 @@ def config(*, steps=12, width=32, rate=0.02) -> train.Experiment:
     def sample(params, key, n):
         return {"x": jax.random.normal(key, (n, 4)) @ params["out"].T}
 
-    return train.Experiment(
+    return apps.Experiment(
         model=None,
         init=init,
         loss=loss,

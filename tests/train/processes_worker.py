@@ -16,15 +16,16 @@ import optax
 from jax.sharding import PartitionSpec as P
 from subprocesses import LIMIT
 
-from jflow import data, train
-from jflow.train import checkpoint, processes
+from jflow import apps, data, train
+from jflow._core import processes
+from jflow.train import checkpoint
 
 CONFIG = Path(__file__).with_name("processes_config.py")
 
 
 def run(workdir, mesh=None, **keys):
-    experiment, values = train.load_config(CONFIG, keys)
-    fit = train.run(experiment, workdir, config_source=CONFIG, resolved=values, progress=False, mesh=mesh)
+    experiment, values = apps.load_config(CONFIG, keys)
+    fit = apps.run(experiment, workdir, config_source=CONFIG, resolved=values, progress=False, mesh=mesh)
     return [row["loss"] for row in fit.history]
 
 
@@ -84,7 +85,7 @@ def shares():
 def main(what: str, folder: Path) -> None:
     out = {}
     if what != "one":
-        train.initialize()
+        processes.initialize()
     if what == "first":
         out["losses"] = run(folder / "two")
         out |= {"shares": shares(), "errors": disagreements(folder)}

@@ -10,7 +10,8 @@ import numpy as np
 import pytest
 from subprocesses import environment, run_python, started
 
-from jflow.train import checkpoint, lock
+from jflow._core import lock
+from jflow.train import checkpoint
 
 WORKER = Path(__file__).with_name("kill_worker.py")
 

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from subprocesses import environment, run_python, started
 
-from jflow.launch import launch
+from jflow.apps._launch import launch
 from jflow.train import checkpoint
 
 WORKER = Path(__file__).with_name("processes_worker.py")
@@ -38,8 +38,8 @@ def interrupted(folder, where, count, grace, send):
 
     Returns the launcher's status, its stderr and the pids.
     """
-    launcher = ["-m", "jflow.cli", "launch", "--processes", "2", "--devices", "4", "--grace", grace, "--"]
-    job = [sys.executable, "-m", "jflow.cli", "train", CONFIG, "--workdir", folder, "--quiet"]
+    launcher = ["-m", "jflow.apps.cli", "launch", "--processes", "2", "--devices", "4", "--grace", grace, "--"]
+    job = [sys.executable, "-m", "jflow.apps.cli", "train", CONFIG, "--workdir", folder, "--quiet"]
     log = folder.with_suffix(".log")
     with open(log, "w") as err:
         with started(*launcher, *job, env=environment(HOLD=where), stdout=subprocess.PIPE, stderr=err) as process:

@@ -1,0 +1,1 @@
+"""What every package needs: arrays, checks, keys, Linen glue, files. Nothing here is public."""

@@ -1,0 +1,56 @@
+"""What the losses share: reading a batch, and the weighted mean over its rows."""
+
+from collections.abc import Mapping
+
+import jax
+import jax.numpy as jnp
+
+from jflow._core.arrays import expand_to, filled, float_dtype
+from jflow._core.checks import check_batch, check_cond, check_x
+from jflow.types import Array, PyTree
+
+
+def read(name: str, batch: Mapping[str, PyTree], allowed: tuple[str, ...]) -> tuple:
+    """The values of `allowed` in a batch, None where absent, after a check of keys, types and rows; a single row of cond
+    is repeated. 'x' is required. Rows of weight 0 are replaced, see `filled`."""
+    values = dict(zip(allowed, read_as_given(name, batch, allowed), strict=True))
+    weight = values.get("weight")
+    used = None if weight is None else weight != 0
+    return tuple(value if key == "weight" else filled(used, value) for key, value in values.items())
+
+
+def read_as_given(name: str, batch: Mapping[str, PyTree], allowed: tuple[str, ...]) -> tuple:
+    """`read` without a replacement."""
+    check_batch(name, batch)
+    unknown = sorted(set(batch) - set(allowed))
+    if unknown:
+        raise ValueError(f"{name}: unknown keys in batch: {unknown}; allowed are {list(allowed)}")
+    check_x(name, batch)
+    x, x0, weight = batch["x"], batch.get("x0"), batch.get("weight")
+    if not jnp.issubdtype(jnp.result_type(x), jnp.floating):
+        raise ValueError(
+            f"{name}: expected 'x' of a floating type, got {jnp.result_type(x)}: dequantize or scale it first"
+        )
+    if x0 is not None and jnp.shape(x0) != jnp.shape(x):
+        raise ValueError(f"{name}: expected 'x0' of the shape of 'x', {list(jnp.shape(x))}, got {list(jnp.shape(x0))}")
+    if weight is not None and jnp.shape(weight) != (jnp.shape(x)[0],):
+        raise ValueError(f"{name}: expected 'weight' of shape [{jnp.shape(x)[0]}], got {list(jnp.shape(weight))}")
+    batch = {**batch, "cond": check_cond(name, batch.get("cond"), jnp.shape(x)[0])}
+    return tuple(jax.tree.map(jnp.asarray, batch.get(key)) for key in allowed)
+
+
+def mean_of_rows(loss: Array, weight: Array | None) -> Array:
+    """sum(w loss) / sum(w) over the rows of loss [b, ...], in float32 or better.
+
+    Rows of weight 0 count nothing, whatever their loss, and the mean of no rows, or of rows that all have weight 0, is 0.
+    Raises ValueError where loss does not lead with a number for each row.
+    """
+    if loss.ndim == 0 or (weight is not None and weight.shape != loss.shape[:1]):
+        raise ValueError(f"expected a loss of shape [b], a number for each row, got {list(loss.shape)}")
+    loss = loss.astype(float_dtype(loss))
+    if weight is None:
+        return jnp.sum(loss, axis=0) / max(loss.shape[0], 1)
+    weight = weight.astype(loss.dtype)
+    used = weight != 0
+    total = jnp.where(jnp.any(used), jnp.sum(weight), 1)
+    return jnp.sum(expand_to(weight, loss) * jnp.where(expand_to(used, loss), loss, 0), axis=0) / total

@@ -1,0 +1,18 @@
+"""Products built on the library: experiments, tables, the command line. Nothing in the library imports them.
+
+A name is imported when it is first asked for, so that the command line answers --help without JAX.
+"""
+
+import importlib
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from jflow.apps._experiment import Experiment, Loaded, load, load_config, run
+
+__all__ = ["Experiment", "Loaded", "load", "load_config", "run"]
+
+
+def __getattr__(name: str):
+    if name not in __all__:
+        raise AttributeError(f"module 'jflow.apps' has no attribute {name!r}")
+    return getattr(importlib.import_module("jflow.apps._experiment"), name)

@@ -1,0 +1,339 @@
+"""An experiment is a Python file with one function `config(*, key=default, ...)`; this trains one and loads it back."""
+
+import difflib
+import inspect
+import json
+from collections.abc import Callable, Mapping, Sequence
+from importlib import metadata
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from jax.experimental.multihost_utils import process_allgather
+
+from jflow._core import files, processes
+from jflow._core.files import expand
+from jflow._core.lock import hold
+from jflow.apps import _keys
+from jflow.apps._modules import STORED, files_beside, load_module
+from jflow.train import (
+    Fit,
+    Refresh,
+    Rule,
+    TrainState,
+    checkpoint,
+    data_mesh,
+    data_sharding,
+    fit,
+    gathered,
+    init_sharded,
+    init_state,
+    make_step,
+    shard,
+)
+from jflow.types import Loss, Params
+
+
+class Experiment(NamedTuple):
+    """All of a training job. Rows are dicts of numpy arrays; 'data units' are those of `data`, 'model units' what
+    `preprocess.apply` makes of them."""
+
+    model: Any  # a Flow, a Velocity ...
+    init: Callable  # (key, batch) -> params; batch: the first training rows in model units
+    loss: Loss
+    optimizer: optax.GradientTransformation
+    data: Callable  # () -> jflow.data.Splits in data units; valid and test may be None
+    preprocess: Any  # jflow.data.Preprocess, fitted on the training rows alone
+    steps: int
+    batch: int = 256
+    seed: int = 0
+    ema: float | Callable | None = None
+    sample: Callable | None = None  # (params, key, n, **options) -> rows in model units
+    evaluate: Callable | None = None  # (params, preprocess_state, key, splits) -> dict of floats
+    picture: Callable | None = None  # (rows in data units) -> image
+    picture_rows: int = 64  # how many samples a picture shows
+    frozen: Callable | None = None  # (params, key, batch) -> what the loss reads and never differentiates
+    refresh: Refresh | None = None
+    log_every: int = 50
+    save_every: int = 500
+    eval_every: int | None = None
+    monitor: str | None = None
+    patience: int | None = None
+    skip_nonfinite: bool = False
+    keep: int = 3
+    rules: Sequence[Rule] = ()  # how a mesh splits the state, see `train.shardings`
+    accumulate: int = 1
+    inner: int = 1
+    prefetch: int = 0
+
+
+class BoundPreprocess(NamedTuple):
+    """A Preprocess with the state of one checkpoint: apply(rows, rng=None), undo(rows), log_det(rows) -> [b]."""
+
+    state: Any
+    apply: Callable
+    undo: Callable
+    log_det: Callable
+
+
+class Loaded(NamedTuple):
+    """A trained experiment: model and params, the way from data units to model units, and the step they are of."""
+
+    model: Any
+    params: Params
+    preprocess: BoundPreprocess
+    experiment: Experiment
+    step: int
+
+
+def load_config(path: str | Path, overrides: Mapping[str, Any] | None = None) -> tuple[Experiment, dict[str, Any]]:
+    """Call the `config` of a Python file (or of config.py in a folder) with `overrides` in place of its defaults.
+
+    A key's type is its annotation, or that of its default: strings are read as values of it (false, 3e-4, 64,64; `none`
+    where None is a value), an int may stand for a float and a list for a tuple. A key without either takes no strings.
+    The config may import files beside it. Returns the experiment and the value of every key. Raises ValueError for an
+    unknown key, naming the nearest, and for a value of another type.
+    """
+    path = _config_file(path)
+    module = load_module(path)
+    config = getattr(module, "config", None)
+    if not callable(config):
+        raise ValueError(f"{path} has no function config(*, key=default, ...)")
+    defaults, kinds = {}, {}
+    for name, parameter in inspect.signature(config).parameters.items():
+        if parameter.default is parameter.empty or parameter.kind is not parameter.KEYWORD_ONLY:
+            raise ValueError(f"{path}: config must have keyword-only keys with defaults alone, {name!r} is not one")
+        defaults[name] = parameter.default
+        kinds[name] = _keys.kind_of(str(path), parameter, getattr(config, "__globals__", vars(module)))
+    values = dict(defaults)
+    for name, value in (overrides or {}).items():
+        if name not in defaults:
+            near = difflib.get_close_matches(name, defaults, n=1)
+            hint = f"did you mean {near[0]!r}? " if near else ""
+            raise ValueError(f"unknown key {name!r}: {hint}{path} has the keys {', '.join(defaults) or '(none)'}")
+        values[name] = _keys.read(name, value, kinds[name], defaults[name])
+    experiment = config(**values)
+    if not isinstance(experiment, Experiment):
+        raise TypeError(f"{path}: config must return a jflow.apps.Experiment, got {type(experiment).__name__}")
+    for name, (least, most) in _keys.BOUNDS.items():
+        if isinstance(count := getattr(experiment, name), int) and not least <= count <= most:
+            raise ValueError(
+                f"{path}: config must return an Experiment with {name} from {least} to {most}, got {count}"
+            )
+    return experiment, values
+
+
+def run(
+    experiment: Experiment,
+    workdir: str | Path,
+    *,
+    config_source: str | Path,
+    resolved: Mapping[str, Any] | None = None,
+    progress: bool = True,
+    mesh: jax.sharding.Mesh | None = None,
+) -> Fit:
+    """Train an experiment in a workdir, or go on with it; the workdir keeps what `load` needs.
+
+    config_source: the config file's path, or its text. resolved: the values of its keys, from `load_config`. Raises
+    ValueError, naming what differs, where the workdir is another config's, and naming its process, where another run is
+    in it. The files beside the config that it imports are kept in WORKDIR/config_imports.
+
+    mesh: where to train (`make_mesh`); rows go over all its axes but one named 'model', the state by experiment.rules.
+    None: one device, or all of them as 'data' under several processes. A workdir may go on with another mesh.
+    `evaluate` and `picture` get whole params on every process.
+    """
+    workdir, sources, values = expand(workdir), _sources(config_source), dict(resolved or {})
+    text = b"\n".join(sources.values()).decode(errors="replace")
+    processes.check_agreement({"the config": text, **{f"key {name!r}": value for name, value in values.items()}})
+    with hold(workdir):
+        _claim(workdir, sources, values)
+        return _train(experiment, workdir, progress, mesh)
+
+
+def _train(experiment: Experiment, workdir: Path, progress: bool, mesh: jax.sharding.Mesh | None) -> Fit:
+    from jflow import data  # here, because the lightest use of jflow.train needs no data
+    from jflow._core.seeds import generator
+
+    if mesh is None and jax.process_count() > 1:
+        mesh = data_mesh()
+    sharding, share, loss = None, (0, 1), experiment.loss
+    if mesh is not None:
+        rows = tuple(name for name in mesh.axis_names if name != "model")
+        sharding = data_sharding(mesh, rows)
+        share = data.share(sharding)
+        if experiment.rules:
+            loss = gathered(loss, mesh, experiment.rules, axes=rows)
+    splits, pre = experiment.data(), experiment.preprocess
+    saved = checkpoint.latest(workdir)
+    pre_state = pre.fit(splits.train) if saved is None else _preprocess_of(workdir, saved)
+    seed = experiment.seed
+
+    def transform(rows, rng):
+        return pre.apply(pre_state, rows, rng)
+
+    batches = data.batches(splits.train, experiment.batch, seed=seed, transform=transform, share=share)
+    init_key, frozen_key, train_key, eval_key, picture_key = jax.random.split(jax.random.key(seed), 5)
+    first = transform(data.take(splits.train, slice(experiment.batch)), generator("first batch", seed))
+
+    def start():
+        params = experiment.init(init_key, first)
+        frozen = None if experiment.frozen is None else experiment.frozen(params, frozen_key, first)
+        return init_state(params, experiment.optimizer, train_key, ema=experiment.ema, frozen=frozen)
+
+    if mesh is None:
+        state = start()
+    else:  # with rules a device may be too small for the whole
+        state = init_sharded(start, mesh, experiment.rules) if experiment.rules else shard(start(), mesh)
+
+    def evaluate(state: TrainState):
+        return experiment.evaluate(_shown(state), pre_state, eval_key, splits)
+
+    def picture(state: TrainState):
+        rows = experiment.sample(_shown(state), picture_key, experiment.picture_rows)
+        return experiment.picture(pre.undo(pre_state, jax.tree.map(np.asarray, dict(rows))))
+
+    draws = experiment.sample is not None and experiment.picture is not None
+    return fit(
+        state,
+        make_step(
+            loss,
+            experiment.optimizer,
+            ema=experiment.ema,
+            refresh=experiment.refresh,
+            accumulate=experiment.accumulate,
+        ),
+        batches,
+        steps=experiment.steps,
+        workdir=workdir,
+        log_every=experiment.log_every,
+        save_every=experiment.save_every,
+        eval_every=experiment.eval_every,
+        evaluate=None if experiment.evaluate is None else evaluate,
+        picture=picture if draws else None,
+        monitor=experiment.monitor,
+        patience=experiment.patience,
+        skip_nonfinite=experiment.skip_nonfinite,
+        keep=experiment.keep,
+        progress=progress,
+        preprocess=pre_state,
+        sharding=sharding,
+        inner=experiment.inner,
+        prefetch=experiment.prefetch,
+    )
+
+
+def load(workdir: str | Path, *, step: int | None = None, ema: bool = True) -> Loaded:
+    """Model, params and preprocessing of a workdir, without its training data.
+
+    step: None takes the best evaluation where the run monitored one, else the newest checkpoint. ema: the averaged
+    params, where the run kept an average.
+    """
+    workdir = expand(workdir)
+    if not (workdir / "config.json").is_file() or not (workdir / "config.py").is_file():
+        how = "train.checkpoint.restore_params(workdir) reads the params of what train.fit wrote alone"
+        how = f"; {how}" if checkpoint.steps(workdir) else ""
+        raise FileNotFoundError(
+            f"{workdir} is not the workdir of an experiment: it has no config.py and config.json{how}"
+        )
+    experiment, _ = load_config(workdir / "config.py", _stored(workdir))
+    folder = workdir
+    if step is None:
+        step = checkpoint.latest(workdir / "best")
+        folder = workdir if step is None else workdir / "best"
+    params = checkpoint.restore_params(folder, step, ema)  # the newest, if that is None; raises where there is none
+    step = checkpoint.latest(folder) if step is None else step
+    state, pre = _preprocess_of(folder, step), experiment.preprocess
+    bound = BoundPreprocess(
+        state,
+        lambda rows, rng=None: pre.apply(state, rows, rng),
+        lambda rows: pre.undo(state, rows),
+        lambda rows: pre.log_det(state, rows),
+    )
+    return Loaded(experiment.model, params, bound, experiment, step)
+
+
+def _shown(state: TrainState) -> Params:
+    """The params to judge by: the averaged ones, if there are any; whole, where another process holds parts of them."""
+    params = state.params if state.ema is None else state.ema
+    return params if jax.process_count() == 1 else jax.tree.map(jnp.asarray, process_allgather(params, tiled=True))
+
+
+def _preprocess_of(folder: Path, step: int) -> Any:
+    extra = checkpoint.restore_extra(folder, step)
+    if "preprocess" not in extra:
+        raise ValueError(f"the checkpoint of step {step} in {folder} has no preprocess: apps.run did not write it")
+    return extra["preprocess"]
+
+
+def _config_file(path: str | Path) -> Path:
+    path = expand(path)
+    path = path / "config.py" if path.is_dir() else path
+    if not path.is_file():
+        raise FileNotFoundError(f"no config at {path}")
+    return path
+
+
+def _sources(source: str | Path) -> dict[str, bytes]:
+    """What a workdir keeps of a config, given as a path or as text: config.py, and what it imports from its folder."""
+    if isinstance(source, str) and "\n" in source:
+        return {"config.py": source.encode()}
+    path = _config_file(source)
+    beside = {f"{STORED}/{name}": content for name, content in files_beside(path).items()}
+    return {"config.py": path.read_bytes(), **beside}
+
+
+def _stored(workdir: Path) -> dict[str, Any]:
+    """The values of config.json."""
+    file = workdir / "config.json"
+    try:
+        values = json.loads(file.read_bytes())["values"]
+    except (ValueError, KeyError, TypeError) as error:
+        raise ValueError(f"{file} is damaged: expected JSON with 'values' ({type(error).__name__}: {error})") from error
+    if not isinstance(values, dict):
+        raise ValueError(f"{file} is damaged: expected 'values' to be a dict, got {values!r}")
+    return values
+
+
+def _claim(workdir: Path, sources: dict[str, bytes], values: dict[str, Any]) -> None:
+    """Write config.py, what it imports and config.json, or check that those there say the same."""
+    try:
+        values = json.loads(json.dumps(values))
+    except TypeError as error:
+        raise ValueError(f"the keys of a config must hold numbers, strings, booleans, None or lists: {error}") from None
+    kept = workdir / "config.json"
+    if kept.is_file() and (workdir / "config.py").is_file():
+        there, missing = _stored(workdir), "(not a key)"
+        differ = [k for k in {**there, **values} if there.get(k, missing) != values.get(k, missing)]
+        said = [f"{k} is {there.get(k, missing)!r} there, {values.get(k, missing)!r} here" for k in differ]
+        said += filter(None, (_difference(workdir / name, name, content) for name, content in sources.items()))
+        if said:
+            raise ValueError(f"workdir {workdir} is another config's: {'; '.join(said)}")
+        return
+    if checkpoint.steps(workdir):
+        raise ValueError(f"workdir {workdir} has checkpoints of a run without a config")
+    if not processes.is_main():
+        return
+    text = json.dumps({"values": values, "jflow": _version()}, indent=2) + "\n"
+    for name, content in {**sources, kept.name: text.encode()}.items():
+        (workdir / name).parent.mkdir(parents=True, exist_ok=True)
+        files.write_atomically(workdir / name, content)
+
+
+def _difference(file: Path, name: str, here: bytes) -> str | None:
+    if not file.is_file():
+        return f"{name} is missing there"
+    there = file.read_bytes()
+    if there == here:
+        return None
+    lines = zip(there.splitlines() + [b""], here.splitlines() + [b""], strict=False)
+    return f"{name} differs from line {next((i for i, (a, b) in enumerate(lines, 1) if a != b), 1)} on"
+
+
+def _version() -> str | None:
+    try:
+        return metadata.version("jflow")
+    except metadata.PackageNotFoundError:
+        return None

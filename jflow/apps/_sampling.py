@@ -1,0 +1,101 @@
+"""Samples of a trained experiment, in the units of its data, and the files they are written to."""
+
+import contextlib
+import inspect
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+
+import jax
+import numpy as np
+from PIL import Image
+
+from jflow._core.files import expand, replacing
+from jflow.apps import _tables
+from jflow.data.sinks import cells, csv_sink, npz_sink
+
+
+def samples(loaded, key, n: int, *, batch: int = 256, **options) -> Iterator[Mapping[str, np.ndarray]]:
+    """Yields rows in data units, n in all, in chunks of at most `batch`: n may exceed memory.
+
+    loaded: from `jflow.load`. options go to the experiment's `sample` (label, steps, guidance ...); one that it does not
+    take is an error that says which it takes. The i-th chunk uses fold_in(key, i) and every chunk is drawn whole, so that
+    one program serves all: the same key, batch and n >= batch give the same first rows.
+    """
+    sample = loaded.experiment.sample
+    if sample is None:
+        raise ValueError("this experiment cannot be sampled: its config sets no `sample`")
+    if n < 1 or batch < 1:
+        raise ValueError(f"expected at least 1 row and a batch of at least 1, got {n} and {batch}")
+    known = inspect.signature(sample).parameters.values()
+    if not any(p.kind is p.VAR_KEYWORD for p in known):
+        allowed = [p.name for p in known][3:]
+        for name in options:
+            if name not in allowed:
+                raise ValueError(f"this model takes no {name}; its options are: {', '.join(allowed) or 'none'}")
+    return _chunks(loaded, key, n, min(batch, n), options)
+
+
+def _chunks(loaded, key, n, batch, options):
+    for i, start in enumerate(range(0, n, batch)):
+        rows = loaded.experiment.sample(loaded.params, jax.random.fold_in(key, i), batch, **options)
+        rows = loaded.preprocess.undo(jax.tree.map(np.asarray, dict(rows)))
+        first = sorted(rows, key=lambda name: name != "x")  # jit has put the names in alphabetical order
+        yield {name: rows[name][: n - start] for name in first}
+
+
+@contextlib.contextmanager
+def sample_sink(path: str | Path, n: int) -> Iterator[Callable]:
+    """write(loaded, rows) of n rows in all, to a picture (.png), arrays (.npz) or a table (.csv).
+
+    `path` is replaced at the end of the block, and untouched if it fails; that it can be written is found out first.
+    """
+    sinks = {".png": _png, ".npz": _npz, ".csv": _csv}
+    path = expand(path)
+    if path.suffix not in sinks:
+        raise ValueError(f"expected a file name that ends in {', '.join(sinks)}, got {path}")
+    with sinks[path.suffix](path, n) as write:
+        yield write
+
+
+@contextlib.contextmanager
+def _png(path, n):
+    with replacing(path) as part:
+        chunks = []
+
+        def write(loaded, rows):
+            if loaded.experiment.picture is None:
+                raise ValueError("this experiment draws no pictures: write .npz or .csv")
+            chunks.append((loaded.experiment.picture, rows))
+
+        yield write
+        rows = {name: np.concatenate([chunk[name] for _, chunk in chunks]) for name in chunks[0][1]}
+        image = chunks[0][0](rows)
+        image = image if isinstance(image, Image.Image) else Image.fromarray(np.asarray(image))
+        image.save(part, format="PNG")
+
+
+@contextlib.contextmanager
+def _npz(path, n):
+    with npz_sink(path, n) as write:
+
+        def write_rows(loaded, rows):
+            state = loaded.preprocess.state
+            write(_tables.as_arrays(state, rows["x"]) if _tables.is_table(state) else rows)
+
+        yield write_rows
+
+
+@contextlib.contextmanager
+def _csv(path, n):
+    with csv_sink(path) as write:
+        first = True
+
+        def write_rows(loaded, rows):
+            nonlocal first
+            state = loaded.preprocess.state
+            header, text = _tables.as_text(state, rows["x"]) if _tables.is_table(state) else cells(rows)
+            write([header] if header and first else [])
+            write(text)
+            first = False
+
+        yield write_rows

@@ -1,0 +1,449 @@
+"""The command line: jflow train | sample | evaluate | fit | launch."""
+
+import argparse
+import contextlib
+import errno
+import json
+import math
+import os
+import shlex
+import shutil
+import sys
+import textwrap
+import time
+import traceback
+import warnings
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+import jflow
+from jflow._core.environment import COORDINATOR
+from jflow._core.files import expand, system_error
+from jflow.apps import _keys
+
+# JAX and all that needs it are imported inside the commands, so that --help and mistakes in arguments answer at once.
+
+PATH_ERRORS = (FileNotFoundError, NotADirectoryError, IsADirectoryError, PermissionError, FileExistsError)
+DISK_ERRORS = (errno.ENOSPC, errno.EFBIG, errno.EDQUOT, errno.EIO)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one command. 0: done; 1: the run failed (a loss that is not finite, a full disk); 2: a mistake in what was
+    asked; 130 and 143: interrupted and terminated, after saving."""
+    argv = sys.argv[1:] if argv is None else list(argv)
+    try:
+        with _plain_warnings():
+            args = _parse(argv)
+            args.command(args)
+        return 0
+    except KeyboardInterrupt:
+        _say_stopped("interrupted", argv)
+        return 130
+    except SystemExit as end:
+        if end.code in (130, 143):  # 130: of processes that were launched
+            _say_stopped("interrupted" if end.code == 130 else "terminated", argv)
+        raise
+    except Exception as error:
+        if "--debug" in argv:
+            traceback.print_exc()
+        print(f"jflow: error: {_one_line(error)}", file=sys.stderr)
+        return _leave(_status(error))
+
+
+def _leave(status: int) -> int:
+    """One of several processes must not wait for the others at its exit: they wait for it."""
+    jax = sys.modules.get("jax")
+    if jax is not None and jax.distributed.is_initialized():
+        from jflow._core import processes
+
+        processes.leave(status)
+    return status
+
+
+def _say_stopped(how: str, argv: Sequence[str]) -> None:
+    """That a signal ended the command, and how a run goes on; of several processes the launcher or the main one says it."""
+    distributed = getattr(sys.modules.get("jax"), "distributed", None)
+    if COORDINATOR in os.environ or distributed and distributed.is_initialized() and sys.modules["jax"].process_index():
+        return
+    resumes = argv[:1] in (["train"], ["fit"], ["launch"])
+    again = f"; to go on, give the same command: {shlex.join(['jflow', *argv])}" if resumes else ""
+    print(f"jflow: {how}{again}", file=sys.stderr)
+
+
+def _one_line(error: Exception) -> str:
+    if _full_disk(error):
+        error = system_error(error)
+    text = str(error)
+    if isinstance(error, OSError) and error.errno:
+        text = f"{error.filename}: {error.strerror}" if error.filename else error.strerror or ""
+    text = " ".join(text.split())[:1000]
+    if isinstance(error, ValueError | TypeError | OSError | ImportError | FloatingPointError) and text:
+        return text
+    return f"{type(error).__name__}: {text} (--debug shows where)"
+
+
+def _full_disk(error: Exception) -> bool:
+    """Whether an error that no function has put into words, such as a group, is of a disk."""
+    worded = isinstance(error, ValueError | TypeError | OSError | ImportError)
+    cause = None if worded else system_error(error)
+    return cause is not None and cause.errno in DISK_ERRORS
+
+
+def _status(error: Exception) -> int:
+    if isinstance(error, OSError) and error.errno:
+        return 1 if error.errno in DISK_ERRORS else 2
+    return 2 if isinstance(error, (ValueError, TypeError, ImportError, *PATH_ERRORS)) else 1
+
+
+@contextlib.contextmanager
+def _plain_warnings() -> Iterator[None]:
+    shown = set()
+
+    def show(message, category, filename, lineno, file=None, line=None):
+        text = " ".join(str(message).split())
+        if text not in shown:
+            shown.add(text)
+            print(f"jflow: warning: {text}", file=sys.stderr)
+
+    with warnings.catch_warnings():
+        warnings.showwarning = show
+        yield
+
+
+def train(args) -> None:
+    from jflow import apps
+    from jflow import train as trainer
+    from jflow._core import processes
+
+    if args.distributed or COORDINATOR in os.environ:
+        trainer.initialize()
+    experiment, values = apps.load_config(args.config, _pairs(args.overrides))
+    mesh = None if args.mesh is None else trainer.make_mesh(_mesh(args.mesh))
+    source = args.config / "config.py" if args.config.is_dir() else args.config
+    with _leaving_nothing(args.workdir):
+        fit = apps.run(
+            experiment, args.workdir, config_source=source, resolved=values, progress=not args.quiet, mesh=mesh
+        )
+    if processes.is_main():
+        _say(args, _summary(fit, args.workdir))
+
+
+def launch(args) -> None:
+    from jflow.apps._launch import launch
+
+    job = args.job[1:] if args.job[:1] == ["--"] else args.job
+    status = launch(job, args.processes, devices=args.devices, grace=args.grace)
+    if status:
+        raise SystemExit(status)
+
+
+def sample(args) -> None:
+    import jax
+
+    from jflow.apps._sampling import sample_sink, samples
+
+    with sample_sink(args.out, args.num) as write:  # an unwritable path is found out here
+        loaded = jflow.load(args.workdir, step=args.step, ema=args.ema)
+        options = {k: v for k in ("label", "steps", "guidance") if (v := getattr(args, k)) is not None}
+        started = time.perf_counter()
+        for rows in samples(loaded, jax.random.key(args.seed), args.num, batch=args.batch, **options):
+            write(loaded, rows)
+        seconds = time.perf_counter() - started
+    _say(args, f"wrote {args.out}: {args.num} rows from step {loaded.step} in {seconds:.1f} s, compilation included")
+
+
+def evaluate(args) -> None:
+    import jax
+
+    from jflow._core.files import replacing
+
+    loaded = jflow.load(args.workdir, step=args.step, ema=args.ema)
+    experiment = loaded.experiment
+    if experiment.evaluate is None:
+        raise ValueError(f"{args.workdir}: the experiment cannot be evaluated: its config sets no `evaluate`")
+    with replacing(args.workdir / "evaluation.json") as part:
+        found = experiment.evaluate(
+            loaded.params, loaded.preprocess.state, jax.random.key(args.seed), experiment.data()
+        )
+        found = {name: float(value) for name, value in found.items()}
+        part.write_text(json.dumps({"step": loaded.step, **found}, indent=2) + "\n")
+    for name, value in found.items():
+        print(f"{name} {value:.6g}")
+
+
+def fit(args) -> None:
+    from jflow import apps
+    from jflow.apps import _table_report, _tables
+
+    config = Path(__file__).parent / "configs" / "table.py"
+    overrides = _pairs(args.overrides)
+    overrides |= {"table": str(args.table.absolute()), "fingerprint": _tables.digest(args.table)}
+    _, values = apps.load_config(config, overrides)
+    prepared = _tables.loader(**{name: values[name] for name in _tables.KEYS})()
+    # What the table decides is written into the run's config, so that samples are drawn without the table.
+    overrides["features"] = len(prepared.schema)
+    rows = int((prepared.part == _tables.TRAIN).sum())
+    overrides["batch"] = values["batch"] if "batch" in overrides else min(values["batch"], rows)
+    overrides.setdefault("eval_every", min(100, max(5, rows // int(overrides["batch"]))))  # an epoch, more or less
+    experiment, values = apps.load_config(config, overrides)
+    _say(args, f"{args.table}: {prepared.table.rows} rows, {len(prepared.schema)} columns")
+    with _leaving_nothing(args.out):
+        done = apps.run(experiment, args.out, config_source=config, resolved=values, progress=not args.quiet)
+    _say(args, _summary(done, args.out))
+    report = _table_report.write_results(jflow.load(args.out), prepared, args.out)
+    seen, test = report["test_rows_in_train"], report["parts"]["test"]
+    unseen = report["test_log_likelihood_of_rows_not_in_train"]
+    _say(args, f"test log-likelihood, nats per row: {_scores(report['test_log_likelihood'])}")
+    if seen:
+        without = f"; of the others: {_scores(unseen)}" if unseen else ""
+        _say(args, f"{seen} of {test} test rows also stand in train{without}")
+    _say(args, f"wrote report.json, log_density.csv and synthetic.csv to {args.out}")
+
+
+def _scores(scores: dict) -> str:
+    error = "" if scores["standard_error"] is None else f" +- {scores['standard_error']:.3f}"
+    flow, gaussian, difference = (scores[name] for name in ("flow", "gaussian", "difference"))
+    return f"flow {flow:.3f}, Gaussian {gaussian:.3f}, difference {difference:.3f}{error}"
+
+
+def _mesh(text: str) -> dict[str, int]:
+    axes = _pairs(text.split(","))
+    try:
+        return {name: int(size) for name, size in axes.items()}
+    except ValueError:
+        raise ValueError(f"--mesh: expected axes such as data=2,model=4, got {text!r}") from None
+
+
+def _pairs(overrides: Sequence[str]) -> dict[str, str]:
+    pairs = {}
+    for text in overrides:
+        key, equals, value = text.partition("=")
+        if not equals or not key:
+            raise ValueError(f"expected key=value, got {text!r}")
+        if key in pairs:
+            raise ValueError(f"key {key!r} is given twice")
+        pairs[key] = value
+    return pairs
+
+
+def _say(args, text: str) -> None:
+    if not args.quiet:
+        print(text)
+
+
+def _summary(fit, workdir: Path) -> str:
+    last = {k: v for k, v in (fit.history[-1] if fit.history else {}).items() if k not in ("step", "time")}
+    parts = [f"{workdir}: step {int(fit.state.step)}", *(f"{name} {value:.4g}" for name, value in last.items())]
+    if fit.best is not None:
+        parts.append(f"best {fit.best.value:.4g} at step {fit.best.step}")
+    return ", ".join(parts)
+
+
+@contextlib.contextmanager
+def _leaving_nothing(workdir: Path) -> Iterator[None]:
+    """A run that fails before its first checkpoint takes away what it put into `workdir`, which is its own meanwhile."""
+    from jflow._core import processes
+    from jflow._core.lock import hold
+
+    with hold(workdir):
+        before = set(workdir.iterdir())
+        try:
+            yield
+        except Exception:
+            if processes.is_main() and not any(workdir.glob("checkpoints/*/manifest.json")):
+                for path in set(workdir.iterdir()) - before:
+                    shutil.rmtree(path) if path.is_dir() else path.unlink()
+            raise
+
+
+class _Help(argparse.Action):
+    """--help, with the keys of the config if there is one."""
+
+    def __init__(self, option_strings, dest, help):
+        super().__init__(option_strings, dest, nargs=0, default=argparse.SUPPRESS, help=help)
+
+    def __call__(self, parser, namespace, values, option_string=None):
+        parser.print_help()
+        if config := getattr(namespace, "config", None):
+            print(f"\n{_listed(config / 'config.py' if config.is_dir() else config)}")
+        parser.exit()
+
+
+def _listed(config: Path, besides: Sequence[str] = ()) -> str:
+    """The keys of a config file but for some, a paragraph each."""
+    lines = ["keys:"]
+    for key in _keys.listed(config):
+        if key.name not in besides:
+            kind = f": {key.kind}" if key.kind else ""
+            lines += textwrap.wrap(f"{key.name}{kind} = {key.default}", 110, initial_indent="  ")
+            lines += textwrap.wrap(key.about, 110, initial_indent=" " * 6, subsequent_indent=" " * 6)
+    return "\n".join(lines)
+
+
+def _whole(least: int, most: float = math.inf):
+    """Reads a whole number within bounds."""
+
+    def read(text: str) -> int:
+        with contextlib.suppress(ValueError):
+            if least <= (value := _keys.whole(text)) <= most:
+                return value
+        bounds = f"of at least {least}" if most == math.inf else f"from {least} to {most}"
+        raise argparse.ArgumentTypeError(f"expected a whole number {bounds}, got {text!r}")
+
+    return read
+
+
+def _finite(text: str) -> float:
+    with contextlib.suppress(ValueError):
+        if math.isfinite(value := float(text)):
+            return value
+    raise argparse.ArgumentTypeError(f"expected a finite number, got {text!r}")
+
+
+def _path(text: str) -> Path:
+    try:
+        return expand(text)
+    except ValueError as error:  # argparse would leave its text out
+        raise argparse.ArgumentTypeError(str(error)) from None
+
+
+class _Parser(argparse.ArgumentParser):
+    def error(self, message):
+        raise ValueError(f"{message} (see {self.prog} --help)")
+
+
+def _parse(argv: Sequence[str]) -> argparse.Namespace:
+    """Arguments in any order: argparse alone refuses key=value behind an option."""
+    parser = _parser()
+    args, rest = parser.parse_known_args(argv)
+    strange = [text for text in rest if text.startswith("-") or not hasattr(args, "overrides")]
+    if strange:
+        parser.error(f"unknown argument {strange[0]!r}")
+    if rest:
+        args.overrides = [*args.overrides, *rest]
+    return args
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = _Parser(prog="jflow", description="Train, sample and judge flow-based generative models.")
+    parser.add_argument("--version", action="version", version=f"jflow {jflow.__version__}")
+    commands = parser.add_subparsers(required=True, metavar="COMMAND", title="commands")
+
+    def add(function, about, description, example):
+        command = commands.add_parser(
+            function.__name__,
+            help=about,
+            description=description,
+            epilog=f"example:\n{example}",
+            formatter_class=argparse.RawDescriptionHelpFormatter,
+            add_help=False,
+        )
+        command.add_argument("-h", "--help", action=_Help, help="show this and leave")
+        command.set_defaults(command=function)
+        command.add_argument("--debug", action="store_true", help="show the traceback of an error")
+        command.add_argument("--quiet", action="store_true", help="print errors alone")
+        return command
+
+    def add_checkpoint(command):
+        command.add_argument("workdir", type=_path, metavar="DIR", help="where the model was trained")
+        command.add_argument(
+            "--step", type=_whole(0), help="checkpoint to take (default: the best if monitored, or the newest)"
+        )
+        command.add_argument(
+            "--ema", action=argparse.BooleanOptionalAction, default=True, help="averaged parameters, if there are any"
+        )
+        command.add_argument("--seed", type=_whole(0, 2**32 - 1), default=0, help="of the random key (default 0)")
+
+    command = add(
+        train,
+        "train the experiment of a config file",
+        "Train the experiment of a config file, or go on with it: a workdir with checkpoints is resumed from its newest\n"
+        "whole one. SIGTERM and Ctrl-C save before leaving.\n"
+        "jflow train CONFIG --help lists the keys of a config, with their types, defaults and meanings.",
+        "  jflow train experiments/digits_rectified_flow --workdir runs/digits\n"
+        "  jflow train config.py --workdir runs/wide learning_rate=3e-4 hidden=256,256",
+    )
+    command.add_argument(
+        "config", type=_path, metavar="CONFIG", help="a Python file with a function `config`, or its folder"
+    )
+    command.add_argument("overrides", nargs="*", metavar="key=value", help="other values for the keys of the config")
+    command.add_argument(
+        "--workdir", type=_path, required=True, metavar="DIR", help="gets checkpoints, metrics and pictures"
+    )
+
+    command.add_argument(
+        "--mesh", metavar="AXIS=N,...", help="devices to train on, e.g. data=8 or data=-1,model=4 (default: one)"
+    )
+    command.add_argument(
+        "--distributed",
+        action="store_true",
+        help="join the other processes of a TPU pod slice, Slurm, Open MPI or Kubernetes job (jflow launch implies it)",
+    )
+
+    command = add(
+        launch,
+        "start several processes on this machine",
+        "Start a command in several processes that train as one, and watch them: when one dies, the others are ended, and\n"
+        "a message says which, how, and the checkpoint that the same command goes on from. Across machines, their own\n"
+        "launcher does this (srun, gcloud ... --worker=all), and the command is jflow train --distributed.",
+        "  jflow launch --processes 2 --devices 4 -- jflow train experiments/digits_rectified_flow --workdir runs/d",
+    )
+    command.add_argument("--processes", type=_whole(1), required=True, metavar="N", help="how many")
+    command.add_argument(
+        "--devices", type=_whole(1), metavar="N", help="fake CPU devices for each (default: the real ones)"
+    )
+    command.add_argument(
+        "--grace", type=_finite, default=5.0, metavar="S", help="seconds that the others get to end by themselves (5)"
+    )
+    command.add_argument("job", nargs=argparse.REMAINDER, metavar="-- COMMAND", help="what to run")
+
+    command = add(
+        sample,
+        "draw samples of a trained model",
+        "Draw samples, in the units of the data, and write them as a picture, arrays or a table. Rows are drawn --batch\n"
+        "at a time, so that they need not fit in memory. A file that has the name --out already is replaced at the end.",
+        "  jflow sample runs/digits --num 100 --out grid.png --label 3 --guidance 2\n"
+        "  jflow sample runs/digits --num 50000 --out samples.npz --batch 500",
+    )
+    add_checkpoint(command)
+    command.add_argument("--num", type=_whole(1), required=True, metavar="N", help="how many")
+    command.add_argument(
+        "--out", type=_path, required=True, metavar="FILE", help="a name that ends in .png, .npz or .csv"
+    )
+    command.add_argument("--label", type=_whole(0), help="the class, for models that know classes")
+    command.add_argument("--steps", type=_whole(1), help="of the solver, for models that integrate")
+    command.add_argument("--guidance", type=_finite, help="scale of classifier-free guidance; 1 is without")
+    command.add_argument("--batch", type=_whole(1), default=256, help="rows drawn at once (default 256)")
+
+    command = add(
+        evaluate,
+        "measure a trained model",
+        "Print the metrics of a trained model, and write them to DIR/evaluation.json.",
+        "  jflow evaluate runs/digits",
+    )
+    add_checkpoint(command)
+
+    command = add(
+        fit,
+        "fit a density to a table",
+        "Fit a neural spline flow to a table (csv, tsv, blanks; plain or .gz; with or without a header), and write to DIR\n"
+        "  report.json      test log-likelihood beside a full-covariance Gaussian's, with and without the test rows\n"
+        "                   that also stand in train; what each column was taken for\n"
+        "  log_density.csv  the log-density of every row of the table: per unit of its columns, and as mass where they\n"
+        "                   are whole numbers or categories\n"
+        "  synthetic.csv    as many new rows, in the table's columns, units and formatting\n"
+        "  marginals.png    each column's histogram, real and synthetic (with matplotlib)\n"
+        "Training stops when the validation part gets no better; the same command resumes it.\n"
+        f"\n{_listed(Path(__file__).parent / 'configs' / 'table.py', ('table', 'fingerprint', 'features'))}",
+        "  jflow fit wine.csv --out runs/wine\n"
+        "  jflow fit people.csv --out runs/people drop=name,id categorical=postcode\n"
+        "  jflow sample runs/wine --num 1000 --out rows.csv",
+    )
+    command.add_argument("table", type=_path, metavar="TABLE", help="the table")
+    command.add_argument("overrides", nargs="*", metavar="key=value", help="other values for the keys")
+    command.add_argument("--out", type=_path, required=True, metavar="DIR", help="gets the results and the run")
+    return parser
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,207 @@
+"""Combinators: bijectors from bijectors."""
+
+from functools import partial
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from jflow._core.arrays import float_dtype, zero_log_det
+from jflow._core.checks import check_noun, check_rows, check_side
+from jflow._core.keys import split_key
+from jflow._core.linen import apply_linen, check_linen, init_linen
+from jflow.bijectors._pulls import add_bars, opposite, pull_back, zero_bars
+from jflow.types import Bijector, Transport
+
+__all__ = ["chain", "conditioned", "indicated", "invert", "on_part"]
+
+
+def chain(*layers: Bijector) -> Bijector:
+    """One map after another, the source side first: forward applies layers[0], then layers[1] ... Params {'0', '1', ...}."""
+    kind = kind_of("chain", layers)
+
+    def init(key, x, cond=None, *, side="data"):
+        check_side(side)
+        params, n = {}, len(layers)
+        order = range(n) if side == "source" else reversed(range(n))
+        keys = split_key(key, 2 * n)
+        for i, key_init, key_map in zip(order, keys[:n], keys[n:], strict=True):
+            params[str(i)] = layers[i].init(key_init, x, cond, side=side)
+            x, _ = towards(side, layers[i])(params[str(i)], x, cond, key=key_map)
+        return {str(i): params[str(i)] for i in range(len(layers))}
+
+    def forward(params, z, cond=None, *, key=None):
+        x, log_det, keys = z, zero_log_det(z), split_key(key, len(layers))
+        for i, layer in enumerate(layers):
+            x, contribution = layer.forward(params[str(i)], x, cond, key=keys[i])
+            log_det += check_rows("chain", f"log_det of layer {i}", contribution, z.shape[0])
+        return x, log_det
+
+    def inverse(params, x, cond=None, *, key=None):
+        z, log_det, keys = x, zero_log_det(x), split_key(key, len(layers))
+        for i, layer in reversed(list(enumerate(layers))):
+            z, contribution = layer.inverse(params[str(i)], z, cond, key=keys[i])
+            log_det += check_rows("chain", f"log_det of layer {i}", contribution, x.shape[0])
+        return z, log_det
+
+    def pull(direction, params, y, bars, cond=None, *, key=None):
+        """Layer by layer: to rebuild the input of the whole first would run every layer once more."""
+        y_bar, log_det_bar = bars
+        keys, params_bar, cond_bar = split_key(key, len(layers)), {}, zero_bars(cond)
+        order = range(len(layers)) if direction == "inverse" else reversed(range(len(layers)))
+        for i in order:
+            y, (params_bar[str(i)], y_bar, cond_i) = pull_back(
+                layers[i], direction, params[str(i)], y, (y_bar, log_det_bar), cond, key=keys[i]
+            )
+            cond_bar = add_bars(cond_bar, cond_i)
+        return y, (params_bar, y_bar, cond_bar)
+
+    return _make(kind, init, forward, inverse, pull)
+
+
+def invert(bijector: Bijector) -> Bijector:
+    """Forward and inverse exchanged, and with them the side from which `init` looks."""
+    check_noun("invert", bijector, Bijector, Transport)
+
+    def init(key, x, cond=None, *, side="data"):
+        check_side(side)
+        return bijector.init(key, x, cond, side="source" if side == "data" else "data")
+
+    def pull(direction, params, y, bars, cond=None, *, key=None):
+        return pull_back(bijector, opposite(direction), params, y, bars, cond, key=key)
+
+    return _make(type(bijector), init, _of_rows("invert", bijector.inverse), _of_rows("invert", bijector.forward), pull)
+
+
+def on_part(bijector: Bijector, part: slice) -> Bijector:
+    """`bijector` on x[..., part], a contiguous slice of the last axis; the rest passes. Params are the bijector's own.
+
+    The bijector must keep the shape of its part. Multi-scale flows are made of it: on_part(chain(squeeze(), ...,
+    invert(squeeze())), slice(0, kept)) goes on with the first channels and leaves the others as they are, in arrays of
+    one shape throughout (instead of factoring them out; Dinh, Sohl-Dickstein, Bengio, *Real NVP* (2016)).
+    """
+    check_noun("on_part", bijector, Bijector, Transport)
+    if not isinstance(part, slice) or part.step not in (None, 1):
+        raise TypeError(f"on_part: expected part to be a slice without a step, got {part!r}")
+
+    def bounds(x):
+        start, stop, _ = part.indices(x.shape[-1])
+        given = [0 if part.start is None else part.start, stop if part.stop is None else part.stop]
+        if x.ndim < 2 or not start < stop or max(given) > x.shape[-1] or min(given) < -x.shape[-1]:
+            raise ValueError(f"on_part: expected x [b, ..., d] whose last axis holds {part}, got {list(x.shape)}")
+        return start, stop
+
+    def init(key, x, cond=None, *, side="data"):
+        check_side(side)
+        start, stop = bounds(x)
+        return bijector.init(key, x[..., start:stop], cond, side=side)
+
+    def apply(inner, params, x, cond=None, *, key=None):
+        start, stop = bounds(x)
+        y, log_det = inner(params, x[..., start:stop], cond, key=key)
+        if y.shape != (*x.shape[:-1], stop - start):
+            raise ValueError(
+                f"on_part: expected the map to keep the shape {[*x.shape[:-1], stop - start]}, got {list(y.shape)}"
+            )
+        check_rows("on_part", "log_det", log_det, x.shape[0])
+        return jnp.concatenate([x[..., :start], y.astype(x.dtype), x[..., stop:]], axis=-1), log_det
+
+    return type(bijector)(init, partial(apply, bijector.forward), partial(apply, bijector.inverse))
+
+
+def conditioned(bijector: Bijector, embed: nn.Module) -> Bijector:
+    """`bijector` conditioned on embed(cond): a Linen module, such as nn.Embed(10, 16) for labels. Params {'embed',
+    'bijector'}. The embedding is computed once, outside any scan in `bijector`."""
+    check_noun("conditioned", bijector, Bijector, Transport)
+    check_linen("conditioned", "embed", embed)
+
+    def check(cond):
+        if cond is None:
+            raise ValueError(f"conditioned: expected cond for {type(embed).__name__}, got None")
+
+    def init(key, x, cond=None, *, side="data"):
+        check(cond)
+        key_embed, key_bijector = jax.random.split(key)
+        params = jax.tree.map(lambda p: p.astype(float_dtype(x)), init_linen(embed, key_embed, cond))
+        inner = bijector.init(key_bijector, x, apply_linen(embed, params, cond), side=side)
+        return {"embed": params, "bijector": inner}
+
+    def prepare(params, x, cond, key):
+        check(cond)
+        key_embed, key_inner = split_key(key, 2)
+        return (params["bijector"], apply_linen(embed, params["embed"], cond, key=key_embed)), key_inner
+
+    return _prepared(bijector, init, prepare)
+
+
+def indicated(bijector: Bijector, size: int) -> Bijector:
+    """`bijector` told which layer it is, by an embedding [size] of its own beside cond: cond becomes the embedding, or the
+    pair (cond, embedding).
+
+    Params are the bijector's own and 'indicator', side by side, so that a scan can share the others:
+    scan(indicated(coupling(...), 8), depth, shared=('net',)) has one network for all layers, and for each an embedding
+    and a head. Lee, Kim, Yoon, *NanoFlow* (2020).
+    """
+    check_noun("indicated", bijector, Bijector, Transport)
+    if size < 1:
+        raise ValueError(f"indicated: expected size >= 1, got {size}")
+
+    def tell(indicator, x, cond):
+        row = jnp.broadcast_to(indicator.astype(float_dtype(x))[None], (x.shape[0], size))
+        return row if cond is None else (cond, row)
+
+    def init(key, x, cond=None, *, side="data"):
+        key_indicator, key_bijector = jax.random.split(key)
+        indicator = jax.random.normal(key_indicator, (size,), float_dtype(x))
+        params = bijector.init(key_bijector, x, tell(indicator, x, cond), side=side)
+        if "indicator" in params:
+            raise ValueError("indicated: the bijector has params of the name 'indicator' already")
+        return {**params, "indicator": indicator}
+
+    def prepare(params, x, cond, key):
+        inner = {name: p for name, p in params.items() if name != "indicator"}
+        return (inner, tell(params["indicator"], x, cond)), key
+
+    return _prepared(bijector, init, prepare)
+
+
+def _prepared(bijector: Bijector, init, prepare) -> Bijector:
+    """`bijector` on what `prepare` makes of its arguments: prepare(params, x, cond, key) -> ((params, cond), key), in which
+    x lends its shape alone."""
+
+    def apply(inner, params, x, cond=None, *, key=None):
+        (params, cond), key = prepare(params, x, cond, key)
+        return inner(params, x, cond, key=key)
+
+    def pull(direction, params, y, bars, cond=None, *, key=None):
+        inner, back, inner_key = jax.vjp(lambda p, c: prepare(p, y, c, key), params, cond, has_aux=True)
+        x, (params_bar, x_bar, cond_bar) = pull_back(bijector, direction, inner[0], y, bars, inner[1], key=inner_key)
+        params_bar, cond_bar = back((params_bar, cond_bar))
+        return x, (params_bar, x_bar, cond_bar)
+
+    return _make(type(bijector), init, partial(apply, bijector.forward), partial(apply, bijector.inverse), pull)
+
+
+def _of_rows(name: str, direction):
+    """`direction`, whose log_det has to be [b]."""
+
+    def apply(params, x, cond=None, *, key=None):
+        y, log_det = direction(params, x, cond, key=key)
+        return y, check_rows(name, "log_det", log_det, x.shape[0])
+
+    return apply
+
+
+def _make(kind: type, init, forward, inverse, pull):
+    return Bijector(init, forward, inverse, pull) if kind is Bijector else kind(init, forward, inverse)
+
+
+def kind_of(name: str, layers) -> type:
+    for layer in layers:
+        check_noun(name, layer, Bijector, Transport)
+    return Transport if any(isinstance(layer, Transport) for layer in layers) else Bijector
+
+
+def towards(side: str, layer: Bijector):
+    """The map that leads away from `side`."""
+    return layer.inverse if side == "data" else layer.forward

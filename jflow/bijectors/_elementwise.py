@@ -1,0 +1,210 @@
+"""Bijectors that act on each number of the event alone."""
+
+import math
+
+import jax
+import jax.numpy as jnp
+
+from jflow._core.arrays import float_dtype, mean_and_std, sum_event
+from jflow._core.checks import check_channels, check_event, check_side
+from jflow._core.nouns import no_params
+from jflow.bijectors._combinators import invert
+from jflow.types import Bijector, Elementwise
+
+__all__ = ["actnorm", "affine", "elementwise", "logit", "sigmoid", "softplus", "standardize", "tanh"]
+
+
+def elementwise(transformer: Elementwise, event_shape: tuple[int, ...]) -> Bijector:
+    """A transformer with one free set of raw parameters for each number: params {'raw': [*event_shape, size]}."""
+    event_shape = tuple(event_shape)
+
+    def init(key, x, cond=None, *, side="data"):
+        check_side(side)
+        check_event("elementwise", x, event_shape)
+        return {"raw": jnp.zeros_like(x, shape=(*event_shape, transformer.size), dtype=float_dtype(x))}
+
+    def apply(scalar_map, params, x):
+        check_event("elementwise", x, event_shape)
+        raw = jnp.broadcast_to(params["raw"][None], (*x.shape, transformer.size))
+        y, log_slope = scalar_map(x, raw)
+        return y.astype(x.dtype), sum_event(log_slope)
+
+    def forward(params, z, cond=None, *, key=None):
+        return apply(transformer.forward, params, z)
+
+    def inverse(params, x, cond=None, *, key=None):
+        return apply(transformer.inverse, params, x)
+
+    return Bijector(init, forward, inverse)
+
+
+def affine(event_shape: tuple[int, ...]) -> Bijector:
+    """x = z exp(log_scale) + shift with free 'log_scale' and 'shift' [*event_shape]; starts at the identity."""
+    event_shape = tuple(event_shape)
+
+    def init(key, x, cond=None, *, side="data"):
+        check_side(side)
+        check_event("affine", x, event_shape)
+        zeros = jnp.zeros_like(x, shape=event_shape, dtype=float_dtype(x))
+        return {"log_scale": zeros, "shift": zeros}
+
+    return _scale_and_shift(init, lambda x: check_event("affine", x, event_shape))
+
+
+def actnorm(channels: int) -> Bijector:
+    """x = z exp(log_scale) + shift per channel (the last axis), initialised from the first batch so that the side away
+    from it has zero mean and unit deviation. Kingma, Dhariwal, *Glow* (2018).
+
+    A channel that does not vary in that batch (a single row, or zeros that only give the shape) keeps scale 1.
+    """
+
+    def check(x):
+        check_channels("actnorm", x, channels)
+
+    def init(key, x, cond=None, *, side="data"):
+        check_side(side)
+        check(x)
+        mean, std = mean_and_std(x, axis=tuple(range(x.ndim - 1)))
+        if side == "data":
+            return {"log_scale": jnp.log(std), "shift": mean}
+        return {"log_scale": -jnp.log(std), "shift": -mean / std}
+
+    return _scale_and_shift(init, check)
+
+
+def standardize(event_shape: tuple[int, ...]) -> Bijector:
+    """x = (z + offset) exp(log_std) per channel (the last axis of the event), with the standard deviation of `init`'s batch
+    and offset = mean / std: data in their own units on one side, numbers of order one on the other.
+
+    Params {'log_std', 'offset'} [channels], [] for scalar events. The offset is trained, in standard deviations. log_std is
+    held (its gradient is 0): a step of an optimizer would move data that lie far from 0 by many standard deviations.
+    The batch should have a hundred rows or more. A channel that does not vary in it keeps scale 1, and a batch of one row,
+    which says nothing of the spread, leaves the identity.
+
+    Example:
+        >>> import jax, jax.numpy as jnp
+        >>> x = jnp.array([[5000.0, 0.1], [5200.0, 0.3]])
+        >>> bijector = standardize((2,))
+        >>> z, log_det = bijector.inverse(bijector.init(jax.random.key(0), x), x)
+        >>> z.round(3).tolist(), log_det.round(3).tolist()  # the standard deviations are 100 and 0.1
+        ([[-1.0, -1.0], [1.0, 1.0]], [-2.303, -2.303])
+    """
+    event_shape = tuple(event_shape)
+
+    def check(x):
+        check_event("standardize", x, event_shape)
+
+    def init(key, x, cond=None, *, side="data"):
+        check_side(side)
+        check(x)
+        mean, std = mean_and_std(x, axis=tuple(range(max(x.ndim - 1, 1))))
+        if x.shape[0] < 2:
+            mean, std = jnp.zeros_like(mean), jnp.ones_like(std)
+        if side == "data":
+            return {"log_std": jnp.log(std), "offset": mean / std}
+        return {"log_std": -jnp.log(std), "offset": -mean}
+
+    def read(params):
+        log_std = jax.lax.stop_gradient(params["log_std"])
+        # The shift first: x - shift is exact near the mean, where x / std - mean / std would lose digits.
+        return {"log_scale": log_std, "shift": params["offset"] * jnp.exp(log_std)}
+
+    def forward(params, z, cond=None, *, key=None):
+        return moved.forward(read(params), z)
+
+    def inverse(params, x, cond=None, *, key=None):
+        return moved.inverse(read(params), x)
+
+    moved = _scale_and_shift(init, check)
+    return Bijector(init, forward, inverse)
+
+
+def _scale_and_shift(init, check) -> Bijector:
+    """x = z exp(log_scale) + shift, parameters broadcast along the leading axes of the event."""
+
+    def read(params, x):
+        check(x)
+        lead = (1,) * (x.ndim - params["shift"].ndim)
+        log_scale, shift = (params[name].reshape(lead + params[name].shape) for name in ("log_scale", "shift"))
+        return log_scale, shift, sum_event(jnp.broadcast_to(log_scale.astype(float_dtype(x)), x.shape))
+
+    def forward(params, z, cond=None, *, key=None):
+        log_scale, shift, log_det = read(params, z)
+        return (z * jnp.exp(log_scale) + shift).astype(z.dtype), log_det
+
+    def inverse(params, x, cond=None, *, key=None):
+        log_scale, shift, log_det = read(params, x)
+        return ((x - shift) * jnp.exp(-log_scale)).astype(x.dtype), -log_det
+
+    return Bijector(init, forward, inverse)
+
+
+def sigmoid(margin: float = 0.0) -> Bijector:
+    """Reals to (0, 1): sigmoid(z) = (1 - 2 margin) x + margin, so x = (sigmoid(z) - margin) / (1 - 2 margin).
+
+    With margin > 0 the data side [0, 1] is drawn in from the poles (RealNVP's logit with alpha = margin), and x of
+    pixels in [0, 1] including the ends has a finite z. Outside the support: log_det = -inf.
+    """
+    if not 0 <= margin < 0.5:
+        raise ValueError(f"sigmoid: expected 0 <= margin < 0.5, got {margin}")
+    margin = float(margin)  # a number of numpy's would bring float64 along
+
+    def forward(z):
+        log_slope = -jax.nn.softplus(z) - jax.nn.softplus(-z) - math.log1p(-2 * margin)
+        return (jax.nn.sigmoid(z) - margin) / (1 - 2 * margin), log_slope
+
+    def inverse(x):
+        p = (1 - 2 * margin) * x + margin
+        outside = (p <= 0) | (p >= 1)  # and not ~inside: a NaN is not outside, it goes on as NaN
+        p = jnp.where(outside, 0.5, p)
+        log_slope = math.log1p(-2 * margin) - jnp.log(p) - jnp.log1p(-p)
+        return jnp.log(p) - jnp.log1p(-p), jnp.where(outside, -jnp.inf, log_slope)
+
+    return _fixed(forward, inverse)
+
+
+def logit(margin: float = 0.0) -> Bijector:
+    """(0, 1) to the reals, the inverse of `sigmoid(margin)`."""
+    return invert(sigmoid(margin))
+
+
+def softplus() -> Bijector:
+    """Reals to positive numbers: x = log(1 + exp z), z = x + log(1 - exp(-x)). Outside the support: log_det = -inf."""
+
+    def forward(z):
+        return jax.nn.softplus(z), -jax.nn.softplus(-z)
+
+    def inverse(x):
+        outside = x <= 0
+        safe = jnp.where(outside, 1.0, x)
+        log_ratio = jnp.log(-jnp.expm1(-safe))
+        return safe + log_ratio, jnp.where(outside, -jnp.inf, -log_ratio)
+
+    return _fixed(forward, inverse)
+
+
+def tanh() -> Bijector:
+    """Reals to (-1, 1): x = tanh z, log slope 2 (log 2 - z - softplus(-2 z)). Outside the support: log_det = -inf."""
+
+    def forward(z):
+        return jnp.tanh(z), 2 * (math.log(2) - z - jax.nn.softplus(-2 * z))
+
+    def inverse(x):
+        outside = jnp.abs(x) >= 1
+        safe = jnp.where(outside, 0.0, x)
+        return jnp.arctanh(safe), jnp.where(outside, -jnp.inf, -jnp.log1p(-safe) - jnp.log1p(safe))
+
+    return _fixed(forward, inverse)
+
+
+def _fixed(forward, inverse) -> Bijector:
+    """Scalar maps x -> (y, log slope) as a bijector without parameters that computes in float32 at least."""
+
+    def on_event(scalar_map):
+        def apply(params, x, cond=None, *, key=None):
+            y, log_slope = scalar_map(x.astype(float_dtype(x)))
+            return y.astype(x.dtype), sum_event(log_slope)
+
+        return apply
+
+    return Bijector(no_params, on_event(forward), on_event(inverse))

@@ -1,0 +1,240 @@
+"""Linear bijectors on the last axis, and rearrangements of it."""
+
+import math
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from jflow._core.arrays import float_dtype, zero_log_det
+from jflow._core.checks import check_channels, check_event, check_side, check_whole
+from jflow._core.nouns import compiled, no_params
+from jflow.types import Array, Bijector
+
+__all__ = ["householder", "linear", "lu", "permute", "qr", "reshape", "reverse"]
+
+_FULL = jax.lax.Precision.HIGHEST  # accelerators multiply float32 in fewer bits by default; the inverse would not match
+
+
+def permute(permutation, inverse_permutation=None) -> Bijector:
+    """x[..., i] = z[..., permutation[i]]. The permutation is fixed, not a parameter; it may be a scanned `xs_i`.
+
+    inverse_permutation: argsort(permutation), which beside a scanned one saves a sort in every layer.
+    """
+    if not isinstance(permutation, jax.core.Tracer):
+        permutation = np.asarray(permutation)
+        whole = np.issubdtype(permutation.dtype, np.integer)
+        if permutation.ndim != 1 or not whole or not np.array_equal(np.sort(permutation), np.arange(permutation.size)):
+            raise ValueError(f"permute: expected a permutation of the whole numbers 0..d-1, got {permutation.tolist()}")
+        if inverse_permutation is not None and not np.array_equal(inverse_permutation, np.argsort(permutation)):
+            raise ValueError(f"permute: expected inverse_permutation to be argsort of {permutation.tolist()}")
+        inverse_permutation = np.argsort(permutation)
+    elif inverse_permutation is None:
+        inverse_permutation = jnp.argsort(permutation)
+
+    def apply(order, params, x, cond=None, *, key=None):
+        check_channels("permute", x, permutation.shape[0])
+        return jnp.take(x, order, axis=-1, unique_indices=True, mode="clip"), zero_log_det(x)
+
+    return Bijector(no_params, partial(apply, permutation), partial(apply, inverse_permutation))
+
+
+def reverse() -> Bijector:
+    """x[..., i] = z[..., d-1-i]."""
+
+    def flip(params, x, cond=None, *, key=None):
+        return jnp.flip(x, axis=-1), zero_log_det(x)
+
+    return Bijector(no_params, flip, flip)
+
+
+def reshape(source_shape: tuple[int, ...], data_shape: tuple[int, ...]) -> Bijector:
+    """Events of `source_shape` to events of `data_shape`, in row-major order."""
+    source_shape, data_shape = tuple(source_shape), tuple(data_shape)
+    if np.prod(source_shape, dtype=int) != np.prod(data_shape, dtype=int):
+        raise ValueError(f"reshape: {list(source_shape)} and {list(data_shape)} differ in size")
+
+    def to(given, wanted):
+        def apply(params, x, cond=None, *, key=None):
+            check_event("reshape", x, given)
+            return x.reshape(x.shape[0], *wanted), zero_log_det(x)
+
+        return apply
+
+    return Bijector(no_params, to(source_shape, data_shape), to(data_shape, source_shape))
+
+
+def linear(features: int) -> Bijector:
+    """x = W z + shift on the last axis with a free matrix W, which starts at a random rotation. Params 'matrix', 'shift'.
+
+    On images [b, H, W, C] this is the invertible 1x1 convolution of Kingma, Dhariwal, *Glow* (2018), in its plain form;
+    `lu` is the LU form. log_det = positions * log |det W|, by an LU decomposition, O(d^3) once a call, as is the inverse.
+    Nothing keeps W regular: where training drives it towards a singular one the log-det falls to -inf; `lu` and `qr` cannot.
+    """
+
+    def init(key, zeros):
+        return {"matrix": jax.random.orthogonal(key, features, dtype=zeros.dtype)}
+
+    def matrix(params):
+        return params["matrix"]
+
+    def inverse_matrix(params):
+        return jnp.linalg.inv(params["matrix"])
+
+    def log_det(params):
+        return jnp.linalg.slogdet(params["matrix"])[1]
+
+    return _linear("linear", features, init, matrix, inverse_matrix, log_det)
+
+
+def householder(features: int, count: int | None = None) -> Bijector:
+    """x = Q z on the last axis, Q = H_1 ... H_count a product of reflections H = I - 2 v v^T / v^T v: log_det 0.
+
+    Params 'vectors' [count, d], random at first; only their directions count. count = d (the default) reaches every
+    orthogonal matrix of determinant (-1)^d. Tomczak, Welling, *Improving Variational Auto-Encoders using Householder Flow*
+    (2016).
+    """
+    count = features if count is None else count
+    check_whole("householder", count=count)
+
+    def init(key, x, cond=None, *, side="data"):
+        check_side(side)
+        check(x)
+        return {"vectors": jax.random.normal(key, (count, features), float_dtype(x))}
+
+    def check(x):
+        check_channels("householder", x, features)
+
+    def turn(x, matrix):
+        check(x)
+        return jnp.matmul(x, matrix, precision=_FULL).astype(x.dtype), zero_log_det(x)
+
+    def forward(params, z, cond=None, *, key=None):
+        return turn(z, _reflections(params["vectors"]).T)
+
+    def inverse(params, x, cond=None, *, key=None):
+        return turn(x, _reflections(params["vectors"]))
+
+    check_whole("householder", features=features)
+    return compiled(Bijector(init, forward, inverse))
+
+
+def qr(features: int, count: int | None = None) -> Bijector:
+    """x = Q R z + shift on the last axis: Q a product of `count` reflections as in `householder`, R upper triangular with a
+    positive diagonal. Starts at a random orthogonal matrix; no params make it singular.
+
+    Params 'vectors' [count, d], 'upper' [d, d] (of which the strict triangle is used), 'log_diagonal' and 'shift' [d].
+    Hoogeboom, van den Berg, Welling, *Emerging Convolutions for Generative Normalizing Flows* (2019).
+    """
+    count = features if count is None else count
+    check_whole("qr", count=count)
+
+    def init(key, zeros):
+        vectors = jax.random.normal(key, (count, features), zeros.dtype)
+        return {"vectors": vectors, "upper": zeros, "log_diagonal": zeros[0]}
+
+    def matrix(params):
+        return jnp.matmul(_reflections(params["vectors"]), _upper(params), precision=_FULL)
+
+    def inverse_matrix(params):
+        return jnp.matmul(_inverse(_upper(params).T).T, _reflections(params["vectors"]).T, precision=_FULL)
+
+    return compiled(_linear("qr", features, init, matrix, inverse_matrix, _sum_log_diagonal))
+
+
+def lu(features: int) -> Bijector:
+    """x = L U z + shift on the last axis, L unit lower and U upper triangular with a positive diagonal.
+
+    Params 'lower' and 'upper' [d, d] (of which the strict triangles are used), 'log_diagonal' and 'shift' [d]; starts at
+    the identity. log_det = positions * sum(log_diagonal). Both directions are one matrix product.
+    Oliva et al., *Transformation Autoregressive Networks* (2018); Kingma, Dhariwal, *Glow* (2018): on images [b, H, W, C]
+    an invertible 1x1 convolution in its LU form. A permutation, which a general PLU form also has, is a layer of its own.
+    """
+
+    def init(key, zeros):
+        return {"lower": zeros, "upper": zeros, "log_diagonal": zeros[0]}
+
+    def lower(params):
+        below = np.tri(features, k=-1, dtype=bool)
+        return jnp.where(below, params["lower"], np.eye(features, dtype=params["lower"].dtype))
+
+    def matrix(params):
+        return jnp.matmul(lower(params), _upper(params), precision=_FULL)
+
+    def inverse_matrix(params):
+        both = _inverse(jnp.stack([_upper(params).T, lower(params)]))
+        return jnp.matmul(both[0].T, both[1], precision=_FULL)
+
+    return _linear("lu", features, init, matrix, inverse_matrix, _sum_log_diagonal)
+
+
+def _linear(name, features, init_factors, matrix, inverse_matrix, log_abs_det) -> Bijector:
+    """x = matrix(params) z + params['shift'] on the last axis."""
+    check_whole(name, features=features)
+
+    def check(x):
+        check_channels(name, x, features)
+
+    def init(key, x, cond=None, *, side="data"):
+        check_side(side)
+        check(x)
+        zeros = jnp.zeros_like(x, shape=(features, features), dtype=float_dtype(x))
+        return {**init_factors(key, zeros), "shift": zeros[0]}
+
+    def log_det(params, x):
+        positions = math.prod(x.shape[1:-1])
+        return zero_log_det(x) + positions * log_abs_det(params).astype(float_dtype(x))[None]
+
+    def shift(params, x):
+        return params["shift"].reshape((1,) * (x.ndim - 1) + (features,))
+
+    def forward(params, z, cond=None, *, key=None):
+        check(z)
+        x = jnp.matmul(z, matrix(params).T, precision=_FULL) + shift(params, z)
+        return x.astype(z.dtype), log_det(params, z)
+
+    def inverse(params, x, cond=None, *, key=None):
+        check(x)
+        z = jnp.matmul(x - shift(params, x), inverse_matrix(params).T, precision=_FULL)
+        return z.astype(x.dtype), -log_det(params, x)
+
+    return Bijector(init, forward, inverse)
+
+
+def _upper(params) -> Array:
+    features = params["upper"].shape[-1]
+    diagonal = jnp.where(np.eye(features, dtype=bool), jnp.exp(params["log_diagonal"])[None], 0)
+    return jnp.where(np.tri(features, dtype=bool), diagonal, params["upper"])
+
+
+def _inverse(lower: Array) -> Array:
+    """Of lower triangular matrices [..., d, d], in 2 log2(d) products: blocks of s rows, of which the inverses stand on the
+    diagonal of x, join to blocks of 2 s by [[a, 0], [c, b]]^-1 = [[a^-1, 0], [-b^-1 c a^-1, b^-1]]. XLA's CPU backend takes
+    a hundred times longer to solve for the rows of a batch."""
+    d = lower.shape[-1]
+    block = np.arange(d)
+    eye = np.broadcast_to(np.eye(d, dtype=bool), lower.shape)
+    x = jnp.where(eye, 1 / jnp.where(eye, lower, 1), 0)
+    for level in range(math.ceil(math.log2(d))):
+        half, whole = block >> level, block >> (level + 1)
+        joins = (whole[:, None] == whole[None, :]) & (half[:, None] > half[None, :])
+        c = jnp.where(np.broadcast_to(joins, lower.shape), lower, 0)
+        x = x - jnp.matmul(x, jnp.matmul(c, x, precision=_FULL), precision=_FULL)
+    return x
+
+
+def _sum_log_diagonal(params) -> Array:
+    return jnp.sum(params["log_diagonal"], dtype=float_dtype(params["log_diagonal"]))
+
+
+def _reflections(vectors: Array) -> Array:
+    """H_1 H_2 ... [d, d] for vectors [count, d]."""
+
+    def reflect(matrix, v):
+        v = v / jnp.sqrt(jnp.maximum(jnp.sum(v * v), jnp.finfo(v.dtype).tiny))
+        along = jnp.matmul(matrix, v, precision=_FULL)
+        return matrix - 2 * along[:, None] * v[None, :], None
+
+    start = jnp.zeros_like(vectors, shape=vectors.shape[1:] * 2) + jnp.eye(vectors.shape[1], dtype=vectors.dtype)
+    return jax.lax.scan(reflect, start, vectors)[0]

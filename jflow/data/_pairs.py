@@ -1,0 +1,243 @@
+"""Reflow: pairs (x0, x1) that a trained velocity connects, on which the next one is trained.
+
+The k-rectified flow, as a loop (`source` draws noise, or rows of another data set):
+
+    rows = {"x": data}                                    # 1-rectified: noise and data are paired at random
+    for k, (train_key, pairs_key) in enumerate(jax.random.split(key, (rounds, 2)), 1):
+        step = train.make_step(losses.flow_matching(velocity), optimizer)
+        state = train.init_state(params, optimizer, train_key)  # params: fresh, or those of the round before
+        state = train.fit(state, step, data.batches(rows, 256), steps=20_000, workdir=runs / f"{k}").state
+        params = state.params
+        generate_pairs(runs / f"pairs-{k}", velocity, params, source, 10**6, key=pairs_key)
+        rows = read_shards(runs / f"pairs-{k}")           # {'x0', 'x'}: what flow_matching reads
+    one_step = distillation(velocity)                     # ... and the last pairs into one step
+
+One round is enough where the second is trained as in Lee, Lin, Fanti, "Improving the Training of Rectified Flows", 2024: from
+the params of the first, on times at both ends and with an error that forgives outliers,
+
+    losses.flow_matching(velocity, time=times.u_shaped(), metric=losses.pseudo_huber(0.00054 * math.sqrt(dimensions)))
+
+(`losses.perceptual_huber` for images), and for real rows beside the pairs `losses.fresh_source` around it.
+"""
+
+import hashlib
+import re
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import diffrax
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.typing import ArrayLike
+
+from jflow import solvers
+from jflow._core.checks import check_whole
+from jflow._core.times import check_knots
+from jflow.data._placement import place
+from jflow.data._shards import Draw, write_shards
+from jflow.data._splits import Rows, count, take
+from jflow.types import Array, Cond, Key, Params, Velocity
+
+
+def truncate_pairs(rows: Rows, share: float) -> dict[str, np.ndarray]:
+    """The rows {'x0', 'x', ...} of `generate_pairs` without the `share` of them that lie farthest apart by |x - x0|, in
+    their order; the kept rows are read into memory.
+
+    Long pairs are where the rectified flow is still curved, and mean_flow learns badly. What is lost is that part of the
+    data too. The paper's code drops pairs beyond a fixed distance; a share needs no scale, and is a fixed distance for
+    given rows. Errors: ValueError unless 0 <= share < 1, and for rows without 'x0' and 'x' of one shape.
+    Source: Zhang et al., "Flow Straighter and Faster: Efficient One-Step Generative Modeling via MeanFlow on Rectified
+        Trajectories", 2025.
+    """
+    if not 0 <= share < 1:
+        raise ValueError(f"truncate_pairs: expected share in [0, 1), got {share}")
+    if not {"x0", "x"} <= set(rows):
+        raise ValueError(f"truncate_pairs: expected pairs, 'x0' beside 'x', got the keys {sorted(rows)}")
+    x0, x = rows["x0"], rows["x"]
+    if x0.shape != x.shape:
+        raise ValueError(f"truncate_pairs: expected 'x0' of the shape of 'x', {list(x.shape)}, got {list(x0.shape)}")
+    n, part = count(rows), 65536  # so many rows are looked at together
+    square = lambda at: np.square(np.subtract(x[at], x0[at], dtype=np.float64))  # noqa: E731
+    far = [square(slice(i, i + part)).reshape(min(part, n - i), -1).sum(axis=1) for i in range(0, n, part)]
+    kept = np.argsort(np.concatenate(far), kind="stable")[: n - round(share * n)]
+    return take(rows, np.sort(kept))
+
+
+Source = Callable[[Key, int], Mapping[str, Any]]
+"""(key, n) -> {'x0': [n, *event]} to carry forward or {'x': [n, *event]} to carry backward, and 'cond' [n, ...] if any, one
+array. Split the key where noise and conditions are both drawn: from one key they would depend on each other."""
+
+
+_HEUN = diffrax.Heun()
+
+
+def generate_pairs(
+    folder: str | Path,
+    velocity: Velocity,
+    params: Params,
+    source: Source,
+    n: int,
+    *,
+    key: Key,
+    solver: diffrax.AbstractSolver = _HEUN,
+    steps: int | None = None,
+    grid: ArrayLike | None = None,
+    rtol: float | None = None,
+    atol: float | None = None,
+    max_steps: int = 4096,
+    batch: int = 1024,
+    shard: int = 65536,
+    about: Mapping[str, Any] | None = None,
+    share: tuple[int, int] = (0, 1),
+    sharding: jax.sharding.Sharding | None = None,
+    progress: bool = True,
+) -> None:
+    """Write n pairs {'x0', 'x'} (and 'cond') that the ODE of a trained velocity connects; `read_shards` gives the rows.
+
+    source: see `Source`. From 'x0' the ODE runs from t=0 to 1, from 'x' (real data, whose noise is wanted) from 1 to 0.
+    solver, steps, grid (rising from 0 to 1), rtol, atol, max_steps: as in `solvers.sample`; 100 steps of Heun where
+        nothing is given.
+    folder, batch, shard, share, progress and what happens after a kill: `write_shards`. The manifest holds the solver,
+        its options and a digest of params; what the velocity and the source close over (a guidance scale, a data set) is
+        not seen: name it in `about`, JSON, so that a change of it is refused.
+    sharding: where a batch lies, e.g. train.data_sharding(mesh): its devices share the rows.
+    Errors: as `write_shards` (a failed solve makes rows that are not finite) and `solvers.sample`; ValueError for a
+        source that gives neither or both of 'x0' and 'x', or names of its own.
+    Source: Liu, Gong, Liu, "Flow Straight and Fast: Learning to Generate and Transfer Data with Rectified Flow", 2023;
+        pairs from real data: Lee, Lin, Fanti, "Improving the Training of Rectified Flows", 2024.
+    """
+    if steps is grid is rtol is atol is None:
+        steps = 100
+    if grid is not None:
+        grid = np.asarray(grid, np.float64)
+        if grid.ndim != 1 or len(grid) < 2 or (grid[0], grid[-1]) != (0.0, 1.0):
+            raise ValueError(f"generate_pairs: expected a grid that rises from 0 to 1, got {grid}")
+    options = {"solver": solver, "steps": steps, "rtol": rtol, "atol": atol, "max_steps": max_steps}
+
+    def carry(params, start, cond, backward):
+        t0, t1 = (1.0, 0.0) if backward and grid is None else (0.0, 1.0)
+        times = grid[::-1] if backward and grid is not None else grid
+        end, _ = solvers.sample(velocity, params, start, cond, grid=times, t0=t0, t1=t1, **options)
+        return {"x0": end, "x": start} if backward else {"x0": start, "x": end}
+
+    write_shards(
+        folder,
+        taught("generate_pairs", carry, params, source, sharding),
+        n,
+        key=key,
+        batch=batch,
+        shard=shard,
+        about=described(params, {**options, "grid": None if grid is None else grid.tolist()}, about),
+        share=share,
+        progress=progress,
+    )
+
+
+def normal_source(shape: tuple[int, ...], dtype=jnp.float32) -> Source:
+    """Standard normal rows of an event's shape: (key, n) -> {'x0': [n, *shape]}."""
+    return lambda key, n: {"x0": jax.random.normal(key, (n, *shape), dtype)}
+
+
+def rows_source(rows: Rows) -> Source:
+    """Rows of a data set, drawn with replacement: {'x0': ...} (data to data) or {'x': ...} (backward), with 'cond'."""
+    size = count(rows)
+
+    def source(key, n):
+        return take(rows, np.random.default_rng(np.asarray(jax.random.key_data(key)).ravel()).integers(0, size, n))
+
+    return source
+
+
+def taught(
+    name: str,
+    carry: Callable[[Params, Array, Cond, bool], Rows],
+    params: Params,
+    source: Source,
+    sharding: jax.sharding.Sharding | None,
+) -> Draw:
+    """The `Draw` of a teacher: rows of the source through carry(params, start, cond, backward), compiled once."""
+    run = jax.jit(carry, static_argnums=3)
+    if isinstance(sharding, jax.sharding.NamedSharding):
+        params = jax.device_put(params, jax.sharding.NamedSharding(sharding.mesh, jax.sharding.PartitionSpec()))
+
+    def draw(key, n):
+        given = dict(source(key, n))
+        cond = given.pop("cond", None)
+        if set(given) not in ({"x0"}, {"x"}):
+            raise ValueError(f"{name}: expected source to give 'x0' or 'x', and 'cond' if any, got {sorted(given)}")
+        if isinstance(cond, Mapping | tuple | list):
+            raise ValueError(
+                f"{name}: expected 'cond' of the source to be one array [n, ...], got a {type(cond).__name__}"
+            )
+        (kind, start), *_ = given.items()
+        start, cond = place((start, cond), sharding)
+        rows = run(params, start, cond, kind == "x")
+        return rows if cond is None else {**rows, "cond": cond}
+
+    return draw
+
+
+def described(params: Params, options: Mapping[str, Any], about: Mapping[str, Any] | None) -> dict[str, Any]:
+    """What a manifest says of a teacher: the user's words, the options, and 16 digits of the SHA-256 of params."""
+    digest = hashlib.sha256()
+    for path, leaf in jax.tree_util.tree_leaves_with_path(params):
+        leaf = np.asarray(leaf)
+        digest.update(f"{jax.tree_util.keystr(path)} {leaf.dtype} {leaf.shape}".encode() + leaf.tobytes())
+    taken = {"params", *options} & set(about or {})
+    if taken:
+        raise ValueError(f"about: the names {sorted(taken)} are taken")
+    solver = re.sub(r" at 0x[0-9a-f]+", "", repr(options["solver"]))
+    return {**(about or {}), **options, "solver": solver, "params": digest.hexdigest()[:16]}
+
+
+def generate_trajectories(
+    folder: str | Path,
+    velocity: Velocity,
+    params: Params,
+    source: Source,
+    n: int,
+    knots: Sequence[float],
+    *,
+    key: Key,
+    solver: diffrax.AbstractSolver = _HEUN,
+    steps: int = 25,
+    batch: int = 1024,
+    shard: int = 65536,
+    about: Mapping[str, Any] | None = None,
+    share: tuple[int, int] = (0, 1),
+    sharding: jax.sharding.Sharding | None = None,
+    progress: bool = True,
+) -> None:
+    """Write n trajectories {'x': [n, K + 1, *event]} (and 'cond') of a trained velocity at the knots, 0 to 1.
+
+    steps: equal ones of the solver within each segment. A source of 'x0' runs forward, one of 'x' (real data) backward;
+    the rows lie in rising time either way. All else as in `data.generate_pairs`.
+    """
+    times = check_knots("generate_trajectories", knots)
+    check_whole("generate_trajectories", steps=steps)
+
+    def carry(params, start, cond, backward):
+        ends = times[::-1] if backward else times
+        grids = np.stack([np.linspace(a, b, steps + 1) for a, b in zip(ends[:-1], ends[1:], strict=True)])
+
+        def segment(x, grid):
+            x, _ = solvers.sample(velocity, params, x, cond, solver=solver, grid=grid)
+            return x, x
+
+        _, states = jax.lax.scan(segment, start, jnp.asarray(grids))
+        states = jnp.moveaxis(jnp.concatenate([start[None], states]), 0, 1)
+        return {"x": states[:, ::-1] if backward else states}
+
+    write_shards(
+        folder,
+        taught("generate_trajectories", carry, params, source, sharding),
+        n,
+        key=key,
+        batch=batch,
+        shard=shard,
+        about=described(params, {"solver": solver, "steps": steps, "knots": times.tolist()}, about),
+        share=share,
+        progress=progress,
+    )

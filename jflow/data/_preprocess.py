@@ -1,0 +1,249 @@
+"""From data units to model units and back, with the log-determinant that carries densities between them.
+
+A `Preprocess` is fitted on training rows alone. Its state is JSON: numbers, strings, lists and dicts, kept beside the
+checkpoint. Densities: log p_data(x) = log p_model(y) + log_det(state, y) for y = apply(state, x, rng), in nats.
+"""
+
+import math
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from jflow._core.arrays import numpy_mean_and_std
+from jflow._core.seeds import generator
+from jflow.data._splits import Rows, as_array, as_arrays, count
+
+State = Mapping[str, Any]
+
+
+class Preprocess(NamedTuple):
+    """fit(train rows) -> state; apply(state, rows, rng) -> rows in model units; undo(state, rows) -> rows in data
+    units; log_det(state, rows in model units, as `apply` returned them) -> [b], log |d apply / dx| over the event.
+
+    rng is a numpy Generator; None suffices where nothing is drawn. Keys other than the one acted on pass unchanged.
+    """
+
+    fit: Callable[[Rows], State]
+    apply: Callable[[State, Rows, np.random.Generator | None], Rows]
+    undo: Callable[[State, Rows], Rows]
+    log_det: Callable[[State, Rows], np.ndarray]
+
+
+LARGEST = 2.0**1022  # a quarter of float64's range: differences of such numbers are finite
+
+
+def _read(rows: Rows, key: str) -> tuple[np.ndarray, np.dtype]:
+    """rows[key] in float64, and the type that model units have: float64 where the rows are, else float32.
+
+    Integers and float32 meet an offset in float64: 10^9 and 10^9 + 1 are one number in float32, and their difference from
+    a mean is not.
+    """
+    x = np.asarray(as_array(key, rows[key]))
+    return x.astype(np.float64), np.dtype(np.float64 if x.dtype == np.float64 else np.float32)
+
+
+def _sum(x: np.ndarray) -> np.ndarray:
+    return x.sum(axis=tuple(range(1, x.ndim)), dtype=np.float64)
+
+
+def _constant(rows: Rows, key: str, log_slope: float) -> np.ndarray:
+    x = as_array(key, rows[key])
+    return np.full(len(x), log_slope * math.prod(x.shape[1:]))
+
+
+def _check_rows(expected: str, x: np.ndarray, fine: np.ndarray) -> None:
+    """Raise, naming the first row and the value in it, unless `fine` [n, *event] holds everywhere."""
+    if not fine.all():
+        where = tuple(int(i) for i in np.argwhere(~fine)[0])
+        rows = int((~fine.reshape(len(x), -1)).any(1).sum())
+        place = f", element {list(where[1:])}" if len(where) > 1 else ""
+        raise ValueError(f"{expected}, got {x[where]} in row {where[0]}{place} ({rows} such rows)")
+
+
+def identity() -> Preprocess:
+    """Leaves rows as they are: state {}."""
+    return Preprocess(
+        lambda rows: {},
+        lambda state, rows, rng: as_arrays(rows),
+        lambda state, rows: as_arrays(rows),
+        lambda state, rows: np.zeros(count(rows)),
+    )
+
+
+def standardise(*, axis: int | tuple[int, ...] | None = 0, key: str = "x") -> Preprocess:
+    """y = (x - mean) / std with the training rows' mean and standard deviation, taken over `axis`.
+
+    axis=0: one pair for each element of the event (columns of a table); (0, 1, 2): one for each channel of images;
+    None: one for all. All in float64, so that numbers of many digits, far from 0 or near its ends, keep them; `undo`
+    returns float64. log_det = -sum log std. State: {'mean', 'std'}.
+    Raises ValueError for fewer than 2 training rows, for numbers that are not finite or beyond 2^1022, and, naming its
+    index, for an element whose training rows differ by no more than the rounding of their type.
+    """
+
+    def fit(rows):
+        given = np.asarray(as_array(key, rows[key]))
+        x, _ = _read(rows, key)
+        if len(x) < 2:
+            raise ValueError(f"standardise needs at least 2 training rows, got {len(x)}")
+        if not np.isfinite(x).all():
+            row = int(np.argwhere(~np.isfinite(x))[0][0])
+            raise ValueError(f"standardise: {key!r} is not finite in training row {row}")
+        size = np.abs(x).max(axis, keepdims=True)[0]
+        if (size > LARGEST).any():
+            raise ValueError(
+                f"standardise: {key!r} holds {size.max():g}, near the end of float64: divide it by a constant"
+            )
+        mean, std = (moment[0] for moment in numpy_mean_and_std(x, axis))
+        # float32 rounds by float32's steps, and what came as integers of many digits by those of float64.
+        eps = np.finfo(given.dtype if given.dtype in (np.float16, np.float32) else np.float64).eps
+        flat = np.ptp(x, axis, keepdims=True)[0] <= 2 * eps * size
+        if flat.any():
+            where = [tuple(map(int, i)) if len(i) > 1 else int(i[0]) for i in np.argwhere(flat)[:5]]
+            raise ValueError(
+                f"standardise: {key!r} is constant over the training rows at index {where} of the event, up to the "
+                f"rounding of {given.dtype}"
+            )
+        return {"mean": mean.tolist(), "std": std.tolist()}
+
+    def apply(state, rows, rng):
+        x, dtype = _read(rows, key)
+        y = (x - np.asarray(state["mean"])) / np.asarray(state["std"])
+        return {**as_arrays(rows), key: y.astype(dtype)}
+
+    def undo(state, rows):
+        y, _ = _read(rows, key)
+        return {**as_arrays(rows), key: y * np.asarray(state["std"]) + np.asarray(state["mean"])}
+
+    def log_det(state, rows):
+        shape = as_array(key, rows[key]).shape
+        return -_sum(np.broadcast_to(np.log(np.asarray(state["std"])), shape))
+
+    return Preprocess(fit, apply, undo, log_det)
+
+
+def dequantize(levels: int, *, key: str = "x") -> Preprocess:
+    """y = (x + u) / levels in [0, 1) for integers x in 0 .. levels-1, u uniform in [0, 1) from rng.
+
+    log p_model(y) + log_det, log_det = -D log(levels), is then a lower bound in expectation on the log-mass of x; the
+    uniform model on [0, 1) has exactly log2(levels) bits per dimension. `undo` floors to the levels, clipping what lies
+    outside. Source: Lucas Theis, Aaron van den Oord, Matthias Bethge, A note on the evaluation of generative models,
+    2016.
+    """
+    if not 2 <= levels <= 2**16:
+        raise ValueError(f"dequantize: expected 2 .. 65536 levels, got {levels}")
+
+    def check(x):
+        on_level = (x == np.round(x)) & (x >= 0) & (x < levels)
+        _check_rows(f"dequantize({levels}): expected integers in 0 .. {levels - 1}", x, on_level)
+
+    def fit(rows):
+        check(np.asarray(as_array(key, rows[key])))
+        return {}
+
+    def apply(state, rows, rng):
+        if rng is None:
+            raise ValueError("dequantize draws noise: it needs rng, a numpy Generator, got None")
+        x, dtype = _read(rows, key)
+        check(x)
+        # Keep off the cells' ends by a few ulps, so that rounding here or in a later part cannot change the level.
+        edge = 8 * levels * np.finfo(dtype).eps
+        u = np.clip(rng.random(x.shape, dtype), edge, 1 - edge)
+        return {**as_arrays(rows), key: ((x + u) / levels).astype(dtype)}
+
+    def undo(state, rows):
+        y, _ = _read(rows, key)
+        x = np.clip(np.floor(y * levels), 0, levels - 1)
+        return {**as_arrays(rows), key: x.astype(np.uint8 if levels <= 256 else np.int32)}
+
+    return Preprocess(fit, apply, undo, lambda state, rows: _constant(rows, key, -np.log(levels)))
+
+
+def scale(low: float, high: float, *, key: str = "x") -> Preprocess:
+    """y = 2 (x - low) / (high - low) - 1: [low, high] to [-1, 1]; log_det = D log(2 / (high - low)).
+
+    Computed in float64; `undo` returns float64. ValueError where high - low is too large or too small for it.
+    """
+    if not low < high:
+        raise ValueError(f"scale: expected low < high, got {low} and {high}")
+    width = float(high) - float(low)
+    if not (np.isfinite(width) and width > 2.0**-1022):
+        raise ValueError(f"scale: expected high - low within float64's range, got low={low} and high={high}")
+
+    def apply(state, rows, rng):
+        x, dtype = _read(rows, key)
+        return {**as_arrays(rows), key: ((x - low) / width * 2 - 1).astype(dtype)}
+
+    def undo(state, rows):
+        y, _ = _read(rows, key)
+        return {**as_arrays(rows), key: (y + 1) / 2 * width + low}
+
+    return Preprocess(lambda rows: {}, apply, undo, lambda state, rows: _constant(rows, key, np.log(2) - np.log(width)))
+
+
+def logit(alpha: float = 0.05, *, key: str = "x") -> Preprocess:
+    """y = log p - log(1 - p), p = alpha + (1 - 2 alpha) x, for x in [0, 1].
+
+    log_det = sum log(1 - 2 alpha) + softplus(y) + softplus(-y), since 1 / (p (1 - p)) = (1 + e^y)(1 + e^-y).
+    Source: Laurent Dinh, Jascha Sohl-Dickstein, Samy Bengio, Density estimation using Real NVP, 2017.
+    """
+    if not 0 < alpha < 0.5:
+        raise ValueError(f"logit: expected 0 < alpha < 0.5, got {alpha}")
+
+    def apply(state, rows, rng):
+        x, dtype = _read(rows, key)
+        _check_rows("logit: expected x in [0, 1]", x, (x >= 0) & (x <= 1))
+        # 1 - p from 1 - x: as 1 minus p it would lose its digits near 0, and be 0 for a small alpha.
+        p, rest = (alpha + (1 - 2 * alpha) * side for side in (x, 1 - x))
+        return {**as_arrays(rows), key: (np.log(p) - np.log(rest)).astype(dtype)}
+
+    def undo(state, rows):
+        y, dtype = _read(rows, key)
+        p = np.exp(-np.logaddexp(0.0, -y))  # the sigmoid, without overflow
+        return {**as_arrays(rows), key: ((p - alpha) / (1 - 2 * alpha)).astype(dtype)}
+
+    def log_det(state, rows):
+        y, _ = _read(rows, key)
+        return _sum(np.log1p(-2 * alpha) + np.logaddexp(0.0, y) + np.logaddexp(0.0, -y))
+
+    return Preprocess(lambda rows: {}, apply, undo, log_det)
+
+
+def chain_preprocess(*parts: Preprocess) -> Preprocess:
+    """One after another: `apply` runs left to right, `undo` right to left. State: {'parts': [one state each]}.
+
+    Each part is fitted on what the parts before it make of the training rows, with a fixed generator for noise.
+    """
+
+    def fit(rows):
+        rng, states = generator("chain_preprocess", 0), []
+        for part in parts:
+            states.append(part.fit(rows))
+            rows = part.apply(states[-1], rows, rng)
+        return {"parts": states}
+
+    def pairs(state):
+        if len(state["parts"]) != len(parts):
+            raise ValueError(f"expected the state of {len(parts)} parts, got {len(state['parts'])}")
+        return list(zip(parts, state["parts"], strict=True))
+
+    def apply(state, rows, rng):
+        for part, s in pairs(state):
+            rows = part.apply(s, rows, rng)
+        return rows
+
+    def undo(state, rows):
+        for part, s in reversed(pairs(state)):
+            rows = part.undo(s, rows)
+        return rows
+
+    def log_det(state, rows):
+        total = np.zeros(count(rows))
+        # Walk back to where each part's output lies; the first part need not be undone (it may floor).
+        for i, (part, s) in reversed(list(enumerate(pairs(state)))):
+            total += part.log_det(s, rows)
+            if i:
+                rows = part.undo(s, rows)
+        return total
+
+    return Preprocess(fit, apply, undo, log_det)

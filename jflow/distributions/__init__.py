@@ -1,0 +1,24 @@
+"""Distributions: bases of flows, mixtures as values, the likelihoods of decoders."""
+
+from jflow.distributions import decoders, mixtures
+from jflow.distributions._bases import (
+    diagonal_normal,
+    mixture_of_normals,
+    multivariate_normal,
+    normal,
+    scaled,
+    student_t,
+    uniform,
+)
+
+__all__ = [
+    "decoders",
+    "diagonal_normal",
+    "mixture_of_normals",
+    "mixtures",
+    "multivariate_normal",
+    "normal",
+    "scaled",
+    "student_t",
+    "uniform",
+]

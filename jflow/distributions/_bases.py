@@ -1,0 +1,216 @@
+"""Base distributions: `init`, `log_prob` [b] in nats, `sample` [n, *event]."""
+
+import math
+
+import jax
+import jax.numpy as jnp
+from jax.scipy.special import betaln
+
+from jflow._core.arrays import float_dtype, mean_and_std, sum_event
+from jflow._core.checks import check_event, check_whole
+from jflow.types import Array, Distribution
+
+__all__ = ["diagonal_normal", "mixture_of_normals", "multivariate_normal", "normal", "scaled", "student_t", "uniform"]
+
+_LOG_2PI = math.log(2 * math.pi)
+_FAR = 1e12  # beyond, squares are kept from overflowing
+
+
+def _dtype(params) -> jnp.dtype:
+    """Samples take the type of the parameters; without any, JAX's default float."""
+    leaves = jax.tree.leaves(params)
+    return jnp.result_type(*leaves) if leaves else jnp.result_type(float)
+
+
+def normal(event_shape: tuple[int, ...]) -> Distribution:
+    """Standard normal on [*event_shape]: log p(x) = -|x|^2 / 2 - D/2 log(2 pi). No parameters."""
+    event_shape = tuple(event_shape)
+
+    def log_prob(params, x, cond=None, *, key=None):
+        check_event("normal", x, event_shape)
+        return sum_event(-0.5 * (jnp.square(x.astype(float_dtype(x))) + _LOG_2PI))
+
+    def sample(params, key, n, cond=None):
+        return jax.random.normal(key, (n, *event_shape))
+
+    return Distribution(_no_params("normal", event_shape), log_prob, sample)
+
+
+def diagonal_normal(event_shape: tuple[int, ...]) -> Distribution:
+    """Normal with trainable 'mean' and 'log_std' [*event_shape], which start at the batch's own."""
+    event_shape = tuple(event_shape)
+
+    def init(key, x, cond=None):
+        check_event("diagonal_normal", x, event_shape)
+        mean, std = mean_and_std(x, axis=0)
+        return {"mean": mean, "log_std": jnp.log(std)}
+
+    def log_prob(params, x, cond=None, *, key=None):
+        check_event("diagonal_normal", x, event_shape)
+        z = (x - params["mean"][None]) * jnp.exp(-params["log_std"])[None]
+        return sum_event(-0.5 * (jnp.square(z) + _LOG_2PI) - params["log_std"][None])
+
+    def sample(params, key, n, cond=None):
+        noise = jax.random.normal(key, (n, *event_shape), _dtype(params))
+        return params["mean"][None] + jnp.exp(params["log_std"])[None] * noise
+
+    return Distribution(init, log_prob, sample)
+
+
+def multivariate_normal(features: int) -> Distribution:
+    """Normal on [features] with a full covariance L L^T, trainable; it starts at the batch's own mean and covariance.
+
+    L is the strict lower triangle of 'lower' [d, d] plus diag(exp('log_diagonal')); 'mean' [d]. Below bijectors that
+    start at the identity it starts a flow at the Gaussian of greatest likelihood.
+    """
+
+    def init(key, x, cond=None):
+        check_event("multivariate_normal", x, (features,))
+        mean, std = mean_and_std(x, axis=0)
+        z = (x - mean[None]) / std[None]
+        correlation = z.T @ z / len(x)
+        # Columns may be sums of others, or the rows too few: float32 needs this much on the diagonal. 1 without spread.
+        ridge = jnp.where(jnp.diag(correlation) > 0.5, 1e-4, 1.0)
+        factor = std[:, None] * jnp.linalg.cholesky(correlation + jnp.diag(ridge))
+        return {"mean": mean, "lower": jnp.tril(factor, -1), "log_diagonal": jnp.log(jnp.diag(factor))}
+
+    def factor(params):
+        return jnp.tril(params["lower"], -1) + jnp.diag(jnp.exp(params["log_diagonal"]))
+
+    def log_prob(params, x, cond=None, *, key=None):
+        check_event("multivariate_normal", x, (features,))
+        # the bound keeps what the solve adds up finite, where inf - inf would be NaN
+        centred = jnp.clip(x - params["mean"][None], -_FAR, _FAR)
+        z = jax.scipy.linalg.solve_triangular(factor(params), centred.T, lower=True).T
+        return sum_event(-0.5 * (jnp.square(z) + _LOG_2PI)) - jnp.sum(params["log_diagonal"])[None]
+
+    def sample(params, key, n, cond=None):
+        noise = jax.random.normal(key, (n, features), _dtype(params))
+        return params["mean"][None] + jnp.matmul(noise, factor(params).T, precision=jax.lax.Precision.HIGHEST)
+
+    return Distribution(init, log_prob, sample)
+
+
+def uniform(event_shape: tuple[int, ...], low: float = 0.0, high: float = 1.0) -> Distribution:
+    """Uniform on the box [low, high]^D: log p = -D log(high - low) inside, -inf outside, NaN at NaN. No parameters."""
+    event_shape = tuple(event_shape)
+    if not low < high:
+        raise ValueError(f"uniform: expected low < high, got low={low}, high={high}")
+    # A number of numpy's would bring float64 along, here and in the constructors below.
+    low, high = float(low), float(high)
+
+    def log_prob(params, x, cond=None, *, key=None):
+        check_event("uniform", x, event_shape)
+        x = x.astype(float_dtype(x))
+        outside = (x < low) | (x > high)
+        log_density = jnp.where(outside, -jnp.inf, jnp.full_like(x, -math.log(high - low)))
+        return sum_event(jnp.where(jnp.isnan(x), jnp.nan, log_density))
+
+    def sample(params, key, n, cond=None):
+        return jax.random.uniform(key, (n, *event_shape), minval=low, maxval=high)
+
+    return Distribution(_no_params("uniform", event_shape), log_prob, sample)
+
+
+def student_t(event_shape: tuple[int, ...], df: float = 5.0) -> Distribution:
+    """Independent Student-t coordinates with trainable degrees of freedom [*event_shape], 'log_df', which start at `df`.
+
+    log p(x) = lgamma((v+1)/2) - lgamma(v/2) - log(v pi)/2 - (v+1)/2 log(1 + x^2/v), v = exp(log_df). Samples are
+    differentiable in v (implicitly, through the gamma draw).
+    """
+    event_shape = tuple(event_shape)
+    if not df > 0:
+        raise ValueError(f"student_t: expected df > 0, got {df}")
+
+    def init(key, x, cond=None):
+        check_event("student_t", x, event_shape)
+        return {"log_df": jnp.full_like(x, math.log(df), shape=event_shape, dtype=float_dtype(x))}
+
+    def log_prob(params, x, cond=None, *, key=None):
+        check_event("student_t", x, event_shape)
+        v = jnp.exp(params["log_df"])
+        # lgamma((v+1)/2) - lgamma(v/2) - log(v pi)/2, of which betaln keeps the digits when v is large
+        log_norm = -betaln(0.5, v / 2) - 0.5 * jnp.log(v)
+        near = jnp.clip(x, -_FAR, _FAR)
+        log_tail = 2 * (jnp.log(jnp.maximum(jnp.abs(x), _FAR)) - math.log(_FAR))
+        square_log = jnp.log1p(jnp.square(near) / v[None]) + log_tail
+        return sum_event(log_norm[None] - 0.5 * (v[None] + 1) * square_log)
+
+    def sample(params, key, n, cond=None):
+        v = jnp.exp(params["log_df"])
+        key_normal, key_gamma = jax.random.split(key)
+        shape = (n, *event_shape)
+        chi2 = 2 * jax.random.gamma(key_gamma, jnp.broadcast_to(v / 2, shape), dtype=v.dtype)
+        return jax.random.normal(key_normal, shape, v.dtype) * jnp.sqrt(v[None] / jnp.maximum(chi2, 1e-30))
+
+    return Distribution(init, log_prob, sample)
+
+
+def mixture_of_normals(event_shape: tuple[int, ...], components: int) -> Distribution:
+    """Mixture of diagonal normals with trainable 'logits' [k], 'means' and 'log_stds' [k, *event_shape].
+
+    log p(x) = logsumexp_k(log_softmax(logits)_k + log N(x; mean_k, std_k)). Means start at rows of the batch drawn at
+    random, with its spread. Samples are not differentiable in the logits (the component is a discrete draw).
+    """
+    event_shape = tuple(event_shape)
+    check_whole("mixture_of_normals", components=components)
+
+    def init(key, x, cond=None):
+        check_event("mixture_of_normals", x, event_shape)
+        key_row, key_noise = jax.random.split(key)
+        _, std = mean_and_std(x, axis=0)
+        rows = jax.random.randint(key_row, (components,), 0, x.shape[0])
+        noise = 0.1 * std[None] * jax.random.normal(key_noise, (components, *event_shape), std.dtype)
+        return {
+            "logits": jnp.zeros_like(std, shape=(components,)),
+            "means": x[rows] + noise,
+            "log_stds": jnp.broadcast_to(jnp.log(std)[None], (components, *event_shape)),
+        }
+
+    def log_prob(params, x, cond=None, *, key=None):
+        check_event("mixture_of_normals", x, event_shape)
+        log_stds = params["log_stds"][None]
+        # the bound keeps the squares finite: logsumexp of nothing but -inf has NaN gradients
+        z = jnp.clip((x[:, None] - params["means"][None]) * jnp.exp(-log_stds), -_FAR, _FAR)
+        parts = jnp.sum(-0.5 * (jnp.square(z) + _LOG_2PI) - log_stds, axis=tuple(range(2, z.ndim)))
+        return jax.nn.logsumexp(parts + jax.nn.log_softmax(params["logits"])[None], axis=1)
+
+    def sample(params, key, n, cond=None):
+        key_component, key_noise = jax.random.split(key)
+        k = jax.random.categorical(key_component, params["logits"], shape=(n,))
+        noise = jax.random.normal(key_noise, (n, *event_shape), _dtype(params))
+        means, log_stds = (jnp.take(params[name], k, axis=0) for name in ("means", "log_stds"))
+        return means + jnp.exp(log_stds) * noise
+
+    return Distribution(init, log_prob, sample)
+
+
+def scaled(distribution: Distribution, scale: float) -> Distribution:
+    """The distribution of x = scale * e with e from `distribution`, whose params it takes.
+
+    Over a standard normal, scale is the temperature at which a flow trained at 1 samples (its params serve both flows).
+    Kingma, Dhariwal, *Glow* (2018).
+    """
+    if not scale > 0:
+        raise ValueError(f"scaled: expected scale > 0, got {scale}")
+    scale = float(scale)
+
+    def init(key, x, cond=None):
+        return distribution.init(key, (x / scale).astype(x.dtype), cond)
+
+    def log_prob(params, x, cond=None, *, key=None):
+        e = x.astype(float_dtype(x)) / scale
+        return distribution.log_prob(params, e, cond, key=key) - math.prod(x.shape[1:]) * math.log(scale)
+
+    def sample(params, key, n, cond=None):
+        return scale * distribution.sample(params, key, n, cond)
+
+    return Distribution(init, log_prob, sample)
+
+
+def _no_params(name: str, event_shape: tuple[int, ...]):
+    def init(key, x: Array, cond=None) -> dict:
+        check_event(name, x, event_shape)
+        return {}
+
+    return init

@@ -1,0 +1,186 @@
+"""`flow` and `elbo_flow`: a map and a base distribution."""
+
+from collections.abc import Mapping
+
+import jax
+import jax.numpy as jnp
+from jax.interpreters.partial_eval import dce_jaxpr
+
+from jflow._core.checks import (
+    check_cond,
+    check_draws,
+    check_event,
+    check_key,
+    check_noun,
+    check_params,
+    check_rows,
+    need_key,
+)
+from jflow._core.keys import split_key
+from jflow._core.nouns import base_log_prob, sample_source
+from jflow.types import Bijector, Distribution, ElboFlow, Flow, Transport
+
+__all__ = ["elbo_flow", "flow", "importance_weighted"]
+
+
+def flow(bijector: Bijector, base: Distribution, *, event_shape: tuple[int, ...] | None = None) -> Flow:
+    """The distribution of x = forward(z), z ~ base: log p(x) = log p_base(inverse(x)) + log |det d inverse / dx|.
+
+    Params {'bijector', 'base'}. `init` wants a batch x [b, *event] of data (data-dependent layers look at it); zeros of
+    that shape do where no layer looks. `log_prob` is [b], in nats; -inf outside the support. A cond of one row is for all
+    rows. event_shape: of x and z alike, where it is known; then x of another shape is refused by name.
+    Errors: TypeError for a bijector or a base that is none, for a key or params of another kind; ValueError for shapes that
+        don't fit, a log_det or log_prob that is not [b], and, in `init`, a cond that neither map nor base looks at.
+    """
+    check_noun("flow", bijector, Bijector)
+    check_noun("flow", base, Distribution, Flow)
+
+    def init(key, x, cond=None):
+        check_key("flow.init", key)
+        x, cond = batch(x, cond)
+        key_bijector, key_base = jax.random.split(key)
+        params = {"bijector": bijector.init(key_bijector, x, cond, side="data")}
+        z, _ = inverse(params, x, cond)
+        params["base"] = base.init(key_base, z, cond)
+        _check_heard("flow.init", lambda cond: log_prob(params, x, cond, key=key), cond)
+        return params
+
+    def batch(x, cond):
+        return _check_batch("flow", x, cond, event_shape)
+
+    def forward(params, z, cond=None, *, key=None):
+        return _map("flow", bijector.forward, params, *batch(z, cond), key)
+
+    def inverse(params, x, cond=None, *, key=None):
+        return _map("flow", bijector.inverse, params, *batch(x, cond), key)
+
+    def log_prob(params, x, cond=None, *, key=None):
+        x, cond = batch(x, cond)
+        key_bijector, key_base = split_key(key, 2)
+        z, log_det = inverse(params, x, cond, key=key_bijector)
+        return base_log_prob("flow", base, params, z, cond, key_base) + log_det
+
+    def sample(params, key, n, cond=None):
+        z, cond = _sample_source(base, params, key, n, cond)
+        return forward(params, z, cond)[0]
+
+    def sample_and_log_prob(params, key, n, cond=None):
+        z, cond = _sample_source(base, params, key, n, cond)
+        x, log_det = forward(params, z, cond)
+        return x, base_log_prob("flow", base, params, z, cond, None) - log_det
+
+    return Flow(init, log_prob, sample, sample_and_log_prob, forward, inverse)
+
+
+def elbo_flow(transport: Transport | Bijector, base: Distribution) -> ElboFlow:
+    """What `flow` is to a bijector: elbo(x) = log p_base(z) + contribution for z drawn by `inverse`, a lower bound of
+    log p(x) in expectation over keys (log p(x) itself over a map that draws nothing).
+
+    Params {'bijector', 'base'}, `init`, units and errors as in `flow`. Nielsen et al., *SurVAE Flows* (2020).
+    """
+    check_noun("elbo_flow", transport, Transport, Bijector)
+    check_noun("elbo_flow", base, Distribution, Flow)
+
+    def init(key, x, cond=None):
+        check_key("elbo_flow.init", key)
+        x, cond = batch(x, cond)
+        key_map, key_draw, key_base = jax.random.split(key, 3)
+        params = {"bijector": transport.init(key_map, x, cond, side="data")}
+        z, _ = inverse(params, x, cond, key=key_draw)
+        params["base"] = base.init(key_base, z, cond)
+        _check_heard("elbo_flow.init", lambda cond: elbo(params, x, cond, key=key), cond)
+        return params
+
+    def batch(x, cond):
+        return _check_batch("elbo_flow", x, cond)
+
+    def forward(params, z, cond=None, *, key=None):
+        return _map("elbo_flow", transport.forward, params, *batch(z, cond), key)
+
+    def inverse(params, x, cond=None, *, key=None):
+        return _map("elbo_flow", transport.inverse, params, *batch(x, cond), key)
+
+    def elbo(params, x, cond=None, *, key=None):
+        x, cond = batch(x, cond)
+        key_map, key_base = split_key(key, 2)
+        z, contribution = inverse(params, x, cond, key=key_map)
+        log_prob = base_log_prob("elbo_flow", base, params, z, cond, key_base)
+        return check_rows("elbo_flow", "the base's log_prob", log_prob, x.shape[0]) + contribution
+
+    def sample(params, key, n, cond=None):
+        key_base, key_map = jax.random.split(key)
+        z, cond = _sample_source(base, params, key_base, n, cond)
+        return forward(params, z, cond, key=key_map)[0]
+
+    return ElboFlow(init, elbo, sample, forward, inverse)
+
+
+def importance_weighted(flow: ElboFlow, draws: int) -> ElboFlow:
+    """`flow` with a tighter bound: elbo(x) = log mean_k exp elbo_k(x) over `draws` keys, one after another in memory.
+
+    Between the plain bound (draws=1) and log p(x), which it reaches as `draws` grows. Burda, Grosse, Salakhutdinov,
+    *Importance Weighted Autoencoders* (2016).
+    """
+    check_noun("importance_weighted", flow, ElboFlow)
+    if draws < 1:
+        raise ValueError(f"importance_weighted: expected draws >= 1, got {draws}")
+
+    def elbo(params, x, cond=None, *, key=None):
+        need_key("importance_weighted", key)
+        values = jax.lax.map(lambda k: flow.elbo(params, x, cond, key=k), jax.random.split(key, draws))
+        return jax.nn.logsumexp(values, axis=0) - jnp.log(draws).astype(values.dtype)
+
+    return flow._replace(elbo=jax.jit(elbo))
+
+
+def _sample_source(base, params, key, n, cond):
+    check_params("flow", params, "bijector", "base")
+    n, cond = check_draws("sample", key, n, cond)
+    return sample_source(base, params, key, n, cond), cond
+
+
+def _map(name, apply, params, x, cond, key):
+    """(y, log_det) of a direction of the map, log_det [b].
+
+    Where an event has b numbers along an axis, a log_det of one number for each of them has that shape too: there it is
+    looked at for twice the rows as well, in shapes alone."""
+    check_params(name, params, "bijector")
+
+    def run(x, cond):
+        y, log_det = apply(params["bijector"], x, cond, key=key)
+        return y, check_rows(name, "log_det", log_det, x.shape[0])
+
+    found = run(x, cond)
+    if x.shape[0] in x.shape[1:]:
+        jax.eval_shape(lambda: run(*jax.tree.map(lambda a: jnp.concatenate([a, a]), (x, cond))))
+    return found
+
+
+def _check_heard(name, function, cond):
+    """Raise where function(cond), which is traced and not run, does not depend on cond: it would be ignored in silence."""
+    if not jax.tree.leaves(cond):
+        return
+    jaxpr = jax.make_jaxpr(function)(cond).jaxpr
+    if not any(dce_jaxpr(jaxpr, [True] * len(jaxpr.outvars))[1]):
+        raise ValueError(
+            f"{name}: neither the map nor the base looks at cond: leave it out, or take a layer that does, such as "
+            "bijectors.coupling, bijectors.autoregressive or bijectors.amortized"
+        )
+
+
+def _check_batch(name, x, cond, event_shape=None):
+    """x as an array of floats [b, *event], and cond with b rows."""
+    if isinstance(x, Mapping):
+        raise TypeError(
+            f"{name}: expected x to be an array [b, *event], got a dict of {sorted(x)}; losses take batches"
+        )
+    x = jnp.asarray(x)
+    if jnp.issubdtype(x.dtype, jax.dtypes.prng_key):
+        raise TypeError(f"{name}: expected x to be an array [b, *event], got a key; the order is (key, x, cond)")
+    if x.ndim == 0:
+        raise ValueError(f"{name}: expected x of shape [b, *event], got a scalar")
+    if event_shape is not None:
+        check_event(name, x, event_shape)
+    if not jnp.issubdtype(x.dtype, jnp.floating):
+        raise TypeError(f"{name}: expected x in floats (integers want dequantizing first), got {x.dtype}")
+    return x, check_cond(name, cond, x.shape[0])

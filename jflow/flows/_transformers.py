@@ -1,0 +1,218 @@
+"""Transformer flows on images [H, W, C], or on the latents of an autoencoder: TarFlow, STARFlow, Jet."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from jflow import bijectors, nets
+from jflow.bijectors import TokenGuide
+from jflow.bijectors.decoding import Sampler, cached
+from jflow.flows._stack import recipe
+from jflow.types import Bijector, Distribution, Elementwise, Flow
+
+_CACHED = cached()
+
+
+def tarflow(
+    event_shape: Sequence[int],
+    *,
+    patch_size: int = 4,
+    width: int = 256,
+    blocks: int = 8,
+    layers: int = 4,
+    heads: int = 4,
+    num_classes: int | None = None,
+    max_log_scale: float = 3.0,
+    sampler: Sampler = _CACHED,
+    guide: TokenGuide | None = None,
+    remat: bool = False,
+    dtype: Any = None,
+    standardize: bool = True,
+    base: Distribution | None = None,
+) -> Flow:
+    """Causal affine blocks over image patches, the direction alternating. Zhai et al., *Normalizing Flows are Capable
+    Generative Models* (2024).
+
+    The density is one parallel pass a block, sampling goes token after token. `losses.noised` augments the data with
+    noise as the paper does, `denoise` takes it out of the samples. Params do not depend on sampler and guide: build the
+    flow twice, train the plain one and sample the guided one with its params.
+
+    Args:
+        event_shape: (H, W, C).
+        patch_size: p, which divides H and W; a token has p p C numbers.
+        width, layers, heads: of the transformer of each block.
+        blocks: how many.
+        num_classes: for cond of labels [b]; index num_classes is the null label. A float cond needs none.
+        max_log_scale: bound on the log-scale of one block.
+        sampler: see `bijectors.decoding`.
+        guide: see `guidance.extrapolate`.
+        remat: recompute each block in the backward pass.
+        dtype: of the network's computation, such as jnp.bfloat16; scales and log-dets stay float32.
+        standardize: whether the data first meet `bijectors.standardize`, which takes its numbers from init's batch.
+            Density and samples are in the units of the data either way.
+        base: defaults to the standard normal.
+    """
+    net = nets.CausalTransformer(width=width, layers=layers, heads=heads, num_classes=num_classes, dtype=dtype)
+    options = {"max_log_scale": max_log_scale, "sampler": sampler, "guide": guide}
+
+    def stack(rows, columns, size):
+        orders = _alternating(rows * columns, blocks)
+        return bijectors.scan(
+            lambda order: bijectors.causal_block(net, order=order, **options), blocks, xs=orders, remat=remat
+        )
+
+    return _patch_flow(event_shape, patch_size, stack, standardize, base)
+
+
+def starflow(
+    event_shape: Sequence[int],
+    *,
+    patch_size: int = 1,
+    width: int = 256,
+    layers: int = 12,
+    shallow_blocks: int = 3,
+    shallow_layers: int = 2,
+    heads: int = 4,
+    num_classes: int | None = None,
+    max_log_scale: float = 3.0,
+    sampler: Sampler = _CACHED,
+    guide: TokenGuide | None = None,
+    remat: bool = False,
+    dtype: Any = None,
+    standardize: bool = True,
+    base: Distribution | None = None,
+) -> Flow:
+    """TarFlow in deep-shallow form on the latents of an autoencoder, any arrays [H, W, C]. Gu et al., *STARFlow: Scaling
+    Latent Normalizing Flows for High-resolution Image Synthesis* (2025).
+
+    One deep block of `layers` layers next to the noise, which alone sees cond and is alone guided, then `shallow_blocks`
+    blocks of `shallow_layers` layers that shape local detail. The paper's guide is `guidance.score_sum`. Other arguments
+    as in `tarflow`.
+    """
+    sizes = {"width": width, "heads": heads, "dtype": dtype}
+    deep = nets.CausalTransformer(layers=layers, num_classes=num_classes, remat=remat, **sizes)
+    shallow = nets.CausalTransformer(layers=shallow_layers, **sizes)
+    options = {"max_log_scale": max_log_scale, "sampler": sampler}
+
+    def stack(rows, columns, size):
+        orders = _alternating(rows * columns, shallow_blocks + 1)
+        first = bijectors.causal_block(deep, order=orders[0], guide=guide, **options)
+        rest = bijectors.scan(
+            lambda order: bijectors.causal_block(shallow, order=order, **options),
+            shallow_blocks,
+            xs=orders[1:],
+            remat=remat,
+        )
+        return bijectors.chain(first, _unconditional(rest))
+
+    return _patch_flow(event_shape, patch_size, stack, standardize, base)
+
+
+def jet(
+    event_shape: Sequence[int],
+    *,
+    patch_size: int = 4,
+    width: int = 256,
+    depth: int = 32,
+    layers: int = 2,
+    heads: int = 4,
+    num_classes: int | None = None,
+    transformer: Elementwise | None = None,
+    remat: bool = False,
+    reversible: bool | int = False,
+    dtype: Any = None,
+    standardize: bool = True,
+    base: Distribution | None = None,
+) -> Flow:
+    """Affine couplings of image patches by ViTs, channel and spatial splits in turn. Kolesnikov, Pinto, Tschannen, *Jet: A
+    Modern Transformer-Based Normalizing Flow* (2024).
+
+    Both directions are one pass. A split is a permutation of the n d numbers that puts those that pass first, so that one
+    scanned body serves all of them. Give it dequantized pixels, `data.dequantize`.
+
+    Args as in `tarflow`, and
+        depth: number of couplings.
+        layers: of each coupling's ViT.
+        transformer: of the couplings, from data to noise; defaults to `transformers.affine()`, whose scale is bounded
+            both ways. The paper's is `transformers.affine(scale=bijectors.scales.sigmoid())`: at most 2.
+        reversible: see `bijectors.scan`.
+    """
+    transformer = bijectors.transformers.affine() if transformer is None else transformer
+    net = nets.ViT(width=width, layers=layers, heads=heads, num_classes=num_classes, dtype=dtype)
+
+    def stack(rows, columns, size):
+        flat = bijectors.reshape((rows * columns, size), (rows * columns * size,))
+
+        def layer(split):
+            arrange = bijectors.chain(flat, bijectors.permute(split), bijectors.invert(flat))
+            coupling = bijectors.coupling(transformer, net, split=size // 2)
+            return bijectors.chain(arrange, bijectors.invert(coupling), bijectors.invert(arrange))
+
+        splits = jet_splits(rows, columns, size, depth)
+        return bijectors.scan(layer, depth, xs=splits, remat=remat, reversible=reversible)
+
+    return _patch_flow(event_shape, patch_size, stack, standardize, base)
+
+
+def jet_splits(rows: int, columns: int, size: int, depth: int, seed: int = 0) -> np.ndarray:
+    """[depth, n size], n = rows columns: permutations that lay tokens [n, size] out so that the first half of each row
+    passes and the second is transformed.
+
+    Even layers split the channels at random (from a fixed seed: permutations are no part of a checkpoint), odd ones the
+    patches: checkerboard, rows, columns. Every other of each kind is the complement of the one before. Where the patches
+    are odd in number, the channels of one of them go to both sides.
+    """
+    if size % 2:
+        raise ValueError(f"jet: expected an even count of numbers in a patch, got {size}")
+    if depth < 1:
+        raise ValueError(f"jet: expected depth >= 1, got {depth}")
+    rng = np.random.default_rng(seed)
+    row, column = np.divmod(np.arange(rows * columns), columns)
+    patterns = [(row + column) % 2, row % 2, column % 2]
+    splits = []
+    for i in range(depth):
+        pair, complement = divmod(i // 2, 2)
+        if i % 2:
+            side = np.repeat(patterns[pair % 3][:, None], size, axis=1)
+        else:
+            if not complement:
+                channels = rng.permutation(size) % 2
+            side = np.repeat(channels[None], rows * columns, axis=0)
+        order = np.argsort((side ^ complement).reshape(-1), kind="stable")
+        splits.append(np.concatenate(order.reshape(2, rows * columns, size // 2), axis=1).reshape(-1))
+    return np.stack(splits).astype(np.int32)
+
+
+def _alternating(n: int, blocks: int) -> np.ndarray:
+    """[blocks, n]: the tokens forwards and backwards in turn."""
+    if blocks < 1:
+        raise ValueError(f"expected blocks >= 1, got {blocks}")
+    return np.stack([np.arange(n)[:: (-1) ** i] for i in range(blocks)]).astype(np.int32)
+
+
+def _patch_flow(event_shape, patch_size: int, stack, standardize: bool, base: Distribution | None) -> Flow:
+    """Maps of tokens, stack(rows, columns, numbers a token) -> Bijector, between images on both sides."""
+    event_shape = tuple(event_shape)
+    if len(event_shape) != 3:
+        raise ValueError(f"expected an event_shape (H, W, C), got {list(event_shape)}")
+    height, width, channels = event_shape
+    tokens = bijectors.tokens(event_shape, patch_size)
+    inner = stack(height // patch_size, width // patch_size, patch_size**2 * channels)
+    bijector = bijectors.chain(bijectors.invert(tokens), inner, tokens)
+    return recipe(event_shape, bijector, standardize, base)
+
+
+def _unconditional(bijector: Bijector) -> Bijector:
+    """`bijector` without cond."""
+
+    def init(key, x, cond=None, *, side="data"):
+        return bijector.init(key, x, None, side=side)
+
+    def forward(params, z, cond=None, *, key=None):
+        return bijector.forward(params, z, None, key=key)
+
+    def inverse(params, x, cond=None, *, key=None):
+        return bijector.inverse(params, x, None, key=key)
+
+    return Bijector(init, forward, inverse)

@@ -1,0 +1,80 @@
+"""Guidance by a classifier of noisy data."""
+
+import jax
+import jax.numpy as jnp
+
+from jflow._core.arrays import expand_to, float_dtype, sum_event
+from jflow._core.checks import check_cond, described, rows
+from jflow._core.keys import split_key
+from jflow.guidance._combine import Scale, weights
+from jflow.paths import LINEAR, Schedule, coefficients
+from jflow.types import Field, Velocity
+
+__all__ = ["classifier_guidance", "label_log_prob"]
+
+
+def classifier_guidance(
+    velocity: Velocity, classifier: Field, scale: Scale, *, schedule: Schedule = LINEAR, start: float = 1e-3
+) -> Velocity:
+    """v + scale c(t) grad_x log p(cond | x_t = x), with c = D s / a on the path of `schedule` (linear: (1 - t) / t).
+
+    a, s are the schedule's values at t, D = a' s - s' a; derived from v = (a' x + D s score) / a, so that with the exact
+    unconditional v and classifier, scale 1 is the exact conditional velocity, and any scale is that of `cfg`.
+
+    params {'velocity', 'classifier'}. classifier: apply(params, x, t, cond) -> log p(cond | x_t = x) [b] in nats;
+    `label_log_prob` makes it of logits. velocity is told cond as well (the gradient on top of a conditional model);
+    `told(velocity)` and `told(velocity, null)` make it the unconditional one. scale: a number or t [b] -> [b]. c diverges
+    where alpha is 0, where the gradient vanishes: for t < start the gradient's term is taken at time start. x is an array.
+    Errors: ValueError where cond is None, for a classifier of another shape, for a start outside (0, 1).
+    Source: Dhariwal, Nichol, "Diffusion Models Beat GANs on Image Synthesis", 2021.
+    """
+    if not 0 < start < 1:
+        raise ValueError(f"classifier_guidance: expected start in (0, 1), got {start}")
+
+    def init(key, x, t, cond=None):
+        first, second = jax.random.split(key)
+        return {"velocity": velocity.init(first, x, t, cond), "classifier": classifier.init(second, x, t, cond)}
+
+    def apply(params, x, t, cond=None, *, key=None):
+        if cond is None:
+            raise ValueError("classifier_guidance: expected cond, what to guide towards, got None")
+        t, cond = rows(t, x.shape[0]), check_cond("classifier_guidance", cond, x.shape[0])
+        velocity_key, classifier_key = split_key(key, 2)
+        v = velocity.apply(params["velocity"], x, t, cond, key=velocity_key)
+        later = jnp.maximum(t, start)
+
+        def total(x):
+            log_p = classifier.apply(params["classifier"], x, later, cond, key=classifier_key)
+            if log_p.shape != t.shape:
+                raise ValueError(
+                    f"classifier_guidance: expected log p(cond | x) of shape {list(t.shape)}, got {list(log_p.shape)}: "
+                    "label_log_prob makes it of logits"
+                )
+            return jnp.sum(log_p)  # rows do not interact: the gradient of the sum is that of each
+
+        a, s, da, ds = coefficients(schedule, later)
+        weight = weights(scale, t) * (da * s - ds * a) * s / a
+        return (v + expand_to(weight, x) * jax.grad(total)(x)).astype(v.dtype)
+
+    return Velocity(init, apply)
+
+
+def label_log_prob(classifier: Field) -> Field:
+    """A field of logits [b, K] as log p(cond | x_t = x) [b], cond [b] the labels; the logits are not told cond.
+
+    A label outside 0 ... K - 1 has log p = 0, and so no gradient: the null label guides nowhere. TypeError for labels
+    that are not integers.
+    """
+
+    def apply(params, x, t, cond=None, *, key=None):
+        logits = classifier.apply(params, x, t, key=key)
+        if logits.ndim != 2 or jnp.shape(cond) != logits.shape[:1]:
+            raise ValueError(
+                f"label_log_prob: expected logits [b, K] and labels [b], got {list(logits.shape)} and {list(jnp.shape(cond))}"
+            )
+        if not jnp.issubdtype(jnp.result_type(cond), jnp.integer):
+            raise TypeError(f"label_log_prob: expected labels of an integer type, got {described(cond)}")
+        log_p = jax.nn.log_softmax(logits.astype(float_dtype(logits)), axis=1)
+        return sum_event(jnp.where(jax.nn.one_hot(cond, logits.shape[1], dtype=bool), log_p, 0.0))
+
+    return Field(lambda key, x, t, cond=None: classifier.init(key, x, t), apply)

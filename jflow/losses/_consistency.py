@@ -1,0 +1,210 @@
+"""Consistency models on the linear path: f(x, t) = x + (1 - t) F(x, t) is the data at the end of the trajectory through x, t.
+
+F is any `Velocity`; f(x, 1) = x holds whatever F is. Neighbours on a trajectory must agree, f(x_t, t) = f(x_s, s) for
+t < s, the right side without gradient. The papers' time runs from data to noise and their states are x_t / t, with the
+noise level sigma = (1 - t) / t.
+
+    velocity = jflow.velocity(nets.ResidualMLP(128))
+    loss = losses.discrete_consistency(velocity, steps=losses.easy_steps(every=2_000))
+    step = train.make_step(loss, optimizer, refresh=losses.count_steps)         # state.frozen = {'step': jnp.int32(0)}
+    ... fit ...
+    x1, info = solvers.sample_flow_map(solvers.to_data(velocity), params, x0)    # steps=2, renoise=1.0, key=key for two
+"""
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from jflow import couplings, times
+from jflow._core.arrays import expand_to
+from jflow._core.batch import mean_of_rows
+from jflow._core.checks import needed, shaped
+from jflow._core.keys import same_draws
+from jflow._core.line import on_line, predicted_data
+from jflow._core.times import check_grid, check_steps
+from jflow.losses._errors import Metric, mean_squared
+from jflow.losses._pairs import check_drop, draw_pairs
+from jflow.losses._teacher import line_velocity
+from jflow.types import Array, Coupling, Key, Loss, Params, PyTree, Time, Velocity
+
+__all__ = [
+    "averaged_target",
+    "count_steps",
+    "discrete_consistency",
+    "easy_steps",
+    "euler_step",
+    "grid_steps",
+    "heun_step",
+    "online_target",
+    "per_noise",
+    "per_time",
+]
+
+Frozen = Mapping[str, PyTree]
+Steps = Callable[[Key, int, Frozen], tuple[Array, Array]]
+"""(key, n, frozen) -> (t, s), [n] both, 0 <= t < s <= 1: neighbours in time; frozen['step'] says how far training is."""
+Advance = Callable[[Callable[[Array, Array], Array], Array, Array, Array], Array]
+"""(v, x, t, s) -> x at time s, where v(x, t) is a velocity: one step of a solver."""
+
+_INDEPENDENT = couplings.independent()
+_EASY_TIMES = times.logit_normal(1.1, 2.0)
+_SHORTEST = 1e-4  # differences over shorter times drown in the rounding of float32
+
+
+def per_time(t: Array, s: Array) -> Array:
+    """1 / (s - t): with a squared error, gradients keep their size as steps shrink."""
+    return 1 / (s - t)
+
+
+def per_noise(t: Array, s: Array) -> Array:
+    """1 / (sigma(t) - sigma(s)) with sigma = (1 - t) / t, t s / (s - t): the papers' weight. It vanishes at t=0."""
+    return t * s / (s - t)
+
+
+def euler_step(v: Callable[[Array, Array], Array], x: Array, t: Array, s: Array) -> Array:
+    """x + (s - t) v(x, t)."""
+    return x + expand_to(s - t, x) * v(x, t)
+
+
+def heun_step(v: Callable[[Array, Array], Array], x: Array, t: Array, s: Array) -> Array:
+    """The mean of the slopes at both ends; v is evaluated twice, the second time at s, which may be 1."""
+    h, first = expand_to(s - t, x), v(x, t)
+    return x + h * (first + v(x + h * first, s)) / 2
+
+
+def online_target(params: Params, frozen: Frozen) -> Params:
+    """The student's own params: what iCT and ECT compare with."""
+    return params
+
+
+def averaged_target(params: Params, frozen: Frozen) -> Params:
+    """frozen['ema'], the averaged student that `make_step(ema=...)` keeps: what the first consistency models compare with."""
+    return needed("averaged_target", frozen, "ema")
+
+
+def discrete_consistency(
+    velocity: Velocity,
+    *,
+    steps: Steps,
+    target_velocity: Velocity | None = None,
+    advance: Advance = euler_step,
+    target: Callable[[Params, Frozen], Params] = online_target,
+    coupling: Coupling = _INDEPENDENT,
+    metric: Metric = mean_squared,
+    weight: Callable[[Array, Array], Array] = per_time,
+    drop: float = 0.0,
+    null: PyTree = None,
+) -> Loss:
+    """Consistency training, and distillation where target_velocity is given, at finite steps t < s:
+
+        weight(t, s) metric(f(x_t, t), sg(f'(x_s, s)), x_t, t),      f(x, t) = x + (1 - t) F(x, t),
+
+    the mean over rows. x_t = (1 - t) x0 + t x1; f' has the params of `target` and the student's dropout.
+    steps: draws (t, s): `easy_steps` (ECT) or `grid_steps` (a grid, a growing one if wanted).
+    target_velocity: None trains from scratch, x_s = (1 - s) x0 + s x1 on the same line; otherwise the teacher, with params
+        frozen['teacher'], and x_s = advance(teacher, x_t, t, s), `euler_step` or `heun_step`.
+    metric: of predicted data, a mean over the event if it is one of `losses`: `pseudo_huber(c)` is what iCT and ECT use. Only
+        the squared error has its minimum at the mean.
+    weight: (t, s) -> [b]: `per_time`, or `per_noise` as in iCT and ECT.
+    At the exact f the two sides differ by O((s - t)^2), with Heun's step by O((s - t)^3). From scratch that holds for their
+    means given x_t, so the mean gradient of the squared error vanishes as s - t goes to 0.
+
+    drop, null, batch: as in `losses.flow_matching`.
+    metrics: 'residual', the mean over event and rows of ((f - f') / (s - t))^2.
+    Errors: ValueError at construction for steps that draw other times, as `losses.flow_matching` at trace time, and for
+        what is missing in frozen ('teacher', 'ema', 'step').
+    Sources: Song, Dhariwal, Chen, Sutskever, "Consistency Models", 2023; Song, Dhariwal, "Improved Techniques for Training
+        Consistency Models", 2023; Geng, Pokle, Luo, Lin, Kolter, "Consistency Models Made Easy", 2024. Their EDM
+        preconditioning is replaced by the linear path's x + (1 - t) F.
+    """
+    name = "discrete_consistency"
+    check_steps(name, steps)
+    check_drop(name, drop, null)
+
+    def loss(params, key, batch, frozen=None):
+        frozen = frozen or {}
+        pairs = draw_pairs(name, key, batch, lambda key, n: steps(key, n, frozen), coupling, drop, null)
+        x0, x1, cond, row_weight, (t, s), _, dropout_key = pairs
+        v = line_velocity(name, target_velocity, frozen, x0, x1, cond)
+        x_t = on_line(x0, x1, t)
+        x_s = jax.lax.stop_gradient(advance(v, x_t, t, s))
+        f = predicted_data(velocity, params, x_t, t, cond, dropout_key, x1.dtype)
+        other = jax.lax.stop_gradient(target(params, frozen))
+        f_s = jax.lax.stop_gradient(predicted_data(velocity, other, x_s, s, cond, same_draws(dropout_key), x1.dtype))
+        error = shaped(name, "a metric", metric(f, f_s, x_t, t), t)
+        residual = mean_squared(f, f_s, x_t, t) / (s - t) ** 2
+        return mean_of_rows(weight(t, s) * error, row_weight), {"residual": mean_of_rows(residual, row_weight)}
+
+    return loss
+
+
+def easy_steps(
+    every: int, *, stages: int = 8, q: float = 2.0, k: float = 8.0, b: float = 1.0, time: Time = _EASY_TIMES
+) -> Steps:
+    """ECT's neighbours: t from `time`, and s at the noise level
+
+        sigma(s) = max(0, 1 - q^-(stage + 1) (1 + k sigmoid(-b sigma(t)))) sigma(t),       sigma = (1 - t) / t.
+
+    At first s is mostly 1, data (plain denoising); the steps shrink by q with each stage. stage = step // every, at most
+    stages - 1, of the updates counted in frozen['step'] (see `count_steps`).
+    time: the paper's log-normal sigma of location -1.1 and scale 2 is logit_normal(1.1, 2.0). No step is shorter than
+        1e-4 (ours: below, float32 is left with rounding).
+    Errors: ValueError for every or stages < 1, q <= 1, k < 0 or b < 0.
+    Source: Geng, Pokle, Luo, Lin, Kolter, "Consistency Models Made Easy", 2024; a cap on the number of stages is ours.
+    """
+    if every < 1 or stages < 1:
+        raise ValueError(f"easy_steps: expected every >= 1 and stages >= 1, got every={every}, stages={stages}")
+    if not (1 < q < math.inf and 0 <= k < math.inf and 0 <= b < math.inf):
+        raise ValueError(f"easy_steps: expected q > 1, k >= 0 and b >= 0, got q={q}, k={k}, b={b}")
+
+    def draw(key, n, frozen):
+        stage = jnp.minimum(needed("easy_steps", frozen, "step") // every, stages - 1)
+        t = jnp.clip(time(key, n), 0, 1 - _SHORTEST)
+        sigma = (1 - t) / jnp.maximum(t, 1e-6)
+        ratio = jnp.maximum(1 - (1 + k * jax.nn.sigmoid(-b * sigma)) * q ** -(stage + 1.0), 0)
+        s = 1 / (1 + ratio * sigma)
+        return t, jnp.clip(s, t + _SHORTEST, 1).astype(t.dtype)
+
+    return draw
+
+
+def grid_steps(grid: Callable[[int], Any], counts: int | Sequence[int], every: int | None = None) -> Steps:
+    """Neighbours on a grid of n steps, each step as often: t = grid(n)[i], s = grid(n)[i + 1].
+
+    grid: n -> times [n + 1] from 0 to 1: `solvers.grids.uniform`, or `solvers.grids.edm` for the papers' noise levels.
+    counts: n, or a growing sequence of them, one for every `every` updates (frozen['step'], see `count_steps`); the last
+        stays. iCT's are 10, 20, ..., 1280. Errors: ValueError for counts without every, and grids that do not rise.
+    Source: Song, Dhariwal, "Improved Techniques for Training Consistency Models", 2023 (its curriculum; the indices are
+        drawn evenly here, and another law of them is a matter of the grid).
+    """
+    counts = (counts,) if isinstance(counts, int) else tuple(counts)
+    if not counts or any(isinstance(n, bool) or int(n) != n or n < 1 for n in counts):
+        raise ValueError(f"grid_steps: expected counts of at least 1, got {counts}")
+    if len(counts) > 1 and (every is None or every < 1):
+        raise ValueError(f"grid_steps: {len(counts)} counts need every >= 1, the updates for each, got {every}")
+    table = np.ones((len(counts), max(counts) + 1))
+    for row, n in zip(table, counts, strict=True):
+        times = np.asarray(grid(n), np.float64)
+        check_grid("grid_steps", times, rising=True)
+        if len(times) != n + 1 or times[-1] != 1:
+            raise ValueError(f"grid_steps: expected grid({n}) to be {n + 1} times that end at 1, got {times}")
+        row[: n + 1] = times
+
+    def draw(key, n, frozen):
+        stage = 0
+        if len(counts) > 1:
+            stage = jnp.minimum(needed("grid_steps", frozen, "step") // every, len(counts) - 1)
+        i = jax.random.randint(key, (n,), 0, jnp.asarray(counts)[stage])
+        row = jnp.asarray(table, float)[stage]
+        return row[i], row[i + 1]
+
+    return draw
+
+
+def count_steps(params: Params, frozen: Frozen, key: Key, batch: Mapping[str, PyTree]) -> Frozen:
+    """A refresh for `make_step` that counts updates: frozen['step'], an int32 that starts at 0, grows by one."""
+    return {**frozen, "step": needed("count_steps", frozen, "step") + 1}

@@ -1,0 +1,86 @@
+"""Hierarchical rectified flow: regression of the velocity of velocities."""
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from jflow import couplings, paths, times
+from jflow._core.arrays import float_dtype, mean_event
+from jflow._core.batch import mean_of_rows
+from jflow._core.keys import same_draws
+from jflow.losses._pairs import draw_pairs, pick
+from jflow.solvers import Outer
+from jflow.types import Coupling, Loss, Path, Time, Velocity
+
+__all__ = ["Level", "hierarchical_matching"]
+
+
+class Level(NamedTuple):
+    """How one level of a hierarchy pairs noise with what it generates, and where it looks at the pair."""
+
+    path: Path = paths.linear()
+    time: Time = times.uniform()
+    coupling: Coupling = couplings.independent()
+
+
+def hierarchical_matching(velocity: Velocity, levels: Sequence[Level] = (Level(), Level())) -> Loss:
+    """Flow matching in the space of velocities: level 1 generates the data, level i + 1 the velocities of level i.
+
+    With y_1 the data and, for i = 1 ... d, z_i the noise of level i and t_i its time,
+        x_i = path.point(z_i, y_i, t_i),   y_{i+1} = path.target(z_i, y_i, t_i)   (linear: y_i - z_i),
+    and the loss is the mean over the event of (velocity(x_d, t_d, cond) - y_{d+1})^2, then over rows, where cond is
+    `Outer((x_1 ... x_{d-1}), (t_1 ... t_{d-1}), cond)`: any velocity network is one of a hierarchy. With one level cond
+    stays as it is, and this is `flow_matching`. At the minimum the innermost flow carries noise to the *law* of the
+    velocity at x_1, t_1, of which flow matching knows the mean; `solvers.sample_hierarchy` follows it.
+
+    Couplings see their level's noise and data, and as cond the batch's at level 1, the `Outer` of the levels above below
+    it: z follows i; data, the states and times above, cond and weight follow j. At level 1 any coupling of the marginals
+    will do, and makes the law of velocities simpler. Below, pairs must be exchanged among (nearly) equal x_1, t_1 ... only,
+    as `couplings.exact(couplings.near_condition(condition=...))` does: a coupling blind to them makes z_2 depend on x_1,
+    whereas the sampler draws them independently.
+
+    batch: 'x' [b, *event] data; optionally 'x0' the source of level 1 (standard normal when absent; the noise below
+    always is), 'cond', and 'weight' [b]. Errors: ValueError for no levels, a batch without 'x' or with unknown keys,
+    key=None, or a velocity of another shape; TypeError for a level of another type.
+    Sources: Zhang, Yan, Schwing, Zhao, "Towards Hierarchical Rectified Flow", 2025; the same, "Hierarchical Rectified Flow
+        Matching with Mini-Batch Couplings", 2025 (couplings; what a coupling below level 1 may do is derived here).
+    """
+    levels = tuple(levels)
+    if not levels:
+        raise ValueError("hierarchical_matching: expected at least one level, got none")
+    for level in levels:
+        if not isinstance(level, Level):
+            raise TypeError(f"hierarchical_matching: expected a losses.Level, got {level!r}")
+
+    def loss(params, key, batch, frozen=None):
+        pairs = draw_pairs("hierarchical_matching", key, batch, levels[0].time, levels[0].coupling, 0.0, None)
+        z, y, t, weight = pairs.x0, pairs.x1, pairs.t, pairs.weight
+        path_key, *keys = jax.random.split(pairs.path_key, len(levels))
+        dtype, n = y.dtype, y.shape[0]
+        above = Outer((), (), pairs.cond)
+        x, y = _look(levels[0].path, z, y, t, path_key)
+        for level, level_key in zip(levels[1:], keys, strict=True):
+            above = Outer((*above.states, x.astype(dtype)), (*above.times, t), above.cond)
+            time_key, noise_key, pair_key, path_key = jax.random.split(level_key, 4)
+            z = jax.random.normal(noise_key, y.shape, y.dtype)
+            rows_i, rows_j = level.coupling(pair_key, z, y, above)
+            z, (y, above, weight) = pick(z, rows_i), pick((y, above, weight), rows_j)
+            t = level.time(time_key, n).astype(t.dtype)
+            x, y = _look(level.path, z, y, t, path_key)
+        told = above if above.states else above.cond
+        v = velocity.apply(params, x.astype(dtype), t, told, key=pairs.dropout_key)
+        if v.shape != y.shape:
+            raise ValueError(
+                f"hierarchical_matching: expected a velocity of shape {list(y.shape)}, got {list(v.shape)}"
+            )
+        error = v.astype(float_dtype(y)) - y.astype(float_dtype(y))
+        return mean_of_rows(mean_event(jnp.square(error)), weight), {}
+
+    return loss
+
+
+def _look(path, z, y, t, key):
+    """Where the pair is at t, and its velocity there: the data of the next level."""
+    return path.point(z, y, t, key=key), path.target(z, y, t, key=same_draws(key))

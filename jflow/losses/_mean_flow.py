@@ -1,0 +1,217 @@
+"""MeanFlow: the average velocity u(x, t, r), learned from the identity that ties it to the velocity.
+
+x_r = x + (r - t) u(x, t, r) does not move when (x, t) slides along its trajectory; d/dt of it, with r fixed, gives
+
+    u = v + (r - t) du/dt,        du/dt = (d_x u) v + d_t u,
+
+one forward-mode pass beside the network's own. The papers' time runs from data to noise; t, r and v are theirs reversed,
+and so the sign before du/dt is +, where theirs is -.
+
+    model = jflow.flow_map(nets.ResidualMLP(128))
+    step = train.make_step(losses.mean_flow(model), optimizer, ema=0.999)
+    ... fit ...
+    x1, info = solvers.sample_flow_map(model, params, x0)      # one evaluation; steps=n takes n
+"""
+
+import math
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from jflow import couplings
+from jflow._core.arrays import expand_to
+from jflow._core.batch import mean_of_rows
+from jflow._core.checks import check_flow_map, like_rows, like_state, shaped
+from jflow._core.keys import same_draws
+from jflow._core.line import on_line
+from jflow._core.times import check_pairs
+from jflow.guidance import guided
+from jflow.losses._errors import mean_squared
+from jflow.losses._pairs import check_drop, draw_pairs
+from jflow.losses._teacher import line_velocity
+from jflow.solvers import JVP, as_velocity, total_derivative
+from jflow.times import logit_normal, pairs
+from jflow.types import Array, Cond, Coupling, FlowMap, Loss, PyTree, TimePair, Velocity
+
+__all__ = ["improved_mean_flow", "mean_flow"]
+
+_INDEPENDENT = couplings.independent()
+_PAIRS = pairs(logit_normal(0.4, 1.0), equal=0.75)
+_HALF = pairs(logit_normal(0.4, 1.0), equal=0.5)
+
+
+def mean_flow(
+    flow_map: FlowMap,
+    *,
+    times: TimePair = _PAIRS,
+    coupling: Coupling = _INDEPENDENT,
+    target_velocity: Velocity | None = None,
+    power: float = 0.0,
+    c: float = 1e-3,
+    omega: float = 1.0,
+    kappa: float | Callable[[Cond], Array] = 0.0,
+    interval: tuple[float, float] = (0.0, 1.0),
+    drop: float = 0.0,
+    null: PyTree = None,
+    jvp: JVP = jax.jvp,
+) -> Loss:
+    """Trains u at the times of `times`, on the linear path x_t = (1 - t) x0 + t x1 with v = x1 - x0:
+
+        error = u(x_t, t, r) - sg(v + (r - t) du/dt),     du/dt along (v, 1, 0),
+        loss = e / sg(e + c)^power,                       e the mean over the event of error^2,
+
+    then the mean over rows. Where r = t it is flow matching. It is not an objective: v's spread stays in e, and at the exact
+    u the loss is neither zero nor lowest. What holds at the exact u is that the mean gradient is zero, for power = 0: the
+    error is linear in v. Other powers weigh a row by its own error, and move that point where the errors of rows differ
+    much, in events of few numbers. For images the paper has power = 1, or 0.75. (Eight Gaussians of radius 2 in the plane,
+    seen once: W2 of four steps 0.35 with power 0, 0.46 with 1; between two sets of samples 0.36.)
+
+    times: (key, n) -> (t, r), t <= r. Rows with r = t keep the velocity itself learned; the paper's share of them is 0.75.
+    target_velocity: the marginal velocity to use for v, with params frozen['teacher']: distillation, and no spread in e.
+    power, c: the papers' p and c; c is for the mean over the event, where the published code has the sum, whose c is ours
+        times the size of the event.
+    omega, kappa, interval: guidance inside the target. For interval[0] <= t <= interval[1]
+            v <- omega v + kappa u(x_t, t, t, cond) + (1 - omega - kappa) u(x_t, t, t, null),
+        in the target and in the tangent: what is learned is the field guided by the scale omega / (1 - kappa), in one
+        evaluation. kappa may be a function of cond -> [b]: with the scale w of each row as a part of cond,
+        omega = 1 and kappa = lambda cond: 1 - 1 / cond['w'] train one model for every w.
+    drop, null: as in `losses.flow_matching`; dropped rows have the plain v. Guidance needs null.
+    jvp: `finite_difference(h)` where the network has an operation without forward-mode derivative.
+    batch: as in `losses.flow_matching`. metrics: 'residual', e.
+    Errors: ValueError at construction for times out of order, power, c, omega <= 0 or kappa outside their ranges, an
+        interval that is not in [0, 1], and guidance or drop without null; at trace time as `losses.flow_matching`, for
+        guidance without 'cond', and for a target_velocity without frozen['teacher'].
+    Sources: Geng, Deng, Bai, Kolter, He, "Mean Flows for One-step Generative Modeling", 2025; on rectified pairs
+        (`truncate_pairs`): Zhang et al., "Flow Straighter and Faster: Efficient One-Step Generative Modeling via MeanFlow
+        on Rectified Trajectories", 2025. kappa as a function is ours.
+    """
+    name = "mean_flow"
+    check_flow_map(name, flow_map)
+    _check_weight(name, power, c)
+    read = _reader(name, as_velocity(flow_map), times, coupling, target_velocity, omega, kappa, interval, drop, null)
+
+    def loss(params, key, batch, frozen=None):
+        x, v, t, r, cond, weight, dropout_key = read(params, key, batch, frozen)
+        u, slope = total_derivative(flow_map, params, x, t, r, v, cond, key=dropout_key, jvp=jvp)
+        u = like_state(name, u, x)
+        error = mean_squared(u, jax.lax.stop_gradient(v + expand_to(r - t, x) * slope), x, t)
+        return mean_of_rows(_weighted(error, power, c), weight), {"residual": mean_of_rows(error, weight)}
+
+    return loss
+
+
+def improved_mean_flow(
+    flow_map: FlowMap,
+    *,
+    head: Velocity | None = None,
+    times: TimePair = _HALF,
+    coupling: Coupling = _INDEPENDENT,
+    target_velocity: Velocity | None = None,
+    power: float = 0.0,
+    c: float = 1e-3,
+    omega: float = 1.0,
+    kappa: float | Callable[[Cond], Array] = 0.0,
+    interval: tuple[float, float] = (0.0, 1.0),
+    drop: float = 0.0,
+    null: PyTree = None,
+    jvp: JVP = jax.jvp,
+) -> Loss:
+    """MeanFlow as a regression of v: the tangent of du/dt is the predicted velocity v_p, not x1 - x0, so that what is
+    compared with v depends on (x_t, t, r) alone, and the spread of v is no longer multiplied by d_x u:
+
+        error = u(x_t, t, r) - (r - t) sg(du/dt) - sg(v),     du/dt along (v_p, 1, 0).
+
+    head: v_p as a second output of the network, a `Velocity` that takes the same params as flow_map (unused when sampling);
+        it is trained by its own mean squared error from v, weighed like the other and added. None: v_p = u(x_t, t, t),
+        which the rows with r = t train; then those must not be rare.
+    Everything else: as in `mean_flow`; the guided target uses v_p for the two predictions, and the paper's guidance is
+        omega = 1, kappa = 1 - 1 / w. A dropped row is told the whole null, a w in it included. metrics: 'residual' and, with
+        a head, 'head', its mean squared error.
+    Source: Geng, Lu, Wu, Shechtman, Kolter, He, "Improved Mean Flows: On the Challenges of Fastforward Generative Models",
+        2025 (its time is 1 - t).
+    """
+    name = "improved_mean_flow"
+    check_flow_map(name, flow_map)
+    _check_weight(name, power, c)
+    velocity = as_velocity(flow_map) if head is None else head
+    read = _reader(name, velocity, times, coupling, target_velocity, omega, kappa, interval, drop, null)
+
+    def loss(params, key, batch, frozen=None):
+        x, v, t, r, cond, weight, dropout_key = read(params, key, batch, frozen)
+        predicted = like_state(name, velocity.apply(params, x, t, cond, key=dropout_key), x)
+        tangent = jax.lax.stop_gradient(predicted)
+        u, slope = total_derivative(flow_map, params, x, t, r, tangent, cond, key=same_draws(dropout_key), jvp=jvp)
+        guess = like_state(name, u, x) - expand_to(r - t, x) * jax.lax.stop_gradient(slope)
+        error = mean_squared(guess, v, x, t)
+        total, metrics = _weighted(error, power, c), {"residual": mean_of_rows(error, weight)}
+        if head is not None:
+            error = mean_squared(predicted, v, x, t)
+            total, metrics = total + _weighted(error, power, c), {**metrics, "head": mean_of_rows(error, weight)}
+        return mean_of_rows(total, weight), metrics
+
+    return loss
+
+
+class _Row(NamedTuple):
+    """Rows of the linear path, x and v in float32 or better."""
+
+    x: Array
+    v: Array  # the target, guided, without gradient
+    t: Array
+    r: Array
+    cond: Cond
+    weight: Array | None
+    dropout_key: Any
+
+
+def _reader(name, velocity, times, coupling, target_velocity, omega, kappa, interval, drop, null):
+    """(params, key, batch, frozen) -> _Row, and the checks that both losses share."""
+    check_drop(name, drop, null)
+    check_pairs(name, times)
+    guide = callable(kappa) or omega != 1 or kappa != 0
+    if not 0 < omega < math.inf:
+        raise ValueError(f"{name}: expected a finite omega > 0, got {omega}")
+    if not callable(kappa) and not 0 <= kappa < 1:
+        raise ValueError(f"{name}: expected kappa in [0, 1) or a function of cond, got {kappa}")
+    low, high = interval
+    if not 0 <= low <= high <= 1:
+        raise ValueError(f"{name}: expected interval = (low, high) with 0 <= low <= high <= 1, got {interval}")
+    if guide and null is None:
+        raise ValueError(f"{name}: guidance needs null, the row of cond that stands for no condition, got None")
+
+    def read(params, key, batch, frozen):
+        x0, x1, cond, weight, (t, r), drop_key, dropout_key = draw_pairs(name, key, batch, times, coupling, 0.0, None)
+        if (guide or drop > 0) and cond is None:
+            raise ValueError(f"{name}: guidance and drop need 'cond' in batch, got the keys {sorted(batch)}")
+        x = on_line(x0, x1, t)
+        dropped = jax.random.bernoulli(drop_key, drop, t.shape)
+        if drop > 0:
+            cond = replaced(name, cond, null, dropped)
+        v = line_velocity(name, target_velocity, frozen, x0, x1, cond)(x, t)
+        if guide:
+            k = kappa(cond) if callable(kappa) else jnp.full_like(t, kappa)
+            k = expand_to(shaped(name, "kappa(cond)", k, t).astype(x.dtype), x)
+            predicted = guided(velocity, lambda yes, no, x, t: k * yes + (1 - omega - k) * no, null=null)
+            plain = expand_to(dropped | (t < low) | (t > high), x)
+            v = jnp.where(plain, v, omega * v + predicted.apply(params, x, t, cond))
+        return _Row(x, jax.lax.stop_gradient(v), t, r, cond, weight, dropout_key)
+
+    return read
+
+
+def replaced(name, cond, null, where):
+    """cond with null, one row of it, in the rows `where` [b]."""
+    nulls = like_rows(name, null, cond)
+    return jax.tree.map(lambda c, z: jnp.where(expand_to(where, c), z, c), cond, nulls)
+
+
+def _check_weight(name, power, c):
+    if not 0 <= power < math.inf or not 0 < c < math.inf:
+        raise ValueError(f"{name}: expected a finite power >= 0 and c > 0, got power={power}, c={c}")
+
+
+def _weighted(error, power, c):
+    """error / sg(error + c)^power, [b]."""
+    return error * jax.lax.stop_gradient((error + c) ** -power)

@@ -1,0 +1,126 @@
+"""PeRFlow: the flow of a teacher made straight within K windows of time, on pairs that are made as they are needed.
+
+A window is short, so that a few steps of the teacher cross it, from data with noise added to its start. No folder of pairs is
+written, the data are real, and every batch has rows in all windows:
+
+    loss = losses.perflow(velocity, guidance.cfg(velocity, 3.0, null=null), knots=4)    # the student starts as the teacher
+    state = train.init_state(teacher_params, optimizer, key, frozen={"teacher": teacher_params})
+    ... make_step, fit on batches of data ...
+    x1, info = solvers.sample(velocity, params, x0, solver=diffrax.Euler(), grid=solvers.grids.window_grid(4, 8))
+
+A teacher that predicts noise on a diffusion path, eps(x, t), keeps its weights as well. In a window the path of the student is
+affine in data and noise too, that of `piecewise(schedule, knots)`, so the usual conversions make it a velocity:
+
+    teacher = paths.parameterisations.from_x0(eps, schedule, margin=0)     # 0 where alpha(0) > 0, as on `schedules.vp()`
+    straight = paths.schedules.piecewise(schedule, 4)
+    student = paths.parameterisations.from_x0(eps, straight, margin=0)     # untrained, one Euler step a window is one of DDIM
+    loss = losses.perflow(student, teacher, knots=4, schedule=schedule, metric=losses.noise_error(straight))
+"""
+
+from collections.abc import Sequence
+
+import diffrax
+import jax.numpy as jnp
+
+from jflow import couplings, paths, times
+from jflow._core.arrays import expand_to, float_dtype
+from jflow._core.batch import mean_of_rows
+from jflow._core.checks import checked, like_state, needed, shaped
+from jflow._core.times import window_index, window_knots
+from jflow.losses._errors import Metric, mean_squared
+from jflow.losses._pairs import check_drop, draw_pairs
+from jflow.losses._teacher import average_velocity, check_fixed
+from jflow.paths import LINEAR, Schedule
+from jflow.paths.schedules import piecewise
+from jflow.types import Loss, PyTree, Time, Velocity
+
+__all__ = ["perflow"]
+
+_HEUN, _UNIFORM, _INDEPENDENT = diffrax.Heun(), times.uniform(), couplings.independent()
+
+
+def perflow(
+    velocity: Velocity,
+    teacher: Velocity,
+    *,
+    knots: int | Sequence[float] = 4,
+    schedule: Schedule = LINEAR,
+    time: Time = _UNIFORM,
+    solver: diffrax.AbstractSolver = _HEUN,
+    steps: int = 4,
+    metric: Metric = mean_squared,
+    drop: float = 0.0,
+    null: PyTree = None,
+) -> Loss:
+    """The mean over the event of (velocity(z_t, t, cond) - (z_b - z_a) / (b - a))^2, then over rows. For t in [a, b), one of
+    the windows between the knots:
+
+        z_a = alpha(a) x1 + sigma(a) x0     z_b: z_a carried from a to b by the teacher     z_t: on the line between them
+
+    knots: a number of equal windows, or times that rise strictly from 0 to 1. schedule: the path that the teacher was
+    trained on. Its ODE is solved in `steps` steps of `solver` in each window, equal in the time of the linear path: with
+    Euler they are DDIM's (the published teacher makes 8), whatever the schedule is.
+    metric: (v, target, z_t, t) -> [b], as in `losses.flow_matching`; `noise_error(piecewise(schedule, knots))` weighs as a
+        network of noise would. drop, null: as there; the teacher sees the same conditions as the student.
+    The velocity jumps at the knots, where t belongs to the window after it: `sequential_times(knots)` puts more rows
+    there. Sample by Euler on `window_grid(knots, n)`. knots=1 is reflow on fresh pairs.
+
+    batch: 'x' [b, *event] data; optionally 'x0' (standard normal when absent), 'cond', 'weight' [b]. frozen: 'teacher', the
+    teacher's params. metrics: 'residual', the mean of the squared difference above, whatever the metric.
+    Errors: ValueError at construction for knots that don't rise from 0 to 1, a schedule that misses its ends, and options of
+    the solver; at trace time as `losses.flow_matching`, and for a frozen without 'teacher'.
+    Source: Yan, Liu, Pan, Liew, Liu, Feng, "PeRFlow: Piecewise Rectified Flow as Universal Plug-and-Play Accelerator", 2024
+        (its time is 1 - t here).
+    """
+    knots = window_knots("perflow", knots)
+    inside = piecewise(schedule, knots)
+    return in_windows("perflow", velocity, teacher, knots, schedule, inside, time, solver, steps, metric, drop, null)
+
+
+def in_windows(name, velocity, teacher, knots, schedule, inside, time, solver, steps, metric, drop, null) -> Loss:
+    """Regression of a velocity along the path `inside`, which meets `schedule` at the knots, between the ends of a window that
+    the teacher connects."""
+    knots = window_knots(name, knots)
+    check_drop(name, drop, null)
+    # a solver on the linear path meets no slope that is infinite, as those of diffusion schedules are near data
+    teacher = checked(f"{name}: teacher", teacher)
+    linear = teacher if schedule is LINEAR else _on_line(teacher, paths.check_ends(schedule))
+    path, options = paths.affine(inside), {"solver": solver, "steps": steps}
+    check_fixed(name, **options)
+
+    def loss(params, key, batch, frozen=None):
+        x0, x1, cond, weight, t, _, dropout_key = draw_pairs(name, key, batch, time, _INDEPENDENT, drop, null)
+        taught = needed(name, frozen)
+        at, k = jnp.asarray(knots, t.dtype), window_index(knots, t)
+        (alpha, alpha_b), (sigma, sigma_b) = ((f(at[k]), f(at[k + 1])) for f in (schedule.alpha, schedule.sigma))
+        # on the linear path the window goes from a to b and the state is divided by alpha + sigma
+        a, b = alpha / (alpha + sigma), alpha_b / (alpha_b + sigma_b)
+        wide = [x.astype(float_dtype(x1)) for x in (x0, x1)]
+        z_a = expand_to(a, x1) * wide[1] + expand_to(1 - a, x1) * wide[0]
+        u = average_velocity(linear, taught, z_a, a, b, cond, **options)
+        # the noise and the data that a line through both ends of the window would join
+        ends = z_a - expand_to(a, x1) * u, z_a + expand_to(1 - a, x1) * u
+        z_t = path.point(*ends, t).astype(x1.dtype)
+        return regressed(name, velocity, params, z_t, t, path.target(*ends, t), cond, weight, metric, dropout_key)
+
+    return loss
+
+
+def regressed(name, velocity, params, x, t, target, cond, weight, metric, key):
+    """(loss, {'residual'}) of a velocity at (x, t) against its target."""
+    v = like_state(name, velocity.apply(params, x, t, cond, key=key), x).astype(target.dtype)
+    error = shaped(name, "a metric", metric(v, target, x, t), t)
+    return mean_of_rows(error, weight), {"residual": mean_of_rows(mean_squared(v, target, x, t), weight)}
+
+
+def _on_line(velocity: Velocity, schedule: Schedule) -> Velocity:
+    """The velocity on the linear path, as the difference of what it predicts. (`paths.reschedule` is the same between the ends
+    of the schedule, where windows start and stop; at the ends it stands still.)"""
+
+    def apply(params, x, r, cond=None, *, key=None):
+        t, _ = paths.matched_time(schedule, LINEAR, r)
+        x = (expand_to(schedule.alpha(t) + schedule.sigma(t), x) * x).astype(x.dtype)
+        v = velocity.apply(params, x, t, cond, key=key)
+        return paths.velocity_to_x1(v, x, t, schedule) - paths.velocity_to_x0(v, x, t, schedule)
+
+    return Velocity(velocity.init, apply)

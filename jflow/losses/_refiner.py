@@ -1,0 +1,69 @@
+"""FlowTurbo: the last steps of a solve by a small network that corrects the velocity of the step before.
+
+    refiner = refines(jflow.velocity(nets.ResidualMLP(32, 1)))      # much smaller than the velocity
+    loss = velocity_refiner(refiner, velocity)                      # frozen={"teacher": params of the velocity}
+    small = refiner.init(key, (x, x), t)                            # at first it corrects nothing
+    ... make_step, fit ...
+    x1, info = refined_sample(velocity, params, refiner, small, x0, heun=1, pseudo=4, refine=3)
+
+The paper's observation is that along a trained flow the velocity becomes stable, so that its change is simpler than itself.
+
+Source: Zhao, Shi, Yu, Zhou, Lu, "FlowTurbo: Towards Real-time Flow-Based Image Generation with Velocity Refiner", 2024
+(what is said below of its code: shiml20/FlowTurbo). Its compilation by sample is `jax.jit` here.
+"""
+
+import jax.numpy as jnp
+
+from jflow import couplings, paths
+from jflow._core.arrays import expand_to, float_dtype, mean_event
+from jflow._core.batch import mean_of_rows
+from jflow._core.checks import like_state, needed
+from jflow._core.times import check_pairs
+from jflow.losses._pairs import draw_pairs
+from jflow.times import nearby
+from jflow.types import Coupling, Field, Loss, Path, TimePair, Velocity
+
+__all__ = ["velocity_refiner"]
+
+_LINEAR, _INDEPENDENT = paths.linear(), couplings.independent()
+
+
+_NEARBY = nearby()
+
+
+def velocity_refiner(
+    refiner: Field,
+    teacher: Velocity,
+    *,
+    times: TimePair = _NEARBY,
+    path: Path = _LINEAR,
+    coupling: Coupling = _INDEPENDENT,
+) -> Loss:
+    """Trains R so that V + R((x, V), r) is the teacher's velocity at (x, r), V its velocity one Euler step before:
+
+        V = v(x_t, t),   x = x_t + (r - t) V,   the mean over the event of (V + R((x, V), r) - v(x, r))^2,
+
+    x_t on the path between source and data. Two evaluations of the teacher a row, none differentiated.
+    frozen: {'teacher'}, the teacher's params. batch: 'x' [b, *event], optionally 'x0', 'cond', 'weight', as in
+    `losses.flow_matching`. metrics: 'residual', the loss. A guided teacher is a teacher like any other.
+    Errors: ValueError for times that don't satisfy 0 <= t <= r <= 1, a refiner whose output is not shaped like x, no
+    frozen['teacher'], and as `losses.flow_matching`.
+    Source: see the module.
+    """
+    check_pairs("velocity_refiner", times)
+
+    def loss(params, key, batch, frozen=None):
+        pairs = draw_pairs("velocity_refiner", key, batch, times, coupling, 0.0, None)
+        x0, x1, cond, weight, (t, r), path_key, dropout_key = pairs
+        known = needed("velocity_refiner", frozen)
+        x_t = path.point(x0, x1, t, key=path_key).astype(x1.dtype)
+        v = like_state("velocity_refiner", teacher.apply(known, x_t, t, cond), x_t)
+        x = x_t + expand_to((r - t).astype(x_t.dtype), x_t) * v
+        target = like_state("velocity_refiner", teacher.apply(known, x, r, cond), x)
+        offset = like_state("velocity_refiner", refiner.apply(params, (x, v), r, cond, key=dropout_key), x)
+        dtype = float_dtype(x1)
+        error = v.astype(dtype) + offset.astype(dtype) - target.astype(dtype)
+        value = mean_of_rows(mean_event(jnp.square(error)), weight)
+        return value, {"residual": value}
+
+    return loss

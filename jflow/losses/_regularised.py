@@ -1,0 +1,71 @@
+"""Maximum likelihood of a continuous flow whose paths are asked to be straight and short."""
+
+import diffrax
+from jax.typing import ArrayLike
+
+from jflow._core.batch import mean_of_rows, read
+from jflow._core.checks import check_params
+from jflow._core.keys import split_key
+from jflow._core.nouns import base_log_prob
+from jflow.solvers import Divergence, exact_divergence
+from jflow.solvers._likelihood import backwards, carry_with_energies, density_at_end, likelihood_method
+from jflow.solvers._sample import check_ends
+from jflow.types import Distribution, Loss, Velocity
+
+__all__ = ["regularised_nll"]
+
+_TSIT5 = diffrax.Tsit5()
+_CHECKPOINT = diffrax.RecursiveCheckpointAdjoint()
+_EXACT = exact_divergence()
+
+
+def regularised_nll(
+    velocity: Velocity,
+    base: Distribution,
+    *,
+    kinetic: float = 0.01,
+    jacobian: float = 0.01,
+    divergence: Divergence = _EXACT,
+    solver: diffrax.AbstractSolver = _TSIT5,
+    steps: int | None = None,
+    grid: ArrayLike | None = None,
+    rtol: float | None = None,
+    atol: float | None = None,
+    t1: float = 1.0,
+    adjoint: diffrax.AbstractAdjoint = _CHECKPOINT,
+    max_steps: int = 4096,
+) -> Loss:
+    """The mean over rows of -log p(x) + kinetic int |v|^2 dt + jacobian int |dv/dx|_F^2 dt, all of one solve.
+
+    The integrals run along the path that ends in x, sums over the event, in nats beside the negative log-likelihood of
+    `flows.cnf(velocity, base, ...)`, whose params {'velocity', 'base'} and options these are. Under an estimate of the
+    divergence the Frobenius norm is estimated from the same products, at no cost. batch: 'x' [b, *event], optionally
+    'cond' and 'weight' [b]. metrics: 'nll', 'kinetic' and 'jacobian', the integrals without their factors.
+    Errors: ValueError for negative factors, and as in `flows.cnf` and `losses.nll`.
+    Source: Finlay, Jacobsen, Nurbekyan, Oberman, "How to Train Your Neural ODE: the World of Jacobian and Kinetic
+    Regularization", 2020 (both factors 0.01 there; its objective is this one over the size of the event).
+    """
+    name = "regularised_nll"
+    if not (kinetic >= 0 and jacobian >= 0):
+        raise ValueError(f"{name}: expected kinetic, jacobian >= 0, got {kinetic}, {jacobian}")
+    options = {"solver": solver, "rtol": rtol, "atol": atol, "adjoint": adjoint, "max_steps": max_steps, "steps": steps}
+    how = backwards(likelihood_method(name, divergence, **options, grid=grid, rising=True))
+    check_ends(name, grid, 0.0, t1)
+
+    def loss(params, key, batch, frozen=None):
+        x, cond, weight = read(name, batch, ("x", "cond", "weight"))
+        check_params(name, params, "velocity", "base")
+        probe_key, base_key = split_key(key, 2)
+        z, *sums, _ = carry_with_energies(
+            name, velocity, params["velocity"], x, cond, probe_key, divergence, how, t1, 0.0
+        )
+        log_det, speeds, norms = sums
+        parts = {
+            "nll": -density_at_end(lambda z: base_log_prob(name, base, params, z, cond, base_key), z, log_det),
+            "kinetic": -speeds,  # the solve ran backwards
+            "jacobian": -norms,
+        }
+        parts = {what: mean_of_rows(rows, weight) for what, rows in parts.items()}
+        return parts["nll"] + kinetic * parts["kinetic"] + jacobian * parts["jacobian"], parts
+
+    return loss

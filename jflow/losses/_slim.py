@@ -1,0 +1,124 @@
+"""SlimFlow: reflow and distillation into a network that is smaller than its teacher, and so can't start from its weights.
+
+    generate_pairs(runs / "pairs", big, big_params, source, 50_000, key=key)
+    rows = read_shards(runs / "pairs")
+
+    amount = optax.linear_schedule(1.0, 0.0, 300_000)           # from random pairs to the teacher's
+    loss = annealed_source(losses.flow_matching(small), amount)
+    step = train.make_step(loss, optimizer, refresh=count_steps)
+    state = train.init_state(small_params, optimizer, key, frozen={"step": jnp.zeros((), jnp.int32)})
+    ... fit on rows ...                                          # small, 2-rectified
+
+    loss = flow_guided_distillation(small, small)                # from its own params, or those of a smaller one
+    state = train.init_state(params, optimizer, key, frozen={"teacher": params})
+    ... fit on rows ...
+    x1, info = solvers.sample(small, params, x0, solver=diffrax.Euler(), steps=1)
+
+Source: Zhu, Liu, Liu, "SlimFlow: Training Smaller One-Step Diffusion Models with Rectified Flow", 2024 (its t is 1 - t here).
+"""
+
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from jflow import couplings, times
+from jflow._core.arrays import expand_to, float_dtype
+from jflow._core.batch import mean_of_rows
+from jflow._core.checks import like_state, need_key, need_pairs, needed, shaped
+from jflow.losses._errors import Metric, mean_squared
+from jflow.losses._pairs import draw_pairs
+from jflow.types import Array, Loss, Time, Velocity
+
+__all__ = ["annealed_source", "flow_guided_distillation"]
+
+_UNIFORM, _INDEPENDENT = times.uniform(), couplings.independent()
+
+
+def annealed_source(loss: Loss, amount: Callable[[Array], Array]) -> Loss:
+    """`loss` on pairs whose noise is mixed with fresh noise z: 'x0' of the batch becomes sqrt(1 - c^2) x0 + c z, z ~ N(0, I).
+
+    c = amount(frozen['step']) in [0, 1]: 1 is training on random pairs (1-rectified flow), 0 reflow on the pairs as they are;
+    the marginals are the same for all of them, for x0 standard normal. amount: any optax schedule that falls from 1 to 0, or
+    another function of the step. `count_steps` as the refresh of `make_step` advances frozen['step']. SlimFlow's annealing
+    reflow is this around `losses.flow_matching`; `distillation` and `rectified_diffusion` read pairs too.
+
+    metrics: those of the loss, and 'anneal', c. Errors: ValueError at construction for an amount(0) outside [0, 1], at trace
+    time for a batch without 'x0', a frozen without 'step', and key=None. c above 1 makes the loss NaN.
+    Source: Zhu, Liu, Liu, "SlimFlow: Training Smaller One-Step Diffusion Models with Rectified Flow", 2024.
+    """
+    first = float(amount(jnp.zeros((), jnp.int32)))
+    if not 0 <= first <= 1:
+        raise ValueError(f"annealed_source: expected an amount in [0, 1] of every step, got {first} at step 0")
+
+    def annealed(params, key, batch, frozen=None):
+        need_key("annealed_source", key)
+        need_pairs("annealed_source", batch)
+        noise_key, loss_key = jax.random.split(key)
+        x0 = jnp.asarray(batch["x0"])
+        c = jnp.asarray(amount(needed("annealed_source", frozen, "step")), float_dtype(x0))
+        z = jax.random.normal(noise_key, x0.shape, float_dtype(x0))
+        mixed = (jnp.sqrt((1 - c) * (1 + c)) * x0 + c * z).astype(x0.dtype)
+        value, metrics = loss(params, loss_key, {**batch, "x0": mixed}, frozen)
+        return value, {**metrics, "anneal": c}
+
+    return annealed
+
+
+def flow_guided_distillation(
+    velocity: Velocity,
+    teacher: Velocity,
+    *,
+    time: Time = _UNIFORM,
+    weight: float = 1.0,
+    metric: Metric = mean_squared,
+) -> Loss:
+    """One-step distillation of pairs, and of two steps of a teacher from fresh noise: the mean over rows of
+
+        metric(F(x0), x1 - x0) + weight metric(F(z), s u + (1 - s) v(z + s u, s)),    F = velocity(., 0), u = v(z, 0)
+
+    with z ~ N(0, I), v the teacher's velocity and s drawn from `time`, for each row by itself. The second term needs no pairs.
+    The teacher is a 2-rectified flow, nearly straight, of any architecture; it is told the condition of the row. If it is
+    exactly straight and the pairs are its own, both terms vanish at its map.
+
+    metric: (v, target, x, t) -> [b] at t = 0, as in `distillation`; the published one is LPIPS of x + v and x + target.
+    (The published code draws s in [0.2, 0.8] and lets the student, not differentiated, make the first of the two steps.)
+    Sample: x0 + F(x0), `solvers.sample` with one Euler step.
+
+    batch: 'x0' and 'x' [b, *event] (`generate_pairs`), optionally 'cond', 'weight' [b]. frozen: 'teacher', its params.
+    metrics: 'residual' and 'two_step', the mean squared errors of the two terms.
+    Errors: ValueError at construction for a negative weight; at trace time for a batch without 'x0', a frozen without
+    'teacher', params or outputs of other shapes (naming the network), and key=None.
+    Source: Zhu, Liu, Liu, "SlimFlow: Training Smaller One-Step Diffusion Models with Rectified Flow", 2024.
+    """
+    name, scale = "flow_guided_distillation", weight
+    if not 0 <= scale < np.inf:
+        raise ValueError(f"{name}: expected a finite weight >= 0, got {scale}")
+
+    def loss(params, key, batch, frozen=None):
+        need_pairs(name, batch)
+        x0, x1, cond, weight, s, noise_key, dropout_key = draw_pairs(name, key, batch, time, _INDEPENDENT, 0.0, None)
+        taught = needed(name, frozen)
+        dtype, zero = float_dtype(x1), jnp.zeros_like(s)
+
+        def student(x, key):
+            return like_state(f"{name}, student", velocity.apply(params, x, zero, cond, key=key), x).astype(dtype)
+
+        def teach(x, t):
+            return like_state(f"{name}, teacher", teacher.apply(taught, x, t, cond), x).astype(dtype)
+
+        z = jax.random.normal(noise_key, x0.shape, x0.dtype)
+        part = expand_to(s, z)
+        u = teach(z, zero)
+        two_steps = part * u + (1 - part) * teach((z + part * u).astype(z.dtype), s)
+        wanted = (x0, x1.astype(dtype) - x0), (z, jax.lax.stop_gradient(two_steps))
+        terms = []
+        for (x, target), dropout in zip(wanted, jax.random.split(dropout_key), strict=True):
+            v = student(x, dropout)
+            error = shaped(name, "a metric", metric(v, target, x, zero), zero)
+            terms.append((mean_of_rows(error, weight), mean_of_rows(mean_squared(v, target, x, zero), weight)))
+        (pairs, residual), (guided, two_step) = terms
+        return pairs + scale * guided, {"residual": residual, "two_step": two_step}
+
+    return loss

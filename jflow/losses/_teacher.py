@@ -1,0 +1,72 @@
+"""What the losses and samplers of this room share: what frozen holds, the line between source and data, the teacher's ODE
+between times of each row, means over events."""
+
+from collections.abc import Callable, Mapping
+
+import diffrax
+import jax
+import jax.numpy as jnp
+
+from jflow import solvers
+from jflow._core.arrays import expand_to, float_dtype
+from jflow._core.checks import like_state, needed
+from jflow.solvers._integrate import method
+from jflow.types import Array, Cond, Params, PyTree, Velocity
+
+
+def warmed(name: str, frozen: Mapping[str, PyTree] | None, warmup: int, most: float = 1.0) -> Array | float:
+    """min(most, frozen['step'] / warmup); most, and no 'step' needed, without warm-up."""
+    return most if warmup == 0 else jnp.minimum(needed(name, frozen, "step") / warmup, most)
+
+
+def unchanged(tangent: Array) -> Array:
+    return tangent
+
+
+def line_velocity(
+    name: str, target_velocity: Velocity | None, frozen: Mapping[str, PyTree] | None, x0: Array, x1: Array, cond
+) -> Callable[[Array, Array], Array]:
+    """v(x, t) without gradient, in float32 or better: x1 - x0, or the target velocity with params frozen['teacher']."""
+    dtype = float_dtype(x1)
+    if target_velocity is None:
+        slope = jax.lax.stop_gradient(x1.astype(dtype) - x0.astype(dtype))
+        return lambda x, t: slope
+    teacher = needed(name, frozen)
+
+    def v(x, t):
+        x = x.astype(x1.dtype)
+        out = like_state(f"{name}: target_velocity", target_velocity.apply(teacher, x, t, cond), x)
+        return jax.lax.stop_gradient(out).astype(dtype)
+
+    return v
+
+
+def average_velocity(
+    velocity: Velocity,
+    params: Params,
+    x: Array,
+    t: Array,
+    r: Array,
+    cond: Cond = None,
+    *,
+    solver: diffrax.AbstractSolver,
+    steps: int,
+) -> Array:
+    """(x_r - x) / (r - t) of the velocity's own ODE from x at time t to time r ([b] each), without a gradient.
+
+    What is integrated is the average velocity itself, y' = v(x + (r - t) y, t + s (r - t)) over s in [0, 1]: no division,
+    and v(x, t) at r = t."""
+    x, params, span = x.astype(float_dtype(x)), jax.lax.stop_gradient(params), r - t
+
+    def apply(params, y, s, given, *, key=None):
+        x, t, span, cond = given
+        return velocity.apply(params, x + expand_to(span, y) * y, t + s * span, cond)
+
+    given = jax.lax.stop_gradient((x, t, span, cond))
+    y, _ = solvers.sample(Velocity(velocity.init, apply), params, jnp.zeros_like(x), given, solver=solver, steps=steps)
+    return jax.lax.stop_gradient(y)
+
+
+def check_fixed(name: str, solver: diffrax.AbstractSolver, steps: int) -> None:
+    """Raise at construction for what `solvers.sample` refuses later: not a solver, or no whole number of steps."""
+    method(name, solver=solver, steps=steps, grid=None, rtol=None, atol=None, adjoint=None, max_steps=1, default={})

@@ -1,0 +1,135 @@
+"""Continuous-time consistency in TrigFlow coordinates (sCM), for students and teachers on the linear path.
+
+    x_tau = cos(tau) x1 + sin(tau) data_std x0, tau in [0, pi/2], data at 0;   f(x, tau) = cos(tau) x - sin(tau) data_std F.
+
+A `Velocity` on the linear path is a network F of these coordinates without any training (`paths.to_trigonometric`), for the
+two paths differ by a scale and a clock, and what both predict of the data is the same: a flow teacher and the student that
+starts from its params need no change, and the student is read in jflow's time, x + (1 - t) v(x, t), as every consistency
+model here. A network made for TrigFlow is `paths.reschedule(paths.from_trigonometric(field, data_std=s),
+paths.schedules.cosine(s), paths.LINEAR)`.
+
+    velocity = jflow.velocity(nets.ResidualMLP(128))
+    loss = losses.trigflow_consistency(velocity, target_velocity=velocity, warmup=1_000)     # None: from scratch
+    step = train.make_step(loss, optimizer, refresh=losses.count_steps)
+    # params: the teacher's; state.frozen = {'teacher': teacher_params, 'step': jnp.int32(0)}
+    x1, info = solvers.sample_flow_map(solvers.to_data(velocity), params, x0)    # steps=2, renoise=1.0, key=key for two
+"""
+
+import math
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+
+from jflow import couplings, paths, times
+from jflow._core.arrays import expand_to, float_dtype, mean_event
+from jflow._core.batch import mean_of_rows
+from jflow._core.checks import check_whole, checked, needed, shaped
+from jflow._core.keys import same_draws
+from jflow.losses._pairs import check_drop, draw_pairs
+from jflow.losses._teacher import warmed
+from jflow.solvers import JVP
+from jflow.types import Array, Coupling, Loss, PyTree, Time, Velocity
+
+__all__ = ["clipped_tangent", "normalised_tangent", "trigflow_consistency"]
+
+_INDEPENDENT = couplings.independent()
+_TIMES = times.logit_normal(1.0, 1.4)
+
+
+def normalised_tangent(c: float = 0.1) -> Callable[[Array], Array]:
+    """g / (|g| + c) row by row, |g| the root of the mean square over the event: ValueError unless c > 0.
+
+    sCM writes the 2-norm, sqrt(d) times larger for an event of d numbers; with the root mean square, as in SANA-Sprint, c
+    means the same at every size, and the tangent has size one in every number."""
+    if not 0 < c < math.inf:
+        raise ValueError(f"normalised_tangent: expected a finite c > 0, got {c}")
+
+    def normalise(g):
+        return g / (expand_to(jnp.sqrt(mean_event(jnp.square(g))), g) + c)
+
+    return normalise
+
+
+def clipped_tangent(bound: float = 1.0) -> Callable[[Array], Array]:
+    """g clipped to [-bound, bound], number by number, sCM's other form. ValueError unless bound > 0; inf leaves g alone."""
+    if not bound > 0:
+        raise ValueError(f"clipped_tangent: expected bound > 0, got {bound}")
+    return lambda g: jnp.clip(g, -bound, bound)
+
+
+def trigflow_consistency(
+    velocity: Velocity,
+    *,
+    target_velocity: Velocity | None = None,
+    data_std: float = 1.0,
+    time: Time = _TIMES,
+    coupling: Coupling = _INDEPENDENT,
+    warmup: int = 0,
+    tangent: Callable[[Array], Array] | None = None,
+    drop: float = 0.0,
+    null: PyTree = None,
+    jvp: JVP = jax.jvp,
+) -> Loss:
+    """sCM: the derivative of f along the trajectory vanishes. With s = data_std, F of `paths.to_trigonometric(velocity)` and
+    F- the same without gradient, the mean over the event and rows of |F - F- - tangent(g)|^2, where
+
+        g = -cos^2(tau) (s F- - dx/dtau) - r cos(tau) sin(tau) (x_tau + s dF-/dtau)      (= cos(tau) df/dtau at r = 1).
+
+    The value, |tangent(g)|^2, says little; the gradient is that of -2 <F, tangent(g)>. cos sin is multiplied into the
+    tangents of the forward-mode pass, so that nothing large appears near tau = pi/2.
+    target_velocity: the teacher, a velocity on the linear path with params frozen['teacher'], whose transform gives
+        dx/dtau (consistency distillation); None: dx/dtau = cos(tau) s x0 - sin(tau) x1, from scratch.
+    data_std: that of the data, 1 once standardised; where the linear path is at t, tan(tau) = (1 - t) / (s t).
+    time: of the linear path; the paper's tau = arctan(exp(N) / s), N normal of mean -1 and deviation 1.4, is
+        logit_normal(1.0, 1.4).
+    warmup: r = min(1, frozen['step'] / warmup) (see `count_steps`); 0: r = 1 throughout, and no 'step' is needed.
+    tangent: `normalised_tangent(0.1)` where none is given, or `clipped_tangent`. From scratch the mean gradient at the exact
+        f vanishes where the tangent is g itself: a function that is not linear moves the minimum, but for symmetric laws.
+    The paper's learned weight of tau is left out: with normalised tangents the rows weigh the same already.
+
+    drop, null, batch: as in `losses.flow_matching`. metrics: 'residual', the mean over event and rows of g^2 at r = 1.
+    Errors: ValueError at construction for data_std <= 0 or warmup < 0; as `losses.flow_matching` at trace time, and for
+        what is missing in frozen ('teacher', 'step').
+    Sources: Lu, Song, "Simplifying, Stabilizing and Scaling Continuous-Time Consistency Models", 2024; Chen et al.,
+        "SANA-Sprint: One-Step Diffusion with Continuous-Time Consistency Distillation", 2025 (the flow teacher).
+    """
+    name = "trigflow_consistency"
+    if not 0 < data_std < math.inf:
+        raise ValueError(f"{name}: expected a finite data_std > 0, got {data_std}")
+    check_whole(name, 0, warmup=warmup)
+    check_drop(name, drop, null)
+    tangent = normalised_tangent() if tangent is None else tangent
+    student, teacher = (
+        None if v is None else paths.to_trigonometric(checked(said, v), data_std=data_std)
+        for said, v in ((name, velocity), (f"{name}: target_velocity", target_velocity))
+    )
+
+    def loss(params, key, batch, frozen=None):
+        x0, x1, cond, weight, t, _, dropout_key = draw_pairs(name, key, batch, time, coupling, drop, null)
+        dtype = float_dtype(x1)
+        x0, data = x0.astype(dtype), x1.astype(dtype) / data_std
+        tau = jnp.arctan2(1 - t, data_std * t)
+        cos, sin = expand_to(jnp.cos(tau), x1), expand_to(jnp.sin(tau), x1)
+        x, slope = cos * data + sin * x0, cos * x0 - sin * data  # of x_tau / data_std
+        if teacher is not None:
+            held = needed(name, frozen)
+            slope = teacher.apply(held, x.astype(x1.dtype), tau, cond).astype(dtype)
+        slope = jax.lax.stop_gradient(slope)
+        small = (cos * sin).reshape(tau.shape)
+        out, turn = jvp(
+            lambda x, tau: student.apply(params, x, tau, cond, key=same_draws(dropout_key)),
+            (x.astype(x1.dtype), tau),
+            ((expand_to(small, x) * slope).astype(x1.dtype), small),
+        )
+        out, still = out.astype(dtype), jax.lax.stop_gradient(out).astype(dtype)
+        apart = -(cos**2) * (still - slope)
+        change = cos * sin * x + jax.lax.stop_gradient(turn).astype(dtype)
+        r = jnp.asarray(warmed(name, frozen, warmup), dtype)
+        g = data_std * (apart - r * change)
+        g = jax.lax.stop_gradient(shaped(name, "a tangent", tangent(g), g))
+        residual = mean_event(jnp.square(data_std * (apart - change)))
+        error = mean_event(jnp.square(out - still - g))
+        return mean_of_rows(error, weight), {"residual": mean_of_rows(jax.lax.stop_gradient(residual), weight)}
+
+    return loss

@@ -1,0 +1,85 @@
+"""Variational noise coupling (VCT): an encoder says which noise a data row is paired with, and learns with the flow.
+
+    x0 = mean(x1) + std(x1) eps,  eps standard normal,      loss + kl mean KL(N(mean, std^2), N(0, 1)).
+
+Paired well, lines between noise and data cross less and the targets vary less; the divergence keeps what all rows together
+draw near the standard normal that sampling starts from. As kl grows the encoder is held at mean 0, std 1: independent pairs.
+
+    velocity = jflow.velocity(nets.ResidualMLP(128))
+    encoder = losses.noise_encoder(jflow.velocity(nets.ResidualMLP(64)))
+    inner = losses.discrete_consistency(velocity, steps=losses.easy_steps(every=2_000))
+    loss = losses.variational_noise(inner, encoder, kl=0.1)
+    params = {'model': velocity.init(...), 'encoder': encoder.init(key, x, t)}
+    x1, info = solvers.sample_flow_map(solvers.to_data(velocity), params['model'], x0)             # one evaluation
+    x1, info = solvers.sample_variational(velocity, encoder, params, x0, steps=2, key=key)
+"""
+
+import math
+
+import jax
+import jax.numpy as jnp
+
+from jflow._core.arrays import halves, joined, mean_event
+from jflow._core.batch import mean_of_rows, read
+from jflow._core.checks import encoded, need_key, players
+from jflow.types import Field, Loss, Velocity
+
+__all__ = ["noise_encoder", "variational_noise"]
+
+_UNIT = math.log(math.e - 1)  # softplus of it is 1
+
+
+def noise_encoder(velocity: Velocity) -> Field:
+    """An encoder x1 -> (mean, std), both shaped like x1 [b, *event], of any network whose output is shaped like its input.
+
+    The network is given x1 twice, along the last axis of the event (a scalar as [b, 2]), and the halves of its output are
+    mean and raw, with std = softplus(raw + log(e - 1)): one that is zero at initialisation (as jflow's are) starts at
+    mean 0, std 1, the independent coupling (the shift is ours). t is handed on; VCT has one time alone, `variational_noise`
+    passes 1."""
+
+    def init(key, x, t, cond=None):
+        return velocity.init(key, joined(x, x), t, cond)
+
+    def apply(params, x, t, cond=None, *, key=None):
+        mean, raw = halves(velocity.apply(params, joined(x, x), t, cond, key=key), x)
+        return mean, jax.nn.softplus(raw + _UNIT)
+
+    return Field(init, apply)
+
+
+def variational_noise(loss: Loss, encoder: Field, *, kl: float) -> Loss:
+    """`loss` on batches whose 'x0' is drawn by the encoder, plus kl times the divergence of that law from N(0, 1):
+
+        KL = mean over the event of (mean^2 + std^2 - 1) / 2 - log(std),      then the mean over rows.
+
+    params: {'model': those of loss, 'encoder': the encoder's}; the encoder learns from both terms, through x0 =
+        mean + std eps. Any loss that takes 'x0' will do, with the independent coupling (its default);
+        frozen['ema'], if there, is of both, and the loss is given the model's.
+    encoder: apply(params, x1, t=1, cond) -> (mean, std), both shaped like x1; `noise_encoder` makes one.
+    kl: a weight of means over the event, beside a loss that is one. VCT sums both, and multiplies its weight (10 to 90 in
+        its scripts) by that of the consistency loss at the largest noise level.
+    batch: 'x', optionally 'cond' and 'weight'. metrics: the loss's own and 'kl', before its weight.
+    Errors: ValueError at construction unless kl >= 0; at trace time for key=None, a batch with an 'x0', params without
+        'model' or 'encoder', and an encoder whose outputs are not shaped like x.
+    Source: Silvestri, Ambrogioni, Lai, Takida, Mitsufuji, "Training Consistency Models with Variational Noise Coupling",
+        2025.
+    """
+    name = "variational_noise"
+    if not 0 <= kl < math.inf:
+        raise ValueError(f"{name}: expected a finite kl >= 0, got {kl}")
+
+    def coupled(params, key, batch, frozen=None):
+        need_key(name, key)
+        x1, cond, weight = read(name, batch, ("x", "cond", "weight"))
+        model, encoding = players(name, params, "model", "encoder")
+        if frozen is not None and frozen.get("ema") is not None:
+            frozen = {**frozen, "ema": frozen["ema"]["model"]}
+        noise_key, encoder_key, loss_key = jax.random.split(key, 3)
+        mean, std = encoded(name, encoder, encoding, x1, cond, encoder_key)
+        eps = jax.random.normal(noise_key, mean.shape, mean.dtype)
+        value, metrics = loss(model, loss_key, {**batch, "x0": (mean + std * eps).astype(x1.dtype)}, frozen)
+        divergence = (jnp.square(mean) + jnp.square(std) - 1) / 2 - jnp.log(std)
+        divergence = mean_of_rows(mean_event(divergence), weight)
+        return value + kl * divergence, {**metrics, "kl": divergence}
+
+    return coupled

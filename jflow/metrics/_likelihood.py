@@ -1,0 +1,61 @@
+"""Likelihoods in other units."""
+
+import numpy as np
+from numpy.typing import ArrayLike
+
+from jflow._core.arrays import numpy_mean_and_std
+
+
+def bits_per_dim(log_prob: ArrayLike, dims: int) -> float:
+    """Mean bits per dimension of log-probabilities [b] in nats over events of `dims` numbers: -mean / (dims ln 2).
+
+    The log-probabilities must be of the data's own levels (for 8-bit images: of 0 .. 255, so that a uniform model has
+    exactly 8), that is, with the log_det of the preprocessing added.
+    """
+    if dims < 1:
+        raise ValueError(f"bits_per_dim: expected dims >= 1, got {dims}")
+    log_prob = np.asarray(log_prob, np.float64)
+    if log_prob.size == 0:
+        raise ValueError("bits_per_dim: there is no mean of no log-probabilities")
+    return float(-np.mean(log_prob) / (dims * np.log(2)))
+
+
+def log_mean_exp(x: ArrayLike, axis: int = 0) -> np.ndarray:
+    """log mean exp x over `axis`, without overflow: averages log-probabilities in probability. -inf where all are."""
+    x = np.asarray(x, np.float64)
+    top = np.max(x, axis=axis, keepdims=True)
+    top = np.where(np.isfinite(top), top, 0.0)
+    with np.errstate(divide="ignore"):
+        return np.squeeze(top, axis) + np.log(np.mean(np.exp(x - top), axis=axis))
+
+
+def gaussian_log_prob(train: ArrayLike, rows: ArrayLike) -> np.ndarray:
+    """log-density [n] in nats of rows [n, d] under the full-covariance Gaussian of greatest likelihood on train [m, d].
+
+    The yardstick for density models of tables. In float64; a covariance that is singular to rounding gets the smallest
+    ridge of 1e-12, 1e-11, ... times the columns' variances that makes it factorise.
+    """
+    train, rows = np.asarray(train, np.float64), np.asarray(rows, np.float64)
+    if train.ndim != 2 or rows.ndim != 2 or train.shape[1] != rows.shape[1] or len(train) < 2:
+        raise ValueError(
+            "gaussian_log_prob: expected train [m >= 2, d] and rows [n, d], "
+            f"got {list(train.shape)} and {list(rows.shape)}"
+        )
+    if not (np.isfinite(train).all() and np.abs(train).max() <= 2.0**1022):
+        raise ValueError("gaussian_log_prob: train holds NaN, infinities or numbers beyond 2^1022")
+    mean, std = (moment[0] for moment in numpy_mean_and_std(train, 0))
+    flat = np.ptp(train, 0) == 0  # the std of a constant is off 0 by the rounding of its mean
+    if flat.any():
+        raise ValueError(f"gaussian_log_prob: column {int(np.argmax(flat))} is constant in train")
+    z = (train - mean) / std
+    correlation = z.T @ z / len(z)
+    d, ridge = len(mean), 0.0
+    while True:
+        try:
+            lower = np.linalg.cholesky(correlation + ridge * np.eye(d))
+            break
+        except np.linalg.LinAlgError:
+            ridge = max(10 * ridge, 1e-12)
+    white = np.linalg.solve(lower, ((rows - mean) / std).T)
+    log_det = np.log(np.diag(lower)).sum() + np.log(std).sum()
+    return -0.5 * (white**2).sum(0) - log_det - 0.5 * d * np.log(2 * np.pi)

@@ -1,0 +1,206 @@
+"""DeepFlow: a DiT cut into branches, each of which predicts a velocity, with refiners of the features in between.
+
+Source: Shin, Yang, Chen, "Deeply Supervised Flow-Based Generative Models", 2025. What is known of it here comes from the
+abstract and from published notes: balanced branches with a velocity each, branches at times of their own, and between
+them the refiner (VeRA) of an acceleration MLP, a modulation of (velocity, acceleration) features by the time gap, zero
+at first, and attention from those to the patches of the image; all branches at one time in sampling. What the notes
+leave open, and is this file's reading: the width and depth of the MLP, that the refiner's attention looks at the patches
+of the *next* branch's x_t, that each branch reads its own time, and that its output is added to the features. The
+authors' code (non-commercial) was not read.
+"""
+
+from typing import Any, NamedTuple
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from jflow._core.arrays import float_dtype, patchify, unpatchify
+from jflow._core.checks import check_cond
+from jflow._core.linen import apply_linen, init_linen
+from jflow.nets._attention import per_token
+from jflow.nets._dit import DiTBlock, layer_norm, modulation, sincos_positions
+from jflow.nets._embed import TimeCondEmbed
+from jflow.types import Array, Cond, Field, Velocity
+
+__all__ = ["Branches", "DeepFlow", "branch_field", "last_velocity"]
+
+_xavier = nn.initializers.xavier_uniform()
+_zeros = nn.initializers.zeros
+
+
+class Branches(NamedTuple):
+    """velocity [b, k, H, W, C], one of each branch; acceleration [b, k - 1, H, W, C], one before each of the others."""
+
+    velocity: Array
+    acceleration: Array
+
+
+class DeepFlow(nn.Module):
+    """module(x, t, cond=None) -> `Branches`, zero at initialisation, where every refiner is the identity too.
+
+    x [b, H, W, C] and t [b], the same for every branch (sampling), or x [b, k, H, W, C] and t [b, k], a point and a time
+    for each of the k branches (training). depth blocks in all, an equal count a branch; blocks are scanned, and so are
+    the branches after the first. Other fields as in `DiT`. Lift it with `branch_field` and `last_velocity`.
+
+    Raises ValueError where branches does not divide depth, patch_size H and W, heads the width, or 4 the width.
+    """
+
+    patch_size: int = 2
+    width: int = 128
+    depth: int = 4
+    branches: int = 2
+    heads: int = 4
+    mlp_ratio: int = 4
+    num_classes: int | None = None
+    time_scale: float = 100.0  # see jflow.nets.time_features
+    dropout: float = 0.0
+    remat: bool = False
+    dtype: Any = None
+
+    def __post_init__(self):
+        if self.width % self.heads or self.width % 4:
+            raise ValueError(f"DeepFlow: expected a width divisible by 4 and by heads={self.heads}, got {self.width}")
+        if self.branches < 2 or self.depth < self.branches or self.depth % self.branches:
+            raise ValueError(
+                f"DeepFlow: expected at least 2 branches that divide depth={self.depth}, got branches={self.branches}"
+            )
+        super().__post_init__()
+
+    @nn.compact
+    def __call__(self, x: Array, t: Array, cond: Cond = None) -> Branches:
+        p, k = self.patch_size, self.branches
+        if x.ndim == 4 and t.ndim == 1:
+            x, t = (jnp.broadcast_to(v[:, None], (v.shape[0], k, *v.shape[1:])) for v in (x, t))
+        if x.ndim != 5 or t.shape != x.shape[:2] or x.shape[1] != k or x.shape[2] % p or x.shape[3] % p:
+            raise ValueError(
+                f"DeepFlow: expected x [b, H, W, C] and t [b], or x [b, {k}, H, W, C] and t [b, {k}], H and W divisible "
+                f"by {p}, got {list(x.shape)} and {list(t.shape)}"
+            )
+        b, _, height, width, channels = x.shape
+        rows, columns = height // p, width // p
+
+        # branch first: [k, b, ...]
+        flat = patchify(x.reshape(b * k, height, width, channels), p)
+        patches = per_token(nn.Dense(self.width, kernel_init=_xavier, dtype=self.dtype, name="patches"), flat)
+        patches = patches + jnp.asarray(sincos_positions(rows, columns, self.width), patches.dtype)[None]
+        patches = patches.reshape(b, k, *patches.shape[1:]).swapaxes(0, 1)
+        many = jax.tree.map(lambda c: jnp.repeat(jnp.asarray(c), k, axis=0), cond)
+        embed = TimeCondEmbed(self.width, self.num_classes, time_scale=self.time_scale, dtype=self.dtype, name="embed")
+        c = nn.silu(embed(t.reshape(-1), many)).astype(patches.dtype).reshape(b, k, -1).swapaxes(0, 1)
+        gap = TimeCondEmbed(self.width, time_scale=self.time_scale, dtype=self.dtype, name="gap")
+        gaps = nn.silu(gap((t[:, 1:] - t[:, :-1]).reshape(-1))).astype(c.dtype).reshape(b, k - 1, -1).swapaxes(0, 1)
+
+        branch = dict(
+            depth=self.depth // k,
+            block=(self.heads, self.mlp_ratio, self.dropout, self.dtype),
+            out=p * p * channels,
+            remat=self.remat,
+        )
+        h, first = Branch(**branch, name="first")(patches[0], c[0])
+        scanned = nn.scan(
+            Refined,
+            variable_axes={"params": 0},
+            split_rngs={"params": True, "dropout": True},
+            length=k - 1,
+        )
+        _, (accelerations, velocities) = scanned(**branch, name="rest")(h, (patches[1:], c[1:], gaps))
+
+        def images(tokens):  # [k, b, n, p p C] -> [b, k, H, W, C]
+            made = unpatchify(tokens.reshape(-1, *tokens.shape[2:]), rows, columns, p)
+            return made.reshape(-1, b, *made.shape[1:]).swapaxes(0, 1).astype(x.dtype)
+
+        return Branches(images(jnp.concatenate([first[None], velocities])), images(accelerations))
+
+
+class Branch(nn.Module):
+    """Blocks on tokens h [b, n, width] under c [b, width], and the velocity read off them: (h, [b, n, out])."""
+
+    depth: int
+    block: tuple
+    out: int
+    remat: bool
+
+    @nn.compact
+    def __call__(self, h: Array, c: Array) -> tuple[Array, Array]:
+        blocks = nn.scan(
+            nn.remat(DiTBlock, prevent_cse=False) if self.remat else DiTBlock,
+            variable_axes={"params": 0},
+            split_rngs={"params": True, "dropout": True},
+            in_axes=nn.broadcast,
+            length=self.depth,
+        )
+        h, _ = blocks(*self.block, name="blocks")(h, c)
+        shift, scale = modulation(c, 2, self.block[-1])
+        y = layer_norm(self.block[-1])(h) * (1 + scale) + shift
+        return h, per_token(nn.Dense(self.out, kernel_init=_zeros, name="head"), y)  # in the params' precision
+
+
+class Refined(nn.Module):
+    """A refiner and the branch after it, on tokens h of the branch before: (h, (acceleration, velocity))."""
+
+    depth: int
+    block: tuple
+    out: int
+    remat: bool
+
+    @nn.compact
+    def __call__(self, h: Array, inputs) -> tuple[Array, tuple[Array, Array]]:
+        patches, c, gap = inputs
+        h, acceleration = Refiner(self.block[0], self.out, self.block[-1], name="refiner")(h, patches, gap)
+        h, velocity = Branch(self.depth, self.block, self.out, self.remat, name="branch")(h, c)
+        return h, (acceleration, velocity)
+
+
+class Refiner(nn.Module):
+    """VeRA: h [b, n, width] refined by an acceleration, the time gap [b, width] and the next patches [b, n, width].
+
+    Returns (h + gate attention, acceleration [b, n, out]); the gate is linear in the gap and zero at first.
+    """
+
+    heads: int
+    out: int
+    dtype: Any
+
+    @nn.compact
+    def __call__(self, h: Array, patches: Array, gap: Array) -> tuple[Array, Array]:
+        b, n, width = h.shape
+        dense = lambda size, name: nn.Dense(size, kernel_init=_xavier, dtype=self.dtype, name=name)  # noqa: E731
+        a = layer_norm(self.dtype)(h)
+        a = per_token(lambda a: dense(width, "acceleration_out")(nn.gelu(dense(width, "acceleration_in")(a))), a)
+        acceleration = per_token(nn.Dense(self.out, kernel_init=_zeros, name="head"), a)
+
+        shift, scale, gate = modulation(gap, 3, self.dtype)
+        joint = layer_norm(self.dtype)(per_token(dense(width, "join"), jnp.concatenate([h, a], axis=-1)))
+        q = per_token(dense(width, "q"), joint * (1 + scale) + shift)
+        kv = per_token(dense(2 * width, "kv"), layer_norm(self.dtype)(patches))
+        q = q.reshape(b, n, self.heads, -1)
+        key, value = jnp.moveaxis(kv.reshape(b, n, 2, self.heads, width // self.heads), 2, 0)
+        scores = jnp.einsum("bqhd,bkhd->bhqk", q, key, preferred_element_type=float_dtype(q))
+        weights = jax.nn.softmax(scores * (width // self.heads) ** -0.5).astype(value.dtype)
+        seen = jnp.einsum("bhqk,bkhd->bqhd", weights, value).reshape(b, n, width)
+        return (h + gate * per_token(dense(width, "o"), seen)).astype(h.dtype), acceleration
+
+
+def branch_field(module: nn.Module) -> Field:
+    """Lift a `DeepFlow` into a `Field` of `Branches`: x [b, H, W, C] with t [b], or x [b, k, H, W, C] with t [b, k]."""
+
+    def init(key, x, t, cond=None):
+        cond = check_cond("branch_field", cond, x.shape[0])
+        return init_linen(module, key, x, t, cond)
+
+    def apply(params, x, t, cond=None, *, key=None):
+        cond = check_cond("branch_field", cond, x.shape[0])
+        return apply_linen(module, params, x, t, cond, key=key)
+
+    return Field(init, apply)
+
+
+def last_velocity(field: Field) -> Velocity:
+    """What samplers take: the velocity of the last branch, all branches at one x [b, H, W, C] and t [b]; same params."""
+
+    def apply(params, x, t, cond=None, *, key=None):
+        t = jnp.broadcast_to(jnp.asarray(t), x.shape[:1])
+        return field.apply(params, x, t, cond, key=key).velocity[:, -1]
+
+    return Velocity(field.init, apply)

@@ -1,0 +1,96 @@
+"""What a network is told beside x: the time, labels, vectors."""
+
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from jflow._core.arrays import float_dtype
+from jflow._core.checks import check_cond
+from jflow._core.linen import flatten_event
+from jflow.types import Array, Cond
+
+
+def time_features(t: Array, dim: int, *, scale: float, max_period: float = 10_000.0) -> Array:
+    """Cosines and sines of t at `dim / 2` geometric frequencies: [...] -> [..., dim], in float32 or better.
+
+    The angular frequencies run from `scale` down to `scale / max_period`, in radians per unit of t. Time lies in
+    [0, 1], so `scale` decides what the features can tell: at 1 (raw t) nearly all of them are flat, at 1000 (the habit
+    of networks with 1000 integer steps) they resolve everything, and d/dt, which JVP losses take, is up to 1000 times
+    the signal. Raises ValueError for an odd or non-positive dim.
+
+    Source: Vaswani et al., "Attention Is All You Need", 2017.
+    """
+    if dim < 2 or dim % 2:
+        raise ValueError(f"time_features: expected an even dim of at least 2, got {dim}")
+    dtype = float_dtype(t)
+    frequencies = scale * max_period ** (-np.arange(dim // 2) / (dim // 2))
+    angles = t.astype(dtype)[..., None] * jnp.asarray(frequencies, dtype).reshape((1,) * t.ndim + (-1,))
+    return jnp.concatenate([jnp.cos(angles), jnp.sin(angles)], axis=-1)
+
+
+def check_time(name: str, x: Array, t: Array, r: Array | None = None) -> None:
+    """Raise unless t, and r if given, are [b] for x [b, *event]."""
+    for letter, time in (("t", t), ("r", r)):
+        if time is not None and jnp.shape(time) != jnp.shape(x)[:1]:
+            raise ValueError(
+                f"{name}: expected {letter} of shape {list(jnp.shape(x)[:1])}, got {list(jnp.shape(time))}"
+            )
+
+
+def need_cond(module: nn.Module, cond: Cond) -> None:
+    """Raise in a module whose params were made with a cond, which would be left out in silence, and that is given none."""
+    names = module.variables.get("params", {})
+    if cond is None and any(name.startswith("cond") for name in names):
+        raise ValueError(f"{type(module).__name__}: expected cond, since its params were made with one, got None")
+
+
+class TimeCondEmbed(nn.Module):
+    """(t [b], cond, r) -> [b, width]: the embedding of time plus one of each leaf of cond, and of r - t where r is given.
+
+    r [b] is the time that a flow map goes to. What it adds is zero at initialisation, so that a flow map that starts from
+    the params of a velocity (`train.grown`) starts as that velocity, whatever r is.
+
+    Integer leaves [b] are labels and need `num_classes`; each gets a table of num_classes + 1 rows, of which index
+    `num_classes` is the null label (for classifier-free guidance). With `num_classes` set, cond=None means the null
+    label. Float leaves [b, ...] are flattened and go through a small MLP, like time. A label above num_classes cannot
+    be seen while tracing: its rows come out NaN (a negative one counts from the end of the table).
+    """
+
+    width: int
+    num_classes: int | None = None
+    features: int = 256  # sinusoidal features of time, before the MLP
+    time_scale: float = 100.0
+    dtype: Any = None
+
+    @nn.compact
+    def __call__(self, t: Array, cond: Cond = None, r: Array | None = None) -> Array:
+        if cond is None and self.num_classes is not None:
+            cond = jnp.full_like(t, self.num_classes, dtype=jnp.int32)
+        need_cond(self, cond)
+        cond = check_cond("TimeCondEmbed", cond, t.shape[0])
+        h = self._mlp(time_features(t, self.features, scale=self.time_scale), "time")
+        for i, (path, leaf) in enumerate(jax.tree_util.tree_leaves_with_path(cond)):
+            h = h + self._leaf(jnp.asarray(leaf), f"cond_{i}", "cond" + jax.tree_util.keystr(path))
+        if r is not None:
+            gap = time_features(r - t, self.features, scale=self.time_scale)
+            h = h + self._mlp(gap, "gap", nn.initializers.zeros)
+        return h
+
+    def _mlp(self, h: Array, name: str, out_init=nn.linear.default_kernel_init) -> Array:
+        h = nn.silu(nn.Dense(self.width, dtype=self.dtype, name=f"{name}_in")(h))
+        return nn.Dense(self.width, dtype=self.dtype, kernel_init=out_init, name=f"{name}_out")(h)
+
+    def _leaf(self, leaf: Array, name: str, where: str) -> Array:
+        if jnp.issubdtype(leaf.dtype, jnp.floating):
+            return self._mlp(flatten_event(leaf), name)
+        if not jnp.issubdtype(leaf.dtype, jnp.integer):
+            raise ValueError(f"{where}: expected integer labels or floats, got {leaf.dtype}")
+        if self.num_classes is None:
+            raise ValueError(f"{where} holds integer labels: the network needs num_classes=..., got None")
+        if leaf.ndim != 1:
+            raise ValueError(f"{where}: expected labels of shape [b], got {list(leaf.shape)}")
+        init = nn.initializers.normal(0.02)
+        return nn.Embed(self.num_classes + 1, self.width, embedding_init=init, dtype=self.dtype, name=name)(leaf)

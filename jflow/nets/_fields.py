@@ -1,0 +1,78 @@
+"""Networks of (x, t) lifted from Flax Linen into the nouns `Field`, `Velocity` and `FlowMap`."""
+
+import flax.linen as nn
+
+from jflow._core.checks import check_cond, count_rows, like_state, rows
+from jflow._core.linen import apply_linen, check_linen, init_linen
+from jflow._core.nouns import compiled
+from jflow.types import Field, FlowMap, Velocity
+
+__all__ = ["field", "flow_map", "velocity"]
+
+
+def field(module: nn.Module) -> Field:
+    """Lift a Linen module `module(x, t, cond=None)` into a `Field`.
+
+    x is an array [b, *event] or a pytree of them, t is [b] (a scalar is given to every row), the leaves of cond lead
+    with b or with 1, for all rows; the output is whatever the module returns. A key passed to `apply` switches dropout on.
+    Errors: TypeError for what is no Linen module, ValueError where t or cond does not have b rows.
+    """
+
+    return compiled(_lifted("field", module))
+
+
+def velocity(module: nn.Module) -> Velocity:
+    """Lift a Linen module `module(x, t, cond=None)` into a `Velocity`: a `field` whose output is shaped like x.
+
+    The output is cast back to the type of x, whatever type the network computes in.
+    Errors: as `field`, and ValueError where the output does not have the structure and shapes of x.
+    """
+    init, apply_field = _lifted("velocity", module)
+
+    def apply(params, x, t, cond=None, *, key=None):
+        return like_state(type(module).__name__, apply_field(params, x, t, cond, key=key), x)
+
+    return compiled(Velocity(init, apply))
+
+
+def flow_map(module: nn.Module) -> FlowMap:
+    """Lift a Linen module `module(x, t, cond=None, r=None)` into a `FlowMap` u(x, t, r), the average velocity from time t to
+    time r; the output is cast back to the type of x.
+
+    Of jflow's networks ResidualMLP, UNet and DiT take r; they are told r - t.
+    Errors: as `velocity`.
+    """
+    check_linen("flow_map", "module", module)
+    name = type(module).__name__
+
+    def inputs(x, t, r, cond):
+        n = count_rows(name, x)
+        cond = check_cond(name, cond, n)
+        return x, rows(t, n), cond, rows(r, n)
+
+    def init(key, x, t, r, cond=None):
+        return init_linen(module, key, *inputs(x, t, r, cond))
+
+    def apply(params, x, t, r, cond=None, *, key=None):
+        return like_state(name, apply_linen(module, params, *inputs(x, t, r, cond), key=key), x)
+
+    return compiled(FlowMap(init, apply))
+
+
+def _lifted(name: str, module: nn.Module) -> Field:
+    check_linen(name, "module", module)
+
+    def init(key, x, t, cond=None):
+        return init_linen(module, key, *_inputs(type(module).__name__, x, t, cond))
+
+    def apply(params, x, t, cond=None, *, key=None):
+        return apply_linen(module, params, *_inputs(type(module).__name__, x, t, cond), key=key)
+
+    return Field(init, apply)
+
+
+def _inputs(name, x, t, cond):
+    n = count_rows(name, x)
+    cond = check_cond(name, cond, n)
+    # a module without conditioning may leave the argument out
+    return (x, rows(t, n)) if cond is None else (x, rows(t, n), cond)

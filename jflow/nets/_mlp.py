@@ -1,0 +1,149 @@
+"""Perceptrons: a conditioner for couplings, and two velocity networks for vectors."""
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import flax.linen as nn
+import jax.numpy as jnp
+
+from jflow._core.linen import check_linen, flatten_cond, flatten_event
+from jflow.nets._embed import TimeCondEmbed, check_time, time_features
+from jflow.types import Array, Cond
+
+
+class MLP(nn.Module):
+    """A conditioner: module(x [b, ..., d], cond=None) -> features [b, ..., hidden[-1]], with no output head.
+
+    cond is None, a float array [b, ...] or a pytree of them; it is flattened to [b, k] and concatenated to x. Labels
+    must be embedded first (ValueError). d may be 0: then cond alone, or a constant, goes in.
+    """
+
+    hidden: Sequence[int] = (128, 128)
+    activation: Callable[[Array], Array] = nn.relu
+    dropout: float = 0.0
+    dtype: Any = None
+
+    def __post_init__(self):
+        if not self.hidden:
+            raise ValueError("MLP: expected at least one hidden width, got hidden=()")
+        super().__post_init__()
+
+    @nn.compact
+    def __call__(self, x: Array, cond: Cond = None) -> Array:
+        c = flatten_cond("MLP", cond, x.shape[0])
+        parts = [x] if x.shape[-1] else []
+        if c is not None and c.shape[-1]:
+            c = c.reshape(c.shape[0], *(1,) * (x.ndim - 2), c.shape[-1])
+            parts.append(jnp.broadcast_to(c, (*x.shape[:-1], c.shape[-1])))
+        h = jnp.concatenate(parts, axis=-1) if parts else jnp.ones_like(x, shape=(*x.shape[:-1], 1))
+        for width in self.hidden:
+            h = self.activation(nn.Dense(width, dtype=self.dtype)(h))
+            h = nn.Dropout(self.dropout, deterministic=not self.has_rng("dropout"))(h)
+        return h
+
+
+class TimeMLP(nn.Module):
+    """A velocity network: module(x [b, *event], t [b], cond=None) -> shaped like x, zero at initialisation.
+
+    x, sinusoidal features of t and cond are flattened, concatenated and passed through an `MLP`. `embed`, a Linen
+    module, is applied to cond first; labels need it, e.g. `embed=nn.Embed(num_classes + 1, 16)`: one row for a null
+    label.
+    """
+
+    hidden: Sequence[int] = (128, 128)
+    activation: Callable[[Array], Array] = nn.silu
+    time_features: int = 64
+    time_scale: float = 100.0  # see jflow.nets.time_features
+    embed: nn.Module | None = None
+    dropout: float = 0.0
+    dtype: Any = None
+
+    def __post_init__(self):
+        if self.embed is not None:
+            check_linen("TimeMLP", "embed", self.embed)
+        super().__post_init__()
+
+    @nn.compact
+    def __call__(self, x: Array, t: Array, cond: Cond = None) -> Array:
+        check_time("TimeMLP", x, t)
+        if self.embed is not None and cond is not None:
+            cond = self.embed(cond)
+        flat = flatten_event(x)
+        time = time_features(t, self.time_features, scale=self.time_scale).astype(flat.dtype)
+        h = jnp.concatenate([flat, time], axis=-1)
+        h = MLP(self.hidden, self.activation, self.dropout, self.dtype)(h, cond)
+        return output_head(h, flat.shape[-1]).reshape(x.shape).astype(x.dtype)
+
+
+class ResidualMLP(nn.Module):
+    """A velocity network: module(x [b, *event], t [b], cond=None, r=None) -> shaped like x, zero at initialisation.
+
+    `depth` pre-norm residual blocks of `width`, scanned, each modulated by time and cond (adaLN-zero). The one to start
+    from for vectors and tiny images; x should be of order one. `num_classes` and cond: see `jflow.nets.TimeCondEmbed`.
+
+    Source of the modulation: Peebles & Xie, "Scalable Diffusion Models with Transformers", 2023.
+    """
+
+    width: int = 128
+    depth: int = 3
+    expansion: int = 2  # hidden width of a block, in widths
+    num_classes: int | None = None
+    activation: Callable[[Array], Array] = nn.silu
+    time_features: int = 64
+    time_scale: float = 100.0  # see jflow.nets.time_features
+    dropout: float = 0.0
+    dtype: Any = None
+
+    def __post_init__(self):
+        if self.depth < 1:
+            raise ValueError(f"ResidualMLP: expected depth of at least 1, got {self.depth}")
+        super().__post_init__()
+
+    @nn.compact
+    def __call__(self, x: Array, t: Array, cond: Cond = None, r: Array | None = None) -> Array:
+        check_time("ResidualMLP", x, t, r)
+        flat = flatten_event(x)
+        # Biases of order one: without them the norms divide the magnitude of x away (eight Gaussians of radius 5, seen
+        # once: error 0.30 without, 0.04 with; no difference on standardised data).
+        h = nn.Dense(self.width, bias_init=nn.initializers.normal(1.0), dtype=self.dtype, name="stem")(flat)
+        embed = TimeCondEmbed(
+            self.width, self.num_classes, self.time_features, self.time_scale, self.dtype, name="embed"
+        )
+        c = nn.silu(embed(t, cond, r)).astype(h.dtype)  # the scan's carry keeps one type
+        blocks = nn.scan(
+            ResidualBlock,
+            variable_axes={"params": 0},
+            split_rngs={"params": True, "dropout": True},
+            in_axes=nn.broadcast,
+            length=self.depth,
+        )
+        h, _ = blocks(self.expansion, self.activation, self.dropout, self.dtype, name="blocks")(h, c)
+        h = nn.LayerNorm(dtype=self.dtype, name="norm")(h)
+        return output_head(h, flat.shape[-1]).reshape(x.shape).astype(x.dtype)
+
+
+class ResidualBlock(nn.Module):
+    """h + gate * MLP(norm(h) * (1 + scale) + shift), where gate, scale and shift are linear in c and start at zero."""
+
+    expansion: int
+    activation: Callable[[Array], Array]
+    dropout: float
+    dtype: Any
+
+    @nn.compact
+    def __call__(self, h: Array, c: Array) -> tuple[Array, None]:
+        width = h.shape[-1]
+        modulation = nn.Dense(3 * width, kernel_init=nn.initializers.zeros, dtype=self.dtype, name="modulation")(c)
+        shift, scale, gate = jnp.split(modulation, 3, axis=-1)
+        y = nn.LayerNorm(use_bias=False, use_scale=False, dtype=self.dtype)(h) * (1 + scale) + shift
+        y = self.activation(nn.Dense(self.expansion * width, dtype=self.dtype, name="in")(y))
+        y = nn.Dropout(self.dropout, deterministic=not self.has_rng("dropout"))(y)
+        return h + gate * nn.Dense(width, dtype=self.dtype, name="out")(y), None
+
+
+def output_head(h: Array, size: int) -> Array:
+    """[..., F] -> [..., size], zero at first, in the precision of the params rather than of the features.
+
+    To be called inside a compact method, whose module it becomes a layer of.
+    """
+    return nn.Dense(size, kernel_init=nn.initializers.zeros, name="head")(h)

@@ -1,0 +1,120 @@
+"""A small U-Net.
+
+Sources: Ronneberger et al., "U-Net", 2015; Ho et al., "Denoising Diffusion Probabilistic Models", 2020; the modulated
+norms of Dhariwal & Nichol, "Diffusion Models Beat GANs on Image Synthesis", 2021.
+"""
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import flax.linen as nn
+import jax.numpy as jnp
+
+from jflow.nets._attention import SelfAttention
+from jflow.nets._embed import TimeCondEmbed, check_time
+from jflow.types import Array, Cond
+
+_zeros = nn.initializers.zeros
+
+
+class UNet(nn.Module):
+    """A velocity network: module(x [b, H, W, C], t [b], cond=None, r=None) -> shaped like x, zero at initialisation.
+
+    Level i works on H / 2**i x W / 2**i with channels * multipliers[i] channels: `blocks` residual blocks on the way
+    down and as many on the way up (the last level has one stack), each followed by self-attention where attention[i].
+    Every block down hands its output to its mirror image up. Time and cond modulate the norms; `num_classes` and cond:
+    see `jflow.nets.TimeCondEmbed`.
+
+    Raises ValueError unless 2**(levels - 1) divides H and W, and when `attention` and `multipliers` differ in length.
+    """
+
+    channels: int = 32
+    multipliers: Sequence[int] = (1, 2)
+    blocks: int = 1
+    attention: Sequence[bool] = (False, True)
+    heads: int = 1
+    num_classes: int | None = None
+    time_scale: float = 100.0  # see jflow.nets.time_features
+    dropout: float = 0.0
+    dtype: Any = None
+
+    def __post_init__(self):
+        if len(self.attention) != len(self.multipliers) or not self.multipliers:
+            raise ValueError(
+                "UNet: expected one entry of attention for each of multipliers, got "
+                f"attention={tuple(self.attention)}, multipliers={tuple(self.multipliers)}"
+            )
+        if self.blocks < 1:
+            raise ValueError(f"UNet: expected blocks of at least 1, got {self.blocks}")
+        super().__post_init__()
+
+    @nn.compact
+    def __call__(self, x: Array, t: Array, cond: Cond = None, r: Array | None = None) -> Array:
+        factor = 2 ** (len(self.multipliers) - 1)
+        if x.ndim != 4 or x.shape[1] % factor or x.shape[2] % factor:
+            raise ValueError(
+                f"UNet: expected x of shape [b, H, W, C], H and W divisible by {factor} for {len(self.multipliers)} "
+                f"levels, got {list(x.shape)}"
+            )
+        check_time("UNet", x, t, r)
+        widths = [self.channels * m for m in self.multipliers]
+        h = nn.Conv(widths[0], (3, 3), dtype=self.dtype, name="stem")(x)
+        embed = TimeCondEmbed(
+            4 * self.channels, self.num_classes, time_scale=self.time_scale, dtype=self.dtype, name="embed"
+        )
+        c = nn.silu(embed(t, cond, r)).astype(h.dtype)  # the scan's carry keeps one type
+
+        skips = []
+        for i, width in enumerate(widths[1:]):
+            h, skip = self._blocks(f"down_{i}", self.attention[i], h, [None] * self.blocks, c)
+            skips.append(skip)
+            h = nn.Conv(width, (2, 2), (2, 2), dtype=self.dtype, name=f"shrink_{i}")(h)
+        h, _ = self._blocks("middle", self.attention[-1], h, [None] * self.blocks, c)
+        for i in reversed(range(len(widths) - 1)):
+            h = h.repeat(2, axis=1).repeat(2, axis=2)
+            h = nn.Conv(widths[i], (3, 3), dtype=self.dtype, name=f"grow_{i}")(h)
+            h, _ = self._blocks(f"up_{i}", self.attention[i], h, skips[i][::-1], c)
+
+        h = nn.silu(group_norm(h.shape[-1], self.dtype)(h))
+        return nn.Conv(x.shape[-1], (3, 3), kernel_init=_zeros, name="head")(h).astype(x.dtype)
+
+    def _blocks(self, name: str, attend: bool, h: Array, skips: Sequence[Array | None], c: Array):
+        """The blocks of one level, in sequence: (their last output, all their outputs)."""
+        # Not scanned: XLA's CPU backend takes gradients of convolutions in a loop body over 30 times slower, even in a
+        # loop of one turn. There are only a few blocks a level.
+        outputs = []
+        for i, skip in enumerate(skips):
+            h = UNetBlock(self.heads if attend else 0, self.dropout, self.dtype, name=f"{name}_{i}")(h, skip, c)
+            outputs.append(h)
+        return h, outputs
+
+
+class UNetBlock(nn.Module):
+    """A residual block on h [b, H, W, C], modulated by c [b, F]; `skip`, shaped like h, is merged first."""
+
+    heads: int  # 0 for no attention
+    dropout: float
+    dtype: Any
+
+    @nn.compact
+    def __call__(self, h: Array, skip: Array | None, c: Array) -> Array:
+        channels = h.shape[-1]
+        if skip is not None:
+            h = nn.Dense(channels, dtype=self.dtype, name="merge")(jnp.concatenate([h, skip], axis=-1))
+        y = nn.silu(group_norm(channels, self.dtype)(h))
+        y = nn.Conv(channels, (3, 3), dtype=self.dtype, name="in")(y)
+        shift, scale = jnp.split(nn.Dense(2 * channels, dtype=self.dtype, name="modulation")(c)[:, None, None], 2, -1)
+        y = nn.silu(group_norm(channels, self.dtype)(y) * (1 + scale) + shift)
+        y = nn.Dropout(self.dropout, deterministic=not self.has_rng("dropout"))(y)
+        h = h + nn.Conv(channels, (3, 3), kernel_init=_zeros, dtype=self.dtype, name="out")(y)
+        if self.heads:
+            tokens = group_norm(channels, self.dtype)(h).reshape(h.shape[0], h.shape[1] * h.shape[2], channels)
+            attention = SelfAttention(self.heads, out_init=_zeros, dtype=self.dtype, name="attention")
+            h = h + attention(tokens).reshape(h.shape)
+        return h
+
+
+def group_norm(channels: int, dtype) -> nn.GroupNorm:
+    """Eight groups where that divides the channels, else the largest power of two that does."""
+    return nn.GroupNorm(math.gcd(8, channels), dtype=dtype)

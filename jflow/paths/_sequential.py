@@ -1,0 +1,52 @@
+"""Sequential reflow: a flow made straight on each of K segments of time, rather than from end to end.
+
+    knots = np.linspace(0, 1, K + 1)
+    generate_trajectories(folder, teacher, params, source, n, knots, key=key)  # where the teacher is at the knots
+    loss = losses.flow_matching(velocity, path=sequential_path(knots), time=sequential_times(knots))
+    ... trained on batches of read_shards(folder) ...
+    x, info = solvers.sample(velocity, params, x0, solver=diffrax.Euler(), grid=knots)  # one step a segment
+
+With K = 1 it is reflow; the more segments, the less has to be straightened, and the more steps it takes.
+"""
+
+from collections.abc import Sequence
+
+import jax.numpy as jnp
+
+from jflow._core.arrays import expand_to
+from jflow._core.times import check_knots
+from jflow.types import Path as Interpolant
+
+
+def sequential_path(knots: Sequence[float]) -> Interpolant:
+    """The path of SeqRF for `losses.flow_matching`: polygons through the teacher's states at the knots.
+
+    `x` (x1) of the batch is a trajectory X [b, K + 1, *event], a row of `generate_trajectories`; x0 is not read. For t in
+    segment k, from t_k to t_{k+1}, of length h_k:
+
+        point   ((t_{k+1} - t) X_k + (t - t_k) X_{k+1}) / h_k        target   (X_{k+1} - X_k) / h_k
+
+    The velocity jumps at every knot, where t belongs to the segment after it: sample on a
+    grid that meets the knots, and train with `sequential_times`. Errors: ValueError for knots that don't rise strictly
+    from 0 to 1 (at construction), and for a trajectory of another length.
+    Source: Yoon, Lee, "Sequential Flow Straightening for Generative Modeling", 2024; formulas derived.
+    """
+    times = check_knots("sequential_path", knots)
+
+    def segment(x1, t):
+        if x1.ndim < 2 or x1.shape[1] != len(times):
+            raise ValueError(f"sequential_path: expected x of shape [b, {len(times)}, ...], got {list(x1.shape)}")
+        t_k = jnp.asarray(times, t.dtype)
+        k = jnp.clip(jnp.searchsorted(t_k, t, side="right") - 1, 0, len(times) - 2)
+        start, end = (jnp.take_along_axis(x1, expand_to(i, x1), axis=1)[:, 0] for i in (k, k + 1))
+        h = t_k[k + 1] - t_k[k]
+        return start, (end - start) / expand_to(h, start), t - t_k[k]
+
+    def point(x0, x1, t, *, key=None):
+        start, slope, since = segment(x1, t)
+        return start + expand_to(since, start) * slope
+
+    def target(x0, x1, t, *, key=None):
+        return segment(x1, t)[1]
+
+    return Interpolant(point, target)

@@ -1,0 +1,101 @@
+"""Samples by a velocity and a refiner of it."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.typing import ArrayLike
+
+from jflow._core.arrays import float_dtype, halves, joined
+from jflow._core.checks import check_cond, count_rows, like_state, rows
+from jflow._core.times import rising_times
+from jflow.solvers._integrate import SolveInfo
+from jflow.solvers._parts import finished
+from jflow.types import Array, Cond, Field, Params, Velocity
+
+
+def refines(velocity: Velocity) -> Field:
+    """A refiner, R((x, v), t) shaped like x, from a network of x and v joined along the last axis of the event, [b, ..., 2 c]
+    (of a scalar event [b, 2]): the first half of its output is read.
+
+    Any other `Field` of the pair (x, v) will do. Errors: ValueError at trace time for x and v of different shapes."""
+
+    def join(pair):
+        x, v = pair
+        return joined(x, like_state("refines", v, x))
+
+    def init(key, x, t, cond=None):
+        return velocity.init(key, join(x), t, cond)
+
+    def apply(params, x, t, cond=None, *, key=None):
+        return halves(velocity.apply(params, join(x), t, cond, key=key), x[0])[0]
+
+    return Field(init, apply)
+
+
+def refined_sample(
+    velocity: Velocity,
+    params: Params,
+    refiner: Field,
+    refiner_params: Params,
+    x0: Array,
+    cond: Cond = None,
+    *,
+    heun: int = 1,
+    pseudo: int = 5,
+    refine: int = 3,
+    grid: ArrayLike | None = None,
+) -> tuple[Array, SolveInfo]:
+    """Carry x0 [b, *event] from t=0 to t=1 by so many steps of three kinds, in this order; returns (x1, info).
+
+        heun    a = v(x, t),              b = v(x + h a, t')
+        pseudo  a = b of the step before, b = v(x + h a, t')                 (`solvers.pseudo_corrector`)
+        refine  a = V + R((x, V), t),     b = a + R((x + h a, a), t')        V: the latest velocity: b of a heun or pseudo
+                                                                             step, a of a refine step, as in the paper's code
+    and x <- x + h (a + b) / 2 in all of them. The paper writes H_heun P_pseudo R_refine; its first pseudo step evaluates
+    both velocities anew, where here it takes b of Heun's.
+    grid: rising times [heun + pseudo + refine + 1] in [0, 1]; equal steps where not given.
+    info: evaluations [b] of the velocity, 2 heun + pseudo (the refiner has 2 refine of its own), status [b]
+    (`solvers.Status`); rows that are not finite are NaN.
+    Errors: ValueError unless heun >= 1, pseudo >= 0, refine >= 0, and for a grid of another length or that does not rise.
+    Source: see the module.
+    """
+    counts = {"heun": heun, "pseudo": pseudo, "refine": refine}
+    if any(isinstance(c, bool) or int(c) != c or c < (name == "heun") for name, c in counts.items()):
+        raise ValueError(f"refined_sample: expected whole numbers, heun >= 1, pseudo >= 0, refine >= 0, got {counts}")
+    total = heun + pseudo + refine
+    times = rising_times("refined_sample", total if grid is None else grid)
+    if np.shape(times)[0] != total + 1:
+        raise ValueError(f"refined_sample: expected a grid of {total + 1} times, got {np.shape(times)[0]}")
+    n = count_rows("refined_sample", x0)
+    cond = check_cond("refined_sample", cond, n)
+    x = jnp.asarray(x0, float_dtype(x0))
+    times = jnp.asarray(times, x.dtype)
+
+    def at(x, t):
+        return like_state("refined_sample", velocity.apply(params, x, rows(t, n), cond), x)
+
+    def refined(x, v, t):
+        return v + like_state("refined_sample", refiner.apply(refiner_params, (x, v), rows(t, n), cond), x)
+
+    def step(first, second, keep):
+        def run(state, ends):
+            (x, v), (t, t_next) = state, ends
+            a = first(x, v, t)
+            b = second(x + (t_next - t) * a, a, t_next)
+            return (x + (t_next - t) / 2 * (a + b), keep(a, b)), None
+
+        return run
+
+    anew, known = lambda x, v, t: at(x, t), lambda x, v, t: v
+    kinds = (
+        (heun, step(anew, anew, lambda a, b: b)),
+        (pseudo, step(known, anew, lambda a, b: b)),
+        (refine, step(refined, refined, lambda a, b: a)),
+    )
+    state, start = (x, jnp.zeros_like(x)), 0
+    for count, run in kinds:
+        ends = times[start : start + count + 1]
+        state, _ = jax.lax.scan(run, state, (ends[:-1], ends[1:]))
+        start += count
+    x = state[0]
+    return finished(x, 2 * heun + pseudo, x0)

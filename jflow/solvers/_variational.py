@@ -1,0 +1,59 @@
+"""Samples of a consistency model that was trained with an encoder of its noise."""
+
+import jax
+import jax.numpy as jnp
+from jax.typing import ArrayLike
+
+from jflow._core.arrays import float_dtype
+from jflow._core.checks import check_cond, count_rows, encoded, need_key, players, rows
+from jflow._core.line import on_line, predicted_data
+from jflow.solvers._integrate import SolveInfo
+from jflow.solvers._parts import finished, sampling_times
+from jflow.types import Array, Cond, Field, Key, Params, Velocity
+
+
+def sample_variational(
+    velocity: Velocity,
+    encoder: Field,
+    params: Params,
+    x0: Array,
+    cond: Cond = None,
+    *,
+    steps: int | None = None,
+    grid: ArrayLike | None = None,
+    key: Key | None = None,
+) -> tuple[Array, SolveInfo]:
+    """The multistep sampler of a consistency model that was trained with an encoder; returns (x1, info).
+
+    Each step goes to data, x1 = x + (1 - t) F(x, t), and back to t_next on the line to the noise that the encoder draws
+    for that x1: where plain consistency models add noise of their own, which the trained pairs are not.
+    x0: [b, *event], standard normal; params {'model', 'encoder'}; steps or grid as in `solvers.sample_flow_map`.
+    info: evaluations [b] of the velocity (the encoder is run once less), status [b]; rows that are not finite are NaN.
+    Errors: as `solvers.sample_flow_map`; ValueError for more than one step without a key.
+    Source: as `variational_noise`.
+    """
+    name = "sample_variational"
+    times = sampling_times(name, steps, grid)
+    n, count = count_rows(name, x0), len(times) - 1
+    cond = check_cond(name, cond, n)
+    model, encoding = players(name, params, "model", "encoder")
+    if count > 1:
+        need_key(f"{name} with more than one step", key)
+    dtype = float_dtype(x0)
+    times = jnp.asarray(times, dtype)
+
+    def data(x, t):
+        return predicted_data(velocity, model, x, rows(t, n), cond, None, x0.dtype)
+
+    def step(x, now):
+        t, t_next, key = now
+        x1 = data(x, t)
+        mean, std = encoded(name, encoder, encoding, x1.astype(x0.dtype), cond, None)
+        noise = mean + std * jax.random.normal(key, x.shape, dtype)
+        return on_line(noise, x1, rows(t_next, n)), None
+
+    x = jnp.asarray(x0, dtype)
+    if count > 1:
+        x, _ = jax.lax.scan(step, x, (times[:-2], times[1:-1], jax.random.split(key, count - 1)))
+    x = data(x, times[-2])
+    return finished(x, count, x0)

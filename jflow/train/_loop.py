@@ -1,0 +1,245 @@
+"""The training loop: everything around the step."""
+
+import contextlib
+import hashlib
+import signal
+import sys
+import time
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import Any, NamedTuple, NoReturn
+
+import jax
+from tqdm import tqdm
+
+from jflow._core import processes
+from jflow._core.checks import described
+from jflow._core.files import expand
+from jflow._core.lock import hold
+from jflow.train._feed import feed, is_iterator, rows_of, visit
+from jflow.train._keep import Best, Kept, judge_best, resume_run, save_run
+from jflow.train._record import Recorder, Row
+from jflow.train._rules import forms
+from jflow.train._sharding import put, shardings_of
+from jflow.train._state import TrainState
+from jflow.train._step import Step
+from jflow.train._watch import Watch, as_floats, check_finite, init_watch, signals, watched
+
+
+class Fit(NamedTuple):
+    """The last state, the best evaluation (None without `monitor`) and the rows of metrics, one a logged step."""
+
+    state: TrainState
+    best: Best | None
+    history: list[Row]
+
+
+def fit(
+    state: TrainState,
+    step: Step,
+    batches: Iterator[Mapping[str, Any]] | Callable,
+    *,
+    steps: int,
+    workdir: str | Path | None = None,
+    log_every: int = 50,
+    save_every: int = 500,
+    eval_every: int | None = None,
+    evaluate: Callable[[TrainState], Mapping[str, float]] | None = None,
+    picture: Callable[[TrainState], Any] | None = None,
+    monitor: str | None = None,
+    patience: int | None = None,
+    skip_nonfinite: bool = False,
+    keep: int = 3,
+    inner: int = 1,
+    prefetch: int = 0,
+    progress: bool = True,
+    preprocess: Mapping[str, Any] | None = None,
+    sharding: jax.sharding.Sharding | None = None,
+) -> Fit:
+    """Train until state.step == steps. The state is donated: use the one that comes back.
+
+    step: from `make_step`, not jitted. batches: an iterator of dicts with `position` and `seek(position)`
+        (`data.batches`), or, for rollouts, a callable (state, key) -> batch that gets a new key every step. sharding:
+        where batches go, e.g. data_sharding(mesh); the state stays where it is (`train.shard`).
+    inner: so many updates run on the device between two visits of the host, which small networks would else wait for.
+        Batches of an iterator are stacked and sent at once; a callable must be one that jax can trace. steps, log_every,
+        eval_every and, with a workdir, save_every are multiples of inner. The updates are those of inner=1, up to rounding.
+    prefetch: so many batches (of a visit) are made and sent ahead by a thread, see `data.prefetch`; at the end `batches`
+        stands where the run stopped.
+    workdir: gets metrics.jsonl, pictures, and checkpoints every `save_every` steps and at the end, of which the newest
+        `keep` stay; they hold the JSON `preprocess` too. A workdir with checkpoints is resumed from its newest readable
+        one, and ends with the params of a run that never stopped, bit for bit.
+    evaluate(state) -> floats and picture(state) -> image run every `eval_every` steps, if given, and at the end.
+        monitor: the name of an evaluated number; the params where it was lowest are kept, in WORKDIR/best too.
+        patience: stop after so many evaluations in a row without a new lowest.
+    skip_nonfinite: leave an update out that is not finite (params, optimizer, average and frozen stay, the metric
+        'skipped' counts) instead of stopping.
+
+    Metrics are fetched every `log_every` steps; in between nothing waits for the device. Raises NonFiniteError that
+    names the step, its metrics and the last good checkpoint: none is saved after it. SIGTERM and SIGINT finish the
+    step, save, say so on stderr, and then raise SystemExit(143) or KeyboardInterrupt. Raises ValueError where another
+    run is in the workdir.
+
+    Several processes (`train.initialize`) run the same call, with the state on a mesh of all their devices and each its
+    own share of the rows. `evaluate` and `picture` run on all; the numbers of process 0 count, and it alone writes
+    metrics and pictures. Signals are heeded at the next logged step. Raises ValueError, on every process and naming what
+    differs, where they disagree on options, state, batch or step.
+    """
+    _check(
+        batches,
+        steps,
+        workdir,
+        log_every,
+        save_every,
+        eval_every,
+        evaluate,
+        picture,
+        monitor,
+        patience,
+        keep,
+        inner,
+        prefetch,
+    )
+    several, main = jax.process_count() > 1, processes.is_main()
+    options = dict(
+        steps=steps,
+        log_every=log_every,
+        save_every=save_every,
+        eval_every=eval_every,
+        monitor=monitor,
+        patience=patience,
+        skip_nonfinite=skip_nonfinite,
+        inner=inner,
+    )
+    processes.check_agreement({"the state": forms(state), **options})
+    # One placement for fresh and restored states, so that the same program runs after a resume.
+    shardings = shardings_of(state)
+    if several and len(shardings.step.device_set) < jax.device_count():
+        raise ValueError("several processes train as one on a mesh of all their devices: train.shard(state, mesh)")
+    with contextlib.nullcontext() if workdir is None else hold(workdir := expand(workdir)):
+        state, best, kept = put(state, shardings), None, Kept()
+        source, next_batch = feed(batches, inner, prefetch, sharding)
+        if workdir is not None:
+            state, best, kept = resume_run(workdir, state, source)
+        n = saved = int(state.step)
+        if n % inner:
+            raise ValueError(f"expected a state whose step inner={inner} divides, got step {n}")
+        record = Recorder(workdir, n, writes=main)
+        started = time.monotonic() - kept.seconds
+        scalar = state.step.sharding
+        watch = put(init_watch(kept.skipped), Watch(scalar, scalar))
+        out = (shardings, scalar, scalar)
+        update = visit(watched(step, skip_nonfinite), batches, inner, sharding)
+        advance = jax.jit(update, donate_argnums=(0, 1), out_shardings=out)
+        recent = []  # metrics since the last look at them, still on the device; with inner > 1 each of inner updates
+
+        def look():
+            last = f"last good checkpoint: step {saved} in {workdir}" if saved else "no checkpoint was saved before it"
+            rows = rows_of(recent, inner)
+            check_finite(watch, n, rows, last)
+            return rows[-1] if rows else None
+
+        def save():
+            look()
+            extra = kept._replace(skipped=int(watch.skipped), seconds=time.monotonic() - started)._asdict()
+            position = getattr(source, "position", None)
+            save_run(workdir, n, state, best, position, {"fit": extra, "preprocess": preprocess}, keep)
+
+        bar = tqdm(total=steps, initial=n, unit="step", disable=not (progress and main), file=sys.stderr)
+        closed = contextlib.closing(source) if prefetch and is_iterator(batches) else contextlib.nullcontext()
+        with signals() as caught, contextlib.closing(record), closed, bar:
+            stop, unchecked = False, several
+            while n < steps and not stop and (patience is None or kept.failed < patience):
+                batch = next_batch(state)
+                if unchecked:
+                    advance, unchecked = _agreed_on(advance, state, watch, batch), False
+                state, watch, metrics = advance(state, watch, batch)
+                n += inner
+                recent.append(metrics)
+                bar.update(inner)
+                ends = n == steps
+                log, judge = ends or n % log_every == 0, ends or bool(eval_every) and n % eval_every == 0
+                if log or judge:
+                    values = as_floats("metric", look())
+                    row = {"step": n, "time": round(time.monotonic() - started, 3), "loss": values["loss"]} | values
+                    if skip_nonfinite:
+                        row["skipped"] = int(watch.skipped)
+                    bar.set_postfix(loss=f"{row['loss']:.4g}", refresh=False)
+                    if judge and evaluate is not None:
+                        scores = processes.from_main(as_floats("evaluate's", evaluate(state)))
+                        row |= {f"eval/{name}": score for name, score in scores.items()}
+                        if monitor is not None:
+                            best, kept = judge_best(state, n, scores, monitor, best, kept)
+                    if judge and picture is not None:
+                        record.picture(n, picture(state))
+                    record.write(row)
+                    recent.clear()
+                stop = bool(caught) if not several else log and processes.any_of(bool(caught))
+                if workdir is not None and n % save_every == 0:
+                    save()
+                    saved = n
+            if workdir is not None and saved < n:
+                save()
+    if stop:
+        _stopped(caught, n, workdir)
+    return Fit(state, best, record.rows)
+
+
+def _stopped(caught: list[int], n: int, workdir: Path | None) -> NoReturn:
+    """Say what a signal left, and raise what it would have raised."""
+    name = signal.Signals(caught[0]).name if caught else "a signal to another process"
+    saved = f"step {n} is saved in {workdir}; the same call goes on from there"
+    if workdir is None:
+        saved = f"step {n} is not saved, since there is no workdir"
+    if processes.is_main():
+        print(f"jflow: {name}: {saved}", file=sys.stderr, flush=True)
+    raise KeyboardInterrupt if caught and caught[0] == signal.SIGINT else SystemExit(143)
+
+
+def _agreed_on(advance, state, watch, batch):
+    """The program, compiled, if all processes have the same: each would else wait for another collective, forever."""
+    lowered = advance.lower(state, watch, batch)
+    digest = hashlib.sha256(lowered.as_text().encode()).hexdigest()
+    processes.check_agreement({"the batch": forms(batch), "the program of the step": digest})
+    return lowered.compile()
+
+
+def _check(
+    batches,
+    steps,
+    workdir,
+    log_every,
+    save_every,
+    eval_every,
+    evaluate,
+    picture,
+    monitor,
+    patience,
+    keep,
+    inner,
+    prefetch,
+):
+    counts = {"steps": steps, "log_every": log_every, "save_every": save_every, "keep": keep, "inner": inner}
+    optional = {"eval_every": eval_every, "patience": patience}
+    for name, count in (counts | {k: v for k, v in optional.items() if v is not None}).items():
+        if isinstance(count, bool) or not isinstance(count, int) or count < 1:
+            raise ValueError(f"expected {name} to be an int of at least 1, got {count!r}")
+    for name in ("steps", "log_every", "eval_every") + (() if workdir is None else ("save_every",)):
+        if (count := (counts | optional)[name]) and count % inner:
+            raise ValueError(f"expected {name} to be a multiple of inner={inner}, got {count}")
+    if not (is_iterator(batches) or callable(batches)):
+        raise TypeError(
+            f"fit: expected batches to be an iterator or a callable (state, key) -> batch, got "
+            f"{described(batches)}; data.batches makes one of a dict of arrays"
+        )
+    seekable = hasattr(batches, "position") and hasattr(batches, "seek")
+    if isinstance(prefetch, bool) or not isinstance(prefetch, int) or prefetch < 0:
+        raise ValueError(f"expected prefetch to be an int of at least 0, got {prefetch!r}")
+    if workdir is not None and not callable(batches) and not seekable:
+        raise TypeError("with a workdir, batches need `position` and `seek(position)` (jflow.data.batches has them)")
+    if monitor is not None and evaluate is None:
+        raise ValueError(f"monitor={monitor!r} names a number of `evaluate`, which is None")
+    if patience is not None and monitor is None:
+        raise ValueError("patience counts evaluations of `monitor`, which is None")
+    if picture is not None and workdir is None:
+        raise ValueError("pictures are saved to the workdir, which is None")

@@ -1,0 +1,222 @@
+"""Shortcut models: a step is two half steps; what is asked of the network and of the average, and how errors shrink."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+from teachers import MIXTURE as OTHER
+from teachers import exact_map
+
+import jflow
+from jflow import losses, nets, oracles, train
+from jflow.losses import shortcut
+from jflow.types import FlowMap, Velocity
+
+KEY = jax.random.key(0)
+GAUSSIAN = oracles.gaussian([1.0, -2.0], [[0.5, 0.2], [0.2, 0.3]])
+MIXTURE = oracles.mixture([0.3, 0.7], [[-1.0, 0.5], [1.5, -0.5]], [0.2, 0.4])
+FROZEN = {"ema": {"a": jnp.zeros(()), "b": jnp.zeros(())}, "teacher": {}}
+
+
+def mixture_map(oracle):
+    def apply(params, x, t, r, cond=None, *, key=None):
+        gap = jnp.where(r == t, 1, r - t)[:, None]
+        u = (oracles.mixture_flow_map(oracle, x, t, r) - x) / gap
+        return jnp.where((r == t)[:, None], oracle.velocity(x, t), u)
+
+    return FlowMap(lambda *_: {}, apply)
+
+
+def near(flow_map):
+    """The map with something added: u + a x + b t."""
+
+    def apply(params, x, t, r, cond=None, *, key=None):
+        return flow_map.apply({}, x, t, r, cond) + params["a"] * x + params["b"] * t[:, None]
+
+    return FlowMap(lambda *_: at(), apply)
+
+
+def at(a=0.0, b=0.0):
+    return {"a": jnp.asarray(a), "b": jnp.asarray(b)}
+
+
+@pytest.mark.parametrize("law", ["gaussian", "mixture"])
+def test_the_exact_map_has_no_residual(law, x64):
+    oracle, exact, n = {
+        "gaussian": (GAUSSIAN, oracles.as_average_velocity(GAUSSIAN), 256),
+        "mixture": (MIXTURE, mixture_map(MIXTURE), 32),
+    }[law]
+    # two Euler steps of 2^-14 are the map to 1e-4 or so: squared it does not show
+    loss = shortcut(near(exact), levels=14, every=2, target_velocity=oracles.as_velocity(oracle))
+    batch = {"x": oracle.sample(KEY, n)}
+    run = jax.jit(lambda params: loss(params, KEY, batch, FROZEN)[1])
+    assert run(at())["residual"] < 1e-6
+    for params in (at(a=0.1), at(b=0.1)):
+        assert run(params)["residual"] > 1e-3 and run(params)["self_consistency"] > 1e-3
+
+
+def test_what_is_left_at_the_exact_map_is_of_first_order_in_the_smallest_step(x64):
+    """One row in `levels` is two Euler steps; the others compose exactly, so that levels * residual = O(step^2)."""
+    batch = {"x": MIXTURE.sample(KEY, 4096), "x0": jax.random.normal(jax.random.key(1), (4096, 2))}
+    exact = oracles.as_average_velocity(GAUSSIAN)
+    levels = np.arange(4, 9)
+
+    made = [shortcut(exact, levels=int(n), every=2, target_velocity=oracles.as_velocity(GAUSSIAN)) for n in levels]
+    left = jax.jit(lambda: [f({}, KEY, batch, {"ema": {}, "teacher": {}})[1]["self_consistency"] for f in made])()
+    order = -np.polyfit(levels, np.log2(np.sqrt(levels * np.asarray(left))), 1)[0]
+    assert 0.9 < order < 1.1
+
+
+@pytest.mark.parametrize("law", ["gaussian", "mixture"])
+def test_as_published_the_mean_gradient_at_the_exact_map_is_zero(law):
+    oracle, exact = {
+        "gaussian": (GAUSSIAN, oracles.as_average_velocity(GAUSSIAN)),
+        "mixture": (OTHER, exact_map("mixture", 8)),
+    }[law]
+    # the smallest step makes the self-consistency rows exact, so that what is left is the spread of x1 - x0
+    loss = shortcut(near(exact), levels=18)
+
+    def gradient(key, params):
+        data_key, loss_key = jax.random.split(key)
+        return jax.grad(lambda p: loss(p, loss_key, {"x": oracle.sample(data_key, 500)}, FROZEN)[0])(params)
+
+    run = jax.jit(lambda keys, params: jax.lax.map(lambda key: gradient(key, params), keys))
+
+    def scores(params):
+        g = run(jax.random.split(jax.random.key(5), 200), params)
+        return {name: abs(np.mean(v) / (np.std(v) / np.sqrt(200))) for name, v in g.items()}
+
+    exact = scores(at())
+    assert exact["a"] < 3 and exact["b"] < 3
+    assert scores(at(a=0.1))["a"] > 10 and scores(at(b=0.3))["b"] > 10
+
+
+def test_what_is_asked_of_the_network_and_of_the_average():
+    asked = []
+
+    def apply(params, x, t, r, cond=None, *, key=None):
+        asked.append([np.asarray(v) for v in (t, r, params["a"])])
+        return jnp.zeros_like(x)
+
+    loss = shortcut(FlowMap(lambda *_: {}, apply), levels=3, every=4)
+    loss({"a": jnp.asarray(1.0)}, KEY, {"x": jnp.ones((400, 2))}, FROZEN)
+    (t1, r1, own1), (t2, r2, own2), (t, r, own) = asked
+    assert own1 == own2 == 0 and own == 1  # the average twice, then the params
+    rows = np.arange(400) % 4 == 0
+    d = (r - t)[rows]
+    np.testing.assert_array_equal(r[~rows], t[~rows])
+    assert set(d) == {1.0, 0.5, 0.25} and np.all(r <= 1)
+    np.testing.assert_array_equal(t[rows] % d, 0)
+    for size in (1.0, 0.5, 0.25):  # uniform: 5 standard errors
+        assert abs(np.mean(d == size) - 1 / 3) < 5 * np.sqrt(2 / 9 / 100)
+        assert len(set(t[rows][d == size])) == 1 / size
+    np.testing.assert_array_equal(t1, t[rows])
+    np.testing.assert_array_equal(t2, t[rows] + d / 2)
+    half = np.where(d == 0.25, 0, d / 2)  # at the smallest size velocities
+    np.testing.assert_array_equal(r1 - t1, half)
+    np.testing.assert_array_equal(r2 - t2, half)
+
+
+def test_the_matching_rows_are_flow_matching():
+    velocity = Velocity(lambda *_: {}, lambda p, x, t, cond=None, *, key=None: p["a"] * jnp.sin(x) + t[:, None])
+    model = FlowMap(lambda *_: {}, lambda p, x, t, r, cond=None, *, key=None: velocity.apply(p, x, t))
+    batch = {"x": GAUSSIAN.sample(KEY, 64)}
+    weight = jnp.where(jnp.arange(64) % 4 == 0, 1e-30, 1.0)
+    batch = {**batch, "weight": weight}
+    found, expected = jax.jit(
+        lambda p: [f(p, KEY, batch, FROZEN)[0] for f in (shortcut(model), losses.flow_matching(velocity))]
+    )(at(0.7))
+    np.testing.assert_allclose(found, expected, rtol=1e-6)
+
+
+def test_guidance_enters_at_the_smallest_step_once(x64):
+    """Velocities RATE x + cond; steps are those of the guided field RATE x + null + 3 (cond - null), at every size."""
+    rate, null = 0.8, jnp.asarray([0.5, -1.0])
+
+    def apply(params, x, t, r, cond=None, *, key=None):
+        z = rate * (r - t)
+        growth = jnp.where(z == 0, 1, jnp.expm1(z) / jnp.where(z == 0, 1, z))[:, None]
+        return growth * (rate * x + jnp.where((r == t)[:, None], cond, null[None] + 3 * (cond - null[None])))
+
+    field = Velocity(lambda *_: {}, lambda p, x, t, cond=None, *, key=None: rate * x + cond)
+    batch = {"x": GAUSSIAN.sample(KEY, 256), "cond": jax.random.normal(jax.random.key(1), (256, 2))}
+
+    def residual(scale):
+        model = FlowMap(lambda *_: {}, apply)
+        loss = shortcut(model, levels=14, every=2, target_velocity=field, scale=scale, drop=0.3, null=null)
+        return jax.jit(lambda: loss({}, KEY, batch, {"ema": {}, "teacher": {}})[1]["residual"])()
+
+    assert residual(3.0) < 1e-6 and residual(2.0) > 1e-2
+
+
+def test_conditions_are_dropped_from_matching_rows_alone():
+    asked = []
+
+    def apply(params, x, t, r, cond=None, *, key=None):
+        asked.append(np.asarray(cond))
+        return x
+
+    batch = {"x": jnp.ones((16, 2)), "cond": jnp.arange(16)}
+    shortcut(FlowMap(lambda *_: {}, apply), drop=1.0, null=99)({}, KEY, batch, {"ema": {}})
+    np.testing.assert_array_equal(asked[0], [0, 4, 8, 12])
+    np.testing.assert_array_equal(asked[2], np.where(np.arange(16) % 4 == 0, np.arange(16), 99))
+
+
+def test_a_tiled_event_has_the_same_loss():
+    def apply(params, x, t, r, cond=None, *, key=None):
+        return jnp.sin(2 * x + t[:, None]) * (1 + (r - t)[:, None])
+
+    loss = shortcut(FlowMap(lambda *_: {}, apply))
+    batch = {"x": GAUSSIAN.sample(KEY, 64), "x0": jax.random.normal(jax.random.key(1), (64, 2))}
+    tiled = {k: jnp.concatenate([v, v], axis=1) for k, v in batch.items()}
+    one, two = jax.jit(lambda: [loss({}, KEY, b, FROZEN)[0] for b in (batch, tiled)])()
+    np.testing.assert_allclose(two, one, rtol=1e-5)
+
+
+def test_a_step_of_training_moves_every_param_and_nothing_frozen():
+    model = jflow.flow_map(nets.ResidualMLP(8, 1, num_classes=3))
+    teacher = Velocity(lambda *_: {}, lambda p, x, t, cond=None, *, key=None: p["s"] * x)
+    batch = {"x": GAUSSIAN.sample(KEY, 30), "cond": jnp.arange(30) % 3}  # 30: not a multiple of every
+    loss = shortcut(model, target_velocity=teacher, scale=2.0, drop=0.2, null=3)
+    shapes = jax.eval_shape(model.init, KEY, batch["x"], jnp.zeros(30), jnp.zeros(30), batch["cond"])
+    rng = np.random.default_rng(0)
+    params = jax.tree.map(lambda p: jnp.asarray(0.5 * rng.normal(size=p.shape), p.dtype), shapes)
+    frozen = {"teacher": {"s": jnp.asarray(0.5)}}
+    state = train.init_state(params, optax.sgd(1.0), KEY, ema=0.9, frozen=frozen)
+    new, metrics = jax.jit(train.make_step(loss, optax.sgd(1.0), ema=0.9))(state, batch)
+    for (path, old), moved in zip(
+        jax.tree_util.tree_leaves_with_path(params), jax.tree.leaves(new.params), strict=True
+    ):
+        assert np.all(np.isfinite(moved)) and np.any(moved != old), jax.tree_util.keystr(path)
+    assert set(metrics) == {"residual", "self_consistency", "loss", "grad_norm"}
+    small = shortcut(
+        FlowMap(lambda *_: {}, lambda p, x, t, r, cond=None, *, key=None: p["a"] * x), target_velocity=teacher
+    )
+    g = jax.jit(jax.grad(lambda f: small(at(0.1), KEY, {"x": batch["x"]}, f)[0]))({**frozen, "ema": at(0.2)})
+    assert all(leaf == 0 for leaf in jax.tree.leaves(g))
+
+
+def test_bad_input():
+    model, batch = oracles.as_average_velocity(GAUSSIAN), {"x": GAUSSIAN.sample(KEY, 8)}
+    for options, said in (
+        ({"levels": 0}, "levels to be a whole number of at least 1"),
+        ({"every": 1}, "every to be a whole number of at least 2"),
+        ({"every": 2.5}, "every to be a whole number"),
+        ({"scale": float("nan")}, "finite scale"),
+        ({"scale": 2.0}, "needs null"),
+        ({"drop": 0.1}, "needs null"),
+    ):
+        with pytest.raises(ValueError, match=said):
+            shortcut(model, **options)
+    with pytest.raises(ValueError, match="'cond' in batch"):
+        shortcut(model, scale=2.0, null=3)({}, KEY, batch, FROZEN)
+    with pytest.raises(ValueError, match="'ema' in frozen"):
+        shortcut(model)({}, KEY, batch)
+    with pytest.raises(ValueError, match="'teacher' in frozen"):
+        shortcut(model, target_velocity=oracles.as_velocity(GAUSSIAN))({}, KEY, batch, {"ema": {}})
+    with pytest.raises(ValueError, match="needs a key"):
+        shortcut(model)({}, None, batch, FROZEN)
+    with pytest.raises(ValueError, match=r"shortcut: expected a velocity shaped like x"):
+        flat = FlowMap(lambda *_: {}, lambda p, x, t, r, cond=None, *, key=None: x[:, :1])
+        shortcut(flat)({}, KEY, batch, FROZEN)
