@@ -68,7 +68,7 @@ TASKS = {
     "digits 8x8": Task(17, 256, 600, lambda folder: digits(8)),
     "MNIST 14x14": Task(256, 512, 800, mnist),
 }
-SPLINE, AFFINE = bijectors.transformers.rational_quadratic(BINS), bijectors.transformers.affine()
+SPLINE, AFFINE = bijectors.univariate.rational_quadratic(BINS), bijectors.univariate.affine()
 
 
 def spline_flow(features, width):
@@ -89,7 +89,7 @@ def fitted(name, kind, args):
     task, make = TASKS[name], KINDS[kind][0]
     rows, test = task.rows(args.data_dir)
     features = rows.shape[1]
-    pre = data.chain_preprocess(data.dequantize(task.levels), data.logit(), data.standardise())
+    pre = data.chain_preprocess(data.dequantization(task.levels), data.logit(), data.standardize())
     fit_state = pre.fit({"x": rows})
     model, steps = make(features, task.width), args.steps or task.steps
     schedule = optax.warmup_cosine_decay_schedule(0.0, 2e-3, max(1, steps // 20), steps)
@@ -159,7 +159,7 @@ def flowjax_calls(kind, features, width, rows):
         flow = masked_autoregressive_flow(
             jax.random.key(0),
             base_dist=Normal(jnp.zeros(features)),
-            transformer=RationalQuadraticSpline(knots=BINS, interval=5) if kind == "spline" else None,
+            univariate=RationalQuadraticSpline(knots=BINS, interval=5) if kind == "spline" else None,
             flow_layers=DEPTH,
             nn_width=width,
             nn_depth=2,

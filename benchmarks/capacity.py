@@ -195,7 +195,7 @@ def check(args):
         axes = {"model": 8} if layout == "tensor" else {"data": 8}
         mesh, rules = train.make_mesh(axes), rules_of(args.model, layout)
         placed = train.shardings(state, mesh, rules)
-        loss = train.gathered(loss, mesh, rules) if layout.startswith("fsdp") else loss
+        loss = train.gather_params(loss, mesh, rules) if layout.startswith("fsdp") else loss
         where = train.replicated(mesh) if layout == "tensor" else train.data_sharding(mesh)
         rows = args.rows * (1 if layout == "tensor" else 8)
         x = jax.ShapeDtypeStruct((rows, *event), "float32", sharding=where)

@@ -21,15 +21,15 @@ from jflow import couplings, data
 
 EPSILON = 0.01  # of Sinkhorn, in jflow's unit of costs (`plans.scale`) and, for POT, in mean costs
 COUPLINGS = {
-    "exact": couplings.exact(),
-    "exact, within class": couplings.exact(couplings.within_class()),
-    "exact, near condition": couplings.exact(couplings.near_condition()),
+    "exact": couplings.optimal_transport(),
+    "exact, within class": couplings.optimal_transport(couplings.within_class()),
+    "exact, near condition": couplings.optimal_transport(couplings.near_condition()),
     "sinkhorn": couplings.sinkhorn(EPSILON),
-    "sinkhorn, likeliest": couplings.sinkhorn(EPSILON, draw=couplings.likeliest),
-    "sinkhorn, with replacement": couplings.sinkhorn(EPSILON, draw=couplings.with_replacement),
+    "sinkhorn, likeliest": couplings.sinkhorn(EPSILON, draw=couplings.most_likely_permutation),
+    "sinkhorn, with replacement": couplings.sinkhorn(EPSILON, draw=couplings.sample_with_replacement),
     "unbalanced": couplings.unbalanced(EPSILON),
-    "stable": couplings.stable(),
-    "partial 0.8": couplings.partial(0.8),
+    "stable": couplings.stable_matching(),
+    "partial 0.8": couplings.partial_optimal_transport(0.8),
 }
 
 

@@ -35,8 +35,8 @@ WHAT = ("log_prob", "train", "sample")
 def jflow_model(features, kind, args, implementation=None):
     """implementation: of the spline's kernel."""
     transformer = {
-        "spline": bijectors.transformers.rational_quadratic(8, 5.0, implementation=implementation),
-        "affine": bijectors.transformers.affine(),
+        "spline": bijectors.univariate.rational_quadratic(8, 5.0, implementation=implementation),
+        "affine": bijectors.univariate.affine(),
     }[kind]
 
     def layer(order):
@@ -69,7 +69,7 @@ def flowjax_model(features, kind, args):
     flow = coupling_flow(
         jax.random.key(0),
         base_dist=Normal(jnp.zeros(features)),
-        transformer=RationalQuadraticSpline(knots=8, interval=5) if kind == "spline" else Affine(),
+        univariate=RationalQuadraticSpline(knots=8, interval=5) if kind == "spline" else Affine(),
         flow_layers=args.depth,
         nn_width=128,
         nn_depth=2,

@@ -1,4 +1,4 @@
-"""Stacks of couplings against their depth: memory, time and gradients of plain, rematerialised and reversible scans.
+"""Stacks of couplings against their depth: memory, time and gradients of plain, rematerialized and reversible scans.
 
     python benchmarks/depth.py [--depths 4 16 64 256] [--features 16] [--rows 1024] [--hidden 128 128]
     python benchmarks/depth.py --short
@@ -43,8 +43,8 @@ MODES = {
 def layers(args):
     """{name: permutation -> one layer}; the networks are smooth, so that a rebuilt activation meets no kink in them."""
     d, net = args.features, nets.MLP(tuple(args.hidden), nn.silu)
-    affine = bj.coupling(bj.transformers.affine(), net, split=d // 2)
-    spline = bj.coupling(bj.transformers.rational_quadratic(8, 5.0), net, split=d // 2)
+    affine = bj.coupling(bj.univariate.affine(), net, split=d // 2)
+    spline = bj.coupling(bj.univariate.rational_quadratic(8, 5.0), net, split=d // 2)
     return {
         "affine": lambda order: bj.chain(bj.actnorm(d), bj.permute(order), affine),
         "spline": lambda order: bj.chain(bj.permute(order), bj.lu(d), spline),
@@ -68,7 +68,7 @@ def negative_log_likelihood(bijector):
 
 
 def moons(args):
-    """Standardised [rows, features]: independent pairs of moons side by side."""
+    """Standardized [rows, features]: independent pairs of moons side by side."""
     x = np.concatenate([data.moons(args.rows, seed)["x"] for seed in range((args.features + 1) // 2)], axis=-1)
     x = x[:, : args.features]
     return jnp.asarray((x - x.mean(0)) / x.std(0), jnp.float32)

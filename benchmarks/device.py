@@ -42,7 +42,7 @@ from sections import Section, attempt, cell, emit, mebibytes, milliseconds, rati
 
 import jflow
 from jflow import kernels, losses, nets, train
-from jflow.bijectors import scales, transformers
+from jflow.bijectors import scales, univariate
 
 TOLERANCE = 1e-3  # of a kernel's relative error: beyond it, the kernel is wrong
 BOTH = ("xla", "pallas")
@@ -61,20 +61,18 @@ PEAKS = {  # bfloat16 FLOP/s without sparsity, by a part of device_kind; the fir
 
 def column_kernel(name, size):
     """(raw numbers, plain(inverse, x, raw), run(implementation, inverse, x, raw)); size: bins or components."""
-    transformer = (
-        transformers.affine() if name == "affine" else getattr(transformers, name)(size, implementation="plain")
-    )
+    scalar_map = univariate.affine() if name == "affine" else getattr(univariate, name)(size, implementation="plain")
     transform = getattr(kernels, name).transform
     transform = partial(transform, log_scale=scales.bounded()) if name == "affine" else transform
 
     def plain(inverse, x, raw):
-        y, log_slope = (transformer.inverse if inverse else transformer.forward)(x, jnp.moveaxis(raw, 0, -1))
+        y, log_slope = (scalar_map.inverse if inverse else scalar_map.forward)(x, jnp.moveaxis(raw, 0, -1))
         return y, jnp.sum(log_slope, axis=0)
 
     def run(implementation, inverse, x, raw):
         return transform(x, raw, inverse=inverse, implementation=implementation)
 
-    return transformer.size, plain, run
+    return scalar_map.size, plain, run
 
 
 def masked_convolution(implementation, inverse, x, kernel):

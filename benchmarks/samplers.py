@@ -29,7 +29,7 @@ ODE = {
     "Heun": (diffrax.Heun(), 2, 0),
     "midpoint = RF-Solver": (diffrax.Midpoint(), 2, 0),
     "DPM-Solver-2": (solvers.dpm_solver_2(), 2, 0),
-    "DPM-Solver-2, log-SNR": (solvers.dpm_solver_2(middle=solvers.halfway_in_log_snr()), 2, 0),
+    "DPM-Solver-2, log-SNR": (solvers.dpm_solver_2(middle=solvers.midpoint_in_log_snr()), 2, 0),
     "DPM-Solver++(2S)": (solvers.dpm_solver_pp_2s(), 2, 0),
     "DPM-Solver++(2M)": (solvers.dpm_solver_pp(2), 1, 0),
     "DPM-Solver++(3M)": (solvers.dpm_solver_pp(3), 1, 0),
@@ -80,7 +80,7 @@ def main():
             return jax.jit(lambda x: euler_scan(x, grid))
         if name in SDE:
             grid = GRIDS[args.grid](n)
-            return jax.jit(lambda x: solvers.walk(SDE[name], {}, x, jax.random.key(3), grid)[0])
+            return jax.jit(lambda x: solvers.sample_sde(SDE[name], {}, x, jax.random.key(3), grid)[0])
         solver, each, first = ODE[name]
         if (n - first) % each or n <= first:
             return None

@@ -18,7 +18,7 @@ import jflow
 from jflow import flows
 from jflow.bijectors import decoding
 
-SHAPE, SIZES = (14, 14, 1), {"patch_size": 2, "width": 64, "blocks": 4, "layers": 1, "num_classes": 10}
+SHAPE, SIZES = (14, 14, 1), {"patch_size": 2, "width": 64, "depth": 4, "layers": 1, "num_classes": 10}
 SAMPLERS = {
     "cached": decoding.cached(),
     "uncached": decoding.uncached(),

@@ -81,7 +81,7 @@ def main():
         split = ((".*", train.fsdp()),)
         yield "data", data_mesh, (), loss, train.data_sharding(data_mesh)
         if n > 1:
-            yield "fsdp", data_mesh, split, train.gathered(loss, data_mesh, split), train.data_sharding(data_mesh)
+            yield "fsdp", data_mesh, split, train.gather_params(loss, data_mesh, split), train.data_sharding(data_mesh)
             yield "tensor", tensor_mesh, tensor, loss, train.replicated(tensor_mesh)
 
     def build(n, mesh, rules, loss, rows):

@@ -120,10 +120,10 @@ def gaussian(mean: ArrayLike, cov: ArrayLike, schedule: Schedule = LINEAR) -> Ga
         def step(carry, ends):
             mean, variance = carry
             t, t_next = ends
-            centre, exact, rate, drift = (v[0, 0] for v in law.at(t[None]))
+            center, exact, rate, drift = (v[0, 0] for v in law.at(t[None]))
             h, g = t_next - t, noise(t)
             slope = rate - g**2 / 2 / exact  # of the drift, in the eigenbasis
-            mean = mean + h * (drift + law.along(slope, mean - centre))
+            mean = mean + h * (drift + law.along(slope, mean - center))
             variance = (1 + h * slope) ** 2 * variance + h * g**2
             return (mean, variance), (mean, variance)
 
@@ -140,7 +140,7 @@ def gaussian(mean: ArrayLike, cov: ArrayLike, schedule: Schedule = LINEAR) -> Ga
 
 
 def mixture(weights: ArrayLike, means: ArrayLike, covs: ArrayLike, schedule: Schedule = LINEAR) -> Mixture:
-    """Data sum_k weights[k] N(means[k], covs[k]): weights [K] (normalised here), means [K, d]; covs [K, d, d], the
+    """Data sum_k weights[k] N(means[k], covs[k]): weights [K] (normalized here), means [K, d]; covs [K, d, d], the
     variances [K, d], one variance a component [K], or one for all (a full covariance shared by all is repeated K times).
 
     With g_k the responsibilities p(k | x_t = x), velocity and score are sum_k g_k times those of `gaussian`.
@@ -235,7 +235,7 @@ def mixture_flow_map(
 def eight_gaussians(radius: float = 5.0, variance: float = 0.1, schedule: Schedule = LINEAR) -> Mixture:
     """Eight equal Gaussians on a circle: the usual 2-D toy. Its entropy at the defaults is 2.6147 nats.
 
-    (Well separated, it is log 8 + log(2 pi e variance), less the overlap of neighbours.)
+    (Well separated, it is log 8 + log(2 pi e variance), less the overlap of neighbors.)
     """
     angles = 2 * np.pi * np.arange(8) / 8
     return mixture(np.ones(8), radius * np.stack([np.cos(angles), np.sin(angles)], axis=1), variance, schedule)

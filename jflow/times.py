@@ -171,7 +171,7 @@ def pairs(time: Time = _UNIFORM, *, equal: float = 0.0) -> TimePair:
 _LENGTH = time_laws.logit_normal(-0.8, 1.0)
 
 
-def interval_times(length: Time = _LENGTH) -> TimePair:
+def interval_pairs(length: Time = _LENGTH) -> TimePair:
     """(t, r) of which r - t is drawn from `length`, and t uniformly from what is left, [0, 1 - (r - t)].
 
     The default is that of a public reimplementation of Align Your Flow's algorithm."""
@@ -185,15 +185,15 @@ def interval_times(length: Time = _LENGTH) -> TimePair:
     return draw
 
 
-def fixed_times(times: Sequence[float]) -> Time:
+def fixed(times: Sequence[float]) -> Time:
     """t drawn from a set, each time as often: (key, n) -> t [n]. Errors: ValueError unless all lie in [0, 1]."""
     times = np.asarray(times, np.float64)
     if times.ndim != 1 or times.size == 0 or not np.all((times >= 0) & (times <= 1)):
-        raise ValueError(f"fixed_times: expected times in [0, 1], got {times.tolist()}")
+        raise ValueError(f"fixed: expected times in [0, 1], got {times.tolist()}")
     return lambda key, n: jnp.asarray(times, float)[jax.random.randint(key, (n,), 0, times.size)]
 
 
-def rectified_times(
+def rectified_pairs(
     time: Time | None = None,
     gap: Time | None = None,
     *,
@@ -212,9 +212,9 @@ def rectified_times(
     gap = logit_normal(-0.8, 1.0) if gap is None else gap
     a, b = whole
     if not 0 <= equal <= 1:
-        raise ValueError(f"rectified_times: expected equal in [0, 1], got {equal}")
+        raise ValueError(f"rectified_pairs: expected equal in [0, 1], got {equal}")
     if not 0 <= a <= b <= 1:
-        raise ValueError(f"rectified_times: expected whole = (a, b) with 0 <= a <= b <= 1, got {whole}")
+        raise ValueError(f"rectified_pairs: expected whole = (a, b) with 0 <= a <= b <= 1, got {whole}")
 
     def draw(key, n):
         time_key, gap_key, same_key = jax.random.split(key, 3)
@@ -226,13 +226,13 @@ def rectified_times(
     return draw
 
 
-def nearby(reach: float = 0.12) -> TimePair:
+def nearby_pairs(reach: float = 0.12) -> TimePair:
     """(t, r): t uniform on [0, 1], r - t uniform on [0, reach], r at most 1: (key, n) -> (t, r).
 
     0.12 is what the paper's code draws, one number a batch there, and there r may pass 1. reach should cover the steps of the
     grid that is sampled with. Errors: ValueError unless 0 < reach <= 1."""
     if not 0 < reach <= 1:
-        raise ValueError(f"nearby: expected 0 < reach <= 1, got {reach}")
+        raise ValueError(f"nearby_pairs: expected 0 < reach <= 1, got {reach}")
 
     def draw(key, n):
         first, second = jax.random.split(key)
@@ -242,7 +242,7 @@ def nearby(reach: float = 0.12) -> TimePair:
     return draw
 
 
-def sequential_times(knots: Sequence[float], *, starts: float = 0.25) -> Time:
+def sequential(knots: Sequence[float], *, starts: float = 0.25) -> Time:
     """Uniform times, but for a share `starts` of the rows, which lies at the starts of the segments: (key, n) -> t [n].
 
     The velocity of `sequential_path` jumps at the knots. A network of t is smooth and settles between its two values there,
@@ -251,9 +251,9 @@ def sequential_times(knots: Sequence[float], *, starts: float = 0.25) -> Time:
     less that of data: 0.10 with starts = 0.25, 0.02 with 0.75.) starts = 1 is distillation into one
     step a segment. Errors: ValueError for starts outside [0, 1] and for knots that don't rise strictly from 0 to 1.
     """
-    first = fixed_times(check_knots("sequential_times", knots)[:-1])
+    first = fixed(check_knots("sequential", knots)[:-1])
     if not 0 <= starts <= 1:
-        raise ValueError(f"sequential_times: expected starts in [0, 1], got {starts}")
+        raise ValueError(f"sequential: expected starts in [0, 1], got {starts}")
 
     def draw(key, n):
         which, at, between = jax.random.split(key, 3)

@@ -34,13 +34,13 @@ class ApplyMap(Protocol):
     ) -> tuple[Array, Array]: ...
 
 
-class PullMap(Protocol):
+class PullbackMap(Protocol):
     def __call__(
         self,
         direction: str,
         params: Params,
         y: Array,
-        bars: tuple[Array, Array],
+        cotangents: tuple[Array, Array],
         cond: Cond = None,
         *,
         key: Key | None = None,
@@ -55,15 +55,16 @@ class Bijector(NamedTuple):
     forward(params, z, cond=None, *, key=None) -> (x, log_det): source to data.
     inverse(params, x, cond=None, *, key=None) -> (z, log_det): data to source.
     log_det [b] is log |det d output / d input| of the map just applied, in nats.
-    pull, optional: the derivative of `forward` or `inverse` from its output y alone, for reversible stacks. With bars the
-        cotangents of (y, log_det): pull('forward' or 'inverse', params, y, bars, cond=None, *, key=None) ->
-        (x, (params_bar, x_bar, cond_bar)), x the input that gave y. None: the other direction, then jax.vjp at x.
+    pullback, optional: the derivative of `forward` or `inverse` from its output y alone, for reversible stacks. With
+        cotangents the cotangents of (y, log_det): pullback('forward' or 'inverse', params, y, cotangents, cond=None, *,
+        key=None) -> (x, (params_bar, x_bar, cond_bar)), x the input that gave y. None: the other direction, then jax.vjp
+        at x.
     """
 
     init: InitMap
     forward: ApplyMap
     inverse: ApplyMap
-    pull: PullMap | None = None
+    pullback: PullbackMap | None = None
 
 
 class Transport(NamedTuple):

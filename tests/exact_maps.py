@@ -71,7 +71,7 @@ def mean_gradient(loss, params, draw, frozen=None, batches=50, rows=2000):
 
 
 def random_params(init, *args):
-    """Params without the zeros of an initialisation, which would hide where no gradient arrives."""
+    """Params without the zeros of an initialization, which would hide where no gradient arrives."""
     rng = np.random.default_rng(0)
     shapes = jax.eval_shape(init, jax.random.key(0), *args)
     return jax.tree.map(lambda p: jnp.asarray(0.3 * rng.normal(size=p.shape), p.dtype), shapes)

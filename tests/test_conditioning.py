@@ -186,7 +186,7 @@ OTHERS = {  # () -> flow, and its event
         lambda: flows.flow_plus_plus(IMAGE, levels=5, depth=(1, 1, 0), dequantizer_depth=1, width=4, blocks=1, heads=2),
         IMAGE,
     ),
-    "tarflow": (lambda: flows.tarflow(IMAGE, patch_size=2, width=8, blocks=2, layers=1, heads=2), IMAGE),
+    "tarflow": (lambda: flows.tarflow(IMAGE, patch_size=2, width=8, depth=2, layers=1, heads=2), IMAGE),
     "jet": (lambda: flows.jet(IMAGE, patch_size=2, width=8, depth=2, layers=1, heads=2), IMAGE),
 }
 

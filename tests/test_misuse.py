@@ -28,7 +28,7 @@ NORMAL = distributions.normal((D,))
 NET = nets.ResidualMLP(4, 1)
 VELOCITY = jflow.velocity(NET)
 MLP = nets.MLP((4,))
-AFFINE = bj.transformers.affine()
+AFFINE = bj.univariate.affine()
 FLOW = flows.real_nvp((D,), depth=2, hidden=(4,))
 LABELLED = flows.real_nvp((D,), depth=2, hidden=(4,), embed=nn.Embed(3, 2))
 IMAGES = flows.glow((4, 4, 1), scales=1, depth=1, hidden=4)
@@ -53,7 +53,7 @@ class Params:
         made = {
             "flow": lambda: zeros_like(FLOW.init, KEY, MORE),
             "conditional": lambda: zeros_like(FLOW.init, KEY, MORE, jnp.ones((5, 2))),
-            "labelled": lambda: zeros_like(LABELLED.init, KEY, MORE, jnp.arange(5)),
+            "labeled": lambda: zeros_like(LABELLED.init, KEY, MORE, jnp.arange(5)),
             "velocity": lambda: zeros_like(VELOCITY.init, KEY, X, T),
             "told": lambda: zeros_like(VELOCITY.init, KEY, X, T, COND),
             "cnf": lambda: zeros_like(CNF.init, KEY, X),
@@ -146,8 +146,8 @@ def test_a_velocity_is_shaped_like_x(v):
     velocity = Velocity(lambda *a: {}, lambda params, x, t, cond=None, *, key=None: v(x))
     for call in (
         lambda: solvers.sample(velocity, {}, X, steps=2),
-        lambda: solvers.walk(solvers.euler_maruyama(velocity, 1.0), {}, X, KEY, GRID),
-        lambda: solvers.walk(solvers.ancestral(velocity), {}, X, KEY, GRID),
+        lambda: solvers.sample_sde(solvers.euler_maruyama(velocity, 1.0), {}, X, KEY, GRID),
+        lambda: solvers.sample_sde(solvers.ancestral(velocity), {}, X, KEY, GRID),
         lambda: losses.flow_matching(velocity)({}, KEY, {"x": X}),
         lambda: flows.cnf(velocity, NORMAL, steps=2).log_prob({"velocity": {}, "base": {}}, X),
     ):
@@ -203,7 +203,7 @@ def test_networks_are_linen_modules(lift):
 OBJECTS = {
     "flow: expected a Bijector, got a Flow: give the map": lambda: flows.flow(FLOW, NORMAL),
     "flow: expected a Bijector, got a Distribution": lambda: flows.flow(NORMAL, bj.lu(D)),
-    "flow: expected a Bijector, got a Transport: elbo_flow": lambda: flows.flow(bj.uniform_dequantize(4), NORMAL),
+    "flow: expected a Bijector, got a Transport: elbo_flow": lambda: flows.flow(bj.uniform_dequantization(4), NORMAL),
     "flow: expected a Distribution or a Flow, got the function normal: give what": lambda: flows.real_nvp(
         (D,), base=distributions.normal
     ),
@@ -218,7 +218,7 @@ OBJECTS = {
     "conditioned: expected .* got a Flow": lambda: bj.conditioned(FLOW, nn.Embed(3, 2)),
     "indicated: expected .* got a Flow": lambda: bj.indicated(FLOW, 2),
     "coupling: expected an Elementwise, got the function affine": lambda: bj.coupling(
-        bj.transformers.affine, MLP, split=1
+        bj.univariate.affine, MLP, split=1
     ),
     "coupling: expected an Elementwise, got a Bijector": lambda: bj.coupling(bj.lu(D), MLP, split=1),
     "nll: expected a Flow or a Distribution, got a Velocity": lambda: losses.nll(VELOCITY),
@@ -245,7 +245,9 @@ OBJECTS = {
     "flows.cnf.sample: expected key .* got 0": lambda: CNF.sample(P.cnf, 0, 3),
     "flows.cnf.sample: expected params, a dict with .*, got a key": lambda: CNF.sample(KEY, P.cnf, 3),
     "init of ResidualMLP: expected key": lambda: VELOCITY.init(0, X, T),
-    "solvers.walk: expected key .* got 0": lambda: solvers.walk(solvers.ancestral(VELOCITY), {}, X, 0, GRID),
+    "solvers.sample_sde: expected key .* got 0": lambda: solvers.sample_sde(
+        solvers.ancestral(VELOCITY), {}, X, 0, GRID
+    ),
     "flow_matching: expected key .* got a dict": lambda: losses.flow_matching(VELOCITY)(KEY, P.velocity, {"x": X}),
 }
 
@@ -283,16 +285,16 @@ VALUES = {  # (what is wrong, words of the message): ValueError
     "MLP: .* do not fit its params.*had that such a cond": lambda: FLOW.log_prob(P.flow, X, COND),
     "flow.init: neither the map nor the base looks at cond": lambda: flows.flow(bj.lu(D), NORMAL).init(KEY, X, COND),
     "elbo_flow.init: neither the map": lambda: flows.elbo_flow(bj.lu(D), NORMAL).init(KEY, X, COND),
-    "conditioned: expected cond for Embed, got None": lambda: LABELLED.log_prob(P.labelled, X),
+    "conditioned: expected cond for Embed, got None": lambda: LABELLED.log_prob(P.labeled, X),
     "TimeCondEmbed: expected cond, since its params were made with one": lambda: VELOCITY.apply(P.told, X, T),
     "TimeCondEmbed: expected cond": lambda: solvers.sample(VELOCITY, P.told, X, steps=2),
-    "TimeCondEmbed: expected cond,": lambda: solvers.walk(solvers.ancestral(VELOCITY), P.told, X, KEY, GRID),
+    "TimeCondEmbed: expected cond,": lambda: solvers.sample_sde(solvers.ancestral(VELOCITY), P.told, X, KEY, GRID),
     "ResidualMLP: .*had that such a cond": lambda: VELOCITY.apply(P.velocity, X, T, COND),
     "flow: expected cond to lead with 3 rows, got shape .2, 2.: a row for each x, or a single": lambda: FLOW.log_prob(
         P.conditional, X, COND[:2]
     ),
     "sample: expected cond to lead with 4 rows, got shape ..: one label .* jnp.full..4,., label": (
-        lambda: LABELLED.sample(P.labelled, KEY, 4, 1)
+        lambda: LABELLED.sample(P.labeled, KEY, 4, 1)
     ),
     # batches
     "noised: expected the data under 'x'": lambda: losses.noised(losses.nll(FLOW), 0.1)(P.flow, KEY, {}),
@@ -339,7 +341,7 @@ def test_a_single_row_of_cond_is_for_all_rows(name):
         "init": lambda c: FLOW.init(KEY, X, c),
         "log_prob": lambda c: FLOW.log_prob(params, X, c),
         "sample": lambda c: FLOW.sample_and_log_prob(params, KEY, 3, c),
-        "label": lambda c: LABELLED.sample(P.labelled, KEY, 3, jnp.argmax(c, axis=1)),
+        "label": lambda c: LABELLED.sample(P.labeled, KEY, 3, jnp.argmax(c, axis=1)),
         "inverse": lambda c: bj.coupling(AFFINE, MLP, split=1).inverse(
             bj.coupling(AFFINE, MLP, split=1).init(KEY, X, COND), X, c
         ),
@@ -347,7 +349,7 @@ def test_a_single_row_of_cond_is_for_all_rows(name):
         "adaptive": lambda c: solvers.log_prob(
             VELOCITY, told, X, lambda z: z[:, 0], c, solver=diffrax.Bosh3(), rtol=0.1, atol=0.1
         )[0],
-        "walk": lambda c: solvers.walk(solvers.ancestral(VELOCITY), told, X, KEY, GRID, c)[0],
+        "walk": lambda c: solvers.sample_sde(solvers.ancestral(VELOCITY), told, X, KEY, GRID, c)[0],
         "cfg": lambda c: guidance.cfg(VELOCITY, 2.0, null=jnp.zeros(2)).apply(told, X, T, c),
         "loss": lambda c: losses.drop_cond(MATCHING, 0.5, null=jnp.zeros(2))(told, KEY, {"x": X, "cond": c})[0],
     }[name]

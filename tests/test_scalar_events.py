@@ -14,7 +14,7 @@ X = jax.random.normal(jax.random.key(1), (B,))
 T = jnp.linspace(0.1, 0.8, B)
 NET = nets.TimeMLP((4,), time_features=4)
 VELOCITY, WIDE = jflow.velocity(NET), jflow.velocity(nets.TimeMLP((5,), time_features=4))
-REFINER, ENCODER = solvers.refines(WIDE), losses.noise_encoder(WIDE)
+REFINER, ENCODER = solvers.refiner(WIDE), losses.noise_encoder(WIDE)
 MIXTURE = jflow.field(nets.MixtureHead(NET, components=2, features=3))
 
 
@@ -25,7 +25,7 @@ def params_of(init, *args, scale=0.5):
 
 def refiner(x):
     p, own = params_of(VELOCITY.init, x, T), params_of(REFINER.init, (x, x), T)
-    x1, info = solvers.refined_sample(VELOCITY, p, REFINER, own, x, heun=1, pseudo=1, refine=1)
+    x1, info = solvers.sample_refined(VELOCITY, p, REFINER, own, x, heun=1, pseudo=1, refine=1)
     loss = losses.velocity_refiner(REFINER, VELOCITY)
     return x1, info.status, loss(own, KEY, {"x": x}, {"teacher": p})
 
@@ -47,7 +47,7 @@ def mixture_head(x):
 def continuous_flow(x):
     flow = flows.cnf(VELOCITY, distributions.normal(x.shape[1:]), steps=1, divergence=solvers.hutchinson(1))
     p = params_of(flow.init, x)
-    walked, _ = solvers.walk(solvers.ancestral(VELOCITY), p["velocity"], x, KEY, np.linspace(0, 1, 3))
+    walked, _ = solvers.sample_sde(solvers.ancestral(VELOCITY), p["velocity"], x, KEY, np.linspace(0, 1, 3))
     return flow.log_prob(p, x, key=KEY), walked, losses.flow_matching(VELOCITY)(p["velocity"], KEY, {"x": x})
 
 

@@ -40,9 +40,9 @@ def patches(data_dir: str) -> dict[str, np.ndarray]:
 
     rng, cut = np.random.default_rng(0), []
     for photo in load_sample_images().images:
-        grey = np.round(photo @ [0.2989, 0.587, 0.114]).astype(np.uint8)
-        rows, columns = (rng.integers(0, size - 7, 12_000) for size in grey.shape)
-        cut.append(np.stack([grey[i : i + 8, j : j + 8] for i, j in zip(rows, columns, strict=True)]))
+        gray = np.round(photo @ [0.2989, 0.587, 0.114]).astype(np.uint8)
+        rows, columns = (rng.integers(0, size - 7, 12_000) for size in gray.shape)
+        cut.append(np.stack([gray[i : i + 8, j : j + 8] for i, j in zip(rows, columns, strict=True)]))
     cut = rng.permutation(np.concatenate(cut))
     return {"train": cut[:20_000], "valid": cut[20_000:22_000], "test": cut[22_000:]}
 
@@ -91,7 +91,7 @@ def config(
     parts = data.Splits(*({"x": features(parts[p], i)} for i, p in enumerate(("train", "valid", "test"))))
     base = distributions.multivariate_normal(63)
     model = flows.neural_spline((63,), depth=depth, hidden=hidden, bins=bins, bound=bound, base=base)
-    pre = data.standardise()
+    pre = data.standardize()
     log_prob = jax.jit(model.log_prob)
 
     def init(key, rows):

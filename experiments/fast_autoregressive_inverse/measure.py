@@ -3,7 +3,7 @@
     python experiments/fast_autoregressive_inverse/measure.py
     python experiments/fast_autoregressive_inverse/measure.py --short
 
-Trains `flows.neural_spline_autoregressive` on scikit-learn's 8x8 digits (dequantised, logit, standardised: 64 numbers) and
+Trains `flows.neural_spline_autoregressive` on scikit-learn's 8x8 digits (dequantized, logit, standardized: 64 numbers) and
 draws rows from it layer by layer, by `bijectors.jacobi` and by `bijectors.sequential`. A pass is an evaluation of a layer's
 network on all rows; a layer takes as many as its slowest row. Prints, for the untrained flow and after each third of the
 training: passes, seconds of drawing (the best of 5), and how far the rows are from those of `sequential` and of
@@ -80,10 +80,10 @@ def main() -> None:
 
 
 def digits(seed: int):
-    """(n -> n training digits, newly dequantised [n, 64]; the test digits), in model units."""
+    """(n -> n training digits, newly dequantized [n, 64]; the test digits), in model units."""
     splits, rng = data.digits(), np.random.default_rng(seed)
     flat = {name: {"x": getattr(splits, name)["x"].reshape(-1, 64)} for name in ("train", "test")}
-    pre = data.chain_preprocess(data.dequantize(17), data.logit(), data.standardise())
+    pre = data.chain_preprocess(data.dequantization(17), data.logit(), data.standardize())
     fitted = pre.fit(flat["train"])
 
     def draw(n):
@@ -94,7 +94,7 @@ def digits(seed: int):
 
 def sampler(width: int, linear: bool, solver):
     """The flow's `forward` with its passes: (stacked params, z [b, 64]) -> (x [b, 64], passes [depth], converged)."""
-    transformer = bijectors.transformers.rational_quadratic(BINS)
+    transformer = bijectors.univariate.rational_quadratic(BINS)
     net = nets.MADE(transformer.size, (width, width))
 
     def layer(z, params):

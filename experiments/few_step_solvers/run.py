@@ -79,7 +79,7 @@ def main() -> None:
     params = trained(losses.flow_matching(net), fresh, plain, args.steps, key, workdir=out / "velocity")
     print("velocity trained", flush=True)
 
-    data.generate_trajectories(
+    data.generate_reflow_trajectories(
         out / "solutions",
         net,
         params,
@@ -120,9 +120,9 @@ def main() -> None:
         return lambda x: solvers.sample(net, velocity_params, x, solver=solver, steps=steps, grid=grid)
 
     # a refiner, small beside the velocity, serves every number of evaluations
-    refiner = solvers.refines(jflow.velocity(nets.TimeMLP((32,))))
+    refiner = solvers.refiner(jflow.velocity(nets.TimeMLP((32,))))
     small = refiner.init(jax.random.fold_in(key, 6), (x[:2], x[:2]), jnp.zeros(2))
-    loss = losses.velocity_refiner(refiner, net, times=times.nearby(0.2))
+    loss = losses.velocity_refiner(refiner, net, times=times.nearby_pairs(0.2))
     small = tuned(loss, small, plain, frozen=frozen)
     size = {"velocity": count(params), "refiner": count(small)}
     print(f"numbers in the velocity and the refiner: {size}", flush=True)
@@ -159,7 +159,7 @@ def main() -> None:
             report(
                 f"FlowTurbo, {refine} refined",
                 n,
-                lambda x, kinds=kinds: solvers.refined_sample(net, params, refiner, small, x, **kinds),
+                lambda x, kinds=kinds: solvers.sample_refined(net, params, refiner, small, x, **kinds),
             )
 
     verdict(table, args.evaluations)

@@ -124,14 +124,16 @@ def jobs(net, steps: int) -> dict[str, Job]:
         return solvers.sample_flow_map(model, params, x0, labels, steps=n)
 
     def to_data(params, x0, labels, n, key):
-        return solvers.sample_flow_map(solvers.to_data(velocity), params, x0, labels, steps=n, renoise=1.0, key=key)
+        return solvers.sample_flow_map(
+            solvers.consistency_map(velocity), params, x0, labels, steps=n, renoise=1.0, key=key
+        )
 
     def anchored(params, x0, labels, n, key):
         return solvers.sample_flow_map(model, params, x0, labels, steps=n, renoise=1.0, key=key)
 
     grid = losses.grid_steps(solvers.grids.uniform, 64)
-    distilled = losses.discrete_consistency(velocity, steps=grid, target_velocity=velocity, advance=losses.heun_step)
-    easy = losses.discrete_consistency(velocity, steps=losses.easy_steps(max(1, steps // 8)))
+    distilled = losses.consistency_training(velocity, steps=grid, teacher=velocity, advance=losses.heun_step)
+    easy = losses.consistency_training(velocity, steps=losses.easy_steps(max(1, steps // 8)))
     return {
         "teacher": Job(losses.flow_matching(velocity, **drop), euler, (*COUNTS, 20), fresh=True),
         "MeanFlow": Job(losses.mean_flow(model, times=pairs, **drop), jumps, fresh=True, grown=True),
@@ -140,23 +142,23 @@ def jobs(net, steps: int) -> dict[str, Job]:
         "consistency training, easy": Job(easy, to_data, fresh=True, counting=True),
         "consistency distillation": Job(distilled, to_data),
         "sCM": Job(
-            losses.trigflow_consistency(velocity, target_velocity=velocity, data_std=0.5, warmup=warmup),
+            losses.trigflow_consistency(velocity, teacher=velocity, data_std=0.5, warmup=warmup),
             to_data,
             counting=True,
         ),
-        "FACM": Job(losses.anchored_consistency(model, target_velocity=velocity), anchored, grown=True),
+        "FACM": Job(losses.anchored_consistency(model, teacher=velocity), anchored, grown=True),
         "AYF, Eulerian": Job(
-            losses.align_eulerian(model, velocity, warmup=warmup, **drop), jumps, grown=True, counting=True
+            losses.eulerian_map_distillation(model, velocity, warmup=warmup, **drop), jumps, grown=True, counting=True
         ),
         "AYF, Lagrangian": Job(
-            losses.align_lagrangian(model, velocity, warmup=warmup, **drop), jumps, grown=True, counting=True
+            losses.lagrangian_map_distillation(model, velocity, warmup=warmup, **drop), jumps, grown=True, counting=True
         ),
         "TraFlow": Job(losses.trajectory_distillation(model, velocity, **drop), jumps, grown=True),
         "MDT-dist": Job(
-            losses.marginal_transport(velocity, velocity, tangent=losses.normalised_tangent(), **drop), to_data
+            losses.marginal_transport(velocity, velocity, tangent=losses.normalized_tangent(), **drop), to_data
         ),
         "PeRFlow": Job(
-            losses.perflow(velocity, velocity, time=times.sequential_times(WINDOWS, starts=0.75), **drop),
+            losses.perflow(velocity, velocity, time=times.sequential(WINDOWS, starts=0.75), **drop),
             euler,
             counts=(4,),
         ),
@@ -214,7 +216,7 @@ def fitted(net, job: Job, rows, trained, args):
     if not job.fresh:
         source = job.pairs if job.pairs in trained else "teacher"
         frozen["teacher"] = trained["teacher"]
-        params = train.grown(params, trained[source])
+        params = train.warm_start(params, trained[source])
     schedule = optax.cosine_decay_schedule(args.rate, args.steps)
     optimizer = optax.chain(optax.clip_by_global_norm(1.0), optax.adam(schedule))
     average = train.ema.warmup(0.998)
@@ -256,7 +258,7 @@ def judged(job: Job, params, test, judge):
         samples[str(n)] = np.asarray(x[:40])
         return jnp.clip(x, -1, 1), info
 
-    return metrics.by_evaluations(draw, judge, job.counts), samples
+    return metrics.quality_by_evaluations(draw, judge, job.counts), samples
 
 
 def report(done, judge, rows, test, args) -> None:

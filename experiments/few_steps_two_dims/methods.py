@@ -103,7 +103,7 @@ def jumps(params, x0, n, key):
 
 
 def to_data(params, x0, n, key):
-    return solvers.sample_flow_map(solvers.to_data(velocity), params, x0, steps=n, renoise=1.0, key=key)
+    return solvers.sample_flow_map(solvers.consistency_map(velocity), params, x0, steps=n, renoise=1.0, key=key)
 
 
 def anchored(params, x0, n, key):
@@ -111,7 +111,7 @@ def anchored(params, x0, n, key):
 
 
 def windows(params, x0, n, key):
-    return solvers.sample(velocity, params, x0, solver=EULER, grid=grids.window_grid(WINDOWS, n))
+    return solvers.sample(velocity, params, x0, solver=EULER, grid=grids.windows(WINDOWS, n))
 
 
 def of_student(draw):
@@ -132,14 +132,14 @@ def jobs(steps: int) -> dict[str, Job]:
         "improved MeanFlow": Job(losses.improved_mean_flow(model, times=pairs, power=0.0), fresh, jumps),
         "shortcut": Job(losses.shortcut(model, levels=4), fresh, jumps),
         "consistency training, easy": Job(
-            losses.discrete_consistency(velocity, steps=losses.easy_steps(every)),
+            losses.consistency_training(velocity, steps=losses.easy_steps(every)),
             fresh,
             to_data,
             frozen=counted,
             refresh=losses.count_steps,
         ),
         "consistency training, growing grid": Job(
-            losses.discrete_consistency(
+            losses.consistency_training(
                 velocity, steps=losses.grid_steps(solvers.grids.uniform, (8, 16, 32, 64, 128), steps // 5)
             ),
             fresh,
@@ -160,16 +160,16 @@ def jobs(steps: int) -> dict[str, Job]:
         ),
         # from the teacher, without pairs
         "MeanFlow of the teacher": Job(
-            losses.mean_flow(model, times=pairs, target_velocity=velocity, power=0.0),
+            losses.mean_flow(model, times=pairs, teacher=velocity, power=0.0),
             from_teacher,
             jumps,
             frozen=taught,
         ),
         "consistency distillation": Job(
-            losses.discrete_consistency(
+            losses.consistency_training(
                 velocity,
                 steps=losses.grid_steps(solvers.grids.uniform, 64),
-                target_velocity=velocity,
+                teacher=velocity,
                 advance=losses.heun_step,
             ),
             from_teacher,
@@ -177,24 +177,22 @@ def jobs(steps: int) -> dict[str, Job]:
             frozen=taught,
         ),
         "sCM": Job(
-            losses.trigflow_consistency(velocity, target_velocity=velocity, warmup=warmup),
+            losses.trigflow_consistency(velocity, teacher=velocity, warmup=warmup),
             from_teacher,
             to_data,
             frozen=both,
             refresh=losses.count_steps,
         ),
-        "FACM": Job(
-            losses.anchored_consistency(model, target_velocity=velocity), from_teacher, anchored, frozen=taught
-        ),
+        "FACM": Job(losses.anchored_consistency(model, teacher=velocity), from_teacher, anchored, frozen=taught),
         "AYF, Eulerian": Job(
-            losses.align_eulerian(model, velocity, warmup=warmup),
+            losses.eulerian_map_distillation(model, velocity, warmup=warmup),
             from_teacher,
             jumps,
             frozen=both,
             refresh=losses.count_steps,
         ),
         "AYF, Lagrangian": Job(
-            losses.align_lagrangian(model, velocity, warmup=warmup),
+            losses.lagrangian_map_distillation(model, velocity, warmup=warmup),
             from_teacher,
             jumps,
             frozen=both,
@@ -202,7 +200,7 @@ def jobs(steps: int) -> dict[str, Job]:
         ),
         "TraFlow": Job(losses.trajectory_distillation(model, velocity), from_teacher, jumps, frozen=taught),
         "PeRFlow": Job(
-            losses.perflow(velocity, velocity, knots=WINDOWS, time=times.sequential_times(grid, starts=0.75)),
+            losses.perflow(velocity, velocity, knots=WINDOWS, time=times.sequential(grid, starts=0.75)),
             from_teacher,
             windows,
             counts=(4, 8),
@@ -218,7 +216,7 @@ def jobs(steps: int) -> dict[str, Job]:
             players={"student": 0.1, "fake": 1.0},
         ),
         "SD3.5-Flash, 4 shared times": Job(
-            losses.shared_timesteps(solvers.to_data(velocity), velocity, velocity, grid),
+            losses.shared_timesteps(solvers.consistency_map(velocity), velocity, velocity, grid),
             with_fake,
             of_student(to_data),
             counts=(4,),
@@ -251,7 +249,7 @@ def jobs(steps: int) -> dict[str, Job]:
             pairs_of="teacher",
         ),
         "MeanFlow on rectified pairs": Job(
-            losses.mean_flow(model, times=times.rectified_times(equal=0.5), power=0.0),
+            losses.mean_flow(model, times=times.rectified_pairs(equal=0.5), power=0.0),
             from_teacher,
             jumps,
             pairs_of="teacher",
@@ -277,7 +275,7 @@ def jobs(steps: int) -> dict[str, Job]:
             accelerating,
             lambda key, trained: {
                 "velocity": trained["teacher"],
-                "acceleration": velocity.init(key, X, T, solvers.Launch(X)),
+                "acceleration": velocity.init(key, X, T, solvers.AccelerationCondition(X)),
             },
             accelerated,
             counts=(2, 4, 8),
@@ -298,7 +296,7 @@ def jobs(steps: int) -> dict[str, Job]:
 
 def variational(every) -> Job:
     encoder = losses.noise_encoder(jflow.velocity(Net(64, 4)))
-    inner = losses.discrete_consistency(velocity, steps=losses.easy_steps(every))
+    inner = losses.consistency_training(velocity, steps=losses.easy_steps(every))
 
     def init(key, trained):
         return {"model": velocity.init(key, X, T), "encoder": encoder.init(key, X, T)}

@@ -34,13 +34,13 @@ POSTERIORS = {
 
 
 def banana(x):
-    """Normalised: x0 ~ N(0, 2^2), x1 given x0 ~ N(x0^2 / 4 - 1, 0.5^2)."""
+    """Normalized: x0 ~ N(0, 2^2), x1 given x0 ~ N(x0^2 / 4 - 1, 0.5^2)."""
     bend = x[:, 1] - jnp.square(x[:, 0]) / 4 + 1
     return -0.5 * (jnp.square(x[:, 0] / 2) + jnp.square(bend / 0.5)) - jnp.log(2 * jnp.pi)
 
 
 def ring(x):
-    """exp(-U1) of Rezende and Mohamed (2015), two modes on a ring; normalised by quadrature in `log_z`."""
+    """exp(-U1) of Rezende and Mohamed (2015), two modes on a ring; normalized by quadrature in `log_z`."""
     radius = jnp.linalg.norm(x, axis=-1)
     modes = jnp.logaddexp(-0.5 * jnp.square((x[:, 0] - 2) / 0.6), -0.5 * jnp.square((x[:, 0] + 2) / 0.6))
     return modes - 0.5 * jnp.square((radius - 2) / 0.4)
@@ -136,12 +136,12 @@ def vae(args):
     steps, draws = (50, 10) if args.short else (6000, 500)
     latent = 8
     splits = data.digits()
-    grey = {name: jnp.asarray(getattr(splits, name)["x"] / 16, jnp.float32) for name in ("train", "test")}
-    test = jax.random.bernoulli(jax.random.key(7), grey["test"]).astype(jnp.float32)
+    gray = {name: jnp.asarray(getattr(splits, name)["x"] / 16, jnp.float32) for name in ("train", "test")}
+    test = jax.random.bernoulli(jax.random.key(7), gray["test"]).astype(jnp.float32)
 
     def batches(key):
         key_row, key_pixel = jax.random.split(key)
-        rows = grey["train"][jax.random.randint(key_row, (128,), 0, len(grey["train"]))]
+        rows = gray["train"][jax.random.randint(key_row, (128,), 0, len(gray["train"]))]
         return {"x": jax.random.bernoulli(key_pixel, rows).astype(jnp.float32)}
 
     print(f"| posterior | test ELBO | test IWAE, {draws} draws | seconds a seed |\n|---|---|---|---|")

@@ -138,8 +138,11 @@ def conditional(args, done):
     """W2 given the moon (the mean over both, all sources under each), and of (x, cond) together given a coordinate."""
     kinds = {
         "independent": (couplings.independent(),) * 2,
-        "exact": (couplings.exact(),) * 2,
-        "aware": (couplings.exact(couplings.within_class()), couplings.exact(couplings.near_condition())),
+        "exact": (couplings.optimal_transport(),) * 2,
+        "aware": (
+            couplings.optimal_transport(couplings.within_class()),
+            couplings.optimal_transport(couplings.near_condition()),
+        ),
     }
     for seed in range(args.seeds):
         for name, (for_class, for_coordinate) in kinds.items():
@@ -216,10 +219,10 @@ def main() -> None:
     if results and results.exists():
         rows = [json.loads(line) for line in results.read_text().splitlines()]
     done = {(r["library"], r["coupling"], r["seed"]) for r in rows}
-    plain = {"independent": couplings.independent(), "exact": couplings.exact()}
+    plain = {"independent": couplings.independent(), "exact": couplings.optimal_transport()}
     plain["sinkhorn"] = couplings.sinkhorn(args.epsilon)
-    plain["sinkhorn, likeliest"] = couplings.sinkhorn(args.epsilon, draw=couplings.likeliest)
-    plain["stable"] = couplings.stable()
+    plain["sinkhorn, likeliest"] = couplings.sinkhorn(args.epsilon, draw=couplings.most_likely_permutation)
+    plain["stable"] = couplings.stable_matching()
     plain = {name: plain[name] for name in args.couplings}
     for new in conditional(args, done) if args.conditional else unconditional(args, plain, done):
         rows.append(new)

@@ -2,7 +2,7 @@
 
     TORCH_PYTHON experiments/gaussians_to_moons/torchcfm_run.py --coupling exact --seed 0 --points points.npz --out made.npz
 
-Data, network, optimiser and batch are those of run.py. torchcfm's own helper draws the eight Gaussians in a Python loop
+Data, network, optimizer and batch are those of run.py. torchcfm's own helper draws the eight Gaussians in a Python loop
 over rows; here they are drawn at once, so that the clock measures the training.
 """
 

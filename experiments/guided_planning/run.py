@@ -54,7 +54,7 @@ def starts(key, n):
 
 @partial(jax.jit, static_argnames="to_goal")
 def behave(key, state, to_goal=0.25):
-    """Episodes [n, EPISODE, 6] of the behaviour: PD control to a waypoint that changes every 12 steps, and noise.
+    """Episodes [n, EPISODE, 6] of the behavior: PD control to a waypoint that changes every 12 steps, and noise.
 
     A waypoint is the goal with probability `to_goal`, any place otherwise."""
     n = state.shape[0]
@@ -73,7 +73,7 @@ def behave(key, state, to_goal=0.25):
     return jnp.swapaxes(episodes, 0, 1)
 
 
-def ranked(episodes, neighbours):
+def ranked(episodes, neighbors):
     """The rank [n, windows] in [0, 1] of each window's return among those of the windows whose first states are nearest."""
     states = np.asarray(episodes[..., :4], np.float64)
     gains = np.asarray(reward(episodes[..., :4]), np.float64)
@@ -81,7 +81,7 @@ def ranked(episodes, neighbours):
     total = np.concatenate([np.zeros((len(gains), 1)), np.cumsum(gains, axis=1)], axis=1)
     returns = (total[:, HORIZON:] - total[:, :windows]).ravel()
     first = states[:, :windows].reshape(-1, 4) / states.std(axis=(0, 1))
-    _, near = cKDTree(first).query(first, k=neighbours, workers=2)
+    _, near = cKDTree(first).query(first, k=neighbors, workers=2)
     return (returns[near] < returns[:, None]).mean(axis=1).astype(np.float32).reshape(-1, windows)
 
 
@@ -166,14 +166,14 @@ def one_seed(seed, args):
     start_key, behave_key = jax.random.split(data_key)
     data = behave(behave_key, starts(start_key, args.episodes))
     mean, std = jnp.mean(data, axis=(0, 1)), jnp.std(data, axis=(0, 1))
-    ranks = jnp.asarray(ranked(data, args.neighbours))
+    ranks = jnp.asarray(ranked(data, args.neighbors))
     began = time.perf_counter()
     velocity, params = fit(fit_key, (data - mean) / std, ranks, args)
     print(f"seed {seed}: trained in {time.perf_counter() - began:.0f} s", flush=True)
 
     state = starts(test_key, args.test)
     rows = {}
-    for name, share in (("behaviour", 0.25), ("behaviour, always to the goal", 1.0)):
+    for name, share in (("behavior", 0.25), ("behavior, always to the goal", 1.0)):
         rows[name] = (*summary(behave(run_key, state, share)), np.nan)
     plan = planner(velocity, mean, std, args.solver_steps)
     run = execute(plan)
@@ -210,7 +210,7 @@ def main():
     parser.add_argument("--steps", type=int, default=8000, help="a multiple of 10")
     parser.add_argument("--picture", help="file for a picture of plans")
     args = parser.parse_args()
-    args.width, args.batch, args.episodes, args.neighbours = 256, 256, 4000, 64
+    args.width, args.batch, args.episodes, args.neighbors = 256, 256, 4000, 64
     args.test, args.solver_steps = 500, 10
     if args.short:
         args.seeds, args.steps, args.width, args.episodes, args.test = 1, 50, 64, 200, 32

@@ -10,7 +10,7 @@ Vanden-Eijnden, Zdeborova, "Analysis of learning a flow-based generative model f
 one noise row each; noises = infinity is training with fresh noise. `theory`, the limit d -> infinity, is derived here
 from least squares, not copied from the paper.
 
-The whole path of the library runs: `paths.parameterisations.from_x1` of the network, `losses.flow_matching` with the paper's
+The whole path of the library runs: `paths.parameterizations.from_data` of the network, `losses.flow_matching` with the paper's
 weight as its metric, `train.make_step`, and Euler's method of `solvers.sample`, whose steps the theory takes too. Prints for
 each n: the squared distance of the generated mode's mean from mu over d, its cosine with mu, and both of the theory.
 """
@@ -25,7 +25,7 @@ import numpy as np
 import optax
 
 from jflow import losses, paths, solvers, train
-from jflow.paths import parameterisations
+from jflow.paths import parameterizations
 from jflow.types import Field, Velocity
 
 STD, RIDGE, SHARP = 0.3, 0.1, 4.0
@@ -80,7 +80,7 @@ def velocity(cells: int, d: int) -> Velocity:
         c, w = params["skip"][k][:, None], params["weight"][k]
         return c * x + w * jnp.tanh(SHARP * jnp.sum(w * x, axis=1, keepdims=True) / np.sqrt(d))
 
-    at_points = parameterisations.from_x1(Field(init, predict), margin=0.0)
+    at_points = parameterizations.from_data(Field(init, predict), margin=0.0)
 
     def apply(params, x, t, cond=None, *, key=None):
         middle = (jnp.floor(t * cells + 1e-3) + 0.5) / cells  # the start of a cell, as a sum of steps, may be below it
@@ -91,18 +91,18 @@ def velocity(cells: int, d: int) -> Velocity:
 
 def denoising(v, target, x_t, t):
     """|predicted x1 - x1|^2 / d: the paper weighs all times so."""
-    to_x1 = lambda v: paths.velocity_to_x1(v, x_t, t)  # noqa: E731
-    return losses.mean_squared(to_x1(v), to_x1(target), x_t, t)
+    to_x1 = lambda v: paths.velocity_to_data(v, x_t, t)  # noqa: E731
+    return losses.mean_squared_error(to_x1(v), to_x1(target), x_t, t)
 
 
 def ridged(loss, strength):
     """loss + strength |weight|^2."""
 
-    def penalised(params, key, batch, frozen=None):
+    def penalized(params, key, batch, frozen=None):
         value, metrics = loss(params, key, batch, frozen)
         return value + strength * jnp.sum(jnp.square(params["weight"])), metrics
 
-    return penalised
+    return penalized
 
 
 def learned(

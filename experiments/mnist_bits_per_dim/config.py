@@ -70,20 +70,20 @@ def as_floats() -> data.Preprocess:
 # Models, event_shape and the sizes of `config` -> a Flow on real images. Add one here.
 
 
-def glow(event_shape, *, scales, depth, hidden, transformer):
-    return flows.glow(event_shape, scales=scales, depth=depth, hidden=hidden, transformer=transformer)
+def glow(event_shape, *, scales, depth, hidden, univariate):
+    return flows.glow(event_shape, scales=scales, depth=depth, hidden=hidden, univariate=univariate)
 
 
-def jet(event_shape, *, scales, depth, hidden, transformer):
+def jet(event_shape, *, scales, depth, hidden, univariate):
     sizes = {"patch_size": 2, "width": hidden, "depth": depth, "layers": 2, "heads": 4}
-    return flows.jet(event_shape, transformer=transformer, remat=True, **sizes)
+    return flows.jet(event_shape, univariate=univariate, remat=True, **sizes)
 
 
 MODELS = {"glow": glow, "jet": jet}
-TRANSFORMERS = {
-    "affine": bj.transformers.affine,
-    "spline": lambda: bj.transformers.rational_quadratic(8, 5.0),
-    "logistics": lambda: bj.transformers.logistic_mixture(4),
+UNIVARIATE = {
+    "affine": bj.univariate.affine,
+    "spline": lambda: bj.univariate.rational_quadratic(8, 5.0),
+    "logistics": lambda: bj.univariate.logistic_mixture(4),
 }
 
 
@@ -96,7 +96,7 @@ def config(
     scales: int = 1,
     depth: int = 8,
     hidden: int = 64,
-    transformer: str = "spline",
+    univariate: str = "spline",
     noise_depth: int = 2,
     noise_hidden: int = 32,
     learning_rate: float = 2e-3,
@@ -119,7 +119,7 @@ def config(
         scales: of Glow; 14 can be halved once, 28 twice
         depth: how many layers a scale
         hidden: channels of the networks
-        transformer: what couplings apply: affine, spline or logistics
+        univariate: what couplings apply: affine, spline or logistics
         noise_depth: couplings of the variational dequantization; 0: uniform noise
         noise_hidden: channels of its networks
         learning_rate: of Adam, at its highest
@@ -133,20 +133,20 @@ def config(
         short: shrink the run to seconds, for CI
     """
     if short:
-        transformer = "affine"
+        univariate = "affine"
         depth, hidden, noise_depth, steps, batch, draws, eval_rows, eval_every = 2, 16, 1, 40, 64, 2, 100, 40
-    for name, table, key in ((model, MODELS, "model"), (transformer, TRANSFORMERS, "transformer")):
+    for name, table, key in ((model, MODELS, "model"), (univariate, UNIVARIATE, "univariate")):
         if name not in table:
             raise ValueError(f"unknown {key} {name!r}: expected one of {', '.join(table)}")
     parts, levels = splits(dataset, size, data_dir)
     event_shape = parts.train["x"].shape[1:]
     pixels = int(np.prod(event_shape))
-    to_levels = bj.uniform_dequantize(levels)
+    to_levels = bj.uniform_dequantization(levels)
     if noise_depth:
         noise = flows.dequantization_noise(event_shape, depth=noise_depth, net=nets.GlowNet(noise_hidden))
-        to_levels = bj.variational_dequantize(noise, levels)
+        to_levels = bj.variational_dequantization(noise, levels)
     image_flow = MODELS[model](
-        event_shape, scales=scales, depth=depth, hidden=hidden, transformer=TRANSFORMERS[transformer]()
+        event_shape, scales=scales, depth=depth, hidden=hidden, univariate=UNIVARIATE[univariate]()
     )
     flow = flows.elbo_flow(bj.chain(bj.sigmoid(0.05), to_levels), image_flow)
     schedule = optax.warmup_cosine_decay_schedule(0.0, learning_rate, max(1, steps // 20), steps, 0.01 * learning_rate)

@@ -35,7 +35,7 @@ def config(
     path: str = "",
     patch_size: int = 2,
     width: int = 64,
-    blocks: int = 4,
+    depth: int = 4,
     layers: int = 1,
     noise: float = 0.1,
     drop: float = 0.1,
@@ -55,7 +55,7 @@ def config(
         path: MNIST's npz file; images/mnist.npz in JFLOW_DATA if empty
         patch_size: side of the patch that is a token
         width: of the transformers
-        blocks: how many autoregressive blocks
+        depth: how many autoregressive blocks
         layers: attention layers of a block
         noise: standard deviation of the noise on the images, which span -1 to 1
         drop: share of the rows whose label is dropped
@@ -69,16 +69,16 @@ def config(
         short: shrink the run to seconds, for CI
     """
     if short:
-        side, width, blocks, layers, steps, judged = 8, 32, 2, 1, 60, 100
+        side, width, depth, layers, steps, judged = 8, 32, 2, 1, 60, 100
     shape, high = (side, side, 1), 16 if side == 8 else 255
-    sizes = {"patch_size": patch_size, "width": width, "blocks": blocks, "layers": layers, "num_classes": CLASSES}
+    sizes = {"patch_size": patch_size, "width": width, "depth": depth, "layers": layers, "num_classes": CLASSES}
     flow = flows.tarflow(shape, **sizes)
     loss = losses.noised(losses.drop_cond(losses.nll(flow), drop, null=CLASSES), noise)
     schedule = optax.warmup_cosine_decay_schedule(0.0, learning_rate, steps // 20, steps)
 
     @functools.cache
     def sampler(weight):
-        guide = guidance.extrapolate(guidance.rising(weight), null=CLASSES) if weight else None
+        guide = guidance.extrapolate(guidance.linear_ramp(weight), null=CLASSES) if weight else None
         guided = flows.tarflow(shape, **sizes, guide=guide)  # the same params
         return jax.jit(lambda params, key, cond: guided.sample(params, key, len(cond), cond))
 

@@ -53,7 +53,7 @@ def main() -> None:
     backbone = nets.ResidualMLP(width=64, depth=2)
     plain = jflow.velocity(backbone)
     few, many = (jflow.field(nets.MixtureHead(backbone, components=k)) for k in (1, 8))
-    coupled = losses.Level(coupling=couplings.exact()), losses.Level()
+    coupled = losses.HierarchyLevel(coupling=couplings.optimal_transport()), losses.HierarchyLevel()
     params = {
         "rectified": fit("rectified", plain, losses.flow_matching(plain), rows),
         "mixture of 1": fit("mixture-1", few, losses.mixture_matching(few), rows),
@@ -72,7 +72,7 @@ def main() -> None:
         return lambda x, key, n: solvers.gm_ode(field, params[name], x, steps=n, substeps=64 // n, **options)[0], 1
 
     def stochastic(x, key, n):
-        return solvers.walk(solvers.gm_sde(many), params["mixture of 8"], x, key, np.linspace(0, 1, n + 1))[0]
+        return solvers.sample_sde(solvers.gm_sde(many), params["mixture of 8"], x, key, np.linspace(0, 1, n + 1))[0]
 
     def nested(name, outer):
         def draw(x, key, n):
@@ -110,7 +110,7 @@ def main() -> None:
 def trained(out, steps, seed, name, network, loss, rows, depth=1):
     """The averaged params after `steps` updates; picks up a training that was killed."""
     x, t = jnp.zeros((2, 2)), jnp.zeros(2)
-    told = () if depth == 1 else (solvers.Outer((x,), (t,)),)
+    told = () if depth == 1 else (solvers.HierarchyCondition((x,), (t,)),)
     key, init_key = jax.random.split(jax.random.key(seed))
     optimizer = optax.chain(optax.clip_by_global_norm(1.0), optax.adam(optax.cosine_decay_schedule(2e-3, steps)))
     state = train.init_state(network.init(init_key, x, t, *told), optimizer, key, ema=0.999)

@@ -93,7 +93,7 @@ def main() -> None:
 
     def pairs(name, velocity, params):
         folder = out / f"pairs-{name}"
-        data.generate_pairs(folder, velocity, params, pairs_of, args.pairs, progress=False, **generate)
+        data.generate_reflow_pairs(folder, velocity, params, pairs_of, args.pairs, progress=False, **generate)
         return held(data.read_shards(folder))
 
     # the k-rectified flows
@@ -114,15 +114,15 @@ def main() -> None:
 
     # straight on four segments rather than from end to end
     folder = out / "trajectories"
-    data.generate_trajectories(folder, net, first, pairs_of, args.pairs, KNOTS, progress=False, **generate)
-    times_at_knots = times.sequential_times(KNOTS)
+    data.generate_reflow_trajectories(folder, net, first, pairs_of, args.pairs, KNOTS, progress=False, **generate)
+    times_at_knots = times.sequential(KNOTS)
     sequential = losses.flow_matching(net, path=paths.sequential_path(KNOTS), time=times_at_knots)
     report("sequential, 4 segments", net, fit("sequential", sequential, first, held(data.read_shards(folder))), KNOTS)
 
     # gradients of a scalar: for the quadratic cost, from independent pairs and on its own
     params, batch = fresh, unpaired
     for k in (1, 2):
-        params = fit(f"{k}-c-rectified", losses.c_rectified(potential), params, batch)
+        params = fit(f"{k}-c-rectified", losses.c_rectified_flow(potential), params, batch)
         report(f"{k}-c-rectified, quadratic", gradient, params)
         batch = pairs(f"{k}-c-rectified", gradient, params) if k == 1 else None
 

@@ -2,7 +2,7 @@
 
     python experiments/rnade_uci/run.py --data-dir DATA [--sets red_wine white_wine ionosphere boston] [--columns raw distinct]
 
-Each fold holds out a tenth of the rows to test; a tenth of the others chooses the step to stop at; columns are standardised
+Each fold holds out a tenth of the rows to test; a tenth of the others chooses the step to stop at; columns are standardized
 by the fold's training rows. The ten folds train at once, as one vmapped step. Prints nats per row, the mean over all
 held-out rows and its standard error, beside a Gaussian's.
 
@@ -80,14 +80,14 @@ def coupling(d: int, args) -> Flow:
 
 def mixture(d: int, args) -> Flow:
     """One autoregressive layer of mixtures of logistics: RNADE's form, as a flow."""
-    return autoregressive(d, args, bijectors.transformers.logistic_mixture(10), layers=1)
+    return autoregressive(d, args, bijectors.univariate.logistic_mixture(10), layers=1)
 
 
 def spline(d: int, args) -> Flow:
     """A fine spline of each column by itself, next to the data, so that an atom of a column costs one bin; then splines
     whose knots depend on the columns before, and on the columns after."""
-    marginal = bijectors.elementwise(bijectors.transformers.rational_quadratic(64, 5.0), (d,))
-    return autoregressive(d, args, bijectors.transformers.rational_quadratic(8, 5.0), layers=2, first=[marginal])
+    marginal = bijectors.elementwise(bijectors.univariate.rational_quadratic(64, 5.0), (d,))
+    return autoregressive(d, args, bijectors.univariate.rational_quadratic(8, 5.0), layers=2, first=[marginal])
 
 
 def autoregressive(d: int, args, transformer, layers: int, first=()) -> Flow:
@@ -109,7 +109,7 @@ DROPOUT = {
 
 
 def folds(x: np.ndarray, k: int, seed: int):
-    """(train, valid, test) of each fold, standardised by the rows that are not for testing."""
+    """(train, valid, test) of each fold, standardized by the rows that are not for testing."""
     rng = np.random.default_rng(seed)
     order = rng.permutation(len(x))
     parts = []

@@ -6,10 +6,10 @@ Density by the velocity's ODE (`flows.cnf`, exact divergence) for every method:
 
     flow_matching   losses.flow_matching, stratified logit-normal times, more of them near data
     diffusion       losses.diffusion_likelihood, stratified times of the designed density
-    likelihood      losses.regularised_nll from scratch, a smaller network: a solve is part of every update
+    likelihood      losses.regularized_nll from scratch, a smaller network: a solve is part of every update
 
 Rows, their preparation and their split are those of experiments/tabular_spline_flow, to be read beside its results: the
-test log-likelihood is in nats of the standardised columns. Prints one line for each set, seed and method: the test
+test log-likelihood is in nats of the standardized columns. Prints one line for each set, seed and method: the test
 log-likelihood with its standard error, by an adaptive solve; kinetic energy and squared Jacobian norm, integrals along
 the paths; evaluations of the velocity a row; seconds of training with compilation and validation.
 DATA is the folder that holds tabular/*.gz (or set JFLOW_DATA); --datasets wine needs none. --short takes seconds.
@@ -74,7 +74,7 @@ def main() -> None:
 
 
 def prepared(dataset: str, data_dir: str, seed: int) -> dict[str, np.ndarray]:
-    """Standardised rows [n, d] by part, as tabular_spline_flow has them."""
+    """Standardized rows [n, d] by part, as tabular_spline_flow has them."""
     spline, _ = apps.load_config(TABLES, {"dataset": dataset, "data_dir": data_dir, "seed": seed})
     splits, pre = spline.data(), spline.preprocess
     state = pre.fit(splits.train)
@@ -88,7 +88,7 @@ def make(method: str, columns: int, args) -> Job:
         # loss under 4 steps rose from the start.
         velocity = jflow.velocity(nets.ResidualMLP(*args.likelihood_net, time_features=16, time_scale=1.0))
         how = {"kinetic": args.penalty, "jacobian": args.penalty, "steps": args.solver_steps}
-        return Job(velocity, base, losses.regularised_nll(velocity, base, **how), args.likelihood_steps, 3e-3)
+        return Job(velocity, base, losses.regularized_nll(velocity, base, **how), args.likelihood_steps, 3e-3)
     velocity = jflow.velocity(nets.ResidualMLP(*args.net))
     even = times.low_discrepancy()
     if method == "flow_matching":
@@ -133,7 +133,7 @@ def report(title: str, job: Job, params, test, args, seconds: float) -> None:
     nats = np.asarray(nats, np.float64)
     if not np.all(np.isfinite(nats)):
         raise SystemExit(f"{title}: {np.sum(~np.isfinite(nats))} solves failed")
-    energies = jax.jit(losses.regularised_nll(job.velocity, job.base, steps=2 * args.solver_steps))
+    energies = jax.jit(losses.regularized_nll(job.velocity, job.base, steps=2 * args.solver_steps))
     _, integrals = energies(params, None, {"x": jnp.asarray(test)})
     print(
         f"{title}{nats.mean():11.4f} +- {nats.std(ddof=1) / np.sqrt(len(nats)):.4f}"

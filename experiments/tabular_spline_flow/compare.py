@@ -3,7 +3,7 @@
     python experiments/tabular_spline_flow/compare.py --data-dir DATA [--datasets power_plant protein magic04] [--seeds 3]
 
 FlowJAX is trained by its own loop (learning rate 5e-4, batch 256, at most 100 epochs, patience 10) on the same training
-and validation rows. Prints, for each set, seed and form, the test log-likelihoods in nats of the standardised columns,
+and validation rows. Prints, for each set, seed and form, the test log-likelihoods in nats of the standardized columns,
 the mean paired difference with its standard error, and the seconds of training, choice of the step to stop at included:
 jflow's after its first ten steps and FlowJAX's after a first epoch, so that both are compiled, and then jflow's with
 compilation. The line "better" of a set takes, over all seeds, jflow's form of the lower validation loss and FlowJAX's
@@ -116,7 +116,7 @@ def fit_flowjax(rows, seed: int, form: str) -> tuple[np.ndarray, float]:
     flow = make(
         build_key,
         base_dist=Normal(jnp.zeros(x.shape[1])),
-        transformer=RationalQuadraticSpline(knots=8, interval=5),
+        univariate=RationalQuadraticSpline(knots=8, interval=5),
         flow_layers=6,
         nn_width=64,
         nn_depth=2,

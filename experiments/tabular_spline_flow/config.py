@@ -8,8 +8,8 @@ that holds tabular/*.gz (or set JFLOW_DATA); dataset=wine and dataset=breast_can
 to seconds, for CI.
 
 Rows that repeat are dropped; a column that sits on a lattice gets one fixed uniform dequantization at its resolution;
-then 80% of the rows train, 10% choose the step to stop at, 10% test, standardised by the training rows.
-Expected test log-likelihoods, in nats of the standardised columns, are in README.md.
+then 80% of the rows train, 10% choose the step to stop at, 10% test, standardized by the training rows.
+Expected test log-likelihoods, in nats of the standardized columns, are in README.md.
 
 Method: Durkan, Bekasov, Murray, Papamakarios, *Neural Spline Flows* (2019), RQ-NSF (C).
 """
@@ -113,7 +113,7 @@ def config(
 
     def evaluate(params, state, key, splits):
         def nats(rows):
-            x = data.standardise().apply(state, rows, None)["x"].astype(np.float32)
+            x = data.standardize().apply(state, rows, None)["x"].astype(np.float32)
             return float(np.mean(log_prob(params, x)))
 
         return {"valid_nll": -nats(splits.valid), "test_log_likelihood": nats(splits.test)}
@@ -124,7 +124,7 @@ def config(
         loss=losses.nll(model),
         optimizer=optax.chain(optax.clip_by_global_norm(5.0), optax.adamw(schedule, weight_decay=weight_decay)),
         data=lambda: parts,
-        preprocess=data.standardise(),
+        preprocess=data.standardize(),
         steps=steps,
         batch=batch,
         seed=seed,

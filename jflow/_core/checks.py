@@ -248,7 +248,7 @@ def _text(shapes) -> str:
     return str(jax.tree.map(list, shapes, is_leaf=lambda s: isinstance(s, tuple)))
 
 
-def needed(name: str, frozen: Mapping[str, PyTree] | None, entry: str = "teacher") -> PyTree:
+def frozen_entry(name: str, frozen: Mapping[str, PyTree] | None, entry: str = "teacher") -> PyTree:
     """frozen[entry] without gradient; ValueError, with the name of who needs it, where there is none."""
     if frozen is None or frozen.get(entry) is None:
         raise ValueError(f"{name}: expected {entry!r} in frozen, got the entries {sorted(frozen or {})}")
@@ -262,7 +262,7 @@ def need_pairs(name: str, batch: Mapping[str, PyTree]) -> None:
         raise ValueError(f"{name}: expected pairs, 'x0' beside 'x', got the keys {sorted(batch)}")
 
 
-def players(name: str, params: Params, *wanted: str) -> list[Params]:
+def take_parts(name: str, params: Params, *wanted: str) -> list[Params]:
     """The params of these parts; ValueError, which names them, where one is missing."""
     check_params(name, params, *wanted)
     return [params[who] for who in wanted]
@@ -272,11 +272,11 @@ def check_flow_map(name: str, flow_map: FlowMap) -> None:
     """TypeError for a velocity where a flow map is due."""
     if isinstance(flow_map, Velocity):
         raise TypeError(
-            f"{name}: expected a FlowMap, got a Velocity: make one by jflow.flow_map(net), or solvers.to_data"
+            f"{name}: expected a FlowMap, got a Velocity: make one by jflow.flow_map(net), or solvers.consistency_map"
         )
 
 
-def checked(name: str, velocity: Velocity) -> Velocity:
+def with_checked_output(name: str, velocity: Velocity) -> Velocity:
     """velocity, whose output of another shape or type than x is an error in this name, or cast."""
 
     def apply(params, x, t, cond=None, *, key=None):
@@ -285,7 +285,7 @@ def checked(name: str, velocity: Velocity) -> Velocity:
     return Velocity(velocity.init, apply)
 
 
-def shaped(name: str, what: str, value: Array, like: Array) -> Array:
+def check_same_shape(name: str, what: str, value: Array, like: Array) -> Array:
     """value; ValueError where its shape is not that of `like`: broadcasting would hide it."""
     if jnp.shape(value) != jnp.shape(like):
         raise ValueError(f"{name}: expected {what} of shape {list(jnp.shape(like))}, got {list(jnp.shape(value))}")
@@ -299,7 +299,7 @@ def check_weights(name: str, **weights: float) -> None:
             raise ValueError(f"{name}: expected a finite {what} >= 0, got {value}")
 
 
-def encoded(name, encoder, params, x, cond, key):
+def encode_noise(name, encoder, params, x, cond, key):
     """(mean, std) in float32 or better."""
     mean, std = encoder.apply(params, x, jnp.ones_like(x, shape=x.shape[:1], dtype=float_dtype(x)), cond, key=key)
     if mean.shape != x.shape or std.shape != x.shape:

@@ -28,7 +28,7 @@ def system_error(error: BaseException | None) -> OSError | None:
 
 
 @contextlib.contextmanager
-def replacing(path: str | Path) -> Iterator[Path]:
+def replace_file(path: str | Path) -> Iterator[Path]:
     """Yields a path to write to; it takes the place of `path` once the block is done, and is gone if the block fails.
 
     That `path` can be written is found out first: its folder must be there, and it must not be a folder itself.

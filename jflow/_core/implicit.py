@@ -147,8 +147,8 @@ def _fixed_point_jvp(g, tol, max_evaluations, primals, tangents):
         return iterated(jax.linearize(in_x, x)[1], b)
 
     def solve_transposed(_, b):
-        pull = jax.vjp(in_x, x)[1]
-        return iterated(lambda w: pull(w)[0], b)
+        pullback = jax.vjp(in_x, x)[1]
+        return iterated(lambda w: pullback(w)[0], b)
 
     b = jax.jvp(lambda args: at(x, tied((x, args))[1]), (args,), (args_dot,))[1]
     x_dot = jax.lax.custom_linear_solve(equations, b, solve, solve_transposed)

@@ -13,8 +13,8 @@ from jflow.types import Array, PyTree
 __all__ = ["reverse_only", "tied", "with_pullback"]
 
 
-def with_pullback(apply: Callable, pull: Callable, *, reference: Callable | None = None) -> Callable:
-    """`apply`, whose reverse mode is `pull`: jax.custom_vjp without its ban on forward mode.
+def with_pullback(apply: Callable, pullback: Callable, *, reference: Callable | None = None) -> Callable:
+    """`apply`, whose reverse mode is `pullback`: jax.custom_vjp without its ban on forward mode.
 
     Tangents are pushed forward by autodiff of `reference`, by default `apply` itself, of which derivatives of higher
     order are made, too; reverse mode runs neither. JAX knows one linear function with a transpose of its own, the
@@ -22,7 +22,7 @@ def with_pullback(apply: Callable, pull: Callable, *, reference: Callable | None
 
     Args:
         apply: (*args) -> outputs, pytrees of arrays; outputs are floats. It closes over nothing that is differentiated.
-        pull: (args, outputs, cotangents of outputs) -> cotangents of args, a tuple; anything for what is not a float.
+        pullback: (args, outputs, cotangents of outputs) -> cotangents of args, a tuple; anything for what is not a float.
         reference: equal to `apply`, where JAX cannot differentiate `apply` (a Pallas kernel).
     """
     reference = apply if reference is None else reference
@@ -46,9 +46,9 @@ def with_pullback(apply: Callable, pull: Callable, *, reference: Callable | None
         def push(dots):
             return jax.jvp(at, (at_args,), (dots,))[1]
 
-        def pulled(bars):
-            bars = tree.flatten_up_to(pull(whole(at_args), outputs, bars))
-            return [bars[i] for i in floats]
+        def pulled(cotangents):
+            cotangents = tree.flatten_up_to(pullback(whole(at_args), outputs, cotangents))
+            return [cotangents[i] for i in floats]
 
         dots = tree.flatten_up_to(dots)
         return outputs, _linear(push, pulled, [dots[i] for i in floats], outputs)
@@ -56,8 +56,8 @@ def with_pullback(apply: Callable, pull: Callable, *, reference: Callable | None
     return function
 
 
-def _linear(push: Callable, pull: Callable, t: list[Array], like: PyTree) -> PyTree:
-    """push(t), shaped like `like`, a function of t whose transpose is `pull`."""
+def _linear(push: Callable, pullback: Callable, t: list[Array], like: PyTree) -> PyTree:
+    """push(t), shaped like `like`, a function of t whose transpose is `pullback`."""
 
     def equations(v):
         t, s = tied(v)  # before and behind: their transpose begins where they end
@@ -69,7 +69,7 @@ def _linear(push: Callable, pull: Callable, t: list[Array], like: PyTree) -> PyT
 
     def solve_transposed(_, v):
         t, s = v
-        return jax.tree.map(jnp.add, t, pull(s)), s
+        return jax.tree.map(jnp.add, t, pullback(s)), s
 
     right = tied((t, jax.tree.map(jnp.zeros_like, like)))
     return jax.lax.custom_linear_solve(equations, right, solve, solve_transposed)[1]
@@ -93,8 +93,8 @@ def reverse_only(tree: PyTree, message: str) -> PyTree:
 
     @passed.defjvp
     def derivative(leaf, dot):
-        push, pull = (lambda _, t: _refused.bind(t, message=message)), (lambda _, t: t)
-        return passed(*leaf), jax.lax.custom_linear_solve(lambda t: t, *dot, push, pull)
+        push, pullback = (lambda _, t: _refused.bind(t, message=message)), (lambda _, t: t)
+        return passed(*leaf), jax.lax.custom_linear_solve(lambda t: t, *dot, push, pullback)
 
     return jax.tree.map(lambda leaf: passed(leaf) if hasattr(leaf, "dtype") and _is_float(leaf) else leaf, tree)
 

@@ -28,7 +28,7 @@ from jflow.train import (
     data_mesh,
     data_sharding,
     fit,
-    gathered,
+    gather_params,
     init_sharded,
     init_state,
     make_step,
@@ -165,7 +165,7 @@ def _train(experiment: Experiment, workdir: Path, progress: bool, mesh: jax.shar
         sharding = data_sharding(mesh, rows)
         share = data.share(sharding)
         if experiment.rules:
-            loss = gathered(loss, mesh, experiment.rules, axes=rows)
+            loss = gather_params(loss, mesh, experiment.rules, axes=rows)
     splits, pre = experiment.data(), experiment.preprocess
     saved = checkpoint.latest(workdir)
     pre_state = pre.fit(splits.train) if saved is None else _preprocess_of(workdir, saved)

@@ -9,9 +9,9 @@ import jax
 import numpy as np
 from PIL import Image
 
-from jflow._core.files import expand, replacing
+from jflow._core.files import expand, replace_file
 from jflow.apps import _tables
-from jflow.data.sinks import cells, csv_sink, npz_sink
+from jflow.data.writers import cells, csv_writer, npz_writer
 
 
 def samples(loaded, key, n: int, *, batch: int = 256, **options) -> Iterator[Mapping[str, np.ndarray]]:
@@ -44,22 +44,22 @@ def _chunks(loaded, key, n, batch, options):
 
 
 @contextlib.contextmanager
-def sample_sink(path: str | Path, n: int) -> Iterator[Callable]:
+def sample_writer(path: str | Path, n: int) -> Iterator[Callable]:
     """write(loaded, rows) of n rows in all, to a picture (.png), arrays (.npz) or a table (.csv).
 
     `path` is replaced at the end of the block, and untouched if it fails; that it can be written is found out first.
     """
-    sinks = {".png": _png, ".npz": _npz, ".csv": _csv}
+    writers = {".png": _png, ".npz": _npz, ".csv": _csv}
     path = expand(path)
-    if path.suffix not in sinks:
-        raise ValueError(f"expected a file name that ends in {', '.join(sinks)}, got {path}")
-    with sinks[path.suffix](path, n) as write:
+    if path.suffix not in writers:
+        raise ValueError(f"expected a file name that ends in {', '.join(writers)}, got {path}")
+    with writers[path.suffix](path, n) as write:
         yield write
 
 
 @contextlib.contextmanager
 def _png(path, n):
-    with replacing(path) as part:
+    with replace_file(path) as part:
         chunks = []
 
         def write(loaded, rows):
@@ -76,7 +76,7 @@ def _png(path, n):
 
 @contextlib.contextmanager
 def _npz(path, n):
-    with npz_sink(path, n) as write:
+    with npz_writer(path, n) as write:
 
         def write_rows(loaded, rows):
             state = loaded.preprocess.state
@@ -87,7 +87,7 @@ def _npz(path, n):
 
 @contextlib.contextmanager
 def _csv(path, n):
-    with csv_sink(path) as write:
+    with csv_writer(path) as write:
         first = True
 
         def write_rows(loaded, rows):

@@ -8,12 +8,12 @@ import jax
 import numpy as np
 
 from jflow import data
-from jflow._core.files import expand, replacing
+from jflow._core.files import expand, replace_file
 from jflow.apps import _tables
 from jflow.apps._sampling import samples
 from jflow.apps._tables import Prepared
 from jflow.data import Column
-from jflow.data.sinks import csv_sink
+from jflow.data.writers import csv_writer
 from jflow.metrics import gaussian_log_prob, log_mean_exp
 
 
@@ -51,14 +51,14 @@ def write_results(loaded, prepared: Prepared, folder: str | Path, *, draws: int 
     rng = np.random.default_rng((seed, 2))
     noisy = (data.add_noise(schema, prepared.encoded, rng) for _ in range(draws))
     nats = log_mean_exp(np.stack([density(x) for x in noisy]))
-    with csv_sink(folder / "log_density.csv") as write:
+    with csv_writer(folder / "log_density.csv") as write:
         write([["line", "part", "log_density"]])
         write([[str(i), p, f"{v:.6g}"] for i, p, v in zip(prepared.table.lines, prepared.part, nats, strict=True)])
 
     n = prepared.table.rows
     x = np.concatenate([rows["x"] for rows in samples(loaded, jax.random.key(seed), n, batch=4096)])
     header, text = _tables.as_text(pre.state, x)
-    with csv_sink(folder / "synthetic.csv") as write:
+    with csv_writer(folder / "synthetic.csv") as write:
         write([header] if header else [])
         write(text)
     draw_marginals(folder / "marginals.png", schema, prepared.encoded, x)
@@ -84,7 +84,7 @@ def write_results(loaded, prepared: Prepared, folder: str | Path, *, draws: int 
         ],
         "step": loaded.step,
     }
-    with replacing(folder / "report.json") as part:
+    with replace_file(folder / "report.json") as part:
         part.write_text(json.dumps(report, indent=2) + "\n")
     return report
 
@@ -120,5 +120,5 @@ def draw_marginals(path: Path, schema: tuple[Column, ...], real: np.ndarray, syn
         ax.tick_params(labelsize=6)
         ax.set_yticks([])
     axes[0].legend(fontsize=6)
-    with replacing(path) as part:
+    with replace_file(path) as part:
         figure.savefig(part, dpi=110)

@@ -148,12 +148,12 @@ def splits(load: Callable[[], Prepared]) -> Callable[[], Splits]:
 
 
 def preprocess(load: Callable[[], Prepared]) -> Preprocess:
-    """Standardisation whose state carries the columns of the table as well; `undo` floors to their lattices.
+    """Standardization whose state carries the columns of the table as well; `undo` floors to their lattices.
 
     Rows in data units are then {'x': float64 [n, d]} of lattice values, codes and continuous numbers; `as_text` and
     `as_arrays` give them the table's form. log_det counts whole numbers and categories as mass (see `data.find_schema`).
     """
-    base = data.standardise()
+    base = data.standardize()
 
     def fit(rows):
         prepared = load()
@@ -223,7 +223,7 @@ def evaluate(flow) -> Callable:
         unit = data.log_mass_unit(columns_of(state)) - float(np.log(state["std"]).sum())
         scores = {}
         for name, rows in zip(("valid", "test"), splits[1:], strict=True):
-            y = data.standardise().apply(state, rows, None)["x"]
+            y = data.standardize().apply(state, rows, None)["x"]
             scores[f"{name}_nll"] = -float(density(params, y).mean()) - unit
         return scores
 
@@ -231,10 +231,10 @@ def evaluate(flow) -> Callable:
 
 
 def init_on_rows(model, load: Callable[[], Prepared], *, most: int = 20_000) -> Callable:
-    """(key, batch) -> params, initialised on up to `most` standardised training rows instead of on one batch."""
+    """(key, batch) -> params, initialized on up to `most` standardized training rows instead of on one batch."""
 
     def init(key, batch):
-        rows, base = load().rows(TRAIN), data.standardise()
+        rows, base = load().rows(TRAIN), data.standardize()
         x = base.apply(base.fit(rows), rows, None)["x"]
         chosen = generator("init_on_rows", 0).permutation(len(x))[:most]
         return jax.jit(model.init)(key, jnp.asarray(x[chosen]))

@@ -140,9 +140,9 @@ def launch(args) -> None:
 def sample(args) -> None:
     import jax
 
-    from jflow.apps._sampling import sample_sink, samples
+    from jflow.apps._sampling import sample_writer, samples
 
-    with sample_sink(args.out, args.num) as write:  # an unwritable path is found out here
+    with sample_writer(args.out, args.num) as write:  # an unwritable path is found out here
         loaded = jflow.load(args.workdir, step=args.step, ema=args.ema)
         options = {k: v for k in ("label", "steps", "guidance") if (v := getattr(args, k)) is not None}
         started = time.perf_counter()
@@ -155,13 +155,13 @@ def sample(args) -> None:
 def evaluate(args) -> None:
     import jax
 
-    from jflow._core.files import replacing
+    from jflow._core.files import replace_file
 
     loaded = jflow.load(args.workdir, step=args.step, ema=args.ema)
     experiment = loaded.experiment
     if experiment.evaluate is None:
         raise ValueError(f"{args.workdir}: the experiment cannot be evaluated: its config sets no `evaluate`")
-    with replacing(args.workdir / "evaluation.json") as part:
+    with replace_file(args.workdir / "evaluation.json") as part:
         found = experiment.evaluate(
             loaded.params, loaded.preprocess.state, jax.random.key(args.seed), experiment.data()
         )

@@ -1,6 +1,6 @@
-"""Invertible maps, a family per file; every constructor returns a `types.Bijector` (`transformers`: an `Elementwise`)."""
+"""Invertible maps, a family per file; every constructor returns a `types.Bijector` (`univariate`: an `Elementwise`)."""
 
-from jflow.bijectors import decoding, log_dets, masks, scales, splines, transformers
+from jflow.bijectors import decoding, log_dets, masks, scales, splines, univariate
 from jflow.bijectors._amortized import amortized
 from jflow.bijectors._autoregressive import InverseInfo, autoregressive, autoregressive_inverse, jacobi, sequential
 from jflow.bijectors._block_autoregressive import block_autoregressive
@@ -20,9 +20,9 @@ from jflow.bijectors._stochastic import vae
 from jflow.bijectors._surjective import (
     augment,
     drop,
-    truncated_normal_dequantize,
-    uniform_dequantize,
-    variational_dequantize,
+    truncated_normal_dequantization,
+    uniform_dequantization,
+    variational_dequantization,
 )
 
 __all__ = [
@@ -76,9 +76,9 @@ __all__ = [
     "sylvester",
     "tanh",
     "tokens",
-    "transformers",
-    "truncated_normal_dequantize",
-    "uniform_dequantize",
+    "univariate",
+    "truncated_normal_dequantization",
+    "uniform_dequantization",
     "vae",
-    "variational_dequantize",
+    "variational_dequantization",
 ]

@@ -21,7 +21,7 @@ def amortized(bijector: Bijector, net: nn.Module | None = None) -> Bijector:
     Params {'net', 'kernel', 'bias'}: 'bias' holds the bijector's own initial params and every 'kernel' [F, *leaf] starts
     at zero, so the map starts as the unconditional one for every cond, and is that one whenever the kernels are zero.
     net is a conditioner, such as nets.MLP, called with no numbers but cond: module(x [b, 0], cond) -> features [b, F];
-    None takes the float leaves of cond themselves, flattened. A map initialised with cond=None is the unconditional one,
+    None takes the float leaves of cond themselves, flattened. A map initialized with cond=None is the unconditional one,
     params {'bias'}. The inner map does not see cond.
 
     Amortised flow posteriors: Rezende, Mohamed (2015); van den Berg et al. (2018).

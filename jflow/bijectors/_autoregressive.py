@@ -1,7 +1,7 @@
 """Autoregressive maps: every number steers the elementwise map of the numbers after it.
 
-The natural form, y_i = transformer.forward(x_i; net(x)_i) with a net whose i-th output sees x_1 .. x_{i-1} alone, is one
-pass of the net in `forward`. `inverse` repeats x <- transformer.inverse(y; net(x)), which after k passes is right in the
+The natural form, y_i = univariate.forward(x_i; net(x)_i) with a net whose i-th output sees x_1 .. x_{i-1} alone, is one
+pass of the net in `forward`. `inverse` repeats x <- univariate.inverse(y; net(x)), which after k passes is right in the
 first k numbers whatever it started from, hence exact after as many passes as the longest path of the dependency graph
 has nodes, and mostly long before that.
 
@@ -89,13 +89,13 @@ def sequential() -> Solver:
 
 
 def autoregressive(
-    transformer: Elementwise, net: nn.Module, *, solver: Solver | None = None, passes: int | None = None
+    univariate: Elementwise, net: nn.Module, *, solver: Solver | None = None, passes: int | None = None
 ) -> Bijector:
-    """forward: x_i = transformer.forward(z_i; net(z, cond)_i), one pass of the net; inverse: see `autoregressive_inverse`.
+    """forward: x_i = univariate.forward(z_i; net(z, cond)_i), one pass of the net; inverse: see `autoregressive_inverse`.
 
     Args:
-        transformer: such as `transformers.affine()` or `transformers.rational_quadratic()`.
-        net: a causal Linen module (x [b, *event], cond=None) -> raw [b, *event, transformer.size]: entry i of raw depends
+        univariate: such as `bijectors.univariate.affine()` or `bijectors.univariate.rational_quadratic()`.
+        net: a causal Linen module (x [b, *event], cond=None) -> raw [b, *event, univariate.size]: entry i of raw depends
             on what comes before entry i of x. `nets.MADE` on vectors, a masked transformer on tokens. It should return
             zeros at init, so that the map starts at the identity.
         solver: of the inverse, `jacobi()` by default, which needs no tuning; or `sequential()`.
@@ -105,7 +105,7 @@ def autoregressive(
     Derivatives of both directions are exact, those of the inverse by the implicit function theorem. Rows of an inverse that
     did not converge are NaN. Params {'net'}.
     """
-    check_noun("autoregressive", transformer, Elementwise)
+    check_noun("autoregressive", univariate, Elementwise)
     check_linen("autoregressive", "net", net)
 
     def init(key, x, cond=None, *, side="data"):
@@ -113,22 +113,22 @@ def autoregressive(
         cond = check_cond("autoregressive", cond, x.shape[0])
         params = {"net": init_linen(net, key, x, cond)}
         jax.eval_shape(
-            lambda params: _raw(transformer, net, params, x, cond, None), params
+            lambda params: _raw(univariate, net, params, x, cond, None), params
         )  # raises where shapes differ
         return params
 
     def forward(params, z, cond=None, *, key=None):
-        x, log_slope = transformer.forward(z, _raw(transformer, net, params, z, cond, key))
+        x, log_slope = univariate.forward(z, _raw(univariate, net, params, z, cond, key))
         return x.astype(z.dtype), sum_event(log_slope)
 
     def inverse(params, x, cond=None, *, key=None):
-        return autoregressive_inverse(transformer, net, params, x, cond, solver=solver, passes=passes, key=key)[:2]
+        return autoregressive_inverse(univariate, net, params, x, cond, solver=solver, passes=passes, key=key)[:2]
 
     return compiled(Bijector(init, forward, inverse))
 
 
 def autoregressive_inverse(
-    transformer: Elementwise,
+    univariate: Elementwise,
     net: nn.Module,
     params: Params,
     y: Array,
@@ -145,10 +145,10 @@ def autoregressive_inverse(
 
     def step(x, args):
         y, params, cond, key = args
-        return transformer.inverse(y, _raw(transformer, net, params, x, cond, same_draws(key)))[0]
+        return univariate.inverse(y, _raw(univariate, net, params, x, cond, same_draws(key)))[0]
 
     x, info = solve_causal(step, y, (params, cond, key), solver, passes)
-    _, log_slope = transformer.forward(x, _raw(transformer, net, params, x, cond, key))
+    _, log_slope = univariate.forward(x, _raw(univariate, net, params, x, cond, key))
     return x.astype(y.dtype), -sum_event(log_slope), info
 
 
@@ -183,12 +183,12 @@ def _rounding(x: Array) -> float:
     return 32 * float(jnp.finfo(x.dtype).eps)
 
 
-def _raw(transformer, net, params, x, cond, key) -> Array:
+def _raw(univariate, net, params, x, cond, key) -> Array:
     cond = check_cond("autoregressive", cond, x.shape[0])
     raw = apply_linen(net, params["net"], x, cond, key=key)
-    if raw.shape != (*x.shape, transformer.size):
+    if raw.shape != (*x.shape, univariate.size):
         raise ValueError(
             f"autoregressive: expected {type(net).__name__} to return raw numbers of shape "
-            f"{[*x.shape, transformer.size]}, got {list(raw.shape)}"
+            f"{[*x.shape, univariate.size]}, got {list(raw.shape)}"
         )
     return raw.astype(float_dtype(x))

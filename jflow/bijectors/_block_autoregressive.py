@@ -31,7 +31,7 @@ def block_autoregressive(
 
     `inverse` is numerical: given the earlier numbers each f_i is a scalar function with a root, all are solved at once and
     this is repeated as in `autoregressive`, by `solver`; gradients are implicit, rows without convergence NaN. Weight
-    normalisation is left out. `depth` is of one map; cond is None, a float array [b, ...] or a pytree of them.
+    normalization is left out. `depth` is of one map; cond is None, a float array [b, ...] or a pytree of them.
 
     De Cao, Titov, Aziz, *Block Neural Autoregressive Flow* (2019).
     """

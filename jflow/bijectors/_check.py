@@ -150,9 +150,9 @@ def _measured(direction, params, x, cond):
         more["gradient"] = jax.grad(total, argnums=(0, 1))(params, x)
         more["other cond"] = direction(params, x, jax.tree.map(lambda a: jnp.roll(a, 1, axis=0), cond))
         if size <= _LARGEST:
-            flat, pull = jax.vjp(lambda x: direction(params, x, cond)[0].reshape(x.shape[0], -1), x)
+            flat, pullback = jax.vjp(lambda x: direction(params, x, cond)[0].reshape(x.shape[0], -1), x)
             basis = jnp.broadcast_to(jnp.eye(size, dtype=flat.dtype)[:, None], (size, *flat.shape))
-            rows = jax.vmap(lambda bar: pull(bar)[0].reshape(x.shape[0], -1))(basis)
+            rows = jax.vmap(lambda bar: pullback(bar)[0].reshape(x.shape[0], -1))(basis)
             more["jacobian"] = jnp.moveaxis(rows, 0, 1)
         return y, log_det, more
 

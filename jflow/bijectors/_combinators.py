@@ -10,7 +10,7 @@ from jflow._core.arrays import float_dtype, zero_log_det
 from jflow._core.checks import check_noun, check_rows, check_side
 from jflow._core.keys import split_key
 from jflow._core.linen import apply_linen, check_linen, init_linen
-from jflow.bijectors._pulls import add_bars, opposite, pull_back, zero_bars
+from jflow.bijectors._pullbacks import add_cotangents, opposite, pullback_at, zero_cotangents
 from jflow.types import Bijector, Transport
 
 __all__ = ["chain", "conditioned", "indicated", "invert", "on_part"]
@@ -44,19 +44,19 @@ def chain(*layers: Bijector) -> Bijector:
             log_det += check_rows("chain", f"log_det of layer {i}", contribution, x.shape[0])
         return z, log_det
 
-    def pull(direction, params, y, bars, cond=None, *, key=None):
+    def pullback(direction, params, y, cotangents, cond=None, *, key=None):
         """Layer by layer: to rebuild the input of the whole first would run every layer once more."""
-        y_bar, log_det_bar = bars
-        keys, params_bar, cond_bar = split_key(key, len(layers)), {}, zero_bars(cond)
+        y_bar, log_det_bar = cotangents
+        keys, params_bar, cond_bar = split_key(key, len(layers)), {}, zero_cotangents(cond)
         order = range(len(layers)) if direction == "inverse" else reversed(range(len(layers)))
         for i in order:
-            y, (params_bar[str(i)], y_bar, cond_i) = pull_back(
+            y, (params_bar[str(i)], y_bar, cond_i) = pullback_at(
                 layers[i], direction, params[str(i)], y, (y_bar, log_det_bar), cond, key=keys[i]
             )
-            cond_bar = add_bars(cond_bar, cond_i)
+            cond_bar = add_cotangents(cond_bar, cond_i)
         return y, (params_bar, y_bar, cond_bar)
 
-    return _make(kind, init, forward, inverse, pull)
+    return _make(kind, init, forward, inverse, pullback)
 
 
 def invert(bijector: Bijector) -> Bijector:
@@ -67,10 +67,12 @@ def invert(bijector: Bijector) -> Bijector:
         check_side(side)
         return bijector.init(key, x, cond, side="source" if side == "data" else "data")
 
-    def pull(direction, params, y, bars, cond=None, *, key=None):
-        return pull_back(bijector, opposite(direction), params, y, bars, cond, key=key)
+    def pullback(direction, params, y, cotangents, cond=None, *, key=None):
+        return pullback_at(bijector, opposite(direction), params, y, cotangents, cond, key=key)
 
-    return _make(type(bijector), init, _of_rows("invert", bijector.inverse), _of_rows("invert", bijector.forward), pull)
+    return _make(
+        type(bijector), init, _of_rows("invert", bijector.inverse), _of_rows("invert", bijector.forward), pullback
+    )
 
 
 def on_part(bijector: Bijector, part: slice) -> Bijector:
@@ -173,13 +175,15 @@ def _prepared(bijector: Bijector, init, prepare) -> Bijector:
         (params, cond), key = prepare(params, x, cond, key)
         return inner(params, x, cond, key=key)
 
-    def pull(direction, params, y, bars, cond=None, *, key=None):
+    def pullback(direction, params, y, cotangents, cond=None, *, key=None):
         inner, back, inner_key = jax.vjp(lambda p, c: prepare(p, y, c, key), params, cond, has_aux=True)
-        x, (params_bar, x_bar, cond_bar) = pull_back(bijector, direction, inner[0], y, bars, inner[1], key=inner_key)
+        x, (params_bar, x_bar, cond_bar) = pullback_at(
+            bijector, direction, inner[0], y, cotangents, inner[1], key=inner_key
+        )
         params_bar, cond_bar = back((params_bar, cond_bar))
         return x, (params_bar, x_bar, cond_bar)
 
-    return _make(type(bijector), init, partial(apply, bijector.forward), partial(apply, bijector.inverse), pull)
+    return _make(type(bijector), init, partial(apply, bijector.forward), partial(apply, bijector.inverse), pullback)
 
 
 def _of_rows(name: str, direction):
@@ -192,8 +196,8 @@ def _of_rows(name: str, direction):
     return apply
 
 
-def _make(kind: type, init, forward, inverse, pull):
-    return Bijector(init, forward, inverse, pull) if kind is Bijector else kind(init, forward, inverse)
+def _make(kind: type, init, forward, inverse, pullback):
+    return Bijector(init, forward, inverse, pullback) if kind is Bijector else kind(init, forward, inverse)
 
 
 def kind_of(name: str, layers) -> type:

@@ -15,17 +15,17 @@ from jflow.types import Array, Bijector, Elementwise
 __all__ = ["coupling", "masked_coupling"]
 
 
-def coupling(transformer: Elementwise, net: nn.Module, *, split: int, axis: int = -1) -> Bijector:
-    """The first `split` entries along `axis` pass; the rest go through `transformer` with raw numbers from `net`.
+def coupling(univariate: Elementwise, net: nn.Module, *, split: int, axis: int = -1) -> Bijector:
+    """The first `split` entries along `axis` pass; the rest go through `univariate` with raw numbers from `net`.
 
-    x_a = z_a,  x_b = transformer.forward(z_b, head(net(z_a, cond))).
+    x_a = z_a,  x_b = univariate.forward(z_b, head(net(z_a, cond))).
 
     `net` is any Linen module (x_a, cond=None) -> features [b, ..., F] whose axes between batch and F are those of x_b
     without its last; a linear head, zero at init so that the layer starts at the identity, makes of them
     raw [b, ..., channels of x_b, size]. With split=0 the whole event is transformed, by numbers from cond alone.
     Params {'net', 'head'}. Dinh, Sohl-Dickstein, Bengio, *Density estimation using Real NVP* (2016).
     """
-    check_noun("coupling", transformer, Elementwise)
+    check_noun("coupling", univariate, Elementwise)
     check_linen("coupling", "net", net)
     if split < 0:
         raise ValueError(f"coupling: expected split >= 0, got {split}")
@@ -43,30 +43,30 @@ def coupling(transformer: Elementwise, net: nn.Module, *, split: int, axis: int 
     def init(key, x, cond=None, *, side="data"):
         check_side(side)
         x_a, x_b = parts(x)
-        return _init_conditioner(net, key, x_a, cond, outputs=x_b.shape[-1] * transformer.size)
+        return _init_conditioner(net, key, x_a, cond, outputs=x_b.shape[-1] * univariate.size)
 
     def apply(direction, params, x, cond, key):
         x_a, x_b = parts(x)
-        features = _features(net, params, x_a, cond, key, like=x_b, size=transformer.size)
-        if transformer.columns is None:
-            raw = _raw(params["head"], features, x_b, transformer.size)
-            y_b, log_slope = getattr(transformer, direction)(x_b, raw)
+        features = _features(net, params, x_a, cond, key, like=x_b, size=univariate.size)
+        if univariate.columns is None:
+            raw = _raw(params["head"], features, x_b, univariate.size)
+            y_b, log_slope = getattr(univariate, direction)(x_b, raw)
             log_det = sum_event(log_slope)
         else:
-            y_b, log_det = _in_columns(transformer, direction, params["head"], features, x_b)
+            y_b, log_det = _in_columns(univariate, direction, params["head"], features, x_b)
         return jnp.concatenate([x_a, y_b.astype(x.dtype)], axis=axis), log_det
 
     return _bijector(init, apply)
 
 
-def masked_coupling(transformer: Elementwise, net: nn.Module, mask) -> Bijector:
-    """Entries where `mask` is true pass; the others go through `transformer` with raw numbers from `net` of the masked x.
+def masked_coupling(univariate: Elementwise, net: nn.Module, mask) -> Bijector:
+    """Entries where `mask` is true pass; the others go through `univariate` with raw numbers from `net` of the masked x.
 
     `mask` is a boolean array that broadcasts over the event (a checkerboard, a random mask, a scanned `xs_i`). The net
-    sees x * mask, whole, so its features carry all the axes of x but the last. Costs the transformer on every entry: for
-    a split in two halves `coupling` evaluates it on half of them. Params and initialisation as in `coupling`.
+    sees x * mask, whole, so its features carry all the axes of x but the last. Costs the univariate map on every entry: for
+    a split in two halves `coupling` evaluates it on half of them. Params and initialization as in `coupling`.
     """
-    check_noun("masked_coupling", transformer, Elementwise)
+    check_noun("masked_coupling", univariate, Elementwise)
     check_linen("masked_coupling", "net", net)
     if not isinstance(mask, jax.core.Tracer):
         mask = np.asarray(mask)
@@ -84,12 +84,12 @@ def masked_coupling(transformer: Elementwise, net: nn.Module, mask) -> Bijector:
 
     def init(key, x, cond=None, *, side="data"):
         check_side(side)
-        return _init_conditioner(net, key, jnp.where(keep(x), x, 0), cond, outputs=x.shape[-1] * transformer.size)
+        return _init_conditioner(net, key, jnp.where(keep(x), x, 0), cond, outputs=x.shape[-1] * univariate.size)
 
     def apply(direction, params, x, cond, key):
         passes = keep(x)
-        features = _features(net, params, jnp.where(passes, x, 0), cond, key, like=x, size=transformer.size)
-        y, log_slope = getattr(transformer, direction)(x, _raw(params["head"], features, x, transformer.size))
+        features = _features(net, params, jnp.where(passes, x, 0), cond, key, like=x, size=univariate.size)
+        y, log_slope = getattr(univariate, direction)(x, _raw(params["head"], features, x, univariate.size))
         return jnp.where(passes, x, y.astype(x.dtype)), sum_event(jnp.where(passes, 0, log_slope))
 
     return _bijector(init, apply)
@@ -136,10 +136,10 @@ def _raw(head, features: Array, x: Array, size: int) -> Array:
     return (raw + head["bias"].reshape((1,) * (raw.ndim - 1) + (-1,))).reshape(*x.shape, size)
 
 
-def _in_columns(transformer, direction: str, head, features: Array, x: Array) -> tuple[Array, Array]:
+def _in_columns(univariate, direction: str, head, features: Array, x: Array) -> tuple[Array, Array]:
     """y like x and log_det [b]: the head writes raw numbers as kernels want them, [size, channels, rows]."""
-    channels, size = x.shape[-1], transformer.size
-    transform = transformer.columns[direction == "inverse"]
+    channels, size = x.shape[-1], univariate.size
+    transform = univariate.columns[direction == "inverse"]
 
     def apply(head, features, columns):
         # The bias as one more input: a slice of a scanned bias, added afterwards, keeps XLA's CPU compiler from vectors.

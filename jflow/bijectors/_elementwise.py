@@ -14,26 +14,26 @@ from jflow.types import Bijector, Elementwise
 __all__ = ["actnorm", "affine", "elementwise", "logit", "sigmoid", "softplus", "standardize", "tanh"]
 
 
-def elementwise(transformer: Elementwise, event_shape: tuple[int, ...]) -> Bijector:
-    """A transformer with one free set of raw parameters for each number: params {'raw': [*event_shape, size]}."""
+def elementwise(univariate: Elementwise, event_shape: tuple[int, ...]) -> Bijector:
+    """A univariate map with one free set of raw parameters for each number: params {'raw': [*event_shape, size]}."""
     event_shape = tuple(event_shape)
 
     def init(key, x, cond=None, *, side="data"):
         check_side(side)
         check_event("elementwise", x, event_shape)
-        return {"raw": jnp.zeros_like(x, shape=(*event_shape, transformer.size), dtype=float_dtype(x))}
+        return {"raw": jnp.zeros_like(x, shape=(*event_shape, univariate.size), dtype=float_dtype(x))}
 
     def apply(scalar_map, params, x):
         check_event("elementwise", x, event_shape)
-        raw = jnp.broadcast_to(params["raw"][None], (*x.shape, transformer.size))
+        raw = jnp.broadcast_to(params["raw"][None], (*x.shape, univariate.size))
         y, log_slope = scalar_map(x, raw)
         return y.astype(x.dtype), sum_event(log_slope)
 
     def forward(params, z, cond=None, *, key=None):
-        return apply(transformer.forward, params, z)
+        return apply(univariate.forward, params, z)
 
     def inverse(params, x, cond=None, *, key=None):
-        return apply(transformer.inverse, params, x)
+        return apply(univariate.inverse, params, x)
 
     return Bijector(init, forward, inverse)
 
@@ -52,7 +52,7 @@ def affine(event_shape: tuple[int, ...]) -> Bijector:
 
 
 def actnorm(channels: int) -> Bijector:
-    """x = z exp(log_scale) + shift per channel (the last axis), initialised from the first batch so that the side away
+    """x = z exp(log_scale) + shift per channel (the last axis), initialized from the first batch so that the side away
     from it has zero mean and unit deviation. Kingma, Dhariwal, *Glow* (2018).
 
     A channel that does not vary in that batch (a single row, or zeros that only give the shape) keeps scale 1.

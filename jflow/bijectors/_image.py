@@ -59,8 +59,8 @@ def haar() -> Bijector:
 
 
 def checkerboard() -> Bijector:
-    """The two colours of a checkerboard as channels: [b, H, W, C] on the source side, [b, H, W/2, 2 C] on the data side,
-    so that `coupling(..., split=C)` lets one colour steer the other.
+    """The two colors of a checkerboard as channels: [b, H, W, C] on the source side, [b, H, W/2, 2 C] on the data side,
+    so that `coupling(..., split=C)` lets one color steer the other.
 
     x[b, i, k, :C] is the pixel of z in row i and columns 2k, 2k+1 with an even sum of row and column, x[b, i, k, C:] the
     odd one. log_det = 0. Dinh, Sohl-Dickstein, Bengio, *Density estimation using Real NVP* (2016).

@@ -66,7 +66,7 @@ def planar(features: int) -> Bijector:
 
 
 def radial(features: int) -> Bijector:
-    """x = z + beta (z - c) / (alpha + r),  r = |z - c|: space drawn to the centre c, or pushed from it.
+    """x = z + beta (z - c) / (alpha + r),  r = |z - c|: space drawn to the center c, or pushed from it.
 
     log_det = (d - 1) log(1 + beta / (alpha + r)) + log(1 + beta alpha / (alpha + r)^2). Params 'center' [d], drawn at
     random, 'log_alpha' [] and 'raw_beta' [], beta = alpha m(raw_beta) > -alpha with m as in `planar`. The inverse is the

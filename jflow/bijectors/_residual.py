@@ -13,7 +13,7 @@ from jflow.types import Bijector
 
 __all__ = ["residual"]
 
-_ROULETTE = log_dets.roulette()
+_ROULETTE = log_dets.russian_roulette()
 
 
 def residual(

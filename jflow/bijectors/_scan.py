@@ -12,7 +12,7 @@ from jflow._core.checks import check_rows, check_side
 from jflow._core.nouns import compiled
 from jflow._core.pullback import with_pullback
 from jflow.bijectors._combinators import kind_of, towards
-from jflow.bijectors._pulls import add_bars, pull_back, zero_bars
+from jflow.bijectors._pullbacks import add_cotangents, pullback_at, zero_cotangents
 from jflow.types import Array, Bijector, Cond, Key, Params, PyTree, Transport
 
 __all__ = ["rebuild_error", "scan"]
@@ -87,10 +87,10 @@ def scan(
             check_rows("scan", "log_det of a layer", log_det, x.shape[0])
             return y.astype(x.dtype), log_det.astype(float_dtype(x))
 
-        def pull(p, common, y, bars, cond, inputs_i):
+        def pullback(p, common, y, cotangents, cond, inputs_i):
             xs_i, key_i = inputs_i
-            x, bars = pull_back(make(xs_i), direction, {**p, **common}, y, bars, cond, key=key_i)
-            params_bar, x_bar, cond_bar = bars
+            x, cotangents = pullback_at(make(xs_i), direction, {**p, **common}, y, cotangents, cond, key=key_i)
+            params_bar, x_bar, cond_bar = cotangents
             own, of_common = ({name: params_bar[name] for name in names} for names in (p, common))
             return x.astype(y.dtype), own, of_common, x_bar.astype(y.dtype), cond_bar
 
@@ -100,7 +100,7 @@ def scan(
         options = dict(reverse=direction == "inverse", unroll=unroll, length=depth)
         if not reversible:
             return _plain_scan(apply, *args, remat=remat, **options)
-        return _reversible_scan(apply, pull, *args, segment=segment, **options)
+        return _reversible_scan(apply, pullback, *args, segment=segment, **options)
 
     return compiled(kind(init, partial(run, "forward"), partial(run, "inverse")))
 
@@ -125,26 +125,26 @@ def _plain_scan(apply, stacked, common, x, cond, inputs, *, reverse, unroll, len
     return carry
 
 
-def _reversible_scan(apply, pull, stacked, common, x, cond, inputs, *, reverse, unroll, segment, length):
+def _reversible_scan(apply, pullback, stacked, common, x, cond, inputs, *, reverse, unroll, segment, length):
     """`_plain_scan` whose backward pass rebuilds each layer's input from its output, segment by segment."""
 
     def one_segment(stacked, common, x, cond, inputs):
         return _plain_scan(apply, stacked, common, x, cond, inputs, reverse=reverse, unroll=unroll, length=segment)
 
-    def walk_back(args, outputs, bars):
+    def walk_back(args, outputs, cotangents):
         stacked, common, _, cond, inputs = args
-        y, (y_bar, log_det_bar) = outputs[0], bars
+        y, (y_bar, log_det_bar) = outputs[0], cotangents
 
         def body(carry, layer):
             y, y_bar, common_bar, cond_bar = carry
             p, inputs_i = layer
-            x, p_bar, common_i, x_bar, cond_i = pull(p, common, y, (y_bar, log_det_bar), cond, inputs_i)
-            return (x, x_bar, add_bars(common_bar, common_i), add_bars(cond_bar, cond_i)), p_bar
+            x, p_bar, common_i, x_bar, cond_i = pullback(p, common, y, (y_bar, log_det_bar), cond, inputs_i)
+            return (x, x_bar, add_cotangents(common_bar, common_i), add_cotangents(cond_bar, cond_i)), p_bar
 
-        carry = (y, y_bar, zero_bars(common), zero_bars(cond))
+        carry = (y, y_bar, zero_cotangents(common), zero_cotangents(cond))
         carry, stacked_bar = jax.lax.scan(body, carry, (stacked, inputs), reverse=not reverse, length=segment)
         _, x_bar, common_bar, cond_bar = carry
-        return stacked_bar, common_bar, x_bar, cond_bar, zero_bars(inputs)
+        return stacked_bar, common_bar, x_bar, cond_bar, zero_cotangents(inputs)
 
     rebuild = with_pullback(one_segment, walk_back)
     cond = jax.tree.map(jnp.asarray, cond)

@@ -16,7 +16,7 @@ def vae(posterior: Flow, decoder: Distribution, source_shape: Sequence[int], dat
     """x -> z ~ q(z given x) = posterior,  z -> x ~ p(x given z) = decoder: a variational autoencoder as one layer.
 
     Contribution of the inverse: log p(x given z) - log q(z given x), so that flows.elbo_flow(vae(...), prior) has the
-    evidence lower bound, with reparametrised draws, and flows.importance_weighted the tighter one. The cond of the
+    evidence lower bound, with reparameterized draws, and flows.importance_weighted the tighter one. The cond of the
     posterior is x, or {'x': x, 'cond': cond} where there is a cond; that of the decoder z, or {'z': z, 'cond': cond}.
     Params {'posterior', 'decoder'}.
 

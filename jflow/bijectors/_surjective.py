@@ -24,17 +24,17 @@ from jflow._core.nouns import no_params
 from jflow.bijectors._combinators import invert
 from jflow.types import Array, Cond, Distribution, Flow, Transport
 
-__all__ = ["augment", "drop", "truncated_normal_dequantize", "uniform_dequantize", "variational_dequantize"]
+__all__ = ["augment", "drop", "truncated_normal_dequantization", "uniform_dequantization", "variational_dequantization"]
 
 
-def uniform_dequantize(levels: int = 256) -> Transport:
+def uniform_dequantization(levels: int = 256) -> Transport:
     """Data x in 0, 1 ... levels-1 (as floats), source z = (x + u) / levels in [0, 1) with u uniform.
 
     Contribution of the inverse -D log(levels): a uniform density on [0, 1)^D has log2(levels) bits per dimension. For x
     off the levels it is -inf; forward clips z to [0, 1). Uria, Murray, Larochelle, *RNADE* (2013); Theis, van den Oord,
     Bethge, *A note on the evaluation of generative models* (2016).
     """
-    _check_levels("uniform_dequantize", levels)
+    _check_levels("uniform_dequantization", levels)
 
     def forward(params, z, cond=None, *, key=None):
         return _to_level(z, levels), zero_log_det(z) + _cell(z, levels)
@@ -47,13 +47,13 @@ def uniform_dequantize(levels: int = 256) -> Transport:
     return Transport(no_params, forward, inverse)
 
 
-def variational_dequantize(noise: Flow | Distribution, levels: int = 256) -> Transport:
-    """`uniform_dequantize` whose u follows `noise`, a distribution on (0, 1)^event given the image that it dequantizes.
+def variational_dequantization(noise: Flow | Distribution, levels: int = 256) -> Transport:
+    """`uniform_dequantization` whose u follows `noise`, a distribution on (0, 1)^event given the image that it dequantizes.
 
     `noise` gets as its cond the data scaled to [-1, 1], or {'x': that, 'cond': cond} where there is a cond. Params are
     the noise's own. Ho, Chen, Srinivas, Duan, Abbeel, *Flow++* (2019).
     """
-    _check_levels("variational_dequantize", levels)
+    _check_levels("variational_dequantization", levels)
 
     def given(x, cond):
         return _given((2 * x.astype(float_dtype(x)) + 1) / levels - 1, cond)
@@ -75,25 +75,25 @@ def variational_dequantize(noise: Flow | Distribution, levels: int = 256) -> Tra
         u, log_q = _draw(noise, params, key, x.shape[0], given(x, cond))
         if u.shape != x.shape:
             raise ValueError(
-                f"variational_dequantize: expected noise of shape {list(x.shape)}, as x, got {list(u.shape)}"
+                f"variational_dequantization: expected noise of shape {list(x.shape)}, as x, got {list(u.shape)}"
             )
         return _into_cell(x, u, levels), _on_level(x, -log_q - _cell(x, levels), levels)
 
     return Transport(init, forward, inverse)
 
 
-def truncated_normal_dequantize(std: float, levels: int = 256) -> Transport:
-    """`variational_dequantize` by a fixed normal: u = 1/2 + std e, e standard normal but within |e| < 1 / (2 std).
+def truncated_normal_dequantization(std: float, levels: int = 256) -> Transport:
+    """`variational_dequantization` by a fixed normal: u = 1/2 + std e, e standard normal but within |e| < 1 / (2 std).
 
     std is in widths of a level; 1 / (2 std) of 3 or more cuts off almost nothing. A continuous flow that stops at a
     time before data is a density of alpha x + sigma e, x in [-1, 1]: std = L sigma / (2 alpha) evaluates it at the
-    noise that it was trained with, in `flows.dequantized(flow, this, scale=alpha)`. Nothing is trained.
+    noise that it was trained with, in `flows.with_dequantization(flow, this, scale=alpha)`. Nothing is trained.
     Contribution of the inverse -D log L + |e|^2 / 2 + D log(std sqrt(2 pi) erf(1 / (std sqrt(8)))).
     Errors: ValueError unless std > 0. Zheng, Lu, Chen, Zhu, *Improved Techniques for Maximum Likelihood Estimation for
     Diffusion ODEs* (2023).
     """
     if not (math.isfinite(std) and std > 0):
-        raise ValueError(f"truncated_normal_dequantize: expected a finite std > 0, got {std}")
+        raise ValueError(f"truncated_normal_dequantization: expected a finite std > 0, got {std}")
     std = float(std)  # a number of numpy's would bring float64 along
     bound = 0.5 / std
     log_mass = math.log(std * math.sqrt(2 * math.pi) * math.erf(bound / math.sqrt(2)))
@@ -105,7 +105,7 @@ def truncated_normal_dequantize(std: float, levels: int = 256) -> Transport:
         x = cond["x"] if isinstance(cond, dict) else cond
         return 0.5 + std * jax.random.truncated_normal(key, -bound, bound, x.shape, x.dtype)
 
-    return variational_dequantize(Distribution(lambda key, x, cond=None: {}, log_prob, sample), levels)
+    return variational_dequantization(Distribution(lambda key, x, cond=None: {}, log_prob, sample), levels)
 
 
 def augment(noise: Flow | Distribution, size: int) -> Transport:

@@ -9,9 +9,9 @@ The series have a gradient of their own, in memory that does not grow with the t
     d log det(I + J) = E w^T dJ v,   w = sum_k (-1)^k (J^T)^k v,
 
 where w is summed from the same products as the value, which stays an estimate of the log-det whatever is trained (the
-scalar w^T J v, whose gradient this is, is not one). Forward mode takes it, too. Of the second derivatives `roulette`
+scalar w^T J v, whose gradient this is, is not one). Forward mode takes it, too. Of the second derivatives `russian_roulette`
 has those that JAX takes forward over reverse, jax.hessian; a gradient of a gradient (score matching) takes `exact`, which
-is what a flow uses with key=None, or `power_series`. Chen, Behrmann, Duvenaud, Jacobsen, *Residual
+is what a flow uses with key=None, or `neumann`. Chen, Behrmann, Duvenaud, Jacobsen, *Residual
 Flows for Invertible Generative Modeling* (2019); Behrmann et al., *Invertible Residual Networks* (2019).
 """
 
@@ -26,7 +26,7 @@ from jflow._core.arrays import expand_to, float_dtype, sum_event
 from jflow._core.checks import need_key
 from jflow.types import Array, Key, PyTree
 
-__all__ = ["LogDet", "exact", "power_series", "roulette"]
+__all__ = ["LogDet", "exact", "neumann", "russian_roulette"]
 
 LogDet = Callable[[Callable[[PyTree, Array], Array], PyTree, Array, Key | None], Array]
 _CAP = 1000  # terms; roulette gets there with probability p (1-p)^1000
@@ -42,14 +42,14 @@ def exact(g, args: PyTree, x: Array, key: Key | None = None) -> Array:
     return jnp.linalg.slogdet(jnp.eye(size, dtype=x.dtype)[None] + jacobian)[1]
 
 
-def power_series(terms: int) -> LogDet:
+def neumann(terms: int) -> LogDet:
     """The first `terms` terms: biased by at most d c^(terms+1) / ((terms+1) (1-c)) for a Lipschitz constant c."""
     if terms < 1:
-        raise ValueError(f"power_series: expected terms >= 1, got {terms}")
-    return partial(_with_key, "power_series", (terms, 0.0, False))
+        raise ValueError(f"neumann: expected terms >= 1, got {terms}")
+    return partial(_with_key, "neumann", (terms, 0.0, False))
 
 
-def roulette(exact_terms: int = 2, p: float = 0.5, *, per_row: bool = False) -> LogDet:
+def russian_roulette(exact_terms: int = 2, p: float = 0.5, *, per_row: bool = False) -> LogDet:
     """Unbiased: `exact_terms` + 1 terms, and after each a stop with probability p; later terms weigh 1 / P(reached).
 
     exact_terms + 1/p terms on average, 4 by default. The draw is shared by the rows of a batch (as in Chen et al.); with
@@ -57,10 +57,10 @@ def roulette(exact_terms: int = 2, p: float = 0.5, *, per_row: bool = False) -> 
     row. The variance is finite when |J|^2 < 1 - p: a flow whose layers come close to their bound wants a smaller p.
     """
     if exact_terms < 0:
-        raise ValueError(f"roulette: expected exact_terms >= 0, got {exact_terms}")
+        raise ValueError(f"russian_roulette: expected exact_terms >= 0, got {exact_terms}")
     if not 0 < p < 1:
-        raise ValueError(f"roulette: expected p in (0, 1), got {p}")
-    return partial(_with_key, "roulette", (exact_terms + 1, 1 - p, per_row))
+        raise ValueError(f"russian_roulette: expected p in (0, 1), got {p}")
+    return partial(_with_key, "russian_roulette", (exact_terms + 1, 1 - p, per_row))
 
 
 def _with_key(name, terms, g, args, x, key=None):
@@ -80,7 +80,7 @@ def _sums(g, terms, args, x, key):
     dtype = float_dtype(x)
     # Added to zeros made from x, it varies over a mesh axis as x does, whatever the key does.
     v = jnp.zeros_like(x, dtype=dtype) + jax.random.rademacher(key_probe, x.shape, dtype)
-    _, pull = jax.vjp(lambda x: g(args, x).astype(dtype), x)
+    _, pullback = jax.vjp(lambda x: g(args, x).astype(dtype), x)
 
     def going(carry):
         return (carry[0] <= _CAP) & jnp.any(carry[1])
@@ -90,7 +90,7 @@ def _sums(g, terms, args, x, key):
         weight = jnp.where(alive, keep ** -jnp.maximum(k - sure, 0).astype(dtype), 0) if keep else alive.astype(dtype)
         sign = 1 - 2 * ((k + 1) % 2).astype(dtype)  # (-1)^(k+1)
         w = w + sign * expand_to(weight, u) * u
-        u = pull(u.astype(dtype))[0].astype(dtype)
+        u = pullback(u.astype(dtype))[0].astype(dtype)
         value = value + sign / k.astype(dtype) * weight * sum_event(v * u)
         more = jax.random.bernoulli(jax.random.fold_in(key_stop, k), keep, alive.shape)
         return k + 1, alive & ((k < sure) | more), u, w, value

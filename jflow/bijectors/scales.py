@@ -1,4 +1,4 @@
-"""Scale functions for `transformers.affine`: raw [...] -> log scale [...], zero at raw = 0.
+"""Scale functions for `univariate.affine`: raw [...] -> log scale [...], zero at raw = 0.
 
 They differ in what happens to a saturated raw number. The log is what flows add up, so it is what they return.
 """
@@ -29,7 +29,7 @@ def bounded(limit: float = 3.0) -> Callable[[Array], Array]:
 
 def exponential(raw: Array) -> Array:
     """scale = exp(raw): the plain form of MAF and IAF, with constant gradient in the log. One large raw number overflows;
-    for shallow flows on standardised data, and for equal parameters with other libraries."""
+    for shallow flows on standardized data, and for equal parameters with other libraries."""
     return raw
 
 

@@ -8,7 +8,7 @@ width w, height h, slope s = h/w, knot slopes d0 and d1, and u = (x - x_k)/w:
 
 A floor on bins and knot slopes does not bound dy/dx, which falls to 2 s^2/d inside a bin whose knot slopes d are much
 larger than s; the inverse then loses all digits in float32. So knot slopes are capped at 10 times the smaller
-neighbouring bin slope, and the two edge bins have a slope of at least 0.1, so that the slope 1 at the edge obeys the
+neighboring bin slope, and the two edge bins have a slope of at least 0.1, so that the slope 1 at the edge obeys the
 cap too and the tails stay the identity, once differentiable. Free and circular ends need no such floor: their slopes
 are learned and capped like the others.
 """
@@ -196,11 +196,11 @@ def _bin_of(x: Array, raw: Array, bound: float, ends: Ends, *, of_y: bool):
 
     w, h = pick(widths, k), pick(heights, k)
 
-    def slope_at(knot, neighbour):
-        """Of knot number `knot`, between this bin and `neighbour`."""
+    def slope_at(knot, neighbor):
+        """Of knot number `knot`, between this bin and `neighbor`."""
         if ends.periodic:
-            knot, neighbour = knot % bins, neighbour % bins
-        other = pick(heights, neighbour) / pick(widths, neighbour)
+            knot, neighbor = knot % bins, neighbor % bins
+        other = pick(heights, neighbor) / pick(widths, neighbor)
         slope = knot_slope(pick(raw, 2 * bins - ends.fixed + knot), h / w, other)
         is_end = (knot[..., 0] == 0) | (knot[..., 0] == bins)
         return jnp.where(is_end, 1.0, slope) if ends.fixed else slope

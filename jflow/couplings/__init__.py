@@ -1,38 +1,44 @@
 """Which row of the source goes with which row of the data, as indices, so that labels, conditions and weights follow.
 
 A `Coupling` is (key, x0, x1, cond=None) -> (i, j): pair k is x0[i[k]] with x1[j[k]]. Most are permutations of one side and
-take a cost: `exact(within_class())` is optimal transport inside each class. Couplings that build the source from the
-data are in `sources`: they act on the batch, not on its order.
+take a cost: `optimal_transport(within_class())` is optimal transport inside each class. Couplings that build the source
+from the data are in `sources`: they act on the batch, not on its order.
 """
 
 from jflow.couplings._costs import cosine, near_condition, squared_euclidean, within_class
-from jflow.couplings._entropic import likeliest, permutation, sinkhorn, unbalanced, with_replacement
-from jflow.couplings._matching import exact, independent, partial, stable
-from jflow.couplings._plans import potentials
+from jflow.couplings._entropic import (
+    most_likely_permutation,
+    sample_permutation,
+    sample_with_replacement,
+    sinkhorn,
+    unbalanced,
+)
+from jflow.couplings._matching import independent, optimal_transport, partial_optimal_transport, stable_matching
+from jflow.couplings._plans import entropic_potentials
 from jflow.couplings._semidiscrete import fit_semidiscrete, semidiscrete
-from jflow.couplings._sources import block_means, corrupted, inpainting, known_fixed, tiles, with_source
+from jflow.couplings._sources import block_means, corrupted, hold_known, inpainting, tiles, with_source
 
 __all__ = [
     "block_means",
     "corrupted",
     "cosine",
-    "exact",
+    "optimal_transport",
     "fit_semidiscrete",
     "independent",
     "inpainting",
-    "known_fixed",
-    "likeliest",
+    "hold_known",
+    "most_likely_permutation",
     "near_condition",
-    "partial",
-    "permutation",
-    "potentials",
+    "partial_optimal_transport",
+    "sample_permutation",
+    "entropic_potentials",
     "semidiscrete",
     "sinkhorn",
     "squared_euclidean",
-    "stable",
+    "stable_matching",
     "tiles",
     "unbalanced",
-    "with_replacement",
+    "sample_with_replacement",
     "with_source",
     "within_class",
 ]

@@ -14,24 +14,24 @@ from jflow.types import Array, Coupling, Key
 Draw = Callable[[Key, Array], tuple[Array, Array]]  # (key, log_plan [n, n]) -> (i [n], j [n])
 
 
-def permutation(key: Key, log_plan: Array) -> tuple[Array, Array]:
+def sample_permutation(key: Key, log_plan: Array) -> tuple[Array, Array]:
     """A random permutation that leans to the plan: every pair's log gets Gumbel noise, and the greedy matching of that is
     taken. A row that nobody competes with gets a draw of its row of the plan; both marginals are kept exactly, the joint
     law only nearly (seen on 256 rows in the plane: a mean cost 1 to 4 % above the plan's)."""
-    need_key("couplings.permutation", key)
+    need_key("couplings.sample_permutation", key)
     i = _plans.greedy((log_plan + jax.random.gumbel(key, log_plan.shape, log_plan.dtype)).T)
     return i, np.arange(log_plan.shape[1])
 
 
-def likeliest(key: Key, log_plan: Array) -> tuple[Array, Array]:
+def most_likely_permutation(key: Key, log_plan: Array) -> tuple[Array, Array]:
     """The greedy matching of the plan itself: no noise, a cost near that of the exact assignment, no key needed."""
     return _plans.greedy(log_plan.T), np.arange(log_plan.shape[1])
 
 
-def with_replacement(key: Key, log_plan: Array) -> tuple[Array, Array]:
+def sample_with_replacement(key: Key, log_plan: Array) -> tuple[Array, Array]:
     """n pairs drawn from the plan one by one: the law of a pair is the plan itself, but some rows appear several times and
     about a third not at all. Row k with row k throughout where the plan is NaN."""
-    need_key("couplings.with_replacement", key)
+    need_key("couplings.sample_with_replacement", key)
     row_key, column_key = jax.random.split(key)
     i = jax.random.categorical(row_key, jax.nn.logsumexp(log_plan, axis=1), shape=log_plan.shape[:1])
     j = jax.random.categorical(column_key, log_plan[i], axis=1)
@@ -45,7 +45,7 @@ def sinkhorn(
     *,
     relative: bool = True,
     iterations: int = 50,
-    draw: Draw = permutation,
+    draw: Draw = sample_permutation,
 ) -> Coupling:
     """Pairs from the plan P of least <P, cost> + epsilon KL(P | uniform), by Sinkhorn's iteration (`plans.potentials`).
 
@@ -53,7 +53,7 @@ def sinkhorn(
         neither an offset between source and data nor a few outliers change it; otherwise in units of cost (2 sigma^2 for
         the Schroedinger bridge whose reference is Brownian motion of scale sigma, with the squared euclidean cost and
         draw=with_replacement).
-    draw: (key, log plan) -> (i, j): `permutation`, `likeliest` or `with_replacement`.
+    draw: (key, log plan) -> (i, j): `sample_permutation`, `most_likely_permutation` or `sample_with_replacement`.
     Errors: ValueError for unequal numbers of rows and bad options; without jit also for costs that are NaN, -inf or
     leave a row no pair. Inside jit, where nothing can raise, a permutation of such a batch pairs row k with row k.
     Over a mesh the whole batch is coupled; under shard_map or pmap, each shard's rows.
@@ -69,7 +69,7 @@ def sinkhorn(
             return np.arange(0), np.arange(0)
         unit = _plans.scale(found)
         size = epsilon * (unit if relative else 1)
-        f, g = _plans.potentials(found, size, unit, iterations=iterations)
+        f, g = _plans.entropic_potentials(found, size, unit, iterations=iterations)
         return draw(key, (f[:, None] + g[None] - found) / size)
 
     return pair
@@ -82,7 +82,7 @@ def unbalanced(
     *,
     relative: bool = True,
     iterations: int = 100,
-    draw: Draw = with_replacement,
+    draw: Draw = sample_with_replacement,
 ) -> Coupling:
     """Pairs from a plan whose marginals may give way: <P, cost> + epsilon KL(P) + slack KL of both marginals
     (`plans.relaxed_potentials`). Rows far from everything are drawn seldom; the marginals change, by design.

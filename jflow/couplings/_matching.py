@@ -26,7 +26,7 @@ def independent() -> Coupling:
     return pair
 
 
-def exact(cost: Cost = _costs.squared_euclidean) -> Coupling:
+def optimal_transport(cost: Cost = _costs.squared_euclidean) -> Coupling:
     """The permutation of least total cost; data rows stay where they are, source rows come to them.
 
     Entropic potentials f, g, found on the device, reduce the costs to cost - f - g, which has the same optimum; scipy's
@@ -41,29 +41,29 @@ def exact(cost: Cost = _costs.squared_euclidean) -> Coupling:
     """
 
     def pair(key, x0, x1, cond=None):
-        found = _costs.matrix("exact", cost, x0, x1, cond).reduced
+        found = _costs.matrix("optimal_transport", cost, x0, x1, cond).reduced
         if found.size == 0:
             return np.arange(0), np.arange(0)
         unit = _plans.scale(found)
-        f, g = _plans.potentials(found, 1e-3 * unit, unit)
+        f, g = _plans.entropic_potentials(found, 1e-3 * unit, unit)
         shape = jax.ShapeDtypeStruct(found.shape[:1], jnp.int32)
         return jax.pure_callback(_plans.assign, shape, found, f, g, vmap_method="sequential"), np.arange(x1.shape[0])
 
     return pair
 
 
-def stable(cost: Cost = _costs.squared_euclidean) -> Coupling:
+def stable_matching(cost: Cost = _costs.squared_euclidean) -> Coupling:
     """The stable matching: no source and data row prefer each other to the partners they have.
 
     Both sides prefer the cheaper, so that it is the greedy one: the cheapest pair, then the cheapest of what is left ...,
-    found in rounds in which all pairs that are each other's cheapest marry. About log n rounds in many dimensions, up
-    to n on a line. On the device throughout; the key is not used. Errors as `exact`.
+    found in rounds in which all pairs that are each other's cheapest are matched. About log n rounds in many dimensions, up
+    to n on a line. On the device throughout; the key is not used. Errors as `optimal_transport`.
     Sources: Pooladian et al., "Multisample Flow Matching", 2023; Gale, Shapley, "College Admissions and the Stability of
     Marriage", 1962.
     """
 
     def pair(key, x0, x1, cond=None):
-        found = _costs.matrix("stable", cost, x0, x1, cond).shifted
+        found = _costs.matrix("stable_matching", cost, x0, x1, cond).shifted
         if found.size == 0:
             return np.arange(0), np.arange(0)
         return _plans.greedy(-found.T), np.arange(x1.shape[0])
@@ -71,15 +71,15 @@ def stable(cost: Cost = _costs.squared_euclidean) -> Coupling:
     return pair
 
 
-def partial(fraction: float, cost: Cost = _costs.squared_euclidean) -> Coupling:
+def partial_optimal_transport(fraction: float, cost: Cost = _costs.squared_euclidean) -> Coupling:
     """The cheapest m = round(fraction n) pairs of n rows, each row at most once: outliers of both sides stay single.
 
     The batch is filled with repetitions of the m pairs in random order, each as often as the others but for one. The
-    marginals are those of the rows that were worth pairing, by design. Exact, on the host. Errors as `exact`.
+    marginals are those of the rows that were worth pairing, by design. Exact, on the host. Errors as `optimal_transport`.
     Source: Chapel, Alaya, Gasso, "Partial Optimal Transport with Applications on Positive-Unlabeled Learning", 2020.
     """
     if not 0 < fraction <= 1:
-        raise ValueError(f"partial: expected fraction in (0, 1], got {fraction}")
+        raise ValueError(f"partial_optimal_transport: expected fraction in (0, 1], got {fraction}")
 
     @functools.partial(jax.jit, static_argnums=1)
     def chosen(cost, m):
@@ -87,8 +87,8 @@ def partial(fraction: float, cost: Cost = _costs.squared_euclidean) -> Coupling:
         return jax.pure_callback(lambda c: _plans.assign_some(c, m), shape, cost, vmap_method="sequential")
 
     def pair(key, x0, x1, cond=None):
-        need_key("partial", key)
-        found = _costs.matrix("partial", cost, x0, x1, cond).shifted
+        need_key("partial_optimal_transport", key)
+        found = _costs.matrix("partial_optimal_transport", cost, x0, x1, cond).shifted
         if found.size == 0:
             return np.arange(0), np.arange(0)
         n = found.shape[0]

@@ -26,7 +26,9 @@ def scale(cost: Array) -> Array:
 
 
 @functools.partial(jax.jit, static_argnames="iterations")
-def potentials(cost: Array, epsilon: Array | float, start: Array, *, iterations: int = 50) -> tuple[Array, Array]:
+def entropic_potentials(
+    cost: Array, epsilon: Array | float, start: Array, *, iterations: int = 50
+) -> tuple[Array, Array]:
     """Entropic potentials (f, g), [n] each, of costs [n, n]: exp((f[i] + g[j] - cost[i, j]) / epsilon) is the plan, with
     row and column sums 1. The rows' sums are exact, the columns' what `iterations` left of their error.
 
@@ -54,7 +56,7 @@ def potentials(cost: Array, epsilon: Array | float, start: Array, *, iterations:
 
 @functools.partial(jax.jit, static_argnames="iterations")
 def relaxed_potentials(cost: Array, epsilon: Array, slack: Array, *, iterations: int) -> tuple[Array, Array]:
-    """(f, g) of the plan P = exp((f + g - cost) / epsilon) / n^2 that minimises
+    """(f, g) of the plan P = exp((f + g - cost) / epsilon) / n^2 that minimizes
 
     <P, cost> + epsilon KL(P | 1 / n^2) + slack KL(row sums | 1 / n) + slack KL(column sums | 1 / n),
 
@@ -78,7 +80,7 @@ def greedy(weight: Array) -> Array:
     is left, and so on; -inf forbids. Row k gets column k throughout where that cannot be (NaN, or nothing left allowed).
 
     In rounds, all pairs at once that are the heaviest of both their row and their column; ties go to the first. Whenever
-    half are married, the rest moves to a matrix of its own: the last rounds, the most, cost next to nothing.
+    half are matched, the rest moves to a matrix of its own: the last rounds, the most, cost next to nothing.
     """
     n = weight.shape[0]
     column = jnp.full_like(weight, n, shape=(n,), dtype=jnp.int32)
@@ -96,7 +98,7 @@ def greedy(weight: Array) -> Array:
 
 
 def _rounds(weight: Array, few: int) -> tuple[Array, Array]:
-    """Rounds of `greedy` until at most `few` rows are free or nobody marries: partner of each row and column, m if free."""
+    """Rounds of `greedy` until at most `few` rows are free or nobody is matched: partner of each row and column, m if free."""
     m = weight.shape[0]
     index = jnp.arange(m, dtype=jnp.int32)
 
@@ -104,7 +106,7 @@ def _rounds(weight: Array, few: int) -> tuple[Array, Array]:
         at = jnp.expand_dims(index, 1 - axis)
         return jnp.min(jnp.where(free & (weight >= jnp.expand_dims(best, axis)), at, m), axis)
 
-    def marry(state):
+    def match(state):
         column, row, _ = state
         free = (column == m)[:, None] & (row == m)[None] & (weight > -jnp.inf)
         left = jnp.where(free, weight, -jnp.inf)
@@ -118,7 +120,7 @@ def _rounds(weight: Array, few: int) -> tuple[Array, Array]:
 
     # made from the weights, so that shard_map sees them vary where those do
     none = jnp.where(jnp.isnan(weight[0]), m, jnp.full_like(index, m))
-    column, row, _ = jax.lax.while_loop(more, marry, (none, none, none[0] == m))
+    column, row, _ = jax.lax.while_loop(more, match, (none, none, none[0] == m))
     return column, row
 
 

@@ -40,7 +40,7 @@ def with_source(loss: Loss, source: DataSource) -> Loss:
 def inpainting(mask: Mask) -> DataSource:
     """x0 = m x1 + (1 - m) noise, standard normal; cond becomes {'mask': m, 'cond': cond} ('cond' where there is one).
 
-    Known numbers stay put along linear paths; `known_fixed` makes a velocity leave them alone. At sampling time x1 is
+    Known numbers stay put along linear paths; `hold_known` makes a velocity leave them alone. At sampling time x1 is
     the picture with anything in the holes."""
 
     def source(key, x1, cond=None):
@@ -52,7 +52,7 @@ def inpainting(mask: Mask) -> DataSource:
     return source
 
 
-def known_fixed(velocity: Velocity) -> Velocity:
+def hold_known(velocity: Velocity) -> Velocity:
     """The velocity times 1 - cond['mask']: known numbers do not move, in training and in sampling."""
 
     def apply(params, x, t, cond=None, *, key=None):

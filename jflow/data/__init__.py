@@ -2,11 +2,18 @@
 
 from jflow.data._batches import Batches, batches
 from jflow.data._images import cifar_jpegs, cifar_sheets, digits, mnist
-from jflow.data._pairs import Source, generate_pairs, generate_trajectories, normal_source, rows_source, truncate_pairs
+from jflow.data._pairs import (
+    Source,
+    generate_reflow_pairs,
+    generate_reflow_trajectories,
+    normal_source,
+    rows_source,
+    truncate_pairs,
+)
 from jflow.data._pictures import image_grid
 from jflow.data._placement import place, share
 from jflow.data._prefetch import prefetch
-from jflow.data._preprocess import Preprocess, chain_preprocess, dequantize, identity, logit, scale, standardise
+from jflow.data._preprocess import Preprocess, chain_preprocess, dequantization, identity, logit, scale, standardize
 from jflow.data._schema import (
     Column,
     add_noise,
@@ -38,14 +45,14 @@ __all__ = [
     "cifar_sheets",
     "count",
     "decode",
-    "dequantize",
+    "dequantization",
     "digits",
     "eight_gaussians",
     "encode",
     "find_lattice",
     "find_schema",
-    "generate_pairs",
-    "generate_trajectories",
+    "generate_reflow_pairs",
+    "generate_reflow_trajectories",
     "identity",
     "image_grid",
     "log_mass_unit",
@@ -61,7 +68,7 @@ __all__ = [
     "scale",
     "share",
     "split",
-    "standardise",
+    "standardize",
     "steps",
     "stratified_split",
     "take",

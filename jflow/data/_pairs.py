@@ -42,7 +42,7 @@ from jflow.types import Array, Cond, Key, Params, Velocity
 
 
 def truncate_pairs(rows: Rows, share: float) -> dict[str, np.ndarray]:
-    """The rows {'x0', 'x', ...} of `generate_pairs` without the `share` of them that lie farthest apart by |x - x0|, in
+    """The rows {'x0', 'x', ...} of `generate_reflow_pairs` without the `share` of them that lie farthest apart by |x - x0|, in
     their order; the kept rows are read into memory.
 
     Long pairs are where the rectified flow is still curved, and mean_flow learns badly. What is lost is that part of the
@@ -73,7 +73,7 @@ array. Split the key where noise and conditions are both drawn: from one key the
 _HEUN = diffrax.Heun()
 
 
-def generate_pairs(
+def generate_reflow_pairs(
     folder: str | Path,
     velocity: Velocity,
     params: Params,
@@ -113,7 +113,7 @@ def generate_pairs(
     if grid is not None:
         grid = np.asarray(grid, np.float64)
         if grid.ndim != 1 or len(grid) < 2 or (grid[0], grid[-1]) != (0.0, 1.0):
-            raise ValueError(f"generate_pairs: expected a grid that rises from 0 to 1, got {grid}")
+            raise ValueError(f"generate_reflow_pairs: expected a grid that rises from 0 to 1, got {grid}")
     options = {"solver": solver, "steps": steps, "rtol": rtol, "atol": atol, "max_steps": max_steps}
 
     def carry(params, start, cond, backward):
@@ -124,7 +124,7 @@ def generate_pairs(
 
     write_shards(
         folder,
-        taught("generate_pairs", carry, params, source, sharding),
+        taught("generate_reflow_pairs", carry, params, source, sharding),
         n,
         key=key,
         batch=batch,
@@ -192,7 +192,7 @@ def described(params: Params, options: Mapping[str, Any], about: Mapping[str, An
     return {**(about or {}), **options, "solver": solver, "params": digest.hexdigest()[:16]}
 
 
-def generate_trajectories(
+def generate_reflow_trajectories(
     folder: str | Path,
     velocity: Velocity,
     params: Params,
@@ -213,10 +213,10 @@ def generate_trajectories(
     """Write n trajectories {'x': [n, K + 1, *event]} (and 'cond') of a trained velocity at the knots, 0 to 1.
 
     steps: equal ones of the solver within each segment. A source of 'x0' runs forward, one of 'x' (real data) backward;
-    the rows lie in rising time either way. All else as in `data.generate_pairs`.
+    the rows lie in rising time either way. All else as in `data.generate_reflow_pairs`.
     """
-    times = check_knots("generate_trajectories", knots)
-    check_whole("generate_trajectories", steps=steps)
+    times = check_knots("generate_reflow_trajectories", knots)
+    check_whole("generate_reflow_trajectories", steps=steps)
 
     def carry(params, start, cond, backward):
         ends = times[::-1] if backward else times
@@ -232,7 +232,7 @@ def generate_trajectories(
 
     write_shards(
         folder,
-        taught("generate_trajectories", carry, params, source, sharding),
+        taught("generate_reflow_trajectories", carry, params, source, sharding),
         n,
         key=key,
         batch=batch,

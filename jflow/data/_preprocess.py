@@ -71,7 +71,7 @@ def identity() -> Preprocess:
     )
 
 
-def standardise(*, axis: int | tuple[int, ...] | None = 0, key: str = "x") -> Preprocess:
+def standardize(*, axis: int | tuple[int, ...] | None = 0, key: str = "x") -> Preprocess:
     """y = (x - mean) / std with the training rows' mean and standard deviation, taken over `axis`.
 
     axis=0: one pair for each element of the event (columns of a table); (0, 1, 2): one for each channel of images;
@@ -85,14 +85,14 @@ def standardise(*, axis: int | tuple[int, ...] | None = 0, key: str = "x") -> Pr
         given = np.asarray(as_array(key, rows[key]))
         x, _ = _read(rows, key)
         if len(x) < 2:
-            raise ValueError(f"standardise needs at least 2 training rows, got {len(x)}")
+            raise ValueError(f"standardize needs at least 2 training rows, got {len(x)}")
         if not np.isfinite(x).all():
             row = int(np.argwhere(~np.isfinite(x))[0][0])
-            raise ValueError(f"standardise: {key!r} is not finite in training row {row}")
+            raise ValueError(f"standardize: {key!r} is not finite in training row {row}")
         size = np.abs(x).max(axis, keepdims=True)[0]
         if (size > LARGEST).any():
             raise ValueError(
-                f"standardise: {key!r} holds {size.max():g}, near the end of float64: divide it by a constant"
+                f"standardize: {key!r} holds {size.max():g}, near the end of float64: divide it by a constant"
             )
         mean, std = (moment[0] for moment in numpy_mean_and_std(x, axis))
         # float32 rounds by float32's steps, and what came as integers of many digits by those of float64.
@@ -101,7 +101,7 @@ def standardise(*, axis: int | tuple[int, ...] | None = 0, key: str = "x") -> Pr
         if flat.any():
             where = [tuple(map(int, i)) if len(i) > 1 else int(i[0]) for i in np.argwhere(flat)[:5]]
             raise ValueError(
-                f"standardise: {key!r} is constant over the training rows at index {where} of the event, up to the "
+                f"standardize: {key!r} is constant over the training rows at index {where} of the event, up to the "
                 f"rounding of {given.dtype}"
             )
         return {"mean": mean.tolist(), "std": std.tolist()}
@@ -122,7 +122,7 @@ def standardise(*, axis: int | tuple[int, ...] | None = 0, key: str = "x") -> Pr
     return Preprocess(fit, apply, undo, log_det)
 
 
-def dequantize(levels: int, *, key: str = "x") -> Preprocess:
+def dequantization(levels: int, *, key: str = "x") -> Preprocess:
     """y = (x + u) / levels in [0, 1) for integers x in 0 .. levels-1, u uniform in [0, 1) from rng.
 
     log p_model(y) + log_det, log_det = -D log(levels), is then a lower bound in expectation on the log-mass of x; the
@@ -131,7 +131,7 @@ def dequantize(levels: int, *, key: str = "x") -> Preprocess:
     2016.
     """
     if not 2 <= levels <= 2**16:
-        raise ValueError(f"dequantize: expected 2 .. 65536 levels, got {levels}")
+        raise ValueError(f"dequantization: expected 2 .. 65536 levels, got {levels}")
 
     def check(x):
         on_level = (x == np.round(x)) & (x >= 0) & (x < levels)

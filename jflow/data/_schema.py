@@ -56,7 +56,7 @@ def find_lattice(x: np.ndarray) -> tuple[float, float, int | None] | None:
 
     Decimal lattices come first: the fewest decimals that hold x to a few float64 ulps, else (up to 7 decimals) to
     float32 ulps; the step is the greatest common divisor of the differences. Then, where values repeat, any lattice of
-    at most 10,000 points, such as thirds, or integers that were standardised; its decimals are None. A step below 1e-6
+    at most 10,000 points, such as thirds, or integers that were standardized; its decimals are None. A step below 1e-6
     of x's standard deviation counts as none: a float32 model cannot resolve it. So does a lattice that is off by 1e-3 of
     it, or whose float32 ulps would make two numbers one: ulps of an offset may be all that x varies by.
     """
@@ -221,7 +221,7 @@ def _column(table: Table, j: int, categorical: bool) -> Column:
         step, origin, decimals = lattice
         return column._replace(kind="lattice", step=step, origin=origin, decimals=decimals)
     distinct = np.unique(x)
-    if len(distinct) <= min(20, table.rows // 10):  # a few spikes on no lattice, such as a standardised yes/no
+    if len(distinct) <= min(20, table.rows // 10):  # a few spikes on no lattice, such as a standardized yes/no
         order = {v: k for k, v in enumerate(distinct)}
         texts = [""] * len(order)
         for cell, v in zip(cells, x, strict=True):

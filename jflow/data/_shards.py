@@ -19,7 +19,7 @@ from tqdm import tqdm
 
 from jflow._core.files import expand, write_atomically
 from jflow.data._splits import Rows, count
-from jflow.data.sinks import npz_sink
+from jflow.data.writers import npz_writer
 from jflow.types import Key
 
 __all__ = ["Draw", "read_shards", "write_shards"]
@@ -133,7 +133,7 @@ def _sizes(n: int, shard: int) -> dict[str, int]:
 def _write(path: Path, draw: Draw, n: int, key: Key, batch: int, first: int, bar) -> None:
     for left in path.parent.glob(f".{path.name}.*.part"):  # by a run that was killed
         shutil.rmtree(left, ignore_errors=True)
-    with npz_sink(path, n) as write:
+    with npz_writer(path, n) as write:
         for i, start in enumerate(range(0, n, batch)):
             rows = jax.tree.map(np.asarray, dict(draw(jax.random.fold_in(key, first + i), batch)))
             if count(rows) != batch:

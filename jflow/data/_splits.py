@@ -22,7 +22,7 @@ class Splits(NamedTuple):
 def as_array(name: str, value: Any) -> np.ndarray:
     """`value` as an array whose index counts positions: what `x[i]` is read from, everywhere that rows are taken.
 
-    A pandas Series has an index of its own, and `series[i]` is the row that is *labelled* i: whatever is not an array of
+    A pandas Series has an index of its own, and `series[i]` is the row that is *labeled* i: whatever is not an array of
     numpy or jax (Series, frames, tensors, lists) goes through np.asarray, which keeps the order of the rows. An object
     that is read from disk where it is indexed, by position, says so with an attribute `by_position = True`, and stays.
     Raises TypeError for what has no rows, and ValueError for rows of different lengths and for masked values, by `name`.

@@ -8,7 +8,7 @@ from jflow._core.seeds import generator
 def moons(n: int, seed: int, *, noise: float = 0.05) -> dict[str, np.ndarray]:
     """Two half circles of radius 1 that face each other: {'x': float32 [n, 2], 'cond': int32 [n], which moon}.
 
-    The upper is centred at (0, 0), the lower at (1, 0.5); both get normal noise of standard deviation `noise`.
+    The upper is centered at (0, 0), the lower at (1, 0.5); both get normal noise of standard deviation `noise`.
     """
     rng = generator("moons", seed)
     moon = rng.integers(0, 2, n)
@@ -26,8 +26,8 @@ def eight_gaussians(n: int, seed: int, *, radius: float = 5.0, variance: float =
     rng = generator("eight_gaussians", seed)
     mode = rng.integers(0, 8, n)
     angle = mode * (np.pi / 4)
-    centre = radius * np.stack([np.cos(angle), np.sin(angle)], 1)
-    x = centre + np.sqrt(variance) * rng.standard_normal((n, 2))
+    center = radius * np.stack([np.cos(angle), np.sin(angle)], 1)
+    x = center + np.sqrt(variance) * rng.standard_normal((n, 2))
     return {"x": x.astype(np.float32), "cond": mode.astype(np.int32)}
 
 

@@ -80,8 +80,8 @@ def multivariate_normal(features: int) -> Distribution:
     def log_prob(params, x, cond=None, *, key=None):
         check_event("multivariate_normal", x, (features,))
         # the bound keeps what the solve adds up finite, where inf - inf would be NaN
-        centred = jnp.clip(x - params["mean"][None], -_FAR, _FAR)
-        z = jax.scipy.linalg.solve_triangular(factor(params), centred.T, lower=True).T
+        centered = jnp.clip(x - params["mean"][None], -_FAR, _FAR)
+        z = jax.scipy.linalg.solve_triangular(factor(params), centered.T, lower=True).T
         return sum_event(-0.5 * (jnp.square(z) + _LOG_2PI)) - jnp.sum(params["log_diagonal"])[None]
 
     def sample(params, key, n, cond=None):

@@ -39,8 +39,8 @@ __all__ = [
     "shifted",
     "tilt",
     "variance",
-    "velocity_to_x0",
-    "velocity_to_x1",
+    "velocity_to_noise",
+    "velocity_to_data",
 ]
 
 
@@ -93,9 +93,9 @@ def sample(m: GaussianMixture, key: Key) -> tuple[Array, Array, Array]:
     which, noise = jax.random.split(key)
     k = jax.random.categorical(which, m.logits, axis=-1)
     index = k.reshape(k.shape + (1,) * (m.means.ndim - k.ndim))
-    centre = jnp.squeeze(jnp.take_along_axis(m.means, index, axis=_axis(m)), _axis(m))
+    center = jnp.squeeze(jnp.take_along_axis(m.means, index, axis=_axis(m)), _axis(m))
     std = jnp.exp(m.log_std)
-    return centre + expand_to(std, centre) * jax.random.normal(noise, centre.shape, centre.dtype), centre, std
+    return center + expand_to(std, center) * jax.random.normal(noise, center.shape, center.dtype), center, std
 
 
 def tilt(m: GaussianMixture, eta: Array, precision: Array, unit: Array) -> GaussianMixture:
@@ -109,7 +109,7 @@ def tilt(m: GaussianMixture, eta: Array, precision: Array, unit: Array) -> Gauss
     total = unit + s2 * precision
     wide = lambda v: expand_to(v, m.means)  # noqa: E731
     eta = jnp.expand_dims(eta, _axis(m))
-    # The exponent about a pivot near the factor's centre where the factor is sharp, near 0 where it is flat. Any pivot
+    # The exponent about a pivot near the factor's center where the factor is sharp, near 0 where it is flat. Any pivot
     # gives the same sum; this one loses the fewest digits.
     scale = unit**2 + precision**2
     pivot = eta * wide(precision / scale)
@@ -126,18 +126,18 @@ def shifted(m: GaussianMixture, bias: Array) -> GaussianMixture:
     bias [b, *event], its mean square |bias|^2 over the event below v [b]. A single Gaussian is moved by bias exactly; a
     mixture moves weight to the components on that side.
     """
-    centre, v = mean(m), variance(m)
+    center, v = mean(m), variance(m)
     share = mean_event(jnp.square(bias)) / v
-    return tilt(m, bias + expand_to(share, centre) * centre, share, (1 - share) * v)
+    return tilt(m, bias + expand_to(share, center) * center, share, (1 - share) * v)
 
 
-def velocity_to_x1(m: GaussianMixture, x: Array, t: Array, schedule: Schedule = LINEAR) -> GaussianMixture:
-    """The mixture of x1 given x_t = x from that of the velocity: `paths.velocity_to_x1` of every component."""
+def velocity_to_data(m: GaussianMixture, x: Array, t: Array, schedule: Schedule = LINEAR) -> GaussianMixture:
+    """The mixture of x1 given x_t = x from that of the velocity: `paths.velocity_to_data` of every component."""
     _, s, da, ds, d = _at(schedule, x, t)
     return affine(m, s / d, -expand_to(ds / d, x) * x)
 
 
-def velocity_to_x0(m: GaussianMixture, x: Array, t: Array, schedule: Schedule = LINEAR) -> GaussianMixture:
+def velocity_to_noise(m: GaussianMixture, x: Array, t: Array, schedule: Schedule = LINEAR) -> GaussianMixture:
     """The mixture of the noise x0 given x_t = x from that of the velocity."""
     a, _, da, _, d = _at(schedule, x, t)
     return affine(m, -a / d, expand_to(da / d, x) * x)
@@ -155,7 +155,7 @@ def reverse_transition(
     a_r, s_r, _, _, _ = _at(schedule, x, r)
     ratio = s_r * a / (s * a_r)
     b = 1 - ratio**2
-    x1 = velocity_to_x1(m, x, t, schedule)
+    x1 = velocity_to_data(m, x, t, schedule)
     moved = affine(x1, b * a_r, expand_to(ratio * s_r / s, x) * x)
     return moved._replace(log_std=0.5 * jnp.log(jnp.exp(2 * moved.log_std) + b * s_r**2))
 
@@ -197,8 +197,8 @@ def exact(weights: ArrayLike, means: ArrayLike, variance: float, schedule: Sched
         length = a**2 * variance + s**2
         away = x[:, None] - a * m
         logits = jnp.asarray(np.log(weights), a.dtype)[None] - 0.5 * jnp.sum(away**2 / length, axis=-1)
-        centres = da * m + (a * da * variance + s * ds) / length * away
-        return GaussianMixture(logits, centres, 0.5 * jnp.log(variance * d**2 / length)[:, 0, 0])
+        centers = da * m + (a * da * variance + s * ds) / length * away
+        return GaussianMixture(logits, centers, 0.5 * jnp.log(variance * d**2 / length)[:, 0, 0])
 
     return Field(lambda key, x, t, cond=None: {}, apply)
 
@@ -230,9 +230,9 @@ def _velocity(x1, y, r, seen, pull, schedule):
     s2 = jnp.exp(2 * x1.log_std)
     total = unit + s2 * precision
     wide = lambda v: expand_to(v, y)  # noqa: E731
-    centre = mean(x1._replace(logits=tilt(x1, eta, precision, unit).logits))  # new weights, the old means
-    x1_mean = (wide(unit) * centre + wide(s2) * eta) / wide(total)
-    x0_mean = wide(s / total) * (wide(1 - s2 * seen) * y - wide(a) * (centre - wide(s2) * pull))
+    center = mean(x1._replace(logits=tilt(x1, eta, precision, unit).logits))  # new weights, the old means
+    x1_mean = (wide(unit) * center + wide(s2) * eta) / wide(total)
+    x0_mean = wide(s / total) * (wide(1 - s2 * seen) * y - wide(a) * (center - wide(s2) * pull))
     return wide(da) * x1_mean + wide(ds) * x0_mean
 
 

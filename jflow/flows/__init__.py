@@ -3,7 +3,7 @@
 from jflow.flows._autoregressive import bnaf, iaf, maf, neural_spline_autoregressive
 from jflow.flows._cnf import cnf
 from jflow.flows._coupling import nanoflow, neural_spline, nice, real_nvp
-from jflow.flows._dequantized import dequantized
+from jflow.flows._dequantized import with_dequantization
 from jflow.flows._flow import elbo_flow, flow, importance_weighted
 from jflow.flows._images import dequantization_noise, flow_plus_plus, glow, inverse_flow
 from jflow.flows._residual import planar, radial, residual_flow, sylvester
@@ -15,7 +15,7 @@ __all__ = [
     "bnaf",
     "cnf",
     "dequantization_noise",
-    "dequantized",
+    "with_dequantization",
     "elbo_flow",
     "flow",
     "flow_plus_plus",

@@ -41,10 +41,10 @@ def maf(
             Density and samples are in the units of the data either way.
         base: defaults to the standard normal.
     """
-    transformer = bijectors.transformers.affine(max_log_scale)
+    univariate = bijectors.univariate.affine(max_log_scale)
 
     def layer(features):
-        return bijectors.autoregressive(transformer, nets.MADE(transformer.size, tuple(hidden), activation=activation))
+        return bijectors.autoregressive(univariate, nets.MADE(univariate.size, tuple(hidden), activation=activation))
 
     return vector_flow(event_shape, layer, depth, embed, standardize, base, permutations=_reversals, remat=remat)
 
@@ -64,11 +64,11 @@ def iaf(
     """`maf` with every layer inverted: samples and their density in one pass, densities of given data in up to as many
     passes a layer as the event has numbers. Kingma, Salimans, Jozefowicz, Chen, Sutskever, Welling, *Improving
     Variational Inference with Inverse Autoregressive Flow* (2016). Arguments as in `maf`."""
-    transformer = bijectors.transformers.affine(max_log_scale)
+    univariate = bijectors.univariate.affine(max_log_scale)
 
     def layer(features):
-        made = nets.MADE(transformer.size, tuple(hidden), activation=activation)
-        return bijectors.invert(bijectors.autoregressive(transformer, made))
+        made = nets.MADE(univariate.size, tuple(hidden), activation=activation)
+        return bijectors.invert(bijectors.autoregressive(univariate, made))
 
     return vector_flow(event_shape, layer, depth, embed, standardize, base, permutations=_reversals, remat=remat)
 
@@ -98,11 +98,11 @@ def neural_spline_autoregressive(
         linear: whether LU maps stand between the layers.
         residual: whether the networks are residual, of equal widths, as in the paper; see `nets.MADE`.
     """
-    transformer = bijectors.transformers.rational_quadratic(bins, bound)
+    univariate = bijectors.univariate.rational_quadratic(bins, bound)
 
     def layer(features):
-        made = nets.MADE(transformer.size, tuple(hidden), activation=activation, residual=residual)
-        splines = bijectors.autoregressive(transformer, made)
+        made = nets.MADE(univariate.size, tuple(hidden), activation=activation, residual=residual)
+        splines = bijectors.autoregressive(univariate, made)
         return bijectors.chain(bijectors.lu(features), splines) if linear else splines
 
     return vector_flow(event_shape, layer, depth, embed, standardize, base, permutations=_reversals, remat=remat)

@@ -38,14 +38,14 @@ def cnf(
     """The flow dx/dt = velocity(x, t, cond) from base at t=0 to data at t1; params {'velocity', 'base'}.
 
     A velocity trained by `losses.flow_matching` drops in as params['velocity'], over a standard normal base;
-    `losses.nll(cnf(...))` trains by likelihood, `losses.regularised_nll` with penalties. Log-densities and log-dets are
+    `losses.nll(cnf(...))` trains by likelihood, `losses.regularized_nll` with penalties. Log-densities and log-dets are
     [b] in nats. divergence: `solvers.exact_divergence()`, deterministic, or an estimate that needs a key in every
     function but sample, `solvers.hutchinson(probes)` or `solvers.hutch_plus_plus(sketch)`. The other options are those
     of `solvers.sample_with_log_det`. The default is Tsit5 with rtol = atol = 1e-5, each row with its own steps;
     training through the solve is cheaper with steps or a grid (from 0 to the time of data), where the memory of the
     parameters' gradient does not grow with the batch. The rows of a failed solve are NaN; `solvers.log_prob` says why.
     The default adjoint has reverse mode alone: jax.jvp, jax.hessian and gradients of gradients (score matching) want
-    adjoint=diffrax.DirectAdjoint(). Dropout is off inside the ODE. Images of 8 bits: `flows.dequantized(cnf(...), ...)`.
+    adjoint=diffrax.DirectAdjoint(). Dropout is off inside the ODE. Images of 8 bits: `with_dequantization`.
     Errors: ValueError at construction for bad options; for an estimate without key when called.
     Source: Chen et al., "Neural Ordinary Differential Equations", 2018.
     """

@@ -27,7 +27,7 @@ def nice(
 
     def layer(features):
         net = nets.MLP(tuple(hidden), activation)
-        return bijectors.coupling(bijectors.transformers.shift(), net, split=features // 2)
+        return bijectors.coupling(bijectors.univariate.shift(), net, split=features // 2)
 
     def scaling(features):
         return bijectors.affine((features,))
@@ -64,10 +64,10 @@ def real_nvp(
             Density and samples are in the units of the data either way.
         base: defaults to the standard normal.
     """
-    transformer = bijectors.transformers.affine(max_log_scale)
+    univariate = bijectors.univariate.affine(max_log_scale)
 
     def layer(features):
-        return bijectors.coupling(transformer, nets.MLP(tuple(hidden), activation), split=features // 2)
+        return bijectors.coupling(univariate, nets.MLP(tuple(hidden), activation), split=features // 2)
 
     return vector_flow(event_shape, layer, depth, embed, standardize, base, remat=remat, reversible=reversible)
 
@@ -94,11 +94,11 @@ def nanoflow(
     `real_nvp`, and
         indicator: size of a layer's embedding.
     """
-    transformer, net = bijectors.transformers.affine(max_log_scale), nets.MLP(tuple(hidden), activation)
+    univariate, net = bijectors.univariate.affine(max_log_scale), nets.MLP(tuple(hidden), activation)
 
     def stack(features):
         return bijectors.scan(
-            lambda mask: bijectors.indicated(bijectors.masked_coupling(transformer, net, mask), indicator),
+            lambda mask: bijectors.indicated(bijectors.masked_coupling(univariate, net, mask), indicator),
             depth,
             xs=_random_masks(features, depth),
             shared=("net",),
@@ -141,10 +141,10 @@ def neural_spline(
         bound: half the side of the box that the splines act on.
         linear: whether LU maps stand between the couplings.
     """
-    transformer = bijectors.transformers.rational_quadratic(bins, bound)
+    univariate = bijectors.univariate.rational_quadratic(bins, bound)
 
     def layer(features):
-        coupling = bijectors.coupling(transformer, nets.MLP(tuple(hidden), activation), split=features // 2)
+        coupling = bijectors.coupling(univariate, nets.MLP(tuple(hidden), activation), split=features // 2)
         return bijectors.chain(bijectors.lu(features), coupling) if linear else coupling
 
     return vector_flow(event_shape, layer, depth, embed, standardize, base, remat=remat, reversible=reversible)

@@ -8,10 +8,10 @@ from jflow._core.nouns import no_params
 from jflow.flows._flow import elbo_flow
 from jflow.types import Bijector, Distribution, ElboFlow, Flow, Transport
 
-__all__ = ["dequantized"]
+__all__ = ["with_dequantization"]
 
 
-def dequantized(flow: Flow | Distribution, dequantize: Transport, *, scale: float = 1.0) -> ElboFlow:
+def with_dequantization(flow: Flow | Distribution, dequantize: Transport, *, scale: float = 1.0) -> ElboFlow:
     """`flow`, a density of reals, as a model of levels 0 .. L-1 (as floats) that `dequantize` puts into [0, 1).
 
     What flow sees is scale (2 z - 1), z the dequantized levels: images in [-scale, scale]. dequantize, from
@@ -23,7 +23,7 @@ def dequantized(flow: Flow | Distribution, dequantize: Transport, *, scale: floa
     for a uniform density and L = 256; `flows.importance_weighted` tightens it. Errors: ValueError unless scale > 0.
     """
     if not (math.isfinite(scale) and scale > 0):
-        raise ValueError(f"dequantized: expected a finite scale > 0, got {scale}")
+        raise ValueError(f"with_dequantization: expected a finite scale > 0, got {scale}")
     return elbo_flow(bj.chain(_to_unit(scale), dequantize), flow)
 
 

@@ -22,7 +22,7 @@ def glow(
     scales: int = 2,
     depth: int = 8,
     hidden: int = 128,
-    transformer: Elementwise | None = None,
+    univariate: Elementwise | None = None,
     net: nn.Module | None = None,
     mix: Callable[[int], Bijector] = bj.lu,
     embed: nn.Module | None = None,
@@ -44,7 +44,7 @@ def glow(
         event_shape: [H, W, C], H and W divisible by 2^scales.
         scales, depth: number of scales (the paper's levels L), and of steps at each (K).
         hidden: channels of the default network, `nets.GlowNet(hidden)`.
-        transformer: of the couplings; defaults to `transformers.affine()`.
+        univariate: of the couplings; defaults to `bijectors.univariate.affine()`.
         net: another conditioner for images, `module(x, cond=None)`.
         mix: of a count of channels, the linear map of each step, towards the noise, behind a fixed permutation of channels.
             Another than the 1 x 1 convolution: `bijectors.masked_conv`, whose window is larger.
@@ -58,12 +58,12 @@ def glow(
     event_shape = _image_shape("glow", event_shape, *[2 ** max(scales, 0)] * 2)
     if scales < 1 or depth < 1:
         raise ValueError(f"glow: expected scales >= 1 and depth >= 1, got scales={scales}, depth={depth}")
-    transformer = bj.transformers.affine() if transformer is None else transformer
+    univariate = bj.univariate.affine() if univariate is None else univariate
     net = nets.GlowNet(hidden) if net is None else net
 
     def level(i: int, channels: int) -> Bijector:
         half = channels // 2
-        step = bj.chain(bj.actnorm(channels), mix(channels), bj.coupling(transformer, net, split=half))
+        step = bj.chain(bj.actnorm(channels), mix(channels), bj.coupling(univariate, net, split=half))
         steps = bj.scan(
             lambda order: bj.chain(bj.permute(*order), step),
             depth,
@@ -73,7 +73,7 @@ def glow(
         )
         layers = [bj.squeeze(), steps]
         if i < scales:
-            layers += [bj.coupling(transformer, net, split=half), bj.on_part(level(i + 1, 4 * half), slice(0, half))]
+            layers += [bj.coupling(univariate, net, split=half), bj.on_part(level(i + 1, 4 * half), slice(0, half))]
         return bj.chain(*layers, bj.invert(bj.squeeze()))
 
     to_noise = level(1, 4 * event_shape[-1])
@@ -101,7 +101,7 @@ def flow_plus_plus(
     blocks: int = 2,
     heads: int = 4,
     dropout: float = 0.0,
-    transformer: Elementwise | None = None,
+    univariate: Elementwise | None = None,
     embed: nn.Module | None = None,
     remat: bool = False,
     base: Distribution | None = None,
@@ -118,7 +118,7 @@ def flow_plus_plus(
         dequantizer_depth: couplings in the flow of the noise.
         width, blocks, heads, dropout: of each `nets.GatedAttentionNet`. The key that draws the noise switches dropout
             on: evaluate with the recipe at dropout=0, whose params are the same.
-        transformer: of the couplings; defaults to `transformers.logistic_mixture()`.
+        univariate: of the couplings; defaults to `bijectors.univariate.logistic_mixture()`.
         embed, remat, base: as in `glow`.
     """
     event_shape = _image_shape("flow_plus_plus", event_shape, 2, 2)
@@ -127,14 +127,14 @@ def flow_plus_plus(
             "flow_plus_plus: expected three depths >= 0 and dequantizer_depth >= 1, "
             f"got depth={tuple(depth)}, dequantizer_depth={dequantizer_depth}"
         )
-    transformer = bj.transformers.logistic_mixture() if transformer is None else transformer
+    univariate = bj.univariate.logistic_mixture() if univariate is None else univariate
     net = nets.GatedAttentionNet(width, blocks, heads, dropout)
     channels = event_shape[-1]
 
     def checkered(channels: int, depth: int) -> list[Bijector]:
         return [bj.checkerboard(), stage(channels, depth), bj.invert(bj.checkerboard())] if depth else []
 
-    stage = partial(_stage, transformer, net, remat)
+    stage = partial(_stage, univariate, net, remat)
     to_noise = bj.chain(
         bj.logit(0.05),
         *checkered(channels, depth[0]),
@@ -143,8 +143,8 @@ def flow_plus_plus(
         *checkered(4 * channels, depth[2]),
         bj.invert(bj.squeeze()),
     )
-    noise = dequantization_noise(event_shape, depth=dequantizer_depth, net=net, transformer=transformer, remat=remat)
-    transport = bj.chain(bj.invert(to_noise), bj.variational_dequantize(noise, levels))
+    noise = dequantization_noise(event_shape, depth=dequantizer_depth, net=net, univariate=univariate, remat=remat)
+    transport = bj.chain(bj.invert(to_noise), bj.variational_dequantization(noise, levels))
     if embed is not None:
         transport = bj.conditioned(transport, embed)
     return elbo_flow(transport, distributions.normal(event_shape) if base is None else base)
@@ -155,28 +155,28 @@ def dequantization_noise(
     *,
     depth: int = 2,
     net: nn.Module | None = None,
-    transformer: Elementwise | None = None,
+    univariate: Elementwise | None = None,
     remat: bool = False,
 ) -> Flow:
-    """Noise on (0, 1)^[H, W, C] for `bijectors.variational_dequantize`: `depth` checkerboard couplings of a normal, then
+    """Noise on (0, 1)^[H, W, C] for `bijectors.variational_dequantization`: `depth` checkerboard couplings of a normal, then
     a sigmoid. Its cond is the image; drawing it with its density is the forward, fast direction.
 
-    W must be even. Defaults: `nets.GlowNet(32)`, `transformers.affine()`. Ho et al., *Flow++* (2019).
+    W must be even. Defaults: `nets.GlowNet(32)`, `bijectors.univariate.affine()`. Ho et al., *Flow++* (2019).
     """
     event_shape = _image_shape("dequantization_noise", event_shape, 1, 2)
     if depth < 1:
         raise ValueError(f"dequantization_noise: expected depth >= 1, got {depth}")
-    transformer = bj.transformers.affine() if transformer is None else transformer
-    couplings = _stage(transformer, nets.GlowNet(32) if net is None else net, remat, event_shape[-1], depth)
+    univariate = bj.univariate.affine() if univariate is None else univariate
+    couplings = _stage(univariate, nets.GlowNet(32) if net is None else net, remat, event_shape[-1], depth)
     layers = bj.checkerboard(), couplings, bj.invert(bj.checkerboard()), bj.sigmoid()
     return flow(bj.chain(*layers), distributions.normal(event_shape), event_shape=event_shape)
 
 
-def _stage(transformer: Elementwise, net: nn.Module, remat: bool, half: int, depth: int) -> Bijector:
+def _stage(univariate: Elementwise, net: nn.Module, remat: bool, half: int, depth: int) -> Bijector:
     """Couplings of two halves of the channels by turns, each behind an actnorm and a 1 x 1 convolution of either half."""
     mix = [bj.on_part(bj.lu(half), part) for part in (slice(0, half), slice(half, None)) if half > 1]  # else redundant
     swap = bj.permute(np.roll(np.arange(2 * half), half))
-    step = bj.chain(bj.actnorm(2 * half), *mix, bj.coupling(transformer, net, split=half), swap)
+    step = bj.chain(bj.actnorm(2 * half), *mix, bj.coupling(univariate, net, split=half), swap)
     return bj.scan(step, depth, remat=remat)
 
 

@@ -12,7 +12,7 @@ from jflow.types import Bijector, Distribution, Flow
 
 __all__ = ["planar", "radial", "residual_flow", "sylvester"]
 
-_ROULETTE = bijectors.log_dets.roulette()
+_ROULETTE = bijectors.log_dets.russian_roulette()
 
 
 def residual_flow(
@@ -30,7 +30,7 @@ def residual_flow(
     base: Distribution | None = None,
 ) -> Flow:
     """Actnorms and residual blocks x + g(x). Chen, Behrmann, Duvenaud, Jacobsen, *Residual Flows for Invertible Generative
-    Modeling* (2019); with log_det=bijectors.log_dets.power_series(n) Behrmann et al., *Invertible Residual Networks* (2019).
+    Modeling* (2019); with log_det=bijectors.log_dets.neumann(n) Behrmann et al., *Invertible Residual Networks* (2019).
 
     Densities take the blocks themselves: log_prob with a key has an unbiased estimate of the log-det (losses.nll trains
     on it, by gradients of constant memory), without a key the exact one at d products a block. Sampling inverts each

@@ -19,7 +19,7 @@ def tarflow(
     *,
     patch_size: int = 4,
     width: int = 256,
-    blocks: int = 8,
+    depth: int = 8,
     layers: int = 4,
     heads: int = 4,
     num_classes: int | None = None,
@@ -42,7 +42,7 @@ def tarflow(
         event_shape: (H, W, C).
         patch_size: p, which divides H and W; a token has p p C numbers.
         width, layers, heads: of the transformer of each block.
-        blocks: how many.
+        depth: how many blocks.
         num_classes: for cond of labels [b]; index num_classes is the null label. A float cond needs none.
         max_log_scale: bound on the log-scale of one block.
         sampler: see `bijectors.decoding`.
@@ -57,9 +57,9 @@ def tarflow(
     options = {"max_log_scale": max_log_scale, "sampler": sampler, "guide": guide}
 
     def stack(rows, columns, size):
-        orders = _alternating(rows * columns, blocks)
+        orders = _alternating(rows * columns, depth)
         return bijectors.scan(
-            lambda order: bijectors.causal_block(net, order=order, **options), blocks, xs=orders, remat=remat
+            lambda order: bijectors.causal_block(net, order=order, **options), depth, xs=orders, remat=remat
         )
 
     return _patch_flow(event_shape, patch_size, stack, standardize, base)
@@ -71,7 +71,7 @@ def starflow(
     patch_size: int = 1,
     width: int = 256,
     layers: int = 12,
-    shallow_blocks: int = 3,
+    shallow_depth: int = 3,
     shallow_layers: int = 2,
     heads: int = 4,
     num_classes: int | None = None,
@@ -86,7 +86,7 @@ def starflow(
     """TarFlow in deep-shallow form on the latents of an autoencoder, any arrays [H, W, C]. Gu et al., *STARFlow: Scaling
     Latent Normalizing Flows for High-resolution Image Synthesis* (2025).
 
-    One deep block of `layers` layers next to the noise, which alone sees cond and is alone guided, then `shallow_blocks`
+    One deep block of `layers` layers next to the noise, which alone sees cond and is alone guided, then `shallow_depth`
     blocks of `shallow_layers` layers that shape local detail. The paper's guide is `guidance.score_sum`. Other arguments
     as in `tarflow`.
     """
@@ -96,11 +96,11 @@ def starflow(
     options = {"max_log_scale": max_log_scale, "sampler": sampler}
 
     def stack(rows, columns, size):
-        orders = _alternating(rows * columns, shallow_blocks + 1)
+        orders = _alternating(rows * columns, shallow_depth + 1)
         first = bijectors.causal_block(deep, order=orders[0], guide=guide, **options)
         rest = bijectors.scan(
             lambda order: bijectors.causal_block(shallow, order=order, **options),
-            shallow_blocks,
+            shallow_depth,
             xs=orders[1:],
             remat=remat,
         )
@@ -118,7 +118,7 @@ def jet(
     layers: int = 2,
     heads: int = 4,
     num_classes: int | None = None,
-    transformer: Elementwise | None = None,
+    univariate: Elementwise | None = None,
     remat: bool = False,
     reversible: bool | int = False,
     dtype: Any = None,
@@ -129,16 +129,16 @@ def jet(
     Modern Transformer-Based Normalizing Flow* (2024).
 
     Both directions are one pass. A split is a permutation of the n d numbers that puts those that pass first, so that one
-    scanned body serves all of them. Give it dequantized pixels, `data.dequantize`.
+    scanned body serves all of them. Give it dequantized pixels, `data.dequantization`.
 
     Args as in `tarflow`, and
         depth: number of couplings.
         layers: of each coupling's ViT.
-        transformer: of the couplings, from data to noise; defaults to `transformers.affine()`, whose scale is bounded
-            both ways. The paper's is `transformers.affine(scale=bijectors.scales.sigmoid())`: at most 2.
+        univariate: of the couplings, from data to noise; defaults to `bijectors.univariate.affine()`, whose scale is bounded
+            both ways. The paper's is `bijectors.univariate.affine(scale=bijectors.scales.sigmoid())`: at most 2.
         reversible: see `bijectors.scan`.
     """
-    transformer = bijectors.transformers.affine() if transformer is None else transformer
+    univariate = bijectors.univariate.affine() if univariate is None else univariate
     net = nets.ViT(width=width, layers=layers, heads=heads, num_classes=num_classes, dtype=dtype)
 
     def stack(rows, columns, size):
@@ -146,7 +146,7 @@ def jet(
 
         def layer(split):
             arrange = bijectors.chain(flat, bijectors.permute(split), bijectors.invert(flat))
-            coupling = bijectors.coupling(transformer, net, split=size // 2)
+            coupling = bijectors.coupling(univariate, net, split=size // 2)
             return bijectors.chain(arrange, bijectors.invert(coupling), bijectors.invert(arrange))
 
         splits = jet_splits(rows, columns, size, depth)

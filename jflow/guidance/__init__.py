@@ -7,12 +7,12 @@ Two evaluations (`cfg`, `guided`, `negative`, `autoguidance`) and what becomes o
 A guided field is that field, exactly; the samples that it leads to do not follow the tilted density p(x) p(y | x)^w.
 """
 
-from jflow.guidance._causal import extrapolate, rising, score_sum
-from jflow.guidance._cfg import autoguidance, cfg, guided, negative, told, zero_init
+from jflow.guidance._causal import extrapolate, linear_ramp, score_sum
+from jflow.guidance._cfg import autoguidance, cfg, guided, negative, with_cond, zero_init
 from jflow.guidance._classifier import classifier_guidance, label_log_prob
 from jflow.guidance._combine import Combine, interval, projected, rescaled, scaled, zero_star
 from jflow.guidance._denoise import denoise
-from jflow.guidance._density import Excess, density, density_step, exactly, quantile
+from jflow.guidance._density import Excess, constant_rate, density, density_step, quantile
 from jflow.guidance._mixture import probabilistic_guidance
 from jflow.guidance._prior import score_alignment, to_quantile
 
@@ -25,7 +25,7 @@ __all__ = [
     "denoise",
     "density",
     "density_step",
-    "exactly",
+    "constant_rate",
     "extrapolate",
     "guided",
     "interval",
@@ -35,12 +35,12 @@ __all__ = [
     "projected",
     "quantile",
     "rescaled",
-    "rising",
+    "linear_ramp",
     "scaled",
     "score_alignment",
     "score_sum",
     "to_quantile",
-    "told",
+    "with_cond",
     "zero_init",
     "zero_star",
 ]

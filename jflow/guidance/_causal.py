@@ -8,7 +8,7 @@ from jax.typing import ArrayLike
 from jflow.bijectors import TokenGuide
 from jflow.types import Array, PyTree
 
-__all__ = ["extrapolate", "rising", "score_sum"]
+__all__ = ["extrapolate", "linear_ramp", "score_sum"]
 
 Weight = float | ArrayLike | Callable[[Array, int], Array]
 
@@ -16,7 +16,7 @@ Weight = float | ArrayLike | Callable[[Array, int], Array]
 def extrapolate(weight: Weight, *, null: PyTree = None, temperature: float = 1.0) -> TokenGuide:
     """mean + w (mean - mean_u), and the same of log_scale: w = 0 is the plain flow (`cfg`'s scale - 1).
 
-    weight: w, or one for each of the n slots [n], or (slots [m], n) -> [m], such as `rising(w)`. Class guidance: null is
+    weight: w, or one for each of the n slots [n], or (slots [m], n) -> [m], such as `linear_ramp(w)`. Class guidance: null is
     the null label. Without classes: a temperature above 1 blurs the attention of the second pass.
     Source: Zhai et al., "Normalizing Flows are Capable Generative Models", 2024.
     """
@@ -33,7 +33,7 @@ def score_sum(weight: Weight, *, null: PyTree = None, temperature: float = 1.0) 
     return _guide("score_sum", _score_sum, weight, null, temperature)
 
 
-def rising(weight: float) -> Callable[[Array, int], Array]:
+def linear_ramp(weight: float) -> Callable[[Array, int], Array]:
     """w_i = weight i / (n - 1): none at the first token, which sees nothing, all of it at the last. Zhai et al. (2024)."""
     return lambda slots, n: weight * jnp.asarray(slots, float) / max(n - 1, 1)
 

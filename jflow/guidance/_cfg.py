@@ -14,7 +14,7 @@ from jflow._core.keys import split_key
 from jflow.guidance._combine import Combine, scaled
 from jflow.types import Array, Field, PyTree, Velocity
 
-__all__ = ["autoguidance", "cfg", "guided", "negative", "told", "zero_init"]
+__all__ = ["autoguidance", "cfg", "guided", "negative", "with_cond", "zero_init"]
 
 
 def cfg(velocity: Velocity, scale: float | Callable[[Array], Array], *, null: PyTree) -> Velocity:
@@ -68,8 +68,8 @@ def negative(velocity: Velocity, combine: Combine) -> Velocity:
 def autoguidance(velocity: Velocity, weak: Velocity, combine: Combine) -> Velocity:
     """combine(v, v_weak, x, t): away from a worse version of the model (smaller, or trained less), not from no condition.
 
-    params {'velocity', 'weak'}; x, t and cond go to both, b rows each, and dropout's key is split. `told(weak, null)` makes
-    the weak one unconditional, where guidance is of both kinds. The paper's w is the scale of `scaled`.
+    params {'velocity', 'weak'}; x, t and cond go to both, b rows each, and dropout's key is split. `with_cond(weak,
+    null)` makes the weak one unconditional, where guidance is of both kinds. The paper's w is the scale of `scaled`.
     Source: Karras, Aittala, Kynkaanniemi, Lehtinen, Aila, Laine, "Guiding a Diffusion Model with a Bad Version of
         Itself", 2024.
     """
@@ -87,11 +87,11 @@ def autoguidance(velocity: Velocity, weak: Velocity, combine: Combine) -> Veloci
     return Velocity(init, apply)
 
 
-def told(velocity: Velocity, null: PyTree = None) -> Velocity:
+def with_cond(velocity: Velocity, null: PyTree = None) -> Velocity:
     """The velocity with its condition replaced by `null`, one row of it; None: with no condition at all."""
 
     def replaced(cond):
-        return None if null is None else like_rows("told", null, jax.tree.map(jnp.asarray, cond))
+        return None if null is None else like_rows("with_cond", null, jax.tree.map(jnp.asarray, cond))
 
     return Velocity(
         lambda key, x, t, cond=None: velocity.init(key, x, t, replaced(cond)),

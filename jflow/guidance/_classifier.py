@@ -23,8 +23,9 @@ def classifier_guidance(
 
     params {'velocity', 'classifier'}. classifier: apply(params, x, t, cond) -> log p(cond | x_t = x) [b] in nats;
     `label_log_prob` makes it of logits. velocity is told cond as well (the gradient on top of a conditional model);
-    `told(velocity)` and `told(velocity, null)` make it the unconditional one. scale: a number or t [b] -> [b]. c diverges
-    where alpha is 0, where the gradient vanishes: for t < start the gradient's term is taken at time start. x is an array.
+    `with_cond(velocity)` and `with_cond(velocity, null)` make it the unconditional one. scale: a number or t [b] -> [b].
+    c diverges where alpha is 0, where the gradient vanishes: for t < start the gradient's term is taken at time start. x
+    is an array.
     Errors: ValueError where cond is None, for a classifier of another shape, for a start outside (0, 1).
     Source: Dhariwal, Nichol, "Diffusion Models Beat GANs on Image Synthesis", 2021.
     """

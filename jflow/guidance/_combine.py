@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 
 from jflow._core.arrays import expand_to, flat_rows, float_dtype, sum_event
-from jflow.paths import LINEAR, Schedule, velocity_to_x1
+from jflow.paths import LINEAR, Schedule, velocity_to_data
 from jflow.types import Array, PyTree
 
 __all__ = ["Combine", "interval", "projected", "rescaled", "scaled", "zero_star"]
@@ -99,7 +99,7 @@ def projected(
         raise ValueError(f"projected: expected limit > 0, got {limit}")
 
     def combine(v, other, x, t):
-        data = lambda v: jax.tree.map(lambda v, x: velocity_to_x1(v, x, t, schedule), v, x)  # noqa: E731
+        data = lambda v: jax.tree.map(lambda v, x: velocity_to_data(v, x, t, schedule), v, x)  # noqa: E731
         x1, step = data(v), _minus(v, other)
         if limit != float("inf"):
             apart = _norm(_minus(x1, data(other)))

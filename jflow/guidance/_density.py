@@ -26,7 +26,7 @@ from jflow.paths import LINEAR, Schedule, coefficients, velocity_to_score
 from jflow.solvers import exact_divergence
 from jflow.types import Array, Step, Velocity
 
-__all__ = ["Excess", "density", "density_step", "exactly", "quantile"]
+__all__ = ["Excess", "density", "density_step", "constant_rate", "quantile"]
 
 _EXACT = exact_divergence()
 Excess = Callable[[Callable[[Array], Array], Array, Array], Array]
@@ -35,8 +35,8 @@ Excess = Callable[[Callable[[Array], Array], Array, Array], Array]
 def density(velocity: Velocity, excess: Excess, *, schedule: Schedule = LINEAR) -> Velocity:
     """u + e s / |s|^2: along it, d/dt log p_t(x_t) = -div u + e. x is an array; params are the velocity's own.
 
-    excess: (u, x, t) -> e [b], with u the plain velocity as a function of x at these times: `exactly`, `quantile`, or any.
-    The score, and with it the field, diverges where sigma is 0, at t = 1: integrate to a little before it.
+    excess: (u, x, t) -> e [b], with u the plain velocity as a function of x at these times: `constant_rate`, `quantile`,
+    or any. The score, and with it the field, diverges where sigma is 0, at t = 1: integrate to a little before it.
     """
 
     def apply(params, x, t, cond=None, *, key=None):
@@ -48,7 +48,7 @@ def density(velocity: Velocity, excess: Excess, *, schedule: Schedule = LINEAR) 
     return Velocity(velocity.init, apply)
 
 
-def exactly(rate: float | Callable[[Array, Array], Array]) -> Excess:
+def constant_rate(rate: float | Callable[[Array, Array], Array]) -> Excess:
     """d/dt log p_t(x_t) = rate, whatever the plain flow would do: a number, or (x, t) -> [b], in nats per unit of time.
 
     e = rate + div u. The divergence is exact: one forward derivative for each dimension of the event.
@@ -91,7 +91,7 @@ def density_step(velocity: Velocity, excess: Excess, noise: Scale, *, schedule: 
     derivative, and the error of log p after a fixed time is O(h) on every path where Euler's would be O(sqrt(h)).
 
     noise: w, a number or t [b] -> [b], as `solvers.noises` have it; 2 w h has to stay well below sigma^2. t, t_next:
-    scalars or [b], t < t_next, t < 1. Returns (x_next, mean, std), for `solvers.walk`: std = sqrt(2 w h) [b] is that of
+    scalars or [b], t < t_next, t < 1. Returns (x_next, mean, std), for `solvers.sample_sde`: std = sqrt(2 w h) [b] is that of
     each direction in the level set, there is none across, and mean = x_next - std y depends on the draw through the
     second-order term, so the step has no Gaussian log-prob (`solvers.step_log_prob` does not hold for it).
     Errors: ValueError for a negative noise, and for no key.

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 from jflow._core.arrays import expand_to, flat_rows
 from jflow._core.checks import check_cond, like_rows, rows
 from jflow.distributions import mixtures
-from jflow.paths import LINEAR, Schedule, velocity_to_x1
+from jflow.paths import LINEAR, Schedule, velocity_to_data
 from jflow.types import Array, Field, PyTree
 
 __all__ = ["probabilistic_guidance"]
@@ -52,10 +52,10 @@ def probabilistic_guidance(
         both = jax.tree.map(lambda a, b: jnp.concatenate([a, b]), (x, t, cond), (x, t, nulls))
         found = mixtures.check_mixture("probabilistic_guidance", field.apply(params, *both, key=key), both[0])
         given, free = (mixtures.GaussianMixture(*(v[half] for v in found)) for half in (slice(n), slice(n, None)))
-        centre = mixtures.mean(given)
-        bias = centre - mixtures.mean(free)
+        center = mixtures.mean(given)
+        bias = center - mixtures.mean(free)
         # means of x1 and of the velocity differ by a positive factor and a shift, so that only the projection sees x1
-        along = velocity_to_x1(centre, x, t, schedule)
+        along = velocity_to_data(center, x, t, schedule)
         bias = bias - orthogonal * expand_to(_dot(bias, along) / jnp.maximum(_dot(along, along), _TINY), x) * along
         v = mixtures.variance(given)
         w = (scale(t) if callable(scale) else jnp.full_like(t, scale)).astype(v.dtype)

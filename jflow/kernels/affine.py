@@ -1,4 +1,4 @@
-"""y = x exp(a) + b with a a bounded function of the first raw number, as a kernel; its reference is `transformers.affine`."""
+"""y = x exp(a) + b with a a bounded function of the first raw number, as a kernel; its reference is `univariate.affine`."""
 
 from collections.abc import Callable
 

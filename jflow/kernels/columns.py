@@ -41,23 +41,23 @@ class Column(NamedTuple):
     """A scalar map as kernels see it, on arrays of any one shape.
 
     apply(x [...], raw) -> (y [...], log_slope [...]), raw an array [size, ...], or a list of `size` arrays in a Pallas kernel.
-    pull(x, raw, y, y_bar, log_slope_bar) -> (x_bar, parts), which joined are like raw.
+    pullback(x, raw, y, y_bar, log_slope_bar) -> (x_bar, parts), which joined are like raw.
     """
 
     size: int
     apply: Callable
-    pull: Callable
+    pullback: Callable
 
 
 def by_autodiff(apply: Callable) -> Callable:
-    """A `pull` for maps of so few raw numbers that their derivative needs no thought."""
+    """A `pullback` for maps of so few raw numbers that their derivative needs no thought."""
 
-    def pull(x, raw, y, y_bar, log_slope_bar):
+    def pullback(x, raw, y, y_bar, log_slope_bar):
         del y
         x_bar, raw_bar = jax.vjp(apply, x, list(raw))[1]((y_bar, log_slope_bar))
         return x_bar, (raw_bar,)
 
-    return pull
+    return pullback
 
 
 def with_columns(transformer: Elementwise, kernel: Callable, implementation: str | None) -> Elementwise:
@@ -129,11 +129,11 @@ def _differentiable(column: Column, implementation: str | None, reference: Calla
     def apply(x, raw):
         return _dispatch(implementation, xla, partial(_pallas_apply, column), x, raw)
 
-    def pull(args, outputs, bars):
-        args = (*args, outputs[0], *bars)
+    def pullback(args, outputs, cotangents):
+        args = (*args, outputs[0], *cotangents)
         return _dispatch(implementation, partial(_xla_pull, column), partial(_pallas_pull, column), *args)
 
-    return with_pullback(apply, pull, reference=jax.jit(reference or xla))
+    return with_pullback(apply, pullback, reference=jax.jit(reference or xla))
 
 
 def _dispatch(implementation, xla, pallas, x, raw, *rest):
@@ -153,7 +153,7 @@ def _xla_apply(column, x, raw):
 
 
 def _xla_pull(column, x, raw, y, y_bar, log_det_bar):
-    x_bar, parts = column.pull(x, raw, y, y_bar, jnp.broadcast_to(log_det_bar[None], x.shape))
+    x_bar, parts = column.pullback(x, raw, y, y_bar, jnp.broadcast_to(log_det_bar[None], x.shape))
     return x_bar, jnp.concatenate([jnp.stack(part) if isinstance(part, list | tuple) else part for part in parts])
 
 
@@ -179,7 +179,7 @@ def _pallas_pull(column, platform, x, raw, y, y_bar, log_det_bar):
             x = _read(x_ref, at)
             raw = [_read(raw_ref, j, at) for j in range(column.size)]
             log_slope_bar = jnp.broadcast_to(_read(log_det_bar_ref, slice(None)), x.shape)
-            x_bar, parts = column.pull(x, raw, _read(y_ref, at), _read(y_bar_ref, at), log_slope_bar)
+            x_bar, parts = column.pullback(x, raw, _read(y_ref, at), _read(y_bar_ref, at), log_slope_bar)
             x_bar_ref[at, :] = x_bar.astype(x_bar_ref.dtype)
             for j, raw_bar in enumerate(row for part in parts for row in part):
                 raw_bar_ref[j, at, :] = raw_bar.astype(raw_bar_ref.dtype)

@@ -1,4 +1,4 @@
-"""The logit of a mixture of logistics, as a kernel; its reference is `transformers.logistic_mixture`, which has the formula.
+"""The logit of a mixture of logistics, as a kernel; its reference is `univariate.logistic_mixture`, which has the formula.
 
 All 3 K + 2 raw numbers are read once; the inverse, too, which finds its root with the components in registers. Its
 gradient is that of the implicit function, at the root that was found.
@@ -78,7 +78,7 @@ def column(components: int, floor: float, inverse: bool) -> Column:
         x = monotone_root(forward, y, list(raw))
         return x, -forward(x, raw)[1]
 
-    def pull(y, raw, x, x_bar, log_slope_bar):
+    def pullback(y, raw, x, x_bar, log_slope_bar):
         """At the root x: y = f(x, raw), the log-slope -log f'(x, raw)."""
         del y
         (_, log_slope), back = jax.vjp(forward, x, list(raw))
@@ -87,7 +87,7 @@ def column(components: int, floor: float, inverse: bool) -> Column:
         _, of_value = back((-y_bar, jnp.zeros_like(x)))
         return y_bar, ([a + b for a, b in zip(of_slope, of_value, strict=True)],)
 
-    return Column(3 * components + 2, apply, pull)
+    return Column(3 * components + 2, apply, pullback)
 
 
 def _bounded(raw):

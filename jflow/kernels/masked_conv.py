@@ -113,7 +113,7 @@ def choice(platform: str, shape, dtype, size=(3, 3)) -> tuple[str, str]:
 def wavefront(u: Array, taps: Array) -> Array:
     """The reference: x [b, h, w, c] with x = u - _convolve(x, taps), taps [k, k, c, c] with the last one left out.
 
-    Carries the last diagonals of x, row i of the image in row i of each, and gathers the neighbours of all pixels of a
+    Carries the last diagonals of x, row i of the image in row i of each, and gathers the neighbors of all pixels of a
     diagonal into rows for one matrix product.
     """
     if u.shape[1] > u.shape[2]:  # the pixels of a diagonal are padded to the shorter side
@@ -122,7 +122,7 @@ def wavefront(u: Array, taps: Array) -> Array:
     earlier, span, above = _earlier(taps)
     matrix = jnp.concatenate([taps[-1 - a, -1 - b] for a, b in earlier])
     column = np.arange(h + w - 1)[:, None] - np.arange(h)[None, :]
-    inside = (column >= 0) & (column < w)  # what lies outside is nobody's neighbour, but must not overflow
+    inside = (column >= 0) & (column < w)  # what lies outside is nobody's neighbor, but must not overflow
 
     def step(past, now):  # past [span, b, above + h, c], the latest diagonal first
         u_d, inside_d = now
@@ -262,7 +262,7 @@ def _masked(kernel: Array, diagonal: int) -> Array:
 
 
 def _earlier(taps: Array) -> tuple[list[tuple[int, int]], int, int]:
-    """The offsets (rows up, columns left) of a pixel's neighbours, how many diagonals and how many rows they reach back."""
+    """The offsets (rows up, columns left) of a pixel's neighbors, how many diagonals and how many rows they reach back."""
     rows, columns = taps.shape[:2]
     offsets = [(a, b) for a in range(rows) for b in range(columns) if a + b]
     return offsets, rows + columns - 2, rows - 1

@@ -1,7 +1,7 @@
 """The rational-quadratic spline with identity tails, as a kernel; `bijectors.splines` has the formulas and the reference.
 
 The 3*bins - 1 raw numbers are read once, for the exponentials of the two softmaxes. The bin is found by comparing x with
-running sums, and comparisons with its index select its corner, its sizes and those of its neighbours: gathers are slow. The
+running sums, and comparisons with its index select its corner, its sizes and those of its neighbors: gathers are slow. The
 gradient goes back the same way: through the few numbers of the bin by autodiff, from there to all raw numbers in closed
 form, since of all bin sizes those left of x move the corner of its bin, and three more its shape.
 """
@@ -19,7 +19,7 @@ from jflow.types import Array
 __all__ = ["choice", "transform"]
 
 FLOOR = 1e-3  # of the box for bins, of the unit slope for knot slopes
-CAP = 10.0  # knot slope over the smaller neighbouring bin slope
+CAP = 10.0  # knot slope over the smaller neighboring bin slope
 EDGE = 0.1  # least slope of the first and the last bin
 SOFTPLUS_OFFSET = math.log(math.expm1(1 - FLOOR))  # softplus(0 + offset) + floor = 1
 
@@ -91,11 +91,11 @@ def _log_slope(u, v, s, d0, d1, denominator):
     return jnp.log(ratio * ratio * numerator)
 
 
-def knot_slope(raw, slope, neighbour):
-    """Of the knot between bins of the slopes `slope` and `neighbour`."""
+def knot_slope(raw, slope, neighbor):
+    """Of the knot between bins of the slopes `slope` and `neighbor`."""
     raw = raw + SOFTPLUS_OFFSET
     softplus = jnp.maximum(raw, 0) + jnp.log(1 + jnp.exp(-jnp.abs(raw)))  # the floor hides what log1p would add
-    return jnp.minimum(softplus + FLOOR, CAP * jnp.minimum(slope, neighbour))
+    return jnp.minimum(softplus + FLOOR, CAP * jnp.minimum(slope, neighbor))
 
 
 def column(bins: int, bound: float, inverse: bool) -> Column:
@@ -179,7 +179,7 @@ def column(bins: int, bound: float, inverse: bool) -> Column:
         r, log_slope = in_unit(bin_.k)(*args)
         return jnp.where(inside, corner + size * r, x), jnp.where(inside, log_slope, 0.0)
 
-    def pull(x, raw, y, y_bar, log_slope_bar):
+    def pullback(x, raw, y, y_bar, log_slope_bar):
         """Sums over bins of a cotangent times a size have closed forms: all bins left of x get the same, its own bin and the
         two beside it something else, the others nothing."""
         del y
@@ -234,7 +234,7 @@ def column(bins: int, bound: float, inverse: bool) -> Column:
         widths_bar, heights_bar, slopes_bar = each(row, bins, bin_.w_exps, bin_.h_exps, shared=shared)
         return jnp.where(inside, x_bar, y_bar), (widths_bar, heights_bar, slopes_bar[:last])
 
-    return Column(3 * bins - 1, apply, pull)
+    return Column(3 * bins - 1, apply, pullback)
 
 
 class _Bin(NamedTuple):

@@ -2,34 +2,41 @@
 
 from jflow.losses._acceleration import constant_acceleration, initial_velocity
 from jflow.losses._adversarial import (
-    Game,
+    GanObjective,
     Generate,
     adversarial,
     fixed_steps,
-    hinge,
-    least_squares,
-    non_saturating,
-    on_student,
-    relativistic,
-    summed,
+    hinge_gan,
+    least_squares_gan,
+    non_saturating_gan,
+    relativistic_gan,
+    student_only,
+    sum_losses,
     turbo,
 )
-from jflow.losses._align import align_eulerian, align_lagrangian
-from jflow.losses._anchoring import anchored_consistency, squared_and_cosine
+from jflow.losses._align import eulerian_map_distillation, lagrangian_map_distillation
+from jflow.losses._anchoring import anchored_consistency, squared_and_cosine_error
 from jflow.losses._augmented import drop_cond, noised
 from jflow.losses._boss import boss
-from jflow.losses._c_rectified import Cost, c_rectified, inner_potential, potential_velocity, power_cost, quadratic_cost
+from jflow.losses._c_rectified import (
+    ConvexCost,
+    c_rectified_flow,
+    inner_potential,
+    potential_velocity,
+    power_cost,
+    quadratic_cost,
+)
 from jflow.losses._consistency import (
     averaged_target,
+    consistency_training,
     count_steps,
-    discrete_consistency,
     easy_steps,
     euler_step,
     grid_steps,
     heun_step,
+    inverse_noise_step,
+    inverse_time_step,
     online_target,
-    per_noise,
-    per_time,
 )
 from jflow.losses._consistency_flow import consistency_flow_matching
 from jflow.losses._deep_supervision import deep_supervision
@@ -38,12 +45,12 @@ from jflow.losses._distillation import distillation
 from jflow.losses._distribution_matching import (
     ScoreWeight,
     distribution_matching,
+    inverse_error_weight,
     kl_weight,
-    per_error,
     shared_timesteps,
 )
-from jflow.losses._errors import mean_squared, perceptual_huber, pseudo_huber
-from jflow.losses._hierarchical import Level, hierarchical_matching
+from jflow.losses._errors import mean_squared_error, perceptual_huber, pseudo_huber
+from jflow.losses._hierarchical import HierarchyLevel, hierarchical_matching
 from jflow.losses._importance import Importance, draw_times, learn_importance, likelihood_importance, likelihood_weight
 from jflow.losses._interpolant import interpolant_matching
 from jflow.losses._likelihood import negative_elbo, nll
@@ -53,39 +60,39 @@ from jflow.losses._mixture import mixture_matching
 from jflow.losses._perflow import perflow
 from jflow.losses._rectified_diffusion import end_error, noise_error, phased_rectified_diffusion, rectified_diffusion
 from jflow.losses._refiner import velocity_refiner
-from jflow.losses._regularised import regularised_nll
+from jflow.losses._regularized import regularized_nll
 from jflow.losses._self_corrected import self_corrected, self_correction
 from jflow.losses._shortcut import shortcut
 from jflow.losses._slim import annealed_source, flow_guided_distillation
 from jflow.losses._trajectory import trajectory_distillation
-from jflow.losses._trigflow import clipped_tangent, normalised_tangent, trigflow_consistency
+from jflow.losses._trigflow import clipped_tangent, normalized_tangent, trigflow_consistency
 from jflow.losses._tunable import tunable_distillation
 from jflow.losses._variational import reverse_kl
 from jflow.losses._variational_noise import noise_encoder, variational_noise
 from jflow.losses._velocity_distillation import marginal_transport, velocity_distillation, velocity_matching
 
 __all__ = [
-    "Cost",
-    "Game",
+    "ConvexCost",
+    "GanObjective",
     "Generate",
     "Importance",
-    "Level",
+    "HierarchyLevel",
     "ScoreWeight",
     "adversarial",
-    "align_eulerian",
-    "align_lagrangian",
+    "eulerian_map_distillation",
+    "lagrangian_map_distillation",
     "anchored_consistency",
     "annealed_source",
     "averaged_target",
     "boss",
-    "c_rectified",
+    "c_rectified_flow",
     "clipped_tangent",
     "consistency_flow_matching",
     "constant_acceleration",
     "count_steps",
     "deep_supervision",
     "diffusion_likelihood",
-    "discrete_consistency",
+    "consistency_training",
     "distillation",
     "distribution_matching",
     "draw_times",
@@ -100,7 +107,7 @@ __all__ = [
     "grid_steps",
     "heun_step",
     "hierarchical_matching",
-    "hinge",
+    "hinge_gan",
     "improved_mean_flow",
     "initial_velocity",
     "inner_potential",
@@ -108,25 +115,25 @@ __all__ = [
     "kl_weight",
     "learn_importance",
     "learned_times",
-    "least_squares",
+    "least_squares_gan",
     "likelihood_importance",
     "likelihood_weight",
     "marginal_transport",
     "mean_flow",
-    "mean_squared",
+    "mean_squared_error",
     "mixture_matching",
     "negative_elbo",
     "nll",
     "noise_encoder",
     "noise_error",
     "noised",
-    "non_saturating",
-    "normalised_tangent",
-    "on_student",
+    "non_saturating_gan",
+    "normalized_tangent",
+    "student_only",
     "online_target",
-    "per_error",
-    "per_noise",
-    "per_time",
+    "inverse_error_weight",
+    "inverse_noise_step",
+    "inverse_time_step",
     "perceptual_huber",
     "perflow",
     "phased_rectified_diffusion",
@@ -135,15 +142,15 @@ __all__ = [
     "pseudo_huber",
     "quadratic_cost",
     "rectified_diffusion",
-    "regularised_nll",
-    "relativistic",
+    "regularized_nll",
+    "relativistic_gan",
     "reverse_kl",
     "self_corrected",
     "self_correction",
     "shared_timesteps",
     "shortcut",
-    "squared_and_cosine",
-    "summed",
+    "squared_and_cosine_error",
+    "sum_losses",
     "trajectory_distillation",
     "trigflow_consistency",
     "tunable_distillation",

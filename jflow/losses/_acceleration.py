@@ -12,7 +12,7 @@ trained flow (`generate_pairs`); drawn at random, v0 would tell x0 alone, and ev
         fit constant_acceleration(acceleration, start) ...
     params = {"velocity": start_params, "acceleration": acceleration_params}
     x1, info = solvers.sample_acceleration(acceleration, start, params, x0, steps=1)      # two evaluations
-    acceleration.init(key, x, t, solvers.Launch(v0, cond))                                # v0 shaped like x
+    acceleration.init(key, x, t, solvers.AccelerationCondition(v0, cond))                                # v0 shaped like x
 """
 
 import jax
@@ -21,10 +21,10 @@ import jax.numpy as jnp
 from jflow import couplings, times
 from jflow._core.arrays import expand_to, float_dtype
 from jflow._core.batch import mean_of_rows
-from jflow._core.checks import like_state, need_pairs, needed
-from jflow.losses._errors import mean_squared
+from jflow._core.checks import frozen_entry, like_state, need_pairs
+from jflow.losses._errors import mean_squared_error
 from jflow.losses._pairs import draw_pairs
-from jflow.solvers import Launch
+from jflow.solvers import AccelerationCondition
 from jflow.types import Loss, Time, Velocity
 
 __all__ = ["constant_acceleration", "initial_velocity"]
@@ -49,7 +49,9 @@ def initial_velocity(velocity: Velocity, *, h: float = 1.5, time: Time = _UNIFOR
         x0, x1, cond, weight, t, key = _pairs("initial_velocity", key, batch, time)
         v0 = h * (x1 - x0)
         x = _point(x0, x1, v0, t)
-        error = mean_squared(like_state("initial_velocity", velocity.apply(params, x, t, cond, key=key), x), v0, x, t)
+        error = mean_squared_error(
+            like_state("initial_velocity", velocity.apply(params, x, t, cond, key=key), x), v0, x, t
+        )
         total = mean_of_rows(error, weight)
         return total, {"residual": total}
 
@@ -71,11 +73,11 @@ def constant_acceleration(acceleration: Velocity, velocity: Velocity, *, time: T
 
     def loss(params, key, batch, frozen=None):
         x0, x1, cond, weight, t, key = _pairs(name, key, batch, time)
-        start = needed(name, frozen, "velocity")
+        start = frozen_entry(name, frozen, "velocity")
         v0 = jax.lax.stop_gradient(like_state(name, velocity.apply(start, x0, jnp.zeros_like(t), cond), x0))
         x = _point(x0, x1, v0, t)
-        a = acceleration.apply(params, x, t, Launch(v0.astype(x.dtype), cond), key=key)
-        error = mean_squared(like_state(name, a, x), 2 * (x1 - x0) - 2 * v0, x, t)
+        a = acceleration.apply(params, x, t, AccelerationCondition(v0.astype(x.dtype), cond), key=key)
+        error = mean_squared_error(like_state(name, a, x), 2 * (x1 - x0) - 2 * v0, x, t)
         total = mean_of_rows(error, weight)
         return total, {"residual": total}
 

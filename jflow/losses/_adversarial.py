@@ -12,7 +12,7 @@
 Gradients are stopped so that each player's is that of its own loss, and both move in one step. optax.MultiSteps(student's
 optimizer, k) moves the student once for k moves of the other. A loss of the student alone joins by
 
-    losses.summed({"map": losses.on_student(other), "gan": loss})
+    losses.sum_losses({"map": losses.student_only(other), "gan": loss})
 """
 
 from collections.abc import Callable, Mapping
@@ -25,23 +25,23 @@ import jax.numpy as jnp
 from jflow import couplings, solvers
 from jflow._core.arrays import float_dtype, mean_event, sum_event
 from jflow._core.batch import mean_of_rows
-from jflow._core.checks import check_weights, like_state, need_key, players, shaped
+from jflow._core.checks import check_same_shape, check_weights, like_state, need_key, take_parts
 from jflow._core.keys import split_key
 from jflow.losses._pairs import draw_pairs
 from jflow.losses._teacher import check_fixed
 from jflow.types import Array, Cond, Field, Loss, Params, Velocity
 
 __all__ = [
-    "Game",
+    "GanObjective",
     "Generate",
     "adversarial",
     "fixed_steps",
-    "hinge",
-    "least_squares",
-    "non_saturating",
-    "on_student",
-    "relativistic",
-    "summed",
+    "hinge_gan",
+    "least_squares_gan",
+    "non_saturating_gan",
+    "student_only",
+    "relativistic_gan",
+    "sum_losses",
     "turbo",
 ]
 
@@ -54,44 +54,46 @@ Reconstruction = Callable[[Array, Array], Array]
 """(x1 generated, x1 of the data) -> [b]."""
 
 
-class Game(NamedTuple):
+class GanObjective(NamedTuple):
     """What the players pay, number by number: (logits of the data, logits of the student's) -> losses of their shape."""
 
     discriminator: Callable[[Array, Array], Array]
     generator: Callable[[Array, Array], Array]
 
 
-def non_saturating() -> Game:
+def non_saturating_gan() -> GanObjective:
     """softplus(-D(x)) + softplus(D(g)) against softplus(-D(g)).
 
     Source: Goodfellow et al., "Generative Adversarial Nets", 2014."""
-    return Game(
+    return GanObjective(
         lambda real, fake: jax.nn.softplus(-real) + jax.nn.softplus(fake), lambda real, fake: jax.nn.softplus(-fake)
     )
 
 
-def hinge() -> Game:
+def hinge_gan() -> GanObjective:
     """max(0, 1 - D(x)) + max(0, 1 + D(g)) against -D(g).
 
     Source: Lim, Ye, "Geometric GAN", 2017."""
-    return Game(lambda real, fake: jax.nn.relu(1 - real) + jax.nn.relu(1 + fake), lambda real, fake: -fake)
+    return GanObjective(lambda real, fake: jax.nn.relu(1 - real) + jax.nn.relu(1 + fake), lambda real, fake: -fake)
 
 
-def least_squares() -> Game:
+def least_squares_gan() -> GanObjective:
     """(D(x) - 1)^2 + D(g)^2 against (D(g) - 1)^2.
 
     Source: Mao et al., "Least Squares Generative Adversarial Networks", 2017."""
-    return Game(lambda real, fake: (real - 1) ** 2 + fake**2, lambda real, fake: (fake - 1) ** 2)
+    return GanObjective(lambda real, fake: (real - 1) ** 2 + fake**2, lambda real, fake: (fake - 1) ** 2)
 
 
-def relativistic() -> Game:
+def relativistic_gan() -> GanObjective:
     """softplus(D(g) - D(x)) against softplus(D(x) - D(g)), in pairs of rows.
 
     Source: Jolicoeur-Martineau, "The relativistic discriminator: a key element missing from standard GAN", 2018."""
-    return Game(lambda real, fake: jax.nn.softplus(fake - real), lambda real, fake: jax.nn.softplus(real - fake))
+    return GanObjective(
+        lambda real, fake: jax.nn.softplus(fake - real), lambda real, fake: jax.nn.softplus(real - fake)
+    )
 
 
-_NON_SATURATING, _LEAST_SQUARES = non_saturating(), least_squares()
+_NON_SATURATING, _LEAST_SQUARES = non_saturating_gan(), least_squares_gan()
 
 
 def fixed_steps(velocity: Velocity, steps: int, *, solver: diffrax.AbstractSolver = _EULER) -> Generate:
@@ -104,7 +106,7 @@ def adversarial(
     generate: Generate,
     discriminator: Field,
     *,
-    game: Game = _NON_SATURATING,
+    objective: GanObjective = _NON_SATURATING,
     weight: float = 1.0,
     r1: float = 0.0,
     r2: float = 0.0,
@@ -115,7 +117,7 @@ def adversarial(
 ) -> Loss:
     """One scalar of params {'student', 'discriminator'}: the discriminator's loss, with no gradient to the student, plus
 
-        weight game.generator + feature_weight |features(g) - features(x)| + reconstruction_weight reconstruction(g, x)
+        weight objective.generator + feature_weight |features(g) - features(x)| + reconstruction_weight reconstruction(g, x)
 
     of g = generate(student, x0, cond), with no gradient to the discriminator.
 
@@ -127,8 +129,8 @@ def adversarial(
         absolute differences over a leaf's numbers, summed over leaves. None: no such term.
     reconstruction: (g, x) -> [b], of rows whose cond, or x0, determines x; None: no such term.
     batch: 'x'; optionally 'x0' (standard normal when absent), 'cond', 'weight' [b]. frozen is not read.
-    metrics: 'discriminator' and 'generator' (the game's losses), 'gap' (the mean of D(x) - D(g)), and the terms that are on:
-        'penalty', 'features', 'reconstruction'. There is no residual: no identity is enforced.
+    metrics: 'discriminator' and 'generator' (the objective's losses), 'gap' (the mean of D(x) - D(g)), and the terms
+        that are on: 'penalty', 'features', 'reconstruction'. There is no residual: no identity is enforced.
     Errors: ValueError for weights that are negative or not finite; at trace time for params without both players, a g of
         another shape, logits without b rows, and as `losses.flow_matching`.
     Source of the penalties: Mescheder, Geiger, Nowozin, "Which Training Methods for GANs do actually Converge?", 2018.
@@ -144,7 +146,7 @@ def adversarial(
     )
 
     def loss(params, key, batch, frozen=None):
-        student, judge = players(name, params, "student", "discriminator")
+        student, judge = take_parts(name, params, "student", "discriminator")
         x0, x, cond, row_weight, t, _, _ = draw_pairs(name, key, batch, _at_data, _INDEPENDENT, 0.0, None)
         g = like_state(name, generate(student, x0, cond), x)
         still, held = jax.lax.stop_gradient((g, judge))
@@ -154,9 +156,9 @@ def adversarial(
 
         real, fake = (discriminator.apply(judge, y, t, cond) for y in (x, still))
         metrics = {
-            "discriminator": mean(_paid(name, game.discriminator, real, fake)),
+            "discriminator": mean(_paid(name, objective.discriminator, real, fake)),
             "generator": mean(
-                _paid(name, game.generator, jax.lax.stop_gradient(real), discriminator.apply(held, g, t, cond))
+                _paid(name, objective.generator, jax.lax.stop_gradient(real), discriminator.apply(held, g, t, cond))
             ),
             "gap": mean(_paid(name, jnp.subtract, real, fake)),
         }
@@ -170,7 +172,7 @@ def adversarial(
             metrics["features"] = mean(_paid(name, lambda a, b: jnp.abs(a - b), seen, jax.lax.stop_gradient(aim)))
             value = value + feature_weight * metrics["features"]
         if reconstruction is not None:
-            metrics["reconstruction"] = mean(shaped(name, "a reconstruction", reconstruction(g, x), t))
+            metrics["reconstruction"] = mean(check_same_shape(name, "a reconstruction", reconstruction(g, x), t))
             value = value + reconstruction_weight * metrics["reconstruction"]
         return value, metrics
 
@@ -183,7 +185,7 @@ def turbo(
     reconstruction: Reconstruction,
     *,
     steps: int = 4,
-    game: Game = _LEAST_SQUARES,
+    objective: GanObjective = _LEAST_SQUARES,
     features: Field | None = None,
     feature_weight: float = 2.0,
     reconstruction_weight: float = 45.0,
@@ -200,7 +202,7 @@ def turbo(
     return adversarial(
         fixed_steps(velocity, steps),
         discriminator,
-        game=game,
+        objective=objective,
         features=features,
         feature_weight=feature_weight,
         reconstruction=reconstruction,
@@ -208,11 +210,11 @@ def turbo(
     )
 
 
-def on_student(loss: Loss) -> Loss:
+def student_only(loss: Loss) -> Loss:
     """`loss` of params['student'] alone, whatever else params holds; frozen['ema'], if there, is the student's too."""
 
     def of_student(params, key, batch, frozen=None):
-        (student,) = players("on_student", params, "student")
+        (student,) = take_parts("student_only", params, "student")
         if frozen is not None and frozen.get("ema") is not None:
             frozen = {**frozen, "ema": frozen["ema"]["student"]}
         return loss(student, key, batch, frozen)
@@ -220,16 +222,16 @@ def on_student(loss: Loss) -> Loss:
     return of_student
 
 
-def summed(losses: Mapping[str, Loss]) -> Loss:
+def sum_losses(losses: Mapping[str, Loss]) -> Loss:
     """The sum of losses of the same params and batch, each with a key of its own; metrics as 'name/metric'.
 
     Errors: ValueError for no losses, and for key=None."""
     if not losses:
-        raise ValueError("summed: expected at least one loss, got none")
+        raise ValueError("sum_losses: expected at least one loss, got none")
     losses = dict(losses)
 
     def total(params, key, batch, frozen=None):
-        need_key("summed", key)
+        need_key("sum_losses", key)
         value, metrics = 0.0, {}
         for (name, loss), own in zip(losses.items(), split_key(key, len(losses)), strict=True):
             part, said = loss(params, own, batch, frozen)

@@ -5,13 +5,13 @@ Two conditions fix the map of a velocity v, which is the teacher's. Carried alon
 
     teacher = guidance.autoguidance(velocity, weak, guidance.scaled(2.0))          # or velocity alone
     model = jflow.flow_map(net)
-    loss = losses.align_eulerian(model, teacher, warmup=10_000, most=0.99)
+    loss = losses.eulerian_map_distillation(model, teacher, warmup=10_000, most=0.99)
     step = train.make_step(loss, optimizer, refresh=losses.count_steps)
-    # params: train.grown(model.init(...), velocity_params)
+    # params: train.warm_start(model.init(...), velocity_params)
     # state.frozen = {'teacher': {'velocity': velocity_params, 'weak': weak_params}, 'step': jnp.int32(0)}
     x1, info = solvers.sample_flow_map(model, params, x0, steps=4)
 
-Adversarial finetuning is a sum of two losses, `summed({'map': on_student(loss), 'gan': adversarial(...)})`.
+Adversarial finetuning is a sum of two losses, `sum_losses({'map': on_student(loss), 'gan': adversarial(...)})`.
 
 Source: Sabour, Fidler, Kreis, "Align Your Flow: Scaling Continuous-Time Flow Map Distillation", 2025 (its time is 1 - t). Not
 here: a guidance weight drawn anew for every row and told to the network, and the balance of the finetuning's two losses by
@@ -26,26 +26,26 @@ import jax.numpy as jnp
 from jflow import couplings
 from jflow._core.arrays import expand_to, float_dtype, mean_event
 from jflow._core.batch import mean_of_rows
-from jflow._core.checks import check_flow_map, check_whole, like_state, needed, shaped
+from jflow._core.checks import check_flow_map, check_same_shape, check_whole, frozen_entry, like_state
 from jflow._core.keys import same_draws
 from jflow._core.line import line
 from jflow._core.times import check_pairs
 from jflow.losses._pairs import check_drop, draw_pairs
 from jflow.losses._teacher import unchanged, warmed
-from jflow.losses._trigflow import normalised_tangent
+from jflow.losses._trigflow import normalized_tangent
 from jflow.solvers import JVP, total_derivative
-from jflow.times import interval_times
+from jflow.times import interval_pairs
 from jflow.types import Array, Coupling, FlowMap, Loss, PyTree, TimePair, Velocity
 
-__all__ = ["align_eulerian", "align_lagrangian"]
+__all__ = ["eulerian_map_distillation", "lagrangian_map_distillation"]
 
 
-_INTERVALS, _INDEPENDENT, _NORMALISED = interval_times(), couplings.independent(), normalised_tangent()
+_INTERVALS, _INDEPENDENT, _NORMALISED = interval_pairs(), couplings.independent(), normalized_tangent()
 
 
-def align_eulerian(
+def eulerian_map_distillation(
     flow_map: FlowMap,
-    target_velocity: Velocity | None = None,
+    teacher: Velocity | None = None,
     *,
     times: TimePair = _INTERVALS,
     coupling: Coupling = _INDEPENDENT,
@@ -64,11 +64,11 @@ def align_eulerian(
     for tangent(g) the gradient is the paper's E[omega sign f^T df/dt] with omega = 1 / (r - t), up to the factor 2 / (event
     size). As r -> t it is flow matching, at r = 1 consistency in continuous time.
 
-    target_velocity: the teacher, params in frozen['teacher']; None: x1 - x0 of the pair, training from scratch. g is noisy
+    teacher: the teacher, params in frozen['teacher']; None: x1 - x0 of the pair, training from scratch. g is noisy
         then, and only for a linear tangent, `lambda g: g`, does its mean vanish at the exact map.
     warmup: w = min(most, frozen['step'] / warmup) (see `count_steps`); 0: w = most throughout, and no 'step' is needed.
     most: in [0, 1]. Below 1 the minimum is no longer the exact map (public reimplementations of the paper stop at 0.99).
-    tangent: `normalised_tangent(0.1)` where none is given, by the root mean square over the event (public reimplementations
+    tangent: `normalized_tangent(0.1)` where none is given, by the root mean square over the event (public reimplementations
         take the 2-norm); the loss of a row is below 1 then. With it or with g itself the loss is a mean over the event
         and does not grow with its size.
     times: pairs t <= r. coupling, drop, null, batch: as in `losses.flow_matching`. jvp: see `total_derivative`.
@@ -77,7 +77,7 @@ def align_eulerian(
     Errors: ValueError for times, warmup, most or drop out of range; at trace time for what frozen lacks ('teacher', 'step'),
         a velocity of another shape, and as `losses.flow_matching`.
     """
-    name = "align_eulerian"
+    name = "eulerian_map_distillation"
     _check(name, flow_map, times, warmup, most)
     check_drop(name, drop, null)
 
@@ -85,8 +85,8 @@ def align_eulerian(
         pairs = draw_pairs(name, key, batch, times, coupling, drop, null)
         x0, x1, cond, weight, (t, r), _, dropout_key = pairs
         x_t, v = line(x0, x1, t)
-        if target_velocity is not None:
-            v = target_velocity.apply(needed(name, frozen), x_t, t, cond)
+        if teacher is not None:
+            v = teacher.apply(frozen_entry(name, frozen), x_t, t, cond)
             v = jax.lax.stop_gradient(like_state(name, v, x_t))
         u, slope = total_derivative(flow_map, params, x_t, t, r, v, cond, key=dropout_key, jvp=jvp)
         u = like_state(name, u, x_t)
@@ -96,7 +96,7 @@ def align_eulerian(
     return loss
 
 
-def align_lagrangian(
+def lagrangian_map_distillation(
     flow_map: FlowMap,
     teacher: Velocity,
     *,
@@ -109,15 +109,15 @@ def align_lagrangian(
     null: PyTree = None,
     jvp: JVP = jax.jvp,
 ) -> Loss:
-    """Lagrangian map distillation (AYF-LMD): the loss of `align_eulerian` with
+    """Lagrangian map distillation (AYF-LMD): the loss of `eulerian_map_distillation` with
 
         g = u + w (r - t) d_r u - v(f, r),     f = x_t + (r - t) u,
 
     v the teacher with params frozen['teacher'], and no gradient through f; at w = 1, g = d_r f - v(f, r). The teacher is asked
     where the student arrives, so that x1 - x0 of a pair cannot stand in for it. tangent: g itself where none is given.
-    All else is as in `align_eulerian`.
+    All else is as in `eulerian_map_distillation`.
     """
-    name = "align_lagrangian"
+    name = "lagrangian_map_distillation"
     _check(name, flow_map, times, warmup, most)
     check_drop(name, drop, null)
 
@@ -131,7 +131,7 @@ def align_lagrangian(
         )
         u = like_state(name, u, x_t)
         there = jax.lax.stop_gradient(x_t + gap * u).astype(x_t.dtype)
-        v = jax.lax.stop_gradient(like_state(name, teacher.apply(needed(name, frozen), there, r, cond), x_t))
+        v = jax.lax.stop_gradient(like_state(name, teacher.apply(frozen_entry(name, frozen), there, r, cond), x_t))
         w = warmed(name, frozen, warmup, most)
         return _regress(name, u, v, -gap * slope, w, tangent, weight)
 
@@ -143,7 +143,7 @@ def _regress(name, u, v, curve, w, tangent, weight):
     dtype = float_dtype(u)
     u, v, curve = (a.astype(dtype) for a in (u, v, curve))
     fixed, curve = jax.lax.stop_gradient((u, curve))
-    g = shaped(name, "a tangent", tangent(fixed - v - jnp.asarray(w, dtype) * curve), u)
+    g = check_same_shape(name, "a tangent", tangent(fixed - v - jnp.asarray(w, dtype) * curve), u)
     value = mean_of_rows(mean_event(jnp.square(u - fixed + jax.lax.stop_gradient(g))), weight)
     return value, {"residual": mean_of_rows(mean_event(jnp.square(fixed - v - curve)), weight)}
 

@@ -5,10 +5,10 @@ velocity to data, u(x, t, t) the velocity. A plain velocity network is told by a
 (`expanded_time` reads it as a flow map).
 
     model = jflow.flow_map(net)                                       # or solvers.expanded_time(jflow.velocity(net))
-    loss = losses.anchored_consistency(model, target_velocity=teacher)      # None: from scratch
-    ... make_step, fit; params of a flow map from train.grown(model.init(...), teacher_params) ...
+    loss = losses.anchored_consistency(model, teacher=teacher)      # None: from scratch
+    ... make_step, fit; params of a flow map from train.warm_start(model.init(...), teacher_params) ...
     x1, info = solvers.sample_flow_map(model, params, x0)                      # steps=2, renoise=1.0, key=key for two
-    x1, info = solvers.sample(solvers.as_velocity(model), params, x0)        # the flow itself, in many steps
+    x1, info = solvers.sample(solvers.instantaneous_velocity(model), params, x0)        # the flow itself, in many steps
 """
 
 import math
@@ -19,15 +19,15 @@ import jax.numpy as jnp
 from jflow import couplings, times
 from jflow._core.arrays import expand_to, float_dtype, mean_event
 from jflow._core.batch import mean_of_rows
-from jflow._core.checks import check_flow_map, like_state, shaped
+from jflow._core.checks import check_flow_map, check_same_shape, like_state
 from jflow._core.line import on_line
-from jflow.losses._errors import Metric, mean_squared
+from jflow.losses._errors import Metric, mean_squared_error
 from jflow.losses._pairs import check_drop, draw_pairs
 from jflow.losses._teacher import line_velocity
 from jflow.solvers import JVP, total_derivative
 from jflow.types import Array, Coupling, FlowMap, Loss, PyTree, Time, Velocity
 
-__all__ = ["anchored_consistency", "squared_and_cosine"]
+__all__ = ["anchored_consistency", "squared_and_cosine_error"]
 
 _INDEPENDENT = couplings.independent()
 _TIMES = times.from_quantile(
@@ -36,7 +36,7 @@ _TIMES = times.from_quantile(
 )
 
 
-def squared_and_cosine(v: Array, target: Array, x_t: Array, t: Array) -> Array:
+def squared_and_cosine_error(v: Array, target: Array, x_t: Array, t: Array) -> Array:
     """The mean squared error plus one minus the cosine between v and target along the last axis, mean over the others: FACM's
     anchor. The cosine has 0.1^2 added to the means of v target, v^2 and target^2, which leaves its minimum where it is and
     its gradient moderate at v = 0: networks start there, and a huge first gradient stays in Adam's average of squares for
@@ -48,16 +48,16 @@ def squared_and_cosine(v: Array, target: Array, x_t: Array, t: Array) -> Array:
         return jnp.mean(x * y, axis=-1) + 0.1**2
 
     cosine = dot(v, target) / jnp.sqrt(dot(v, v) * dot(target, target))
-    return mean_squared(v, target, x_t, t) + mean_event(1 - cosine)
+    return mean_squared_error(v, target, x_t, t) + mean_event(1 - cosine)
 
 
 def anchored_consistency(
     flow_map: FlowMap,
     *,
-    target_velocity: Velocity | None = None,
+    teacher: Velocity | None = None,
     time: Time = _TIMES,
     coupling: Coupling = _INDEPENDENT,
-    anchor: Metric = squared_and_cosine,
+    anchor: Metric = squared_and_cosine_error,
     relax: float = 0.5,
     clip: float = 1.0,
     power: float = 0.5,
@@ -73,16 +73,16 @@ def anchored_consistency(
         anchor     anchor(u(x_t, t, t), v, x_t, t).
 
     du/dt is along the trajectory, (v, 1, 0) in (x, t, r); g = 0 is the identity of the average velocity to r = 1.
-    target_velocity: the teacher, with params frozen['teacher'] (`guidance.cfg` of it for a guided one): v is its velocity.
+    teacher: the teacher, with params frozen['teacher'] (`guidance.cfg` of it for a guided one): v is its velocity.
         None: v = x1 - x0, from scratch.
     time: (2 / pi) arctan(exp(n)) is 1 - t, n normal of mean -0.8 and deviation 1.6, as the published distillation.
     relax, clip, power, c: as published; power = 0 and clip = inf leave the squared error, whose mean gradient from scratch
         vanishes at the exact u. Clipping and the weight by a row's own error move that point.
-    anchor: (v, target, x_t, t) -> [b], a mean over the event as e is: `losses.mean_squared` has its minimum at the marginal
-        velocity; the cosine of a conditional target does not.
+    anchor: (v, target, x_t, t) -> [b], a mean over the event as e is: `losses.mean_squared_error` has its minimum at the
+        marginal velocity; the cosine of a conditional target does not.
     drop, null, batch: as in `losses.flow_matching`. metrics: 'residual', the mean over event and rows of g^2, and 'anchor'.
     Errors: ValueError at construction for relax, clip or c <= 0 or power < 0; as `losses.flow_matching` at trace time, and
-        for a target_velocity without frozen['teacher'].
+        for a teacher without frozen['teacher'].
     Source: Peng, Zhu, Liu, Wu, Li, Sun, Wu, "Flow-Anchored Consistency Models", 2025; weights as in its public code
         (its times run as here).
     """
@@ -99,7 +99,7 @@ def anchored_consistency(
         x0, x1, cond, weight, t, _, dropout_key = draw_pairs(name, key, batch, time, coupling, drop, null)
         dtype = float_dtype(x1)
         x_t = on_line(x0, x1, t)
-        v = line_velocity(name, target_velocity, frozen, x0, x1, cond)(x_t, t)
+        v = line_velocity(name, teacher, frozen, x0, x1, cond)(x_t, t)
         x = x_t.astype(x1.dtype)
         far_key, near_key = jax.random.split(dropout_key)
         u, slope = total_derivative(flow_map, params, x, t, jnp.ones_like(t), v, cond, key=far_key, jvp=jvp)
@@ -107,12 +107,12 @@ def anchored_consistency(
         still = jax.lax.stop_gradient(u)
         g = still - (v + expand_to(1 - t, x) * slope)
         target = still - expand_to(1 - t**relax, x) * jnp.clip(g, -clip, clip)
-        error = mean_squared(u, target, x, t)
+        error = mean_squared_error(u, target, x, t)
         shortcut = jnp.cos(jnp.pi / 2 * t) * error / jax.lax.stop_gradient(error + c) ** power
         now = like_state(name, flow_map.apply(params, x, t, t, cond, key=near_key), x).astype(dtype)
-        held = shaped(name, "an anchor", anchor(now, v, x_t, t), t)
+        held = check_same_shape(name, "an anchor", anchor(now, v, x_t, t), t)
         metrics = {
-            "residual": mean_of_rows(mean_squared(g, jnp.zeros_like(g), x, t), weight),
+            "residual": mean_of_rows(mean_squared_error(g, jnp.zeros_like(g), x, t), weight),
             "anchor": mean_of_rows(held, weight),
         }
         return mean_of_rows(shortcut + held, weight), jax.lax.stop_gradient(metrics)

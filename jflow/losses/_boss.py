@@ -17,7 +17,7 @@ from collections.abc import Sequence
 
 from jflow import losses
 from jflow.paths import sequential_path
-from jflow.times import sequential_times
+from jflow.times import sequential
 from jflow.types import Loss, Velocity
 
 __all__ = ["boss"]
@@ -34,7 +34,7 @@ def boss(velocity: Velocity, grid: Sequence[float]) -> Loss:
     Errors: as `sequential_path` and `losses.flow_matching`.
     Source: as `step_costs`.
     """
-    matching = losses.flow_matching(velocity, path=sequential_path(grid), time=sequential_times(grid, starts=1.0))
+    matching = losses.flow_matching(velocity, path=sequential_path(grid), time=sequential(grid, starts=1.0))
 
     def loss(params, key, batch, frozen=None):
         value, metrics = matching(params, key, batch, frozen)

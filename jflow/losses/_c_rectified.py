@@ -16,12 +16,12 @@ from jflow._core.batch import mean_of_rows
 from jflow.losses._pairs import check_drop, draw_pairs
 from jflow.types import Array, Coupling, Field, Loss, PyTree, Time, Velocity
 
-__all__ = ["Cost", "c_rectified", "inner_potential", "potential_velocity", "power_cost", "quadratic_cost"]
+__all__ = ["ConvexCost", "c_rectified_flow", "inner_potential", "potential_velocity", "power_cost", "quadratic_cost"]
 
 _UNIFORM, _INDEPENDENT = times.uniform(), couplings.independent()
 
 
-class Cost(NamedTuple):
+class ConvexCost(NamedTuple):
     """A convex cost of a displacement, and its conjugate c*(y) = sup_z <y, z> - c(z), differentiable.
 
     value(z [b, *event]) -> [b]; conjugate(y [b, *event]) -> [b].
@@ -31,18 +31,18 @@ class Cost(NamedTuple):
     conjugate: Callable[[Array], Array]
 
 
-def quadratic_cost() -> Cost:
+def quadratic_cost() -> ConvexCost:
     """c(z) = |z|^2 / 2, its own conjugate."""
     half = lambda z: sum_event(jnp.square(z)) / 2  # noqa: E731
-    return Cost(half, half)
+    return ConvexCost(half, half)
 
 
-def power_cost(p: float) -> Cost:
+def power_cost(p: float) -> ConvexCost:
     """c(z) = sum_i |z_i|^p / p, conjugate sum_i |y_i|^q / q with 1/p + 1/q = 1. Errors: ValueError unless 1 < p < inf."""
     if not 1 < p < math.inf:
         raise ValueError(f"power_cost: expected 1 < p < inf, got {p}")
     q = p / (p - 1)
-    return Cost(lambda z: sum_event(jnp.abs(z) ** p) / p, lambda y: sum_event(jnp.abs(y) ** q) / q)
+    return ConvexCost(lambda z: sum_event(jnp.abs(z) ** p) / p, lambda y: sum_event(jnp.abs(y) ** q) / q)
 
 
 def inner_potential(velocity: Velocity) -> Field:
@@ -58,7 +58,7 @@ def inner_potential(velocity: Velocity) -> Field:
     return Field(velocity.init, apply)
 
 
-def potential_velocity(potential: Field, cost: Cost | None = None) -> Velocity:
+def potential_velocity(potential: Field, cost: ConvexCost | None = None) -> Velocity:
     """v(x, t) = grad c*(grad_x f(x, t)), with f's params; cost is quadratic where none is given: v = grad f.
 
     Errors: ValueError at trace time for a potential whose output is not [b].
@@ -72,9 +72,9 @@ def potential_velocity(potential: Field, cost: Cost | None = None) -> Velocity:
     return Velocity(potential.init, apply)
 
 
-def c_rectified(
+def c_rectified_flow(
     potential: Field,
-    cost: Cost | None = None,
+    cost: ConvexCost | None = None,
     *,
     time: Time = _UNIFORM,
     coupling: Coupling = _INDEPENDENT,
@@ -98,10 +98,10 @@ def c_rectified(
     Source: Liu, "Rectified Flow: A Marginal Preserving Approach to Optimal Transport", 2022.
     """
     cost = quadratic_cost() if cost is None else cost
-    check_drop("c_rectified", drop, null)
+    check_drop("c_rectified_flow", drop, null)
 
     def loss(params, key, batch, frozen=None):
-        pairs = draw_pairs("c_rectified", key, batch, time, coupling, drop, null)
+        pairs = draw_pairs("c_rectified_flow", key, batch, time, coupling, drop, null)
         x0, x1, cond, weight, t, _, dropout_key = pairs
         u = x1.astype(t.dtype) - x0.astype(t.dtype)
         x_t = (x0 + expand_to(t, u) * u).astype(x1.dtype)

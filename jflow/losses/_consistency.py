@@ -1,14 +1,14 @@
 """Consistency models on the linear path: f(x, t) = x + (1 - t) F(x, t) is the data at the end of the trajectory through x, t.
 
-F is any `Velocity`; f(x, 1) = x holds whatever F is. Neighbours on a trajectory must agree, f(x_t, t) = f(x_s, s) for
+F is any `Velocity`; f(x, 1) = x holds whatever F is. Neighbors on a trajectory must agree, f(x_t, t) = f(x_s, s) for
 t < s, the right side without gradient. The papers' time runs from data to noise and their states are x_t / t, with the
 noise level sigma = (1 - t) / t.
 
     velocity = jflow.velocity(nets.ResidualMLP(128))
-    loss = losses.discrete_consistency(velocity, steps=losses.easy_steps(every=2_000))
+    loss = losses.consistency_training(velocity, steps=losses.easy_steps(every=2_000))
     step = train.make_step(loss, optimizer, refresh=losses.count_steps)         # state.frozen = {'step': jnp.int32(0)}
     ... fit ...
-    x1, info = solvers.sample_flow_map(solvers.to_data(velocity), params, x0)    # steps=2, renoise=1.0, key=key for two
+    x1, info = solvers.sample_flow_map(solvers.consistency_map(velocity), params, x0)    # steps=2, renoise=1.0, key=key for two
 """
 
 import math
@@ -22,11 +22,11 @@ import numpy as np
 from jflow import couplings, times
 from jflow._core.arrays import expand_to
 from jflow._core.batch import mean_of_rows
-from jflow._core.checks import needed, shaped
+from jflow._core.checks import check_same_shape, frozen_entry
 from jflow._core.keys import same_draws
 from jflow._core.line import on_line, predicted_data
 from jflow._core.times import check_grid, check_steps
-from jflow.losses._errors import Metric, mean_squared
+from jflow.losses._errors import Metric, mean_squared_error
 from jflow.losses._pairs import check_drop, draw_pairs
 from jflow.losses._teacher import line_velocity
 from jflow.types import Array, Coupling, Key, Loss, Params, PyTree, Time, Velocity
@@ -34,19 +34,19 @@ from jflow.types import Array, Coupling, Key, Loss, Params, PyTree, Time, Veloci
 __all__ = [
     "averaged_target",
     "count_steps",
-    "discrete_consistency",
+    "consistency_training",
     "easy_steps",
     "euler_step",
     "grid_steps",
     "heun_step",
     "online_target",
-    "per_noise",
-    "per_time",
+    "inverse_noise_step",
+    "inverse_time_step",
 ]
 
 Frozen = Mapping[str, PyTree]
 Steps = Callable[[Key, int, Frozen], tuple[Array, Array]]
-"""(key, n, frozen) -> (t, s), [n] both, 0 <= t < s <= 1: neighbours in time; frozen['step'] says how far training is."""
+"""(key, n, frozen) -> (t, s), [n] both, 0 <= t < s <= 1: neighbors in time; frozen['step'] says how far training is."""
 Advance = Callable[[Callable[[Array, Array], Array], Array, Array, Array], Array]
 """(v, x, t, s) -> x at time s, where v(x, t) is a velocity: one step of a solver."""
 
@@ -55,12 +55,12 @@ _EASY_TIMES = times.logit_normal(1.1, 2.0)
 _SHORTEST = 1e-4  # differences over shorter times drown in the rounding of float32
 
 
-def per_time(t: Array, s: Array) -> Array:
+def inverse_time_step(t: Array, s: Array) -> Array:
     """1 / (s - t): with a squared error, gradients keep their size as steps shrink."""
     return 1 / (s - t)
 
 
-def per_noise(t: Array, s: Array) -> Array:
+def inverse_noise_step(t: Array, s: Array) -> Array:
     """1 / (sigma(t) - sigma(s)) with sigma = (1 - t) / t, t s / (s - t): the papers' weight. It vanishes at t=0."""
     return t * s / (s - t)
 
@@ -83,33 +83,33 @@ def online_target(params: Params, frozen: Frozen) -> Params:
 
 def averaged_target(params: Params, frozen: Frozen) -> Params:
     """frozen['ema'], the averaged student that `make_step(ema=...)` keeps: what the first consistency models compare with."""
-    return needed("averaged_target", frozen, "ema")
+    return frozen_entry("averaged_target", frozen, "ema")
 
 
-def discrete_consistency(
+def consistency_training(
     velocity: Velocity,
     *,
     steps: Steps,
-    target_velocity: Velocity | None = None,
+    teacher: Velocity | None = None,
     advance: Advance = euler_step,
     target: Callable[[Params, Frozen], Params] = online_target,
     coupling: Coupling = _INDEPENDENT,
-    metric: Metric = mean_squared,
-    weight: Callable[[Array, Array], Array] = per_time,
+    metric: Metric = mean_squared_error,
+    weight: Callable[[Array, Array], Array] = inverse_time_step,
     drop: float = 0.0,
     null: PyTree = None,
 ) -> Loss:
-    """Consistency training, and distillation where target_velocity is given, at finite steps t < s:
+    """Consistency training, and distillation where teacher is given, at finite steps t < s:
 
         weight(t, s) metric(f(x_t, t), sg(f'(x_s, s)), x_t, t),      f(x, t) = x + (1 - t) F(x, t),
 
     the mean over rows. x_t = (1 - t) x0 + t x1; f' has the params of `target` and the student's dropout.
     steps: draws (t, s): `easy_steps` (ECT) or `grid_steps` (a grid, a growing one if wanted).
-    target_velocity: None trains from scratch, x_s = (1 - s) x0 + s x1 on the same line; otherwise the teacher, with params
+    teacher: None trains from scratch, x_s = (1 - s) x0 + s x1 on the same line; otherwise the teacher, with params
         frozen['teacher'], and x_s = advance(teacher, x_t, t, s), `euler_step` or `heun_step`.
     metric: of predicted data, a mean over the event if it is one of `losses`: `pseudo_huber(c)` is what iCT and ECT use. Only
         the squared error has its minimum at the mean.
-    weight: (t, s) -> [b]: `per_time`, or `per_noise` as in iCT and ECT.
+    weight: (t, s) -> [b]: `inverse_time_step`, or `inverse_noise_step` as in iCT and ECT.
     At the exact f the two sides differ by O((s - t)^2), with Heun's step by O((s - t)^3). From scratch that holds for their
     means given x_t, so the mean gradient of the squared error vanishes as s - t goes to 0.
 
@@ -121,7 +121,7 @@ def discrete_consistency(
         Consistency Models", 2023; Geng, Pokle, Luo, Lin, Kolter, "Consistency Models Made Easy", 2024. Their EDM
         preconditioning is replaced by the linear path's x + (1 - t) F.
     """
-    name = "discrete_consistency"
+    name = "consistency_training"
     check_steps(name, steps)
     check_drop(name, drop, null)
 
@@ -129,14 +129,14 @@ def discrete_consistency(
         frozen = frozen or {}
         pairs = draw_pairs(name, key, batch, lambda key, n: steps(key, n, frozen), coupling, drop, null)
         x0, x1, cond, row_weight, (t, s), _, dropout_key = pairs
-        v = line_velocity(name, target_velocity, frozen, x0, x1, cond)
+        v = line_velocity(name, teacher, frozen, x0, x1, cond)
         x_t = on_line(x0, x1, t)
         x_s = jax.lax.stop_gradient(advance(v, x_t, t, s))
         f = predicted_data(velocity, params, x_t, t, cond, dropout_key, x1.dtype)
         other = jax.lax.stop_gradient(target(params, frozen))
         f_s = jax.lax.stop_gradient(predicted_data(velocity, other, x_s, s, cond, same_draws(dropout_key), x1.dtype))
-        error = shaped(name, "a metric", metric(f, f_s, x_t, t), t)
-        residual = mean_squared(f, f_s, x_t, t) / (s - t) ** 2
+        error = check_same_shape(name, "a metric", metric(f, f_s, x_t, t), t)
+        residual = mean_squared_error(f, f_s, x_t, t) / (s - t) ** 2
         return mean_of_rows(weight(t, s) * error, row_weight), {"residual": mean_of_rows(residual, row_weight)}
 
     return loss
@@ -145,7 +145,7 @@ def discrete_consistency(
 def easy_steps(
     every: int, *, stages: int = 8, q: float = 2.0, k: float = 8.0, b: float = 1.0, time: Time = _EASY_TIMES
 ) -> Steps:
-    """ECT's neighbours: t from `time`, and s at the noise level
+    """ECT's neighbors: t from `time`, and s at the noise level
 
         sigma(s) = max(0, 1 - q^-(stage + 1) (1 + k sigmoid(-b sigma(t)))) sigma(t),       sigma = (1 - t) / t.
 
@@ -162,7 +162,7 @@ def easy_steps(
         raise ValueError(f"easy_steps: expected q > 1, k >= 0 and b >= 0, got q={q}, k={k}, b={b}")
 
     def draw(key, n, frozen):
-        stage = jnp.minimum(needed("easy_steps", frozen, "step") // every, stages - 1)
+        stage = jnp.minimum(frozen_entry("easy_steps", frozen, "step") // every, stages - 1)
         t = jnp.clip(time(key, n), 0, 1 - _SHORTEST)
         sigma = (1 - t) / jnp.maximum(t, 1e-6)
         ratio = jnp.maximum(1 - (1 + k * jax.nn.sigmoid(-b * sigma)) * q ** -(stage + 1.0), 0)
@@ -173,7 +173,7 @@ def easy_steps(
 
 
 def grid_steps(grid: Callable[[int], Any], counts: int | Sequence[int], every: int | None = None) -> Steps:
-    """Neighbours on a grid of n steps, each step as often: t = grid(n)[i], s = grid(n)[i + 1].
+    """Neighbors on a grid of n steps, each step as often: t = grid(n)[i], s = grid(n)[i + 1].
 
     grid: n -> times [n + 1] from 0 to 1: `solvers.grids.uniform`, or `solvers.grids.edm` for the papers' noise levels.
     counts: n, or a growing sequence of them, one for every `every` updates (frozen['step'], see `count_steps`); the last
@@ -197,7 +197,7 @@ def grid_steps(grid: Callable[[int], Any], counts: int | Sequence[int], every: i
     def draw(key, n, frozen):
         stage = 0
         if len(counts) > 1:
-            stage = jnp.minimum(needed("grid_steps", frozen, "step") // every, len(counts) - 1)
+            stage = jnp.minimum(frozen_entry("grid_steps", frozen, "step") // every, len(counts) - 1)
         i = jax.random.randint(key, (n,), 0, jnp.asarray(counts)[stage])
         row = jnp.asarray(table, float)[stage]
         return row[i], row[i + 1]
@@ -207,4 +207,4 @@ def grid_steps(grid: Callable[[int], Any], counts: int | Sequence[int], every: i
 
 def count_steps(params: Params, frozen: Frozen, key: Key, batch: Mapping[str, PyTree]) -> Frozen:
     """A refresh for `make_step` that counts updates: frozen['step'], an int32 that starts at 0, grows by one."""
-    return {**frozen, "step": needed("count_steps", frozen, "step") + 1}
+    return {**frozen, "step": frozen_entry("count_steps", frozen, "step") + 1}

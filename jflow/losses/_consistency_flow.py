@@ -21,7 +21,7 @@ from jflow._core.keys import same_draws
 from jflow._core.line import on_line
 from jflow._core.times import rising_times
 from jflow.losses._consistency import Frozen, online_target
-from jflow.losses._errors import mean_squared
+from jflow.losses._errors import mean_squared_error
 from jflow.losses._pairs import check_drop, draw_pairs
 from jflow.losses._teacher import line_velocity
 from jflow.types import Coupling, Loss, Params, PyTree, Time, Velocity
@@ -40,7 +40,7 @@ def consistency_flow_matching(
     boundary: float = 1.0,
     time: Time = _UNIFORM,
     coupling: Coupling = _INDEPENDENT,
-    target_velocity: Velocity | None = None,
+    teacher: Velocity | None = None,
     target: Callable[[Params, Frozen], Params] = online_target,
     drop: float = 0.0,
     null: PyTree = None,
@@ -59,12 +59,12 @@ def consistency_flow_matching(
     boundary: in (0, 1]; where s is beyond this part of its segment the target is the line's point at e as well, without
         second term: at once, but a mean of ends over all lines through x_t rather than the end of the flow. As it goes to 0
         this is flow matching weighed by (e - t)^2. (In the published code it is a time, whatever the segment.)
-    target_velocity: a teacher, with params frozen['teacher'], for x_s = x_t + (s - t) v(x_t, t) (ours); then boundary = 1.
+    teacher: a teacher, with params frozen['teacher'], for x_s = x_t + (s - t) v(x_t, t) (ours); then boundary = 1.
 
     drop, null, batch: as in `losses.flow_matching`. metrics: 'residual', the mean of ((f - f') / (s - t))^2, and 'velocity',
         that of the second term's square, over the rows that have it (zero where none has).
     Errors: ValueError at construction for delta <= 0 or longer than a segment, alpha < 0, boundary outside (0, 1] or below 1
-        beside a target_velocity, and segments that do not rise from 0 to 1; as `losses.flow_matching` at trace time, and for
+        beside a teacher, and segments that do not rise from 0 to 1; as `losses.flow_matching` at trace time, and for
         what is missing in frozen.
     Source: Yang et al., "Consistency Flow Matching: Defining Straight Flows with Velocity Consistency", 2024; the published
         code sums over the event.
@@ -79,8 +79,8 @@ def consistency_flow_matching(
         raise ValueError(f"{name}: expected 0 < delta <= {shortest:.4g}, the shortest segment, got {delta}")
     if not 0 <= alpha < math.inf:
         raise ValueError(f"{name}: expected a finite alpha >= 0, got {alpha}")
-    if not 0 < boundary <= 1 or (target_velocity is not None and boundary < 1):
-        raise ValueError(f"{name}: expected boundary in (0, 1], 1 beside a target_velocity, got {boundary}")
+    if not 0 < boundary <= 1 or (teacher is not None and boundary < 1):
+        raise ValueError(f"{name}: expected boundary in (0, 1], 1 beside a teacher, got {boundary}")
 
     def loss(params, key, batch, frozen=None):
         x0, x1, cond, weight, t, _, dropout_key = draw_pairs(name, key, batch, time, coupling, drop, null)
@@ -92,7 +92,7 @@ def consistency_flow_matching(
         s = jnp.minimum(t + delta, e)
         s = jnp.where(e - s < 1e-2 * delta, e, s)  # no sliver is left before the end
         last = (s >= e) | (s >= start + boundary * (e - start))
-        between = line_velocity(name, target_velocity, frozen, x0, x1, cond)
+        between = line_velocity(name, teacher, frozen, x0, x1, cond)
         x_t = on_line(x0, x1, t)
         x_s = jax.lax.stop_gradient(x_t + expand_to(s - t, x_t) * between(x_t, t))
         x_e = jax.lax.stop_gradient(x_t + expand_to(e - t, x_t) * between(x_t, t))
@@ -106,7 +106,7 @@ def consistency_flow_matching(
         v_s = jax.lax.stop_gradient(predicted(other, x_s, s))
         f = x_t + expand_to(e - t, x_t) * v
         f_s = jnp.where(expand_to(last, x_t), x_e, x_s + expand_to(e - s, x_t) * v_s)
-        apart, bend = mean_squared(f, f_s, x_t, t), jnp.where(last, 0, mean_squared(v, v_s, x_t, t))
+        apart, bend = mean_squared_error(f, f_s, x_t, t), jnp.where(last, 0, mean_squared_error(v, v_s, x_t, t))
         seen = jnp.where(last, 0, 1).astype(t.dtype)
         share = jnp.maximum(mean_of_rows(seen, weight), jnp.finfo(t.dtype).tiny)
         metrics = {

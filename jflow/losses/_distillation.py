@@ -26,14 +26,14 @@ import numpy as np
 
 from jflow import losses
 from jflow._core.checks import need_pairs
-from jflow.losses._errors import Metric, mean_squared
-from jflow.times import fixed_times
+from jflow.losses._errors import Metric, mean_squared_error
+from jflow.times import fixed
 from jflow.types import Loss, Velocity
 
 __all__ = ["distillation"]
 
 
-def distillation(velocity: Velocity, *, times: Sequence[float] = (0.0,), metric: Metric = mean_squared) -> Loss:
+def distillation(velocity: Velocity, *, times: Sequence[float] = (0.0,), metric: Metric = mean_squared_error) -> Loss:
     """Regression of x1 - x0 on (x_t, t, cond) at the given times alone, on pairs that a flow connects.
 
     With times = (0,) the velocity learns the flow's whole map: x1 = x0 + v(x0, 0), `solvers.sample` with one Euler step.
@@ -47,7 +47,7 @@ def distillation(velocity: Velocity, *, times: Sequence[float] = (0.0,), metric:
     """
     if np.any(np.asarray(times) >= 1):
         raise ValueError(f"distillation: expected times in [0, 1), got {list(times)}")
-    matching = losses.flow_matching(velocity, time=fixed_times(times), metric=metric)
+    matching = losses.flow_matching(velocity, time=fixed(times), metric=metric)
 
     def loss(params, key, batch, frozen=None):
         need_pairs("distillation", batch)

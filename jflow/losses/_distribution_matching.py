@@ -5,7 +5,7 @@ data. On the linear path score = (t v - x) / (1 - t), so that scores differ by t
 
     generate = lambda params, x0, cond: solvers.sample_flow_map(model, params, x0, cond)[0]
     loss = losses.distribution_matching(generate, velocity, teacher)  # one scalar of params {'student', 'fake'}
-    params = {"student": train.grown(model.init(...), teacher_params), "fake": teacher_params}
+    params = {"student": train.warm_start(model.init(...), teacher_params), "fake": teacher_params}
     optimizer = optax.partition(
         {"student": optax.MultiSteps(optax.adam(1e-6), 5).gradient_transformation(), "fake": optax.adam(5e-6)},
         {"student": "student", "fake": "fake"},
@@ -13,7 +13,7 @@ data. On the linear path score = (t v - x) / (1 - t), so that scores differ by t
     ... frozen={'teacher': teacher_params} ...
 
 Gradients are stopped so that each player's is its own. The fake velocity has to keep up: it moves five times for each move of
-the student above. A discriminator joins by `losses.summed`, with params {'student', 'fake', 'discriminator'}.
+the student above. A discriminator joins by `losses.sum_losses`, with params {'student', 'fake', 'discriminator'}.
 """
 
 from collections.abc import Callable
@@ -27,15 +27,15 @@ from jflow import couplings
 from jflow import times as time_laws
 from jflow._core.arrays import expand_to, float_dtype, mean_event
 from jflow._core.batch import mean_of_rows
-from jflow._core.checks import check_weights, like_state, needed, players
+from jflow._core.checks import check_weights, frozen_entry, like_state, take_parts
 from jflow._core.line import line
 from jflow._core.times import rising_times
 from jflow.losses._adversarial import Generate
 from jflow.losses._pairs import draw_pairs
-from jflow.solvers import carry
+from jflow.solvers import apply_flow_map
 from jflow.types import Array, FlowMap, Loss, Time, Velocity
 
-__all__ = ["ScoreWeight", "distribution_matching", "kl_weight", "per_error", "shared_timesteps"]
+__all__ = ["ScoreWeight", "distribution_matching", "kl_weight", "inverse_error_weight", "shared_timesteps"]
 
 _TIMES, _INDEPENDENT = time_laws.uniform(0.02, 0.98), couplings.independent()
 
@@ -48,7 +48,7 @@ def kl_weight(x1: Array, seen: Array, t: Array) -> Array:
     return t**2 / (1 - t)
 
 
-def per_error(x1: Array, seen: Array, t: Array) -> Array:
+def inverse_error_weight(x1: Array, seen: Array, t: Array) -> Array:
     """(1 - t) / mean |x1 - seen|, the mean over the event: DMD's weight, for steps of like size at every t."""
     size = mean_event(jnp.abs(x1 - seen))
     return (1 - t) / jnp.maximum(size, jnp.finfo(size.dtype).eps)
@@ -60,7 +60,7 @@ def distribution_matching(
     teacher: Velocity,
     *,
     time: Time = _TIMES,
-    weight: ScoreWeight = per_error,
+    weight: ScoreWeight = inverse_error_weight,
     fake_weight: float = 1.0,
 ) -> Loss:
     """One scalar of params {'student', 'fake'}. With x1 = generate(student, x0, cond), noise z and x_t = (1 - t) z + t x1,
@@ -72,7 +72,7 @@ def distribution_matching(
     the student's gradient that of the KL divergence between the noised laws, at every t.
 
     generate: in one step or in several, with gradient through all of them (`adversarial.Generate`).
-    weight: `per_error` is DMD's. time: the law of t; at t=1 kl_weight diverges.
+    weight: `inverse_error_weight` is DMD's. time: the law of t; at t=1 kl_weight diverges.
     teacher: its params are frozen['teacher'], guided or not. fake_weight: of the fake's loss.
     batch: 'x', for its shape alone; optionally 'x0' (standard normal when absent), 'cond', 'weight' [b].
     metrics: 'residual', the mean over event and rows of (v_fake - v_teacher)^2; 'fake', its loss.
@@ -86,8 +86,8 @@ def distribution_matching(
     check_weights(name, fake_weight=fake_weight)
 
     def loss(params, key, batch, frozen=None):
-        student, imitator = players(name, params, "student", "fake")
-        given = needed(name, frozen)
+        student, imitator = take_parts(name, params, "student", "fake")
+        given = frozen_entry(name, frozen)
         x0, x, cond, row_weight, t, noise_key, _ = draw_pairs(name, key, batch, time, _INDEPENDENT, 0.0, None)
         x1 = like_state(name, generate(student, x0, cond), x)
         z = jax.random.normal(noise_key, x.shape, x.dtype)
@@ -102,7 +102,7 @@ def shared_timesteps(
     teacher: Velocity,
     grid: ArrayLike,
     *,
-    weight: ScoreWeight = per_error,
+    weight: ScoreWeight = inverse_error_weight,
     fake_weight: float = 1.0,
 ) -> Loss:
     """Distribution matching at the student's own times: what the next step starts from is what the laws are compared at.
@@ -114,7 +114,8 @@ def shared_timesteps(
     at 1, is noised back to the last time before. All steps weigh the same; no gradient runs from one into the steps before
     it. The fake velocity is that of all steps' samples together.
 
-    flow_map: r = 1 alone is asked for; `solvers.to_data(velocity)` will do. grid: rising times from 0 to 1, three at least.
+    flow_map: r = 1 alone is asked for; `solvers.consistency_map(velocity)` will do.
+    grid: rising times from 0 to 1, three at least.
     Errors: also ValueError for another grid.
     Source: Bandyopadhyay, Entezari, Scott, Adithyan, Song, Jampani, "SD3.5-Flash: Distribution-Guided Distillation of
         Generative Flows", 2025. That the objective is taken on states of the student's trajectory, at its own times, is the
@@ -132,15 +133,15 @@ def shared_timesteps(
     levels = np.append(knots[1:-1], knots[-2])
 
     def loss(params, key, batch, frozen=None):
-        student, imitator = players(name, params, "student", "fake")
-        given = needed(name, frozen)
+        student, imitator = take_parts(name, params, "student", "fake")
+        given = frozen_entry(name, frozen)
         pairs = draw_pairs(name, key, batch, _at_source, _INDEPENDENT, 0.0, None)
         x0, x, cond, row_weight, _, noise_key, dropout_key = pairs
         dtype, n, count = float_dtype(x), x.shape[0], len(levels)
 
         def step(state, now):
             t, level, noise_key, dropout_key = now
-            x1 = carry(flow_map, student, state, t, 1.0, cond, key=dropout_key)
+            x1 = apply_flow_map(flow_map, student, state, t, 1.0, cond, key=dropout_key)
             z = jax.random.normal(noise_key, x.shape, x.dtype)
             back, _ = line(z, jax.lax.stop_gradient(x1), jnp.broadcast_to(level, (n,)))
             return back.astype(x.dtype), (x1, z)

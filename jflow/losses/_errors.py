@@ -12,13 +12,13 @@ import jax.numpy as jnp
 from jflow._core.arrays import expand_to, float_dtype, mean_event, sum_event
 from jflow.types import Array
 
-__all__ = ["Metric", "mean_squared", "perceptual_huber", "pseudo_huber"]
+__all__ = ["Metric", "mean_squared_error", "perceptual_huber", "pseudo_huber"]
 
 Metric = Callable[[Array, Array, Array, Array], Array]
 
 
-def mean_squared(v: Array, target: Array, x_t: Array, t: Array) -> Array:
-    """The mean over the event of (v - target)^2: [b]. The default of `flow_matching`; its minimiser is the mean target."""
+def mean_squared_error(v: Array, target: Array, x_t: Array, t: Array) -> Array:
+    """The mean over the event of (v - target)^2: [b]. The default of `flow_matching`; its minimizer is the mean target."""
     return mean_event(jnp.square(v - target))
 
 
@@ -26,7 +26,7 @@ def pseudo_huber(c: float) -> Metric:
     """(sqrt(|r|^2 + c^2) - c) / d with r = v - target over an event of d numbers: quadratic within |r| < c, linear beyond.
 
     |r| grows like sqrt(d), and so should c: 0.00054 sqrt(d) (Song, Dhariwal, "Improved Techniques for Training Consistency
-    Models", 2023). Lee, Lin, Fanti, "Improving the Training of Rectified Flows", 2024, run with 0.00054 d. The minimiser is
+    Models", 2023). Lee, Lin, Fanti, "Improving the Training of Rectified Flows", 2024, run with 0.00054 d. The minimizer is
     no longer the mean target: for pairs that (nearly) determine the target, as in a second rectification.
     Errors: ValueError unless c > 0.
     """

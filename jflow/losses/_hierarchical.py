@@ -11,13 +11,13 @@ from jflow._core.arrays import float_dtype, mean_event
 from jflow._core.batch import mean_of_rows
 from jflow._core.keys import same_draws
 from jflow.losses._pairs import draw_pairs, pick
-from jflow.solvers import Outer
+from jflow.solvers import HierarchyCondition
 from jflow.types import Coupling, Loss, Path, Time, Velocity
 
-__all__ = ["Level", "hierarchical_matching"]
+__all__ = ["HierarchyLevel", "hierarchical_matching"]
 
 
-class Level(NamedTuple):
+class HierarchyLevel(NamedTuple):
     """How one level of a hierarchy pairs noise with what it generates, and where it looks at the pair."""
 
     path: Path = paths.linear()
@@ -25,7 +25,9 @@ class Level(NamedTuple):
     coupling: Coupling = couplings.independent()
 
 
-def hierarchical_matching(velocity: Velocity, levels: Sequence[Level] = (Level(), Level())) -> Loss:
+def hierarchical_matching(
+    velocity: Velocity, levels: Sequence[HierarchyLevel] = (HierarchyLevel(), HierarchyLevel())
+) -> Loss:
     """Flow matching in the space of velocities: level 1 generates the data, level i + 1 the velocities of level i.
 
     With y_1 the data and, for i = 1 ... d, z_i the noise of level i and t_i its time,
@@ -38,8 +40,8 @@ def hierarchical_matching(velocity: Velocity, levels: Sequence[Level] = (Level()
     Couplings see their level's noise and data, and as cond the batch's at level 1, the `Outer` of the levels above below
     it: z follows i; data, the states and times above, cond and weight follow j. At level 1 any coupling of the marginals
     will do, and makes the law of velocities simpler. Below, pairs must be exchanged among (nearly) equal x_1, t_1 ... only,
-    as `couplings.exact(couplings.near_condition(condition=...))` does: a coupling blind to them makes z_2 depend on x_1,
-    whereas the sampler draws them independently.
+    as `couplings.optimal_transport(couplings.near_condition(condition=...))` does: a coupling blind to them makes z_2
+    depend on x_1, whereas the sampler draws them independently.
 
     batch: 'x' [b, *event] data; optionally 'x0' the source of level 1 (standard normal when absent; the noise below
     always is), 'cond', and 'weight' [b]. Errors: ValueError for no levels, a batch without 'x' or with unknown keys,
@@ -51,18 +53,18 @@ def hierarchical_matching(velocity: Velocity, levels: Sequence[Level] = (Level()
     if not levels:
         raise ValueError("hierarchical_matching: expected at least one level, got none")
     for level in levels:
-        if not isinstance(level, Level):
-            raise TypeError(f"hierarchical_matching: expected a losses.Level, got {level!r}")
+        if not isinstance(level, HierarchyLevel):
+            raise TypeError(f"hierarchical_matching: expected a losses.HierarchyLevel, got {level!r}")
 
     def loss(params, key, batch, frozen=None):
         pairs = draw_pairs("hierarchical_matching", key, batch, levels[0].time, levels[0].coupling, 0.0, None)
         z, y, t, weight = pairs.x0, pairs.x1, pairs.t, pairs.weight
         path_key, *keys = jax.random.split(pairs.path_key, len(levels))
         dtype, n = y.dtype, y.shape[0]
-        above = Outer((), (), pairs.cond)
+        above = HierarchyCondition((), (), pairs.cond)
         x, y = _look(levels[0].path, z, y, t, path_key)
         for level, level_key in zip(levels[1:], keys, strict=True):
-            above = Outer((*above.states, x.astype(dtype)), (*above.times, t), above.cond)
+            above = HierarchyCondition((*above.states, x.astype(dtype)), (*above.times, t), above.cond)
             time_key, noise_key, pair_key, path_key = jax.random.split(level_key, 4)
             z = jax.random.normal(noise_key, y.shape, y.dtype)
             rows_i, rows_j = level.coupling(pair_key, z, y, above)

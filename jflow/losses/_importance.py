@@ -93,7 +93,7 @@ def learn_importance(
 
     The square of each cell's size moves towards the mean square of the values in it, on the scale of the cells as they
     were, and keeps `decay` of what it was; cells without a time stay. Sizes are kept above `floor` times their mean
-    over time, so that no time is forgotten. Derived: q ~ sqrt(E f^2) minimises E (f / q)^2.
+    over time, so that no time is forgotten. Derived: q ~ sqrt(E f^2) minimizes E (f / q)^2.
     """
     edges, size = importance
     width = jnp.diff(edges)

@@ -7,7 +7,7 @@ from jflow import couplings, paths, times
 from jflow._core.arrays import float_dtype
 from jflow._core.batch import mean_of_rows
 from jflow._core.keys import same_draws
-from jflow.losses._errors import mean_squared
+from jflow.losses._errors import mean_squared_error
 from jflow.losses._pairs import check_drop, draw_pairs
 from jflow.paths import Interpolant, draw_noise
 from jflow.types import Coupling, Field, Loss, PyTree, Time
@@ -56,7 +56,7 @@ def interpolant_matching(
             )
         found, targets = jax.tree.map(lambda a: a.astype(float_dtype(x1)), (dict(found), targets))
         terms = {
-            name: mean_of_rows(mean_squared(found[name], targets[name], x_t, t), weight)
+            name: mean_of_rows(mean_squared_error(found[name], targets[name], x_t, t), weight)
             for name in ("velocity", "noise")
         }
         return terms["velocity"] + noise_weight * terms["noise"], terms

@@ -8,7 +8,7 @@ from jflow._core.arrays import expand_to, float_dtype
 from jflow._core.batch import mean_of_rows
 from jflow._core.checks import check_batch, check_noun, need_key
 from jflow._core.keys import same_draws
-from jflow.losses._errors import Metric, mean_squared
+from jflow.losses._errors import Metric, mean_squared_error
 from jflow.losses._pairs import check_drop, draw_pairs
 from jflow.types import Coupling, Field, Loss, Path, PyTree, Time, Velocity
 
@@ -23,7 +23,7 @@ def flow_matching(
     path: Path = _LINEAR,
     time: Time = _UNIFORM,
     coupling: Coupling = _INDEPENDENT,
-    metric: Metric = mean_squared,
+    metric: Metric = mean_squared_error,
     drop: float = 0.0,
     null: PyTree = None,
 ) -> Loss:

@@ -23,15 +23,15 @@ import jax.numpy as jnp
 from jflow import couplings
 from jflow._core.arrays import expand_to
 from jflow._core.batch import mean_of_rows
-from jflow._core.checks import check_flow_map, like_rows, like_state, shaped
+from jflow._core.checks import check_flow_map, check_same_shape, like_rows, like_state
 from jflow._core.keys import same_draws
 from jflow._core.line import on_line
 from jflow._core.times import check_pairs
 from jflow.guidance import guided
-from jflow.losses._errors import mean_squared
+from jflow.losses._errors import mean_squared_error
 from jflow.losses._pairs import check_drop, draw_pairs
 from jflow.losses._teacher import line_velocity
-from jflow.solvers import JVP, as_velocity, total_derivative
+from jflow.solvers import JVP, instantaneous_velocity, total_derivative
 from jflow.times import logit_normal, pairs
 from jflow.types import Array, Cond, Coupling, FlowMap, Loss, PyTree, TimePair, Velocity
 
@@ -47,7 +47,7 @@ def mean_flow(
     *,
     times: TimePair = _PAIRS,
     coupling: Coupling = _INDEPENDENT,
-    target_velocity: Velocity | None = None,
+    teacher: Velocity | None = None,
     power: float = 0.0,
     c: float = 1e-3,
     omega: float = 1.0,
@@ -69,7 +69,7 @@ def mean_flow(
     seen once: W2 of four steps 0.35 with power 0, 0.46 with 1; between two sets of samples 0.36.)
 
     times: (key, n) -> (t, r), t <= r. Rows with r = t keep the velocity itself learned; the paper's share of them is 0.75.
-    target_velocity: the marginal velocity to use for v, with params frozen['teacher']: distillation, and no spread in e.
+    teacher: the marginal velocity to use for v, with params frozen['teacher']: distillation, and no spread in e.
     power, c: the papers' p and c; c is for the mean over the event, where the published code has the sum, whose c is ours
         times the size of the event.
     omega, kappa, interval: guidance inside the target. For interval[0] <= t <= interval[1]
@@ -82,7 +82,7 @@ def mean_flow(
     batch: as in `losses.flow_matching`. metrics: 'residual', e.
     Errors: ValueError at construction for times out of order, power, c, omega <= 0 or kappa outside their ranges, an
         interval that is not in [0, 1], and guidance or drop without null; at trace time as `losses.flow_matching`, for
-        guidance without 'cond', and for a target_velocity without frozen['teacher'].
+        guidance without 'cond', and for a teacher without frozen['teacher'].
     Sources: Geng, Deng, Bai, Kolter, He, "Mean Flows for One-step Generative Modeling", 2025; on rectified pairs
         (`truncate_pairs`): Zhang et al., "Flow Straighter and Faster: Efficient One-Step Generative Modeling via MeanFlow
         on Rectified Trajectories", 2025. kappa as a function is ours.
@@ -90,13 +90,13 @@ def mean_flow(
     name = "mean_flow"
     check_flow_map(name, flow_map)
     _check_weight(name, power, c)
-    read = _reader(name, as_velocity(flow_map), times, coupling, target_velocity, omega, kappa, interval, drop, null)
+    read = _reader(name, instantaneous_velocity(flow_map), times, coupling, teacher, omega, kappa, interval, drop, null)
 
     def loss(params, key, batch, frozen=None):
         x, v, t, r, cond, weight, dropout_key = read(params, key, batch, frozen)
         u, slope = total_derivative(flow_map, params, x, t, r, v, cond, key=dropout_key, jvp=jvp)
         u = like_state(name, u, x)
-        error = mean_squared(u, jax.lax.stop_gradient(v + expand_to(r - t, x) * slope), x, t)
+        error = mean_squared_error(u, jax.lax.stop_gradient(v + expand_to(r - t, x) * slope), x, t)
         return mean_of_rows(_weighted(error, power, c), weight), {"residual": mean_of_rows(error, weight)}
 
     return loss
@@ -108,7 +108,7 @@ def improved_mean_flow(
     head: Velocity | None = None,
     times: TimePair = _HALF,
     coupling: Coupling = _INDEPENDENT,
-    target_velocity: Velocity | None = None,
+    teacher: Velocity | None = None,
     power: float = 0.0,
     c: float = 1e-3,
     omega: float = 1.0,
@@ -135,8 +135,8 @@ def improved_mean_flow(
     name = "improved_mean_flow"
     check_flow_map(name, flow_map)
     _check_weight(name, power, c)
-    velocity = as_velocity(flow_map) if head is None else head
-    read = _reader(name, velocity, times, coupling, target_velocity, omega, kappa, interval, drop, null)
+    velocity = instantaneous_velocity(flow_map) if head is None else head
+    read = _reader(name, velocity, times, coupling, teacher, omega, kappa, interval, drop, null)
 
     def loss(params, key, batch, frozen=None):
         x, v, t, r, cond, weight, dropout_key = read(params, key, batch, frozen)
@@ -144,10 +144,10 @@ def improved_mean_flow(
         tangent = jax.lax.stop_gradient(predicted)
         u, slope = total_derivative(flow_map, params, x, t, r, tangent, cond, key=same_draws(dropout_key), jvp=jvp)
         guess = like_state(name, u, x) - expand_to(r - t, x) * jax.lax.stop_gradient(slope)
-        error = mean_squared(guess, v, x, t)
+        error = mean_squared_error(guess, v, x, t)
         total, metrics = _weighted(error, power, c), {"residual": mean_of_rows(error, weight)}
         if head is not None:
-            error = mean_squared(predicted, v, x, t)
+            error = mean_squared_error(predicted, v, x, t)
             total, metrics = total + _weighted(error, power, c), {**metrics, "head": mean_of_rows(error, weight)}
         return mean_of_rows(total, weight), metrics
 
@@ -166,7 +166,7 @@ class _Row(NamedTuple):
     dropout_key: Any
 
 
-def _reader(name, velocity, times, coupling, target_velocity, omega, kappa, interval, drop, null):
+def _reader(name, velocity, times, coupling, teacher, omega, kappa, interval, drop, null):
     """(params, key, batch, frozen) -> _Row, and the checks that both losses share."""
     check_drop(name, drop, null)
     check_pairs(name, times)
@@ -189,10 +189,10 @@ def _reader(name, velocity, times, coupling, target_velocity, omega, kappa, inte
         dropped = jax.random.bernoulli(drop_key, drop, t.shape)
         if drop > 0:
             cond = replaced(name, cond, null, dropped)
-        v = line_velocity(name, target_velocity, frozen, x0, x1, cond)(x, t)
+        v = line_velocity(name, teacher, frozen, x0, x1, cond)(x, t)
         if guide:
             k = kappa(cond) if callable(kappa) else jnp.full_like(t, kappa)
-            k = expand_to(shaped(name, "kappa(cond)", k, t).astype(x.dtype), x)
+            k = expand_to(check_same_shape(name, "kappa(cond)", k, t).astype(x.dtype), x)
             predicted = guided(velocity, lambda yes, no, x, t: k * yes + (1 - omega - k) * no, null=null)
             plain = expand_to(dropped | (t < low) | (t > high), x)
             v = jnp.where(plain, v, omega * v + predicted.apply(params, x, t, cond))

@@ -6,14 +6,14 @@ written, the data are real, and every batch has rows in all windows:
     loss = losses.perflow(velocity, guidance.cfg(velocity, 3.0, null=null), knots=4)    # the student starts as the teacher
     state = train.init_state(teacher_params, optimizer, key, frozen={"teacher": teacher_params})
     ... make_step, fit on batches of data ...
-    x1, info = solvers.sample(velocity, params, x0, solver=diffrax.Euler(), grid=solvers.grids.window_grid(4, 8))
+    x1, info = solvers.sample(velocity, params, x0, solver=diffrax.Euler(), grid=solvers.grids.windows(4, 8))
 
 A teacher that predicts noise on a diffusion path, eps(x, t), keeps its weights as well. In a window the path of the student is
 affine in data and noise too, that of `piecewise(schedule, knots)`, so the usual conversions make it a velocity:
 
-    teacher = paths.parameterisations.from_x0(eps, schedule, margin=0)     # 0 where alpha(0) > 0, as on `schedules.vp()`
+    teacher = paths.parameterizations.from_noise(eps, schedule, margin=0)     # 0 where alpha(0) > 0, as on `schedules.vp()`
     straight = paths.schedules.piecewise(schedule, 4)
-    student = paths.parameterisations.from_x0(eps, straight, margin=0)     # untrained, one Euler step a window is one of DDIM
+    student = paths.parameterizations.from_noise(eps, straight, margin=0)  # untrained, an Euler step a window is one of DDIM
     loss = losses.perflow(student, teacher, knots=4, schedule=schedule, metric=losses.noise_error(straight))
 """
 
@@ -25,9 +25,9 @@ import jax.numpy as jnp
 from jflow import couplings, paths, times
 from jflow._core.arrays import expand_to, float_dtype
 from jflow._core.batch import mean_of_rows
-from jflow._core.checks import checked, like_state, needed, shaped
+from jflow._core.checks import check_same_shape, frozen_entry, like_state, with_checked_output
 from jflow._core.times import window_index, window_knots
-from jflow.losses._errors import Metric, mean_squared
+from jflow.losses._errors import Metric, mean_squared_error
 from jflow.losses._pairs import check_drop, draw_pairs
 from jflow.losses._teacher import average_velocity, check_fixed
 from jflow.paths import LINEAR, Schedule
@@ -48,7 +48,7 @@ def perflow(
     time: Time = _UNIFORM,
     solver: diffrax.AbstractSolver = _HEUN,
     steps: int = 4,
-    metric: Metric = mean_squared,
+    metric: Metric = mean_squared_error,
     drop: float = 0.0,
     null: PyTree = None,
 ) -> Loss:
@@ -83,14 +83,14 @@ def in_windows(name, velocity, teacher, knots, schedule, inside, time, solver, s
     knots = window_knots(name, knots)
     check_drop(name, drop, null)
     # a solver on the linear path meets no slope that is infinite, as those of diffusion schedules are near data
-    teacher = checked(f"{name}: teacher", teacher)
+    teacher = with_checked_output(f"{name}: teacher", teacher)
     linear = teacher if schedule is LINEAR else _on_line(teacher, paths.check_ends(schedule))
     path, options = paths.affine(inside), {"solver": solver, "steps": steps}
     check_fixed(name, **options)
 
     def loss(params, key, batch, frozen=None):
         x0, x1, cond, weight, t, _, dropout_key = draw_pairs(name, key, batch, time, _INDEPENDENT, drop, null)
-        taught = needed(name, frozen)
+        taught = frozen_entry(name, frozen)
         at, k = jnp.asarray(knots, t.dtype), window_index(knots, t)
         (alpha, alpha_b), (sigma, sigma_b) = ((f(at[k]), f(at[k + 1])) for f in (schedule.alpha, schedule.sigma))
         # on the linear path the window goes from a to b and the state is divided by alpha + sigma
@@ -109,8 +109,8 @@ def in_windows(name, velocity, teacher, knots, schedule, inside, time, solver, s
 def regressed(name, velocity, params, x, t, target, cond, weight, metric, key):
     """(loss, {'residual'}) of a velocity at (x, t) against its target."""
     v = like_state(name, velocity.apply(params, x, t, cond, key=key), x).astype(target.dtype)
-    error = shaped(name, "a metric", metric(v, target, x, t), t)
-    return mean_of_rows(error, weight), {"residual": mean_of_rows(mean_squared(v, target, x, t), weight)}
+    error = check_same_shape(name, "a metric", metric(v, target, x, t), t)
+    return mean_of_rows(error, weight), {"residual": mean_of_rows(mean_squared_error(v, target, x, t), weight)}
 
 
 def _on_line(velocity: Velocity, schedule: Schedule) -> Velocity:
@@ -121,6 +121,6 @@ def _on_line(velocity: Velocity, schedule: Schedule) -> Velocity:
         t, _ = paths.matched_time(schedule, LINEAR, r)
         x = (expand_to(schedule.alpha(t) + schedule.sigma(t), x) * x).astype(x.dtype)
         v = velocity.apply(params, x, t, cond, key=key)
-        return paths.velocity_to_x1(v, x, t, schedule) - paths.velocity_to_x0(v, x, t, schedule)
+        return paths.velocity_to_data(v, x, t, schedule) - paths.velocity_to_noise(v, x, t, schedule)
 
     return Velocity(velocity.init, apply)

@@ -5,8 +5,8 @@ are. On pairs (x0, x1) that a teacher's ODE connects, the curve alpha(t) x1 + si
 it exactly, in one step as in many. So a diffusion model is retrained on the teacher's pairs as it was trained, same path, same
 prediction, and is sampled in few steps of DDIM:
 
-    velocity = paths.parameterisations.from_x0(eps, schedule)       # a network that predicts noise; from_x1, from_score ...
-    data.generate_pairs(folder, velocity, teacher_params, source, n, key=key, solver=solvers.ddim(schedule))
+    velocity = paths.parameterizations.from_noise(eps, schedule)       # a network that predicts noise; from_x1, from_score ...
+    data.generate_reflow_pairs(folder, velocity, teacher_params, source, n, key=key, solver=solvers.ddim(schedule))
     loss = losses.rectified_diffusion(velocity, schedule, metric=losses.noise_error(schedule))
     ... make_step, fit on read_shards(folder), from teacher_params ...
     x1, info = solvers.sample(velocity, params, x0, solver=solvers.ddim(schedule), steps=1)
@@ -21,10 +21,10 @@ from jflow import couplings, paths, times
 from jflow._core.arrays import expand_to, float_dtype
 from jflow._core.checks import need_pairs
 from jflow._core.times import window_index, window_knots
-from jflow.losses._errors import Metric, mean_squared
+from jflow.losses._errors import Metric, mean_squared_error
 from jflow.losses._pairs import check_drop, draw_pairs
 from jflow.losses._perflow import in_windows, regressed
-from jflow.paths import LINEAR, Schedule, velocity_to_x0, velocity_to_x1
+from jflow.paths import LINEAR, Schedule, velocity_to_data, velocity_to_noise
 from jflow.types import Loss, PyTree, Time, Velocity
 
 __all__ = ["end_error", "noise_error", "phased_rectified_diffusion", "rectified_diffusion"]
@@ -37,7 +37,7 @@ def rectified_diffusion(
     schedule: Schedule = LINEAR,
     *,
     time: Time = _UNIFORM,
-    metric: Metric = mean_squared,
+    metric: Metric = mean_squared_error,
     drop: float = 0.0,
     null: PyTree = None,
 ) -> Loss:
@@ -79,7 +79,7 @@ def phased_rectified_diffusion(
     time: Time = _UNIFORM,
     solver: diffrax.AbstractSolver = _HEUN,
     steps: int = 4,
-    metric: Metric = mean_squared,
+    metric: Metric = mean_squared_error,
     drop: float = 0.0,
     null: PyTree = None,
 ) -> Loss:
@@ -99,17 +99,17 @@ def phased_rectified_diffusion(
     return in_windows(name, velocity, teacher, knots, schedule, schedule, time, solver, steps, metric, drop, null)
 
 
-def noise_error(schedule: Schedule, metric: Metric = mean_squared) -> Metric:
+def noise_error(schedule: Schedule, metric: Metric = mean_squared_error) -> Metric:
     """The metric of the noise x0 that two velocities predict on a path: theirs times alpha / D (see `paths.affine`)."""
 
     def error(v, target, x_t, t):
-        noise = (velocity_to_x0(u, x_t.astype(u.dtype), t, schedule) for u in (v, target))
+        noise = (velocity_to_noise(u, x_t.astype(u.dtype), t, schedule) for u in (v, target))
         return metric(*noise, x_t, t)
 
     return error
 
 
-def end_error(schedule: Schedule, knots: int | Sequence[float] = 1, metric: Metric = mean_squared) -> Metric:
+def end_error(schedule: Schedule, knots: int | Sequence[float] = 1, metric: Metric = mean_squared_error) -> Metric:
     """The metric of the states at the end of t's window that two velocities lead to in one step of DDIM; with one window, of
     the data that they predict. Errors: ValueError as `perflow` for the knots."""
     knots = window_knots("end_error", knots)
@@ -120,7 +120,7 @@ def end_error(schedule: Schedule, knots: int | Sequence[float] = 1, metric: Metr
 
         def state(u):
             x = x_t.astype(u.dtype)
-            return alpha * velocity_to_x1(u, x, t, schedule) + sigma * velocity_to_x0(u, x, t, schedule)
+            return alpha * velocity_to_data(u, x, t, schedule) + sigma * velocity_to_noise(u, x, t, schedule)
 
         return metric(state(v), state(target), x_t, t)
 

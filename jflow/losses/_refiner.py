@@ -17,10 +17,10 @@ import jax.numpy as jnp
 from jflow import couplings, paths
 from jflow._core.arrays import expand_to, float_dtype, mean_event
 from jflow._core.batch import mean_of_rows
-from jflow._core.checks import like_state, needed
+from jflow._core.checks import frozen_entry, like_state
 from jflow._core.times import check_pairs
 from jflow.losses._pairs import draw_pairs
-from jflow.times import nearby
+from jflow.times import nearby_pairs
 from jflow.types import Coupling, Field, Loss, Path, TimePair, Velocity
 
 __all__ = ["velocity_refiner"]
@@ -28,7 +28,7 @@ __all__ = ["velocity_refiner"]
 _LINEAR, _INDEPENDENT = paths.linear(), couplings.independent()
 
 
-_NEARBY = nearby()
+_NEARBY = nearby_pairs()
 
 
 def velocity_refiner(
@@ -55,7 +55,7 @@ def velocity_refiner(
     def loss(params, key, batch, frozen=None):
         pairs = draw_pairs("velocity_refiner", key, batch, times, coupling, 0.0, None)
         x0, x1, cond, weight, (t, r), path_key, dropout_key = pairs
-        known = needed("velocity_refiner", frozen)
+        known = frozen_entry("velocity_refiner", frozen)
         x_t = path.point(x0, x1, t, key=path_key).astype(x1.dtype)
         v = like_state("velocity_refiner", teacher.apply(known, x_t, t, cond), x_t)
         x = x_t + expand_to((r - t).astype(x_t.dtype), x_t) * v

@@ -4,7 +4,7 @@
     params = {"student": teacher_params, "discriminator": discriminator.init(key, x, jnp.ones(len(x)), cond)}
     ... train.init_state(params, optimizer, key, ema=0.999, frozen={"teacher": teacher_params}), the optimizer an
         optax.partition as in `jflow.losses.adversarial` ...
-    x1, info = solvers.sample_flow_map(solvers.to_data(velocity), params["student"], x0)  # more steps: renoise=1.0, key=key
+    x1, info = solvers.sample_flow_map(solvers.consistency_map(velocity), params["student"], x0)  # renoise=1.0, key=key
 
 Source: Dao, Phung, Dao, Metaxas, Tran, "Self-Corrected Flow Distillation for Consistent One-Step and Few-Step Text-to-Image
 Generation", 2025 (its time is 1 - t); the form of the terms is that of its code.
@@ -17,17 +17,24 @@ from jflow import couplings
 from jflow import times as time_laws
 from jflow._core.arrays import expand_to, float_dtype, mean_event
 from jflow._core.batch import mean_of_rows
-from jflow._core.checks import check_weights, like_state, needed, shaped
+from jflow._core.checks import check_same_shape, check_weights, frozen_entry, like_state
 from jflow._core.keys import same_draws
 from jflow._core.line import line
-from jflow.losses._adversarial import Game, adversarial, fixed_steps, non_saturating, on_student, summed
-from jflow.losses._errors import Metric, mean_squared
+from jflow.losses._adversarial import (
+    GanObjective,
+    adversarial,
+    fixed_steps,
+    non_saturating_gan,
+    student_only,
+    sum_losses,
+)
+from jflow.losses._errors import Metric, mean_squared_error
 from jflow.losses._pairs import check_drop, draw_pairs
 from jflow.types import Field, Loss, PyTree, Time, Velocity
 
 __all__ = ["self_corrected", "self_correction"]
 
-_INDEPENDENT, _UNIFORM, _NON_SATURATING = couplings.independent(), time_laws.uniform(), non_saturating()
+_INDEPENDENT, _UNIFORM, _NON_SATURATING = couplings.independent(), time_laws.uniform(), non_saturating_gan()
 
 
 def self_correction(
@@ -36,7 +43,7 @@ def self_correction(
     *,
     time: Time = _UNIFORM,
     reach: float = 0.05,
-    metric: Metric = mean_squared,
+    metric: Metric = mean_squared_error,
     backward: float = 0.1,
     correction: float = 0.01,
     drop: float = 0.0,
@@ -54,10 +61,10 @@ def self_correction(
     towards its one-step ones, as the paper wants them.
 
     Only the data end of a trajectory is known from the start: `forward` carries it back to the noise. With backward = 1 each
-    point is drawn to both its neighbours alike, and what is known spreads as heat does, many times slower. (Eight Gaussians,
+    point is drawn to both its neighbors alike, and what is known spreads as heat does, many times slower. (Eight Gaussians,
     two seeds, 5000 updates, an average of 0.95, no correction, W2 of one step less that of data: 0.031 with backward 0.1 and
     reach 0.1, 0.953 with backward 1 and reach 0.3, where the teacher's own step is at 1.126.) A short memory of the average
-    makes it faster: each reach waits for it. `forward` compares neighbours, whose errors are of the size of the reach: its
+    makes it faster: each reach waits for it. `forward` compares neighbors, whose errors are of the size of the reach: its
     squares are small beside those of `correction`, which holds the student at its first guess where it weighs as much.
 
     metric: (prediction, target, x_t, t) -> [b], any of `losses`; correction is a mean of squares over the event.
@@ -74,7 +81,7 @@ def self_correction(
     check_drop(name, drop, null)
 
     def loss(params, key, batch, frozen=None):
-        given, average = needed(name, frozen), needed(name, frozen, "ema")
+        given, average = frozen_entry(name, frozen), frozen_entry(name, frozen, "ema")
         x0, x1, cond, weight, t, step_key, dropout_key = draw_pairs(name, key, batch, time, _INDEPENDENT, drop, null)
         x_t, _ = line(x0, x1, t)
         v = like_state(name, teacher.apply(given, x_t, t, cond), x_t)
@@ -90,7 +97,7 @@ def self_correction(
         here = data(params, x_t, t)
         near = [jax.lax.stop_gradient(data(average, x_t + expand_to(s, v) * v, t + s)) for s in steps]
         forward, back = (
-            mean_of_rows(shaped(name, "a metric", metric(here, there, x_t, t), t), weight) for there in near
+            mean_of_rows(check_same_shape(name, "a metric", metric(here, there, x_t, t), t), weight) for there in near
         )
         residual = sum(mean_of_rows(mean_event(jnp.square(here - there)), weight) for there in near)
 
@@ -109,12 +116,12 @@ def self_corrected(
     *,
     time: Time = _UNIFORM,
     reach: float = 0.05,
-    metric: Metric = mean_squared,
+    metric: Metric = mean_squared_error,
     backward: float = 0.1,
     correction: float = 0.01,
     drop: float = 0.0,
     null: PyTree = None,
-    game: Game = _NON_SATURATING,
+    objective: GanObjective = _NON_SATURATING,
     weight: float = 0.01,
     r1: float = 0.0,
 ) -> Loss:
@@ -135,5 +142,5 @@ def self_corrected(
         drop=drop,
         null=null,
     )
-    gan = adversarial(one_step, discriminator, game=game, weight=weight, r1=r1)
-    return summed({"map": on_student(student), "gan": gan})
+    gan = adversarial(one_step, discriminator, objective=objective, weight=weight, r1=r1)
+    return sum_losses({"map": student_only(student), "gan": gan})

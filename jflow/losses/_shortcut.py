@@ -17,9 +17,9 @@ import jax.numpy as jnp
 from jflow import couplings, times
 from jflow._core.arrays import expand_to
 from jflow._core.batch import mean_of_rows
-from jflow._core.checks import check_flow_map, check_whole, like_rows, like_state, needed
+from jflow._core.checks import check_flow_map, check_whole, frozen_entry, like_rows, like_state
 from jflow._core.line import on_line
-from jflow.losses._errors import mean_squared
+from jflow.losses._errors import mean_squared_error
 from jflow.losses._mean_flow import replaced
 from jflow.losses._pairs import check_drop, draw_pairs
 from jflow.losses._teacher import line_velocity
@@ -37,7 +37,7 @@ def shortcut(
     every: int = 4,
     time: Time = _UNIFORM,
     coupling: Coupling = _INDEPENDENT,
-    target_velocity: Velocity | None = None,
+    teacher: Velocity | None = None,
     scale: float = 1.0,
     drop: float = 0.0,
     null: PyTree = None,
@@ -53,14 +53,14 @@ def shortcut(
 
     `solvers.sample_flow_map` with steps = 1, 2, ..., 2^(levels - 1) asks for what is trained; for more, `solvers.sample` of
     `as_velocity(flow_map)`. The paper's smallest step is 2^-levels = 1/128.
-    target_velocity: the marginal velocity in place of x1 - x0, with params frozen['teacher'].
+    teacher: the marginal velocity in place of x1 - x0, with params frozen['teacher'].
     scale, null: guidance of the velocities at the smallest d alone, u_null + scale (u_cond - u_null): larger steps take it
         over from below, once. Steps of size 0 stay unguided. drop: as in `losses.flow_matching`, of matching rows only.
     batch: as in `losses.flow_matching`, in random order. metrics: 'residual', the loss, and 'self_consistency', the mean of
         those rows, zero where none has weight.
     Errors: ValueError at construction for levels < 1, every < 2, a scale that is not finite, and guidance or drop without
         null; at trace time as `losses.flow_matching`, for guidance without 'cond', and without frozen['ema'] (make_step
-        puts it there, given ema=) or, for a target_velocity, frozen['teacher'].
+        puts it there, given ema=) or, for a teacher, frozen['teacher'].
     Source: Frans, Hafner, Levine, Abbeel, "One Step Diffusion via Shortcut Models", 2024. Its public code clips targets to
         [-4, 4], which is left out; d / 2 at the smallest d is told as 0 here, one more size there.
     """
@@ -91,7 +91,7 @@ def shortcut(
 
     def loss(params, key, batch, frozen=None):
         x0, x1, cond, weight, t, own_key, dropout_key = draw_pairs("shortcut", key, batch, time, coupling, 0.0, None)
-        average = needed("shortcut", frozen, "ema")
+        average = frozen_entry("shortcut", frozen, "ema")
         if (scale != 1 or drop > 0) and cond is None:
             raise ValueError(f"shortcut: guidance and drop need 'cond' in batch, got the keys {sorted(batch)}")
         level_key, place_key, drop_key = jax.random.split(own_key, 3)
@@ -105,13 +105,13 @@ def shortcut(
             cond = replaced("shortcut", cond, null, jax.random.bernoulli(drop_key, drop, t.shape) & ~own)
 
         x = on_line(x0, x1, t)
-        v = line_velocity("shortcut", target_velocity, frozen, x0, x1, cond)(x, t)
+        v = line_velocity("shortcut", teacher, frozen, x0, x1, cond)(x, t)
         rows = lambda tree: jax.tree.map(lambda a: a[::every], tree)  # noqa: E731
         target = halves(average, rows(x), rows(t), rows(d), rows(cond))
         target = jax.lax.stop_gradient(v.at[::every].set(target.astype(v.dtype)))
 
         u = like_state("shortcut", flow_map.apply(params, x, t, r, cond, key=dropout_key), x)
-        error = mean_squared(u, target, x, t)
+        error = mean_squared_error(u, target, x, t)
         total = mean_of_rows(error, weight)
         counted = jnp.ones_like(t) if weight is None else weight.astype(t.dtype)
         own_part = mean_of_rows(jnp.where(own, error, 0), counted)

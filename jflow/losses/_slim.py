@@ -26,8 +26,8 @@ import numpy as np
 from jflow import couplings, times
 from jflow._core.arrays import expand_to, float_dtype
 from jflow._core.batch import mean_of_rows
-from jflow._core.checks import like_state, need_key, need_pairs, needed, shaped
-from jflow.losses._errors import Metric, mean_squared
+from jflow._core.checks import check_same_shape, frozen_entry, like_state, need_key, need_pairs
+from jflow.losses._errors import Metric, mean_squared_error
 from jflow.losses._pairs import draw_pairs
 from jflow.types import Array, Loss, Time, Velocity
 
@@ -57,7 +57,7 @@ def annealed_source(loss: Loss, amount: Callable[[Array], Array]) -> Loss:
         need_pairs("annealed_source", batch)
         noise_key, loss_key = jax.random.split(key)
         x0 = jnp.asarray(batch["x0"])
-        c = jnp.asarray(amount(needed("annealed_source", frozen, "step")), float_dtype(x0))
+        c = jnp.asarray(amount(frozen_entry("annealed_source", frozen, "step")), float_dtype(x0))
         z = jax.random.normal(noise_key, x0.shape, float_dtype(x0))
         mixed = (jnp.sqrt((1 - c) * (1 + c)) * x0 + c * z).astype(x0.dtype)
         value, metrics = loss(params, loss_key, {**batch, "x0": mixed}, frozen)
@@ -72,7 +72,7 @@ def flow_guided_distillation(
     *,
     time: Time = _UNIFORM,
     weight: float = 1.0,
-    metric: Metric = mean_squared,
+    metric: Metric = mean_squared_error,
 ) -> Loss:
     """One-step distillation of pairs, and of two steps of a teacher from fresh noise: the mean over rows of
 
@@ -99,7 +99,7 @@ def flow_guided_distillation(
     def loss(params, key, batch, frozen=None):
         need_pairs(name, batch)
         x0, x1, cond, weight, s, noise_key, dropout_key = draw_pairs(name, key, batch, time, _INDEPENDENT, 0.0, None)
-        taught = needed(name, frozen)
+        taught = frozen_entry(name, frozen)
         dtype, zero = float_dtype(x1), jnp.zeros_like(s)
 
         def student(x, key):
@@ -116,8 +116,8 @@ def flow_guided_distillation(
         terms = []
         for (x, target), dropout in zip(wanted, jax.random.split(dropout_key), strict=True):
             v = student(x, dropout)
-            error = shaped(name, "a metric", metric(v, target, x, zero), zero)
-            terms.append((mean_of_rows(error, weight), mean_of_rows(mean_squared(v, target, x, zero), weight)))
+            error = check_same_shape(name, "a metric", metric(v, target, x, zero), zero)
+            terms.append((mean_of_rows(error, weight), mean_of_rows(mean_squared_error(v, target, x, zero), weight)))
         (pairs, residual), (guided, two_step) = terms
         return pairs + scale * guided, {"residual": residual, "two_step": two_step}
 

@@ -9,14 +9,14 @@ import jax.numpy as jnp
 
 from jflow import solvers
 from jflow._core.arrays import expand_to, float_dtype
-from jflow._core.checks import like_state, needed
+from jflow._core.checks import frozen_entry, like_state
 from jflow.solvers._integrate import method
 from jflow.types import Array, Cond, Params, PyTree, Velocity
 
 
 def warmed(name: str, frozen: Mapping[str, PyTree] | None, warmup: int, most: float = 1.0) -> Array | float:
     """min(most, frozen['step'] / warmup); most, and no 'step' needed, without warm-up."""
-    return most if warmup == 0 else jnp.minimum(needed(name, frozen, "step") / warmup, most)
+    return most if warmup == 0 else jnp.minimum(frozen_entry(name, frozen, "step") / warmup, most)
 
 
 def unchanged(tangent: Array) -> Array:
@@ -24,18 +24,18 @@ def unchanged(tangent: Array) -> Array:
 
 
 def line_velocity(
-    name: str, target_velocity: Velocity | None, frozen: Mapping[str, PyTree] | None, x0: Array, x1: Array, cond
+    name: str, teacher: Velocity | None, frozen: Mapping[str, PyTree] | None, x0: Array, x1: Array, cond
 ) -> Callable[[Array, Array], Array]:
     """v(x, t) without gradient, in float32 or better: x1 - x0, or the target velocity with params frozen['teacher']."""
     dtype = float_dtype(x1)
-    if target_velocity is None:
+    if teacher is None:
         slope = jax.lax.stop_gradient(x1.astype(dtype) - x0.astype(dtype))
         return lambda x, t: slope
-    teacher = needed(name, frozen)
+    params = frozen_entry(name, frozen)
 
     def v(x, t):
         x = x.astype(x1.dtype)
-        out = like_state(f"{name}: target_velocity", target_velocity.apply(teacher, x, t, cond), x)
+        out = like_state(f"{name}: teacher", teacher.apply(params, x, t, cond), x)
         return jax.lax.stop_gradient(out).astype(dtype)
 
     return v

@@ -8,7 +8,7 @@ from jflow import couplings
 from jflow import times as time_laws
 from jflow._core.arrays import expand_to, float_dtype, mean_event
 from jflow._core.batch import mean_of_rows
-from jflow._core.checks import check_flow_map, check_weights, checked, like_state, needed
+from jflow._core.checks import check_flow_map, check_weights, frozen_entry, like_state, with_checked_output
 from jflow._core.keys import same_draws
 from jflow._core.line import line
 from jflow._core.times import check_pairs
@@ -65,7 +65,7 @@ def trajectory_distillation(
         raise ValueError(f"{name}: expected one of {', '.join(weights)} above 0, got none")
     check_flow_map(name, flow_map)
     check_fixed(name, solver, steps)
-    teacher = checked(f"{name}: teacher", teacher)
+    teacher = with_checked_output(f"{name}: teacher", teacher)
 
     def loss(params, key, batch, frozen=None):
         pairs = draw_pairs(name, key, batch, times, coupling, drop, null)
@@ -74,7 +74,7 @@ def trajectory_distillation(
         end = jnp.ones_like(t)
 
         def taught(x, t, r):
-            given = needed(name, frozen)
+            given = frozen_entry(name, frozen)
             return average_velocity(teacher, given, x, t, r, cond, solver=solver, steps=steps)
 
         def student(params, x, t, r):

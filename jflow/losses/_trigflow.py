@@ -9,10 +9,10 @@ model here. A network made for TrigFlow is `paths.reschedule(paths.from_trigonom
 paths.schedules.cosine(s), paths.LINEAR)`.
 
     velocity = jflow.velocity(nets.ResidualMLP(128))
-    loss = losses.trigflow_consistency(velocity, target_velocity=velocity, warmup=1_000)     # None: from scratch
+    loss = losses.trigflow_consistency(velocity, teacher=velocity, warmup=1_000)     # None: from scratch
     step = train.make_step(loss, optimizer, refresh=losses.count_steps)
     # params: the teacher's; state.frozen = {'teacher': teacher_params, 'step': jnp.int32(0)}
-    x1, info = solvers.sample_flow_map(solvers.to_data(velocity), params, x0)    # steps=2, renoise=1.0, key=key for two
+    x1, info = solvers.sample_flow_map(solvers.consistency_map(velocity), params, x0)    # steps=2, renoise=1.0, key=key for two
 """
 
 import math
@@ -24,31 +24,31 @@ import jax.numpy as jnp
 from jflow import couplings, paths, times
 from jflow._core.arrays import expand_to, float_dtype, mean_event
 from jflow._core.batch import mean_of_rows
-from jflow._core.checks import check_whole, checked, needed, shaped
+from jflow._core.checks import check_same_shape, check_whole, frozen_entry, with_checked_output
 from jflow._core.keys import same_draws
 from jflow.losses._pairs import check_drop, draw_pairs
 from jflow.losses._teacher import warmed
 from jflow.solvers import JVP
 from jflow.types import Array, Coupling, Loss, PyTree, Time, Velocity
 
-__all__ = ["clipped_tangent", "normalised_tangent", "trigflow_consistency"]
+__all__ = ["clipped_tangent", "normalized_tangent", "trigflow_consistency"]
 
 _INDEPENDENT = couplings.independent()
 _TIMES = times.logit_normal(1.0, 1.4)
 
 
-def normalised_tangent(c: float = 0.1) -> Callable[[Array], Array]:
+def normalized_tangent(c: float = 0.1) -> Callable[[Array], Array]:
     """g / (|g| + c) row by row, |g| the root of the mean square over the event: ValueError unless c > 0.
 
     sCM writes the 2-norm, sqrt(d) times larger for an event of d numbers; with the root mean square, as in SANA-Sprint, c
     means the same at every size, and the tangent has size one in every number."""
     if not 0 < c < math.inf:
-        raise ValueError(f"normalised_tangent: expected a finite c > 0, got {c}")
+        raise ValueError(f"normalized_tangent: expected a finite c > 0, got {c}")
 
-    def normalise(g):
+    def normalize(g):
         return g / (expand_to(jnp.sqrt(mean_event(jnp.square(g))), g) + c)
 
-    return normalise
+    return normalize
 
 
 def clipped_tangent(bound: float = 1.0) -> Callable[[Array], Array]:
@@ -61,7 +61,7 @@ def clipped_tangent(bound: float = 1.0) -> Callable[[Array], Array]:
 def trigflow_consistency(
     velocity: Velocity,
     *,
-    target_velocity: Velocity | None = None,
+    teacher: Velocity | None = None,
     data_std: float = 1.0,
     time: Time = _TIMES,
     coupling: Coupling = _INDEPENDENT,
@@ -78,15 +78,15 @@ def trigflow_consistency(
 
     The value, |tangent(g)|^2, says little; the gradient is that of -2 <F, tangent(g)>. cos sin is multiplied into the
     tangents of the forward-mode pass, so that nothing large appears near tau = pi/2.
-    target_velocity: the teacher, a velocity on the linear path with params frozen['teacher'], whose transform gives
+    teacher: the teacher, a velocity on the linear path with params frozen['teacher'], whose transform gives
         dx/dtau (consistency distillation); None: dx/dtau = cos(tau) s x0 - sin(tau) x1, from scratch.
-    data_std: that of the data, 1 once standardised; where the linear path is at t, tan(tau) = (1 - t) / (s t).
+    data_std: that of the data, 1 once standardized; where the linear path is at t, tan(tau) = (1 - t) / (s t).
     time: of the linear path; the paper's tau = arctan(exp(N) / s), N normal of mean -1 and deviation 1.4, is
         logit_normal(1.0, 1.4).
     warmup: r = min(1, frozen['step'] / warmup) (see `count_steps`); 0: r = 1 throughout, and no 'step' is needed.
-    tangent: `normalised_tangent(0.1)` where none is given, or `clipped_tangent`. From scratch the mean gradient at the exact
+    tangent: `normalized_tangent(0.1)` where none is given, or `clipped_tangent`. From scratch the mean gradient at the exact
         f vanishes where the tangent is g itself: a function that is not linear moves the minimum, but for symmetric laws.
-    The paper's learned weight of tau is left out: with normalised tangents the rows weigh the same already.
+    The paper's learned weight of tau is left out: with normalized tangents the rows weigh the same already.
 
     drop, null, batch: as in `losses.flow_matching`. metrics: 'residual', the mean over event and rows of g^2 at r = 1.
     Errors: ValueError at construction for data_std <= 0 or warmup < 0; as `losses.flow_matching` at trace time, and for
@@ -99,10 +99,10 @@ def trigflow_consistency(
         raise ValueError(f"{name}: expected a finite data_std > 0, got {data_std}")
     check_whole(name, 0, warmup=warmup)
     check_drop(name, drop, null)
-    tangent = normalised_tangent() if tangent is None else tangent
+    tangent = normalized_tangent() if tangent is None else tangent
     student, teacher = (
-        None if v is None else paths.to_trigonometric(checked(said, v), data_std=data_std)
-        for said, v in ((name, velocity), (f"{name}: target_velocity", target_velocity))
+        None if v is None else paths.to_trigonometric(with_checked_output(said, v), data_std=data_std)
+        for said, v in ((name, velocity), (f"{name}: teacher", teacher))
     )
 
     def loss(params, key, batch, frozen=None):
@@ -113,7 +113,7 @@ def trigflow_consistency(
         cos, sin = expand_to(jnp.cos(tau), x1), expand_to(jnp.sin(tau), x1)
         x, slope = cos * data + sin * x0, cos * x0 - sin * data  # of x_tau / data_std
         if teacher is not None:
-            held = needed(name, frozen)
+            held = frozen_entry(name, frozen)
             slope = teacher.apply(held, x.astype(x1.dtype), tau, cond).astype(dtype)
         slope = jax.lax.stop_gradient(slope)
         small = (cos * sin).reshape(tau.shape)
@@ -127,7 +127,7 @@ def trigflow_consistency(
         change = cos * sin * x + jax.lax.stop_gradient(turn).astype(dtype)
         r = jnp.asarray(warmed(name, frozen, warmup), dtype)
         g = data_std * (apart - r * change)
-        g = jax.lax.stop_gradient(shaped(name, "a tangent", tangent(g), g))
+        g = jax.lax.stop_gradient(check_same_shape(name, "a tangent", tangent(g), g))
         residual = mean_event(jnp.square(data_std * (apart - change)))
         error = mean_event(jnp.square(out - still - g))
         return mean_of_rows(error, weight), {"residual": mean_of_rows(jax.lax.stop_gradient(residual), weight)}

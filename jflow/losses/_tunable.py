@@ -17,7 +17,7 @@ from jflow import couplings
 from jflow import times as time_laws
 from jflow._core.arrays import expand_to, float_dtype, mean_event
 from jflow._core.batch import mean_of_rows
-from jflow._core.checks import check_weights, checked, like_state, need_pairs, needed
+from jflow._core.checks import check_weights, frozen_entry, like_state, need_pairs, with_checked_output
 from jflow._core.keys import same_draws
 from jflow.losses._pairs import check_drop, draw_pairs
 from jflow.losses._teacher import average_velocity, check_fixed
@@ -46,7 +46,8 @@ def tunable_distillation(
 
         v(x0, s) = sg(v(x0, t) + (step / s) (V - v(x0, t)))
 
-    is regressed. As step -> 0 this is d/dt [t v(x0, t)] = v_teacher(x_t, t), `align_lagrangian` at t = 0. Further terms:
+    is regressed. As step -> 0 this is d/dt [t v(x0, t)] = v_teacher(x_t, t), `lagrangian_map_distillation` at t = 0.
+    Further terms:
 
         boundary   v(x0, 0) = v_teacher(x0, 0)                        where the recursion starts
         align      (1 - t)^2 (v(x0, t) - v_teacher(x_t, t))^2         the student's x1 is what the teacher sees from x_t
@@ -70,12 +71,12 @@ def tunable_distillation(
         raise ValueError(f"{name}: expected step in (0, 1], got {step}")
     check_weights(name, boundary=boundary, align=align)
     check_fixed(name, solver, 1)
-    teacher = checked(f"{name}: teacher", teacher)
+    teacher = with_checked_output(f"{name}: teacher", teacher)
     check_drop(name, drop, null)
 
     def loss(params, key, batch, frozen=None):
         need_pairs(name, batch)
-        given = needed(name, frozen)
+        given = frozen_entry(name, frozen)
         x0, _, cond, weight, t, _, dropout_key = draw_pairs(name, key, batch, knob, _INDEPENDENT, drop, null)
         x, kind = x0.astype(float_dtype(x0)), x0.dtype
         s = jnp.minimum(t + step, 1)

@@ -13,10 +13,10 @@ __all__ = ["reverse_kl"]
 
 
 def reverse_kl(flow: Flow, log_density: Callable[..., Array], *, draws: int = 256) -> Loss:
-    """E_q [log q(x) - log p~(x)] over reparametrised draws x of the flow q: KL(q, p) - log Z, minus the evidence lower
+    """E_q [log q(x) - log p~(x)] over reparameterized draws x of the flow q: KL(q, p) - log Z, minus the evidence lower
     bound. A flow with fast `forward` (planar, sylvester, iaf, couplings) makes it fast.
 
-    log_density: x [n, *event] -> log p~ [n], unnormalised; with a 'cond' in the batch (x, cond) -> [n].
+    log_density: x [n, *event] -> log p~ [n], unnormalized; with a 'cond' in the batch (x, cond) -> [n].
     draws: from q, for each row of cond where there is one (an amortised posterior).
     batch: {}, or 'cond' alone. The key is needed. metrics: 'elbo', 'log_q', the mean of log q.
 

@@ -7,10 +7,10 @@ draw near the standard normal that sampling starts from. As kl grows the encoder
 
     velocity = jflow.velocity(nets.ResidualMLP(128))
     encoder = losses.noise_encoder(jflow.velocity(nets.ResidualMLP(64)))
-    inner = losses.discrete_consistency(velocity, steps=losses.easy_steps(every=2_000))
+    inner = losses.consistency_training(velocity, steps=losses.easy_steps(every=2_000))
     loss = losses.variational_noise(inner, encoder, kl=0.1)
     params = {'model': velocity.init(...), 'encoder': encoder.init(key, x, t)}
-    x1, info = solvers.sample_flow_map(solvers.to_data(velocity), params['model'], x0)             # one evaluation
+    x1, info = solvers.sample_flow_map(solvers.consistency_map(velocity), params['model'], x0)             # one evaluation
     x1, info = solvers.sample_variational(velocity, encoder, params, x0, steps=2, key=key)
 """
 
@@ -21,7 +21,7 @@ import jax.numpy as jnp
 
 from jflow._core.arrays import halves, joined, mean_event
 from jflow._core.batch import mean_of_rows, read
-from jflow._core.checks import encoded, need_key, players
+from jflow._core.checks import encode_noise, need_key, take_parts
 from jflow.types import Field, Loss, Velocity
 
 __all__ = ["noise_encoder", "variational_noise"]
@@ -33,7 +33,7 @@ def noise_encoder(velocity: Velocity) -> Field:
     """An encoder x1 -> (mean, std), both shaped like x1 [b, *event], of any network whose output is shaped like its input.
 
     The network is given x1 twice, along the last axis of the event (a scalar as [b, 2]), and the halves of its output are
-    mean and raw, with std = softplus(raw + log(e - 1)): one that is zero at initialisation (as jflow's are) starts at
+    mean and raw, with std = softplus(raw + log(e - 1)): one that is zero at initialization (as jflow's are) starts at
     mean 0, std 1, the independent coupling (the shift is ours). t is handed on; VCT has one time alone, `variational_noise`
     passes 1."""
 
@@ -71,11 +71,11 @@ def variational_noise(loss: Loss, encoder: Field, *, kl: float) -> Loss:
     def coupled(params, key, batch, frozen=None):
         need_key(name, key)
         x1, cond, weight = read(name, batch, ("x", "cond", "weight"))
-        model, encoding = players(name, params, "model", "encoder")
+        model, encoding = take_parts(name, params, "model", "encoder")
         if frozen is not None and frozen.get("ema") is not None:
             frozen = {**frozen, "ema": frozen["ema"]["model"]}
         noise_key, encoder_key, loss_key = jax.random.split(key, 3)
-        mean, std = encoded(name, encoder, encoding, x1, cond, encoder_key)
+        mean, std = encode_noise(name, encoder, encoding, x1, cond, encoder_key)
         eps = jax.random.normal(noise_key, mean.shape, mean.dtype)
         value, metrics = loss(model, loss_key, {**batch, "x0": (mean + std * eps).astype(x1.dtype)}, frozen)
         divergence = (jnp.square(mean) + jnp.square(std) - 1) / 2 - jnp.log(std)

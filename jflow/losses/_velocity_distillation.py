@@ -6,7 +6,7 @@ exact. Two losses compare the two velocities, on noised data (`velocity_matching
 
     loss = losses.marginal_transport(velocity, teacher)      # teacher: guidance.cfg(velocity, scale, null=...) say
     ... params: the teacher's; frozen={'teacher': teacher_params} ...
-    x1, info = solvers.sample_flow_map(solvers.to_data(velocity), params, x0)    # renoise=1.0, key=key for several steps
+    x1, info = solvers.sample_flow_map(solvers.consistency_map(velocity), params, x0)  # several steps: renoise=1.0, key=key
 
 Source: Zhou, Yi, Fang, Yang, Xie, Wang, Shen, Tian, "Few-step Flow for 3D Generation via Marginal-Data Transport
 Distillation", 2025 (its time is 1 - t, its velocity noise - data).
@@ -21,12 +21,12 @@ from jflow import couplings
 from jflow import times as time_laws
 from jflow._core.arrays import expand_to, float_dtype, mean_event
 from jflow._core.batch import mean_of_rows
-from jflow._core.checks import check_weights, checked, like_state, needed, shaped
+from jflow._core.checks import check_same_shape, check_weights, frozen_entry, like_state, with_checked_output
 from jflow._core.keys import split_key
 from jflow._core.line import line
 from jflow.losses._pairs import check_drop, draw_pairs
 from jflow.losses._teacher import unchanged
-from jflow.solvers import JVP, to_data, total_derivative
+from jflow.solvers import JVP, consistency_map, total_derivative
 from jflow.types import Array, Coupling, Loss, PyTree, Time, Velocity
 
 __all__ = ["marginal_transport", "velocity_distillation", "velocity_matching"]
@@ -36,7 +36,7 @@ _UNIFORM, _INDEPENDENT = time_laws.uniform(), couplings.independent()
 
 def velocity_matching(
     velocity: Velocity,
-    target_velocity: Velocity | None = None,
+    teacher: Velocity | None = None,
     *,
     time: Time = _UNIFORM,
     coupling: Coupling = _INDEPENDENT,
@@ -47,8 +47,8 @@ def velocity_matching(
 ) -> Loss:
     """The mean over the event of (F - sg(v + (1 - t) tangent(dF/dt)))^2 at x_t = (1 - t) x0 + t x1, dF/dt along v.
 
-    target_velocity: the teacher, v = teacher(x_t, t), params frozen['teacher']; None: x1 - x0 of the pair.
-    tangent: dF/dt itself where none is given. `normalised_tangent` is steadier and has another minimum (the paper's code
+    teacher: the teacher, v = teacher(x_t, t), params frozen['teacher']; None: x1 - x0 of the pair.
+    tangent: dF/dt itself where none is given. `normalized_tangent` is steadier and has another minimum (the paper's code
         divides by the 2-norm of the event + 0.1); on 8x8 digits it was needed, in the plane not.
     jvp: the paper takes a one-sided difference with step 0.01; `finite_difference(0.01)` is the central one.
     time, coupling, drop, null, batch: as in `losses.flow_matching`; the paper's time is uniform, its code's is
@@ -61,12 +61,14 @@ def velocity_matching(
     def loss(params, key, batch, frozen=None):
         x0, x1, cond, weight, t, _, dropout_key = draw_pairs(name, key, batch, time, coupling, drop, null)
         x_t, v = line(x0, x1, t)
-        if target_velocity is not None:
-            v = _taught(name, target_velocity, frozen, x_t, t, cond)
+        if teacher is not None:
+            v = _taught(name, teacher, frozen, x_t, t, cond)
         out, slope = _motion(name, velocity, params, x_t, t, v, cond, dropout_key, jvp)
         left = expand_to(1 - t, x_t)
         error = mean_event(
-            jnp.square(out - jax.lax.stop_gradient(v + left * shaped(name, "a tangent", tangent(slope), slope)))
+            jnp.square(
+                out - jax.lax.stop_gradient(v + left * check_same_shape(name, "a tangent", tangent(slope), slope))
+            )
         )
         residual = mean_event(jnp.square(jax.lax.stop_gradient(out) - left * slope - v))
         return mean_of_rows(error, weight), {"residual": mean_of_rows(residual, weight)}
@@ -111,7 +113,7 @@ def velocity_distillation(
         v = _taught(name, teacher, frozen, still, t, cond)
         out, slope = _motion(name, velocity, jax.lax.stop_gradient(params), still, t, v, cond, motion_key, jvp)
         left = expand_to(1 - t, x_t)
-        push = out - left * shaped(name, "a tangent", tangent(slope), slope) - v
+        push = out - left * check_same_shape(name, "a tangent", tangent(slope), slope) - v
         error = mean_event(jnp.square(x_t.astype(push.dtype) - still + jax.lax.stop_gradient(push))) / 2
         residual = mean_event(jnp.square(out - left * slope - v))
         return mean_of_rows(error, weight), {"residual": mean_of_rows(residual, weight)}
@@ -159,11 +161,13 @@ def marginal_transport(
 
 
 def _taught(name, teacher, frozen, x, t, cond):
-    v = teacher.apply(needed(name, frozen), x, t, cond)
+    v = teacher.apply(frozen_entry(name, frozen), x, t, cond)
     return jax.lax.stop_gradient(like_state(name, v, x)).astype(float_dtype(x))
 
 
 def _motion(name, velocity, params, x, t, v, cond, key, jvp):
     """(F, dF/dt), the second without gradient."""
-    out, slope = total_derivative(to_data(checked(name, velocity)), params, x, t, t, v, cond, key=key, jvp=jvp)
+    out, slope = total_derivative(
+        consistency_map(with_checked_output(name, velocity)), params, x, t, t, v, cond, key=key, jvp=jvp
+    )
     return out.astype(float_dtype(x)), jax.lax.stop_gradient(slope).astype(float_dtype(x))

@@ -1,6 +1,6 @@
 """Metrics: arrays in, scalars out."""
 
-from jflow.metrics._evaluations import by_evaluations
+from jflow.metrics._evaluations import quality_by_evaluations
 from jflow.metrics._frechet import Moments, frechet_between, frechet_distance, moments
 from jflow.metrics._likelihood import bits_per_dim, gaussian_log_prob, log_mean_exp
 from jflow.metrics._straightness import straightness, transport_cost, truncation_error
@@ -9,7 +9,7 @@ from jflow.metrics._two_sample import energy_distance, nearest_distance, permuta
 __all__ = [
     "Moments",
     "bits_per_dim",
-    "by_evaluations",
+    "quality_by_evaluations",
     "energy_distance",
     "frechet_between",
     "frechet_distance",

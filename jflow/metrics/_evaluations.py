@@ -8,7 +8,7 @@ from jflow.solvers import SolveInfo, Status
 from jflow.types import Array
 
 
-def by_evaluations(
+def quality_by_evaluations(
     draw: Callable[[int], tuple[Array, SolveInfo]],
     judge: Callable[[Array], Mapping[str, float]],
     counts: Sequence[int] = (1, 2, 4, 8),
@@ -20,7 +20,7 @@ def by_evaluations(
     Errors: ValueError for counts that are not whole numbers of at least 1.
     """
     if any(isinstance(c, bool) or int(c) != c or c < 1 for c in counts):
-        raise ValueError(f"by_evaluations: expected whole numbers of at least 1, got {list(counts)}")
+        raise ValueError(f"quality_by_evaluations: expected whole numbers of at least 1, got {list(counts)}")
     found = []
     for count in counts:
         x, info = draw(count)

@@ -33,7 +33,7 @@ def gaussian_log_prob(train: ArrayLike, rows: ArrayLike) -> np.ndarray:
     """log-density [n] in nats of rows [n, d] under the full-covariance Gaussian of greatest likelihood on train [m, d].
 
     The yardstick for density models of tables. In float64; a covariance that is singular to rounding gets the smallest
-    ridge of 1e-12, 1e-11, ... times the columns' variances that makes it factorise.
+    ridge of 1e-12, 1e-11, ... times the columns' variances that makes it factorize.
     """
     train, rows = np.asarray(train, np.float64), np.asarray(rows, np.float64)
     if train.ndim != 2 or rows.ndim != 2 or train.shape[1] != rows.shape[1] or len(train) < 2:

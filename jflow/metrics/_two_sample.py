@@ -22,8 +22,8 @@ def _rows(name: str, *arrays: ArrayLike) -> list[np.ndarray]:
         raise ValueError(f"{name}: the rows hold NaN or infinities")
     arrays = [a.reshape(len(a), -1) for a in arrays]
     # Distances come from products, |x|^2 + |y|^2 - 2 xy: near the origin these lose the fewest digits.
-    centre = arrays[-1].mean(0)
-    return [a - centre for a in arrays]
+    center = arrays[-1].mean(0)
+    return [a - center for a in arrays]
 
 
 def _squared(x: np.ndarray, y: np.ndarray) -> np.ndarray:

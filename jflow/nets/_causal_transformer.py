@@ -15,7 +15,7 @@ _normal = nn.initializers.normal(0.02)
 
 
 class CausalTransformer(nn.Module):
-    """module(x [b, n, d], cond=None) -> raw [b, n, d * size], zero at initialisation; raw[:, i] depends on x[:, :i].
+    """module(x [b, n, d], cond=None) -> raw [b, n, d * size], zero at initialization; raw[:, i] depends on x[:, :i].
 
     Slot i reads token i-1, slot 0 a token of zeros, so that its numbers depend on cond alone. Pre-norm blocks, scanned
     over `layers` (`remat` recomputes each in the backward pass), with learned positions [n, width]. Softmax and head are

@@ -50,7 +50,7 @@ class GlowNet(nn.Module):
     """Glow's coupling network: 3 x 3, 1 x 1 and 3 x 3 convolutions, of `hidden`, `hidden` and `features` channels.
 
     With the head of the coupling, zero at init, the last one is the paper's zero 3 x 3 convolution wherever `features`
-    is at least the head's outputs, but for the activation between. No normalisation inside. cond: see `split_cond`.
+    is at least the head's outputs, but for the activation between. No normalization inside. cond: see `split_cond`.
     Kingma, Dhariwal, *Glow* (2018).
     """
 
@@ -131,7 +131,7 @@ def split_cond(name: str, cond: Cond, x: Array) -> tuple[Array, Array | None]:
     """(x with the images of cond concatenated, the rest of cond as one vector [b, k] or None).
 
     A float leaf [b, f H, g W, k] of cond is an image; blocks of f x g of its pixels become channels, so that one image
-    serves every level of a multi-scale flow, and either colour of a checkerboard. Other float leaves are flattened.
+    serves every level of a multi-scale flow, and either color of a checkerboard. Other float leaves are flattened.
     ValueError for integer labels, which are to be embedded first, and for images of a size that does not fit.
     """
     b, h, w, _ = x.shape

@@ -37,7 +37,7 @@ class Branches(NamedTuple):
 
 
 class DeepFlow(nn.Module):
-    """module(x, t, cond=None) -> `Branches`, zero at initialisation, where every refiner is the identity too.
+    """module(x, t, cond=None) -> `Branches`, zero at initialization, where every refiner is the identity too.
 
     x [b, H, W, C] and t [b], the same for every branch (sampling), or x [b, k, H, W, C] and t [b, k], a point and a time
     for each of the k branches (training). depth blocks in all, an equal count a branch; blocks are scanned, and so are

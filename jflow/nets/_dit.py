@@ -21,7 +21,7 @@ _zeros = nn.initializers.zeros
 
 
 class DiT(nn.Module):
-    """A velocity network: module(x [b, H, W, C], t [b], cond=None, r=None) -> shaped like x, zero at initialisation.
+    """A velocity network: module(x [b, H, W, C], t [b], cond=None, r=None) -> shaped like x, zero at initialization.
 
     Patches of patch_size x patch_size become tokens with fixed 2-D sine-cosine positions; `depth` adaLN-zero blocks are
     scanned (`remat` recomputes each in the backward pass). `num_classes` and cond: see `jflow.nets.TimeCondEmbed`. The
@@ -79,7 +79,7 @@ class DiT(nn.Module):
 
 
 class DiTBlock(nn.Module):
-    """One adaLN-zero block on tokens h [b, n, width], modulated by c [b, width]: the identity at initialisation."""
+    """One adaLN-zero block on tokens h [b, n, width], modulated by c [b, width]: the identity at initialization."""
 
     heads: int
     mlp_ratio: int

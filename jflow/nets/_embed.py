@@ -50,8 +50,8 @@ def need_cond(module: nn.Module, cond: Cond) -> None:
 class TimeCondEmbed(nn.Module):
     """(t [b], cond, r) -> [b, width]: the embedding of time plus one of each leaf of cond, and of r - t where r is given.
 
-    r [b] is the time that a flow map goes to. What it adds is zero at initialisation, so that a flow map that starts from
-    the params of a velocity (`train.grown`) starts as that velocity, whatever r is.
+    r [b] is the time that a flow map goes to. What it adds is zero at initialization, so that a flow map that starts from
+    the params of a velocity (`train.warm_start`) starts as that velocity, whatever r is.
 
     Integer leaves [b] are labels and need `num_classes`; each gets a table of num_classes + 1 rows, of which index
     `num_classes` is the null label (for classifier-free guidance). With `num_classes` set, cond=None means the null

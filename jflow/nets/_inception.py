@@ -104,7 +104,7 @@ BLOCKS = {
 class InceptionFID(nn.Module):
     """module(x [b, H, W, 3], values in [0, 1]) -> features [b, 2048], the average over the last feature map ("pool3").
 
-    Images are resized to 299 x 299 (bilinear, pixel centres at halves, no antialiasing: as pytorch-fid does, whose numbers
+    Images are resized to 299 x 299 (bilinear, pixel centers at halves, no antialiasing: as pytorch-fid does, whose numbers
     these features give; other implementations resize differently, and their FIDs differ), then scaled to [-1, 1].
     resize=False leaves the size, of at least 75 x 75. Batch norms are folded into the convolutions: params are a kernel and
     a bias for each of the 94, to be had from published weights by `convert.inception`. No gradient is meant to be taken.
@@ -119,7 +119,7 @@ class InceptionFID(nn.Module):
     def __call__(self, x: Array) -> Array:
         if x.ndim != 4 or x.shape[-1] != 3 or not jnp.issubdtype(x.dtype, jnp.floating):
             raise ValueError(
-                "InceptionFID: expected images of shape [b, H, W, 3], floats in [0, 1] (grey ones repeated to three "
+                "InceptionFID: expected images of shape [b, H, W, 3], floats in [0, 1] (gray ones repeated to three "
                 f"channels), got {x.dtype} {list(x.shape)}"
             )
         if not self.resize and min(x.shape[1:3]) < 75:

@@ -15,7 +15,7 @@ from jflow.types import Array, Cond
 
 
 class MADE(nn.Module):
-    """A causal conditioner: module(x [b, d], cond=None) -> raw [b, d, size], zero at initialisation.
+    """A causal conditioner: module(x [b, d], cond=None) -> raw [b, d, size], zero at initialization.
 
     raw[:, i] depends on those x[:, j] alone that come before i in `order`, or have `adjacency[i][j]`; give at most one of
     the two, by default the order is 0, 1 ... d-1. An adjacency must be without cycles; `longest_path`

@@ -43,7 +43,7 @@ class MLP(nn.Module):
 
 
 class TimeMLP(nn.Module):
-    """A velocity network: module(x [b, *event], t [b], cond=None) -> shaped like x, zero at initialisation.
+    """A velocity network: module(x [b, *event], t [b], cond=None) -> shaped like x, zero at initialization.
 
     x, sinusoidal features of t and cond are flattened, concatenated and passed through an `MLP`. `embed`, a Linen
     module, is applied to cond first; labels need it, e.g. `embed=nn.Embed(num_classes + 1, 16)`: one row for a null
@@ -76,7 +76,7 @@ class TimeMLP(nn.Module):
 
 
 class ResidualMLP(nn.Module):
-    """A velocity network: module(x [b, *event], t [b], cond=None, r=None) -> shaped like x, zero at initialisation.
+    """A velocity network: module(x [b, *event], t [b], cond=None, r=None) -> shaped like x, zero at initialization.
 
     `depth` pre-norm residual blocks of `width`, scanned, each modulated by time and cond (adaLN-zero). The one to start
     from for vectors and tiny images; x should be of order one. `num_classes` and cond: see `jflow.nets.TimeCondEmbed`.
@@ -104,7 +104,7 @@ class ResidualMLP(nn.Module):
         check_time("ResidualMLP", x, t, r)
         flat = flatten_event(x)
         # Biases of order one: without them the norms divide the magnitude of x away (eight Gaussians of radius 5, seen
-        # once: error 0.30 without, 0.04 with; no difference on standardised data).
+        # once: error 0.30 without, 0.04 with; no difference on standardized data).
         h = nn.Dense(self.width, bias_init=nn.initializers.normal(1.0), dtype=self.dtype, name="stem")(flat)
         embed = TimeCondEmbed(
             self.width, self.num_classes, self.time_features, self.time_scale, self.dtype, name="embed"

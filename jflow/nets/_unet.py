@@ -19,7 +19,7 @@ _zeros = nn.initializers.zeros
 
 
 class UNet(nn.Module):
-    """A velocity network: module(x [b, H, W, C], t [b], cond=None, r=None) -> shaped like x, zero at initialisation.
+    """A velocity network: module(x [b, H, W, C], t [b], cond=None, r=None) -> shaped like x, zero at initialization.
 
     Level i works on H / 2**i x W / 2**i with channels * multipliers[i] channels: `blocks` residual blocks on the way
     down and as many on the way up (the last level has one stack), each followed by self-attention where attention[i].

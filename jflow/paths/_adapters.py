@@ -8,7 +8,7 @@ import jax.numpy as jnp
 from jflow._core.arrays import expand_to, float_dtype
 from jflow._core.checks import rows
 from jflow._core.implicit import monotone_root
-from jflow.paths._affine import LINEAR, Schedule, coefficients, x0_to_velocity, x1_to_velocity
+from jflow.paths._affine import LINEAR, Schedule, coefficients, data_to_velocity, noise_to_velocity
 from jflow.paths.schedules import cosine, inside
 from jflow.types import Array, Field, Velocity
 
@@ -146,15 +146,15 @@ def from_edm(denoiser: Field, schedule: Schedule) -> Velocity:
 
     `reschedule(from_edm(denoiser, edm), edm, LINEAR)` is the same model on the linear path, from standard normal noise.
     The flow on `schedule` itself starts from sigma_max noise. The denoiser is preconditioned already (see
-    `paths.parameterisations.edm_denoiser` for a raw network).
+    `paths.parameterizations.edm_denoiser` for a raw network).
     Source: Karras, Aittala, Aila, Laine, "Elucidating the Design Space of Diffusion-Based Generative Models", 2022.
     """
-    return _of_sigma(denoiser, schedule, x1_to_velocity)
+    return _of_sigma(denoiser, schedule, data_to_velocity)
 
 
 def from_sigma(noise: Field, schedule: Schedule) -> Velocity:
     """As `from_edm` for a network eps(x, sigma) that predicts the noise: v = sigma' eps(x, sigma)."""
-    return _of_sigma(noise, schedule, x0_to_velocity)
+    return _of_sigma(noise, schedule, noise_to_velocity)
 
 
 def _of_sigma(field, schedule, convert):

@@ -31,17 +31,17 @@ __all__ = [
     "check_ends",
     "linear",
     "score_to_velocity",
-    "score_to_x0",
-    "score_to_x1",
+    "score_to_noise",
+    "score_to_data",
     "velocity_to_score",
-    "velocity_to_x0",
-    "velocity_to_x1",
-    "x0_to_score",
-    "x0_to_velocity",
-    "x0_to_x1",
-    "x1_to_score",
-    "x1_to_velocity",
-    "x1_to_x0",
+    "velocity_to_noise",
+    "velocity_to_data",
+    "noise_to_score",
+    "noise_to_velocity",
+    "noise_to_data",
+    "data_to_score",
+    "data_to_velocity",
+    "data_to_noise",
 ]
 
 
@@ -110,71 +110,71 @@ def linear() -> Path:
     return _path(LINEAR)
 
 
-def velocity_to_x1(v: Array, x: Array, t: Array, schedule: Schedule = LINEAR) -> Array:
+def velocity_to_data(v: Array, x: Array, t: Array, schedule: Schedule = LINEAR) -> Array:
     """E[x1 | x_t = x] = (s v - s' x) / D; linear: x + (1 - t) v, finite at both ends."""
     a, s, da, ds = _at(schedule, t, x)
     return (s * v - ds * x) / (da * s - ds * a)
 
 
-def velocity_to_x0(v: Array, x: Array, t: Array, schedule: Schedule = LINEAR) -> Array:
+def velocity_to_noise(v: Array, x: Array, t: Array, schedule: Schedule = LINEAR) -> Array:
     """E[x0 | x_t = x] = (a' x - a v) / D; linear: x - t v, finite at both ends."""
     a, s, da, ds = _at(schedule, t, x)
     return (da * x - a * v) / (da * s - ds * a)
 
 
-def x1_to_velocity(x1: Array, x: Array, t: Array, schedule: Schedule = LINEAR) -> Array:
+def data_to_velocity(x1: Array, x: Array, t: Array, schedule: Schedule = LINEAR) -> Array:
     """v = (D x1 + s' x) / s; linear: (x1 - x) / (1 - t). Diverges where sigma = 0, at t = 1, where the last stage of
     Heun's and other solvers sits: end their grid before, and finish with x1."""
     a, s, da, ds = _at(schedule, t, x)
     return ((da * s - ds * a) * x1 + ds * x) / s
 
 
-def x0_to_velocity(x0: Array, x: Array, t: Array, schedule: Schedule = LINEAR) -> Array:
+def noise_to_velocity(x0: Array, x: Array, t: Array, schedule: Schedule = LINEAR) -> Array:
     """v = (a' x - D x0) / a; linear: (x - x0) / t. Diverges where alpha = 0, at t = 0."""
     a, s, da, ds = _at(schedule, t, x)
     return (da * x - (da * s - ds * a) * x0) / a
 
 
-def x1_to_x0(x1: Array, x: Array, t: Array, schedule: Schedule = LINEAR) -> Array:
+def data_to_noise(x1: Array, x: Array, t: Array, schedule: Schedule = LINEAR) -> Array:
     """E[x0 | x_t = x] = (x - a x1) / s; linear: (x - t x1) / (1 - t). Diverges where sigma = 0, at t = 1."""
     a, s, _, _ = _at(schedule, t, x)
     return (x - a * x1) / s
 
 
-def x0_to_x1(x0: Array, x: Array, t: Array, schedule: Schedule = LINEAR) -> Array:
+def noise_to_data(x0: Array, x: Array, t: Array, schedule: Schedule = LINEAR) -> Array:
     """E[x1 | x_t = x] = (x - s x0) / a; linear: (x - (1 - t) x0) / t. Diverges where alpha = 0, at t = 0."""
     a, s, _, _ = _at(schedule, t, x)
     return (x - s * x0) / a
 
 
-def x0_to_score(x0: Array, x: Array, t: Array, schedule: Schedule = LINEAR) -> Array:
+def noise_to_score(x0: Array, x: Array, t: Array, schedule: Schedule = LINEAR) -> Array:
     """score = -x0 / s; linear: -x0 / (1 - t). Diverges where sigma = 0, at t = 1."""
     return -x0 / _at(schedule, t, x)[1]
 
 
-def score_to_x0(score: Array, x: Array, t: Array, schedule: Schedule = LINEAR) -> Array:
+def score_to_noise(score: Array, x: Array, t: Array, schedule: Schedule = LINEAR) -> Array:
     """E[x0 | x_t = x] = -s score; linear: -(1 - t) score, finite at both ends (where the score is)."""
     return -_at(schedule, t, x)[1] * score
 
 
 def velocity_to_score(v: Array, x: Array, t: Array, schedule: Schedule = LINEAR) -> Array:
     """score = (a v - a' x) / (D s); linear: (t v - x) / (1 - t). Diverges where sigma = 0, at t = 1."""
-    return x0_to_score(velocity_to_x0(v, x, t, schedule), x, t, schedule)
+    return noise_to_score(velocity_to_noise(v, x, t, schedule), x, t, schedule)
 
 
 def score_to_velocity(score: Array, x: Array, t: Array, schedule: Schedule = LINEAR) -> Array:
     """v = (a' x + D s score) / a; linear: (x + (1 - t) score) / t. Diverges where alpha = 0, at t = 0."""
-    return x0_to_velocity(score_to_x0(score, x, t, schedule), x, t, schedule)
+    return noise_to_velocity(score_to_noise(score, x, t, schedule), x, t, schedule)
 
 
-def x1_to_score(x1: Array, x: Array, t: Array, schedule: Schedule = LINEAR) -> Array:
+def data_to_score(x1: Array, x: Array, t: Array, schedule: Schedule = LINEAR) -> Array:
     """score = (a x1 - x) / s^2; linear: (t x1 - x) / (1 - t)^2. Diverges where sigma = 0, at t = 1."""
-    return x0_to_score(x1_to_x0(x1, x, t, schedule), x, t, schedule)
+    return noise_to_score(data_to_noise(x1, x, t, schedule), x, t, schedule)
 
 
-def score_to_x1(score: Array, x: Array, t: Array, schedule: Schedule = LINEAR) -> Array:
+def score_to_data(score: Array, x: Array, t: Array, schedule: Schedule = LINEAR) -> Array:
     """E[x1 | x_t = x] = (x + s^2 score) / a; linear: (x + (1 - t)^2 score) / t. Diverges where alpha = 0, at t = 0."""
-    return x0_to_x1(score_to_x0(score, x, t, schedule), x, t, schedule)
+    return noise_to_data(score_to_noise(score, x, t, schedule), x, t, schedule)
 
 
 def _at(schedule: Schedule, t: Array, x: Array) -> tuple[Array, Array, Array, Array]:

@@ -51,7 +51,7 @@ def with_noise(schedule: Schedule, noise: Callable[[Array], Array]) -> Interpola
 
 def schroedinger_bridge(sigma: float = 1.0) -> Interpolant:
     """Brownian bridges (1 - t) x0 + t x1 + sigma sqrt(t (1 - t)) z. With pairs of the entropic optimal transport of cost
-    |x1 - x0|^2 and regularisation 2 sigma^2 the marginals are those of the Schroedinger bridge of sigma dW; with other
+    |x1 - x0|^2 and regularization 2 sigma^2 the marginals are those of the Schroedinger bridge of sigma dW; with other
     pairs only the two ends are.
 
     The slope of the noise is infinite at both ends, where t is taken one machine epsilon inside; the regression's variance

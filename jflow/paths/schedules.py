@@ -75,7 +75,7 @@ def cosine(scale: float = 1.0) -> Schedule:
 
 
 def linear_vp() -> Schedule:
-    """alpha = t, sigma = sqrt(1 - t^2): the variance of standardised data is 1 throughout."""
+    """alpha = t, sigma = sqrt(1 - t^2): the variance of standardized data is 1 throughout."""
 
     def sigma(t):
         t = inside(t, end=True)
@@ -139,7 +139,7 @@ def edm(sigma_min: float = 0.002, sigma_max: float = 80.0, rho: float = 7.0) -> 
 
 
 def unit_variance(schedule: Schedule) -> Schedule:
-    """alpha and sigma divided by sqrt(alpha^2 + sigma^2): noise and standardised data both have variance 1, whatever the
+    """alpha and sigma divided by sqrt(alpha^2 + sigma^2): noise and standardized data both have variance 1, whatever the
     scale of the schedule. x_t of one is that of the other divided by the root (see `paths.reschedule`)."""
 
     def divided(f):

@@ -1,49 +1,57 @@
 """Solvers: samples and log-densities along a velocity, by diffrax."""
 
 from jflow.solvers import grids, noises
-from jflow.solvers._acceleration import Launch, sample_acceleration
+from jflow.solvers._acceleration import AccelerationCondition, sample_acceleration
 from jflow.solvers._bespoke import bespoke_bound, bespoke_error, bespoke_params, bespoke_sample
 from jflow.solvers._boss import bellman, step_costs
 from jflow.solvers._divergence import Divergence, exact_divergence, hutch_plus_plus, hutchinson
-from jflow.solvers._exponential import ddim, dpm_solver_2, dpm_solver_pp_2s, halfway, halfway_in_log_snr
+from jflow.solvers._exponential import ddim, dpm_solver_2, dpm_solver_pp_2s, midpoint_in_log_snr, midpoint_time
 from jflow.solvers._flow_maps import (
     JVP,
-    as_velocity,
-    carry,
+    apply_flow_map,
+    consistency_map,
     expanded_time,
     finite_difference,
+    instantaneous_velocity,
     sample_flow_map,
-    to_data,
     total_derivative,
 )
-from jflow.solvers._hierarchical import Outer, sample_hierarchy
+from jflow.solvers._hierarchical import HierarchyCondition, sample_hierarchy
 from jflow.solvers._integrate import SolveInfo, Status
 from jflow.solvers._likelihood import log_prob, sample_with_log_det
 from jflow.solvers._mixture import gm_ode, gm_sde
 from jflow.solvers._multistep import adams_bashforth, dpm_solver_pp, fireflow, pseudo_corrector, unipc
-from jflow.solvers._refiner import refined_sample, refines
+from jflow.solvers._refiner import refiner, sample_refined
 from jflow.solvers._sample import sample
-from jflow.solvers._stochastic import Trajectory, ancestral, euler_maruyama, overshoot, replay, step_log_prob, walk
+from jflow.solvers._stochastic import (
+    Trajectory,
+    ancestral,
+    euler_maruyama,
+    overshoot,
+    sample_sde,
+    step_log_prob,
+    trajectory_log_prob,
+)
 from jflow.solvers._tunable import restore
 from jflow.solvers._variational import sample_variational
 
 __all__ = [
     "JVP",
     "Divergence",
-    "Launch",
-    "Outer",
+    "AccelerationCondition",
+    "HierarchyCondition",
     "SolveInfo",
     "Status",
     "Trajectory",
     "adams_bashforth",
     "ancestral",
-    "as_velocity",
+    "instantaneous_velocity",
     "bellman",
     "bespoke_bound",
     "bespoke_error",
     "bespoke_params",
     "bespoke_sample",
-    "carry",
+    "apply_flow_map",
     "ddim",
     "dpm_solver_2",
     "dpm_solver_pp",
@@ -56,17 +64,17 @@ __all__ = [
     "gm_ode",
     "gm_sde",
     "grids",
-    "halfway",
-    "halfway_in_log_snr",
+    "midpoint_time",
+    "midpoint_in_log_snr",
     "hutch_plus_plus",
     "hutchinson",
     "log_prob",
     "noises",
     "overshoot",
     "pseudo_corrector",
-    "refined_sample",
-    "refines",
-    "replay",
+    "sample_refined",
+    "refiner",
+    "trajectory_log_prob",
     "restore",
     "sample",
     "sample_acceleration",
@@ -76,8 +84,8 @@ __all__ = [
     "sample_with_log_det",
     "step_costs",
     "step_log_prob",
-    "to_data",
+    "consistency_map",
     "total_derivative",
     "unipc",
-    "walk",
+    "sample_sde",
 ]

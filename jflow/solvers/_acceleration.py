@@ -7,13 +7,13 @@ import jax.numpy as jnp
 from jax.typing import ArrayLike
 
 from jflow._core.arrays import float_dtype
-from jflow._core.checks import check_cond, like_state, players
+from jflow._core.checks import check_cond, like_state, take_parts
 from jflow.solvers._integrate import SolveInfo
-from jflow.solvers._parts import finished, sampling_times
+from jflow.solvers._parts import sampler_result, sampling_times
 from jflow.types import Array, Cond, Params, Velocity
 
 
-class Launch(NamedTuple):
+class AccelerationCondition(NamedTuple):
     """What the acceleration's network is told, as its cond: v0 [b, *event], the velocity at the start, and the user's cond."""
 
     v0: Array
@@ -43,7 +43,7 @@ def sample_acceleration(
     """
     name = "sample_acceleration"
     ts = jnp.asarray(sampling_times(name, steps, grid, rising=False), float_dtype(x0))
-    start, pushed = players(name, params, "velocity", "acceleration")
+    start, pushed = take_parts(name, params, "velocity", "acceleration")
     n = x0.shape[0]
     cond = check_cond(name, cond, n)
     x = jnp.asarray(x0, float_dtype(x0))
@@ -51,8 +51,8 @@ def sample_acceleration(
 
     def step(x, ends):
         t, k = ends[0], ends[1] - ends[0]
-        a = acceleration.apply(pushed, x, jnp.full((n,), t), Launch(v0, cond))
+        a = acceleration.apply(pushed, x, jnp.full((n,), t), AccelerationCondition(v0, cond))
         return x + k * v0 + k * (t + k / 2) * like_state(name, a, x), None
 
     x, _ = jax.lax.scan(step, x, (ts[:-1], ts[1:]))
-    return finished(x, ts.shape[0], x0)
+    return sampler_result(x, ts.shape[0], x0)

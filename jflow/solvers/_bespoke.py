@@ -36,7 +36,7 @@ import numpy as np
 from jflow import solvers
 from jflow._core.arrays import expand_to, float_dtype, mean_event
 from jflow._core.batch import mean_of_rows, read
-from jflow._core.checks import check_cond, check_whole, checked, like_state, need_pairs, needed, rows
+from jflow._core.checks import check_cond, check_whole, frozen_entry, like_state, need_pairs, rows, with_checked_output
 from jflow._core.times import check_knots
 from jflow.solvers._integrate import SolveInfo
 from jflow.types import Array, Cond, Loss, Params, Velocity
@@ -138,7 +138,7 @@ def bespoke_bound(
         if x.ndim < 2 or x.shape[1] != len(times):
             raise ValueError(f"bespoke_bound: expected x of shape [b, {len(times)}, ...], got {list(x.shape)}")
         n = _steps("bespoke_bound", params, solver)
-        given = {"solver": params, "velocity": needed("bespoke_bound", frozen)}
+        given = {"solver": params, "velocity": frozen_entry("bespoke_bound", frozen)}
         nodes, bent = _read(params), _bent(teacher)
         t, s = nodes.t[::stages], nodes.s[::stages]
         x = x.astype(float_dtype(x))
@@ -166,12 +166,12 @@ def bespoke_error(teacher: Velocity, *, solver: diffrax.AbstractSolver = _MIDPOI
     frozen['teacher'].
     """
     _stages("bespoke_error", solver)
-    teacher = checked("bespoke_error: teacher", teacher)
+    teacher = with_checked_output("bespoke_error: teacher", teacher)
 
     def loss(params, key, batch, frozen=None):
         x, x0, cond, weight = read("bespoke_error", batch, ("x", "x0", "cond", "weight"))
         need_pairs("bespoke_error", batch)
-        velocity_params = needed("bespoke_error", frozen)
+        velocity_params = frozen_entry("bespoke_error", frozen)
         x1, _ = bespoke_sample(params, teacher, velocity_params, x0.astype(float_dtype(x0)), cond, solver=solver)
         square = mean_event(jnp.square(x1 - x))
         value = mean_of_rows(square, weight)

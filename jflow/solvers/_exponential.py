@@ -22,10 +22,10 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 
-from jflow.paths import LINEAR, Schedule, matched_time, velocity_to_x0, velocity_to_x1
+from jflow.paths import LINEAR, Schedule, matched_time, velocity_to_data, velocity_to_noise
 from jflow.types import Array
 
-__all__ = ["ddim", "dpm_solver_2", "dpm_solver_pp_2s", "halfway", "halfway_in_log_snr"]
+__all__ = ["ddim", "dpm_solver_2", "dpm_solver_pp_2s", "midpoint_time", "midpoint_in_log_snr"]
 
 
 def ddim(schedule: Schedule = LINEAR) -> diffrax.AbstractSolver:
@@ -37,12 +37,12 @@ def ddim(schedule: Schedule = LINEAR) -> diffrax.AbstractSolver:
     return _DDIM(schedule)
 
 
-def halfway(t: Array, s: Array) -> Array:
+def midpoint_time(t: Array, s: Array) -> Array:
     """The time between t and s."""
     return t + (s - t) / 2
 
 
-def halfway_in_log_snr(schedule: Schedule = LINEAR) -> Callable:
+def midpoint_in_log_snr(schedule: Schedule = LINEAR) -> Callable:
     """(t, s) -> the time where log(alpha / sigma) is halfway between its values at t and s. If one of the two is 0 or 1 so
     is the result, on a path whose ends are exact, and the step is DDIM's."""
 
@@ -50,16 +50,16 @@ def halfway_in_log_snr(schedule: Schedule = LINEAR) -> Callable:
         a, noise = (_root(f(t) * f(s)) for f in (schedule.alpha, schedule.sigma))
         whole = (a == 0) & (noise == 0)  # one step from 0 to 1
         level = Schedule(lambda r: jnp.where(whole, 1, a), lambda r: noise)
-        return jnp.where(whole, halfway(t, s), matched_time(schedule, level, t)[0])
+        return jnp.where(whole, midpoint_time(t, s), matched_time(schedule, level, t)[0])
 
     return middle
 
 
-def dpm_solver_2(schedule: Schedule = LINEAR, middle: Callable = halfway) -> diffrax.AbstractSolver:
+def dpm_solver_2(schedule: Schedule = LINEAR, middle: Callable = midpoint_time) -> diffrax.AbstractSolver:
     """DPM-Solver-2: DDIM to a time in the middle, then the whole step with the x0 predicted there. Second order, two
     evaluations a step.
 
-    middle: (t, s) -> time. The paper's is `halfway_in_log_snr(schedule)`; halfway in t differs from it by the square of
+    middle: (t, s) -> time. The paper's is `midpoint_in_log_snr(schedule)`; halfway in t differs from it by the square of
     the step, which keeps the order, and does not stick to 0 and 1. A step from pure noise, at t=0, holds x1 instead.
     Source: Lu, Zhou, Bao, Chen, Li, Zhu, "DPM-Solver: A Fast ODE Solver for Diffusion Probabilistic Model Sampling in
     Around 10 Steps", 2022.
@@ -67,7 +67,7 @@ def dpm_solver_2(schedule: Schedule = LINEAR, middle: Callable = halfway) -> dif
     return _Midpoint(schedule, middle, False)
 
 
-def dpm_solver_pp_2s(schedule: Schedule = LINEAR, middle: Callable = halfway) -> diffrax.AbstractSolver:
+def dpm_solver_pp_2s(schedule: Schedule = LINEAR, middle: Callable = midpoint_time) -> diffrax.AbstractSolver:
     """DPM-Solver++(2S) with r = 1/2: DDIM to a time in the middle, then the whole step with the x1 predicted there. Second
     order, two evaluations a step; the last step, to t=1, ends in that x1.
 
@@ -153,7 +153,7 @@ def predictions(schedule: Schedule, terms, t, y, args):
     v, time = terms.vf(t, y, args), real_time(terms, t)
     return tuple(
         jax.tree.map(lambda v, y: f(v, y, time, schedule), v, y)  # noqa: B023
-        for f in (velocity_to_x1, velocity_to_x0)
+        for f in (velocity_to_data, velocity_to_noise)
     )
 
 

@@ -2,12 +2,12 @@
 derivative along a trajectory, and what a student takes over from its teacher.
 
 u is the average velocity: the flow map is f(x, t, r) = x + (r - t) u(x, t, r), and u(x, t, t) = v(x, t) is the velocity. A
-consistency model is the map with r = 1 alone: any `Velocity`, read by `to_data`. Losses that learn u say in their docstring
-which r they train; `sample` may ask for no others.
+consistency model is the map with r = 1 alone: any `Velocity`, read by `consistency_map`. Losses that learn u say in
+their docstring which r they train; `sample_flow_map` may ask for no others.
 
     net = nets.ResidualMLP(width=128)
     model = jflow.flow_map(net)                       # u(x, t, r): the network is told r - t
-    loss = losses.mean_flow(model)                   # or any other loss of `fewstep`
+    loss = losses.mean_flow(model)                   # or any other loss of a flow map
     ... make_step, fit ...
     x1, info = solvers.sample_flow_map(model, params, x0, steps=2)
 """
@@ -24,16 +24,23 @@ from jflow._core.arrays import expand_to, float_dtype
 from jflow._core.checks import check_cond, check_flow_map, like_state, need_key, rows
 from jflow._core.keys import same_draws
 from jflow.solvers._integrate import SolveInfo
-from jflow.solvers._parts import finished, sampling_times
+from jflow.solvers._parts import sampler_result, sampling_times
 from jflow.types import Array, Cond, FlowMap, Key, Params, Velocity
 
-__all__ = ["as_velocity", "carry", "finite_difference", "sample_flow_map", "to_data", "total_derivative"]
+__all__ = [
+    "instantaneous_velocity",
+    "apply_flow_map",
+    "finite_difference",
+    "sample_flow_map",
+    "consistency_map",
+    "total_derivative",
+]
 
 JVP = Callable[[Callable, Sequence, Sequence], tuple[Any, Any]]
 """(f, primals, tangents) -> (f(primals), its derivative along the tangents): `jax.jvp`, or a `finite_difference`."""
 
 
-def carry(
+def apply_flow_map(
     flow_map: FlowMap,
     params: Params,
     x: Array,
@@ -44,13 +51,13 @@ def carry(
     key: Key | None = None,
 ) -> Array:
     """f(x, t, r) = x + (r - t) u(x, t, r): x [b, *event] carried from time t to time r (both [b], or scalars)."""
-    x = _floating("carry", x)
+    x = _floating("apply_flow_map", x)
     t, r = (rows(time, x.shape[0]).astype(float_dtype(x)) for time in (t, r))
-    u = like_state("carry", flow_map.apply(params, x, t, r, cond, key=key), x)
+    u = like_state("apply_flow_map", flow_map.apply(params, x, t, r, cond, key=key), x)
     return (x + expand_to(r - t, x) * u).astype(x.dtype)
 
 
-def as_velocity(flow_map: FlowMap) -> Velocity:
+def instantaneous_velocity(flow_map: FlowMap) -> Velocity:
     """The velocity that an average velocity contains, v(x, t) = u(x, t, t), with the same params."""
 
     def init(key, x, t, cond=None):
@@ -63,7 +70,7 @@ def as_velocity(flow_map: FlowMap) -> Velocity:
     return Velocity(init, apply)
 
 
-def to_data(velocity: Velocity) -> FlowMap:
+def consistency_map(velocity: Velocity) -> FlowMap:
     """A consistency model F(x, t), whose f(x, t) = x + (1 - t) F(x, t) is data, as a flow map: r is ignored and means 1.
 
     f(x, 1) = x holds whatever F is. `sample` asks it for r = 1 alone when given one step, or renoise=1."""
@@ -160,7 +167,7 @@ def sample_flow_map(
     def step(x, now):
         t, t_next, key = now
         r = t_next + renoise * (1 - t_next)
-        x = carry(flow_map, params, x, t, r, cond)
+        x = apply_flow_map(flow_map, params, x, t, r, cond)
         if key is not None:
             keep = t_next / r
             std = jnp.sqrt(jnp.maximum((1 - t_next) ** 2 - (keep * (1 - r)) ** 2, 0))
@@ -169,7 +176,7 @@ def sample_flow_map(
 
     keys = jax.random.split(key, count) if renoise > 0 and key is not None else None
     x, _ = jax.lax.scan(step, jnp.asarray(x0, float_dtype(x0)), (times[:-1], times[1:], keys))
-    return finished(x, count, x0)
+    return sampler_result(x, count, x0)
 
 
 def _floating(name: str, x: Array) -> Array:

@@ -15,12 +15,12 @@ from jflow.solvers._integrate import SolveInfo, Status
 from jflow.solvers._sample import sample
 from jflow.types import Array, Cond, Key, Params, PyTree, Velocity
 
-__all__ = ["Outer", "sample_hierarchy"]
+__all__ = ["HierarchyCondition", "sample_hierarchy"]
 
 _EULER = diffrax.Euler()
 
 
-class Outer(NamedTuple):
+class HierarchyCondition(NamedTuple):
     """What the network is told, as its cond, besides the innermost state x [b, *event] and time t [b].
 
     states: the states of the levels above, from location downwards, each [b, *event]; times: theirs, each [b]; cond: the
@@ -73,7 +73,7 @@ def sample_hierarchy(
             y, count, status = carry
             t, t_next, key = ends
             noise_key, key = jax.random.split(key)
-            lower = Outer((*above.states, y), (*above.times, jnp.broadcast_to(t, (n,))), above.cond)
+            lower = HierarchyCondition((*above.states, y), (*above.times, jnp.broadcast_to(t, (n,))), above.cond)
             v, more, worse = draw(jax.random.normal(noise_key, y.shape, y.dtype), key, lower)
             return (y + (t_next - t) * v, count + more, jnp.maximum(status, worse)), None
 
@@ -82,6 +82,6 @@ def sample_hierarchy(
         (y, count, status), _ = jax.lax.scan(step, (x, none, none), (grid[:-1], grid[1:], keys))
         return y, count, status
 
-    x1, evaluations, status = draw(x0.astype(dtype), key, Outer((), (), cond))
+    x1, evaluations, status = draw(x0.astype(dtype), key, HierarchyCondition((), (), cond))
     x1 = jnp.where(expand_to(status == Status.OK, x1), x1, jnp.nan)
     return x1.astype(x0.dtype), SolveInfo(evaluations, status)

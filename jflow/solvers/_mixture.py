@@ -27,7 +27,7 @@ def gm_sde(field: Field, *, schedule: Schedule = LINEAR) -> Step:
     With the exact mixture every step is exact, also the one from noise to data. x_next = mean + std noise, in float32 or
     better, with the mean [b, *event] of the components drawn (one a site) and their std [b]: given them it is Gaussian,
     but the transition is a mixture, whose log-density is `distributions.mixtures.log_prob` of
-    `distributions.mixtures.reverse_transition`. A key is needed, so that `replay` refuses.
+    `distributions.mixtures.reverse_transition`. A key is needed, so that `trajectory_log_prob` refuses.
     Source: Chen et al., "Gaussian Mixture Flow Matching Models", 2025 (GM-SDE).
     """
 
@@ -89,7 +89,7 @@ def gm_ode(
 
     def evaluate(params, cond, x, t):
         found = mixtures.check_mixture("gm_ode", field.apply(params, x.astype(x0.dtype), rows(t, n), cond), x)
-        return mixtures.velocity_to_x1(found, x, t, schedule)
+        return mixtures.velocity_to_data(found, x, t, schedule)
 
     def advance(x1, x, t, t_next):
         fine = (t + (t_next - t) * jnp.linspace(0, 1, substeps + 1, dtype=dtype)).at[-1].set(t_next)

@@ -19,7 +19,7 @@ def sampling_times(name: str, steps: int | None, grid: ArrayLike | None, *, risi
     return grid
 
 
-def finished(x: Array, evaluations: int, like: Array) -> tuple[Array, SolveInfo]:
+def sampler_result(x: Array, evaluations: int, like: Array) -> tuple[Array, SolveInfo]:
     """What a sampler returns: x [b, *event] in the type of `like`, rows that are not finite as NaN, and their info."""
     n = x.shape[0]
     finite = jnp.all(jnp.isfinite(x), axis=tuple(range(1, x.ndim)))

@@ -9,11 +9,11 @@ from jflow._core.arrays import float_dtype, halves, joined
 from jflow._core.checks import check_cond, count_rows, like_state, rows
 from jflow._core.times import rising_times
 from jflow.solvers._integrate import SolveInfo
-from jflow.solvers._parts import finished
+from jflow.solvers._parts import sampler_result
 from jflow.types import Array, Cond, Field, Params, Velocity
 
 
-def refines(velocity: Velocity) -> Field:
+def refiner(velocity: Velocity) -> Field:
     """A refiner, R((x, v), t) shaped like x, from a network of x and v joined along the last axis of the event, [b, ..., 2 c]
     (of a scalar event [b, 2]): the first half of its output is read.
 
@@ -21,7 +21,7 @@ def refines(velocity: Velocity) -> Field:
 
     def join(pair):
         x, v = pair
-        return joined(x, like_state("refines", v, x))
+        return joined(x, like_state("refiner", v, x))
 
     def init(key, x, t, cond=None):
         return velocity.init(key, join(x), t, cond)
@@ -32,7 +32,7 @@ def refines(velocity: Velocity) -> Field:
     return Field(init, apply)
 
 
-def refined_sample(
+def sample_refined(
     velocity: Velocity,
     params: Params,
     refiner: Field,
@@ -61,21 +61,21 @@ def refined_sample(
     """
     counts = {"heun": heun, "pseudo": pseudo, "refine": refine}
     if any(isinstance(c, bool) or int(c) != c or c < (name == "heun") for name, c in counts.items()):
-        raise ValueError(f"refined_sample: expected whole numbers, heun >= 1, pseudo >= 0, refine >= 0, got {counts}")
+        raise ValueError(f"sample_refined: expected whole numbers, heun >= 1, pseudo >= 0, refine >= 0, got {counts}")
     total = heun + pseudo + refine
-    times = rising_times("refined_sample", total if grid is None else grid)
+    times = rising_times("sample_refined", total if grid is None else grid)
     if np.shape(times)[0] != total + 1:
-        raise ValueError(f"refined_sample: expected a grid of {total + 1} times, got {np.shape(times)[0]}")
-    n = count_rows("refined_sample", x0)
-    cond = check_cond("refined_sample", cond, n)
+        raise ValueError(f"sample_refined: expected a grid of {total + 1} times, got {np.shape(times)[0]}")
+    n = count_rows("sample_refined", x0)
+    cond = check_cond("sample_refined", cond, n)
     x = jnp.asarray(x0, float_dtype(x0))
     times = jnp.asarray(times, x.dtype)
 
     def at(x, t):
-        return like_state("refined_sample", velocity.apply(params, x, rows(t, n), cond), x)
+        return like_state("sample_refined", velocity.apply(params, x, rows(t, n), cond), x)
 
     def refined(x, v, t):
-        return v + like_state("refined_sample", refiner.apply(refiner_params, (x, v), rows(t, n), cond), x)
+        return v + like_state("sample_refined", refiner.apply(refiner_params, (x, v), rows(t, n), cond), x)
 
     def step(first, second, keep):
         def run(state, ends):
@@ -98,4 +98,4 @@ def refined_sample(
         state, _ = jax.lax.scan(run, state, (ends[:-1], ends[1:]))
         start += count
     x = state[0]
-    return finished(x, 2 * heun + pseudo, x0)
+    return sampler_result(x, 2 * heun + pseudo, x0)

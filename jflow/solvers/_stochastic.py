@@ -26,7 +26,7 @@ from jax.typing import ArrayLike
 from jflow._core.arrays import expand_to, float_dtype, sum_event
 from jflow._core.checks import check_cond, count_rows, like_state, need_key, rows
 from jflow._core.times import check_grid
-from jflow.paths import LINEAR, Schedule, velocity_to_x0, velocity_to_x1
+from jflow.paths import LINEAR, Schedule, velocity_to_data, velocity_to_noise
 from jflow.solvers._integrate import all_finite, leave_out_failed
 from jflow.types import Array, Cond, Key, Params, Step, Velocity
 
@@ -35,9 +35,9 @@ __all__ = [
     "ancestral",
     "euler_maruyama",
     "overshoot",
-    "replay",
+    "trajectory_log_prob",
     "step_log_prob",
-    "walk",
+    "sample_sde",
 ]
 
 
@@ -72,7 +72,7 @@ def euler_maruyama(
             sigma = schedule.sigma(t)
             if limit is not None:
                 rate = jnp.minimum(rate, limit * sigma**2 / h)
-            pull = -velocity_to_x0(v, x, t, schedule) / expand_to(sigma, x)
+            pull = -velocity_to_noise(v, x, t, schedule) / expand_to(sigma, x)
         return x + expand_to(h, x) * (v + expand_to(rate, x) * pull), jnp.sqrt(2 * rate * h)
 
     return _step(moments)
@@ -129,7 +129,7 @@ class Trajectory(NamedTuple):
     std: Array
 
 
-def walk(
+def sample_sde(
     step: Step, params: Params, x0: Array, key: Key, grid: ArrayLike, cond: Cond = None, *, keep: bool = False
 ) -> tuple[Array, Trajectory | None]:
     """Steps x0 [b, *event] over a rising grid [n + 1] with a key for each; returns (x, trajectory).
@@ -138,9 +138,9 @@ def walk(
     n evaluations of the velocity. A row that is not finite at the end has no part in a derivative.
     Errors: ValueError for a grid that doesn't rise or leaves [0, 1], for no key.
     """
-    check_grid("solvers.walk", grid, rising=True)
-    need_key("solvers.walk", key)
-    cond = check_cond("solvers.walk", cond, count_rows("solvers.walk", x0))
+    check_grid("solvers.sample_sde", grid, rising=True)
+    need_key("solvers.sample_sde", key)
+    cond = check_cond("solvers.sample_sde", cond, count_rows("solvers.sample_sde", x0))
     ts = jnp.asarray(grid, float_dtype(x0))
     start = x0.astype(float_dtype(x0))
 
@@ -164,13 +164,13 @@ def walk(
     return x.astype(x0.dtype), path
 
 
-def replay(step: Step, params: Params, trajectory: Trajectory, cond: Cond = None) -> Array:
+def trajectory_log_prob(step: Step, params: Params, trajectory: Trajectory, cond: Cond = None) -> Array:
     """[n, b] nats: the log-density of each step of a trajectory under these params, each at its own t, t_next and x.
 
     With the params that walked it these are step_log_prob(x[1:], mean, std) of the trajectory: the ratio that policy
     gradients start from is 1.
     """
-    cond = check_cond("solvers.replay", cond, trajectory.x.shape[1])
+    cond = check_cond("solvers.trajectory_log_prob", cond, trajectory.x.shape[1])
     t = trajectory.t
 
     def run(params, rows):
@@ -208,7 +208,7 @@ def _renewed(velocity, schedule, params, x, t, t_next, cond, kept, fresh):
     """Mean and std of alpha' x1 + sigma' (kept x0 + fresh e), with the predictions at t."""
     v = like_state("velocity", velocity.apply(params, x, t, cond), x)
     sigma = schedule.sigma(t_next)
-    data, noise = velocity_to_x1(v, x, t, schedule), velocity_to_x0(v, x, t, schedule)
+    data, noise = velocity_to_data(v, x, t, schedule), velocity_to_noise(v, x, t, schedule)
     return expand_to(schedule.alpha(t_next), x) * data + expand_to(sigma * kept, x) * noise, sigma * fresh
 
 

@@ -5,10 +5,10 @@ import jax.numpy as jnp
 from jax.typing import ArrayLike
 
 from jflow._core.arrays import float_dtype
-from jflow._core.checks import check_cond, count_rows, encoded, need_key, players, rows
+from jflow._core.checks import check_cond, count_rows, encode_noise, need_key, rows, take_parts
 from jflow._core.line import on_line, predicted_data
 from jflow.solvers._integrate import SolveInfo
-from jflow.solvers._parts import finished, sampling_times
+from jflow.solvers._parts import sampler_result, sampling_times
 from jflow.types import Array, Cond, Field, Key, Params, Velocity
 
 
@@ -36,7 +36,7 @@ def sample_variational(
     times = sampling_times(name, steps, grid)
     n, count = count_rows(name, x0), len(times) - 1
     cond = check_cond(name, cond, n)
-    model, encoding = players(name, params, "model", "encoder")
+    model, encoding = take_parts(name, params, "model", "encoder")
     if count > 1:
         need_key(f"{name} with more than one step", key)
     dtype = float_dtype(x0)
@@ -48,7 +48,7 @@ def sample_variational(
     def step(x, now):
         t, t_next, key = now
         x1 = data(x, t)
-        mean, std = encoded(name, encoder, encoding, x1.astype(x0.dtype), cond, None)
+        mean, std = encode_noise(name, encoder, encoding, x1.astype(x0.dtype), cond, None)
         noise = mean + std * jax.random.normal(key, x.shape, dtype)
         return on_line(noise, x1, rows(t_next, n)), None
 
@@ -56,4 +56,4 @@ def sample_variational(
     if count > 1:
         x, _ = jax.lax.scan(step, x, (times[:-2], times[1:-1], jax.random.split(key, count - 1)))
     x = data(x, times[-2])
-    return finished(x, count, x0)
+    return sampler_result(x, count, x0)

@@ -1,6 +1,6 @@
 """Grids: times [n + 1] of n steps, from exactly 0 (source) to exactly 1 (data), rising strictly, as float64 numpy arrays.
 
-For `solvers.sample(..., grid=)`, read backwards (`grid[::-1]`) to encode, and for `solvers.walk`. A grid that was learned
+For `solvers.sample(..., grid=)`, read backwards (`grid[::-1]`) to encode, and for `solvers.sample_sde`. A grid that was learned
 or searched for is an array like any other; `1 - grid[::-1]` puts the small steps of one end at the other.
 """
 
@@ -89,13 +89,13 @@ def _steps(name, n):
     return steps
 
 
-def window_grid(knots: int | Sequence[float], n: int) -> np.ndarray:
+def windows(knots: int | Sequence[float], n: int) -> np.ndarray:
     """Times [n + 1] of n steps that meet the knots (as in `perflow`), equal within a window, shared out evenly: where n is
     not a multiple of the windows, the first ones, near noise, have one more. Errors: ValueError for n below their number."""
-    times = window_knots("window_grid", knots)
+    times = window_knots("windows", knots)
     windows = len(times) - 1
     if isinstance(n, bool) or int(n) != n or n < windows:
-        raise ValueError(f"window_grid: expected n to be at least {windows}, one step a window, got {n}")
+        raise ValueError(f"windows: expected n to be at least {windows}, one step a window, got {n}")
     counts = [n // windows + (k < n % windows) for k in range(windows)]
     parts = [np.linspace(a, b, m, endpoint=False) for a, b, m in zip(times[:-1], times[1:], counts, strict=True)]
     return np.concatenate([*parts, [1.0]])

@@ -2,11 +2,11 @@
 
 from jflow._core.processes import initialize
 from jflow.train import checkpoint, ema
-from jflow.train._gather import gathered
+from jflow.train._gather import gather_params
 from jflow.train._loop import Best, Fit, fit
 from jflow.train._rules import Rule, bytes_per_device, fsdp, init_sharded, shard, shardings
 from jflow.train._sharding import data_mesh, data_sharding, make_mesh, replicated, stack_for_pmap
-from jflow.train._state import TrainState, grown, init_state
+from jflow.train._state import TrainState, init_state, warm_start
 from jflow.train._step import Refresh, make_step
 from jflow.train._watch import NonFiniteError
 
@@ -24,8 +24,8 @@ __all__ = [
     "ema",
     "fit",
     "fsdp",
-    "gathered",
-    "grown",
+    "gather_params",
+    "warm_start",
     "init_sharded",
     "init_state",
     "initialize",

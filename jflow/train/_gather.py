@@ -13,7 +13,7 @@ from jflow.types import Loss
 _REMAT = ("remat2", "remat", "checkpoint")  # what versions of JAX call it
 
 
-def gathered(loss: Loss, mesh: Mesh, rules: Sequence[Rule], *, axes: str | Sequence[str] = "data") -> Loss:
+def gather_params(loss: Loss, mesh: Mesh, rules: Sequence[Rule], *, axes: str | Sequence[str] = "data") -> Loss:
     """`loss` for params that `rules` split over the mesh axes along which the rows of a batch lie, too.
 
     XLA alone, given rows and weights that are split over one axis, may gather the rows of the whole batch instead of the

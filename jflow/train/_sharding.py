@@ -18,7 +18,7 @@ def data_mesh(devices=None) -> jax.sharding.Mesh:
 def make_mesh(axes: Mapping[str, int], devices: Sequence[jax.Device] | None = None) -> jax.sharding.Mesh:
     """All devices, or those given, along named axes, e.g. {'data': -1, 'model': 4}; one size may be -1: what is left.
 
-    Neighbours along the last axis are the closest devices: put there what talks most (tensor sharding).
+    Neighbors along the last axis are the closest devices: put there what talks most (tensor sharding).
     """
     devices = jax.devices() if devices is None else list(devices)
     sizes = list(axes.values())

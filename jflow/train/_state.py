@@ -53,7 +53,7 @@ def _copy(x) -> Array:
     return jnp.copy(x) if jnp.issubdtype(x.dtype, jax.dtypes.prng_key) else jnp.array(x, dtype=x.dtype, copy=True)
 
 
-def grown(fresh: Params, teacher: Params) -> Params:
+def warm_start(fresh: Params, teacher: Params) -> Params:
     """Params for a student with more parts than its teacher: `fresh`, with the teacher's leaves where it has them.
 
     fresh: the student's own init, whose types stay. A flow map grown from a velocity of the same network starts as
@@ -66,6 +66,6 @@ def grown(fresh: Params, teacher: Params) -> Params:
         there = room.get(path)
         if there is None or jnp.shape(there) != jnp.shape(leaf):
             found = "no such leaf" if there is None else f"the shape {list(jnp.shape(there))}"
-            raise ValueError(f"grown: the teacher's {name!r} is {list(jnp.shape(leaf))}, the student has {found}")
+            raise ValueError(f"warm_start: the teacher's {name!r} is {list(jnp.shape(leaf))}, the student has {found}")
     taken = {path: jnp.asarray(leaf, room[path].dtype) for path, leaf in have.items()}
     return jax.tree_util.tree_map_with_path(lambda path, leaf: taken.get(path, leaf), fresh)

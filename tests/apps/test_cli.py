@@ -31,7 +31,7 @@ import numpy as np
 import optax
 
 from jflow import data, distributions, losses
-from jflow.train import Experiment
+from jflow.apps import Experiment
 
 
 def config(*, rate=0.05, steps=12, batch=16, wide=(8, 8), explode=False, pictures=True, stop=""):
@@ -53,13 +53,13 @@ def config(*, rate=0.05, steps=12, batch=16, wide=(8, 8), explode=False, picture
     def apply(state, rows, rng):
         if stop and rng is not None and next(calls) == 3:  # the first is for init
             signal.raise_signal(getattr(signal, stop))
-        return data.standardise().apply(state, rows, rng)
+        return data.standardize().apply(state, rows, rng)
 
     def sample(params, key, n, *, label=None):
         return {"x": model.sample(params, key, n), "cond": jnp.full(n, -1 if label is None else label)}
 
     def evaluate(params, state, key, splits):
-        rows = data.standardise().apply(state, splits.test, None)
+        rows = data.standardize().apply(state, splits.test, None)
         return {"nll": -model.log_prob(params, jnp.asarray(rows["x"])).mean()}
 
     return Experiment(
@@ -68,7 +68,7 @@ def config(*, rate=0.05, steps=12, batch=16, wide=(8, 8), explode=False, picture
         loss=loss,
         optimizer=optax.adam(rate),
         data=lambda: data.split(data.moons(100, 0), test=0.2),
-        preprocess=data.standardise()._replace(apply=apply),
+        preprocess=data.standardize()._replace(apply=apply),
         steps=steps,
         batch=batch,
         sample=sample,
@@ -283,8 +283,8 @@ def test_params_of_another_model_are_refused(tmp_path, trained, capsys):
 
 LIMITED = """import resource, sys
 resource.setrlimit(resource.RLIMIT_FSIZE, (int(sys.argv[1]),) * 2)
-from jflow import cli
-sys.exit(apps.cli.main(sys.argv[2:]))
+from jflow.apps import cli
+sys.exit(cli.main(sys.argv[2:]))
 """
 
 
@@ -348,14 +348,14 @@ def test_a_signal_says_what_is_saved_and_how_to_go_on(tmp_path, capsys, name, st
 
 
 HELP = """import contextlib, io, sys
-from jflow import cli
+from jflow.apps import cli
 
 out = io.StringIO()
 commands = ["train", "launch", "sample", "evaluate", "fit"]
 asked = [["--version"], ["--help"], *([c, "--help"] for c in commands), ["train", sys.argv[1], "--help"]]
 for argv in asked:
     with contextlib.redirect_stdout(out), contextlib.suppress(SystemExit):
-        apps.cli.main(argv)
+        cli.main(argv)
         raise AssertionError(argv)
     out.write("---")
 heavy = {"jax", "flax", "numpy", "pandas"} & set(sys.modules)

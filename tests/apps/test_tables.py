@@ -32,7 +32,7 @@ def mixed(n=300, seed=0):
         "real": [repr(v) for v in (3 * z + rng.normal(size=n)).tolist()],
         "count": rng.poisson(np.exp(1 + 0.3 * z)).tolist(),
         "price": [f"{v:.2f}" for v in 20 + 5 * z + rng.normal(size=n)],
-        "colour": np.where(z + rng.normal(size=n) > 0, "red", "sky blue").tolist(),
+        "color": np.where(z + rng.normal(size=n) > 0, "red", "sky blue").tolist(),
     }
 
 
@@ -109,7 +109,7 @@ def test_preprocess_state_is_json_and_fitted_on_training_rows(tmp_path):
     np.testing.assert_allclose(y["x"].mean(0), 0, atol=1e-9)
     np.testing.assert_allclose(y["x"].std(0), 1, atol=1e-9)
     np.testing.assert_allclose(pre.undo(state, y)["x"], prepared.encoded[prepared.part == "train"], atol=1e-9)
-    # real and price count per unit, count and colour (steps of 1) as mass: all have log step 0 but the standardisation
+    # real and price count per unit, count and color (steps of 1) as mass: all have log step 0 but the standardization
     np.testing.assert_allclose(pre.log_det(state, y), -np.log(train["x"].std(0)).sum(), rtol=1e-12)
     assert _tables.is_table(state) and not _tables.is_table({"mean": [0.0], "std": [1.0]})
 
@@ -147,7 +147,7 @@ def test_log_density_of_every_row_is_the_gaussians_integral_over_its_cell(fitted
     assert [int(line[0]) for line in lines[1:]] == list(range(2, 322))
     assert [line[1] for line in lines[1:]] == prepared.part.tolist()
     found = np.array([float(line[2]) for line in lines[1:]])
-    # The midpoint rule over each cell, on which a smooth density is exact to 1%: 20 points for colour, 20 for count.
+    # The midpoint rule over each cell, on which a smooth density is exact to 1%: 20 points for color, 20 for count.
     train = prepared.rows("train")["x"]
     gaussian = stats.multivariate_normal(train.mean(0), np.cov(train.T, bias=True))
     rows = prepared.encoded[:40]
@@ -162,8 +162,8 @@ def test_log_density_of_every_row_is_the_gaussians_integral_over_its_cell(fitted
 def test_synthetic_rows_have_the_tables_form(fitted):
     original, synthetic = read(fitted / "table.csv"), read(fitted / "run" / "synthetic.csv")
     assert synthetic[0] == original[0] and len(synthetic) == len(original)
-    real, count, price, colour = zip(*synthetic[1:], strict=True)
-    assert set(colour) == {"red", "sky blue"}
+    real, count, price, color = zip(*synthetic[1:], strict=True)
+    assert set(color) == {"red", "sky blue"}
     assert all(c.isdigit() for c in count)
     assert all(len(p.partition(".")[2]) == 2 for p in price)
     assert len(set(real)) == 320
@@ -186,11 +186,11 @@ def test_samples_of_a_fit_come_as_rows_and_as_arrays(fitted):
     finally:
         (fitted / "moved.csv").rename(fitted / "table.csv")
     rows = read(fitted / "rows.csv")
-    assert rows[0] == ["real", "count", "price", "colour"] and len(rows) == 10
+    assert rows[0] == ["real", "count", "price", "color"] and len(rows) == 10
     with np.load(fitted / "rows.npz") as z:
         assert z["count"].dtype == np.int64 and z["real"].dtype == np.float64
         assert [f"{v:.2f}" for v in z["price"]] == [row[2] for row in rows[1:]]
-        assert z["colour"].tolist() == [row[3] for row in rows[1:]]
+        assert z["color"].tolist() == [row[3] for row in rows[1:]]
 
 
 def test_a_fit_learns_and_resumes(tmp_path, capsys):

@@ -26,7 +26,7 @@ import numpy as np
 import optax
 
 from jflow import data
-from jflow.train import Experiment
+from jflow.apps import Experiment
 
 
 @dataclasses.dataclass
@@ -58,7 +58,7 @@ def config(
         return jnp.mean(jnp.sum(z**2 / 2 + params["log_std"][None], 1)), {}
 
     def evaluate(params, state, key, splits):
-        x = data.standardise().apply(state, splits.valid, None)
+        x = data.standardize().apply(state, splits.valid, None)
         return {"nll": loss(params, key, x)[0]}
 
     def sample(params, key, n):
@@ -70,7 +70,7 @@ def config(
         loss=loss,
         optimizer=optax.adam(rate),
         data=load,
-        preprocess=data.standardise(),
+        preprocess=data.standardize(),
         steps=steps,
         batch=16,
         ema=0.5,

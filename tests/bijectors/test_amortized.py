@@ -61,7 +61,7 @@ def test_keys_reach_the_rows_and_transports_stay_transports():
     same = jnp.repeat(z[:1], 4, axis=0)
     log_det = jax.jit(lambda p, key: residual.forward(p, same, 0 * cond, key=key)[1])(params, jax.random.key(0))
     assert len(np.unique(np.asarray(log_det))) > 1  # a probe for each row
-    assert isinstance(bj.amortized(bj.uniform_dequantize(4)), Transport)
+    assert isinstance(bj.amortized(bj.uniform_dequantization(4)), Transport)
 
 
 def test_features_have_to_be_vectors():

@@ -12,8 +12,8 @@ from jflow import flows, nets
 from jflow._core.implicit import fixed_point
 from jflow.types import Elementwise
 
-AFFINE = bj.transformers.affine()
-SPLINE = bj.transformers.rational_quadratic(4, 3.0)
+AFFINE = bj.univariate.affine()
+SPLINE = bj.univariate.rational_quadratic(4, 3.0)
 X = np.random.default_rng(0).normal(size=(5, 6)).astype(np.float32)
 
 
@@ -209,7 +209,7 @@ def test_labels_and_dropout_go_through_the_loop():
             h = nn.Dropout(0.5, deterministic=not self.has_rng("dropout"))(jnp.tril(jnp.ones((6, 6)), -1))
             return (x @ h.T)[..., None] + nn.Embed(3, 6)(cond)[..., None]
 
-    bijector = bj.autoregressive(bj.transformers.shift(), Net())
+    bijector = bj.autoregressive(bj.univariate.shift(), Net())
     cond, params = np.arange(5) % 3, None
     params = bijector.init(jax.random.key(0), X, cond)
 
@@ -233,7 +233,7 @@ def test_it_is_flowjaxs_masked_autoregressive_flow(x64):
     x, cond = (np.random.default_rng(i).normal(size=(6, n)) for i, n in enumerate((d, c)))
     with jax.numpy_rank_promotion("allow"):
         options = {"dim": d, "cond_dim": c, "nn_width": d * each, "nn_depth": 1, "nn_activation": jnp.tanh}
-        theirs = MaskedAutoregressive(jax.random.key(0), transformer=Affine(), **options)
+        theirs = MaskedAutoregressive(jax.random.key(0), univariate=Affine(), **options)
         theirs = paramax.unwrap(theirs)
         expected = jax.vmap(theirs.transform_and_log_det)(jnp.asarray(x), jnp.asarray(cond))
         back = jax.vmap(theirs.inverse_and_log_det)(jnp.asarray(x), jnp.asarray(cond))
@@ -290,8 +290,8 @@ def test_a_trained_spline_flow_samples_in_a_fraction_of_the_passes():
         return params, values
 
     params, values = fit(params)
-    assert values[-1] < values[0] - 3  # nats: it has learnt to depend on what comes before
-    transformer = bj.transformers.rational_quadratic(4, 4.0)
+    assert values[-1] < values[0] - 3  # nats: it has learned to depend on what comes before
+    transformer = bj.univariate.rational_quadratic(4, 4.0)
     net = nets.MADE(transformer.size, hidden)
     z = jax.random.normal(jax.random.key(1), (64, d))
 

@@ -25,7 +25,7 @@ def test_the_jacobian_is_triangular_with_a_positive_diagonal():
 
 
 def test_it_is_flowjaxs_network(x64):
-    """Its weights, with softplus and weight normalisation worked in, and an open gate."""
+    """Its weights, with softplus and weight normalization worked in, and an open gate."""
     import paramax
     from flowjax.bijections import BlockAutoregressiveNetwork
 

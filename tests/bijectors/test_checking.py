@@ -89,7 +89,7 @@ def test_a_wrong_bijector_is_told_what_is_wrong(name):
 
 def test_right_ones_pass():
     assert bj.check(scaling(), X) is None
-    coupling = bj.coupling(bj.transformers.shift(), nets.MLP((4,), nn.tanh), split=1)
+    coupling = bj.coupling(bj.univariate.shift(), nets.MLP((4,), nn.tanh), split=1)
     assert bj.check(bj.conditioned(coupling, nn.Embed(3, 2)), X, jnp.arange(3), key=jax.random.key(3)) is None
     with pytest.raises(ValueError, match="expected cond to change inverse"):
         bj.check(scaling(), X, jnp.arange(3))

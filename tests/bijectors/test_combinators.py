@@ -11,7 +11,7 @@ from jflow import flows, nets
 from jflow.distributions import normal
 from jflow.types import Bijector, Transport
 
-AFFINE = bj.transformers.affine()
+AFFINE = bj.univariate.affine()
 
 
 def test_shared_params_are_stored_once():
@@ -99,8 +99,8 @@ def spread_data(n=512):
 
 @pytest.mark.parametrize("side", ["data", "source"])
 @pytest.mark.parametrize("flip", [False, True])
-def test_data_dependent_init_standardises_the_far_side(side, flip):
-    """An inverted actnorm initialised as if it were upright would turn deviation 5 into 25."""
+def test_data_dependent_init_standardizes_the_far_side(side, flip):
+    """An inverted actnorm initialized as if it were upright would turn deviation 5 into 25."""
     bijector = bj.actnorm(2)
     bijector = bj.invert(bijector) if flip else bijector
     x = spread_data()
@@ -113,7 +113,7 @@ def test_data_dependent_init_standardises_the_far_side(side, flip):
 
 
 @pytest.mark.parametrize("side", ["data", "source"])
-def test_stacked_actnorms_initialise_one_after_another(side):
+def test_stacked_actnorms_initialize_one_after_another(side):
     """The layer that meets the batch first takes its deviation; what comes behind meets unit deviation."""
     x, order = spread_data(), slice(None, None, -1 if side == "data" else 1)
     sign = 1 if side == "data" else -1

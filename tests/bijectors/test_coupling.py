@@ -11,7 +11,7 @@ import pytest
 from jflow import bijectors as bj
 from jflow import nets
 
-AFFINE = bj.transformers.affine()
+AFFINE = bj.univariate.affine()
 X = np.random.default_rng(0).normal(size=(5, 4)).astype(np.float32)
 
 
@@ -48,7 +48,7 @@ def test_an_affine_coupling_is_nflows(x64):
             np.testing.assert_allclose(value, peer[key], atol=1e-12)
 
 
-@pytest.mark.parametrize("transformer", [AFFINE, bj.transformers.rational_quadratic(4), bj.transformers.shift()])
+@pytest.mark.parametrize("transformer", [AFFINE, bj.univariate.rational_quadratic(4), bj.univariate.shift()])
 def test_starts_at_the_identity(transformer):
     bijector = bj.coupling(transformer, nets.MLP((8,)), split=2)
     params = jax.jit(bijector.init)(jax.random.key(0), X)

@@ -109,7 +109,7 @@ def test_actnorm_averages_over_rows_and_positions():
 
 
 def test_elementwise_gives_each_number_its_own_parameters():
-    bijector = bj.elementwise(bj.transformers.affine(), (2, 3))
+    bijector = bj.elementwise(bj.univariate.affine(), (2, 3))
     z = jnp.ones((1, 2, 3))
     params = bijector.init(jax.random.key(0), z)
     assert params["raw"].shape == (2, 3, 2)

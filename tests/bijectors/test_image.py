@@ -51,7 +51,7 @@ def test_haar_is_four_orthonormal_filters(x64):
 
 @pytest.mark.parametrize("name, layer", [("haar", bj.haar()), ("squeeze", bj.squeeze())])
 def test_haar_is_freias_and_squeeze_is_nflows(name, layer, x64):
-    """Of peers/make_image_fixtures.py, up to the order of channels, which there run by colour first."""
+    """Of peers/make_image_fixtures.py, up to the order of channels, which there run by color first."""
     with np.load(Path(__file__).parents[1] / "peers" / "images.npz") as peers:
         x, expected = peers["x"], peers[name]
         np.testing.assert_array_equal(peers["haar_log_det"], 0)
@@ -60,11 +60,11 @@ def test_haar_is_freias_and_squeeze_is_nflows(name, layer, x64):
     np.testing.assert_allclose(y, expected, atol=1e-14)
 
 
-def test_checkerboard_halves_are_the_two_colours():
+def test_checkerboard_halves_are_the_two_colors():
     x, _ = bj.checkerboard().forward({}, jnp.asarray(PIXELS))
-    colour = np.indices((4, 4)).sum(0) % 2
+    color = np.indices((4, 4)).sum(0) % 2
     for half, parity in ((x[..., :3], 0), (x[..., 3:], 1)):
-        np.testing.assert_array_equal(half.reshape(2, 8, 3), PIXELS[:, colour == parity])
+        np.testing.assert_array_equal(half.reshape(2, 8, 3), PIXELS[:, color == parity])
 
 
 @pytest.mark.parametrize("part", [slice(1, 3), slice(-2, None), slice(None, 2), slice(2, 3)])
@@ -79,7 +79,7 @@ def test_on_part_touches_its_part_alone(part):
     np.testing.assert_allclose(log_det, 0.5 * 2 * len(range(*part.indices(4))), rtol=1e-6)
 
 
-def test_on_part_initialises_from_its_part():
+def test_on_part_initializes_from_its_part():
     """A data-dependent layer sees the numbers that it will act on."""
     x = jnp.asarray(np.random.default_rng(0).normal(size=(64, 3, 4)) * [1, 2, 3, 4] + 5, jnp.float32)
     layer = bj.on_part(bj.actnorm(2), slice(1, 3))

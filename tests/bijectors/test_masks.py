@@ -27,7 +27,7 @@ def test_random_masks_keep_half_and_differ_by_seed():
 
 def test_alternating_masks_of_a_scan_transform_everything():
     mask = masks.checkerboard(2, 2)
-    layer = lambda m: bj.masked_coupling(bj.transformers.affine(), nets.MLP((4,)), m)  # noqa: E731
+    layer = lambda m: bj.masked_coupling(bj.univariate.affine(), nets.MLP((4,)), m)  # noqa: E731
     stack = bj.scan(layer, 2, xs=masks.alternating(mask, 2))
     x = jnp.ones((1, 2, 2, 3))
     params = jax.tree.map(lambda p: p + 0.1, stack.init(jax.random.key(0), x))

@@ -12,12 +12,12 @@ import scipy.stats
 
 from jflow import bijectors as bj
 from jflow import distributions, flows
-from jflow.bijectors import transformers
+from jflow.bijectors import univariate
 
 MAKE = {
-    "mixture": lambda: transformers.logistic_mixture(3),
-    "sigmoidal": lambda: transformers.deep_sigmoidal(3, 2),
-    "integral": lambda: transformers.unconstrained_monotone(3),
+    "mixture": lambda: univariate.logistic_mixture(3),
+    "sigmoidal": lambda: univariate.deep_sigmoidal(3, 2),
+    "integral": lambda: univariate.unconstrained_monotone(3),
 }
 
 
@@ -37,7 +37,7 @@ def components(raw):
 def test_logistic_mixture_is_scipys(x64):
     rng = np.random.default_rng(0)
     for floor in (0.0, 0.1):
-        mixture = transformers.logistic_mixture(3, floor)
+        mixture = univariate.logistic_mixture(3, floor)
         for raw in rng.normal(size=(10, 11)):
             w, mean, log_s = components(raw[:9])
             x = 3 * rng.normal(size=(20, 1))
@@ -54,7 +54,7 @@ def test_logistic_mixture_is_scipys(x64):
 
 def test_deep_sigmoidal_is_its_formula(x64):
     rng = np.random.default_rng(1)
-    sigmoidal, x = transformers.deep_sigmoidal(4, 2, floor=0.01), rng.normal(size=30)
+    sigmoidal, x = univariate.deep_sigmoidal(4, 2, floor=0.01), rng.normal(size=30)
     for raw in rng.normal(size=(10, 24)):
         h = x
         for layer in raw.reshape(2, 12):
@@ -81,7 +81,7 @@ def test_the_tails_of_a_mixture_keep_their_digits(x64):
     """float32 against float64 where F or 1 - F is exp(-1e6), and the slopes 1 / max s that the tails tend to. The log slope
     to two ulps of the largest z = (x - mu) / s, which a compiler may round one way in F and another way in a share of it.
     """
-    mixture, rng = transformers.logistic_mixture(3, floor=0.0), np.random.default_rng(3)
+    mixture, rng = univariate.logistic_mixture(3, floor=0.0), np.random.default_rng(3)
     raw = np.repeat(rng.normal(size=(50, 11)).astype(np.float32)[None], 4, axis=0)
     x = np.repeat(np.array([[-1e6], [-100.0], [100.0], [1e6]], np.float32), 50, axis=1)
     run = jax.jit(mixture.forward)
@@ -108,7 +108,7 @@ def integrand(raw, bound):
 @pytest.mark.parametrize("scale", [0.5, 50.0])
 def test_unconstrained_monotone_is_the_integral_scipy_finds(scale, x64):
     """Mild and saturated: the default nodes integrate to 1e-9, which is why map, log slope and inverse agree."""
-    integral, rng = transformers.unconstrained_monotone(8), np.random.default_rng(4)
+    integral, rng = univariate.unconstrained_monotone(8), np.random.default_rng(4)
     raw, x = scale * rng.normal(size=(6, 18)), rng.uniform(-5, 5, 6)
     raw[:, -2:] = rng.normal(size=(6, 2))
     y, log_slope = integral.forward(x, raw)
@@ -127,11 +127,11 @@ def test_unconstrained_monotone_equals_zukos_integral(x64):
         c, x, expected = (arrays[f"integral_{name}"] for name in ("coefficients", "x", "y"))
     raw = c / np.sqrt(1 - 4 * np.sum(c * c, -1, keepdims=True) / 9)
     raw = np.broadcast_to(np.pad(raw, ((0, 0), (0, 2)))[:, None], (*x.shape, 10))
-    np.testing.assert_allclose(transformers.unconstrained_monotone(4).forward(x, raw)[0], expected, atol=1e-10)
+    np.testing.assert_allclose(univariate.unconstrained_monotone(4).forward(x, raw)[0], expected, atol=1e-10)
 
 
 def test_unconstrained_monotone_goes_on_with_the_slope_of_the_edge(x64):
-    integral, raw = transformers.unconstrained_monotone(3), np.random.default_rng(5).normal(size=(1, 8))
+    integral, raw = univariate.unconstrained_monotone(3), np.random.default_rng(5).normal(size=(1, 8))
     for side in (-1.0, 1.0):
         (edge, log_slope), (far, far_log_slope) = (integral.forward(np.array([x]), raw) for x in (side * 5, side * 1e6))
         np.testing.assert_allclose(far_log_slope, log_slope, atol=1e-12)
@@ -199,7 +199,7 @@ def test_saturated_inverses_in_float32(name):
 def test_components_part_on_bimodal_data():
     """From raw = 0, where all components are alike, the likelihood of two narrow modes at -2 and 1.5 is learned: 400 steps
     come within 0.2 nats of the entropy 1.1, where one component, or many alike, cannot come below 1.9."""
-    flow = flows.flow(bj.invert(bj.elementwise(transformers.logistic_mixture(4), (1,))), distributions.normal((1,)))
+    flow = flows.flow(bj.invert(bj.elementwise(univariate.logistic_mixture(4), (1,))), distributions.normal((1,)))
     rng = np.random.default_rng(8)
     side = rng.random(2000) < 0.4
     x = (np.where(side, -2.0, 1.5) + 0.3 * rng.normal(size=2000)).astype(np.float32)[:, None]

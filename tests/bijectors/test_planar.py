@@ -111,7 +111,7 @@ def test_extreme_parameters_stay_invertible(make, scale):
         for leaf in jax.tree.leaves((grads, x, log_det, again, inverse_log_det)):
             assert np.all(np.isfinite(leaf))
         assert np.all(log_det >= 3 * np.log(1e-3) - 1e-3)
-        if scale <= 5:  # beyond, tanh jumps between neighbouring floats
+        if scale <= 5:  # beyond, tanh jumps between neighboring floats
             assert np.max(np.abs(again - z)) < (1e-3 if make is not bj.sylvester else 0.1)
 
 
@@ -130,7 +130,7 @@ def test_planar_keeps_the_part_of_u_across_w_and_holds_the_product(x64):
             np.testing.assert_allclose(raw_of(w @ held), w @ u, rtol=1e-9)
 
 
-def test_radial_moves_along_rays_and_keeps_its_centre():
+def test_radial_moves_along_rays_and_keeps_its_center():
     params = {"center": jnp.array([1.0, 2.0]), "log_alpha": jnp.array(0.2), "raw_beta": jnp.array(-3.0)}
     z = jnp.array([[1.0, 2.0], [4.0, 6.0]])
     x, log_det = bj.radial(2).forward(params, z)

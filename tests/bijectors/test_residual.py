@@ -36,9 +36,9 @@ def first_terms(jacobian, terms):
 @pytest.mark.parametrize(
     ("estimator", "sure"),
     [
-        (bj.log_dets.roulette(), 3),
-        (bj.log_dets.roulette(0, 0.4), 1),
-        (bj.log_dets.roulette(1, per_row=True), 2),
+        (bj.log_dets.russian_roulette(), 3),
+        (bj.log_dets.russian_roulette(0, 0.4), 1),
+        (bj.log_dets.russian_roulette(1, per_row=True), 2),
     ],
     ids=["shared", "from the first term", "per row"],
 )
@@ -62,7 +62,7 @@ def test_roulette_has_no_bias(estimator, sure):
 
 def test_the_power_series_has_the_bias_of_its_missing_terms():
     """Two terms: on average tr J - tr J^2 / 2, which is not the log-det."""
-    bijector, params, z = setup(log_det=bj.log_dets.power_series(2))
+    bijector, params, z = setup(log_det=bj.log_dets.neumann(2))
     values = jax.jit(jax.vmap(lambda key: bijector.forward(params, z, key=key)[1]))(
         jax.random.split(jax.random.key(0), 4000)
     )
@@ -116,7 +116,7 @@ def test_the_exact_gradient_is_that_of_slogdet(x64):
 def test_a_long_series_has_the_exact_gradient_in_one_dimension(x64):
     """There a probe of signs makes no noise: value and gradient are the series' own limits, to 0.65^200."""
     bijector, params, z = setup(d=1, dtype=jnp.float64)
-    series = bj.residual(nets.LipschitzMLP((6,), coeff=0.65, activation=nn.tanh), log_det=bj.log_dets.power_series(200))
+    series = bj.residual(nets.LipschitzMLP((6,), coeff=0.65, activation=nn.tanh), log_det=bj.log_dets.neumann(200))
 
     def value_and_grad(bijector, key):
         def objective(params, z):
@@ -134,7 +134,7 @@ def test_memory_does_not_grow_with_the_terms():
 
     def memory(terms):
         series = bj.residual(
-            nets.LipschitzMLP((64,), coeff=0.6, activation=nn.tanh), log_det=bj.log_dets.power_series(terms)
+            nets.LipschitzMLP((64,), coeff=0.6, activation=nn.tanh), log_det=bj.log_dets.neumann(terms)
         )
 
         def objective(params, z, key):
@@ -209,12 +209,12 @@ def test_bad_options_are_errors():
     with pytest.raises(TypeError, match="coeff, weights and run .* got MLP"):
         bj.residual(nets.MLP((6,)))
     for make, message in (
-        (lambda: bj.log_dets.power_series(0), "terms >= 1, got 0"),
-        (lambda: bj.log_dets.roulette(-1), "exact_terms >= 0, got -1"),
-        (lambda: bj.log_dets.roulette(2, 1.0), r"p in \(0, 1\), got 1.0"),
-        (lambda: bj.log_dets.roulette(2, 0.0), r"p in \(0, 1\), got 0.0"),
+        (lambda: bj.log_dets.neumann(0), "terms >= 1, got 0"),
+        (lambda: bj.log_dets.russian_roulette(-1), "exact_terms >= 0, got -1"),
+        (lambda: bj.log_dets.russian_roulette(2, 1.0), r"p in \(0, 1\), got 1.0"),
+        (lambda: bj.log_dets.russian_roulette(2, 0.0), r"p in \(0, 1\), got 0.0"),
     ):
         with pytest.raises(ValueError, match=message):
             make()
     with pytest.raises(ValueError, match="roulette is stochastic: it needs a key"):
-        bj.log_dets.roulette()(lambda args, x: x, {}, jnp.ones((2, 2)), None)
+        bj.log_dets.russian_roulette()(lambda args, x: x, {}, jnp.ones((2, 2)), None)

@@ -11,10 +11,10 @@ import pytest
 
 from jflow import bijectors as bj
 from jflow import nets
-from jflow.bijectors._pulls import pull_back
+from jflow.bijectors._pullbacks import pullback_at
 from jflow.distributions import normal
 
-TRANSFORMERS = {"affine": bj.transformers.affine(), "spline": bj.transformers.rational_quadratic(8, 5.0)}
+TRANSFORMERS = {"affine": bj.univariate.affine(), "spline": bj.univariate.rational_quadratic(8, 5.0)}
 
 
 def stack(kind="affine", depth=16, *, features=2, hidden=(32,), **options):
@@ -25,7 +25,7 @@ def stack(kind="affine", depth=16, *, features=2, hidden=(32,), **options):
 
 
 def moons(n, seed=0):
-    """Standardised two moons [n, 2] and which moon [n, 1]."""
+    """Standardized two moons [n, 2] and which moon [n, 1]."""
     rng = np.random.default_rng(seed)
     angle, moon = np.pi * rng.random(n), rng.integers(0, 2, n)
     x = np.stack([np.cos(angle), np.sin(angle)], -1)
@@ -195,7 +195,7 @@ def test_the_way_back_runs_each_conditioner_once():
 
 
 def several(cond):
-    """Maps with and without a `pull` of their own, one that changes the shape among them; cond a label or numbers."""
+    """Maps with and without a `pullback` of their own, one that changes the shape among them; cond a label or numbers."""
     coupling = bj.coupling(TRANSFORMERS["affine"], nets.MLP((8,), nn.tanh), split=2)
     if jnp.issubdtype(cond.dtype, jnp.integer):
         coupling = bj.conditioned(coupling, nn.Embed(3, 4))
@@ -212,12 +212,12 @@ def test_a_chain_pulls_back_from_its_output_what_vjp_does_from_its_input(x64, co
     bijector, x, cond = several(cond), jnp.asarray(rng.normal(size=(6, 2, 2))), jnp.asarray(cond)
     params = jax.eval_shape(bijector.init, jax.random.key(0), x, cond)
     params = jax.tree.map(lambda p: jnp.asarray(0.3 * rng.normal(size=p.shape)), params)
-    bars = jnp.asarray(rng.normal(size=x.shape)), jnp.asarray(rng.normal(size=6))
+    cotangents = jnp.asarray(rng.normal(size=x.shape)), jnp.asarray(rng.normal(size=6))
 
     @jax.jit
     def both(params, x, cond):
-        (y, _), pull = jax.vjp(getattr(bijector, direction), params, x, cond)
-        return (x, pull(bars)), pull_back(bijector, direction, params, y, bars, cond)
+        (y, _), pullback = jax.vjp(getattr(bijector, direction), params, x, cond)
+        return (x, pullback(cotangents)), pullback_at(bijector, direction, params, y, cotangents, cond)
 
     expected, got = both(params, x, cond)
     assert jax.tree.structure(got) == jax.tree.structure(expected)

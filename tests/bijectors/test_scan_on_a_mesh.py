@@ -20,7 +20,7 @@ def stack(transformer, **options):
     return bj.scan(lambda p: bj.chain(bj.permute(p), steps), 4, xs=swaps, **options)
 
 
-affine, spline = bj.transformers.affine(), bj.transformers.rational_quadratic(4)
+affine, spline = bj.univariate.affine(), bj.univariate.rational_quadratic(4)
 for transformer, options in [(affine, {}), (spline, {"reversible": 2})]:
     bijector = stack(transformer, **options)
     params = jax.eval_shape(bijector.init, jax.random.key(0), x, cond)

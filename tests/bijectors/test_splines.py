@@ -53,8 +53,8 @@ def test_no_nan_at_the_edges_of_saturated_splines(direction):
 
     @jax.jit
     def run(x, raw):
-        out, pull = jax.vjp(DIRECTIONS[direction], x, raw)
-        return out, pull(jax.tree.map(jnp.ones_like, out))
+        out, pullback = jax.vjp(DIRECTIONS[direction], x, raw)
+        return out, pullback(jax.tree.map(jnp.ones_like, out))
 
     raw = saturated(7, 20_000)
     for point in points:
@@ -96,10 +96,10 @@ def test_knots_fill_the_box_within_floors_and_caps(bins, x64):
     s = h / w
     assert s[:, [0, -1]].min() > 0.1 * (1 - 1e-9)
     np.testing.assert_array_equal(slopes[:, [0, -1]], 1)
-    neighbour = np.minimum(np.c_[np.full(1500, np.inf), s], np.c_[s, np.full(1500, np.inf)])
-    assert np.all(slopes <= 10 * neighbour * (1 + 1e-9)) and slopes.min() > 0
+    neighbor = np.minimum(np.c_[np.full(1500, np.inf), s], np.c_[s, np.full(1500, np.inf)])
+    assert np.all(slopes <= 10 * neighbor * (1 + 1e-9)) and slopes.min() > 0
     # so the slope inside a bin, at its least s^2 / d, is bounded away from zero
-    assert np.all(neighbour**2 / slopes >= neighbour / 10 * (1 - 1e-9))
+    assert np.all(neighbor**2 / slopes >= neighbor / 10 * (1 - 1e-9))
 
 
 @pytest.mark.parametrize("library", ["zuko", "nflows"])

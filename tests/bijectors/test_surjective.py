@@ -25,7 +25,7 @@ def gaussian(mean, std):
 
 
 def test_uniform_data_under_a_uniform_model_has_exactly_8_bits():
-    flow = flows.elbo_flow(bj.uniform_dequantize(256), distributions.uniform((4, 4, 3)))
+    flow = flows.elbo_flow(bj.uniform_dequantization(256), distributions.uniform((4, 4, 3)))
     x = jnp.asarray(np.random.default_rng(0).integers(0, 256, size=(64, 4, 4, 3)), jnp.float32)
     params = flow.init(jax.random.key(0), x)
     elbo = flow.elbo(params, x, key=jax.random.key(1))
@@ -38,14 +38,14 @@ def test_uniform_data_under_a_uniform_model_has_exactly_8_bits():
 def test_every_level_comes_back_from_its_cell(levels):
     """Whatever the draw, in float32: noise stays off the ends of the cell."""
     x = jnp.repeat(jnp.asarray([0, 1, levels // 2, levels - 2, levels - 1], jnp.float32)[None], 20_000, 0)
-    layer = bj.uniform_dequantize(levels)
+    layer = bj.uniform_dequantization(levels)
     z, _ = layer.inverse({}, x, key=jax.random.key(0))
     assert np.all((z >= 0) & (z < 1))
     np.testing.assert_array_equal(layer.forward({}, z)[0], x)
 
 
 def test_levels_at_the_ends_catch_what_lies_outside():
-    x, _ = bj.uniform_dequantize(4).forward({}, jnp.asarray([[-3.0, 0.2, 0.26, 1.0, 9.0]]))
+    x, _ = bj.uniform_dequantization(4).forward({}, jnp.asarray([[-3.0, 0.2, 0.26, 1.0, 9.0]]))
     np.testing.assert_array_equal(x, [[0, 0, 1, 3, 3]])
 
 
@@ -80,12 +80,12 @@ def test_dequantization_bounds_the_mass_and_many_draws_reach_it(x64):
     net = nets.MLP((8,), nn.tanh)
     # heavy tails: the weights p / q of a logit-normal q have no variance
     noise = flows.flow(
-        bj.chain(bj.coupling(bj.transformers.affine(), net, split=0), bj.sigmoid()), distributions.student_t((1,))
+        bj.chain(bj.coupling(bj.univariate.affine(), net, split=0), bj.sigmoid()), distributions.student_t((1,))
     )
-    learned = bj.variational_dequantize(noise, levels)
+    learned = bj.variational_dequantization(noise, levels)
     rng = np.random.default_rng(0)
     params = jax.tree.map(lambda p: p + 0.3 * rng.normal(size=p.shape), learned.init(jax.random.key(0), x))
-    assert estimates(bj.uniform_dequantize(levels), {}) > 0.01
+    assert estimates(bj.uniform_dequantization(levels), {}) > 0.01
     assert estimates(learned, params) > 0.01
 
 
@@ -109,7 +109,7 @@ def test_variational_dequantization_by_the_posterior_is_exact(x64):
         lambda params, z, cond=None, *, key=None: jnp.sum(jnp.log(2 * z), axis=1),
         lambda params, key, n, cond=None: jnp.sqrt(jax.random.uniform(key, (n, 3))),
     )
-    flow = flows.elbo_flow(bj.variational_dequantize(posterior, levels), wedge)
+    flow = flows.elbo_flow(bj.variational_dequantization(posterior, levels), wedge)
     x = jnp.asarray(np.random.default_rng(0).integers(0, levels, size=(50, 3)), jnp.float64)
     exact = jnp.sum(jnp.log((2 * x + 1) / levels**2), axis=1)
     # the noise keeps 8 levels' roundings off the ends of its cell, about 1e-14
@@ -161,6 +161,6 @@ def test_drop_is_the_chain_rule(x64):
 
 def test_bfloat16_levels_are_dequantized_in_float32():
     x = jnp.arange(256, dtype=jnp.bfloat16)[:, None]
-    z, contribution = bj.uniform_dequantize(256).inverse({}, x, key=jax.random.key(0))
+    z, contribution = bj.uniform_dequantization(256).inverse({}, x, key=jax.random.key(0))
     assert z.dtype == contribution.dtype == jnp.float32
-    np.testing.assert_array_equal(bj.uniform_dequantize(256).forward({}, z)[0], x.astype(jnp.float32))
+    np.testing.assert_array_equal(bj.uniform_dequantization(256).forward({}, z)[0], x.astype(jnp.float32))

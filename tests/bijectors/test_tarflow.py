@@ -49,7 +49,7 @@ def test_zero_head_is_the_identity():
 
 GUIDES = {
     "plain": None,
-    "labels": guidance.extrapolate(guidance.rising(1.5), null=NULL),
+    "labels": guidance.extrapolate(guidance.linear_ramp(1.5), null=NULL),
     "temperature": guidance.extrapolate(0.7, temperature=1.5),
     "scores": guidance.score_sum(1.5, null=NULL),
 }
@@ -152,7 +152,7 @@ def test_weight_zero_is_the_plain_flow_and_a_net_without_labels_cannot_be_guided
 
 def test_extrapolation_by_hand_token_by_token():
     """mean and log-scale of both passes from the network itself, weights that rise from 0 to 2."""
-    guided = bj.causal_block(net(), guide=guidance.extrapolate(guidance.rising(2.0), null=NULL), max_log_scale=2.0)
+    guided = bj.causal_block(net(), guide=guidance.extrapolate(guidance.linear_ramp(2.0), null=NULL), max_log_scale=2.0)
     params, z, labels = drawn(guided)
     x, log_det = guided.inverse(params, z, labels)
     one, two = (net().apply({"params": params}, z, c) for c in (labels, jnp.full_like(labels, NULL)))

@@ -33,7 +33,7 @@ def mlp():
     return nets.MLP((16,), nn.tanh)
 
 
-affine, spline = bj.transformers.affine(), bj.transformers.rational_quadratic(4, 3.0)
+affine, spline = bj.univariate.affine(), bj.univariate.rational_quadratic(4, 3.0)
 swaps = np.stack([np.array([1, 2, 3, 0]), np.array([3, 1, 0, 2]), np.array([0, 1, 2, 3])])
 vector = lambda b: jax.random.normal(jax.random.key(11), (b, 3))  # noqa: E731
 labels = lambda b: jnp.arange(b) % 3  # noqa: E731
@@ -71,11 +71,11 @@ TABLE = {
     "amortized": Row(lambda: bj.amortized(bj.chain(bj.affine((4,)), bj.planar(4)), mlp()), cond=vector),
     "amortized of nothing": Row(lambda: bj.amortized(bj.radial(4), mlp())),
     "autoregressive affine": Row(lambda: made(affine)),
-    "autoregressive deep sigmoidal": Row(lambda: made(bj.transformers.deep_sigmoidal(2)), event=(3,), precision=1e-4),
-    "autoregressive mixture": Row(lambda: made(bj.transformers.logistic_mixture(2)), event=(3,), precision=1e-4),
-    "autoregressive sinh-arcsinh": Row(lambda: made(bj.transformers.sinh_arcsinh()), event=(3,), precision=1e-4),
+    "autoregressive deep sigmoidal": Row(lambda: made(bj.univariate.deep_sigmoidal(2)), event=(3,), precision=1e-4),
+    "autoregressive mixture": Row(lambda: made(bj.univariate.logistic_mixture(2)), event=(3,), precision=1e-4),
+    "autoregressive sinh-arcsinh": Row(lambda: made(bj.univariate.sinh_arcsinh()), event=(3,), precision=1e-4),
     "autoregressive unconstrained": Row(
-        lambda: made(bj.transformers.unconstrained_monotone(2)), event=(3,), precision=1e-4
+        lambda: made(bj.univariate.unconstrained_monotone(2)), event=(3,), precision=1e-4
     ),
     "autoregressive spline": Row(lambda: made(spline, order=(2, 0, 3, 1)), precision=1e-4),
     "autoregressive on cond": Row(lambda: bj.invert(made(affine, order=(3, 2, 1, 0))), cond=vector),
@@ -93,7 +93,7 @@ TABLE = {
         lambda: causal(num_classes=3, sampler=bj.decoding.jacobi(2, tol=1e-11)), event=(3, 2), cond=labels
     ),
     "causal_block guided": Row(
-        lambda: causal(num_classes=3, guide=guidance.extrapolate(guidance.rising(0.5), null=3, temperature=1.5)),
+        lambda: causal(num_classes=3, guide=guidance.extrapolate(guidance.linear_ramp(0.5), null=3, temperature=1.5)),
         event=(3, 2),
         cond=labels,
     ),
@@ -102,31 +102,29 @@ TABLE = {
     "checkerboard": Row(lambda: bj.checkerboard(), event=(2, 4, 3), any_channels=True),
     "conditioned": Row(lambda: bj.conditioned(bj.coupling(affine, mlp(), split=2), nn.Embed(3, 5)), cond=labels),
     "coupling affine": Row(lambda: bj.coupling(affine, mlp(), split=2)),
-    "coupling shift": Row(lambda: bj.coupling(bj.transformers.shift(), mlp(), split=1)),
+    "coupling shift": Row(lambda: bj.coupling(bj.univariate.shift(), mlp(), split=1)),
     "coupling spline": Row(lambda: bj.coupling(spline, mlp(), split=2), precision=1e-4),
     "coupling free spline": Row(
-        lambda: bj.coupling(bj.transformers.free_rational_quadratic(4, 3.0), mlp(), split=2), precision=1e-4
+        lambda: bj.coupling(bj.univariate.free_rational_quadratic(4, 3.0), mlp(), split=2), precision=1e-4
     ),
     "coupling circular spline": Row(
-        lambda: bj.coupling(bj.transformers.circular_rational_quadratic(4), nets.Periodic(mlp()), split=2),
+        lambda: bj.coupling(bj.univariate.circular_rational_quadratic(4), nets.Periodic(mlp()), split=2),
         precision=1e-4,
     ),
-    "coupling circular shift": Row(
-        lambda: bj.coupling(bj.transformers.circular_shift(), nets.Periodic(mlp()), split=2)
-    ),
+    "coupling circular shift": Row(lambda: bj.coupling(bj.univariate.circular_shift(), nets.Periodic(mlp()), split=2)),
     "coupling mixed": Row(
-        lambda: bj.coupling(bj.transformers.mixed(spline, affine, [True, False]), mlp(), split=2), precision=1e-4
+        lambda: bj.coupling(bj.univariate.mixed(spline, affine, [True, False]), mlp(), split=2), precision=1e-4
     ),
     "coupling logistic mixture": Row(
-        lambda: bj.coupling(bj.transformers.logistic_mixture(3), mlp(), split=2), precision=1e-4
+        lambda: bj.coupling(bj.univariate.logistic_mixture(3), mlp(), split=2), precision=1e-4
     ),
     "coupling deep sigmoidal": Row(
-        lambda: bj.coupling(bj.transformers.deep_sigmoidal(3), mlp(), split=2), precision=1e-4
+        lambda: bj.coupling(bj.univariate.deep_sigmoidal(3), mlp(), split=2), precision=1e-4
     ),
     "coupling unconstrained monotone": Row(
-        lambda: bj.coupling(bj.transformers.unconstrained_monotone(2), mlp(), split=2), precision=1e-4
+        lambda: bj.coupling(bj.univariate.unconstrained_monotone(2), mlp(), split=2), precision=1e-4
     ),
-    "coupling sinh arcsinh": Row(lambda: bj.coupling(bj.transformers.sinh_arcsinh(), mlp(), split=2)),
+    "coupling sinh arcsinh": Row(lambda: bj.coupling(bj.univariate.sinh_arcsinh(), mlp(), split=2)),
     "coupling on cond": Row(lambda: bj.coupling(affine, mlp(), split=2), cond=vector),
     "coupling on a pytree": Row(lambda: bj.coupling(affine, mlp(), split=2), cond=tree),
     "coupling of everything": Row(lambda: bj.coupling(affine, mlp(), split=0), cond=vector),
@@ -194,12 +192,12 @@ EXCUSED = {
     "jacobi": "a solver, tests/bijectors/test_autoregressive.py",
     "sequential": "a solver, tests/bijectors/test_autoregressive.py",
     "masks": "numpy arrays, tests/bijectors/test_masks.py",
-    "scales": "plain functions, tests/bijectors/test_transformers.py",
+    "scales": "plain functions, tests/bijectors/test_univariate.py",
     "log_dets": "estimators, tests/bijectors/test_residual.py",
     "vae": "a Transport, tests/contracts/test_transport_contract.py",
     "decoding": "samplers of causal blocks, tests/bijectors/test_tarflow.py",
     "splines": "plain functions, tests/bijectors/test_splines.py",
-    "transformers": "Elementwise, tests/contracts/test_elementwise_contract.py",
+    "univariate": "Elementwise, tests/contracts/test_elementwise_contract.py",
     "rebuild_error": "not a bijector, tests/bijectors/test_combinators.py",
     **dict.fromkeys(
         ("augment", "drop", "truncated_normal_dequantize", "uniform_dequantize", "variational_dequantize"),

@@ -18,7 +18,7 @@ class Row(NamedTuple):
     make: Any  # event_shape -> Distribution
     support: tuple[float, float] = (-np.inf, np.inf)
     reach: float = 40.0  # half the range that holds all of the mass but 1e-6
-    centre: dict = {}  # where the parameters lie, 0 if unsaid
+    center: dict = {}  # where the parameters lie, 0 if unsaid
     moments: bool = True  # whether the fourth moment exists, for standard errors of the second
     event: tuple[int, ...] = (2, 3)
 
@@ -29,7 +29,7 @@ TABLE = {
     "multivariate_normal": Row(lambda event: distributions.multivariate_normal(*event), event=(3,)),
     "normal": Row(distributions.normal),
     "scaled": Row(lambda event: distributions.scaled(distributions.diagonal_normal(event), 0.7)),
-    "student_t": Row(lambda event: distributions.student_t(event), reach=400.0, centre={"log_df": np.log(6)}),
+    "student_t": Row(lambda event: distributions.student_t(event), reach=400.0, center={"log_df": np.log(6)}),
     "student_t of df 1": Row(lambda event: distributions.student_t(event), reach=1e7, moments=False),
     "uniform": Row(lambda event: distributions.uniform(event, -1.0, 2.5), support=(-1.0, 2.5)),
 }
@@ -49,8 +49,8 @@ def setup(name, event=None, dtype=np.float32):
     x = jnp.asarray(rng.uniform(low, high, size=(8, *event)), dtype)
     initial = jax.eval_shape(distribution.init, jax.random.key(0), x)
     assert all(leaf.dtype == dtype for leaf in jax.tree.leaves(initial))
-    centre = TABLE[name].centre
-    params = {k: (centre.get(k, 0) + 0.4 * rng.normal(size=leaf.shape)).astype(dtype) for k, leaf in initial.items()}
+    center = TABLE[name].center
+    params = {k: (center.get(k, 0) + 0.4 * rng.normal(size=leaf.shape)).astype(dtype) for k, leaf in initial.items()}
     return distribution, params, x
 
 

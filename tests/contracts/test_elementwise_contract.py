@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from compiling import compiled_again
 
-from jflow.bijectors import scales, transformers
+from jflow.bijectors import scales, univariate
 from jflow.types import Elementwise
 
 
@@ -25,33 +25,31 @@ ALL = ("float32", "bfloat16", "float64")  # for one row of each transformer
 
 
 TABLE = {
-    "affine": Row(transformers.affine, dtypes=ALL),
-    "affine of a wide scale": Row(lambda: transformers.affine(8.0)),
-    "affine exponential": Row(lambda: transformers.affine(scale=scales.exponential), saturation=(1, 4)),
-    "affine sigmoid": Row(lambda: transformers.affine(scale=scales.sigmoid()), saturation=(1, 4)),
-    "affine softplus": Row(lambda: transformers.affine(scale=scales.softplus())),
-    "circular_rational_quadratic": Row(transformers.circular_rational_quadratic, bound=np.pi, dtypes=ALL),
-    "circular_rational_quadratic of 2 bins": Row(lambda: transformers.circular_rational_quadratic(2, 2.0), bound=2.0),
-    "circular_shift": Row(transformers.circular_shift, bound=np.pi, period=2 * np.pi),
-    "deep_sigmoidal": Row(transformers.deep_sigmoidal, dtypes=ALL),
-    "deep_sigmoidal of 1 unit": Row(lambda: transformers.deep_sigmoidal(1, 1)),
-    "free_rational_quadratic": Row(transformers.free_rational_quadratic, bound=5.0, dtypes=ALL),
-    "free_rational_quadratic of 2 bins": Row(lambda: transformers.free_rational_quadratic(2, 2.0), bound=2.0),
-    "logistic_mixture": Row(transformers.logistic_mixture, dtypes=ALL),
-    "mixed": Row(
-        lambda: transformers.mixed(transformers.circular_rational_quadratic(4, 2.5), transformers.affine(), True)
-    ),
-    "rational_quadratic": Row(transformers.rational_quadratic, bound=5.0, dtypes=ALL),
-    "rational_quadratic of 2 bins": Row(lambda: transformers.rational_quadratic(2, 2.0), bound=2.0),
-    "rational_quadratic of 3 bins": Row(lambda: transformers.rational_quadratic(3, 0.7), bound=0.7),
-    "shift": Row(transformers.shift, dtypes=ALL),
-    "sinh_arcsinh": Row(transformers.sinh_arcsinh, dtypes=ALL),
-    "unconstrained_monotone": Row(transformers.unconstrained_monotone, bound=5.0, dtypes=ALL),
+    "affine": Row(univariate.affine, dtypes=ALL),
+    "affine of a wide scale": Row(lambda: univariate.affine(8.0)),
+    "affine exponential": Row(lambda: univariate.affine(scale=scales.exponential), saturation=(1, 4)),
+    "affine sigmoid": Row(lambda: univariate.affine(scale=scales.sigmoid()), saturation=(1, 4)),
+    "affine softplus": Row(lambda: univariate.affine(scale=scales.softplus())),
+    "circular_rational_quadratic": Row(univariate.circular_rational_quadratic, bound=np.pi, dtypes=ALL),
+    "circular_rational_quadratic of 2 bins": Row(lambda: univariate.circular_rational_quadratic(2, 2.0), bound=2.0),
+    "circular_shift": Row(univariate.circular_shift, bound=np.pi, period=2 * np.pi),
+    "deep_sigmoidal": Row(univariate.deep_sigmoidal, dtypes=ALL),
+    "deep_sigmoidal of 1 unit": Row(lambda: univariate.deep_sigmoidal(1, 1)),
+    "free_rational_quadratic": Row(univariate.free_rational_quadratic, bound=5.0, dtypes=ALL),
+    "free_rational_quadratic of 2 bins": Row(lambda: univariate.free_rational_quadratic(2, 2.0), bound=2.0),
+    "logistic_mixture": Row(univariate.logistic_mixture, dtypes=ALL),
+    "mixed": Row(lambda: univariate.mixed(univariate.circular_rational_quadratic(4, 2.5), univariate.affine(), True)),
+    "rational_quadratic": Row(univariate.rational_quadratic, bound=5.0, dtypes=ALL),
+    "rational_quadratic of 2 bins": Row(lambda: univariate.rational_quadratic(2, 2.0), bound=2.0),
+    "rational_quadratic of 3 bins": Row(lambda: univariate.rational_quadratic(3, 0.7), bound=0.7),
+    "shift": Row(univariate.shift, dtypes=ALL),
+    "sinh_arcsinh": Row(univariate.sinh_arcsinh, dtypes=ALL),
+    "unconstrained_monotone": Row(univariate.unconstrained_monotone, bound=5.0, dtypes=ALL),
 }
 
 
 def test_every_public_name_is_in_the_table():
-    assert set(transformers.__all__) == {name.split()[0] for name in TABLE}
+    assert set(univariate.__all__) == {name.split()[0] for name in TABLE}
 
 
 def special_points(bound, dtype):
@@ -181,25 +179,25 @@ def test_raw_of_a_wrong_shape_is_an_error(name):
 
 def test_bad_options_fail_at_construction():
     for make in (
-        lambda: transformers.affine(0.0),
-        lambda: transformers.rational_quadratic(0),
-        lambda: transformers.rational_quadratic(7.5),
-        lambda: transformers.rational_quadratic(1000),
-        lambda: transformers.rational_quadratic(8, -1.0),
-        lambda: transformers.free_rational_quadratic(0),
-        lambda: transformers.circular_rational_quadratic(8, 0.0),
-        lambda: transformers.circular_shift(-1.0),
-        lambda: transformers.logistic_mixture(0),
-        lambda: transformers.logistic_mixture(2.5),
-        lambda: transformers.logistic_mixture(floor=1.0),
-        lambda: transformers.deep_sigmoidal(0),
-        lambda: transformers.deep_sigmoidal(8, 0),
-        lambda: transformers.deep_sigmoidal(2.5),
-        lambda: transformers.deep_sigmoidal(floor=-0.1),
-        lambda: transformers.unconstrained_monotone(0),
-        lambda: transformers.unconstrained_monotone(8, 0),
-        lambda: transformers.unconstrained_monotone(8, 30.5),
-        lambda: transformers.unconstrained_monotone(bound=0.0),
+        lambda: univariate.affine(0.0),
+        lambda: univariate.rational_quadratic(0),
+        lambda: univariate.rational_quadratic(7.5),
+        lambda: univariate.rational_quadratic(1000),
+        lambda: univariate.rational_quadratic(8, -1.0),
+        lambda: univariate.free_rational_quadratic(0),
+        lambda: univariate.circular_rational_quadratic(8, 0.0),
+        lambda: univariate.circular_shift(-1.0),
+        lambda: univariate.logistic_mixture(0),
+        lambda: univariate.logistic_mixture(2.5),
+        lambda: univariate.logistic_mixture(floor=1.0),
+        lambda: univariate.deep_sigmoidal(0),
+        lambda: univariate.deep_sigmoidal(8, 0),
+        lambda: univariate.deep_sigmoidal(2.5),
+        lambda: univariate.deep_sigmoidal(floor=-0.1),
+        lambda: univariate.unconstrained_monotone(0),
+        lambda: univariate.unconstrained_monotone(8, 0),
+        lambda: univariate.unconstrained_monotone(8, 30.5),
+        lambda: univariate.unconstrained_monotone(bound=0.0),
         lambda: scales.bounded(0.0),
         lambda: scales.sigmoid(1.0),
         lambda: scales.softplus(0.0),

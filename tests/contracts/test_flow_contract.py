@@ -87,12 +87,12 @@ def residual_flow(event, **options):
 
 def tarflow(event, **options):
     image = (1, *event, 1)
-    return on_vectors(flows.tarflow(image, patch_size=1, width=8, blocks=2, layers=2, heads=2, **options), image)
+    return on_vectors(flows.tarflow(image, patch_size=1, width=8, depth=2, layers=2, heads=2, **options), image)
 
 
 def starflow(event, **options):
     image = (1, *event, 1)
-    sizes = {"width": 8, "layers": 2, "shallow_blocks": 2, "shallow_layers": 1, "heads": 2}
+    sizes = {"width": 8, "layers": 2, "shallow_depth": 2, "shallow_layers": 1, "heads": 2}
     return on_vectors(flows.starflow(image, **sizes, **options), image)
 
 

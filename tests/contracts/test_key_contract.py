@@ -26,7 +26,7 @@ from jflow import (
 )
 from jflow.distributions import mixtures
 from jflow.nets._deepflow import Branches
-from jflow.paths import parameterisations
+from jflow.paths import parameterizations
 from jflow.types import Field, FlowMap, Velocity
 
 B, KEY = 4, jax.random.key(0)
@@ -77,32 +77,32 @@ LOSSES = {
     "flow_matching": loss(losses.flow_matching(V, drop=0.5, null=3, coupling=couplings.sinkhorn()), ("x0",)),
     "flow_matching on a bridge": loss(losses.flow_matching(V, path=BRIDGE)),
     "fresh_source": loss(losses.fresh_source(MATCHING), paired=LABELS == 0),
-    "hierarchical_matching": loss(losses.hierarchical_matching(V, [losses.Level()] * 3), ("x0",)),
-    "hierarchical_matching on bridges": loss(losses.hierarchical_matching(V, [losses.Level(path=BRIDGE)] * 2)),
+    "hierarchical_matching": loss(losses.hierarchical_matching(V, [losses.HierarchyLevel()] * 3), ("x0",)),
+    "hierarchical_matching on bridges": loss(losses.hierarchical_matching(V, [losses.HierarchyLevel(path=BRIDGE)] * 2)),
     "interpolant_matching": loss(losses.interpolant_matching(BOTH, paths.schroedinger_bridge(0.5))),
     "mixture_matching": loss(losses.mixture_matching(MIXTURE, transition=0.5), ("x0",)),
     "negative_elbo": loss(losses.negative_elbo(ELBO), ("x0", "cond"), params={"bijector": {}, "base": {}}),
     "nll": loss(losses.nll(FLOW), ("x0",), params=FLOW_PARAMS),
     "noised": loss(losses.noised(MATCHING, 0.1)),
-    "regularised_nll": loss(
-        losses.regularised_nll(V, distributions.normal((2,)), divergence=solvers.hutchinson(), steps=2), ("x0",)
+    "regularized_nll": loss(
+        losses.regularized_nll(V, distributions.normal((2,)), divergence=solvers.hutchinson(), steps=2), ("x0",)
     ),
     "reverse_kl": loss(losses.reverse_kl(FLOW, lambda x: x.sum(1), draws=3), tuple(BATCH), params=FLOW_PARAMS),
     "with_source": loss(couplings.with_source(MATCHING, couplings.corrupted(lambda x: x, 0.1)), ("x0", "cond")),
     "adversarial": loss(losses.adversarial(losses.fixed_steps(V, 2), LOGITS, r1=0.1, features=LOGITS)),
-    "align_eulerian": loss(losses.align_eulerian(MAP, V, jvp=solvers.finite_difference())),
-    "align_lagrangian": loss(losses.align_lagrangian(MAP, V, jvp=solvers.finite_difference())),
-    "anchored_consistency": loss(losses.anchored_consistency(MAP, target_velocity=V)),
+    "eulerian_map_distillation": loss(losses.eulerian_map_distillation(MAP, V, jvp=solvers.finite_difference())),
+    "lagrangian_map_distillation": loss(losses.lagrangian_map_distillation(MAP, V, jvp=solvers.finite_difference())),
+    "anchored_consistency": loss(losses.anchored_consistency(MAP, teacher=V)),
     "annealed_source": loss(losses.annealed_source(MATCHING, lambda step: 0.5 + 0 * step)),
     "bespoke_bound": loss(
         solvers.bespoke_bound(V, GRID), ("x0",), params=solvers.bespoke_params(2), x=X[:, None] * jnp.ones((1, 4, 1))
     ),
     "bespoke_error": loss(solvers.bespoke_error(V), params=solvers.bespoke_params(2)),
     "boss": loss(losses.boss(V, [0.0, 0.5, 1.0]), ("x0",), x=X[:, None] * jnp.ones((1, 3, 1))),
-    "c_rectified": loss(losses.c_rectified(losses.inner_potential(V))),
+    "c_rectified_flow": loss(losses.c_rectified_flow(losses.inner_potential(V))),
     "consistency_flow_matching": loss(losses.consistency_flow_matching(V)),
     "constant_acceleration": loss(losses.constant_acceleration(V, V)),
-    "discrete_consistency": loss(losses.discrete_consistency(V, steps=STEPS)),
+    "consistency_training": loss(losses.consistency_training(V, steps=STEPS)),
     "distillation": loss(losses.distillation(V)),
     "distribution_matching": loss(losses.distribution_matching(losses.fixed_steps(V, 2), V, V)),
     "flow_guided_distillation": loss(losses.flow_guided_distillation(V, V)),
@@ -110,7 +110,7 @@ LOSSES = {
     "initial_velocity": loss(losses.initial_velocity(V)),
     "marginal_transport": loss(losses.marginal_transport(V, V)),
     "mean_flow": loss(losses.mean_flow(MAP, omega=1.0, kappa=0.5, drop=0.1, null=3)),
-    "on_student": loss(losses.on_student(MATCHING)),
+    "student_only": loss(losses.student_only(MATCHING)),
     "perflow": loss(losses.perflow(V, V, steps=1)),
     "phased_rectified_diffusion": loss(
         losses.phased_rectified_diffusion(V, V, schedule=paths.schedules.cosine(), steps=1)
@@ -120,7 +120,7 @@ LOSSES = {
     "self_correction": loss(losses.self_correction(V, V)),
     "shared_timesteps": loss(losses.shared_timesteps(MAP, V, V, GRID)),
     "shortcut": loss(losses.shortcut(MAP, levels=2, drop=0.1, null=3)),
-    "summed": loss(losses.summed({"one": MATCHING, "other": MATCHING})),
+    "sum_losses": loss(losses.sum_losses({"one": MATCHING, "other": MATCHING})),
     "trajectory_distillation": loss(losses.trajectory_distillation(MAP, V, straight=1.0, steps=1)),
     "trigflow_consistency": loss(losses.trigflow_consistency(V, jvp=solvers.finite_difference())),
     "tunable_distillation": loss(losses.tunable_distillation(V, V, align=0.1)),
@@ -131,11 +131,11 @@ LOSSES = {
     "velocity_refiner": loss(losses.velocity_refiner(field(Field, lambda x: x[0]), V)),
 }
 NOT_LOSSES = (
-    "Cost Game Generate Importance Level ScoreWeight averaged_target clipped_tangent count_steps draw_times "
-    "easy_steps end_error euler_step fixed_steps grid_steps heun_step hinge inner_potential kl_weight "
-    "learn_importance learned_times least_squares likelihood_importance likelihood_weight mean_squared "
-    "noise_encoder noise_error non_saturating normalised_tangent online_target per_error per_noise per_time "
-    "perceptual_huber potential_velocity power_cost pseudo_huber quadratic_cost relativistic squared_and_cosine"
+    "ConvexCost GanObjective Generate Importance HierarchyLevel ScoreWeight averaged_target clipped_tangent count_steps draw_times "
+    "easy_steps end_error euler_step fixed_steps grid_steps heun_step hinge_gan inner_potential kl_weight "
+    "learn_importance learned_times least_squares_gan likelihood_importance likelihood_weight mean_squared_error "
+    "noise_encoder noise_error non_saturating_gan normalized_tangent online_target inverse_error_weight inverse_noise_step inverse_time_step "
+    "perceptual_huber potential_velocity power_cost pseudo_huber quadratic_cost relativistic_gan squared_and_cosine_error"
 ).split()
 
 
@@ -158,7 +158,7 @@ def network(made, params=PARAMS, cond=LABELS):
 
 
 def walk(step):
-    return lambda key: solvers.walk(step, ONE, X, key, [0.2, 0.4, 0.6])
+    return lambda key: solvers.sample_sde(step, ONE, X, key, [0.2, 0.4, 0.6])
 
 
 def update(accumulate):
@@ -179,13 +179,13 @@ OTHERS = {
     "times.from_quantile": law(times.from_quantile(lambda u: u, times.low_discrepancy())),
     "times.pairs": law(times.pairs(times.low_discrepancy(), equal=0.5)),
     "times.shifted": law(times.shifted(times.antithetic(), 2.0)),
-    **{f"times.{name}": law(getattr(times, name)()) for name in ("interval_times", "nearby", "rectified_times")},
-    "times.fixed_times": law(times.fixed_times([0.0, 0.5])),
-    "times.sequential_times": law(times.sequential_times([0.0, 0.5, 1.0])),
+    **{f"times.{name}": law(getattr(times, name)()) for name in ("interval_pairs", "nearby_pairs", "rectified_pairs")},
+    "times.fixed": law(times.fixed([0.0, 0.5])),
+    "times.sequential": law(times.sequential([0.0, 0.5, 1.0])),
     "losses.easy_steps": lambda key: losses.easy_steps(2)(key, B, FROZEN),
     "losses.grid_steps": lambda key: STEPS(key, B, FROZEN),
     "data.normal_source": law(data.normal_source((2,))),
-    "couplings.partial": pairing(couplings.partial(0.5)),
+    "couplings.partial_optimal_transport": pairing(couplings.partial_optimal_transport(0.5)),
     "couplings.sinkhorn": pairing(couplings.sinkhorn()),
     "couplings.unbalanced": pairing(couplings.unbalanced()),
     "couplings.inpainting": lambda key: couplings.inpainting(couplings.tiles(2))(key, IMAGES),
@@ -193,27 +193,27 @@ OTHERS = {
     "guidance.autoguidance": network(guidance.autoguidance(V, V, guidance.scaled(2.0))),
     "guidance.cfg": network(guidance.cfg(V, 2.0, null=3)),
     "guidance.classifier_guidance": network(guidance.classifier_guidance(V, LOGITS, 2.0)),
-    "guidance.density": network(guidance.density(V, guidance.exactly(1.0))),
+    "guidance.density": network(guidance.density(V, guidance.constant_rate(1.0))),
     "guidance.label_log_prob": network(guidance.label_log_prob(field(Field, lambda x: x[:, :1] * jnp.ones((1, 3))))),
     "guidance.negative": network(guidance.negative(V, guidance.scaled(2.0)), cond=(LABELS, LABELS)),
     "guidance.probabilistic_guidance": network(guidance.probabilistic_guidance(MIXTURE, 0.5, null=3)),
-    "guidance.told": network(guidance.told(V)),
+    "guidance.with_cond": network(guidance.with_cond(V)),
     "guidance.zero_init": network(guidance.zero_init(V, 0.1)),
-    "paths.parameterisations.boundary_mask": network(parameterisations.boundary_mask(V).velocity),
-    "paths.parameterisations.boundary_subtraction": network(
-        parameterisations.boundary_subtraction(V, data_mean=0.0).velocity
+    "paths.parameterizations.boundary_mask": network(parameterizations.boundary_mask(V).velocity),
+    "paths.parameterizations.boundary_subtraction": network(
+        parameterizations.boundary_subtraction(V, data_mean=0.0).velocity
     ),
-    "paths.parameterisations.boundary_subtraction, score": network(parameterisations.boundary_subtraction(V).score),
-    "paths.parameterisations.edm_denoiser": network(parameterisations.edm_denoiser(V)),
-    "paths.parameterisations.from_x1": network(parameterisations.from_x1(V)),
+    "paths.parameterizations.boundary_subtraction, score": network(parameterizations.boundary_subtraction(V).score),
+    "paths.parameterizations.edm_denoiser": network(parameterizations.edm_denoiser(V)),
+    "paths.parameterizations.from_data": network(parameterizations.from_data(V)),
     "paths.interpolant_score": network(paths.interpolant_score(BOTH, paths.schroedinger_bridge(0.5))),
     "paths.to_trigonometric": network(paths.to_trigonometric(V)),
     "losses.potential_velocity": network(losses.potential_velocity(losses.inner_potential(V))),
-    "walk of ancestral": walk(solvers.ancestral(V)),
-    "walk of density_step": walk(guidance.density_step(V, guidance.exactly(1.0), 0.1)),
-    "walk of euler_maruyama": walk(solvers.euler_maruyama(V, 0.1)),
-    "walk of gm_sde": walk(solvers.gm_sde(MIXTURE)),
-    "walk of overshoot": walk(solvers.overshoot(V)),
+    "sample_sde of ancestral": walk(solvers.ancestral(V)),
+    "sample_sde of density_step": walk(guidance.density_step(V, guidance.constant_rate(1.0), 0.1)),
+    "sample_sde of euler_maruyama": walk(solvers.euler_maruyama(V, 0.1)),
+    "sample_sde of gm_sde": walk(solvers.gm_sde(MIXTURE)),
+    "sample_sde of overshoot": walk(solvers.overshoot(V)),
     "solvers.sample_hierarchy": lambda key: solvers.sample_hierarchy(V, ONE, X, key, grids=(2, 2, 1)),
     "solvers.log_prob": lambda key: solvers.log_prob(
         V, ONE, X, lambda x: x.sum(1), key=key, divergence=solvers.hutch_plus_plus(1), steps=2

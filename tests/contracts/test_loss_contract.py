@@ -54,8 +54,8 @@ def nll(number, key, batch, frozen=None):
     return losses.nll(FLOW)(params, key, batch)
 
 
-def regularised_nll(number, key, batch, frozen=None):
-    loss = losses.regularised_nll(VELOCITY, distributions.normal((2,)), solver=diffrax.Euler(), steps=1)
+def regularized_nll(number, key, batch, frozen=None):
+    loss = losses.regularized_nll(VELOCITY, distributions.normal((2,)), solver=diffrax.Euler(), steps=1)
     return loss({"velocity": number, "base": {}}, key, batch)
 
 
@@ -71,23 +71,23 @@ class Row(NamedTuple):
 
 TABLE = {
     "adversarial": Row(game),
-    "align_eulerian": Row(losses.align_eulerian(MAP)),
-    "align_lagrangian": Row(losses.align_lagrangian(MAP, VELOCITY)),
+    "eulerian_map_distillation": Row(losses.eulerian_map_distillation(MAP)),
+    "lagrangian_map_distillation": Row(losses.lagrangian_map_distillation(MAP, VELOCITY)),
     "anchored_consistency": Row(losses.anchored_consistency(MAP)),
     "bespoke_error": Row(bespoke_error),
-    "c_rectified": Row(losses.c_rectified(SCALAR)),
+    "c_rectified_flow": Row(losses.c_rectified_flow(SCALAR)),
     "consistency_flow_matching": Row(losses.consistency_flow_matching(VELOCITY)),
     "deep_supervision": Row(losses.deep_supervision(BRANCHES, 3)),
     "diffusion_likelihood": Row(
         losses.diffusion_likelihood(VELOCITY, trace=0.1, jacobian=0.1, probes=None), paired=False
     ),
-    "discrete_consistency": Row(losses.discrete_consistency(VELOCITY, steps=STEPS)),
+    "consistency_training": Row(losses.consistency_training(VELOCITY, steps=STEPS)),
     "distillation": Row(losses.distillation(VELOCITY)),
     "distribution_matching": Row(imitation),
     "flow_guided_distillation": Row(losses.flow_guided_distillation(VELOCITY, VELOCITY)),
     "flow_matching": Row(losses.flow_matching(VELOCITY)),
     "flow_matching of a stable coupling": Row(
-        losses.flow_matching(VELOCITY, coupling=couplings.stable()), coupled=True
+        losses.flow_matching(VELOCITY, coupling=couplings.stable_matching()), coupled=True
     ),
     "hierarchical_matching": Row(losses.hierarchical_matching(VELOCITY)),
     "improved_mean_flow": Row(losses.improved_mean_flow(MAP)),
@@ -99,7 +99,7 @@ TABLE = {
     "noised": Row(losses.noised(losses.flow_matching(VELOCITY), 0.1)),
     "perflow": Row(losses.perflow(VELOCITY, VELOCITY, steps=1)),
     "rectified_diffusion": Row(losses.rectified_diffusion(VELOCITY)),
-    "regularised_nll": Row(regularised_nll, paired=False),
+    "regularized_nll": Row(regularized_nll, paired=False),
     "self_correction": Row(losses.self_correction(VELOCITY, VELOCITY)),
     "shortcut": Row(losses.shortcut(MAP)),
     "trajectory_distillation": Row(losses.trajectory_distillation(MAP, VELOCITY, solver=diffrax.Euler(), steps=1)),

@@ -31,7 +31,7 @@ class Row(NamedTuple):
 def conditional(size, onto=None):
     """A Gaussian on [size], or its image under `onto`, of mean and scale given by a network of cond."""
     net = nets.MLP((8,), nn.tanh)
-    layers = [bj.coupling(bj.transformers.affine(), net, split=0)] + ([onto] if onto else [])
+    layers = [bj.coupling(bj.univariate.affine(), net, split=0)] + ([onto] if onto else [])
     return flows.flow(bj.chain(*layers), distributions.normal((size,)))
 
 
@@ -44,7 +44,7 @@ def vector(b):
 
 
 def dequantized():
-    return bj.variational_dequantize(conditional(4, bj.sigmoid()), 5)
+    return bj.variational_dequantization(conditional(4, bj.sigmoid()), 5)
 
 
 def unknown_size():
@@ -61,12 +61,12 @@ TABLE = {
     "drop": Row(lambda: bj.drop(conditional(1), 1), draws="forward"),
     "drop on cond": Row(lambda: bj.drop(conditional(3), 3), draws="forward", cond=vector),
     "invert": Row(lambda: bj.invert(bj.drop(conditional(2), 2))),
-    "on_part": Row(lambda: bj.on_part(bj.uniform_dequantize(3), slice(0, 4)), levels=3, wide=False),
+    "on_part": Row(lambda: bj.on_part(bj.uniform_dequantization(3), slice(0, 4)), levels=3, wide=False),
     "scan": Row(
         lambda: bj.scan(bj.chain(bj.lu(4), bj.augment(conditional(1), 1), bj.drop(conditional(1), 1)), 3), draws="both"
     ),
-    "truncated_normal_dequantize": Row(lambda: bj.truncated_normal_dequantize(0.3, 5), levels=5, wide=False),
-    "uniform_dequantize": Row(lambda: bj.uniform_dequantize(5), levels=5, wide=False),
+    "truncated_normal_dequantize": Row(lambda: bj.truncated_normal_dequantization(0.3, 5), levels=5, wide=False),
+    "uniform_dequantize": Row(lambda: bj.uniform_dequantization(5), levels=5, wide=False),
     "vae": Row(
         lambda: bj.vae(
             flows.planar((2,), depth=1, hidden=(8,), standardize=False), decoders.normal(nn.Dense(4)), (2,), (4,)
@@ -244,14 +244,14 @@ def test_off_the_levels_the_mass_is_zero(name):
 
 def test_transports_are_refused_where_an_inverse_must_be_exact():
     with pytest.raises(TypeError, match="expected a Bijector, got a Transport: elbo_flow takes one"):
-        flows.flow(bj.uniform_dequantize(), distributions.normal((4,)))
+        flows.flow(bj.uniform_dequantization(), distributions.normal((4,)))
     with pytest.raises(ValueError, match="reversible needs bijectors"):
-        bj.scan(bj.uniform_dequantize(), 2, reversible=True)
+        bj.scan(bj.uniform_dequantization(), 2, reversible=True)
 
 
 def flow_plus_plus(depth=(1, 1, 1), **options):
     """With affine couplings: mixtures of logistics are tested as a transformer."""
-    sizes = {"width": 4, "blocks": 1, "heads": 2, "dequantizer_depth": 1, "transformer": bj.transformers.affine()}
+    sizes = {"width": 4, "blocks": 1, "heads": 2, "dequantizer_depth": 1, "transformer": bj.univariate.affine()}
     return flows.flow_plus_plus((2, 4, 1), levels=5, depth=depth, **sizes, **options)
 
 
@@ -270,7 +270,7 @@ FLOWS = {
     ),
     "elbo_flow over a flow": FlowRow(
         lambda: flows.elbo_flow(
-            bj.uniform_dequantize(5), flows.real_nvp((4,), depth=2, hidden=(8,), standardize=False)
+            bj.uniform_dequantization(5), flows.real_nvp((4,), depth=2, hidden=(8,), standardize=False)
         ),
         cond=vector,
     ),
@@ -354,9 +354,9 @@ def test_every_public_name_is_in_the_table():
 def test_bad_options_fail_at_construction():
     for levels in (1, 2.5, 2**17):
         with pytest.raises(ValueError, match=f"2 .. 65536 levels, got {levels}"):
-            bj.uniform_dequantize(levels)
+            bj.uniform_dequantization(levels)
         with pytest.raises(ValueError, match="2 .. 65536"):
-            bj.variational_dequantize(distributions.uniform((4,)), levels)
+            bj.variational_dequantization(distributions.uniform((4,)), levels)
     with pytest.raises(ValueError, match="size to be a whole number of at least 1, got 0"):
         bj.drop(distributions.normal((4,)), 0)
     with pytest.raises(ValueError, match="draws >= 1"):

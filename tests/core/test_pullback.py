@@ -12,16 +12,16 @@ def power(x, n):
     return x**3 * n, jnp.sum(x)
 
 
-def pull(args, outputs, bars):
+def pullback(args, outputs, cotangents):
     """Three times too large, to be told from autodiff."""
-    x, (cubes, _), (cubes_bar, sum_bar) = args[0], outputs, bars
+    x, (cubes, _), (cubes_bar, sum_bar) = args[0], outputs, cotangents
     return 9 * cubes / x * cubes_bar + 3 * sum_bar, None
 
 
 def test_reverse_mode_is_the_pull_and_everything_else_is_autodiff():
     """f = sum n x^3 + 5 sum x: gradient 3 n x^2 + 5, second derivative 6 n x."""
     x, n = np.array([1.0, -2.0], np.float32), np.array([1, 2])
-    function = with_pullback(power, pull)
+    function = with_pullback(power, pullback)
 
     @jax.jit
     def run(x):

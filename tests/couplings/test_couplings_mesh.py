@@ -13,7 +13,7 @@ mesh = train.data_mesh()
 k0, k1, key = jax.random.split(jax.random.key(0), 3)
 x0, x1, label = jax.random.normal(k0, (16, 2)), 1 + jax.random.normal(k1, (16, 2)), jnp.arange(16) % 3
 placed = jax.device_put((x0, x1, label), train.data_sharding(mesh))
-for coupling in (couplings.exact(couplings.within_class()), couplings.sinkhorn()):
+for coupling in (couplings.optimal_transport(couplings.within_class()), couplings.sinkhorn()):
     pair = lambda *args: tuple(map(jnp.asarray, coupling(*args)))
     i, j = jax.jit(pair)(key, *placed)
     whole = pair(key, x0, x1, label)

@@ -58,7 +58,7 @@ def test_unbalanced_plan_is_pots(epsilon, slack, x64):
 def test_small_epsilon_neither_overflows_nor_loses_its_marginals():
     """1e-4 of the mean cost: exp(-cost / epsilon) itself is 0 in float32. Rows are exact to rounding."""
     cost = costs(64, d=8)
-    f, g = jax.jit(_plans.potentials)(cost, 1e-4 * jnp.mean(cost), _plans.scale(cost))
+    f, g = jax.jit(_plans.entropic_potentials)(cost, 1e-4 * jnp.mean(cost), _plans.scale(cost))
     plan = np.exp((np.asarray(f)[:, None] + np.asarray(g)[None] - np.asarray(cost)) / (1e-4 * float(jnp.mean(cost))))
     # 1e-4 of relative epsilon turns float32's 1e-7 of a cost into 1e-3 of an entry
     np.testing.assert_allclose(plan.sum(1), 1, atol=2e-2)
@@ -84,17 +84,20 @@ def test_costs_along_epsilon():
         i, j = jax.jit(coupling)(jax.random.key(1), x0, x1)
         return cost[np.asarray(i), np.asarray(j)].mean()
 
-    best = mean(couplings.exact())
+    best = mean(couplings.optimal_transport())
     for epsilon in (0.01, 0.05):
         size = epsilon * cost.mean()
         f, g = (
-            np.asarray(a) for a in jax.jit(_plans.potentials)(jnp.asarray(cost), size, _plans.scale(jnp.asarray(cost)))
+            np.asarray(a)
+            for a in jax.jit(_plans.entropic_potentials)(jnp.asarray(cost), size, _plans.scale(jnp.asarray(cost)))
         )
         plan = np.exp((f[:, None] + g[None] - cost) / size)
         expected = (plan * cost).sum() / plan.sum()
         assert best < mean(couplings.sinkhorn(epsilon)) < 1.08 * expected
-        assert mean(couplings.sinkhorn(epsilon, draw=couplings.with_replacement)) == pytest.approx(expected, rel=0.1)
-        assert best <= mean(couplings.sinkhorn(epsilon, draw=couplings.likeliest)) < 1.05 * best
+        assert mean(couplings.sinkhorn(epsilon, draw=couplings.sample_with_replacement)) == pytest.approx(
+            expected, rel=0.1
+        )
+        assert best <= mean(couplings.sinkhorn(epsilon, draw=couplings.most_likely_permutation)) < 1.05 * best
     assert mean(couplings.sinkhorn(50.0)) > 0.9 * cost.mean()  # the independent pairs are the other end
 
 
@@ -102,7 +105,7 @@ def test_draws_with_replacement_follow_the_plan():
     """Counts over 4000 batches of 3 pairs: 4 standard errors of a frequency."""
     plan = np.asarray([[0.3, 0.1, 0.0], [0.05, 0.2, 0.05], [0.0, 0.1, 0.2]])
     keys = jax.random.split(jax.random.key(0), 4000)
-    i, j = jax.jit(jax.vmap(lambda k: couplings.with_replacement(k, jnp.log(3.0 * plan))))(keys)
+    i, j = jax.jit(jax.vmap(lambda k: couplings.sample_with_replacement(k, jnp.log(3.0 * plan))))(keys)
     seen = np.bincount(3 * np.ravel(i) + np.ravel(j), minlength=9).reshape(3, 3) / i.size
     assert np.all(np.abs(seen - plan) <= 4 * np.sqrt(plan / i.size))
 
@@ -112,5 +115,5 @@ def test_permutations_of_a_plan_of_two():
     Gumbel noise takes the diagonal when the best of the four is on it: the two pairs' maxima compare as p to 1 - p."""
     plan = jnp.asarray([[0.8, 0.2], [0.2, 0.8]])
     keys = jax.random.split(jax.random.key(0), 4000)
-    i, j = jax.jit(jax.vmap(lambda k: tuple(map(jnp.asarray, couplings.permutation(k, jnp.log(plan))))))(keys)
+    i, j = jax.jit(jax.vmap(lambda k: tuple(map(jnp.asarray, couplings.sample_permutation(k, jnp.log(plan))))))(keys)
     np.testing.assert_allclose(np.mean(i[:, 0] == j[:, 0]), 0.8, atol=4 * np.sqrt(0.16 / 4000))

@@ -16,19 +16,19 @@ from jflow.train import data_mesh, data_sharding
 KEY = jax.random.key(0)
 PERMUTATIONS = {
     "independent": couplings.independent(),
-    "exact": couplings.exact(),
-    "stable": couplings.stable(),
+    "exact": couplings.optimal_transport(),
+    "stable": couplings.stable_matching(),
     "sinkhorn": couplings.sinkhorn(),
-    "likeliest": couplings.sinkhorn(0.01, draw=couplings.likeliest),
-    "exact in class": couplings.exact(couplings.within_class()),
+    "likeliest": couplings.sinkhorn(0.01, draw=couplings.most_likely_permutation),
+    "exact in class": couplings.optimal_transport(couplings.within_class()),
     "sinkhorn in class": couplings.sinkhorn(0.02, couplings.within_class()),
-    "stable in class": couplings.stable(couplings.within_class()),
-    "near": couplings.exact(couplings.near_condition()),
+    "stable in class": couplings.stable_matching(couplings.within_class()),
+    "near": couplings.optimal_transport(couplings.near_condition()),
 }
 OTHERS = {
-    "partial": couplings.partial(0.7),
+    "partial": couplings.partial_optimal_transport(0.7),
     "unbalanced": couplings.unbalanced(),
-    "with replacement": couplings.sinkhorn(draw=couplings.with_replacement),
+    "with replacement": couplings.sinkhorn(draw=couplings.sample_with_replacement),
 }
 
 
@@ -82,7 +82,7 @@ def test_permutations_keep_both_marginals(name):
 def test_exact_has_scipys_optimum(n):
     x0, x1, _ = eight_to_moons(n)
     cost = squared(x0, x1)
-    pairs = jax.jit(couplings.exact())(None, x0, x1)
+    pairs = jax.jit(couplings.optimal_transport())(None, x0, x1)
     # float32 costs of order 10 round at 1e-6: two assignments as close as that are the same to it
     assert total(cost, *pairs) == pytest.approx(total(cost, *linear_sum_assignment(cost)), rel=1e-7)
 
@@ -105,7 +105,7 @@ def moved_and_with_outliers(d=2):
 
 
 def test_exact_and_partial_of_moved_rows_and_rows_with_outliers():
-    exact, some = jax.jit(couplings.exact()), jax.jit(couplings.partial(0.5))
+    exact, some = jax.jit(couplings.optimal_transport()), jax.jit(couplings.partial_optimal_transport(0.5))
     for name, (x0, x1) in moved_and_with_outliers().items():
         cost = squared(x0, x1)
         excess = total(cost, *exact(None, x0, x1)) - total(cost, *linear_sum_assignment(cost))
@@ -120,7 +120,7 @@ def test_exact_with_an_outlier_in_many_dimensions():
     for name in ("offset 10000.0", "outlier"):
         x0, x1 = moved_and_with_outliers(70)[name]
         cost = squared(x0, x1)
-        excess = total(cost, *couplings.exact()(None, x0, x1)) - total(cost, *linear_sum_assignment(cost))
+        excess = total(cost, *couplings.optimal_transport()(None, x0, x1)) - total(cost, *linear_sum_assignment(cost))
         assert excess / 64 < 0.05, name
 
 
@@ -132,7 +132,9 @@ def test_an_offset_changes_no_pairs(name):
     x0, x1 = jnp.round(64 * x0) / 64, jnp.round(64 * x1) / 64
     cond = x1[:, :1] if name == "near" else label
     pair = jax.jit(
-        (PERMUTATIONS | OTHERS)[name] if name != "near" else couplings.exact(couplings.near_condition(weight=2.0))
+        (PERMUTATIONS | OTHERS)[name]
+        if name != "near"
+        else couplings.optimal_transport(couplings.near_condition(weight=2.0))
     )
     plain, moved = pair(KEY, x0, x1, cond), pair(KEY, x0 + 1024 * (name == "unbalanced"), x1 + 1024, cond)
     np.testing.assert_array_equal(plain, moved)
@@ -142,7 +144,7 @@ def test_an_outlier_leaves_sinkhorn_the_others():
     """Epsilon counts in what half of the pairs cost, not in a mean that one row of 64 decides."""
     x0, x1 = moved_and_with_outliers()["outlier"]
     cost = squared(x0, x1)[:, 1:]
-    for draw in (couplings.permutation, couplings.likeliest):
+    for draw in (couplings.sample_permutation, couplings.most_likely_permutation):
         i, j = couplings.sinkhorn(draw=draw)(KEY, x0, x1)
         kept = np.asarray(j) > 0
         assert total(cost, i[kept], j[kept] - 1) / 63 < 0.25 * cost.mean()
@@ -170,10 +172,10 @@ def test_numbers_of_numpy_are_options_like_any_other():
     pairs = [
         couplings.sinkhorn(number),
         couplings.unbalanced(number, number),
-        couplings.partial(number),
-        couplings.exact(couplings.near_condition(weight=number)),
-        couplings.exact(couplings.near_condition(ratio=number)),
-        couplings.stable(couplings.cosine),
+        couplings.partial_optimal_transport(number),
+        couplings.optimal_transport(couplings.near_condition(weight=number)),
+        couplings.optimal_transport(couplings.near_condition(ratio=number)),
+        couplings.stable_matching(couplings.cosine),
     ]
     with jax.numpy_dtype_promotion("strict"), jax.enable_x64(True):
         for pair in pairs:
@@ -189,12 +191,14 @@ def test_numbers_of_numpy_are_options_like_any_other():
 @pytest.mark.parametrize(
     "pair",
     [
-        couplings.exact(),
-        couplings.exact(couplings.within_class()),
-        couplings.exact(couplings.near_condition(condition=lambda labels: labels[:, None].astype(jnp.float32))),
-        couplings.partial(0.5),
+        couplings.optimal_transport(),
+        couplings.optimal_transport(couplings.within_class()),
+        couplings.optimal_transport(
+            couplings.near_condition(condition=lambda labels: labels[:, None].astype(jnp.float32))
+        ),
+        couplings.partial_optimal_transport(0.5),
         couplings.sinkhorn(),
-        couplings.stable(),
+        couplings.stable_matching(),
         couplings.unbalanced(),
     ],
     ids=["exact", "within_class", "near_condition", "partial", "sinkhorn", "stable", "unbalanced"],
@@ -216,24 +220,26 @@ def test_exact_in_many_dimensions_and_bfloat16():
         cost = np.asarray(couplings.squared_euclidean(a, b), np.float64)
         flat = [np.asarray(x, np.float64).reshape(32, -1) for x in (a, b)]
         np.testing.assert_allclose(cost, ((flat[0][:, None] - flat[1][None]) ** 2).sum(-1), rtol=1e-5)
-        assert total(cost, *couplings.exact()(None, a, b)) == pytest.approx(total(cost, *linear_sum_assignment(cost)))
+        assert total(cost, *couplings.optimal_transport()(None, a, b)) == pytest.approx(
+            total(cost, *linear_sum_assignment(cost))
+        )
 
 
 def test_exact_sorts_a_line():
     """In one dimension the optimum of a convex cost pairs the ranks."""
     x0, x1 = (jax.random.normal(k, (64, 1)) for k in jax.random.split(KEY))
-    i, j = couplings.exact()(None, x0, 5 + 3 * x1)
+    i, j = couplings.optimal_transport()(None, x0, 5 + 3 * x1)
     np.testing.assert_array_equal(np.argsort(np.argsort(x0[i, 0])), np.argsort(np.argsort(x1[j, 0])))
 
 
 def test_class_aware_optimum_is_that_of_each_class():
     x0, x1, label = eight_to_moons()
-    i, j = couplings.exact(couplings.within_class())(None, x0, x1, label)
+    i, j = couplings.optimal_transport(couplings.within_class())(None, x0, x1, label)
     cost = np.asarray(couplings.squared_euclidean(x0, x1), np.float64)
     parts = [np.flatnonzero(label == c) for c in (0, 1)]
     best = sum(total(cost[np.ix_(p, p)], *linear_sum_assignment(cost[np.ix_(p, p)])) for p in parts)
     assert total(cost, i, j) == pytest.approx(best, rel=1e-12)
-    whole = couplings.exact()(None, x0, x1, label)
+    whole = couplings.optimal_transport()(None, x0, x1, label)
     assert np.mean(label[whole[0]] != label[whole[1]]) > 0.2  # the plain one mixes them
 
 
@@ -254,11 +260,11 @@ def test_source_of_each_class_stays_normal():
 
         return np.mean(jax.jit(lambda keys: jax.lax.map(batch, keys))(keys), axis=1)
 
-    for coupling in (couplings.exact, couplings.sinkhorn, couplings.stable):
+    for coupling in (couplings.optimal_transport, couplings.sinkhorn, couplings.stable_matching):
         aware = coupling(cost=couplings.within_class())
         assert np.all(np.abs(source_of_class_one(aware) - [0, 1]) < [0.125, 0.18])
     # the label is half of the batch: the cut is at the batch's median, not at 0, which costs a little of 0.80
-    np.testing.assert_allclose(source_of_class_one(couplings.exact())[0], 0.80, atol=0.06)
+    np.testing.assert_allclose(source_of_class_one(couplings.optimal_transport())[0], 0.80, atol=0.06)
 
 
 def test_near_condition_leaves_the_share_of_pairs_it_says():
@@ -278,7 +284,7 @@ def test_near_condition_leaves_the_share_of_pairs_it_says():
         couplings.near_condition(ratio=0.2),
         couplings.squared_euclidean,
     ):
-        i, j = couplings.exact(cost)(None, x0, x1, cond)
+        i, j = couplings.optimal_transport(cost)(None, x0, x1, cond)
         gaps.append(float(np.mean((cond[i] - cond[j]) ** 2)))
     assert gaps[0] < 0.7 * gaps[1] and gaps[1] < 0.9 * gaps[2]
 
@@ -288,7 +294,7 @@ def test_near_condition_of_equal_conditions_is_finite():
     cost = couplings.near_condition()(x0, x1, label.astype(jnp.float32))
     same = np.equal.outer(np.asarray(label), np.asarray(label))
     assert np.isfinite(cost).all() and cost[~same].min() > cost[same].max()
-    i, j = couplings.exact(couplings.near_condition())(None, x0, x1, label.astype(jnp.float32))
+    i, j = couplings.optimal_transport(couplings.near_condition())(None, x0, x1, label.astype(jnp.float32))
     np.testing.assert_array_equal(label[i], label[j])
 
 
@@ -300,7 +306,7 @@ def test_cosine():
 def test_stable_has_no_blocking_pair():
     x0, x1, _ = eight_to_moons(150)
     cost = np.asarray(couplings.squared_euclidean(x0, x1))
-    i, j = jax.jit(couplings.stable())(None, x0, x1)
+    i, j = jax.jit(couplings.stable_matching())(None, x0, x1)
     row = np.empty(150, int)
     row[np.asarray(i)] = np.asarray(j)
     mine = cost[np.arange(150), row]
@@ -332,7 +338,7 @@ def test_partial_agrees_with_pot():
     assert all(len(set(rows)) == 14 for rows in pairs)
     plan = ot.partial.partial_wasserstein(np.full(20, 1 / 20), np.full(20, 1 / 20), cost, m=0.7)
     assert total(cost, *pairs) / 20 == pytest.approx((plan * cost).sum(), rel=1e-9)
-    i, j = jax.jit(couplings.partial(0.7))(KEY, x0, x1)
+    i, j = jax.jit(couplings.partial_optimal_transport(0.7))(KEY, x0, x1)
     seen, counts = np.unique(np.stack([i, j]), axis=1, return_counts=True)
     assert {tuple(p) for p in seen.T} == {tuple(p) for p in pairs.T} and set(counts) == {1, 2} and len(i) == 20
 
@@ -403,18 +409,21 @@ def test_errors():
             jax.jit(pair)(KEY, x0[:7], x1, label)
         with pytest.raises(ValueError, match="cost of source row 3 with data row . is NaN"):
             pair(KEY, x0.at[3].set(jnp.nan), x1, label)
-    for pair in (couplings.exact(couplings.within_class()), couplings.exact(couplings.near_condition())):
+    for pair in (
+        couplings.optimal_transport(couplings.within_class()),
+        couplings.optimal_transport(couplings.near_condition()),
+    ):
         with pytest.raises(ValueError, match=r"expected cond .* to be an array \[8, ...\], got NoneType"):
             pair(KEY, x0, x1)
     with pytest.raises(ValueError, match=r"costs of shape \[8, 8\], got \[8\]"):
-        couplings.exact(lambda x0, x1, cond: jnp.zeros(8))(KEY, x0, x1)
+        couplings.optimal_transport(lambda x0, x1, cond: jnp.zeros(8))(KEY, x0, x1)
     with pytest.raises(ValueError, match="source row 0 has no pair of finite cost"):
-        couplings.stable(lambda x0, x1, cond: jnp.full((8, 8), jnp.inf))(KEY, x0, x1)
-    for pair in (couplings.sinkhorn(), couplings.partial(0.5), couplings.unbalanced()):
+        couplings.stable_matching(lambda x0, x1, cond: jnp.full((8, 8), jnp.inf))(KEY, x0, x1)
+    for pair in (couplings.sinkhorn(), couplings.partial_optimal_transport(0.5), couplings.unbalanced()):
         with pytest.raises(ValueError, match="needs a key"):
             pair(None, x0, x1)
     for build, said in [
-        (lambda: couplings.partial(0.0), r"fraction in \(0, 1\], got 0.0"),
+        (lambda: couplings.partial_optimal_transport(0.0), r"fraction in \(0, 1\], got 0.0"),
         (lambda: couplings.sinkhorn(-1.0), "epsilon > 0, got -1.0"),
         (lambda: couplings.sinkhorn(iterations=0), "iterations to be a whole number of at least 1, got 0"),
         (lambda: couplings.unbalanced(slack=0), "slack > 0, got 0"),

@@ -11,7 +11,7 @@ KEY = jax.random.key(0)
 
 def test_on_a_line_the_cells_are_quantiles():
     """N(0, 1) to N sorted points, costs convex: point k draws the sources between the quantiles k / N and (k + 1) / N,
-    and neighbours' potentials differ by what makes the border between them indifferent."""
+    and neighbors' potentials differ by what makes the border between them indifferent."""
     points = jnp.asarray([[3.0], [-1.0], [0.5], [0.0], [-2.0]])
     g, share = couplings.fit_semidiscrete(KEY, points, steps=1500, batch=256)
     np.testing.assert_allclose(share, 1, atol=0.05)

@@ -138,7 +138,7 @@ def jpegs(images):
 
 
 def flat(n):
-    """Images of one colour each, which JPEG at this quality keeps to a level or two."""
+    """Images of one color each, which JPEG at this quality keeps to a level or two."""
     return np.broadcast_to(np.random.default_rng(n).integers(0, 256, (n, 1, 1, 3)), (n, 32, 32, 3)).astype(np.uint8)
 
 
@@ -187,7 +187,7 @@ def test_real_cifar(data_dir):
 
 
 def test_real_cifar_jpegs(data_dir):
-    """The JPEGs are of other images than the sheets, of the same set: their mean colours agree to a level or two."""
+    """The JPEGs are of other images than the sheets, of the same set: their mean colors agree to a level or two."""
     folder = data_dir / "images"
     splits = data.cifar_jpegs(folder / "cifar10_jpeg_train6k.npz", folder / "cifar10_jpeg_test1k.npz")
     assert np.bincount(splits.train["cond"]).tolist() == [600] * 10

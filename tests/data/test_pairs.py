@@ -11,7 +11,7 @@ from teachers import LINE_MIXTURE, at, straight_mixture
 
 import jflow
 from jflow import data, losses, metrics, nets, oracles, solvers, train
-from jflow.data import generate_pairs, normal_source, read_shards, rows_source
+from jflow.data import generate_reflow_pairs, normal_source, read_shards, rows_source
 from jflow.types import Velocity
 
 KEY = jax.random.key(0)
@@ -20,7 +20,7 @@ QUIET = {"batch": 8, "shard": 16, "progress": False}
 
 
 def test_pairs_are_those_of_the_flow_map(tmp_path):
-    generate_pairs(tmp_path, oracles.as_velocity(GAUSSIAN), {}, normal_source((2,)), 40, key=KEY, **QUIET)
+    generate_reflow_pairs(tmp_path, oracles.as_velocity(GAUSSIAN), {}, normal_source((2,)), 40, key=KEY, **QUIET)
     rows = {name: np.asarray(value) for name, value in read_shards(tmp_path).items()}
     assert {name: value.shape for name, value in rows.items()} == {"x0": (40, 2), "x": (40, 2)}
     np.testing.assert_allclose(rows["x"], GAUSSIAN.flow_map(rows["x0"], 0.0, 1.0), atol=2e-3)  # 100 steps of Heun
@@ -30,7 +30,7 @@ def test_pairs_are_those_of_the_flow_map(tmp_path):
 @pytest.mark.parametrize("how", [{"steps": 100}, {"grid": np.linspace(0, 1, 101) ** 1.5}])
 def test_real_data_is_carried_back_to_its_noise(tmp_path, how):
     real = {"x": np.asarray(GAUSSIAN.sample(KEY, 500))}
-    generate_pairs(tmp_path, oracles.as_velocity(GAUSSIAN), {}, rows_source(real), 64, key=KEY, **how, **QUIET)
+    generate_reflow_pairs(tmp_path, oracles.as_velocity(GAUSSIAN), {}, rows_source(real), 64, key=KEY, **how, **QUIET)
     rows = {name: np.asarray(value) for name, value in read_shards(tmp_path).items()}
     assert all((row == real["x"]).all(axis=1).any() for row in rows["x"])
     assert len(np.unique(rows["x"], axis=0)) > 50  # of 64 drawn from 500, some twice
@@ -44,7 +44,7 @@ def test_conditions_go_with_their_pairs(tmp_path):
         noise, label = jax.random.split(key)
         return {"x0": jax.random.normal(noise, (n, 1)), "cond": jax.random.randint(label, (n,), 0, 3)}
 
-    generate_pairs(tmp_path, oracles.as_velocity(mixture), {}, source, 30, key=KEY, steps=40, **QUIET)
+    generate_reflow_pairs(tmp_path, oracles.as_velocity(mixture), {}, source, 30, key=KEY, steps=40, **QUIET)
     rows = {name: np.asarray(value) for name, value in read_shards(tmp_path).items()}
     np.testing.assert_allclose(rows["x"][:, 0], 9.0 * (rows["cond"] - 1), atol=0.6)
     assert set(rows["cond"]) == {0, 1, 2}
@@ -87,7 +87,7 @@ LINEAR = Velocity(lambda *args: {"a": jnp.ones(())}, linear)
 def test_a_changed_teacher_is_refused(tmp_path, change, said):
     change = {**change, **({"solver": diffrax.Euler()} if "solver" in change else {})}
     options = {"params": {"a": jnp.ones(())}, "n": 20, "steps": 10, "about": {"scale": 1.0}, **QUIET}
-    call = lambda o: generate_pairs(  # noqa: E731
+    call = lambda o: generate_reflow_pairs(  # noqa: E731
         tmp_path, LINEAR, o.pop("params"), normal_source((3,)), o.pop("n"), key=KEY, **o
     )
     call(dict(options))
@@ -108,7 +108,7 @@ def test_killed_and_resumed_pairs_are_those_of_one_run(tmp_path):
     for folder, sources in (("once", [normal_source((3,))]), ("twice", [dying, normal_source((3,))])):
         for source in sources:
             try:
-                generate_pairs(tmp_path / folder, LINEAR, params, source, 40, key=KEY, steps=10, **QUIET)
+                generate_reflow_pairs(tmp_path / folder, LINEAR, params, source, 40, key=KEY, steps=10, **QUIET)
             except KeyboardInterrupt:
                 assert sorted(p.name for p in (tmp_path / folder).iterdir()) == ["manifest.json", "shard-00000.npz"]
     once, twice = ({p.name: p.read_bytes() for p in (tmp_path / f).iterdir()} for f in ("once", "twice"))
@@ -118,23 +118,23 @@ def test_killed_and_resumed_pairs_are_those_of_one_run(tmp_path):
 def test_failed_solves_are_not_written(tmp_path):
     bad = Velocity(LINEAR.init, lambda params, x, t, cond=None, *, key=None: x / (x[:, :1] < 0))
     with pytest.raises(FloatingPointError, match="are not finite"):
-        generate_pairs(tmp_path, bad, {}, normal_source((2,)), 16, key=KEY, **QUIET)
+        generate_reflow_pairs(tmp_path, bad, {}, normal_source((2,)), 16, key=KEY, **QUIET)
 
 
 @pytest.mark.parametrize("rows", [{"x": 1, "x0": 1}, {"y": 1}, {"x0": 1, "weight": 1}])
 def test_sources_give_one_end(tmp_path, rows):
     source = lambda key, n: {name: jnp.zeros((n, 2)) for name in rows}  # noqa: E731
     with pytest.raises(ValueError, match="expected source to give 'x0' or 'x'"):
-        generate_pairs(tmp_path, LINEAR, {"a": jnp.ones(())}, source, 16, key=KEY, **QUIET)
+        generate_reflow_pairs(tmp_path, LINEAR, {"a": jnp.ones(())}, source, 16, key=KEY, **QUIET)
 
 
 def test_options_are_checked(tmp_path):
     with pytest.raises(ValueError, match="rises from 0 to 1"):
-        generate_pairs(tmp_path, LINEAR, {}, normal_source((2,)), 16, key=KEY, grid=[0.0, 0.5], **QUIET)
+        generate_reflow_pairs(tmp_path, LINEAR, {}, normal_source((2,)), 16, key=KEY, grid=[0.0, 0.5], **QUIET)
     with pytest.raises(ValueError, match="steps to be an integer of at least 1, got 0"):
-        generate_pairs(tmp_path, LINEAR, {}, normal_source((2,)), 16, key=KEY, steps=0, **QUIET)
+        generate_reflow_pairs(tmp_path, LINEAR, {}, normal_source((2,)), 16, key=KEY, steps=0, **QUIET)
     with pytest.raises(ValueError, match=r"\['steps'\] are taken"):
-        generate_pairs(tmp_path, LINEAR, {}, normal_source((2,)), 16, key=KEY, about={"steps": 3}, **QUIET)
+        generate_reflow_pairs(tmp_path, LINEAR, {}, normal_source((2,)), 16, key=KEY, about={"steps": 3}, **QUIET)
 
 
 def test_data_to_data_and_back_on_its_pairs(tmp_path):
@@ -171,7 +171,7 @@ def test_data_to_data_and_back_on_its_pairs(tmp_path):
             }
         )
         source = rows_source({"x0": left})
-        generate_pairs(tmp_path / str(k), velocity, params, source, 4096, key=KEY, steps=30, progress=False)
+        generate_reflow_pairs(tmp_path / str(k), velocity, params, source, 4096, key=KEY, steps=30, progress=False)
         batches = data.batches(read_shards(tmp_path / str(k)), 256)
     first, second = seen
     paired = metrics.transport_cost(left, right)
@@ -184,12 +184,12 @@ def test_data_to_data_and_back_on_its_pairs(tmp_path):
 SCRIPT = """
 import sys
 import jax, jax.numpy as jnp, numpy as np
-from jflow import fewstep, oracles, train
+from jflow import data, oracles, train
 assert jax.device_count() == 8
 velocity = oracles.as_velocity(oracles.gaussian([2.0, -1.0], [0.25, 4.0]))
 sharding = train.data_sharding(train.data_mesh())
 for name, where in (("one", None), ("eight", sharding)):
-    data.generate_pairs(
+    data.generate_reflow_pairs(
         f"{sys.argv[1]}/{name}", velocity, {"a": jnp.ones(())}, data.normal_source((2,)), 40, key=jax.random.key(0),
         steps=20, batch=16, shard=32, sharding=where, progress=False,
     )

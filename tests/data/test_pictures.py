@@ -12,7 +12,7 @@ def test_each_image_stands_at_its_place_and_the_range_is_clipped():
     assert corners == [0, 255, 128, 255, 0, 96]
 
 
-def test_colour_keeps_three_channels_and_other_shapes_are_errors():
+def test_color_keeps_three_channels_and_other_shapes_are_errors():
     assert data.image_grid(np.zeros((1, 2, 2, 3)), 0, 1, gap=0).shape == (2, 2, 3)
     with pytest.raises(ValueError, match="image_grid"):
         data.image_grid(np.zeros((4, 8, 8)), 0, 1)

@@ -13,13 +13,13 @@ def rows(x):
 
 
 SMOOTH = {
-    "standardise": (data.standardise(), RNG.normal(3, 2, (6, 2, 3))),
-    "standardise channels": (data.standardise(axis=(0, 1)), RNG.normal(3, 2, (6, 2, 3))),
-    "standardise all": (data.standardise(axis=None), RNG.normal(3, 2, (6, 2, 3))),
+    "standardize": (data.standardize(), RNG.normal(3, 2, (6, 2, 3))),
+    "standardize channels": (data.standardize(axis=(0, 1)), RNG.normal(3, 2, (6, 2, 3))),
+    "standardize all": (data.standardize(axis=None), RNG.normal(3, 2, (6, 2, 3))),
     "scale": (data.scale(-2, 6), RNG.uniform(-2, 6, (6, 4))),
     "logit": (data.logit(0.05), RNG.uniform(0, 1, (6, 4))),
     "chain": (
-        data.chain_preprocess(data.scale(-3, 5), data.scale(-3, 1), data.logit(0.1), data.standardise()),
+        data.chain_preprocess(data.scale(-3, 5), data.scale(-3, 1), data.logit(0.1), data.standardize()),
         RNG.uniform(-3, 5, (6, 4)),
     ),
     "identity": (data.identity(), RNG.normal(size=(6, 4))),
@@ -43,8 +43,8 @@ def test_undo_inverts_apply_and_log_det_is_that_of_finite_differences(name):
     np.testing.assert_allclose(found, expected, rtol=1e-6, atol=1e-6)
 
 
-def test_standardise_is_fitted_on_training_rows_alone():
-    pre = data.standardise()
+def test_standardize_is_fitted_on_training_rows_alone():
+    pre = data.standardize()
     train = RNG.normal(5, 3, (200, 4))
     state = pre.fit(rows(train))
     y = pre.apply(state, rows(train), None)["x"]
@@ -54,8 +54,8 @@ def test_standardise_is_fitted_on_training_rows_alone():
     np.testing.assert_allclose(test - y, np.broadcast_to(1 / train.std(0), y.shape), atol=1e-10)
 
 
-def test_standardise_keeps_float32_and_brings_long_numbers_back():
-    pre, x = data.standardise(), np.array([[123456.78], [123456.79], [123458.0]])
+def test_standardize_keeps_float32_and_brings_long_numbers_back():
+    pre, x = data.standardize(), np.array([[123456.78], [123456.79], [123458.0]])
     state = pre.fit({"x": x})
     assert pre.apply(state, {"x": x.astype(np.float32)}, None)["x"].dtype == np.float32
     y = pre.apply(state, {"x": x}, None)["x"].astype(np.float32)  # what a float32 model sees and returns
@@ -70,15 +70,15 @@ def test_standardise_keeps_float32_and_brings_long_numbers_back():
         (np.array([[1.0]]), "at least 2"),
     ],
 )
-def test_standardise_errors(x, message):
+def test_standardize_errors(x, message):
     with pytest.raises(ValueError, match=message):
-        data.standardise().fit({"x": x})
+        data.standardize().fit({"x": x})
 
 
 @pytest.mark.parametrize("levels", [2, 17, 256])
 @pytest.mark.parametrize("tail", [None, data.scale(0, 1), data.logit(0.05)])
 def test_dequantized_levels_come_back(levels, tail):
-    pre = data.dequantize(levels) if tail is None else data.chain_preprocess(data.dequantize(levels), tail)
+    pre = data.dequantization(levels) if tail is None else data.chain_preprocess(data.dequantization(levels), tail)
     x = np.concatenate([np.arange(levels), RNG.integers(0, levels, 200_000 - levels)])[:, None].astype(np.uint8)
     state = pre.fit(rows(x))
     for seed in range(2):
@@ -90,7 +90,7 @@ def test_dequantized_levels_come_back(levels, tail):
 
 
 def test_dequantization_noise_is_uniform_and_comes_from_rng():
-    pre, x = data.dequantize(4), np.full((20_000, 1), 2, np.uint8)
+    pre, x = data.dequantization(4), np.full((20_000, 1), 2, np.uint8)
     y = pre.apply({}, {"x": x}, np.random.default_rng(0))["x"]
     u = np.sort(4 * y[:, 0].astype(np.float64) - 2)
     # Kolmogorov-Smirnov: 1.95 / sqrt(n) is passed by chance once in a thousand.
@@ -104,10 +104,10 @@ def test_a_uniform_model_of_bytes_has_eight_bits_a_dimension():
     """Whatever follows the dequantization: carry the uniform density on [0, 1) through it in closed form."""
     x = RNG.integers(0, 256, (50, 4, 4, 1)).astype(np.uint8)
     chains = [
-        (data.dequantize(256), lambda y: np.zeros(y.shape)),
-        (data.chain_preprocess(data.dequantize(256), data.scale(0, 1)), lambda y: np.full(y.shape, -np.log(2))),
+        (data.dequantization(256), lambda y: np.zeros(y.shape)),
+        (data.chain_preprocess(data.dequantization(256), data.scale(0, 1)), lambda y: np.full(y.shape, -np.log(2))),
         (
-            data.chain_preprocess(data.dequantize(256), data.logit(0.05)),  # p uniform on [alpha, 1 - alpha]
+            data.chain_preprocess(data.dequantization(256), data.logit(0.05)),  # p uniform on [alpha, 1 - alpha]
             lambda y: -np.logaddexp(0, y) - np.logaddexp(0, -y) - np.log(0.9),
         ),
     ]
@@ -121,7 +121,7 @@ def test_a_uniform_model_of_bytes_has_eight_bits_a_dimension():
 def test_dequantize_refuses_other_levels():
     for bad in (np.array([[0, 17]]), np.array([[0.5]]), np.array([[-1]])):
         with pytest.raises(ValueError, match=r"integers in 0 \.\. 16"):
-            data.dequantize(17).fit({"x": bad})
+            data.dequantization(17).fit({"x": bad})
 
 
 def test_a_row_outside_is_named_with_its_value_and_the_bound():
@@ -131,7 +131,10 @@ def test_a_row_outside_is_named_with_its_value_and_the_bound():
         data.logit().apply({}, {"x": x}, None)
     levels = np.zeros((4, 2))
     levels[2:] = 17
-    for use in (data.dequantize(17).fit, lambda rows: data.dequantize(17).apply({}, rows, np.random.default_rng(0))):
+    for use in (
+        data.dequantization(17).fit,
+        lambda rows: data.dequantization(17).apply({}, rows, np.random.default_rng(0)),
+    ):
         with pytest.raises(
             ValueError, match=r"integers in 0 \.\. 16, got 17\.0 in row 2, element \[0\] \(2 such rows\)"
         ):
@@ -139,7 +142,7 @@ def test_a_row_outside_is_named_with_its_value_and_the_bound():
 
 
 def test_options_are_checked():
-    for make in (lambda: data.dequantize(1), lambda: data.scale(1, 1), lambda: data.logit(0.5)):
+    for make in (lambda: data.dequantization(1), lambda: data.scale(1, 1), lambda: data.logit(0.5)):
         with pytest.raises(ValueError, match="expected"):
             make()
     with pytest.raises(ValueError, match=r"x in \[0, 1\]"):

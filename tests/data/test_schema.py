@@ -32,7 +32,7 @@ def texts(values, form):
         (np.round((RNG.integers(0, 900, 300) / 100).astype(np.float32).astype(float), 6), 0.01, 2),  # 9.899999
         (RNG.integers(0, 60, 300) / 16, 0.0625, 4),
         (RNG.integers(0, 12, 300) / 3, 1 / 3, None),
-        ((RNG.integers(0, 12, 300) - 5.1) / 3.7, 1 / 3.7, None),  # whole numbers, standardised
+        ((RNG.integers(0, 12, 300) - 5.1) / 3.7, 1 / 3.7, None),  # whole numbers, standardized
         (1e6 + RNG.integers(0, 900, 300), 1, 0),
     ],
 )

@@ -7,18 +7,18 @@ def test_moons():
     rows = data.moons(4000, 0, noise=0.0)
     x, cond = rows["x"], rows["cond"]
     assert x.shape == (4000, 2) and x.dtype == np.float32 and set(cond) == {0, 1}
-    centre = np.where(cond[:, None] == 0, [0.0, 0.0], [1.0, 0.5])
-    np.testing.assert_allclose(np.linalg.norm(x - centre, axis=1), 1, atol=1e-6)  # float32
+    center = np.where(cond[:, None] == 0, [0.0, 0.0], [1.0, 0.5])
+    np.testing.assert_allclose(np.linalg.norm(x - center, axis=1), 1, atol=1e-6)  # float32
     assert (x[cond == 0][:, 1] >= 0).all() and (x[cond == 1][:, 1] <= 0.5).all()
 
 
 def test_eight_gaussians():
     rows = data.eight_gaussians(16000, 0)
-    centres = np.stack([rows["x"][rows["cond"] == k].mean(0) for k in range(8)])
+    centers = np.stack([rows["x"][rows["cond"] == k].mean(0) for k in range(8)])
     angle = np.arange(8) * np.pi / 4
     # means of 2000 rows of standard deviation 0.32: 0.007, five of them
-    np.testing.assert_allclose(centres, 5 * np.stack([np.cos(angle), np.sin(angle)], 1), atol=0.035)
-    spread = np.concatenate([rows["x"][rows["cond"] == k] - centres[k] for k in range(8)])
+    np.testing.assert_allclose(centers, 5 * np.stack([np.cos(angle), np.sin(angle)], 1), atol=0.035)
+    spread = np.concatenate([rows["x"][rows["cond"] == k] - centers[k] for k in range(8)])
     np.testing.assert_allclose(spread.var(), 0.1, rtol=0.05)  # relative standard deviation 0.8%
 
 

@@ -66,7 +66,7 @@ def test_the_exact_field_is_the_law_of_the_velocity(schedule):
     x, t = jnp.array([[0.4, -0.3]]), jnp.array([0.45])
     a, s = float(schedule.alpha(t[0])), float(schedule.sigma(t[0]))
     weights = jax.nn.softmax(-0.5 * jnp.sum((x - a * x1) ** 2, axis=1) / s**2)[:, None]
-    u = paths.x1_to_velocity(x1, x, t[0], schedule)
+    u = paths.data_to_velocity(x1, x, t[0], schedule)
     mean = jnp.sum(weights * u, axis=0)
     var = jnp.mean(jnp.sum(weights * (u - mean[None]) ** 2, axis=0))
     m = mixtures.exact(WEIGHTS, MEANS, VARIANCE, schedule).apply({}, x, t)
@@ -76,12 +76,12 @@ def test_the_exact_field_is_the_law_of_the_velocity(schedule):
 
 def test_moments_of_samples():
     m = jax.tree.map(lambda v: jnp.repeat(v[:1], 100_000, axis=0), image_mixture())
-    x, centre, std = mixtures.sample(m, jax.random.key(2))
+    x, center, std = mixtures.sample(m, jax.random.key(2))
     one = jax.tree.map(lambda v: v[:1], m)
     # 1e5 draws of numbers of order one: standard error 0.005
     np.testing.assert_allclose(x.mean(0), mixtures.mean(one)[0], atol=0.03)
     np.testing.assert_allclose(jnp.mean(x.var(0)), mixtures.variance(one)[0], rtol=0.03)
-    np.testing.assert_allclose(jnp.std((x - centre) / expand_to(std, x)), 1, rtol=0.01)
+    np.testing.assert_allclose(jnp.std((x - center) / expand_to(std, x)), 1, rtol=0.01)
 
 
 @pytest.mark.parametrize("precision", [0.7, 0.0, -0.4])
@@ -109,8 +109,8 @@ def test_the_exact_posterior_carried_is_the_exact_posterior_there(schedule, x64)
     field = mixtures.exact(WEIGHTS, MEANS, VARIANCE, schedule)
     x, t = (v.astype(jnp.float64) for v in batch(1))
     y, r = x + 0.7, t + 0.09
-    before = mixtures.velocity_to_x1(field.apply({}, x, t), x, t, schedule)
-    after = mixtures.velocity_to_x1(field.apply({}, y, r), y, r, schedule)
+    before = mixtures.velocity_to_data(field.apply({}, x, t), x, t, schedule)
+    after = mixtures.velocity_to_data(field.apply({}, y, r), y, r, schedule)
     found = mixtures.carried(before, x, t, y, r, schedule)
     np.testing.assert_allclose(found.means, after.means, rtol=1e-9, atol=1e-9)
     np.testing.assert_allclose(found.log_std, after.log_std, rtol=1e-9, atol=1e-9)
@@ -122,7 +122,7 @@ def test_carried_velocity_is_the_oracle_s_at_every_later_time(schedule, x64):
     oracle = oracles.mixture(WEIGHTS, MEANS, VARIANCE, schedule)
     field = mixtures.exact(WEIGHTS, MEANS, VARIANCE, schedule)
     x, t = (v.astype(jnp.float64) for v in batch(2))
-    x1 = mixtures.velocity_to_x1(field.apply({}, x, t), x, t, schedule)
+    x1 = mixtures.velocity_to_data(field.apply({}, x, t), x, t, schedule)
     y = x - 0.4
     for r in (t, t + 0.05, jnp.ones(6)):
         found = mixtures.carried_velocity(x1, x, t, y, r, schedule)
@@ -138,7 +138,7 @@ def test_carried_velocity_is_accurate_and_differentiable_in_float32():
     t = jnp.zeros(64)
     carried, velocity = jax.jit(mixtures.carried_velocity), jax.jit(oracle.velocity)
     for r in (0.3, 0.9, 0.999, 1.0):
-        x1 = mixtures.velocity_to_x1(field.apply({}, x, t), x, t)
+        x1 = mixtures.velocity_to_data(field.apply({}, x, t), x, t)
         found = carried(x1, x, t, y, jnp.full(64, r))
         np.testing.assert_allclose(found, velocity(y, r), atol=2e-3)
     slope = jax.jit(jax.grad(lambda y: mixtures.carried_velocity(x1, x, t, y, jnp.ones(64)).sum()))(y)
@@ -179,10 +179,10 @@ def test_conversions_add_up():
     field = mixtures.exact(WEIGHTS, MEANS, VARIANCE, CURVED)
     x, t = batch(4)
     m = field.apply({}, x, t)
-    x1, x0 = mixtures.velocity_to_x1(m, x, t, CURVED), mixtures.velocity_to_x0(m, x, t, CURVED)
+    x1, x0 = mixtures.velocity_to_data(m, x, t, CURVED), mixtures.velocity_to_noise(m, x, t, CURVED)
     a, s = CURVED.alpha(t)[:, None], CURVED.sigma(t)[:, None]
     np.testing.assert_allclose(a * mixtures.mean(x1) + s * mixtures.mean(x0), x, atol=1e-5)
-    np.testing.assert_allclose(mixtures.mean(x1), paths.velocity_to_x1(mixtures.mean(m), x, t, CURVED), atol=1e-5)
+    np.testing.assert_allclose(mixtures.mean(x1), paths.velocity_to_data(mixtures.mean(m), x, t, CURVED), atol=1e-5)
 
 
 @pytest.mark.parametrize("share", [0.0, 0.6])

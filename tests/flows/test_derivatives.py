@@ -17,7 +17,7 @@ RECIPES = {
     "a fixed point": lambda: flows.iaf((2,), **SMALL),
     "a scalar root": lambda: flows.planar((2,), depth=1, standardize=False),
     "activations rebuilt": lambda: flows.real_nvp((2,), reversible=True, **SMALL),
-    "a series of products": lambda: flows.residual_flow((2,), **SMALL, log_det=bj.log_dets.power_series(2)),
+    "a series of products": lambda: flows.residual_flow((2,), **SMALL, log_det=bj.log_dets.neumann(2)),
 }
 
 

@@ -61,8 +61,8 @@ SMALL = {
     "glow": lambda: flows.glow((2, 2, 1), depth=1, scales=1, hidden=4),
     "inverse_flow": lambda: flows.inverse_flow((2, 2, 1), depth=1, scales=1, hidden=4),
     "jet": lambda: flows.jet((2, 2, 2), patch_size=1, width=4, depth=1, layers=1, heads=1),
-    "starflow": lambda: flows.starflow((2, 2, 2), width=4, layers=1, shallow_blocks=1, shallow_layers=1, heads=1),
-    "tarflow": lambda: flows.tarflow((2, 2, 2), patch_size=1, width=4, blocks=1, layers=1, heads=1),
+    "starflow": lambda: flows.starflow((2, 2, 2), width=4, layers=1, shallow_depth=1, shallow_layers=1, heads=1),
+    "tarflow": lambda: flows.tarflow((2, 2, 2), patch_size=1, width=4, depth=1, layers=1, heads=1),
 }
 
 
@@ -151,9 +151,9 @@ def test_outside_the_support_the_density_is_zero():
     flow = flows.flow(bijector, distributions.normal((2,)))
     x = np.array([[0.2, 0.7], [1.5, 0.5], [-1e6, 0.5], [0.5, 1.0], [0.0, 0.5]], np.float32)
     params = flow.init(jax.random.key(0), x[:1])
-    log_prob, pull = jax.vjp(jax.jit(lambda p: flow.log_prob(p, x)), params)
+    log_prob, pullback = jax.vjp(jax.jit(lambda p: flow.log_prob(p, x)), params)
     assert np.isfinite(log_prob[0]) and np.all(np.isneginf(log_prob[1:]))
-    (grads,) = pull(np.float32(np.isfinite(log_prob)))
+    (grads,) = pullback(np.float32(np.isfinite(log_prob)))
     assert all(np.all(np.isfinite(g)) for g in jax.tree.leaves(grads))
     assert np.all(flow.sample(params, jax.random.key(1), 100) > 0)
 
@@ -212,7 +212,7 @@ def test_bijector_and_base_get_keys_of_their_own():
 
 
 def test_init_looks_at_the_data_through_the_layers():
-    """Actnorm on the data side standardises the batch, and a trainable base meets what comes out of the map."""
+    """Actnorm on the data side standardizes the batch, and a trainable base meets what comes out of the map."""
     x = jnp.asarray(3 + 5 * np.random.default_rng(0).normal(size=(500, 2)), jnp.float32)
     flow = flows.flow(bj.invert(bj.chain(bj.actnorm(2), bj.lu(2))), distributions.diagonal_normal((2,)))
     params = flow.init(jax.random.key(0), x)
@@ -250,9 +250,9 @@ def test_options_are_checked_at_construction_and_integers_refused():
             call()
     with pytest.raises(ValueError, match="got a scalar"):
         flow.log_prob(none, 1.0)
-    labelled = flows.real_nvp((2,), depth=2, hidden=(4,), embed=nn.Embed(3, 2))
+    labeled = flows.real_nvp((2,), depth=2, hidden=(4,), embed=nn.Embed(3, 2))
     with pytest.raises(ValueError, match="expected cond for Embed, got None"):
-        labelled.init(jax.random.key(0), jnp.ones((3, 2)))
+        labeled.init(jax.random.key(0), jnp.ones((3, 2)))
     with pytest.raises(ValueError, match="embed"):  # labels without an embedding
         flow.init(jax.random.key(0), jnp.ones((3, 2)), jnp.arange(3))
 

@@ -159,7 +159,7 @@ def test_the_noise_runs_its_networks_once():
         return str(jax.make_jaxpr(lambda p: getattr(flow, name)(p, x, key=jax.random.key(1)))(params)).count("scan[")
 
     noise = flows.dequantization_noise((4, 4, 1), net=nets.GlowNet(4))
-    dequantized = flows.elbo_flow(bj.variational_dequantize(noise), distributions.uniform((4, 4, 1)))
+    dequantized = flows.elbo_flow(bj.variational_dequantization(noise), distributions.uniform((4, 4, 1)))
     assert scans(dequantized, "elbo") == 1
     assert scans(flows.glow((4, 4, 1), scales=2, depth=3, hidden=4), "log_prob") == 2
 
@@ -167,7 +167,7 @@ def test_the_noise_runs_its_networks_once():
 def test_flow_plus_plus_with_mixtures_of_logistics_returns_to_its_levels():
     """The default transformer, whose inverse is numerical, between the noise and the levels."""
     sizes = {"depth": (1, 1, 0), "width": 4, "blocks": 1, "heads": 2, "dequantizer_depth": 1}
-    flow = flows.flow_plus_plus((2, 2, 1), levels=5, **sizes, transformer=bj.transformers.logistic_mixture(2))
+    flow = flows.flow_plus_plus((2, 2, 1), levels=5, **sizes, univariate=bj.univariate.logistic_mixture(2))
     x = jnp.asarray(np.random.default_rng(0).integers(0, 5, size=(8, 2, 2, 1)), jnp.float32)
 
     @jax.jit

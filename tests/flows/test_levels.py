@@ -26,7 +26,7 @@ def test_uniform_data_under_the_identity_has_exactly_8_bits():
     x = jnp.asarray(np.random.default_rng(0).integers(0, 256, size=(16, 2, 2, 3)), jnp.float32)
     for divergence in (solvers.exact_divergence(), solvers.hutchinson(1)):
         still = flows.cnf(STILL, CENTRED, steps=1, divergence=divergence)
-        flow = flows.dequantized(still, bj.uniform_dequantize(256))
+        flow = flows.with_dequantization(still, bj.uniform_dequantization(256))
         params = flow.init(jax.random.key(0), x)
         assert set(params["base"]) == {"velocity", "base"}
         elbo = flow.elbo(params, x, key=jax.random.key(1))
@@ -39,7 +39,7 @@ def test_truncated_normal_noise():
     """Its density integrates to 1 over a level; its draws have the mean square of scipy's truncated normal."""
     levels, n = 256, 20_000
     for std in (0.05, 0.2, 1.0, 30.0):
-        layer = bj.truncated_normal_dequantize(std, levels)
+        layer = bj.truncated_normal_dequantization(std, levels)
         x = jnp.full((n, 1), 7.0)
         z, contribution = layer.inverse({}, x, key=jax.random.key(0))
         u = np.asarray(levels * z - x, np.float64)
@@ -48,13 +48,13 @@ def test_truncated_normal_noise():
         np.testing.assert_allclose(np.mean((u - 0.5) ** 2), expected.var(), rtol=4 * np.sqrt(2 / n))
         log_q = -np.asarray(contribution) - np.log(levels)
         np.testing.assert_allclose(log_q, expected.logpdf(u)[:, 0], atol=0.02)
-        centre = jnp.asarray([[(7 + 0.5) / levels]])
+        center = jnp.asarray([[(7 + 0.5) / levels]])
         # forward is at the pair (z, x) minus the inverse's contribution
-        back, there = layer.forward({}, centre)
+        back, there = layer.forward({}, center)
         assert back[0, 0] == 7
         np.testing.assert_allclose(there[0] - np.log(levels), expected.logpdf(0.5), atol=1e-6)  # float32 of 5.5
     with pytest.raises(ValueError, match="std > 0, got 0"):
-        bj.truncated_normal_dequantize(0)
+        bj.truncated_normal_dequantization(0)
 
 
 def test_bounds_reach_the_mass_of_levels(x64):
@@ -75,16 +75,16 @@ def test_bounds_reach_the_mass_of_levels(x64):
 
     net = nets.MLP((4,), nn.tanh)
     noise = flows.flow(
-        bj.chain(bj.coupling(bj.transformers.affine(), net, split=1), bj.sigmoid()), distributions.student_t((2,))
+        bj.chain(bj.coupling(bj.univariate.affine(), net, split=1), bj.sigmoid()), distributions.student_t((2,))
     )
     for dequantize, t1 in (
-        (bj.uniform_dequantize(levels), 1.0),
-        (bj.variational_dequantize(noise, levels), 1.0),
-        (bj.truncated_normal_dequantize(levels * 0.1 / (2 * 0.9), levels), 0.9),
+        (bj.uniform_dequantization(levels), 1.0),
+        (bj.variational_dequantization(noise, levels), 1.0),
+        (bj.truncated_normal_dequantization(levels * 0.1 / (2 * 0.9), levels), 0.9),
     ):
         # 12 steps of order 5, to about 1e-5
         flow = flows.cnf(velocity, distributions.normal((2,)), steps=12, t1=t1)
-        flow = flows.dequantized(flow, dequantize, scale=t1)
+        flow = flows.with_dequantization(flow, dequantize, scale=t1)
         params = flow.init(jax.random.key(0), x)
         many = jnp.repeat(x, draws, axis=0)
         elbo = np.asarray(jax.jit(flow.elbo)(params, many, key=jax.random.key(1))).reshape(3, draws)
@@ -94,4 +94,4 @@ def test_bounds_reach_the_mass_of_levels(x64):
         assert np.all(error > 1e-3) and np.all(np.abs(ratio.mean(axis=1) - 1) < 4 * error)
         assert np.all(elbo.mean(axis=1) < exact)
     with pytest.raises(ValueError, match="scale > 0, got -1"):
-        flows.dequantized(flow, dequantize, scale=-1)
+        flows.with_dequantization(flow, dequantize, scale=-1)

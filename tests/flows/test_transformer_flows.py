@@ -12,7 +12,7 @@ from jflow.flows._transformers import jet_splits
 SMALL = {"width": 8, "heads": 2}
 EVENT = (4, 4, 2)
 RECIPES = {
-    "tarflow": lambda **o: flows.tarflow(EVENT, patch_size=2, blocks=2, layers=1, **SMALL, **o),
+    "tarflow": lambda **o: flows.tarflow(EVENT, patch_size=2, depth=2, layers=1, **SMALL, **o),
     "starflow": lambda **o: flows.starflow(EVENT, patch_size=2, layers=2, shallow_layers=1, **SMALL, **o),
     "jet": lambda **o: flows.jet(EVENT, patch_size=2, depth=4, layers=1, **SMALL, **o),
 }
@@ -67,7 +67,7 @@ def test_one_set_of_params_serves_the_plain_the_guided_and_the_jacobi_flow():
     x, labels = images(), jnp.arange(3)
     make = lambda **o: RECIPES["tarflow"](num_classes=3, **o)  # noqa: E731
     plain = make()
-    guided = make(guide=guidance.extrapolate(guidance.rising(2.0), null=3))
+    guided = make(guide=guidance.extrapolate(guidance.linear_ramp(2.0), null=3))
     jacobi = make(sampler=bj.decoding.jacobi(2, tol=1e-6))
     params = randomised(plain, x, labels)
     assert jax.tree.map(jnp.shape, params) == jax.tree.map(jnp.shape, randomised(guided, x, labels))
@@ -140,7 +140,7 @@ def test_starflow_on_the_latents_of_a_linear_autoencoder():
     latents = encode(x)
     latents = jnp.asarray(latents / latents.std(0), jnp.float32)
 
-    flow = flows.starflow((2, 2, 2), width=16, layers=1, shallow_blocks=1, shallow_layers=1, heads=2)
+    flow = flows.starflow((2, 2, 2), width=16, layers=1, shallow_depth=1, shallow_layers=1, heads=2)
     loss = lambda p: -jnp.mean(flow.log_prob(p, latents))  # noqa: E731
     optimizer = optax.adam(1e-2)
 
@@ -171,7 +171,7 @@ def test_bad_input():
     with pytest.raises(ValueError, match="depth >= 1, got 0"):
         flows.jet(EVENT, patch_size=2, depth=0)
     with pytest.raises(ValueError, match="blocks >= 1, got 0"):
-        flows.tarflow(EVENT, patch_size=2, blocks=0)
+        flows.tarflow(EVENT, patch_size=2, depth=0)
     with pytest.raises(ValueError, match="max_log_scale > 0"):
         flows.starflow(EVENT, patch_size=2, max_log_scale=-1.0)
     flow = RECIPES["tarflow"]()
@@ -181,8 +181,8 @@ def test_bad_input():
 
 def test_one_coupling_of_jet_by_hand():
     """Data to noise, the channels that pass and y = 2 sigmoid(s) x + b of the others, s and b by the ViT of the first."""
-    scale = bj.transformers.affine(scale=bj.scales.sigmoid())
-    flow = flows.jet(EVENT, patch_size=2, depth=1, layers=1, **SMALL, transformer=scale, standardize=False)
+    scale = bj.univariate.affine(scale=bj.scales.sigmoid())
+    flow = flows.jet(EVENT, patch_size=2, depth=1, layers=1, **SMALL, univariate=scale, standardize=False)
     x = images()
     params = randomised(flow, x)
     z, log_det = flow.inverse(params, x)

@@ -13,9 +13,9 @@ def component(x, t, mean):
     """Velocity and log-density (up to a constant) of the linear path to N(mean, STD^2)."""
     t = t[:, None]
     variance = (1 - t) ** 2 + (t * STD) ** 2
-    centred = x - t * mean
-    v = mean + (t * STD**2 - (1 - t)) / variance * centred
-    return v, -0.5 * jnp.sum(centred**2 / variance, axis=1)
+    centered = x - t * mean
+    v = mean + (t * STD**2 - (1 - t)) / variance * centered
+    return v, -0.5 * jnp.sum(centered**2 / variance, axis=1)
 
 
 def closed_form(x, t, label):

@@ -27,7 +27,7 @@ def draw(n=32, low=0.05):
 @pytest.mark.parametrize("schedule", [paths.LINEAR, COSINE])
 def test_scale_one_is_the_conditional_velocity(x64, schedule):
     oracle = oracles.mixture([0.5, 0.3, 0.2], MEANS, [0.25, 0.1, 0.4], schedule)
-    velocity = guidance.told(oracles.as_velocity(oracle))
+    velocity = guidance.with_cond(oracles.as_velocity(oracle))
     x, t, label = draw()
     make = lambda w: guidance.classifier_guidance(velocity, bayes(oracle), w, schedule=schedule)  # noqa: E731
     np.testing.assert_allclose(make(1.0).apply(PARAMS, x, t, label), oracle.velocity(x, t, label), atol=1e-9)
@@ -45,7 +45,9 @@ def test_near_the_source_it_is_finite(x64):
     oracle = oracles.mixture([0.5, 0.3, 0.2], MEANS, [0.25, 0.1, 0.4])
     x, _, label = draw()
     t = jnp.zeros(x.shape[0])
-    guide = guidance.classifier_guidance(guidance.told(oracles.as_velocity(oracle)), bayes(oracle), 1.0, start=1e-4)
+    guide = guidance.classifier_guidance(
+        guidance.with_cond(oracles.as_velocity(oracle)), bayes(oracle), 1.0, start=1e-4
+    )
     # measured 0.00076 at start 1e-4, and ten times that at 1e-3
     np.testing.assert_allclose(guide.apply(PARAMS, x, t, label), oracle.velocity(x, t, label), atol=2e-3)
 
@@ -53,7 +55,7 @@ def test_near_the_source_it_is_finite(x64):
 def test_the_null_label_guides_nowhere(x64):
     oracle = oracles.mixture([0.5, 0.3, 0.2], MEANS, [0.25, 0.1, 0.4])
     x, t, label = draw()
-    guide = guidance.classifier_guidance(guidance.told(oracles.as_velocity(oracle)), bayes(oracle), 3.0)
+    guide = guidance.classifier_guidance(guidance.with_cond(oracles.as_velocity(oracle)), bayes(oracle), 3.0)
     np.testing.assert_array_equal(guide.apply(PARAMS, x, t, jnp.full_like(label, NULL)), oracle.velocity(x, t))
 
 
@@ -68,7 +70,7 @@ def test_on_top_of_a_conditional_velocity(x64):
 
 def test_init_and_errors():
     oracle = oracles.mixture([0.5, 0.3, 0.2], MEANS, 0.2)
-    velocity = guidance.told(oracles.as_velocity(oracle))
+    velocity = guidance.with_cond(oracles.as_velocity(oracle))
     x, t, label = draw(4)
     guide = guidance.classifier_guidance(velocity, bayes(oracle), 1.0)
     assert guide.init(jax.random.key(0), x, t, label) == PARAMS

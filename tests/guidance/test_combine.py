@@ -162,7 +162,7 @@ def test_autoguidance_and_told(x64):
     good, bad = oracles.as_velocity(oracle), oracles.as_velocity(worse)
     v = guidance.autoguidance(good, bad, guidance.scaled(2.0)).apply({"velocity": {}, "weak": {}}, x, t, label)
     np.testing.assert_allclose(v, 2 * oracle.velocity(x, t, label) - worse.velocity(x, t, label), atol=1e-12)
-    same = guidance.autoguidance(good, guidance.told(good, NULL), guidance.scaled(2.0))
+    same = guidance.autoguidance(good, guidance.with_cond(good, NULL), guidance.scaled(2.0))
     expected = guidance.cfg(good, 2.0, null=NULL).apply({}, x, t, label)
     np.testing.assert_allclose(same.apply({"velocity": {}, "weak": {}}, x, t, label), expected, atol=1e-12)
 
@@ -186,7 +186,7 @@ def test_told_nothing():
         seen.append(cond)
         return x
 
-    guidance.told(types.Velocity(None, apply)).apply({}, jnp.ones((2, 1)), jnp.zeros(2), jnp.arange(2))
+    guidance.with_cond(types.Velocity(None, apply)).apply({}, jnp.ones((2, 1)), jnp.zeros(2), jnp.arange(2))
     assert seen == [None]
 
 

@@ -35,7 +35,7 @@ def test_the_rate_is_the_prescribed_one_everywhere(x64, schedule):
     velocity = oracles.as_velocity(oracle)
     x, t = draw()
     rate = lambda x, t: 3 * t - x[:, 0]  # noqa: E731
-    guided = guidance.density(velocity, guidance.exactly(rate), schedule=schedule)
+    guided = guidance.density(velocity, guidance.constant_rate(rate), schedule=schedule)
     np.testing.assert_allclose(along(oracle, guided, x, t), rate(x, t), atol=1e-8)
     plain = along(oracle, velocity, x, t)
     dense = along(
@@ -64,7 +64,7 @@ def test_the_log_density_of_solved_samples(x64, rate):
     """Of a Gaussian, from t = 0.1 to 0.9: log p moves by 0.8 rate, to the tolerance of the solve."""
     oracle = oracles.gaussian([1.0, -1.0, 0.5], [0.5, 1.0, 2.0])
     x = 2 + oracle.flow_map(jax.random.normal(jax.random.key(1), (8, 3)), 0.0, 0.1)  # away from the mode
-    guided = guidance.density(oracles.as_velocity(oracle), guidance.exactly(rate))
+    guided = guidance.density(oracles.as_velocity(oracle), guidance.constant_rate(rate))
     x1, info = solvers.sample(guided, {}, x, solver=diffrax.Dopri5(), rtol=1e-9, atol=1e-9, t0=0.1, t1=0.9)
     assert not np.any(info.status)
     np.testing.assert_allclose(oracle.log_density(x1, 0.9) - oracle.log_density(x, 0.1), 0.8 * rate, atol=1e-7)
@@ -75,11 +75,11 @@ def test_every_stochastic_path_has_the_prescribed_log_density(x64):
     oracle, rate = mixture(), -1.0
     x = jnp.tile(oracle.sample(jax.random.key(2), 16) + 1.0, (2, 1))  # every row twice
     start = oracle.log_density(x, 0.2)
-    step = guidance.density_step(oracles.as_velocity(oracle), guidance.exactly(rate), lambda t: 0.1 * (1 - t))
+    step = guidance.density_step(oracles.as_velocity(oracle), guidance.constant_rate(rate), lambda t: 0.1 * (1 - t))
     errors = []
     for n in (64, 256, 1024):
         grid = np.linspace(0.2, 0.7, n + 1)
-        end, _ = jax.jit(lambda x, grid=grid: solvers.walk(step, {}, x, jax.random.key(3), grid))(x)
+        end, _ = jax.jit(lambda x, grid=grid: solvers.sample_sde(step, {}, x, jax.random.key(3), grid))(x)
         error = oracle.log_density(end, 0.7) - start - 0.5 * rate
         errors.append(float(jnp.sqrt(jnp.mean(error**2))))
     orders = np.log(np.asarray(errors[:-1]) / errors[1:]) / np.log(4)
@@ -106,7 +106,7 @@ def test_a_step_is_the_ode_s_and_noise_along_the_level_sets(x64):
 def test_float32_stays_float32():
     velocity = oracles.as_velocity(mixture())
     x, t = draw(4)
-    guided = guidance.density(velocity, guidance.exactly(1.0))
+    guided = guidance.density(velocity, guidance.constant_rate(1.0))
     step = guidance.density_step(velocity, guidance.quantile(0.6), 0.1)
     both = jax.eval_shape(lambda: (guided.apply({}, x, t), step({}, x, 0.2, 0.3, jax.random.key(0))))
     assert {a.dtype for a in jax.tree.leaves(both)} == {np.dtype("float32")}

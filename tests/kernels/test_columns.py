@@ -9,18 +9,18 @@ import pytest
 from jax.test_util import check_grads
 
 from jflow import kernels, nets
-from jflow.bijectors import _coupling, scales, transformers
+from jflow.bijectors import _coupling, scales, univariate
 from jflow.bijectors.splines import rational_quadratic_knots
 from jflow.kernels import affine, columns, logistic_mixture, rational_quadratic
 
-SPLINE = transformers.rational_quadratic(5, implementation="plain")
+SPLINE = univariate.rational_quadratic(5, implementation="plain")
 # the kernel, the transformer that is its reference, and a scale for raw numbers
 MAPS = {
     "spline": (rational_quadratic.transform, SPLINE),
     "spline of one bin": (rational_quadratic.transform, None),
-    "spline of two bins": (rational_quadratic.transform, transformers.rational_quadratic(2, implementation="plain")),
-    "affine": (partial(affine.transform, log_scale=scales.bounded()), transformers.affine()),
-    "mixture": (logistic_mixture.transform, transformers.logistic_mixture(3)),
+    "spline of two bins": (rational_quadratic.transform, univariate.rational_quadratic(2, implementation="plain")),
+    "affine": (partial(affine.transform, log_scale=scales.bounded()), univariate.affine()),
+    "mixture": (logistic_mixture.transform, univariate.logistic_mixture(3)),
 }
 BOTH = [pytest.param(False, id="forward"), pytest.param(True, id="inverse")]
 
@@ -184,7 +184,7 @@ def test_bad_input_is_refused():
     with pytest.raises(ValueError, match=r"3\*components \+ 2, d, n\], got \[3, 2, 3\]"):
         logistic_mixture.transform(x, jnp.zeros((3, 2, 3)))
     with pytest.raises(ValueError, match="'pallas' or 'plain', got 'fast'"):
-        transformers.rational_quadratic(implementation="fast")
+        univariate.rational_quadratic(implementation="fast")
     with jax.enable_x64(True), pytest.raises(TypeError, match="float32, bfloat16 and float16, not float64"):
         transform(x.astype(jnp.float64), raw.astype(jnp.float64), implementation="pallas")
 
@@ -207,8 +207,7 @@ def test_explain_names_the_choice_and_the_reason(monkeypatch):
 def test_couplings_give_their_kernel_what_they_give_the_transformer(x64, event, axis, net):
     x = jnp.asarray(np.random.default_rng(0).normal(size=(6, *event)) * 2)
     layers = [
-        _coupling(transformers.rational_quadratic(4, implementation=i), net, split=2, axis=axis)
-        for i in (None, "plain")
+        _coupling(univariate.rational_quadratic(4, implementation=i), net, split=2, axis=axis) for i in (None, "plain")
     ]
     params = layers[0].init(jax.random.key(0), x)
     params["head"] = jax.tree.map(lambda p: jax.random.normal(jax.random.key(1), p.shape) / 4, params["head"])

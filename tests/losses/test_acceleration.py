@@ -9,7 +9,7 @@ from teachers import LINE_MIXTURE, straight_mixture
 import jflow
 from jflow import losses, metrics, nets, oracles, solvers
 from jflow.losses import constant_acceleration, initial_velocity
-from jflow.solvers import Launch, sample_acceleration
+from jflow.solvers import AccelerationCondition, sample_acceleration
 from jflow.types import Velocity
 
 KEY = jax.random.key(0)
@@ -167,7 +167,7 @@ def test_networks_train_and_sample_with_conditions():
 
     params = {
         "velocity": drawn(start.init, batch["x"], t, batch["cond"]),
-        "acceleration": drawn(acceleration.init, batch["x"], t, Launch(batch["x0"], batch["cond"])),
+        "acceleration": drawn(acceleration.init, batch["x"], t, AccelerationCondition(batch["x0"], batch["cond"])),
     }
     loss = constant_acceleration(acceleration, start)
 
@@ -194,7 +194,7 @@ def test_rows_that_fail_are_nan_and_said_so():
     np.testing.assert_array_equal(info.status, [solvers.Status.OK, solvers.Status.NOT_FINITE])
     np.testing.assert_allclose(x[0], [0.0, 1.0])
     assert np.all(np.isnan(x[1]))
-    rows = metrics.by_evaluations(lambda n: (x, info), lambda x: {}, (1,))
+    rows = metrics.quality_by_evaluations(lambda n: (x, info), lambda x: {}, (1,))
     assert rows == [{"evaluations": 2.0, "failed": 0.5}]
 
 

@@ -13,22 +13,22 @@ from jflow import losses, nets, train
 from jflow.losses import (
     adversarial,
     fixed_steps,
-    hinge,
-    least_squares,
-    non_saturating,
-    on_student,
-    relativistic,
-    summed,
+    hinge_gan,
+    least_squares_gan,
+    non_saturating_gan,
+    relativistic_gan,
+    student_only,
+    sum_losses,
     turbo,
 )
 from jflow.types import Field, Velocity
 
 KEY = jax.random.key(0)
 GAMES = {
-    "non_saturating": (non_saturating(), np.log1p(np.exp(-0.5)) + np.log1p(np.exp(-2.0)), np.log1p(np.exp(2.0))),
-    "hinge": (hinge(), 0.5, 2.0),
-    "least_squares": (least_squares(), 0.25 + 4.0, 9.0),
-    "relativistic": (relativistic(), np.log1p(np.exp(-2.5)), np.log1p(np.exp(2.5))),
+    "non_saturating": (non_saturating_gan(), np.log1p(np.exp(-0.5)) + np.log1p(np.exp(-2.0)), np.log1p(np.exp(2.0))),
+    "hinge": (hinge_gan(), 0.5, 2.0),
+    "least_squares": (least_squares_gan(), 0.25 + 4.0, 9.0),
+    "relativistic": (relativistic_gan(), np.log1p(np.exp(-2.5)), np.log1p(np.exp(2.5))),
 }
 
 
@@ -48,7 +48,7 @@ def test_games_at_logits_of_half_and_minus_two(name):
     logits = Field(None, lambda p, x, t, cond=None, *, key=None: x[:, 0])
     batch = {"x0": jnp.full((3, 1), -2.0), "x": jnp.full((3, 1), 0.5)}
     params = {"student": jnp.asarray(0.0), "discriminator": {}}
-    value, metrics = adversarial(shifted, logits, game=game, weight=0.1)(params, KEY, batch)
+    value, metrics = adversarial(shifted, logits, objective=game, weight=0.1)(params, KEY, batch)
     np.testing.assert_allclose(metrics["discriminator"], judge, rtol=1e-6)
     np.testing.assert_allclose(metrics["generator"], maker, rtol=1e-6)
     np.testing.assert_allclose(metrics["gap"], 2.5, rtol=1e-6)
@@ -59,7 +59,7 @@ def test_games_at_logits_of_half_and_minus_two(name):
 def test_each_players_gradient_is_its_own(name, x64):
     game = GAMES[name][0]
     batch = jax.tree.map(lambda a: a.astype(jnp.float64), BATCH)
-    grads = jax.grad(lambda p: adversarial(shifted, LINEAR, game=game, weight=0.5)(p, KEY, batch)[0])(PARAMS)
+    grads = jax.grad(lambda p: adversarial(shifted, LINEAR, objective=game, weight=0.5)(p, KEY, batch)[0])(PARAMS)
 
     def logits(p):
         return (LINEAR.apply(p["discriminator"], y, None) for y in (batch["x"], batch["x0"] + p["student"]))
@@ -74,7 +74,7 @@ def test_each_players_gradient_is_its_own(name, x64):
 @pytest.mark.parametrize("name", GAMES)
 def test_a_level_discriminator_has_no_mean_gradient_where_the_laws_are_equal(name):
     """10^5 draws; level is D = 0, of least squares 1/2."""
-    loss = adversarial(shifted, LINEAR, game=GAMES[name][0])
+    loss = adversarial(shifted, LINEAR, objective=GAMES[name][0])
     level = jnp.asarray([0.0, 0.5 if name == "least_squares" else 0.0])
 
     def slope(key, shift):
@@ -118,7 +118,7 @@ def test_turbo_adds_features_and_reconstruction(x64):
     total = m["discriminator"] + m["generator"] + 2 * m["features"] + 45 * m["reconstruction"]
     np.testing.assert_allclose(value, total, rtol=1e-12)
     grad = jax.grad(lambda p: loss(p, KEY, batch)[0])(params)
-    plain = jax.grad(lambda p: adversarial(shifted, LINEAR, game=least_squares())(p, KEY, batch)[0])(params)
+    plain = jax.grad(lambda p: adversarial(shifted, LINEAR, objective=least_squares_gan())(p, KEY, batch)[0])(params)
     np.testing.assert_allclose(
         grad["discriminator"], plain["discriminator"], rtol=1e-12
     )  # features pull the student alone
@@ -187,7 +187,7 @@ def test_losses_in_sum():
         return matching(p, key, batch, frozen)
 
     gan = adversarial(fixed_steps(net, 2), LINEAR)
-    total = summed({"map": on_student(watched), "gan": gan})
+    total = sum_losses({"map": student_only(watched), "gan": gan})
     value, metrics = total(params, KEY, BATCH, {"ema": {"student": 1, "discriminator": 2}, "teacher": 3})
     assert seen == [{"ema": 1, "teacher": 3}]
     first, second = jax.random.split(KEY)
@@ -232,6 +232,6 @@ def test_bad_input():
     with pytest.raises(ValueError, match="steps to be an integer of at least 1, got 0"):
         turbo(still, LINEAR, absolute, steps=0)(PARAMS, KEY, BATCH)
     with pytest.raises(ValueError, match="at least one loss"):
-        summed({})
+        sum_losses({})
     with pytest.raises(ValueError, match="on_student"):
-        on_student(adversarial(shifted, LINEAR))({"teacher": 1}, KEY, BATCH)
+        student_only(adversarial(shifted, LINEAR))({"teacher": 1}, KEY, BATCH)

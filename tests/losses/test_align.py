@@ -8,12 +8,12 @@ from teachers import GAUSSIAN, ORACLES, at, exact_map, near_map, reached, scramb
 
 import jflow
 from jflow import guidance, losses, nets, oracles, solvers, times
-from jflow.losses import align_eulerian, align_lagrangian
-from jflow.times import interval_times
+from jflow.losses import eulerian_map_distillation, lagrangian_map_distillation
+from jflow.times import interval_pairs
 from jflow.types import FlowMap, Velocity
 
 KEY = jax.random.key(0)
-LOSSES = {"eulerian": align_eulerian, "lagrangian": align_lagrangian}
+LOSSES = {"eulerian": eulerian_map_distillation, "lagrangian": lagrangian_map_distillation}
 plain = lambda g: g  # noqa: E731
 
 
@@ -31,8 +31,8 @@ def test_the_exact_map_has_no_residual(name, law, x64):
 
 @pytest.mark.parametrize("law", ORACLES)
 def test_from_scratch_the_mean_gradient_at_the_exact_map_is_zero(law):
-    """10^5 draws; a normalised tangent is not linear in the noise and promises no such thing."""
-    loss = align_eulerian(near_map(exact_map(law, 8)), tangent=plain)
+    """10^5 draws; a normalized tangent is not linear in the noise and promises no such thing."""
+    loss = eulerian_map_distillation(near_map(exact_map(law, 8)), tangent=plain)
 
     def gradient(key, params):
         data_key, loss_key = jax.random.split(key)
@@ -45,11 +45,11 @@ def test_from_scratch_the_mean_gradient_at_the_exact_map_is_zero(law):
 @pytest.mark.parametrize("teacher", [None, oracles.as_velocity(GAUSSIAN)])
 def test_at_r_equal_t_it_is_flow_matching(teacher, x64):
     model, time = near_map(exact_map("gaussian")), times.uniform()
-    loss = align_eulerian(model, teacher, times=lambda key, n: (time(key, n),) * 2, tangent=plain)
+    loss = eulerian_map_distillation(model, teacher, times=lambda key, n: (time(key, n),) * 2, tangent=plain)
     batch = {"x": GAUSSIAN.sample(KEY, 32), "weight": jnp.arange(32.0)}
     ours = jax.jit(jax.value_and_grad(lambda p: loss(p, KEY, batch, {"teacher": {}})[0]))(at(0.3, -0.2))
     if teacher is None:
-        theirs = losses.flow_matching(solvers.as_velocity(model), time=time)
+        theirs = losses.flow_matching(solvers.instantaneous_velocity(model), time=time)
         theirs = jax.jit(jax.value_and_grad(lambda p, f=theirs: f(p, KEY, batch)[0]))(at(0.3, -0.2))
         for a, b in zip(jax.tree.leaves(ours), jax.tree.leaves(theirs), strict=True):
             np.testing.assert_allclose(a, b, rtol=1e-10)
@@ -63,14 +63,14 @@ def test_at_r_equal_1_it_is_continuous_consistency(x64):
     """The gradient of -2 / d <f, df/dt> / (1 - t), with df/dt by differentiating f itself."""
     model, oracle = near_map(exact_map("gaussian")), oracles.as_velocity(GAUSSIAN)
     t, x0, x1 = jnp.linspace(0, 0.9, 16), jax.random.normal(KEY, (16, 2)), GAUSSIAN.sample(KEY, 16)
-    loss = align_eulerian(model, oracle, times=lambda key, n: (jnp.resize(t, n), jnp.ones(n)), tangent=plain)
+    loss = eulerian_map_distillation(model, oracle, times=lambda key, n: (jnp.resize(t, n), jnp.ones(n)), tangent=plain)
     params = at(0.3, -0.2)
     ours = jax.jit(jax.grad(lambda p: loss(p, KEY, {"x0": x0, "x": x1}, {"teacher": {}})[0]))(params)
 
     x_t = (1 - t[:, None]) * x0 + t[:, None] * x1
 
     def f(params, x, t):
-        return solvers.carry(model, params, x, t, 1.0)
+        return solvers.apply_flow_map(model, params, x, t, 1.0)
 
     @jax.jit
     def theirs(params):
@@ -87,16 +87,16 @@ def test_the_lagrangian_gradient_is_that_of_the_paper(x64):
     model, oracle = near_map(exact_map("gaussian")), oracles.as_velocity(GAUSSIAN)
     t, r = jnp.linspace(0, 0.6, 16), jnp.linspace(0.5, 1, 16)
     x0, x1 = jax.random.normal(KEY, (16, 2)), GAUSSIAN.sample(KEY, 16)
-    loss = align_lagrangian(model, oracle, times=lambda key, n: (jnp.resize(t, n), jnp.resize(r, n)))
+    loss = lagrangian_map_distillation(model, oracle, times=lambda key, n: (jnp.resize(t, n), jnp.resize(r, n)))
     params = at(0.3, -0.2)
     ours = jax.jit(jax.grad(lambda p: loss(p, KEY, {"x0": x0, "x": x1}, {"teacher": {}})[0]))(params)
     x_t = (1 - t[:, None]) * x0 + t[:, None] * x1
 
     @jax.jit
     def theirs(params):
-        end, moved = jax.jvp(lambda r: solvers.carry(model, params, x_t, t, r), (r,), (jnp.ones_like(r),))
+        end, moved = jax.jvp(lambda r: solvers.apply_flow_map(model, params, x_t, t, r), (r,), (jnp.ones_like(r),))
         wrong = moved - oracle.apply({}, end, r)
-        f = lambda p: solvers.carry(model, p, x_t, t, r)  # noqa: E731
+        f = lambda p: solvers.apply_flow_map(model, p, x_t, t, r)  # noqa: E731
         return jax.grad(lambda p: jnp.mean(jnp.sum(f(p) * wrong, axis=1) / (r - t)))(params)
 
     theirs = theirs(params)
@@ -121,17 +121,17 @@ def test_warm_up_follows_the_count_of_steps(name, x64):
         value(warmup=100)
 
 
-def test_normalised_tangents_keep_the_direction_and_bound_the_loss(x64):
+def test_normalized_tangents_keep_the_direction_and_bound_the_loss(x64):
     model, oracle = near_map(exact_map("gaussian")), oracles.as_velocity(GAUSSIAN)
     row = {"x0": jnp.asarray([[0.3, -1.0]]), "x": jnp.asarray([[2.0, 0.5]])}
     frozen, params = {"teacher": {}}, at(3.0, 2.0)
     grads = [
         jax.jit(jax.grad(lambda p, loss=loss: loss(p, KEY, row, frozen)[0]))(params)
-        for loss in (align_eulerian(model, oracle), align_eulerian(model, oracle, tangent=plain))
+        for loss in (eulerian_map_distillation(model, oracle), eulerian_map_distillation(model, oracle, tangent=plain))
     ]
     ratio = [a / b for a, b in zip(*map(jax.tree.leaves, grads), strict=True)]
     assert ratio[0] > 0 and ratio[0] == pytest.approx(float(ratio[1]), rel=1e-9)  # one row: one factor
-    assert align_eulerian(model, oracle)(params, KEY, row, frozen)[0] < 1
+    assert eulerian_map_distillation(model, oracle)(params, KEY, row, frozen)[0] < 1
 
 
 @pytest.mark.parametrize("name", LOSSES)
@@ -170,7 +170,7 @@ def elementwise():
     return model, teacher
 
 
-@pytest.mark.parametrize("tangent", [plain, losses.normalised_tangent()])
+@pytest.mark.parametrize("tangent", [plain, losses.normalized_tangent()])
 @pytest.mark.parametrize("name", LOSSES)
 def test_a_tiled_event_changes_nothing(name, tangent, x64):
     model, teacher = elementwise()
@@ -199,7 +199,7 @@ def test_gradients_reach_every_param_and_stop_at_the_teacher(name):
 
 
 def test_interval_times():
-    t, r = interval_times()(KEY, 20_000)
+    t, r = interval_pairs()(KEY, 20_000)
     assert np.all((t >= 0) & (t <= r) & (r <= 1))
     gap = np.asarray(r - t)
     assert abs(np.median(gap) - 1 / (1 + np.exp(0.8))) < 0.01  # 5 standard errors of a median at density 2.1: 0.008

@@ -19,7 +19,7 @@ from exact_maps import (
 
 import jflow
 from jflow import losses, nets, oracles, solvers, times
-from jflow.losses import anchored_consistency, squared_and_cosine
+from jflow.losses import anchored_consistency, squared_and_cosine_error
 from jflow.solvers import expanded_time
 from jflow.types import FlowMap, Velocity
 
@@ -61,7 +61,7 @@ def test_both_tasks_vanish_at_the_exact_map(name, told, x64):
         "mixture": (MIXTURE, mixture_both, solvers.finite_difference(1e-3)),
     }[name]
     loss = anchored_consistency(
-        told(average), target_velocity=oracles.as_velocity(oracle), time=times.uniform(0.02, 0.95), jvp=jvp
+        told(average), teacher=oracles.as_velocity(oracle), time=times.uniform(0.02, 0.95), jvp=jvp
     )
     batch = {"x": jnp.asarray(oracle.sample(jax.random.key(0), 16), jnp.float64)}
     run = jax.jit(lambda params: loss(params, jax.random.key(1), batch, {"teacher": {}}))
@@ -75,7 +75,7 @@ def test_both_tasks_vanish_at_the_exact_map(name, told, x64):
 @pytest.mark.parametrize("name", DRAWN)
 def test_from_scratch_the_mean_gradient_vanishes_at_the_exact_map(name, told):
     draw, average = DRAWN[name]
-    loss = anchored_consistency(told(average), power=0.0, clip=float("inf"), anchor=losses.mean_squared)
+    loss = anchored_consistency(told(average), power=0.0, clip=float("inf"), anchor=losses.mean_squared_error)
     mean, error = mean_gradient(loss, ZERO, draw)
     assert np.all(np.abs(mean) < 3 * error)
     moved, _ = mean_gradient(loss, {"a": 0.1, "b": 0.0}, draw)
@@ -123,10 +123,10 @@ def test_squared_and_cosine():
     longer = [np.concatenate([x, np.full((2, 2, 1), 0.1 * np.sqrt(2))], axis=-1) for x in (v, target)]
     unit, other = (x / np.linalg.norm(x, axis=-1, keepdims=True) for x in longer)
     turned = 1 - np.mean(np.sum(unit * other, axis=-1), axis=1)
-    np.testing.assert_allclose(squared_and_cosine(v, target, v, None), square + turned, rtol=1e-6)
+    np.testing.assert_allclose(squared_and_cosine_error(v, target, v, None), square + turned, rtol=1e-6)
     np.testing.assert_allclose(turned, [0.5, 1.5], atol=0.1)  # an angle of 90 degrees and one of 0; 180 and none
-    np.testing.assert_allclose(squared_and_cosine(target, target, v, None), 0, atol=1e-6)
-    assert np.all(np.isfinite(jax.grad(lambda v: jnp.sum(squared_and_cosine(v, target, v, None)))(v)))
+    np.testing.assert_allclose(squared_and_cosine_error(target, target, v, None), 0, atol=1e-6)
+    assert np.all(np.isfinite(jax.grad(lambda v: jnp.sum(squared_and_cosine_error(v, target, v, None)))(v)))
 
 
 def test_expanded_time_asks_two_questions():
@@ -136,7 +136,7 @@ def test_expanded_time_asks_two_questions():
     model = in_expanded_time(gaussian_map)
     exact = GAUSSIAN.flow_map(x, jnp.zeros(4), jnp.ones(4))
     np.testing.assert_allclose(solvers.sample_flow_map(model, ZERO, x)[0], exact, atol=2e-6)
-    flow = solvers.as_velocity(model)
+    flow = solvers.instantaneous_velocity(model)
     np.testing.assert_allclose(solvers.sample(flow, ZERO, x, steps=100)[0], exact, atol=1e-3)
 
 
@@ -157,10 +157,10 @@ def test_what_is_frozen_has_no_gradient_and_every_param_learns(told):
     x, t, cond = jax.random.normal(jax.random.key(0), (8, 2)), jnp.zeros(8), jnp.arange(8) % 4
     params = random_params(model.init, x, t, t, cond)
     frozen = {"teacher": random_params(teacher.init, x, t, cond)}
-    loss = anchored_consistency(model, target_velocity=teacher)
+    loss = anchored_consistency(model, teacher=teacher)
     batch = {"x": x, "cond": cond, "weight": jnp.ones(8)}
     assert silent_leaves(loss, params, batch, frozen) == []
-    plain = anchored_consistency(ELEMENT_MAP, target_velocity=ELEMENTWISE)
+    plain = anchored_consistency(ELEMENT_MAP, teacher=ELEMENTWISE)
     grads = jax.grad(lambda f: plain(ELEMENTS, jax.random.key(0), {"x": x}, f)[0])({"teacher": ELEMENTS})
     assert not np.any(jax.tree.leaves(grads))
     with pytest.raises(ValueError, match="'teacher' in frozen"):

@@ -131,7 +131,7 @@ def test_it_is_sequential_reflow_at_the_starts_and_a_mean_over_the_event(x64):
     x, key = noise(12, 4).reshape(6, 4, 2), jax.random.key(1)
     bend = field(lambda x, t: jnp.sin(x + t[:, None]))
     value, _ = losses.boss(bend, GRID)({}, key, {"x": x})
-    path, time = paths.sequential_path(GRID), times.sequential_times(GRID, starts=1.0)
+    path, time = paths.sequential_path(GRID), times.sequential(GRID, starts=1.0)
     np.testing.assert_allclose(losses.flow_matching(bend, path=path, time=time)({}, key, {"x": x})[0], value)
     twice, _ = losses.boss(bend, GRID)({}, key, {"x": jnp.concatenate([x, x], -1)})
     np.testing.assert_allclose(twice, value, rtol=1e-12)

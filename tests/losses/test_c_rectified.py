@@ -5,7 +5,7 @@ import pytest
 
 import jflow
 from jflow import losses, metrics, nets, solvers
-from jflow.losses import c_rectified, inner_potential, potential_velocity, power_cost, quadratic_cost
+from jflow.losses import c_rectified_flow, inner_potential, potential_velocity, power_cost, quadratic_cost
 from jflow.types import Field
 
 TURN = np.asarray([[0.0, -1.0], [1.0, 0.0]])
@@ -48,7 +48,7 @@ def test_quadratic_is_half_of_flow_matching_with_a_gradient(x64):
     bowl = field(lambda params, x, t, cond: (jnp.cos(x) @ params) * t)
     times = at(np.linspace(0, 1, 16))
     params = jnp.asarray([1.0, -2.0, 0.5])
-    one, _ = c_rectified(bowl, time=times)(params, jax.random.key(1), batch)
+    one, _ = c_rectified_flow(bowl, time=times)(params, jax.random.key(1), batch)
     other, _ = losses.flow_matching(potential_velocity(bowl), time=times)(params, jax.random.key(1), batch)
     np.testing.assert_allclose(one, other / 2, rtol=1e-12)
 
@@ -67,7 +67,9 @@ def test_stationary_at_the_projection_of_any_gaussian_coupling(x64):
     eye = np.eye(2)
     b = np.linalg.solve(np.kron(s, eye) + np.kron(eye, s), ds.ravel()).reshape(2, 2)
     bowl = field(lambda params, x, t, cond: jnp.einsum("bi,ij,bj->b", x, params, x) / 2)
-    grad = jax.grad(lambda p: c_rectified(bowl, time=at(np.full(50, t)))(p, jax.random.key(0), {"x0": x0, "x": x1})[0])
+    grad = jax.grad(
+        lambda p: c_rectified_flow(bowl, time=at(np.full(50, t)))(p, jax.random.key(0), {"x0": x0, "x": x1})[0]
+    )
     np.testing.assert_allclose(grad(b), 0, atol=1e-12)
     assert np.abs(grad(b + np.diag([0.1, 0]))).max() > 1e-2
 
@@ -83,7 +85,7 @@ def test_turned_pairs_become_the_optimal_map(x64):
     """N(0, I) to N(m, s^2 I), paired by a quarter turn: plain rectification keeps the turn, since its paths don't cross.
 
     The c-rectified velocity is m + l' / (2 l) (x - t m) with l = (1-t)^2 + (s t)^2, whose map is the optimal s x + m.
-    f is quadratic in x with coefficients polynomial in t, and the loss quadratic in those: one Newton step minimises it.
+    f is quadratic in x with coefficients polynomial in t, and the loss quadratic in those: one Newton step minimizes it.
     """
     scale, shift, degree = 1.3, np.asarray([1.0, -2.0]), 16
     nodes, weights = np.polynomial.legendre.leggauss(40)
@@ -97,7 +99,7 @@ def test_turned_pairs_become_the_optimal_map(x64):
 
     bowl = field(apply)
     flat, unravel = jax.flatten_util.ravel_pytree({"B": jnp.zeros((degree, 2, 2)), "b": jnp.zeros((degree, 2))})
-    loss = lambda p: c_rectified(bowl, time=time)(unravel(p), jax.random.key(0), batch)[0]  # noqa: E731
+    loss = lambda p: c_rectified_flow(bowl, time=time)(unravel(p), jax.random.key(0), batch)[0]  # noqa: E731
     grad, hessian = jax.jit(lambda p: (jax.grad(loss)(p), jax.hessian(loss)(p)))(flat)
     params = unravel(jnp.asarray(-np.linalg.pinv(hessian, rtol=1e-12) @ grad))
 
@@ -129,7 +131,7 @@ def test_every_power_cost_undoes_a_quarter_turn(p, x64):
     x = jax.random.normal(jax.random.key(0), (8, 2))
     v = potential_velocity(field(apply), cost).apply(params, x, jnp.full((8,), t))
     np.testing.assert_allclose(v, a * x, rtol=1e-12)
-    loss = lambda params: c_rectified(field(apply), cost, time=time)(params, jax.random.key(0), batch)[0]  # noqa: E731
+    loss = lambda params: c_rectified_flow(field(apply), cost, time=time)(params, jax.random.key(0), batch)[0]  # noqa: E731
     grads = jax.grad(loss)(params)
     np.testing.assert_allclose(grads["g"], 0, atol=1e-12)
     np.testing.assert_allclose(grads["M"], 0, atol=1e-12)
@@ -144,7 +146,7 @@ def test_zero_for_pairs_that_a_gradient_explains(name, x64):
     rise = lambda t: 2 / (1 + 2 * t)  # noqa: E731
     bowl = field(lambda params, x, t, cond: cost.value(rise(t)[:, None] * x) / rise(t))
     x0 = jax.random.normal(jax.random.key(0), (64, 2))
-    value, _ = c_rectified(bowl, cost)({}, jax.random.key(1), {"x0": x0, "x": 3 * x0})
+    value, _ = c_rectified_flow(bowl, cost)({}, jax.random.key(1), {"x0": x0, "x": 3 * x0})
     np.testing.assert_allclose(value, 0, atol=1e-12)
 
 
@@ -153,7 +155,7 @@ def test_a_tiled_event_has_the_same_loss(name, x64):
     waves = field(lambda params, x, t, cond: t * jnp.sum(jnp.cos(x), axis=1))
     x0, x = jax.random.normal(jax.random.key(0), (2, 8, 3))
     batches = ({"x0": x0, "x": x}, {"x0": jnp.tile(x0, (1, 2)), "x": jnp.tile(x, (1, 2))})
-    loss = c_rectified(waves, COSTS[name])
+    loss = c_rectified_flow(waves, COSTS[name])
     one, two = jax.jit(lambda: [loss({}, jax.random.key(1), batch)[0] for batch in batches])()
     np.testing.assert_allclose(two, one, rtol=1e-12)
 
@@ -166,7 +168,9 @@ def test_a_network_gives_a_gradient_field_and_trains():
         lambda p: p + 0.1 * jax.random.normal(jax.random.key(p.size), p.shape), bowl.init(jax.random.key(1), x, t)
     )
     for cost in (None, power_cost(3.0)):
-        grads = jax.jit(jax.grad(lambda p, c=cost: c_rectified(bowl, c)(p, jax.random.key(2), {"x": x})[0]))(params)
+        grads = jax.jit(jax.grad(lambda p, c=cost: c_rectified_flow(bowl, c)(p, jax.random.key(2), {"x": x})[0]))(
+            params
+        )
         assert all(np.isfinite(g).all() and np.abs(g).max() > 0 for g in jax.tree.leaves(grads))
     v = potential_velocity(bowl)
     jacobian = jax.vmap(jax.jacfwd(lambda x, t: v.apply(params, x[None], t[None])[0]))(x, t)
@@ -181,4 +185,4 @@ def test_refusals():
     with pytest.raises(ValueError, match=r"potential of shape \[4\].*got \[4, 2\]"):
         potential_velocity(wrong).apply({}, jnp.zeros((4, 2)), jnp.zeros(4))
     with pytest.raises(ValueError, match="c_rectified is stochastic"):
-        c_rectified(wrong)({}, None, {"x": jnp.zeros((4, 2))})
+        c_rectified_flow(wrong)({}, None, {"x": jnp.zeros((4, 2))})

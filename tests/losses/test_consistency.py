@@ -50,8 +50,8 @@ def test_the_exact_map_is_left_alone_to_the_order_of_the_step(name, advance, ord
     x0 = jax.random.normal(jax.random.key(1), batch["x"].shape, jnp.float64)
 
     def residual(h):
-        loss = losses.discrete_consistency(
-            student(average), steps=gaps(h), target_velocity=oracles.as_velocity(oracle), advance=advance
+        loss = losses.consistency_training(
+            student(average), steps=gaps(h), teacher=oracles.as_velocity(oracle), advance=advance
         )
         return loss(ZERO, jax.random.key(2), {**batch, "x0": x0}, {"teacher": {}})[1]["residual"]
 
@@ -65,7 +65,7 @@ def test_the_exact_map_is_left_alone_to_the_order_of_the_step(name, advance, ord
 
 @pytest.mark.parametrize("draw, average", DRAWN.values(), ids=DRAWN)
 def test_from_scratch_the_mean_gradient_vanishes_at_the_exact_map(draw, average):
-    loss = losses.discrete_consistency(student(average), steps=gaps(1e-3))
+    loss = losses.consistency_training(student(average), steps=gaps(1e-3))
     mean, error = mean_gradient(loss, ZERO, draw)
     assert np.all(np.abs(mean) < 3 * error)
     moved, _ = mean_gradient(loss, {"a": 0.1, "b": 0.0}, draw)
@@ -75,15 +75,15 @@ def test_from_scratch_the_mean_gradient_vanishes_at_the_exact_map(draw, average)
 def test_a_step_to_data_is_flow_matching():
     """f(x_s, 1) = x1: (1 - t)^2 |F - (x1 - x0)|^2 per step of 1 - t."""
     batch = {"x": GAUSSIAN.sample(jax.random.key(0), 32)}
-    loss = losses.discrete_consistency(ELEMENTWISE, steps=steps_to_data)
+    loss = losses.consistency_training(ELEMENTWISE, steps=steps_to_data)
     plain = losses.flow_matching(
         ELEMENTWISE,
         time=times.uniform(0, 0.9),
-        metric=lambda v, target, x, t: (1 - t) * losses.mean_squared(v, target, x, t),
+        metric=lambda v, target, x, t: (1 - t) * losses.mean_squared_error(v, target, x, t),
     )
     one, metrics = loss(ELEMENTS, jax.random.key(1), batch)
     np.testing.assert_allclose(one, plain(ELEMENTS, jax.random.key(1), batch)[0], rtol=1e-5)
-    unweighted, _ = losses.discrete_consistency(ELEMENTWISE, steps=steps_to_data, weight=lambda t, s: (s - t) ** -2)(
+    unweighted, _ = losses.consistency_training(ELEMENTWISE, steps=steps_to_data, weight=lambda t, s: (s - t) ** -2)(
         ELEMENTS, jax.random.key(1), batch
     )
     np.testing.assert_allclose(metrics["residual"], unweighted, rtol=1e-5)
@@ -93,7 +93,7 @@ def test_the_target_holds_still(x64):
     """The gradient is that of the squared distance to a constant, in x_s = x_t + (s - t) (x1 - x0)."""
     t, s = jnp.linspace(0.1, 0.7, 8), jnp.linspace(0.3, 0.8, 8)
     x0, x1 = (jax.random.normal(jax.random.key(i), (8, 2), jnp.float64) for i in range(2))
-    loss = losses.discrete_consistency(ELEMENTWISE, steps=lambda key, n, frozen: (t[:n], s[:n]))
+    loss = losses.consistency_training(ELEMENTWISE, steps=lambda key, n, frozen: (t[:n], s[:n]))
     grads = jax.grad(lambda p: loss(p, jax.random.key(0), {"x": x1, "x0": x0})[0])(ELEMENTS)
 
     def f(params, t):
@@ -108,13 +108,13 @@ def test_the_target_holds_still(x64):
 
 def test_weights():
     t, s = jnp.asarray([0.2, 0.5]), jnp.asarray([0.4, 1.0])
-    np.testing.assert_allclose(losses.per_time(t, s), [5, 2], rtol=1e-6)
-    np.testing.assert_allclose(losses.per_noise(t, s), 1 / ((1 - t) / t - (1 - s) / s), rtol=1e-6)
+    np.testing.assert_allclose(losses.inverse_time_step(t, s), [5, 2], rtol=1e-6)
+    np.testing.assert_allclose(losses.inverse_noise_step(t, s), 1 / ((1 - t) / t - (1 - s) / s), rtol=1e-6)
 
 
 def test_repeating_the_event_changes_nothing():
     x0, x = (jax.random.normal(jax.random.key(i), (8, 3)) for i in range(2))
-    loss = losses.discrete_consistency(ELEMENTWISE, steps=gaps(0.05))
+    loss = losses.consistency_training(ELEMENTWISE, steps=gaps(0.05))
     one, metrics = loss(ELEMENTS, jax.random.key(2), {"x": x, "x0": x0})
     twice = {"x": jnp.concatenate([x, x], 1), "x0": jnp.concatenate([x0, x0], 1)}
     two, repeated = loss(ELEMENTS, jax.random.key(2), twice)
@@ -135,7 +135,7 @@ def test_easy_steps_shrink_by_stages():
     assert abs(np.mean(sigma) + 1.1) < 4 * 2 / np.sqrt(1e5)  # the paper's log-normal
 
 
-def test_grid_steps_are_neighbours_on_a_grid_that_grows():
+def test_grid_steps_are_neighbors_on_a_grid_that_grows():
     draw = losses.grid_steps(grids.uniform, (2, 4), every=100)
     for step, n in ((0, 2), (99, 2), (100, 4), (1000, 4)):
         t, s = draw(jax.random.key(0), 200, {"step": jnp.int32(step)})
@@ -157,7 +157,7 @@ def test_updates_are_counted_and_the_average_is_the_target():
         seen.append(sorted(frozen))
         return losses.averaged_target(params, frozen)
 
-    loss = losses.discrete_consistency(ELEMENTWISE, steps=losses.easy_steps(2), target=target)
+    loss = losses.consistency_training(ELEMENTWISE, steps=losses.easy_steps(2), target=target)
     params = {name: jnp.asarray(value) for name, value in ELEMENTS.items()}
     optimizer = optax.sgd(0.1)
     state = train.init_state(
@@ -170,18 +170,18 @@ def test_updates_are_counted_and_the_average_is_the_target():
     assert int(state.frozen["step"]) == 2 and state.frozen["step"].dtype == jnp.int32
     assert all(names == ["ema", "step"] for names in seen)
     other = {"a": jnp.asarray(0.1), "b": jnp.asarray(0.2)}
-    plain = losses.discrete_consistency(ELEMENTWISE, steps=gaps(0.1))
-    averaged = losses.discrete_consistency(ELEMENTWISE, steps=gaps(0.1), target=losses.averaged_target)
+    plain = losses.consistency_training(ELEMENTWISE, steps=gaps(0.1))
+    averaged = losses.consistency_training(ELEMENTWISE, steps=gaps(0.1), target=losses.averaged_target)
     value = lambda loss, frozen: loss(params, jax.random.key(0), batch, frozen)[0]  # noqa: E731
     assert value(averaged, {"ema": other}) != value(plain, None)
     np.testing.assert_allclose(value(averaged, {"ema": params}), value(plain, None))
 
 
 def test_what_is_frozen_has_no_gradient_and_what_is_missing_is_named():
-    loss = losses.discrete_consistency(
+    loss = losses.consistency_training(
         ELEMENTWISE,
         steps=gaps(0.1),
-        target_velocity=ELEMENTWISE,
+        teacher=ELEMENTWISE,
         advance=losses.heun_step,
         target=losses.averaged_target,
     )
@@ -193,39 +193,39 @@ def test_what_is_frozen_has_no_gradient_and_what_is_missing_is_named():
     with pytest.raises(ValueError, match="'ema' in frozen"):
         loss(ELEMENTS, jax.random.key(0), batch, {"teacher": ELEMENTS})
     with pytest.raises(ValueError, match="'step' in frozen"):
-        losses.discrete_consistency(ELEMENTWISE, steps=losses.easy_steps(1))(ELEMENTS, jax.random.key(0), batch)
+        losses.consistency_training(ELEMENTWISE, steps=losses.easy_steps(1))(ELEMENTS, jax.random.key(0), batch)
 
 
 def test_every_param_of_a_network_learns():
     velocity = jflow.velocity(nets.ResidualMLP(8, 2, num_classes=3))
     x, cond = jax.random.normal(jax.random.key(0), (8, 2)), jnp.arange(8) % 4
     params = random_params(velocity.init, x, jnp.zeros(8), cond)
-    loss = losses.discrete_consistency(
+    loss = losses.consistency_training(
         velocity,
         steps=losses.easy_steps(10),
         metric=losses.pseudo_huber(0.01),
-        weight=losses.per_noise,
-        target_velocity=velocity,
+        weight=losses.inverse_noise_step,
+        teacher=velocity,
     )
     frozen = {"step": jnp.int32(100), "teacher": params}
     assert silent_leaves(loss, params, {"x": x, "cond": cond, "weight": jnp.ones(8)}, frozen) == []
 
 
 def test_bad_input():
-    loss = losses.discrete_consistency(ELEMENTWISE, steps=gaps(0.1))
+    loss = losses.consistency_training(ELEMENTWISE, steps=gaps(0.1))
     batch = {"x": jnp.ones((4, 2))}
     with pytest.raises(ValueError, match="needs a key"):
         loss(ELEMENTS, None, batch)
     with pytest.raises(ValueError, match="unknown keys"):
         loss(ELEMENTS, jax.random.key(0), {**batch, "y": 1})
     with pytest.raises(ValueError, match="0 <= t < s <= 1"):
-        losses.discrete_consistency(ELEMENTWISE, steps=gaps(0.0))
+        losses.consistency_training(ELEMENTWISE, steps=gaps(0.0))
     with pytest.raises(ValueError, match="shaped like x"):
-        losses.discrete_consistency(
+        losses.consistency_training(
             Velocity(ELEMENTWISE.init, lambda params, x, t, cond=None, *, key=None: x[:, :1]), steps=gaps(0.1)
         )({}, jax.random.key(0), batch)
     with pytest.raises(ValueError, match="metric of shape"):
-        losses.discrete_consistency(ELEMENTWISE, steps=gaps(0.1), metric=lambda v, target, x, t: v)(
+        losses.consistency_training(ELEMENTWISE, steps=gaps(0.1), metric=lambda v, target, x, t: v)(
             ELEMENTS, jax.random.key(0), batch
         )
     for options in ({"every": 0}, {"every": 1, "stages": 0}, {"every": 1, "q": 1.0}, {"every": 1, "k": -1.0}):

@@ -45,7 +45,7 @@ def test_the_exact_average_velocities_are_left_alone_to_first_order(name, x64):
             segments=EDGES,
             delta=delta,
             alpha=0.0,
-            target_velocity=oracles.as_velocity(oracle),
+            teacher=oracles.as_velocity(oracle),
             time=lambda key, n: jnp.concatenate([jnp.linspace(0.01, 0.27, n // 2), jnp.linspace(0.31, 0.97, n // 2)]),
         )
         return loss(ZERO, jax.random.key(3), batch, {"teacher": {}})[1]["residual"]
@@ -147,7 +147,7 @@ def test_with_the_whole_segment_as_boundary_it_is_flow_matching():
     loss = consistency_flow_matching(ELEMENTWISE, segments=2, boundary=1e-6, alpha=1.0)
     left = lambda t: jnp.where(t < 0.5, 0.5, 1.0) - t  # noqa: E731
     plain = losses.flow_matching(
-        ELEMENTWISE, metric=lambda v, target, x, t: left(t) ** 2 * losses.mean_squared(v, target, x, t)
+        ELEMENTWISE, metric=lambda v, target, x, t: left(t) ** 2 * losses.mean_squared_error(v, target, x, t)
     )
     value, metrics = loss(ELEMENTS, jax.random.key(1), batch)
     np.testing.assert_allclose(value, plain(ELEMENTS, jax.random.key(1), batch)[0], rtol=1e-5)
@@ -164,7 +164,7 @@ def test_repeating_the_event_changes_nothing():
 
 
 def test_what_is_frozen_has_no_gradient_and_every_param_learns():
-    loss = consistency_flow_matching(ELEMENTWISE, target_velocity=ELEMENTWISE, target=losses.averaged_target, alpha=1.0)
+    loss = consistency_flow_matching(ELEMENTWISE, teacher=ELEMENTWISE, target=losses.averaged_target, alpha=1.0)
     batch, frozen = {"x": jnp.ones((4, 2))}, {"teacher": ELEMENTS, "ema": {"a": 0.1, "b": 0.2}}
     grads = jax.grad(lambda frozen: loss(ELEMENTS, jax.random.key(0), batch, frozen)[0])(frozen)
     assert not np.any(jax.tree.leaves(grads))
@@ -187,7 +187,7 @@ def test_bad_input():
         ({"delta": 0.6}, "0 < delta <= 0.5"),
         ({"alpha": -1.0}, "alpha >= 0"),
         ({"boundary": 0.0}, "boundary in"),
-        ({"boundary": 0.9, "target_velocity": ELEMENTWISE}, "1 beside a target_velocity"),
+        ({"boundary": 0.9, "teacher": ELEMENTWISE}, "1 beside a teacher"),
     ):
         with pytest.raises(ValueError, match=message):
             consistency_flow_matching(ELEMENTWISE, **options)

@@ -7,7 +7,7 @@ from teachers import at as params_at
 
 from jflow import oracles
 from jflow.losses import distillation
-from jflow.times import fixed_times
+from jflow.times import fixed
 from jflow.types import Velocity
 
 GAUSSIAN = oracles.gaussian([2.0, -1.0], [0.25, 4.0])
@@ -68,4 +68,4 @@ def test_refusals():
         distillation(velocity, times=(0.0, 1.0))
     for times in ((), (-0.1,), (1.1,)):
         with pytest.raises(ValueError, match=r"times in \[0, 1\]"):
-            fixed_times(times)
+            fixed(times)

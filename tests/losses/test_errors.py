@@ -16,10 +16,12 @@ def still(value=0.0):
 def test_mean_squared_is_the_default():
     batch, key = {"x": V, "x0": TARGET}, jax.random.key(1)
     default, _ = losses.flow_matching(still())({}, key, batch)
-    given, _ = losses.flow_matching(still(), metric=losses.mean_squared)({}, key, batch)
+    given, _ = losses.flow_matching(still(), metric=losses.mean_squared_error)({}, key, batch)
     assert default == given
     np.testing.assert_allclose(default, np.mean((V - TARGET) ** 2), rtol=1e-6)
-    np.testing.assert_allclose(losses.mean_squared(V, TARGET, X_T, T), np.mean((V - TARGET) ** 2, axis=1), rtol=1e-6)
+    np.testing.assert_allclose(
+        losses.mean_squared_error(V, TARGET, X_T, T), np.mean((V - TARGET) ** 2, axis=1), rtol=1e-6
+    )
 
 
 def test_pseudo_huber_by_hand():

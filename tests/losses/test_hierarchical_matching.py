@@ -4,10 +4,10 @@ import numpy as np
 import pytest
 
 from jflow import couplings, losses
-from jflow.losses._hierarchical import Level, hierarchical_matching
+from jflow.losses._hierarchical import HierarchyLevel, hierarchical_matching
 from jflow.nets import ResidualMLP, TimeMLP
 from jflow.nets._fields import velocity
-from jflow.solvers._hierarchical import Outer
+from jflow.solvers._hierarchical import HierarchyCondition
 from jflow.types import Velocity
 
 
@@ -28,7 +28,7 @@ def test_one_level_is_flow_matching():
     params, times = {"w": jnp.array(0.3)}, np.linspace(0.1, 0.9, 8).astype(np.float32)
     flipped = lambda key, x0, x1, cond=None: (jnp.arange(8)[::-1], jnp.arange(8))  # noqa: E731
     batch = {"x": rows(), "x0": rows(seed=1), "cond": rows(seed=2), "weight": jnp.linspace(0.5, 2, 8)}
-    one = hierarchical_matching(net, [Level(time=fixed(times), coupling=flipped)])
+    one = hierarchical_matching(net, [HierarchyLevel(time=fixed(times), coupling=flipped)])
     known = losses.flow_matching(net, time=fixed(times), coupling=flipped)
     found, expected = (
         jax.value_and_grad(lambda p, f=f: f(p, jax.random.key(0), batch)[0])(params) for f in (one, known)
@@ -51,7 +51,7 @@ def test_inputs_and_target_of_three_levels():
         return np.arange(8), np.arange(8)
 
     times = [np.full(8, t, np.float32) for t in (0.2, 0.5, 0.9)]
-    loss = hierarchical_matching(as_velocity(net), [Level(time=fixed(t), coupling=spy) for t in times])
+    loss = hierarchical_matching(as_velocity(net), [HierarchyLevel(time=fixed(t), coupling=spy) for t in times])
     x1 = rows()
     value = loss({}, jax.random.key(3), {"x": x1})[0]
     z = [z for z, _, _ in noise]
@@ -70,7 +70,7 @@ def test_inputs_and_target_of_three_levels():
 
 def test_rows_follow_the_couplings_of_every_level():
     def rolled(k):
-        return Level(
+        return HierarchyLevel(
             time=fixed(np.full(8, 1.0, np.float32)),
             coupling=lambda key, z, y, cond=None: (jnp.arange(8), jnp.roll(jnp.arange(8), k)),
         )
@@ -98,7 +98,7 @@ def test_gaussian_data_have_a_known_inner_velocity():
         return (1 + params["scale"]) * v + params["shift"]
 
     x1 = m + c**0.5 * jax.random.normal(jax.random.key(1), (50_000, 1))
-    levels = [Level(time=fixed(np.full(50_000, t, np.float32))) for t in (t1, t2)]
+    levels = [HierarchyLevel(time=fixed(np.full(50_000, t, np.float32))) for t in (t1, t2)]
     loss = hierarchical_matching(as_velocity(best), levels)
     both = jax.jit(jax.value_and_grad(lambda p: loss(p, jax.random.key(2), {"x": x1})[0]))
     zero = {"scale": jnp.zeros(()), "shift": jnp.zeros(())}
@@ -117,7 +117,7 @@ def test_gaussian_data_have_a_known_inner_velocity():
 def test_plain_velocity_networks_are_told_the_levels_above(net):
     v = velocity(net)
     x, t = rows(), jnp.full(8, 0.5)
-    told = Outer((rows(seed=4),), (jnp.full(8, 0.3),), rows(seed=5))
+    told = HierarchyCondition((rows(seed=4),), (jnp.full(8, 0.3),), rows(seed=5))
     params = jax.jit(v.init)(jax.random.key(0), x, t, told)
     params = jax.tree.map(lambda p: p + 0.3 * np.random.default_rng(0).standard_normal(p.shape, np.float32), params)
     apply = jax.jit(v.apply)
@@ -143,22 +143,22 @@ def test_a_coupling_of_velocities_has_to_mind_the_state_above():
             seen.update(z=x[:, 0], x=told.states[0][:, 0])
             return x
 
-        levels = [Level(time=fixed(np.full(64, t, np.float32))) for t in (0.9, 0.0)]
+        levels = [HierarchyLevel(time=fixed(np.full(64, t, np.float32))) for t in (0.9, 0.0)]
         levels[1] = levels[1]._replace(coupling=coupling)
         x1 = 3 * jax.random.normal(jax.random.key(1), (64, 1))
         hierarchical_matching(as_velocity(net), levels)({}, jax.random.key(0), {"x": x1})
         return abs(np.corrcoef(seen["z"], seen["x"])[0, 1])
 
     minding = couplings.near_condition(weight=1e3, condition=lambda outer: outer.states[0])
-    assert correlation(couplings.exact()) > 0.8
-    assert correlation(couplings.exact(minding)) < 0.4
+    assert correlation(couplings.optimal_transport()) > 0.8
+    assert correlation(couplings.optimal_transport(minding)) < 0.4
 
 
 def test_bad_input_says_so():
     net = as_velocity(lambda params, x, t, cond: x)
     with pytest.raises(ValueError, match="at least one level"):
         hierarchical_matching(net, [])
-    with pytest.raises(TypeError, match="expected a losses.Level, got 2"):
+    with pytest.raises(TypeError, match="expected a losses.HierarchyLevel, got 2"):
         hierarchical_matching(net, [2])
     with pytest.raises(ValueError, match="needs a key"):
         hierarchical_matching(net)({}, None, {"x": rows()})

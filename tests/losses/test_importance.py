@@ -7,7 +7,7 @@ import pytest
 import scipy.integrate
 
 from jflow import losses
-from jflow.paths._affine import LINEAR, Schedule, velocity_to_x0
+from jflow.paths._affine import LINEAR, Schedule, velocity_to_noise
 
 TRIG = Schedule(alpha=lambda t: jnp.sin(jnp.pi / 2 * t), sigma=lambda t: jnp.cos(jnp.pi / 2 * t))
 
@@ -26,7 +26,7 @@ def test_weight_is_half_the_rate_of_log_snr_on_the_noise(schedule, x64):
     """w |v - u|^2 dt = |x0 - x0_v|^2 d log-SNR / 2, x0 by the path's own conversion."""
     t = jnp.linspace(0.05, 0.95, 7)
     x, u, v = (jnp.asarray(np.random.default_rng(i).normal(size=(7, 3))) for i in range(3))
-    noise_error = velocity_to_x0(u, x, t, schedule) - velocity_to_x0(v, x, t, schedule)
+    noise_error = velocity_to_noise(u, x, t, schedule) - velocity_to_noise(v, x, t, schedule)
     rate = jax.vmap(jax.grad(lambda t: 2 * jnp.log(schedule.alpha(t) / schedule.sigma(t))))(t)
     expected = 0.5 * rate * jnp.sum(noise_error**2, axis=1)
     found = losses.likelihood_weight(schedule, t) * jnp.sum((v - u) ** 2, axis=1)

@@ -38,7 +38,7 @@ def test_value_by_hand():
     np.testing.assert_allclose(value, metrics["velocity"] + 2 * metrics["noise"], rtol=1e-6)
 
 
-def test_its_minimiser_is_velocity_and_denoiser():
+def test_its_minimizer_is_velocity_and_denoiser():
     """Least squares on one time: coefficients of an affine field against the regressions on x_t in closed form, for
     x0 ~ N(0, 1), x1 = x0 / 2 + 1 + 0.3 e."""
     n, t = 40_000, 0.3

@@ -24,8 +24,8 @@ STEPS = losses.grid_steps(lambda n: np.linspace(0, 1, n + 1), 4)
         losses.improved_mean_flow,
         losses.shortcut,
         losses.anchored_consistency,
-        losses.align_eulerian,
-        lambda v: losses.align_lagrangian(v, v),
+        losses.eulerian_map_distillation,
+        lambda v: losses.lagrangian_map_distillation(v, v),
         lambda v: losses.trajectory_distillation(v, v),
         lambda v: solvers.sample_flow_map(v, {}, X),
     ],
@@ -37,9 +37,9 @@ def test_a_velocity_in_place_of_a_flow_map_is_named(make):
 
 DROPPED = {
     "trigflow": lambda v, **k: losses.trigflow_consistency(v, **k),
-    "discrete": lambda v, **k: losses.discrete_consistency(v, steps=STEPS, **k),
+    "discrete": lambda v, **k: losses.consistency_training(v, steps=STEPS, **k),
     "consistency flow": lambda v, **k: losses.consistency_flow_matching(v, **k),
-    "anchored": lambda v, **k: losses.anchored_consistency(solvers.to_data(v), **k),
+    "anchored": lambda v, **k: losses.anchored_consistency(solvers.consistency_map(v), **k),
     "self-corrected": lambda v, **k: losses.self_correction(v, v, **k),
     "tunable": lambda v, **k: losses.tunable_distillation(v, v, **k),
 }
@@ -62,15 +62,18 @@ def test_dropped_conditions_are_null(name):
     ("loss", "what"),
     [
         (losses.trigflow_consistency(FLAT, tangent=lambda g: g.mean()), "a tangent"),
-        (losses.align_eulerian(MAP, tangent=lambda g: g.mean()), "align_eulerian: expected a tangent"),
+        (
+            losses.eulerian_map_distillation(MAP, tangent=lambda g: g.mean()),
+            "eulerian_map_distillation: expected a tangent",
+        ),
         (losses.velocity_matching(FLAT, tangent=lambda g: g.mean()), "a tangent"),
         (losses.velocity_distillation(FLAT, FLAT, tangent=lambda g: g.mean()), "a tangent"),
-        (losses.discrete_consistency(FLAT, steps=STEPS, metric=lambda *a: jnp.zeros(())), "a metric"),
+        (losses.consistency_training(FLAT, steps=STEPS, metric=lambda *a: jnp.zeros(())), "a metric"),
         (losses.self_correction(FLAT, FLAT, metric=lambda *a: jnp.zeros(())), "a metric"),
         (losses.mean_flow(MAP, kappa=lambda c: 0.5, null=0.0), r"kappa\(cond\)"),
         (
             losses.trajectory_distillation(
-                solvers.to_data(Velocity(lambda *a: {}, lambda p, x, t, *a, **k: x[:, :1])), FLAT
+                solvers.consistency_map(Velocity(lambda *a: {}, lambda p, x, t, *a, **k: x[:, :1])), FLAT
             ),
             "",
         ),
@@ -90,7 +93,7 @@ def test_the_sampler_takes_steps_or_a_grid_and_renoises_from_data_alone():
     with pytest.raises(ValueError, match="expected rows .* got int32"):
         solvers.sample_flow_map(MAP, {}, jnp.zeros((4, 2), int))
     with pytest.raises(ValueError, match="expected rows"):
-        solvers.carry(MAP, {}, jnp.float32(1.0), 0.0, 1.0)
+        solvers.apply_flow_map(MAP, {}, jnp.float32(1.0), 0.0, 1.0)
     with pytest.raises(ValueError, match="'velocity', 'acceleration'"):
         solvers.sample_acceleration(FLAT, FLAT, {"velocity": {}}, X)
     with pytest.raises(ValueError, match="steps"):
@@ -106,16 +109,16 @@ def test_a_student_keeps_its_own_types():
     net = nets.ResidualMLP(8)
     fresh = jflow.flow_map(net).init(KEY, X, T, T)
     teacher = jax.tree.map(lambda p: (p + 1).astype(jnp.bfloat16), jflow.velocity(net).init(KEY, X, T))
-    params = train.grown(fresh, teacher)
+    params = train.warm_start(fresh, teacher)
     assert {leaf.dtype for leaf in jax.tree.leaves(params)} == {jnp.dtype("float32")}
     np.testing.assert_array_equal(params["stem"]["bias"], teacher["stem"]["bias"].astype(jnp.float32))
 
 
 def test_the_anchor_of_a_network_that_starts_at_zero_has_a_moderate_gradient():
     target = jax.random.normal(KEY, (4, 8, 2))
-    slope = jax.grad(lambda v: jnp.mean(losses.squared_and_cosine(v, target, target, jnp.zeros(4))))(0 * target)
+    slope = jax.grad(lambda v: jnp.mean(losses.squared_and_cosine_error(v, target, target, jnp.zeros(4))))(0 * target)
     assert 0.1 < jnp.linalg.norm(slope) < 10
-    assert losses.squared_and_cosine(jnp.ones(4), jnp.ones(4), jnp.ones(4), jnp.zeros(4)).shape == (4,)
+    assert losses.squared_and_cosine_error(jnp.ones(4), jnp.ones(4), jnp.ones(4), jnp.zeros(4)).shape == (4,)
 
 
 def test_shortcut_rows_of_no_weight_leave_the_metrics_finite():
@@ -128,7 +131,7 @@ def test_shortcut_rows_of_no_weight_leave_the_metrics_finite():
 def test_an_average_of_model_and_encoder_reaches_the_inner_loss_as_the_models():
     velocity = Velocity(lambda *a: 0.0, lambda p, x, t, cond=None, *, key=None: p * x)
     encoder = losses.noise_encoder(FLAT)
-    inner = losses.discrete_consistency(velocity, steps=STEPS, target=losses.averaged_target)
+    inner = losses.consistency_training(velocity, steps=STEPS, target=losses.averaged_target)
     loss, params = losses.variational_noise(inner, encoder, kl=0.1), {"model": 1.0, "encoder": {}}
     said = lambda ema: jax.jit(lambda: loss(params, KEY, {"x": X}, {"ema": {"model": ema, "encoder": {}}})[0])()  # noqa: E731
     assert np.isfinite(said(1.0)) and abs(said(1.0) - said(0.5)) > 1e-4
@@ -138,20 +141,20 @@ def test_pairs_in_bfloat16_are_written_as_float32_and_checked(tmp_path):
     velocity = Velocity(lambda *a: 0.0, lambda p, x, t, cond=None, *, key=None: (p * x).astype(x.dtype))
     options = dict(key=KEY, steps=np.int64(2), batch=8, progress=False, about={"guidance": np.float32(3)})
     source = data.normal_source((3,), jnp.bfloat16)
-    data.generate_pairs(tmp_path / "good", velocity, jnp.float32(0.5), source, 8, **options)
+    data.generate_reflow_pairs(tmp_path / "good", velocity, jnp.float32(0.5), source, 8, **options)
     rows = data.read_shards(tmp_path / "good")
     assert rows["x0"].dtype == rows["x"].dtype == np.float32 and np.isfinite(np.asarray(rows["x"])).all()
     with pytest.raises(FloatingPointError, match="not finite"):
-        data.generate_pairs(tmp_path / "bad", velocity, jnp.float32(jnp.nan), source, 8, **options)
+        data.generate_reflow_pairs(tmp_path / "bad", velocity, jnp.float32(jnp.nan), source, 8, **options)
 
 
 def test_about_says_what_json_can_say(tmp_path):
     source, options = data.normal_source((2,)), dict(key=KEY, steps=1, batch=4, progress=False)
     with pytest.raises(TypeError, match="about: expected what JSON can say, got a function"):
-        data.generate_pairs(tmp_path, FLAT, {}, source, 4, about={"source": lambda key, n: {}}, **options)
+        data.generate_reflow_pairs(tmp_path, FLAT, {}, source, 4, about={"source": lambda key, n: {}}, **options)
 
 
 def test_a_condition_of_pairs_is_one_array(tmp_path):
     source = lambda key, n: {"x0": jnp.zeros((n, 2)), "cond": {"label": jnp.zeros(n)}}  # noqa: E731
     with pytest.raises(ValueError, match="expected 'cond' of the source to be one array"):
-        data.generate_pairs(tmp_path, FLAT, {}, source, 4, key=KEY, progress=False)
+        data.generate_reflow_pairs(tmp_path, FLAT, {}, source, 4, key=KEY, progress=False)

@@ -9,8 +9,15 @@ from teachers import GAUSSIAN, ORACLES, at, exact_map, reached, scrambled, stand
 
 import jflow
 from jflow import nets, oracles, train
-from jflow.losses import adversarial, distribution_matching, kl_weight, per_error, shared_timesteps, summed
-from jflow.solvers import sample_flow_map, to_data
+from jflow.losses import (
+    adversarial,
+    distribution_matching,
+    inverse_error_weight,
+    kl_weight,
+    shared_timesteps,
+    sum_losses,
+)
+from jflow.solvers import consistency_map, sample_flow_map
 from jflow.types import Field, FlowMap, Velocity
 
 KEY = jax.random.key(0)
@@ -90,7 +97,7 @@ def test_the_mean_gradients_at_the_exact_map_and_its_velocity_are_zero(name, law
     def pushed(p, x, t, cond=None, *, key=None):
         return exact.apply({}, x, t, jnp.ones_like(t)) + p["a"] * x + p["b"] * (1 - t[:, None])
 
-    loss = LOSSES[name](to_data(Velocity(None, pushed)), Velocity(None, near), oracles.as_velocity(oracle))
+    loss = LOSSES[name](consistency_map(Velocity(None, pushed)), Velocity(None, near), oracles.as_velocity(oracle))
 
     def gradient(key, fake):
         params, batch = {"student": at(), "fake": fake}, {"x": jnp.zeros((1000, 2))}
@@ -107,7 +114,7 @@ def test_the_mean_gradients_at_the_exact_map_and_its_velocity_are_zero(name, law
 def test_it_is_a_mean_over_events_with_noise(name):
     """Twice the numbers, each with noise of its own: the same within 3 standard errors, where a sum would be twice."""
     waves = lambda shift: Velocity(None, lambda p, x, t, cond=None, *, key=None: p * jnp.sin(x) + shift)  # noqa: E731
-    loss = LOSSES[name](to_data(waves(0.5)), waves(0.0), waves(1.0))
+    loss = LOSSES[name](consistency_map(waves(0.5)), waves(0.0), waves(1.0))
     params, frozen = {"student": 0.7, "fake": 0.4}, {"teacher": 0.2}
     keys, found = jax.random.split(KEY, 20), {}
     for d in (1, 2):
@@ -136,8 +143,8 @@ def test_each_players_gradient_is_its_own(x64):
 def test_the_weights():
     x1, seen, t = jnp.asarray([[1.0, 2.0]]), jnp.asarray([[0.0, 4.0]]), jnp.asarray([0.25])
     np.testing.assert_allclose(kl_weight(x1, seen, t), 0.0625 / 0.75)
-    np.testing.assert_allclose(per_error(x1, seen, t), 0.75 / 1.5)
-    assert np.isfinite(per_error(x1, x1, t))
+    np.testing.assert_allclose(inverse_error_weight(x1, seen, t), 0.75 / 1.5)
+    assert np.isfinite(inverse_error_weight(x1, x1, t))
 
 
 def test_a_tiled_event_changes_nothing(x64):
@@ -210,7 +217,7 @@ def test_shared_timesteps_train_the_last_step_and_stop_at_states():
         jax.debug.callback(lambda t: asked.append(float(t[0])), t)
         return params * x
 
-    student = to_data(Velocity(None, apply))
+    student = consistency_map(Velocity(None, apply))
     ones = Velocity(None, lambda p, x, t, cond=None, *, key=None: jnp.zeros_like(x))
     loss = shared_timesteps(student, ones, ones, (0.0, 0.5, 0.75, 1.0))
     loss({"student": jnp.asarray(0.1), "fake": {}}, KEY, {"x": jnp.zeros((4, 1))}, {"teacher": {}})
@@ -226,9 +233,9 @@ def test_gradients_reach_every_param_and_stop_at_the_teacher(name):
     student = scrambled(jax.eval_shape(velocity.init, KEY, x, t, cond))
     params = {"student": student, "fake": jax.tree.map(lambda p: 0.9 * p, student)}
     if name == "shared_timesteps":
-        loss = shared_timesteps(to_data(velocity), velocity, velocity, (0.0, 0.4, 0.7, 1.0))
+        loss = shared_timesteps(consistency_map(velocity), velocity, velocity, (0.0, 0.4, 0.7, 1.0))
     else:
-        generate = lambda p, x0, cond: sample_flow_map(to_data(velocity), p, x0, cond)[0]  # noqa: E731
+        generate = lambda p, x0, cond: sample_flow_map(consistency_map(velocity), p, x0, cond)[0]  # noqa: E731
         loss = distribution_matching(generate, velocity, velocity)
     batch, frozen = {"x": x, "cond": cond, "weight": jnp.arange(4.0)}, {"teacher": student}
     grads, other = jax.jit(jax.grad(lambda p, f: loss(p, KEY, batch, f)[0], argnums=(0, 1)))(params, frozen)
@@ -240,7 +247,7 @@ def test_the_mean_of_a_student_is_learned_with_a_fake_that_keeps_up():
     """From N(-1, 0.49) to the teacher's N(1, 0.5), the fake moving eight times as often, a discriminator's penalty beside."""
     judge = Field(None, lambda p, x, t, cond=None, *, key=None: p * x[:, 0])
     matching = distribution_matching(affine, FAKE, TEACHER, weight=kl_weight)
-    loss = summed({"match": matching, "gan": adversarial(affine, judge, weight=0.0, r1=1.0)})
+    loss = sum_losses({"match": matching, "gan": adversarial(affine, judge, weight=0.0, r1=1.0)})
     slow = optax.MultiSteps(optax.sgd(0.3), 8).gradient_transformation()
     players = {"student": slow, "fake": optax.sgd(0.1), "discriminator": optax.sgd(0.1)}
     optimizer = optax.partition(players, {name: name for name in players})

@@ -11,7 +11,7 @@ from jflow import losses, nets, oracles, solvers, times
 from jflow._core import times as core_times
 from jflow.data import truncate_pairs
 from jflow.losses import improved_mean_flow, mean_flow
-from jflow.times import rectified_times
+from jflow.times import rectified_pairs
 from jflow.types import FlowMap, Velocity
 
 KEY = jax.random.key(0)
@@ -65,8 +65,8 @@ def test_the_exact_map_has_no_residual(name, law, x64):
     if law == "mixture":
         x, t, r = batch["x"][:8], jnp.linspace(0, 0.4, 8), jnp.linspace(0.4, 1, 8)
         whole = oracles.mixture_flow_map(oracle, x, t, r)
-        np.testing.assert_allclose(solvers.carry(exact, {}, x, t, r), whole, atol=1e-6)
-    loss = LOSSES[name](near(exact), times=TIMES, target_velocity=oracles.as_velocity(oracle))
+        np.testing.assert_allclose(solvers.apply_flow_map(exact, {}, x, t, r), whole, atol=1e-6)
+    loss = LOSSES[name](near(exact), times=TIMES, teacher=oracles.as_velocity(oracle))
     run = jax.jit(lambda params: loss(params, KEY, batch, {"teacher": {}})[1]["residual"])
     assert run(at()) < 1e-6
     assert run(at(a=0.1)) > 1e-3 and run(at(b=0.1)) > 1e-3
@@ -177,7 +177,7 @@ def told(cond):
 def test_guidance_inside_the_target_has_the_scale_omega_over_one_minus_kappa(name, x64):
     batch = {"x": GAUSSIAN.sample(KEY, 64), "cond": jax.random.normal(jax.random.key(1), (64, 2))}
     frozen = {"teacher": {}}
-    options = {"times": TIMES, "target_velocity": FIELD, "drop": 0.3, "null": NULL}
+    options = {"times": TIMES, "teacher": FIELD, "drop": 0.3, "null": NULL}
 
     def residual(model, **more):
         loss = LOSSES[name](model, **{**options, **more})
@@ -219,7 +219,7 @@ def test_one_model_for_every_scale(name, x64):
     loss = LOSSES[name](
         guided_map(lambda cond: cond["w"][:, None]),
         times=TIMES,
-        target_velocity=field,
+        teacher=field,
         kappa=lambda cond: 1 - 1 / cond["w"],
         drop=0.2,
         null={"b": NULL, "w": 1.0},
@@ -231,7 +231,7 @@ def test_a_head_is_the_tangent_and_trained_by_itself(x64):
     exact = oracles.as_average_velocity(GAUSSIAN)
     head = Velocity(lambda *_: {}, lambda p, x, t, cond=None, *, key=None: GAUSSIAN.velocity(x, t) + p["head"] * x)
     model = FlowMap(lambda *_: {}, lambda p, x, t, r, cond=None, *, key=None: exact.apply({}, x, t, r) + p["a"] * x)
-    loss = improved_mean_flow(model, head=head, times=TIMES, target_velocity=oracles.as_velocity(GAUSSIAN), power=0.0)
+    loss = improved_mean_flow(model, head=head, times=TIMES, teacher=oracles.as_velocity(GAUSSIAN), power=0.0)
     batch = {"x": GAUSSIAN.sample(KEY, 64)}
 
     @jax.jit
@@ -277,7 +277,7 @@ def test_gradients_reach_every_param_and_nothing_frozen(name):
     model = jflow.flow_map(nets.ResidualMLP(8, 1, num_classes=3))
     teacher = Velocity(lambda *_: {}, lambda p, x, t, cond=None, *, key=None: p["s"] * x)
     batch = {"x": GAUSSIAN.sample(KEY, 32), "cond": jnp.arange(32) % 3}
-    loss = LOSSES[name](model, times=TIMES, target_velocity=teacher, omega=2.0, kappa=0.2, drop=0.2, null=3)
+    loss = LOSSES[name](model, times=TIMES, teacher=teacher, omega=2.0, kappa=0.2, drop=0.2, null=3)
     shapes = jax.eval_shape(model.init, KEY, batch["x"], jnp.zeros(32), jnp.zeros(32), batch["cond"])
     rng = np.random.default_rng(0)
     params = jax.tree.map(lambda p: jnp.asarray(0.5 * rng.normal(size=p.shape), p.dtype), shapes)
@@ -322,7 +322,7 @@ def test_on_truncated_rectified_pairs_the_straight_map_has_no_residual(name, law
         flow, x1 = straight_mixture(), jax.jit(lambda x: oracles.mixture_flow_map(LINE_MIXTURE, x, 0.0, 1.0))(x0)
     pairs = truncate_pairs({"x0": x0, "x": np.asarray(x1)}, 0.25)
     model = FlowMap(flow.init, lambda p, x, t, r, cond=None, *, key=None: flow.apply(p, x, t))
-    loss = LOSSES[name](model, times=rectified_times(equal=0.25), jvp=solvers.finite_difference(1e-3))
+    loss = LOSSES[name](model, times=rectified_pairs(equal=0.25), jvp=solvers.finite_difference(1e-3))
     run = jax.jit(lambda p: loss(p, KEY, pairs)[1]["residual"])
     assert pairs["x"].shape[0] == 24 and run(at()) < 1e-6
     assert run(at(a=0.1)) > 1e-3 and run(at(b=0.1)) > 1e-3
@@ -330,8 +330,8 @@ def test_on_truncated_rectified_pairs_the_straight_map_has_no_residual(name, law
 
 def test_times_on_rectified_pairs():
     n = 20_000
-    t, r = jax.jit(rectified_times(equal=0.5), static_argnums=1)(KEY, n)
-    core_times.check_pairs("rectified_times", rectified_times())
+    t, r = jax.jit(rectified_pairs(equal=0.5), static_argnums=1)(KEY, n)
+    core_times.check_pairs("rectified_times", rectified_pairs())
     assert abs(np.mean(t == r) - 0.5) < 5 * np.sqrt(0.25 / n)
     apart = np.asarray(r > t)
     early = apart & np.asarray(t < 0.2)
@@ -339,9 +339,9 @@ def test_times_on_rectified_pairs():
     late = apart & np.asarray((t >= 0.2) & (t < 0.4))  # no step is made whole here, and few reach the end
     assert np.any((r[late] > 0.6) & (r[late] < 1))
     with pytest.raises(ValueError, match="equal in"):
-        rectified_times(equal=2)
+        rectified_pairs(equal=2)
     with pytest.raises(ValueError, match="whole"):
-        rectified_times(whole=(0.6, 0.2))
+        rectified_pairs(whole=(0.6, 0.2))
 
 
 @pytest.mark.parametrize("name", LOSSES)
@@ -367,7 +367,7 @@ def test_bad_input(name):
         make(model, kappa=lambda cond: cond, null=NULL)({}, KEY, {**batch, "cond": cond})
     for frozen in (None, {}, {"ema": {}}):
         with pytest.raises(ValueError, match=f"{name}: expected 'teacher' in frozen"):
-            make(model, target_velocity=oracles.as_velocity(GAUSSIAN))({}, KEY, batch, frozen)
+            make(model, teacher=oracles.as_velocity(GAUSSIAN))({}, KEY, batch, frozen)
     with pytest.raises(ValueError, match="needs a key"):
         make(model)({}, None, batch)
     with pytest.raises(ValueError, match="under 'x'"):

@@ -9,9 +9,9 @@ import pytest
 import jflow
 from jflow import losses, nets, oracles, paths, solvers
 from jflow.losses._perflow import perflow
-from jflow.paths import parameterisations, schedules
+from jflow.paths import parameterizations, schedules
 from jflow.paths.schedules import piecewise
-from jflow.solvers.grids import window_grid
+from jflow.solvers.grids import windows
 from jflow.types import Field, Velocity
 
 KEY = jax.random.key(0)
@@ -107,8 +107,8 @@ def test_one_window_is_reflow_and_many_are_the_teacher(x64):
     data = oracle.sample(KEY, 128).astype(jnp.float64)
     np.testing.assert_allclose(jax.jit(loss)({}, KEY, {"x0": x0, "x": data}, {"teacher": {}})[0], reflow, atol=1e-5)
     errors = []
-    for windows in (32, 64):
-        loss = perflow(teacher, teacher, knots=windows, steps=8)
+    for count in (32, 64):
+        loss = perflow(teacher, teacher, knots=count, steps=8)
         errors.append(float(jax.jit(loss)({}, KEY, {"x0": x0, "x": data}, {"teacher": {}})[1]["residual"]) ** 0.5)
     assert abs(np.log2(errors[0] / errors[1]) - 1) < 0.2  # first order in the length of a window
 
@@ -117,14 +117,14 @@ def noise_of(oracle, schedule):
     """The exact network of noise."""
 
     def apply(params, x, t, cond=None, *, key=None):
-        return paths.velocity_to_x0(oracle.velocity(x, t), x, t, schedule)
+        return paths.velocity_to_noise(oracle.velocity(x, t), x, t, schedule)
 
     return Field(lambda *args: {}, apply)
 
 
 def data_of(oracle, schedule):
     def apply(params, x, t, cond=None, *, key=None):
-        return paths.velocity_to_x1(oracle.velocity(x, t), x, t, schedule)
+        return paths.velocity_to_data(oracle.velocity(x, t), x, t, schedule)
 
     return Field(lambda *args: {}, apply)
 
@@ -133,18 +133,20 @@ def data_of(oracle, schedule):
 def test_a_student_with_the_teachers_weights_steps_as_ddim_does(x64, name):
     schedule = SCHEDULES[name]
     oracle = oracles.gaussian(MEAN, COV, schedule)
-    convert, network = (parameterisations.from_x0, noise_of) if name == "vp" else (parameterisations.from_x1, data_of)
+    convert, network = (
+        (parameterizations.from_noise, noise_of) if name == "vp" else (parameterizations.from_data, data_of)
+    )
     field = network(oracle, schedule)
     x0 = jax.random.normal(KEY, (16, 2), jnp.float64)
     student = convert(field, piecewise(schedule, KNOTS), margin=0)
-    x, _ = solvers.sample(student, {}, x0, solver=diffrax.Euler(), grid=window_grid(KNOTS, 3))
+    x, _ = solvers.sample(student, {}, x0, solver=diffrax.Euler(), grid=windows(KNOTS, 3))
     by_ddim, _ = solvers.sample(
         convert(field, schedule, margin=0), {}, x0, solver=solvers.ddim(schedule), grid=np.asarray(KNOTS)
     )
     np.testing.assert_allclose(x, by_ddim, atol=1e-9)
 
 
-def test_the_parameterisation_is_the_papers(x64):
+def test_the_parameterization_is_the_papers(x64):
     """lambda_t and eta_t of the published sampler, in the window from more noise (a) to less (b)."""
     schedule = schedules.vp()
     t = jnp.asarray([0.0, 0.2, 0.4, 0.54, 0.7, 0.99])
@@ -156,7 +158,7 @@ def test_the_parameterisation_is_the_papers(x64):
     below = lam * (t - a) + (b - t)
     end = (lam * (b - a) / below)[:, None] * z + (eta * (b - t) / below)[:, None] * eps
     network = Field(lambda *args: {}, lambda params, x, t, cond=None, *, key=None: eps)
-    v = parameterisations.from_x0(network, piecewise(schedule, KNOTS), margin=0).apply({}, z, t)
+    v = parameterizations.from_noise(network, piecewise(schedule, KNOTS), margin=0).apply({}, z, t)
     np.testing.assert_allclose(v, (end - z) / (b - t)[:, None], rtol=1e-8)
 
 
@@ -178,7 +180,7 @@ def test_euler_on_the_windows_of_the_exact_student_is_the_flow_map(x64):
     x0 = jax.random.normal(KEY, (16, 2), jnp.float64)
     exact = oracle.flow_map(x0, 0.0, 1.0)
     for n in (3, 4, 7):
-        grid = window_grid(KNOTS, n)
+        grid = windows(KNOTS, n)
         x, info = solvers.sample(student, None, x0, solver=diffrax.Euler(), grid=grid)
         np.testing.assert_allclose(x, exact, atol=1e-10)
         assert np.all(np.asarray(info.evaluations) == n)
@@ -187,9 +189,9 @@ def test_euler_on_the_windows_of_the_exact_student_is_the_flow_map(x64):
 
 
 def test_window_grid():
-    np.testing.assert_allclose(window_grid(2, 5), [0, 1 / 6, 1 / 3, 0.5, 0.75, 1])
-    np.testing.assert_allclose(window_grid(KNOTS, 3), KNOTS)
-    assert set(KNOTS) <= set(window_grid(KNOTS, 11)) and len(window_grid(KNOTS, 11)) == 12
+    np.testing.assert_allclose(windows(2, 5), [0, 1 / 6, 1 / 3, 0.5, 0.75, 1])
+    np.testing.assert_allclose(windows(KNOTS, 3), KNOTS)
+    assert set(KNOTS) <= set(windows(KNOTS, 11)) and len(windows(KNOTS, 11)) == 12
 
 
 def test_the_loss_is_a_mean_over_the_event():
@@ -207,7 +209,7 @@ def test_gradients_reach_the_student_and_leave_the_teacher():
     net = nets.ResidualMLP(8, 1, num_classes=2)
     velocity, schedule = jflow.velocity(net), schedules.vp()
     straight = piecewise(schedule, 4)
-    student, teacher = (parameterisations.from_x0(velocity, s) for s in (straight, schedule))
+    student, teacher = (parameterizations.from_noise(velocity, s) for s in (straight, schedule))
     x, cond = jax.random.normal(KEY, (16, 2)), jnp.arange(16) % 2
     shapes = jax.eval_shape(velocity.init, KEY, x, jnp.zeros(16), cond)
     rng = np.random.default_rng(0)
@@ -236,7 +238,7 @@ def test_bad_input():
         with pytest.raises(ValueError, match="at least 1|rises strictly"):
             piecewise(paths.LINEAR, knots)
     with pytest.raises(ValueError, match="one step a window"):
-        window_grid(4, 3)
+        windows(4, 3)
     with pytest.raises(ValueError, match="steps to be an integer"):
         perflow(velocity, velocity, steps=0)
     with pytest.raises(TypeError, match="AbstractSolver"):

@@ -9,7 +9,7 @@ import pytest
 
 import jflow
 from jflow import guidance, losses, nets, oracles, solvers, times, train
-from jflow.data import generate_pairs, normal_source, read_shards
+from jflow.data import generate_reflow_pairs, normal_source, read_shards
 from jflow.losses import distillation
 from jflow.types import Velocity
 
@@ -32,7 +32,7 @@ def prompts(key, n):
 def test_instaflow(tmp_path):
     guided = guidance.cfg(TEACHER, 2.0, null=2)
     how = {"steps": 20, "batch": 512, "progress": False}
-    generate_pairs(tmp_path, guided, PARAMS, prompts, 2048, key=KEY, about={"guidance": 2.0}, **how)
+    generate_reflow_pairs(tmp_path, guided, PARAMS, prompts, 2048, key=KEY, about={"guidance": 2.0}, **how)
     rows = {name: np.asarray(value) for name, value in read_shards(tmp_path).items()}
     carry = lambda v, i: solvers.sample(v, PARAMS, rows["x0"][i], rows["cond"][i], steps=20)[0]  # noqa: E731
     some = slice(500, 530)  # across two batches
@@ -40,7 +40,7 @@ def test_instaflow(tmp_path):
     assert np.max(np.abs(rows["x"][some] - carry(TEACHER, some))) > 0.1  # and the guidance
     with pytest.raises(ValueError, match="guidance was 2.0, is 3.0"):
         stronger = guidance.cfg(TEACHER, 3.0, null=2)
-        generate_pairs(tmp_path, stronger, PARAMS, prompts, 2048, key=KEY, about={"guidance": 3.0}, **how)
+        generate_reflow_pairs(tmp_path, stronger, PARAMS, prompts, 2048, key=KEY, about={"guidance": 3.0}, **how)
 
     student = jflow.velocity(nets.ResidualMLP(32, 2, num_classes=2))
     train_rows, held = (

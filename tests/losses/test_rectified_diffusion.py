@@ -9,7 +9,7 @@ import pytest
 import jflow
 from jflow import losses, nets, oracles, paths, solvers
 from jflow.losses._rectified_diffusion import end_error, noise_error, phased_rectified_diffusion, rectified_diffusion
-from jflow.paths import parameterisations, schedules
+from jflow.paths import parameterizations, schedules
 from jflow.types import Field, Velocity
 
 KEY = jax.random.key(0)
@@ -71,7 +71,7 @@ def test_a_mixture_is_rectified_along_vp(x64):
     t = jnp.linspace(0.05, 0.95, 6)
     eps = Field(lambda *args: {}, lambda params, x, t, cond=None, *, key=None: x0)
     loss = rectified_diffusion(
-        parameterisations.from_x0(eps, schedule, margin=0),
+        parameterizations.from_noise(eps, schedule, margin=0),
         schedule,
         time=lambda key, n: t,
         metric=noise_error(schedule),
@@ -95,8 +95,8 @@ def test_metrics_compare_what_the_network_predicts(x64):
     seen = schedule.alpha(t)[:, None] * batch["x"] + schedule.sigma(t)[:, None] * batch["x0"]
     guess = jnp.sin(seen) + t[:, None]
     for convert, metric, truth in (
-        (parameterisations.from_x0, noise_error(schedule), batch["x0"]),
-        (parameterisations.from_x1, end_error(schedule), batch["x"]),
+        (parameterizations.from_noise, noise_error(schedule), batch["x0"]),
+        (parameterizations.from_data, end_error(schedule), batch["x"]),
     ):
         velocity = convert(network, schedule, margin=0)
         value, _ = rectified_diffusion(velocity, schedule, time=lambda key, n: t, metric=metric)({}, KEY, batch)
@@ -117,7 +117,7 @@ def test_random_pairs_give_the_marginal_velocity(law):
         return oracle.velocity(x, t) + params["a"] * x + params["b"] * t[:, None]
 
     velocity, params = Velocity(None, apply), {"a": jnp.zeros(()), "b": jnp.zeros(())}
-    for metric in (losses.mean_squared, noise_error(schedule), end_error(schedule)):
+    for metric in (losses.mean_squared_error, noise_error(schedule), end_error(schedule)):
         loss = rectified_diffusion(velocity, schedule, metric=metric)
 
         def slope(key, loss=loss):
@@ -171,7 +171,7 @@ def test_phases_follow_the_published_form(x64, name, law):
     oracle, batch, noise, z_t, at, ratio = phases(schedule, law)
 
     eps = Field(lambda *args: {}, lambda params, x, t, cond=None, *, key=None: noise)
-    exact = parameterisations.from_x0(eps, schedule, margin=0)
+    exact = parameterizations.from_noise(eps, schedule, margin=0)
     options = {"knots": KNOTS, "schedule": schedule, "time": lambda key, n: t, **FINE}
     student, seen = recorder(lambda x, t: exact.apply({}, x, t))
     loss = phased_rectified_diffusion(student, oracles.as_velocity(oracle), **options)
@@ -180,7 +180,7 @@ def test_phases_follow_the_published_form(x64, name, law):
 
     # off by one in the noise: the ends of the windows, as published, differ by alpha_b (ratio_b - ratio_t)
     wrong = Field(lambda *args: {}, lambda params, x, t, cond=None, *, key=None: noise + 1)
-    student = parameterisations.from_x0(wrong, schedule, margin=0)
+    student = parameterizations.from_noise(wrong, schedule, margin=0)
     options["metric"] = end_error(schedule, KNOTS)
     loss = phased_rectified_diffusion(student, oracles.as_velocity(oracle), **options)
     value = loss({}, KEY, batch, {"teacher": {}})[0]
@@ -192,7 +192,7 @@ def test_the_residual_of_phases_falls_with_the_steps_of_the_teacher(x64, solver,
     schedule, errors = SCHEDULES["vp"], []
     oracle, batch, noise, *_ = phases(schedule, "mixture")
     eps = Field(lambda *args: {}, lambda params, x, t, cond=None, *, key=None: noise)
-    student = parameterisations.from_x0(eps, schedule, margin=0)
+    student = parameterizations.from_noise(eps, schedule, margin=0)
     options = {"knots": KNOTS, "schedule": schedule, "time": lambda key, n: PHASES.astype(jnp.float64)}
     for steps in (32, 64):
         teacher = oracles.as_velocity(oracle)
@@ -215,7 +215,7 @@ def test_the_loss_is_a_mean_over_the_event():
     batch = noise_pairs(32, jnp.float32)
     twice = {name: jnp.concatenate([value, value], axis=1) for name, value in batch.items()}
     schedule = schedules.vp()
-    for metric in (losses.mean_squared, noise_error(schedule), end_error(schedule, 4)):
+    for metric in (losses.mean_squared_error, noise_error(schedule), end_error(schedule, 4)):
         loss = rectified_diffusion(velocity, schedule, metric=metric)
         np.testing.assert_allclose(*[loss({}, KEY, rows)[0] for rows in (batch, twice)], rtol=1e-4)
     loss = phased_rectified_diffusion(velocity, velocity, schedule=schedule)
@@ -229,7 +229,7 @@ def test_gradients_reach_every_param():
     shapes = jax.eval_shape(net.init, KEY, batch["x"], jnp.zeros(16), batch["cond"])
     rng = np.random.default_rng(0)
     params = jax.tree.map(lambda p: jnp.asarray(0.3 * rng.normal(size=p.shape), p.dtype), shapes)
-    velocity = parameterisations.from_x0(net, schedule)
+    velocity = parameterizations.from_noise(net, schedule)
     loss = rectified_diffusion(velocity, schedule, metric=noise_error(schedule), drop=0.5, null=2)
     grads = jax.jit(jax.grad(lambda p: loss(p, KEY, batch)[0]))(params)
     assert all(np.all(np.isfinite(g)) and np.any(g != 0) for g in jax.tree.leaves(grads))

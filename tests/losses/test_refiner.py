@@ -32,7 +32,7 @@ def exact_refiner(oracle, extra=lambda params, t: 0.0):
 
 
 def run(refiner, params, x0, velocity=V, **options):
-    return jax.jit(lambda p, x: solvers.refined_sample(velocity, {}, refiner, p, x, **options))(params, x0)
+    return jax.jit(lambda p, x: solvers.sample_refined(velocity, {}, refiner, p, x, **options))(params, x0)
 
 
 def test_the_pseudo_corrector_by_hand(x64):
@@ -139,18 +139,18 @@ def test_the_event_repeated_and_weights_and_conditions(x64):
 
 
 def test_times_are_near():
-    t, r = times.nearby(0.2)(KEY, 20_000)
+    t, r = times.nearby_pairs(0.2)(KEY, 20_000)
     assert np.all((t <= r) & (r <= 1)) and abs(float(jnp.mean(t)) - 0.5) < 5 * np.sqrt(1 / 12 / 20_000)
     gap = np.asarray(r - t)[np.asarray(t) < 0.8]
     assert gap.max() <= 0.2 + 1e-6 and abs(gap.mean() - 0.1) < 5 * 0.2 * np.sqrt(1 / 12 / len(gap))
     with pytest.raises(ValueError, match="0 < reach <= 1"):
-        times.nearby(0.0)
+        times.nearby_pairs(0.0)
 
 
 def test_a_trained_refiner_beats_steps_left_out():
     """Two Gaussians: H1 P3 R2 comes nearer to the exact flow than the pseudo corrector in as many evaluations of v."""
-    refiner = solvers.refines(jflow.velocity(nets.ResidualMLP(32, 1)))
-    loss, optimizer = losses.velocity_refiner(refiner, V, times=times.nearby(0.2)), optax.adam(3e-3)
+    refiner = solvers.refiner(jflow.velocity(nets.ResidualMLP(32, 1)))
+    loss, optimizer = losses.velocity_refiner(refiner, V, times=times.nearby_pairs(0.2)), optax.adam(3e-3)
 
     def update(state, key):
         params, opt = state
@@ -174,7 +174,7 @@ def test_a_trained_refiner_beats_steps_left_out():
 
 
 def test_gradients_reach_the_refiner_alone():
-    net, small = jflow.velocity(nets.ResidualMLP(8, 1)), solvers.refines(jflow.velocity(nets.ResidualMLP(8, 1)))
+    net, small = jflow.velocity(nets.ResidualMLP(8, 1)), solvers.refiner(jflow.velocity(nets.ResidualMLP(8, 1)))
     x = noise(4)
     params = jax.tree.map(lambda p: p + 0.2, jax.jit(net.init)(KEY, x, jnp.zeros(4)))
     at_first = jax.jit(small.init)(KEY, (x, x), jnp.zeros(4))
@@ -191,14 +191,14 @@ def test_gradients_reach_the_refiner_alone():
 def test_rows_that_fail_are_nan_and_said_so():
     broken = Velocity(None, lambda p, x, t, cond=None, *, key=None: jnp.where(x > 1, jnp.inf, x))
     refiner = Field(None, lambda p, pair, t, cond=None, *, key=None: jnp.zeros_like(pair[0]))
-    x, info = solvers.refined_sample(broken, {}, refiner, {}, jnp.asarray([[0.0, 0.5], [2.0, 0.0]]), refine=1, pseudo=0)
+    x, info = solvers.sample_refined(broken, {}, refiner, {}, jnp.asarray([[0.0, 0.5], [2.0, 0.0]]), refine=1, pseudo=0)
     np.testing.assert_array_equal(info.status, [solvers.Status.OK, solvers.Status.NOT_FINITE])
     assert np.all(np.isnan(x[1])) and np.all(np.isfinite(x[0]))
 
 
 def test_bad_input():
     refiner, x = exact_refiner(MIXTURE), noise(4)
-    sample = lambda **options: solvers.refined_sample(V, {}, refiner, {}, x, **options)  # noqa: E731
+    sample = lambda **options: solvers.sample_refined(V, {}, refiner, {}, x, **options)  # noqa: E731
     for wrong in ({"heun": 0}, {"pseudo": -1}, {"refine": 1.5}, {"heun": True}):
         with pytest.raises(ValueError, match="heun >= 1, pseudo >= 0, refine >= 0"):
             sample(**wrong)

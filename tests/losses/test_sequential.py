@@ -8,9 +8,9 @@ from teachers import LINE_MIXTURE, at, straight_mixture
 
 import jflow
 from jflow import losses, metrics, nets, oracles, solvers, train
-from jflow.data import generate_trajectories, normal_source, read_shards, rows_source
+from jflow.data import generate_reflow_trajectories, normal_source, read_shards, rows_source
 from jflow.paths import sequential_path
-from jflow.times import sequential_times
+from jflow.times import sequential
 from jflow.types import Velocity
 
 KEY = jax.random.key(0)
@@ -21,7 +21,7 @@ QUIET = {"batch": 16, "shard": 32, "progress": False}
 
 def trajectories(folder, oracle, source, n, knots=KNOTS, **options):
     options = {**QUIET, **options}
-    generate_trajectories(folder, oracles.as_velocity(oracle), {}, source, n, knots, key=KEY, **options)
+    generate_reflow_trajectories(folder, oracles.as_velocity(oracle), {}, source, n, knots, key=KEY, **options)
     return {name: np.asarray(value) for name, value in read_shards(folder).items()}
 
 
@@ -100,7 +100,7 @@ def test_the_straight_velocity_of_a_mixture_has_no_residual_and_lands_exactly(x6
 def test_a_tiled_event_has_the_same_loss(x64):
     x, key = jax.random.normal(KEY, (6, 4, 2)), jax.random.key(1)
     bend = Velocity(None, lambda params, x, t, cond=None, *, key=None: jnp.sin(x + t[:, None]))
-    loss = losses.flow_matching(bend, path=sequential_path(KNOTS), time=sequential_times(KNOTS))
+    loss = losses.flow_matching(bend, path=sequential_path(KNOTS), time=sequential(KNOTS))
     one, two = jax.jit(lambda: [loss({}, key, {"x": rows})[0] for rows in (x, jnp.concatenate([x, x], axis=-1))])()
     np.testing.assert_allclose(two, one, rtol=1e-12)
 
@@ -115,7 +115,7 @@ def test_truncation_error_falls_below_the_teachers(tmp_path):
     x = jnp.asarray(rows["x"])
     velocity = jflow.velocity(nets.TimeMLP((64, 64)))
     optimizer = optax.adam(optax.cosine_decay_schedule(5e-3, 1500))
-    loss = losses.flow_matching(velocity, path=sequential_path(knots), time=sequential_times(knots))
+    loss = losses.flow_matching(velocity, path=sequential_path(knots), time=sequential(knots))
     step = train.make_step(loss, optimizer)
 
     def update(state, _):
@@ -141,7 +141,7 @@ def test_truncation_error_falls_below_the_teachers(tmp_path):
 
 
 def test_times_at_the_starts():
-    t = sequential_times(KNOTS, starts=0.3)(KEY, 4000)
+    t = sequential(KNOTS, starts=0.3)(KEY, 4000)
     at = np.stack([t == np.float32(knot) for knot in KNOTS])
     np.testing.assert_allclose(
         at.mean(axis=1), [0.1, 0.1, 0.1, 0.0], atol=4 * np.sqrt(0.09 / 4000)
@@ -149,7 +149,7 @@ def test_times_at_the_starts():
     rest = np.sort(t[~at.any(axis=0)])
     np.testing.assert_allclose(rest, (np.arange(len(rest)) + 0.5) / len(rest), atol=1.95 / np.sqrt(len(rest)))  # p 1e-3
     with pytest.raises(ValueError, match="starts in"):
-        sequential_times(KNOTS, starts=1.5)
+        sequential(KNOTS, starts=1.5)
 
 
 @pytest.mark.parametrize("knots", [(0, 0.5), (0.1, 1), (0, 0.5, 0.5, 1), (0,), ()])

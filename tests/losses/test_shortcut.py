@@ -48,7 +48,7 @@ def test_the_exact_map_has_no_residual(law, x64):
         "mixture": (MIXTURE, mixture_map(MIXTURE), 32),
     }[law]
     # two Euler steps of 2^-14 are the map to 1e-4 or so: squared it does not show
-    loss = shortcut(near(exact), levels=14, every=2, target_velocity=oracles.as_velocity(oracle))
+    loss = shortcut(near(exact), levels=14, every=2, teacher=oracles.as_velocity(oracle))
     batch = {"x": oracle.sample(KEY, n)}
     run = jax.jit(lambda params: loss(params, KEY, batch, FROZEN)[1])
     assert run(at())["residual"] < 1e-6
@@ -62,7 +62,7 @@ def test_what_is_left_at_the_exact_map_is_of_first_order_in_the_smallest_step(x6
     exact = oracles.as_average_velocity(GAUSSIAN)
     levels = np.arange(4, 9)
 
-    made = [shortcut(exact, levels=int(n), every=2, target_velocity=oracles.as_velocity(GAUSSIAN)) for n in levels]
+    made = [shortcut(exact, levels=int(n), every=2, teacher=oracles.as_velocity(GAUSSIAN)) for n in levels]
     left = jax.jit(lambda: [f({}, KEY, batch, {"ema": {}, "teacher": {}})[1]["self_consistency"] for f in made])()
     order = -np.polyfit(levels, np.log2(np.sqrt(levels * np.asarray(left))), 1)[0]
     assert 0.9 < order < 1.1
@@ -144,7 +144,7 @@ def test_guidance_enters_at_the_smallest_step_once(x64):
 
     def residual(scale):
         model = FlowMap(lambda *_: {}, apply)
-        loss = shortcut(model, levels=14, every=2, target_velocity=field, scale=scale, drop=0.3, null=null)
+        loss = shortcut(model, levels=14, every=2, teacher=field, scale=scale, drop=0.3, null=null)
         return jax.jit(lambda: loss({}, KEY, batch, {"ema": {}, "teacher": {}})[1]["residual"])()
 
     assert residual(3.0) < 1e-6 and residual(2.0) > 1e-2
@@ -178,7 +178,7 @@ def test_a_step_of_training_moves_every_param_and_nothing_frozen():
     model = jflow.flow_map(nets.ResidualMLP(8, 1, num_classes=3))
     teacher = Velocity(lambda *_: {}, lambda p, x, t, cond=None, *, key=None: p["s"] * x)
     batch = {"x": GAUSSIAN.sample(KEY, 30), "cond": jnp.arange(30) % 3}  # 30: not a multiple of every
-    loss = shortcut(model, target_velocity=teacher, scale=2.0, drop=0.2, null=3)
+    loss = shortcut(model, teacher=teacher, scale=2.0, drop=0.2, null=3)
     shapes = jax.eval_shape(model.init, KEY, batch["x"], jnp.zeros(30), jnp.zeros(30), batch["cond"])
     rng = np.random.default_rng(0)
     params = jax.tree.map(lambda p: jnp.asarray(0.5 * rng.normal(size=p.shape), p.dtype), shapes)
@@ -190,9 +190,7 @@ def test_a_step_of_training_moves_every_param_and_nothing_frozen():
     ):
         assert np.all(np.isfinite(moved)) and np.any(moved != old), jax.tree_util.keystr(path)
     assert set(metrics) == {"residual", "self_consistency", "loss", "grad_norm"}
-    small = shortcut(
-        FlowMap(lambda *_: {}, lambda p, x, t, r, cond=None, *, key=None: p["a"] * x), target_velocity=teacher
-    )
+    small = shortcut(FlowMap(lambda *_: {}, lambda p, x, t, r, cond=None, *, key=None: p["a"] * x), teacher=teacher)
     g = jax.jit(jax.grad(lambda f: small(at(0.1), KEY, {"x": batch["x"]}, f)[0]))({**frozen, "ema": at(0.2)})
     assert all(leaf == 0 for leaf in jax.tree.leaves(g))
 
@@ -214,7 +212,7 @@ def test_bad_input():
     with pytest.raises(ValueError, match="'ema' in frozen"):
         shortcut(model)({}, KEY, batch)
     with pytest.raises(ValueError, match="'teacher' in frozen"):
-        shortcut(model, target_velocity=oracles.as_velocity(GAUSSIAN))({}, KEY, batch, {"ema": {}})
+        shortcut(model, teacher=oracles.as_velocity(GAUSSIAN))({}, KEY, batch, {"ema": {}})
     with pytest.raises(ValueError, match="needs a key"):
         shortcut(model)({}, None, batch, FROZEN)
     with pytest.raises(ValueError, match=r"shortcut: expected a velocity shaped like x"):

@@ -201,7 +201,7 @@ def test_a_small_student_learns_from_a_big_teacher():
     with pytest.raises(ValueError, match="ResidualMLP"):
         loss(mine, KEY, batch, {"teacher": mine})  # the student's params are not the teacher's
     with pytest.raises(ValueError, match="the teacher's"):
-        train.grown(mine, theirs)
+        train.warm_start(mine, theirs)
     broken = Velocity(None, lambda params, x, t, cond=None, *, key=None: x[:, :1])
     for student, teacher, name in ((broken, big, "student"), (small, broken, "teacher")):
         with pytest.raises(ValueError, match=name):

@@ -73,7 +73,7 @@ def test_no_tangent_is_left_at_the_exact_map(name, x64):
     }[name]
     loss = trigflow_consistency(
         student(average),
-        target_velocity=oracles.as_velocity(oracle),
+        teacher=oracles.as_velocity(oracle),
         time=times.uniform(0.02, 0.95),
         data_std=0.7,
         jvp=jvp,
@@ -89,7 +89,7 @@ def test_the_residual_is_the_change_of_f_along_the_flow(x64):
     data_std, t, h = 0.7, jnp.linspace(0.1, 0.9, 8), 1e-4
     loss = trigflow_consistency(
         ELEMENTWISE,
-        target_velocity=oracles.as_velocity(GAUSSIAN),
+        teacher=oracles.as_velocity(GAUSSIAN),
         time=lambda key, n: t,
         data_std=data_std,
     )
@@ -108,9 +108,9 @@ def test_the_residual_is_the_change_of_f_along_the_flow(x64):
     np.testing.assert_allclose(metrics["residual"], jnp.mean(g**2), rtol=1e-6)
 
 
-@pytest.mark.parametrize("tangent", [PLAIN, losses.normalised_tangent(0.1)])
+@pytest.mark.parametrize("tangent", [PLAIN, losses.normalized_tangent(0.1)])
 def test_from_scratch_the_mean_gradient_vanishes_at_the_exact_map(tangent):
-    """With the normalised tangent too, for a Gaussian's velocities are symmetric about their mean."""
+    """With the normalized tangent too, for a Gaussian's velocities are symmetric about their mean."""
     loss = trigflow_consistency(student(gaussian_map), tangent=tangent)
     mean, error = mean_gradient(loss, ZERO, GAUSSIAN.sample)
     assert np.all(np.abs(mean) < 3 * error)
@@ -119,7 +119,7 @@ def test_from_scratch_the_mean_gradient_vanishes_at_the_exact_map(tangent):
 
 
 def test_from_scratch_the_mean_gradient_vanishes_at_the_exact_map_of_a_mixture():
-    """Of the tangent itself: one that is normalised is not linear in the noise."""
+    """Of the tangent itself: one that is normalized is not linear in the noise."""
     draw, average = DRAWN["mixture"]
     loss = trigflow_consistency(student(average), tangent=PLAIN)
     mean, error = mean_gradient(loss, ZERO, draw)
@@ -162,7 +162,7 @@ def test_the_warm_up_starts_as_a_regression_of_the_velocity(x64):
 
 def test_tangents_are_bounded_and_repeating_the_event_changes_nothing():
     g = jax.random.normal(jax.random.key(0), (4, 3)) * jnp.asarray([1e-3, 0.1, 1.0, 1e6])[:, None]
-    small = losses.normalised_tangent(0.1)(g)
+    small = losses.normalized_tangent(0.1)(g)
     size = np.sqrt(np.mean(np.square(g), 1))
     np.testing.assert_allclose(np.sqrt(np.mean(np.square(small), 1)), size / (size + 0.1), rtol=1e-5)
     assert np.max(np.abs(clipped_tangent(0.5)(g))) == 0.5
@@ -177,7 +177,7 @@ def test_tangents_are_bounded_and_repeating_the_event_changes_nothing():
 
 def test_the_student_is_sampled_in_the_time_of_the_linear_path():
     x0 = jax.random.normal(jax.random.key(0), (5, 2))
-    x1, _ = solvers.sample_flow_map(solvers.to_data(student(gaussian_map)), ZERO, x0)
+    x1, _ = solvers.sample_flow_map(solvers.consistency_map(student(gaussian_map)), ZERO, x0)
     np.testing.assert_allclose(x1, GAUSSIAN.flow_map(x0, jnp.zeros(5), jnp.ones(5)), atol=2e-6)
 
 
@@ -189,7 +189,7 @@ def test_the_times_are_the_papers():
 
 
 def test_what_is_frozen_has_no_gradient_and_every_param_learns():
-    loss = trigflow_consistency(ELEMENTWISE, target_velocity=ELEMENTWISE)
+    loss = trigflow_consistency(ELEMENTWISE, teacher=ELEMENTWISE)
     batch = {"x": jnp.ones((4, 2))}
     grads = jax.grad(lambda frozen: loss(ELEMENTS, jax.random.key(0), batch, frozen)[0])({"teacher": ELEMENTS})
     assert not np.any(jax.tree.leaves(grads))
@@ -198,7 +198,7 @@ def test_what_is_frozen_has_no_gradient_and_every_param_learns():
     velocity = jflow.velocity(nets.ResidualMLP(8, 2, num_classes=3, dropout=0.1))
     x, cond = jax.random.normal(jax.random.key(0), (8, 2)), jnp.arange(8) % 4
     params = random_params(velocity.init, x, jnp.zeros(8), cond)
-    loss = trigflow_consistency(velocity, target_velocity=velocity)
+    loss = trigflow_consistency(velocity, teacher=velocity)
     assert silent_leaves(loss, params, {"x": x, "cond": cond}, {"teacher": params}) == []
 
 
@@ -208,7 +208,7 @@ def test_bad_input():
     with pytest.raises(ValueError, match="warmup"):
         trigflow_consistency(ELEMENTWISE, warmup=-1)
     with pytest.raises(ValueError, match="c > 0"):
-        losses.normalised_tangent(0.0)
+        losses.normalized_tangent(0.0)
     with pytest.raises(ValueError, match="bound > 0"):
         clipped_tangent(0.0)
     with pytest.raises(ValueError, match="needs a key"):

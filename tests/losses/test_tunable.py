@@ -9,7 +9,7 @@ from teachers import GAUSSIAN, MIXTURE, ORACLES, at, exact_map, reached, scrambl
 
 import jflow
 from jflow import couplings, nets, oracles, times
-from jflow.losses import align_lagrangian, tunable_distillation
+from jflow.losses import lagrangian_map_distillation, tunable_distillation
 from jflow.solvers import restore
 from jflow.types import FlowMap, Velocity
 
@@ -57,7 +57,7 @@ def test_small_steps_are_lagrangian_distillation_from_the_source(x64):
     batch = {"x0": jax.random.normal(KEY, (16, 2)), "x": jnp.zeros((16, 2))}
     params, frozen = at(0.3, -0.2), {"teacher": {}}
     model = FlowMap(None, lambda p, x, t, r, cond=None, *, key=None: student.apply(p, x, r, cond))
-    limit = align_lagrangian(model, teacher, times=lambda key, n: (jnp.zeros(n), jnp.full(n, knob)))
+    limit = lagrangian_map_distillation(model, teacher, times=lambda key, n: (jnp.zeros(n), jnp.full(n, knob)))
     aim = jax.jit(jax.grad(lambda p: limit(p, KEY, batch, frozen)[0]))(params)
     errors = []
     for step in (2e-3, 1e-3):

@@ -8,7 +8,7 @@ import pytest
 
 from jflow import flows, losses
 
-LOG_Z = 1.7  # of the unnormalised targets below
+LOG_Z = 1.7  # of the unnormalized targets below
 
 
 def fit(flow, loss, batch, steps=300, rate=0.03):
@@ -61,7 +61,7 @@ def test_the_bound_is_log_z_minus_the_divergence():
 
 
 def banana(x):
-    """Unnormalised, log Z = LOG_Z: x0 ~ N(0, 2^2), x1 given x0 ~ N(x0^2 / 4 - 1, 0.5^2)."""
+    """Unnormalized, log Z = LOG_Z: x0 ~ N(0, 2^2), x1 given x0 ~ N(x0^2 / 4 - 1, 0.5^2)."""
     first = -0.5 * jnp.square(x[:, 0] / 2) - jnp.log(2)
     second = -0.5 * jnp.square((x[:, 1] - jnp.square(x[:, 0]) / 4 + 1) / 0.5) - jnp.log(0.5)
     return LOG_Z + first + second - jnp.log(2 * jnp.pi)

@@ -29,7 +29,7 @@ def affine(params, x, t, cond=None, *, key=None):
 
 
 AFFINE = Field(lambda key, x, t, cond=None: {"pull": 0.0, "std": 1.0}, affine)
-INNER = losses.discrete_consistency(ELEMENTWISE, steps=gaps(0.1))
+INNER = losses.consistency_training(ELEMENTWISE, steps=gaps(0.1))
 
 
 def exact(params, x, t, cond=None, *, key=None):
@@ -91,9 +91,7 @@ def test_the_exact_map_of_the_coupled_pairs_is_left_alone_to_first_order(law, x6
         return (carry(x, t, jnp.ones_like(t)) - x) / (1 - t)[:, None] + params["a"] * x
 
     def residual(h, a=0.0):
-        inner = losses.discrete_consistency(
-            Velocity(None, apply), steps=gaps(h), target_velocity=oracles.as_velocity(oracle)
-        )
+        inner = losses.consistency_training(Velocity(None, apply), steps=gaps(h), teacher=oracles.as_velocity(oracle))
         params = {"model": {"a": a}, "encoder": COUPLED}
         batch = {"x": jnp.asarray(oracle.sample(jax.random.key(0), 16), jnp.float64)}
         loss = variational_noise(inner, AFFINE, kl=1.0)
@@ -106,7 +104,7 @@ def test_the_exact_map_of_the_coupled_pairs_is_left_alone_to_first_order(law, x6
 
 
 def test_the_mean_gradient_vanishes_at_the_exact_map_of_the_coupled_pairs():
-    loss = variational_noise(losses.discrete_consistency(EXACT, steps=gaps(1e-3)), AFFINE, kl=0.0)
+    loss = variational_noise(losses.consistency_training(EXACT, steps=gaps(1e-3)), AFFINE, kl=0.0)
     of_model = lambda model, *rest: loss({"model": model, "encoder": COUPLED}, *rest)  # noqa: E731
     draw = lambda key, n: jax.random.normal(key, (n, 1))  # noqa: E731
     mean, error = mean_gradient(of_model, {"a": 0.0, "b": 0.0}, draw)
@@ -137,7 +135,7 @@ def test_a_consistency_loss_moves_the_encoder_by_its_left_side_alone(x64):
     """The target holds still: the derivative with respect to the noise is that of f(x_t, t)."""
     x = jax.random.normal(jax.random.key(0), (16, 3), jnp.float64)
     steps = lambda key, n, frozen: (jnp.linspace(0.1, 0.8, n), jnp.linspace(0.2, 0.9, n))  # noqa: E731
-    loss = variational_noise(losses.discrete_consistency(ELEMENTWISE, steps=steps), AFFINE, kl=0.0)
+    loss = variational_noise(losses.consistency_training(ELEMENTWISE, steps=steps), AFFINE, kl=0.0)
     at = {"pull": 0.3, "std": 0.8}
     grads = jax.grad(lambda e: loss({"model": ELEMENTS, "encoder": e}, jax.random.key(1), {"x": x})[0])(at)
     eps = jax.random.normal(jax.random.split(jax.random.key(1), 3)[0], x.shape, x.dtype)
@@ -158,7 +156,9 @@ def test_the_multistep_sampler_keeps_the_marginal_where_plain_noise_does_not():
     n, params = 100_000, {"model": {"a": 0.0, "b": 0.0}, "encoder": COUPLED}
     x0 = jax.random.normal(jax.random.key(0), (n, 1))
     one, info = sample_variational(EXACT, AFFINE, params, x0)
-    np.testing.assert_allclose(one, solvers.sample_flow_map(solvers.to_data(EXACT), params["model"], x0)[0], atol=1e-6)
+    np.testing.assert_allclose(
+        one, solvers.sample_flow_map(solvers.consistency_map(EXACT), params["model"], x0)[0], atol=1e-6
+    )
     np.testing.assert_allclose(one, x0, atol=1e-6)  # the flow from N(0, 1) to N(0, 1)
     np.testing.assert_array_equal(info.evaluations, 1)
     x, info = sample_variational(EXACT, AFFINE, params, x0, grid=[0.0, 0.3, 0.6, 1.0], key=jax.random.key(1))
@@ -167,7 +167,7 @@ def test_the_multistep_sampler_keeps_the_marginal_where_plain_noise_does_not():
     spread = 4 * np.sqrt(2 / n)  # four standard errors of a variance of 1
     assert abs(np.var(x) - 1) < spread and np.abs(x - x0).max() > 0.1
     plain, _ = solvers.sample_flow_map(
-        solvers.to_data(EXACT), params["model"], x0, grid=[0.0, 0.5, 1.0], renoise=1.0, key=jax.random.key(1)
+        solvers.consistency_map(EXACT), params["model"], x0, grid=[0.0, 0.5, 1.0], renoise=1.0, key=jax.random.key(1)
     )
     assert abs(np.var(plain) - 0.5 / (0.5 + PULL / 2)) < spread  # too narrow
 
@@ -180,7 +180,7 @@ def test_what_is_frozen_has_no_gradient_and_every_param_learns():
         "model": random_params(velocity.init, x, jnp.zeros(8), cond),
         "encoder": random_params(encoder.init, x, jnp.ones(8), cond),
     }
-    inner = losses.discrete_consistency(velocity, steps=losses.easy_steps(10))
+    inner = losses.consistency_training(velocity, steps=losses.easy_steps(10))
     loss = variational_noise(inner, encoder, kl=0.1)
     batch = {"x": x, "cond": cond}
     # t is always 1, so that nothing but times are silent: none are

@@ -79,10 +79,10 @@ def test_a_finite_difference_stands_in_for_the_derivative(x64):
     assert errors[1] < 1e-3 and 3.5 < errors[0] / errors[1] < 4.5  # second order
 
 
-def test_a_normalised_tangent_moves_the_minimum(x64):
+def test_a_normalized_tangent_moves_the_minimum(x64):
     student, teacher = near_data(exact_map("gaussian")), oracles.as_velocity(GAUSSIAN)
     batch, frozen = {"x": GAUSSIAN.sample(KEY, 64)}, {"teacher": {}}
-    loss = velocity_matching(student, teacher, tangent=losses.normalised_tangent())
+    loss = velocity_matching(student, teacher, tangent=losses.normalized_tangent())
     value, metrics = loss(at(), KEY, batch, frozen)
     assert metrics["residual"] < 1e-12 and value > 1e-3
 

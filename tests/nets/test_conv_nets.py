@@ -40,9 +40,9 @@ def test_features_have_the_pixels_of_x_and_every_parameter_a_gradient(name, cond
     @jax.jit
     def run(x, cond):
         params = init_linen(net, jax.random.key(0), x, cond)
-        features, pull = jax.vjp(lambda p, c: apply_linen(net, p, x, c), params, cond)
+        features, pullback = jax.vjp(lambda p, c: apply_linen(net, p, x, c), params, cond)
         half = apply_linen(net.clone(dtype=jnp.bfloat16), params, x, cond)
-        return params, features, pull(jnp.cos(features)), half
+        return params, features, pullback(jnp.cos(features)), half
 
     params, features, grads, half = run(X, cond)
     assert features.shape == (3, 4, 6, width) and features.dtype == jnp.float32 and half.dtype == jnp.bfloat16
@@ -55,7 +55,7 @@ def test_features_have_the_pixels_of_x_and_every_parameter_a_gradient(name, cond
                 assert np.any(p[0] != p[1]), jax.tree_util.keystr(path)
 
 
-def test_attention_sees_every_pixel_and_convolutions_their_neighbours():
+def test_attention_sees_every_pixel_and_convolutions_their_neighbors():
     """d features[pixel 0] / d x, by which inputs it does not vanish."""
 
     def reach(net):
@@ -87,7 +87,7 @@ def test_images_of_cond_are_squeezed_to_the_size_of_x():
     x, vector = split_cond("net", {"a": IMAGE, "b": VECTOR, "c": VECTOR[:, 0]}, jnp.asarray(X))
     assert x.shape == (3, 4, 6, 2 + 4) and vector.shape == (3, 6)
     np.testing.assert_array_equal(x[:, 1, 2, 2:], IMAGE[:, 2:4, 4:6, 0].reshape(3, 4))
-    x, _ = split_cond("net", X, jnp.asarray(X[:, :, ::2]))  # a colour of a checkerboard: half of the columns
+    x, _ = split_cond("net", X, jnp.asarray(X[:, :, ::2]))  # a color of a checkerboard: half of the columns
     np.testing.assert_array_equal(x[:, 1, 2, 2:], X[:, 1, 4:6].reshape(3, 4))
 
 

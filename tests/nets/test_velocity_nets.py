@@ -30,7 +30,7 @@ UNLABELLED = {
     "DiT": partial(nets.DiT, 2, 16, 2, heads=2),
 }
 every_net = pytest.mark.parametrize("make", NETS.values(), ids=NETS.keys())
-every_unlabelled = pytest.mark.parametrize("make", UNLABELLED.values(), ids=UNLABELLED.keys())
+every_unlabeled = pytest.mark.parametrize("make", UNLABELLED.values(), ids=UNLABELLED.keys())
 
 
 def inputs(dtype=jnp.float32):
@@ -39,14 +39,14 @@ def inputs(dtype=jnp.float32):
 
 
 def random_params(net, *args):
-    """Params away from their zero initialisation, so that every branch is alive."""
+    """Params away from their zero initialization, so that every branch is alive."""
     shapes = jax.eval_shape(partial(linen.init_linen, net), jax.random.key(1), *args)
     rng = np.random.default_rng(0)
     return jax.tree.map(lambda p: jnp.asarray(0.25 * rng.standard_normal(p.shape), p.dtype), shapes)
 
 
 @every_net
-def test_zero_at_initialisation_and_shaped_like_x(make):
+def test_zero_at_initialization_and_shaped_like_x(make):
     x, t, y = inputs()
     params = init_linen(make(), jax.random.key(1), x, t, y)
     out = apply_linen(make(), params, x, t, y)
@@ -156,7 +156,7 @@ def test_one_trace_for_two_calls(make):
     assert len(traces) == 1
 
 
-@every_unlabelled
+@every_unlabeled
 def test_cond_may_be_a_pytree_of_floats(make):
     x, t, _ = inputs()
     cond = {"a": jnp.ones(3), "b": jax.random.normal(jax.random.key(5), (3, 2, 2))}
@@ -169,7 +169,7 @@ def test_cond_may_be_a_pytree_of_floats(make):
         apply_linen(make(), params, x, t, {**cond, "a": jnp.ones(2)})
 
 
-@every_unlabelled
+@every_unlabeled
 def test_labels_without_an_embedding_are_an_error(make):
     x, t, y = inputs()
     with pytest.raises(ValueError, match="num_classes"):

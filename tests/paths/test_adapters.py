@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from jflow import oracles, paths, solvers, types
-from jflow.paths import parameterisations, schedules
+from jflow.paths import parameterizations, schedules
 
 PEER = np.load(Path(__file__).parents[1] / "peers" / "paths.npz")
 LINEAR = paths.LINEAR
@@ -179,7 +179,7 @@ def test_noise_time_network(x64):
 def test_preconditioned_network_is_linear_at_no_and_much_noise(x64):
     """With F = 0 the denoiser keeps x where there is no noise, and forgets it where there is nothing else."""
     nothing = field(lambda params, x, level, cond=None, *, key=None: jnp.zeros_like(x))
-    denoiser = parameterisations.edm_denoiser(nothing, data_std=0.5)
+    denoiser = parameterizations.edm_denoiser(nothing, data_std=0.5)
     x = jnp.ones((2, 3))
     np.testing.assert_allclose(
         denoiser.apply({}, x, jnp.asarray([1e-4, 0.5])), x * jnp.asarray([[1.0], [0.5]]), rtol=1e-6
@@ -192,9 +192,9 @@ def test_preconditioned_network_is_linear_at_no_and_much_noise(x64):
     ones = field(lambda params, x, level, cond=None, *, key=None: jnp.ones_like(x))
     for sigma in (0.1, 1.0, 20.0):
         level = jnp.full((20000,), sigma)
-        skipped = parameterisations.edm_denoiser(nothing).apply({}, x1 + sigma * z, level)
-        out = parameterisations.edm_denoiser(ones).apply({}, x1 + sigma * z, level) - skipped
+        skipped = parameterizations.edm_denoiser(nothing).apply({}, x1 + sigma * z, level)
+        out = parameterizations.edm_denoiser(ones).apply({}, x1 + sigma * z, level) - skipped
         # four standard errors of a variance from 20000 draws
         np.testing.assert_allclose(np.var((x1 - skipped) / out), 1, atol=4 * np.sqrt(2 / 20000))
     with pytest.raises(ValueError, match="data_std > 0"):
-        parameterisations.edm_denoiser(nothing, data_std=-1.0)
+        parameterizations.edm_denoiser(nothing, data_std=-1.0)

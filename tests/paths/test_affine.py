@@ -29,12 +29,12 @@ def gaussian(x, t):
     """What an ideal network predicts for data N(MEAN, STD^2) on the linear path, in closed form."""
     t = t[:, None]
     variance = (1 - t) ** 2 + (t * STD) ** 2
-    centred = x - t * MEAN
+    centered = x - t * MEAN
     return {
-        "velocity": MEAN + (t * STD**2 - (1 - t)) / variance * centred,
-        "x1": MEAN + t * STD**2 / variance * centred,
-        "x0": (1 - t) / variance * centred,
-        "score": -centred / variance,
+        "velocity": MEAN + (t * STD**2 - (1 - t)) / variance * centered,
+        "x1": MEAN + t * STD**2 / variance * centered,
+        "x0": (1 - t) / variance * centered,
+        "score": -centered / variance,
     }
 
 
@@ -122,5 +122,5 @@ def test_the_ends_are_finite_or_as_documented(name, dtype):
 def test_scalar_times_are_every_row_s():
     x, _ = draw(jnp.float32, 0, 1)
     np.testing.assert_array_equal(
-        paths.velocity_to_x1(x, x, 0.25), paths.velocity_to_x1(x, x, jnp.full(x.shape[:1], 0.25))
+        paths.velocity_to_data(x, x, 0.25), paths.velocity_to_data(x, x, jnp.full(x.shape[:1], 0.25))
     )

@@ -21,11 +21,11 @@ def gaussian(coefficients, x, t):
     (a, da), (b, db), (c, dc) = (tuple(v[:, None] for v in pair) for pair in at(coefficients, t))
     variance = a**2 * V0 + b**2 * V1 + 2 * a * b * COV + c**2
     with_slope = a * da * V0 + b * db * V1 + (a * db + b * da) * COV + c * dc
-    centred = x - a * M0 - b * M1
+    centered = x - a * M0 - b * M1
     return {
-        "velocity": da * M0 + db * M1 + with_slope / variance * centred,
-        "noise": c / variance * centred,
-        "score": -centred / variance,
+        "velocity": da * M0 + db * M1 + with_slope / variance * centered,
+        "noise": c / variance * centered,
+        "score": -centered / variance,
     }
 
 

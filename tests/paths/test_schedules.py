@@ -147,7 +147,7 @@ def test_variance_preserving_velocity_and_score_have_a_limit_at_data(name):
     rate = {"vp": 0.05, "linear_vp": 1.0}[name]  # -(sigma^2)' / 2 at t=1; alpha' is the same number in both
     v = paths.score_to_velocity(score, x, jnp.ones(1), schedule)
     np.testing.assert_allclose(v, rate * (x + score), rtol=1e-3)
-    np.testing.assert_allclose(paths.velocity_to_x1(v, x, jnp.ones(1), schedule), x, atol=1e-3)
+    np.testing.assert_allclose(paths.velocity_to_data(v, x, jnp.ones(1), schedule), x, atol=1e-3)
 
 
 @every
@@ -215,7 +215,7 @@ def test_times_outside_are_refused_where_they_are_known():
     x = jnp.zeros((2, 3))
     for t in (jnp.asarray([0.5, 1.1]), jnp.asarray([-0.1, 0.5]), jnp.asarray([0.5, jnp.nan]), 2.0):
         with pytest.raises(ValueError, match=r"times t in \[0, 1\]"):
-            paths.velocity_to_x1(x, x, t)
+            paths.velocity_to_data(x, x, t)
     with pytest.raises(ValueError, match=r"times t in \[0, 1\]"):
         paths.linear().point(x, x, jnp.asarray([0.5, 1.1]))
 

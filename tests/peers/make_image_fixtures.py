@@ -4,7 +4,7 @@
     python tests/peers/make_image_fixtures.py
 
 Written with torch 2.13.0, FrEIA 0.2, nflows 0.14.
-Both are channel first and order the squeezed channels by colour, then by band or pixel: [b, c * 4 + k, H/2, W/2].
+Both are channel first and order the squeezed channels by color, then by band or pixel: [b, c * 4 + k, H/2, W/2].
 """
 
 from pathlib import Path

@@ -4,7 +4,7 @@ time, as small float64 arrays, so that the tests need no torch.
     pip install torch flow_matching diffusers
     python tests/peers/make_path_fixtures.py
 
-Written with torch 2.13.0, flow_matching 1.0.10 (called, never read or copied: its licence is non-commercial), diffusers
+Written with torch 2.13.0, flow_matching 1.0.10 (called, never read or copied: its license is non-commercial), diffusers
 0.42.1. The network of the change of schedule is the exact velocity of data N(MEAN, STD^2) on the trained schedule.
 """
 

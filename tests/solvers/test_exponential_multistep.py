@@ -19,9 +19,9 @@ SOLVERS = {
     "ddim cosine": solvers.ddim(COSINE),
     "dpm_solver_2": solvers.dpm_solver_2(),
     "dpm_solver_2 cosine": solvers.dpm_solver_2(COSINE),
-    "dpm_solver_2 log-SNR": solvers.dpm_solver_2(middle=solvers.halfway_in_log_snr()),
+    "dpm_solver_2 log-SNR": solvers.dpm_solver_2(middle=solvers.midpoint_in_log_snr()),
     "dpm_solver_pp_2s": solvers.dpm_solver_pp_2s(),
-    "dpm_solver_pp_2s log-SNR": solvers.dpm_solver_pp_2s(middle=solvers.halfway_in_log_snr()),
+    "dpm_solver_pp_2s log-SNR": solvers.dpm_solver_pp_2s(middle=solvers.midpoint_in_log_snr()),
     **{f"adams_bashforth {k}": solvers.adams_bashforth(k) for k in (1, 2, 3, 4)},
     **{f"dpm_solver_pp {k}": solvers.dpm_solver_pp(k) for k in (1, 2, 3)},
     **{f"unipc {k}": solvers.unipc(k) for k in (1, 2, 3)},
@@ -41,7 +41,7 @@ def as_velocity(field):
 
 
 def run(v, x, solver, grid, params=None):
-    """Compiled without XLA's optimiser."""
+    """Compiled without XLA's optimizer."""
     return jax.jit(lambda params, x: solvers.sample(v, params, x, solver=solver, grid=grid))(
         {} if params is None else params, x
     )
@@ -143,7 +143,7 @@ def test_published_formulas_of_the_single_step_methods(x64):
     data = lambda x, t: (x - sigma(t) * noise(x, t)) / alpha(t)  # noqa: E731
     u = alpha(mid) / alpha(t) * x - sigma(mid) * np.expm1(h / 2) * noise(x, t)
     expected = alpha(s) / alpha(t) * x - sigma(s) * np.expm1(h) * noise(u, mid)
-    middle = solvers.halfway_in_log_snr(COSINE)
+    middle = solvers.midpoint_in_log_snr(COSINE)
     y, _ = run(v, x, solvers.dpm_solver_2(COSINE, middle), [t, s])
     np.testing.assert_allclose(y, expected, rtol=1e-10)
     u = sigma(mid) / sigma(t) * x - alpha(mid) * np.expm1(-h / 2) * data(x, t)
@@ -155,9 +155,9 @@ def test_published_formulas_of_the_single_step_methods(x64):
 def test_a_schedule_without_inverse_has_its_middle_too(x64):
     plain = Schedule(lambda t: t, lambda t: 1 - t)
     for t, s in ((0.2, 0.7), (0.9, 0.3), (0.0, 0.5), (0.5, 1.0), (0.0, 1.0)):
-        given, expected = (solvers.halfway_in_log_snr(sch)(jnp.asarray(t), jnp.asarray(s)) for sch in (plain, LINEAR))
+        given, expected = (solvers.midpoint_in_log_snr(sch)(jnp.asarray(t), jnp.asarray(s)) for sch in (plain, LINEAR))
         np.testing.assert_allclose(given, expected, atol=1e-10)
-    np.testing.assert_allclose(solvers.halfway_in_log_snr()(0.2, 0.7), 1 / (1 + np.sqrt(4 * 3 / 7)), rtol=1e-12)
+    np.testing.assert_allclose(solvers.midpoint_in_log_snr()(0.2, 0.7), 1 / (1 + np.sqrt(4 * 3 / 7)), rtol=1e-12)
 
 
 @pytest.mark.parametrize("order", [1, 2, 3, 4])

@@ -80,7 +80,7 @@ def test_a_walk_of_a_row_that_blows_up():
 
     def total(a):
         step = solvers.euler_maruyama(CUBE, 0.0)
-        y, path = solvers.walk(step, a, far, jax.random.key(0), grid, keep=True)
+        y, path = solvers.sample_sde(step, a, far, jax.random.key(0), grid, keep=True)
         return jnp.sum(jnp.where(jnp.isfinite(y), y, 0.0)), (y, path.x)
 
     slope, (y, states) = jax.jit(jax.grad(total, has_aux=True))(1.0)
@@ -118,6 +118,6 @@ def test_no_rows():
         assert y.shape == (0, 2) and log_p.shape == info.status.shape == (0,)
     step = solvers.ancestral(CUBE)
     y, path = jax.eval_shape(
-        lambda x: solvers.walk(step, 1.0, x, jax.random.key(0), np.linspace(0, 1, 3), keep=True), none
+        lambda x: solvers.sample_sde(step, 1.0, x, jax.random.key(0), np.linspace(0, 1, 3), keep=True), none
     )
     assert y.shape == (0, 2) and path.x.shape == (3, 0, 2)

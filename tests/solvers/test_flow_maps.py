@@ -26,9 +26,11 @@ def test_one_step_and_many_of_the_exact_map_end_in_the_same_place():
 
 def test_carry_and_the_velocity_inside():
     t, r = jnp.full(5, 0.2), jnp.full(5, 0.6)
-    np.testing.assert_allclose(solvers.carry(MAP, {}, X, t, r), ORACLE.flow_map(X, t, r), atol=1e-6)
-    np.testing.assert_allclose(solvers.carry(MAP, {}, solvers.carry(MAP, {}, X, t, r), r, t), X, atol=1e-6)  # and back
-    np.testing.assert_allclose(solvers.as_velocity(MAP).apply({}, X, t), ORACLE.velocity(X, t), atol=1e-6)
+    np.testing.assert_allclose(solvers.apply_flow_map(MAP, {}, X, t, r), ORACLE.flow_map(X, t, r), atol=1e-6)
+    np.testing.assert_allclose(
+        solvers.apply_flow_map(MAP, {}, solvers.apply_flow_map(MAP, {}, X, t, r), r, t), X, atol=1e-6
+    )  # and back
+    np.testing.assert_allclose(solvers.instantaneous_velocity(MAP).apply({}, X, t), ORACLE.velocity(X, t), atol=1e-6)
 
 
 @pytest.mark.parametrize("renoise", [0.5, 1.0])
@@ -53,15 +55,15 @@ def test_consistency_models_are_asked_for_data_alone():
         asked.append(t.shape)
         return ORACLE.average_velocity(x, t, jnp.ones_like(t))
 
-    model = solvers.to_data(Velocity(init, apply))
+    model = solvers.consistency_map(Velocity(init, apply))
     x, _ = solvers.sample_flow_map(model, {}, X)
     np.testing.assert_allclose(x, ORACLE.flow_map(X, jnp.zeros(5), jnp.ones(5)), atol=2e-6)
     many = jnp.repeat(X, 4000, axis=0)
     two, _ = solvers.sample_flow_map(model, {}, many, grid=[0.0, 0.4, 1.0], renoise=1.0, key=jax.random.key(3))
     # to data, to t = 0.4 by fresh noise, to data: the law of x1 given each x0, pushed through the posterior map
-    x1 = solvers.carry(MAP, {}, many, 0.0, 1.0)
+    x1 = solvers.apply_flow_map(MAP, {}, many, 0.0, 1.0)
     z = jax.random.normal(jax.random.key(4), x1.shape)
-    again = solvers.carry(MAP, {}, 0.4 * x1 + 0.6 * z, 0.4, 1.0)
+    again = solvers.apply_flow_map(MAP, {}, 0.4 * x1 + 0.6 * z, 0.4, 1.0)
     np.testing.assert_allclose(np.mean(two, 0), np.mean(again, 0), atol=0.02)
     np.testing.assert_allclose(np.std(two, 0), np.std(again, 0), atol=0.02)
 
@@ -96,7 +98,7 @@ def test_a_flow_map_grown_from_a_velocity_is_that_velocity_until_it_is_trained(n
     teacher = jax.jit(velocity.init)(jax.random.key(1), x, t, cond)
     rng = np.random.default_rng(0)
     teacher = jax.tree.map(lambda p: jnp.asarray(0.3 * rng.normal(size=p.shape), p.dtype), teacher)
-    student = train.grown(jax.jit(model.init)(jax.random.key(2), x, t, r, cond), teacher)
+    student = train.warm_start(jax.jit(model.init)(jax.random.key(2), x, t, r, cond), teacher)
     u = jax.jit(model.apply)(student, x, t, r, cond)
     v = jax.jit(velocity.apply)(teacher, x, t, cond)
     np.testing.assert_allclose(u, v, atol=1e-5)
@@ -191,11 +193,11 @@ def test_a_kernel_without_forward_mode_is_trained_by_finite_differences(x64):
 
 
 def test_by_evaluations_reports_what_was_counted():
-    rows = metrics.by_evaluations(
+    rows = metrics.quality_by_evaluations(
         lambda n: solvers.sample_flow_map(MAP, {}, X, steps=n), lambda x: {"mean": jnp.mean(x)}, counts=(1, 3)
     )
     assert [row["evaluations"] for row in rows] == [1, 3] and rows[0]["failed"] == 0
-    heun = metrics.by_evaluations(
+    heun = metrics.quality_by_evaluations(
         lambda n: solvers.sample(oracles.as_velocity(ORACLE), {}, X, steps=n), lambda x: {}, counts=(2,)
     )
     assert heun == [{"evaluations": 4.0, "failed": 0.0}]
@@ -207,7 +209,7 @@ def test_rows_that_fail_are_nan_and_said_so():
     out, info = solvers.sample_flow_map(broken, {}, x)
     np.testing.assert_array_equal(info.status, [solvers.Status.OK, solvers.Status.NOT_FINITE])
     assert np.all(np.isnan(out[1])) and np.all(np.isfinite(out[0]))
-    assert metrics.by_evaluations(lambda n: (out, info), lambda x: {"n": len(x)}, (1,))[0] == {
+    assert metrics.quality_by_evaluations(lambda n: (out, info), lambda x: {"n": len(x)}, (1,))[0] == {
         "evaluations": 1.0,
         "failed": 0.5,
         "n": 1.0,
@@ -229,14 +231,14 @@ JUDGE = Field(None, lambda p, x, t, cond=None, *, key=None: jnp.sum(x, axis=1))
 APART = lambda key, n, frozen: (jnp.full(n, 0.2), jnp.full(n, 0.3))  # noqa: E731
 VP = jflow.paths.schedules.vp()
 TAUGHT = {
-    "mean_flow": lambda v: losses.mean_flow(STUDENT_MAP, target_velocity=v),
-    "improved_mean_flow": lambda v: losses.improved_mean_flow(STUDENT_MAP, target_velocity=v),
-    "shortcut": lambda v: losses.shortcut(STUDENT_MAP, target_velocity=v),
-    "discrete_consistency": lambda v: losses.discrete_consistency(STUDENT, steps=APART, target_velocity=v),
-    "consistency_flow_matching": lambda v: losses.consistency_flow_matching(STUDENT, target_velocity=v),
-    "anchored_consistency": lambda v: losses.anchored_consistency(STUDENT_MAP, target_velocity=v),
-    "align_eulerian": lambda v: losses.align_eulerian(STUDENT_MAP, v),
-    "align_lagrangian": lambda v: losses.align_lagrangian(STUDENT_MAP, v),
+    "mean_flow": lambda v: losses.mean_flow(STUDENT_MAP, teacher=v),
+    "improved_mean_flow": lambda v: losses.improved_mean_flow(STUDENT_MAP, teacher=v),
+    "shortcut": lambda v: losses.shortcut(STUDENT_MAP, teacher=v),
+    "discrete_consistency": lambda v: losses.consistency_training(STUDENT, steps=APART, teacher=v),
+    "consistency_flow_matching": lambda v: losses.consistency_flow_matching(STUDENT, teacher=v),
+    "anchored_consistency": lambda v: losses.anchored_consistency(STUDENT_MAP, teacher=v),
+    "align_eulerian": lambda v: losses.eulerian_map_distillation(STUDENT_MAP, v),
+    "align_lagrangian": lambda v: losses.lagrangian_map_distillation(STUDENT_MAP, v),
     "self_correction": lambda v: losses.self_correction(STUDENT, v),
     "velocity_matching": lambda v: losses.velocity_matching(STUDENT, v),
     "velocity_distillation": lambda v: losses.velocity_distillation(STUDENT, v),
@@ -247,12 +249,12 @@ TAUGHT = {
     "perflow": lambda v: losses.perflow(STUDENT, v),
     "phased_rectified_diffusion": lambda v: losses.phased_rectified_diffusion(STUDENT, v, schedule=VP),
     "trajectory_distillation": lambda v: losses.trajectory_distillation(STUDENT_MAP, v),
-    "trigflow_consistency": lambda v: losses.trigflow_consistency(STUDENT, target_velocity=v),
+    "trigflow_consistency": lambda v: losses.trigflow_consistency(STUDENT, teacher=v),
     "tunable_distillation": lambda v: losses.tunable_distillation(STUDENT, v),
 }
 SELF_TAUGHT = {
     "adversarial": losses.adversarial(lambda p, x0, cond: x0, JUDGE),
-    "c_rectified": losses.c_rectified(JUDGE),
+    "c_rectified": losses.c_rectified_flow(JUDGE),
     "flow_matching": losses.flow_matching(STUDENT),
     "initial_velocity": losses.initial_velocity(STUDENT),
     "constant_acceleration": losses.constant_acceleration(STUDENT, STUDENT),
@@ -290,7 +292,7 @@ def test_bad_input():
     with pytest.raises(ValueError, match="needs a key"):
         solvers.sample_flow_map(MAP, {}, X, steps=2, renoise=1.0)
     with pytest.raises(ValueError, match="whole numbers"):
-        metrics.by_evaluations(lambda n: None, lambda x: {}, (0,))
+        metrics.quality_by_evaluations(lambda n: None, lambda x: {}, (0,))
     with pytest.raises(ValueError, match="0 < h"):
         solvers.finite_difference(0.0)
     with pytest.raises(ValueError, match="equal in"):
@@ -298,8 +300,8 @@ def test_bad_input():
     with pytest.raises(ValueError, match="t <= r"):
         core_times.check_pairs("loss", lambda key, n: (jnp.ones(n), jnp.zeros(n)))
     with pytest.raises(ValueError, match=r"'b' is \[3\], the student has the shape \[2\]"):
-        train.grown({"a": jnp.zeros(1), "b": jnp.zeros(2)}, {"b": jnp.zeros(3)})
+        train.warm_start({"a": jnp.zeros(1), "b": jnp.zeros(2)}, {"b": jnp.zeros(3)})
     with pytest.raises(ValueError, match="no such leaf"):
-        train.grown({"a": jnp.zeros(1)}, {"b": jnp.zeros(3)})
+        train.warm_start({"a": jnp.zeros(1)}, {"b": jnp.zeros(3)})
     with pytest.raises(ValueError, match=r"r of shape \[2\]"):
         nets.ResidualMLP(8, 1).init(jax.random.key(0), jnp.zeros((2, 1)), jnp.zeros(2), None, jnp.zeros(3))

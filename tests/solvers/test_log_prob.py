@@ -34,9 +34,9 @@ def mixture_velocity(params, x, t, cond):
     """Exact velocity of the linear path from N(0, I) to the eight Gaussians."""
     means, s2 = eight_gaussians(x.dtype)
     t, variance = t[:, None], (1 - t[:, None]) ** 2 + s2 * t[:, None] ** 2
-    centred = x[None] - t[None] * means[:, None]
-    weights = jax.nn.softmax(-0.5 * jnp.sum(centred**2, axis=2, keepdims=True) / variance[None], axis=0)
-    return jnp.sum(weights * (means[:, None] + ((s2 * t - (1 - t)) / variance)[None] * centred), axis=0)
+    centered = x[None] - t[None] * means[:, None]
+    weights = jax.nn.softmax(-0.5 * jnp.sum(centered**2, axis=2, keepdims=True) / variance[None], axis=0)
+    return jnp.sum(weights * (means[:, None] + ((s2 * t - (1 - t)) / variance)[None] * centered), axis=0)
 
 
 def mixture_log_prob(x):

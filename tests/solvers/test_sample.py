@@ -41,9 +41,9 @@ def mixture(params, x, t, cond):
     """Velocity of the linear path to an equal mixture of N((+-2, 0), 0.3 I): nothing about it is linear in x."""
     t, variance = t[:, None], (1 - t[:, None]) ** 2 + 0.3 * t[:, None] ** 2
     means = jnp.asarray([[-2.0, 0.0], [2.0, 0.0]], x.dtype)[:, None]
-    centred = x[None] - t[None] * means
-    weights = jax.nn.softmax(-0.5 * jnp.sum(centred**2, axis=2, keepdims=True) / variance[None], axis=0)
-    return jnp.sum(weights * (means + ((0.3 * t - (1 - t)) / variance)[None] * centred), axis=0)
+    centered = x[None] - t[None] * means
+    weights = jax.nn.softmax(-0.5 * jnp.sum(centered**2, axis=2, keepdims=True) / variance[None], axis=0)
+    return jnp.sum(weights * (means + ((0.3 * t - (1 - t)) / variance)[None] * centered), axis=0)
 
 
 def stiff_by_row(params, x, t, cond):

@@ -99,7 +99,7 @@ def test_ancestral_is_ddpm_and_ddim(x64):
     np.testing.assert_allclose(mean, expected, rtol=1e-10)
     np.testing.assert_allclose(std, np.full(2, np.sqrt(beta * (1 - bar_s) / (1 - bar_t))), rtol=1e-10)
     for step in (solvers.ancestral(V, 0.0), solvers.overshoot(V, 0.0), solvers.euler_maruyama(V, 0.0)):
-        end, path = solvers.walk(step, {}, x, jax.random.key(0), grids.cosine(5), keep=True)
+        end, path = solvers.sample_sde(step, {}, x, jax.random.key(0), grids.cosine(5), keep=True)
         np.testing.assert_allclose(path.std, 0, atol=1e-7)
         np.testing.assert_allclose(
             end, solvers.sample(V, {}, x, solver=solvers.ddim(), grid=grids.cosine(5))[0], rtol=1e-6
@@ -131,7 +131,7 @@ def test_a_mixture_keeps_its_modes():
     data, x0 = oracle.sample(jax.random.key(0), 500), jax.random.normal(jax.random.key(1), (500, 2))
     floor = wasserstein(np.asarray(oracle.sample(jax.random.key(2), 500)), np.asarray(data))
     for step in (solvers.euler_maruyama(v, noises.decreasing()), solvers.ancestral(v)):
-        x, _ = jax.jit(lambda x, key: solvers.walk(step, {}, x, key, grids.cosine(100)))(x0, jax.random.key(3))  # noqa: B023
+        x, _ = jax.jit(lambda x, key: solvers.sample_sde(step, {}, x, key, grids.cosine(100)))(x0, jax.random.key(3))  # noqa: B023
         # what two samples of 500 differ by anyway (0.3 to 0.4, mostly by the weights of the modes), and 1 / 100
         assert wasserstein(np.asarray(x), np.asarray(data)) < floor + 0.3
         np.testing.assert_allclose(np.mean(x[:, 0] > 0), 0.7, atol=3 * np.sqrt(0.21 / 500))
@@ -144,12 +144,12 @@ def test_trajectories_have_the_density_that_a_replay_gives(dtype):
     v = types.Velocity(None, lambda params, x, t, cond=None, *, key=None: params["a"] * oracle.velocity(x, t))
     x0, grid = jax.random.normal(jax.random.key(0), (6, 2), dtype), grids.shifted(grids.uniform(8), 3.0)
     for step in (solvers.euler_maruyama(v, noises.grpo()), solvers.ancestral(v), solvers.overshoot(v)):
-        walk = jax.jit(lambda params, key: solvers.walk(step, params, x0, key, grid, keep=True))  # noqa: B023
+        walk = jax.jit(lambda params, key: solvers.sample_sde(step, params, x0, key, grid, keep=True))  # noqa: B023
         x, path = walk({"a": jnp.asarray(1.0)}, jax.random.key(1))
         assert x.dtype == dtype and path.x.dtype == jnp.float32
         assert path.x.shape == (9, 6, 2) and path.mean.shape == (8, 6, 2) and path.std.shape == (8, 6)
         old = jax.vmap(solvers.step_log_prob)(path.x[1:], path.mean, path.std)
-        replay = jax.jit(lambda params, path: solvers.replay(step, params, path))  # noqa: B023
+        replay = jax.jit(lambda params, path: solvers.trajectory_log_prob(step, params, path))  # noqa: B023
         np.testing.assert_allclose(jnp.exp(replay({"a": jnp.asarray(1.0)}, path) - old), np.ones((8, 6)), atol=1e-6)
         assert np.mean(np.abs(replay({"a": jnp.asarray(1.1)}, path) - old)[1:-1] > 1e-4) > 0.9
         slope = jax.grad(lambda a: jnp.sum(replay({"a": a}, path)))(jnp.asarray(1.0))  # noqa: B023
@@ -180,7 +180,7 @@ def test_keys_rows_and_traces():
 
     step = solvers.euler_maruyama(types.Velocity(None, apply), 0.3)
     x0 = jnp.zeros((4, 1))
-    run = jax.jit(lambda key, cond: solvers.walk(step, {}, x0, key, grids.uniform(5), cond)[0])
+    run = jax.jit(lambda key, cond: solvers.sample_sde(step, {}, x0, key, grids.uniform(5), cond)[0])
     first = run(jax.random.key(0), jnp.zeros(4))
     assert traces == [(4,)]
     np.testing.assert_array_equal(run(jax.random.key(0), jnp.zeros(4)), first)
@@ -199,7 +199,7 @@ def test_data_to_data_takes_a_score():
     v = types.Velocity(None, lambda params, x, t, cond=None, *, key=None: jnp.full_like(x, 2.0))
     step = solvers.euler_maruyama(v, 0.7, score=lambda params, x, t, cond: 2 * t[:, None] - 1 - x)
     x0 = jax.random.normal(jax.random.key(0), (4000, 1)) - 1
-    x, _ = solvers.walk(step, {}, x0, jax.random.key(1), grids.uniform(100))
+    x, _ = solvers.sample_sde(step, {}, x0, jax.random.key(1), grids.uniform(100))
     assert abs(float(jnp.corrcoef(x[:, 0], x0[:, 0])[0, 1]) - np.exp(-0.7)) < 3 / np.sqrt(4000)
     np.testing.assert_allclose([x.mean(), x.var()], [1, 1], atol=0.08)  # 3 sqrt(2 / 4000), and 1 / 100
 
@@ -207,10 +207,10 @@ def test_data_to_data_takes_a_score():
 def test_errors():
     step, x0, key = STEPS["constant"], jnp.zeros((2, 1)), jax.random.key(0)
     for call, message in [
-        (lambda: solvers.walk(step, {}, x0, None, [0.0, 1.0]), "needs a key"),
-        (lambda: solvers.walk(step, {}, x0, key, [1.0, 0.0]), "rises strictly"),
-        (lambda: solvers.walk(step, {}, x0, key, [0.0, 1.2]), r"\[0, 1\]"),
-        (lambda: solvers.walk(step, {}, x0, key, [0.0, 1.0], jnp.zeros(3)), "lead with 2 rows"),
+        (lambda: solvers.sample_sde(step, {}, x0, None, [0.0, 1.0]), "needs a key"),
+        (lambda: solvers.sample_sde(step, {}, x0, key, [1.0, 0.0]), "rises strictly"),
+        (lambda: solvers.sample_sde(step, {}, x0, key, [0.0, 1.2]), r"\[0, 1\]"),
+        (lambda: solvers.sample_sde(step, {}, x0, key, [0.0, 1.0], jnp.zeros(3)), "lead with 2 rows"),
         (lambda: solvers.euler_maruyama(V, -0.1), "got -0.1"),
         (lambda: solvers.euler_maruyama(V, 0.1, limit=0.0), "limit > 0"),
         (lambda: solvers.ancestral(V, 1.5), "0 <= eta <= 1, got 1.5"),

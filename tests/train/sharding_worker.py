@@ -70,7 +70,7 @@ def main():
         whole, rows = start(name), train.data_sharding(DATA)
         layouts = {
             "one": (loss, whole, None),
-            "fsdp": (train.gathered(loss, DATA, FSDP), train.shard(whole, DATA, FSDP), rows),
+            "fsdp": (train.gather_params(loss, DATA, FSDP), train.shard(whole, DATA, FSDP), rows),
             "tensor": (loss, train.shard(whole, BOTH, TENSOR[name]), train.data_sharding(BOTH, "data")),
         }
         if name == "flow":

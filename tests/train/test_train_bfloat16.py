@@ -18,7 +18,7 @@ IMAGES = X[:, :, None, None]
 
 def coupling_flow(dtype):
     def layer(order):
-        coupling = bijectors.coupling(bijectors.transformers.affine(), nets.MLP((32,), jnp.tanh, dtype=dtype), split=2)
+        coupling = bijectors.coupling(bijectors.univariate.affine(), nets.MLP((32,), jnp.tanh, dtype=dtype), split=2)
         return bijectors.chain(bijectors.permute(order), coupling)
 
     orders = np.stack([np.roll(np.arange(4), 2)] * 4)

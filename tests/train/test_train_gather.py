@@ -1,4 +1,4 @@
-"""gathered: the same value and gradients, whatever the loss is made of, and what it keeps for the backward pass."""
+"""gather_params: the same value and gradients, whatever the loss is made of, and what it keeps for the backward pass."""
 
 import jax
 import jax.numpy as jnp
@@ -72,7 +72,7 @@ def coupling(**options):
     def one(order):
         net = nets.MLP((8,), jnp.tanh)
         return bijectors.chain(
-            bijectors.permute(order), bijectors.coupling(bijectors.transformers.affine(), net, split=2)
+            bijectors.permute(order), bijectors.coupling(bijectors.univariate.affine(), net, split=2)
         )
 
     orders = np.stack([np.roll(np.arange(4), 2)] * 4)
@@ -95,7 +95,7 @@ def coupling(**options):
 def test_value_metrics_and_gradients_are_those_of_the_loss(loss, params):
     args = (params, jax.random.key(7), {"x": X}, {"scale": jnp.float32(0.5)})
     one, other = (
-        jax.jit(jax.value_and_grad(f, has_aux=True))(*args) for f in (loss, train.gathered(loss, MESH, RULES))
+        jax.jit(jax.value_and_grad(f, has_aux=True))(*args) for f in (loss, train.gather_params(loss, MESH, RULES))
     )
     assert jax.tree.structure(one) == jax.tree.structure(other)
     for a, b in zip(jax.tree.leaves(one), jax.tree.leaves(other), strict=True):
@@ -121,7 +121,7 @@ def deep(params, key, batch, frozen=None):
 @pytest.mark.parametrize("loss", [plain, remat, deep])
 def test_gathered_weights_are_not_kept(loss):
     """Once the stacked weights themselves, split; gathered ones beside them would be a second time."""
-    shapes = kept(train.gathered(loss, MESH, RULES))
+    shapes = kept(train.gather_params(loss, MESH, RULES))
     assert shapes.count((DEPTH, WIDTH, WIDTH)) == 1
     activations = lambda shapes: [s for s in shapes if s[:2] == (DEPTH, len(X))]  # noqa: E731
     assert len(activations(shapes)) == len(activations(kept(loss)))  # and activations as without
@@ -142,5 +142,5 @@ def constraints(jaxpr):
 def test_other_axes_stay_split_and_whole_leaves_pass():
     mesh = train.make_mesh({"data": 1, "model": 1}, jax.devices()[:1])
     rules = [("layers/w", P(("data", "model"), None)), ("in", P("model", None))]
-    program = jax.make_jaxpr(train.gathered(plain, mesh, rules))(PARAMS, jax.random.key(0), {"x": X})
+    program = jax.make_jaxpr(train.gather_params(plain, mesh, rules))(PARAMS, jax.random.key(0), {"x": X})
     assert constraints(program.jaxpr) == [(("data", "model"), None), ("model", None)]

@@ -12,14 +12,14 @@ from jflow.solvers._likelihood import backwards, carry_with_energies, density_at
 from jflow.solvers._sample import check_ends
 from jflow.types import Distribution, Loss, Velocity
 
-__all__ = ["regularised_nll"]
+__all__ = ["regularized_nll"]
 
 _TSIT5 = diffrax.Tsit5()
 _CHECKPOINT = diffrax.RecursiveCheckpointAdjoint()
 _EXACT = exact_divergence()
 
 
-def regularised_nll(
+def regularized_nll(
     velocity: Velocity,
     base: Distribution,
     *,
@@ -45,7 +45,7 @@ def regularised_nll(
     Source: Finlay, Jacobsen, Nurbekyan, Oberman, "How to Train Your Neural ODE: the World of Jacobian and Kinetic
     Regularization", 2020 (both factors 0.01 there; its objective is this one over the size of the event).
     """
-    name = "regularised_nll"
+    name = "regularized_nll"
     if not (kinetic >= 0 and jacobian >= 0):
         raise ValueError(f"{name}: expected kinetic, jacobian >= 0, got {kinetic}, {jacobian}")
     options = {"solver": solver, "rtol": rtol, "atol": atol, "adjoint": adjoint, "max_steps": max_steps, "steps": steps}

@@ -10,10 +10,10 @@ import pytest
 
 from jflow import bijectors as bj
 from jflow import distributions, flows, nets
-from jflow.bijectors import scales, splines, transformers
+from jflow.bijectors import scales, splines, univariate
 
 SIZES = {"free": 25, "circular": 24}  # of 8 bins
-MAKE = {"free": transformers.free_rational_quadratic, "circular": transformers.circular_rational_quadratic}
+MAKE = {"free": univariate.free_rational_quadratic, "circular": univariate.circular_rational_quadratic}
 ENDS = {"free": splines.FREE, "circular": splines.CIRCULAR}
 
 
@@ -39,11 +39,11 @@ def test_scale_functions_are_what_they_say(x64):
 
 def test_affine_takes_a_scale_function(x64):
     x, raw = np.array([1.5]), np.array([[-0.4, 0.3]])
-    y, log_slope = transformers.affine(scale=scales.sigmoid()).forward(x, raw)
+    y, log_slope = univariate.affine(scale=scales.sigmoid()).forward(x, raw)
     scale = 2 / (1 + np.exp(0.4))
     np.testing.assert_allclose([y[0], log_slope[0]], [1.5 * scale + 0.3, np.log(scale)], rtol=1e-12)
     with pytest.raises(TypeError, match="function raw -> log scale, got 'softplus'"):
-        transformers.affine(scale="softplus")
+        univariate.affine(scale="softplus")
 
 
 @pytest.mark.parametrize("kind", MAKE)
@@ -84,7 +84,7 @@ def test_round_trip_of_saturated_splines_in_float32(kind):
 
 
 def test_free_tails_are_lines_of_the_end_slopes(x64):
-    spline = transformers.free_rational_quadratic(8, 5.0)
+    spline = univariate.free_rational_quadratic(8, 5.0)
     raw = np.random.default_rng(1).normal(size=(9, 25))
     slopes = splines.rational_quadratic_knots(raw, ends=splines.FREE)[2]
     side, beyond = np.array([-1, -1, -1, 1, 1, 1])[:, None], np.array([0, 0.3, 1e6, 0, 0.3, 1e6])[:, None]
@@ -96,7 +96,7 @@ def test_free_tails_are_lines_of_the_end_slopes(x64):
     assert np.ptp(slopes[:, 0]) > 0.1 and np.any(slopes[:, 0] != slopes[:, -1])
 
 
-@pytest.mark.parametrize("make", [transformers.circular_rational_quadratic, lambda: transformers.circular_shift()])
+@pytest.mark.parametrize("make", [univariate.circular_rational_quadratic, lambda: univariate.circular_shift()])
 def test_circular_maps_commute_with_whole_turns(make, x64):
     circular, rng = make(), np.random.default_rng(2)
     x, raw = rng.uniform(-np.pi, np.pi, 50), rng.normal(size=(50, circular.size))
@@ -110,7 +110,7 @@ def test_circular_maps_commute_with_whole_turns(make, x64):
 
 def test_circular_shift_turns(x64):
     x, raw = np.array([3.0, -3.0, 0.0]), np.array([[1.0], [-1.0], [7.0]])
-    y, _ = transformers.circular_shift().forward(x, raw)
+    y, _ = univariate.circular_shift().forward(x, raw)
     np.testing.assert_allclose(y, [4 - 2 * np.pi, 2 * np.pi - 4, 7 - 2 * np.pi], atol=1e-12)
 
 
@@ -120,8 +120,8 @@ def test_a_circular_flow_is_a_density_of_the_torus(x64):
     event = (2,)
     layer = bj.chain(
         bj.reverse(),
-        bj.coupling(transformers.circular_rational_quadratic(4), nets.Periodic(nets.MLP((8,), nn.tanh)), split=1),
-        bj.coupling(transformers.circular_shift(), nets.Periodic(nets.MLP((8,), nn.tanh)), split=1),
+        bj.coupling(univariate.circular_rational_quadratic(4), nets.Periodic(nets.MLP((8,), nn.tanh)), split=1),
+        bj.coupling(univariate.circular_shift(), nets.Periodic(nets.MLP((8,), nn.tanh)), split=1),
     )
     flow = flows.flow(bj.invert(bj.scan(layer, 3)), distributions.uniform(event, -np.pi, np.pi))
     shapes = jax.eval_shape(flow.init, jax.random.key(0), jnp.zeros((1, 2)))
@@ -155,8 +155,8 @@ def test_periodic_sees_angles_by_cosine_and_sine_and_the_rest_as_it_is(x64):
 
 
 def test_mixed_is_each_map_in_its_place(x64):
-    circular, free = transformers.circular_rational_quadratic(4), transformers.free_rational_quadratic(3, 2.0)
-    both = transformers.mixed(circular, free, [True, False, True])
+    circular, free = univariate.circular_rational_quadratic(4), univariate.free_rational_quadratic(3, 2.0)
+    both = univariate.mixed(circular, free, [True, False, True])
     assert both.size == max(circular.size, free.size) == 12
     rng = np.random.default_rng(0)
     x, raw = rng.normal(size=(7, 3)), rng.normal(size=(7, 3, 12))
@@ -169,7 +169,7 @@ def test_mixed_is_each_map_in_its_place(x64):
     with pytest.raises(ValueError, match=r"mask of shape \[3\] does not broadcast to \[7, 2\]"):
         both.forward(x[:, :2], raw[:, :2])
     with pytest.raises(TypeError, match="expected a boolean mask, got int"):
-        transformers.mixed(circular, free, [1, 0])
+        univariate.mixed(circular, free, [1, 0])
 
 
 def test_sinh_arcsinh_is_its_formula(x64):
@@ -178,13 +178,13 @@ def test_sinh_arcsinh_is_its_formula(x64):
     x, raw = 3 * rng.normal(size=200), 2 * rng.normal(size=(200, 4))
     d, e, a, b = np.exp(np.tanh(raw[:, 0])), *(3 * np.tanh(raw[:, 1:3] / 3).T), raw[:, 3]
     u = d * np.arcsinh(x) + e
-    y, log_slope = transformers.sinh_arcsinh().forward(x, raw)
+    y, log_slope = univariate.sinh_arcsinh().forward(x, raw)
     np.testing.assert_allclose(y, np.sinh(u) * np.exp(a) + b, rtol=1e-11)
     np.testing.assert_allclose(log_slope, np.log(d * np.cosh(u) / np.sqrt(1 + x * x)) + a, atol=1e-11)
 
 
 def test_sinh_arcsinh_keeps_digits_and_turns_tails_into_powers():
-    sas = transformers.sinh_arcsinh()
+    sas = univariate.sinh_arcsinh()
     x = np.array([1e6, -1e6, 3e4, 1e-6], np.float32)
     np.testing.assert_array_equal(sas.forward(x, np.zeros((4, 4), np.float32))[0], x)
     raw = np.broadcast_to(np.array([-0.5, 0.0, 0.0, 0.0], np.float32), (2, 4))

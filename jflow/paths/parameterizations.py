@@ -15,24 +15,24 @@ from jax.typing import ArrayLike
 from jflow._core.arrays import expand_to
 from jflow._core.checks import like_state, rows
 from jflow._core.keys import same_draws
-from jflow.paths._affine import LINEAR, Schedule, score_to_velocity, x0_to_velocity, x1_to_velocity
+from jflow.paths._affine import LINEAR, Schedule, data_to_velocity, noise_to_velocity, score_to_velocity
 from jflow.types import Array, Cond, Field, Velocity
 
-__all__ = ["Bounded", "boundary_mask", "boundary_subtraction", "edm_denoiser", "from_score", "from_x0", "from_x1"]
+__all__ = ["Bounded", "boundary_mask", "boundary_subtraction", "edm_denoiser", "from_score", "from_noise", "from_data"]
 
 
-def from_x1(field: Field, schedule: Schedule = LINEAR, *, margin: float = 1e-3) -> Velocity:
+def from_data(field: Field, schedule: Schedule = LINEAR, *, margin: float = 1e-3) -> Velocity:
     """The velocity of a network that predicts the data, E[x1 | x_t = x]; linear: (x1 - x) / (1 - t).
 
     The conversion diverges at t=1: it takes t at most 1 - margin, the network sees t as it is. ValueError unless
     0 <= margin < 0.5, and so below."""
-    return _converted("from_x1", field, schedule, x1_to_velocity, 0.0, margin)
+    return _converted("from_data", field, schedule, data_to_velocity, 0.0, margin)
 
 
-def from_x0(field: Field, schedule: Schedule = LINEAR, *, margin: float = 1e-3) -> Velocity:
+def from_noise(field: Field, schedule: Schedule = LINEAR, *, margin: float = 1e-3) -> Velocity:
     """The velocity of a network that predicts the noise, E[x0 | x_t = x]; linear: (x - x0) / t. The conversion diverges at
     t=0: it takes t at least margin."""
-    return _converted("from_x0", field, schedule, x0_to_velocity, margin, 0.0)
+    return _converted("from_noise", field, schedule, noise_to_velocity, margin, 0.0)
 
 
 def from_score(field: Field, schedule: Schedule = LINEAR, *, margin: float = 1e-3) -> Velocity:

@@ -10,20 +10,20 @@ from pathlib import Path
 
 import numpy as np
 
-from jflow._core.files import replacing
+from jflow._core.files import replace_file
 from jflow.data._splits import Rows, as_arrays, count
 
 Write = Callable[[Rows], None]
 
 
 @contextlib.contextmanager
-def npz_sink(path: str | Path, n: int) -> Iterator[Write]:
+def npz_writer(path: str | Path, n: int) -> Iterator[Write]:
     """write(rows) appends to the arrays of an .npz file, `n` rows in all; memory holds one chunk.
 
     Raises ValueError for objects, for another number of rows, and for chunks that differ in names, shapes or types: their
     bytes would be read as other numbers.
     """
-    with replacing(path) as part, contextlib.ExitStack() as stack:
+    with replace_file(path) as part, contextlib.ExitStack() as stack:
         files, forms, written = {}, {}, 0
 
         def write(rows: Rows) -> None:
@@ -55,9 +55,9 @@ def npz_sink(path: str | Path, n: int) -> Iterator[Write]:
 
 
 @contextlib.contextmanager
-def csv_sink(path: str | Path) -> Iterator[Callable[[Iterable[Sequence[str]]], None]]:
+def csv_writer(path: str | Path) -> Iterator[Callable[[Iterable[Sequence[str]]], None]]:
     """write(rows of cells) appends to a comma-separated file; a header is a row like any other."""
-    with replacing(path) as part, open(part, "w", newline="", encoding="utf-8") as file:
+    with replace_file(path) as part, open(part, "w", newline="", encoding="utf-8") as file:
         yield csv.writer(file, lineterminator="\n").writerows
 
 

@@ -6,7 +6,7 @@ import pytest
 
 import jflow
 from jflow import losses, oracles, paths, solvers, types
-from jflow.paths import parameterisations, schedules
+from jflow.paths import parameterizations, schedules
 
 MEAN = np.asarray([1.5, -0.5])
 MIXTURE = oracles.mixture([0.3, 0.7], [[-2.0, 0.5], [1.0, 1.0]], [0.2, 0.4])
@@ -26,11 +26,11 @@ class Small(nn.Module):
 
 NET = jflow.field(Small())
 BOUNDED = {
-    "mask": parameterisations.boundary_mask(NET, data_mean=MIXTURE_MEAN),
-    "mask, gain": parameterisations.boundary_mask(NET, data_mean=MIXTURE_MEAN, gain=0.5),
-    "mask at data": parameterisations.boundary_mask(NET),
-    "subtraction": parameterisations.boundary_subtraction(NET, data_mean=MIXTURE_MEAN),
-    "subtraction at data": parameterisations.boundary_subtraction(NET),
+    "mask": parameterizations.boundary_mask(NET, data_mean=MIXTURE_MEAN),
+    "mask, gain": parameterizations.boundary_mask(NET, data_mean=MIXTURE_MEAN, gain=0.5),
+    "mask at data": parameterizations.boundary_mask(NET),
+    "subtraction": parameterizations.boundary_subtraction(NET, data_mean=MIXTURE_MEAN),
+    "subtraction at data": parameterizations.boundary_subtraction(NET),
 }
 bounded = pytest.mark.parametrize("name", BOUNDED)
 
@@ -57,13 +57,13 @@ def test_predictions_become_the_velocity(schedule, x64):
     oracle = oracles.gaussian(MEAN, 0.3, schedule)
     x, t = draw(low=0.02, high=0.98)
     truth = oracle.velocity(x, t)
-    x1 = as_field(lambda x, t: paths.velocity_to_x1(oracle.velocity(x, t), x, t, schedule))
+    x1 = as_field(lambda x, t: paths.velocity_to_data(oracle.velocity(x, t), x, t, schedule))
     x0 = as_field(lambda x, t: -schedule.sigma(t)[:, None] * oracle.score(x, t))
     score = as_field(oracle.score)
     for make, field in (
-        (parameterisations.from_x1, x1),
-        (parameterisations.from_x0, x0),
-        (parameterisations.from_score, score),
+        (parameterizations.from_data, x1),
+        (parameterizations.from_noise, x0),
+        (parameterizations.from_score, score),
     ):
         velocity = make(field, schedule)
         assert type(velocity) is types.Velocity
@@ -74,7 +74,7 @@ def test_predictions_become_the_velocity(schedule, x64):
 def test_a_predicting_network_samples_to_the_end(dtype):
     """The margin keeps the conversion finite at t=0 and t=1, where Heun's stages sit."""
     x = jnp.ones((4, 2), dtype)
-    for make in (parameterisations.from_x1, parameterisations.from_x0, parameterisations.from_score):
+    for make in (parameterizations.from_data, parameterizations.from_noise, parameterizations.from_score):
         velocity = make(NET, margin=1e-2)
         params = velocity.init(jax.random.key(0), x, jnp.zeros(4))
         out, info = jax.jit(lambda x, params, velocity=velocity: solvers.sample(velocity, params, x, steps=8))(
@@ -82,7 +82,7 @@ def test_a_predicting_network_samples_to_the_end(dtype):
         )
         assert out.dtype == dtype and np.all(info.status == 0) and np.all(np.isfinite(np.asarray(out, np.float32)))
     ends = jnp.asarray([0.0, 1.0])
-    exact = parameterisations.from_x1(as_field(lambda x, t: jnp.zeros_like(x)), margin=0.0)
+    exact = parameterizations.from_data(as_field(lambda x, t: jnp.zeros_like(x)), margin=0.0)
     assert np.isfinite(exact.apply({}, x[:2], ends)[0]).all() and not np.isfinite(exact.apply({}, x[:2], ends)[1]).any()
 
 
@@ -90,7 +90,7 @@ def test_a_data_predicting_network_trains_by_the_same_loss():
     """On the linear path |v - target|^2 is |x1 predicted - x1|^2 / (1 - t)^2."""
     guess = as_field(lambda x, t: jnp.tanh(x))
     batch, t = {"x": jnp.ones((3, 2)), "x0": jnp.zeros((3, 2))}, jnp.asarray([0.1, 0.5, 0.8])
-    value, _ = losses.flow_matching(parameterisations.from_x1(guess), time=lambda key, n: t)(
+    value, _ = losses.flow_matching(parameterizations.from_data(guess), time=lambda key, n: t)(
         {}, jax.random.key(0), batch
     )
     np.testing.assert_allclose(value, np.mean((np.tanh(t) - 1) ** 2 / (1 - t) ** 2), rtol=1e-5)
@@ -143,7 +143,7 @@ def test_the_exact_velocity_is_within_reach(name, x64):
     needed = []
     for t in (1e-2, 1e-4, 1 - 1e-2, 1 - 1e-4):
         time = jnp.full((20,), t)
-        zero = parameterisations.boundary_mask(
+        zero = parameterizations.boundary_mask(
             as_field(lambda x, t: jnp.zeros_like(x)), data_mean=None if "at data" in name else MIXTURE_MEAN
         )
         left = MIXTURE.velocity(x, time) - zero.velocity.apply({}, x, time)
@@ -178,7 +178,7 @@ def test_the_mean_may_depend_on_the_condition():
     means = jnp.asarray([[1.0, 2.0], [-3.0, 0.5]])
     x, label = jnp.ones((4, 2)), jnp.asarray([0, 1, 1, 0])
     one_hot = jax.nn.one_hot(label, 2)
-    for make in (parameterisations.boundary_mask, parameterisations.boundary_subtraction):
+    for make in (parameterizations.boundary_mask, parameterizations.boundary_subtraction):
         velocity = make(NET, data_mean=lambda cond: cond @ means).velocity
         params = velocity.init(jax.random.key(0), x, jnp.zeros(4), one_hot)
         v = velocity.apply(params, x, jnp.zeros(4), one_hot)
@@ -186,7 +186,7 @@ def test_the_mean_may_depend_on_the_condition():
 
 
 def test_errors():
-    for make in (parameterisations.from_x1, parameterisations.from_x0, parameterisations.from_score):
+    for make in (parameterizations.from_data, parameterizations.from_noise, parameterizations.from_score):
         for margin in (-0.1, 0.5, float("nan")):
             with pytest.raises(ValueError, match=r"0 <= margin < 0.5"):
                 make(NET, margin=margin)
@@ -195,4 +195,4 @@ def test_errors():
             wide.apply({}, jnp.zeros((4, 2)), jnp.zeros(4))
     for gain in (0.0, float("nan"), -1.0):
         with pytest.raises(ValueError, match="gain > 0"):
-            parameterisations.boundary_mask(NET, gain=gain)
+            parameterizations.boundary_mask(NET, gain=gain)

@@ -4,14 +4,14 @@ import numpy as np
 import pytest
 
 from jflow._core import files
-from jflow.data import sinks
+from jflow.data import writers
 
 
 def test_npz_grows_by_chunks(tmp_path):
     rng = np.random.default_rng(0)
     x, label = rng.normal(size=(10, 2, 3)), np.arange(10, dtype=np.int32)
     names = np.array(["a", "bb"])[label % 2]
-    with sinks.npz_sink(tmp_path / "a.npz", 10) as write:
+    with writers.npz_writer(tmp_path / "a.npz", 10) as write:
         for part in (slice(0, 4), slice(4, 8), slice(8, 10)):
             write({"x": x[part], "label": label[part], "names": names[part]})
     with np.load(tmp_path / "a.npz") as z:
@@ -22,13 +22,13 @@ def test_npz_grows_by_chunks(tmp_path):
 
 
 def test_npz_holds_the_rows_it_announced(tmp_path):
-    with pytest.raises(ValueError, match="4 rows came where 5"), sinks.npz_sink(tmp_path / "a.npz", 5) as write:
+    with pytest.raises(ValueError, match="4 rows came where 5"), writers.npz_writer(tmp_path / "a.npz", 5) as write:
         write({"x": np.zeros(4)})
     assert not list(tmp_path.iterdir())
 
 
 def test_csv(tmp_path):
-    with sinks.csv_sink(tmp_path / "a.csv") as write:
+    with writers.csv_writer(tmp_path / "a.csv") as write:
         write([["x", "y"]])
         write([["1", "a,b"], ["2", 'c"d']])
     with open(tmp_path / "a.csv", newline="") as file:
@@ -36,7 +36,7 @@ def test_csv(tmp_path):
 
 
 def test_cells():
-    header, rows = sinks.cells({"x": np.array([[1.5, 2.0], [3.0, 4.25]], np.float32), "label": np.array([7, 8])})
+    header, rows = writers.cells({"x": np.array([[1.5, 2.0], [3.0, 4.25]], np.float32), "label": np.array([7, 8])})
     assert header == ["x_0", "x_1", "label"]
     assert rows == [["1.5", "2.0", "7"], ["3.0", "4.25", "8"]]
 
@@ -44,11 +44,11 @@ def test_cells():
 def test_a_failure_leaves_the_old_file(tmp_path):
     path = tmp_path / "a.txt"
     path.write_text("old")
-    with pytest.raises(RuntimeError), files.replacing(path) as part:
+    with pytest.raises(RuntimeError), files.replace_file(path) as part:
         part.write_text("half")
         raise RuntimeError
     assert path.read_text() == "old" and list(tmp_path.iterdir()) == [path]
-    with files.replacing(path) as part:
+    with files.replace_file(path) as part:
         part.write_text("new")
         assert path.read_text() == "old"
     assert path.read_text() == "new" and list(tmp_path.iterdir()) == [path]
@@ -61,5 +61,5 @@ def test_unwritable_paths_are_found_first(tmp_path):
         (tmp_path / "no" / "a.npz", FileNotFoundError),
         (tmp_path / "file" / "a.npz", NotADirectoryError),
     ]:
-        with pytest.raises(error, match="cannot write"), files.replacing(path):
+        with pytest.raises(error, match="cannot write"), files.replace_file(path):
             pytest.fail("the block was entered")

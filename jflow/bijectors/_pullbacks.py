@@ -8,38 +8,38 @@ import numpy as np
 
 from jflow.types import Array, Bijector, Cond, Key, Params, PyTree
 
-__all__ = ["add_bars", "bars_at", "opposite", "pull_back", "zero_bars"]
+__all__ = ["add_cotangents", "cotangents_at", "opposite", "pullback_at", "zero_cotangents"]
 
 
-def pull_back(
+def pullback_at(
     bijector: Bijector,
     direction: str,
     params: Params,
     y: Array,
-    bars: tuple[Array, Array],
+    cotangents: tuple[Array, Array],
     cond: Cond = None,
     *,
     key: Key | None = None,
 ) -> tuple[Array, tuple[Params, Array, Cond]]:
-    """`bijector.pull`, see `types.Bijector`, or what stands in for it: the other direction, then jax.vjp where it leads."""
-    if bijector.pull is not None:
-        return bijector.pull(direction, params, y, bars, cond, key=key)
+    """`bijector.pullback`, see `types.Bijector`, or what stands in for it: the other direction, then jax.vjp where it leads."""
+    if bijector.pullback is not None:
+        return bijector.pullback(direction, params, y, cotangents, cond, key=key)
     x, _ = getattr(bijector, opposite(direction))(params, y, cond, key=key)
     x = x.astype(y.dtype)
-    return x, bars_at(partial(getattr(bijector, direction), key=key), bars, params, x, cond)
+    return x, cotangents_at(partial(getattr(bijector, direction), key=key), cotangents, params, x, cond)
 
 
-def bars_at(function, bars: tuple[Array, Array], *args: PyTree) -> tuple[PyTree, ...]:
-    """The cotangents of `args` when `bars` are those of function(*args) -> (y, log_det)."""
-    outputs, pull = jax.vjp(function, *args)
-    return pull(tuple(bar.astype(output.dtype) for bar, output in zip(bars, outputs, strict=True)))
+def cotangents_at(function, cotangents: tuple[Array, Array], *args: PyTree) -> tuple[PyTree, ...]:
+    """The cotangents of `args` when `cotangents` are those of function(*args) -> (y, log_det)."""
+    outputs, pullback = jax.vjp(function, *args)
+    return pullback(tuple(bar.astype(output.dtype) for bar, output in zip(cotangents, outputs, strict=True)))
 
 
 def opposite(direction: str) -> str:
     return "inverse" if direction == "forward" else "forward"
 
 
-def zero_bars(tree: PyTree) -> PyTree:
+def zero_cotangents(tree: PyTree) -> PyTree:
     """Cotangents of what has no influence: zeros, and JAX's float0 for integers (labels, permutations) and keys."""
 
     def zero(leaf):
@@ -50,6 +50,6 @@ def zero_bars(tree: PyTree) -> PyTree:
     return jax.tree.map(zero, tree)
 
 
-def add_bars(a: PyTree, b: PyTree) -> PyTree:
+def add_cotangents(a: PyTree, b: PyTree) -> PyTree:
     """The sum of two cotangents of one tree."""
     return jax.tree.map(lambda a, b: a if a.dtype == jax.dtypes.float0 else a + b, a, b)

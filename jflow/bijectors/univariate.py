@@ -1,6 +1,6 @@
 """Elementwise transformers: the scalar maps that coupling (and autoregressive) layers apply to each dimension.
 
-Raw numbers are unconstrained and raw = 0 is the identity, so that a zero-initialised head starts a flow at the identity.
+Raw numbers are unconstrained and raw = 0 is the identity, so that a zero-initialized head starts a flow at the identity.
 Results are float32 at least, whatever the types of x and raw; the layers cast back.
 """
 
