@@ -140,7 +140,7 @@ def launch(args) -> None:
 def sample(args) -> None:
     import jax
 
-    from jflow.apps._sampling import sample_writer, samples
+    from jflow.apps.sampling import sample_writer, samples
 
     with sample_writer(args.out, args.num) as write:  # an unwritable path is found out here
         loaded = jflow.load(args.workdir, step=args.step, ema=args.ema)
@@ -173,16 +173,16 @@ def evaluate(args) -> None:
 
 def fit(args) -> None:
     from jflow import apps
-    from jflow.apps import _table_report, _tables
+    from jflow.apps import table_report, tables
 
     config = Path(__file__).parent / "configs" / "table.py"
     overrides = _pairs(args.overrides)
-    overrides |= {"table": str(args.table.absolute()), "fingerprint": _tables.digest(args.table)}
+    overrides |= {"table": str(args.table.absolute()), "fingerprint": tables.digest(args.table)}
     _, values = apps.load_config(config, overrides)
-    prepared = _tables.loader(**{name: values[name] for name in _tables.KEYS})()
+    prepared = tables.loader(**{name: values[name] for name in tables.KEYS})()
     # What the table decides is written into the run's config, so that samples are drawn without the table.
     overrides["features"] = len(prepared.schema)
-    rows = int((prepared.part == _tables.TRAIN).sum())
+    rows = int((prepared.part == tables.TRAIN).sum())
     overrides["batch"] = values["batch"] if "batch" in overrides else min(values["batch"], rows)
     overrides.setdefault("eval_every", min(100, max(5, rows // int(overrides["batch"]))))  # an epoch, more or less
     experiment, values = apps.load_config(config, overrides)
@@ -190,7 +190,7 @@ def fit(args) -> None:
     with _leaving_nothing(args.out):
         done = apps.run(experiment, args.out, config_source=config, resolved=values, progress=not args.quiet)
     _say(args, _summary(done, args.out))
-    report = _table_report.write_results(jflow.load(args.out), prepared, args.out)
+    report = table_report.write_results(jflow.load(args.out), prepared, args.out)
     seen, test = report["test_rows_in_train"], report["parts"]["test"]
     unseen = report["test_log_likelihood_of_rows_not_in_train"]
     _say(args, f"test log-likelihood, nats per row: {_scores(report['test_log_likelihood'])}")

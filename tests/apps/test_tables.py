@@ -7,7 +7,7 @@ import pytest
 from scipy import stats
 
 from jflow import data, metrics
-from jflow.apps import _tables, cli
+from jflow.apps import cli, tables
 
 SMALL = ["depth=1", "hidden=4,4", "bins=4", "--quiet"]
 STILL = ["steps=1", "learning_rate=0.0", *SMALL]  # the flow stays the Gaussian that it starts at
@@ -50,19 +50,19 @@ def fitted(tmp_path_factory):
 def test_prepare_keeps_every_row_and_splits_at_random(tmp_path):
     columns = mixed(100)
     columns = {name: [*values, *values[:7]] for name, values in columns.items()}
-    prepared = _tables.prepare(write(tmp_path / "t.csv", columns))
+    prepared = tables.prepare(write(tmp_path / "t.csv", columns))
     assert [int((prepared.part == p).sum()) for p in ("train", "valid", "test")] == [85, 11, 11]
     assert len(prepared.encoded) == 107 and len(np.unique(prepared.encoded, axis=0)) == 100
-    again = _tables.prepare(tmp_path / "t.csv")
+    again = tables.prepare(tmp_path / "t.csv")
     np.testing.assert_array_equal(prepared.noisy, again.noisy)  # one fixed noise
-    other = _tables.prepare(tmp_path / "t.csv", seed=1)
+    other = tables.prepare(tmp_path / "t.csv", seed=1)
     assert not np.array_equal(other.part, prepared.part)
 
 
 def test_a_rounded_column_is_trained_on_as_it_is_distributed(tmp_path):
     """Its distinct values alone would be spread evenly: an exponential column of mean 1 would get a mean of 3 or so."""
     values = np.random.default_rng(0).exponential(size=3000).round(1)
-    prepared = _tables.prepare(write(tmp_path / "t.csv", {"wait": values.tolist()}))
+    prepared = tables.prepare(write(tmp_path / "t.csv", {"wait": values.tolist()}))
     train = prepared.encoded[prepared.part == "train"]
     assert len(train) == 2400
     assert abs(train.mean() - values.mean()) < 4 / np.sqrt(4 * 3000)  # 4 standard deviations of a draw of 80%
@@ -72,9 +72,9 @@ def test_identical_rows_go_to_one_part(tmp_path):
     columns = mixed(200)
     columns = {name: [*values, *values[:40], *values[:20]] for name, values in columns.items()}
     path = write(tmp_path / "t.csv", columns)
-    assert _tables.prepare(path).test_rows_in_train().any()
+    assert tables.prepare(path).test_rows_in_train().any()
     for seed in range(3):
-        prepared = _tables.prepare(path, group_repeated=True, seed=seed)
+        prepared = tables.prepare(path, group_repeated=True, seed=seed)
         parts = [{tuple(row) for row in prepared.encoded[prepared.part == p]} for p in ("train", "valid", "test")]
         assert sum(map(len, parts)) == 200 == len(set.union(*parts))
         assert not prepared.test_rows_in_train().any()
@@ -95,14 +95,14 @@ def test_identical_rows_go_to_one_part(tmp_path):
 )
 def test_grouping_is_refused_where_it_changes_the_columns(tmp_path, columns, counts):
     path = write(tmp_path / "t.csv", columns)
-    assert set(_tables.prepare(path).part) == {"train", "valid", "test"}
+    assert set(tables.prepare(path).part) == {"train", "valid", "test"}
     with pytest.raises(ValueError, match=rf"t\.csv: group_repeated=True would change .*{counts}"):
-        _tables.prepare(path, group_repeated=True)
+        tables.prepare(path, group_repeated=True)
 
 
 def test_preprocess_state_is_json_and_fitted_on_training_rows(tmp_path):
-    prepared = _tables.prepare(write(tmp_path / "t.csv", mixed()))
-    pre = _tables.preprocess(lambda: prepared)
+    prepared = tables.prepare(write(tmp_path / "t.csv", mixed()))
+    pre = tables.preprocess(lambda: prepared)
     train = prepared.rows("train")
     state = json.loads(json.dumps(pre.fit(train)))
     y = pre.apply(state, train, None)
@@ -111,7 +111,7 @@ def test_preprocess_state_is_json_and_fitted_on_training_rows(tmp_path):
     np.testing.assert_allclose(pre.undo(state, y)["x"], prepared.encoded[prepared.part == "train"], atol=1e-9)
     # real and price count per unit, count and color (steps of 1) as mass: all have log step 0 but the standardization
     np.testing.assert_allclose(pre.log_det(state, y), -np.log(train["x"].std(0)).sum(), rtol=1e-12)
-    assert _tables.is_table(state) and not _tables.is_table({"mean": [0.0], "std": [1.0]})
+    assert tables.is_table(state) and not tables.is_table({"mean": [0.0], "std": [1.0]})
 
 
 def test_the_report_puts_flow_and_gaussian_in_the_same_units(fitted):
@@ -132,7 +132,7 @@ def test_the_report_tells_test_rows_that_stand_in_train_apart(fitted):
     seen = np.array([tuple(row) in train for row, p in zip(lines, part, strict=True) if p == "test"])
     assert 0 < seen.sum() == report["test_rows_in_train"]
     # The mean of all is that of the two kinds, weighted: the Gaussian's, which is known in closed form, of the others.
-    prepared = _tables.prepare(fitted / "table.csv")
+    prepared = tables.prepare(fitted / "table.csv")
     gaussian = metrics.gaussian_log_prob(prepared.rows("train")["x"], prepared.rows("test")["x"])
     scores = report["test_log_likelihood_of_rows_not_in_train"]
     assert scores["gaussian"] == pytest.approx(gaussian[~seen].mean(), abs=1e-9)
@@ -141,7 +141,7 @@ def test_the_report_tells_test_rows_that_stand_in_train_apart(fitted):
 
 
 def test_log_density_of_every_row_is_the_gaussians_integral_over_its_cell(fitted):
-    prepared = _tables.prepare(fitted / "table.csv")
+    prepared = tables.prepare(fitted / "table.csv")
     lines = read(fitted / "run" / "log_density.csv")
     assert lines[0] == ["line", "part", "log_density"]
     assert [int(line[0]) for line in lines[1:]] == list(range(2, 322))
@@ -225,12 +225,12 @@ def test_tables_of_scikit_learn(tmp_path, name):
 
     frame = getattr(datasets, f"load_{name}")(as_frame=True).frame
     frame.to_csv(tmp_path / "t.csv", index=False)
-    prepared = _tables.prepare(tmp_path / "t.csv")
+    prepared = tables.prepare(tmp_path / "t.csv")
     assert prepared.encoded.shape == frame.shape
     np.testing.assert_allclose(prepared.encoded, frame.to_numpy(float), rtol=2.5e-7)  # 9.899999 is 9.9
     assert all(c.kind == "lattice" for c in prepared.schema)
     assert prepared.schema[-1].is_mass  # the class, a whole number
-    pre = _tables.preprocess(lambda: prepared)
+    pre = tables.preprocess(lambda: prepared)
     rows = prepared.rows("train")
     assert np.isfinite(metrics.gaussian_log_prob(rows["x"], prepared.rows("test")["x"])).all()
     y = pre.apply(pre.fit(rows), rows, None)["x"].astype(np.float32)
@@ -240,11 +240,11 @@ def test_tables_of_scikit_learn(tmp_path, name):
 
 
 def test_real_tables_are_prepared(data_dir):
-    prepared = _tables.prepare(data_dir / "tabular" / "winequality-red.csv.gz")
+    prepared = tables.prepare(data_dir / "tabular" / "winequality-red.csv.gz")
     assert len(prepared.encoded) - len(np.unique(prepared.encoded, axis=0)) == 240  # the known count of repeated rows
-    apart = _tables.prepare(data_dir / "tabular" / "winequality-red.csv.gz", group_repeated=True)
+    apart = tables.prepare(data_dir / "tabular" / "winequality-red.csv.gz", group_repeated=True)
     assert prepared.test_rows_in_train().any() and not apart.test_rows_in_train().any()
-    prepared = _tables.prepare(data_dir / "tabular" / "adult-test.csv.gz")
+    prepared = tables.prepare(data_dir / "tabular" / "adult-test.csv.gz")
     assert sum(c.kind == "categorical" for c in prepared.schema) == 9
     with pytest.raises(ValueError, match=r"line 292, column 'total_bedrooms'"):
-        _tables.prepare(data_dir / "tabular" / "california_housing.csv.gz")
+        tables.prepare(data_dir / "tabular" / "california_housing.csv.gz")

@@ -131,11 +131,12 @@ LOSSES = {
     "velocity_refiner": loss(losses.velocity_refiner(field(Field, lambda x: x[0]), V)),
 }
 NOT_LOSSES = (
-    "ConvexCost GanObjective Generate Importance HierarchyLevel ScoreWeight averaged_target clipped_tangent count_steps draw_times "
-    "easy_steps end_error euler_step fixed_steps grid_steps heun_step hinge_gan inner_potential kl_weight "
-    "learn_importance learned_times least_squares_gan likelihood_importance likelihood_weight mean_squared_error "
-    "noise_encoder noise_error non_saturating_gan normalized_tangent online_target inverse_error_weight inverse_noise_step inverse_time_step "
-    "perceptual_huber potential_velocity power_cost pseudo_huber quadratic_cost relativistic_gan squared_and_cosine_error"
+    "ConvexCost GanObjective Generate HierarchyLevel Importance ScoreWeight averaged_target clipped_tangent "
+    "count_steps draw_times easy_steps end_error euler_step fixed_steps grid_steps heun_step hinge_gan "
+    "inner_potential inverse_error_weight inverse_noise_step inverse_time_step kl_weight learn_importance "
+    "learned_times least_squares_gan likelihood_importance likelihood_weight mean_squared_error noise_encoder "
+    "noise_error non_saturating_gan normalized_tangent online_target perceptual_huber potential_velocity "
+    "power_cost pseudo_huber quadratic_cost relativistic_gan squared_and_cosine_error"
 ).split()
 
 

@@ -13,7 +13,7 @@ import pytest
 
 from jflow import apps, data, train
 from jflow._core.files import expand
-from jflow.apps import _sampling, _tables
+from jflow.apps import sampling, tables
 from jflow.apps._launch import _workdir
 from jflow.data import writers
 from jflow.train import _record, checkpoint
@@ -49,13 +49,13 @@ def test_a_tilde_is_the_home_folder(home):
     with pytest.raises(FileNotFoundError, match=str(home / "config.py")):
         apps.load_config("~/config.py")
     (home / "t.csv").write_text("a,b\n1,2\n3,5\n")
-    assert data.read_table("~/t.csv").rows == 2 and _tables.digest("~/t.csv") == _tables.digest(home / "t.csv")
+    assert data.read_table("~/t.csv").rows == 2 and tables.digest("~/t.csv") == tables.digest(home / "t.csv")
     for read in (data.mnist, data.cifar_sheets):
         with pytest.raises(FileNotFoundError, match=str(home / "none")):
             read("~/none")
     with writers.npz_writer("~/a.npz", 1) as write:
         write({"x": np.zeros((1, 2))})
-    with _sampling.sample_writer("~/a.csv", 1):
+    with sampling.sample_writer("~/a.csv", 1):
         pass
     draw = lambda key, n: {"x": jnp.zeros((n, 2))}  # noqa: E731
     data.write_shards("~/shards", draw, 4, key=jax.random.key(0), batch=2, progress=False)
@@ -105,7 +105,7 @@ def test_a_full_disk_under_metrics_and_samples_names_the_file(tmp_path, monkeypa
         _record.Recorder(tmp_path, 0).write({"step": 1, "loss": 0.5})
     for error in (FULL, ExceptionGroup("of a thread", [FULL])):
         with pytest.raises(OSError, match=f"cannot write {tmp_path}/a.csv: No space left on device") as told:
-            with _sampling.sample_writer(tmp_path / "a.csv", 1):
+            with sampling.sample_writer(tmp_path / "a.csv", 1):
                 raise error
         assert told.value.errno == errno.ENOSPC
     with pytest.raises(OSError, match=f"cannot write {tmp_path}/b.npz: No space left on device"):

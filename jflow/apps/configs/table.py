@@ -8,7 +8,7 @@ import jax
 import optax
 
 from jflow import distributions, flows, losses
-from jflow.apps import Experiment, _tables
+from jflow.apps import Experiment, tables
 
 
 def config(
@@ -53,7 +53,7 @@ def config(
     """
     if not table:
         raise ValueError("no table: expected table=PATH, as `jflow fit PATH` sets it")
-    load = _tables.loader(
+    load = tables.loader(
         table=table,
         fingerprint=fingerprint,
         columns=columns,
@@ -70,16 +70,16 @@ def config(
     draw = jax.jit(model.sample, static_argnums=2)
     return Experiment(
         model=model,
-        init=_tables.init_on_rows(model, load),
+        init=tables.init_on_rows(model, load),
         loss=losses.nll(model),
         optimizer=optax.chain(optax.clip_by_global_norm(5.0), optax.adam(schedule)),
-        data=_tables.splits(load),
-        preprocess=_tables.preprocess(load),
+        data=tables.splits(load),
+        preprocess=tables.preprocess(load),
         steps=steps,
         batch=batch,
         seed=seed,
         sample=lambda params, key, n: {"x": draw(params, key, n)},
-        evaluate=_tables.evaluate(model),
+        evaluate=tables.evaluate(model),
         eval_every=eval_every,
         save_every=500,
         monitor="valid_nll",

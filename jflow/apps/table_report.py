@@ -9,9 +9,9 @@ import numpy as np
 
 from jflow import data
 from jflow._core.files import expand, replace_file
-from jflow.apps import _tables
-from jflow.apps._sampling import samples
-from jflow.apps._tables import Prepared
+from jflow.apps import tables
+from jflow.apps.sampling import samples
+from jflow.apps.tables import Prepared
 from jflow.data import Column
 from jflow.data.writers import csv_writer
 from jflow.metrics import gaussian_log_prob, log_mean_exp
@@ -38,13 +38,13 @@ def write_results(loaded, prepared: Prepared, folder: str | Path, *, draws: int 
     probability.
     """
     folder, schema, pre = expand(folder), prepared.schema, loaded.preprocess
-    compiled = _tables.log_prob(loaded.model)
+    compiled = tables.log_prob(loaded.model)
 
     def density(x):
         rows = pre.apply({"x": x})
         return compiled(loaded.params, rows["x"]) + pre.log_det(rows)
 
-    train, test = (prepared.rows(part)["x"] for part in (_tables.TRAIN, _tables.TEST))
+    train, test = (prepared.rows(part)["x"] for part in (tables.TRAIN, tables.TEST))
     gaussian = gaussian_log_prob(train, test) + data.log_mass_unit(schema)
     flow, seen = density(test), prepared.test_rows_in_train()
 
@@ -57,7 +57,7 @@ def write_results(loaded, prepared: Prepared, folder: str | Path, *, draws: int 
 
     n = prepared.table.rows
     x = np.concatenate([rows["x"] for rows in samples(loaded, jax.random.key(seed), n, batch=4096)])
-    header, text = _tables.as_text(pre.state, x)
+    header, text = tables.as_text(pre.state, x)
     with csv_writer(folder / "synthetic.csv") as write:
         write([header] if header else [])
         write(text)
@@ -66,7 +66,7 @@ def write_results(loaded, prepared: Prepared, folder: str | Path, *, draws: int 
     report = {
         "table": prepared.table.path,
         "rows": n,
-        "parts": {p: int((prepared.part == p).sum()) for p in (_tables.TRAIN, _tables.VALID, _tables.TEST)},
+        "parts": {p: int((prepared.part == p).sum()) for p in (tables.TRAIN, tables.VALID, tables.TEST)},
         "test_rows_in_train": int(seen.sum()),
         "test_log_likelihood": compare(flow, gaussian),
         "test_log_likelihood_of_rows_not_in_train": None if seen.all() else compare(flow[~seen], gaussian[~seen]),

@@ -10,7 +10,7 @@ import numpy as np
 from PIL import Image
 
 from jflow._core.files import expand, replace_file
-from jflow.apps import _tables
+from jflow.apps import tables
 from jflow.data.writers import cells, csv_writer, npz_writer
 
 
@@ -80,7 +80,7 @@ def _npz(path, n):
 
         def write_rows(loaded, rows):
             state = loaded.preprocess.state
-            write(_tables.as_arrays(state, rows["x"]) if _tables.is_table(state) else rows)
+            write(tables.as_arrays(state, rows["x"]) if tables.is_table(state) else rows)
 
         yield write_rows
 
@@ -93,7 +93,7 @@ def _csv(path, n):
         def write_rows(loaded, rows):
             nonlocal first
             state = loaded.preprocess.state
-            header, text = _tables.as_text(state, rows["x"]) if _tables.is_table(state) else cells(rows)
+            header, text = tables.as_text(state, rows["x"]) if tables.is_table(state) else cells(rows)
             write([header] if header and first else [])
             write(text)
             first = False
