@@ -4,6 +4,7 @@ A name is imported when it is first asked for, so that the command line answers 
 """
 
 import importlib
+import importlib.util
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -13,6 +14,8 @@ __all__ = ["Experiment", "Loaded", "load", "load_config", "run"]
 
 
 def __getattr__(name: str):
-    if name not in __all__:
+    if name in __all__:
+        return getattr(importlib.import_module("jflow.apps._experiment"), name)
+    if name.startswith("_") or importlib.util.find_spec(f"jflow.apps.{name}") is None:
         raise AttributeError(f"module 'jflow.apps' has no attribute {name!r}")
-    return getattr(importlib.import_module("jflow.apps._experiment"), name)
+    return importlib.import_module(f"jflow.apps.{name}")

@@ -1,10 +1,10 @@
 """An experiment is a Python file with one function `config(*, key=default, ...)`; this trains one and loads it back."""
 
+import contextlib
 import difflib
 import inspect
 import json
 from collections.abc import Callable, Mapping, Sequence
-from importlib import metadata
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -14,6 +14,7 @@ import numpy as np
 import optax
 from jax.experimental.multihost_utils import process_allgather
 
+import jflow
 from jflow._core import files, processes
 from jflow._core.files import expand
 from jflow._core.lock import hold
@@ -98,7 +99,8 @@ def load_config(path: str | Path, overrides: Mapping[str, Any] | None = None) ->
     unknown key, naming the nearest, and for a value of another type.
     """
     path = _config_file(path)
-    module = load_module(path)
+    with _naming_the_table_of_names(path):
+        module = load_module(path)
     config = getattr(module, "config", None)
     if not callable(config):
         raise ValueError(f"{path} has no function config(*, key=default, ...)")
@@ -115,7 +117,8 @@ def load_config(path: str | Path, overrides: Mapping[str, Any] | None = None) ->
             hint = f"did you mean {near[0]!r}? " if near else ""
             raise ValueError(f"unknown key {name!r}: {hint}{path} has the keys {', '.join(defaults) or '(none)'}")
         values[name] = _keys.read(name, value, kinds[name], defaults[name])
-    experiment = config(**values)
+    with _naming_the_table_of_names(path):
+        experiment = config(**values)
     if not isinstance(experiment, Experiment):
         raise TypeError(f"{path}: config must return a jflow.apps.Experiment, got {type(experiment).__name__}")
     for name, (least, most) in _keys.BOUNDS.items():
@@ -316,7 +319,7 @@ def _claim(workdir: Path, sources: dict[str, bytes], values: dict[str, Any]) -> 
         raise ValueError(f"workdir {workdir} has checkpoints of a run without a config")
     if not processes.is_main():
         return
-    text = json.dumps({"values": values, "jflow": _version()}, indent=2) + "\n"
+    text = json.dumps({"values": values, "jflow": jflow.__version__}, indent=2) + "\n"
     for name, content in {**sources, kept.name: text.encode()}.items():
         (workdir / name).parent.mkdir(parents=True, exist_ok=True)
         files.write_atomically(workdir / name, content)
@@ -332,8 +335,16 @@ def _difference(file: Path, name: str, here: bytes) -> str | None:
     return f"{name} differs from line {next((i for i, (a, b) in enumerate(lines, 1) if a != b), 1)} on"
 
 
-def _version() -> str | None:
+@contextlib.contextmanager
+def _naming_the_table_of_names(path: Path):
+    """Where a config asks jflow for a name that is not there, the error says how a file of an older jflow is carried over."""
     try:
-        return metadata.version("jflow")
-    except metadata.PackageNotFoundError:
-        return None
+        yield
+    except (AttributeError, ImportError, TypeError) as error:
+        text = str(error)
+        if "jflow" not in text.replace(str(path), "") and "unexpected keyword argument" not in text:
+            raise
+        raise type(error)(
+            f"{text} (docs/renames.tsv lists the names that changed since older versions; `python docs/rename.py {path}` "
+            "carries a file over)"
+        ) from error

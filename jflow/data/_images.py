@@ -28,7 +28,7 @@ def digits(*, test: int = 360, seed: int = 0) -> Splits:
     try:
         from sklearn.datasets import load_digits
     except ImportError as error:
-        raise ImportError("digits() reads them from scikit-learn: pip install 'jflow[experiments]'") from error
+        raise ImportError("digits() reads them from scikit-learn: pip install 'jflow-models[experiments]'") from error
     data = load_digits()
     rows = _rows(data.images.astype(np.uint8), data.target, "scikit-learn's digits")
     return stratified_split(rows, test=test, seed=seed)

@@ -263,6 +263,25 @@ def test_load_before_the_first_checkpoint(config, tmp_path):
         apps.load(tmp_path / "run")
 
 
+@pytest.mark.parametrize(
+    ("old", "said"),
+    [
+        ("from jflow.train import Experiment", "cannot import name 'Experiment' from 'jflow.train'"),
+        ("from jflow import fewstep", "cannot import name 'fewstep' from 'jflow'"),
+        ("from jflow import train\n\ndef config(): return train.Experiment()", "has no attribute 'Experiment'"),
+        ("from jflow import flows\n\ndef config(): return flows.tarflow((4, 4, 1), blocks=2)", "argument 'blocks'"),
+    ],
+)
+def test_a_config_of_an_older_jflow_is_told_of_the_table(tmp_path, old, said):
+    (tmp_path / "config.py").write_text(old + "\n")
+    with pytest.raises((ImportError, AttributeError, TypeError), match=said) as error:
+        apps.load_config(tmp_path)
+    assert (
+        f"docs/renames.tsv lists the names that changed since older versions; `python docs/rename.py {tmp_path}"
+        in str(error.value)
+    )
+
+
 def test_keys_must_be_json(config, tmp_path):
     experiment, values = apps.load_config(config)
     with pytest.raises(ValueError, match="must hold numbers, strings"):
