@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 
 from jflow._core.arrays import float_dtype, zero_log_det
-from jflow._core.checks import check_noun, check_rows, check_side
+from jflow._core.checks import check_noun, check_rows, check_side, check_whole
 from jflow._core.keys import split_key
 from jflow._core.linen import apply_linen, check_linen, init_linen
 from jflow.bijectors._pullbacks import add_cotangents, opposite, pullback_at, zero_cotangents
@@ -145,8 +145,7 @@ def indicated(bijector: Bijector, size: int) -> Bijector:
     and a head. Lee, Kim, Yoon, *NanoFlow* (2020).
     """
     check_noun("indicated", bijector, Bijector, Transport)
-    if size < 1:
-        raise ValueError(f"indicated: expected size >= 1, got {size}")
+    check_whole("indicated", size=size)
 
     def tell(indicator, x, cond):
         row = jnp.broadcast_to(indicator.astype(float_dtype(x))[None], (x.shape[0], size))

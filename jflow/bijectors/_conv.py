@@ -6,7 +6,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from jflow._core.arrays import float_dtype, zero_log_det
-from jflow._core.checks import check_side
+from jflow._core.checks import check_side, check_whole
 from jflow._core.nouns import compiled
 from jflow.kernels import masked_conv as kernel
 from jflow.types import Bijector
@@ -38,8 +38,7 @@ def masked_conv(
     triangle is used; 'log_diagonal' and 'shift' [C]. Nothing bounds the inverse: it is stable where the other taps are small
     beside the diagonal, and grows exponentially along the image where they are not.
     """
-    if channels < 1 or size < 1:
-        raise ValueError(f"masked_conv: expected channels >= 1 and size >= 1, got {channels} and {size}")
+    check_whole("masked_conv", channels=channels, size=size)
     if tuple(corner) not in ((0, 0), (0, 1), (1, 0), (1, 1)):
         raise ValueError(f"masked_conv: expected corner (0, 0), (0, 1), (1, 0) or (1, 1), got {corner}")
     own_is_upper = np.ones((size, size, channels, channels), bool)

@@ -11,7 +11,7 @@ import jax.numpy as jnp
 
 from jflow._core import implicit
 from jflow._core.arrays import float_dtype, zero_log_det
-from jflow._core.checks import check_event, check_side
+from jflow._core.checks import check_event, check_side, check_whole
 from jflow._core.nouns import compiled
 from jflow.types import Array, Bijector
 
@@ -179,8 +179,7 @@ def sylvester(features: int, rank: int | None = None, *, reflections: int | None
 
 
 def _check_features(name, features):
-    if features < 1:
-        raise ValueError(f"{name}: expected features >= 1, got {features}")
+    check_whole(name, features=features)
 
 
 def _bent(v, args):

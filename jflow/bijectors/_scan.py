@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from jflow._core.arrays import float_dtype, zero_log_det
-from jflow._core.checks import check_rows, check_side
+from jflow._core.checks import check_rows, check_side, check_whole
 from jflow._core.nouns import compiled
 from jflow._core.pullback import with_pullback
 from jflow.bijectors._combinators import kind_of, towards
@@ -44,8 +44,7 @@ def scan(
 
     Params {'stacked': leaves lead with depth, 'shared'}.
     """
-    if depth < 1:
-        raise ValueError(f"scan: expected depth >= 1, got {depth}")
+    check_whole("scan", depth=depth)
     segment = depth if isinstance(reversible, bool) else reversible
     if segment < 1 or depth % segment:
         raise ValueError(f"scan: expected reversible=k to divide depth={depth}, got {reversible}")

@@ -23,7 +23,7 @@ import jax
 import jax.numpy as jnp
 
 from jflow._core.arrays import expand_to, float_dtype, sum_event
-from jflow._core.checks import need_key
+from jflow._core.checks import check_whole, need_key
 from jflow.types import Array, Key, PyTree
 
 __all__ = ["LogDet", "exact", "neumann", "russian_roulette"]
@@ -44,8 +44,7 @@ def exact(g, args: PyTree, x: Array, key: Key | None = None) -> Array:
 
 def neumann(terms: int) -> LogDet:
     """The first `terms` terms: biased by at most d c^(terms+1) / ((terms+1) (1-c)) for a Lipschitz constant c."""
-    if terms < 1:
-        raise ValueError(f"neumann: expected terms >= 1, got {terms}")
+    check_whole("neumann", terms=terms)
     return partial(_with_key, "neumann", (terms, 0.0, False))
 
 

@@ -2,6 +2,8 @@
 
 import numpy as np
 
+from jflow._core.checks import check_whole
+
 __all__ = ["alternating", "channels", "checkerboard", "random"]
 
 
@@ -36,6 +38,4 @@ def alternating(mask: np.ndarray, depth: int) -> np.ndarray:
 
 
 def _check(function: str, **sizes: int) -> None:
-    for name, size in sizes.items():
-        if size < 1:
-            raise ValueError(f"masks.{function}: expected {name} >= 1, got {size}")
+    check_whole(f"masks.{function}", **sizes)

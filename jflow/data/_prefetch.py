@@ -7,6 +7,7 @@ from collections.abc import Iterator
 
 import jax
 
+from jflow._core.checks import check_whole
 from jflow.data._placement import place
 from jflow.types import PyTree
 
@@ -97,6 +98,5 @@ def prefetch(batches: Iterator[PyTree], size: int = 2, sharding: jax.sharding.Sh
     neither loses nor repeats a batch. What `batches` raises is raised by the next() whose batch it would have been.
     Raises ValueError for a size below 1.
     """
-    if isinstance(size, bool) or not isinstance(size, int) or size < 1:
-        raise ValueError(f"expected a size of at least 1 batch, got {size!r}")
+    check_whole("prefetch", size=size)
     return Prefetch(batches, size, sharding)

@@ -17,6 +17,7 @@ import jax.numpy as jnp
 import numpy as np
 from tqdm import tqdm
 
+from jflow._core.checks import check_whole
 from jflow._core.files import expand, write_atomically
 from jflow.data._splits import Rows, count
 from jflow.data.writers import npz_writer
@@ -210,9 +211,7 @@ def _mapped(path: Path) -> dict[str, np.ndarray]:
 
 
 def _check(n, batch, shard, share):
-    for name, value in {"n": n, "batch": batch, "shard": shard}.items():
-        if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-            raise ValueError(f"write_shards: expected {name} to be an int of at least 1, got {value!r}")
+    check_whole("write_shards", n=n, batch=batch, shard=shard)
     if shard % batch:
         raise ValueError(f"write_shards: expected shard to be a multiple of batch={batch}, got {shard}")
     if not 0 <= share[0] < share[1]:

@@ -14,6 +14,7 @@ from jflow._core.checks import (
     check_noun,
     check_params,
     check_rows,
+    check_whole,
     need_key,
 )
 from jflow._core.keys import split_key
@@ -122,8 +123,7 @@ def importance_weighted(flow: ElboFlow, draws: int) -> ElboFlow:
     *Importance Weighted Autoencoders* (2016).
     """
     check_noun("importance_weighted", flow, ElboFlow)
-    if draws < 1:
-        raise ValueError(f"importance_weighted: expected draws >= 1, got {draws}")
+    check_whole("importance_weighted", draws=draws)
 
     def elbo(params, x, cond=None, *, key=None):
         need_key("importance_weighted", key)

@@ -9,6 +9,7 @@ import numpy as np
 
 from jflow import bijectors as bj
 from jflow import distributions, nets
+from jflow._core.checks import check_whole
 from jflow.flows._flow import elbo_flow, flow
 from jflow.flows._stack import alternating_permutations, recipe, with_inverses
 from jflow.types import Bijector, Distribution, ElboFlow, Elementwise, Flow
@@ -56,8 +57,7 @@ def glow(
         base: defaults to the standard normal.
     """
     event_shape = _image_shape("glow", event_shape, *[2 ** max(scales, 0)] * 2)
-    if scales < 1 or depth < 1:
-        raise ValueError(f"glow: expected scales >= 1 and depth >= 1, got scales={scales}, depth={depth}")
+    check_whole("glow", scales=scales, depth=depth)
     univariate = bj.univariate.affine() if univariate is None else univariate
     net = nets.GlowNet(hidden) if net is None else net
 
@@ -164,8 +164,7 @@ def dequantization_noise(
     W must be even. Defaults: `nets.GlowNet(32)`, `bijectors.univariate.affine()`. Ho et al., *Flow++* (2019).
     """
     event_shape = _image_shape("dequantization_noise", event_shape, 1, 2)
-    if depth < 1:
-        raise ValueError(f"dequantization_noise: expected depth >= 1, got {depth}")
+    check_whole("dequantization_noise", depth=depth)
     univariate = bj.univariate.affine() if univariate is None else univariate
     couplings = _stage(univariate, nets.GlowNet(32) if net is None else net, remat, event_shape[-1], depth)
     layers = bj.checkerboard(), couplings, bj.invert(bj.checkerboard()), bj.sigmoid()

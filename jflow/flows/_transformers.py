@@ -6,6 +6,7 @@ from typing import Any
 import numpy as np
 
 from jflow import bijectors, nets
+from jflow._core.checks import check_whole
 from jflow.bijectors import TokenGuide
 from jflow.bijectors.decoding import Sampler, cached
 from jflow.flows._stack import recipe
@@ -53,6 +54,7 @@ def tarflow(
             Density and samples are in the units of the data either way.
         base: defaults to the standard normal.
     """
+    check_whole("tarflow", depth=depth)
     net = nets.CausalTransformer(width=width, layers=layers, heads=heads, num_classes=num_classes, dtype=dtype)
     options = {"max_log_scale": max_log_scale, "sampler": sampler, "guide": guide}
 
@@ -90,6 +92,7 @@ def starflow(
     blocks of `shallow_layers` layers that shape local detail. The paper's guide is `guidance.score_sum`. Other arguments
     as in `tarflow`.
     """
+    check_whole("starflow", 0, shallow_depth=shallow_depth)
     sizes = {"width": width, "heads": heads, "dtype": dtype}
     deep = nets.CausalTransformer(layers=layers, num_classes=num_classes, remat=remat, **sizes)
     shallow = nets.CausalTransformer(layers=shallow_layers, **sizes)
@@ -165,8 +168,7 @@ def jet_splits(rows: int, columns: int, size: int, depth: int, seed: int = 0) ->
     """
     if size % 2:
         raise ValueError(f"jet: expected an even count of numbers in a patch, got {size}")
-    if depth < 1:
-        raise ValueError(f"jet: expected depth >= 1, got {depth}")
+    check_whole("jet", depth=depth)
     rng = np.random.default_rng(seed)
     row, column = np.divmod(np.arange(rows * columns), columns)
     patterns = [(row + column) % 2, row % 2, column % 2]
@@ -184,11 +186,9 @@ def jet_splits(rows: int, columns: int, size: int, depth: int, seed: int = 0) ->
     return np.stack(splits).astype(np.int32)
 
 
-def _alternating(n: int, blocks: int) -> np.ndarray:
-    """[blocks, n]: the tokens forwards and backwards in turn."""
-    if blocks < 1:
-        raise ValueError(f"expected blocks >= 1, got {blocks}")
-    return np.stack([np.arange(n)[:: (-1) ** i] for i in range(blocks)]).astype(np.int32)
+def _alternating(n: int, depth: int) -> np.ndarray:
+    """[depth, n]: the tokens forwards and backwards in turn."""
+    return np.stack([np.arange(n)[:: (-1) ** i] for i in range(depth)]).astype(np.int32)
 
 
 def _patch_flow(event_shape, patch_size: int, stack, standardize: bool, base: Distribution | None) -> Flow:

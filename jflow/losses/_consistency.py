@@ -22,7 +22,7 @@ import numpy as np
 from jflow import couplings, times
 from jflow._core.arrays import expand_to
 from jflow._core.batch import mean_of_rows
-from jflow._core.checks import check_same_shape, frozen_entry
+from jflow._core.checks import check_same_shape, check_whole, frozen_entry
 from jflow._core.keys import same_draws
 from jflow._core.line import on_line, predicted_data
 from jflow._core.times import check_grid, check_steps
@@ -156,8 +156,7 @@ def easy_steps(
     Errors: ValueError for every or stages < 1, q <= 1, k < 0 or b < 0.
     Source: Geng, Pokle, Luo, Lin, Kolter, "Consistency Models Made Easy", 2024; a cap on the number of stages is ours.
     """
-    if every < 1 or stages < 1:
-        raise ValueError(f"easy_steps: expected every >= 1 and stages >= 1, got every={every}, stages={stages}")
+    check_whole("easy_steps", every=every, stages=stages)
     if not (1 < q < math.inf and 0 <= k < math.inf and 0 <= b < math.inf):
         raise ValueError(f"easy_steps: expected q > 1, k >= 0 and b >= 0, got q={q}, k={k}, b={b}")
 

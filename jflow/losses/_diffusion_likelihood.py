@@ -10,7 +10,7 @@ import jax.numpy as jnp
 from jflow import times
 from jflow._core.arrays import expand_to, float_dtype, sum_event
 from jflow._core.batch import mean_of_rows, read
-from jflow._core.checks import need_key
+from jflow._core.checks import check_whole, need_key
 from jflow._core.jacobian import columns_of, dot, over_unit_vectors
 from jflow.losses._importance import Importance, draw_times, learn_importance, likelihood_importance
 from jflow.paths import LINEAR, Schedule, coefficients
@@ -60,8 +60,8 @@ def diffusion_likelihood(
     name = "diffusion_likelihood"
     if not (trace >= 0 and jacobian >= 0):
         raise ValueError(f"{name}: expected trace, jacobian >= 0, got {trace}, {jacobian}")
-    if probes is not None and (isinstance(probes, bool) or int(probes) != probes or probes < 1):
-        raise ValueError(f"{name}: expected probes to be None (exact) or an integer of at least 1, got {probes}")
+    if probes is not None:
+        check_whole(name, probes=probes)
     importance = likelihood_importance(schedule) if importance is None else importance
 
     def loss(params, key, batch, frozen=None):

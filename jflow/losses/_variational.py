@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 
 from jflow._core.batch import mean_of_rows
-from jflow._core.checks import check_batch, check_cond, check_noun, check_rows, need_key
+from jflow._core.checks import check_batch, check_cond, check_noun, check_rows, check_whole, need_key
 from jflow.types import Array, Flow, Loss
 
 __all__ = ["reverse_kl"]
@@ -23,8 +23,7 @@ def reverse_kl(flow: Flow, log_density: Callable[..., Array], *, draws: int = 25
     Rezende, Mohamed, *Variational Inference with Normalizing Flows* (2015).
     """
     check_noun("reverse_kl", flow, Flow)
-    if draws < 1:
-        raise ValueError(f"reverse_kl: expected draws >= 1, got {draws}")
+    check_whole("reverse_kl", draws=draws)
 
     def loss(params, key, batch: Mapping, frozen=None):
         need_key("reverse_kl", key)

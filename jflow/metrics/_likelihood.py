@@ -4,6 +4,7 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from jflow._core.arrays import numpy_mean_and_std
+from jflow._core.checks import check_whole
 
 
 def bits_per_dim(log_prob: ArrayLike, dims: int) -> float:
@@ -12,8 +13,7 @@ def bits_per_dim(log_prob: ArrayLike, dims: int) -> float:
     The log-probabilities must be of the data's own levels (for 8-bit images: of 0 .. 255, so that a uniform model has
     exactly 8), that is, with the log_det of the preprocessing added.
     """
-    if dims < 1:
-        raise ValueError(f"bits_per_dim: expected dims >= 1, got {dims}")
+    check_whole("bits_per_dim", dims=dims)
     log_prob = np.asarray(log_prob, np.float64)
     if log_prob.size == 0:
         raise ValueError("bits_per_dim: there is no mean of no log-probabilities")

@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 
 from jflow._core.arrays import space_to_depth
+from jflow._core.checks import check_whole
 from jflow._core.linen import flatten_cond
 from jflow.nets._attention import SelfAttention, per_token
 from jflow.types import Array, Cond
@@ -84,8 +85,7 @@ class GatedAttentionNet(nn.Module):
     dtype: Any = None
 
     def __post_init__(self):
-        if self.depth < 1:
-            raise ValueError(f"GatedAttentionNet: expected depth of at least 1, got {self.depth}")
+        check_whole("GatedAttentionNet", depth=self.depth)
         super().__post_init__()
 
     @nn.compact

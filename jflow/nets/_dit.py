@@ -12,6 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from jflow._core.arrays import patchify, unpatchify
+from jflow._core.checks import check_whole
 from jflow.nets._attention import SelfAttention, dot_product_attention, per_token
 from jflow.nets._embed import TimeCondEmbed, check_time
 from jflow.types import Array, Cond
@@ -46,8 +47,7 @@ class DiT(nn.Module):
     def __post_init__(self):
         if self.width % self.heads or self.width % 4:
             raise ValueError(f"DiT: expected a width divisible by 4 and by heads={self.heads}, got {self.width}")
-        if self.depth < 1:
-            raise ValueError(f"DiT: expected depth of at least 1, got {self.depth}")
+        check_whole("DiT", depth=self.depth)
         super().__post_init__()
 
     @nn.compact

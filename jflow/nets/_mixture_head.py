@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 
 from jflow._core.arrays import float_dtype
+from jflow._core.checks import check_whole
 from jflow.distributions.mixtures import GaussianMixture
 from jflow.types import Array, Cond
 
@@ -30,9 +31,7 @@ class MixtureHead(nn.Module):
     dtype: Any = None
 
     def __post_init__(self):
-        for name in ("components", "features"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"MixtureHead: expected {name} of at least 1, got {getattr(self, name)}")
+        check_whole("MixtureHead", components=self.components, features=self.features)
         super().__post_init__()
 
     @nn.compact

@@ -6,6 +6,7 @@ from typing import Any
 import flax.linen as nn
 import jax.numpy as jnp
 
+from jflow._core.checks import check_whole
 from jflow._core.linen import check_linen, flatten_cond, flatten_event
 from jflow.nets._embed import TimeCondEmbed, check_time, time_features
 from jflow.types import Array, Cond
@@ -95,8 +96,7 @@ class ResidualMLP(nn.Module):
     dtype: Any = None
 
     def __post_init__(self):
-        if self.depth < 1:
-            raise ValueError(f"ResidualMLP: expected depth of at least 1, got {self.depth}")
+        check_whole("ResidualMLP", depth=self.depth)
         super().__post_init__()
 
     @nn.compact

@@ -11,6 +11,7 @@ from typing import Any
 import flax.linen as nn
 import jax.numpy as jnp
 
+from jflow._core.checks import check_whole
 from jflow.nets._attention import SelfAttention
 from jflow.nets._embed import TimeCondEmbed, check_time
 from jflow.types import Array, Cond
@@ -45,8 +46,7 @@ class UNet(nn.Module):
                 "UNet: expected one entry of attention for each of multipliers, got "
                 f"attention={tuple(self.attention)}, multipliers={tuple(self.multipliers)}"
             )
-        if self.blocks < 1:
-            raise ValueError(f"UNet: expected blocks of at least 1, got {self.blocks}")
+        check_whole("UNet", blocks=self.blocks)
         super().__post_init__()
 
     @nn.compact

@@ -6,7 +6,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from jflow._core.checks import check_cond
+from jflow._core.checks import check_cond, check_whole
 from jflow._core.linen import flatten_event
 from jflow.nets._attention import SelfAttention, per_token
 from jflow.nets._embed import need_cond
@@ -118,5 +118,4 @@ def check_width(name: str, width: int, heads: int, layers: int) -> None:
     """Raise unless heads divide the width and there is a layer."""
     if heads < 1 or width % heads:
         raise ValueError(f"{name}: expected a width divisible by heads={heads}, got {width}")
-    if layers < 1:
-        raise ValueError(f"{name}: expected layers of at least 1, got {layers}")
+    check_whole(name, layers=layers)

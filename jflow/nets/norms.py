@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from jflow._core.checks import check_whole
 from jflow.types import Array
 
 __all__ = ["conv_bound", "induced_norm", "spectral_bound"]
@@ -24,8 +25,7 @@ def spectral_bound(w: Array, steps: int = 8) -> Array:
     Delattre, Barthelemy, Araujo, Allauzen, *Efficient Bound of Lipschitz Constant for Convolutional Layers by Gram
     Iteration* (2023).
     """
-    if steps < 1:
-        raise ValueError(f"spectral_bound: expected steps >= 1, got {steps}")
+    check_whole("spectral_bound", steps=steps)
 
     def rescale(g):
         square = jnp.sum(jnp.real(g * jnp.conj(g)), axis=(-2, -1))

@@ -18,7 +18,7 @@ import jax
 import jax.numpy as jnp
 
 from jflow._core.arrays import flat_rows
-from jflow._core.checks import need_key
+from jflow._core.checks import check_whole, need_key
 from jflow._core.jacobian import columns_of, dot, over_unit_vectors
 from jflow.types import Array, Key
 
@@ -47,7 +47,7 @@ def hutchinson(probes: int = 1, *, noise: Callable = jax.random.rademacher) -> D
     Sources: Hutchinson, "A stochastic estimator of the trace of the influence matrix", 1989; Grathwohl et al., "FFJORD:
     Free-form Continuous Dynamics for Scalable Reversible Generative Models", 2019.
     """
-    _check_count("hutchinson", "probes", probes)
+    check_whole("hutchinson", probes=probes)
 
     def draw(key, x):
         need_key("hutchinson", key)
@@ -69,8 +69,8 @@ def hutch_plus_plus(
     Source: Meyer, Musco, Musco, Woodruff, "Hutch++: Optimal Stochastic Trace Estimation", 2021.
     """
     probes = sketch if probes is None else probes
-    _check_count("hutch_plus_plus", "sketch", sketch)
-    _check_count("hutch_plus_plus", "probes", probes)
+    check_whole("hutch_plus_plus", sketch=sketch)
+    check_whole("hutch_plus_plus", probes=probes)
 
     def draw(key, x):
         need_key("hutch_plus_plus", key)
@@ -116,8 +116,3 @@ def _hutch_plus_plus(f, x, probes):
     trace, norm = dot(e, columns), dot(columns, columns)
     both = [jnp.sum(term[:rank], axis=0) + jnp.mean(term[rank:], axis=0) for term in (trace, norm)]
     return v, *both
-
-
-def _check_count(name, what, count):
-    if isinstance(count, bool) or int(count) != count or count < 1:
-        raise ValueError(f"{name}: expected {what} to be an integer of at least 1, got {count}")

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 from jax.typing import ArrayLike
 
 from jflow._core.arrays import expand_to, float_dtype, mean_event
-from jflow._core.checks import check_cond, need_key, rows
+from jflow._core.checks import check_cond, check_whole, need_key, rows
 from jflow._core.times import rising_times
 from jflow.distributions import mixtures
 from jflow.paths import LINEAR, Schedule
@@ -77,8 +77,7 @@ def gm_ode(
     grid = rising_times("gm_ode", (8 if steps is None else steps) if grid is None else grid)
     if order not in (1, 2):
         raise ValueError(f"gm_ode: expected order 1 or 2, got {order}")
-    if isinstance(substeps, bool) or int(substeps) != substeps or substeps < 1:
-        raise ValueError(f"gm_ode: expected substeps to be an integer of at least 1, got {substeps}")
+    check_whole("gm_ode", substeps=substeps)
     if not floor >= 0:
         raise ValueError(f"gm_ode: expected floor >= 0, got {floor}")
     n = x0.shape[0]

@@ -6,7 +6,7 @@ import numpy as np
 from jax.typing import ArrayLike
 
 from jflow._core.arrays import float_dtype, halves, joined
-from jflow._core.checks import check_cond, count_rows, like_state, rows
+from jflow._core.checks import check_cond, check_whole, count_rows, like_state, rows
 from jflow._core.times import rising_times
 from jflow.solvers._integrate import SolveInfo
 from jflow.solvers._parts import sampler_result
@@ -59,9 +59,8 @@ def sample_refined(
     Errors: ValueError unless heun >= 1, pseudo >= 0, refine >= 0, and for a grid of another length or that does not rise.
     Source: see the module.
     """
-    counts = {"heun": heun, "pseudo": pseudo, "refine": refine}
-    if any(isinstance(c, bool) or int(c) != c or c < (name == "heun") for name, c in counts.items()):
-        raise ValueError(f"sample_refined: expected whole numbers, heun >= 1, pseudo >= 0, refine >= 0, got {counts}")
+    check_whole("sample_refined", heun=heun)
+    check_whole("sample_refined", 0, pseudo=pseudo, refine=refine)
     total = heun + pseudo + refine
     times = rising_times("sample_refined", total if grid is None else grid)
     if np.shape(times)[0] != total + 1:

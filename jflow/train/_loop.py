@@ -13,7 +13,7 @@ import jax
 from tqdm import tqdm
 
 from jflow._core import processes
-from jflow._core.checks import described
+from jflow._core.checks import check_whole, described
 from jflow._core.files import expand
 from jflow._core.lock import hold
 from jflow.train._feed import feed, is_iterator, rows_of, visit
@@ -221,9 +221,7 @@ def _check(
 ):
     counts = {"steps": steps, "log_every": log_every, "save_every": save_every, "keep": keep, "inner": inner}
     optional = {"eval_every": eval_every, "patience": patience}
-    for name, count in (counts | {k: v for k, v in optional.items() if v is not None}).items():
-        if isinstance(count, bool) or not isinstance(count, int) or count < 1:
-            raise ValueError(f"expected {name} to be an int of at least 1, got {count!r}")
+    check_whole("fit", **counts, **{name: count for name, count in optional.items() if count is not None})
     for name in ("steps", "log_every", "eval_every") + (() if workdir is None else ("save_every",)):
         if (count := (counts | optional)[name]) and count % inner:
             raise ValueError(f"expected {name} to be a multiple of inner={inner}, got {count}")
@@ -233,8 +231,7 @@ def _check(
             f"{described(batches)}; data.batches makes one of a dict of arrays"
         )
     seekable = hasattr(batches, "position") and hasattr(batches, "seek")
-    if isinstance(prefetch, bool) or not isinstance(prefetch, int) or prefetch < 0:
-        raise ValueError(f"expected prefetch to be an int of at least 0, got {prefetch!r}")
+    check_whole("fit", 0, prefetch=prefetch)
     if workdir is not None and not callable(batches) and not seekable:
         raise TypeError("with a workdir, batches need `position` and `seek(position)` (jflow.data.batches has them)")
     if monitor is not None and evaluate is None:

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import optax
 
 from jflow._core.arrays import float_dtype
-from jflow._core.checks import described
+from jflow._core.checks import check_whole, described
 from jflow.train import ema as ema_lib
 from jflow.train._state import TrainState
 from jflow.types import Key, Loss, Metrics, Params, PyTree
@@ -57,8 +57,7 @@ def make_step(
     Raises ValueError at construction for a bad decay or count, and when traced if the state and `ema` disagree or a
     batch does not divide by `accumulate`.
     """
-    if isinstance(accumulate, bool) or not isinstance(accumulate, int) or accumulate < 1:
-        raise ValueError(f"expected accumulate to be an int of at least 1, got {accumulate!r}")
+    check_whole("make_step", accumulate=accumulate)
     if not callable(loss):
         raise TypeError(
             f"make_step: expected a loss (params, key, batch, frozen) -> (scalar, metrics), got {described(loss)}; "

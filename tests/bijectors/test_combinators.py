@@ -143,7 +143,7 @@ def test_conditioned_needs_cond():
 def test_bad_options_fail_at_construction():
     layer = bj.lu(2)
     for options, message in [
-        (dict(depth=0), "depth >= 1, got 0"),
+        (dict(depth=0), "depth to be a whole number of at least 1, got 0"),
         (dict(depth=6, reversible=4), "reversible=k to divide depth=6, got 4"),
         (dict(depth=6, reversible=0), "reversible=k to divide depth=6, got 0"),
         (dict(depth=6, reversible=-2), "reversible=k to divide depth=6, got -2"),

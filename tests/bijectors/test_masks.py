@@ -39,10 +39,10 @@ def test_alternating_masks_of_a_scan_transform_everything():
 
 def test_bad_sizes_name_what_was_expected():
     for make, message in [
-        (lambda: masks.checkerboard(0, 3), "expected height >= 1, got 0"),
-        (lambda: masks.channels(0), "expected count >= 1, got 0"),
-        (lambda: masks.random((3, 0)), r"expected event_shape\[1\] >= 1, got 0"),
-        (lambda: masks.alternating(masks.channels(2), 0), "expected depth >= 1, got 0"),
+        (lambda: masks.checkerboard(0, 3), "expected height to be a whole number of at least 1, got 0"),
+        (lambda: masks.channels(0), "expected count to be a whole number of at least 1, got 0"),
+        (lambda: masks.random((3, 0)), r"expected event_shape\[1\] to be a whole number of at least 1, got 0"),
+        (lambda: masks.alternating(masks.channels(2), 0), "expected depth to be a whole number of at least 1, got 0"),
     ]:
         with pytest.raises(ValueError, match=message):
             make()

@@ -144,9 +144,9 @@ def test_radial_moves_along_rays_and_keeps_its_center():
 @pytest.mark.parametrize(
     ("make", "message"),
     [
-        (lambda: bj.planar(0), "features >= 1, got 0"),
-        (lambda: bj.radial(0), "features >= 1, got 0"),
-        (lambda: bj.sylvester(0), "features >= 1, got 0"),
+        (lambda: bj.planar(0), "features to be a whole number of at least 1, got 0"),
+        (lambda: bj.radial(0), "features to be a whole number of at least 1, got 0"),
+        (lambda: bj.sylvester(0), "features to be a whole number of at least 1, got 0"),
         (lambda: bj.sylvester(3, 4), "rank from 1 to features=3, got 4"),
         (lambda: bj.sylvester(3, 0), "rank from 1 to features=3, got 0"),
         (lambda: bj.sylvester(3, reflections=-1), "reflections >= 0, got -1"),

@@ -209,7 +209,7 @@ def test_bad_options_are_errors():
     with pytest.raises(TypeError, match="coeff, weights and run .* got MLP"):
         bj.residual(nets.MLP((6,)))
     for make, message in (
-        (lambda: bj.log_dets.neumann(0), "terms >= 1, got 0"),
+        (lambda: bj.log_dets.neumann(0), "terms to be a whole number of at least 1, got 0"),
         (lambda: bj.log_dets.russian_roulette(-1), "exact_terms >= 0, got -1"),
         (lambda: bj.log_dets.russian_roulette(2, 1.0), r"p in \(0, 1\), got 1.0"),
         (lambda: bj.log_dets.russian_roulette(2, 0.0), r"p in \(0, 1\), got 0.0"),

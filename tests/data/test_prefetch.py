@@ -129,5 +129,5 @@ def test_sharding_and_bad_sizes():
     assert next(ahead)["x"].sharding == sharding
     ahead.close()
     for size in (0, 1.5, True):
-        with pytest.raises(ValueError, match="size of at least 1 batch"):
+        with pytest.raises(ValueError, match="size to be a whole number of at least 1"):
             data.prefetch(source(), size)

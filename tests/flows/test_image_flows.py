@@ -186,12 +186,12 @@ def test_flow_plus_plus_with_mixtures_of_logistics_returns_to_its_levels():
     [
         (lambda: flows.glow((6, 8, 1), scales=2), r"divisible by 4 and W by 4, got \[6, 8, 1\]"),
         (lambda: flows.glow((8, 8)), r"event_shape \[H, W, C\]"),
-        (lambda: flows.glow((8, 8, 1), scales=0), "scales >= 1"),
-        (lambda: flows.glow((8, 8, 1), depth=0), "depth >= 1"),
+        (lambda: flows.glow((8, 8, 1), scales=0), "scales to be a whole number of at least 1"),
+        (lambda: flows.glow((8, 8, 1), depth=0), "depth to be a whole number of at least 1"),
         (lambda: flows.flow_plus_plus((7, 8, 1)), r"divisible by 2 and W by 2, got \[7, 8, 1\]"),
         (lambda: flows.flow_plus_plus((8, 8, 1), depth=(1, 2)), r"three depths >= 0 .* got depth=\(1, 2\)"),
         (lambda: flows.dequantization_noise((8, 7, 1)), r"W by 2, got \[8, 7, 1\]"),
-        (lambda: flows.dequantization_noise((8, 8, 1), depth=0), "depth >= 1, got 0"),
+        (lambda: flows.dequantization_noise((8, 8, 1), depth=0), "depth to be a whole number of at least 1, got 0"),
         (lambda: distributions.scaled(distributions.normal((2,)), 0), "scale > 0, got 0"),
     ],
 )

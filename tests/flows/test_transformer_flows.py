@@ -168,9 +168,9 @@ def test_bad_input():
         flows.jet(EVENT, patch_size=3)
     with pytest.raises(ValueError, match="even count of numbers in a patch, got 1"):
         flows.jet((4, 4, 1), patch_size=1)
-    with pytest.raises(ValueError, match="depth >= 1, got 0"):
+    with pytest.raises(ValueError, match="jet: expected depth to be a whole number of at least 1, got 0"):
         flows.jet(EVENT, patch_size=2, depth=0)
-    with pytest.raises(ValueError, match="blocks >= 1, got 0"):
+    with pytest.raises(ValueError, match="tarflow: expected depth to be a whole number of at least 1, got 0"):
         flows.tarflow(EVENT, patch_size=2, depth=0)
     with pytest.raises(ValueError, match="max_log_scale > 0"):
         flows.starflow(EVENT, patch_size=2, max_log_scale=-1.0)

@@ -9,7 +9,7 @@ import pytest
 from jax.test_util import check_grads
 
 from jflow import kernels, nets
-from jflow.bijectors import _coupling, scales, univariate
+from jflow.bijectors import coupling, scales, univariate
 from jflow.bijectors.splines import rational_quadratic_knots
 from jflow.kernels import affine, columns, logistic_mixture, rational_quadratic
 
@@ -207,7 +207,7 @@ def test_explain_names_the_choice_and_the_reason(monkeypatch):
 def test_couplings_give_their_kernel_what_they_give_the_transformer(x64, event, axis, net):
     x = jnp.asarray(np.random.default_rng(0).normal(size=(6, *event)) * 2)
     layers = [
-        _coupling(univariate.rational_quadratic(4, implementation=i), net, split=2, axis=axis) for i in (None, "plain")
+        coupling(univariate.rational_quadratic(4, implementation=i), net, split=2, axis=axis) for i in (None, "plain")
     ]
     params = layers[0].init(jax.random.key(0), x)
     params["head"] = jax.tree.map(lambda p: jax.random.normal(jax.random.key(1), p.shape) / 4, params["head"])

@@ -200,7 +200,7 @@ def test_bad_input():
     refiner, x = exact_refiner(MIXTURE), noise(4)
     sample = lambda **options: solvers.sample_refined(V, {}, refiner, {}, x, **options)  # noqa: E731
     for wrong in ({"heun": 0}, {"pseudo": -1}, {"refine": 1.5}, {"heun": True}):
-        with pytest.raises(ValueError, match="heun >= 1, pseudo >= 0, refine >= 0"):
+        with pytest.raises(ValueError, match="to be a whole number of at least "):
             sample(**wrong)
     with pytest.raises(ValueError, match="grid of 10 times, got 3"):
         sample(grid=[0.0, 0.5, 1.0])

@@ -52,7 +52,7 @@ def test_the_residual_falls_with_the_step(solver, order, x64):
 
 
 def test_small_steps_are_lagrangian_distillation_from_the_source(x64):
-    """gradient / (step / s) -> that of align_lagrangian at t = 0, r = knob; the error halves with the step."""
+    """gradient / (step / s) -> that of lagrangian_map_distillation at t = 0, r = knob; the error halves with the step."""
     student, teacher, knob = chords(exact_map("gaussian")), oracles.as_velocity(GAUSSIAN), 0.4
     batch = {"x0": jax.random.normal(KEY, (16, 2)), "x": jnp.zeros((16, 2))}
     params, frozen = at(0.3, -0.2), {"teacher": {}}

@@ -105,7 +105,7 @@ def test_what_does_not_fit_is_an_error():
         params = init_linen(net, jax.random.key(0), x, VECTOR)
         with pytest.raises(ValueError, match="expected a vector in cond, as at init, got none"):
             apply_linen(net, params, x)
-    with pytest.raises(ValueError, match="depth of at least 1, got 0"):
+    with pytest.raises(ValueError, match="depth to be a whole number of at least 1, got 0"):
         nets.GatedAttentionNet(depth=0)
     with pytest.raises(ValueError, match="heads to divide the width 8"):
         jax.eval_shape(lambda: nets.GatedAttentionNet(8, heads=3).init(jax.random.key(0), x))

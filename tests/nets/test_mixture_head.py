@@ -65,5 +65,5 @@ def test_training_finds_both_modes_of_a_velocity():
 
 
 def test_bad_fields_say_so():
-    with pytest.raises(ValueError, match="components of at least 1, got 0"):
+    with pytest.raises(ValueError, match="components to be a whole number of at least 1, got 0"):
         MixtureHead(TimeMLP(), components=0)

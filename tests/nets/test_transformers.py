@@ -118,7 +118,7 @@ def test_bfloat16_computes_with_float32_output_and_params():
 def test_bad_input(make):
     with pytest.raises(ValueError, match="divisible by heads=3, got 8"):
         make(width=8, heads=3)
-    with pytest.raises(ValueError, match="layers of at least 1, got 0"):
+    with pytest.raises(ValueError, match="layers to be a whole number of at least 1, got 0"):
         make(layers=0)
     net = make(width=8, layers=1, heads=2)
     with pytest.raises(ValueError, match=r"shape \[b, n, d\], got \[3, 5\]"):

@@ -134,7 +134,7 @@ def test_networks_have_forward_derivatives(name):
 
 @pytest.mark.parametrize("name", NETS)
 def test_networks_have_forward_derivatives_in_r(name, x64):
-    """As `align_lagrangian` asks for it, under dropout and, where there is one, remat."""
+    """As `lagrangian_map_distillation` asks for it, under dropout and, where there is one, remat."""
     net, event = NETS[name]
     net = net.clone(dropout=0.3, time_scale=1.0, **({"remat": True} if name == "DiT" else {}))
     model = jflow.flow_map(net)
@@ -234,11 +234,11 @@ TAUGHT = {
     "mean_flow": lambda v: losses.mean_flow(STUDENT_MAP, teacher=v),
     "improved_mean_flow": lambda v: losses.improved_mean_flow(STUDENT_MAP, teacher=v),
     "shortcut": lambda v: losses.shortcut(STUDENT_MAP, teacher=v),
-    "discrete_consistency": lambda v: losses.consistency_training(STUDENT, steps=APART, teacher=v),
+    "consistency_training": lambda v: losses.consistency_training(STUDENT, steps=APART, teacher=v),
     "consistency_flow_matching": lambda v: losses.consistency_flow_matching(STUDENT, teacher=v),
     "anchored_consistency": lambda v: losses.anchored_consistency(STUDENT_MAP, teacher=v),
-    "align_eulerian": lambda v: losses.eulerian_map_distillation(STUDENT_MAP, v),
-    "align_lagrangian": lambda v: losses.lagrangian_map_distillation(STUDENT_MAP, v),
+    "eulerian_map_distillation": lambda v: losses.eulerian_map_distillation(STUDENT_MAP, v),
+    "lagrangian_map_distillation": lambda v: losses.lagrangian_map_distillation(STUDENT_MAP, v),
     "self_correction": lambda v: losses.self_correction(STUDENT, v),
     "velocity_matching": lambda v: losses.velocity_matching(STUDENT, v),
     "velocity_distillation": lambda v: losses.velocity_distillation(STUDENT, v),
@@ -254,7 +254,7 @@ TAUGHT = {
 }
 SELF_TAUGHT = {
     "adversarial": losses.adversarial(lambda p, x0, cond: x0, JUDGE),
-    "c_rectified": losses.c_rectified_flow(JUDGE),
+    "c_rectified_flow": losses.c_rectified_flow(JUDGE),
     "flow_matching": losses.flow_matching(STUDENT),
     "initial_velocity": losses.initial_velocity(STUDENT),
     "constant_acceleration": losses.constant_acceleration(STUDENT, STUDENT),

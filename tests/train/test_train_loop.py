@@ -378,14 +378,14 @@ def test_progress_bar_goes_to_stderr(capsys):
 @pytest.mark.parametrize(
     ("options", "error", "said"),
     [
-        ({"steps": 0}, ValueError, "steps to be an int of at least 1, got 0"),
+        ({"steps": 0}, ValueError, "steps to be a whole number of at least 1, got 0"),
         ({"log_every": 0}, ValueError, "log_every"),
         ({"keep": 1.5}, ValueError, "keep"),
         ({"patience": 0}, ValueError, "patience"),
-        ({"inner": 0}, ValueError, "inner to be an int of at least 1, got 0"),
+        ({"inner": 0}, ValueError, "inner to be a whole number of at least 1, got 0"),
         ({"inner": 2, "batches": drawn}, ValueError, "steps to be a multiple of inner=2, got 3"),
         ({"inner": 3, "batches": drawn, "log_every": 4}, ValueError, "log_every to be a multiple of inner=3, got 4"),
-        ({"prefetch": -1}, ValueError, "prefetch to be an int of at least 0, got -1"),
+        ({"prefetch": -1}, ValueError, "prefetch to be a whole number of at least 0, got -1"),
         ({"inner": 3, "log_every": 3, "batches": iter([{"x": ROWS["x"]}] * 2)}, ValueError, "ended after step 0"),
         ({"monitor": "v"}, ValueError, "monitor='v' names a number of `evaluate`"),
         ({"patience": 3}, ValueError, "patience counts evaluations of `monitor`"),

@@ -227,7 +227,7 @@ def test_parts_that_do_not_divide_the_batch():
     with pytest.raises(ValueError, match=r"accumulate=5 does not divide the batch: 'x' has the shape \[12, 3\]"):
         train.make_step(rows_loss, optax.sgd(0.1), accumulate=5)(state, ROWS)
     for bad in (0, 1.5, True):
-        with pytest.raises(ValueError, match="accumulate to be an int of at least 1"):
+        with pytest.raises(ValueError, match="accumulate to be a whole number of at least 1"):
             train.make_step(rows_loss, optax.sgd(0.1), accumulate=bad)
 
 
