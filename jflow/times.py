@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from jflow import times as time_laws
-from jflow._core.times import check_knots
+from jflow._core.times import partition
 from jflow.types import Array, Time, TimePair
 
 __all__ = [
@@ -251,7 +251,7 @@ def sequential(knots: Sequence[float], *, starts: float = 0.25) -> Time:
     less that of data: 0.10 with starts = 0.25, 0.02 with 0.75.) starts = 1 is distillation into one
     step a segment. Errors: ValueError for starts outside [0, 1] and for knots that don't rise strictly from 0 to 1.
     """
-    first = fixed(check_knots("sequential", knots)[:-1])
+    first = fixed(partition("sequential", knots)[:-1])
     if not 0 <= starts <= 1:
         raise ValueError(f"sequential: expected starts in [0, 1], got {starts}")
 

@@ -66,21 +66,14 @@ def check_steps(name: str, steps: Callable) -> None:
         raise ValueError(f"{name}: expected steps (t, s) with 0 <= t < s <= 1; a draw has t={t[at]}, s={s[at]}")
 
 
-def window_knots(name: str, knots) -> np.ndarray:
-    """Rising times [K + 1] from 0 to 1, or ValueError."""
-    times = np.asarray(rising_times(name, knots), np.float64)
-    if (times[0], times[-1]) != (0, 1):
-        raise ValueError(f"{name}: expected windows that cover [0, 1], knots from 0 to 1, got {knots}")
+def partition(name: str, knots) -> np.ndarray:
+    """Times [K + 1] that rise from 0 to 1: the knots themselves, or the ends of so many equal parts."""
+    times = np.asarray(rising_times(name, knots) if np.ndim(knots) == 0 else knots, np.float64)
+    if times.ndim != 1 or len(times) < 2 or (times[0], times[-1]) != (0, 1) or not np.all(np.diff(times) > 0):
+        raise ValueError(f"{name}: expected knots that rise strictly from 0 to 1, got {knots}")
     return times
 
 
 def window_index(knots: np.ndarray, t):
     """The window of each t [b]: k where knots[k] <= t < knots[k + 1]."""
     return jnp.clip(jnp.searchsorted(jnp.asarray(knots, t.dtype), t, side="right") - 1, 0, len(knots) - 2)
-
-
-def check_knots(name, knots) -> np.ndarray:
-    times = np.asarray(knots, np.float64)
-    if times.ndim != 1 or len(times) < 2 or (times[0], times[-1]) != (0, 1) or not np.all(np.diff(times) > 0):
-        raise ValueError(f"{name}: expected knots that rise strictly from 0 to 1, got {knots}")
-    return times

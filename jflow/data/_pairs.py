@@ -34,7 +34,7 @@ from jax.typing import ArrayLike
 
 from jflow import solvers
 from jflow._core.checks import check_whole
-from jflow._core.times import check_knots
+from jflow._core.times import partition
 from jflow.data._placement import place
 from jflow.data._shards import Draw, write_shards
 from jflow.data._splits import Rows, count, take
@@ -215,7 +215,7 @@ def generate_reflow_trajectories(
     steps: equal ones of the solver within each segment. A source of 'x0' runs forward, one of 'x' (real data) backward;
     the rows lie in rising time either way. All else as in `data.generate_reflow_pairs`.
     """
-    times = check_knots("generate_reflow_trajectories", knots)
+    times = partition("generate_reflow_trajectories", knots)
     check_whole("generate_reflow_trajectories", steps=steps)
 
     def carry(params, start, cond, backward):

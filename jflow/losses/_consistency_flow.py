@@ -19,7 +19,7 @@ from jflow._core.batch import mean_of_rows
 from jflow._core.checks import like_state
 from jflow._core.keys import same_draws
 from jflow._core.line import on_line
-from jflow._core.times import rising_times
+from jflow._core.times import partition
 from jflow.losses._consistency import Frozen, online_target
 from jflow.losses._errors import mean_squared_error
 from jflow.losses._pairs import check_drop, draw_pairs
@@ -71,9 +71,7 @@ def consistency_flow_matching(
     """
     name = "consistency_flow_matching"
     check_drop(name, drop, null)
-    edges = rising_times(name, segments)
-    if edges[0] != 0 or edges[-1] != 1:
-        raise ValueError(f"{name}: expected segments from 0 to 1, got {edges}")
+    edges = partition(name, segments)
     shortest = min(b - a for a, b in zip(edges[:-1], edges[1:], strict=True))
     if not 0 < delta <= shortest:
         raise ValueError(f"{name}: expected 0 < delta <= {shortest:.4g}, the shortest segment, got {delta}")

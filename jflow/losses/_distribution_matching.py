@@ -29,7 +29,7 @@ from jflow._core.arrays import expand_to, float_dtype, mean_event
 from jflow._core.batch import mean_of_rows
 from jflow._core.checks import check_weights, frozen_entry, like_state, take_parts
 from jflow._core.line import line
-from jflow._core.times import rising_times
+from jflow._core.times import partition
 from jflow.losses._adversarial import Generate
 from jflow.losses._pairs import draw_pairs
 from jflow.solvers import apply_flow_map
@@ -125,11 +125,9 @@ def shared_timesteps(
     """
     name = "shared_timesteps"
     check_weights(name, fake_weight=fake_weight)
-    knots = np.asarray(rising_times(name, grid), np.float64)
-    if len(knots) < 3 or (knots[0], knots[-1]) != (0, 1):
-        raise ValueError(
-            f"{name}: expected a grid of at least three times that rises from 0 to 1, got {knots.tolist()}"
-        )
+    knots = partition(name, grid)
+    if len(knots) < 3:
+        raise ValueError(f"{name}: expected a grid of at least three times, got {knots.tolist()}")
     levels = np.append(knots[1:-1], knots[-2])
 
     def loss(params, key, batch, frozen=None):

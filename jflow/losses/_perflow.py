@@ -26,7 +26,7 @@ from jflow import couplings, paths, times
 from jflow._core.arrays import expand_to, float_dtype
 from jflow._core.batch import mean_of_rows
 from jflow._core.checks import check_same_shape, frozen_entry, like_state, with_checked_output
-from jflow._core.times import window_index, window_knots
+from jflow._core.times import partition, window_index
 from jflow.losses._errors import Metric, mean_squared_error
 from jflow.losses._pairs import check_drop, draw_pairs
 from jflow.losses._teacher import average_velocity, check_fixed
@@ -72,7 +72,7 @@ def perflow(
     Source: Yan, Liu, Pan, Liew, Liu, Feng, "PeRFlow: Piecewise Rectified Flow as Universal Plug-and-Play Accelerator", 2024
         (its time is 1 - t here).
     """
-    knots = window_knots("perflow", knots)
+    knots = partition("perflow", knots)
     inside = piecewise(schedule, knots)
     return in_windows("perflow", velocity, teacher, knots, schedule, inside, time, solver, steps, metric, drop, null)
 
@@ -80,7 +80,7 @@ def perflow(
 def in_windows(name, velocity, teacher, knots, schedule, inside, time, solver, steps, metric, drop, null) -> Loss:
     """Regression of a velocity along the path `inside`, which meets `schedule` at the knots, between the ends of a window that
     the teacher connects."""
-    knots = window_knots(name, knots)
+    knots = partition(name, knots)
     check_drop(name, drop, null)
     # a solver on the linear path meets no slope that is infinite, as those of diffusion schedules are near data
     teacher = with_checked_output(f"{name}: teacher", teacher)

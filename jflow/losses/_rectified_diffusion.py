@@ -20,7 +20,7 @@ import jax.numpy as jnp
 from jflow import couplings, paths, times
 from jflow._core.arrays import expand_to, float_dtype
 from jflow._core.checks import need_pairs
-from jflow._core.times import window_index, window_knots
+from jflow._core.times import partition, window_index
 from jflow.losses._errors import Metric, mean_squared_error
 from jflow.losses._pairs import check_drop, draw_pairs
 from jflow.losses._perflow import in_windows, regressed
@@ -112,7 +112,7 @@ def noise_error(schedule: Schedule, metric: Metric = mean_squared_error) -> Metr
 def end_error(schedule: Schedule, knots: int | Sequence[float] = 1, metric: Metric = mean_squared_error) -> Metric:
     """The metric of the states at the end of t's window that two velocities lead to in one step of DDIM; with one window, of
     the data that they predict. Errors: ValueError as `perflow` for the knots."""
-    knots = window_knots("end_error", knots)
+    knots = partition("end_error", knots)
 
     def error(v, target, x_t, t):
         end = jnp.asarray(knots, t.dtype)[window_index(knots, t) + 1]

@@ -14,7 +14,7 @@ from collections.abc import Sequence
 import jax.numpy as jnp
 
 from jflow._core.arrays import expand_to
-from jflow._core.times import check_knots
+from jflow._core.times import partition
 from jflow.types import Path as Interpolant
 
 
@@ -31,7 +31,7 @@ def sequential_path(knots: Sequence[float]) -> Interpolant:
     from 0 to 1 (at construction), and for a trajectory of another length.
     Source: Yoon, Lee, "Sequential Flow Straightening for Generative Modeling", 2024; formulas derived.
     """
-    times = check_knots("sequential_path", knots)
+    times = partition("sequential_path", knots)
 
     def segment(x1, t):
         if x1.ndim < 2 or x1.shape[1] != len(times):

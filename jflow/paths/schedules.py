@@ -22,7 +22,7 @@ from collections.abc import Sequence
 import jax
 import jax.numpy as jnp
 
-from jflow._core.times import window_index, window_knots
+from jflow._core.times import partition, window_index
 from jflow.paths._affine import LINEAR, Schedule
 from jflow.types import Array
 
@@ -179,7 +179,7 @@ def piecewise(schedule: Schedule, knots: int | Sequence[float]) -> Schedule:
     then the velocity ((alpha_b - alpha_a) z + (alpha_a sigma_b - alpha_b sigma_a) eps) / ((b - t) alpha_a + (t - a) alpha_b),
     PeRFlow's with lambda = alpha_b / alpha_a and eta = sigma_b - lambda sigma_a. Errors: ValueError as `perflow`.
     """
-    knots = window_knots("piecewise", knots)
+    knots = partition("piecewise", knots)
 
     def through(f):
         def value(t):

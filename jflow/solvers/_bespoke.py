@@ -37,7 +37,7 @@ from jflow import solvers
 from jflow._core.arrays import expand_to, float_dtype, mean_event
 from jflow._core.batch import mean_of_rows, read
 from jflow._core.checks import check_cond, check_whole, frozen_entry, like_state, need_pairs, rows, with_checked_output
-from jflow._core.times import check_knots
+from jflow._core.times import partition
 from jflow.solvers._integrate import SolveInfo
 from jflow.types import Array, Cond, Loss, Params, Velocity
 
@@ -128,7 +128,7 @@ def bespoke_bound(
     Errors: ValueError for knots that don't rise strictly from 0 to 1, another solver, lipschitz < 0; at trace time for
         a batch of other shapes, a theta of other shapes, no frozen['teacher'].
     """
-    times = check_knots("bespoke_bound", knots)
+    times = partition("bespoke_bound", knots)
     stages = _stages("bespoke_bound", solver)
     if not lipschitz >= 0:
         raise ValueError(f"bespoke_bound: expected lipschitz >= 0, got {lipschitz}")

@@ -9,7 +9,7 @@ from jax.typing import ArrayLike
 
 from jflow._core.arrays import float_dtype
 from jflow._core.checks import check_cond, like_state
-from jflow._core.times import check_knots
+from jflow._core.times import partition
 from jflow.types import Array, Cond, Params, Velocity
 
 
@@ -25,7 +25,7 @@ def step_costs(velocity: Velocity, params: Params, x: Array, times: Sequence[flo
     Source: Nguyen, Nguyen, Nguyen, "Bellman Optimal Stepsize Straightening of Flow-Matching Models", 2024. It takes the
         solution from Euler's method on the fine grid.
     """
-    times = check_knots("step_costs", times)
+    times = partition("step_costs", times)
     x = jnp.asarray(x)
     if x.ndim < 2 or x.shape[1] != len(times):
         raise ValueError(f"step_costs: expected x of shape [b, {len(times)}, ...], got {list(x.shape)}")

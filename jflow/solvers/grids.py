@@ -14,7 +14,7 @@ import numpy as np
 from jax.typing import ArrayLike
 
 from jflow import times
-from jflow._core.times import check_grid, window_knots
+from jflow._core.times import check_grid, partition
 from jflow.paths import LINEAR, Schedule, matched_time, schedules
 
 __all__ = ["cosine", "edm", "log_snr", "matched", "power", "shifted", "uniform"]
@@ -92,7 +92,7 @@ def _steps(name, n):
 def windows(knots: int | Sequence[float], n: int) -> np.ndarray:
     """Times [n + 1] of n steps that meet the knots (as in `perflow`), equal within a window, shared out evenly: where n is
     not a multiple of the windows, the first ones, near noise, have one more. Errors: ValueError for n below their number."""
-    times = window_knots("windows", knots)
+    times = partition("windows", knots)
     windows = len(times) - 1
     if isinstance(n, bool) or int(n) != n or n < windows:
         raise ValueError(f"windows: expected n to be at least {windows}, one step a window, got {n}")
