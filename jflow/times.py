@@ -5,15 +5,17 @@ The papers' time runs from data to noise, t = 1 - theirs; laws that are symmetri
 """
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
+from typing import TypeVar
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jflow import times as time_laws
-from jflow._core.times import partition
+from jflow._core.times import Times, partition
 from jflow.types import Array, Time, TimePair
+
+_T = TypeVar("_T", Array, np.ndarray, float)
 
 __all__ = [
     "antithetic",
@@ -129,7 +131,7 @@ def u_shaped(a: float = 4.0, *, draws: Time = _UNIFORM) -> Time:
     return from_quantile(lambda u: jnp.clip(0.5 + jnp.arcsinh((2 * u - 1) * math.sinh(a / 2)) / a, 0, 1), draws)
 
 
-def shift(t: Array, factor: float) -> Array:
+def shift(t: _T, factor: float) -> _T:
     """t / (t + factor (1 - t)): factor > 1 moves times towards noise (t = 0), and shift(., 1 / factor) is the inverse.
 
     In noise levels sigma = 1 - t it is factor sigma / (1 + (factor - 1) sigma): the odds of noise times factor. For times
@@ -168,7 +170,7 @@ def pairs(time: Time = _UNIFORM, *, equal: float = 0.0) -> TimePair:
     return draw
 
 
-_LENGTH = time_laws.logit_normal(-0.8, 1.0)
+_LENGTH = logit_normal(-0.8, 1.0)
 
 
 def interval_pairs(length: Time = _LENGTH) -> TimePair:
@@ -185,7 +187,7 @@ def interval_pairs(length: Time = _LENGTH) -> TimePair:
     return draw
 
 
-def fixed(times: Sequence[float]) -> Time:
+def fixed(times: Times) -> Time:
     """t drawn from a set, each time as often: (key, n) -> t [n]. Errors: ValueError unless all lie in [0, 1]."""
     times = np.asarray(times, np.float64)
     if times.ndim != 1 or times.size == 0 or not np.all((times >= 0) & (times <= 1)):
@@ -242,7 +244,7 @@ def nearby_pairs(reach: float = 0.12) -> TimePair:
     return draw
 
 
-def sequential(knots: Sequence[float], *, starts: float = 0.25) -> Time:
+def sequential(knots: Times, *, starts: float = 0.25) -> Time:
     """Uniform times, but for a share `starts` of the rows, which lies at the starts of the segments: (key, n) -> t [n].
 
     The velocity of `sequential_path` jumps at the knots. A network of t is smooth and settles between its two values there,

@@ -4,11 +4,13 @@ import inspect
 import math
 import operator
 from collections.abc import Mapping
+from typing import Any
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.typing import ArrayLike
 
 from jflow._core.arrays import float_dtype
 from jflow.types import (
@@ -18,6 +20,7 @@ from jflow.types import (
     ElboFlow,
     Flow,
     FlowMap,
+    Key,
     Params,
     PyTree,
     Transport,
@@ -97,7 +100,8 @@ def check_rows(name: str, what: str, value: Array, n: int) -> Array:
 
 def check_key(name: str, key) -> None:
     """Raise unless key is a jax.random.key, or one of the old kind, jax.random.PRNGKey."""
-    shape, dtype = getattr(key, "shape", None), getattr(key, "dtype", None)
+    shape: Any = getattr(key, "shape", None)
+    dtype: Any = getattr(key, "dtype", None)
     if shape == () and jnp.issubdtype(dtype, jax.dtypes.prng_key) or dtype == jnp.uint32 and len(shape) == 1:
         return
     raise TypeError(f"{name}: expected key to be one jax.random.key(seed), got {described(key)}")
@@ -189,16 +193,18 @@ def check_raw(name: str, x: Array, raw: Array, size: int) -> tuple[Array, Array]
     return jnp.asarray(x, dtype), jnp.asarray(raw, dtype)
 
 
-def need_key(name: str, key) -> None:
-    """Raise when a stochastic function was called without a key, or with something else."""
+def need_key(name: str, key: Key | None) -> Key:
+    """key; raise when a stochastic function was called without a key, or with something else."""
     if key is None:
         raise ValueError(f"{name} is stochastic: it needs a key (jax.random.key), got None")
     check_key(name, key)
+    return key
 
 
 def like_rows(name: str, row: PyTree, cond: Cond) -> Cond:
     """`row`, one row of cond without the batch axis, repeated into the shapes and types of cond."""
-    given, expected = jax.tree.structure(row), jax.tree.structure(cond)
+    structures: list[Any] = [jax.tree.structure(tree) for tree in (row, cond)]
+    given, expected = structures
     if given != expected:
         raise ValueError(f"{name}: expected null to be one row of cond, {expected}, got {given}")
     row = jax.tree.map(lambda r, c: _as_type(name, r, c.dtype), row, cond)
@@ -218,8 +224,10 @@ def _as_type(name: str, null, dtype) -> Array:
         same = jnp.issubdtype(null.dtype, jnp.bool_ if truth else jnp.integer)
     else:
         null = np.asarray(null)
-        same = null.dtype.kind == "b" if truth else null.dtype.kind not in "bOSU" and np.all(null == np.round(null))
-        same = same and (truth or np.all((null >= 0) & (null <= jnp.iinfo(dtype).max)))
+        same = (
+            null.dtype.kind == "b" if truth else null.dtype.kind not in "bOSU" and bool(np.all(null == np.round(null)))
+        )
+        same = same and (truth or bool(np.all((null >= 0) & (null <= jnp.iinfo(dtype).max))))
     if not same:
         kind = "truth values" if truth else f"labels ({dtype}, 0 or more)"
         given = repr(null.tolist()) if isinstance(null, np.ndarray) and null.size < 9 else described(null)
@@ -235,7 +243,7 @@ def like_state(name: str, v: PyTree, x: PyTree) -> PyTree:
     return jax.tree.map(lambda v, x: v.astype(jnp.result_type(x)), v, x)
 
 
-def rows(t: Array, n: int) -> Array:
+def rows(t: ArrayLike, n: int) -> Array:
     """t [n] from t [n] or a scalar."""
     t = jnp.asarray(t)
     if t.shape not in ((), (n,)):

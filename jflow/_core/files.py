@@ -48,8 +48,8 @@ def replace_file(path: str | Path) -> Iterator[Path]:
         os.replace(folder / path.name, path)
     except (OSError, ExceptionGroup) as error:
         cause = error if isinstance(error, OSError) else system_error(error)
-        elsewhere = cause is None or cause.filename is not None and not str(cause.filename).startswith(str(folder))
-        if elsewhere or cause.errno is None:
+        elsewhere = cause is not None and cause.filename is not None and not str(cause.filename).startswith(str(folder))
+        if cause is None or elsewhere or cause.errno is None:
             raise  # not of writing: something else that the block did
         # A full disk, mostly. The number is kept: it tells this from a mistake in the path.
         raise OSError(cause.errno, f"cannot write {path}: {cause.strerror or os.strerror(cause.errno)}") from error

@@ -14,7 +14,7 @@ from jflow._core import processes
 try:
     import fcntl
 except ImportError:  # Windows
-    fcntl = None
+    fcntl = None  # type: ignore[assignment]  # a module, where there is one
 
 FILE = "run.lock"
 # The workdirs that the caller holds: another thread is another run.

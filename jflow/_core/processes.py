@@ -95,10 +95,10 @@ def check_agreement(facts: Mapping[str, Any]) -> None:
 
 def _differing_line(a: str, b: str) -> tuple[str, str]:
     lines = [a.splitlines(), b.splitlines()]
-    for pair in zip(*lines, strict=False):
-        if pair[0] != pair[1]:
-            return tuple(line.strip()[:200] for line in pair)
-    return tuple(f"{len(part)} lines" for part in lines)
+    for left, right in zip(*lines, strict=False):
+        if left != right:
+            return left.strip()[:200], right.strip()[:200]
+    return f"{len(lines[0])} lines", f"{len(lines[1])} lines"
 
 
 def _gather(text: str) -> list[str]:

@@ -79,8 +79,8 @@ def tied(tree: PyTree) -> PyTree:
     """`tree`, each float in it a linear function of all floats: JAX transposes a solve only if its whole right-hand side is
     differentiated, and on a mesh all of it has to vary where a part of it does."""
     leaves, shape = jax.tree.flatten(tree)
-    zero = sum(jnp.sum(jnp.ravel(leaf)[:0]) for leaf in leaves if _is_float(leaf))
-    return shape.unflatten([leaf + zero.astype(leaf.dtype) if _is_float(leaf) else leaf for leaf in leaves])
+    zero = jnp.asarray(sum(jnp.sum(jnp.ravel(leaf)[:0]) for leaf in leaves if _is_float(leaf)))
+    return jax.tree.unflatten(shape, [leaf + zero.astype(leaf.dtype) if _is_float(leaf) else leaf for leaf in leaves])
 
 
 def reverse_only(tree: PyTree, message: str) -> PyTree:

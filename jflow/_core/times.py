@@ -1,12 +1,15 @@
 """Times between the source and data: grids of [0, 1], and laws that are tried once."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
 from jflow.types import TimePair
+
+Times = Sequence[float] | np.ndarray
+"""Times in [0, 1], one after another."""
 
 
 def check_grid(name, grid, rising):

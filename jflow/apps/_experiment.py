@@ -191,14 +191,14 @@ def _train(experiment: Experiment, workdir: Path, progress: bool, mesh: jax.shar
     else:  # with rules a device may be too small for the whole
         state = init_sharded(start, mesh, experiment.rules) if experiment.rules else shard(start(), mesh)
 
-    def evaluate(state: TrainState):
-        return experiment.evaluate(_shown(state), pre_state, eval_key, splits)
+    def undone(rows):
+        return pre.undo(pre_state, jax.tree.map(np.asarray, dict(rows)))
 
-    def picture(state: TrainState):
-        rows = experiment.sample(_shown(state), picture_key, experiment.picture_rows)
-        return experiment.picture(pre.undo(pre_state, jax.tree.map(np.asarray, dict(rows))))
-
-    draws = experiment.sample is not None and experiment.picture is not None
+    score, sample, draw, many = experiment.evaluate, experiment.sample, experiment.picture, experiment.picture_rows
+    evaluate = None if score is None else lambda state: score(_shown(state), pre_state, eval_key, splits)
+    picture = (
+        None if sample is None or draw is None else lambda state: draw(undone(sample(_shown(state), picture_key, many)))
+    )
     return fit(
         state,
         make_step(
@@ -214,8 +214,8 @@ def _train(experiment: Experiment, workdir: Path, progress: bool, mesh: jax.shar
         log_every=experiment.log_every,
         save_every=experiment.save_every,
         eval_every=experiment.eval_every,
-        evaluate=None if experiment.evaluate is None else evaluate,
-        picture=picture if draws else None,
+        evaluate=evaluate,
+        picture=picture,
         monitor=experiment.monitor,
         patience=experiment.patience,
         skip_nonfinite=experiment.skip_nonfinite,
@@ -248,6 +248,7 @@ def load(workdir: str | Path, *, step: int | None = None, ema: bool = True) -> L
         folder = workdir if step is None else workdir / "best"
     params = checkpoint.restore_params(folder, step, ema)  # the newest, if that is None; raises where there is none
     step = checkpoint.latest(folder) if step is None else step
+    assert step is not None  # `restore_params` has found one
     state, pre = _preprocess_of(folder, step), experiment.preprocess
     bound = BoundPreprocess(
         state,

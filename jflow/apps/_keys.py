@@ -53,7 +53,7 @@ def kind_of(where: str, parameter: inspect.Parameter, namespace: dict[str, Any])
             return None
         kind = type(default)
     if kind in (tuple, list) and default and len(entries := {type(value) for value in default}) == 1:
-        kind = tuple[(*entries, ...)] if kind is tuple else list[entries.pop()]
+        kind = types.GenericAlias(kind, (*entries, ...) if kind is tuple else (*entries,))
     return kind | None if default is None else kind
 
 
@@ -183,7 +183,7 @@ def listed(path: Path) -> list[Key]:
         if not kind and isinstance(default, ast.Constant) and default.value is not None:
             kind = type(default.value).__name__
         written = ast.get_source_segment(source, default) if default else None
-        about = meanings.get(key.arg, comments.get((default or key).end_lineno, ""))
+        about = meanings.get(key.arg, comments.get((default or key).end_lineno or 0, ""))
         keys.append(Key(key.arg, kind, " ".join((written or "").split()), about))
     return keys
 

@@ -15,6 +15,7 @@ import traceback
 import warnings
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 import jflow
 from jflow._core.environment import COORDINATOR
@@ -72,7 +73,7 @@ def _say_stopped(how: str, argv: Sequence[str]) -> None:
 
 def _one_line(error: Exception) -> str:
     if _full_disk(error):
-        error = system_error(error)
+        error = system_error(error) or error
     text = str(error)
     if isinstance(error, OSError) and error.errno:
         text = f"{error.filename}: {error.strerror}" if error.filename else error.strerror or ""
@@ -176,7 +177,7 @@ def fit(args) -> None:
     from jflow.apps import table_report, tables
 
     config = Path(__file__).parent / "configs" / "table.py"
-    overrides = _pairs(args.overrides)
+    overrides: dict[str, Any] = _pairs(args.overrides)
     overrides |= {"table": str(args.table.absolute()), "fingerprint": tables.digest(args.table)}
     _, values = apps.load_config(config, overrides)
     prepared = tables.loader(**{name: values[name] for name in tables.KEYS})()

@@ -68,7 +68,8 @@ def prepare(
         part = np.full(n, TRAIN, dtype=object)
         parts = data.split({"i": np.arange(n)}, valid=0.1, test=0.1, seed=seed)
         for name, rows in ((VALID, parts.valid), (TEST, parts.test)):
-            part[rows["i"]] = name
+            if rows is not None:
+                part[rows["i"]] = name
     noisy = data.add_noise(schema, encoded, np.random.default_rng((seed, 1)))
     return Prepared(table, schema, encoded, noisy, part)
 

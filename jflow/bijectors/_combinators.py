@@ -1,6 +1,7 @@
 """Combinators: bijectors from bijectors."""
 
 from functools import partial
+from typing import TypeVar, overload
 
 import flax.linen as nn
 import jax
@@ -16,7 +17,14 @@ from jflow.types import Bijector, Transport
 __all__ = ["chain", "conditioned", "indicated", "invert", "on_part"]
 
 
-def chain(*layers: Bijector) -> Bijector:
+_Map = TypeVar("_Map", Bijector, Transport, Bijector | Transport)
+
+
+@overload
+def chain(*layers: Bijector) -> Bijector: ...  # type: ignore[overload-overlap]  # the other has a Transport among its layers
+@overload
+def chain(*layers: Bijector | Transport) -> Transport: ...
+def chain(*layers):
     """One map after another, the source side first: forward applies layers[0], then layers[1] ... Params {'0', '1', ...}."""
     kind = kind_of("chain", layers)
 
@@ -59,7 +67,7 @@ def chain(*layers: Bijector) -> Bijector:
     return _make(kind, init, forward, inverse, pullback)
 
 
-def invert(bijector: Bijector) -> Bijector:
+def invert(bijector: _Map) -> _Map:
     """Forward and inverse exchanged, and with them the side from which `init` looks."""
     check_noun("invert", bijector, Bijector, Transport)
 
@@ -75,7 +83,7 @@ def invert(bijector: Bijector) -> Bijector:
     )
 
 
-def on_part(bijector: Bijector, part: slice) -> Bijector:
+def on_part(bijector: _Map, part: slice) -> _Map:
     """`bijector` on x[..., part], a contiguous slice of the last axis; the rest passes. Params are the bijector's own.
 
     The bijector must keep the shape of its part. Multi-scale flows are made of it: on_part(chain(squeeze(), ...,
@@ -111,7 +119,7 @@ def on_part(bijector: Bijector, part: slice) -> Bijector:
     return type(bijector)(init, partial(apply, bijector.forward), partial(apply, bijector.inverse))
 
 
-def conditioned(bijector: Bijector, embed: nn.Module) -> Bijector:
+def conditioned(bijector: _Map, embed: nn.Module) -> _Map:
     """`bijector` conditioned on embed(cond): a Linen module, such as nn.Embed(10, 16) for labels. Params {'embed',
     'bijector'}. The embedding is computed once, outside any scan in `bijector`."""
     check_noun("conditioned", bijector, Bijector, Transport)
@@ -136,7 +144,7 @@ def conditioned(bijector: Bijector, embed: nn.Module) -> Bijector:
     return _prepared(bijector, init, prepare)
 
 
-def indicated(bijector: Bijector, size: int) -> Bijector:
+def indicated(bijector: _Map, size: int) -> _Map:
     """`bijector` told which layer it is, by an embedding [size] of its own beside cond: cond becomes the embedding, or the
     pair (cond, embedding).
 
@@ -166,7 +174,7 @@ def indicated(bijector: Bijector, size: int) -> Bijector:
     return _prepared(bijector, init, prepare)
 
 
-def _prepared(bijector: Bijector, init, prepare) -> Bijector:
+def _prepared(bijector: _Map, init, prepare) -> _Map:
     """`bijector` on what `prepare` makes of its arguments: prepare(params, x, cond, key) -> ((params, cond), key), in which
     x lends its shape alone."""
 
@@ -205,6 +213,6 @@ def kind_of(name: str, layers) -> type:
     return Transport if any(isinstance(layer, Transport) for layer in layers) else Bijector
 
 
-def towards(side: str, layer: Bijector):
+def towards(side: str, layer: Bijector | Transport):
     """The map that leads away from `side`."""
     return layer.inverse if side == "data" else layer.forward

@@ -46,7 +46,7 @@ def inception(weights: str | Path | Mapping[str, np.ndarray]) -> Params:
 def _fold(weights: Mapping[str, np.ndarray], name: str, shape: tuple[int, ...]) -> dict:
     """{'kernel' [*shape], 'bias'} of one convolution with its batch norm; shape is (height, width, in, out)."""
     height, width, inputs, outputs = shape
-    expected = {"conv.weight": (outputs, inputs, height, width)}
+    expected: dict[str, tuple[int, ...]] = {"conv.weight": (outputs, inputs, height, width)}
     expected |= {f"bn.{part}": (outputs,) for part in ("weight", "bias", "running_mean", "running_var")}
     parts = []
     for part, size in expected.items():

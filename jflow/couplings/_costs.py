@@ -9,7 +9,7 @@ Analyzing and Improving Optimal Transport for Conditional Flow-Based Generation"
 
 import math
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple, Protocol
 
 import jax
 import jax.numpy as jnp
@@ -22,6 +22,24 @@ from jflow.types import Array, Cond
 Cost = Callable[[Array, Array, Cond], Array]
 
 
+class _CostWithParts(Protocol):
+    """A `Cost` that knows (shifted, reduced) of `Costs` better than as its own values: `_with_parts` attaches them."""
+
+    parts: Callable[..., tuple[Array, ...]]
+
+    def __call__(self, x0: Array, x1: Array, cond: Cond = None) -> Array: ...
+
+
+def _with_parts(parts: Callable[..., tuple[Array, ...]]) -> Callable[[Any], _CostWithParts]:
+    """A decorator: the function of a cost, with its `parts` as an attribute."""
+
+    def attach(cost):
+        cost.parts = parts
+        return cost
+
+    return attach
+
+
 class Costs(NamedTuple):
     """The costs of a batch, [n, n] each. A constant of all pairs, and for permutations a number of each row and column,
     change no coupling; without them float32 has the digits for what does, however large the cost itself is."""
@@ -29,13 +47,6 @@ class Costs(NamedTuple):
     full: Array
     shifted: Array  # less a constant
     reduced: Array  # less a constant, a number for each row and one for each column
-
-
-def squared_euclidean(x0: Array, x1: Array, cond: Cond = None) -> Array:
-    """|x0[i] - x1[j]|^2 over the flattened event, in float32 at least. Its optimal transport is the one of W2."""
-    a, b = _flat(x0, x1)
-    origin = _middle(b)
-    return _squared(a - origin, b - origin)
 
 
 def _parts_of_squared(x0, x1, cond=None):
@@ -49,7 +60,12 @@ def _parts_of_squared(x0, x1, cond=None):
     return squared + along_a[:, None] - along_b[None], _reduced(a, b, squared)
 
 
-squared_euclidean.parts = _parts_of_squared
+@_with_parts(_parts_of_squared)
+def squared_euclidean(x0: Array, x1: Array, cond: Cond = None) -> Array:
+    """|x0[i] - x1[j]|^2 over the flattened event, in float32 at least. Its optimal transport is the one of W2."""
+    a, b = _flat(x0, x1)
+    origin = _middle(b)
+    return _squared(a - origin, b - origin)
 
 
 @jax.jit  # outside jit the differences would lie in memory
@@ -124,14 +140,14 @@ def within_class(cost: Cost = squared_euclidean, *, label: Callable[[Cond], Arra
             raise ValueError("within_class: expected labels, got none in cond")
         return jnp.all(c[:, None] == c[None], axis=-1)
 
-    def classed(x0, x1, cond=None):
-        return jnp.where(same(x1, cond), cost(x0, x1, cond), jnp.inf)
-
     def parts(x0, x1, cond=None):
         allowed = same(x1, cond)
         return tuple(jnp.where(allowed, part, jnp.inf) for part in _parts(cost, x0, x1, cond))
 
-    classed.parts = parts
+    @_with_parts(parts)
+    def classed(x0, x1, cond=None):
+        return jnp.where(same(x1, cond), cost(x0, x1, cond), jnp.inf)
+
     return classed
 
 
@@ -180,14 +196,14 @@ def near_condition(
         end = 1e3 * typical(jnp.abs(near - own)).astype(far.dtype) / typical(far)
         return jax.lax.fori_loop(0, 40, halve, (jnp.zeros_like(end), end))[0]
 
-    def weighted(x0, x1, cond=None):
-        return _plus(cost(x0, x1, cond), penalty(x0, x1, cond))
-
     def parts(x0, x1, cond=None):
         added = penalty(x0, x1, cond)
         return tuple(_plus(part, added) for part in _parts(cost, x0, x1, cond))
 
-    weighted.parts = parts
+    @_with_parts(parts)
+    def weighted(x0, x1, cond=None):
+        return _plus(cost(x0, x1, cond), penalty(x0, x1, cond))
+
     return weighted
 
 

@@ -16,7 +16,7 @@ class Batches:
     def __init__(self, rows: Rows, batch: int, seed: int, transform: Transform | None, share: tuple[int, int]):
         self._rows, self._batch, self._seed, self._transform, self._share = rows, batch, seed, transform, share
         self._n = count(rows)
-        self._epoch = self._order = None
+        self._epoch, self._order = -1, np.arange(0)  # before the first
         self.position = 0
 
     def __iter__(self) -> Iterator[Rows]:
@@ -29,7 +29,7 @@ class Batches:
         part, parts = self._share
         size = self._batch // parts
         start = i * self._batch + part * size
-        rows = take(self._rows, self._order[start : start + size])
+        rows: Rows = take(self._rows, self._order[start : start + size])
         if self._transform is not None:
             rows = self._transform(rows, generator("transform", self._seed, self.position, part))
         self.position += 1

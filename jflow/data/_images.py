@@ -135,7 +135,7 @@ def _read_jpegs(path: Path) -> dict[str, np.ndarray]:
             raise ValueError(f"{path}: image {i} is not a readable picture ({error})") from error
         if image.size != (32, 32):
             raise ValueError(f"{path}: expected images of 32 x 32, got {image.size[0]} x {image.size[1]} at {i}")
-        x[i] = image
+        x[i] = np.asarray(image)
     return _rows(x, labels, path)
 
 

@@ -1,5 +1,8 @@
 """Where rows of numpy meet devices: the only file that knows about placement."""
 
+from collections.abc import Mapping
+from typing import Any
+
 import jax
 
 from jflow._core.arrays import leaves_by_position
@@ -26,7 +29,8 @@ def share(sharding: jax.sharding.NamedSharding) -> tuple[int, int]:
     blocks = sharding.num_devices  # so many rows divide, whatever the mesh
     rows = jax.sharding.NamedSharding(sharding.mesh, jax.sharding.PartitionSpec(*sharding.spec[:1]))
     owned: dict[int, set[int]] = {}
-    for device, index in rows.devices_indices_map((blocks,)).items():
+    laid: Mapping[Any, Any] = rows.devices_indices_map((blocks,))
+    for device, index in laid.items():
         owned.setdefault(device.process_index, set()).update(range(blocks)[index[0]])
     parts = sorted({tuple(sorted(rows)) for rows in owned.values()})
     if [row for part in parts for row in part] != list(range(blocks)) or len({len(part) for part in parts}) > 1:

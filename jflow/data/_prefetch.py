@@ -4,6 +4,7 @@ import queue
 import threading
 import weakref
 from collections.abc import Iterator
+from typing import Any
 
 import jax
 
@@ -16,9 +17,12 @@ class Prefetch:
     """What `prefetch` returns: an iterator with `position`, `seek(position)` and `close()`."""
 
     def __init__(self, batches: Iterator[PyTree], size: int, sharding: jax.sharding.Sharding | None):
-        self._source, self._size, self._sharding = batches, size, sharding
+        self._source: Any = batches  # position and seek are optional
+        self._size, self._sharding = size, sharding
         self._position = getattr(batches, "position", 0)
-        self._ready = self._ended = self._stop = None
+        self._ready: queue.Queue | None = None
+        self._ended: BaseException | None = None
+        self._stop: weakref.finalize | None = None
 
     @property
     def position(self) -> int:
@@ -31,9 +35,8 @@ class Prefetch:
     def __next__(self) -> PyTree:
         if self._ended is not None:
             raise self._ended
-        if self._ready is None:
-            self._start()
-        batch, position, error = self._ready.get()
+        ready = self._start() if self._ready is None else self._ready
+        batch, position, error = ready.get()
         if error is not None:
             self._ended = error
             raise error
@@ -52,13 +55,15 @@ class Prefetch:
         if hasattr(self._source, "seek"):
             self._source.seek(self._position)
 
-    def _start(self) -> None:
-        self._ready, stop = queue.Queue(self._size), threading.Event()
+    def _start(self) -> queue.Queue:
+        ready: queue.Queue = queue.Queue(self._size)
+        self._ready, stop = ready, threading.Event()
         # The thread must not hold on to this object: when it is forgotten, the thread ends.
-        args = (self._source, self._sharding, self._ready, stop)
+        args = (self._source, self._sharding, ready, stop)
         thread = threading.Thread(target=_fetch, args=args, daemon=True, name="jflow-prefetch")
         self._stop = weakref.finalize(self, _join, thread, stop)
         thread.start()
+        return ready
 
     def _end(self) -> None:
         if self._stop is not None:
@@ -67,7 +72,8 @@ class Prefetch:
 
 
 def _fetch(source, sharding, ready: queue.Queue, stop: threading.Event) -> None:
-    error = None
+    item: tuple[PyTree, Any, BaseException | None]
+    error: BaseException | None = None
     while error is None and not stop.is_set():
         try:
             item = (place(next(source), sharding), getattr(source, "position", None), None)

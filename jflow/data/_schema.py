@@ -63,7 +63,7 @@ def find_lattice(x: np.ndarray) -> tuple[float, float, int | None] | None:
     x = np.asarray(x, np.float64)
     std = numpy_mean_and_std(x, 0)[1][0]
     floor, exact = 1e-6 * std, True
-    for ulps, most in ((8 * np.finfo(np.float64).eps, 12), (2 * np.finfo(np.float32).eps, 7)):
+    for ulps, most in ((8 * float(np.finfo(np.float64).eps), 12), (2 * float(np.finfo(np.float32).eps), 7)):
         for decimals in range(most + 1):
             m = x * 10.0**decimals
             if np.abs(m).max() >= 2**52:
@@ -223,10 +223,10 @@ def _column(table: Table, j: int, categorical: bool) -> Column:
     distinct = np.unique(x)
     if len(distinct) <= min(20, table.rows // 10):  # a few spikes on no lattice, such as a standardized yes/no
         order = {v: k for k, v in enumerate(distinct)}
-        texts = [""] * len(order)
+        spikes = [""] * len(order)
         for cell, v in zip(cells, x, strict=True):
-            texts[order[v]] = str(cell)
-        return _categorical(name, cells, texts)
+            spikes[order[v]] = str(cell)
+        return _categorical(name, cells, spikes)
     _warn_of_spikes(table, name, x)
     return _as_written(column, form, cells, x)
 

@@ -198,7 +198,7 @@ def _whole(path: Path, n: int) -> bool:
 
 def _mapped(path: Path) -> dict[str, np.ndarray]:
     """The arrays of an .npz file without compression, mapped from disk (np.load would read them)."""
-    arrays = {}
+    arrays: dict[str, np.ndarray] = {}
     with zipfile.ZipFile(path) as archive, open(path, "rb") as file:
         for entry in archive.infolist():
             file.seek(entry.header_offset + 26)  # the local header: 30 bytes, the name, the extra field

@@ -80,8 +80,11 @@ def split(rows: Rows, *, valid: float = 0.0, test: float = 0.1, seed: int = 0) -
         raise ValueError(f"cannot split {n} rows into valid={valid} and test={test}: every part needs a row")
     order = np.random.default_rng(seed).permutation(n)
     a, b = sizes[1], sizes[1] + sizes[0]
-    parts = [order[b:], order[a:b], order[:a]]
-    return Splits(*(take(rows, np.sort(part)) if len(part) else None for part in parts))
+
+    def part(index):
+        return take(rows, np.sort(index)) if len(index) else None
+
+    return Splits(take(rows, np.sort(order[b:])), part(order[a:b]), part(order[:a]))
 
 
 def stratified_split(rows: Rows, *, test: int, seed: int = 0, by: str = "cond") -> Splits:

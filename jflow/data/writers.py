@@ -7,6 +7,7 @@ import shutil
 import zipfile
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
+from typing import IO
 
 import numpy as np
 
@@ -24,7 +25,9 @@ def npz_writer(path: str | Path, n: int) -> Iterator[Write]:
     bytes would be read as other numbers.
     """
     with replace_file(path) as part, contextlib.ExitStack() as stack:
-        files, forms, written = {}, {}, 0
+        files: dict[str, IO[bytes]] = {}
+        forms: dict[str, tuple[np.dtype, tuple[int, ...]]] = {}
+        written = 0
 
         def write(rows: Rows) -> None:
             nonlocal forms, written

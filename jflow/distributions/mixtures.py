@@ -164,12 +164,14 @@ def carried(
     x1: GaussianMixture, x: Array, t: Array, y: Array, r: Array, schedule: Schedule = LINEAR
 ) -> GaussianMixture:
     """The posterior of x1 given x_r = y from the posterior given x_t = x, t < 1: Bayes' rule, see the top of the file."""
-    return tilt(x1, *_evidence(y, r, *_seen(x, t, schedule), schedule))
+    seen, pull = _seen(x, t, schedule)
+    return tilt(x1, *_evidence(y, r, seen, pull, schedule))
 
 
 def carried_velocity(x1: GaussianMixture, x: Array, t: Array, y: Array, r: Array, schedule: Schedule = LINEAR) -> Array:
     """E[velocity | x_r = y] under the posterior x1 that was predicted at x, t < 1: [b, *event], finite for t <= r <= 1."""
-    return _velocity(x1, y, r, *_seen(x, t, schedule), schedule)
+    seen, pull = _seen(x, t, schedule)
+    return _velocity(x1, y, r, seen, pull, schedule)
 
 
 def flow_velocity(data: GaussianMixture, y: Array, r: Array, schedule: Schedule = LINEAR) -> Array:

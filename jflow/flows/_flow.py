@@ -24,7 +24,7 @@ from jflow.types import Bijector, Distribution, ElboFlow, Flow, Transport
 __all__ = ["elbo_flow", "flow", "importance_weighted"]
 
 
-def flow(bijector: Bijector, base: Distribution, *, event_shape: tuple[int, ...] | None = None) -> Flow:
+def flow(bijector: Bijector, base: Distribution | Flow, *, event_shape: tuple[int, ...] | None = None) -> Flow:
     """The distribution of x = forward(z), z ~ base: log p(x) = log p_base(inverse(x)) + log |det d inverse / dx|.
 
     Params {'bijector', 'base'}. `init` wants a batch x [b, *event] of data (data-dependent layers look at it); zeros of
@@ -73,7 +73,7 @@ def flow(bijector: Bijector, base: Distribution, *, event_shape: tuple[int, ...]
     return Flow(init, log_prob, sample, sample_and_log_prob, forward, inverse)
 
 
-def elbo_flow(transport: Transport | Bijector, base: Distribution) -> ElboFlow:
+def elbo_flow(transport: Transport | Bijector, base: Distribution | Flow) -> ElboFlow:
     """What `flow` is to a bijector: elbo(x) = log p_base(z) + contribution for z drawn by `inverse`, a lower bound of
     log p(x) in expectation over keys (log p(x) itself over a map that draws nothing).
 

@@ -27,11 +27,12 @@ from jflow.types import Array, Elementwise
 try:
     from jax.experimental.pallas import triton
 except ImportError:  # jax says that it will go; GPUs then get 'xla'
-    triton = None
+    triton = None  # type: ignore[assignment]  # a module, where there is one
 
 __all__ = ["Column", "choice", "run", "with_columns"]
 
-_MEASURED = frozenset()  # platforms on which the Pallas kernels have been run and were faster: None takes them there
+# Platforms on which the Pallas kernels have been run and were faster: None takes them there.
+_MEASURED: frozenset[str] = frozenset()
 
 _LANES = 128  # columns of a block: the lanes of a TPU, four warps of a GPU
 _BLOCK = 2**20  # bytes of raw in a block: a TPU holds four such in its fast memory, inputs and outputs, twice each

@@ -22,6 +22,7 @@ wavefront; Nagar, Varma, *Parallel Backpropagation for Inverse of a Convolution 
 (2025), its derivative.
 """
 
+from collections.abc import Callable
 from functools import partial
 
 import jax
@@ -36,12 +37,13 @@ from jflow.types import Array
 try:
     from jax.experimental.pallas import triton as plgpu
 except ImportError:  # JAX 0.12 deprecates it; GPUs have the reference then
-    plgpu = None
+    plgpu = None  # type: ignore[assignment]  # a module, where there is one
 
 __all__ = ["choice", "conv", "inverse", "wavefront"]
 
 _FULL = jax.lax.Precision.HIGHEST  # accelerators multiply float32 in fewer bits by default; the inverse would not match
-_MEASURED = frozenset()  # the platforms on which the Pallas kernel has been run and found to be the faster one
+# The platforms on which the Pallas kernel has been run and found to be the faster one.
+_MEASURED: frozenset[str] = frozenset()
 _LANES = 128
 _VMEM = 8 * 2**20  # bytes of the TPU kernel's blocks: half of what a kernel gets without asking for more
 
@@ -141,8 +143,8 @@ def _run(implementation: str | None, u: Array, taps: Array) -> Array:
     if u.shape[1] > u.shape[2]:
         return _run(implementation, u.swapaxes(1, 2), taps.swapaxes(0, 1)).swapaxes(1, 2)
     gpu = wavefront if plgpu is None else _triton
-    kernels = {"cpu": partial(_mosaic, interpret=True), "cuda": gpu, "rocm": gpu, "tpu": _mosaic}
-    branches = {
+    kernels: dict[str, Callable] = {"cpu": partial(_mosaic, interpret=True), "cuda": gpu, "rocm": gpu, "tpu": _mosaic}
+    branches: dict[str, Callable] = {
         platform: run
         if (implementation or choice(platform, u.shape, u.dtype, taps.shape[:2])[0]) == "pallas"
         else wavefront

@@ -99,7 +99,11 @@ _NON_SATURATING, _LEAST_SQUARES = non_saturating_gan(), least_squares_gan()
 def fixed_steps(velocity: Velocity, steps: int, *, solver: diffrax.AbstractSolver = _EULER) -> Generate:
     """The flow's own sampler with so many equal steps, for training through them: `solvers.sample` will do the same."""
     check_fixed("fixed_steps", solver, steps)
-    return lambda params, x0, cond=None: solvers.sample(velocity, params, x0, cond, solver=solver, steps=steps)[0]
+
+    def generate(params, x0, cond=None):
+        return solvers.sample(velocity, params, x0, cond, solver=solver, steps=steps)[0]
+
+    return generate
 
 
 def adversarial(
@@ -258,7 +262,7 @@ def _paid(name, paid, *scores) -> Array:
         each = paid(*(leaf.astype(float_dtype(leaf)) for leaf in leaves))
         return mean_event(each)
 
-    return sum(jax.tree.leaves(jax.tree.map(rows, *scores)))
+    return jnp.asarray(sum(jax.tree.leaves(jax.tree.map(rows, *scores))))
 
 
 def _steepness(name, discriminator, params, x, t, cond) -> Array:

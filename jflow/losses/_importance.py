@@ -53,7 +53,8 @@ def likelihood_importance(
     if not 0 <= t0 < t1 <= 1 or cells < 1:
         raise ValueError(f"likelihood_importance: expected 0 <= t0 < t1 <= 1 and cells >= 1, got {t0}, {t1}, {cells}")
     # fine where the weight is steep, towards both ends; with the ends themselves
-    logits = np.linspace(*(np.log(t / (1 - t)) for t in (max(t0, 1e-4), min(t1, 1 - 1e-4))), 64 * cells)
+    low, high = (np.log(t / (1 - t)) for t in (max(t0, 1e-4), min(t1, 1 - 1e-4)))
+    logits = np.linspace(low, high, 64 * cells)
     fine = np.unique(np.concatenate([[t0, t1], 1 / (1 + np.exp(-logits))]).clip(t0, t1))
     weight = np.asarray(likelihood_weight(schedule, jnp.asarray(fine, float)), np.float64)
     if not (np.all(np.isfinite(weight)) and np.all(weight >= 0) and np.all(weight[1:-1] > 0)):

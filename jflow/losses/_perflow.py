@@ -17,8 +17,6 @@ affine in data and noise too, that of `piecewise(schedule, knots)`, so the usual
     loss = losses.perflow(student, teacher, knots=4, schedule=schedule, metric=losses.noise_error(straight))
 """
 
-from collections.abc import Sequence
-
 import diffrax
 import jax.numpy as jnp
 
@@ -26,7 +24,7 @@ from jflow import couplings, paths, times
 from jflow._core.arrays import expand_to, float_dtype
 from jflow._core.batch import mean_of_rows
 from jflow._core.checks import check_same_shape, frozen_entry, like_state, with_checked_output
-from jflow._core.times import partition, window_index
+from jflow._core.times import Times, partition, window_index
 from jflow.losses._errors import Metric, mean_squared_error
 from jflow.losses._pairs import check_drop, draw_pairs
 from jflow.losses._teacher import average_velocity, check_fixed
@@ -43,7 +41,7 @@ def perflow(
     velocity: Velocity,
     teacher: Velocity,
     *,
-    knots: int | Sequence[float] = 4,
+    knots: int | Times = 4,
     schedule: Schedule = LINEAR,
     time: Time = _UNIFORM,
     solver: diffrax.AbstractSolver = _HEUN,

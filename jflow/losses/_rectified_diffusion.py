@@ -12,15 +12,13 @@ prediction, and is sampled in few steps of DDIM:
     x1, info = solvers.sample(velocity, params, x0, solver=solvers.ddim(schedule), steps=1)
 """
 
-from collections.abc import Sequence
-
 import diffrax
 import jax.numpy as jnp
 
 from jflow import couplings, paths, times
 from jflow._core.arrays import expand_to, float_dtype
 from jflow._core.checks import need_pairs
-from jflow._core.times import partition, window_index
+from jflow._core.times import Times, partition, window_index
 from jflow.losses._errors import Metric, mean_squared_error
 from jflow.losses._pairs import check_drop, draw_pairs
 from jflow.losses._perflow import in_windows, regressed
@@ -74,7 +72,7 @@ def phased_rectified_diffusion(
     velocity: Velocity,
     teacher: Velocity,
     *,
-    knots: int | Sequence[float] = 4,
+    knots: int | Times = 4,
     schedule: Schedule,
     time: Time = _UNIFORM,
     solver: diffrax.AbstractSolver = _HEUN,
@@ -109,7 +107,7 @@ def noise_error(schedule: Schedule, metric: Metric = mean_squared_error) -> Metr
     return error
 
 
-def end_error(schedule: Schedule, knots: int | Sequence[float] = 1, metric: Metric = mean_squared_error) -> Metric:
+def end_error(schedule: Schedule, knots: int | Times = 1, metric: Metric = mean_squared_error) -> Metric:
     """The metric of the states at the end of t's window that two velocities lead to in one step of DDIM; with one window, of
     the data that they predict. Errors: ValueError as `perflow` for the knots."""
     knots = partition("end_error", knots)

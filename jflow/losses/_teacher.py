@@ -58,9 +58,9 @@ def average_velocity(
     and v(x, t) at r = t."""
     x, params, span = x.astype(float_dtype(x)), jax.lax.stop_gradient(params), r - t
 
-    def apply(params, y, s, given, *, key=None):
-        x, t, span, cond = given
-        return velocity.apply(params, x + expand_to(span, y) * y, t + s * span, cond)
+    def apply(params, x, t, cond=None, *, key=None):  # y at s
+        start, began, span, given = cond
+        return velocity.apply(params, start + expand_to(span, x) * x, began + t * span, given)
 
     given = jax.lax.stop_gradient((x, t, span, cond))
     y, _ = solvers.sample(Velocity(velocity.init, apply), params, jnp.zeros_like(x), given, solver=solver, steps=steps)

@@ -100,7 +100,7 @@ def trigflow_consistency(
     check_whole(name, 0, warmup=warmup)
     check_drop(name, drop, null)
     tangent = normalized_tangent() if tangent is None else tangent
-    student, teacher = (
+    student, taught = (
         None if v is None else paths.to_trigonometric(with_checked_output(said, v), data_std=data_std)
         for said, v in ((name, velocity), (f"{name}: teacher", teacher))
     )
@@ -112,9 +112,9 @@ def trigflow_consistency(
         tau = jnp.arctan2(1 - t, data_std * t)
         cos, sin = expand_to(jnp.cos(tau), x1), expand_to(jnp.sin(tau), x1)
         x, slope = cos * data + sin * x0, cos * x0 - sin * data  # of x_tau / data_std
-        if teacher is not None:
+        if taught is not None:
             held = frozen_entry(name, frozen)
-            slope = teacher.apply(held, x.astype(x1.dtype), tau, cond).astype(dtype)
+            slope = taught.apply(held, x.astype(x1.dtype), tau, cond).astype(dtype)
         slope = jax.lax.stop_gradient(slope)
         small = (cos * sin).reshape(tau.shape)
         out, turn = jvp(

@@ -14,16 +14,16 @@ CHUNK = 2**22  # distances held at once: 32 MiB
 
 def _rows(name: str, *arrays: ArrayLike) -> list[np.ndarray]:
     """Arrays [n, *event] as float64 [n, d], about a common origin; events must agree in shape, and be finite."""
-    arrays = [np.asarray(a, np.float64) for a in arrays]
-    shapes = [list(a.shape) for a in arrays]
-    if any(a.ndim < 2 or a.size == 0 for a in arrays) or any(s[1:] != shapes[0][1:] for s in shapes):
+    given = [np.asarray(a, np.float64) for a in arrays]
+    shapes = [list(a.shape) for a in given]
+    if any(a.ndim < 2 or a.size == 0 for a in given) or any(s[1:] != shapes[0][1:] for s in shapes):
         raise ValueError(f"{name}: expected arrays [n, *event] and [m, *event], got {' and '.join(map(str, shapes))}")
-    if not all(np.isfinite(a).all() for a in arrays):
+    if not all(np.isfinite(a).all() for a in given):
         raise ValueError(f"{name}: the rows hold NaN or infinities")
-    arrays = [a.reshape(len(a), -1) for a in arrays]
+    flat = [a.reshape(len(a), -1) for a in given]
     # Distances come from products, |x|^2 + |y|^2 - 2 xy: near the origin these lose the fewest digits.
-    center = arrays[-1].mean(0)
-    return [a - center for a in arrays]
+    center = flat[-1].mean(0)
+    return [a - center for a in flat]
 
 
 def _squared(x: np.ndarray, y: np.ndarray) -> np.ndarray:

@@ -135,7 +135,8 @@ def split_cond(name: str, cond: Cond, x: Array) -> tuple[Array, Array | None]:
     ValueError for integer labels, which are to be embedded first, and for images of a size that does not fit.
     """
     b, h, w, _ = x.shape
-    images, vectors = [], []
+    images: list[Array] = []
+    vectors: list[Array] = []
     for leaf in jax.tree.leaves(cond):
         (images if jnp.ndim(leaf) == 4 else vectors).append(leaf)
     flatten_cond(name, images, b)

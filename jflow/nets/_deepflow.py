@@ -91,7 +91,7 @@ class DeepFlow(nn.Module):
         gap = TimeCondEmbed(self.width, time_scale=self.time_scale, dtype=self.dtype, name="gap")
         gaps = nn.silu(gap((t[:, 1:] - t[:, :-1]).reshape(-1))).astype(c.dtype).reshape(b, k - 1, -1).swapaxes(0, 1)
 
-        branch = dict(
+        branch: dict[str, Any] = dict(
             depth=self.depth // k,
             block=(self.heads, self.mlp_ratio, self.dropout, self.dtype),
             out=p * p * channels,

@@ -109,7 +109,8 @@ class LipschitzConv(nn.Module):
             raise ValueError(f"LipschitzConv: expected x of shape [b, H, W, C], got {list(x.shape)}")
         sizes = [x.shape[-1], *self.channels, x.shape[-1]]
         shapes = [(k, k, m, n) for k, m, n in zip(self.kernels, sizes[:-1], sizes[1:], strict=True)]
-        norms = [lambda w: conv_bound(w, x.shape[1:3])] * len(shapes)
+        _, height, width, _ = x.shape
+        norms = [lambda w: conv_bound(w, (height, width))] * len(shapes)
         return _layers(self, shapes, norms, flatten_cond("LipschitzConv", cond, x.shape[0]))
 
     def run(self, weights: PyTree, x: Array) -> Array:

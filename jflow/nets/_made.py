@@ -103,7 +103,8 @@ class MADE(nn.Module):
 
     def _adjacency(self, x: Array) -> np.ndarray:
         d = x.shape[-1]
-        given = d if self.order is self.adjacency is None else len(self.order or self.adjacency)
+        fixed = self.order or self.adjacency
+        given = d if fixed is None else len(fixed)
         if x.ndim != 2 or d != given:
             raise ValueError(f"MADE: expected x of shape [b, {given}], got {list(x.shape)}")
         if self.adjacency is not None:

@@ -181,7 +181,8 @@ def _at(schedule: Schedule, t: Array, x: Array) -> tuple[Array, Array, Array, Ar
     """alpha, sigma and their derivatives at t, shaped to multiply x."""
     check_times(t)
     t = jnp.asarray(t, jnp.result_type(x)) if jnp.ndim(t) == 0 else t
-    return tuple(expand_to(value, x) for value in coefficients(schedule, t))
+    a, s, da, ds = (expand_to(value, x) for value in coefficients(schedule, t))
+    return a, s, da, ds
 
 
 def coefficients(schedule: Schedule, t: Array) -> tuple[Array, Array, Array, Array]:

@@ -9,16 +9,14 @@
 With K = 1 it is reflow; the more segments, the less has to be straightened, and the more steps it takes.
 """
 
-from collections.abc import Sequence
-
 import jax.numpy as jnp
 
 from jflow._core.arrays import expand_to
-from jflow._core.times import partition
+from jflow._core.times import Times, partition
 from jflow.types import Path as Interpolant
 
 
-def sequential_path(knots: Sequence[float]) -> Interpolant:
+def sequential_path(knots: Times) -> Interpolant:
     """The path of SeqRF for `losses.flow_matching`: polygons through the teacher's states at the knots.
 
     `x` (x1) of the batch is a trajectory X [b, K + 1, *event], a row of `generate_trajectories`; x0 is not read. For t in

@@ -17,12 +17,11 @@ The papers on diffusion run time from data to noise: their t is 1 - t here.
 """
 
 import math
-from collections.abc import Sequence
 
 import jax
 import jax.numpy as jnp
 
-from jflow._core.times import partition, window_index
+from jflow._core.times import Times, partition, window_index
 from jflow.paths._affine import LINEAR, Schedule
 from jflow.types import Array
 
@@ -171,7 +170,7 @@ def _check_noise(name, sigma_min, sigma_max):
         )
 
 
-def piecewise(schedule: Schedule, knots: int | Sequence[float]) -> Schedule:
+def piecewise(schedule: Schedule, knots: int | Times) -> Schedule:
     """A schedule with the values of `schedule` at the knots, linear in t between them: the path of a flow that is straight in
     each window. At a knot the slopes are those of the window after it.
 

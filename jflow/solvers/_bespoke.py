@@ -25,7 +25,7 @@ as in the paper: with r_k = k / m,
 Source: Shaul, Perez, Chen, Thabet, Pumarola, Lipman, "Bespoke Solvers for Generative Flow Models", 2024.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import NamedTuple
 
 import diffrax
@@ -37,7 +37,7 @@ from jflow import solvers
 from jflow._core.arrays import expand_to, float_dtype, mean_event
 from jflow._core.batch import mean_of_rows, read
 from jflow._core.checks import check_cond, check_whole, frozen_entry, like_state, need_pairs, rows, with_checked_output
-from jflow._core.times import partition
+from jflow._core.times import Times, partition
 from jflow.solvers._integrate import SolveInfo
 from jflow.types import Array, Cond, Loss, Params, Velocity
 
@@ -104,7 +104,7 @@ def bespoke_sample(
 
 def bespoke_bound(
     teacher: Velocity,
-    knots: Sequence[float],
+    knots: Times,
     *,
     solver: diffrax.AbstractSolver = _MIDPOINT,
     lipschitz: float = 1.0,

@@ -1,7 +1,5 @@
 """Bespoke optimal stepsizes: where a few steps of a teacher do best."""
 
-from collections.abc import Sequence
-
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -9,11 +7,11 @@ from jax.typing import ArrayLike
 
 from jflow._core.arrays import float_dtype
 from jflow._core.checks import check_cond, like_state
-from jflow._core.times import partition
+from jflow._core.times import Times, partition
 from jflow.types import Array, Cond, Params, Velocity
 
 
-def step_costs(velocity: Velocity, params: Params, x: Array, times: Sequence[float], cond: Cond = None) -> Array:
+def step_costs(velocity: Velocity, params: Params, x: Array, times: Times, cond: Cond = None) -> Array:
     """What one Euler step costs between any two times of a solution: [K + 1, K + 1],
 
         c[i, j] = mean over rows and event of (x_i + (t_j - t_i) v(x_i, t_i) - x_j)^2   for i < j, inf otherwise.

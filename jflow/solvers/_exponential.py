@@ -140,7 +140,7 @@ class _Midpoint(Stepper):
 
 def values(schedule: Schedule, t: Array) -> tuple[Array, Array]:
     """alpha(t), sigma(t) at a scalar t, in its type."""
-    return tuple(jnp.asarray(f(t), t.dtype) for f in (schedule.alpha, schedule.sigma))
+    return jnp.asarray(schedule.alpha(t), t.dtype), jnp.asarray(schedule.sigma(t), t.dtype)
 
 
 def combine(weights, trees):

@@ -153,7 +153,7 @@ def sample_flow_map(
     check_flow_map("sample_flow_map", flow_map)
     x0 = _floating("sample_flow_map", x0)
     times = sampling_times("sample_flow_map", steps, grid)
-    if renoise > 0 and not isinstance(times, jax.core.Tracer) and times[-1] != 1:
+    if renoise > 0 and not isinstance(times, jax.core.Tracer) and np.asarray(times)[-1] != 1:
         raise ValueError(
             f"solvers.sample_flow_map: renoise goes by way of data: expected a grid that ends at 1, got {times}"
         )

@@ -65,7 +65,7 @@ def method(name, *, solver, steps, grid, rtol, atol, adjoint, max_steps, default
         made = made._replace(**default)
     if made.steps is not None and (isinstance(made.steps, bool) or int(made.steps) != made.steps or made.steps < 1):
         raise ValueError(f"{name}: expected steps to be an integer of at least 1, got {made.steps}")
-    if made.rtol is not None:
+    if made.rtol is not None and made.atol is not None:
         if not isinstance(solver, diffrax.AbstractAdaptiveSolver):
             raise ValueError(
                 f"{name}: {type(solver).__name__} has no error estimate: give steps or grid, not tolerances"

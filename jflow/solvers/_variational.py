@@ -2,6 +2,7 @@
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax.typing import ArrayLike
 
 from jflow._core.arrays import float_dtype
@@ -34,11 +35,10 @@ def sample_variational(
     """
     name = "sample_variational"
     times = sampling_times(name, steps, grid)
-    n, count = count_rows(name, x0), len(times) - 1
+    n, count = count_rows(name, x0), np.shape(times)[0] - 1
     cond = check_cond(name, cond, n)
     model, encoding = take_parts(name, params, "model", "encoder")
-    if count > 1:
-        need_key(f"{name} with more than one step", key)
+    keys = jax.random.split(need_key(f"{name} with more than one step", key), count - 1) if count > 1 else None
     dtype = float_dtype(x0)
     times = jnp.asarray(times, dtype)
 
@@ -54,6 +54,6 @@ def sample_variational(
 
     x = jnp.asarray(x0, dtype)
     if count > 1:
-        x, _ = jax.lax.scan(step, x, (times[:-2], times[1:-1], jax.random.split(key, count - 1)))
+        x, _ = jax.lax.scan(step, x, (times[:-2], times[1:-1], keys))
     x = data(x, times[-2])
     return sampler_result(x, count, x0)

@@ -6,7 +6,6 @@ or searched for is an array like any other; `1 - grid[::-1]` puts the small step
 
 import math
 import operator
-from collections.abc import Sequence
 
 import jax
 import jax.numpy as jnp
@@ -14,7 +13,7 @@ import numpy as np
 from jax.typing import ArrayLike
 
 from jflow import times
-from jflow._core.times import check_grid, partition
+from jflow._core.times import Times, check_grid, partition
 from jflow.paths import LINEAR, Schedule, matched_time, schedules
 
 __all__ = ["cosine", "edm", "log_snr", "matched", "power", "shifted", "uniform"]
@@ -89,7 +88,7 @@ def _steps(name, n):
     return steps
 
 
-def windows(knots: int | Sequence[float], n: int) -> np.ndarray:
+def windows(knots: int | Times, n: int) -> np.ndarray:
     """Times [n + 1] of n steps that meet the knots (as in `perflow`), equal within a window, shared out evenly: where n is
     not a multiple of the windows, the first ones, near noise, have one more. Errors: ValueError for n below their number."""
     times = partition("windows", knots)

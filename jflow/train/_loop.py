@@ -23,7 +23,8 @@ from jflow.train._rules import forms
 from jflow.train._sharding import put, shardings_of
 from jflow.train._state import TrainState
 from jflow.train._step import Step
-from jflow.train._watch import Watch, as_floats, check_finite, init_watch, signals, watched
+from jflow.train._watch import as_floats, check_finite, init_watch, signals, watched
+from jflow.types import Metrics
 
 
 class Fit(NamedTuple):
@@ -116,25 +117,28 @@ def fit(
     shardings = shardings_of(state)
     if several and len(shardings.step.device_set) < jax.device_count():
         raise ValueError("several processes train as one on a mesh of all their devices: train.shard(state, mesh)")
-    with contextlib.nullcontext() if workdir is None else hold(workdir := expand(workdir)):
+    folder = None if workdir is None else expand(workdir)
+    with contextlib.nullcontext() if folder is None else hold(folder):
         state, best, kept = put(state, shardings), None, Kept()
         source, next_batch = feed(batches, inner, prefetch, sharding)
-        if workdir is not None:
-            state, best, kept = resume_run(workdir, state, source)
+        if folder is not None:
+            state, best, kept = resume_run(folder, state, source)
         n = saved = int(state.step)
         if n % inner:
             raise ValueError(f"expected a state whose step inner={inner} divides, got step {n}")
-        record = Recorder(workdir, n, writes=main)
+        record = Recorder(folder, n, writes=main)
         started = time.monotonic() - kept.seconds
         scalar = state.step.sharding
-        watch = put(init_watch(kept.skipped), Watch(scalar, scalar))
+        fresh = init_watch(kept.skipped)
+        watch = put(fresh, jax.tree.map(lambda _: scalar, fresh))
         out = (shardings, scalar, scalar)
         update = visit(watched(step, skip_nonfinite), batches, inner, sharding)
         advance = jax.jit(update, donate_argnums=(0, 1), out_shardings=out)
-        recent = []  # metrics since the last look at them, still on the device; with inner > 1 each of inner updates
+        # Metrics since the last look at them, still on the device; with inner > 1 each of inner updates.
+        recent: list[Metrics] = []
 
         def look():
-            last = f"last good checkpoint: step {saved} in {workdir}" if saved else "no checkpoint was saved before it"
+            last = f"last good checkpoint: step {saved} in {folder}" if saved else "no checkpoint was saved before it"
             rows = rows_of(recent, inner)
             check_finite(watch, n, rows, last)
             return rows[-1] if rows else None
@@ -143,7 +147,7 @@ def fit(
             look()
             extra = kept._replace(skipped=int(watch.skipped), seconds=time.monotonic() - started)._asdict()
             position = getattr(source, "position", None)
-            save_run(workdir, n, state, best, position, {"fit": extra, "preprocess": preprocess}, keep)
+            save_run(folder, n, state, best, position, {"fit": extra, "preprocess": preprocess}, keep)
 
         bar = tqdm(total=steps, initial=n, unit="step", disable=not (progress and main), file=sys.stderr)
         closed = contextlib.closing(source) if prefetch and is_iterator(batches) else contextlib.nullcontext()
@@ -158,7 +162,7 @@ def fit(
                 recent.append(metrics)
                 bar.update(inner)
                 ends = n == steps
-                log, judge = ends or n % log_every == 0, ends or bool(eval_every) and n % eval_every == 0
+                log, judge = ends or n % log_every == 0, ends or bool(eval_every and n % eval_every == 0)
                 if log or judge:
                     values = as_floats("metric", look())
                     row = {"step": n, "time": round(time.monotonic() - started, 3), "loss": values["loss"]} | values
@@ -175,13 +179,13 @@ def fit(
                     record.write(row)
                     recent.clear()
                 stop = bool(caught) if not several else log and processes.any_of(bool(caught))
-                if workdir is not None and n % save_every == 0:
+                if folder is not None and n % save_every == 0:
                     save()
                     saved = n
-            if workdir is not None and saved < n:
+            if folder is not None and saved < n:
                 save()
     if stop:
-        _stopped(caught, n, workdir)
+        _stopped(caught, n, folder)
     return Fit(state, best, record.rows)
 
 

@@ -41,7 +41,7 @@ def data_sharding(mesh: jax.sharding.Mesh, axes: str | Sequence[str] | None = No
     return jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec(axes))
 
 
-def replicated(mesh: jax.sharding.Mesh) -> jax.sharding.NamedSharding:
+def replicated(mesh: jax.sharding.Mesh | jax.sharding.AbstractMesh) -> jax.sharding.NamedSharding:
     """The same on every device: jax.device_put(state, replicated(mesh))."""
     return jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec())
 

@@ -72,15 +72,15 @@ def save(
     except Exception as error:
         _discard(path)
         before = latest(workdir)
-        before = "there is none before it" if before is None else f"the newest whole one is of step {before}"
-        raise OSError(f"cannot write checkpoint {path}: {_line(error)}; {before}") from error
+        said = "there is none before it" if before is None else f"the newest whole one is of step {before}"
+        raise OSError(f"cannot write checkpoint {path}: {_line(error)}; {said}") from error
     processes.wait_for_all(f"jflow: {path} is written")
     if main:
         for old in sorted(path.parent.iterdir()):
             if old.is_dir() and old.name[:8].isdigit() and not (old / "manifest.json").is_file():
                 _discard(old)  # left by a run that was killed while saving
-        for old in [] if keep is None else [s for s in steps(workdir) if s <= step][:-keep]:
-            discard(workdir, old)
+        for outdated in [] if keep is None else [s for s in steps(workdir) if s <= step][:-keep]:
+            discard(workdir, outdated)
     processes.wait_for_all(f"jflow: checkpoints before {path} are deleted")
     return path
 
@@ -120,7 +120,8 @@ def restore(workdir: str | os.PathLike, template: TrainState, step: int | None =
             )
     parts = _parts(template)
     params, rest = (_read(path / name, part) for name, part in zip(("params", "rest"), parts, strict=True))
-    leaves = {**_named(TrainState(None, params["params"], None, params["ema"], None, None)), **rest}
+    nothing = jax.tree.map(lambda _: None, template)
+    leaves = {**_named(nothing._replace(params=params["params"], ema=params["ema"])), **rest}
     state = jax.tree_util.tree_map_with_path(lambda where, like: _as(leaves[_name(where)], like), template)
     return Checkpoint(manifest["step"], state, manifest["position"], manifest["extra"])
 
@@ -249,8 +250,8 @@ def _forms(state: TrainState) -> dict[str, str]:
 
 def _parts(state: TrainState) -> tuple[dict, dict]:
     """The two trees that orbax sees: nested params, and the other leaves flat: any optimizer's state will do."""
-    state = jax.tree.map(lambda x: jax.random.key_data(x) if _is_key(x) else x, state)
-    return {"params": state.params, "ema": state.ema}, _named(state._replace(params=None, ema=None))
+    plain = jax.tree.map(lambda x: jax.random.key_data(x) if _is_key(x) else x, state)
+    return {"params": plain.params, "ema": plain.ema}, _named(plain._replace(params=None, ema=None))
 
 
 def _read(path: Path, like: PyTree | None = None) -> PyTree:
@@ -285,7 +286,7 @@ def _plain(x):
 
 def _line(error: BaseException) -> str:
     """One line: the system's own words, also where an error holds or quotes them."""
-    if (cause := system_error(error)) is not None:
+    if (cause := system_error(error)) is not None and cause.errno is not None:
         return os.strerror(cause.errno)
     number = re.search(r"os_error_code='(\d+)'", str(error))  # tensorstore
     return os.strerror(int(number[1])) if number else (str(error).splitlines() or [type(error).__name__])[0]

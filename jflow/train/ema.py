@@ -9,7 +9,7 @@ import jax.numpy as jnp
 from jflow._core.arrays import float_dtype
 from jflow.types import Array, PyTree
 
-Decay = Callable[[Array], Array]
+Decay = Callable[[Array], Array | float]
 
 
 def warmup(decay: float) -> Decay:
