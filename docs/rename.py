@@ -4,7 +4,7 @@
 
 A line of the table is `old <tab> new`, both as a reader of the documentation would write them: `jflow.fewstep.mean_flow`,
 or `jflow.flows.tarflow(layers)` for an argument, with the function's old name. The longest old name that fits counts.
-A new name may be empty: what it was is gone, and each of its uses is reported.
+A new name may be empty: what it was, a name or an argument, is gone, and each of its uses is reported.
 
 Names are followed through the imports of each file (`from jflow import fewstep as fs`), and a local variable that happens
 to be called like a package is left alone. In comments, in strings and in the text of Markdown only dotted names are
@@ -134,7 +134,10 @@ class File:
         found = self.full_name(node.func, scopes)
         table = found and self.arguments.get(".".join([self.bound[found[0]], *found[1]]))
         for keyword in node.keywords if table else ():
-            if keyword.arg in table:
+            if table.get(keyword.arg) == "":
+                old = ".".join([self.bound[found[0]], *found[1]])
+                self.problems.append(f"line {keyword.lineno}: the argument {keyword.arg} of {old} is gone")
+            elif keyword.arg in table:
                 row, start = keyword.lineno - 1, keyword.col_offset
                 self.edits.append(((row, start), (row, start + len(keyword.arg)), table[keyword.arg]))
 

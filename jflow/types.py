@@ -232,8 +232,21 @@ class Step(Protocol):
     ) -> tuple[Array, Array, Array]: ...
 
 
+class BatchTransform(Protocol):
+    """What is done to a batch before a loss sees it: rows paired, a source made, conditions dropped, noise added.
+
+    (key, batch, frozen=None) -> batch, a new dict that the loss takes; `losses.chain` puts transforms in front of a loss. It
+    has no params: what learns is in the loss. 'dropped' [b] bool, which `losses.drop_cond` writes, says which rows were
+    told null in place of their cond; guided losses read it and all others accept it."""
+
+    def __call__(
+        self, key: Key, batch: Mapping[str, PyTree], frozen: Mapping[str, PyTree] | None = None
+    ) -> Mapping[str, PyTree]: ...
+
+
 class Loss(Protocol):
-    """batch is a dict: 'x' data, optionally 'x0' paired source, 'cond', 'weight' [b]. `frozen` is never differentiated."""
+    """batch is a dict: 'x' data, optionally 'x0' paired source, 'cond', 'weight' [b], 'dropped' [b]. `frozen` is never
+    differentiated."""
 
     def __call__(
         self, params: Params, key: Key, batch: Mapping[str, PyTree], frozen: Mapping[str, PyTree] | None = None

@@ -297,7 +297,7 @@ VALUES = {  # (what is wrong, words of the message): ValueError
         lambda: LABELLED.sample(P.labeled, KEY, 4, 1)
     ),
     # batches
-    "noised: expected the data under 'x'": lambda: losses.noised(losses.nll(FLOW), 0.1)(P.flow, KEY, {}),
+    "noised: expected the data under 'x'": lambda: losses.noised(0.1)(KEY, {}),
     "nll: unknown keys in batch: .'X'.": lambda: losses.nll(FLOW)(P.flow, KEY, {"X": X}),
 }
 
@@ -312,13 +312,14 @@ MATCHING = losses.flow_matching(VELOCITY)
 LOSSES = {
     "nll": losses.nll(FLOW),
     "flow_matching": MATCHING,
-    "noised": losses.noised(losses.nll(FLOW), 0.1),
-    "drop_cond": losses.drop_cond(MATCHING, 0.1, null=0),
-    "fresh_source": losses.fresh_source(MATCHING),
-    "with_source": jflow.couplings.with_source(MATCHING, lambda key, x, cond: (x, cond)),
+    "noised": losses.chain(losses.noised(0.1), losses.nll(FLOW)),
+    "drop_cond": losses.chain(losses.drop_cond(0.1, null=0), MATCHING),
+    "fresh_source": losses.chain(losses.fresh_source(), MATCHING),
+    "pair": losses.chain(jflow.couplings.pair(jflow.couplings.independent()), MATCHING),
+    "with_source": losses.chain(jflow.couplings.with_source(lambda key, x, cond: (x, cond)), MATCHING),
     "reverse_kl": losses.reverse_kl(FLOW, lambda x: x[:, 0]),
     "mean_flow": losses.mean_flow(jflow.flow_map(NET)),
-    "annealed_source": losses.annealed_source(MATCHING, lambda step: 0.5),
+    "annealed_source": losses.chain(losses.annealed_source(lambda step: 0.5), MATCHING),
 }
 
 
@@ -351,7 +352,9 @@ def test_a_single_row_of_cond_is_for_all_rows(name):
         )[0],
         "walk": lambda c: solvers.sample_sde(solvers.ancestral(VELOCITY), told, X, KEY, GRID, c)[0],
         "cfg": lambda c: guidance.cfg(VELOCITY, 2.0, null=jnp.zeros(2)).apply(told, X, T, c),
-        "loss": lambda c: losses.drop_cond(MATCHING, 0.5, null=jnp.zeros(2))(told, KEY, {"x": X, "cond": c})[0],
+        "loss": lambda c: losses.chain(losses.drop_cond(0.5, null=jnp.zeros(2)), MATCHING)(
+            told, KEY, {"x": X, "cond": c}
+        )[0],
     }[name]
     many = jnp.repeat(ONE, 3, axis=0)
     given, expected = (jax.make_jaxpr(run)(c) for c in (ONE, many))

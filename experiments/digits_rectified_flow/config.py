@@ -93,7 +93,7 @@ def config(
     return Experiment(
         model=velocity,
         init=init,
-        loss=losses.flow_matching(velocity, drop=drop, null=CLASSES),
+        loss=losses.chain(losses.drop_cond(drop, null=CLASSES), losses.flow_matching(velocity)),
         optimizer=optimizer,
         data=data.digits,
         preprocess=data.scale(0, 16),

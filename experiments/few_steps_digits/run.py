@@ -114,7 +114,10 @@ def main() -> None:
 
 def jobs(net, steps: int) -> dict[str, Job]:
     velocity, model = jflow.velocity(net), jflow.flow_map(net)
-    drop = dict(drop=0.1, null=CLASSES)
+
+    def dropping(loss):
+        return losses.chain(losses.drop_cond(0.1, null=CLASSES), loss)
+
     pairs, warmup = times.pairs(times.logit_normal(0.4, 1.0), equal=0.5), steps // 4
 
     def euler(params, x0, labels, n, key):
@@ -135,10 +138,12 @@ def jobs(net, steps: int) -> dict[str, Job]:
     distilled = losses.consistency_training(velocity, steps=grid, teacher=velocity, advance=losses.heun_step)
     easy = losses.consistency_training(velocity, steps=losses.easy_steps(max(1, steps // 8)))
     return {
-        "teacher": Job(losses.flow_matching(velocity, **drop), euler, (*COUNTS, 20), fresh=True),
-        "MeanFlow": Job(losses.mean_flow(model, times=pairs, **drop), jumps, fresh=True, grown=True),
-        "improved MeanFlow": Job(losses.improved_mean_flow(model, times=pairs, **drop), jumps, fresh=True, grown=True),
-        "shortcut": Job(losses.shortcut(model, levels=4, **drop), jumps, fresh=True, grown=True),
+        "teacher": Job(dropping(losses.flow_matching(velocity)), euler, (*COUNTS, 20), fresh=True),
+        "MeanFlow": Job(dropping(losses.mean_flow(model, times=pairs)), jumps, fresh=True, grown=True),
+        "improved MeanFlow": Job(
+            dropping(losses.improved_mean_flow(model, times=pairs)), jumps, fresh=True, grown=True
+        ),
+        "shortcut": Job(dropping(losses.shortcut(model, levels=4)), jumps, fresh=True, grown=True),
         "consistency training, easy": Job(easy, to_data, fresh=True, counting=True),
         "consistency distillation": Job(distilled, to_data),
         "sCM": Job(
@@ -148,21 +153,24 @@ def jobs(net, steps: int) -> dict[str, Job]:
         ),
         "FACM": Job(losses.anchored_consistency(model, teacher=velocity), anchored, grown=True),
         "AYF, Eulerian": Job(
-            losses.eulerian_map_distillation(model, velocity, warmup=warmup, **drop), jumps, grown=True, counting=True
+            dropping(losses.eulerian_map_distillation(model, velocity, warmup=warmup)), jumps, grown=True, counting=True
         ),
         "AYF, Lagrangian": Job(
-            losses.lagrangian_map_distillation(model, velocity, warmup=warmup, **drop), jumps, grown=True, counting=True
+            dropping(losses.lagrangian_map_distillation(model, velocity, warmup=warmup)),
+            jumps,
+            grown=True,
+            counting=True,
         ),
-        "TraFlow": Job(losses.trajectory_distillation(model, velocity, **drop), jumps, grown=True),
+        "TraFlow": Job(dropping(losses.trajectory_distillation(model, velocity)), jumps, grown=True),
         "MDT-dist": Job(
-            losses.marginal_transport(velocity, velocity, tangent=losses.normalized_tangent(), **drop), to_data
+            dropping(losses.marginal_transport(velocity, velocity, tangent=losses.normalized_tangent())), to_data
         ),
         "PeRFlow": Job(
-            losses.perflow(velocity, velocity, time=times.sequential(WINDOWS, starts=0.75), **drop),
+            dropping(losses.perflow(velocity, velocity, time=times.sequential(WINDOWS, starts=0.75))),
             euler,
             counts=(4,),
         ),
-        "2-rectified": Job(losses.flow_matching(velocity, **drop), euler, pairs="teacher"),
+        "2-rectified": Job(dropping(losses.flow_matching(velocity)), euler, pairs="teacher"),
         "2-rectified, distilled": Job(losses.distillation(velocity), euler, counts=(1,), pairs="2-rectified"),
         "InstaFlow: guided pairs": Job(losses.flow_matching(velocity), euler, pairs="guided"),
         "InstaFlow: distilled": Job(losses.distillation(velocity), euler, counts=(1,), pairs="InstaFlow: guided pairs"),

@@ -256,7 +256,9 @@ def jobs(steps: int) -> dict[str, Job]:
             truncate=0.1,
         ),
         "SlimFlow, width 64": Job(
-            losses.annealed_source(losses.flow_matching(small), optax.linear_schedule(1.0, 0.0, steps // 2)),
+            losses.chain(
+                losses.annealed_source(optax.linear_schedule(1.0, 0.0, steps // 2)), losses.flow_matching(small)
+            ),
             lambda key, trained: small.init(key, X, T),
             small_euler,
             pairs_of="teacher",

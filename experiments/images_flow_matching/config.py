@@ -172,7 +172,7 @@ def config(
     return Experiment(
         model=velocity,
         init=lambda key, rows: velocity.init(key, rows["x"], jnp.zeros(len(rows["x"])), rows["cond"]),
-        loss=losses.flow_matching(velocity, drop=drop, null=CLASSES),
+        loss=losses.chain(losses.drop_cond(drop, null=CLASSES), losses.flow_matching(velocity)),
         optimizer=optax.chain(optax.clip_by_global_norm(1.0), optax.adamw(schedule, weight_decay=1e-4)),
         data=load,
         preprocess=preprocess,

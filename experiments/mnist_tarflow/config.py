@@ -73,7 +73,7 @@ def config(
     shape, high = (side, side, 1), 16 if side == 8 else 255
     sizes = {"patch_size": patch_size, "width": width, "depth": depth, "layers": layers, "num_classes": CLASSES}
     flow = flows.tarflow(shape, **sizes)
-    loss = losses.noised(losses.drop_cond(losses.nll(flow), drop, null=CLASSES), noise)
+    loss = losses.chain(losses.noised(noise), losses.drop_cond(drop, null=CLASSES), losses.nll(flow))
     schedule = optax.warmup_cosine_decay_schedule(0.0, learning_rate, steps // 20, steps)
 
     @functools.cache

@@ -57,10 +57,11 @@ def main() -> None:
     x0, cond = source(jax.random.key(args.seed + 1), test, None)
     fresh = velocity.init(jax.random.key(args.seed), x0[:1], jnp.zeros(1), jax.tree.map(lambda c: c[:1], cond))
 
-    matching = couplings.with_source(losses.flow_matching(velocity), source)
+    degrade = couplings.with_source(source)
+    matching = losses.chain(degrade, losses.flow_matching(velocity))
     teacher = fitted(matching, fresh, rows, args)
     knob = times.uniform(0.0, 1.0)
-    student_loss = couplings.with_source(losses.tunable_distillation(velocity, velocity, knob=knob), source)
+    student_loss = losses.chain(degrade, losses.tunable_distillation(velocity, velocity, knob=knob))
     student = fitted(student_loss, teacher, rows, args, {"teacher": teacher})
 
     made = {"blocks, noise added": x0}

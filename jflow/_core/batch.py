@@ -12,7 +12,8 @@ from jflow.types import Array, PyTree
 
 def read(name: str, batch: Mapping[str, PyTree], allowed: tuple[str, ...]) -> tuple:
     """The values of `allowed` in a batch, None where absent, after a check of keys, types and rows; a single row of cond
-    is repeated. 'x' is required. Rows of weight 0 are replaced, see `filled`."""
+    is repeated. 'x' is required. Rows of weight 0 are replaced, see `filled`. 'dropped', which `losses.drop_cond` writes, is
+    always accepted."""
     values = dict(zip(allowed, read_as_given(name, batch, allowed), strict=True))
     weight = values.get("weight")
     used = None if weight is None else weight != 0
@@ -22,7 +23,7 @@ def read(name: str, batch: Mapping[str, PyTree], allowed: tuple[str, ...]) -> tu
 def read_as_given(name: str, batch: Mapping[str, PyTree], allowed: tuple[str, ...]) -> tuple:
     """`read` without a replacement."""
     check_batch(name, batch)
-    unknown = sorted(set(batch) - set(allowed))
+    unknown = sorted(set(batch) - {*allowed, "dropped"})
     if unknown:
         raise ValueError(f"{name}: unknown keys in batch: {unknown}; allowed are {list(allowed)}")
     check_x(name, batch)
@@ -35,8 +36,19 @@ def read_as_given(name: str, batch: Mapping[str, PyTree], allowed: tuple[str, ..
         raise ValueError(f"{name}: expected 'x0' of the shape of 'x', {list(jnp.shape(x))}, got {list(jnp.shape(x0))}")
     if weight is not None and jnp.shape(weight) != (jnp.shape(x)[0],):
         raise ValueError(f"{name}: expected 'weight' of shape [{jnp.shape(x)[0]}], got {list(jnp.shape(weight))}")
+    check_dropped(name, batch)
     batch = {**batch, "cond": check_cond(name, batch.get("cond"), jnp.shape(x)[0])}
     return tuple(jax.tree.map(jnp.asarray, batch.get(key)) for key in allowed)
+
+
+def check_dropped(name: str, batch: Mapping[str, PyTree]) -> None:
+    """Raise for a 'dropped' that is not a truth value for each row of 'x'."""
+    dropped, n = batch.get("dropped"), jnp.shape(batch["x"])[0]
+    if dropped is not None and (jnp.shape(dropped) != (n,) or jnp.result_type(dropped) != jnp.dtype("bool")):
+        raise ValueError(
+            f"{name}: expected 'dropped' of shape [{n}] and type bool, "
+            f"got {list(jnp.shape(dropped))} and {jnp.result_type(dropped)}"
+        )
 
 
 def mean_of_rows(loss: Array, weight: Array | None) -> Array:

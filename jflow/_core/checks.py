@@ -172,6 +172,26 @@ def _article(word: str) -> str:
     return f"{'an' if word[0] in 'AEIOaeio' else 'a'} {word}"
 
 
+def signature(function) -> inspect.Signature | None:
+    """The arguments of a function; None where Python does not know them."""
+    try:
+        return inspect.signature(function)
+    except (TypeError, ValueError):
+        return None
+
+
+def accepts(function, n: int) -> bool:
+    """Whether a call with n arguments by position fits, as far as is known."""
+    known = signature(function)
+    if known is None:
+        return True
+    try:
+        known.bind(*range(n))
+    except TypeError:
+        return False
+    return True
+
+
 def check_whole(name: str, least: int = 1, **values: int) -> None:
     """Raise for a value, by its name, that is not a whole number of at least `least`."""
     for what, value in values.items():

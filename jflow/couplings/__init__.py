@@ -1,8 +1,10 @@
 """Which row of the source goes with which row of the data, as indices, so that labels, conditions and weights follow.
 
 A `Coupling` is (key, x0, x1, cond=None) -> (i, j): pair k is x0[i[k]] with x1[j[k]]. Most are permutations of one side and
-take a cost: `optimal_transport(within_class())` is optimal transport inside each class. Couplings that build the source
-from the data are in `sources`: they act on the batch, not on its order.
+take a cost: `optimal_transport(within_class())` is optimal transport inside each class.
+
+`losses.chain` puts them in front of a loss: `pair(coupling)` is a coupling as a `BatchTransform`, and `with_source(source)`
+builds the source from the data.
 """
 
 from jflow.couplings._costs import cosine, near_condition, squared_euclidean, within_class
@@ -14,6 +16,7 @@ from jflow.couplings._entropic import (
     unbalanced,
 )
 from jflow.couplings._matching import independent, optimal_transport, partial_optimal_transport, stable_matching
+from jflow.couplings._pair import pair
 from jflow.couplings._plans import entropic_potentials
 from jflow.couplings._semidiscrete import fit_semidiscrete, semidiscrete
 from jflow.couplings._sources import block_means, corrupted, hold_known, inpainting, tiles, with_source
@@ -29,6 +32,7 @@ __all__ = [
     "hold_known",
     "most_likely_permutation",
     "near_condition",
+    "pair",
     "partial_optimal_transport",
     "sample_permutation",
     "entropic_potentials",

@@ -13,7 +13,8 @@ from jflow.types import Coupling
 
 
 def independent() -> Coupling:
-    """Row k with row k: the source was drawn independently, or came paired in the batch (reflow, `with_source`).
+    """Row k with row k: the source was drawn independently, or came paired in the batch (reflow, `with_source`). It is what a
+    loss does without `pair`.
 
     The indices are numpy arrays, known while tracing, so that a loss can leave the rows where they are: a gather
     would move rows between the devices of a mesh.

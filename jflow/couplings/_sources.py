@@ -1,40 +1,45 @@
 """Data-dependent couplings: the source is made from its own data row, by a `Source` (key, x1, cond) -> (x0, cond)."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
 
 from jflow._core.arrays import expand_to
 from jflow._core.checks import check_whole, check_x, need_key
-from jflow.types import Array, Cond, Key, Loss, Velocity
+from jflow.types import Array, BatchTransform, Cond, Key, Velocity
 
 DataSource = Callable[[Key, Array, Cond], tuple[Array, Cond]]  # (key, x1 [b, *event], cond) -> (x0 like x1, cond)
 Mask = Callable[[Key, Array], Array]  # (key, x1) -> 1 where known, 0 where not; [b, *event] or 1 in place of an axis
 
 
-def with_source(loss: Loss, source: DataSource) -> Loss:
-    """`loss` on batches whose 'x0' and 'cond' come from source(key, x, cond), new at every step.
+def with_source(source: DataSource) -> BatchTransform:
+    """The batch transform that makes 'x0' and 'cond' by source(key, x, cond), new at every step.
 
-    Any loss that takes 'x0' will do; its coupling must leave the rows where they are (independent, the default): the
-    data-dependent pairs are the coupling. Sampling starts from the same source: `source(key, known, cond)[0]`.
+    In front of any loss that takes 'x0': losses.chain(couplings.with_source(source), losses.flow_matching(velocity)). No
+    `pair` comes beside it: the data-dependent pairs are the coupling. Sampling starts from the same source:
+    `source(key, known, cond)[0]`.
+
+    Raises ValueError for key=None, a batch with an 'x0' of its own or with conditions that were dropped already, and an x0
+    that is not shaped like x.
     Source: Albergo, Goldstein, Boffi, Ranganath, Vanden-Eijnden, "Stochastic Interpolants with Data-Dependent Couplings",
     2024.
     """
 
-    def sourced(params, key, batch, frozen=None):
+    def transform(key, batch, frozen=None):
         need_key("with_source", key)
         check_x("with_source", batch)
         if "x0" in batch:
             raise ValueError("with_source: the batch has an 'x0' of its own")
-        source_key, loss_key = jax.random.split(key)
-        x0, cond = source(source_key, batch["x"], batch.get("cond"))
+        if batch.get("dropped") is not None:
+            raise ValueError("with_source: conditions were dropped before it makes them; put losses.drop_cond after it")
+        x0, cond = source(key, batch["x"], batch.get("cond"))
         if x0.shape != batch["x"].shape:
             raise ValueError(f"with_source: expected x0 of shape {list(batch['x'].shape)}, got {list(x0.shape)}")
-        rest: Mapping = {name: value for name, value in batch.items() if name != "cond"}
-        return loss(params, loss_key, {**rest, "x0": x0} | ({} if cond is None else {"cond": cond}), frozen)
+        rest = {name: value for name, value in batch.items() if name != "cond"}
+        return {**rest, "x0": x0} | ({} if cond is None else {"cond": cond})
 
-    return sourced
+    return transform
 
 
 def inpainting(mask: Mask) -> DataSource:

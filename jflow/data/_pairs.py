@@ -17,7 +17,7 @@ the params of the first, on times at both ends and with an error that forgives o
 
     losses.flow_matching(velocity, time=times.u_shaped(), metric=losses.pseudo_huber(0.00054 * math.sqrt(dimensions)))
 
-(`losses.perceptual_huber` for images), and for real rows beside the pairs `losses.fresh_source` around it.
+(`losses.perceptual_huber` for images), and for real rows beside the pairs `losses.fresh_source` before it.
 """
 
 import hashlib

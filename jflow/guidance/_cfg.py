@@ -20,8 +20,8 @@ __all__ = ["autoguidance", "cfg", "guided", "negative", "with_cond", "zero_init"
 def cfg(velocity: Velocity, scale: float | Callable[[Array], Array], *, null: PyTree) -> Velocity:
     """Guided velocity v_null + scale (v_cond - v_null): scale 1 is the conditional one, 0 the unconditional.
 
-    scale: a number, or t [b] -> [b]. null: one row of cond without the batch axis, as `losses.flow_matching(drop=,
-    null=)` trained it. Both halves are one evaluation of 2b rows; `init` and params are the velocity's own. scale is
+    scale: a number, or t [b] -> [b]. null: one row of cond without the batch axis, as `losses.drop_cond(p, null=)`
+    trained it. Both halves are one evaluation of 2b rows; `init` and params are the velocity's own. scale is
     the w of Imagen and diffusers and the omega of Guided Flows; the w of Ho and Salimans is scale - 1.
     Errors: ValueError where cond is None or null is not a row of it.
     Sources: Ho, Salimans, "Classifier-Free Diffusion Guidance", 2022; in the velocity: Zheng, Le, Shaul, Lipman,

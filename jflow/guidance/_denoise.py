@@ -11,7 +11,7 @@ __all__ = ["denoise"]
 def denoise(flow: Flow | Distribution, params: Params, y: Array, std: float, cond: Cond = None) -> Array:
     """E[x | y] for y = x + std * eps, eps standard normal, where `flow` is the density of y: y + std^2 grad log p(y).
 
-    y [b, *event], such as samples of a flow trained by `losses.noised(..., std)`. Tweedie's formula, exact where the
+    y [b, *event], such as samples of a flow trained by `losses.noised(std)`. Tweedie's formula, exact where the
     density is. Sources: Efron, "Tweedie's Formula and Selection Bias", 2011; Zhai et al., "Normalizing Flows are Capable
     Generative Models", 2024.
     """

@@ -1,4 +1,8 @@
-"""Losses: (params, key, batch, frozen=None) -> (scalar, metrics)."""
+"""Losses: (params, key, batch, frozen=None) -> (scalar, metrics); and what happens to a batch before a loss sees it, `chain`.
+
+A loss reads 'x', and takes 'x0' where it regresses on pairs; without it such a loss draws the source, standard normal. Other
+pairs, dropped conditions and noise are batch transforms in front of it, the same for all: see `chain`.
+"""
 
 from jflow.losses._acceleration import constant_acceleration, initial_velocity
 from jflow.losses._adversarial import (
@@ -16,7 +20,7 @@ from jflow.losses._adversarial import (
 )
 from jflow.losses._align import eulerian_map_distillation, lagrangian_map_distillation
 from jflow.losses._anchoring import anchored_consistency, squared_and_cosine_error
-from jflow.losses._augmented import drop_cond, noised
+from jflow.losses._augmented import annealed_source, drop_cond, fresh_source, noised
 from jflow.losses._boss import boss
 from jflow.losses._c_rectified import (
     ConvexCost,
@@ -26,6 +30,7 @@ from jflow.losses._c_rectified import (
     power_cost,
     quadratic_cost,
 )
+from jflow.losses._chain import chain
 from jflow.losses._consistency import (
     averaged_target,
     consistency_training,
@@ -54,7 +59,7 @@ from jflow.losses._hierarchical import HierarchyLevel, hierarchical_matching
 from jflow.losses._importance import Importance, draw_times, learn_importance, likelihood_importance, likelihood_weight
 from jflow.losses._interpolant import interpolant_matching
 from jflow.losses._likelihood import negative_elbo, nll
-from jflow.losses._matching import flow_matching, fresh_source
+from jflow.losses._matching import flow_matching
 from jflow.losses._mean_flow import improved_mean_flow, mean_flow
 from jflow.losses._mixture import mixture_matching
 from jflow.losses._perflow import perflow
@@ -63,7 +68,7 @@ from jflow.losses._refiner import velocity_refiner
 from jflow.losses._regularized import regularized_nll
 from jflow.losses._self_corrected import self_corrected, self_correction
 from jflow.losses._shortcut import shortcut
-from jflow.losses._slim import annealed_source, flow_guided_distillation
+from jflow.losses._slim import flow_guided_distillation
 from jflow.losses._trajectory import trajectory_distillation
 from jflow.losses._trigflow import clipped_tangent, normalized_tangent, trigflow_consistency
 from jflow.losses._tunable import tunable_distillation
@@ -86,6 +91,7 @@ __all__ = [
     "averaged_target",
     "boss",
     "c_rectified_flow",
+    "chain",
     "clipped_tangent",
     "consistency_flow_matching",
     "constant_acceleration",

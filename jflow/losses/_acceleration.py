@@ -18,7 +18,7 @@ trained flow (`generate_pairs`); drawn at random, v0 would tell x0 alone, and ev
 import jax
 import jax.numpy as jnp
 
-from jflow import couplings, times
+from jflow import times
 from jflow._core.arrays import expand_to, float_dtype
 from jflow._core.batch import mean_of_rows
 from jflow._core.checks import frozen_entry, like_state, need_pairs
@@ -29,7 +29,7 @@ from jflow.types import Loss, Time, Velocity
 
 __all__ = ["constant_acceleration", "initial_velocity"]
 
-_UNIFORM, _INDEPENDENT = times.uniform(), couplings.independent()
+_UNIFORM = times.uniform()
 
 
 def initial_velocity(velocity: Velocity, *, h: float = 1.5, time: Time = _UNIFORM) -> Loss:
@@ -87,7 +87,7 @@ def constant_acceleration(acceleration: Velocity, velocity: Velocity, *, time: T
 def _pairs(name, key, batch, time):
     """x0, x1 in float32 or better, cond, weight, t, and a key for dropout."""
     need_pairs(name, batch)
-    pairs = draw_pairs(name, key, batch, time, _INDEPENDENT, 0.0, None)
+    pairs = draw_pairs(name, key, batch, time)
     x0, x1 = (x.astype(float_dtype(x)) for x in (pairs.x0, pairs.x1))
     return x0, x1, pairs.cond, pairs.weight, pairs.t, pairs.dropout_key
 

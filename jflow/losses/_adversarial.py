@@ -22,7 +22,7 @@ import diffrax
 import jax
 import jax.numpy as jnp
 
-from jflow import couplings, solvers
+from jflow import solvers
 from jflow._core.arrays import float_dtype, mean_event, sum_event
 from jflow._core.batch import mean_of_rows
 from jflow._core.checks import check_same_shape, check_weights, like_state, need_key, take_parts
@@ -45,7 +45,7 @@ __all__ = [
     "turbo",
 ]
 
-_EULER, _INDEPENDENT = diffrax.Euler(), couplings.independent()
+_EULER = diffrax.Euler()
 
 Generate = Callable[[Params, Array, Cond], Array]
 """(student's params, x0 [b, *event], cond) -> x1 [b, *event], differentiable."""
@@ -151,7 +151,7 @@ def adversarial(
 
     def loss(params, key, batch, frozen=None):
         student, judge = take_parts(name, params, "student", "discriminator")
-        x0, x, cond, row_weight, t, _, _ = draw_pairs(name, key, batch, _at_data, _INDEPENDENT, 0.0, None)
+        x0, x, cond, row_weight, t, _, _ = draw_pairs(name, key, batch, _at_data)
         g = like_state(name, generate(student, x0, cond), x)
         still, held = jax.lax.stop_gradient((g, judge))
 

@@ -23,24 +23,23 @@ from collections.abc import Callable
 import jax
 import jax.numpy as jnp
 
-from jflow import couplings
 from jflow._core.arrays import expand_to, float_dtype, mean_event
 from jflow._core.batch import mean_of_rows
 from jflow._core.checks import check_flow_map, check_same_shape, check_whole, frozen_entry, like_state
 from jflow._core.keys import same_draws
 from jflow._core.line import line
 from jflow._core.times import check_pairs
-from jflow.losses._pairs import check_drop, draw_pairs
+from jflow.losses._pairs import draw_pairs
 from jflow.losses._teacher import unchanged, warmed
 from jflow.losses._trigflow import normalized_tangent
 from jflow.solvers import JVP, total_derivative
 from jflow.times import interval_pairs
-from jflow.types import Array, Coupling, FlowMap, Loss, PyTree, TimePair, Velocity
+from jflow.types import Array, FlowMap, Loss, TimePair, Velocity
 
 __all__ = ["eulerian_map_distillation", "lagrangian_map_distillation"]
 
 
-_INTERVALS, _INDEPENDENT, _NORMALISED = interval_pairs(), couplings.independent(), normalized_tangent()
+_INTERVALS, _NORMALISED = interval_pairs(), normalized_tangent()
 
 
 def eulerian_map_distillation(
@@ -48,12 +47,9 @@ def eulerian_map_distillation(
     teacher: Velocity | None = None,
     *,
     times: TimePair = _INTERVALS,
-    coupling: Coupling = _INDEPENDENT,
     warmup: int = 0,
     most: float = 1.0,
     tangent: Callable[[Array], Array] = _NORMALISED,
-    drop: float = 0.0,
-    null: PyTree = None,
     jvp: JVP = jax.jvp,
 ) -> Loss:
     """Eulerian map distillation (AYF-EMD). With x_t = (1 - t) x0 + t x1 and v the velocity there,
@@ -71,18 +67,17 @@ def eulerian_map_distillation(
     tangent: `normalized_tangent(0.1)` where none is given, by the root mean square over the event (public reimplementations
         take the 2-norm); the loss of a row is below 1 then. With it or with g itself the loss is a mean over the event
         and does not grow with its size.
-    times: pairs t <= r. coupling, drop, null, batch: as in `losses.flow_matching`. jvp: see `total_derivative`.
+    times: pairs t <= r. batch: as in `losses.flow_matching`. jvp: see `total_derivative`.
     metrics: 'residual', the mean over event and rows of g^2 at w = 1. Trains all pairs that times draws: `sample` in any
         number of steps.
-    Errors: ValueError for times, warmup, most or drop out of range; at trace time for what frozen lacks ('teacher', 'step'),
+    Errors: ValueError for times, warmup or most out of range; at trace time for what frozen lacks ('teacher', 'step'),
         a velocity of another shape, and as `losses.flow_matching`.
     """
     name = "eulerian_map_distillation"
     _check(name, flow_map, times, warmup, most)
-    check_drop(name, drop, null)
 
     def loss(params, key, batch, frozen=None):
-        pairs = draw_pairs(name, key, batch, times, coupling, drop, null)
+        pairs = draw_pairs(name, key, batch, times)
         x0, x1, cond, weight, (t, r), _, dropout_key = pairs
         x_t, v = line(x0, x1, t)
         if teacher is not None:
@@ -101,12 +96,9 @@ def lagrangian_map_distillation(
     teacher: Velocity,
     *,
     times: TimePair = _INTERVALS,
-    coupling: Coupling = _INDEPENDENT,
     warmup: int = 0,
     most: float = 1.0,
     tangent: Callable[[Array], Array] = unchanged,
-    drop: float = 0.0,
-    null: PyTree = None,
     jvp: JVP = jax.jvp,
 ) -> Loss:
     """Lagrangian map distillation (AYF-LMD): the loss of `eulerian_map_distillation` with
@@ -119,10 +111,9 @@ def lagrangian_map_distillation(
     """
     name = "lagrangian_map_distillation"
     _check(name, flow_map, times, warmup, most)
-    check_drop(name, drop, null)
 
     def loss(params, key, batch, frozen=None):
-        pairs = draw_pairs(name, key, batch, times, coupling, drop, null)
+        pairs = draw_pairs(name, key, batch, times)
         x0, x1, cond, weight, (t, r), _, dropout_key = pairs
         x_t, _ = line(x0, x1, t)
         gap = expand_to(r - t, x_t)

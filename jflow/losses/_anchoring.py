@@ -16,20 +16,19 @@ import math
 import jax
 import jax.numpy as jnp
 
-from jflow import couplings, times
+from jflow import times
 from jflow._core.arrays import expand_to, float_dtype, mean_event
 from jflow._core.batch import mean_of_rows
 from jflow._core.checks import check_flow_map, check_same_shape, like_state
 from jflow._core.line import on_line
 from jflow.losses._errors import Metric, mean_squared_error
-from jflow.losses._pairs import check_drop, draw_pairs
+from jflow.losses._pairs import draw_pairs
 from jflow.losses._teacher import line_velocity
 from jflow.solvers import JVP, total_derivative
-from jflow.types import Array, Coupling, FlowMap, Loss, PyTree, Time, Velocity
+from jflow.types import Array, FlowMap, Loss, Time, Velocity
 
 __all__ = ["anchored_consistency", "squared_and_cosine_error"]
 
-_INDEPENDENT = couplings.independent()
 _TIMES = times.from_quantile(
     lambda u: 1 - 2 / math.pi * jnp.arctan(jnp.exp(-0.8 + 1.6 * jax.scipy.special.ndtri(u))),
     times.uniform(1e-6, 1 - 1e-6),
@@ -56,14 +55,11 @@ def anchored_consistency(
     *,
     teacher: Velocity | None = None,
     time: Time = _TIMES,
-    coupling: Coupling = _INDEPENDENT,
     anchor: Metric = squared_and_cosine_error,
     relax: float = 0.5,
     clip: float = 1.0,
     power: float = 0.5,
     c: float = 1e-3,
-    drop: float = 0.0,
-    null: PyTree = None,
     jvp: JVP = jax.jvp,
 ) -> Loss:
     """The sum, mean over rows, of two errors at x_t = (1 - t) x0 + t x1 with velocity v there:
@@ -80,7 +76,7 @@ def anchored_consistency(
         vanishes at the exact u. Clipping and the weight by a row's own error move that point.
     anchor: (v, target, x_t, t) -> [b], a mean over the event as e is: `losses.mean_squared_error` has its minimum at the
         marginal velocity; the cosine of a conditional target does not.
-    drop, null, batch: as in `losses.flow_matching`. metrics: 'residual', the mean over event and rows of g^2, and 'anchor'.
+    batch: as in `losses.flow_matching`. metrics: 'residual', the mean over event and rows of g^2, and 'anchor'.
     Errors: ValueError at construction for relax, clip or c <= 0 or power < 0; as `losses.flow_matching` at trace time, and
         for a teacher without frozen['teacher'].
     Source: Peng, Zhu, Liu, Wu, Li, Sun, Wu, "Flow-Anchored Consistency Models", 2025; weights as in its public code
@@ -88,7 +84,6 @@ def anchored_consistency(
     """
     name = "anchored_consistency"
     check_flow_map(name, flow_map)
-    check_drop(name, drop, null)
     if not (0 < relax < math.inf and clip > 0 and 0 < c < math.inf and 0 <= power < math.inf):
         raise ValueError(
             f"{name}: expected relax > 0, clip > 0, c > 0 and power >= 0, "
@@ -96,7 +91,7 @@ def anchored_consistency(
         )
 
     def loss(params, key, batch, frozen=None):
-        x0, x1, cond, weight, t, _, dropout_key = draw_pairs(name, key, batch, time, coupling, drop, null)
+        x0, x1, cond, weight, t, _, dropout_key = draw_pairs(name, key, batch, time)
         dtype = float_dtype(x1)
         x_t = on_line(x0, x1, t)
         v = line_velocity(name, teacher, frozen, x0, x1, cond)(x_t, t)

@@ -10,15 +10,15 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
-from jflow import couplings, times
+from jflow import times
 from jflow._core.arrays import expand_to, sum_event
 from jflow._core.batch import mean_of_rows
-from jflow.losses._pairs import check_drop, draw_pairs
-from jflow.types import Array, Coupling, Field, Loss, PyTree, Time, Velocity
+from jflow.losses._pairs import draw_pairs
+from jflow.types import Array, Field, Loss, Time, Velocity
 
 __all__ = ["ConvexCost", "c_rectified_flow", "inner_potential", "potential_velocity", "power_cost", "quadratic_cost"]
 
-_UNIFORM, _INDEPENDENT = times.uniform(), couplings.independent()
+_UNIFORM = times.uniform()
 
 
 class ConvexCost(NamedTuple):
@@ -77,9 +77,6 @@ def c_rectified_flow(
     cost: ConvexCost | None = None,
     *,
     time: Time = _UNIFORM,
-    coupling: Coupling = _INDEPENDENT,
-    drop: float = 0.0,
-    null: PyTree = None,
 ) -> Loss:
     """Trains f so that `potential_velocity(potential, cost)` is the c-rectified flow of the pairs; cost as there.
 
@@ -93,15 +90,14 @@ def c_rectified_flow(
     not be optimal where marginals have gaps or the velocity is not smooth (Hertrich, Chambolle, Delon, "On the Relation
     between Rectified Flows and Optimal Transport", 2025).
 
-    batch, coupling, drop, null: as in `losses.flow_matching`. The paths are linear, on which the statements rest.
+    batch: as in `losses.flow_matching`. The paths are linear, on which the statements rest.
     Errors: as `losses.flow_matching`, and ValueError at trace time for a potential whose output is not [b].
     Source: Liu, "Rectified Flow: A Marginal Preserving Approach to Optimal Transport", 2022.
     """
     cost = quadratic_cost() if cost is None else cost
-    check_drop("c_rectified_flow", drop, null)
 
     def loss(params, key, batch, frozen=None):
-        pairs = draw_pairs("c_rectified_flow", key, batch, time, coupling, drop, null)
+        pairs = draw_pairs("c_rectified_flow", key, batch, time)
         x0, x1, cond, weight, t, _, dropout_key = pairs
         u = x1.astype(t.dtype) - x0.astype(t.dtype)
         x_t = (x0 + expand_to(t, u) * u).astype(x1.dtype)

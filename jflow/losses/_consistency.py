@@ -19,7 +19,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jflow import couplings, times
+from jflow import times
 from jflow._core.arrays import expand_to
 from jflow._core.batch import mean_of_rows
 from jflow._core.checks import check_same_shape, check_whole, frozen_entry
@@ -27,9 +27,9 @@ from jflow._core.keys import same_draws
 from jflow._core.line import on_line, predicted_data
 from jflow._core.times import check_grid, check_steps
 from jflow.losses._errors import Metric, mean_squared_error
-from jflow.losses._pairs import check_drop, draw_pairs
+from jflow.losses._pairs import draw_pairs
 from jflow.losses._teacher import line_velocity
-from jflow.types import Array, Coupling, Key, Loss, Params, PyTree, Time, Velocity
+from jflow.types import Array, Key, Loss, Params, PyTree, Time, Velocity
 
 __all__ = [
     "averaged_target",
@@ -50,7 +50,6 @@ Steps = Callable[[Key, int, Frozen], tuple[Array, Array]]
 Advance = Callable[[Callable[[Array, Array], Array], Array, Array, Array], Array]
 """(v, x, t, s) -> x at time s, where v(x, t) is a velocity: one step of a solver."""
 
-_INDEPENDENT = couplings.independent()
 _EASY_TIMES = times.logit_normal(1.1, 2.0)
 _SHORTEST = 1e-4  # differences over shorter times drown in the rounding of float32
 
@@ -93,11 +92,8 @@ def consistency_training(
     teacher: Velocity | None = None,
     advance: Advance = euler_step,
     target: Callable[[Params, Frozen], Params] = online_target,
-    coupling: Coupling = _INDEPENDENT,
     metric: Metric = mean_squared_error,
     weight: Callable[[Array, Array], Array] = inverse_time_step,
-    drop: float = 0.0,
-    null: PyTree = None,
 ) -> Loss:
     """Consistency training, and distillation where teacher is given, at finite steps t < s:
 
@@ -113,7 +109,7 @@ def consistency_training(
     At the exact f the two sides differ by O((s - t)^2), with Heun's step by O((s - t)^3). From scratch that holds for their
     means given x_t, so the mean gradient of the squared error vanishes as s - t goes to 0.
 
-    drop, null, batch: as in `losses.flow_matching`.
+    batch: as in `losses.flow_matching`.
     metrics: 'residual', the mean over event and rows of ((f - f') / (s - t))^2.
     Errors: ValueError at construction for steps that draw other times, as `losses.flow_matching` at trace time, and for
         what is missing in frozen ('teacher', 'ema', 'step').
@@ -123,11 +119,10 @@ def consistency_training(
     """
     name = "consistency_training"
     check_steps(name, steps)
-    check_drop(name, drop, null)
 
     def loss(params, key, batch, frozen=None):
         frozen = frozen or {}
-        pairs = draw_pairs(name, key, batch, lambda key, n: steps(key, n, frozen), coupling, drop, null)
+        pairs = draw_pairs(name, key, batch, lambda key, n: steps(key, n, frozen))
         x0, x1, cond, row_weight, (t, s), _, dropout_key = pairs
         v = line_velocity(name, teacher, frozen, x0, x1, cond)
         x_t = on_line(x0, x1, t)

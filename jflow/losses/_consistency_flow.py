@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 from jax.typing import ArrayLike
 
-from jflow import couplings, times
+from jflow import times
 from jflow._core.arrays import expand_to
 from jflow._core.batch import mean_of_rows
 from jflow._core.checks import like_state
@@ -22,13 +22,13 @@ from jflow._core.line import on_line
 from jflow._core.times import partition
 from jflow.losses._consistency import Frozen, online_target
 from jflow.losses._errors import mean_squared_error
-from jflow.losses._pairs import check_drop, draw_pairs
+from jflow.losses._pairs import draw_pairs
 from jflow.losses._teacher import line_velocity
-from jflow.types import Coupling, Loss, Params, PyTree, Time, Velocity
+from jflow.types import Loss, Params, Time, Velocity
 
 __all__ = ["consistency_flow_matching"]
 
-_INDEPENDENT, _UNIFORM = couplings.independent(), times.uniform()
+_UNIFORM = times.uniform()
 
 
 def consistency_flow_matching(
@@ -39,11 +39,8 @@ def consistency_flow_matching(
     alpha: float = 1e-5,
     boundary: float = 1.0,
     time: Time = _UNIFORM,
-    coupling: Coupling = _INDEPENDENT,
     teacher: Velocity | None = None,
     target: Callable[[Params, Frozen], Params] = online_target,
-    drop: float = 0.0,
-    null: PyTree = None,
 ) -> Loss:
     """Consistency-FM: with e the end of the segment that t lies in, and s = min(t + delta, e), the mean over event and rows of
 
@@ -61,7 +58,7 @@ def consistency_flow_matching(
         this is flow matching weighed by (e - t)^2. (In the published code it is a time, whatever the segment.)
     teacher: a teacher, with params frozen['teacher'], for x_s = x_t + (s - t) v(x_t, t) (ours); then boundary = 1.
 
-    drop, null, batch: as in `losses.flow_matching`. metrics: 'residual', the mean of ((f - f') / (s - t))^2, and 'velocity',
+    batch: as in `losses.flow_matching`. metrics: 'residual', the mean of ((f - f') / (s - t))^2, and 'velocity',
         that of the second term's square, over the rows that have it (zero where none has).
     Errors: ValueError at construction for delta <= 0 or longer than a segment, alpha < 0, boundary outside (0, 1] or below 1
         beside a teacher, and segments that do not rise from 0 to 1; as `losses.flow_matching` at trace time, and for
@@ -70,7 +67,6 @@ def consistency_flow_matching(
         code sums over the event.
     """
     name = "consistency_flow_matching"
-    check_drop(name, drop, null)
     edges = partition(name, segments)
     shortest = min(b - a for a, b in zip(edges[:-1], edges[1:], strict=True))
     if not 0 < delta <= shortest:
@@ -81,7 +77,7 @@ def consistency_flow_matching(
         raise ValueError(f"{name}: expected boundary in (0, 1], 1 beside a teacher, got {boundary}")
 
     def loss(params, key, batch, frozen=None):
-        x0, x1, cond, weight, t, _, dropout_key = draw_pairs(name, key, batch, time, coupling, drop, null)
+        x0, x1, cond, weight, t, _, dropout_key = draw_pairs(name, key, batch, time)
         ends = jnp.asarray(edges, t.dtype)
         # of the segment [start, e) that t lies in, 1 in the last; times closer to 1 than rounding are moved away from it
         t = jnp.minimum(t, 1 - 1e-6)

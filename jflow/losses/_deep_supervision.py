@@ -4,15 +4,15 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jflow import couplings, times
+from jflow import times
 from jflow._core.arrays import expand_to, float_dtype
 from jflow._core.batch import mean_of_rows
 from jflow.losses._pairs import draw_pairs
-from jflow.types import Coupling, Field, Loss, Time
+from jflow.types import Field, Loss, Time
 
 __all__ = ["deep_supervision"]
 
-_UNIFORM, _INDEPENDENT = times.uniform(), couplings.independent()
+_UNIFORM = times.uniform()
 
 
 def deep_supervision(
@@ -21,7 +21,6 @@ def deep_supervision(
     *,
     time: Time = _UNIFORM,
     gap: float = 0.1,
-    coupling: Coupling = _INDEPENDENT,
     early: float = 0.2,
     acceleration: float = 1.0,
 ) -> Loss:
@@ -53,7 +52,7 @@ def deep_supervision(
     shares = np.array([[early] * (branches - 1) + [1.0]])
 
     def loss(params, key, batch, frozen=None):
-        pairs = draw_pairs("deep_supervision", key, batch, time, coupling, 0.0, None)
+        pairs = draw_pairs("deep_supervision", key, batch, time)
         dtype, n = pairs.x1.dtype, pairs.x1.shape[0]
         x0, x1 = (v.astype(float_dtype(v)) for v in (pairs.x0, pairs.x1))
 

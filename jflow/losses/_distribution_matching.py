@@ -23,7 +23,6 @@ import jax.numpy as jnp
 import numpy as np
 from jax.typing import ArrayLike
 
-from jflow import couplings
 from jflow import times as time_laws
 from jflow._core.arrays import expand_to, float_dtype, mean_event
 from jflow._core.batch import mean_of_rows
@@ -37,7 +36,7 @@ from jflow.types import Array, FlowMap, Loss, Time, Velocity
 
 __all__ = ["ScoreWeight", "distribution_matching", "kl_weight", "inverse_error_weight", "shared_timesteps"]
 
-_TIMES, _INDEPENDENT = time_laws.uniform(0.02, 0.98), couplings.independent()
+_TIMES = time_laws.uniform(0.02, 0.98)
 
 ScoreWeight = Callable[[Array, Array, Array], Array]
 """(x1 of the student, x1 as the teacher sees it in x_t, t [b]) -> w [b], the factor of v_fake - v_teacher."""
@@ -88,7 +87,7 @@ def distribution_matching(
     def loss(params, key, batch, frozen=None):
         student, imitator = take_parts(name, params, "student", "fake")
         given = frozen_entry(name, frozen)
-        x0, x, cond, row_weight, t, noise_key, _ = draw_pairs(name, key, batch, time, _INDEPENDENT, 0.0, None)
+        x0, x, cond, row_weight, t, noise_key, _ = draw_pairs(name, key, batch, time)
         x1 = like_state(name, generate(student, x0, cond), x)
         z = jax.random.normal(noise_key, x.shape, x.dtype)
         return _match(name, fake, teacher, imitator, given, x1, z, t, cond, weight, fake_weight, row_weight)
@@ -133,7 +132,7 @@ def shared_timesteps(
     def loss(params, key, batch, frozen=None):
         student, imitator = take_parts(name, params, "student", "fake")
         given = frozen_entry(name, frozen)
-        pairs = draw_pairs(name, key, batch, _at_source, _INDEPENDENT, 0.0, None)
+        pairs = draw_pairs(name, key, batch, _at_source)
         x0, x, cond, row_weight, _, noise_key, dropout_key = pairs
         dtype, n, count = float_dtype(x), x.shape[0], len(levels)
 

@@ -9,8 +9,10 @@ import jax.numpy as jnp
 from jflow import couplings, paths, times
 from jflow._core.arrays import float_dtype, mean_event
 from jflow._core.batch import mean_of_rows
+from jflow._core.checks import need_key
 from jflow._core.keys import same_draws
-from jflow.losses._pairs import draw_pairs, pick
+from jflow._core.pairs import paired, pick
+from jflow.losses._pairs import draw_pairs
 from jflow.solvers import HierarchyCondition
 from jflow.types import Coupling, Loss, Path, Time, Velocity
 
@@ -37,6 +39,7 @@ def hierarchical_matching(
     stays as it is, and this is `flow_matching`. At the minimum the innermost flow carries noise to the *law* of the
     velocity at x_1, t_1, of which flow matching knows the mean; `solvers.sample_hierarchy` follows it.
 
+    Pairs are the levels' own matter here, at level 1 as below, and no `couplings.pair` comes before this loss.
     Couplings see their level's noise and data, and as cond the batch's at level 1, the `Outer` of the levels above below
     it: z follows i; data, the states and times above, cond and weight follow j. At level 1 any coupling of the marginals
     will do, and makes the law of velocities simpler. Below, pairs must be exchanged among (nearly) equal x_1, t_1 ... only,
@@ -57,7 +60,10 @@ def hierarchical_matching(
             raise TypeError(f"hierarchical_matching: expected a losses.HierarchyLevel, got {level!r}")
 
     def loss(params, key, batch, frozen=None):
-        pairs = draw_pairs("hierarchical_matching", key, batch, levels[0].time, levels[0].coupling, 0.0, None)
+        need_key("hierarchical_matching", key)
+        pair_key, key = jax.random.split(key)
+        batch = paired("hierarchical_matching", levels[0].coupling, pair_key, batch)
+        pairs = draw_pairs("hierarchical_matching", key, batch, levels[0].time)
         z, y, t, weight = pairs.x0, pairs.x1, pairs.t, pairs.weight
         path_key, *keys = jax.random.split(pairs.path_key, len(levels))
         dtype, n = y.dtype, y.shape[0]

@@ -3,18 +3,18 @@
 import jax
 import jax.numpy as jnp
 
-from jflow import couplings, paths, times
+from jflow import paths, times
 from jflow._core.arrays import float_dtype
 from jflow._core.batch import mean_of_rows
 from jflow._core.keys import same_draws
 from jflow.losses._errors import mean_squared_error
-from jflow.losses._pairs import check_drop, draw_pairs
+from jflow.losses._pairs import draw_pairs
 from jflow.paths import Interpolant, draw_noise
-from jflow.types import Coupling, Field, Loss, PyTree, Time
+from jflow.types import Field, Loss, Time
 
 __all__ = ["interpolant_matching"]
 
-_UNIFORM, _INDEPENDENT = times.uniform(), couplings.independent()
+_UNIFORM = times.uniform()
 
 
 def interpolant_matching(
@@ -22,27 +22,23 @@ def interpolant_matching(
     coefficients: Interpolant,
     *,
     time: Time = _UNIFORM,
-    coupling: Coupling = _INDEPENDENT,
     noise_weight: float = 1.0,
-    drop: float = 0.0,
-    null: PyTree = None,
 ) -> Loss:
     """Velocity and denoiser of a stochastic interpolant with one field, which returns {'velocity', 'noise'}, both shaped
     like x: |velocity - target|^2 + noise_weight |noise - z|^2, means over the event, then over rows.
 
-    metrics: 'velocity' and 'noise', the two terms. batch, coupling, drop and null as in `flow_matching`; 'x0' is usually
-    given. `paths.interpolant_velocity` and `paths.interpolant_score` are what the trained field samples with.
+    metrics: 'velocity' and 'noise', the two terms. batch: as in `flow_matching`; 'x0' is usually given.
+    `paths.interpolant_velocity` and `paths.interpolant_score` are what the trained field samples with.
     Errors: as `flow_matching`; ValueError for a noise_weight < 0, for functions that don't meet their ends, and for a
         field that doesn't return the two.
     Source: Albergo, Boffi, Vanden-Eijnden, "Stochastic Interpolants: A Unifying Framework for Flows and Diffusions", 2023.
     """
-    check_drop("interpolant_matching", drop, null)
     if not noise_weight >= 0:
         raise ValueError(f"interpolant_matching: expected noise_weight >= 0, got {noise_weight}")
     path = paths.interpolant(coefficients)
 
     def loss(params, key, batch, frozen=None):
-        pairs = draw_pairs("interpolant_matching", key, batch, time, coupling, drop, null)
+        pairs = draw_pairs("interpolant_matching", key, batch, time)
         x0, x1, cond, weight, t, path_key, dropout_key = pairs
         x_t = path.point(x0, x1, t, key=path_key).astype(x1.dtype)
         velocity, noise = path.target(x0, x1, t, key=same_draws(path_key)), draw_noise(same_draws(path_key), x1)

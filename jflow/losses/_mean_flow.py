@@ -20,24 +20,22 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from jflow import couplings
 from jflow._core.arrays import expand_to
 from jflow._core.batch import mean_of_rows
-from jflow._core.checks import check_flow_map, check_same_shape, like_rows, like_state
+from jflow._core.checks import check_flow_map, check_same_shape, like_state
 from jflow._core.keys import same_draws
 from jflow._core.line import on_line
 from jflow._core.times import check_pairs
 from jflow.guidance import guided
 from jflow.losses._errors import mean_squared_error
-from jflow.losses._pairs import check_drop, draw_pairs
+from jflow.losses._pairs import draw_pairs, dropped_rows
 from jflow.losses._teacher import line_velocity
 from jflow.solvers import JVP, instantaneous_velocity, total_derivative
 from jflow.times import logit_normal, pairs
-from jflow.types import Array, Cond, Coupling, FlowMap, Loss, PyTree, TimePair, Velocity
+from jflow.types import Array, Cond, FlowMap, Loss, PyTree, TimePair, Velocity
 
 __all__ = ["improved_mean_flow", "mean_flow"]
 
-_INDEPENDENT = couplings.independent()
 _PAIRS = pairs(logit_normal(0.4, 1.0), equal=0.75)
 _HALF = pairs(logit_normal(0.4, 1.0), equal=0.5)
 
@@ -46,14 +44,12 @@ def mean_flow(
     flow_map: FlowMap,
     *,
     times: TimePair = _PAIRS,
-    coupling: Coupling = _INDEPENDENT,
     teacher: Velocity | None = None,
     power: float = 0.0,
     c: float = 1e-3,
     omega: float = 1.0,
     kappa: float | Callable[[Cond], Array] = 0.0,
     interval: tuple[float, float] = (0.0, 1.0),
-    drop: float = 0.0,
     null: PyTree = None,
     jvp: JVP = jax.jvp,
 ) -> Loss:
@@ -77,11 +73,12 @@ def mean_flow(
         in the target and in the tangent: what is learned is the field guided by the scale omega / (1 - kappa), in one
         evaluation. kappa may be a function of cond -> [b]: with the scale w of each row as a part of cond,
         omega = 1 and kappa = lambda cond: 1 - 1 / cond['w'] train one model for every w.
-    drop, null: as in `losses.flow_matching`; dropped rows have the plain v. Guidance needs null.
+    null: the row of cond, without the batch axis, that stands for no condition; guidance needs it. `losses.drop_cond` with
+        the same null comes before the loss: the rows that it dropped have the plain v.
     jvp: `finite_difference(h)` where the network has an operation without forward-mode derivative.
     batch: as in `losses.flow_matching`. metrics: 'residual', e.
     Errors: ValueError at construction for times out of order, power, c, omega <= 0 or kappa outside their ranges, an
-        interval that is not in [0, 1], and guidance or drop without null; at trace time as `losses.flow_matching`, for
+        interval that is not in [0, 1], and guidance without null; at trace time as `losses.flow_matching`, for
         guidance without 'cond', and for a teacher without frozen['teacher'].
     Sources: Geng, Deng, Bai, Kolter, He, "Mean Flows for One-step Generative Modeling", 2025; on rectified pairs
         (`truncate_pairs`): Zhang et al., "Flow Straighter and Faster: Efficient One-Step Generative Modeling via MeanFlow
@@ -90,7 +87,7 @@ def mean_flow(
     name = "mean_flow"
     check_flow_map(name, flow_map)
     _check_weight(name, power, c)
-    read = _reader(name, instantaneous_velocity(flow_map), times, coupling, teacher, omega, kappa, interval, drop, null)
+    read = _reader(name, instantaneous_velocity(flow_map), times, teacher, omega, kappa, interval, null)
 
     def loss(params, key, batch, frozen=None):
         x, v, t, r, cond, weight, dropout_key = read(params, key, batch, frozen)
@@ -107,14 +104,12 @@ def improved_mean_flow(
     *,
     head: Velocity | None = None,
     times: TimePair = _HALF,
-    coupling: Coupling = _INDEPENDENT,
     teacher: Velocity | None = None,
     power: float = 0.0,
     c: float = 1e-3,
     omega: float = 1.0,
     kappa: float | Callable[[Cond], Array] = 0.0,
     interval: tuple[float, float] = (0.0, 1.0),
-    drop: float = 0.0,
     null: PyTree = None,
     jvp: JVP = jax.jvp,
 ) -> Loss:
@@ -136,7 +131,7 @@ def improved_mean_flow(
     check_flow_map(name, flow_map)
     _check_weight(name, power, c)
     velocity = instantaneous_velocity(flow_map) if head is None else head
-    read = _reader(name, velocity, times, coupling, teacher, omega, kappa, interval, drop, null)
+    read = _reader(name, velocity, times, teacher, omega, kappa, interval, null)
 
     def loss(params, key, batch, frozen=None):
         x, v, t, r, cond, weight, dropout_key = read(params, key, batch, frozen)
@@ -166,9 +161,8 @@ class _Row(NamedTuple):
     dropout_key: Any
 
 
-def _reader(name, velocity, times, coupling, teacher, omega, kappa, interval, drop, null):
+def _reader(name, velocity, times, teacher, omega, kappa, interval, null):
     """(params, key, batch, frozen) -> _Row, and the checks that both losses share."""
-    check_drop(name, drop, null)
     check_pairs(name, times)
     guide = callable(kappa) or omega != 1 or kappa != 0
     if not 0 < omega < math.inf:
@@ -182,29 +176,20 @@ def _reader(name, velocity, times, coupling, teacher, omega, kappa, interval, dr
         raise ValueError(f"{name}: guidance needs null, the row of cond that stands for no condition, got None")
 
     def read(params, key, batch, frozen):
-        x0, x1, cond, weight, (t, r), drop_key, dropout_key = draw_pairs(name, key, batch, times, coupling, 0.0, None)
-        if (guide or drop > 0) and cond is None:
-            raise ValueError(f"{name}: guidance and drop need 'cond' in batch, got the keys {sorted(batch)}")
+        x0, x1, cond, weight, (t, r), _, dropout_key = draw_pairs(name, key, batch, times)
+        if guide and cond is None:
+            raise ValueError(f"{name}: guidance needs 'cond' in batch, got the keys {sorted(batch)}")
         x = on_line(x0, x1, t)
-        dropped = jax.random.bernoulli(drop_key, drop, t.shape)
-        if drop > 0:
-            cond = replaced(name, cond, null, dropped)
         v = line_velocity(name, teacher, frozen, x0, x1, cond)(x, t)
         if guide:
             k = kappa(cond) if callable(kappa) else jnp.full_like(t, kappa)
             k = expand_to(check_same_shape(name, "kappa(cond)", k, t).astype(x.dtype), x)
             predicted = guided(velocity, lambda yes, no, x, t: k * yes + (1 - omega - k) * no, null=null)
-            plain = expand_to(dropped | (t < low) | (t > high), x)
+            plain = expand_to(dropped_rows(batch, t.shape[0]) | (t < low) | (t > high), x)
             v = jnp.where(plain, v, omega * v + predicted.apply(params, x, t, cond))
         return _Row(x, jax.lax.stop_gradient(v), t, r, cond, weight, dropout_key)
 
     return read
-
-
-def replaced(name, cond, null, where):
-    """cond with null, one row of it, in the rows `where` [b]."""
-    nulls = like_rows(name, null, cond)
-    return jax.tree.map(lambda c, z: jnp.where(expand_to(where, c), z, c), cond, nulls)
 
 
 def _check_weight(name, power, c):

@@ -20,21 +20,21 @@ affine in data and noise too, that of `piecewise(schedule, knots)`, so the usual
 import diffrax
 import jax.numpy as jnp
 
-from jflow import couplings, paths, times
+from jflow import paths, times
 from jflow._core.arrays import expand_to, float_dtype
 from jflow._core.batch import mean_of_rows
 from jflow._core.checks import check_same_shape, frozen_entry, like_state, with_checked_output
 from jflow._core.times import Times, partition, window_index
 from jflow.losses._errors import Metric, mean_squared_error
-from jflow.losses._pairs import check_drop, draw_pairs
+from jflow.losses._pairs import draw_pairs
 from jflow.losses._teacher import average_velocity, check_fixed
 from jflow.paths import LINEAR, Schedule
 from jflow.paths.schedules import piecewise
-from jflow.types import Loss, PyTree, Time, Velocity
+from jflow.types import Loss, Time, Velocity
 
 __all__ = ["perflow"]
 
-_HEUN, _UNIFORM, _INDEPENDENT = diffrax.Heun(), times.uniform(), couplings.independent()
+_HEUN, _UNIFORM = diffrax.Heun(), times.uniform()
 
 
 def perflow(
@@ -47,8 +47,6 @@ def perflow(
     solver: diffrax.AbstractSolver = _HEUN,
     steps: int = 4,
     metric: Metric = mean_squared_error,
-    drop: float = 0.0,
-    null: PyTree = None,
 ) -> Loss:
     """The mean over the event of (velocity(z_t, t, cond) - (z_b - z_a) / (b - a))^2, then over rows. For t in [a, b), one of
     the windows between the knots:
@@ -59,7 +57,7 @@ def perflow(
     trained on. Its ODE is solved in `steps` steps of `solver` in each window, equal in the time of the linear path: with
     Euler they are DDIM's (the published teacher makes 8), whatever the schedule is.
     metric: (v, target, z_t, t) -> [b], as in `losses.flow_matching`; `noise_error(piecewise(schedule, knots))` weighs as a
-        network of noise would. drop, null: as there; the teacher sees the same conditions as the student.
+        network of noise would. The teacher sees the same conditions as the student.
     The velocity jumps at the knots, where t belongs to the window after it: `sequential_times(knots)` puts more rows
     there. Sample by Euler on `window_grid(knots, n)`. knots=1 is reflow on fresh pairs.
 
@@ -72,14 +70,13 @@ def perflow(
     """
     knots = partition("perflow", knots)
     inside = piecewise(schedule, knots)
-    return in_windows("perflow", velocity, teacher, knots, schedule, inside, time, solver, steps, metric, drop, null)
+    return in_windows("perflow", velocity, teacher, knots, schedule, inside, time, solver, steps, metric)
 
 
-def in_windows(name, velocity, teacher, knots, schedule, inside, time, solver, steps, metric, drop, null) -> Loss:
+def in_windows(name, velocity, teacher, knots, schedule, inside, time, solver, steps, metric) -> Loss:
     """Regression of a velocity along the path `inside`, which meets `schedule` at the knots, between the ends of a window that
     the teacher connects."""
     knots = partition(name, knots)
-    check_drop(name, drop, null)
     # a solver on the linear path meets no slope that is infinite, as those of diffusion schedules are near data
     teacher = with_checked_output(f"{name}: teacher", teacher)
     linear = teacher if schedule is LINEAR else _on_line(teacher, paths.check_ends(schedule))
@@ -87,7 +84,7 @@ def in_windows(name, velocity, teacher, knots, schedule, inside, time, solver, s
     check_fixed(name, **options)
 
     def loss(params, key, batch, frozen=None):
-        x0, x1, cond, weight, t, _, dropout_key = draw_pairs(name, key, batch, time, _INDEPENDENT, drop, null)
+        x0, x1, cond, weight, t, _, dropout_key = draw_pairs(name, key, batch, time)
         taught = frozen_entry(name, frozen)
         at, k = jnp.asarray(knots, t.dtype), window_index(knots, t)
         (alpha, alpha_b), (sigma, sigma_b) = ((f(at[k]), f(at[k + 1])) for f in (schedule.alpha, schedule.sigma))

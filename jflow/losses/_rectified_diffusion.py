@@ -15,19 +15,19 @@ prediction, and is sampled in few steps of DDIM:
 import diffrax
 import jax.numpy as jnp
 
-from jflow import couplings, paths, times
+from jflow import paths, times
 from jflow._core.arrays import expand_to, float_dtype
 from jflow._core.checks import need_pairs
 from jflow._core.times import Times, partition, window_index
 from jflow.losses._errors import Metric, mean_squared_error
-from jflow.losses._pairs import check_drop, draw_pairs
+from jflow.losses._pairs import draw_pairs
 from jflow.losses._perflow import in_windows, regressed
 from jflow.paths import LINEAR, Schedule, velocity_to_data, velocity_to_noise
-from jflow.types import Loss, PyTree, Time, Velocity
+from jflow.types import Loss, Time, Velocity
 
 __all__ = ["end_error", "noise_error", "phased_rectified_diffusion", "rectified_diffusion"]
 
-_HEUN, _UNIFORM, _INDEPENDENT = diffrax.Heun(), times.uniform(), couplings.independent()
+_HEUN, _UNIFORM = diffrax.Heun(), times.uniform()
 
 
 def rectified_diffusion(
@@ -36,8 +36,6 @@ def rectified_diffusion(
     *,
     time: Time = _UNIFORM,
     metric: Metric = mean_squared_error,
-    drop: float = 0.0,
-    null: PyTree = None,
 ) -> Loss:
     """Regression of a velocity on pairs, along the path x_t = alpha(t) x1 + sigma(t) x0: by default the mean over the event of
     (velocity(x_t, t, cond) - alpha'(t) x1 - sigma'(t) x0)^2, then over rows.
@@ -45,7 +43,7 @@ def rectified_diffusion(
     metric: the space of the error, (v, target, x_t, t) -> [b]. `noise_error(schedule)`: that of the noise, as diffusion models
         that predict it are trained; `end_error(schedule)`: that of the data, in which the published code works (with a
         pseudo-Huber error of each number). Those stay bounded where the velocity of a schedule does not.
-    drop, null: as in `losses.flow_matching`. On the linear path this is reflow, `losses.flow_matching` on pairs.
+    On the linear path this is reflow, `losses.flow_matching` on pairs.
 
     batch: 'x0' and 'x' [b, *event], a pair a row (`generate_pairs`), optionally 'cond', 'weight' [b]. metrics: 'residual', the
     mean of the squared difference of velocities, whatever the metric.
@@ -54,12 +52,11 @@ def rectified_diffusion(
     Source: Wang, Yang, Huang, Wang, Li, "Rectified Diffusion: Straightness Is Not Your Need in Rectified Flow", 2024 (its
         time is 1 - t here).
     """
-    check_drop("rectified_diffusion", drop, null)
     path = paths.affine(schedule)
 
     def loss(params, key, batch, frozen=None):
         need_pairs("rectified_diffusion", batch)
-        pairs = draw_pairs("rectified_diffusion", key, batch, time, _INDEPENDENT, drop, null)
+        pairs = draw_pairs("rectified_diffusion", key, batch, time)
         x0, x1, cond, weight, t, _, dropout_key = pairs
         wide = [x.astype(float_dtype(x1)) for x in (x0, x1)]
         x_t, target = path.point(*wide, t).astype(x1.dtype), path.target(*wide, t)
@@ -78,8 +75,6 @@ def phased_rectified_diffusion(
     solver: diffrax.AbstractSolver = _HEUN,
     steps: int = 4,
     metric: Metric = mean_squared_error,
-    drop: float = 0.0,
-    null: PyTree = None,
 ) -> Loss:
     """`rectified_diffusion` in windows: `perflow` along the curves of the schedule instead of straight lines.
 
@@ -94,7 +89,7 @@ def phased_rectified_diffusion(
         time is 1 - t here).
     """
     name = "phased_rectified_diffusion"
-    return in_windows(name, velocity, teacher, knots, schedule, schedule, time, solver, steps, metric, drop, null)
+    return in_windows(name, velocity, teacher, knots, schedule, schedule, time, solver, steps, metric)
 
 
 def noise_error(schedule: Schedule, metric: Metric = mean_squared_error) -> Metric:

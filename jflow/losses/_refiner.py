@@ -14,18 +14,18 @@ Source: Zhao, Shi, Yu, Zhou, Lu, "FlowTurbo: Towards Real-time Flow-Based Image 
 
 import jax.numpy as jnp
 
-from jflow import couplings, paths
+from jflow import paths
 from jflow._core.arrays import expand_to, float_dtype, mean_event
 from jflow._core.batch import mean_of_rows
 from jflow._core.checks import frozen_entry, like_state
 from jflow._core.times import check_pairs
 from jflow.losses._pairs import draw_pairs
 from jflow.times import nearby_pairs
-from jflow.types import Coupling, Field, Loss, Path, TimePair, Velocity
+from jflow.types import Field, Loss, Path, TimePair, Velocity
 
 __all__ = ["velocity_refiner"]
 
-_LINEAR, _INDEPENDENT = paths.linear(), couplings.independent()
+_LINEAR = paths.linear()
 
 
 _NEARBY = nearby_pairs()
@@ -37,7 +37,6 @@ def velocity_refiner(
     *,
     times: TimePair = _NEARBY,
     path: Path = _LINEAR,
-    coupling: Coupling = _INDEPENDENT,
 ) -> Loss:
     """Trains R so that V + R((x, V), r) is the teacher's velocity at (x, r), V its velocity one Euler step before:
 
@@ -53,7 +52,7 @@ def velocity_refiner(
     check_pairs("velocity_refiner", times)
 
     def loss(params, key, batch, frozen=None):
-        pairs = draw_pairs("velocity_refiner", key, batch, times, coupling, 0.0, None)
+        pairs = draw_pairs("velocity_refiner", key, batch, times)
         x0, x1, cond, weight, (t, r), path_key, dropout_key = pairs
         known = frozen_entry("velocity_refiner", frozen)
         x_t = path.point(x0, x1, t, key=path_key).astype(x1.dtype)

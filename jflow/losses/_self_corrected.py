@@ -13,7 +13,6 @@ Generation", 2025 (its time is 1 - t); the form of the terms is that of its code
 import jax
 import jax.numpy as jnp
 
-from jflow import couplings
 from jflow import times as time_laws
 from jflow._core.arrays import expand_to, float_dtype, mean_event
 from jflow._core.batch import mean_of_rows
@@ -29,12 +28,12 @@ from jflow.losses._adversarial import (
     sum_losses,
 )
 from jflow.losses._errors import Metric, mean_squared_error
-from jflow.losses._pairs import check_drop, draw_pairs
-from jflow.types import Field, Loss, PyTree, Time, Velocity
+from jflow.losses._pairs import draw_pairs
+from jflow.types import Field, Loss, Time, Velocity
 
 __all__ = ["self_corrected", "self_correction"]
 
-_INDEPENDENT, _UNIFORM, _NON_SATURATING = couplings.independent(), time_laws.uniform(), non_saturating_gan()
+_UNIFORM, _NON_SATURATING = time_laws.uniform(), non_saturating_gan()
 
 
 def self_correction(
@@ -46,8 +45,6 @@ def self_correction(
     metric: Metric = mean_squared_error,
     backward: float = 0.1,
     correction: float = 0.01,
-    drop: float = 0.0,
-    null: PyTree = None,
 ) -> Loss:
     """The student's part of self-corrected flow distillation, for a consistency model f(x, t) = x + (1 - t) F(x, t):
 
@@ -68,7 +65,7 @@ def self_correction(
     squares are small beside those of `correction`, which holds the student at its first guess where it weighs as much.
 
     metric: (prediction, target, x_t, t) -> [b], any of `losses`; correction is a mean of squares over the event.
-    drop, null, batch: as in `losses.flow_matching`. frozen: 'teacher' and 'ema' (make_step's ema).
+    batch: as in `losses.flow_matching`. frozen: 'teacher' and 'ema' (make_step's ema).
     metrics: 'residual', the mean square of forward's and backward's errors together; 'correction'.
     Errors: ValueError for reach outside (0, 1] or weights out of range; at trace time for what frozen lacks, and as
         `losses.flow_matching`.
@@ -78,11 +75,10 @@ def self_correction(
     if not 0 < reach <= 1:
         raise ValueError(f"{name}: expected reach in (0, 1], got {reach}")
     check_weights(name, backward=backward, correction=correction)
-    check_drop(name, drop, null)
 
     def loss(params, key, batch, frozen=None):
         given, average = frozen_entry(name, frozen), frozen_entry(name, frozen, "ema")
-        x0, x1, cond, weight, t, step_key, dropout_key = draw_pairs(name, key, batch, time, _INDEPENDENT, drop, null)
+        x0, x1, cond, weight, t, step_key, dropout_key = draw_pairs(name, key, batch, time)
         x_t, _ = line(x0, x1, t)
         v = like_state(name, teacher.apply(given, x_t, t, cond), x_t)
         ahead, behind = jax.random.uniform(step_key, (2, t.shape[0]), t.dtype)
@@ -119,8 +115,6 @@ def self_corrected(
     metric: Metric = mean_squared_error,
     backward: float = 0.1,
     correction: float = 0.01,
-    drop: float = 0.0,
-    null: PyTree = None,
     objective: GanObjective = _NON_SATURATING,
     weight: float = 0.01,
     r1: float = 0.0,
@@ -139,8 +133,6 @@ def self_corrected(
         metric=metric,
         backward=backward,
         correction=correction,
-        drop=drop,
-        null=null,
     )
     gan = adversarial(one_step, discriminator, objective=objective, weight=weight, r1=r1)
     return sum_losses({"map": student_only(student), "gan": gan})

@@ -14,20 +14,19 @@ import math
 import jax
 import jax.numpy as jnp
 
-from jflow import couplings, times
+from jflow import times
 from jflow._core.arrays import expand_to
 from jflow._core.batch import mean_of_rows
 from jflow._core.checks import check_flow_map, check_whole, frozen_entry, like_rows, like_state
 from jflow._core.line import on_line
 from jflow.losses._errors import mean_squared_error
-from jflow.losses._mean_flow import replaced
-from jflow.losses._pairs import check_drop, draw_pairs
+from jflow.losses._pairs import draw_pairs, dropped_rows
 from jflow.losses._teacher import line_velocity
-from jflow.types import Coupling, FlowMap, Loss, PyTree, Time, Velocity
+from jflow.types import FlowMap, Loss, PyTree, Time, Velocity
 
 __all__ = ["shortcut"]
 
-_UNIFORM, _INDEPENDENT = times.uniform(), couplings.independent()
+_UNIFORM = times.uniform()
 
 
 def shortcut(
@@ -36,10 +35,8 @@ def shortcut(
     levels: int = 7,
     every: int = 4,
     time: Time = _UNIFORM,
-    coupling: Coupling = _INDEPENDENT,
     teacher: Velocity | None = None,
     scale: float = 1.0,
-    drop: float = 0.0,
     null: PyTree = None,
 ) -> Loss:
     """Trains u(x, t, r) at r = t, and at r = t + d for d = 1, 1/2, ..., 2^(1 - levels) and t a multiple of d.
@@ -55,16 +52,16 @@ def shortcut(
     `as_velocity(flow_map)`. The paper's smallest step is 2^-levels = 1/128.
     teacher: the marginal velocity in place of x1 - x0, with params frozen['teacher'].
     scale, null: guidance of the velocities at the smallest d alone, u_null + scale (u_cond - u_null): larger steps take it
-        over from below, once. Steps of size 0 stay unguided. drop: as in `losses.flow_matching`, of matching rows only.
+        over from below, once. Steps of size 0 stay unguided. A row that `losses.drop_cond` dropped is one of flow matching,
+        wherever it stands: self-consistency is learned under conditions alone.
     batch: as in `losses.flow_matching`, in random order. metrics: 'residual', the loss, and 'self_consistency', the mean of
         those rows, zero where none has weight.
-    Errors: ValueError at construction for levels < 1, every < 2, a scale that is not finite, and guidance or drop without
+    Errors: ValueError at construction for levels < 1, every < 2, a scale that is not finite, and guidance without
         null; at trace time as `losses.flow_matching`, for guidance without 'cond', and without frozen['ema'] (make_step
         puts it there, given ema=) or, for a teacher, frozen['teacher'].
     Source: Frans, Hafner, Levine, Abbeel, "One Step Diffusion via Shortcut Models", 2024. Its public code clips targets to
         [-4, 4], which is left out; d / 2 at the smallest d is told as 0 here, one more size there.
     """
-    check_drop("shortcut", drop, null)
     check_flow_map("shortcut", flow_map)
     check_whole("shortcut", levels=levels)
     check_whole("shortcut", 2, every=every)
@@ -90,25 +87,24 @@ def shortcut(
         return (first + u(x + expand_to(d / 2, x) * first, middle, t + d)) / 2
 
     def loss(params, key, batch, frozen=None):
-        x0, x1, cond, weight, t, own_key, dropout_key = draw_pairs("shortcut", key, batch, time, coupling, 0.0, None)
+        x0, x1, cond, weight, t, own_key, dropout_key = draw_pairs("shortcut", key, batch, time)
         average = frozen_entry("shortcut", frozen, "ema")
-        if (scale != 1 or drop > 0) and cond is None:
-            raise ValueError(f"shortcut: guidance and drop need 'cond' in batch, got the keys {sorted(batch)}")
-        level_key, place_key, drop_key = jax.random.split(own_key, 3)
-        own = jnp.arange(t.shape[0]) % every == 0
+        if scale != 1 and cond is None:
+            raise ValueError(f"shortcut: guidance needs 'cond' in batch, got the keys {sorted(batch)}")
+        level_key, place_key = jax.random.split(own_key)
+        own = (jnp.arange(t.shape[0]) % every == 0) & ~dropped_rows(batch, t.shape[0])
 
         level = jax.random.randint(level_key, t.shape, 0, levels)
         d = jnp.ldexp(jnp.ones_like(t), -level)  # to the bit, as exp2 is not
         place = jnp.floor(jax.random.uniform(place_key, t.shape, t.dtype) / d) * d
         t, r = jnp.where(own, place, t), jnp.where(own, place + d, t)
-        if drop > 0:
-            cond = replaced("shortcut", cond, null, jax.random.bernoulli(drop_key, drop, t.shape) & ~own)
 
         x = on_line(x0, x1, t)
         v = line_velocity("shortcut", teacher, frozen, x0, x1, cond)(x, t)
         rows = lambda tree: jax.tree.map(lambda a: a[::every], tree)  # noqa: E731
-        target = halves(average, rows(x), rows(t), rows(d), rows(cond))
-        target = jax.lax.stop_gradient(v.at[::every].set(target.astype(v.dtype)))
+        halved = halves(average, rows(x), rows(t), rows(d), rows(cond)).astype(v.dtype)
+        halved = jnp.where(expand_to(rows(own), halved), halved, rows(v))
+        target = jax.lax.stop_gradient(v.at[::every].set(halved))
 
         u = like_state("shortcut", flow_map.apply(params, x, t, r, cond, key=dropout_key), x)
         error = mean_squared_error(u, target, x, t)

@@ -4,7 +4,7 @@
     rows = read_shards(runs / "pairs")
 
     amount = optax.linear_schedule(1.0, 0.0, 300_000)           # from random pairs to the teacher's
-    loss = annealed_source(losses.flow_matching(small), amount)
+    loss = losses.chain(losses.annealed_source(amount), losses.flow_matching(small))
     step = train.make_step(loss, optimizer, refresh=count_steps)
     state = train.init_state(small_params, optimizer, key, frozen={"step": jnp.zeros((), jnp.int32)})
     ... fit on rows ...                                          # small, 2-rectified
@@ -17,53 +17,21 @@
 Source: Zhu, Liu, Liu, "SlimFlow: Training Smaller One-Step Diffusion Models with Rectified Flow", 2024 (its t is 1 - t here).
 """
 
-from collections.abc import Callable
-
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jflow import couplings, times
+from jflow import times
 from jflow._core.arrays import expand_to, float_dtype
 from jflow._core.batch import mean_of_rows
-from jflow._core.checks import check_same_shape, frozen_entry, like_state, need_key, need_pairs
+from jflow._core.checks import check_same_shape, frozen_entry, like_state, need_pairs
 from jflow.losses._errors import Metric, mean_squared_error
 from jflow.losses._pairs import draw_pairs
-from jflow.types import Array, Loss, Time, Velocity
+from jflow.types import Loss, Time, Velocity
 
-__all__ = ["annealed_source", "flow_guided_distillation"]
+__all__ = ["flow_guided_distillation"]
 
-_UNIFORM, _INDEPENDENT = times.uniform(), couplings.independent()
-
-
-def annealed_source(loss: Loss, amount: Callable[[Array], Array]) -> Loss:
-    """`loss` on pairs whose noise is mixed with fresh noise z: 'x0' of the batch becomes sqrt(1 - c^2) x0 + c z, z ~ N(0, I).
-
-    c = amount(frozen['step']) in [0, 1]: 1 is training on random pairs (1-rectified flow), 0 reflow on the pairs as they are;
-    the marginals are the same for all of them, for x0 standard normal. amount: any optax schedule that falls from 1 to 0, or
-    another function of the step. `count_steps` as the refresh of `make_step` advances frozen['step']. SlimFlow's annealing
-    reflow is this around `losses.flow_matching`; `distillation` and `rectified_diffusion` read pairs too.
-
-    metrics: those of the loss, and 'anneal', c. Errors: ValueError at construction for an amount(0) outside [0, 1], at trace
-    time for a batch without 'x0', a frozen without 'step', and key=None. c above 1 makes the loss NaN.
-    Source: Zhu, Liu, Liu, "SlimFlow: Training Smaller One-Step Diffusion Models with Rectified Flow", 2024.
-    """
-    first = float(amount(jnp.zeros((), jnp.int32)))
-    if not 0 <= first <= 1:
-        raise ValueError(f"annealed_source: expected an amount in [0, 1] of every step, got {first} at step 0")
-
-    def annealed(params, key, batch, frozen=None):
-        need_key("annealed_source", key)
-        need_pairs("annealed_source", batch)
-        noise_key, loss_key = jax.random.split(key)
-        x0 = jnp.asarray(batch["x0"])
-        c = jnp.asarray(amount(frozen_entry("annealed_source", frozen, "step")), float_dtype(x0))
-        z = jax.random.normal(noise_key, x0.shape, float_dtype(x0))
-        mixed = (jnp.sqrt((1 - c) * (1 + c)) * x0 + c * z).astype(x0.dtype)
-        value, metrics = loss(params, loss_key, {**batch, "x0": mixed}, frozen)
-        return value, {**metrics, "anneal": c}
-
-    return annealed
+_UNIFORM = times.uniform()
 
 
 def flow_guided_distillation(
@@ -98,7 +66,7 @@ def flow_guided_distillation(
 
     def loss(params, key, batch, frozen=None):
         need_pairs(name, batch)
-        x0, x1, cond, weight, s, noise_key, dropout_key = draw_pairs(name, key, batch, time, _INDEPENDENT, 0.0, None)
+        x0, x1, cond, weight, s, noise_key, dropout_key = draw_pairs(name, key, batch, time)
         taught = frozen_entry(name, frozen)
         dtype, zero = float_dtype(x1), jnp.zeros_like(s)
 

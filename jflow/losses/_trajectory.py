@@ -4,7 +4,6 @@ import diffrax
 import jax
 import jax.numpy as jnp
 
-from jflow import couplings
 from jflow import times as time_laws
 from jflow._core.arrays import expand_to, float_dtype, mean_event
 from jflow._core.batch import mean_of_rows
@@ -12,13 +11,13 @@ from jflow._core.checks import check_flow_map, check_weights, frozen_entry, like
 from jflow._core.keys import same_draws
 from jflow._core.line import line
 from jflow._core.times import check_pairs
-from jflow.losses._pairs import check_drop, draw_pairs
+from jflow.losses._pairs import draw_pairs
 from jflow.losses._teacher import average_velocity, check_fixed
-from jflow.types import Coupling, FlowMap, Loss, PyTree, TimePair, Velocity
+from jflow.types import FlowMap, Loss, TimePair, Velocity
 
 __all__ = ["trajectory_distillation"]
 
-_PAIRS, _INDEPENDENT, _HEUN = time_laws.pairs(), couplings.independent(), diffrax.Heun()
+_PAIRS, _HEUN = time_laws.pairs(), diffrax.Heun()
 
 
 def trajectory_distillation(
@@ -26,15 +25,12 @@ def trajectory_distillation(
     teacher: Velocity,
     *,
     times: TimePair = _PAIRS,
-    coupling: Coupling = _INDEPENDENT,
     solver: diffrax.AbstractSolver = _HEUN,
     steps: int = 4,
     output: float = 1.0,
     change: float = 1.0,
     consistency: float = 1.0,
     straight: float = 0.0,
-    drop: float = 0.0,
-    null: PyTree = None,
 ) -> Loss:
     """From x_t = (1 - t) x0 + t x1 the teacher's ODE goes on to X_r and X_1; the student, f(x, t, r) = x + (r - t) u, learns
 
@@ -48,7 +44,7 @@ def trajectory_distillation(
     bends the student away from them, between ends that `output` holds. A weight of 0 leaves a term out.
 
     teacher: its params are frozen['teacher']; `steps` equal steps of the solver from t to r, and as many from r to 1.
-    times: pairs t <= r. coupling, drop, null, batch: as in `losses.flow_matching`. Pairs (x0, x) that the teacher connects
+    times: pairs t <= r. batch: as in `losses.flow_matching`. Pairs (x0, x) that the teacher connects
     give the states of reflow. metrics: 'residual', the sum of the first three without weights, and the four by name.
     Trains t <= r <= 1, r = 1 always: `solvers.sample_flow_map` in any number of steps.
     Errors: ValueError for times, steps or weights out of range; at trace time without frozen['teacher'], and as
@@ -58,7 +54,6 @@ def trajectory_distillation(
     """
     name = "trajectory_distillation"
     check_pairs(name, times)
-    check_drop(name, drop, null)
     weights = {"output": output, "change": change, "consistency": consistency, "straight": straight}
     check_weights(name, **weights)
     if not any(weights.values()):
@@ -68,7 +63,7 @@ def trajectory_distillation(
     teacher = with_checked_output(f"{name}: teacher", teacher)
 
     def loss(params, key, batch, frozen=None):
-        pairs = draw_pairs(name, key, batch, times, coupling, drop, null)
+        pairs = draw_pairs(name, key, batch, times)
         x0, x1, cond, weight, (t, r), _, dropout_key = pairs
         x_t, _ = line(x0, x1, t)
         end = jnp.ones_like(t)

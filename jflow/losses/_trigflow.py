@@ -21,19 +21,18 @@ from collections.abc import Callable
 import jax
 import jax.numpy as jnp
 
-from jflow import couplings, paths, times
+from jflow import paths, times
 from jflow._core.arrays import expand_to, float_dtype, mean_event
 from jflow._core.batch import mean_of_rows
 from jflow._core.checks import check_same_shape, check_whole, frozen_entry, with_checked_output
 from jflow._core.keys import same_draws
-from jflow.losses._pairs import check_drop, draw_pairs
+from jflow.losses._pairs import draw_pairs
 from jflow.losses._teacher import warmed
 from jflow.solvers import JVP
-from jflow.types import Array, Coupling, Loss, PyTree, Time, Velocity
+from jflow.types import Array, Loss, Time, Velocity
 
 __all__ = ["clipped_tangent", "normalized_tangent", "trigflow_consistency"]
 
-_INDEPENDENT = couplings.independent()
 _TIMES = times.logit_normal(1.0, 1.4)
 
 
@@ -64,11 +63,8 @@ def trigflow_consistency(
     teacher: Velocity | None = None,
     data_std: float = 1.0,
     time: Time = _TIMES,
-    coupling: Coupling = _INDEPENDENT,
     warmup: int = 0,
     tangent: Callable[[Array], Array] | None = None,
-    drop: float = 0.0,
-    null: PyTree = None,
     jvp: JVP = jax.jvp,
 ) -> Loss:
     """sCM: the derivative of f along the trajectory vanishes. With s = data_std, F of `paths.to_trigonometric(velocity)` and
@@ -88,7 +84,7 @@ def trigflow_consistency(
         f vanishes where the tangent is g itself: a function that is not linear moves the minimum, but for symmetric laws.
     The paper's learned weight of tau is left out: with normalized tangents the rows weigh the same already.
 
-    drop, null, batch: as in `losses.flow_matching`. metrics: 'residual', the mean over event and rows of g^2 at r = 1.
+    batch: as in `losses.flow_matching`. metrics: 'residual', the mean over event and rows of g^2 at r = 1.
     Errors: ValueError at construction for data_std <= 0 or warmup < 0; as `losses.flow_matching` at trace time, and for
         what is missing in frozen ('teacher', 'step').
     Sources: Lu, Song, "Simplifying, Stabilizing and Scaling Continuous-Time Consistency Models", 2024; Chen et al.,
@@ -98,7 +94,6 @@ def trigflow_consistency(
     if not 0 < data_std < math.inf:
         raise ValueError(f"{name}: expected a finite data_std > 0, got {data_std}")
     check_whole(name, 0, warmup=warmup)
-    check_drop(name, drop, null)
     tangent = normalized_tangent() if tangent is None else tangent
     student, taught = (
         None if v is None else paths.to_trigonometric(with_checked_output(said, v), data_std=data_std)
@@ -106,7 +101,7 @@ def trigflow_consistency(
     )
 
     def loss(params, key, batch, frozen=None):
-        x0, x1, cond, weight, t, _, dropout_key = draw_pairs(name, key, batch, time, coupling, drop, null)
+        x0, x1, cond, weight, t, _, dropout_key = draw_pairs(name, key, batch, time)
         dtype = float_dtype(x1)
         x0, data = x0.astype(dtype), x1.astype(dtype) / data_std
         tau = jnp.arctan2(1 - t, data_std * t)

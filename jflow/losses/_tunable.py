@@ -1,7 +1,7 @@
 """One step from a degraded picture, with a knob: fidelity at 0, realism at 1.
 
     source = couplings.corrupted(couplings.block_means(4), sigma=0.1)
-    loss = couplings.with_source(losses.tunable_distillation(velocity, velocity), source)
+    loss = losses.chain(couplings.with_source(source), losses.tunable_distillation(velocity, velocity))
     ... params = teacher_params to start from, frozen={'teacher': teacher_params} ...
     x0, cond = source(key, picture, None)                       # or seen + sigma noise, where no clean picture is known
     x1 = solvers.restore(velocity, params, x0, 0.99, cond)
@@ -13,19 +13,18 @@ import diffrax
 import jax
 import jax.numpy as jnp
 
-from jflow import couplings
 from jflow import times as time_laws
 from jflow._core.arrays import expand_to, float_dtype, mean_event
 from jflow._core.batch import mean_of_rows
 from jflow._core.checks import check_weights, frozen_entry, like_state, need_pairs, with_checked_output
 from jflow._core.keys import same_draws
-from jflow.losses._pairs import check_drop, draw_pairs
+from jflow.losses._pairs import draw_pairs
 from jflow.losses._teacher import average_velocity, check_fixed
-from jflow.types import Loss, PyTree, Time, Velocity
+from jflow.types import Loss, Time, Velocity
 
 __all__ = ["tunable_distillation"]
 
-_KNOB, _INDEPENDENT, _MIDPOINT = time_laws.uniform(0.01, 0.99), couplings.independent(), diffrax.Midpoint()
+_KNOB, _MIDPOINT = time_laws.uniform(0.01, 0.99), diffrax.Midpoint()
 
 
 def tunable_distillation(
@@ -37,8 +36,6 @@ def tunable_distillation(
     solver: diffrax.AbstractSolver = _MIDPOINT,
     boundary: float = 0.1,
     align: float = 0.0,
-    drop: float = 0.0,
-    null: PyTree = None,
 ) -> Loss:
     """A one-step student v(x0, t), told the source x0 and a knob t, whose chords x_t = x0 + t v(x0, t) lie on the teacher's
     trajectory from x0: v(x0, t) is the teacher's average velocity from time 0 to t. With s = t + step and V the teacher's
@@ -58,7 +55,6 @@ def tunable_distillation(
     velocity: the student; the teacher's network and params will do to start from. Its time is the knob: no solver carries it.
     teacher: its params are frozen['teacher'].
     batch: 'x0' the sources, and 'x' in its shape (not read); 'cond', 'weight'. `couplings.with_source` makes it.
-    drop, null: as in `losses.flow_matching`.
     knob: the law of t; step: s - t, shortened where s would exceed 1.
     metrics: 'residual', the mean square of the recursion's error times s / step: of v + t dv/dt - v_teacher, up to the step.
     Errors: ValueError for step outside (0, 1] and for weights out of range; at trace time without 'x0' in batch or
@@ -72,12 +68,11 @@ def tunable_distillation(
     check_weights(name, boundary=boundary, align=align)
     check_fixed(name, solver, 1)
     teacher = with_checked_output(f"{name}: teacher", teacher)
-    check_drop(name, drop, null)
 
     def loss(params, key, batch, frozen=None):
         need_pairs(name, batch)
         given = frozen_entry(name, frozen)
-        x0, _, cond, weight, t, _, dropout_key = draw_pairs(name, key, batch, knob, _INDEPENDENT, drop, null)
+        x0, _, cond, weight, t, _, dropout_key = draw_pairs(name, key, batch, knob)
         x, kind = x0.astype(float_dtype(x0)), x0.dtype
         s = jnp.minimum(t + step, 1)
         share = expand_to(jnp.maximum((s - t) / s, jnp.finfo(x.dtype).eps), x)  # t = 1 has no step to learn from

@@ -53,7 +53,7 @@ def variational_noise(loss: Loss, encoder: Field, *, kl: float) -> Loss:
         KL = mean over the event of (mean^2 + std^2 - 1) / 2 - log(std),      then the mean over rows.
 
     params: {'model': those of loss, 'encoder': the encoder's}; the encoder learns from both terms, through x0 =
-        mean + std eps. Any loss that takes 'x0' will do, with the independent coupling (its default);
+        mean + std eps. Any loss that takes 'x0' will do;
         frozen['ema'], if there, is of both, and the loss is given the model's.
     encoder: apply(params, x1, t=1, cond) -> (mean, std), both shaped like x1; `noise_encoder` makes one.
     kl: a weight of means over the event, beside a loss that is one. VCT sums both, and multiplies its weight (10 to 90 in

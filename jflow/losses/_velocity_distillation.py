@@ -17,21 +17,20 @@ from collections.abc import Callable
 import jax
 import jax.numpy as jnp
 
-from jflow import couplings
 from jflow import times as time_laws
 from jflow._core.arrays import expand_to, float_dtype, mean_event
 from jflow._core.batch import mean_of_rows
 from jflow._core.checks import check_same_shape, check_weights, frozen_entry, like_state, with_checked_output
 from jflow._core.keys import split_key
 from jflow._core.line import line
-from jflow.losses._pairs import check_drop, draw_pairs
+from jflow.losses._pairs import draw_pairs
 from jflow.losses._teacher import unchanged
 from jflow.solvers import JVP, consistency_map, total_derivative
-from jflow.types import Array, Coupling, Loss, PyTree, Time, Velocity
+from jflow.types import Array, Loss, Time, Velocity
 
 __all__ = ["marginal_transport", "velocity_distillation", "velocity_matching"]
 
-_UNIFORM, _INDEPENDENT = time_laws.uniform(), couplings.independent()
+_UNIFORM = time_laws.uniform()
 
 
 def velocity_matching(
@@ -39,10 +38,7 @@ def velocity_matching(
     teacher: Velocity | None = None,
     *,
     time: Time = _UNIFORM,
-    coupling: Coupling = _INDEPENDENT,
     tangent: Callable[[Array], Array] = unchanged,
-    drop: float = 0.0,
-    null: PyTree = None,
     jvp: JVP = jax.jvp,
 ) -> Loss:
     """The mean over the event of (F - sg(v + (1 - t) tangent(dF/dt)))^2 at x_t = (1 - t) x0 + t x1, dF/dt along v.
@@ -51,15 +47,14 @@ def velocity_matching(
     tangent: dF/dt itself where none is given. `normalized_tangent` is steadier and has another minimum (the paper's code
         divides by the 2-norm of the event + 0.1); on 8x8 digits it was needed, in the plane not.
     jvp: the paper takes a one-sided difference with step 0.01; `finite_difference(0.01)` is the central one.
-    time, coupling, drop, null, batch: as in `losses.flow_matching`; the paper's time is uniform, its code's is
+    time, batch: as in `losses.flow_matching`; the paper's time is uniform, its code's is
         `times.logit_normal(-1.0, 1.0)`. metrics: 'residual', the mean of (F - (1 - t) dF/dt - v)^2.
     Errors: at trace time for a frozen without 'teacher', and as `losses.flow_matching`.
     """
     name = "velocity_matching"
-    check_drop(name, drop, null)
 
     def loss(params, key, batch, frozen=None):
-        x0, x1, cond, weight, t, _, dropout_key = draw_pairs(name, key, batch, time, coupling, drop, null)
+        x0, x1, cond, weight, t, _, dropout_key = draw_pairs(name, key, batch, time)
         x_t, v = line(x0, x1, t)
         if teacher is not None:
             v = _taught(name, teacher, frozen, x_t, t, cond)
@@ -82,8 +77,6 @@ def velocity_distillation(
     *,
     time: Time = _UNIFORM,
     tangent: Callable[[Array], Array] = unchanged,
-    drop: float = 0.0,
-    null: PyTree = None,
     jvp: JVP = jax.jvp,
 ) -> Loss:
     """The student's own sample x1 = x0 + F(x0, 0), noised to x_t = (1 - t) z + t x1, is moved by the difference of the two
@@ -99,10 +92,9 @@ def velocity_distillation(
     metrics: 'residual', the mean of (u - v)^2 with dF/dt itself.
     """
     name = "velocity_distillation"
-    check_drop(name, drop, null)
 
     def loss(params, key, batch, frozen=None):
-        pairs = draw_pairs(name, key, batch, time, _INDEPENDENT, drop, null)
+        pairs = draw_pairs(name, key, batch, time)
         x0, x, cond, weight, t, noise_key, dropout_key = pairs
         start = jnp.zeros_like(t)
         sample_key, motion_key = jax.random.split(dropout_key)
@@ -129,8 +121,6 @@ def marginal_transport(
     tangent: Callable[[Array], Array] = unchanged,
     matching: float = 1.0,
     distillation: float = 1.0,
-    drop: float = 0.0,
-    null: PyTree = None,
     jvp: JVP = jax.jvp,
 ) -> Loss:
     """matching `velocity_matching` + distillation `velocity_distillation`: MDT-dist, where both weights are 1.
@@ -141,11 +131,9 @@ def marginal_transport(
     check_weights("marginal_transport", matching=matching, distillation=distillation)
     if matching == distillation == 0:
         raise ValueError("marginal_transport: expected one of matching, distillation above 0, got none")
-    options = {"time": time, "tangent": tangent, "drop": drop, "null": null, "jvp": jvp}
-    parts = {
-        "matching": (matching, velocity_matching(velocity, teacher, **options)),
-        "distillation": (distillation, velocity_distillation(velocity, teacher, **options)),
-    }
+    match = velocity_matching(velocity, teacher, time=time, tangent=tangent, jvp=jvp)
+    distill = velocity_distillation(velocity, teacher, time=time, tangent=tangent, jvp=jvp)
+    parts = {"matching": (matching, match), "distillation": (distillation, distill)}
 
     def loss(params, key, batch, frozen=None):
         value, metrics = 0.0, {"residual": 0.0}

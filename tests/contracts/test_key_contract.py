@@ -73,27 +73,30 @@ MATCHING = losses.flow_matching(V)
 LOSSES = {
     "deep_supervision": loss(losses.deep_supervision(BRANCHES, 2), params=ONE),
     "diffusion_likelihood": loss(losses.diffusion_likelihood(V, trace=0.1, jacobian=0.1), ("x0",)),
-    "drop_cond": loss(losses.drop_cond(MATCHING, 0.5, null=3)),
-    "flow_matching": loss(losses.flow_matching(V, drop=0.5, null=3, coupling=couplings.sinkhorn()), ("x0",)),
+    "chain": loss(losses.chain(couplings.pair(couplings.sinkhorn()), losses.drop_cond(0.5, null=3), MATCHING), ("x0",)),
+    "drop_cond": loss(losses.chain(losses.drop_cond(0.5, null=3), MATCHING)),
+    "flow_matching": loss(MATCHING, ("x0",)),
     "flow_matching on a bridge": loss(losses.flow_matching(V, path=BRIDGE)),
-    "fresh_source": loss(losses.fresh_source(MATCHING), paired=LABELS == 0),
+    "fresh_source": loss(losses.chain(losses.fresh_source(), MATCHING), paired=LABELS == 0),
     "hierarchical_matching": loss(losses.hierarchical_matching(V, [losses.HierarchyLevel()] * 3), ("x0",)),
     "hierarchical_matching on bridges": loss(losses.hierarchical_matching(V, [losses.HierarchyLevel(path=BRIDGE)] * 2)),
     "interpolant_matching": loss(losses.interpolant_matching(BOTH, paths.schroedinger_bridge(0.5))),
     "mixture_matching": loss(losses.mixture_matching(MIXTURE, transition=0.5), ("x0",)),
     "negative_elbo": loss(losses.negative_elbo(ELBO), ("x0", "cond"), params={"bijector": {}, "base": {}}),
     "nll": loss(losses.nll(FLOW), ("x0",), params=FLOW_PARAMS),
-    "noised": loss(losses.noised(MATCHING, 0.1)),
+    "noised": loss(losses.chain(losses.noised(0.1), MATCHING)),
     "regularized_nll": loss(
         losses.regularized_nll(V, distributions.normal((2,)), divergence=solvers.hutchinson(), steps=2), ("x0",)
     ),
     "reverse_kl": loss(losses.reverse_kl(FLOW, lambda x: x.sum(1), draws=3), tuple(BATCH), params=FLOW_PARAMS),
-    "with_source": loss(couplings.with_source(MATCHING, couplings.corrupted(lambda x: x, 0.1)), ("x0", "cond")),
+    "with_source": loss(
+        losses.chain(couplings.with_source(couplings.corrupted(lambda x: x, 0.1)), MATCHING), ("x0", "cond")
+    ),
     "adversarial": loss(losses.adversarial(losses.fixed_steps(V, 2), LOGITS, r1=0.1, features=LOGITS)),
     "eulerian_map_distillation": loss(losses.eulerian_map_distillation(MAP, V, jvp=solvers.finite_difference())),
     "lagrangian_map_distillation": loss(losses.lagrangian_map_distillation(MAP, V, jvp=solvers.finite_difference())),
     "anchored_consistency": loss(losses.anchored_consistency(MAP, teacher=V)),
-    "annealed_source": loss(losses.annealed_source(MATCHING, lambda step: 0.5 + 0 * step)),
+    "annealed_source": loss(losses.chain(losses.annealed_source(lambda step: 0.5 + 0 * step), MATCHING)),
     "bespoke_bound": loss(
         solvers.bespoke_bound(V, GRID), ("x0",), params=solvers.bespoke_params(2), x=X[:, None] * jnp.ones((1, 4, 1))
     ),
@@ -106,10 +109,10 @@ LOSSES = {
     "distillation": loss(losses.distillation(V)),
     "distribution_matching": loss(losses.distribution_matching(losses.fixed_steps(V, 2), V, V)),
     "flow_guided_distillation": loss(losses.flow_guided_distillation(V, V)),
-    "improved_mean_flow": loss(losses.improved_mean_flow(MAP, omega=1.0, kappa=0.5, drop=0.1, null=3)),
+    "improved_mean_flow": loss(losses.improved_mean_flow(MAP, omega=1.0, kappa=0.5, null=3)),
     "initial_velocity": loss(losses.initial_velocity(V)),
     "marginal_transport": loss(losses.marginal_transport(V, V)),
-    "mean_flow": loss(losses.mean_flow(MAP, omega=1.0, kappa=0.5, drop=0.1, null=3)),
+    "mean_flow": loss(losses.mean_flow(MAP, omega=1.0, kappa=0.5, null=3)),
     "student_only": loss(losses.student_only(MATCHING)),
     "perflow": loss(losses.perflow(V, V, steps=1)),
     "phased_rectified_diffusion": loss(
@@ -119,7 +122,7 @@ LOSSES = {
     "self_corrected": loss(losses.self_corrected(V, V, LOGITS), frozen={**FROZEN, "ema": PARAMS}),
     "self_correction": loss(losses.self_correction(V, V)),
     "shared_timesteps": loss(losses.shared_timesteps(MAP, V, V, GRID)),
-    "shortcut": loss(losses.shortcut(MAP, levels=2, drop=0.1, null=3)),
+    "shortcut": loss(losses.shortcut(MAP, levels=2, scale=2.0, null=3)),
     "sum_losses": loss(losses.sum_losses({"one": MATCHING, "other": MATCHING})),
     "trajectory_distillation": loss(losses.trajectory_distillation(MAP, V, straight=1.0, steps=1)),
     "trigflow_consistency": loss(losses.trigflow_consistency(V, jvp=solvers.finite_difference())),

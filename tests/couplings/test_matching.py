@@ -361,7 +361,7 @@ def test_labels_follow_in_the_jitted_loss(name):
     coupling = (PERMUTATIONS | OTHERS)[name]
     x0, x1, label = eight_to_moons(32)
     velocity, seen = recorder()
-    loss = losses.flow_matching(velocity, time=lambda key, n: jnp.ones(n), coupling=coupling)
+    loss = losses.chain(couplings.pair(coupling), losses.flow_matching(velocity, time=lambda key, n: jnp.ones(n)))
     value, _ = jax.jit(loss)({}, KEY, {"x": x1, "x0": x0, "cond": label})
     jax.effects_barrier()
     rows = {tuple(row): c for row, c in zip(np.asarray(x1).round(4).tolist(), label.tolist(), strict=True)}

@@ -45,8 +45,9 @@ def test_known_numbers_stay_through_training_and_sampling():
     known = cond["mask"] > 0
     np.testing.assert_array_equal(x1[known], IMAGES[known])
     assert np.all(x1[~known] != x0[~known])
-    loss = couplings.with_source(
-        losses.flow_matching(couplings.hold_known(moving)), couplings.inpainting(couplings.tiles(8, 1.0))
+    loss = losses.chain(
+        couplings.with_source(couplings.inpainting(couplings.tiles(8, 1.0))),
+        losses.flow_matching(couplings.hold_known(moving)),
     )
     np.testing.assert_allclose(loss({}, KEY, {"x": IMAGES})[0], 0, atol=1e-12)  # all known: nothing to learn
 
@@ -67,7 +68,7 @@ def test_a_loss_with_a_source_sees_its_pairs():
     draws a new source."""
     velocity, seen = recorder()
     inner = losses.flow_matching(velocity, time=lambda key, n: jnp.zeros(n))
-    loss = couplings.with_source(inner, couplings.corrupted(couplings.block_means(2), 0.1))
+    loss = losses.chain(couplings.with_source(couplings.corrupted(couplings.block_means(2), 0.1)), inner)
     batch = {"x": IMAGES, "cond": jnp.arange(6), "weight": jnp.arange(1.0, 7)}
     value, _ = loss({}, KEY, batch)
     first = dict(seen)
@@ -82,7 +83,8 @@ def test_a_loss_with_a_source_sees_its_pairs():
 
 def test_errors():
     velocity, _ = recorder()
-    loss = couplings.with_source(losses.flow_matching(velocity), couplings.corrupted(couplings.block_means(3), 0.1))
+    source = couplings.with_source(couplings.corrupted(couplings.block_means(3), 0.1))
+    loss = losses.chain(source, losses.flow_matching(velocity))
     with pytest.raises(ValueError, match=r"images \[b, H, W, C\] that 3 divides, got \[6, 8, 8, 2\]"):
         loss({}, KEY, {"x": IMAGES})
     with pytest.raises(ValueError, match="'x0' of its own"):
@@ -90,9 +92,7 @@ def test_errors():
     with pytest.raises(ValueError, match="needs a key"):
         loss({}, None, {"x": IMAGES})
     with pytest.raises(ValueError, match=r"x0 of shape \[6, 8, 8, 2\], got \[6, 8, 8\]"):
-        couplings.with_source(losses.flow_matching(velocity), lambda key, x, cond: (x[..., 0], cond))(
-            {}, KEY, {"x": IMAGES}
-        )
+        couplings.with_source(lambda key, x, cond: (x[..., 0], cond))(KEY, {"x": IMAGES})
     for build, said in [
         (lambda: couplings.corrupted(couplings.block_means(2), -1.0), "sigma >= 0, got -1.0"),
         (lambda: couplings.tiles(2, 1.5), r"known in \[0, 1\], got 1.5"),

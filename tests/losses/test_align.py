@@ -189,7 +189,7 @@ def test_gradients_reach_every_param_and_stop_at_the_teacher(name):
     x, t, cond = GAUSSIAN.sample(KEY, 4), jnp.linspace(0, 0.9, 4), jnp.asarray([0, 1, 2, 2])
     params = scrambled(jax.eval_shape(model.init, KEY, x, t, t, cond))
     teacher = scrambled(jax.eval_shape(velocity.init, KEY, x, t, cond))
-    loss = LOSSES[name](model, velocity, drop=0.5, null=2)
+    loss = losses.chain(losses.drop_cond(0.5, null=2), LOSSES[name](model, velocity))
     batch = {"x": x, "cond": cond}
     grads, frozen = jax.jit(jax.grad(lambda p, f: loss(p, KEY, batch, f)[0], argnums=(0, 1)))(
         params, {"teacher": teacher}
@@ -216,8 +216,6 @@ def test_bad_input(name):
         make(model, teacher, most=1.5)
     with pytest.raises(ValueError, match="warmup"):
         make(model, teacher, warmup=-1)
-    with pytest.raises(ValueError, match="needs null"):
-        make(model, teacher, drop=0.5)
     with pytest.raises(ValueError, match="'teacher' in frozen"):
         make(model, teacher)(1.0, KEY, batch)
     with pytest.raises(ValueError, match="needs a key"):

@@ -120,7 +120,7 @@ def test_synthetic_and_real_pairs_in_one_batch():
 
     loss = losses.flow_matching(types.Velocity(lambda *args: {}, apply), time=lambda key, n: jnp.zeros(n))
     for key in (0, 1):
-        losses.fresh_source(loss)({}, jax.random.key(key), batch)
+        losses.chain(losses.fresh_source(), loss)({}, jax.random.key(key), batch)
     first, second = seen  # at t=0, x_t is the source
     np.testing.assert_array_equal(first[:8], batch["x0"][:8])
     assert np.all(first[8:] != second[8:]) and np.all(first[8:] != 0)
@@ -130,12 +130,12 @@ def test_synthetic_and_real_pairs_in_one_batch():
         (batch["x"] - batch["x0"])[:8], oracle.average_velocity(batch["x0"][:8], t, t + 1), atol=2e-3
     )
     with_u = losses.flow_matching(velocity, time=times.u_shaped(), metric=losses.pseudo_huber(0.1), path=paths.linear())
-    assert np.isfinite(losses.fresh_source(with_u)({}, jax.random.key(0), batch)[0])
+    assert np.isfinite(losses.chain(losses.fresh_source(), with_u)({}, jax.random.key(0), batch)[0])
     for bad in ({"x": made, "x0": z}, {"x": made, "paired": jnp.ones(4, bool)}):
         with pytest.raises(ValueError, match="'x0' and 'paired' in batch"):
-            losses.fresh_source(loss)({}, jax.random.key(0), bad)
+            losses.fresh_source()(jax.random.key(0), bad)
     for paired in (jnp.ones(4), jnp.ones(3, bool)):
         with pytest.raises(ValueError, match=r"'paired' of shape \[4\] and type bool"):
-            losses.fresh_source(loss)({}, jax.random.key(0), {"x": made, "x0": z, "paired": paired})
+            losses.fresh_source()(jax.random.key(0), {"x": made, "x0": z, "paired": paired})
     with pytest.raises(ValueError, match="needs a key"):
-        losses.fresh_source(loss)({}, None, batch)
+        losses.fresh_source()(None, batch)

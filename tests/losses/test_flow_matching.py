@@ -3,7 +3,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jflow import losses, paths, types
+from jflow import couplings, losses, paths, types
 
 MEAN, STD = 1.5, 0.5
 
@@ -85,7 +85,8 @@ def test_the_coupling_moves_labels_conditions_and_weights():
     cond = {"label": jnp.arange(4), "scale": jnp.arange(8.0).reshape(4, 2)}
     i, j = jnp.asarray([1, 1, 0, 3]), jnp.asarray([3, 2, 1, 0])
     velocity, seen = recorder()
-    loss = losses.flow_matching(velocity, time=at(0.5), coupling=lambda key, x0, x1, cond=None: (i, j))
+    pair = couplings.pair(lambda key, x0, x1, cond=None: (i, j))
+    loss = losses.chain(pair, losses.flow_matching(velocity, time=at(0.5)))
     weight = jnp.asarray([1.0, 3.0, 2.0, 5.0])
     value, _ = loss({}, jax.random.key(0), {"x": x, "x0": x0, "cond": cond, "weight": weight})
     np.testing.assert_array_equal(seen["x"], (x0[i] + x[j]) / 2)
@@ -95,7 +96,7 @@ def test_the_coupling_moves_labels_conditions_and_weights():
 
 
 def test_the_independent_coupling_gathers_nothing():
-    loss = losses.flow_matching(as_velocity(gaussian_velocity))
+    loss = losses.chain(couplings.pair(couplings.independent()), losses.flow_matching(as_velocity(gaussian_velocity)))
     batch = {"x": jnp.zeros((4, 1)), "weight": jnp.ones((4,))}
     assert "gather" not in str(jax.make_jaxpr(lambda k: loss({"offset": 0.0}, k, batch))(jax.random.key(0)))
 
@@ -121,7 +122,7 @@ def test_drop_replaces_rows_by_null():
     velocity, seen = recorder()
     batch = {"x": jnp.zeros((n, 2)), "cond": cond}
     for drop in (0.0, 0.25, 1.0):
-        losses.flow_matching(velocity, drop=drop, null=null)({}, jax.random.key(0), batch)
+        losses.chain(losses.drop_cond(drop, null=null), losses.flow_matching(velocity))({}, jax.random.key(0), batch)
         dropped = np.asarray(seen["cond"]["label"]) == 10
         # 4 standard errors of a frequency
         np.testing.assert_allclose(dropped.mean(), drop, atol=4 * np.sqrt(drop * (1 - drop) / n))
@@ -174,19 +175,21 @@ def test_one_trace():
 
 def test_errors():
     velocity = recorder()[0]
-    for drop in (-0.1, 1.5, float("nan")):
-        with pytest.raises(ValueError, match=r"drop in \[0, 1\]"):
-            losses.flow_matching(velocity, drop=drop, null=0)
-    with pytest.raises(ValueError, match="needs null"):
-        losses.flow_matching(velocity, drop=0.1)
-    loss, key, x = losses.flow_matching(velocity, drop=0.5, null=3), jax.random.key(0), jnp.zeros((4, 2))
+    for p in (-0.1, 1.5, float("nan")):
+        with pytest.raises(ValueError, match=r"p in \[0, 1\]"):
+            losses.drop_cond(p, null=0)
+    loss, key, x = losses.flow_matching(velocity), jax.random.key(0), jnp.zeros((4, 2))
+    loss = losses.chain(losses.drop_cond(0.5, null=3), loss)
     for batch, message in [
-        ({"x": x}, "needs 'cond'"),
+        ({"x": x}, "drop_cond: expected 'cond' in batch"),
         ({"cond": jnp.arange(4)}, "under 'x'"),
-        ({"x": x, "label": jnp.arange(4)}, r"unknown keys in batch: \['label'\]; allowed are \['x', 'x0', 'cond'"),
-        ({"x": x.astype(jnp.uint8)}, "floating type, got uint8"),
-        ({"x": x, "x0": x[:3]}, r"\[4, 2\], got \[3, 2\]"),
-        ({"x": x, "weight": jnp.ones((4, 1))}, r"'weight' of shape \[4\], got \[4, 1\]"),
+        (
+            {"x": x, "cond": x, "label": jnp.arange(4)},
+            r"unknown keys in batch: \['label'\]; allowed are \['x', 'x0', 'cond'",
+        ),
+        ({"x": x.astype(jnp.uint8), "cond": x}, "floating type, got uint8"),
+        ({"x": x, "cond": x, "x0": x[:3]}, r"\[4, 2\], got \[3, 2\]"),
+        ({"x": x, "cond": x, "weight": jnp.ones((4, 1))}, r"'weight' of shape \[4\], got \[4, 1\]"),
         ({"x": x, "cond": jnp.arange(3)}, r"lead with 4 rows, got shape \[3\]"),
         ({"x": x, "cond": jnp.zeros((4, 2))}, None),
         ({"x": x, "cond": {"label": jnp.arange(4)}}, "one row of cond"),

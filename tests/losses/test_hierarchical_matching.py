@@ -29,7 +29,7 @@ def test_one_level_is_flow_matching():
     flipped = lambda key, x0, x1, cond=None: (jnp.arange(8)[::-1], jnp.arange(8))  # noqa: E731
     batch = {"x": rows(), "x0": rows(seed=1), "cond": rows(seed=2), "weight": jnp.linspace(0.5, 2, 8)}
     one = hierarchical_matching(net, [HierarchyLevel(time=fixed(times), coupling=flipped)])
-    known = losses.flow_matching(net, time=fixed(times), coupling=flipped)
+    known = losses.chain(couplings.pair(flipped), losses.flow_matching(net, time=fixed(times)))
     found, expected = (
         jax.value_and_grad(lambda p, f=f: f(p, jax.random.key(0), batch)[0])(params) for f in (one, known)
     )

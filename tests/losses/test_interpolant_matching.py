@@ -4,7 +4,7 @@ import numpy as np
 import optax
 import pytest
 
-from jflow import losses, paths, times, types
+from jflow import couplings, losses, paths, times, types
 
 SMOOTH = paths.with_noise(paths.LINEAR, lambda t: jnp.sin(jnp.pi * t))
 X0, X1 = jax.random.normal(jax.random.key(0), (2, 8, 3))
@@ -66,7 +66,11 @@ def test_coupling_weight_drop_and_types_as_in_flow_matching():
     field, seen = recorder()
     i, j = jnp.arange(8)[::-1], jnp.roll(jnp.arange(8), 1)
     weight = jnp.arange(1.0, 9)
-    loss = losses.interpolant_matching(field, SMOOTH, time=at(0.0), coupling=lambda *args: (i, j), drop=1.0, null=9)
+    loss = losses.chain(
+        couplings.pair(lambda *args: (i, j)),
+        losses.drop_cond(1.0, null=9),
+        losses.interpolant_matching(field, SMOOTH, time=at(0.0)),
+    )
     value, metrics = loss({}, jax.random.key(0), {"x": X1, "x0": X0, "weight": weight, "cond": jnp.arange(8)})
     np.testing.assert_allclose(seen["x"], X0[i])
     np.testing.assert_array_equal(seen["cond"], 9)
@@ -111,8 +115,6 @@ def test_errors():
         loss({}, key, {"x": X1, "y": X1})
     for options, message in [
         ({"noise_weight": -1.0}, "noise_weight >= 0"),
-        ({"drop": 0.1}, "interpolant_matching: drop=0.1 needs null"),
-        ({"drop": 2.0, "null": 0}, r"drop in \[0, 1\]"),
     ]:
         with pytest.raises(ValueError, match=message):
             losses.interpolant_matching(field, SMOOTH, **options)

@@ -47,15 +47,16 @@ DROPPED = {
 
 @pytest.mark.parametrize("name", DROPPED)
 def test_dropped_conditions_are_null(name):
-    """With drop=1 every row is told null, whatever its cond."""
+    """With p=1 every row is told null, whatever its cond; the losses take 'dropped' and ignore it."""
     v = Velocity(lambda *a: {}, lambda p, x, t, cond=None, *, key=None: x * t[:, None] + p * cond[:, None])
     frozen = {"teacher": 1.0, "ema": 0.5, "step": jnp.int32(0)}
     batch = {"x": X, "x0": X + 1.0, "cond": jnp.arange(8.0)}
-    told = lambda cond, **k: DROPPED[name](v, **k)(1.0, KEY, {**batch, "cond": cond}, frozen)[0]  # noqa: E731
-    np.testing.assert_allclose(told(batch["cond"], drop=1.0, null=7.0), told(jnp.full(8, 7.0)), rtol=1e-6)
+    drop = losses.drop_cond(1.0, null=7.0)(KEY, batch)
+    told = lambda cond, **more: DROPPED[name](v)(1.0, KEY, {**batch, "cond": cond, **more}, frozen)[0]  # noqa: E731
+    np.testing.assert_allclose(told(drop["cond"], dropped=drop["dropped"]), told(jnp.full(8, 7.0)), rtol=1e-6)
     assert abs(told(batch["cond"]) / told(jnp.full(8, 7.0)) - 1) > 1e-2
-    with pytest.raises(ValueError, match="needs null"):
-        DROPPED[name](v, drop=0.5)
+    with pytest.raises(ValueError, match=r"'dropped' of shape \[8\] and type bool, got \[8\] and int32"):
+        told(drop["cond"], dropped=jnp.ones(8, jnp.int32))
 
 
 @pytest.mark.parametrize(

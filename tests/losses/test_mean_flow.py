@@ -177,10 +177,10 @@ def told(cond):
 def test_guidance_inside_the_target_has_the_scale_omega_over_one_minus_kappa(name, x64):
     batch = {"x": GAUSSIAN.sample(KEY, 64), "cond": jax.random.normal(jax.random.key(1), (64, 2))}
     frozen = {"teacher": {}}
-    options = {"times": TIMES, "teacher": FIELD, "drop": 0.3, "null": NULL}
+    options = {"times": TIMES, "teacher": FIELD, "null": NULL}
 
     def residual(model, **more):
-        loss = LOSSES[name](model, **{**options, **more})
+        loss = losses.chain(losses.drop_cond(0.3, null=NULL), LOSSES[name](model, **{**options, **more}))
         return jax.jit(lambda: loss({}, KEY, batch, frozen)[1]["residual"])()
 
     guided = guided_map(lambda cond: 4.0)
@@ -202,7 +202,7 @@ def test_the_guided_target_has_no_gradient_and_dropped_rows_are_not_guided(name)
     options = {"times": times.pairs(equal=1.0), "power": 0.0, "omega": 2.0, "kappa": 0.25, "null": jnp.asarray([2.0])}
 
     def run(drop):
-        loss = LOSSES[name](model, drop=drop, **options)
+        loss = losses.chain(losses.drop_cond(drop, null=options["null"]), LOSSES[name](model, **options))
         return jax.jit(jax.value_and_grad(lambda p: loss(p, KEY, batch)[0]))(at(0.5))
 
     (guided, g), (dropped, h) = run(0.0), run(1.0)
@@ -211,18 +211,48 @@ def test_the_guided_target_has_no_gradient_and_dropped_rows_are_not_guided(name)
     np.testing.assert_allclose([dropped, h["a"]], [1.0, 2 * 1.0 * 2], rtol=1e-6)
 
 
+@pytest.mark.parametrize(
+    ("name", "value", "slope", "residual"),
+    [
+        ("mean_flow", 0.9091718183991926, 0.8000010352796627, 1.1743635237292191),
+        ("improved_mean_flow", 0.7215928890941822, 0.7654776350951235, 0.7624680654998945),
+    ],
+)
+def test_dropped_rows_and_guidance_have_the_value_that_was_recorded(name, value, slope, residual, x64):
+    """A golden number, of a loss that dropped conditions by itself: rows 0, 1 and 3, which its key chose."""
+
+    def apply(params, x, t, r, cond=None, *, key=None):
+        told = 0.3 * cond[:, None]
+        return params * jnp.tanh(x + told) + t[:, None] * x - 0.5 * (r - t)[:, None] * told
+
+    x, dropped = jnp.linspace(-1, 1, 12).reshape(6, 2), jnp.asarray([True, True, False, True, False, False])
+    batch = {"x": x, "x0": jnp.cos(3 * x), "weight": jnp.asarray([1.0, 2.0, 0.5, 1.0, 1.5, 0.0])}
+    batch |= {"cond": jnp.where(dropped, 3, jnp.arange(6) % 3), "dropped": dropped}
+    loss = LOSSES[name](
+        FlowMap(lambda *_: {}, apply),
+        times=lambda key, n: (jnp.linspace(0, 0.6, n), jnp.linspace(0.3, 1, n)),
+        omega=1.5,
+        kappa=0.2,
+        interval=(0.1, 0.9),
+        power=0.5,
+        null=3,
+    )
+    (found, metrics), g = jax.jit(jax.value_and_grad(lambda p: loss(p, KEY, batch), has_aux=True))(0.7)
+    np.testing.assert_allclose([found, g, metrics["residual"]], [value, slope, residual], rtol=1e-12)
+    without = {**batch, "dropped": jnp.zeros(6, bool)}  # what is told null but not said to be is guided
+    assert abs(loss(0.7, KEY, without)[0] / value - 1) > 1e-3
+
+
 @pytest.mark.parametrize("name", LOSSES)
 def test_one_model_for_every_scale(name, x64):
     w = jnp.linspace(1, 5, 64)
     batch = {"x": GAUSSIAN.sample(KEY, 64), "cond": {"b": jax.random.normal(KEY, (64, 2)), "w": w}}
     field = Velocity(FIELD.init, lambda p, x, t, cond=None, *, key=None: RATE * x + cond["b"])
-    loss = LOSSES[name](
-        guided_map(lambda cond: cond["w"][:, None]),
-        times=TIMES,
-        teacher=field,
-        kappa=lambda cond: 1 - 1 / cond["w"],
-        drop=0.2,
-        null={"b": NULL, "w": 1.0},
+    null = {"b": NULL, "w": 1.0}
+    model = guided_map(lambda cond: cond["w"][:, None])
+    loss = losses.chain(
+        losses.drop_cond(0.2, null=null),
+        LOSSES[name](model, times=TIMES, teacher=field, kappa=lambda cond: 1 - 1 / cond["w"], null=null),
     )
     assert jax.jit(lambda: loss({}, KEY, batch, {"teacher": {}})[1]["residual"])() < 1e-20
 
@@ -277,7 +307,8 @@ def test_gradients_reach_every_param_and_nothing_frozen(name):
     model = jflow.flow_map(nets.ResidualMLP(8, 1, num_classes=3))
     teacher = Velocity(lambda *_: {}, lambda p, x, t, cond=None, *, key=None: p["s"] * x)
     batch = {"x": GAUSSIAN.sample(KEY, 32), "cond": jnp.arange(32) % 3}
-    loss = LOSSES[name](model, times=TIMES, teacher=teacher, omega=2.0, kappa=0.2, drop=0.2, null=3)
+    loss = LOSSES[name](model, times=TIMES, teacher=teacher, omega=2.0, kappa=0.2, null=3)
+    loss = losses.chain(losses.drop_cond(0.2, null=3), loss)
     shapes = jax.eval_shape(model.init, KEY, batch["x"], jnp.zeros(32), jnp.zeros(32), batch["cond"])
     rng = np.random.default_rng(0)
     params = jax.tree.map(lambda p: jnp.asarray(0.5 * rng.normal(size=p.shape), p.dtype), shapes)
@@ -355,7 +386,6 @@ def test_bad_input(name):
         ({"interval": (0.5, 0.2)}, "interval"),
         ({"omega": 2.0}, "needs null"),
         ({"kappa": lambda cond: cond}, "needs null"),
-        ({"drop": 0.1}, "needs null"),
         ({"times": lambda key, n: (jnp.ones(n), jnp.zeros(n))}, "t <= r"),
     ):
         with pytest.raises(ValueError, match=f"{name}.*{said}"):

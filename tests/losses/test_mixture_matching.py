@@ -111,7 +111,7 @@ def test_conditions_and_their_dropping_reach_the_field():
         seen["cond"] = cond
         return EXACT.apply({}, x, t)
 
-    loss = losses.drop_cond(mixture_matching(Field(lambda *args: {}, apply)), 1.0, null=7)
+    loss = losses.chain(losses.drop_cond(1.0, null=7), mixture_matching(Field(lambda *args: {}, apply)))
     loss({}, jax.random.key(0), {"x": data(8), "cond": jnp.arange(8)})
     np.testing.assert_array_equal(seen["cond"], np.full(8, 7))
 

@@ -79,8 +79,8 @@ def test_the_residual_vanishes_along_the_windows_of_a_mixture(x64, dropped):
         return slope + (x - start - (t - a)[:, None] * slope) + 10.0 * (cond != seen)[:, None]
 
     student = Velocity(lambda *args: {}, apply)
-    options = {"drop": 1.0, "null": 2} if dropped else {}
-    loss = perflow(student, oracles.as_velocity(oracle), knots=KNOTS, time=fixed(t), **FINE, **options)
+    loss = perflow(student, oracles.as_velocity(oracle), knots=KNOTS, time=fixed(t), **FINE)
+    loss = losses.chain(losses.drop_cond(1.0, null=2), loss) if dropped else loss
     value, metrics = jax.jit(loss)({}, KEY, {"x0": x0, "x": x1, "cond": labels}, {"teacher": {}})
     assert metrics["residual"] < 1e-6 and value < 1e-6
 
@@ -215,8 +215,8 @@ def test_gradients_reach_the_student_and_leave_the_teacher():
     rng = np.random.default_rng(0)
     params = jax.tree.map(lambda p: jnp.asarray(0.3 * rng.normal(size=p.shape), p.dtype), shapes)
     guided = jflow.guidance.cfg(teacher, 2.0, null=2)
-    options = {"schedule": schedule, "metric": losses.noise_error(straight), "drop": 0.5, "null": 2, "steps": 2}
-    loss = perflow(student, guided, **options)
+    options = {"schedule": schedule, "metric": losses.noise_error(straight), "steps": 2}
+    loss = losses.chain(losses.drop_cond(0.5, null=2), perflow(student, guided, **options))
     batch = {"x": x, "cond": cond}
 
     def both(params, frozen):
@@ -245,8 +245,6 @@ def test_bad_input():
         perflow(velocity, velocity, solver="euler")
     with pytest.raises(ValueError, match="noise at t=0"):
         perflow(velocity, velocity, schedule=paths.Schedule(lambda t: 1 - t, lambda t: t))
-    with pytest.raises(ValueError, match="needs null"):
-        perflow(velocity, velocity, drop=0.1)
     loss = perflow(velocity, velocity)
     with pytest.raises(ValueError, match="'teacher'"):
         loss({}, KEY, batch)

@@ -94,7 +94,7 @@ def test_the_second_round_of_rf_plus_plus():
     assert float(slope(0.1)) > 0 > float(slope(-0.1))
     assert np.mean(np.abs(seen[0] - 0.5) > 0.25) > 0.6  # more than half of the times in the outer halves
     # real rows beside the pairs: their noise is drawn anew, so that the error is no longer zero
-    mixed = losses.fresh_source(loss)
+    mixed = losses.chain(losses.fresh_source(), loss)
     real = jnp.arange(4000) % 2 == 0
     assert mixed(0.0, KEY, {**batch, "paired": jnp.ones(4000, bool)})[0] < 1e-6
     assert mixed(0.0, KEY, {**batch, "paired": ~real})[0] > 0.1

@@ -230,7 +230,8 @@ def test_gradients_reach_every_param():
     rng = np.random.default_rng(0)
     params = jax.tree.map(lambda p: jnp.asarray(0.3 * rng.normal(size=p.shape), p.dtype), shapes)
     velocity = parameterizations.from_noise(net, schedule)
-    loss = rectified_diffusion(velocity, schedule, metric=noise_error(schedule), drop=0.5, null=2)
+    loss = rectified_diffusion(velocity, schedule, metric=noise_error(schedule))
+    loss = losses.chain(losses.drop_cond(0.5, null=2), loss)
     grads = jax.jit(jax.grad(lambda p: loss(p, KEY, batch)[0]))(params)
     assert all(np.all(np.isfinite(g)) and np.any(g != 0) for g in jax.tree.leaves(grads))
 
@@ -241,8 +242,6 @@ def test_bad_input():
         rectified_diffusion(velocity)(None, KEY, {"x": jnp.zeros((2, 2))})
     with pytest.raises(ValueError, match="noise at t=0"):
         rectified_diffusion(velocity, paths.Schedule(lambda t: 1 - t, lambda t: t))
-    with pytest.raises(ValueError, match="needs null"):
-        rectified_diffusion(velocity, drop=0.1)
     with pytest.raises(ValueError, match="key"):
         rectified_diffusion(velocity)(None, None, noise_pairs(2, jnp.float32))
     with pytest.raises(ValueError, match=r"cover \[0, 1\]"):

@@ -144,7 +144,8 @@ def test_guidance_enters_at_the_smallest_step_once(x64):
 
     def residual(scale):
         model = FlowMap(lambda *_: {}, apply)
-        loss = shortcut(model, levels=14, every=2, teacher=field, scale=scale, drop=0.3, null=null)
+        loss = shortcut(model, levels=14, every=2, teacher=field, scale=scale, null=null)
+        loss = losses.chain(losses.drop_cond(0.3, null=null), loss)
         return jax.jit(lambda: loss({}, KEY, batch, {"ema": {}, "teacher": {}})[1]["residual"])()
 
     assert residual(3.0) < 1e-6 and residual(2.0) > 1e-2
@@ -154,13 +155,21 @@ def test_conditions_are_dropped_from_matching_rows_alone():
     asked = []
 
     def apply(params, x, t, r, cond=None, *, key=None):
-        asked.append(np.asarray(cond))
-        return x
+        asked.append((np.asarray(cond), np.asarray(r - t)))
+        return params * x
 
-    batch = {"x": jnp.ones((16, 2)), "cond": jnp.arange(16)}
-    shortcut(FlowMap(lambda *_: {}, apply), drop=1.0, null=99)({}, KEY, batch, {"ema": {}})
-    np.testing.assert_array_equal(asked[0], [0, 4, 8, 12])
-    np.testing.assert_array_equal(asked[2], np.where(np.arange(16) % 4 == 0, np.arange(16), 99))
+    loss, dropped = shortcut(FlowMap(lambda *_: {}, apply)), np.isin(np.arange(16), [0, 3, 8, 9])
+    batch = {"x": jnp.ones((16, 2)), "cond": jnp.where(dropped, 99, jnp.arange(16)), "dropped": jnp.asarray(dropped)}
+    own = (np.arange(16) % 4 == 0) & ~dropped
+    value, metrics = loss(0.3, KEY, batch, {"ema": 0.9})
+    np.testing.assert_array_equal(asked[0][0], np.where(dropped, 99, np.arange(16))[::4])
+    cond, gap = asked[2]
+    np.testing.assert_array_equal(cond, np.where(dropped, 99, np.arange(16)))
+    np.testing.assert_array_equal(gap > 0, own)  # who is told null is asked for the velocity
+    # and its target is one: it does not change with the averaged params, which those of the other rows are made of
+    alone = {**batch, "weight": 1.0 * dropped}
+    assert loss(0.3, KEY, alone, {"ema": 0.9})[0] == loss(0.3, KEY, alone, {"ema": 0.1})[0]
+    assert loss(0.3, KEY, batch, {"ema": 0.1})[0] != value and metrics["self_consistency"] > 0
 
 
 def test_a_tiled_event_has_the_same_loss():
@@ -178,7 +187,7 @@ def test_a_step_of_training_moves_every_param_and_nothing_frozen():
     model = jflow.flow_map(nets.ResidualMLP(8, 1, num_classes=3))
     teacher = Velocity(lambda *_: {}, lambda p, x, t, cond=None, *, key=None: p["s"] * x)
     batch = {"x": GAUSSIAN.sample(KEY, 30), "cond": jnp.arange(30) % 3}  # 30: not a multiple of every
-    loss = shortcut(model, teacher=teacher, scale=2.0, drop=0.2, null=3)
+    loss = losses.chain(losses.drop_cond(0.2, null=3), shortcut(model, teacher=teacher, scale=2.0, null=3))
     shapes = jax.eval_shape(model.init, KEY, batch["x"], jnp.zeros(30), jnp.zeros(30), batch["cond"])
     rng = np.random.default_rng(0)
     params = jax.tree.map(lambda p: jnp.asarray(0.5 * rng.normal(size=p.shape), p.dtype), shapes)
@@ -203,7 +212,6 @@ def test_bad_input():
         ({"every": 2.5}, "every to be a whole number"),
         ({"scale": float("nan")}, "finite scale"),
         ({"scale": 2.0}, "needs null"),
-        ({"drop": 0.1}, "needs null"),
     ):
         with pytest.raises(ValueError, match=said):
             shortcut(model, **options)

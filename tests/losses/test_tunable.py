@@ -8,7 +8,7 @@ import pytest
 from teachers import GAUSSIAN, MIXTURE, ORACLES, at, exact_map, reached, scrambled
 
 import jflow
-from jflow import couplings, nets, oracles, times
+from jflow import couplings, losses, nets, oracles, times
 from jflow.losses import lagrangian_map_distillation, tunable_distillation
 from jflow.solvers import restore
 from jflow.types import FlowMap, Velocity
@@ -91,7 +91,8 @@ def test_the_knob_trades_fidelity_for_realism(x64):
     """On Gaussians with a source made from the data: knob 0 is E[x1 | x0], knob 1 has the data's law."""
     student = Velocity(lambda *a: 0.0, scaled_chords)
     source = couplings.corrupted(lambda x: x, SIGMA)
-    loss = couplings.with_source(tunable_distillation(student, RESTORING, solver=diffrax.Dopri5()), source)
+    loss = tunable_distillation(student, RESTORING, solver=diffrax.Dopri5())
+    loss = losses.chain(couplings.with_source(source), loss)
     x1 = jax.random.normal(KEY, (20_000, 1))
     value, metrics = jax.jit(lambda: loss(0.0, KEY, {"x": x1}, {"teacher": {}}))()
     assert value < 1e-9 and metrics["residual"] < 1e-9
