@@ -22,21 +22,22 @@ from collections.abc import Sequence
 import diffrax
 import jax.numpy as jnp
 
-from jflow import couplings, paths, times
+from jflow import couplings, paths, solvers, times
 from jflow._core.arrays import expand_to, float_dtype
 from jflow._core.batch import mean_of_rows
 from jflow._core.checks import check_same_shape, frozen_entry, like_state, with_checked_output
 from jflow._core.times import window_index, window_knots
 from jflow.losses._errors import Metric, mean_squared_error
 from jflow.losses._pairs import check_drop, draw_pairs
-from jflow.losses._teacher import average_velocity, check_fixed
+from jflow.losses._teacher import average_velocity, steps_of_segment
 from jflow.paths import LINEAR, Schedule
 from jflow.paths.schedules import piecewise
+from jflow.solvers import Method
 from jflow.types import Loss, PyTree, Time, Velocity
 
 __all__ = ["perflow"]
 
-_HEUN, _UNIFORM, _INDEPENDENT = diffrax.Heun(), times.uniform(), couplings.independent()
+_HEUN, _UNIFORM, _INDEPENDENT = solvers.fixed(4, diffrax.Heun()), times.uniform(), couplings.independent()
 
 
 def perflow(
@@ -46,8 +47,7 @@ def perflow(
     knots: int | Sequence[float] = 4,
     schedule: Schedule = LINEAR,
     time: Time = _UNIFORM,
-    solver: diffrax.AbstractSolver = _HEUN,
-    steps: int = 4,
+    method: Method | int | None = None,
     metric: Metric = mean_squared_error,
     drop: float = 0.0,
     null: PyTree = None,
@@ -58,8 +58,8 @@ def perflow(
         z_a = alpha(a) x1 + sigma(a) x0     z_b: z_a carried from a to b by the teacher     z_t: on the line between them
 
     knots: a number of equal windows, or times that rise strictly from 0 to 1. schedule: the path that the teacher was
-    trained on. Its ODE is solved in `steps` steps of `solver` in each window, equal in the time of the linear path: with
-    Euler they are DDIM's (the published teacher makes 8), whatever the schedule is.
+    trained on. method: the steps of its ODE in each window, `solvers.fixed(n, solver)`, by default 4 of Heun, equal in the
+    time of the linear path: with Euler they are DDIM's (the published teacher makes 8), whatever the schedule is.
     metric: (v, target, z_t, t) -> [b], as in `losses.flow_matching`; `noise_error(piecewise(schedule, knots))` weighs as a
         network of noise would. drop, null: as there; the teacher sees the same conditions as the student.
     The velocity jumps at the knots, where t belongs to the window after it: `sequential_times(knots)` puts more rows
@@ -67,17 +67,17 @@ def perflow(
 
     batch: 'x' [b, *event] data; optionally 'x0' (standard normal when absent), 'cond', 'weight' [b]. frozen: 'teacher', the
     teacher's params. metrics: 'residual', the mean of the squared difference above, whatever the metric.
-    Errors: ValueError at construction for knots that don't rise from 0 to 1, a schedule that misses its ends, and options of
-    the solver; at trace time as `losses.flow_matching`, and for a frozen without 'teacher'.
+    Errors: ValueError at construction for knots that don't rise from 0 to 1, a schedule that misses its ends, and another
+    method; at trace time as `losses.flow_matching`, and for a frozen without 'teacher'.
     Source: Yan, Liu, Pan, Liew, Liu, Feng, "PeRFlow: Piecewise Rectified Flow as Universal Plug-and-Play Accelerator", 2024
         (its time is 1 - t here).
     """
     knots = window_knots("perflow", knots)
     inside = piecewise(schedule, knots)
-    return in_windows("perflow", velocity, teacher, knots, schedule, inside, time, solver, steps, metric, drop, null)
+    return in_windows("perflow", velocity, teacher, knots, schedule, inside, time, method, metric, drop, null)
 
 
-def in_windows(name, velocity, teacher, knots, schedule, inside, time, solver, steps, metric, drop, null) -> Loss:
+def in_windows(name, velocity, teacher, knots, schedule, inside, time, method, metric, drop, null) -> Loss:
     """Regression of a velocity along the path `inside`, which meets `schedule` at the knots, between the ends of a window that
     the teacher connects."""
     knots = window_knots(name, knots)
@@ -85,8 +85,7 @@ def in_windows(name, velocity, teacher, knots, schedule, inside, time, solver, s
     # a solver on the linear path meets no slope that is infinite, as those of diffusion schedules are near data
     teacher = with_checked_output(f"{name}: teacher", teacher)
     linear = teacher if schedule is LINEAR else _on_line(teacher, paths.check_ends(schedule))
-    path, options = paths.affine(inside), {"solver": solver, "steps": steps}
-    check_fixed(name, **options)
+    path, method = paths.affine(inside), steps_of_segment(name, method, _HEUN)
 
     def loss(params, key, batch, frozen=None):
         x0, x1, cond, weight, t, _, dropout_key = draw_pairs(name, key, batch, time, _INDEPENDENT, drop, null)
@@ -97,7 +96,7 @@ def in_windows(name, velocity, teacher, knots, schedule, inside, time, solver, s
         a, b = alpha / (alpha + sigma), alpha_b / (alpha_b + sigma_b)
         wide = [x.astype(float_dtype(x1)) for x in (x0, x1)]
         z_a = expand_to(a, x1) * wide[1] + expand_to(1 - a, x1) * wide[0]
-        u = average_velocity(linear, taught, z_a, a, b, cond, **options)
+        u = average_velocity(linear, taught, z_a, a, b, cond, method=method)
         # the noise and the data that a line through both ends of the window would join
         ends = z_a - expand_to(a, x1) * u, z_a + expand_to(1 - a, x1) * u
         z_t = path.point(*ends, t).astype(x1.dtype)

@@ -14,7 +14,6 @@ prediction, and is sampled in few steps of DDIM:
 
 from collections.abc import Sequence
 
-import diffrax
 import jax.numpy as jnp
 
 from jflow import couplings, paths, times
@@ -25,11 +24,12 @@ from jflow.losses._errors import Metric, mean_squared_error
 from jflow.losses._pairs import check_drop, draw_pairs
 from jflow.losses._perflow import in_windows, regressed
 from jflow.paths import LINEAR, Schedule, velocity_to_data, velocity_to_noise
+from jflow.solvers import Method
 from jflow.types import Loss, PyTree, Time, Velocity
 
 __all__ = ["end_error", "noise_error", "phased_rectified_diffusion", "rectified_diffusion"]
 
-_HEUN, _UNIFORM, _INDEPENDENT = diffrax.Heun(), times.uniform(), couplings.independent()
+_UNIFORM, _INDEPENDENT = times.uniform(), couplings.independent()
 
 
 def rectified_diffusion(
@@ -77,8 +77,7 @@ def phased_rectified_diffusion(
     knots: int | Sequence[float] = 4,
     schedule: Schedule,
     time: Time = _UNIFORM,
-    solver: diffrax.AbstractSolver = _HEUN,
-    steps: int = 4,
+    method: Method | int | None = None,
     metric: Metric = mean_squared_error,
     drop: float = 0.0,
     null: PyTree = None,
@@ -96,7 +95,7 @@ def phased_rectified_diffusion(
         time is 1 - t here).
     """
     name = "phased_rectified_diffusion"
-    return in_windows(name, velocity, teacher, knots, schedule, schedule, time, solver, steps, metric, drop, null)
+    return in_windows(name, velocity, teacher, knots, schedule, schedule, time, method, metric, drop, null)
 
 
 def noise_error(schedule: Schedule, metric: Metric = mean_squared_error) -> Metric:
