@@ -6,7 +6,7 @@ written, the data are real, and every batch has rows in all windows:
     loss = losses.perflow(velocity, guidance.cfg(velocity, 3.0, null=null), knots=4)    # the student starts as the teacher
     state = train.init_state(teacher_params, optimizer, key, frozen={"teacher": teacher_params})
     ... make_step, fit on batches of data ...
-    x1, info = solvers.sample(velocity, params, x0, solver=diffrax.Euler(), grid=solvers.grids.windows(4, 8))
+    x1, info = solvers.sample(velocity, params, x0, method=solvers.on_grid(solvers.grids.windows(4, 8), diffrax.Euler()))
 
 A teacher that predicts noise on a diffusion path, eps(x, t), keeps its weights as well. In a window the path of the student is
 affine in data and noise too, that of `piecewise(schedule, knots)`, so the usual conversions make it a velocity:

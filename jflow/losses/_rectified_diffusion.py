@@ -6,10 +6,11 @@ it exactly, in one step as in many. So a diffusion model is retrained on the tea
 prediction, and is sampled in few steps of DDIM:
 
     velocity = paths.parameterizations.from_noise(eps, schedule)       # a network that predicts noise; from_x1, from_score ...
-    data.generate_reflow_pairs(folder, velocity, teacher_params, source, n, key=key, solver=solvers.ddim(schedule))
+    ddim = solvers.ddim(schedule)
+    data.generate_reflow_pairs(folder, velocity, teacher_params, source, n, key=key, method=solvers.fixed(100, ddim))
     loss = losses.rectified_diffusion(velocity, schedule, metric=losses.noise_error(schedule))
     ... make_step, fit on read_shards(folder), from teacher_params ...
-    x1, info = solvers.sample(velocity, params, x0, solver=solvers.ddim(schedule), steps=1)
+    x1, info = solvers.sample(velocity, params, x0, method=solvers.fixed(1, ddim))
 """
 
 from collections.abc import Sequence
@@ -90,7 +91,8 @@ def phased_rectified_diffusion(
     data keeps the teacher's weights and conversion.
 
     metric: `end_error(schedule, knots)` compares the ends that the windows lead to, as published; `noise_error(schedule)`.
-    All else as `perflow`. Sample by `solvers.sample(..., solver=solvers.ddim(schedule), grid=window_grid(knots, n))`.
+    All else as `perflow`. Sample by `solvers.sample` on `solvers.on_grid(solvers.grids.windows(knots, n),
+    solvers.ddim(schedule))`.
     Source: Wang, Yang, Huang, Wang, Li, "Rectified Diffusion: Straightness Is Not Your Need in Rectified Flow", 2024 (its
         time is 1 - t here).
     """

@@ -153,7 +153,7 @@ def all_finite(y: Array) -> Array:
 
 _FORWARD = (
     "an ODE solved with adjoint={} has derivatives in reverse mode alone, and of first order: for jax.jvp, jax.jacfwd, "
-    "jax.hessian and gradients of gradients give adjoint=diffrax.DirectAdjoint()"
+    "jax.hessian and gradients of gradients give the method adjoint=diffrax.DirectAdjoint()"
 )
 
 

@@ -57,7 +57,7 @@ def fixed(
         TypeError: solver or adjoint is something else.
 
     Example:
-        >>> solvers.fixed(20, diffrax.Heun()).steps
+        >>> fixed(20, diffrax.Heun()).steps
         20
     """
     return _checked("solvers.fixed", Method(solver, steps=_count("solvers.fixed", n), adjoint=adjoint))

@@ -193,7 +193,7 @@ sharding = train.data_sharding(train.data_mesh())
 for name, where in (("one", None), ("eight", sharding)):
     data.generate_reflow_pairs(
         f"{sys.argv[1]}/{name}", velocity, {"a": jnp.ones(())}, data.normal_source((2,)), 40, key=jax.random.key(0),
-        steps=20, batch=16, shard=32, sharding=where, progress=False,
+        method=20, batch=16, shard=32, sharding=where, progress=False,
     )
 one, eight = (data.read_shards(f"{sys.argv[1]}/{name}") for name in ("one", "eight"))
 np.testing.assert_allclose(np.asarray(one["x"]), np.asarray(eight["x"]), rtol=1e-6, atol=1e-6)

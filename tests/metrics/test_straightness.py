@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from jflow import oracles, solvers
-from jflow.metrics import _straightness, transport_cost, truncation_error
+from jflow.metrics import straightness, transport_cost, truncation_error
 from jflow.types import Velocity
 
 
@@ -22,7 +22,7 @@ def test_normal_to_normal_is_two_minus_half_pi():
     The integral of (l')^2 / (4 l) is 2 - pi/2."""
     velocity = oracles.as_velocity(oracles.gaussian([3.0, -1.0, 0.5], 1.0))
     x0 = rows(16, 3)
-    found = jax.jit(lambda x: _straightness(velocity, {}, x))(x0)
+    found = jax.jit(lambda x: straightness(velocity, {}, x))(x0)
     # second order in the step: measured 8e-5 at 100 steps of the midpoint rule
     np.testing.assert_allclose(found, (2 - np.pi / 2) * np.sum(x0**2, axis=1), rtol=4e-4)
 
@@ -35,7 +35,7 @@ def test_gaussian_of_another_width_by_quadrature():
     velocity = oracles.as_velocity(oracles.gaussian([mean], std**2))
     x0 = rows(8, 1)
     np.testing.assert_allclose(
-        _straightness(velocity, {}, x0, method=200), expected * x0[:, 0] ** 2, rtol=2e-3, atol=1e-4
+        straightness(velocity, {}, x0, method=200), expected * x0[:, 0] ** 2, rtol=2e-3, atol=1e-4
     )
 
 
@@ -47,7 +47,7 @@ def test_a_straight_field_has_none():
         return cond + (2.5 - 1) * (x - t * cond) / (1 + t * (2.5 - 1))
 
     x0, cond = rows(16, 3), 4 * rows(16, 3, seed=1)
-    found = jax.jit(lambda x, c: _straightness(field(apply), {}, x, c))(x0, cond)
+    found = jax.jit(lambda x, c: straightness(field(apply), {}, x, c))(x0, cond)
     # |v|^2 is about 50; the sums over 100 steps round at some 1e-6 of it, and the midpoint rule is exact in neither time
     np.testing.assert_allclose(found, 0, atol=2e-3)
     assert float(jnp.mean(found)) < 1e-5 * float(jnp.mean(jnp.sum(jnp.square(cond), axis=1)))
@@ -57,15 +57,15 @@ def test_segments_are_judged_by_themselves():
     """v is 0 until t = 1/2 and 2 after: not straight from end to end (1 a number), straight in each half."""
     velocity = field(lambda x, t, cond: jnp.broadcast_to(jnp.where(t < 0.5, 0.0, 2.0)[:, None], x.shape))
     x0 = jnp.zeros((4, 3))
-    np.testing.assert_allclose(_straightness(velocity, {}, x0), 3.0, rtol=1e-5)
-    np.testing.assert_allclose(_straightness(velocity, {}, x0, knots=(0, 0.5, 1)), 0.0, atol=1e-5)
+    np.testing.assert_allclose(straightness(velocity, {}, x0), 3.0, rtol=1e-5)
+    np.testing.assert_allclose(straightness(velocity, {}, x0, knots=(0, 0.5, 1)), 0.0, atol=1e-5)
 
 
 def test_more_knots_never_find_more():
     velocity = oracles.as_velocity(oracles.eight_gaussians())
     x0 = rows(32, 2)
     found = [
-        float(jnp.mean(_straightness(velocity, {}, x0, knots=np.linspace(0, 1, k + 1), method=64 // k)))
+        float(jnp.mean(straightness(velocity, {}, x0, knots=np.linspace(0, 1, k + 1), method=64 // k)))
         for k in (1, 2, 4)
     ]
     assert found[0] > found[1] > found[2] > 0
@@ -74,10 +74,10 @@ def test_more_knots_never_find_more():
 def test_it_is_not_negative_and_counts_the_event():
     velocity = oracles.as_velocity(oracles.mixture([1.0, 1.0], [[-2.0], [2.0]], 0.05))
     x0 = rows(64, 1)
-    one = _straightness(velocity, {}, x0)
+    one = straightness(velocity, {}, x0)
     assert float(jnp.min(one)) > -1e-5 and float(jnp.max(one)) > 0.1
     flat = field(lambda x, t, cond: velocity.apply({}, x.reshape(-1, 1), jnp.repeat(t, 6)).reshape(x.shape))
-    six = _straightness(flat, {}, jnp.tile(x0[:, :, None], (1, 2, 3)))
+    six = straightness(flat, {}, jnp.tile(x0[:, :, None], (1, 2, 3)))
     np.testing.assert_allclose(six, 6 * one, rtol=1e-4, atol=1e-4)
 
 
@@ -88,7 +88,7 @@ def test_rows_far_from_the_origin_keep_their_digits():
     velocity = field(lambda x, t, cond: 2 * t[:, None] * cond)
     for offset in (1e4, 1e5):
         x0 = np.full((8, 3), offset, np.float32)
-        found = _straightness(velocity, {}, x0, m, method=50)
+        found = straightness(velocity, {}, x0, m, method=50)
         np.testing.assert_allclose(found, np.sum(m**2, 1) / 3, rtol=1e-3)  # the midpoint rule: 1 / (4 steps^2)
         found = truncation_error(velocity, {}, x0, m, method=2)
         np.testing.assert_allclose(found, np.linalg.norm(m, axis=1) / 2, rtol=1e-4)
@@ -107,7 +107,7 @@ def test_transport_cost_refuses():
     with pytest.raises(ValueError, match=r"return \[2\], got \[2, 2\]"):
         transport_cost(np.zeros((2, 2)), np.zeros((2, 2)), jnp.abs)
     with pytest.raises(ValueError, match="knots"):
-        _straightness(field(lambda x, t, c: x), {}, np.zeros((2, 2)), knots=(0, 1, 0.5))
+        straightness(field(lambda x, t, c: x), {}, np.zeros((2, 2)), knots=(0, 1, 0.5))
 
 
 def test_truncation_error_of_euler_on_a_line():
