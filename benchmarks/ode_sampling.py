@@ -128,7 +128,7 @@ def compare(title, features, width, rows, args):
 
 
 def sampler(velocity, solver, steps):
-    return jax.jit(lambda params, x: solvers.sample(velocity, params, x, solver=solver, steps=steps)[0])
+    return jax.jit(lambda params, x: solvers.sample(velocity, params, x, method=solvers.fixed(steps, solver))[0])
 
 
 def table(title, times, firsts):

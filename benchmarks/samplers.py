@@ -70,7 +70,7 @@ def main():
     x0 = jax.random.normal(jax.random.key(0), (args.rows, 2))
     data, other = (np.asarray(ORACLE.sample(jax.random.key(k), args.rows)) for k in (1, 2))
     with jax.enable_x64(True):
-        exact, _ = solvers.sample(V, {}, jnp.asarray(x0, jnp.float64), solver=diffrax.Dopri8(), steps=200)
+        exact, _ = solvers.sample(V, {}, jnp.asarray(x0, jnp.float64), method=solvers.fixed(200, diffrax.Dopri8()))
     exact = np.asarray(exact)
 
     def compiled(name, n):
@@ -85,7 +85,7 @@ def main():
         if (n - first) % each or n <= first:
             return None
         grid = GRIDS[args.grid]((n - first) // each)
-        return jax.jit(lambda x: solvers.sample(V, {}, x, solver=solver, grid=grid)[0])
+        return jax.jit(lambda x: solvers.sample(V, {}, x, method=solvers.on_grid(grid, solver))[0])
 
     calls, ends = {}, {}
     for name in ["scan", *ODE, *SDE]:

@@ -32,7 +32,7 @@ AFFINE = bj.univariate.affine()
 FLOW = flows.real_nvp((D,), depth=2, hidden=(4,))
 LABELLED = flows.real_nvp((D,), depth=2, hidden=(4,), embed=nn.Embed(3, 2))
 IMAGES = flows.glow((4, 4, 1), scales=1, depth=1, hidden=4)
-CNF = flows.cnf(VELOCITY, NORMAL, steps=2)
+CNF = flows.cnf(VELOCITY, NORMAL, method=2)
 
 
 @pytest.fixture(autouse=True)
@@ -132,9 +132,9 @@ def test_a_log_prob_is_one_number_a_row(name):
         "base's log_prob": lambda: flow.log_prob(EMPTY, X),
         "the base's": lambda: flow.sample_and_log_prob(EMPTY, KEY, 4),
         "elbo_flow: expected the base's": lambda: elbo.elbo(EMPTY, X),
-        "cnf: expected the base's": lambda: flows.cnf(VELOCITY, base(log_prob), steps=2).log_prob(P.cnf, X),
+        "cnf: expected the base's": lambda: flows.cnf(VELOCITY, base(log_prob), method=2).log_prob(P.cnf, X),
         "nll: expected log_prob": lambda: losses.nll(base(log_prob))({}, KEY, {"x": X}),
-        "expected base_log_prob": lambda: solvers.log_prob(VELOCITY, P.velocity, X, log_prob, steps=2),
+        "expected base_log_prob": lambda: solvers.log_prob(VELOCITY, P.velocity, X, log_prob, method=2),
         "expected log_density": lambda: losses.reverse_kl(FLOW, log_prob, draws=4)(P.flow, KEY, {}),
     }.items():
         with pytest.raises(ValueError, match=f"{what}.* of shape .*: a number for each row"):
@@ -145,11 +145,11 @@ def test_a_log_prob_is_one_number_a_row(name):
 def test_a_velocity_is_shaped_like_x(v):
     velocity = Velocity(lambda *a: {}, lambda params, x, t, cond=None, *, key=None: v(x))
     for call in (
-        lambda: solvers.sample(velocity, {}, X, steps=2),
+        lambda: solvers.sample(velocity, {}, X, method=2),
         lambda: solvers.sample_sde(solvers.euler_maruyama(velocity, 1.0), {}, X, KEY, GRID),
         lambda: solvers.sample_sde(solvers.ancestral(velocity), {}, X, KEY, GRID),
         lambda: losses.flow_matching(velocity)({}, KEY, {"x": X}),
-        lambda: flows.cnf(velocity, NORMAL, steps=2).log_prob({"velocity": {}, "base": {}}, X),
+        lambda: flows.cnf(velocity, NORMAL, method=2).log_prob({"velocity": {}, "base": {}}, X),
     ):
         with pytest.raises(ValueError, match=r"a velocity (shaped like x|of shape).*, got \[3"):
             shape(call)
@@ -226,8 +226,8 @@ OBJECTS = {
     "flow_matching: .* got a Flow": lambda: losses.flow_matching(FLOW),
     "cnf: expected a Velocity, got a ResidualMLP: jflow.velocity": lambda: flows.cnf(NET, NORMAL),
     "cnf: expected a Distribution": lambda: flows.cnf(VELOCITY, distributions.normal),
-    "solvers.sample: .* got a ResidualMLP": lambda: solvers.sample(NET, {}, X, steps=2),
-    "solvers.log_prob: .* got a ResidualMLP": lambda: solvers.log_prob(NET, {}, X, NORMAL.log_prob, steps=2),
+    "solvers.sample: .* got a ResidualMLP": lambda: solvers.sample(NET, {}, X, method=2),
+    "solvers.log_prob: .* got a ResidualMLP": lambda: solvers.log_prob(NET, {}, X, NORMAL.log_prob, method=2),
     "cfg: expected .* got a ResidualMLP": lambda: guidance.cfg(NET, 2.0, null=0),
     "make_step: expected a loss .* got a Flow; losses.nll": lambda: train.make_step(FLOW, optax.sgd(0.1)),
     "make_step: expected an optax.*, got the function adam": lambda: train.make_step(losses.nll(FLOW), optax.adam),
@@ -275,7 +275,7 @@ VALUES = {  # (what is wrong, words of the message): ValueError
     ),
     "lu: expected x of shape .b, ..., 3., got .3.: one x": lambda: bj.lu(D).init(KEY, X[0]),
     "normal: expected x of shape .b, 3., got .3.:": lambda: CNF.init(KEY, X[0]),
-    "ResidualMLP: .*is x .b, .event. as at `init`": lambda: solvers.sample(VELOCITY, P.velocity, X[0], steps=2),
+    "ResidualMLP: .*is x .b, .event. as at `init`": lambda: solvers.sample(VELOCITY, P.velocity, X[0], method=2),
     "ResidualMLP: expected x of shape .b, .event., got ..\n": lambda: VELOCITY.apply(P.velocity, 1.0, 0.0),
     "ResidualMLP: expected x .* got .3, 3. and .2, 3.": lambda: VELOCITY.init(KEY, (X, X[:2]), T),
     "nll: expected 'x' of shape .b, .event., got a scalar": lambda: losses.nll(FLOW)(P.flow, KEY, {"x": 1.0}),
@@ -287,7 +287,7 @@ VALUES = {  # (what is wrong, words of the message): ValueError
     "elbo_flow.init: neither the map": lambda: flows.elbo_flow(bj.lu(D), NORMAL).init(KEY, X, COND),
     "conditioned: expected cond for Embed, got None": lambda: LABELLED.log_prob(P.labeled, X),
     "TimeCondEmbed: expected cond, since its params were made with one": lambda: VELOCITY.apply(P.told, X, T),
-    "TimeCondEmbed: expected cond": lambda: solvers.sample(VELOCITY, P.told, X, steps=2),
+    "TimeCondEmbed: expected cond": lambda: solvers.sample(VELOCITY, P.told, X, method=2),
     "TimeCondEmbed: expected cond,": lambda: solvers.sample_sde(solvers.ancestral(VELOCITY), P.told, X, KEY, GRID),
     "ResidualMLP: .*had that such a cond": lambda: VELOCITY.apply(P.velocity, X, T, COND),
     "flow: expected cond to lead with 3 rows, got shape .2, 2.: a row for each x, or a single": lambda: FLOW.log_prob(
@@ -346,9 +346,9 @@ def test_a_single_row_of_cond_is_for_all_rows(name):
         "inverse": lambda c: bj.coupling(AFFINE, MLP, split=1).inverse(
             bj.coupling(AFFINE, MLP, split=1).init(KEY, X, COND), X, c
         ),
-        "solve": lambda c: solvers.sample(VELOCITY, told, X, c, steps=1)[0],
+        "solve": lambda c: solvers.sample(VELOCITY, told, X, c, method=1)[0],
         "adaptive": lambda c: solvers.log_prob(
-            VELOCITY, told, X, lambda z: z[:, 0], c, solver=diffrax.Bosh3(), rtol=0.1, atol=0.1
+            VELOCITY, told, X, lambda z: z[:, 0], c, method=solvers.adaptive(diffrax.Bosh3(), rtol=0.1, atol=0.1)
         )[0],
         "walk": lambda c: solvers.sample_sde(solvers.ancestral(VELOCITY), told, X, KEY, GRID, c)[0],
         "cfg": lambda c: guidance.cfg(VELOCITY, 2.0, null=jnp.zeros(2)).apply(told, X, T, c),

@@ -266,10 +266,10 @@ def test_as_nouns():
     assert velocity.apply({}, x.astype(jnp.bfloat16), t).dtype == jnp.bfloat16
     np.testing.assert_array_equal(flow.apply({}, x, t, r), g.flow_map(x, t, r))
     np.testing.assert_array_equal(average.apply({}, x, t, r), g.average_velocity(x, t, r))
-    x1, _ = solvers.sample(velocity, {}, x, steps=64)
+    x1, _ = solvers.sample(velocity, {}, x, method=64)
     np.testing.assert_allclose(x1, g.flow_map(x, 0.0, 1.0), atol=5e-3)  # Heun with h = 1/64: error of order h^2
     mix = oracles.mixture(WEIGHTS, MEANS, COVS)
-    x1, _ = solvers.sample(oracles.as_velocity(mix), {}, x, jnp.full(6, 2), steps=64)  # cond is the label
+    x1, _ = solvers.sample(oracles.as_velocity(mix), {}, x, jnp.full(6, 2), method=64)  # cond is the label
     np.testing.assert_allclose(x1, oracles.gaussian(MEANS[2], COVS[2]).flow_map(x, 0.0, 1.0), atol=5e-3)
 
 

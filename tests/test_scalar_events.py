@@ -45,7 +45,7 @@ def mixture_head(x):
 
 
 def continuous_flow(x):
-    flow = flows.cnf(VELOCITY, distributions.normal(x.shape[1:]), steps=1, divergence=solvers.hutchinson(1))
+    flow = flows.cnf(VELOCITY, distributions.normal(x.shape[1:]), method=1, divergence=solvers.hutchinson(1))
     p = params_of(flow.init, x)
     walked, _ = solvers.sample_sde(solvers.ancestral(VELOCITY), p["velocity"], x, KEY, np.linspace(0, 1, 3))
     return flow.log_prob(p, x, key=KEY), walked, losses.flow_matching(VELOCITY)(p["velocity"], KEY, {"x": x})

@@ -71,7 +71,7 @@ def config(
     @functools.cache
     def sampler(steps, scale):
         field = velocity if scale == 1.0 else guidance.cfg(velocity, scale, null=CLASSES)
-        return jax.jit(lambda params, x0, cond: solvers.sample(field, params, x0, cond, steps=steps)[0])
+        return jax.jit(lambda params, x0, cond: solvers.sample(field, params, x0, cond, method=steps)[0])
 
     def sample(params, key, n, *, label=None, steps=solver_steps, guidance=guidance_scale):
         cond = np.broadcast_to(np.arange(n) % CLASSES if label is None else label, (n,))

@@ -87,14 +87,14 @@ def main() -> None:
         args.solutions,
         KNOTS,
         key=jax.random.fold_in(key, 2),
-        steps=4,
+        method=4,
         batch=min(1024, args.solutions),
         progress=False,
     )
     solution = jnp.asarray(np.asarray(data.read_shards(out / "solutions")["x"]))
     x0 = jax.random.normal(jax.random.fold_in(key, 3), (args.rows, 2))
-    exact = solvers.sample(net, params, x0, solver=FINE, steps=100)[0]
-    check = solvers.sample(net, params, x0, solver=FINE, steps=200)[0]
+    exact = solvers.sample(net, params, x0, method=solvers.fixed(100, FINE))[0]
+    check = solvers.sample(net, params, x0, method=solvers.fixed(200, FINE))[0]
     print(
         f"fine solution: two of them differ by {rms(exact, check):.1e}, rows have size {rms(exact, 0):.2f}", flush=True
     )
@@ -116,8 +116,8 @@ def main() -> None:
         shown.setdefault(name, {})[n] = x1[:2000]
         print(f"{n:3d} evaluations  {name:40s} {table[name][n]:.4f}", flush=True)
 
-    def solved(solver, steps=None, grid=None, velocity_params=params):
-        return lambda x: solvers.sample(net, velocity_params, x, solver=solver, steps=steps, grid=grid)
+    def solved(method, velocity_params=params):
+        return lambda x: solvers.sample(net, velocity_params, x, method=method)
 
     # a refiner, small beside the velocity, serves every number of evaluations
     refiner = solvers.refiner(jflow.velocity(nets.TimeMLP((32,))))
@@ -129,20 +129,20 @@ def main() -> None:
 
     costs = solvers.step_costs(net, params, solution[:1024], KNOTS)
     for n in args.evaluations:
-        report("Euler", n, solved(EULER, n))
-        report("midpoint", n, solved(MIDPOINT, n // 2))
-        report("Heun", n, solved(HEUN, n // 2))
+        report("Euler", n, solved(solvers.fixed(n, EULER)))
+        report("midpoint", n, solved(solvers.fixed(n // 2, MIDPOINT)))
+        report("Heun", n, solved(solvers.fixed(n // 2, HEUN)))
         if n % 4 == 0:
-            report("Runge-Kutta 4", n, solved(RungeKutta4(), n // 4))
-        report("Adams-Bashforth 2", n, solved(solvers.adams_bashforth(2), n))
-        report("DPM-Solver++(2M)", n, solved(solvers.dpm_solver_pp(2), n))
-        report("pseudo corrector", n, solved(solvers.pseudo_corrector(), n - 1))
+            report("Runge-Kutta 4", n, solved(solvers.fixed(n // 4, RungeKutta4())))
+        report("Adams-Bashforth 2", n, solved(solvers.fixed(n, solvers.adams_bashforth(2))))
+        report("DPM-Solver++(2M)", n, solved(solvers.fixed(n, solvers.dpm_solver_pp(2))))
+        report("pseudo corrector", n, solved(solvers.fixed(n - 1, solvers.pseudo_corrector())))
 
         at = solvers.bellman(costs, n)
-        report("BOSS, grid alone, Euler", n, solved(EULER, grid=KNOTS[at]))
+        report("BOSS, grid alone, Euler", n, solved(solvers.on_grid(KNOTS[at], EULER)))
         at_grid = lambda key, at=at: {"x": solution[rows(key)][:, at]}  # noqa: E731
         student = tuned(losses.boss(net, KNOTS[at]), params, at_grid)
-        report("BOSS, made straight, Euler", n, solved(EULER, grid=KNOTS[at], velocity_params=student))
+        report("BOSS, made straight, Euler", n, solved(solvers.on_grid(KNOTS[at], EULER), student))
 
         for name, solver, steps in (("RK1", EULER, n), ("RK2", MIDPOINT, n // 2)):
             theta = solvers.bespoke_params(steps, solver=solver)

@@ -121,7 +121,7 @@ def jobs(net, steps: int) -> dict[str, Job]:
     pairs, warmup = times.pairs(times.logit_normal(0.4, 1.0), equal=0.5), steps // 4
 
     def euler(params, x0, labels, n, key):
-        return solvers.sample(velocity, params, x0, labels, solver=EULER, steps=n)
+        return solvers.sample(velocity, params, x0, labels, method=solvers.fixed(n, EULER))
 
     def jumps(params, x0, labels, n, key):
         return solvers.sample_flow_map(model, params, x0, labels, steps=n)
@@ -245,7 +245,7 @@ def paired(net, of: str, trained, rows, args):
     """{'x0', 'x', 'cond'}: 20 steps of Heun from noise, labels as often as in the data."""
     velocity, params = jflow.velocity(net), trained["teacher" if of == "guided" else of]
     velocity = guidance.cfg(velocity, args.scale, null=CLASSES) if of == "guided" else velocity
-    carry = jax.jit(lambda x0, labels: solvers.sample(velocity, params, x0, labels, steps=20)[0])
+    carry = jax.jit(lambda x0, labels: solvers.sample(velocity, params, x0, labels, method=20)[0])
     rng, parts = np.random.default_rng(args.seed), []
     for i in range(0, args.pairs, 1000):
         n = min(1000, args.pairs - i)

@@ -91,11 +91,11 @@ def with_critic(key, trained):
 
 
 def euler(params, x0, n, key):
-    return solvers.sample(velocity, params, x0, solver=EULER, steps=n)
+    return solvers.sample(velocity, params, x0, method=solvers.fixed(n, EULER))
 
 
 def small_euler(params, x0, n, key):
-    return solvers.sample(small, params, x0, solver=EULER, steps=n)
+    return solvers.sample(small, params, x0, method=solvers.fixed(n, EULER))
 
 
 def jumps(params, x0, n, key):
@@ -111,7 +111,7 @@ def anchored(params, x0, n, key):
 
 
 def windows(params, x0, n, key):
-    return solvers.sample(velocity, params, x0, solver=EULER, grid=grids.windows(WINDOWS, n))
+    return solvers.sample(velocity, params, x0, method=solvers.on_grid(grids.windows(WINDOWS, n), EULER))
 
 
 def of_student(draw):
@@ -245,7 +245,9 @@ def jobs(steps: int) -> dict[str, Job]:
         "rectified diffusion, cosine": Job(
             losses.rectified_diffusion(velocity, cosine),
             fresh,
-            lambda params, x0, n, key: solvers.sample(velocity, params, x0, solver=solvers.ddim(cosine), steps=n),
+            lambda params, x0, n, key: solvers.sample(
+                velocity, params, x0, method=solvers.fixed(n, solvers.ddim(cosine))
+            ),
             pairs_of="teacher",
         ),
         "MeanFlow on rectified pairs": Job(
@@ -285,7 +287,7 @@ def jobs(steps: int) -> dict[str, Job]:
         ),
         "turbo, 4 steps": Job(
             losses.turbo(
-                velocity, critic, lambda g, x: jnp.mean(jnp.abs(g - x), axis=1), steps=4, reconstruction_weight=1.0
+                velocity, critic, lambda g, x: jnp.mean(jnp.abs(g - x), axis=1), method=4, reconstruction_weight=1.0
             ),
             with_critic,
             of_student(euler),

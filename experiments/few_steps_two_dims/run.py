@@ -17,7 +17,6 @@ import pickle
 import time
 from pathlib import Path
 
-import diffrax
 import jax
 import jax.numpy as jnp
 import matplotlib
@@ -115,7 +114,7 @@ def seeds_of(make, args):
 def paired(params, args) -> dict:
     """{'x0', 'x'} [seeds, rows, 2] of the ODE, 50 steps of Heun."""
     x0 = jax.random.normal(jax.random.key(7), (args.seeds, args.rows, 2))
-    carry = jax.jit(jax.vmap(lambda p, x: solvers.sample(velocity, p, x, solver=diffrax.Heun(), steps=50)[0]))
+    carry = jax.jit(jax.vmap(lambda p, x: solvers.sample(velocity, p, x, method=50)[0]))
     return {"x0": x0, "x": carry(params, x0)}
 
 

@@ -90,7 +90,7 @@ def fitted(coupling, seed, args, condition=no_condition):
 
     @functools.partial(jax.jit, static_argnames="steps")
     def sample(x0, cond, steps):
-        return solvers.sample(velocity, fit.state.params, x0, cond, solver=diffrax.Euler(), steps=steps)[0]
+        return solvers.sample(velocity, fit.state.params, x0, cond, method=solvers.fixed(steps, diffrax.Euler()))[0]
 
     return sample, seconds, steady, rows[-1]["loss"]
 

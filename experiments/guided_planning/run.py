@@ -130,7 +130,7 @@ def planner(velocity, mean, std, solver_steps):
         # told the state in both evaluations: a pair of conditions, not one null row
         guided = guidance.negative(velocity, guidance.scaled(scale))
         noise = jax.random.normal(key, (n, HORIZON, 6))
-        x, _ = solvers.sample(guided, params, noise, cond, steps=solver_steps)
+        x, _ = solvers.sample(guided, params, noise, cond, method=solver_steps)
         return x * std[None, None] + mean[None, None]
 
     return plan

@@ -145,7 +145,9 @@ def config(
     @functools.cache
     def sampler(steps, scale, solver):
         field = velocity if scale == 1.0 else guidance.cfg(velocity, scale, null=CLASSES)
-        return jax.jit(lambda p, x0, cond: solvers.sample(field, p, x0, cond, steps=steps, solver=SOLVERS[solver])[0])
+        return jax.jit(
+            lambda p, x0, cond: solvers.sample(field, p, x0, cond, method=solvers.fixed(steps, SOLVERS[solver]))[0]
+        )
 
     def sample(params, key, n, *, label=None, steps=solver_steps, guidance=guidance_scale, solver=solver):
         cond = np.broadcast_to(np.arange(n) % CLASSES if label is None else label, (n,))

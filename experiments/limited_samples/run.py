@@ -127,7 +127,7 @@ def learned(
     run = jax.jit(lambda state, batch: jax.lax.scan(lambda s, _: step(s, batch), state, length=steps)[0])
     params = run(state, batch).params
     noise = jax.random.normal(keys[5], (draws, d))
-    draw = jax.jit(lambda params, x: solvers.sample(field, params, x, solver=diffrax.Euler(), steps=cells)[0])
+    draw = jax.jit(lambda params, x: solvers.sample(field, params, x, method=solvers.fixed(cells, diffrax.Euler()))[0])
     x = np.asarray(draw(params, noise), np.float64)
     return measure(x, np.asarray(mu, np.float64))
 

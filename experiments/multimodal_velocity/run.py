@@ -64,7 +64,7 @@ def main() -> None:
 
     def ode(solver, stages, name="rectified"):
         def draw(x, key, n):
-            return solvers.sample(plain, params[name], x, solver=solver, steps=n // stages)[0]
+            return solvers.sample(plain, params[name], x, method=solvers.fixed(n // stages, solver))[0]
 
         return draw, stages
 

@@ -159,7 +159,7 @@ def trained(out, steps, key, name, loss, params, batch):
 
 def score(x0, x1, velocity, params, knots, map_only):
     """The numbers of a row of the table. A distilled flow is a map for one step: its 4 and 100 mean nothing."""
-    run = jax.jit(lambda x, n: solvers.sample(velocity, params, x, solver=EULER, steps=n)[0], static_argnums=1)
+    run = jax.jit(lambda x, n: solvers.sample(velocity, params, x, method=solvers.fixed(n, EULER))[0], static_argnums=1)
     ends = {n: run(x0, n) for n in ((1,) if map_only else (1, 4, 100))}
     straight = lambda knots: jax.jit(lambda x: metrics.straightness(velocity, params, x, knots=knots))(x0)  # noqa: E731
     found = {"straightness": None, "in segments": None, "cost": metrics.transport_cost(x0, ends[max(ends)])}
@@ -187,11 +187,11 @@ def draw(path, x0, x1, flows):
     for axis, (name, (velocity, params)) in zip(axes.flat, flows.items(), strict=False):
 
         def walk(x, times, velocity=velocity, params=params):
-            x = solvers.sample(velocity, params, x, grid=times)[0]
+            x = solvers.sample(velocity, params, x, method=solvers.on_grid(times))[0]
             return x, x
 
         if "distilled" in name:
-            one = solvers.sample(velocity, params, jnp.asarray(x0), solver=EULER, steps=1)[0]
+            one = solvers.sample(velocity, params, jnp.asarray(x0), method=solvers.fixed(1, EULER))[0]
             states = np.stack([x0, one])
         else:
             states = np.concatenate([x0[None], jax.jit(lambda x: jax.lax.scan(walk, x, grid)[1])(x0)])

@@ -67,7 +67,7 @@ def main() -> None:
     made = {"blocks, noise added": x0}
     for n in STEPS:
         made[f"teacher, {n} step{'s' * (n > 1)}"] = solvers.sample(
-            velocity, teacher, x0, cond, solver=diffrax.Euler(), steps=n
+            velocity, teacher, x0, cond, method=solvers.fixed(n, diffrax.Euler())
         )[0]
     for k in KNOBS:
         made[f"student, knob {k}"] = solvers.restore(velocity, student, x0, k, cond)

@@ -87,7 +87,7 @@ def make(method: str, columns: int, args) -> Job:
         # Smooth in time, as a solve of few steps wants it: with the default features of time, seen once, the validation
         # loss under 4 steps rose from the start.
         velocity = jflow.velocity(nets.ResidualMLP(*args.likelihood_net, time_features=16, time_scale=1.0))
-        how = {"kinetic": args.penalty, "jacobian": args.penalty, "steps": args.solver_steps}
+        how = {"kinetic": args.penalty, "jacobian": args.penalty, "method": args.solver_steps}
         return Job(velocity, base, losses.regularized_nll(velocity, base, **how), args.likelihood_steps, 3e-3)
     velocity = jflow.velocity(nets.ResidualMLP(*args.net))
     even = times.low_discrepancy()
@@ -100,7 +100,7 @@ def make(method: str, columns: int, args) -> Job:
 
 def fit(job: Job, rows, seed: int, args) -> Any:
     """Averaged params {'velocity', 'base'} of the lowest validation loss."""
-    flow = flows.cnf(job.velocity, job.base, steps=2 * args.solver_steps)
+    flow = flows.cnf(job.velocity, job.base, method=2 * args.solver_steps)
     init_key, train_key = jax.random.split(jax.random.key(seed))
     batch = min(args.batch, len(rows["train"]) // 2)
     params = flow.init(init_key, jnp.asarray(rows["train"][:batch]))
@@ -127,13 +127,15 @@ def report(title: str, job: Job, params, test, args, seconds: float) -> None:
     @jax.jit
     def density(params, x):
         base = lambda z: job.base.log_prob(params["base"], z)  # noqa: E731
-        return solvers.log_prob(job.velocity, params["velocity"], x, base, rtol=1e-5, atol=1e-5)
+        return solvers.log_prob(
+            job.velocity, params["velocity"], x, base, method=solvers.adaptive(rtol=1e-5, atol=1e-5)
+        )
 
     nats, info = density(params, test)
     nats = np.asarray(nats, np.float64)
     if not np.all(np.isfinite(nats)):
         raise SystemExit(f"{title}: {np.sum(~np.isfinite(nats))} solves failed")
-    energies = jax.jit(losses.regularized_nll(job.velocity, job.base, steps=2 * args.solver_steps))
+    energies = jax.jit(losses.regularized_nll(job.velocity, job.base, method=2 * args.solver_steps))
     _, integrals = energies(params, None, {"x": jnp.asarray(test)})
     print(
         f"{title}{nats.mean():11.4f} +- {nats.std(ddof=1) / np.sqrt(len(nats)):.4f}"

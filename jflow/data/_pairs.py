@@ -30,14 +30,13 @@ import diffrax
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.typing import ArrayLike
 
 from jflow import solvers
-from jflow._core.checks import check_whole
 from jflow._core.times import partition
 from jflow.data._placement import place
 from jflow.data._shards import Draw, write_shards
 from jflow.data._splits import Rows, count, take
+from jflow.solvers import Method
 from jflow.types import Array, Cond, Key, Params, Velocity
 
 
@@ -70,7 +69,7 @@ Source = Callable[[Key, int], Mapping[str, Any]]
 array. Split the key where noise and conditions are both drawn: from one key they would depend on each other."""
 
 
-_HEUN = diffrax.Heun()
+_PAIRS, _SEGMENT = solvers.fixed(100, diffrax.Heun()), solvers.fixed(25, diffrax.Heun())
 
 
 def generate_reflow_pairs(
@@ -81,12 +80,7 @@ def generate_reflow_pairs(
     n: int,
     *,
     key: Key,
-    solver: diffrax.AbstractSolver = _HEUN,
-    steps: int | None = None,
-    grid: ArrayLike | None = None,
-    rtol: float | None = None,
-    atol: float | None = None,
-    max_steps: int = 4096,
+    method: Method | int | None = None,
     batch: int = 1024,
     shard: int = 65536,
     about: Mapping[str, Any] | None = None,
@@ -97,10 +91,9 @@ def generate_reflow_pairs(
     """Write n pairs {'x0', 'x'} (and 'cond') that the ODE of a trained velocity connects; `read_shards` gives the rows.
 
     source: see `Source`. From 'x0' the ODE runs from t=0 to 1, from 'x' (real data, whose noise is wanted) from 1 to 0.
-    solver, steps, grid (rising from 0 to 1), rtol, atol, max_steps: as in `solvers.sample`; 100 steps of Heun where
-        nothing is given.
-    folder, batch, shard, share, progress and what happens after a kill: `write_shards`. The manifest holds the solver,
-        its options and a digest of params; what the velocity and the source close over (a guidance scale, a data set) is
+    method: as in `solvers.sample`, a grid rising from 0 to 1; by default 100 steps of Heun.
+    folder, batch, shard, share, progress and what happens after a kill: `write_shards`. The manifest holds the method
+        and a digest of params; what the velocity and the source close over (a guidance scale, a data set) is
         not seen: name it in `about`, JSON, so that a change of it is refused.
     sharding: where a batch lies, e.g. train.data_sharding(mesh): its devices share the rows.
     Errors: as `write_shards` (a failed solve makes rows that are not finite) and `solvers.sample`; ValueError for a
@@ -108,18 +101,19 @@ def generate_reflow_pairs(
     Source: Liu, Gong, Liu, "Flow Straight and Fast: Learning to Generate and Transfer Data with Rectified Flow", 2023;
         pairs from real data: Lee, Lin, Fanti, "Improving the Training of Rectified Flows", 2024.
     """
-    if steps is grid is rtol is atol is None:
-        steps = 100
+    there = solvers.as_method("generate_reflow_pairs", method, _PAIRS)
+    options = {name: value for name, value in there._asdict().items() if name not in ("grid", "adjoint")}
+    grid = there.grid
     if grid is not None:
         grid = np.asarray(grid, np.float64)
-        if grid.ndim != 1 or len(grid) < 2 or (grid[0], grid[-1]) != (0.0, 1.0):
+        if (grid[0], grid[-1]) != (0.0, 1.0):
             raise ValueError(f"generate_reflow_pairs: expected a grid that rises from 0 to 1, got {grid}")
-    options = {"solver": solver, "steps": steps, "rtol": rtol, "atol": atol, "max_steps": max_steps}
+        there = there._replace(grid=grid)
 
     def carry(params, start, cond, backward):
         t0, t1 = (1.0, 0.0) if backward and grid is None else (0.0, 1.0)
-        times = grid[::-1] if backward and grid is not None else grid
-        end, _ = solvers.sample(velocity, params, start, cond, grid=times, t0=t0, t1=t1, **options)
+        how = solvers.reverse(there) if backward else there
+        end, _ = solvers.sample(velocity, params, start, cond, method=how, t0=t0, t1=t1)
         return {"x0": end, "x": start} if backward else {"x0": start, "x": end}
 
     write_shards(
@@ -201,8 +195,7 @@ def generate_reflow_trajectories(
     knots: Sequence[float],
     *,
     key: Key,
-    solver: diffrax.AbstractSolver = _HEUN,
-    steps: int = 25,
+    method: Method | int | None = None,
     batch: int = 1024,
     shard: int = 65536,
     about: Mapping[str, Any] | None = None,
@@ -212,18 +205,20 @@ def generate_reflow_trajectories(
 ) -> None:
     """Write n trajectories {'x': [n, K + 1, *event]} (and 'cond') of a trained velocity at the knots, 0 to 1.
 
-    steps: equal ones of the solver within each segment. A source of 'x0' runs forward, one of 'x' (real data) backward;
+    method: the steps within each segment, `solvers.fixed(n, solver)`, by default 25 of Heun.
+    A source of 'x0' runs forward, one of 'x' (real data) backward;
     the rows lie in rising time either way. All else as in `data.generate_reflow_pairs`.
     """
     times = partition("generate_reflow_trajectories", knots)
-    check_whole("generate_reflow_trajectories", steps=steps)
+    how = solvers.as_method("generate_reflow_trajectories", method, _SEGMENT, accepts=(solvers.fixed,))
 
     def carry(params, start, cond, backward):
         ends = times[::-1] if backward else times
-        grids = np.stack([np.linspace(a, b, steps + 1) for a, b in zip(ends[:-1], ends[1:], strict=True)])
+        grids = np.stack([np.linspace(a, b, how.steps + 1) for a, b in zip(ends[:-1], ends[1:], strict=True)])
 
         def segment(x, grid):
-            x, _ = solvers.sample(velocity, params, x, cond, solver=solver, grid=grid)
+            on_grid = solvers.on_grid(grid, how.solver, adjoint=how.adjoint)
+            x, _ = solvers.sample(velocity, params, x, cond, method=on_grid)
             return x, x
 
         _, states = jax.lax.scan(segment, start, jnp.asarray(grids))
@@ -237,7 +232,7 @@ def generate_reflow_trajectories(
         key=key,
         batch=batch,
         shard=shard,
-        about=described(params, {"solver": solver, "steps": steps, "knots": times.tolist()}, about),
+        about=described(params, {"solver": how.solver, "steps": how.steps, "knots": times.tolist()}, about),
         share=share,
         progress=progress,
     )

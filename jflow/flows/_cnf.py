@@ -3,22 +3,17 @@
 import diffrax
 import jax
 import jax.numpy as jnp
-from jax.typing import ArrayLike
 
 from jflow import solvers
 from jflow._core.checks import check_cond, check_draws, check_key, check_noun, check_params, count_rows
 from jflow._core.keys import split_key
 from jflow._core.nouns import base_log_prob, sample_source
-from jflow.solvers import Divergence, exact_divergence
-from jflow.solvers._likelihood import backwards, carry, density_at_end, likelihood_method
-from jflow.solvers._sample import check_ends
+from jflow.solvers import Divergence, Method, exact_divergence
 from jflow.types import Distribution, Flow, Velocity
 
 __all__ = ["cnf"]
 
-_TSIT5 = diffrax.Tsit5()
-_CHECKPOINT = diffrax.RecursiveCheckpointAdjoint()
-_EXACT = exact_divergence()
+_DEFAULT, _EXACT = solvers.adaptive(diffrax.Tsit5()), exact_divergence()
 
 
 def cnf(
@@ -26,33 +21,27 @@ def cnf(
     base: Distribution,
     *,
     divergence: Divergence = _EXACT,
-    solver: diffrax.AbstractSolver = _TSIT5,
-    steps: int | None = None,
-    grid: ArrayLike | None = None,
-    rtol: float | None = None,
-    atol: float | None = None,
+    method: Method | int | None = None,
     t1: float = 1.0,
-    adjoint: diffrax.AbstractAdjoint = _CHECKPOINT,
-    max_steps: int = 4096,
 ) -> Flow:
     """The flow dx/dt = velocity(x, t, cond) from base at t=0 to data at t1; params {'velocity', 'base'}.
 
     A velocity trained by `losses.flow_matching` drops in as params['velocity'], over a standard normal base;
     `losses.nll(cnf(...))` trains by likelihood, `losses.regularized_nll` with penalties. Log-densities and log-dets are
     [b] in nats. divergence: `solvers.exact_divergence()`, deterministic, or an estimate that needs a key in every
-    function but sample, `solvers.hutchinson(probes)` or `solvers.hutch_plus_plus(sketch)`. The other options are those
-    of `solvers.sample_with_log_det`. The default is Tsit5 with rtol = atol = 1e-5, each row with its own steps;
+    function but sample, `solvers.hutchinson(probes)` or `solvers.hutch_plus_plus(sketch)`. method is that of
+    `solvers.sample_with_log_det`. The default is Tsit5 with rtol = atol = 1e-5, each row with its own steps;
     training through the solve is cheaper with steps or a grid (from 0 to the time of data), where the memory of the
     parameters' gradient does not grow with the batch. The rows of a failed solve are NaN; `solvers.log_prob` says why.
     The default adjoint has reverse mode alone: jax.jvp, jax.hessian and gradients of gradients (score matching) want
-    adjoint=diffrax.DirectAdjoint(). Dropout is off inside the ODE. Images of 8 bits: `with_dequantization`.
-    Errors: ValueError at construction for bad options; for an estimate without key when called.
+    `solvers.fixed(n, adjoint=diffrax.DirectAdjoint())`. Dropout is off inside the ODE. Images of 8 bits:
+    `with_dequantization`.
+    Errors: ValueError and TypeError at construction for bad options; ValueError for an estimate without key when called.
     Source: Chen et al., "Neural Ordinary Differential Equations", 2018.
     """
-    options = {"solver": solver, "rtol": rtol, "atol": atol, "adjoint": adjoint, "max_steps": max_steps, "steps": steps}
-    how = likelihood_method("cnf", divergence, **options, grid=grid, rising=True)
-    check_ends("cnf", grid, 0.0, t1)
-
+    there = solvers.as_method("cnf", method, _DEFAULT, t1=t1, rising=True)
+    back = solvers.reverse(there)
+    solvers.check_divergence("cnf", divergence)
     check_noun("cnf", velocity, Velocity)
     check_noun("cnf", base, Distribution, Flow)
 
@@ -63,32 +52,39 @@ def cnf(
         t = jnp.zeros_like(x, shape=x.shape[:1])
         return {"velocity": velocity.init(velocity_key, x, t, cond), "base": base.init(base_key, x, cond)}
 
+    def moved(name, params, x, cond, key, **options):
+        cond = check_cond(name, cond, count_rows(name, x))
+        x, log_det, _ = solvers.sample_with_log_det(
+            velocity, params["velocity"], x, cond, key=key, divergence=divergence, **options
+        )
+        return x, log_det
+
     def forward(params, z, cond=None, *, key=None):
         check_params("flows.cnf.forward", params, "velocity", "base")
-        x, log_det, _ = carry("flows.cnf.forward", velocity, params["velocity"], z, cond, key, divergence, how, 0.0, t1)
-        return x, log_det
+        return moved("flows.cnf.forward", params, z, cond, key, method=there, t1=t1)
 
     def inverse(params, x, cond=None, *, key=None):
         check_params("flows.cnf.inverse", params, "velocity", "base")
-        back = backwards(how)
-        z, log_det, _ = carry(
-            "flows.cnf.inverse", velocity, params["velocity"], x, cond, key, divergence, back, t1, 0.0
-        )
-        return z, log_det
+        ends = {"t0": t1, "t1": 0.0} if back.grid is None else {}  # a grid has its own
+        return moved("flows.cnf.inverse", params, x, cond, key, method=back, **ends)
 
     def density(params, z, cond, key):
         return base_log_prob("cnf", base, params, z, check_cond("cnf", cond, z.shape[0]), key)
 
     def log_prob(params, x, cond=None, *, key=None):
+        check_params("flows.cnf.log_prob", params, "velocity", "base")
+        cond = check_cond("flows.cnf.log_prob", cond, count_rows("flows.cnf.log_prob", x))
         probe_key, base_key = split_key(key, 2)
-        z, log_det = inverse(params, x, cond, key=probe_key)
-        return density_at_end(lambda z: density(params, z, cond, base_key), z, log_det)
+        options = {"key": probe_key, "divergence": divergence, "method": there, "t1": t1}
+        of_base = lambda z: density(params, z, cond, base_key)  # noqa: E731
+        value, _ = solvers.log_prob(velocity, params["velocity"], x, of_base, cond, **options)
+        return value
 
     def sample(params, key, n, cond=None):
         check_params("flows.cnf.sample", params, "velocity", "base")
         n, cond = check_draws("flows.cnf.sample", key, n, cond)
         z = sample_source(base, params, key, n, cond)
-        x, _ = solvers.sample(velocity, params["velocity"], z, cond, **how._asdict(), t1=t1)
+        x, _ = solvers.sample(velocity, params["velocity"], z, cond, method=there, t1=t1)
         return x
 
     def sample_and_log_prob(params, key, n, cond=None):

@@ -28,7 +28,7 @@ from jflow._core.batch import mean_of_rows
 from jflow._core.checks import check_same_shape, check_weights, like_state, need_key, take_parts
 from jflow._core.keys import split_key
 from jflow.losses._pairs import draw_pairs
-from jflow.losses._teacher import check_fixed
+from jflow.solvers import Method
 from jflow.types import Array, Cond, Field, Loss, Params, Velocity
 
 __all__ = [
@@ -45,7 +45,7 @@ __all__ = [
     "turbo",
 ]
 
-_EULER = diffrax.Euler()
+_EULER = solvers.fixed(4, diffrax.Euler())
 
 Generate = Callable[[Params, Array, Cond], Array]
 """(student's params, x0 [b, *event], cond) -> x1 [b, *event], differentiable."""
@@ -96,12 +96,13 @@ def relativistic_gan() -> GanObjective:
 _NON_SATURATING, _LEAST_SQUARES = non_saturating_gan(), least_squares_gan()
 
 
-def fixed_steps(velocity: Velocity, steps: int, *, solver: diffrax.AbstractSolver = _EULER) -> Generate:
-    """The flow's own sampler with so many equal steps, for training through them: `solvers.sample` will do the same."""
-    check_fixed("fixed_steps", solver, steps)
+def fixed_steps(velocity: Velocity, method: Method | int) -> Generate:
+    """The flow's own sampler for training through it, in a number of Euler steps, `solvers.fixed(n, solver)` or
+    `solvers.on_grid(times, solver)`: `solvers.sample` with that method does the same."""
+    how = solvers.as_method("fixed_steps", method, _EULER, accepts=(solvers.fixed, solvers.on_grid), rising=True)
 
     def generate(params, x0, cond=None):
-        return solvers.sample(velocity, params, x0, cond, solver=solver, steps=steps)[0]
+        return solvers.sample(velocity, params, x0, cond, method=how)[0]
 
     return generate
 
@@ -188,15 +189,15 @@ def turbo(
     discriminator: Field,
     reconstruction: Reconstruction,
     *,
-    steps: int = 4,
+    method: Method | int | None = None,
     objective: GanObjective = _LEAST_SQUARES,
     features: Field | None = None,
     feature_weight: float = 2.0,
     reconstruction_weight: float = 45.0,
 ) -> Loss:
-    """Finetuning of a trained velocity into a generator of `steps` Euler steps, which it is trained through: `adversarial`
-    with `fixed_steps`. Sampled by the same steps alone: `solvers.sample(velocity, params['student'], x0, cond,
-    solver=diffrax.Euler(), steps=steps)`.
+    """Finetuning of a trained velocity into a generator of a few steps, which it is trained through: `adversarial` with
+    `fixed_steps`, whose method this is, by default 4 Euler steps. Sampled by the same method alone: `solvers.sample(velocity,
+    params['student'], x0, cond, method=solvers.fixed(4, diffrax.Euler()))`.
 
     reconstruction: (g, x) -> [b]; the paper's is the mean absolute difference of mel spectrograms at several scales, on
         pairs that share the spectrogram they are conditioned on. Its discriminators are heads of one `discriminator`.
@@ -204,7 +205,7 @@ def turbo(
     Source: Lee, Choi, Lee, "Accelerating High-Fidelity Waveform Generation via Adversarial Flow Matching Optimization", 2024.
     """
     return adversarial(
-        fixed_steps(velocity, steps),
+        fixed_steps(velocity, _EULER if method is None else method),
         discriminator,
         objective=objective,
         features=features,

@@ -5,10 +5,10 @@
     x = read_shards(folder)["x"]                                                   # [n, 101, *event]
     at = bellman(step_costs(teacher, params, x[:1000], knots), 6)                  # indices of the 7 best times
     grid = knots[at]
-    x1, info = solvers.sample(teacher, params, x0, solver=diffrax.Euler(), grid=grid)  # no training so far
+    x1, info = solvers.sample(teacher, params, x0, method=solvers.on_grid(grid, diffrax.Euler()))  # no training so far
     loss = boss(velocity, grid)                                                    # from the teacher's params ...
     ... trained on batches of {"x": x[:, at]} ...
-    x1, info = solvers.sample(velocity, params, x0, solver=diffrax.Euler(), grid=grid)
+    x1, info = solvers.sample(velocity, params, x0, method=solvers.on_grid(grid, diffrax.Euler()))
 
 One matrix of costs serves every number of steps.
 """

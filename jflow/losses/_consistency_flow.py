@@ -3,7 +3,7 @@
 velocity = jflow.velocity(nets.ResidualMLP(128))
 loss = losses.consistency_flow_matching(velocity, segments=2)
 ... make_step, fit ...
-x1, info = solvers.sample(velocity, params, x0, solver=diffrax.Euler(), steps=2)      # one step a segment, or more
+x1, info = solvers.sample(velocity, params, x0, method=solvers.fixed(2, diffrax.Euler()))      # one step a segment, or more
 """
 
 import math

@@ -14,7 +14,7 @@ and the condition goes with each pair:
     loss = losses.flow_matching(velocity)      # reflow, from the teacher's params: the guidance is in the pairs now
     ... make_step, fit on rows; then pairs of the new flow, unguided, and from its params ...
     loss = distillation(velocity)              # metric: a distance of images
-    x1, info = solvers.sample(velocity, params, x0, cond, solver=diffrax.Euler(), steps=1)
+    x1, info = solvers.sample(velocity, params, x0, cond, method=solvers.fixed(1, diffrax.Euler()))
 
 Source: Liu, Zhang, Ma, Peng, Liu, "InstaFlow: One Step is Enough for High-Quality Diffusion-Based Text-to-Image Generation",
 2023.

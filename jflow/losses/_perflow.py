@@ -6,7 +6,7 @@ written, the data are real, and every batch has rows in all windows:
     loss = losses.perflow(velocity, guidance.cfg(velocity, 3.0, null=null), knots=4)    # the student starts as the teacher
     state = train.init_state(teacher_params, optimizer, key, frozen={"teacher": teacher_params})
     ... make_step, fit on batches of data ...
-    x1, info = solvers.sample(velocity, params, x0, solver=diffrax.Euler(), grid=solvers.grids.windows(4, 8))
+    x1, info = solvers.sample(velocity, params, x0, method=solvers.on_grid(solvers.grids.windows(4, 8), diffrax.Euler()))
 
 A teacher that predicts noise on a diffusion path, eps(x, t), keeps its weights as well. In a window the path of the student is
 affine in data and noise too, that of `piecewise(schedule, knots)`, so the usual conversions make it a velocity:
@@ -20,21 +20,22 @@ affine in data and noise too, that of `piecewise(schedule, knots)`, so the usual
 import diffrax
 import jax.numpy as jnp
 
-from jflow import paths, times
+from jflow import paths, solvers, times
 from jflow._core.arrays import expand_to, float_dtype
 from jflow._core.batch import mean_of_rows
 from jflow._core.checks import check_same_shape, frozen_entry, like_state, with_checked_output
 from jflow._core.times import Times, partition, window_index
 from jflow.losses._errors import Metric, mean_squared_error
 from jflow.losses._pairs import draw_pairs
-from jflow.losses._teacher import average_velocity, check_fixed
+from jflow.losses._teacher import average_velocity, steps_of_segment
 from jflow.paths import LINEAR, Schedule
 from jflow.paths.schedules import piecewise
+from jflow.solvers import Method
 from jflow.types import Loss, Time, Velocity
 
 __all__ = ["perflow"]
 
-_HEUN, _UNIFORM = diffrax.Heun(), times.uniform()
+_HEUN, _UNIFORM = solvers.fixed(4, diffrax.Heun()), times.uniform()
 
 
 def perflow(
@@ -44,8 +45,7 @@ def perflow(
     knots: int | Times = 4,
     schedule: Schedule = LINEAR,
     time: Time = _UNIFORM,
-    solver: diffrax.AbstractSolver = _HEUN,
-    steps: int = 4,
+    method: Method | int | None = None,
     metric: Metric = mean_squared_error,
 ) -> Loss:
     """The mean over the event of (velocity(z_t, t, cond) - (z_b - z_a) / (b - a))^2, then over rows. For t in [a, b), one of
@@ -54,8 +54,8 @@ def perflow(
         z_a = alpha(a) x1 + sigma(a) x0     z_b: z_a carried from a to b by the teacher     z_t: on the line between them
 
     knots: a number of equal windows, or times that rise strictly from 0 to 1. schedule: the path that the teacher was
-    trained on. Its ODE is solved in `steps` steps of `solver` in each window, equal in the time of the linear path: with
-    Euler they are DDIM's (the published teacher makes 8), whatever the schedule is.
+    trained on. method: the steps of its ODE in each window, `solvers.fixed(n, solver)`, by default 4 of Heun, equal in the
+    time of the linear path: with Euler they are DDIM's (the published teacher makes 8), whatever the schedule is.
     metric: (v, target, z_t, t) -> [b], as in `losses.flow_matching`; `noise_error(piecewise(schedule, knots))` weighs as a
         network of noise would. The teacher sees the same conditions as the student.
     The velocity jumps at the knots, where t belongs to the window after it: `sequential_times(knots)` puts more rows
@@ -63,25 +63,24 @@ def perflow(
 
     batch: 'x' [b, *event] data; optionally 'x0' (standard normal when absent), 'cond', 'weight' [b]. frozen: 'teacher', the
     teacher's params. metrics: 'residual', the mean of the squared difference above, whatever the metric.
-    Errors: ValueError at construction for knots that don't rise from 0 to 1, a schedule that misses its ends, and options of
-    the solver; at trace time as `losses.flow_matching`, and for a frozen without 'teacher'.
+    Errors: ValueError at construction for knots that don't rise from 0 to 1, a schedule that misses its ends, and another
+    method; at trace time as `losses.flow_matching`, and for a frozen without 'teacher'.
     Source: Yan, Liu, Pan, Liew, Liu, Feng, "PeRFlow: Piecewise Rectified Flow as Universal Plug-and-Play Accelerator", 2024
         (its time is 1 - t here).
     """
     knots = partition("perflow", knots)
     inside = piecewise(schedule, knots)
-    return in_windows("perflow", velocity, teacher, knots, schedule, inside, time, solver, steps, metric)
+    return in_windows("perflow", velocity, teacher, knots, schedule, inside, time, method, metric)
 
 
-def in_windows(name, velocity, teacher, knots, schedule, inside, time, solver, steps, metric) -> Loss:
+def in_windows(name, velocity, teacher, knots, schedule, inside, time, method, metric) -> Loss:
     """Regression of a velocity along the path `inside`, which meets `schedule` at the knots, between the ends of a window that
     the teacher connects."""
     knots = partition(name, knots)
     # a solver on the linear path meets no slope that is infinite, as those of diffusion schedules are near data
     teacher = with_checked_output(f"{name}: teacher", teacher)
     linear = teacher if schedule is LINEAR else _on_line(teacher, paths.check_ends(schedule))
-    path, options = paths.affine(inside), {"solver": solver, "steps": steps}
-    check_fixed(name, **options)
+    path, method = paths.affine(inside), steps_of_segment(name, method, _HEUN)
 
     def loss(params, key, batch, frozen=None):
         x0, x1, cond, weight, t, _, dropout_key = draw_pairs(name, key, batch, time)
@@ -92,7 +91,7 @@ def in_windows(name, velocity, teacher, knots, schedule, inside, time, solver, s
         a, b = alpha / (alpha + sigma), alpha_b / (alpha_b + sigma_b)
         wide = [x.astype(float_dtype(x1)) for x in (x0, x1)]
         z_a = expand_to(a, x1) * wide[1] + expand_to(1 - a, x1) * wide[0]
-        u = average_velocity(linear, taught, z_a, a, b, cond, **options)
+        u = average_velocity(linear, taught, z_a, a, b, cond, method=method)
         # the noise and the data that a line through both ends of the window would join
         ends = z_a - expand_to(a, x1) * u, z_a + expand_to(1 - a, x1) * u
         z_t = path.point(*ends, t).astype(x1.dtype)

@@ -6,13 +6,13 @@ it exactly, in one step as in many. So a diffusion model is retrained on the tea
 prediction, and is sampled in few steps of DDIM:
 
     velocity = paths.parameterizations.from_noise(eps, schedule)       # a network that predicts noise; from_x1, from_score ...
-    data.generate_reflow_pairs(folder, velocity, teacher_params, source, n, key=key, solver=solvers.ddim(schedule))
+    ddim = solvers.ddim(schedule)
+    data.generate_reflow_pairs(folder, velocity, teacher_params, source, n, key=key, method=solvers.fixed(100, ddim))
     loss = losses.rectified_diffusion(velocity, schedule, metric=losses.noise_error(schedule))
     ... make_step, fit on read_shards(folder), from teacher_params ...
-    x1, info = solvers.sample(velocity, params, x0, solver=solvers.ddim(schedule), steps=1)
+    x1, info = solvers.sample(velocity, params, x0, method=solvers.fixed(1, ddim))
 """
 
-import diffrax
 import jax.numpy as jnp
 
 from jflow import paths, times
@@ -23,11 +23,12 @@ from jflow.losses._errors import Metric, mean_squared_error
 from jflow.losses._pairs import draw_pairs
 from jflow.losses._perflow import in_windows, regressed
 from jflow.paths import LINEAR, Schedule, velocity_to_data, velocity_to_noise
+from jflow.solvers import Method
 from jflow.types import Loss, Time, Velocity
 
 __all__ = ["end_error", "noise_error", "phased_rectified_diffusion", "rectified_diffusion"]
 
-_HEUN, _UNIFORM = diffrax.Heun(), times.uniform()
+_UNIFORM = times.uniform()
 
 
 def rectified_diffusion(
@@ -72,8 +73,7 @@ def phased_rectified_diffusion(
     knots: int | Times = 4,
     schedule: Schedule,
     time: Time = _UNIFORM,
-    solver: diffrax.AbstractSolver = _HEUN,
-    steps: int = 4,
+    method: Method | int | None = None,
     metric: Metric = mean_squared_error,
 ) -> Loss:
     """`rectified_diffusion` in windows: `perflow` along the curves of the schedule instead of straight lines.
@@ -84,12 +84,13 @@ def phased_rectified_diffusion(
     data keeps the teacher's weights and conversion.
 
     metric: `end_error(schedule, knots)` compares the ends that the windows lead to, as published; `noise_error(schedule)`.
-    All else as `perflow`. Sample by `solvers.sample(..., solver=solvers.ddim(schedule), grid=window_grid(knots, n))`.
+    All else as `perflow`. Sample by `solvers.sample` on `solvers.on_grid(solvers.grids.windows(knots, n),
+    solvers.ddim(schedule))`.
     Source: Wang, Yang, Huang, Wang, Li, "Rectified Diffusion: Straightness Is Not Your Need in Rectified Flow", 2024 (its
         time is 1 - t here).
     """
     name = "phased_rectified_diffusion"
-    return in_windows(name, velocity, teacher, knots, schedule, schedule, time, solver, steps, metric)
+    return in_windows(name, velocity, teacher, knots, schedule, schedule, time, method, metric)
 
 
 def noise_error(schedule: Schedule, metric: Metric = mean_squared_error) -> Metric:

@@ -1,22 +1,18 @@
 """Maximum likelihood of a continuous flow whose paths are asked to be straight and short."""
 
 import diffrax
-from jax.typing import ArrayLike
 
+from jflow import solvers
 from jflow._core.batch import mean_of_rows, read
 from jflow._core.checks import check_params
 from jflow._core.keys import split_key
 from jflow._core.nouns import base_log_prob
-from jflow.solvers import Divergence, exact_divergence
-from jflow.solvers._likelihood import backwards, carry_with_energies, density_at_end, likelihood_method
-from jflow.solvers._sample import check_ends
+from jflow.solvers import Divergence, Method, exact_divergence
 from jflow.types import Distribution, Loss, Velocity
 
 __all__ = ["regularized_nll"]
 
-_TSIT5 = diffrax.Tsit5()
-_CHECKPOINT = diffrax.RecursiveCheckpointAdjoint()
-_EXACT = exact_divergence()
+_DEFAULT, _EXACT = solvers.adaptive(diffrax.Tsit5()), exact_divergence()
 
 
 def regularized_nll(
@@ -26,14 +22,8 @@ def regularized_nll(
     kinetic: float = 0.01,
     jacobian: float = 0.01,
     divergence: Divergence = _EXACT,
-    solver: diffrax.AbstractSolver = _TSIT5,
-    steps: int | None = None,
-    grid: ArrayLike | None = None,
-    rtol: float | None = None,
-    atol: float | None = None,
+    method: Method | int | None = None,
     t1: float = 1.0,
-    adjoint: diffrax.AbstractAdjoint = _CHECKPOINT,
-    max_steps: int = 4096,
 ) -> Loss:
     """The mean over rows of -log p(x) + kinetic int |v|^2 dt + jacobian int |dv/dx|_F^2 dt, all of one solve.
 
@@ -48,23 +38,19 @@ def regularized_nll(
     name = "regularized_nll"
     if not (kinetic >= 0 and jacobian >= 0):
         raise ValueError(f"{name}: expected kinetic, jacobian >= 0, got {kinetic}, {jacobian}")
-    options = {"solver": solver, "rtol": rtol, "atol": atol, "adjoint": adjoint, "max_steps": max_steps, "steps": steps}
-    how = backwards(likelihood_method(name, divergence, **options, grid=grid, rising=True))
-    check_ends(name, grid, 0.0, t1)
+    method = solvers.as_method(name, method, _DEFAULT, t1=t1, rising=True)
+    solvers.check_divergence(name, divergence)
+    options = {"divergence": divergence, "method": method, "t1": t1}
 
     def loss(params, key, batch, frozen=None):
         x, cond, weight = read(name, batch, ("x", "cond", "weight"))
         check_params(name, params, "velocity", "base")
         probe_key, base_key = split_key(key, 2)
-        z, *sums, _ = carry_with_energies(
-            name, velocity, params["velocity"], x, cond, probe_key, divergence, how, t1, 0.0
+        of_base = lambda z: base_log_prob(name, base, params, z, cond, base_key)  # noqa: E731
+        value, speeds, norms, _ = solvers.log_prob_with_energies(
+            velocity, params["velocity"], x, of_base, cond, key=probe_key, **options
         )
-        log_det, speeds, norms = sums
-        parts = {
-            "nll": -density_at_end(lambda z: base_log_prob(name, base, params, z, cond, base_key), z, log_det),
-            "kinetic": -speeds,  # the solve ran backwards
-            "jacobian": -norms,
-        }
+        parts = {"nll": -value, "kinetic": speeds, "jacobian": norms}
         parts = {what: mean_of_rows(rows, weight) for what, rows in parts.items()}
         return parts["nll"] + kinetic * parts["kinetic"] + jacobian * parts["jacobian"], parts
 

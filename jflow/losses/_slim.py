@@ -12,7 +12,7 @@
     loss = flow_guided_distillation(small, small)                # from its own params, or those of a smaller one
     state = train.init_state(params, optimizer, key, frozen={"teacher": params})
     ... fit on rows ...
-    x1, info = solvers.sample(small, params, x0, solver=diffrax.Euler(), steps=1)
+    x1, info = solvers.sample(small, params, x0, method=solvers.fixed(1, diffrax.Euler()))
 
 Source: Zhu, Liu, Liu, "SlimFlow: Training Smaller One-Step Diffusion Models with Rectified Flow", 2024 (its t is 1 - t here).
 """

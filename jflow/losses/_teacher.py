@@ -3,14 +3,13 @@ between times of each row, means over events."""
 
 from collections.abc import Callable, Mapping
 
-import diffrax
 import jax
 import jax.numpy as jnp
 
 from jflow import solvers
 from jflow._core.arrays import expand_to, float_dtype
 from jflow._core.checks import frozen_entry, like_state
-from jflow.solvers._integrate import method
+from jflow.solvers import Method
 from jflow.types import Array, Cond, Params, PyTree, Velocity
 
 
@@ -49,8 +48,7 @@ def average_velocity(
     r: Array,
     cond: Cond = None,
     *,
-    solver: diffrax.AbstractSolver,
-    steps: int,
+    method: Method,
 ) -> Array:
     """(x_r - x) / (r - t) of the velocity's own ODE from x at time t to time r ([b] each), without a gradient.
 
@@ -63,10 +61,11 @@ def average_velocity(
         return velocity.apply(params, start + expand_to(span, x) * x, began + t * span, given)
 
     given = jax.lax.stop_gradient((x, t, span, cond))
-    y, _ = solvers.sample(Velocity(velocity.init, apply), params, jnp.zeros_like(x), given, solver=solver, steps=steps)
+    y, _ = solvers.sample(Velocity(velocity.init, apply), params, jnp.zeros_like(x), given, method=method)
     return jax.lax.stop_gradient(y)
 
 
-def check_fixed(name: str, solver: diffrax.AbstractSolver, steps: int) -> None:
-    """Raise at construction for what `solvers.sample` refuses later: not a solver, or no whole number of steps."""
-    method(name, solver=solver, steps=steps, grid=None, rtol=None, atol=None, adjoint=None, max_steps=1, default={})
+def steps_of_segment(name: str, method: Method | int | None, default: Method) -> Method:
+    """The method of `average_velocity`, checked at construction: its segments have lengths of their own, so that equal steps
+    are what divides them."""
+    return solvers.as_method(name, method, default, accepts=(solvers.fixed,))

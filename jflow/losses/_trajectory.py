@@ -4,6 +4,7 @@ import diffrax
 import jax
 import jax.numpy as jnp
 
+from jflow import solvers
 from jflow import times as time_laws
 from jflow._core.arrays import expand_to, float_dtype, mean_event
 from jflow._core.batch import mean_of_rows
@@ -12,12 +13,13 @@ from jflow._core.keys import same_draws
 from jflow._core.line import line
 from jflow._core.times import check_pairs
 from jflow.losses._pairs import draw_pairs
-from jflow.losses._teacher import average_velocity, check_fixed
+from jflow.losses._teacher import average_velocity, steps_of_segment
+from jflow.solvers import Method
 from jflow.types import FlowMap, Loss, TimePair, Velocity
 
 __all__ = ["trajectory_distillation"]
 
-_PAIRS, _HEUN = time_laws.pairs(), diffrax.Heun()
+_PAIRS, _HEUN = time_laws.pairs(), solvers.fixed(4, diffrax.Heun())
 
 
 def trajectory_distillation(
@@ -25,8 +27,7 @@ def trajectory_distillation(
     teacher: Velocity,
     *,
     times: TimePair = _PAIRS,
-    solver: diffrax.AbstractSolver = _HEUN,
-    steps: int = 4,
+    method: Method | int | None = None,
     output: float = 1.0,
     change: float = 1.0,
     consistency: float = 1.0,
@@ -43,11 +44,12 @@ def trajectory_distillation(
     flow map. `straight` holds there only where the teacher's trajectories are straight (a rectified flow); elsewhere it
     bends the student away from them, between ends that `output` holds. A weight of 0 leaves a term out.
 
-    teacher: its params are frozen['teacher']; `steps` equal steps of the solver from t to r, and as many from r to 1.
+    teacher: its params are frozen['teacher']; method: its steps from t to r, and as many from
+        r to 1, `solvers.fixed(n, solver)`, by default 4 of Heun.
     times: pairs t <= r. batch: as in `losses.flow_matching`. Pairs (x0, x) that the teacher connects
     give the states of reflow. metrics: 'residual', the sum of the first three without weights, and the four by name.
     Trains t <= r <= 1, r = 1 always: `solvers.sample_flow_map` in any number of steps.
-    Errors: ValueError for times, steps or weights out of range; at trace time without frozen['teacher'], and as
+    Errors: ValueError for times, methods or weights out of range; at trace time without frozen['teacher'], and as
         `losses.flow_matching`.
     Source: Wu, Fan, Wu, Cao, "TraFlow: Trajectory Distillation on Pre-Trained Rectified Flow", 2025. The three targets are
         the paper's (output, changes, self-consistency); the form of every term is ours.
@@ -59,7 +61,7 @@ def trajectory_distillation(
     if not any(weights.values()):
         raise ValueError(f"{name}: expected one of {', '.join(weights)} above 0, got none")
     check_flow_map(name, flow_map)
-    check_fixed(name, solver, steps)
+    method = steps_of_segment(name, method, _HEUN)
     teacher = with_checked_output(f"{name}: teacher", teacher)
 
     def loss(params, key, batch, frozen=None):
@@ -70,7 +72,7 @@ def trajectory_distillation(
 
         def taught(x, t, r):
             given = frozen_entry(name, frozen)
-            return average_velocity(teacher, given, x, t, r, cond, solver=solver, steps=steps)
+            return average_velocity(teacher, given, x, t, r, cond, method=method)
 
         def student(params, x, t, r):
             u = flow_map.apply(params, x.astype(x_t.dtype), t, r, cond, key=same_draws(dropout_key))

@@ -13,18 +13,20 @@ import diffrax
 import jax
 import jax.numpy as jnp
 
+from jflow import solvers
 from jflow import times as time_laws
 from jflow._core.arrays import expand_to, float_dtype, mean_event
 from jflow._core.batch import mean_of_rows
 from jflow._core.checks import check_weights, frozen_entry, like_state, need_pairs, with_checked_output
 from jflow._core.keys import same_draws
 from jflow.losses._pairs import draw_pairs
-from jflow.losses._teacher import average_velocity, check_fixed
+from jflow.losses._teacher import average_velocity, steps_of_segment
+from jflow.solvers import Method
 from jflow.types import Loss, Time, Velocity
 
 __all__ = ["tunable_distillation"]
 
-_KNOB, _MIDPOINT = time_laws.uniform(0.01, 0.99), diffrax.Midpoint()
+_KNOB, _MIDPOINT = time_laws.uniform(0.01, 0.99), solvers.fixed(1, diffrax.Midpoint())
 
 
 def tunable_distillation(
@@ -33,13 +35,13 @@ def tunable_distillation(
     *,
     knob: Time = _KNOB,
     step: float = 0.05,
-    solver: diffrax.AbstractSolver = _MIDPOINT,
+    method: Method | int | None = None,
     boundary: float = 0.1,
     align: float = 0.0,
 ) -> Loss:
     """A one-step student v(x0, t), told the source x0 and a knob t, whose chords x_t = x0 + t v(x0, t) lie on the teacher's
     trajectory from x0: v(x0, t) is the teacher's average velocity from time 0 to t. With s = t + step and V the teacher's
-    average velocity from x_t at t to s, by one step of the solver,
+    average velocity from x_t at t to s, by `method`, one midpoint step where nothing else is given,
 
         v(x0, s) = sg(v(x0, t) + (step / s) (V - v(x0, t)))
 
@@ -66,7 +68,7 @@ def tunable_distillation(
     if not 0 < step <= 1:
         raise ValueError(f"{name}: expected step in (0, 1], got {step}")
     check_weights(name, boundary=boundary, align=align)
-    check_fixed(name, solver, 1)
+    method = steps_of_segment(name, method, _MIDPOINT)
     teacher = with_checked_output(f"{name}: teacher", teacher)
 
     def loss(params, key, batch, frozen=None):
@@ -86,7 +88,7 @@ def tunable_distillation(
 
         v_t = student(t)
         x_t = jax.lax.stop_gradient(x + expand_to(t, x) * v_t)
-        onward = average_velocity(teacher, given, x_t, t, s, cond, solver=solver, steps=1)
+        onward = average_velocity(teacher, given, x_t, t, s, cond, method=method)
         before = jax.lax.stop_gradient(v_t)
         error = student(s) - (before + share * (onward - before))
         value = mean(error)

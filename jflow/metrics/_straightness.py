@@ -9,11 +9,14 @@ from jax.typing import ArrayLike
 
 from jflow import solvers
 from jflow._core.arrays import float_dtype, sum_event
+from jflow.solvers import Method
 from jflow.types import Array, Cond, Params, Velocity
 
 __all__ = ["straightness", "transport_cost", "truncation_error"]
 
-_MIDPOINT, _EULER = diffrax.Midpoint(), diffrax.Euler()  # neither looks at the end of a step, where v may jump
+# neither solver looks at the end of a step, where v may jump
+_MIDPOINT = diffrax.Midpoint()
+_MIDPOINT_STEPS, _EULER_STEPS = solvers.fixed(100, _MIDPOINT), solvers.fixed(50, diffrax.Euler())
 
 
 def straightness(
@@ -23,22 +26,24 @@ def straightness(
     cond: Cond = None,
     *,
     knots: Sequence[float] = (0.0, 1.0),
-    steps: int = 100,
-    solver: diffrax.AbstractSolver = _MIDPOINT,
+    method: Method | int | None = None,
 ) -> Array:
     """For each row the integral of |x1 - x0 - v(x_t, t)|^2 dt along its ODE trajectory: [b], 0 where that is straight.
 
     The mean over rows is the S of the paper. Squared units of x, summed over the event. With more knots the segments
     are judged one by one: the sum over k of the integral of |(x_{k+1} - x_k) / h_k - v|^2 dt, for flows meant to be
-    straight between knots. steps: equal ones of the solver in each segment; no segment looks at its end, where v may jump.
+    straight between knots. method: the steps in each segment, `solvers.fixed(n, solver)`, by default 100 midpoint steps;
+    midpoint and Euler do not look at the end of a segment, where v may jump.
 
     Computed as the integral of |v|^2 less |x_{k+1} - x_k|^2 / h_k, one solve for both: with non-negative weights of the
     solver's stages (Euler, midpoint, Heun) it is >= 0 to rounding. The way x_{k+1} - x_k is summed up by itself, so that
     rows far from the origin keep its digits.
-    Under jit, close over velocity, knots and options. Errors: ValueError for knots that don't rise strictly.
+    Under jit, close over velocity, knots and method. Errors: ValueError for knots that don't rise strictly, and for a grid
+    or tolerances.
     Source: Liu, Gong, Liu, "Flow Straight and Fast", 2023; in segments: Yoon, Lee, "Sequential Flow Straightening for
     Generative Modeling", 2024.
     """
+    method = solvers.as_method("straightness", method, _MIDPOINT_STEPS, accepts=(solvers.fixed,))
     times = np.asarray(knots, np.float64)
     if times.ndim != 1 or len(times) < 2 or not np.all(np.diff(times) > 0):
         raise ValueError(f"straightness: expected knots that rise strictly, got {knots}")
@@ -51,7 +56,7 @@ def straightness(
     total = jnp.zeros_like(x, shape=x.shape[:1])
     for start, end in zip(times[:-1].tolist(), times[1:].tolist(), strict=True):
         state = {"x": x, "moved": jnp.zeros_like(x), "action": jnp.zeros_like(total)}
-        state, _ = solvers.sample(both, params, state, cond, solver=solver, steps=steps, t0=start, t1=end)
+        state, _ = solvers.sample(both, params, state, cond, method=method, t0=start, t1=end)
         total = total + state["action"] - sum_event(jnp.square(state["moved"])) / (end - start)
         x = state["x"]
     return total
@@ -80,17 +85,18 @@ def truncation_error(
     x0: Array,
     cond: Cond = None,
     *,
-    solver: diffrax.AbstractSolver = _EULER,
-    steps: int | None = None,
-    grid: ArrayLike | None = None,
+    method: Method | int | None = None,
     knots: Sequence[float] = (0.0, 1.0),
     exact_steps: int = 100,
 ) -> Array:
     """|x1 of a coarse solve - x1 of a fine one| for each row, [b]: the global truncation error, in the units of x.
 
-    solver and steps or grid: the coarse solve, from t=0 to 1, as in `solvers.sample`. The fine one takes exact_steps
+    method: the coarse solve from t=0 to 1, `solvers.fixed(n, solver)` or `solvers.on_grid(times, solver)`, by default 50
+    steps, and the solver `diffrax.Euler()`. The fine one takes exact_steps
     equal midpoint steps in every segment between knots (where the velocity may jump). A failed solve gives NaN rows.
     """
+    accepts = (solvers.fixed, solvers.on_grid)
+    method = solvers.as_method("truncation_error", method, _EULER_STEPS, accepts=accepts)
     times = np.asarray(knots, np.float64)
     pieces = [np.linspace(a, b, exact_steps, endpoint=False) for a, b in zip(times[:-1], times[1:], strict=True)]
     fine = np.concatenate([*pieces, times[-1:]])
@@ -101,6 +107,6 @@ def truncation_error(
 
     both, x = Velocity(velocity.init, apply), x0.astype(float_dtype(x0))
     start = {"x": x, "moved": jnp.zeros_like(x)}  # x far from the origin would round what the solves differ by
-    coarse, _ = solvers.sample(both, params, start, cond, solver=solver, steps=steps, grid=grid)
-    exact, _ = solvers.sample(both, params, start, cond, solver=_MIDPOINT, grid=fine)
+    coarse, _ = solvers.sample(both, params, start, cond, method=method)
+    exact, _ = solvers.sample(both, params, start, cond, method=solvers.on_grid(fine, _MIDPOINT))
     return jnp.sqrt(sum_event(jnp.square(coarse["moved"] - exact["moved"])))

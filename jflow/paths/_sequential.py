@@ -4,7 +4,7 @@
     generate_trajectories(folder, teacher, params, source, n, knots, key=key)  # where the teacher is at the knots
     loss = losses.flow_matching(velocity, path=sequential_path(knots), time=sequential_times(knots))
     ... trained on batches of read_shards(folder) ...
-    x, info = solvers.sample(velocity, params, x0, solver=diffrax.Euler(), grid=knots)  # one step a segment
+    x, info = solvers.sample(velocity, params, x0, method=solvers.on_grid(knots, diffrax.Euler()))  # one step a segment
 
 With K = 1 it is reflow; the more segments, the less has to be straightened, and the more steps it takes.
 """

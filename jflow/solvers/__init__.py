@@ -4,7 +4,7 @@ from jflow.solvers import grids, noises
 from jflow.solvers._acceleration import AccelerationCondition, sample_acceleration
 from jflow.solvers._bespoke import bespoke_bound, bespoke_error, bespoke_params, bespoke_sample
 from jflow.solvers._boss import bellman, step_costs
-from jflow.solvers._divergence import Divergence, exact_divergence, hutch_plus_plus, hutchinson
+from jflow.solvers._divergence import Divergence, check_divergence, exact_divergence, hutch_plus_plus, hutchinson
 from jflow.solvers._exponential import ddim, dpm_solver_2, dpm_solver_pp_2s, midpoint_in_log_snr, midpoint_time
 from jflow.solvers._flow_maps import (
     JVP,
@@ -18,7 +18,8 @@ from jflow.solvers._flow_maps import (
 )
 from jflow.solvers._hierarchical import HierarchyCondition, sample_hierarchy
 from jflow.solvers._integrate import SolveInfo, Status
-from jflow.solvers._likelihood import log_prob, sample_with_log_det
+from jflow.solvers._likelihood import log_prob, log_prob_with_energies, sample_with_log_det
+from jflow.solvers._method import Method, adaptive, as_method, fixed, on_grid, reverse
 from jflow.solvers._mixture import gm_ode, gm_sde
 from jflow.solvers._multistep import adams_bashforth, dpm_solver_pp, fireflow, pseudo_corrector, unipc
 from jflow.solvers._refiner import refiner, sample_refined
@@ -40,11 +41,14 @@ __all__ = [
     "Divergence",
     "AccelerationCondition",
     "HierarchyCondition",
+    "Method",
     "SolveInfo",
     "Status",
     "Trajectory",
     "adams_bashforth",
+    "adaptive",
     "ancestral",
+    "as_method",
     "instantaneous_velocity",
     "bellman",
     "bespoke_bound",
@@ -52,6 +56,7 @@ __all__ = [
     "bespoke_params",
     "bespoke_sample",
     "apply_flow_map",
+    "check_divergence",
     "ddim",
     "dpm_solver_2",
     "dpm_solver_pp",
@@ -61,6 +66,7 @@ __all__ = [
     "expanded_time",
     "finite_difference",
     "fireflow",
+    "fixed",
     "gm_ode",
     "gm_sde",
     "grids",
@@ -69,13 +75,16 @@ __all__ = [
     "hutch_plus_plus",
     "hutchinson",
     "log_prob",
+    "log_prob_with_energies",
     "noises",
+    "on_grid",
     "overshoot",
     "pseudo_corrector",
     "sample_refined",
     "refiner",
     "trajectory_log_prob",
     "restore",
+    "reverse",
     "sample",
     "sample_acceleration",
     "sample_flow_map",

@@ -98,7 +98,7 @@ def bespoke_sample(
     """
     steps = _steps("bespoke_sample", params, solver)
     given = {"solver": params, "velocity": velocity_params}
-    y, info = solvers.sample(_bent(velocity), given, x0, cond, solver=solver, steps=steps)
+    y, info = solvers.sample(_bent(velocity), given, x0, cond, method=solvers.fixed(steps, solver))
     return (y / _read(params).s[-1]).astype(y.dtype), info
 
 
@@ -145,7 +145,7 @@ def bespoke_bound(
         states = jax.vmap(lambda t: _between(teacher, given["velocity"], x, times, t, cond))(t)
 
         def step(start, s, s_next, ends):
-            return solvers.sample(bent, given, s * start, cond, solver=solver, grid=ends)[0] / s_next
+            return solvers.sample(bent, given, s * start, cond, method=solvers.on_grid(ends, solver))[0] / s_next
 
         r = jnp.arange(n + 1, dtype=t.dtype) / n
         reached = jax.vmap(step)(states[:-1], s[:-1], s[1:], jnp.stack([r[:-1], r[1:]], axis=1))

@@ -22,7 +22,7 @@ from jflow._core.checks import check_whole, need_key
 from jflow._core.jacobian import columns_of, dot, over_unit_vectors
 from jflow.types import Array, Key
 
-__all__ = ["Divergence", "exact_divergence", "hutch_plus_plus", "hutchinson"]
+__all__ = ["Divergence", "check_divergence", "exact_divergence", "hutch_plus_plus", "hutchinson"]
 
 
 class Divergence(NamedTuple):
@@ -33,6 +33,14 @@ class Divergence(NamedTuple):
 
     draw: Callable[[Key | None, Array], Any]
     apply: Callable[[Callable, Array, Any], tuple[Array, Array, Array]]
+
+
+def check_divergence(name: str, divergence: Divergence) -> None:
+    """Raise a TypeError, in the name of the function that was given it, unless `divergence` is a `Divergence`."""
+    if not isinstance(divergence, Divergence):
+        raise TypeError(
+            f"{name}: expected divergence to be a solvers.Divergence, such as solvers.hutchinson(1), got {divergence!r}"
+        )
 
 
 def exact_divergence() -> Divergence:

@@ -12,6 +12,7 @@ from jflow._core.arrays import expand_to, float_dtype
 from jflow._core.checks import check_cond
 from jflow._core.times import rising_times
 from jflow.solvers._integrate import SolveInfo, Status
+from jflow.solvers._method import on_grid
 from jflow.solvers._sample import sample
 from jflow.types import Array, Cond, Key, Params, PyTree, Velocity
 
@@ -66,7 +67,7 @@ def sample_hierarchy(
         grid = times[len(above.states)]
         if len(above.states) == len(times) - 1:
             told = above if above.states else above.cond
-            y, info = sample(velocity, params, x, told, grid=grid, solver=solver)
+            y, info = sample(velocity, params, x, told, method=on_grid(grid, solver))
             return y, info.evaluations, info.status
 
         def step(carry, ends):

@@ -2,7 +2,7 @@
 
 import enum
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import diffrax
 import equinox as eqx
@@ -13,7 +13,8 @@ from jax.custom_derivatives import zero_from_primal
 
 from jflow._core.arrays import expand_to, filled, float_dtype
 from jflow._core.pullback import reverse_only
-from jflow._core.times import check_grid, traced
+from jflow._core.times import traced
+from jflow.solvers._method import Method
 from jflow.types import Array, PyTree
 
 
@@ -37,44 +38,6 @@ class SolveInfo(NamedTuple):
 
     evaluations: Array
     status: Array
-
-
-class Method(NamedTuple):
-    """How to integrate: a solver, and one of steps, grid, tolerances."""
-
-    solver: diffrax.AbstractSolver
-    steps: int | None
-    grid: Any
-    rtol: float | None
-    atol: float | None
-    adjoint: diffrax.AbstractAdjoint
-    max_steps: int
-
-
-def method(name, *, solver, steps, grid, rtol, atol, adjoint, max_steps, default: dict, rising: bool = False) -> Method:
-    """Check the options; `default` is used where none of steps, grid and tolerances is given."""
-    if not isinstance(solver, diffrax.AbstractSolver):
-        raise TypeError(f"{name}: expected solver to be a diffrax.AbstractSolver, got {solver!r}")
-    if (rtol is None) != (atol is None):
-        raise ValueError(f"{name}: expected rtol and atol together, got rtol={rtol}, atol={atol}")
-    given = [what for what, value in (("steps", steps), ("grid", grid), ("rtol, atol", rtol)) if value is not None]
-    if len(given) > 1:
-        raise ValueError(f"{name}: expected one of steps, grid, (rtol, atol), got {' and '.join(given)}")
-    made = Method(solver, steps, grid, rtol, atol, adjoint, max_steps)
-    if not given:
-        made = made._replace(**default)
-    if made.steps is not None and (isinstance(made.steps, bool) or int(made.steps) != made.steps or made.steps < 1):
-        raise ValueError(f"{name}: expected steps to be an integer of at least 1, got {made.steps}")
-    if made.rtol is not None and made.atol is not None:
-        if not isinstance(solver, diffrax.AbstractAdaptiveSolver):
-            raise ValueError(
-                f"{name}: {type(solver).__name__} has no error estimate: give steps or grid, not tolerances"
-            )
-        if not (made.rtol >= 0 and made.atol >= 0 and made.rtol + made.atol > 0):
-            raise ValueError(f"{name}: expected rtol, atol >= 0 and one above 0, got {made.rtol}, {made.atol}")
-    if grid is not None:
-        check_grid(name, grid, rising)
-    return made
 
 
 def integrate(
@@ -190,7 +153,7 @@ def all_finite(y: Array) -> Array:
 
 _FORWARD = (
     "an ODE solved with adjoint={} has derivatives in reverse mode alone, and of first order: for jax.jvp, jax.jacfwd, "
-    "jax.hessian and gradients of gradients give adjoint=diffrax.DirectAdjoint()"
+    "jax.hessian and gradients of gradients give the method adjoint=diffrax.DirectAdjoint()"
 )
 
 

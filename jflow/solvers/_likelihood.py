@@ -5,20 +5,17 @@ from collections.abc import Callable
 import diffrax
 import jax
 import jax.numpy as jnp
-import numpy as np
-from jax.typing import ArrayLike
 
 from jflow._core.arrays import filled, float_dtype, sum_event, zero_log_det
 from jflow._core.checks import check_cond, check_noun, check_rows, count_rows, like_state
-from jflow.solvers._divergence import Divergence, exact_divergence
-from jflow.solvers._integrate import Method, SolveInfo, all_finite, integrate, method
-from jflow.solvers._sample import check_ends
+from jflow.solvers._divergence import Divergence, check_divergence, exact_divergence
+from jflow.solvers._integrate import SolveInfo, all_finite, integrate
+from jflow.solvers._method import Method, adaptive, as_method, reverse
 from jflow.types import Array, Cond, Field, Key, Params, Velocity
 
-__all__ = ["log_prob", "sample_with_log_det"]
+__all__ = ["log_prob", "log_prob_with_energies", "sample_with_log_det"]
 
-_TSIT5 = diffrax.Tsit5()
-_CHECKPOINT = diffrax.RecursiveCheckpointAdjoint()
+_DEFAULT = adaptive(diffrax.Tsit5(), rtol=1e-5, atol=1e-5)
 _EXACT = exact_divergence()
 
 
@@ -30,15 +27,9 @@ def sample_with_log_det(
     *,
     key: Key | None = None,
     divergence: Divergence = _EXACT,
-    solver: diffrax.AbstractSolver = _TSIT5,
-    steps: int | None = None,
-    grid: ArrayLike | None = None,
-    rtol: float | None = None,
-    atol: float | None = None,
+    method: Method | int | None = None,
     t0: float = 0.0,
     t1: float = 1.0,
-    adjoint: diffrax.AbstractAdjoint = _CHECKPOINT,
-    max_steps: int = 4096,
 ) -> tuple[Array, Array, SolveInfo]:
     """Carry x [b, *event] from t0 to t1; returns (x at t1, log_det [b] of that map in nats, info).
 
@@ -46,17 +37,16 @@ def sample_with_log_det(
     `solvers.exact_divergence()`, or the unbiased estimates `solvers.hutchinson(probes)` and
     `solvers.hutch_plus_plus(sketch)`, whose probes are drawn from `key` for each row and frozen for the solve.
 
-    Options as in `solvers.sample`, but rtol = atol = 1e-5 where nothing is given. info.evaluations counts those of
-    velocity and derivatives together. log_det is float32 or better; failed rows are NaN. Rows must not interact
-    inside the velocity.
+    method, t0, t1: as in `solvers.sample`, but the default is `solvers.adaptive(diffrax.Tsit5())`, rtol = atol = 1e-5.
+    info.evaluations counts those of velocity and derivatives together. log_det is float32 or better; failed rows are NaN.
+    Rows must not interact inside the velocity.
     Errors: ValueError for an estimate without key, and as in `solvers.sample`.
     Source: Chen et al., "Neural Ordinary Differential Equations", 2018.
     """
     name = "solvers.sample_with_log_det"
-    options = {"solver": solver, "steps": steps, "rtol": rtol, "atol": atol, "adjoint": adjoint, "max_steps": max_steps}
-    how = likelihood_method(name, divergence, **options, grid=grid)
-    check_ends(name, grid, t0, t1)
-    return carry(name, velocity, params, x, cond, key, divergence, how, t0, t1)
+    how = as_method(name, method, _DEFAULT, t0=t0, t1=t1)
+    y, (log_det,), info = _integrals(_with_log_det, 1, name, velocity, params, x, cond, key, divergence, how, t0, t1)
+    return y, log_det, info
 
 
 def log_prob(
@@ -68,68 +58,64 @@ def log_prob(
     *,
     key: Key | None = None,
     divergence: Divergence = _EXACT,
-    solver: diffrax.AbstractSolver = _TSIT5,
-    steps: int | None = None,
-    grid: ArrayLike | None = None,
-    rtol: float | None = None,
-    atol: float | None = None,
+    method: Method | int | None = None,
     t1: float = 1.0,
-    adjoint: diffrax.AbstractAdjoint = _CHECKPOINT,
-    max_steps: int = 4096,
 ) -> tuple[Array, SolveInfo]:
     """log p(x1) = log p0(x0) - int_0^t1 div v(x_t, t) dt on the path that ends in x1 [b, *event]: ([b] nats, info).
 
-    base_log_prob: x0 [b, *event] -> [b] nats, the density at time 0; the result is that at t1. grid: as for sampling,
-    from 0 to the time of x1 (walked backwards). The rest, the errors and the sources are those of
+    base_log_prob: x0 [b, *event] -> [b] nats, the density at time 0; the result is that at t1. A grid is that of
+    sampling, from 0 to the time of x1 (walked backwards). The rest, the errors and the sources are those of
     `sample_with_log_det`, from t1 to 0.
     """
-    name = "solvers.log_prob"
-    options = {"solver": solver, "steps": steps, "rtol": rtol, "atol": atol, "adjoint": adjoint, "max_steps": max_steps}
-    how = likelihood_method(name, divergence, **options, grid=grid, rising=True)
-    check_ends(name, grid, 0.0, t1)
-    x0, log_det, info = carry(name, velocity, params, x1, cond, key, divergence, backwards(how), t1, 0.0)
+    given = (velocity, params, x1, base_log_prob, cond, key, divergence, method, t1)
+    value, _, info = _log_prob(_with_log_det, 1, "solvers.log_prob", *given)
+    return value, info
+
+
+def log_prob_with_energies(
+    velocity: Velocity,
+    params: Params,
+    x1: Array,
+    base_log_prob: Callable[[Array], Array],
+    cond: Cond = None,
+    *,
+    key: Key | None = None,
+    divergence: Divergence = _EXACT,
+    method: Method | int | None = None,
+    t1: float = 1.0,
+) -> tuple[Array, Array, Array, SolveInfo]:
+    """`log_prob` and two energies of the path that ends in x1, all of one solve: (log_prob, kinetic, jacobian, info), [b] each.
+
+    kinetic = int_0^t1 |v(x_t, t)|^2 dt, jacobian = int_0^t1 |dv/dx (x_t, t)|_F^2 dt: sums over the event, both >= 0 up to the
+    error of the solve. Under an estimate of the divergence the Frobenius norm is estimated from the same products.
+    `losses.regularized_nll` penalizes them. Everything else is as in `log_prob`.
+    """
+    given = (velocity, params, x1, base_log_prob, cond, key, divergence, method, t1)
+    value, (kinetic, jacobian), info = _log_prob(_with_energies, 3, "solvers.log_prob_with_energies", *given)
+    return value, kinetic, jacobian, info
+
+
+def _log_prob(field, count, name, velocity, params, x1, base_log_prob, cond, key, divergence, method, t1):
+    """(log_prob, the integrals from 0 to t1 beside the log-det, info)."""
+    how = reverse(as_method(name, method, _DEFAULT, t1=t1, rising=True))
+    given = (velocity, params, x1, cond, key, divergence, how, t1, 0.0)
+    x0, (log_det, *sums), info = _integrals(field, count, name, *given)
 
     def density(x0):
         return check_rows(name, "base_log_prob", base_log_prob(x0), x0.shape[0])
 
-    return density_at_end(density, x0, log_det), info
+    return _density_at_end(density, x0, log_det), [-s for s in sums], info  # the solve runs backwards
 
 
-def density_at_end(base_log_prob, x0, log_det):
+def _density_at_end(base_log_prob, x0, log_det):
     """base_log_prob(x0) + log_det, NaN for the rows of a failed solve, whose NaN in x0 the density does not see: a mask
     behind it would not keep them out of the gradient of its params."""
     ok = all_finite(x0)
     return jnp.where(ok, base_log_prob(filled(ok, x0)) + log_det, jnp.nan)
 
 
-def likelihood_method(name, divergence, **options) -> Method:
-    if not isinstance(divergence, Divergence):
-        raise TypeError(
-            f"{name}: expected divergence to be a solvers.Divergence, such as solvers.hutchinson(1), got {divergence!r}"
-        )
-    return method(name, **options, default={"rtol": 1e-5, "atol": 1e-5})
-
-
-def backwards(how: Method) -> Method:
-    """The same, from its end to 0."""
-    if how.grid is None:
-        return how
-    return how._replace(grid=jnp.flip(how.grid) if isinstance(how.grid, jax.Array) else np.flip(how.grid))
-
-
-def carry(name, velocity, params, x, cond, key, divergence, how, t0, t1):
-    """`sample_with_log_det` with its options checked."""
-    y, (log_det,), info = _integrals(_with_log_det, 1, name, velocity, params, x, cond, key, divergence, how, t0, t1)
-    return y, log_det, info
-
-
-def carry_with_energies(name, velocity, params, x, cond, key, divergence, how, t0, t1):
-    """The same and int |v|^2 dt, int |dv/dx|_F^2 dt along the path, [b] each and signed as the log-det is."""
-    y, sums, info = _integrals(_with_energies, 3, name, velocity, params, x, cond, key, divergence, how, t0, t1)
-    return y, *sums, info
-
-
 def _integrals(field, count, name, velocity, params, x, cond, key, divergence, how, t0, t1):
+    check_divergence(name, divergence)
     check_noun(name, velocity, Velocity, Field)
     cond = check_cond(name, cond, count_rows(name, x))
     state = jnp.asarray(x, float_dtype(x))

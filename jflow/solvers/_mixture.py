@@ -13,6 +13,7 @@ from jflow._core.times import rising_times
 from jflow.distributions import mixtures
 from jflow.paths import LINEAR, Schedule
 from jflow.solvers._integrate import SolveInfo, Status, leave_out_failed
+from jflow.solvers._method import on_grid
 from jflow.solvers._sample import sample
 from jflow.types import Array, Cond, Field, Params, Step, Velocity
 
@@ -92,7 +93,7 @@ def gm_ode(
 
     def advance(x1, x, t, t_next):
         fine = (t + (t_next - t) * jnp.linspace(0, 1, substeps + 1, dtype=dtype)).at[-1].set(t_next)
-        y, info = sample(posterior, (x1, x, rows(t, n)), x, grid=fine, solver=solver)
+        y, info = sample(posterior, (x1, x, rows(t, n)), x, method=on_grid(fine, solver))
         return y, info.status
 
     def corrected(x1, x, t, t_next, last):

@@ -1,6 +1,6 @@
 """Grids: times [n + 1] of n steps, from exactly 0 (source) to exactly 1 (data), rising strictly, as float64 numpy arrays.
 
-For `solvers.sample(..., grid=)`, read backwards (`grid[::-1]`) to encode, and for `solvers.sample_sde`. A grid that was learned
+For `solvers.on_grid`, read backwards (`grid[::-1]`) to encode, and for `solvers.sample_sde`. A grid that was learned
 or searched for is an array like any other; `1 - grid[::-1]` puts the small steps of one end at the other.
 """
 

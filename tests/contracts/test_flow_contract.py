@@ -107,7 +107,7 @@ def glow(event, **options):
 
 def cnf(event):
     return flows.cnf(
-        jflow.velocity(nets.TimeMLP((16,), nn.tanh, time_scale=1.0)), distributions.normal(event), steps=24
+        jflow.velocity(nets.TimeMLP((16,), nn.tanh, time_scale=1.0)), distributions.normal(event), method=24
     )
 
 

@@ -86,7 +86,7 @@ LOSSES = {
     "nll": loss(losses.nll(FLOW), ("x0",), params=FLOW_PARAMS),
     "noised": loss(losses.chain(losses.noised(0.1), MATCHING)),
     "regularized_nll": loss(
-        losses.regularized_nll(V, distributions.normal((2,)), divergence=solvers.hutchinson(), steps=2), ("x0",)
+        losses.regularized_nll(V, distributions.normal((2,)), divergence=solvers.hutchinson(), method=2), ("x0",)
     ),
     "reverse_kl": loss(losses.reverse_kl(FLOW, lambda x: x.sum(1), draws=3), tuple(BATCH), params=FLOW_PARAMS),
     "with_source": loss(
@@ -114,9 +114,9 @@ LOSSES = {
     "marginal_transport": loss(losses.marginal_transport(V, V)),
     "mean_flow": loss(losses.mean_flow(MAP, omega=1.0, kappa=0.5, null=3)),
     "student_only": loss(losses.student_only(MATCHING)),
-    "perflow": loss(losses.perflow(V, V, steps=1)),
+    "perflow": loss(losses.perflow(V, V, method=1)),
     "phased_rectified_diffusion": loss(
-        losses.phased_rectified_diffusion(V, V, schedule=paths.schedules.cosine(), steps=1)
+        losses.phased_rectified_diffusion(V, V, schedule=paths.schedules.cosine(), method=1)
     ),
     "rectified_diffusion": loss(losses.rectified_diffusion(V)),
     "self_corrected": loss(losses.self_corrected(V, V, LOGITS), frozen={**FROZEN, "ema": PARAMS}),
@@ -124,10 +124,10 @@ LOSSES = {
     "shared_timesteps": loss(losses.shared_timesteps(MAP, V, V, GRID)),
     "shortcut": loss(losses.shortcut(MAP, levels=2, scale=2.0, null=3)),
     "sum_losses": loss(losses.sum_losses({"one": MATCHING, "other": MATCHING})),
-    "trajectory_distillation": loss(losses.trajectory_distillation(MAP, V, straight=1.0, steps=1)),
+    "trajectory_distillation": loss(losses.trajectory_distillation(MAP, V, straight=1.0, method=1)),
     "trigflow_consistency": loss(losses.trigflow_consistency(V, jvp=solvers.finite_difference())),
     "tunable_distillation": loss(losses.tunable_distillation(V, V, align=0.1)),
-    "turbo": loss(losses.turbo(V, LOGITS, lambda g, x: (g - x).sum(1), steps=2)),
+    "turbo": loss(losses.turbo(V, LOGITS, lambda g, x: (g - x).sum(1), method=2)),
     "variational_noise": loss(losses.variational_noise(MATCHING, losses.noise_encoder(V), kl=0.1), ("x0",)),
     "velocity_distillation": loss(losses.velocity_distillation(V, V)),
     "velocity_matching": loss(losses.velocity_matching(V)),
@@ -220,7 +220,7 @@ OTHERS = {
     "sample_sde of overshoot": walk(solvers.overshoot(V)),
     "solvers.sample_hierarchy": lambda key: solvers.sample_hierarchy(V, ONE, X, key, grids=(2, 2, 1)),
     "solvers.log_prob": lambda key: solvers.log_prob(
-        V, ONE, X, lambda x: x.sum(1), key=key, divergence=solvers.hutch_plus_plus(1), steps=2
+        V, ONE, X, lambda x: x.sum(1), key=key, divergence=solvers.hutch_plus_plus(1), method=2
     ),
     "solvers.sample_flow_map": lambda key: solvers.sample_flow_map(MAP, ONE, X, steps=3, renoise=1.0, key=key),
     "solvers.sample_variational": lambda key: solvers.sample_variational(

@@ -55,7 +55,7 @@ def nll(number, key, batch, frozen=None):
 
 
 def regularized_nll(number, key, batch, frozen=None):
-    loss = losses.regularized_nll(VELOCITY, distributions.normal((2,)), solver=diffrax.Euler(), steps=1)
+    loss = losses.regularized_nll(VELOCITY, distributions.normal((2,)), method=solvers.fixed(1, diffrax.Euler()))
     return loss({"velocity": number, "base": {}}, key, batch)
 
 
@@ -97,12 +97,14 @@ TABLE = {
     "mixture_matching": Row(losses.mixture_matching(Field(None, mixture)), paired=False),
     "nll": Row(nll, paired=False),
     "noised": Row(losses.chain(losses.noised(0.1), losses.flow_matching(VELOCITY))),
-    "perflow": Row(losses.perflow(VELOCITY, VELOCITY, steps=1)),
+    "perflow": Row(losses.perflow(VELOCITY, VELOCITY, method=1)),
     "rectified_diffusion": Row(losses.rectified_diffusion(VELOCITY)),
     "regularized_nll": Row(regularized_nll, paired=False),
     "self_correction": Row(losses.self_correction(VELOCITY, VELOCITY)),
     "shortcut": Row(losses.shortcut(MAP)),
-    "trajectory_distillation": Row(losses.trajectory_distillation(MAP, VELOCITY, solver=diffrax.Euler(), steps=1)),
+    "trajectory_distillation": Row(
+        losses.trajectory_distillation(MAP, VELOCITY, method=solvers.fixed(1, diffrax.Euler()))
+    ),
     "trigflow_consistency": Row(losses.trigflow_consistency(VELOCITY)),
     "tunable_distillation": Row(losses.tunable_distillation(VELOCITY, VELOCITY)),
     "velocity_distillation": Row(losses.velocity_distillation(VELOCITY, VELOCITY)),

@@ -41,7 +41,7 @@ def test_known_numbers_stay_through_training_and_sampling():
     velocity, seen = recorder()
     moving = types.Velocity(velocity.init, lambda params, x, t, cond=None, *, key=None: 1 + x)
     x0, cond = couplings.inpainting(couplings.tiles(4, 0.5))(KEY, IMAGES, None)
-    x1, _ = solvers.sample(couplings.hold_known(moving), {}, x0, cond, steps=3)
+    x1, _ = solvers.sample(couplings.hold_known(moving), {}, x0, cond, method=3)
     known = cond["mask"] > 0
     np.testing.assert_array_equal(x1[known], IMAGES[known])
     assert np.all(x1[~known] != x0[~known])

@@ -27,7 +27,7 @@ def test_pairs_are_those_of_the_flow_map(tmp_path):
     assert json.loads((tmp_path / "manifest.json").read_text())["about"]["steps"] == 100
 
 
-@pytest.mark.parametrize("how", [{"steps": 100}, {"grid": np.linspace(0, 1, 101) ** 1.5}])
+@pytest.mark.parametrize("how", [{"method": 100}, {"method": solvers.on_grid(np.linspace(0, 1, 101) ** 1.5)}])
 def test_real_data_is_carried_back_to_its_noise(tmp_path, how):
     real = {"x": np.asarray(GAUSSIAN.sample(KEY, 500))}
     generate_reflow_pairs(tmp_path, oracles.as_velocity(GAUSSIAN), {}, rows_source(real), 64, key=KEY, **how, **QUIET)
@@ -44,7 +44,7 @@ def test_conditions_go_with_their_pairs(tmp_path):
         noise, label = jax.random.split(key)
         return {"x0": jax.random.normal(noise, (n, 1)), "cond": jax.random.randint(label, (n,), 0, 3)}
 
-    generate_reflow_pairs(tmp_path, oracles.as_velocity(mixture), {}, source, 30, key=KEY, steps=40, **QUIET)
+    generate_reflow_pairs(tmp_path, oracles.as_velocity(mixture), {}, source, 30, key=KEY, method=40, **QUIET)
     rows = {name: np.asarray(value) for name, value in read_shards(tmp_path).items()}
     np.testing.assert_allclose(rows["x"][:, 0], 9.0 * (rows["cond"] - 1), atol=0.6)
     assert set(rows["cond"]) == {0, 1, 2}
@@ -77,16 +77,16 @@ LINEAR = Velocity(lambda *args: {"a": jnp.ones(())}, linear)
 @pytest.mark.parametrize(
     ("change", "said"),
     [
-        ({"steps": 11}, "steps was 10, is 11"),
+        ({"method": 11}, "steps was 10, is 11"),
         ({"params": {"a": jnp.asarray(1.001)}}, "params was"),
-        ({"solver": "euler"}, "solver was Heun.*is Euler"),
+        ({"method": "euler"}, "solver was Heun.*is Euler"),
         ({"about": {"scale": 2.0}}, "scale was 1.0, is 2.0"),
         ({"n": 21}, "n was 20, is 21"),
     ],
 )
 def test_a_changed_teacher_is_refused(tmp_path, change, said):
-    change = {**change, **({"solver": diffrax.Euler()} if "solver" in change else {})}
-    options = {"params": {"a": jnp.ones(())}, "n": 20, "steps": 10, "about": {"scale": 1.0}, **QUIET}
+    change = {**change, **({"method": solvers.fixed(10, diffrax.Euler())} if change.get("method") == "euler" else {})}
+    options = {"params": {"a": jnp.ones(())}, "n": 20, "method": 10, "about": {"scale": 1.0}, **QUIET}
     call = lambda o: generate_reflow_pairs(  # noqa: E731
         tmp_path, LINEAR, o.pop("params"), normal_source((3,)), o.pop("n"), key=KEY, **o
     )
@@ -108,7 +108,7 @@ def test_killed_and_resumed_pairs_are_those_of_one_run(tmp_path):
     for folder, sources in (("once", [normal_source((3,))]), ("twice", [dying, normal_source((3,))])):
         for source in sources:
             try:
-                generate_reflow_pairs(tmp_path / folder, LINEAR, params, source, 40, key=KEY, steps=10, **QUIET)
+                generate_reflow_pairs(tmp_path / folder, LINEAR, params, source, 40, key=KEY, method=10, **QUIET)
             except KeyboardInterrupt:
                 assert sorted(p.name for p in (tmp_path / folder).iterdir()) == ["manifest.json", "shard-00000.npz"]
     once, twice = ({p.name: p.read_bytes() for p in (tmp_path / f).iterdir()} for f in ("once", "twice"))
@@ -130,9 +130,11 @@ def test_sources_give_one_end(tmp_path, rows):
 
 def test_options_are_checked(tmp_path):
     with pytest.raises(ValueError, match="rises from 0 to 1"):
-        generate_reflow_pairs(tmp_path, LINEAR, {}, normal_source((2,)), 16, key=KEY, grid=[0.0, 0.5], **QUIET)
-    with pytest.raises(ValueError, match="steps to be an integer of at least 1, got 0"):
-        generate_reflow_pairs(tmp_path, LINEAR, {}, normal_source((2,)), 16, key=KEY, steps=0, **QUIET)
+        generate_reflow_pairs(
+            tmp_path, LINEAR, {}, normal_source((2,)), 16, key=KEY, method=solvers.on_grid([0.0, 0.5]), **QUIET
+        )
+    with pytest.raises(ValueError, match="steps to be a whole number of at least 1, got 0"):
+        generate_reflow_pairs(tmp_path, LINEAR, {}, normal_source((2,)), 16, key=KEY, method=0, **QUIET)
     with pytest.raises(ValueError, match=r"\['steps'\] are taken"):
         generate_reflow_pairs(tmp_path, LINEAR, {}, normal_source((2,)), 16, key=KEY, about={"steps": 3}, **QUIET)
 
@@ -159,9 +161,9 @@ def test_data_to_data_and_back_on_its_pairs(tmp_path):
     for k in range(2):
         state = train.init_state(params, optimizer, KEY)
         params = train.fit(state, step, batches, steps=steps, progress=False, log_every=steps).state.params
-        x1, _ = jax.jit(lambda p: solvers.sample(velocity, p, test, steps=50))(params)
-        one, _ = jax.jit(lambda p: solvers.sample(velocity, p, test, steps=1))(params)
-        bent = jnp.mean(jax.jit(lambda p: metrics.straightness(velocity, p, test, steps=50))(params))
+        x1, _ = jax.jit(lambda p: solvers.sample(velocity, p, test, method=50))(params)
+        one, _ = jax.jit(lambda p: solvers.sample(velocity, p, test, method=1))(params)
+        bent = jnp.mean(jax.jit(lambda p: metrics.straightness(velocity, p, test, method=50))(params))
         seen.append(
             {
                 "bent": float(bent),
@@ -171,7 +173,7 @@ def test_data_to_data_and_back_on_its_pairs(tmp_path):
             }
         )
         source = rows_source({"x0": left})
-        generate_reflow_pairs(tmp_path / str(k), velocity, params, source, 4096, key=KEY, steps=30, progress=False)
+        generate_reflow_pairs(tmp_path / str(k), velocity, params, source, 4096, key=KEY, method=30, progress=False)
         batches = data.batches(read_shards(tmp_path / str(k)), 256)
     first, second = seen
     paired = metrics.transport_cost(left, right)
@@ -191,7 +193,7 @@ sharding = train.data_sharding(train.data_mesh())
 for name, where in (("one", None), ("eight", sharding)):
     data.generate_reflow_pairs(
         f"{sys.argv[1]}/{name}", velocity, {"a": jnp.ones(())}, data.normal_source((2,)), 40, key=jax.random.key(0),
-        steps=20, batch=16, shard=32, sharding=where, progress=False,
+        method=20, batch=16, shard=32, sharding=where, progress=False,
     )
 one, eight = (data.read_shards(f"{sys.argv[1]}/{name}") for name in ("one", "eight"))
 np.testing.assert_allclose(np.asarray(one["x"]), np.asarray(eight["x"]), rtol=1e-6, atol=1e-6)

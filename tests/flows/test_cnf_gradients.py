@@ -55,11 +55,13 @@ def test_closed_form_of_a_linear_field(name, x64):
     """Values and gradients in params and x. 40 steps of order 5; Backsolve solves its own equation as well as that."""
     params, x = inputs()
     expected = jax.jit(jax.value_and_grad(in_closed_form, (0, 1)))(params, x)
-    hows = [{"steps": 40}]
+    hows = [solvers.fixed(40)]
     if name != "direct":  # which unrolls its max_steps
-        hows.append({"rtol": 1e-8, "atol": 1e-8})
+        hows.append(solvers.adaptive(rtol=1e-8, atol=1e-8))
     for how in hows:
-        found = jax.jit(jax.value_and_grad(by_solve(linear, adjoint=ADJOINTS[name](), **how), (0, 1)))(params, x)
+        found = jax.jit(jax.value_and_grad(by_solve(linear, method=how._replace(adjoint=ADJOINTS[name]())), (0, 1)))(
+            params, x
+        )
         jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-6, atol=1e-6), found, expected)
 
 
@@ -72,17 +74,16 @@ def test_adjoints_agree_with_finite_differences(x64):
         jax.tree.unflatten(jax.tree.structure((params, x)), list(jax.random.split(jax.random.key(1), 3))),
     )
     for divergence in (solvers.exact_divergence(), solvers.hutchinson(1)):
-        how = {"divergence": divergence, "steps": 30}
         slopes = {}
         for name, adjoint in ADJOINTS.items():
-            total = by_solve(bent, adjoint=adjoint(), **how)
+            total = by_solve(bent, divergence=divergence, method=solvers.fixed(30, adjoint=adjoint()))
             grads = jax.jit(jax.grad(total, (0, 1)))(params, x, jax.random.key(0))
             slopes[name] = sum(jnp.sum(g * d) for g, d in zip(*map(jax.tree.leaves, (grads, direction)), strict=True))
 
         def moved(h):
             return jax.tree.map(lambda p, d: p + h * d, (params, x), direction)  # noqa: B023
 
-        total = jax.jit(by_solve(bent, **how))
+        total = jax.jit(by_solve(bent, divergence=divergence, method=30))
         known = (total(*moved(1e-5), jax.random.key(0)) - total(*moved(-1e-5), jax.random.key(0))) / 2e-5
         np.testing.assert_allclose(slopes["checkpoint"], known, rtol=1e-7)  # h^2, and the rounding of 1e-16 / h
         np.testing.assert_allclose(slopes["direct"], slopes["checkpoint"], rtol=1e-10)
@@ -92,7 +93,7 @@ def test_adjoints_agree_with_finite_differences(x64):
 def test_samples_carry_their_density(x64):
     """sample_and_log_prob and log_prob of the same x: two solves of 40 steps; and both gradients, x being fixed."""
     params, _ = inputs()
-    flow = cnf(types.Velocity(None, bent), distributions.normal((2,)), steps=40)
+    flow = cnf(types.Velocity(None, bent), distributions.normal((2,)), method=40)
     params = {"velocity": params, "base": {}}
     x, log_prob = jax.jit(flow.sample_and_log_prob, static_argnums=2)(params, jax.random.key(0), 6)
     np.testing.assert_allclose(jax.jit(flow.log_prob)(params, x), log_prob, atol=1e-7)
@@ -105,12 +106,12 @@ def test_samples_carry_their_density(x64):
 def test_density_before_the_end(x64):
     """t1: the density at an earlier time is that of the flow stopped there."""
     params, x = inputs()
-    flow = cnf(types.Velocity(None, bent), distributions.normal((2,)), steps=40, t1=0.6)
-    half = cnf(types.Velocity(None, bent), distributions.normal((2,)), grid=np.linspace(0, 0.6, 41))
+    flow = cnf(types.Velocity(None, bent), distributions.normal((2,)), method=40, t1=0.6)
+    half = cnf(types.Velocity(None, bent), distributions.normal((2,)), method=solvers.on_grid(np.linspace(0, 0.6, 41)))
     params = {"velocity": params, "base": {}}
     np.testing.assert_allclose(flow.log_prob(params, x), half.log_prob(params, x), rtol=1e-12)
     z, _ = flow.inverse(params, x)
-    back, _ = solvers.sample(types.Velocity(None, bent), params["velocity"], z, t1=0.6, steps=200)
+    back, _ = solvers.sample(types.Velocity(None, bent), params["velocity"], z, t1=0.6, method=200)
     np.testing.assert_allclose(back, x, atol=1e-5)
     sample, log_prob = flow.sample_and_log_prob(params, jax.random.key(0), 4)
     np.testing.assert_allclose(flow.log_prob(params, sample), log_prob, atol=1e-7)

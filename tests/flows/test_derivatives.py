@@ -9,7 +9,7 @@ import pytest
 
 import jflow
 from jflow import bijectors as bj
-from jflow import distributions, flows, nets
+from jflow import distributions, flows, nets, solvers
 
 SMALL = {"depth": 1, "hidden": (2,), "activation": nn.tanh, "standardize": False}  # whose log_std has no gradient
 RECIPES = {
@@ -53,14 +53,16 @@ def test_an_ode_names_the_adjoint_that_forward_mode_needs():
     """With it a velocity of zero, at init, leaves the Hessian of the normal base, minus the identity."""
     x = jnp.array([0.3, -0.2])
 
-    def density(**options):
+    def density(adjoint=None):
         velocity = jflow.velocity(nets.TimeMLP((2,), nn.tanh, time_scale=1.0))
-        flow = flows.cnf(velocity, distributions.normal((2,)), steps=1, solver=diffrax.Euler(), **options)
+        flow = flows.cnf(
+            velocity, distributions.normal((2,)), method=solvers.fixed(1, diffrax.Euler(), adjoint=adjoint)
+        )
         params = jax.tree.map(jnp.zeros_like, jax.eval_shape(flow.init, jax.random.key(0), x[None]))
         return lambda x: flow.log_prob(params, x[None])[0]
 
-    for adjoint in ({}, {"adjoint": diffrax.BacksolveAdjoint()}):
-        f = density(**adjoint)
+    for adjoint in (None, diffrax.BacksolveAdjoint()):
+        f = density(adjoint)
         for derivative in (lambda x, f=f: jax.jvp(f, (x,), (x,))[1], jax.hessian(f)):
             with pytest.raises(TypeError, match=r"adjoint=diffrax.DirectAdjoint\(\)"):
                 jax.jit(derivative).lower(x)

@@ -25,7 +25,7 @@ def test_uniform_data_under_the_identity_has_exactly_8_bits():
     """A continuous flow that stands still over the uniform density, exact and by probes."""
     x = jnp.asarray(np.random.default_rng(0).integers(0, 256, size=(16, 2, 2, 3)), jnp.float32)
     for divergence in (solvers.exact_divergence(), solvers.hutchinson(1)):
-        still = flows.cnf(STILL, CENTRED, steps=1, divergence=divergence)
+        still = flows.cnf(STILL, CENTRED, method=1, divergence=divergence)
         flow = flows.with_dequantization(still, bj.uniform_dequantization(256))
         params = flow.init(jax.random.key(0), x)
         assert set(params["base"]) == {"velocity", "base"}
@@ -83,7 +83,7 @@ def test_bounds_reach_the_mass_of_levels(x64):
         (bj.truncated_normal_dequantization(levels * 0.1 / (2 * 0.9), levels), 0.9),
     ):
         # 12 steps of order 5, to about 1e-5
-        flow = flows.cnf(velocity, distributions.normal((2,)), steps=12, t1=t1)
+        flow = flows.cnf(velocity, distributions.normal((2,)), method=12, t1=t1)
         flow = flows.with_dequantization(flow, dequantize, scale=t1)
         params = flow.init(jax.random.key(0), x)
         many = jnp.repeat(x, draws, axis=0)

@@ -196,7 +196,7 @@ def test_zero_init_zeroes_the_first_euler_steps():
     import diffrax
 
     x1, _ = solvers.sample(
-        guidance.zero_init(ones, 0.2 - 1e-6), {}, jnp.zeros((1, 1)), solver=diffrax.Euler(), steps=10
+        guidance.zero_init(ones, 0.2 - 1e-6), {}, jnp.zeros((1, 1)), method=solvers.fixed(10, diffrax.Euler())
     )
     np.testing.assert_allclose(x1, 0.8, atol=1e-6)
 
@@ -207,7 +207,7 @@ def test_variants_compose():
     combine = guidance.rescaled(guidance.interval(guidance.projected(3.0, limit=2.0), 0.2, 0.8), 0.5)
     stack = guidance.zero_init(guidance.guided(velocity, combine, null=NULL), 0.04)
     label = jnp.arange(6) % NULL
-    x1, info = jax.jit(lambda x0: solvers.sample(stack, {}, x0, label, steps=10))(
+    x1, info = jax.jit(lambda x0: solvers.sample(stack, {}, x0, label, method=10))(
         jax.random.normal(jax.random.key(3), (6, 2))
     )
     assert bool(jnp.all(jnp.isfinite(x1))) and not np.any(info.status)

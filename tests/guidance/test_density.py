@@ -65,7 +65,9 @@ def test_the_log_density_of_solved_samples(x64, rate):
     oracle = oracles.gaussian([1.0, -1.0, 0.5], [0.5, 1.0, 2.0])
     x = 2 + oracle.flow_map(jax.random.normal(jax.random.key(1), (8, 3)), 0.0, 0.1)  # away from the mode
     guided = guidance.density(oracles.as_velocity(oracle), guidance.constant_rate(rate))
-    x1, info = solvers.sample(guided, {}, x, solver=diffrax.Dopri5(), rtol=1e-9, atol=1e-9, t0=0.1, t1=0.9)
+    x1, info = solvers.sample(
+        guided, {}, x, method=solvers.adaptive(diffrax.Dopri5(), rtol=1e-9, atol=1e-9), t0=0.1, t1=0.9
+    )
     assert not np.any(info.status)
     np.testing.assert_allclose(oracle.log_density(x1, 0.9) - oracle.log_density(x, 0.1), 0.8 * rate, atol=1e-7)
 

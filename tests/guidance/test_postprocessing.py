@@ -23,7 +23,7 @@ def test_a_flow_from_guided_samples_to_data():
 
     def draw(noise_key, data_key):
         noise = jax.random.normal(noise_key, (n, 2))
-        return solvers.sample(guided, {}, noise, label, steps=16)[0], oracle.sample(data_key, n, label)
+        return solvers.sample(guided, {}, noise, label, method=16)[0], oracle.sample(data_key, n, label)
 
     source, data = jax.jit(draw)(keys[0], keys[1])
     velocity = _fields.velocity(nets.TimeMLP(hidden=(48, 48), time_scale=1.0, embed=nn.Embed(2, 4)))
@@ -38,7 +38,7 @@ def test_a_flow_from_guided_samples_to_data():
 
     state = jax.jit(lambda state: jax.lax.scan(update, state, None, length=400)[0])(state)
     fresh, truth = jax.jit(draw)(keys[4], keys[5])
-    mended, _ = jax.jit(lambda x: solvers.sample(velocity, state.params, x, label, steps=16))(fresh)
+    mended, _ = jax.jit(lambda x: solvers.sample(velocity, state.params, x, label, method=16))(fresh)
     distance = [
         sum(float(metrics.energy_distance(x[label == k], truth[label == k])) for k in (0, 1)) for x in (fresh, mended)
     ]

@@ -44,7 +44,7 @@ def test_score_alignment(x64):
     """|z|^2 for a Gaussian; for a mixture the derivative of the sample's exact log-density by the latent's scale."""
     z = jax.random.normal(jax.random.key(2), (6, 2))
     params = {"velocity": {}, "base": {}}
-    options = {"steps": 40}  # of order 5: far below the tolerances
+    options = {"method": 40}  # of order 5: far below the tolerances
     aligned = lambda flow: jax.jit(lambda z: guidance.score_alignment(flow.forward, params, z))(z)  # noqa: E731
     linear = flows.cnf(
         oracles.as_velocity(oracles.gaussian([1.0, 0.0], [2.0, 0.3])), distributions.normal((2,)), **options

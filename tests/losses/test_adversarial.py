@@ -108,7 +108,7 @@ def test_turbo_adds_features_and_reconstruction(x64):
     velocity = Velocity(lambda *a: 0.0, lambda p, x, t, cond=None, *, key=None: p * jnp.ones_like(x))
     batch = jax.tree.map(lambda a: a.astype(jnp.float64), BATCH)
     params = {"student": jnp.asarray(0.3), "discriminator": jnp.asarray([0.7, -0.2])}  # in float64
-    loss = turbo(velocity, LINEAR, absolute, steps=3, features=FEATURES)
+    loss = turbo(velocity, LINEAR, absolute, method=3, features=FEATURES)
     value, m = loss(params, KEY, batch)
     apart = float(jnp.mean(absolute(batch["x0"] + 0.3, batch["x"])))
     np.testing.assert_allclose(m["reconstruction"], apart, rtol=1e-12)
@@ -126,7 +126,7 @@ def test_turbo_adds_features_and_reconstruction(x64):
 
 def test_features_and_reconstruction_are_means_over_the_event():
     velocity = Velocity(lambda *a: 0.0, lambda p, x, t, cond=None, *, key=None: p * jnp.sin(x))
-    loss = turbo(velocity, LINEAR, absolute, steps=2, features=FEATURES)
+    loss = turbo(velocity, LINEAR, absolute, method=2, features=FEATURES)
     tiled = {name: jnp.tile(value, (1, 2)) for name, value in BATCH.items()}
     one, two = jax.jit(lambda: [loss(PARAMS, KEY, batch)[1] for batch in (BATCH, tiled)])()
     for name in ("features", "reconstruction"):
@@ -229,8 +229,8 @@ def test_bad_input():
     with pytest.raises(ValueError, match="needs a key"):
         adversarial(shifted, LINEAR)(PARAMS, None, BATCH)
     still = Velocity(lambda *a: 0.0, lambda p, x, t, cond=None, *, key=None: p * x)
-    with pytest.raises(ValueError, match="steps to be an integer of at least 1, got 0"):
-        turbo(still, LINEAR, absolute, steps=0)(PARAMS, KEY, BATCH)
+    with pytest.raises(ValueError, match="steps to be a whole number of at least 1, got 0"):
+        turbo(still, LINEAR, absolute, method=0)(PARAMS, KEY, BATCH)
     with pytest.raises(ValueError, match="at least one loss"):
         sum_losses({})
     with pytest.raises(ValueError, match="student_only"):

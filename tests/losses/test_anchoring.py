@@ -137,7 +137,7 @@ def test_expanded_time_asks_two_questions():
     exact = GAUSSIAN.flow_map(x, jnp.zeros(4), jnp.ones(4))
     np.testing.assert_allclose(solvers.sample_flow_map(model, ZERO, x)[0], exact, atol=2e-6)
     flow = solvers.instantaneous_velocity(model)
-    np.testing.assert_allclose(solvers.sample(flow, ZERO, x, steps=100)[0], exact, atol=1e-3)
+    np.testing.assert_allclose(solvers.sample(flow, ZERO, x, method=100)[0], exact, atol=1e-3)
 
 
 def test_repeating_the_event_changes_nothing():

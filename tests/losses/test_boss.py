@@ -31,7 +31,7 @@ def solution(velocity, x0, times):
 
     def gap(x, ends):
         grid = ends[0] + (ends[1] - ends[0]) * jnp.linspace(0, 1, 5)
-        x, _ = solvers.sample(velocity, {}, x, solver=diffrax.Tsit5(), grid=grid)
+        x, _ = solvers.sample(velocity, {}, x, method=solvers.on_grid(grid, diffrax.Tsit5()))
         return x, x
 
     times = jnp.asarray(times, x0.dtype)
@@ -94,7 +94,7 @@ def test_its_grids_beat_equal_steps():
     costs = solvers.step_costs(velocity, {}, solution(velocity, noise(256), times), times)
     x0 = noise(1024, seed=1)
     exact = solution(velocity, x0, times)[:, -1]
-    run = jax.jit(lambda x, grid: solvers.sample(velocity, {}, x, solver=EULER, grid=grid)[0])
+    run = jax.jit(lambda x, grid: solvers.sample(velocity, {}, x, method=solvers.on_grid(grid, EULER))[0])
     for steps in (4, 6, 10):
         grids = {"boss": times[solvers.bellman(costs, steps)], "equal": solvers.grids.uniform(steps)}
         miss = {name: float(jnp.sqrt(jnp.mean((run(x0, grid) - exact) ** 2))) for name, grid in grids.items()}
@@ -120,7 +120,7 @@ def test_the_straight_velocity_has_no_residual_and_lands_exactly(x64):
         x = jnp.stack([x0, *(maps(x0, jnp.zeros(16), jnp.full(16, t)) for t in GRID[1:])], axis=1)
         value, metrics = jax.jit(losses.boss(velocity, GRID))({}, jax.random.key(0), {"x": x})
         assert metrics["residual"] < 1e-14 and value == metrics["residual"]
-        y, _ = jax.jit(lambda x, v=velocity: solvers.sample(v, {}, x, solver=EULER, grid=GRID))(x0)
+        y, _ = jax.jit(lambda x, v=velocity: solvers.sample(v, {}, x, method=solvers.on_grid(GRID, EULER)))(x0)
         np.testing.assert_allclose(y, x[:, -1], atol=1e-7)
         moved = field(lambda x, t, v=velocity: v.apply({}, x, t) + 0.1)
         value, _ = jax.jit(losses.boss(moved, GRID))({}, jax.random.key(0), {"x": x})

@@ -104,7 +104,7 @@ def test_turned_pairs_become_the_optimal_map(x64):
     params = unravel(jnp.asarray(-np.linalg.pinv(hessian, rtol=1e-12) @ grad))
 
     x0 = np.random.default_rng(1).standard_normal((64, 2))
-    x1 = np.asarray(jax.jit(lambda x: solvers.sample(potential_velocity(bowl), params, x, steps=200)[0])(x0))
+    x1 = np.asarray(jax.jit(lambda x: solvers.sample(potential_velocity(bowl), params, x, method=200)[0])(x0))
     np.testing.assert_allclose(x1, scale * x0 + shift, atol=1e-4)  # degree 16 of a function with poles near
     turned = shift + scale * x0 @ TURN.T
     assert metrics.transport_cost(x0, x1) < 0.7 * metrics.transport_cost(x0, turned)

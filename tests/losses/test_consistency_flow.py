@@ -58,7 +58,7 @@ def test_the_exact_average_velocities_are_left_alone_to_first_order(name, x64):
 
 def test_euler_steps_that_meet_the_ends_are_exact():
     x0 = jax.random.normal(jax.random.key(0), (5, 2))
-    x, info = solvers.sample(student(gaussian_map, end), ZERO, x0, solver=diffrax.Euler(), grid=EDGES)
+    x, info = solvers.sample(student(gaussian_map, end), ZERO, x0, method=solvers.on_grid(EDGES, diffrax.Euler()))
     np.testing.assert_allclose(x, GAUSSIAN.flow_map(x0, jnp.zeros(5), jnp.ones(5)), atol=5e-6)
     np.testing.assert_array_equal(info.evaluations, 2)
 

@@ -67,7 +67,7 @@ def test_at_the_exact_velocity_of_a_mixture_it_is_both_likelihoods(x64):
     values = bounds(loss, {}, oracle.sample, n=6000)
     # beside it, the standard error of the mean of `exact`, 1 / sqrt(100,000), is small
     assert within(values, exact.mean()) < 0.03
-    ode, _ = solvers.log_prob(velocity, {}, x[:32], standard_normal, t1=T1, steps=64)
+    ode, _ = solvers.log_prob(velocity, {}, x[:32], standard_normal, t1=T1, method=64)
     np.testing.assert_allclose(-ode, exact[:32], atol=1e-3)
     free = losses.diffusion_likelihood(velocity, importance=importance)
     assert values.std() < 0.9 * bounds(free, {}, oracle.sample, n=6000).std()

@@ -105,8 +105,8 @@ def test_synthetic_and_real_pairs_in_one_batch():
     oracle = oracles.gaussian([1.0, -1.0], [[0.5, 0.2], [0.2, 0.4]])
     velocity = oracles.as_velocity(oracle)
     z, real = jax.random.normal(jax.random.key(0), (4, 2)), oracle.sample(jax.random.key(1), 8)
-    made, _ = jax.jit(lambda z: solvers.sample(velocity, {}, z, steps=50))(z)
-    inverted, _ = jax.jit(lambda x: solvers.sample(velocity, {}, x, steps=50, t0=1.0, t1=0.0))(real[:4])
+    made, _ = jax.jit(lambda z: solvers.sample(velocity, {}, z, method=50))(z)
+    inverted, _ = jax.jit(lambda x: solvers.sample(velocity, {}, x, method=50, t0=1.0, t1=0.0))(real[:4])
     batch = {
         "x": jnp.concatenate([made, real]),
         "x0": jnp.concatenate([z, inverted, jnp.zeros((4, 2))]),

@@ -140,7 +140,7 @@ def test_an_average_of_model_and_encoder_reaches_the_inner_loss_as_the_models():
 
 def test_pairs_in_bfloat16_are_written_as_float32_and_checked(tmp_path):
     velocity = Velocity(lambda *a: 0.0, lambda p, x, t, cond=None, *, key=None: (p * x).astype(x.dtype))
-    options = dict(key=KEY, steps=np.int64(2), batch=8, progress=False, about={"guidance": np.float32(3)})
+    options = dict(key=KEY, method=np.int64(2), batch=8, progress=False, about={"guidance": np.float32(3)})
     source = data.normal_source((3,), jnp.bfloat16)
     data.generate_reflow_pairs(tmp_path / "good", velocity, jnp.float32(0.5), source, 8, **options)
     rows = data.read_shards(tmp_path / "good")
@@ -150,7 +150,7 @@ def test_pairs_in_bfloat16_are_written_as_float32_and_checked(tmp_path):
 
 
 def test_about_says_what_json_can_say(tmp_path):
-    source, options = data.normal_source((2,)), dict(key=KEY, steps=1, batch=4, progress=False)
+    source, options = data.normal_source((2,)), dict(key=KEY, method=1, batch=4, progress=False)
     with pytest.raises(TypeError, match="about: expected what JSON can say, got a function"):
         data.generate_reflow_pairs(tmp_path, FLAT, {}, source, 4, about={"source": lambda key, n: {}}, **options)
 

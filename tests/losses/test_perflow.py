@@ -17,7 +17,7 @@ from jflow.types import Field, Velocity
 KEY = jax.random.key(0)
 MEAN, COV = [1.0, -2.0], [[0.5, 0.2], [0.2, 0.3]]
 KNOTS = (0.0, 0.3, 0.55, 1.0)
-FINE = {"steps": 200}  # of Heun: errors of some 1e-6, 1e-11 squared
+FINE = {"method": 200}  # of Heun: errors of some 1e-6, 1e-11 squared
 SCHEDULES = {"linear": paths.LINEAR, "vp": schedules.vp(), "cosine": schedules.cosine()}
 
 
@@ -93,7 +93,7 @@ def test_the_residual_falls_with_the_steps_of_the_teacher(x64, name, solver, ord
     batch = {"x": oracle.sample(KEY, 256).astype(jnp.float64)}
     errors = []
     for steps in (16, 32):
-        loss = perflow(student, teacher, knots=KNOTS, schedule=SCHEDULES[name], solver=solver, steps=steps)
+        loss = perflow(student, teacher, knots=KNOTS, schedule=SCHEDULES[name], method=solvers.fixed(steps, solver))
         errors.append(float(jax.jit(loss)(None, KEY, batch, {"teacher": {}})[1]["residual"]) ** 0.5)
     assert abs(np.log2(errors[0] / errors[1]) - order) < 0.2
 
@@ -108,7 +108,7 @@ def test_one_window_is_reflow_and_many_are_the_teacher(x64):
     np.testing.assert_allclose(jax.jit(loss)({}, KEY, {"x0": x0, "x": data}, {"teacher": {}})[0], reflow, atol=1e-5)
     errors = []
     for count in (32, 64):
-        loss = perflow(teacher, teacher, knots=count, steps=8)
+        loss = perflow(teacher, teacher, knots=count, method=8)
         errors.append(float(jax.jit(loss)({}, KEY, {"x0": x0, "x": data}, {"teacher": {}})[1]["residual"]) ** 0.5)
     assert abs(np.log2(errors[0] / errors[1]) - 1) < 0.2  # first order in the length of a window
 
@@ -139,9 +139,9 @@ def test_a_student_with_the_teachers_weights_steps_as_ddim_does(x64, name):
     field = network(oracle, schedule)
     x0 = jax.random.normal(KEY, (16, 2), jnp.float64)
     student = convert(field, piecewise(schedule, KNOTS), margin=0)
-    x, _ = solvers.sample(student, {}, x0, solver=diffrax.Euler(), grid=windows(KNOTS, 3))
+    x, _ = solvers.sample(student, {}, x0, method=solvers.on_grid(windows(KNOTS, 3), diffrax.Euler()))
     by_ddim, _ = solvers.sample(
-        convert(field, schedule, margin=0), {}, x0, solver=solvers.ddim(schedule), grid=np.asarray(KNOTS)
+        convert(field, schedule, margin=0), {}, x0, method=solvers.on_grid(np.asarray(KNOTS), solvers.ddim(schedule))
     )
     np.testing.assert_allclose(x, by_ddim, atol=1e-9)
 
@@ -181,10 +181,10 @@ def test_euler_on_the_windows_of_the_exact_student_is_the_flow_map(x64):
     exact = oracle.flow_map(x0, 0.0, 1.0)
     for n in (3, 4, 7):
         grid = windows(KNOTS, n)
-        x, info = solvers.sample(student, None, x0, solver=diffrax.Euler(), grid=grid)
+        x, info = solvers.sample(student, None, x0, method=solvers.on_grid(grid, diffrax.Euler()))
         np.testing.assert_allclose(x, exact, atol=1e-10)
         assert np.all(np.asarray(info.evaluations) == n)
-    x, _ = solvers.sample(student, None, x0, solver=diffrax.Euler(), steps=4)  # misses the knots
+    x, _ = solvers.sample(student, None, x0, method=solvers.fixed(4, diffrax.Euler()))  # misses the knots
     assert np.max(np.abs(x - exact)) > 1e-3
 
 
@@ -215,7 +215,7 @@ def test_gradients_reach_the_student_and_leave_the_teacher():
     rng = np.random.default_rng(0)
     params = jax.tree.map(lambda p: jnp.asarray(0.3 * rng.normal(size=p.shape), p.dtype), shapes)
     guided = jflow.guidance.cfg(teacher, 2.0, null=2)
-    options = {"schedule": schedule, "metric": losses.noise_error(straight), "steps": 2}
+    options = {"schedule": schedule, "metric": losses.noise_error(straight), "method": 2}
     loss = losses.chain(losses.drop_cond(0.5, null=2), perflow(student, guided, **options))
     batch = {"x": x, "cond": cond}
 
@@ -239,10 +239,10 @@ def test_bad_input():
             piecewise(paths.LINEAR, knots)
     with pytest.raises(ValueError, match="one step a window"):
         windows(4, 3)
-    with pytest.raises(ValueError, match="steps to be an integer"):
-        perflow(velocity, velocity, steps=0)
+    with pytest.raises(ValueError, match="steps to be a whole number"):
+        perflow(velocity, velocity, method=0)
     with pytest.raises(TypeError, match="AbstractSolver"):
-        perflow(velocity, velocity, solver="euler")
+        perflow(velocity, velocity, method=solvers.fixed(4, "euler"))
     with pytest.raises(ValueError, match="noise at t=0"):
         perflow(velocity, velocity, schedule=paths.Schedule(lambda t: 1 - t, lambda t: t))
     loss = perflow(velocity, velocity)
@@ -253,4 +253,4 @@ def test_bad_input():
     with pytest.raises(ValueError, match="key"):
         loss({}, None, batch, {"teacher": {}})
     with pytest.raises(ValueError, match="metric of shape"):
-        perflow(velocity, velocity, steps=1, metric=lambda v, target, x, t: v)({}, KEY, batch, {"teacher": {}})
+        perflow(velocity, velocity, method=1, metric=lambda v, target, x, t: v)({}, KEY, batch, {"teacher": {}})

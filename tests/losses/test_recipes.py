@@ -31,10 +31,10 @@ def prompts(key, n):
 
 def test_instaflow(tmp_path):
     guided = guidance.cfg(TEACHER, 2.0, null=2)
-    how = {"steps": 20, "batch": 512, "progress": False}
+    how = {"method": 20, "batch": 512, "progress": False}
     generate_reflow_pairs(tmp_path, guided, PARAMS, prompts, 2048, key=KEY, about={"guidance": 2.0}, **how)
     rows = {name: np.asarray(value) for name, value in read_shards(tmp_path).items()}
-    carry = lambda v, i: solvers.sample(v, PARAMS, rows["x0"][i], rows["cond"][i], steps=20)[0]  # noqa: E731
+    carry = lambda v, i: solvers.sample(v, PARAMS, rows["x0"][i], rows["cond"][i], method=20)[0]  # noqa: E731
     some = slice(500, 530)  # across two batches
     np.testing.assert_allclose(rows["x"][some], carry(guided, some), atol=1e-4)  # each row with its own label
     assert np.max(np.abs(rows["x"][some] - carry(TEACHER, some))) > 0.1  # and the guidance
@@ -60,7 +60,7 @@ def test_instaflow(tmp_path):
         return jax.jit(lambda state: jax.lax.scan(epoch, state, None, length=25)[0])(state).params
 
     def one_step(velocity, params):
-        x, info = solvers.sample(velocity, params, held["x0"], held["cond"], solver=diffrax.Euler(), steps=1)
+        x, info = solvers.sample(velocity, params, held["x0"], held["cond"], method=solvers.fixed(1, diffrax.Euler()))
         assert np.all(np.asarray(info.evaluations) == 1)
         return float(np.sqrt(np.mean((x - held["x"]) ** 2)))
 

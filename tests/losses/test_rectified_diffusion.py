@@ -17,7 +17,7 @@ MEAN, STD = np.asarray([[1.0, -2.0]]), np.asarray([[0.5, 1.5]])
 GAUSSIAN = oracles.gaussian(MEAN[0], STD[0] ** 2)
 SCHEDULES = {"linear": paths.LINEAR, "vp": schedules.vp(), "cosine": schedules.cosine()}
 KNOTS = (0.0, 0.3, 0.55, 1.0)
-FINE = {"steps": 800}  # of Heun: errors of some 1e-7
+FINE = {"method": 800}  # of Heun: errors of some 1e-7
 
 
 def to_data(x):
@@ -56,11 +56,11 @@ def test_the_exact_field_has_no_residual_and_one_step_of_ddim_lands_on_the_data(
     zero = jnp.zeros((1, 1))
     start = schedule.alpha(zero) * batch["x"] + schedule.sigma(zero) * batch["x0"]
     end = schedule.alpha(zero + 1) * batch["x"] + schedule.sigma(zero + 1) * batch["x0"]
-    draw = lambda **options: solvers.sample(velocity, None, start, **options)[0]  # noqa: E731
+    draw = lambda method: solvers.sample(velocity, None, start, method=method)[0]  # noqa: E731
     for grid in ([0.0, 1.0], [0.0, 0.2, 0.9, 1.0]):
-        np.testing.assert_allclose(draw(solver=solvers.ddim(schedule), grid=grid), end, atol=1e-6)
+        np.testing.assert_allclose(draw(solvers.on_grid(grid, solvers.ddim(schedule))), end, atol=1e-6)
     np.testing.assert_allclose(end, batch["x"], atol=1e-6)
-    bent = np.max(np.abs(draw(solver=diffrax.Euler(), steps=1) - end))
+    bent = np.max(np.abs(draw(solvers.fixed(1, diffrax.Euler())) - end))
     assert bent < 1e-6 if name == "linear" else bent > 0.1  # first order is not straight
 
 
@@ -196,7 +196,7 @@ def test_the_residual_of_phases_falls_with_the_steps_of_the_teacher(x64, solver,
     options = {"knots": KNOTS, "schedule": schedule, "time": lambda key, n: PHASES.astype(jnp.float64)}
     for steps in (32, 64):
         teacher = oracles.as_velocity(oracle)
-        loss = phased_rectified_diffusion(student, teacher, **options, solver=solver, steps=steps)
+        loss = phased_rectified_diffusion(student, teacher, **options, method=solvers.fixed(steps, solver))
         errors.append(float(jax.jit(loss)({}, KEY, batch, {"teacher": {}})[1]["residual"]) ** 0.5)
     assert abs(np.log2(errors[0] / errors[1]) - order) < 0.2
 
@@ -249,7 +249,7 @@ def test_bad_input():
     phased = lambda **options: phased_rectified_diffusion(velocity, velocity, schedule=schedules.vp(), **options)  # noqa: E731
     with pytest.raises(ValueError, match=r"cover \[0, 1\]"):
         phased(knots=[0.2, 1.0])
-    with pytest.raises(ValueError, match="steps to be an integer of at least 1, got 0"):
-        phased(steps=0)
+    with pytest.raises(ValueError, match="steps to be a whole number of at least 1, got 0"):
+        phased(method=0)
     with pytest.raises(ValueError, match="'teacher'"):
         phased_rectified_diffusion(velocity, velocity, schedule=paths.LINEAR)(None, KEY, {"x": jnp.zeros((2, 2))})

@@ -41,11 +41,13 @@ def test_the_pseudo_corrector_by_hand(x64):
     for t, h in zip(grid, np.diff(grid), strict=False):
         b = MIXTURE.velocity(y + h * last, t + h)
         y, last = y + h / 2 * (last + b), b
-    out, info = jax.jit(lambda x: solvers.sample(V, {}, x, solver=solvers.pseudo_corrector(), grid=grid))(x)
+    out, info = jax.jit(lambda x: solvers.sample(V, {}, x, method=solvers.on_grid(grid, solvers.pseudo_corrector())))(x)
     np.testing.assert_allclose(out, y, rtol=1e-10)
     np.testing.assert_array_equal(info.evaluations, 6)
-    heun, _ = jax.jit(lambda x: solvers.sample(V, {}, x, solver=diffrax.Heun(), grid=grid[:2]))(x)
-    one, _ = jax.jit(lambda x: solvers.sample(V, {}, x, solver=solvers.pseudo_corrector(), grid=grid[:2]))(x)
+    heun, _ = jax.jit(lambda x: solvers.sample(V, {}, x, method=solvers.on_grid(grid[:2])))(x)
+    one, _ = jax.jit(lambda x: solvers.sample(V, {}, x, method=solvers.on_grid(grid[:2], solvers.pseudo_corrector())))(
+        x
+    )
     np.testing.assert_allclose(one, heun, rtol=1e-12)
 
 
@@ -53,7 +55,7 @@ def test_the_order_of_the_pseudo_corrector(x64):
     """Second order on a mixture, regressed."""
     x, steps = noise(32), (32, 64, 128, 256)
     end = oracles.mixture_flow_map(MIXTURE, x, jnp.zeros(32), jnp.ones(32))
-    solve = lambda x, n: solvers.sample(V, {}, x, solver=solvers.pseudo_corrector(), steps=n)[0]  # noqa: E731
+    solve = lambda x, n: solvers.sample(V, {}, x, method=solvers.fixed(n, solvers.pseudo_corrector()))[0]  # noqa: E731
     miss = [np.sqrt(np.mean((jax.jit(solve, static_argnums=1)(x, n) - end) ** 2)) for n in steps]
     np.testing.assert_allclose(-np.polyfit(np.log(steps), np.log(miss), 1)[0], 2, atol=0.15)
 
@@ -61,11 +63,13 @@ def test_the_order_of_the_pseudo_corrector(x64):
 def test_without_refined_steps_it_is_a_solver(x64):
     x0, refiner, grid = noise(8), exact_refiner(MIXTURE), solvers.grids.power(4, 1.3)
     x, info = run(refiner, {}, x0, heun=1, pseudo=3, refine=0, grid=grid)
-    expected, told = jax.jit(lambda x: solvers.sample(V, {}, x, solver=solvers.pseudo_corrector(), grid=grid))(x0)
+    expected, told = jax.jit(
+        lambda x: solvers.sample(V, {}, x, method=solvers.on_grid(grid, solvers.pseudo_corrector()))
+    )(x0)
     np.testing.assert_allclose(x, expected, rtol=1e-12)
     np.testing.assert_array_equal(info.evaluations, told.evaluations)
     x, info = run(refiner, {}, x0, heun=4, pseudo=0, refine=0, grid=grid)
-    expected, told = jax.jit(lambda x: solvers.sample(V, {}, x, solver=diffrax.Heun(), grid=grid))(x0)
+    expected, told = jax.jit(lambda x: solvers.sample(V, {}, x, method=solvers.on_grid(grid)))(x0)
     np.testing.assert_allclose(x, expected, rtol=1e-12)
     np.testing.assert_array_equal(info.evaluations, told.evaluations)
 
@@ -73,7 +77,7 @@ def test_without_refined_steps_it_is_a_solver(x64):
 def test_steps_of_an_exact_refiner_are_heuns(x64):
     x0 = noise(8)
     x, info = run(exact_refiner(MIXTURE), {}, x0, heun=2, pseudo=0, refine=4)
-    expected, _ = jax.jit(lambda x: solvers.sample(V, {}, x, solver=diffrax.Heun(), steps=6))(x0)
+    expected, _ = jax.jit(lambda x: solvers.sample(V, {}, x, method=6))(x0)
     np.testing.assert_allclose(x, expected, rtol=1e-10)
     np.testing.assert_array_equal(info.evaluations, 4)
     assert np.all(info.status == solvers.Status.OK)
@@ -164,10 +168,10 @@ def test_a_trained_refiner_beats_steps_left_out():
     keys = jax.random.split(jax.random.key(1), 1500)
     params = jax.jit(lambda p: jax.lax.scan(update, (p, optimizer.init(p)), keys)[0][0])(params)
     x0 = noise(1024, seed=2)
-    end, _ = jax.jit(lambda x: solvers.sample(V, {}, x, solver=diffrax.Tsit5(), steps=100))(x0)
+    end, _ = jax.jit(lambda x: solvers.sample(V, {}, x, method=solvers.fixed(100, diffrax.Tsit5())))(x0)
     x, info = run(refiner, params, x0, heun=1, pseudo=3, refine=2)
     assert info.evaluations[0] == 5
-    plain, told = jax.jit(lambda x: solvers.sample(V, {}, x, solver=solvers.pseudo_corrector(), steps=4))(x0)
+    plain, told = jax.jit(lambda x: solvers.sample(V, {}, x, method=solvers.fixed(4, solvers.pseudo_corrector())))(x0)
     assert told.evaluations[0] == 5
     mine, theirs = (float(jnp.sqrt(jnp.mean((y - end) ** 2))) for y in (x, plain))
     assert mine < 0.8 * theirs, (mine, theirs)

@@ -30,7 +30,7 @@ def test_closed_form_on_a_linear_field(x64):
     kinetic = scipy.integrate.quad_vec(speed, 0, 1, epsabs=1e-12)[0]
     z = x @ scipy.linalg.expm(-MATRIX).T
     nll = 0.5 * np.sum(z**2 + np.log(2 * np.pi), axis=1) + np.trace(MATRIX)
-    loss = losses.regularized_nll(LINEAR, BASE, kinetic=0.3, jacobian=0.2, steps=32)
+    loss = losses.regularized_nll(LINEAR, BASE, kinetic=0.3, jacobian=0.2, method=32)
     value, metrics = jax.jit(lambda p: loss(p, None, {"x": jnp.asarray(x), "weight": jnp.asarray(weight)}))(params)
     expected = {"nll": nll, "kinetic": kinetic, "jacobian": np.full(4, np.sum(MATRIX**2))}
     expected = {what: np.average(rows, weights=weight) for what, rows in expected.items()}
@@ -43,7 +43,7 @@ def test_closed_form_on_a_linear_field(x64):
 
 def test_without_factors_it_is_the_likelihood_of_the_flow(x64):
     x, params = jnp.asarray(np.random.default_rng(1).normal(size=(5, 3))), jax.tree.map(jnp.asarray, PARAMS)
-    for how in ({"steps": 6, "t1": 0.7}, {"grid": np.linspace(0, 0.5, 5)}):
+    for how in ({"method": 6, "t1": 0.7}, {"method": solvers.on_grid(np.linspace(0, 0.5, 5))}):
         loss = losses.regularized_nll(LINEAR, BASE, kinetic=0, jacobian=0, **how)
         expected = losses.nll(flows.cnf(LINEAR, BASE, **how))
         value, known = jax.jit(lambda p: (loss(p, None, {"x": x})[0], expected(p, None, {"x": x})[0]))(params)  # noqa: B023
@@ -54,7 +54,7 @@ def test_estimates_of_the_norm(x64):
     """The mean over probes is |A|_F^2, within 4 standard errors over 4000 rows, from both estimators."""
     x, params = jnp.zeros((4000, 3)), jax.tree.map(jnp.asarray, PARAMS)
     for divergence in (solvers.hutchinson(1, noise=jax.random.normal), solvers.hutch_plus_plus(1)):
-        loss = losses.regularized_nll(LINEAR, BASE, divergence=divergence, steps=1)
+        loss = losses.regularized_nll(LINEAR, BASE, divergence=divergence, method=1)
         jacobian = jax.jit(lambda key: loss(params, key, {"x": x})[1]["jacobian"])(jax.random.key(0))  # noqa: B023
         probes = divergence.draw(jax.random.key(1), x)
         _, _, rows = divergence.apply(lambda x: x @ params["velocity"].T, x, probes)
@@ -70,7 +70,7 @@ def test_penalties_shrink_what_they_penalize():
     )
     x = jax.random.normal(jax.random.key(0), (64, 2))
     for factors, shrinks in (({"kinetic": 0, "jacobian": 0}, False), ({}, True)):
-        loss = losses.regularized_nll(spin, distributions.normal((2,)), steps=4, **factors)
+        loss = losses.regularized_nll(spin, distributions.normal((2,)), method=4, **factors)
         grad = jax.jit(jax.grad(lambda rate: loss({"velocity": rate, "base": {}}, None, {"x": x})[0]))(jnp.asarray(0.8))  # noqa: B023
         # of rate w: kinetic w^2 E|x|^2, Jacobian 2 w^2
         expected = 2 * 0.8 * 0.01 * (np.mean(np.sum(x**2, axis=1)) + 2) if shrinks else 0
@@ -81,7 +81,7 @@ def test_errors():
     with pytest.raises(ValueError, match="kinetic, jacobian >= 0, got -1"):
         losses.regularized_nll(LINEAR, BASE, kinetic=-1)
     with pytest.raises(ValueError, match="own ends"):
-        losses.regularized_nll(LINEAR, BASE, grid=[0.0, 1.0], t1=0.5)
-    loss = losses.regularized_nll(LINEAR, BASE, divergence=solvers.hutchinson(), steps=1)
+        losses.regularized_nll(LINEAR, BASE, method=solvers.on_grid([0.0, 1.0]), t1=0.5)
+    loss = losses.regularized_nll(LINEAR, BASE, divergence=solvers.hutchinson(), method=1)
     with pytest.raises(ValueError, match="needs a key"):
         loss(jax.tree.map(jnp.asarray, PARAMS), None, {"x": jnp.ones((2, 3))})

@@ -73,11 +73,11 @@ def test_the_straight_velocity_of_a_gaussian_has_no_loss_and_no_truncation_error
         return mean[None] + (rho - 1) / h[:, None] * (x - at) / (1 + ((t - start) / h)[:, None] * (rho - 1))
 
     straight = Velocity(lambda *args: {}, apply)
-    rows = trajectories(tmp_path, GAUSSIAN, normal_source((2,)), 64, steps=200)
+    rows = trajectories(tmp_path, GAUSSIAN, normal_source((2,)), 64, method=200)
     value, _ = jax.jit(losses.flow_matching(straight, path=sequential_path(KNOTS)))({}, KEY, rows)
     assert value < 1e-7  # of a velocity of order one; what remains is the teacher's solver
     x0 = rows["x"][:, 0]
-    x1, _ = solvers.sample(straight, {}, x0, solver=diffrax.Euler(), grid=KNOTS)
+    x1, _ = solvers.sample(straight, {}, x0, method=solvers.on_grid(KNOTS, diffrax.Euler()))
     np.testing.assert_allclose(x1, GAUSSIAN.flow_map(x0, 0.0, 1.0), atol=1e-5)
     bent, ends = jax.jit(
         lambda x: (metrics.straightness(straight, {}, x, knots=KNOTS), metrics.straightness(straight, {}, x))
@@ -93,7 +93,7 @@ def test_the_straight_velocity_of_a_mixture_has_no_residual_and_lands_exactly(x6
     loss = losses.flow_matching(flow, path=sequential_path(KNOTS))
     run = jax.jit(lambda p: loss(p, KEY, {"x": x})[0])
     assert run(at()) < 1e-6 and run(at(a=0.1)) > 1e-3 and run(at(b=0.1)) > 1e-3
-    x1, _ = jax.jit(lambda x: solvers.sample(flow, at(), x, solver=diffrax.Euler(), grid=KNOTS))(x0)
+    x1, _ = jax.jit(lambda x: solvers.sample(flow, at(), x, method=solvers.on_grid(KNOTS, diffrax.Euler())))(x0)
     np.testing.assert_allclose(x1, x[:, -1], atol=1e-7)
 
 
@@ -130,10 +130,10 @@ def test_truncation_error_falls_below_the_teachers(tmp_path):
 
     @jax.jit
     def errors(params):
-        target, _ = solvers.sample(exact, {}, x0, steps=100)
-        straight, _ = solvers.sample(velocity, params, x0, solver=diffrax.Euler(), grid=knots)
-        own = metrics.truncation_error(velocity, params, x0, grid=knots, knots=knots)
-        teachers = metrics.truncation_error(exact, {}, x0, grid=knots, knots=knots)
+        target, _ = solvers.sample(exact, {}, x0, method=100)
+        straight, _ = solvers.sample(velocity, params, x0, method=solvers.on_grid(knots, diffrax.Euler()))
+        own = metrics.truncation_error(velocity, params, x0, method=solvers.on_grid(knots), knots=knots)
+        teachers = metrics.truncation_error(exact, {}, x0, method=solvers.on_grid(knots), knots=knots)
         return [jnp.sqrt(jnp.mean(jnp.square(e))) for e in (straight - target, own, teachers)]
 
     miss, own, teachers = errors(state.params)

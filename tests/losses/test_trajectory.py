@@ -8,7 +8,7 @@ import pytest
 from teachers import GAUSSIAN, MIXTURE, ORACLES, at, exact_map, near_map, reached, scrambled
 
 import jflow
-from jflow import nets, oracles, times
+from jflow import nets, oracles, solvers, times
 from jflow.losses import trajectory_distillation
 from jflow.losses._teacher import average_velocity
 from jflow.types import FlowMap, Velocity
@@ -21,7 +21,7 @@ TERMS = ("output", "change", "consistency", "straight")
 def test_the_exact_map_has_no_residual(law, x64):
     oracle = ORACLES[law]
     loss = trajectory_distillation(
-        near_map(exact_map(law)), oracles.as_velocity(oracle), solver=diffrax.Dopri5(), steps=8
+        near_map(exact_map(law)), oracles.as_velocity(oracle), method=solvers.fixed(8, diffrax.Dopri5())
     )
     batch = {"x": oracle.sample(KEY, 64)}
     run = jax.jit(lambda params: loss(params, KEY, batch, {"teacher": {}}))
@@ -37,7 +37,7 @@ def test_the_residual_falls_with_the_teachers_steps(x64):
     model, batch = exact_map("mixture"), {"x": MIXTURE.sample(KEY, 64)}
     steps, residuals = (8, 16, 32), []
     for n in steps:
-        loss = trajectory_distillation(model, oracles.as_velocity(MIXTURE), steps=n, consistency=0.0)
+        loss = trajectory_distillation(model, oracles.as_velocity(MIXTURE), method=n, consistency=0.0)
         metrics = jax.jit(lambda loss=loss: loss({}, KEY, batch, {"teacher": {}})[1])()
         residuals.append(float(metrics["output"] + metrics["change"]))
     order = -np.polyfit(np.log(steps), np.log(residuals), 1)[0]
@@ -58,7 +58,7 @@ def test_a_straight_teacher_satisfies_all_four_and_a_curved_one_three(x64):
     loss = trajectory_distillation(model, teacher, straight=1.0)
     value, _ = jax.jit(lambda: loss({}, KEY, batch, frozen))()
     assert value < 1e-20
-    loss = trajectory_distillation(exact_map("gaussian"), oracles.as_velocity(GAUSSIAN), steps=16, straight=1.0)
+    loss = trajectory_distillation(exact_map("gaussian"), oracles.as_velocity(GAUSSIAN), method=16, straight=1.0)
     _, metrics = jax.jit(lambda: loss({}, KEY, batch, frozen))()
     assert metrics["residual"] < 1e-6 and metrics["straight"] > 1e-2
 
@@ -66,7 +66,7 @@ def test_a_straight_teacher_satisfies_all_four_and_a_curved_one_three(x64):
 def test_the_average_velocity_of_a_teacher(x64):
     x, t = GAUSSIAN.sample(KEY, 16), jnp.linspace(0, 0.9, 16)
     teacher = oracles.as_velocity(GAUSSIAN)
-    run = jax.jit(lambda r: average_velocity(teacher, {}, x, t, r, solver=diffrax.Dopri5(), steps=16))
+    run = jax.jit(lambda r: average_velocity(teacher, {}, x, t, r, method=solvers.fixed(16, diffrax.Dopri5())))
     for r in (t, jnp.ones(16), t * 0.5):  # standing, onward, backward
         y = run(r)
         np.testing.assert_allclose(y, GAUSSIAN.average_velocity(x, t, r), atol=1e-7)
@@ -118,7 +118,7 @@ def test_gradients_reach_every_param_and_stop_at_the_teacher():
     x, t, cond = GAUSSIAN.sample(KEY, 4), jnp.linspace(0, 0.9, 4), jnp.asarray([0, 1, 2, 2])
     params = scrambled(jax.eval_shape(model.init, KEY, x, t, t, cond))
     teacher = scrambled(jax.eval_shape(velocity.init, KEY, x, t, cond))
-    loss = trajectory_distillation(model, velocity, steps=2)
+    loss = trajectory_distillation(model, velocity, method=2)
     batch = {"x": x, "cond": cond}
     grads, frozen = jax.jit(jax.grad(lambda p, f: loss(p, KEY, batch, f)[0], argnums=(0, 1)))(
         params, {"teacher": teacher}
@@ -133,7 +133,7 @@ def test_bad_input():
     with pytest.raises(ValueError, match="t <= r"):
         trajectory_distillation(model, teacher, times=lambda key, n: (jnp.ones(n), jnp.zeros(n)))
     with pytest.raises(ValueError, match="steps"):
-        trajectory_distillation(model, teacher, steps=0)
+        trajectory_distillation(model, teacher, method=0)
     with pytest.raises(ValueError, match="finite change >= 0"):
         trajectory_distillation(model, teacher, change=-1.0)
     with pytest.raises(ValueError, match="above 0"):

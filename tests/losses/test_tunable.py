@@ -8,7 +8,7 @@ import pytest
 from teachers import GAUSSIAN, MIXTURE, ORACLES, at, exact_map, reached, scrambled
 
 import jflow
-from jflow import couplings, losses, nets, oracles, times
+from jflow import couplings, losses, nets, oracles, solvers, times
 from jflow.losses import lagrangian_map_distillation, tunable_distillation
 from jflow.solvers import restore
 from jflow.types import FlowMap, Velocity
@@ -29,7 +29,9 @@ def chords(flow_map):
 @pytest.mark.parametrize("law", ORACLES)
 def test_the_exact_student_has_no_residual(law, x64):
     oracle = ORACLES[law]
-    loss = tunable_distillation(chords(exact_map(law)), oracles.as_velocity(oracle), solver=diffrax.Dopri5())
+    loss = tunable_distillation(
+        chords(exact_map(law)), oracles.as_velocity(oracle), method=solvers.fixed(1, diffrax.Dopri5())
+    )
     batch = {"x0": jax.random.normal(KEY, (64, 2)), "x": jnp.zeros((64, 2))}
     run = jax.jit(lambda params: loss(params, KEY, batch, {"teacher": {}}))
     value, metrics = run(at())
@@ -44,7 +46,11 @@ def test_the_residual_falls_with_the_step(solver, order, x64):
     steps, residuals = (0.1, 0.05, 0.025), []
     for step in steps:
         loss = tunable_distillation(
-            student, oracles.as_velocity(MIXTURE), step=step, solver=solver, knob=times.uniform(0.2, 0.8)
+            student,
+            oracles.as_velocity(MIXTURE),
+            step=step,
+            method=solvers.fixed(1, solver),
+            knob=times.uniform(0.2, 0.8),
         )
         residuals.append(float(jax.jit(lambda loss=loss: loss(at(), KEY, batch, {"teacher": {}})[1]["residual"])()))
     found = np.polyfit(np.log(steps), np.log(residuals), 1)[0]
@@ -91,7 +97,7 @@ def test_the_knob_trades_fidelity_for_realism(x64):
     """On Gaussians with a source made from the data: knob 0 is E[x1 | x0], knob 1 has the data's law."""
     student = Velocity(lambda *a: 0.0, scaled_chords)
     source = couplings.corrupted(lambda x: x, SIGMA)
-    loss = tunable_distillation(student, RESTORING, solver=diffrax.Dopri5())
+    loss = tunable_distillation(student, RESTORING, method=solvers.fixed(1, diffrax.Dopri5()))
     loss = losses.chain(couplings.with_source(source), loss)
     x1 = jax.random.normal(KEY, (20_000, 1))
     value, metrics = jax.jit(lambda: loss(0.0, KEY, {"x": x1}, {"teacher": {}}))()

@@ -3,7 +3,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jflow import oracles
+from jflow import oracles, solvers
 from jflow.metrics import straightness, transport_cost, truncation_error
 from jflow.types import Velocity
 
@@ -35,7 +35,7 @@ def test_gaussian_of_another_width_by_quadrature():
     velocity = oracles.as_velocity(oracles.gaussian([mean], std**2))
     x0 = rows(8, 1)
     np.testing.assert_allclose(
-        straightness(velocity, {}, x0, steps=200), expected * x0[:, 0] ** 2, rtol=2e-3, atol=1e-4
+        straightness(velocity, {}, x0, method=200), expected * x0[:, 0] ** 2, rtol=2e-3, atol=1e-4
     )
 
 
@@ -65,7 +65,7 @@ def test_more_knots_never_find_more():
     velocity = oracles.as_velocity(oracles.eight_gaussians())
     x0 = rows(32, 2)
     found = [
-        float(jnp.mean(straightness(velocity, {}, x0, knots=np.linspace(0, 1, k + 1), steps=64 // k)))
+        float(jnp.mean(straightness(velocity, {}, x0, knots=np.linspace(0, 1, k + 1), method=64 // k)))
         for k in (1, 2, 4)
     ]
     assert found[0] > found[1] > found[2] > 0
@@ -88,9 +88,9 @@ def test_rows_far_from_the_origin_keep_their_digits():
     velocity = field(lambda x, t, cond: 2 * t[:, None] * cond)
     for offset in (1e4, 1e5):
         x0 = np.full((8, 3), offset, np.float32)
-        found = straightness(velocity, {}, x0, m, steps=50)
+        found = straightness(velocity, {}, x0, m, method=50)
         np.testing.assert_allclose(found, np.sum(m**2, 1) / 3, rtol=1e-3)  # the midpoint rule: 1 / (4 steps^2)
-        found = truncation_error(velocity, {}, x0, m, steps=2)
+        found = truncation_error(velocity, {}, x0, m, method=2)
         np.testing.assert_allclose(found, np.linalg.norm(m, axis=1) / 2, rtol=1e-4)
 
 
@@ -113,10 +113,10 @@ def test_transport_cost_refuses():
 def test_truncation_error_of_euler_on_a_line():
     """dx/dt = x: Euler gives (1 + 1/n)^n, the end is e."""
     x0 = rows(8, 2)
-    found = jax.jit(lambda x: truncation_error(field(lambda x, t, c: x), {}, x, steps=4))(x0)
+    found = jax.jit(lambda x: truncation_error(field(lambda x, t, c: x), {}, x, method=4))(x0)
     expected = (np.e - 1.25**4) * np.linalg.norm(x0, axis=1)
     np.testing.assert_allclose(found, expected, rtol=1e-3)  # 100 midpoint steps are off e by 4e-5, of 0.28
     jump = field(lambda x, t, cond: jnp.broadcast_to(jnp.where(t < 0.3, 1.0, -2.0)[:, None], x.shape))
-    kept = truncation_error(jump, {}, x0, grid=(0, 0.3, 1), knots=(0, 0.3, 1))
+    kept = truncation_error(jump, {}, x0, method=solvers.on_grid((0, 0.3, 1)), knots=(0, 0.3, 1))
     np.testing.assert_allclose(kept, 0, atol=1e-5)  # rounding of 200 sums
-    assert jax.numpy.all(truncation_error(jump, {}, x0, steps=2) > 0.1)
+    assert jax.numpy.all(truncation_error(jump, {}, x0, method=2) > 0.1)

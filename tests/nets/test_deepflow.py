@@ -36,7 +36,7 @@ def test_the_last_velocity_is_that_of_all_branches_at_one_point(params):
     last = last_velocity(FIELD)
     spread = jax.jit(FIELD.apply)(params, jnp.stack([x] * 3, 1), jnp.stack([t] * 3, 1), cond)
     np.testing.assert_allclose(jax.jit(last.apply)(params, x, t, cond), spread.velocity[:, -1], atol=1e-5)
-    x1, info = jax.jit(lambda x: solvers.sample(last, params, x, cond, steps=2))(x)
+    x1, info = jax.jit(lambda x: solvers.sample(last, params, x, cond, method=2))(x)
     assert x1.shape == x.shape and np.all(info.evaluations == 4)
 
 

@@ -75,7 +75,7 @@ def test_both_flows_end_in_the_same_place(pair, x64):
     t, c = paths.matched_time(trained, new, zero)
     at_start = new.sigma(zero)[:, None] * start
     # the trained schedule may start later than the new one, whose first ratio it never had, or have to be met on its way
-    options = {"solver": diffrax.Dopri8(), "rtol": 1e-9, "atol": 1e-9}
+    options = {"method": solvers.adaptive(diffrax.Dopri8(), rtol=1e-9, atol=1e-9)}
     end, info = jax.jit(lambda x: solvers.sample(changed, {}, x, **options))(at_start)
     since = float(t[0])
     other, _ = jax.jit(lambda x: solvers.sample(velocity, {}, x, t0=since, **options))(at_start / c[:, None])

@@ -101,7 +101,9 @@ def test_the_ode_and_the_sde_end_in_the_data(x64):
     score = paths.interpolant_score(field(SMOOTH), SMOOTH)
     z = jnp.asarray([[-2.0], [-1.0], [0.0], [1.0], [2.0]])
     start = M0 + np.sqrt(V0) * z
-    end, _ = jax.jit(lambda x: solvers.sample(velocity, {}, x, solver=diffrax.Dopri8(), rtol=1e-9, atol=1e-9))(start)
+    end, _ = jax.jit(
+        lambda x: solvers.sample(velocity, {}, x, method=solvers.adaptive(diffrax.Dopri8(), rtol=1e-9, atol=1e-9))
+    )(start)
     # between Gaussians in one dimension an ODE keeps the order, so z goes to z
     np.testing.assert_allclose(end, M1 + np.sqrt(V1) * z, atol=1e-6)
 

@@ -77,7 +77,7 @@ def test_a_predicting_network_samples_to_the_end(dtype):
     for make in (parameterizations.from_data, parameterizations.from_noise, parameterizations.from_score):
         velocity = make(NET, margin=1e-2)
         params = velocity.init(jax.random.key(0), x, jnp.zeros(4))
-        out, info = jax.jit(lambda x, params, velocity=velocity: solvers.sample(velocity, params, x, steps=8))(
+        out, info = jax.jit(lambda x, params, velocity=velocity: solvers.sample(velocity, params, x, method=8))(
             x, params
         )
         assert out.dtype == dtype and np.all(info.status == 0) and np.all(np.isfinite(np.asarray(out, np.float32)))

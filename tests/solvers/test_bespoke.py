@@ -64,7 +64,7 @@ def run(theta, velocity, x0, solver):
 def test_at_first_it_is_the_plain_method(x64, solver):
     v, x0 = V, noise(16)
     x1, info = run(solvers.bespoke_params(5, solver=solver), v, x0, solver)
-    plain, told = jax.jit(lambda x: solvers.sample(v, {}, x, solver=solver, steps=5))(x0)
+    plain, told = jax.jit(lambda x: solvers.sample(v, {}, x, method=solvers.fixed(5, solver)))(x0)
     np.testing.assert_allclose(x1, plain, rtol=1e-12, atol=1e-12)
     np.testing.assert_array_equal(info.evaluations, told.evaluations)
     assert info.evaluations[0] == (5 if solver is EULER else 10) and np.all(info.status == solvers.Status.OK)
@@ -105,9 +105,9 @@ def test_a_change_of_schedule_is_one_of_them(x64, solver):
     time, scale = (lambda r: sin(r) / (sin(r) + cos(r))), (lambda r: sin(r) + cos(r))
     theta = solvers.bespoke_params(6, solver=solver, time=time, scale=scale)
     other = paths.reschedule(v, LINEAR, cosine)
-    expected, _ = jax.jit(lambda x: solvers.sample(other, {}, x, solver=solver, steps=6))(x0)
+    expected, _ = jax.jit(lambda x: solvers.sample(other, {}, x, method=solvers.fixed(6, solver)))(x0)
     np.testing.assert_allclose(run(theta, v, x0, solver)[0], expected, atol=1e-10)
-    plain, _ = jax.jit(lambda x: solvers.sample(v, {}, x, solver=solver, steps=6))(x0)
+    plain, _ = jax.jit(lambda x: solvers.sample(v, {}, x, method=solvers.fixed(6, solver)))(x0)
     assert np.abs(plain - expected).max() > 1e-2
 
 
@@ -187,7 +187,7 @@ def _gaps(knots):
 
 
 def _fine(v, x, ends):
-    return solvers.sample(v, {}, x, solver=diffrax.Tsit5(), grid=ends)[0]
+    return solvers.sample(v, {}, x, method=solvers.on_grid(ends, diffrax.Tsit5()))[0]
 
 
 @both
@@ -243,7 +243,7 @@ def plain_misses(evaluations):
     fresh, end = noise(1024, seed=1), solved(1024, 1, 1)[:, -1].astype(np.float32)
     methods = {diffrax.Euler: 1, diffrax.Midpoint: 2, diffrax.Heun: 2, diffrax.Bosh3: 3}
     steps = {kind(): evaluations // each for kind, each in methods.items()}
-    run = jax.jit(lambda x: [solvers.sample(V, {}, x, solver=kind, steps=n)[0] for kind, n in steps.items()])
+    run = jax.jit(lambda x: [solvers.sample(V, {}, x, method=solvers.fixed(n, kind))[0] for kind, n in steps.items()])
     return {type(kind): float(jnp.sqrt(jnp.mean((y - end) ** 2))) for kind, y in zip(steps, run(fresh), strict=True)}
 
 

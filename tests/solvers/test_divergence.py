@@ -116,7 +116,7 @@ def test_one_solve_has_one_draw():
     velocity = types.Velocity(None, lambda params, x, t, cond=None, *, key=None: x @ params.T)
     x, key, divergence = jnp.ones((3, D)), jax.random.key(4), solvers.hutch_plus_plus(2, 1)
     expected = evaluate(divergence, lambda x: x @ matrix.T, x, key)[1]
-    for how in ({"steps": 6}, {"rtol": 1e-4, "atol": 1e-4}):
+    for how in ({"method": 6}, {"method": solvers.adaptive(rtol=1e-4, atol=1e-4)}):
         _, log_det, info = solvers.sample_with_log_det(velocity, matrix, x, key=key, divergence=divergence, **how)
         np.testing.assert_allclose(log_det, expected, rtol=1e-4)
         assert np.all(info.evaluations < 300)

@@ -42,7 +42,7 @@ def as_velocity(field):
 
 def run(v, x, solver, grid, params=None):
     """Compiled without XLA's optimizer."""
-    return jax.jit(lambda params, x: solvers.sample(v, params, x, solver=solver, grid=grid))(
+    return jax.jit(lambda params, x: solvers.sample(v, params, x, method=solvers.on_grid(grid, solver)))(
         {} if params is None else params, x
     )
 
@@ -216,7 +216,9 @@ def test_gradients_by_the_adjoints_and_of_the_grid(x64, name):
     at = (jnp.asarray(1.1), x, jnp.asarray([0.0, 0.2, 0.35, 0.7, 1.0]))
 
     def loss(a, x, grid, adjoint):
-        return jnp.sum(jnp.sin(solvers.sample(v, {"a": a}, x, solver=SOLVERS[name], grid=grid, adjoint=adjoint)[0]))
+        return jnp.sum(
+            jnp.sin(solvers.sample(v, {"a": a}, x, method=solvers.on_grid(grid, SOLVERS[name], adjoint=adjoint))[0])
+        )
 
     checkpointed, direct = (
         jax.jit(jax.value_and_grad(lambda *args: loss(*args, adjoint), argnums=(0, 1, 2)))  # noqa: B023
@@ -238,7 +240,8 @@ def test_backsolve_goes_back_along_the_same_solver(x64):
     v, x = as_velocity(lambda params, x, t, cond: jnp.sin(x + 2 * t[:, None])), draw()
     slopes = []
     for adjoint in (diffrax.BacksolveAdjoint(), diffrax.RecursiveCheckpointAdjoint()):
-        loss = lambda x: jnp.sum(solvers.sample(v, {}, x, solver=solvers.unipc(2), steps=40, adjoint=adjoint)[0])  # noqa: B023, E731
+        how = solvers.fixed(40, solvers.unipc(2), adjoint=adjoint)
+        loss = lambda x, how=how: jnp.sum(solvers.sample(v, {}, x, method=how)[0])  # noqa: E731
         slopes.append(jax.jit(jax.grad(loss))(x))
     assert np.abs(slopes[1] - 1).max() > 0.1
     np.testing.assert_allclose(slopes[0], slopes[1], atol=5e-3)  # second order at the ends: some 1 / 40^2
@@ -248,7 +251,7 @@ def test_backsolve_goes_back_along_the_same_solver(x64):
 def test_log_dets_pytrees_and_types(name):
     """A log-det is a state like any other: log_det of the Gaussian's map is log 0.5 in each of two dimensions."""
     v, x = oracles.as_velocity(oracles.gaussian([0.7, 0.7], 0.25)), draw().astype(jnp.bfloat16)
-    run_ = jax.jit(lambda x: solvers.sample_with_log_det(v, {}, x, solver=SOLVERS[name], steps=40))
+    run_ = jax.jit(lambda x: solvers.sample_with_log_det(v, {}, x, method=solvers.fixed(40, SOLVERS[name])))
     y, log_det, info = run_(x)
     assert y.dtype == jnp.bfloat16 and log_det.dtype == jnp.float32
     np.testing.assert_allclose(log_det, 2 * np.log(0.5), atol=1e-2)  # second order: some 1 / 40^2
@@ -267,7 +270,7 @@ def test_traced_once_though_built_again():
         return params["a"] * x
 
     v = types.Velocity(None, apply)
-    call = lambda a, x: solvers.sample(v, {"a": a}, x, solver=solvers.unipc(2), steps=3)  # noqa: E731
+    call = lambda a, x: solvers.sample(v, {"a": a}, x, method=solvers.fixed(3, solvers.unipc(2)))  # noqa: E731
     for f in (jax.jit(call), call):
         f(jnp.asarray(1.0), jnp.ones((2, 2)))
         first = len(traces)
@@ -282,4 +285,9 @@ def test_orders_that_there_are():
             with pytest.raises(ValueError, match=rf"expected order to be one of \[1, .*{most}\], got {order}"):
                 make(order)
     with pytest.raises(ValueError, match="no error estimate"):
-        solvers.sample(as_velocity(lambda p, x, t, c: x), {}, draw(), solver=solvers.unipc(), rtol=1e-3, atol=1e-3)
+        solvers.sample(
+            as_velocity(lambda p, x, t, c: x),
+            {},
+            draw(),
+            method=solvers.adaptive(solvers.unipc(), rtol=1e-3, atol=1e-3),
+        )

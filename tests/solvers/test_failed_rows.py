@@ -13,7 +13,7 @@ from jflow.types import Velocity
 CUBE = Velocity(lambda *args: {}, lambda params, x, t, cond=None, *, key=None: params * x**3)
 X, FINE = jnp.array([[0.1], [2.0], [-0.5]]), np.array([0.1, -0.5])
 LEFT = 1 - 2 * FINE**2
-FIXED, ADAPTIVE = {"steps": 40}, {"rtol": 1e-4, "atol": 1e-4, "max_steps": 256}
+FIXED, ADAPTIVE = solvers.fixed(40), solvers.adaptive(rtol=1e-4, atol=1e-4, max_steps=256)
 
 
 CHECKPOINT, BACKSOLVE = diffrax.RecursiveCheckpointAdjoint(), diffrax.BacksolveAdjoint()
@@ -26,7 +26,7 @@ CHECKPOINT, BACKSOLVE = diffrax.RecursiveCheckpointAdjoint(), diffrax.BacksolveA
 )
 def test_a_row_that_blows_up_leaves_the_gradient_of_the_others(how, adjoint):
     def total(a, x):
-        y, info = solvers.sample(CUBE, a, x, adjoint=adjoint, **how)
+        y, info = solvers.sample(CUBE, a, x, method=how._replace(adjoint=adjoint))
         return jnp.sum(jnp.where((info.status == 0)[:, None], y, 0.0)), info.status
 
     (da, dx), status = jax.jit(jax.grad(total, argnums=(0, 1), has_aux=True))(1.0, X)
@@ -37,7 +37,7 @@ def test_a_row_that_blows_up_leaves_the_gradient_of_the_others(how, adjoint):
 
 def test_where_every_row_fails_the_gradient_is_zero():
     def total(a):
-        y, info = solvers.sample(CUBE, a, 1e10 * X[1:2], solver=diffrax.Euler(), steps=4)
+        y, info = solvers.sample(CUBE, a, 1e10 * X[1:2], method=solvers.fixed(4, diffrax.Euler()))
         return jnp.sum(jnp.where((info.status == 0)[:, None], y, 0.0))
 
     assert jax.jit(jax.grad(total))(1.0) == 0
@@ -46,7 +46,7 @@ def test_where_every_row_fails_the_gradient_is_zero():
 def test_what_a_velocity_closes_over_is_differentiated_under_vmap_too():
     def one(a):
         velocity = Velocity(None, lambda params, x, t, cond=None, *, key=None: a * x)
-        return solvers.sample(velocity, {}, jnp.ones((1, 1)), solver=diffrax.Euler(), steps=2)[0]
+        return solvers.sample(velocity, {}, jnp.ones((1, 1)), method=solvers.fixed(2, diffrax.Euler()))[0]
 
     def total(a):
         return jnp.sum(jax.vmap(one)(a[None]))
@@ -56,7 +56,7 @@ def test_what_a_velocity_closes_over_is_differentiated_under_vmap_too():
 
 def test_the_density_of_a_failed_row_stays_out_of_the_gradient_of_the_base():
     """Backwards the same row blows up where a < 0: z = x / sqrt(s), log p = log N(z; mean, 1) - 1.5 log s, s = 1 + 2 a x^2."""
-    flow = flows.cnf(CUBE, distributions.diagonal_normal((1,)), solver=diffrax.Tsit5(), steps=12)
+    flow = flows.cnf(CUBE, distributions.diagonal_normal((1,)), method=12)
 
     def total(params):
         log_p = flow.log_prob(params, X)
@@ -94,27 +94,27 @@ def test_the_derivative_in_a_traced_end_time_is_the_velocity_there():
     """dx/dt = a x on two numbers: x e^{at}, log det 2 a t."""
     line = Velocity(None, lambda params, x, t, cond=None, *, key=None: params * x)
     a, t, x = 0.7, 0.6, jnp.array([[0.3, -1.0]])
-    how = {"solver": diffrax.Midpoint(), "steps": 40}
+    how = solvers.fixed(40, diffrax.Midpoint())
 
     def ends(t0, t1):
-        y, log_det, _ = solvers.sample_with_log_det(line, a, x, t0=t0, t1=t1, **how)
+        y, log_det, _ = solvers.sample_with_log_det(line, a, x, t0=t0, t1=t1, method=how)
         return y, log_det
 
     (y0, det0), (y1, det1) = zip(*jax.jit(jax.jacrev(ends, argnums=(0, 1)))(0.0, t), strict=True)
     np.testing.assert_allclose(y1, a * x * np.exp(a * t), rtol=1e-3)
     np.testing.assert_allclose(y0, -a * x * np.exp(a * t), rtol=1e-3)
     np.testing.assert_allclose([det0, det1], [[-2 * a], [2 * a]], rtol=1e-5)
-    adaptive = lambda t1: solvers.sample(line, a, x, t1=t1, rtol=1e-4, atol=1e-4)[0]  # noqa: E731
+    adaptive = lambda t1: solvers.sample(line, a, x, t1=t1, method=solvers.adaptive(rtol=1e-4, atol=1e-4))[0]  # noqa: E731
     np.testing.assert_allclose(jax.jit(jax.jacrev(adaptive))(t), a * x * np.exp(a * t), rtol=1e-3)
 
 
 def test_no_rows():
     """Of every way to integrate, results of no rows, in the types of what they would be."""
     none, lp = jax.ShapeDtypeStruct((0, 2), np.float32), lambda z: jnp.sum(z, axis=1)
-    ways = [FIXED, ADAPTIVE, {"grid": np.array([0, 0.3, 1])}, {"steps": 2, "solver": solvers.unipc()}]
+    ways = [FIXED, ADAPTIVE, solvers.on_grid(np.array([0, 0.3, 1])), solvers.fixed(2, solvers.unipc())]
     for how in ways:
-        y, info = jax.eval_shape(lambda x, how=how: solvers.sample(CUBE, 1.0, x, **how), none)
-        log_p, _ = jax.eval_shape(lambda x, how=how: solvers.log_prob(CUBE, 1.0, x, lp, **how), none)
+        y, info = jax.eval_shape(lambda x, how=how: solvers.sample(CUBE, 1.0, x, method=how), none)
+        log_p, _ = jax.eval_shape(lambda x, how=how: solvers.log_prob(CUBE, 1.0, x, lp, method=how), none)
         assert y.shape == (0, 2) and log_p.shape == info.status.shape == (0,)
     step = solvers.ancestral(CUBE)
     y, path = jax.eval_shape(

@@ -198,7 +198,7 @@ def test_by_evaluations_reports_what_was_counted():
     )
     assert [row["evaluations"] for row in rows] == [1, 3] and rows[0]["failed"] == 0
     heun = metrics.quality_by_evaluations(
-        lambda n: solvers.sample(oracles.as_velocity(ORACLE), {}, X, steps=n), lambda x: {}, counts=(2,)
+        lambda n: solvers.sample(oracles.as_velocity(ORACLE), {}, X, method=n), lambda x: {}, counts=(2,)
     )
     assert heun == [{"evaluations": 4.0, "failed": 0.0}]
 

@@ -32,7 +32,7 @@ def test_n_steps_are_n_plus_one_times_from_0_to_1(name):
 def test_evaluations_are_the_steps_of_the_grid():
     v = oracles.as_velocity(oracles.gaussian([0.5], 0.3))
     for grid in (grids.edm(3), grids.shifted(grids.uniform(5), 2.0), [0.0, 0.3, 1.0]):  # the last one "learned"
-        _, info = solvers.sample(v, {}, jnp.zeros((1, 1)), solver=solvers.ddim(), grid=grid)
+        _, info = solvers.sample(v, {}, jnp.zeros((1, 1)), method=solvers.on_grid(grid, solvers.ddim()))
         assert info.evaluations.tolist() == [len(grid) - 1]
 
 

@@ -9,7 +9,7 @@ from jflow import solvers, types
 from jflow.solvers import hutchinson
 
 MATRIX = np.asarray([[0.3, -0.8, 0.1], [0.5, -0.4, 0.2], [-0.3, 0.6, 0.5]])
-TIGHT = {"solver": diffrax.Dopri5(), "rtol": 1e-9, "atol": 1e-9}
+TIGHT = {"method": solvers.adaptive(diffrax.Dopri5(), rtol=1e-9, atol=1e-9)}
 
 
 def as_velocity(field):
@@ -67,7 +67,7 @@ def test_eight_gaussians(x64):
     exact = mixture_log_prob(x)
     # the entropy is 2.6147 nats; -log p has a standard deviation of 1 (that of a chi-square of two, halved)
     np.testing.assert_allclose(-exact.mean(), 2.6147, atol=4 / np.sqrt(4000))
-    how = {"solver": diffrax.Dopri5(), "rtol": 1e-6, "atol": 1e-6}
+    how = {"method": solvers.adaptive(diffrax.Dopri5(), rtol=1e-6, atol=1e-6)}
     log_prob, _ = solvers.log_prob(as_velocity(mixture_velocity), {}, x[:64], standard_normal, **how)
     np.testing.assert_allclose(log_prob, exact[:64], atol=1e-3)
     # float32 and the default tolerances of 1e-5 cost a digit
@@ -80,11 +80,17 @@ def test_hutchinson_is_unbiased(x64):
     x = jnp.asarray(np.random.default_rng(0).normal(size=(2, 2))) * 3
     field = as_velocity(lambda params, x, t, cond: jnp.sin(x @ jnp.asarray([[0.3, 1.1], [-0.7, 0.4]])))
     grid = np.linspace(0, 1, 9)
-    exact, _ = solvers.log_prob(field, {}, x, standard_normal, grid=grid)
+    exact, _ = solvers.log_prob(field, {}, x, standard_normal, method=solvers.on_grid(grid))
     many = jnp.repeat(x, 4000, axis=0)  # every row has probes of its own
     for noise in (jax.random.rademacher, jax.random.normal):
         estimate, _ = solvers.log_prob(
-            field, {}, many, standard_normal, key=jax.random.key(0), divergence=hutchinson(1, noise=noise), grid=grid
+            field,
+            {},
+            many,
+            standard_normal,
+            key=jax.random.key(0),
+            divergence=hutchinson(1, noise=noise),
+            method=solvers.on_grid(grid),
         )
         estimate = estimate.reshape(2, 4000)
         error = estimate.std(axis=1) / np.sqrt(4000)
@@ -95,7 +101,7 @@ def test_hutchinson_is_unbiased(x64):
 def test_probes_are_drawn_once_and_averaged(x64):
     """On a linear field the estimate is known: the mean of e.Ae over the probes of this key."""
     x, key = jnp.ones((4, 3)), jax.random.key(3)
-    for how in (TIGHT, {"steps": 8}):
+    for how in (TIGHT, {"method": 8}):
         _, log_det, info = solvers.sample_with_log_det(
             as_velocity(linear),
             jnp.asarray(MATRIX),
@@ -112,8 +118,8 @@ def test_probes_are_drawn_once_and_averaged(x64):
 def test_rademacher_is_exact_for_diagonal_jacobians():
     field = as_velocity(lambda params, x, t, cond: jnp.sin(3 * x) * t[:, None])
     x = jax.random.normal(jax.random.key(0), (6, 4))
-    exact, _ = solvers.log_prob(field, {}, x, standard_normal, steps=8)
-    one, _ = solvers.log_prob(field, {}, x, standard_normal, key=jax.random.key(1), divergence=hutchinson(1), steps=8)
+    exact, _ = solvers.log_prob(field, {}, x, standard_normal, method=8)
+    one, _ = solvers.log_prob(field, {}, x, standard_normal, key=jax.random.key(1), divergence=hutchinson(1), method=8)
     np.testing.assert_allclose(one, exact, rtol=1e-5)
 
 
@@ -126,7 +132,7 @@ def test_images_and_conditions():
         (jax.random.key(0), hutchinson(2)),
         (jax.random.key(0), solvers.hutch_plus_plus(4)),  # a sketch of the whole event: exact
     ):
-        y, log_det, _ = solvers.sample_with_log_det(field, {}, x, rate, key=key, divergence=divergence, steps=8)
+        y, log_det, _ = solvers.sample_with_log_det(field, {}, x, rate, key=key, divergence=divergence, method=8)
         np.testing.assert_allclose(log_det, 4 * rate, rtol=1e-4, atol=1e-4)
         np.testing.assert_allclose(y[:, 0, 0, 0], np.exp(rate), rtol=1e-4)
 
@@ -134,15 +140,19 @@ def test_images_and_conditions():
 def test_a_grid_serves_sampling_and_likelihood():
     x, grid = jnp.ones((2, 3)), np.asarray([0.0, 0.1, 0.4, 1.0])
     for times in (grid, jnp.asarray(grid)):
-        log_prob, info = solvers.log_prob(as_velocity(linear), jnp.asarray(MATRIX), x, standard_normal, grid=times)
-        x0, log_det, _ = solvers.sample_with_log_det(as_velocity(linear), jnp.asarray(MATRIX), x, grid=grid[::-1])
+        log_prob, info = solvers.log_prob(
+            as_velocity(linear), jnp.asarray(MATRIX), x, standard_normal, method=solvers.on_grid(times)
+        )
+        x0, log_det, _ = solvers.sample_with_log_det(
+            as_velocity(linear), jnp.asarray(MATRIX), x, method=solvers.on_grid(grid[::-1])
+        )
         np.testing.assert_allclose(log_prob, standard_normal(x0) + log_det, rtol=1e-6)
         assert info.evaluations.tolist() == [7 + 6 + 6] * 2
 
 
 def test_log_dets_are_float32_at_least():
     x = jnp.ones((2, 3), jnp.bfloat16)
-    y, log_det, _ = solvers.sample_with_log_det(as_velocity(linear), jnp.asarray(MATRIX), x, steps=4)
+    y, log_det, _ = solvers.sample_with_log_det(as_velocity(linear), jnp.asarray(MATRIX), x, method=4)
     assert y.dtype == jnp.bfloat16 and log_det.dtype == jnp.float32
     np.testing.assert_allclose(log_det, np.trace(MATRIX), rtol=1e-4)
 
@@ -160,14 +170,12 @@ def test_errors():
     x, v = jnp.ones((2, 3)), as_velocity(linear)
     for how, message in [
         ({"divergence": hutchinson(2)}, "needs a key"),
-        ({"grid": [0.0, 0.9], "t1": 0.9}, "own ends"),
-        ({"steps": 3, "rtol": 1e-3, "atol": 1e-3}, "got steps and rtol"),
-        ({"grid": [0.0, 0.0, 1.0]}, "rises strictly"),
-        ({"grid": [1.0, 0.0]}, "rises strictly"),
+        ({"method": solvers.on_grid([0.0, 0.9]), "t1": 0.9}, "own ends"),
+        ({"method": solvers.on_grid([1.0, 0.0])}, "rises strictly"),
     ]:
         with pytest.raises(ValueError, match=message):
             solvers.log_prob(v, jnp.asarray(MATRIX), x, standard_normal, **how)
     with pytest.raises(ValueError, match="own ends"):
-        solvers.sample_with_log_det(v, jnp.asarray(MATRIX), x, grid=[0.0, 1.0], t0=1.0, t1=0.0)
+        solvers.sample_with_log_det(v, jnp.asarray(MATRIX), x, method=solvers.on_grid([0.0, 1.0]), t0=1.0, t1=0.0)
     with pytest.raises(ValueError, match="lead with 2 rows"):
         solvers.log_prob(v, jnp.asarray(MATRIX), x, standard_normal, jnp.ones((3,)))

@@ -49,7 +49,7 @@ def test_depth_one_is_plain_sampling():
     oracle = oracles.as_velocity(oracles.mixture(WEIGHTS, MEANS, VARIANCE))
     x0 = jax.random.normal(jax.random.key(0), (8, 2))
     found, info = run(oracle, x0, (5,))
-    expected, plain = solvers.sample(oracle, {}, x0, steps=5, solver=diffrax.Euler())
+    expected, plain = solvers.sample(oracle, {}, x0, method=solvers.fixed(5, diffrax.Euler()))
     np.testing.assert_allclose(found, expected, atol=1e-5)
     np.testing.assert_array_equal(info.evaluations, plain.evaluations)
 

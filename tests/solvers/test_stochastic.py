@@ -102,7 +102,7 @@ def test_ancestral_is_ddpm_and_ddim(x64):
         end, path = solvers.sample_sde(step, {}, x, jax.random.key(0), grids.cosine(5), keep=True)
         np.testing.assert_allclose(path.std, 0, atol=1e-7)
         np.testing.assert_allclose(
-            end, solvers.sample(V, {}, x, solver=solvers.ddim(), grid=grids.cosine(5))[0], rtol=1e-6
+            end, solvers.sample(V, {}, x, method=solvers.on_grid(grids.cosine(5), solvers.ddim()))[0], rtol=1e-6
         )
 
 

@@ -32,9 +32,9 @@ def net(x64):
 @pytest.mark.parametrize(
     ("name", "options", "atol"),
     [
-        ("dopri5", {"solver": diffrax.Dopri5(), "rtol": 1e-10, "atol": 1e-10}, 1e-9),
-        ("euler", {"solver": diffrax.Euler(), "steps": 8}, 1e-12),
-        ("midpoint", {"solver": diffrax.Midpoint(), "steps": 8}, 1e-12),
+        ("dopri5", {"method": solvers.adaptive(diffrax.Dopri5(), rtol=1e-10, atol=1e-10)}, 1e-9),
+        ("euler", {"method": solvers.fixed(8, diffrax.Euler())}, 1e-12),
+        ("midpoint", {"method": solvers.fixed(8, diffrax.Midpoint())}, 1e-12),
     ],
 )
 def test_samples(net, name, options, atol):
@@ -54,7 +54,11 @@ def test_log_densities_and_their_gradients(net, adjoint):
 
     def nll(params):
         log_prob, _ = solvers.log_prob(
-            VELOCITY, params, x, lambda z: BASE.log_prob({}, z), solver=diffrax.Dopri8(), steps=16, adjoint=adjoint
+            VELOCITY,
+            params,
+            x,
+            lambda z: BASE.log_prob({}, z),
+            method=solvers.fixed(16, diffrax.Dopri8(), adjoint=adjoint),
         )
         return -jnp.mean(log_prob), log_prob
 

@@ -89,7 +89,7 @@ def mapped_checks(mesh):
     # an ODE is solved inside the loss: diffrax's buffers need check_vma=False
     velocity = Velocity(lambda *a: PARAMS, lambda p, x, t, cond=None, *, key=None: x @ p["w"] + p["b"])
     taught = dict(frozen={"teacher": jax.tree.map(lambda leaf: leaf + 0.3, PARAMS)})
-    step = train.make_step(losses.perflow(velocity, velocity, steps=1), OPTIMIZER, ema=0.9, axis_name="data")
+    step = train.make_step(losses.perflow(velocity, velocity, method=1), OPTIMIZER, ema=0.9, axis_name="data")
     _, out["ode_pmap"] = losses_of(
         jax.pmap(step, axis_name="data"), train.stack_for_pmap(state(**taught), 8), split, n=2
     )
