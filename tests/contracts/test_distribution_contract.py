@@ -36,7 +36,8 @@ TABLE = {
 
 
 def test_every_public_name_is_in_the_table():
-    assert set(distributions.__all__) == {name.split()[0] for name in TABLE}
+    modules = {"decoders", "mixtures"}  # tests/distributions
+    assert set(distributions.__all__) == {name.split()[0] for name in TABLE} | modules
 
 
 def setup(name, event=None, dtype=np.float32):

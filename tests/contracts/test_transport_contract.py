@@ -65,16 +65,16 @@ TABLE = {
     "scan": Row(
         lambda: bj.scan(bj.chain(bj.lu(4), bj.augment(conditional(1), 1), bj.drop(conditional(1), 1)), 3), draws="both"
     ),
-    "truncated_normal_dequantize": Row(lambda: bj.truncated_normal_dequantization(0.3, 5), levels=5, wide=False),
-    "uniform_dequantize": Row(lambda: bj.uniform_dequantization(5), levels=5, wide=False),
+    "truncated_normal_dequantization": Row(lambda: bj.truncated_normal_dequantization(0.3, 5), levels=5, wide=False),
+    "uniform_dequantization": Row(lambda: bj.uniform_dequantization(5), levels=5, wide=False),
     "vae": Row(
         lambda: bj.vae(
             flows.planar((2,), depth=1, hidden=(8,), standardize=False), decoders.normal(nn.Dense(4)), (2,), (4,)
         ),
         draws="both",
     ),
-    "variational_dequantize": Row(dequantized, levels=5, wide=False),
-    "variational_dequantize on cond": Row(dequantized, levels=5, wide=False, cond=vector),
+    "variational_dequantization": Row(dequantized, levels=5, wide=False),
+    "variational_dequantization on cond": Row(dequantized, levels=5, wide=False, cond=vector),
 }
 EXACT = ("drop", "drop on cond")  # nothing drawn on the way from the data
 
@@ -251,7 +251,7 @@ def test_transports_are_refused_where_an_inverse_must_be_exact():
 
 def flow_plus_plus(depth=(1, 1, 1), **options):
     """With affine couplings: mixtures of logistics are tested as a transformer."""
-    sizes = {"width": 4, "blocks": 1, "heads": 2, "dequantizer_depth": 1, "transformer": bj.univariate.affine()}
+    sizes = {"width": 4, "blocks": 1, "heads": 2, "dequantizer_depth": 1, "univariate": bj.univariate.affine()}
     return flows.flow_plus_plus((2, 4, 1), levels=5, depth=depth, **sizes, **options)
 
 
@@ -346,7 +346,7 @@ def test_elbo_flows(name):
 
 
 def test_every_public_name_is_in_the_table():
-    public = {"augment", "drop", "uniform_dequantize", "vae", "variational_dequantize"}
+    public = {"augment", "drop", "uniform_dequantization", "vae", "variational_dequantization"}
     assert public < set(bj.__all__) and public <= {name.split()[0] for name in TABLE}
     assert {"elbo_flow", "flow_plus_plus", "importance_weighted"} == {name.split()[0] for name in FLOWS}
 
