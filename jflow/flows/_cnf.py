@@ -72,8 +72,9 @@ def cnf(
         return base_log_prob("cnf", base, params, z, check_cond("cnf", cond, z.shape[0]), key)
 
     def log_prob(params, x, cond=None, *, key=None):
-        check_params("flows.cnf.log_prob", params, "velocity", "base")
-        cond = check_cond("flows.cnf.log_prob", cond, count_rows("flows.cnf.log_prob", x))
+        name = "flows.cnf.inverse"
+        check_params(name, params, "velocity", "base")
+        cond = check_cond(name, cond, count_rows(name, x))
         probe_key, base_key = split_key(key, 2)
         options = {"key": probe_key, "divergence": divergence, "method": there, "t1": t1}
         of_base = lambda z: density(params, z, cond, base_key)  # noqa: E731
