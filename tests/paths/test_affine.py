@@ -10,18 +10,18 @@ COSINE = paths.Schedule(alpha=lambda t: jnp.sin(jnp.pi * t / 2), sigma=lambda t:
 
 # conversion -> the end of the linear path at which it diverges
 DIVERGES = {
-    "velocity_to_x1": None,
-    "velocity_to_x0": None,
-    "score_to_x0": None,
-    "x1_to_velocity": 1.0,
-    "x1_to_x0": 1.0,
-    "x0_to_score": 1.0,
+    "velocity_to_data": None,
+    "velocity_to_noise": None,
+    "score_to_noise": None,
+    "data_to_velocity": 1.0,
+    "data_to_noise": 1.0,
+    "noise_to_score": 1.0,
     "velocity_to_score": 1.0,
-    "x1_to_score": 1.0,
-    "x0_to_velocity": 0.0,
-    "x0_to_x1": 0.0,
+    "data_to_score": 1.0,
+    "noise_to_velocity": 0.0,
+    "noise_to_data": 0.0,
     "score_to_velocity": 0.0,
-    "score_to_x1": 0.0,
+    "score_to_data": 0.0,
 }
 
 
@@ -32,8 +32,8 @@ def gaussian(x, t):
     centered = x - t * MEAN
     return {
         "velocity": MEAN + (t * STD**2 - (1 - t)) / variance * centered,
-        "x1": MEAN + t * STD**2 / variance * centered,
-        "x0": (1 - t) / variance * centered,
+        "data": MEAN + t * STD**2 / variance * centered,
+        "noise": (1 - t) / variance * centered,
         "score": -centered / variance,
     }
 
@@ -81,8 +81,8 @@ def test_conversions_recover_a_pair(name, schedule, x64):
     x = path.point(x0, x1, t)
     truth = {
         "velocity": path.target(x0, x1, t),
-        "x1": x1,
-        "x0": x0,
+        "data": x1,
+        "noise": x0,
         "score": -x0 / schedule.sigma(t)[:, None],
     }
     source, target = name.split("_to_")

@@ -33,7 +33,7 @@ ENDS = {
     "unit_edm": (1 / np.hypot(1, 80), 80 / np.hypot(1, 80), 1 / np.hypot(1, 0.002), 0.002 / np.hypot(1, 0.002)),
 }
 CONVERSIONS = [
-    f"{a}_to_{b}" for a in ("velocity", "x1", "x0", "score") for b in ("velocity", "x1", "x0", "score") if a != b
+    f"{a}_to_{b}" for a in ("velocity", "data", "noise", "score") for b in ("velocity", "data", "noise", "score") if a != b
 ]
 every = pytest.mark.parametrize("name", SCHEDULES)
 
@@ -45,8 +45,8 @@ def predictions(schedule, x, t):
     gain = a * 0.4**2 / (a**2 * 0.4**2 + s**2)
     return {
         "velocity": oracle.velocity(x, t),
-        "x1": 1.5 + gain * (x - a * 1.5),
-        "x0": -s * oracle.score(x, t),
+        "data": 1.5 + gain * (x - a * 1.5),
+        "noise": -s * oracle.score(x, t),
         "score": oracle.score(x, t),
     }
 
@@ -108,8 +108,8 @@ def test_ends_are_met_and_slopes_finite(name, dtype):
 
 # name -> conversions that are not finite at t=0, and at t=1
 LINEAR_ENDS = (
-    {"x0_to_velocity", "x0_to_x1", "score_to_velocity", "score_to_x1"},
-    {"x1_to_velocity", "x1_to_x0", "x0_to_score", "velocity_to_score", "x1_to_score"},
+    {"noise_to_velocity", "noise_to_data", "score_to_velocity", "score_to_data"},
+    {"data_to_velocity", "data_to_noise", "noise_to_score", "velocity_to_score", "data_to_score"},
 )
 DIVERGE = {
     "linear": LINEAR_ENDS,
