@@ -32,9 +32,8 @@ ENDS = {
     "edm": (1, 80, 1, 0.002),
     "unit_edm": (1 / np.hypot(1, 80), 80 / np.hypot(1, 80), 1 / np.hypot(1, 0.002), 0.002 / np.hypot(1, 0.002)),
 }
-CONVERSIONS = [
-    f"{a}_to_{b}" for a in ("velocity", "data", "noise", "score") for b in ("velocity", "data", "noise", "score") if a != b
-]
+KINDS = ("velocity", "data", "noise", "score")
+CONVERSIONS = [f"{a}_to_{b}" for a in KINDS for b in KINDS if a != b]
 every = pytest.mark.parametrize("name", SCHEDULES)
 
 
