@@ -233,5 +233,5 @@ def test_bad_input():
         turbo(still, LINEAR, absolute, steps=0)(PARAMS, KEY, BATCH)
     with pytest.raises(ValueError, match="at least one loss"):
         sum_losses({})
-    with pytest.raises(ValueError, match="on_student"):
+    with pytest.raises(ValueError, match="student_only"):
         student_only(adversarial(shifted, LINEAR))({"teacher": 1}, KEY, BATCH)

@@ -184,5 +184,5 @@ def test_refusals():
     wrong = field(lambda params, x, t, cond: x)
     with pytest.raises(ValueError, match=r"potential of shape \[4\].*got \[4, 2\]"):
         potential_velocity(wrong).apply({}, jnp.zeros((4, 2)), jnp.zeros(4))
-    with pytest.raises(ValueError, match="c_rectified is stochastic"):
+    with pytest.raises(ValueError, match="c_rectified_flow is stochastic"):
         c_rectified_flow(wrong)({}, None, {"x": jnp.zeros((4, 2))})
