@@ -159,7 +159,7 @@ def flowjax_calls(kind, features, width, rows):
         flow = masked_autoregressive_flow(
             jax.random.key(0),
             base_dist=Normal(jnp.zeros(features)),
-            univariate=RationalQuadraticSpline(knots=BINS, interval=5) if kind == "spline" else None,
+            transformer=RationalQuadraticSpline(knots=BINS, interval=5) if kind == "spline" else None,
             flow_layers=DEPTH,
             nn_width=width,
             nn_depth=2,

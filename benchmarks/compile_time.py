@@ -44,7 +44,7 @@ def flowjax_programs(depth: int, x) -> dict:
     flow = coupling_flow(
         jax.random.key(0),
         base_dist=Normal(jnp.zeros(x.shape[1])),
-        univariate=RationalQuadraticSpline(knots=BINS, interval=5),
+        transformer=RationalQuadraticSpline(knots=BINS, interval=5),
         flow_layers=depth,
         nn_width=HIDDEN,
         nn_depth=1,

@@ -69,7 +69,7 @@ def flowjax_model(features, kind, args):
     flow = coupling_flow(
         jax.random.key(0),
         base_dist=Normal(jnp.zeros(features)),
-        univariate=RationalQuadraticSpline(knots=8, interval=5) if kind == "spline" else Affine(),
+        transformer=RationalQuadraticSpline(knots=8, interval=5) if kind == "spline" else Affine(),
         flow_layers=args.depth,
         nn_width=128,
         nn_depth=2,

@@ -116,7 +116,7 @@ def fit_flowjax(rows, seed: int, form: str) -> tuple[np.ndarray, float]:
     flow = make(
         build_key,
         base_dist=Normal(jnp.zeros(x.shape[1])),
-        univariate=RationalQuadraticSpline(knots=8, interval=5),
+        transformer=RationalQuadraticSpline(knots=8, interval=5),
         flow_layers=6,
         nn_width=64,
         nn_depth=2,

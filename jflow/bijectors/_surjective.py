@@ -2,9 +2,9 @@
 
 | | source z -> data x | data x -> source z | contribution of the inverse | log p(x) |
 |---|---|---|---|---|
-| uniform_dequantize | x = floor(L z) | z = (x + u) / L, u uniform | -D log L | bound |
-| variational_dequantize | x = floor(L z) | z = (x + u) / L, u ~ q(u given x) | -D log L - log q(u given x) | bound |
-| truncated_normal_dequantize | x = floor(L z) | the same, u normal about 1/2 within (0, 1) | the same | bound |
+| uniform_dequantization | x = floor(L z) | z = (x + u) / L, u uniform | -D log L | bound |
+| variational_dequantization | x = floor(L z) | z = (x + u) / L, u ~ q(u given x) | -D log L - log q(u given x) | bound |
+| truncated_normal_dequantization | x = floor(L z) | the same, u normal about 1/2 within (0, 1) | the same | bound |
 | augment | x is z without its last numbers e | z = (x, e), e ~ q(e given x) | -log q(e given x) | bound |
 | drop | x = (z, e), e ~ p(e given z) | z is x without its last numbers e | log p(e given z) | exact |
 
@@ -40,7 +40,7 @@ def uniform_dequantization(levels: int = 256) -> Transport:
         return _to_level(z, levels), zero_log_det(z) + _cell(z, levels)
 
     def inverse(params, x, cond=None, *, key=None):
-        need_key("uniform_dequantize.inverse", key)
+        need_key("uniform_dequantization.inverse", key)
         u = jax.random.uniform(key, x.shape, float_dtype(x))
         return _into_cell(x, u, levels), _on_level(x, zero_log_det(x) - _cell(x, levels), levels)
 
@@ -71,7 +71,7 @@ def variational_dequantization(noise: Flow | Distribution, levels: int = 256) ->
         return x, noise.log_prob(params, u, given(x, cond), key=key) + _cell(z, levels)
 
     def inverse(params, x, cond=None, *, key=None):
-        need_key("variational_dequantize.inverse", key)
+        need_key("variational_dequantization.inverse", key)
         u, log_q = _draw(noise, params, key, x.shape[0], given(x, cond))
         if u.shape != x.shape:
             raise ValueError(

@@ -135,7 +135,7 @@ def dequantization(levels: int, *, key: str = "x") -> Preprocess:
 
     def check(x):
         on_level = (x == np.round(x)) & (x >= 0) & (x < levels)
-        _check_rows(f"dequantize({levels}): expected integers in 0 .. {levels - 1}", x, on_level)
+        _check_rows(f"dequantization({levels}): expected integers in 0 .. {levels - 1}", x, on_level)
 
     def fit(rows):
         check(np.asarray(as_array(key, rows[key])))
@@ -143,7 +143,7 @@ def dequantization(levels: int, *, key: str = "x") -> Preprocess:
 
     def apply(state, rows, rng):
         if rng is None:
-            raise ValueError("dequantize draws noise: it needs rng, a numpy Generator, got None")
+            raise ValueError("dequantization draws noise: it needs rng, a numpy Generator, got None")
         x, dtype = _read(rows, key)
         check(x)
         # Keep off the cells' ends by a few ulps, so that rounding here or in a later part cannot change the level.

@@ -11,12 +11,12 @@ from jflow.types import Bijector, Distribution, ElboFlow, Flow, Transport
 __all__ = ["with_dequantization"]
 
 
-def with_dequantization(flow: Flow | Distribution, dequantize: Transport, *, scale: float = 1.0) -> ElboFlow:
-    """`flow`, a density of reals, as a model of levels 0 .. L-1 (as floats) that `dequantize` puts into [0, 1).
+def with_dequantization(flow: Flow | Distribution, dequantization: Transport, *, scale: float = 1.0) -> ElboFlow:
+    """`flow`, a density of reals, as a model of levels 0 .. L-1 (as floats) that `dequantization` puts into [0, 1).
 
-    What flow sees is scale (2 z - 1), z the dequantized levels: images in [-scale, scale]. dequantize, from
-    `bijectors`, is uniform_dequantize(L), variational_dequantize(noise, L) or truncated_normal_dequantize(std, L); the
-    latter goes with a continuous flow that ends at a time of its schedule, `cnf(..., t1=t1)`, where scale = alpha(t1)
+    What flow sees is scale (2 z - 1), z the dequantized levels: images in [-scale, scale]. dequantization, from
+    `bijectors`, is uniform_dequantization(L), variational_dequantization(noise, L) or truncated_normal_dequantization(std,
+    L); the latter goes with a continuous flow that ends at a time of its schedule, `cnf(..., t1=t1)`, where scale = alpha(t1)
     and std = L sigma(t1) / (2 alpha(t1)). Params {'bijector', 'base'}, base the flow's.
 
     `metrics.bits_per_dim(elbo, D)` of its elbo [b], nats of the levels themselves, are bits per dimension, exactly 8
@@ -24,7 +24,7 @@ def with_dequantization(flow: Flow | Distribution, dequantize: Transport, *, sca
     """
     if not (math.isfinite(scale) and scale > 0):
         raise ValueError(f"with_dequantization: expected a finite scale > 0, got {scale}")
-    return elbo_flow(bj.chain(_to_unit(scale), dequantize), flow)
+    return elbo_flow(bj.chain(_to_unit(scale), dequantization), flow)
 
 
 def _to_unit(scale: float) -> Bijector:

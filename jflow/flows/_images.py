@@ -37,7 +37,7 @@ def glow(
     Each scale squeezes, takes `depth` steps, says with one more coupling what the kept half of the channels predicts of
     the other half (the paper's learned prior of a split), and goes on with the kept half. The 1 x 1 convolution is P L U
     with P fixed. Acts on real images of order one: for data in levels use
-    elbo_flow(chain(sigmoid(0.05), uniform_dequantize(256)), glow(...)).
+    elbo_flow(chain(sigmoid(0.05), uniform_dequantization(256)), glow(...)).
 
     Sampling at temperature T: glow(..., base=distributions.scaled(distributions.normal(event_shape), T)), same params.
 

@@ -130,7 +130,8 @@ def data_to_velocity(x1: Array, x: Array, t: Array, schedule: Schedule = LINEAR)
 
 
 def noise_to_velocity(x0: Array, x: Array, t: Array, schedule: Schedule = LINEAR) -> Array:
-    """v = (a' x - D x0) / a; linear: (x - x0) / t. Diverges where alpha = 0, at t = 0."""
+    """v = (a' x - D x0) / a; linear: (x - x0) / t. Diverges where alpha = 0, at t = 0. Of arrays: a network that predicts
+    the noise becomes a velocity by `paths.parameterizations.from_noise`."""
     a, s, da, ds = _at(schedule, t, x)
     return (da * x - (da * s - ds * a) * x0) / a
 

@@ -233,7 +233,7 @@ def test_it_is_flowjaxs_masked_autoregressive_flow(x64):
     x, cond = (np.random.default_rng(i).normal(size=(6, n)) for i, n in enumerate((d, c)))
     with jax.numpy_rank_promotion("allow"):
         options = {"dim": d, "cond_dim": c, "nn_width": d * each, "nn_depth": 1, "nn_activation": jnp.tanh}
-        theirs = MaskedAutoregressive(jax.random.key(0), univariate=Affine(), **options)
+        theirs = MaskedAutoregressive(jax.random.key(0), transformer=Affine(), **options)
         theirs = paramax.unwrap(theirs)
         expected = jax.vmap(theirs.transform_and_log_det)(jnp.asarray(x), jnp.asarray(cond))
         back = jax.vmap(theirs.inverse_and_log_det)(jnp.asarray(x), jnp.asarray(cond))

@@ -67,7 +67,7 @@ def test_it_is_flowjaxs_network(x64, peer):
     d, c, each = 4, 3, 3
     theirs = MaskedAutoregressive(
         jax.random.key(0),
-        univariate=Affine(),
+        transformer=Affine(),
         dim=d,
         cond_dim=c,
         nn_width=d * each,
