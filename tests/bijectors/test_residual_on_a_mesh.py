@@ -11,7 +11,7 @@ jax.config.update("jax_numpy_rank_promotion", "raise")
 mesh = jax.make_mesh((2,), ("rows",), axis_types=(jax.sharding.AxisType.Auto,))
 rng = np.random.default_rng(0)
 # In one dimension a probe of signs has no noise: whatever the shards draw, the series is the exact log-det to 0.6^60.
-series = bj.log_dets.power_series(60)
+series = bj.log_dets.neumann(60)
 mixed = nets.LipschitzMLP((8,), coeff=0.6, orders=(3, 2, 3))
 for d, flow, key in [
     (1, flows.residual_flow((1,), depth=2, hidden=(8,), coeff=0.6, log_det=series), jax.random.key(0)),
@@ -37,7 +37,7 @@ for d, flow, key in [
         np.testing.assert_allclose(a, b, atol=2e-5, rtol=1e-4)
 
 # roulette: a loop whose length is drawn, in each shard for itself
-flow = flows.residual_flow((2,), depth=2, hidden=(8,), log_det=bj.log_dets.roulette(per_row=True))
+flow = flows.residual_flow((2,), depth=2, hidden=(8,), log_det=bj.log_dets.russian_roulette(per_row=True))
 params = flow.init(jax.random.key(0), x)
 drawn = lambda p, x, key: flow.log_prob(p, x, key=jax.random.fold_in(key, jax.lax.axis_index("rows")))
 rows = jax.shard_map(drawn, mesh=mesh, in_specs=(P(), P("rows"), P()), out_specs=P("rows"))
