@@ -48,12 +48,13 @@ def sinkhorn(
     iterations: int = 50,
     draw: Draw = sample_permutation,
 ) -> Coupling:
-    """Pairs from the plan P of least <P, cost> + epsilon KL(P | uniform), by Sinkhorn's iteration (`plans.potentials`).
+    """Pairs from the plan P of least <P, cost> + epsilon KL(P | uniform), by Sinkhorn's iteration
+    (`plans.entropic_potentials`).
 
     relative: epsilon counts in what the median pair costs more than the cheapest of its row and of its column, so that
         neither an offset between source and data nor a few outliers change it; otherwise in units of cost (2 sigma^2 for
         the Schroedinger bridge whose reference is Brownian motion of scale sigma, with the squared euclidean cost and
-        draw=with_replacement).
+        draw=sample_with_replacement).
     draw: (key, log plan) -> (i, j): `sample_permutation`, `most_likely_permutation` or `sample_with_replacement`.
     Errors: ValueError for unequal numbers of rows and bad options; without jit also for costs that are NaN, -inf or
     leave a row no pair. Inside jit, where nothing can raise, a permutation of such a batch pairs row k with row k.

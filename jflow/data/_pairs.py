@@ -8,7 +8,7 @@ The k-rectified flow, as a loop (`source` draws noise, or rows of another data s
         state = train.init_state(params, optimizer, train_key)  # params: fresh, or those of the round before
         state = train.fit(state, step, data.batches(rows, 256), steps=20_000, workdir=runs / f"{k}").state
         params = state.params
-        generate_pairs(runs / f"pairs-{k}", velocity, params, source, 10**6, key=pairs_key)
+        generate_reflow_pairs(runs / f"pairs-{k}", velocity, params, source, 10**6, key=pairs_key)
         rows = read_shards(runs / f"pairs-{k}")           # {'x0', 'x'}: what flow_matching reads
     one_step = distillation(velocity)                     # ... and the last pairs into one step
 

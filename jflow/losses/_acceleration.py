@@ -5,7 +5,8 @@ Between a source x0 and the data x1 that belongs to it, x moves by
     x_t = x0 + v0 t + a t^2 / 2,      v0 = h (x1 - x0),      a = 2 (x1 - x0) - 2 v0.
 
 Told v0, which differs from pair to pair, the acceleration needn't average over pairs whose paths cross. Pairs come from a
-trained flow (`generate_pairs`); drawn at random, v0 would tell x0 alone, and every x0 would go to the mean of the data.
+trained flow (`data.generate_reflow_pairs`); drawn at random, v0 would tell x0 alone, and every x0 would go to the mean
+of the data.
 
     start, acceleration = jflow.velocity(nets.ResidualMLP(128)), jflow.velocity(nets.ResidualMLP(128))
     ... fit initial_velocity(start) on the pairs, then, with its params as frozen['velocity'],

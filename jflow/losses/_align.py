@@ -11,7 +11,7 @@ Two conditions fix the map of a velocity v, which is the teacher's. Carried alon
     # state.frozen = {'teacher': {'velocity': velocity_params, 'weak': weak_params}, 'step': jnp.int32(0)}
     x1, info = solvers.sample_flow_map(model, params, x0, steps=4)
 
-Adversarial finetuning is a sum of two losses, `sum_losses({'map': on_student(loss), 'gan': adversarial(...)})`.
+Adversarial finetuning is a sum of two losses, `sum_losses({'map': student_only(loss), 'gan': adversarial(...)})`.
 
 Source: Sabour, Fidler, Kreis, "Align Your Flow: Scaling Continuous-Time Flow Map Distillation", 2025 (its time is 1 - t). Not
 here: a guidance weight drawn anew for every row and told to the network, and the balance of the finetuning's two losses by

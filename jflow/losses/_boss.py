@@ -1,8 +1,8 @@
 """BOSS: the few times at which Euler's method costs a trained velocity least, and the velocity made straight between them.
 
     knots = np.linspace(0, 1, 101)
-    generate_trajectories(folder, teacher, params, source, n, knots, key=key)      # a fine solution, at 101 times
-    x = read_shards(folder)["x"]                                                   # [n, 101, *event]
+    data.generate_reflow_trajectories(folder, teacher, params, source, n, knots, key=key)  # a fine solution, at 101 times
+    x = data.read_shards(folder)["x"]  # [n, 101, *event]
     at = bellman(step_costs(teacher, params, x[:1000], knots), 6)                  # indices of the 7 best times
     grid = knots[at]
     x1, info = solvers.sample(teacher, params, x0, method=solvers.on_grid(grid, diffrax.Euler()))  # no training so far
@@ -29,7 +29,7 @@ def boss(velocity: Velocity, grid: Sequence[float]) -> Loss:
         mean over the event of (v(X_k, t_k) - (X_{k+1} - X_k) / (t_{k+1} - t_k))^2,   k uniform.
 
     At the minimum Euler's method on the grid follows the teacher, wherever that is a function of X_k. Start from the
-    teacher's params. `sequential_times` with fewer starts trains between the times as well.
+    teacher's params. `times.sequential` with fewer starts trains between the times as well.
     batch: 'x' trajectories [b, n + 1, *event] at the grid, optionally 'cond', 'weight'. metrics: 'residual', the loss.
     Errors: as `sequential_path` and `losses.flow_matching`.
     Source: as `step_costs`.

@@ -9,8 +9,8 @@ and the condition goes with each pair:
         noise_key, label_key = jax.random.split(key)
         return {**normal_source(event)(noise_key, n), "cond": draw_labels(label_key, n)}
 
-    generate_pairs(runs / "pairs", guided, params, source, 10**6, key=key, about={"guidance": 3.0})
-    rows = read_shards(runs / "pairs")                                                       # {'x0', 'x', 'cond'}
+    data.generate_reflow_pairs(runs / "pairs", guided, params, source, 10**6, key=key, about={"guidance": 3.0})
+    rows = data.read_shards(runs / "pairs")  # {'x0', 'x', 'cond'}
     loss = losses.flow_matching(velocity)      # reflow, from the teacher's params: the guidance is in the pairs now
     ... make_step, fit on rows; then pairs of the new flow, unguided, and from its params ...
     loss = distillation(velocity)              # metric: a distance of images
@@ -41,8 +41,8 @@ def distillation(velocity: Velocity, *, times: Sequence[float] = (0.0,), metric:
     should be nearly straight (2-rectified at least): its pairs are what is learned.
     metric: (v, target, x_t, t) -> [b], as in `losses.flow_matching`; one that looks at images compares x_t + (1 - t) v
         with x_t + (1 - t) target.
-    batch: 'x0' and 'x' [b, *event] (from `generate_pairs`), optionally 'cond', 'weight'. Errors: ValueError for times
-    outside [0, 1), and as `losses.flow_matching`; at trace time for a batch without 'x0'.
+    batch: 'x0' and 'x' [b, *event] (from `data.generate_reflow_pairs`), optionally 'cond', 'weight'. Errors: ValueError
+    for times outside [0, 1), and as `losses.flow_matching`; at trace time for a batch without 'x0'.
     Source: Liu, Gong, Liu, "Flow Straight and Fast: Learning to Generate and Transfer Data with Rectified Flow", 2023.
     """
     if np.any(np.asarray(times) >= 1):

@@ -35,12 +35,13 @@ def hierarchical_matching(
     With y_1 the data and, for i = 1 ... d, z_i the noise of level i and t_i its time,
         x_i = path.point(z_i, y_i, t_i),   y_{i+1} = path.target(z_i, y_i, t_i)   (linear: y_i - z_i),
     and the loss is the mean over the event of (velocity(x_d, t_d, cond) - y_{d+1})^2, then over rows, where cond is
-    `Outer((x_1 ... x_{d-1}), (t_1 ... t_{d-1}), cond)`: any velocity network is one of a hierarchy. With one level cond
-    stays as it is, and this is `flow_matching`. At the minimum the innermost flow carries noise to the *law* of the
-    velocity at x_1, t_1, of which flow matching knows the mean; `solvers.sample_hierarchy` follows it.
+    `solvers.HierarchyCondition((x_1 ... x_{d-1}), (t_1 ... t_{d-1}), cond)`: any velocity network is one of a hierarchy.
+    With one level cond stays as it is, and this is `flow_matching`. At the minimum the innermost flow carries noise to
+    the *law* of the velocity at x_1, t_1, of which flow matching knows the mean; `solvers.sample_hierarchy` follows it.
 
     Pairs are the levels' own matter here, at level 1 as below, and no `couplings.pair` comes before this loss.
-    Couplings see their level's noise and data, and as cond the batch's at level 1, the `Outer` of the levels above below
+    Couplings see their level's noise and data, and as cond the batch's at level 1, the `solvers.HierarchyCondition` of
+    the levels above below
     it: z follows i; data, the states and times above, cond and weight follow j. At level 1 any coupling of the marginals
     will do, and makes the law of velocities simpler. Below, pairs must be exchanged among (nearly) equal x_1, t_1 ... only,
     as `couplings.optimal_transport(couplings.near_condition(condition=...))` does: a coupling blind to them makes z_2

@@ -58,8 +58,8 @@ def perflow(
     time of the linear path: with Euler they are DDIM's (the published teacher makes 8), whatever the schedule is.
     metric: (v, target, z_t, t) -> [b], as in `losses.flow_matching`; `noise_error(piecewise(schedule, knots))` weighs as a
         network of noise would. The teacher sees the same conditions as the student.
-    The velocity jumps at the knots, where t belongs to the window after it: `sequential_times(knots)` puts more rows
-    there. Sample by Euler on `window_grid(knots, n)`. knots=1 is reflow on fresh pairs.
+    The velocity jumps at the knots, where t belongs to the window after it: `times.sequential(knots)` puts more rows
+    there. Sample by Euler on `solvers.grids.windows(knots, n)`. knots=1 is reflow on fresh pairs.
 
     batch: 'x' [b, *event] data; optionally 'x0' (standard normal when absent), 'cond', 'weight' [b]. frozen: 'teacher', the
     teacher's params. metrics: 'residual', the mean of the squared difference above, whatever the metric.

@@ -9,7 +9,7 @@ prediction, and is sampled in few steps of DDIM:
     ddim = solvers.ddim(schedule)
     data.generate_reflow_pairs(folder, velocity, teacher_params, source, n, key=key, method=solvers.fixed(100, ddim))
     loss = losses.rectified_diffusion(velocity, schedule, metric=losses.noise_error(schedule))
-    ... make_step, fit on read_shards(folder), from teacher_params ...
+    ... make_step, fit on data.read_shards(folder), from teacher_params ...
     x1, info = solvers.sample(velocity, params, x0, method=solvers.fixed(1, ddim))
 """
 
@@ -46,8 +46,8 @@ def rectified_diffusion(
         pseudo-Huber error of each number). Those stay bounded where the velocity of a schedule does not.
     On the linear path this is reflow, `losses.flow_matching` on pairs.
 
-    batch: 'x0' and 'x' [b, *event], a pair a row (`generate_pairs`), optionally 'cond', 'weight' [b]. metrics: 'residual', the
-    mean of the squared difference of velocities, whatever the metric.
+    batch: 'x0' and 'x' [b, *event], a pair a row (`data.generate_reflow_pairs`), optionally 'cond', 'weight' [b].
+    metrics: 'residual', the mean of the squared difference of velocities, whatever the metric.
     Errors: ValueError at construction for a schedule that misses its ends, at trace time for a batch without 'x0', and as
     `losses.flow_matching`.
     Source: Wang, Yang, Huang, Wang, Li, "Rectified Diffusion: Straightness Is Not Your Need in Rectified Flow", 2024 (its

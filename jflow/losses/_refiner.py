@@ -4,7 +4,7 @@
     loss = velocity_refiner(refiner, velocity)                      # frozen={"teacher": params of the velocity}
     small = refiner.init(key, (x, x), t)                            # at first it corrects nothing
     ... make_step, fit ...
-    x1, info = refined_sample(velocity, params, refiner, small, x0, heun=1, pseudo=4, refine=3)
+    x1, info = solvers.sample_refined(velocity, params, refiner, small, x0, heun=1, pseudo=4, refine=3)
 
 The paper's observation is that along a trained flow the velocity becomes stable, so that its change is simpler than itself.
 

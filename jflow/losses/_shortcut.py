@@ -49,7 +49,7 @@ def shortcut(
     then over all rows.
 
     `solvers.sample_flow_map` with steps = 1, 2, ..., 2^(levels - 1) asks for what is trained; for more, `solvers.sample` of
-    `as_velocity(flow_map)`. The paper's smallest step is 2^-levels = 1/128.
+    `solvers.instantaneous_velocity(flow_map)`. The paper's smallest step is 2^-levels = 1/128.
     teacher: the marginal velocity in place of x1 - x0, with params frozen['teacher'].
     scale, null: guidance of the velocities at the smallest d alone, u_null + scale (u_cond - u_null): larger steps take it
         over from below, once. Steps of size 0 stay unguided. A row that `losses.drop_cond` dropped is one of flow matching,

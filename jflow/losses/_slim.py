@@ -1,7 +1,7 @@
 """SlimFlow: reflow and distillation into a network that is smaller than its teacher, and so can't start from its weights.
 
-    generate_pairs(runs / "pairs", big, big_params, source, 50_000, key=key)
-    rows = read_shards(runs / "pairs")
+    data.generate_reflow_pairs(runs / "pairs", big, big_params, source, 50_000, key=key)
+    rows = data.read_shards(runs / "pairs")
 
     amount = optax.linear_schedule(1.0, 0.0, 300_000)           # from random pairs to the teacher's
     loss = losses.chain(losses.annealed_source(amount), losses.flow_matching(small))
@@ -54,7 +54,8 @@ def flow_guided_distillation(
     (The published code draws s in [0.2, 0.8] and lets the student, not differentiated, make the first of the two steps.)
     Sample: x0 + F(x0), `solvers.sample` with one Euler step.
 
-    batch: 'x0' and 'x' [b, *event] (`generate_pairs`), optionally 'cond', 'weight' [b]. frozen: 'teacher', its params.
+    batch: 'x0' and 'x' [b, *event] (`data.generate_reflow_pairs`), optionally 'cond', 'weight' [b]. frozen: 'teacher',
+    its params.
     metrics: 'residual' and 'two_step', the mean squared errors of the two terms.
     Errors: ValueError at construction for a negative weight; at trace time for a batch without 'x0', a frozen without
     'teacher', params or outputs of other shapes (naming the network), and key=None.

@@ -1,9 +1,9 @@
 """Sequential reflow: a flow made straight on each of K segments of time, rather than from end to end.
 
     knots = np.linspace(0, 1, K + 1)
-    generate_trajectories(folder, teacher, params, source, n, knots, key=key)  # where the teacher is at the knots
-    loss = losses.flow_matching(velocity, path=sequential_path(knots), time=sequential_times(knots))
-    ... trained on batches of read_shards(folder) ...
+    data.generate_reflow_trajectories(folder, teacher, params, source, n, knots, key=key)  # where the teacher is at the knots
+    loss = losses.flow_matching(velocity, path=sequential_path(knots), time=times.sequential(knots))
+    ... trained on batches of data.read_shards(folder) ...
     x, info = solvers.sample(velocity, params, x0, method=solvers.on_grid(knots, diffrax.Euler()))  # one step a segment
 
 With K = 1 it is reflow; the more segments, the less has to be straightened, and the more steps it takes.
@@ -19,13 +19,13 @@ from jflow.types import Path as Interpolant
 def sequential_path(knots: Times) -> Interpolant:
     """The path of SeqRF for `losses.flow_matching`: polygons through the teacher's states at the knots.
 
-    `x` (x1) of the batch is a trajectory X [b, K + 1, *event], a row of `generate_trajectories`; x0 is not read. For t in
-    segment k, from t_k to t_{k+1}, of length h_k:
+    `x` (x1) of the batch is a trajectory X [b, K + 1, *event], a row of `data.generate_reflow_trajectories`; x0 is not
+    read. For t in segment k, from t_k to t_{k+1}, of length h_k:
 
         point   ((t_{k+1} - t) X_k + (t - t_k) X_{k+1}) / h_k        target   (X_{k+1} - X_k) / h_k
 
     The velocity jumps at every knot, where t belongs to the segment after it: sample on a
-    grid that meets the knots, and train with `sequential_times`. Errors: ValueError for knots that don't rise strictly
+    grid that meets the knots, and train with `times.sequential`. Errors: ValueError for knots that don't rise strictly
     from 0 to 1 (at construction), and for a trajectory of another length.
     Source: Yoon, Lee, "Sequential Flow Straightening for Generative Modeling", 2024; formulas derived.
     """

@@ -3,7 +3,7 @@
     theta = bespoke_params(5)                                    # midpoint, 5 steps: 39 numbers, at first plain midpoint
     loss = bespoke_bound(velocity, knots)                        # or bespoke_error(velocity)
     state = train.init_state(theta, optimizer, key, frozen={"teacher": params})
-    ... trained on batches of read_shards(folder): generate_trajectories at the knots (or generate_pairs) ...
+    ... trained on batches of data.read_shards(folder), by data.generate_reflow_trajectories at the knots (or _pairs) ...
     x1, info = bespoke_sample(theta, velocity, params, x0)       # 10 evaluations
 
 Along x(t), dx/dt = u(x, t), a time t(r) and a scale s(r) on 0 <= r <= 1 make another one, whose end is s(1) x(1):
@@ -121,7 +121,8 @@ def bespoke_bound(
 
     lipschitz: of u in x. The paper sets 1, where it is a weight rather than a bound.
     frozen: {'teacher'}, the params of the velocity. batch: 'x' trajectories [b, K + 1, *event] of it at the knots, rows of
-    `generate_trajectories`, optionally 'cond', 'weight'. Between knots x is the cubic through the states and velocities at
+    `data.generate_reflow_trajectories`, optionally 'cond', 'weight'. Between knots x is the cubic through the states and
+    velocities at
     both sides: error O(gap^4), and t_i learns through it. (The paper solves the ODE anew and extends x_i along u.)
     4 n + 2 evaluations a row with midpoint, 3 n + 2 with Euler. key is not used.
     metrics: 'residual', the mean of d_i^2.
@@ -161,7 +162,7 @@ def bespoke_error(teacher: Velocity, *, solver: diffrax.AbstractSolver = _MIDPOI
 
     Ours: the paper trains on `bespoke_bound`, whose steps are computed beside one another; here they follow one another,
     and their memory adds up. params, frozen, metrics: as there. batch: 'x0' and 'x' [b, *event], pairs that the velocity
-    connects (`generate_pairs`), optionally 'cond', 'weight'. key is not used.
+    connects (`data.generate_reflow_pairs`), optionally 'cond', 'weight'. key is not used.
     Errors: ValueError for another solver; at trace time for a batch without 'x0', a theta of other shapes, no
     frozen['teacher'].
     """

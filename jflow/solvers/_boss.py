@@ -16,9 +16,9 @@ def step_costs(velocity: Velocity, params: Params, x: Array, times: Times, cond:
 
         c[i, j] = mean over rows and event of (x_i + (t_j - t_i) v(x_i, t_i) - x_j)^2   for i < j, inf otherwise.
 
-    x: trajectories [b, K + 1, *event] at `times` (rows of `generate_trajectories`), cond [b, ...]. K + 1 evaluations a row.
-    Every step starts on the solution: errors that would add up from step to step are not in it. The matrices of several
-    batches are averaged. The paper's sums over the event; its best grids are the same.
+    x: trajectories [b, K + 1, *event] at `times` (rows of `data.generate_reflow_trajectories`), cond [b, ...]. K + 1
+    evaluations a row. Every step starts on the solution: errors that would add up from step to step are not in it. The
+    matrices of several batches are averaged. The paper's sums over the event; its best grids are the same.
     Errors: ValueError for times that don't rise strictly from 0 to 1 and for trajectories of another length.
     Source: Nguyen, Nguyen, Nguyen, "Bellman Optimal Stepsize Straightening of Flow-Matching Models", 2024. It takes the
         solution from Euler's method on the fine grid.

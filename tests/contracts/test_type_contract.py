@@ -78,7 +78,7 @@ TABLE = {
     "sinh_arcsinh": on_raw(univariate.sinh_arcsinh()),
     "student_t": density(distributions.student_t((2,), TWO)),
     "to_trigonometric": field(paths.to_trigonometric(FIELD, data_std=TWO)),
-    "truncated_normal_dequantize": lambda x, t: bj.truncated_normal_dequantization(HALF, 5).inverse(
+    "truncated_normal_dequantization": lambda x, t: bj.truncated_normal_dequantization(HALF, 5).inverse(
         {}, x, key=jax.random.key(0)
     ),
     "unconstrained_monotone": on_raw(univariate.unconstrained_monotone(2, bound=TWO, max_log_slope=TWO)),
