@@ -73,7 +73,7 @@ def instantaneous_velocity(flow_map: FlowMap) -> Velocity:
 def consistency_map(velocity: Velocity) -> FlowMap:
     """A consistency model F(x, t), whose f(x, t) = x + (1 - t) F(x, t) is data, as a flow map: r is ignored and means 1.
 
-    f(x, 1) = x holds whatever F is. `sample` asks it for r = 1 alone when given one step, or renoise=1."""
+    f(x, 1) = x holds whatever F is. `sample_flow_map` asks it for r = 1 alone when given one step, or renoise=1."""
 
     def init(key, x, t, r, cond=None):
         return velocity.init(key, x, t, cond)
