@@ -68,8 +68,8 @@ def eulerian_map_distillation(
         take the 2-norm); the loss of a row is below 1 then. With it or with g itself the loss is a mean over the event
         and does not grow with its size.
     times: pairs t <= r. batch: as in `losses.flow_matching`. jvp: see `total_derivative`.
-    metrics: 'residual', the mean over event and rows of g^2 at w = 1. Trains all pairs that times draws: `sample_flow_map` in any
-        number of steps.
+    metrics: 'residual', the mean over event and rows of g^2 at w = 1. Trains all pairs that times draws:
+        `sample_flow_map` in any number of steps.
     Errors: ValueError for times, warmup or most out of range; at trace time for what frozen lacks ('teacher', 'step'),
         a velocity of another shape, and as `losses.flow_matching`.
     """

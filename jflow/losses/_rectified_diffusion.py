@@ -5,7 +5,7 @@ are. On pairs (x0, x1) that a teacher's ODE connects, the curve alpha(t) x1 + si
 it exactly, in one step as in many. So a diffusion model is retrained on the teacher's pairs as it was trained, same path, same
 prediction, and is sampled in few steps of DDIM:
 
-    velocity = paths.parameterizations.from_noise(eps, schedule)       # a network that predicts noise; from_data, from_score ...
+    velocity = paths.parameterizations.from_noise(eps, schedule)       # a network that predicts noise; or from_data ...
     ddim = solvers.ddim(schedule)
     data.generate_reflow_pairs(folder, velocity, teacher_params, source, n, key=key, method=solvers.fixed(100, ddim))
     loss = losses.rectified_diffusion(velocity, schedule, metric=losses.noise_error(schedule))

@@ -15,8 +15,9 @@ def quality_by_evaluations(
 ) -> list[dict[str, float]]:
     """Quality against cost: for each count a row {'evaluations', 'failed', and what judge(x) says}.
 
-    draw(count) -> (x, info), as `solvers.sample_flow_map` and `solvers.sample` return; 'evaluations' is what info counted (the mean over
-    rows), whatever was asked for, 'failed' the share of rows whose status is not OK: judge sees the others.
+    draw(count) -> (x, info), as `solvers.sample_flow_map` and `solvers.sample` return; 'evaluations' is what info
+    counted (the mean over rows), whatever was asked for, 'failed' the share of rows whose status is not OK: judge sees
+    the others.
     Errors: ValueError for counts that are not whole numbers of at least 1.
     """
     if any(isinstance(c, bool) or int(c) != c or c < 1 for c in counts):
