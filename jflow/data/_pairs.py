@@ -10,7 +10,7 @@ The k-rectified flow, as a loop (`source` draws noise, or rows of another data s
         params = state.params
         generate_reflow_pairs(runs / f"pairs-{k}", velocity, params, source, 10**6, key=pairs_key)
         rows = read_shards(runs / f"pairs-{k}")           # {'x0', 'x'}: what flow_matching reads
-    one_step = distillation(velocity)                     # ... and the last pairs into one step
+    one_step = losses.distillation(velocity)              # ... and the last pairs into one step
 
 One round is enough where the second is trained as in Lee, Lin, Fanti, "Improving the Training of Rectified Flows", 2024: from
 the params of the first, on times at both ends and with an error that forgives outliers,

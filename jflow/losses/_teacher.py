@@ -1,5 +1,5 @@
-"""What the losses and samplers of this room share: what frozen holds, the line between source and data, the teacher's ODE
-between times of each row, means over events."""
+"""What losses that follow a teacher share: its velocity on the line between source and data, and its ODE between times of
+each row."""
 
 from collections.abc import Callable, Mapping
 

@@ -25,7 +25,18 @@ from jflow._core.times import Times, partition, window_index
 from jflow.paths._affine import LINEAR, Schedule
 from jflow.types import Array
 
-__all__ = ["cosine", "edm", "linear", "linear_vp", "optimal_transport", "polynomial", "unit_variance", "ve", "vp"]
+__all__ = [
+    "cosine",
+    "edm",
+    "linear",
+    "linear_vp",
+    "optimal_transport",
+    "piecewise",
+    "polynomial",
+    "unit_variance",
+    "ve",
+    "vp",
+]
 
 
 def linear() -> Schedule:

@@ -16,7 +16,16 @@ from jflow import times
 from jflow._core.times import Times, check_grid, partition
 from jflow.paths import LINEAR, Schedule, matched_time, schedules
 
-__all__ = ["cosine", "edm", "log_snr", "matched", "power", "shifted", "uniform"]
+__all__ = [
+    "cosine",
+    "edm",
+    "log_snr",
+    "matched",
+    "power",
+    "shifted",
+    "uniform",
+    "windows",
+]
 
 
 def uniform(n: int) -> np.ndarray:
