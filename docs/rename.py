@@ -13,8 +13,10 @@ replaced. Files are changed in place; what could not be carried over is printed,
 
 import argparse
 import ast
+import io
 import re
 import sys
+import tokenize
 from pathlib import Path
 
 DOTTED = re.compile(r"(?<![\w./-])[a-z_]\w*(?:\.\w+)+")
@@ -221,9 +223,6 @@ def in_text(text: str, names: dict[str, str]) -> str:
 
 
 def carry_python(source: str, table) -> tuple[str, list[str]]:
-    import io
-    import tokenize
-
     file = File(source, *table)
     source = file.rewritten()
     lines = source.splitlines(keepends=True)

@@ -216,7 +216,7 @@ def rectified_pairs(
         Trajectories", 2025.
     """
     time = u_shaped(4.0) if time is None else time
-    gap = logit_normal(-0.8, 1.0) if gap is None else gap
+    gap = _LENGTH if gap is None else gap
     a, b = whole
     if not 0 <= equal <= 1:
         raise ValueError(f"rectified_pairs: expected equal in [0, 1], got {equal}")
