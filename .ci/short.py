@@ -1,7 +1,8 @@
-"""Every experiment and benchmark in its short form, two at a time: `python .ci/short.py [WORD ...]`, those with all the words.
+"""Every experiment and benchmark in its short form, two at a time: `python .ci/short.py [WORD
+...]`, those with all the words.
 
-They run in forks of one process, so that JAX and jflow are imported once, and are compiled as tests are. What a job prints is
-shown if it fails.
+They run in forks of one process, so that JAX and jflow are imported once, and are compiled as tests
+are. What a job prints is shown if it fails.
 """
 
 # ruff: noqa: E402
@@ -23,7 +24,14 @@ from compiling import leave_the_optimizer_out
 from jflow.apps import cli
 
 TRAIN = ["bsds300_patches", "mnist_bits_per_dim", "mnist_tarflow"]
-BENCHMARKS = ["autoregressive_sampling", "capacity", "compile_time", "density", "depth", "flow_matching_step"]
+BENCHMARKS = [
+    "autoregressive_sampling",
+    "capacity",
+    "compile_time",
+    "density",
+    "depth",
+    "flow_matching_step",
+]
 BENCHMARKS += ["masked_conv", "ode_sampling", "samplers", "weak_scaling"]
 # A job is a list of commands, one after another; {} is a folder of its own.
 JOBS = [
@@ -32,7 +40,10 @@ JOBS = [
         "jflow evaluate {}/run",
         "jflow sample {}/run --num 20 --out {}/samples.png",
     ],
-    ["jflow train experiments/tabular_spline_flow short=True --workdir {}/run --quiet", "jflow evaluate {}/run"],
+    [
+        "jflow train experiments/tabular_spline_flow short=True --workdir {}/run --quiet",
+        "jflow evaluate {}/run",
+    ],
     *([f"jflow train experiments/{name} short=True --workdir {{}}/run --quiet"] for name in TRAIN),
     [
         "jflow train experiments/images_flow_matching short=True --workdir {}/run --quiet",
@@ -41,9 +52,15 @@ JOBS = [
     [
         "experiments/rnade_uci/run.py --sets wine --columns distinct --models spline --folds 3 --steps 50 --quiet",
     ],
-    ["experiments/flow_posteriors/run.py targets --short", "experiments/flow_posteriors/run.py vae --short"],
+    [
+        "experiments/flow_posteriors/run.py targets --short",
+        "experiments/flow_posteriors/run.py vae --short",
+    ],
     ["experiments/fast_autoregressive_inverse/measure.py --short"],
-    ["experiments/gaussians_to_moons/run.py --short", "experiments/gaussians_to_moons/run.py --short --conditional"],
+    [
+        "experiments/gaussians_to_moons/run.py --short",
+        "experiments/gaussians_to_moons/run.py --short --conditional",
+    ],
     ["experiments/reflow_two_dims/run.py --out {} --short"],
     ["experiments/multimodal_velocity/run.py --out {} --short"],
     ["experiments/guided_planning/run.py --short"],
@@ -116,7 +133,10 @@ def main() -> int:
             failed.append(job[0])
             log.seek(0)
             print(log.read(), flush=True)
-    print(f"{time.monotonic() - begun:7.1f} s  in all, {len(failed)} of {len(jobs)} failed", flush=True)
+    print(
+        f"{time.monotonic() - begun:7.1f} s  in all, {len(failed)} of {len(jobs)} failed",
+        flush=True,
+    )
     return bool(failed)
 
 

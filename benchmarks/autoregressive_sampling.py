@@ -1,21 +1,26 @@
-"""What a sample of a trained autoregressive flow costs, in log-densities: Jacobi iteration, beside FlowJAX's sampler.
+"""What a sample of a trained autoregressive flow costs, in log-densities: Jacobi iteration, beside
+FlowJAX's sampler.
 
     python benchmarks/autoregressive_sampling.py --data-dir DATA --workdir runs/autoregressive
     python benchmarks/autoregressive_sampling.py --short
 
-Trains `flows.neural_spline_autoregressive` and `flows.maf` (5 layers, two hidden layers) on scikit-learn's digits, 8x8 and
-pooled to 4x4, and on MNIST at 14x14 (DATA holds images/mnist.npz; or set JFLOW_DATA), keeps the params in a workdir if one is
-given, and draws `--rows` rows. A pass is an evaluation of a layer's network on all rows; a layer takes as many as its slowest
-row. Printed for each flow:
+Trains `flows.neural_spline_autoregressive` and `flows.maf` (5 layers, two hidden layers) on
+scikit-learn's digits, 8x8 and pooled to 4x4, and on MNIST at 14x14 (DATA holds images/mnist.npz; or
+set JFLOW_DATA), keeps the params in a workdir if one is given, and draws `--rows` rows. A pass is
+an evaluation of a layer's network on all rows; a layer takes as many as its slowest row. Printed
+for each flow:
 
-    passes         of the slowest row, layer by layer from the data on, and their mean: a log-density takes 1 a layer
-    sample / log p the median over turns of the ratio of times, all numbers of all rows drawn and the density of as many rows
-    off sequential the largest difference from `bijectors.sequential`, which solves for one number after another, over
-                   `--check-rows` rows, relative to 1 + |x|: of a layer given the same rows, and of the whole flow, where
-                   the layers that follow multiply what one rounds; beside it how far both are from float64
+    passes         of the slowest row, layer by layer from the data on, and their mean: a
+    log-density takes 1 a layer sample / log p the median over turns of the ratio of times, all
+    numbers of all rows drawn and the density of as many rows off sequential the largest difference
+    from `bijectors.sequential`, which solves for one number after another, over
+                   `--check-rows` rows, relative to 1 + |x|: of a layer given the same rows, and of
+                   the whole flow, where the layers that follow multiply what one rounds; beside it
+                   how far both are from float64
 
-FlowJAX's `masked_autoregressive_flow` of the same sizes, untrained (its sampler takes as many passes as there are numbers,
-whatever the params), is measured in the same turns, on `--peer-rows` rows, as is jflow on as many.
+FlowJAX's `masked_autoregressive_flow` of the same sizes, untrained (its sampler takes as many
+passes as there are numbers, whatever the params), is measured in the same turns, on `--peer-rows`
+rows, as is jflow on as many.
 """
 
 import argparse
@@ -49,7 +54,12 @@ class Task(NamedTuple):
 def pooled(x, size):
     """Sums of blocks of pixels: [n, h, w, 1] -> [n, size * size]."""
     n, h = x.shape[:2]
-    return x.astype(int).reshape(n, size, h // size, size, h // size).sum((2, 4)).reshape(n, size * size)
+    return (
+        x.astype(int)
+        .reshape(n, size, h // size, size, h // size)
+        .sum((2, 4))
+        .reshape(n, size * size)
+    )
 
 
 def digits(size):
@@ -59,7 +69,9 @@ def digits(size):
 
 def mnist(folder):
     splits = data.mnist(Path(folder) / "images" / "mnist.npz")
-    train_x, test = (np.rint(pooled(part["x"], 14) / 4).astype(int) for part in (splits.train, splits.test))
+    train_x, test = (
+        np.rint(pooled(part["x"], 14) / 4).astype(int) for part in (splits.train, splits.test)
+    )
     return train_x, test[:2000]
 
 
@@ -97,7 +109,10 @@ def fitted(name, kind, args):
     init_key, train_key = jax.random.split(jax.random.key(args.seed))
     params = jax.jit(model.init)(init_key, jnp.zeros((2, features)))
     batches = data.batches(
-        {"x": rows}, 128, seed=args.seed, transform=lambda rows, rng: pre.apply(fit_state, rows, rng)
+        {"x": rows},
+        128,
+        seed=args.seed,
+        transform=lambda rows, rng: pre.apply(fit_state, rows, rng),
     )
     began = time.process_time()
     fit = train.fit(
@@ -108,27 +123,42 @@ def fitted(name, kind, args):
         workdir=args.workdir and args.workdir / f"{name.replace(' ', '_')}_{kind}",
         progress=False,
     )
-    spent = f"{time.process_time() - began:.0f} s of CPU time" if fit.history else "found in the workdir"
+    spent = (
+        f"{time.process_time() - began:.0f} s of CPU time"
+        if fit.history
+        else "found in the workdir"
+    )
     params, log_prob = fit.state.params, jax.jit(model.log_prob)
     y = pre.apply(fit_state, {"x": test}, np.random.default_rng(args.seed))
     chunks = [log_prob(params, y["x"][i : i + 500]) for i in range(0, len(test), 500)]
     nats = np.concatenate(chunks) + pre.log_det(fit_state, y)
     bpd = metrics.bits_per_dim(nats, features)
-    return model, params, features, f"{steps} steps, {spent}, test {float(np.mean(bpd)):.3f} bits/dim"
+    return (
+        model,
+        params,
+        features,
+        f"{steps} steps, {spent}, test {float(np.mean(bpd)):.3f} bits/dim",
+    )
 
 
 def sampler(kind, features, width, solver, other=None):
-    """The flow's `forward` with its passes: (stacked params, z [b, d]) -> (x [b, d], passes [depth], converged, gap).
+    """The flow's `forward` with its passes: (stacked params, z [b, d]) -> (x [b, d], passes
+    [depth], converged, gap).
 
-    gap: the largest difference that the solver `other` makes to a layer, given the same rows; 0 without one."""
+    gap: the largest difference that the solver `other` makes to a layer, given the same rows; 0
+    without one."""
     _, transformer, linear = KINDS[kind]
     net = nets.MADE(transformer.size, (width, width))
 
     def layer(z, params):
         net_params, gap = params["1"] if linear else params, 0.0
-        x, _, info = bijectors.autoregressive_inverse(transformer, net, net_params, z, solver=solver)
+        x, _, info = bijectors.autoregressive_inverse(
+            transformer, net, net_params, z, solver=solver
+        )
         if other is not None:
-            y, _, _ = bijectors.autoregressive_inverse(transformer, net, net_params, z, solver=other)
+            y, _, _ = bijectors.autoregressive_inverse(
+                transformer, net, net_params, z, solver=other
+            )
             gap = jnp.max(jnp.abs(y - x) / (1 + jnp.abs(x)))
         if linear:
             x, _ = bijectors.lu(features).inverse(params["0"], x)
@@ -147,7 +177,8 @@ def largest(x, y):
 
 
 def flowjax_calls(kind, features, width, rows):
-    """{name: call} of its density and its sampler, for `rows` rows; nothing where FlowJAX is not installed."""
+    """{name: call} of its density and its sampler, for `rows` rows; nothing where FlowJAX is not
+    installed."""
     try:
         import equinox as eqx
         from flowjax.bijections import RationalQuadraticSpline
@@ -159,7 +190,9 @@ def flowjax_calls(kind, features, width, rows):
         flow = masked_autoregressive_flow(
             jax.random.key(0),
             base_dist=Normal(jnp.zeros(features)),
-            transformer=RationalQuadraticSpline(knots=BINS, interval=5) if kind == "spline" else None,
+            transformer=RationalQuadraticSpline(knots=BINS, interval=5)
+            if kind == "spline"
+            else None,
             flow_layers=DEPTH,
             nn_width=width,
             nn_depth=2,
@@ -224,22 +257,47 @@ def measure(name, kind, args):
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--tasks", nargs="+", choices=TASKS, default=list(TASKS))
     parser.add_argument("--kinds", nargs="+", choices=KINDS, default=list(KINDS))
-    parser.add_argument("--data-dir", default=os.environ.get("JFLOW_DATA", ""), help="holds images/mnist.npz")
-    parser.add_argument("--workdir", type=Path, help="keeps the params; a training found there is not done again")
-    parser.add_argument("--steps", type=int, help="of training; 600 on digits and 800 on MNIST by default")
+    parser.add_argument(
+        "--data-dir", default=os.environ.get("JFLOW_DATA", ""), help="holds images/mnist.npz"
+    )
+    parser.add_argument(
+        "--workdir", type=Path, help="keeps the params; a training found there is not done again"
+    )
+    parser.add_argument(
+        "--steps", type=int, help="of training; 600 on digits and 800 on MNIST by default"
+    )
     parser.add_argument("--rows", type=int, default=4096)
-    parser.add_argument("--check-rows", type=int, default=512, help="to solve one number after another; 0: none")
-    parser.add_argument("--peer-rows", type=int, default=64, help="for FlowJAX, whose sampler is slow; 0: without it")
+    parser.add_argument(
+        "--check-rows", type=int, default=512, help="to solve one number after another; 0: none"
+    )
+    parser.add_argument(
+        "--peer-rows",
+        type=int,
+        default=64,
+        help="for FlowJAX, whose sampler is slow; 0: without it",
+    )
     parser.add_argument("--repeats", type=int, default=7, help="turns")
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--short", action="store_true", help="4x4 digits, 60 steps, 256 rows, 3 turns, for CI")
+    parser.add_argument(
+        "--short", action="store_true", help="4x4 digits, 60 steps, 256 rows, 3 turns, for CI"
+    )
     args = parser.parse_args()
     if args.short:
-        args.tasks, args.steps, args.rows, args.check_rows, args.repeats = ["digits 4x4"], 60, 256, 64, 3
-    print(f"{jax.devices()[0].device_kind}, jax {jax.__version__}, {DEPTH} layers, medians of {args.repeats} turns")
+        args.tasks, args.steps, args.rows, args.check_rows, args.repeats = (
+            ["digits 4x4"],
+            60,
+            256,
+            64,
+            3,
+        )
+    print(
+        f"{jax.devices()[0].device_kind}, jax {jax.__version__}, {DEPTH} layers, medians of {args.repeats} turns"
+    )
     for name in args.tasks:
         if name.startswith("MNIST") and not args.data_dir:
             print(f"\n{name}: left out, it needs --data-dir or JFLOW_DATA")

@@ -1,25 +1,29 @@
-"""The largest model that each layout of the training state fits, by calculation: nothing is allocated.
+"""The largest model that each layout of the training state fits, by calculation: nothing is
+allocated.
 
-    python benchmarks/capacity.py [--model dit] [--memory 16 80 141] [--devices 8 64] [--rows 8] [--short]
+    python benchmarks/capacity.py [--model dit] [--memory 16 80 141] [--devices 8 64] [--rows 8]
+    [--short]
 
-Models of a family grow in width and depth together: DiT as from B to XL (depth = width * 28 / 1152, heads of 64), or coupling
-flows on 3072 numbers (depth = width / 32). The largest is taken for which
+Models of a family grow in width and depth together: DiT as from B to XL (depth = width * 28 / 1152,
+heads of 64), or coupling flows on 3072 numbers (depth = width / 32). The largest is taken for which
 
     state + gradients + gathered + rows * activations  <=  memory * (1 - reserve)
 
 holds on one device, all in bytes of float32 and all from the shapes of the traced functions:
 
-    state        params, Adam's two moments and the average, split by the layout's rules (jflow.train.shardings)
-    gradients    as the params are split
-    gathered     fsdp alone: the weights of two layers (in use, and on their way) and what no scan slices, whole
-    activations  what one row keeps for the backward pass: residuals of jax.vjp of the loss, those of two batches subtracted;
+    state        params, Adam's two moments and the average, split by the layout's rules
+    (jflow.train.shardings) gradients    as the params are split gathered     fsdp alone: the
+    weights of two layers (in use, and on their way) and what no scan slices, whole activations
+    what one row keeps for the backward pass: residuals of jax.vjp of the loss, those of two batches
+    subtracted;
                  with remat also one layer's own, recomputed
     reserve      for XLA's working memory, 0.2 unless told
 
-Layouts: `data`, the state on every device; `fsdp`, split over all of them; `+ remat`, layers recomputed in the backward pass;
-`data + reversible`, rebuilt from their outputs (coupling flows); `tensor`, matrices split over groups of up to 8 devices, whose
-activations are counted whole, an upper bound. `--check` compares the formula with XLA's own account of a small model on 8 fake
-devices.
+Layouts: `data`, the state on every device; `fsdp`, split over all of them; `+ remat`, layers
+recomputed in the backward pass;
+`data + reversible`, rebuilt from their outputs (coupling flows); `tensor`, matrices split over
+groups of up to 8 devices, whose activations are counted whole, an upper bound. `--check` compares
+the formula with XLA's own account of a small model on 8 fake devices.
 """
 
 import argparse
@@ -28,23 +32,61 @@ import math
 import os
 
 LADDER = [
-    64 * k for k in (2, 3, 4, 6, 8, 10, 12, 14, 16, 18, 20, 24, 28, 32, 36, 40, 48, 56, 64, 72, 80, 96, 112, 128, 160)
+    64 * k
+    for k in (
+        2,
+        3,
+        4,
+        6,
+        8,
+        10,
+        12,
+        14,
+        16,
+        18,
+        20,
+        24,
+        28,
+        32,
+        36,
+        40,
+        48,
+        56,
+        64,
+        72,
+        80,
+        96,
+        112,
+        128,
+        160,
+    )
 ]
 GIB = 2**30
 
 
 def arguments():
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--model", choices=("dit", "coupling"), default="dit")
-    parser.add_argument("--memory", type=float, nargs="+", default=[16, 80, 141], help="GiB of a device")
+    parser.add_argument(
+        "--memory", type=float, nargs="+", default=[16, 80, 141], help="GiB of a device"
+    )
     parser.add_argument("--devices", type=int, nargs="+", default=[8, 64])
     parser.add_argument("--rows", type=int, default=8, help="of the batch, on each device")
     parser.add_argument(
-        "--tokens", type=int, default=256, help="of an image (dit): 256 is 32x32 latents in patches of 2"
+        "--tokens",
+        type=int,
+        default=256,
+        help="of an image (dit): 256 is 32x32 latents in patches of 2",
     )
     parser.add_argument("--reserve", type=float, default=0.2)
-    parser.add_argument("--check", action="store_true", help="compare with XLA's account of a small model")
-    parser.add_argument("--short", action="store_true", help="one memory, one number of devices, a small ladder")
+    parser.add_argument(
+        "--check", action="store_true", help="compare with XLA's account of a small model"
+    )
+    parser.add_argument(
+        "--short", action="store_true", help="one memory, one number of devices, a small ladder"
+    )
     args = parser.parse_args()
     if args.short:
         args.memory, args.devices, args.tokens = [2], [8], 64
@@ -60,15 +102,25 @@ def main():
         return check(args)
     names = layouts(args.model)
     for devices in args.devices:
-        print(f"\n{args.model} on {devices} devices, {args.rows} rows each: parameters in millions (width x depth)\n")
+        print(
+            f"\n{args.model} on {devices} devices, {args.rows} rows each: parameters in millions (width x depth)\n"
+        )
         print(f"| GiB a device | {' | '.join(names)} |\n|{'---|' * (len(names) + 1)}")
         for memory in args.memory:
-            cells = [largest(args, name, devices, memory * GIB * (1 - args.reserve)) for name in names]
+            cells = [
+                largest(args, name, devices, memory * GIB * (1 - args.reserve)) for name in names
+            ]
             print(f"| {memory:g} | {' | '.join(cells)} |", flush=True)
 
 
 def layouts(model):
-    return ("data", *(("data + reversible",) if model == "coupling" else ()), "fsdp", "fsdp + remat", "tensor")
+    return (
+        "data",
+        *(("data + reversible",) if model == "coupling" else ()),
+        "fsdp",
+        "fsdp + remat",
+        "tensor",
+    )
 
 
 def largest(args, layout, devices, budget):
@@ -77,7 +129,12 @@ def largest(args, layout, devices, budget):
     low, high = -1, len(ladder)
     while high - low > 1:
         middle = (low + high) // 2
-        if sum(needed(args.model, ladder[middle], args.tokens, layout, devices, args.rows).values()) <= budget:
+        if (
+            sum(
+                needed(args.model, ladder[middle], args.tokens, layout, devices, args.rows).values()
+            )
+            <= budget
+        ):
             low = middle
         else:
             high = middle
@@ -95,7 +152,8 @@ def depth_of(model, width):
 
 @functools.cache
 def traced(model, width, tokens, memory_mode):
-    """Shapes of the state and the bytes that one row keeps, with what they were traced from; nothing is computed."""
+    """Shapes of the state and the bytes that one row keeps, with what they were traced from;
+    nothing is computed."""
     import jax
     import jax.numpy as jnp
     import optax
@@ -105,9 +163,14 @@ def traced(model, width, tokens, memory_mode):
 
     depth, key = depth_of(model, width), jax.eval_shape(lambda: jax.random.key(0))
     if model == "dit":
-        net = nets.DiT(patch_size=2, width=width, depth=depth, heads=width // 64, remat=memory_mode == "remat")
+        net = nets.DiT(
+            patch_size=2, width=width, depth=depth, heads=width // 64, remat=memory_mode == "remat"
+        )
         velocity = jflow.velocity(net)
-        event, loss = (2 * math.isqrt(tokens), 2 * math.isqrt(tokens), 4), losses.flow_matching(velocity)
+        event, loss = (
+            (2 * math.isqrt(tokens), 2 * math.isqrt(tokens), 4),
+            losses.flow_matching(velocity),
+        )
         init = lambda key, x: velocity.init(key, x, jnp.zeros(len(x)))  # noqa: E731
     else:
         saved = {"remat": memory_mode == "remat", "reversible": memory_mode == "reversible"}
@@ -120,7 +183,10 @@ def traced(model, width, tokens, memory_mode):
     def residuals(rows):
         x = jax.ShapeDtypeStruct((rows, *event), jnp.float32)
         kept = jax.eval_shape(
-            lambda p, key, x: jax.vjp(lambda p: loss(p, key, {"x": x})[0], p)[1], state.params, key, x
+            lambda p, key, x: jax.vjp(lambda p: loss(p, key, {"x": x})[0], p)[1],
+            state.params,
+            key,
+            x,
         )
         return sum(train.bytes_per_device(leaf, single) for leaf in leaves(kept))
 
@@ -159,7 +225,11 @@ def needed(model, width, tokens, layout, devices, rows):
 
     mode = layout.split(" + ")[1] if "+" in layout else "plain"
     group = min(8, devices)
-    names, sizes = (("data",), (devices,)) if layout != "tensor" else (("data", "model"), (devices // group, group))
+    names, sizes = (
+        (("data",), (devices,))
+        if layout != "tensor"
+        else (("data", "model"), (devices // group, group))
+    )
     mesh = jax.sharding.AbstractMesh(sizes, names)
     state, row, *_ = traced(model, width, tokens, mode)
     placed = train.shardings(state, mesh, rules_of(model, layout))
@@ -199,13 +269,21 @@ def check(args):
         where = train.replicated(mesh) if layout == "tensor" else train.data_sharding(mesh)
         rows = args.rows * (1 if layout == "tensor" else 8)
         x = jax.ShapeDtypeStruct((rows, *event), "float32", sharding=where)
-        args_ = jax.tree.map(lambda s, h: jax.ShapeDtypeStruct(s.shape, s.dtype, sharding=h), state, placed)
+        args_ = jax.tree.map(
+            lambda s, h: jax.ShapeDtypeStruct(s.shape, s.dtype, sharding=h), state, placed
+        )
         step = train.make_step(loss, optax.adam(1e-4), ema=0.999)
-        program = jax.jit(step, donate_argnums=0, out_shardings=(placed, None)).lower(args_, {"x": x}).compile()
+        program = (
+            jax.jit(step, donate_argnums=0, out_shardings=(placed, None))
+            .lower(args_, {"x": x})
+            .compile()
+        )
         account = program.memory_analysis()
         xla = account.argument_size_in_bytes + account.temp_size_in_bytes
         told = sum(needed(args.model, width, args.tokens, layout, 8, args.rows).values())
-        print(f"| {layout} | {told / 2**20:.0f} | {xla / 2**20:.0f} | {xla / told:.2f} |", flush=True)
+        print(
+            f"| {layout} | {told / 2**20:.0f} | {xla / 2**20:.0f} | {xla / told:.2f} |", flush=True
+        )
 
 
 if __name__ == "__main__":

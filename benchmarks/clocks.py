@@ -1,4 +1,5 @@
-"""What the benchmarks share: calls timed in turn, and peers that wait in a Python of their own for their turn."""
+"""What the benchmarks share: calls timed in turn, and peers that wait in a Python of their own for
+their turn."""
 
 import contextlib
 import json
@@ -9,13 +10,18 @@ from pathlib import Path
 import jax
 import numpy as np
 
-CLOCKS = {"wall": time.perf_counter, "cpu": time.process_time}  # cpu: of all cores, for machines that others use too
+CLOCKS = {
+    "wall": time.perf_counter,
+    "cpu": time.process_time,
+}  # cpu: of all cores, for machines that others use too
 
 
 def interleaved(calls, repeats, clock="wall"):
-    """{name: [seconds]}: every call once, then every call again, so that what else the machine does meets all of them.
+    """{name: [seconds]}: every call once, then every call again, so that what else the machine does
+    meets all of them.
 
-    calls: {name: () -> arrays}, waited for, or () -> seconds from a call that measures itself (a peer's). clock: of CLOCKS.
+    calls: {name: () -> arrays}, waited for, or () -> seconds from a call that measures itself (a
+    peer's). clock: of CLOCKS.
     """
     times = {name: [] for name in calls}
     for _ in range(repeats):
@@ -39,7 +45,8 @@ def medians(times):
 
 @contextlib.contextmanager
 def peer(python, script, *args):
-    """ask(request) -> answer: JSON lines to and from benchmarks/peers/`script`, run by the Python of another environment.
+    """ask(request) -> answer: JSON lines to and from benchmarks/peers/`script`, run by the Python
+    of another environment.
 
     None where no Python is given. A peer that fails ends the benchmark with its message.
     """
@@ -48,7 +55,9 @@ def peer(python, script, *args):
         return
     path = str(Path(__file__).parent / "peers" / script)
     command = [python, path, *map(str, args)]
-    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
+    with subprocess.Popen(
+        command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    ) as process:
 
         def ask(request):
             line = ""
@@ -56,7 +65,9 @@ def peer(python, script, *args):
                 print(json.dumps(request), file=process.stdin, flush=True)
                 line = process.stdout.readline()
             if not line:
-                raise SystemExit(f"{script} ended with status {process.wait()}: its message is above")
+                raise SystemExit(
+                    f"{script} ended with status {process.wait()}: its message is above"
+                )
             return json.loads(line)
 
         try:

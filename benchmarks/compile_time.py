@@ -1,11 +1,13 @@
-"""What it takes to compile the spline recipe, beside FlowJAX: CPU seconds from a Python function to a program.
+"""What it takes to compile the spline recipe, beside FlowJAX: CPU seconds from a Python function to
+a program.
 
     python benchmarks/compile_time.py
     python benchmarks/compile_time.py --short
 
-`flows.neural_spline` with its linear maps against FlowJAX's `coupling_flow` of splines, which has none: 8 bins or knots on
-[-5, 5], networks of one hidden layer of 50, log_prob, value and gradient of the mean negative log-likelihood, and samples of
-256 rows. Tracing, lowering and XLA's compilation are counted in processor time; the two take turns. Below 1 in the last
+`flows.neural_spline` with its linear maps against FlowJAX's `coupling_flow` of splines, which has
+none: 8 bins or knots on [-5, 5], networks of one hidden layer of 50, log_prob, value and gradient
+of the mean negative log-likelihood, and samples of 256 rows. Tracing, lowering and XLA's
+compilation are counted in processor time; the two take turns. Below 1 in the last
 column: jflow compiles faster.
 """
 
@@ -31,11 +33,17 @@ def programs(log_prob, sample, params, x) -> dict:
     """name -> (function, its arguments)"""
     loss = jax.value_and_grad(lambda params, x: -jnp.mean(log_prob(params, x)))
     key = jax.random.key(1)
-    return {"log_prob": (log_prob, (params, x)), "gradient": (loss, (params, x)), "samples": (sample, (params, key))}
+    return {
+        "log_prob": (log_prob, (params, x)),
+        "gradient": (loss, (params, x)),
+        "samples": (sample, (params, key)),
+    }
 
 
 def jflow_programs(depth: int, x) -> dict:
-    flow = flows.neural_spline(x.shape[1:], depth=depth, hidden=(HIDDEN,), bins=BINS, activation=nn.relu)
+    flow = flows.neural_spline(
+        x.shape[1:], depth=depth, hidden=(HIDDEN,), bins=BINS, activation=nn.relu
+    )
     params = jax.eval_shape(flow.init, jax.random.key(0), x)
     return programs(flow.log_prob, lambda params, key: flow.sample(params, key, ROWS), params, x)
 
@@ -54,7 +62,10 @@ def flowjax_programs(depth: int, x) -> dict:
     )
     whole = lambda params: paramax.unwrap(eqx.combine(params, static))  # noqa: E731
     return programs(
-        lambda params, x: whole(params).log_prob(x), lambda params, key: whole(params).sample(key, (ROWS,)), params, x
+        lambda params, x: whole(params).log_prob(x),
+        lambda params, key: whole(params).sample(key, (ROWS,)),
+        params,
+        x,
     )
 
 
@@ -65,7 +76,9 @@ def seconds(function, arguments) -> float:
 
 
 def main():
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--features", type=int, default=8)
     parser.add_argument("--depths", type=int, nargs="+", default=[4, 16])
     parser.add_argument("--repeats", type=int, default=5)
@@ -82,7 +95,9 @@ def main():
         for _ in range(args.repeats):
             both = jflow_programs(depth, x), flowjax_programs(depth, x)
             order = (1, -1)[len(totals) % 2]  # who begins profits less from what jax remembers
-            totals.append([[seconds(*one[name]) for one in both[::order]][::order] for name in both[0]])
+            totals.append(
+                [[seconds(*one[name]) for one in both[::order]][::order] for name in both[0]]
+            )
         totals = np.array(totals)  # repeat, program, library
         for i, name in enumerate(("log_prob", "gradient", "samples")):
             ours, theirs = np.median(totals[:, i], axis=0)
@@ -90,7 +105,9 @@ def main():
             print(f"| {depth} | {name} | {ours:.2f} | {theirs:.2f} | {ratio:.2f} |", flush=True)
         whole = totals.sum(axis=1)
         ours, theirs = np.median(whole, axis=0)
-        print(f"| {depth} | all three | {ours:.2f} | {theirs:.2f} | {np.median(whole[:, 0] / whole[:, 1]):.2f} |")
+        print(
+            f"| {depth} | all three | {ours:.2f} | {theirs:.2f} | {np.median(whole[:, 0] / whole[:, 1]):.2f} |"
+        )
 
 
 if __name__ == "__main__":

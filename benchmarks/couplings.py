@@ -2,10 +2,11 @@
 
     python benchmarks/couplings.py [--sizes 256 512 1024 2048] [--dims 2 784] [--repeats 7]
 
-Two dimensions: eight Gaussians to two moons. More: two Gaussians. Labels, for the class-aware ones, are of ten classes. The
-calls take turns; printed are the median milliseconds, what POT's exact plan takes over it (more than 1: faster than
-POT), and the mean cost of the pairs over that of the optimum. POT's `emd` gives a plan to draw from; the draw itself is
-not counted. Peers need POT (pip install pot).
+Two dimensions: eight Gaussians to two moons. More: two Gaussians. Labels, for the class-aware ones,
+are of ten classes. The calls take turns; printed are the median milliseconds, what POT's exact plan
+takes over it (more than 1: faster than POT), and the mean cost of the pairs over that of the
+optimum. POT's `emd` gives a plan to draw from; the draw itself is not counted. Peers need POT (pip
+install pot).
 """
 
 import argparse
@@ -26,7 +27,9 @@ COUPLINGS = {
     "exact, near condition": couplings.optimal_transport(couplings.near_condition()),
     "sinkhorn": couplings.sinkhorn(EPSILON),
     "sinkhorn, likeliest": couplings.sinkhorn(EPSILON, draw=couplings.most_likely_permutation),
-    "sinkhorn, with replacement": couplings.sinkhorn(EPSILON, draw=couplings.sample_with_replacement),
+    "sinkhorn, with replacement": couplings.sinkhorn(
+        EPSILON, draw=couplings.sample_with_replacement
+    ),
     "unbalanced": couplings.unbalanced(EPSILON),
     "stable": couplings.stable_matching(),
     "partial 0.8": couplings.partial_optimal_transport(0.8),
@@ -40,7 +43,11 @@ def rows(n, d, seed):
     else:
         rng = np.random.default_rng(seed)
         x0, x1 = (rng.normal(m, s, (n, d)).astype(np.float32) for m, s in ((0, 1), (1, 0.5)))
-    return jnp.asarray(x0), jnp.asarray(x1), jnp.asarray(np.random.default_rng(seed).integers(0, 10, n))
+    return (
+        jnp.asarray(x0),
+        jnp.asarray(x1),
+        jnp.asarray(np.random.default_rng(seed).integers(0, 10, n)),
+    )
 
 
 def peers(ot, n):
@@ -53,7 +60,9 @@ def peers(ot, n):
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--sizes", type=int, nargs="+", default=[256, 512, 1024, 2048])
     parser.add_argument("--dims", type=int, nargs="+", default=[2, 784])
     parser.add_argument("--repeats", type=int, default=7)
@@ -70,15 +79,23 @@ def main() -> None:
 
 def table(ot, n, d, repeats):
     batches = [rows(n, d, 100 * k) for k in range(repeats)]
-    matrices = [np.asarray(couplings.squared_euclidean(*batch[:2]), np.float64) for batch in batches]
+    matrices = [
+        np.asarray(couplings.squared_euclidean(*batch[:2]), np.float64) for batch in batches
+    ]
     calls, gaps = {}, {}
     for name, coupling in COUPLINGS.items():
         pair = jax.jit(
-            lambda key, x0, x1, label, coupling=coupling: tuple(map(jnp.asarray, coupling(key, x0, x1, label)))
+            lambda key, x0, x1, label, coupling=coupling: tuple(
+                map(jnp.asarray, coupling(key, x0, x1, label))
+            )
         )
         if "condition" in name:
-            pair = jax.jit(lambda key, x0, x1, label, coupling=coupling: coupling(key, x0, x1, x1[:, :1]))
-        calls[name] = lambda k, pair=pair: jax.block_until_ready(pair(jax.random.key(k), *batches[k]))
+            pair = jax.jit(
+                lambda key, x0, x1, label, coupling=coupling: coupling(key, x0, x1, x1[:, :1])
+            )
+        calls[name] = lambda k, pair=pair: jax.block_until_ready(
+            pair(jax.random.key(k), *batches[k])
+        )
         i, j = map(np.asarray, calls[name](0))  # compiles
         best = linear_sum_assignment(matrices[0])
         gaps[name] = matrices[0][i, j].mean() / matrices[0][best].mean()

@@ -1,19 +1,22 @@
-"""Coupling flows as densities: log_prob, a training step and samples, beside FlowJAX, zuko, nflows, normflows and distrax.
+"""Coupling flows as densities: log_prob, a training step and samples, beside FlowJAX, zuko, nflows,
+normflows and distrax.
 
     python benchmarks/density.py --torch-python PATH
     python benchmarks/density.py --short
 
-PATH is the Python of an environment with torch, zuko, nflows and normflows; --distrax-python that of one with distrax (it
-needs tensorflow-probability). All flows have the same form: `--depth` couplings that transform one half of the numbers
-given the other by a ReLU network of two hidden layers of 128, fixed permutations between them, no linear layers; splines of
-8 bins on [-5, 5], or an affine map. A training step is value and gradient of the mean negative log-likelihood and Adam.
+PATH is the Python of an environment with torch, zuko, nflows and normflows; --distrax-python that
+of one with distrax (it needs tensorflow-probability). All flows have the same form: `--depth`
+couplings that transform one half of the numbers given the other by a ReLU network of two hidden
+layers of 128, fixed permutations between them, no linear layers; splines of 8 bins on [-5, 5], or
+an affine map. A training step is value and gradient of the mean negative log-likelihood and Adam.
 The torch peers run eagerly on --threads threads, as their users run them.
 
 "products" is the floor: the matrix products of the networks and their gradients, with the numbers in between left as they
 come, which no way to write the couplings can save.
 
-All take turns. Printed are the median milliseconds, the median over turns of peer / jflow (above 1: jflow is faster), the
-seconds of the first training step, compilation included, and the compiler's count of temporary memory for it (JAX only).
+All take turns. Printed are the median milliseconds, the median over turns of peer / jflow (above 1:
+jflow is faster), the seconds of the first training step, compilation included, and the compiler's
+count of temporary memory for it (JAX only).
 """
 
 import argparse
@@ -40,7 +43,9 @@ def jflow_model(features, kind, args, implementation=None):
     }[kind]
 
     def layer(order):
-        coupling = bijectors.coupling(transformer, nets.MLP((128, 128), nn.relu), split=features // 2)
+        coupling = bijectors.coupling(
+            transformer, nets.MLP((128, 128), nn.relu), split=features // 2
+        )
         return bijectors.chain(bijectors.permute(order), coupling)
 
     orders = np.stack([np.random.default_rng(i).permutation(features) for i in range(args.depth)])
@@ -91,7 +96,9 @@ def flowjax_model(features, kind, args):
         return optax.apply_updates(params, updates), opt_state, value
 
     log_prob = jax.jit(lambda params, x: paramax.unwrap(eqx.combine(params, static)).log_prob(x))
-    sample = jax.jit(lambda params, key: paramax.unwrap(eqx.combine(params, static)).sample(key, (args.batch,)))
+    sample = jax.jit(
+        lambda params, key: paramax.unwrap(eqx.combine(params, static)).sample(key, (args.batch,))
+    )
     return {
         "log_prob": lambda: log_prob(params, x),
         "train": lambda: step(params, opt_state, x),
@@ -104,14 +111,18 @@ def products_model(features, kind, args):
     half, size = features // 2, {"spline": 3 * 8 - 1, "affine": 2}[kind]
     sizes = ((half, 128), (128, 128), (128, half * size))
     rng = np.random.default_rng(0)
-    stacked = [jnp.asarray(rng.normal(size=(args.depth, *s)) / np.sqrt(s[0]), jnp.float32) for s in sizes]
+    stacked = [
+        jnp.asarray(rng.normal(size=(args.depth, *s)) / np.sqrt(s[0]), jnp.float32) for s in sizes
+    ]
     x = data(features, args.batch)[:, :half]
 
     def run(stacked, x):
         def layer(x, weights):
             first, second, head = weights
             raw = nn.relu(nn.relu(x @ first) @ second) @ head
-            return raw[:, :half], jnp.mean(raw)  # the mean reads all of raw, and its gradient writes all of it
+            return raw[:, :half], jnp.mean(
+                raw
+            )  # the mean reads all of raw, and its gradient writes all of it
 
         return jnp.mean(jax.lax.scan(layer, x, stacked)[1])
 
@@ -129,7 +140,11 @@ def data(features, batch):
 
 def compare(features, kind, args, ask, ask_distrax):
     calls, lowered, first, memory = {}, {}, {}, {}
-    for name, make in (("jflow", jflow_model), ("products", products_model), ("FlowJAX", flowjax_model)):
+    for name, make in (
+        ("jflow", jflow_model),
+        ("products", products_model),
+        ("FlowJAX", flowjax_model),
+    ):
         calls[name], lowered[name] = make(features, kind, args)
         start = time.perf_counter()
         jax.block_until_ready(calls[name]["train"]())
@@ -138,8 +153,16 @@ def compare(features, kind, args, ask, ask_distrax):
     peers = [(ask, name) for name in ("zuko", "nflows", "normflows")] if ask else []
     peers += [(ask_distrax, "distrax")] if ask_distrax else []
     for asked, name in peers:
-        sizes = {"library": name, "kind": kind, "features": features, "batch": args.batch, "depth": args.depth}
-        calls[name] = {w: lambda asked=asked, q={**sizes, "what": w}: asked(q)["seconds"] for w in WHAT}
+        sizes = {
+            "library": name,
+            "kind": kind,
+            "features": features,
+            "batch": args.batch,
+            "depth": args.depth,
+        }
+        calls[name] = {
+            w: lambda asked=asked, q={**sizes, "what": w}: asked(q)["seconds"] for w in WHAT
+        }
         first[name] = calls[name]["train"]()
     times = {}
     for what in WHAT:
@@ -155,23 +178,35 @@ def compare(features, kind, args, ask, ask_distrax):
             seconds = np.asarray(times[what][name])
             ratio = np.median(seconds / np.asarray(times[what]["jflow"]))
             print(f"{1e3 * np.median(seconds):15.1f}{ratio:11.2f}", end="")
-        print(f"{first[name]:15.1f}" + (f"{memory[name] / 2**20:10.0f}" if name in memory else ""), flush=True)
+        print(
+            f"{first[name]:15.1f}" + (f"{memory[name] / 2**20:10.0f}" if name in memory else ""),
+            flush=True,
+        )
 
 
 def main():
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--torch-python", help="a Python with torch, zuko, nflows and normflows")
     parser.add_argument("--distrax-python", help="a Python with distrax and tensorflow-probability")
     parser.add_argument("--threads", type=int, default=os.cpu_count(), help="of torch")
     parser.add_argument("--features", type=int, nargs="+", default=[16, 64])
-    parser.add_argument("--kinds", nargs="+", default=["spline", "affine"], choices=["spline", "affine"])
+    parser.add_argument(
+        "--kinds", nargs="+", default=["spline", "affine"], choices=["spline", "affine"]
+    )
     parser.add_argument("--batch", type=int, default=4096)
     parser.add_argument("--depth", type=int, default=8)
     parser.add_argument("--repeats", type=int, default=11)
     parser.add_argument(
-        "--clock", choices=sorted(CLOCKS), default="wall", help="cpu: processor time, JAX libraries alone"
+        "--clock",
+        choices=sorted(CLOCKS),
+        default="wall",
+        help="cpu: processor time, JAX libraries alone",
     )
-    parser.add_argument("--short", action="store_true", help="256 rows, 2 layers, 16 numbers, 2 turns, for CI")
+    parser.add_argument(
+        "--short", action="store_true", help="256 rows, 2 layers, 16 numbers, 2 turns, for CI"
+    )
     args = parser.parse_args()
     if args.clock == "cpu" and (args.torch_python or args.distrax_python):
         parser.error("--clock cpu times this process: leave the peers of other processes out")

@@ -5,21 +5,25 @@
 
 The sections, the most important first:
 
-    kernels     every kernel, forward and inverse, each implementation in float32 on fresh random inputs against its plain
-                reference in float64: the relative error ||out - exact|| / ||exact|| of the worst output, and of the worst
-                gradient (for random cotangents); more than 1e-3, or a number that is not finite, is a failure
-    bandwidth   coupling transforms: the fewest bytes (inputs and cotangents read once, outputs and gradients written once)
-                over seconds, as a share of what a large copy on the device reaches
-    density     flows as in density.py, beside FlowJAX where it is installed, and the matrix products alone
-    dit         a training step of flow matching of DiT-B/2 in bfloat16: model FLOPs utilization by attention function
-    ode         solvers.sample beside a hand-written scan, as in ode_sampling.py
-    depth       temporary memory and time of plain, rematerialized and reversible stacks, as in depth.py
+    kernels     every kernel, forward and inverse, each implementation in float32 on fresh random
+                inputs against its plain reference in float64: the relative error ||out - exact|| /
+                ||exact|| of the worst output, and of the worst gradient (for random cotangents);
+                more than 1e-3, or a number that is not finite, is a failure
+    bandwidth   coupling transforms: the fewest bytes (inputs and cotangents read once, outputs and
+                gradients written once) over seconds, as a share of what a large copy on the device
+                reaches
+    density     flows as in density.py, beside FlowJAX where it is installed, and the matrix
+    products alone dit         a training step of flow matching of DiT-B/2 in bfloat16: model FLOPs
+    utilization by attention function ode         solvers.sample beside a hand-written scan, as in
+    ode_sampling.py depth       temporary memory and time of plain, rematerialized and reversible
+    stacks, as in depth.py
 
-Calls are compiled first, those that are compared take turns, and medians are printed; a turn chains calls that are short
-beside a launch. Each section runs in a process of its own, so that a crash or a hang ends that section alone; what fails is
-a cell of the table, and the exit status tells. Where the budget is used up, the rest is named and left out. Every row is
-printed, and appended to --out, as soon as it is measured. On a CPU, Pallas kernels are interpreted: only their errors mean
-anything there.
+Calls are compiled first, those that are compared take turns, and medians are printed; a turn chains
+calls that are short beside a launch. Each section runs in a process of its own, so that a crash or
+a hang ends that section alone; what fails is a cell of the table, and the exit status tells. Where
+the budget is used up, the rest is named and left out. Every row is printed, and appended to --out,
+as soon as it is measured. On a CPU, Pallas kernels are interpreted: only their errors mean anything
+there.
 """
 
 import argparse
@@ -60,13 +64,20 @@ PEAKS = {  # bfloat16 FLOP/s without sparsity, by a part of device_kind; the fir
 
 
 def column_kernel(name, size):
-    """(raw numbers, plain(inverse, x, raw), run(implementation, inverse, x, raw)); size: bins or components."""
-    scalar_map = univariate.affine() if name == "affine" else getattr(univariate, name)(size, implementation="plain")
+    """(raw numbers, plain(inverse, x, raw), run(implementation, inverse, x, raw)); size: bins or
+    components."""
+    scalar_map = (
+        univariate.affine()
+        if name == "affine"
+        else getattr(univariate, name)(size, implementation="plain")
+    )
     transform = getattr(kernels, name).transform
     transform = partial(transform, log_scale=scales.bounded()) if name == "affine" else transform
 
     def plain(inverse, x, raw):
-        y, log_slope = (scalar_map.inverse if inverse else scalar_map.forward)(x, jnp.moveaxis(raw, 0, -1))
+        y, log_slope = (scalar_map.inverse if inverse else scalar_map.forward)(
+            x, jnp.moveaxis(raw, 0, -1)
+        )
         return y, jnp.sum(log_slope, axis=0)
 
     def run(implementation, inverse, x, raw):
@@ -92,9 +103,12 @@ def with_gradient(f):
 
 
 def all_kernels(args, rng):
-    """(name, inputs, the shape that `choice` asks for, plain, run); with raw numbers of a wider spread, a few columns of a
-    spline have gradients of thousands, and their rounding is all that an error says."""
-    d, n, size, image = (2, 130, 2, (2, 5, 4, 3)) if args.short else (8, 2**14 + 1, 8, (16, 16, 16, 8))
+    """(name, inputs, the shape that `choice` asks for, plain, run); with raw numbers of a wider
+    spread, a few columns of a spline have gradients of thousands, and their rounding is all that an
+    error says."""
+    d, n, size, image = (
+        (2, 130, 2, (2, 5, 4, 3)) if args.short else (8, 2**14 + 1, 8, (16, 16, 16, 8))
+    )
     for name in ("affine", "rational_quadratic", "logistic_mixture"):
         count, plain, run = column_kernel(name, size)
         inputs = 3 * rng.normal(size=(d, n)), 0.5 * rng.normal(size=(count, d, n))
@@ -115,7 +129,9 @@ def kernel_errors(args):
 
     def measure(inputs, plain, run, inverse, rng):
         inputs, plain = jax.tree.map(np.float32, inputs), partial(plain, inverse)
-        bars = jax.tree.map(lambda a: np.float32(rng.normal(size=a.shape)), jax.eval_shape(plain, *inputs))
+        bars = jax.tree.map(
+            lambda a: np.float32(rng.normal(size=a.shape)), jax.eval_shape(plain, *inputs)
+        )
         with jax.enable_x64(True):
             exact = jax.device_get(with_gradient(plain)(*jax.tree.map(np.float64, (inputs, bars))))
         cells = []
@@ -140,11 +156,24 @@ def over(program, sets):
 
 
 def bandwidth(args):
-    shapes = [("rational_quadratic", 16, 2**20), ("affine", 16, 2**20), ("rational_quadratic", 64, 2**18)]
+    shapes = [
+        ("rational_quadratic", 16, 2**20),
+        ("affine", 16, 2**20),
+        ("rational_quadratic", 64, 2**18),
+    ]
     shapes += [("affine", 64, 2**18), ("rational_quadratic", 16, 2**16)]
-    numbers, rotated, bins = 2**28, 2**29, 8  # float32 in the copy, bytes of inputs in rotation: more than caches hold
+    numbers, rotated, bins = (
+        2**28,
+        2**29,
+        8,
+    )  # float32 in the copy, bytes of inputs in rotation: more than caches hold
     if args.short:
-        shapes, numbers, rotated, bins = [("rational_quadratic", 2, 256), ("affine", 2, 256)], 2**20, 2**12, 2
+        shapes, numbers, rotated, bins = (
+            [("rational_quadratic", 2, 256), ("affine", 2, 256)],
+            2**20,
+            2**12,
+            2,
+        )
     block, copy = jnp.ones(numbers), jax.jit(jnp.copy)
 
     def bytes_of(tree):
@@ -156,7 +185,10 @@ def bandwidth(args):
         def draw(key):
             """(x, raw), and the cotangents of (y, log_det) where there are gradients."""
             keys = jax.random.split(key, 4)
-            inputs = 3 * jax.random.normal(keys[0], (d, n)), jax.random.normal(keys[1], (size, d, n))
+            inputs = (
+                3 * jax.random.normal(keys[0], (d, n)),
+                jax.random.normal(keys[1], (size, d, n)),
+            )
             bars = jax.random.normal(keys[2], (d, n)), jax.random.normal(keys[3], (n,))
             return (inputs, bars) if "gradient" in what else inputs
 
@@ -171,7 +203,10 @@ def bandwidth(args):
         calls = {i: partial(over, program(i), sets) for i in BOTH}
         times = timed({"copy": partial(copy, block), **calls}, args)
         speed = cell(lambda s: 2 * block.nbytes / np.median(s), times["copy"])
-        shares = [cell(lambda s, v: f"{len(sets) * least / np.median(s) / v:.2f}", times[i], speed) for i in BOTH]
+        shares = [
+            cell(lambda s, v: f"{len(sets) * least / np.median(s) / v:.2f}", times[i], speed)
+            for i in BOTH
+        ]
         return [f"{least / 2**20:.3g}", cell(lambda v: f"{v / 1e9:.0f}", speed), *shares]
 
     for name, d, n in shapes:
@@ -180,31 +215,50 @@ def bandwidth(args):
 
 
 def densities(args):
-    cases = [("spline", 64, 2**16), ("spline", 16, 2**16), ("affine", 64, 2**16), ("spline", 16, 2**12)]
+    cases = [
+        ("spline", 64, 2**16),
+        ("spline", 16, 2**16),
+        ("affine", 64, 2**16),
+        ("spline", 16, 2**12),
+    ]
     makers = {"jflow": density.jflow_model, "products": density.products_model}
     makers["pallas"] = partial(density.jflow_model, implementation="pallas")
     if all(map(importlib.util.find_spec, ("flowjax", "equinox", "paramax"))):
         makers["FlowJAX"] = density.flowjax_model
 
     def measure(models, what):
-        times = timed({k: cell(lambda model: model[0][what], model) for k, model in models.items()}, args)
-        ratios = [ratio(times[k], times["jflow"]) if k in times else "-" for k in ("pallas", "FlowJAX", "products")]
+        times = timed(
+            {k: cell(lambda model: model[0][what], model) for k, model in models.items()}, args
+        )
+        ratios = [
+            ratio(times[k], times["jflow"]) if k in times else "-"
+            for k in ("pallas", "FlowJAX", "products")
+        ]
         known = [models.get(k) for k in ("jflow", "FlowJAX") if what == "train"]
-        memory = [cell(lambda m: mebibytes(m[1]().compile()), model) if model else "-" for model in known]
+        memory = [
+            cell(lambda m: mebibytes(m[1]().compile()), model) if model else "-" for model in known
+        ]
         return [milliseconds(times["jflow"]), *ratios, *(memory or ("", ""))]
 
     for kind, features, rows in [("affine", 4, 64)] if args.short else cases:
         sizes = argparse.Namespace(depth=2 if args.short else 8, batch=rows)
-        kept = {k: make for k, make in makers.items() if k != "pallas" or kind == "spline"}  # the one with a kernel
+        kept = {
+            k: make for k, make in makers.items() if k != "pallas" or kind == "spline"
+        }  # the one with a kernel
         models = {k: attempt(make, features, kind, sizes) for k, make in kept.items()}
         for what in density.WHAT:
             yield (kind, features, rows, what), partial(measure, models, what)
 
 
 def dit_steps(args):
-    """A step has 6 FLOPs for each weight of a matrix product and token, 2 forward and 4 backward, and for each row's
-    attention 12 depth width tokens^2 (`flow_matching_step.model_flops`); what is computed again does not count."""
-    case, batches, side = flow_matching_step.SIZES["base"]["dit"]._replace(turn=2), (256, 128, 64), 8192
+    """A step has 6 FLOPs for each weight of a matrix product and token, 2 forward and 4 backward,
+    and for each row's attention 12 depth width tokens^2 (`flow_matching_step.model_flops`); what is
+    computed again does not count."""
+    case, batches, side = (
+        flow_matching_step.SIZES["base"]["dit"]._replace(turn=2),
+        (256, 128, 64),
+        8192,
+    )
     if args.short:
         sizes = {"patch_size": 2, "width": 32, "depth": 2, "heads": 2}
         case, batches, side = flow_matching_step.Case((8, 8, 4), 4, 1, sizes), (4, 2), 256
@@ -212,18 +266,26 @@ def dit_steps(args):
     peak = next((peak for name, peak in PEAKS.items() if name in kind), None)
     square = jax.random.normal(jax.random.key(args.seed), (side, side), jnp.bfloat16)
     product = partial(jax.jit(jnp.matmul), square, square)
-    functions = {"written out": nets.dot_product_attention, "jax.nn, xla": jax.nn.dot_product_attention}
+    functions = {
+        "written out": nets.dot_product_attention,
+        "jax.nn, xla": jax.nn.dot_product_attention,
+    }
     if jax.default_backend() == "gpu":
         functions["jax.nn, cudnn"] = partial(jax.nn.dot_product_attention, implementation="cudnn")
 
     def build(attention_fn, rows):
-        net = nets.DiT(**case.sizes, num_classes=1000, dtype=jnp.bfloat16, attention_fn=attention_fn)
+        net = nets.DiT(
+            **case.sizes, num_classes=1000, dtype=jnp.bfloat16, attention_fn=attention_fn
+        )
         velocity, optimizer, keys = (
             jflow.velocity(net),
             optax.adam(1e-4),
             jax.random.split(jax.random.key(args.seed), 4),
         )
-        x, cond = jax.random.normal(keys[0], (rows, *case.shape)), jax.random.randint(keys[1], (rows,), 0, 1000)
+        x, cond = (
+            jax.random.normal(keys[0], (rows, *case.shape)),
+            jax.random.randint(keys[1], (rows,), 0, 1000),
+        )
         params = jax.jit(velocity.init)(keys[2], x, jnp.zeros(rows), cond)
         state, step = (
             train.init_state(params, optimizer, keys[3]),
@@ -240,7 +302,9 @@ def dit_steps(args):
             raise entry
         times = timed({"step": entry.turn, "product": product}, args)
         step = cell(lambda s: s / entry.steps, times["step"])
-        rate = cell(lambda s: flow_matching_step.model_flops(case._replace(batch=rows)) / np.median(s), step)
+        rate = cell(
+            lambda s: flow_matching_step.model_flops(case._replace(batch=rows)) / np.median(s), step
+        )
         best = cell(lambda s: 2 * side**3 / np.median(s), times["product"])
         shares = [cell(lambda r, p: f"{r / p:.3f}", rate, p) if p else "-" for p in (peak, best)]
         rates = [cell(lambda r: f"{r / 1e12:.3g}", r) for r in (rate, best)]
@@ -262,7 +326,9 @@ def ode_samples(args):
         params_key, x_key = jax.random.split(jax.random.key(args.seed))
         x = jax.random.normal(x_key, (rows, features))
         params = velocity.init(params_key, x, jnp.zeros(rows))
-        by_hand = partial(ode_sampling.by_hand(method, evaluations // each), ode_sampling.plain(params), x)
+        by_hand = partial(
+            ode_sampling.by_hand(method, evaluations // each), ode_sampling.plain(params), x
+        )
         sample = partial(ode_sampling.sampler(velocity, solver, evaluations // each), params, x)
         times = timed({"scan": by_hand, "jflow": sample}, args)
         gap = cell(lambda *_: f"{np.max(np.abs(by_hand() - sample())):.1e}", *times.values())
@@ -277,7 +343,11 @@ def deep_stacks(args):
     sizes = argparse.Namespace(features=16, rows=2**14, hidden=(128, 128))
     names, depths = ("spline", "affine"), (16, 4, 64)
     if args.short:
-        sizes, names, depths = argparse.Namespace(features=4, rows=64, hidden=(16,)), ("affine",), (4, 16)
+        sizes, names, depths = (
+            argparse.Namespace(features=4, rows=64, hidden=(16,)),
+            ("affine",),
+            (4, 16),
+        )
     modes, x = ("plain", "remat", "reversible"), depth.moons(sizes)
 
     def measure(layer, layers):
@@ -285,12 +355,22 @@ def deep_stacks(args):
 
         def compiled(mode):
             stack = depth.stack(layer, sizes.features, layers, **depth.MODES[mode])
-            return jax.jit(jax.value_and_grad(depth.negative_log_likelihood(stack))).lower(params, x).compile()
+            return (
+                jax.jit(jax.value_and_grad(depth.negative_log_likelihood(stack)))
+                .lower(params, x)
+                .compile()
+            )
 
         programs = {mode: attempt(compiled, mode) for mode in modes}
-        times = timed({mode: cell(lambda p: partial(p, params, x), p) for mode, p in programs.items()}, args)
+        times = timed(
+            {mode: cell(lambda p: partial(p, params, x), p) for mode, p in programs.items()}, args
+        )
         ratios = [ratio(times[mode], times["plain"]) for mode in modes[1:]]
-        return [*(cell(mebibytes, programs[mode]) for mode in modes), milliseconds(times["plain"]), *ratios]
+        return [
+            *(cell(mebibytes, programs[mode]) for mode in modes),
+            milliseconds(times["plain"]),
+            *ratios,
+        ]
 
     for layers in depths:
         for name in names:
@@ -345,14 +425,20 @@ def head(args):
         attempt(lambda: f"compute capability {device.compute_capability}"),
         attempt(lambda: f"{device.memory_stats()['bytes_limit'] / 2**30:.0f} GiB to allocate"),
     ]
-    known = ", ".join([f"jax {jax.__version__}", *(f for f in facts if isinstance(f, str)), f"seed {args.seed}"])
+    known = ", ".join(
+        [f"jax {jax.__version__}", *(f for f in facts if isinstance(f, str)), f"seed {args.seed}"]
+    )
     known += "; tiny shapes in place of those below" if args.short else ""
     emit(args, f"## {device.device_kind}, {datetime.date.today()}\n\n`{args.command}`: {known}.")
 
 
 def main():
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--sections", nargs="+", choices=SECTIONS, default=list(SECTIONS), help="in this order")
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument(
+        "--sections", nargs="+", choices=SECTIONS, default=list(SECTIONS), help="in this order"
+    )
     parser.add_argument("--budget", type=float, default=480, help="seconds for all")
     parser.add_argument("--out", help="a file to append the tables to")
     parser.add_argument("--repeats", type=int, default=20, help="turns, at most")
@@ -361,7 +447,10 @@ def main():
     args = parser.parse_args()
     args.command = shlex.join(["python", "benchmarks/device.py", *sys.argv[1:]])
     args.seed = int(np.random.SeedSequence().entropy % 2**31) if args.seed is None else args.seed
-    args.turn, args.row = 2e-3, 3.0  # seconds that a turn of a call and all turns of a row take, about
+    args.turn, args.row = (
+        2e-3,
+        3.0,
+    )  # seconds that a turn of a call and all turns of a row take, about
     os.environ.setdefault("XLA_PYTHON_CLIENT_MEM_FRACTION", "0.9")
     if args.short:
         args.repeats, args.turn = 3, 0.0

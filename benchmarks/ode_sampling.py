@@ -1,14 +1,16 @@
-"""Samples along an ODE: `solvers.sample` beside a hand-written scan, torchdiffeq and flow_matching, on the same weights.
+"""Samples along an ODE: `solvers.sample` beside a hand-written scan, torchdiffeq and flow_matching,
+on the same weights.
 
     python benchmarks/ode_sampling.py --torch-python PATH
     python benchmarks/ode_sampling.py --short
 
-PATH is the Python of an environment with torch, torchdiffeq (torchcfm samples by it) and flow_matching; without it the
-scan alone is measured against. The velocity is a perceptron of (x, t), with random weights; each solver takes 100
-evaluations of it. All samplers take turns; torch runs eagerly, without gradients, on one thread
-or --threads, whichever is faster. Prints the
-median seconds of a call, the median over turns of the ratio scan / sampler (above 1: faster than the scan), the time of
-the first call, compilation included, and the largest difference from the scan's samples.
+PATH is the Python of an environment with torch, torchdiffeq (torchcfm samples by it) and
+flow_matching; without it the scan alone is measured against. The velocity is a perceptron of (x,
+t), with random weights; each solver takes 100 evaluations of it. All samplers take turns; torch
+runs eagerly, without gradients, on one thread or --threads, whichever is faster. Prints the median
+seconds of a call, the median over turns of the ratio scan / sampler (above 1: faster than the
+scan), the time of the first call, compilation included, and the largest difference from the scan's
+samples.
 """
 
 import argparse
@@ -27,7 +29,10 @@ from clocks import interleaved, peer
 import jflow
 from jflow import nets, solvers
 
-SIZES = {"2 numbers, 3 x 64, 256 rows": (2, 64, 256), "64 numbers, 3 x 256, 512 rows": (64, 256, 512)}
+SIZES = {
+    "2 numbers, 3 x 64, 256 rows": (2, 64, 256),
+    "64 numbers, 3 x 256, 512 rows": (64, 256, 512),
+}
 LAYERS, EVALUATIONS = 3, 100
 
 
@@ -107,10 +112,13 @@ def compare(title, features, width, rows, args):
         file, made = f"{folder}/weights.npz", f"{folder}/x.npy"
         weights, biases = zip(*layers, strict=True)
         named = [
-            {f"{name}{i}": leaf for i, leaf in enumerate(leaves)} for name, leaves in (("w", weights), ("b", biases))
+            {f"{name}{i}": leaf for i, leaf in enumerate(leaves)}
+            for name, leaves in (("w", weights), ("b", biases))
         ]
         np.savez(file, x0=x0, **named[0], **named[1])
-        with peer(args.torch_python, "torch_ode.py", "--weights", file, "--threads", args.threads) as ask:
+        with peer(
+            args.torch_python, "torch_ode.py", "--weights", file, "--threads", args.threads
+        ) as ask:
             for method in args.methods:
                 solver, each = SOLVERS[method]
                 steps = args.evaluations // each
@@ -124,30 +132,49 @@ def compare(title, features, width, rows, args):
                     seconds = ask({**request, "out": made})["seconds"]
                     firsts[library] = np.load(made), seconds
                     calls[library] = lambda request=request: ask(request)["seconds"]
-                table(f"{title}, {steps} steps of {method}", interleaved(calls, args.repeats), firsts)
+                table(
+                    f"{title}, {steps} steps of {method}", interleaved(calls, args.repeats), firsts
+                )
 
 
 def sampler(velocity, solver, steps):
-    return jax.jit(lambda params, x: solvers.sample(velocity, params, x, method=solvers.fixed(steps, solver))[0])
+    return jax.jit(
+        lambda params, x: solvers.sample(velocity, params, x, method=solvers.fixed(steps, solver))[
+            0
+        ]
+    )
 
 
 def table(title, times, firsts):
     reference, exact = np.asarray(times["scan by hand"]), firsts["scan by hand"][0]
-    print(f"\n{title}\n{'':16s}{'ms':>9s}{'scan / it':>11s}{'first call, s':>15s}{'off the scan':>14s}")
+    print(
+        f"\n{title}\n{'':16s}{'ms':>9s}{'scan / it':>11s}{'first call, s':>15s}{'off the scan':>14s}"
+    )
     for name, seconds in times.items():
         value, first = firsts[name]
         ratio, gap = np.median(reference / np.asarray(seconds)), np.abs(value - exact).max()
-        print(f"{name:16s}{1e3 * np.median(seconds):9.2f}{ratio:11.3f}{first:15.2f}{gap:14.1e}", flush=True)
+        print(
+            f"{name:16s}{1e3 * np.median(seconds):9.2f}{ratio:11.3f}{first:15.2f}{gap:14.1e}",
+            flush=True,
+        )
 
 
 def main():
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--torch-python", help="a Python with torch, torchdiffeq and flow_matching")
     parser.add_argument("--methods", nargs="+", choices=SOLVERS, default=list(SOLVERS))
-    parser.add_argument("--evaluations", type=int, default=EVALUATIONS, help="of the velocity; a multiple of 4")
+    parser.add_argument(
+        "--evaluations", type=int, default=EVALUATIONS, help="of the velocity; a multiple of 4"
+    )
     parser.add_argument("--repeats", type=int, default=20, help="turns")
-    parser.add_argument("--threads", type=int, default=os.cpu_count(), help="of torch, where they beat one")
-    parser.add_argument("--short", action="store_true", help="the small network, 20 evaluations, 5 turns")
+    parser.add_argument(
+        "--threads", type=int, default=os.cpu_count(), help="of torch, where they beat one"
+    )
+    parser.add_argument(
+        "--short", action="store_true", help="the small network, 20 evaluations, 5 turns"
+    )
     args = parser.parse_args()
     sizes = SIZES
     if args.short:

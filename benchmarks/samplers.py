@@ -2,10 +2,11 @@
 
     python benchmarks/samplers.py [--short]
 
-Two tables from one run. Deterministic solvers: the root mean square distance of their end points from those of a Dopri8 solve
-in float64, for each number of evaluations. All samplers, stochastic ones too: W2 to a sample of the data (`--rows` points;
-the floor, between two samples of the data, is the last row). The last column is the time of one evaluation, the network's
-share included, relative to a hand-written scan of Euler steps, as the median of `--repeats` runs in turn.
+Two tables from one run. Deterministic solvers: the root mean square distance of their end points
+from those of a Dopri8 solve in float64, for each number of evaluations. All samplers, stochastic
+ones too: W2 to a sample of the data (`--rows` points; the floor, between two samples of the data,
+is the last row). The last column is the time of one evaluation, the network's share included,
+relative to a hand-written scan of Euler steps, as the median of `--repeats` runs in turn.
 `--short` is a minute on two CPU cores.
 """
 
@@ -63,14 +64,18 @@ def main():
     parser.add_argument("--repeats", type=int, default=7)
     parser.add_argument("--evaluations", type=int, nargs="+", default=[4, 8, 16, 32, 64])
     parser.add_argument("--grid", choices=GRIDS, default="uniform")
-    parser.add_argument("--short", action="store_true", help="300 rows; 4 and 16 evaluations; 3 repeats")
+    parser.add_argument(
+        "--short", action="store_true", help="300 rows; 4 and 16 evaluations; 3 repeats"
+    )
     args = parser.parse_args()
     if args.short:
         args.rows, args.evaluations, args.repeats = 300, [4, 16], 3
     x0 = jax.random.normal(jax.random.key(0), (args.rows, 2))
     data, other = (np.asarray(ORACLE.sample(jax.random.key(k), args.rows)) for k in (1, 2))
     with jax.enable_x64(True):
-        exact, _ = solvers.sample(V, {}, jnp.asarray(x0, jnp.float64), method=solvers.fixed(200, diffrax.Dopri8()))
+        exact, _ = solvers.sample(
+            V, {}, jnp.asarray(x0, jnp.float64), method=solvers.fixed(200, diffrax.Dopri8())
+        )
     exact = np.asarray(exact)
 
     def compiled(name, n):
@@ -80,7 +85,9 @@ def main():
             return jax.jit(lambda x: euler_scan(x, grid))
         if name in SDE:
             grid = GRIDS[args.grid](n)
-            return jax.jit(lambda x: solvers.sample_sde(SDE[name], {}, x, jax.random.key(3), grid)[0])
+            return jax.jit(
+                lambda x: solvers.sample_sde(SDE[name], {}, x, jax.random.key(3), grid)[0]
+            )
         solver, each, first = ODE[name]
         if (n - first) % each or n <= first:
             return None
@@ -102,14 +109,30 @@ def main():
     scan = np.median(times["scan"])
 
     def table(title, names, value, last):
-        print(f"\n{title}\n{'evaluations':28s}" + "".join(f"{n:>9d}" for n in args.evaluations) + f"{last:>9s}")
+        print(
+            f"\n{title}\n{'evaluations':28s}"
+            + "".join(f"{n:>9d}" for n in args.evaluations)
+            + f"{last:>9s}"
+        )
         for name in names:
-            cells = [f"{value(ends[name, n]):9.4f}" if (name, n) in ends else f"{'-':>9s}" for n in args.evaluations]
-            print(f"{name:28s}" + "".join(cells) + (f"{np.median(times[name]) / scan:9.2f}" if name in times else ""))
+            cells = [
+                f"{value(ends[name, n]):9.4f}" if (name, n) in ends else f"{'-':>9s}"
+                for n in args.evaluations
+            ]
+            print(
+                f"{name:28s}"
+                + "".join(cells)
+                + (f"{np.median(times[name]) / scan:9.2f}" if name in times else "")
+            )
 
-    print(f"{args.rows} rows, grid {args.grid}, {jax.devices()[0].device_kind}; a scan of {most}: {1e3 * scan:.2f} ms")
+    print(
+        f"{args.rows} rows, grid {args.grid}, {jax.devices()[0].device_kind}; a scan of {most}: {1e3 * scan:.2f} ms"
+    )
     table(
-        "distance from the exact end points", ODE, lambda x: np.sqrt(np.mean(np.sum((x - exact) ** 2, axis=1))), "time"
+        "distance from the exact end points",
+        ODE,
+        lambda x: np.sqrt(np.mean(np.sum((x - exact) ** 2, axis=1))),
+        "time",
     )
     table("W2 to data", [*ODE, *SDE], lambda x: wasserstein(x, data), "time")
     print(f"{'(another sample of the data)':28s}" + f"{wasserstein(other, data):9.4f}")

@@ -1,8 +1,10 @@
-"""Tables of several sections in one run within a budget of seconds: each in a process of its own, a failure a cell.
+"""Tables of several sections in one run within a budget of seconds: each in a process of its own, a
+failure a cell.
 
-A section is a function of the command's arguments that yields rows, (first cells, () -> the other cells), and notes, strings,
-which are printed below its table. A cell is anything printable, or the exception that stands for it. Rows are printed, and
-appended to args.out, as soon as they are measured.
+A section is a function of the command's arguments that yields rows, (first cells, () -> the other
+cells), and notes, strings, which are printed below its table. A cell is anything printable, or the
+exception that stands for it. Rows are printed, and appended to args.out, as soon as they are
+measured.
 """
 
 import multiprocessing
@@ -24,17 +26,22 @@ class Section(NamedTuple):
 
 
 def run_all(sections, names, args, head):
-    """Ends the command, with a status other than 0 if anything failed. sections: {name: Section}; head(args): prints what
-    stands above all, in the first process, so that this one never touches the device; args has budget and out."""
+    """Ends the command, with a status other than 0 if anything failed. sections: {name: Section};
+    head(args): prints what stands above all, in the first process, so that this one never touches
+    the device; args has budget and out."""
     context, start, failed, share = multiprocessing.get_context("spawn"), time.time(), [], 0.0
     whole = sum(sections[name].share for name in names)
     for i, name in enumerate(names):
         share += sections[name].share / whole
-        deadline = start + 0.9 * share * args.budget  # no row is begun after it; the section is ended a tenth later
+        deadline = (
+            start + 0.9 * share * args.budget
+        )  # no row is begun after it; the section is ended a tenth later
         if time.time() > start + 0.9 * args.budget:
             emit(args, f"\n{name}: not measured, the budget of {args.budget:g} s was used up.")
             continue
-        child = context.Process(target=run_one, args=(name, sections[name], args, deadline, None if i else head))
+        child = context.Process(
+            target=run_one, args=(name, sections[name], args, deadline, None if i else head)
+        )
         child.start()
         child.join(max(0.0, deadline + 0.1 * args.budget - time.time()))
         if child.is_alive():
@@ -44,7 +51,11 @@ def run_all(sections, names, args, head):
         elif child.exitcode < 0:
             emit(args, row([name, RuntimeError(f"ended by signal {-child.exitcode}")]))
         failed += [name] * (child.exitcode != 0)
-    emit(args, f"\n{time.time() - start:.0f} s" + (f", with failures: {', '.join(failed)}." if failed else "."))
+    emit(
+        args,
+        f"\n{time.time() - start:.0f} s"
+        + (f", with failures: {', '.join(failed)}." if failed else "."),
+    )
     sys.exit(bool(failed))
 
 
@@ -52,7 +63,10 @@ def run_one(name, section, args, deadline, head):
     """One section in this process, whose status is the number of failures."""
     if head:
         head(args)
-    emit(args, f"\n### {section.title}\n\n| {section.header} |\n|{'---|' * len(section.header.split('|'))}")
+    emit(
+        args,
+        f"\n### {section.title}\n\n| {section.header} |\n|{'---|' * len(section.header.split('|'))}",
+    )
     notes, failures = [], 0
     try:
         for item in section.rows(args):
@@ -61,7 +75,9 @@ def run_one(name, section, args, deadline, head):
                 continue
             label, measure = item
             if time.time() > deadline:
-                notes.append(f"From {', '.join(map(str, label))} on not measured: the time was used up.")
+                notes.append(
+                    f"From {', '.join(map(str, label))} on not measured: the time was used up."
+                )
                 break
             cells = attempt(measure)
             cells = [cells] if isinstance(cells, Exception) else cells
@@ -91,8 +107,9 @@ def cell(f, *values):
 def timed(calls, args):
     """{name: seconds of a call in every turn, or an exception}, of {name: call, or an exception}.
 
-    After a first call, which compiles, all take turns; short ones are chained to args.turn seconds, so that launches
-    overlap. There are args.repeats turns, or as many, at least 3, as fit into args.row seconds.
+    After a first call, which compiles, all take turns; short ones are chained to args.turn seconds,
+    so that launches overlap. There are args.repeats turns, or as many, at least 3, as fit into
+    args.row seconds.
     """
     first = {name: cell(lambda call: attempt(seconds, call), call) for name, call in calls.items()}
     alive = [name for name in calls if not isinstance(first[name], Exception)]
@@ -102,8 +119,13 @@ def timed(calls, args):
     lengths = {name: int(np.clip(args.turn / second[name], 1, 100)) for name in alive}
     once = sum(lengths[name] * second[name] for name in alive)
     turns = int(np.clip(args.row / once, 3, args.repeats))
-    times = interleaved({name: partial(several, calls[name], lengths[name]) for name in alive}, turns)
-    return {name: np.asarray(times[name]) / lengths[name] if name in times else first[name] for name in calls}
+    times = interleaved(
+        {name: partial(several, calls[name], lengths[name]) for name in alive}, turns
+    )
+    return {
+        name: np.asarray(times[name]) / lengths[name] if name in times else first[name]
+        for name in calls
+    }
 
 
 def several(call, n):

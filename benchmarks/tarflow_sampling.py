@@ -2,9 +2,10 @@
 
     python benchmarks/tarflow_sampling.py [WORKDIR of experiments/mnist_tarflow]
 
-Prints, for each sampler, the median time of `--repeats` calls taken in turn, its ratio to the cached one, and the largest
-difference from the cached samples. Without a workdir the params are drawn at random, small enough for a contracting
-flow; Jacobi's passes, and so its time, depend on the flow, so that only a trained one tells.
+Prints, for each sampler, the median time of `--repeats` calls taken in turn, its ratio to the
+cached one, and the largest difference from the cached samples. Without a workdir the params are
+drawn at random, small enough for a contracting flow; Jacobi's passes, and so its time, depend on
+the flow, so that only a trained one tells.
 """
 
 import argparse
@@ -18,7 +19,10 @@ import jflow
 from jflow import flows
 from jflow.bijectors import decoding
 
-SHAPE, SIZES = (14, 14, 1), {"patch_size": 2, "width": 64, "depth": 4, "layers": 1, "num_classes": 10}
+SHAPE, SIZES = (
+    (14, 14, 1),
+    {"patch_size": 2, "width": 64, "depth": 4, "layers": 1, "num_classes": 10},
+)
 SAMPLERS = {
     "cached": decoding.cached(),
     "uncached": decoding.uncached(),
@@ -40,10 +44,15 @@ def main():
         params = jflow.load(args.workdir).params
     else:
         shapes = jax.eval_shape(
-            flows.tarflow(SHAPE, **SIZES).init, jax.random.key(0), jnp.zeros((2, *SHAPE)), labels[:2]
+            flows.tarflow(SHAPE, **SIZES).init,
+            jax.random.key(0),
+            jnp.zeros((2, *SHAPE)),
+            labels[:2],
         )
         rng = np.random.default_rng(0)
-        params = jax.tree.map(lambda p: jnp.asarray(0.1 * rng.normal(size=p.shape), p.dtype), shapes)
+        params = jax.tree.map(
+            lambda p: jnp.asarray(0.1 * rng.normal(size=p.shape), p.dtype), shapes
+        )
     z = jax.random.normal(jax.random.key(0), (args.rows, *SHAPE))
 
     calls, values, times = {}, {}, {name: [] for name in SAMPLERS}
@@ -57,7 +66,9 @@ def main():
             jax.block_until_ready(call(params, z))
             times[name].append(time.perf_counter() - start)
 
-    print(f"{args.rows} samples of 49 tokens, {SIZES['blocks']} blocks, {jax.devices()[0].device_kind}")
+    print(
+        f"{args.rows} samples of 49 tokens, {SIZES['blocks']} blocks, {jax.devices()[0].device_kind}"
+    )
     print(f"{'sampler':26s}{'seconds':>9s}{'ratio':>8s}{'largest difference':>20s}")
     cached = np.median(times["cached"])
     for name in SAMPLERS:

@@ -2,13 +2,15 @@
 
     python benchmarks/weak_scaling.py [--model dit] [--short]
 
-One table. For each layout and number of devices: the collectives in the compiled step (one inside a scan is counted once, and
-runs once a layer), bytes of the training state (params, Adam's moments, average) and temporary bytes on one device, the
-largest relative difference of losses and gradient norms over three steps from those of one device on the same rows, and the
-time of a step over that on one device.
+One table. For each layout and number of devices: the collectives in the compiled step (one inside a
+scan is counted once, and runs once a layer), bytes of the training state (params, Adam's moments,
+average) and temporary bytes on one device, the largest relative difference of losses and gradient
+norms over three steps from those of one device on the same rows, and the time of a step over that
+on one device.
 
-Without accelerators the devices are fake ones on the CPU: they share its cores, so that the time there says how much work is
-done in all (its ideal is the number of devices), not how fast a pod would be. `--short` is a minute on two CPU cores.
+Without accelerators the devices are fake ones on the CPU: they share its cores, so that the time
+there says how much work is done in all (its ideal is the number of devices), not how fast a pod
+would be. `--short` is a minute on two CPU cores.
 """
 
 import argparse
@@ -18,14 +20,18 @@ from collections import Counter
 
 
 def arguments():
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--model", choices=("spline", "mlp", "dit"), default="dit")
     parser.add_argument("--width", type=int, default=128)
     parser.add_argument("--depth", type=int, default=8)
     parser.add_argument("--rows", type=int, default=16, help="on each device (default 16)")
     parser.add_argument("--devices", type=int, nargs="+", default=[1, 2, 4, 8])
     parser.add_argument("--repeats", type=int, default=7)
-    parser.add_argument("--short", action="store_true", help="an mlp of width 64, depth 3 on 1 and 8 devices")
+    parser.add_argument(
+        "--short", action="store_true", help="an mlp of width 64, depth 3 on 1 and 8 devices"
+    )
     args = parser.parse_args()
     if args.short:
         args.model, args.width, args.depth, args.devices, args.repeats = "mlp", 64, 3, [1, 8], 3
@@ -43,7 +49,11 @@ def models(args):
     columns, rows = P(None, "model"), P("model", None)
     if args.model == "spline":
         flow = flows.neural_spline((64,), depth=args.depth, hidden=(args.width,) * 2)
-        rules = (("Dense_0/kernel", columns), ("Dense_0/bias", P("model")), ("Dense_1/kernel", rows))
+        rules = (
+            ("Dense_0/kernel", columns),
+            ("Dense_0/bias", P("model")),
+            ("Dense_1/kernel", rows),
+        )
         return flow.init, losses.nll(flow), (64,), rules
     if args.model == "mlp":
         net, event = nets.ResidualMLP(width=args.width, depth=args.depth), (64,)
@@ -74,20 +84,35 @@ def main():
     rng = np.random.default_rng(0)
 
     def start(rows):
-        return train.init_state(init(jax.random.key(0), rows[:2]), optimizer, jax.random.key(1), ema=0.999)
+        return train.init_state(
+            init(jax.random.key(0), rows[:2]), optimizer, jax.random.key(1), ema=0.999
+        )
 
     def layouts(n):
-        data_mesh, tensor_mesh = train.data_mesh(jax.devices()[:n]), train.make_mesh({"model": n}, jax.devices()[:n])
+        data_mesh, tensor_mesh = (
+            train.data_mesh(jax.devices()[:n]),
+            train.make_mesh({"model": n}, jax.devices()[:n]),
+        )
         split = ((".*", train.fsdp()),)
         yield "data", data_mesh, (), loss, train.data_sharding(data_mesh)
         if n > 1:
-            yield "fsdp", data_mesh, split, train.gather_params(loss, data_mesh, split), train.data_sharding(data_mesh)
+            yield (
+                "fsdp",
+                data_mesh,
+                split,
+                train.gather_params(loss, data_mesh, split),
+                train.data_sharding(data_mesh),
+            )
             yield "tensor", tensor_mesh, tensor, loss, train.replicated(tensor_mesh)
 
     def build(n, mesh, rules, loss, rows):
         state = train.shard(start(rows["x"]), mesh, rules)
         placed = jax.tree.map(lambda leaf: leaf.sharding, state)
-        step = jax.jit(train.make_step(loss, optimizer, ema=0.999), donate_argnums=0, out_shardings=(placed, None))
+        step = jax.jit(
+            train.make_step(loss, optimizer, ema=0.999),
+            donate_argnums=0,
+            out_shardings=(placed, None),
+        )
         return state, step.lower(state, rows).compile()
 
     def three_steps(state, program, rows):
@@ -98,7 +123,9 @@ def main():
         return state, np.asarray(told)
 
     kind = jax.devices()[0].device_kind
-    print(f"\n{args.model}, width {args.width}, depth {args.depth}, {args.rows} rows a device, on {kind} devices\n")
+    print(
+        f"\n{args.model}, width {args.width}, depth {args.depth}, {args.rows} rows a device, on {kind} devices\n"
+    )
     print("| layout | devices | collectives | state, MiB | temporary, MiB | difference | time |")
     print("|---|---|---|---|---|---|---|")
     base = None

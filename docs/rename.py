@@ -1,14 +1,17 @@
-"""Carries Python and Markdown files from old names of jflow to today's, by the table in renames.tsv.
+"""Carries Python and Markdown files from old names of jflow to today's, by the table in
+renames.tsv.
 
     python docs/rename.py config.py notes.md experiments/
 
-A line of the table is `old <tab> new`, both as a reader of the documentation would write them: `jflow.fewstep.mean_flow`,
-or `jflow.flows.tarflow(layers)` for an argument, with the function's old name. The longest old name that fits counts.
-A new name may be empty: what it was, a name or an argument, is gone, and each of its uses is reported.
+A line of the table is `old <tab> new`, both as a reader of the documentation would write them:
+`jflow.fewstep.mean_flow`, or `jflow.flows.tarflow(layers)` for an argument, with the function's old
+name. The longest old name that fits counts. A new name may be empty: what it was, a name or an
+argument, is gone, and each of its uses is reported.
 
-Names are followed through the imports of each file (`from jflow import fewstep as fs`), and a local variable that happens
-to be called like a package is left alone. In comments, in strings and in the text of Markdown only dotted names are
-replaced. Files are changed in place; what could not be carried over is printed, one line each, and makes the exit status 1.
+Names are followed through the imports of each file (`from jflow import fewstep as fs`), and a local
+variable that happens to be called like a package is left alone. In comments, in strings and in the
+text of Markdown only dotted names are replaced. Files are changed in place; what could not be
+carried over is printed, one line each, and makes the exit status 1.
 """
 
 import argparse
@@ -56,15 +59,23 @@ class File:
         self.lines = [line.encode() for line in source.splitlines(keepends=True)]
         self.tree = ast.parse(source)
         self.edits, self.problems, self.needed = [], [], set()
-        self.imports = [node for node in ast.walk(self.tree) if isinstance(node, ast.Import | ast.ImportFrom)]
+        self.imports = [
+            node for node in ast.walk(self.tree) if isinstance(node, ast.Import | ast.ImportFrom)
+        ]
         self.bound = {}  # local name -> old full name
         for node in self.imports:
             for alias in node.names:
-                if isinstance(node, ast.ImportFrom) and node.module and node.module.split(".")[0] == "jflow":
+                if (
+                    isinstance(node, ast.ImportFrom)
+                    and node.module
+                    and node.module.split(".")[0] == "jflow"
+                ):
                     self.bound[alias.asname or alias.name] = f"{node.module}.{alias.name}"
                 elif isinstance(node, ast.Import) and alias.name.split(".")[0] == "jflow":
                     self.bound[alias.asname or "jflow"] = alias.name if alias.asname else "jflow"
-        self.explicit = {alias.asname for node in self.imports for alias in node.names if alias.asname}
+        self.explicit = {
+            alias.asname for node in self.imports for alias in node.names if alias.asname
+        }
 
     def rewritten(self) -> str:
         self.visit(self.tree, [])
@@ -78,7 +89,9 @@ class File:
         return self.with_imports(source)
 
     def edit(self, node, text: str) -> None:
-        self.edits.append(((node.lineno - 1, node.col_offset), (node.end_lineno - 1, node.end_col_offset), text))
+        self.edits.append(
+            ((node.lineno - 1, node.col_offset), (node.end_lineno - 1, node.end_col_offset), text)
+        )
 
     def visit(self, node, scopes: list[set[str]]) -> None:
         if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.Lambda):
@@ -111,7 +124,11 @@ class File:
         while isinstance(node, ast.Attribute):
             attributes.append(node.attr)
             node = node.value
-        if not isinstance(node, ast.Name) or node.id not in self.bound or any(node.id in scope for scope in scopes):
+        if (
+            not isinstance(node, ast.Name)
+            or node.id not in self.bound
+            or any(node.id in scope for scope in scopes)
+        ):
             return None
         return node.id, attributes[::-1]
 
@@ -124,7 +141,11 @@ class File:
         if new == old:
             return
         of_root = renamed(self.names, self.bound[root])
-        if of_root is not None and (root in self.explicit or root == "jflow") and f"{new}.".startswith(f"{of_root}."):
+        if (
+            of_root is not None
+            and (root in self.explicit or root == "jflow")
+            and f"{new}.".startswith(f"{of_root}.")
+        ):
             text = root + new[len(of_root) :]
         else:
             parts = new.split(".")
@@ -138,10 +159,14 @@ class File:
         for keyword in node.keywords if table else ():
             if table.get(keyword.arg) == "":
                 old = ".".join([self.bound[found[0]], *found[1]])
-                self.problems.append(f"line {keyword.lineno}: the argument {keyword.arg} of {old} is gone")
+                self.problems.append(
+                    f"line {keyword.lineno}: the argument {keyword.arg} of {old} is gone"
+                )
             elif keyword.arg in table:
                 row, start = keyword.lineno - 1, keyword.col_offset
-                self.edits.append(((row, start), (row, start + len(keyword.arg)), table[keyword.arg]))
+                self.edits.append(
+                    ((row, start), (row, start + len(keyword.arg)), table[keyword.arg])
+                )
 
     def rewrite_import(self, node) -> None:
         module = node.module if isinstance(node, ast.ImportFrom) else None
@@ -172,7 +197,11 @@ class File:
         if not missing:
             return source
         tops = [n for n in tree.body if isinstance(n, ast.Import | ast.ImportFrom)]
-        ours = [n for n in tops if isinstance(n, ast.ImportFrom) and (n.module or "").startswith("jflow")]
+        ours = [
+            n
+            for n in tops
+            if isinstance(n, ast.ImportFrom) and (n.module or "").startswith("jflow")
+        ]
         after = (ours or tops)[-1].end_lineno if tops else 0
         lines = source.splitlines(keepends=True)
         lines[after:after] = [f"from {where} import {name}\n" for where, name in missing]
@@ -181,14 +210,29 @@ class File:
 
 def annotations(function) -> list:
     arguments = function.args
-    every = [*arguments.posonlyargs, *arguments.args, *arguments.kwonlyargs, arguments.vararg, arguments.kwarg]
-    return [a.annotation for a in every if a and a.annotation] + [r for r in [getattr(function, "returns", None)] if r]
+    every = [
+        *arguments.posonlyargs,
+        *arguments.args,
+        *arguments.kwonlyargs,
+        arguments.vararg,
+        arguments.kwarg,
+    ]
+    return [a.annotation for a in every if a and a.annotation] + [
+        r for r in [getattr(function, "returns", None)] if r
+    ]
 
 
 def local_names(function) -> set[str]:
-    """What a function binds itself: its arguments and the targets of assignments, but not what it imports."""
+    """What a function binds itself: its arguments and the targets of assignments, but not what it
+    imports."""
     arguments = function.args
-    every = [*arguments.posonlyargs, *arguments.args, *arguments.kwonlyargs, arguments.vararg, arguments.kwarg]
+    every = [
+        *arguments.posonlyargs,
+        *arguments.args,
+        *arguments.kwonlyargs,
+        arguments.vararg,
+        arguments.kwarg,
+    ]
     found = {a.arg for a in every if a}
 
     def walk(node):
@@ -208,7 +252,8 @@ def local_names(function) -> set[str]:
 
 
 def in_text(text: str, names: dict[str, str]) -> str:
-    """`text` with its dotted names carried over, written with or without the leading `jflow.` as they were."""
+    """`text` with its dotted names carried over, written with or without the leading `jflow.` as
+    they were."""
 
     def carried(match):
         word = match.group()
@@ -226,14 +271,20 @@ def carry_python(source: str, table) -> tuple[str, list[str]]:
     file = File(source, *table)
     source = file.rewritten()
     lines = source.splitlines(keepends=True)
-    kinds = {tokenize.COMMENT, tokenize.STRING, getattr(tokenize, "FSTRING_MIDDLE", tokenize.STRING)}
+    kinds = {
+        tokenize.COMMENT,
+        tokenize.STRING,
+        getattr(tokenize, "FSTRING_MIDDLE", tokenize.STRING),
+    }
     tokens = [t for t in tokenize.generate_tokens(io.StringIO(source).readline) if t.type in kinds]
     for token in reversed(tokens):
         (row, start), (end_row, end) = token.start, token.end
         text = "".join(lines[row - 1 : end_row])
         before, after = lines[row - 1][:start], lines[end_row - 1][end:]
         middle = text[len(before) : len(text) - len(after)]
-        lines[row - 1 : end_row] = (before + in_text(middle, table[0]) + after).splitlines(keepends=True)
+        lines[row - 1 : end_row] = (before + in_text(middle, table[0]) + after).splitlines(
+            keepends=True
+        )
     return "".join(lines), file.problems
 
 
@@ -252,15 +303,23 @@ def carry_markdown(text: str, table) -> tuple[str, list[str]]:
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("paths", nargs="+", type=Path, help="files and folders")
     parser.add_argument(
-        "--table", type=Path, default=Path(__file__).with_name("renames.tsv"), help="default: %(default)s"
+        "--table",
+        type=Path,
+        default=Path(__file__).with_name("renames.tsv"),
+        help="default: %(default)s",
     )
     options = parser.parse_args()
     table, status = read_table(options.table), 0
     files = [
-        f for p in options.paths for f in (sorted(p.rglob("*")) if p.is_dir() else [p]) if f.suffix in (".py", ".md")
+        f
+        for p in options.paths
+        for f in (sorted(p.rglob("*")) if p.is_dir() else [p])
+        if f.suffix in (".py", ".md")
     ]
     for path in files:
         old = path.read_text()

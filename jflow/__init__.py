@@ -61,7 +61,12 @@ __all__ = [
     "velocity",
 ]
 
-_FUNCTIONS = {"field": "nets", "flow_map": "nets", "load": "apps", "velocity": "nets"}  # and where they are
+_FUNCTIONS = {
+    "field": "nets",
+    "flow_map": "nets",
+    "load": "apps",
+    "velocity": "nets",
+}  # and where they are
 
 
 def __getattr__(name: str):

@@ -45,9 +45,15 @@ class Gaussian(NamedTuple):
     velocity: Callable[..., Array]  # (x, t, label=None) -> [b, d]: E[dx_t/dt | x_t = x]
     score: Callable[..., Array]  # (x, t, label=None) -> [b, d]: grad log p_t(x)
     log_density: Callable[..., Array]  # (x, t, label=None) -> [b] nats: log p_t(x)
-    flow_map: Callable[..., Array]  # (x, t, r) -> [b, d]: x carried along the velocity from time t to time r
-    average_velocity: Callable[..., Array]  # (x, t, r) -> [b, d]: (flow_map - x) / (r - t), the velocity at r = t
-    marginal: Callable[..., tuple[Array, Array]]  # t [b] -> mean [b, d], cov [b, d, d] of x_t, and of every SDE below
+    flow_map: Callable[
+        ..., Array
+    ]  # (x, t, r) -> [b, d]: x carried along the velocity from time t to time r
+    average_velocity: Callable[
+        ..., Array
+    ]  # (x, t, r) -> [b, d]: (flow_map - x) / (r - t), the velocity at r = t
+    marginal: Callable[
+        ..., tuple[Array, Array]
+    ]  # t [b] -> mean [b, d], cov [b, d, d] of x_t, and of every SDE below
     euler_maruyama: Callable[
         ..., tuple[Array, Array]
     ]  # (times [n + 1], noise) -> exact mean, cov of the *discrete* SDE
@@ -106,7 +112,9 @@ def gaussian(mean: ArrayLike, cov: ArrayLike, schedule: Schedule = LINEAR) -> Ga
         squares = (a_r + a_t) * da * _constant(law.eigenvalues, x) + (s_r + s_t) * ds
         z, now = law.coordinates(x, t)
         root, root_r = jnp.sqrt(now), jnp.sqrt(law.at(r)[1])
-        return (da * _constant(law.means, x) + law.back(squares / (root * (root_r + root)) * z))[:, 0]
+        return (da * _constant(law.means, x) + law.back(squares / (root * (root_r + root)) * z))[
+            :, 0
+        ]
 
     def marginal(t):
         t = jnp.atleast_1d(jnp.asarray(t))
@@ -129,17 +137,31 @@ def gaussian(mean: ArrayLike, cov: ArrayLike, schedule: Schedule = LINEAR) -> Ga
 
         start = tuple(v[0, 0] for v in law.at(times[:1])[:2])
         _, path = jax.lax.scan(step, start, (times[:-1], times[1:]))
-        means, variances = (jnp.concatenate([first[None], rest]) for first, rest in zip(start, path, strict=True))
+        means, variances = (
+            jnp.concatenate([first[None], rest]) for first, rest in zip(start, path, strict=True)
+        )
         return means, law.covariances(variances)
 
     def sample(key, n):
         return law.draw(key, jnp.zeros(n, jnp.int32))
 
     entropy = float(0.5 * (d * np.log(2 * np.pi * np.e) + np.sum(np.log(law.eigenvalues))))
-    return Gaussian(velocity, score, log_density, flow_map, average_velocity, marginal, euler_maruyama, sample, entropy)
+    return Gaussian(
+        velocity,
+        score,
+        log_density,
+        flow_map,
+        average_velocity,
+        marginal,
+        euler_maruyama,
+        sample,
+        entropy,
+    )
 
 
-def mixture(weights: ArrayLike, means: ArrayLike, covs: ArrayLike, schedule: Schedule = LINEAR) -> Mixture:
+def mixture(
+    weights: ArrayLike, means: ArrayLike, covs: ArrayLike, schedule: Schedule = LINEAR
+) -> Mixture:
     """Data sum_k weights[k] N(means[k], covs[k]): weights [K] (normalized here), means [K, d]; covs [K, d, d], the
     variances [K, d], one variance a component [K], or one for all (a full covariance shared by all is repeated K times).
 
@@ -164,9 +186,13 @@ def mixture(weights: ArrayLike, means: ArrayLike, covs: ArrayLike, schedule: Sch
         prior = jnp.asarray(log_weights, x.dtype)[None]
         if label is not None:
             if jnp.shape(label) != x.shape[:1]:
-                raise ValueError(f"mixture: expected label of shape [{x.shape[0]}], got {list(jnp.shape(label))}")
+                raise ValueError(
+                    f"mixture: expected label of shape [{x.shape[0]}], got {list(jnp.shape(label))}"
+                )
             label = jnp.asarray(label)[:, None]
-            only = jnp.where(jnp.arange(count, dtype=label.dtype)[None] == label, jnp.zeros_like(prior), -jnp.inf)
+            only = jnp.where(
+                jnp.arange(count, dtype=label.dtype)[None] == label, jnp.zeros_like(prior), -jnp.inf
+            )
             prior = jnp.where(label == count, prior, only)
         return prior + law.log_densities(x, t)
 
@@ -192,13 +218,22 @@ def mixture(weights: ArrayLike, means: ArrayLike, covs: ArrayLike, schedule: Sch
     def sample(key, n, label=None):
         which, noise = jax.random.split(key)
         drawn = sample_labels(which, n)
-        return law.draw(noise, drawn if label is None else jnp.where(label == count, drawn.astype(label.dtype), label))
+        return law.draw(
+            noise,
+            drawn if label is None else jnp.where(label == count, drawn.astype(label.dtype), label),
+        )
 
     return Mixture(velocity, score, log_density, responsibilities, sample, sample_labels)
 
 
 def mixture_flow_map(
-    oracle: Mixture, x: Array, t: ArrayLike, r: ArrayLike, label: Array | None = None, *, tolerance: float = 1e-10
+    oracle: Mixture,
+    x: Array,
+    t: ArrayLike,
+    r: ArrayLike,
+    label: Array | None = None,
+    *,
+    tolerance: float = 1e-10,
 ) -> Array:
     """x [b, d] carried from time t to time r along the oracle's velocity, by Dopri8 in float64; differentiable in reverse.
 
@@ -213,7 +248,9 @@ def mixture_flow_map(
     def solve(x, t, r, label):
         def slope(s, y, _):  # s in [0, 1], so that r = t and r < t are solves like any other
             time = (t + s * (r - t))[None]
-            return (r - t) * oracle.velocity(y[None], time, None if label is None else label[None])[0]
+            return (r - t) * oracle.velocity(y[None], time, None if label is None else label[None])[
+                0
+            ]
 
         solution = diffrax.diffeqsolve(
             diffrax.ODETerm(slope),
@@ -232,20 +269,26 @@ def mixture_flow_map(
     return jax.vmap(solve)(x, t, rows(r, x.shape[0]).astype(x.dtype), label)
 
 
-def eight_gaussians(radius: float = 5.0, variance: float = 0.1, schedule: Schedule = LINEAR) -> Mixture:
+def eight_gaussians(
+    radius: float = 5.0, variance: float = 0.1, schedule: Schedule = LINEAR
+) -> Mixture:
     """Eight equal Gaussians on a circle: the usual 2-D toy. Its entropy at the defaults is 2.6147 nats.
 
     (Well separated, it is log 8 + log(2 pi e variance), less the overlap of neighbors.)
     """
     angles = 2 * np.pi * np.arange(8) / 8
-    return mixture(np.ones(8), radius * np.stack([np.cos(angles), np.sin(angles)], axis=1), variance, schedule)
+    return mixture(
+        np.ones(8), radius * np.stack([np.cos(angles), np.sin(angles)], axis=1), variance, schedule
+    )
 
 
 def as_velocity(oracle: Gaussian | Mixture) -> Velocity:
     """The oracle as a `Velocity` without params; cond is the label, and the type of x is kept."""
     return Velocity(
         lambda key, x, t, cond=None: {},
-        lambda params, x, t, cond=None, *, key=None: oracle.velocity(x, t, cond).astype(jnp.result_type(x)),
+        lambda params, x, t, cond=None, *, key=None: oracle.velocity(x, t, cond).astype(
+            jnp.result_type(x)
+        ),
     )
 
 
@@ -284,7 +327,9 @@ class _Law(NamedTuple):
     def coordinates(self, x, t):
         """x - a m in each eigenbasis, and the variances there: [b, K, d] both."""
         if x.ndim != 2 or x.shape[1] != self.means.shape[1]:
-            raise ValueError(f"oracle: expected x of shape [b, {self.means.shape[1]}], got {list(x.shape)}")
+            raise ValueError(
+                f"oracle: expected x of shape [b, {self.means.shape[1]}], got {list(x.shape)}"
+            )
         means, variances, _, _ = self.at(t)
         return _einsum("kij,bki->bkj", self.basis, x[:, None] - means), variances
 
@@ -298,7 +343,9 @@ class _Law(NamedTuple):
 
     def covariances(self, variances):
         """Variances [n, d] in the first component's eigenbasis -> [n, d, d]."""
-        return _einsum("ij,njk->nik", self.basis[0], _einsum("kj,nj->njk", self.basis[0], variances))
+        return _einsum(
+            "ij,njk->nik", self.basis[0], _einsum("kj,nj->njk", self.basis[0], variances)
+        )
 
     def velocities(self, x, t):
         z, _ = self.coordinates(x, t)
@@ -344,7 +391,9 @@ def _batch_of_one(cov):
 def _law(name, means, covs, schedule) -> _Law:
     """Means [K, d] and covariances in any accepted form, decomposed in float64."""
     if means.ndim != 2:
-        raise ValueError(f"{name}: expected a mean of shape [d] for each component, got {list(means.shape[1:])}")
+        raise ValueError(
+            f"{name}: expected a mean of shape [d] for each component, got {list(means.shape[1:])}"
+        )
     count, d = means.shape
     if covs.shape == (count, d, d):
         if not np.allclose(covs, covs.swapaxes(1, 2)):
@@ -359,7 +408,9 @@ def _law(name, means, covs, schedule) -> _Law:
             f"got {list(covs.shape)}"
         )
     if not np.all(eigenvalues > 0):
-        raise ValueError(f"{name}: expected positive definite covariances, got the eigenvalue {eigenvalues.min()}")
+        raise ValueError(
+            f"{name}: expected positive definite covariances, got the eigenvalue {eigenvalues.min()}"
+        )
     return _Law(means, basis, eigenvalues, schedule)
 
 

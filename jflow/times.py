@@ -40,7 +40,9 @@ __all__ = [
 def uniform(low: float = 0.0, high: float = 1.0) -> Time:
     """t uniform on [low, high]: (key, n) -> t [n]. Errors: ValueError unless 0 <= low < high <= 1."""
     if not 0 <= low < high <= 1:
-        raise ValueError(f"times.uniform: expected 0 <= low < high <= 1, got low={low}, high={high}")
+        raise ValueError(
+            f"times.uniform: expected 0 <= low < high <= 1, got low={low}, high={high}"
+        )
     return lambda key, n: jax.random.uniform(key, (n,), minval=low, maxval=high)
 
 
@@ -89,8 +91,13 @@ def logit_normal(mean: float = 0.0, std: float = 1.0, *, draws: Time | None = No
     Source: Esser et al., "Scaling Rectified Flow Transformers for High-Resolution Image Synthesis", 2024.
     """
     if not (math.isfinite(mean) and math.isfinite(std) and std > 0):
-        raise ValueError(f"times.logit_normal: expected a finite mean and std > 0, got mean={mean}, std={std}")
-    mean, std = float(mean), float(std)  # numbers of numpy's would bring float64 along, here and below
+        raise ValueError(
+            f"times.logit_normal: expected a finite mean and std > 0, got mean={mean}, std={std}"
+        )
+    mean, std = (
+        float(mean),
+        float(std),
+    )  # numbers of numpy's would bring float64 along, here and below
     if draws is None:
         return lambda key, n: jax.nn.sigmoid(mean + std * jax.random.normal(key, (n,)))
     return from_quantile(lambda u: jax.nn.sigmoid(mean + std * jax.scipy.special.ndtri(u)), draws)
@@ -133,7 +140,9 @@ def u_shaped(a: float = 4.0, *, draws: Time = _UNIFORM) -> Time:
         raise ValueError(f"times.u_shaped: expected 0 < a < 80, got {a}")
     a = float(a)
     # about the middle the density is a cosh, the distribution function a sinh
-    return from_quantile(lambda u: jnp.clip(0.5 + jnp.arcsinh((2 * u - 1) * math.sinh(a / 2)) / a, 0, 1), draws)
+    return from_quantile(
+        lambda u: jnp.clip(0.5 + jnp.arcsinh((2 * u - 1) * math.sinh(a / 2)) / a, 0, 1), draws
+    )
 
 
 def shift(t: _T, factor: float) -> _T:
@@ -221,7 +230,9 @@ def rectified_pairs(
     if not 0 <= equal <= 1:
         raise ValueError(f"rectified_pairs: expected equal in [0, 1], got {equal}")
     if not 0 <= a <= b <= 1:
-        raise ValueError(f"rectified_pairs: expected whole = (a, b) with 0 <= a <= b <= 1, got {whole}")
+        raise ValueError(
+            f"rectified_pairs: expected whole = (a, b) with 0 <= a <= b <= 1, got {whole}"
+        )
 
     def draw(key, n):
         time_key, gap_key, same_key = jax.random.split(key, 3)
@@ -264,6 +275,10 @@ def sequential(knots: Times, *, starts: float = 0.25) -> Time:
 
     def draw(key, n):
         which, at, between = jax.random.split(key, 3)
-        return jnp.where(jax.random.bernoulli(which, starts, (n,)), first(at, n), jax.random.uniform(between, (n,)))
+        return jnp.where(
+            jax.random.bernoulli(which, starts, (n,)),
+            first(at, n),
+            jax.random.uniform(between, (n,)),
+        )
 
     return draw

@@ -102,7 +102,9 @@ class InitDistribution(Protocol):
 
 
 class LogProb(Protocol):
-    def __call__(self, params: Params, x: Array, cond: Cond = None, *, key: Key | None = None) -> Array: ...
+    def __call__(
+        self, params: Params, x: Array, cond: Cond = None, *, key: Key | None = None
+    ) -> Array: ...
 
 
 class Sample(Protocol):
@@ -110,7 +112,9 @@ class Sample(Protocol):
 
 
 class SampleAndLogProb(Protocol):
-    def __call__(self, params: Params, key: Key, n: int, cond: Cond = None) -> tuple[Array, Array]: ...
+    def __call__(
+        self, params: Params, key: Key, n: int, cond: Cond = None
+    ) -> tuple[Array, Array]: ...
 
 
 class Distribution(NamedTuple):
@@ -134,7 +138,9 @@ class Flow(NamedTuple):
 
 
 class Elbo(Protocol):
-    def __call__(self, params: Params, x: Array, cond: Cond = None, *, key: Key | None = None) -> Array: ...
+    def __call__(
+        self, params: Params, x: Array, cond: Cond = None, *, key: Key | None = None
+    ) -> Array: ...
 
 
 class ElboFlow(NamedTuple):
@@ -155,7 +161,9 @@ class InitField(Protocol):
 
 
 class ApplyField(Protocol):
-    def __call__(self, params: Params, x: PyTree, t: Array, cond: Cond = None, *, key: Key | None = None) -> PyTree: ...
+    def __call__(
+        self, params: Params, x: PyTree, t: Array, cond: Cond = None, *, key: Key | None = None
+    ) -> PyTree: ...
 
 
 class Field(NamedTuple):
@@ -181,7 +189,14 @@ class InitFlowMap(Protocol):
 
 class ApplyFlowMap(Protocol):
     def __call__(
-        self, params: Params, x: PyTree, t: Array, r: Array, cond: Cond = None, *, key: Key | None = None
+        self,
+        params: Params,
+        x: PyTree,
+        t: Array,
+        r: Array,
+        cond: Cond = None,
+        *,
+        key: Key | None = None,
     ) -> PyTree: ...
 
 
@@ -206,7 +221,9 @@ class Path(NamedTuple):
 class Coupling(Protocol):
     """Pairs rows of two batches, as indices, so that labels and conditions can follow."""
 
-    def __call__(self, key: Key, x0: Array, x1: Array, cond: Cond = None) -> tuple[Array, Array]: ...
+    def __call__(
+        self, key: Key, x0: Array, x1: Array, cond: Cond = None
+    ) -> tuple[Array, Array]: ...
 
 
 class Time(Protocol):
@@ -249,5 +266,9 @@ class Loss(Protocol):
     differentiated."""
 
     def __call__(
-        self, params: Params, key: Key, batch: Mapping[str, PyTree], frozen: Mapping[str, PyTree] | None = None
+        self,
+        params: Params,
+        key: Key,
+        batch: Mapping[str, PyTree],
+        frozen: Mapping[str, PyTree] | None = None,
     ) -> tuple[Array, Metrics]: ...

@@ -15,14 +15,18 @@ _FLAGS = (
 
 
 def leave_the_optimizer_out() -> None:
-    """Compile in a third of the time, for programs that run once on a handful of numbers. Before JAX is first used.
+    """Compile in a third of the time, for programs that run once on a handful of numbers. Before
+    JAX is first used.
 
-    Subprocesses inherit the flags. One that this version does not know ends the process, so a subprocess tries them first,
-    and those that it names are left out."""
+    Subprocesses inherit the flags. One that this version does not know ends the process, so a
+    subprocess tries them first, and those that it names are left out."""
     trial = [sys.executable, "-c", "import jax; jax.devices()"]
     flags = list(_FLAGS)
     while flags:
-        env = {**os.environ, "XLA_FLAGS": " ".join([*flags, os.environ.get("XLA_FLAGS", "")]).strip()}
+        env = {
+            **os.environ,
+            "XLA_FLAGS": " ".join([*flags, os.environ.get("XLA_FLAGS", "")]).strip(),
+        }
         done = subprocess.run(trial, env=env, capture_output=True, text=True)
         if done.returncode == 0:
             os.environ["XLA_FLAGS"] = env["XLA_FLAGS"]
@@ -34,12 +38,15 @@ def leave_the_optimizer_out() -> None:
 
 _COUNT = [0]
 jax.monitoring.register_event_duration_secs_listener(
-    lambda name, seconds, **_: _COUNT.__setitem__(0, _COUNT[0] + name.endswith("backend_compile_duration"))
+    lambda name, seconds, **_: _COUNT.__setitem__(
+        0, _COUNT[0] + name.endswith("backend_compile_duration")
+    )
 )
 
 
 def compiled_again(**calls) -> dict[str, int]:
-    """Make every call twice: {name: the programs that the second call compiled}, without those that compiled none."""
+    """Make every call twice: {name: the programs that the second call compiled}, without those that
+    compiled none."""
     again = {}
     for name, call in calls.items():
         call()

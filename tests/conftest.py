@@ -1,4 +1,5 @@
-"""Shared by every test: how programs are compiled and kept, and an error where shapes would broadcast by rank."""
+"""Shared by every test: how programs are compiled and kept, and an error where shapes would
+broadcast by rank."""
 
 import gc
 import os
@@ -14,9 +15,12 @@ if not {"PYTEST_XDIST_WORKER", "JFLOW_TEST_OPTIMIZED"} & set(os.environ):  # wor
 
 jax.config.update("jax_numpy_rank_promotion", "raise")
 jax.config.update(
-    "jax_compilation_cache_dir", os.environ.get("JFLOW_TEST_CACHE", str(Path.home() / ".cache/jflow-tests"))
+    "jax_compilation_cache_dir",
+    os.environ.get("JFLOW_TEST_CACHE", str(Path.home() / ".cache/jflow-tests")),
 )
-jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5)  # to write a program takes a tenth of a second
+jax.config.update(
+    "jax_persistent_cache_min_compile_time_secs", 0.5
+)  # to write a program takes a tenth of a second
 gc.freeze()  # tracing allocates much, and a collection would look at all that was imported each time
 gc.set_threshold(100_000, 50, 1000)
 
@@ -25,7 +29,9 @@ gc.set_threshold(100_000, 50, 1000)
 def free_compiled():
     """A worker would otherwise keep every program that it compiled, gigabytes of them by the end."""
     yield
-    if resource.getrusage(resource.RUSAGE_SELF).ru_maxrss > 3 * 2**20:  # KiB; from the first time on after each file
+    if (
+        resource.getrusage(resource.RUSAGE_SELF).ru_maxrss > 3 * 2**20
+    ):  # KiB; from the first time on after each file
         jax.clear_caches()
 
 

@@ -1,5 +1,5 @@
-"""For the tests of few-step losses: exact maps with a few trainable numbers beside them, and mean gradients with their
-standard errors."""
+"""For the tests of few-step losses: exact maps with a few trainable numbers beside them, and mean
+gradients with their standard errors."""
 
 import jax
 import jax.numpy as jnp
@@ -25,7 +25,8 @@ def mixture_map(x, t, r):
 
 
 def rk4_map(x, t, r):
-    """That of the other mixture, `teachers.MIXTURE`, by eight steps: in float32, with a forward derivative, t <= r."""
+    """That of the other mixture, `teachers.MIXTURE`, by eight steps: in float32, with a forward
+    derivative, t <= r."""
     return teachers.exact_map("mixture", 8).apply({}, x, t, r)
 
 
@@ -33,7 +34,8 @@ DRAWN = {"gaussian": (GAUSSIAN.sample, gaussian_map), "mixture": (teachers.MIXTU
 
 
 def student(average, end=jnp.ones_like):
-    """The velocity average(x, t, end(t)) + a x + b t: at {'a': 0, 'b': 0} the average velocity from t to end(t)."""
+    """The velocity average(x, t, end(t)) + a x + b t: at {'a': 0, 'b': 0} the average velocity from
+    t to end(t)."""
 
     def apply(params, x, t, cond=None, *, key=None):
         return average(x, t, end(t)) + params["a"] * x + params["b"] * t[:, None]
@@ -59,13 +61,16 @@ ELEMENTWISE = Velocity(lambda key, x, t, cond=None: {"a": 0.7, "b": -0.4}, eleme
 
 
 def mean_gradient(loss, params, draw, frozen=None, batches=50, rows=2000):
-    """(mean, standard error) of the gradient over batches of fresh rows draw(key, n), by the names of params, flattened."""
+    """(mean, standard error) of the gradient over batches of fresh rows draw(key, n), by the names
+    of params, flattened."""
 
     def one(key):
         data, noise = jax.random.split(key)
         return jax.grad(lambda p: loss(p, noise, {"x": draw(data, rows)}, frozen)[0])(params)
 
-    found = jax.jit(lambda keys: jax.lax.map(one, keys))(jax.random.split(jax.random.key(7), batches))
+    found = jax.jit(lambda keys: jax.lax.map(one, keys))(
+        jax.random.split(jax.random.key(7), batches)
+    )
     found = np.stack([np.asarray(leaf, np.float64) for leaf in jax.tree.leaves(found)], axis=-1)
     return found.mean(0), found.std(0, ddof=1) / np.sqrt(batches)
 
@@ -83,4 +88,6 @@ def silent_leaves(loss, params, batch, frozen=None):
     leaves = jax.tree_util.tree_leaves_with_path(grads)
     for path, leaf in leaves:
         assert np.all(np.isfinite(leaf)), jax.tree_util.keystr(path)
-    return [jax.tree_util.keystr(path) for path, leaf in leaves if not np.any(np.asarray(leaf) != 0)]
+    return [
+        jax.tree_util.keystr(path) for path, leaf in leaves if not np.any(np.asarray(leaf) != 0)
+    ]

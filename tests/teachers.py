@@ -1,4 +1,5 @@
-"""For the tests of distillations: exact flow maps of two laws, and maps next to them with two params."""
+"""For the tests of distillations: exact flow maps of two laws, and maps next to them with two
+params."""
 
 import jax
 import jax.numpy as jnp
@@ -13,8 +14,8 @@ ORACLES = {"gaussian": GAUSSIAN, "mixture": MIXTURE}
 
 
 def exact_map(name, steps=64):
-    """The average velocity of an oracle. The mixture's is solved by `steps` of RK4, for it needs a forward-mode derivative:
-    y' = v(x + (r - t) y, t + s (r - t)) over s in [0, 1]."""
+    """The average velocity of an oracle. The mixture's is solved by `steps` of RK4, for it needs a
+    forward-mode derivative: y' = v(x + (r - t) y, t + s (r - t)) over s in [0, 1]."""
     if name == "gaussian":
         return oracles.as_average_velocity(GAUSSIAN)
 
@@ -40,8 +41,9 @@ LINE_MIXTURE = oracles.mixture(WEIGHTS, CENTRES[:, None], SPREAD**2)
 
 
 def straight_mixture(knots=(0.0, 1.0)):
-    """The velocity of LINE_MIXTURE's flow made straight between the knots, + a x + b t. In one dimension the flow keeps
-    quantiles: the line through x at t is found by bisection, in float64."""
+    """The velocity of LINE_MIXTURE's flow made straight between the knots, + a x + b t. In one
+    dimension the flow keeps quantiles: the line through x at t is found by bisection, in float64.
+    """
 
     def below(x, t):
         std = jnp.sqrt((1 - t) ** 2 + (t * SPREAD) ** 2)
@@ -55,7 +57,9 @@ def straight_mixture(knots=(0.0, 1.0)):
             above = rises(middle) > 0
             return jnp.where(above, low, middle), jnp.where(above, middle, high)
 
-        return jax.lax.fori_loop(0, 60, halve, (jnp.full_like(like, -8.0), jnp.full_like(like, 8.0)))[0]
+        return jax.lax.fori_loop(
+            0, 60, halve, (jnp.full_like(like, -8.0), jnp.full_like(like, 8.0))
+        )[0]
 
     def apply(params, x, t, cond=None, *, key=None):
         times = jnp.asarray(knots, t.dtype)
@@ -106,4 +110,6 @@ def scrambled(shapes, scale=0.3):
 
 def reached(grads):
     """Whether every leaf is finite and not all zero."""
-    return all(np.all(np.isfinite(g)) and np.any(np.asarray(g) != 0) for g in jax.tree.leaves(grads))
+    return all(
+        np.all(np.isfinite(g)) and np.any(np.asarray(g) != 0) for g in jax.tree.leaves(grads)
+    )

@@ -1,4 +1,5 @@
-"""A choice of the suite once more with XLA's optimizer, which the rest leaves out, and the count of compiled programs."""
+"""A choice of the suite once more with XLA's optimizer, which the rest leaves out, and the count of
+compiled programs."""
 
 import os
 
@@ -20,7 +21,9 @@ def test_passes_with_the_optimizer(path, monkeypatch):
     monkeypatch.setenv("JFLOW_TEST_OPTIMIZED", "1")
     monkeypatch.delenv("XLA_FLAGS", raising=False)
     monkeypatch.delenv("PYTEST_XDIST_WORKER", raising=False)
-    run_python("-m", "pytest", "-q", path, "-k", CHOICE[path])  # fails where a test does, and where none is chosen
+    run_python(
+        "-m", "pytest", "-q", path, "-k", CHOICE[path]
+    )  # fails where a test does, and where none is chosen
 
 
 def test_new_programs_are_counted():

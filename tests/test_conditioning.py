@@ -1,5 +1,5 @@
-"""Conditions of four kinds (vector, label, image, set) on recipes: each changes the density, and a condition that is zero,
-or whose weights are, leaves the unconditional flow."""
+"""Conditions of four kinds (vector, label, image, set) on recipes: each changes the density, and a
+condition that is zero, or whose weights are, leaves the unconditional flow."""
 
 import functools
 from typing import Any, NamedTuple
@@ -27,7 +27,10 @@ KINDS = {
     "image": Kind(rng.normal(size=(B, 6, 6, 1)).astype(np.float32), nets.ImageEncoder(WIDTH, (4,))),
     "set": Kind(rng.normal(size=(B, 5, 2)).astype(np.float32), nets.SetEncoder(WIDTH, (4,))),
     "set with padding": Kind(
-        {"x": rng.normal(size=(B, 5, 2)).astype(np.float32), "mask": np.arange(5) < 1 + np.arange(B)[:, None] % 4},
+        {
+            "x": rng.normal(size=(B, 5, 2)).astype(np.float32),
+            "mask": np.arange(5) < 1 + np.arange(B)[:, None] % 4,
+        },
         nets.SetEncoder(WIDTH, (4,)),
     ),
 }
@@ -42,9 +45,17 @@ ROWS = [("real_nvp", kind) for kind in KINDS] + [
 def make(recipe, embed):
     if recipe == "nanoflow":
         return flows.nanoflow(
-            (D,), depth=3, hidden=(8,), indicator=2, embed=embed, activation=nn.tanh, standardize=False
+            (D,),
+            depth=3,
+            hidden=(8,),
+            indicator=2,
+            embed=embed,
+            activation=nn.tanh,
+            standardize=False,
         )
-    return RECIPES[recipe]((D,), depth=3, hidden=(8,), embed=embed, activation=nn.tanh, standardize=False)
+    return RECIPES[recipe](
+        (D,), depth=3, hidden=(8,), embed=embed, activation=nn.tanh, standardize=False
+    )
 
 
 @functools.cache
@@ -62,14 +73,17 @@ def test_a_condition_changes_the_density_of_its_own_row(recipe, kind):
     flow, params, x, cond = setup(recipe, kind)
     log_prob = jax.jit(flow.log_prob)
     plain = np.asarray(log_prob(params, x, cond))
-    other = jax.tree.map(lambda c: np.concatenate([c[1:3], c[2:]]), cond)  # rows 0 and 1 have another one
+    other = jax.tree.map(
+        lambda c: np.concatenate([c[1:3], c[2:]]), cond
+    )  # rows 0 and 1 have another one
     changed = np.asarray(log_prob(params, x, other)) != plain
     np.testing.assert_array_equal(changed, [True, True] + [False] * (B - 2))
     assert np.all(np.abs(np.asarray(log_prob(params, x, other)) - plain)[:2] > 1e-4)
 
 
 def conditioner(params, recipe):
-    """The first kernel [.., inputs, hidden] of the couplings, wherever the recipe keeps it, as (parent dict)."""
+    """The first kernel [.., inputs, hidden] of the couplings, wherever the recipe keeps it, as
+    (parent dict)."""
     found = []
 
     def walk(node, name=""):
@@ -90,8 +104,8 @@ def copy(params):
 
 @pytest.mark.parametrize("recipe, kind", ROWS)
 def test_without_its_rows_of_the_first_kernel_a_condition_is_absent(recipe, kind):
-    """Drop the rows that read the condition: a flow without one, with equal params, has the density of a zero condition;
-    and with those rows at zero any condition has it."""
+    """Drop the rows that read the condition: a flow without one, with equal params, has the density
+    of a zero condition; and with those rows at zero any condition has it."""
     flow, params, x, cond = setup(recipe, kind)
     _, embed = KINDS[kind]
     free = make(recipe, None)
@@ -112,10 +126,14 @@ def test_without_its_rows_of_the_first_kernel_a_condition_is_absent(recipe, kind
     conditioner(dropped, recipe)["kernel"] = kernel[..., inputs, :]
 
     expected = jax.jit(free.log_prob)(dropped, x)
-    np.testing.assert_allclose(jax.jit(flow.log_prob)(blind, x, cond), expected, atol=1e-5, rtol=1e-5)
+    np.testing.assert_allclose(
+        jax.jit(flow.log_prob)(blind, x, cond), expected, atol=1e-5, rtol=1e-5
+    )
     if embed is None:
         zero = jax.tree.map(jnp.zeros_like, cond)
-        np.testing.assert_allclose(jax.jit(flow.log_prob)(params, x, zero), expected, atol=1e-5, rtol=1e-5)
+        np.testing.assert_allclose(
+            jax.jit(flow.log_prob)(params, x, zero), expected, atol=1e-5, rtol=1e-5
+        )
     samples = [
         jax.jit(f.sample, static_argnums=2)(p, jax.random.key(0), B, c)
         for f, p, c in ((flow, blind, cond), (free, dropped, None))
@@ -137,7 +155,8 @@ def test_a_condition_of_a_wrong_shape_or_kind_is_an_error():
 
 
 def test_indicators_tell_layers_apart_and_the_network_is_one():
-    """NanoFlow: all layers share one network; exchanging the embeddings of two layers changes the map."""
+    """NanoFlow: all layers share one network; exchanging the embeddings of two layers changes the
+    map."""
     flow, params, x, cond = setup("nanoflow", "vector")
     scanned = params["bijector"]
     assert set(scanned["shared"]) == {"net"} and scanned["stacked"]["indicator"].shape == (3, 2)
@@ -148,7 +167,8 @@ def test_indicators_tell_layers_apart_and_the_network_is_one():
 
 
 def test_nanoflow_grows_by_an_embedding_and_a_head_a_layer():
-    """Parameters of depth 16 over depth 2: 8 times for real_nvp, 2.9 times here, by the count in the docstring."""
+    """Parameters of depth 16 over depth 2: 8 times for real_nvp, 2.9 times here, by the count in
+    the docstring."""
 
     def count(recipe, depth):
         flow = recipe((8,), depth=depth, hidden=(64, 64), standardize=False)
@@ -183,19 +203,24 @@ OTHERS = {  # () -> flow, and its event
     "residual_flow": (lambda: flows.residual_flow((D,), depth=2, hidden=(8,)), (D,)),
     "glow": (lambda: flows.glow(IMAGE, scales=1, depth=2, hidden=4), IMAGE),
     "flow_plus_plus": (
-        lambda: flows.flow_plus_plus(IMAGE, levels=5, depth=(1, 1, 0), dequantizer_depth=1, width=4, blocks=1, heads=2),
+        lambda: flows.flow_plus_plus(
+            IMAGE, levels=5, depth=(1, 1, 0), dequantizer_depth=1, width=4, blocks=1, heads=2
+        ),
         IMAGE,
     ),
-    "tarflow": (lambda: flows.tarflow(IMAGE, patch_size=2, width=8, depth=2, layers=1, heads=2), IMAGE),
+    "tarflow": (
+        lambda: flows.tarflow(IMAGE, patch_size=2, width=8, depth=2, layers=1, heads=2),
+        IMAGE,
+    ),
     "jet": (lambda: flows.jet(IMAGE, patch_size=2, width=8, depth=2, layers=1, heads=2), IMAGE),
 }
 
 
 @pytest.mark.parametrize("name", OTHERS)
 def test_a_zero_vector_is_no_condition(name):
-    """The params that read the condition taken out (leaves that the unconditional flow lacks, and the last rows of kernels
-    that are longer than its own), a flow without condition has the density of a condition of zeros; other conditions
-    change every row."""
+    """The params that read the condition taken out (leaves that the unconditional flow lacks, and
+    the last rows of kernels that are longer than its own), a flow without condition has the density
+    of a condition of zeros; other conditions change every row."""
     make, event = OTHERS[name]
     flow, draw = make(), np.random.default_rng(2)
     x = draw.normal(size=(B, *event)).astype(np.float32)
@@ -215,7 +240,9 @@ def test_a_zero_vector_is_no_condition(name):
         return score(params, x, cond, key=jax.random.key(1) if name == "flow_plus_plus" else None)
 
     fewer = take(without, params)
-    assert sum(p.size for p in jax.tree.leaves(fewer)) < sum(p.size for p in jax.tree.leaves(params))
+    assert sum(p.size for p in jax.tree.leaves(fewer)) < sum(
+        p.size for p in jax.tree.leaves(params)
+    )
     expected = jax.jit(lambda p: density(p, None))(fewer)
     run = jax.jit(density)
     np.testing.assert_allclose(run(params, np.zeros_like(cond)), expected, atol=2e-4, rtol=2e-5)

@@ -19,7 +19,10 @@ def imports():
             continue
         for node in ast.walk(ast.parse(path.read_text())):
             if isinstance(node, ast.ImportFrom) and (node.module or "").split(".")[0] == "jflow":
-                found += [(module, f"{node.module}.{alias.name}".removeprefix("jflow.")) for alias in node.names]
+                found += [
+                    (module, f"{node.module}.{alias.name}".removeprefix("jflow."))
+                    for alias in node.names
+                ]
     return found
 
 
@@ -51,7 +54,8 @@ def test_no_package_imports_a_private_name_of_another():
     private = {
         (module, name.rpartition(".")[0])
         for module, name in imports()
-        if package(module) != package(name) != "_core" and any(part.startswith("_") for part in name.split(".")[1:])
+        if package(module) != package(name) != "_core"
+        and any(part.startswith("_") for part in name.split(".")[1:])
     }
     assert not private
 

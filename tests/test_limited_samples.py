@@ -1,4 +1,5 @@
-"""A flow learned from n rows of two modes, from the loss to the samples, against its closed form in many dimensions."""
+"""A flow learned from n rows of two modes, from the loss to the samples, against its closed form in
+many dimensions."""
 
 import runpy
 from pathlib import Path
@@ -8,8 +9,12 @@ import pytest
 
 from jflow import oracles
 
-EXPERIMENT = runpy.run_path(str(Path(__file__).parents[1] / "experiments" / "limited_samples" / "run.py"))
-learned, theory, least_squares = (EXPERIMENT[name] for name in ("learned", "theory", "least_squares"))
+EXPERIMENT = runpy.run_path(
+    str(Path(__file__).parents[1] / "experiments" / "limited_samples" / "run.py")
+)
+learned, theory, least_squares = (
+    EXPERIMENT[name] for name in ("learned", "theory", "least_squares")
+)
 
 
 @pytest.mark.parametrize("noises", [1, 3])
@@ -35,7 +40,8 @@ def test_the_closed_form_is_the_least_squares_fit(noises):
 
 
 def test_many_rows_give_the_exact_velocity():
-    """On the side of +mu, and far enough from the other mode, v = (c x + mu (1 - c t) - x) / (1 - t)."""
+    """On the side of +mu, and far enough from the other mode, v = (c x + mu (1 - c t) - x) / (1 -
+    t)."""
     d = 40
     mu = np.full(d, 1.0)
     oracle = oracles.mixture([0.5, 0.5], np.stack([mu, -mu]), 0.09)
@@ -43,7 +49,9 @@ def test_many_rows_give_the_exact_velocity():
     for t in (0.4, 0.7, 0.9):
         c, (m, p, q) = least_squares(t, 10**9)
         assert abs(p) < 1e-8 and abs(q) < 1e-8
-        np.testing.assert_allclose(oracle.velocity(x, t), (c * x + m * mu - x) / (1 - t), rtol=1e-3, atol=1e-3)
+        np.testing.assert_allclose(
+            oracle.velocity(x, t), (c * x + m * mu - x) / (1 - t), rtol=1e-3, atol=1e-3
+        )
 
 
 def test_the_distance_falls_as_one_over_n():
@@ -51,14 +59,18 @@ def test_the_distance_falls_as_one_over_n():
         scaled = [n * theory(n, noises, cells=2000).distance for n in (50, 100, 200, 400)]
         np.testing.assert_allclose(scaled, scaled[-1], rtol=0.01)
         assert theory(400, noises).cosine > 0.9995
-    # with fresh noise it is that of the best estimate of mu, N(0, I) beforehand, from n rows with known signs
+    # with fresh noise it is that of the best estimate of mu, N(0, I) beforehand, from n rows with
+    # known signs
     for n in (5, 50, 500):
-        np.testing.assert_allclose(theory(n, float("inf"), cells=2000).distance, 0.09 / (n + 0.09), rtol=0.02)
+        np.testing.assert_allclose(
+            theory(n, float("inf"), cells=2000).distance, 0.09 / (n + 0.09), rtol=0.02
+        )
 
 
 @pytest.mark.parametrize(("n", "noises"), [(4, 1), (8, 1), (4, 3)])
 def test_a_trained_flow_has_the_distance_of_the_theory(n, noises):
-    """In 1,000 dimensions; random overlaps of rows, of size 1 / sqrt(d) = 3 percent, move the distance by a few times that."""
+    """In 1,000 dimensions; random overlaps of rows, of size 1 / sqrt(d) = 3 percent, move the
+    distance by a few times that."""
     found, limit = learned(n, 1000, noises, steps=1200), theory(n, noises)
     np.testing.assert_allclose(found.distance, limit.distance, rtol=0.12)
     np.testing.assert_allclose(found.cosine, limit.cosine, atol=0.004)

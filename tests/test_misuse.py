@@ -1,5 +1,6 @@
-"""What people get wrong first, and words of the sentence that says so: wrong shapes are refused where they would broadcast,
-wrong objects where they are given. Nothing here is computed: shapes are traced."""
+"""What people get wrong first, and words of the sentence that says so: wrong shapes are refused
+where they would broadcast, wrong objects where they are given. Nothing here is computed: shapes are
+traced."""
 
 import diffrax
 import equinox as eqx
@@ -111,7 +112,9 @@ def test_a_log_det_is_one_number_a_row(call, log_det):
     for x in (MORE, X):
         if x is X and log_det == "numbers" and "flow" not in call and call != "nll":
             continue  # a combinator alone cannot tell; `flow` and `bijectors.check` ask for another number of rows
-        with pytest.raises(ValueError, match=r"expected log_det.* of shape \[\d\], got \[.*: a number for each row"):
+        with pytest.raises(
+            ValueError, match=r"expected log_det.* of shape \[\d\], got \[.*: a number for each row"
+        ):
             shape(CALLS[call], doubling(LOG_DETS[log_det]), x)
 
 
@@ -127,14 +130,21 @@ DENSITIES = {"scalar": lambda x: jnp.sum(x), "column": lambda x: x[:, :1], "even
 @pytest.mark.parametrize("name", DENSITIES)
 def test_a_log_prob_is_one_number_a_row(name):
     log_prob = DENSITIES[name]
-    flow, elbo = flows.flow(bj.reverse(), base(log_prob)), flows.elbo_flow(bj.reverse(), base(log_prob))
+    flow, elbo = (
+        flows.flow(bj.reverse(), base(log_prob)),
+        flows.elbo_flow(bj.reverse(), base(log_prob)),
+    )
     for what, call in {
         "base's log_prob": lambda: flow.log_prob(EMPTY, X),
         "the base's": lambda: flow.sample_and_log_prob(EMPTY, KEY, 4),
         "elbo_flow: expected the base's": lambda: elbo.elbo(EMPTY, X),
-        "cnf: expected the base's": lambda: flows.cnf(VELOCITY, base(log_prob), method=2).log_prob(P.cnf, X),
+        "cnf: expected the base's": lambda: flows.cnf(VELOCITY, base(log_prob), method=2).log_prob(
+            P.cnf, X
+        ),
         "nll: expected log_prob": lambda: losses.nll(base(log_prob))({}, KEY, {"x": X}),
-        "expected base_log_prob": lambda: solvers.log_prob(VELOCITY, P.velocity, X, log_prob, method=2),
+        "expected base_log_prob": lambda: solvers.log_prob(
+            VELOCITY, P.velocity, X, log_prob, method=2
+        ),
         "expected log_density": lambda: losses.reverse_kl(FLOW, log_prob, draws=4)(P.flow, KEY, {}),
     }.items():
         with pytest.raises(ValueError, match=f"{what}.* of shape .*: a number for each row"):
@@ -196,21 +206,29 @@ def test_networks_are_linen_modules(lift):
     for module, message in MODULES.values():
         if lift == "TimeMLP" and module is None:
             continue  # no embedding
-        with pytest.raises(TypeError, match=f"{lift}: expected .* an instance of flax.linen.Module.*{message}"):
+        with pytest.raises(
+            TypeError, match=f"{lift}: expected .* an instance of flax.linen.Module.*{message}"
+        ):
             LIFTS[lift](module)
 
 
 OBJECTS = {
     "flow: expected a Bijector, got a Flow: give the map": lambda: flows.flow(FLOW, NORMAL),
     "flow: expected a Bijector, got a Distribution": lambda: flows.flow(NORMAL, bj.lu(D)),
-    "flow: expected a Bijector, got a Transport: elbo_flow": lambda: flows.flow(bj.uniform_dequantization(4), NORMAL),
-    "flow: expected a Distribution or a Flow, got the function normal: give what": lambda: flows.real_nvp(
-        (D,), base=distributions.normal
+    "flow: expected a Bijector, got a Transport: elbo_flow": lambda: flows.flow(
+        bj.uniform_dequantization(4), NORMAL
+    ),
+    "flow: expected a Distribution or a Flow, got the function normal: give what": lambda: (
+        flows.real_nvp((D,), base=distributions.normal)
     ),
     "got a Bijector: flows.flow": lambda: losses.nll(bj.lu(D)),
-    "elbo_flow: expected a Transport or a Bijector, got a Flow": lambda: flows.elbo_flow(FLOW, NORMAL),
+    "elbo_flow: expected a Transport or a Bijector, got a Flow": lambda: flows.elbo_flow(
+        FLOW, NORMAL
+    ),
     "chain: expected .* got a Flow": lambda: bj.chain(FLOW, bj.reverse()),
-    "chain: expected .* got the function reverse: give what": lambda: bj.chain(bj.reverse, bj.lu(D)),
+    "chain: expected .* got the function reverse: give what": lambda: bj.chain(
+        bj.reverse, bj.lu(D)
+    ),
     "chain: expected .* got a list: give them one by one": lambda: bj.chain([bj.reverse()]),
     "scan: expected .* got a Flow": lambda: bj.scan(FLOW, 2),
     "invert: expected .* got a Flow": lambda: bj.invert(FLOW),
@@ -220,17 +238,25 @@ OBJECTS = {
     "coupling: expected an Elementwise, got the function affine": lambda: bj.coupling(
         bj.univariate.affine, MLP, split=1
     ),
-    "coupling: expected an Elementwise, got a Bijector": lambda: bj.coupling(bj.lu(D), MLP, split=1),
+    "coupling: expected an Elementwise, got a Bijector": lambda: bj.coupling(
+        bj.lu(D), MLP, split=1
+    ),
     "nll: expected a Flow or a Distribution, got a Velocity": lambda: losses.nll(VELOCITY),
     "flow_matching: .* got a ResidualMLP: jflow.velocity": lambda: losses.flow_matching(NET),
     "flow_matching: .* got a Flow": lambda: losses.flow_matching(FLOW),
     "cnf: expected a Velocity, got a ResidualMLP: jflow.velocity": lambda: flows.cnf(NET, NORMAL),
     "cnf: expected a Distribution": lambda: flows.cnf(VELOCITY, distributions.normal),
     "solvers.sample: .* got a ResidualMLP": lambda: solvers.sample(NET, {}, X, method=2),
-    "solvers.log_prob: .* got a ResidualMLP": lambda: solvers.log_prob(NET, {}, X, NORMAL.log_prob, method=2),
+    "solvers.log_prob: .* got a ResidualMLP": lambda: solvers.log_prob(
+        NET, {}, X, NORMAL.log_prob, method=2
+    ),
     "cfg: expected .* got a ResidualMLP": lambda: guidance.cfg(NET, 2.0, null=0),
-    "make_step: expected a loss .* got a Flow; losses.nll": lambda: train.make_step(FLOW, optax.sgd(0.1)),
-    "make_step: expected an optax.*, got the function adam": lambda: train.make_step(losses.nll(FLOW), optax.adam),
+    "make_step: expected a loss .* got a Flow; losses.nll": lambda: train.make_step(
+        FLOW, optax.sgd(0.1)
+    ),
+    "make_step: expected an optax.*, got the function adam": lambda: train.make_step(
+        losses.nll(FLOW), optax.adam
+    ),
     "fit: expected batches .* got an array": lambda: train.fit(
         train.init_state({}, optax.sgd(0.1), KEY), lambda s, b: s, X, steps=1
     ),
@@ -240,15 +266,21 @@ OBJECTS = {
     "init: expected key .* got an array float32": lambda: FLOW.init(X, KEY),
     "expected x to be an array .* got a key": lambda: FLOW.log_prob(P.flow, KEY),
     "sample: expected key .* got 0": lambda: FLOW.sample(P.flow, 0, 3),
-    "sample: expected key .* got a key of shape .2.": lambda: FLOW.sample(P.flow, jax.random.split(KEY), 3),
+    "sample: expected key .* got a key of shape .2.": lambda: FLOW.sample(
+        P.flow, jax.random.split(KEY), 3
+    ),
     "expected params, a dict with .*, got a key": lambda: FLOW.sample(KEY, P.flow, 3),
     "flows.cnf.sample: expected key .* got 0": lambda: CNF.sample(P.cnf, 0, 3),
-    "flows.cnf.sample: expected params, a dict with .*, got a key": lambda: CNF.sample(KEY, P.cnf, 3),
+    "flows.cnf.sample: expected params, a dict with .*, got a key": lambda: CNF.sample(
+        KEY, P.cnf, 3
+    ),
     "init of ResidualMLP: expected key": lambda: VELOCITY.init(0, X, T),
     "solvers.sample_sde: expected key .* got 0": lambda: solvers.sample_sde(
         solvers.ancestral(VELOCITY), {}, X, 0, GRID
     ),
-    "flow_matching: expected key .* got a dict": lambda: losses.flow_matching(VELOCITY)(KEY, P.velocity, {"x": X}),
+    "flow_matching: expected key .* got a dict": lambda: losses.flow_matching(VELOCITY)(
+        KEY, P.velocity, {"x": X}
+    ),
 }
 
 
@@ -259,39 +291,67 @@ def test_a_wrong_object_is_named(message):
 
 
 VALUES = {  # (what is wrong, words of the message): ValueError
-    "flow: expected params with .*bijector.*, got .* without": lambda: FLOW.log_prob(P.flow["bijector"], X),
-    "flows.cnf.inverse: expected params with .*velocity.* without": lambda: CNF.log_prob(P.velocity, X),
-    "ResidualMLP: .* under 'params': give what is inside": lambda: VELOCITY.apply({"params": P.velocity}, X, T),
+    "flow: expected params with .*bijector.*, got .* without": lambda: FLOW.log_prob(
+        P.flow["bijector"], X
+    ),
+    "flows.cnf.inverse: expected params with .*velocity.* without": lambda: CNF.log_prob(
+        P.velocity, X
+    ),
+    "ResidualMLP: .* under 'params': give what is inside": lambda: VELOCITY.apply(
+        {"params": P.velocity}, X, T
+    ),
     # a batch axis
-    "flow: expected x of shape .b, 3., got .3.: one x wants a batch axis too": lambda: FLOW.log_prob(P.flow, X[0]),
+    "flow: expected x of shape .b, 3., got .3.: one x wants a batch axis too": lambda: (
+        FLOW.log_prob(P.flow, X[0])
+    ),
     "flow: expected x of shape .b, 3., got .3.: .*x.None": lambda: FLOW.init(KEY, X[0]),
     "flow: expected x of shape .b, 3., got .3.:": lambda: FLOW.forward(P.flow, X[0]),
-    "flow: expected x of shape .b, 1., got .5.\n": lambda: flows.real_nvp((1,), depth=2).init(KEY, jnp.ones(5)),
-    "flow: expected x of shape .b, 4, 4, 1., got .4, 4, 1.:": lambda: IMAGES.init(KEY, jnp.ones((4, 4, 1))),
-    "normal: expected x of shape .b, 3., got .3.: one x": lambda: NORMAL.init(KEY, X[0]),
-    "normal: expected x of shape .b., got ..: one x": lambda: distributions.normal(()).log_prob({}, jnp.float32(0)),
-    "normal: expected x of shape .b, 4., got .3, 3.": lambda: flows.flow(bj.lu(D), distributions.normal((4,))).init(
-        KEY, X
+    "flow: expected x of shape .b, 1., got .5.\n": lambda: flows.real_nvp((1,), depth=2).init(
+        KEY, jnp.ones(5)
     ),
+    "flow: expected x of shape .b, 4, 4, 1., got .4, 4, 1.:": lambda: IMAGES.init(
+        KEY, jnp.ones((4, 4, 1))
+    ),
+    "normal: expected x of shape .b, 3., got .3.: one x": lambda: NORMAL.init(KEY, X[0]),
+    "normal: expected x of shape .b., got ..: one x": lambda: distributions.normal(()).log_prob(
+        {}, jnp.float32(0)
+    ),
+    "normal: expected x of shape .b, 4., got .3, 3.": lambda: flows.flow(
+        bj.lu(D), distributions.normal((4,))
+    ).init(KEY, X),
     "lu: expected x of shape .b, ..., 3., got .3.: one x": lambda: bj.lu(D).init(KEY, X[0]),
     "normal: expected x of shape .b, 3., got .3.:": lambda: CNF.init(KEY, X[0]),
-    "ResidualMLP: .*is x .b, .event. as at `init`": lambda: solvers.sample(VELOCITY, P.velocity, X[0], method=2),
-    "ResidualMLP: expected x of shape .b, .event., got ..\n": lambda: VELOCITY.apply(P.velocity, 1.0, 0.0),
+    "ResidualMLP: .*is x .b, .event. as at `init`": lambda: solvers.sample(
+        VELOCITY, P.velocity, X[0], method=2
+    ),
+    "ResidualMLP: expected x of shape .b, .event., got ..\n": lambda: VELOCITY.apply(
+        P.velocity, 1.0, 0.0
+    ),
     "ResidualMLP: expected x .* got .3, 3. and .2, 3.": lambda: VELOCITY.init(KEY, (X, X[:2]), T),
-    "nll: expected 'x' of shape .b, .event., got a scalar": lambda: losses.nll(FLOW)(P.flow, KEY, {"x": 1.0}),
+    "nll: expected 'x' of shape .b, .event., got a scalar": lambda: losses.nll(FLOW)(
+        P.flow, KEY, {"x": 1.0}
+    ),
     # cond
-    "MLP: .* do not fit its params.*should there be a cond": lambda: FLOW.log_prob(P.conditional, X),
+    "MLP: .* do not fit its params.*should there be a cond": lambda: FLOW.log_prob(
+        P.conditional, X
+    ),
     "MLP: .* do not fit .*should there be a cond": lambda: FLOW.sample(P.conditional, KEY, 4),
     "MLP: .* do not fit its params.*had that such a cond": lambda: FLOW.log_prob(P.flow, X, COND),
-    "flow.init: neither the map nor the base looks at cond": lambda: flows.flow(bj.lu(D), NORMAL).init(KEY, X, COND),
+    "flow.init: neither the map nor the base looks at cond": lambda: flows.flow(
+        bj.lu(D), NORMAL
+    ).init(KEY, X, COND),
     "elbo_flow.init: neither the map": lambda: flows.elbo_flow(bj.lu(D), NORMAL).init(KEY, X, COND),
     "conditioned: expected cond for Embed, got None": lambda: LABELLED.log_prob(P.labeled, X),
-    "TimeCondEmbed: expected cond, since its params were made with one": lambda: VELOCITY.apply(P.told, X, T),
+    "TimeCondEmbed: expected cond, since its params were made with one": lambda: VELOCITY.apply(
+        P.told, X, T
+    ),
     "TimeCondEmbed: expected cond": lambda: solvers.sample(VELOCITY, P.told, X, method=2),
-    "TimeCondEmbed: expected cond,": lambda: solvers.sample_sde(solvers.ancestral(VELOCITY), P.told, X, KEY, GRID),
+    "TimeCondEmbed: expected cond,": lambda: solvers.sample_sde(
+        solvers.ancestral(VELOCITY), P.told, X, KEY, GRID
+    ),
     "ResidualMLP: .*had that such a cond": lambda: VELOCITY.apply(P.velocity, X, T, COND),
-    "flow: expected cond to lead with 3 rows, got shape .2, 2.: a row for each x, or a single": lambda: FLOW.log_prob(
-        P.conditional, X, COND[:2]
+    "flow: expected cond to lead with 3 rows, got shape .2, 2.: a row for each x, or a single": lambda: (
+        FLOW.log_prob(P.conditional, X, COND[:2])
     ),
     "sample: expected cond to lead with 4 rows, got shape ..: one label .* jnp.full..4,., label": (
         lambda: LABELLED.sample(P.labeled, KEY, 4, 1)
@@ -316,7 +376,9 @@ LOSSES = {
     "drop_cond": losses.chain(losses.drop_cond(0.1, null=0), MATCHING),
     "fresh_source": losses.chain(losses.fresh_source(), MATCHING),
     "pair": losses.chain(jflow.couplings.pair(jflow.couplings.independent()), MATCHING),
-    "with_source": losses.chain(jflow.couplings.with_source(lambda key, x, cond: (x, cond)), MATCHING),
+    "with_source": losses.chain(
+        jflow.couplings.with_source(lambda key, x, cond: (x, cond)), MATCHING
+    ),
     "reverse_kl": losses.reverse_kl(FLOW, lambda x: x[:, 0]),
     "mean_flow": losses.mean_flow(jflow.flow_map(NET)),
     "annealed_source": losses.chain(losses.annealed_source(lambda step: 0.5), MATCHING),
@@ -326,7 +388,9 @@ LOSSES = {
 @pytest.mark.parametrize("name", LOSSES)
 def test_a_batch_is_a_dict(name):
     for batch in (X, (X, COND)):
-        with pytest.raises(TypeError, match=f"{name}: expected the batch to be a dict such as .*'x'.*, got a"):
+        with pytest.raises(
+            TypeError, match=f"{name}: expected the batch to be a dict such as .*'x'.*, got a"
+        ):
             LOSSES[name]({}, KEY, batch)
 
 
@@ -334,7 +398,8 @@ ONE = jnp.asarray([[0.3, -1.0]])  # a single row of cond
 
 
 @pytest.mark.parametrize(
-    "name", ["init", "log_prob", "sample", "label", "inverse", "solve", "adaptive", "walk", "cfg", "loss"]
+    "name",
+    ["init", "log_prob", "sample", "label", "inverse", "solve", "adaptive", "walk", "cfg", "loss"],
 )
 def test_a_single_row_of_cond_is_for_all_rows(name):
     params, told = P.conditional, P.told
@@ -348,7 +413,12 @@ def test_a_single_row_of_cond_is_for_all_rows(name):
         ),
         "solve": lambda c: solvers.sample(VELOCITY, told, X, c, method=1)[0],
         "adaptive": lambda c: solvers.log_prob(
-            VELOCITY, told, X, lambda z: z[:, 0], c, method=solvers.adaptive(diffrax.Bosh3(), rtol=0.1, atol=0.1)
+            VELOCITY,
+            told,
+            X,
+            lambda z: z[:, 0],
+            c,
+            method=solvers.adaptive(diffrax.Bosh3(), rtol=0.1, atol=0.1),
         )[0],
         "walk": lambda c: solvers.sample_sde(solvers.ancestral(VELOCITY), told, X, KEY, GRID, c)[0],
         "cfg": lambda c: guidance.cfg(VELOCITY, 2.0, null=jnp.zeros(2)).apply(told, X, T, c),
@@ -364,7 +434,9 @@ def test_a_single_row_of_cond_is_for_all_rows(name):
 def test_a_single_row_has_the_values_of_many():
     """With params that are not 0, of a flow and of a guided velocity."""
     rng = np.random.default_rng(0)
-    away = lambda params: jax.tree.map(lambda p: jnp.asarray(0.5 * rng.normal(size=p.shape), p.dtype), params)  # noqa: E731
+    away = lambda params: jax.tree.map(  # noqa: E731
+        lambda p: jnp.asarray(0.5 * rng.normal(size=p.shape), p.dtype), params
+    )
     params, told = away(P.conditional), away(P.told)
     guided = guidance.cfg(VELOCITY, 2.0, null=jnp.zeros(2))
     run = jax.jit(lambda c: (FLOW.log_prob(params, X, c), guided.apply(told, X, T, c)))
@@ -376,4 +448,8 @@ def test_a_single_row_has_the_values_of_many():
 def test_a_legacy_key_will_do():
     old = jax.random.PRNGKey(0)
     assert shape(FLOW.sample, P.flow, old, 3).shape == (3, D)
-    shape(FLOW.init, old, X), shape(VELOCITY.init, old, X, T), shape(MATCHING, P.velocity, old, {"x": X})
+    (
+        shape(FLOW.init, old, X),
+        shape(VELOCITY.init, old, X, T),
+        shape(MATCHING, P.velocity, old, {"x": X}),
+    )

@@ -71,8 +71,14 @@ def test_what_is_gone_is_reported(tmp_path):
 
 def test_the_distribution_has_another_name_than_the_import():
     """`jflow` on PyPI is another project, whose extras a newcomer would install."""
-    files = subprocess.run(["git", "ls-files"], cwd=ROOT, capture_output=True, text=True, check=True).stdout.split()
-    texts = [(name, (ROOT / name).read_text(errors="ignore")) for name in files if not name.endswith("test_rename.py")]
+    files = subprocess.run(
+        ["git", "ls-files"], cwd=ROOT, capture_output=True, text=True, check=True
+    ).stdout.split()
+    texts = [
+        (name, (ROOT / name).read_text(errors="ignore"))
+        for name in files
+        if not name.endswith("test_rename.py")
+    ]
     extras = [f"{quote}jflow[" for quote in ("install ", "'", '"', "`")]
     assert not [name for name, text in texts if any(extra in text for extra in extras)]
     assert any("jflow-models[" in text for _, text in texts)

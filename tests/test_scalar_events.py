@@ -45,10 +45,18 @@ def mixture_head(x):
 
 
 def continuous_flow(x):
-    flow = flows.cnf(VELOCITY, distributions.normal(x.shape[1:]), method=1, divergence=solvers.hutchinson(1))
+    flow = flows.cnf(
+        VELOCITY, distributions.normal(x.shape[1:]), method=1, divergence=solvers.hutchinson(1)
+    )
     p = params_of(flow.init, x)
-    walked, _ = solvers.sample_sde(solvers.ancestral(VELOCITY), p["velocity"], x, KEY, np.linspace(0, 1, 3))
-    return flow.log_prob(p, x, key=KEY), walked, losses.flow_matching(VELOCITY)(p["velocity"], KEY, {"x": x})
+    walked, _ = solvers.sample_sde(
+        solvers.ancestral(VELOCITY), p["velocity"], x, KEY, np.linspace(0, 1, 3)
+    )
+    return (
+        flow.log_prob(p, x, key=KEY),
+        walked,
+        losses.flow_matching(VELOCITY)(p["velocity"], KEY, {"x": x}),
+    )
 
 
 def coupling_flow(x):
@@ -57,7 +65,9 @@ def coupling_flow(x):
     return flow.sample_and_log_prob(p, KEY, B), losses.nll(flow)(p, KEY, {"x": x})
 
 
-@pytest.mark.parametrize("what", [refiner, variational_noise, mixture_head, continuous_flow, coupling_flow])
+@pytest.mark.parametrize(
+    "what", [refiner, variational_noise, mixture_head, continuous_flow, coupling_flow]
+)
 def test_a_scalar_is_a_vector_of_one_number(what):
     scalars, vectors = jax.jit(lambda x: (what(x), what(x[:, None])))(X)
     for one, other in zip(jax.tree.leaves(scalars), jax.tree.leaves(vectors), strict=True):

@@ -77,14 +77,17 @@ def test_densities_as_the_papers_write_them():
 
 
 def test_against_diffusers(x64):
-    """diffusers draws the paper's time, noise at 1; cosmap it has as the density (of sigma, where the law is the same)."""
+    """diffusers draws the paper's time, noise at 1; cosmap it has as the density (of sigma, where
+    the law is the same)."""
     for scale in (1.29, -0.8):
         ours = times.mode(scale, draws=lambda key, n: jnp.asarray(PEER["mode/u"]))(None, 16)
         np.testing.assert_allclose(1 - ours, PEER[f"mode/{scale}"], rtol=1e-12)
     t, h = PEER["t"], 1e-6
     quantile = times.cosmap(draws=lambda key, n: jnp.asarray(cosmap_cdf(t)))(None, len(t))
     np.testing.assert_allclose(quantile, t, rtol=1e-12)
-    np.testing.assert_allclose((cosmap_cdf(t + h) - cosmap_cdf(t - h)) / (2 * h), PEER["cosmap/density"], rtol=1e-6)
+    np.testing.assert_allclose(
+        (cosmap_cdf(t + h) - cosmap_cdf(t - h)) / (2 * h), PEER["cosmap/density"], rtol=1e-6
+    )
 
 
 @pytest.mark.parametrize("n", [1, 2, 7, 64])
@@ -111,7 +114,9 @@ def test_shift():
         np.testing.assert_allclose(times.shift(moved, 1 / factor), t, atol=1e-6)
         assert moved[0] == 0 and moved[-1] == 1
         sigma = 1 - t  # as SD3 writes it
-        np.testing.assert_allclose(1 - moved, factor * sigma / (1 + (factor - 1) * sigma), atol=1e-6)
+        np.testing.assert_allclose(
+            1 - moved, factor * sigma / (1 + (factor - 1) * sigma), atol=1e-6
+        )
     mu = 0.7  # diffusers' exponential form
     sigma = 1 - t[:-1]
     np.testing.assert_allclose(
@@ -119,7 +124,9 @@ def test_shift():
     )
     np.testing.assert_allclose(jax.jit(times.shift)(t, 3.0), times.shift(t, 3.0), rtol=1e-6)
     # a logit-normal shifted by factor is one of mean - log(factor)
-    t = np.asarray(times.shifted(times.logit_normal(0.2, 0.9), 3.0)(jax.random.key(0), N), np.float64)
+    t = np.asarray(
+        times.shifted(times.logit_normal(0.2, 0.9), 3.0)(jax.random.key(0), N), np.float64
+    )
     assert stats.kstest(np.log(t / (1 - t)), stats.norm(0.2 - np.log(3), 0.9).cdf).pvalue > ALARM
     assert t.mean() < 0.5
 

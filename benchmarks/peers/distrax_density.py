@@ -1,9 +1,11 @@
-"""The distrax side of density.py: answers requests on stdin, a JSON line each, with the seconds that one call took.
+"""The distrax side of density.py: answers requests on stdin, a JSON line each, with the seconds
+that one call took.
 
     PYTHON benchmarks/peers/distrax_density.py
 
-Requests are those of torch_density.py. distrax needs tensorflow-probability, which needs an older jax: an environment of its
-own (pip install jax==0.5.3 distrax==0.1.5 tensorflow-probability==0.25 optax).
+Requests are those of torch_density.py. distrax needs tensorflow-probability, which needs an older
+jax: an environment of its own (pip install jax==0.5.3 distrax==0.1.5 tensorflow-probability==0.25
+optax).
 """
 
 import argparse
@@ -36,9 +38,10 @@ def calls(library, kind, features, batch, depth):
     params = []
     for _ in range(depth):
         widths = (half, *HIDDEN)
-        layers = [(rng.normal(size=(i, o)) / np.sqrt(i), np.zeros(o)) for i, o in zip(widths, HIDDEN, strict=False)] + [
-            (np.zeros((HIDDEN[-1], size * half)), np.zeros(size * half))
-        ]
+        layers = [
+            (rng.normal(size=(i, o)) / np.sqrt(i), np.zeros(o))
+            for i, o in zip(widths, HIDDEN, strict=False)
+        ] + [(np.zeros((HIDDEN[-1], size * half)), np.zeros(size * half))]
         params.append(jax.tree.map(jnp.float32, layers))
 
     def conditioner(layers, x):
@@ -91,7 +94,9 @@ def main():
     argparse.ArgumentParser(description=__doc__.split("\n")[0]).parse_args()
     for line in sys.stdin:
         request = json.loads(line)
-        call = calls(**{key: value for key, value in request.items() if key != "what"})[request["what"]]
+        call = calls(**{key: value for key, value in request.items() if key != "what"})[
+            request["what"]
+        ]
         start = time.perf_counter()
         jax.block_until_ready(call())
         print(json.dumps({"seconds": time.perf_counter() - start}), flush=True)

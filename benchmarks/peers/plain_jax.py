@@ -1,5 +1,6 @@
-"""Flow matching written out in plain JAX, without jflow, Flax or a loss that knows options: what flow_matching_step.py
-compares with. The functions read the params of jflow's networks, so that both can be held to the same numbers."""
+"""Flow matching written out in plain JAX, without jflow, Flax or a loss that knows options: what
+flow_matching_step.py compares with. The functions read the params of jflow's networks, so that both
+can be held to the same numbers."""
 
 import jax
 import jax.numpy as jnp
@@ -8,7 +9,8 @@ import optax
 
 
 def step_of(velocity, optimizer):
-    """(params, opt_state, key, x1) -> (params, opt_state, key, loss): one update on the linear path."""
+    """(params, opt_state, key, x1) -> (params, opt_state, key, loss): one update on the linear
+    path."""
 
     def loss(params, key, x1):
         noise_key, time_key = jax.random.split(key)
@@ -46,7 +48,8 @@ def layer_norm(x):
 
 
 def dit(patch_size, heads, dtype=jnp.float32, *, scanned, time_scale=100.0):
-    """DiT of Peebles and Xie (2023), its blocks in a Python loop or scanned: velocity(params, x, t)."""
+    """DiT of Peebles and Xie (2023), its blocks in a Python loop or scanned: velocity(params, x,
+    t)."""
     p = patch_size
 
     def block(h, c, params):
@@ -54,7 +57,9 @@ def dit(patch_size, heads, dtype=jnp.float32, *, scanned, time_scale=100.0):
         modulation = jnp.split(dense(params["modulation"], c)[:, None], 6, axis=-1)
         shift_a, scale_a, gate_a, shift_m, scale_m, gate_m = modulation
         y = layer_norm(h) * (1 + scale_a) + shift_a
-        q, k, v = jnp.split(dense(params["attention"]["qkv"], y).reshape(b, n, 3 * heads, -1), 3, axis=2)
+        q, k, v = jnp.split(
+            dense(params["attention"]["qkv"], y).reshape(b, n, 3 * heads, -1), 3, axis=2
+        )
         scores = jnp.einsum("bqhd,bkhd->bhqk", q, k, preferred_element_type=jnp.float32)
         weights = jax.nn.softmax(scores * q.shape[-1] ** -0.5).astype(h.dtype)
         y = jnp.einsum("bhqk,bkhd->bqhd", weights, v).reshape(b, n, width)
@@ -65,7 +70,11 @@ def dit(patch_size, heads, dtype=jnp.float32, *, scanned, time_scale=100.0):
     def velocity(params, x, t):
         b, height, side, channels = x.shape
         rows, columns = height // p, side // p
-        tokens = x.reshape(b, rows, p, columns, p, channels).swapaxes(2, 3).reshape(b, rows * columns, -1)
+        tokens = (
+            x.reshape(b, rows, p, columns, p, channels)
+            .swapaxes(2, 3)
+            .reshape(b, rows * columns, -1)
+        )
         h = dense(params["patches"], tokens.astype(dtype))
         h = h + jnp.asarray(positions(rows, columns, h.shape[-1]), dtype)[None]
         frequencies = time_scale * 10_000.0 ** (-np.arange(128) / 128)

@@ -1,9 +1,11 @@
-"""The torch side of density.py: answers requests on stdin, a JSON line each, with the seconds that one call took.
+"""The torch side of density.py: answers requests on stdin, a JSON line each, with the seconds that
+one call took.
 
     TORCH_PYTHON benchmarks/peers/torch_density.py --threads 2
 
-A request: {"library": "zuko", "nflows" or "normflows", "kind": "spline" or "affine", "features", "batch", "depth", "what":
-"log_prob", "train" or "sample"}. A model is built when it is first asked for.
+A request: {"library": "zuko", "nflows" or "normflows", "kind": "spline" or "affine", "features",
+"batch", "depth", "what": "log_prob", "train" or "sample"}. A model is built when it is first asked
+for.
 """
 
 import argparse
@@ -28,8 +30,12 @@ HIDDEN = (128, 128)
 
 def zuko_flow(kind, features, depth):
     if kind == "spline":
-        return zuko.flows.NSF(features, transforms=depth, passes=2, randperm=True, bins=8, hidden_features=HIDDEN)
-    return zuko.flows.MAF(features, transforms=depth, passes=2, randperm=True, hidden_features=HIDDEN)
+        return zuko.flows.NSF(
+            features, transforms=depth, passes=2, randperm=True, bins=8, hidden_features=HIDDEN
+        )
+    return zuko.flows.MAF(
+        features, transforms=depth, passes=2, randperm=True, hidden_features=HIDDEN
+    )
 
 
 def nflows_flow(kind, features, depth):
@@ -43,11 +49,16 @@ def nflows_flow(kind, features, depth):
     for _ in range(depth):
         layers.append(nt.RandomPermutation(features))
         if kind == "spline":
-            make, options = nt.PiecewiseRationalQuadraticCouplingTransform, {"num_bins": 8, "tails": "linear"}
+            make, options = (
+                nt.PiecewiseRationalQuadraticCouplingTransform,
+                {"num_bins": 8, "tails": "linear"},
+            )
             layers.append(make(mask, net, tail_bound=5.0, **options))
         else:
             layers.append(nt.AffineCouplingTransform(mask, net))
-    return nflows.flows.Flow(nt.CompositeTransform(layers), nflows.distributions.StandardNormal([features]))
+    return nflows.flows.Flow(
+        nt.CompositeTransform(layers), nflows.distributions.StandardNormal([features])
+    )
 
 
 def normflows_flow(kind, features, depth):
@@ -57,10 +68,14 @@ def normflows_flow(kind, features, depth):
             options = {"num_blocks": 1, "num_hidden_channels": 128, "num_bins": 8, "tail_bound": 5}
             layers.append(normflows.flows.CoupledRationalQuadraticSpline(features, **options))
         else:
-            net = normflows.nets.MLP([features - features // 2, *HIDDEN, 2 * (features // 2)], init_zeros=True)
+            net = normflows.nets.MLP(
+                [features - features // 2, *HIDDEN, 2 * (features // 2)], init_zeros=True
+            )
             layers.append(normflows.flows.AffineCouplingBlock(net))
         layers.append(normflows.flows.Permute(features))
-    return normflows.NormalizingFlow(normflows.distributions.DiagGaussian(features, trainable=False), layers)
+    return normflows.NormalizingFlow(
+        normflows.distributions.DiagGaussian(features, trainable=False), layers
+    )
 
 
 MAKE = {"zuko": zuko_flow, "nflows": nflows_flow, "normflows": normflows_flow}
@@ -100,7 +115,9 @@ def main():
     torch.set_num_threads(parser.parse_args().threads)
     for line in sys.stdin:
         request = json.loads(line)
-        call = calls(**{key: value for key, value in request.items() if key != "what"})[request["what"]]
+        call = calls(**{key: value for key, value in request.items() if key != "what"})[
+            request["what"]
+        ]
         start = time.perf_counter()
         call()
         print(json.dumps({"seconds": time.perf_counter() - start}), flush=True)

@@ -1,9 +1,11 @@
 """The torch side of flow_matching_step.py: torchcfm's loop on networks of the same sizes.
 
-    TORCH_PYTHON benchmarks/peers/torch_flow_matching.py --config '{"net": "mlp", "shape": [2], "batch": 256, ...}'
+    TORCH_PYTHON benchmarks/peers/torch_flow_matching.py --config '{"net": "mlp", "shape": [2],
+    "batch": 256, ...}'
 
-Answers requests on stdin, a JSON line each: {"steps": n} -> {"seconds", "params", "memory"}; memory is the most that the
-step held on a GPU, in bytes, null on a CPU. The networks are jflow's `nets` in plain torch, zero heads included.
+Answers requests on stdin, a JSON line each: {"steps": n} -> {"seconds", "params", "memory"}; memory
+is the most that the step held on a GPU, in bytes, null on a CPU. The networks are jflow's `nets` in
+plain torch, zero heads included.
 """
 
 import argparse
@@ -19,7 +21,9 @@ try:
     from torch import nn
     from torchcfm import ConditionalFlowMatcher
 except ImportError as error:
-    sys.exit(f"{error}: this script needs torch and torchcfm (pip install torch; pip install --no-deps torchcfm)")
+    sys.exit(
+        f"{error}: this script needs torch and torchcfm (pip install torch; pip install --no-deps torchcfm)"
+    )
 
 
 class MLP(nn.Module):
@@ -38,8 +42,12 @@ class Embed(nn.Module):
 
     def __init__(self, width, features=256, scale=100.0):
         super().__init__()
-        self.register_buffer("frequencies", scale * 10_000.0 ** (-torch.arange(features // 2) / (features // 2)))
-        self.net = nn.Sequential(nn.Linear(features, width), nn.SiLU(), nn.Linear(width, width), nn.SiLU())
+        self.register_buffer(
+            "frequencies", scale * 10_000.0 ** (-torch.arange(features // 2) / (features // 2))
+        )
+        self.net = nn.Sequential(
+            nn.Linear(features, width), nn.SiLU(), nn.Linear(width, width), nn.SiLU()
+        )
 
     def forward(self, t):
         angles = t[:, None] * self.frequencies
@@ -59,10 +67,14 @@ class DiTBlock(nn.Module):
         self.heads, self.width = heads, width
         self.modulation = nn.Linear(width, 6 * width)
         self.qkv, self.out = nn.Linear(width, 3 * width), nn.Linear(width, width)
-        self.mlp = nn.Sequential(nn.Linear(width, 4 * width), nn.GELU(approximate="tanh"), nn.Linear(4 * width, width))
+        self.mlp = nn.Sequential(
+            nn.Linear(width, 4 * width), nn.GELU(approximate="tanh"), nn.Linear(4 * width, width)
+        )
 
     def forward(self, h, c):
-        shift_a, scale_a, gate_a, shift_m, scale_m, gate_m = self.modulation(c)[:, None].chunk(6, dim=-1)
+        shift_a, scale_a, gate_a, shift_m, scale_m, gate_m = self.modulation(c)[:, None].chunk(
+            6, dim=-1
+        )
         y = F.layer_norm(h, (self.width,), eps=1e-6) * (1 + scale_a) + shift_a
         h = h + gate_a * self.out(attend(self.qkv(y), self.heads))
         y = F.layer_norm(h, (self.width,), eps=1e-6) * (1 + scale_m) + shift_m
@@ -73,19 +85,30 @@ class DiT(nn.Module):
     def __init__(self, shape, patch_size, width, depth, heads):
         super().__init__()
         height, side, channels = shape
-        self.patch, self.grid, self.width = patch_size, (height // patch_size, side // patch_size), width
+        self.patch, self.grid, self.width = (
+            patch_size,
+            (height // patch_size, side // patch_size),
+            width,
+        )
         self.patches = nn.Linear(patch_size**2 * channels, width)
         self.register_buffer("positions", torch.randn(self.grid[0] * self.grid[1], width))
         self.embed = Embed(width)
         self.blocks = nn.ModuleList(DiTBlock(width, heads) for _ in range(depth))
-        self.modulation, self.head = nn.Linear(width, 2 * width), nn.Linear(width, patch_size**2 * channels)
+        self.modulation, self.head = (
+            nn.Linear(width, 2 * width),
+            nn.Linear(width, patch_size**2 * channels),
+        )
         for layer in (self.modulation, self.head, *(block.modulation for block in self.blocks)):
             nn.init.zeros_(layer.weight)
 
     def forward(self, t, x):
         b, channels = x.shape[:2]
         (rows, columns), p = self.grid, self.patch
-        tokens = x.view(b, channels, rows, p, columns, p).permute(0, 2, 4, 3, 5, 1).reshape(b, rows * columns, -1)
+        tokens = (
+            x.view(b, channels, rows, p, columns, p)
+            .permute(0, 2, 4, 3, 5, 1)
+            .reshape(b, rows * columns, -1)
+        )
         h, c = self.patches(tokens) + self.positions, self.embed(t)
         for block in self.blocks:
             h = block(h, c)
@@ -100,7 +123,9 @@ class UNetBlock(nn.Module):
         groups = math.gcd(8, channels)
         self.heads, self.merge = heads, nn.Conv2d(2 * channels, channels, 1) if skip else None
         self.norm_in, self.norm_out = nn.GroupNorm(groups, channels), nn.GroupNorm(groups, channels)
-        self.conv_in, self.conv_out = (nn.Conv2d(channels, channels, 3, padding=1) for _ in range(2))
+        self.conv_in, self.conv_out = (
+            nn.Conv2d(channels, channels, 3, padding=1) for _ in range(2)
+        )
         self.modulation = nn.Linear(embed, 2 * channels)
         nn.init.zeros_(self.conv_out.weight)
         if heads:
@@ -128,10 +153,14 @@ class UNet(nn.Module):
 
         def stack(level, skip):
             heads_here = heads if attention[level] else 0
-            return nn.ModuleList(UNetBlock(widths[level], embed, heads_here, skip) for _ in range(blocks))
+            return nn.ModuleList(
+                UNetBlock(widths[level], embed, heads_here, skip) for _ in range(blocks)
+            )
 
         inner = range(len(widths) - 1)
-        self.down, self.up = (nn.ModuleList(stack(i, skip) for i in inner) for skip in (False, True))
+        self.down, self.up = (
+            nn.ModuleList(stack(i, skip) for i in inner) for skip in (False, True)
+        )
         self.middle = stack(-1, False)
         self.shrink = nn.ModuleList(nn.Conv2d(widths[i], widths[i + 1], 2, 2) for i in inner)
         self.grow = nn.ModuleList(nn.Conv2d(widths[i + 1], widths[i], 3, padding=1) for i in inner)
@@ -162,13 +191,20 @@ NETS = {"mlp": MLP, "unet": UNet, "dit": DiT}
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("--config", required=True, help="JSON: net, shape, batch, sizes, dtype, threads")
+    parser.add_argument(
+        "--config", required=True, help="JSON: net, shape, batch, sizes, dtype, threads"
+    )
     config = json.loads(parser.parse_args().config)
     device = "cuda" if torch.cuda.is_available() else "cpu"
     shape = config["shape"]
     model = NETS[config["net"]](shape, **config["sizes"]).to(device)
-    optimizer, matcher = torch.optim.Adam(model.parameters(), 1e-4), ConditionalFlowMatcher(sigma=0.0)
-    x1 = torch.randn(config["batch"], *(shape if len(shape) == 1 else [shape[-1], *shape[:-1]]), device=device)
+    optimizer, matcher = (
+        torch.optim.Adam(model.parameters(), 1e-4),
+        ConditionalFlowMatcher(sigma=0.0),
+    )
+    x1 = torch.randn(
+        config["batch"], *(shape if len(shape) == 1 else [shape[-1], *shape[:-1]]), device=device
+    )
     half = config["dtype"] == "bfloat16"
 
     def run(steps):

@@ -1,9 +1,11 @@
-"""The torch side of ode_sampling.py: answers requests on stdin, a JSON line each, with the seconds that sampling took.
+"""The torch side of ode_sampling.py: answers requests on stdin, a JSON line each, with the seconds
+that sampling took.
 
     TORCH_PYTHON benchmarks/peers/torch_ode.py --weights weights.npz
 
-A request: {"library": "torchdiffeq" or "flow_matching", "method": "euler", "midpoint" or "rk4", "steps": n, "out": a file
-for the samples, optional}. torchcfm has no sampler of its own: its examples call torchdiffeq.
+A request: {"library": "torchdiffeq" or "flow_matching", "method": "euler", "midpoint" or "rk4",
+"steps": n, "out": a file for the samples, optional}. torchcfm has no sampler of its own: its
+examples call torchdiffeq.
 """
 
 import argparse
@@ -44,7 +46,9 @@ class Wrapped(ModelWrapper):
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("--weights", required=True, help="npz: w0, b0, w1, ... and x0, where to start")
+    parser.add_argument(
+        "--weights", required=True, help="npz: w0, b0, w1, ... and x0, where to start"
+    )
     parser.add_argument("--threads", type=int, default=1)
     args = parser.parse_args()
     device = "cuda" if torch.cuda.is_available() else "cpu"
@@ -57,7 +61,9 @@ def main():
         start = time.perf_counter()
         with torch.no_grad():
             if library == "torchdiffeq":
-                x = odeint(net, x0, grid[[0, -1]], method=method, options={"step_size": 1 / steps})[-1]
+                x = odeint(net, x0, grid[[0, -1]], method=method, options={"step_size": 1 / steps})[
+                    -1
+                ]
             else:
                 x = solver.sample(x0, step_size=None, method=method, time_grid=grid)
         x = x.cpu().numpy()

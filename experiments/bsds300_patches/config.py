@@ -3,14 +3,16 @@
     jflow train experiments/bsds300_patches data_dir=DATA --workdir runs/bsds300
     jflow evaluate runs/bsds300
 
-DATA is the folder that holds images/bsds300_patches_500k20k100k.npz (or set JFLOW_DATA). Without one, patches of
-scikit-learn's two photographs stand in, so that the code runs anywhere: their numbers mean nothing beside published ones.
+DATA is the folder that holds images/bsds300_patches_500k20k100k.npz (or set JFLOW_DATA). Without
+one, patches of scikit-learn's two photographs stand in, so that the code runs anywhere: their
+numbers mean nothing beside published ones.
 `short=True` shrinks the run to seconds, for CI.
 
-Patches are prepared as by Zoran and Weiss (2011) and Papamakarios, Pavlakou, Murray, *Masked Autoregressive Flow* (2017):
-uniform dequantization (once, with a fixed seed), division by 256, the patch's mean taken off, the last pixel dropped: 63
-numbers. Log-likelihoods are in nats of these. The flow starts at the Gaussian of the training patches.
-README.md has what was seen of a run. Method: Durkan, Bekasov, Murray, Papamakarios, *Neural Spline Flows* (2019), RQ-NSF (C).
+Patches are prepared as by Zoran and Weiss (2011) and Papamakarios, Pavlakou, Murray, *Masked
+Autoregressive Flow* (2017): uniform dequantization (once, with a fixed seed), division by 256, the
+patch's mean taken off, the last pixel dropped: 63 numbers. Log-likelihoods are in nats of these.
+The flow starts at the Gaussian of the training patches. README.md has what was seen of a run.
+Method: Durkan, Bekasov, Murray, Papamakarios, *Neural Spline Flows* (2019), RQ-NSF (C).
 """
 
 import os
@@ -32,9 +34,15 @@ def patches(data_dir: str) -> dict[str, np.ndarray]:
     if folder:
         path = Path(folder).expanduser() / FILE
         if not path.is_file():
-            raise FileNotFoundError(f"{path}: not there; without data_dir and JFLOW_DATA two photographs stand in")
+            raise FileNotFoundError(
+                f"{path}: not there; without data_dir and JFLOW_DATA two photographs stand in"
+            )
         with np.load(path) as z:
-            names = {"train": "train", "valid": "valid" if "valid" in z.files else "val", "test": "test"}
+            names = {
+                "train": "train",
+                "valid": "valid" if "valid" in z.files else "val",
+                "test": "test",
+            }
             return {part: z[name] for part, name in names.items()}
     from sklearn.datasets import load_sample_images
 
@@ -42,7 +50,9 @@ def patches(data_dir: str) -> dict[str, np.ndarray]:
     for photo in load_sample_images().images:
         gray = np.round(photo @ [0.2989, 0.587, 0.114]).astype(np.uint8)
         rows, columns = (rng.integers(0, size - 7, 12_000) for size in gray.shape)
-        cut.append(np.stack([gray[i : i + 8, j : j + 8] for i, j in zip(rows, columns, strict=True)]))
+        cut.append(
+            np.stack([gray[i : i + 8, j : j + 8] for i, j in zip(rows, columns, strict=True)])
+        )
     cut = rng.permutation(np.concatenate(cut))
     return {"train": cut[:20_000], "valid": cut[20_000:22_000], "test": cut[22_000:]}
 
@@ -88,14 +98,20 @@ def config(
     if short:
         steps, depth, hidden, eval_every = 30, 2, (16,), 15
     parts = patches(data_dir)
-    parts = data.Splits(*({"x": features(parts[p], i)} for i, p in enumerate(("train", "valid", "test"))))
+    parts = data.Splits(
+        *({"x": features(parts[p], i)} for i, p in enumerate(("train", "valid", "test")))
+    )
     base = distributions.multivariate_normal(63)
-    model = flows.neural_spline((63,), depth=depth, hidden=hidden, bins=bins, bound=bound, base=base)
+    model = flows.neural_spline(
+        (63,), depth=depth, hidden=hidden, bins=bins, bound=bound, base=base
+    )
     pre = data.standardize()
     log_prob = jax.jit(model.log_prob)
 
     def init(key, rows):
-        many = data.take(parts.train, slice(20_000))  # a covariance of 63 columns wants more rows than a batch has
+        many = data.take(
+            parts.train, slice(20_000)
+        )  # a covariance of 63 columns wants more rows than a batch has
         return model.init(key, pre.apply(pre.fit(parts.train), many, None)["x"])
 
     def nats(params, state, rows) -> np.ndarray:
@@ -113,7 +129,9 @@ def config(
             "test_standard_error": test.std() / np.sqrt(len(test)),
         }
 
-    schedule = optax.warmup_cosine_decay_schedule(0.0, learning_rate, min(200, steps), steps + 1, 0.001 * learning_rate)
+    schedule = optax.warmup_cosine_decay_schedule(
+        0.0, learning_rate, min(200, steps), steps + 1, 0.001 * learning_rate
+    )
     return Experiment(
         model=model,
         init=init,

@@ -1,4 +1,5 @@
-"""Class-conditional rectified flow on scikit-learn's digits (8x8, 1437 to train on, 360 to test): the main job.
+"""Class-conditional rectified flow on scikit-learn's digits (8x8, 1437 to train on, 360 to test):
+the main job.
 
 Train, sample and evaluate (3 minutes at most on two CPU cores, no download):
 
@@ -8,8 +9,9 @@ Train, sample and evaluate (3 minutes at most on two CPU cores, no download):
 
 `short=True` shrinks it to seconds, for CI. The expected numbers are in README.md beside this file.
 
-Method: Liu, Gong, Liu, *Flow Straight and Fast* (2022), one rectified flow with uniform times; labels are dropped for
-10% of the rows so that the same network can be guided (Ho, Salimans, *Classifier-Free Diffusion Guidance*, 2022).
+Method: Liu, Gong, Liu, *Flow Straight and Fast* (2022), one rectified flow with uniform times;
+labels are dropped for 10% of the rows so that the same network can be guided (Ho, Salimans,
+*Classifier-Free Diffusion Guidance*, 2022).
 """
 
 import functools
@@ -54,7 +56,8 @@ def config(
         drop: share of the rows whose label is dropped
         ema: decay of the average of the parameters, which samples are drawn with
         solver_steps: steps of the solver that samples, where --steps says nothing
-        guidance_scale: scale of classifier-free guidance, where --guidance says nothing; 1 is without
+        guidance_scale: scale of classifier-free guidance, where --guidance says nothing; 1 is
+        without
         seed: of the parameters and the batches
         short: shrink the run to seconds, for CI
     """
@@ -63,7 +66,9 @@ def config(
     net = nets.ResidualMLP(width=width, depth=depth, num_classes=CLASSES, dropout=dropout)
     velocity = jflow.velocity(net)
     schedule = optax.warmup_cosine_decay_schedule(0.0, learning_rate, steps // 20, steps)
-    optimizer = optax.chain(optax.clip_by_global_norm(1.0), optax.adamw(schedule, weight_decay=1e-4))
+    optimizer = optax.chain(
+        optax.clip_by_global_norm(1.0), optax.adamw(schedule, weight_decay=1e-4)
+    )
 
     def init(key, rows):
         return velocity.init(key, rows["x"], jnp.zeros(len(rows["x"])), rows["cond"])
@@ -71,7 +76,9 @@ def config(
     @functools.cache
     def sampler(steps, scale):
         field = velocity if scale == 1.0 else guidance.cfg(velocity, scale, null=CLASSES)
-        return jax.jit(lambda params, x0, cond: solvers.sample(field, params, x0, cond, method=steps)[0])
+        return jax.jit(
+            lambda params, x0, cond: solvers.sample(field, params, x0, cond, method=steps)[0]
+        )
 
     def sample(params, key, n, *, label=None, steps=solver_steps, guidance=guidance_scale):
         cond = np.broadcast_to(np.arange(n) % CLASSES if label is None else label, (n,))
@@ -86,7 +93,9 @@ def config(
         flow = data.scale(0, 16).undo(state, jax.tree.map(np.asarray, rows))["x"]
         judge = judge_of(splits)
         scores = judge(flow)
-        scores |= {f"gaussian_{name}": score for name, score in judge(class_gaussian(splits)).items()}
+        scores |= {
+            f"gaussian_{name}": score for name, score in judge(class_gaussian(splits)).items()
+        }
         replay = splits.train["x"][replayed(splits)]
         return scores | {f"replay_{name}": score for name, score in judge(replay).items()}
 
@@ -112,9 +121,10 @@ def config(
 def judge_of(splits):
     """images [360, 8, 8, 1] in 0 .. 16, with the test split's labels -> what README.md tabulates.
 
-    agreement: the share that a support-vector classifier of the training digits gives their label. energy: energy
-    distance to the test digits, over the mean of that of 20 random subsets of as many training digits. nearest: mean
-    distance to the nearest training digit, over that of the test digits; far below 1 they are memorised.
+    agreement: the share that a support-vector classifier of the training digits gives their label.
+    energy: energy distance to the test digits, over the mean of that of 20 random subsets of as
+    many training digits. nearest: mean distance to the nearest training digit, over that of the
+    test digits; far below 1 they are memorised.
     """
     train_x, test_x, labels = splits.train["x"], splits.test["x"], splits.test["cond"]
     flat = lambda x: np.asarray(x, np.float64).reshape(len(x), -1)  # noqa: E731
@@ -141,7 +151,9 @@ def class_gaussian(splits) -> np.ndarray:
     for c in range(CLASSES):
         rows = splits.train["x"][splits.train["cond"] == c].reshape(-1, 64).astype(np.float64)
         index = splits.test["cond"] == c
-        draws = rng.multivariate_normal(rows.mean(0), np.cov(rows.T), index.sum(), check_valid="ignore", method="eigh")
+        draws = rng.multivariate_normal(
+            rows.mean(0), np.cov(rows.T), index.sum(), check_valid="ignore", method="eigh"
+        )
         x[index] = np.clip(draws, 0, 16).reshape(-1, 8, 8, 1)
     return x
 
@@ -149,4 +161,6 @@ def class_gaussian(splits) -> np.ndarray:
 def replayed(splits) -> np.ndarray:
     """For each test label the index of a training digit of its class."""
     rng = np.random.default_rng(0)
-    return np.array([rng.choice(np.flatnonzero(splits.train["cond"] == c)) for c in splits.test["cond"]])
+    return np.array(
+        [rng.choice(np.flatnonzero(splits.train["cond"] == c)) for c in splits.test["cond"]]
+    )

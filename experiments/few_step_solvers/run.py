@@ -1,13 +1,14 @@
-"""Solvers fitted to one trained velocity, beside plain ones, at 4 to 10 evaluations: BOSS, Bespoke solvers, FlowTurbo.
+"""Solvers fitted to one trained velocity, beside plain ones, at 4 to 10 evaluations: BOSS, Bespoke
+solvers, FlowTurbo.
 
     python experiments/few_step_solvers/run.py --out runs/solvers                        # eight Gaussians
     python experiments/few_step_solvers/run.py --out runs/solvers --data checkerboard
     python experiments/few_step_solvers/run.py --out runs/short --short                  # CI: numbers mean nothing
 
-Trains a velocity from standard normal noise, solves its ODE finely on rows of noise, fits the solvers to those solutions, and
-prints the root of the mean squared difference to a fine solution on fresh rows, by evaluations of the velocity. Writes
-results.json and samples.png. Run again after a kill it goes on with the velocity and the solutions that it has. README.md
-has the results.
+Trains a velocity from standard normal noise, solves its ODE finely on rows of noise, fits the
+solvers to those solutions, and prints the root of the mean squared difference to a fine solution on
+fresh rows, by evaluations of the velocity. Writes results.json and samples.png. Run again after a
+kill it goes on with the velocity and the solutions that it has. README.md has the results.
 """
 
 import argparse
@@ -50,20 +51,42 @@ class RungeKutta4(diffrax.AbstractERK):
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--out", type=Path, required=True, help="folder of the velocity, the solutions and the results")
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument(
+        "--out",
+        type=Path,
+        required=True,
+        help="folder of the velocity, the solutions and the results",
+    )
     parser.add_argument("--data", choices=SETS, default="eight")
-    parser.add_argument("--steps", type=int, default=20_000, help="of the velocity's training, 256 rows each")
+    parser.add_argument(
+        "--steps", type=int, default=20_000, help="of the velocity's training, 256 rows each"
+    )
     parser.add_argument("--fit", type=int, default=2_000, help="updates of a solver, 256 rows each")
-    parser.add_argument("--tune", type=int, default=5_000, help="updates of a network: BOSS's velocity, the refiner")
-    parser.add_argument("--solutions", type=int, default=8_192, help="rows solved finely, to fit to")
+    parser.add_argument(
+        "--tune", type=int, default=5_000, help="updates of a network: BOSS's velocity, the refiner"
+    )
+    parser.add_argument(
+        "--solutions", type=int, default=8_192, help="rows solved finely, to fit to"
+    )
     parser.add_argument("--rows", type=int, default=10_000, help="fresh rows to measure on")
-    parser.add_argument("--evaluations", type=int, nargs="+", default=[4, 6, 8, 10], help="even numbers from 4")
+    parser.add_argument(
+        "--evaluations", type=int, nargs="+", default=[4, 6, 8, 10], help="even numbers from 4"
+    )
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--short", action="store_true", help="shrink it to a minute")
     args = parser.parse_args()
     if args.short:
-        args.steps, args.fit, args.tune, args.solutions, args.rows, args.evaluations = 200, 100, 100, 512, 500, [4]
+        args.steps, args.fit, args.tune, args.solutions, args.rows, args.evaluations = (
+            200,
+            100,
+            100,
+            512,
+            500,
+            [4],
+        )
     if any(count % INNER for count in (args.steps, args.fit, args.tune)):
         parser.error(f"expected --steps, --fit and --tune to be multiples of {INNER}")
     if any(n < 4 or n % 2 for n in args.evaluations):
@@ -76,7 +99,9 @@ def main() -> None:
     x = jnp.asarray(SETS[args.data](100_000, 10 * args.seed + 1)["x"])
     fresh = net.init(jax.random.fold_in(key, 1), x[:2], jnp.zeros(2))
     plain = lambda key: {"x": x[jax.random.randint(key, (256,), 0, len(x))]}  # noqa: E731
-    params = trained(losses.flow_matching(net), fresh, plain, args.steps, key, workdir=out / "velocity")
+    params = trained(
+        losses.flow_matching(net), fresh, plain, args.steps, key, workdir=out / "velocity"
+    )
     print("velocity trained", flush=True)
 
     data.generate_reflow_trajectories(
@@ -96,13 +121,16 @@ def main() -> None:
     exact = solvers.sample(net, params, x0, method=solvers.fixed(100, FINE))[0]
     check = solvers.sample(net, params, x0, method=solvers.fixed(200, FINE))[0]
     print(
-        f"fine solution: two of them differ by {rms(exact, check):.1e}, rows have size {rms(exact, 0):.2f}", flush=True
+        f"fine solution: two of them differ by {rms(exact, check):.1e}, rows have size {rms(exact, 0):.2f}",
+        flush=True,
     )
 
     rows = lambda key: jax.random.randint(key, (256,), 0, len(solution))  # noqa: E731
     whole = lambda key: {"x": solution[rows(key)]}  # noqa: E731
     ends = lambda key: {"x0": (z := solution[rows(key)])[:, 0], "x": z[:, -1]}  # noqa: E731
-    fitted = functools.partial(trained, steps=args.fit, key=jax.random.fold_in(key, 4), rate=2e-2, decay=0.99)
+    fitted = functools.partial(
+        trained, steps=args.fit, key=jax.random.fold_in(key, 4), rate=2e-2, decay=0.99
+    )
     tuned = functools.partial(trained, steps=args.tune, key=jax.random.fold_in(key, 5))
     frozen = {"teacher": params}
     table, shown = {}, {"fine solution": dict.fromkeys(args.evaluations, exact[:2000])}
@@ -159,7 +187,9 @@ def main() -> None:
             report(
                 f"FlowTurbo, {refine} refined",
                 n,
-                lambda x, kinds=kinds: solvers.sample_refined(net, params, refiner, small, x, **kinds),
+                lambda x, kinds=kinds: solvers.sample_refined(
+                    net, params, refiner, small, x, **kinds
+                ),
             )
 
     verdict(table, args.evaluations)
@@ -173,12 +203,16 @@ def main() -> None:
 
 def trained(loss, params, batch, steps, key, *, rate=2e-3, decay=0.999, frozen=None, workdir=None):
     """The averaged params after so many updates from the given ones; batch: key -> batch."""
-    optimizer = optax.chain(optax.clip_by_global_norm(1.0), optax.adam(optax.cosine_decay_schedule(rate, steps)))
+    optimizer = optax.chain(
+        optax.clip_by_global_norm(1.0), optax.adam(optax.cosine_decay_schedule(rate, steps))
+    )
     average = train.ema.warmup(decay)
     state = train.init_state(params, optimizer, key, ema=average, frozen=frozen)
     step = train.make_step(loss, optimizer, ema=average)
     how = {"inner": INNER, "log_every": steps, "save_every": steps, "keep": 1, "progress": False}
-    return train.fit(state, step, lambda state, key: batch(key), steps=steps, workdir=workdir, **how).state.ema
+    return train.fit(
+        state, step, lambda state, key: batch(key), steps=steps, workdir=workdir, **how
+    ).state.ema
 
 
 def rms(a, b):
@@ -211,9 +245,14 @@ def picture(shown, table, evaluations, file):
 
 
 def verdict(table, evaluations):
-    """Whether each fitted solver comes nearer than the best of the plain Runge-Kutta methods of as many evaluations."""
+    """Whether each fitted solver comes nearer than the best of the plain Runge-Kutta methods of as
+    many evaluations."""
     for n in evaluations:
-        plain = min(table[k][n] for k in ("Euler", "midpoint", "Heun", "Runge-Kutta 4") if n in table.get(k, {}))
+        plain = min(
+            table[k][n]
+            for k in ("Euler", "midpoint", "Heun", "Runge-Kutta 4")
+            if n in table.get(k, {})
+        )
         for name, row in table.items():
             if name.startswith(("BOSS", "Bespoke")):
                 said = "yes" if row[n] < plain else "NO"

@@ -4,8 +4,9 @@
     python experiments/few_steps_digits/run.py --out runs/mnist_few --mnist DATA/images/mnist.npz  # 14x14
     python experiments/few_steps_digits/run.py --out runs/short --short                            # CI
 
-Each method is a line of OUT/results.jsonl as soon as it is done, and is not trained again when the command is repeated; its
-params and samples are kept beside it. Prints a table, draws OUT/samples.png. README.md has the results.
+Each method is a line of OUT/results.jsonl as soon as it is done, and is not trained again when the
+command is repeated; its params and samples are kept beside it. Prints a table, draws
+OUT/samples.png. README.md has the results.
 """
 
 import argparse
@@ -35,9 +36,10 @@ WINDOWS = np.linspace(0, 1, 5)
 
 
 class Job(NamedTuple):
-    """loss; draw(params, x0, labels, n, key) -> (x1, info) for n in counts; grown: the student needs params for r beside
-    the teacher's; fresh: it starts from params of its own; pairs: of which flow ('teacher', 'guided', a job's name), or
-    None for data; counting: frozen['step'] counts the updates."""
+    """loss; draw(params, x0, labels, n, key) -> (x1, info) for n in counts; grown: the student
+    needs params for r beside the teacher's; fresh: it starts from params of its own; pairs: of
+    which flow ('teacher', 'guided', a job's name), or None for data; counting: frozen['step']
+    counts the updates."""
 
     loss: Loss
     draw: Callable
@@ -49,20 +51,33 @@ class Job(NamedTuple):
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--out", type=Path, required=True, help="folder of results, params and samples")
-    parser.add_argument(
-        "--mnist", help="mnist.npz (or a folder of idx files), reduced to 14x14; digits of 8x8 without it"
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument(
-        "--methods", nargs="+", help="names as in the table, after those they start from; all without it"
+        "--out", type=Path, required=True, help="folder of results, params and samples"
+    )
+    parser.add_argument(
+        "--mnist",
+        help="mnist.npz (or a folder of idx files), reduced to 14x14; digits of 8x8 without it",
+    )
+    parser.add_argument(
+        "--methods",
+        nargs="+",
+        help="names as in the table, after those they start from; all without it",
     )
     parser.add_argument("--steps", type=int, default=3000, help="updates of every training")
     parser.add_argument("--batch", type=int, default=256)
     parser.add_argument("--width", type=int, default=256)
-    parser.add_argument("--rate", type=float, default=1e-3, help="learning rate, falling to 0 along a cosine")
-    parser.add_argument("--scale", type=float, default=1.5, help="guidance of the pairs of InstaFlow")
-    parser.add_argument("--pairs", type=int, default=20_000, help="of every teacher that is rectified")
+    parser.add_argument(
+        "--rate", type=float, default=1e-3, help="learning rate, falling to 0 along a cosine"
+    )
+    parser.add_argument(
+        "--scale", type=float, default=1.5, help="guidance of the pairs of InstaFlow"
+    )
+    parser.add_argument(
+        "--pairs", type=int, default=20_000, help="of every teacher that is rectified"
+    )
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--short", action="store_true", help="20 steps, a few methods")
     args = parser.parse_args()
@@ -72,19 +87,25 @@ def main() -> None:
     rows, test = images(args)
     judge = judge_of(rows, test)
     args.out.mkdir(parents=True, exist_ok=True)
-    settings = {k: v for k, v in vars(args).items() if k not in ("out", "short", "mnist", "methods")}
+    settings = {
+        k: v for k, v in vars(args).items() if k not in ("out", "short", "mnist", "methods")
+    }
     file = args.out / "settings.json"
     if file.exists() and json.loads(file.read_text()) != settings:
         raise SystemExit(f"{args.out} was made with other settings: {file.read_text()}")
     file.write_text(json.dumps(settings))
 
-    net = nets.ResidualMLP(args.width, 3, num_classes=CLASSES, time_scale=10.0)  # gentle: several losses need d/dt
+    net = nets.ResidualMLP(
+        args.width, 3, num_classes=CLASSES, time_scale=10.0
+    )  # gentle: several losses need d/dt
     todo = jobs(net, args.steps)
     if unknown := sorted(set(args.methods or []) - set(todo)):
         parser.error(f"unknown methods {unknown}; there are {list(todo)}")
     trained, made = {}, {}
     results = args.out / "results.jsonl"
-    done = [json.loads(line) for line in results.read_text().splitlines()] if results.exists() else []
+    done = (
+        [json.loads(line) for line in results.read_text().splitlines()] if results.exists() else []
+    )
     for name, job in todo.items():
         kept = args.out / f"{name}.pickle"
         if kept.exists() and any(row["method"] == name for row in done):
@@ -135,11 +156,15 @@ def jobs(net, steps: int) -> dict[str, Job]:
         return solvers.sample_flow_map(model, params, x0, labels, steps=n, renoise=1.0, key=key)
 
     grid = losses.grid_steps(solvers.grids.uniform, 64)
-    distilled = losses.consistency_training(velocity, steps=grid, teacher=velocity, advance=losses.heun_step)
+    distilled = losses.consistency_training(
+        velocity, steps=grid, teacher=velocity, advance=losses.heun_step
+    )
     easy = losses.consistency_training(velocity, steps=losses.easy_steps(max(1, steps // 8)))
     return {
         "teacher": Job(dropping(losses.flow_matching(velocity)), euler, (*COUNTS, 20), fresh=True),
-        "MeanFlow": Job(dropping(losses.mean_flow(model, times=pairs)), jumps, fresh=True, grown=True),
+        "MeanFlow": Job(
+            dropping(losses.mean_flow(model, times=pairs)), jumps, fresh=True, grown=True
+        ),
         "improved MeanFlow": Job(
             dropping(losses.improved_mean_flow(model, times=pairs)), jumps, fresh=True, grown=True
         ),
@@ -153,7 +178,10 @@ def jobs(net, steps: int) -> dict[str, Job]:
         ),
         "FACM": Job(losses.anchored_consistency(model, teacher=velocity), anchored, grown=True),
         "AYF, Eulerian": Job(
-            dropping(losses.eulerian_map_distillation(model, velocity, warmup=warmup)), jumps, grown=True, counting=True
+            dropping(losses.eulerian_map_distillation(model, velocity, warmup=warmup)),
+            jumps,
+            grown=True,
+            counting=True,
         ),
         "AYF, Lagrangian": Job(
             dropping(losses.lagrangian_map_distillation(model, velocity, warmup=warmup)),
@@ -161,19 +189,30 @@ def jobs(net, steps: int) -> dict[str, Job]:
             grown=True,
             counting=True,
         ),
-        "TraFlow": Job(dropping(losses.trajectory_distillation(model, velocity)), jumps, grown=True),
+        "TraFlow": Job(
+            dropping(losses.trajectory_distillation(model, velocity)), jumps, grown=True
+        ),
         "MDT-dist": Job(
-            dropping(losses.marginal_transport(velocity, velocity, tangent=losses.normalized_tangent())), to_data
+            dropping(
+                losses.marginal_transport(velocity, velocity, tangent=losses.normalized_tangent())
+            ),
+            to_data,
         ),
         "PeRFlow": Job(
-            dropping(losses.perflow(velocity, velocity, time=times.sequential(WINDOWS, starts=0.75))),
+            dropping(
+                losses.perflow(velocity, velocity, time=times.sequential(WINDOWS, starts=0.75))
+            ),
             euler,
             counts=(4,),
         ),
         "2-rectified": Job(dropping(losses.flow_matching(velocity)), euler, pairs="teacher"),
-        "2-rectified, distilled": Job(losses.distillation(velocity), euler, counts=(1,), pairs="2-rectified"),
+        "2-rectified, distilled": Job(
+            losses.distillation(velocity), euler, counts=(1,), pairs="2-rectified"
+        ),
         "InstaFlow: guided pairs": Job(losses.flow_matching(velocity), euler, pairs="guided"),
-        "InstaFlow: distilled": Job(losses.distillation(velocity), euler, counts=(1,), pairs="InstaFlow: guided pairs"),
+        "InstaFlow: distilled": Job(
+            losses.distillation(velocity), euler, counts=(1,), pairs="InstaFlow: guided pairs"
+        ),
     }
 
 
@@ -270,13 +309,22 @@ def judged(job: Job, params, test, judge):
 
 
 def report(done, judge, rows, test, args) -> None:
-    print(f"\n{'':28s}" + "".join(f"{f'{n}: agreement, energy':>24s}" for n in (*COUNTS, 20)) + f"{'seconds':>9s}")
+    print(
+        f"\n{'':28s}"
+        + "".join(f"{f'{n}: agreement, energy':>24s}" for n in (*COUNTS, 20))
+        + f"{'seconds':>9s}"
+    )
     real = judge(replay(rows, test))
     print(f"{'training images':28s}{real['agreement']:>16.1%}{real['energy']:8.2f}")
     for row in done:
         cells = {round(f["evaluations"]): f for f in row["found"]}
-        text = [f"{cells[n]['agreement']:.1%}{cells[n]['energy']:8.2f}" if n in cells else "" for n in (*COUNTS, 20)]
-        print(f"{row['method']:28s}" + "".join(f"{t:>24s}" for t in text) + f"{row['seconds']:9.0f}")
+        text = [
+            f"{cells[n]['agreement']:.1%}{cells[n]['energy']:8.2f}" if n in cells else ""
+            for n in (*COUNTS, 20)
+        ]
+        print(
+            f"{row['method']:28s}" + "".join(f"{t:>24s}" for t in text) + f"{row['seconds']:9.0f}"
+        )
     picture([row["method"] for row in done], args.out)
 
 
@@ -293,14 +341,20 @@ def picture(names, out: Path) -> None:
     matplotlib.use("Agg")
     import matplotlib.pyplot as plt
 
-    figure, axes = plt.subplots(len(names), len(COUNTS), figsize=(9, 0.42 * len(names) + 0.3), squeeze=False)
+    figure, axes = plt.subplots(
+        len(names), len(COUNTS), figsize=(9, 0.42 * len(names) + 0.3), squeeze=False
+    )
     for line, name in zip(axes, names, strict=True):
         samples = np.load(out / f"{name}.npz")
         for ax, n in zip(line, map(str, COUNTS), strict=True):
             ax.axis("off")
             if n in samples:
-                ax.imshow(np.concatenate(samples[n][:10, :, :, 0], axis=1), cmap="gray", vmin=-1, vmax=1)
-        line[0].text(-0.05, 0.5, name, transform=line[0].transAxes, ha="right", va="center", fontsize=7)
+                ax.imshow(
+                    np.concatenate(samples[n][:10, :, :, 0], axis=1), cmap="gray", vmin=-1, vmax=1
+                )
+        line[0].text(
+            -0.05, 0.5, name, transform=line[0].transAxes, ha="right", va="center", fontsize=7
+        )
     for ax, n in zip(axes[0], COUNTS, strict=True):
         ax.set_title(f"{n} evaluation{'s' * (n > 1)}", fontsize=8)
     figure.subplots_adjust(0.2, 0.01, 0.99, 0.95, 0.03, 0.1)

@@ -1,6 +1,8 @@
-"""The methods of run.py: for each a loss, the params that it starts from, and a sampler of n evaluations.
+"""The methods of run.py: for each a loss, the params that it starts from, and a sampler of n
+evaluations.
 
-Networks: `Net`, 3 x 128, for velocities and flow maps alike, so that a student can start from the teacher's params.
+Networks: `Net`, 3 x 128, for velocities and flow maps alike, so that a student can start from the
+teacher's params.
 """
 
 from collections.abc import Callable, Mapping
@@ -22,7 +24,8 @@ WINDOWS = 4
 
 
 class Net(nn.Module):
-    """x, t and r - t (0 for a velocity) side by side, and cond, into SiLU layers: smooth in all of them."""
+    """x, t and r - t (0 for a velocity) side by side, and cond, into SiLU layers: smooth in all of
+    them."""
 
     width: int = 128
     outputs: int = 2
@@ -35,11 +38,14 @@ class Net(nn.Module):
 
 
 class Job(NamedTuple):
-    """One training: init(key, trained) -> params, frozen(trained) -> dict, with trained the params of the jobs before it by
-    name; draw(params, x0, n, key) -> (x1, info) by n evaluations, for n in counts.
+    """One training: init(key, trained) -> params, frozen(trained) -> dict, with trained the params
+    of the jobs before it by name; draw(params, x0, n, key) -> (x1, info) by n evaluations, for n in
+    counts.
 
-    rows: of 'data', or of the pairs of a flow (`pairs_of`, the name of its job) without the `truncate` farthest of them.
-    players: the parts of params that have an optimizer of their own, each with a factor of the learning rate.
+    rows: of 'data', or of the pairs of a flow (`pairs_of`, the name of its job) without the
+    `truncate` farthest of them.
+    players: the parts of params that have an optimizer of their own, each with a factor of the
+    learning rate.
     memory: the decay of the averaged params. longer: times the updates that the others have.
     """
 
@@ -103,7 +109,9 @@ def jumps(params, x0, n, key):
 
 
 def to_data(params, x0, n, key):
-    return solvers.sample_flow_map(solvers.consistency_map(velocity), params, x0, steps=n, renoise=1.0, key=key)
+    return solvers.sample_flow_map(
+        solvers.consistency_map(velocity), params, x0, steps=n, renoise=1.0, key=key
+    )
 
 
 def anchored(params, x0, n, key):
@@ -111,7 +119,9 @@ def anchored(params, x0, n, key):
 
 
 def windows(params, x0, n, key):
-    return solvers.sample(velocity, params, x0, method=solvers.on_grid(grids.windows(WINDOWS, n), EULER))
+    return solvers.sample(
+        velocity, params, x0, method=solvers.on_grid(grids.windows(WINDOWS, n), EULER)
+    )
 
 
 def of_student(draw):
@@ -128,8 +138,12 @@ def jobs(steps: int) -> dict[str, Job]:
         "teacher": Job(losses.flow_matching(velocity), fresh, euler),
         # from scratch
         "MeanFlow": Job(losses.mean_flow(model, times=pairs, power=0.0), fresh, jumps),
-        "MeanFlow, 4 times the updates": Job(losses.mean_flow(model, times=pairs, power=0.0), fresh, jumps, longer=4),
-        "improved MeanFlow": Job(losses.improved_mean_flow(model, times=pairs, power=0.0), fresh, jumps),
+        "MeanFlow, 4 times the updates": Job(
+            losses.mean_flow(model, times=pairs, power=0.0), fresh, jumps, longer=4
+        ),
+        "improved MeanFlow": Job(
+            losses.improved_mean_flow(model, times=pairs, power=0.0), fresh, jumps
+        ),
         "shortcut": Job(losses.shortcut(model, levels=4), fresh, jumps),
         "consistency training, easy": Job(
             losses.consistency_training(velocity, steps=losses.easy_steps(every)),
@@ -140,7 +154,8 @@ def jobs(steps: int) -> dict[str, Job]:
         ),
         "consistency training, growing grid": Job(
             losses.consistency_training(
-                velocity, steps=losses.grid_steps(solvers.grids.uniform, (8, 16, 32, 64, 128), steps // 5)
+                velocity,
+                steps=losses.grid_steps(solvers.grids.uniform, (8, 16, 32, 64, 128), steps // 5),
             ),
             fresh,
             to_data,
@@ -148,7 +163,9 @@ def jobs(steps: int) -> dict[str, Job]:
             refresh=losses.count_steps,
         ),
         "sCM, from scratch": Job(
-            losses.trigflow_consistency(velocity, warmup=warmup, tangent=losses.clipped_tangent(jnp.inf)),
+            losses.trigflow_consistency(
+                velocity, warmup=warmup, tangent=losses.clipped_tangent(jnp.inf)
+            ),
             fresh,
             to_data,
             frozen=counted,
@@ -156,7 +173,10 @@ def jobs(steps: int) -> dict[str, Job]:
         ),
         "variational noise coupling": variational(every),
         "consistency flow matching": Job(
-            losses.consistency_flow_matching(velocity, segments=2, delta=1e-2), fresh, euler, counts=(2, 4, 8)
+            losses.consistency_flow_matching(velocity, segments=2, delta=1e-2),
+            fresh,
+            euler,
+            counts=(2, 4, 8),
         ),
         # from the teacher, without pairs
         "MeanFlow of the teacher": Job(
@@ -183,7 +203,12 @@ def jobs(steps: int) -> dict[str, Job]:
             frozen=both,
             refresh=losses.count_steps,
         ),
-        "FACM": Job(losses.anchored_consistency(model, teacher=velocity), from_teacher, anchored, frozen=taught),
+        "FACM": Job(
+            losses.anchored_consistency(model, teacher=velocity),
+            from_teacher,
+            anchored,
+            frozen=taught,
+        ),
         "AYF, Eulerian": Job(
             losses.eulerian_map_distillation(model, velocity, warmup=warmup),
             from_teacher,
@@ -198,15 +223,21 @@ def jobs(steps: int) -> dict[str, Job]:
             frozen=both,
             refresh=losses.count_steps,
         ),
-        "TraFlow": Job(losses.trajectory_distillation(model, velocity), from_teacher, jumps, frozen=taught),
+        "TraFlow": Job(
+            losses.trajectory_distillation(model, velocity), from_teacher, jumps, frozen=taught
+        ),
         "PeRFlow": Job(
-            losses.perflow(velocity, velocity, knots=WINDOWS, time=times.sequential(grid, starts=0.75)),
+            losses.perflow(
+                velocity, velocity, knots=WINDOWS, time=times.sequential(grid, starts=0.75)
+            ),
             from_teacher,
             windows,
             counts=(4, 8),
             frozen=taught,
         ),
-        "MDT-dist": Job(losses.marginal_transport(velocity, velocity), from_teacher, to_data, frozen=taught),
+        "MDT-dist": Job(
+            losses.marginal_transport(velocity, velocity), from_teacher, to_data, frozen=taught
+        ),
         "distribution matching": Job(
             losses.distribution_matching(losses.fixed_steps(velocity, 1), velocity, velocity),
             with_fake,
@@ -259,7 +290,8 @@ def jobs(steps: int) -> dict[str, Job]:
         ),
         "SlimFlow, width 64": Job(
             losses.chain(
-                losses.annealed_source(optax.linear_schedule(1.0, 0.0, steps // 2)), losses.flow_matching(small)
+                losses.annealed_source(optax.linear_schedule(1.0, 0.0, steps // 2)),
+                losses.flow_matching(small),
             ),
             lambda key, trained: small.init(key, X, T),
             small_euler,
@@ -287,7 +319,11 @@ def jobs(steps: int) -> dict[str, Job]:
         ),
         "turbo, 4 steps": Job(
             losses.turbo(
-                velocity, critic, lambda g, x: jnp.mean(jnp.abs(g - x), axis=1), method=4, reconstruction_weight=1.0
+                velocity,
+                critic,
+                lambda g, x: jnp.mean(jnp.abs(g - x), axis=1),
+                method=4,
+                reconstruction_weight=1.0,
             ),
             with_critic,
             of_student(euler),
@@ -313,10 +349,13 @@ def variational(every) -> Job:
 
 
 def accelerating(params, key, batch, frozen=None):
-    """Both networks of a constant acceleration flow at once; the second is told what the first says, without gradient."""
+    """Both networks of a constant acceleration flow at once; the second is told what the first
+    says, without gradient."""
     start, _ = losses.initial_velocity(velocity)(params["velocity"], key, batch)
     held = {"velocity": params["velocity"]}
-    rest, _ = losses.constant_acceleration(velocity, velocity)(params["acceleration"], key, batch, held)
+    rest, _ = losses.constant_acceleration(velocity, velocity)(
+        params["acceleration"], key, batch, held
+    )
     return start + rest, {}
 
 

@@ -1,12 +1,14 @@
-"""Every way to sample in few evaluations, on three sets in the plane at one training budget: a table of W2, and pictures.
+"""Every way to sample in few evaluations, on three sets in the plane at one training budget: a
+table of W2, and pictures.
 
     python experiments/few_steps_two_dims/run.py --out runs/few                    # 35 minutes of processor time a set
     python experiments/few_steps_two_dims/run.py --out runs/few --sets moons --methods teacher sCM
     python experiments/few_steps_two_dims/run.py --out runs/short --short          # CI: numbers mean nothing
 
-Five seeds are trained side by side, in one program. Each method is a line of OUT/results.jsonl as soon as it is done, and is
-not trained again when the command is repeated; its params are kept for those that start from them. At the end, or with
---report alone, the tables are printed and OUT/SET.png shows the samples of the first seed. README.md has the results.
+Five seeds are trained side by side, in one program. Each method is a line of OUT/results.jsonl as
+soon as it is done, and is not trained again when the command is repeated; its params are kept for
+those that start from them. At the end, or with --report alone, the tables are printed and
+OUT/SET.png shows the samples of the first seed. README.md has the results.
 """
 
 import argparse
@@ -34,22 +36,37 @@ SETS = {"eight": data.eight_gaussians, "checkerboard": data.checkerboard, "moons
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--out", type=Path, required=True, help="folder of results and pictures")
     parser.add_argument("--sets", nargs="+", default=list(SETS), choices=list(SETS))
-    parser.add_argument("--methods", nargs="+", help="names as in the tables; all of them without it")
+    parser.add_argument(
+        "--methods", nargs="+", help="names as in the tables; all of them without it"
+    )
     parser.add_argument("--seeds", type=int, default=5)
     parser.add_argument("--steps", type=int, default=5000, help="updates of every training")
     parser.add_argument("--batch", type=int, default=256)
-    parser.add_argument("--rate", type=float, default=2e-3, help="learning rate, falling to 0 along a cosine")
+    parser.add_argument(
+        "--rate", type=float, default=2e-3, help="learning rate, falling to 0 along a cosine"
+    )
     parser.add_argument("--rows", type=int, default=20_000, help="of data, and pairs of a teacher")
     parser.add_argument("--points", type=int, default=1000, help="for W2")
     parser.add_argument("--report", action="store_true", help="print what there is, train nothing")
-    parser.add_argument("--short", action="store_true", help="2 seeds, 20 steps, one set, a few methods")
+    parser.add_argument(
+        "--short", action="store_true", help="2 seeds, 20 steps, one set, a few methods"
+    )
     args = parser.parse_args()
     if args.short:
         args.seeds, args.steps, args.rows, args.points, args.sets = 2, 20, 512, 64, ["moons"]
-        args.methods = args.methods or ["teacher", "MeanFlow", "sCM", "PeRFlow", "2-rectified", "distribution matching"]
+        args.methods = args.methods or [
+            "teacher",
+            "MeanFlow",
+            "sCM",
+            "PeRFlow",
+            "2-rectified",
+            "distribution matching",
+        ]
     todo = jobs(args.steps)
     if unknown := sorted(set(args.methods or []) - set(todo)):
         parser.error(f"unknown methods {unknown}; there are {list(todo)}")
@@ -63,17 +80,28 @@ def main() -> None:
 
 
 def train_all(folder: Path, make, todo: dict[str, Job], args) -> None:
-    """Train what is wanted and not there yet; every job's lines and params are written when it is done."""
+    """Train what is wanted and not there yet; every job's lines and params are written when it is
+    done."""
     settings = {k: getattr(args, k) for k in ("seeds", "steps", "batch", "rate", "rows", "points")}
-    if (folder / "settings.json").exists() and json.loads((folder / "settings.json").read_text()) != settings:
-        raise SystemExit(f"{folder} was made with other settings: {(folder / 'settings.json').read_text()}")
+    if (folder / "settings.json").exists() and json.loads(
+        (folder / "settings.json").read_text()
+    ) != settings:
+        raise SystemExit(
+            f"{folder} was made with other settings: {(folder / 'settings.json').read_text()}"
+        )
     (folder / "settings.json").write_text(json.dumps(settings))
     real = seeds_of(lambda seed: standard(make, args.rows, 100 + seed), args)
     fresh = seeds_of(lambda seed: standard(make, args.points, 200 + seed), args)
     again = seeds_of(lambda seed: standard(make, args.points, 300 + seed), args)
     done, trained, pairs = set(rows_of(folder)), {}, {}
     if "floor" not in done:
-        write(folder, "floor", [{"evaluations": 0, "w2": [w2(a, b) for a, b in zip(fresh, again, strict=True)]}], 0, 0)
+        write(
+            folder,
+            "floor",
+            [{"evaluations": 0, "w2": [w2(a, b) for a, b in zip(fresh, again, strict=True)]}],
+            0,
+            0,
+        )
     for name, job in todo.items():
         file = folder / f"{name}.pickle"
         if name in done and file.exists():
@@ -121,7 +149,10 @@ def paired(params, args) -> dict:
 def cut(rows: dict, share: float) -> dict:
     if share == 0:
         return rows
-    one = [data.truncate_pairs({k: np.asarray(v[i]) for k, v in rows.items()}, share) for i in range(len(rows["x"]))]
+    one = [
+        data.truncate_pairs({k: np.asarray(v[i]) for k, v in rows.items()}, share)
+        for i in range(len(rows["x"]))
+    ]
     return jax.tree.map(lambda *leaves: jnp.asarray(np.stack(leaves)), *one)
 
 
@@ -129,16 +160,22 @@ def fitted(title: str, job: Job, rows: dict, trained: dict, args):
     """Averaged params of every seed, leaves [seeds, ...], and the mean of the last losses."""
     steps = job.longer * args.steps
     rate = optax.cosine_decay_schedule(args.rate, steps)
-    adam = lambda factor: optax.chain(optax.clip_by_global_norm(1.0), optax.adam(lambda i: factor * rate(i)))  # noqa: E731
+    adam = lambda factor: optax.chain(  # noqa: E731
+        optax.clip_by_global_norm(1.0), optax.adam(lambda i: factor * rate(i))
+    )
     optimizer = adam(1.0)
     if job.players:
-        optimizer = optax.partition({who: adam(f) for who, f in job.players.items()}, {who: who for who in job.players})
+        optimizer = optax.partition(
+            {who: adam(f) for who, f in job.players.items()}, {who: who for who in job.players}
+        )
     average = train.ema.warmup(job.memory)
 
     def start(key, trained):
         init_key, train_key = jax.random.split(key)
         params = job.init(init_key, trained)
-        return train.init_state(params, optimizer, train_key, ema=average, frozen=job.frozen(trained))
+        return train.init_state(
+            params, optimizer, train_key, ema=average, frozen=job.frozen(trained)
+        )
 
     step = train.make_step(job.loss, optimizer, ema=average, refresh=job.refresh)
 
@@ -163,7 +200,8 @@ def fitted(title: str, job: Job, rows: dict, trained: dict, args):
 
 
 def judged(job: Job, params, fresh, args):
-    """For each count {'evaluations', 'failed', 'w2' of every seed}, and the first seed's samples by count."""
+    """For each count {'evaluations', 'failed', 'w2' of every seed}, and the first seed's samples by
+    count."""
     x0 = jax.random.normal(jax.random.key(1), (args.seeds, args.points, 2))
     keys = jax.random.split(jax.random.key(2), args.seeds)
     found, samples = [], {}
@@ -171,9 +209,18 @@ def judged(job: Job, params, fresh, args):
         draw = jax.jit(jax.vmap(lambda params, x0, key, n=n: job.draw(params, x0, n, key)))
         x, info = jax.device_get(draw(params, x0, keys))
         good = [a[s == solvers.Status.OK] for a, s in zip(x, info.status, strict=True)]
-        row = {"evaluations": int(info.evaluations.max()), "failed": float(np.mean(info.status != solvers.Status.OK))}
+        row = {
+            "evaluations": int(info.evaluations.max()),
+            "failed": float(np.mean(info.status != solvers.Status.OK)),
+        }
         found.append(
-            row | {"w2": [w2(a, b[: len(a)]) if len(a) else math.nan for a, b in zip(good, fresh, strict=True)]}
+            row
+            | {
+                "w2": [
+                    w2(a, b[: len(a)]) if len(a) else math.nan
+                    for a, b in zip(good, fresh, strict=True)
+                ]
+            }
         )
         samples[n] = x[0]
     return found, samples
@@ -185,7 +232,9 @@ def w2(a, b) -> float:
 
 def write(folder: Path, name: str, found: list, seconds: float, loss: float) -> None:
     with open(folder / "results.jsonl", "a") as file:
-        file.write(json.dumps({"method": name, "found": found, "seconds": seconds, "loss": loss}) + "\n")
+        file.write(
+            json.dumps({"method": name, "found": found, "seconds": seconds, "loss": loss}) + "\n"
+        )
 
 
 def rows_of(folder: Path) -> dict:
@@ -204,17 +253,25 @@ def report(folder: Path, title: str, todo: dict[str, Job]) -> None:
     rows = {name: found[name] for name in todo if name in found}
     counts = (1, 2, 4, 8, 100)
     error = lambda x: np.std(x, ddof=1) / math.sqrt(len(x)) if len(x) > 1 else math.nan  # noqa: E731
-    print(f"\n{title}: W2 of two sets of data {floor.mean():.3f} +- {error(floor):.3f}; W2 less that, by evaluations")
+    print(
+        f"\n{title}: W2 of two sets of data {floor.mean():.3f} +- {error(floor):.3f}; W2 less that, by evaluations"
+    )
     print(f"{'':36s}" + "".join(f"{n:>16d}" for n in counts) + f"{'seconds':>9s}")
     for name, row in rows.items():
         cells = {int(f["evaluations"]): np.asarray(f["w2"]) - floor for f in row["found"]}
-        text = [f"{cells[n].mean():.3f} +- {error(cells[n]):.3f}" if n in cells else "" for n in counts]
-        print(f"{name:36s}" + "".join(f"{t:>16s}" for t in text) + f"{row['seconds']:9.0f}", flush=True)
+        text = [
+            f"{cells[n].mean():.3f} +- {error(cells[n]):.3f}" if n in cells else "" for n in counts
+        ]
+        print(
+            f"{name:36s}" + "".join(f"{t:>16s}" for t in text) + f"{row['seconds']:9.0f}",
+            flush=True,
+        )
     picture(folder, list(rows), folder.parent / f"{title}.png")
 
 
 def picture(folder: Path, names: list, file: Path) -> None:
-    """Samples of the first seed: a panel for each method and number of evaluations, three methods a line."""
+    """Samples of the first seed: a panel for each method and number of evaluations, three methods a
+    line."""
     counts, lines = ("1", "2", "4", "8"), math.ceil(len(names) / 3)
     best = np.load(folder / "teacher.npz")["100"]
     limits = np.stack([best.min(axis=0) - 0.2, best.max(axis=0) + 0.2], axis=1)

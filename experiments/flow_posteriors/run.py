@@ -1,14 +1,16 @@
-"""Flow posteriors against Gaussian ones: two targets in the plane, and a small variational autoencoder.
+"""Flow posteriors against Gaussian ones: two targets in the plane, and a small variational
+autoencoder.
 
     python experiments/flow_posteriors/run.py targets [--picture targets.png]
     python experiments/flow_posteriors/run.py vae [--seeds 3]
 
-Minutes each on two CPU cores; --short shrinks both to seconds. Prints the tables of README.md beside this file. Needs the
-extra `experiments`, no download.
+Minutes each on two CPU cores; --short shrinks both to seconds. Prints the tables of README.md
+beside this file. Needs the extra `experiments`, no download.
 
-Methods: Rezende, Mohamed, *Variational Inference with Normalizing Flows* (2015); Kingma et al., *Improving Variational
-Inference with Inverse Autoregressive Flow* (2016); van den Berg et al., *Sylvester Normalizing Flows for Variational
-Inference* (2018); the tighter bound: Burda, Grosse, Salakhutdinov, *Importance Weighted Autoencoders* (2016).
+Methods: Rezende, Mohamed, *Variational Inference with Normalizing Flows* (2015); Kingma et al.,
+*Improving Variational Inference with Inverse Autoregressive Flow* (2016); van den Berg et al.,
+*Sylvester Normalizing Flows for Variational Inference* (2018); the tighter bound: Burda, Grosse,
+Salakhutdinov, *Importance Weighted Autoencoders* (2016).
 """
 
 import argparse
@@ -40,15 +42,20 @@ def banana(x):
 
 
 def ring(x):
-    """exp(-U1) of Rezende and Mohamed (2015), two modes on a ring; normalized by quadrature in `log_z`."""
+    """exp(-U1) of Rezende and Mohamed (2015), two modes on a ring; normalized by quadrature in
+    `log_z`."""
     radius = jnp.linalg.norm(x, axis=-1)
-    modes = jnp.logaddexp(-0.5 * jnp.square((x[:, 0] - 2) / 0.6), -0.5 * jnp.square((x[:, 0] + 2) / 0.6))
+    modes = jnp.logaddexp(
+        -0.5 * jnp.square((x[:, 0] - 2) / 0.6), -0.5 * jnp.square((x[:, 0] + 2) / 0.6)
+    )
     return modes - 0.5 * jnp.square((radius - 2) / 0.4)
 
 
 def fit(loss, params, batches, steps, rate):
     """Adam with a cosine, all steps in one compiled scan; batches: step key -> batch."""
-    optimizer = optax.chain(optax.clip_by_global_norm(10.0), optax.adam(optax.cosine_decay_schedule(rate, steps)))
+    optimizer = optax.chain(
+        optax.clip_by_global_norm(10.0), optax.adam(optax.cosine_decay_schedule(rate, steps))
+    )
     step = train.make_step(loss, optimizer)
 
     @jax.jit
@@ -62,9 +69,13 @@ def fit(loss, params, batches, steps, rate):
 def targets(args):
     steps, draws = (200, 64) if args.short else (6000, 256)
     axis = np.linspace(-9, 12, 1401)
-    grid = jnp.asarray(np.stack(np.meshgrid(axis, axis, indexing="ij"), -1).reshape(-1, 2), jnp.float32)
+    grid = jnp.asarray(
+        np.stack(np.meshgrid(axis, axis, indexing="ij"), -1).reshape(-1, 2), jnp.float32
+    )
     fitted = {}
-    print("| target | posterior | ELBO - log Z | log Z of 1e5 weights | seconds |\n|---|---|---|---|---|")
+    print(
+        "| target | posterior | ELBO - log Z | log Z of 1e5 weights | seconds |\n|---|---|---|---|---|"
+    )
     for name, log_density in (("banana", banana), ("ring", ring)):
         mass = np.exp(np.asarray(log_density(grid), np.float64))
         log_z = np.log(mass.sum()) + 2 * np.log(axis[1] - axis[0])
@@ -74,7 +85,9 @@ def targets(args):
             params = flow.init(jax.random.key(args.seed), jnp.zeros((2, 2)))
             loss = losses.reverse_kl(flow, log_density, draws=draws)
             params = fit(loss, params, lambda key: {}, steps, 5e-3)
-            x, log_q = jax.jit(flow.sample_and_log_prob, static_argnums=2)(params, jax.random.key(2), 100_000)
+            x, log_q = jax.jit(flow.sample_and_log_prob, static_argnums=2)(
+                params, jax.random.key(2), 100_000
+            )
             weights = np.asarray(log_density(x) - log_q, np.float64) - log_z
             seconds = time.perf_counter() - start
             error = weights.std() / np.sqrt(len(weights))
@@ -96,11 +109,15 @@ def draw(fitted, path):
     for row, name in zip(axes, ("banana", "ring"), strict=True):
         box = (-6, 6, -3, 9) if name == "banana" else (-4, 4, -4, 4)
         axis = np.linspace(0, 1, 160)
-        points = np.stack(np.meshgrid(box[0] + axis * (box[1] - box[0]), box[2] + axis * (box[3] - box[2])), -1)
+        points = np.stack(
+            np.meshgrid(box[0] + axis * (box[1] - box[0]), box[2] + axis * (box[3] - box[2])), -1
+        )
         points = jnp.asarray(points.reshape(-1, 2), jnp.float32)
         for cell, column in zip(row, columns, strict=True):
             flow, params, target = fitted[name, columns[1] if column == "target" else column]
-            log_prob = target(points) if column == "target" else jax.jit(flow.log_prob)(params, points)
+            log_prob = (
+                target(points) if column == "target" else jax.jit(flow.log_prob)(params, points)
+            )
             cell.imshow(np.exp(log_prob).reshape(160, 160), origin="lower", cmap="magma")
             cell.set_title(column, fontsize=9)
             cell.axis("off")
@@ -132,11 +149,15 @@ def autoencoder(posterior, latent):
 
 
 def vae(args):
-    """Digits whose pixels are drawn anew as Bernoulli(value / 16) for every batch; the test draws are fixed."""
+    """Digits whose pixels are drawn anew as Bernoulli(value / 16) for every batch; the test draws
+    are fixed."""
     steps, draws = (50, 10) if args.short else (6000, 500)
     latent = 8
     splits = data.digits()
-    gray = {name: jnp.asarray(getattr(splits, name)["x"] / 16, jnp.float32) for name in ("train", "test")}
+    gray = {
+        name: jnp.asarray(getattr(splits, name)["x"] / 16, jnp.float32)
+        for name in ("train", "test")
+    }
     test = jax.random.bernoulli(jax.random.key(7), gray["test"]).astype(jnp.float32)
 
     def batches(key):
@@ -144,7 +165,9 @@ def vae(args):
         rows = gray["train"][jax.random.randint(key_row, (128,), 0, len(gray["train"]))]
         return {"x": jax.random.bernoulli(key_pixel, rows).astype(jnp.float32)}
 
-    print(f"| posterior | test ELBO | test IWAE, {draws} draws | seconds a seed |\n|---|---|---|---|")
+    print(
+        f"| posterior | test ELBO | test IWAE, {draws} draws | seconds a seed |\n|---|---|---|---|"
+    )
     for posterior in args.only:
         flow = autoencoder(posterior, latent)
         tight = flows.importance_weighted(flow, draws)
@@ -163,12 +186,16 @@ def vae(args):
 
 
 def main():
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("part", choices=["targets", "vae"])
     parser.add_argument("--short", action="store_true", help="seconds instead of minutes")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--seeds", type=int, default=3, help="of the autoencoder")
-    parser.add_argument("--only", nargs="+", choices=list(POSTERIORS), help="default: all; in short, two")
+    parser.add_argument(
+        "--only", nargs="+", choices=list(POSTERIORS), help="default: all; in short, two"
+    )
     parser.add_argument("--picture", help="file for the densities of the targets")
     args = parser.parse_args()
     args.only = args.only or list(POSTERIORS)[: 2 if args.short else None]

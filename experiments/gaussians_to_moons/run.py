@@ -1,13 +1,15 @@
-"""Eight Gaussians to two moons: W2 after 1, 4 and 100 Euler steps by coupling, beside torchcfm's loop in the same run.
+"""Eight Gaussians to two moons: W2 after 1, 4 and 100 Euler steps by coupling, beside torchcfm's
+loop in the same run.
 
     python experiments/gaussians_to_moons/run.py --torch-python PATH --workdir DIR
     python experiments/gaussians_to_moons/run.py --conditional --workdir DIR
     python experiments/gaussians_to_moons/run.py --short
 
-PATH is the Python of an environment with torch, POT and torchcfm; without it jflow alone is measured. Each training, 20k
-steps of 256 rows of an MLP of 3 x 64, is a line of DIR/results.jsonl as soon as it is done; those there already are not
-run again. The two libraries take turns, seed by seed, so that what else the machine does meets both. Seconds are of the
-whole training, compilation included. README.md has the results.
+PATH is the Python of an environment with torch, POT and torchcfm; without it jflow alone is
+measured. Each training, 20k steps of 256 rows of an MLP of 3 x 64, is a line of DIR/results.jsonl
+as soon as it is done; those there already are not run again. The two libraries take turns, seed by
+seed, so that what else the machine does meets both. Seconds are of the whole training, compilation
+included. README.md has the results.
 """
 
 import argparse
@@ -41,9 +43,12 @@ class Net(nn.Module):
 
 
 def points(key, n, variance=0.1, moon=None):
-    """Eight Gaussians at radius 5 [n, 2]; two moons of noise 0.2, times 3 minus 1 [n, 2]; and which moon, 0 or 1 [n]."""
+    """Eight Gaussians at radius 5 [n, 2]; two moons of noise 0.2, times 3 minus 1 [n, 2]; and which
+    moon, 0 or 1 [n]."""
     uniform_key, normal_key = jax.random.split(key)
-    u = jax.random.uniform(uniform_key, (n, 3))  # few draws: the network is so small that they count
+    u = jax.random.uniform(
+        uniform_key, (n, 3)
+    )  # few draws: the network is so small that they count
     z = jax.random.normal(normal_key, (n, 4))
     angle = jnp.floor(8 * u[:, 0]) * (jnp.pi / 4)
     x0 = 5 * jnp.stack([jnp.cos(angle), jnp.sin(angle)], axis=1) + jnp.sqrt(variance) * z[:, :2]
@@ -82,15 +87,23 @@ def fitted(coupling, seed, args, condition=no_condition):
     step = train.make_step(loss, optimizer)
     state = train.init_state(params, optimizer, train_key)
     inner = min(args.inner, args.steps)
-    fit = train.fit(state, step, batches, steps=args.steps, inner=inner, log_every=inner, progress=False)
+    fit = train.fit(
+        state, step, batches, steps=args.steps, inner=inner, log_every=inner, progress=False
+    )
     jax.block_until_ready(fit.state.params)
     seconds = time.perf_counter() - start
     rows = fit.history
-    steady = (rows[-1]["time"] - rows[0]["time"]) / max(1, rows[-1]["step"] - rows[0]["step"]) * args.steps
+    steady = (
+        (rows[-1]["time"] - rows[0]["time"])
+        / max(1, rows[-1]["step"] - rows[0]["step"])
+        * args.steps
+    )
 
     @functools.partial(jax.jit, static_argnames="steps")
     def sample(x0, cond, steps):
-        return solvers.sample(velocity, fit.state.params, x0, cond, method=solvers.fixed(steps, diffrax.Euler()))[0]
+        return solvers.sample(
+            velocity, fit.state.params, x0, cond, method=solvers.fixed(steps, diffrax.Euler())
+        )[0]
 
     return sample, seconds, steady, rows[-1]["loss"]
 
@@ -111,11 +124,21 @@ def unconditional(args, couplings_of, done):
                 sample, seconds, steady, loss = fitted(coupling, seed, args)
                 w2 = {str(k): metrics.wasserstein(sample(x0, None, steps=k), x1) for k in EULER}
                 w2["floor"] = metrics.wasserstein(other, x1)
-                yield {"library": "jflow", "coupling": name, "seed": seed, "w2": w2, "seconds": seconds} | {
+                yield {
+                    "library": "jflow",
+                    "coupling": name,
+                    "seed": seed,
+                    "w2": w2,
+                    "seconds": seconds,
+                } | {
                     "steady_seconds": steady,
                     "loss": loss,
                 }
-            if args.torch_python and ("torchcfm", name, seed) not in done and name in args.torch_couplings:
+            if (
+                args.torch_python
+                and ("torchcfm", name, seed) not in done
+                and name in args.torch_couplings
+            ):
                 yield torchcfm(name, seed, args, x0, x1)
 
 
@@ -124,7 +147,13 @@ def torchcfm(name, seed, args, x0, x1):
         points, made = f"{folder}/points.npz", f"{folder}/made.npz"
         np.savez(points, x0=x0)
         script = str(Path(__file__).with_name("torchcfm_run.py"))
-        options = {"coupling": name, "seed": seed, "steps": args.steps, "batch": args.batch, "variance": args.variance}
+        options = {
+            "coupling": name,
+            "seed": seed,
+            "steps": args.steps,
+            "batch": args.batch,
+            "variance": args.variance,
+        }
         flags = [word for key, value in options.items() for word in (f"--{key}", str(value))]
         command = [args.torch_python, script, *flags, "--points", points, "--out", made]
         ran = subprocess.run(command, capture_output=True, text=True)
@@ -132,11 +161,14 @@ def torchcfm(name, seed, args, x0, x1):
             raise SystemExit(f"torchcfm_run.py failed: {ran.stderr.strip()[-2000:]}")
         samples = np.load(made)
         w2 = {k: metrics.wasserstein(samples[k], x1) for k in samples.files}
-    return {"library": "torchcfm", "coupling": name, "seed": seed, "w2": w2} | json.loads(ran.stdout.splitlines()[-1])
+    return {"library": "torchcfm", "coupling": name, "seed": seed, "w2": w2} | json.loads(
+        ran.stdout.splitlines()[-1]
+    )
 
 
 def conditional(args, done):
-    """W2 given the moon (the mean over both, all sources under each), and of (x, cond) together given a coordinate."""
+    """W2 given the moon (the mean over both, all sources under each), and of (x, cond) together
+    given a coordinate."""
     kinds = {
         "independent": (couplings.independent(),) * 2,
         "exact": (couplings.optimal_transport(),) * 2,
@@ -154,7 +186,9 @@ def conditional(args, done):
                     each = []
                     for moon in (0, 1):
                         x0, x1, label, other = test_points(seed, args, moon)
-                        each.append(metrics.wasserstein(sample(x0, by_moon(x1, label)["cond"], steps=k), x1))
+                        each.append(
+                            metrics.wasserstein(sample(x0, by_moon(x1, label)["cond"], steps=k), x1)
+                        )
                     w2[str(k)] = float(np.mean(each))
                 w2["floor"] = metrics.wasserstein(other, x1)
                 yield row(f"{name}, by moon", seed, w2, seconds, loss)
@@ -163,23 +197,37 @@ def conditional(args, done):
                 x0, x1, _, other = test_points(seed, args)
                 data = np.concatenate([x1, x1[:, :1]], axis=1)
                 cond = other[:, :1]  # conditions of rows that are not those compared with
-                made = {str(k): np.concatenate([sample(x0, cond, steps=k), cond], axis=1) for k in EULER}
+                made = {
+                    str(k): np.concatenate([sample(x0, cond, steps=k), cond], axis=1) for k in EULER
+                }
                 w2 = {k: metrics.wasserstein(rows, data) for k, rows in made.items()}
                 w2["floor"] = metrics.wasserstein(np.concatenate([other, cond], axis=1), data)
                 yield row(f"{name}, by coordinate", seed, w2, seconds, loss)
 
 
 def row(name, seed, w2, seconds, loss):
-    return {"library": "jflow", "coupling": name, "seed": seed, "w2": w2, "seconds": seconds, "loss": loss}
+    return {
+        "library": "jflow",
+        "coupling": name,
+        "seed": seed,
+        "w2": w2,
+        "seconds": seconds,
+        "loss": loss,
+    }
 
 
 def table(rows):
-    """Mean and standard error over seeds, and the seconds beside torchcfm's of the same coupling (OT: exact)."""
+    """Mean and standard error over seeds, and the seconds beside torchcfm's of the same coupling
+    (OT: exact)."""
     groups = {}
     for r in rows:
         groups.setdefault((r["library"], r["coupling"]), []).append(r)
     seconds = {key: np.median([r["seconds"] for r in found]) for key, found in groups.items()}
-    print(f"{'':32s}{'seeds':>6s}" + "".join(f"{k:>18s}" for k in ("1 step", "4 steps", "100 steps", "floor")), end="")
+    print(
+        f"{'':32s}{'seeds':>6s}"
+        + "".join(f"{k:>18s}" for k in ("1 step", "4 steps", "100 steps", "floor")),
+        end="",
+    )
     print(f"{'seconds':>9s}{'torchcfm / jflow':>18s}")
     for (library, name), found in groups.items():
         print(f"{library + ' ' + name:32s}{len(found):6d}", end="")
@@ -193,25 +241,42 @@ def table(rows):
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--workdir", type=Path, help="where results.jsonl goes; nowhere without it")
-    parser.add_argument("--torch-python", help="a Python with torch, POT and torchcfm, to run its loop in turn")
-    parser.add_argument("--torch-couplings", nargs="+", default=["independent", "exact"], help="also: sinkhorn (slow)")
+    parser.add_argument(
+        "--torch-python", help="a Python with torch, POT and torchcfm, to run its loop in turn"
+    )
+    parser.add_argument(
+        "--torch-couplings",
+        nargs="+",
+        default=["independent", "exact"],
+        help="also: sinkhorn (slow)",
+    )
     parser.add_argument(
         "--couplings",
         nargs="+",
         default=["independent", "exact", "sinkhorn", "sinkhorn, likeliest"],
         help="also: stable",
     )
-    parser.add_argument("--conditional", action="store_true", help="given the moon, or the horizontal coordinate")
+    parser.add_argument(
+        "--conditional", action="store_true", help="given the moon, or the horizontal coordinate"
+    )
     parser.add_argument("--seeds", type=int, default=5)
     parser.add_argument("--steps", type=int, default=20_000)
     parser.add_argument("--batch", type=int, default=256)
     parser.add_argument("--points", type=int, default=2000, help="for W2")
-    parser.add_argument("--variance", type=float, default=0.1, help="of each Gaussian (torchcfm's helper: 0.316)")
+    parser.add_argument(
+        "--variance", type=float, default=0.1, help="of each Gaussian (torchcfm's helper: 0.316)"
+    )
     parser.add_argument("--epsilon", type=float, default=0.01, help="of Sinkhorn, relative")
-    parser.add_argument("--inner", type=int, default=500, help="updates between two visits of the host")
-    parser.add_argument("--short", action="store_true", help="2 seeds, 200 steps, 200 points, for CI")
+    parser.add_argument(
+        "--inner", type=int, default=500, help="updates between two visits of the host"
+    )
+    parser.add_argument(
+        "--short", action="store_true", help="2 seeds, 200 steps, 200 points, for CI"
+    )
     args = parser.parse_args()
     if args.short:
         args.seeds, args.steps, args.points, args.inner = 2, 200, 200, 100
@@ -222,7 +287,9 @@ def main() -> None:
     done = {(r["library"], r["coupling"], r["seed"]) for r in rows}
     plain = {"independent": couplings.independent(), "exact": couplings.optimal_transport()}
     plain["sinkhorn"] = couplings.sinkhorn(args.epsilon)
-    plain["sinkhorn, likeliest"] = couplings.sinkhorn(args.epsilon, draw=couplings.most_likely_permutation)
+    plain["sinkhorn, likeliest"] = couplings.sinkhorn(
+        args.epsilon, draw=couplings.most_likely_permutation
+    )
     plain["stable"] = couplings.stable_matching()
     plain = {name: plain[name] for name in args.couplings}
     for new in conditional(args, done) if args.conditional else unconditional(args, plain, done):

@@ -1,9 +1,12 @@
-"""torchcfm's loop for `run.py`: one training, one JSON line; run by the Python of an environment with torch and torchcfm.
+"""torchcfm's loop for `run.py`: one training, one JSON line; run by the Python of an environment
+with torch and torchcfm.
 
-    TORCH_PYTHON experiments/gaussians_to_moons/torchcfm_run.py --coupling exact --seed 0 --points points.npz --out made.npz
+    TORCH_PYTHON experiments/gaussians_to_moons/torchcfm_run.py --coupling exact --seed 0 --points
+    points.npz --out made.npz
 
-Data, network, optimizer and batch are those of run.py. torchcfm's own helper draws the eight Gaussians in a Python loop
-over rows; here they are drawn at once, so that the clock measures the training.
+Data, network, optimizer and batch are those of run.py. torchcfm's own helper draws the eight
+Gaussians in a Python loop over rows; here they are drawn at once, so that the clock measures the
+training.
 """
 
 import argparse
@@ -27,7 +30,9 @@ except ImportError as error:
 
 def gaussians(n: int, variance: float):
     angle = torch.randint(0, 8, (n,)) * (math.pi / 4)
-    return 5 * torch.stack([torch.cos(angle), torch.sin(angle)], 1) + math.sqrt(variance) * torch.randn(n, 2)
+    return 5 * torch.stack([torch.cos(angle), torch.sin(angle)], 1) + math.sqrt(
+        variance
+    ) * torch.randn(n, 2)
 
 
 def moons(n: int):
@@ -42,7 +47,9 @@ def matcher(coupling: str):
         return ConditionalFlowMatcher(sigma=0.0)
     found = ExactOptimalTransportConditionalFlowMatcher(sigma=0.0)
     if coupling == "sinkhorn":
-        found.ot_sampler = OTPlanSampler(method="sinkhorn", reg=0.35)  # 0.01 of the mean cost, as run.py's
+        found.ot_sampler = OTPlanSampler(
+            method="sinkhorn", reg=0.35
+        )  # 0.01 of the mean cost, as run.py's
     return found
 
 
@@ -54,8 +61,15 @@ def main() -> None:
     parser.add_argument("--batch", type=int, default=256)
     parser.add_argument("--variance", type=float, default=0.1)
     parser.add_argument("--points", required=True, help="npz with the sources 'x0' to sample from")
-    parser.add_argument("--out", required=True, help="npz for the samples, one array for each number of Euler steps")
-    parser.add_argument("--threads", type=int, default=1, help="of torch; one is the fastest for a network this small")
+    parser.add_argument(
+        "--out", required=True, help="npz for the samples, one array for each number of Euler steps"
+    )
+    parser.add_argument(
+        "--threads",
+        type=int,
+        default=1,
+        help="of torch; one is the fastest for a network this small",
+    )
     parser.add_argument("--euler", type=int, nargs="+", default=[1, 4, 100])
     args = parser.parse_args()
 
@@ -67,7 +81,9 @@ def main() -> None:
     start = time.perf_counter()
     for _ in range(args.steps):
         optimizer.zero_grad()
-        t, x_t, u_t = flow.sample_location_and_conditional_flow(gaussians(args.batch, args.variance), moons(args.batch))
+        t, x_t, u_t = flow.sample_location_and_conditional_flow(
+            gaussians(args.batch, args.variance), moons(args.batch)
+        )
         loss = torch.mean((model(torch.cat([x_t, t[:, None]], dim=-1)) - u_t) ** 2)
         loss.backward()
         optimizer.step()

@@ -2,17 +2,19 @@
 
     python experiments/guided_planning/run.py [--seeds 3] [--picture plans.png]
 
-Some minutes a seed on two CPU cores; --short shrinks it to seconds. Prints the table of README.md beside this file. Needs
-the extra `experiments`, no download.
+Some minutes a seed on two CPU cores; --short shrinks it to seconds. Prints the table of README.md
+beside this file. Needs the extra `experiments`, no download.
 
-A point mass with friction has to reach a goal behind a disc that costs reward. The data are episodes of controllers that
-chase waypoints at random, sometimes the goal, and never mind the disc. A flow over windows of (state, action) is trained
-on them, told the first state and, three times in four, how good the window's return is among windows that start nearby
-(its rank, 0 to 1). To plan, it is told that state and rank 1; guidance of scale w goes from "not told a rank" past "told
-rank 1". The first actions of the plan are taken, then it plans again.
+A point mass with friction has to reach a goal behind a disc that costs reward. The data are
+episodes of controllers that chase waypoints at random, sometimes the goal, and never mind the disc.
+A flow over windows of (state, action) is trained on them, told the first state and, three times in
+four, how good the window's return is among windows that start nearby (its rank, 0 to 1). To plan,
+it is told that state and rank 1; guidance of scale w goes from "not told a rank" past "told rank
+1". The first actions of the plan are taken, then it plans again.
 
-Method: Zheng, Le, Shaul, Lipman, Grover, Chen, *Guided Flows for Generative Modeling and Decision Making* (2023); there
-the condition is the return itself, and an inverse-dynamics model turns planned states into actions.
+Method: Zheng, Le, Shaul, Lipman, Grover, Chen, *Guided Flows for Generative Modeling and Decision
+Making* (2023); there the condition is the return itself, and an inverse-dynamics model turns
+planned states into actions.
 """
 
 import argparse
@@ -49,12 +51,15 @@ def reward(state):
 
 def starts(key, n):
     """At rest, anywhere."""
-    return jnp.concatenate([jax.random.uniform(key, (n, 2), minval=-1.1, maxval=1.1), jnp.zeros((n, 2))], axis=1)
+    return jnp.concatenate(
+        [jax.random.uniform(key, (n, 2), minval=-1.1, maxval=1.1), jnp.zeros((n, 2))], axis=1
+    )
 
 
 @partial(jax.jit, static_argnames="to_goal")
 def behave(key, state, to_goal=0.25):
-    """Episodes [n, EPISODE, 6] of the behavior: PD control to a waypoint that changes every 12 steps, and noise.
+    """Episodes [n, EPISODE, 6] of the behavior: PD control to a waypoint that changes every 12
+    steps, and noise.
 
     A waypoint is the goal with probability `to_goal`, any place otherwise."""
     n = state.shape[0]
@@ -74,7 +79,8 @@ def behave(key, state, to_goal=0.25):
 
 
 def ranked(episodes, neighbors):
-    """The rank [n, windows] in [0, 1] of each window's return among those of the windows whose first states are nearest."""
+    """The rank [n, windows] in [0, 1] of each window's return among those of the windows whose
+    first states are nearest."""
     states = np.asarray(episodes[..., :4], np.float64)
     gains = np.asarray(reward(episodes[..., :4]), np.float64)
     windows = EPISODE - HORIZON + 1
@@ -93,7 +99,9 @@ def condition(first, rank, told):
 def fit(key, episodes, ranks, args):
     """Flow matching over windows, as (velocity, params averaged over training)."""
     velocity = _fields.velocity(nets.ResidualMLP(width=args.width, depth=4))
-    optimizer = optax.chain(optax.clip_by_global_norm(1.0), optax.adam(optax.cosine_decay_schedule(1e-3, args.steps)))
+    optimizer = optax.chain(
+        optax.clip_by_global_norm(1.0), optax.adam(optax.cosine_decay_schedule(1e-3, args.steps))
+    )
     average = train.ema.warmup(0.999)
     step = train.make_step(losses.flow_matching(velocity), optimizer, ema=average)
 
@@ -137,15 +145,19 @@ def planner(velocity, mean, std, solver_steps):
 
 
 def execute(plan):
-    """(params, state, key, scale) -> episodes [n, EPISODE, 6] and the error of plans, replanned every COMMIT steps.
+    """(params, state, key, scale) -> episodes [n, EPISODE, 6] and the error of plans, replanned
+    every COMMIT steps.
 
-    The error is between the position planned for the last committed step and the one that the actions led to."""
+    The error is between the position planned for the last committed step and the one that the
+    actions led to."""
 
     def episode(params, state, key, scale):
         def leg(state, key):
             plans = plan(params, state, key, scale)
             actions = jnp.swapaxes(plans[:, :COMMIT, 4:], 0, 1)
-            after, steps = jax.lax.scan(lambda s, a: (move(s, a), jnp.concatenate([s, a], axis=1)), state, actions)
+            after, steps = jax.lax.scan(
+                lambda s, a: (move(s, a), jnp.concatenate([s, a], axis=1)), state, actions
+            )
             return after, (steps, jnp.linalg.norm(plans[:, COMMIT, :2] - after[:, :2], axis=1))
 
         _, (steps, errors) = jax.lax.scan(leg, state, jax.random.split(key, EPISODE // COMMIT))
@@ -157,7 +169,9 @@ def execute(plan):
 def summary(episodes):
     """The return of each episode, and the share of its time inside the disc."""
     inside = jnp.linalg.norm(episodes[..., :2], axis=-1) < RADIUS
-    return np.asarray(jnp.sum(reward(episodes[..., :4]), axis=1)), np.asarray(jnp.mean(inside, axis=1))
+    return np.asarray(jnp.sum(reward(episodes[..., :4]), axis=1)), np.asarray(
+        jnp.mean(inside, axis=1)
+    )
 
 
 def one_seed(seed, args):
@@ -197,7 +211,9 @@ def draw(plan, params, path):
         cell.add_patch(plt.Circle((0, 0), RADIUS, color="0.8"))
         cell.plot(plans[:, :, 0].T, plans[:, :, 1].T, lw=0.6, color="C0", alpha=0.6)
         cell.plot(*GOAL, "*", color="C1", ms=10)
-        cell.set(xlim=(-1.25, 1.25), ylim=(-1.25, 1.25), xticks=[], yticks=[], title=f"scale {scale:g}")
+        cell.set(
+            xlim=(-1.25, 1.25), ylim=(-1.25, 1.25), xticks=[], yticks=[], title=f"scale {scale:g}"
+        )
         cell.set_aspect("equal")
     figure.tight_layout()
     figure.savefig(path, dpi=80)
@@ -216,13 +232,22 @@ def main():
         args.seeds, args.steps, args.width, args.episodes, args.test = 1, 50, 64, 200, 32
 
     seeds = [one_seed(seed, args) for seed in range(args.seeds)]
-    print("| plan by | return | spread over seeds | time inside the disc | error of plans |\n|---|---|---|---|---|")
+    print(
+        "| plan by | return | spread over seeds | time inside the disc | error of plans |\n|---|---|---|---|---|"
+    )
     for name in seeds[0][0]:
-        returns, inside, error = (np.asarray([np.mean(rows[name][k]) for rows, _, _ in seeds]) for k in range(3))
+        returns, inside, error = (
+            np.asarray([np.mean(rows[name][k]) for rows, _, _ in seeds]) for k in range(3)
+        )
         spread = f"{returns.std(ddof=1):.2f}" if len(returns) > 1 else "-"
-        print(f"| {name} | {returns.mean():.2f} | {spread} | {inside.mean():.3f} | {error.mean():.4f} |")
+        print(
+            f"| {name} | {returns.mean():.2f} | {spread} | {inside.mean():.3f} | {error.mean():.4f} |"
+        )
     best = [np.quantile(returns, [0.5, 0.9, 0.99, 1.0]) for _, returns, _ in seeds]
-    print("returns in the data, 50, 90, 99, 100%: " + ", ".join(f"{q:.2f}" for q in np.mean(best, axis=0)))
+    print(
+        "returns in the data, 50, 90, 99, 100%: "
+        + ", ".join(f"{q:.2f}" for q in np.mean(best, axis=0))
+    )
     if args.picture:
         draw(*seeds[0][2], args.picture)
 

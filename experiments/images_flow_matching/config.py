@@ -1,17 +1,20 @@
-"""Class-conditional flow matching on images, by a U-Net or a DiT: scikit-learn's digits (8x8, no download: the CPU mode),
-MNIST, Fashion-MNIST or CIFAR-10.
+"""Class-conditional flow matching on images, by a U-Net or a DiT: scikit-learn's digits (8x8, no
+download: the CPU mode), MNIST, Fashion-MNIST or CIFAR-10.
 
     jflow train experiments/images_flow_matching --workdir runs/digits_unet
     python experiments/images_flow_matching/measure.py runs/digits_unet --out samples.png
 
-    jflow train experiments/images_flow_matching dataset=cifar net=dit data_dir=DATA --workdir runs/cifar_dit
+    jflow train experiments/images_flow_matching dataset=cifar net=dit data_dir=DATA --workdir
+    runs/cifar_dit
 
-DATA (or JFLOW_DATA) is the folder that holds images/mnist.npz, images/fashion_mnist_8k2k.npz or images/cifar10_*. `short=True`
-shrinks it to seconds, for CI. measure.py beside this file judges a run; the numbers, and commands for a GPU, are in
-README.md. A run that was stopped goes on when its line is given again.
+DATA (or JFLOW_DATA) is the folder that holds images/mnist.npz, images/fashion_mnist_8k2k.npz or
+images/cifar10_*. `short=True` shrinks it to seconds, for CI. measure.py beside this file judges a
+run; the numbers, and commands for a GPU, are in README.md. A run that was stopped goes on when its
+line is given again.
 
-Method: Lipman et al., *Flow Matching for Generative Modeling* (2023), linear path, uniform times; labels are dropped for
-10% of the rows, so that the same network can be guided (Ho, Salimans, *Classifier-Free Diffusion Guidance*, 2022).
+Method: Lipman et al., *Flow Matching for Generative Modeling* (2023), linear path, uniform times;
+labels are dropped for 10% of the rows, so that the same network can be guided (Ho, Salimans,
+*Classifier-Free Diffusion Guidance*, 2022).
 """
 
 import functools
@@ -44,14 +47,24 @@ class Dataset(NamedTuple):
 
 def cifar(folder: Path) -> data.Splits:
     """6000 training images as JPEG and 4000 without loss to train on, 1000 test images as JPEG."""
-    jpegs = data.cifar_jpegs(folder / "cifar10_jpeg_train6k.npz", folder / "cifar10_jpeg_test1k.npz")
+    jpegs = data.cifar_jpegs(
+        folder / "cifar10_jpeg_train6k.npz", folder / "cifar10_jpeg_test1k.npz"
+    )
     sheets = data.cifar_sheets(folder / "cifar10_lossless")
     parts = (jpegs.train, sheets.train, sheets.test)
-    return data.Splits({k: np.concatenate([part[k] for part in parts]) for k in jpegs.train}, None, jpegs.test)
+    return data.Splits(
+        {k: np.concatenate([part[k] for part in parts]) for k in jpegs.train}, None, jpegs.test
+    )
 
 
 _28 = {
-    "unet": {"channels": 64, "multipliers": (1, 2, 2), "blocks": 2, "attention": (False, False, True), "heads": 4},
+    "unet": {
+        "channels": 64,
+        "multipliers": (1, 2, 2),
+        "blocks": 2,
+        "attention": (False, False, True),
+        "heads": 4,
+    },
     "dit": {"patch_size": 2, "width": 256, "depth": 6, "heads": 4},
 }
 DATASETS = {
@@ -60,17 +73,33 @@ DATASETS = {
         (8, 8, 1),
         16,
         False,
-        unet={"channels": 32, "multipliers": (1, 2), "blocks": 1, "attention": (False, True), "heads": 2},
+        unet={
+            "channels": 32,
+            "multipliers": (1, 2),
+            "blocks": 1,
+            "attention": (False, True),
+            "heads": 2,
+        },
         dit={"patch_size": 2, "width": 96, "depth": 4, "heads": 4},
     ),
-    "mnist": Dataset(lambda folder: data.mnist(folder / "mnist.npz"), (28, 28, 1), 255, False, **_28),
-    "fashion": Dataset(lambda folder: data.mnist(folder / "fashion_mnist_8k2k.npz"), (28, 28, 1), 255, True, **_28),
+    "mnist": Dataset(
+        lambda folder: data.mnist(folder / "mnist.npz"), (28, 28, 1), 255, False, **_28
+    ),
+    "fashion": Dataset(
+        lambda folder: data.mnist(folder / "fashion_mnist_8k2k.npz"), (28, 28, 1), 255, True, **_28
+    ),
     "cifar": Dataset(
         cifar,
         (32, 32, 3),
         255,
         True,
-        unet={"channels": 128, "multipliers": (1, 2, 2), "blocks": 2, "attention": (False, True, True), "heads": 4},
+        unet={
+            "channels": 128,
+            "multipliers": (1, 2, 2),
+            "blocks": 2,
+            "attention": (False, True, True),
+            "heads": 4,
+        },
         dit={"patch_size": 2, "width": 384, "depth": 12, "heads": 6},
     ),
 }
@@ -117,65 +146,93 @@ def config(
         drop: share of the rows whose label is dropped
         solver: euler, midpoint or heun
         solver_steps: steps of the solver that samples, where --steps says nothing
-        guidance_scale: scale of classifier-free guidance, where --guidance says nothing; 1 is without
+        guidance_scale: scale of classifier-free guidance, where --guidance says nothing; 1 is
+        without
         eval_every: updates between two evaluations
         save_every: updates between two checkpoints
         seed: of the parameters and the batches
         short: shrink the run to seconds, for CI
     """
-    for key, value, known in (("dataset", dataset, DATASETS), ("net", net, NETS), ("solver", solver, SOLVERS)):
+    for key, value, known in (
+        ("dataset", dataset, DATASETS),
+        ("net", net, NETS),
+        ("solver", solver, SOLVERS),
+    ):
         if value not in known:
             raise ValueError(f"unknown {key} {value!r}: expected one of {', '.join(known)}")
     if short:
         steps, width, depth, batch, solver_steps, eval_every = 60, 24, 1, 64, 4, 30
     chosen = DATASETS[dataset]
     sizes = dict(getattr(chosen, net))
-    for name, size in zip(("channels", "blocks") if net == "unet" else ("width", "depth"), (width, depth), strict=True):
+    for name, size in zip(
+        ("channels", "blocks") if net == "unet" else ("width", "depth"), (width, depth), strict=True
+    ):
         sizes[name] = size or sizes[name]
     dtype = jnp.bfloat16 if bfloat16 else None
     velocity = jflow.velocity(NETS[net](**sizes, num_classes=CLASSES, dropout=dropout, dtype=dtype))
-    schedule = optax.warmup_cosine_decay_schedule(0.0, learning_rate, max(1, steps // 20), steps, 0.01 * learning_rate)
+    schedule = optax.warmup_cosine_decay_schedule(
+        0.0, learning_rate, max(1, steps // 20), steps, 0.01 * learning_rate
+    )
 
     def load():
         folder = data_dir or os.environ.get("JFLOW_DATA", "")
         if not folder and dataset != "digits":
-            raise FileNotFoundError(f"dataset={dataset}: set data_dir=FOLDER or JFLOW_DATA; digits need no folder")
+            raise FileNotFoundError(
+                f"dataset={dataset}: set data_dir=FOLDER or JFLOW_DATA; digits need no folder"
+            )
         return chosen.load(Path(folder) / "images")
 
     @functools.cache
     def sampler(steps, scale, solver):
         field = velocity if scale == 1.0 else guidance.cfg(velocity, scale, null=CLASSES)
         return jax.jit(
-            lambda p, x0, cond: solvers.sample(field, p, x0, cond, method=solvers.fixed(steps, SOLVERS[solver]))[0]
+            lambda p, x0, cond: solvers.sample(
+                field, p, x0, cond, method=solvers.fixed(steps, SOLVERS[solver])
+            )[0]
         )
 
-    def sample(params, key, n, *, label=None, steps=solver_steps, guidance=guidance_scale, solver=solver):
+    def sample(
+        params, key, n, *, label=None, steps=solver_steps, guidance=guidance_scale, solver=solver
+    ):
         cond = np.broadcast_to(np.arange(n) % CLASSES if label is None else label, (n,))
         if cond.min() < 0 or cond.max() >= CLASSES:
             raise ValueError(f"expected labels from 0 to {CLASSES - 1}, got {label}")
-        x = sampler(steps, float(guidance), solver)(params, jax.random.normal(key, (n, *chosen.shape)), cond)
+        x = sampler(steps, float(guidance), solver)(
+            params, jax.random.normal(key, (n, *chosen.shape)), cond
+        )
         return {"x": jnp.clip(x, -1, 1), "cond": cond}
 
-    conditional = jax.jit(lambda params, key, rows: losses.flow_matching(velocity)(params, key, rows)[0])
-    preprocess = data.chain_preprocess(data.scale(0, chosen.high), *([flips()] if chosen.flips else []))
+    conditional = jax.jit(
+        lambda params, key, rows: losses.flow_matching(velocity)(params, key, rows)[0]
+    )
+    preprocess = data.chain_preprocess(
+        data.scale(0, chosen.high), *([flips()] if chosen.flips else [])
+    )
 
     def evaluate(params, state, key, splits):
-        """The loss with labels, on as many training as test rows (2000 at most), at the same times and noise."""
+        """The loss with labels, on as many training as test rows (2000 at most), at the same times
+        and noise."""
         n = min(2000, data.count(splits.test)) // 8
 
         def mean(rows):
             chunks = [data.take(rows, slice(i * n, (i + 1) * n)) for i in range(8)]
             keys = jax.random.split(key, 8)
             chunks = [preprocess.apply(state, chunk, None) for chunk in chunks]
-            return float(np.mean([conditional(params, k, c) for k, c in zip(keys, chunks, strict=True)]))
+            return float(
+                np.mean([conditional(params, k, c) for k, c in zip(keys, chunks, strict=True)])
+            )
 
         return {"train_loss": mean(splits.train), "test_loss": mean(splits.test)}
 
     return Experiment(
         model=velocity,
-        init=lambda key, rows: velocity.init(key, rows["x"], jnp.zeros(len(rows["x"])), rows["cond"]),
+        init=lambda key, rows: velocity.init(
+            key, rows["x"], jnp.zeros(len(rows["x"])), rows["cond"]
+        ),
         loss=losses.chain(losses.drop_cond(drop, null=CLASSES), losses.flow_matching(velocity)),
-        optimizer=optax.chain(optax.clip_by_global_norm(1.0), optax.adamw(schedule, weight_decay=1e-4)),
+        optimizer=optax.chain(
+            optax.clip_by_global_norm(1.0), optax.adamw(schedule, weight_decay=1e-4)
+        ),
         data=load,
         preprocess=preprocess,
         steps=steps,
@@ -184,7 +241,9 @@ def config(
         ema=train.ema.warmup(ema),
         sample=sample,
         evaluate=evaluate,
-        picture=lambda rows: data.image_grid(rows["x"], 0, chosen.high, zoom=max(1, 40 // chosen.shape[0])),
+        picture=lambda rows: data.image_grid(
+            rows["x"], 0, chosen.high, zoom=max(1, 40 // chosen.shape[0])
+        ),
         picture_rows=100,
         eval_every=eval_every,
         save_every=save_every,
@@ -192,13 +251,17 @@ def config(
 
 
 def flips() -> data.Preprocess:
-    """Mirrors every second image, at random, left to right; none without a generator. The density is that of both."""
+    """Mirrors every second image, at random, left to right; none without a generator. The density
+    is that of both."""
 
     def apply(state, rows, rng):
         if rng is None:
             return rows
         flipped = rng.random(len(rows["x"])) < 0.5
-        return {**rows, "x": np.where(flipped[:, None, None, None], rows["x"][:, :, ::-1], rows["x"])}
+        return {
+            **rows,
+            "x": np.where(flipped[:, None, None, None], rows["x"][:, :, ::-1], rows["x"]),
+        }
 
     nothing = data.identity()
     return nothing._replace(apply=apply)

@@ -1,7 +1,9 @@
-"""The classifier that judges generated images: a small convolutional network, trained here on the training split.
+"""The classifier that judges generated images: a small convolutional network, trained here on the
+training split.
 
-Its features, the 64 numbers before the logits, are what `frechet_classifier` compares. That distance is of this network:
-it is not the FID, and numbers of different judges, or of different datasets, do not compare.
+Its features, the 64 numbers before the logits, are what `frechet_classifier` compares. That
+distance is of this network: it is not the FID, and numbers of different judges, or of different
+datasets, do not compare.
 """
 
 from collections.abc import Callable
@@ -38,8 +40,11 @@ class Classifier(nn.Module):
         return nn.Dense(CLASSES)(features), features
 
 
-def trained(splits: data.Splits, preprocess, workdir: Path, *, batch: int = 128, chunk: int = 500) -> Judge:
-    """The judge of a training split: 30 epochs, 2000 updates at most, seed 0. `workdir` keeps it for the next call.
+def trained(
+    splits: data.Splits, preprocess, workdir: Path, *, batch: int = 128, chunk: int = 500
+) -> Judge:
+    """The judge of a training split: 30 epochs, 2000 updates at most, seed 0. `workdir` keeps it
+    for the next call.
 
     preprocess: rows -> rows in model units, the same for what is to be judged.
     """

@@ -2,8 +2,9 @@
 
     python experiments/images_flow_matching/measure.py runs/digits_unet --out samples.png
 
-Prints two tables in Markdown, whose columns README.md explains, and writes their rows to WORKDIR/measure.json. --inception
-FILE adds the FID, with weights that `jflow.convert.inception` reads (jflow ships none). --short is for CI.
+Prints two tables in Markdown, whose columns README.md explains, and writes their rows to
+WORKDIR/measure.json. --inception FILE adds the FID, with weights that `jflow.convert.inception`
+reads (jflow ships none). --short is for CI.
 """
 
 import argparse
@@ -21,8 +22,8 @@ from jflow import apps, convert, data, metrics, nets
 
 
 def generate(loaded, key, labels, high, batch, **options):
-    """(images of the labels [n], rounded to levels 0 .. high and scaled back to [0, 1], images a second without
-    compilation). Every chunk is drawn whole, so that one program serves all."""
+    """(images of the labels [n], rounded to levels 0 .. high and scaled back to [0, 1], images a
+    second without compilation). Every chunk is drawn whole, so that one program serves all."""
     n = len(labels)
     batch = min(batch, n)
     labels = np.resize(labels, -(-n // batch) * batch)
@@ -43,9 +44,13 @@ def generate(loaded, key, labels, high, batch, **options):
 
 
 def training_speed(workdir: Path, batch: int) -> float:
-    """Images a second: the median over stretches between logged steps, so that compilation and evaluations drop out."""
+    """Images a second: the median over stretches between logged steps, so that compilation and
+    evaluations drop out."""
     rows = [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
-    pairs = [(b["step"] - a["step"], b["time"] - a["time"]) for a, b in zip(rows[:-1], rows[1:], strict=True)]
+    pairs = [
+        (b["step"] - a["step"], b["time"] - a["time"])
+        for a, b in zip(rows[:-1], rows[1:], strict=True)
+    ]
     return float(np.median([batch * n / max(t, 1e-9) for n, t in pairs if n > 0] or [np.nan]))
 
 
@@ -53,7 +58,9 @@ def same_labels(rng, given: np.ndarray, labels: np.ndarray) -> np.ndarray:
     """For each of `labels` the index of a row of its class among `given`, no row twice."""
     index = np.empty(len(labels), int)
     for c in np.unique(labels):
-        index[labels == c] = rng.choice(np.flatnonzero(given == c), np.sum(labels == c), replace=False)
+        index[labels == c] = rng.choice(
+            np.flatnonzero(given == c), np.sum(labels == c), replace=False
+        )
     return index
 
 
@@ -77,11 +84,23 @@ def main():
     parser.add_argument("workdir", type=Path)
     parser.add_argument("--steps", type=int, nargs="+", default=[1, 2, 4, 8, 16, 50])
     parser.add_argument("--solvers", nargs="+", default=["euler", "heun"])
-    parser.add_argument("--scales", type=float, nargs="*", default=[1.5, 2.0, 4.0], help="of guidance, Heun, 16 steps")
-    parser.add_argument("--num", type=int, help="how many images (default: as many as test rows, 10,000 at most)")
+    parser.add_argument(
+        "--scales",
+        type=float,
+        nargs="*",
+        default=[1.5, 2.0, 4.0],
+        help="of guidance, Heun, 16 steps",
+    )
+    parser.add_argument(
+        "--num", type=int, help="how many images (default: as many as test rows, 10,000 at most)"
+    )
     parser.add_argument("--batch", type=int, default=250, help="images drawn at once")
     parser.add_argument("--inception", type=Path, help="npz file of FID weights")
-    parser.add_argument("--out", type=Path, help="a picture: ten images by each number of steps, from the same noise")
+    parser.add_argument(
+        "--out",
+        type=Path,
+        help="a picture: ten images by each number of steps, from the same noise",
+    )
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--short", action="store_true")
     args = parser.parse_args()
@@ -118,7 +137,9 @@ def main():
     about = {
         "step": loaded.step,
         "images": n,
-        "judge_test_accuracy": float(np.mean(judge.labels(units(splits.test)["x"]) == splits.test["cond"])),
+        "judge_test_accuracy": float(
+            np.mean(judge.labels(units(splits.test)["x"]) == splits.test["cond"])
+        ),
         "floor_frechet_classifier": float(np.mean(floors)),
         "floor_deviation": float(np.std(floors)),
         "training_images_per_second": training_speed(args.workdir, experiment.batch),
@@ -136,7 +157,12 @@ def main():
         found = options | judged(x) | {"images_per_second": speed}
         if not table:
             print("| " + " | ".join(found) + " |\n" + "|---" * len(found) + "|")
-        print("| " + " | ".join(v if isinstance(v, str) else f"{v:.4g}" for v in found.values()) + " |", flush=True)
+        print(
+            "| "
+            + " | ".join(v if isinstance(v, str) else f"{v:.4g}" for v in found.values())
+            + " |",
+            flush=True,
+        )
         table.append(found)
         return x
 
@@ -145,7 +171,9 @@ def main():
             shown.append(row(solver, steps, 1.0)[:10])
     for scale in args.scales:
         shown.append(row("heun", 4 if args.short else 16, scale)[:10])
-    (args.workdir / "measure.json").write_text(json.dumps({**about, "rows": table}, indent=2) + "\n")
+    (args.workdir / "measure.json").write_text(
+        json.dumps({**about, "rows": table}, indent=2) + "\n"
+    )
     if args.out:
         sheet = data.image_grid(np.concatenate(shown), 0, 1, zoom=max(1, 40 // test.shape[1]))
         Image.fromarray(sheet).save(args.out)

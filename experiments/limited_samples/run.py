@@ -1,18 +1,22 @@
-"""How far the modes of a flow learned from n samples are from the true ones, against the closed form.
+"""How far the modes of a flow learned from n samples are from the true ones, against the closed
+form.
 
     python experiments/limited_samples/run.py
     python experiments/limited_samples/run.py --short
 
-Data: an even mixture of N(mu, s^2 I) and N(-mu, s^2 I) with |mu|^2 = d. The network predicts the data at each time by a skip
-connection and one tied hidden unit, f(x) = c x + w tanh(4 w.x / sqrt(d)), with its own c and w for every time, by least squares
-on n data rows with `noises` noise rows each, fixed, and a ridge lam |w|^2. The setting is that of Cui, Krzakala,
-Vanden-Eijnden, Zdeborova, "Analysis of learning a flow-based generative model from limited sample complexity", 2023, who take
-one noise row each; noises = infinity is training with fresh noise. `theory`, the limit d -> infinity, is derived here
-from least squares, not copied from the paper.
+Data: an even mixture of N(mu, s^2 I) and N(-mu, s^2 I) with |mu|^2 = d. The network predicts the
+data at each time by a skip connection and one tied hidden unit, f(x) = c x + w tanh(4 w.x /
+sqrt(d)), with its own c and w for every time, by least squares on n data rows with `noises` noise
+rows each, fixed, and a ridge lam |w|^2. The setting is that of Cui, Krzakala, Vanden-Eijnden,
+Zdeborova, "Analysis of learning a flow-based generative model from limited sample complexity",
+2023, who take one noise row each; noises = infinity is training with fresh noise. `theory`, the
+limit d -> infinity, is derived here from least squares, not copied from the paper.
 
-The whole path of the library runs: `paths.parameterizations.from_data` of the network, `losses.flow_matching` with the paper's
-weight as its metric, `train.make_step`, and Euler's method of `solvers.sample`, whose steps the theory takes too. Prints for
-each n: the squared distance of the generated mode's mean from mu over d, its cosine with mu, and both of the theory.
+The whole path of the library runs: `paths.parameterizations.from_data` of the network,
+`losses.flow_matching` with the paper's weight as its metric, `train.make_step`, and Euler's method
+of `solvers.sample`, whose steps the theory takes too. Prints for
+each n: the squared distance of the generated mode's mean from mu over d, its cosine with mu, and
+both of the theory.
 """
 
 import argparse
@@ -43,12 +47,13 @@ def least_squares(
 ) -> tuple[float, np.ndarray]:
     """The fitted network at time t in the limit d -> infinity: c, and w's coefficients (m, p, q).
 
-    With the hidden unit saturated, w.x / sqrt(d) -> +-infinity with the row's sign e_i, f is c x + e_i w: least squares.
-    At x_t = a x0 + b x1, a = 1 - t, b = t, with x1_i = e_i mu + std z_i and x0_i the mean of a row's noises,
+    With the hidden unit saturated, w.x / sqrt(d) -> +-infinity with the row's sign e_i, f is c x +
+    e_i w: least squares. At x_t = a x0 + b x1, a = 1 - t, b = t, with x1_i = e_i mu + std z_i and
+    x0_i the mean of a row's noises,
         w = sum_i e_i (x1_i - c x_t,i) / (n + ridge) = m mu + p sum_i e_i z_i + q sum_i e_i x0_i
         m = n (1 - c b) / (n + ridge),  p = std (1 - c b) / (n + ridge),  q = -c a / (n + ridge)
-    and with w put in, the loss over d is (1 - c b)^2 A + c^2 a^2 B up to a factor, so c = b A / (b^2 A + a^2 B) where
-        A = ridge (1 + std^2) + (n - 1) std^2,   B = n + ridge - 1 / noises.
+    and with w put in, the loss over d is (1 - c b)^2 A + c^2 a^2 B up to a factor, so c = b A /
+        (b^2 A + a^2 B) where A = ridge (1 + std^2) + (n - 1) std^2,   B = n + ridge - 1 / noises.
     """
     a, b = 1 - t, t
     along, across = ridge * (1 + std**2) + (n - 1) * std**2, n + ridge - 1 / noises
@@ -56,24 +61,35 @@ def least_squares(
     return c, np.asarray([n * (1 - c * b), std * (1 - c * b), -c * a]) / (n + ridge)
 
 
-def theory(n: int, noises: float = 1, cells: int = 20, std: float = STD, ridge: float = RIDGE) -> Modes:
-    """The generated modes for d -> infinity, by Euler's steps on `cells` equal cells with the network of each one's middle:
-    the flow dx/dt = (f(x) - x) / (1 - t) keeps a sign once it has one, and is linear in w's three directions."""
+def theory(
+    n: int, noises: float = 1, cells: int = 20, std: float = STD, ridge: float = RIDGE
+) -> Modes:
+    """The generated modes for d -> infinity, by Euler's steps on `cells` equal cells with the
+    network of each one's middle: the flow dx/dt = (f(x) - x) / (1 - t) keeps a sign once it has
+    one, and is linear in w's three directions."""
     state = np.zeros(3)  # of the mode's mean: along mu, sum e z and sum e x0
     for k in range(cells):
         t = (k + 0.5) / cells
         c, w = least_squares(t, n, noises, std, ridge)
         state = state + ((c - 1) * state + w) / (1 - t) / cells
-    squares = state**2 * np.asarray([1, n, n / noises])  # the directions are orthogonal, of these lengths^2 / d
-    return Modes(float((state[0] - 1) ** 2 + squares[1:].sum()), float(state[0] / np.sqrt(squares.sum())))
+    squares = state**2 * np.asarray(
+        [1, n, n / noises]
+    )  # the directions are orthogonal, of these lengths^2 / d
+    return Modes(
+        float((state[0] - 1) ** 2 + squares[1:].sum()), float(state[0] / np.sqrt(squares.sum()))
+    )
 
 
 def velocity(cells: int, d: int) -> Velocity:
-    """The network, a Field of params {'skip' [cells], 'weight' [cells, d]}, as a velocity: that of each cell's middle."""
+    """The network, a Field of params {'skip' [cells], 'weight' [cells, d]}, as a velocity: that of
+    each cell's middle."""
 
     def init(key, x, t, cond=None):
         # rows of random numbers, smaller than the modes: which sign is which is open
-        return {"skip": jnp.zeros(cells), "weight": 0.3 * jax.random.normal(key, (d,))[None] * jnp.ones((cells, 1))}
+        return {
+            "skip": jnp.zeros(cells),
+            "weight": 0.3 * jax.random.normal(key, (d,))[None] * jnp.ones((cells, 1)),
+        }
 
     def predict(params, x, t, cond=None, *, key=None):
         k = jnp.clip(jnp.floor(t * cells), 0, cells - 1).astype(int)
@@ -83,7 +99,9 @@ def velocity(cells: int, d: int) -> Velocity:
     at_points = parameterizations.from_data(Field(init, predict), margin=0.0)
 
     def apply(params, x, t, cond=None, *, key=None):
-        middle = (jnp.floor(t * cells + 1e-3) + 0.5) / cells  # the start of a cell, as a sum of steps, may be below it
+        middle = (
+            jnp.floor(t * cells + 1e-3) + 0.5
+        ) / cells  # the start of a cell, as a sum of steps, may be below it
         return at_points.apply(params, x, middle, cond, key=key)
 
     return Velocity(init, apply)
@@ -106,7 +124,14 @@ def ridged(loss, strength):
 
 
 def learned(
-    n: int, d: int, noises: int = 1, *, cells: int = 20, steps: int = 1500, draws: int = 256, seed: int = 0
+    n: int,
+    d: int,
+    noises: int = 1,
+    *,
+    cells: int = 20,
+    steps: int = 1500,
+    draws: int = 256,
+    seed: int = 0,
 ) -> Modes:
     """Train on n rows and measure the mode that `draws` samples show."""
     keys = jax.random.split(jax.random.key(seed), 7)
@@ -117,33 +142,49 @@ def learned(
     x0 = jax.random.normal(keys[2], (n * noises, d))
     middles = (jnp.arange(cells) + 0.5) / cells
     rows = n * noises
-    batch = {"x": jnp.tile(x1, (cells, 1)), "x0": jnp.tile(x0, (cells, 1))}  # every row at every time
+    batch = {
+        "x": jnp.tile(x1, (cells, 1)),
+        "x0": jnp.tile(x0, (cells, 1)),
+    }  # every row at every time
     field = velocity(cells, d)
-    loss = losses.flow_matching(field, time=lambda key, size: jnp.repeat(middles, rows), metric=denoising)
+    loss = losses.flow_matching(
+        field, time=lambda key, size: jnp.repeat(middles, rows), metric=denoising
+    )
     loss = ridged(loss, RIDGE / (n * cells * d))
     optimizer = optax.adam(optax.cosine_decay_schedule(0.05, steps))
     step = train.make_step(loss, optimizer)
     state = train.init_state(field.init(keys[3], x1, middles), optimizer, keys[4])
-    run = jax.jit(lambda state, batch: jax.lax.scan(lambda s, _: step(s, batch), state, length=steps)[0])
+    run = jax.jit(
+        lambda state, batch: jax.lax.scan(lambda s, _: step(s, batch), state, length=steps)[0]
+    )
     params = run(state, batch).params
     noise = jax.random.normal(keys[5], (draws, d))
-    draw = jax.jit(lambda params, x: solvers.sample(field, params, x, method=solvers.fixed(cells, diffrax.Euler()))[0])
+    draw = jax.jit(
+        lambda params, x: solvers.sample(
+            field, params, x, method=solvers.fixed(cells, diffrax.Euler())
+        )[0]
+    )
     x = np.asarray(draw(params, noise), np.float64)
     return measure(x, np.asarray(mu, np.float64))
 
 
 def measure(x: np.ndarray, mu: np.ndarray) -> Modes:
-    """Of the samples' mode on the side of mu; what the scatter of the draws adds to squares is taken off."""
+    """Of the samples' mode on the side of mu; what the scatter of the draws adds to squares is
+    taken off."""
     n, d = x.shape
     x = x * np.sign(x @ mu)[:, None]
     mean = x.mean(axis=0)
     scatter = np.sum(x.var(axis=0)) / (n - 1) / d
     square = mean @ mean / d - scatter
-    return Modes(float(np.sum((mean - mu) ** 2) / d - scatter), float(mean @ mu / d / np.sqrt(square)))
+    return Modes(
+        float(np.sum((mean - mu) ** 2) / d - scatter), float(mean @ mu / d / np.sqrt(square))
+    )
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--n", type=int, nargs="+", default=[4, 8, 16, 32])
     parser.add_argument("--d", type=int, default=2000)
     parser.add_argument("--noises", type=int, nargs="+", default=[1, 4])
@@ -152,10 +193,15 @@ def main() -> None:
     args = parser.parse_args()
     if args.short:
         args.n, args.d, args.noises, args.seeds = [4, 8], 500, [1], 1
-    print("noises    n   distance  +-        theory     cosine    theory   n distance of theory", flush=True)
+    print(
+        "noises    n   distance  +-        theory     cosine    theory   n distance of theory",
+        flush=True,
+    )
     for noises in args.noises:
         for n in args.n:
-            found = np.asarray([learned(n, args.d, noises, seed=seed) for seed in range(args.seeds)])
+            found = np.asarray(
+                [learned(n, args.d, noises, seed=seed) for seed in range(args.seeds)]
+            )
             (distance, cosine), limit = found.mean(axis=0), theory(n, noises)
             error = found[:, 0].std() / np.sqrt(max(args.seeds - 1, 1))
             print(
@@ -164,7 +210,9 @@ def main() -> None:
                 flush=True,
             )
     limits = [n * theory(n, float("inf"), cells=2000).distance for n in (10, 100, 1000)]
-    print(f"fresh noise, n distance at n = 10, 100, 1000: {np.round(limits, 4)}; Bayes-optimal: about {STD**2:.4f}")
+    print(
+        f"fresh noise, n distance at n = 10, 100, 1000: {np.round(limits, 4)}; Bayes-optimal: about {STD**2:.4f}"
+    )
 
 
 if __name__ == "__main__":

@@ -1,15 +1,18 @@
-"""Bits per dimension of images under discrete flows: MNIST at 28x28 or 14x14, or scikit-learn's digits (8x8, no download).
+"""Bits per dimension of images under discrete flows: MNIST at 28x28 or 14x14, or scikit-learn's
+digits (8x8, no download).
 
-    jflow train experiments/mnist_bits_per_dim dataset=mnist size=14 steps=1600 data_dir=DATA --workdir runs/mnist14
-    jflow evaluate runs/mnist14
+    jflow train experiments/mnist_bits_per_dim dataset=mnist size=14 steps=1600 data_dir=DATA
+    --workdir runs/mnist14 jflow evaluate runs/mnist14
     python experiments/mnist_bits_per_dim/show.py runs/mnist14 --out samples.png
 
-DATA is the folder that holds images/mnist.npz (or set JFLOW_DATA). size=14 is the CPU mode, 17 minutes of CPU time:
-means of 2x2 pixels, rounded to integers again. size=28 is MNIST itself, for a GPU. `short=True` shrinks a run to
-seconds, for CI. Results are in README.md; a run that was stopped goes on when its line is given again.
+DATA is the folder that holds images/mnist.npz (or set JFLOW_DATA). size=14 is the CPU mode, 17
+minutes of CPU time: means of 2x2 pixels, rounded to integers again. size=28 is MNIST itself, for a
+GPU. `short=True` shrinks a run to seconds, for CI. Results are in README.md; a run that was stopped
+goes on when its line is given again.
 
-Rows hold integer levels 0 .. L-1; the model is a Transport that dequantizes them, so that `elbo` is a bound of log P(x)
-in nats and bits/dim are -elbo / (D log 2), D the number of pixels. Importance weighting over draws of the noise tightens it.
+Rows hold integer levels 0 .. L-1; the model is a Transport that dequantizes them, so that `elbo` is
+a bound of log P(x) in nats and bits/dim are -elbo / (D log 2), D the number of pixels. Importance
+weighting over draws of the noise tightens it.
 """
 
 import os
@@ -35,13 +38,16 @@ class Model(NamedTuple):
 
 
 def splits(dataset: str, size: int, data_dir: str) -> tuple[data.Splits, int]:
-    """(rows {'x': uint8 [n, size, size, 1]}, the number of levels); 2000 of MNIST's training rows validate."""
+    """(rows {'x': uint8 [n, size, size, 1]}, the number of levels); 2000 of MNIST's training rows
+    validate."""
     if dataset == "digits":
         rows, valid, levels = data.digits(), 200, 17
     elif dataset == "mnist":
         folder = data_dir or os.environ.get("JFLOW_DATA", "")
         if not folder:
-            raise FileNotFoundError("dataset=mnist: set data_dir=FOLDER or JFLOW_DATA; dataset=digits needs no folder")
+            raise FileNotFoundError(
+                "dataset=mnist: set data_dir=FOLDER or JFLOW_DATA; dataset=digits needs no folder"
+            )
         rows, valid, levels = data.mnist(Path(folder) / "images" / "mnist.npz"), 2000, 256
     else:
         raise ValueError(f"unknown dataset {dataset!r}: expected digits or mnist")
@@ -50,7 +56,9 @@ def splits(dataset: str, size: int, data_dir: str) -> tuple[data.Splits, int]:
 
     def images(x):
         if dataset == "mnist" and size == 14:
-            x = np.rint(x.reshape(-1, 14, 2, 14, 2, 1).mean((2, 4), dtype=np.float32)).astype(np.uint8)
+            x = np.rint(x.reshape(-1, 14, 2, 14, 2, 1).mean((2, 4), dtype=np.float32)).astype(
+                np.uint8
+            )
         return {"x": x}
 
     train_x, test = rows.train["x"], images(rows.test["x"])
@@ -134,7 +142,16 @@ def config(
     """
     if short:
         univariate = "affine"
-        depth, hidden, noise_depth, steps, batch, draws, eval_rows, eval_every = 2, 16, 1, 40, 64, 2, 100, 40
+        depth, hidden, noise_depth, steps, batch, draws, eval_rows, eval_every = (
+            2,
+            16,
+            1,
+            40,
+            64,
+            2,
+            100,
+            40,
+        )
     for name, table, key in ((model, MODELS, "model"), (univariate, UNIVARIATE, "univariate")):
         if name not in table:
             raise ValueError(f"unknown {key} {name!r}: expected one of {', '.join(table)}")
@@ -143,13 +160,17 @@ def config(
     pixels = int(np.prod(event_shape))
     to_levels = bj.uniform_dequantization(levels)
     if noise_depth:
-        noise = flows.dequantization_noise(event_shape, depth=noise_depth, net=nets.GlowNet(noise_hidden))
+        noise = flows.dequantization_noise(
+            event_shape, depth=noise_depth, net=nets.GlowNet(noise_hidden)
+        )
         to_levels = bj.variational_dequantization(noise, levels)
     image_flow = MODELS[model](
         event_shape, scales=scales, depth=depth, hidden=hidden, univariate=UNIVARIATE[univariate]()
     )
     flow = flows.elbo_flow(bj.chain(bj.sigmoid(0.05), to_levels), image_flow)
-    schedule = optax.warmup_cosine_decay_schedule(0.0, learning_rate, max(1, steps // 20), steps, 0.01 * learning_rate)
+    schedule = optax.warmup_cosine_decay_schedule(
+        0.0, learning_rate, max(1, steps // 20), steps, 0.01 * learning_rate
+    )
     bound = jax.jit(lambda params, x, key: flow.elbo(params, x, key=key))
 
     def bpd(params, x, key, draws=1):
@@ -157,7 +178,10 @@ def config(
         x = x[:eval_rows].astype(np.float32)
         chunks = np.split(x, range(500, len(x), 500))
         keys = jax.random.split(key, (draws, len(chunks)))
-        nats = [np.concatenate([bound(params, c, k) for c, k in zip(chunks, row, strict=True)]) for row in keys]
+        nats = [
+            np.concatenate([bound(params, c, k) for c, k in zip(chunks, row, strict=True)])
+            for row in keys
+        ]
         return metrics.bits_per_dim(metrics.log_mean_exp(nats), pixels)
 
     def evaluate(params, state, key, splits):
@@ -180,7 +204,9 @@ def config(
 
     def sample(params, key, n, *, temperature=1.0):
         """At temperature T the base has deviation T."""
-        return {"x": image_model.decode(params, temperature * jax.random.normal(key, (n, *event_shape)))}
+        return {
+            "x": image_model.decode(params, temperature * jax.random.normal(key, (n, *event_shape)))
+        }
 
     return Experiment(
         model=image_model,

@@ -1,9 +1,10 @@
-"""A picture of a trained workdir: samples at temperatures 0.7 and 1.0 (two rows each), and walks between test images.
+"""A picture of a trained workdir: samples at temperatures 0.7 and 1.0 (two rows each), and walks
+between test images.
 
     python experiments/mnist_bits_per_dim/show.py runs/mnist14 --out samples.png
 
-A walk joins the latents of two test images on the great circle, since a straight line leaves the shell where the noise
-lives; its ends are the images themselves.
+A walk joins the latents of two test images on the great circle, since a straight line leaves the
+shell where the noise lives; its ends are the images themselves.
 """
 
 import argparse
@@ -44,7 +45,9 @@ def main():
     for i in range(args.rows):
         walk = loaded.model.decode(params, circle(z[2 * i], z[2 * i + 1], COLUMNS))
         parts.append(walk)
-    sheet = data.image_grid(np.concatenate(parts), 0, float(splits.train["x"].max()), columns=COLUMNS, zoom=3)
+    sheet = data.image_grid(
+        np.concatenate(parts), 0, float(splits.train["x"].max()), columns=COLUMNS, zoom=3
+    )
     Image.fromarray(sheet).save(args.out)
 
 

@@ -7,8 +7,8 @@ Train, sample and evaluate (10 minutes of CPU time; JFLOW_DATA/images/mnist.npz 
     jflow sample runs/mnist_tarflow --num 100 --out guided.png --guidance 2
     jflow evaluate runs/mnist_tarflow
 
-side=28 trains on the pixels themselves, side=8 on scikit-learn's digits, which need no file; `short=True` does that in
-seconds, for CI. Expected numbers are in README.md beside this file.
+side=28 trains on the pixels themselves, side=8 on scikit-learn's digits, which need no file;
+`short=True` does that in seconds, for CI. Expected numbers are in README.md beside this file.
 
 Method: Zhai et al., *Normalizing Flows are Capable Generative Models* (2024).
 """
@@ -71,9 +71,17 @@ def config(
     if short:
         side, width, depth, layers, steps, judged = 8, 32, 2, 1, 60, 100
     shape, high = (side, side, 1), 16 if side == 8 else 255
-    sizes = {"patch_size": patch_size, "width": width, "depth": depth, "layers": layers, "num_classes": CLASSES}
+    sizes = {
+        "patch_size": patch_size,
+        "width": width,
+        "depth": depth,
+        "layers": layers,
+        "num_classes": CLASSES,
+    }
     flow = flows.tarflow(shape, **sizes)
-    loss = losses.chain(losses.noised(noise), losses.drop_cond(drop, null=CLASSES), losses.nll(flow))
+    loss = losses.chain(
+        losses.noised(noise), losses.drop_cond(drop, null=CLASSES), losses.nll(flow)
+    )
     schedule = optax.warmup_cosine_decay_schedule(0.0, learning_rate, steps // 20, steps)
 
     @functools.cache
@@ -87,7 +95,9 @@ def config(
         return guidance.denoise(flow, params, x, noise, cond)
 
     def sample(params, key, n, *, label=None, guidance=guidance_scale, denoise=True):
-        cond = jnp.broadcast_to(jnp.arange(n) % CLASSES if label is None else jnp.asarray(label), (n,))
+        cond = jnp.broadcast_to(
+            jnp.arange(n) % CLASSES if label is None else jnp.asarray(label), (n,)
+        )
         if cond.min() < 0 or cond.max() > CLASSES:
             raise ValueError(f"expected labels from 0 to {CLASSES}, the null label, got {label}")
         x = sampler(float(guidance) - 1)(params, key, cond)
@@ -110,7 +120,9 @@ def config(
         judge = judge_of(splits, rows, high)
         for scale in (1.0, guidance_scale):
             for denoise in (False, True):
-                drawn = sample(params, key, len(x), label=rows["cond"], guidance=scale, denoise=denoise)
+                drawn = sample(
+                    params, key, len(x), label=rows["cond"], guidance=scale, denoise=denoise
+                )
                 pixels = data.scale(0, high).undo(state, jax.tree.map(np.asarray, drawn))["x"]
                 name = f"{'plain' if scale == 1 else 'guided'}{'_denoised' if denoise else ''}"
                 scores |= {f"{name}_{score}": value for score, value in judge(pixels).items()}
@@ -120,7 +132,9 @@ def config(
         model=flow,
         init=lambda key, rows: flow.init(key, rows["x"], rows["cond"]),
         loss=loss,
-        optimizer=optax.chain(optax.clip_by_global_norm(1.0), optax.adamw(schedule, b2=0.95, weight_decay=1e-4)),
+        optimizer=optax.chain(
+            optax.clip_by_global_norm(1.0), optax.adamw(schedule, b2=0.95, weight_decay=1e-4)
+        ),
         data=lambda: images(side, path),
         preprocess=data.scale(0, high),
         steps=steps,
@@ -137,13 +151,16 @@ def config(
 
 
 def images(side: int, path: str = "") -> data.Splits:
-    """MNIST at 28x28 or pooled by two to 14x14, from a file or folder that `data.mnist` reads; 8: scikit-learn's digits."""
+    """MNIST at 28x28 or pooled by two to 14x14, from a file or folder that `data.mnist` reads; 8:
+    scikit-learn's digits."""
     if side == 8:
         return data.digits()
     if side not in (14, 28):
         raise ValueError(f"expected side=8, 14 or 28, got {side}")
     if not path and "JFLOW_DATA" not in os.environ:
-        raise ValueError("set JFLOW_DATA to a folder with images/mnist.npz, or path=FILE, or take side=8")
+        raise ValueError(
+            "set JFLOW_DATA to a folder with images/mnist.npz, or path=FILE, or take side=8"
+        )
     splits = data.mnist(path or Path(os.environ["JFLOW_DATA"]) / "images" / "mnist.npz")
     return splits if side == 28 else data.Splits(pooled(splits.train), None, pooled(splits.test))
 
@@ -157,8 +174,9 @@ def pooled(rows):
 def judge_of(splits, rows, high):
     """images [n, h, w, 1] in data units, with the labels of `rows` -> agreement and energy.
 
-    agreement: the share that a support-vector classifier of 5000 training images gives their label. energy: energy
-    distance to the images of `rows`, over its mean for 5 random subsets of as many training images.
+    agreement: the share that a support-vector classifier of 5000 training images gives their label.
+    energy: energy distance to the images of `rows`, over its mean for 5 random subsets of as many
+    training images.
     """
     flat = lambda x: np.asarray(x, np.float64).reshape(len(x), -1) / high  # noqa: E731
     x, labels = splits.train["x"], splits.train["cond"]

@@ -1,8 +1,10 @@
-"""Samples of a trained TarFlow with and without guidance and denoising, from the same noise, in one picture.
+"""Samples of a trained TarFlow with and without guidance and denoising, from the same noise, in one
+picture.
 
     python experiments/mnist_tarflow/picture.py runs/mnist_tarflow samples.png
 
-Columns of panels: as sampled, denoised; rows: without guidance, with it. Each panel shows six samples of each digit.
+Columns of panels: as sampled, denoised; rows: without guidance, with it. Each panel shows six
+samples of each digit.
 """
 
 import sys
@@ -23,7 +25,10 @@ def main(workdir: str, out: str) -> None:
         rows = loaded.experiment.sample(loaded.params, jax.random.key(1), 60, **options)
         return data.image_grid(np.asarray(rows["x"]), -1, 1, zoom=3)
 
-    rows = [np.concatenate([panel(guided, denoise) for denoise in (False, True)], axis=1) for guided in (False, True)]
+    rows = [
+        np.concatenate([panel(guided, denoise) for denoise in (False, True)], axis=1)
+        for guided in (False, True)
+    ]
     Image.fromarray(np.concatenate(rows)).save(out)
 
 

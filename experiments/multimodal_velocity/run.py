@@ -1,13 +1,15 @@
-"""Eight Gaussians in few evaluations: the mean velocity, a Gaussian mixture of velocities, and a flow of velocities.
+"""Eight Gaussians in few evaluations: the mean velocity, a Gaussian mixture of velocities, and a
+flow of velocities.
 
     python experiments/multimodal_velocity/run.py --out runs/multimodal            # minutes on two CPU cores
     python experiments/multimodal_velocity/run.py --out runs/multimodal --seed 1   # another seed, a folder of its own
     python experiments/multimodal_velocity/run.py --out runs/short --short         # CI: a minute, numbers mean nothing
 
-Trains, for as many updates and with the same backbone, a rectified flow, GMFlow with 1 and with 8 components, and a
-hierarchical rectified flow of depth 2, from independent pairs and with the data coupled by optimal transport. Prints
-the W2 to fresh data after 1, 2, 4 and 8 evaluations of the network, for each way to sample. Run again after a kill it
-goes on where it was. Writes results.json and samples.png. README.md has the results.
+Trains, for as many updates and with the same backbone, a rectified flow, GMFlow with 1 and with 8
+components, and a hierarchical rectified flow of depth 2, from independent pairs and with the data
+coupled by optimal transport. Prints the W2 to fresh data after 1, 2, 4 and 8 evaluations of the
+network, for each way to sample. Run again after a kill it goes on where it was. Writes results.json
+and samples.png. README.md has the results.
 """
 
 import argparse
@@ -33,9 +35,13 @@ EULER, MIDPOINT = diffrax.Euler(), diffrax.Midpoint()
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--out", type=Path, required=True, help="folder of checkpoints and results")
-    parser.add_argument("--steps", type=int, default=10_000, help="of every training, 256 rows each")
+    parser.add_argument(
+        "--steps", type=int, default=10_000, help="of every training, 256 rows each"
+    )
     parser.add_argument("--rows", type=int, default=2000, help="that W2 is measured on")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--short", action="store_true", help="shrink it to seconds")
@@ -59,24 +65,34 @@ def main() -> None:
         "mixture of 1": fit("mixture-1", few, losses.mixture_matching(few), rows),
         "mixture of 8": fit("mixture-8", many, losses.mixture_matching(many), rows),
         "hierarchy": fit("hierarchy", plain, losses.hierarchical_matching(plain), rows, depth=2),
-        "hierarchy, coupled": fit("coupled", plain, losses.hierarchical_matching(plain, coupled), rows, depth=2),
+        "hierarchy, coupled": fit(
+            "coupled", plain, losses.hierarchical_matching(plain, coupled), rows, depth=2
+        ),
     }
 
     def ode(solver, stages, name="rectified"):
         def draw(x, key, n):
-            return solvers.sample(plain, params[name], x, method=solvers.fixed(n // stages, solver))[0]
+            return solvers.sample(
+                plain, params[name], x, method=solvers.fixed(n // stages, solver)
+            )[0]
 
         return draw, stages
 
     def mixture(field, name, **options):
-        return lambda x, key, n: solvers.gm_ode(field, params[name], x, steps=n, substeps=64 // n, **options)[0], 1
+        return lambda x, key, n: solvers.gm_ode(
+            field, params[name], x, steps=n, substeps=64 // n, **options
+        )[0], 1
 
     def stochastic(x, key, n):
-        return solvers.sample_sde(solvers.gm_sde(many), params["mixture of 8"], x, key, np.linspace(0, 1, n + 1))[0]
+        return solvers.sample_sde(
+            solvers.gm_sde(many), params["mixture of 8"], x, key, np.linspace(0, 1, n + 1)
+        )[0]
 
     def nested(name, outer):
         def draw(x, key, n):
-            return solvers.sample_hierarchy(plain, params[name], x, key, grids=(outer, n // outer))[0]
+            return solvers.sample_hierarchy(plain, params[name], x, key, grids=(outer, n // outer))[
+                0
+            ]
 
         return draw, outer
 
@@ -99,10 +115,14 @@ def main() -> None:
         run = jax.jit(draw, static_argnums=2)
         drawn[name] = {n: np.asarray(run(noise, key, n)) for n in counts if n % least == 0}
         table[name] = {n: metrics.wasserstein(x, fresh) for n, x in drawn[name].items()}
-        shown = "".join(f"{table[name][n]:8.3f}" if n in table[name] else "       -" for n in counts)
+        shown = "".join(
+            f"{table[name][n]:8.3f}" if n in table[name] else "       -" for n in counts
+        )
         print(f"{name:34s}{shown}", flush=True)
 
-    (out / "results.json").write_text(json.dumps({"floor": floor, "W2 by evaluations": table}, indent=1))
+    (out / "results.json").write_text(
+        json.dumps({"floor": floor, "W2 by evaluations": table}, indent=1)
+    )
     picture(out / "samples.png", drawn, fresh)
     print(f"pictures and numbers: {out}")
 
@@ -112,7 +132,9 @@ def trained(out, steps, seed, name, network, loss, rows, depth=1):
     x, t = jnp.zeros((2, 2)), jnp.zeros(2)
     told = () if depth == 1 else (solvers.HierarchyCondition((x,), (t,)),)
     key, init_key = jax.random.split(jax.random.key(seed))
-    optimizer = optax.chain(optax.clip_by_global_norm(1.0), optax.adam(optax.cosine_decay_schedule(2e-3, steps)))
+    optimizer = optax.chain(
+        optax.clip_by_global_norm(1.0), optax.adam(optax.cosine_decay_schedule(2e-3, steps))
+    )
     state = train.init_state(network.init(init_key, x, t, *told), optimizer, key, ema=0.999)
     step = train.make_step(loss, optimizer, ema=0.999)
     batches = lambda state, key: {"x": rows[jax.random.randint(key, (256,), 0, len(rows))]}  # noqa: E731
@@ -123,7 +145,9 @@ def trained(out, steps, seed, name, network, loss, rows, depth=1):
 
 def picture(path, drawn, fresh):
     """Samples by evaluations, a row of pictures for each way to sample, over fresh data."""
-    figure, axes = plt.subplots(len(drawn), len(EVALUATIONS), figsize=(8, 2 * len(drawn)), squeeze=False)
+    figure, axes = plt.subplots(
+        len(drawn), len(EVALUATIONS), figsize=(8, 2 * len(drawn)), squeeze=False
+    )
     for row, (name, by_count) in zip(axes, drawn.items(), strict=True):
         for axis, n in zip(row, EVALUATIONS, strict=True):
             axis.set(xlim=(-7, 7), ylim=(-7, 7), xticks=[], yticks=[])

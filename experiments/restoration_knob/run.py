@@ -1,13 +1,14 @@
-"""Digits from the means of their blocks in one evaluation, with a knob between fidelity and realism.
+"""Digits from the means of their blocks in one evaluation, with a knob between fidelity and
+realism.
 
     python experiments/restoration_knob/run.py --out runs/knob                                            # 8x8, no download
     python experiments/restoration_knob/run.py --out runs/knob_mnist --mnist DATA/images/mnist.npz --factor 7     # 28x28
     python experiments/restoration_knob/run.py --out runs/short --short                                   # CI
 
-A teacher is trained by flow matching from the blurred picture with noise added to the picture (`couplings.corrupted`), a
-student of one evaluation from it (`losses.tunable_distillation`). Prints, on held-out digits, the root mean squared error
-and the energy distance to real digits for the teacher's Euler steps and the student's knob; draws OUT/samples.png.
-README.md has the results.
+A teacher is trained by flow matching from the blurred picture with noise added to the picture
+(`couplings.corrupted`), a student of one evaluation from it (`losses.tunable_distillation`).
+Prints, on held-out digits, the root mean squared error and the energy distance to real digits for
+the teacher's Euler steps and the student's knob; draws OUT/samples.png. README.md has the results.
 """
 
 import argparse
@@ -33,19 +34,36 @@ KNOBS = (0.0, 0.25, 0.5, 0.75, 1.0)
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--out", type=Path, required=True, help="folder of the table and the picture")
-    parser.add_argument("--mnist", help="mnist.npz (or a folder of idx files); digits of 8x8 without it")
-    parser.add_argument("--factor", type=int, default=4, help="side of a block, a divisor of the picture's side")
-    parser.add_argument(
-        "--sigma", type=float, default=0.5, help="std of the noise on the means, beside pixels in [-1, 1]"
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--steps", type=int, default=5000, help="updates of each of the two trainings")
+    parser.add_argument(
+        "--out", type=Path, required=True, help="folder of the table and the picture"
+    )
+    parser.add_argument(
+        "--mnist", help="mnist.npz (or a folder of idx files); digits of 8x8 without it"
+    )
+    parser.add_argument(
+        "--factor", type=int, default=4, help="side of a block, a divisor of the picture's side"
+    )
+    parser.add_argument(
+        "--sigma",
+        type=float,
+        default=0.5,
+        help="std of the noise on the means, beside pixels in [-1, 1]",
+    )
+    parser.add_argument(
+        "--steps", type=int, default=5000, help="updates of each of the two trainings"
+    )
     parser.add_argument("--batch", type=int, default=256)
     parser.add_argument("--width", type=int, default=512)
-    parser.add_argument("--rate", type=float, default=1e-3, help="learning rate, falling to 0 along a cosine")
+    parser.add_argument(
+        "--rate", type=float, default=1e-3, help="learning rate, falling to 0 along a cosine"
+    )
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--short", action="store_true", help="20 steps of a narrow network: numbers mean nothing")
+    parser.add_argument(
+        "--short", action="store_true", help="20 steps of a narrow network: numbers mean nothing"
+    )
     args = parser.parse_args()
     if args.short:
         args.steps, args.width = 20, 32
@@ -55,7 +73,9 @@ def main() -> None:
     velocity = jflow.velocity(nets.TimeMLP((args.width,) * 3, time_scale=10.0))
     source = couplings.corrupted(couplings.block_means(args.factor), args.sigma)
     x0, cond = source(jax.random.key(args.seed + 1), test, None)
-    fresh = velocity.init(jax.random.key(args.seed), x0[:1], jnp.zeros(1), jax.tree.map(lambda c: c[:1], cond))
+    fresh = velocity.init(
+        jax.random.key(args.seed), x0[:1], jnp.zeros(1), jax.tree.map(lambda c: c[:1], cond)
+    )
 
     degrade = couplings.with_source(source)
     matching = losses.chain(degrade, losses.flow_matching(velocity))
@@ -79,7 +99,9 @@ def images(mnist: str | None):
     """Training and held-out pictures [n, h, w, 1] in [-1, 1]."""
     splits = data.digits() if mnist is None else data.mnist(mnist)
     top = 16 if mnist is None else 255
-    rows, test = (np.asarray(part["x"], np.float32) / (top / 2) - 1 for part in (splits.train, splits.test))
+    rows, test = (
+        np.asarray(part["x"], np.float32) / (top / 2) - 1 for part in (splits.train, splits.test)
+    )
     return rows, test[:1000]
 
 
@@ -88,7 +110,9 @@ def fitted(loss, params, rows, args, frozen=None):
     optimizer = optax.adam(optax.cosine_decay_schedule(args.rate, args.steps))
     average = train.ema.warmup(0.998)
     return train.fit(
-        train.init_state(params, optimizer, jax.random.key(args.seed), ema=average, frozen=frozen or {}),
+        train.init_state(
+            params, optimizer, jax.random.key(args.seed), ema=average, frozen=frozen or {}
+        ),
         train.make_step(loss, optimizer, ema=average),
         data.batches({"x": rows}, args.batch, seed=args.seed),
         steps=args.steps,
@@ -106,7 +130,10 @@ def report(made, rows, test, args) -> None:
     lines = {}
     for name, x in made.items():
         x = np.clip(x, -1, 1)
-        lines[name] = float(np.sqrt(np.mean((x - test) ** 2))), metrics.energy_distance(x, test) / float(floor)
+        lines[name] = (
+            float(np.sqrt(np.mean((x - test) ** 2))),
+            metrics.energy_distance(x, test) / float(floor),
+        )
         print(f"{name:24s}{lines[name][0]:12.3f}{lines[name][1]:10.2f}")
     (args.out / "results.json").write_text(json.dumps(lines, indent=1))
     shown = {"held-out digits": test} | made

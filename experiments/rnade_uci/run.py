@@ -1,16 +1,21 @@
-"""Log-likelihoods of small UCI tables under the protocol of Uria, Murray, Larochelle, *RNADE* (2013): ten folds.
+"""Log-likelihoods of small UCI tables under the protocol of Uria, Murray, Larochelle, *RNADE*
+(2013): ten folds.
 
-    python experiments/rnade_uci/run.py --data-dir DATA [--sets red_wine white_wine ionosphere boston] [--columns raw distinct]
+    python experiments/rnade_uci/run.py --data-dir DATA [--sets red_wine white_wine ionosphere
+    boston] [--columns raw distinct]
 
-Each fold holds out a tenth of the rows to test; a tenth of the others chooses the step to stop at; columns are standardized
-by the fold's training rows. The ten folds train at once, as one vmapped step. Prints nats per row, the mean over all
-held-out rows and its standard error, beside a Gaussian's.
+Each fold holds out a tenth of the rows to test; a tenth of the others chooses the step to stop at;
+columns are standardized by the fold's training rows. The ten folds train at once, as one vmapped
+step. Prints nats per row, the mean over all held-out rows and its standard error, beside a
+Gaussian's.
 
---columns raw: the protocol's own. These columns sit on lattices and rows repeat, so a density can rise without bound on the
-spikes, and the numbers compare with published ones only as far as everybody's spikes were as wide. --columns distinct:
-repeated rows dropped, then columns on a lattice dequantized once at their resolution: a comparison of densities.
+--columns raw: the protocol's own. These columns sit on lattices and rows repeat, so a density can
+rise without bound on the spikes, and the numbers compare with published ones only as far as
+everybody's spikes were as wide. --columns distinct: repeated rows dropped, then columns on a
+lattice dequantized once at their resolution: a comparison of densities.
 
-DATA is the folder that holds tabular/ (or set JFLOW_DATA); `--sets wine` comes with scikit-learn and needs none.
+DATA is the folder that holds tabular/ (or set JFLOW_DATA); `--sets wine` comes with scikit-learn
+and needs none.
 """
 
 import argparse
@@ -84,10 +89,12 @@ def mixture(d: int, args) -> Flow:
 
 
 def spline(d: int, args) -> Flow:
-    """A fine spline of each column by itself, next to the data, so that an atom of a column costs one bin; then splines
-    whose knots depend on the columns before, and on the columns after."""
+    """A fine spline of each column by itself, next to the data, so that an atom of a column costs
+    one bin; then splines whose knots depend on the columns before, and on the columns after."""
     marginal = bijectors.elementwise(bijectors.univariate.rational_quadratic(64, 5.0), (d,))
-    return autoregressive(d, args, bijectors.univariate.rational_quadratic(8, 5.0), layers=2, first=[marginal])
+    return autoregressive(
+        d, args, bijectors.univariate.rational_quadratic(8, 5.0), layers=2, first=[marginal]
+    )
 
 
 def autoregressive(d: int, args, transformer, layers: int, first=()) -> Flow:
@@ -117,7 +124,9 @@ def folds(x: np.ndarray, k: int, seed: int):
         test, rest = order[i::k], np.delete(order, np.s_[i::k])
         cut = len(rest) // 10
         mean, std = x[rest].mean(0), x[rest].std(0)
-        parts.append([((x[rows] - mean) / std).astype(np.float32) for rows in (rest[cut:], rest[:cut], test)])
+        parts.append(
+            [((x[rows] - mean) / std).astype(np.float32) for rows in (rest[cut:], rest[:cut], test)]
+        )
     return parts
 
 
@@ -131,19 +140,31 @@ def stack(rows: list[np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
 def fit(model: Flow, parts, args) -> list[np.ndarray]:
     """Nats [rows] of each fold's test rows at the step of its best validation rows."""
     k = len(parts)
-    (train_rows, _), (valid, valid_weight), (test, _) = (stack([p[i] for p in parts]) for i in range(3))
-    params = jax.jit(jax.vmap(model.init))(jax.random.split(jax.random.key(args.seed), k), train_rows)
+    (train_rows, _), (valid, valid_weight), (test, _) = (
+        stack([p[i] for p in parts]) for i in range(3)
+    )
+    params = jax.jit(jax.vmap(model.init))(
+        jax.random.split(jax.random.key(args.seed), k), train_rows
+    )
     schedule = optax.warmup_cosine_decay_schedule(0.0, args.learning_rate, 50, args.steps + 1)
-    optimizer = optax.chain(optax.clip_by_global_norm(5.0), optax.adamw(schedule, weight_decay=args.weight_decay))
+    optimizer = optax.chain(
+        optax.clip_by_global_norm(5.0), optax.adamw(schedule, weight_decay=args.weight_decay)
+    )
     average = train.ema.warmup(args.ema)
     keys = jax.random.split(jax.random.key(args.seed + 1), k)
-    state = jax.jit(jax.vmap(lambda p, key: train.init_state(p, optimizer, key, ema=average)))(params, keys)
-    step = jax.jit(jax.vmap(train.make_step(losses.nll(model), optimizer, ema=average)), donate_argnums=0)
+    state = jax.jit(jax.vmap(lambda p, key: train.init_state(p, optimizer, key, ema=average)))(
+        params, keys
+    )
+    step = jax.jit(
+        jax.vmap(train.make_step(losses.nll(model), optimizer, ema=average)), donate_argnums=0
+    )
     log_prob = jax.jit(jax.vmap(model.log_prob))
 
     @jax.jit
     def judge(best, score, state):
-        now = jnp.sum(valid_weight * jax.vmap(model.log_prob)(state.ema, valid), 1) / jnp.sum(valid_weight, 1)
+        now = jnp.sum(valid_weight * jax.vmap(model.log_prob)(state.ema, valid), 1) / jnp.sum(
+            valid_weight, 1
+        )
         better = now > score
         pick = jax.vmap(lambda b, new, old: jax.tree.map(lambda n, o: jnp.where(b, n, o), new, old))
         return pick(better, state.ema, best), jnp.where(better, now, score)
@@ -153,7 +174,9 @@ def fit(model: Flow, parts, args) -> list[np.ndarray]:
     best = jax.tree.map(jnp.copy, best)
     lengths = [len(p[0]) for p in parts]
     for i in tqdm(range(args.steps), unit="step", disable=args.quiet):
-        rows = np.stack([train_rows[j, rng.integers(0, n, args.batch)] for j, n in enumerate(lengths)])
+        rows = np.stack(
+            [train_rows[j, rng.integers(0, n, args.batch)] for j, n in enumerate(lengths)]
+        )
         state, _ = step(state, {"x": rows})
         if (i + 1) % args.eval_every == 0:
             best, score = judge(best, score, state)
@@ -162,16 +185,28 @@ def fit(model: Flow, parts, args) -> list[np.ndarray]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--data-dir", default="", help="folder that holds tabular/ (default: JFLOW_DATA)")
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument(
+        "--data-dir", default="", help="folder that holds tabular/ (default: JFLOW_DATA)"
+    )
     parser.add_argument("--sets", nargs="+", default=list(PUBLISHED), choices=[*PUBLISHED, "wine"])
-    parser.add_argument("--columns", nargs="+", default=["raw", "distinct"], choices=["raw", "distinct"])
+    parser.add_argument(
+        "--columns", nargs="+", default=["raw", "distinct"], choices=["raw", "distinct"]
+    )
     parser.add_argument("--models", nargs="+", default=list(MODELS), choices=list(MODELS))
     parser.add_argument("--folds", type=int, default=10)
     parser.add_argument("--steps", type=int, default=1000)
     parser.add_argument("--batch", type=int, default=100)
-    parser.add_argument("--width", type=int, default=128, help="hidden units of the autoregressive networks")
-    parser.add_argument("--dropout", type=float, help="of the autoregressive networks (default: by set, see DROPOUT)")
+    parser.add_argument(
+        "--width", type=int, default=128, help="hidden units of the autoregressive networks"
+    )
+    parser.add_argument(
+        "--dropout",
+        type=float,
+        help="of the autoregressive networks (default: by set, see DROPOUT)",
+    )
     parser.add_argument("--learning-rate", type=float, default=5e-3)
     parser.add_argument("--weight-decay", type=float, default=1e-2)
     parser.add_argument("--ema", type=float, default=0.99)
@@ -181,7 +216,9 @@ def main() -> None:
     args = parser.parse_args()
     if args.folds < 2 or args.steps < args.eval_every:
         parser.error("expected at least 2 folds, and steps of at least --eval-every")
-    print(f"{'set':12s} {'columns':10s} {'model':10s} {'nats':>8s} {'error':>6s} {'published':>9s} {'seconds':>8s}")
+    print(
+        f"{'set':12s} {'columns':10s} {'model':10s} {'nats':>8s} {'error':>6s} {'published':>9s} {'seconds':>8s}"
+    )
     for name in args.sets:
         for columns in args.columns:
             x = table(name, args.data_dir)
@@ -194,7 +231,11 @@ def main() -> None:
             for model in args.models:
                 start = time.perf_counter()
                 report(
-                    name, columns, model, fit(MODELS[model](x.shape[1], own), parts, args), time.perf_counter() - start
+                    name,
+                    columns,
+                    model,
+                    fit(MODELS[model](x.shape[1], own), parts, args),
+                    time.perf_counter() - start,
                 )
 
 
@@ -203,7 +244,8 @@ def report(name: str, columns: str, model: str, nats: list[np.ndarray], seconds:
     error = nats.std() / np.sqrt(len(nats))
     published = f"{PUBLISHED[name]:9.2f}" if columns == "raw" and name in PUBLISHED else " " * 9
     print(
-        f"{name:12s} {columns:10s} {model:10s} {nats.mean():8.2f} {error:6.2f} {published} {seconds:8.1f}", flush=True
+        f"{name:12s} {columns:10s} {model:10s} {nats.mean():8.2f} {error:6.2f} {published} {seconds:8.1f}",
+        flush=True,
     )
 
 

@@ -1,13 +1,16 @@
-"""jflow's neural spline flows beside FlowJAX's of the same size, coupling and autoregressive, on equal rows.
+"""jflow's neural spline flows beside FlowJAX's of the same size, coupling and autoregressive, on
+equal rows.
 
-    python experiments/tabular_spline_flow/compare.py --data-dir DATA [--datasets power_plant protein magic04] [--seeds 3]
+    python experiments/tabular_spline_flow/compare.py --data-dir DATA [--datasets power_plant
+    protein magic04] [--seeds 3]
 
-FlowJAX is trained by its own loop (learning rate 5e-4, batch 256, at most 100 epochs, patience 10) on the same training
-and validation rows. Prints, for each set, seed and form, the test log-likelihoods in nats of the standardized columns,
-the mean paired difference with its standard error, and the seconds of training, choice of the step to stop at included:
-jflow's after its first ten steps and FlowJAX's after a first epoch, so that both are compiled, and then jflow's with
-compilation. The line "better" of a set takes, over all seeds, jflow's form of the lower validation loss and FlowJAX's
-form of the higher test log-likelihood. Needs the extra `experiments`.
+FlowJAX is trained by its own loop (learning rate 5e-4, batch 256, at most 100 epochs, patience 10)
+on the same training and validation rows. Prints, for each set, seed and form, the test
+log-likelihoods in nats of the standardized columns, the mean paired difference with its standard
+error, and the seconds of training, choice of the step to stop at included: jflow's after its first
+ten steps and FlowJAX's after a first epoch, so that both are compiled, and then jflow's with
+compilation. The line "better" of a set takes, over all seeds, jflow's form of the lower validation
+loss and FlowJAX's form of the higher test log-likelihood. Needs the extra `experiments`.
 """
 
 import argparse
@@ -26,21 +29,34 @@ FORMS = ("coupling", "autoregressive")
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--data-dir", default="", help="folder that holds tabular/ (default: JFLOW_DATA)")
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument(
+        "--data-dir", default="", help="folder that holds tabular/ (default: JFLOW_DATA)"
+    )
     parser.add_argument("--datasets", nargs="+", default=["power_plant", "protein", "magic04"])
     parser.add_argument("--seeds", type=int, default=3)
-    parser.add_argument("--forms", nargs="+", default=list(FORMS), choices=FORMS, help="of the flows")
+    parser.add_argument(
+        "--forms", nargs="+", default=list(FORMS), choices=FORMS, help="of the flows"
+    )
     parser.add_argument("overrides", nargs="*", metavar="key=value", help="of config.py")
     args = parser.parse_args()
-    columns = (f"{name:>{width}s}" for name, width in zip(HEADER, (6, 9, 9, 20, 9, 10, 18), strict=True))
+    columns = (
+        f"{name:>{width}s}" for name, width in zip(HEADER, (6, 9, 9, 20, 9, 10, 18), strict=True)
+    )
     print(f"{'set':12s}{'form':14s}", *columns, sep="", flush=True)
     for dataset in args.datasets:
-        results = {form: [one(dataset, form, seed, args) for seed in range(args.seeds)] for form in args.forms}
+        results = {
+            form: [one(dataset, form, seed, args) for seed in range(args.seeds)]
+            for form in args.forms
+        }
         for form, runs in results.items():
             report(dataset, form, runs, runs)
         ours = min(results.values(), key=lambda runs: np.mean([run.valid_nll for run in runs]))
-        theirs = max(results.values(), key=lambda runs: np.mean([run.theirs.mean() for run in runs]))
+        theirs = max(
+            results.values(), key=lambda runs: np.mean([run.theirs.mean() for run in runs])
+        )
         report(dataset, "better", ours, theirs)
 
 
@@ -53,7 +69,10 @@ class Run(NamedTuple):
 def report(dataset: str, form: str, ours: list[Run], theirs: list[Run]) -> None:
     difference = np.concatenate([a.ours - b.theirs for a, b in zip(ours, theirs, strict=True)])
     error = difference.std(ddof=1) / np.sqrt(len(difference))
-    means = [np.mean([run.ours.mean() for run in ours]), np.mean([run.theirs.mean() for run in theirs])]
+    means = [
+        np.mean([run.ours.mean() for run in ours]),
+        np.mean([run.theirs.mean() for run in theirs]),
+    ]
     print(
         f"{dataset:12s}{form:14s}   all {means[0]:9.4f} {means[1]:8.4f}  {difference.mean():+8.4f} +- {error:.4f}",
         flush=True,
@@ -66,7 +85,10 @@ def one(dataset: str, form: str, seed: int, args) -> Run:
     experiment, _ = apps.load_config(Path(__file__).parent / "config.py", overrides)
     splits, pre = experiment.data(), experiment.preprocess
     state = pre.fit(splits.train)
-    rows = {name: pre.apply(state, getattr(splits, name), None)["x"].astype(np.float32) for name in splits._fields}
+    rows = {
+        name: pre.apply(state, getattr(splits, name), None)["x"].astype(np.float32)
+        for name in splits._fields
+    }
     ours, valid_nll, our_seconds, our_cold = fit_jflow(experiment, splits, state, rows)
     theirs, their_seconds = fit_flowjax(rows, seed, form)
     difference = (ours - theirs).mean()
@@ -80,7 +102,8 @@ def one(dataset: str, form: str, seed: int, args) -> Run:
 
 
 def fit_jflow(experiment, splits, state, rows) -> tuple[np.ndarray, float, float, float]:
-    """Nats of the test rows, the best validation loss, seconds after the first ten steps, which compile, and in all."""
+    """Nats of the test rows, the best validation loss, seconds after the first ten steps, which
+    compile, and in all."""
     start = time.perf_counter()
     batches = data.batches({"x": rows["train"]}, experiment.batch, seed=experiment.seed)
     init_key, train_key = jax.random.split(jax.random.key(experiment.seed))

@@ -1,15 +1,18 @@
-"""Neural spline flow on tables: power plant, protein and magic04, or wine and breast cancer from scikit-learn.
+"""Neural spline flow on tables: power plant, protein and magic04, or wine and breast cancer from
+scikit-learn.
 
-    jflow train experiments/tabular_spline_flow dataset=power_plant data_dir=DATA --workdir runs/power_plant
+    jflow train experiments/tabular_spline_flow dataset=power_plant data_dir=DATA --workdir
+    runs/power_plant
     python experiments/tabular_spline_flow/compare.py --data-dir DATA
 
-The second line trains FlowJAX's spline flows of the same size beside it, over three seeds, in both forms. DATA is the folder
-that holds tabular/*.gz (or set JFLOW_DATA); dataset=wine and dataset=breast_cancer need none. `short=True` shrinks the run
-to seconds, for CI.
+The second line trains FlowJAX's spline flows of the same size beside it, over three seeds, in both
+forms. DATA is the folder that holds tabular/*.gz (or set JFLOW_DATA); dataset=wine and
+dataset=breast_cancer need none. `short=True` shrinks the run to seconds, for CI.
 
-Rows that repeat are dropped; a column that sits on a lattice gets one fixed uniform dequantization at its resolution;
-then 80% of the rows train, 10% choose the step to stop at, 10% test, standardized by the training rows.
-Expected test log-likelihoods, in nats of the standardized columns, are in README.md.
+Rows that repeat are dropped; a column that sits on a lattice gets one fixed uniform dequantization
+at its resolution; then 80% of the rows train, 10% choose the step to stop at, 10% test,
+standardized by the training rows. Expected test log-likelihoods, in nats of the standardized
+columns, are in README.md.
 
 Method: Durkan, Bekasov, Murray, Papamakarios, *Neural Spline Flows* (2019), RQ-NSF (C).
 """
@@ -26,7 +29,11 @@ import optax
 from jflow import data, flows, losses, train
 from jflow.apps import Experiment
 
-FILES = {"power_plant": "power_plant.txt.gz", "protein": "protein.txt.gz", "magic04": "magic04.data.gz"}
+FILES = {
+    "power_plant": "power_plant.txt.gz",
+    "protein": "protein.txt.gz",
+    "magic04": "magic04.data.gz",
+}
 
 FORMS = {"coupling": flows.neural_spline, "autoregressive": flows.neural_spline_autoregressive}
 
@@ -38,11 +45,15 @@ def table(dataset: str, data_dir: str) -> np.ndarray:
 
         return getattr(datasets, f"load_{dataset}")().data.astype(np.float64)
     if dataset not in FILES:
-        raise ValueError(f"unknown dataset {dataset!r}: expected one of {', '.join([*FILES, 'wine', 'breast_cancer'])}")
+        raise ValueError(
+            f"unknown dataset {dataset!r}: expected one of {', '.join([*FILES, 'wine', 'breast_cancer'])}"
+        )
     folder = data_dir or os.environ.get("JFLOW_DATA", "")
     path = Path(folder).expanduser() / "tabular" / FILES[dataset]
     if not folder or not path.is_file():
-        raise FileNotFoundError(f"{path}: set data_dir=FOLDER or JFLOW_DATA; dataset=wine needs no folder")
+        raise FileNotFoundError(
+            f"{path}: set data_dir=FOLDER or JFLOW_DATA; dataset=wine needs no folder"
+        )
     with gzip.open(path, "rt") as lines:
         if dataset == "magic04":  # the last column is the class
             return np.loadtxt(lines, delimiter=",", usecols=range(10))
@@ -104,7 +115,13 @@ def config(
     parts = splits(dataset, data_dir, seed)
     batch = min(batch, len(parts.train["x"]) // 2)
     steps = steps or max(1000, 60 * len(parts.train["x"]) // batch)
-    options = {"depth": depth, "hidden": hidden, "bins": bins, "bound": bound, "activation": nn.relu}
+    options = {
+        "depth": depth,
+        "hidden": hidden,
+        "bins": bins,
+        "bound": bound,
+        "activation": nn.relu,
+    }
     if form not in FORMS:
         raise ValueError(f"unknown form {form!r}: expected one of {', '.join(FORMS)}")
     model = FORMS[form](parts.train["x"].shape[1:], **options)
@@ -122,7 +139,9 @@ def config(
         model=model,
         init=lambda key, rows: model.init(key, rows["x"].astype(np.float32)),
         loss=losses.nll(model),
-        optimizer=optax.chain(optax.clip_by_global_norm(5.0), optax.adamw(schedule, weight_decay=weight_decay)),
+        optimizer=optax.chain(
+            optax.clip_by_global_norm(5.0), optax.adamw(schedule, weight_decay=weight_decay)
+        ),
         data=lambda: parts,
         preprocess=data.standardize(),
         steps=steps,

@@ -48,7 +48,9 @@ def filled(used: Array | None, tree: PyTree) -> PyTree:
 
     def leaf(a):
         # a masked sum, since over a mesh an index would gather the rows of all devices
-        first = jnp.sum(jnp.where(expand_to(at, a), a, jnp.zeros_like(a)), axis=0, keepdims=True, dtype=a.dtype)
+        first = jnp.sum(
+            jnp.where(expand_to(at, a), a, jnp.zeros_like(a)), axis=0, keepdims=True, dtype=a.dtype
+        )
         return jnp.where(expand_to(used, a), a, first)
 
     return jax.tree.map(leaf, tree)
@@ -59,11 +61,15 @@ def mean_and_std(x: Array, axis) -> tuple[Array, Array]:
     overflow nor vanish: they are taken of x over a power of two near its largest number, which is exact."""
     x = x.astype(float_dtype(x))
     largest = jnp.max(jnp.abs(x), axis=axis, keepdims=True)
-    power = jnp.where(largest > 0, largest / (4 * jnp.frexp(largest)[0]), 1.0)  # 4: 1 / power is not subnormal either
+    power = jnp.where(
+        largest > 0, largest / (4 * jnp.frexp(largest)[0]), 1.0
+    )  # 4: 1 / power is not subnormal either
     power = jnp.maximum(power, jnp.finfo(x.dtype).tiny)
     scaled, power = x / power, jnp.squeeze(power, axis)
     varies = jnp.ptp(scaled, axis=axis) > 1e-6 * jnp.max(jnp.abs(scaled), axis=axis)
-    return power * jnp.mean(scaled, axis=axis), jnp.where(varies, power * jnp.std(scaled, axis=axis), 1.0)
+    return power * jnp.mean(scaled, axis=axis), jnp.where(
+        varies, power * jnp.std(scaled, axis=axis), 1.0
+    )
 
 
 def numpy_mean_and_std(x: np.ndarray, axis) -> tuple[np.ndarray, np.ndarray]:
@@ -91,7 +97,9 @@ def space_to_depth(name: str, x: Array, rows: int, columns: int) -> Array:
         )
     b, h, w, c = x.shape
     blocks = x.reshape(b, h // rows, rows, w // columns, columns, c)
-    return blocks.transpose(0, 1, 3, 2, 4, 5).reshape(b, h // rows, w // columns, rows * columns * c)
+    return blocks.transpose(0, 1, 3, 2, 4, 5).reshape(
+        b, h // rows, w // columns, rows * columns * c
+    )
 
 
 def patchify(x: Array, p: int) -> Array:
@@ -122,4 +130,7 @@ def halves(xy: Array, like: Array) -> tuple[Array, Array]:
 def leaves_by_position(batch: PyTree) -> PyTree:
     """`batch` with leaves that jax does not know and that numpy can read (a pandas Series) as numpy arrays, in order."""
     known = jax.Array | np.ndarray | np.generic
-    return jax.tree.map(lambda x: np.asarray(x) if hasattr(x, "__array__") and not isinstance(x, known) else x, batch)
+    return jax.tree.map(
+        lambda x: np.asarray(x) if hasattr(x, "__array__") and not isinstance(x, known) else x,
+        batch,
+    )

@@ -33,9 +33,13 @@ def read_as_given(name: str, batch: Mapping[str, PyTree], allowed: tuple[str, ..
             f"{name}: expected 'x' of a floating type, got {jnp.result_type(x)}: dequantize or scale it first"
         )
     if x0 is not None and jnp.shape(x0) != jnp.shape(x):
-        raise ValueError(f"{name}: expected 'x0' of the shape of 'x', {list(jnp.shape(x))}, got {list(jnp.shape(x0))}")
+        raise ValueError(
+            f"{name}: expected 'x0' of the shape of 'x', {list(jnp.shape(x))}, got {list(jnp.shape(x0))}"
+        )
     if weight is not None and jnp.shape(weight) != (jnp.shape(x)[0],):
-        raise ValueError(f"{name}: expected 'weight' of shape [{jnp.shape(x)[0]}], got {list(jnp.shape(weight))}")
+        raise ValueError(
+            f"{name}: expected 'weight' of shape [{jnp.shape(x)[0]}], got {list(jnp.shape(weight))}"
+        )
     check_dropped(name, batch)
     batch = {**batch, "cond": check_cond(name, batch.get("cond"), jnp.shape(x)[0])}
     return tuple(jax.tree.map(jnp.asarray, batch.get(key)) for key in allowed)
@@ -44,7 +48,9 @@ def read_as_given(name: str, batch: Mapping[str, PyTree], allowed: tuple[str, ..
 def check_dropped(name: str, batch: Mapping[str, PyTree]) -> None:
     """Raise for a 'dropped' that is not a truth value for each row of 'x'."""
     dropped, n = batch.get("dropped"), jnp.shape(batch["x"])[0]
-    if dropped is not None and (jnp.shape(dropped) != (n,) or jnp.result_type(dropped) != jnp.dtype("bool")):
+    if dropped is not None and (
+        jnp.shape(dropped) != (n,) or jnp.result_type(dropped) != jnp.dtype("bool")
+    ):
         raise ValueError(
             f"{name}: expected 'dropped' of shape [{n}] and type bool, "
             f"got {list(jnp.shape(dropped))} and {jnp.result_type(dropped)}"
@@ -58,11 +64,15 @@ def mean_of_rows(loss: Array, weight: Array | None) -> Array:
     Raises ValueError where loss does not lead with a number for each row.
     """
     if loss.ndim == 0 or (weight is not None and weight.shape != loss.shape[:1]):
-        raise ValueError(f"expected a loss of shape [b], a number for each row, got {list(loss.shape)}")
+        raise ValueError(
+            f"expected a loss of shape [b], a number for each row, got {list(loss.shape)}"
+        )
     loss = loss.astype(float_dtype(loss))
     if weight is None:
         return jnp.sum(loss, axis=0) / max(loss.shape[0], 1)
     weight = weight.astype(loss.dtype)
     used = weight != 0
     total = jnp.where(jnp.any(used), jnp.sum(weight), 1)
-    return jnp.sum(expand_to(weight, loss) * jnp.where(expand_to(used, loss), loss, 0), axis=0) / total
+    return (
+        jnp.sum(expand_to(weight, loss) * jnp.where(expand_to(used, loss), loss, 0), axis=0) / total
+    )

@@ -42,7 +42,9 @@ def check_channels(name: str, x: Array, channels: int) -> None:
     shape = jnp.shape(x)
     if len(shape) < 2 or shape[-1] != channels:
         hint = ": one x wants a batch axis too, x[None]" if shape == (channels,) else ""
-        raise ValueError(f"{name}: expected x of shape [b, ..., {channels}], got {list(shape)}{hint}")
+        raise ValueError(
+            f"{name}: expected x of shape [b, ..., {channels}], got {list(shape)}{hint}"
+        )
 
 
 def check_side(side: str) -> None:
@@ -60,9 +62,15 @@ def check_cond(name: str, cond: Cond, n: int) -> Cond:
             return leaf
         if shape[:1] == (1,):
             return jnp.broadcast_to(leaf, (n, *shape[1:]))
-        hint = "a row for each x, or a single one for all" if shape else f"one label for all is jnp.full(({n},), label)"
+        hint = (
+            "a row for each x, or a single one for all"
+            if shape
+            else f"one label for all is jnp.full(({n},), label)"
+        )
         where = "cond" + jax.tree_util.keystr(path)
-        raise ValueError(f"{name}: expected {where} to lead with {n} rows, got shape {list(shape)}: {hint}")
+        raise ValueError(
+            f"{name}: expected {where} to lead with {n} rows, got shape {list(shape)}: {hint}"
+        )
 
     return jax.tree_util.tree_map_with_path(repeated, cond)
 
@@ -102,7 +110,12 @@ def check_key(name: str, key) -> None:
     """Raise unless key is a jax.random.key, or one of the old kind, jax.random.PRNGKey."""
     shape: Any = getattr(key, "shape", None)
     dtype: Any = getattr(key, "dtype", None)
-    if shape == () and jnp.issubdtype(dtype, jax.dtypes.prng_key) or dtype == jnp.uint32 and len(shape) == 1:
+    if (
+        shape == ()
+        and jnp.issubdtype(dtype, jax.dtypes.prng_key)
+        or dtype == jnp.uint32
+        and len(shape) == 1
+    ):
         return
     raise TypeError(f"{name}: expected key to be one jax.random.key(seed), got {described(key)}")
 
@@ -110,22 +123,30 @@ def check_key(name: str, key) -> None:
 def check_params(name: str, params, *parts: str) -> None:
     """Raise unless params is a dict with these parts."""
     if not isinstance(params, Mapping):
-        raise TypeError(f"{name}: expected params, a dict with {list(parts)}, got {described(params)}")
+        raise TypeError(
+            f"{name}: expected params, a dict with {list(parts)}, got {described(params)}"
+        )
     if missing := [part for part in parts if part not in params]:
-        raise ValueError(f"{name}: expected params with {list(parts)}, got {sorted(params)} without {missing}")
+        raise ValueError(
+            f"{name}: expected params with {list(parts)}, got {sorted(params)} without {missing}"
+        )
 
 
 def check_batch(name: str, batch) -> None:
     """Raise unless the batch is a dict."""
     if not isinstance(batch, Mapping):
-        raise TypeError(f"{name}: expected the batch to be a dict such as {{'x': data}}, got {described(batch)}")
+        raise TypeError(
+            f"{name}: expected the batch to be a dict such as {{'x': data}}, got {described(batch)}"
+        )
 
 
 def check_x(name: str, batch) -> None:
     """Raise unless the batch is a dict with data [b, *event] under 'x'."""
     check_batch(name, batch)
     if batch.get("x") is None:
-        raise ValueError(f"{name}: expected the data under 'x' in batch, got the keys {sorted(batch)}")
+        raise ValueError(
+            f"{name}: expected the data under 'x' in batch, got the keys {sorted(batch)}"
+        )
     if jnp.ndim(batch["x"]) == 0:
         raise ValueError(f"{name}: expected 'x' of shape [b, *event], got a scalar")
 
@@ -208,7 +229,9 @@ def check_whole(name: str, least: int = 1, **values: int) -> None:
 def check_raw(name: str, x: Array, raw: Array, size: int) -> tuple[Array, Array]:
     """x [...] and raw [..., size] in float32 at least; raise unless the shapes fit."""
     if jnp.shape(raw) != (*jnp.shape(x), size):
-        raise ValueError(f"{name}: expected raw of shape {[*jnp.shape(x), size]}, got {list(jnp.shape(raw))}")
+        raise ValueError(
+            f"{name}: expected raw of shape {[*jnp.shape(x), size]}, got {list(jnp.shape(raw))}"
+        )
     dtype = float_dtype(x, raw)
     return jnp.asarray(x, dtype), jnp.asarray(raw, dtype)
 
@@ -232,7 +255,9 @@ def like_rows(name: str, row: PyTree, cond: Cond) -> Cond:
         return jax.tree.map(lambda r, c: jnp.broadcast_to(r, c.shape), row, cond)
     except ValueError as error:
         shapes = [jax.tree.map(jnp.shape, row), jax.tree.map(lambda c: jnp.shape(c)[1:], cond)]
-        raise ValueError(f"{name}: expected null of shape {shapes[1]}, one row of cond, got {shapes[0]}") from error
+        raise ValueError(
+            f"{name}: expected null of shape {shapes[1]}, one row of cond, got {shapes[0]}"
+        ) from error
 
 
 def _as_type(name: str, null, dtype) -> Array:
@@ -245,13 +270,21 @@ def _as_type(name: str, null, dtype) -> Array:
     else:
         null = np.asarray(null)
         same = (
-            null.dtype.kind == "b" if truth else null.dtype.kind not in "bOSU" and bool(np.all(null == np.round(null)))
+            null.dtype.kind == "b"
+            if truth
+            else null.dtype.kind not in "bOSU" and bool(np.all(null == np.round(null)))
         )
         same = same and (truth or bool(np.all((null >= 0) & (null <= jnp.iinfo(dtype).max))))
     if not same:
         kind = "truth values" if truth else f"labels ({dtype}, 0 or more)"
-        given = repr(null.tolist()) if isinstance(null, np.ndarray) and null.size < 9 else described(null)
-        raise ValueError(f"{name}: expected null to be a row of cond, which holds {kind}, got {given}")
+        given = (
+            repr(null.tolist())
+            if isinstance(null, np.ndarray) and null.size < 9
+            else described(null)
+        )
+        raise ValueError(
+            f"{name}: expected null to be a row of cond, which holds {kind}, got {given}"
+        )
     return jnp.asarray(null.astype(dtype))
 
 
@@ -259,7 +292,9 @@ def like_state(name: str, v: PyTree, x: PyTree) -> PyTree:
     """v in the types of x, after a check that it has x's structure and shapes."""
     given, expected = jax.tree.map(jnp.shape, v), jax.tree.map(jnp.shape, x)
     if given != expected:
-        raise ValueError(f"{name}: expected a velocity shaped like x, {_text(expected)}, got {_text(given)}")
+        raise ValueError(
+            f"{name}: expected a velocity shaped like x, {_text(expected)}, got {_text(given)}"
+        )
     return jax.tree.map(lambda v, x: v.astype(jnp.result_type(x)), v, x)
 
 
@@ -279,7 +314,9 @@ def _text(shapes) -> str:
 def frozen_entry(name: str, frozen: Mapping[str, PyTree] | None, entry: str = "teacher") -> PyTree:
     """frozen[entry] without gradient; ValueError, with the name of who needs it, where there is none."""
     if frozen is None or frozen.get(entry) is None:
-        raise ValueError(f"{name}: expected {entry!r} in frozen, got the entries {sorted(frozen or {})}")
+        raise ValueError(
+            f"{name}: expected {entry!r} in frozen, got the entries {sorted(frozen or {})}"
+        )
     return jax.lax.stop_gradient(frozen[entry])
 
 
@@ -316,7 +353,9 @@ def with_checked_output(name: str, velocity: Velocity) -> Velocity:
 def check_same_shape(name: str, what: str, value: Array, like: Array) -> Array:
     """value; ValueError where its shape is not that of `like`: broadcasting would hide it."""
     if jnp.shape(value) != jnp.shape(like):
-        raise ValueError(f"{name}: expected {what} of shape {list(jnp.shape(like))}, got {list(jnp.shape(value))}")
+        raise ValueError(
+            f"{name}: expected {what} of shape {list(jnp.shape(like))}, got {list(jnp.shape(value))}"
+        )
     return value
 
 
@@ -329,7 +368,9 @@ def check_weights(name: str, **weights: float) -> None:
 
 def encode_noise(name, encoder, params, x, cond, key):
     """(mean, std) in float32 or better."""
-    mean, std = encoder.apply(params, x, jnp.ones_like(x, shape=x.shape[:1], dtype=float_dtype(x)), cond, key=key)
+    mean, std = encoder.apply(
+        params, x, jnp.ones_like(x, shape=x.shape[:1], dtype=float_dtype(x)), cond, key=key
+    )
     if mean.shape != x.shape or std.shape != x.shape:
         raise ValueError(
             f"{name}: expected an encoder that returns (mean, std) of shape {list(x.shape)}, "

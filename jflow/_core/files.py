@@ -15,7 +15,9 @@ def expand(path: str | os.PathLike) -> Path:
     """
     found = Path(os.path.expanduser(path))
     if str(found).startswith("~") and not found.exists():
-        raise ValueError(f"{path}: there is no such home folder; a name that begins with ~ needs its whole path")
+        raise ValueError(
+            f"{path}: there is no such home folder; a name that begins with ~ needs its whole path"
+        )
     return found
 
 
@@ -40,19 +42,31 @@ def replace_file(path: str | Path) -> Iterator[Path]:
         raise PermissionError(f"cannot write {path}: permission denied")
     try:
         # A folder beside the target, so that the rename at the end stays on one disk.
-        folder = Path(tempfile.mkdtemp(prefix=f".{path.name[:50]}.", suffix=".part", dir=path.absolute().parent))
+        folder = Path(
+            tempfile.mkdtemp(
+                prefix=f".{path.name[:50]}.", suffix=".part", dir=path.absolute().parent
+            )
+        )
     except OSError as error:
-        raise type(error)(f"cannot write {path}: {error.strerror} ({path.absolute().parent})") from error
+        raise type(error)(
+            f"cannot write {path}: {error.strerror} ({path.absolute().parent})"
+        ) from error
     try:
         yield folder / path.name
         os.replace(folder / path.name, path)
     except (OSError, ExceptionGroup) as error:
         cause = error if isinstance(error, OSError) else system_error(error)
-        elsewhere = cause is not None and cause.filename is not None and not str(cause.filename).startswith(str(folder))
+        elsewhere = (
+            cause is not None
+            and cause.filename is not None
+            and not str(cause.filename).startswith(str(folder))
+        )
         if cause is None or elsewhere or cause.errno is None:
             raise  # not of writing: something else that the block did
         # A full disk, mostly. The number is kept: it tells this from a mistake in the path.
-        raise OSError(cause.errno, f"cannot write {path}: {cause.strerror or os.strerror(cause.errno)}") from error
+        raise OSError(
+            cause.errno, f"cannot write {path}: {cause.strerror or os.strerror(cause.errno)}"
+        ) from error
     finally:
         shutil.rmtree(folder, ignore_errors=True)
 

@@ -16,7 +16,9 @@ __all__ = ["FixedPoint", "fixed_point", "monotone_root"]
 
 
 @partial(jax.custom_jvp, nondiff_argnums=(0,))
-def monotone_root(f: Callable[[Array, PyTree], tuple[Array, Array]], y: Array, args: PyTree) -> Array:
+def monotone_root(
+    f: Callable[[Array, PyTree], tuple[Array, Array]], y: Array, args: PyTree
+) -> Array:
     """x [...] with f(x, args)[0] = y [...], to the last digits of y's type.
 
     f(x, args) -> (value, log slope), elementwise and increasing without bound on both sides; it must not close over
@@ -125,7 +127,9 @@ def _fixed_point_jvp(g, tol, max_evaluations, primals, tangents):
     (start, args), (_, args_dot) = primals, tangents
     x, evaluations, change = _fixed_point(g, tol, max_evaluations, start, args)
 
-    @partial(jax.checkpoint, prevent_cse=False)  # nothing is kept of g for the way back but its arguments
+    @partial(
+        jax.checkpoint, prevent_cse=False
+    )  # nothing is kept of g for the way back but its arguments
     def at(x, args):
         return g(x, args).astype(x.dtype)
 
@@ -152,4 +156,8 @@ def _fixed_point_jvp(g, tol, max_evaluations, primals, tangents):
 
     b = jax.jvp(lambda args: at(x, tied((x, args))[1]), (args,), (args_dot,))[1]
     x_dot = jax.lax.custom_linear_solve(equations, b, solve, solve_transposed)
-    return (x, evaluations, change), (x_dot, np.zeros(evaluations.shape, jax.dtypes.float0), jnp.zeros_like(change))
+    return (x, evaluations, change), (
+        x_dot,
+        np.zeros(evaluations.shape, jax.dtypes.float0),
+        jnp.zeros_like(change),
+    )

@@ -11,7 +11,10 @@ import jax.numpy as jnp
 from jflow._core.arrays import float_dtype
 from jflow.types import Array
 
-_ALL, _SOME = 64, 16  # columns of a Jacobian at once: all of so many, else some; as fast as all, measured to D = 128
+_ALL, _SOME = (
+    64,
+    16,
+)  # columns of a Jacobian at once: all of so many, else some; as fast as all, measured to D = 128
 
 
 def over_unit_vectors(f: Callable, x: Array, terms: Callable) -> tuple[Array, Any]:
@@ -38,7 +41,9 @@ def over_unit_vectors(f: Callable, x: Array, terms: Callable) -> tuple[Array, An
         v, more = some(first)
         return (v, jax.tree.map(jnp.add, carry[1], more)), None
 
-    zeros = jax.tree.map(lambda a: jnp.zeros_like(x, shape=a.shape, dtype=a.dtype), jax.eval_shape(some, 0))
+    zeros = jax.tree.map(
+        lambda a: jnp.zeros_like(x, shape=a.shape, dtype=a.dtype), jax.eval_shape(some, 0)
+    )
     return jax.lax.scan(turn, zeros, jnp.arange(turns) * share)[0]
 
 

@@ -17,7 +17,9 @@ def line(x0: Array, x1: Array, t: Array) -> tuple[Array, Array]:
     return (x0 + expand_to(t, v) * v).astype(x1.dtype), v
 
 
-def predicted_data(velocity: Velocity, params: Params, x: Array, t: Array, cond, key, dtype) -> Array:
+def predicted_data(
+    velocity: Velocity, params: Params, x: Array, t: Array, cond, key, dtype
+) -> Array:
     """x + (1 - t) F(x, t) in x's precision; the network is given x in dtype."""
     v = like_state("velocity", velocity.apply(params, x.astype(dtype), t, cond, key=key), x)
     return x + expand_to(1 - t, x) * v

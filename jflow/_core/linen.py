@@ -20,13 +20,17 @@ def check_linen(name: str, what: str, module) -> None:
     kind = module if isinstance(module, type) else type(module)
     if kind is module and issubclass(kind, nn.Module):
         hint = f"make an instance, {kind.__name__}(...)"
-    elif kind.__module__.startswith("flax.nnx") or any(c.__module__.startswith("flax.nnx") for c in kind.__mro__):
+    elif kind.__module__.startswith("flax.nnx") or any(
+        c.__module__.startswith("flax.nnx") for c in kind.__mro__
+    ):
         hint = "it is a flax.nnx module, whose params live inside: write it as a flax.linen.Module"
     elif what == "module":
         hint = "what is no network is made of its two functions: jflow.types.Velocity(init, apply)"
     else:
         hint = "functions without params and modules of other libraries go inside one"
-    raise TypeError(f"{name}: expected {what} to be an instance of flax.linen.Module, got {described(module)}: {hint}")
+    raise TypeError(
+        f"{name}: expected {what} to be an instance of flax.linen.Module, got {described(module)}: {hint}"
+    )
 
 
 def init_linen(module, key, x: PyTree, *args) -> PyTree:
@@ -40,14 +44,18 @@ def init_linen(module, key, x: PyTree, *args) -> PyTree:
             "running statistics go into frozen['buffers'] with an explicit update"
         )
     dtype = float_dtype(*jax.tree.leaves(x))
-    return jax.tree.map(lambda p: p.astype(dtype) if jnp.issubdtype(p.dtype, jnp.floating) else p, params)
+    return jax.tree.map(
+        lambda p: p.astype(dtype) if jnp.issubdtype(p.dtype, jnp.floating) else p, params
+    )
 
 
 def apply_linen(module, params, *args, key=None, method=None):
     """Apply a Linen module (or one of its methods); a key becomes its 'dropout' stream, without one it runs
     deterministically."""
     try:
-        return module.apply({"params": params}, *args, rngs=None if key is None else {"dropout": key}, method=method)
+        return module.apply(
+            {"params": params}, *args, rngs=None if key is None else {"dropout": key}, method=method
+        )
     except flax.errors.ApplyScopeInvalidVariablesStructureError:
         raise ValueError(
             f"{type(module).__name__}: expected params, got a dict that holds them under 'params': give what is inside"

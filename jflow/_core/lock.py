@@ -101,5 +101,8 @@ def _lock(stream: TextIO, folder: Path) -> bool:
             f"workdir {folder} is in use by another run ({who}): wait for it, end it, or take another workdir"
         ) from None
     except OSError as error:
-        warnings.warn(f"cannot lock {folder} ({error}): take care that no second run writes there", stacklevel=2)
+        warnings.warn(
+            f"cannot lock {folder} ({error}): take care that no second run writes there",
+            stacklevel=2,
+        )
         return False

@@ -18,7 +18,10 @@ def compiled(noun):
     def jitted(function):
         if not callable(function):
             return function
-        return jax.jit(function, static_argnames="side" if "side" in inspect.signature(function).parameters else None)
+        return jax.jit(
+            function,
+            static_argnames="side" if "side" in inspect.signature(function).parameters else None,
+        )
 
     return type(noun)(*map(jitted, noun))
 

@@ -24,7 +24,9 @@ def initialize() -> None:
     for this one.
     """
     if COORDINATOR in os.environ:
-        jax.distributed.initialize(os.environ[COORDINATOR], int(os.environ[COUNT]), int(os.environ[INDEX]))
+        jax.distributed.initialize(
+            os.environ[COORDINATOR], int(os.environ[COUNT]), int(os.environ[INDEX])
+        )
     else:
         jax.distributed.initialize()
     shown = sys.excepthook
@@ -62,7 +64,11 @@ def from_main(value: Any) -> Any:
 
 def any_of(flag: bool) -> bool:
     """Whether the flag is set on any process."""
-    return flag if jax.process_count() == 1 else bool(multihost_utils.process_allgather(np.asarray(flag)).any())
+    return (
+        flag
+        if jax.process_count() == 1
+        else bool(multihost_utils.process_allgather(np.asarray(flag)).any())
+    )
 
 
 def wait_for_all(name: str) -> None:
@@ -80,7 +86,9 @@ def check_agreement(facts: Mapping[str, Any]) -> None:
         return
     text = json.dumps(dict(facts), default=str)
     digest = np.frombuffer(hashlib.sha256(text.encode()).digest(), np.uint8)
-    digests = multihost_utils.process_allgather(digest)  # the same rows everywhere, and so the same decision
+    digests = multihost_utils.process_allgather(
+        digest
+    )  # the same rows everywhere, and so the same decision
     if (digests == digests[:1]).all():
         return
     theirs = [json.loads(part) for part in _gather(text)]
@@ -90,7 +98,9 @@ def check_agreement(facts: Mapping[str, Any]) -> None:
             a, b = (str(facts.get(name, "missing")) for facts in (first, other))
             if a != b:
                 a, b = _differing_line(a, b)
-                raise ValueError(f"the processes disagree on {name}: {a} in process 0, {b} in process {i}")
+                raise ValueError(
+                    f"the processes disagree on {name}: {a} in process 0, {b} in process {i}"
+                )
 
 
 def _differing_line(a: str, b: str) -> tuple[str, str]:

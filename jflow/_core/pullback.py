@@ -13,7 +13,9 @@ from jflow.types import Array, PyTree
 __all__ = ["reverse_only", "tied", "with_pullback"]
 
 
-def with_pullback(apply: Callable, pullback: Callable, *, reference: Callable | None = None) -> Callable:
+def with_pullback(
+    apply: Callable, pullback: Callable, *, reference: Callable | None = None
+) -> Callable:
     """`apply`, whose reverse mode is `pullback`: jax.custom_vjp without its ban on forward mode.
 
     Tangents are pushed forward by autodiff of `reference`, by default `apply` itself, of which derivatives of higher
@@ -39,7 +41,9 @@ def with_pullback(apply: Callable, pullback: Callable, *, reference: Callable | 
             moved = dict(zip(floats, moved, strict=True))
             return tree.unflatten([moved.get(i, leaf) for i, leaf in enumerate(leaves)])
 
-        @partial(jax.checkpoint, prevent_cse=False)  # or JAX would keep what only `push` needs for the way back
+        @partial(
+            jax.checkpoint, prevent_cse=False
+        )  # or JAX would keep what only `push` needs for the way back
         def at(moved):
             return reference(*whole(moved))
 
@@ -80,7 +84,9 @@ def tied(tree: PyTree) -> PyTree:
     differentiated, and on a mesh all of it has to vary where a part of it does."""
     leaves, shape = jax.tree.flatten(tree)
     zero = jnp.asarray(sum(jnp.sum(jnp.ravel(leaf)[:0]) for leaf in leaves if _is_float(leaf)))
-    return jax.tree.unflatten(shape, [leaf + zero.astype(leaf.dtype) if _is_float(leaf) else leaf for leaf in leaves])
+    return jax.tree.unflatten(
+        shape, [leaf + zero.astype(leaf.dtype) if _is_float(leaf) else leaf for leaf in leaves]
+    )
 
 
 def reverse_only(tree: PyTree, message: str) -> PyTree:
@@ -96,7 +102,9 @@ def reverse_only(tree: PyTree, message: str) -> PyTree:
         push, pullback = (lambda _, t: _refused.bind(t, message=message)), (lambda _, t: t)
         return passed(*leaf), jax.lax.custom_linear_solve(lambda t: t, *dot, push, pullback)
 
-    return jax.tree.map(lambda leaf: passed(leaf) if hasattr(leaf, "dtype") and _is_float(leaf) else leaf, tree)
+    return jax.tree.map(
+        lambda leaf: passed(leaf) if hasattr(leaf, "dtype") and _is_float(leaf) else leaf, tree
+    )
 
 
 def _refuse(*_, message):

@@ -15,7 +15,9 @@ Times = Sequence[float] | np.ndarray
 def check_grid(name, grid, rising):
     """Raise unless grid is [n + 1] strictly monotone (rising) times; a traced grid has its shape checked only."""
     if len(np.shape(grid)) != 1 or np.shape(grid)[0] < 2:
-        raise ValueError(f"{name}: expected a grid of at least 2 times, [n + 1], got shape {list(np.shape(grid))}")
+        raise ValueError(
+            f"{name}: expected a grid of at least 2 times, [n + 1], got shape {list(np.shape(grid))}"
+        )
     if not isinstance(grid, jax.core.Tracer):
         times = np.asarray(grid, np.float64)
         steps = np.diff(times)
@@ -23,7 +25,9 @@ def check_grid(name, grid, rising):
             kind = "rises strictly, from the source to data" if rising else "is strictly monotone"
             raise ValueError(f"{name}: expected a finite grid that {kind}, got {np.asarray(grid)}")
         if not (0 <= times.min() and times.max() <= 1):
-            raise ValueError(f"{name}: expected times in [0, 1], from source to data, got {np.asarray(grid)}")
+            raise ValueError(
+                f"{name}: expected times in [0, 1], from source to data, got {np.asarray(grid)}"
+            )
 
 
 def traced(*values) -> bool:
@@ -37,7 +41,9 @@ def rising_times(name, grid):
         check_grid(name, grid, rising=True)
         return grid
     if isinstance(grid, bool) or int(grid) != grid or grid < 1:
-        raise ValueError(f"{name}: expected a whole number of steps of at least 1, or times, got {grid}")
+        raise ValueError(
+            f"{name}: expected a whole number of steps of at least 1, or times, got {grid}"
+        )
     return np.linspace(0.0, 1.0, int(grid) + 1)
 
 
@@ -66,17 +72,26 @@ def check_steps(name: str, steps: Callable) -> None:
     wrong = ~((t >= 0) & (t < s) & (s <= 1))
     if wrong.any():
         at = int(np.argmax(wrong))
-        raise ValueError(f"{name}: expected steps (t, s) with 0 <= t < s <= 1; a draw has t={t[at]}, s={s[at]}")
+        raise ValueError(
+            f"{name}: expected steps (t, s) with 0 <= t < s <= 1; a draw has t={t[at]}, s={s[at]}"
+        )
 
 
 def partition(name: str, knots) -> np.ndarray:
     """Times [K + 1] that rise from 0 to 1: the knots themselves, or the ends of so many equal parts."""
     times = np.asarray(rising_times(name, knots) if np.ndim(knots) == 0 else knots, np.float64)
-    if times.ndim != 1 or len(times) < 2 or (times[0], times[-1]) != (0, 1) or not np.all(np.diff(times) > 0):
+    if (
+        times.ndim != 1
+        or len(times) < 2
+        or (times[0], times[-1]) != (0, 1)
+        or not np.all(np.diff(times) > 0)
+    ):
         raise ValueError(f"{name}: expected knots that rise strictly from 0 to 1, got {knots}")
     return times
 
 
 def window_index(knots: np.ndarray, t):
     """The window of each t [b]: k where knots[k] <= t < knots[k + 1]."""
-    return jnp.clip(jnp.searchsorted(jnp.asarray(knots, t.dtype), t, side="right") - 1, 0, len(knots) - 2)
+    return jnp.clip(
+        jnp.searchsorted(jnp.asarray(knots, t.dtype), t, side="right") - 1, 0, len(knots) - 2
+    )

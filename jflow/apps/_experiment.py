@@ -56,7 +56,9 @@ class Experiment(NamedTuple):
     evaluate: Callable | None = None  # (params, preprocess_state, key, splits) -> dict of floats
     picture: Callable | None = None  # (rows in data units) -> image
     picture_rows: int = 64  # how many samples a picture shows
-    frozen: Callable | None = None  # (params, key, batch) -> what the loss reads and never differentiates
+    frozen: Callable | None = (
+        None  # (params, key, batch) -> what the loss reads and never differentiates
+    )
     refresh: Refresh | None = None
     log_every: int = 50
     save_every: int = 500
@@ -90,7 +92,9 @@ class Loaded(NamedTuple):
     step: int
 
 
-def load_config(path: str | Path, overrides: Mapping[str, Any] | None = None) -> tuple[Experiment, dict[str, Any]]:
+def load_config(
+    path: str | Path, overrides: Mapping[str, Any] | None = None
+) -> tuple[Experiment, dict[str, Any]]:
     """Call the `config` of a Python file (or of config.py in a folder) with `overrides` in place of its defaults.
 
     A key's type is its annotation, or that of its default: strings are read as values of it (false, 3e-4, 64,64; `none`
@@ -107,20 +111,28 @@ def load_config(path: str | Path, overrides: Mapping[str, Any] | None = None) ->
     defaults, kinds = {}, {}
     for name, parameter in inspect.signature(config).parameters.items():
         if parameter.default is parameter.empty or parameter.kind is not parameter.KEYWORD_ONLY:
-            raise ValueError(f"{path}: config must have keyword-only keys with defaults alone, {name!r} is not one")
+            raise ValueError(
+                f"{path}: config must have keyword-only keys with defaults alone, {name!r} is not one"
+            )
         defaults[name] = parameter.default
-        kinds[name] = _keys.kind_of(str(path), parameter, getattr(config, "__globals__", vars(module)))
+        kinds[name] = _keys.kind_of(
+            str(path), parameter, getattr(config, "__globals__", vars(module))
+        )
     values = dict(defaults)
     for name, value in (overrides or {}).items():
         if name not in defaults:
             near = difflib.get_close_matches(name, defaults, n=1)
             hint = f"did you mean {near[0]!r}? " if near else ""
-            raise ValueError(f"unknown key {name!r}: {hint}{path} has the keys {', '.join(defaults) or '(none)'}")
+            raise ValueError(
+                f"unknown key {name!r}: {hint}{path} has the keys {', '.join(defaults) or '(none)'}"
+            )
         values[name] = _keys.read(name, value, kinds[name], defaults[name])
     with _naming_the_table_of_names(path):
         experiment = config(**values)
     if not isinstance(experiment, Experiment):
-        raise TypeError(f"{path}: config must return a jflow.apps.Experiment, got {type(experiment).__name__}")
+        raise TypeError(
+            f"{path}: config must return a jflow.apps.Experiment, got {type(experiment).__name__}"
+        )
     for name, (least, most) in _keys.BOUNDS.items():
         if isinstance(count := getattr(experiment, name), int) and not least <= count <= most:
             raise ValueError(
@@ -150,13 +162,17 @@ def run(
     """
     workdir, sources, values = expand(workdir), _sources(config_source), dict(resolved or {})
     text = b"\n".join(sources.values()).decode(errors="replace")
-    processes.check_agreement({"the config": text, **{f"key {name!r}": value for name, value in values.items()}})
+    processes.check_agreement(
+        {"the config": text, **{f"key {name!r}": value for name, value in values.items()}}
+    )
     with hold(workdir):
         _claim(workdir, sources, values)
         return _train(experiment, workdir, progress, mesh)
 
 
-def _train(experiment: Experiment, workdir: Path, progress: bool, mesh: jax.sharding.Mesh | None) -> Fit:
+def _train(
+    experiment: Experiment, workdir: Path, progress: bool, mesh: jax.sharding.Mesh | None
+) -> Fit:
     from jflow import data  # here, because the lightest use of jflow.train needs no data
     from jflow._core.seeds import generator
 
@@ -177,27 +193,48 @@ def _train(experiment: Experiment, workdir: Path, progress: bool, mesh: jax.shar
     def transform(rows, rng):
         return pre.apply(pre_state, rows, rng)
 
-    batches = data.batches(splits.train, experiment.batch, seed=seed, transform=transform, share=share)
-    init_key, frozen_key, train_key, eval_key, picture_key = jax.random.split(jax.random.key(seed), 5)
-    first = transform(data.take(splits.train, slice(experiment.batch)), generator("first batch", seed))
+    batches = data.batches(
+        splits.train, experiment.batch, seed=seed, transform=transform, share=share
+    )
+    init_key, frozen_key, train_key, eval_key, picture_key = jax.random.split(
+        jax.random.key(seed), 5
+    )
+    first = transform(
+        data.take(splits.train, slice(experiment.batch)), generator("first batch", seed)
+    )
 
     def start():
         params = experiment.init(init_key, first)
         frozen = None if experiment.frozen is None else experiment.frozen(params, frozen_key, first)
-        return init_state(params, experiment.optimizer, train_key, ema=experiment.ema, frozen=frozen)
+        return init_state(
+            params, experiment.optimizer, train_key, ema=experiment.ema, frozen=frozen
+        )
 
     if mesh is None:
         state = start()
     else:  # with rules a device may be too small for the whole
-        state = init_sharded(start, mesh, experiment.rules) if experiment.rules else shard(start(), mesh)
+        state = (
+            init_sharded(start, mesh, experiment.rules)
+            if experiment.rules
+            else shard(start(), mesh)
+        )
 
     def undone(rows):
         return pre.undo(pre_state, jax.tree.map(np.asarray, dict(rows)))
 
-    score, sample, draw, many = experiment.evaluate, experiment.sample, experiment.picture, experiment.picture_rows
-    evaluate = None if score is None else lambda state: score(_shown(state), pre_state, eval_key, splits)
+    score, sample, draw, many = (
+        experiment.evaluate,
+        experiment.sample,
+        experiment.picture,
+        experiment.picture_rows,
+    )
+    evaluate = (
+        None if score is None else lambda state: score(_shown(state), pre_state, eval_key, splits)
+    )
     picture = (
-        None if sample is None or draw is None else lambda state: draw(undone(sample(_shown(state), picture_key, many)))
+        None
+        if sample is None or draw is None
+        else lambda state: draw(undone(sample(_shown(state), picture_key, many)))
     )
     return fit(
         state,
@@ -246,7 +283,9 @@ def load(workdir: str | Path, *, step: int | None = None, ema: bool = True) -> L
     if step is None:
         step = checkpoint.latest(workdir / "best")
         folder = workdir if step is None else workdir / "best"
-    params = checkpoint.restore_params(folder, step, ema)  # the newest, if that is None; raises where there is none
+    params = checkpoint.restore_params(
+        folder, step, ema
+    )  # the newest, if that is None; raises where there is none
     step = checkpoint.latest(folder) if step is None else step
     assert step is not None  # `restore_params` has found one
     state, pre = _preprocess_of(folder, step), experiment.preprocess
@@ -262,13 +301,19 @@ def load(workdir: str | Path, *, step: int | None = None, ema: bool = True) -> L
 def _shown(state: TrainState) -> Params:
     """The params to judge by: the averaged ones, if there are any; whole, where another process holds parts of them."""
     params = state.params if state.ema is None else state.ema
-    return params if jax.process_count() == 1 else jax.tree.map(jnp.asarray, process_allgather(params, tiled=True))
+    return (
+        params
+        if jax.process_count() == 1
+        else jax.tree.map(jnp.asarray, process_allgather(params, tiled=True))
+    )
 
 
 def _preprocess_of(folder: Path, step: int) -> Any:
     extra = checkpoint.restore_extra(folder, step)
     if "preprocess" not in extra:
-        raise ValueError(f"the checkpoint of step {step} in {folder} has no preprocess: apps.run did not write it")
+        raise ValueError(
+            f"the checkpoint of step {step} in {folder} has no preprocess: apps.run did not write it"
+        )
     return extra["preprocess"]
 
 
@@ -295,7 +340,9 @@ def _stored(workdir: Path) -> dict[str, Any]:
     try:
         values = json.loads(file.read_bytes())["values"]
     except (ValueError, KeyError, TypeError) as error:
-        raise ValueError(f"{file} is damaged: expected JSON with 'values' ({type(error).__name__}: {error})") from error
+        raise ValueError(
+            f"{file} is damaged: expected JSON with 'values' ({type(error).__name__}: {error})"
+        ) from error
     if not isinstance(values, dict):
         raise ValueError(f"{file} is damaged: expected 'values' to be a dict, got {values!r}")
     return values
@@ -306,13 +353,20 @@ def _claim(workdir: Path, sources: dict[str, bytes], values: dict[str, Any]) -> 
     try:
         values = json.loads(json.dumps(values))
     except TypeError as error:
-        raise ValueError(f"the keys of a config must hold numbers, strings, booleans, None or lists: {error}") from None
+        raise ValueError(
+            f"the keys of a config must hold numbers, strings, booleans, None or lists: {error}"
+        ) from None
     kept = workdir / "config.json"
     if kept.is_file() and (workdir / "config.py").is_file():
         there, missing = _stored(workdir), "(not a key)"
         differ = [k for k in {**there, **values} if there.get(k, missing) != values.get(k, missing)]
-        said = [f"{k} is {there.get(k, missing)!r} there, {values.get(k, missing)!r} here" for k in differ]
-        said += filter(None, (_difference(workdir / name, name, content) for name, content in sources.items()))
+        said = [
+            f"{k} is {there.get(k, missing)!r} there, {values.get(k, missing)!r} here"
+            for k in differ
+        ]
+        said += filter(
+            None, (_difference(workdir / name, name, content) for name, content in sources.items())
+        )
         if said:
             raise ValueError(f"workdir {workdir} is another config's: {'; '.join(said)}")
         return
@@ -333,7 +387,9 @@ def _difference(file: Path, name: str, here: bytes) -> str | None:
     if there == here:
         return None
     lines = zip(there.splitlines() + [b""], here.splitlines() + [b""], strict=False)
-    return f"{name} differs from line {next((i for i, (a, b) in enumerate(lines, 1) if a != b), 1)} on"
+    return (
+        f"{name} differs from line {next((i for i, (a, b) in enumerate(lines, 1) if a != b), 1)} on"
+    )
 
 
 @contextlib.contextmanager

@@ -14,9 +14,32 @@ from typing import Any, NamedTuple
 
 # Keys named as fields of an Experiment are checked as those are, before the config sees them. A config whose default is
 # outside means something of its own by the key.
-_COUNTS = ("steps", "batch", "log_every", "save_every", "eval_every", "patience", "keep", "inner", "accumulate")
-BOUNDS = {**dict.fromkeys(_COUNTS, (1, math.inf)), "prefetch": (0, math.inf), "seed": (0, 2**32 - 1)}
-_BOOLS = {"true": True, "yes": True, "on": True, "1": True, "false": False, "no": False, "off": False, "0": False}
+_COUNTS = (
+    "steps",
+    "batch",
+    "log_every",
+    "save_every",
+    "eval_every",
+    "patience",
+    "keep",
+    "inner",
+    "accumulate",
+)
+BOUNDS = {
+    **dict.fromkeys(_COUNTS, (1, math.inf)),
+    "prefetch": (0, math.inf),
+    "seed": (0, 2**32 - 1),
+}
+_BOOLS = {
+    "true": True,
+    "yes": True,
+    "on": True,
+    "1": True,
+    "false": False,
+    "no": False,
+    "off": False,
+    "0": False,
+}
 _NONE = ("none", "null")
 _FORMS = {
     bool: "true or false",
@@ -47,12 +70,18 @@ def kind_of(where: str, parameter: inspect.Parameter, namespace: dict[str, Any])
         try:
             kind = eval(kind, namespace)
         except Exception as error:
-            raise ValueError(f"{where}: key {parameter.name!r}: cannot read its type {kind!r}: {error}") from error
+            raise ValueError(
+                f"{where}: key {parameter.name!r}: cannot read its type {kind!r}: {error}"
+            ) from error
     if kind in (parameter.empty, Any, object):
         if default is None:
             return None
         kind = type(default)
-    if kind in (tuple, list) and default and len(entries := {type(value) for value in default}) == 1:
+    if (
+        kind in (tuple, list)
+        and default
+        and len(entries := {type(value) for value in default}) == 1
+    ):
         kind = types.GenericAlias(kind, (*entries, ...) if kind is tuple else (*entries,))
     return kind | None if default is None else kind
 
@@ -75,7 +104,9 @@ def read(name: str, value: Any, kind: Any, default: Any) -> Any:
     try:
         found = _convert(value, kind)
     except (ValueError, TypeError, SyntaxError):
-        raise ValueError(f"key {name!r}: expected {_spelled(kind)} ({_form(kind)}), got {value!r}") from None
+        raise ValueError(
+            f"key {name!r}: expected {_spelled(kind)} ({_form(kind)}), got {value!r}"
+        ) from None
     least, most = BOUNDS.get(name, (-math.inf, math.inf))
     ours = default is None or type(default) is int and least <= default <= most
     if ours and type(found) is int and not least <= found <= most:
@@ -117,7 +148,11 @@ def _convert(value: Any, kind: Any) -> Any:
     else:
         kind = origin or kind
         if text is not None and kind is not str:
-            readers = {bool: lambda text: _BOOLS.get(text.strip().lower()), int: whole, dict: ast.literal_eval}
+            readers = {
+                bool: lambda text: _BOOLS.get(text.strip().lower()),
+                int: whole,
+                dict: ast.literal_eval,
+            }
             value = readers[kind](text) if kind in readers else None
         if type(value) is kind:
             return value
@@ -144,12 +179,20 @@ def _sequence(value: Any, of: type, kinds: tuple) -> tuple | list:
     if of is list or kinds[-1] is Ellipsis:
         kinds = kinds[:1] * len(value)
     pairs = zip(value, kinds, strict=True)  # of another length: ValueError
-    return of(_convert(entry.strip() if isinstance(entry, str) else entry, kind) for entry, kind in pairs)
+    return of(
+        _convert(entry.strip() if isinstance(entry, str) else entry, kind) for entry, kind in pairs
+    )
 
 
 def _spelled(kind: Any) -> str:
-    among = typing.get_args(kind) if typing.get_origin(kind) in (typing.Union, types.UnionType) else (kind,)
-    return " | ".join("None" if member is types.NoneType else inspect.formatannotation(member) for member in among)
+    among = (
+        typing.get_args(kind)
+        if typing.get_origin(kind) in (typing.Union, types.UnionType)
+        else (kind,)
+    )
+    return " | ".join(
+        "None" if member is types.NoneType else inspect.formatannotation(member) for member in among
+    )
 
 
 def _form(kind: Any) -> str:
@@ -173,7 +216,9 @@ def listed(path: Path) -> list[Key]:
     with tokenize.open(path) as file:
         source = file.read()
     tree = ast.parse(source, str(path))
-    functions = (node for node in tree.body if isinstance(node, ast.FunctionDef) and node.name == "config")
+    functions = (
+        node for node in tree.body if isinstance(node, ast.FunctionDef) and node.name == "config"
+    )
     if (config := next(functions, None)) is None:
         raise ValueError(f"{path} has no function config(*, key=default, ...)")
     meanings, comments = _meanings(ast.get_docstring(config) or ""), _comments(source)
@@ -191,7 +236,11 @@ def listed(path: Path) -> list[Key]:
 def _comments(source: str) -> dict[int, str]:
     """The comments of Python text, by their lines."""
     tokens = tokenize.generate_tokens(io.StringIO(source).readline)
-    return {token.start[0]: token.string.lstrip("# ") for token in tokens if token.type == tokenize.COMMENT}
+    return {
+        token.start[0]: token.string.lstrip("# ")
+        for token in tokens
+        if token.type == tokenize.COMMENT
+    }
 
 
 def _meanings(doc: str) -> dict[str, str]:

@@ -41,7 +41,9 @@ def launch(
     SIGTERM and SIGINT are passed on to all, which save and leave.
     """
     if processes < 1 or (devices is not None and devices < 1):
-        raise ValueError(f"expected processes and devices of at least 1, got {processes} and {devices}")
+        raise ValueError(
+            f"expected processes and devices of at least 1, got {processes} and {devices}"
+        )
     if not command:
         raise ValueError("there is no command to launch")
     with socket.socket() as free:
@@ -59,7 +61,9 @@ def launch(
                 jobs.append(subprocess.Popen(list(command), env=env, start_new_session=True))
             pids = ", ".join(f"{i} is pid {job.pid}" for i, job in enumerate(jobs))
             print(f"jflow launch: process {pids}", file=sys.stderr, flush=True)
-            return _watch(jobs, grace, caught, _workdir(command) if workdir is None else expand(workdir))
+            return _watch(
+                jobs, grace, caught, _workdir(command) if workdir is None else expand(workdir)
+            )
     finally:
         for job in jobs:
             if job.poll() is None:
@@ -67,7 +71,9 @@ def launch(
                 job.wait()
 
 
-def _watch(jobs: list[subprocess.Popen], grace: float, caught: list[int], workdir: Path | None) -> int:
+def _watch(
+    jobs: list[subprocess.Popen], grace: float, caught: list[int], workdir: Path | None
+) -> int:
     def dead():
         return [i for i, job in enumerate(jobs) if job.poll() not in (None, 0)]
 
@@ -121,7 +127,9 @@ def _last_checkpoint(workdir: Path | None) -> str:
         step = checkpoint.latest(workdir)
     if step is None:
         return f"There is no checkpoint in {workdir}: the same command starts anew."
-    return f"The last checkpoint in {workdir} is of step {step}: the same command goes on from there."
+    return (
+        f"The last checkpoint in {workdir} is of step {step}: the same command goes on from there."
+    )
 
 
 @contextlib.contextmanager

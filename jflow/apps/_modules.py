@@ -27,9 +27,18 @@ def load_module(path: Path) -> ModuleType:
         sys.meta_path.insert(0, _Finder())
     importlib.invalidate_caches()  # its folder may have files that were written a moment ago
     module = ModuleType(PREFIX + uuid.uuid4().hex)
-    module.__file__, module.__package__, module.__path__ = str(path), module.__name__, [str(folder_of(path))]
-    module.__dict__["__builtins__"] = {**builtins.__dict__, "__import__": _import_of(module.__name__, folder_of(path))}
-    sys.modules[module.__name__] = module  # where dataclasses, and so Linen modules, look their annotations up
+    module.__file__, module.__package__, module.__path__ = (
+        str(path),
+        module.__name__,
+        [str(folder_of(path))],
+    )
+    module.__dict__["__builtins__"] = {
+        **builtins.__dict__,
+        "__import__": _import_of(module.__name__, folder_of(path)),
+    }
+    sys.modules[module.__name__] = (
+        module  # where dataclasses, and so Linen modules, look their annotations up
+    )
     try:
         exec(compile(path.read_bytes(), str(path), "exec"), module.__dict__)
     except ImportError as error:
@@ -49,8 +58,14 @@ def files_beside(path: Path) -> dict[str, bytes]:
     while waiting:
         for head in _imported(waiting.pop()):
             spec = _beside(head, folder)
-            whole = [] if spec is None else spec.submodule_search_locations or [o for o in (spec.origin,) if o]
-            for file in (file for where in map(Path, whole) for file in sorted({where, *where.rglob("*.py")})):
+            whole = (
+                []
+                if spec is None
+                else spec.submodule_search_locations or [o for o in (spec.origin,) if o]
+            )
+            for file in (
+                file for where in map(Path, whole) for file in sorted({where, *where.rglob("*.py")})
+            ):
                 name = file.relative_to(folder).as_posix()
                 if file.suffix == ".py" and name not in found:
                     found[name] = file.read_bytes()
@@ -111,7 +126,9 @@ class _Finder:
 
 class _Loader(SourceFileLoader):
     def exec_module(self, module: ModuleType) -> None:
-        module.__dict__["__builtins__"] = sys.modules[module.__name__.partition(".")[0]].__dict__["__builtins__"]
+        module.__dict__["__builtins__"] = sys.modules[module.__name__.partition(".")[0]].__dict__[
+            "__builtins__"
+        ]
         super().exec_module(module)
 
     def set_data(self, path, data, *, _mode=0o666) -> None:

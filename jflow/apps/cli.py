@@ -24,7 +24,13 @@ from jflow.apps import _keys
 
 # JAX and all that needs it are imported inside the commands, so that --help and mistakes in arguments answer at once.
 
-PATH_ERRORS = (FileNotFoundError, NotADirectoryError, IsADirectoryError, PermissionError, FileExistsError)
+PATH_ERRORS = (
+    FileNotFoundError,
+    NotADirectoryError,
+    IsADirectoryError,
+    PermissionError,
+    FileExistsError,
+)
 DISK_ERRORS = (errno.ENOSPC, errno.EFBIG, errno.EDQUOT, errno.EIO)
 
 
@@ -64,7 +70,12 @@ def _leave(status: int) -> int:
 def _say_stopped(how: str, argv: Sequence[str]) -> None:
     """That a signal ended the command, and how a run goes on; of several processes the launcher or the main one says it."""
     distributed = getattr(sys.modules.get("jax"), "distributed", None)
-    if COORDINATOR in os.environ or distributed and distributed.is_initialized() and sys.modules["jax"].process_index():
+    if (
+        COORDINATOR in os.environ
+        or distributed
+        and distributed.is_initialized()
+        and sys.modules["jax"].process_index()
+    ):
         return
     resumes = argv[:1] in (["train"], ["fit"], ["launch"])
     again = f"; to go on, give the same command: {shlex.join(['jflow', *argv])}" if resumes else ""
@@ -78,7 +89,10 @@ def _one_line(error: Exception) -> str:
     if isinstance(error, OSError) and error.errno:
         text = f"{error.filename}: {error.strerror}" if error.filename else error.strerror or ""
     text = " ".join(text.split())[:1000]
-    if isinstance(error, ValueError | TypeError | OSError | ImportError | FloatingPointError) and text:
+    if (
+        isinstance(error, ValueError | TypeError | OSError | ImportError | FloatingPointError)
+        and text
+    ):
         return text
     return f"{type(error).__name__}: {text} (--debug shows where)"
 
@@ -123,7 +137,12 @@ def train(args) -> None:
     source = args.config / "config.py" if args.config.is_dir() else args.config
     with _leaving_nothing(args.workdir):
         fit = apps.run(
-            experiment, args.workdir, config_source=source, resolved=values, progress=not args.quiet, mesh=mesh
+            experiment,
+            args.workdir,
+            config_source=source,
+            resolved=values,
+            progress=not args.quiet,
+            mesh=mesh,
         )
     if processes.is_main():
         _say(args, _summary(fit, args.workdir))
@@ -145,12 +164,19 @@ def sample(args) -> None:
 
     with sample_writer(args.out, args.num) as write:  # an unwritable path is found out here
         loaded = jflow.load(args.workdir, step=args.step, ema=args.ema)
-        options = {k: v for k in ("label", "steps", "guidance") if (v := getattr(args, k)) is not None}
+        options = {
+            k: v for k in ("label", "steps", "guidance") if (v := getattr(args, k)) is not None
+        }
         started = time.perf_counter()
-        for rows in samples(loaded, jax.random.key(args.seed), args.num, batch=args.batch, **options):
+        for rows in samples(
+            loaded, jax.random.key(args.seed), args.num, batch=args.batch, **options
+        ):
             write(loaded, rows)
         seconds = time.perf_counter() - started
-    _say(args, f"wrote {args.out}: {args.num} rows from step {loaded.step} in {seconds:.1f} s, compilation included")
+    _say(
+        args,
+        f"wrote {args.out}: {args.num} rows from step {loaded.step} in {seconds:.1f} s, compilation included",
+    )
 
 
 def evaluate(args) -> None:
@@ -161,7 +187,9 @@ def evaluate(args) -> None:
     loaded = jflow.load(args.workdir, step=args.step, ema=args.ema)
     experiment = loaded.experiment
     if experiment.evaluate is None:
-        raise ValueError(f"{args.workdir}: the experiment cannot be evaluated: its config sets no `evaluate`")
+        raise ValueError(
+            f"{args.workdir}: the experiment cannot be evaluated: its config sets no `evaluate`"
+        )
     with replace_file(args.workdir / "evaluation.json") as part:
         found = experiment.evaluate(
             loaded.params, loaded.preprocess.state, jax.random.key(args.seed), experiment.data()
@@ -185,11 +213,15 @@ def fit(args) -> None:
     overrides["features"] = len(prepared.schema)
     rows = int((prepared.part == tables.TRAIN).sum())
     overrides["batch"] = values["batch"] if "batch" in overrides else min(values["batch"], rows)
-    overrides.setdefault("eval_every", min(100, max(5, rows // int(overrides["batch"]))))  # an epoch, more or less
+    overrides.setdefault(
+        "eval_every", min(100, max(5, rows // int(overrides["batch"])))
+    )  # an epoch, more or less
     experiment, values = apps.load_config(config, overrides)
     _say(args, f"{args.table}: {prepared.table.rows} rows, {len(prepared.schema)} columns")
     with _leaving_nothing(args.out):
-        done = apps.run(experiment, args.out, config_source=config, resolved=values, progress=not args.quiet)
+        done = apps.run(
+            experiment, args.out, config_source=config, resolved=values, progress=not args.quiet
+        )
     _say(args, _summary(done, args.out))
     report = table_report.write_results(jflow.load(args.out), prepared, args.out)
     seen, test = report["test_rows_in_train"], report["parts"]["test"]
@@ -233,8 +265,15 @@ def _say(args, text: str) -> None:
 
 
 def _summary(fit, workdir: Path) -> str:
-    last = {k: v for k, v in (fit.history[-1] if fit.history else {}).items() if k not in ("step", "time")}
-    parts = [f"{workdir}: step {int(fit.state.step)}", *(f"{name} {value:.4g}" for name, value in last.items())]
+    last = {
+        k: v
+        for k, v in (fit.history[-1] if fit.history else {}).items()
+        if k not in ("step", "time")
+    }
+    parts = [
+        f"{workdir}: step {int(fit.state.step)}",
+        *(f"{name} {value:.4g}" for name, value in last.items()),
+    ]
     if fit.best is not None:
         parts.append(f"best {fit.best.value:.4g} at step {fit.best.step}")
     return ", ".join(parts)
@@ -277,7 +316,9 @@ def _listed(config: Path, besides: Sequence[str] = ()) -> str:
         if key.name not in besides:
             kind = f": {key.kind}" if key.kind else ""
             lines += textwrap.wrap(f"{key.name}{kind} = {key.default}", 110, initial_indent="  ")
-            lines += textwrap.wrap(key.about, 110, initial_indent=" " * 6, subsequent_indent=" " * 6)
+            lines += textwrap.wrap(
+                key.about, 110, initial_indent=" " * 6, subsequent_indent=" " * 6
+            )
     return "\n".join(lines)
 
 
@@ -326,7 +367,9 @@ def _parse(argv: Sequence[str]) -> argparse.Namespace:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = _Parser(prog="jflow", description="Train, sample and judge flow-based generative models.")
+    parser = _Parser(
+        prog="jflow", description="Train, sample and judge flow-based generative models."
+    )
     parser.add_argument("--version", action="version", version=f"jflow {jflow.__version__}")
     commands = parser.add_subparsers(required=True, metavar="COMMAND", title="commands")
 
@@ -346,14 +389,23 @@ def _parser() -> argparse.ArgumentParser:
         return command
 
     def add_checkpoint(command):
-        command.add_argument("workdir", type=_path, metavar="DIR", help="where the model was trained")
         command.add_argument(
-            "--step", type=_whole(0), help="checkpoint to take (default: the best if monitored, or the newest)"
+            "workdir", type=_path, metavar="DIR", help="where the model was trained"
         )
         command.add_argument(
-            "--ema", action=argparse.BooleanOptionalAction, default=True, help="averaged parameters, if there are any"
+            "--step",
+            type=_whole(0),
+            help="checkpoint to take (default: the best if monitored, or the newest)",
         )
-        command.add_argument("--seed", type=_whole(0, 2**32 - 1), default=0, help="of the random key (default 0)")
+        command.add_argument(
+            "--ema",
+            action=argparse.BooleanOptionalAction,
+            default=True,
+            help="averaged parameters, if there are any",
+        )
+        command.add_argument(
+            "--seed", type=_whole(0, 2**32 - 1), default=0, help="of the random key (default 0)"
+        )
 
     command = add(
         train,
@@ -365,15 +417,26 @@ def _parser() -> argparse.ArgumentParser:
         "  jflow train config.py --workdir runs/wide learning_rate=3e-4 hidden=256,256",
     )
     command.add_argument(
-        "config", type=_path, metavar="CONFIG", help="a Python file with a function `config`, or its folder"
+        "config",
+        type=_path,
+        metavar="CONFIG",
+        help="a Python file with a function `config`, or its folder",
     )
-    command.add_argument("overrides", nargs="*", metavar="key=value", help="other values for the keys of the config")
     command.add_argument(
-        "--workdir", type=_path, required=True, metavar="DIR", help="gets checkpoints, metrics and pictures"
+        "overrides", nargs="*", metavar="key=value", help="other values for the keys of the config"
+    )
+    command.add_argument(
+        "--workdir",
+        type=_path,
+        required=True,
+        metavar="DIR",
+        help="gets checkpoints, metrics and pictures",
     )
 
     command.add_argument(
-        "--mesh", metavar="AXIS=N,...", help="devices to train on, e.g. data=8 or data=-1,model=4 (default: one)"
+        "--mesh",
+        metavar="AXIS=N,...",
+        help="devices to train on, e.g. data=8 or data=-1,model=4 (default: one)",
     )
     command.add_argument(
         "--distributed",
@@ -391,10 +454,17 @@ def _parser() -> argparse.ArgumentParser:
     )
     command.add_argument("--processes", type=_whole(1), required=True, metavar="N", help="how many")
     command.add_argument(
-        "--devices", type=_whole(1), metavar="N", help="fake CPU devices for each (default: the real ones)"
+        "--devices",
+        type=_whole(1),
+        metavar="N",
+        help="fake CPU devices for each (default: the real ones)",
     )
     command.add_argument(
-        "--grace", type=_finite, default=5.0, metavar="S", help="seconds that the others get to end by themselves (5)"
+        "--grace",
+        type=_finite,
+        default=5.0,
+        metavar="S",
+        help="seconds that the others get to end by themselves (5)",
     )
     command.add_argument("job", nargs=argparse.REMAINDER, metavar="-- COMMAND", help="what to run")
 
@@ -409,12 +479,20 @@ def _parser() -> argparse.ArgumentParser:
     add_checkpoint(command)
     command.add_argument("--num", type=_whole(1), required=True, metavar="N", help="how many")
     command.add_argument(
-        "--out", type=_path, required=True, metavar="FILE", help="a name that ends in .png, .npz or .csv"
+        "--out",
+        type=_path,
+        required=True,
+        metavar="FILE",
+        help="a name that ends in .png, .npz or .csv",
     )
     command.add_argument("--label", type=_whole(0), help="the class, for models that know classes")
     command.add_argument("--steps", type=_whole(1), help="of the solver, for models that integrate")
-    command.add_argument("--guidance", type=_finite, help="scale of classifier-free guidance; 1 is without")
-    command.add_argument("--batch", type=_whole(1), default=256, help="rows drawn at once (default 256)")
+    command.add_argument(
+        "--guidance", type=_finite, help="scale of classifier-free guidance; 1 is without"
+    )
+    command.add_argument(
+        "--batch", type=_whole(1), default=256, help="rows drawn at once (default 256)"
+    )
 
     command = add(
         evaluate,
@@ -441,8 +519,12 @@ def _parser() -> argparse.ArgumentParser:
         "  jflow sample runs/wine --num 1000 --out rows.csv",
     )
     command.add_argument("table", type=_path, metavar="TABLE", help="the table")
-    command.add_argument("overrides", nargs="*", metavar="key=value", help="other values for the keys")
-    command.add_argument("--out", type=_path, required=True, metavar="DIR", help="gets the results and the run")
+    command.add_argument(
+        "overrides", nargs="*", metavar="key=value", help="other values for the keys"
+    )
+    command.add_argument(
+        "--out", type=_path, required=True, metavar="DIR", help="gets the results and the run"
+    )
     return parser
 
 

@@ -14,7 +14,9 @@ from jflow.apps import tables
 from jflow.data.writers import cells, csv_writer, npz_writer
 
 
-def samples(loaded, key, n: int, *, batch: int = 256, **options) -> Iterator[Mapping[str, np.ndarray]]:
+def samples(
+    loaded, key, n: int, *, batch: int = 256, **options
+) -> Iterator[Mapping[str, np.ndarray]]:
     """Yields rows in data units, n in all, in chunks of at most `batch`: n may exceed memory.
 
     loaded: from `jflow.load`. options go to the experiment's `sample` (label, steps, guidance ...); one that it does not
@@ -31,7 +33,9 @@ def samples(loaded, key, n: int, *, batch: int = 256, **options) -> Iterator[Map
         allowed = [p.name for p in known][3:]
         for name in options:
             if name not in allowed:
-                raise ValueError(f"this model takes no {name}; its options are: {', '.join(allowed) or 'none'}")
+                raise ValueError(
+                    f"this model takes no {name}; its options are: {', '.join(allowed) or 'none'}"
+                )
     return _chunks(loaded, key, n, min(batch, n), options)
 
 
@@ -39,7 +43,9 @@ def _chunks(loaded, key, n, batch, options):
     for i, start in enumerate(range(0, n, batch)):
         rows = loaded.experiment.sample(loaded.params, jax.random.fold_in(key, i), batch, **options)
         rows = loaded.preprocess.undo(jax.tree.map(np.asarray, dict(rows)))
-        first = sorted(rows, key=lambda name: name != "x")  # jit has put the names in alphabetical order
+        first = sorted(
+            rows, key=lambda name: name != "x"
+        )  # jit has put the names in alphabetical order
         yield {name: rows[name][: n - start] for name in first}
 
 
@@ -93,7 +99,9 @@ def _csv(path, n):
         def write_rows(loaded, rows):
             nonlocal first
             state = loaded.preprocess.state
-            header, text = tables.as_text(state, rows["x"]) if tables.is_table(state) else cells(rows)
+            header, text = (
+                tables.as_text(state, rows["x"]) if tables.is_table(state) else cells(rows)
+            )
             write([header] if header and first else [])
             write(text)
             first = False

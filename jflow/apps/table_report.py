@@ -20,7 +20,9 @@ from jflow.metrics import gaussian_log_prob, log_mean_exp
 def compare(flow_nats: np.ndarray, gaussian_nats: np.ndarray) -> dict[str, float | None]:
     """Mean log-likelihoods of the same rows, and their paired difference with its standard error."""
     difference = flow_nats - gaussian_nats
-    error = float(difference.std(ddof=1)) / math.sqrt(len(difference)) if len(difference) > 1 else None
+    error = (
+        float(difference.std(ddof=1)) / math.sqrt(len(difference)) if len(difference) > 1 else None
+    )
     return {
         "flow": float(flow_nats.mean()),
         "gaussian": float(gaussian_nats.mean()),
@@ -29,7 +31,9 @@ def compare(flow_nats: np.ndarray, gaussian_nats: np.ndarray) -> dict[str, float
     }
 
 
-def write_results(loaded, prepared: Prepared, folder: str | Path, *, draws: int = 16, seed: int = 0) -> dict:
+def write_results(
+    loaded, prepared: Prepared, folder: str | Path, *, draws: int = 16, seed: int = 0
+) -> dict:
     """Judge a fitted model and write report.json, log_density.csv, synthetic.csv and, with matplotlib, marginals.png.
 
     The report's test log-likelihoods are of the flow and of a full-covariance Gaussian fitted on the training part, both
@@ -53,7 +57,12 @@ def write_results(loaded, prepared: Prepared, folder: str | Path, *, draws: int 
     nats = log_mean_exp(np.stack([density(x) for x in noisy]))
     with csv_writer(folder / "log_density.csv") as write:
         write([["line", "part", "log_density"]])
-        write([[str(i), p, f"{v:.6g}"] for i, p, v in zip(prepared.table.lines, prepared.part, nats, strict=True)])
+        write(
+            [
+                [str(i), p, f"{v:.6g}"]
+                for i, p, v in zip(prepared.table.lines, prepared.part, nats, strict=True)
+            ]
+        )
 
     n = prepared.table.rows
     x = np.concatenate([rows["x"] for rows in samples(loaded, jax.random.key(seed), n, batch=4096)])
@@ -66,10 +75,14 @@ def write_results(loaded, prepared: Prepared, folder: str | Path, *, draws: int 
     report = {
         "table": prepared.table.path,
         "rows": n,
-        "parts": {p: int((prepared.part == p).sum()) for p in (tables.TRAIN, tables.VALID, tables.TEST)},
+        "parts": {
+            p: int((prepared.part == p).sum()) for p in (tables.TRAIN, tables.VALID, tables.TEST)
+        },
         "test_rows_in_train": int(seen.sum()),
         "test_log_likelihood": compare(flow, gaussian),
-        "test_log_likelihood_of_rows_not_in_train": None if seen.all() else compare(flow[~seen], gaussian[~seen]),
+        "test_log_likelihood_of_rows_not_in_train": None
+        if seen.all()
+        else compare(flow[~seen], gaussian[~seen]),
         "units": "nats per row; density per unit of the columns counted as density, mass of those counted as mass",
         "dequantization": "one fixed uniform noise as wide as each column's step, the same for both models",
         "columns": [
@@ -89,7 +102,9 @@ def write_results(loaded, prepared: Prepared, folder: str | Path, *, draws: int 
     return report
 
 
-def draw_marginals(path: Path, schema: tuple[Column, ...], real: np.ndarray, synthetic: np.ndarray) -> None:
+def draw_marginals(
+    path: Path, schema: tuple[Column, ...], real: np.ndarray, synthetic: np.ndarray
+) -> None:
     """Histograms of each column, real and synthetic on common bins; nothing without matplotlib."""
     try:
         from matplotlib.backends.backend_agg import FigureCanvasAgg

@@ -108,11 +108,28 @@ def grouped_parts(path: str | Path, encoded: np.ndarray, seed: int) -> np.ndarra
     return of_group[group]
 
 
-KEYS = ("table", "fingerprint", "columns", "drop", "categorical", "header", "group_repeated", "seed")
+KEYS = (
+    "table",
+    "fingerprint",
+    "columns",
+    "drop",
+    "categorical",
+    "header",
+    "group_repeated",
+    "seed",
+)
 
 
 def loader(
-    *, table: str, fingerprint: str, columns: str, drop: str, categorical: str, header, group_repeated, seed: int
+    *,
+    table: str,
+    fingerprint: str,
+    columns: str,
+    drop: str,
+    categorical: str,
+    header,
+    group_repeated,
+    seed: int,
 ) -> Callable[[], Prepared]:
     """`prepare` by the values of a config (names as 'a,b', '' for none), run when first called and then kept.
 

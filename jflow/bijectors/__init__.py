@@ -2,14 +2,29 @@
 
 from jflow.bijectors import decoding, log_dets, masks, scales, splines, univariate
 from jflow.bijectors._amortized import amortized
-from jflow.bijectors._autoregressive import InverseInfo, autoregressive, autoregressive_inverse, jacobi, sequential
+from jflow.bijectors._autoregressive import (
+    InverseInfo,
+    autoregressive,
+    autoregressive_inverse,
+    jacobi,
+    sequential,
+)
 from jflow.bijectors._block_autoregressive import block_autoregressive
 from jflow.bijectors._causal_block import causal_block, tokens
 from jflow.bijectors._check import check
 from jflow.bijectors._combinators import chain, conditioned, indicated, invert, on_part
 from jflow.bijectors._conv import masked_conv
 from jflow.bijectors._coupling import coupling, masked_coupling
-from jflow.bijectors._elementwise import actnorm, affine, elementwise, logit, sigmoid, softplus, standardize, tanh
+from jflow.bijectors._elementwise import (
+    actnorm,
+    affine,
+    elementwise,
+    logit,
+    sigmoid,
+    softplus,
+    standardize,
+    tanh,
+)
 from jflow.bijectors._guide import TokenGuide
 from jflow.bijectors._image import checkerboard, haar, squeeze
 from jflow.bijectors._linear import householder, linear, lu, permute, qr, reshape, reverse

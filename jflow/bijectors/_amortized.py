@@ -38,7 +38,9 @@ def amortized(bijector: Bijector, net: nn.Module | None = None) -> Bijector:
         else:
             out = apply_linen(net, params, nothing(x), cond, key=key)
         if out.ndim != 2 or out.shape[0] != n:
-            raise ValueError(f"amortized: expected features of shape [{n}, F], got {list(out.shape)}")
+            raise ValueError(
+                f"amortized: expected features of shape [{n}, F], got {list(out.shape)}"
+            )
         return out
 
     def init(key, x, cond=None, *, side="data"):
@@ -61,7 +63,9 @@ def amortized(bijector: Bijector, net: nn.Module | None = None) -> Bijector:
         out = features(params["net"], x, cond, key_net).astype(float_dtype(x))
 
         def row(h, x, key):
-            own = jax.tree.map(lambda b, k: b + jnp.tensordot(h, k, 1), params["bias"], params["kernel"])
+            own = jax.tree.map(
+                lambda b, k: b + jnp.tensordot(h, k, 1), params["bias"], params["kernel"]
+            )
             x, log_det = direction(own, x[None], None, key=key)
             return x[0], log_det[0]
 

@@ -82,14 +82,22 @@ def sequential() -> Solver:
     """
 
     def solve(step, start, args, passes):
-        found = fixed_point(step, start, args, tol=-1.0, max_evaluations=passes + 1)  # no change is that small
-        return found.x, InverseInfo(found.evaluations, found.change, found.change <= _rounding(start))
+        found = fixed_point(
+            step, start, args, tol=-1.0, max_evaluations=passes + 1
+        )  # no change is that small
+        return found.x, InverseInfo(
+            found.evaluations, found.change, found.change <= _rounding(start)
+        )
 
     return solve
 
 
 def autoregressive(
-    univariate: Elementwise, net: nn.Module, *, solver: Solver | None = None, passes: int | None = None
+    univariate: Elementwise,
+    net: nn.Module,
+    *,
+    solver: Solver | None = None,
+    passes: int | None = None,
 ) -> Bijector:
     """forward: x_i = univariate.forward(z_i; net(z, cond)_i), one pass of the net; inverse: see `autoregressive_inverse`.
 
@@ -122,7 +130,9 @@ def autoregressive(
         return x.astype(z.dtype), sum_event(log_slope)
 
     def inverse(params, x, cond=None, *, key=None):
-        return autoregressive_inverse(univariate, net, params, x, cond, solver=solver, passes=passes, key=key)[:2]
+        return autoregressive_inverse(
+            univariate, net, params, x, cond, solver=solver, passes=passes, key=key
+        )[:2]
 
     return compiled(Bijector(init, forward, inverse))
 
@@ -152,7 +162,9 @@ def autoregressive_inverse(
     return x.astype(y.dtype), -sum_event(log_slope), info
 
 
-def solve_causal(step, y: Array, args: tuple, solver: Solver | None, passes: int | None) -> tuple[Array, InverseInfo]:
+def solve_causal(
+    step, y: Array, args: tuple, solver: Solver | None, passes: int | None
+) -> tuple[Array, InverseInfo]:
     """The x [b, *event], in float32 at least, with x = step(x, (y, *args)); rows that do not converge are NaN."""
     passes = math.prod(y.shape[1:]) if passes is None else passes
     if passes < 1:

@@ -20,7 +20,12 @@ _FULL = jax.lax.Precision.HIGHEST
 
 
 def block_autoregressive(
-    features: int, hidden: int = 8, depth: int = 2, *, leak: float = 0.1, solver: Solver | None = None
+    features: int,
+    hidden: int = 8,
+    depth: int = 2,
+    *,
+    leak: float = 0.1,
+    solver: Solver | None = None,
 ) -> Bijector:
     """x_i = (1 - g_i) z_i + g_i f_i(z_i; z_1 .. z_{i-1}, cond), f a network of `depth` layers of features * hidden units.
 
@@ -37,14 +42,20 @@ def block_autoregressive(
     """
     check_whole("block_autoregressive", features=features, hidden=hidden, depth=depth)
     if not leak > 0:
-        raise ValueError(f"block_autoregressive: expected leak > 0 (without it the map is not onto), got {leak}")
+        raise ValueError(
+            f"block_autoregressive: expected leak > 0 (without it the map is not onto), got {leak}"
+        )
     leak = float(leak)  # a number of numpy's would bring float64 along
     widths = [1, *[hidden] * depth, 1]
-    earlier = np.tri(features, k=-1, dtype=bool).T[:, None, :, None]  # [from i, its units, to j, its units]: i < j
+    earlier = np.tri(features, k=-1, dtype=bool).T[
+        :, None, :, None
+    ]  # [from i, its units, to j, its units]: i < j
 
     def check(x):
         if x.ndim != 2 or x.shape[-1] != features:
-            raise ValueError(f"block_autoregressive: expected x of shape [b, {features}], got {list(x.shape)}")
+            raise ValueError(
+                f"block_autoregressive: expected x of shape [b, {features}], got {list(x.shape)}"
+            )
 
     def init(key, x, cond=None, *, side="data"):
         check_side(side)
@@ -57,10 +68,13 @@ def block_autoregressive(
             layers[str(i)] = {
                 "own": 0.5 * normal(own, features, m, n),
                 "others": normal(others, features, m, features, n) / math.sqrt(features * m),
-                "bias": normal(bias, features, n) * float(i < depth),  # spreads the steps of the first layers' tanh
+                "bias": normal(bias, features, n)
+                * float(i < depth),  # spreads the steps of the first layers' tanh
             }
         if c is not None:
-            layers["0"]["cond"] = normal(keys[-1], c.shape[-1], features, hidden) / math.sqrt(c.shape[-1] or 1)
+            layers["0"]["cond"] = normal(keys[-1], c.shape[-1], features, hidden) / math.sqrt(
+                c.shape[-1] or 1
+            )
         return {"layers": layers, "gate": jnp.full_like(layers["0"]["bias"][:, 0], -2.0)}
 
     def units(layer, i, h, log_slope, context):
@@ -99,7 +113,10 @@ def block_autoregressive(
         h, log_slope, contexts = x[..., None], jnp.zeros_like(x)[..., None], []
         for i in range(depth + 1):
             layer = params["layers"][str(i)]
-            context = jnp.einsum("bim,imjn->bjn", h, jnp.where(earlier, layer["others"], 0)) + layer["bias"][None]
+            context = (
+                jnp.einsum("bim,imjn->bjn", h, jnp.where(earlier, layer["others"], 0))
+                + layer["bias"][None]
+            )
             if i == 0 and c is not None:
                 context += jnp.einsum("bc,cdn->bdn", c, layer["cond"])
             contexts.append(context)

@@ -48,7 +48,9 @@ def causal_block(
     if order is not None and not isinstance(order, jax.core.Tracer):
         order = np.asarray(order)
         if order.ndim != 1 or not np.array_equal(np.sort(order), np.arange(order.size)):
-            raise ValueError(f"causal_block: expected order to be a permutation of 0..n-1, got {order.tolist()}")
+            raise ValueError(
+                f"causal_block: expected order to be a permutation of 0..n-1, got {order.tolist()}"
+            )
 
     def arranged(x, cond):
         cond = check_cond("causal_block", cond, x.shape[0])
@@ -110,7 +112,9 @@ def tokens(event_shape: Sequence[int], patch_size: int) -> Bijector:
     p = patch_size
     height, width, channels = event_shape = tuple(event_shape)
     if p < 1 or height % p or width % p:
-        raise ValueError(f"tokens: expected a patch_size that divides {height} and {width}, got {p}")
+        raise ValueError(
+            f"tokens: expected a patch_size that divides {height} and {width}, got {p}"
+        )
     rows, columns = height // p, width // p
 
     def forward(params, z, cond=None, *, key=None):

@@ -12,7 +12,14 @@ __all__ = ["check"]
 _LARGEST = 64  # numbers in an event whose Jacobian is looked at
 
 
-def check(bijector: Bijector, x: Array, cond: Cond = None, *, key: Key | None = None, tolerance: float = 1e-3) -> None:
+def check(
+    bijector: Bijector,
+    x: Array,
+    cond: Cond = None,
+    *,
+    key: Key | None = None,
+    tolerance: float = 1e-3,
+) -> None:
     """Raise where a bijector breaks a promise of `types.Bijector`; for people who write one, in a test of theirs.
 
     Tried at the params of `init`, each moved a little (many maps start at the identity, which hides most mistakes):
@@ -95,7 +102,10 @@ def _moved_params(bijector, key, x, cond):
                 f"params{jax.tree_util.keystr(path)}"
             )
     keys = jax.random.split(second, len(leaves) or 1)
-    moved = [p + 0.1 * jax.random.normal(k, jnp.shape(p), p.dtype) for (_, p), k in zip(leaves, keys, strict=False)]
+    moved = [
+        p + 0.1 * jax.random.normal(k, jnp.shape(p), p.dtype)
+        for (_, p), k in zip(leaves, keys, strict=False)
+    ]
     return jax.tree.unflatten(jax.tree.structure(params), moved)
 
 
@@ -104,7 +114,9 @@ def _check_forms(bijector, params, x, cond):
     twice = jax.tree.map(lambda a: jnp.concatenate([a, a]), (x, cond))
     z, _ = jax.eval_shape(bijector.inverse, params, x, cond)
     if np.prod(z.shape[1:]) != np.prod(x.shape[1:]):
-        raise ValueError(f"check: expected z to have as many numbers as x, got {list(z.shape)} and {list(x.shape)}")
+        raise ValueError(
+            f"check: expected z to have as many numbers as x, got {list(z.shape)} and {list(x.shape)}"
+        )
     from_z = jnp.zeros(z.shape, z.dtype)
     twice_z = jnp.concatenate([from_z, from_z]), twice[1]
     for wide in (False, True):
@@ -122,8 +134,13 @@ def _check_forms(bijector, params, x, cond):
                         f"check: expected log_det of {direction} of shape [{n}] for {n} rows, got {list(log_det.shape)}"
                     )
                 if out.shape[0] != n:
-                    raise ValueError(f"check: expected {n} rows of {direction}, got {list(out.shape)}")
-                if out.dtype != start.dtype or jnp.promote_types(log_det.dtype, jnp.float32) != log_det.dtype:
+                    raise ValueError(
+                        f"check: expected {n} rows of {direction}, got {list(out.shape)}"
+                    )
+                if (
+                    out.dtype != start.dtype
+                    or jnp.promote_types(log_det.dtype, jnp.float32) != log_det.dtype
+                ):
                     raise ValueError(
                         f"check: expected {direction} of {start.dtype} to give {start.dtype} and a log_det in float32 at "
                         f"least, got {out.dtype} and {log_det.dtype}{' under jax_enable_x64' if wide else ''}"
@@ -145,12 +162,18 @@ def _measured(direction, params, x, cond):
             y, log_det = direction(params, x, cond)
             return jnp.sum(y * weights) + jnp.sum(log_det * weights.reshape(y.shape[0], -1)[:, 0])
 
-        rest = jax.tree.map(lambda a: jnp.concatenate([a, jnp.broadcast_to(a[:1], a.shape)]), (x, cond))
+        rest = jax.tree.map(
+            lambda a: jnp.concatenate([a, jnp.broadcast_to(a[:1], a.shape)]), (x, cond)
+        )
         more = {"beside others": jax.tree.map(lambda a: a[: x.shape[0]], direction(params, *rest))}
         more["gradient"] = jax.grad(total, argnums=(0, 1))(params, x)
-        more["other cond"] = direction(params, x, jax.tree.map(lambda a: jnp.roll(a, 1, axis=0), cond))
+        more["other cond"] = direction(
+            params, x, jax.tree.map(lambda a: jnp.roll(a, 1, axis=0), cond)
+        )
         if size <= _LARGEST:
-            flat, pullback = jax.vjp(lambda x: direction(params, x, cond)[0].reshape(x.shape[0], -1), x)
+            flat, pullback = jax.vjp(
+                lambda x: direction(params, x, cond)[0].reshape(x.shape[0], -1), x
+            )
             basis = jnp.broadcast_to(jnp.eye(size, dtype=flat.dtype)[:, None], (size, *flat.shape))
             rows = jax.vmap(lambda bar: pullback(bar)[0].reshape(x.shape[0], -1))(basis)
             more["jacobian"] = jnp.moveaxis(rows, 0, 1)
@@ -163,11 +186,17 @@ def _check_direction(name, y, log_det, more, cond, tolerance):
     """What can be said of one direction."""
     for what, value in ((name, y), (f"log_det of {name}", log_det)):
         if not bool(jnp.all(jnp.isfinite(value))):
-            raise ValueError(f"check: expected {what} to be finite, got {_rows_that(~jnp.isfinite(value))}")
-    for what, value, other in zip((name, f"log_det of {name}"), (y, log_det), more["beside others"], strict=True):
+            raise ValueError(
+                f"check: expected {what} to be finite, got {_rows_that(~jnp.isfinite(value))}"
+            )
+    for what, value, other in zip(
+        (name, f"log_det of {name}"), (y, log_det), more["beside others"], strict=True
+    ):
         _close(f"rows of {what} to be the same beside other rows", other, value, tolerance)
     if jax.tree.leaves(cond) and all(map(jnp.array_equal, more["other cond"], (y, log_det))):
-        raise ValueError(f"check: expected cond to change {name}, which is the same when its rows change places")
+        raise ValueError(
+            f"check: expected cond to change {name}, which is the same when its rows change places"
+        )
     if "jacobian" in more:
         _, exact = np.linalg.slogdet(np.asarray(more["jacobian"], np.float64))
         if not _near(log_det, exact, tolerance).all():
@@ -179,11 +208,15 @@ def _check_direction(name, y, log_det, more, cond, tolerance):
     for path, gradient in jax.tree_util.tree_leaves_with_path(more["gradient"][0]):
         where = "params" + jax.tree_util.keystr(path)
         if not bool(jnp.all(jnp.isfinite(gradient))):
-            raise ValueError(f"check: expected a finite gradient of {name} for {where}, got {gradient}")
+            raise ValueError(
+                f"check: expected a finite gradient of {name} for {where}, got {gradient}"
+            )
         if gradient.size and not bool(jnp.any(gradient != 0)):
             raise ValueError(f"check: expected {name} to depend on {where}, whose gradient is 0")
     if not bool(jnp.all(jnp.isfinite(more["gradient"][1]))):
-        raise ValueError(f"check: expected a finite gradient of {name} for its input, got {more['gradient'][1]}")
+        raise ValueError(
+            f"check: expected a finite gradient of {name} for its input, got {more['gradient'][1]}"
+        )
 
 
 def _near(value, expected, tolerance):
@@ -193,10 +226,14 @@ def _near(value, expected, tolerance):
 
 def _close(what, value, expected, tolerance):
     if value.shape != expected.shape:
-        raise ValueError(f"check: expected {what}, got shape {list(value.shape)} for {list(expected.shape)}")
+        raise ValueError(
+            f"check: expected {what}, got shape {list(value.shape)} for {list(expected.shape)}"
+        )
     if not _near(value, expected, tolerance).all():
         apart = np.abs(np.asarray(value, np.float64) - np.asarray(expected, np.float64))
-        raise ValueError(f"check: expected {what}, got a difference of up to {np.nanmax(apart):.3g}")
+        raise ValueError(
+            f"check: expected {what}, got a difference of up to {np.nanmax(apart):.3g}"
+        )
 
 
 def _rows_that(bad):

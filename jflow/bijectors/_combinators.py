@@ -79,7 +79,11 @@ def invert(bijector: _Map) -> _Map:
         return pullback_at(bijector, opposite(direction), params, y, cotangents, cond, key=key)
 
     return _make(
-        type(bijector), init, _of_rows("invert", bijector.inverse), _of_rows("invert", bijector.forward), pullback
+        type(bijector),
+        init,
+        _of_rows("invert", bijector.inverse),
+        _of_rows("invert", bijector.forward),
+        pullback,
     )
 
 
@@ -98,7 +102,9 @@ def on_part(bijector: _Map, part: slice) -> _Map:
         start, stop, _ = part.indices(x.shape[-1])
         given = [0 if part.start is None else part.start, stop if part.stop is None else part.stop]
         if x.ndim < 2 or not start < stop or max(given) > x.shape[-1] or min(given) < -x.shape[-1]:
-            raise ValueError(f"on_part: expected x [b, ..., d] whose last axis holds {part}, got {list(x.shape)}")
+            raise ValueError(
+                f"on_part: expected x [b, ..., d] whose last axis holds {part}, got {list(x.shape)}"
+            )
         return start, stop
 
     def init(key, x, cond=None, *, side="data"):
@@ -132,14 +138,19 @@ def conditioned(bijector: _Map, embed: nn.Module) -> _Map:
     def init(key, x, cond=None, *, side="data"):
         check(cond)
         key_embed, key_bijector = jax.random.split(key)
-        params = jax.tree.map(lambda p: p.astype(float_dtype(x)), init_linen(embed, key_embed, cond))
+        params = jax.tree.map(
+            lambda p: p.astype(float_dtype(x)), init_linen(embed, key_embed, cond)
+        )
         inner = bijector.init(key_bijector, x, apply_linen(embed, params, cond), side=side)
         return {"embed": params, "bijector": inner}
 
     def prepare(params, x, cond, key):
         check(cond)
         key_embed, key_inner = split_key(key, 2)
-        return (params["bijector"], apply_linen(embed, params["embed"], cond, key=key_embed)), key_inner
+        return (
+            params["bijector"],
+            apply_linen(embed, params["embed"], cond, key=key_embed),
+        ), key_inner
 
     return _prepared(bijector, init, prepare)
 
@@ -183,14 +194,22 @@ def _prepared(bijector: _Map, init, prepare) -> _Map:
         return inner(params, x, cond, key=key)
 
     def pullback(direction, params, y, cotangents, cond=None, *, key=None):
-        inner, back, inner_key = jax.vjp(lambda p, c: prepare(p, y, c, key), params, cond, has_aux=True)
+        inner, back, inner_key = jax.vjp(
+            lambda p, c: prepare(p, y, c, key), params, cond, has_aux=True
+        )
         x, (params_bar, x_bar, cond_bar) = pullback_at(
             bijector, direction, inner[0], y, cotangents, inner[1], key=inner_key
         )
         params_bar, cond_bar = back((params_bar, cond_bar))
         return x, (params_bar, x_bar, cond_bar)
 
-    return _make(type(bijector), init, partial(apply, bijector.forward), partial(apply, bijector.inverse), pullback)
+    return _make(
+        type(bijector),
+        init,
+        partial(apply, bijector.forward),
+        partial(apply, bijector.inverse),
+        pullback,
+    )
 
 
 def _of_rows(name: str, direction):
@@ -204,7 +223,11 @@ def _of_rows(name: str, direction):
 
 
 def _make(kind: type, init, forward, inverse, pullback):
-    return Bijector(init, forward, inverse, pullback) if kind is Bijector else kind(init, forward, inverse)
+    return (
+        Bijector(init, forward, inverse, pullback)
+        if kind is Bijector
+        else kind(init, forward, inverse)
+    )
 
 
 def kind_of(name: str, layers) -> type:

@@ -15,7 +15,11 @@ __all__ = ["masked_conv"]
 
 
 def masked_conv(
-    channels: int, size: int = 3, *, corner: Sequence[int] = (0, 0), implementation: str | None = None
+    channels: int,
+    size: int = 3,
+    *,
+    corner: Sequence[int] = (0, 0),
+    implementation: str | None = None,
 ) -> Bijector:
     """x = masked convolution of z + shift, z [b, H, W, C]: a pixel sees itself and those above and left of it, in a window
     of size x size; of itself, channel c sees channels <= c.
@@ -40,14 +44,18 @@ def masked_conv(
     """
     check_whole("masked_conv", channels=channels, size=size)
     if tuple(corner) not in ((0, 0), (0, 1), (1, 0), (1, 1)):
-        raise ValueError(f"masked_conv: expected corner (0, 0), (0, 1), (1, 0) or (1, 1), got {corner}")
+        raise ValueError(
+            f"masked_conv: expected corner (0, 0), (0, 1), (1, 0) or (1, 1), got {corner}"
+        )
     own_is_upper = np.ones((size, size, channels, channels), bool)
     own_is_upper[-1, -1] = np.triu(own_is_upper[-1, -1], 1)
     flipped = tuple(axis for axis, far in zip((1, 2), corner, strict=True) if far)
 
     def check(x):
         if x.ndim != 4 or x.shape[-1] != channels:
-            raise ValueError(f"masked_conv: expected x of shape [b, H, W, {channels}], got {list(x.shape)}")
+            raise ValueError(
+                f"masked_conv: expected x of shape [b, H, W, {channels}], got {list(x.shape)}"
+            )
 
     def init(key, x, cond=None, *, side="data"):
         check_side(side)
@@ -58,14 +66,18 @@ def masked_conv(
     def taps(params):
         diagonal = jnp.diag(jnp.exp(params["log_diagonal"]))[None, None]
         before = (size - 1, 0)
-        return jnp.where(own_is_upper, params["kernel"], 0) + jnp.pad(diagonal, (before, before, (0, 0), (0, 0)))
+        return jnp.where(own_is_upper, params["kernel"], 0) + jnp.pad(
+            diagonal, (before, before, (0, 0), (0, 0))
+        )
 
     def shift(params):
         return params["shift"].reshape(1, 1, 1, channels)
 
     def log_det(params, x):
         dtype = float_dtype(x, params["log_diagonal"])
-        return zero_log_det(x) + x.shape[1] * x.shape[2] * jnp.sum(params["log_diagonal"], dtype=dtype)
+        return zero_log_det(x) + x.shape[1] * x.shape[2] * jnp.sum(
+            params["log_diagonal"], dtype=dtype
+        )
 
     def forward(params, z, cond=None, *, key=None):
         check(z)

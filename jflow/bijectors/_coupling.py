@@ -76,7 +76,9 @@ def masked_coupling(univariate: Elementwise, net: nn.Module, mask) -> Bijector:
     def keep(x):
         if mask.ndim < x.ndim:  # one axis is the batch's
             with suppress(ValueError, TypeError):
-                return jnp.broadcast_to(mask.reshape((1,) * (x.ndim - mask.ndim) + mask.shape), x.shape)
+                return jnp.broadcast_to(
+                    mask.reshape((1,) * (x.ndim - mask.ndim) + mask.shape), x.shape
+                )
         raise ValueError(
             f"masked_coupling: expected a mask that broadcasts to the events of x; mask of shape {list(mask.shape)} does "
             f"not broadcast to those of x of shape {list(x.shape)}"
@@ -84,12 +86,18 @@ def masked_coupling(univariate: Elementwise, net: nn.Module, mask) -> Bijector:
 
     def init(key, x, cond=None, *, side="data"):
         check_side(side)
-        return _init_conditioner(net, key, jnp.where(keep(x), x, 0), cond, outputs=x.shape[-1] * univariate.size)
+        return _init_conditioner(
+            net, key, jnp.where(keep(x), x, 0), cond, outputs=x.shape[-1] * univariate.size
+        )
 
     def apply(direction, params, x, cond, key):
         passes = keep(x)
-        features = _features(net, params, jnp.where(passes, x, 0), cond, key, like=x, size=univariate.size)
-        y, log_slope = getattr(univariate, direction)(x, _raw(params["head"], features, x, univariate.size))
+        features = _features(
+            net, params, jnp.where(passes, x, 0), cond, key, like=x, size=univariate.size
+        )
+        y, log_slope = getattr(univariate, direction)(
+            x, _raw(params["head"], features, x, univariate.size)
+        )
         return jnp.where(passes, x, y.astype(x.dtype)), sum_event(jnp.where(passes, 0, log_slope))
 
     return _bijector(init, apply)
@@ -146,10 +154,16 @@ def _in_columns(univariate, direction: str, head, features: Array, x: Array) -> 
         kernel = jnp.concatenate([head["kernel"], head["bias"][None]]).reshape(-1, channels, size)
         features = jnp.concatenate([features, jnp.ones_like(features[:, :1])], axis=1)
         kernel = kernel.T.reshape(size * channels, -1)
-        raw = jax.lax.dot_general(kernel, features, (((1,), (1,)), ((), ())))  # in this order, the rows come last
+        raw = jax.lax.dot_general(
+            kernel, features, (((1,), (1,)), ((), ()))
+        )  # in this order, the rows come last
         return transform(columns, raw.reshape(size, channels, -1))
 
     # Raw numbers are many more than features, of which they are a matrix product away: the backward pass makes them anew.
     apply = jax.checkpoint(apply, prevent_cse=False)
-    y, log_det = apply(head, features.reshape(-1, features.shape[-1]), x.reshape(-1, channels).T.astype(features.dtype))
+    y, log_det = apply(
+        head,
+        features.reshape(-1, features.shape[-1]),
+        x.reshape(-1, channels).T.astype(features.dtype),
+    )
     return y.T.reshape(x.shape), sum_event(log_det.reshape(x.shape[:-1]))

@@ -11,7 +11,16 @@ from jflow._core.nouns import no_params
 from jflow.bijectors._combinators import invert
 from jflow.types import Bijector, Elementwise
 
-__all__ = ["actnorm", "affine", "elementwise", "logit", "sigmoid", "softplus", "standardize", "tanh"]
+__all__ = [
+    "actnorm",
+    "affine",
+    "elementwise",
+    "logit",
+    "sigmoid",
+    "softplus",
+    "standardize",
+    "tanh",
+]
 
 
 def elementwise(univariate: Elementwise, event_shape: tuple[int, ...]) -> Bijector:
@@ -21,7 +30,9 @@ def elementwise(univariate: Elementwise, event_shape: tuple[int, ...]) -> Biject
     def init(key, x, cond=None, *, side="data"):
         check_side(side)
         check_event("elementwise", x, event_shape)
-        return {"raw": jnp.zeros_like(x, shape=(*event_shape, univariate.size), dtype=float_dtype(x))}
+        return {
+            "raw": jnp.zeros_like(x, shape=(*event_shape, univariate.size), dtype=float_dtype(x))
+        }
 
     def apply(scalar_map, params, x):
         check_event("elementwise", x, event_shape)
@@ -125,8 +136,14 @@ def _scale_and_shift(init, check) -> Bijector:
     def read(params, x):
         check(x)
         lead = (1,) * (x.ndim - params["shift"].ndim)
-        log_scale, shift = (params[name].reshape(lead + params[name].shape) for name in ("log_scale", "shift"))
-        return log_scale, shift, sum_event(jnp.broadcast_to(log_scale.astype(float_dtype(x)), x.shape))
+        log_scale, shift = (
+            params[name].reshape(lead + params[name].shape) for name in ("log_scale", "shift")
+        )
+        return (
+            log_scale,
+            shift,
+            sum_event(jnp.broadcast_to(log_scale.astype(float_dtype(x)), x.shape)),
+        )
 
     def forward(params, z, cond=None, *, key=None):
         log_scale, shift, log_det = read(params, z)

@@ -30,8 +30,14 @@ def squeeze(factor: int = 2) -> Bijector:
     check_whole("squeeze", factor=factor)
     return Bijector(
         no_params,
-        lambda params, z, cond=None, *, key=None: (space_to_depth("squeeze", z, factor, factor), zero_log_det(z)),
-        lambda params, x, cond=None, *, key=None: (_depth_to_space("squeeze", x, factor), zero_log_det(x)),
+        lambda params, z, cond=None, *, key=None: (
+            space_to_depth("squeeze", z, factor, factor),
+            zero_log_det(z),
+        ),
+        lambda params, x, cond=None, *, key=None: (
+            _depth_to_space("squeeze", x, factor),
+            zero_log_det(x),
+        ),
     )
 
 
@@ -44,8 +50,12 @@ def haar() -> Bijector:
     """
 
     def mix(blocks):
-        parts = blocks.reshape(*blocks.shape[:-1], 4, blocks.shape[-1] // 4).astype(float_dtype(blocks))
-        mixed = jnp.stack([sum(_HAAR[i][j] * parts[..., j, :] for j in range(4)) for i in range(4)], axis=-2)
+        parts = blocks.reshape(*blocks.shape[:-1], 4, blocks.shape[-1] // 4).astype(
+            float_dtype(blocks)
+        )
+        mixed = jnp.stack(
+            [sum(_HAAR[i][j] * parts[..., j, :] for j in range(4)) for i in range(4)], axis=-2
+        )
         return mixed.reshape(blocks.shape).astype(blocks.dtype)
 
     def forward(params, z, cond=None, *, key=None):
@@ -73,13 +83,17 @@ def checkerboard() -> Bijector:
 
     def forward(params, z, cond=None, *, key=None):
         if z.ndim != 4 or z.shape[2] % 2:
-            raise ValueError(f"checkerboard: expected an image [b, H, W, C] with an even W, got {list(z.shape)}")
+            raise ValueError(
+                f"checkerboard: expected an image [b, H, W, C] with an even W, got {list(z.shape)}"
+            )
         b, h, w, c = z.shape
         return swap(z.reshape(b, h, w // 2, 2, c)).reshape(b, h, w // 2, 2 * c), zero_log_det(z)
 
     def inverse(params, x, cond=None, *, key=None):
         if x.ndim != 4 or x.shape[3] % 2:
-            raise ValueError(f"checkerboard: expected [b, H, W/2, 2 C], got x of shape {list(x.shape)}")
+            raise ValueError(
+                f"checkerboard: expected [b, H, W/2, 2 C], got x of shape {list(x.shape)}"
+            )
         b, h, w, c = x.shape
         return swap(x.reshape(b, h, w, 2, c // 2)).reshape(b, h, 2 * w, c // 2), zero_log_det(x)
 

@@ -14,7 +14,9 @@ from jflow.types import Array, Bijector
 
 __all__ = ["householder", "linear", "lu", "permute", "qr", "reshape", "reverse"]
 
-_FULL = jax.lax.Precision.HIGHEST  # accelerators multiply float32 in fewer bits by default; the inverse would not match
+_FULL = (
+    jax.lax.Precision.HIGHEST
+)  # accelerators multiply float32 in fewer bits by default; the inverse would not match
 
 
 def permute(permutation, inverse_permutation=None) -> Bijector:
@@ -25,10 +27,20 @@ def permute(permutation, inverse_permutation=None) -> Bijector:
     if not isinstance(permutation, jax.core.Tracer):
         permutation = np.asarray(permutation)
         whole = np.issubdtype(permutation.dtype, np.integer)
-        if permutation.ndim != 1 or not whole or not np.array_equal(np.sort(permutation), np.arange(permutation.size)):
-            raise ValueError(f"permute: expected a permutation of the whole numbers 0..d-1, got {permutation.tolist()}")
-        if inverse_permutation is not None and not np.array_equal(inverse_permutation, np.argsort(permutation)):
-            raise ValueError(f"permute: expected inverse_permutation to be argsort of {permutation.tolist()}")
+        if (
+            permutation.ndim != 1
+            or not whole
+            or not np.array_equal(np.sort(permutation), np.arange(permutation.size))
+        ):
+            raise ValueError(
+                f"permute: expected a permutation of the whole numbers 0..d-1, got {permutation.tolist()}"
+            )
+        if inverse_permutation is not None and not np.array_equal(
+            inverse_permutation, np.argsort(permutation)
+        ):
+            raise ValueError(
+                f"permute: expected inverse_permutation to be argsort of {permutation.tolist()}"
+            )
         inverse_permutation = np.argsort(permutation)
     elif inverse_permutation is None:
         inverse_permutation = jnp.argsort(permutation)
@@ -138,7 +150,9 @@ def qr(features: int, count: int | None = None) -> Bijector:
         return jnp.matmul(_reflections(params["vectors"]), _upper(params), precision=_FULL)
 
     def inverse_matrix(params):
-        return jnp.matmul(_inverse(_upper(params).T).T, _reflections(params["vectors"]).T, precision=_FULL)
+        return jnp.matmul(
+            _inverse(_upper(params).T).T, _reflections(params["vectors"]).T, precision=_FULL
+        )
 
     return compiled(_linear("qr", features, init, matrix, inverse_matrix, _sum_log_diagonal))
 
@@ -236,5 +250,7 @@ def _reflections(vectors: Array) -> Array:
         along = jnp.matmul(matrix, v, precision=_FULL)
         return matrix - 2 * along[:, None] * v[None, :], None
 
-    start = jnp.zeros_like(vectors, shape=vectors.shape[1:] * 2) + jnp.eye(vectors.shape[1], dtype=vectors.dtype)
+    start = jnp.zeros_like(vectors, shape=vectors.shape[1:] * 2) + jnp.eye(
+        vectors.shape[1], dtype=vectors.dtype
+    )
     return jax.lax.scan(reflect, start, vectors)[0]

@@ -24,7 +24,9 @@ __all__ = ["deep_sigmoidal", "logistic_mixture", "unconstrained_monotone"]
 _bounded = scales.bounded(3.0)
 
 
-def logistic_mixture(components: int = 8, floor: float = 1e-3, *, implementation: str | None = None) -> Elementwise:
+def logistic_mixture(
+    components: int = 8, floor: float = 1e-3, *, implementation: str | None = None
+) -> Elementwise:
     """y = ((1 - floor) logit F(x) + floor x) exp(a) + b, F(x) = sum_k pi_k sigmoid((x - mu_k) / s_k).
 
     Raw numbers, in this order: K each for log pi, mu and log s (|log s| < 3), then a (|a| < 3) and b. The tails are linear
@@ -48,7 +50,9 @@ def logistic_mixture(components: int = 8, floor: float = 1e-3, *, implementation
         return y * jnp.exp(a) + raw[..., -1], log_slope + a
 
     mixture = _by_root("logistic_mixture", size, forward)
-    return with_columns(mixture, partial(kernels.logistic_mixture.transform, floor=floor), implementation)
+    return with_columns(
+        mixture, partial(kernels.logistic_mixture.transform, floor=floor), implementation
+    )
 
 
 def deep_sigmoidal(hidden: int = 8, layers: int = 2, floor: float = 1e-3) -> Elementwise:
@@ -170,7 +174,9 @@ def _mixture(log_w: Array, log_p: Array) -> tuple[Array, Array]:
 def _add_identity(floor: float, x: Array, y: Array, log_slope: Array) -> tuple[Array, Array]:
     if floor == 0:
         return y, log_slope
-    return (1 - floor) * y + floor * x, jnp.logaddexp(log_slope + math.log1p(-floor), math.log(floor))
+    return (1 - floor) * y + floor * x, jnp.logaddexp(
+        log_slope + math.log1p(-floor), math.log(floor)
+    )
 
 
 def _check_floor(name: str, floor: float) -> float:

@@ -58,7 +58,9 @@ def planar(features: int) -> Bijector:
         check_event("planar", x, (features,))
         u, w, b, wu = read(params)
         wide = x.astype(float_dtype(x))
-        along = implicit.monotone_root(_bent, jnp.sum(wide * w[None], axis=-1), (wu, jnp.ones_like(wu), b))
+        along = implicit.monotone_root(
+            _bent, jnp.sum(wide * w[None], axis=-1), (wu, jnp.ones_like(wu), b)
+        )
         h = jnp.tanh(along + b)
         return (wide - h[:, None] * u[None]).astype(x.dtype), -jnp.log1p(wu * (1 - h * h))
 
@@ -78,16 +80,28 @@ def radial(features: int) -> Bijector:
         check_side(side)
         check_event("radial", x, (features,))
         zero = jnp.zeros_like(x, shape=(), dtype=float_dtype(x))
-        return {"center": jax.random.normal(key, (features,), zero.dtype), "log_alpha": zero, "raw_beta": zero}
+        return {
+            "center": jax.random.normal(key, (features,), zero.dtype),
+            "log_alpha": zero,
+            "raw_beta": zero,
+        }
 
     def read(params, x):
         check_event("radial", x, (features,))
         alpha = jnp.exp(params["log_alpha"])
         offset = x.astype(float_dtype(x)) - params["center"][None]
-        return params["center"][None], alpha, alpha * _held(params["raw_beta"]), offset, _norm(offset)
+        return (
+            params["center"][None],
+            alpha,
+            alpha * _held(params["raw_beta"]),
+            offset,
+            _norm(offset),
+        )
 
     def log_det(alpha, beta, r):
-        return (features - 1) * jnp.log1p(beta / (alpha + r)) + jnp.log1p(beta / (alpha + r) * (alpha / (alpha + r)))
+        return (features - 1) * jnp.log1p(beta / (alpha + r)) + jnp.log1p(
+            beta / (alpha + r) * (alpha / (alpha + r))
+        )
 
     def forward(params, z, cond=None, *, key=None):
         center, alpha, beta, offset, r = read(params, z)
@@ -106,7 +120,9 @@ def radial(features: int) -> Bijector:
     return compiled(Bijector(init, forward, inverse))
 
 
-def sylvester(features: int, rank: int | None = None, *, reflections: int | None = None) -> Bijector:
+def sylvester(
+    features: int, rank: int | None = None, *, reflections: int | None = None
+) -> Bijector:
     """x = z + Q R tanh(S Q^T z + b), Q [d, M] with orthonormal columns, R and S upper triangular: M planar maps at once.
 
     log_det = sum_i log(1 + h'_i r_ii s_ii). Q is the first M columns of a product of Householder reflections; none
@@ -142,7 +158,9 @@ def sylvester(features: int, rank: int | None = None, *, reflections: int | None
         """Q, R and S, with the products of the diagonals held."""
         q = jnp.eye(features, rank, dtype=params["b"].dtype)
         if count:
-            like = jnp.zeros_like(params["reflections"], shape=q.shape)  # varies over a mesh axis as the params do
+            like = jnp.zeros_like(
+                params["reflections"], shape=q.shape
+            )  # varies over a mesh axis as the params do
             q, _ = jax.lax.scan(_reflect, q + like, params["reflections"])
         r, s = jnp.triu(params["r"]), jnp.triu(params["s"])
         held = jnp.diag(r) * _held_ratio(jnp.diag(r) * jnp.diag(s))
@@ -172,7 +190,9 @@ def sylvester(features: int, rank: int | None = None, *, reflections: int | None
 
         along = _dot(wide, q)
         rows = (jnp.arange(rank), r, s, params["b"], along.T)
-        (_, h), _ = jax.lax.scan(coordinate, (jnp.zeros_like(along), jnp.zeros_like(along)), rows, reverse=True)
+        (_, h), _ = jax.lax.scan(
+            coordinate, (jnp.zeros_like(along), jnp.zeros_like(along)), rows, reverse=True
+        )
         return (wide - _dot(_dot(h, r.T), q.T)).astype(x.dtype), -_log_det(h, r, s)
 
     return compiled(Bijector(init, forward, inverse))
@@ -212,7 +232,9 @@ def _norm(x: Array) -> Array:
 def _reflect(q: Array, v: Array):
     """(I - 2 v v^T / |v|^2) q; the identity at v = 0."""
     square = jnp.sum(v * v)
-    return q - (2 / jnp.where(square > 0, square, 1)) * v[:, None] * jnp.matmul(v, q, precision=_FULL)[None], None
+    return q - (2 / jnp.where(square > 0, square, 1)) * v[:, None] * jnp.matmul(
+        v, q, precision=_FULL
+    )[None], None
 
 
 def _dot(a: Array, b: Array) -> Array:
@@ -220,4 +242,6 @@ def _dot(a: Array, b: Array) -> Array:
 
 
 def _log_det(h: Array, r: Array, s: Array) -> Array:
-    return zero_log_det(h) + jnp.sum(jnp.log1p((1 - h * h) * (jnp.diag(r) * jnp.diag(s))[None]), axis=-1)
+    return zero_log_det(h) + jnp.sum(
+        jnp.log1p((1 - h * h) * (jnp.diag(r) * jnp.diag(s))[None]), axis=-1
+    )

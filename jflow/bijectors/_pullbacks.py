@@ -26,13 +26,17 @@ def pullback_at(
         return bijector.pullback(direction, params, y, cotangents, cond, key=key)
     x, _ = getattr(bijector, opposite(direction))(params, y, cond, key=key)
     x = x.astype(y.dtype)
-    return x, cotangents_at(partial(getattr(bijector, direction), key=key), cotangents, params, x, cond)
+    return x, cotangents_at(
+        partial(getattr(bijector, direction), key=key), cotangents, params, x, cond
+    )
 
 
 def cotangents_at(function, cotangents: tuple[Array, Array], *args: PyTree) -> tuple[PyTree, ...]:
     """The cotangents of `args` when `cotangents` are those of function(*args) -> (y, log_det)."""
     outputs, pullback = jax.vjp(function, *args)
-    return pullback(tuple(bar.astype(output.dtype) for bar, output in zip(cotangents, outputs, strict=True)))
+    return pullback(
+        tuple(bar.astype(output.dtype) for bar, output in zip(cotangents, outputs, strict=True))
+    )
 
 
 def opposite(direction: str) -> str:

@@ -46,7 +46,9 @@ def residual(
             f"residual: expected a network with coeff, weights and run (nets.LipschitzMLP), got {type(net).__name__}"
         )
     if not 0 < net.coeff < 1:
-        raise ValueError(f"residual: expected a Lipschitz constant net.coeff in (0, 1), got {net.coeff}")
+        raise ValueError(
+            f"residual: expected a Lipschitz constant net.coeff in (0, 1), got {net.coeff}"
+        )
 
     def init(key, x, cond=None, *, side="data"):
         check_side(side)
@@ -68,7 +70,9 @@ def residual(
     def inverse(params, x, cond=None, *, key=None):
         weights, wide = weights_of(params, x, cond), x.astype(float_dtype(x))
         limit = 16 * float(jnp.finfo(wide.dtype).eps) if tol is None else tol
-        found = implicit.fixed_point(_back, wide, (weights, wide), tol=limit, max_evaluations=max_evaluations)
+        found = implicit.fixed_point(
+            _back, wide, (weights, wide), tol=limit, max_evaluations=max_evaluations
+        )
         z = jnp.where(expand_to(found.change <= limit, found.x), found.x, jnp.nan)
         return z.astype(x.dtype), -log_det_at(weights, z, key)
 

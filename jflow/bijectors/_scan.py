@@ -52,7 +52,9 @@ def scan(
         raise ValueError("scan: remat and reversible both save memory; choose one")
     for leaf in jax.tree.leaves(xs):
         if np.ndim(leaf) == 0 or np.shape(leaf)[0] != depth:
-            raise ValueError(f"scan: expected the leaves of xs to lead with depth={depth}, got {list(np.shape(leaf))}")
+            raise ValueError(
+                f"scan: expected the leaves of xs to lead with depth={depth}, got {list(np.shape(leaf))}"
+            )
     make = layer if callable(layer) else lambda _: layer
     kind = kind_of("scan", [make(jax.tree.map(lambda leaf: leaf[0], xs))])
     if reversible and kind is Transport:
@@ -66,7 +68,9 @@ def scan(
             i = depth - 1 if backwards else 0
             params = make(jax.tree.map(lambda leaf: leaf[i], xs)).init(keys[-1], x, cond, side=side)
             if missing := sorted(set(shared) - set(params)):
-                raise ValueError(f"scan: the layer has no params {missing} to share; it has {sorted(params)}")
+                raise ValueError(
+                    f"scan: the layer has no params {missing} to share; it has {sorted(params)}"
+                )
             common = {name: params[name] for name in shared}
 
         def body(x, inputs):
@@ -88,13 +92,18 @@ def scan(
 
         def pullback(p, common, y, cotangents, cond, inputs_i):
             xs_i, key_i = inputs_i
-            x, cotangents = pullback_at(make(xs_i), direction, {**p, **common}, y, cotangents, cond, key=key_i)
+            x, cotangents = pullback_at(
+                make(xs_i), direction, {**p, **common}, y, cotangents, cond, key=key_i
+            )
             params_bar, x_bar, cond_bar = cotangents
             own, of_common = ({name: params_bar[name] for name in names} for names in (p, common))
             return x.astype(y.dtype), own, of_common, x_bar.astype(y.dtype), cond_bar
 
         # As arrays: a jitted function that closes over numpy's integers does not lower once it was used in 32 and in 64 bits.
-        inputs = (jax.tree.map(jnp.asarray, xs), None if key is None else jax.random.split(key, depth))
+        inputs = (
+            jax.tree.map(jnp.asarray, xs),
+            None if key is None else jax.random.split(key, depth),
+        )
         args = (params["stacked"], params["shared"], x, cond, inputs)
         options = dict(reverse=direction == "inverse", unroll=unroll, length=depth)
         if not reversible:
@@ -104,7 +113,9 @@ def scan(
     return compiled(kind(init, partial(run, "forward"), partial(run, "inverse")))
 
 
-def rebuild_error(bijector: Bijector, params: Params, z: Array, cond: Cond = None, *, key: Key | None = None) -> Array:
+def rebuild_error(
+    bijector: Bijector, params: Params, z: Array, cond: Cond = None, *, key: Key | None = None
+) -> Array:
     """max |inverse(forward(z)) - z|: what a reversible scan's backward pass adds to the activations it differentiates at."""
     x, _ = bijector.forward(params, z, cond, key=key)
     return jnp.max(jnp.abs(bijector.inverse(params, x, cond, key=key)[0] - z))
@@ -119,16 +130,25 @@ def _plain_scan(apply, stacked, common, x, cond, inputs, *, reverse, unroll, len
 
     body = jax.checkpoint(body, prevent_cse=False) if remat else body
     carry, _ = jax.lax.scan(
-        body, (x, zero_log_det(x)), (stacked, inputs), reverse=reverse, unroll=min(unroll, length), length=length
+        body,
+        (x, zero_log_det(x)),
+        (stacked, inputs),
+        reverse=reverse,
+        unroll=min(unroll, length),
+        length=length,
     )
     return carry
 
 
-def _reversible_scan(apply, pullback, stacked, common, x, cond, inputs, *, reverse, unroll, segment, length):
+def _reversible_scan(
+    apply, pullback, stacked, common, x, cond, inputs, *, reverse, unroll, segment, length
+):
     """`_plain_scan` whose backward pass rebuilds each layer's input from its output, segment by segment."""
 
     def one_segment(stacked, common, x, cond, inputs):
-        return _plain_scan(apply, stacked, common, x, cond, inputs, reverse=reverse, unroll=unroll, length=segment)
+        return _plain_scan(
+            apply, stacked, common, x, cond, inputs, reverse=reverse, unroll=unroll, length=segment
+        )
 
     def walk_back(args, outputs, cotangents):
         stacked, common, _, cond, inputs = args
@@ -137,11 +157,20 @@ def _reversible_scan(apply, pullback, stacked, common, x, cond, inputs, *, rever
         def body(carry, layer):
             y, y_bar, common_bar, cond_bar = carry
             p, inputs_i = layer
-            x, p_bar, common_i, x_bar, cond_i = pullback(p, common, y, (y_bar, log_det_bar), cond, inputs_i)
-            return (x, x_bar, add_cotangents(common_bar, common_i), add_cotangents(cond_bar, cond_i)), p_bar
+            x, p_bar, common_i, x_bar, cond_i = pullback(
+                p, common, y, (y_bar, log_det_bar), cond, inputs_i
+            )
+            return (
+                x,
+                x_bar,
+                add_cotangents(common_bar, common_i),
+                add_cotangents(cond_bar, cond_i),
+            ), p_bar
 
         carry = (y, y_bar, zero_cotangents(common), zero_cotangents(cond))
-        carry, stacked_bar = jax.lax.scan(body, carry, (stacked, inputs), reverse=not reverse, length=segment)
+        carry, stacked_bar = jax.lax.scan(
+            body, carry, (stacked, inputs), reverse=not reverse, length=segment
+        )
         _, x_bar, common_bar, cond_bar = carry
         return stacked_bar, common_bar, x_bar, cond_bar, zero_cotangents(inputs)
 
@@ -149,7 +178,9 @@ def _reversible_scan(apply, pullback, stacked, common, x, cond, inputs, *, rever
     cond = jax.tree.map(jnp.asarray, cond)
     if segment == length:
         return rebuild(stacked, common, x, cond, inputs)
-    fold = partial(jax.tree.map, lambda leaf: leaf.reshape(length // segment, segment, *leaf.shape[1:]))
+    fold = partial(
+        jax.tree.map, lambda leaf: leaf.reshape(length // segment, segment, *leaf.shape[1:])
+    )
 
     def body(carry, layers):
         x, log_det = carry
@@ -157,5 +188,7 @@ def _reversible_scan(apply, pullback, stacked, common, x, cond, inputs, *, rever
         x, contribution = rebuild(stacked, common, x, cond, inputs)
         return (x, log_det + contribution), None
 
-    carry, _ = jax.lax.scan(body, (x, zero_log_det(x)), (fold(stacked), fold(inputs)), reverse=reverse)
+    carry, _ = jax.lax.scan(
+        body, (x, zero_log_det(x)), (fold(stacked), fold(inputs)), reverse=reverse
+    )
     return carry

@@ -12,7 +12,9 @@ from jflow.types import Distribution, Flow, Transport
 __all__ = ["vae"]
 
 
-def vae(posterior: Flow, decoder: Distribution, source_shape: Sequence[int], data_shape: Sequence[int]) -> Transport:
+def vae(
+    posterior: Flow, decoder: Distribution, source_shape: Sequence[int], data_shape: Sequence[int]
+) -> Transport:
     """x -> z ~ q(z given x) = posterior,  z -> x ~ p(x given z) = decoder: a variational autoencoder as one layer.
 
     Contribution of the inverse: log p(x given z) - log q(z given x), so that flows.elbo_flow(vae(...), prior) has the
@@ -50,7 +52,9 @@ def vae(posterior: Flow, decoder: Distribution, source_shape: Sequence[int], dat
     def inverse(params, x, cond=None, *, key=None):
         need_key("vae.inverse", key)
         check_event("vae", x, data_shape)
-        z, log_q = posterior.sample_and_log_prob(params["posterior"], key, len(x), given("x", x, cond))
+        z, log_q = posterior.sample_and_log_prob(
+            params["posterior"], key, len(x), given("x", x, cond)
+        )
         return z, decoder.log_prob(params["decoder"], x, given("z", z, cond)) - log_q
 
     return Transport(init, forward, inverse)

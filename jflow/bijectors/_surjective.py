@@ -24,7 +24,13 @@ from jflow._core.nouns import no_params
 from jflow.bijectors._combinators import invert
 from jflow.types import Array, Cond, Distribution, Flow, Transport
 
-__all__ = ["augment", "drop", "truncated_normal_dequantization", "uniform_dequantization", "variational_dequantization"]
+__all__ = [
+    "augment",
+    "drop",
+    "truncated_normal_dequantization",
+    "uniform_dequantization",
+    "variational_dequantization",
+]
 
 
 def uniform_dequantization(levels: int = 256) -> Transport:
@@ -62,7 +68,9 @@ def variational_dequantization(noise: Flow | Distribution, levels: int = 256) ->
         check_side(side)
         key_noise, key_u = jax.random.split(key)
         x = _to_level(x, levels) if side == "source" else x
-        return noise.init(key_noise, jax.random.uniform(key_u, x.shape, float_dtype(x)), given(x, cond))
+        return noise.init(
+            key_noise, jax.random.uniform(key_u, x.shape, float_dtype(x)), given(x, cond)
+        )
 
     def forward(params, z, cond=None, *, key=None):
         x = _to_level(z, levels)
@@ -105,7 +113,9 @@ def truncated_normal_dequantization(std: float, levels: int = 256) -> Transport:
         x = cond["x"] if isinstance(cond, dict) else cond
         return 0.5 + std * jax.random.truncated_normal(key, -bound, bound, x.shape, x.dtype)
 
-    return variational_dequantization(Distribution(lambda key, x, cond=None: {}, log_prob, sample), levels)
+    return variational_dequantization(
+        Distribution(lambda key, x, cond=None: {}, log_prob, sample), levels
+    )
 
 
 def augment(noise: Flow | Distribution, size: int) -> Transport:
@@ -119,7 +129,9 @@ def augment(noise: Flow | Distribution, size: int) -> Transport:
 
     def parts(z):
         if z.ndim < 2 or z.shape[-1] <= size:
-            raise ValueError(f"augment: expected z [b, ..., more than {size}], got shape {list(z.shape)}")
+            raise ValueError(
+                f"augment: expected z [b, ..., more than {size}], got shape {list(z.shape)}"
+            )
         return z[..., :-size], z[..., -size:]
 
     def init(key, x, cond=None, *, side="data"):
@@ -139,7 +151,9 @@ def augment(noise: Flow | Distribution, size: int) -> Transport:
         need_key("augment.inverse (forward of drop)", key)
         e, log_q = _draw(noise, params, key, x.shape[0], _given(x, cond))
         if e.shape != (*x.shape[:-1], size):
-            raise ValueError(f"augment: expected noise of shape {[*x.shape[:-1], size]}, got {list(e.shape)}")
+            raise ValueError(
+                f"augment: expected noise of shape {[*x.shape[:-1], size]}, got {list(e.shape)}"
+            )
         return jnp.concatenate([x, e.astype(x.dtype)], axis=-1), -log_q
 
     return Transport(init, forward, inverse)

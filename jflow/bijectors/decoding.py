@@ -46,7 +46,9 @@ def cached() -> Sampler:
             return (x, cache), (x, log_scale[:, 0])
 
         slots = jnp.arange(z.shape[1])
-        _, (x, log_scale) = jax.lax.scan(step, (jnp.zeros_like(z[:, 0]), cache), (z.swapaxes(0, 1), slots))
+        _, (x, log_scale) = jax.lax.scan(
+            step, (jnp.zeros_like(z[:, 0]), cache), (z.swapaxes(0, 1), slots)
+        )
         return _exact(x.swapaxes(0, 1), log_scale.swapaxes(0, 1))
 
     return sample
@@ -100,13 +102,21 @@ def jacobi(block: int = 16, *, tol: float = 1e-5) -> Sampler:
 
             def again(state):
                 x_block, cache, _, i = state
-                mean, log_scale, cache = predict(frozen, jnp.concatenate([last, x_block[:, :-1]], 1), cache, first)
+                mean, log_scale, cache = predict(
+                    frozen, jnp.concatenate([last, x_block[:, :-1]], 1), cache, first
+                )
                 new = z_block * jnp.exp(log_scale) + mean
                 return new, cache, _largest(new - x_block, new), i + 1
 
             never = jnp.full_like(z, jnp.inf, shape=z.shape[:1])
-            x_block, cache, _, i = jax.lax.while_loop(unsolved, again, (z_block, cache, never, none))
-            return (jax.lax.dynamic_update_slice_in_dim(x, x_block, first, axis=1), cache, passes + i), None
+            x_block, cache, _, i = jax.lax.while_loop(
+                unsolved, again, (z_block, cache, never, none)
+            )
+            return (
+                jax.lax.dynamic_update_slice_in_dim(x, x_block, first, axis=1),
+                cache,
+                passes + i,
+            ), None
 
         (x, _, passes), _ = jax.lax.scan(solve_block, (jnp.zeros_like(z0), cache, none), starts)
 

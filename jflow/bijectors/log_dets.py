@@ -86,7 +86,11 @@ def _sums(g, terms, args, x, key):
 
     def term(carry):
         k, alive, u, w, value = carry
-        weight = jnp.where(alive, keep ** -jnp.maximum(k - sure, 0).astype(dtype), 0) if keep else alive.astype(dtype)
+        weight = (
+            jnp.where(alive, keep ** -jnp.maximum(k - sure, 0).astype(dtype), 0)
+            if keep
+            else alive.astype(dtype)
+        )
         sign = 1 - 2 * ((k + 1) % 2).astype(dtype)  # (-1)^(k+1)
         w = w + sign * expand_to(weight, u) * u
         u = pullback(u.astype(dtype))[0].astype(dtype)
@@ -110,7 +114,9 @@ def _series_jvp(g, terms, primals, tangents):
     args, x, key = primals
     value, v, w = _sums(g, terms, args, x, key)
 
-    @partial(jax.checkpoint, prevent_cse=False)  # nothing is kept of g for the way back but its arguments
+    @partial(
+        jax.checkpoint, prevent_cse=False
+    )  # nothing is kept of g for the way back but its arguments
     def surrogate(args, x):
         return sum_event(w * jax.jvp(lambda x: g(args, x), (x,), (v.astype(x.dtype),))[1])
 

@@ -56,7 +56,9 @@ FREE = Ends(1, False, False)  # beyond the box a line that keeps the slope of th
 CIRCULAR = Ends(0, False, True)
 
 
-def rational_quadratic_knots(raw: Array, *, bound: float = 5.0, ends: Ends = IDENTITY) -> tuple[Array, Array, Array]:
+def rational_quadratic_knots(
+    raw: Array, *, bound: float = 5.0, ends: Ends = IDENTITY
+) -> tuple[Array, Array, Array]:
     """The spline that `raw` [..., 3*bins + ends.extra] stands for: knots x, y and slopes [..., bins + 1] each."""
     bins = _bins(raw, ends)
     widths, heights = _bin_sizes(raw, bins, bound, ends)
@@ -64,16 +66,22 @@ def rational_quadratic_knots(raw: Array, *, bound: float = 5.0, ends: Ends = IDE
     free = jax.nn.softplus(raw[..., 2 * bins :] + SOFTPLUS_OFFSET) + FLOOR
     first, last = slopes[..., :1], slopes[..., -1:]
     left, right = (last, first) if ends.periodic else (first, last)
-    caps = CAP * jnp.minimum(jnp.concatenate([left, slopes], -1), jnp.concatenate([slopes, right], -1))
+    caps = CAP * jnp.minimum(
+        jnp.concatenate([left, slopes], -1), jnp.concatenate([slopes, right], -1)
+    )
     if ends.fixed:
         one = jnp.ones_like(first)
         free = jnp.concatenate([one, jnp.minimum(free, caps[..., 1:-1]), one], axis=-1)
     else:
-        free = jnp.minimum(jnp.concatenate([free, free[..., :1]], axis=-1) if ends.periodic else free, caps)
+        free = jnp.minimum(
+            jnp.concatenate([free, free[..., :1]], axis=-1) if ends.periodic else free, caps
+        )
     return _edges(widths, bound), _edges(heights, bound), free
 
 
-def rational_quadratic(x: Array, raw: Array, *, bound: float = 5.0, ends: Ends = IDENTITY) -> tuple[Array, Array]:
+def rational_quadratic(
+    x: Array, raw: Array, *, bound: float = 5.0, ends: Ends = IDENTITY
+) -> tuple[Array, Array]:
     """y = f(x) and log dy/dx.
 
     Args:
@@ -127,13 +135,17 @@ def _into_box(x: Array, bound: float, ends: Ends) -> tuple[Array, Array, Array]:
 
 
 def _size(ends: Ends) -> str:
-    return "3*bins" + (f" {ends.extra:+d}".replace("-", "- ").replace("+", "+ ") if ends.extra else "")
+    return "3*bins" + (
+        f" {ends.extra:+d}".replace("-", "- ").replace("+", "+ ") if ends.extra else ""
+    )
 
 
 def _bins(raw: Array, ends: Ends) -> int:
     bins, rest = divmod(raw.shape[-1] - ends.extra, 3)
     if rest or bins < 1:
-        raise ValueError(f"rational_quadratic: expected raw of shape [..., {_size(ends)}], got {list(raw.shape)}")
+        raise ValueError(
+            f"rational_quadratic: expected raw of shape [..., {_size(ends)}], got {list(raw.shape)}"
+        )
     if bins >= MAX_BINS:
         raise ValueError(f"rational_quadratic: expected fewer than {MAX_BINS} bins, got {bins}")
     return bins
@@ -157,7 +169,11 @@ def _bin_sizes(raw: Array, bins: int, bound: float, ends: Ends) -> tuple[Array, 
     sizes = (
         2
         * bound
-        * (FLOOR + (1 - FLOOR * bins) * jax.nn.softmax(raw[..., : 2 * bins].reshape(*raw.shape[:-1], 2, bins)))
+        * (
+            FLOOR
+            + (1 - FLOOR * bins)
+            * jax.nn.softmax(raw[..., : 2 * bins].reshape(*raw.shape[:-1], 2, bins))
+        )
     )
     widths, heights = sizes[..., 0, :], sizes[..., 1, :]
     if not ends.fixed or bins == 1:
@@ -187,12 +203,17 @@ def _bin_of(x: Array, raw: Array, bound: float, ends: Ends, *, of_y: bool):
     """
     bins = _bins(raw, ends)
     widths, heights = _bin_sizes(raw, bins, bound, ends)
-    lefts, bottoms = jnp.cumsum(widths, axis=-1) - widths - bound, jnp.cumsum(heights, axis=-1) - heights - bound
+    lefts, bottoms = (
+        jnp.cumsum(widths, axis=-1) - widths - bound,
+        jnp.cumsum(heights, axis=-1) - heights - bound,
+    )
     knots = bottoms if of_y else lefts
     k = jnp.sum(x[..., None] >= knots[..., 1:], axis=-1, keepdims=True)
 
     def pick(values, index):
-        return jnp.take_along_axis(values, jnp.clip(index, 0, values.shape[-1] - 1), axis=-1)[..., 0]
+        return jnp.take_along_axis(values, jnp.clip(index, 0, values.shape[-1] - 1), axis=-1)[
+            ..., 0
+        ]
 
     w, h = pick(widths, k), pick(heights, k)
 

@@ -46,7 +46,9 @@ def shift() -> Elementwise:
     return Elementwise(1, forward, inverse)
 
 
-def affine(max_log_scale: float = 3.0, *, scale: Callable[[Array], Array] | None = None) -> Elementwise:
+def affine(
+    max_log_scale: float = 3.0, *, scale: Callable[[Array], Array] | None = None
+) -> Elementwise:
     """y = x exp(a) + b with a = c tanh(raw_0 / c), b = raw_1, c = `max_log_scale`. Dinh, Sohl-Dickstein, Bengio (2016).
 
     The scale is bounded both ways, by e^-c and e^c: an unbounded exponential overflows in deep stacks, and a sigmoid,
@@ -115,14 +117,18 @@ def _log_cosh(u: Array) -> Array:
     return jnp.logaddexp(u, -u)
 
 
-def rational_quadratic(bins: int = 8, bound: float = 5.0, *, implementation: str | None = None) -> Elementwise:
+def rational_quadratic(
+    bins: int = 8, bound: float = 5.0, *, implementation: str | None = None
+) -> Elementwise:
     """Rational-quadratic spline on [-bound, bound] with identity tails; see `splines.rational_quadratic`.
 
     implementation: of couplings, 'xla' or 'pallas' (see `kernels.columns`, whose choice is None), or 'plain', the slower
         reference.
     """
     spline = _spline("rational_quadratic", bins, bound, splines.IDENTITY)
-    return with_columns(spline, partial(kernels.rational_quadratic.transform, bound=float(bound)), implementation)
+    return with_columns(
+        spline, partial(kernels.rational_quadratic.transform, bound=float(bound)), implementation
+    )
 
 
 def free_rational_quadratic(bins: int = 8, bound: float = 5.0) -> Elementwise:
@@ -169,7 +175,9 @@ def circular_shift(bound: float = np.pi) -> Elementwise:
             x, raw = check_raw("circular_shift", x, raw, 1)
             moved = x + sign * raw[..., 0]
             # whole periods, counted so that x itself decides which period is its own; raw = 0 moves nothing
-            periods = jnp.floor((moved + bound) / (2 * bound)) - jnp.floor((x + bound) / (2 * bound))
+            periods = jnp.floor((moved + bound) / (2 * bound)) - jnp.floor(
+                (x + bound) / (2 * bound)
+            )
             return moved - jax.lax.stop_gradient(2 * bound * periods), jnp.zeros_like(x)
 
         return apply

@@ -34,10 +34,14 @@ def inception(weights: str | Path | Mapping[str, np.ndarray]) -> Params:
             with np.load(expand(weights), allow_pickle=False) as z:
                 weights = {name: z[name] for name in z.files}
         except (zipfile.BadZipFile, EOFError, ValueError, AttributeError) as error:
-            raise ValueError(f"{weights}: not an npz file of arrays ({error}); see jflow.convert.inception") from error
+            raise ValueError(
+                f"{weights}: not an npz file of arrays ({error}); see jflow.convert.inception"
+            ) from error
     classes = np.shape(weights.get("fc.weight", np.empty((1008, 0))))[0]
     if classes != 1008:
-        raise ValueError(f"inception: expected the FID network of 1008 classes, got weights for {classes}")
+        raise ValueError(
+            f"inception: expected the FID network of 1008 classes, got weights for {classes}"
+        )
     image = jax.ShapeDtypeStruct((1, 299, 299, 3), jnp.float32)
     shapes = jax.eval_shape(InceptionFID().init, jax.random.key(0), image)["params"]
     return {name: _fold(weights, name, like["kernel"].shape) for name, like in shapes.items()}
@@ -47,14 +51,20 @@ def _fold(weights: Mapping[str, np.ndarray], name: str, shape: tuple[int, ...]) 
     """{'kernel' [*shape], 'bias'} of one convolution with its batch norm; shape is (height, width, in, out)."""
     height, width, inputs, outputs = shape
     expected: dict[str, tuple[int, ...]] = {"conv.weight": (outputs, inputs, height, width)}
-    expected |= {f"bn.{part}": (outputs,) for part in ("weight", "bias", "running_mean", "running_var")}
+    expected |= {
+        f"bn.{part}": (outputs,) for part in ("weight", "bias", "running_mean", "running_var")
+    }
     parts = []
     for part, size in expected.items():
         key = f"{name}.{part}"
         if key not in weights:
-            raise ValueError(f"inception: the weights hold no {key!r}; expected the state dict of the FID network")
+            raise ValueError(
+                f"inception: the weights hold no {key!r}; expected the state dict of the FID network"
+            )
         if np.shape(weights[key]) != size:
-            raise ValueError(f"inception: expected {key!r} of shape {list(size)}, got {list(np.shape(weights[key]))}")
+            raise ValueError(
+                f"inception: expected {key!r} of shape {list(size)}, got {list(np.shape(weights[key]))}"
+            )
         parts.append(np.asarray(weights[key], np.float64))
     kernel, gamma, beta, mean, var = parts
     gain = gamma / np.sqrt(var + EPSILON)

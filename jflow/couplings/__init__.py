@@ -15,11 +15,23 @@ from jflow.couplings._entropic import (
     sinkhorn,
     unbalanced,
 )
-from jflow.couplings._matching import independent, optimal_transport, partial_optimal_transport, stable_matching
+from jflow.couplings._matching import (
+    independent,
+    optimal_transport,
+    partial_optimal_transport,
+    stable_matching,
+)
 from jflow.couplings._pair import pair
 from jflow.couplings._plans import entropic_potentials
 from jflow.couplings._semidiscrete import fit_semidiscrete, semidiscrete
-from jflow.couplings._sources import block_means, corrupted, hold_known, inpainting, tiles, with_source
+from jflow.couplings._sources import (
+    block_means,
+    corrupted,
+    hold_known,
+    inpainting,
+    tiles,
+    with_source,
+)
 
 __all__ = [
     "block_means",

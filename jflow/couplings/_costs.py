@@ -79,10 +79,16 @@ def _reduced(a: Array, b: Array, squared: Array) -> Array:
     rows = a, b, b[jnp.argmin(squared, axis=1)], a[jnp.argmin(squared, axis=0)]
     # |a - b|^2 - |a - near b|^2 and |a - b|^2 - |near a - b|^2; the larger minimum goes first
     over_row = _summed(
-        lambda a, b, near_b, _: (b[None] - near_b[:, None]) * (b[None] + near_b[:, None] - 2 * a[:, None]), *rows
+        lambda a, b, near_b, _: (
+            (b[None] - near_b[:, None]) * (b[None] + near_b[:, None] - 2 * a[:, None])
+        ),
+        *rows,
     )
     over_column = _summed(
-        lambda a, b, _, near_a: (a[:, None] - near_a[None]) * (a[:, None] + near_a[None] - 2 * b[None]), *rows
+        lambda a, b, _, near_a: (
+            (a[:, None] - near_a[None]) * (a[:, None] + near_a[None] - 2 * b[None])
+        ),
+        *rows,
     )
     return jnp.where(row > column, over_row - column, over_column - row)
 
@@ -122,12 +128,16 @@ def _middle(x: Array) -> Array:
 
 def cosine(x0: Array, x1: Array, cond: Cond = None) -> Array:
     """1 - cos of the angle between the flattened rows, in [0, 2]: for embeddings of text or images."""
-    a, b = (x / jnp.max(jnp.abs(x), axis=1, keepdims=True) for x in _flat(x0, x1))  # squares of 1e30 would overflow
+    a, b = (
+        x / jnp.max(jnp.abs(x), axis=1, keepdims=True) for x in _flat(x0, x1)
+    )  # squares of 1e30 would overflow
     a, b = (x / jnp.linalg.norm(x, axis=1, keepdims=True) for x in (a, b))
     return 1 - jnp.matmul(a, b.T, precision=jax.lax.Precision.HIGHEST)
 
 
-def within_class(cost: Cost = squared_euclidean, *, label: Callable[[Cond], Array] = lambda cond: cond) -> Cost:
+def within_class(
+    cost: Cost = squared_euclidean, *, label: Callable[[Cond], Array] = lambda cond: cond
+) -> Cost:
     """Pairs of one class alone: `cost` where label(cond)[i] == label(cond)[j], infinity elsewhere.
 
     label picks the discrete part of cond, [n] or [n, ...] (equal in all numbers). The source of a class is then exactly
@@ -189,7 +199,9 @@ def near_condition(
         def halve(_, ends):
             low, high = ends
             w = (low + high) / 2
-            share = jnp.mean(near + w.astype(near.dtype) * far.astype(near.dtype) <= own, dtype=w.dtype)
+            share = jnp.mean(
+                near + w.astype(near.dtype) * far.astype(near.dtype) <= own, dtype=w.dtype
+            )
             return jnp.where(share >= ratio, w, low), jnp.where(share >= ratio, high, w)
 
         # Past this end conditions alone decide; float32 would lose the costs beside w times the distances.
@@ -234,11 +246,15 @@ def matrix(name: str, cost: Cost, x0: Array, x1: Array, cond: Cond) -> Costs:
     """
     shapes = [list(jnp.shape(x)) for x in (x0, x1)]
     if not shapes[0] or not shapes[1] or shapes[0][0] != shapes[1][0]:
-        raise ValueError(f"{name}: expected as many source rows as data rows, got shapes {shapes[0]} and {shapes[1]}")
+        raise ValueError(
+            f"{name}: expected as many source rows as data rows, got shapes {shapes[0]} and {shapes[1]}"
+        )
     n = shapes[0][0]
     cond = check_cond(name, cond, n)
     x0, x1, cond = jax.lax.stop_gradient((x0, x1, cond))
-    found = jax.lax.stop_gradient(cost(x0, x1, cond)) if n else jnp.zeros((0, 0), float_dtype(x0, x1))
+    found = (
+        jax.lax.stop_gradient(cost(x0, x1, cond)) if n else jnp.zeros((0, 0), float_dtype(x0, x1))
+    )
     if found.shape != (n, n):
         raise ValueError(f"{name}: expected costs of shape [{n}, {n}], got {list(found.shape)}")
     if not isinstance(found, jax.core.Tracer):
@@ -249,7 +265,9 @@ def matrix(name: str, cost: Cost, x0: Array, x1: Array, cond: Cond) -> Costs:
         alone = ~np.isfinite(found).any(1)
         if alone.any():
             raise ValueError(f"{name}: source row {alone.argmax()} has no pair of finite cost")
-    return Costs(found, *(jax.lax.stop_gradient(_parts(cost, x0, x1, cond)) if n else (found, found)))
+    return Costs(
+        found, *(jax.lax.stop_gradient(_parts(cost, x0, x1, cond)) if n else (found, found))
+    )
 
 
 def shifted(cost: Cost, x0: Array, x1: Array) -> Array:

@@ -11,7 +11,9 @@ from jflow.couplings import _costs, _plans
 from jflow.couplings._costs import Cost
 from jflow.types import Array, Coupling, Key
 
-Draw = Callable[[Key, Array], tuple[Array | np.ndarray, Array | np.ndarray]]  # (key, log_plan [n, n]) -> (i [n], j [n])
+Draw = Callable[
+    [Key, Array], tuple[Array | np.ndarray, Array | np.ndarray]
+]  # (key, log_plan [n, n]) -> (i [n], j [n])
 
 
 def sample_permutation(key: Key, log_plan: Array) -> tuple[Array, np.ndarray]:
@@ -33,7 +35,9 @@ def sample_with_replacement(key: Key, log_plan: Array) -> tuple[Array, Array]:
     about a third not at all. Row k with row k throughout where the plan is NaN."""
     need_key("couplings.sample_with_replacement", key)
     row_key, column_key = jax.random.split(key)
-    i = jax.random.categorical(row_key, jax.nn.logsumexp(log_plan, axis=1), shape=log_plan.shape[:1])
+    i = jax.random.categorical(
+        row_key, jax.nn.logsumexp(log_plan, axis=1), shape=log_plan.shape[:1]
+    )
     j = jax.random.categorical(column_key, log_plan[i], axis=1)
     k = jnp.arange(log_plan.shape[0], dtype=i.dtype)
     i, j = (jnp.where(jnp.any(jnp.isnan(log_plan)), k, index) for index in (i, j))

@@ -48,7 +48,9 @@ def optimal_transport(cost: Cost = _costs.squared_euclidean) -> Coupling:
         unit = _plans.scale(found)
         f, g = _plans.entropic_potentials(found, 1e-3 * unit, unit)
         shape = jax.ShapeDtypeStruct(found.shape[:1], jnp.int32)
-        return jax.pure_callback(_plans.assign, shape, found, f, g, vmap_method="sequential"), np.arange(x1.shape[0])
+        return jax.pure_callback(
+            _plans.assign, shape, found, f, g, vmap_method="sequential"
+        ), np.arange(x1.shape[0])
 
     return pair
 
@@ -85,7 +87,9 @@ def partial_optimal_transport(fraction: float, cost: Cost = _costs.squared_eucli
     @functools.partial(jax.jit, static_argnums=1)
     def chosen(cost, m):
         shape = jax.ShapeDtypeStruct((2, m), jnp.int32)
-        return jax.pure_callback(lambda c: _plans.assign_some(c, m), shape, cost, vmap_method="sequential")
+        return jax.pure_callback(
+            lambda c: _plans.assign_some(c, m), shape, cost, vmap_method="sequential"
+        )
 
     def pair(key, x0, x1, cond=None):
         need_key("partial_optimal_transport", key)

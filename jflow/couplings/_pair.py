@@ -30,7 +30,9 @@ def pair(coupling: Coupling) -> BatchTransform:
         need_key("pair", key)
         check_batch("pair", batch)
         if batch.get("dropped") is not None:
-            raise ValueError("pair: conditions were dropped before rows are paired; put losses.drop_cond after pair")
+            raise ValueError(
+                "pair: conditions were dropped before rows are paired; put losses.drop_cond after pair"
+            )
         return paired("pair", coupling, key, batch)
 
     return transform

@@ -42,7 +42,9 @@ def entropic_potentials(
         f = -epsilon * _log_sum_exp((g[None] - cost) / epsilon, 1)
         g = -epsilon * _log_sum_exp((f[:, None] - cost) / epsilon, 0)
         plan = jnp.exp((f[:, None] + g[None] - cost) / epsilon)
-        v = jax.lax.fori_loop(0, iterations, lambda _, v: 1 / ((1 / _times(plan, v)) @ plan), jnp.ones_like(g))
+        v = jax.lax.fori_loop(
+            0, iterations, lambda _, v: 1 / ((1 / _times(plan, v)) @ plan), jnp.ones_like(g)
+        )
         return f - epsilon * jnp.log(_times(plan, v)), g + epsilon * jnp.log(v)
 
     epsilon = jnp.asarray(epsilon, cost.dtype)
@@ -55,7 +57,9 @@ def entropic_potentials(
 
 
 @functools.partial(jax.jit, static_argnames="iterations")
-def relaxed_potentials(cost: Array, epsilon: Array, slack: Array, *, iterations: int) -> tuple[Array, Array]:
+def relaxed_potentials(
+    cost: Array, epsilon: Array, slack: Array, *, iterations: int
+) -> tuple[Array, Array]:
     """(f, g) of the plan P = exp((f + g - cost) / epsilon) / n^2 that minimizes
 
     <P, cost> + epsilon KL(P | 1 / n^2) + slack KL(row sums | 1 / n) + slack KL(column sums | 1 / n),
@@ -89,12 +93,16 @@ def greedy(weight: Array) -> Array:
         m = left.shape[0]
         few = m // 2 if m > 32 else 0
         mine, taken = _rounds(left, few)
-        column = column.at[rows].set(columns.at[mine].get(mode="fill", fill_value=n).astype(jnp.int32), mode="drop")
+        column = column.at[rows].set(
+            columns.at[mine].get(mode="fill", fill_value=n).astype(jnp.int32), mode="drop"
+        )
         if few == 0:
             return jnp.where(jnp.any(column == n), jnp.arange(n, dtype=jnp.int32), column)
         r, c = (jnp.nonzero(x == m, size=few, fill_value=m)[0] for x in (mine, taken))
         left = left.at[r[:, None], c[None]].get(mode="fill", fill_value=-jnp.inf)
-        rows, columns = (x.at[y].get(mode="fill", fill_value=n) for x, y in ((rows, r), (columns, c)))
+        rows, columns = (
+            x.at[y].get(mode="fill", fill_value=n) for x, y in ((rows, r), (columns, c))
+        )
 
 
 def _rounds(weight: Array, few: int) -> tuple[Array, Array]:
@@ -110,7 +118,10 @@ def _rounds(weight: Array, few: int) -> tuple[Array, Array]:
         column, row, _ = state
         free = (column == m)[:, None] & (row == m)[None] & (weight > -jnp.inf)
         left = jnp.where(free, weight, -jnp.inf)
-        mine, yours = first(free, jnp.max(left, 1), 1), first(free, jnp.max(left, 0), 0)  # m: nobody
+        mine, yours = (
+            first(free, jnp.max(left, 1), 1),
+            first(free, jnp.max(left, 0), 0),
+        )  # m: nobody
         both = (mine < m) & (yours.at[mine].get(mode="fill", fill_value=m) == index)
         theirs = (yours < m) & (mine.at[yours].get(mode="fill", fill_value=m) == index)
         return jnp.where(both, mine, column), jnp.where(theirs, yours, row), jnp.any(both)

@@ -45,7 +45,11 @@ def fit_semidiscrete(
     n = data.shape[0]
 
     def draw(key):
-        return jax.random.normal(key, (batch, *data.shape[1:]), data.dtype) if source is None else source(key, batch)
+        return (
+            jax.random.normal(key, (batch, *data.shape[1:]), data.dtype)
+            if source is None
+            else source(key, batch)
+        )
 
     def counts(key, g):
         return jnp.zeros(n, g.dtype).at[_nearest(cost, draw(key), data, g)].add(1.0) / batch
@@ -72,7 +76,9 @@ def fit_semidiscrete(
 
     g = jax.jit(learn)(jax.random.split(fit_key, steps), jnp.zeros_like(unit, shape=(n,)))
     keys = jax.random.split(count_key, max(1, steps // 4))
-    seen, _ = jax.jit(lambda keys: jax.lax.scan(lambda s, k: (s + counts(k, g), None), jnp.zeros_like(g), keys))(keys)
+    seen, _ = jax.jit(
+        lambda keys: jax.lax.scan(lambda s, k: (s + counts(k, g), None), jnp.zeros_like(g), keys)
+    )(keys)
     return g, seen * (n / len(keys))
 
 

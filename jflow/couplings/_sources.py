@@ -9,8 +9,12 @@ from jflow._core.arrays import expand_to
 from jflow._core.checks import check_whole, check_x, need_key
 from jflow.types import Array, BatchTransform, Cond, Key, Velocity
 
-DataSource = Callable[[Key, Array, Cond], tuple[Array, Cond]]  # (key, x1 [b, *event], cond) -> (x0 like x1, cond)
-Mask = Callable[[Key, Array], Array]  # (key, x1) -> 1 where known, 0 where not; [b, *event] or 1 in place of an axis
+DataSource = Callable[
+    [Key, Array, Cond], tuple[Array, Cond]
+]  # (key, x1 [b, *event], cond) -> (x0 like x1, cond)
+Mask = Callable[
+    [Key, Array], Array
+]  # (key, x1) -> 1 where known, 0 where not; [b, *event] or 1 in place of an axis
 
 
 def with_source(source: DataSource) -> BatchTransform:
@@ -32,10 +36,14 @@ def with_source(source: DataSource) -> BatchTransform:
         if "x0" in batch:
             raise ValueError("with_source: the batch has an 'x0' of its own")
         if batch.get("dropped") is not None:
-            raise ValueError("with_source: conditions were dropped before it makes them; put losses.drop_cond after it")
+            raise ValueError(
+                "with_source: conditions were dropped before it makes them; put losses.drop_cond after it"
+            )
         x0, cond = source(key, batch["x"], batch.get("cond"))
         if x0.shape != batch["x"].shape:
-            raise ValueError(f"with_source: expected x0 of shape {list(batch['x'].shape)}, got {list(x0.shape)}")
+            raise ValueError(
+                f"with_source: expected x0 of shape {list(batch['x'].shape)}, got {list(x0.shape)}"
+            )
         rest = {name: value for name, value in batch.items() if name != "cond"}
         return {**rest, "x0": x0} | ({} if cond is None else {"cond": cond})
 
@@ -89,7 +97,9 @@ def block_means(factor: int) -> Callable[[Array], Array]:
 
     def degrade(x):
         if x.ndim != 4 or x.shape[1] % factor or x.shape[2] % factor:
-            raise ValueError(f"block_means: expected images [b, H, W, C] that {factor} divides, got {list(x.shape)}")
+            raise ValueError(
+                f"block_means: expected images [b, H, W, C] that {factor} divides, got {list(x.shape)}"
+            )
         b, h, w, c = x.shape
         means = jnp.mean(x.reshape(b, h // factor, factor, w // factor, factor, c), axis=(2, 4))
         return jnp.repeat(jnp.repeat(means, factor, 1), factor, 2)
@@ -105,7 +115,9 @@ def tiles(size: int, known: float = 0.7) -> Mask:
 
     def mask(key, x1):
         if x1.ndim != 4 or x1.shape[1] % size or x1.shape[2] % size:
-            raise ValueError(f"tiles: expected images [b, H, W, C] that {size} divides, got {list(x1.shape)}")
+            raise ValueError(
+                f"tiles: expected images [b, H, W, C] that {size} divides, got {list(x1.shape)}"
+            )
         b, h, w, _ = x1.shape
         seen = jax.random.bernoulli(key, float(known), (b, h // size, w // size))
         return expand_to(jnp.repeat(jnp.repeat(seen, size, 1), size, 2), x1)

@@ -13,7 +13,15 @@ from jflow.data._pairs import (
 from jflow.data._pictures import image_grid
 from jflow.data._placement import place, share
 from jflow.data._prefetch import prefetch
-from jflow.data._preprocess import Preprocess, chain_preprocess, dequantization, identity, logit, scale, standardize
+from jflow.data._preprocess import (
+    Preprocess,
+    chain_preprocess,
+    dequantization,
+    identity,
+    logit,
+    scale,
+    standardize,
+)
 from jflow.data._schema import (
     Column,
     add_noise,

@@ -13,8 +13,16 @@ Transform = Callable[[Rows, np.random.Generator], Rows]
 class Batches:
     """What `batches` returns: an iterator with `position` (batches given so far) and `seek(position)`."""
 
-    def __init__(self, rows: Rows, batch: int, seed: int, transform: Transform | None, share: tuple[int, int]):
-        self._rows, self._batch, self._seed, self._transform, self._share = rows, batch, seed, transform, share
+    def __init__(
+        self, rows: Rows, batch: int, seed: int, transform: Transform | None, share: tuple[int, int]
+    ):
+        self._rows, self._batch, self._seed, self._transform, self._share = (
+            rows,
+            batch,
+            seed,
+            transform,
+            share,
+        )
         self._n = count(rows)
         self._epoch, self._order = -1, np.arange(0)  # before the first
         self.position = 0
@@ -25,7 +33,10 @@ class Batches:
     def __next__(self) -> Rows:
         epoch, i = divmod(self.position, self._n // self._batch)
         if epoch != self._epoch:
-            self._epoch, self._order = epoch, generator("batches", self._seed, epoch).permutation(self._n)
+            self._epoch, self._order = (
+                epoch,
+                generator("batches", self._seed, epoch).permutation(self._n),
+            )
         part, parts = self._share
         size = self._batch // parts
         start = i * self._batch + part * size
@@ -43,7 +54,12 @@ class Batches:
 
 
 def batches(
-    rows: Rows, batch: int, *, seed: int = 0, transform: Transform | None = None, share: tuple[int, int] = (0, 1)
+    rows: Rows,
+    batch: int,
+    *,
+    seed: int = 0,
+    transform: Transform | None = None,
+    share: tuple[int, int] = (0, 1),
 ) -> Batches:
     """Shuffled batches without end: dicts of `batch` rows each, whose p-th is a pure function of (rows, seed, p).
 
@@ -70,5 +86,7 @@ def batches(
         raise ValueError(f"expected a seed >= 0, got {seed}")
     part, parts = share
     if not 0 <= part < parts or batch % parts:
-        raise ValueError(f"expected a share (i, n) with 0 <= i < n and n dividing batch={batch}, got {share}")
+        raise ValueError(
+            f"expected a share (i, n) with 0 <= i < n and n dividing batch={batch}, got {share}"
+        )
     return Batches(rows, batch, seed, transform, share)

@@ -17,7 +17,9 @@ def _rows(x: np.ndarray, labels: np.ndarray, source: Path | str) -> dict[str, np
     """Images [n, h, w] or [n, h, w, c] with labels [n], checked; an error names `source`."""
     x = x[..., None] if x.ndim == 3 else x
     if x.ndim != 4 or x.dtype != np.uint8:
-        raise ValueError(f"{source}: expected uint8 images [n, h, w] or [n, h, w, c], got {x.dtype} {list(x.shape)}")
+        raise ValueError(
+            f"{source}: expected uint8 images [n, h, w] or [n, h, w, c], got {x.dtype} {list(x.shape)}"
+        )
     if labels.shape != x.shape[:1]:
         raise ValueError(f"{source}: {len(x)} images but labels of shape {list(labels.shape)}")
     return {"x": x, "cond": labels.astype(np.int32)}
@@ -28,7 +30,9 @@ def digits(*, test: int = 360, seed: int = 0) -> Splits:
     try:
         from sklearn.datasets import load_digits
     except ImportError as error:
-        raise ImportError("digits() reads them from scikit-learn: pip install 'jflow-models[experiments]'") from error
+        raise ImportError(
+            "digits() reads them from scikit-learn: pip install 'jflow-models[experiments]'"
+        ) from error
     data = load_digits()
     rows = _rows(data.images.astype(np.uint8), data.target, "scikit-learn's digits")
     return stratified_split(rows, test=test, seed=seed)
@@ -41,11 +45,15 @@ def _read_idx(path: Path) -> np.ndarray:
     except (EOFError, gzip.BadGzipFile) as error:
         raise ValueError(f"{path}: not a complete gzip file ({error})") from error
     if len(raw) < 4 or raw[:3] != b"\0\0\x08" or len(raw) < 4 + 4 * raw[3]:
-        raise ValueError(f"{path}: not an idx file of unsigned bytes (its first bytes are {raw[:4]!r})")
+        raise ValueError(
+            f"{path}: not an idx file of unsigned bytes (its first bytes are {raw[:4]!r})"
+        )
     shape = struct.unpack(f">{raw[3]}I", raw[4 : 4 + 4 * raw[3]])
     body = np.frombuffer(raw, np.uint8, offset=4 + 4 * raw[3])
     if body.size != np.prod(shape, dtype=np.int64):
-        raise ValueError(f"{path}: expected {list(shape)} bytes, found {body.size}: the file is cut short or damaged")
+        raise ValueError(
+            f"{path}: expected {list(shape)} bytes, found {body.size}: the file is cut short or damaged"
+        )
     return body.reshape(shape)
 
 
@@ -70,8 +78,12 @@ def mnist(path: str | Path) -> Splits:
             with np.load(path, allow_pickle=False) as z:
                 missing = [k for k in ("x_train", "y_train", "x_test", "y_test") if k not in z]
                 if missing:
-                    raise ValueError(f"{path}: no array {', '.join(missing)}; it holds {', '.join(z.files)}")
-                train, test = (_rows(z[f"x_{part}"], z[f"y_{part}"], path) for part in ("train", "test"))
+                    raise ValueError(
+                        f"{path}: no array {', '.join(missing)}; it holds {', '.join(z.files)}"
+                    )
+                train, test = (
+                    _rows(z[f"x_{part}"], z[f"y_{part}"], path) for part in ("train", "test")
+                )
         except (zipfile.BadZipFile, EOFError) as error:
             raise ValueError(f"{path}: not a complete npz file ({error})") from error
         return Splits(train, None, test)
@@ -80,7 +92,10 @@ def mnist(path: str | Path) -> Splits:
         raise FileNotFoundError(f"{path}: no such file or folder")
 
     def part(name):
-        images, labels = _find_idx(folder, f"{name}-images-idx3-ubyte"), _find_idx(folder, f"{name}-labels-idx1-ubyte")
+        images, labels = (
+            _find_idx(folder, f"{name}-images-idx3-ubyte"),
+            _find_idx(folder, f"{name}-labels-idx1-ubyte"),
+        )
         return _rows(_read_idx(images), _read_idx(labels), images)
 
     return Splits(part("train"), None, part("t10k"))
@@ -105,7 +120,9 @@ def cifar_sheets(folder: str | Path, *, test: int = 400, seed: int = 0) -> Split
         except (UnidentifiedImageError, OSError) as error:
             raise ValueError(f"{sheet}: not a readable picture ({error})") from error
         if pixels.ndim != 3 or pixels.shape[1] != 1024 or pixels.shape[2] not in (3, 4):
-            raise ValueError(f"{sheet}: expected a picture [n, 1024, 3 or 4], got {list(pixels.shape)}")
+            raise ValueError(
+                f"{sheet}: expected a picture [n, 1024, 3 or 4], got {list(pixels.shape)}"
+            )
         parts.append(pixels[..., :3].reshape(-1, 32, 32, 3))
     labels = folder / "labels.npy"
     if not labels.is_file():
@@ -121,12 +138,21 @@ def _read_jpegs(path: Path) -> dict[str, np.ndarray]:
         with np.load(path, allow_pickle=False) as z:
             missing = [k for k in ("jpeg", "offset", "label") if k not in z]
             if missing:
-                raise ValueError(f"{path}: no array {', '.join(missing)}; it holds {', '.join(z.files)}")
+                raise ValueError(
+                    f"{path}: no array {', '.join(missing)}; it holds {', '.join(z.files)}"
+                )
             files, offset, labels = z["jpeg"].tobytes(), z["offset"].astype(np.int64), z["label"]
     except (zipfile.BadZipFile, EOFError) as error:
         raise ValueError(f"{path}: not a complete npz file ({error})") from error
-    if len(offset) < 2 or offset[0] != 0 or offset[-1] != len(files) or (np.diff(offset) <= 0).any():
-        raise ValueError(f"{path}: expected offsets that rise from 0 to the {len(files)} bytes of jpeg")
+    if (
+        len(offset) < 2
+        or offset[0] != 0
+        or offset[-1] != len(files)
+        or (np.diff(offset) <= 0).any()
+    ):
+        raise ValueError(
+            f"{path}: expected offsets that rise from 0 to the {len(files)} bytes of jpeg"
+        )
     x = np.empty((len(offset) - 1, 32, 32, 3), np.uint8)
     for i, (start, end) in enumerate(itertools.pairwise(offset)):
         try:
@@ -134,7 +160,9 @@ def _read_jpegs(path: Path) -> dict[str, np.ndarray]:
         except (UnidentifiedImageError, OSError) as error:
             raise ValueError(f"{path}: image {i} is not a readable picture ({error})") from error
         if image.size != (32, 32):
-            raise ValueError(f"{path}: expected images of 32 x 32, got {image.size[0]} x {image.size[1]} at {i}")
+            raise ValueError(
+                f"{path}: expected images of 32 x 32, got {image.size[0]} x {image.size[1]} at {i}"
+            )
         x[i] = np.asarray(image)
     return _rows(x, labels, path)
 

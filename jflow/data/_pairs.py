@@ -53,13 +53,20 @@ def truncate_pairs(rows: Rows, share: float) -> dict[str, np.ndarray]:
     if not 0 <= share < 1:
         raise ValueError(f"truncate_pairs: expected share in [0, 1), got {share}")
     if not {"x0", "x"} <= set(rows):
-        raise ValueError(f"truncate_pairs: expected pairs, 'x0' beside 'x', got the keys {sorted(rows)}")
+        raise ValueError(
+            f"truncate_pairs: expected pairs, 'x0' beside 'x', got the keys {sorted(rows)}"
+        )
     x0, x = rows["x0"], rows["x"]
     if x0.shape != x.shape:
-        raise ValueError(f"truncate_pairs: expected 'x0' of the shape of 'x', {list(x.shape)}, got {list(x0.shape)}")
+        raise ValueError(
+            f"truncate_pairs: expected 'x0' of the shape of 'x', {list(x.shape)}, got {list(x0.shape)}"
+        )
     n, part = count(rows), 65536  # so many rows are looked at together
     square = lambda at: np.square(np.subtract(x[at], x0[at], dtype=np.float64))  # noqa: E731
-    far = [square(slice(i, i + part)).reshape(min(part, n - i), -1).sum(axis=1) for i in range(0, n, part)]
+    far = [
+        square(slice(i, i + part)).reshape(min(part, n - i), -1).sum(axis=1)
+        for i in range(0, n, part)
+    ]
     kept = np.argsort(np.concatenate(far), kind="stable")[: n - round(share * n)]
     return take(rows, np.sort(kept))
 
@@ -102,12 +109,16 @@ def generate_reflow_pairs(
         pairs from real data: Lee, Lin, Fanti, "Improving the Training of Rectified Flows", 2024.
     """
     there = solvers.as_method("generate_reflow_pairs", method, _PAIRS)
-    options = {name: value for name, value in there._asdict().items() if name not in ("grid", "adjoint")}
+    options = {
+        name: value for name, value in there._asdict().items() if name not in ("grid", "adjoint")
+    }
     grid = there.grid
     if grid is not None:
         grid = np.asarray(grid, np.float64)
         if (grid[0], grid[-1]) != (0.0, 1.0):
-            raise ValueError(f"generate_reflow_pairs: expected a grid that rises from 0 to 1, got {grid}")
+            raise ValueError(
+                f"generate_reflow_pairs: expected a grid that rises from 0 to 1, got {grid}"
+            )
         there = there._replace(grid=grid)
 
     def carry(params, start, cond, backward):
@@ -123,7 +134,9 @@ def generate_reflow_pairs(
         key=key,
         batch=batch,
         shard=shard,
-        about=described(params, {**options, "grid": None if grid is None else grid.tolist()}, about),
+        about=described(
+            params, {**options, "grid": None if grid is None else grid.tolist()}, about
+        ),
         share=share,
         progress=progress,
     )
@@ -139,7 +152,12 @@ def rows_source(rows: Rows) -> Source:
     size = count(rows)
 
     def source(key, n):
-        return take(rows, np.random.default_rng(np.asarray(jax.random.key_data(key)).ravel()).integers(0, size, n))
+        return take(
+            rows,
+            np.random.default_rng(np.asarray(jax.random.key_data(key)).ravel()).integers(
+                0, size, n
+            ),
+        )
 
     return source
 
@@ -154,13 +172,17 @@ def taught(
     """The `Draw` of a teacher: rows of the source through carry(params, start, cond, backward), compiled once."""
     run = jax.jit(carry, static_argnums=3)
     if isinstance(sharding, jax.sharding.NamedSharding):
-        params = jax.device_put(params, jax.sharding.NamedSharding(sharding.mesh, jax.sharding.PartitionSpec()))
+        params = jax.device_put(
+            params, jax.sharding.NamedSharding(sharding.mesh, jax.sharding.PartitionSpec())
+        )
 
     def draw(key, n):
         given = dict(source(key, n))
         cond = given.pop("cond", None)
         if set(given) not in ({"x0"}, {"x"}):
-            raise ValueError(f"{name}: expected source to give 'x0' or 'x', and 'cond' if any, got {sorted(given)}")
+            raise ValueError(
+                f"{name}: expected source to give 'x0' or 'x', and 'cond' if any, got {sorted(given)}"
+            )
         if isinstance(cond, Mapping | tuple | list):
             raise ValueError(
                 f"{name}: expected 'cond' of the source to be one array [n, ...], got a {type(cond).__name__}"
@@ -173,12 +195,16 @@ def taught(
     return draw
 
 
-def described(params: Params, options: Mapping[str, Any], about: Mapping[str, Any] | None) -> dict[str, Any]:
+def described(
+    params: Params, options: Mapping[str, Any], about: Mapping[str, Any] | None
+) -> dict[str, Any]:
     """What a manifest says of a teacher: the user's words, the options, and 16 digits of the SHA-256 of params."""
     digest = hashlib.sha256()
     for path, leaf in jax.tree_util.tree_leaves_with_path(params):
         leaf = np.asarray(leaf)
-        digest.update(f"{jax.tree_util.keystr(path)} {leaf.dtype} {leaf.shape}".encode() + leaf.tobytes())
+        digest.update(
+            f"{jax.tree_util.keystr(path)} {leaf.dtype} {leaf.shape}".encode() + leaf.tobytes()
+        )
     taken = {"params", *options} & set(about or {})
     if taken:
         raise ValueError(f"about: the names {sorted(taken)} are taken")
@@ -210,11 +236,15 @@ def generate_reflow_trajectories(
     the rows lie in rising time either way. All else as in `data.generate_reflow_pairs`.
     """
     times = partition("generate_reflow_trajectories", knots)
-    how = solvers.as_method("generate_reflow_trajectories", method, _SEGMENT, accepts=(solvers.fixed,))
+    how = solvers.as_method(
+        "generate_reflow_trajectories", method, _SEGMENT, accepts=(solvers.fixed,)
+    )
 
     def carry(params, start, cond, backward):
         ends = times[::-1] if backward else times
-        grids = np.stack([np.linspace(a, b, how.steps + 1) for a, b in zip(ends[:-1], ends[1:], strict=True)])
+        grids = np.stack(
+            [np.linspace(a, b, how.steps + 1) for a, b in zip(ends[:-1], ends[1:], strict=True)]
+        )
 
         def segment(x, grid):
             on_grid = solvers.on_grid(grid, how.solver, adjoint=how.adjoint)
@@ -232,7 +262,9 @@ def generate_reflow_trajectories(
         key=key,
         batch=batch,
         shard=shard,
-        about=described(params, {"solver": how.solver, "steps": how.steps, "knots": times.tolist()}, about),
+        about=described(
+            params, {"solver": how.solver, "steps": how.steps, "knots": times.tolist()}, about
+        ),
         share=share,
         progress=progress,
     )

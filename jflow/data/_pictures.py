@@ -3,7 +3,9 @@
 import numpy as np
 
 
-def image_grid(x: np.ndarray, low: float, high: float, *, columns: int = 10, zoom: int = 1, gap: int = 1) -> np.ndarray:
+def image_grid(
+    x: np.ndarray, low: float, high: float, *, columns: int = 10, zoom: int = 1, gap: int = 1
+) -> np.ndarray:
     """Images [n, h, w, c], c = 1 or 3, row by row into one uint8 picture [H, W] or [H, W, 3].
 
     low and high become black and white, what lies outside is clipped. Each pixel is repeated `zoom` times both ways;
@@ -11,7 +13,9 @@ def image_grid(x: np.ndarray, low: float, high: float, *, columns: int = 10, zoo
     """
     x = np.asarray(x, np.float64)
     if x.ndim != 4 or x.shape[-1] not in (1, 3) or len(x) == 0:
-        raise ValueError(f"image_grid: expected images of shape [n, h, w, 1 or 3], got {list(x.shape)}")
+        raise ValueError(
+            f"image_grid: expected images of shape [n, h, w, 1 or 3], got {list(x.shape)}"
+        )
     n, h, w, c = x.shape
     columns = min(columns, n)
     lines = -(-n // columns)

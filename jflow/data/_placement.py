@@ -33,8 +33,12 @@ def share(sharding: jax.sharding.NamedSharding) -> tuple[int, int]:
     for device, index in laid.items():
         owned.setdefault(device.process_index, set()).update(range(blocks)[index[0]])
     parts = sorted({tuple(sorted(rows)) for rows in owned.values()})
-    if [row for part in parts for row in part] != list(range(blocks)) or len({len(part) for part in parts}) > 1:
-        raise ValueError(f"{sharding}: expected processes to hold equal parts of the rows in order, got {owned}")
+    if [row for part in parts for row in part] != list(range(blocks)) or len(
+        {len(part) for part in parts}
+    ) > 1:
+        raise ValueError(
+            f"{sharding}: expected processes to hold equal parts of the rows in order, got {owned}"
+        )
     return parts.index(tuple(sorted(owned[jax.process_index()]))), len(parts)
 
 
@@ -47,7 +51,13 @@ def _place(path, x, sharding):
         sharding.shard_shape(x.shape)
     except ValueError as error:
         where = jax.tree_util.keystr(path, simple=True, separator="/")
-        given = f"batch {where!r} of shape {list(x.shape)}" + (" here" if jax.process_count() > 1 else "")
-        over = f"{dict(sharding.mesh.shape)} as {sharding.spec}" if hasattr(sharding, "mesh") else sharding
+        given = f"batch {where!r} of shape {list(x.shape)}" + (
+            " here" if jax.process_count() > 1 else ""
+        )
+        over = (
+            f"{dict(sharding.mesh.shape)} as {sharding.spec}"
+            if hasattr(sharding, "mesh")
+            else sharding
+        )
         raise ValueError(f"{given} does not divide over the mesh {over}") from error
     return jax.device_put(x, sharding)

@@ -16,7 +16,9 @@ from jflow.types import PyTree
 class Prefetch:
     """What `prefetch` returns: an iterator with `position`, `seek(position)` and `close()`."""
 
-    def __init__(self, batches: Iterator[PyTree], size: int, sharding: jax.sharding.Sharding | None):
+    def __init__(
+        self, batches: Iterator[PyTree], size: int, sharding: jax.sharding.Sharding | None
+    ):
         self._source: Any = batches  # position and seek are optional
         self._size, self._sharding = size, sharding
         self._position = getattr(batches, "position", 0)
@@ -93,7 +95,9 @@ def _join(thread: threading.Thread, stop: threading.Event) -> None:
         thread.join()
 
 
-def prefetch(batches: Iterator[PyTree], size: int = 2, sharding: jax.sharding.Sharding | None = None) -> Prefetch:
+def prefetch(
+    batches: Iterator[PyTree], size: int = 2, sharding: jax.sharding.Sharding | None = None
+) -> Prefetch:
     """The same batches on the device (laid out by `sharding`, see `data.place`), up to `size` + 1 of them made ahead by a
     thread of its own.
 

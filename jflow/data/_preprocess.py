@@ -135,7 +135,9 @@ def dequantization(levels: int, *, key: str = "x") -> Preprocess:
 
     def check(x):
         on_level = (x == np.round(x)) & (x >= 0) & (x < levels)
-        _check_rows(f"dequantization({levels}): expected integers in 0 .. {levels - 1}", x, on_level)
+        _check_rows(
+            f"dequantization({levels}): expected integers in 0 .. {levels - 1}", x, on_level
+        )
 
     def fit(rows):
         check(np.asarray(as_array(key, rows[key])))
@@ -143,7 +145,9 @@ def dequantization(levels: int, *, key: str = "x") -> Preprocess:
 
     def apply(state, rows, rng):
         if rng is None:
-            raise ValueError("dequantization draws noise: it needs rng, a numpy Generator, got None")
+            raise ValueError(
+                "dequantization draws noise: it needs rng, a numpy Generator, got None"
+            )
         x, dtype = _read(rows, key)
         check(x)
         # Keep off the cells' ends by a few ulps, so that rounding here or in a later part cannot change the level.
@@ -168,7 +172,9 @@ def scale(low: float, high: float, *, key: str = "x") -> Preprocess:
         raise ValueError(f"scale: expected low < high, got {low} and {high}")
     width = float(high) - float(low)
     if not (np.isfinite(width) and width > 2.0**-1022):
-        raise ValueError(f"scale: expected high - low within float64's range, got low={low} and high={high}")
+        raise ValueError(
+            f"scale: expected high - low within float64's range, got low={low} and high={high}"
+        )
 
     def apply(state, rows, rng):
         x, dtype = _read(rows, key)
@@ -178,7 +184,12 @@ def scale(low: float, high: float, *, key: str = "x") -> Preprocess:
         y, _ = _read(rows, key)
         return {**as_arrays(rows), key: (y + 1) / 2 * width + low}
 
-    return Preprocess(lambda rows: {}, apply, undo, lambda state, rows: _constant(rows, key, np.log(2) - np.log(width)))
+    return Preprocess(
+        lambda rows: {},
+        apply,
+        undo,
+        lambda state, rows: _constant(rows, key, np.log(2) - np.log(width)),
+    )
 
 
 def logit(alpha: float = 0.05, *, key: str = "x") -> Preprocess:

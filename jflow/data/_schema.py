@@ -63,7 +63,10 @@ def find_lattice(x: np.ndarray) -> tuple[float, float, int | None] | None:
     x = np.asarray(x, np.float64)
     std = numpy_mean_and_std(x, 0)[1][0]
     floor, exact = 1e-6 * std, True
-    for ulps, most in ((8 * float(np.finfo(np.float64).eps), 12), (2 * float(np.finfo(np.float32).eps), 7)):
+    for ulps, most in (
+        (8 * float(np.finfo(np.float64).eps), 12),
+        (2 * float(np.finfo(np.float32).eps), 7),
+    ):
         for decimals in range(most + 1):
             m = x * 10.0**decimals
             if np.abs(m).max() >= 2**52:
@@ -113,14 +116,22 @@ class _Form(NamedTuple):
 def _form(table: Table, j: int, x: np.ndarray) -> _Form:
     plain = [cell.lower() for cell in table.cells[j]]
     digits = max(1, max(len(c.partition("e")[0].lstrip("+-0.").replace(".", "")) for c in plain))
-    plus = all(c[0] == "+" for c, v in zip(plain, x, strict=True) if v > 0) and any(c[0] == "+" for c in plain)
+    plus = all(c[0] == "+" for c, v in zip(plain, x, strict=True) if v > 0) and any(
+        c[0] == "+" for c in plain
+    )
     if any("e" in c for c in plain):
         return _Form(None, 0, digits, 0, plus)
     after = [len(c.partition(".")[2]) for c in plain]
-    whole = [c.partition(".")[0] for c in plain]  # with its sign: that is how C and Python count a width
-    padded = [i for i, c in enumerate(whole) if len(c.lstrip("+-")) > 1 and c.lstrip("+-")[0] == "0"]
+    whole = [
+        c.partition(".")[0] for c in plain
+    ]  # with its sign: that is how C and Python count a width
+    padded = [
+        i for i, c in enumerate(whole) if len(c.lstrip("+-")) > 1 and c.lstrip("+-")[0] == "0"
+    ]
     width = len(whole[padded[0]]) if padded else 0
-    for i, c in enumerate(whole):  # 007 beside 07 or 7: as numbers they are one, as codes they are not
+    for i, c in enumerate(
+        whole
+    ):  # 007 beside 07 or 7: as numbers they are one, as codes they are not
         if len(c) < width or (i in padded and len(c) > width):
             raise ValueError(
                 f"{_where(table, j, i)}: {table.cells[j][i]!r} and {table.cells[j][padded[0]]!r} are filled up with zeros "
@@ -139,10 +150,15 @@ def _categorical(name: str, cells: np.ndarray, codes: list[str]) -> Column:
 
 def _as_written(column: Column, form: _Form, cells: np.ndarray, x: np.ndarray) -> Column:
     """The column with the first of decimals, significant digits and float64's own that gives back every number it holds."""
-    ways = [column._replace(decimals=form.most)] if form.most is not None and form.most <= 12 else []
+    ways = (
+        [column._replace(decimals=form.most)] if form.most is not None and form.most <= 12 else []
+    )
     for way in (*ways, column):
         texts = (_text(way, v) for v in x.tolist())
-        if all(text == cell or Decimal(text) == Decimal(cell) for text, cell in zip(texts, cells, strict=True)):
+        if all(
+            text == cell or Decimal(text) == Decimal(cell)
+            for text, cell in zip(texts, cells, strict=True)
+        ):
             return way
     return column._replace(digits=0)
 
@@ -163,9 +179,7 @@ def _check_numbers(table: Table, j: int, x: np.ndarray) -> None:
         refuse(bad, what, "where finite numbers are expected")
     altered = np.array([not is_kept(cell) for cell in cells], bool)
     if altered.any():
-        expected = (
-            "has more digits than float64 holds: round it, take it as a category (categorical=...) or leave it out"
-        )
+        expected = "has more digits than float64 holds: round it, take it as a category (categorical=...) or leave it out"
         refuse(altered, repr(cells[np.argmax(altered)]), f"{expected} (drop=...)")
 
 
@@ -179,8 +193,15 @@ def _warn_of_spikes(table: Table, name: str, x: np.ndarray) -> None:
     spikes = counts >= max(5, len(x) / 1000, 5 * np.median(counts) + 1e-9)
     if spikes.any():
         order = np.argsort(-counts * spikes, kind="stable")[: min(3, spikes.sum())]
-        said = ", ".join(f"{values[k]:g} in {counts[k]} of {len(x)} rows ({counts[k] / len(x):.1%})" for k in order)
-        more = f" and {spikes.sum() - len(order)} more values like it" if spikes.sum() > len(order) else ""
+        said = ", ".join(
+            f"{values[k]:g} in {counts[k]} of {len(x)} rows ({counts[k] / len(x):.1%})"
+            for k in order
+        )
+        more = (
+            f" and {spikes.sum() - len(order)} more values like it"
+            if spikes.sum() > len(order)
+            else ""
+        )
         warnings.warn(
             f"{table.path}: column {name!r} is continuous but for {said}{more}. No density has such a point of mass: the "
             f"likelihood grows without bound the more a model narrows there, and says nothing about the fit. Model the "
@@ -203,7 +224,9 @@ def _column(table: Table, j: int, categorical: bool) -> Column:
                 f"{table.path}: column {name!r} holds {len(texts)} different texts in {table.rows} rows, like a name "
                 f"or a date: leave it out (drop=...)"
             )
-        return _categorical(name, cells, [str(t) for t in texts[np.argsort(-counts, kind="stable")]])
+        return _categorical(
+            name, cells, [str(t) for t in texts[np.argsort(-counts, kind="stable")]]
+        )
     _check_numbers(table, j, x)
     form = _form(table, j, x)
     column = Column(
@@ -221,7 +244,9 @@ def _column(table: Table, j: int, categorical: bool) -> Column:
         step, origin, decimals = lattice
         return column._replace(kind="lattice", step=step, origin=origin, decimals=decimals)
     distinct = np.unique(x)
-    if len(distinct) <= min(20, table.rows // 10):  # a few spikes on no lattice, such as a standardized yes/no
+    if len(distinct) <= min(
+        20, table.rows // 10
+    ):  # a few spikes on no lattice, such as a standardized yes/no
         order = {v: k for k, v in enumerate(distinct)}
         spikes = [""] * len(order)
         for cell, v in zip(cells, x, strict=True):
@@ -240,13 +265,23 @@ def find_schema(table: Table, *, categorical: tuple[str, ...] = ()) -> tuple[Col
     """
     absent = [name for name in categorical if name not in table.names]
     if absent:
-        raise ValueError(f"{table.path}: no column {absent[0]!r}; the table has {', '.join(map(repr, table.names))}")
-    constant = [name for name, cells in zip(table.names, table.cells, strict=True) if len(set(cells)) == 1]
-    schema = [] if constant else [_column(table, j, name in categorical) for j, name in enumerate(table.names)]
+        raise ValueError(
+            f"{table.path}: no column {absent[0]!r}; the table has {', '.join(map(repr, table.names))}"
+        )
+    constant = [
+        name for name, cells in zip(table.names, table.cells, strict=True) if len(set(cells)) == 1
+    ]
+    schema = (
+        []
+        if constant
+        else [_column(table, j, name in categorical) for j, name in enumerate(table.names)]
+    )
     constant += [c.name for c in schema if c.low == c.high]  # such as 1 and 1.0
     if constant:
         names = ", ".join(map(repr, constant))
-        raise ValueError(f"{table.path}: constant columns have no density: {names}; leave them out (drop=...)")
+        raise ValueError(
+            f"{table.path}: constant columns have no density: {names}; leave them out (drop=...)"
+        )
     return tuple(schema)
 
 
@@ -257,7 +292,9 @@ def encode(schema: tuple[Column, ...], table: Table) -> np.ndarray:
     off the lattice, is an unknown category or has more digits than float64 holds.
     """
     if len(schema) != len(table.cells):
-        raise ValueError(f"{table.path}: expected the {len(schema)} columns of the schema, got {len(table.cells)}")
+        raise ValueError(
+            f"{table.path}: expected the {len(schema)} columns of the schema, got {len(table.cells)}"
+        )
     columns = []
     for j, (column, cells) in enumerate(zip(schema, table.cells, strict=True)):
         x = numbers(cells)
@@ -266,7 +303,9 @@ def encode(schema: tuple[Column, ...], table: Table) -> np.ndarray:
             unknown = np.isnan(x)
             if unknown.any():
                 i = int(np.argmax(unknown))
-                raise ValueError(f"{_where(table, j, i)}: {cells[i]!r} is none of the column's categories")
+                raise ValueError(
+                    f"{_where(table, j, i)}: {cells[i]!r} is none of the column's categories"
+                )
             columns.append(x)
             continue
         _check_numbers(table, j, x)
@@ -275,7 +314,9 @@ def encode(schema: tuple[Column, ...], table: Table) -> np.ndarray:
             off = np.abs(k - np.rint(k)) > 0.02
             if off.any():
                 i = int(np.argmax(off))
-                raise ValueError(f"{_where(table, j, i)}: {cells[i]!r} is not on the column's steps of {column.step:g}")
+                raise ValueError(
+                    f"{_where(table, j, i)}: {cells[i]!r} is not on the column's steps of {column.step:g}"
+                )
             x = column.origin + column.step * np.rint(k)
         columns.append(x)
     return np.stack(columns, 1)
@@ -284,9 +325,12 @@ def encode(schema: tuple[Column, ...], table: Table) -> np.ndarray:
 def _codes(column: Column, cells: np.ndarray, x: np.ndarray) -> np.ndarray:
     """The code of each cell [n], by its text or else by its number (1.50 where the category is 1.5); NaN for others."""
     by_text = {text: k for k, text in enumerate(column.categories)}
-    by_number = dict(zip(numbers(np.array(column.categories, object)).tolist(), by_text.values(), strict=True))
+    by_number = dict(
+        zip(numbers(np.array(column.categories, object)).tolist(), by_text.values(), strict=True)
+    )
     return np.array(
-        [by_text.get(c, by_number.get(v, np.nan)) for c, v in zip(cells, x.tolist(), strict=True)], np.float64
+        [by_text.get(c, by_number.get(v, np.nan)) for c, v in zip(cells, x.tolist(), strict=True)],
+        np.float64,
     )
 
 

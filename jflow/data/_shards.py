@@ -56,8 +56,15 @@ def write_shards(
     folder = expand(folder)
     folder.mkdir(parents=True, exist_ok=True)
     impl = str(jax.random.key_impl(key))
-    manifest = {"n": n, "batch": batch, "shard": shard, "key": [impl, jax.random.key_data(key).tolist()]}
-    _claim(folder, json.loads(json.dumps({**manifest, "about": dict(about or {})}, default=_number)))
+    manifest = {
+        "n": n,
+        "batch": batch,
+        "shard": shard,
+        "key": [impl, jax.random.key_data(key).tolist()],
+    }
+    _claim(
+        folder, json.loads(json.dumps({**manifest, "about": dict(about or {})}, default=_number))
+    )
     mine = list(_sizes(n, shard).items())[share[0] :: share[1]]
     with tqdm(total=sum(rows for _, rows in mine), unit="row", disable=not progress) as bar:
         for i, (name, rows) in enumerate(mine):
@@ -91,7 +98,9 @@ def read_shards(*folders: str | Path) -> dict[str, "Joined"]:
         for name in sizes:
             arrays = _mapped(folder / name)
             if parts and set(arrays) != set(parts):
-                raise ValueError(f"{folder / name}: expected the arrays {sorted(parts)}, got {sorted(arrays)}")
+                raise ValueError(
+                    f"{folder / name}: expected the arrays {sorted(parts)}, got {sorted(arrays)}"
+                )
             for key, value in arrays.items():
                 parts.setdefault(key, []).append(value)
     return {key: Joined(key, arrays) for key, arrays in parts.items()}
@@ -105,7 +114,9 @@ class Joined:
     def __init__(self, name: str, parts: list[np.ndarray]):
         forms = {(part.shape[1:], part.dtype) for part in parts}
         if len(forms) > 1:
-            raise ValueError(f"shards of {name!r} differ in shape or type: {sorted(map(str, forms))}")
+            raise ValueError(
+                f"shards of {name!r} differ in shape or type: {sorted(map(str, forms))}"
+            )
         self._parts, self._starts = parts, np.cumsum([0] + [len(part) for part in parts])
         self.shape, self.dtype = (int(self._starts[-1]), *parts[0].shape[1:]), parts[0].dtype
 
@@ -128,7 +139,9 @@ class Joined:
 
 def _sizes(n: int, shard: int) -> dict[str, int]:
     """The rows of every shard, by the name of its file."""
-    return {f"shard-{i:05d}.npz": min(shard, n - start) for i, start in enumerate(range(0, n, shard))}
+    return {
+        f"shard-{i:05d}.npz": min(shard, n - start) for i, start in enumerate(range(0, n, shard))
+    }
 
 
 def _write(path: Path, draw: Draw, n: int, key: Key, batch: int, first: int, bar) -> None:
@@ -138,7 +151,9 @@ def _write(path: Path, draw: Draw, n: int, key: Key, batch: int, first: int, bar
         for i, start in enumerate(range(0, n, batch)):
             rows = jax.tree.map(np.asarray, dict(draw(jax.random.fold_in(key, first + i), batch)))
             if count(rows) != batch:
-                raise ValueError(f"expected draw(key, {batch}) to give {batch} rows, got {count(rows)}")
+                raise ValueError(
+                    f"expected draw(key, {batch}) to give {batch} rows, got {count(rows)}"
+                )
             # every batch is drawn whole: one program
             rows = {name: _plain(rows[name][: n - start]) for name in sorted(rows)}
             _check_finite(path, rows)
@@ -148,7 +163,11 @@ def _write(path: Path, draw: Draw, n: int, key: Key, batch: int, first: int, bar
 
 def _plain(value: np.ndarray) -> np.ndarray:
     """value, in float32 where numpy's files don't know the type (bfloat16)."""
-    return value.astype(np.float32) if value.dtype.kind == "V" and jnp.issubdtype(value.dtype, jnp.floating) else value
+    return (
+        value.astype(np.float32)
+        if value.dtype.kind == "V" and jnp.issubdtype(value.dtype, jnp.floating)
+        else value
+    )
 
 
 def _check_finite(path: Path, rows: Rows) -> None:
@@ -156,7 +175,9 @@ def _check_finite(path: Path, rows: Rows) -> None:
         if np.issubdtype(value.dtype, np.floating):
             bad = np.sum(~np.isfinite(value).reshape(len(value), -1).all(axis=1))
             if bad:
-                raise FloatingPointError(f"{path}: {bad} of {len(value)} rows of {name!r} are not finite")
+                raise FloatingPointError(
+                    f"{path}: {bad} of {len(value)} rows of {name!r} are not finite"
+                )
 
 
 def _claim(folder: Path, manifest: dict) -> None:
@@ -164,13 +185,17 @@ def _claim(folder: Path, manifest: dict) -> None:
     found = _manifest(folder)
     if found is None:
         if any(folder.glob("shard-*.npz")):
-            raise ValueError(f"{folder} holds shards without a manifest.json: give another folder, or empty it")
+            raise ValueError(
+                f"{folder} holds shards without a manifest.json: give another folder, or empty it"
+            )
         return write_atomically(folder / "manifest.json", json.dumps(manifest, indent=1).encode())
     before, now = ({**m, **m["about"]} for m in (found, manifest))
     changed = [k for k in {**before, **now} if k != "about" and before.get(k) != now.get(k)]
     if changed:
         said = "; ".join(f"{k} was {before.get(k)}, is {now.get(k)}" for k in changed)
-        raise ValueError(f"the shards in {folder} were made otherwise: {said}. Give another folder, or empty it")
+        raise ValueError(
+            f"the shards in {folder} were made otherwise: {said}. Give another folder, or empty it"
+        )
 
 
 def _number(value):
@@ -201,7 +226,9 @@ def _mapped(path: Path) -> dict[str, np.ndarray]:
     arrays: dict[str, np.ndarray] = {}
     with zipfile.ZipFile(path) as archive, open(path, "rb") as file:
         for entry in archive.infolist():
-            file.seek(entry.header_offset + 26)  # the local header: 30 bytes, the name, the extra field
+            file.seek(
+                entry.header_offset + 26
+            )  # the local header: 30 bytes, the name, the extra field
             file.seek(sum(struct.unpack("<HH", file.read(4))), 1)
             np.lib.format.read_magic(file)
             shape, _, dtype = np.lib.format.read_array_header_1_0(file)
@@ -213,6 +240,10 @@ def _mapped(path: Path) -> dict[str, np.ndarray]:
 def _check(n, batch, shard, share):
     check_whole("write_shards", n=n, batch=batch, shard=shard)
     if shard % batch:
-        raise ValueError(f"write_shards: expected shard to be a multiple of batch={batch}, got {shard}")
+        raise ValueError(
+            f"write_shards: expected shard to be a multiple of batch={batch}, got {shard}"
+        )
     if not 0 <= share[0] < share[1]:
-        raise ValueError(f"write_shards: expected share=(i, workers) with 0 <= i < workers, got {share}")
+        raise ValueError(
+            f"write_shards: expected share=(i, workers) with 0 <= i < workers, got {share}"
+        )

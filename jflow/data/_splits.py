@@ -36,10 +36,14 @@ def as_array(name: str, value: Any) -> np.ndarray:
     try:
         array = np.asarray(value)
     except ValueError as error:  # numpy's word for nested lists that are not a box
-        raise ValueError(f"rows {name!r}: the rows differ in length; expected an array [n, ...] ({error})") from None
+        raise ValueError(
+            f"rows {name!r}: the rows differ in length; expected an array [n, ...] ({error})"
+        ) from None
     if array.ndim == 0:
         raise TypeError(f"rows {name!r}: expected an array [n, ...], got {type(value).__name__}")
-    if array.dtype == object and any(np.ndim(row) for row in array.flat if not isinstance(row, str | bytes)):
+    if array.dtype == object and any(
+        np.ndim(row) for row in array.flat if not isinstance(row, str | bytes)
+    ):
         raise ValueError(
             f"rows {name!r}: the rows are arrays of their own, of different lengths; expected one [n, ...]"
         )
@@ -49,7 +53,9 @@ def as_array(name: str, value: Any) -> np.ndarray:
 def as_arrays(rows: Rows) -> dict[str, np.ndarray]:
     """Every value of `rows` through `as_array`. Raises TypeError for what is not a dict."""
     if not isinstance(rows, Mapping):
-        raise TypeError(f"expected rows to be a dict such as {{'x': array [n, ...]}}, got {described(rows)}")
+        raise TypeError(
+            f"expected rows to be a dict such as {{'x': array [n, ...]}}, got {described(rows)}"
+        )
     return {key: as_array(key, value) for key, value in rows.items()}
 
 
@@ -59,7 +65,9 @@ def count(rows: Rows) -> int:
     if not lengths:
         raise ValueError("rows hold no arrays: expected a dict such as {'x': array [n, ...]}")
     if len(set(lengths.values())) > 1:
-        raise ValueError(f"arrays of rows differ in length: {', '.join(f'{k!r} {v}' for k, v in lengths.items())}")
+        raise ValueError(
+            f"arrays of rows differ in length: {', '.join(f'{k!r} {v}' for k, v in lengths.items())}"
+        )
     return next(iter(lengths.values()))
 
 
@@ -77,7 +85,9 @@ def split(rows: Rows, *, valid: float = 0.0, test: float = 0.1, seed: int = 0) -
     n = count(rows)
     sizes = [round(n * valid), round(n * test)]
     if min(valid, test) < 0 or sum(sizes) >= n or (valid > 0) > sizes[0] or (test > 0) > sizes[1]:
-        raise ValueError(f"cannot split {n} rows into valid={valid} and test={test}: every part needs a row")
+        raise ValueError(
+            f"cannot split {n} rows into valid={valid} and test={test}: every part needs a row"
+        )
     order = np.random.default_rng(seed).permutation(n)
     a, b = sizes[1], sizes[1] + sizes[0]
 

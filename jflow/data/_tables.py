@@ -40,7 +40,9 @@ def is_kept(cell: str) -> bool:
     True of every decimal of 15 significant digits within float64's range, of what float64 itself was written as, and of
     whole numbers up to 2^53; false of most numbers of more digits.
     """
-    if (len(cell) <= 15 and "e" not in cell.lower()) or repr(float(cell)) == cell:  # at once; the rest is slow
+    if (len(cell) <= 15 and "e" not in cell.lower()) or repr(
+        float(cell)
+    ) == cell:  # at once; the rest is slow
         return True
     exact = Decimal(cell)
     digits = Context(prec=max(len(exact.as_tuple().digits), 1), Emax=MAX_EMAX, Emin=MIN_EMIN)
@@ -52,7 +54,9 @@ def _is_number(cell: str) -> bool:
         float(cell)
     except ValueError:
         return False
-    return "_" not in cell and cell.isascii()  # Python reads 1_000 and other scripts' digits as numbers, tables do not
+    return (
+        "_" not in cell and cell.isascii()
+    )  # Python reads 1_000 and other scripts' digits as numbers, tables do not
 
 
 def _read_text(path: Path) -> str:
@@ -63,10 +67,14 @@ def _read_text(path: Path) -> str:
     except (gzip.BadGzipFile, EOFError, zlib.error) as error:
         raise ValueError(f"{path}: not a complete gzip file ({error})") from error
     except UnicodeDecodeError as error:
-        raise ValueError(f"{path}: not a text table in UTF-8 ({error.reason} at byte {error.start})") from error
+        raise ValueError(
+            f"{path}: not a text table in UTF-8 ({error.reason} at byte {error.start})"
+        ) from error
 
 
-def _records(text: str, delimiter: str | None, *, strict: bool = False) -> list[tuple[int, list[str]]]:
+def _records(
+    text: str, delimiter: str | None, *, strict: bool = False
+) -> list[tuple[int, list[str]]]:
     """(line number, fields) of every line that is not blank or, at the top, a comment starting with #.
 
     strict: a quote that is never closed is a csv.Error, where it would else swallow the rows that follow it.
@@ -78,9 +86,13 @@ def _records(text: str, delimiter: str | None, *, strict: bool = False) -> list[
     if delimiter is None:
         parsed = ((i, line.split()) for i, line in enumerate(lines[skip:], skip + 1))
     else:
-        ended = (line + "\n" for line in lines[skip:])  # a line that ends inside quotes keeps its end
+        ended = (
+            line + "\n" for line in lines[skip:]
+        )  # a line that ends inside quotes keeps its end
         reader = csv.reader(ended, delimiter=delimiter, skipinitialspace=True, strict=strict)
-        parsed = ((reader.line_num + skip, [field.strip() for field in fields]) for fields in reader)
+        parsed = (
+            (reader.line_num + skip, [field.strip() for field in fields]) for fields in reader
+        )
     # A line of delimiters alone is a row whose cells are all missing, not a blank line.
     return [(i, fields) for i, fields in parsed if len(fields) > 1 or any(fields)]
 
@@ -107,8 +119,12 @@ def _has_header(records: list[tuple[int, list[str]]]) -> bool:
         return False
     if not body:
         return True
-    numeric = [sum(_is_number(fields[j]) for fields in body) * 2 > len(body) for j in range(len(first))]
-    return any(numeric) or not any(first[j] in {fields[j] for fields in body} for j in range(len(first)))
+    numeric = [
+        sum(_is_number(fields[j]) for fields in body) * 2 > len(body) for j in range(len(first))
+    ]
+    return any(numeric) or not any(
+        first[j] in {fields[j] for fields in body} for j in range(len(first))
+    )
 
 
 def read_table(
@@ -127,7 +143,9 @@ def read_table(
     """
     path = expand(path)
     if path.is_dir() or not path.exists():
-        raise FileNotFoundError(f"{path}: {'a folder, not a table' if path.is_dir() else 'no such file'}")
+        raise FileNotFoundError(
+            f"{path}: {'a folder, not a table' if path.is_dir() else 'no such file'}"
+        )
     text = _read_text(path)
     try:
         records = _records(text, _delimiter(text), strict=True)
@@ -138,7 +156,9 @@ def read_table(
     width = len(records[0][1])
     for line, fields in records:
         if len(fields) != width:
-            raise ValueError(f"{path}: line {line} has {len(fields)} fields, line {records[0][0]} has {width}")
+            raise ValueError(
+                f"{path}: line {line} has {len(fields)} fields, line {records[0][0]} has {width}"
+            )
     header = _has_header(records) if header is None else header
     names = tuple(records[0][1]) if header else tuple(f"column {j + 1}" for j in range(width))
     body = records[1:] if header else records
@@ -147,9 +167,13 @@ def read_table(
         raise ValueError(f"{path}: the table has {found}; a density needs at least two")
     for name in (*(columns or ()), *drop):
         if name not in names:
-            raise ValueError(f"{path}: no column {name!r}; the table has {', '.join(map(repr, names))}")
+            raise ValueError(
+                f"{path}: no column {name!r}; the table has {', '.join(map(repr, names))}"
+            )
         if names.count(name) > 1 or (columns or ()).count(name) > 1:
-            raise ValueError(f"{path}: {name!r} does not name one column: it is there, or asked for, more than once")
+            raise ValueError(
+                f"{path}: {name!r} does not name one column: it is there, or asked for, more than once"
+            )
     keep = [names.index(name) for name in columns] if columns is not None else range(width)
     keep = [j for j in keep if names[j] not in drop]
     if not keep:
@@ -161,4 +185,6 @@ def read_table(
 
 def take_rows(table: Table, index: np.ndarray) -> Table:
     """The rows at `index` (integers or a mask)."""
-    return table._replace(cells=tuple(cells[index] for cells in table.cells), lines=table.lines[index])
+    return table._replace(
+        cells=tuple(cells[index] for cells in table.cells), lines=table.lines[index]
+    )

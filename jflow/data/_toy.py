@@ -18,10 +18,15 @@ def moons(n: int, seed: int, *, noise: float = 0.05) -> dict[str, np.ndarray]:
         np.stack([np.cos(angle), np.sin(angle)], 1),
         np.stack([1 - np.cos(angle), 0.5 - np.sin(angle)], 1),
     )
-    return {"x": (x + noise * rng.standard_normal((n, 2))).astype(np.float32), "cond": moon.astype(np.int32)}
+    return {
+        "x": (x + noise * rng.standard_normal((n, 2))).astype(np.float32),
+        "cond": moon.astype(np.int32),
+    }
 
 
-def eight_gaussians(n: int, seed: int, *, radius: float = 5.0, variance: float = 0.1) -> dict[str, np.ndarray]:
+def eight_gaussians(
+    n: int, seed: int, *, radius: float = 5.0, variance: float = 0.1
+) -> dict[str, np.ndarray]:
     """Eight isotropic Gaussians at equal angles on a circle: {'x': float32 [n, 2], 'cond': int32 [n], which one}."""
     rng = generator("eight_gaussians", seed)
     mode = rng.integers(0, 8, n)

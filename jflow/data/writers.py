@@ -34,10 +34,14 @@ def npz_writer(path: str | Path, n: int) -> Iterator[Write]:
             rows = {key: np.asarray(value) for key, value in as_arrays(rows).items()}
             found = {key: (value.dtype, value.shape[1:]) for key, value in rows.items()}
             if objects := [key for key, value in rows.items() if value.dtype.hasobject]:
-                raise ValueError(f"{path}: {objects[0]!r} holds objects; expected numbers, or text as numpy's str")
+                raise ValueError(
+                    f"{path}: {objects[0]!r} holds objects; expected numbers, or text as numpy's str"
+                )
             forms = forms or found
             if found != forms:
-                raise ValueError(f"{path}: expected every chunk of rows to hold {forms}, got {found}")
+                raise ValueError(
+                    f"{path}: expected every chunk of rows to hold {forms}, got {found}"
+                )
             for key, value in rows.items():
                 if key not in files:
                     files[key] = stack.enter_context(open(part.parent / f"{len(files)}.npy", "w+b"))
@@ -69,7 +73,9 @@ def cells(rows: Rows) -> tuple[list[str], list[list[str]]]:
     header, columns = [], []
     for key, value in as_arrays(rows).items():
         value = np.asarray(value)
-        flat = value.reshape(len(value), math.prod(value.shape[1:]))  # -1 is not known where there are no rows
+        flat = value.reshape(
+            len(value), math.prod(value.shape[1:])
+        )  # -1 is not known where there are no rows
         header += [key] if value.ndim == 1 else [f"{key}_{j}" for j in range(flat.shape[1])]
         columns += [[str(v) for v in flat[:, j]] for j in range(flat.shape[1])]
     return header, [list(row) for row in zip(*columns, strict=True)]

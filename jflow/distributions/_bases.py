@@ -10,7 +10,15 @@ from jflow._core.arrays import float_dtype, mean_and_std, sum_event
 from jflow._core.checks import check_event, check_whole
 from jflow.types import Array, Distribution
 
-__all__ = ["diagonal_normal", "mixture_of_normals", "multivariate_normal", "normal", "scaled", "student_t", "uniform"]
+__all__ = [
+    "diagonal_normal",
+    "mixture_of_normals",
+    "multivariate_normal",
+    "normal",
+    "scaled",
+    "student_t",
+    "uniform",
+]
 
 _LOG_2PI = math.log(2 * math.pi)
 _FAR = 1e12  # beyond, squares are kept from overflowing
@@ -72,7 +80,11 @@ def multivariate_normal(features: int) -> Distribution:
         # Columns may be sums of others, or the rows too few: float32 needs this much on the diagonal. 1 without spread.
         ridge = jnp.where(jnp.diag(correlation) > 0.5, 1e-4, 1.0)
         factor = std[:, None] * jnp.linalg.cholesky(correlation + jnp.diag(ridge))
-        return {"mean": mean, "lower": jnp.tril(factor, -1), "log_diagonal": jnp.log(jnp.diag(factor))}
+        return {
+            "mean": mean,
+            "lower": jnp.tril(factor, -1),
+            "log_diagonal": jnp.log(jnp.diag(factor)),
+        }
 
     def factor(params):
         return jnp.tril(params["lower"], -1) + jnp.diag(jnp.exp(params["log_diagonal"]))
@@ -86,7 +98,9 @@ def multivariate_normal(features: int) -> Distribution:
 
     def sample(params, key, n, cond=None):
         noise = jax.random.normal(key, (n, features), _dtype(params))
-        return params["mean"][None] + jnp.matmul(noise, factor(params).T, precision=jax.lax.Precision.HIGHEST)
+        return params["mean"][None] + jnp.matmul(
+            noise, factor(params).T, precision=jax.lax.Precision.HIGHEST
+        )
 
     return Distribution(init, log_prob, sample)
 
@@ -141,7 +155,9 @@ def student_t(event_shape: tuple[int, ...], df: float = 5.0) -> Distribution:
         key_normal, key_gamma = jax.random.split(key)
         shape = (n, *event_shape)
         chi2 = 2 * jax.random.gamma(key_gamma, jnp.broadcast_to(v / 2, shape), dtype=v.dtype)
-        return jax.random.normal(key_normal, shape, v.dtype) * jnp.sqrt(v[None] / jnp.maximum(chi2, 1e-30))
+        return jax.random.normal(key_normal, shape, v.dtype) * jnp.sqrt(
+            v[None] / jnp.maximum(chi2, 1e-30)
+        )
 
     return Distribution(init, log_prob, sample)
 
@@ -160,7 +176,9 @@ def mixture_of_normals(event_shape: tuple[int, ...], components: int) -> Distrib
         key_row, key_noise = jax.random.split(key)
         _, std = mean_and_std(x, axis=0)
         rows = jax.random.randint(key_row, (components,), 0, x.shape[0])
-        noise = 0.1 * std[None] * jax.random.normal(key_noise, (components, *event_shape), std.dtype)
+        noise = (
+            0.1 * std[None] * jax.random.normal(key_noise, (components, *event_shape), std.dtype)
+        )
         return {
             "logits": jnp.zeros_like(std, shape=(components,)),
             "means": x[rows] + noise,
@@ -200,7 +218,9 @@ def scaled(distribution: Distribution, scale: float) -> Distribution:
 
     def log_prob(params, x, cond=None, *, key=None):
         e = x.astype(float_dtype(x)) / scale
-        return distribution.log_prob(params, e, cond, key=key) - math.prod(x.shape[1:]) * math.log(scale)
+        return distribution.log_prob(params, e, cond, key=key) - math.prod(x.shape[1:]) * math.log(
+            scale
+        )
 
     def sample(params, key, n, cond=None):
         return scale * distribution.sample(params, key, n, cond)

@@ -21,7 +21,9 @@ def bernoulli(net: nn.Module) -> Distribution:
 
     def init(key, x, cond=None):
         params = init_linen(net, key, cond)
-        check_event("bernoulli", x, jax.eval_shape(lambda p: apply_linen(net, p, cond), params).shape[1:])
+        check_event(
+            "bernoulli", x, jax.eval_shape(lambda p: apply_linen(net, p, cond), params).shape[1:]
+        )
         return params
 
     def log_prob(params, x, cond=None, *, key=None):
@@ -41,8 +43,13 @@ def normal(net: nn.Module) -> Distribution:
 
     def init(key, x, cond=None):
         params = init_linen(net, key, cond)
-        check_event("normal", x, jax.eval_shape(lambda p: apply_linen(net, p, cond), params).shape[1:])
-        return {"net": params, "log_std": jnp.zeros_like(x, shape=x.shape[1:], dtype=float_dtype(x))}
+        check_event(
+            "normal", x, jax.eval_shape(lambda p: apply_linen(net, p, cond), params).shape[1:]
+        )
+        return {
+            "net": params,
+            "log_std": jnp.zeros_like(x, shape=x.shape[1:], dtype=float_dtype(x)),
+        }
 
     def log_prob(params, x, cond=None, *, key=None):
         mean = _wide(apply_linen(net, params["net"], cond, key=key))
@@ -52,7 +59,9 @@ def normal(net: nn.Module) -> Distribution:
 
     def sample(params, key, n, cond=None):
         mean = _wide(apply_linen(net, params["net"], cond))
-        return mean + jnp.exp(params["log_std"])[None] * jax.random.normal(key, mean.shape, mean.dtype)
+        return mean + jnp.exp(params["log_std"])[None] * jax.random.normal(
+            key, mean.shape, mean.dtype
+        )
 
     return Distribution(init, log_prob, sample)
 

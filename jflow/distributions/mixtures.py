@@ -66,7 +66,11 @@ def log_prob(m: GaussianMixture, x: Array) -> Array:
     rest = int(np.prod(m.means.shape[m.logits.ndim :], dtype=np.int64))
     z = (jnp.expand_dims(x, _axis(m)) - m.means) * expand_to(jnp.exp(-m.log_std), m.means)
     squares = _sum_rest(m, jnp.square(z))
-    inner = jax.nn.log_softmax(m.logits) - 0.5 * squares - rest * (expand_to(m.log_std, squares) + _HALF_LOG_2PI)
+    inner = (
+        jax.nn.log_softmax(m.logits)
+        - 0.5 * squares
+        - rest * (expand_to(m.log_std, squares) + _HALF_LOG_2PI)
+    )
     return sum_event(jax.nn.logsumexp(inner, axis=-1))
 
 
@@ -95,7 +99,11 @@ def sample(m: GaussianMixture, key: Key) -> tuple[Array, Array, Array]:
     index = k.reshape(k.shape + (1,) * (m.means.ndim - k.ndim))
     center = jnp.squeeze(jnp.take_along_axis(m.means, index, axis=_axis(m)), _axis(m))
     std = jnp.exp(m.log_std)
-    return center + expand_to(std, center) * jax.random.normal(noise, center.shape, center.dtype), center, std
+    return (
+        center + expand_to(std, center) * jax.random.normal(noise, center.shape, center.dtype),
+        center,
+        std,
+    )
 
 
 def tilt(m: GaussianMixture, eta: Array, precision: Array, unit: Array) -> GaussianMixture:
@@ -114,7 +122,9 @@ def tilt(m: GaussianMixture, eta: Array, precision: Array, unit: Array) -> Gauss
     scale = unit**2 + precision**2
     pivot = eta * wide(precision / scale)
     away = m.means - pivot
-    exponent = (away * eta * wide(unit**2 / scale) - 0.5 * wide(precision) * jnp.square(away)) / wide(total)
+    exponent = (
+        away * eta * wide(unit**2 / scale) - 0.5 * wide(precision) * jnp.square(away)
+    ) / wide(total)
     means = (wide(unit) * m.means + wide(s2) * eta) / wide(total)
     log_std = m.log_std + 0.5 * (jnp.log(unit) - jnp.log(total))
     return GaussianMixture(jax.nn.log_softmax(m.logits) + _sum_rest(m, exponent), means, log_std)
@@ -131,13 +141,17 @@ def shifted(m: GaussianMixture, bias: Array) -> GaussianMixture:
     return tilt(m, bias + expand_to(share, center) * center, share, (1 - share) * v)
 
 
-def velocity_to_data(m: GaussianMixture, x: Array, t: Array, schedule: Schedule = LINEAR) -> GaussianMixture:
+def velocity_to_data(
+    m: GaussianMixture, x: Array, t: Array, schedule: Schedule = LINEAR
+) -> GaussianMixture:
     """The mixture of x1 given x_t = x from that of the velocity: `paths.velocity_to_data` of every component."""
     _, s, da, ds, d = _at(schedule, x, t)
     return affine(m, s / d, -expand_to(ds / d, x) * x)
 
 
-def velocity_to_noise(m: GaussianMixture, x: Array, t: Array, schedule: Schedule = LINEAR) -> GaussianMixture:
+def velocity_to_noise(
+    m: GaussianMixture, x: Array, t: Array, schedule: Schedule = LINEAR
+) -> GaussianMixture:
     """The mixture of the noise x0 given x_t = x from that of the velocity."""
     a, _, da, _, d = _at(schedule, x, t)
     return affine(m, -a / d, expand_to(da / d, x) * x)
@@ -168,7 +182,9 @@ def carried(
     return tilt(x1, *_evidence(y, r, seen, pull, schedule))
 
 
-def carried_velocity(x1: GaussianMixture, x: Array, t: Array, y: Array, r: Array, schedule: Schedule = LINEAR) -> Array:
+def carried_velocity(
+    x1: GaussianMixture, x: Array, t: Array, y: Array, r: Array, schedule: Schedule = LINEAR
+) -> Array:
     """E[velocity | x_r = y] under the posterior x1 that was predicted at x, t < 1: [b, *event], finite for t <= r <= 1."""
     seen, pull = _seen(x, t, schedule)
     return _velocity(x1, y, r, seen, pull, schedule)
@@ -179,7 +195,9 @@ def flow_velocity(data: GaussianMixture, y: Array, r: Array, schedule: Schedule 
     return _velocity(data, y, r, jnp.zeros_like(r), jnp.zeros_like(y), schedule)
 
 
-def exact(weights: ArrayLike, means: ArrayLike, variance: float, schedule: Schedule = LINEAR) -> Field:
+def exact(
+    weights: ArrayLike, means: ArrayLike, variance: float, schedule: Schedule = LINEAR
+) -> Field:
     """What a perfect network predicts for data sum_k weights_k N(means_k, variance I): a `Field` without params.
 
     weights [K], means [K, d]; apply(params, x [b, d], t) is the law of the velocity given x_t = x, with components
@@ -188,17 +206,25 @@ def exact(weights: ArrayLike, means: ArrayLike, variance: float, schedule: Sched
     """
     weights, means = np.asarray(weights, np.float64), np.asarray(means, np.float64)
     if weights.ndim != 1 or means.ndim != 2 or len(means) != len(weights):
-        raise ValueError(f"exact: expected weights [K] and means [K, d], got {weights.shape} and {means.shape}")
+        raise ValueError(
+            f"exact: expected weights [K] and means [K, d], got {weights.shape} and {means.shape}"
+        )
     if not (np.all(weights > 0) and variance > 0):
-        raise ValueError(f"exact: expected positive weights and variance, got {weights.tolist()} and {variance}")
+        raise ValueError(
+            f"exact: expected positive weights and variance, got {weights.tolist()} and {variance}"
+        )
     variance = float(variance)  # a number of numpy's would bring float64 along
 
     def apply(params, x, t, cond=None, *, key=None):
-        a, s, da, ds, d = (v[:, None, None] for v in _at(schedule, x, rows(t, x.shape[0]).astype(float_dtype(x))))
+        a, s, da, ds, d = (
+            v[:, None, None] for v in _at(schedule, x, rows(t, x.shape[0]).astype(float_dtype(x)))
+        )
         m = jnp.asarray(means, a.dtype)[None]
         length = a**2 * variance + s**2
         away = x[:, None] - a * m
-        logits = jnp.asarray(np.log(weights), a.dtype)[None] - 0.5 * jnp.sum(away**2 / length, axis=-1)
+        logits = jnp.asarray(np.log(weights), a.dtype)[None] - 0.5 * jnp.sum(
+            away**2 / length, axis=-1
+        )
         centers = da * m + (a * da * variance + s * ds) / length * away
         return GaussianMixture(logits, centers, 0.5 * jnp.log(variance * d**2 / length)[:, 0, 0])
 
@@ -232,7 +258,9 @@ def _velocity(x1, y, r, seen, pull, schedule):
     s2 = jnp.exp(2 * x1.log_std)
     total = unit + s2 * precision
     wide = lambda v: expand_to(v, y)  # noqa: E731
-    center = mean(x1._replace(logits=tilt(x1, eta, precision, unit).logits))  # new weights, the old means
+    center = mean(
+        x1._replace(logits=tilt(x1, eta, precision, unit).logits)
+    )  # new weights, the old means
     x1_mean = (wide(unit) * center + wide(s2) * eta) / wide(total)
     x0_mean = wide(s / total) * (wide(1 - s2 * seen) * y - wide(a) * (center - wide(s2) * pull))
     return wide(da) * x1_mean + wide(ds) * x0_mean
@@ -270,6 +298,8 @@ def check_mixture(name: str, m: GaussianMixture, x: Array) -> GaussianMixture:
             f"{list(jnp.shape(x))}, got {list(m.logits.shape)} and {list(shape)}"
         )
     if m.log_std.shape != shape[:1]:
-        raise ValueError(f"{name}: expected log_std of shape [{shape[0]}], got {list(m.log_std.shape)}")
+        raise ValueError(
+            f"{name}: expected log_std of shape [{shape[0]}], got {list(m.log_std.shape)}"
+        )
     dtype = float_dtype(m.means, x)
     return GaussianMixture(*(v.astype(dtype) for v in m))

@@ -44,9 +44,13 @@ def maf(
     univariate = bijectors.univariate.affine(max_log_scale)
 
     def layer(features):
-        return bijectors.autoregressive(univariate, nets.MADE(univariate.size, tuple(hidden), activation=activation))
+        return bijectors.autoregressive(
+            univariate, nets.MADE(univariate.size, tuple(hidden), activation=activation)
+        )
 
-    return vector_flow(event_shape, layer, depth, embed, standardize, base, permutations=_reversals, remat=remat)
+    return vector_flow(
+        event_shape, layer, depth, embed, standardize, base, permutations=_reversals, remat=remat
+    )
 
 
 def iaf(
@@ -70,7 +74,9 @@ def iaf(
         made = nets.MADE(univariate.size, tuple(hidden), activation=activation)
         return bijectors.invert(bijectors.autoregressive(univariate, made))
 
-    return vector_flow(event_shape, layer, depth, embed, standardize, base, permutations=_reversals, remat=remat)
+    return vector_flow(
+        event_shape, layer, depth, embed, standardize, base, permutations=_reversals, remat=remat
+    )
 
 
 def neural_spline_autoregressive(
@@ -105,7 +111,9 @@ def neural_spline_autoregressive(
         splines = bijectors.autoregressive(univariate, made)
         return bijectors.chain(bijectors.lu(features), splines) if linear else splines
 
-    return vector_flow(event_shape, layer, depth, embed, standardize, base, permutations=_reversals, remat=remat)
+    return vector_flow(
+        event_shape, layer, depth, embed, standardize, base, permutations=_reversals, remat=remat
+    )
 
 
 def bnaf(
@@ -127,7 +135,9 @@ def bnaf(
     def layer(features):
         return bijectors.block_autoregressive(features, hidden, layers)
 
-    return vector_flow(event_shape, layer, depth, embed, standardize, base, permutations=_reversals, remat=remat)
+    return vector_flow(
+        event_shape, layer, depth, embed, standardize, base, permutations=_reversals, remat=remat
+    )
 
 
 def _reversals(features: int, depth: int) -> np.ndarray:

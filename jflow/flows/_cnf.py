@@ -5,7 +5,14 @@ import jax
 import jax.numpy as jnp
 
 from jflow import solvers
-from jflow._core.checks import check_cond, check_draws, check_key, check_noun, check_params, count_rows
+from jflow._core.checks import (
+    check_cond,
+    check_draws,
+    check_key,
+    check_noun,
+    check_params,
+    count_rows,
+)
 from jflow._core.keys import split_key
 from jflow._core.nouns import base_log_prob, sample_source
 from jflow.solvers import Divergence, Method, exact_divergence
@@ -47,10 +54,16 @@ def cnf(
 
     def init(key, x, cond=None):
         check_key("flows.cnf.init", key)
-        x, cond = jnp.asarray(x), check_cond("flows.cnf.init", cond, count_rows("flows.cnf.init", x))
+        x, cond = (
+            jnp.asarray(x),
+            check_cond("flows.cnf.init", cond, count_rows("flows.cnf.init", x)),
+        )
         velocity_key, base_key = jax.random.split(key)
         t = jnp.zeros_like(x, shape=x.shape[:1])
-        return {"velocity": velocity.init(velocity_key, x, t, cond), "base": base.init(base_key, x, cond)}
+        return {
+            "velocity": velocity.init(velocity_key, x, t, cond),
+            "base": base.init(base_key, x, cond),
+        }
 
     def moved(name, params, x, cond, key, **options):
         cond = check_cond(name, cond, count_rows(name, x))

@@ -33,7 +33,15 @@ def nice(
         return bijectors.affine((features,))
 
     return vector_flow(
-        event_shape, layer, depth, embed, standardize, base, last=scaling, remat=remat, reversible=reversible
+        event_shape,
+        layer,
+        depth,
+        embed,
+        standardize,
+        base,
+        last=scaling,
+        remat=remat,
+        reversible=reversible,
     )
 
 
@@ -67,9 +75,13 @@ def real_nvp(
     univariate = bijectors.univariate.affine(max_log_scale)
 
     def layer(features):
-        return bijectors.coupling(univariate, nets.MLP(tuple(hidden), activation), split=features // 2)
+        return bijectors.coupling(
+            univariate, nets.MLP(tuple(hidden), activation), split=features // 2
+        )
 
-    return vector_flow(event_shape, layer, depth, embed, standardize, base, remat=remat, reversible=reversible)
+    return vector_flow(
+        event_shape, layer, depth, embed, standardize, base, remat=remat, reversible=reversible
+    )
 
 
 def nanoflow(
@@ -94,11 +106,16 @@ def nanoflow(
     `real_nvp`, and
         indicator: size of a layer's embedding.
     """
-    univariate, net = bijectors.univariate.affine(max_log_scale), nets.MLP(tuple(hidden), activation)
+    univariate, net = (
+        bijectors.univariate.affine(max_log_scale),
+        nets.MLP(tuple(hidden), activation),
+    )
 
     def stack(features):
         return bijectors.scan(
-            lambda mask: bijectors.indicated(bijectors.masked_coupling(univariate, net, mask), indicator),
+            lambda mask: bijectors.indicated(
+                bijectors.masked_coupling(univariate, net, mask), indicator
+            ),
             depth,
             xs=_random_masks(features, depth),
             shared=("net",),
@@ -144,7 +161,11 @@ def neural_spline(
     univariate = bijectors.univariate.rational_quadratic(bins, bound)
 
     def layer(features):
-        coupling = bijectors.coupling(univariate, nets.MLP(tuple(hidden), activation), split=features // 2)
+        coupling = bijectors.coupling(
+            univariate, nets.MLP(tuple(hidden), activation), split=features // 2
+        )
         return bijectors.chain(bijectors.lu(features), coupling) if linear else coupling
 
-    return vector_flow(event_shape, layer, depth, embed, standardize, base, remat=remat, reversible=reversible)
+    return vector_flow(
+        event_shape, layer, depth, embed, standardize, base, remat=remat, reversible=reversible
+    )

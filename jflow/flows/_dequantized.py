@@ -11,7 +11,9 @@ from jflow.types import Bijector, Distribution, ElboFlow, Flow, Transport
 __all__ = ["with_dequantization"]
 
 
-def with_dequantization(flow: Flow | Distribution, dequantization: Transport, *, scale: float = 1.0) -> ElboFlow:
+def with_dequantization(
+    flow: Flow | Distribution, dequantization: Transport, *, scale: float = 1.0
+) -> ElboFlow:
     """`flow`, a density of reals, as a model of levels 0 .. L-1 (as floats) that `dequantization` puts into [0, 1).
 
     What flow sees is scale (2 z - 1), z the dequantized levels: images in [-scale, scale]. dequantization, from

@@ -24,7 +24,9 @@ from jflow.types import Bijector, Distribution, ElboFlow, Flow, Transport
 __all__ = ["elbo_flow", "flow", "importance_weighted"]
 
 
-def flow(bijector: Bijector, base: Distribution | Flow, *, event_shape: tuple[int, ...] | None = None) -> Flow:
+def flow(
+    bijector: Bijector, base: Distribution | Flow, *, event_shape: tuple[int, ...] | None = None
+) -> Flow:
     """The distribution of x = forward(z), z ~ base: log p(x) = log p_base(inverse(x)) + log |det d inverse / dx|.
 
     Params {'bijector', 'base'}. `init` wants a batch x [b, *event] of data (data-dependent layers look at it); zeros of
@@ -127,7 +129,9 @@ def importance_weighted(flow: ElboFlow, draws: int) -> ElboFlow:
 
     def elbo(params, x, cond=None, *, key=None):
         need_key("importance_weighted", key)
-        values = jax.lax.map(lambda k: flow.elbo(params, x, cond, key=k), jax.random.split(key, draws))
+        values = jax.lax.map(
+            lambda k: flow.elbo(params, x, cond, key=k), jax.random.split(key, draws)
+        )
         return jax.nn.logsumexp(values, axis=0) - jnp.log(draws).astype(values.dtype)
 
     return flow._replace(elbo=jax.jit(elbo))
@@ -176,11 +180,15 @@ def _check_batch(name, x, cond, event_shape=None):
         )
     x = jnp.asarray(x)
     if jnp.issubdtype(x.dtype, jax.dtypes.prng_key):
-        raise TypeError(f"{name}: expected x to be an array [b, *event], got a key; the order is (key, x, cond)")
+        raise TypeError(
+            f"{name}: expected x to be an array [b, *event], got a key; the order is (key, x, cond)"
+        )
     if x.ndim == 0:
         raise ValueError(f"{name}: expected x of shape [b, *event], got a scalar")
     if event_shape is not None:
         check_event(name, x, event_shape)
     if not jnp.issubdtype(x.dtype, jnp.floating):
-        raise TypeError(f"{name}: expected x in floats (integers want dequantizing first), got {x.dtype}")
+        raise TypeError(
+            f"{name}: expected x in floats (integers want dequantizing first), got {x.dtype}"
+        )
     return x, check_cond(name, cond, x.shape[0])

@@ -63,7 +63,9 @@ def glow(
 
     def level(i: int, channels: int) -> Bijector:
         half = channels // 2
-        step = bj.chain(bj.actnorm(channels), mix(channels), bj.coupling(univariate, net, split=half))
+        step = bj.chain(
+            bj.actnorm(channels), mix(channels), bj.coupling(univariate, net, split=half)
+        )
         steps = bj.scan(
             lambda order: bj.chain(bj.permute(*order), step),
             depth,
@@ -73,7 +75,10 @@ def glow(
         )
         layers = [bj.squeeze(), steps]
         if i < scales:
-            layers += [bj.coupling(univariate, net, split=half), bj.on_part(level(i + 1, 4 * half), slice(0, half))]
+            layers += [
+                bj.coupling(univariate, net, split=half),
+                bj.on_part(level(i + 1, 4 * half), slice(0, half)),
+            ]
         return bj.chain(*layers, bj.invert(bj.squeeze()))
 
     to_noise = level(1, 4 * event_shape[-1])
@@ -88,7 +93,9 @@ def inverse_flow(event_shape: Sequence[int], *, size: int = 3, **options) -> Flo
 
     Nagar, Varma, *Parallel Backpropagation for Inverse of a Convolution with Application to Normalizing Flows* (2025).
     """
-    return glow(event_shape, mix=lambda channels: bj.invert(bj.masked_conv(channels, size)), **options)
+    return glow(
+        event_shape, mix=lambda channels: bj.invert(bj.masked_conv(channels, size)), **options
+    )
 
 
 def flow_plus_plus(
@@ -132,7 +139,11 @@ def flow_plus_plus(
     channels = event_shape[-1]
 
     def checkered(channels: int, depth: int) -> list[Bijector]:
-        return [bj.checkerboard(), stage(channels, depth), bj.invert(bj.checkerboard())] if depth else []
+        return (
+            [bj.checkerboard(), stage(channels, depth), bj.invert(bj.checkerboard())]
+            if depth
+            else []
+        )
 
     stage = partial(_stage, univariate, net, remat)
     to_noise = bj.chain(
@@ -143,7 +154,9 @@ def flow_plus_plus(
         *checkered(4 * channels, depth[2]),
         bj.invert(bj.squeeze()),
     )
-    noise = dequantization_noise(event_shape, depth=dequantizer_depth, net=net, univariate=univariate, remat=remat)
+    noise = dequantization_noise(
+        event_shape, depth=dequantizer_depth, net=net, univariate=univariate, remat=remat
+    )
     transport = bj.chain(bj.invert(to_noise), bj.variational_dequantization(noise, levels))
     if embed is not None:
         transport = bj.conditioned(transport, embed)
@@ -166,14 +179,18 @@ def dequantization_noise(
     event_shape = _image_shape("dequantization_noise", event_shape, 1, 2)
     check_whole("dequantization_noise", depth=depth)
     univariate = bj.univariate.affine() if univariate is None else univariate
-    couplings = _stage(univariate, nets.GlowNet(32) if net is None else net, remat, event_shape[-1], depth)
+    couplings = _stage(
+        univariate, nets.GlowNet(32) if net is None else net, remat, event_shape[-1], depth
+    )
     layers = bj.checkerboard(), couplings, bj.invert(bj.checkerboard()), bj.sigmoid()
     return flow(bj.chain(*layers), distributions.normal(event_shape), event_shape=event_shape)
 
 
 def _stage(univariate: Elementwise, net: nn.Module, remat: bool, half: int, depth: int) -> Bijector:
     """Couplings of two halves of the channels by turns, each behind an actnorm and a 1 x 1 convolution of either half."""
-    mix = [bj.on_part(bj.lu(half), part) for part in (slice(0, half), slice(half, None)) if half > 1]  # else redundant
+    mix = [
+        bj.on_part(bj.lu(half), part) for part in (slice(0, half), slice(half, None)) if half > 1
+    ]  # else redundant
     swap = bj.permute(np.roll(np.arange(2 * half), half))
     step = bj.chain(bj.actnorm(2 * half), *mix, bj.coupling(univariate, net, split=half), swap)
     return bj.scan(step, depth, remat=remat)

@@ -96,7 +96,9 @@ def planar(
             Density and samples are in the units of the data either way.
         base: defaults to the standard normal.
     """
-    return _posterior(bijectors.planar, event_shape, depth, hidden, embed, activation, remat, standardize, base)
+    return _posterior(
+        bijectors.planar, event_shape, depth, hidden, embed, activation, remat, standardize, base
+    )
 
 
 def radial(
@@ -111,7 +113,9 @@ def radial(
     base: Distribution | None = None,
 ) -> Flow:
     """`planar` with radial maps, which have a closed inverse. Rezende, Mohamed (2015). Arguments as in `planar`."""
-    return _posterior(bijectors.radial, event_shape, depth, hidden, embed, activation, remat, standardize, base)
+    return _posterior(
+        bijectors.radial, event_shape, depth, hidden, embed, activation, remat, standardize, base
+    )
 
 
 def sylvester(
@@ -134,10 +138,14 @@ def sylvester(
     def layer(features):
         return bijectors.sylvester(features, rank, reflections=reflections)
 
-    return _posterior(layer, event_shape, depth, hidden, embed, activation, remat, standardize, base)
+    return _posterior(
+        layer, event_shape, depth, hidden, embed, activation, remat, standardize, base
+    )
 
 
-def _posterior(layer, event_shape, depth, hidden, embed, activation, remat, standardize, base) -> Flow:
+def _posterior(
+    layer, event_shape, depth, hidden, embed, activation, remat, standardize, base
+) -> Flow:
     event_shape = _shape(event_shape, depth, least=0)
     features = math.prod(event_shape)
     maps = [bijectors.affine((features,))]

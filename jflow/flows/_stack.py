@@ -66,7 +66,9 @@ def flattened_flow(
     return recipe(event_shape, bijectors.invert(bijector), standardize, base)
 
 
-def recipe(event_shape: tuple[int, ...], bijector: Bijector, standardize: bool, base: Distribution | None) -> Flow:
+def recipe(
+    event_shape: tuple[int, ...], bijector: Bijector, standardize: bool, base: Distribution | None
+) -> Flow:
     """The flow of `bijector`, behind the standardization of the data and over a standard normal unless told otherwise."""
     if standardize:
         bijector = bijectors.chain(bijector, bijectors.standardize(event_shape))

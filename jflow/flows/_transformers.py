@@ -55,13 +55,18 @@ def tarflow(
         base: defaults to the standard normal.
     """
     check_whole("tarflow", depth=depth)
-    net = nets.CausalTransformer(width=width, layers=layers, heads=heads, num_classes=num_classes, dtype=dtype)
+    net = nets.CausalTransformer(
+        width=width, layers=layers, heads=heads, num_classes=num_classes, dtype=dtype
+    )
     options = {"max_log_scale": max_log_scale, "sampler": sampler, "guide": guide}
 
     def stack(rows, columns, size):
         orders = _alternating(rows * columns, depth)
         return bijectors.scan(
-            lambda order: bijectors.causal_block(net, order=order, **options), depth, xs=orders, remat=remat
+            lambda order: bijectors.causal_block(net, order=order, **options),
+            depth,
+            xs=orders,
+            remat=remat,
         )
 
     return _patch_flow(event_shape, patch_size, stack, standardize, base)
@@ -182,7 +187,9 @@ def jet_splits(rows: int, columns: int, size: int, depth: int, seed: int = 0) ->
                 channels = rng.permutation(size) % 2
             side = np.repeat(channels[None], rows * columns, axis=0)
         order = np.argsort((side ^ complement).reshape(-1), kind="stable")
-        splits.append(np.concatenate(order.reshape(2, rows * columns, size // 2), axis=1).reshape(-1))
+        splits.append(
+            np.concatenate(order.reshape(2, rows * columns, size // 2), axis=1).reshape(-1)
+        )
     return np.stack(splits).astype(np.int32)
 
 
@@ -191,7 +198,9 @@ def _alternating(n: int, depth: int) -> np.ndarray:
     return np.stack([np.arange(n)[:: (-1) ** i] for i in range(depth)]).astype(np.int32)
 
 
-def _patch_flow(event_shape, patch_size: int, stack, standardize: bool, base: Distribution | None) -> Flow:
+def _patch_flow(
+    event_shape, patch_size: int, stack, standardize: bool, base: Distribution | None
+) -> Flow:
     """Maps of tokens, stack(rows, columns, numbers a token) -> Bijector, between images on both sides."""
     event_shape = tuple(event_shape)
     if len(event_shape) != 3:

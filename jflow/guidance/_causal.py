@@ -47,7 +47,11 @@ def _guide(name, form, weight, null, temperature) -> TokenGuide:
         )
 
     def combine(guided, unguided, slots, n):
-        w = weight(slots, n) if callable(weight) else jnp.broadcast_to(jnp.asarray(weight), (n,))[slots]
+        w = (
+            weight(slots, n)
+            if callable(weight)
+            else jnp.broadcast_to(jnp.asarray(weight), (n,))[slots]
+        )
         return form(*guided, *unguided, w[None, :, None].astype(guided[0].dtype))
 
     return TokenGuide(combine, null, float(temperature))

@@ -48,11 +48,15 @@ def negative(velocity: Velocity, combine: Combine) -> Velocity:
 
     def pair(cond):
         if not (isinstance(cond, tuple | list) and len(cond) == 2):
-            raise ValueError(f"negative: expected cond to be a pair (towards, away), got {type(cond).__name__}")
+            raise ValueError(
+                f"negative: expected cond to be a pair (towards, away), got {type(cond).__name__}"
+            )
         towards, away = (jax.tree.map(jnp.asarray, c) for c in cond)
         shapes = [jax.tree.map(jnp.shape, c) for c in (towards, away)]
         if shapes[0] != shapes[1]:
-            raise ValueError(f"negative: expected two conditions of one shape, got {shapes[0]} and {shapes[1]}")
+            raise ValueError(
+                f"negative: expected two conditions of one shape, got {shapes[0]} and {shapes[1]}"
+            )
         return towards, away
 
     def init(key, x, t, cond=None):
@@ -76,7 +80,10 @@ def autoguidance(velocity: Velocity, weak: Velocity, combine: Combine) -> Veloci
 
     def init(key, x, t, cond=None):
         strong_key, weak_key = jax.random.split(key)
-        return {"velocity": velocity.init(strong_key, x, t, cond), "weak": weak.init(weak_key, x, t, cond)}
+        return {
+            "velocity": velocity.init(strong_key, x, t, cond),
+            "weak": weak.init(weak_key, x, t, cond),
+        }
 
     def apply(params, x, t, cond=None, *, key=None):
         t = rows(t, _count(x))
@@ -91,11 +98,15 @@ def with_cond(velocity: Velocity, null: PyTree = None) -> Velocity:
     """The velocity with its condition replaced by `null`, one row of it; None: with no condition at all."""
 
     def replaced(cond):
-        return None if null is None else like_rows("with_cond", null, jax.tree.map(jnp.asarray, cond))
+        return (
+            None if null is None else like_rows("with_cond", null, jax.tree.map(jnp.asarray, cond))
+        )
 
     return Velocity(
         lambda key, x, t, cond=None: velocity.init(key, x, t, replaced(cond)),
-        lambda params, x, t, cond=None, *, key=None: velocity.apply(params, x, t, replaced(cond), key=key),
+        lambda params, x, t, cond=None, *, key=None: velocity.apply(
+            params, x, t, replaced(cond), key=key
+        ),
     )
 
 
@@ -124,7 +135,9 @@ def _guided(name, velocity, combine, null):
         if cond is None:
             raise ValueError(f"{name}: expected cond, what to guide towards, got None")
         if null is None:
-            raise ValueError(f"{name}: expected null, the row of cond that stands for no condition, got None")
+            raise ValueError(
+                f"{name}: expected null, the row of cond that stands for no condition, got None"
+            )
         cond = jax.tree.map(jnp.asarray, check_cond(name, cond, _count(x)))
         return _twice(velocity, combine, params, x, t, cond, like_rows(name, null, cond), key)
 

@@ -14,7 +14,12 @@ __all__ = ["classifier_guidance", "label_log_prob"]
 
 
 def classifier_guidance(
-    velocity: Velocity, classifier: Field, scale: Scale, *, schedule: Schedule = LINEAR, start: float = 1e-3
+    velocity: Velocity,
+    classifier: Field,
+    scale: Scale,
+    *,
+    schedule: Schedule = LINEAR,
+    start: float = 1e-3,
 ) -> Velocity:
     """v + scale c(t) grad_x log p(cond | x_t = x), with c = D s / a on the path of `schedule` (linear: (1 - t) / t).
 
@@ -34,7 +39,10 @@ def classifier_guidance(
 
     def init(key, x, t, cond=None):
         first, second = jax.random.split(key)
-        return {"velocity": velocity.init(first, x, t, cond), "classifier": classifier.init(second, x, t, cond)}
+        return {
+            "velocity": velocity.init(first, x, t, cond),
+            "classifier": classifier.init(second, x, t, cond),
+        }
 
     def apply(params, x, t, cond=None, *, key=None):
         if cond is None:
@@ -74,7 +82,9 @@ def label_log_prob(classifier: Field) -> Field:
                 f"label_log_prob: expected logits [b, K] and labels [b], got {list(logits.shape)} and {list(jnp.shape(cond))}"
             )
         if not jnp.issubdtype(jnp.result_type(cond), jnp.integer):
-            raise TypeError(f"label_log_prob: expected labels of an integer type, got {described(cond)}")
+            raise TypeError(
+                f"label_log_prob: expected labels of an integer type, got {described(cond)}"
+            )
         log_p = jax.nn.log_softmax(logits.astype(float_dtype(logits)), axis=1)
         return sum_event(jnp.where(jax.nn.one_hot(cond, logits.shape[1], dtype=bool), log_p, 0.0))
 

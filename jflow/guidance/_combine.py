@@ -45,7 +45,9 @@ def interval(combine: Combine, low: float, high: float) -> Combine:
 
     def inside(v, other, x, t):
         active = (low <= t) & (t <= high)
-        return jax.tree.map(lambda g, v: jnp.where(expand_to(active, v), g, v), combine(v, other, x, t), v)
+        return jax.tree.map(
+            lambda g, v: jnp.where(expand_to(active, v), g, v), combine(v, other, x, t), v
+        )
 
     return inside
 
@@ -130,7 +132,9 @@ def _times(w, a):
 
 def _inner(a, b):
     """<a, b> [b] over the event, all leaves."""
-    return sum(jax.tree.leaves(jax.tree.map(lambda a, b: sum_event(a.astype(float_dtype(a)) * b), a, b)))
+    return sum(
+        jax.tree.leaves(jax.tree.map(lambda a, b: sum_event(a.astype(float_dtype(a)) * b), a, b))
+    )
 
 
 def _along(a, b):
@@ -152,7 +156,10 @@ def _norm(a):
 def _largest(a):
     """[b]: the largest |number| of a row in all leaves, 1 where that is 0. Squares of what is divided by it do not
     overflow, and the results do not depend on it, so that it has no gradient."""
-    leaves = [jnp.max(jnp.abs(flat_rows(leaf.astype(float_dtype(leaf)))), axis=1) for leaf in jax.tree.leaves(a)]
+    leaves = [
+        jnp.max(jnp.abs(flat_rows(leaf.astype(float_dtype(leaf)))), axis=1)
+        for leaf in jax.tree.leaves(a)
+    ]
     largest = functools.reduce(jnp.maximum, leaves)
     return jax.lax.stop_gradient(jnp.where(largest > 0, largest, 1.0))
 

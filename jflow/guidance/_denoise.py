@@ -8,7 +8,9 @@ from jflow.types import Array, Cond, Distribution, Flow, Params
 __all__ = ["denoise"]
 
 
-def denoise(flow: Flow | Distribution, params: Params, y: Array, std: float, cond: Cond = None) -> Array:
+def denoise(
+    flow: Flow | Distribution, params: Params, y: Array, std: float, cond: Cond = None
+) -> Array:
     """E[x | y] for y = x + std * eps, eps standard normal, where `flow` is the density of y: y + std^2 grad log p(y).
 
     y [b, *event], such as samples of a flow trained by `losses.noised(std)`. Tweedie's formula, exact where the

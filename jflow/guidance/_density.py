@@ -41,7 +41,9 @@ def density(velocity: Velocity, excess: Excess, *, schedule: Schedule = LINEAR) 
 
     def apply(params, x, t, cond=None, *, key=None):
         t = rows(t, x.shape[0])
-        u = lambda x: like_state("velocity", velocity.apply(params, x, t, cond, key=same_draws(key)), x)  # noqa: E731
+        u = lambda x: like_state(  # noqa: E731
+            "velocity", velocity.apply(params, x, t, cond, key=same_draws(key)), x
+        )
         v = u(x)
         return (v + _climb(velocity_to_score(v, x, t, schedule), excess(u, x, t))).astype(v.dtype)
 
@@ -82,7 +84,9 @@ def quantile(q: float, *, schedule: Schedule = LINEAR) -> Excess:
     return excess
 
 
-def density_step(velocity: Velocity, excess: Excess, noise: Scale, *, schedule: Schedule = LINEAR) -> Step:
+def density_step(
+    velocity: Velocity, excess: Excess, noise: Scale, *, schedule: Schedule = LINEAR
+) -> Step:
     """A stochastic step that changes log p_t(x_t) as `density` does: noise along the level sets of p_t only.
 
     In Ito's calculus dx = (u + (e - w tr(P H P)) s / |s|^2) dt + sqrt(2 w) P dW, with H the Hessian of log p_t and
@@ -97,7 +101,9 @@ def density_step(velocity: Velocity, excess: Excess, noise: Scale, *, schedule: 
     Errors: ValueError for a negative noise, and for no key.
     """
     if not callable(noise) and not noise >= 0:
-        raise ValueError(f"density_step: expected noise (w = g^2 / 2) >= 0 or a function of t, got {noise}")
+        raise ValueError(
+            f"density_step: expected noise (w = g^2 / 2) >= 0 or a function of t, got {noise}"
+        )
 
     def step(params, x, t, t_next, key, cond=None):
         need_key("density_step", key)

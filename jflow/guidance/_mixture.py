@@ -44,19 +44,31 @@ def probabilistic_guidance(
 
     def apply(params, x, t, cond=None, *, key=None):
         if cond is None:
-            raise ValueError("probabilistic_guidance: expected cond, what to guide towards, got None")
+            raise ValueError(
+                "probabilistic_guidance: expected cond, what to guide towards, got None"
+            )
         n = x.shape[0]
         cond = jax.tree.map(jnp.asarray, check_cond("probabilistic_guidance", cond, n))
         t = rows(t, n)
         nulls = like_rows("probabilistic_guidance", null, cond)
         both = jax.tree.map(lambda a, b: jnp.concatenate([a, b]), (x, t, cond), (x, t, nulls))
-        found = mixtures.check_mixture("probabilistic_guidance", field.apply(params, *both, key=key), both[0])
-        given, free = (mixtures.GaussianMixture(*(v[half] for v in found)) for half in (slice(n), slice(n, None)))
+        found = mixtures.check_mixture(
+            "probabilistic_guidance", field.apply(params, *both, key=key), both[0]
+        )
+        given, free = (
+            mixtures.GaussianMixture(*(v[half] for v in found))
+            for half in (slice(n), slice(n, None))
+        )
         center = mixtures.mean(given)
         bias = center - mixtures.mean(free)
         # means of x1 and of the velocity differ by a positive factor and a shift, so that only the projection sees x1
         along = velocity_to_data(center, x, t, schedule)
-        bias = bias - orthogonal * expand_to(_dot(bias, along) / jnp.maximum(_dot(along, along), _TINY), x) * along
+        bias = (
+            bias
+            - orthogonal
+            * expand_to(_dot(bias, along) / jnp.maximum(_dot(along, along), _TINY), x)
+            * along
+        )
         v = mixtures.variance(given)
         w = (scale(t) if callable(scale) else jnp.full_like(t, scale)).astype(v.dtype)
         bias = bias * expand_to(w * jnp.sqrt(v / jnp.maximum(_dot(bias, bias), _TINY)), x)

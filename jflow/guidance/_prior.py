@@ -24,11 +24,15 @@ def to_quantile(z: Array, q: float) -> Array:
     if not 0 < q < 1:
         raise ValueError(f"to_quantile: expected q in (0, 1), got {q}")
     norm = math.sqrt(chdtri(math.prod(z.shape[1:]), q))
-    z = z / jax.lax.stop_gradient(jnp.max(jnp.abs(z), axis=tuple(range(1, z.ndim)), keepdims=True))  # squares overflow
+    z = z / jax.lax.stop_gradient(
+        jnp.max(jnp.abs(z), axis=tuple(range(1, z.ndim)), keepdims=True)
+    )  # squares overflow
     return z * expand_to(norm / jnp.sqrt(sum_event(jnp.square(z))), z).astype(z.dtype)
 
 
-def score_alignment(forward: Callable, params: Params, z: Array, cond: Cond = None, *, key: Key | None = None) -> Array:
+def score_alignment(
+    forward: Callable, params: Params, z: Array, cond: Cond = None, *, key: Key | None = None
+) -> Array:
     """How fast the density of the sample rises as its latent shrinks: -d/dc log p1(F(c z)) at c = 1, [b] nats.
 
     forward: a flow's, (params, z, cond, *, key) -> (x, log_det), over a standard normal. Where this is positive, scaling

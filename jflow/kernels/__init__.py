@@ -21,6 +21,4 @@ def explain(kernel: ModuleType, shape, dtype=jnp.float32, platform: str | None =
         platform = jax.devices()[0].platform
         platform = "cuda" if platform == "gpu" else platform
     name, reason = kernel.choice(platform, tuple(shape), dtype)
-    return (
-        f"{kernel.__name__.rpartition('.')[2]} of {jnp.dtype(dtype).name}{list(shape)} on {platform}: {name} ({reason})"
-    )
+    return f"{kernel.__name__.rpartition('.')[2]} of {jnp.dtype(dtype).name}{list(shape)} on {platform}: {name} ({reason})"

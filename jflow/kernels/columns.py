@@ -35,7 +35,9 @@ __all__ = ["Column", "choice", "run", "with_columns"]
 _MEASURED: frozenset[str] = frozenset()
 
 _LANES = 128  # columns of a block: the lanes of a TPU, four warps of a GPU
-_BLOCK = 2**20  # bytes of raw in a block: a TPU holds four such in its fast memory, inputs and outputs, twice each
+_BLOCK = (
+    2**20
+)  # bytes of raw in a block: a TPU holds four such in its fast memory, inputs and outputs, twice each
 
 
 class Column(NamedTuple):
@@ -61,26 +63,38 @@ def by_autodiff(apply: Callable) -> Callable:
     return pullback
 
 
-def with_columns(transformer: Elementwise, kernel: Callable, implementation: str | None) -> Elementwise:
+def with_columns(
+    transformer: Elementwise, kernel: Callable, implementation: str | None
+) -> Elementwise:
     """`transformer` with `kernel`(x, raw, inverse=, implementation=, reference=) as its columns, of which it is the reference,
     or without any for 'plain'."""
     if implementation not in (None, "xla", "pallas", "plain"):
-        raise ValueError(f"expected implementation None, 'xla', 'pallas' or 'plain', got {implementation!r}")
+        raise ValueError(
+            f"expected implementation None, 'xla', 'pallas' or 'plain', got {implementation!r}"
+        )
     if implementation == "plain":
         return transformer
 
     def columns(inverse):
         def reference(x, raw):
-            y, log_slope = getattr(transformer, "inverse" if inverse else "forward")(x, jnp.moveaxis(raw, 0, -1))
+            y, log_slope = getattr(transformer, "inverse" if inverse else "forward")(
+                x, jnp.moveaxis(raw, 0, -1)
+            )
             return y.astype(x.dtype), jnp.sum(log_slope, axis=0).astype(x.dtype)
 
-        return jax.jit(partial(kernel, inverse=inverse, implementation=implementation, reference=reference))
+        return jax.jit(
+            partial(kernel, inverse=inverse, implementation=implementation, reference=reference)
+        )
 
     return transformer._replace(columns=(columns(False), columns(True)))
 
 
 def run(
-    column: Column, x: Array, raw: Array, implementation: str | None = None, reference: Callable | None = None
+    column: Column,
+    x: Array,
+    raw: Array,
+    implementation: str | None = None,
+    reference: Callable | None = None,
 ) -> tuple[Array, Array]:
     """x [d, n], raw [size, d, n] -> (y [d, n], sum of the log-slopes over d [n], nats), both in the type of x and raw.
 
@@ -90,13 +104,17 @@ def run(
     Raises ValueError on other shapes, TypeError on types that differ or are no floats.
     """
     if implementation not in (None, "xla", "pallas"):
-        raise ValueError(f"kernels: expected implementation None, 'xla' or 'pallas', got {implementation!r}")
+        raise ValueError(
+            f"kernels: expected implementation None, 'xla' or 'pallas', got {implementation!r}"
+        )
     if x.ndim != 2 or raw.shape != (column.size, *x.shape):
         raise ValueError(
             f"kernels: expected x [d, n] and raw [{column.size}, d, n], got {list(x.shape)} and {list(raw.shape)}"
         )
     if x.dtype != raw.dtype or not jnp.issubdtype(x.dtype, jnp.floating):
-        raise TypeError(f"kernels: expected x and raw of one floating type, got {x.dtype} and {raw.dtype}")
+        raise TypeError(
+            f"kernels: expected x and raw of one floating type, got {x.dtype} and {raw.dtype}"
+        )
     if implementation == "pallas" and (refusal := _refusal(x.dtype)):
         raise TypeError(f"kernels: {refusal}; use implementation='xla' or None")
     implementation = "xla" if x.size == 0 else implementation  # Pallas has no grid of no blocks
@@ -113,7 +131,10 @@ def choice(platform: str, shape, dtype) -> tuple[str, str]:
         return "xla", refusal
     if platform in _MEASURED:
         return "pallas", f"faster than XLA on {platform}"
-    return "xla", f"nobody has timed the Pallas kernel on {platform}: ask for it by implementation='pallas'"
+    return (
+        "xla",
+        f"nobody has timed the Pallas kernel on {platform}: ask for it by implementation='pallas'",
+    )
 
 
 def _refusal(dtype, platform: str | None = None) -> str | None:
@@ -124,7 +145,9 @@ def _refusal(dtype, platform: str | None = None) -> str | None:
     return f"the Pallas kernels take float32, bfloat16 and float16, not {jnp.dtype(dtype).name}"
 
 
-def _differentiable(column: Column, implementation: str | None, reference: Callable | None) -> Callable:
+def _differentiable(
+    column: Column, implementation: str | None, reference: Callable | None
+) -> Callable:
     xla = partial(_xla_apply, column)
 
     def apply(x, raw):
@@ -132,7 +155,9 @@ def _differentiable(column: Column, implementation: str | None, reference: Calla
 
     def pullback(args, outputs, cotangents):
         args = (*args, outputs[0], *cotangents)
-        return _dispatch(implementation, partial(_xla_pull, column), partial(_pallas_pull, column), *args)
+        return _dispatch(
+            implementation, partial(_xla_pull, column), partial(_pallas_pull, column), *args
+        )
 
     return with_pullback(apply, pullback, reference=jax.jit(reference or xla))
 
@@ -144,7 +169,10 @@ def _dispatch(implementation, xla, pallas, x, raw, *rest):
     if set(names.values()) == {"xla"}:
         return xla(x, raw, *rest)
     gpu_too = platforms if triton is not None else ("cpu", "tpu")
-    branches = {p: partial(pallas, p) if name == "pallas" and p in gpu_too else xla for p, name in names.items()}
+    branches = {
+        p: partial(pallas, p) if name == "pallas" and p in gpu_too else xla
+        for p, name in names.items()
+    }
     return jax.lax.platform_dependent(x, raw, *rest, **branches)
 
 
@@ -155,13 +183,17 @@ def _xla_apply(column, x, raw):
 
 def _xla_pull(column, x, raw, y, y_bar, log_det_bar):
     x_bar, parts = column.pullback(x, raw, y, y_bar, jnp.broadcast_to(log_det_bar[None], x.shape))
-    return x_bar, jnp.concatenate([jnp.stack(part) if isinstance(part, list | tuple) else part for part in parts])
+    return x_bar, jnp.concatenate(
+        [jnp.stack(part) if isinstance(part, list | tuple) else part for part in parts]
+    )
 
 
 def _pallas_apply(column, platform, x, raw):
     def kernel(x_ref, raw_ref, y_ref, log_det_ref):
         def rows(at, inside, total):
-            y, log_slope = column.apply(_read(x_ref, at), [_read(raw_ref, j, at) for j in range(column.size)])
+            y, log_slope = column.apply(
+                _read(x_ref, at), [_read(raw_ref, j, at) for j in range(column.size)]
+            )
             y_ref[at, :] = y.astype(y_ref.dtype)
             return total + jnp.sum(jnp.where(inside, log_slope, 0), axis=0, keepdims=True)
 
@@ -169,8 +201,13 @@ def _pallas_apply(column, platform, x, raw):
 
     n, wide, grid, block = _blocks(platform, x, raw)
     x, raw = wide(x), wide(raw)
-    out = (jax.ShapeDtypeStruct(x.shape, x.dtype), jax.ShapeDtypeStruct((grid[1], 1, x.shape[1]), _inner(x.dtype)))
-    y, log_det = _call(kernel, platform, grid, (block(), block(column.size)), (block(), block(None)), out)(x, raw)
+    out = (
+        jax.ShapeDtypeStruct(x.shape, x.dtype),
+        jax.ShapeDtypeStruct((grid[1], 1, x.shape[1]), _inner(x.dtype)),
+    )
+    y, log_det = _call(
+        kernel, platform, grid, (block(), block(column.size)), (block(), block(None)), out
+    )(x, raw)
     return y[:, :n], jnp.sum(log_det[:, 0, :n], axis=0).astype(x.dtype)
 
 
@@ -180,7 +217,9 @@ def _pallas_pull(column, platform, x, raw, y, y_bar, log_det_bar):
             x = _read(x_ref, at)
             raw = [_read(raw_ref, j, at) for j in range(column.size)]
             log_slope_bar = jnp.broadcast_to(_read(log_det_bar_ref, slice(None)), x.shape)
-            x_bar, parts = column.pullback(x, raw, _read(y_ref, at), _read(y_bar_ref, at), log_slope_bar)
+            x_bar, parts = column.pullback(
+                x, raw, _read(y_ref, at), _read(y_bar_ref, at), log_slope_bar
+            )
             x_bar_ref[at, :] = x_bar.astype(x_bar_ref.dtype)
             for j, raw_bar in enumerate(row for part in parts for row in part):
                 raw_bar_ref[j, at, :] = raw_bar.astype(raw_bar_ref.dtype)
@@ -189,8 +228,20 @@ def _pallas_pull(column, platform, x, raw, y, y_bar, log_det_bar):
         _over_rows(x_ref, x.shape[0], platform, rows)
 
     n, wide, grid, block = _blocks(platform, x, raw)
-    x, raw, y, y_bar, log_det_bar = wide(x), wide(raw), wide(y), wide(y_bar), wide(log_det_bar[None])
-    ins = (block(), block(column.size), block(), block(), pl.BlockSpec((1, _LANES), lambda i, k: (0, i)))
+    x, raw, y, y_bar, log_det_bar = (
+        wide(x),
+        wide(raw),
+        wide(y),
+        wide(y_bar),
+        wide(log_det_bar[None]),
+    )
+    ins = (
+        block(),
+        block(column.size),
+        block(),
+        block(),
+        pl.BlockSpec((1, _LANES), lambda i, k: (0, i)),
+    )
     out = (jax.ShapeDtypeStruct(x.shape, x.dtype), jax.ShapeDtypeStruct(raw.shape, raw.dtype))
     x_bar, raw_bar = _call(kernel, platform, grid, ins, (block(), block(column.size)), out)(
         x, raw, y, y_bar, log_det_bar
@@ -202,7 +253,10 @@ def _blocks(platform, x, raw):
     """(n, a function that pads columns to whole blocks, the grid over blocks of columns and rows, block specs)."""
     d, n = x.shape
     step = _step(platform)
-    rows = max(step, min(-(-d // step), _BLOCK // (raw.dtype.itemsize * raw.shape[0] * _LANES * step)) * step)
+    rows = max(
+        step,
+        min(-(-d // step), _BLOCK // (raw.dtype.itemsize * raw.shape[0] * _LANES * step)) * step,
+    )
     grid = (-(-n // _LANES), -(-d // rows))
 
     def wide(array):
@@ -264,8 +318,12 @@ def each(row: Callable, count: int, *rows, shared) -> tuple:
 
     On arrays this is a loop, so that XLA computes `shared` once; on lists, as in a Pallas kernel, it is unrolled."""
     if not isinstance(rows[0], list):
-        return jax.lax.map(lambda of_j: row(*of_j, shared), (jnp.arange(count, dtype=rows[0].dtype), *rows))
-    parts = zip(*(row(j, *of_j, shared) for j, *of_j in zip(range(count), *rows, strict=True)), strict=True)
+        return jax.lax.map(
+            lambda of_j: row(*of_j, shared), (jnp.arange(count, dtype=rows[0].dtype), *rows)
+        )
+    parts = zip(
+        *(row(j, *of_j, shared) for j, *of_j in zip(range(count), *rows, strict=True)), strict=True
+    )
     return tuple(map(list, parts))
 
 
@@ -275,4 +333,8 @@ def exponentials(rows):
     top = rows[0]
     for j in range(1, len(rows)):
         top = jnp.maximum(top, rows[j])
-    return [jnp.exp(row - top) for row in rows] if isinstance(rows, list) else jnp.exp(rows - top[None])
+    return (
+        [jnp.exp(row - top) for row in rows]
+        if isinstance(rows, list)
+        else jnp.exp(rows - top[None])
+    )

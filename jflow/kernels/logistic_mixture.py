@@ -49,7 +49,8 @@ def column(components: int, floor: float, inverse: bool) -> Column:
 
     def forward(x, raw):
         log_w, mean, log_s = (
-            [raw[i * components + k] * f for k, f in enumerate(of_kind)] for i, of_kind in enumerate(factors)
+            [raw[i * components + k] * f for k, f in enumerate(of_kind)]
+            for i, of_kind in enumerate(factors)
         )
         log_s = [_bounded(v) for v in log_s]
         all_w = _log_sum_exp(log_w)

@@ -41,11 +41,15 @@ except ImportError:  # JAX 0.12 deprecates it; GPUs have the reference then
 
 __all__ = ["choice", "conv", "inverse", "wavefront"]
 
-_FULL = jax.lax.Precision.HIGHEST  # accelerators multiply float32 in fewer bits by default; the inverse would not match
+_FULL = (
+    jax.lax.Precision.HIGHEST
+)  # accelerators multiply float32 in fewer bits by default; the inverse would not match
 # The platforms on which the Pallas kernel has been run and found to be the faster one.
 _MEASURED: frozenset[str] = frozenset()
 _LANES = 128
-_VMEM = 8 * 2**20  # bytes of the TPU kernel's blocks: half of what a kernel gets without asking for more
+_VMEM = (
+    8 * 2**20
+)  # bytes of the TPU kernel's blocks: half of what a kernel gets without asking for more
 
 
 def conv(x: Array, kernel: Array) -> Array:
@@ -77,7 +81,9 @@ def inverse(y: Array, kernel: Array, *, implementation: str | None = None) -> Ar
             f"masked_conv.inverse: expected implementation None, 'xla' or 'pallas', got {implementation!r}"
         )
     if implementation == "pallas" and (refusal := _refusal(y.shape, dtype, kernel.shape[:2])):
-        raise ValueError(f"masked_conv.inverse: the Pallas kernel takes {refusal}; use implementation='xla' or None")
+        raise ValueError(
+            f"masked_conv.inverse: the Pallas kernel takes {refusal}; use implementation='xla' or None"
+        )
     kernel = _masked(kernel.astype(dtype), 0)
 
     # a solve for every pixel would take LAPACK many times as long as the wavefront
@@ -108,7 +114,10 @@ def choice(platform: str, shape, dtype, size=(3, 3)) -> tuple[str, str]:
     if refusal := _refusal(shape, dtype, size):
         return "xla", f"the Pallas kernel takes {refusal}"
     if platform not in _MEASURED:
-        return "xla", f"nobody has timed the Pallas kernel on {platform} yet: ask for it by implementation='pallas'"
+        return (
+            "xla",
+            f"nobody has timed the Pallas kernel on {platform} yet: ask for it by implementation='pallas'",
+        )
     return "pallas", "one kernel for all diagonals"
 
 
@@ -124,11 +133,15 @@ def wavefront(u: Array, taps: Array) -> Array:
     earlier, span, above = _earlier(taps)
     matrix = jnp.concatenate([taps[-1 - a, -1 - b] for a, b in earlier])
     column = np.arange(h + w - 1)[:, None] - np.arange(h)[None, :]
-    inside = (column >= 0) & (column < w)  # what lies outside is nobody's neighbor, but must not overflow
+    inside = (column >= 0) & (
+        column < w
+    )  # what lies outside is nobody's neighbor, but must not overflow
 
     def step(past, now):  # past [span, b, above + h, c], the latest diagonal first
         u_d, inside_d = now
-        seen = jnp.concatenate([past[a + b - 1, :, above - a : above - a + h] for a, b in earlier], axis=-1)
+        seen = jnp.concatenate(
+            [past[a + b - 1, :, above - a : above - a + h] for a, b in earlier], axis=-1
+        )
         x_d = jnp.where(inside_d[None, :, None], u_d - jnp.matmul(seen, matrix, precision=_FULL), 0)
         return jnp.concatenate([jnp.pad(x_d, ((0, 0), (above, 0), (0, 0)))[None], past[:-1]]), x_d
 
@@ -143,7 +156,12 @@ def _run(implementation: str | None, u: Array, taps: Array) -> Array:
     if u.shape[1] > u.shape[2]:
         return _run(implementation, u.swapaxes(1, 2), taps.swapaxes(0, 1)).swapaxes(1, 2)
     gpu = wavefront if plgpu is None else _triton
-    kernels: dict[str, Callable] = {"cpu": partial(_mosaic, interpret=True), "cuda": gpu, "rocm": gpu, "tpu": _mosaic}
+    kernels: dict[str, Callable] = {
+        "cpu": partial(_mosaic, interpret=True),
+        "cuda": gpu,
+        "rocm": gpu,
+        "tpu": _mosaic,
+    }
     branches: dict[str, Callable] = {
         platform: run
         if (implementation or choice(platform, u.shape, u.dtype, taps.shape[:2])[0]) == "pallas"
@@ -162,7 +180,9 @@ def _triton(u: Array, taps: Array, *, interpret: bool = False) -> Array:
     rows, channels = (max(16, pl.next_power_of_2(n)) for n in (h, c))  # what Triton's dot takes
     more = channels - c
     skewed = jnp.pad(_skew(u).swapaxes(1, 2), ((0, 0), (span, 0), (above, rows - h), (0, more)))
-    near = jnp.pad(jnp.stack([taps[-1 - a, -1 - b] for a, b in earlier]), ((0, 0), (0, more), (0, more)))
+    near = jnp.pad(
+        jnp.stack([taps[-1 - a, -1 - b] for a, b in earlier]), ((0, 0), (0, more), (0, more))
+    )
 
     def program(near_ref, _, x_ref):
         n = pl.program_id(0)
@@ -240,7 +260,9 @@ def _refusal(shape, dtype, size) -> str | None:
     rows, channels = (max(16, pl.next_power_of_2(n)) for n in (h, c))
     if jnp.dtype(dtype) != jnp.float32:
         return f"float32, got {jnp.dtype(dtype).name}"
-    if c > 64 or rows * channels**2 * taps > 2**19:  # the products are unrolled: compilation takes minutes beyond
+    if (
+        c > 64 or rows * channels**2 * taps > 2**19
+    ):  # the products are unrolled: compilation takes minutes beyond
         return f"up to 2^19 products a diagonal and 64 channels, got {rows * channels**2 * taps} and {c}"
     if (needed := 4 * _LANES * c * (span * (h + max(size) - 1) + 4 * h)) > _VMEM:
         return f"up to {_VMEM} bytes of fast memory, got {needed}"
@@ -284,7 +306,12 @@ def _unskew(x: Array, w: int) -> Array:
 
 
 def _check(name: str, x: Array, kernel: Array) -> None:
-    if x.ndim != 4 or kernel.ndim != 4 or kernel.shape[2:] != (x.shape[3],) * 2 or 0 in kernel.shape:
+    if (
+        x.ndim != 4
+        or kernel.ndim != 4
+        or kernel.shape[2:] != (x.shape[3],) * 2
+        or 0 in kernel.shape
+    ):
         raise ValueError(
             f"{name}: expected x [b, h, w, c] and a kernel [k, k, c, c], got {list(x.shape)} and {list(kernel.shape)}"
         )

@@ -40,7 +40,9 @@ def transform(
     """
     bins, rest = divmod(raw.shape[0] + 1, 3)
     if rest or bins < 1:
-        raise ValueError(f"kernels.rational_quadratic: expected raw of shape [3*bins - 1, d, n], got {list(raw.shape)}")
+        raise ValueError(
+            f"kernels.rational_quadratic: expected raw of shape [3*bins - 1, d, n], got {list(raw.shape)}"
+        )
     return run(column(bins, bound, inverse), x, raw, implementation, reference)
 
 
@@ -94,7 +96,9 @@ def _log_slope(u, v, s, d0, d1, denominator):
 def knot_slope(raw, slope, neighbor):
     """Of the knot between bins of the slopes `slope` and `neighbor`."""
     raw = raw + SOFTPLUS_OFFSET
-    softplus = jnp.maximum(raw, 0) + jnp.log(1 + jnp.exp(-jnp.abs(raw)))  # the floor hides what log1p would add
+    softplus = jnp.maximum(raw, 0) + jnp.log(
+        1 + jnp.exp(-jnp.abs(raw))
+    )  # the floor hides what log1p would add
     return jnp.minimum(softplus + FLOOR, CAP * jnp.minimum(slope, neighbor))
 
 
@@ -109,11 +113,16 @@ def column(bins: int, bound: float, inverse: bool) -> Column:
         widths, heights = exponentials(raw[:bins]), exponentials(raw[bins : 2 * bins])
         units = span / _total(widths), span / _total(heights)
         w_ends, plain_ends = (
-            [floor + units[i] * rows[j] for j in (0, last)] for i, rows in enumerate((widths, heights))
+            [floor + units[i] * rows[j] for j in (0, last)]
+            for i, rows in enumerate((widths, heights))
         )
         # The inner heights make up for what the edge bins, drawn towards their widths, take of the box.
         middle = 2 * bound - sum(plain_ends) if bins > 2 else jnp.ones_like(x)
-        scale = 1 + edge_weight * (sum(plain_ends) - sum(w_ends)) / middle if bins > 2 else jnp.ones_like(x)
+        scale = (
+            1 + edge_weight * (sum(plain_ends) - sum(w_ends)) / middle
+            if bins > 2
+            else jnp.ones_like(x)
+        )
         first = edge_weight * w_ends[0] + (1 - edge_weight) * plain_ends[0]
 
         def corner(k, first, scale, unit, inner):
@@ -128,7 +137,10 @@ def column(bins: int, bound: float, inverse: bool) -> Column:
             for j in range(1, bins):
                 if j > 1:
                     inner = inner + jnp.where(k >= j, rows[j - 1], 0.0)
-                here, before = jnp.where(k >= j, rows[j], here), jnp.where(k >= j, rows[j - 1], before)
+                here, before = (
+                    jnp.where(k >= j, rows[j], here),
+                    jnp.where(k >= j, rows[j - 1], before),
+                )
                 after = jnp.where(k >= j, rows[j + 1] if j < last else 1.0, after)
             return inner, (floor + here * unit, floor + before * unit, floor + after * unit)
 
@@ -144,7 +156,9 @@ def column(bins: int, bound: float, inverse: bool) -> Column:
 
         def mix_edge(j, width, height):
             is_edge = (j == 0) | (j == last)
-            return jnp.where(is_edge, edge_weight * width + (1 - edge_weight) * height, scale * height)
+            return jnp.where(
+                is_edge, edge_weight * width + (1 - edge_weight) * height, scale * height
+            )
 
         (w_inner, ws), (h_inner, plain) = near(widths, units[0]), near(heights, units[1])
         hs = [mix_edge(k + i, w, h) for i, w, h in zip((0, -1, 1), ws, plain, strict=True)]
@@ -154,7 +168,22 @@ def column(bins: int, bound: float, inverse: bool) -> Column:
         for j in range(1, bins):
             raw0 = jnp.where(k >= j, raw[2 * bins + j - 1], raw0)
             raw1 = jnp.where(k >= j, raw[2 * bins + j], raw1) if j < last else raw1
-        return _Bin(k, xk, yk, ws, hs, (raw0, raw1), widths, heights, units, w_ends, plain_ends, first, middle, scale)
+        return _Bin(
+            k,
+            xk,
+            yk,
+            ws,
+            hs,
+            (raw0, raw1),
+            widths,
+            heights,
+            units,
+            w_ends,
+            plain_ends,
+            first,
+            middle,
+            scale,
+        )
 
     def in_unit(k):
         def value(u, s, s_before, s_after, raw0, raw1):
@@ -193,7 +222,9 @@ def column(bins: int, bound: float, inverse: bool) -> Column:
 
         (w, w0, w1), (h, h0, h1) = bin_.widths, bin_.heights
         h_bar, h0_bar, h1_bar = (bar / w for bar, w in zip(slope_bars, bin_.widths, strict=True))
-        w_bar, w0_bar, w1_bar = (-s * bar for s, bar in zip(args[1:4], (h_bar, h0_bar, h1_bar), strict=True))
+        w_bar, w0_bar, w1_bar = (
+            -s * bar for s, bar in zip(args[1:4], (h_bar, h0_bar, h1_bar), strict=True)
+        )
         x_bar = u_bar / (h if inverse else w)
         if inverse:
             xk_bar, yk_bar, w_bar, h_bar = y_in, -x_bar, w_bar + y_in * r, h_bar - x_bar * args[0]
@@ -213,13 +244,18 @@ def column(bins: int, bound: float, inverse: bool) -> Column:
 
         bars_x, bars_y = (k, xk_bar, w_bar, w0_bar, w1_bar), (k, yk_bar, h_bar, h0_bar, h1_bar)
         w_total = (
-            xk_bar * (bin_.xk + bound - k * floor) + w_bar * (w - floor) + w0_bar * (w0 - floor) + w1_bar * (w1 - floor)
+            xk_bar * (bin_.xk + bound - k * floor)
+            + w_bar * (w - floor)
+            + w0_bar * (w0 - floor)
+            + w1_bar * (w1 - floor)
         )
         h_total = inner_heights - floor * scale * inner_bars
         for j in sorted({0, last}):
             of_edge = _of_bin(j, *bars_y)
             w_total = w_total + (bin_.w_ends[j > 0] - floor) * (edge_weight * of_edge - pool)
-            h_total = h_total + (bin_.plain_ends[j > 0] - floor) * ((1 - edge_weight) * of_edge + edge)
+            h_total = h_total + (bin_.plain_ends[j > 0] - floor) * (
+                (1 - edge_weight) * of_edge + edge
+            )
 
         def row(j, w_exp, h_exp, shared):
             bars_x, bars_y, units, pool, edge, w_mean, h_mean, scale, left, right = shared
@@ -227,11 +263,30 @@ def column(bins: int, bound: float, inverse: bool) -> Column:
             is_edge = (j == 0) | (j == last)
             w_bar = w_bar + jnp.where(is_edge, edge_weight * h_bar - pool, 0.0)
             h_bar = jnp.where(is_edge, (1 - edge_weight) * h_bar + edge, scale * h_bar)
-            slope_bar = jnp.where(bars_x[0] == j + 1, left, 0.0) + jnp.where(bars_x[0] == j, right, 0.0)
-            return w_exp * units[0] * (w_bar - w_mean), h_exp * units[1] * (h_bar - h_mean), slope_bar
+            slope_bar = jnp.where(bars_x[0] == j + 1, left, 0.0) + jnp.where(
+                bars_x[0] == j, right, 0.0
+            )
+            return (
+                w_exp * units[0] * (w_bar - w_mean),
+                h_exp * units[1] * (h_bar - h_mean),
+                slope_bar,
+            )
 
-        shared = (bars_x, bars_y, bin_.units, pool, edge, w_total / span, h_total / span, scale, left, right)
-        widths_bar, heights_bar, slopes_bar = each(row, bins, bin_.w_exps, bin_.h_exps, shared=shared)
+        shared = (
+            bars_x,
+            bars_y,
+            bin_.units,
+            pool,
+            edge,
+            w_total / span,
+            h_total / span,
+            scale,
+            left,
+            right,
+        )
+        widths_bar, heights_bar, slopes_bar = each(
+            row, bins, bin_.w_exps, bin_.h_exps, shared=shared
+        )
         return jnp.where(inside, x_bar, y_bar), (widths_bar, heights_bar, slopes_bar[:last])
 
     return Column(3 * bins - 1, apply, pullback)
@@ -266,5 +321,9 @@ def _total(rows):
 
 def _of_bin(j, k, corner, here, before, after):
     """What the size of bin j gets when x lies in bin k."""
-    beside = jnp.where(k == j, here, 0.0) + jnp.where(k == j + 1, before, 0.0) + jnp.where(k == j - 1, after, 0.0)
+    beside = (
+        jnp.where(k == j, here, 0.0)
+        + jnp.where(k == j + 1, before, 0.0)
+        + jnp.where(k == j - 1, after, 0.0)
+    )
     return beside + jnp.where(k > j, corner, 0.0)

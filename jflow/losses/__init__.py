@@ -56,14 +56,25 @@ from jflow.losses._distribution_matching import (
 )
 from jflow.losses._errors import mean_squared_error, perceptual_huber, pseudo_huber
 from jflow.losses._hierarchical import HierarchyLevel, hierarchical_matching
-from jflow.losses._importance import Importance, draw_times, learn_importance, likelihood_importance, likelihood_weight
+from jflow.losses._importance import (
+    Importance,
+    draw_times,
+    learn_importance,
+    likelihood_importance,
+    likelihood_weight,
+)
 from jflow.losses._interpolant import interpolant_matching
 from jflow.losses._likelihood import negative_elbo, nll
 from jflow.losses._matching import flow_matching
 from jflow.losses._mean_flow import improved_mean_flow, mean_flow
 from jflow.losses._mixture import mixture_matching
 from jflow.losses._perflow import perflow
-from jflow.losses._rectified_diffusion import end_error, noise_error, phased_rectified_diffusion, rectified_diffusion
+from jflow.losses._rectified_diffusion import (
+    end_error,
+    noise_error,
+    phased_rectified_diffusion,
+    rectified_diffusion,
+)
 from jflow.losses._refiner import velocity_refiner
 from jflow.losses._regularized import regularized_nll
 from jflow.losses._self_corrected import self_corrected, self_correction
@@ -74,7 +85,11 @@ from jflow.losses._trigflow import clipped_tangent, normalized_tangent, trigflow
 from jflow.losses._tunable import tunable_distillation
 from jflow.losses._variational import reverse_kl
 from jflow.losses._variational_noise import noise_encoder, variational_noise
-from jflow.losses._velocity_distillation import marginal_transport, velocity_distillation, velocity_matching
+from jflow.losses._velocity_distillation import (
+    marginal_transport,
+    velocity_distillation,
+    velocity_matching,
+)
 
 __all__ = [
     "ConvexCost",

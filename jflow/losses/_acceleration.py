@@ -59,7 +59,9 @@ def initial_velocity(velocity: Velocity, *, h: float = 1.5, time: Time = _UNIFOR
     return loss
 
 
-def constant_acceleration(acceleration: Velocity, velocity: Velocity, *, time: Time = _UNIFORM) -> Loss:
+def constant_acceleration(
+    acceleration: Velocity, velocity: Velocity, *, time: Time = _UNIFORM
+) -> Loss:
     """Regression of a = 2 (x1 - x0) - 2 v0 on (x_t, t, v0), where v0 = velocity(x0, 0) is what `initial_velocity` trained,
     with params frozen['velocity']: the mean over the event of the squared error, then over rows.
 
@@ -75,9 +77,13 @@ def constant_acceleration(acceleration: Velocity, velocity: Velocity, *, time: T
     def loss(params, key, batch, frozen=None):
         x0, x1, cond, weight, t, key = _pairs(name, key, batch, time)
         start = frozen_entry(name, frozen, "velocity")
-        v0 = jax.lax.stop_gradient(like_state(name, velocity.apply(start, x0, jnp.zeros_like(t), cond), x0))
+        v0 = jax.lax.stop_gradient(
+            like_state(name, velocity.apply(start, x0, jnp.zeros_like(t), cond), x0)
+        )
         x = _point(x0, x1, v0, t)
-        a = acceleration.apply(params, x, t, AccelerationCondition(v0.astype(x.dtype), cond), key=key)
+        a = acceleration.apply(
+            params, x, t, AccelerationCondition(v0.astype(x.dtype), cond), key=key
+        )
         error = mean_squared_error(like_state(name, a, x), 2 * (x1 - x0) - 2 * v0, x, t)
         total = mean_of_rows(error, weight)
         return total, {"residual": total}

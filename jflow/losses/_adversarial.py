@@ -66,7 +66,8 @@ def non_saturating_gan() -> GanObjective:
 
     Source: Goodfellow et al., "Generative Adversarial Nets", 2014."""
     return GanObjective(
-        lambda real, fake: jax.nn.softplus(-real) + jax.nn.softplus(fake), lambda real, fake: jax.nn.softplus(-fake)
+        lambda real, fake: jax.nn.softplus(-real) + jax.nn.softplus(fake),
+        lambda real, fake: jax.nn.softplus(-fake),
     )
 
 
@@ -74,14 +75,18 @@ def hinge_gan() -> GanObjective:
     """max(0, 1 - D(x)) + max(0, 1 + D(g)) against -D(g).
 
     Source: Lim, Ye, "Geometric GAN", 2017."""
-    return GanObjective(lambda real, fake: jax.nn.relu(1 - real) + jax.nn.relu(1 + fake), lambda real, fake: -fake)
+    return GanObjective(
+        lambda real, fake: jax.nn.relu(1 - real) + jax.nn.relu(1 + fake), lambda real, fake: -fake
+    )
 
 
 def least_squares_gan() -> GanObjective:
     """(D(x) - 1)^2 + D(g)^2 against (D(g) - 1)^2.
 
     Source: Mao et al., "Least Squares Generative Adversarial Networks", 2017."""
-    return GanObjective(lambda real, fake: (real - 1) ** 2 + fake**2, lambda real, fake: (fake - 1) ** 2)
+    return GanObjective(
+        lambda real, fake: (real - 1) ** 2 + fake**2, lambda real, fake: (fake - 1) ** 2
+    )
 
 
 def relativistic_gan() -> GanObjective:
@@ -89,7 +94,8 @@ def relativistic_gan() -> GanObjective:
 
     Source: Jolicoeur-Martineau, "The relativistic discriminator: a key element missing from standard GAN", 2018."""
     return GanObjective(
-        lambda real, fake: jax.nn.softplus(fake - real), lambda real, fake: jax.nn.softplus(real - fake)
+        lambda real, fake: jax.nn.softplus(fake - real),
+        lambda real, fake: jax.nn.softplus(real - fake),
     )
 
 
@@ -99,7 +105,9 @@ _NON_SATURATING, _LEAST_SQUARES = non_saturating_gan(), least_squares_gan()
 def fixed_steps(velocity: Velocity, method: Method | int) -> Generate:
     """The flow's own sampler for training through it, in a number of Euler steps, `solvers.fixed(n, solver)` or
     `solvers.on_grid(times, solver)`: `solvers.sample` with that method does the same."""
-    how = solvers.as_method("fixed_steps", method, _EULER, accepts=(solvers.fixed, solvers.on_grid), rising=True)
+    how = solvers.as_method(
+        "fixed_steps", method, _EULER, accepts=(solvers.fixed, solvers.on_grid), rising=True
+    )
 
     def generate(params, x0, cond=None):
         return solvers.sample(velocity, params, x0, cond, method=how)[0]
@@ -163,7 +171,12 @@ def adversarial(
         metrics = {
             "discriminator": mean(_paid(name, objective.discriminator, real, fake)),
             "generator": mean(
-                _paid(name, objective.generator, jax.lax.stop_gradient(real), discriminator.apply(held, g, t, cond))
+                _paid(
+                    name,
+                    objective.generator,
+                    jax.lax.stop_gradient(real),
+                    discriminator.apply(held, g, t, cond),
+                )
             ),
             "gap": mean(_paid(name, jnp.subtract, real, fake)),
         }
@@ -174,10 +187,14 @@ def adversarial(
             value = value + metrics["penalty"]
         if features is not None:
             seen, aim = (features.apply(held, y, t, cond) for y in (g, x))
-            metrics["features"] = mean(_paid(name, lambda a, b: jnp.abs(a - b), seen, jax.lax.stop_gradient(aim)))
+            metrics["features"] = mean(
+                _paid(name, lambda a, b: jnp.abs(a - b), seen, jax.lax.stop_gradient(aim))
+            )
             value = value + feature_weight * metrics["features"]
         if reconstruction is not None:
-            metrics["reconstruction"] = mean(check_same_shape(name, "a reconstruction", reconstruction(g, x), t))
+            metrics["reconstruction"] = mean(
+                check_same_shape(name, "a reconstruction", reconstruction(g, x), t)
+            )
             value = value + reconstruction_weight * metrics["reconstruction"]
         return value, metrics
 
@@ -241,7 +258,9 @@ def sum_losses(losses: Mapping[str, Loss]) -> Loss:
         for (name, loss), own in zip(losses.items(), split_key(key, len(losses)), strict=True):
             part, said = loss(params, own, batch, frozen)
             value = value + part
-            metrics |= {f"{name}/{what}": number for what, number in said.items()} | {f"{name}/loss": part}
+            metrics |= {f"{name}/{what}": number for what, number in said.items()} | {
+                f"{name}/loss": part
+            }
         if residuals := [number for what, number in metrics.items() if what.endswith("/residual")]:
             metrics["residual"] = sum(residuals)
         return value, metrics
@@ -259,7 +278,9 @@ def _paid(name, paid, *scores) -> Array:
     def rows(*leaves):
         if leaves[0].ndim == 0 or any(leaf.shape != leaves[0].shape for leaf in leaves):
             shapes = [list(leaf.shape) for leaf in leaves]
-            raise ValueError(f"{name}: expected outputs of the discriminator that lead with b rows, got {shapes}")
+            raise ValueError(
+                f"{name}: expected outputs of the discriminator that lead with b rows, got {shapes}"
+            )
         each = paid(*(leaf.astype(float_dtype(leaf)) for leaf in leaves))
         return mean_event(each)
 

@@ -25,7 +25,13 @@ import jax.numpy as jnp
 
 from jflow._core.arrays import expand_to, float_dtype, mean_event
 from jflow._core.batch import mean_of_rows
-from jflow._core.checks import check_flow_map, check_same_shape, check_whole, frozen_entry, like_state
+from jflow._core.checks import (
+    check_flow_map,
+    check_same_shape,
+    check_whole,
+    frozen_entry,
+    like_state,
+)
 from jflow._core.keys import same_draws
 from jflow._core.line import line
 from jflow._core.times import check_pairs
@@ -118,11 +124,15 @@ def lagrangian_map_distillation(
         x_t, _ = line(x0, x1, t)
         gap = expand_to(r - t, x_t)
         u, slope = jvp(
-            lambda r: flow_map.apply(params, x_t, t, r, cond, key=same_draws(dropout_key)), (r,), (jnp.ones_like(r),)
+            lambda r: flow_map.apply(params, x_t, t, r, cond, key=same_draws(dropout_key)),
+            (r,),
+            (jnp.ones_like(r),),
         )
         u = like_state(name, u, x_t)
         there = jax.lax.stop_gradient(x_t + gap * u).astype(x_t.dtype)
-        v = jax.lax.stop_gradient(like_state(name, teacher.apply(frozen_entry(name, frozen), there, r, cond), x_t))
+        v = jax.lax.stop_gradient(
+            like_state(name, teacher.apply(frozen_entry(name, frozen), there, r, cond), x_t)
+        )
         w = warmed(name, frozen, warmup, most)
         return _regress(name, u, v, -gap * slope, w, tangent, weight)
 

@@ -97,7 +97,9 @@ def anchored_consistency(
         v = line_velocity(name, teacher, frozen, x0, x1, cond)(x_t, t)
         x = x_t.astype(x1.dtype)
         far_key, near_key = jax.random.split(dropout_key)
-        u, slope = total_derivative(flow_map, params, x, t, jnp.ones_like(t), v, cond, key=far_key, jvp=jvp)
+        u, slope = total_derivative(
+            flow_map, params, x, t, jnp.ones_like(t), v, cond, key=far_key, jvp=jvp
+        )
         u, slope = like_state(name, u, x).astype(dtype), jax.lax.stop_gradient(slope).astype(dtype)
         still = jax.lax.stop_gradient(u)
         g = still - (v + expand_to(1 - t, x) * slope)

@@ -7,7 +7,15 @@ import jax.numpy as jnp
 
 from jflow._core.arrays import expand_to, float_dtype
 from jflow._core.batch import check_dropped
-from jflow._core.checks import check_batch, check_cond, check_x, frozen_entry, like_rows, need_key, need_pairs
+from jflow._core.checks import (
+    check_batch,
+    check_cond,
+    check_x,
+    frozen_entry,
+    like_rows,
+    need_key,
+    need_pairs,
+)
 from jflow.types import Array, BatchTransform, PyTree
 
 __all__ = ["annealed_source", "drop_cond", "fresh_source", "noised"]
@@ -76,7 +84,9 @@ def fresh_source() -> BatchTransform:
         need_key("fresh_source", key)
         check_batch("fresh_source", batch)
         if batch.get("x0") is None or batch.get("paired") is None:
-            raise ValueError(f"fresh_source: expected 'x0' and 'paired' in batch, got the keys {sorted(batch)}")
+            raise ValueError(
+                f"fresh_source: expected 'x0' and 'paired' in batch, got the keys {sorted(batch)}"
+            )
         rest = {name: value for name, value in batch.items() if name != "paired"}
         x0, paired = jnp.asarray(batch["x0"]), jnp.asarray(batch["paired"])
         if paired.shape != x0.shape[:1] or paired.dtype != bool:
@@ -104,7 +114,9 @@ def annealed_source(amount: Callable[[Array], Array]) -> BatchTransform:
     """
     first = float(amount(jnp.zeros((), jnp.int32)))
     if not 0 <= first <= 1:
-        raise ValueError(f"annealed_source: expected an amount in [0, 1] of every step, got {first} at step 0")
+        raise ValueError(
+            f"annealed_source: expected an amount in [0, 1] of every step, got {first} at step 0"
+        )
 
     def transform(key, batch, frozen=None):
         need_key("annealed_source", key)

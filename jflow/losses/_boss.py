@@ -34,7 +34,9 @@ def boss(velocity: Velocity, grid: Sequence[float]) -> Loss:
     Errors: as `sequential_path` and `losses.flow_matching`.
     Source: as `step_costs`.
     """
-    matching = losses.flow_matching(velocity, path=sequential_path(grid), time=sequential(grid, starts=1.0))
+    matching = losses.flow_matching(
+        velocity, path=sequential_path(grid), time=sequential(grid, starts=1.0)
+    )
 
     def loss(params, key, batch, frozen=None):
         value, metrics = matching(params, key, batch, frozen)

@@ -16,7 +16,14 @@ from jflow._core.batch import mean_of_rows
 from jflow.losses._pairs import draw_pairs
 from jflow.types import Array, Field, Loss, Time, Velocity
 
-__all__ = ["ConvexCost", "c_rectified_flow", "inner_potential", "potential_velocity", "power_cost", "quadratic_cost"]
+__all__ = [
+    "ConvexCost",
+    "c_rectified_flow",
+    "inner_potential",
+    "potential_velocity",
+    "power_cost",
+    "quadratic_cost",
+]
 
 _UNIFORM = times.uniform()
 
@@ -42,7 +49,9 @@ def power_cost(p: float) -> ConvexCost:
     if not 1 < p < math.inf:
         raise ValueError(f"power_cost: expected 1 < p < inf, got {p}")
     q = p / (p - 1)
-    return ConvexCost(lambda z: sum_event(jnp.abs(z) ** p) / p, lambda y: sum_event(jnp.abs(y) ** q) / q)
+    return ConvexCost(
+        lambda z: sum_event(jnp.abs(z) ** p) / p, lambda y: sum_event(jnp.abs(y) ** q) / q
+    )
 
 
 def inner_potential(velocity: Velocity) -> Field:
@@ -114,7 +123,9 @@ def _gradient(potential, params, x, t, cond, key):
     def total(x):
         f = potential.apply(params, x, t, cond, key=key)
         if f.shape != x.shape[:1]:
-            raise ValueError(f"expected a potential of shape [{x.shape[0]}], one number a row, got {list(f.shape)}")
+            raise ValueError(
+                f"expected a potential of shape [{x.shape[0]}], one number a row, got {list(f.shape)}"
+            )
         return jnp.sum(f)
 
     return jax.grad(total)(x)

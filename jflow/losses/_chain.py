@@ -35,7 +35,9 @@ def chain(*parts: BatchTransform | Loss) -> Loss:
     `couplings.pair`, as far as the arguments of these functions show; at trace time for a transform that returns no dict.
     """
     if not parts:
-        raise TypeError("chain: expected batch transforms and, as the last argument, a Loss, got nothing")
+        raise TypeError(
+            "chain: expected batch transforms and, as the last argument, a Loss, got nothing"
+        )
     *transforms, loss = parts
     for place, transform in enumerate(transforms):
         _check("BatchTransform", f"argument {place}", transform)

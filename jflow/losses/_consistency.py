@@ -129,16 +129,26 @@ def consistency_training(
         x_s = jax.lax.stop_gradient(advance(v, x_t, t, s))
         f = predicted_data(velocity, params, x_t, t, cond, dropout_key, x1.dtype)
         other = jax.lax.stop_gradient(target(params, frozen))
-        f_s = jax.lax.stop_gradient(predicted_data(velocity, other, x_s, s, cond, same_draws(dropout_key), x1.dtype))
+        f_s = jax.lax.stop_gradient(
+            predicted_data(velocity, other, x_s, s, cond, same_draws(dropout_key), x1.dtype)
+        )
         error = check_same_shape(name, "a metric", metric(f, f_s, x_t, t), t)
         residual = mean_squared_error(f, f_s, x_t, t) / (s - t) ** 2
-        return mean_of_rows(weight(t, s) * error, row_weight), {"residual": mean_of_rows(residual, row_weight)}
+        return mean_of_rows(weight(t, s) * error, row_weight), {
+            "residual": mean_of_rows(residual, row_weight)
+        }
 
     return loss
 
 
 def easy_steps(
-    every: int, *, stages: int = 8, q: float = 2.0, k: float = 8.0, b: float = 1.0, time: Time = _EASY_TIMES
+    every: int,
+    *,
+    stages: int = 8,
+    q: float = 2.0,
+    k: float = 8.0,
+    b: float = 1.0,
+    time: Time = _EASY_TIMES,
 ) -> Steps:
     """ECT's neighbors: t from `time`, and s at the noise level
 
@@ -166,7 +176,9 @@ def easy_steps(
     return draw
 
 
-def grid_steps(grid: Callable[[int], Any], counts: int | Sequence[int], every: int | None = None) -> Steps:
+def grid_steps(
+    grid: Callable[[int], Any], counts: int | Sequence[int], every: int | None = None
+) -> Steps:
     """Neighbors on a grid of n steps, each step as often: t = grid(n)[i], s = grid(n)[i + 1].
 
     grid: n -> times [n + 1] from 0 to 1: `solvers.grids.uniform`, or `solvers.grids.edm` for the papers' noise levels.
@@ -179,19 +191,25 @@ def grid_steps(grid: Callable[[int], Any], counts: int | Sequence[int], every: i
     if not counts or any(isinstance(n, bool) or int(n) != n or n < 1 for n in counts):
         raise ValueError(f"grid_steps: expected counts of at least 1, got {counts}")
     if len(counts) > 1 and (every is None or every < 1):
-        raise ValueError(f"grid_steps: {len(counts)} counts need every >= 1, the updates for each, got {every}")
+        raise ValueError(
+            f"grid_steps: {len(counts)} counts need every >= 1, the updates for each, got {every}"
+        )
     table = np.ones((len(counts), max(counts) + 1))
     for row, n in zip(table, counts, strict=True):
         times = np.asarray(grid(n), np.float64)
         check_grid("grid_steps", times, rising=True)
         if len(times) != n + 1 or times[-1] != 1:
-            raise ValueError(f"grid_steps: expected grid({n}) to be {n + 1} times that end at 1, got {times}")
+            raise ValueError(
+                f"grid_steps: expected grid({n}) to be {n + 1} times that end at 1, got {times}"
+            )
         row[: n + 1] = times
 
     def draw(key, n, frozen):
         stage = 0
         if len(counts) > 1:
-            stage = jnp.minimum(frozen_entry("grid_steps", frozen, "step") // every, len(counts) - 1)
+            stage = jnp.minimum(
+                frozen_entry("grid_steps", frozen, "step") // every, len(counts) - 1
+            )
         i = jax.random.randint(key, (n,), 0, jnp.asarray(counts)[stage])
         row = jnp.asarray(table, float)[stage]
         return row[i], row[i + 1]

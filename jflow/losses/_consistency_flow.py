@@ -70,7 +70,9 @@ def consistency_flow_matching(
     edges = partition(name, segments)
     shortest = min(b - a for a, b in zip(edges[:-1], edges[1:], strict=True))
     if not 0 < delta <= shortest:
-        raise ValueError(f"{name}: expected 0 < delta <= {shortest:.4g}, the shortest segment, got {delta}")
+        raise ValueError(
+            f"{name}: expected 0 < delta <= {shortest:.4g}, the shortest segment, got {delta}"
+        )
     if not 0 <= alpha < math.inf:
         raise ValueError(f"{name}: expected a finite alpha >= 0, got {alpha}")
     if not 0 < boundary <= 1 or (teacher is not None and boundary < 1):
@@ -100,7 +102,10 @@ def consistency_flow_matching(
         v_s = jax.lax.stop_gradient(predicted(other, x_s, s))
         f = x_t + expand_to(e - t, x_t) * v
         f_s = jnp.where(expand_to(last, x_t), x_e, x_s + expand_to(e - s, x_t) * v_s)
-        apart, bend = mean_squared_error(f, f_s, x_t, t), jnp.where(last, 0, mean_squared_error(v, v_s, x_t, t))
+        apart, bend = (
+            mean_squared_error(f, f_s, x_t, t),
+            jnp.where(last, 0, mean_squared_error(v, v_s, x_t, t)),
+        )
         seen = jnp.where(last, 0, 1).astype(t.dtype)
         share = jnp.maximum(mean_of_rows(seen, weight), jnp.finfo(t.dtype).tiny)
         metrics = {

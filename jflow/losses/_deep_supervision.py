@@ -48,7 +48,9 @@ def deep_supervision(
     if not 0 <= gap <= 1:
         raise ValueError(f"deep_supervision: expected gap in [0, 1], got {gap}")
     if not (early >= 0 and acceleration >= 0):
-        raise ValueError(f"deep_supervision: expected weights >= 0, got early={early}, acceleration={acceleration}")
+        raise ValueError(
+            f"deep_supervision: expected weights >= 0, got early={early}, acceleration={acceleration}"
+        )
     shares = np.array([[early] * (branches - 1) + [1.0]])
 
     def loss(params, key, batch, frozen=None):
@@ -76,7 +78,10 @@ def deep_supervision(
         h = expand_to(1 - t[:, :-1], a)
         missed = x[:, :-1] + h * jax.lax.stop_gradient(v[:, :-1]) + 0.5 * h**2 * a - x1
         accelerations = jnp.sum(_event_mean(missed), axis=1)
-        per_row = jnp.sum(jnp.asarray(shares, errors.dtype) * errors, axis=1) + acceleration * accelerations
+        per_row = (
+            jnp.sum(jnp.asarray(shares, errors.dtype) * errors, axis=1)
+            + acceleration * accelerations
+        )
         return mean_of_rows(per_row, pairs.weight), {
             "branches": mean_of_rows(errors, pairs.weight),
             "acceleration": mean_of_rows(accelerations, pairs.weight),

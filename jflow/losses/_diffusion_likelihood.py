@@ -83,7 +83,9 @@ def diffusion_likelihood(
         total = metrics["bound"]
         if second:
             both = _second_order(jax.lax.stop_gradient(error), *sums, at)
-            for what, factor, rows in zip(("trace", "jacobian"), (trace, jacobian), both, strict=True):
+            for what, factor, rows in zip(
+                ("trace", "jacobian"), (trace, jacobian), both, strict=True
+            ):
                 if factor > 0:
                     metrics[what] = mean_of_rows(at.weight * rows, weight)
                     total = total + factor * metrics[what]
@@ -92,21 +94,28 @@ def diffusion_likelihood(
     return loss
 
 
-def learned_times(velocity: Velocity, *, schedule: Schedule = LINEAR, time: Time = _UNIFORM, decay: float = 0.99):
+def learned_times(
+    velocity: Velocity, *, schedule: Schedule = LINEAR, time: Time = _UNIFORM, decay: float = 0.99
+):
     """A `refresh` for `train.make_step` that learns frozen['importance'] for `diffusion_likelihood` while it trains.
 
     Each update, the integrand w |v - u|^2 is looked at for one more draw of times and noise, without gradients, and
     `learn_importance` takes it in. Start from init_state(..., frozen={'importance': likelihood_importance(schedule)}).
     """
 
-    def refresh(params: Any, frozen: Mapping[str, Any], key: Array, batch: Mapping[str, Any]) -> Mapping[str, Any]:
+    def refresh(
+        params: Any, frozen: Mapping[str, Any], key: Array, batch: Mapping[str, Any]
+    ) -> Mapping[str, Any]:
         need_key("learned_times", key)
         x1, cond, weight = read("learned_times", batch, ("x", "cond", "weight"))
         at = _point(x1, schedule, frozen["importance"], time, key)
         predicted = velocity.apply(params, at.x, at.t, cond)
         _check_shape("learned_times", predicted, at.u)
         values = at.likelihood_weight * sum_event(jnp.square(at.u - predicted))
-        return {**frozen, "importance": learn_importance(frozen["importance"], at.t, values, weight, decay=decay)}
+        return {
+            **frozen,
+            "importance": learn_importance(frozen["importance"], at.t, values, weight, decay=decay),
+        }
 
     return refresh
 
@@ -176,4 +185,6 @@ def _second_order(error, div, off, at: _Point):
 
 def _check_shape(name, v, target):
     if v.shape != target.shape:
-        raise ValueError(f"{name}: expected a velocity of shape {list(target.shape)}, got {list(v.shape)}")
+        raise ValueError(
+            f"{name}: expected a velocity of shape {list(target.shape)}, got {list(v.shape)}"
+        )

@@ -33,7 +33,9 @@ from jflow.types import Loss, Velocity
 __all__ = ["distillation"]
 
 
-def distillation(velocity: Velocity, *, times: Sequence[float] = (0.0,), metric: Metric = mean_squared_error) -> Loss:
+def distillation(
+    velocity: Velocity, *, times: Sequence[float] = (0.0,), metric: Metric = mean_squared_error
+) -> Loss:
     """Regression of x1 - x0 on (x_t, t, cond) at the given times alone, on pairs that a flow connects.
 
     With times = (0,) the velocity learns the flow's whole map: x1 = x0 + v(x0, 0), `solvers.sample` with one Euler step.

@@ -34,7 +34,13 @@ from jflow.losses._pairs import draw_pairs
 from jflow.solvers import apply_flow_map
 from jflow.types import Array, FlowMap, Loss, Time, Velocity
 
-__all__ = ["ScoreWeight", "distribution_matching", "kl_weight", "inverse_error_weight", "shared_timesteps"]
+__all__ = [
+    "ScoreWeight",
+    "distribution_matching",
+    "kl_weight",
+    "inverse_error_weight",
+    "shared_timesteps",
+]
 
 _TIMES = time_laws.uniform(0.02, 0.98)
 
@@ -90,7 +96,9 @@ def distribution_matching(
         x0, x, cond, row_weight, t, noise_key, _ = draw_pairs(name, key, batch, time)
         x1 = like_state(name, generate(student, x0, cond), x)
         z = jax.random.normal(noise_key, x.shape, x.dtype)
-        return _match(name, fake, teacher, imitator, given, x1, z, t, cond, weight, fake_weight, row_weight)
+        return _match(
+            name, fake, teacher, imitator, given, x1, z, t, cond, weight, fake_weight, row_weight
+        )
 
     return loss
 
@@ -148,8 +156,12 @@ def shared_timesteps(
         _, (x1, z) = jax.lax.scan(step, x0.astype(x.dtype), (*times, *keys))
         x1, z = (a.reshape(count * n, *x.shape[1:]) for a in (x1, z))
         t = jnp.repeat(times[1], n)
-        cond, row_weight = jax.tree.map(lambda c: jnp.tile(c, (count,) + (1,) * (c.ndim - 1)), (cond, row_weight))
-        return _match(name, fake, teacher, imitator, given, x1, z, t, cond, weight, fake_weight, row_weight)
+        cond, row_weight = jax.tree.map(
+            lambda c: jnp.tile(c, (count,) + (1,) * (c.ndim - 1)), (cond, row_weight)
+        )
+        return _match(
+            name, fake, teacher, imitator, given, x1, z, t, cond, weight, fake_weight, row_weight
+        )
 
     return loss
 
@@ -163,12 +175,18 @@ def _match(name, fake, teacher, imitator, given, x1, z, t, cond, weight, fake_we
     seen = x_t.astype(aim.dtype) + expand_to(1 - t, aim) * taught
     w = weight(still.astype(aim.dtype), seen, t)
     if jnp.shape(w) != t.shape:
-        raise ValueError(f"{name}: expected a weight of shape {list(t.shape)}, got {list(jnp.shape(w))}")
+        raise ValueError(
+            f"{name}: expected a weight of shape {list(t.shape)}, got {list(jnp.shape(w))}"
+        )
     push = jax.lax.stop_gradient(expand_to(w, apart) * apart)
     student = mean_of_rows(mean_event(jnp.square(x1 - still + push)) / 2, row_weight)
     imitation = mean_of_rows(mean_event(jnp.square(v - aim)), row_weight)
     residual = mean_of_rows(mean_event(jnp.square(apart)), row_weight)
-    return student + fake_weight * imitation, {"residual": residual, "fake": imitation, "student": student}
+    return student + fake_weight * imitation, {
+        "residual": residual,
+        "fake": imitation,
+        "student": student,
+    }
 
 
 def _at_source(key, n):

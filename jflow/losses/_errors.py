@@ -54,7 +54,9 @@ def perceptual_huber(distance: Callable[[Array, Array], Array], c: float) -> Met
         x_t, left = x_t.astype(float_dtype(x_t)), expand_to(1 - t, x_t)
         apart = distance(x_t + left * v, x_t + left * target)
         if apart.shape != t.shape:
-            raise ValueError(f"perceptual_huber: expected distance of shape {list(t.shape)}, got {list(apart.shape)}")
+            raise ValueError(
+                f"perceptual_huber: expected distance of shape {list(t.shape)}, got {list(apart.shape)}"
+            )
         return t * huber(v, target, x_t, t) + apart / jnp.maximum(1 - t, 1e-5)
 
     return metric

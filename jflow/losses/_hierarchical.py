@@ -58,7 +58,9 @@ def hierarchical_matching(
         raise ValueError("hierarchical_matching: expected at least one level, got none")
     for level in levels:
         if not isinstance(level, HierarchyLevel):
-            raise TypeError(f"hierarchical_matching: expected a losses.HierarchyLevel, got {level!r}")
+            raise TypeError(
+                f"hierarchical_matching: expected a losses.HierarchyLevel, got {level!r}"
+            )
 
     def loss(params, key, batch, frozen=None):
         need_key("hierarchical_matching", key)
@@ -71,7 +73,9 @@ def hierarchical_matching(
         above = HierarchyCondition((), (), pairs.cond)
         x, y = _look(levels[0].path, z, y, t, path_key)
         for level, level_key in zip(levels[1:], keys, strict=True):
-            above = HierarchyCondition((*above.states, x.astype(dtype)), (*above.times, t), above.cond)
+            above = HierarchyCondition(
+                (*above.states, x.astype(dtype)), (*above.times, t), above.cond
+            )
             time_key, noise_key, pair_key, path_key = jax.random.split(level_key, 4)
             z = jax.random.normal(noise_key, y.shape, y.dtype)
             rows_i, rows_j = level.coupling(pair_key, z, y, above)

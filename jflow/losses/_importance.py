@@ -13,7 +13,13 @@ from jax.typing import ArrayLike
 from jflow.paths import LINEAR, Schedule, coefficients
 from jflow.types import Array
 
-__all__ = ["Importance", "draw_times", "learn_importance", "likelihood_importance", "likelihood_weight"]
+__all__ = [
+    "Importance",
+    "draw_times",
+    "learn_importance",
+    "likelihood_importance",
+    "likelihood_weight",
+]
 
 
 class Importance(NamedTuple):
@@ -51,7 +57,9 @@ def likelihood_importance(
     Source: Zheng, Lu, Chen, Zhu, "Improved Techniques for Maximum Likelihood Estimation for Diffusion ODEs", 2023.
     """
     if not 0 <= t0 < t1 <= 1 or cells < 1:
-        raise ValueError(f"likelihood_importance: expected 0 <= t0 < t1 <= 1 and cells >= 1, got {t0}, {t1}, {cells}")
+        raise ValueError(
+            f"likelihood_importance: expected 0 <= t0 < t1 <= 1 and cells >= 1, got {t0}, {t1}, {cells}"
+        )
     # fine where the weight is steep, towards both ends; with the ends themselves
     low, high = (np.log(t / (1 - t)) for t in (max(t0, 1e-4), min(t1, 1 - 1e-4)))
     logits = np.linspace(low, high, 64 * cells)
@@ -98,7 +106,9 @@ def learn_importance(
     """
     edges, size = importance
     width = jnp.diff(edges)
-    cell = jnp.clip(jnp.searchsorted(edges, t.astype(edges.dtype), side="right") - 1, 0, size.shape[0] - 1)
+    cell = jnp.clip(
+        jnp.searchsorted(edges, t.astype(edges.dtype), side="right") - 1, 0, size.shape[0] - 1
+    )
     count = jnp.ones_like(t, size.dtype) if weight is None else weight.astype(size.dtype)
     hits = jnp.zeros_like(size).at[cell].add(count)
     seen = jnp.where(count != 0, jnp.square(values).astype(size.dtype), 0)

@@ -41,7 +41,10 @@ def interpolant_matching(
         pairs = draw_pairs("interpolant_matching", key, batch, time)
         x0, x1, cond, weight, t, path_key, dropout_key = pairs
         x_t = path.point(x0, x1, t, key=path_key).astype(x1.dtype)
-        velocity, noise = path.target(x0, x1, t, key=same_draws(path_key)), draw_noise(same_draws(path_key), x1)
+        velocity, noise = (
+            path.target(x0, x1, t, key=same_draws(path_key)),
+            draw_noise(same_draws(path_key), x1),
+        )
         targets = {"velocity": velocity, "noise": noise}
         found = field.apply(params, x_t, t, cond, key=dropout_key)
         shapes = jax.tree.map(jnp.shape, found)

@@ -21,7 +21,9 @@ def nll(flow: Flow) -> Loss:
 
     def loss(params, key, batch, frozen=None):
         x, cond, weight = read("nll", batch, ("x", "cond", "weight"))
-        log_prob = check_rows("nll", "log_prob", flow.log_prob(params, x, cond, key=key), x.shape[0])
+        log_prob = check_rows(
+            "nll", "log_prob", flow.log_prob(params, x, cond, key=key), x.shape[0]
+        )
         return mean_of_rows(-log_prob, weight), {}
 
     return loss

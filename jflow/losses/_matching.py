@@ -40,10 +40,14 @@ def flow_matching(
         target = path.target(x0, x1, t, key=same_draws(path_key))
         v = velocity.apply(params, x_t, t, cond, key=dropout_key)
         if v.shape != target.shape:
-            raise ValueError(f"flow_matching: expected a velocity of shape {list(target.shape)}, got {list(v.shape)}")
+            raise ValueError(
+                f"flow_matching: expected a velocity of shape {list(target.shape)}, got {list(v.shape)}"
+            )
         error = metric(v.astype(float_dtype(x1)), target.astype(float_dtype(x1)), x_t, t)
         if error.shape != t.shape:
-            raise ValueError(f"flow_matching: expected a metric of shape {list(t.shape)}, got {list(error.shape)}")
+            raise ValueError(
+                f"flow_matching: expected a metric of shape {list(t.shape)}, got {list(error.shape)}"
+            )
         return mean_of_rows(error, weight), {}
 
     return loss

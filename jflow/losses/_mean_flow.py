@@ -87,14 +87,18 @@ def mean_flow(
     name = "mean_flow"
     check_flow_map(name, flow_map)
     _check_weight(name, power, c)
-    read = _reader(name, instantaneous_velocity(flow_map), times, teacher, omega, kappa, interval, null)
+    read = _reader(
+        name, instantaneous_velocity(flow_map), times, teacher, omega, kappa, interval, null
+    )
 
     def loss(params, key, batch, frozen=None):
         x, v, t, r, cond, weight, dropout_key = read(params, key, batch, frozen)
         u, slope = total_derivative(flow_map, params, x, t, r, v, cond, key=dropout_key, jvp=jvp)
         u = like_state(name, u, x)
         error = mean_squared_error(u, jax.lax.stop_gradient(v + expand_to(r - t, x) * slope), x, t)
-        return mean_of_rows(_weighted(error, power, c), weight), {"residual": mean_of_rows(error, weight)}
+        return mean_of_rows(_weighted(error, power, c), weight), {
+            "residual": mean_of_rows(error, weight)
+        }
 
     return loss
 
@@ -137,13 +141,18 @@ def improved_mean_flow(
         x, v, t, r, cond, weight, dropout_key = read(params, key, batch, frozen)
         predicted = like_state(name, velocity.apply(params, x, t, cond, key=dropout_key), x)
         tangent = jax.lax.stop_gradient(predicted)
-        u, slope = total_derivative(flow_map, params, x, t, r, tangent, cond, key=same_draws(dropout_key), jvp=jvp)
+        u, slope = total_derivative(
+            flow_map, params, x, t, r, tangent, cond, key=same_draws(dropout_key), jvp=jvp
+        )
         guess = like_state(name, u, x) - expand_to(r - t, x) * jax.lax.stop_gradient(slope)
         error = mean_squared_error(guess, v, x, t)
         total, metrics = _weighted(error, power, c), {"residual": mean_of_rows(error, weight)}
         if head is not None:
             error = mean_squared_error(predicted, v, x, t)
-            total, metrics = total + _weighted(error, power, c), {**metrics, "head": mean_of_rows(error, weight)}
+            total, metrics = (
+                total + _weighted(error, power, c),
+                {**metrics, "head": mean_of_rows(error, weight)},
+            )
         return mean_of_rows(total, weight), metrics
 
     return loss
@@ -171,20 +180,28 @@ def _reader(name, velocity, times, teacher, omega, kappa, interval, null):
         raise ValueError(f"{name}: expected kappa in [0, 1) or a function of cond, got {kappa}")
     low, high = interval
     if not 0 <= low <= high <= 1:
-        raise ValueError(f"{name}: expected interval = (low, high) with 0 <= low <= high <= 1, got {interval}")
+        raise ValueError(
+            f"{name}: expected interval = (low, high) with 0 <= low <= high <= 1, got {interval}"
+        )
     if guide and null is None:
-        raise ValueError(f"{name}: guidance needs null, the row of cond that stands for no condition, got None")
+        raise ValueError(
+            f"{name}: guidance needs null, the row of cond that stands for no condition, got None"
+        )
 
     def read(params, key, batch, frozen):
         x0, x1, cond, weight, (t, r), _, dropout_key = draw_pairs(name, key, batch, times)
         if guide and cond is None:
-            raise ValueError(f"{name}: guidance needs 'cond' in batch, got the keys {sorted(batch)}")
+            raise ValueError(
+                f"{name}: guidance needs 'cond' in batch, got the keys {sorted(batch)}"
+            )
         x = on_line(x0, x1, t)
         v = line_velocity(name, teacher, frozen, x0, x1, cond)(x, t)
         if guide:
             k = kappa(cond) if callable(kappa) else jnp.full_like(t, kappa)
             k = expand_to(check_same_shape(name, "kappa(cond)", k, t).astype(x.dtype), x)
-            predicted = guided(velocity, lambda yes, no, x, t: k * yes + (1 - omega - k) * no, null=null)
+            predicted = guided(
+                velocity, lambda yes, no, x, t: k * yes + (1 - omega - k) * no, null=null
+            )
             plain = expand_to(dropped_rows(batch, t.shape[0]) | (t < low) | (t > high), x)
             v = jnp.where(plain, v, omega * v + predicted.apply(params, x, t, cond))
         return _Row(x, jax.lax.stop_gradient(v), t, r, cond, weight, dropout_key)
@@ -194,7 +211,9 @@ def _reader(name, velocity, times, teacher, omega, kappa, interval, null):
 
 def _check_weight(name, power, c):
     if not 0 <= power < math.inf or not 0 < c < math.inf:
-        raise ValueError(f"{name}: expected a finite power >= 0 and c > 0, got power={power}, c={c}")
+        raise ValueError(
+            f"{name}: expected a finite power >= 0 and c > 0, got power={power}, c={c}"
+        )
 
 
 def _weighted(error, power, c):

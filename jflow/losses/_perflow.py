@@ -86,7 +86,9 @@ def in_windows(name, velocity, teacher, knots, schedule, inside, time, method, m
         x0, x1, cond, weight, t, _, dropout_key = draw_pairs(name, key, batch, time)
         taught = frozen_entry(name, frozen)
         at, k = jnp.asarray(knots, t.dtype), window_index(knots, t)
-        (alpha, alpha_b), (sigma, sigma_b) = ((f(at[k]), f(at[k + 1])) for f in (schedule.alpha, schedule.sigma))
+        (alpha, alpha_b), (sigma, sigma_b) = (
+            (f(at[k]), f(at[k + 1])) for f in (schedule.alpha, schedule.sigma)
+        )
         # on the linear path the window goes from a to b and the state is divided by alpha + sigma
         a, b = alpha / (alpha + sigma), alpha_b / (alpha_b + sigma_b)
         wide = [x.astype(float_dtype(x1)) for x in (x0, x1)]
@@ -95,7 +97,9 @@ def in_windows(name, velocity, teacher, knots, schedule, inside, time, method, m
         # the noise and the data that a line through both ends of the window would join
         ends = z_a - expand_to(a, x1) * u, z_a + expand_to(1 - a, x1) * u
         z_t = path.point(*ends, t).astype(x1.dtype)
-        return regressed(name, velocity, params, z_t, t, path.target(*ends, t), cond, weight, metric, dropout_key)
+        return regressed(
+            name, velocity, params, z_t, t, path.target(*ends, t), cond, weight, metric, dropout_key
+        )
 
     return loss
 
@@ -104,7 +108,9 @@ def regressed(name, velocity, params, x, t, target, cond, weight, metric, key):
     """(loss, {'residual'}) of a velocity at (x, t) against its target."""
     v = like_state(name, velocity.apply(params, x, t, cond, key=key), x).astype(target.dtype)
     error = check_same_shape(name, "a metric", metric(v, target, x, t), t)
-    return mean_of_rows(error, weight), {"residual": mean_of_rows(mean_squared_error(v, target, x, t), weight)}
+    return mean_of_rows(error, weight), {
+        "residual": mean_of_rows(mean_squared_error(v, target, x, t), weight)
+    }
 
 
 def _on_line(velocity: Velocity, schedule: Schedule) -> Velocity:
@@ -115,6 +121,8 @@ def _on_line(velocity: Velocity, schedule: Schedule) -> Velocity:
         t, _ = paths.matched_time(schedule, LINEAR, r)
         x = (expand_to(schedule.alpha(t) + schedule.sigma(t), x) * x).astype(x.dtype)
         v = velocity.apply(params, x, t, cond, key=key)
-        return paths.velocity_to_data(v, x, t, schedule) - paths.velocity_to_noise(v, x, t, schedule)
+        return paths.velocity_to_data(v, x, t, schedule) - paths.velocity_to_noise(
+            v, x, t, schedule
+        )
 
     return Velocity(velocity.init, apply)

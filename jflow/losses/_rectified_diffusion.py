@@ -61,7 +61,18 @@ def rectified_diffusion(
         x0, x1, cond, weight, t, _, dropout_key = pairs
         wide = [x.astype(float_dtype(x1)) for x in (x0, x1)]
         x_t, target = path.point(*wide, t).astype(x1.dtype), path.target(*wide, t)
-        return regressed("rectified_diffusion", velocity, params, x_t, t, target, cond, weight, metric, dropout_key)
+        return regressed(
+            "rectified_diffusion",
+            velocity,
+            params,
+            x_t,
+            t,
+            target,
+            cond,
+            weight,
+            metric,
+            dropout_key,
+        )
 
     return loss
 
@@ -103,7 +114,9 @@ def noise_error(schedule: Schedule, metric: Metric = mean_squared_error) -> Metr
     return error
 
 
-def end_error(schedule: Schedule, knots: int | Times = 1, metric: Metric = mean_squared_error) -> Metric:
+def end_error(
+    schedule: Schedule, knots: int | Times = 1, metric: Metric = mean_squared_error
+) -> Metric:
     """The metric of the states at the end of t's window that two velocities lead to in one step of DDIM; with one window, of
     the data that they predict. Errors: ValueError as `perflow` for the knots."""
     knots = partition("end_error", knots)
@@ -114,7 +127,9 @@ def end_error(schedule: Schedule, knots: int | Times = 1, metric: Metric = mean_
 
         def state(u):
             x = x_t.astype(u.dtype)
-            return alpha * velocity_to_data(u, x, t, schedule) + sigma * velocity_to_noise(u, x, t, schedule)
+            return alpha * velocity_to_data(u, x, t, schedule) + sigma * velocity_to_noise(
+                u, x, t, schedule
+            )
 
         return metric(state(v), state(target), x_t, t)
 

@@ -59,7 +59,9 @@ def velocity_refiner(
         v = like_state("velocity_refiner", teacher.apply(known, x_t, t, cond), x_t)
         x = x_t + expand_to((r - t).astype(x_t.dtype), x_t) * v
         target = like_state("velocity_refiner", teacher.apply(known, x, r, cond), x)
-        offset = like_state("velocity_refiner", refiner.apply(params, (x, v), r, cond, key=dropout_key), x)
+        offset = like_state(
+            "velocity_refiner", refiner.apply(params, (x, v), r, cond, key=dropout_key), x
+        )
         dtype = float_dtype(x1)
         error = v.astype(dtype) + offset.astype(dtype) - target.astype(dtype)
         value = mean_of_rows(mean_event(jnp.square(error)), weight)

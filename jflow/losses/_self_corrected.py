@@ -86,21 +86,29 @@ def self_correction(
 
         def data(params, x, t):
             out = like_state(
-                name, velocity.apply(params, x.astype(x1.dtype), t, cond, key=same_draws(dropout_key)), x_t
+                name,
+                velocity.apply(params, x.astype(x1.dtype), t, cond, key=same_draws(dropout_key)),
+                x_t,
             )
             return x.astype(float_dtype(x)) + expand_to(1 - t, x) * out
 
         here = data(params, x_t, t)
-        near = [jax.lax.stop_gradient(data(average, x_t + expand_to(s, v) * v, t + s)) for s in steps]
+        near = [
+            jax.lax.stop_gradient(data(average, x_t + expand_to(s, v) * v, t + s)) for s in steps
+        ]
         forward, back = (
-            mean_of_rows(check_same_shape(name, "a metric", metric(here, there, x_t, t), t), weight) for there in near
+            mean_of_rows(check_same_shape(name, "a metric", metric(here, there, x_t, t), t), weight)
+            for there in near
         )
         residual = sum(mean_of_rows(mean_event(jnp.square(here - there)), weight) for there in near)
 
         y = jax.lax.stop_gradient(data(params, x0, jnp.zeros_like(t)))
         z_t, _ = line(x0, y, t)
         kept = mean_of_rows(mean_event(jnp.square(data(params, z_t, t) - y)), weight)
-        return forward + backward * back + correction * kept, {"residual": residual, "correction": kept}
+        return forward + backward * back + correction * kept, {
+            "residual": residual,
+            "correction": kept,
+        }
 
     return loss
 

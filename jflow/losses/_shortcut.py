@@ -68,7 +68,9 @@ def shortcut(
     if not math.isfinite(scale):
         raise ValueError(f"shortcut: expected a finite scale, got {scale}")
     if scale != 1 and null is None:
-        raise ValueError("shortcut: guidance needs null, the row of cond that stands for no condition, got None")
+        raise ValueError(
+            "shortcut: guidance needs null, the row of cond that stands for no condition, got None"
+        )
 
     def halves(params, x, t, d, cond):
         """(u1 + u2) / 2 from t to t + d; d is one of the sizes, to the bit."""
@@ -90,7 +92,9 @@ def shortcut(
         x0, x1, cond, weight, t, own_key, dropout_key = draw_pairs("shortcut", key, batch, time)
         average = frozen_entry("shortcut", frozen, "ema")
         if scale != 1 and cond is None:
-            raise ValueError(f"shortcut: guidance needs 'cond' in batch, got the keys {sorted(batch)}")
+            raise ValueError(
+                f"shortcut: guidance needs 'cond' in batch, got the keys {sorted(batch)}"
+            )
         level_key, place_key = jax.random.split(own_key)
         own = (jnp.arange(t.shape[0]) % every == 0) & ~dropped_rows(batch, t.shape[0])
 

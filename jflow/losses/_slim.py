@@ -72,10 +72,14 @@ def flow_guided_distillation(
         dtype, zero = float_dtype(x1), jnp.zeros_like(s)
 
         def student(x, key):
-            return like_state(f"{name}, student", velocity.apply(params, x, zero, cond, key=key), x).astype(dtype)
+            return like_state(
+                f"{name}, student", velocity.apply(params, x, zero, cond, key=key), x
+            ).astype(dtype)
 
         def teach(x, t):
-            return like_state(f"{name}, teacher", teacher.apply(taught, x, t, cond), x).astype(dtype)
+            return like_state(f"{name}, teacher", teacher.apply(taught, x, t, cond), x).astype(
+                dtype
+            )
 
         z = jax.random.normal(noise_key, x0.shape, x0.dtype)
         part = expand_to(s, z)
@@ -86,7 +90,12 @@ def flow_guided_distillation(
         for (x, target), dropout in zip(wanted, jax.random.split(dropout_key), strict=True):
             v = student(x, dropout)
             error = check_same_shape(name, "a metric", metric(v, target, x, zero), zero)
-            terms.append((mean_of_rows(error, weight), mean_of_rows(mean_squared_error(v, target, x, zero), weight)))
+            terms.append(
+                (
+                    mean_of_rows(error, weight),
+                    mean_of_rows(mean_squared_error(v, target, x, zero), weight),
+                )
+            )
         (pairs, residual), (guided, two_step) = terms
         return pairs + scale * guided, {"residual": residual, "two_step": two_step}
 

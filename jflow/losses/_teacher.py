@@ -13,7 +13,9 @@ from jflow.solvers import Method
 from jflow.types import Array, Cond, Params, PyTree, Velocity
 
 
-def warmed(name: str, frozen: Mapping[str, PyTree] | None, warmup: int, most: float = 1.0) -> Array | float:
+def warmed(
+    name: str, frozen: Mapping[str, PyTree] | None, warmup: int, most: float = 1.0
+) -> Array | float:
     """min(most, frozen['step'] / warmup); most, and no 'step' needed, without warm-up."""
     return most if warmup == 0 else jnp.minimum(frozen_entry(name, frozen, "step") / warmup, most)
 
@@ -23,7 +25,12 @@ def unchanged(tangent: Array) -> Array:
 
 
 def line_velocity(
-    name: str, teacher: Velocity | None, frozen: Mapping[str, PyTree] | None, x0: Array, x1: Array, cond
+    name: str,
+    teacher: Velocity | None,
+    frozen: Mapping[str, PyTree] | None,
+    x0: Array,
+    x1: Array,
+    cond,
 ) -> Callable[[Array, Array], Array]:
     """v(x, t) without gradient, in float32 or better: x1 - x0, or the target velocity with params frozen['teacher']."""
     dtype = float_dtype(x1)
@@ -61,7 +68,9 @@ def average_velocity(
         return velocity.apply(params, start + expand_to(span, x) * x, began + t * span, given)
 
     given = jax.lax.stop_gradient((x, t, span, cond))
-    y, _ = solvers.sample(Velocity(velocity.init, apply), params, jnp.zeros_like(x), given, method=method)
+    y, _ = solvers.sample(
+        Velocity(velocity.init, apply), params, jnp.zeros_like(x), given, method=method
+    )
     return jax.lax.stop_gradient(y)
 
 

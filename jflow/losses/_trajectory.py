@@ -8,7 +8,13 @@ from jflow import solvers
 from jflow import times as time_laws
 from jflow._core.arrays import expand_to, float_dtype, mean_event
 from jflow._core.batch import mean_of_rows
-from jflow._core.checks import check_flow_map, check_weights, frozen_entry, like_state, with_checked_output
+from jflow._core.checks import (
+    check_flow_map,
+    check_weights,
+    frozen_entry,
+    like_state,
+    with_checked_output,
+)
 from jflow._core.keys import same_draws
 from jflow._core.line import line
 from jflow._core.times import check_pairs
@@ -94,7 +100,9 @@ def trajectory_distillation(
             "consistency": x + to_end * u_end - again,
             "straight": u_r - jax.lax.stop_gradient(u_end),
         }
-        terms = {what: mean_of_rows(mean_event(jnp.square(e)), weight) for what, e in errors.items()}
+        terms = {
+            what: mean_of_rows(mean_event(jnp.square(e)), weight) for what, e in errors.items()
+        }
         value = sum(weights[what] * term for what, term in terms.items() if weights[what] > 0)
         residual = terms["output"] + terms["change"] + terms["consistency"]
         return value, {"residual": residual, **terms}

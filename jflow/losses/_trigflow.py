@@ -96,7 +96,9 @@ def trigflow_consistency(
     check_whole(name, 0, warmup=warmup)
     tangent = normalized_tangent() if tangent is None else tangent
     student, taught = (
-        None if v is None else paths.to_trigonometric(with_checked_output(said, v), data_std=data_std)
+        None
+        if v is None
+        else paths.to_trigonometric(with_checked_output(said, v), data_std=data_std)
         for said, v in ((name, velocity), (f"{name}: teacher", teacher))
     )
 
@@ -125,6 +127,8 @@ def trigflow_consistency(
         g = jax.lax.stop_gradient(check_same_shape(name, "a tangent", tangent(g), g))
         residual = mean_event(jnp.square(data_std * (apart - change)))
         error = mean_event(jnp.square(out - still - g))
-        return mean_of_rows(error, weight), {"residual": mean_of_rows(jax.lax.stop_gradient(residual), weight)}
+        return mean_of_rows(error, weight), {
+            "residual": mean_of_rows(jax.lax.stop_gradient(residual), weight)
+        }
 
     return loss

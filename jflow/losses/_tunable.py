@@ -17,7 +17,13 @@ from jflow import solvers
 from jflow import times as time_laws
 from jflow._core.arrays import expand_to, float_dtype, mean_event
 from jflow._core.batch import mean_of_rows
-from jflow._core.checks import check_weights, frozen_entry, like_state, need_pairs, with_checked_output
+from jflow._core.checks import (
+    check_weights,
+    frozen_entry,
+    like_state,
+    need_pairs,
+    with_checked_output,
+)
 from jflow._core.keys import same_draws
 from jflow.losses._pairs import draw_pairs
 from jflow.losses._teacher import average_velocity, steps_of_segment
@@ -77,10 +83,14 @@ def tunable_distillation(
         x0, _, cond, weight, t, _, dropout_key = draw_pairs(name, key, batch, knob)
         x, kind = x0.astype(float_dtype(x0)), x0.dtype
         s = jnp.minimum(t + step, 1)
-        share = expand_to(jnp.maximum((s - t) / s, jnp.finfo(x.dtype).eps), x)  # t = 1 has no step to learn from
+        share = expand_to(
+            jnp.maximum((s - t) / s, jnp.finfo(x.dtype).eps), x
+        )  # t = 1 has no step to learn from
 
         def student(time):
-            v = like_state(name, velocity.apply(params, x0, time, cond, key=same_draws(dropout_key)), x0)
+            v = like_state(
+                name, velocity.apply(params, x0, time, cond, key=same_draws(dropout_key)), x0
+            )
             return v.astype(x.dtype)
 
         def mean(error):
@@ -98,7 +108,9 @@ def tunable_distillation(
             metrics["boundary"] = mean(student(start) - teacher.apply(given, x0, start, cond))
             value = value + boundary * metrics["boundary"]
         if align > 0:
-            metrics["align"] = mean(expand_to(1 - t, x) * (v_t - teacher.apply(given, x_t.astype(kind), t, cond)))
+            metrics["align"] = mean(
+                expand_to(1 - t, x) * (v_t - teacher.apply(given, x_t.astype(kind), t, cond))
+            )
             value = value + align * metrics["align"]
         return value, metrics
 

@@ -6,7 +6,14 @@ import jax
 import jax.numpy as jnp
 
 from jflow._core.batch import mean_of_rows
-from jflow._core.checks import check_batch, check_cond, check_noun, check_rows, check_whole, need_key
+from jflow._core.checks import (
+    check_batch,
+    check_cond,
+    check_noun,
+    check_rows,
+    check_whole,
+    need_key,
+)
 from jflow.types import Array, Flow, Loss
 
 __all__ = ["reverse_kl"]
@@ -34,7 +41,10 @@ def reverse_kl(flow: Flow, log_density: Callable[..., Array], *, draws: int = 25
         if cond is not None:
             rows = (jnp.shape(jax.tree.leaves(cond)[0]) or (1,))[0]
             cond = check_cond("reverse_kl", cond, rows)
-            cond, n = jax.tree.map(lambda c: jnp.repeat(jnp.asarray(c), draws, axis=0), cond), rows * draws
+            cond, n = (
+                jax.tree.map(lambda c: jnp.repeat(jnp.asarray(c), draws, axis=0), cond),
+                rows * draws,
+            )
         x, log_q = flow.sample_and_log_prob(params, key, n, cond)
         log_p = log_density(x) if cond is None else log_density(x, cond)
         check_rows("reverse_kl", "log_density", log_p, n)

@@ -77,7 +77,9 @@ def variational_noise(loss: Loss, encoder: Field, *, kl: float) -> Loss:
         noise_key, encoder_key, loss_key = jax.random.split(key, 3)
         mean, std = encode_noise(name, encoder, encoding, x1, cond, encoder_key)
         eps = jax.random.normal(noise_key, mean.shape, mean.dtype)
-        value, metrics = loss(model, loss_key, {**batch, "x0": (mean + std * eps).astype(x1.dtype)}, frozen)
+        value, metrics = loss(
+            model, loss_key, {**batch, "x0": (mean + std * eps).astype(x1.dtype)}, frozen
+        )
         divergence = (jnp.square(mean) + jnp.square(std) - 1) / 2 - jnp.log(std)
         divergence = mean_of_rows(mean_event(divergence), weight)
         return value + kl * divergence, {**metrics, "kl": divergence}

@@ -20,7 +20,13 @@ import jax.numpy as jnp
 from jflow import times as time_laws
 from jflow._core.arrays import expand_to, float_dtype, mean_event
 from jflow._core.batch import mean_of_rows
-from jflow._core.checks import check_same_shape, check_weights, frozen_entry, like_state, with_checked_output
+from jflow._core.checks import (
+    check_same_shape,
+    check_weights,
+    frozen_entry,
+    like_state,
+    with_checked_output,
+)
 from jflow._core.keys import split_key
 from jflow._core.line import line
 from jflow.losses._pairs import draw_pairs
@@ -62,7 +68,10 @@ def velocity_matching(
         left = expand_to(1 - t, x_t)
         error = mean_event(
             jnp.square(
-                out - jax.lax.stop_gradient(v + left * check_same_shape(name, "a tangent", tangent(slope), slope))
+                out
+                - jax.lax.stop_gradient(
+                    v + left * check_same_shape(name, "a tangent", tangent(slope), slope)
+                )
             )
         )
         residual = mean_event(jnp.square(jax.lax.stop_gradient(out) - left * slope - v))
@@ -103,10 +112,14 @@ def velocity_distillation(
         x_t, _ = line(z, x1, t)
         still = jax.lax.stop_gradient(x_t)
         v = _taught(name, teacher, frozen, still, t, cond)
-        out, slope = _motion(name, velocity, jax.lax.stop_gradient(params), still, t, v, cond, motion_key, jvp)
+        out, slope = _motion(
+            name, velocity, jax.lax.stop_gradient(params), still, t, v, cond, motion_key, jvp
+        )
         left = expand_to(1 - t, x_t)
         push = out - left * check_same_shape(name, "a tangent", tangent(slope), slope) - v
-        error = mean_event(jnp.square(x_t.astype(push.dtype) - still + jax.lax.stop_gradient(push))) / 2
+        error = (
+            mean_event(jnp.square(x_t.astype(push.dtype) - still + jax.lax.stop_gradient(push))) / 2
+        )
         residual = mean_event(jnp.square(out - left * slope - v))
         return mean_of_rows(error, weight), {"residual": mean_of_rows(residual, weight)}
 
@@ -130,14 +143,18 @@ def marginal_transport(
     """
     check_weights("marginal_transport", matching=matching, distillation=distillation)
     if matching == distillation == 0:
-        raise ValueError("marginal_transport: expected one of matching, distillation above 0, got none")
+        raise ValueError(
+            "marginal_transport: expected one of matching, distillation above 0, got none"
+        )
     match = velocity_matching(velocity, teacher, time=time, tangent=tangent, jvp=jvp)
     distill = velocity_distillation(velocity, teacher, time=time, tangent=tangent, jvp=jvp)
     parts = {"matching": (matching, match), "distillation": (distillation, distill)}
 
     def loss(params, key, batch, frozen=None):
         value, metrics = 0.0, {"residual": 0.0}
-        for own, (name, (weight, part)) in zip(split_key(key, len(parts)), parts.items(), strict=True):
+        for own, (name, (weight, part)) in zip(
+            split_key(key, len(parts)), parts.items(), strict=True
+        ):
             if weight > 0:
                 term, said = part(params, own, batch, frozen)
                 value = value + weight * term
@@ -156,6 +173,14 @@ def _taught(name, teacher, frozen, x, t, cond):
 def _motion(name, velocity, params, x, t, v, cond, key, jvp):
     """(F, dF/dt), the second without gradient."""
     out, slope = total_derivative(
-        consistency_map(with_checked_output(name, velocity)), params, x, t, t, v, cond, key=key, jvp=jvp
+        consistency_map(with_checked_output(name, velocity)),
+        params,
+        x,
+        t,
+        t,
+        v,
+        cond,
+        key=key,
+        jvp=jvp,
     )
     return out.astype(float_dtype(x)), jax.lax.stop_gradient(slope).astype(float_dtype(x))

@@ -4,7 +4,12 @@ from jflow.metrics._evaluations import quality_by_evaluations
 from jflow.metrics._frechet import Moments, frechet_between, frechet_distance, moments
 from jflow.metrics._likelihood import bits_per_dim, gaussian_log_prob, log_mean_exp
 from jflow.metrics._straightness import straightness, transport_cost, truncation_error
-from jflow.metrics._two_sample import energy_distance, nearest_distance, permutation_test, wasserstein
+from jflow.metrics._two_sample import (
+    energy_distance,
+    nearest_distance,
+    permutation_test,
+    wasserstein,
+)
 
 __all__ = [
     "Moments",

@@ -21,11 +21,16 @@ def quality_by_evaluations(
     Errors: ValueError for counts that are not whole numbers of at least 1.
     """
     if any(isinstance(c, bool) or int(c) != c or c < 1 for c in counts):
-        raise ValueError(f"quality_by_evaluations: expected whole numbers of at least 1, got {list(counts)}")
+        raise ValueError(
+            f"quality_by_evaluations: expected whole numbers of at least 1, got {list(counts)}"
+        )
     found = []
     for count in counts:
         x, info = draw(count)
         good = np.asarray(info.status) == Status.OK
-        row = {"evaluations": float(np.mean(np.asarray(info.evaluations))), "failed": float(1 - good.mean())}
+        row = {
+            "evaluations": float(np.mean(np.asarray(info.evaluations))),
+            "failed": float(1 - good.mean()),
+        }
         found.append(row | {name: float(value) for name, value in judge(x[good]).items()})
     return found

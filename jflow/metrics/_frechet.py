@@ -28,15 +28,21 @@ def moments(features: ArrayLike, before: Moments | None = None) -> Moments:
     """
     x = np.asarray(features, np.float64)
     if x.ndim != 2 or x.size == 0:
-        raise ValueError(f"moments: expected features of shape [n, d], n and d of at least 1, got {list(x.shape)}")
+        raise ValueError(
+            f"moments: expected features of shape [n, d], n and d of at least 1, got {list(x.shape)}"
+        )
     if not np.isfinite(x).all():
-        raise ValueError(f"moments: row {int(np.argwhere(~np.isfinite(x))[0][0])} holds NaN or infinities")
+        raise ValueError(
+            f"moments: row {int(np.argwhere(~np.isfinite(x))[0][0])} holds NaN or infinities"
+        )
     n, mean = len(x), x.mean(0)
     scatter = (x - mean).T @ (x - mean)
     if before is None:
         return Moments(n, mean, scatter)
     if before.mean.shape != mean.shape:
-        raise ValueError(f"moments: expected features of shape [n, {len(before.mean)}] as before, got {list(x.shape)}")
+        raise ValueError(
+            f"moments: expected features of shape [n, {len(before.mean)}] as before, got {list(x.shape)}"
+        )
     total, apart = before.n + n, mean - before.mean
     between = np.outer(apart, apart) * (before.n * n / total)
     return Moments(total, before.mean + apart * (n / total), before.scatter + scatter + between)
@@ -54,9 +60,13 @@ def frechet_between(x: Moments, y: Moments) -> float:
     al., GANs trained by a two time-scale update rule converge to a local Nash equilibrium, 2017 (FID).
     """
     if x.mean.shape != y.mean.shape:
-        raise ValueError(f"frechet distance: the features have {len(x.mean)} and {len(y.mean)} dimensions")
+        raise ValueError(
+            f"frechet distance: the features have {len(x.mean)} and {len(y.mean)} dimensions"
+        )
     if min(x.n, y.n) < 2:
-        raise ValueError(f"frechet distance: a covariance needs at least 2 rows, got {x.n} and {y.n}")
+        raise ValueError(
+            f"frechet distance: a covariance needs at least 2 rows, got {x.n} and {y.n}"
+        )
     cx, cy = x.scatter / (x.n - 1), y.scatter / (y.n - 1)
     # The trace of the root is the sum of the singular values of C_x^1/2 C_y^1/2. As eigenvalues of C_x^1/2 C_y C_x^1/2
     # they would be roots of rounded zeros: half the digits where a covariance is singular.

@@ -62,7 +62,9 @@ def straightness(
     return total
 
 
-def transport_cost(x0: ArrayLike, x1: ArrayLike, cost: Callable[[Array], Array] | None = None) -> float:
+def transport_cost(
+    x0: ArrayLike, x1: ArrayLike, cost: Callable[[Array], Array] | None = None
+) -> float:
     """The mean over pairs of cost(x1 - x0), by default |x1 - x0|^2, summed over the event: squared units of x.
 
     x0, x1: [n, *event], row k with row k. cost(z [n, *event]) -> [n], e.g. `losses.power_cost(1.5).value`.
@@ -70,12 +72,16 @@ def transport_cost(x0: ArrayLike, x1: ArrayLike, cost: Callable[[Array], Array] 
     """
     x0, x1 = np.asarray(x0), np.asarray(x1)
     if x0.shape != x1.shape or x0.ndim < 2 or x0.size == 0:
-        raise ValueError(f"transport_cost: expected x0, x1 of one shape [n, *event], got {x0.shape} and {x1.shape}")
+        raise ValueError(
+            f"transport_cost: expected x0, x1 of one shape [n, *event], got {x0.shape} and {x1.shape}"
+        )
     if cost is None:
         return float(np.sum(np.square(x1.astype(np.float64) - x0)) / len(x0))
     costs = np.asarray(cost(jnp.asarray(x1 - x0)))
     if costs.shape != (len(x0),):
-        raise ValueError(f"transport_cost: expected cost to return [{len(x0)}], got {list(costs.shape)}")
+        raise ValueError(
+            f"transport_cost: expected cost to return [{len(x0)}], got {list(costs.shape)}"
+        )
     return float(np.mean(costs, dtype=np.float64))
 
 
@@ -98,7 +104,10 @@ def truncation_error(
     accepts = (solvers.fixed, solvers.on_grid)
     method = solvers.as_method("truncation_error", method, _EULER_STEPS, accepts=accepts)
     times = np.asarray(knots, np.float64)
-    pieces = [np.linspace(a, b, exact_steps, endpoint=False) for a, b in zip(times[:-1], times[1:], strict=True)]
+    pieces = [
+        np.linspace(a, b, exact_steps, endpoint=False)
+        for a, b in zip(times[:-1], times[1:], strict=True)
+    ]
     fine = np.concatenate([*pieces, times[-1:]])
 
     def apply(params, state, t, cond=None, *, key=None):
@@ -106,7 +115,10 @@ def truncation_error(
         return {"x": v, "moved": v}
 
     both, x = Velocity(velocity.init, apply), x0.astype(float_dtype(x0))
-    start = {"x": x, "moved": jnp.zeros_like(x)}  # x far from the origin would round what the solves differ by
+    start = {
+        "x": x,
+        "moved": jnp.zeros_like(x),
+    }  # x far from the origin would round what the solves differ by
     coarse, _ = solvers.sample(both, params, start, cond, method=method)
     exact, _ = solvers.sample(both, params, start, cond, method=solvers.on_grid(fine, _MIDPOINT))
     return jnp.sqrt(sum_event(jnp.square(coarse["moved"] - exact["moved"])))

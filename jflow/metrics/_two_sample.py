@@ -17,7 +17,9 @@ def _rows(name: str, *arrays: ArrayLike) -> list[np.ndarray]:
     given = [np.asarray(a, np.float64) for a in arrays]
     shapes = [list(a.shape) for a in given]
     if any(a.ndim < 2 or a.size == 0 for a in given) or any(s[1:] != shapes[0][1:] for s in shapes):
-        raise ValueError(f"{name}: expected arrays [n, *event] and [m, *event], got {' and '.join(map(str, shapes))}")
+        raise ValueError(
+            f"{name}: expected arrays [n, *event] and [m, *event], got {' and '.join(map(str, shapes))}"
+        )
     if not all(np.isfinite(a).all() for a in given):
         raise ValueError(f"{name}: the rows hold NaN or infinities")
     flat = [a.reshape(len(a), -1) for a in given]
@@ -61,7 +63,9 @@ def nearest_distance(x: ArrayLike, reference: ArrayLike) -> float:
     total = 0.0
     for part in _chunks(x, len(y)):
         nearest = y[_squared(part, y).argmin(1)]
-        total += np.sqrt(((part - nearest) ** 2).sum(1)).sum()  # by differences: a copy is at exactly 0
+        total += np.sqrt(
+            ((part - nearest) ** 2).sum(1)
+        ).sum()  # by differences: a copy is at exactly 0
     return float(total / len(x))
 
 
@@ -75,9 +79,13 @@ def wasserstein(x: ArrayLike, y: ArrayLike) -> float:
     """
     x, y = _rows("wasserstein", x, y)
     if len(x) != len(y):
-        raise ValueError(f"wasserstein: expected sets of equal size, got {len(x)} and {len(y)} rows")
+        raise ValueError(
+            f"wasserstein: expected sets of equal size, got {len(x)} and {len(y)} rows"
+        )
     i, j = linear_sum_assignment(_squared(x, y))
-    return float(np.sqrt(((x[i] - y[j]) ** 2).sum(1).mean()))  # by differences: equal sets are at exactly 0
+    return float(
+        np.sqrt(((x[i] - y[j]) ** 2).sum(1).mean())
+    )  # by differences: equal sets are at exactly 0
 
 
 def permutation_test(

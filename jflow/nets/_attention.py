@@ -17,7 +17,10 @@ def dot_product_attention(q: Array, k: Array, v: Array) -> Array:
     Written out, because fused kernels have no JVP and `jax.nn.dot_product_attention` rounds float64 scores to float32. The
     softmax is in float32 or better.
     """
-    scores = jnp.einsum("bqhd,bkhd->bhqk", q, k, preferred_element_type=float_dtype(q)) * q.shape[-1] ** -0.5
+    scores = (
+        jnp.einsum("bqhd,bkhd->bhqk", q, k, preferred_element_type=float_dtype(q))
+        * q.shape[-1] ** -0.5
+    )
     return jnp.einsum("bhqk,bkhd->bqhd", jax.nn.softmax(scores).astype(v.dtype), v)
 
 
@@ -41,14 +44,22 @@ class SelfAttention(nn.Module):
     def __call__(self, x: Array) -> Array:
         b, n, width = x.shape
         if width % self.heads:
-            raise ValueError(f"SelfAttention: expected heads to divide the width {width}, got heads={self.heads}")
-        qkv = per_token(nn.Dense(3 * width, kernel_init=self.kernel_init, dtype=self.dtype, name="qkv"), x)
+            raise ValueError(
+                f"SelfAttention: expected heads to divide the width {width}, got heads={self.heads}"
+            )
+        qkv = per_token(
+            nn.Dense(3 * width, kernel_init=self.kernel_init, dtype=self.dtype, name="qkv"), x
+        )
         q, k, v = jnp.moveaxis(qkv.reshape(b, n, 3, self.heads, width // self.heads), 2, 0)
         y = self.attention_fn(q, k, v)
         if y.shape != q.shape:
-            raise ValueError(f"SelfAttention: expected attention_fn to return {list(q.shape)}, got {list(y.shape)}")
+            raise ValueError(
+                f"SelfAttention: expected attention_fn to return {list(q.shape)}, got {list(y.shape)}"
+            )
         y = y.reshape(b, n, width)
-        return per_token(nn.Dense(width, kernel_init=self.out_init, dtype=self.dtype, name="out"), y)
+        return per_token(
+            nn.Dense(width, kernel_init=self.out_init, dtype=self.dtype, name="out"), y
+        )
 
 
 def per_token(f: Callable[[Array], Array], x: Array) -> Array:

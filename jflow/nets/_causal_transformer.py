@@ -44,9 +44,13 @@ class CausalTransformer(nn.Module):
         super().__post_init__()
 
     @nn.compact
-    def __call__(self, x: Array, cond: Cond = None, temperature: Array | None = None, cache=None, first=0):
+    def __call__(
+        self, x: Array, cond: Cond = None, temperature: Array | None = None, cache=None, first=0
+    ):
         if x.ndim != 3:
-            raise ValueError(f"CausalTransformer: expected x of shape [b, n, d], got {list(x.shape)}")
+            raise ValueError(
+                f"CausalTransformer: expected x of shape [b, n, d], got {list(x.shape)}"
+            )
         b, m, d = x.shape
         n = m if cache is None else cache[0].shape[2]
         slots = first + jnp.arange(m)
@@ -56,10 +60,14 @@ class CausalTransformer(nn.Module):
 
         positions = self.param("positions", _normal, (n, self.width))
         if positions.shape[0] != n:
-            raise ValueError(f"CausalTransformer: expected {positions.shape[0]} tokens, as at init, got {n}")
+            raise ValueError(
+                f"CausalTransformer: expected {positions.shape[0]} tokens, as at init, got {n}"
+            )
         h = per_token(nn.Dense(self.width, dtype=self.dtype, name="tokens"), x)
         h = h + jnp.take(positions, slots, axis=0, mode="clip").astype(h.dtype)[None]
-        if (c := CondEmbed(self.width, self.num_classes, self.dtype, name="embed")(cond, b)) is not None:
+        if (
+            c := CondEmbed(self.width, self.num_classes, self.dtype, name="embed")(cond, b)
+        ) is not None:
             h = h + c[:, None].astype(h.dtype)
         blocks = nn.scan(
             nn.remat(CausalBlock, prevent_cse=False) if self.remat else CausalBlock,
@@ -68,9 +76,13 @@ class CausalTransformer(nn.Module):
             in_axes=(0, nn.broadcast, nn.broadcast),
             length=self.layers,
         )
-        h, cache = blocks(self.heads, self.mlp_ratio, self.dtype, name="blocks")(h, cache, slots, temperature)
+        h, cache = blocks(self.heads, self.mlp_ratio, self.dtype, name="blocks")(
+            h, cache, slots, temperature
+        )
         h = nn.LayerNorm(epsilon=1e-6, dtype=self.dtype, name="norm")(h)
-        head = nn.Dense(d * self.size, kernel_init=nn.initializers.zeros, name="head")  # in the params' precision
+        head = nn.Dense(
+            d * self.size, kernel_init=nn.initializers.zeros, name="head"
+        )  # in the params' precision
         raw = per_token(head, h.astype(float_dtype(h)))
         return raw if cache is None else (raw, cache)
 
@@ -97,7 +109,9 @@ class CausalBlock(nn.Module):
         b, m, width = h.shape
         size = width // self.heads
         y = nn.LayerNorm(epsilon=1e-6, dtype=self.dtype)(h)
-        qkv = per_token(nn.Dense(3 * width, dtype=self.dtype, name="qkv"), y).reshape(b, m, 3, self.heads, size)
+        qkv = per_token(nn.Dense(3 * width, dtype=self.dtype, name="qkv"), y).reshape(
+            b, m, 3, self.heads, size
+        )
         q, k, v = jnp.moveaxis(qkv, 2, 0)
         keys = slots
         if cache is not None:
@@ -106,11 +120,15 @@ class CausalBlock(nn.Module):
                 for old, new in zip(cache, (k, v), strict=True)
             )
             keys = jnp.arange(k.shape[1])
-        scores = jnp.einsum("bqhd,bkhd->bhqk", q, k, preferred_element_type=float_dtype(q)) * size**-0.5
+        scores = (
+            jnp.einsum("bqhd,bkhd->bhqk", q, k, preferred_element_type=float_dtype(q)) * size**-0.5
+        )
         if temperature is not None:
             scores = scores / temperature.astype(scores.dtype)[:, None, None, None]
         seen = (keys[None, :] <= slots[:, None])[None, None]
         weights = jax.nn.softmax(jnp.where(seen, scores, -jnp.inf)).astype(v.dtype)
         y = jnp.einsum("bhqk,bkhd->bqhd", weights, v).reshape(b, m, width)
         h = h + per_token(nn.Dense(width, dtype=self.dtype, name="out"), y)
-        return h + mlp(nn.LayerNorm(epsilon=1e-6, dtype=self.dtype)(h), self.mlp_ratio, self.dtype), cache
+        return h + mlp(
+            nn.LayerNorm(epsilon=1e-6, dtype=self.dtype)(h), self.mlp_ratio, self.dtype
+        ), cache

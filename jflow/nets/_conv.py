@@ -37,12 +37,18 @@ class LoopConv(nn.Module):
         pad = ((0, 0), (1, 1), (1, 1), (0, 0))
         if c <= f:
             x = jnp.pad(x, pad)
-            near = jnp.concatenate([x[:, i : i + h, j : j + w] for i in range(3) for j in range(3)], axis=-1)
+            near = jnp.concatenate(
+                [x[:, i : i + h, j : j + w] for i in range(3) for j in range(3)], axis=-1
+            )
             y = per_token(lambda rows: rows @ kernel.reshape(9 * c, f), near)
         else:
             y = per_token(lambda rows: rows @ kernel.transpose(2, 0, 1, 3).reshape(c, 9 * f), x)
             y = jnp.pad(y, pad)
-            parts = [y[:, i : i + h, j : j + w, f * (3 * i + j) :][..., :f] for i in range(3) for j in range(3)]
+            parts = [
+                y[:, i : i + h, j : j + w, f * (3 * i + j) :][..., :f]
+                for i in range(3)
+                for j in range(3)
+            ]
             y = sum(parts[1:], start=parts[0])
         return y + bias.reshape(1, 1, 1, f)
 
@@ -101,7 +107,9 @@ class GatedAttentionNet(nn.Module):
             in_axes=nn.broadcast,
             length=self.depth,
         )
-        h, _ = blocks(self.heads, self.dropout, self.activation, self.dtype, name="blocks")(h, vector)
+        h, _ = blocks(self.heads, self.dropout, self.activation, self.dtype, name="blocks")(
+            h, vector
+        )
         return self.activation(h)
 
 
@@ -118,11 +126,17 @@ class _GatedAttentionBlock(nn.Module):
         y = self.activation(y + _everywhere(self, vector, f))
         y = nn.Dropout(self.dropout, deterministic=not self.has_rng("dropout"))(y)
         h = self._add(h, y, "conv")
-        y = SelfAttention(self.heads, dtype=self.dtype, name="attention")(h.reshape(b, height * width, f))
+        y = SelfAttention(self.heads, dtype=self.dtype, name="attention")(
+            h.reshape(b, height * width, f)
+        )
         return self._add(h, y.reshape(h.shape), "attended"), None
 
     def _add(self, h: Array, y: Array, name: str) -> Array:
-        a, gate = jnp.split(per_token(nn.Dense(2 * h.shape[-1], dtype=self.dtype, name=f"{name}_gate"), y), 2, axis=-1)
+        a, gate = jnp.split(
+            per_token(nn.Dense(2 * h.shape[-1], dtype=self.dtype, name=f"{name}_gate"), y),
+            2,
+            axis=-1,
+        )
         norm = nn.LayerNorm(dtype=self.dtype, name=f"{name}_norm")
         return norm(h + a * jax.nn.sigmoid(gate)).astype(h.dtype)
 
@@ -155,7 +169,11 @@ def _everywhere(module: nn.Module, vector: Array | None, features: int):
     """A linear image of `vector` [b, k] for every pixel, [b, 1, 1, features]; 0 without one. Adds as concatenating k
     constant channels to the input would, at the cost of one pixel. To be called inside a compact method of `module`."""
     if vector is not None:
-        return nn.Dense(features, use_bias=False, dtype=module.dtype, name="cond")(vector)[:, None, None]
+        return nn.Dense(features, use_bias=False, dtype=module.dtype, name="cond")(vector)[
+            :, None, None
+        ]
     if module.has_variable("params", "cond"):
-        raise ValueError(f"{type(module).__name__}: expected a vector in cond, as at init, got none")
+        raise ValueError(
+            f"{type(module).__name__}: expected a vector in cond, as at init, got none"
+        )
     return 0.0

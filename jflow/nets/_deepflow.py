@@ -60,7 +60,9 @@ class DeepFlow(nn.Module):
 
     def __post_init__(self):
         if self.width % self.heads or self.width % 4:
-            raise ValueError(f"DeepFlow: expected a width divisible by 4 and by heads={self.heads}, got {self.width}")
+            raise ValueError(
+                f"DeepFlow: expected a width divisible by 4 and by heads={self.heads}, got {self.width}"
+            )
         if self.branches < 2 or self.depth < self.branches or self.depth % self.branches:
             raise ValueError(
                 f"DeepFlow: expected at least 2 branches that divide depth={self.depth}, got branches={self.branches}"
@@ -72,7 +74,13 @@ class DeepFlow(nn.Module):
         p, k = self.patch_size, self.branches
         if x.ndim == 4 and t.ndim == 1:
             x, t = (jnp.broadcast_to(v[:, None], (v.shape[0], k, *v.shape[1:])) for v in (x, t))
-        if x.ndim != 5 or t.shape != x.shape[:2] or x.shape[1] != k or x.shape[2] % p or x.shape[3] % p:
+        if (
+            x.ndim != 5
+            or t.shape != x.shape[:2]
+            or x.shape[1] != k
+            or x.shape[2] % p
+            or x.shape[3] % p
+        ):
             raise ValueError(
                 f"DeepFlow: expected x [b, H, W, C] and t [b], or x [b, {k}, H, W, C] and t [b, {k}], H and W divisible "
                 f"by {p}, got {list(x.shape)} and {list(t.shape)}"
@@ -82,14 +90,30 @@ class DeepFlow(nn.Module):
 
         # branch first: [k, b, ...]
         flat = patchify(x.reshape(b * k, height, width, channels), p)
-        patches = per_token(nn.Dense(self.width, kernel_init=_xavier, dtype=self.dtype, name="patches"), flat)
-        patches = patches + jnp.asarray(sincos_positions(rows, columns, self.width), patches.dtype)[None]
+        patches = per_token(
+            nn.Dense(self.width, kernel_init=_xavier, dtype=self.dtype, name="patches"), flat
+        )
+        patches = (
+            patches + jnp.asarray(sincos_positions(rows, columns, self.width), patches.dtype)[None]
+        )
         patches = patches.reshape(b, k, *patches.shape[1:]).swapaxes(0, 1)
         many = jax.tree.map(lambda c: jnp.repeat(jnp.asarray(c), k, axis=0), cond)
-        embed = TimeCondEmbed(self.width, self.num_classes, time_scale=self.time_scale, dtype=self.dtype, name="embed")
-        c = nn.silu(embed(t.reshape(-1), many)).astype(patches.dtype).reshape(b, k, -1).swapaxes(0, 1)
+        embed = TimeCondEmbed(
+            self.width, self.num_classes, time_scale=self.time_scale, dtype=self.dtype, name="embed"
+        )
+        c = (
+            nn.silu(embed(t.reshape(-1), many))
+            .astype(patches.dtype)
+            .reshape(b, k, -1)
+            .swapaxes(0, 1)
+        )
         gap = TimeCondEmbed(self.width, time_scale=self.time_scale, dtype=self.dtype, name="gap")
-        gaps = nn.silu(gap((t[:, 1:] - t[:, :-1]).reshape(-1))).astype(c.dtype).reshape(b, k - 1, -1).swapaxes(0, 1)
+        gaps = (
+            nn.silu(gap((t[:, 1:] - t[:, :-1]).reshape(-1)))
+            .astype(c.dtype)
+            .reshape(b, k - 1, -1)
+            .swapaxes(0, 1)
+        )
 
         branch: dict[str, Any] = dict(
             depth=self.depth // k,
@@ -104,7 +128,9 @@ class DeepFlow(nn.Module):
             split_rngs={"params": True, "dropout": True},
             length=k - 1,
         )
-        _, (accelerations, velocities) = scanned(**branch, name="rest")(h, (patches[1:], c[1:], gaps))
+        _, (accelerations, velocities) = scanned(**branch, name="rest")(
+            h, (patches[1:], c[1:], gaps)
+        )
 
         def images(tokens):  # [k, b, n, p p C] -> [b, k, H, W, C]
             made = unpatchify(tokens.reshape(-1, *tokens.shape[2:]), rows, columns, p)
@@ -133,7 +159,9 @@ class Branch(nn.Module):
         h, _ = blocks(*self.block, name="blocks")(h, c)
         shift, scale = modulation(c, 2, self.block[-1])
         y = layer_norm(self.block[-1])(h) * (1 + scale) + shift
-        return h, per_token(nn.Dense(self.out, kernel_init=_zeros, name="head"), y)  # in the params' precision
+        return h, per_token(
+            nn.Dense(self.out, kernel_init=_zeros, name="head"), y
+        )  # in the params' precision
 
 
 class Refined(nn.Module):
@@ -147,7 +175,9 @@ class Refined(nn.Module):
     @nn.compact
     def __call__(self, h: Array, inputs) -> tuple[Array, tuple[Array, Array]]:
         patches, c, gap = inputs
-        h, acceleration = Refiner(self.block[0], self.out, self.block[-1], name="refiner")(h, patches, gap)
+        h, acceleration = Refiner(self.block[0], self.out, self.block[-1], name="refiner")(
+            h, patches, gap
+        )
         h, velocity = Branch(self.depth, self.block, self.out, self.remat, name="branch")(h, c)
         return h, (acceleration, velocity)
 
@@ -167,11 +197,16 @@ class Refiner(nn.Module):
         b, n, width = h.shape
         dense = lambda size, name: nn.Dense(size, kernel_init=_xavier, dtype=self.dtype, name=name)  # noqa: E731
         a = layer_norm(self.dtype)(h)
-        a = per_token(lambda a: dense(width, "acceleration_out")(nn.gelu(dense(width, "acceleration_in")(a))), a)
+        a = per_token(
+            lambda a: dense(width, "acceleration_out")(nn.gelu(dense(width, "acceleration_in")(a))),
+            a,
+        )
         acceleration = per_token(nn.Dense(self.out, kernel_init=_zeros, name="head"), a)
 
         shift, scale, gate = modulation(gap, 3, self.dtype)
-        joint = layer_norm(self.dtype)(per_token(dense(width, "join"), jnp.concatenate([h, a], axis=-1)))
+        joint = layer_norm(self.dtype)(
+            per_token(dense(width, "join"), jnp.concatenate([h, a], axis=-1))
+        )
         q = per_token(dense(width, "q"), joint * (1 + scale) + shift)
         kv = per_token(dense(2 * width, "kv"), layer_norm(self.dtype)(patches))
         q = q.reshape(b, n, self.heads, -1)

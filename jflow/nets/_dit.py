@@ -46,7 +46,9 @@ class DiT(nn.Module):
 
     def __post_init__(self):
         if self.width % self.heads or self.width % 4:
-            raise ValueError(f"DiT: expected a width divisible by 4 and by heads={self.heads}, got {self.width}")
+            raise ValueError(
+                f"DiT: expected a width divisible by 4 and by heads={self.heads}, got {self.width}"
+            )
         check_whole("DiT", depth=self.depth)
         super().__post_init__()
 
@@ -54,14 +56,21 @@ class DiT(nn.Module):
     def __call__(self, x: Array, t: Array, cond: Cond = None, r: Array | None = None) -> Array:
         p = self.patch_size
         if x.ndim != 4 or x.shape[1] % p or x.shape[2] % p:
-            raise ValueError(f"DiT: expected x of shape [b, H, W, C], H and W divisible by {p}, got {list(x.shape)}")
+            raise ValueError(
+                f"DiT: expected x of shape [b, H, W, C], H and W divisible by {p}, got {list(x.shape)}"
+            )
         check_time("DiT", x, t, r)
         _, height, width, channels = x.shape
         rows, columns = height // p, width // p
 
-        h = per_token(nn.Dense(self.width, kernel_init=_xavier, dtype=self.dtype, name="patches"), patchify(x, p))
+        h = per_token(
+            nn.Dense(self.width, kernel_init=_xavier, dtype=self.dtype, name="patches"),
+            patchify(x, p),
+        )
         h = h + jnp.asarray(sincos_positions(rows, columns, self.width), h.dtype)[None]
-        embed = TimeCondEmbed(self.width, self.num_classes, time_scale=self.time_scale, dtype=self.dtype, name="embed")
+        embed = TimeCondEmbed(
+            self.width, self.num_classes, time_scale=self.time_scale, dtype=self.dtype, name="embed"
+        )
         c = nn.silu(embed(t, cond, r)).astype(h.dtype)  # the scan's carry keeps one type
         blocks = nn.scan(
             nn.remat(DiTBlock, prevent_cse=False) if self.remat else DiTBlock,
@@ -70,11 +79,15 @@ class DiT(nn.Module):
             in_axes=nn.broadcast,
             length=self.depth,
         )
-        h, _ = blocks(self.heads, self.mlp_ratio, self.dropout, self.dtype, self.attention_fn, name="blocks")(h, c)
+        h, _ = blocks(
+            self.heads, self.mlp_ratio, self.dropout, self.dtype, self.attention_fn, name="blocks"
+        )(h, c)
 
         shift, scale = modulation(c, 2, self.dtype)
         h = layer_norm(self.dtype)(h) * (1 + scale) + shift
-        h = per_token(nn.Dense(p * p * channels, kernel_init=_zeros, name="head"), h)  # in the params' precision
+        h = per_token(
+            nn.Dense(p * p * channels, kernel_init=_zeros, name="head"), h
+        )  # in the params' precision
         return unpatchify(h, rows, columns, p).astype(x.dtype)
 
 
@@ -95,7 +108,9 @@ class DiTBlock(nn.Module):
         shift_a, scale_a, gate_a, shift_m, scale_m, gate_m = modulation(c, 6, self.dtype)
 
         y = layer_norm(self.dtype)(h) * (1 + scale_a) + shift_a
-        y = SelfAttention(self.heads, _xavier, _xavier, self.dtype, self.attention_fn, name="attention")(y)
+        y = SelfAttention(
+            self.heads, _xavier, _xavier, self.dtype, self.attention_fn, name="attention"
+        )(y)
         h = h + gate_a * drop(y)
 
         y = layer_norm(self.dtype)(h) * (1 + scale_m) + shift_m
@@ -109,7 +124,11 @@ def layer_norm(dtype) -> nn.LayerNorm:
 
 def modulation(c: Array, n: int, dtype) -> list[Array]:
     """n linear functions [b, 1, width] of c [b, width], zero at first; to be called inside a compact method."""
-    return jnp.split(nn.Dense(n * c.shape[-1], kernel_init=_zeros, dtype=dtype, name="modulation")(c)[:, None], n, -1)
+    return jnp.split(
+        nn.Dense(n * c.shape[-1], kernel_init=_zeros, dtype=dtype, name="modulation")(c)[:, None],
+        n,
+        -1,
+    )
 
 
 def sincos_positions(rows: int, columns: int, width: int) -> np.ndarray:

@@ -27,7 +27,9 @@ def time_features(t: Array, dim: int, *, scale: float, max_period: float = 10_00
         raise ValueError(f"time_features: expected an even dim of at least 2, got {dim}")
     dtype = float_dtype(t)
     frequencies = scale * max_period ** (-np.arange(dim // 2) / (dim // 2))
-    angles = t.astype(dtype)[..., None] * jnp.asarray(frequencies, dtype).reshape((1,) * t.ndim + (-1,))
+    angles = t.astype(dtype)[..., None] * jnp.asarray(frequencies, dtype).reshape(
+        (1,) * t.ndim + (-1,)
+    )
     return jnp.concatenate([jnp.cos(angles), jnp.sin(angles)], axis=-1)
 
 
@@ -44,7 +46,9 @@ def need_cond(module: nn.Module, cond: Cond) -> None:
     """Raise in a module whose params were made with a cond, which would be left out in silence, and that is given none."""
     names = module.variables.get("params", {})
     if cond is None and any(name.startswith("cond") for name in names):
-        raise ValueError(f"{type(module).__name__}: expected cond, since its params were made with one, got None")
+        raise ValueError(
+            f"{type(module).__name__}: expected cond, since its params were made with one, got None"
+        )
 
 
 class TimeCondEmbed(nn.Module):
@@ -89,8 +93,12 @@ class TimeCondEmbed(nn.Module):
         if not jnp.issubdtype(leaf.dtype, jnp.integer):
             raise ValueError(f"{where}: expected integer labels or floats, got {leaf.dtype}")
         if self.num_classes is None:
-            raise ValueError(f"{where} holds integer labels: the network needs num_classes=..., got None")
+            raise ValueError(
+                f"{where} holds integer labels: the network needs num_classes=..., got None"
+            )
         if leaf.ndim != 1:
             raise ValueError(f"{where}: expected labels of shape [b], got {list(leaf.shape)}")
         init = nn.initializers.normal(0.02)
-        return nn.Embed(self.num_classes + 1, self.width, embedding_init=init, dtype=self.dtype, name=name)(leaf)
+        return nn.Embed(
+            self.num_classes + 1, self.width, embedding_init=init, dtype=self.dtype, name=name
+        )(leaf)

@@ -24,7 +24,9 @@ class ImageEncoder(nn.Module):
     @nn.compact
     def __call__(self, cond: Array) -> Array:
         if jnp.ndim(cond) != 4:
-            raise ValueError(f"ImageEncoder: expected cond of shape [b, H, W, C], got {list(jnp.shape(cond))}")
+            raise ValueError(
+                f"ImageEncoder: expected cond of shape [b, H, W, C], got {list(jnp.shape(cond))}"
+            )
         h = cond
         for width in self.widths:
             h = self.activation(nn.Conv(width, (3, 3), strides=2, dtype=self.dtype)(h))
@@ -47,15 +49,25 @@ class SetEncoder(nn.Module):
     @nn.compact
     def __call__(self, cond: Cond) -> Array:
         if isinstance(cond, dict) and set(cond) != {"x", "mask"}:
-            raise ValueError(f"SetEncoder: expected cond with the keys 'x' and 'mask', got {sorted(cond)}")
+            raise ValueError(
+                f"SetEncoder: expected cond with the keys 'x' and 'mask', got {sorted(cond)}"
+            )
         x, mask = (cond["x"], cond["mask"]) if isinstance(cond, dict) else (cond, None)
         if jnp.ndim(x) != 3 or (mask is not None and jnp.shape(mask) != jnp.shape(x)[:2]):
             shapes = [list(jnp.shape(a)) for a in (x, mask) if a is not None]
-            raise ValueError(f"SetEncoder: expected x of shape [b, n, d] and a mask [b, n], got {shapes}")
+            raise ValueError(
+                f"SetEncoder: expected x of shape [b, n, d] and a mask [b, n], got {shapes}"
+            )
         dtype = float_dtype(x)
-        present = jnp.ones_like(x, shape=x.shape[:2], dtype=dtype) if mask is None else (mask != 0).astype(dtype)
+        present = (
+            jnp.ones_like(x, shape=x.shape[:2], dtype=dtype)
+            if mask is None
+            else (mask != 0).astype(dtype)
+        )
         present = present[..., None]
-        h = MLP(self.hidden, self.activation, dtype=self.dtype, name="phi")(jnp.where(present > 0, x, 0))
+        h = MLP(self.hidden, self.activation, dtype=self.dtype, name="phi")(
+            jnp.where(present > 0, x, 0)
+        )
         count = jnp.sum(present, axis=1)
         mean = jnp.sum(h.astype(dtype) * present, axis=1) / jnp.maximum(count, 1)
         h = MLP(self.hidden, self.activation, dtype=self.dtype, name="rho")(
@@ -79,6 +91,10 @@ class Periodic(nn.Module):
     def __call__(self, x: Array, cond: Cond = None) -> Array:
         mask = np.ones(x.shape[-1], bool) if self.mask is None else np.asarray(self.mask)
         if mask.dtype != bool or mask.shape != x.shape[-1:]:
-            raise ValueError(f"Periodic: expected a boolean mask of shape {[x.shape[-1]]}, got {list(mask.shape)}")
+            raise ValueError(
+                f"Periodic: expected a boolean mask of shape {[x.shape[-1]]}, got {list(mask.shape)}"
+            )
         angles = x[..., mask] * (np.pi / self.bound)
-        return self.net(jnp.concatenate([jnp.cos(angles), jnp.sin(angles), x[..., ~mask]], axis=-1), cond)
+        return self.net(
+            jnp.concatenate([jnp.cos(angles), jnp.sin(angles), x[..., ~mask]], axis=-1), cond
+        )

@@ -123,7 +123,9 @@ class InceptionFID(nn.Module):
                 f"channels), got {x.dtype} {list(x.shape)}"
             )
         if not self.resize and min(x.shape[1:3]) < 75:
-            raise ValueError(f"InceptionFID: expected images of at least 75 x 75 without resize, got {list(x.shape)}")
+            raise ValueError(
+                f"InceptionFID: expected images of at least 75 x 75 without resize, got {list(x.shape)}"
+            )
         if self.resize:
             x = jax.image.resize(x, (x.shape[0], 299, 299, 3), "bilinear", antialias=False)
         h = 2 * x - 1
@@ -141,14 +143,20 @@ class InceptionFID(nn.Module):
             if callable(part):
                 h = part(h)
             elif isinstance(part, list):
-                h = jnp.concatenate([self._conv(h, f"{block}.{name}", *size) for name, *size in part], axis=-1)
+                h = jnp.concatenate(
+                    [self._conv(h, f"{block}.{name}", *size) for name, *size in part], axis=-1
+                )
             else:
                 name, *size = part
                 h = self._conv(h, f"{block}.{name}", *size)
         return h
 
-    def _conv(self, h: Array, name: str, features: int, kernel, stride: int = 1, padding: str = "") -> Array:
+    def _conv(
+        self, h: Array, name: str, features: int, kernel, stride: int = 1, padding: str = ""
+    ) -> Array:
         """A convolution and a ReLU; 'SAME' where the stride is 1, 'VALID' where it is 2."""
         size = (kernel, kernel) if isinstance(kernel, int) else kernel
         padding = padding or ("SAME" if stride == 1 else "VALID")
-        return nn.relu(nn.Conv(features, size, (stride, stride), padding, dtype=self.dtype, name=name)(h))
+        return nn.relu(
+            nn.Conv(features, size, (stride, stride), padding, dtype=self.dtype, name=name)(h)
+        )

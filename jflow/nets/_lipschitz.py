@@ -67,7 +67,10 @@ class LipschitzMLP(nn.Module):
         sizes = [x.shape[-1], *self.hidden, x.shape[-1]]
         orders = [2] * len(sizes) if self.orders is None else self.orders
         shapes = list(zip(sizes[:-1], sizes[1:], strict=True))
-        norms = [lambda w, p=p, q=q: induced_norm(w, p, q) for p, q in zip(orders[:-1], orders[1:], strict=True)]
+        norms = [
+            lambda w, p=p, q=q: induced_norm(w, p, q)
+            for p, q in zip(orders[:-1], orders[1:], strict=True)
+        ]
         return _layers(self, shapes, norms, flatten_cond("LipschitzMLP", cond, x.shape[0]))
 
     def run(self, weights: PyTree, x: Array) -> Array:
@@ -96,7 +99,9 @@ class LipschitzConv(nn.Module):
 
     def __post_init__(self):
         _check("LipschitzConv", self.channels, self.coeff)
-        if len(self.kernels) != len(self.channels) + 1 or any(k < 1 or k % 2 == 0 for k in self.kernels):
+        if len(self.kernels) != len(self.channels) + 1 or any(
+            k < 1 or k % 2 == 0 for k in self.kernels
+        ):
             raise ValueError(
                 f"LipschitzConv: expected {len(self.channels) + 1} odd kernel sides, got {tuple(self.kernels)}"
             )
@@ -106,7 +111,9 @@ class LipschitzConv(nn.Module):
     def weights(self, x: Array, cond: Cond = None) -> PyTree:
         """The layers to `run`, (kernel, bias, beta) each, under their bounds at the size of x."""
         if x.ndim != 4:
-            raise ValueError(f"LipschitzConv: expected x of shape [b, H, W, C], got {list(x.shape)}")
+            raise ValueError(
+                f"LipschitzConv: expected x of shape [b, H, W, C], got {list(x.shape)}"
+            )
         sizes = [x.shape[-1], *self.channels, x.shape[-1]]
         shapes = [(k, k, m, n) for k, m, n in zip(self.kernels, sizes[:-1], sizes[1:], strict=True)]
         _, height, width, _ = x.shape
@@ -115,7 +122,9 @@ class LipschitzConv(nn.Module):
 
     def run(self, weights: PyTree, x: Array) -> Array:
         def conv(h, kernel, bias):
-            y = jax.lax.conv_general_dilated(h, kernel, (1, 1), "SAME", dimension_numbers=("NHWC", "HWIO", "NHWC"))
+            y = jax.lax.conv_general_dilated(
+                h, kernel, (1, 1), "SAME", dimension_numbers=("NHWC", "HWIO", "NHWC")
+            )
             return y + bias[:, None, None, :]
 
         return _run(self, conv, weights, x)
@@ -128,7 +137,9 @@ def _check(name, widths, coeff):
     if not widths:
         raise ValueError(f"{name}: expected at least one hidden layer, got none")
     if not 0 < coeff < 1:
-        raise ValueError(f"{name}: expected a Lipschitz constant coeff in (0, 1) for an invertible map, got {coeff}")
+        raise ValueError(
+            f"{name}: expected a Lipschitz constant coeff in (0, 1) for an invertible map, got {coeff}"
+        )
 
 
 def _layers(module, shapes, norms, cond):
@@ -137,10 +148,14 @@ def _layers(module, shapes, norms, cond):
     layers = []
     for i, (shape, norm) in enumerate(zip(shapes, norms, strict=True)):
         last = i == len(shapes) - 1
-        kernel = module.param(f"kernel_{i}", nn.initializers.zeros if last else nn.initializers.lecun_normal(), shape)
+        kernel = module.param(
+            f"kernel_{i}", nn.initializers.zeros if last else nn.initializers.lecun_normal(), shape
+        )
         bias = module.param(f"bias_{i}", nn.initializers.zeros, shape[-1:])[None]
         if i == 0 and cond is not None:
-            cond_kernel = module.param("cond", nn.initializers.lecun_normal(), (cond.shape[-1], shape[-1]))
+            cond_kernel = module.param(
+                "cond", nn.initializers.lecun_normal(), (cond.shape[-1], shape[-1])
+            )
             bias = bias + cond.astype(cond_kernel.dtype) @ cond_kernel
         elif i == 0 and module.has_variable("params", "cond"):
             raise ValueError(f"{type(module).__name__}: expected cond as at init, got None")
@@ -157,5 +172,9 @@ def _run(module, linear, weights, x):
     for i, (kernel, bias, beta) in enumerate(weights):
         h = linear(h, kernel.astype(dtype), bias.astype(dtype))
         if i < len(weights) - 1:
-            h = lip_swish(h, beta.astype(dtype)) if module.activation is None else module.activation(h)
+            h = (
+                lip_swish(h, beta.astype(dtype))
+                if module.activation is None
+                else module.activation(h)
+            )
     return h.astype(float_dtype(x))

@@ -54,7 +54,9 @@ class MADE(nn.Module):
             raise ValueError(f"MADE: expected size >= 1, got {self.size}")
         hidden = tuple(self.hidden)
         if not hidden or min(hidden) < 1:
-            raise ValueError(f"MADE: expected at least one hidden width, all positive, got hidden={hidden}")
+            raise ValueError(
+                f"MADE: expected at least one hidden width, all positive, got hidden={hidden}"
+            )
         if self.residual and len(set(hidden)) > 1:
             raise ValueError(f"MADE: expected equal widths with residual=True, got hidden={hidden}")
         object.__setattr__(self, "hidden", hidden)
@@ -63,7 +65,9 @@ class MADE(nn.Module):
         if self.order is not None:
             order = tuple(int(i) for i in self.order)
             if sorted(order) != list(range(len(order))):
-                raise ValueError(f"MADE: expected order to be a permutation of 0..d-1, got {list(order)}")
+                raise ValueError(
+                    f"MADE: expected order to be a permutation of 0..d-1, got {list(order)}"
+                )
             object.__setattr__(self, "order", order)
         if self.adjacency is not None:
             longest_path(self.adjacency)  # checks it
@@ -86,12 +90,17 @@ class MADE(nn.Module):
         units = [sets[_spread(len(sets), width, c is not None)] for width in self.hidden]
         mask, h = units[0].T, x
         if c is not None:
-            mask, h = np.vstack([mask, np.ones((c.shape[-1], len(units[0])), bool)]), jnp.concatenate([h, c], axis=-1)
+            mask, h = (
+                np.vstack([mask, np.ones((c.shape[-1], len(units[0])), bool)]),
+                jnp.concatenate([h, c], axis=-1),
+            )
         h = self._dense(h, mask, "0", self.dtype)
         for i, (before, after) in enumerate(zip(units, units[1:], strict=False), 1):
             inner = self._dense(self._active(h), _subsets(before, after), str(i), self.dtype)
             if self.residual:
-                inner = h + self._dense(self._active(inner), _subsets(after, after), f"{i}_out", self.dtype)
+                inner = h + self._dense(
+                    self._active(inner), _subsets(after, after), f"{i}_out", self.dtype
+                )
             h = inner
         head = np.repeat(_subsets(units[-1], adjacency), self.size, axis=1)
         dtype = float_dtype(x)
@@ -99,7 +108,9 @@ class MADE(nn.Module):
         return raw.reshape(*x.shape, self.size)
 
     def _active(self, h: Array) -> Array:
-        return nn.Dropout(self.dropout, deterministic=not self.has_rng("dropout"))(self.activation(h))
+        return nn.Dropout(self.dropout, deterministic=not self.has_rng("dropout"))(
+            self.activation(h)
+        )
 
     def _adjacency(self, x: Array) -> np.ndarray:
         d = x.shape[-1]
@@ -116,7 +127,9 @@ class MADE(nn.Module):
         """h @ (kernel * mask) + bias, with a variance at first that does not depend on how much the mask leaves."""
 
         def draw(key, shape):
-            return jax.random.normal(key, shape) / np.sqrt(np.maximum(mask.sum(0, keepdims=True), 1))
+            return jax.random.normal(key, shape) / np.sqrt(
+                np.maximum(mask.sum(0, keepdims=True), 1)
+            )
 
         kernel = self.param(f"kernel_{name}", nn.initializers.zeros if zero else draw, mask.shape)
         bias = self.param(f"bias_{name}", nn.initializers.zeros, mask.shape[1:])
@@ -131,8 +144,15 @@ def longest_path(adjacency) -> int:
     depends on anything. Raises ValueError for a graph with a cycle. Source: zuko (Rozet et al.).
     """
     graph = np.asarray(adjacency)
-    if graph.ndim != 2 or graph.shape[0] != graph.shape[1] or graph.shape[0] < 1 or graph.dtype != bool:
-        raise ValueError(f"expected a square adjacency of booleans, got {graph.dtype} {list(graph.shape)}")
+    if (
+        graph.ndim != 2
+        or graph.shape[0] != graph.shape[1]
+        or graph.shape[0] < 1
+        or graph.dtype != bool
+    ):
+        raise ValueError(
+            f"expected a square adjacency of booleans, got {graph.dtype} {list(graph.shape)}"
+        )
     level = np.ones(len(graph), int)
     for _ in range(len(graph)):
         new = 1 + np.max(np.where(graph, level[None, :], 0), axis=1)

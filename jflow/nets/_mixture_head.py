@@ -40,11 +40,15 @@ class MixtureHead(nn.Module):
         k, d = self.components, numbers.shape[-1]
         lifted = nn.Dense(self.features, dtype=self.dtype, name="lift")(numbers)
         args = (lifted, t) if cond is None else (lifted, t, cond)
-        h = self.network(*args)  # no norm here: the network starts at zero, where a norm's slope explodes
+        h = self.network(
+            *args
+        )  # no norm here: the network starts at zero, where a norm's slope explodes
         # the heads compute in the params' precision
         means = nn.Dense(k * d, bias_init=nn.initializers.normal(self.spread), name="means")(h)
         logits = nn.Dense(k, name="logits")(h)
         pooled = jnp.mean(h, axis=tuple(range(1, h.ndim - 1)))
         log_std = nn.Dense(1, kernel_init=nn.initializers.zeros, name="log_std")(pooled)[:, 0]
-        found = GaussianMixture(logits, means.reshape(*logits.shape, *x.shape[max(1, x.ndim - 1) :]), log_std)
+        found = GaussianMixture(
+            logits, means.reshape(*logits.shape, *x.shape[max(1, x.ndim - 1) :]), log_std
+        )
         return jax.tree.map(lambda v: v.astype(float_dtype(x)), found)

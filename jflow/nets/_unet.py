@@ -61,7 +61,11 @@ class UNet(nn.Module):
         widths = [self.channels * m for m in self.multipliers]
         h = nn.Conv(widths[0], (3, 3), dtype=self.dtype, name="stem")(x)
         embed = TimeCondEmbed(
-            4 * self.channels, self.num_classes, time_scale=self.time_scale, dtype=self.dtype, name="embed"
+            4 * self.channels,
+            self.num_classes,
+            time_scale=self.time_scale,
+            dtype=self.dtype,
+            name="embed",
         )
         c = nn.silu(embed(t, cond, r)).astype(h.dtype)  # the scan's carry keeps one type
 
@@ -85,7 +89,9 @@ class UNet(nn.Module):
         # loop of one turn. There are only a few blocks a level.
         outputs = []
         for i, skip in enumerate(skips):
-            h = UNetBlock(self.heads if attend else 0, self.dropout, self.dtype, name=f"{name}_{i}")(h, skip, c)
+            h = UNetBlock(
+                self.heads if attend else 0, self.dropout, self.dtype, name=f"{name}_{i}"
+            )(h, skip, c)
             outputs.append(h)
         return h, outputs
 
@@ -101,16 +107,24 @@ class UNetBlock(nn.Module):
     def __call__(self, h: Array, skip: Array | None, c: Array) -> Array:
         channels = h.shape[-1]
         if skip is not None:
-            h = nn.Dense(channels, dtype=self.dtype, name="merge")(jnp.concatenate([h, skip], axis=-1))
+            h = nn.Dense(channels, dtype=self.dtype, name="merge")(
+                jnp.concatenate([h, skip], axis=-1)
+            )
         y = nn.silu(group_norm(channels, self.dtype)(h))
         y = nn.Conv(channels, (3, 3), dtype=self.dtype, name="in")(y)
-        shift, scale = jnp.split(nn.Dense(2 * channels, dtype=self.dtype, name="modulation")(c)[:, None, None], 2, -1)
+        shift, scale = jnp.split(
+            nn.Dense(2 * channels, dtype=self.dtype, name="modulation")(c)[:, None, None], 2, -1
+        )
         y = nn.silu(group_norm(channels, self.dtype)(y) * (1 + scale) + shift)
         y = nn.Dropout(self.dropout, deterministic=not self.has_rng("dropout"))(y)
         h = h + nn.Conv(channels, (3, 3), kernel_init=_zeros, dtype=self.dtype, name="out")(y)
         if self.heads:
-            tokens = group_norm(channels, self.dtype)(h).reshape(h.shape[0], h.shape[1] * h.shape[2], channels)
-            attention = SelfAttention(self.heads, out_init=_zeros, dtype=self.dtype, name="attention")
+            tokens = group_norm(channels, self.dtype)(h).reshape(
+                h.shape[0], h.shape[1] * h.shape[2], channels
+            )
+            attention = SelfAttention(
+                self.heads, out_init=_zeros, dtype=self.dtype, name="attention"
+            )
             h = h + attention(tokens).reshape(h.shape)
         return h
 

@@ -44,7 +44,9 @@ class ViT(nn.Module):
             raise ValueError(f"ViT: expected x of shape [b, n, d], got {list(x.shape)}")
         h = per_token(nn.Dense(self.width, dtype=self.dtype, name="tokens"), x)
         h = h + self.param("positions", _normal, (x.shape[1], self.width)).astype(h.dtype)[None]
-        if (c := CondEmbed(self.width, self.num_classes, self.dtype, name="embed")(cond, x.shape[0])) is not None:
+        if (
+            c := CondEmbed(self.width, self.num_classes, self.dtype, name="embed")(cond, x.shape[0])
+        ) is not None:
             h = h + c[:, None].astype(h.dtype)
         blocks = nn.scan(
             nn.remat(ViTBlock, prevent_cse=False) if self.remat else ViTBlock,
@@ -67,7 +69,9 @@ class ViTBlock(nn.Module):
     def __call__(self, h: Array, _) -> tuple[Array, None]:
         attention = SelfAttention(self.heads, dtype=self.dtype, name="attention")
         h = h + attention(nn.LayerNorm(epsilon=1e-6, dtype=self.dtype)(h))
-        return h + mlp(nn.LayerNorm(epsilon=1e-6, dtype=self.dtype)(h), self.mlp_ratio, self.dtype), None
+        return h + mlp(
+            nn.LayerNorm(epsilon=1e-6, dtype=self.dtype)(h), self.mlp_ratio, self.dtype
+        ), None
 
 
 class CondEmbed(nn.Module):
@@ -98,19 +102,30 @@ class CondEmbed(nn.Module):
 
     def _leaf(self, leaf: Array, name: str, where: str) -> Array:
         if jnp.issubdtype(leaf.dtype, jnp.floating):
-            return nn.Dense(self.width, use_bias=False, dtype=self.dtype, name=name)(flatten_event(leaf))
+            return nn.Dense(self.width, use_bias=False, dtype=self.dtype, name=name)(
+                flatten_event(leaf)
+            )
         if not jnp.issubdtype(leaf.dtype, jnp.integer) or leaf.ndim != 1:
-            raise ValueError(f"{where}: expected floats or integer labels [b], got {leaf.dtype} {list(leaf.shape)}")
+            raise ValueError(
+                f"{where}: expected floats or integer labels [b], got {leaf.dtype} {list(leaf.shape)}"
+            )
         if self.num_classes is None:
-            raise ValueError(f"{where} holds integer labels: the network needs num_classes=..., got None")
-        table = nn.Embed(self.num_classes + 1, self.width, embedding_init=_normal, dtype=self.dtype, name=name)
+            raise ValueError(
+                f"{where} holds integer labels: the network needs num_classes=..., got None"
+            )
+        table = nn.Embed(
+            self.num_classes + 1, self.width, embedding_init=_normal, dtype=self.dtype, name=name
+        )
         return table(leaf)
 
 
 def mlp(h: Array, ratio: int, dtype) -> Array:
     """Two dense layers [b, n, width] -> [b, n, width] with a GELU between; to be called inside a compact method."""
     width = h.shape[-1]
-    enter, leave = nn.Dense(ratio * width, dtype=dtype, name="in"), nn.Dense(width, dtype=dtype, name="leave")
+    enter, leave = (
+        nn.Dense(ratio * width, dtype=dtype, name="in"),
+        nn.Dense(width, dtype=dtype, name="leave"),
+    )
     return per_token(lambda h: leave(nn.gelu(enter(h))), h)
 
 

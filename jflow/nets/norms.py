@@ -79,7 +79,9 @@ def induced_norm(w: Array, p: float, q: float, *, steps: int = 100, starts: int 
         return spectral_bound(w)
     fixed = jax.lax.stop_gradient(w)
     rng = np.random.default_rng(0)
-    x = jnp.zeros_like(fixed, shape=(starts, w.shape[0])) + jnp.asarray(rng.normal(size=(starts, w.shape[0])), w.dtype)
+    x = jnp.zeros_like(fixed, shape=(starts, w.shape[0])) + jnp.asarray(
+        rng.normal(size=(starts, w.shape[0])), w.dtype
+    )
     x = _direction(x, dual)
 
     def again(_, pair):
@@ -111,7 +113,9 @@ def _direction(y: Array, p: float) -> Array:
     """The gradient of |y|_p along the last axis: of all u with |u|_p* <= 1 the one with the greatest u . y."""
     y = y / jnp.maximum(jnp.max(jnp.abs(y), axis=-1, keepdims=True), jnp.finfo(y.dtype).tiny)
     if math.isinf(p):
-        return jax.nn.one_hot(jnp.argmax(jnp.abs(y), axis=-1), y.shape[-1], dtype=y.dtype) * jnp.sign(y)
+        return jax.nn.one_hot(
+            jnp.argmax(jnp.abs(y), axis=-1), y.shape[-1], dtype=y.dtype
+        ) * jnp.sign(y)
     if p == 1:
         return jnp.sign(y)
     power = jnp.abs(y) ** (p - 1)

@@ -46,7 +46,13 @@ def reschedule(velocity: Velocity, trained: Schedule, new: Schedule) -> Velocity
         def change(x, u):
             return (expand_to(rate, x) * x + expand_to(c * speed, x) * u).astype(x.dtype)
 
-        u = velocity.apply(params, jax.tree.map(lambda x: (x / expand_to(c, x)).astype(x.dtype), x), t, cond, key=key)
+        u = velocity.apply(
+            params,
+            jax.tree.map(lambda x: (x / expand_to(c, x)).astype(x.dtype), x),
+            t,
+            cond,
+            key=key,
+        )
         return jax.tree.map(change, x, u)
 
     return Velocity(velocity.init, apply)
@@ -66,7 +72,9 @@ def _root(schedule, angle):
     """t where the angle of (alpha, sigma) is the given one: it is finite at both ends, as log(alpha / sigma) is not."""
 
     def of_time(t, _):
-        held = jnp.clip(t, 0, 1)  # beyond [0, 1] the angle goes on at slope 1, since a root must be somewhere
+        held = jnp.clip(
+            t, 0, 1
+        )  # beyond [0, 1] the angle goes on at slope 1, since a root must be somewhere
         slope = jnp.where(t == held, _rates(schedule, held)[0], 1)
         tiny, huge = jnp.finfo(t.dtype).tiny, jnp.finfo(t.dtype).max
         return jnp.arctan2(schedule.alpha(held), schedule.sigma(held)) + (t - held), jnp.log(
@@ -118,7 +126,9 @@ def from_trigonometric(field: Field, *, data_std: float = 1.0) -> Velocity:
     return Velocity(_later(field, lambda t: quarter * (1 - t)), apply)
 
 
-def to_trigonometric(velocity: Velocity, trained: Schedule = LINEAR, *, data_std: float = 1.0) -> Field:
+def to_trigonometric(
+    velocity: Velocity, trained: Schedule = LINEAR, *, data_std: float = 1.0
+) -> Field:
     """The other direction of `from_trigonometric`: F(x / data_std, tau) from a velocity on the path `trained`, params and
     init as they are. Nothing is lost: what both predict of the data is the same at every state.
 
@@ -160,11 +170,15 @@ def from_sigma(noise: Field, schedule: Schedule) -> Velocity:
 def _of_sigma(field, schedule, convert):
     def apply(params, x, t, cond=None, *, key=None):
         t = rows(t, x.shape[0])
-        return convert(field.apply(params, x, schedule.sigma(t), cond, key=key), x, t, schedule).astype(x.dtype)
+        return convert(
+            field.apply(params, x, schedule.sigma(t), cond, key=key), x, t, schedule
+        ).astype(x.dtype)
 
     return Velocity(_later(field, schedule.sigma), apply)
 
 
 def _later(field: Field, time: Callable):
     """The init of a field that is given time(t) instead of t."""
-    return lambda key, x, t, cond=None: field.init(key, x, time(rows(t, jax.tree.leaves(x)[0].shape[0])), cond)
+    return lambda key, x, t, cond=None: field.init(
+        key, x, time(rows(t, jax.tree.leaves(x)[0].shape[0])), cond
+    )

@@ -78,7 +78,9 @@ def check_ends(schedule: Schedule, *, tolerance: float = 0.1) -> Schedule:
     values = [jnp.asarray(f(jnp.asarray([0.0, 1.0]))) for f in (schedule.alpha, schedule.sigma)]
     for name, value in zip(("alpha", "sigma"), values, strict=True):
         if value.shape != (2,):
-            raise ValueError(f"Schedule: expected {name} to map t [b] to [b], got shape {list(value.shape)} for [2]")
+            raise ValueError(
+                f"Schedule: expected {name} to map t [b] to [b], got shape {list(value.shape)} for [2]"
+            )
     if any(isinstance(value, jax.core.Tracer) for value in values):
         return schedule
     (a0, a1), (s0, s1) = (np.asarray(value, np.float64) for value in values)
@@ -200,4 +202,6 @@ def check_times(t: Array) -> None:
         return
     known = np.asarray(t, np.float64)
     if not np.all((known >= -1e-6) & (known <= 1 + 1e-6)):
-        raise ValueError(f"expected times t in [0, 1], noise at 0 and data at 1, got {known.min()} to {known.max()}")
+        raise ValueError(
+            f"expected times t in [0, 1], noise at 0 and data at 1, got {known.min()} to {known.max()}"
+        )

@@ -102,7 +102,9 @@ def interpolant_velocity(field: Field) -> Velocity:
     """The velocity of a field that returns {'velocity', 'noise'}; same params."""
 
     def apply(params, x, t, cond=None, *, key=None):
-        return like_state("interpolant_velocity", field.apply(params, x, t, cond, key=key)["velocity"], x)
+        return like_state(
+            "interpolant_velocity", field.apply(params, x, t, cond, key=key)["velocity"], x
+        )
 
     return Velocity(field.init, apply)
 
@@ -142,8 +144,12 @@ def _check_ends(coefficients, tolerance):
     for (name, expected), f in zip(ends.items(), coefficients, strict=True):
         given = jnp.asarray(f(jnp.asarray([0.0, 1.0])))
         if given.shape != (2,):
-            raise ValueError(f"interpolant: expected {name} to map t [b] to [b], got shape {list(given.shape)} for [2]")
-        if not isinstance(given, jax.core.Tracer) and not np.allclose(given, expected, rtol=0, atol=tolerance):
+            raise ValueError(
+                f"interpolant: expected {name} to map t [b] to [b], got shape {list(given.shape)} for [2]"
+            )
+        if not isinstance(given, jax.core.Tracer) and not np.allclose(
+            given, expected, rtol=0, atol=tolerance
+        ):
             raise ValueError(
                 f"interpolant: expected {name}(0), {name}(1) = {expected[0]}, {expected[1]} to within {tolerance}, "
                 f"got {float(given[0]):.4g}, {float(given[1]):.4g}"

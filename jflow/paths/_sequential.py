@@ -33,7 +33,9 @@ def sequential_path(knots: Times) -> Interpolant:
 
     def segment(x1, t):
         if x1.ndim < 2 or x1.shape[1] != len(times):
-            raise ValueError(f"sequential_path: expected x of shape [b, {len(times)}, ...], got {list(x1.shape)}")
+            raise ValueError(
+                f"sequential_path: expected x of shape [b, {len(times)}, ...], got {list(x1.shape)}"
+            )
         t_k = jnp.asarray(times, t.dtype)
         k = jnp.clip(jnp.searchsorted(t_k, t, side="right") - 1, 0, len(times) - 2)
         start, end = (jnp.take_along_axis(x1, expand_to(i, x1), axis=1)[:, 0] for i in (k, k + 1))

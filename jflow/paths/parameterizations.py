@@ -15,10 +15,24 @@ from jax.typing import ArrayLike
 from jflow._core.arrays import expand_to
 from jflow._core.checks import like_state, rows
 from jflow._core.keys import same_draws
-from jflow.paths._affine import LINEAR, Schedule, data_to_velocity, noise_to_velocity, score_to_velocity
+from jflow.paths._affine import (
+    LINEAR,
+    Schedule,
+    data_to_velocity,
+    noise_to_velocity,
+    score_to_velocity,
+)
 from jflow.types import Array, Cond, Field, Velocity
 
-__all__ = ["Bounded", "boundary_mask", "boundary_subtraction", "edm_denoiser", "from_score", "from_noise", "from_data"]
+__all__ = [
+    "Bounded",
+    "boundary_mask",
+    "boundary_subtraction",
+    "edm_denoiser",
+    "from_score",
+    "from_noise",
+    "from_data",
+]
 
 
 def from_data(field: Field, schedule: Schedule = LINEAR, *, margin: float = 1e-3) -> Velocity:
@@ -44,7 +58,10 @@ def from_score(field: Field, schedule: Schedule = LINEAR, *, margin: float = 1e-
 def _converted(name, field, schedule, convert, start, end):
     if not (0 <= start < 0.5 and 0 <= end < 0.5):
         raise ValueError(f"{name}: expected 0 <= margin < 0.5, got {max(start, end)}")
-    start, end = float(start), float(end)  # numbers of numpy's would bring float64 along, here and below
+    start, end = (
+        float(start),
+        float(end),
+    )  # numbers of numpy's would bring float64 along, here and below
 
     def apply(params, x, t, cond=None, *, key=None):
         t = rows(t, x.shape[0])
@@ -76,7 +93,9 @@ def edm_denoiser(field: Field, *, data_std: float = 0.5) -> Field:
     def apply(params, x, sigma, cond=None, *, key=None):
         sigma, n, inner, level = scaled(x, sigma)
         raw = like_state("edm_denoiser", field.apply(params, inner, level, cond, key=key), x)
-        return (expand_to((data_std / n) ** 2, x) * x + expand_to(sigma * data_std / n, x) * raw).astype(x.dtype)
+        return (
+            expand_to((data_std / n) ** 2, x) * x + expand_to(sigma * data_std / n, x) * raw
+        ).astype(x.dtype)
 
     return Field(init, apply)
 
@@ -90,7 +109,10 @@ class Bounded(NamedTuple):
 
 
 def boundary_mask(
-    field: Field, *, data_mean: ArrayLike | Callable[[Cond], Array] | None = None, gain: float | None = None
+    field: Field,
+    *,
+    data_mean: ArrayLike | Callable[[Cond], Array] | None = None,
+    gain: float | None = None,
 ) -> Bounded:
     """A rectified flow (linear path, source N(0, I)) that meets its known ends, by a mask on the network:
         v = (1 - t) (E[x1] - x) + t x + gain t (1 - t) net(x, t)      score = t (E[x1] - x) - (1 + t) x + gain t^2 net
@@ -120,12 +142,16 @@ def boundary_mask(
         s = expand_to(t, x)
         if data_mean is None:
             return (gain * s * net - (1 + s) * x).astype(x.dtype)
-        return (s * (_mean(data_mean, cond, x) - x) - (1 + s) * x + gain * s**2 * net).astype(x.dtype)
+        return (s * (_mean(data_mean, cond, x) - x) - (1 + s) * x + gain * s**2 * net).astype(
+            x.dtype
+        )
 
     return Bounded(Velocity(field.init, velocity), Field(field.init, score))
 
 
-def boundary_subtraction(field: Field, *, data_mean: ArrayLike | Callable[[Cond], Array] | None = None) -> Bounded:
+def boundary_subtraction(
+    field: Field, *, data_mean: ArrayLike | Callable[[Cond], Array] | None = None
+) -> Bounded:
     """As `boundary_mask`, by taking away what the network says at the ends:
         v = (1 - t) (E[x1] - x) + t x + net(x, t) - (1 - t) net(x, 0) - t net(x, 1)
         v = x + net(x, t) - net(x, 1)                                       without data_mean

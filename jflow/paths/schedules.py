@@ -60,7 +60,9 @@ def optimal_transport(sigma_min: float = 1e-5) -> Schedule:
     Source: Lipman, Chen, Ben-Hamu, Nickel, Le, "Flow Matching for Generative Modeling", 2023 (its OT path).
     """
     if not 0 <= sigma_min < 1:
-        raise ValueError(f"schedules.optimal_transport: expected 0 <= sigma_min < 1, got {sigma_min}")
+        raise ValueError(
+            f"schedules.optimal_transport: expected 0 <= sigma_min < 1, got {sigma_min}"
+        )
     sigma_min = float(sigma_min)
     lost = 1 - sigma_min
     # sigma as (1 - t) + sigma_min t keeps its digits near t = 1
@@ -111,10 +113,14 @@ def vp(beta_min: float = 0.1, beta_max: float = 20.0) -> Schedule:
 
     def time(a, s):
         total = 2 * (jnp.log(jnp.hypot(a, s)) - jnp.log(jnp.maximum(a, jnp.finfo(a.dtype).tiny)))
-        return 1 - 2 * total / (beta_min + jnp.sqrt(jnp.maximum(beta_min**2 + 2 * growth * total, 0)))
+        return 1 - 2 * total / (
+            beta_min + jnp.sqrt(jnp.maximum(beta_min**2 + 2 * growth * total, 0))
+        )
 
     return Schedule(
-        lambda t: jnp.exp(-integral(t) / 2), lambda t: jnp.sqrt(-jnp.expm1(-integral(inside(t, end=True)))), time
+        lambda t: jnp.exp(-integral(t) / 2),
+        lambda t: jnp.sqrt(-jnp.expm1(-integral(inside(t, end=True)))),
+        time,
     )
 
 

@@ -4,8 +4,20 @@ from jflow.solvers import grids, noises
 from jflow.solvers._acceleration import AccelerationCondition, sample_acceleration
 from jflow.solvers._bespoke import bespoke_bound, bespoke_error, bespoke_params, bespoke_sample
 from jflow.solvers._boss import bellman, step_costs
-from jflow.solvers._divergence import Divergence, check_divergence, exact_divergence, hutch_plus_plus, hutchinson
-from jflow.solvers._exponential import ddim, dpm_solver_2, dpm_solver_pp_2s, midpoint_in_log_snr, midpoint_time
+from jflow.solvers._divergence import (
+    Divergence,
+    check_divergence,
+    exact_divergence,
+    hutch_plus_plus,
+    hutchinson,
+)
+from jflow.solvers._exponential import (
+    ddim,
+    dpm_solver_2,
+    dpm_solver_pp_2s,
+    midpoint_in_log_snr,
+    midpoint_time,
+)
 from jflow.solvers._flow_maps import (
     JVP,
     apply_flow_map,
@@ -21,7 +33,13 @@ from jflow.solvers._integrate import SolveInfo, Status
 from jflow.solvers._likelihood import log_prob, log_prob_with_energies, sample_with_log_det
 from jflow.solvers._method import Method, adaptive, as_method, fixed, on_grid, reverse
 from jflow.solvers._mixture import gm_ode, gm_sde
-from jflow.solvers._multistep import adams_bashforth, dpm_solver_pp, fireflow, pseudo_corrector, unipc
+from jflow.solvers._multistep import (
+    adams_bashforth,
+    dpm_solver_pp,
+    fireflow,
+    pseudo_corrector,
+    unipc,
+)
 from jflow.solvers._refiner import refiner, sample_refined
 from jflow.solvers._sample import sample
 from jflow.solvers._stochastic import (

@@ -36,7 +36,15 @@ import numpy as np
 from jflow import solvers
 from jflow._core.arrays import expand_to, float_dtype, mean_event
 from jflow._core.batch import mean_of_rows, read
-from jflow._core.checks import check_cond, check_whole, frozen_entry, like_state, need_pairs, rows, with_checked_output
+from jflow._core.checks import (
+    check_cond,
+    check_whole,
+    frozen_entry,
+    like_state,
+    need_pairs,
+    rows,
+    with_checked_output,
+)
 from jflow._core.times import Times, partition
 from jflow.solvers._integrate import SolveInfo
 from jflow.types import Array, Cond, Loss, Params, Velocity
@@ -68,7 +76,12 @@ def bespoke_params(
     s, ds = slope(lambda r: one if scale is None else scale(r))
     tolerance = 1e-4
     ends = np.abs(np.asarray([t[0], t[-1] - 1, s[0] - 1]))
-    if not (np.all(ends < tolerance) and np.all(np.diff(t) > 0) and np.all(dt[:-1] > 0) and np.all(s > 0)):
+    if not (
+        np.all(ends < tolerance)
+        and np.all(np.diff(t) > 0)
+        and np.all(dt[:-1] > 0)
+        and np.all(s > 0)
+    ):
         raise ValueError(
             "bespoke_params: expected t(0) = 0, t(1) = 1, s(0) = 1, t' > 0 and s > 0, "
             f"got t from {t[0]} to {t[-1]}, s(0) = {s[0]}, least t' {dt[:-1].min()}, least s {s.min()}"
@@ -137,7 +150,9 @@ def bespoke_bound(
     def loss(params, key, batch, frozen=None):
         x, cond, weight = read("bespoke_bound", batch, ("x", "cond", "weight"))
         if x.ndim < 2 or x.shape[1] != len(times):
-            raise ValueError(f"bespoke_bound: expected x of shape [b, {len(times)}, ...], got {list(x.shape)}")
+            raise ValueError(
+                f"bespoke_bound: expected x of shape [b, {len(times)}, ...], got {list(x.shape)}"
+            )
         n = _steps("bespoke_bound", params, solver)
         given = {"solver": params, "velocity": frozen_entry("bespoke_bound", frozen)}
         nodes, bent = _read(params), _bent(teacher)
@@ -146,13 +161,20 @@ def bespoke_bound(
         states = jax.vmap(lambda t: _between(teacher, given["velocity"], x, times, t, cond))(t)
 
         def step(start, s, s_next, ends):
-            return solvers.sample(bent, given, s * start, cond, method=solvers.on_grid(ends, solver))[0] / s_next
+            return (
+                solvers.sample(bent, given, s * start, cond, method=solvers.on_grid(ends, solver))[
+                    0
+                ]
+                / s_next
+            )
 
         r = jnp.arange(n + 1, dtype=t.dtype) / n
         reached = jax.vmap(step)(states[:-1], s[:-1], s[1:], jnp.stack([r[:-1], r[1:]], axis=1))
         square = jax.vmap(mean_event)(jnp.square(reached - states[1:]))
         bound = jnp.sum(_weights(nodes, n, lipschitz)[:, None] * _root(square), axis=0)
-        return mean_of_rows(bound, weight), {"residual": mean_of_rows(jnp.mean(square, axis=0), weight)}
+        return mean_of_rows(bound, weight), {
+            "residual": mean_of_rows(jnp.mean(square, axis=0), weight)
+        }
 
     return loss
 
@@ -173,7 +195,9 @@ def bespoke_error(teacher: Velocity, *, solver: diffrax.AbstractSolver = _MIDPOI
         x, x0, cond, weight = read("bespoke_error", batch, ("x", "x0", "cond", "weight"))
         need_pairs("bespoke_error", batch)
         velocity_params = frozen_entry("bespoke_error", frozen)
-        x1, _ = bespoke_sample(params, teacher, velocity_params, x0.astype(float_dtype(x0)), cond, solver=solver)
+        x1, _ = bespoke_sample(
+            params, teacher, velocity_params, x0.astype(float_dtype(x0)), cond, solver=solver
+        )
         square = mean_event(jnp.square(x1 - x))
         value = mean_of_rows(square, weight)
         return value, {"residual": value}
@@ -203,15 +227,24 @@ def _stages(name, solver) -> int:
     for kind, stages in ((diffrax.Euler, 1), (diffrax.Midpoint, 2)):
         if type(solver) is kind:
             return stages
-    raise ValueError(f"{name}: expected solver to be diffrax.Euler() or diffrax.Midpoint(), got {solver!r}")
+    raise ValueError(
+        f"{name}: expected solver to be diffrax.Euler() or diffrax.Midpoint(), got {solver!r}"
+    )
 
 
 def _steps(name, params, solver) -> int:
     """The number of steps of a theta, after a check of its shapes."""
-    shapes = {k: jnp.shape(params[k]) if k in params else None for k in ("times", "speeds", "scales", "growths")}
+    shapes = {
+        k: jnp.shape(params[k]) if k in params else None
+        for k in ("times", "speeds", "scales", "growths")
+    }
     m = (shapes["speeds"] or (0,))[0]
     stages = _stages(name, solver)
-    if m < 1 or m % stages or shapes != {"times": (m - 1,), "speeds": (m,), "scales": (m,), "growths": (m,)}:
+    if (
+        m < 1
+        or m % stages
+        or shapes != {"times": (m - 1,), "speeds": (m,), "scales": (m,), "growths": (m,)}
+    ):
         raise ValueError(
             f"{name}: expected 'times' [m - 1], 'speeds', 'scales' and 'growths' [m], m a multiple of {stages} for "
             f"{type(solver).__name__}, got {shapes}"

@@ -11,7 +11,9 @@ from jflow._core.times import Times, partition
 from jflow.types import Array, Cond, Params, Velocity
 
 
-def step_costs(velocity: Velocity, params: Params, x: Array, times: Times, cond: Cond = None) -> Array:
+def step_costs(
+    velocity: Velocity, params: Params, x: Array, times: Times, cond: Cond = None
+) -> Array:
     """What one Euler step costs between any two times of a solution: [K + 1, K + 1],
 
         c[i, j] = mean over rows and event of (x_i + (t_j - t_i) v(x_i, t_i) - x_j)^2   for i < j, inf otherwise.
@@ -26,14 +28,18 @@ def step_costs(velocity: Velocity, params: Params, x: Array, times: Times, cond:
     times = partition("step_costs", times)
     x = jnp.asarray(x)
     if x.ndim < 2 or x.shape[1] != len(times):
-        raise ValueError(f"step_costs: expected x of shape [b, {len(times)}, ...], got {list(x.shape)}")
+        raise ValueError(
+            f"step_costs: expected x of shape [b, {len(times)}, ...], got {list(x.shape)}"
+        )
     cond = check_cond("step_costs", cond, x.shape[0])
     states = jnp.moveaxis(x.astype(float_dtype(x)), 1, 0)
     t = jnp.asarray(times, states.dtype)
 
     def from_one(start):
         x_i, t_i = start
-        v = like_state("step_costs", velocity.apply(params, x_i, jnp.broadcast_to(t_i, x.shape[:1]), cond), x_i)
+        v = like_state(
+            "step_costs", velocity.apply(params, x_i, jnp.broadcast_to(t_i, x.shape[:1]), cond), x_i
+        )
         reached = x_i[None] + (t - t_i).reshape(-1, *(1,) * x_i.ndim) * v[None]
         cost = jnp.mean(jnp.square(reached - states).reshape(len(times), -1), axis=1)
         return jnp.where(t > t_i, cost, jnp.inf)
@@ -49,7 +55,9 @@ def bellman(costs: ArrayLike, steps: int) -> np.ndarray:
     """
     costs = np.asarray(costs, np.float64)
     if costs.ndim != 2 or costs.shape[0] != costs.shape[1] or len(costs) < 2:
-        raise ValueError(f"bellman: expected costs of shape [K + 1, K + 1], got {list(costs.shape)}")
+        raise ValueError(
+            f"bellman: expected costs of shape [K + 1, K + 1], got {list(costs.shape)}"
+        )
     later = np.triu(np.ones(costs.shape, bool), 1)
     if not np.all(np.isfinite(costs[later])):
         raise ValueError("bellman: expected finite costs above the diagonal")

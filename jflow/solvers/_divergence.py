@@ -84,7 +84,9 @@ def hutch_plus_plus(
         need_key("hutch_plus_plus", key)
         size = math.prod(x.shape[1:])
         if sketch > size:
-            raise ValueError(f"hutch_plus_plus: expected a sketch of at most the event's {size} numbers, got {sketch}")
+            raise ValueError(
+                f"hutch_plus_plus: expected a sketch of at most the event's {size} numbers, got {sketch}"
+            )
         e = noise(key, (x.shape[0], sketch + probes, *x.shape[1:]), x.dtype)
         return e[:, :sketch], e[:, sketch:]
 
@@ -99,7 +101,9 @@ def _nothing(key, x):
 
 
 def _exact(f, x, probes):
-    v, sums = over_unit_vectors(f, x, lambda v, e, columns: (dot(e, columns), dot(columns, columns)))
+    v, sums = over_unit_vectors(
+        f, x, lambda v, e, columns: (dot(e, columns), dot(columns, columns))
+    )
     return v, *sums
 
 
@@ -114,7 +118,9 @@ def _hutch_plus_plus(f, x, probes):
     rank = s.shape[0]
     _, range_ = columns_of(f, x, s)
     flat = jnp.moveaxis(jax.vmap(flat_rows)(range_), 0, 2)
-    q = jnp.moveaxis(jax.lax.stop_gradient(jnp.linalg.qr(flat).Q), 2, 0)  # [rank, b, D], orthonormal for any sketch
+    q = jnp.moveaxis(
+        jax.lax.stop_gradient(jnp.linalg.qr(flat).Q), 2, 0
+    )  # [rank, b, D], orthonormal for any sketch
     rest = e.reshape(e.shape[0], *q.shape[1:])
     for _ in range(2):  # once more takes out what rounding left
         inside = jnp.einsum("kbd,mbd->kmb", q, rest, precision=jax.lax.Precision.HIGHEST)

@@ -55,7 +55,9 @@ def midpoint_in_log_snr(schedule: Schedule = LINEAR) -> Callable:
     return middle
 
 
-def dpm_solver_2(schedule: Schedule = LINEAR, middle: Callable = midpoint_time) -> diffrax.AbstractSolver:
+def dpm_solver_2(
+    schedule: Schedule = LINEAR, middle: Callable = midpoint_time
+) -> diffrax.AbstractSolver:
     """DPM-Solver-2: DDIM to a time in the middle, then the whole step with the x0 predicted there. Second order, two
     evaluations a step.
 
@@ -67,7 +69,9 @@ def dpm_solver_2(schedule: Schedule = LINEAR, middle: Callable = midpoint_time) 
     return _Midpoint(schedule, middle, False)
 
 
-def dpm_solver_pp_2s(schedule: Schedule = LINEAR, middle: Callable = midpoint_time) -> diffrax.AbstractSolver:
+def dpm_solver_pp_2s(
+    schedule: Schedule = LINEAR, middle: Callable = midpoint_time
+) -> diffrax.AbstractSolver:
     """DPM-Solver++(2S) with r = 1/2: DDIM to a time in the middle, then the whole step with the x1 predicted there. Second
     order, two evaluations a step; the last step, to t=1, ends in that x1.
 
@@ -115,7 +119,9 @@ class _DDIM(Stepper):
 class _Midpoint(Stepper):
     schedule: Schedule = eqx.field(static=True)
     middle: Callable = eqx.field(static=True)
-    ahead: bool = eqx.field(static=True)  # whether to hold the prediction of what the solve moves towards
+    ahead: bool = eqx.field(
+        static=True
+    )  # whether to hold the prediction of what the solve moves towards
 
     def order(self, terms):
         return 2
@@ -128,10 +134,14 @@ class _Midpoint(Stepper):
         x1, x0 = predictions(self.schedule, terms, real_time(terms, between), y_mid, args)
         (a, s), (a_end, s_end) = values(self.schedule, start), values(self.schedule, end)
         # what is not held is divided by its factor at the start, which must not vanish
-        hold_x1 = jnp.where(start == 0, True, jnp.where(start == 1, False, (start < end) == self.ahead))
+        hold_x1 = jnp.where(
+            start == 0, True, jnp.where(start == 1, False, (start < end) == self.ahead)
+        )
         ratio = jnp.where(hold_x1, s_end, a_end) / jnp.where(hold_x1, s, a)
         rest = jnp.where(hold_x1, a_end - ratio * a, s_end - ratio * s)
-        y1 = jax.tree.map(lambda y, x1, x0: ratio * y + rest * jnp.where(hold_x1, x1, x0), y0, x1, x0)
+        y1 = jax.tree.map(
+            lambda y, x1, x0: ratio * y + rest * jnp.where(hold_x1, x1, x0), y0, x1, x0
+        )
         return y1, None, {"y0": y0, "y1": y1}, None, diffrax.RESULTS.successful
 
     def evaluations(self, steps):
@@ -145,7 +155,9 @@ def values(schedule: Schedule, t: Array) -> tuple[Array, Array]:
 
 def combine(weights, trees):
     """sum_k weights[k] trees[k]: numbers and trees alike."""
-    return jax.tree.map(lambda *leaves: sum(w * leaf for w, leaf in zip(weights, leaves, strict=True)), *trees)
+    return jax.tree.map(
+        lambda *leaves: sum(w * leaf for w, leaf in zip(weights, leaves, strict=True)), *trees
+    )
 
 
 def predictions(schedule: Schedule, terms, t, y, args):
@@ -159,6 +171,8 @@ def predictions(schedule: Schedule, terms, t, y, args):
 
 def real_time(terms, t: Array) -> Array:
     """The time that the velocity sees, and back: diffrax negates the times of a solve that runs backwards."""
-    while hasattr(terms, "term"):  # an adjoint solve wraps the terms of the solve that it goes back along
+    while hasattr(
+        terms, "term"
+    ):  # an adjoint solve wraps the terms of the solve that it goes back along
         t, terms = t * getattr(terms, "direction", 1), terms.term
     return t

@@ -117,7 +117,11 @@ def finite_difference(h: float = 1e-3) -> JVP:
 
     def jvp(f, primals, tangents):
         def at(s):
-            return f(*jax.tree.map(lambda p, d: (p + s * d).astype(p.dtype), tuple(primals), tuple(tangents)))
+            return f(
+                *jax.tree.map(
+                    lambda p, d: (p + s * d).astype(p.dtype), tuple(primals), tuple(tangents)
+                )
+            )
 
         return f(*primals), jax.tree.map(lambda a, b: (a - b) / (2 * h), at(h), at(-h))
 
@@ -183,7 +187,9 @@ def _floating(name: str, x: Array) -> Array:
     """x as an array; ValueError unless it is [b, *event] of a floating type."""
     x = jnp.asarray(x)
     if x.ndim == 0 or not jnp.issubdtype(x.dtype, jnp.floating):
-        raise ValueError(f"{name}: expected rows [b, *event] of a floating type, got {x.dtype}{list(x.shape)}")
+        raise ValueError(
+            f"{name}: expected rows [b, *event] of a floating type, got {x.dtype}{list(x.shape)}"
+        )
     return x
 
 

@@ -74,7 +74,9 @@ def sample_hierarchy(
             y, count, status = carry
             t, t_next, key = ends
             noise_key, key = jax.random.split(key)
-            lower = HierarchyCondition((*above.states, y), (*above.times, jnp.broadcast_to(t, (n,))), above.cond)
+            lower = HierarchyCondition(
+                (*above.states, y), (*above.times, jnp.broadcast_to(t, (n,))), above.cond
+            )
             v, more, worse = draw(jax.random.normal(noise_key, y.shape, y.dtype), key, lower)
             return (y + (t_next - t) * v, count + more, jnp.maximum(status, worse)), None
 

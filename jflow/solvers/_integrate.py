@@ -24,7 +24,9 @@ class Status(enum.IntEnum):
     OK = 0
     NOT_FINITE = 1  # the state became inf or NaN
     MAX_STEPS = 2  # adaptive: max_steps did not reach the end
-    STEP_TOO_SMALL = 3  # adaptive: no step above rounding meets the tolerances (stiff, or never finite)
+    STEP_TOO_SMALL = (
+        3  # adaptive: no step above rounding meets the tolerances (stiff, or never finite)
+    )
     SOLVER = 4  # the solver gave up: an implicit step did not converge
 
 
@@ -101,7 +103,9 @@ def leave_out_failed(run: Callable, shared: PyTree, rows: PyTree) -> PyTree:
 
     first, ok = look(arrays)
     # where no row is good, zeros take their places
-    good = jax.tree.map(lambda a: jnp.where(jnp.any(ok), a, jnp.zeros_like(a)), filled(ok, arrays[2]))
+    good = jax.tree.map(
+        lambda a: jnp.where(jnp.any(ok), a, jnp.zeros_like(a)), filled(ok, arrays[2])
+    )
     out, _ = call((*arrays[:2], good))
     return jax.tree.map(lambda new, old: jnp.where(expand_to(ok, new), new, old), out, first)
 
@@ -118,25 +122,37 @@ def _solve_rows(field, shared, rows, y0, how, t0, t1):
         times = equal(t0, t1, how.steps + 1) if how.grid is None else how.grid
         ts = jnp.asarray(times, dtype)
         start, end = ts[0], ts[-1]
-        solution = _solve(jax.tree_util.Partial(_batched, field), (shared, rows), y0, start, end, _Grid(ts), how)
+        solution = _solve(
+            jax.tree_util.Partial(_batched, field), (shared, rows), y0, start, end, _Grid(ts), how
+        )
         evaluations = jnp.full((n,), _count(how.solver, ts.shape[0] - 1, 1), jnp.int32)
         final = jnp.broadcast_to(solution.ts[-1], (n,))
     else:
         start, end = jnp.asarray(t0, dtype), jnp.asarray(t1, dtype)
         eps = jnp.finfo(dtype).eps.item()
-        dtmin = eps * (jax.lax.stop_gradient(jnp.abs(end - start)) if traced(t0, t1) else abs(t1 - t0))
+        dtmin = eps * (
+            jax.lax.stop_gradient(jnp.abs(end - start)) if traced(t0, t1) else abs(t1 - t0)
+        )
         control = _Tolerance(rtol=how.rtol, atol=how.atol, dtmin=dtmin, force_dtmin=False)
 
         def one_row(row, y):
-            return _solve(jax.tree_util.Partial(_single, field), (shared, row), y, start, end, control, how)
+            return _solve(
+                jax.tree_util.Partial(_single, field), (shared, row), y, start, end, control, how
+            )
 
         solution = jax.vmap(one_row)(rows, y0)
         fresh = solution.controller_state[1].steps
-        evaluations = jnp.broadcast_to(_count(how.solver, solution.stats["num_steps"], fresh), (n,)).astype(jnp.int32)
+        evaluations = jnp.broadcast_to(
+            _count(how.solver, solution.stats["num_steps"], fresh), (n,)
+        ).astype(jnp.int32)
         final = solution.ts[:, -1]
     # a solve that arrived is a success, whatever size its next step would have had
-    stopped = jnp.where(solution.result == diffrax.RESULTS.dt_min_reached, Status.STEP_TOO_SMALL, Status.SOLVER)
-    stopped = jnp.where(solution.result == diffrax.RESULTS.max_steps_reached, Status.MAX_STEPS, stopped)
+    stopped = jnp.where(
+        solution.result == diffrax.RESULTS.dt_min_reached, Status.STEP_TOO_SMALL, Status.SOLVER
+    )
+    stopped = jnp.where(
+        solution.result == diffrax.RESULTS.max_steps_reached, Status.MAX_STEPS, stopped
+    )
     status = jnp.where(final == end, Status.OK, stopped).astype(jnp.int32)
     # diffrax stacks what it saves: [1, b, ...] for the batch, [b, 1, ...] for rows
     y1 = jax.tree.map(lambda y: jnp.squeeze(y, 0 if how.rtol is None else 1), solution.ys)
@@ -214,14 +230,20 @@ class _Tolerance(diffrax.PIDController):
         end, state = super().init(terms, t0, t1, y0, 0.01 * (t1 - t0), args, func, error_order)
         return end, (state, _Fresh(jnp.asarray(True), jnp.asarray(0, jnp.int32)))
 
-    def adapt_step_size(self, t0, t1, y0, y1_candidate, args, y_error, error_order, controller_state):
+    def adapt_step_size(
+        self, t0, t1, y0, y1_candidate, args, y_error, error_order, controller_state
+    ):
         state, fresh = controller_state
         clean = lambda y: jnp.where(jnp.isfinite(y), y, 0)  # noqa: E731
         error = jax.tree.map(
-            lambda e, y: jnp.where(jnp.isfinite(e) & jnp.isfinite(y), e, jnp.inf), y_error, y1_candidate
+            lambda e, y: jnp.where(jnp.isfinite(e) & jnp.isfinite(y), e, jnp.inf),
+            y_error,
+            y1_candidate,
         )
         y0, y1 = jax.tree.map(clean, (y0, y1_candidate))
-        keep, t0, t1, jump, state, result = super().adapt_step_size(t0, t1, y0, y1, args, error, error_order, state)
+        keep, t0, t1, jump, state, result = super().adapt_step_size(
+            t0, t1, y0, y1, args, error, error_order, state
+        )
         fresh = _Fresh(fresh.now & ~keep, fresh.steps + fresh.now.astype(jnp.int32))
         return keep, t0, t1, jump, (state, fresh), result
 
@@ -234,7 +256,9 @@ def _count(solver, steps, fresh):
     """
     if hasattr(solver, "evaluations"):
         return solver.evaluations(steps)
-    if isinstance(solver, diffrax.AbstractWrappedSolver):  # which passes for the solver that it wraps
+    if isinstance(
+        solver, diffrax.AbstractWrappedSolver
+    ):  # which passes for the solver that it wraps
         return -1
     if isinstance(solver, diffrax.Euler | diffrax.LeapfrogMidpoint):
         return steps

@@ -45,7 +45,9 @@ def sample_with_log_det(
     """
     name = "solvers.sample_with_log_det"
     how = as_method(name, method, _DEFAULT, t0=t0, t1=t1)
-    y, (log_det,), info = _integrals(_with_log_det, 1, name, velocity, params, x, cond, key, divergence, how, t0, t1)
+    y, (log_det,), info = _integrals(
+        _with_log_det, 1, name, velocity, params, x, cond, key, divergence, how, t0, t1
+    )
     return y, log_det, info
 
 
@@ -91,11 +93,15 @@ def log_prob_with_energies(
     `losses.regularized_nll` penalizes them. Everything else is as in `log_prob`.
     """
     given = (velocity, params, x1, base_log_prob, cond, key, divergence, method, t1)
-    value, (kinetic, jacobian), info = _log_prob(_with_energies, 3, "solvers.log_prob_with_energies", *given)
+    value, (kinetic, jacobian), info = _log_prob(
+        _with_energies, 3, "solvers.log_prob_with_energies", *given
+    )
     return value, kinetic, jacobian, info
 
 
-def _log_prob(field, count, name, velocity, params, x1, base_log_prob, cond, key, divergence, method, t1):
+def _log_prob(
+    field, count, name, velocity, params, x1, base_log_prob, cond, key, divergence, method, t1
+):
     """(log_prob, the integrals from 0 to t1 beside the log-det, info)."""
     how = reverse(as_method(name, method, _DEFAULT, t1=t1, rising=True))
     given = (velocity, params, x1, cond, key, divergence, how, t1, 0.0)
@@ -104,7 +110,11 @@ def _log_prob(field, count, name, velocity, params, x1, base_log_prob, cond, key
     def density(x0):
         return check_rows(name, "base_log_prob", base_log_prob(x0), x0.shape[0])
 
-    return _density_at_end(density, x0, log_det), [-s for s in sums], info  # the solve runs backwards
+    return (
+        _density_at_end(density, x0, log_det),
+        [-s for s in sums],
+        info,
+    )  # the solve runs backwards
 
 
 def _density_at_end(base_log_prob, x0, log_det):
@@ -121,7 +131,9 @@ def _integrals(field, count, name, velocity, params, x, cond, key, divergence, h
     state = jnp.asarray(x, float_dtype(x))
     field = jax.tree_util.Partial(field, velocity.apply, divergence.apply)
     start = (state, (zero_log_det(state),) * count)
-    (y, sums), info = integrate(field, params, (cond, divergence.draw(key, state)), start, how, t0, t1)
+    (y, sums), info = integrate(
+        field, params, (cond, divergence.draw(key, state)), start, how, t0, t1
+    )
     return y.astype(jnp.result_type(x)), sums, info
 
 

@@ -44,7 +44,10 @@ class Method(NamedTuple):
 
 
 def fixed(
-    n: int, solver: diffrax.AbstractSolver | None = None, *, adjoint: diffrax.AbstractAdjoint | None = None
+    n: int,
+    solver: diffrax.AbstractSolver | None = None,
+    *,
+    adjoint: diffrax.AbstractAdjoint | None = None,
 ) -> Method:
     """`n` equal steps between the ends that the function is given, t0 and t1.
 
@@ -61,7 +64,9 @@ def fixed(
         >>> fixed(20, diffrax.Heun()).steps
         20
     """
-    return _checked("solvers.fixed", Method(solver, steps=_count("solvers.fixed", n), adjoint=adjoint))
+    return _checked(
+        "solvers.fixed", Method(solver, steps=_count("solvers.fixed", n), adjoint=adjoint)
+    )
 
 
 def on_grid(
@@ -111,14 +116,18 @@ def adaptive(
     if not (rtol >= 0 and atol >= 0 and rtol + atol > 0):
         raise ValueError(f"{name}: expected rtol, atol >= 0 and one above 0, got {rtol}, {atol}")
     max_steps = _count(name, max_steps, "max_steps")
-    return _checked(name, Method(solver, rtol=rtol, atol=atol, adjoint=adjoint, max_steps=max_steps))
+    return _checked(
+        name, Method(solver, rtol=rtol, atol=atol, adjoint=adjoint, max_steps=max_steps)
+    )
 
 
 def reverse(method: Method | int | None) -> Method | int | None:
     """The same method for the way back: the times of `on_grid` in the other order; all else stays as it is."""
     if not isinstance(method, Method) or method.grid is None:
         return method
-    return method._replace(grid=jnp.flip(method.grid) if isinstance(method.grid, jax.Array) else np.flip(method.grid))
+    return method._replace(
+        grid=jnp.flip(method.grid) if isinstance(method.grid, jax.Array) else np.flip(method.grid)
+    )
 
 
 def as_method(
@@ -163,8 +172,13 @@ def as_method(
     kind = fixed if method.steps is not None else on_grid if method.grid is not None else adaptive
     if kind not in accepts:
         allowed = " or ".join(f"solvers.{maker.__name__}(...)" for maker in accepts)
-        raise ValueError(f"{name}: expected method to be {allowed}, got solvers.{kind.__name__}(...)")
-    solver, adjoint = method.solver or default.solver, method.adjoint or default.adjoint or _CHECKPOINT
+        raise ValueError(
+            f"{name}: expected method to be {allowed}, got solvers.{kind.__name__}(...)"
+        )
+    solver, adjoint = (
+        method.solver or default.solver,
+        method.adjoint or default.adjoint or _CHECKPOINT,
+    )
     method = _checked(name, method._replace(solver=solver, adjoint=adjoint))
     if rising and method.grid is not None:
         check_grid(name, method.grid, rising=True)
@@ -182,9 +196,15 @@ def _checked(name, method) -> Method:
     if not (solver is None or isinstance(solver, diffrax.AbstractSolver)):
         raise TypeError(f"{name}: expected solver to be a diffrax.AbstractSolver, got {solver!r}")
     if not (adjoint is None or isinstance(adjoint, diffrax.AbstractAdjoint)):
-        raise TypeError(f"{name}: expected adjoint to be a diffrax.AbstractAdjoint, got {adjoint!r}")
-    if method.rtol is not None and not (solver is None or isinstance(solver, diffrax.AbstractAdaptiveSolver)):
-        raise ValueError(f"{name}: {type(solver).__name__} has no error estimate: give steps or a grid, not tolerances")
+        raise TypeError(
+            f"{name}: expected adjoint to be a diffrax.AbstractAdjoint, got {adjoint!r}"
+        )
+    if method.rtol is not None and not (
+        solver is None or isinstance(solver, diffrax.AbstractAdaptiveSolver)
+    ):
+        raise ValueError(
+            f"{name}: {type(solver).__name__} has no error estimate: give steps or a grid, not tolerances"
+        )
     return method
 
 
@@ -192,9 +212,13 @@ def _check_ends(name, grid, t0, t1):
     """Raise where a grid and other ends are both given, or the ends are one, or not in [0, 1]; traced ones may be."""
     for what, t in (("t0", t0), ("t1", t1)):
         if np.shape(t) != ():
-            raise ValueError(f"{name}: expected {what} to be a number, got shape {list(np.shape(t))}")
+            raise ValueError(
+                f"{name}: expected {what} to be a number, got shape {list(np.shape(t))}"
+            )
     if grid is not None and (traced(t0, t1) or (t0, t1) != (0.0, 1.0)):
-        raise ValueError(f"{name}: a grid carries its own ends: give t0={t0}, t1={t1} or the grid, not both")
+        raise ValueError(
+            f"{name}: a grid carries its own ends: give t0={t0}, t1={t1} or the grid, not both"
+        )
     if not traced(t0, t1) and t0 == t1:
         raise ValueError(f"{name}: expected t0 and t1 to differ, got {t0} and {t1}")
     if not all(traced(t) or 0 <= t <= 1 for t in (t0, t1)):

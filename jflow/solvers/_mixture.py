@@ -36,7 +36,9 @@ def gm_sde(field: Field, *, schedule: Schedule = LINEAR) -> Step:
         need_key("gm_sde", key)
         t, t_next = (rows(v, x.shape[0]).astype(float_dtype(x)) for v in (t, t_next))
         found = mixtures.check_mixture("gm_sde", field.apply(params, x, t, cond), x)
-        return mixtures.sample(mixtures.reverse_transition(found, x.astype(t.dtype), t, t_next, schedule), key)
+        return mixtures.sample(
+            mixtures.reverse_transition(found, x.astype(t.dtype), t, t_next, schedule), key
+        )
 
     return step
 
@@ -88,7 +90,9 @@ def gm_ode(
     posterior = Velocity(lambda key, x, t, cond=None: {}, functools.partial(_carried, schedule))
 
     def evaluate(params, cond, x, t):
-        found = mixtures.check_mixture("gm_ode", field.apply(params, x.astype(x0.dtype), rows(t, n), cond), x)
+        found = mixtures.check_mixture(
+            "gm_ode", field.apply(params, x.astype(x0.dtype), rows(t, n), cond), x
+        )
         return mixtures.velocity_to_data(found, x, t, schedule)
 
     def advance(x1, x, t, t_next):
@@ -115,13 +119,19 @@ def gm_ode(
             x, last = carry
             t, t_next = ends
             x1 = evaluate(params, cond, x, t)
-            y, status = advance(x1 if order == 1 else corrected(x1, x, t, t_next, last), x, t, t_next)
+            y, status = advance(
+                x1 if order == 1 else corrected(x1, x, t, t_next, last), x, t, t_next
+            )
             return (y, None if order == 1 else (x1, x, t)), status
 
         last = None
         if order == 2:
             nothing = lambda v: jnp.zeros_like(x, shape=v.shape, dtype=v.dtype)  # noqa: E731
-            last = (jax.tree.map(nothing, jax.eval_shape(evaluate, params, cond, x, grid[0])), x, grid[0])
+            last = (
+                jax.tree.map(nothing, jax.eval_shape(evaluate, params, cond, x, grid[0])),
+                x,
+                grid[0],
+            )
         (x, _), status = jax.lax.scan(step, (x, last), (grid[:-1], grid[1:]))
         status = jnp.max(status, axis=0)
         return (x, status), status == Status.OK

@@ -158,7 +158,10 @@ class _Exponential(Stepper):
         t, t_next = real_time(terms, t0), real_time(terms, t1)
         rises, y = t < t_next, y0
         x1, x0 = predictions(self.schedule, terms, t0, y0, args)
-        known, ts = (jax.tree.map(lambda x1, x0: jnp.where(rises, x1, x0), x1, x0), *past), (t, *times)
+        known, ts = (
+            (jax.tree.map(lambda x1, x0: jnp.where(rises, x1, x0), x1, x0), *past),
+            (t, *times),
+        )
         if self.correct:
             keep, w = self._weights(rises, times[0], t, times[1:], count - 1, corrects=True)
             corrected = combine((keep, *w), (y_last, *past, known[0]))
@@ -193,7 +196,11 @@ class _Exponential(Stepper):
 
 def _no_past(t0, y0, length):
     """Zeros for predictions, the start for their times, and a count of 0."""
-    return (jax.tree.map(jnp.zeros_like, y0),) * length, (t0,) * length, jnp.zeros_like(t0, jnp.int32)
+    return (
+        (jax.tree.map(jnp.zeros_like, y0),) * length,
+        (t0,) * length,
+        jnp.zeros_like(t0, jnp.int32),
+    )
 
 
 _NODES, _NODE_WEIGHTS = np.polynomial.legendre.leggauss(16)
@@ -220,10 +227,16 @@ def _integral(nodes, h, dtype):
     weights = []
     for k, node in enumerate(nodes):
         factors = [(u - other) / (node - other) for j, other in enumerate(nodes) if j != k]
-        weights.append(jnp.sum(density * (jnp.prod(jnp.stack(factors), axis=0) if factors else jnp.ones_like(u))))
+        weights.append(
+            jnp.sum(
+                density * (jnp.prod(jnp.stack(factors), axis=0) if factors else jnp.ones_like(u))
+            )
+        )
     return jnp.stack(weights)
 
 
 def _check_order(name, order, most):
     if isinstance(order, bool) or order not in range(1, most + 1):
-        raise ValueError(f"{name}: expected order to be one of {list(range(1, most + 1))}, got {order!r}")
+        raise ValueError(
+            f"{name}: expected order to be one of {list(range(1, most + 1))}, got {order!r}"
+        )

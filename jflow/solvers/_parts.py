@@ -9,7 +9,9 @@ from jflow.solvers._integrate import SolveInfo, Status
 from jflow.types import Array
 
 
-def sampling_times(name: str, steps: int | None, grid: ArrayLike | None, *, rising: bool = True) -> ArrayLike:
+def sampling_times(
+    name: str, steps: int | None, grid: ArrayLike | None, *, rising: bool = True
+) -> ArrayLike:
     """The times [n + 1] of a sampler: a grid, checked, or equal steps from 0 to 1, one where neither is given."""
     if grid is None:
         return rising_times(name, 1 if steps is None else steps)

@@ -64,7 +64,9 @@ def sample_refined(
     total = heun + pseudo + refine
     times = rising_times("sample_refined", total if grid is None else grid)
     if np.shape(times)[0] != total + 1:
-        raise ValueError(f"sample_refined: expected a grid of {total + 1} times, got {np.shape(times)[0]}")
+        raise ValueError(
+            f"sample_refined: expected a grid of {total + 1} times, got {np.shape(times)[0]}"
+        )
     n = count_rows("sample_refined", x0)
     cond = check_cond("sample_refined", cond, n)
     x = jnp.asarray(x0, float_dtype(x0))
@@ -74,7 +76,9 @@ def sample_refined(
         return like_state("sample_refined", velocity.apply(params, x, rows(t, n), cond), x)
 
     def refined(x, v, t):
-        return v + like_state("sample_refined", refiner.apply(refiner_params, (x, v), rows(t, n), cond), x)
+        return v + like_state(
+            "sample_refined", refiner.apply(refiner_params, (x, v), rows(t, n), cond), x
+        )
 
     def step(first, second, keep):
         def run(state, ends):

@@ -43,7 +43,9 @@ def sample(
     cond = check_cond("solvers.sample", cond, count_rows("solvers.sample", x0))
     for leaf in jax.tree.leaves(x0):
         if not jnp.issubdtype(jnp.result_type(leaf), jnp.floating):
-            raise ValueError(f"solvers.sample: expected x0 of a floating type, got {jnp.result_type(leaf)}")
+            raise ValueError(
+                f"solvers.sample: expected x0 of a floating type, got {jnp.result_type(leaf)}"
+            )
     state = jax.tree.map(lambda x: jnp.asarray(x, float_dtype(x)), x0)
     field = jax.tree_util.Partial(_velocity, velocity.apply)
     x1, info = integrate(field, params, cond, state, how, t0, t1)

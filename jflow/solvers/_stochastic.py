@@ -91,9 +91,15 @@ def ancestral(velocity: Velocity, eta: float = 1.0, schedule: Schedule = LINEAR)
         raise ValueError(f"ancestral: expected 0 <= eta <= 1, got {eta}")
 
     def moments(params, x, t, t_next, cond):
-        r = schedule.alpha(t) * schedule.sigma(t_next) / (schedule.alpha(t_next) * schedule.sigma(t))
+        r = (
+            schedule.alpha(t)
+            * schedule.sigma(t_next)
+            / (schedule.alpha(t_next) * schedule.sigma(t))
+        )
         fresh = eta * jnp.sqrt(jnp.maximum((1 - r) * (1 + r), 0))
-        return _renewed(velocity, schedule, params, x, t, t_next, cond, jnp.sqrt(1 - fresh**2), fresh)
+        return _renewed(
+            velocity, schedule, params, x, t, t_next, cond, jnp.sqrt(1 - fresh**2), fresh
+        )
 
     return _step(moments)
 
@@ -130,7 +136,14 @@ class Trajectory(NamedTuple):
 
 
 def sample_sde(
-    step: Step, params: Params, x0: Array, key: Key, grid: ArrayLike, cond: Cond = None, *, keep: bool = False
+    step: Step,
+    params: Params,
+    x0: Array,
+    key: Key,
+    grid: ArrayLike,
+    cond: Cond = None,
+    *,
+    keep: bool = False,
 ) -> tuple[Array, Trajectory | None]:
     """Steps x0 [b, *event] over a rising grid [n + 1] with a key for each; returns (x, trajectory).
 
@@ -164,7 +177,9 @@ def sample_sde(
     return x.astype(x0.dtype), path
 
 
-def trajectory_log_prob(step: Step, params: Params, trajectory: Trajectory, cond: Cond = None) -> Array:
+def trajectory_log_prob(
+    step: Step, params: Params, trajectory: Trajectory, cond: Cond = None
+) -> Array:
     """[n, b] nats: the log-density of each step of a trajectory under these params, each at its own t, t_next and x.
 
     With the params that walked it these are step_log_prob(x[1:], mean, std) of the trajectory: the ratio that policy
@@ -195,7 +210,11 @@ def step_log_prob(x_next: Array, mean: Array, std: Array) -> Array:
     std = expand_to(std.astype(dtype), mean)
     drawn = std > 0
     safe = jnp.where(drawn, std, 1)
-    terms = -0.5 * ((x_next.astype(dtype) - mean.astype(dtype)) / safe) ** 2 - jnp.log(safe) - 0.5 * np.log(2 * np.pi)
+    terms = (
+        -0.5 * ((x_next.astype(dtype) - mean.astype(dtype)) / safe) ** 2
+        - jnp.log(safe)
+        - 0.5 * np.log(2 * np.pi)
+    )
     return sum_event(jnp.where(drawn, terms, 0))
 
 
@@ -209,7 +228,9 @@ def _renewed(velocity, schedule, params, x, t, t_next, cond, kept, fresh):
     v = like_state("velocity", velocity.apply(params, x, t, cond), x)
     sigma = schedule.sigma(t_next)
     data, noise = velocity_to_data(v, x, t, schedule), velocity_to_noise(v, x, t, schedule)
-    return expand_to(schedule.alpha(t_next), x) * data + expand_to(sigma * kept, x) * noise, sigma * fresh
+    return expand_to(schedule.alpha(t_next), x) * data + expand_to(
+        sigma * kept, x
+    ) * noise, sigma * fresh
 
 
 def _step(moments) -> Step:
@@ -230,5 +251,7 @@ def _rate(name, noise):
     if callable(noise):
         return noise
     if not noise >= 0:
-        raise ValueError(f"{name}: expected noise (w = g^2 / 2) to be a function of t or a number >= 0, got {noise}")
+        raise ValueError(
+            f"{name}: expected noise (w = g^2 / 2) to be a function of t or a number >= 0, got {noise}"
+        )
     return lambda t: jnp.full_like(t, noise)

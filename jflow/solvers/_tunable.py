@@ -7,7 +7,9 @@ from jflow._core.checks import like_state, rows
 from jflow.types import Array, Cond, Params, Velocity
 
 
-def restore(velocity: Velocity, params: Params, x0: Array, knob: ArrayLike, cond: Cond = None) -> Array:
+def restore(
+    velocity: Velocity, params: Params, x0: Array, knob: ArrayLike, cond: Cond = None
+) -> Array:
     """x0 + v(x0, knob): x1 [b, *event] by one evaluation; knob in [0, 1], a scalar or [b].
 
     At 0 an exact student gives E[x1 | x0], the least squared error; at 1 the end of the teacher's trajectory, a sample of

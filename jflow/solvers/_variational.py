@@ -38,7 +38,11 @@ def sample_variational(
     n, count = count_rows(name, x0), np.shape(times)[0] - 1
     cond = check_cond(name, cond, n)
     model, encoding = take_parts(name, params, "model", "encoder")
-    keys = jax.random.split(need_key(f"{name} with more than one step", key), count - 1) if count > 1 else None
+    keys = (
+        jax.random.split(need_key(f"{name} with more than one step", key), count - 1)
+        if count > 1
+        else None
+    )
     dtype = float_dtype(x0)
     times = jnp.asarray(times, dtype)
 

@@ -53,7 +53,12 @@ def shifted(grid: ArrayLike, factor: float) -> np.ndarray:
 
 
 def edm(
-    n: int, schedule: Schedule = LINEAR, *, rho: float = 7.0, sigma_min: float = 0.002, sigma_max: float = 80.0
+    n: int,
+    schedule: Schedule = LINEAR,
+    *,
+    rho: float = 7.0,
+    sigma_min: float = 0.002,
+    sigma_max: float = 80.0,
 ) -> np.ndarray:
     """EDM's noise levels sigma / alpha = (sigma_max^(1/rho) + i / (n - 1) (sigma_min^(1/rho) - sigma_max^(1/rho)))^rho,
     i = 0 ... n - 1, and then 0, as times of a path. The first is moved to t=0, from sigma_max to pure noise.
@@ -64,7 +69,9 @@ def edm(
     return matched(np.append(np.arange(_steps("edm", n)) / max(n - 1, 1), 1.0), levels, schedule)
 
 
-def log_snr(n: int, schedule: Schedule = LINEAR, *, sigma_min: float = 0.002, sigma_max: float = 80.0) -> np.ndarray:
+def log_snr(
+    n: int, schedule: Schedule = LINEAR, *, sigma_min: float = 0.002, sigma_max: float = 80.0
+) -> np.ndarray:
     """Equal steps of log(alpha / sigma), from -log(sigma_max) to -log(sigma_min), as times of a path; the two ends are moved
     to t=0 and t=1."""
     return matched(uniform(n), schedules.ve(sigma_min, sigma_max), schedule)
@@ -103,7 +110,12 @@ def windows(knots: int | Times, n: int) -> np.ndarray:
     times = partition("windows", knots)
     windows = len(times) - 1
     if isinstance(n, bool) or int(n) != n or n < windows:
-        raise ValueError(f"windows: expected n to be at least {windows}, one step a window, got {n}")
+        raise ValueError(
+            f"windows: expected n to be at least {windows}, one step a window, got {n}"
+        )
     counts = [n // windows + (k < n % windows) for k in range(windows)]
-    parts = [np.linspace(a, b, m, endpoint=False) for a, b, m in zip(times[:-1], times[1:], counts, strict=True)]
+    parts = [
+        np.linspace(a, b, m, endpoint=False)
+        for a, b, m in zip(times[:-1], times[1:], counts, strict=True)
+    ]
     return np.concatenate([*parts, [1.0]])

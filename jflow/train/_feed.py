@@ -39,7 +39,9 @@ def feed(batches, inner: int, prefetch: int, sharding) -> tuple[Any, NextBatch]:
         try:
             batch = next(batches)
         except StopIteration:
-            raise ValueError(f"batches ended after step {int(state.step)}: `fit` needs an endless iterator") from None
+            raise ValueError(
+                f"batches ended after step {int(state.step)}: `fit` needs an endless iterator"
+            ) from None
         # jit takes numpy rows in faster than device_put
         return leaves_by_position(batch) if sharding is None else place(batch, sharding)
 
@@ -72,7 +74,11 @@ def rows_of(recent: list, inner: int) -> list:
     """The metrics of every update, in order."""
     if inner == 1:
         return recent
-    return [{name: m[k] for name, m in part.items()} for part in jax.device_get(recent) for k in range(inner)]
+    return [
+        {name: m[k] for name, m in part.items()}
+        for part in jax.device_get(recent)
+        for k in range(inner)
+    ]
 
 
 def _drawn(batches: Callable, sharding) -> NextBatch:
@@ -81,7 +87,9 @@ def _drawn(batches: Callable, sharding) -> NextBatch:
     stream = np.uint32(1 << 31)
 
     def draw(state):
-        batch = batches(state, jax.random.fold_in(jax.random.fold_in(state.key, stream), state.step))
+        batch = batches(
+            state, jax.random.fold_in(jax.random.fold_in(state.key, stream), state.step)
+        )
         return leaves_by_position(batch) if sharding is None else place(batch, sharding)
 
     return draw

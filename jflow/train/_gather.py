@@ -13,7 +13,9 @@ from jflow.types import Loss
 _REMAT = ("remat2", "remat", "checkpoint")  # what versions of JAX call it
 
 
-def gather_params(loss: Loss, mesh: Mesh, rules: Sequence[Rule], *, axes: str | Sequence[str] = "data") -> Loss:
+def gather_params(
+    loss: Loss, mesh: Mesh, rules: Sequence[Rule], *, axes: str | Sequence[str] = "data"
+) -> Loss:
     """`loss` for params that `rules` split over the mesh axes along which the rows of a batch lie, too.
 
     XLA alone, given rows and weights that are split over one axis, may gather the rows of the whole batch instead of the
@@ -105,7 +107,9 @@ def _scan(eqn, inputs, read):
     body = eqn.params["jaxpr"]
     splits, arrays = [], []
     for atom, x, inside in zip(eqn.invars, inputs, _avals(body), strict=True):
-        sliced = isinstance(x, _Split) and x.array.ndim == len(inside.shape) + 1 and x.spec[0] is None
+        sliced = (
+            isinstance(x, _Split) and x.array.ndim == len(inside.shape) + 1 and x.spec[0] is None
+        )
         splits.append(x._replace(array=None, spec=PartitionSpec(*x.spec[1:])) if sliced else None)
         arrays.append(x.array if sliced else read(atom))
 

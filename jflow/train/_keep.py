@@ -34,11 +34,15 @@ class Kept(NamedTuple):
 def judge_best(state: TrainState, n: int, scores, monitor: str, best: Best | None, kept: Kept):
     """The best evaluation so far, and the count of those since; NaN is never better."""
     if monitor not in scores:
-        raise ValueError(f"monitor {monitor!r} is not among what evaluate returned: {sorted(scores)}")
+        raise ValueError(
+            f"monitor {monitor!r} is not among what evaluate returned: {sorted(scores)}"
+        )
     value = scores[monitor]
     if not (value < (float("inf") if kept.best is None else kept.best[1])):
         return best, kept._replace(failed=kept.failed + 1)
-    params, ema = jax.tree.map(jnp.copy, (state.params, state.ema))  # the state is about to be donated
+    params, ema = jax.tree.map(
+        jnp.copy, (state.params, state.ema)
+    )  # the state is about to be donated
     return Best(n, value, params, ema), kept._replace(best=(n, value), failed=0)
 
 
@@ -47,11 +51,20 @@ def best_state(state: TrainState, step: int, params, ema) -> TrainState:
     return TrainState(jnp.full_like(state.step, step), params, (), ema, None, state.key)
 
 
-def save_run(workdir: Path, n: int, state: TrainState, best: Best | None, position, extra, keep: int) -> None:
+def save_run(
+    workdir: Path, n: int, state: TrainState, best: Best | None, position, extra, keep: int
+) -> None:
     """The best params first: a checkpoint may then name them. They stay as long as a kept checkpoint might."""
     folder = workdir / "best"
     if best is not None and best.step not in checkpoint.steps(folder):
-        checkpoint.save(folder, best.step, best_state(state, best.step, best.params, best.ema), None, extra, keep=None)
+        checkpoint.save(
+            folder,
+            best.step,
+            best_state(state, best.step, best.params, best.ema),
+            None,
+            extra,
+            keep=None,
+        )
     checkpoint.save(workdir, n, state, position, extra, keep=keep)
     if processes.is_main():
         oldest = checkpoint.steps(workdir)[0]

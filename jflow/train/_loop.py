@@ -116,7 +116,9 @@ def fit(
     # One placement for fresh and restored states, so that the same program runs after a resume.
     shardings = shardings_of(state)
     if several and len(shardings.step.device_set) < jax.device_count():
-        raise ValueError("several processes train as one on a mesh of all their devices: train.shard(state, mesh)")
+        raise ValueError(
+            "several processes train as one on a mesh of all their devices: train.shard(state, mesh)"
+        )
     folder = None if workdir is None else expand(workdir)
     with contextlib.nullcontext() if folder is None else hold(folder):
         state, best, kept = put(state, shardings), None, Kept()
@@ -138,19 +140,33 @@ def fit(
         recent: list[Metrics] = []
 
         def look():
-            last = f"last good checkpoint: step {saved} in {folder}" if saved else "no checkpoint was saved before it"
+            last = (
+                f"last good checkpoint: step {saved} in {folder}"
+                if saved
+                else "no checkpoint was saved before it"
+            )
             rows = rows_of(recent, inner)
             check_finite(watch, n, rows, last)
             return rows[-1] if rows else None
 
         def save():
             look()
-            extra = kept._replace(skipped=int(watch.skipped), seconds=time.monotonic() - started)._asdict()
+            extra = kept._replace(
+                skipped=int(watch.skipped), seconds=time.monotonic() - started
+            )._asdict()
             position = getattr(source, "position", None)
-            save_run(folder, n, state, best, position, {"fit": extra, "preprocess": preprocess}, keep)
+            save_run(
+                folder, n, state, best, position, {"fit": extra, "preprocess": preprocess}, keep
+            )
 
-        bar = tqdm(total=steps, initial=n, unit="step", disable=not (progress and main), file=sys.stderr)
-        closed = contextlib.closing(source) if prefetch and is_iterator(batches) else contextlib.nullcontext()
+        bar = tqdm(
+            total=steps, initial=n, unit="step", disable=not (progress and main), file=sys.stderr
+        )
+        closed = (
+            contextlib.closing(source)
+            if prefetch and is_iterator(batches)
+            else contextlib.nullcontext()
+        )
         with signals() as caught, contextlib.closing(record), closed, bar:
             stop, unchecked = False, several
             while n < steps and not stop and (patience is None or kept.failed < patience):
@@ -162,10 +178,17 @@ def fit(
                 recent.append(metrics)
                 bar.update(inner)
                 ends = n == steps
-                log, judge = ends or n % log_every == 0, ends or bool(eval_every and n % eval_every == 0)
+                log, judge = (
+                    ends or n % log_every == 0,
+                    ends or bool(eval_every and n % eval_every == 0),
+                )
                 if log or judge:
                     values = as_floats("metric", look())
-                    row = {"step": n, "time": round(time.monotonic() - started, 3), "loss": values["loss"]} | values
+                    row = {
+                        "step": n,
+                        "time": round(time.monotonic() - started, 3),
+                        "loss": values["loss"],
+                    } | values
                     if skip_nonfinite:
                         row["skipped"] = int(watch.skipped)
                     bar.set_postfix(loss=f"{row['loss']:.4g}", refresh=False)
@@ -223,9 +246,17 @@ def _check(
     inner,
     prefetch,
 ):
-    counts = {"steps": steps, "log_every": log_every, "save_every": save_every, "keep": keep, "inner": inner}
+    counts = {
+        "steps": steps,
+        "log_every": log_every,
+        "save_every": save_every,
+        "keep": keep,
+        "inner": inner,
+    }
     optional = {"eval_every": eval_every, "patience": patience}
-    check_whole("fit", **counts, **{name: count for name, count in optional.items() if count is not None})
+    check_whole(
+        "fit", **counts, **{name: count for name, count in optional.items() if count is not None}
+    )
     for name in ("steps", "log_every", "eval_every") + (() if workdir is None else ("save_every",)):
         if (count := (counts | optional)[name]) and count % inner:
             raise ValueError(f"expected {name} to be a multiple of inner={inner}, got {count}")
@@ -237,7 +268,9 @@ def _check(
     seekable = hasattr(batches, "position") and hasattr(batches, "seek")
     check_whole("fit", 0, prefetch=prefetch)
     if workdir is not None and not callable(batches) and not seekable:
-        raise TypeError("with a workdir, batches need `position` and `seek(position)` (jflow.data.batches has them)")
+        raise TypeError(
+            "with a workdir, batches need `position` and `seek(position)` (jflow.data.batches has them)"
+        )
     if monitor is not None and evaluate is None:
         raise ValueError(f"monitor={monitor!r} names a number of `evaluate`, which is None")
     if patience is not None and monitor is None:

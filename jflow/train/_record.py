@@ -33,7 +33,9 @@ class Recorder:
         self._file = workdir / "metrics.jsonl"
         if self._file.exists():
             self.rows = [
-                row for row in map(_parse, self._file.read_bytes().splitlines()) if row and row["step"] <= step
+                row
+                for row in map(_parse, self._file.read_bytes().splitlines())
+                if row and row["step"] <= step
             ]
             if writes:
                 write_atomically(self._file, "".join(map(_line, self.rows)).encode())
@@ -80,14 +82,18 @@ def _image(image) -> Image.Image:
         return image
     image = np.asarray(image)
     if not (image.ndim == 2 or image.ndim == 3 and image.shape[2] in (3, 4)):
-        raise ValueError(f"picture: expected an image [h, w], [h, w, 3] or [h, w, 4], got shape {list(image.shape)}")
+        raise ValueError(
+            f"picture: expected an image [h, w], [h, w, 3] or [h, w, 4], got shape {list(image.shape)}"
+        )
     if image.dtype != np.uint8:
         image = np.round(255 * np.clip(np.nan_to_num(image), 0, 1)).astype(np.uint8)
     return Image.fromarray(image)
 
 
 def _line(row: Row) -> str:
-    finite = {k: None if isinstance(v, float) and not math.isfinite(v) else v for k, v in row.items()}
+    finite = {
+        k: None if isinstance(v, float) and not math.isfinite(v) else v for k, v in row.items()
+    }
     return json.dumps(finite, allow_nan=False) + "\n"
 
 
@@ -113,12 +119,16 @@ class _Board:
         self._writer = event_file_writer.EventsWriter(str(folder / "events"), f".from_{step:08d}")
         # Readers drop what an earlier run wrote from this step on.
         start = event_pb2.SessionLog(status=event_pb2.SessionLog.START)
-        self._writer.write_event(self._event(wall_time=time.time(), step=step + 1, session_log=start))
+        self._writer.write_event(
+            self._event(wall_time=time.time(), step=step + 1, session_log=start)
+        )
 
     def write(self, row: Row) -> None:
         for name in sorted(row.keys() - {"step", "time"}):
             value = self._scalar(name, row[name])
-            self._writer.write_event(self._event(wall_time=time.time(), step=row["step"], summary=value))
+            self._writer.write_event(
+                self._event(wall_time=time.time(), step=row["step"], summary=value)
+            )
         self._writer.flush()
 
     def close(self) -> None:

@@ -30,7 +30,11 @@ def fsdp(axis: str = "data", *, min_size: int = 1024) -> Spec:
 
     def spec(shape, mesh):
         size = _axis_size(mesh, axis, f"fsdp(axis={axis!r})")
-        fit = [i for i in range(max(0, len(shape) - 2), len(shape)) if shape[i] and shape[i] % size == 0]
+        fit = [
+            i
+            for i in range(max(0, len(shape) - 2), len(shape))
+            if shape[i] and shape[i] % size == 0
+        ]
         if not fit or math.prod(shape) < min_size:
             return PartitionSpec()
         chosen = max(fit, key=lambda i: (shape[i], i))
@@ -57,11 +61,15 @@ def shardings(tree: PyTree, mesh: Mesh | AbstractMesh, rules: Sequence[Rule] = (
     paths = _paths(tree)
     for i, (match, _) in enumerate(rules):
         if not any(_matches(match, path) for path in paths):
-            raise ValueError(f"rule {i}, {match!r}, matches no leaf; there are {', '.join(paths[:8]) or 'none'} ...")
+            raise ValueError(
+                f"rule {i}, {match!r}, matches no leaf; there are {', '.join(paths[:8]) or 'none'} ..."
+            )
     return jax.tree.unflatten(jax.tree.structure(tree), leaf_shardings(tree, mesh, rules))
 
 
-def leaf_shardings(tree: PyTree, mesh: Mesh | AbstractMesh, rules: Sequence[Rule]) -> list[NamedSharding]:
+def leaf_shardings(
+    tree: PyTree, mesh: Mesh | AbstractMesh, rules: Sequence[Rule]
+) -> list[NamedSharding]:
     """As `shardings`, leaf after leaf; rules that match nothing are none of its business."""
     found = []
     for path, leaf in zip(_paths(tree), jax.tree.leaves(tree), strict=True):
@@ -88,7 +96,9 @@ def init_sharded(make: Callable[[], PyTree], mesh: Mesh, rules: Sequence[Rule] =
 def bytes_per_device(tree: PyTree, placed: PyTree | None = None) -> int:
     """How many bytes one device keeps of a tree of arrays or shapes, laid out by `placed` (None: as its arrays lie)."""
     placed = jax.tree.map(lambda x: x.sharding, tree) if placed is None else placed
-    sizes = jax.tree.map(lambda x, s: math.prod(s.shard_shape(x.shape)) * _itemsize(x), tree, placed)
+    sizes = jax.tree.map(
+        lambda x, s: math.prod(s.shard_shape(x.shape)) * _itemsize(x), tree, placed
+    )
     return sum(jax.tree.leaves(sizes))
 
 
@@ -111,7 +121,9 @@ def _matches(match: Match, path: str) -> bool:
 def _aligned(path: str, shape: tuple[int, ...], mesh, spec: Spec) -> PartitionSpec:
     spec = spec(shape, mesh) if callable(spec) else spec
     if len(spec) > len(shape):
-        raise ValueError(f"{path}: {spec} names {len(spec)} axes, but the leaf has the shape {list(shape)}")
+        raise ValueError(
+            f"{path}: {spec} names {len(spec)} axes, but the leaf has the shape {list(shape)}"
+        )
     spec = PartitionSpec(*[None] * (len(shape) - len(spec)), *spec)
     for size, names in zip(shape, spec, strict=True):
         names = () if names is None else (names,) if isinstance(names, str) else tuple(names)
@@ -134,4 +146,6 @@ def forms(tree: PyTree) -> str:
     """Path, type, shape and, where it lies on a mesh, spec of every leaf, a line each."""
     leaves = zip(_paths(tree), jax.tree.leaves(tree), strict=True)
     specs = (getattr(getattr(leaf, "sharding", None), "spec", "") for leaf in jax.tree.leaves(tree))
-    return "\n".join(f"{p} {x.dtype}{list(x.shape)} {spec}" for (p, x), spec in zip(leaves, specs, strict=True))
+    return "\n".join(
+        f"{p} {x.dtype}{list(x.shape)} {spec}" for (p, x), spec in zip(leaves, specs, strict=True)
+    )

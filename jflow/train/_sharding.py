@@ -15,7 +15,9 @@ def data_mesh(devices=None) -> jax.sharding.Mesh:
     return jax.sharding.Mesh(np.asarray(jax.devices() if devices is None else devices), ("data",))
 
 
-def make_mesh(axes: Mapping[str, int], devices: Sequence[jax.Device] | None = None) -> jax.sharding.Mesh:
+def make_mesh(
+    axes: Mapping[str, int], devices: Sequence[jax.Device] | None = None
+) -> jax.sharding.Mesh:
     """All devices, or those given, along named axes, e.g. {'data': -1, 'model': 4}; one size may be -1: what is left.
 
     Neighbors along the last axis are the closest devices: put there what talks most (tensor sharding).
@@ -33,7 +35,9 @@ def make_mesh(axes: Mapping[str, int], devices: Sequence[jax.Device] | None = No
     return jax.make_mesh(tuple(sizes), tuple(axes), axis_types=auto, devices=devices)
 
 
-def data_sharding(mesh: jax.sharding.Mesh, axes: str | Sequence[str] | None = None) -> jax.sharding.NamedSharding:
+def data_sharding(
+    mesh: jax.sharding.Mesh, axes: str | Sequence[str] | None = None
+) -> jax.sharding.NamedSharding:
     """Rows of a batch spread over `axes` of the mesh, or over all: for `fit(sharding=...)`, `data.place`, device_put.
 
     Where an axis splits the model itself (tensor sharding), name the others."""
@@ -48,14 +52,18 @@ def replicated(mesh: jax.sharding.Mesh | jax.sharding.AbstractMesh) -> jax.shard
 
 def put(tree: PyTree, where: PyTree) -> PyTree:
     """jax.device_put, also onto a mesh over several processes, each of which has the whole (typed keys too)."""
-    return jax.device_put(tree, where) if jax.process_count() == 1 else jax.tree.map(_put, tree, where)
+    return (
+        jax.device_put(tree, where) if jax.process_count() == 1 else jax.tree.map(_put, tree, where)
+    )
 
 
 def _put(x, sharding):
     if isinstance(x, jax.Array) and x.sharding == sharding:
         return x
     if jnp.issubdtype(x.dtype, jax.dtypes.prng_key):
-        return jax.random.wrap_key_data(_put(jax.random.key_data(x), sharding), impl=jax.random.key_impl(x))
+        return jax.random.wrap_key_data(
+            _put(jax.random.key_data(x), sharding), impl=jax.random.key_impl(x)
+        )
     return jax.make_array_from_callback(x.shape, sharding, lambda index: np.asarray(x)[index])
 
 

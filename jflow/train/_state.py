@@ -37,10 +37,16 @@ def init_state(
     ema: as given to `make_step`; the average starts at the params, in float32 at least.
     frozen: a dict, e.g. {'teacher': params}.
     """
-    if not (isinstance(key, jax.Array) and jnp.issubdtype(key.dtype, jax.dtypes.prng_key) and key.ndim == 0):
+    if not (
+        isinstance(key, jax.Array)
+        and jnp.issubdtype(key.dtype, jax.dtypes.prng_key)
+        and key.ndim == 0
+    ):
         raise TypeError(f"expected one jax.random.key, got {key!r}")
     if as_decay(ema) is not None and "ema" in (frozen or {}):
-        raise ValueError("frozen must not hold 'ema' with ema on: that is where the loss finds the average")
+        raise ValueError(
+            "frozen must not hold 'ema' with ema on: that is where the loss finds the average"
+        )
     params, frozen, key = jax.tree.map(_copy, (params, frozen, key))
     average = None if ema is None else jax.tree.map(_copy, start(params))
     opt_state = jax.tree.map(_copy, optimizer.init(params))
@@ -50,7 +56,11 @@ def init_state(
 def _copy(x) -> Array:
     """A buffer of its own, and no weak type: a checkpoint would lose it, and the step would compile a second time."""
     x = jnp.asarray(x)
-    return jnp.copy(x) if jnp.issubdtype(x.dtype, jax.dtypes.prng_key) else jnp.array(x, dtype=x.dtype, copy=True)
+    return (
+        jnp.copy(x)
+        if jnp.issubdtype(x.dtype, jax.dtypes.prng_key)
+        else jnp.array(x, dtype=x.dtype, copy=True)
+    )
 
 
 def warm_start(fresh: Params, teacher: Params) -> Params:
@@ -66,6 +76,8 @@ def warm_start(fresh: Params, teacher: Params) -> Params:
         there = room.get(path)
         if there is None or jnp.shape(there) != jnp.shape(leaf):
             found = "no such leaf" if there is None else f"the shape {list(jnp.shape(there))}"
-            raise ValueError(f"warm_start: the teacher's {name!r} is {list(jnp.shape(leaf))}, the student has {found}")
+            raise ValueError(
+                f"warm_start: the teacher's {name!r} is {list(jnp.shape(leaf))}, the student has {found}"
+            )
     taken = {path: jnp.asarray(leaf, room[path].dtype) for path, leaf in have.items()}
     return jax.tree_util.tree_map_with_path(lambda path, leaf: taken.get(path, leaf), fresh)

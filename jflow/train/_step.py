@@ -64,7 +64,9 @@ def make_step(
             "losses.nll(flow) makes one of a flow"
         )
     if not (hasattr(optimizer, "init") and hasattr(optimizer, "update")):
-        raise TypeError(f"make_step: expected an optax.GradientTransformation, got {described(optimizer)}")
+        raise TypeError(
+            f"make_step: expected an optax.GradientTransformation, got {described(optimizer)}"
+        )
     decay = ema_lib.as_decay(ema)
     optimizer = optax.with_extra_args_support(optimizer)
     of_rows = jax.value_and_grad(loss, has_aux=True)
@@ -78,7 +80,11 @@ def make_step(
 
     def step(state, batch):
         if (decay is None) != (state.ema is None):
-            said = "the state holds an average, the step has no ema" if decay is None else "the state holds no average"
+            said = (
+                "the state holds an average, the step has no ema"
+                if decay is None
+                else "the state holds no average"
+            )
             raise ValueError(f"make_step and init_state must be given the same ema: {said}")
         key = jax.random.fold_in(state.key, state.step)
         if axis_name is not None:
@@ -198,7 +204,9 @@ def _cut(path, x, n: int):
     are."""
     if jnp.ndim(x) == 0 or x.shape[0] % n:
         name = jax.tree_util.keystr(path, simple=True, separator="/")
-        raise ValueError(f"accumulate={n} does not divide the batch: {name!r} has the shape {list(jnp.shape(x))}")
+        raise ValueError(
+            f"accumulate={n} does not divide the batch: {name!r} has the shape {list(jnp.shape(x))}"
+        )
     return jnp.moveaxis(jnp.reshape(x, (x.shape[0] // n, n, *x.shape[1:])), 1, 0)
 
 
@@ -213,7 +221,9 @@ def _varying(params, axis_name):
 
 def _same_form(new, old):
     """`new`, if it has the structure, shapes and types of `old`: another form would compile the step again."""
-    form = jax.tree.map(lambda x: f"{getattr(x, 'dtype', type(x).__name__)}{list(jnp.shape(x))}", (old, new))
+    form = jax.tree.map(
+        lambda x: f"{getattr(x, 'dtype', type(x).__name__)}{list(jnp.shape(x))}", (old, new)
+    )
     if form[0] != form[1]:
         raise ValueError(f"refresh must keep the form of frozen: expected {form[0]}, got {form[1]}")
     return new

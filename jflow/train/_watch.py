@@ -40,7 +40,11 @@ def watched(step: Step, skip: bool) -> Callable[..., tuple[TrainState, Watch, Me
         values = jnp.stack([metrics["loss"], metrics["grad_norm"], optax.tree.norm(new.params)])
         fine = jnp.isfinite(values).all()
         if not skip:
-            return new, watch._replace(bad=jnp.where((watch.bad == 0) & ~fine, new.step, watch.bad)), metrics
+            return (
+                new,
+                watch._replace(bad=jnp.where((watch.bad == 0) & ~fine, new.step, watch.bad)),
+                metrics,
+            )
         kept = jax.tree.map(lambda a, b: jnp.where(fine, a, b), new, state)
         return kept._replace(step=new.step), watch._replace(skipped=watch.skipped + ~fine), metrics
 
@@ -53,7 +57,11 @@ def check_finite(watch: Watch, n: int, recent: Sequence[Metrics], last_good: str
     if bad:
         metrics = as_floats("metric", recent[bad - n - 1])
         said = ", ".join(f"{name}={value:.6g}" for name, value in metrics.items())
-        what = "params" if math.isfinite(metrics["loss"] + metrics["grad_norm"]) else "loss or gradient"
+        what = (
+            "params"
+            if math.isfinite(metrics["loss"] + metrics["grad_norm"])
+            else "loss or gradient"
+        )
         raise NonFiniteError(f"{what} not finite at step {bad}: {said}; {last_good}")
 
 
@@ -75,7 +83,11 @@ def signals() -> Iterator[list[int]]:
         caught.append(number)
         restore()
 
-    for number in (signal.SIGTERM, signal.SIGINT) if threading.current_thread() is threading.main_thread() else ():
+    for number in (
+        (signal.SIGTERM, signal.SIGINT)
+        if threading.current_thread() is threading.main_thread()
+        else ()
+    ):
         if signal.getsignal(number) not in (signal.SIG_IGN, None):
             before[number] = signal.signal(number, catch)
     try:
@@ -89,5 +101,7 @@ def as_floats(what: str, metrics: Mapping[str, object]) -> dict[str, float]:
     values = jax.device_get(dict(metrics))
     for name, value in values.items():
         if jnp.ndim(value):
-            raise ValueError(f"{what} {name!r}: expected a scalar, got shape {list(jnp.shape(value))}")
+            raise ValueError(
+                f"{what} {name!r}: expected a scalar, got shape {list(jnp.shape(value))}"
+            )
     return {name: float(value) for name, value in values.items()}

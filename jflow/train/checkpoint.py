@@ -68,11 +68,18 @@ def save(
             orbax.save(path / "params", args=ocp.args.PyTreeSave(params))
             orbax.save(path / "rest", args=ocp.args.PyTreeSave(rest))
         if main:
-            write_atomically(path / "manifest.json", json.dumps({**json.loads(text), "files": _files(path)}).encode())
+            write_atomically(
+                path / "manifest.json",
+                json.dumps({**json.loads(text), "files": _files(path)}).encode(),
+            )
     except Exception as error:
         _discard(path)
         before = latest(workdir)
-        said = "there is none before it" if before is None else f"the newest whole one is of step {before}"
+        said = (
+            "there is none before it"
+            if before is None
+            else f"the newest whole one is of step {before}"
+        )
         raise OSError(f"cannot write checkpoint {path}: {_line(error)}; {said}") from error
     processes.wait_for_all(f"jflow: {path} is written")
     if main:
@@ -104,7 +111,9 @@ def latest(workdir: str | os.PathLike) -> int | None:
         return None
 
 
-def restore(workdir: str | os.PathLike, template: TrainState, step: int | None = None) -> Checkpoint:
+def restore(
+    workdir: str | os.PathLike, template: TrainState, step: int | None = None
+) -> Checkpoint:
     """The checkpoint of `step`, or the newest readable one, in the structure, types and shardings of `template`.
 
     A damaged newest one is named in a warning and passed over. Raises FileNotFoundError when none can be read, and
@@ -119,10 +128,14 @@ def restore(workdir: str | os.PathLike, template: TrainState, step: int | None =
                 f"{expected.get(name, 'missing')} here"
             )
     parts = _parts(template)
-    params, rest = (_read(path / name, part) for name, part in zip(("params", "rest"), parts, strict=True))
+    params, rest = (
+        _read(path / name, part) for name, part in zip(("params", "rest"), parts, strict=True)
+    )
     nothing = jax.tree.map(lambda _: None, template)
     leaves = {**_named(nothing._replace(params=params["params"], ema=params["ema"])), **rest}
-    state = jax.tree_util.tree_map_with_path(lambda where, like: _as(leaves[_name(where)], like), template)
+    state = jax.tree_util.tree_map_with_path(
+        lambda where, like: _as(leaves[_name(where)], like), template
+    )
     return Checkpoint(manifest["step"], state, manifest["position"], manifest["extra"])
 
 
@@ -132,7 +145,9 @@ def restore_params(workdir: str | os.PathLike, step: int | None = None, ema: boo
     ema: the averaged ones, where the run kept an average. Errors as `restore`.
     """
     tree = _read(_open(workdir, step)[0] / "params")
-    return jax.tree.map(jnp.asarray, tree["ema"] if ema and tree["ema"] is not None else tree["params"])
+    return jax.tree.map(
+        jnp.asarray, tree["ema"] if ema and tree["ema"] is not None else tree["params"]
+    )
 
 
 def restore_extra(workdir: str | os.PathLike, step: int | None = None) -> dict:
@@ -159,7 +174,9 @@ def _open(workdir, step: int | None) -> tuple[Path, dict]:
         if step is not None:
             raise ValueError(f"checkpoint {path} is damaged: {fault}")
         _warn_once(f"checkpoint {path} is damaged and passed over: {fault}")
-    raise FileNotFoundError(f"no readable checkpoint in {workdir}: those of steps {there} are damaged")
+    raise FileNotFoundError(
+        f"no readable checkpoint in {workdir}: those of steps {there} are damaged"
+    )
 
 
 _said: set[str] = set()
@@ -281,7 +298,9 @@ def _orbax():
 def _plain(x):
     if isinstance(x, np.ndarray | np.generic | jax.Array):
         return np.asarray(x).tolist()
-    raise TypeError(f"a checkpoint's position and extra must be JSON, got {type(x).__name__}: {x!r}")
+    raise TypeError(
+        f"a checkpoint's position and extra must be JSON, got {type(x).__name__}: {x!r}"
+    )
 
 
 def _line(error: BaseException) -> str:
@@ -289,4 +308,8 @@ def _line(error: BaseException) -> str:
     if (cause := system_error(error)) is not None and cause.errno is not None:
         return os.strerror(cause.errno)
     number = re.search(r"os_error_code='(\d+)'", str(error))  # tensorstore
-    return os.strerror(int(number[1])) if number else (str(error).splitlines() or [type(error).__name__])[0]
+    return (
+        os.strerror(int(number[1]))
+        if number
+        else (str(error).splitlines() or [type(error).__name__])[0]
+    )

@@ -41,10 +41,14 @@ def start(params: PyTree) -> PyTree:
 def update(average: PyTree, params: PyTree, decay: Array | float) -> PyTree:
     """decay * average + (1 - decay) * params, leaf by leaf, each in the type of the average (`start` says which)."""
     return jax.tree.map(
-        lambda a, p: a + jnp.asarray(1 - decay, a.dtype) * (jnp.asarray(p, a.dtype) - a), average, params
+        lambda a, p: a + jnp.asarray(1 - decay, a.dtype) * (jnp.asarray(p, a.dtype) - a),
+        average,
+        params,
     )
 
 
 def _check(decay) -> None:
     if isinstance(decay, bool) or not isinstance(decay, float) or not 0 < decay < 1:
-        raise ValueError(f"expected ema to be a decay in (0, 1), a callable step -> decay or None, got {decay!r}")
+        raise ValueError(
+            f"expected ema to be a decay in (0, 1), a callable step -> decay or None, got {decay!r}"
+        )

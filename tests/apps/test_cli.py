@@ -90,7 +90,9 @@ def trained(tmp_path_factory):
 
 def tree(folder: Path) -> dict[str, int]:
     """Every path below a folder, and when it was last written."""
-    return {str(p.relative_to(folder)): p.stat().st_mtime_ns for p in folder.rglob("*") if p.is_file()}
+    return {
+        str(p.relative_to(folder)): p.stat().st_mtime_ns for p in folder.rglob("*") if p.is_file()
+    }
 
 
 def refused(capsys, argv, status: int) -> str:
@@ -105,11 +107,25 @@ def refused(capsys, argv, status: int) -> str:
 def test_train_says_what_it_did_and_takes_keys_anywhere(tmp_path, capsys):
     (tmp_path / "config.py").write_text(CONFIG)
     run = tmp_path / "run"
-    argv = ["train", tmp_path / "config.py", "rate=0.1", "--workdir", run, "wide=[4,4]", "steps=5", "--quiet"]
+    argv = [
+        "train",
+        tmp_path / "config.py",
+        "rate=0.1",
+        "--workdir",
+        run,
+        "wide=[4,4]",
+        "steps=5",
+        "--quiet",
+    ]
     assert cli.main([str(a) for a in argv]) == 0
     assert capsys.readouterr().out == ""
     values = json.loads((run / "config.json").read_text())["values"]
-    assert (values["rate"], values["wide"], values["steps"], values["batch"]) == (0.1, [4, 4], 5, 16)
+    assert (values["rate"], values["wide"], values["steps"], values["batch"]) == (
+        0.1,
+        [4, 4],
+        5,
+        16,
+    )
     assert cli.main([str(a) for a in argv[:-1]]) == 0  # nothing is left to do
     assert f"{run}: step 5" in capsys.readouterr().out
 
@@ -135,7 +151,20 @@ def test_sample_npz(trained):
 def test_samples_are_in_the_units_of_the_data(trained):
     from jflow import data
 
-    assert cli.main(["sample", str(trained / "run"), "--out", str(trained / "m.npz"), "--num", "4000", "--quiet"]) == 0
+    assert (
+        cli.main(
+            [
+                "sample",
+                str(trained / "run"),
+                "--out",
+                str(trained / "m.npz"),
+                "--num",
+                "4000",
+                "--quiet",
+            ]
+        )
+        == 0
+    )
     with np.load(trained / "m.npz") as z:
         x = z["x"]
     rows = data.moons(100, 0)["x"]
@@ -146,11 +175,41 @@ def test_samples_are_in_the_units_of_the_data(trained):
 
 def test_sample_csv_and_png(trained):
     run = str(trained / "run")
-    assert cli.main(["sample", run, "--num", "5", "--out", str(trained / "s.csv"), "--batch", "2", "--quiet"]) == 0
+    assert (
+        cli.main(
+            [
+                "sample",
+                run,
+                "--num",
+                "5",
+                "--out",
+                str(trained / "s.csv"),
+                "--batch",
+                "2",
+                "--quiet",
+            ]
+        )
+        == 0
+    )
     with open(trained / "s.csv", newline="") as file:
         rows = list(csv.reader(file))
     assert rows[0] == ["x_0", "x_1", "cond"] and len(rows) == 6
-    assert cli.main(["sample", run, "--num", "5", "--out", str(trained / "s.png"), "--batch", "2", "--quiet"]) == 0
+    assert (
+        cli.main(
+            [
+                "sample",
+                run,
+                "--num",
+                "5",
+                "--out",
+                str(trained / "s.png"),
+                "--batch",
+                "2",
+                "--quiet",
+            ]
+        )
+        == 0
+    )
     image = np.asarray(Image.open(trained / "s.png"))
     assert image.shape == (5, 2, 3) and (image == 7).all()  # all five rows reach the picture
 
@@ -158,7 +217,9 @@ def test_sample_csv_and_png(trained):
 def test_evaluate(trained, capsys):
     assert cli.main(["evaluate", str(trained / "run")]) == 0
     written = json.loads((trained / "run" / "evaluation.json").read_text())
-    assert written["step"] == 12 and 2 < written["nll"] < 4  # a standard normal on its own data has 2.84
+    assert (
+        written["step"] == 12 and 2 < written["nll"] < 4
+    )  # a standard normal on its own data has 2.84
     assert capsys.readouterr().out.split() == ["nll", f"{written['nll']:.6g}"]
     assert cli.main(["evaluate", str(trained / "run"), "--step", "6"]) == 0
     assert json.loads((trained / "run" / "evaluation.json").read_text())["step"] == 6
@@ -186,9 +247,15 @@ def test_mistakes_are_one_line_and_leave_nothing(trained, capsys):
         ([*train, *fresh, "rate=fast"], "'rate'"),
         ([*train, *fresh, "steps=5", "steps=6"], "given twice"),
         ([*train, *fresh, "batch=81"], "batch of 81 is larger than the data: 80 rows"),
-        ([*train, *fresh, "batch=0"], "key 'batch': expected a whole number of at least 1, got '0'"),
+        (
+            [*train, *fresh, "batch=0"],
+            "key 'batch': expected a whole number of at least 1, got '0'",
+        ),
         ([*train, *fresh, "steps=-1"], "key 'steps'"),
-        ([*train, *fresh, "explode=perhaps"], "key 'explode': expected bool (true or false), got 'perhaps'"),
+        (
+            [*train, *fresh, "explode=perhaps"],
+            "key 'explode': expected bool (true or false), got 'perhaps'",
+        ),
         ([*train, *fresh, "rate=inf"], "key 'rate'"),
         ([*train, *fresh, "--mesh", "data=0"], "{'data': 0}"),
         ([*train, "--workdir", "~nobody-of-this-name/run"], "no such home folder"),
@@ -196,10 +263,19 @@ def test_mistakes_are_one_line_and_leave_nothing(trained, capsys):
         ([*train, "--workdir", table, "--quiet"], "t.csv"),
         (["train", trained / "none.py", *fresh], "none.py"),
         (["train", trained / "plain.py", *fresh], "no function config"),
-        (["sample", trained / "empty", "--num", 4, "--out", out], "not the workdir of an experiment"),
-        (["sample", trained / "loose", "--num", 4, "--out", out], "not the workdir of an experiment"),
+        (
+            ["sample", trained / "empty", "--num", 4, "--out", out],
+            "not the workdir of an experiment",
+        ),
+        (
+            ["sample", trained / "loose", "--num", 4, "--out", out],
+            "not the workdir of an experiment",
+        ),
         (["sample", trained / "none", "--num", 4, "--out", out], "none"),
-        (["sample", run, "--num", 0, "--out", out], "--num: expected a whole number of at least 1, got '0'"),
+        (
+            ["sample", run, "--num", 0, "--out", out],
+            "--num: expected a whole number of at least 1, got '0'",
+        ),
         (["sample", run, "--num", "many", "--out", out], "--num"),
         ([*sample, out, "--batch", 0], "--batch: expected a whole number of at least 1"),
         ([*sample, out, "--steps", -1], "--steps: expected a whole number of at least 1"),
@@ -207,7 +283,10 @@ def test_mistakes_are_one_line_and_leave_nothing(trained, capsys):
         ([*sample, out, "--guidance=-inf"], "--guidance: expected a finite number"),
         ([*sample, out, "--seed", "1.5"], "--seed: expected a whole number from 0"),
         (["evaluate", run, "--seed", -1], "--seed: expected a whole number from 0"),
-        (["launch", "--processes", 0, "--", "true"], "--processes: expected a whole number of at least 1"),
+        (
+            ["launch", "--processes", 0, "--", "true"],
+            "--processes: expected a whole number of at least 1",
+        ),
         ([*sample, trained / "x.gif"], ".png, .npz, .csv"),
         ([*sample, trained / "none" / "x.npz"], "cannot write"),
         ([*sample, table / "x.npz"], "cannot write"),
@@ -234,8 +313,14 @@ def test_mistakes_are_one_line_and_leave_nothing(trained, capsys):
         ("x,y\n", "no rows"),
         ("x,y\n1,2\n", "one row"),
         ("x,y\n" + "1,2\n3,2\n" * 20, "constant columns have no density: 'y'"),
-        ("x,y\n" + "".join(f"{i},{i * i}\n" for i in range(20)) + "nan,3\n", "line 22, column 'x': a missing value"),
-        ("x,y\n" + "".join(f"{i},{i * i}\n" for i in range(20)) + "7,wet\n", "line 22, column 'y': 'wet'"),
+        (
+            "x,y\n" + "".join(f"{i},{i * i}\n" for i in range(20)) + "nan,3\n",
+            "line 22, column 'x': a missing value",
+        ),
+        (
+            "x,y\n" + "".join(f"{i},{i * i}\n" for i in range(20)) + "7,wet\n",
+            "line 22, column 'y': 'wet'",
+        ),
         ("x,y\n1,2\n3,4\n5,7\n", "3 rows; a fit needs at least 10"),
     ],
 )
@@ -255,21 +340,39 @@ def test_a_failed_sample_leaves_the_old_file(trained, capsys):
 
 
 def test_debug_shows_the_traceback(trained, capsys):
-    assert cli.main(["sample", str(trained / "run"), "--num", "0", "--out", "x.npz", "--debug"]) == 2
+    assert (
+        cli.main(["sample", str(trained / "run"), "--num", "0", "--out", "x.npz", "--debug"]) == 2
+    )
     err = capsys.readouterr().err
     assert "Traceback" in err and err.splitlines()[-1].startswith("jflow: error: argument --num")
 
 
 def test_a_loss_that_is_not_finite_is_a_failed_run(tmp_path, capsys):
     (tmp_path / "config.py").write_text(CONFIG)
-    line = refused(capsys, ["train", tmp_path, "--workdir", tmp_path / "run", "explode=True", "--quiet"], 1)
+    line = refused(
+        capsys, ["train", tmp_path, "--workdir", tmp_path / "run", "explode=True", "--quiet"], 1
+    )
     assert "not finite at step 1" in line and "loss=nan" in line
 
 
 def test_pictures_need_a_painter(tmp_path, capsys):
     (tmp_path / "config.py").write_text(CONFIG)
-    assert cli.main(["train", str(tmp_path), "--workdir", str(tmp_path / "run"), "pictures=False", "--quiet"]) == 0
-    assert ".npz" in refused(capsys, ["sample", tmp_path / "run", "--num", 2, "--out", tmp_path / "a.png"], 2)
+    assert (
+        cli.main(
+            [
+                "train",
+                str(tmp_path),
+                "--workdir",
+                str(tmp_path / "run"),
+                "pictures=False",
+                "--quiet",
+            ]
+        )
+        == 0
+    )
+    assert ".npz" in refused(
+        capsys, ["sample", tmp_path / "run", "--num", 2, "--out", tmp_path / "a.png"], 2
+    )
 
 
 def test_params_of_another_model_are_refused(tmp_path, trained, capsys):
@@ -301,21 +404,30 @@ def test_a_full_disk(tmp_path, trained, command):
         [sys.executable, "-c", LIMITED, str(limit), *map(str, argv)],
         capture_output=True,
         text=True,
-        env=environment(PYTHONDONTWRITEBYTECODE="1", JAX_ENABLE_COMPILATION_CACHE="false"),  # which would be written to
+        env=environment(
+            PYTHONDONTWRITEBYTECODE="1", JAX_ENABLE_COMPILATION_CACHE="false"
+        ),  # which would be written to
     )
     assert done.returncode == 1, done.stderr
-    assert done.stderr.startswith("jflow: error: cannot write") and done.stderr.count("\n") == 1, done.stderr
+    assert done.stderr.startswith("jflow: error: cannot write") and done.stderr.count("\n") == 1, (
+        done.stderr
+    )
     assert [p.name for p in tmp_path.iterdir()] == ["config.py"]
 
 
 def test_a_full_disk_in_words_of_other_libraries(capsys, monkeypatch):
     def fail(args):
-        raise ExceptionGroup("unhandled errors in a task group (1 sub-exception)", [ValueError("x"), full])
+        raise ExceptionGroup(
+            "unhandled errors in a task group (1 sub-exception)", [ValueError("x"), full]
+        )
 
     full = OSError(errno.ENOSPC, "No space left on device", "/runs/x/params")
     monkeypatch.setattr(cli, "evaluate", fail)
     fail.__name__ = "evaluate"
-    assert refused(capsys, ["evaluate", "x"], 1) == "jflow: error: /runs/x/params: No space left on device"
+    assert (
+        refused(capsys, ["evaluate", "x"], 1)
+        == "jflow: error: /runs/x/params: No space left on device"
+    )
 
 
 def test_a_workdir_in_use_is_left_alone(trained, capsys):
@@ -332,7 +444,10 @@ def test_a_signal_says_what_is_saved_and_how_to_go_on(tmp_path, capsys, name, st
     (tmp_path / "config.py").write_text(CONFIG)
     run = tmp_path / "run"
     argv = ["train", str(tmp_path), "--workdir", str(run), "--quiet", "wide=4, 4", f"stop={name}"]
-    before = {number: signal.signal(number, signal.default_int_handler) for number in (signal.SIGINT, signal.SIGTERM)}
+    before = {
+        number: signal.signal(number, signal.default_int_handler)
+        for number in (signal.SIGINT, signal.SIGTERM)
+    }
     try:
         try:
             ended = cli.main(argv)
@@ -344,7 +459,9 @@ def test_a_signal_says_what_is_saved_and_how_to_go_on(tmp_path, capsys, name, st
     assert ended == status
     saved, resumed = capsys.readouterr().err.splitlines()
     assert saved == f"jflow: {name}: step 3 is saved in {run}; the same call goes on from there"
-    assert resumed.endswith(f"jflow train {tmp_path} --workdir {run} --quiet 'wide=4, 4' stop={name}")
+    assert resumed.endswith(
+        f"jflow train {tmp_path} --workdir {run} --quiet 'wide=4, 4' stop={name}"
+    )
 
 
 HELP = """import contextlib, io, sys
@@ -371,14 +488,20 @@ def test_help_and_version_need_no_jax(trained, tmp_path):
     assert jflow.velocity is _fields.velocity and jflow.load is apps.load and jflow.kernels
     with pytest.raises(AttributeError, match="module 'jflow' has no attribute 'flowz'"):
         jflow.flowz  # noqa: B018
-    version, own, *commands, train, _ = run_python(tmp_path / "help.py", trained).stdout.split("---")
+    version, own, *commands, train, _ = run_python(tmp_path / "help.py", trained).stdout.split(
+        "---"
+    )
     assert version == f"jflow {jflow.__version__}\n" and "usage: jflow [-h]" in own
     for name, text in zip(["train", "launch", "sample", "evaluate", "fit"], commands, strict=True):
         assert f"usage: jflow {name}" in text and f"  jflow {name} " in text  # an example
     table = inspect.signature(train_table).parameters
     for name in set(table) - {"table", "fingerprint", "features"}:  # which the command sets
-        kind, default, about = re.search(rf"\n  {name}: (.+) = (.+)\n      (\w.+)\n", commands[-1]).groups()
-        assert eval(default) == table[name].default and kind == inspect.formatannotation(table[name].annotation)
+        kind, default, about = re.search(
+            rf"\n  {name}: (.+) = (.+)\n      (\w.+)\n", commands[-1]
+        ).groups()
+        assert eval(default) == table[name].default and kind == inspect.formatannotation(
+            table[name].annotation
+        )
     assert "\n  fingerprint" not in commands[-1]
     assert (
         "\n  rate: float = 0.05\n      of Adam, at all times\n  steps: int = 12\n  batch: int = 16\n      rows of"

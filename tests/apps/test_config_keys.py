@@ -43,16 +43,57 @@ def read(name, value):
 @pytest.mark.parametrize(
     ("name", "given"),
     [
-        ("either", {"false": False, "False": False, "no": False, "0": False, "YES": True, "1": True, "None": None}),
+        (
+            "either",
+            {
+                "false": False,
+                "False": False,
+                "no": False,
+                "0": False,
+                "YES": True,
+                "1": True,
+                "None": None,
+            },
+        ),
         ("either", {"": REFUSED, "nope": REFUSED, "2": REFUSED, "[]": REFUSED}),
         ("count", {"1e3": 1000, "1_000": 1000, "0x10": 16, "007": 7, "-2": -2, "4.0": 4}),
-        ("count", {"4.5": REFUSED, "nan": REFUSED, "inf": REFUSED, "1e300": REFUSED, "true": REFUSED, "none": REFUSED}),
+        (
+            "count",
+            {
+                "4.5": REFUSED,
+                "nan": REFUSED,
+                "inf": REFUSED,
+                "1e300": REFUSED,
+                "true": REFUSED,
+                "none": REFUSED,
+            },
+        ),
         ("implicit", {"none": None, "4": 4, "four": REFUSED}),
-        ("number", {"1": 1.0, "1e-3": 1e-3, "nan": REFUSED, "inf": REFUSED, "1e999": REFUSED, "no": REFUSED}),
+        (
+            "number",
+            {
+                "1": 1.0,
+                "1e-3": 1e-3,
+                "nan": REFUSED,
+                "inf": REFUSED,
+                "1e999": REFUSED,
+                "no": REFUSED,
+            },
+        ),
         ("word", {"none": "none", "1": "1", "a b": "a b"}),
         ("maybe", {"none": None, "1": "1"}),
         ("choice", {"x": "x", "3": 3, "y": REFUSED}),
-        ("widths", {"64,64": (64, 64), "[4]": (4,), "4,": (4,), "1e3,8": (1000, 8), "4": REFUSED, "4,a": REFUSED}),
+        (
+            "widths",
+            {
+                "64,64": (64, 64),
+                "[4]": (4,),
+                "4,": (4,),
+                "1e3,8": (1000, 8),
+                "4": REFUSED,
+                "4,a": REFUSED,
+            },
+        ),
         ("names", {"a,b": ("a", "b"), "1, 2": ("1", "2"), "['a']": ("a",), "()": (), "a": REFUSED}),
         ("pair", {"1,2": (1, 2.0), "1": REFUSED, "1,2,3": REFUSED, "1.5,2": REFUSED}),
         ("rates", {"1,2.5": [1.0, 2.5], "none": None, "1,inf": REFUSED}),
@@ -68,7 +109,9 @@ def read(name, value):
 def test_text_is_read_by_the_type_of_its_key_or_refused_by_name(name, given):
     for text, value in given.items():
         if value is REFUSED:
-            with pytest.raises(ValueError, match=f"^key '{name}': expected .*, got {re.escape(repr(text))}"):
+            with pytest.raises(
+                ValueError, match=f"^key '{name}': expected .*, got {re.escape(repr(text))}"
+            ):
                 read(name, text)
         else:
             found = read(name, text)
@@ -76,8 +119,20 @@ def test_text_is_read_by_the_type_of_its_key_or_refused_by_name(name, given):
 
 
 def test_python_values_keep_their_types():
-    for name, value in {"count": 4, "number": 4, "widths": [4, 4], "either": False, "function": print}.items():
+    for name, value in {
+        "count": 4,
+        "number": 4,
+        "widths": [4, 4],
+        "either": False,
+        "function": print,
+    }.items():
         assert read(name, value) == (tuple(value) if name == "widths" else value)
-    for name, value in {"count": 4.0, "number": float("nan"), "either": 0, "word": 3, "widths": [4.5]}.items():
+    for name, value in {
+        "count": 4.0,
+        "number": float("nan"),
+        "either": 0,
+        "word": 3,
+        "widths": [4.5],
+    }.items():
         with pytest.raises(ValueError, match=f"key '{name}'"):
             read(name, value)

@@ -52,7 +52,8 @@ def test_one_that_dies_ends_the_others(capfd, tmp_path, death, status, said):
 
 def test_of_two_that_died_between_two_looks_the_killed_one_is_named(capfd):
     jobs = [
-        subprocess.Popen([sys.executable, "-c", text]) for text in ("exit(1)", "import os; os.kill(os.getpid(), 9)")
+        subprocess.Popen([sys.executable, "-c", text])
+        for text in ("exit(1)", "import os; os.kill(os.getpid(), 9)")
     ]
     for job in jobs:
         job.wait()
@@ -90,8 +91,20 @@ def test_signals_are_passed_on(tmp_path, number):
         f"def leave(*_):\n    open({str(tmp_path)!r} + '/' + me, 'w').close()\n    sys.exit({128 + number})\n"
         f"signal.signal({int(number)}, leave)\nos.write(1, b'ready\\n')\nsignal.pause()"
     )
-    command = ["-m", "jflow.apps.cli", "launch", "--processes", "2", "--grace", FOR_EVER, "--", *python(text)]
-    with started(*command, env=environment(), stdout=subprocess.PIPE, stderr=subprocess.PIPE) as job:
+    command = [
+        "-m",
+        "jflow.apps.cli",
+        "launch",
+        "--processes",
+        "2",
+        "--grace",
+        FOR_EVER,
+        "--",
+        *python(text),
+    ]
+    with started(
+        *command, env=environment(), stdout=subprocess.PIPE, stderr=subprocess.PIPE
+    ) as job:
         assert "1 is pid" in job.stderr.readline()  # it knows of both
         assert [job.stdout.readline() for _ in range(2)] == ["ready\n"] * 2
         job.send_signal(number)
@@ -119,14 +132,22 @@ def test_mistakes():
     ],
 )
 def test_bad_meshes(tmp_path, capsys, mesh, said):
-    assert cli.main(["train", CONFIG, "--workdir", str(tmp_path / "w"), "--mesh", mesh, "steps=2"]) == 2
+    assert (
+        cli.main(["train", CONFIG, "--workdir", str(tmp_path / "w"), "--mesh", mesh, "steps=2"])
+        == 2
+    )
     assert said in capsys.readouterr().err and not (tmp_path / "w").exists()
 
 
 def test_train_on_a_mesh(tmp_path):
     losses = []
     for name, mesh in (("one", []), ("mesh", ["--mesh", "data=-1"])):
-        assert cli.main(["train", CONFIG, "--workdir", str(tmp_path / name), "steps=2", "--quiet", *mesh]) == 0
+        assert (
+            cli.main(
+                ["train", CONFIG, "--workdir", str(tmp_path / name), "steps=2", "--quiet", *mesh]
+            )
+            == 0
+        )
         rows = (tmp_path / name / "metrics.jsonl").read_text().splitlines()
         losses.append([json.loads(row)["loss"] for row in rows])
     assert losses[0] == pytest.approx(losses[1], rel=1e-5) and len(losses[0]) == 2

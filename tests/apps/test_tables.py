@@ -14,7 +14,9 @@ STILL = ["steps=1", "learning_rate=0.0", *SMALL]  # the flow stays the Gaussian 
 
 
 def write(path, columns, header=True):
-    lines = [",".join(columns)] * header + [",".join(map(str, row)) for row in zip(*columns.values(), strict=True)]
+    lines = [",".join(columns)] * header + [
+        ",".join(map(str, row)) for row in zip(*columns.values(), strict=True)
+    ]
     path.write_text("\n".join(lines) + "\n")
     return path
 
@@ -41,7 +43,9 @@ def fitted(tmp_path_factory):
     """A folder with a mixed table, and its fit that stays at the Gaussian."""
     folder = tmp_path_factory.mktemp("fitted")
     columns = mixed()
-    columns = {name: [*values, *values[:20]] for name, values in columns.items()}  # 20 repeated rows
+    columns = {
+        name: [*values, *values[:20]] for name, values in columns.items()
+    }  # 20 repeated rows
     path = write(folder / "table.csv", columns)
     assert cli.main(["fit", str(path), "--out", str(folder / "run"), *STILL]) == 0
     return folder
@@ -60,12 +64,15 @@ def test_prepare_keeps_every_row_and_splits_at_random(tmp_path):
 
 
 def test_a_rounded_column_is_trained_on_as_it_is_distributed(tmp_path):
-    """Its distinct values alone would be spread evenly: an exponential column of mean 1 would get a mean of 3 or so."""
+    """Its distinct values alone would be spread evenly: an exponential column of mean 1 would get a
+    mean of 3 or so."""
     values = np.random.default_rng(0).exponential(size=3000).round(1)
     prepared = tables.prepare(write(tmp_path / "t.csv", {"wait": values.tolist()}))
     train = prepared.encoded[prepared.part == "train"]
     assert len(train) == 2400
-    assert abs(train.mean() - values.mean()) < 4 / np.sqrt(4 * 3000)  # 4 standard deviations of a draw of 80%
+    assert abs(train.mean() - values.mean()) < 4 / np.sqrt(
+        4 * 3000
+    )  # 4 standard deviations of a draw of 80%
 
 
 def test_identical_rows_go_to_one_part(tmp_path):
@@ -75,17 +82,26 @@ def test_identical_rows_go_to_one_part(tmp_path):
     assert tables.prepare(path).test_rows_in_train().any()
     for seed in range(3):
         prepared = tables.prepare(path, group_repeated=True, seed=seed)
-        parts = [{tuple(row) for row in prepared.encoded[prepared.part == p]} for p in ("train", "valid", "test")]
+        parts = [
+            {tuple(row) for row in prepared.encoded[prepared.part == p]}
+            for p in ("train", "valid", "test")
+        ]
         assert sum(map(len, parts)) == 200 == len(set.union(*parts))
         assert not prepared.test_rows_in_train().any()
-        assert abs((prepared.part == "train").sum() - 208) <= 4 and (prepared.part == "test").sum() >= 26
+        assert (
+            abs((prepared.part == "train").sum() - 208) <= 4
+            and (prepared.part == "test").sum() >= 26
+        )
     assert (prepared.part == "train").sum() + (prepared.part != "train").sum() == 260
 
 
 @pytest.mark.parametrize(
     ("columns", "counts"),
     [
-        ({"a": [0, 1, 0, 1] * 15, "b": ["x", "y", "y", "x"] * 15}, "4 distinct rows in 60, and one of them 15 times"),
+        (
+            {"a": [0, 1, 0, 1] * 15, "b": ["x", "y", "y", "x"] * 15},
+            "4 distinct rows in 60, and one of them 15 times",
+        ),
         ({"a": [*range(900), *[0] * 100]}, "900 distinct rows in 1000, and one of them 101 times"),
         (
             {"a": [v % 80 for v in range(960)]},
@@ -108,14 +124,18 @@ def test_preprocess_state_is_json_and_fitted_on_training_rows(tmp_path):
     y = pre.apply(state, train, None)
     np.testing.assert_allclose(y["x"].mean(0), 0, atol=1e-9)
     np.testing.assert_allclose(y["x"].std(0), 1, atol=1e-9)
-    np.testing.assert_allclose(pre.undo(state, y)["x"], prepared.encoded[prepared.part == "train"], atol=1e-9)
-    # real and price count per unit, count and color (steps of 1) as mass: all have log step 0 but the standardization
+    np.testing.assert_allclose(
+        pre.undo(state, y)["x"], prepared.encoded[prepared.part == "train"], atol=1e-9
+    )
+    # real and price count per unit, count and color (steps of 1) as mass: all have log step 0 but
+    # the standardization
     np.testing.assert_allclose(pre.log_det(state, y), -np.log(train["x"].std(0)).sum(), rtol=1e-12)
     assert tables.is_table(state) and not tables.is_table({"mean": [0.0], "std": [1.0]})
 
 
 def test_the_report_puts_flow_and_gaussian_in_the_same_units(fitted):
-    """A flow that is the Gaussian must be reported equal to it, whatever the columns' scales and kinds."""
+    """A flow that is the Gaussian must be reported equal to it, whatever the columns' scales and
+    kinds."""
     report = json.loads((fitted / "run" / "report.json").read_text())
     scores = report["test_log_likelihood"]
     assert report["rows"] == 320 and report["parts"] == {"train": 256, "valid": 32, "test": 32}
@@ -129,9 +149,12 @@ def test_the_report_tells_test_rows_that_stand_in_train_apart(fitted):
     lines = read(fitted / "table.csv")[1:]
     part = [line[1] for line in read(fitted / "run" / "log_density.csv")[1:]]
     train = {tuple(row) for row, p in zip(lines, part, strict=True) if p == "train"}
-    seen = np.array([tuple(row) in train for row, p in zip(lines, part, strict=True) if p == "test"])
+    seen = np.array(
+        [tuple(row) in train for row, p in zip(lines, part, strict=True) if p == "test"]
+    )
     assert 0 < seen.sum() == report["test_rows_in_train"]
-    # The mean of all is that of the two kinds, weighted: the Gaussian's, which is known in closed form, of the others.
+    # The mean of all is that of the two kinds, weighted: the Gaussian's, which is known in closed
+    # form, of the others.
     prepared = tables.prepare(fitted / "table.csv")
     gaussian = metrics.gaussian_log_prob(prepared.rows("train")["x"], prepared.rows("test")["x"])
     scores = report["test_log_likelihood_of_rows_not_in_train"]
@@ -147,14 +170,16 @@ def test_log_density_of_every_row_is_the_gaussians_integral_over_its_cell(fitted
     assert [int(line[0]) for line in lines[1:]] == list(range(2, 322))
     assert [line[1] for line in lines[1:]] == prepared.part.tolist()
     found = np.array([float(line[2]) for line in lines[1:]])
-    # The midpoint rule over each cell, on which a smooth density is exact to 1%: 20 points for color, 20 for count.
+    # The midpoint rule over each cell, on which a smooth density is exact to 1%: 20 points for
+    # color, 20 for count.
     train = prepared.rows("train")["x"]
     gaussian = stats.multivariate_normal(train.mean(0), np.cov(train.T, bias=True))
     rows = prepared.encoded[:40]
     u = (np.arange(20) + 0.5) / 20
     points = [rows + np.array([0, a, 0.005, b]) for a, b in itertools.product(u, u)]
     expected = metrics.log_mean_exp(np.stack([gaussian.logpdf(p) for p in points]))
-    # 16 draws of noise: the density varies over a cell by a factor of about e, so one row errs by 0.1 or so.
+    # 16 draws of noise: the density varies over a cell by a factor of about e, so one row errs by
+    # 0.1 or so.
     assert np.abs(found[:40] - expected).mean() < 0.1
     assert abs((found[:40] - expected).mean()) < 0.05
 
@@ -169,7 +194,8 @@ def test_synthetic_rows_have_the_tables_form(fitted):
     assert len(set(real)) == 320
     x, y = (np.array([float(v) for v in column]) for column in (real, price))
     truth = np.array([[float(v) for v in row[:3:2]] for row in original[1:]])
-    # 320 rows of the Gaussian fit: means to 3/sqrt(320) standard deviations or so, correlation likewise
+    # 320 rows of the Gaussian fit: means to 3/sqrt(320) standard deviations or so, correlation
+    # likewise
     for got, want in ((x, truth[:, 0]), (y, truth[:, 1])):
         assert abs(got.mean() - want.mean()) < 0.25 * want.std()
         assert 0.8 < got.std() / want.std() < 1.2
@@ -194,7 +220,8 @@ def test_samples_of_a_fit_come_as_rows_and_as_arrays(fitted):
 
 
 def test_a_fit_learns_and_resumes(tmp_path, capsys):
-    """Two clusters, which no Gaussian is; the second call finds the run complete and writes the same results."""
+    """Two clusters, which no Gaussian is; the second call finds the run complete and writes the
+    same results."""
     rng = np.random.default_rng(0)
     sign = rng.choice([-1, 1], 500)
     columns = {
@@ -202,7 +229,15 @@ def test_a_fit_learns_and_resumes(tmp_path, capsys):
         "y": [repr(v) for v in (sign + 0.1 * rng.normal(size=500)).tolist()],
     }
     path = write(tmp_path / "t.csv", columns, header=False)
-    command = ["fit", str(path), "--out", str(tmp_path / "run"), "steps=200", "learning_rate=1e-2", *SMALL[:-1]]
+    command = [
+        "fit",
+        str(path),
+        "--out",
+        str(tmp_path / "run"),
+        "steps=200",
+        "learning_rate=1e-2",
+        *SMALL[:-1],
+    ]
     assert cli.main(command) == 0
     report = json.loads((tmp_path / "run" / "report.json").read_text())
     # The truth is 1.0 nats better than the Gaussian; the flow need not find all of it in 200 steps.
@@ -227,7 +262,9 @@ def test_tables_of_scikit_learn(tmp_path, name):
     frame.to_csv(tmp_path / "t.csv", index=False)
     prepared = tables.prepare(tmp_path / "t.csv")
     assert prepared.encoded.shape == frame.shape
-    np.testing.assert_allclose(prepared.encoded, frame.to_numpy(float), rtol=2.5e-7)  # 9.899999 is 9.9
+    np.testing.assert_allclose(
+        prepared.encoded, frame.to_numpy(float), rtol=2.5e-7
+    )  # 9.899999 is 9.9
     assert all(c.kind == "lattice" for c in prepared.schema)
     assert prepared.schema[-1].is_mass  # the class, a whole number
     pre = tables.preprocess(lambda: prepared)
@@ -235,13 +272,16 @@ def test_tables_of_scikit_learn(tmp_path, name):
     assert np.isfinite(metrics.gaussian_log_prob(rows["x"], prepared.rows("test")["x"])).all()
     y = pre.apply(pre.fit(rows), rows, None)["x"].astype(np.float32)
     back = data.decode(prepared.schema, pre.undo(pre.fit(rows), {"x": y})["x"])
-    # float32 moves a value by at most 1e-6 standard deviations: less than these steps, but across a cell's edge at times
+    # float32 moves a value by at most 1e-6 standard deviations: less than these steps, but across a
+    # cell's edge at times
     assert np.mean(back == prepared.encoded[prepared.part == "train"]) > 0.98
 
 
 def test_real_tables_are_prepared(data_dir):
     prepared = tables.prepare(data_dir / "tabular" / "winequality-red.csv.gz")
-    assert len(prepared.encoded) - len(np.unique(prepared.encoded, axis=0)) == 240  # the known count of repeated rows
+    assert (
+        len(prepared.encoded) - len(np.unique(prepared.encoded, axis=0)) == 240
+    )  # the known count of repeated rows
     apart = tables.prepare(data_dir / "tabular" / "winequality-red.csv.gz", group_repeated=True)
     assert prepared.test_rows_in_train().any() and not apart.test_rows_in_train().any()
     prepared = tables.prepare(data_dir / "tabular" / "adult-test.csv.gz")

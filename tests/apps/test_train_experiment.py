@@ -87,19 +87,38 @@ def config(
 
 @pytest.fixture
 def config(tmp_path):
-    """A config file with its rows: the validation rows lie elsewhere, so that fitting on them would show."""
+    """A config file with its rows: the validation rows lie elsewhere, so that fitting on them would
+    show."""
     rng = np.random.default_rng(0)
-    np.savez(tmp_path / "rows.npz", train=rng.normal(3.0, 2.0, (50, 2)), valid=rng.normal(50.0, 9.0, (20, 2)))
+    np.savez(
+        tmp_path / "rows.npz",
+        train=rng.normal(3.0, 2.0, (50, 2)),
+        valid=rng.normal(50.0, 9.0, (20, 2)),
+    )
     path = tmp_path / "config.py"
     path.write_text(CONFIG.replace('rows="rows.npz"', f"rows={str(tmp_path / 'rows.npz')!r}"))
     return path
 
 
 def test_overrides_are_read_as_literals_of_the_defaults_type(config):
-    given = {"steps": "4", "rate": "1", "hidden": "16, 32", "name": "12", "flag": "True", "drop": "0.5"}
+    given = {
+        "steps": "4",
+        "rate": "1",
+        "hidden": "16, 32",
+        "name": "12",
+        "flag": "True",
+        "drop": "0.5",
+    }
     experiment, values = apps.load_config(config, given)
     del values["rows"], values["patience"], values["untyped"]
-    assert values == {"steps": 4, "rate": 1.0, "hidden": (16, 32), "name": "12", "flag": True, "drop": 0.5}
+    assert values == {
+        "steps": 4,
+        "rate": 1.0,
+        "hidden": (16, 32),
+        "name": "12",
+        "flag": True,
+        "drop": 0.5,
+    }
     assert isinstance(values["rate"], float) and experiment.steps == 4
     assert apps.load_config(config, {"hidden": [4], "flag": "true"})[1]["hidden"] == (4,)
     for given, value in {
@@ -116,13 +135,19 @@ def test_overrides_are_read_as_literals_of_the_defaults_type(config):
     }.items():
         assert apps.load_config(config, dict([given]))[1][given[0]] == value
     assert apps.load_config(config.parent)[0].steps == 6  # a folder stands for its config.py
-    assert sorted(p.name for p in config.parent.iterdir()) == ["config.py", "rows.npz"]  # no __pycache__
+    assert sorted(p.name for p in config.parent.iterdir()) == [
+        "config.py",
+        "rows.npz",
+    ]  # no __pycache__
 
 
 @pytest.mark.parametrize(
     ("given", "said"),
     [
-        ({"step": "4"}, r"unknown key 'step': did you mean 'steps'\? .* has the keys rows, steps, rate"),
+        (
+            {"step": "4"},
+            r"unknown key 'step': did you mean 'steps'\? .* has the keys rows, steps, rate",
+        ),
         ({"zzz": "4"}, r"unknown key 'zzz': .* has the keys rows"),
         ({"steps": "many"}, r"key 'steps': expected int \(a whole number\), got 'many'"),
         ({"steps": "4.5"}, r"expected int"),
@@ -168,7 +193,8 @@ def test_bad_configs(tmp_path, text, error, said):
 def test_counts_of_the_experiment_are_checked(config):
     config.write_text(config.read_text().replace("steps=steps,", "steps=-steps,"))
     with pytest.raises(
-        ValueError, match=r"config\.py: config must return an Experiment with steps from 1 to inf, got -6"
+        ValueError,
+        match=r"config\.py: config must return an Experiment with steps from 1 to inf, got -6",
     ):
         apps.load_config(config)
 
@@ -191,12 +217,20 @@ def test_run_then_load_without_the_data(config, tmp_path):
     loaded = apps.load(workdir)
     assert loaded.step == fitted.best.step and loaded.model.name == "normal"
     jax.tree.map(np.testing.assert_array_equal, loaded.params, fitted.best.ema)
-    jax.tree.map(np.testing.assert_array_equal, apps.load(workdir, ema=False).params, fitted.best.params)
-    jax.tree.map(np.testing.assert_array_equal, apps.load(workdir, step=5, ema=False).params, fitted.state.params)
+    jax.tree.map(
+        np.testing.assert_array_equal, apps.load(workdir, ema=False).params, fitted.best.params
+    )
+    jax.tree.map(
+        np.testing.assert_array_equal,
+        apps.load(workdir, step=5, ema=False).params,
+        fitted.state.params,
+    )
     with pytest.raises(FileNotFoundError, match=r"step 3 .* \[2, 4, 5\]"):
         apps.load(workdir, step=3)
 
-    np.testing.assert_allclose(loaded.preprocess.state["mean"], x.mean(0), rtol=1e-12)  # of the training rows alone
+    np.testing.assert_allclose(
+        loaded.preprocess.state["mean"], x.mean(0), rtol=1e-12
+    )  # of the training rows alone
     y = loaded.preprocess.apply({"x": x})
     np.testing.assert_allclose(y["x"].std(0), 1.0, rtol=1e-6)
     np.testing.assert_allclose(loaded.preprocess.undo(y)["x"], x, rtol=1e-12)
@@ -245,7 +279,9 @@ def test_workdir_of_another_config_says_what_differs(config, tmp_path):
     with pytest.raises(ValueError, match=r"another config's: steps is 2 there, 3 here$"):
         start(config, workdir, steps=3)
     line = config.read_text().splitlines().index("    def init(key, batch):") + 1
-    config.write_text(config.read_text().replace("def init(key, batch):", "def init(key, batch):  # edited"))
+    config.write_text(
+        config.read_text().replace("def init(key, batch):", "def init(key, batch):  # edited")
+    )
     with pytest.raises(ValueError, match=rf"config\.py differs from line {line} on"):
         start(config, workdir, steps=2)
     (workdir / "config.json").unlink()
@@ -266,10 +302,19 @@ def test_load_before_the_first_checkpoint(config, tmp_path):
 @pytest.mark.parametrize(
     ("old", "said"),
     [
-        ("from jflow.train import Experiment", "cannot import name 'Experiment' from 'jflow.train'"),
+        (
+            "from jflow.train import Experiment",
+            "cannot import name 'Experiment' from 'jflow.train'",
+        ),
         ("from jflow import fewstep", "cannot import name 'fewstep' from 'jflow'"),
-        ("from jflow import train\n\ndef config(): return train.Experiment()", "has no attribute 'Experiment'"),
-        ("from jflow import flows\n\ndef config(): return flows.tarflow((4, 4, 1), blocks=2)", "argument 'blocks'"),
+        (
+            "from jflow import train\n\ndef config(): return train.Experiment()",
+            "has no attribute 'Experiment'",
+        ),
+        (
+            "from jflow import flows\n\ndef config(): return flows.tarflow((4, 4, 1), blocks=2)",
+            "argument 'blocks'",
+        ),
     ],
 )
 def test_a_config_of_an_older_jflow_is_told_of_the_table(tmp_path, old, said):
@@ -285,7 +330,13 @@ def test_a_config_of_an_older_jflow_is_told_of_the_table(tmp_path, old, said):
 def test_keys_must_be_json(config, tmp_path):
     experiment, values = apps.load_config(config)
     with pytest.raises(ValueError, match="must hold numbers, strings"):
-        apps.run(experiment, tmp_path / "w", config_source=config, resolved={**values, "f": len}, progress=False)
+        apps.run(
+            experiment,
+            tmp_path / "w",
+            config_source=config,
+            resolved={**values, "f": len},
+            progress=False,
+        )
     assert not (tmp_path / "w").exists()
 
 
@@ -297,13 +348,16 @@ def test_batch_larger_than_the_data(config, tmp_path):
 
 
 def with_modules(config, name):
-    """The config, its model's name from a file beside it by way of another; a third one is imported late."""
+    """The config, its model's name from a file beside it by way of another; a third one is imported
+    late."""
     folder = config.parent / name
     folder.mkdir()
     (folder / "parts").mkdir()
     (folder / "parts" / "__init__.py").write_text("")
     (folder / "parts" / "names.py").write_text(f"NAME = {name!r}\n")
-    (folder / "layers.py").write_text("import parts.names\nfrom parts import names\nassert names is parts.names\n")
+    (folder / "layers.py").write_text(
+        "import parts.names\nfrom parts import names\nassert names is parts.names\n"
+    )
     (folder / "late.py").write_text("from layers import names\n")
     text = config.read_text().replace("model=Model()", "model=Model(layers.names.NAME)")
     text = text.replace("import dataclasses\n", "import dataclasses\nimport layers\n")
@@ -315,7 +369,10 @@ def with_modules(config, name):
 def test_a_config_imports_the_files_beside_it_and_no_other_ones(config, tmp_path):
     paths = {name: with_modules(config, name) for name in ("one", "two")}
     loaded = {name: apps.load_config(path)[0] for name, path in paths.items()}
-    assert {name: experiment.model.name for name, experiment in loaded.items()} == {"one": "one", "two": "two"}
+    assert {name: experiment.model.name for name, experiment in loaded.items()} == {
+        "one": "one",
+        "two": "two",
+    }
     assert not {"layers", "parts", "late"} & set(sys.modules)
     assert not list(tmp_path.rglob("__pycache__"))
     start(paths["one"], tmp_path / "run", steps=2)
@@ -329,7 +386,10 @@ def test_a_config_imports_the_files_beside_it_and_no_other_ones(config, tmp_path
     shutil.rmtree(paths["one"].parent)
     again = apps.load(tmp_path / "run")
     assert again.model.name == "one"
-    assert again.experiment.sample(again.params, jax.random.key(0), 3)["x"].shape == (3, 2)  # which imports late
+    assert again.experiment.sample(again.params, jax.random.key(0), 3)["x"].shape == (
+        3,
+        2,
+    )  # which imports late
     (paths["two"].parent / "parts" / "names.py").write_text("import not_there\n")
     with pytest.raises(ImportError, match=r"config\.py: No module named 'not_there'"):
         apps.load_config(paths["two"])
@@ -352,9 +412,13 @@ def test_what_cannot_be_loaded_is_named(config, tmp_path):
     experiment, values = apps.load_config(config)
     step = train.make_step(experiment.loss, experiment.optimizer)
     rows = data.batches(experiment.data().train, 16, seed=0)
-    state = train.init_state(experiment.init(jax.random.key(0), next(rows)), experiment.optimizer, jax.random.key(0))
+    state = train.init_state(
+        experiment.init(jax.random.key(0), next(rows)), experiment.optimizer, jax.random.key(0)
+    )
     fitted = train.fit(state, step, rows, steps=1, workdir=tmp_path / "fit", progress=False)
-    with pytest.raises(FileNotFoundError, match=r"fit is not the workdir of an .*train\.checkpoint\.restore_params"):
+    with pytest.raises(
+        FileNotFoundError, match=r"fit is not the workdir of an .*train\.checkpoint\.restore_params"
+    ):
         apps.load(tmp_path / "fit")
     shutil.copy(config, tmp_path / "fit" / "config.py")
     file = tmp_path / "fit" / "config.json"
@@ -369,7 +433,8 @@ def test_what_cannot_be_loaded_is_named(config, tmp_path):
 
 
 def test_one_run_in_a_workdir(config, tmp_path):
-    """A run in another context, as another thread is one, finds the workdir taken; its holder may enter again."""
+    """A run in another context, as another thread is one, finds the workdir taken; its holder may
+    enter again."""
     workdir = tmp_path / "run"
     elsewhere = contextvars.Context()
     with lock.hold(workdir):

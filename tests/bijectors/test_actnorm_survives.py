@@ -1,4 +1,5 @@
-"""Data-dependent initialization sees the whole batch over eight devices, and a restored flow keeps its own."""
+"""Data-dependent initialization sees the whole batch over eight devices, and a restored flow keeps
+its own."""
 
 from subprocesses import run_python
 

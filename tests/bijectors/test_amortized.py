@@ -11,7 +11,10 @@ from jflow import nets
 from jflow.types import Transport
 
 rng = np.random.default_rng(0)
-z, cond = jnp.asarray(rng.normal(size=(4, 3)), jnp.float32), jnp.asarray(rng.normal(size=(4, 2)), jnp.float32)
+z, cond = (
+    jnp.asarray(rng.normal(size=(4, 3)), jnp.float32),
+    jnp.asarray(rng.normal(size=(4, 2)), jnp.float32),
+)
 inner = bj.chain(bj.affine((3,)), bj.scan(bj.sylvester(3, 2), 2))
 
 
@@ -20,10 +23,14 @@ def test_it_starts_as_the_unconditional_map_and_a_zero_head_is_that_map():
     params = bijector.init(jax.random.key(0), z, cond)
     assert set(params) == {"net", "kernel", "bias"}
     assert all(np.all(k == 0) for k in jax.tree.leaves(params["kernel"]))
-    params["bias"] = jax.tree.map(lambda p: jnp.asarray(rng.normal(size=p.shape), p.dtype), params["bias"])
+    params["bias"] = jax.tree.map(
+        lambda p: jnp.asarray(rng.normal(size=p.shape), p.dtype), params["bias"]
+    )
     x, log_det = jax.jit(bijector.forward)(params, z, cond)
     expected, expected_log_det = jax.jit(inner.forward)(params["bias"], z)
-    np.testing.assert_allclose(x, expected, atol=1e-6)  # one row at a time or all at once: float32 rounding
+    np.testing.assert_allclose(
+        x, expected, atol=1e-6
+    )  # one row at a time or all at once: float32 rounding
     np.testing.assert_allclose(log_det, expected_log_det, atol=1e-6)
 
 
@@ -32,7 +39,9 @@ def test_each_row_has_its_own_params():
     for net in (nets.MLP((5,), nn.tanh), None):
         bijector = bj.amortized(inner, net)
         shapes = jax.eval_shape(bijector.init, jax.random.key(0), z, cond)
-        params = jax.tree.map(lambda p: jnp.asarray(0.4 * rng.normal(size=p.shape), p.dtype), shapes)
+        params = jax.tree.map(
+            lambda p: jnp.asarray(0.4 * rng.normal(size=p.shape), p.dtype), shapes
+        )
         x, log_det = jax.jit(bijector.forward)(params, z, cond)
         features = cond if net is None else net.apply({"params": params["net"]}, cond[:, :0], cond)
         for i in range(4):
@@ -47,7 +56,9 @@ def test_without_cond_it_is_the_map_itself():
     bijector = bj.amortized(inner, nets.MLP((5,)))
     params = bijector.init(jax.random.key(0), z)
     assert set(params) == {"bias"}
-    np.testing.assert_array_equal(bijector.forward(params, z)[0], inner.forward(params["bias"], z)[0])
+    np.testing.assert_array_equal(
+        bijector.forward(params, z)[0], inner.forward(params["bias"], z)[0]
+    )
     with pytest.raises(ValueError, match="expected no cond, since init had none"):
         bijector.forward(params, z, cond)
     with pytest.raises(ValueError, match="expected cond, as at init, got None"):
@@ -59,7 +70,9 @@ def test_keys_reach_the_rows_and_transports_stay_transports():
     params = jax.jit(residual.init)(jax.random.key(0), z, cond)
     params["bias"] = jax.tree.map(lambda p: p + 0.5, params["bias"])
     same = jnp.repeat(z[:1], 4, axis=0)
-    log_det = jax.jit(lambda p, key: residual.forward(p, same, 0 * cond, key=key)[1])(params, jax.random.key(0))
+    log_det = jax.jit(lambda p, key: residual.forward(p, same, 0 * cond, key=key)[1])(
+        params, jax.random.key(0)
+    )
     assert len(np.unique(np.asarray(log_det))) > 1  # a probe for each row
     assert isinstance(bj.amortized(bj.uniform_dequantization(4)), Transport)
 

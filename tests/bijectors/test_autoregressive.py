@@ -1,4 +1,5 @@
-"""What is special to autoregressive maps: the triangle, the passes, what the inverse reports, its gradient, the peers."""
+"""What is special to autoregressive maps: the triangle, the passes, what the inverse reports, its
+gradient, the peers."""
 
 import flax.linen as nn
 import jax
@@ -28,14 +29,18 @@ def with_noise(bijector, x, cond=None, scale=0.5):
 
 
 def inverse(transformer, net, params, y, solver=None, **options):
-    return jax.jit(lambda p, y: bj.autoregressive_inverse(transformer, net, p, y, solver=solver, **options))(params, y)
+    return jax.jit(
+        lambda p, y: bj.autoregressive_inverse(transformer, net, p, y, solver=solver, **options)
+    )(params, y)
 
 
 @pytest.mark.parametrize("transformer", [AFFINE, SPLINE], ids=["affine", "spline"])
 def test_starts_at_the_identity(transformer):
     bijector = bj.autoregressive(transformer, made(transformer))
     params = bijector.init(jax.random.key(0), X)
-    for x, log_det in jax.jit(lambda p, x: (bijector.forward(p, x), bijector.inverse(p, x)))(params, X):
+    for x, log_det in jax.jit(lambda p, x: (bijector.forward(p, x), bijector.inverse(p, x)))(
+        params, X
+    ):
         np.testing.assert_allclose(x, X, atol=1e-6)
         np.testing.assert_allclose(log_det, 0, atol=1e-5)
 
@@ -55,7 +60,8 @@ def test_the_jacobian_is_triangular_in_the_order():
 
 
 def test_the_network_runs_once_in_a_pass():
-    """MADE of one hidden layer: 2 products. The inverse: one evaluation in its loop, one for the log-det."""
+    """MADE of one hidden layer: 2 products. The inverse: one evaluation in its loop, one for the
+    log-det."""
     bijector = bj.autoregressive(AFFINE, made(AFFINE))
     params = with_noise(bijector, X)
     assert str(jax.make_jaxpr(bijector.forward)(params, X)).count("dot_general") == 2
@@ -70,7 +76,9 @@ def test_every_solver_returns_what_solving_one_number_after_another_does(solver,
     """By hand: number i from the numbers before it, in float64."""
     y = X.astype(float)
     params = with_noise(bj.autoregressive(SPLINE, made(SPLINE)), y)
-    apply = jax.jit(lambda x: SPLINE.inverse(y, made(SPLINE).apply({"params": params["net"]}, x))[0])
+    apply = jax.jit(
+        lambda x: SPLINE.inverse(y, made(SPLINE).apply({"params": params["net"]}, x))[0]
+    )
     x = np.zeros_like(y)
     for i in range(6):
         x[:, i] = apply(x)[:, i]
@@ -94,11 +102,17 @@ def test_passes_are_those_of_the_graph():
     assert info.passes == 3
     np.testing.assert_array_equal(x, again)
     net = made(AFFINE)
-    assert inverse(AFFINE, net, with_noise(bj.autoregressive(AFFINE, net), X), X, bj.sequential())[2].passes == 7
+    assert (
+        inverse(AFFINE, net, with_noise(bj.autoregressive(AFFINE, net), X), X, bj.sequential())[
+            2
+        ].passes
+        == 7
+    )
 
 
 def test_a_row_that_has_settled_stays():
-    """Row 0 moves by half the tolerance in every evaluation, row 1 halves its distance to 1; each by the rule of its own."""
+    """Row 0 moves by half the tolerance in every evaluation, row 1 halves its distance to 1; each
+    by the rule of its own."""
     tol = 1e-3
 
     def g(x, args):
@@ -108,7 +122,9 @@ def test_a_row_that_has_settled_stays():
     np.testing.assert_allclose(found.x[0], 0.5 * tol, rtol=1e-6)
     assert found.evaluations == 9  # the first n with 2^-n <= tol (2 - 2^(1 - n))
     np.testing.assert_allclose(found.x[1], 1 - 2.0**-9, rtol=1e-6)
-    np.testing.assert_allclose(found.change, [0.5 * tol, 2.0**-9 / (2 - 2.0**-8)], rtol=1e-3)  # of float32 at 1
+    np.testing.assert_allclose(
+        found.change, [0.5 * tol, 2.0**-9 / (2 - 2.0**-8)], rtol=1e-3
+    )  # of float32 at 1
 
 
 class Leaky(nn.Module):
@@ -120,18 +136,28 @@ class Leaky(nn.Module):
 
 
 def test_rows_that_do_not_converge_are_nan_and_say_so():
-    """Too small a budget; numbers without a preimage; weights that are not numbers; a net that is not causal. Other rows
-    are not touched."""
+    """Too small a budget; numbers without a preimage; weights that are not numbers; a net that is
+    not causal. Other rows are not touched."""
     net = made(AFFINE)
     params = with_noise(bj.autoregressive(AFFINE, net), X, scale=2.0)
     good = inverse(AFFINE, net, params, X)
     assert np.all(good[2].converged) and np.all(np.isfinite(good[0]))
     x, log_det, info = inverse(AFFINE, net, params, X, bj.jacobi(max_passes=2))
-    assert info.passes == 2 and not np.any(info.converged) and np.all(np.isnan(x)) and np.all(np.isnan(log_det))
+    assert (
+        info.passes == 2
+        and not np.any(info.converged)
+        and np.all(np.isnan(x))
+        and np.all(np.isnan(log_det))
+    )
     bad = X.copy()
     bad[1, 2], bad[3, 0] = np.nan, np.inf
-    assert inverse(AFFINE, net, params, bad)[2].passes <= good[2].passes  # they do not keep the others waiting
-    for x, log_det, info in (inverse(AFFINE, net, params, bad), inverse(AFFINE, net, params, bad, bj.sequential())):
+    assert (
+        inverse(AFFINE, net, params, bad)[2].passes <= good[2].passes
+    )  # they do not keep the others waiting
+    for x, log_det, info in (
+        inverse(AFFINE, net, params, bad),
+        inverse(AFFINE, net, params, bad, bj.sequential()),
+    ):
         np.testing.assert_array_equal(info.converged, [True, False, True, False, True])
         np.testing.assert_array_equal(np.isnan(log_det), ~info.converged)
         np.testing.assert_array_equal(np.isnan(x).all(1), ~info.converged)
@@ -144,7 +170,8 @@ def test_rows_that_do_not_converge_are_nan_and_say_so():
 
 
 def test_numbers_that_run_away_before_their_turn_harm_nobody():
-    """x_i = exp(x_{i-1}) z_i + ...: the iterates of 30 numbers leave float32 long before they settle."""
+    """x_i = exp(x_{i-1}) z_i + ...: the iterates of 30 numbers leave float32 long before they
+    settle."""
 
     def exponential(x, raw):
         return x * jnp.exp(-raw[..., 0]) - raw[..., 1], -raw[..., 0]
@@ -156,7 +183,9 @@ def test_numbers_that_run_away_before_their_turn_harm_nobody():
         @nn.compact
         def __call__(self, x, cond=None):
             weight = self.param("weight", nn.initializers.ones, (2,))
-            mixed = x @ jnp.eye(x.shape[-1], k=1, dtype=x.dtype)  # a masked product, where 0 * inf would be NaN
+            mixed = x @ jnp.eye(
+                x.shape[-1], k=1, dtype=x.dtype
+            )  # a masked product, where 0 * inf would be NaN
             return jnp.stack([mixed * weight[0], mixed * weight[1]], axis=-1)
 
     transformer = Elementwise(2, exponential, back)
@@ -171,12 +200,15 @@ def test_numbers_that_run_away_before_their_turn_harm_nobody():
     x, _, info = inverse(transformer, Previous(), params, y, solver)
     assert np.all(info.converged) and info.passes > 5
     np.testing.assert_allclose(x, z, rtol=1e-4)
-    overflown = jax.jit(lambda x: transformer.inverse(y, Previous().apply({"params": params["net"]}, x))[0])(start)
+    overflown = jax.jit(
+        lambda x: transformer.inverse(y, Previous().apply({"params": params["net"]}, x))[0]
+    )(start)
     assert np.max(np.abs(overflown)) > 1e20
 
 
 def test_the_gradient_of_the_inverse_is_that_of_the_unrolled_one(x64):
-    """With respect to y, params and cond; of cotangents as small as those of a mean over a large batch."""
+    """With respect to y, params and cond; of cotangents as small as those of a mean over a large
+    batch."""
     net, y, cond = made(SPLINE), X.astype(float), X[:, :2].astype(float)
     params = with_noise(bj.autoregressive(SPLINE, net), y, cond)
 
@@ -206,7 +238,9 @@ def test_labels_and_dropout_go_through_the_loop():
     class Net(nn.Module):
         @nn.compact
         def __call__(self, x, cond=None):
-            h = nn.Dropout(0.5, deterministic=not self.has_rng("dropout"))(jnp.tril(jnp.ones((6, 6)), -1))
+            h = nn.Dropout(0.5, deterministic=not self.has_rng("dropout"))(
+                jnp.tril(jnp.ones((6, 6)), -1)
+            )
             return (x @ h.T)[..., None] + nn.Embed(3, 6)(cond)[..., None]
 
     bijector = bj.autoregressive(bj.univariate.shift(), Net())
@@ -232,14 +266,21 @@ def test_it_is_flowjaxs_masked_autoregressive_flow(x64):
     d, c, each = 4, 3, 2
     x, cond = (np.random.default_rng(i).normal(size=(6, n)) for i, n in enumerate((d, c)))
     with jax.numpy_rank_promotion("allow"):
-        options = {"dim": d, "cond_dim": c, "nn_width": d * each, "nn_depth": 1, "nn_activation": jnp.tanh}
+        options = {
+            "dim": d,
+            "cond_dim": c,
+            "nn_width": d * each,
+            "nn_depth": 1,
+            "nn_activation": jnp.tanh,
+        }
         theirs = MaskedAutoregressive(jax.random.key(0), transformer=Affine(), **options)
         theirs = paramax.unwrap(theirs)
         expected = jax.vmap(theirs.transform_and_log_det)(jnp.asarray(x), jnp.asarray(cond))
         back = jax.vmap(theirs.inverse_and_log_det)(jnp.asarray(x), jnp.asarray(cond))
     units = np.arange(d * each).reshape(each, d).T.reshape(-1)
     first, head = (
-        (np.asarray(layer.weight).T, np.asarray(layer.bias)) for layer in theirs.masked_autoregressive_mlp.layers
+        (np.asarray(layer.weight).T, np.asarray(layer.bias))
+        for layer in theirs.masked_autoregressive_mlp.layers
     )
     params = {
         "kernel_0": first[0][:, units],
@@ -257,17 +298,26 @@ def test_it_is_flowjaxs_masked_autoregressive_flow(x64):
         lambda y, raw: ((y - raw[..., 0]) / scale(raw), -jnp.log(scale(raw))),
     )
     bijector = bj.autoregressive(softplus, nets.MADE(2, (d * each,), activation=jnp.tanh))
-    ours = jax.jit(lambda: (bijector.forward({"net": params}, x, cond), bijector.inverse({"net": params}, x, cond)))()
+    ours = jax.jit(
+        lambda: (
+            bijector.forward({"net": params}, x, cond),
+            bijector.inverse({"net": params}, x, cond),
+        )
+    )()
     for got, wanted in zip(ours, (expected, back), strict=True):
         np.testing.assert_allclose(got[0], wanted[0], atol=1e-12)
         np.testing.assert_allclose(got[1], wanted[1], atol=1e-12)
 
 
 def test_a_trained_spline_flow_samples_in_a_fraction_of_the_passes():
-    """24 numbers that share 3 causes, 2 layers, 150 steps; experiments/fast_autoregressive_inverse has digits."""
+    """24 numbers that share 3 causes, 2 layers, 150 steps; experiments/fast_autoregressive_inverse
+    has digits."""
     d, depth, hidden = 24, 2, (48,)
     rng = np.random.default_rng(0)
-    causes, noise = rng.normal(size=(512, 3)) @ rng.normal(size=(3, d)), 0.3 * rng.normal(size=(512, d))
+    causes, noise = (
+        rng.normal(size=(512, 3)) @ rng.normal(size=(3, d)),
+        0.3 * rng.normal(size=(512, d)),
+    )
     rows = (np.tanh(causes) + noise).astype(np.float32)
     sizes = {"depth": depth, "hidden": hidden, "bins": 4, "bound": 4.0}
     model = flows.neural_spline_autoregressive((d,), **sizes, linear=False, standardize=False)
@@ -281,7 +331,9 @@ def test_a_trained_spline_flow_samples_in_a_fraction_of_the_passes():
     def fit(params):
         def step(carry, start):
             params, state = carry
-            value, grads = jax.value_and_grad(loss)(params, jax.lax.dynamic_slice_in_dim(rows, start, 64))
+            value, grads = jax.value_and_grad(loss)(
+                params, jax.lax.dynamic_slice_in_dim(rows, start, 64)
+            )
             updates, state = optimizer.update(grads, state)
             return (optax.apply_updates(params, updates), state), value
 
@@ -314,7 +366,9 @@ def test_a_trained_spline_flow_samples_in_a_fraction_of_the_passes():
 
 
 def test_bad_configurations_are_errors():
-    with pytest.raises(ValueError, match=r"MADE to return raw numbers of shape \[5, 6, 11\], got \[5, 6, 2\]"):
+    with pytest.raises(
+        ValueError, match=r"MADE to return raw numbers of shape \[5, 6, 11\], got \[5, 6, 2\]"
+    ):
         bj.autoregressive(SPLINE, made(AFFINE)).init(jax.random.key(0), X)
     with pytest.raises(ValueError, match="tol >= 0, got -1"):
         bj.jacobi(tol=-1)

@@ -1,4 +1,5 @@
-"""Block neural autoregressive maps: the triangle, FlowJAX's network, onto the reals, mass one, the inverse's gradient."""
+"""Block neural autoregressive maps: the triangle, FlowJAX's network, onto the reals, mass one, the
+inverse's gradient."""
 
 import jax
 import jax.numpy as jnp
@@ -19,7 +20,9 @@ def with_noise(bijector, x, cond=None, scale=0.5):
 def test_the_jacobian_is_triangular_with_a_positive_diagonal():
     bijector = bj.block_autoregressive(4, 3, 2)
     params = with_noise(bijector, X)
-    jacobian = np.asarray(jax.jit(jax.jacrev(lambda x: bijector.forward(params, x[None])[0][0]))(X[0]))
+    jacobian = np.asarray(
+        jax.jit(jax.jacrev(lambda x: bijector.forward(params, x[None])[0][0]))(X[0])
+    )
     np.testing.assert_array_equal(jacobian != 0, np.tri(4))
     assert np.all(np.diag(jacobian) > 0)
 
@@ -42,7 +45,11 @@ def test_it_is_flowjaxs_network(x64):
     for i, (linear, _) in enumerate(theirs.layers):
         weight = np.asarray(linear.weight).reshape(d, widths[i + 1], d, widths[i])
         own = np.stack([np.log(weight[j, :, j].T) for j in range(d)]) + np.log(widths[i])
-        layers[str(i)] = {"own": own, "others": weight.transpose(2, 3, 0, 1), "bias": linear.bias.reshape(d, -1)}
+        layers[str(i)] = {
+            "own": own,
+            "others": weight.transpose(2, 3, 0, 1),
+            "bias": linear.bias.reshape(d, -1),
+        }
     layers["0"]["cond"] = np.asarray(theirs.cond_linear.weight).T.reshape(c, d, h)
     params = {"layers": layers, "gate": np.full(d, 800.0)}
     bijector = bj.block_autoregressive(d, h, depth, leak=0.2)
@@ -69,32 +76,42 @@ def test_starts_near_the_identity():
 
 @pytest.mark.parametrize("gate", [0.0, 40.0])
 def test_every_number_has_a_preimage_and_the_mass_is_one(gate):
-    """Large weights, with the gate open too, where the published tanh would lose mass: y from -30 to 30 comes back; then
-    the density of the map's preimage under a normal, over the plane."""
+    """Large weights, with the gate open too, where the published tanh would lose mass: y from -30
+    to 30 comes back; then the density of the map's preimage under a normal, over the plane."""
     bijector = bj.block_autoregressive(2, 3, 2)
     params = with_noise(bijector, X[:, :2], scale=1.0)
     params["gate"] = np.full(2, gate, np.float32)
 
-    # sinh-spaced: the leak is 0.1, so that with the gate open the tails are up to 100 times the body's width
+    # sinh-spaced: the leak is 0.1, so that with the gate open the tails are up to 100 times the
+    # body's width
     u = np.linspace(-1, 1, 1201) * np.arcsinh(3000.0)
     axis, size = np.sinh(u), np.cosh(u) * (u[1] - u[0])
     grid = np.stack(np.meshgrid(axis, axis, indexing="ij"), -1).reshape(-1, 2).astype(np.float32)
-    y = np.stack(np.meshgrid(*[np.linspace(-30, 30, 7)] * 2, indexing="ij"), -1).reshape(-1, 2).astype(np.float32)
+    y = (
+        np.stack(np.meshgrid(*[np.linspace(-30, 30, 7)] * 2, indexing="ij"), -1)
+        .reshape(-1, 2)
+        .astype(np.float32)
+    )
 
     @jax.jit
     def run(params):
         z, log_det = bijector.forward(params, grid)
         x, _ = bijector.inverse(params, y)
-        return log_det - jnp.sum(z**2, axis=1) / 2 - jnp.log(2 * jnp.pi), bijector.forward(params, x)[0]
+        return log_det - jnp.sum(z**2, axis=1) / 2 - jnp.log(2 * jnp.pi), bijector.forward(
+            params, x
+        )[0]
 
     log_prob, again = run(params)
     np.testing.assert_allclose(again, y, atol=2e-4)  # of 30, in float32
-    mass = np.sum(np.exp(np.asarray(log_prob, np.float64)) * np.multiply.outer(size, size).reshape(-1))
+    mass = np.sum(
+        np.exp(np.asarray(log_prob, np.float64)) * np.multiply.outer(size, size).reshape(-1)
+    )
     assert abs(mass - 1) < 2e-3
 
 
 def test_gradients_of_the_inverse_undo_those_of_forward(x64):
-    """d x / d params at fixed y = -(dy/dx)^-1 dy/dparams, against central differences of the inverse itself too."""
+    """d x / d params at fixed y = -(dy/dx)^-1 dy/dparams, against central differences of the
+    inverse itself too."""
     bijector = bj.block_autoregressive(4, 3, 1)
     x, cond = X.astype(float), X[:, :2].astype(float)
     params = with_noise(bijector, x, cond)
@@ -111,7 +128,9 @@ def test_gradients_of_the_inverse_undo_those_of_forward(x64):
             [loss(*jax.tree.map(lambda p, d, e=e: p + e * d, args, step)) for e in (1e-5, -1e-5)],
         )
     )()
-    along = sum(jnp.vdot(g, d) for g, d in zip(jax.tree.leaves(grads), jax.tree.leaves(step), strict=True))
+    along = sum(
+        jnp.vdot(g, d) for g, d in zip(jax.tree.leaves(grads), jax.tree.leaves(step), strict=True)
+    )
     np.testing.assert_allclose(along, (values[0] - values[1]) / 2e-5, rtol=1e-6)
 
 

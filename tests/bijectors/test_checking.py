@@ -33,7 +33,12 @@ def scaling(*, init=None, forward=None, inverse=None):
 
 def inverse_with(log_det):
     """The scaling with another log_det of its inverse: (s, x) -> log_det."""
-    return scaling(inverse=lambda p, x, cond=None, *, key=None: (x * jnp.exp(-p["s"])[None], log_det(p["s"], x)))
+    return scaling(
+        inverse=lambda p, x, cond=None, *, key=None: (
+            x * jnp.exp(-p["s"])[None],
+            log_det(p["s"], x),
+        )
+    )
 
 
 def shifted(p, z, cond=None, *, key=None):
@@ -49,10 +54,22 @@ WRONG = {
         inverse_with(lambda s, x: jnp.full(x.shape[0], s.sum())),
         "log_det of inverse to be log .det. of its Jacobian, .* in row 0, got",
     ),
-    "one log_det for all rows": (inverse_with(lambda s, x: -s.sum()), r"of shape \[3\] for 3 rows, got \[\]"),
-    "a column": (inverse_with(lambda s, x: jnp.full((x.shape[0], 1), -s.sum())), r"of shape \[3\] .* got \[3, 1\]"),
-    "not summed over the event": (inverse_with(lambda s, x: 0 * x - s[None]), r"of shape \[3\] .* got \[3, 3\]"),
-    "summed over rows, which are as many": (inverse_with(lambda s, x: -s), r"of shape \[6\] for 6 rows, got \[3\]"),
+    "one log_det for all rows": (
+        inverse_with(lambda s, x: -s.sum()),
+        r"of shape \[3\] for 3 rows, got \[\]",
+    ),
+    "a column": (
+        inverse_with(lambda s, x: jnp.full((x.shape[0], 1), -s.sum())),
+        r"of shape \[3\] .* got \[3, 1\]",
+    ),
+    "not summed over the event": (
+        inverse_with(lambda s, x: 0 * x - s[None]),
+        r"of shape \[3\] .* got \[3, 3\]",
+    ),
+    "summed over rows, which are as many": (
+        inverse_with(lambda s, x: -s),
+        r"of shape \[6\] for 6 rows, got \[3\]",
+    ),
     "a bfloat16 log_det": (
         inverse_with(lambda s, x: jnp.full(x.shape[0], -s.sum(), jnp.bfloat16)),
         "log_det in float32 at least, got float32 and bfloat16",
@@ -61,20 +78,36 @@ WRONG = {
         scaling(forward=halves_of_numpy),
         "float32 to give float32 .* float64 .* under jax_enable_x64",
     ),
-    "not the inverse": (scaling(forward=shifted), r"forward\(inverse\(x\)\) = x, got a difference of up to 1"),
+    "not the inverse": (
+        scaling(forward=shifted),
+        r"forward\(inverse\(x\)\) = x, got a difference of up to 1",
+    ),
     "rows that mix": (
         scaling(
-            inverse=lambda p, x, cond=None, *, key=None: (x - jnp.mean(x, 0)[None], 0 * x[:, 0] + 0 * p["s"].sum())
+            inverse=lambda p, x, cond=None, *, key=None: (
+                x - jnp.mean(x, 0)[None],
+                0 * x[:, 0] + 0 * p["s"].sum(),
+            )
         ),
         "the same beside other rows",
     ),
-    "not a number": (inverse_with(lambda s, x: jnp.log(-jnp.ones(x.shape[0])) + s.sum()), "to be finite, got .* row 0"),
+    "not a number": (
+        inverse_with(lambda s, x: jnp.log(-jnp.ones(x.shape[0])) + s.sum()),
+        "to be finite, got .* row 0",
+    ),
     "integers in the params": (
-        scaling(init=lambda key, x, cond=None, *, side="data": {"s": jnp.zeros(3), "n": jnp.arange(3)}),
+        scaling(
+            init=lambda key, x, cond=None, *, side="data": {"s": jnp.zeros(3), "n": jnp.arange(3)}
+        ),
         "nested dicts of floats, got int32 at params",
     ),
     "a parameter that nothing reads": (
-        scaling(init=lambda key, x, cond=None, *, side="data": {"s": jnp.zeros(3), "unread": jnp.zeros(2)}),
+        scaling(
+            init=lambda key, x, cond=None, *, side="data": {
+                "s": jnp.zeros(3),
+                "unread": jnp.zeros(2),
+            }
+        ),
         "depend on params.*unread.*, whose gradient is 0",
     ),
 }
@@ -90,7 +123,10 @@ def test_a_wrong_bijector_is_told_what_is_wrong(name):
 def test_right_ones_pass():
     assert bj.check(scaling(), X) is None
     coupling = bj.coupling(bj.univariate.shift(), nets.MLP((4,), nn.tanh), split=1)
-    assert bj.check(bj.conditioned(coupling, nn.Embed(3, 2)), X, jnp.arange(3), key=jax.random.key(3)) is None
+    assert (
+        bj.check(bj.conditioned(coupling, nn.Embed(3, 2)), X, jnp.arange(3), key=jax.random.key(3))
+        is None
+    )
     with pytest.raises(ValueError, match="expected cond to change inverse"):
         bj.check(scaling(), X, jnp.arange(3))
 

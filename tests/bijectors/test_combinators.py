@@ -1,4 +1,5 @@
-"""chain, scan (shared params, keys, init), invert, conditioned: what they promise beyond the contract table."""
+"""chain, scan (shared params, keys, init), invert, conditioned: what they promise beyond the
+contract table."""
 
 import flax.linen as nn
 import jax
@@ -85,7 +86,9 @@ def test_chain_gives_each_layer_a_key_and_nesting_changes_nothing_without_one():
     np.testing.assert_array_equal(flat[0], nested[0])
     np.testing.assert_allclose(flat[1], nested[1], rtol=1e-6)
     twice = bj.chain(a, a)
-    one, two = (twice.forward({"0": p["a"], "1": p["a"]}, z, key=jax.random.key(k))[0] for k in (0, 1))
+    one, two = (
+        twice.forward({"0": p["a"], "1": p["a"]}, z, key=jax.random.key(k))[0] for k in (0, 1)
+    )
     assert np.any(one != two)
     first = a.forward(p["a"], z, key=jax.random.split(jax.random.key(0), 2)[0])[0]
     np.testing.assert_allclose(
@@ -114,13 +117,16 @@ def test_data_dependent_init_standardizes_the_far_side(side, flip):
 
 @pytest.mark.parametrize("side", ["data", "source"])
 def test_stacked_actnorms_initialize_one_after_another(side):
-    """The layer that meets the batch first takes its deviation; what comes behind meets unit deviation."""
+    """The layer that meets the batch first takes its deviation; what comes behind meets unit
+    deviation."""
     x, order = spread_data(), slice(None, None, -1 if side == "data" else 1)
     sign = 1 if side == "data" else -1
     expected = np.log(x.std(0)) * sign * np.array([[1], [0], [0]])
     chained = bj.chain(*[bj.actnorm(2)] * 3).init(jax.random.key(0), x, side=side)
     scanned = bj.scan(bj.actnorm(2), 3).init(jax.random.key(0), x, side=side)["stacked"]
-    np.testing.assert_allclose(np.stack([chained[i]["log_scale"] for i in "012"])[order], expected, atol=1e-5)
+    np.testing.assert_allclose(
+        np.stack([chained[i]["log_scale"] for i in "012"])[order], expected, atol=1e-5
+    )
     np.testing.assert_allclose(scanned["log_scale"][order], expected, atol=1e-5)
 
 

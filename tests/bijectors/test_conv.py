@@ -23,7 +23,9 @@ def images(*shape, dtype=np.float32):
 def test_a_pixel_sees_its_corner_of_the_window_and_of_itself_the_channels_before(corner):
     bijector, z = bj.masked_conv(2, 2, corner=corner), images(1, 5, 5, 2)
     params = drawn(bijector.init, z)
-    seen = jax.jit(jax.jacrev(lambda z: bijector.forward(params, z)[0][0, 2, 2]))(z)[:, 0]  # [channel, 5, 5, channel]
+    seen = jax.jit(jax.jacrev(lambda z: bijector.forward(params, z)[0][0, 2, 2]))(z)[
+        :, 0
+    ]  # [channel, 5, 5, channel]
     rows, columns = ([1, 2] if side == 0 else [2, 3] for side in corner)
     want = np.zeros((2, 5, 5, 2), bool)
     want[:, rows[0] : rows[1] + 1, columns[0] : columns[1] + 1] = True
@@ -58,7 +60,8 @@ def test_two_from_opposite_corners_see_all_around(x64):
 
 
 def test_inverse_flow_samples_by_convolutions_alone():
-    """Loops of the density: over the diagonals, inside the scan over depth. Sampling has that scan only."""
+    """Loops of the density: over the diagonals, inside the scan over depth. Sampling has that scan
+    only."""
     flow, x = flows.inverse_flow((4, 4, 1), scales=1, depth=2, hidden=4), images(2, 4, 4, 1)
     params = drawn(flow.init, x, 0.1)
 
@@ -74,7 +77,10 @@ def test_bad_input():
         (lambda: bj.masked_conv(0), "channels to be a whole number of at least 1, got 0"),
         (lambda: bj.masked_conv(2, 0), "size to be a whole number of at least 1, got 0"),
         (lambda: bj.masked_conv(2, corner=(0, 2)), r"\(1, 1\), got \(0, 2\)"),
-        (lambda: bj.masked_conv(2).init(jax.random.key(0), jnp.ones((2, 4, 4))), r"\[b, H, W, 2\], got \[2, 4, 4\]"),
+        (
+            lambda: bj.masked_conv(2).init(jax.random.key(0), jnp.ones((2, 4, 4))),
+            r"\[b, H, W, 2\], got \[2, 4, 4\]",
+        ),
     ]:
         with pytest.raises(ValueError, match=message):
             make()

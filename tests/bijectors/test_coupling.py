@@ -1,4 +1,5 @@
-"""What is special to coupling layers: what passes, how often the network runs, masks, precision, errors."""
+"""What is special to coupling layers: what passes, how often the network runs, masks, precision,
+errors."""
 
 from pathlib import Path
 
@@ -43,12 +44,16 @@ def test_an_affine_coupling_is_nflows(x64):
     }
     expected = jax.eval_shape(bijector.init, jax.random.key(0), peer["x"])
     assert jax.tree.map(jnp.shape, params) == jax.tree.map(jnp.shape, expected)
-    for got, keys in zip(both(bijector, params, peer["x"]), (("y", "log_det"), ("back", "back_log_det")), strict=True):
+    for got, keys in zip(
+        both(bijector, params, peer["x"]), (("y", "log_det"), ("back", "back_log_det")), strict=True
+    ):
         for value, key in zip(got, keys, strict=True):
             np.testing.assert_allclose(value, peer[key], atol=1e-12)
 
 
-@pytest.mark.parametrize("transformer", [AFFINE, bj.univariate.rational_quadratic(4), bj.univariate.shift()])
+@pytest.mark.parametrize(
+    "transformer", [AFFINE, bj.univariate.rational_quadratic(4), bj.univariate.shift()]
+)
 def test_starts_at_the_identity(transformer):
     bijector = bj.coupling(transformer, nets.MLP((8,)), split=2)
     params = jax.jit(bijector.init)(jax.random.key(0), X)
@@ -61,9 +66,13 @@ def test_the_first_part_passes_untouched_and_the_rest_depends_on_it():
     bijector = bj.coupling(AFFINE, nets.MLP((8,), nn.tanh), split=1)
     params = with_noise(bijector, X)
     np.testing.assert_array_equal(both(bijector, params, X)[0][0][:, 0], X[:, 0])
-    jacobian = np.asarray(jax.jit(jax.jacfwd(lambda x: bijector.forward(params, x[None])[0][0]))(X[0]))
+    jacobian = np.asarray(
+        jax.jit(jax.jacfwd(lambda x: bijector.forward(params, x[None])[0][0]))(X[0])
+    )
     free = np.tri(4, 1).astype(bool)  # the column of what passes, and the diagonal
-    np.testing.assert_array_equal(jacobian != 0, np.hstack([free, np.zeros((4, 3), bool)]) | np.eye(4, dtype=bool))
+    np.testing.assert_array_equal(
+        jacobian != 0, np.hstack([free, np.zeros((4, 3), bool)]) | np.eye(4, dtype=bool)
+    )
 
 
 def test_the_network_runs_once_for_value_and_log_det():
@@ -75,13 +84,19 @@ def test_the_network_runs_once_for_value_and_log_det():
 
 
 def test_a_mask_of_the_first_entries_is_a_split():
-    """The masked net sees zeros in place of the rest, so with the kernel's other rows the two couplings are one."""
+    """The masked net sees zeros in place of the rest, so with the kernel's other rows the two
+    couplings are one."""
     split = bj.coupling(AFFINE, OneLayer(), split=2)
     masked = bj.masked_coupling(AFFINE, OneLayer(), np.array([True, True, False, False]))
     p = with_noise(split, X)
     kernel, head = p["net"]["hidden"]["kernel"], p["head"]
     q = {
-        "net": {"hidden": {"kernel": np.concatenate([kernel, 7 * kernel]), "bias": p["net"]["hidden"]["bias"]}},
+        "net": {
+            "hidden": {
+                "kernel": np.concatenate([kernel, 7 * kernel]),
+                "bias": p["net"]["hidden"]["bias"],
+            }
+        },
         "head": {
             "kernel": np.concatenate([3 + head["kernel"], head["kernel"]], axis=1),
             "bias": np.concatenate([head["bias"], head["bias"]]),
@@ -93,7 +108,8 @@ def test_a_mask_of_the_first_entries_is_a_split():
 
 
 def test_a_net_in_bfloat16_leaves_the_flow_in_float32():
-    """The round trip does not see the network's precision: both directions read the same numbers from it."""
+    """The round trip does not see the network's precision: both directions read the same numbers
+    from it."""
     layer = bj.coupling(AFFINE, nets.MLP((16,), nn.tanh, dtype=jnp.bfloat16), split=2)
     bijector = bj.chain(*[bj.permute([2, 3, 0, 1]), layer] * 8)
     params = with_noise(bijector, X, scale=0.2)
@@ -126,18 +142,41 @@ def test_errors_say_what_was_expected():
     image = jnp.ones((2, 4, 4, 2))
     for call, message in [
         (lambda: bj.coupling(AFFINE, net, split=-1), "split >= 0, got -1"),
-        (lambda: init(bj.coupling(AFFINE, net, split=4)), r"longer than split=4, got x of shape \[5, 4\]"),
-        (lambda: init(bj.coupling(AFFINE, net, split=1, axis=0)), "axis 0 of x to be an event axis"),
-        (lambda: init(bj.coupling(AFFINE, net, split=1, axis=-2)), "axis -2 of x to be an event axis"),
-        (lambda: init(bj.coupling(AFFINE, net, split=1, axis=2)), "axis 2 of x to be an event axis"),
-        (lambda: init(bj.coupling(AFFINE, net, split=2), cond=jnp.ones((4, 1))), "cond to lead with 5 rows"),
-        (lambda: init(bj.masked_coupling(AFFINE, net, np.ones(3, bool))), r"mask of shape \[3\] does not broadcast"),
-        (lambda: init(bj.masked_coupling(AFFINE, net, np.ones(4, bool)), X[0]), r"those of x of shape \[4\]"),
+        (
+            lambda: init(bj.coupling(AFFINE, net, split=4)),
+            r"longer than split=4, got x of shape \[5, 4\]",
+        ),
+        (
+            lambda: init(bj.coupling(AFFINE, net, split=1, axis=0)),
+            "axis 0 of x to be an event axis",
+        ),
+        (
+            lambda: init(bj.coupling(AFFINE, net, split=1, axis=-2)),
+            "axis -2 of x to be an event axis",
+        ),
+        (
+            lambda: init(bj.coupling(AFFINE, net, split=1, axis=2)),
+            "axis 2 of x to be an event axis",
+        ),
+        (
+            lambda: init(bj.coupling(AFFINE, net, split=2), cond=jnp.ones((4, 1))),
+            "cond to lead with 5 rows",
+        ),
+        (
+            lambda: init(bj.masked_coupling(AFFINE, net, np.ones(3, bool))),
+            r"mask of shape \[3\] does not broadcast",
+        ),
+        (
+            lambda: init(bj.masked_coupling(AFFINE, net, np.ones(4, bool)), X[0]),
+            r"those of x of shape \[4\]",
+        ),
     ]:
         with pytest.raises(ValueError, match=message):
             call()
     with pytest.raises(TypeError, match="boolean mask, got int64"):
         bj.masked_coupling(AFFINE, net, np.array([0, 1, 1]))
-    rows = bj.coupling(AFFINE, net, split=1, axis=1)  # of 4 rows of pixels: 1 steers 3, but the net answers for 1
+    rows = bj.coupling(
+        AFFINE, net, split=1, axis=1
+    )  # of 4 rows of pixels: 1 steers 3, but the net answers for 1
     with pytest.raises(ValueError, match=r"features of shape \[2, 3, 4, 'F'\], got \[2, 1, 4, 4\]"):
         rows.forward(init(rows, image), image)

@@ -39,11 +39,18 @@ def test_haar_is_four_orthonormal_filters(x64):
     z = np.random.default_rng(0).normal(size=(2, 4, 6, 3))
     x, _ = bj.haar().forward({}, jnp.asarray(z))
     low, high = np.array([1, 1]) / np.sqrt(2), np.array([1, -1]) / np.sqrt(2)
-    bands = [np.outer(rows, columns) for rows, columns in ((low, low), (low, high), (high, low), (high, high))]
+    bands = [
+        np.outer(rows, columns)
+        for rows, columns in ((low, low), (low, high), (high, low), (high, high))
+    ]
     kernel = jnp.asarray(np.stack(bands, -1)[:, :, None])
     for c in range(3):
         expected = jax.lax.conv_general_dilated(
-            jnp.asarray(z[..., c : c + 1]), kernel, (2, 2), "VALID", dimension_numbers=("NHWC", "HWIO", "NHWC")
+            jnp.asarray(z[..., c : c + 1]),
+            kernel,
+            (2, 2),
+            "VALID",
+            dimension_numbers=("NHWC", "HWIO", "NHWC"),
         )
         np.testing.assert_allclose(x[..., c::3], expected, atol=1e-13)
     np.testing.assert_allclose(jnp.sum(x**2), np.sum(z**2), rtol=1e-13)
@@ -81,7 +88,9 @@ def test_on_part_touches_its_part_alone(part):
 
 def test_on_part_initializes_from_its_part():
     """A data-dependent layer sees the numbers that it will act on."""
-    x = jnp.asarray(np.random.default_rng(0).normal(size=(64, 3, 4)) * [1, 2, 3, 4] + 5, jnp.float32)
+    x = jnp.asarray(
+        np.random.default_rng(0).normal(size=(64, 3, 4)) * [1, 2, 3, 4] + 5, jnp.float32
+    )
     layer = bj.on_part(bj.actnorm(2), slice(1, 3))
     z, _ = layer.inverse(layer.init(jax.random.key(0), x), x)
     np.testing.assert_allclose(jnp.std(z[..., 1:3], axis=(0, 1)), 1, atol=1e-5)
@@ -90,9 +99,13 @@ def test_on_part_initializes_from_its_part():
 
 def test_what_does_not_divide_is_an_error():
     odd = jnp.ones((2, 3, 4, 1))
-    with pytest.raises(ValueError, match=r"squeeze: .* H divisible by 2 and W by 2, got x of shape \[2, 3, 4, 1\]"):
+    with pytest.raises(
+        ValueError, match=r"squeeze: .* H divisible by 2 and W by 2, got x of shape \[2, 3, 4, 1\]"
+    ):
         bj.squeeze().forward({}, odd)
-    with pytest.raises(ValueError, match=r"squeeze: .* C divisible by 4, got x of shape \[2, 3, 4, 1\]"):
+    with pytest.raises(
+        ValueError, match=r"squeeze: .* C divisible by 4, got x of shape \[2, 3, 4, 1\]"
+    ):
         bj.squeeze().inverse({}, odd)
     with pytest.raises(ValueError, match="haar: .* H divisible by 2"):
         bj.haar().forward({}, odd)

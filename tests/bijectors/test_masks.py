@@ -11,11 +11,15 @@ from jflow.bijectors import masks
 
 
 def test_golden():
-    np.testing.assert_array_equal(masks.checkerboard(3, 4)[..., 0], [[1, 0, 1, 0], [0, 1, 0, 1], [1, 0, 1, 0]])
+    np.testing.assert_array_equal(
+        masks.checkerboard(3, 4)[..., 0], [[1, 0, 1, 0], [0, 1, 0, 1], [1, 0, 1, 0]]
+    )
     np.testing.assert_array_equal(masks.channels(5), [1, 1, 0, 0, 0])
     np.testing.assert_array_equal(masks.random((8,), seed=0), [1, 0, 1, 0, 0, 1, 1, 0])
     np.testing.assert_array_equal(masks.random((2, 3), seed=4), [[1, 1, 1], [0, 0, 0]])
-    np.testing.assert_array_equal(masks.alternating(masks.channels(3), 3), [[1, 0, 0], [0, 1, 1], [1, 0, 0]])
+    np.testing.assert_array_equal(
+        masks.alternating(masks.channels(3), 3), [[1, 0, 0], [0, 1, 1], [1, 0, 0]]
+    )
     for mask in (masks.checkerboard(1, 1), masks.channels(2), masks.random((3, 3))):
         assert mask.dtype == bool
 
@@ -39,10 +43,19 @@ def test_alternating_masks_of_a_scan_transform_everything():
 
 def test_bad_sizes_name_what_was_expected():
     for make, message in [
-        (lambda: masks.checkerboard(0, 3), "expected height to be a whole number of at least 1, got 0"),
+        (
+            lambda: masks.checkerboard(0, 3),
+            "expected height to be a whole number of at least 1, got 0",
+        ),
         (lambda: masks.channels(0), "expected count to be a whole number of at least 1, got 0"),
-        (lambda: masks.random((3, 0)), r"expected event_shape\[1\] to be a whole number of at least 1, got 0"),
-        (lambda: masks.alternating(masks.channels(2), 0), "expected depth to be a whole number of at least 1, got 0"),
+        (
+            lambda: masks.random((3, 0)),
+            r"expected event_shape\[1\] to be a whole number of at least 1, got 0",
+        ),
+        (
+            lambda: masks.alternating(masks.channels(2), 0),
+            "expected depth to be a whole number of at least 1, got 0",
+        ),
     ]:
         with pytest.raises(ValueError, match=message):
             make()

@@ -1,4 +1,5 @@
-"""What is special to the monotone networks: formulas, tails, slopes, quadrature, implicit derivatives, symmetry."""
+"""What is special to the monotone networks: formulas, tails, slopes, quadrature, implicit
+derivatives, symmetry."""
 
 from pathlib import Path
 
@@ -26,9 +27,12 @@ def bounded(raw, limit=3.0):
 
 
 def components(raw):
-    """Weights, locations and log scales of one set of raw numbers; their fixed factors are part of every checkpoint."""
+    """Weights, locations and log scales of one set of raw numbers; their fixed factors are part of
+    every checkpoint."""
     count = len(raw) // 3
-    factors = 0.5 + np.arange(3 * count) / (3 * count - 1)  # log w_1, location_1, scale_1, log w_2 ...
+    factors = 0.5 + np.arange(3 * count) / (
+        3 * count - 1
+    )  # log w_1, location_1, scale_1, log w_2 ...
     log_w, location, log_scale = raw.reshape(3, count) * factors.reshape(count, 3).T
     w = np.exp(log_w)
     return w / w.sum(), location, bounded(log_scale)
@@ -43,13 +47,21 @@ def test_logistic_mixture_is_scipys(x64):
             x = 3 * rng.normal(size=(20, 1))
             cdf, rest, density = (
                 f(x, mean, np.exp(log_s)) @ w
-                for f in (scipy.stats.logistic.cdf, scipy.stats.logistic.sf, scipy.stats.logistic.pdf)
+                for f in (
+                    scipy.stats.logistic.cdf,
+                    scipy.stats.logistic.sf,
+                    scipy.stats.logistic.pdf,
+                )
             )
             a = bounded(raw[9])
             y, log_slope = mixture.forward(x[:, 0], np.broadcast_to(raw, (20, 11)))
             g, slope = np.log(cdf / rest), density / (cdf * rest)
-            np.testing.assert_allclose(y, ((1 - floor) * g + floor * x[:, 0]) * np.exp(a) + raw[10], atol=1e-9)
-            np.testing.assert_allclose(log_slope, np.log((1 - floor) * slope + floor) + a, atol=1e-9)
+            np.testing.assert_allclose(
+                y, ((1 - floor) * g + floor * x[:, 0]) * np.exp(a) + raw[10], atol=1e-9
+            )
+            np.testing.assert_allclose(
+                log_slope, np.log((1 - floor) * slope + floor) + a, atol=1e-9
+            )
 
 
 def test_deep_sigmoidal_is_its_formula(x64):
@@ -78,8 +90,9 @@ def test_slopes_stay_between_the_floor_and_the_steepest_component(name):
 
 
 def test_the_tails_of_a_mixture_keep_their_digits(x64):
-    """float32 against float64 where F or 1 - F is exp(-1e6), and the slopes 1 / max s that the tails tend to. The log slope
-    to two ulps of the largest z = (x - mu) / s, which a compiler may round one way in F and another way in a share of it.
+    """float32 against float64 where F or 1 - F is exp(-1e6), and the slopes 1 / max s that the
+    tails tend to. The log slope to two ulps of the largest z = (x - mu) / s, which a compiler may
+    round one way in F and another way in a share of it.
     """
     mixture, rng = univariate.logistic_mixture(3, floor=0.0), np.random.default_rng(3)
     raw = np.repeat(rng.normal(size=(50, 11)).astype(np.float32)[None], 4, axis=0)
@@ -94,7 +107,9 @@ def test_the_tails_of_a_mixture_keep_their_digits(x64):
     assert np.all(np.abs(got[1] - exact[1]) < 1e-5 + 2 * np.spacing(np.float32(np.stack(z, -1))))
     slowest = [max(components(r[:9])[2]) for r in raw[0].astype(float)]
     for end in (0, 3):
-        np.testing.assert_allclose(exact[1][end], -np.array(slowest) + bounded(raw[0, :, 9]), atol=1e-6)
+        np.testing.assert_allclose(
+            exact[1][end], -np.array(slowest) + bounded(raw[0, :, 9]), atol=1e-6
+        )
 
 
 def integrand(raw, bound):
@@ -102,12 +117,15 @@ def integrand(raw, bound):
     half = (len(raw) - 2) // 2
     free = raw[: 2 * half] / np.sqrt(1 + half * np.sum(raw[: 2 * half] ** 2) / 9)
     frequencies = np.arange(1, half + 1) * np.pi / (2 * bound)
-    return lambda t: np.exp(free[:half] @ np.cos(frequencies * t) + free[half:] @ np.sin(frequencies * t))
+    return lambda t: np.exp(
+        free[:half] @ np.cos(frequencies * t) + free[half:] @ np.sin(frequencies * t)
+    )
 
 
 @pytest.mark.parametrize("scale", [0.5, 50.0])
 def test_unconstrained_monotone_is_the_integral_scipy_finds(scale, x64):
-    """Mild and saturated: the default nodes integrate to 1e-9, which is why map, log slope and inverse agree."""
+    """Mild and saturated: the default nodes integrate to 1e-9, which is why map, log slope and
+    inverse agree."""
     integral, rng = univariate.unconstrained_monotone(8), np.random.default_rng(4)
     raw, x = scale * rng.normal(size=(6, 18)), rng.uniform(-5, 5, 6)
     raw[:, -2:] = rng.normal(size=(6, 2))
@@ -122,18 +140,26 @@ def test_unconstrained_monotone_is_the_integral_scipy_finds(scale, x64):
 
 
 def test_unconstrained_monotone_equals_zukos_integral(x64):
-    """tests/peers/make_transformers_fixtures.py; the raw numbers whose scaled-down form are the given coefficients."""
+    """tests/peers/make_transformers_fixtures.py; the raw numbers whose scaled-down form are the
+    given coefficients."""
     with np.load(Path(__file__).parents[1] / "peers" / "transformers.npz") as arrays:
         c, x, expected = (arrays[f"integral_{name}"] for name in ("coefficients", "x", "y"))
     raw = c / np.sqrt(1 - 4 * np.sum(c * c, -1, keepdims=True) / 9)
     raw = np.broadcast_to(np.pad(raw, ((0, 0), (0, 2)))[:, None], (*x.shape, 10))
-    np.testing.assert_allclose(univariate.unconstrained_monotone(4).forward(x, raw)[0], expected, atol=1e-10)
+    np.testing.assert_allclose(
+        univariate.unconstrained_monotone(4).forward(x, raw)[0], expected, atol=1e-10
+    )
 
 
 def test_unconstrained_monotone_goes_on_with_the_slope_of_the_edge(x64):
-    integral, raw = univariate.unconstrained_monotone(3), np.random.default_rng(5).normal(size=(1, 8))
+    integral, raw = (
+        univariate.unconstrained_monotone(3),
+        np.random.default_rng(5).normal(size=(1, 8)),
+    )
     for side in (-1.0, 1.0):
-        (edge, log_slope), (far, far_log_slope) = (integral.forward(np.array([x]), raw) for x in (side * 5, side * 1e6))
+        (edge, log_slope), (far, far_log_slope) = (
+            integral.forward(np.array([x]), raw) for x in (side * 5, side * 1e6)
+        )
         np.testing.assert_allclose(far_log_slope, log_slope, atol=1e-12)
         np.testing.assert_allclose(far, edge + np.exp(log_slope) * side * (1e6 - 5), rtol=1e-12)
 
@@ -172,7 +198,9 @@ def test_derivatives_of_the_inverse_are_finite_differences_and_one_over_the_slop
     np.testing.assert_allclose(r["jvp"], np.sum(r["raw"], -1), rtol=1e-9, atol=1e-12)
     h = 1e-5
     inverse = jax.jit(lambda y, raw: transformer.inverse(y, raw)[0])
-    np.testing.assert_allclose(r["y"], (inverse(y + h, raw) - inverse(y - h, raw)) / (2 * h), rtol=1e-5)
+    np.testing.assert_allclose(
+        r["y"], (inverse(y + h, raw) - inverse(y - h, raw)) / (2 * h), rtol=1e-5
+    )
     steps = h * np.eye(transformer.size)[:, None]
     for i in range(transformer.size):
         change = (inverse(y, raw + steps[i]) - inverse(y, raw - steps[i])) / (2 * h)
@@ -181,7 +209,8 @@ def test_derivatives_of_the_inverse_are_finite_differences_and_one_over_the_slop
 
 @pytest.mark.parametrize("name", MAKE)
 def test_saturated_inverses_in_float32(name):
-    """x is as good as float32 holds x and y: |f(x) - y| < 1e-5 (1 + |y| + |b| + f'(x) (1 + |x|)), on every row."""
+    """x is as good as float32 holds x and y: |f(x) - y| < 1e-5 (1 + |y| + |b| + f'(x) (1 + |x|)),
+    on every row."""
     transformer, rng = MAKE[name](), np.random.default_rng(7)
     raw = (4 * rng.normal(size=(4000, transformer.size))).astype(np.float32)
     y = (5 * rng.normal(size=4000)).astype(np.float32)
@@ -197,13 +226,17 @@ def test_saturated_inverses_in_float32(name):
 
 
 def test_components_part_on_bimodal_data():
-    """From raw = 0, where all components are alike, the likelihood of two narrow modes at -2 and 1.5 is learned: 400 steps
-    come within 0.2 nats of the entropy 1.1, where one component, or many alike, cannot come below 1.9."""
-    flow = flows.flow(bj.invert(bj.elementwise(univariate.logistic_mixture(4), (1,))), distributions.normal((1,)))
+    """From raw = 0, where all components are alike, the likelihood of two narrow modes at -2 and
+    1.5 is learned: 400 steps come within 0.2 nats of the entropy 1.1, where one component, or many
+    alike, cannot come below 1.9."""
+    flow = flows.flow(
+        bj.invert(bj.elementwise(univariate.logistic_mixture(4), (1,))), distributions.normal((1,))
+    )
     rng = np.random.default_rng(8)
     side = rng.random(2000) < 0.4
     x = (np.where(side, -2.0, 1.5) + 0.3 * rng.normal(size=2000)).astype(np.float32)[:, None]
-    # negative log-likelihood of the best Gaussian, and of the best logistic, which is what alike components amount to
+    # negative log-likelihood of the best Gaussian, and of the best logistic, which is what alike
+    # components amount to
     gaussian = 0.5 * np.log(2 * np.pi * np.e * x.var())
     optimizer = optax.adam(0.05)
 

@@ -1,4 +1,5 @@
-"""Residual blocks: bounds, the log-det estimators and their gradient, memory, and the fixed-point inverse."""
+"""Residual blocks: bounds, the log-det estimators and their gradient, memory, and the fixed-point
+inverse."""
 
 import flax.linen as nn
 import jax
@@ -12,7 +13,8 @@ from jflow import nets
 
 
 def setup(d=3, b=2, coeff=0.65, dtype=jnp.float32, width=6, **options):
-    """A block with a Jacobian near -coeff times the identity, so that late terms matter; depends on z and all params."""
+    """A block with a Jacobian near -coeff times the identity, so that late terms matter; depends on
+    z and all params."""
     rng = np.random.default_rng(0)
     bijector = bj.residual(nets.LipschitzMLP((width,), coeff=coeff, activation=nn.tanh), **options)
     z = jnp.asarray(0.5 * rng.normal(size=(b, d)), dtype)
@@ -25,12 +27,18 @@ def setup(d=3, b=2, coeff=0.65, dtype=jnp.float32, width=6, **options):
 
 
 def jacobians(net, params, z):
-    return np.asarray(jax.jit(jax.vmap(jax.jacrev(lambda z: net.apply({"params": params}, z[None])[0])))(z), np.float64)
+    return np.asarray(
+        jax.jit(jax.vmap(jax.jacrev(lambda z: net.apply({"params": params}, z[None])[0])))(z),
+        np.float64,
+    )
 
 
 def first_terms(jacobian, terms):
     """sum_k (-1)^(k+1) tr J^k / k over k = 1 .. terms."""
-    return sum((-1) ** (k + 1) * np.trace(np.linalg.matrix_power(jacobian, k)) / k for k in range(1, terms + 1))
+    return sum(
+        (-1) ** (k + 1) * np.trace(np.linalg.matrix_power(jacobian, k)) / k
+        for k in range(1, terms + 1)
+    )
 
 
 @pytest.mark.parametrize(
@@ -43,7 +51,8 @@ def first_terms(jacobian, terms):
     ids=["shared", "from the first term", "per row"],
 )
 def test_roulette_has_no_bias(estimator, sure):
-    """1e5 draws within 3 standard errors of slogdet. The terms that are always there, alone, would be at 8 and more."""
+    """1e5 draws within 3 standard errors of slogdet. The terms that are always there, alone, would
+    be at 8 and more."""
     bijector, params, z = setup(log_det=estimator)
     draws = 100_000
 
@@ -75,7 +84,8 @@ def test_the_power_series_has_the_bias_of_its_missing_terms():
 
 
 def test_the_gradient_has_no_bias():
-    """In params and in z, 4e4 draws: the mean of the squared z-scores is that of a chi-squared, within 4 deviations."""
+    """In params and in z, 4e4 draws: the mean of the squared z-scores is that of a chi-squared,
+    within 4 deviations."""
     bijector, params, z = setup()
     draws = 40_000
     weights = jnp.array([1.0, -0.7])
@@ -88,10 +98,16 @@ def test_the_gradient_has_no_bias():
         grad = jax.grad(objective, argnums=(0, 1))
         samples = jax.vmap(lambda key: grad(params, z, key))(keys)
         mean = jax.tree.map(lambda g: jnp.mean(g, 0), samples)
-        return mean, jax.tree.map(lambda g: jnp.std(g, 0) / draws**0.5, samples), grad(params, z, None)
+        return (
+            mean,
+            jax.tree.map(lambda g: jnp.std(g, 0) / draws**0.5, samples),
+            grad(params, z, None),
+        )
 
     mean, error, exact = run(jax.random.split(jax.random.key(2), draws))
-    mean, error, exact = (np.concatenate([np.ravel(g) for g in jax.tree.leaves(t)]) for t in (mean, error, exact))
+    mean, error, exact = (
+        np.concatenate([np.ravel(g) for g in jax.tree.leaves(t)]) for t in (mean, error, exact)
+    )
     used = error > 1e-6  # the last bias has no part in the Jacobian
     np.testing.assert_allclose(mean[~used], 0, atol=1e-6)
     score = (mean - exact)[used] / error[used]
@@ -108,15 +124,20 @@ def test_the_exact_gradient_is_that_of_slogdet(x64):
         rows = jax.vmap(jax.jacrev(lambda z: z + net.apply({"params": params}, z[None])[0]))(z)
         return jnp.sum(jnp.linalg.slogdet(rows)[1])
 
-    ours = jax.jit(jax.grad(lambda p, z: jnp.sum(bijector.forward(p, z)[1]), argnums=(0, 1)))(params, z)
+    ours = jax.jit(jax.grad(lambda p, z: jnp.sum(bijector.forward(p, z)[1]), argnums=(0, 1)))(
+        params, z
+    )
     expected = jax.jit(jax.grad(by_hand, argnums=(0, 1)))(params, z)
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-12), ours, expected)
 
 
 def test_a_long_series_has_the_exact_gradient_in_one_dimension(x64):
-    """There a probe of signs makes no noise: value and gradient are the series' own limits, to 0.65^200."""
+    """There a probe of signs makes no noise: value and gradient are the series' own limits, to
+    0.65^200."""
     bijector, params, z = setup(d=1, dtype=jnp.float64)
-    series = bj.residual(nets.LipschitzMLP((6,), coeff=0.65, activation=nn.tanh), log_det=bj.log_dets.neumann(200))
+    series = bj.residual(
+        nets.LipschitzMLP((6,), coeff=0.65, activation=nn.tanh), log_det=bj.log_dets.neumann(200)
+    )
 
     def value_and_grad(bijector, key):
         def objective(params, z):
@@ -129,19 +150,23 @@ def test_a_long_series_has_the_exact_gradient_in_one_dimension(x64):
 
 
 def test_memory_does_not_grow_with_the_terms():
-    """Temporary memory of value and gradient as compiled; through the terms it would be one activation a term."""
+    """Temporary memory of value and gradient as compiled; through the terms it would be one
+    activation a term."""
     _, params, z = setup(d=8, b=64, width=64)
 
     def memory(terms):
         series = bj.residual(
-            nets.LipschitzMLP((64,), coeff=0.6, activation=nn.tanh), log_det=bj.log_dets.neumann(terms)
+            nets.LipschitzMLP((64,), coeff=0.6, activation=nn.tanh),
+            log_det=bj.log_dets.neumann(terms),
         )
 
         def objective(params, z, key):
             x, log_det = series.forward(params, z, key=key)
             return jnp.sum(jnp.square(x)) - jnp.sum(log_det)
 
-        compiled = jax.jit(jax.value_and_grad(objective)).lower(params, z, jax.random.key(0)).compile()
+        compiled = (
+            jax.jit(jax.value_and_grad(objective)).lower(params, z, jax.random.key(0)).compile()
+        )
         return compiled.memory_analysis().temp_size_in_bytes
 
     few, many = memory(3), memory(300)
@@ -149,7 +174,8 @@ def test_memory_does_not_grow_with_the_terms():
 
 
 def test_bounds_are_computed_once_a_pass():
-    """The Gram iterations stand outside the loops: as many scans in the whole pass as there are kernels."""
+    """The Gram iterations stand outside the loops: as many scans in the whole pass as there are
+    kernels."""
     bijector, params, z = setup()
 
     def scans(jaxpr, inside):
@@ -162,7 +188,9 @@ def test_bounds_are_computed_once_a_pass():
                 count += scans(sub, inside or loop)
         return count
 
-    jaxpr = jax.make_jaxpr(lambda p, z, key: bijector.inverse(p, z, key=key))(params, z, jax.random.key(0))
+    jaxpr = jax.make_jaxpr(lambda p, z, key: bijector.inverse(p, z, key=key))(
+        params, z, jax.random.key(0)
+    )
     assert scans(jaxpr.jaxpr, False) == 2
 
 
@@ -190,7 +218,9 @@ def test_estimates_of_the_inverse_are_minus_those_of_the_map():
 
 def test_bad_options_are_errors():
     for coeff in (1.0, 1.5, 0.0, -0.5):
-        with pytest.raises(ValueError, match=rf"coeff in \(0, 1\) for an invertible map, got {coeff}"):
+        with pytest.raises(
+            ValueError, match=rf"coeff in \(0, 1\) for an invertible map, got {coeff}"
+        ):
             nets.LipschitzMLP((6,), coeff=coeff)
         with pytest.raises(ValueError, match=r"coeff in \(0, 1\)"):
             nets.LipschitzConv((6,), (3, 3), coeff=coeff)

@@ -1,4 +1,5 @@
-"""Residual, planar and Sylvester maps inside shard_map: loop carries and probes must vary as the batch does."""
+"""Residual, planar and Sylvester maps inside shard_map: loop carries and probes must vary as the
+batch does."""
 
 from subprocesses import run_python
 
@@ -10,7 +11,8 @@ from jflow import bijectors as bj, flows, nets
 jax.config.update("jax_numpy_rank_promotion", "raise")
 mesh = jax.make_mesh((2,), ("rows",), axis_types=(jax.sharding.AxisType.Auto,))
 rng = np.random.default_rng(0)
-# In one dimension a probe of signs has no noise: whatever the shards draw, the series is the exact log-det to 0.6^60.
+# In one dimension a probe of signs has no noise: whatever the shards draw, the series is the exact
+# log-det to 0.6^60.
 series = bj.log_dets.neumann(60)
 mixed = nets.LipschitzMLP((8,), coeff=0.6, orders=(3, 2, 3))
 for d, flow, key in [

@@ -1,4 +1,5 @@
-"""scan's reversible, remat and unroll: the gradients of plain autodiff, in memory that is flat in depth."""
+"""scan's reversible, remat and unroll: the gradients of plain autodiff, in memory that is flat in
+depth."""
 
 import functools
 
@@ -14,7 +15,10 @@ from jflow import nets
 from jflow.bijectors._pullbacks import pullback_at
 from jflow.distributions import normal
 
-TRANSFORMERS = {"affine": bj.univariate.affine(), "spline": bj.univariate.rational_quadratic(8, 5.0)}
+TRANSFORMERS = {
+    "affine": bj.univariate.affine(),
+    "spline": bj.univariate.rational_quadratic(8, 5.0),
+}
 
 
 def stack(kind="affine", depth=16, *, features=2, hidden=(32,), **options):
@@ -41,7 +45,8 @@ def nll(bijector, params, x, cond, key=None):
 
 @functools.cache
 def trained(kind, depth=16, steps=200):
-    """Params of a conditional stack after some Adam steps on moons, with the batch to differentiate at."""
+    """Params of a conditional stack after some Adam steps on moons, with the batch to differentiate
+    at."""
     x, cond = moons(1024)
     bijector, optimizer = stack(kind, depth), optax.adam(2e-3)
 
@@ -52,7 +57,9 @@ def trained(kind, depth=16, steps=200):
         def step(state, key):
             params, moments = state
             rows = jax.random.choice(key, len(x), (128,))
-            loss, grads = jax.value_and_grad(lambda p: nll(bijector, p, x[rows], cond[rows]))(params)
+            loss, grads = jax.value_and_grad(lambda p: nll(bijector, p, x[rows], cond[rows]))(
+                params
+            )
             updates, moments = optimizer.update(grads, moments)
             return (optax.apply_updates(params, updates), moments), loss
 
@@ -82,20 +89,25 @@ def worst_relative(tree, expected):
     return max(worst(np.asarray(a), np.asarray(b)) for a, b in pairs if is_float(a))
 
 
-@pytest.mark.parametrize(("depth", "direction"), [(16, "forward"), (16, "inverse"), (64, "inverse")])
+@pytest.mark.parametrize(
+    ("depth", "direction"), [(16, "forward"), (16, "inverse"), (64, "inverse")]
+)
 @pytest.mark.parametrize("kind", TRANSFORMERS)
 def test_reversible_gradients_are_those_of_plain_autodiff_on_trained_stacks(kind, depth, direction):
-    """In params, x and cond: within 1e-3 of a leaf's largest entry (float32; seen: 4e-4 for the deep
-    splines, 3e-6 for the others), on which training on moons has put its expanding and contracting scales.
+    """In params, x and cond: within 1e-3 of a leaf's largest entry (float32; seen: 4e-4 for the
+    deep splines, 3e-6 for the others), on which training on moons has put its expanding and
+    contracting scales.
 
-    At a kink the two may take different sides: the slope of a spline's log-slope jumps at its knots, and a row rebuilt
-    1e-5 away can lie beyond one. So for splines one row in a hundred may differ in x and cond; the networks here are
-    smooth, and affine stacks agree in every row.
+    At a kink the two may take different sides: the slope of a spline's log-slope jumps at its
+    knots, and a row rebuilt 1e-5 away can lie beyond one. So for splines one row in a hundred may
+    differ in x and cond; the networks here are smooth, and affine stacks agree in every row.
     """
     params, x, cond = trained(kind, depth, 200 if depth == 16 else 60)
     value, expected = gradients(stack(kind, depth), direction)(params, x, cond)
     for reversible in (True, 4) if (kind, depth) == ("affine", 16) else (True,):
-        got_value, got = gradients(stack(kind, depth, reversible=reversible), direction)(params, x, cond)
+        got_value, got = gradients(stack(kind, depth, reversible=reversible), direction)(
+            params, x, cond
+        )
         np.testing.assert_allclose(got_value, value, rtol=1e-5)
         assert worst_relative(got[0], expected[0]) < 1e-3
         for rows, expected_rows in zip(got[1:], expected[1:], strict=True):
@@ -115,14 +127,20 @@ def test_remat_unroll_and_reversible_change_no_value():
     params, x, cond = trained("affine")
     params = jax.tree.map(lambda p: p[:3], params)
     value, expected = gradients(stack(depth=3), "inverse")(params, x, cond)
-    for options in ({"remat": True}, {"unroll": 2}, {"unroll": 100}, {"reversible": True, "unroll": 2}):
+    for options in (
+        {"remat": True},
+        {"unroll": 2},
+        {"unroll": 100},
+        {"reversible": True, "unroll": 2},
+    ):
         got_value, got = gradients(stack(depth=3, **options), "inverse")(params, x, cond)
         np.testing.assert_allclose(got_value, value, rtol=1e-6)
         assert worst_relative(got, expected) < 1e-5
 
 
 def test_reversible_carries_labels_shared_params_and_dropout_keys():
-    """A label reaches the layers as an integer, which has no gradient; the layers' embedding and the key do their part."""
+    """A label reaches the layers as an integer, which has no gradient; the layers' embedding and
+    the key do their part."""
     net = nets.MLP((16,), nn.tanh, dropout=0.5)
     layer = bj.conditioned(bj.coupling(TRANSFORMERS["affine"], net, split=1), nn.Embed(3, 4))
 
@@ -132,7 +150,9 @@ def test_reversible_carries_labels_shared_params_and_dropout_keys():
     x = np.random.default_rng(0).normal(size=(32, 2)).astype(np.float32)
     labels = jnp.arange(32) % 3
     params = jax.jit(make().init)(jax.random.key(0), x, labels)
-    params = jax.tree.map(lambda p: p + 0.3 * np.random.default_rng(1).normal(size=p.shape).astype(np.float32), params)
+    params = jax.tree.map(
+        lambda p: p + 0.3 * np.random.default_rng(1).normal(size=p.shape).astype(np.float32), params
+    )
     key = jax.random.key(5)
     _, expected = gradients(make(), "inverse", key)(params, x, labels)
     _, got = gradients(make(reversible=2), "inverse", key)(params, x, labels)
@@ -159,13 +179,18 @@ def compiled_grad(depth, **options):
     return jax.value_and_grad(objective), params, x
 
 
-@pytest.mark.parametrize("options", [{"reversible": True}, {"reversible": 16}, {"remat": True}, {}], ids=str)
+@pytest.mark.parametrize(
+    "options", [{"reversible": True}, {"reversible": 16}, {"remat": True}, {}], ids=str
+)
 def test_activation_memory_is_flat_in_depth_when_reversible(options):
-    """Temporary memory of the compiled gradient; outputs, which hold the parameters' gradient, are not in it."""
+    """Temporary memory of the compiled gradient; outputs, which hold the parameters' gradient, are
+    not in it."""
     memory = {}
     for depth in (16, 256):
         function, *args = compiled_grad(depth, **options)
-        memory[depth] = jax.jit(function).lower(*args).compile().memory_analysis().temp_size_in_bytes
+        memory[depth] = (
+            jax.jit(function).lower(*args).compile().memory_analysis().temp_size_in_bytes
+        )
     ratio = memory[256] / memory[16]
     assert ratio <= 1.1 if options.get("reversible") is True else ratio > 1.3, memory
     if options.get("reversible") == 16:
@@ -174,7 +199,9 @@ def test_activation_memory_is_flat_in_depth_when_reversible(options):
         assert memory[256] - memory[16] < 2 * (256 // 16) * x + 2 * 256 * layer, memory
 
 
-@pytest.mark.parametrize("options", [{}, {"remat": True}, {"reversible": True}, {"reversible": 2}], ids=str)
+@pytest.mark.parametrize(
+    "options", [{}, {"remat": True}, {"reversible": True}, {"reversible": 2}], ids=str
+)
 def test_program_size_is_flat_in_depth(options):
     """In lines, one for each operation, of what goes to the compiler."""
     lines = []
@@ -185,8 +212,9 @@ def test_program_size_is_flat_in_depth(options):
 
 
 def test_the_way_back_runs_each_conditioner_once():
-    """Arithmetic of the compiled gradient, beside that of remat, which rebuilds nothing but recomputes each layer once: to
-    invert the layer first and recompute it then took a fourth more."""
+    """Arithmetic of the compiled gradient, beside that of remat, which rebuilds nothing but
+    recomputes each layer once: to invert the layer first and recompute it then took a fourth more.
+    """
     flops = {}
     for name in ("remat", "reversible"):
         function, *args = compiled_grad(4, hidden=(128, 128), **{name: True})
@@ -195,12 +223,19 @@ def test_the_way_back_runs_each_conditioner_once():
 
 
 def several(cond):
-    """Maps with and without a `pullback` of their own, one that changes the shape among them; cond a label or numbers."""
+    """Maps with and without a `pullback` of their own, one that changes the shape among them; cond
+    a label or numbers."""
     coupling = bj.coupling(TRANSFORMERS["affine"], nets.MLP((8,), nn.tanh), split=2)
     if jnp.issubdtype(cond.dtype, jnp.integer):
         coupling = bj.conditioned(coupling, nn.Embed(3, 4))
     flat = bj.reshape((2, 2), (4,))
-    inner = bj.chain(flat, bj.permute([2, 0, 3, 1]), coupling, bj.invert(bj.chain(bj.lu(4), coupling)), bj.invert(flat))
+    inner = bj.chain(
+        flat,
+        bj.permute([2, 0, 3, 1]),
+        coupling,
+        bj.invert(bj.chain(bj.lu(4), coupling)),
+        bj.invert(flat),
+    )
     return bj.chain(inner, bj.chain(), bj.indicated(bj.actnorm(2), 1))
 
 
@@ -217,7 +252,9 @@ def test_a_chain_pulls_back_from_its_output_what_vjp_does_from_its_input(x64, co
     @jax.jit
     def both(params, x, cond):
         (y, _), pullback = jax.vjp(getattr(bijector, direction), params, x, cond)
-        return (x, pullback(cotangents)), pullback_at(bijector, direction, params, y, cotangents, cond)
+        return (x, pullback(cotangents)), pullback_at(
+            bijector, direction, params, y, cotangents, cond
+        )
 
     expected, got = both(params, x, cond)
     assert jax.tree.structure(got) == jax.tree.structure(expected)

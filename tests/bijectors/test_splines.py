@@ -1,4 +1,5 @@
-"""What is special to the rational-quadratic splines: conditioning, edges, knots, and three other implementations."""
+"""What is special to the rational-quadratic splines: conditioning, edges, knots, and three other
+implementations."""
 
 from pathlib import Path
 
@@ -9,7 +10,11 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jflow.bijectors.splines import rational_quadratic, rational_quadratic_inverse, rational_quadratic_knots
+from jflow.bijectors.splines import (
+    rational_quadratic,
+    rational_quadratic_inverse,
+    rational_quadratic_knots,
+)
 
 BOUND, BINS = 5.0, 8
 SIZE = 3 * BINS - 1
@@ -29,7 +34,8 @@ def peers():
 
 
 def test_round_trip_of_saturated_splines_in_float32():
-    """|inverse(forward(x)) - x| < 2e-3 on 20,000 draws for each seed; without caps and edge floors it reaches 0.7."""
+    """|inverse(forward(x)) - x| < 2e-3 on 20,000 draws for each seed; without caps and edge floors
+    it reaches 0.7."""
 
     @jax.jit
     def worst(x, raw):
@@ -40,7 +46,8 @@ def test_round_trip_of_saturated_splines_in_float32():
         raw = saturated(seed, 20_000)
         x = np.random.default_rng(100 + seed).uniform(-BOUND, BOUND, 20_000).astype(np.float32)
         assert worst(x, raw) < 2e-3
-        # a point beside a random knot of each spline, where the slope is at its steepest or flattest
+        # a point beside a random knot of each spline, where the slope is at its steepest or
+        # flattest
         knot = np.asarray(knots(raw)[0])[np.arange(20_000), np.arange(20_000) % (BINS + 1)]
         assert worst(np.clip(knot + 1e-3 * x, -BOUND, BOUND), raw) < 2e-3
 
@@ -48,7 +55,9 @@ def test_round_trip_of_saturated_splines_in_float32():
 @pytest.mark.parametrize("direction", DIRECTIONS)
 def test_no_nan_at_the_edges_of_saturated_splines(direction):
     edges = np.array([-BOUND, BOUND], np.float32)
-    points = np.concatenate([edges, np.nextafter(edges, np.float32(0)), np.nextafter(edges, 2 * edges)])
+    points = np.concatenate(
+        [edges, np.nextafter(edges, np.float32(0)), np.nextafter(edges, 2 * edges)]
+    )
     points = np.concatenate([points, np.array([0, 1e6, -1e6], np.float32)])
 
     @jax.jit
@@ -58,7 +67,10 @@ def test_no_nan_at_the_edges_of_saturated_splines(direction):
 
     raw = saturated(7, 20_000)
     for point in points:
-        assert all(jnp.all(jnp.isfinite(value)) for value in jax.tree.leaves(run(np.full(20_000, point), raw)))
+        assert all(
+            jnp.all(jnp.isfinite(value))
+            for value in jax.tree.leaves(run(np.full(20_000, point), raw))
+        )
 
 
 @pytest.mark.parametrize("direction", DIRECTIONS)
@@ -73,14 +85,18 @@ def test_the_slope_is_one_at_the_edges_from_both_sides(direction, x64):
 
 @pytest.mark.parametrize("direction", DIRECTIONS)
 def test_autodiff_at_the_knots_is_the_knot_slope(direction, x64):
-    """The clipping that keeps rounding out of the bins must not halve the derivative where a bin begins."""
+    """The clipping that keeps rounding out of the bins must not halve the derivative where a bin
+    begins."""
     raw = np.concatenate([np.zeros((1, SIZE)), saturated(2, 30, np.float64)])
     xk, yk, slopes = knots(raw)
     x, slopes = (xk, slopes) if direction == "forward" else (yk, 1 / slopes)
     raw = np.broadcast_to(raw[:, None], (*x.shape, SIZE))
     slope = jax.jit(jax.vmap(jax.grad(lambda x, raw: DIRECTIONS[direction](x, raw)[0])))
-    # a knot that rounds into the bin before it, where the slope may be a thousand times another, is 1e-6 off
-    np.testing.assert_allclose(slope(x.reshape(-1), raw.reshape(-1, SIZE)), slopes.reshape(-1), rtol=1e-5)
+    # a knot that rounds into the bin before it, where the slope may be a thousand times another, is
+    # 1e-6 off
+    np.testing.assert_allclose(
+        slope(x.reshape(-1), raw.reshape(-1, SIZE)), slopes.reshape(-1), rtol=1e-5
+    )
 
 
 @pytest.mark.parametrize("bins", [2, 3, 8, 32])
@@ -104,11 +120,14 @@ def test_knots_fill_the_box_within_floors_and_caps(bins, x64):
 
 @pytest.mark.parametrize("library", ["zuko", "nflows"])
 def test_equals_zuko_and_nflows_on_equal_knots(library, peers, x64):
-    """tests/peers/make_fixtures.py; saturated splines lose digits to their conditioning, the more so in nflows."""
+    """tests/peers/make_fixtures.py; saturated splines lose digits to their conditioning, the more
+    so in nflows."""
     for got, name in zip(knots(peers["raw"]), ("xk", "yk", "slopes"), strict=True):
         np.testing.assert_allclose(got, peers[name], atol=1e-12, rtol=1e-12)
     raw = np.broadcast_to(peers["raw"][:, None], (*peers["x"].shape, SIZE))
-    for value, name in zip(both(peers["x"], raw), ("y", "log_slope", "back", "back_log_slope"), strict=True):
+    for value, name in zip(
+        both(peers["x"], raw), ("y", "log_slope", "back", "back_log_slope"), strict=True
+    ):
         np.testing.assert_allclose(value, peers[f"{library}_{name}"], atol=1e-9, err_msg=name)
 
 
@@ -120,7 +139,9 @@ def test_equals_flowjax_on_equal_knots(x64):
     template = eqx.tree_at(lambda s: (s.x_pos, s.y_pos, s.derivatives), template, (0, 0, 0))
 
     def theirs(xk, yk, slopes, x):
-        spline = eqx.tree_at(lambda s: (s.x_pos, s.y_pos, s.derivatives), template, (xk, yk, slopes))
+        spline = eqx.tree_at(
+            lambda s: (s.x_pos, s.y_pos, s.derivatives), template, (xk, yk, slopes)
+        )
         return *spline.transform_and_log_det(x), *spline.inverse_and_log_det(x)
 
     over_points = jax.vmap(theirs, in_axes=(None, None, None, 0))
@@ -132,7 +153,9 @@ def test_equals_flowjax_on_equal_knots(x64):
 
 @pytest.mark.parametrize("apply", DIRECTIONS.values())
 def test_errors_name_the_shapes(apply):
-    with pytest.raises(ValueError, match=r"\[4, '3\*bins - 1'\] for x of shape \[4\], got \[5, 23\]"):
+    with pytest.raises(
+        ValueError, match=r"\[4, '3\*bins - 1'\] for x of shape \[4\], got \[5, 23\]"
+    ):
         apply(jnp.ones(4), jnp.ones((5, SIZE)))
     with pytest.raises(ValueError, match=r"3\*bins - 1\], got \[4, 22\]"):
         apply(jnp.ones(4), jnp.ones((4, 22)))

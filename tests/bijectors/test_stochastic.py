@@ -12,7 +12,8 @@ from jflow import distributions, flows, losses
 from jflow.distributions import decoders
 from jflow.types import Transport
 
-# x = W z + s e with orthogonal columns of W, so that the posterior of z ~ N(0, I) is a diagonal Gaussian
+# x = W z + s e with orthogonal columns of W, so that the posterior of z ~ N(0, I) is a diagonal
+# Gaussian
 W, S = np.array([[1.0, 2.0], [2.0, 1.0], [-2.0, 2.0]]), 0.7
 VARIANCE = 1 / (1 + np.sum(W**2, 0) / S**2)
 
@@ -39,24 +40,31 @@ def test_with_the_exact_posterior_the_bound_is_the_evidence_for_every_key(x64):
     flow = flows.elbo_flow(layer, distributions.normal((2,)))
     x = jnp.asarray(np.random.default_rng(0).normal(size=(5, 3)))
     evidence = scipy.stats.multivariate_normal(np.zeros(3), W @ W.T + S**2 * np.eye(3)).logpdf(x)
-    assert jax.tree.map(jnp.shape, flow.init(jax.random.key(0), x)["bijector"]) == jax.tree.map(jnp.shape, params)
+    assert jax.tree.map(jnp.shape, flow.init(jax.random.key(0), x)["bijector"]) == jax.tree.map(
+        jnp.shape, params
+    )
     for seed in range(3):
         elbo = flow.elbo({"bijector": params, "base": {}}, x, key=jax.random.key(seed))
         np.testing.assert_allclose(elbo, evidence, atol=1e-12)
 
 
 def test_a_poor_posterior_has_a_lower_bound_and_more_draws_a_higher_one(x64):
-    """With mean 0 and the prior's spread the bound is E_N(0,I) log p(x | z) - in closed form - and IWAE is between."""
+    """With mean 0 and the prior's spread the bound is E_N(0,I) log p(x | z) - in closed form - and
+    IWAE is between."""
     layer, params = model()
     params["posterior"]["bijector"] = jax.tree.map(jnp.zeros_like, params["posterior"]["bijector"])
     flow = flows.elbo_flow(layer, distributions.normal((2,)))
     x = jnp.ones((1, 3))
-    evidence = scipy.stats.multivariate_normal(np.zeros(3), W @ W.T + S**2 * np.eye(3)).logpdf(np.ones(3))
+    evidence = scipy.stats.multivariate_normal(np.zeros(3), W @ W.T + S**2 * np.eye(3)).logpdf(
+        np.ones(3)
+    )
     closed = -(3 + np.sum(W**2)) / (2 * S**2) - 3 * np.log(S) - 1.5 * np.log(2 * np.pi)
 
     def mean(flow, draws):
         keys = jax.random.split(jax.random.key(0), draws)
-        values = jax.jit(jax.vmap(lambda key: flow.elbo({"bijector": params, "base": {}}, x, key=key)[0]))(keys)
+        values = jax.jit(
+            jax.vmap(lambda key: flow.elbo({"bijector": params, "base": {}}, x, key=key)[0])
+        )(keys)
         return np.mean(values), np.std(values) / draws**0.5
 
     one, error = mean(flow, 4000)
@@ -73,7 +81,9 @@ def test_the_contribution_of_forward_is_minus_that_of_the_inverse(x64):
     assert x.shape == (4, 3)
     joint = scipy.stats.norm.logpdf(x, z @ W.T, S).sum(1)
     mean = np.asarray(x) @ (W * VARIANCE / S**2)
-    np.testing.assert_allclose(contribution, scipy.stats.norm.logpdf(z, mean, VARIANCE**0.5).sum(1) - joint, atol=1e-10)
+    np.testing.assert_allclose(
+        contribution, scipy.stats.norm.logpdf(z, mean, VARIANCE**0.5).sum(1) - joint, atol=1e-10
+    )
     # the evidence, once more: prior minus contribution
     log_p = distributions.normal((2,)).log_prob({}, z) - contribution
     evidence = scipy.stats.multivariate_normal(np.zeros(3), W @ W.T + S**2 * np.eye(3)).logpdf(x)
@@ -91,12 +101,16 @@ def test_init_from_both_sides_and_a_condition_of_the_model():
     layer = bj.vae(posterior, decoders.bernoulli(Net()), (2,), (2, 3))
     x, cond = jnp.ones((4, 2, 3)), jnp.ones((4, 1))
     first = jax.jit(layer.init)(jax.random.key(0), x, cond)
-    second = jax.eval_shape(lambda: layer.init(jax.random.key(0), jnp.ones((4, 2)), cond, side="source"))
+    second = jax.eval_shape(
+        lambda: layer.init(jax.random.key(0), jnp.ones((4, 2)), cond, side="source")
+    )
     assert jax.tree.map(jnp.shape, first) == jax.tree.map(jnp.shape, second)
     flow = flows.elbo_flow(layer, distributions.normal((2,)))
     loss = losses.negative_elbo(flow)
     params = {"bijector": first, "base": {}}
-    grads = jax.jit(jax.grad(lambda p: loss(p, jax.random.key(1), {"x": x, "cond": cond})[0]))(params)
+    grads = jax.jit(jax.grad(lambda p: loss(p, jax.random.key(1), {"x": x, "cond": cond})[0]))(
+        params
+    )
     assert all(np.all(np.isfinite(g)) for g in jax.tree.leaves(grads))
     sample = jax.jit(lambda p: flow.sample(p, jax.random.key(0), 4, cond))(params)
     assert sample.shape == (4, 2, 3) and set(np.unique(sample)) <= {0.0, 1.0}
@@ -114,9 +128,14 @@ def test_bad_input_is_an_error():
 
 
 def test_the_noise_of_the_decoder_is_not_that_of_the_base():
-    """x = z + e, e standard normal: Var x = Var z + 1 whatever the base, within 4 standard errors of 20,000 draws."""
+    """x = z + e, e standard normal: Var x = Var z + 1 whatever the base, within 4 standard errors
+    of 20,000 draws."""
     bases = {  # with params and variance
-        "diagonal_normal": (distributions.diagonal_normal((1,)), {"mean": [1.0], "log_std": [0.5]}, np.e),
+        "diagonal_normal": (
+            distributions.diagonal_normal((1,)),
+            {"mean": [1.0], "log_std": [0.5]},
+            np.e,
+        ),
         "mixture_of_normals": (
             distributions.mixture_of_normals((1,), 2),
             {"logits": [0.0, 0.0], "means": [[-0.5], [0.5]], "log_stds": [[0.0], [0.0]]},

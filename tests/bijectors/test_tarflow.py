@@ -21,7 +21,11 @@ def drawn(bijector, scale=0.4, dtype=np.float32):
     rng = np.random.default_rng(3)
     z, labels = jnp.asarray(rng.normal(size=(B, N, D)), dtype), jnp.arange(B) % 3
     shapes = jax.eval_shape(lambda: bijector.init(jax.random.key(0), z, labels))
-    return jax.tree.map(lambda p: jnp.asarray(scale * rng.normal(size=p.shape), dtype), shapes), z, labels
+    return (
+        jax.tree.map(lambda p: jnp.asarray(scale * rng.normal(size=p.shape), dtype), shapes),
+        z,
+        labels,
+    )
 
 
 def test_the_jacobian_is_block_triangular_in_the_order_of_generation():
@@ -29,12 +33,16 @@ def test_the_jacobian_is_block_triangular_in_the_order_of_generation():
     block = bj.causal_block(net(), order=order)
     params, z, labels = drawn(block)
     for apply in (block.forward, block.inverse):
-        jacobian = jax.jit(jax.jacrev(lambda row, f=apply: f(params, row[None], labels[:1])[0][0]))(z[0])
+        jacobian = jax.jit(jax.jacrev(lambda row, f=apply: f(params, row[None], labels[:1])[0][0]))(
+            z[0]
+        )
         jacobian = np.asarray(jacobian)[order][:, :, order]
         touched = np.any(jacobian != 0, axis=(1, 3))
         np.testing.assert_array_equal(touched, np.tri(N, dtype=bool))
         for i in range(N):
-            assert np.all(jacobian[i, :, i] * (1 - np.eye(D)) == 0) and np.all(np.diag(jacobian[i, :, i]) > 0)
+            assert np.all(jacobian[i, :, i] * (1 - np.eye(D)) == 0) and np.all(
+                np.diag(jacobian[i, :, i]) > 0
+            )
 
 
 def test_zero_head_is_the_identity():
@@ -95,12 +103,15 @@ def test_jacobi_reports_its_passes_and_implicit_gradients_are_those_of_the_cache
         return jax.jit(jax.grad(f, argnums=(0, 1)))(params, z)
 
     jax.tree.map(
-        lambda a, b: np.testing.assert_allclose(a, b, atol=1e-9, rtol=1e-9), objective(by_jacobi), objective(block)
+        lambda a, b: np.testing.assert_allclose(a, b, atol=1e-9, rtol=1e-9),
+        objective(by_jacobi),
+        objective(block),
     )
 
 
 def linear_predict(args, x, cache, first):
-    """mean_i = a x_{i-1}, no cache: passes and residuals in closed form. A block starts from the token before it."""
+    """mean_i = a x_{i-1}, no cache: passes and residuals in closed form. A block starts from the
+    token before it."""
     before = jnp.pad(x[:, :-1], ((0, 0), (1, 0), (0, 0))) if cache is None else x
     before = jnp.where((first + jnp.arange(x.shape[1]) == 0)[None, :, None], 0, before)
     return args * before, jnp.zeros_like(x), cache
@@ -113,8 +124,13 @@ def test_jacobi_counts_passes_measures_residuals_and_marks_rows():
     geometric = chain(jnp.asarray(0.5), z)
     np.testing.assert_allclose(geometric.x[0, :, 0], 2 - 0.5 ** np.arange(8), rtol=1e-6)
     # each block of 4 needs its 4 passes; the parallel pass over all tokens confirms
-    assert geometric.passes == 4 + 4 + 1 and np.all(geometric.converged) and np.all(geometric.residual <= 1e-5)
-    # without dependence one pass solves a block and a second... sees no change: z is already the solution
+    assert (
+        geometric.passes == 4 + 4 + 1
+        and np.all(geometric.converged)
+        and np.all(geometric.residual <= 1e-5)
+    )
+    # without dependence one pass solves a block and a second... sees no change: z is already the
+    # solution
     assert chain(jnp.asarray(0.0), z).passes == 1 + 1 + 1
     lost = chain(jnp.asarray(0.5), z.at[1, 2].set(jnp.inf))
     assert list(lost.converged) == [True, False]
@@ -122,9 +138,14 @@ def test_jacobi_counts_passes_measures_residuals_and_marks_rows():
 
 
 def test_weak_dependence_takes_few_passes():
-    """x_i = 1 + a x_{i-1}: the change after k passes is a^k, so 1e-5 takes about log(1e-5) / log(a), not n."""
+    """x_i = 1 + a x_{i-1}: the change after k passes is a^k, so 1e-5 takes about log(1e-5) /
+    log(a), not n."""
     z = jnp.ones((2, 64, 1))
-    found = jax.jit(lambda z: bj.decoding.jacobi(64, tol=1e-5)(linear_predict, jnp.asarray(0.1), jnp.zeros(()), z))(z)
+    found = jax.jit(
+        lambda z: bj.decoding.jacobi(64, tol=1e-5)(
+            linear_predict, jnp.asarray(0.1), jnp.zeros(()), z
+        )
+    )(z)
     assert found.passes <= 8
 
 
@@ -152,10 +173,14 @@ def test_weight_zero_is_the_plain_flow_and_a_net_without_labels_cannot_be_guided
 
 def test_extrapolation_by_hand_token_by_token():
     """mean and log-scale of both passes from the network itself, weights that rise from 0 to 2."""
-    guided = bj.causal_block(net(), guide=guidance.extrapolate(guidance.linear_ramp(2.0), null=NULL), max_log_scale=2.0)
+    guided = bj.causal_block(
+        net(), guide=guidance.extrapolate(guidance.linear_ramp(2.0), null=NULL), max_log_scale=2.0
+    )
     params, z, labels = drawn(guided)
     x, log_det = guided.inverse(params, z, labels)
-    one, two = (net().apply({"params": params}, z, c) for c in (labels, jnp.full_like(labels, NULL)))
+    one, two = (
+        net().apply({"params": params}, z, c) for c in (labels, jnp.full_like(labels, NULL))
+    )
     w = (2.0 * np.arange(N) / (N - 1))[None, :, None]
     bound = lambda raw: 2.0 * np.tanh(np.asarray(raw) / 2.0)  # noqa: E731
     (m, a), (m_u, a_u) = ((np.asarray(r[..., :D]), bound(r[..., D:])) for r in (one, two))
@@ -165,27 +190,36 @@ def test_extrapolation_by_hand_token_by_token():
 
 
 def test_score_sum_is_the_gaussian_of_the_summed_scores():
-    """Where s <= s_u the score of the result is score + w (score - score_u), for any x; else s_u is raised to s."""
+    """Where s <= s_u the score of the result is score + w (score - score_u), for any x; else s_u is
+    raised to s."""
     rng = np.random.default_rng(0)
     mean, mean_u, log_scale = rng.normal(size=(3, 2, 4, 1))
     log_scale_u = log_scale + rng.normal(size=log_scale.shape)
     w = np.linspace(0, 3, 4)
     combine = guidance.score_sum(w, null=0).combine
-    both = ((jnp.asarray(mean), jnp.asarray(log_scale)), (jnp.asarray(mean_u), jnp.asarray(log_scale_u)))
+    both = (
+        (jnp.asarray(mean), jnp.asarray(log_scale)),
+        (jnp.asarray(mean_u), jnp.asarray(log_scale_u)),
+    )
     m, a = combine(*both, jnp.arange(4), 4)
     x = rng.normal(size=mean.shape)
     score = lambda m, a: -(x - m) * np.exp(-2 * a)  # noqa: E731
     floor = np.maximum(log_scale, log_scale_u)
-    expected = score(mean, log_scale) + w[None, :, None] * (score(mean, log_scale) - score(mean_u, floor))
+    expected = score(mean, log_scale) + w[None, :, None] * (
+        score(mean, log_scale) - score(mean_u, floor)
+    )
     np.testing.assert_allclose(score(np.asarray(m), np.asarray(a)), expected, rtol=1e-4, atol=1e-4)
 
 
 def test_bfloat16_computation_keeps_float32_scales_and_an_exact_log_det():
-    """The log-det is that of the map that was applied: forward and inverse see other roundings of the network only."""
+    """The log-det is that of the map that was applied: forward and inverse see other roundings of
+    the network only."""
     block = bj.causal_block(net(dtype=jnp.bfloat16))
     params, z, labels = drawn(block)
     x, log_det = block.inverse(params, z, labels)
-    jacobian = jax.vmap(jax.jacrev(lambda row, c: block.inverse(params, row[None], c[None])[0][0]))(z, labels)
+    jacobian = jax.vmap(jax.jacrev(lambda row, c: block.inverse(params, row[None], c[None])[0][0]))(
+        z, labels
+    )
     exact = np.linalg.slogdet(np.asarray(jacobian).reshape(B, N * D, N * D))[1]
     assert x.dtype == log_det.dtype == jnp.float32
     np.testing.assert_allclose(log_det, exact, atol=1e-4)
@@ -226,13 +260,16 @@ def test_bad_input():
         guided.inverse(params, z)
     wide = bj.causal_block(net(size=3))
     params, z, labels = drawn(wide)
-    with pytest.raises(ValueError, match=r"expected 4 numbers a token from the net \(size=2\), got 6"):
+    with pytest.raises(
+        ValueError, match=r"expected 4 numbers a token from the net \(size=2\), got 6"
+    ):
         wide.inverse(params, z, labels)
 
 
 @pytest.mark.parametrize("guide", ["plain", "labels"])
 def test_the_network_runs_once_in_a_pass_and_once_a_token(guide):
-    """Counted in the jaxpr, where the loops over layers and tokens stand once; both passes of a guide are one of 2b rows."""
+    """Counted in the jaxpr, where the loops over layers and tokens stand once; both passes of a
+    guide are one of 2b rows."""
     block = bj.causal_block(net(), guide=GUIDES[guide])
     params, z, labels = drawn(block)
     count = lambda f, *args: str(jax.make_jaxpr(f)(*args)).count("dot_general[")  # noqa: E731

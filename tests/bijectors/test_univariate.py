@@ -13,7 +13,10 @@ from jflow import distributions, flows, nets
 from jflow.bijectors import scales, splines, univariate
 
 SIZES = {"free": 25, "circular": 24}  # of 8 bins
-MAKE = {"free": univariate.free_rational_quadratic, "circular": univariate.circular_rational_quadratic}
+MAKE = {
+    "free": univariate.free_rational_quadratic,
+    "circular": univariate.circular_rational_quadratic,
+}
 ENDS = {"free": splines.FREE, "circular": splines.CIRCULAR}
 
 
@@ -51,21 +54,30 @@ def test_free_and_circular_splines_equal_nflows_and_normflows(kind, peers, x64):
     """tests/peers/make_transformers_fixtures.py, equal knots, float64; 1e-9 for the saturated ones."""
     spline, x = MAKE[kind](8, 5.0), peers["x"]
     raw = np.broadcast_to(peers[f"{kind}_raw"][:, None], (*x.shape, SIZES[kind]))
-    for values, prefix in ((jax.jit(spline.forward)(x, raw), ""), (jax.jit(spline.inverse)(x, raw), "back_")):
+    for values, prefix in (
+        (jax.jit(spline.forward)(x, raw), ""),
+        (jax.jit(spline.inverse)(x, raw), "back_"),
+    ):
         for value, name in zip(values, ("y", "log_slope"), strict=True):
-            np.testing.assert_allclose(value, peers[f"{kind}_{prefix}{name}"], atol=1e-9, err_msg=prefix + name)
+            np.testing.assert_allclose(
+                value, peers[f"{kind}_{prefix}{name}"], atol=1e-9, err_msg=prefix + name
+            )
 
 
 @pytest.mark.parametrize("kind", MAKE)
 def test_the_functions_have_the_knots_that_knots_returns(kind, x64):
     spline = MAKE[kind](8, 5.0)
-    raw = np.concatenate([scale * np.random.default_rng(0).normal(size=(20, SIZES[kind])) for scale in (1, 4)])
+    raw = np.concatenate(
+        [scale * np.random.default_rng(0).normal(size=(20, SIZES[kind])) for scale in (1, 4)]
+    )
     xk, yk, slopes = splines.rational_quadratic_knots(raw, bound=5.0, ends=ENDS[kind])
     for ends in (xk, yk):
         np.testing.assert_array_equal(ends[:, [0, -1]], np.broadcast_to([-5.0, 5.0], (40, 2)))
     if kind == "circular":
         np.testing.assert_array_equal(slopes[:, 0], slopes[:, -1])
-    y, log_slope = jax.jit(spline.forward)(xk, np.broadcast_to(raw[:, None], (*xk.shape, raw.shape[-1])))
+    y, log_slope = jax.jit(spline.forward)(
+        xk, np.broadcast_to(raw[:, None], (*xk.shape, raw.shape[-1]))
+    )
     np.testing.assert_allclose(y, yk, atol=1e-12)
     # 1e-14 beside a knot of a bin that is 1e-3 wide and bends a thousandfold
     np.testing.assert_allclose(log_slope, np.log(slopes), atol=1e-6)
@@ -73,8 +85,8 @@ def test_the_functions_have_the_knots_that_knots_returns(kind, x64):
 
 @pytest.mark.parametrize("kind", MAKE)
 def test_round_trip_of_saturated_splines_in_float32(kind):
-    """|inverse(forward(x)) - x| < 2e-3 for 20,000 draws in the box, as with identity tails, and twice that up to |x| = 9,
-    whose rounding is twice that of 5."""
+    """|inverse(forward(x)) - x| < 2e-3 for 20,000 draws in the box, as with identity tails, and
+    twice that up to |x| = 9, whose rounding is twice that of 5."""
     spline, rng = MAKE[kind](8, 5.0), np.random.default_rng(0)
     raw = (4 * rng.normal(size=(20_000, SIZES[kind]))).astype(np.float32)
     x = rng.uniform(-9, 9, 20_000).astype(np.float32)
@@ -87,7 +99,10 @@ def test_free_tails_are_lines_of_the_end_slopes(x64):
     spline = univariate.free_rational_quadratic(8, 5.0)
     raw = np.random.default_rng(1).normal(size=(9, 25))
     slopes = splines.rational_quadratic_knots(raw, ends=splines.FREE)[2]
-    side, beyond = np.array([-1, -1, -1, 1, 1, 1])[:, None], np.array([0, 0.3, 1e6, 0, 0.3, 1e6])[:, None]
+    side, beyond = (
+        np.array([-1, -1, -1, 1, 1, 1])[:, None],
+        np.array([0, 0.3, 1e6, 0, 0.3, 1e6])[:, None],
+    )
     slope = np.where(side < 0, slopes[:, 0], slopes[:, -1])
     x, raw = np.broadcast_to(side * (5 + beyond), (6, 9)), np.broadcast_to(raw, (6, 9, 25))
     y, log_slope = jax.jit(spline.forward)(x, raw)
@@ -96,7 +111,9 @@ def test_free_tails_are_lines_of_the_end_slopes(x64):
     assert np.ptp(slopes[:, 0]) > 0.1 and np.any(slopes[:, 0] != slopes[:, -1])
 
 
-@pytest.mark.parametrize("make", [univariate.circular_rational_quadratic, lambda: univariate.circular_shift()])
+@pytest.mark.parametrize(
+    "make", [univariate.circular_rational_quadratic, lambda: univariate.circular_shift()]
+)
 def test_circular_maps_commute_with_whole_turns(make, x64):
     circular, rng = make(), np.random.default_rng(2)
     x, raw = rng.uniform(-np.pi, np.pi, 50), rng.normal(size=(50, circular.size))
@@ -115,12 +132,17 @@ def test_circular_shift_turns(x64):
 
 
 def test_a_circular_flow_is_a_density_of_the_torus(x64):
-    """Mass 1 on a grid of 200 x 200 periods' points (the trapezoidal rule of a periodic function; kinks leave 1e-3),
-    continuous across the seam, and with mass across it that identity tails could not move there."""
+    """Mass 1 on a grid of 200 x 200 periods' points (the trapezoidal rule of a periodic function;
+    kinks leave 1e-3), continuous across the seam, and with mass across it that identity tails could
+    not move there."""
     event = (2,)
     layer = bj.chain(
         bj.reverse(),
-        bj.coupling(univariate.circular_rational_quadratic(4), nets.Periodic(nets.MLP((8,), nn.tanh)), split=1),
+        bj.coupling(
+            univariate.circular_rational_quadratic(4),
+            nets.Periodic(nets.MLP((8,), nn.tanh)),
+            split=1,
+        ),
         bj.coupling(univariate.circular_shift(), nets.Periodic(nets.MLP((8,), nn.tanh)), split=1),
     )
     flow = flows.flow(bj.invert(bj.scan(layer, 3)), distributions.uniform(event, -np.pi, np.pi))
@@ -155,7 +177,10 @@ def test_periodic_sees_angles_by_cosine_and_sine_and_the_rest_as_it_is(x64):
 
 
 def test_mixed_is_each_map_in_its_place(x64):
-    circular, free = univariate.circular_rational_quadratic(4), univariate.free_rational_quadratic(3, 2.0)
+    circular, free = (
+        univariate.circular_rational_quadratic(4),
+        univariate.free_rational_quadratic(3, 2.0),
+    )
     both = univariate.mixed(circular, free, [True, False, True])
     assert both.size == max(circular.size, free.size) == 12
     rng = np.random.default_rng(0)
@@ -173,14 +198,17 @@ def test_mixed_is_each_map_in_its_place(x64):
 
 
 def test_sinh_arcsinh_is_its_formula(x64):
-    """Raw numbers to d, e, a, b by their bounds; log slopes by d cosh(d asinh x + e) / sqrt(1 + x^2)."""
+    """Raw numbers to d, e, a, b by their bounds; log slopes by d cosh(d asinh x + e) / sqrt(1 +
+    x^2)."""
     rng = np.random.default_rng(0)
     x, raw = 3 * rng.normal(size=200), 2 * rng.normal(size=(200, 4))
     d, e, a, b = np.exp(np.tanh(raw[:, 0])), *(3 * np.tanh(raw[:, 1:3] / 3).T), raw[:, 3]
     u = d * np.arcsinh(x) + e
     y, log_slope = univariate.sinh_arcsinh().forward(x, raw)
     np.testing.assert_allclose(y, np.sinh(u) * np.exp(a) + b, rtol=1e-11)
-    np.testing.assert_allclose(log_slope, np.log(d * np.cosh(u) / np.sqrt(1 + x * x)) + a, atol=1e-11)
+    np.testing.assert_allclose(
+        log_slope, np.log(d * np.cosh(u) / np.sqrt(1 + x * x)) + a, atol=1e-11
+    )
 
 
 def test_sinh_arcsinh_keeps_digits_and_turns_tails_into_powers():

@@ -26,7 +26,9 @@ class Row(NamedTuple):
     extreme: bool = True  # finite at +-1e6 both ways
     precision: float = 2e-5  # float32 round trip, in units of x
     wide: bool = True  # both sides are all of the reals
-    any_channels: bool = False  # takes twice the channels too; what it refuses is in tests/bijectors/test_image.py
+    any_channels: bool = (
+        False  # takes twice the channels too; what it refuses is in tests/bijectors/test_image.py
+    )
 
 
 def mlp():
@@ -42,7 +44,10 @@ tree = lambda b: {"a": vector(b), "b": vector(b)[:, 0]}  # noqa: E731
 
 def stack(**options):
     return bj.scan(
-        lambda p: bj.chain(bj.permute(p), bj.lu(4), bj.coupling(affine, mlp(), split=2)), 3, xs=swaps, **options
+        lambda p: bj.chain(bj.permute(p), bj.lu(4), bj.coupling(affine, mlp(), split=2)),
+        3,
+        xs=swaps,
+        **options,
     )
 
 
@@ -54,12 +59,16 @@ class PixelNet(nn.Module):
 
 def causal(**options):
     """A causal block of 3 tokens, sampled in the order 2, 0, 1."""
-    net = nets.CausalTransformer(width=8, layers=2, heads=2, num_classes=options.pop("num_classes", None))
+    net = nets.CausalTransformer(
+        width=8, layers=2, heads=2, num_classes=options.pop("num_classes", None)
+    )
     return bj.causal_block(net, order=[2, 0, 1], **options)
 
 
 def made(transformer, **options):
-    return bj.autoregressive(transformer, nets.MADE(transformer.size, (16,), activation=nn.tanh, **options))
+    return bj.autoregressive(
+        transformer, nets.MADE(transformer.size, (16,), activation=nn.tanh, **options)
+    )
 
 
 checker = (np.indices((4, 4)).sum(0) % 2 == 0)[..., None]
@@ -68,12 +77,20 @@ TABLE = {
     "actnorm": Row(lambda: bj.actnorm(4)),
     "actnorm image": Row(lambda: bj.actnorm(2), event=(4, 4, 2)),
     "affine": Row(lambda: bj.affine((4,))),
-    "amortized": Row(lambda: bj.amortized(bj.chain(bj.affine((4,)), bj.planar(4)), mlp()), cond=vector),
+    "amortized": Row(
+        lambda: bj.amortized(bj.chain(bj.affine((4,)), bj.planar(4)), mlp()), cond=vector
+    ),
     "amortized of nothing": Row(lambda: bj.amortized(bj.radial(4), mlp())),
     "autoregressive affine": Row(lambda: made(affine)),
-    "autoregressive deep sigmoidal": Row(lambda: made(bj.univariate.deep_sigmoidal(2)), event=(3,), precision=1e-4),
-    "autoregressive mixture": Row(lambda: made(bj.univariate.logistic_mixture(2)), event=(3,), precision=1e-4),
-    "autoregressive sinh-arcsinh": Row(lambda: made(bj.univariate.sinh_arcsinh()), event=(3,), precision=1e-4),
+    "autoregressive deep sigmoidal": Row(
+        lambda: made(bj.univariate.deep_sigmoidal(2)), event=(3,), precision=1e-4
+    ),
+    "autoregressive mixture": Row(
+        lambda: made(bj.univariate.logistic_mixture(2)), event=(3,), precision=1e-4
+    ),
+    "autoregressive sinh-arcsinh": Row(
+        lambda: made(bj.univariate.sinh_arcsinh()), event=(3,), precision=1e-4
+    ),
     "autoregressive unconstrained": Row(
         lambda: made(bj.univariate.unconstrained_monotone(2)), event=(3,), precision=1e-4
     ),
@@ -81,39 +98,56 @@ TABLE = {
     "autoregressive on cond": Row(lambda: bj.invert(made(affine, order=(3, 2, 1, 0))), cond=vector),
     "autoregressive on a pytree": Row(
         lambda: bj.autoregressive(
-            affine, nets.MADE(2, (12, 12), adjacency=np.eye(4, k=-2, dtype=bool), residual=True), passes=2
+            affine,
+            nets.MADE(2, (12, 12), adjacency=np.eye(4, k=-2, dtype=bool), residual=True),
+            passes=2,
         ),
         cond=tree,
     ),
     "block_autoregressive": Row(lambda: bj.block_autoregressive(4, 3, 2)),
-    "block_autoregressive on cond": Row(lambda: bj.invert(bj.block_autoregressive(4, 3, 1)), cond=vector),
+    "block_autoregressive on cond": Row(
+        lambda: bj.invert(bj.block_autoregressive(4, 3, 1)), cond=vector
+    ),
     "causal_block": Row(causal, event=(3, 2)),
     "causal_block on cond": Row(causal, event=(3, 2), cond=vector),
     "causal_block by Jacobi": Row(
-        lambda: causal(num_classes=3, sampler=bj.decoding.jacobi(2, tol=1e-11)), event=(3, 2), cond=labels
+        lambda: causal(num_classes=3, sampler=bj.decoding.jacobi(2, tol=1e-11)),
+        event=(3, 2),
+        cond=labels,
     ),
     "causal_block guided": Row(
-        lambda: causal(num_classes=3, guide=guidance.extrapolate(guidance.linear_ramp(0.5), null=3, temperature=1.5)),
+        lambda: causal(
+            num_classes=3,
+            guide=guidance.extrapolate(guidance.linear_ramp(0.5), null=3, temperature=1.5),
+        ),
         event=(3, 2),
         cond=labels,
     ),
     "chain": Row(lambda: bj.chain(bj.affine((4,)), bj.reverse(), bj.lu(4))),
     "chain of none": Row(lambda: bj.chain()),
     "checkerboard": Row(lambda: bj.checkerboard(), event=(2, 4, 3), any_channels=True),
-    "conditioned": Row(lambda: bj.conditioned(bj.coupling(affine, mlp(), split=2), nn.Embed(3, 5)), cond=labels),
+    "conditioned": Row(
+        lambda: bj.conditioned(bj.coupling(affine, mlp(), split=2), nn.Embed(3, 5)), cond=labels
+    ),
     "coupling affine": Row(lambda: bj.coupling(affine, mlp(), split=2)),
     "coupling shift": Row(lambda: bj.coupling(bj.univariate.shift(), mlp(), split=1)),
     "coupling spline": Row(lambda: bj.coupling(spline, mlp(), split=2), precision=1e-4),
     "coupling free spline": Row(
-        lambda: bj.coupling(bj.univariate.free_rational_quadratic(4, 3.0), mlp(), split=2), precision=1e-4
-    ),
-    "coupling circular spline": Row(
-        lambda: bj.coupling(bj.univariate.circular_rational_quadratic(4), nets.Periodic(mlp()), split=2),
+        lambda: bj.coupling(bj.univariate.free_rational_quadratic(4, 3.0), mlp(), split=2),
         precision=1e-4,
     ),
-    "coupling circular shift": Row(lambda: bj.coupling(bj.univariate.circular_shift(), nets.Periodic(mlp()), split=2)),
+    "coupling circular spline": Row(
+        lambda: bj.coupling(
+            bj.univariate.circular_rational_quadratic(4), nets.Periodic(mlp()), split=2
+        ),
+        precision=1e-4,
+    ),
+    "coupling circular shift": Row(
+        lambda: bj.coupling(bj.univariate.circular_shift(), nets.Periodic(mlp()), split=2)
+    ),
     "coupling mixed": Row(
-        lambda: bj.coupling(bj.univariate.mixed(spline, affine, [True, False]), mlp(), split=2), precision=1e-4
+        lambda: bj.coupling(bj.univariate.mixed(spline, affine, [True, False]), mlp(), split=2),
+        precision=1e-4,
     ),
     "coupling logistic mixture": Row(
         lambda: bj.coupling(bj.univariate.logistic_mixture(3), mlp(), split=2), precision=1e-4
@@ -129,24 +163,42 @@ TABLE = {
     "coupling on a pytree": Row(lambda: bj.coupling(affine, mlp(), split=2), cond=tree),
     "coupling of everything": Row(lambda: bj.coupling(affine, mlp(), split=0), cond=vector),
     "coupling of channels": Row(lambda: bj.coupling(affine, PixelNet(), split=1), event=(4, 4, 3)),
-    "coupling of rows": Row(lambda: bj.coupling(affine, PixelNet(), split=2, axis=1), event=(4, 4, 2)),
+    "coupling of rows": Row(
+        lambda: bj.coupling(affine, PixelNet(), split=2, axis=1), event=(4, 4, 2)
+    ),
     "elementwise spline": Row(lambda: bj.elementwise(spline, (4,)), precision=1e-4),
     "haar": Row(lambda: bj.haar(), event=(2, 4, 2), any_channels=True),
     "householder": Row(lambda: bj.householder(4)),
     "householder image": Row(lambda: bj.householder(3, 2), event=(2, 2, 3)),
     "indicated": Row(lambda: bj.indicated(bj.coupling(affine, mlp(), split=2), 3)),
-    "indicated on cond": Row(lambda: bj.indicated(bj.coupling(affine, mlp(), split=2), 3), cond=vector),
+    "indicated on cond": Row(
+        lambda: bj.indicated(bj.coupling(affine, mlp(), split=2), 3), cond=vector
+    ),
     "invert": Row(lambda: bj.invert(bj.chain(bj.actnorm(4), bj.lu(4)))),
     "linear": Row(lambda: bj.linear(4), precision=1e-4),  # a random matrix may be badly conditioned
     "linear image": Row(lambda: bj.linear(2), event=(4, 4, 2), precision=1e-4),
-    "logit": Row(lambda: bj.invert(bj.logit()), support=jax.nn.sigmoid, extreme=False, wide=False, precision=1e-4),
+    "logit": Row(
+        lambda: bj.invert(bj.logit()),
+        support=jax.nn.sigmoid,
+        extreme=False,
+        wide=False,
+        precision=1e-4,
+    ),
     "lu": Row(lambda: bj.lu(4)),
     "lu image": Row(lambda: bj.lu(2), event=(4, 4, 2)),
     "masked_conv": Row(lambda: bj.masked_conv(2), event=(3, 4, 2)),
-    "masked_conv for densities": Row(lambda: bj.invert(bj.masked_conv(3, 2, corner=(1, 0))), event=(3, 2, 3)),
-    "masked_coupling": Row(lambda: bj.masked_coupling(affine, mlp(), np.array([True, False, True, False]))),
-    "masked_coupling checkerboard": Row(lambda: bj.masked_coupling(affine, PixelNet(), checker), event=(4, 4, 2)),
-    "on_part": Row(lambda: bj.on_part(bj.chain(bj.actnorm(2), bj.lu(2)), slice(1, 3)), any_channels=True),
+    "masked_conv for densities": Row(
+        lambda: bj.invert(bj.masked_conv(3, 2, corner=(1, 0))), event=(3, 2, 3)
+    ),
+    "masked_coupling": Row(
+        lambda: bj.masked_coupling(affine, mlp(), np.array([True, False, True, False]))
+    ),
+    "masked_coupling checkerboard": Row(
+        lambda: bj.masked_coupling(affine, PixelNet(), checker), event=(4, 4, 2)
+    ),
+    "on_part": Row(
+        lambda: bj.on_part(bj.chain(bj.actnorm(2), bj.lu(2)), slice(1, 3)), any_channels=True
+    ),
     "on_part of a scale": Row(
         lambda: bj.on_part(bj.chain(bj.squeeze(), bj.lu(8), bj.invert(bj.squeeze())), slice(0, 2)),
         event=(2, 2, 3),
@@ -160,23 +212,35 @@ TABLE = {
     "reshape": Row(lambda: bj.reshape((2, 2), (4,)), event=(2, 2)),
     "residual": Row(lambda: bj.residual(nets.LipschitzMLP((8, 8), coeff=0.7))),
     "residual of images": Row(
-        lambda: bj.residual(nets.LipschitzConv((3,), (3, 1), coeff=0.7, activation=nn.elu)), event=(3, 2, 2)
+        lambda: bj.residual(nets.LipschitzConv((3,), (3, 1), coeff=0.7, activation=nn.elu)),
+        event=(3, 2, 2),
     ),
     "residual on cond": Row(
-        lambda: bj.residual(nets.LipschitzMLP((8,), coeff=0.7, orders=(1, 2, 1), activation=nn.tanh)), cond=vector
+        lambda: bj.residual(
+            nets.LipschitzMLP((8,), coeff=0.7, orders=(1, 2, 1), activation=nn.tanh)
+        ),
+        cond=vector,
     ),
     "reverse": Row(lambda: bj.reverse()),
     "scan": Row(stack),
     "scan remat": Row(lambda: stack(remat=True)),
-    "scan shared": Row(lambda: bj.scan(bj.coupling(affine, mlp(), split=2), 3, shared=("net",)), cond=vector),
+    "scan shared": Row(
+        lambda: bj.scan(bj.coupling(affine, mlp(), split=2), 3, shared=("net",)), cond=vector
+    ),
     "scan shared and indicated": Row(
         lambda: bj.scan(bj.indicated(bj.coupling(affine, mlp(), split=2), 3), 3, shared=("net",))
     ),
     "scan reversible": Row(lambda: stack(reversible=True), cond=None),
     "scan reversible=1": Row(lambda: stack(reversible=1), cond=vector),
-    "sigmoid": Row(lambda: bj.sigmoid(), support=jax.nn.sigmoid, extreme=False, wide=False, precision=1e-4),
-    "sigmoid margin": Row(lambda: bj.sigmoid(0.05), support=jax.nn.sigmoid, extreme=False, wide=False, precision=1e-4),
-    "softplus": Row(lambda: bj.softplus(), support=jax.nn.softplus, wide=False, extreme=False, precision=1e-4),
+    "sigmoid": Row(
+        lambda: bj.sigmoid(), support=jax.nn.sigmoid, extreme=False, wide=False, precision=1e-4
+    ),
+    "sigmoid margin": Row(
+        lambda: bj.sigmoid(0.05), support=jax.nn.sigmoid, extreme=False, wide=False, precision=1e-4
+    ),
+    "softplus": Row(
+        lambda: bj.softplus(), support=jax.nn.softplus, wide=False, extreme=False, precision=1e-4
+    ),
     "tokens": Row(lambda: bj.tokens((4, 2, 1), 2), event=(2, 4)),
     "sylvester": Row(lambda: bj.sylvester(4)),
     "sylvester of rank 2": Row(lambda: bj.sylvester(4, 2, reflections=0)),
@@ -202,7 +266,13 @@ EXCUSED = {
     "univariate": "Elementwise, tests/contracts/test_elementwise_contract.py",
     "rebuild_error": "not a bijector, tests/bijectors/test_combinators.py",
     **dict.fromkeys(
-        ("augment", "drop", "truncated_normal_dequantization", "uniform_dequantization", "variational_dequantization"),
+        (
+            "augment",
+            "drop",
+            "truncated_normal_dequantization",
+            "uniform_dequantization",
+            "variational_dequantization",
+        ),
         "Transports, tests/contracts/test_transport_contract.py",
     ),
 }
@@ -222,7 +292,9 @@ def setup(name, dtype=jnp.float32):
     draw = lambda shape, scale: jnp.asarray(scale * rng.normal(size=shape), dtype)  # noqa: E731
     z = draw((B, *row.event), 1.0)
     key = jax.random.key(0)
-    there = jax.eval_shape(lambda: bijector.forward(bijector.init(key, z, cond, side="source"), z, cond)[0])
+    there = jax.eval_shape(
+        lambda: bijector.forward(bijector.init(key, z, cond, side="source"), z, cond)[0]
+    )
     x = row.support(draw(there.shape, 1.0))
     initial = jax.eval_shape(lambda: bijector.init(key, x, cond))
     assert all(leaf.dtype == dtype for leaf in jax.tree.leaves(initial))
@@ -231,7 +303,8 @@ def setup(name, dtype=jnp.float32):
 
 @functools.cache
 def measured(name):
-    """What the float32 tests look at, in one compilation for each row, under strict promotion of types."""
+    """What the float32 tests look at, in one compilation for each row, under strict promotion of
+    types."""
     row, bijector, params, z, x, cond = setup(name)
     traces = []
 
@@ -241,7 +314,11 @@ def measured(name):
 
     def at(apply, y):
         (out, log_det), pull = jax.vjp(lambda y: apply(params, y, cond), y)
-        return {"out": out, "log_det": log_det, "grad": pull((jnp.ones_like(out), jnp.ones_like(log_det)))[0]}
+        return {
+            "out": out,
+            "log_det": log_det,
+            "grad": pull((jnp.ones_like(out), jnp.ones_like(log_det)))[0],
+        }
 
     @jax.jit
     def run(params, z, x):
@@ -257,11 +334,18 @@ def measured(name):
             r["bfloat16"] = bijector.forward(params, z.astype(jnp.bfloat16), cond)
         r["vmap"] = jax.vmap(lambda z: bijector.forward(params, z, cond))(jnp.stack([-z, z]))
         if row.extreme:
-            r["extreme"] = [at(f, 1e6 * jnp.sign(y)) for f, y in ((bijector.forward, z), (bijector.inverse, x))]
+            r["extreme"] = [
+                at(f, 1e6 * jnp.sign(y)) for f, y in ((bijector.forward, z), (bijector.inverse, x))
+            ]
         if not row.wide:
-            r["outside"] = [at(bijector.inverse, jnp.full_like(x, outside)) for outside in (-1e6, -1.5)]
+            r["outside"] = [
+                at(bijector.inverse, jnp.full_like(x, outside)) for outside in (-1e6, -1.5)
+            ]
         if row.cond is not None:
-            other = jax.tree.map(lambda c: c[::-1] + 1 if jnp.issubdtype(c.dtype, jnp.floating) else (c + 1) % 3, cond)
+            other = jax.tree.map(
+                lambda c: c[::-1] + 1 if jnp.issubdtype(c.dtype, jnp.floating) else (c + 1) % 3,
+                cond,
+            )
             r["other cond"] = bijector.forward(params, z, other)[0]
         return r
 
@@ -286,7 +370,9 @@ def test_a_missing_number_is_missing_in_its_row_alone(name):
     for what in ("x_of_z", "z_again", "x_again", "forward_log_det", "inverse_log_det"):
         value = np.asarray(r["missing"][what])
         np.testing.assert_array_equal(value[others], r[what][others], what)
-        assert not np.any(np.isinf(value[2])) and (np.any(np.isnan(value[2])) or "log_det" in what), what
+        assert not np.any(np.isinf(value[2])) and (
+            np.any(np.isnan(value[2])) or "log_det" in what
+        ), what
 
 
 @pytest.mark.parametrize("name", TABLE)
@@ -325,7 +411,9 @@ def test_log_det_is_the_jacobians_in_float64(name, x64):
 
     @jax.jit
     def run(z, x):
-        return check(bijector.forward, bijector.inverse, z), check(bijector.inverse, bijector.forward, x)
+        return check(bijector.forward, bijector.inverse, z), check(
+            bijector.inverse, bijector.forward, x
+        )
 
     for y, (out, log_det, jacobian, again) in zip((z, x), run(z, x), strict=True):
         assert out.dtype == log_det.dtype == jnp.float64
@@ -430,4 +518,6 @@ def test_a_wrong_shape_is_an_error(name):
     if name in ("reverse", "chain of none") or row.any_channels or not row.wide:
         pytest.skip("acts on any shape")
     with pytest.raises((ValueError, TypeError)):
-        jax.eval_shape(lambda z: bijector.forward(params, z, cond), jnp.concatenate([z, z], axis=-1))
+        jax.eval_shape(
+            lambda z: bijector.forward(params, z, cond), jnp.concatenate([z, z], axis=-1)
+        )

@@ -18,7 +18,11 @@ class Row(NamedTuple):
     bound: float = 3.0  # where the interesting points are
     dtypes: tuple[str, ...] = ("float32",)
     period: float | None = None  # of what is one to one on a circle, where it need not rise
-    saturation: tuple[float, ...] = (1, 4, 50)  # deviations of raw; what has no bounds overflows at 50
+    saturation: tuple[float, ...] = (
+        1,
+        4,
+        50,
+    )  # deviations of raw; what has no bounds overflows at 50
 
 
 ALL = ("float32", "bfloat16", "float64")  # for one row of each transformer
@@ -27,18 +31,30 @@ ALL = ("float32", "bfloat16", "float64")  # for one row of each transformer
 TABLE = {
     "affine": Row(univariate.affine, dtypes=ALL),
     "affine of a wide scale": Row(lambda: univariate.affine(8.0)),
-    "affine exponential": Row(lambda: univariate.affine(scale=scales.exponential), saturation=(1, 4)),
+    "affine exponential": Row(
+        lambda: univariate.affine(scale=scales.exponential), saturation=(1, 4)
+    ),
     "affine sigmoid": Row(lambda: univariate.affine(scale=scales.sigmoid()), saturation=(1, 4)),
     "affine softplus": Row(lambda: univariate.affine(scale=scales.softplus())),
-    "circular_rational_quadratic": Row(univariate.circular_rational_quadratic, bound=np.pi, dtypes=ALL),
-    "circular_rational_quadratic of 2 bins": Row(lambda: univariate.circular_rational_quadratic(2, 2.0), bound=2.0),
+    "circular_rational_quadratic": Row(
+        univariate.circular_rational_quadratic, bound=np.pi, dtypes=ALL
+    ),
+    "circular_rational_quadratic of 2 bins": Row(
+        lambda: univariate.circular_rational_quadratic(2, 2.0), bound=2.0
+    ),
     "circular_shift": Row(univariate.circular_shift, bound=np.pi, period=2 * np.pi),
     "deep_sigmoidal": Row(univariate.deep_sigmoidal, dtypes=ALL),
     "deep_sigmoidal of 1 unit": Row(lambda: univariate.deep_sigmoidal(1, 1)),
     "free_rational_quadratic": Row(univariate.free_rational_quadratic, bound=5.0, dtypes=ALL),
-    "free_rational_quadratic of 2 bins": Row(lambda: univariate.free_rational_quadratic(2, 2.0), bound=2.0),
+    "free_rational_quadratic of 2 bins": Row(
+        lambda: univariate.free_rational_quadratic(2, 2.0), bound=2.0
+    ),
     "logistic_mixture": Row(univariate.logistic_mixture, dtypes=ALL),
-    "mixed": Row(lambda: univariate.mixed(univariate.circular_rational_quadratic(4, 2.5), univariate.affine(), True)),
+    "mixed": Row(
+        lambda: univariate.mixed(
+            univariate.circular_rational_quadratic(4, 2.5), univariate.affine(), True
+        )
+    ),
     "rational_quadratic": Row(univariate.rational_quadratic, bound=5.0, dtypes=ALL),
     "rational_quadratic of 2 bins": Row(lambda: univariate.rational_quadratic(2, 2.0), bound=2.0),
     "rational_quadratic of 3 bins": Row(lambda: univariate.rational_quadratic(3, 0.7), bound=0.7),
@@ -53,7 +69,8 @@ def test_every_public_name_is_in_the_table():
 
 
 def special_points(bound, dtype):
-    """0, the edges, one ulp to either side of them, and far away; in the middle of the edge bins too."""
+    """0, the edges, one ulp to either side of them, and far away; in the middle of the edge bins
+    too."""
     edges = [np.asarray(e, dtype) for e in (-bound, bound)]
     beside = [np.nextafter(e, np.asarray(to, dtype)) for e in edges for to in (-np.inf, np.inf)]
     points = [0.0, *edges, *beside, 0.97 * bound, -0.97 * bound, 1e6, -1e6]
@@ -68,19 +85,27 @@ def draw_raw(seed, scale, shape, dtype):
 def test_raw_zero_is_the_identity(name):
     bound, bijection = TABLE[name].bound, TABLE[name].make()
     assert isinstance(bijection, Elementwise)
-    x = np.concatenate([np.linspace(-1.3 * bound, 1.3 * bound, 521), special_points(bound, np.float32)])
+    x = np.concatenate(
+        [np.linspace(-1.3 * bound, 1.3 * bound, 521), special_points(bound, np.float32)]
+    )
     x = x.astype(np.float32)
     raw = np.zeros((x.size, bijection.size), np.float32)
-    for y, log_slope in jax.jit(lambda x: (bijection.forward(x, raw), bijection.inverse(x, raw)))(x):
+    for y, log_slope in jax.jit(lambda x: (bijection.forward(x, raw), bijection.inverse(x, raw)))(
+        x
+    ):
         np.testing.assert_allclose(y, x, rtol=1e-7, atol=1e-6)
         np.testing.assert_allclose(log_slope, 0, atol=1e-6)
 
 
 @functools.cache
 def in_float64(name):
-    """On rows of ascending x, each row with its own mild or saturated raw: values, slopes and their derivatives."""
+    """On rows of ascending x, each row with its own mild or saturated raw: values, slopes and their
+    derivatives."""
     bound, bijection = TABLE[name].bound, TABLE[name].make()
-    raws = [draw_raw(i, scale, (1, 1, bijection.size), np.float64) for i, scale in enumerate((0.3, 1.0, 1.0, 4.0, 4.0))]
+    raws = [
+        draw_raw(i, scale, (1, 1, bijection.size), np.float64)
+        for i, scale in enumerate((0.3, 1.0, 1.0, 4.0, 4.0))
+    ]
     x = np.linspace(-1.5 * bound, 1.5 * bound, 301)
     x = np.unique(np.concatenate([x, special_points(bound, np.float64)[:-2]]))
     raw = np.concatenate([np.broadcast_to(raw, (1, x.size, bijection.size)) for raw in raws])
@@ -89,10 +114,18 @@ def in_float64(name):
     def check(apply, back, x):
         (y, log_slope), (slope, _) = jax.jvp(lambda x: apply(x, raw), (x,), (jnp.ones_like(x),))
         again, back_log_slope = back(y, raw)
-        return {"y": y, "log_slope": log_slope, "slope": slope, "again": again, "back_log_slope": back_log_slope}
+        return {
+            "y": y,
+            "log_slope": log_slope,
+            "slope": slope,
+            "again": again,
+            "back_log_slope": back_log_slope,
+        }
 
     forward, inverse = bijection.forward, bijection.inverse
-    return x, jax.jit(lambda x: (check(forward, inverse, x), check(inverse, forward, x)))(jnp.asarray(x))
+    return x, jax.jit(lambda x: (check(forward, inverse, x), check(inverse, forward, x)))(
+        jnp.asarray(x)
+    )
 
 
 @pytest.mark.parametrize("name", TABLE)
@@ -102,10 +135,13 @@ def test_forward_and_inverse_undo_each_other(name, x64):
         assert r["y"].dtype == r["log_slope"].dtype == np.float64
         assert r["y"].shape == r["log_slope"].shape == x.shape
         miss, period = r["again"] - x, TABLE[name].period
-        if period is not None:  # at the ends of a period rounding decides which of the two comes back
+        if (
+            period is not None
+        ):  # at the ends of a period rounding decides which of the two comes back
             miss -= period * np.round(miss / period)
         np.testing.assert_allclose(miss, 0, atol=1e-9)
-        # the slope of a saturated spline turns sharply: the 1e-12 that a round trip leaves are up to 1e-6 in it
+        # the slope of a saturated spline turns sharply: the 1e-12 that a round trip leaves are up
+        # to 1e-6 in it
         np.testing.assert_allclose(r["log_slope"], -r["back_log_slope"], atol=1e-6)
 
 
@@ -117,16 +153,25 @@ def test_log_slope_is_the_derivatives_and_the_map_is_monotone(name, x64):
         rise, run = np.diff(r["y"], axis=1), np.diff(x, axis=1)
         if TABLE[name].period is not None:
             continue
-        rounding = 2e-15 * np.maximum(5, np.abs(r["y"][:, 1:]))  # points an ulp apart may meet, a few ulps of y
+        rounding = 2e-15 * np.maximum(
+            5, np.abs(r["y"][:, 1:])
+        )  # points an ulp apart may meet, a few ulps of y
         assert np.all(rise > -rounding) and np.all(rise[run > 1e-9] > 0)
 
 
-@pytest.mark.parametrize("name, dtype", [(name, dtype) for name, row in TABLE.items() for dtype in row.dtypes])
+@pytest.mark.parametrize(
+    "name, dtype", [(name, dtype) for name, row in TABLE.items() for dtype in row.dtypes]
+)
 def test_values_and_gradients_are_finite_at_special_points(name, dtype):
     bound, bijection = TABLE[name].bound, TABLE[name].make()
     with jax.enable_x64(dtype == "float64"):
-        x = jnp.asarray(special_points(bound, np.float32 if dtype == "bfloat16" else dtype)).astype(dtype)
-        raw = [draw_raw(i, scale, (40, 1, bijection.size), float) for i, scale in enumerate(TABLE[name].saturation)]
+        x = jnp.asarray(special_points(bound, np.float32 if dtype == "bfloat16" else dtype)).astype(
+            dtype
+        )
+        raw = [
+            draw_raw(i, scale, (40, 1, bijection.size), float)
+            for i, scale in enumerate(TABLE[name].saturation)
+        ]
         raw = np.concatenate(raw)
         raw = jnp.asarray(np.broadcast_to(raw, (len(raw), x.size, bijection.size)), dtype)
         x = jnp.broadcast_to(x[None], raw.shape[:-1])
@@ -149,8 +194,14 @@ def test_values_and_gradients_are_finite_at_special_points(name, dtype):
 @pytest.mark.parametrize("name", TABLE)
 def test_without_jit_a_second_call_compiles_nothing(name):
     bijection, rng = TABLE[name].make(), np.random.default_rng(0)
-    x, raw = (jnp.asarray(rng.normal(size=shape), jnp.float32) for shape in ((3, 2), (3, 2, bijection.size)))
-    calls = {"forward": lambda: bijection.forward(x, raw), "inverse": lambda: bijection.inverse(x, raw)}
+    x, raw = (
+        jnp.asarray(rng.normal(size=shape), jnp.float32)
+        for shape in ((3, 2), (3, 2, bijection.size))
+    )
+    calls = {
+        "forward": lambda: bijection.forward(x, raw),
+        "inverse": lambda: bijection.inverse(x, raw),
+    }
     for i, kernel in enumerate(bijection.columns or ()):
         calls[f"column {i}"] = lambda kernel=kernel: kernel(x, raw.transpose(2, 0, 1))
     assert not compiled_again(**calls)
@@ -160,9 +211,15 @@ def test_without_jit_a_second_call_compiles_nothing(name):
 def test_a_missing_number_stays_missing_and_the_others_what_they_were(name):
     """Under strict promotion of types, which forbids x and raw of different ones alone."""
     bijection, rng = TABLE[name].make(), np.random.default_rng(0)
-    x, raw = (jnp.asarray(rng.normal(size=shape), jnp.float32) for shape in ((3, 2), (3, 2, bijection.size)))
+    x, raw = (
+        jnp.asarray(rng.normal(size=shape), jnp.float32)
+        for shape in ((3, 2), (3, 2, bijection.size))
+    )
     missing = x.at[0, 0].set(jnp.nan)
-    columns = [lambda x, raw, kernel=kernel: kernel(x, raw.transpose(2, 0, 1)) for kernel in bijection.columns or ()]
+    columns = [
+        lambda x, raw, kernel=kernel: kernel(x, raw.transpose(2, 0, 1))
+        for kernel in bijection.columns or ()
+    ]
     for apply in (bijection.forward, bijection.inverse, *columns):
         with jax.numpy_dtype_promotion("strict"):
             (y, _), (expected, _) = apply(missing, raw), apply(x, raw)

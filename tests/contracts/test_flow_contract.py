@@ -28,7 +28,9 @@ class Row(NamedTuple):
     support: tuple[float, float] = (-np.inf, np.inf)
     base_shift: float = 0.0  # added to the base's parameters
     points: int = 400  # a side of the grid on which the density is integrated
-    event: tuple[int, ...] = (2,)  # of most tests; the density is integrated in two dimensions alone
+    event: tuple[int, ...] = (
+        2,
+    )  # of most tests; the density is integrated in two dimensions alone
 
 
 def labels(b):
@@ -44,7 +46,9 @@ def real_nvp(event, **options):
 
 
 def neural_spline(event, **options):
-    return flows.neural_spline(event, depth=3, hidden=(16,), bins=4, bound=4.0, activation=nn.tanh, **options)
+    return flows.neural_spline(
+        event, depth=3, hidden=(16,), bins=4, bound=4.0, activation=nn.tanh, **options
+    )
 
 
 def nanoflow(event, **options):
@@ -72,8 +76,12 @@ def on_vectors(flow, image):
         lambda params, x, cond=None, *, key=None: flow.log_prob(params, shaped(x), cond, key=key),
         lambda params, key, n, cond=None: flow.sample(params, key, n, cond).reshape(n, size),
         lambda params, key, n, cond=None: flat(flow.sample_and_log_prob(params, key, n, cond)),
-        lambda params, z, cond=None, *, key=None: flat(flow.forward(params, shaped(z), cond, key=key)),
-        lambda params, x, cond=None, *, key=None: flat(flow.inverse(params, shaped(x), cond, key=key)),
+        lambda params, z, cond=None, *, key=None: flat(
+            flow.forward(params, shaped(z), cond, key=key)
+        ),
+        lambda params, x, cond=None, *, key=None: flat(
+            flow.inverse(params, shaped(x), cond, key=key)
+        ),
     )
 
 
@@ -87,7 +95,9 @@ def residual_flow(event, **options):
 
 def tarflow(event, **options):
     image = (1, *event, 1)
-    return on_vectors(flows.tarflow(image, patch_size=1, width=8, depth=2, layers=2, heads=2, **options), image)
+    return on_vectors(
+        flows.tarflow(image, patch_size=1, width=8, depth=2, layers=2, heads=2, **options), image
+    )
 
 
 def starflow(event, **options):
@@ -98,7 +108,9 @@ def starflow(event, **options):
 
 def jet(event, **options):
     image = (1, 1, *event)
-    return on_vectors(flows.jet(image, patch_size=1, width=8, depth=4, layers=1, heads=2, **options), image)
+    return on_vectors(
+        flows.jet(image, patch_size=1, width=8, depth=4, layers=1, heads=2, **options), image
+    )
 
 
 def glow(event, **options):
@@ -107,7 +119,9 @@ def glow(event, **options):
 
 def cnf(event):
     return flows.cnf(
-        jflow.velocity(nets.TimeMLP((16,), nn.tanh, time_scale=1.0)), distributions.normal(event), method=24
+        jflow.velocity(nets.TimeMLP((16,), nn.tanh, time_scale=1.0)),
+        distributions.normal(event),
+        method=24,
     )
 
 
@@ -115,7 +129,9 @@ TABLE = {
     "bnaf": Row(lambda event: flows.bnaf(event, hidden=3), cond=vector),
     "cnf": Row(cnf, precision=1e-3, points=200),  # two solves of 24 steps
     "dequantization_noise": Row(
-        lambda event: on_vectors(flows.dequantization_noise((1, *event, 1), net=nets.GlowNet(4)), (1, *event, 1)),
+        lambda event: on_vectors(
+            flows.dequantization_noise((1, *event, 1), net=nets.GlowNet(4)), (1, *event, 1)
+        ),
         support=(0.0, 1.0),
     ),
     "flow": Row(
@@ -127,23 +143,36 @@ TABLE = {
     "flow onto (0, 1)": Row(squashed, support=(0.0, 1.0)),
     "glow": Row(glow, event=(4,)),  # squeezes 2 x 2 pixels
     "inverse_flow": Row(
-        lambda event: on_vectors(flows.inverse_flow((2, 2, 1), scales=1, depth=2, hidden=4), (2, 2, 1)), event=(4,)
+        lambda event: on_vectors(
+            flows.inverse_flow((2, 2, 1), scales=1, depth=2, hidden=4), (2, 2, 1)
+        ),
+        event=(4,),
     ),
-    "glow of labels": Row(lambda event: glow(event, embed=nn.Embed(3, 4), reversible=2), event=(4,), cond=labels),
+    "glow of labels": Row(
+        lambda event: glow(event, embed=nn.Embed(3, 4), reversible=2), event=(4,), cond=labels
+    ),
     "jet": Row(jet, points=200),
-    "jet of labels": Row(lambda event: jet(event, num_classes=3, reversible=2), cond=labels, points=200),
+    "jet of labels": Row(
+        lambda event: jet(event, num_classes=3, reversible=2), cond=labels, points=200
+    ),
     "iaf": Row(lambda event: autoregressive(flows.iaf, event, remat=True)),
     "maf": Row(lambda event: autoregressive(flows.maf, event)),
-    "maf of labels": Row(lambda event: autoregressive(flows.maf, event, embed=nn.Embed(3, 4)), cond=labels),
+    "maf of labels": Row(
+        lambda event: autoregressive(flows.maf, event, embed=nn.Embed(3, 4)), cond=labels
+    ),
     "neural_spline_autoregressive": Row(
-        lambda event: autoregressive(flows.neural_spline_autoregressive, event, bins=4, bound=4.0, residual=True)
+        lambda event: autoregressive(
+            flows.neural_spline_autoregressive, event, bins=4, bound=4.0, residual=True
+        )
     ),
     "nanoflow": Row(nanoflow),
     "nanoflow of labels": Row(lambda event: nanoflow(event, embed=nn.Embed(3, 4)), cond=labels),
     "neural_spline": Row(neural_spline),
     "neural_spline without linear maps": Row(lambda event: neural_spline(event, linear=False)),
     "planar": Row(lambda event: flows.planar(event, depth=3)),
-    "planar of labels": Row(lambda event: flows.planar(event, depth=2, hidden=(8,), embed=nn.Embed(3, 4)), cond=labels),
+    "planar of labels": Row(
+        lambda event: flows.planar(event, depth=2, hidden=(8,), embed=nn.Embed(3, 4)), cond=labels
+    ),
     "radial": Row(lambda event: flows.radial(event, depth=3)),
     "nice": Row(lambda event: flows.nice(event, depth=4, hidden=(16,), activation=nn.tanh)),
     "real_nvp": Row(real_nvp),
@@ -155,23 +184,32 @@ TABLE = {
         base_shift=1.6,
     ),
     "residual_flow": Row(residual_flow),
-    "residual_flow of labels": Row(lambda event: residual_flow(event, embed=nn.Embed(3, 4)), cond=labels),
+    "residual_flow of labels": Row(
+        lambda event: residual_flow(event, embed=nn.Embed(3, 4)), cond=labels
+    ),
     "starflow": Row(starflow, points=200),
     "starflow guided": Row(
-        lambda event: starflow(event, num_classes=3, guide=guidance.score_sum(1.0, null=3)), cond=labels, points=200
+        lambda event: starflow(event, num_classes=3, guide=guidance.score_sum(1.0, null=3)),
+        cond=labels,
+        points=200,
     ),
     "sylvester": Row(lambda event: flows.sylvester(event, depth=2)),
-    "sylvester of a vector": Row(lambda event: flows.sylvester(event, depth=2, hidden=(8,)), cond=vector),
+    "sylvester of a vector": Row(
+        lambda event: flows.sylvester(event, depth=2, hidden=(8,)), cond=vector
+    ),
     "tarflow": Row(tarflow, points=200),
     "tarflow of a vector by Jacobi": Row(
-        lambda event: tarflow(event, sampler=bj.decoding.jacobi(2), remat=True), cond=vector, points=200
+        lambda event: tarflow(event, sampler=bj.decoding.jacobi(2), remat=True),
+        cond=vector,
+        points=200,
     ),
 }
 
 
 EXCUSED = {
     **dict.fromkeys(
-        ("elbo_flow", "flow_plus_plus", "importance_weighted"), "ElboFlows, tests/contracts/test_transport_contract.py"
+        ("elbo_flow", "flow_plus_plus", "importance_weighted"),
+        "ElboFlows, tests/contracts/test_transport_contract.py",
     ),
     "alternating_permutations": "numpy arrays, tests/flows/test_flows.py",
     "with_dequantization": "an ElboFlow, tests/flows/test_levels.py",
@@ -252,27 +290,39 @@ def test_log_prob_of_a_missing_number_is_nan_and_of_the_other_rows_what_it_was(n
 def test_sample_and_log_prob_agree_with_sample_and_with_log_prob(name):
     r = measured(name)
     x, log_prob = r["pair"]
-    assert x.shape == r["sample"].shape == (B, *TABLE[name].event) and x.dtype == jnp.float32 and log_prob.shape == (B,)
+    assert (
+        x.shape == r["sample"].shape == (B, *TABLE[name].event)
+        and x.dtype == jnp.float32
+        and log_prob.shape == (B,)
+    )
     if name != "cnf":  # whose one key also has probes to draw
         np.testing.assert_allclose(x, r["sample"], rtol=1e-5, atol=1e-5)
-    np.testing.assert_allclose(log_prob, r["pair_log_prob"], atol=TABLE[name].precision, rtol=TABLE[name].precision)
+    np.testing.assert_allclose(
+        log_prob, r["pair_log_prob"], atol=TABLE[name].precision, rtol=TABLE[name].precision
+    )
 
 
 @pytest.mark.parametrize("name", TABLE)
 def test_gradients_are_finite_and_reach_every_parameter(name):
     for path, g in jax.tree_util.tree_leaves_with_path(measured(name)["grads"]):
-        held = path[0].key == "bijector" and path[-1].key == "log_std"  # the recipes' standardization, never trained
+        held = (
+            path[0].key == "bijector" and path[-1].key == "log_std"
+        )  # the recipes' standardization, never trained
         assert np.all(np.isfinite(g)) and np.any(g != 0) != held, jax.tree_util.keystr(path)
 
 
-@pytest.mark.parametrize("name", [name for name in TABLE if name in flows.__all__ and name != "cnf"])
+@pytest.mark.parametrize(
+    "name", [name for name in TABLE if name in flows.__all__ and name != "cnf"]
+)
 def test_no_derivative_is_ruled_out(name):
-    """jax.jvp, jacfwd and hessian take every function but one with a custom_vjp. tests/flows/test_derivatives.py has values,
-    and the argument that a CNF needs."""
+    """jax.jvp, jacfwd and hessian take every function but one with a custom_vjp.
+    tests/flows/test_derivatives.py has values, and the argument that a CNF needs."""
     flow, params, x, cond = setup(name)
 
     def run(params, x, cond, key):
-        return flow.log_prob(params, x, cond, key=key), flow.sample_and_log_prob(params, key, B, cond)
+        return flow.log_prob(params, x, cond, key=key), flow.sample_and_log_prob(
+            params, key, B, cond
+        )
 
     assert "custom_vjp" not in str(jax.make_jaxpr(run)(params, x, cond, jax.random.key(0)))
 
@@ -305,14 +355,18 @@ def test_keys_are_consumed_once(name):
 
 def test_without_jit_a_second_gradient_compiles_nothing():
     flow, params, x, _ = setup("maf")
-    assert not compiled_again(gradient=lambda: jax.grad(lambda p: jnp.sum(flow.log_prob(p, x)))(params))
+    assert not compiled_again(
+        gradient=lambda: jax.grad(lambda p: jnp.sum(flow.log_prob(p, x)))(params)
+    )
 
 
 @pytest.mark.parametrize("name", [name for name, row in TABLE.items() if row.cond])
 def test_cond_changes_the_density_and_has_to_fit(name):
     flow, params, x, cond = setup(name)
     r = measured(name)
-    changed = np.any([np.reshape(c != c[::-1], (B, -1)).any(1) for c in jax.tree.leaves(cond)], axis=0)
+    changed = np.any(
+        [np.reshape(c != c[::-1], (B, -1)).any(1) for c in jax.tree.leaves(cond)], axis=0
+    )
     assert np.all((r["log_prob"] != r["other cond"]) == changed) and changed.sum() >= 4
     short = jax.tree.map(lambda c: c[:-1], cond)
     for call in (
@@ -331,7 +385,9 @@ def test_a_wrong_event_or_count_is_an_error(name):
     flow, params, x, cond = setup(name)
     for wrong in (jnp.ones((B, 3)), jnp.ones((B, 2, 1)), jnp.ones((B,))):
         # a velocity may flatten its input, so that of a CNF only the density knows the event
-        for call in (flow.log_prob,) if name == "cnf" else (flow.log_prob, flow.inverse, flow.forward):
+        for call in (
+            (flow.log_prob,) if name == "cnf" else (flow.log_prob, flow.inverse, flow.forward)
+        ):
             with pytest.raises(ValueError, match="expected|do not fit"):
                 jax.eval_shape(lambda x, call=call: call(params, x, cond), wrong)
     for call in (flow.sample, flow.sample_and_log_prob):
@@ -347,21 +403,29 @@ def test_float64_all_the_way(name, x64):
     flow, params, x, _ = setup(name, dtype=np.float64)
     z, log_det = jax.jit(flow.inverse)(params, x)
     again, _ = jax.jit(flow.forward)(params, z)
-    sample, log_prob = jax.jit(flow.sample_and_log_prob, static_argnums=2)(params, jax.random.key(0), 3)
+    sample, log_prob = jax.jit(flow.sample_and_log_prob, static_argnums=2)(
+        params, jax.random.key(0), 3
+    )
     assert z.dtype == log_det.dtype == again.dtype == sample.dtype == log_prob.dtype == jnp.float64
     np.testing.assert_allclose(again, x, atol=1e-5 if name == "cnf" else 1e-10)
 
 
 def grid_points(name, points, dimensions):
-    """Points [n, d] and the volume of each one's cell: uniform on a box, sinh-spaced where the support has no end."""
+    """Points [n, d] and the volume of each one's cell: uniform on a box, sinh-spaced where the
+    support has no end."""
     low, high = TABLE[name].support
     if np.isinf(low):
         u = np.linspace(-1, 1, points) * np.arcsinh(60.0)
         axis, size = np.sinh(u), np.cosh(u) * (u[1] - u[0])
     else:
-        axis, size = (np.arange(points) + 0.5) / points * (high - low) + low, np.full(points, (high - low) / points)
+        axis, size = (
+            (np.arange(points) + 0.5) / points * (high - low) + low,
+            np.full(points, (high - low) / points),
+        )
     volume = functools.reduce(np.multiply.outer, [size] * dimensions)
-    return np.stack(np.meshgrid(*[axis] * dimensions, indexing="ij"), -1).reshape(-1, dimensions), volume
+    return np.stack(np.meshgrid(*[axis] * dimensions, indexing="ij"), -1).reshape(
+        -1, dimensions
+    ), volume
 
 
 def masses(name, flow, params, points, dimensions):
@@ -372,7 +436,10 @@ def masses(name, flow, params, points, dimensions):
     def log_prob(x):
         return flow.log_prob(params, x, one_cond(name, len(x)))
 
-    return np.exp(np.asarray(log_prob(jnp.asarray(x, jnp.float32)), np.float64)).reshape(volume.shape) * volume
+    return (
+        np.exp(np.asarray(log_prob(jnp.asarray(x, jnp.float32)), np.float64)).reshape(volume.shape)
+        * volume
+    )
 
 
 def one_cond(name, n):
@@ -382,17 +449,21 @@ def one_cond(name, n):
 
 
 @pytest.mark.parametrize(
-    "name", ["cnf", "flow onto (0, 1)", "neural_spline", "neural_spline without linear maps", "real_nvp"]
+    "name",
+    ["cnf", "flow onto (0, 1)", "neural_spline", "neural_spline without linear maps", "real_nvp"],
 )
 def test_the_density_of_one_dimension_integrates_to_one_and_is_what_is_sampled(name):
-    """400,001 points, 1e-3; then Kolmogorov-Smirnov of 10,000 samples, false alarm 1 in 1000, fixed seed."""
+    """400,001 points, 1e-3; then Kolmogorov-Smirnov of 10,000 samples, false alarm 1 in 1000, fixed
+    seed."""
     flow, params, _, _ = setup(name, (1,), scale=0.5)
     points = 4001 if name == "cnf" else 400_001  # a spline of a spline of a spline has narrow peaks
     mass = masses(name, flow, params, points, 1)
     assert abs(mass.sum() - 1) < 1e-3
     n = 10_000
     cond = one_cond(name, n)
-    sample = np.sort(jax.jit(lambda key: flow.sample(params, key, n, cond))(jax.random.key(7))[:, 0])
+    sample = np.sort(
+        jax.jit(lambda key: flow.sample(params, key, n, cond))(jax.random.key(7))[:, 0]
+    )
     axis = grid_points(name, points, 1)[0][:, 0]
     cdf = np.interp(sample, axis, np.cumsum(mass) - mass / 2)
     distance = np.max(np.abs(cdf - (np.arange(n) + 0.5) / n)) + 0.5 / n
@@ -401,7 +472,8 @@ def test_the_density_of_one_dimension_integrates_to_one_and_is_what_is_sampled(n
 
 @pytest.mark.parametrize("name", [name for name, row in TABLE.items() if row.event == (2,)])
 def test_the_density_of_two_dimensions_integrates_to_one_and_is_what_is_sampled(name):
-    """160,000 points as a rule, 2e-3; then a chi-squared test of 20,000 samples, false alarm 1 in 1000, fixed seed."""
+    """160,000 points as a rule, 2e-3; then a chi-squared test of 20,000 samples, false alarm 1 in
+    1000, fixed seed."""
     flow, params, _, _ = setup(name)
     points, n = TABLE[name].points, 20_000
     mass = masses(name, flow, params, points, 2)
@@ -426,7 +498,8 @@ def test_the_density_of_two_dimensions_integrates_to_one_and_is_what_is_sampled(
 @pytest.mark.parametrize("event", [(5,), (3, 2), (4, 4, 1), ()], ids=str)
 @pytest.mark.parametrize("name", ["maf", "neural_spline", "real_nvp"])
 def test_recipes_take_any_event_shape(name, event):
-    """Others are (1,) and (2,), above. Sampling and its density, then back to the base by the inverse."""
+    """Others are (1,) and (2,), above. Sampling and its density, then back to the base by the
+    inverse."""
     flow, params, _, _ = setup(name, event, scale=0.1)
 
     @jax.jit
@@ -436,14 +509,17 @@ def test_recipes_take_any_event_shape(name, event):
 
     x, log_prob, z, log_det = run(params)
     assert x.shape == z.shape == (3, *event) and log_det.shape == (3,)
-    np.testing.assert_allclose(log_prob, distributions.normal(event).log_prob({}, z) + log_det, atol=1e-3)
+    np.testing.assert_allclose(
+        log_prob, distributions.normal(event).log_prob({}, z) + log_det, atol=1e-3
+    )
     np.testing.assert_allclose(z, jax.random.normal(jax.random.key(0), z.shape), atol=1e-4)
     assert np.all(np.any(np.reshape(z != x, (3, -1)), axis=1))
 
 
 @pytest.mark.parametrize("name", ["neural_spline", "real_nvp", "real_nvp of labels"])
 def test_recipes_start_at_the_base_density(name):
-    """Every layer starts at the identity up to a permutation, which a standard normal does not feel."""
+    """Every layer starts at the identity up to a permutation, which a standard normal does not
+    feel."""
     flow, _, x, cond = setup(name, (5,))
     x = (x - x.mean(0)) / x.std(0)  # which is what their standardization would make of it
 
@@ -453,6 +529,8 @@ def test_recipes_start_at_the_base_density(name):
         return *flow.inverse(params, x, cond), flow.log_prob(params, x, cond)
 
     z, log_det, log_prob = run(x)
-    np.testing.assert_allclose(log_prob, distributions.normal((5,)).log_prob({}, x), atol=1e-5, rtol=1e-5)
+    np.testing.assert_allclose(
+        log_prob, distributions.normal((5,)).log_prob({}, x), atol=1e-5, rtol=1e-5
+    )
     np.testing.assert_allclose(np.sort(z), np.sort(x), atol=1e-5)
     np.testing.assert_allclose(log_det, 0, atol=1e-5)

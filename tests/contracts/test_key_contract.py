@@ -1,7 +1,8 @@
-"""A key is consumed once: by every loss, law of times, coupling, source, solver, guidance and update that takes one.
+"""A key is consumed once: by every loss, law of times, coupling, source, solver, guidance and
+update that takes one.
 
-The networks here draw from the key that they get, as dropout does. Distributions, bijectors, transports and flows are held to
-it in their own tables."""
+The networks here draw from the key that they get, as dropout does. Distributions, bijectors,
+transports and flows are held to it in their own tables."""
 
 import jax
 import jax.numpy as jnp
@@ -31,7 +32,12 @@ from jflow.types import Field, FlowMap, Velocity
 
 B, KEY = 4, jax.random.key(0)
 X = jnp.asarray(np.random.default_rng(0).normal(size=(B, 2)), jnp.float32)
-IMAGES, T, LABELS, GRID = jnp.ones((B, 4, 4, 1)), jnp.linspace(0.1, 0.9, B), jnp.arange(B) % 3, np.linspace(0, 1, 4)
+IMAGES, T, LABELS, GRID = (
+    jnp.ones((B, 4, 4, 1)),
+    jnp.linspace(0.1, 0.9, B),
+    jnp.arange(B) % 3,
+    np.linspace(0, 1, 4),
+)
 ONE = {"scale": jnp.ones(())}
 PLAYERS = ("student", "discriminator", "fake", "model", "encoder", "velocity", "weak", "classifier")
 PARAMS = {**ONE, **dict.fromkeys(PLAYERS, ONE), "base": {}}
@@ -40,16 +46,23 @@ BATCH = {"x": X, "x0": X + 1.0, "cond": LABELS, "weight": T}
 
 
 def field(kind, out):
-    """A network of `kind` that makes out(x), times a parameter, of x with numbers dropped by the key."""
+    """A network of `kind` that makes out(x), times a parameter, of x with numbers dropped by the
+    key."""
 
     def apply(params, x, *args, key=None):
         kept = 1.0 if key is None else jax.random.bernoulli(key, shape=jax.tree.leaves(x)[0].shape)
-        return jax.tree.map(lambda v: jax.tree.leaves(params)[0] * v, out(jax.tree.map(lambda v: kept * v, x)))
+        return jax.tree.map(
+            lambda v: jax.tree.leaves(params)[0] * v, out(jax.tree.map(lambda v: kept * v, x))
+        )
 
     return kind(lambda key, *args: {"scale": jax.random.normal(key)}, apply)
 
 
-V, MAP, LOGITS = field(Velocity, lambda x: x), field(FlowMap, lambda x: x), field(Field, lambda x: x.sum(1))
+V, MAP, LOGITS = (
+    field(Velocity, lambda x: x),
+    field(FlowMap, lambda x: x),
+    field(Field, lambda x: x.sum(1)),
+)
 BOTH = field(Field, lambda x: {"velocity": x, "noise": x})
 BRANCHES = field(Field, lambda x: Branches(x, x[:, 1:]))
 EXACT = mixtures.exact([0.4, 0.6], [[-1.0, 0.0], [1.0, 0.5]], 0.1)
@@ -73,32 +86,58 @@ MATCHING = losses.flow_matching(V)
 LOSSES = {
     "deep_supervision": loss(losses.deep_supervision(BRANCHES, 2), params=ONE),
     "diffusion_likelihood": loss(losses.diffusion_likelihood(V, trace=0.1, jacobian=0.1), ("x0",)),
-    "chain": loss(losses.chain(couplings.pair(couplings.sinkhorn()), losses.drop_cond(0.5, null=3), MATCHING), ("x0",)),
+    "chain": loss(
+        losses.chain(couplings.pair(couplings.sinkhorn()), losses.drop_cond(0.5, null=3), MATCHING),
+        ("x0",),
+    ),
     "drop_cond": loss(losses.chain(losses.drop_cond(0.5, null=3), MATCHING)),
     "flow_matching": loss(MATCHING, ("x0",)),
     "flow_matching on a bridge": loss(losses.flow_matching(V, path=BRIDGE)),
     "fresh_source": loss(losses.chain(losses.fresh_source(), MATCHING), paired=LABELS == 0),
-    "hierarchical_matching": loss(losses.hierarchical_matching(V, [losses.HierarchyLevel()] * 3), ("x0",)),
-    "hierarchical_matching on bridges": loss(losses.hierarchical_matching(V, [losses.HierarchyLevel(path=BRIDGE)] * 2)),
+    "hierarchical_matching": loss(
+        losses.hierarchical_matching(V, [losses.HierarchyLevel()] * 3), ("x0",)
+    ),
+    "hierarchical_matching on bridges": loss(
+        losses.hierarchical_matching(V, [losses.HierarchyLevel(path=BRIDGE)] * 2)
+    ),
     "interpolant_matching": loss(losses.interpolant_matching(BOTH, paths.schroedinger_bridge(0.5))),
     "mixture_matching": loss(losses.mixture_matching(MIXTURE, transition=0.5), ("x0",)),
-    "negative_elbo": loss(losses.negative_elbo(ELBO), ("x0", "cond"), params={"bijector": {}, "base": {}}),
+    "negative_elbo": loss(
+        losses.negative_elbo(ELBO), ("x0", "cond"), params={"bijector": {}, "base": {}}
+    ),
     "nll": loss(losses.nll(FLOW), ("x0",), params=FLOW_PARAMS),
     "noised": loss(losses.chain(losses.noised(0.1), MATCHING)),
     "regularized_nll": loss(
-        losses.regularized_nll(V, distributions.normal((2,)), divergence=solvers.hutchinson(), method=2), ("x0",)
+        losses.regularized_nll(
+            V, distributions.normal((2,)), divergence=solvers.hutchinson(), method=2
+        ),
+        ("x0",),
     ),
-    "reverse_kl": loss(losses.reverse_kl(FLOW, lambda x: x.sum(1), draws=3), tuple(BATCH), params=FLOW_PARAMS),
+    "reverse_kl": loss(
+        losses.reverse_kl(FLOW, lambda x: x.sum(1), draws=3), tuple(BATCH), params=FLOW_PARAMS
+    ),
     "with_source": loss(
-        losses.chain(couplings.with_source(couplings.corrupted(lambda x: x, 0.1)), MATCHING), ("x0", "cond")
+        losses.chain(couplings.with_source(couplings.corrupted(lambda x: x, 0.1)), MATCHING),
+        ("x0", "cond"),
     ),
-    "adversarial": loss(losses.adversarial(losses.fixed_steps(V, 2), LOGITS, r1=0.1, features=LOGITS)),
-    "eulerian_map_distillation": loss(losses.eulerian_map_distillation(MAP, V, jvp=solvers.finite_difference())),
-    "lagrangian_map_distillation": loss(losses.lagrangian_map_distillation(MAP, V, jvp=solvers.finite_difference())),
+    "adversarial": loss(
+        losses.adversarial(losses.fixed_steps(V, 2), LOGITS, r1=0.1, features=LOGITS)
+    ),
+    "eulerian_map_distillation": loss(
+        losses.eulerian_map_distillation(MAP, V, jvp=solvers.finite_difference())
+    ),
+    "lagrangian_map_distillation": loss(
+        losses.lagrangian_map_distillation(MAP, V, jvp=solvers.finite_difference())
+    ),
     "anchored_consistency": loss(losses.anchored_consistency(MAP, teacher=V)),
-    "annealed_source": loss(losses.chain(losses.annealed_source(lambda step: 0.5 + 0 * step), MATCHING)),
+    "annealed_source": loss(
+        losses.chain(losses.annealed_source(lambda step: 0.5 + 0 * step), MATCHING)
+    ),
     "bespoke_bound": loss(
-        solvers.bespoke_bound(V, GRID), ("x0",), params=solvers.bespoke_params(2), x=X[:, None] * jnp.ones((1, 4, 1))
+        solvers.bespoke_bound(V, GRID),
+        ("x0",),
+        params=solvers.bespoke_params(2),
+        x=X[:, None] * jnp.ones((1, 4, 1)),
     ),
     "bespoke_error": loss(solvers.bespoke_error(V), params=solvers.bespoke_params(2)),
     "boss": loss(losses.boss(V, [0.0, 0.5, 1.0]), ("x0",), x=X[:, None] * jnp.ones((1, 3, 1))),
@@ -128,7 +167,9 @@ LOSSES = {
     "trigflow_consistency": loss(losses.trigflow_consistency(V, jvp=solvers.finite_difference())),
     "tunable_distillation": loss(losses.tunable_distillation(V, V, align=0.1)),
     "turbo": loss(losses.turbo(V, LOGITS, lambda g, x: (g - x).sum(1), method=2)),
-    "variational_noise": loss(losses.variational_noise(MATCHING, losses.noise_encoder(V), kl=0.1), ("x0",)),
+    "variational_noise": loss(
+        losses.variational_noise(MATCHING, losses.noise_encoder(V), kl=0.1), ("x0",)
+    ),
     "velocity_distillation": loss(losses.velocity_distillation(V, V)),
     "velocity_matching": loss(losses.velocity_matching(V)),
     "velocity_refiner": loss(losses.velocity_refiner(field(Field, lambda x: x[0]), V)),
@@ -166,7 +207,9 @@ def walk(step):
 
 
 def update(accumulate):
-    step = train.make_step(MATCHING, optax.sgd(0.1), ema=0.9, refresh=losses.count_steps, accumulate=accumulate)
+    step = train.make_step(
+        MATCHING, optax.sgd(0.1), ema=0.9, refresh=losses.count_steps, accumulate=accumulate
+    )
 
     def run(key):
         state = train.init_state(ONE, optax.sgd(0.1), KEY, ema=0.9, frozen={"step": jnp.int32(0)})
@@ -178,12 +221,23 @@ def update(accumulate):
 OTHERS = {
     **{
         f"times.{name}": law(getattr(times, name)())
-        for name in ("antithetic", "cosmap", "logit_normal", "low_discrepancy", "mode", "u_shaped", "uniform")
+        for name in (
+            "antithetic",
+            "cosmap",
+            "logit_normal",
+            "low_discrepancy",
+            "mode",
+            "u_shaped",
+            "uniform",
+        )
     },
     "times.from_quantile": law(times.from_quantile(lambda u: u, times.low_discrepancy())),
     "times.pairs": law(times.pairs(times.low_discrepancy(), equal=0.5)),
     "times.shifted": law(times.shifted(times.antithetic(), 2.0)),
-    **{f"times.{name}": law(getattr(times, name)()) for name in ("interval_pairs", "nearby_pairs", "rectified_pairs")},
+    **{
+        f"times.{name}": law(getattr(times, name)())
+        for name in ("interval_pairs", "nearby_pairs", "rectified_pairs")
+    },
     "times.fixed": law(times.fixed([0.0, 0.5])),
     "times.sequential": law(times.sequential([0.0, 0.5, 1.0])),
     "losses.easy_steps": lambda key: losses.easy_steps(2)(key, B, FROZEN),
@@ -193,24 +247,34 @@ OTHERS = {
     "couplings.sinkhorn": pairing(couplings.sinkhorn()),
     "couplings.unbalanced": pairing(couplings.unbalanced()),
     "couplings.inpainting": lambda key: couplings.inpainting(couplings.tiles(2))(key, IMAGES),
-    "couplings.corrupted": lambda key: couplings.corrupted(couplings.block_means(2), 0.1)(key, IMAGES),
+    "couplings.corrupted": lambda key: couplings.corrupted(couplings.block_means(2), 0.1)(
+        key, IMAGES
+    ),
     "guidance.autoguidance": network(guidance.autoguidance(V, V, guidance.scaled(2.0))),
     "guidance.cfg": network(guidance.cfg(V, 2.0, null=3)),
     "guidance.classifier_guidance": network(guidance.classifier_guidance(V, LOGITS, 2.0)),
     "guidance.density": network(guidance.density(V, guidance.constant_rate(1.0))),
-    "guidance.label_log_prob": network(guidance.label_log_prob(field(Field, lambda x: x[:, :1] * jnp.ones((1, 3))))),
+    "guidance.label_log_prob": network(
+        guidance.label_log_prob(field(Field, lambda x: x[:, :1] * jnp.ones((1, 3))))
+    ),
     "guidance.negative": network(guidance.negative(V, guidance.scaled(2.0)), cond=(LABELS, LABELS)),
-    "guidance.probabilistic_guidance": network(guidance.probabilistic_guidance(MIXTURE, 0.5, null=3)),
+    "guidance.probabilistic_guidance": network(
+        guidance.probabilistic_guidance(MIXTURE, 0.5, null=3)
+    ),
     "guidance.with_cond": network(guidance.with_cond(V)),
     "guidance.zero_init": network(guidance.zero_init(V, 0.1)),
     "paths.parameterizations.boundary_mask": network(parameterizations.boundary_mask(V).velocity),
     "paths.parameterizations.boundary_subtraction": network(
         parameterizations.boundary_subtraction(V, data_mean=0.0).velocity
     ),
-    "paths.parameterizations.boundary_subtraction, score": network(parameterizations.boundary_subtraction(V).score),
+    "paths.parameterizations.boundary_subtraction, score": network(
+        parameterizations.boundary_subtraction(V).score
+    ),
     "paths.parameterizations.edm_denoiser": network(parameterizations.edm_denoiser(V)),
     "paths.parameterizations.from_data": network(parameterizations.from_data(V)),
-    "paths.interpolant_score": network(paths.interpolant_score(BOTH, paths.schroedinger_bridge(0.5))),
+    "paths.interpolant_score": network(
+        paths.interpolant_score(BOTH, paths.schroedinger_bridge(0.5))
+    ),
     "paths.to_trigonometric": network(paths.to_trigonometric(V)),
     "losses.potential_velocity": network(losses.potential_velocity(losses.inner_potential(V))),
     "sample_sde of ancestral": walk(solvers.ancestral(V)),
@@ -218,18 +282,24 @@ OTHERS = {
     "sample_sde of euler_maruyama": walk(solvers.euler_maruyama(V, 0.1)),
     "sample_sde of gm_sde": walk(solvers.gm_sde(MIXTURE)),
     "sample_sde of overshoot": walk(solvers.overshoot(V)),
-    "solvers.sample_hierarchy": lambda key: solvers.sample_hierarchy(V, ONE, X, key, grids=(2, 2, 1)),
+    "solvers.sample_hierarchy": lambda key: solvers.sample_hierarchy(
+        V, ONE, X, key, grids=(2, 2, 1)
+    ),
     "solvers.log_prob": lambda key: solvers.log_prob(
         V, ONE, X, lambda x: x.sum(1), key=key, divergence=solvers.hutch_plus_plus(1), method=2
     ),
-    "solvers.sample_flow_map": lambda key: solvers.sample_flow_map(MAP, ONE, X, steps=3, renoise=1.0, key=key),
+    "solvers.sample_flow_map": lambda key: solvers.sample_flow_map(
+        MAP, ONE, X, steps=3, renoise=1.0, key=key
+    ),
     "solvers.sample_variational": lambda key: solvers.sample_variational(
         V, losses.noise_encoder(V), PARAMS, X, steps=3, key=key
     ),
     "solvers.total_derivative": lambda key: solvers.total_derivative(
         MAP, ONE, X, T, T, X, key=key, jvp=solvers.finite_difference()
     ),
-    "losses.learned_times": lambda key: losses.learned_times(V)(ONE, {"importance": IMPORTANCE}, key, {"x": X}),
+    "losses.learned_times": lambda key: losses.learned_times(V)(
+        ONE, {"importance": IMPORTANCE}, key, {"x": X}
+    ),
     "distributions.mixtures.sample": lambda key: mixtures.sample(EXACT.apply({}, X, T), key),
     "oracles.gaussian": law(ORACLE.sample),
     "oracles.mixture": law(oracles.mixture([1.0, 1.0], [[0.0, 0.0], [1.0, 1.0]], 1.0).sample),

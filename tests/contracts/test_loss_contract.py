@@ -1,4 +1,5 @@
-"""Every loss with weights against what weights promise, in small: a batch of three rows, one of weight 0."""
+"""Every loss with weights against what weights promise, in small: a batch of three rows, one of
+weight 0."""
 
 from typing import Any, NamedTuple
 
@@ -21,17 +22,27 @@ def slope(params, x, t):
 
 
 VELOCITY = Velocity(None, lambda params, x, t, cond=None, *, key=None: slope(params, x, t))
-MAP = FlowMap(None, lambda params, x, t, r, cond=None, *, key=None: slope(params, x, t) + r[:, None])
-LATENT = Field(
-    None, lambda params, x, t, cond=None, *, key=None: {"velocity": slope(params, x, t), "noise": params * x}
+MAP = FlowMap(
+    None, lambda params, x, t, r, cond=None, *, key=None: slope(params, x, t) + r[:, None]
 )
-BRANCHES = Field(None, lambda params, x, t, cond=None, *, key=None: (slope(params, x, t), params * x[:, 1:]))
+LATENT = Field(
+    None,
+    lambda params, x, t, cond=None, *, key=None: {
+        "velocity": slope(params, x, t),
+        "noise": params * x,
+    },
+)
+BRANCHES = Field(
+    None, lambda params, x, t, cond=None, *, key=None: (slope(params, x, t), params * x[:, 1:])
+)
 SCALAR = Field(None, lambda params, x, t, cond=None, *, key=None: jnp.sum(params * x**2, axis=1))
 STEPS = losses.grid_steps(lambda n: np.linspace(0, 1, n + 1), 4)
 
 
 def mixture(params, x, t, cond=None, *, key=None):
-    return mixtures.GaussianMixture(params * x[:, :1], slope(params, x, t)[:, None], params * x[:, 0])
+    return mixtures.GaussianMixture(
+        params * x[:, :1], slope(params, x, t)[:, None], params * x[:, 0]
+    )
 
 
 def bespoke_error(number, key, batch, frozen=None):
@@ -45,7 +56,9 @@ def game(number, key, batch, frozen=None):
 
 
 def imitation(number, key, batch, frozen=None):
-    loss = losses.distribution_matching(lambda params, x0, cond: slope(params, x0, x0[:, 0]), VELOCITY, VELOCITY)
+    loss = losses.distribution_matching(
+        lambda params, x0, cond: slope(params, x0, x0[:, 0]), VELOCITY, VELOCITY
+    )
     return loss({"student": number, "fake": number}, key, batch, frozen)
 
 
@@ -55,7 +68,9 @@ def nll(number, key, batch, frozen=None):
 
 
 def regularized_nll(number, key, batch, frozen=None):
-    loss = losses.regularized_nll(VELOCITY, distributions.normal((2,)), method=solvers.fixed(1, diffrax.Euler()))
+    loss = losses.regularized_nll(
+        VELOCITY, distributions.normal((2,)), method=solvers.fixed(1, diffrax.Euler())
+    )
     return loss({"velocity": number, "base": {}}, key, batch)
 
 
@@ -87,12 +102,15 @@ TABLE = {
     "flow_guided_distillation": Row(losses.flow_guided_distillation(VELOCITY, VELOCITY)),
     "flow_matching": Row(losses.flow_matching(VELOCITY)),
     "flow_matching of a stable coupling": Row(
-        losses.chain(couplings.pair(couplings.stable_matching()), losses.flow_matching(VELOCITY)), coupled=True
+        losses.chain(couplings.pair(couplings.stable_matching()), losses.flow_matching(VELOCITY)),
+        coupled=True,
     ),
     "hierarchical_matching": Row(losses.hierarchical_matching(VELOCITY)),
     "improved_mean_flow": Row(losses.improved_mean_flow(MAP)),
     "initial_velocity": Row(losses.initial_velocity(VELOCITY)),
-    "interpolant_matching": Row(losses.interpolant_matching(LATENT, paths.schroedinger_bridge(0.5))),
+    "interpolant_matching": Row(
+        losses.interpolant_matching(LATENT, paths.schroedinger_bridge(0.5))
+    ),
     "mean_flow": Row(losses.mean_flow(MAP)),
     "mixture_matching": Row(losses.mixture_matching(Field(None, mixture)), paired=False),
     "nll": Row(nll, paired=False),
@@ -146,19 +164,23 @@ def test_what_a_row_of_weight_zero_holds_is_nowhere_in_value_metrics_and_gradien
 
 @pytest.mark.parametrize("name", TABLE)
 def test_types_and_no_rows(name, x64):
-    """Under 64 bits float32 stays float32, inside too; a batch without rows is one of the shapes that a loss takes."""
+    """Under 64 bits float32 stays float32, inside too; a batch without rows is one of the shapes
+    that a loss takes."""
     row = TABLE[name]
     for rows in (3, 0):
         made = jax.eval_shape(gradient(row), np.float32(0.3), batch(row, rows))
         assert {leaf.dtype for leaf in jax.tree.leaves(made)} == {np.dtype(np.float32)}
 
 
-REVERSED = couplings.pair(lambda key, x0, x1, cond=None: (np.arange(x1.shape[0])[::-1], np.arange(x1.shape[0])))
+REVERSED = couplings.pair(
+    lambda key, x0, x1, cond=None: (np.arange(x1.shape[0])[::-1], np.arange(x1.shape[0]))
+)
 
 
 @pytest.mark.parametrize("name", TABLE)
 def test_a_coupling_may_come_before_it(name):
-    """With a finite gradient, and with weights in their place; a loss that draws its own noise refuses the pairs."""
+    """With a finite gradient, and with weights in their place; a loss that draws its own noise
+    refuses the pairs."""
     row = TABLE[name]
     chained = row._replace(loss=losses.chain(REVERSED, row.loss))
     if not row.paired:
@@ -170,14 +192,21 @@ def test_a_coupling_may_come_before_it(name):
     assert all(np.all(np.isfinite(leaf)) for leaf in jax.tree.leaves((value, slope)))
     # the key of a chain of one transform, and the pairs by hand
     ready = row.loss(
-        np.float32(0.3), jax.random.split(KEY)[1], whole | {"x0": whole["x0"][::-1]}, frozen(np.float32(0.3))
+        np.float32(0.3),
+        jax.random.split(KEY)[1],
+        whole | {"x0": whole["x0"][::-1]},
+        frozen(np.float32(0.3)),
     )
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-7), value, ready)
 
 
 def test_no_rows_and_no_weight_cost_nothing():
     loss = jax.value_and_grad(losses.flow_matching(VELOCITY), has_aux=True)
-    for x, weight in ((np.zeros((0, 2)), np.zeros(0)), (np.zeros((0, 2)), None), (np.ones((2, 2)), np.zeros(2))):
+    for x, weight in (
+        (np.zeros((0, 2)), np.zeros(0)),
+        (np.zeros((0, 2)), None),
+        (np.ones((2, 2)), np.zeros(2)),
+    ):
         rows = {"x": x.astype(np.float32)} | ({} if weight is None else {"weight": weight})
         (value, _), slope = jax.jit(loss)(0.3, KEY, rows)
         assert value == slope == 0

@@ -1,4 +1,5 @@
-"""Every Transport against its likelihood contribution, and the flows over them against `types.ElboFlow`."""
+"""Every Transport against its likelihood contribution, and the flows over them against
+`types.ElboFlow`."""
 
 import functools
 from typing import Any, NamedTuple
@@ -29,7 +30,8 @@ class Row(NamedTuple):
 
 
 def conditional(size, onto=None):
-    """A Gaussian on [size], or its image under `onto`, of mean and scale given by a network of cond."""
+    """A Gaussian on [size], or its image under `onto`, of mean and scale given by a network of
+    cond."""
     net = nets.MLP((8,), nn.tanh)
     layers = [bj.coupling(bj.univariate.affine(), net, split=0)] + ([onto] if onto else [])
     return flows.flow(bj.chain(*layers), distributions.normal((size,)))
@@ -48,7 +50,9 @@ def dequantized():
 
 
 def unknown_size():
-    return bj.chain(bj.lu(3), bj.augment(conditional(1), 1), bj.permute([1, 0]), bj.drop(conditional(1), 1))
+    return bj.chain(
+        bj.lu(3), bj.augment(conditional(1), 1), bj.permute([1, 0]), bj.drop(conditional(1), 1)
+    )
 
 
 TABLE = {
@@ -57,19 +61,31 @@ TABLE = {
     "augment on cond": Row(lambda: bj.augment(conditional(2), 2), cond=vector),
     "chain": Row(lambda: bj.chain(bj.lu(6), bj.augment(conditional(2), 2), bj.affine((4,)))),
     "chain of both": Row(unknown_size, event=(3,), draws="both"),
-    "conditioned": Row(lambda: bj.conditioned(bj.augment(conditional(2), 2), nn.Embed(3, 5)), cond=labels),
+    "conditioned": Row(
+        lambda: bj.conditioned(bj.augment(conditional(2), 2), nn.Embed(3, 5)), cond=labels
+    ),
     "drop": Row(lambda: bj.drop(conditional(1), 1), draws="forward"),
     "drop on cond": Row(lambda: bj.drop(conditional(3), 3), draws="forward", cond=vector),
     "invert": Row(lambda: bj.invert(bj.drop(conditional(2), 2))),
-    "on_part": Row(lambda: bj.on_part(bj.uniform_dequantization(3), slice(0, 4)), levels=3, wide=False),
-    "scan": Row(
-        lambda: bj.scan(bj.chain(bj.lu(4), bj.augment(conditional(1), 1), bj.drop(conditional(1), 1)), 3), draws="both"
+    "on_part": Row(
+        lambda: bj.on_part(bj.uniform_dequantization(3), slice(0, 4)), levels=3, wide=False
     ),
-    "truncated_normal_dequantization": Row(lambda: bj.truncated_normal_dequantization(0.3, 5), levels=5, wide=False),
+    "scan": Row(
+        lambda: bj.scan(
+            bj.chain(bj.lu(4), bj.augment(conditional(1), 1), bj.drop(conditional(1), 1)), 3
+        ),
+        draws="both",
+    ),
+    "truncated_normal_dequantization": Row(
+        lambda: bj.truncated_normal_dequantization(0.3, 5), levels=5, wide=False
+    ),
     "uniform_dequantization": Row(lambda: bj.uniform_dequantization(5), levels=5, wide=False),
     "vae": Row(
         lambda: bj.vae(
-            flows.planar((2,), depth=1, hidden=(8,), standardize=False), decoders.normal(nn.Dense(4)), (2,), (4,)
+            flows.planar((2,), depth=1, hidden=(8,), standardize=False),
+            decoders.normal(nn.Dense(4)),
+            (2,),
+            (4,),
         ),
         draws="both",
     ),
@@ -86,13 +102,23 @@ def setup(name, dtype=jnp.float32):
     transport = row.make()
     assert isinstance(transport, Transport)
     cond = None if row.cond is None else row.cond(B)
-    x = rng.integers(0, row.levels, size=(B, *row.event)) if row.levels else rng.normal(size=(B, *row.event))
+    x = (
+        rng.integers(0, row.levels, size=(B, *row.event))
+        if row.levels
+        else rng.normal(size=(B, *row.event))
+    )
     x = jnp.asarray(x, dtype)
     initial = jax.eval_shape(lambda key: transport.init(key, x, cond), jax.random.key(0))
     assert all(leaf.dtype == dtype for leaf in jax.tree.leaves(initial))
-    params = jax.tree.map(lambda leaf: jnp.asarray(0.3 * rng.normal(size=leaf.shape), dtype), initial)
-    there = jax.eval_shape(lambda key: transport.inverse(params, x, cond, key=key)[0], jax.random.key(0))
-    z = jnp.asarray(rng.normal(size=there.shape) if row.wide else rng.uniform(size=there.shape), dtype)
+    params = jax.tree.map(
+        lambda leaf: jnp.asarray(0.3 * rng.normal(size=leaf.shape), dtype), initial
+    )
+    there = jax.eval_shape(
+        lambda key: transport.inverse(params, x, cond, key=key)[0], jax.random.key(0)
+    )
+    z = jnp.asarray(
+        rng.normal(size=there.shape) if row.wide else rng.uniform(size=there.shape), dtype
+    )
     return row, transport, params, z, x, cond
 
 
@@ -104,7 +130,10 @@ def measured(name):
 
     def objective(params, x, z, key):
         """Both contributions: what a bound and a sampler's density would differentiate."""
-        return sum(jnp.sum(f(params, y, cond, key=key)[1]) for f, y in ((transport.inverse, x), (transport.forward, z)))
+        return sum(
+            jnp.sum(f(params, y, cond, key=key)[1])
+            for f, y in ((transport.inverse, x), (transport.forward, z))
+        )
 
     @jax.jit
     def run(params, z, x, key):
@@ -118,13 +147,17 @@ def measured(name):
         r["back"] = transport.inverse(params, r["forward"][0], cond, key=key)
         r["grads"] = jax.grad(objective)(params, x, z, key)
         if row.cond is not None:
-            r["other cond"] = transport.inverse(params, x, jax.tree.map(lambda c: c[::-1], cond), key=key)
+            r["other cond"] = transport.inverse(
+                params, x, jax.tree.map(lambda c: c[::-1], cond), key=key
+            )
         return r
 
     with jax.numpy_dtype_promotion("strict"):
         r = run(params, z, x, jax.random.key(3))
         r["other key"] = run(params, z, x, jax.random.key(4))
-        r["missing"] = run(params, z.at[2, 0].set(jnp.nan), x.at[2, 0].set(jnp.nan), jax.random.key(3))
+        r["missing"] = run(
+            params, z.at[2, 0].set(jnp.nan), x.at[2, 0].set(jnp.nan), jax.random.key(3)
+        )
     assert len(traces) == 1
     return r
 
@@ -144,7 +177,8 @@ def test_contributions_are_rows_and_follow_the_key(name):
 
 @pytest.mark.parametrize("name", TABLE)
 def test_a_missing_number_is_missing_in_its_row_alone(name):
-    """What comes out of its row, with what it contributes, has a NaN; where it is off the levels, the contribution."""
+    """What comes out of its row, with what it contributes, has a NaN; where it is off the levels,
+    the contribution."""
     r, others = measured(name), np.arange(B) != 2
     for direction in ("forward", "inverse"):
         for got, expected in zip(r["missing"][direction], r[direction], strict=True):
@@ -157,9 +191,12 @@ def test_a_missing_number_is_missing_in_its_row_alone(name):
 
 @pytest.mark.parametrize("name", [name for name, row in TABLE.items() if row.draws != "both"])
 def test_the_direction_that_draws_is_undone_by_the_other(name):
-    """The same pair (z, x) both ways: the second map recovers the first's input, and the contributions cancel."""
+    """The same pair (z, x) both ways: the second map recovers the first's input, and the
+    contributions cancel."""
     row, _, _, z, x, _ = setup(name)
-    first, second, start = ("inverse", "again", x) if row.draws == "inverse" else ("forward", "back", z)
+    first, second, start = (
+        ("inverse", "again", x) if row.draws == "inverse" else ("forward", "back", z)
+    )
     r = measured(name)
     recovered, contribution = r[second]
     if row.levels:
@@ -238,12 +275,16 @@ def test_cond_changes_the_contribution(name):
 def test_off_the_levels_the_mass_is_zero(name):
     row, transport, params, _, x, cond = setup(name)
     for wrong in (-1.0, row.levels, 0.5):
-        _, contribution = transport.inverse(params, x.at[0, 1].set(wrong), cond, key=jax.random.key(0))
+        _, contribution = transport.inverse(
+            params, x.at[0, 1].set(wrong), cond, key=jax.random.key(0)
+        )
         assert np.isneginf(contribution[0]) and np.all(np.isfinite(contribution[1:]))
 
 
 def test_transports_are_refused_where_an_inverse_must_be_exact():
-    with pytest.raises(TypeError, match="expected a Bijector, got a Transport: elbo_flow takes one"):
+    with pytest.raises(
+        TypeError, match="expected a Bijector, got a Transport: elbo_flow takes one"
+    ):
         flows.flow(bj.uniform_dequantization(), distributions.normal((4,)))
     with pytest.raises(ValueError, match="reversible needs bijectors"):
         bj.scan(bj.uniform_dequantization(), 2, reversible=True)
@@ -251,7 +292,13 @@ def test_transports_are_refused_where_an_inverse_must_be_exact():
 
 def flow_plus_plus(depth=(1, 1, 1), **options):
     """With affine couplings: mixtures of logistics are tested as a transformer."""
-    sizes = {"width": 4, "blocks": 1, "heads": 2, "dequantizer_depth": 1, "univariate": bj.univariate.affine()}
+    sizes = {
+        "width": 4,
+        "blocks": 1,
+        "heads": 2,
+        "dequantizer_depth": 1,
+        "univariate": bj.univariate.affine(),
+    }
     return flows.flow_plus_plus((2, 4, 1), levels=5, depth=depth, **sizes, **options)
 
 
@@ -266,20 +313,27 @@ class FlowRow(NamedTuple):
 FLOWS = {
     "elbo_flow": FlowRow(lambda: flows.elbo_flow(dequantized(), distributions.normal((4,)))),
     "elbo_flow over a bijector": FlowRow(
-        lambda: flows.elbo_flow(bj.affine((4,)), distributions.student_t((4,))), levels=0, exact=True
+        lambda: flows.elbo_flow(bj.affine((4,)), distributions.student_t((4,))),
+        levels=0,
+        exact=True,
     ),
     "elbo_flow over a flow": FlowRow(
         lambda: flows.elbo_flow(
-            bj.uniform_dequantization(5), flows.real_nvp((4,), depth=2, hidden=(8,), standardize=False)
+            bj.uniform_dequantization(5),
+            flows.real_nvp((4,), depth=2, hidden=(8,), standardize=False),
         ),
         cond=vector,
     ),
     "elbo_flow that drops": FlowRow(
-        lambda: flows.elbo_flow(bj.drop(conditional(2), 2), distributions.normal((2,))), levels=0, exact=True
+        lambda: flows.elbo_flow(bj.drop(conditional(2), 2), distributions.normal((2,))),
+        levels=0,
+        exact=True,
     ),
     "flow_plus_plus": FlowRow(lambda: flow_plus_plus(depth=(0, 1, 0)), event=(2, 4, 1)),
     "flow_plus_plus of labels": FlowRow(
-        lambda: flow_plus_plus(embed=nn.Embed(3, 4), dropout=0.5, remat=True), event=(2, 4, 1), cond=labels
+        lambda: flow_plus_plus(embed=nn.Embed(3, 4), dropout=0.5, remat=True),
+        event=(2, 4, 1),
+        cond=labels,
     ),
     "importance_weighted": FlowRow(lambda: flows.importance_weighted(FLOWS["elbo_flow"].make(), 3)),
 }
@@ -287,7 +341,8 @@ FLOWS = {
 
 @pytest.mark.parametrize("name", FLOWS)
 def test_elbo_flows(name):
-    """Shapes, types, finite gradients that reach every parameter, keys, samples on the levels; and bad input."""
+    """Shapes, types, finite gradients that reach every parameter, keys, samples on the levels; and
+    bad input."""
     row, rng = FLOWS[name], np.random.default_rng(0)
     flow = row.make()
     assert isinstance(flow, ElboFlow)
@@ -298,13 +353,24 @@ def test_elbo_flows(name):
     @jax.jit
     def run(key):
         initial = flow.init(key, x, cond)
-        noise = [0.3 * rng.normal(size=p.shape).astype(np.float32) for p in jax.tree.leaves(initial)]
+        noise = [
+            0.3 * rng.normal(size=p.shape).astype(np.float32) for p in jax.tree.leaves(initial)
+        ]
         params = jax.tree.unflatten(jax.tree.structure(initial), noise)
         elbo, pull = jax.vjp(lambda p: flow.elbo(p, x, cond, key=key), params)
         z, contribution = flow.inverse(params, x, cond, key=key)
         again = flow.forward(params, z, cond, key=key)[0]
         other = flow.elbo(params, x, cond, key=jax.random.fold_in(key, 1))
-        return initial, params, elbo, pull(jnp.cos(elbo))[0], z, again, flow.sample(params, key, B, cond), other
+        return (
+            initial,
+            params,
+            elbo,
+            pull(jnp.cos(elbo))[0],
+            z,
+            again,
+            flow.sample(params, key, B, cond),
+            other,
+        )
 
     initial, params, elbo, grads, z, again, sample, other = run(jax.random.key(0))
     assert set(initial) == {"bijector", "base"}
@@ -348,7 +414,9 @@ def test_elbo_flows(name):
 def test_every_public_name_is_in_the_table():
     public = {"augment", "drop", "uniform_dequantization", "vae", "variational_dequantization"}
     assert public < set(bj.__all__) and public <= {name.split()[0] for name in TABLE}
-    assert {"elbo_flow", "flow_plus_plus", "importance_weighted"} == {name.split()[0] for name in FLOWS}
+    assert {"elbo_flow", "flow_plus_plus", "importance_weighted"} == {
+        name.split()[0] for name in FLOWS
+    }
 
 
 def test_bad_options_fail_at_construction():

@@ -1,4 +1,5 @@
-"""With 64-bit mode on, what is given in float32 comes out in float32: options that are numbers of numpy's change no type."""
+"""With 64-bit mode on, what is given in float32 comes out in float32: options that are numbers of
+numpy's change no type."""
 
 import jax
 import jax.numpy as jnp
@@ -13,7 +14,9 @@ from jflow.paths import parameterizations
 from jflow.types import Field
 
 HALF, TWO = np.float64(0.5), np.float64(2.0)
-FIELD = Field(lambda key, x, t, cond=None: {}, lambda params, x, t, cond=None, *, key=None: x * t[:, None])
+FIELD = Field(
+    lambda key, x, t, cond=None: {}, lambda params, x, t, cond=None, *, key=None: x * t[:, None]
+)
 NOISE = Field(FIELD.init, lambda params, x, t, cond=None, *, key=None: {"noise": x})
 BOUNDED = parameterizations.boundary_mask(FIELD, data_mean=np.ones(2), gain=TWO)
 
@@ -67,7 +70,9 @@ TABLE = {
     "from_noise_time": field(paths.from_noise_time(FIELD, scale=TWO)),
     "from_trigonometric": field(paths.from_trigonometric(FIELD, data_std=TWO)),
     "from_x1": field(parameterizations.from_data(FIELD, margin=0.1 * HALF)),
-    "interpolant_score": field(paths.interpolant_score(NOISE, paths.schroedinger_bridge(HALF), margin=0.1 * HALF)),
+    "interpolant_score": field(
+        paths.interpolant_score(NOISE, paths.schroedinger_bridge(HALF), margin=0.1 * HALF)
+    ),
     "logistic_mixture": on_raw(univariate.logistic_mixture(2, HALF)),
     "optimal_transport": schedule(paths.schedules.optimal_transport(HALF)),
     "polynomial": schedule(paths.schedules.polynomial(TWO)),
@@ -78,10 +83,12 @@ TABLE = {
     "sinh_arcsinh": on_raw(univariate.sinh_arcsinh()),
     "student_t": density(distributions.student_t((2,), TWO)),
     "to_trigonometric": field(paths.to_trigonometric(FIELD, data_std=TWO)),
-    "truncated_normal_dequantization": lambda x, t: bj.truncated_normal_dequantization(HALF, 5).inverse(
-        {}, x, key=jax.random.key(0)
+    "truncated_normal_dequantization": lambda x, t: bj.truncated_normal_dequantization(
+        HALF, 5
+    ).inverse({}, x, key=jax.random.key(0)),
+    "unconstrained_monotone": on_raw(
+        univariate.unconstrained_monotone(2, bound=TWO, max_log_slope=TWO)
     ),
-    "unconstrained_monotone": on_raw(univariate.unconstrained_monotone(2, bound=TWO, max_log_slope=TWO)),
     "uniform": density(distributions.uniform((2,), -HALF, TWO)),
     "ve": schedule(paths.schedules.ve(HALF, TWO)),
     "vp": schedule(paths.schedules.vp(HALF, TWO)),

@@ -33,9 +33,13 @@ def home(tmp_path, monkeypatch):
 def trained(folder):
     """A run of two steps in a folder."""
     state = train.init_state({"w": jnp.ones(2)}, optax.sgd(0.1), jax.random.key(0))
-    step = train.make_step(lambda params, key, batch, frozen=None: (jnp.sum(params["w"]), {}), optax.sgd(0.1))
+    step = train.make_step(
+        lambda params, key, batch, frozen=None: (jnp.sum(params["w"]), {}), optax.sgd(0.1)
+    )
     batches = data.batches({"x": np.zeros((4, 2))}, 2, seed=0)
-    return train.fit(state, step, batches, steps=2, workdir=folder, progress=False, log_every=1).state
+    return train.fit(
+        state, step, batches, steps=2, workdir=folder, progress=False, log_every=1
+    ).state
 
 
 def test_a_tilde_is_the_home_folder(home):
@@ -49,7 +53,9 @@ def test_a_tilde_is_the_home_folder(home):
     with pytest.raises(FileNotFoundError, match=str(home / "config.py")):
         apps.load_config("~/config.py")
     (home / "t.csv").write_text("a,b\n1,2\n3,5\n")
-    assert data.read_table("~/t.csv").rows == 2 and tables.digest("~/t.csv") == tables.digest(home / "t.csv")
+    assert data.read_table("~/t.csv").rows == 2 and tables.digest("~/t.csv") == tables.digest(
+        home / "t.csv"
+    )
     for read in (data.mnist, data.cifar_sheets):
         with pytest.raises(FileNotFoundError, match=str(home / "none")):
             read("~/none")
@@ -60,7 +66,11 @@ def test_a_tilde_is_the_home_folder(home):
     draw = lambda key, n: {"x": jnp.zeros((n, 2))}  # noqa: E731
     data.write_shards("~/shards", draw, 4, key=jax.random.key(0), batch=2, progress=False)
     assert len(data.read_shards("~/shards")["x"]) == 4
-    assert _workdir(["jflow", "train", "--workdir", "~/run"]) == _workdir(["--workdir=~/run"]) == home / "run"
+    assert (
+        _workdir(["jflow", "train", "--workdir", "~/run"])
+        == _workdir(["--workdir=~/run"])
+        == home / "run"
+    )
     assert {path.name for path in home.iterdir()} == {"run", "t.csv", "a.npz", "a.csv", "shards"}
 
 
@@ -80,7 +90,9 @@ FULL = OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
     "error",
     [
         FULL,
-        ExceptionGroup("one sub-exception", [ExceptionGroup("of a thread", [ValueError("late"), FULL])]),
+        ExceptionGroup(
+            "one sub-exception", [ExceptionGroup("of a thread", [ValueError("late"), FULL])]
+        ),
         ValueError("cannot write\n  array: os_error_code='28' and more"),  # as tensorstore says it
     ],
     ids=["plain", "group", "tensorstore"],
@@ -101,10 +113,14 @@ def test_a_full_disk_under_metrics_and_samples_names_the_file(tmp_path, monkeypa
         raise FULL
 
     monkeypatch.setattr(_record, "open", fail, raising=False)
-    with pytest.raises(OSError, match=f"cannot write metrics to {tmp_path}: No space left on device"):
+    with pytest.raises(
+        OSError, match=f"cannot write metrics to {tmp_path}: No space left on device"
+    ):
         _record.Recorder(tmp_path, 0).write({"step": 1, "loss": 0.5})
     for error in (FULL, ExceptionGroup("of a thread", [FULL])):
-        with pytest.raises(OSError, match=f"cannot write {tmp_path}/a.csv: No space left on device") as told:
+        with pytest.raises(
+            OSError, match=f"cannot write {tmp_path}/a.csv: No space left on device"
+        ) as told:
             with sampling.sample_writer(tmp_path / "a.csv", 1):
                 raise error
         assert told.value.errno == errno.ENOSPC

@@ -34,7 +34,9 @@ def test_reverse_mode_is_the_pull_and_everything_else_is_autodiff():
             "jvp": jax.jvp(f, (x,), (x,))[1] / jnp.sum(gradient * x),
             "grad": jax.grad(f)(x) / gradient,
             "rows": jax.vmap(jax.grad(f))(x[None] + jnp.zeros((2, 1)))[1] / gradient,
-            "jvp of jvp": jax.jvp(lambda x: jax.jvp(f, (x,), (jnp.ones(2),))[1], (x,), (jnp.ones(2),))[1],
+            "jvp of jvp": jax.jvp(
+                lambda x: jax.jvp(f, (x,), (jnp.ones(2),))[1], (x,), (jnp.ones(2),)
+            )[1],
             "hessian": jnp.diag(jax.hessian(f)(x)) / (6 * n * x),
             "grad of jvp": jax.grad(lambda x: jax.jvp(f, (x,), (jnp.ones(2),))[1])(x) / (6 * n * x),
             "grad of grad": jax.grad(lambda x: jnp.sum(jax.grad(f)(x)))(x) / (6 * n * x),
@@ -42,7 +44,9 @@ def test_reverse_mode_is_the_pull_and_everything_else_is_autodiff():
         return got | {"jvp of jvp": got["jvp of jvp"] / jnp.sum(6 * n * x)}
 
     for name, ratio in run(x).items():
-        np.testing.assert_allclose(ratio, 3 if name in ("grad", "rows") else 1, rtol=1e-5, err_msg=name)
+        np.testing.assert_allclose(
+            ratio, 3 if name in ("grad", "rows") else 1, rtol=1e-5, err_msg=name
+        )
 
 
 def test_reverse_only_passes_everything_but_a_tangent():

@@ -22,7 +22,8 @@ def scan(body, *xs):
 
 
 def mixture_and_noise(key):
-    """A base that splits its key, and noise from what the caller folds 1 into the key: they are the same numbers."""
+    """A base that splits its key, and noise from what the caller folds 1 into the key: they are the
+    same numbers."""
     which, noise = K.split(key)
     z = K.categorical(which, jnp.zeros(2)) + draw(noise)
     return z + draw(K.fold_in(key, 1))
@@ -43,7 +44,9 @@ TWICE = {
     ),
     "carried on": lambda k: jax.lax.scan(lambda k, _: (k, draw(k)), k, None, length=3)[1],
     "row by row, of one key": lambda k: jax.vmap(draw)(jnp.broadcast_to(k, (3,))),
-    "in a branch and after it": lambda k: jax.lax.cond(jnp.array(True), draw, lambda k: jnp.zeros(3), k) + draw(k),
+    "in a branch and after it": lambda k: (
+        jax.lax.cond(jnp.array(True), draw, lambda k: jnp.zeros(3), k) + draw(k)
+    ),
     "inside a checkpoint and after it": lambda k: jax.checkpoint(draw)(k) + draw(k),
     "a seed twice": lambda k: draw(K.key(3)) + draw(K.key(3)),
 }
@@ -52,8 +55,12 @@ ONCE = {
     "split again": lambda k: (lambda a, b: draw(a) + sum(map(draw, K.split(b))))(*K.split(k)),
     "numbers folded in": lambda k: sum(fold(k, i) for i in range(3)),
     "scanned": lambda k: scan(lambda x, i: (x + draw(i), None), K.split(k, 3)),
-    "folded in by the turn": lambda k: jax.lax.fori_loop(0, 3, lambda i, x: x + fold(k, i), jnp.zeros(3)),
-    "split and carried on": lambda k: jax.lax.scan(lambda k, _: tuple(K.split(k)), k, None, length=3)[0],
+    "folded in by the turn": lambda k: jax.lax.fori_loop(
+        0, 3, lambda i, x: x + fold(k, i), jnp.zeros(3)
+    ),
+    "split and carried on": lambda k: jax.lax.scan(
+        lambda k, _: tuple(K.split(k)), k, None, length=3
+    )[0],
     "in either branch": lambda k: jax.lax.cond(jnp.array(True), draw, lambda k: -draw(k), k),
     "cloned": lambda k: draw(k) + draw(K.clone(k)),
     "by Linen": lambda k: nn.Sequential([nn.Dense(2), nn.Dense(2)]).init(k, jnp.zeros((1, 2))),
@@ -72,4 +79,7 @@ def test_a_single_use_is_not(name):
 
 def test_a_child_of_a_split_is_the_key_with_its_number_folded_in():
     for n in (2, 5):
-        assert K.key_data(K.split(KEYS[0], n)[1]).tolist() == K.key_data(K.fold_in(KEYS[0], 1)).tolist()
+        assert (
+            K.key_data(K.split(KEYS[0], n)[1]).tolist()
+            == K.key_data(K.fold_in(KEYS[0], 1)).tolist()
+        )

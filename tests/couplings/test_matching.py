@@ -73,7 +73,9 @@ def test_permutations_keep_both_marginals(name):
         cost = couplings.near_condition()(x0, x1, label)
         assert total(cost, *jitted) == pytest.approx(total(cost, i, j), rel=1e-4)
     else:
-        np.testing.assert_array_equal(jitted[0][np.argsort(jitted[1])], np.asarray(i)[np.argsort(j)])
+        np.testing.assert_array_equal(
+            jitted[0][np.argsort(jitted[1])], np.asarray(i)[np.argsort(j)]
+        )
     if "class" in name:
         np.testing.assert_array_equal(label[i], label[j])
 
@@ -88,7 +90,8 @@ def test_exact_has_scipys_optimum(n):
 
 
 def moved_and_with_outliers(d=2):
-    """Rows whose best pairs float32 costs would not tell: an offset adds 1e8 or 1e10 to each, an outlier 1e12 to some."""
+    """Rows whose best pairs float32 costs would not tell: an offset adds 1e8 or 1e10 to each, an
+    outlier 1e12 to some."""
     x0, x1 = np.random.default_rng(0).normal(size=(2, 64, d)).astype(np.float32)
     outlier, several, source = x1.copy(), x1.copy(), x0.copy()
     outlier[0, 0], source[[5, 9]] = 1e6, [[-1e6] * d, [3e5] * d]
@@ -105,7 +108,10 @@ def moved_and_with_outliers(d=2):
 
 
 def test_exact_and_partial_of_moved_rows_and_rows_with_outliers():
-    exact, some = jax.jit(couplings.optimal_transport()), jax.jit(couplings.partial_optimal_transport(0.5))
+    exact, some = (
+        jax.jit(couplings.optimal_transport()),
+        jax.jit(couplings.partial_optimal_transport(0.5)),
+    )
     for name, (x0, x1) in moved_and_with_outliers().items():
         cost = squared(x0, x1)
         excess = total(cost, *exact(None, x0, x1)) - total(cost, *linear_sum_assignment(cost))
@@ -120,14 +126,18 @@ def test_exact_with_an_outlier_in_many_dimensions():
     for name in ("offset 10000.0", "outlier"):
         x0, x1 = moved_and_with_outliers(70)[name]
         cost = squared(x0, x1)
-        excess = total(cost, *couplings.optimal_transport()(None, x0, x1)) - total(cost, *linear_sum_assignment(cost))
+        excess = total(cost, *couplings.optimal_transport()(None, x0, x1)) - total(
+            cost, *linear_sum_assignment(cost)
+        )
         assert excess / 64 < 0.05, name
 
 
-@pytest.mark.parametrize("name", ["exact in class", "sinkhorn in class", "likeliest", "sinkhorn", "near", "unbalanced"])
+@pytest.mark.parametrize(
+    "name", ["exact in class", "sinkhorn in class", "likeliest", "sinkhorn", "near", "unbalanced"]
+)
 def test_an_offset_changes_no_pairs(name):
-    """Multiples of 1/64 moved by 2^10 are the same numbers in float32, so that the pairs are the same too; for
-    `unbalanced`, which leaves out rows that are far, both sides move."""
+    """Multiples of 1/64 moved by 2^10 are the same numbers in float32, so that the pairs are the
+    same too; for `unbalanced`, which leaves out rows that are far, both sides move."""
     x0, x1, label = eight_to_moons()
     x0, x1 = jnp.round(64 * x0) / 64, jnp.round(64 * x1) / 64
     cond = x1[:, :1] if name == "near" else label
@@ -136,7 +146,10 @@ def test_an_offset_changes_no_pairs(name):
         if name != "near"
         else couplings.optimal_transport(couplings.near_condition(weight=2.0))
     )
-    plain, moved = pair(KEY, x0, x1, cond), pair(KEY, x0 + 1024 * (name == "unbalanced"), x1 + 1024, cond)
+    plain, moved = (
+        pair(KEY, x0, x1, cond),
+        pair(KEY, x0 + 1024 * (name == "unbalanced"), x1 + 1024, cond),
+    )
     np.testing.assert_array_equal(plain, moved)
 
 
@@ -150,25 +163,34 @@ def test_an_outlier_leaves_sinkhorn_the_others():
         assert total(cost, i[kept], j[kept] - 1) / 63 < 0.25 * cost.mean()
 
 
-EVERY = PERMUTATIONS | OTHERS | {"semidiscrete": lambda *args: couplings.semidiscrete(jnp.zeros(6, jnp.float32))(*args)}
+EVERY = (
+    PERMUTATIONS
+    | OTHERS
+    | {"semidiscrete": lambda *args: couplings.semidiscrete(jnp.zeros(6, jnp.float32))(*args)}
+)
 
 
 @pytest.mark.parametrize("name", EVERY)
 def test_types_stay_as_they_are(name):
-    """Under strict promotion nothing is promoted, and under x64 no float64 comes into what float32 rows compute. bfloat16
-    rows have costs in float32."""
+    """Under strict promotion nothing is promoted, and under x64 no float64 comes into what float32
+    rows compute. bfloat16 rows have costs in float32."""
     for dtype in (jnp.float32, jnp.bfloat16):
         rows = jax.ShapeDtypeStruct((6, 2), dtype)
         labels = jax.ShapeDtypeStruct((6,), jnp.int32)
         with jax.numpy_dtype_promotion("strict"), jax.enable_x64(True):
             traced, shapes = jax.make_jaxpr(EVERY[name], return_shape=True)(KEY, rows, rows, labels)
         assert not re.search(r"f64\[\d", str(traced))  # Python's own numbers are scalars f64[]
-        assert all(jnp.issubdtype(index.dtype, jnp.integer) and index.shape == (6,) for index in shapes)
+        assert all(
+            jnp.issubdtype(index.dtype, jnp.integer) and index.shape == (6,) for index in shapes
+        )
 
 
 def test_numbers_of_numpy_are_options_like_any_other():
     number = np.float64(0.1)
-    rows, labels = jax.ShapeDtypeStruct((4, 4, 4, 1), jnp.float32), jax.ShapeDtypeStruct((4,), jnp.int32)
+    rows, labels = (
+        jax.ShapeDtypeStruct((4, 4, 4, 1), jnp.float32),
+        jax.ShapeDtypeStruct((4,), jnp.int32),
+    )
     pairs = [
         couplings.sinkhorn(number),
         couplings.unbalanced(number, number),
@@ -211,7 +233,9 @@ def test_without_jit_a_second_call_compiles_nothing(pair):
 @pytest.mark.parametrize("name", [name for name in PERMUTATIONS | OTHERS])
 def test_no_rows_make_no_pairs(name):
     none = jnp.zeros((0, 2))
-    assert [index.shape for index in (PERMUTATIONS | OTHERS)[name](KEY, none, none, jnp.zeros(0, int))] == [(0,), (0,)]
+    assert [
+        index.shape for index in (PERMUTATIONS | OTHERS)[name](KEY, none, none, jnp.zeros(0, int))
+    ] == [(0,), (0,)]
 
 
 def test_exact_in_many_dimensions_and_bfloat16():
@@ -219,7 +243,9 @@ def test_exact_in_many_dimensions_and_bfloat16():
     for a, b in ((x0, x1), (x0.astype(jnp.bfloat16), x1.astype(jnp.bfloat16))):
         cost = np.asarray(couplings.squared_euclidean(a, b), np.float64)
         flat = [np.asarray(x, np.float64).reshape(32, -1) for x in (a, b)]
-        np.testing.assert_allclose(cost, ((flat[0][:, None] - flat[1][None]) ** 2).sum(-1), rtol=1e-5)
+        np.testing.assert_allclose(
+            cost, ((flat[0][:, None] - flat[1][None]) ** 2).sum(-1), rtol=1e-5
+        )
         assert total(cost, *couplings.optimal_transport()(None, a, b)) == pytest.approx(
             total(cost, *linear_sum_assignment(cost))
         )
@@ -229,7 +255,9 @@ def test_exact_sorts_a_line():
     """In one dimension the optimum of a convex cost pairs the ranks."""
     x0, x1 = (jax.random.normal(k, (64, 1)) for k in jax.random.split(KEY))
     i, j = couplings.optimal_transport()(None, x0, 5 + 3 * x1)
-    np.testing.assert_array_equal(np.argsort(np.argsort(x0[i, 0])), np.argsort(np.argsort(x1[j, 0])))
+    np.testing.assert_array_equal(
+        np.argsort(np.argsort(x0[i, 0])), np.argsort(np.argsort(x1[j, 0]))
+    )
 
 
 def test_class_aware_optimum_is_that_of_each_class():
@@ -244,8 +272,9 @@ def test_class_aware_optimum_is_that_of_each_class():
 
 
 def test_source_of_each_class_stays_normal():
-    """Class 1 lies to the right. Plain OT gives it the right half of the noise, N(0, 1) cut at 0: mean 0.80; the
-    class-aware ones leave it N(0, 1). 64 batches of 32 rows, half of a class: 4 standard errors of a mean are 0.125."""
+    """Class 1 lies to the right. Plain OT gives it the right half of the noise, N(0, 1) cut at 0:
+    mean 0.80; the class-aware ones leave it N(0, 1). 64 batches of 32 rows, half of a class: 4
+    standard errors of a mean are 0.125."""
     keys = jax.random.split(jax.random.key(3), 64)
 
     def source_of_class_one(coupling):
@@ -256,15 +285,20 @@ def test_source_of_each_class_stays_normal():
             x0 = jax.random.normal(k0, (32, 1))
             i, j = coupling(k2, x0, x1, label)
             chosen = (label[j] == 1)[:, None]
-            return jnp.sum(jnp.where(chosen, x0[i], 0)) / 16, jnp.sum(jnp.where(chosen, x0[i] ** 2, 0)) / 16
+            return jnp.sum(jnp.where(chosen, x0[i], 0)) / 16, jnp.sum(
+                jnp.where(chosen, x0[i] ** 2, 0)
+            ) / 16
 
         return np.mean(jax.jit(lambda keys: jax.lax.map(batch, keys))(keys), axis=1)
 
     for coupling in (couplings.optimal_transport, couplings.sinkhorn, couplings.stable_matching):
         aware = coupling(cost=couplings.within_class())
         assert np.all(np.abs(source_of_class_one(aware) - [0, 1]) < [0.125, 0.18])
-    # the label is half of the batch: the cut is at the batch's median, not at 0, which costs a little of 0.80
-    np.testing.assert_allclose(source_of_class_one(couplings.optimal_transport())[0], 0.80, atol=0.06)
+    # the label is half of the batch: the cut is at the batch's median, not at 0, which costs a
+    # little of 0.80
+    np.testing.assert_allclose(
+        source_of_class_one(couplings.optimal_transport())[0], 0.80, atol=0.06
+    )
 
 
 def test_near_condition_leaves_the_share_of_pairs_it_says():
@@ -275,7 +309,9 @@ def test_near_condition_leaves_the_share_of_pairs_it_says():
         cost = np.asarray(jax.jit(couplings.near_condition(ratio=ratio))(x0, x1, cond))
         share = np.mean(cost <= np.diagonal(plain)[:, None] * (1 + 1e-6))
         assert share == pytest.approx(ratio, abs=2 / 64**2)  # a pair more or less, and rounding
-    by_hand = couplings.near_condition(weight=3.0, distance=couplings.squared_euclidean)(x0, x1, cond)
+    by_hand = couplings.near_condition(weight=3.0, distance=couplings.squared_euclidean)(
+        x0, x1, cond
+    )
     np.testing.assert_allclose(by_hand, plain + 3 * (cond - cond.T) ** 2, rtol=1e-4, atol=1e-3)
     # conditions agree better than in plain OT, and better the smaller the ratio
     gaps = []
@@ -294,7 +330,9 @@ def test_near_condition_of_equal_conditions_is_finite():
     cost = couplings.near_condition()(x0, x1, label.astype(jnp.float32))
     same = np.equal.outer(np.asarray(label), np.asarray(label))
     assert np.isfinite(cost).all() and cost[~same].min() > cost[same].max()
-    i, j = couplings.optimal_transport(couplings.near_condition())(None, x0, x1, label.astype(jnp.float32))
+    i, j = couplings.optimal_transport(couplings.near_condition())(
+        None, x0, x1, label.astype(jnp.float32)
+    )
     np.testing.assert_array_equal(label[i], label[j])
 
 
@@ -317,7 +355,8 @@ def test_stable_has_no_blocking_pair():
 
 @pytest.mark.parametrize("n", [7, 130])
 def test_greedy_takes_the_heaviest_pair_each_time(n):
-    """Against the definition, with ties (weights of few values), and past the sizes where the rest moves house."""
+    """Against the definition, with ties (weights of few values), and past the sizes where the rest
+    moves house."""
     rng = np.random.default_rng(n)
     for weight in (rng.normal(size=(n, n)), rng.integers(0, 5, (n, n)).astype(float)):
         found = np.asarray(jax.jit(_plans.greedy)(jnp.asarray(weight, jnp.float32)))
@@ -340,7 +379,11 @@ def test_partial_agrees_with_pot():
     assert total(cost, *pairs) / 20 == pytest.approx((plan * cost).sum(), rel=1e-9)
     i, j = jax.jit(couplings.partial_optimal_transport(0.7))(KEY, x0, x1)
     seen, counts = np.unique(np.stack([i, j]), axis=1, return_counts=True)
-    assert {tuple(p) for p in seen.T} == {tuple(p) for p in pairs.T} and set(counts) == {1, 2} and len(i) == 20
+    assert (
+        {tuple(p) for p in seen.T} == {tuple(p) for p in pairs.T}
+        and set(counts) == {1, 2}
+        and len(i) == 20
+    )
 
 
 def recorder():
@@ -348,7 +391,9 @@ def recorder():
 
     def apply(params, x, t, cond=None, *, key=None):
         jax.debug.callback(
-            lambda *values: seen.update(zip(("x", "cond"), map(np.asarray, values), strict=True)), x, cond
+            lambda *values: seen.update(zip(("x", "cond"), map(np.asarray, values), strict=True)),
+            x,
+            cond,
         )
         return jnp.zeros_like(x)
 
@@ -361,10 +406,15 @@ def test_labels_follow_in_the_jitted_loss(name):
     coupling = (PERMUTATIONS | OTHERS)[name]
     x0, x1, label = eight_to_moons(32)
     velocity, seen = recorder()
-    loss = losses.chain(couplings.pair(coupling), losses.flow_matching(velocity, time=lambda key, n: jnp.ones(n)))
+    loss = losses.chain(
+        couplings.pair(coupling), losses.flow_matching(velocity, time=lambda key, n: jnp.ones(n))
+    )
     value, _ = jax.jit(loss)({}, KEY, {"x": x1, "x0": x0, "cond": label})
     jax.effects_barrier()
-    rows = {tuple(row): c for row, c in zip(np.asarray(x1).round(4).tolist(), label.tolist(), strict=True)}
+    rows = {
+        tuple(row): c
+        for row, c in zip(np.asarray(x1).round(4).tolist(), label.tolist(), strict=True)
+    }
     assert [rows[tuple(row)] for row in seen["x"].round(4).tolist()] == seen["cond"].tolist()
     assert np.isfinite(value)
 
@@ -388,13 +438,16 @@ def test_vmap_is_a_loop(name):
     pair = PERMUTATIONS[name]
     x0, x1, label = (jnp.stack([a, a[::-1]]) for a in eight_to_moons(16))
     keys = jax.random.split(KEY, 2)
-    i, _ = jax.jit(jax.vmap(lambda *args: jax.tree.map(jnp.asarray, pair(*args))))(keys, x0, x1, label)
+    i, _ = jax.jit(jax.vmap(lambda *args: jax.tree.map(jnp.asarray, pair(*args))))(
+        keys, x0, x1, label
+    )
     for k in range(2):
         np.testing.assert_array_equal(i[k], pair(keys[k], x0[k], x1[k], label[k])[0])
 
 
 def test_on_a_mesh_the_whole_batch_is_paired():
-    """One device here: that sharded inputs compile and pair as plain ones. tests/couplings/test_couplings_mesh.py has four."""
+    """One device here: that sharded inputs compile and pair as plain ones.
+    tests/couplings/test_couplings_mesh.py has four."""
     x0, x1, label = eight_to_moons(16)
     placed = jax.device_put((x0, x1, label), data_sharding(data_mesh()))
     for name in ("exact", "sinkhorn", "stable"):
@@ -404,8 +457,12 @@ def test_on_a_mesh_the_whole_batch_is_paired():
 
 def test_errors():
     x0, x1, label = eight_to_moons(8)
-    for pair in [p for p in (PERMUTATIONS | OTHERS).values() if p is not PERMUTATIONS["independent"]]:
-        with pytest.raises(ValueError, match=r"as many source rows as data rows, got shapes \[7, 2\] and \[8, 2\]"):
+    for pair in [
+        p for p in (PERMUTATIONS | OTHERS).values() if p is not PERMUTATIONS["independent"]
+    ]:
+        with pytest.raises(
+            ValueError, match=r"as many source rows as data rows, got shapes \[7, 2\] and \[8, 2\]"
+        ):
             jax.jit(pair)(KEY, x0[:7], x1, label)
         with pytest.raises(ValueError, match="cost of source row 3 with data row . is NaN"):
             pair(KEY, x0.at[3].set(jnp.nan), x1, label)
@@ -413,19 +470,28 @@ def test_errors():
         couplings.optimal_transport(couplings.within_class()),
         couplings.optimal_transport(couplings.near_condition()),
     ):
-        with pytest.raises(ValueError, match=r"expected cond .* to be an array \[8, ...\], got NoneType"):
+        with pytest.raises(
+            ValueError, match=r"expected cond .* to be an array \[8, ...\], got NoneType"
+        ):
             pair(KEY, x0, x1)
     with pytest.raises(ValueError, match=r"costs of shape \[8, 8\], got \[8\]"):
         couplings.optimal_transport(lambda x0, x1, cond: jnp.zeros(8))(KEY, x0, x1)
     with pytest.raises(ValueError, match="source row 0 has no pair of finite cost"):
         couplings.stable_matching(lambda x0, x1, cond: jnp.full((8, 8), jnp.inf))(KEY, x0, x1)
-    for pair in (couplings.sinkhorn(), couplings.partial_optimal_transport(0.5), couplings.unbalanced()):
+    for pair in (
+        couplings.sinkhorn(),
+        couplings.partial_optimal_transport(0.5),
+        couplings.unbalanced(),
+    ):
         with pytest.raises(ValueError, match="needs a key"):
             pair(None, x0, x1)
     for build, said in [
         (lambda: couplings.partial_optimal_transport(0.0), r"fraction in \(0, 1\], got 0.0"),
         (lambda: couplings.sinkhorn(-1.0), "epsilon > 0, got -1.0"),
-        (lambda: couplings.sinkhorn(iterations=0), "iterations to be a whole number of at least 1, got 0"),
+        (
+            lambda: couplings.sinkhorn(iterations=0),
+            "iterations to be a whole number of at least 1, got 0",
+        ),
         (lambda: couplings.unbalanced(slack=0), "slack > 0, got 0"),
         (lambda: couplings.near_condition(ratio=2), r"ratio in \(0, 1\], got 2"),
         (lambda: couplings.near_condition(weight=-1.0), "weight >= 0 or None, got -1.0"),

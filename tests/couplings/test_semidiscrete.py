@@ -10,8 +10,9 @@ KEY = jax.random.key(0)
 
 
 def test_on_a_line_the_cells_are_quantiles():
-    """N(0, 1) to N sorted points, costs convex: point k draws the sources between the quantiles k / N and (k + 1) / N,
-    and neighbors' potentials differ by what makes the border between them indifferent."""
+    """N(0, 1) to N sorted points, costs convex: point k draws the sources between the quantiles k /
+    N and (k + 1) / N, and neighbors' potentials differ by what makes the border between them
+    indifferent."""
     points = jnp.asarray([[3.0], [-1.0], [0.5], [0.0], [-2.0]])
     g, share = couplings.fit_semidiscrete(KEY, points, steps=1500, batch=256)
     np.testing.assert_allclose(share, 1, atol=0.05)
@@ -23,11 +24,14 @@ def test_on_a_line_the_cells_are_quantiles():
     i, j = jax.jit(couplings.semidiscrete(g))(None, x0, points)
     np.testing.assert_array_equal(i, np.arange(400))
     cell = np.searchsorted(borders, np.asarray(x0)[:, 0])
-    assert np.mean(order[cell] == np.asarray(j)) > 0.97  # those close to a border may fall on its other side
+    assert (
+        np.mean(order[cell] == np.asarray(j)) > 0.97
+    )  # those close to a border may fall on its other side
 
 
 def test_an_offset_and_an_outlier_are_not_left_to_be_learned():
-    """Points moved by 1e4 have the same cells, whose shares the same steps find; a point at 1e6 costs the others nothing."""
+    """Points moved by 1e4 have the same cells, whose shares the same steps find; a point at 1e6
+    costs the others nothing."""
     points = jnp.asarray([[3.0], [-1.0], [0.5], [0.0], [-2.0]])
     for moved in (points + 1e4, points.at[0].set(1e6)):
         _, share = couplings.fit_semidiscrete(KEY, moved, steps=400, batch=256)
@@ -39,12 +43,16 @@ def test_an_offset_and_an_outlier_are_not_left_to_be_learned():
 def test_every_row_of_a_data_set_is_drawn_as_often():
     moons = jnp.asarray(data.moons(64, 0)["x"])
     g, share = couplings.fit_semidiscrete(KEY, moons, steps=1500)
-    # without potentials many rows are never the nearest; 4 standard errors of a count of 375 * 256 / 64 are 0.1
+    # without potentials many rows are never the nearest; 4 standard errors of a count of 375 * 256
+    # / 64 are 0.1
     assert 0.6 < share.min() and share.max() < 1.4 and share.std() < 0.15
     x0 = jax.random.normal(jax.random.key(1), (8192, 2))
-    plain = np.bincount(couplings.semidiscrete(jnp.zeros(64))(None, x0, moons)[1], minlength=64) / 128
+    plain = (
+        np.bincount(couplings.semidiscrete(jnp.zeros(64))(None, x0, moons)[1], minlength=64) / 128
+    )
     assert plain.std() > 0.5
-    # and the pairs cost less than independent ones by far, more than in a transport without any constraint
+    # and the pairs cost less than independent ones by far, more than in a transport without any
+    # constraint
     cost = np.asarray(couplings.squared_euclidean(x0, moons))
     seen = cost[np.arange(8192), couplings.semidiscrete(g)(None, x0, moons)[1]].mean()
     assert cost.min(1).mean() < seen < 0.5 * cost.mean()
@@ -62,7 +70,9 @@ def test_pairs_feed_a_loss_as_they_come():
 
     x0 = jax.random.normal(KEY, (8, 2))
     i, j = pair(None, x0, points)
-    loss = losses.flow_matching(types.Velocity(lambda *args: {}, apply), time=lambda key, n: jnp.ones(n))
+    loss = losses.flow_matching(
+        types.Velocity(lambda *args: {}, apply), time=lambda key, n: jnp.ones(n)
+    )
     loss({}, KEY, {"x0": x0[i], "x": points[j], "cond": label[j]})
     np.testing.assert_array_equal(seen["cond"], label[j])
     np.testing.assert_allclose(seen["x"], points[j], rtol=1e-6)
@@ -70,7 +80,9 @@ def test_pairs_feed_a_loss_as_they_come():
 
 def test_errors():
     x = jnp.zeros((4, 2))
-    with pytest.raises(ValueError, match=r"data set of shape \[5, ...\] .* got \[4, 2\] and \[4, 2\]"):
+    with pytest.raises(
+        ValueError, match=r"data set of shape \[5, ...\] .* got \[4, 2\] and \[4, 2\]"
+    ):
         couplings.semidiscrete(jnp.zeros(5))(None, x, x)
     with pytest.raises(ValueError, match="steps to be a whole number of at least 4, got 2"):
         couplings.fit_semidiscrete(KEY, x, steps=2)

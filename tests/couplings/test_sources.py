@@ -26,14 +26,20 @@ def test_inpainting_keeps_what_is_known_and_draws_the_rest():
     np.testing.assert_array_equal(mask[..., 0], mask[..., 1])
     tiles = mask[..., 0].reshape(6, 4, 2, 4, 2)
     assert (tiles == tiles[:, :, :1, :, :1]).all()
-    np.testing.assert_allclose(tiles[:, :, 0, :, 0].mean(), 0.7, atol=4 * np.sqrt(0.21 / 96))  # 4 standard errors
+    np.testing.assert_allclose(
+        tiles[:, :, 0, :, 0].mean(), 0.7, atol=4 * np.sqrt(0.21 / 96)
+    )  # 4 standard errors
     np.testing.assert_array_equal(x0[mask > 0], IMAGES[mask > 0])
     drawn = np.asarray(x0)[mask == 0]
-    np.testing.assert_allclose([drawn.mean(), drawn.var()], [0, 1], atol=4 * np.sqrt(2 / drawn.size))
+    np.testing.assert_allclose(
+        [drawn.mean(), drawn.var()], [0, 1], atol=4 * np.sqrt(2 / drawn.size)
+    )
     assert not np.isin(drawn, IMAGES).any()
     np.testing.assert_array_equal(cond["cond"], np.arange(6))
     # what lies in the holes of the given picture has no say
-    again, _ = couplings.inpainting(couplings.tiles(2, 0.7))(KEY, jnp.where(mask > 0, IMAGES, jnp.nan), jnp.arange(6))
+    again, _ = couplings.inpainting(couplings.tiles(2, 0.7))(
+        KEY, jnp.where(mask > 0, IMAGES, jnp.nan), jnp.arange(6)
+    )
     np.testing.assert_allclose(again, x0, rtol=1e-6)
 
 
@@ -49,7 +55,9 @@ def test_known_numbers_stay_through_training_and_sampling():
         couplings.with_source(couplings.inpainting(couplings.tiles(8, 1.0))),
         losses.flow_matching(couplings.hold_known(moving)),
     )
-    np.testing.assert_allclose(loss({}, KEY, {"x": IMAGES})[0], 0, atol=1e-12)  # all known: nothing to learn
+    np.testing.assert_allclose(
+        loss({}, KEY, {"x": IMAGES})[0], 0, atol=1e-12
+    )  # all known: nothing to learn
 
 
 def test_super_resolution_starts_at_the_block_means():
@@ -57,18 +65,24 @@ def test_super_resolution_starts_at_the_block_means():
     x0, cond = jax.jit(source)(KEY, IMAGES, None)
     means = np.asarray(IMAGES).reshape(6, 2, 4, 2, 4, 2).mean((2, 4))
     np.testing.assert_allclose(np.asarray(cond["seen"])[:, ::4, ::4], means, rtol=1e-5, atol=1e-6)
-    np.testing.assert_allclose(couplings.block_means(4)(cond["seen"]), cond["seen"], rtol=1e-5, atol=1e-6)
+    np.testing.assert_allclose(
+        couplings.block_means(4)(cond["seen"]), cond["seen"], rtol=1e-5, atol=1e-6
+    )
     noise = np.asarray(x0 - cond["seen"]) / 0.25
-    np.testing.assert_allclose([noise.mean(), noise.var()], [0, 1], atol=4 * np.sqrt(2 / noise.size))
+    np.testing.assert_allclose(
+        [noise.mean(), noise.var()], [0, 1], atol=4 * np.sqrt(2 / noise.size)
+    )
     assert "cond" not in cond
 
 
 def test_a_loss_with_a_source_sees_its_pairs():
-    """At t = 0 the network sees x0 = seen + sigma noise of its own row, with cond and weight of that row; a new key
-    draws a new source."""
+    """At t = 0 the network sees x0 = seen + sigma noise of its own row, with cond and weight of
+    that row; a new key draws a new source."""
     velocity, seen = recorder()
     inner = losses.flow_matching(velocity, time=lambda key, n: jnp.zeros(n))
-    loss = losses.chain(couplings.with_source(couplings.corrupted(couplings.block_means(2), 0.1)), inner)
+    loss = losses.chain(
+        couplings.with_source(couplings.corrupted(couplings.block_means(2), 0.1)), inner
+    )
     batch = {"x": IMAGES, "cond": jnp.arange(6), "weight": jnp.arange(1.0, 7)}
     value, _ = loss({}, KEY, batch)
     first = dict(seen)
@@ -85,7 +99,9 @@ def test_errors():
     velocity, _ = recorder()
     source = couplings.with_source(couplings.corrupted(couplings.block_means(3), 0.1))
     loss = losses.chain(source, losses.flow_matching(velocity))
-    with pytest.raises(ValueError, match=r"images \[b, H, W, C\] that 3 divides, got \[6, 8, 8, 2\]"):
+    with pytest.raises(
+        ValueError, match=r"images \[b, H, W, C\] that 3 divides, got \[6, 8, 8, 2\]"
+    ):
         loss({}, KEY, {"x": IMAGES})
     with pytest.raises(ValueError, match="'x0' of its own"):
         loss({}, KEY, {"x": IMAGES, "x0": IMAGES})
@@ -96,7 +112,10 @@ def test_errors():
     for build, said in [
         (lambda: couplings.corrupted(couplings.block_means(2), -1.0), "sigma >= 0, got -1.0"),
         (lambda: couplings.tiles(2, 1.5), r"known in \[0, 1\], got 1.5"),
-        (lambda: couplings.tiles(1.5), "tiles: expected size to be a whole number of at least 1, got 1.5"),
+        (
+            lambda: couplings.tiles(1.5),
+            "tiles: expected size to be a whole number of at least 1, got 1.5",
+        ),
         (
             lambda: couplings.block_means(1.5),
             "block_means: expected factor to be a whole number of at least 1, got 1.5",

@@ -16,7 +16,11 @@ def test_an_epoch_gives_every_row_once_and_drops_the_rest():
     assert len(np.unique(seen)) == 9
     for b in epoch:
         np.testing.assert_array_equal(b["x"][:, 0], 2 * b["cond"])  # rows stay together
-    orders = [np.concatenate([b["cond"] for b in first(it, 5)]) for it in [data.batches(ROWS, 2, seed=1)] for _ in "ab"]
+    orders = [
+        np.concatenate([b["cond"] for b in first(it, 5)])
+        for it in [data.batches(ROWS, 2, seed=1)]
+        for _ in "ab"
+    ]
     assert not np.array_equal(*orders)  # a fresh permutation each epoch
     np.testing.assert_array_equal(np.sort(orders[1]), np.arange(10))
 
@@ -40,7 +44,9 @@ def test_batch_p_is_a_function_of_seed_and_p():
 
 
 def test_noise_is_not_the_stream_of_the_permutation():
-    it = data.batches(ROWS, 10, seed=3, transform=lambda rows, rng: {"drawn": rng.permutation(10), **rows})
+    it = data.batches(
+        ROWS, 10, seed=3, transform=lambda rows, rng: {"drawn": rng.permutation(10), **rows}
+    )
     for b in first(it, 3):
         assert not np.array_equal(b["drawn"], b["cond"])
 
@@ -92,14 +98,19 @@ def test_bad_shares(share):
 
 
 def test_one_seed_gives_each_purpose_numbers_of_its_own():
-    """`data.split` draws from the plain stream of its seed; what else the same seed is given to does not."""
+    """`data.split` draws from the plain stream of its seed; what else the same seed is given to
+    does not."""
     n, plain = 64, lambda: np.random.default_rng(5)
     parts = data.split({"x": np.arange(n)}, test=0.5, seed=5)
     assert sorted(parts.test["x"]) in [sorted(half) for half in np.split(plain().permutation(n), 2)]
-    batches = data.batches({"x": np.arange(n)}, n, seed=5, transform=lambda rows, rng: {**rows, "u": rng.random(n)})
+    batches = data.batches(
+        {"x": np.arange(n)}, n, seed=5, transform=lambda rows, rng: {**rows, "u": rng.random(n)}
+    )
     first, second = next(batches), next(batches)
     assert not np.array_equal(first["x"], plain().permutation(n))
-    assert not np.array_equal(second["x"], np.random.default_rng((5, 1)).permutation(n))  # the noise of a table's rows
+    assert not np.array_equal(
+        second["x"], np.random.default_rng((5, 1)).permutation(n)
+    )  # the noise of a table's rows
     assert not np.array_equal(first["u"], plain().random(n))
     assert not np.array_equal(data.moons(n, 5)["cond"], plain().integers(0, 2, n))
     assert not np.array_equal(data.eight_gaussians(n, 5)["cond"], plain().integers(0, 8, n))

@@ -27,7 +27,11 @@ GOLDEN = [5, 9, 2, 4, 6, 7, 9, 3, 4, 6, 8, 5]
 
 
 def idx(array):
-    return bytes([0, 0, 8, array.ndim]) + struct.pack(f">{array.ndim}I", *array.shape) + array.tobytes()
+    return (
+        bytes([0, 0, 8, array.ndim])
+        + struct.pack(f">{array.ndim}I", *array.shape)
+        + array.tobytes()
+    )
 
 
 @pytest.fixture
@@ -87,7 +91,9 @@ def test_mnist_errors_name_the_file(tmp_path, tiny):
         data.mnist(tmp_path / "cut.npz")
     for name, key in NAMES.items():
         (tmp_path / name).write_bytes(idx(tiny[key])[:-1])
-    with pytest.raises(ValueError, match=r"train-images-idx3-ubyte: expected \[7, 5, 4\] bytes, found 139"):
+    with pytest.raises(
+        ValueError, match=r"train-images-idx3-ubyte: expected \[7, 5, 4\] bytes, found 139"
+    ):
         data.mnist(tmp_path)
     (tmp_path / "train-images-idx3-ubyte").write_bytes(b"hello world")
     with pytest.raises(ValueError, match="not an idx file"):
@@ -99,12 +105,16 @@ def test_cifar_sheets(tmp_path):
     sheets = [rng.integers(0, 256, (6, 32, 32, 3), dtype=np.uint8) for _ in range(11)]
     for i, sheet in enumerate(sheets):  # sheet 10 comes after sheet 2; alpha is dropped
         pixels = sheet.reshape(6, 1024, 3)
-        pixels = np.concatenate([pixels, np.full((6, 1024, 1), 255, np.uint8)], -1) if i % 2 else pixels
+        pixels = (
+            np.concatenate([pixels, np.full((6, 1024, 1), 255, np.uint8)], -1) if i % 2 else pixels
+        )
         Image.fromarray(pixels).save(tmp_path / f"cifar10_batch_{i}.png")
     labels = np.arange(66) % 3
     np.save(tmp_path / "labels.npy", labels)
     splits = data.cifar_sheets(tmp_path, test=12)
-    assert splits.train["x"].shape == (54, 32, 32, 3) and np.bincount(splits.test["cond"]).tolist() == [4, 4, 4]
+    assert splits.train["x"].shape == (54, 32, 32, 3) and np.bincount(
+        splits.test["cond"]
+    ).tolist() == [4, 4, 4]
     images = np.concatenate(sheets)
     for part in (splits.train, splits.test):
         index = [int(np.flatnonzero((images == x).all((1, 2, 3)))[0]) for x in part["x"]]
@@ -139,7 +149,9 @@ def jpegs(images):
 
 def flat(n):
     """Images of one color each, which JPEG at this quality keeps to a level or two."""
-    return np.broadcast_to(np.random.default_rng(n).integers(0, 256, (n, 1, 1, 3)), (n, 32, 32, 3)).astype(np.uint8)
+    return np.broadcast_to(
+        np.random.default_rng(n).integers(0, 256, (n, 1, 1, 3)), (n, 32, 32, 3)
+    ).astype(np.uint8)
 
 
 def test_cifar_jpegs(tmp_path):
@@ -155,7 +167,9 @@ def test_jpeg_errors_name_the_file(tmp_path):
     good = {**jpegs(flat(3)), "label": np.arange(3)}
 
     def message(match, **change):
-        np.savez(tmp_path / "set.npz", **{k: v for k, v in {**good, **change}.items() if v is not None})
+        np.savez(
+            tmp_path / "set.npz", **{k: v for k, v in {**good, **change}.items() if v is not None}
+        )
         with pytest.raises(ValueError, match=rf"set\.npz.*{match}"):
             data.cifar_jpegs(tmp_path / "set.npz", tmp_path / "set.npz")
 
@@ -170,7 +184,12 @@ def test_jpeg_errors_name_the_file(tmp_path):
 
 def test_real_mnist(data_dir):
     splits = data.mnist(data_dir / "images" / "mnist.npz")
-    assert splits.train["x"].shape == (60000, 28, 28, 1) and splits.test["x"].shape == (10000, 28, 28, 1)
+    assert splits.train["x"].shape == (60000, 28, 28, 1) and splits.test["x"].shape == (
+        10000,
+        28,
+        28,
+        1,
+    )
     assert splits.train["x"].mean() / 255 == pytest.approx(0.1307, abs=5e-5)
     assert splits.train["x"].std() / 255 == pytest.approx(0.3081, abs=5e-5)
 
@@ -187,9 +206,12 @@ def test_real_cifar(data_dir):
 
 
 def test_real_cifar_jpegs(data_dir):
-    """The JPEGs are of other images than the sheets, of the same set: their mean colors agree to a level or two."""
+    """The JPEGs are of other images than the sheets, of the same set: their mean colors agree to a
+    level or two."""
     folder = data_dir / "images"
-    splits = data.cifar_jpegs(folder / "cifar10_jpeg_train6k.npz", folder / "cifar10_jpeg_test1k.npz")
+    splits = data.cifar_jpegs(
+        folder / "cifar10_jpeg_train6k.npz", folder / "cifar10_jpeg_test1k.npz"
+    )
     assert np.bincount(splits.train["cond"]).tolist() == [600] * 10
     assert np.bincount(splits.test["cond"]).tolist() == [100] * 10
     sheets = data.cifar_sheets(folder / "cifar10_lossless").train["x"]

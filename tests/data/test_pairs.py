@@ -20,17 +20,25 @@ QUIET = {"batch": 8, "shard": 16, "progress": False}
 
 
 def test_pairs_are_those_of_the_flow_map(tmp_path):
-    generate_reflow_pairs(tmp_path, oracles.as_velocity(GAUSSIAN), {}, normal_source((2,)), 40, key=KEY, **QUIET)
+    generate_reflow_pairs(
+        tmp_path, oracles.as_velocity(GAUSSIAN), {}, normal_source((2,)), 40, key=KEY, **QUIET
+    )
     rows = {name: np.asarray(value) for name, value in read_shards(tmp_path).items()}
     assert {name: value.shape for name, value in rows.items()} == {"x0": (40, 2), "x": (40, 2)}
-    np.testing.assert_allclose(rows["x"], GAUSSIAN.flow_map(rows["x0"], 0.0, 1.0), atol=2e-3)  # 100 steps of Heun
+    np.testing.assert_allclose(
+        rows["x"], GAUSSIAN.flow_map(rows["x0"], 0.0, 1.0), atol=2e-3
+    )  # 100 steps of Heun
     assert json.loads((tmp_path / "manifest.json").read_text())["about"]["steps"] == 100
 
 
-@pytest.mark.parametrize("how", [{"method": 100}, {"method": solvers.on_grid(np.linspace(0, 1, 101) ** 1.5)}])
+@pytest.mark.parametrize(
+    "how", [{"method": 100}, {"method": solvers.on_grid(np.linspace(0, 1, 101) ** 1.5)}]
+)
 def test_real_data_is_carried_back_to_its_noise(tmp_path, how):
     real = {"x": np.asarray(GAUSSIAN.sample(KEY, 500))}
-    generate_reflow_pairs(tmp_path, oracles.as_velocity(GAUSSIAN), {}, rows_source(real), 64, key=KEY, **how, **QUIET)
+    generate_reflow_pairs(
+        tmp_path, oracles.as_velocity(GAUSSIAN), {}, rows_source(real), 64, key=KEY, **how, **QUIET
+    )
     rows = {name: np.asarray(value) for name, value in read_shards(tmp_path).items()}
     assert all((row == real["x"]).all(axis=1).any() for row in rows["x"])
     assert len(np.unique(rows["x"], axis=0)) > 50  # of 64 drawn from 500, some twice
@@ -42,9 +50,14 @@ def test_conditions_go_with_their_pairs(tmp_path):
 
     def source(key, n):
         noise, label = jax.random.split(key)
-        return {"x0": jax.random.normal(noise, (n, 1)), "cond": jax.random.randint(label, (n,), 0, 3)}
+        return {
+            "x0": jax.random.normal(noise, (n, 1)),
+            "cond": jax.random.randint(label, (n,), 0, 3),
+        }
 
-    generate_reflow_pairs(tmp_path, oracles.as_velocity(mixture), {}, source, 30, key=KEY, method=40, **QUIET)
+    generate_reflow_pairs(
+        tmp_path, oracles.as_velocity(mixture), {}, source, 30, key=KEY, method=40, **QUIET
+    )
     rows = {name: np.asarray(value) for name, value in read_shards(tmp_path).items()}
     np.testing.assert_allclose(rows["x"][:, 0], 9.0 * (rows["cond"] - 1), atol=0.6)
     assert set(rows["cond"]) == {0, 1, 2}
@@ -85,8 +98,21 @@ LINEAR = Velocity(lambda *args: {"a": jnp.ones(())}, linear)
     ],
 )
 def test_a_changed_teacher_is_refused(tmp_path, change, said):
-    change = {**change, **({"method": solvers.fixed(10, diffrax.Euler())} if change.get("method") == "euler" else {})}
-    options = {"params": {"a": jnp.ones(())}, "n": 20, "method": 10, "about": {"scale": 1.0}, **QUIET}
+    change = {
+        **change,
+        **(
+            {"method": solvers.fixed(10, diffrax.Euler())}
+            if change.get("method") == "euler"
+            else {}
+        ),
+    }
+    options = {
+        "params": {"a": jnp.ones(())},
+        "n": 20,
+        "method": 10,
+        "about": {"scale": 1.0},
+        **QUIET,
+    }
     call = lambda o: generate_reflow_pairs(  # noqa: E731
         tmp_path, LINEAR, o.pop("params"), normal_source((3,)), o.pop("n"), key=KEY, **o
     )
@@ -105,13 +131,23 @@ def test_killed_and_resumed_pairs_are_those_of_one_run(tmp_path):
             raise KeyboardInterrupt
         return normal_source((3,))(key, n)
 
-    for folder, sources in (("once", [normal_source((3,))]), ("twice", [dying, normal_source((3,))])):
+    for folder, sources in (
+        ("once", [normal_source((3,))]),
+        ("twice", [dying, normal_source((3,))]),
+    ):
         for source in sources:
             try:
-                generate_reflow_pairs(tmp_path / folder, LINEAR, params, source, 40, key=KEY, method=10, **QUIET)
+                generate_reflow_pairs(
+                    tmp_path / folder, LINEAR, params, source, 40, key=KEY, method=10, **QUIET
+                )
             except KeyboardInterrupt:
-                assert sorted(p.name for p in (tmp_path / folder).iterdir()) == ["manifest.json", "shard-00000.npz"]
-    once, twice = ({p.name: p.read_bytes() for p in (tmp_path / f).iterdir()} for f in ("once", "twice"))
+                assert sorted(p.name for p in (tmp_path / folder).iterdir()) == [
+                    "manifest.json",
+                    "shard-00000.npz",
+                ]
+    once, twice = (
+        {p.name: p.read_bytes() for p in (tmp_path / f).iterdir()} for f in ("once", "twice")
+    )
     assert once == twice and len(once) == 4
 
 
@@ -131,18 +167,31 @@ def test_sources_give_one_end(tmp_path, rows):
 def test_options_are_checked(tmp_path):
     with pytest.raises(ValueError, match="rises from 0 to 1"):
         generate_reflow_pairs(
-            tmp_path, LINEAR, {}, normal_source((2,)), 16, key=KEY, method=solvers.on_grid([0.0, 0.5]), **QUIET
+            tmp_path,
+            LINEAR,
+            {},
+            normal_source((2,)),
+            16,
+            key=KEY,
+            method=solvers.on_grid([0.0, 0.5]),
+            **QUIET,
         )
     with pytest.raises(ValueError, match="steps to be a whole number of at least 1, got 0"):
-        generate_reflow_pairs(tmp_path, LINEAR, {}, normal_source((2,)), 16, key=KEY, method=0, **QUIET)
+        generate_reflow_pairs(
+            tmp_path, LINEAR, {}, normal_source((2,)), 16, key=KEY, method=0, **QUIET
+        )
     with pytest.raises(ValueError, match=r"\['steps'\] are taken"):
-        generate_reflow_pairs(tmp_path, LINEAR, {}, normal_source((2,)), 16, key=KEY, about={"steps": 3}, **QUIET)
+        generate_reflow_pairs(
+            tmp_path, LINEAR, {}, normal_source((2,)), 16, key=KEY, about={"steps": 3}, **QUIET
+        )
 
 
 def test_data_to_data_and_back_on_its_pairs(tmp_path):
-    """Moons from another data set, paired at random, through `fit`; then a second round on the pairs of the first.
+    """Moons from another data set, paired at random, through `fit`; then a second round on the
+    pairs of the first.
 
-    Straightness falls and the cost does not rise; one Euler step of the second does what one of the first cannot.
+    Straightness falls and the cost does not rise; one Euler step of the second does what one of the
+    first cannot.
     """
     n, steps = 2048, 1200
     left = data.eight_gaussians(n, seed=1, radius=2.0, variance=0.02)["x"]
@@ -160,10 +209,14 @@ def test_data_to_data_and_back_on_its_pairs(tmp_path):
     test = jnp.asarray(data.eight_gaussians(512, seed=3, radius=2.0, variance=0.02)["x"])
     for k in range(2):
         state = train.init_state(params, optimizer, KEY)
-        params = train.fit(state, step, batches, steps=steps, progress=False, log_every=steps).state.params
+        params = train.fit(
+            state, step, batches, steps=steps, progress=False, log_every=steps
+        ).state.params
         x1, _ = jax.jit(lambda p: solvers.sample(velocity, p, test, method=50))(params)
         one, _ = jax.jit(lambda p: solvers.sample(velocity, p, test, method=1))(params)
-        bent = jnp.mean(jax.jit(lambda p: metrics.straightness(velocity, p, test, method=50))(params))
+        bent = jnp.mean(
+            jax.jit(lambda p: metrics.straightness(velocity, p, test, method=50))(params)
+        )
         seen.append(
             {
                 "bent": float(bent),
@@ -173,11 +226,15 @@ def test_data_to_data_and_back_on_its_pairs(tmp_path):
             }
         )
         source = rows_source({"x0": left})
-        generate_reflow_pairs(tmp_path / str(k), velocity, params, source, 4096, key=KEY, method=30, progress=False)
+        generate_reflow_pairs(
+            tmp_path / str(k), velocity, params, source, 4096, key=KEY, method=30, progress=False
+        )
         batches = data.batches(read_shards(tmp_path / str(k)), 256)
     first, second = seen
     paired = metrics.transport_cost(left, right)
-    assert first["near"] < 0.02, seen  # 0.006 when written; two sets of 512 and 2048 rows are 0.003 apart
+    assert first["near"] < 0.02, (
+        seen
+    )  # 0.006 when written; two sets of 512 and 2048 rows are 0.003 apart
     assert first["cost"] < 0.9 * paired and second["cost"] < 1.02 * first["cost"], seen
     assert second["bent"] < 0.3 * first["bent"], seen
     assert second["far"] < 0.5 * first["far"], seen

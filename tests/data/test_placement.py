@@ -32,4 +32,7 @@ def test_what_lies_there_already_stays():
 
 def test_one_process_has_all_the_rows():
     mesh = jax.sharding.Mesh(np.asarray(jax.devices()[:1]), ("data",))
-    assert data.share(jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec("data"))) == (0, 1)
+    assert data.share(jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec("data"))) == (
+        0,
+        1,
+    )

@@ -54,7 +54,8 @@ def test_no_more_than_size_and_one_are_made_ahead(monkeypatch):
     for given in range(1, 5):
         next(ahead)
         drawn += sum(events.get() == "drawn" for _ in range(events.qsize()))
-        # Found full twice more, the first time perhaps before next() took one: the thread waits with a batch in its hand.
+        # Found full twice more, the first time perhaps before next() took one: the thread waits
+        # with a batch in its hand.
         for _ in range(2):
             while events.get(timeout=LIMIT) == "drawn":
                 drawn += 1

@@ -19,7 +19,9 @@ SMOOTH = {
     "scale": (data.scale(-2, 6), RNG.uniform(-2, 6, (6, 4))),
     "logit": (data.logit(0.05), RNG.uniform(0, 1, (6, 4))),
     "chain": (
-        data.chain_preprocess(data.scale(-3, 5), data.scale(-3, 1), data.logit(0.1), data.standardize()),
+        data.chain_preprocess(
+            data.scale(-3, 5), data.scale(-3, 1), data.logit(0.1), data.standardize()
+        ),
         RNG.uniform(-3, 5, (6, 4)),
     ),
     "identity": (data.identity(), RNG.normal(size=(6, 4))),
@@ -58,14 +60,19 @@ def test_standardize_keeps_float32_and_brings_long_numbers_back():
     pre, x = data.standardize(), np.array([[123456.78], [123456.79], [123458.0]])
     state = pre.fit({"x": x})
     assert pre.apply(state, {"x": x.astype(np.float32)}, None)["x"].dtype == np.float32
-    y = pre.apply(state, {"x": x}, None)["x"].astype(np.float32)  # what a float32 model sees and returns
+    y = pre.apply(state, {"x": x}, None)["x"].astype(
+        np.float32
+    )  # what a float32 model sees and returns
     np.testing.assert_allclose(pre.undo(state, {"x": y})["x"], x, atol=1e-6)
 
 
 @pytest.mark.parametrize(
     ("x", "message"),
     [
-        (np.array([[1.0, 0.1], [2.0, 0.1], [3.0, 0.1]]), r"constant over the training rows at index \[1\]"),
+        (
+            np.array([[1.0, 0.1], [2.0, 0.1], [3.0, 0.1]]),
+            r"constant over the training rows at index \[1\]",
+        ),
         (np.array([[1.0], [np.nan]]), "not finite in training row 1"),
         (np.array([[1.0]]), "at least 2"),
     ],
@@ -78,8 +85,14 @@ def test_standardize_errors(x, message):
 @pytest.mark.parametrize("levels", [2, 17, 256])
 @pytest.mark.parametrize("tail", [None, data.scale(0, 1), data.logit(0.05)])
 def test_dequantized_levels_come_back(levels, tail):
-    pre = data.dequantization(levels) if tail is None else data.chain_preprocess(data.dequantization(levels), tail)
-    x = np.concatenate([np.arange(levels), RNG.integers(0, levels, 200_000 - levels)])[:, None].astype(np.uint8)
+    pre = (
+        data.dequantization(levels)
+        if tail is None
+        else data.chain_preprocess(data.dequantization(levels), tail)
+    )
+    x = np.concatenate([np.arange(levels), RNG.integers(0, levels, 200_000 - levels)])[
+        :, None
+    ].astype(np.uint8)
     state = pre.fit(rows(x))
     for seed in range(2):
         y = pre.apply(state, rows(x), np.random.default_rng(seed))
@@ -101,13 +114,19 @@ def test_dequantization_noise_is_uniform_and_comes_from_rng():
 
 
 def test_a_uniform_model_of_bytes_has_eight_bits_a_dimension():
-    """Whatever follows the dequantization: carry the uniform density on [0, 1) through it in closed form."""
+    """Whatever follows the dequantization: carry the uniform density on [0, 1) through it in closed
+    form."""
     x = RNG.integers(0, 256, (50, 4, 4, 1)).astype(np.uint8)
     chains = [
         (data.dequantization(256), lambda y: np.zeros(y.shape)),
-        (data.chain_preprocess(data.dequantization(256), data.scale(0, 1)), lambda y: np.full(y.shape, -np.log(2))),
         (
-            data.chain_preprocess(data.dequantization(256), data.logit(0.05)),  # p uniform on [alpha, 1 - alpha]
+            data.chain_preprocess(data.dequantization(256), data.scale(0, 1)),
+            lambda y: np.full(y.shape, -np.log(2)),
+        ),
+        (
+            data.chain_preprocess(
+                data.dequantization(256), data.logit(0.05)
+            ),  # p uniform on [alpha, 1 - alpha]
             lambda y: -np.logaddexp(0, y) - np.logaddexp(0, -y) - np.log(0.9),
         ),
     ]
@@ -115,7 +134,9 @@ def test_a_uniform_model_of_bytes_has_eight_bits_a_dimension():
         state = pre.fit(rows(x))
         y = pre.apply(state, rows(x), np.random.default_rng(1))
         log_prob = log_density(y["x"].astype(np.float64)).sum((1, 2, 3)) + pre.log_det(state, y)
-        assert metrics.bits_per_dim(log_prob, 16) == pytest.approx(8.0, abs=1e-6)  # exact but for float32 logits
+        assert metrics.bits_per_dim(log_prob, 16) == pytest.approx(
+            8.0, abs=1e-6
+        )  # exact but for float32 logits
 
 
 def test_dequantize_refuses_other_levels():
@@ -127,7 +148,9 @@ def test_dequantize_refuses_other_levels():
 def test_a_row_outside_is_named_with_its_value_and_the_bound():
     x = np.full((5, 2, 3), 0.5)
     x[3, 1, 2] = 1.25
-    with pytest.raises(ValueError, match=r"\[0, 1\], got 1\.25 in row 3, element \[1, 2\] \(1 such rows\)"):
+    with pytest.raises(
+        ValueError, match=r"\[0, 1\], got 1\.25 in row 3, element \[1, 2\] \(1 such rows\)"
+    ):
         data.logit().apply({}, {"x": x}, None)
     levels = np.zeros((4, 2))
     levels[2:] = 17
@@ -136,7 +159,8 @@ def test_a_row_outside_is_named_with_its_value_and_the_bound():
         lambda rows: data.dequantization(17).apply({}, rows, np.random.default_rng(0)),
     ):
         with pytest.raises(
-            ValueError, match=r"integers in 0 \.\. 16, got 17\.0 in row 2, element \[0\] \(2 such rows\)"
+            ValueError,
+            match=r"integers in 0 \.\. 16, got 17\.0 in row 2, element \[0\] \(2 such rows\)",
         ):
             use({"x": levels})
 
@@ -148,4 +172,6 @@ def test_options_are_checked():
     with pytest.raises(ValueError, match=r"x in \[0, 1\]"):
         data.logit().apply({}, {"x": np.array([[1.5]])}, None)
     with pytest.raises(ValueError, match="2 parts"):
-        data.chain_preprocess(data.scale(0, 1), data.scale(0, 1)).undo({"parts": []}, {"x": np.zeros((1, 1))})
+        data.chain_preprocess(data.scale(0, 1), data.scale(0, 1)).undo(
+            {"parts": []}, {"x": np.zeros((1, 1))}
+        )

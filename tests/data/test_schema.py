@@ -10,7 +10,9 @@ RNG = np.random.default_rng(0)
 
 def table(tmp_path, columns, header=True):
     names = list(columns)
-    lines = [",".join(names)] * header + [",".join(row) for row in zip(*columns.values(), strict=True)]
+    lines = [",".join(names)] * header + [
+        ",".join(row) for row in zip(*columns.values(), strict=True)
+    ]
     (tmp_path / "t.csv").write_text("\n".join(lines) + "\n")
     return data.read_table(tmp_path / "t.csv", header=header)
 
@@ -29,7 +31,11 @@ def texts(values, form):
         (RNG.integers(0, 500, 300) * 0.05, 0.05, 2),  # 0.15000000000000002 and the like
         (np.cumsum(np.full(200, 0.1)), 0.1, 1),  # rounding adds up
         ((RNG.integers(0, 500, 300) / 10).astype(np.float32), 0.1, 1),  # 0.1 to float32's digits
-        (np.round((RNG.integers(0, 900, 300) / 100).astype(np.float32).astype(float), 6), 0.01, 2),  # 9.899999
+        (
+            np.round((RNG.integers(0, 900, 300) / 100).astype(np.float32).astype(float), 6),
+            0.01,
+            2,
+        ),  # 9.899999
         (RNG.integers(0, 60, 300) / 16, 0.0625, 4),
         (RNG.integers(0, 12, 300) / 3, 1 / 3, None),
         ((RNG.integers(0, 12, 300) - 5.1) / 3.7, 1 / 3.7, None),  # whole numbers, standardized
@@ -79,7 +85,11 @@ def test_kinds(tmp_path):
         "text": "categorical", "bool": "categorical", "spikes": "categorical",
     }  # fmt: skip
     assert schema["text"].categories == ("green", "red", "")  # most frequent first
-    assert schema["spikes"].categories == ("-0.4471", "0.31830988618", "2.236067977")  # in order of size
+    assert schema["spikes"].categories == (
+        "-0.4471",
+        "0.31830988618",
+        "2.236067977",
+    )  # in order of size
     assert [c for c in schema if schema[c].is_mass] == ["whole", "padded", "text", "bool", "spikes"]
     again = [data.Column(**{**c, "categories": tuple(c["categories"])}) for c in json.loads(
         json.dumps([c._asdict() for c in schema.values()]))]  # fmt: skip
@@ -130,13 +140,20 @@ def test_noise_fills_the_cells_and_nothing_else(tmp_path):
     for j, width in enumerate((10, 1)):
         assert 0 <= u[:, j].min() and u[:, j].max() < width
         v = np.sort(u[:, j] / width)
-        assert np.abs(v - (np.arange(n) + 0.5) / n).max() < 1.95 / np.sqrt(n)  # passed by chance once in a thousand
+        assert np.abs(v - (np.arange(n) + 0.5) / n).max() < 1.95 / np.sqrt(
+            n
+        )  # passed by chance once in a thousand
     np.testing.assert_allclose(data.log_mass_unit(schema), np.log(10))
 
 
 def test_decode_stays_in_the_range_of_the_table(tmp_path):
     t = table(
-        tmp_path, {"x": texts(np.arange(2, 50), "d"), "c": ["a", "b"] * 24, "r": texts(RNG.normal(size=48), ".17g")}
+        tmp_path,
+        {
+            "x": texts(np.arange(2, 50), "d"),
+            "c": ["a", "b"] * 24,
+            "r": texts(RNG.normal(size=48), ".17g"),
+        },
     )
     schema = data.find_schema(t)
     x = data.decode(schema, np.array([[-7.0, -0.5, -1e9], [1e6, 5.0, 1e9], [3.7, 1.2, 0.0]]))
@@ -159,7 +176,9 @@ def test_what_is_no_number_is_named_by_line_and_column(tmp_path, cell, what):
     x = texts(RNG.normal(size=30), ".4f")
     x[6] = x[20] = cell
     t = table(tmp_path, {"id": texts(range(30), "d"), "rain": x})
-    with pytest.raises(ValueError, match=rf"t\.csv: line 8, column 'rain': {what} where finite .*\(2 such cells"):
+    with pytest.raises(
+        ValueError, match=rf"t\.csv: line 8, column 'rain': {what} where finite .*\(2 such cells"
+    ):
         data.find_schema(t)
 
 
@@ -181,7 +200,9 @@ def test_identifiers_are_refused(tmp_path):
 
 def test_california_housing_names_its_missing_value(data_dir):
     path = data_dir / "tabular" / "california_housing.csv.gz"
-    with pytest.raises(ValueError, match=r"line 292, column 'total_bedrooms': a missing value .*\(207 such cells"):
+    with pytest.raises(
+        ValueError, match=r"line 292, column 'total_bedrooms': a missing value .*\(207 such cells"
+    ):
         data.find_schema(data.read_table(path))
     schema = data.find_schema(data.read_table(path, drop=("total_bedrooms",)))
     kinds = {c.name: c.kind for c in schema}
@@ -195,5 +216,8 @@ def test_real_tables_come_back_as_they_were_written(data_dir):
         x = data.encode(schema, t)
         back = data.decode(schema, data.add_noise(schema, x, np.random.default_rng(0)))
         np.testing.assert_allclose(back, x, atol=1e-9)
-        same = [row == list(o) for row, o in zip(data.to_text(schema, back), zip(*t.cells, strict=True), strict=True)]
+        same = [
+            row == list(o)
+            for row, o in zip(data.to_text(schema, back), zip(*t.cells, strict=True), strict=True)
+        ]
         assert np.mean(same) > 0.99  # red wine holds '2' beside '2.00' in one column, once

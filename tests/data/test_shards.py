@@ -37,7 +37,9 @@ def test_every_row_comes_from_the_key_of_its_batch(tmp_path):
     rows = read_shards(tmp_path)
     expected = [draw(jax.random.fold_in(KEY, i), 4) for i in range(5)]
     for name in ("x", "cond"):
-        np.testing.assert_array_equal(np.asarray(rows[name]), np.concatenate([e[name] for e in expected])[:19])
+        np.testing.assert_array_equal(
+            np.asarray(rows[name]), np.concatenate([e[name] for e in expected])[:19]
+        )
     assert sorted(files(tmp_path)) == ["manifest.json", *(f"shard-0000{i}.npz" for i in range(3))]
     with np.load(tmp_path / "shard-00002.npz") as plain:  # a file that anyone can read
         np.testing.assert_array_equal(plain["x"], rows["x"][16:])
@@ -49,7 +51,9 @@ def test_resumed_after_a_kill_the_bytes_are_those_of_one_run(tmp_path, batches):
     folder = tmp_path / "killed"
     with pytest.raises(KeyboardInterrupt):
         write_shards(folder, killed_in_batch(batches), 19, key=KEY, **SIZES)
-    assert len([name for name in files(folder) if name.endswith(".npz")]) == batches // 2  # whole ones alone
+    assert (
+        len([name for name in files(folder) if name.endswith(".npz")]) == batches // 2
+    )  # whole ones alone
     with pytest.raises(FileNotFoundError, match=f"lacks {3 - batches // 2} of 3 shards"):
         read_shards(folder)
     kept = list(folder.glob("*.npz"))
@@ -126,7 +130,9 @@ def test_rows_that_are_not_finite_are_not_written(tmp_path):
     assert sorted(files(tmp_path)) == ["manifest.json"]
 
 
-@pytest.mark.parametrize("wrong", [{"n": 0}, {"batch": 0}, {"batch": 3}, {"shard": 0}, {"share": (2, 2)}])
+@pytest.mark.parametrize(
+    "wrong", [{"n": 0}, {"batch": 0}, {"batch": 3}, {"shard": 0}, {"share": (2, 2)}]
+)
 def test_bad_counts_are_named(tmp_path, wrong):
     with pytest.raises(ValueError, match="write_shards: expected"):
         write_shards(tmp_path, draw, **{"n": 19, "key": KEY, **SIZES, **wrong})
@@ -157,7 +163,9 @@ def test_rows_are_read_where_they_are_indexed(tmp_path):
 def test_folders_of_other_rows_are_not_joined(tmp_path):
     write_shards(tmp_path / "a", draw, 8, key=KEY, **SIZES)
     write_shards(tmp_path / "b", lambda key, n: {"x": np.zeros((n, 2))}, 8, key=KEY, **SIZES)
-    write_shards(tmp_path / "c", lambda key, n: {**draw(key, n), "x": np.zeros((n, 3))}, 8, key=KEY, **SIZES)
+    write_shards(
+        tmp_path / "c", lambda key, n: {**draw(key, n), "x": np.zeros((n, 3))}, 8, key=KEY, **SIZES
+    )
     with pytest.raises(ValueError, match="cond"):
         read_shards(tmp_path / "a", tmp_path / "b")
     with pytest.raises(ValueError, match="differ in shape or type"):
@@ -167,4 +175,8 @@ def test_folders_of_other_rows_are_not_joined(tmp_path):
 def test_the_manifest_is_json_that_says_it_all(tmp_path):
     write_shards(tmp_path, draw, 19, key=KEY, about={"guidance": 1.5}, **SIZES)
     manifest = json.loads((tmp_path / "manifest.json").read_text())
-    assert manifest["about"] == {"guidance": 1.5} and manifest["n"] == 19 and manifest["key"][1] == [0, 3]
+    assert (
+        manifest["about"] == {"guidance": 1.5}
+        and manifest["n"] == 19
+        and manifest["key"][1] == [0, 3]
+    )

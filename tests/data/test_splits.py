@@ -8,8 +8,12 @@ def test_split_cuts_every_row_into_one_part():
     rows = {"x": np.arange(103)}
     splits = data.split(rows, valid=0.1, test=0.2, seed=3)
     assert [len(part["x"]) for part in splits] == [72, 10, 21]
-    np.testing.assert_array_equal(np.sort(np.concatenate([part["x"] for part in splits])), rows["x"])
-    assert not np.array_equal(splits.test["x"], data.split(rows, valid=0.1, test=0.2, seed=4).test["x"])
+    np.testing.assert_array_equal(
+        np.sort(np.concatenate([part["x"] for part in splits])), rows["x"]
+    )
+    assert not np.array_equal(
+        splits.test["x"], data.split(rows, valid=0.1, test=0.2, seed=4).test["x"]
+    )
     assert data.split(rows, test=0.2).valid is None
 
 

@@ -22,7 +22,10 @@ def test_npz_grows_by_chunks(tmp_path):
 
 
 def test_npz_holds_the_rows_it_announced(tmp_path):
-    with pytest.raises(ValueError, match="4 rows came where 5"), writers.npz_writer(tmp_path / "a.npz", 5) as write:
+    with (
+        pytest.raises(ValueError, match="4 rows came where 5"),
+        writers.npz_writer(tmp_path / "a.npz", 5) as write,
+    ):
         write({"x": np.zeros(4)})
     assert not list(tmp_path.iterdir())
 
@@ -36,7 +39,9 @@ def test_csv(tmp_path):
 
 
 def test_cells():
-    header, rows = writers.cells({"x": np.array([[1.5, 2.0], [3.0, 4.25]], np.float32), "label": np.array([7, 8])})
+    header, rows = writers.cells(
+        {"x": np.array([[1.5, 2.0], [3.0, 4.25]], np.float32), "label": np.array([7, 8])}
+    )
     assert header == ["x_0", "x_1", "label"]
     assert rows == [["1.5", "2.0", "7"], ["3.0", "4.25", "8"]]
 

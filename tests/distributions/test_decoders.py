@@ -17,7 +17,9 @@ def test_bernoulli_is_scipys():
     x = jnp.asarray(np.random.default_rng(1).integers(0, 2, (5, 3)), jnp.float32)
     params = decoder.init(jax.random.key(0), x, z)
     p = jax.nn.sigmoid(nn.Dense(3).apply({"params": params}, z))
-    np.testing.assert_allclose(decoder.log_prob(params, x, z), scipy.stats.bernoulli.logpmf(x, p).sum(1), atol=1e-5)
+    np.testing.assert_allclose(
+        decoder.log_prob(params, x, z), scipy.stats.bernoulli.logpmf(x, p).sum(1), atol=1e-5
+    )
     far = jax.tree.map(lambda p: 1e4 * p, params)
     assert np.all(np.isfinite(decoder.log_prob(far, x, z)))
     many = decoder.sample(params, jax.random.key(0), 40_000, jnp.repeat(z[:1], 40_000, 0))

@@ -9,7 +9,11 @@ from jflow.distributions import mixtures
 from jflow.distributions.mixtures import GaussianMixture
 from jflow.paths import Schedule
 
-WEIGHTS, MEANS, VARIANCE = np.array([0.5, 0.2, 0.3]), np.array([[2.0, 0.0], [-1.0, 1.5], [0.0, -2.0]]), 0.3
+WEIGHTS, MEANS, VARIANCE = (
+    np.array([0.5, 0.2, 0.3]),
+    np.array([[2.0, 0.0], [-1.0, 1.5], [0.0, -2.0]]),
+    0.3,
+)
 CURVED = Schedule(alpha=lambda t: jnp.sin(jnp.pi * t / 2), sigma=lambda t: jnp.cos(jnp.pi * t / 2))
 
 
@@ -39,7 +43,11 @@ def brute_log_prob(m, x):
             place = (row, *site)
             d = means[place].shape[-1]
             squares = ((np.asarray(x[place], np.float64) - means[place]) ** 2).sum(-1)
-            total[row] += np.log(np.sum(weights[place] * np.exp(-0.5 * squares / s**2) / (2 * np.pi * s**2) ** (d / 2)))
+            total[row] += np.log(
+                np.sum(
+                    weights[place] * np.exp(-0.5 * squares / s**2) / (2 * np.pi * s**2) ** (d / 2)
+                )
+            )
     return total
 
 
@@ -55,12 +63,15 @@ def test_the_exact_field_has_the_oracle_s_mean_and_responsibilities(schedule, x6
     x, t = (v.astype(jnp.float64) for v in batch(0))
     m = mixtures.exact(WEIGHTS, MEANS, VARIANCE, schedule).apply({}, x, t)
     np.testing.assert_allclose(mixtures.mean(m), oracle.velocity(x, t), rtol=1e-9, atol=1e-9)
-    np.testing.assert_allclose(jax.nn.softmax(m.logits), oracle.responsibilities(x, t), rtol=1e-9, atol=1e-12)
+    np.testing.assert_allclose(
+        jax.nn.softmax(m.logits), oracle.responsibilities(x, t), rtol=1e-9, atol=1e-12
+    )
 
 
 @pytest.mark.parametrize("schedule", [paths.LINEAR, CURVED])
 def test_the_exact_field_is_the_law_of_the_velocity(schedule):
-    # Monte Carlo by importance: data weighted by how likely x_t = x is from it; 4e5 draws leave about 1% of error
+    # Monte Carlo by importance: data weighted by how likely x_t = x is from it; 4e5 draws leave
+    # about 1% of error
     oracle = oracles.mixture(WEIGHTS, MEANS, VARIANCE)
     x1 = oracle.sample(jax.random.key(0), 400_000)
     x, t = jnp.array([[0.4, -0.3]]), jnp.array([0.45])
@@ -114,7 +125,9 @@ def test_the_exact_posterior_carried_is_the_exact_posterior_there(schedule, x64)
     found = mixtures.carried(before, x, t, y, r, schedule)
     np.testing.assert_allclose(found.means, after.means, rtol=1e-9, atol=1e-9)
     np.testing.assert_allclose(found.log_std, after.log_std, rtol=1e-9, atol=1e-9)
-    np.testing.assert_allclose(jax.nn.softmax(found.logits), jax.nn.softmax(after.logits), rtol=1e-9, atol=1e-12)
+    np.testing.assert_allclose(
+        jax.nn.softmax(found.logits), jax.nn.softmax(after.logits), rtol=1e-9, atol=1e-12
+    )
 
 
 @pytest.mark.parametrize("schedule", [paths.LINEAR, CURVED])
@@ -130,7 +143,8 @@ def test_carried_velocity_is_the_oracle_s_at_every_later_time(schedule, x64):
 
 
 def test_carried_velocity_is_accurate_and_differentiable_in_float32():
-    # from noise: the sharpest update there is; the oracle's own rounding near t = 1 is of the order of the tolerance
+    # from noise: the sharpest update there is; the oracle's own rounding near t = 1 is of the order
+    # of the tolerance
     oracle = oracles.eight_gaussians()
     angles = 2 * np.pi * np.arange(8) / 8
     field = mixtures.exact(np.ones(8), 5 * np.stack([np.cos(angles), np.sin(angles)], 1), 0.1)
@@ -141,13 +155,17 @@ def test_carried_velocity_is_accurate_and_differentiable_in_float32():
         x1 = mixtures.velocity_to_data(field.apply({}, x, t), x, t)
         found = carried(x1, x, t, y, jnp.full(64, r))
         np.testing.assert_allclose(found, velocity(y, r), atol=2e-3)
-    slope = jax.jit(jax.grad(lambda y: mixtures.carried_velocity(x1, x, t, y, jnp.ones(64)).sum()))(y)
+    slope = jax.jit(jax.grad(lambda y: mixtures.carried_velocity(x1, x, t, y, jnp.ones(64)).sum()))(
+        y
+    )
     assert np.isfinite(slope).all()
 
 
 def test_flow_velocity_is_the_oracle_of_every_row(x64):
     logits = jnp.log(jnp.asarray(WEIGHTS))[None].repeat(6, 0)
-    m = GaussianMixture(logits, jnp.asarray(MEANS)[None].repeat(6, 0), jnp.full(6, 0.5 * np.log(VARIANCE)))
+    m = GaussianMixture(
+        logits, jnp.asarray(MEANS)[None].repeat(6, 0), jnp.full(6, 0.5 * np.log(VARIANCE))
+    )
     x, t = (v.astype(jnp.float64) for v in batch(3))
     expected = oracles.mixture(WEIGHTS, MEANS, VARIANCE).velocity(x, t)
     np.testing.assert_allclose(mixtures.flow_velocity(m, x, t), expected, rtol=1e-9, atol=1e-9)
@@ -182,12 +200,16 @@ def test_conversions_add_up():
     x1, x0 = mixtures.velocity_to_data(m, x, t, CURVED), mixtures.velocity_to_noise(m, x, t, CURVED)
     a, s = CURVED.alpha(t)[:, None], CURVED.sigma(t)[:, None]
     np.testing.assert_allclose(a * mixtures.mean(x1) + s * mixtures.mean(x0), x, atol=1e-5)
-    np.testing.assert_allclose(mixtures.mean(x1), paths.velocity_to_data(mixtures.mean(m), x, t, CURVED), atol=1e-5)
+    np.testing.assert_allclose(
+        mixtures.mean(x1), paths.velocity_to_data(mixtures.mean(m), x, t, CURVED), atol=1e-5
+    )
 
 
 @pytest.mark.parametrize("share", [0.0, 0.6])
 def test_shifted_moves_a_gaussian_by_the_bias(share):
-    m = GaussianMixture(jnp.zeros((3, 1)), jnp.array([[[1.0, -2.0]]] * 3), jnp.log(jnp.full(3, 0.8)))
+    m = GaussianMixture(
+        jnp.zeros((3, 1)), jnp.array([[[1.0, -2.0]]] * 3), jnp.log(jnp.full(3, 0.8))
+    )
     bias = jnp.sqrt(share) * 0.8 * jnp.array([[1.0, 1.0], [1.0, -1.0], [-1.0, -1.0]])
     found = mixtures.shifted(m, bias)
     np.testing.assert_allclose(mixtures.mean(found), mixtures.mean(m) + bias, atol=1e-5)
@@ -197,7 +219,8 @@ def test_shifted_moves_a_gaussian_by_the_bias(share):
 def test_misfits_say_what_was_expected():
     m = image_mixture()
     with pytest.raises(
-        ValueError, match=r"expected logits \[b, \*sites, K\].*got \[5, 2, 3, 4\] and \[5, 2, 3, 4, 2\]"
+        ValueError,
+        match=r"expected logits \[b, \*sites, K\].*got \[5, 2, 3, 4\] and \[5, 2, 3, 4, 2\]",
     ):
         mixtures.log_prob(m, jnp.zeros((5, 2, 3, 3)))
     with pytest.raises(ValueError, match=r"log_std of shape \[5\], got \[\]"):

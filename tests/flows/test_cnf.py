@@ -27,10 +27,15 @@ def gaussian_velocity():
     def apply(params, x, t, cond=None, *, key=None):
         t, variance = t[:, None], jnp.exp(2 * params["log_std"])[None]
         spread = (1 - t) ** 2 + t**2 * variance
-        return params["mean"][None] + (t * variance - (1 - t)) / spread * (x - t * params["mean"][None])
+        return params["mean"][None] + (t * variance - (1 - t)) / spread * (
+            x - t * params["mean"][None]
+        )
 
     def init(key, x, t, cond=None):
-        return {"mean": jnp.asarray([1.5, -0.5], x.dtype), "log_std": jnp.log(jnp.asarray([0.4, 2.0], x.dtype))}
+        return {
+            "mean": jnp.asarray([1.5, -0.5], x.dtype),
+            "log_std": jnp.log(jnp.asarray([0.4, 2.0], x.dtype)),
+        }
 
     return types.Velocity(init, apply)
 
@@ -74,7 +79,9 @@ def test_log_det_is_that_of_the_jacobian():
     flow, params, z = net_flow(3, method=16)
     jacobian = jax.jit(jax.vmap(jax.jacrev(lambda z: flow.forward(params, z[None])[0][0])))(z)
     # the solver's map is within 1e-4 of the true one, and its Jacobian within ten times that
-    np.testing.assert_allclose(flow.forward(params, z)[1], jnp.linalg.slogdet(jacobian)[1], atol=1e-3)
+    np.testing.assert_allclose(
+        flow.forward(params, z)[1], jnp.linalg.slogdet(jacobian)[1], atol=1e-3
+    )
 
 
 def test_density_integrates_to_one_in_1d():
@@ -104,13 +111,17 @@ def test_a_flow_matching_velocity_drops_in():
 
     (_, log_prob), grad = jax.jit(jax.value_and_grad(total, has_aux=True))(params)
     # the relative error of the solve is 1e-5 a step; terms of size 10 in the log-density
-    np.testing.assert_allclose(log_prob, normal_log_prob(params["velocity"], x), rtol=1e-3, atol=1e-3)
+    np.testing.assert_allclose(
+        log_prob, normal_log_prob(params["velocity"], x), rtol=1e-3, atol=1e-3
+    )
     expected = jax.grad(lambda p: jnp.sum(normal_log_prob(p, x)))(params["velocity"])
     chex.assert_trees_all_close(grad["velocity"], expected, rtol=5e-3, atol=5e-3)
     samples = flow.sample(params, jax.random.key(2), 4000)
     # 4 standard errors of a mean and of a log standard deviation
     np.testing.assert_allclose(samples.mean(axis=0), [1.5, -0.5], atol=4 * 2 / np.sqrt(4000))
-    np.testing.assert_allclose(np.log(samples.std(axis=0)), params["velocity"]["log_std"], atol=4 / np.sqrt(8000))
+    np.testing.assert_allclose(
+        np.log(samples.std(axis=0)), params["velocity"]["log_std"], atol=4 / np.sqrt(8000)
+    )
 
 
 def test_probes_need_a_key_and_share_it():
@@ -128,11 +139,22 @@ def test_probes_need_a_key_and_share_it():
 
 
 def test_adjoints_agree():
-    """Direct differentiates the same steps as the default; Backsolve its own equation, to the accuracy of 20 steps."""
+    """Direct differentiates the same steps as the default; Backsolve its own equation, to the
+    accuracy of 20 steps."""
     default, params, x = net_flow(2, method=20)
     grads = []
-    for adjoint in (diffrax.RecursiveCheckpointAdjoint(), diffrax.DirectAdjoint(), diffrax.BacksolveAdjoint()):
-        loss = losses.nll(cnf(velocity(Net()), distributions.normal((2,)), method=solvers.fixed(20, adjoint=adjoint)))
+    for adjoint in (
+        diffrax.RecursiveCheckpointAdjoint(),
+        diffrax.DirectAdjoint(),
+        diffrax.BacksolveAdjoint(),
+    ):
+        loss = losses.nll(
+            cnf(
+                velocity(Net()),
+                distributions.normal((2,)),
+                method=solvers.fixed(20, adjoint=adjoint),
+            )
+        )
         grads.append(jax.jit(jax.grad(lambda p: loss(p, None, {"x": x})[0]))(params))  # noqa: B023
     chex.assert_tree_all_finite(grads)
     assert all(np.any(np.asarray(g) != 0) for g in jax.tree.leaves(grads[0]["velocity"]))
@@ -146,7 +168,8 @@ def test_conditions():
     params = flow.init(jax.random.key(1), x, cond)
     assert not np.allclose(flow.log_prob(params, x, cond), flow.log_prob(params, x, -cond))
     assert not np.allclose(
-        flow.sample(params, jax.random.key(2), 4, cond), flow.sample(params, jax.random.key(2), 4, -cond)
+        flow.sample(params, jax.random.key(2), 4, cond),
+        flow.sample(params, jax.random.key(2), 4, -cond),
     )
 
 
@@ -167,12 +190,18 @@ def test_traced_once():
 
 
 def test_float64(x64):
-    flow = cnf(gaussian_velocity(), distributions.normal((2,)), method=solvers.adaptive(rtol=1e-9, atol=1e-9))
+    flow = cnf(
+        gaussian_velocity(),
+        distributions.normal((2,)),
+        method=solvers.adaptive(rtol=1e-9, atol=1e-9),
+    )
     x = jnp.asarray(np.random.default_rng(0).normal(size=(4, 2)))
     params = flow.init(jax.random.key(1), x)
     log_prob = flow.log_prob(params, x)
     assert log_prob.dtype == jnp.float64
-    np.testing.assert_allclose(log_prob, normal_log_prob(params["velocity"], x), atol=1e-7)  # a hundred tolerances
+    np.testing.assert_allclose(
+        log_prob, normal_log_prob(params["velocity"], x), atol=1e-7
+    )  # a hundred tolerances
 
 
 def test_errors_at_construction():

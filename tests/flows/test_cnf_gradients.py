@@ -1,4 +1,5 @@
-"""Gradients of log-densities through the solve, by every adjoint: a closed form, and finite differences."""
+"""Gradients of log-densities through the solve, by every adjoint: a closed form, and finite
+differences."""
 
 import diffrax
 import jax
@@ -37,14 +38,25 @@ def standard_normal(x):
 def by_solve(field, **how):
     def total(params, x, key=None):
         velocity = types.Velocity(None, field)
-        return jnp.sum(solvers.log_prob(velocity, params, x, standard_normal, key=key, **how)[0] * jnp.arange(1.0, 4.0))
+        return jnp.sum(
+            solvers.log_prob(velocity, params, x, standard_normal, key=key, **how)[0]
+            * jnp.arange(1.0, 4.0)
+        )
 
     return total
 
 
 def in_closed_form(params, x):
     """v = A x + c t: as one linear system of (x, t, 1), x_0 = E(-1) of it at t = 1."""
-    system = jnp.zeros((4, 4)).at[:2, :2].set(params["matrix"]).at[:2, 2].set(params["shift"]).at[2, 3].set(1.0)
+    system = (
+        jnp.zeros((4, 4))
+        .at[:2, :2]
+        .set(params["matrix"])
+        .at[:2, 2]
+        .set(params["shift"])
+        .at[2, 3]
+        .set(1.0)
+    )
     state = jnp.concatenate([x, jnp.ones((len(x), 2))], axis=1)
     x0 = (state @ jax.scipy.linalg.expm(-system).T)[:, :2]
     return jnp.sum((standard_normal(x0) - jnp.trace(params["matrix"])) * jnp.arange(1.0, 4.0))
@@ -52,46 +64,66 @@ def in_closed_form(params, x):
 
 @pytest.mark.parametrize("name", ADJOINTS)
 def test_closed_form_of_a_linear_field(name, x64):
-    """Values and gradients in params and x. 40 steps of order 5; Backsolve solves its own equation as well as that."""
+    """Values and gradients in params and x. 40 steps of order 5; Backsolve solves its own equation
+    as well as that."""
     params, x = inputs()
     expected = jax.jit(jax.value_and_grad(in_closed_form, (0, 1)))(params, x)
     hows = [solvers.fixed(40)]
     if name != "direct":  # which unrolls its max_steps
         hows.append(solvers.adaptive(rtol=1e-8, atol=1e-8))
     for how in hows:
-        found = jax.jit(jax.value_and_grad(by_solve(linear, method=how._replace(adjoint=ADJOINTS[name]())), (0, 1)))(
-            params, x
+        found = jax.jit(
+            jax.value_and_grad(
+                by_solve(linear, method=how._replace(adjoint=ADJOINTS[name]())), (0, 1)
+            )
+        )(params, x)
+        jax.tree.map(
+            lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-6, atol=1e-6), found, expected
         )
-        jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-6, atol=1e-6), found, expected)
 
 
 def test_adjoints_agree_with_finite_differences(x64):
-    """A bent field, exact and with each estimate under one key: the central difference of the same discrete solve."""
+    """A bent field, exact and with each estimate under one key: the central difference of the same
+    discrete solve."""
     params, x = inputs()
     direction = jax.tree.map(
         lambda p, k: jax.random.normal(k, p.shape),
         (params, x),
-        jax.tree.unflatten(jax.tree.structure((params, x)), list(jax.random.split(jax.random.key(1), 3))),
+        jax.tree.unflatten(
+            jax.tree.structure((params, x)), list(jax.random.split(jax.random.key(1), 3))
+        ),
     )
     for divergence in (solvers.exact_divergence(), solvers.hutchinson(1)):
         slopes = {}
         for name, adjoint in ADJOINTS.items():
-            total = by_solve(bent, divergence=divergence, method=solvers.fixed(30, adjoint=adjoint()))
+            total = by_solve(
+                bent, divergence=divergence, method=solvers.fixed(30, adjoint=adjoint())
+            )
             grads = jax.jit(jax.grad(total, (0, 1)))(params, x, jax.random.key(0))
-            slopes[name] = sum(jnp.sum(g * d) for g, d in zip(*map(jax.tree.leaves, (grads, direction)), strict=True))
+            slopes[name] = sum(
+                jnp.sum(g * d)
+                for g, d in zip(*map(jax.tree.leaves, (grads, direction)), strict=True)
+            )
 
         def moved(h):
             return jax.tree.map(lambda p, d: p + h * d, (params, x), direction)  # noqa: B023
 
         total = jax.jit(by_solve(bent, divergence=divergence, method=30))
-        known = (total(*moved(1e-5), jax.random.key(0)) - total(*moved(-1e-5), jax.random.key(0))) / 2e-5
-        np.testing.assert_allclose(slopes["checkpoint"], known, rtol=1e-7)  # h^2, and the rounding of 1e-16 / h
+        known = (
+            total(*moved(1e-5), jax.random.key(0)) - total(*moved(-1e-5), jax.random.key(0))
+        ) / 2e-5
+        np.testing.assert_allclose(
+            slopes["checkpoint"], known, rtol=1e-7
+        )  # h^2, and the rounding of 1e-16 / h
         np.testing.assert_allclose(slopes["direct"], slopes["checkpoint"], rtol=1e-10)
-        np.testing.assert_allclose(slopes["backsolve"], known, rtol=1e-5)  # the accuracy of 30 steps
+        np.testing.assert_allclose(
+            slopes["backsolve"], known, rtol=1e-5
+        )  # the accuracy of 30 steps
 
 
 def test_samples_carry_their_density(x64):
-    """sample_and_log_prob and log_prob of the same x: two solves of 40 steps; and both gradients, x being fixed."""
+    """sample_and_log_prob and log_prob of the same x: two solves of 40 steps; and both gradients, x
+    being fixed."""
     params, _ = inputs()
     flow = cnf(types.Velocity(None, bent), distributions.normal((2,)), method=40)
     params = {"velocity": params, "base": {}}
@@ -107,7 +139,11 @@ def test_density_before_the_end(x64):
     """t1: the density at an earlier time is that of the flow stopped there."""
     params, x = inputs()
     flow = cnf(types.Velocity(None, bent), distributions.normal((2,)), method=40, t1=0.6)
-    half = cnf(types.Velocity(None, bent), distributions.normal((2,)), method=solvers.on_grid(np.linspace(0, 0.6, 41)))
+    half = cnf(
+        types.Velocity(None, bent),
+        distributions.normal((2,)),
+        method=solvers.on_grid(np.linspace(0, 0.6, 41)),
+    )
     params = {"velocity": params, "base": {}}
     np.testing.assert_allclose(flow.log_prob(params, x), half.log_prob(params, x), rtol=1e-12)
     z, _ = flow.inverse(params, x)

@@ -1,4 +1,5 @@
-"""Derivatives that JAX does not take by itself: one recipe for each rule of ours, and the ODE, which needs an argument."""
+"""Derivatives that JAX does not take by itself: one recipe for each rule of ours, and the ODE,
+which needs an argument."""
 
 import diffrax
 import flax.linen as nn
@@ -11,24 +12,34 @@ import jflow
 from jflow import bijectors as bj
 from jflow import distributions, flows, nets, solvers
 
-SMALL = {"depth": 1, "hidden": (2,), "activation": nn.tanh, "standardize": False}  # whose log_std has no gradient
+SMALL = {
+    "depth": 1,
+    "hidden": (2,),
+    "activation": nn.tanh,
+    "standardize": False,
+}  # whose log_std has no gradient
 RECIPES = {
     "a kernel": lambda: flows.neural_spline((2,), bins=2, bound=3.0, linear=False, **SMALL),
     "a fixed point": lambda: flows.iaf((2,), **SMALL),
     "a scalar root": lambda: flows.planar((2,), depth=1, standardize=False),
     "activations rebuilt": lambda: flows.real_nvp((2,), reversible=True, **SMALL),
-    "a series of products": lambda: flows.residual_flow((2,), **SMALL, log_det=bj.log_dets.neumann(2)),
+    "a series of products": lambda: flows.residual_flow(
+        (2,), **SMALL, log_det=bj.log_dets.neumann(2)
+    ),
 }
 
 
 @pytest.mark.parametrize("name", RECIPES)
 def test_forward_mode_and_second_derivatives_are_those_of_differences(x64, name):
-    """In the params and x at once, along one direction: the slope by jvp is that of the gradient, to rounding, and a product
-    with the Hessian the central difference of the gradient, of error h^2."""
+    """In the params and x at once, along one direction: the slope by jvp is that of the gradient,
+    to rounding, and a product with the Hessian the central difference of the gradient, of error
+    h^2."""
     flow, rng, h = RECIPES[name](), np.random.default_rng(0), 1e-4
     x = rng.normal(size=(2, 2))
     shapes = jax.eval_shape(flow.init, jax.random.key(0), x), x
-    at, along = (jax.tree.map(lambda leaf: 0.5 * rng.normal(size=leaf.shape), shapes) for _ in range(2))
+    at, along = (
+        jax.tree.map(lambda leaf: 0.5 * rng.normal(size=leaf.shape), shapes) for _ in range(2)
+    )
 
     @jax.jit
     def run(at, along):
@@ -50,13 +61,16 @@ def test_forward_mode_and_second_derivatives_are_those_of_differences(x64, name)
 
 
 def test_an_ode_names_the_adjoint_that_forward_mode_needs():
-    """With it a velocity of zero, at init, leaves the Hessian of the normal base, minus the identity."""
+    """With it a velocity of zero, at init, leaves the Hessian of the normal base, minus the
+    identity."""
     x = jnp.array([0.3, -0.2])
 
     def density(adjoint=None):
         velocity = jflow.velocity(nets.TimeMLP((2,), nn.tanh, time_scale=1.0))
         flow = flows.cnf(
-            velocity, distributions.normal((2,)), method=solvers.fixed(1, diffrax.Euler(), adjoint=adjoint)
+            velocity,
+            distributions.normal((2,)),
+            method=solvers.fixed(1, diffrax.Euler(), adjoint=adjoint),
         )
         params = jax.tree.map(jnp.zeros_like, jax.eval_shape(flow.init, jax.random.key(0), x[None]))
         return lambda x: flow.log_prob(params, x[None])[0]

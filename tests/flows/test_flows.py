@@ -1,4 +1,5 @@
-"""What is special to `flow` and to the recipes: fixed draws, checkpoints, depth, narrow data, supports, errors."""
+"""What is special to `flow` and to the recipes: fixed draws, checkpoints, depth, narrow data,
+supports, errors."""
 
 import hashlib
 
@@ -16,14 +17,17 @@ from jflow.types import Bijector, Distribution
 
 
 def train(flow, params, draw, steps, learning_rate):
-    """Adam on the likelihood of fresh batches draw(key), in one compiled scan; the rate falls to zero."""
+    """Adam on the likelihood of fresh batches draw(key), in one compiled scan; the rate falls to
+    zero."""
     optimizer = optax.adam(optax.cosine_decay_schedule(learning_rate, steps))
 
     @jax.jit
     def run(params):
         def step(state, key):
             params, moments = state
-            loss, grads = jax.value_and_grad(lambda p: -jnp.mean(flow.log_prob(p, draw(key))))(params)
+            loss, grads = jax.value_and_grad(lambda p: -jnp.mean(flow.log_prob(p, draw(key))))(
+                params
+            )
             updates, moments = optimizer.update(grads, moments)
             return (optax.apply_updates(params, updates), moments), loss
 
@@ -44,14 +48,22 @@ def test_permutations_are_the_ones_that_checkpoints_were_trained_with():
     assert hashlib.sha256(np.ascontiguousarray(big, "<i4")).hexdigest()[:16] == "4380985e62805583"
 
 
-EVENTS = {"glow": (2, 2, 1), "inverse_flow": (2, 2, 1), "jet": (2, 2, 2), "starflow": (2, 2, 2), "tarflow": (2, 2, 2)}
+EVENTS = {
+    "glow": (2, 2, 1),
+    "inverse_flow": (2, 2, 1),
+    "jet": (2, 2, 2),
+    "starflow": (2, 2, 2),
+    "tarflow": (2, 2, 2),
+}
 SMALL = {
     "bnaf": lambda: flows.bnaf((2,), depth=1, hidden=2),
     "iaf": lambda: flows.iaf((2,), depth=1, hidden=(4,)),
     "maf": lambda: flows.maf((2,), depth=1, hidden=(4,)),
     "nanoflow": lambda: flows.nanoflow((2,), depth=2, hidden=(4,)),
     "neural_spline": lambda: flows.neural_spline((2,), depth=1, hidden=(4,)),
-    "neural_spline_autoregressive": lambda: flows.neural_spline_autoregressive((2,), depth=1, hidden=(4,)),
+    "neural_spline_autoregressive": lambda: flows.neural_spline_autoregressive(
+        (2,), depth=1, hidden=(4,)
+    ),
     "nice": lambda: flows.nice((2,), depth=1, hidden=(4,)),
     "planar": lambda: flows.planar((2,), depth=1),
     "radial": lambda: flows.radial((2,), depth=1),
@@ -61,31 +73,43 @@ SMALL = {
     "glow": lambda: flows.glow((2, 2, 1), depth=1, scales=1, hidden=4),
     "inverse_flow": lambda: flows.inverse_flow((2, 2, 1), depth=1, scales=1, hidden=4),
     "jet": lambda: flows.jet((2, 2, 2), patch_size=1, width=4, depth=1, layers=1, heads=1),
-    "starflow": lambda: flows.starflow((2, 2, 2), width=4, layers=1, shallow_depth=1, shallow_layers=1, heads=1),
+    "starflow": lambda: flows.starflow(
+        (2, 2, 2), width=4, layers=1, shallow_depth=1, shallow_layers=1, heads=1
+    ),
     "tarflow": lambda: flows.tarflow((2, 2, 2), patch_size=1, width=4, depth=1, layers=1, heads=1),
 }
 
 
 @pytest.mark.parametrize("name", SMALL)
 def test_recipes_standardize_the_data_themselves(name):
-    shapes = jax.eval_shape(SMALL[name]().init, jax.random.key(0), jnp.zeros((3, *EVENTS.get(name, (2,)))))
+    shapes = jax.eval_shape(
+        SMALL[name]().init, jax.random.key(0), jnp.zeros((3, *EVENTS.get(name, (2,))))
+    )
     assert set(shapes["bijector"]["1"]) == {"log_std", "offset"}
 
 
 @pytest.mark.parametrize("recipe", [flows.real_nvp, flows.neural_spline, flows.maf])
 def test_a_change_of_units_changes_the_density_of_a_recipe_by_its_slope_alone(recipe):
     """log p of a x + b is log p of x minus sum log |a|, from the first step on."""
-    x, unit, offset = np.random.default_rng(0).normal(size=(64, 2)), np.array([100.0, 1e-3]), np.array([5000.0, 2.0])
+    x, unit, offset = (
+        np.random.default_rng(0).normal(size=(64, 2)),
+        np.array([100.0, 1e-3]),
+        np.array([5000.0, 2.0]),
+    )
     flow = recipe((2,), depth=1, hidden=(4,))
     log_prob = jax.jit(lambda x: flow.log_prob(flow.init(jax.random.key(0), x), x))
     plain, moved = log_prob(np.float32(x)), log_prob(np.float32(x * unit + offset))
-    np.testing.assert_allclose(moved, plain - np.log(unit).sum(), atol=5e-3)  # float32 near 5000 and 2
+    np.testing.assert_allclose(
+        moved, plain - np.log(unit).sum(), atol=5e-3
+    )  # float32 near 5000 and 2
 
 
 @pytest.mark.parametrize("features", [1, 2, 3, 5, 16])
 def test_two_layers_transform_every_number(features):
     permutations = flows.alternating_permutations(features, 8)
-    np.testing.assert_array_equal(np.sort(permutations), np.broadcast_to(np.arange(features), (8, features)))
+    np.testing.assert_array_equal(
+        np.sort(permutations), np.broadcast_to(np.arange(features), (8, features))
+    )
     order = np.arange(features)
     for first, second in permutations.reshape(4, 2, features):
         order = order[first]
@@ -95,7 +119,9 @@ def test_two_layers_transform_every_number(features):
 
 
 @pytest.mark.parametrize(
-    "options", [{}, {"reversible": 2}, {"embed": nn.Embed(3, 2)}], ids=["plain", "reversible", "labels"]
+    "options",
+    [{}, {"reversible": 2}, {"embed": nn.Embed(3, 2)}],
+    ids=["plain", "reversible", "labels"],
 )
 def test_params_go_through_a_plain_orbax_checkpoint(options, tmp_path):
     """Nested dicts come back as such, empty ones too, without a template."""
@@ -133,10 +159,13 @@ def test_64_layers_keep_a_float32_round_trip():
 
 @pytest.mark.parametrize("recipe", [flows.real_nvp, flows.neural_spline])
 def test_narrow_data_are_learned(recipe):
-    """N(0, 0.05^2) from N(0, 1): a scale that only contracts, or saturates, stays nats above the entropy."""
+    """N(0, 0.05^2) from N(0, 1): a scale that only contracts, or saturates, stays nats above the
+    entropy."""
     flow = recipe((2,), depth=4, hidden=(16,))
     draw = lambda key: 0.05 * jax.random.normal(key, (256, 2))  # noqa: E731
-    params, losses = train(flow, jax.jit(flow.init)(jax.random.key(0), jnp.zeros((1, 2))), draw, 300, 1e-2)
+    params, losses = train(
+        flow, jax.jit(flow.init)(jax.random.key(0), jnp.zeros((1, 2))), draw, 300, 1e-2
+    )
     entropy = 2 * (0.5 + 0.5 * np.log(2 * np.pi) + np.log(0.05))
     assert losses[0] > entropy + 3
     assert abs(float(losses[-30:].mean()) - entropy) < 0.05
@@ -146,7 +175,8 @@ def test_narrow_data_are_learned(recipe):
 
 
 def test_outside_the_support_the_density_is_zero():
-    """A sigmoid onto the unit square: log_prob is -inf outside, finite inside, and never NaN in value or gradient."""
+    """A sigmoid onto the unit square: log_prob is -inf outside, finite inside, and never NaN in
+    value or gradient."""
     bijector = bj.chain(bj.lu(2), bj.sigmoid())
     flow = flows.flow(bijector, distributions.normal((2,)))
     x = np.array([[0.2, 0.7], [1.5, 0.5], [-1e6, 0.5], [0.5, 1.0], [0.0, 0.5]], np.float32)
@@ -159,7 +189,8 @@ def test_outside_the_support_the_density_is_zero():
 
 
 def test_a_zeroed_condition_is_no_condition():
-    """With the rows of the first kernel that cond multiplies at zero, the conditional flow is the unconditional one."""
+    """With the rows of the first kernel that cond multiplies at zero, the conditional flow is the
+    unconditional one."""
     flow = flows.real_nvp((4,), depth=3, hidden=(8,), standardize=False)
     rng = np.random.default_rng(0)
     x, cond = (jnp.asarray(rng.normal(size=(5, d)), jnp.float32) for d in (4, 3))
@@ -182,11 +213,16 @@ def test_a_flow_is_a_base_for_another():
     whole = flows.flow(bj.chain(bj.affine((2,)), bj.lu(2)), distributions.normal((2,)))
     rng = np.random.default_rng(0)
     x = jnp.asarray(rng.normal(size=(5, 2)), jnp.float32)
-    p = jax.tree.map(lambda leaf: leaf + 0.3 * rng.normal(size=leaf.shape), outer.init(jax.random.key(0), x))
+    p = jax.tree.map(
+        lambda leaf: leaf + 0.3 * rng.normal(size=leaf.shape), outer.init(jax.random.key(0), x)
+    )
     q = {"bijector": {"0": p["base"]["bijector"], "1": p["bijector"]}, "base": {}}
     np.testing.assert_allclose(outer.log_prob(p, x), whole.log_prob(q, x), rtol=1e-5)
     np.testing.assert_allclose(
-        outer.sample(p, jax.random.key(1), 3), whole.sample(q, jax.random.key(1), 3), rtol=1e-5, atol=1e-6
+        outer.sample(p, jax.random.key(1), 3),
+        whole.sample(q, jax.random.key(1), 3),
+        rtol=1e-5,
+        atol=1e-6,
     )
 
 
@@ -212,9 +248,12 @@ def test_bijector_and_base_get_keys_of_their_own():
 
 
 def test_init_looks_at_the_data_through_the_layers():
-    """Actnorm on the data side standardizes the batch, and a trainable base meets what comes out of the map."""
+    """Actnorm on the data side standardizes the batch, and a trainable base meets what comes out of
+    the map."""
     x = jnp.asarray(3 + 5 * np.random.default_rng(0).normal(size=(500, 2)), jnp.float32)
-    flow = flows.flow(bj.invert(bj.chain(bj.actnorm(2), bj.lu(2))), distributions.diagonal_normal((2,)))
+    flow = flows.flow(
+        bj.invert(bj.chain(bj.actnorm(2), bj.lu(2))), distributions.diagonal_normal((2,))
+    )
     params = flow.init(jax.random.key(0), x)
     z, _ = flow.inverse(params, x)
     np.testing.assert_allclose(z.std(0), 1, rtol=1e-4)
@@ -229,7 +268,10 @@ def test_options_are_checked_at_construction_and_integers_refused():
         (lambda: flows.real_nvp((2,), hidden=()), "at least one hidden width"),
         (lambda: flows.real_nvp((2,), max_log_scale=0.0), "max_log_scale > 0"),
         (lambda: flows.real_nvp((2,), reversible=3), "reversible=k to divide depth=8, got 3"),
-        (lambda: flows.neural_spline((2,), bins=1), "bins to be a whole number of at least 2, got 1"),
+        (
+            lambda: flows.neural_spline((2,), bins=1),
+            "bins to be a whole number of at least 2, got 1",
+        ),
         (lambda: flows.neural_spline((2,), bound=0.0), "bound > 0, got 0"),
     ]:
         with pytest.raises(ValueError, match=message):

@@ -12,7 +12,9 @@ from jflow import distributions, flows, nets
 
 def away(params, scale=0.2, seed=0):
     rng = np.random.default_rng(seed)
-    return jax.tree.map(lambda p: p + jnp.asarray(scale * rng.normal(size=p.shape), p.dtype), params)
+    return jax.tree.map(
+        lambda p: p + jnp.asarray(scale * rng.normal(size=p.shape), p.dtype), params
+    )
 
 
 def images(*shape, dtype=np.float32):
@@ -35,12 +37,14 @@ def test_multi_scale_glow_has_the_log_det_of_its_jacobian(x64):
     np.testing.assert_allclose(log_det, np.linalg.slogdet(jacobian)[1], atol=1e-9)
     np.testing.assert_allclose(back, -log_det, atol=1e-9)
     np.testing.assert_allclose(again, x, atol=1e-9)
-    # the channels that the second scale does not see stay what the split's prior made of them: no pixel is left alone
+    # the channels that the second scale does not see stay what the split's prior made of them: no
+    # pixel is left alone
     assert np.all(np.abs(z - x) > 0) and z.shape == x.shape
 
 
 def test_actnorms_see_the_data_and_layers_differ_at_init():
-    """At init every step hands on channels of zero mean and unit deviation, so that the latents have them too."""
+    """At init every step hands on channels of zero mean and unit deviation, so that the latents
+    have them too."""
     flow = flows.glow((8, 8, 1), scales=2, depth=3, hidden=6, standardize=False)
     x = images(64, 8, 8, 1)
 
@@ -54,7 +58,9 @@ def test_actnorms_see_the_data_and_layers_differ_at_init():
     np.testing.assert_allclose(jnp.mean(squeezed, axis=(0, 1, 2)), 0, atol=1e-4)
     np.testing.assert_allclose(jnp.std(squeezed, axis=(0, 1, 2)), 1, atol=1e-3)
     actnorm, _, coupling = (params["bijector"]["1"]["stacked"]["1"][i] for i in "012")
-    assert actnorm["log_scale"].shape == (3, 4) and np.all(np.abs(actnorm["log_scale"][-1]) < 1e-3)  # the rest is done
+    assert actnorm["log_scale"].shape == (3, 4) and np.all(
+        np.abs(actnorm["log_scale"][-1]) < 1e-3
+    )  # the rest is done
     assert np.allclose(actnorm["log_scale"][0], -np.log(3), atol=0.1)
     for kernel in (coupling["net"][name]["kernel"] for name in ("near", "pixel", "far")):
         assert np.all(np.std(kernel, axis=0) > 0)
@@ -140,7 +146,9 @@ def test_dequantization_noise_lies_inside_and_has_its_density():
 
     @jax.jit
     def run(cond):
-        params = away(noise.init(jax.random.key(0), jax.random.uniform(jax.random.key(1), (6, 4, 4, 1)), cond))
+        params = away(
+            noise.init(jax.random.key(0), jax.random.uniform(jax.random.key(1), (6, 4, 4, 1)), cond)
+        )
         u, log_q = noise.sample_and_log_prob(params, jax.random.key(2), 6, cond)
         return u, log_q, noise.log_prob(params, u, cond), noise.log_prob(params, u, cond[::-1])
 
@@ -156,10 +164,14 @@ def test_the_noise_runs_its_networks_once():
 
     def scans(flow, name):
         params = jax.eval_shape(flow.init, jax.random.key(0), x)
-        return str(jax.make_jaxpr(lambda p: getattr(flow, name)(p, x, key=jax.random.key(1)))(params)).count("scan[")
+        return str(
+            jax.make_jaxpr(lambda p: getattr(flow, name)(p, x, key=jax.random.key(1)))(params)
+        ).count("scan[")
 
     noise = flows.dequantization_noise((4, 4, 1), net=nets.GlowNet(4))
-    dequantized = flows.elbo_flow(bj.variational_dequantization(noise), distributions.uniform((4, 4, 1)))
+    dequantized = flows.elbo_flow(
+        bj.variational_dequantization(noise), distributions.uniform((4, 4, 1))
+    )
     assert scans(dequantized, "elbo") == 1
     assert scans(flows.glow((4, 4, 1), scales=2, depth=3, hidden=4), "log_prob") == 2
 
@@ -167,7 +179,9 @@ def test_the_noise_runs_its_networks_once():
 def test_flow_plus_plus_with_mixtures_of_logistics_returns_to_its_levels():
     """The default transformer, whose inverse is numerical, between the noise and the levels."""
     sizes = {"depth": (1, 1, 0), "width": 4, "blocks": 1, "heads": 2, "dequantizer_depth": 1}
-    flow = flows.flow_plus_plus((2, 2, 1), levels=5, **sizes, univariate=bj.univariate.logistic_mixture(2))
+    flow = flows.flow_plus_plus(
+        (2, 2, 1), levels=5, **sizes, univariate=bj.univariate.logistic_mixture(2)
+    )
     x = jnp.asarray(np.random.default_rng(0).integers(0, 5, size=(8, 2, 2, 1)), jnp.float32)
 
     @jax.jit
@@ -178,7 +192,9 @@ def test_flow_plus_plus_with_mixtures_of_logistics_returns_to_its_levels():
 
     contribution, again, back = run(x)
     np.testing.assert_array_equal(again, x)
-    np.testing.assert_allclose(back, -contribution, atol=5e-3)  # the noise is recovered by two numerical inverses
+    np.testing.assert_allclose(
+        back, -contribution, atol=5e-3
+    )  # the noise is recovered by two numerical inverses
 
 
 @pytest.mark.parametrize(
@@ -189,9 +205,15 @@ def test_flow_plus_plus_with_mixtures_of_logistics_returns_to_its_levels():
         (lambda: flows.glow((8, 8, 1), scales=0), "scales to be a whole number of at least 1"),
         (lambda: flows.glow((8, 8, 1), depth=0), "depth to be a whole number of at least 1"),
         (lambda: flows.flow_plus_plus((7, 8, 1)), r"divisible by 2 and W by 2, got \[7, 8, 1\]"),
-        (lambda: flows.flow_plus_plus((8, 8, 1), depth=(1, 2)), r"three depths >= 0 .* got depth=\(1, 2\)"),
+        (
+            lambda: flows.flow_plus_plus((8, 8, 1), depth=(1, 2)),
+            r"three depths >= 0 .* got depth=\(1, 2\)",
+        ),
         (lambda: flows.dequantization_noise((8, 7, 1)), r"W by 2, got \[8, 7, 1\]"),
-        (lambda: flows.dequantization_noise((8, 8, 1), depth=0), "depth to be a whole number of at least 1, got 0"),
+        (
+            lambda: flows.dequantization_noise((8, 8, 1), depth=0),
+            "depth to be a whole number of at least 1, got 0",
+        ),
         (lambda: distributions.scaled(distributions.normal((2,)), 0), "scale > 0, got 0"),
     ],
 )

@@ -1,4 +1,5 @@
-"""What is special to the residual recipe: images, training on the estimator, and what its bits per dimension mean."""
+"""What is special to the residual recipe: images, training on the estimator, and what its bits per
+dimension mean."""
 
 import jax
 import jax.numpy as jnp
@@ -20,7 +21,13 @@ def test_images_take_convolutions():
         params = flow.init(key, x)
         params = jax.tree.map(lambda p: p + 0.3 * jax.random.normal(key, p.shape), params)
         sample, log_prob = flow.sample_and_log_prob(params, key, 3)
-        return params, sample, log_prob, flow.log_prob(params, sample), flow.log_prob(params, sample, key=key)
+        return (
+            params,
+            sample,
+            log_prob,
+            flow.log_prob(params, sample),
+            flow.log_prob(params, sample, key=key),
+        )
 
     params, sample, log_prob, again, estimate = run(jax.random.key(0))
     assert params["bijector"]["0"]["stacked"]["1"]["kernel_1"].shape == (2, 1, 1, 6, 6)
@@ -34,7 +41,9 @@ def test_images_take_convolutions():
 def test_they_take_any_event(make, event):
     flow = make(event, depth=2, hidden=(4,))
     x = jnp.asarray(np.random.default_rng(0).normal(size=(6, *event)), jnp.float32)
-    sample, log_prob = jax.jit(lambda key: flow.sample_and_log_prob(flow.init(key, x), key, 3))(jax.random.key(0))
+    sample, log_prob = jax.jit(lambda key: flow.sample_and_log_prob(flow.init(key, x), key, 3))(
+        jax.random.key(0)
+    )
     assert sample.shape == (3, *event) and log_prob.shape == (3,)
 
 
@@ -42,12 +51,15 @@ def test_variational_recipes_start_at_the_base():
     x = jnp.asarray(np.random.default_rng(0).normal(size=(6, 3)), jnp.float32)
     for make in (flows.planar, flows.radial, flows.sylvester):
         flow = make((3,), depth=3, standardize=False)
-        log_prob = jax.jit(lambda x, flow=flow: flow.log_prob(flow.init(jax.random.key(0), x), x))(x)
+        log_prob = jax.jit(lambda x, flow=flow: flow.log_prob(flow.init(jax.random.key(0), x), x))(
+            x
+        )
         np.testing.assert_allclose(log_prob, distributions.normal((3,)).log_prob({}, x), atol=1e-5)
 
 
 def test_training_on_the_estimator_lowers_the_exact_value_and_reports_it():
-    """Two moons, 150 steps: the mean loss as logged is the exact one, within 4 standard errors, before and after."""
+    """Two moons, 150 steps: the mean loss as logged is the exact one, within 4 standard errors,
+    before and after."""
     flow = flows.residual_flow((2,), depth=2, hidden=(16, 16), coeff=0.8)
     x = jnp.asarray(data.moons(512, 0)["x"])
     loss = losses.nll(flow)
@@ -58,7 +70,9 @@ def test_training_on_the_estimator_lowers_the_exact_value_and_reports_it():
         params = flow.init(key, x)
 
         def estimates(params):
-            values = jax.vmap(lambda key: loss(params, key, {"x": x})[0])(jax.random.split(key, 100))
+            values = jax.vmap(lambda key: loss(params, key, {"x": x})[0])(
+                jax.random.split(key, 100)
+            )
             return loss(params, None, {"x": x})[0], jnp.mean(values), jnp.std(values) / 10
 
         def step(carry, key):
@@ -67,7 +81,9 @@ def test_training_on_the_estimator_lowers_the_exact_value_and_reports_it():
             updates, state = optimizer.update(grads, state)
             return (optax.apply_updates(params, updates), state), None
 
-        (after, _), _ = jax.lax.scan(step, (params, optimizer.init(params)), jax.random.split(key, 150))
+        (after, _), _ = jax.lax.scan(
+            step, (params, optimizer.init(params)), jax.random.split(key, 150)
+        )
         return estimates(params), estimates(after)
 
     before, after = run(jax.random.key(0))

@@ -13,7 +13,9 @@ SMALL = {"width": 8, "heads": 2}
 EVENT = (4, 4, 2)
 RECIPES = {
     "tarflow": lambda **o: flows.tarflow(EVENT, patch_size=2, depth=2, layers=1, **SMALL, **o),
-    "starflow": lambda **o: flows.starflow(EVENT, patch_size=2, layers=2, shallow_layers=1, **SMALL, **o),
+    "starflow": lambda **o: flows.starflow(
+        EVENT, patch_size=2, layers=2, shallow_layers=1, **SMALL, **o
+    ),
     "jet": lambda **o: flows.jet(EVENT, patch_size=2, depth=4, layers=1, **SMALL, **o),
 }
 
@@ -42,7 +44,9 @@ def test_at_init_the_map_is_the_identity_and_its_layers_differ(name):
     ]
     assert len(kernels) >= 5
     for where, leaf in kernels:
-        assert "head" in where or np.all(np.any((leaf[:-1] != leaf[1:]).reshape(len(leaf) - 1, -1), axis=1)), where
+        assert "head" in where or np.all(
+            np.any((leaf[:-1] != leaf[1:]).reshape(len(leaf) - 1, -1), axis=1)
+        ), where
 
 
 @pytest.mark.parametrize("name", RECIPES)
@@ -72,7 +76,8 @@ def test_one_set_of_params_serves_the_plain_the_guided_and_the_jacobi_flow():
     params = randomised(plain, x, labels)
     assert jax.tree.map(jnp.shape, params) == jax.tree.map(jnp.shape, randomised(guided, x, labels))
     samples = [
-        jax.jit(lambda key, f=f: f.sample(params, key, 3, labels))(jax.random.key(1)) for f in (plain, guided, jacobi)
+        jax.jit(lambda key, f=f: f.sample(params, key, 3, labels))(jax.random.key(1))
+        for f in (plain, guided, jacobi)
     ]
     np.testing.assert_allclose(samples[2], samples[0], atol=1e-4)
     assert np.all(np.abs(samples[1] - samples[0]).max((1, 2, 3)) > 1e-2)
@@ -84,7 +89,11 @@ def test_only_the_deep_block_of_starflow_reads_the_condition():
     params = randomised(flow, x, labels)
     named = [jax.tree_util.keystr(p) for p, _ in jax.tree_util.tree_leaves_with_path(params)]
     assert [("stacked" in n) for n in named if "embedding" in n] == [False]
-    layers = [p.shape[:2] for n, p in zip(named, jax.tree.leaves(params), strict=True) if "qkv']['kernel" in n]
+    layers = [
+        p.shape[:2]
+        for n, p in zip(named, jax.tree.leaves(params), strict=True)
+        if "qkv']['kernel" in n
+    ]
     assert sorted(layers) == [(2, 8), (3, 1)]  # 2 layers deep; 3 shallow blocks of 1
     log_prob = jax.jit(lambda labels: flow.log_prob(params, x, labels))
     assert np.all(log_prob(labels) != log_prob((labels + 1) % 3))
@@ -126,8 +135,9 @@ def test_dequantized_pixels_under_the_identity_cost_eight_bits():
 
 
 def test_starflow_on_the_latents_of_a_linear_autoencoder():
-    """Images of 16 pixels from 4 factors; latents [2, 2, 2] by PCA. Trained briefly, the flow beats the standard
-    normal, which it starts as and which has the latents' mean and deviations, by a nat at least."""
+    """Images of 16 pixels from 4 factors; latents [2, 2, 2] by PCA. Trained briefly, the flow beats
+    the standard normal, which it starts as and which has the latents' mean and deviations, by a nat
+    at least."""
     import optax
 
     rng = np.random.default_rng(0)
@@ -168,9 +178,13 @@ def test_bad_input():
         flows.jet(EVENT, patch_size=3)
     with pytest.raises(ValueError, match="even count of numbers in a patch, got 1"):
         flows.jet((4, 4, 1), patch_size=1)
-    with pytest.raises(ValueError, match="jet: expected depth to be a whole number of at least 1, got 0"):
+    with pytest.raises(
+        ValueError, match="jet: expected depth to be a whole number of at least 1, got 0"
+    ):
         flows.jet(EVENT, patch_size=2, depth=0)
-    with pytest.raises(ValueError, match="tarflow: expected depth to be a whole number of at least 1, got 0"):
+    with pytest.raises(
+        ValueError, match="tarflow: expected depth to be a whole number of at least 1, got 0"
+    ):
         flows.tarflow(EVENT, patch_size=2, depth=0)
     with pytest.raises(ValueError, match="max_log_scale > 0"):
         flows.starflow(EVENT, patch_size=2, max_log_scale=-1.0)
@@ -180,9 +194,12 @@ def test_bad_input():
 
 
 def test_one_coupling_of_jet_by_hand():
-    """Data to noise, the channels that pass and y = 2 sigmoid(s) x + b of the others, s and b by the ViT of the first."""
+    """Data to noise, the channels that pass and y = 2 sigmoid(s) x + b of the others, s and b by
+    the ViT of the first."""
     scale = bj.univariate.affine(scale=bj.scales.sigmoid())
-    flow = flows.jet(EVENT, patch_size=2, depth=1, layers=1, **SMALL, univariate=scale, standardize=False)
+    flow = flows.jet(
+        EVENT, patch_size=2, depth=1, layers=1, **SMALL, univariate=scale, standardize=False
+    )
     x = images()
     params = randomised(flow, x)
     z, log_det = flow.inverse(params, x)
@@ -191,7 +208,9 @@ def test_one_coupling_of_jet_by_hand():
     order = jet_splits(2, 2, 8, 1)[0].reshape(4, 8) % 8  # the same channels in each patch
     first, rest = order[0, :4], order[0, 4:]
     x, z = patches(x), patches(z)
-    features = nets.ViT(layers=1, **SMALL).apply({"params": layer["net"]}, jnp.asarray(x[..., first]))
+    features = nets.ViT(layers=1, **SMALL).apply(
+        {"params": layer["net"]}, jnp.asarray(x[..., first])
+    )
     raw = np.asarray(features @ layer["head"]["kernel"]) + np.asarray(layer["head"]["bias"])
     s, b = np.moveaxis(raw.reshape(3, 4, 4, 2), -1, 0)
     factor = 2 / (1 + np.exp(-s))

@@ -20,7 +20,9 @@ def component(x, t, mean):
 
 def closed_form(x, t, label):
     """The velocity of one component, or of the equal mixture of all where label is NULL."""
-    vs, logs = zip(*(component(x, t, jnp.broadcast_to(mean, x.shape)) for mean in MEANS), strict=True)
+    vs, logs = zip(
+        *(component(x, t, jnp.broadcast_to(mean, x.shape)) for mean in MEANS), strict=True
+    )
     vs = jnp.stack(vs)
     mixed = jnp.sum(jax.nn.softmax(jnp.stack(logs), axis=0)[:, :, None] * vs, axis=0)
     single = vs[jnp.minimum(label, NULL - 1), jnp.arange(x.shape[0])]
@@ -39,18 +41,29 @@ def traced():
 
 def draw(n=64):
     k1, k2, k3 = jax.random.split(jax.random.key(0), 3)
-    return 2 * jax.random.normal(k1, (n, 2)), jax.random.uniform(k2, (n,)), jax.random.randint(k3, (n,), 0, NULL)
+    return (
+        2 * jax.random.normal(k1, (n, 2)),
+        jax.random.uniform(k2, (n,)),
+        jax.random.randint(k3, (n,), 0, NULL),
+    )
 
 
 @pytest.mark.parametrize("scale", [0.0, 0.5, 1.0, 3.0])
 def test_guided_mixture(scale):
     x, t, label = draw()
     velocity, _ = traced()
-    conditional, unconditional = closed_form(x, t, label), closed_form(x, t, jnp.full_like(label, NULL))
-    assert float(jnp.max(jnp.abs(conditional - unconditional))) > 0.5  # else guidance could be anything
+    conditional, unconditional = (
+        closed_form(x, t, label),
+        closed_form(x, t, jnp.full_like(label, NULL)),
+    )
+    assert (
+        float(jnp.max(jnp.abs(conditional - unconditional))) > 0.5
+    )  # else guidance could be anything
     v = guidance.cfg(velocity, scale, null=NULL).apply({}, x, t, label)
     # float32 rounding of numbers of size 10
-    np.testing.assert_allclose(v, unconditional + scale * (conditional - unconditional), rtol=1e-5, atol=1e-5)
+    np.testing.assert_allclose(
+        v, unconditional + scale * (conditional - unconditional), rtol=1e-5, atol=1e-5
+    )
 
 
 def test_one_evaluation_of_twice_the_rows():
@@ -64,7 +77,9 @@ def test_one_evaluation_of_twice_the_rows():
 def test_a_scale_in_time():
     x, t, label = draw()
     velocity, _ = traced()
-    window = guidance.cfg(velocity, lambda t: jnp.where(t < 0.5, 1.0, 4.0), null=NULL).apply({}, x, t, label)
+    window = guidance.cfg(velocity, lambda t: jnp.where(t < 0.5, 1.0, 4.0), null=NULL).apply(
+        {}, x, t, label
+    )
     low = guidance.cfg(velocity, 1.0, null=NULL).apply({}, x, t, label)
     high = guidance.cfg(velocity, 4.0, null=NULL).apply({}, x, t, label)
     np.testing.assert_array_equal(window, jnp.where(t[:, None] < 0.5, low, high))

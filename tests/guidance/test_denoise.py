@@ -35,7 +35,9 @@ def test_rows_do_not_mix_and_cond_is_used():
     base = distributions.normal((2,))
     flow = base._replace(log_prob=lambda p, x, cond=None, *, key=None: base.log_prob(p, x - cond))
     y, cond = jnp.asarray([[1.0, 2.0], [3.0, 4.0]]), jnp.asarray([[1.0, 1.0], [2.0, 2.0]])
-    np.testing.assert_allclose(guidance.denoise(flow, {}, y, 0.5, cond), y - 0.25 * (y - cond), atol=1e-6)
+    np.testing.assert_allclose(
+        guidance.denoise(flow, {}, y, 0.5, cond), y - 0.25 * (y - cond), atol=1e-6
+    )
 
 
 def test_bad_input():

@@ -9,14 +9,17 @@ from jflow import distributions, flows, guidance, oracles
 
 
 def test_to_quantile_is_a_quantile(x64):
-    """Of 20,000 draws, a fraction q is sparser: within four standard errors, false alarm below 1e-4."""
+    """Of 20,000 draws, a fraction q is sparser: within four standard errors, false alarm below
+    1e-4."""
     n, q = 20_000, 0.8
     z = jax.random.normal(jax.random.key(0), (n, 3, 2))
     moved = guidance.to_quantile(z[:1], q)
     log_p = lambda z: -0.5 * jnp.sum(z.reshape(z.shape[0], -1) ** 2, axis=1)  # noqa: E731
     share = float(jnp.mean(log_p(z) < log_p(moved)))
     assert abs(share - q) < 4 * (q * (1 - q) / n) ** 0.5
-    cosine = jnp.sum(moved * z[:1]) / jnp.linalg.norm(moved.ravel()) / jnp.linalg.norm(z[:1].ravel())
+    cosine = (
+        jnp.sum(moved * z[:1]) / jnp.linalg.norm(moved.ravel()) / jnp.linalg.norm(z[:1].ravel())
+    )
     np.testing.assert_allclose(cosine, 1.0)
     # two dimensions have a closed form: P(|Z|^2 > r) = exp(-r / 2)
     two = guidance.to_quantile(z[:5, :2, 0], q)
@@ -27,11 +30,14 @@ def test_to_quantile_of_latents_of_any_length():
     """In float32 the squares of 1e30 overflow and those of 1e-30 vanish."""
     z = jax.random.normal(jax.random.key(0), (5, 3))
     for length in (1e30, 1e-30):
-        np.testing.assert_allclose(guidance.to_quantile(length * z, 0.8), guidance.to_quantile(z, 0.8), rtol=1e-5)
+        np.testing.assert_allclose(
+            guidance.to_quantile(length * z, 0.8), guidance.to_quantile(z, 0.8), rtol=1e-5
+        )
 
 
 def test_samples_of_a_gaussian_follow_their_latents(x64):
-    """x1 = m + C^(1/2) z: log p1(x1) = -|z|^2 / 2 + const, in the order of q whatever the covariance."""
+    """x1 = m + C^(1/2) z: log p1(x1) = -|z|^2 / 2 + const, in the order of q whatever the
+    covariance."""
     oracle = oracles.gaussian([1.0, -1.0], [[2.0, 0.5], [0.5, 0.3]])
     z = jax.random.normal(jax.random.key(1), (6, 2))
     for q in (0.2, 0.9):
@@ -41,13 +47,16 @@ def test_samples_of_a_gaussian_follow_their_latents(x64):
 
 
 def test_score_alignment(x64):
-    """|z|^2 for a Gaussian; for a mixture the derivative of the sample's exact log-density by the latent's scale."""
+    """|z|^2 for a Gaussian; for a mixture the derivative of the sample's exact log-density by the
+    latent's scale."""
     z = jax.random.normal(jax.random.key(2), (6, 2))
     params = {"velocity": {}, "base": {}}
     options = {"method": 40}  # of order 5: far below the tolerances
     aligned = lambda flow: jax.jit(lambda z: guidance.score_alignment(flow.forward, params, z))(z)  # noqa: E731
     linear = flows.cnf(
-        oracles.as_velocity(oracles.gaussian([1.0, 0.0], [2.0, 0.3])), distributions.normal((2,)), **options
+        oracles.as_velocity(oracles.gaussian([1.0, 0.0], [2.0, 0.3])),
+        distributions.normal((2,)),
+        **options,
     )
     np.testing.assert_allclose(aligned(linear), jnp.sum(z**2, axis=1), atol=1e-6)
 

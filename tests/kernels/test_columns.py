@@ -1,4 +1,5 @@
-"""Kernels over columns: against the transformers they stand for, block by block, and by finite differences."""
+"""Kernels over columns: against the transformers they stand for, block by block, and by finite
+differences."""
 
 from functools import partial
 
@@ -18,7 +19,10 @@ SPLINE = univariate.rational_quadratic(5, implementation="plain")
 MAPS = {
     "spline": (rational_quadratic.transform, SPLINE),
     "spline of one bin": (rational_quadratic.transform, None),
-    "spline of two bins": (rational_quadratic.transform, univariate.rational_quadratic(2, implementation="plain")),
+    "spline of two bins": (
+        rational_quadratic.transform,
+        univariate.rational_quadratic(2, implementation="plain"),
+    ),
     "affine": (partial(affine.transform, log_scale=scales.bounded()), univariate.affine()),
     "mixture": (logistic_mixture.transform, univariate.logistic_mixture(3)),
 }
@@ -35,7 +39,9 @@ def columns_of(name, d, n, dtype=None, spread=1.0, seed=0):
 def reference(name, inverse, x, raw):
     """By the transformer, its raw numbers last."""
     transformer = MAPS[name][1]
-    y, log_slope = (transformer.inverse if inverse else transformer.forward)(x, jnp.moveaxis(raw, 0, -1))
+    y, log_slope = (transformer.inverse if inverse else transformer.forward)(
+        x, jnp.moveaxis(raw, 0, -1)
+    )
     return y, jnp.sum(log_slope, axis=0)
 
 
@@ -73,9 +79,11 @@ def test_spline_of_one_bin_is_the_identity(inverse):
 
 @pytest.mark.parametrize("inverse", BOTH)
 def test_numbers_at_a_knot_lie_in_one_bin(inverse):
-    """If two loops each search for the bin, rounding can give them different ones: the corner of one, the size of the other.
+    """If two loops each search for the bin, rounding can give them different ones: the corner of
+    one, the size of the other.
 
-    What loops there are is up to the optimizer: tests/test_as_users_compile.py runs this with it."""
+    What loops there are is up to the optimizer: tests/test_as_users_compile.py runs this with it.
+    """
     _, raw = columns_of("spline", 8, 500, jnp.float32)
     knots = rational_quadratic_knots(jnp.moveaxis(raw, 0, -1))[1 if inverse else 0]
     for j in range(1, 5):
@@ -89,26 +97,33 @@ def test_numbers_at_a_knot_lie_in_one_bin(inverse):
 @pytest.mark.parametrize("name", ["spline", "spline of two bins", "affine", "mixture"])
 def test_gradients_by_finite_differences(x64, name, inverse):
     args = columns_of(name, 2, 3, spread=0.5, seed=4)
-    check_grads(partial(MAPS[name][0], inverse=inverse), args, order=1, modes=["rev"], atol=1e-5, rtol=1e-5)
+    check_grads(
+        partial(MAPS[name][0], inverse=inverse), args, order=1, modes=["rev"], atol=1e-5, rtol=1e-5
+    )
 
 
 @pytest.mark.parametrize("inverse", BOTH)
 @pytest.mark.parametrize("name", ["spline", "affine", "mixture"])
 def test_float32_against_the_reference_in_float64(name, inverse):
-    """Root mean square 1e-6 of the values, of a spline's but for one in fifty, where it is steep; those, too, are no further
-    off than the reference's own float32 may be, which in other draws misses 1e-6 likewise."""
+    """Root mean square 1e-6 of the values, of a spline's but for one in fifty, where it is steep;
+    those, too, are no further off than the reference's own float32 may be, which in other draws
+    misses 1e-6 likewise."""
     kernel = jax.jit(partial(MAPS[name][0], inverse=inverse))
     plain = jax.jit(partial(reference, name, inverse))
     for d, n in [(1, 1), (7, 65), (2, 300)]:
         x, raw = columns_of(name, d, n, jnp.float32)
         with jax.enable_x64(True):
-            exact = plain(jnp.asarray(np.asarray(x), jnp.float64), jnp.asarray(np.asarray(raw), jnp.float64))
+            exact = plain(
+                jnp.asarray(np.asarray(x), jnp.float64), jnp.asarray(np.asarray(raw), jnp.float64)
+            )
         for found, rounded, true in zip(kernel(x, raw), plain(x, raw), exact, strict=True):
             scale = np.sqrt(np.mean(np.square(true)))
             squares = np.sort(np.square(found - true), axis=None)
             steep = len(squares) // 50 if name == "spline" else 0
             assert np.sqrt(np.mean(squares[: len(squares) - steep])) <= 1e-6 * max(1, scale)
-            assert np.max(np.abs(found - true)) <= 2 * np.max(np.abs(rounded - true)) + 1e-5 * max(1, scale)
+            assert np.max(np.abs(found - true)) <= 2 * np.max(np.abs(rounded - true)) + 1e-5 * max(
+                1, scale
+            )
 
 
 @pytest.mark.parametrize("inverse", BOTH)
@@ -121,7 +136,9 @@ def test_pallas_is_xla_block_by_block(monkeypatch, name, inverse, shape):
     both = jax.jit(lambda *args: (kernel(*args), jax.grad(scalar(kernel), (0, 1))(*args)))(*args)
     for rows in (2**20, 1):  # all rows of x in one block, then one row in each
         monkeypatch.setattr(columns, "_BLOCK", rows)
-        found = jax.jit(lambda *args: (blocked(*args), jax.grad(scalar(blocked), (0, 1))(*args)))(*args)
+        found = jax.jit(lambda *args: (blocked(*args), jax.grad(scalar(blocked), (0, 1))(*args)))(
+            *args
+        )
         for a, b in zip(jax.tree.leaves(found), jax.tree.leaves(both), strict=True):
             np.testing.assert_allclose(a, b, rtol=2e-5, atol=2e-5)
 
@@ -138,7 +155,9 @@ def test_pallas_spline_of_five_bins(inverse):
 def test_pallas_computes_in_float32(dtype):
     x, raw = columns_of("affine", 2, 20, dtype)
     y, _ = affine.transform(x, raw, log_scale=scales.bounded(), implementation="pallas")
-    exact, _ = affine.transform(x.astype(jnp.float32), raw.astype(jnp.float32), log_scale=scales.bounded())
+    exact, _ = affine.transform(
+        x.astype(jnp.float32), raw.astype(jnp.float32), log_scale=scales.bounded()
+    )
     assert y.dtype == dtype
     np.testing.assert_array_equal(y, exact.astype(dtype))
 
@@ -149,7 +168,9 @@ def test_pallas_computes_in_float32(dtype):
 def test_pallas_lowers_for_accelerators(name, inverse, platform):
     blocked = partial(MAPS[name][0], implementation="pallas", inverse=inverse)
     args = columns_of(name, 3, 130, jnp.float32)
-    gpu = jax.sharding.AbstractDevice("NVIDIA H100 80GB HBM3", None, "gpu")  # what it is lowered for, where none is
+    gpu = jax.sharding.AbstractDevice(
+        "NVIDIA H100 80GB HBM3", None, "gpu"
+    )  # what it is lowered for, where none is
     mesh = jax.sharding.AbstractMesh((), (), abstract_device=gpu if platform == "cuda" else None)
     for f in (blocked, jax.grad(scalar(blocked), (0, 1))):
         with jax.sharding.use_abstract_mesh(mesh):
@@ -173,9 +194,13 @@ def test_extreme_numbers_stay_finite(name, inverse):
 def test_bad_input_is_refused():
     x, raw = columns_of("affine", 2, 3, jnp.float32)
     transform = partial(affine.transform, log_scale=scales.bounded())
-    with pytest.raises(ValueError, match=r"x \[d, n\] and raw \[2, d, n\], got \[2, 3\] and \[2, 3, 2\]"):
+    with pytest.raises(
+        ValueError, match=r"x \[d, n\] and raw \[2, d, n\], got \[2, 3\] and \[2, 3, 2\]"
+    ):
         transform(x, raw.swapaxes(1, 2))
-    with pytest.raises(ValueError, match="expected implementation None, 'xla' or 'pallas', got 'triton'"):
+    with pytest.raises(
+        ValueError, match="expected implementation None, 'xla' or 'pallas', got 'triton'"
+    ):
         transform(x, raw, implementation="triton")
     with pytest.raises(TypeError, match="one floating type, got float32 and bfloat16"):
         transform(x, raw.astype(jnp.bfloat16))
@@ -185,14 +210,21 @@ def test_bad_input_is_refused():
         logistic_mixture.transform(x, jnp.zeros((3, 2, 3)))
     with pytest.raises(ValueError, match="'pallas' or 'plain', got 'fast'"):
         univariate.rational_quadratic(implementation="fast")
-    with jax.enable_x64(True), pytest.raises(TypeError, match="float32, bfloat16 and float16, not float64"):
+    with (
+        jax.enable_x64(True),
+        pytest.raises(TypeError, match="float32, bfloat16 and float16, not float64"),
+    ):
         transform(x.astype(jnp.float64), raw.astype(jnp.float64), implementation="pallas")
 
 
 def test_explain_names_the_choice_and_the_reason(monkeypatch):
-    assert "nobody has timed the Pallas kernel on tpu" in kernels.explain(affine, (2, 8, 16), platform="tpu")
+    assert "nobody has timed the Pallas kernel on tpu" in kernels.explain(
+        affine, (2, 8, 16), platform="tpu"
+    )
     monkeypatch.setattr(columns, "_MEASURED", frozenset({"cuda"}))
-    assert kernels.explain(affine, (2, 8, 16), platform="cuda").endswith("cuda: pallas (faster than XLA on cuda)")
+    assert kernels.explain(affine, (2, 8, 16), platform="cuda").endswith(
+        "cuda: pallas (faster than XLA on cuda)"
+    )
     assert kernels.explain(rational_quadratic, (23, 8, 4096), platform="cpu").startswith(
         "rational_quadratic of float32[23, 8, 4096] on cpu: xla (Pallas is only interpreted"
     )
@@ -202,15 +234,20 @@ def test_explain_names_the_choice_and_the_reason(monkeypatch):
 
 
 @pytest.mark.parametrize(
-    "event, axis, net", [((5,), -1, nets.MLP((8,))), ((4, 3, 5), -1, nets.GlowNet(8, 8))], ids=["vector", "image"]
+    "event, axis, net",
+    [((5,), -1, nets.MLP((8,))), ((4, 3, 5), -1, nets.GlowNet(8, 8))],
+    ids=["vector", "image"],
 )
 def test_couplings_give_their_kernel_what_they_give_the_transformer(x64, event, axis, net):
     x = jnp.asarray(np.random.default_rng(0).normal(size=(6, *event)) * 2)
     layers = [
-        coupling(univariate.rational_quadratic(4, implementation=i), net, split=2, axis=axis) for i in (None, "plain")
+        coupling(univariate.rational_quadratic(4, implementation=i), net, split=2, axis=axis)
+        for i in (None, "plain")
     ]
     params = layers[0].init(jax.random.key(0), x)
-    params["head"] = jax.tree.map(lambda p: jax.random.normal(jax.random.key(1), p.shape) / 4, params["head"])
+    params["head"] = jax.tree.map(
+        lambda p: jax.random.normal(jax.random.key(1), p.shape) / 4, params["head"]
+    )
     for direction in ("forward", "inverse"):
         found, expected = (jax.jit(getattr(layer, direction))(params, x) for layer in layers)
         np.testing.assert_allclose(found[0], expected[0], rtol=1e-10, atol=1e-10)

@@ -1,4 +1,5 @@
-"""Constant acceleration flow: its path, what makes up for a wrong start, and a sampler that is exact on it."""
+"""Constant acceleration flow: its path, what makes up for a wrong start, and a sampler that is
+exact on it."""
 
 import jax
 import jax.numpy as jnp
@@ -41,16 +42,23 @@ def exact_start(h):
 
 @pytest.mark.parametrize("h", [0.5, 1.5, 2.0])
 def test_the_exact_start_of_a_gaussian_has_no_residual(h, x64):
-    run = jax.jit(lambda v, h=h: initial_velocity(exact_start(v), h=h)({}, KEY, pairs(256))[1]["residual"])
+    run = jax.jit(
+        lambda v, h=h: initial_velocity(exact_start(v), h=h)({}, KEY, pairs(256))[1]["residual"]
+    )
     assert run(h) < 1e-20 and run(0.9 * h) > 1e-3
 
 
 def test_the_exact_start_of_a_mixture_has_no_residual(x64):
     h, flow = 1.5, straight_mixture()
     x0 = jax.random.normal(KEY, (32, 1))
-    batch = {"x0": x0, "x": jax.jit(lambda x: oracles.mixture_flow_map(LINE_MIXTURE, x, 0.0, 1.0))(x0)}
+    batch = {
+        "x0": x0,
+        "x": jax.jit(lambda x: oracles.mixture_flow_map(LINE_MIXTURE, x, 0.0, 1.0))(x0),
+    }
     start = velocity_of(lambda p, x, t, cond: h * flow.apply(p, x, h * t + (1 - h) * t**2))
-    run = jax.jit(lambda a: initial_velocity(start, h=h)({"a": a, "b": 0.0}, KEY, batch)[1]["residual"])
+    run = jax.jit(
+        lambda a: initial_velocity(start, h=h)({"a": a, "b": 0.0}, KEY, batch)[1]["residual"]
+    )
     assert run(0.0) < 1e-6 and run(0.1) > 1e-3
 
 
@@ -69,7 +77,9 @@ def test_the_exact_acceleration_of_a_mixture_has_no_residual(x64):
     params = {"velocity": {}, "acceleration": {"s": exact}}
     options = ({"steps": 1}, {"steps": 3}, {"grid": [0.0, 0.1, 0.7, 1.0]})
     known = velocity_of(lambda p, x, t, cond: h * (batch["x"] - x0))  # one solve for all
-    for x, info in jax.jit(lambda: [sample_acceleration(acceleration, known, params, x0, **o) for o in options])():
+    for x, info in jax.jit(
+        lambda: [sample_acceleration(acceleration, known, params, x0, **o) for o in options]
+    )():
         np.testing.assert_allclose(x, batch["x"], atol=1e-12)
         assert np.all(info.status == solvers.Status.OK)
     np.testing.assert_array_equal(info.evaluations, 4)  # three steps and the start
@@ -91,8 +101,12 @@ def exact_acceleration(params, x, t, told):
 def test_a_wrong_start_is_made_good_forward_and_backward(x64):
     batch = pairs(64)
     start, acceleration = velocity_of(wrong_start), velocity_of(exact_acceleration)
-    told = velocity_of(lambda p, x, t, told: 2 * (1 / 1.5 - 1) * told.v0)  # exact for the exact start alone
-    _, metrics = jax.jit(lambda: constant_acceleration(acceleration, start)({}, KEY, batch, {"velocity": {}}))()
+    told = velocity_of(
+        lambda p, x, t, told: 2 * (1 / 1.5 - 1) * told.v0
+    )  # exact for the exact start alone
+    _, metrics = jax.jit(
+        lambda: constant_acceleration(acceleration, start)({}, KEY, batch, {"velocity": {}})
+    )()
     assert metrics["residual"] < 1e-20
     params = {"velocity": {}, "acceleration": {}}
 
@@ -102,7 +116,11 @@ def test_a_wrong_start_is_made_good_forward_and_backward(x64):
             ((acceleration, start), (told, exact_start(1.5))),
             ((batch["x0"], grid), (batch["x"], grid[::-1])),
         )
-        return [sample_acceleration(*pair, params, x, grid=times)[0] for pair in networks for x, times in ends]
+        return [
+            sample_acceleration(*pair, params, x, grid=times)[0]
+            for pair in networks
+            for x, times in ends
+        ]
 
     for steps in (1, 2, 5):
         x, back, y, again = carried(jnp.linspace(0, 1, steps + 1))
@@ -114,7 +132,9 @@ def test_without_acceleration_it_is_flow_matching():
     velocity = velocity_of(lambda p, x, t, cond: jnp.sin(x) + t[:, None])
     batch = {**pairs(64), "weight": jnp.linspace(0.5, 2, 64)}
     both = (initial_velocity(velocity, h=1.0), losses.flow_matching(velocity))
-    np.testing.assert_allclose(*jax.jit(lambda: [loss({}, KEY, batch)[0] for loss in both])(), rtol=1e-6)
+    np.testing.assert_allclose(
+        *jax.jit(lambda: [loss({}, KEY, batch)[0] for loss in both])(), rtol=1e-6
+    )
 
 
 @pytest.mark.parametrize("oracle", [GAUSSIAN, MIXTURE], ids=["gaussian", "mixture"])
@@ -136,7 +156,9 @@ def test_on_random_pairs_the_start_is_the_velocity_at_another_time(oracle):
     run = jax.jit(jax.vmap(gradient, (0, None)))
 
     def scores(a, b):
-        g = run(jax.random.split(jax.random.key(5), 200), {"a": jnp.asarray(a), "b": jnp.asarray(b)})
+        g = run(
+            jax.random.split(jax.random.key(5), 200), {"a": jnp.asarray(a), "b": jnp.asarray(b)}
+        )
         return {name: abs(np.mean(v) / (np.std(v) / np.sqrt(200))) for name, v in g.items()}
 
     exact = scores(0.0, 0.0)
@@ -150,7 +172,9 @@ def test_a_tiled_event_has_the_same_loss():
     start = velocity_of(lambda p, x, t, cond: jnp.sin(x))
     acceleration = velocity_of(lambda p, x, t, told: jnp.cos(x) * told.v0)
     for loss in (initial_velocity(start), constant_acceleration(acceleration, start)):
-        one, two = jax.jit(lambda loss=loss: [loss({}, KEY, b, {"velocity": {}})[0] for b in (batch, tiled)])()
+        one, two = jax.jit(
+            lambda loss=loss: [loss({}, KEY, b, {"velocity": {}})[0] for b in (batch, tiled)]
+        )()
         np.testing.assert_allclose(two, one, rtol=1e-5)
 
 
@@ -167,19 +191,30 @@ def test_networks_train_and_sample_with_conditions():
 
     params = {
         "velocity": drawn(start.init, batch["x"], t, batch["cond"]),
-        "acceleration": drawn(acceleration.init, batch["x"], t, AccelerationCondition(batch["x0"], batch["cond"])),
+        "acceleration": drawn(
+            acceleration.init, batch["x"], t, AccelerationCondition(batch["x0"], batch["cond"])
+        ),
     }
     loss = constant_acceleration(acceleration, start)
 
     @jax.jit
     def run(params):
         frozen = {"velocity": params["velocity"]}
-        both = jax.grad(lambda p, f: loss(p, KEY, batch, f)[0], argnums=(0, 1))(params["acceleration"], frozen)
+        both = jax.grad(lambda p, f: loss(p, KEY, batch, f)[0], argnums=(0, 1))(
+            params["acceleration"], frozen
+        )
         first = jax.grad(lambda p: initial_velocity(start)(p, KEY, batch)[0])(params["velocity"])
-        return first, *both, sample_acceleration(acceleration, start, params, batch["x0"], batch["cond"], steps=2)
+        return (
+            first,
+            *both,
+            sample_acceleration(acceleration, start, params, batch["x0"], batch["cond"], steps=2),
+        )
 
     first, own, frozen, (x, info) = run(params)
-    for path, leaf in [*jax.tree_util.tree_leaves_with_path(first), *jax.tree_util.tree_leaves_with_path(own)]:
+    for path, leaf in [
+        *jax.tree_util.tree_leaves_with_path(first),
+        *jax.tree_util.tree_leaves_with_path(own),
+    ]:
         assert np.all(np.isfinite(leaf)) and np.any(leaf != 0), jax.tree_util.keystr(path)
     assert all(np.all(leaf == 0) for leaf in jax.tree.leaves(frozen))
     assert x.shape == (30, 2) and np.all(np.isfinite(x)) and np.all(info.evaluations == 3)
@@ -211,7 +246,10 @@ def test_bad_input():
     with pytest.raises(ValueError, match="'velocity' in frozen"):
         constant_acceleration(start, start)({}, KEY, batch)
     flat = velocity_of(lambda p, x, t, cond: x[:, 0])
-    with pytest.raises(ValueError, match=r"initial_velocity: expected a velocity shaped like x, \[8, 2\], got \[8\]"):
+    with pytest.raises(
+        ValueError,
+        match=r"initial_velocity: expected a velocity shaped like x, \[8, 2\], got \[8\]",
+    ):
         initial_velocity(flat)({}, KEY, batch)
     with pytest.raises(ValueError, match="constant_acceleration: expected"):
         constant_acceleration(flat, start)({}, KEY, batch, {"velocity": {}})

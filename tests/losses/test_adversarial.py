@@ -1,4 +1,5 @@
-"""Games of two players: golden values, each player's own gradient, training through fixed steps, losses in sum."""
+"""Games of two players: golden values, each player's own gradient, training through fixed steps,
+losses in sum."""
 
 import flax.linen as nn
 import jax
@@ -25,7 +26,11 @@ from jflow.types import Field, Velocity
 
 KEY = jax.random.key(0)
 GAMES = {
-    "non_saturating": (non_saturating_gan(), np.log1p(np.exp(-0.5)) + np.log1p(np.exp(-2.0)), np.log1p(np.exp(2.0))),
+    "non_saturating": (
+        non_saturating_gan(),
+        np.log1p(np.exp(-0.5)) + np.log1p(np.exp(-2.0)),
+        np.log1p(np.exp(2.0)),
+    ),
     "hinge": (hinge_gan(), 0.5, 2.0),
     "least_squares": (least_squares_gan(), 0.25 + 4.0, 9.0),
     "relativistic": (relativistic_gan(), np.log1p(np.exp(-2.5)), np.log1p(np.exp(2.5))),
@@ -36,9 +41,15 @@ def shifted(params, x0, cond=None):
     return x0 + params
 
 
-LINEAR = Field(lambda *a: jnp.zeros(2), lambda p, x, t, cond=None, *, key=None: p[0] * jnp.sum(x, axis=1) + p[1])
+LINEAR = Field(
+    lambda *a: jnp.zeros(2),
+    lambda p, x, t, cond=None, *, key=None: p[0] * jnp.sum(x, axis=1) + p[1],
+)
 PARAMS = {"student": jnp.asarray(0.3), "discriminator": jnp.asarray([0.7, -0.2])}
-BATCH = {"x0": jax.random.normal(KEY, (64, 1)), "x": 2 + jax.random.normal(jax.random.key(1), (64, 1))}
+BATCH = {
+    "x0": jax.random.normal(KEY, (64, 1)),
+    "x": 2 + jax.random.normal(jax.random.key(1), (64, 1)),
+}
 
 
 @pytest.mark.parametrize("name", GAMES)
@@ -59,10 +70,15 @@ def test_games_at_logits_of_half_and_minus_two(name):
 def test_each_players_gradient_is_its_own(name, x64):
     game = GAMES[name][0]
     batch = jax.tree.map(lambda a: a.astype(jnp.float64), BATCH)
-    grads = jax.grad(lambda p: adversarial(shifted, LINEAR, objective=game, weight=0.5)(p, KEY, batch)[0])(PARAMS)
+    grads = jax.grad(
+        lambda p: adversarial(shifted, LINEAR, objective=game, weight=0.5)(p, KEY, batch)[0]
+    )(PARAMS)
 
     def logits(p):
-        return (LINEAR.apply(p["discriminator"], y, None) for y in (batch["x"], batch["x0"] + p["student"]))
+        return (
+            LINEAR.apply(p["discriminator"], y, None)
+            for y in (batch["x"], batch["x0"] + p["student"])
+        )
 
     judge = jax.grad(lambda p: jnp.mean(game.discriminator(*logits(p))))(PARAMS)["discriminator"]
     maker = jax.grad(lambda p: 0.5 * jnp.mean(game.generator(*logits(p))))(PARAMS)["student"]
@@ -101,11 +117,15 @@ def absolute(g, x):
     return jnp.mean(jnp.abs(g - x).reshape(x.shape[0], -1), axis=1)
 
 
-FEATURES = Field(None, lambda p, x, t, cond=None, *, key=None: {"a": p[0] * x, "b": jnp.stack([x, 2 * x], -1)})
+FEATURES = Field(
+    None, lambda p, x, t, cond=None, *, key=None: {"a": p[0] * x, "b": jnp.stack([x, 2 * x], -1)}
+)
 
 
 def test_turbo_adds_features_and_reconstruction(x64):
-    velocity = Velocity(lambda *a: 0.0, lambda p, x, t, cond=None, *, key=None: p * jnp.ones_like(x))
+    velocity = Velocity(
+        lambda *a: 0.0, lambda p, x, t, cond=None, *, key=None: p * jnp.ones_like(x)
+    )
     batch = jax.tree.map(lambda a: a.astype(jnp.float64), BATCH)
     params = {"student": jnp.asarray(0.3), "discriminator": jnp.asarray([0.7, -0.2])}  # in float64
     loss = turbo(velocity, LINEAR, absolute, method=3, features=FEATURES)
@@ -118,7 +138,9 @@ def test_turbo_adds_features_and_reconstruction(x64):
     total = m["discriminator"] + m["generator"] + 2 * m["features"] + 45 * m["reconstruction"]
     np.testing.assert_allclose(value, total, rtol=1e-12)
     grad = jax.grad(lambda p: loss(p, KEY, batch)[0])(params)
-    plain = jax.grad(lambda p: adversarial(shifted, LINEAR, objective=least_squares_gan())(p, KEY, batch)[0])(params)
+    plain = jax.grad(
+        lambda p: adversarial(shifted, LINEAR, objective=least_squares_gan())(p, KEY, batch)[0]
+    )(params)
     np.testing.assert_allclose(
         grad["discriminator"], plain["discriminator"], rtol=1e-12
     )  # features pull the student alone
@@ -150,15 +172,23 @@ def test_penalties_are_sums_over_the_event():
     """D = a sum(x) + b: |grad|^2 = d a^2, so that a tiled event pays twice."""
     x = jax.random.normal(KEY, (4, 3))
     for event in (x, jnp.tile(x, (1, 2))):
-        _, metrics = adversarial(shifted, LINEAR, r1=2.0, r2=0.5)(PARAMS, KEY, {"x0": event, "x": event})
-        np.testing.assert_allclose(metrics["penalty"], (1.0 + 0.25) * event.shape[1] * 0.7**2, rtol=1e-6)
+        _, metrics = adversarial(shifted, LINEAR, r1=2.0, r2=0.5)(
+            PARAMS, KEY, {"x0": event, "x": event}
+        )
+        np.testing.assert_allclose(
+            metrics["penalty"], (1.0 + 0.25) * event.shape[1] * 0.7**2, rtol=1e-6
+        )
 
 
 def test_a_shift_is_learned_by_two_optimizers():
-    """N(0, 1) moved to N(2, 1) against a linear discriminator with a penalty, both players in one step."""
+    """N(0, 1) moved to N(2, 1) against a linear discriminator with a penalty, both players in one
+    step."""
     loss = adversarial(shifted, LINEAR, r1=1.0)
     optimizer = optax.partition(
-        {"student": optax.MultiSteps(optax.sgd(0.2), 2).gradient_transformation(), "discriminator": optax.sgd(0.4)},
+        {
+            "student": optax.MultiSteps(optax.sgd(0.2), 2).gradient_transformation(),
+            "discriminator": optax.sgd(0.4),
+        },
         {"student": "student", "discriminator": "discriminator"},
     )
     step = train.make_step(loss, optimizer)
@@ -169,7 +199,9 @@ def test_a_shift_is_learned_by_two_optimizers():
         state, metrics = step(state, {"x": 2 + jax.random.normal(key, (256, 1))})
         return state, state.params["student"]
 
-    _, path = jax.jit(lambda s: jax.lax.scan(update, s, jax.random.split(jax.random.key(2), 400)))(state)
+    _, path = jax.jit(lambda s: jax.lax.scan(update, s, jax.random.split(jax.random.key(2), 400)))(
+        state
+    )
     assert abs(float(jnp.mean(path[-100:])) - 2) < 0.1
     assert np.all(path[0] == 0) and path[1] != 0  # the student moves every second time
 
@@ -188,7 +220,9 @@ def test_losses_in_sum():
 
     gan = adversarial(fixed_steps(net, 2), LINEAR)
     total = sum_losses({"map": student_only(watched), "gan": gan})
-    value, metrics = total(params, KEY, BATCH, {"ema": {"student": 1, "discriminator": 2}, "teacher": 3})
+    value, metrics = total(
+        params, KEY, BATCH, {"ema": {"student": 1, "discriminator": 2}, "teacher": 3}
+    )
     assert seen == [{"ema": 1, "teacher": 3}]
     first, second = jax.random.split(KEY)
     by_hand = matching(student, first, BATCH)[0] + gan(params, second, BATCH)[0]
@@ -208,7 +242,10 @@ def test_gradients_reach_every_param_of_both():
     velocity, judge = jflow.velocity(nets.ResidualMLP(8, 1)), jflow.field(Judge())
     x, t = BATCH["x"][:4], jnp.ones(4)
     params = scrambled(
-        {"student": jax.eval_shape(velocity.init, KEY, x, t), "discriminator": jax.eval_shape(judge.init, KEY, x, t)}
+        {
+            "student": jax.eval_shape(velocity.init, KEY, x, t),
+            "discriminator": jax.eval_shape(judge.init, KEY, x, t),
+        }
     )
     loss = adversarial(fixed_steps(velocity, 2), judge, r1=0.1, reconstruction=absolute)
     assert reached(jax.jit(jax.grad(lambda p: loss(p, KEY, {"x": x})[0]))(params))
@@ -219,7 +256,9 @@ def test_bad_input():
         adversarial(shifted, LINEAR, r1=-1.0)
     with pytest.raises(ValueError, match="finite weight >= 0"):
         adversarial(shifted, LINEAR, weight=float("inf"))
-    with pytest.raises(ValueError, match=r"params with \['student', 'discriminator'\], got \['student'\]"):
+    with pytest.raises(
+        ValueError, match=r"params with \['student', 'discriminator'\], got \['student'\]"
+    ):
         adversarial(shifted, LINEAR)({"student": 1.0}, KEY, BATCH)
     with pytest.raises(ValueError, match="shaped like x"):
         adversarial(lambda p, x0, cond: x0[:, :0], LINEAR)(PARAMS, KEY, BATCH)

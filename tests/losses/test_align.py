@@ -1,4 +1,5 @@
-"""Align Your Flow: exact maps, its limits (flow matching, consistency), warm-up and what the teacher may be."""
+"""Align Your Flow: exact maps, its limits (flow matching, consistency), warm-up and what the
+teacher may be."""
 
 import jax
 import jax.numpy as jnp
@@ -36,7 +37,9 @@ def test_from_scratch_the_mean_gradient_at_the_exact_map_is_zero(law):
 
     def gradient(key, params):
         data_key, loss_key = jax.random.split(key)
-        return jax.grad(lambda p: loss(p, loss_key, {"x": ORACLES[law].sample(data_key, 1000)})[0])(params)
+        return jax.grad(lambda p: loss(p, loss_key, {"x": ORACLES[law].sample(data_key, 1000)})[0])(
+            params
+        )
 
     assert np.all(np.abs(standard_scores(lambda key: gradient(key, at()))) < 3)
     assert np.max(np.abs(standard_scores(lambda key: gradient(key, at(0.1, 0.1))))) > 10
@@ -45,9 +48,13 @@ def test_from_scratch_the_mean_gradient_at_the_exact_map_is_zero(law):
 @pytest.mark.parametrize("teacher", [None, oracles.as_velocity(GAUSSIAN)])
 def test_at_r_equal_t_it_is_flow_matching(teacher, x64):
     model, time = near_map(exact_map("gaussian")), times.uniform()
-    loss = eulerian_map_distillation(model, teacher, times=lambda key, n: (time(key, n),) * 2, tangent=plain)
+    loss = eulerian_map_distillation(
+        model, teacher, times=lambda key, n: (time(key, n),) * 2, tangent=plain
+    )
     batch = {"x": GAUSSIAN.sample(KEY, 32), "weight": jnp.arange(32.0)}
-    ours = jax.jit(jax.value_and_grad(lambda p: loss(p, KEY, batch, {"teacher": {}})[0]))(at(0.3, -0.2))
+    ours = jax.jit(jax.value_and_grad(lambda p: loss(p, KEY, batch, {"teacher": {}})[0]))(
+        at(0.3, -0.2)
+    )
     if teacher is None:
         theirs = losses.flow_matching(solvers.instantaneous_velocity(model), time=time)
         theirs = jax.jit(jax.value_and_grad(lambda p, f=theirs: f(p, KEY, batch)[0]))(at(0.3, -0.2))
@@ -63,9 +70,13 @@ def test_at_r_equal_1_it_is_continuous_consistency(x64):
     """The gradient of -2 / d <f, df/dt> / (1 - t), with df/dt by differentiating f itself."""
     model, oracle = near_map(exact_map("gaussian")), oracles.as_velocity(GAUSSIAN)
     t, x0, x1 = jnp.linspace(0, 0.9, 16), jax.random.normal(KEY, (16, 2)), GAUSSIAN.sample(KEY, 16)
-    loss = eulerian_map_distillation(model, oracle, times=lambda key, n: (jnp.resize(t, n), jnp.ones(n)), tangent=plain)
+    loss = eulerian_map_distillation(
+        model, oracle, times=lambda key, n: (jnp.resize(t, n), jnp.ones(n)), tangent=plain
+    )
     params = at(0.3, -0.2)
-    ours = jax.jit(jax.grad(lambda p: loss(p, KEY, {"x0": x0, "x": x1}, {"teacher": {}})[0]))(params)
+    ours = jax.jit(jax.grad(lambda p: loss(p, KEY, {"x0": x0, "x": x1}, {"teacher": {}})[0]))(
+        params
+    )
 
     x_t = (1 - t[:, None]) * x0 + t[:, None] * x1
 
@@ -74,8 +85,12 @@ def test_at_r_equal_1_it_is_continuous_consistency(x64):
 
     @jax.jit
     def theirs(params):
-        _, slope = jax.jvp(lambda x, t: f(params, x, t), (x_t, t), (oracle.apply({}, x_t, t), jnp.ones_like(t)))
-        return jax.grad(lambda p: -jnp.mean(jnp.sum(f(p, x_t, t) * slope, axis=1) / (1 - t)))(params)  # 2 / d is 1
+        _, slope = jax.jvp(
+            lambda x, t: f(params, x, t), (x_t, t), (oracle.apply({}, x_t, t), jnp.ones_like(t))
+        )
+        return jax.grad(lambda p: -jnp.mean(jnp.sum(f(p, x_t, t) * slope, axis=1) / (1 - t)))(
+            params
+        )  # 2 / d is 1
 
     theirs = theirs(params)
     for a, b in zip(jax.tree.leaves(ours), jax.tree.leaves(theirs), strict=True):
@@ -87,14 +102,20 @@ def test_the_lagrangian_gradient_is_that_of_the_paper(x64):
     model, oracle = near_map(exact_map("gaussian")), oracles.as_velocity(GAUSSIAN)
     t, r = jnp.linspace(0, 0.6, 16), jnp.linspace(0.5, 1, 16)
     x0, x1 = jax.random.normal(KEY, (16, 2)), GAUSSIAN.sample(KEY, 16)
-    loss = lagrangian_map_distillation(model, oracle, times=lambda key, n: (jnp.resize(t, n), jnp.resize(r, n)))
+    loss = lagrangian_map_distillation(
+        model, oracle, times=lambda key, n: (jnp.resize(t, n), jnp.resize(r, n))
+    )
     params = at(0.3, -0.2)
-    ours = jax.jit(jax.grad(lambda p: loss(p, KEY, {"x0": x0, "x": x1}, {"teacher": {}})[0]))(params)
+    ours = jax.jit(jax.grad(lambda p: loss(p, KEY, {"x0": x0, "x": x1}, {"teacher": {}})[0]))(
+        params
+    )
     x_t = (1 - t[:, None]) * x0 + t[:, None] * x1
 
     @jax.jit
     def theirs(params):
-        end, moved = jax.jvp(lambda r: solvers.apply_flow_map(model, params, x_t, t, r), (r,), (jnp.ones_like(r),))
+        end, moved = jax.jvp(
+            lambda r: solvers.apply_flow_map(model, params, x_t, t, r), (r,), (jnp.ones_like(r),)
+        )
         wrong = moved - oracle.apply({}, end, r)
         f = lambda p: solvers.apply_flow_map(model, p, x_t, t, r)  # noqa: E731
         return jax.grad(lambda p: jnp.mean(jnp.sum(f(p) * wrong, axis=1) / (r - t)))(params)
@@ -127,10 +148,15 @@ def test_normalized_tangents_keep_the_direction_and_bound_the_loss(x64):
     frozen, params = {"teacher": {}}, at(3.0, 2.0)
     grads = [
         jax.jit(jax.grad(lambda p, loss=loss: loss(p, KEY, row, frozen)[0]))(params)
-        for loss in (eulerian_map_distillation(model, oracle), eulerian_map_distillation(model, oracle, tangent=plain))
+        for loss in (
+            eulerian_map_distillation(model, oracle),
+            eulerian_map_distillation(model, oracle, tangent=plain),
+        )
     ]
     ratio = [a / b for a, b in zip(*map(jax.tree.leaves, grads), strict=True)]
-    assert ratio[0] > 0 and ratio[0] == pytest.approx(float(ratio[1]), rel=1e-9)  # one row: one factor
+    assert ratio[0] > 0 and ratio[0] == pytest.approx(
+        float(ratio[1]), rel=1e-9
+    )  # one row: one factor
     assert eulerian_map_distillation(model, oracle)(params, KEY, row, frozen)[0] < 1
 
 
@@ -146,7 +172,10 @@ def test_the_derivative_may_be_a_finite_difference(name, x64):
 
 
 def test_an_autoguided_teacher():
-    strong, weak = (Velocity(lambda *a: {}, lambda p, x, t, cond=None, *, key=None: p["s"] * x) for _ in range(2))
+    strong, weak = (
+        Velocity(lambda *a: {}, lambda p, x, t, cond=None, *, key=None: p["s"] * x)
+        for _ in range(2)
+    )
     teacher = guidance.autoguidance(strong, weak, guidance.scaled(2.0))
     params, batch = {"velocity": {"s": 1.0}, "weak": {"s": 0.25}}, {"x": GAUSSIAN.sample(KEY, 16)}
     by_hand = Velocity(lambda *a: {}, lambda p, x, t, cond=None, *, key=None: (2 * 1.0 - 0.25) * x)
@@ -164,9 +193,12 @@ def test_an_autoguided_teacher():
 
 def elementwise():
     model = FlowMap(
-        lambda *a: {}, lambda p, x, t, r, cond=None, *, key=None: p * jnp.sin(x) + (t * jnp.square(r))[:, None]
+        lambda *a: {},
+        lambda p, x, t, r, cond=None, *, key=None: p * jnp.sin(x) + (t * jnp.square(r))[:, None],
     )
-    teacher = Velocity(lambda *a: {}, lambda p, x, t, cond=None, *, key=None: jnp.cos(x) * t[:, None])
+    teacher = Velocity(
+        lambda *a: {}, lambda p, x, t, cond=None, *, key=None: jnp.cos(x) * t[:, None]
+    )
     return model, teacher
 
 
@@ -202,7 +234,9 @@ def test_interval_times():
     t, r = interval_pairs()(KEY, 20_000)
     assert np.all((t >= 0) & (t <= r) & (r <= 1))
     gap = np.asarray(r - t)
-    assert abs(np.median(gap) - 1 / (1 + np.exp(0.8))) < 0.01  # 5 standard errors of a median at density 2.1: 0.008
+    assert (
+        abs(np.median(gap) - 1 / (1 + np.exp(0.8))) < 0.01
+    )  # 5 standard errors of a median at density 2.1: 0.008
     np.testing.assert_allclose(np.mean(t / (1 - gap)), 0.5, atol=5 / np.sqrt(12 * 20_000))
 
 

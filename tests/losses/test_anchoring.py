@@ -1,4 +1,5 @@
-"""Flow-anchored consistency: both tasks vanish at the exact map, whichever way the network is told of them."""
+"""Flow-anchored consistency: both tasks vanish at the exact map, whichever way the network is told
+of them."""
 
 import jax
 import jax.numpy as jnp
@@ -42,7 +43,8 @@ TOLD = expanded_time(ELEMENTWISE)
 
 
 def in_expanded_time(average):
-    """A velocity that answers both questions exactly: data from t below 1, the flow at 2 - t beyond."""
+    """A velocity that answers both questions exactly: data from t below 1, the flow at 2 - t
+    beyond."""
 
     def apply(params, x, t, cond=None, *, key=None):
         beyond = t > 1
@@ -75,7 +77,9 @@ def test_both_tasks_vanish_at_the_exact_map(name, told, x64):
 @pytest.mark.parametrize("name", DRAWN)
 def test_from_scratch_the_mean_gradient_vanishes_at_the_exact_map(name, told):
     draw, average = DRAWN[name]
-    loss = anchored_consistency(told(average), power=0.0, clip=float("inf"), anchor=losses.mean_squared_error)
+    loss = anchored_consistency(
+        told(average), power=0.0, clip=float("inf"), anchor=losses.mean_squared_error
+    )
     mean, error = mean_gradient(loss, ZERO, draw)
     assert np.all(np.abs(mean) < 3 * error)
     moved, _ = mean_gradient(loss, {"a": 0.1, "b": 0.0}, draw)
@@ -95,7 +99,8 @@ def test_the_shortcut_alone_has_a_mean_gradient_of_zero(name):
 
 
 def test_the_published_weights(x64):
-    """Value and gradient of the shortcut, written out: half of the numbers clipped, p = 1/2, cos(pi t / 2)."""
+    """Value and gradient of the shortcut, written out: half of the numbers clipped, p = 1/2, cos(pi
+    t / 2)."""
     t = jnp.linspace(0.1, 0.9, 8)
     x0, x1 = (2 * jax.random.normal(jax.random.key(i), (8, 3), jnp.float64) for i in range(2))
     nothing = lambda v, target, x, t: jnp.zeros_like(t)  # noqa: E731
@@ -109,7 +114,9 @@ def test_the_published_weights(x64):
     assert 0.2 < np.mean(np.abs(g) > 0.5) < 0.98
     step = (1 - jnp.sqrt(t))[:, None] * jnp.clip(g, -0.5, 0.5)
     e = jnp.mean(step**2, axis=1)
-    np.testing.assert_allclose(value, jnp.mean(jnp.cos(jnp.pi / 2 * t) * e / jnp.sqrt(e + 1e-3)), rtol=1e-6)
+    np.testing.assert_allclose(
+        value, jnp.mean(jnp.cos(jnp.pi / 2 * t) * e / jnp.sqrt(e + 1e-3)), rtol=1e-6
+    )
     row = jnp.cos(jnp.pi / 2 * t) / jnp.sqrt(e + 1e-3)
     by_hand = jax.grad(lambda p: jnp.mean(row * jnp.mean(2 * u(p, x, t) * step, axis=1)))(ELEMENTS)
     for name in ELEMENTS:
@@ -120,19 +127,31 @@ def test_squared_and_cosine():
     v = jnp.asarray([[[3.0, 0.0], [0.0, 2.0]], [[1.0, 1.0], [0.0, 0.0]]])
     target = jnp.asarray([[[0.0, 1.0], [0.0, 5.0]], [[-2.0, -2.0], [1.0, 0.0]]])
     square = np.mean(np.square(v - target), axis=(1, 2))
-    longer = [np.concatenate([x, np.full((2, 2, 1), 0.1 * np.sqrt(2))], axis=-1) for x in (v, target)]
+    longer = [
+        np.concatenate([x, np.full((2, 2, 1), 0.1 * np.sqrt(2))], axis=-1) for x in (v, target)
+    ]
     unit, other = (x / np.linalg.norm(x, axis=-1, keepdims=True) for x in longer)
     turned = 1 - np.mean(np.sum(unit * other, axis=-1), axis=1)
-    np.testing.assert_allclose(squared_and_cosine_error(v, target, v, None), square + turned, rtol=1e-6)
-    np.testing.assert_allclose(turned, [0.5, 1.5], atol=0.1)  # an angle of 90 degrees and one of 0; 180 and none
+    np.testing.assert_allclose(
+        squared_and_cosine_error(v, target, v, None), square + turned, rtol=1e-6
+    )
+    np.testing.assert_allclose(
+        turned, [0.5, 1.5], atol=0.1
+    )  # an angle of 90 degrees and one of 0; 180 and none
     np.testing.assert_allclose(squared_and_cosine_error(target, target, v, None), 0, atol=1e-6)
-    assert np.all(np.isfinite(jax.grad(lambda v: jnp.sum(squared_and_cosine_error(v, target, v, None)))(v)))
+    assert np.all(
+        np.isfinite(jax.grad(lambda v: jnp.sum(squared_and_cosine_error(v, target, v, None)))(v))
+    )
 
 
 def test_expanded_time_asks_two_questions():
     x, t = jax.random.normal(jax.random.key(0), (4, 2)), jnp.linspace(0, 1, 4)
-    np.testing.assert_allclose(TOLD.apply(ELEMENTS, x, t, jnp.ones(4)), ELEMENTWISE.apply(ELEMENTS, x, t), rtol=1e-6)
-    np.testing.assert_allclose(TOLD.apply(ELEMENTS, x, t, t), ELEMENTWISE.apply(ELEMENTS, x, 2 - t), rtol=1e-6)
+    np.testing.assert_allclose(
+        TOLD.apply(ELEMENTS, x, t, jnp.ones(4)), ELEMENTWISE.apply(ELEMENTS, x, t), rtol=1e-6
+    )
+    np.testing.assert_allclose(
+        TOLD.apply(ELEMENTS, x, t, t), ELEMENTWISE.apply(ELEMENTS, x, 2 - t), rtol=1e-6
+    )
     model = in_expanded_time(gaussian_map)
     exact = GAUSSIAN.flow_map(x, jnp.zeros(4), jnp.ones(4))
     np.testing.assert_allclose(solvers.sample_flow_map(model, ZERO, x)[0], exact, atol=2e-6)
@@ -144,7 +163,11 @@ def test_repeating_the_event_changes_nothing():
     x0, x = (jax.random.normal(jax.random.key(i), (8, 3)) for i in range(2))
     loss = anchored_consistency(ELEMENT_MAP)
     one = loss(ELEMENTS, jax.random.key(2), {"x": x, "x0": x0})
-    two = loss(ELEMENTS, jax.random.key(2), {"x": jnp.concatenate([x, x], 1), "x0": jnp.concatenate([x0, x0], 1)})
+    two = loss(
+        ELEMENTS,
+        jax.random.key(2),
+        {"x": jnp.concatenate([x, x], 1), "x0": jnp.concatenate([x0, x0], 1)},
+    )
     for a, b in zip(jax.tree.leaves(one), jax.tree.leaves(two), strict=True):
         np.testing.assert_allclose(a, b, rtol=1e-5)
 
@@ -161,7 +184,9 @@ def test_what_is_frozen_has_no_gradient_and_every_param_learns(told):
     batch = {"x": x, "cond": cond, "weight": jnp.ones(8)}
     assert silent_leaves(loss, params, batch, frozen) == []
     plain = anchored_consistency(ELEMENT_MAP, teacher=ELEMENTWISE)
-    grads = jax.grad(lambda f: plain(ELEMENTS, jax.random.key(0), {"x": x}, f)[0])({"teacher": ELEMENTS})
+    grads = jax.grad(lambda f: plain(ELEMENTS, jax.random.key(0), {"x": x}, f)[0])(
+        {"teacher": ELEMENTS}
+    )
     assert not np.any(jax.tree.leaves(grads))
     with pytest.raises(ValueError, match="'teacher' in frozen"):
         plain(ELEMENTS, jax.random.key(0), {"x": x}, {})
@@ -178,7 +203,9 @@ def test_the_times_are_the_published_ones():
     loss({}, jax.random.key(0), {"x": jnp.zeros((100_000, 1))})
     t = np.asarray(captured[-1], np.float64)
     n = np.log(np.tan(np.pi / 2 * (1 - t)))
-    assert abs(n.mean() + 0.8) < 4 * 1.6 / np.sqrt(1e5) and abs(n.std() - 1.6) < 4 * 1.6 / np.sqrt(2e5)
+    assert abs(n.mean() + 0.8) < 4 * 1.6 / np.sqrt(1e5) and abs(n.std() - 1.6) < 4 * 1.6 / np.sqrt(
+        2e5
+    )
 
 
 def test_bad_input():
@@ -189,7 +216,9 @@ def test_bad_input():
     with pytest.raises(ValueError, match="needs a key"):
         anchored_consistency(ELEMENT_MAP)(ELEMENTS, None, batch)
     with pytest.raises(ValueError, match="anchor of shape"):
-        anchored_consistency(ELEMENT_MAP, anchor=lambda v, target, x, t: v)(ELEMENTS, jax.random.key(0), batch)
+        anchored_consistency(ELEMENT_MAP, anchor=lambda v, target, x, t: v)(
+            ELEMENTS, jax.random.key(0), batch
+        )
     with pytest.raises(ValueError, match="shaped like x"):
         narrow = FlowMap(ELEMENT_MAP.init, lambda params, x, t, r, cond=None, *, key=None: x[:, :1])
         anchored_consistency(narrow)(ELEMENTS, jax.random.key(0), batch)

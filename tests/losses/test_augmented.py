@@ -56,4 +56,6 @@ def test_bad_input():
     with pytest.raises(ValueError, match="expected 'cond' in batch"):
         losses.drop_cond(0.1, null=0)(jax.random.key(0), batch)
     with pytest.raises(ValueError, match="null"):
-        losses.drop_cond(0.1, null=np.zeros(2))(jax.random.key(0), {**batch, "cond": jnp.zeros((2, 3))})
+        losses.drop_cond(0.1, null=np.zeros(2))(
+            jax.random.key(0), {**batch, "cond": jnp.zeros((2, 3))}
+        )

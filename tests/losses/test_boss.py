@@ -1,4 +1,5 @@
-"""BOSS: the dynamic programme against brute force, its costs against closed forms, and the flow made straight at its times."""
+"""BOSS: the dynamic programme against brute force, its costs against closed forms, and the flow
+made straight at its times."""
 
 import itertools
 
@@ -35,7 +36,9 @@ def solution(velocity, x0, times):
         return x, x
 
     times = jnp.asarray(times, x0.dtype)
-    _, states = jax.jit(lambda x: jax.lax.scan(gap, x, jnp.stack([times[:-1], times[1:]], axis=1)))(x0)
+    _, states = jax.jit(lambda x: jax.lax.scan(gap, x, jnp.stack([times[:-1], times[1:]], axis=1)))(
+        x0
+    )
     return jnp.concatenate([x0[:, None], jnp.moveaxis(states, 0, 1)], axis=1)
 
 
@@ -44,9 +47,13 @@ def test_the_programme_finds_what_brute_force_finds(last):
     costs = np.random.default_rng(last).exponential(size=(last + 1, last + 1)) ** 2
     price = lambda way: sum(costs[i, j] for i, j in itertools.pairwise(way))  # noqa: E731
     for steps in range(1, last + 1):
-        ways = [(0, *between, last) for between in itertools.combinations(range(1, last), steps - 1)]
+        ways = [
+            (0, *between, last) for between in itertools.combinations(range(1, last), steps - 1)
+        ]
         way = solvers.bellman(costs, steps)
-        assert way[0] == 0 and way[-1] == last and len(way) == steps + 1 and np.all(np.diff(way) > 0)
+        assert (
+            way[0] == 0 and way[-1] == last and len(way) == steps + 1 and np.all(np.diff(way) > 0)
+        )
         np.testing.assert_allclose(price(way), min(map(price, ways)), rtol=1e-12)
     np.testing.assert_array_equal(solvers.bellman(costs, last), np.arange(last + 1))
 
@@ -67,9 +74,15 @@ def test_costs_of_the_event_repeated_and_of_conditions(x64):
     times, x = np.linspace(0, 1, 5), noise(6, 5).reshape(3, 5, 2)
     bend = field(lambda x, t: jnp.sin(x + t[:, None]))
     costs = solvers.step_costs(bend, {}, x, times)
-    np.testing.assert_allclose(solvers.step_costs(bend, {}, jnp.concatenate([x, x], -1), times), costs, rtol=1e-12)
-    scaled = Velocity(None, lambda params, x, t, cond=None, *, key=None: cond[:, None] * jnp.sin(x + t[:, None]))
-    np.testing.assert_allclose(solvers.step_costs(scaled, {}, x, times, jnp.ones(3)), costs, rtol=1e-12)
+    np.testing.assert_allclose(
+        solvers.step_costs(bend, {}, jnp.concatenate([x, x], -1), times), costs, rtol=1e-12
+    )
+    scaled = Velocity(
+        None, lambda params, x, t, cond=None, *, key=None: cond[:, None] * jnp.sin(x + t[:, None])
+    )
+    np.testing.assert_allclose(
+        solvers.step_costs(scaled, {}, x, times, jnp.ones(3)), costs, rtol=1e-12
+    )
     some = solvers.step_costs(scaled, {}, x, times, jnp.asarray([1.0, 2.0, 3.0]))
     assert not np.allclose(some[0, 1:], costs[0, 1:], rtol=1e-2)
 
@@ -85,7 +98,9 @@ def test_a_straight_flow_costs_nothing_and_a_bent_one_the_fourth_power_of_a_step
         x = solution(oracles.as_velocity(MIXTURE), noise(64), times)
         costs = solvers.step_costs(oracles.as_velocity(MIXTURE), {}, x, times)
         first.append(float(np.mean(np.diag(costs, 1))))
-    np.testing.assert_allclose(np.log2(first[0] / first[1]), 4, atol=0.2)  # squares of errors of second order
+    np.testing.assert_allclose(
+        np.log2(first[0] / first[1]), 4, atol=0.2
+    )  # squares of errors of second order
 
 
 def test_its_grids_beat_equal_steps():
@@ -94,15 +109,24 @@ def test_its_grids_beat_equal_steps():
     costs = solvers.step_costs(velocity, {}, solution(velocity, noise(256), times), times)
     x0 = noise(1024, seed=1)
     exact = solution(velocity, x0, times)[:, -1]
-    run = jax.jit(lambda x, grid: solvers.sample(velocity, {}, x, method=solvers.on_grid(grid, EULER))[0])
+    run = jax.jit(
+        lambda x, grid: solvers.sample(velocity, {}, x, method=solvers.on_grid(grid, EULER))[0]
+    )
     for steps in (4, 6, 10):
-        grids = {"boss": times[solvers.bellman(costs, steps)], "equal": solvers.grids.uniform(steps)}
-        miss = {name: float(jnp.sqrt(jnp.mean((run(x0, grid) - exact) ** 2))) for name, grid in grids.items()}
+        grids = {
+            "boss": times[solvers.bellman(costs, steps)],
+            "equal": solvers.grids.uniform(steps),
+        }
+        miss = {
+            name: float(jnp.sqrt(jnp.mean((run(x0, grid) - exact) ** 2)))
+            for name, grid in grids.items()
+        }
         assert miss["boss"] < miss["equal"], (steps, miss)
 
 
 def test_the_straight_velocity_has_no_residual_and_lands_exactly(x64):
-    """The exact average velocity of each segment, at its start: a Gaussian's in closed form, a mixture's by its map."""
+    """The exact average velocity of each segment, at its start: a Gaussian's in closed form, a
+    mixture's by its map."""
 
     def of(average):
         def apply(params, x, t, cond=None, *, key=None):
@@ -116,11 +140,17 @@ def test_the_straight_velocity_has_no_residual_and_lands_exactly(x64):
 
     for oracle, velocity in ((GAUSSIAN, of(GAUSSIAN.average_velocity)), (MIXTURE, of(by_map))):
         x0 = noise(16)
-        maps = oracle.flow_map if oracle is GAUSSIAN else lambda x, t, r: oracles.mixture_flow_map(MIXTURE, x, t, r)
+        maps = (
+            oracle.flow_map
+            if oracle is GAUSSIAN
+            else lambda x, t, r: oracles.mixture_flow_map(MIXTURE, x, t, r)
+        )
         x = jnp.stack([x0, *(maps(x0, jnp.zeros(16), jnp.full(16, t)) for t in GRID[1:])], axis=1)
         value, metrics = jax.jit(losses.boss(velocity, GRID))({}, jax.random.key(0), {"x": x})
         assert metrics["residual"] < 1e-14 and value == metrics["residual"]
-        y, _ = jax.jit(lambda x, v=velocity: solvers.sample(v, {}, x, method=solvers.on_grid(GRID, EULER)))(x0)
+        y, _ = jax.jit(
+            lambda x, v=velocity: solvers.sample(v, {}, x, method=solvers.on_grid(GRID, EULER))
+        )(x0)
         np.testing.assert_allclose(y, x[:, -1], atol=1e-7)
         moved = field(lambda x, t, v=velocity: v.apply({}, x, t) + 0.1)
         value, _ = jax.jit(losses.boss(moved, GRID))({}, jax.random.key(0), {"x": x})
@@ -132,7 +162,9 @@ def test_it_is_sequential_reflow_at_the_starts_and_a_mean_over_the_event(x64):
     bend = field(lambda x, t: jnp.sin(x + t[:, None]))
     value, _ = losses.boss(bend, GRID)({}, key, {"x": x})
     path, time = paths.sequential_path(GRID), times.sequential(GRID, starts=1.0)
-    np.testing.assert_allclose(losses.flow_matching(bend, path=path, time=time)({}, key, {"x": x})[0], value)
+    np.testing.assert_allclose(
+        losses.flow_matching(bend, path=path, time=time)({}, key, {"x": x})[0], value
+    )
     twice, _ = losses.boss(bend, GRID)({}, key, {"x": jnp.concatenate([x, x], -1)})
     np.testing.assert_allclose(twice, value, rtol=1e-12)
     # one row alone, at the one time that it draws
@@ -145,7 +177,9 @@ def test_it_is_sequential_reflow_at_the_starts_and_a_mean_over_the_event(x64):
 def test_gradients_reach_every_parameter():
     velocity = jflow.velocity(nets.ResidualMLP(8, 1))
     x = noise(8, 4).reshape(4, 4, 2)
-    params = jax.tree.map(lambda p: p + 0.1, jax.jit(velocity.init)(jax.random.key(0), x[:, 0], jnp.zeros(4)))
+    params = jax.tree.map(
+        lambda p: p + 0.1, jax.jit(velocity.init)(jax.random.key(0), x[:, 0], jnp.zeros(4))
+    )
     loss = losses.boss(velocity, GRID)
     grads = jax.jit(jax.grad(lambda p: loss(p, jax.random.key(1), {"x": x})[0]))(params)
     assert all(np.all(np.isfinite(g)) and np.any(g != 0) for g in jax.tree.leaves(grads))

@@ -5,7 +5,13 @@ import pytest
 
 import jflow
 from jflow import losses, metrics, nets, solvers
-from jflow.losses import c_rectified_flow, inner_potential, potential_velocity, power_cost, quadratic_cost
+from jflow.losses import (
+    c_rectified_flow,
+    inner_potential,
+    potential_velocity,
+    power_cost,
+    quadratic_cost,
+)
 from jflow.types import Field
 
 TURN = np.asarray([[0.0, -1.0], [1.0, 0.0]])
@@ -14,7 +20,8 @@ COSTS = {"quadratic": quadratic_cost(), "1.5": power_cost(1.5), "3": power_cost(
 
 def field(apply):
     return Field(
-        lambda key, x, t, cond=None: {}, lambda params, x, t, cond=None, *, key=None: apply(params, x, t, cond)
+        lambda key, x, t, cond=None: {},
+        lambda params, x, t, cond=None, *, key=None: apply(params, x, t, cond),
     )
 
 
@@ -27,7 +34,8 @@ def test_the_conjugate_is_a_supremum(name, x64):
     z, y = np.linspace(-8, 8, 16_001)[:, None], np.linspace(-2, 2, 9)[:, None]
     values = np.asarray(COSTS[name].value(jnp.asarray(z)))
     sup = np.max(y * z[:, 0] - values, axis=1)
-    # the grid misses the top by at most half its step: (5e-4)^2 of a curvature of order one, more for |z|^1.5 near 0
+    # the grid misses the top by at most half its step: (5e-4)^2 of a curvature of order one, more
+    # for |z|^1.5 near 0
     np.testing.assert_allclose(COSTS[name].conjugate(jnp.asarray(y)), sup, atol=1e-5)
 
 
@@ -44,19 +52,27 @@ def test_the_gradients_undo_each_other(name, x64):
 def test_quadratic_is_half_of_flow_matching_with_a_gradient(x64):
     """Same x0, x1 and t: (|y|^2 / 2 - <u, y> + |u|^2 / 2) / d = |y - u|^2 / (2 d)."""
     k0, k1 = jax.random.split(jax.random.key(0))
-    batch = {"x0": jax.random.normal(k0, (16, 3)), "x": jax.random.normal(k1, (16, 3)), "weight": jnp.arange(16.0)}
+    batch = {
+        "x0": jax.random.normal(k0, (16, 3)),
+        "x": jax.random.normal(k1, (16, 3)),
+        "weight": jnp.arange(16.0),
+    }
     bowl = field(lambda params, x, t, cond: (jnp.cos(x) @ params) * t)
     times = at(np.linspace(0, 1, 16))
     params = jnp.asarray([1.0, -2.0, 0.5])
     one, _ = c_rectified_flow(bowl, time=times)(params, jax.random.key(1), batch)
-    other, _ = losses.flow_matching(potential_velocity(bowl), time=times)(params, jax.random.key(1), batch)
+    other, _ = losses.flow_matching(potential_velocity(bowl), time=times)(
+        params, jax.random.key(1), batch
+    )
     np.testing.assert_allclose(one, other / 2, rtol=1e-12)
 
 
 def test_stationary_at_the_projection_of_any_gaussian_coupling(x64):
-    """f = x'Bx / 2 at a fixed time: the minimum solves B S + S B = dS/dt (the projection on gradients), S = E x_t x_t'.
+    """f = x'Bx / 2 at a fixed time: the minimum solves B S + S B = dS/dt (the projection on
+    gradients), S = E x_t x_t'.
 
-    Both sides are moments of the rows at hand, so that the gradient vanishes to rounding on any rows.
+    Both sides are moments of the rows at hand, so that the gradient vanishes to rounding on any
+    rows.
     """
     rng = np.random.default_rng(0)
     x0 = rng.standard_normal((50, 2))
@@ -68,7 +84,9 @@ def test_stationary_at_the_projection_of_any_gaussian_coupling(x64):
     b = np.linalg.solve(np.kron(s, eye) + np.kron(eye, s), ds.ravel()).reshape(2, 2)
     bowl = field(lambda params, x, t, cond: jnp.einsum("bi,ij,bj->b", x, params, x) / 2)
     grad = jax.grad(
-        lambda p: c_rectified_flow(bowl, time=at(np.full(50, t)))(p, jax.random.key(0), {"x0": x0, "x": x1})[0]
+        lambda p: c_rectified_flow(bowl, time=at(np.full(50, t)))(
+            p, jax.random.key(0), {"x0": x0, "x": x1}
+        )[0]
     )
     np.testing.assert_allclose(grad(b), 0, atol=1e-12)
     assert np.abs(grad(b + np.diag([0.1, 0]))).max() > 1e-2
@@ -82,10 +100,12 @@ def quarter_turn(times, scale=1.0, shift=0.0):
 
 
 def test_turned_pairs_become_the_optimal_map(x64):
-    """N(0, I) to N(m, s^2 I), paired by a quarter turn: plain rectification keeps the turn, since its paths don't cross.
+    """N(0, I) to N(m, s^2 I), paired by a quarter turn: plain rectification keeps the turn, since
+    its paths don't cross.
 
-    The c-rectified velocity is m + l' / (2 l) (x - t m) with l = (1-t)^2 + (s t)^2, whose map is the optimal s x + m.
-    f is quadratic in x with coefficients polynomial in t, and the loss quadratic in those: one Newton step minimizes it.
+    The c-rectified velocity is m + l' / (2 l) (x - t m) with l = (1-t)^2 + (s t)^2, whose map is
+    the optimal s x + m. f is quadratic in x with coefficients polynomial in t, and the loss
+    quadratic in those: one Newton step minimizes it.
     """
     scale, shift, degree = 1.3, np.asarray([1.0, -2.0]), 16
     nodes, weights = np.polynomial.legendre.leggauss(40)
@@ -93,19 +113,27 @@ def test_turned_pairs_become_the_optimal_map(x64):
     batch["weight"] = np.repeat(weights, 4)
 
     def apply(params, x, t, cond):
-        basis = jnp.cos(jnp.arange(degree)[None] * jnp.arccos(jnp.clip(2 * t - 1, -1 + 1e-9, 1 - 1e-9))[:, None])
+        basis = jnp.cos(
+            jnp.arange(degree)[None] * jnp.arccos(jnp.clip(2 * t - 1, -1 + 1e-9, 1 - 1e-9))[:, None]
+        )
         matrices, slopes = jnp.tensordot(basis, params["B"], 1), basis @ params["b"]
         return jnp.einsum("bi,bij,bj->b", x, matrices, x) / 2 + jnp.sum(slopes * x, axis=1)
 
     bowl = field(apply)
-    flat, unravel = jax.flatten_util.ravel_pytree({"B": jnp.zeros((degree, 2, 2)), "b": jnp.zeros((degree, 2))})
+    flat, unravel = jax.flatten_util.ravel_pytree(
+        {"B": jnp.zeros((degree, 2, 2)), "b": jnp.zeros((degree, 2))}
+    )
     loss = lambda p: c_rectified_flow(bowl, time=time)(unravel(p), jax.random.key(0), batch)[0]  # noqa: E731
     grad, hessian = jax.jit(lambda p: (jax.grad(loss)(p), jax.hessian(loss)(p)))(flat)
     params = unravel(jnp.asarray(-np.linalg.pinv(hessian, rtol=1e-12) @ grad))
 
     x0 = np.random.default_rng(1).standard_normal((64, 2))
-    x1 = np.asarray(jax.jit(lambda x: solvers.sample(potential_velocity(bowl), params, x, method=200)[0])(x0))
-    np.testing.assert_allclose(x1, scale * x0 + shift, atol=1e-4)  # degree 16 of a function with poles near
+    x1 = np.asarray(
+        jax.jit(lambda x: solvers.sample(potential_velocity(bowl), params, x, method=200)[0])(x0)
+    )
+    np.testing.assert_allclose(
+        x1, scale * x0 + shift, atol=1e-4
+    )  # degree 16 of a function with poles near
     turned = shift + scale * x0 @ TURN.T
     assert metrics.transport_cost(x0, x1) < 0.7 * metrics.transport_cost(x0, turned)
     np.testing.assert_allclose(np.cov(x1.T), scale**2 * np.cov(x0.T), atol=1e-3)
@@ -113,25 +141,32 @@ def test_turned_pairs_become_the_optimal_map(x64):
 
 @pytest.mark.parametrize("p", [1.5, 2.0, 3.0])
 def test_every_power_cost_undoes_a_quarter_turn(p, x64):
-    """v = a x, a = l' / (2 l), has the marginals of the turned pairs; f = sign(a) |a|^(p-1) sum |x_i|^p / p gives it.
+    """v = a x, a = l' / (2 l), has the marginals of the turned pairs; f = sign(a) |a|^(p-1) sum
+    |x_i|^p / p gives it.
 
     Stationary in that family and against every quadratic form added to f.
     """
     cost, t = power_cost(p), 0.3
     a = (2 * t - 1) / ((1 - t) ** 2 + t**2)
     corners = np.asarray([[1.0, 0.3], [0.3, 1.0]])
-    x_t = np.concatenate([corners * sign for sign in ((1, 1), (1, -1), (-1, 1), (-1, -1))])  # as symmetric as f
+    x_t = np.concatenate(
+        [corners * sign for sign in ((1, 1), (1, -1), (-1, 1), (-1, -1))]
+    )  # as symmetric as f
     x0 = np.linalg.solve((1 - t) * np.eye(2) + t * TURN, x_t.T).T
     batch, time = {"x0": x0, "x": x0 @ TURN.T}, at(np.full(8, t))
 
     def apply(params, x, t, cond):
-        return params["g"] * jnp.sum(jnp.abs(x) ** p, axis=1) / p + jnp.einsum("bi,ij,bj->b", x, params["M"], x)
+        return params["g"] * jnp.sum(jnp.abs(x) ** p, axis=1) / p + jnp.einsum(
+            "bi,ij,bj->b", x, params["M"], x
+        )
 
     params = {"g": jnp.asarray(np.sign(a) * np.abs(a) ** (p - 1)), "M": jnp.zeros((2, 2))}
     x = jax.random.normal(jax.random.key(0), (8, 2))
     v = potential_velocity(field(apply), cost).apply(params, x, jnp.full((8,), t))
     np.testing.assert_allclose(v, a * x, rtol=1e-12)
-    loss = lambda params: c_rectified_flow(field(apply), cost, time=time)(params, jax.random.key(0), batch)[0]  # noqa: E731
+    loss = lambda params: c_rectified_flow(field(apply), cost, time=time)(  # noqa: E731
+        params, jax.random.key(0), batch
+    )[0]
     grads = jax.grad(loss)(params)
     np.testing.assert_allclose(grads["g"], 0, atol=1e-12)
     np.testing.assert_allclose(grads["M"], 0, atol=1e-12)
@@ -141,7 +176,8 @@ def test_every_power_cost_undoes_a_quarter_turn(p, x64):
 
 @pytest.mark.parametrize("name", COSTS)
 def test_zero_for_pairs_that_a_gradient_explains(name, x64):
-    """x1 = 3 x0: u = 2 x0 = a x_t with a = 2 / (1 + 2 t), and f = sum c(a x_i) / a has grad c*(grad f) = a x."""
+    """x1 = 3 x0: u = 2 x0 = a x_t with a = 2 / (1 + 2 t), and f = sum c(a x_i) / a has grad c*(grad
+    f) = a x."""
     cost = COSTS[name]
     rise = lambda t: 2 / (1 + 2 * t)  # noqa: E731
     bowl = field(lambda params, x, t, cond: cost.value(rise(t)[:, None] * x) / rise(t))
@@ -165,12 +201,13 @@ def test_a_network_gives_a_gradient_field_and_trains():
     bowl = inner_potential(net)
     x, t = jax.random.normal(jax.random.key(0), (4, 2)), jnp.linspace(0.1, 0.9, 4)
     params = jax.tree.map(
-        lambda p: p + 0.1 * jax.random.normal(jax.random.key(p.size), p.shape), bowl.init(jax.random.key(1), x, t)
+        lambda p: p + 0.1 * jax.random.normal(jax.random.key(p.size), p.shape),
+        bowl.init(jax.random.key(1), x, t),
     )
     for cost in (None, power_cost(3.0)):
-        grads = jax.jit(jax.grad(lambda p, c=cost: c_rectified_flow(bowl, c)(p, jax.random.key(2), {"x": x})[0]))(
-            params
-        )
+        grads = jax.jit(
+            jax.grad(lambda p, c=cost: c_rectified_flow(bowl, c)(p, jax.random.key(2), {"x": x})[0])
+        )(params)
         assert all(np.isfinite(g).all() and np.abs(g).max() > 0 for g in jax.tree.leaves(grads))
     v = potential_velocity(bowl)
     jacobian = jax.vmap(jax.jacfwd(lambda x, t: v.apply(params, x[None], t[None])[0]))(x, t)

@@ -1,4 +1,5 @@
-"""Discrete consistency: the exact map is a fixed point up to the order of the step, from scratch in the mean."""
+"""Discrete consistency: the exact map is a fixed point up to the order of the step, from scratch in
+the mean."""
 
 import jax
 import jax.numpy as jnp
@@ -83,9 +84,9 @@ def test_a_step_to_data_is_flow_matching():
     )
     one, metrics = loss(ELEMENTS, jax.random.key(1), batch)
     np.testing.assert_allclose(one, plain(ELEMENTS, jax.random.key(1), batch)[0], rtol=1e-5)
-    unweighted, _ = losses.consistency_training(ELEMENTWISE, steps=steps_to_data, weight=lambda t, s: (s - t) ** -2)(
-        ELEMENTS, jax.random.key(1), batch
-    )
+    unweighted, _ = losses.consistency_training(
+        ELEMENTWISE, steps=steps_to_data, weight=lambda t, s: (s - t) ** -2
+    )(ELEMENTS, jax.random.key(1), batch)
     np.testing.assert_allclose(metrics["residual"], unweighted, rtol=1e-5)
 
 
@@ -109,7 +110,9 @@ def test_the_target_holds_still(x64):
 def test_weights():
     t, s = jnp.asarray([0.2, 0.5]), jnp.asarray([0.4, 1.0])
     np.testing.assert_allclose(losses.inverse_time_step(t, s), [5, 2], rtol=1e-6)
-    np.testing.assert_allclose(losses.inverse_noise_step(t, s), 1 / ((1 - t) / t - (1 - s) / s), rtol=1e-6)
+    np.testing.assert_allclose(
+        losses.inverse_noise_step(t, s), 1 / ((1 - t) / t - (1 - s) / s), rtol=1e-6
+    )
 
 
 def test_repeating_the_event_changes_nothing():
@@ -171,7 +174,9 @@ def test_updates_are_counted_and_the_average_is_the_target():
     assert all(names == ["ema", "step"] for names in seen)
     other = {"a": jnp.asarray(0.1), "b": jnp.asarray(0.2)}
     plain = losses.consistency_training(ELEMENTWISE, steps=gaps(0.1))
-    averaged = losses.consistency_training(ELEMENTWISE, steps=gaps(0.1), target=losses.averaged_target)
+    averaged = losses.consistency_training(
+        ELEMENTWISE, steps=gaps(0.1), target=losses.averaged_target
+    )
     value = lambda loss, frozen: loss(params, jax.random.key(0), batch, frozen)[0]  # noqa: E731
     assert value(averaged, {"ema": other}) != value(plain, None)
     np.testing.assert_allclose(value(averaged, {"ema": params}), value(plain, None))
@@ -193,7 +198,9 @@ def test_what_is_frozen_has_no_gradient_and_what_is_missing_is_named():
     with pytest.raises(ValueError, match="'ema' in frozen"):
         loss(ELEMENTS, jax.random.key(0), batch, {"teacher": ELEMENTS})
     with pytest.raises(ValueError, match="'step' in frozen"):
-        losses.consistency_training(ELEMENTWISE, steps=losses.easy_steps(1))(ELEMENTS, jax.random.key(0), batch)
+        losses.consistency_training(ELEMENTWISE, steps=losses.easy_steps(1))(
+            ELEMENTS, jax.random.key(0), batch
+        )
 
 
 def test_every_param_of_a_network_learns():
@@ -222,13 +229,19 @@ def test_bad_input():
         losses.consistency_training(ELEMENTWISE, steps=gaps(0.0))
     with pytest.raises(ValueError, match="shaped like x"):
         losses.consistency_training(
-            Velocity(ELEMENTWISE.init, lambda params, x, t, cond=None, *, key=None: x[:, :1]), steps=gaps(0.1)
+            Velocity(ELEMENTWISE.init, lambda params, x, t, cond=None, *, key=None: x[:, :1]),
+            steps=gaps(0.1),
         )({}, jax.random.key(0), batch)
     with pytest.raises(ValueError, match="metric of shape"):
         losses.consistency_training(ELEMENTWISE, steps=gaps(0.1), metric=lambda v, target, x, t: v)(
             ELEMENTS, jax.random.key(0), batch
         )
-    for options in ({"every": 0}, {"every": 1, "stages": 0}, {"every": 1, "q": 1.0}, {"every": 1, "k": -1.0}):
+    for options in (
+        {"every": 0},
+        {"every": 1, "stages": 0},
+        {"every": 1, "q": 1.0},
+        {"every": 1, "k": -1.0},
+    ):
         with pytest.raises(ValueError, match="easy_steps: expected"):
             losses.easy_steps(**options)
     with pytest.raises(ValueError, match="2 counts need every"):

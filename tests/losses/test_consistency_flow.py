@@ -1,4 +1,5 @@
-"""Consistency flow matching: exact average velocities per segment are left alone, straight flows altogether."""
+"""Consistency flow matching: exact average velocities per segment are left alone, straight flows
+altogether."""
 
 import diffrax
 import jax
@@ -46,7 +47,9 @@ def test_the_exact_average_velocities_are_left_alone_to_first_order(name, x64):
             delta=delta,
             alpha=0.0,
             teacher=oracles.as_velocity(oracle),
-            time=lambda key, n: jnp.concatenate([jnp.linspace(0.01, 0.27, n // 2), jnp.linspace(0.31, 0.97, n // 2)]),
+            time=lambda key, n: jnp.concatenate(
+                [jnp.linspace(0.01, 0.27, n // 2), jnp.linspace(0.31, 0.97, n // 2)]
+            ),
         )
         return loss(ZERO, jax.random.key(3), batch, {"teacher": {}})[1]["residual"]
 
@@ -58,7 +61,9 @@ def test_the_exact_average_velocities_are_left_alone_to_first_order(name, x64):
 
 def test_euler_steps_that_meet_the_ends_are_exact():
     x0 = jax.random.normal(jax.random.key(0), (5, 2))
-    x, info = solvers.sample(student(gaussian_map, end), ZERO, x0, method=solvers.on_grid(EDGES, diffrax.Euler()))
+    x, info = solvers.sample(
+        student(gaussian_map, end), ZERO, x0, method=solvers.on_grid(EDGES, diffrax.Euler())
+    )
     np.testing.assert_allclose(x, GAUSSIAN.flow_map(x0, jnp.zeros(5), jnp.ones(5)), atol=5e-6)
     np.testing.assert_array_equal(info.evaluations, 2)
 
@@ -74,11 +79,15 @@ def test_from_scratch_the_mean_gradient_vanishes_at_the_exact_map(draw, average)
 
 @pytest.mark.parametrize("segments", [1, 3])
 def test_a_straight_flow_has_no_loss_at_all(segments):
-    """Pairs that are a shift apart: v is the shift, whatever the segments, and v does not change either."""
+    """Pairs that are a shift apart: v is the shift, whatever the segments, and v does not change
+    either."""
     shift = jnp.asarray([1.0, -2.0])
     x0 = jax.random.normal(jax.random.key(0), (64, 2))
     constant = Velocity(
-        lambda *args: {}, lambda params, x, t, cond=None, *, key=None: jnp.broadcast_to(shift[None], x.shape) + params
+        lambda *args: {},
+        lambda params, x, t, cond=None, *, key=None: (
+            jnp.broadcast_to(shift[None], x.shape) + params
+        ),
     )
     loss = consistency_flow_matching(constant, segments=segments, delta=0.05, alpha=1.0)
     batch = {"x0": x0, "x": x0 + shift[None]}
@@ -93,11 +102,15 @@ def test_the_second_term_is_the_change_of_the_velocity():
     x0, x1 = (jax.random.normal(jax.random.key(i), (8, 2)) for i in range(2))
 
     def value(alpha):
-        loss = consistency_flow_matching(ELEMENTWISE, segments=1, delta=0.1, alpha=alpha, time=lambda key, n: t)
+        loss = consistency_flow_matching(
+            ELEMENTWISE, segments=1, delta=0.1, alpha=alpha, time=lambda key, n: t
+        )
         return loss(ELEMENTS, jax.random.key(2), {"x": x1, "x0": x0})
 
     line = lambda t: x0 + t[:, None] * (x1 - x0)  # noqa: E731
-    change = ELEMENTWISE.apply(ELEMENTS, line(t), t) - ELEMENTWISE.apply(ELEMENTS, line(t + 0.1), t + 0.1)
+    change = ELEMENTWISE.apply(ELEMENTS, line(t), t) - ELEMENTWISE.apply(
+        ELEMENTS, line(t + 0.1), t + 0.1
+    )
     np.testing.assert_allclose(value(1.0)[0] - value(0.0)[0], jnp.mean(change**2), rtol=1e-4)
     np.testing.assert_allclose(value(1.0)[1]["velocity"], jnp.mean(change**2), rtol=1e-4)
 
@@ -105,7 +118,9 @@ def test_the_second_term_is_the_change_of_the_velocity():
 def test_the_targets_hold_still(x64):
     t = jnp.linspace(0.05, 0.45, 8)
     x0, x1 = (jax.random.normal(jax.random.key(i), (8, 2), jnp.float64) for i in range(2))
-    loss = consistency_flow_matching(ELEMENTWISE, segments=2, delta=0.04, alpha=0.3, time=lambda key, n: t)
+    loss = consistency_flow_matching(
+        ELEMENTWISE, segments=2, delta=0.04, alpha=0.3, time=lambda key, n: t
+    )
     grads = jax.grad(lambda p: loss(p, jax.random.key(0), {"x": x1, "x0": x0})[0])(ELEMENTS)
 
     def both(params, t):
@@ -125,7 +140,8 @@ def test_the_targets_hold_still(x64):
 
 
 def test_no_target_looks_beyond_the_end_of_its_segment():
-    """Just before 0.5 the next segment's velocity, here enormous, changes neither value nor metrics."""
+    """Just before 0.5 the next segment's velocity, here enormous, changes neither value nor
+    metrics."""
     t = jnp.linspace(0.4901, 0.4999, 8)
     batch = {"x": jnp.ones((8, 2)), "x0": jnp.zeros((8, 2))}
 
@@ -134,7 +150,11 @@ def test_no_target_looks_beyond_the_end_of_its_segment():
             return jnp.where(t[:, None] >= 0.5, size, ELEMENTWISE.apply(params, x, t))
 
         loss = consistency_flow_matching(
-            Velocity(ELEMENTWISE.init, apply), segments=2, delta=0.01, alpha=1.0, time=lambda key, n: t
+            Velocity(ELEMENTWISE.init, apply),
+            segments=2,
+            delta=0.01,
+            alpha=1.0,
+            time=lambda key, n: t,
         )
         return jax.tree.leaves(loss(ELEMENTS, jax.random.key(0), batch))
 
@@ -147,7 +167,8 @@ def test_with_the_whole_segment_as_boundary_it_is_flow_matching():
     loss = consistency_flow_matching(ELEMENTWISE, segments=2, boundary=1e-6, alpha=1.0)
     left = lambda t: jnp.where(t < 0.5, 0.5, 1.0) - t  # noqa: E731
     plain = losses.flow_matching(
-        ELEMENTWISE, metric=lambda v, target, x, t: left(t) ** 2 * losses.mean_squared_error(v, target, x, t)
+        ELEMENTWISE,
+        metric=lambda v, target, x, t: left(t) ** 2 * losses.mean_squared_error(v, target, x, t),
     )
     value, metrics = loss(ELEMENTS, jax.random.key(1), batch)
     np.testing.assert_allclose(value, plain(ELEMENTS, jax.random.key(1), batch)[0], rtol=1e-5)
@@ -158,13 +179,19 @@ def test_repeating_the_event_changes_nothing():
     x0, x = (jax.random.normal(jax.random.key(i), (8, 3)) for i in range(2))
     loss = consistency_flow_matching(ELEMENTWISE, delta=0.05, alpha=0.3)
     one = loss(ELEMENTS, jax.random.key(2), {"x": x, "x0": x0})
-    two = loss(ELEMENTS, jax.random.key(2), {"x": jnp.concatenate([x, x], 1), "x0": jnp.concatenate([x0, x0], 1)})
+    two = loss(
+        ELEMENTS,
+        jax.random.key(2),
+        {"x": jnp.concatenate([x, x], 1), "x0": jnp.concatenate([x0, x0], 1)},
+    )
     for a, b in zip(jax.tree.leaves(one), jax.tree.leaves(two), strict=True):
         np.testing.assert_allclose(a, b, rtol=1e-5)
 
 
 def test_what_is_frozen_has_no_gradient_and_every_param_learns():
-    loss = consistency_flow_matching(ELEMENTWISE, teacher=ELEMENTWISE, target=losses.averaged_target, alpha=1.0)
+    loss = consistency_flow_matching(
+        ELEMENTWISE, teacher=ELEMENTWISE, target=losses.averaged_target, alpha=1.0
+    )
     batch, frozen = {"x": jnp.ones((4, 2))}, {"teacher": ELEMENTS, "ema": {"a": 0.1, "b": 0.2}}
     grads = jax.grad(lambda frozen: loss(ELEMENTS, jax.random.key(0), batch, frozen)[0])(frozen)
     assert not np.any(jax.tree.leaves(grads))
@@ -192,4 +219,6 @@ def test_bad_input():
         with pytest.raises(ValueError, match=message):
             consistency_flow_matching(ELEMENTWISE, **options)
     with pytest.raises(ValueError, match="needs a key"):
-        consistency_flow_matching(ELEMENTWISE, time=times.uniform())(ELEMENTS, None, {"x": jnp.ones((4, 2))})
+        consistency_flow_matching(ELEMENTWISE, time=times.uniform())(
+            ELEMENTS, None, {"x": jnp.ones((4, 2))}
+        )

@@ -36,7 +36,9 @@ def test_the_straight_flow_of_a_mixture_has_no_residual_at_any_of_the_times(x64)
 
 
 def test_a_tiled_event_has_the_same_loss():
-    bend = Velocity(lambda *args: {}, lambda params, x, t, cond=None, *, key=None: jnp.sin(x + t[:, None]))
+    bend = Velocity(
+        lambda *args: {}, lambda params, x, t, cond=None, *, key=None: jnp.sin(x + t[:, None])
+    )
     x0, x = jax.random.normal(jax.random.key(0), (2, 8, 3))
     loss = distillation(bend, times=(0, 0.5))
     batches = ({"x0": x0, "x": x}, {"x0": jnp.tile(x0, (1, 2)), "x": jnp.tile(x, (1, 2))})
@@ -56,7 +58,9 @@ def test_a_few_times_on_the_line():
     loss({}, jax.random.key(0), {"x0": x0, "x": x1})
     times, counts = np.unique(seen["t"], return_counts=True)
     np.testing.assert_array_equal(times, [0, 0.25, 0.5])
-    np.testing.assert_allclose(counts / 4000, 1 / 3, atol=4 * np.sqrt(2 / 9 / 4000))  # 4 standard errors
+    np.testing.assert_allclose(
+        counts / 4000, 1 / 3, atol=4 * np.sqrt(2 / 9 / 4000)
+    )  # 4 standard errors
     np.testing.assert_allclose(seen["x"][:, 0], seen["t"])
 
 

@@ -10,7 +10,9 @@ T = jnp.asarray([0.0, 0.2, 0.4, 0.6, 0.8, 1.0])
 
 
 def still(value=0.0):
-    return types.Velocity(lambda *args: {}, lambda params, x, t, cond=None, *, key=None: jnp.full_like(x, value))
+    return types.Velocity(
+        lambda *args: {}, lambda params, x, t, cond=None, *, key=None: jnp.full_like(x, value)
+    )
 
 
 def test_mean_squared_is_the_default():
@@ -71,7 +73,8 @@ def test_perceptual_huber_by_hand():
     np.testing.assert_allclose(seen["y"], x1, rtol=1e-5, atol=1e-6)
     np.testing.assert_allclose(seen["x"], x1 + (1 - T[:, None]) * 0.1, rtol=1e-5, atol=1e-6)
     huber = (np.sqrt(4 * 0.1**2 + 0.25) - 0.5) / 4
-    # sum |x - y| = 4 (1 - t) 0.1: over 1 - t it counts the same at every time, but at t=1, where there is nothing to see
+    # sum |x - y| = 4 (1 - t) 0.1: over 1 - t it counts the same at every time, but at t=1, where
+    # there is nothing to see
     np.testing.assert_allclose(given, T * huber + 0.4 * (T < 1), rtol=1e-4, atol=1e-6)
 
 
@@ -83,8 +86,14 @@ def test_in_flow_matching():
         seen.update(v=v, target=target, x_t=x_t, t=t)
         return t
 
-    batch = {"x": V.astype(jnp.bfloat16), "x0": TARGET.astype(jnp.bfloat16), "weight": jnp.arange(1.0, 7)}
-    value, _ = losses.flow_matching(still(2.0), metric=metric, time=lambda key, n: T)({}, jax.random.key(0), batch)
+    batch = {
+        "x": V.astype(jnp.bfloat16),
+        "x0": TARGET.astype(jnp.bfloat16),
+        "weight": jnp.arange(1.0, 7),
+    }
+    value, _ = losses.flow_matching(still(2.0), metric=metric, time=lambda key, n: T)(
+        {}, jax.random.key(0), batch
+    )
     np.testing.assert_allclose(value, np.sum(np.arange(1, 7) * T) / 21, rtol=1e-6)
     assert seen["v"].dtype == seen["target"].dtype == jnp.float32
     np.testing.assert_array_equal(seen["v"], 2)
@@ -101,12 +110,15 @@ def test_in_flow_matching():
 
 
 def test_synthetic_and_real_pairs_in_one_batch():
-    """Synthetic rows (x0, x1 = flow of x0), real rows inverted along the flow, and real rows with fresh noise."""
+    """Synthetic rows (x0, x1 = flow of x0), real rows inverted along the flow, and real rows with
+    fresh noise."""
     oracle = oracles.gaussian([1.0, -1.0], [[0.5, 0.2], [0.2, 0.4]])
     velocity = oracles.as_velocity(oracle)
     z, real = jax.random.normal(jax.random.key(0), (4, 2)), oracle.sample(jax.random.key(1), 8)
     made, _ = jax.jit(lambda z: solvers.sample(velocity, {}, z, method=50))(z)
-    inverted, _ = jax.jit(lambda x: solvers.sample(velocity, {}, x, method=50, t0=1.0, t1=0.0))(real[:4])
+    inverted, _ = jax.jit(lambda x: solvers.sample(velocity, {}, x, method=50, t0=1.0, t1=0.0))(
+        real[:4]
+    )
     batch = {
         "x": jnp.concatenate([made, real]),
         "x0": jnp.concatenate([z, inverted, jnp.zeros((4, 2))]),
@@ -118,18 +130,25 @@ def test_synthetic_and_real_pairs_in_one_batch():
         seen.append(x)
         return jnp.zeros_like(x)
 
-    loss = losses.flow_matching(types.Velocity(lambda *args: {}, apply), time=lambda key, n: jnp.zeros(n))
+    loss = losses.flow_matching(
+        types.Velocity(lambda *args: {}, apply), time=lambda key, n: jnp.zeros(n)
+    )
     for key in (0, 1):
         losses.chain(losses.fresh_source(), loss)({}, jax.random.key(key), batch)
     first, second = seen  # at t=0, x_t is the source
     np.testing.assert_array_equal(first[:8], batch["x0"][:8])
     assert np.all(first[8:] != second[8:]) and np.all(first[8:] != 0)
-    # the inverted rows are pairs of the same flow as the made ones: their targets are its average velocity
+    # the inverted rows are pairs of the same flow as the made ones: their targets are its average
+    # velocity
     t = jnp.zeros(8)
     np.testing.assert_allclose(
-        (batch["x"] - batch["x0"])[:8], oracle.average_velocity(batch["x0"][:8], t, t + 1), atol=2e-3
+        (batch["x"] - batch["x0"])[:8],
+        oracle.average_velocity(batch["x0"][:8], t, t + 1),
+        atol=2e-3,
     )
-    with_u = losses.flow_matching(velocity, time=times.u_shaped(), metric=losses.pseudo_huber(0.1), path=paths.linear())
+    with_u = losses.flow_matching(
+        velocity, time=times.u_shaped(), metric=losses.pseudo_huber(0.1), path=paths.linear()
+    )
     assert np.isfinite(losses.chain(losses.fresh_source(), with_u)({}, jax.random.key(0), batch)[0])
     for bad in ({"x": made, "x0": z}, {"x": made, "paired": jnp.ones(4, bool)}):
         with pytest.raises(ValueError, match="'x0' and 'paired' in batch"):

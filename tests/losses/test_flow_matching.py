@@ -35,7 +35,8 @@ def at(time):
 
 
 def test_irreducible_loss_of_a_gaussian():
-    """At the marginal velocity of data of standard deviation c the loss is int c^2 / ((1-t)^2 + c^2 t^2) dt = pi c / 2."""
+    """At the marginal velocity of data of standard deviation c the loss is int c^2 / ((1-t)^2 + c^2
+    t^2) dt = pi c / 2."""
     n = 20_000
     x = MEAN + STD * jax.random.normal(jax.random.key(1), (n, 1))
     loss = jax.jit(losses.flow_matching(as_velocity(gaussian_velocity)))
@@ -43,10 +44,15 @@ def test_irreducible_loss_of_a_gaussian():
     assert metrics == {}
     # 4 standard errors; the squared residual has a standard deviation below 1.6
     np.testing.assert_allclose(value, np.pi * STD / 2, atol=4 * 1.6 / np.sqrt(n))
-    # an offset of 1 adds 1, and the gradient of the offset is 2 there, 0 at the optimum, for the same reason
+    # an offset of 1 adds 1, and the gradient of the offset is 2 there, 0 at the optimum, for the
+    # same reason
     grad = jax.grad(lambda p: loss(p, jax.random.key(0), {"x": x})[0])
-    np.testing.assert_allclose(grad({"offset": jnp.zeros(())})["offset"], 0, atol=4 * 2 * 0.9 / np.sqrt(n))
-    np.testing.assert_allclose(grad({"offset": jnp.ones(())})["offset"], 2, atol=4 * 2 * 0.9 / np.sqrt(n))
+    np.testing.assert_allclose(
+        grad({"offset": jnp.zeros(())})["offset"], 0, atol=4 * 2 * 0.9 / np.sqrt(n)
+    )
+    np.testing.assert_allclose(
+        grad({"offset": jnp.ones(())})["offset"], 2, atol=4 * 2 * 0.9 / np.sqrt(n)
+    )
 
 
 def test_value_by_hand():
@@ -96,9 +102,14 @@ def test_the_coupling_moves_labels_conditions_and_weights():
 
 
 def test_the_independent_coupling_gathers_nothing():
-    loss = losses.chain(couplings.pair(couplings.independent()), losses.flow_matching(as_velocity(gaussian_velocity)))
+    loss = losses.chain(
+        couplings.pair(couplings.independent()),
+        losses.flow_matching(as_velocity(gaussian_velocity)),
+    )
     batch = {"x": jnp.zeros((4, 1)), "weight": jnp.ones((4,))}
-    assert "gather" not in str(jax.make_jaxpr(lambda k: loss({"offset": 0.0}, k, batch))(jax.random.key(0)))
+    assert "gather" not in str(
+        jax.make_jaxpr(lambda k: loss({"offset": 0.0}, k, batch))(jax.random.key(0))
+    )
 
 
 def test_source_times_and_dropout_have_their_own_keys():
@@ -122,29 +133,47 @@ def test_drop_replaces_rows_by_null():
     velocity, seen = recorder()
     batch = {"x": jnp.zeros((n, 2)), "cond": cond}
     for drop in (0.0, 0.25, 1.0):
-        losses.chain(losses.drop_cond(drop, null=null), losses.flow_matching(velocity))({}, jax.random.key(0), batch)
+        losses.chain(losses.drop_cond(drop, null=null), losses.flow_matching(velocity))(
+            {}, jax.random.key(0), batch
+        )
         dropped = np.asarray(seen["cond"]["label"]) == 10
         # 4 standard errors of a frequency
         np.testing.assert_allclose(dropped.mean(), drop, atol=4 * np.sqrt(drop * (1 - drop) / n))
         np.testing.assert_array_equal(seen["cond"]["label"][~dropped], cond["label"][~dropped])
         np.testing.assert_array_equal(seen["cond"]["vector"][~dropped], cond["vector"][~dropped])
-        np.testing.assert_array_equal(seen["cond"]["vector"], np.where(dropped[:, None], null["vector"], 1.0))
+        np.testing.assert_array_equal(
+            seen["cond"]["vector"], np.where(dropped[:, None], null["vector"], 1.0)
+        )
         assert seen["cond"]["label"].dtype == cond["label"].dtype
         if drop == 0.25:  # rows drop one by one, not as a prefix, and not with their times
-            np.testing.assert_allclose(dropped[: n // 2].mean(), drop, atol=4 * np.sqrt(drop * (1 - drop) * 2 / n))
+            np.testing.assert_allclose(
+                dropped[: n // 2].mean(), drop, atol=4 * np.sqrt(drop * (1 - drop) * 2 / n)
+            )
             assert abs(np.corrcoef(seen["t"], dropped)[0, 1]) < 4 / np.sqrt(n)
 
 
 def test_bfloat16_data():
     velocity, seen = recorder()
-    value, _ = losses.flow_matching(velocity)({}, jax.random.key(0), {"x": jnp.ones((8, 2), jnp.bfloat16)})
-    assert seen["x"].dtype == jnp.bfloat16 and seen["t"].dtype == jnp.float32 and value.dtype == jnp.float32
+    value, _ = losses.flow_matching(velocity)(
+        {}, jax.random.key(0), {"x": jnp.ones((8, 2), jnp.bfloat16)}
+    )
+    assert (
+        seen["x"].dtype == jnp.bfloat16
+        and seen["t"].dtype == jnp.float32
+        and value.dtype == jnp.float32
+    )
 
 
 def test_float32_data_stay_float32_beside_float64(x64):
     velocity, seen = recorder()
-    value, _ = losses.flow_matching(velocity)({}, jax.random.key(0), {"x": jnp.ones((8, 2), jnp.float32)})
-    assert seen["x"].dtype == jnp.float32 and seen["t"].dtype == jnp.float32 and value.dtype == jnp.float32
+    value, _ = losses.flow_matching(velocity)(
+        {}, jax.random.key(0), {"x": jnp.ones((8, 2), jnp.float32)}
+    )
+    assert (
+        seen["x"].dtype == jnp.float32
+        and seen["t"].dtype == jnp.float32
+        and value.dtype == jnp.float32
+    )
 
 
 def test_a_stochastic_path_sees_one_key_twice():

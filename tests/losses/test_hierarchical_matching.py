@@ -12,7 +12,9 @@ from jflow.types import Velocity
 
 
 def as_velocity(function):
-    return Velocity(lambda *args: {}, lambda params, x, t, cond=None, *, key=None: function(params, x, t, cond))
+    return Velocity(
+        lambda *args: {}, lambda params, x, t, cond=None, *, key=None: function(params, x, t, cond)
+    )
 
 
 def fixed(values):
@@ -27,11 +29,17 @@ def test_one_level_is_flow_matching():
     net = as_velocity(lambda params, x, t, cond: params["w"] * x + t[:, None] + cond)
     params, times = {"w": jnp.array(0.3)}, np.linspace(0.1, 0.9, 8).astype(np.float32)
     flipped = lambda key, x0, x1, cond=None: (jnp.arange(8)[::-1], jnp.arange(8))  # noqa: E731
-    batch = {"x": rows(), "x0": rows(seed=1), "cond": rows(seed=2), "weight": jnp.linspace(0.5, 2, 8)}
+    batch = {
+        "x": rows(),
+        "x0": rows(seed=1),
+        "cond": rows(seed=2),
+        "weight": jnp.linspace(0.5, 2, 8),
+    }
     one = hierarchical_matching(net, [HierarchyLevel(time=fixed(times), coupling=flipped)])
     known = losses.chain(couplings.pair(flipped), losses.flow_matching(net, time=fixed(times)))
     found, expected = (
-        jax.value_and_grad(lambda p, f=f: f(p, jax.random.key(0), batch)[0])(params) for f in (one, known)
+        jax.value_and_grad(lambda p, f=f: f(p, jax.random.key(0), batch)[0])(params)
+        for f in (one, known)
     )
     np.testing.assert_array_equal(found[0], expected[0])
     np.testing.assert_array_equal(found[1]["w"], expected[1]["w"])
@@ -51,7 +59,9 @@ def test_inputs_and_target_of_three_levels():
         return np.arange(8), np.arange(8)
 
     times = [np.full(8, t, np.float32) for t in (0.2, 0.5, 0.9)]
-    loss = hierarchical_matching(as_velocity(net), [HierarchyLevel(time=fixed(t), coupling=spy) for t in times])
+    loss = hierarchical_matching(
+        as_velocity(net), [HierarchyLevel(time=fixed(t), coupling=spy) for t in times]
+    )
     x1 = rows()
     value = loss({}, jax.random.key(3), {"x": x1})[0]
     z = [z for z, _, _ in noise]
@@ -76,17 +86,21 @@ def test_rows_follow_the_couplings_of_every_level():
         )
 
     def net(params, x, t, cond):
-        # at t = 1 the state above is its data, and the state here the velocity: all rows must belong together
+        # at t = 1 the state above is its data, and the state here the velocity: all rows must
+        # belong together
         np.testing.assert_allclose(cond.states[0], cond.cond, atol=1e-6)
         return cond.cond
 
     x1 = rows()
-    hierarchical_matching(as_velocity(net), [rolled(3), rolled(2)])({}, jax.random.key(0), {"x": x1, "cond": x1})
+    hierarchical_matching(as_velocity(net), [rolled(3), rolled(2)])(
+        {}, jax.random.key(0), {"x": x1, "cond": x1}
+    )
 
 
 def test_gaussian_data_have_a_known_inner_velocity():
-    # x1 ~ N(m, c I): v given x_1 is N(mu, tau^2), so that the best velocity of the inner flow from N(0, 1) to it is
-    # known; its loss is a minimum: the gradient by a factor and a shift vanishes, and both directions are worse
+    # x1 ~ N(m, c I): v given x_1 is N(mu, tau^2), so that the best velocity of the inner flow from
+    # N(0, 1) to it is known; its loss is a minimum: the gradient by a factor and a shift vanishes,
+    # and both directions are worse
     m, c, t1, t2 = 0.8, 0.5, 0.4, 0.6
 
     def best(params, y, r, told):
@@ -104,7 +118,9 @@ def test_gaussian_data_have_a_known_inner_velocity():
     zero = {"scale": jnp.zeros(()), "shift": jnp.zeros(())}
     value, slope = both(zero)
     for name in zero:
-        np.testing.assert_allclose(slope[name], 0, atol=0.04, err_msg=name)  # standard error about 0.01
+        np.testing.assert_allclose(
+            slope[name], 0, atol=0.04, err_msg=name
+        )  # standard error about 0.01
         for change in (-0.1, 0.1):
             assert both({**zero, name: jnp.array(change)})[0] > value
     # what is left is the variance of (v - z) given both states
@@ -119,7 +135,9 @@ def test_plain_velocity_networks_are_told_the_levels_above(net):
     x, t = rows(), jnp.full(8, 0.5)
     told = HierarchyCondition((rows(seed=4),), (jnp.full(8, 0.3),), rows(seed=5))
     params = jax.jit(v.init)(jax.random.key(0), x, t, told)
-    params = jax.tree.map(lambda p: p + 0.3 * np.random.default_rng(0).standard_normal(p.shape, np.float32), params)
+    params = jax.tree.map(
+        lambda p: p + 0.3 * np.random.default_rng(0).standard_normal(p.shape, np.float32), params
+    )
     apply = jax.jit(v.apply)
     base = apply(params, x, t, told)
     for other in (
@@ -134,8 +152,9 @@ def test_plain_velocity_networks_are_told_the_levels_above(net):
 
 
 def test_a_coupling_of_velocities_has_to_mind_the_state_above():
-    # at t_2 = 0 the network sees z_2 itself. Blind transport pairs it with velocities, which depend on x_1; transport
-    # among near x_1 leaves them independent (64 rows: a correlation has standard error 0.125, more than 0.4 is no chance)
+    # at t_2 = 0 the network sees z_2 itself. Blind transport pairs it with velocities, which depend
+    # on x_1; transport among near x_1 leaves them independent (64 rows: a correlation has standard
+    # error 0.125, more than 0.4 is no chance)
     def correlation(coupling):
         seen = {}
 
@@ -163,4 +182,6 @@ def test_bad_input_says_so():
     with pytest.raises(ValueError, match="needs a key"):
         hierarchical_matching(net)({}, None, {"x": rows()})
     with pytest.raises(ValueError, match=r"velocity of shape \[8, 2\], got \[8, 1\]"):
-        hierarchical_matching(as_velocity(lambda p, x, t, c: x[:, :1]))({}, jax.random.key(0), {"x": rows()})
+        hierarchical_matching(as_velocity(lambda p, x, t, c: x[:, :1]))(
+            {}, jax.random.key(0), {"x": rows()}
+        )

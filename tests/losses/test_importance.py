@@ -1,4 +1,5 @@
-"""Densities of times: unbiased whatever they are, and of less variance where they follow the integrand."""
+"""Densities of times: unbiased whatever they are, and of less variance where they follow the
+integrand."""
 
 import jax
 import jax.numpy as jnp
@@ -35,13 +36,15 @@ def test_weight_is_half_the_rate_of_log_snr_on_the_noise(schedule, x64):
 
 @pytest.mark.parametrize("schedule", [LINEAR, TRIG], ids=["linear", "trigonometric"])
 def test_unbiased_and_of_less_variance(schedule, x64):
-    """int w(t) (1 + t) dt over [0, 0.99], within 4 standard errors; the designed density has a small part of the
-    variance (measured: 307 and 0.43, 52 and 0.12)."""
+    """int w(t) (1 + t) dt over [0, 0.99], within 4 standard errors; the designed density has a
+    small part of the variance (measured: 307 and 0.43, 52 and 0.12)."""
 
     def integrand(t):
         return losses.likelihood_weight(schedule, t) * (1 + t)
 
-    exact = scipy.integrate.quad(lambda t: float(integrand(jnp.asarray([t]))[0]), 0, 0.99, epsrel=1e-6)[0]
+    exact = scipy.integrate.quad(
+        lambda t: float(integrand(jnp.asarray([t]))[0]), 0, 0.99, epsrel=1e-6
+    )[0]
     spread = []
     for importance in (uniform(0, 0.99), losses.likelihood_importance(schedule, 0, 0.99)):
         values = estimates(importance, integrand)
@@ -51,7 +54,8 @@ def test_unbiased_and_of_less_variance(schedule, x64):
 
 
 def test_shares_of_the_linear_path(x64):
-    """At the edges of the cells, the share of times before t is (-log(1 - t) - t) over its value at t1."""
+    """At the edges of the cells, the share of times before t is (-log(1 - t) - t) over its value at
+    t1."""
     u = jnp.linspace(0, 1, 65)
     t, _ = losses.draw_times(losses.likelihood_importance(t1=0.999, cells=64), u)
     share = -np.log1p(-np.asarray(t)) - np.asarray(t)
@@ -64,7 +68,9 @@ def test_the_density_is_that_of_the_weights(x64):
     rng = np.random.default_rng(0)
     edges = np.concatenate([[0.1], 0.1 + np.cumsum(rng.uniform(0.02, 0.2, size=6))])
     importance = losses.Importance(jnp.asarray(edges), jnp.asarray(rng.uniform(0.1, 2, size=6)))
-    t, weight = losses.draw_times(importance, jax.random.uniform(jax.random.key(0), (100_000,), float))
+    t, weight = losses.draw_times(
+        importance, jax.random.uniform(jax.random.key(0), (100_000,), float)
+    )
     counts = np.histogram(t, edges)[0] / 1e5
     assert counts.sum() == pytest.approx(1, abs=1e-12)  # no time lies outside
     mass = np.asarray(importance.size) * np.diff(edges)
@@ -75,10 +81,13 @@ def test_the_density_is_that_of_the_weights(x64):
 
 
 def test_a_learned_density_reaches_the_least_variance(x64):
-    """For f = 1 / sqrt(t) on [0.01, 1], from the uniform density: sizes become the cells' root mean squares."""
+    """For f = 1 / sqrt(t) on [0.01, 1], from the uniform density: sizes become the cells' root mean
+    squares."""
 
     def f(t):
-        return 1 / jnp.sqrt(t) * jnp.where(jnp.arange(t.shape[0]) % 2 == 0, 1.5, 0.5)  # rows differ at one time
+        return (
+            1 / jnp.sqrt(t) * jnp.where(jnp.arange(t.shape[0]) % 2 == 0, 1.5, 0.5)
+        )  # rows differ at one time
 
     edges = jnp.linspace(0.01, 1, 17)
     start = losses.Importance(edges, jnp.ones(16))
@@ -94,7 +103,9 @@ def test_a_learned_density_reaches_the_least_variance(x64):
     # E f^2 = 1.25 / t: the root of its mean over each cell, up to one factor
     ideal = np.sqrt(np.log(np.asarray(edges[1:] / edges[:-1])) / np.diff(edges))
     ratio = np.asarray(importance.size) / ideal
-    np.testing.assert_allclose(ratio / ratio.mean(), 1, atol=0.1)  # an average over about 10 batches of 512
+    np.testing.assert_allclose(
+        ratio / ratio.mean(), 1, atol=0.1
+    )  # an average over about 10 batches of 512
     assert 0.2 < importance.size.mean() < 5  # on the scale it started from
     assert estimates(importance, f).var() < 0.9 * estimates(start, f).var()
     # nothing seen, nothing changed; what is 0 keeps the floor

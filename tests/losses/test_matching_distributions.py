@@ -1,4 +1,5 @@
-"""Distribution matching: the student's gradient is that of a KL divergence in closed form, the fake's is flow matching."""
+"""Distribution matching: the student's gradient is that of a KL divergence in closed form, the
+fake's is flow matching."""
 
 import jax
 import jax.numpy as jnp
@@ -43,21 +44,29 @@ PARAMS = {"student": STUDENT, "fake": STUDENT}
 
 
 def test_the_gradient_is_that_of_the_divergence():
-    """KL of N(t m, V) and N(t MEAN, W), V = t^2 s^2 + (1 - t)^2, W = t^2 VAR + (1 - t)^2, averaged over t in [0.02, 0.98]."""
+    """KL of N(t m, V) and N(t MEAN, W), V = t^2 s^2 + (1 - t)^2, W = t^2 VAR + (1 - t)^2, averaged
+    over t in [0.02, 0.98]."""
     nodes, weights = np.polynomial.legendre.leggauss(64)
     t, weights = 0.02 + 0.96 * (nodes + 1) / 2, weights / 2
     m, s = 1.6, 0.5
     v, w = t**2 * s**2 + (1 - t) ** 2, t**2 * VAR + (1 - t) ** 2
-    exact = {"m": np.sum(weights * t**2 * (m - MEAN) / w), "s": np.sum(weights * t**2 * s * (1 / w - 1 / v))}
+    exact = {
+        "m": np.sum(weights * t**2 * (m - MEAN) / w),
+        "s": np.sum(weights * t**2 * s * (1 / w - 1 / v)),
+    }
     loss = distribution_matching(affine, FAKE, TEACHER, weight=kl_weight)
 
     def gradient(key):
-        grads = jax.grad(lambda p: loss(p, key, {"x": jnp.zeros((1000, 1))}, {"teacher": {}})[0])(PARAMS)
+        grads = jax.grad(lambda p: loss(p, key, {"x": jnp.zeros((1000, 1))}, {"teacher": {}})[0])(
+            PARAMS
+        )
         off = {name: grads["student"][name] - exact[name] for name in exact}
         return {"off": off, "student": grads["student"], "fake": grads["fake"]}
 
     scores = standard_scores(gradient)  # fake m, s; off m, s; student m, s
-    assert np.all(np.abs(scores[:4]) < 3), scores  # the exact fake velocity is where its own gradient vanishes
+    assert np.all(np.abs(scores[:4]) < 3), (
+        scores
+    )  # the exact fake velocity is where its own gradient vanishes
     assert scores[4] > 10 and scores[5] < -10, scores  # down in mean, up in spread
 
 
@@ -66,7 +75,9 @@ def test_at_the_teachers_own_law_nothing_moves(x64):
     loss = distribution_matching(affine, FAKE, TEACHER)
 
     def run(student, fake):
-        return loss({"student": student, "fake": fake}, KEY, {"x": jnp.zeros((256, 1))}, {"teacher": {}})
+        return loss(
+            {"student": student, "fake": fake}, KEY, {"x": jnp.zeros((256, 1))}, {"teacher": {}}
+        )
 
     _, metrics = run(exact, exact)
     assert metrics["residual"] < 1e-12 and metrics["student"] < 1e-12
@@ -77,7 +88,9 @@ def test_at_the_teachers_own_law_nothing_moves(x64):
 
 LOSSES = {
     "distribution_matching": lambda model, *rest: distribution_matching(
-        lambda p, x0, cond: sample_flow_map(model, p, x0, cond)[0], *rest, weight=lambda x1, seen, t: t
+        lambda p, x0, cond: sample_flow_map(model, p, x0, cond)[0],
+        *rest,
+        weight=lambda x1, seen, t: t,
     ),
     "shared_timesteps": lambda model, *rest: shared_timesteps(
         model, *rest, (0.0, 0.4, 0.7, 1.0), weight=lambda x1, seen, t: t
@@ -88,7 +101,8 @@ LOSSES = {
 @pytest.mark.parametrize("law", ORACLES)
 @pytest.mark.parametrize("name", LOSSES)
 def test_the_mean_gradients_at_the_exact_map_and_its_velocity_are_zero(name, law):
-    """10^5 draws of the samples of the exact map: their velocity is the teacher's, and neither player moves."""
+    """10^5 draws of the samples of the exact map: their velocity is the teacher's, and neither
+    player moves."""
     oracle, exact = ORACLES[law], exact_map(law, 8)
 
     def near(p, x, t, cond=None, *, key=None):
@@ -97,7 +111,9 @@ def test_the_mean_gradients_at_the_exact_map_and_its_velocity_are_zero(name, law
     def pushed(p, x, t, cond=None, *, key=None):
         return exact.apply({}, x, t, jnp.ones_like(t)) + p["a"] * x + p["b"] * (1 - t[:, None])
 
-    loss = LOSSES[name](consistency_map(Velocity(None, pushed)), Velocity(None, near), oracles.as_velocity(oracle))
+    loss = LOSSES[name](
+        consistency_map(Velocity(None, pushed)), Velocity(None, near), oracles.as_velocity(oracle)
+    )
 
     def gradient(key, fake):
         params, batch = {"student": at(), "fake": fake}, {"x": jnp.zeros((1000, 2))}
@@ -112,14 +128,19 @@ def test_the_mean_gradients_at_the_exact_map_and_its_velocity_are_zero(name, law
 
 @pytest.mark.parametrize("name", LOSSES)
 def test_it_is_a_mean_over_events_with_noise(name):
-    """Twice the numbers, each with noise of its own: the same within 3 standard errors, where a sum would be twice."""
-    waves = lambda shift: Velocity(None, lambda p, x, t, cond=None, *, key=None: p * jnp.sin(x) + shift)  # noqa: E731
+    """Twice the numbers, each with noise of its own: the same within 3 standard errors, where a sum
+    would be twice."""
+    waves = lambda shift: Velocity(  # noqa: E731
+        None, lambda p, x, t, cond=None, *, key=None: p * jnp.sin(x) + shift
+    )
     loss = LOSSES[name](consistency_map(waves(0.5)), waves(0.0), waves(1.0))
     params, frozen = {"student": 0.7, "fake": 0.4}, {"teacher": 0.2}
     keys, found = jax.random.split(KEY, 20), {}
     for d in (1, 2):
         batch = {"x": jnp.zeros((1000, d))}
-        _, terms = jax.jit(jax.vmap(lambda key, batch=batch: loss(params, key, batch, frozen)))(keys)
+        _, terms = jax.jit(jax.vmap(lambda key, batch=batch: loss(params, key, batch, frozen)))(
+            keys
+        )
         found[d] = {what: (np.mean(v), np.std(v) / np.sqrt(20)) for what, v in terms.items()}
     for what in ("student", "fake", "residual"):
         (one, first), (two, second) = found[1][what], found[2][what]
@@ -131,12 +152,20 @@ def test_each_players_gradient_is_its_own(x64):
 
     def grads(**options):
         loss = distribution_matching(affine, FAKE, TEACHER, **options)
-        return jax.grad(lambda p: loss(p, KEY, batch, frozen)[0])({"student": STUDENT, "fake": {"m": 0.2, "s": 1.3}})
+        return jax.grad(lambda p: loss(p, KEY, batch, frozen)[0])(
+            {"student": STUDENT, "fake": {"m": 0.2, "s": 1.3}}
+        )
 
-    both, alone, other = grads(), grads(fake_weight=0.0), grads(weight=lambda x1, seen, t: jnp.zeros_like(t))
+    both, alone, other = (
+        grads(),
+        grads(fake_weight=0.0),
+        grads(weight=lambda x1, seen, t: jnp.zeros_like(t)),
+    )
     assert jax.tree.all(jax.tree.map(lambda a, b: bool(a == b), both["student"], alone["student"]))
     np.testing.assert_array_equal(jax.tree.leaves(alone["fake"]), 0)
-    np.testing.assert_allclose(jax.tree.leaves(both["fake"]), jax.tree.leaves(other["fake"]), rtol=1e-12)
+    np.testing.assert_allclose(
+        jax.tree.leaves(both["fake"]), jax.tree.leaves(other["fake"]), rtol=1e-12
+    )
     np.testing.assert_array_equal(jax.tree.leaves(other["student"]), 0)
 
 
@@ -152,11 +181,19 @@ def test_a_tiled_event_changes_nothing(x64):
     teacher = Velocity(lambda *a: {}, lambda p, x, t, cond=None, *, key=None: jnp.cos(x))
     fake = Velocity(lambda *a: {}, lambda p, x, t, cond=None, *, key=None: p * jnp.sin(x))
     loss = distribution_matching(
-        affine, fake, teacher, time=lambda key, n: jnp.ones(n), weight=lambda x1, seen, t: t, fake_weight=0.0
+        affine,
+        fake,
+        teacher,
+        time=lambda key, n: jnp.ones(n),
+        weight=lambda x1, seen, t: t,
+        fake_weight=0.0,
     )
     x0, params = jax.random.normal(KEY, (8, 3)), {"student": STUDENT, "fake": jnp.asarray(0.4)}
     batches = [{"x0": x, "x": jnp.zeros_like(x)} for x in (x0, jnp.tile(x0, (1, 2)))]
-    one, two = (jax.value_and_grad(lambda p, b=b: loss(p, KEY, b, {"teacher": {}})[0])(params) for b in batches)
+    one, two = (
+        jax.value_and_grad(lambda p, b=b: loss(p, KEY, b, {"teacher": {}})[0])(params)
+        for b in batches
+    )
     for a, b in zip(jax.tree.leaves(one), jax.tree.leaves(two), strict=True):
         np.testing.assert_allclose(a, b, rtol=1e-9)
 
@@ -170,11 +207,15 @@ def pushed(params, x, t, r, cond=None, *, key=None):
 
 
 def test_shared_timesteps_follow_the_divergence_of_all_steps_together():
-    """Two steps of the exact map pushed by c have samples N(m_k, VAR), m_0 = MEAN + c and, since the second starts from a mean
-    of 0.4 m_0, m_1 = MEAN + sqrt(VAR / v) 0.4 c + 0.6 c, v the variance at 0.4. Both are seen at t = 0.4, and c moves them by
-    1 and 0.6: the derivative of the KL divergence between half of each, noised, and the teacher's law, by quadrature."""
+    """Two steps of the exact map pushed by c have samples N(m_k, VAR), m_0 = MEAN + c and, since
+    the second starts from a mean of 0.4 m_0, m_1 = MEAN + sqrt(VAR / v) 0.4 c + 0.6 c, v the
+    variance at 0.4. Both are seen at t = 0.4, and c moves them by 1 and 0.6: the derivative of the
+    KL divergence between half of each, noised, and the teacher's law, by quadrature."""
     c, t, v = 0.6, 0.4, 0.4**2 * VAR + 0.6**2
-    means, moves = np.asarray([MEAN + c, MEAN + np.sqrt(VAR / v) * 0.4 * c + 0.6 * c]), np.asarray([1.0, 0.6])
+    means, moves = (
+        np.asarray([MEAN + c, MEAN + np.sqrt(VAR / v) * 0.4 * c + 0.6 * c]),
+        np.asarray([1.0, 0.6]),
+    )
     x = np.linspace(-6, 8, 20_001)
 
     def density(m):
@@ -201,16 +242,24 @@ def test_shared_timesteps_rest_at_the_exact_map(x64):
     student = exact_map("gaussian")
     teacher = oracles.as_velocity(GAUSSIAN)
     loss = shared_timesteps(student, teacher, teacher, np.linspace(0, 1, 5))
-    value, metrics = loss({"student": {}, "fake": {}}, KEY, {"x": jnp.zeros((64, 2))}, {"teacher": {}})
+    value, metrics = loss(
+        {"student": {}, "fake": {}}, KEY, {"x": jnp.zeros((64, 2))}, {"teacher": {}}
+    )
     assert metrics["residual"] < 1e-12 and metrics["student"] < 1e-12 and metrics["fake"] > 0.1
     x1, _ = sample_flow_map(
-        student, {}, jax.random.normal(KEY, (20_000, 2)), grid=np.linspace(0, 1, 5), renoise=1.0, key=KEY
+        student,
+        {},
+        jax.random.normal(KEY, (20_000, 2)),
+        grid=np.linspace(0, 1, 5),
+        renoise=1.0,
+        key=KEY,
     )
     np.testing.assert_allclose(jnp.mean(x1, 0), [1.0, -2.0], atol=5 * np.sqrt(0.5 / 20_000))
 
 
 def test_shared_timesteps_train_the_last_step_and_stop_at_states():
-    """Only F at the grid's times but the last is asked for; x1 of a step has no gradient to the steps before."""
+    """Only F at the grid's times but the last is asked for; x1 of a step has no gradient to the
+    steps before."""
     asked = []
 
     def apply(params, x, t, cond=None, *, key=None):
@@ -238,13 +287,16 @@ def test_gradients_reach_every_param_and_stop_at_the_teacher(name):
         generate = lambda p, x0, cond: sample_flow_map(consistency_map(velocity), p, x0, cond)[0]  # noqa: E731
         loss = distribution_matching(generate, velocity, velocity)
     batch, frozen = {"x": x, "cond": cond, "weight": jnp.arange(4.0)}, {"teacher": student}
-    grads, other = jax.jit(jax.grad(lambda p, f: loss(p, KEY, batch, f)[0], argnums=(0, 1)))(params, frozen)
+    grads, other = jax.jit(jax.grad(lambda p, f: loss(p, KEY, batch, f)[0], argnums=(0, 1)))(
+        params, frozen
+    )
     assert reached(grads)
     assert all(np.all(np.asarray(g) == 0) for g in jax.tree.leaves(other))
 
 
 def test_the_mean_of_a_student_is_learned_with_a_fake_that_keeps_up():
-    """From N(-1, 0.49) to the teacher's N(1, 0.5), the fake moving eight times as often, a discriminator's penalty beside."""
+    """From N(-1, 0.49) to the teacher's N(1, 0.5), the fake moving eight times as often, a
+    discriminator's penalty beside."""
     judge = Field(None, lambda p, x, t, cond=None, *, key=None: p * x[:, 0])
     matching = distribution_matching(affine, FAKE, TEACHER, weight=kl_weight)
     loss = sum_losses({"match": matching, "gan": adversarial(affine, judge, weight=0.0, r1=1.0)})
@@ -261,7 +313,9 @@ def test_the_mean_of_a_student_is_learned_with_a_fake_that_keeps_up():
         state, _ = step(state, {"x": x})
         return state, state.params["student"]
 
-    _, path = jax.jit(lambda s: jax.lax.scan(update, s, jax.random.split(jax.random.key(2), 1200)))(state)
+    _, path = jax.jit(lambda s: jax.lax.scan(update, s, jax.random.split(jax.random.key(2), 1200)))(
+        state
+    )
     assert abs(float(jnp.mean(path["m"][-400:])) - MEAN) < 0.1
     assert abs(float(jnp.mean(path["s"][-400:])) - np.sqrt(VAR)) < 0.1
 
@@ -278,9 +332,13 @@ def test_bad_input():
     with pytest.raises(ValueError, match="finite fake_weight >= 0"):
         distribution_matching(affine, FAKE, TEACHER, fake_weight=-1.0)
     with pytest.raises(ValueError, match=r"weight of shape \[2\]"):
-        distribution_matching(affine, FAKE, TEACHER, weight=lambda x1, seen, t: 1.0)(PARAMS, KEY, batch, frozen)
+        distribution_matching(affine, FAKE, TEACHER, weight=lambda x1, seen, t: 1.0)(
+            PARAMS, KEY, batch, frozen
+        )
     with pytest.raises(ValueError, match="shaped like x"):
-        distribution_matching(lambda p, x0, cond: x0[:, :0], FAKE, TEACHER)(PARAMS, KEY, batch, frozen)
+        distribution_matching(lambda p, x0, cond: x0[:, :0], FAKE, TEACHER)(
+            PARAMS, KEY, batch, frozen
+        )
     for grid in ((0.0, 1.0), 1):
         with pytest.raises(ValueError, match="three times"):
             shared_timesteps(FlowMap(None, pushed), FAKE, TEACHER, grid)

@@ -1,4 +1,5 @@
-"""MeanFlow: exact maps have no residual, the mean gradient there is zero, and guidance inside the target is what it says."""
+"""MeanFlow: exact maps have no residual, the mean gradient there is zero, and guidance inside the
+target is what it says."""
 
 import jax
 import jax.numpy as jnp
@@ -22,8 +23,8 @@ LOSSES = {"mean_flow": mean_flow, "improved_mean_flow": improved_mean_flow}
 
 
 def mixture_map(oracle, steps=64):
-    """The average velocity U(1) of U' = v(x + (r - t) U, t + s (r - t)), by Runge-Kutta: no 0 / 0 at r = t, and, unlike
-    `mixture_flow_map`, with a forward-mode derivative."""
+    """The average velocity U(1) of U' = v(x + (r - t) U, t + s (r - t)), by Runge-Kutta: no 0 / 0
+    at r = t, and, unlike `mixture_flow_map`, with a forward-mode derivative."""
 
     def apply(params, x, t, r, cond=None, *, key=None):
         gap = (r - t)[:, None]
@@ -106,8 +107,12 @@ def test_the_published_loss_is_not_lowest_at_the_exact_map():
 
 @pytest.mark.parametrize("name", LOSSES)
 def test_without_intervals_it_is_flow_matching(name):
-    velocity = Velocity(lambda *_: {}, lambda p, x, t, cond=None, *, key=None: p["a"] * jnp.sin(x) + t[:, None])
-    model = FlowMap(lambda *_: {}, lambda p, x, t, r, cond=None, *, key=None: velocity.apply(p, x, t))
+    velocity = Velocity(
+        lambda *_: {}, lambda p, x, t, cond=None, *, key=None: p["a"] * jnp.sin(x) + t[:, None]
+    )
+    model = FlowMap(
+        lambda *_: {}, lambda p, x, t, r, cond=None, *, key=None: velocity.apply(p, x, t)
+    )
     uniform = times.uniform()
 
     def same(key, n):
@@ -119,7 +124,9 @@ def test_without_intervals_it_is_flow_matching(name):
 
     @jax.jit
     def both(params):
-        return [jax.value_and_grad(lambda p, f=f: f(p, KEY, batch)[0])(params) for f in (matching, loss)]
+        return [
+            jax.value_and_grad(lambda p, f=f: f(p, KEY, batch)[0])(params) for f in (matching, loss)
+        ]
 
     expected, found = both(at(0.7))
     for one, other in zip(jax.tree.leaves(found), jax.tree.leaves(expected), strict=True):
@@ -158,7 +165,8 @@ FIELD = Velocity(lambda *_: {}, lambda p, x, t, cond=None, *, key=None: RATE * x
 
 
 def guided_map(scale, inside=lambda t: t >= 0):
-    """The average velocity of RATE x + null + scale (cond - null): x and what is added grow by the same exponential."""
+    """The average velocity of RATE x + null + scale (cond - null): x and what is added grow by the
+    same exponential."""
 
     def apply(params, x, t, r, cond=None, *, key=None):
         z = RATE * (r - t)
@@ -180,7 +188,9 @@ def test_guidance_inside_the_target_has_the_scale_omega_over_one_minus_kappa(nam
     options = {"times": TIMES, "teacher": FIELD, "null": NULL}
 
     def residual(model, **more):
-        loss = losses.chain(losses.drop_cond(0.3, null=NULL), LOSSES[name](model, **{**options, **more}))
+        loss = losses.chain(
+            losses.drop_cond(0.3, null=NULL), LOSSES[name](model, **{**options, **more})
+        )
         return jax.jit(lambda: loss({}, KEY, batch, frozen)[1]["residual"])()
 
     guided = guided_map(lambda cond: 4.0)
@@ -196,13 +206,22 @@ def test_guidance_inside_the_target_has_the_scale_omega_over_one_minus_kappa(nam
 
 @pytest.mark.parametrize("name", LOSSES)
 def test_the_guided_target_has_no_gradient_and_dropped_rows_are_not_guided(name):
-    """One point, v = 0, u = a cond: the target is a (kappa cond + (1 - omega - kappa) null), 0 where cond is dropped."""
+    """One point, v = 0, u = a cond: the target is a (kappa cond + (1 - omega - kappa) null), 0
+    where cond is dropped."""
     model = FlowMap(lambda *_: {}, lambda p, x, t, r, cond=None, *, key=None: p["a"] * cond)
     batch = {"x": jnp.ones((4, 1)), "x0": jnp.ones((4, 1)), "cond": jnp.full((4, 1), 3.0)}
-    options = {"times": times.pairs(equal=1.0), "power": 0.0, "omega": 2.0, "kappa": 0.25, "null": jnp.asarray([2.0])}
+    options = {
+        "times": times.pairs(equal=1.0),
+        "power": 0.0,
+        "omega": 2.0,
+        "kappa": 0.25,
+        "null": jnp.asarray([2.0]),
+    }
 
     def run(drop):
-        loss = losses.chain(losses.drop_cond(drop, null=options["null"]), LOSSES[name](model, **options))
+        loss = losses.chain(
+            losses.drop_cond(drop, null=options["null"]), LOSSES[name](model, **options)
+        )
         return jax.jit(jax.value_and_grad(lambda p: loss(p, KEY, batch)[0]))(at(0.5))
 
     (guided, g), (dropped, h) = run(0.0), run(1.0)
@@ -218,14 +237,20 @@ def test_the_guided_target_has_no_gradient_and_dropped_rows_are_not_guided(name)
         ("improved_mean_flow", 0.7215928890941822, 0.7654776350951235, 0.7624680654998945),
     ],
 )
-def test_dropped_rows_and_guidance_have_the_value_that_was_recorded(name, value, slope, residual, x64):
-    """A golden number, of a loss that dropped conditions by itself: rows 0, 1 and 3, which its key chose."""
+def test_dropped_rows_and_guidance_have_the_value_that_was_recorded(
+    name, value, slope, residual, x64
+):
+    """A golden number, of a loss that dropped conditions by itself: rows 0, 1 and 3, which its key
+    chose."""
 
     def apply(params, x, t, r, cond=None, *, key=None):
         told = 0.3 * cond[:, None]
         return params * jnp.tanh(x + told) + t[:, None] * x - 0.5 * (r - t)[:, None] * told
 
-    x, dropped = jnp.linspace(-1, 1, 12).reshape(6, 2), jnp.asarray([True, True, False, True, False, False])
+    x, dropped = (
+        jnp.linspace(-1, 1, 12).reshape(6, 2),
+        jnp.asarray([True, True, False, True, False, False]),
+    )
     batch = {"x": x, "x0": jnp.cos(3 * x), "weight": jnp.asarray([1.0, 2.0, 0.5, 1.0, 1.5, 0.0])}
     batch |= {"cond": jnp.where(dropped, 3, jnp.arange(6) % 3), "dropped": dropped}
     loss = LOSSES[name](
@@ -237,9 +262,16 @@ def test_dropped_rows_and_guidance_have_the_value_that_was_recorded(name, value,
         power=0.5,
         null=3,
     )
-    (found, metrics), g = jax.jit(jax.value_and_grad(lambda p: loss(p, KEY, batch), has_aux=True))(0.7)
-    np.testing.assert_allclose([found, g, metrics["residual"]], [value, slope, residual], rtol=1e-12)
-    without = {**batch, "dropped": jnp.zeros(6, bool)}  # what is told null but not said to be is guided
+    (found, metrics), g = jax.jit(jax.value_and_grad(lambda p: loss(p, KEY, batch), has_aux=True))(
+        0.7
+    )
+    np.testing.assert_allclose(
+        [found, g, metrics["residual"]], [value, slope, residual], rtol=1e-12
+    )
+    without = {
+        **batch,
+        "dropped": jnp.zeros(6, bool),
+    }  # what is told null but not said to be is guided
     assert abs(loss(0.7, KEY, without)[0] / value - 1) > 1e-3
 
 
@@ -252,21 +284,33 @@ def test_one_model_for_every_scale(name, x64):
     model = guided_map(lambda cond: cond["w"][:, None])
     loss = losses.chain(
         losses.drop_cond(0.2, null=null),
-        LOSSES[name](model, times=TIMES, teacher=field, kappa=lambda cond: 1 - 1 / cond["w"], null=null),
+        LOSSES[name](
+            model, times=TIMES, teacher=field, kappa=lambda cond: 1 - 1 / cond["w"], null=null
+        ),
     )
     assert jax.jit(lambda: loss({}, KEY, batch, {"teacher": {}})[1]["residual"])() < 1e-20
 
 
 def test_a_head_is_the_tangent_and_trained_by_itself(x64):
     exact = oracles.as_average_velocity(GAUSSIAN)
-    head = Velocity(lambda *_: {}, lambda p, x, t, cond=None, *, key=None: GAUSSIAN.velocity(x, t) + p["head"] * x)
-    model = FlowMap(lambda *_: {}, lambda p, x, t, r, cond=None, *, key=None: exact.apply({}, x, t, r) + p["a"] * x)
-    loss = improved_mean_flow(model, head=head, times=TIMES, teacher=oracles.as_velocity(GAUSSIAN), power=0.0)
+    head = Velocity(
+        lambda *_: {},
+        lambda p, x, t, cond=None, *, key=None: GAUSSIAN.velocity(x, t) + p["head"] * x,
+    )
+    model = FlowMap(
+        lambda *_: {},
+        lambda p, x, t, r, cond=None, *, key=None: exact.apply({}, x, t, r) + p["a"] * x,
+    )
+    loss = improved_mean_flow(
+        model, head=head, times=TIMES, teacher=oracles.as_velocity(GAUSSIAN), power=0.0
+    )
     batch = {"x": GAUSSIAN.sample(KEY, 64)}
 
     @jax.jit
     def run(a, b):
-        return jax.value_and_grad(lambda p: loss(p, KEY, batch, {"teacher": {}}), has_aux=True)({"a": a, "head": b})
+        return jax.value_and_grad(lambda p: loss(p, KEY, batch, {"teacher": {}}), has_aux=True)(
+            {"a": a, "head": b}
+        )
 
     (_, metrics), _ = run(0.0, 0.0)
     assert metrics["residual"] < 1e-20 and metrics["head"] < 1e-20
@@ -297,7 +341,9 @@ def test_no_gradient_goes_through_the_derivative(name):
         return u, jax.lax.stop_gradient(slope)
 
     made = [LOSSES[name](model, times=TIMES, jvp=jvp) for jvp in (jax.jvp, cut)]
-    one, two = jax.jit(lambda p: [jax.grad(lambda p, f=f: f(p, KEY, batch)[0])(p) for f in made])(at(0.3, 0.2))
+    one, two = jax.jit(lambda p: [jax.grad(lambda p, f=f: f(p, KEY, batch)[0])(p) for f in made])(
+        at(0.3, 0.2)
+    )
     np.testing.assert_allclose(one["a"], two["a"], rtol=1e-5)
     np.testing.assert_allclose(one["b"], two["b"], rtol=1e-5)
 
@@ -309,7 +355,9 @@ def test_gradients_reach_every_param_and_nothing_frozen(name):
     batch = {"x": GAUSSIAN.sample(KEY, 32), "cond": jnp.arange(32) % 3}
     loss = LOSSES[name](model, times=TIMES, teacher=teacher, omega=2.0, kappa=0.2, null=3)
     loss = losses.chain(losses.drop_cond(0.2, null=3), loss)
-    shapes = jax.eval_shape(model.init, KEY, batch["x"], jnp.zeros(32), jnp.zeros(32), batch["cond"])
+    shapes = jax.eval_shape(
+        model.init, KEY, batch["x"], jnp.zeros(32), jnp.zeros(32), batch["cond"]
+    )
     rng = np.random.default_rng(0)
     params = jax.tree.map(lambda p: jnp.asarray(0.5 * rng.normal(size=p.shape), p.dtype), shapes)
     frozen = {"teacher": {"s": jnp.asarray(0.5)}}
@@ -321,7 +369,11 @@ def test_gradients_reach_every_param_and_nothing_frozen(name):
 
 def test_truncated_pairs():
     rng = np.random.default_rng(0)
-    rows = {"x0": rng.normal(size=(100, 2, 3)), "x": rng.normal(size=(100, 2, 3)), "cond": np.arange(100)}
+    rows = {
+        "x0": rng.normal(size=(100, 2, 3)),
+        "x": rng.normal(size=(100, 2, 3)),
+        "cond": np.arange(100),
+    }
     far = np.square(rows["x"] - rows["x0"]).sum(axis=(1, 2))
     kept = truncate_pairs(rows, 0.13)
     np.testing.assert_array_equal(kept["cond"], np.flatnonzero(far <= np.sort(far)[86]))
@@ -345,15 +397,24 @@ def straight_gaussian(params, x, t, cond=None, *, key=None):
 @pytest.mark.parametrize("name", LOSSES)
 @pytest.mark.parametrize("law", ["gaussian", "mixture"])
 def test_on_truncated_rectified_pairs_the_straight_map_has_no_residual(name, law, x64):
-    """The average velocity of a straight flow is its velocity, whatever r; the pairs are told in advance, v = x1 - x0."""
+    """The average velocity of a straight flow is its velocity, whatever r; the pairs are told in
+    advance, v = x1 - x0."""
     x0 = np.random.default_rng(0).normal(size=(32, 2 if law == "gaussian" else 1))
     if law == "gaussian":
-        flow, x1 = Velocity(lambda *_: at(), straight_gaussian), np.asarray([1.0, -2.0]) + x0 * np.asarray([0.5, 2.0])
+        flow, x1 = (
+            Velocity(lambda *_: at(), straight_gaussian),
+            np.asarray([1.0, -2.0]) + x0 * np.asarray([0.5, 2.0]),
+        )
     else:
-        flow, x1 = straight_mixture(), jax.jit(lambda x: oracles.mixture_flow_map(LINE_MIXTURE, x, 0.0, 1.0))(x0)
+        flow, x1 = (
+            straight_mixture(),
+            jax.jit(lambda x: oracles.mixture_flow_map(LINE_MIXTURE, x, 0.0, 1.0))(x0),
+        )
     pairs = truncate_pairs({"x0": x0, "x": np.asarray(x1)}, 0.25)
     model = FlowMap(flow.init, lambda p, x, t, r, cond=None, *, key=None: flow.apply(p, x, t))
-    loss = LOSSES[name](model, times=rectified_pairs(equal=0.25), jvp=solvers.finite_difference(1e-3))
+    loss = LOSSES[name](
+        model, times=rectified_pairs(equal=0.25), jvp=solvers.finite_difference(1e-3)
+    )
     run = jax.jit(lambda p: loss(p, KEY, pairs)[1]["residual"])
     assert pairs["x"].shape[0] == 24 and run(at()) < 1e-6
     assert run(at(a=0.1)) > 1e-3 and run(at(b=0.1)) > 1e-3
@@ -367,7 +428,9 @@ def test_times_on_rectified_pairs():
     apart = np.asarray(r > t)
     early = apart & np.asarray(t < 0.2)
     assert np.all((r[early] <= 0.6) | (r[early] == 1)) and np.mean(r[early] == 1) > 0.1
-    late = apart & np.asarray((t >= 0.2) & (t < 0.4))  # no step is made whole here, and few reach the end
+    late = apart & np.asarray(
+        (t >= 0.2) & (t < 0.4)
+    )  # no step is made whole here, and few reach the end
     assert np.any((r[late] > 0.6) & (r[late] < 1))
     with pytest.raises(ValueError, match="equal in"):
         rectified_pairs(equal=2)
@@ -377,7 +440,11 @@ def test_times_on_rectified_pairs():
 
 @pytest.mark.parametrize("name", LOSSES)
 def test_bad_input(name):
-    model, make, batch = oracles.as_average_velocity(GAUSSIAN), LOSSES[name], {"x": GAUSSIAN.sample(KEY, 8)}
+    model, make, batch = (
+        oracles.as_average_velocity(GAUSSIAN),
+        LOSSES[name],
+        {"x": GAUSSIAN.sample(KEY, 8)},
+    )
     for options, said in (
         ({"power": -1.0}, "power >= 0"),
         ({"c": 0.0}, "c > 0"),

@@ -9,7 +9,11 @@ from jflow.distributions.mixtures import GaussianMixture
 from jflow.losses._mixture import mixture_matching
 from jflow.types import Field
 
-WEIGHTS, MEANS, VARIANCE = np.array([0.5, 0.2, 0.3]), np.array([[2.0, 0.0], [-1.0, 1.5], [0.0, -2.0]]), 0.3
+WEIGHTS, MEANS, VARIANCE = (
+    np.array([0.5, 0.2, 0.3]),
+    np.array([[2.0, 0.0], [-1.0, 1.5], [0.0, -2.0]]),
+    0.3,
+)
 EXACT = mixtures.exact(WEIGHTS, MEANS, VARIANCE)
 
 
@@ -27,7 +31,9 @@ def bent(params, x, t, cond=None, *, key=None):
     """The exact mixture with errors that params switch on."""
     m = EXACT.apply({}, x, t)
     tilt = params["logits"] * jnp.array([[1.0, -1.0, 0.5]])
-    return GaussianMixture(m.logits + tilt, m.means * (1 + params["means"]), m.log_std + params["log_std"])
+    return GaussianMixture(
+        m.logits + tilt, m.means * (1 + params["means"]), m.log_std + params["log_std"]
+    )
 
 
 BENT = Field(lambda *args: {}, bent)
@@ -40,10 +46,16 @@ def test_one_component_of_fixed_std_is_flow_matching():
     single = Field(
         lambda *args: {},
         lambda params, x, t, cond=None, *, key=None: GaussianMixture(
-            jnp.zeros((x.shape[0], 1)), pull(params, x, t)[:, None], jnp.full(x.shape[0], np.log(std))
+            jnp.zeros((x.shape[0], 1)),
+            pull(params, x, t)[:, None],
+            jnp.full(x.shape[0], np.log(std)),
         ),
     )
-    params, batch, key = {"a": jnp.array(0.3)}, {"x": data(64), "weight": jnp.linspace(0.1, 1, 64)}, jax.random.key(1)
+    params, batch, key = (
+        {"a": jnp.array(0.3)},
+        {"x": data(64), "weight": jnp.linspace(0.1, 1, 64)},
+        jax.random.key(1),
+    )
     found = mixture_matching(single)(params, key, batch)[0]
     # the same noise and times, by hand
     time_key, noise_key, _, _ = jax.random.split(key, 4)
@@ -56,24 +68,29 @@ def test_one_component_of_fixed_std_is_flow_matching():
 
 @pytest.mark.parametrize("t", [0.1, 0.7])
 def test_the_minimum_is_the_conditional_entropy(t):
-    # H(u | x_t) = H(x1) + H(x_t | x1) - H(x_t) + log |du / dx1|, entropies by Monte Carlo on the densities: all within
-    # 0.01 nats at 1e5 draws; u = (x1 - x_t) / (1 - t) at fixed x_t
+    # H(u | x_t) = H(x1) + H(x_t | x1) - H(x_t) + log |du / dx1|, entropies by Monte Carlo on the
+    # densities: all within 0.01 nats at 1e5 draws; u = (x1 - x_t) / (1 - t) at fixed x_t
     n = 100_000
     x1 = data(n, 3)
     x_t = (1 - t) * jax.random.normal(jax.random.key(4), x1.shape) + t * x1
 
     def entropy(x, means, var):
         m = GaussianMixture(
-            jnp.log(jnp.asarray(WEIGHTS, jnp.float32))[None], jnp.asarray(means, jnp.float32)[None], jnp.zeros(1)
+            jnp.log(jnp.asarray(WEIGHTS, jnp.float32))[None],
+            jnp.asarray(means, jnp.float32)[None],
+            jnp.zeros(1),
         )
         m = jax.tree.map(
-            lambda v: jnp.broadcast_to(v, (n, *v.shape[1:])), m._replace(log_std=jnp.log(jnp.array([var])) / 2)
+            lambda v: jnp.broadcast_to(v, (n, *v.shape[1:])),
+            m._replace(log_std=jnp.log(jnp.array([var])) / 2),
         )
         return -jnp.mean(mixtures.log_prob(m, x))
 
     noise = np.log(2 * np.pi * np.e * (1 - t) ** 2)  # H(x_t | x1) in two dimensions
     length = t**2 * VARIANCE + (1 - t) ** 2
-    expected = entropy(x1, MEANS, VARIANCE) + noise - entropy(x_t, t * MEANS, length) - 2 * np.log(1 - t)
+    expected = (
+        entropy(x1, MEANS, VARIANCE) + noise - entropy(x_t, t * MEANS, length) - 2 * np.log(1 - t)
+    )
     found = jax.jit(mixture_matching(EXACT, time=at(t)))({}, jax.random.key(0), {"x": x1})[0]
     np.testing.assert_allclose(2 * found, expected, atol=0.02)
 
@@ -92,13 +109,16 @@ def test_the_exact_mixture_is_a_minimum(transition):
 
 
 def test_a_transition_to_the_end_has_the_gradients_of_the_velocity():
-    # a transition of 1 - 1e-6 scores x1 rather than u: the values differ by log(1 - t), the gradients do not
+    # a transition of 1 - 1e-6 scores x1 rather than u: the values differ by log(1 - t), the
+    # gradients do not
     params = {"logits": jnp.array(0.3), "means": jnp.array(0.1), "log_std": jnp.array(-0.2)}
     x = data(4000, 6)
     slopes = []
     for transition in (1.0, 1 - 1e-6):
         loss = mixture_matching(BENT, time=at(0.5), transition=transition)
-        slopes.append(jax.jit(jax.grad(lambda p, loss=loss: loss(p, jax.random.key(0), {"x": x})[0]))(params))
+        slopes.append(
+            jax.jit(jax.grad(lambda p, loss=loss: loss(p, jax.random.key(0), {"x": x})[0]))(params)
+        )
     # different noise: two estimates from 4000 rows each
     for name in params:
         np.testing.assert_allclose(slopes[0][name], slopes[1][name], atol=0.05, err_msg=name)
@@ -111,7 +131,9 @@ def test_conditions_and_their_dropping_reach_the_field():
         seen["cond"] = cond
         return EXACT.apply({}, x, t)
 
-    loss = losses.chain(losses.drop_cond(1.0, null=7), mixture_matching(Field(lambda *args: {}, apply)))
+    loss = losses.chain(
+        losses.drop_cond(1.0, null=7), mixture_matching(Field(lambda *args: {}, apply))
+    )
     loss({}, jax.random.key(0), {"x": data(8), "cond": jnp.arange(8)})
     np.testing.assert_array_equal(seen["cond"], np.full(8, 7))
 

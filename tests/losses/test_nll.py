@@ -34,7 +34,9 @@ def test_nll_with_cond_weight_and_key():
     weight = jnp.asarray([1.0, 0.0, 2.0, 0.5, 0.5])
     value, _ = losses.nll(flow)(params, key, {"x": x, "cond": cond, "weight": weight})
     assert seen["key"] is key
-    np.testing.assert_allclose(value, -np.sum(weight * flow.log_prob(params, x, cond)) / 4, rtol=1e-6)
+    np.testing.assert_allclose(
+        value, -np.sum(weight * flow.log_prob(params, x, cond)) / 4, rtol=1e-6
+    )
 
 
 def test_the_gradient_finds_the_scale():

@@ -1,4 +1,5 @@
-"""PeRFlow: targets are the teacher's own ends of a window, weights of noise networks stay usable, grids meet the windows."""
+"""PeRFlow: targets are the teacher's own ends of a window, weights of noise networks stay usable,
+grids meet the windows."""
 
 import diffrax
 import jax
@@ -29,13 +30,16 @@ def window(t, knots=KNOTS):
 
 
 def straight_student(carry):
-    """The velocity of the lines between x at a and carry(x, a, b), an affine map of x: solved for the line through x at t."""
+    """The velocity of the lines between x at a and carry(x, a, b), an affine map of x: solved for
+    the line through x at t."""
 
     def apply(params, x, t, cond=None, *, key=None):
         a, b = window(t)
         w = ((t - a) / (b - a))[:, None]
         offset = carry(jnp.zeros_like(x), a, b)
-        matrix = jnp.stack([carry(jnp.broadcast_to(e, x.shape), a, b) - offset for e in jnp.eye(2)], axis=-1)
+        matrix = jnp.stack(
+            [carry(jnp.broadcast_to(e, x.shape), a, b) - offset for e in jnp.eye(2)], axis=-1
+        )
         line = (1 - w[..., None]) * jnp.eye(2)[None] + w[..., None] * matrix
         start = jnp.linalg.solve(line, (x - w * offset)[..., None])[..., 0]
         v = (carry(start, a, b) - start) / (b - a)[:, None]
@@ -52,7 +56,9 @@ def fixed(times):
 def test_the_residual_vanishes_at_the_straight_flow_of_a_gaussian(x64, name):
     oracle = oracles.gaussian(MEAN, COV, SCHEDULES[name])
     student = straight_student(oracle.flow_map)
-    loss = perflow(student, oracles.as_velocity(oracle), knots=KNOTS, schedule=SCHEDULES[name], **FINE)
+    loss = perflow(
+        student, oracles.as_velocity(oracle), knots=KNOTS, schedule=SCHEDULES[name], **FINE
+    )
     batch = {"x": oracle.sample(KEY, 64).astype(jnp.float64)}
     value, metrics = jax.jit(loss)(None, KEY, batch, {"teacher": {}})
     assert metrics["residual"] < 1e-6 and value < 1e-6
@@ -62,8 +68,9 @@ def test_the_residual_vanishes_at_the_straight_flow_of_a_gaussian(x64, name):
 
 @pytest.mark.parametrize("dropped", [False, True])
 def test_the_residual_vanishes_along_the_windows_of_a_mixture(x64, dropped):
-    """The student says the slope between the ends as an independent solver finds them, for the row's own label, and more
-    where it is asked off the line. A dropped label is dropped for the teacher too."""
+    """The student says the slope between the ends as an independent solver finds them, for the
+    row's own label, and more where it is asked off the line. A dropped label is dropped for the
+    teacher too."""
     oracle = oracles.mixture([1.0, 2.0], [[-2.0, 0.0], [1.0, 1.0]], [0.2, 0.5])
     t = jnp.asarray([0.0, 0.1, 0.3, 0.5, 0.6, 0.95])
     x0 = jax.random.normal(KEY, (6, 2), jnp.float64)
@@ -93,7 +100,13 @@ def test_the_residual_falls_with_the_steps_of_the_teacher(x64, name, solver, ord
     batch = {"x": oracle.sample(KEY, 256).astype(jnp.float64)}
     errors = []
     for steps in (16, 32):
-        loss = perflow(student, teacher, knots=KNOTS, schedule=SCHEDULES[name], method=solvers.fixed(steps, solver))
+        loss = perflow(
+            student,
+            teacher,
+            knots=KNOTS,
+            schedule=SCHEDULES[name],
+            method=solvers.fixed(steps, solver),
+        )
         errors.append(float(jax.jit(loss)(None, KEY, batch, {"teacher": {}})[1]["residual"]) ** 0.5)
     assert abs(np.log2(errors[0] / errors[1]) - order) < 0.2
 
@@ -102,14 +115,21 @@ def test_one_window_is_reflow_and_many_are_the_teacher(x64):
     oracle = oracles.gaussian(MEAN, COV)
     teacher = oracles.as_velocity(oracle)
     x0 = jax.random.normal(KEY, (128, 2), jnp.float64)
-    reflow = losses.flow_matching(teacher)({}, KEY, {"x0": x0, "x": oracle.flow_map(x0, 0.0, 1.0)})[0]
+    reflow = losses.flow_matching(teacher)({}, KEY, {"x0": x0, "x": oracle.flow_map(x0, 0.0, 1.0)})[
+        0
+    ]
     loss = perflow(teacher, teacher, knots=1, **FINE)
     data = oracle.sample(KEY, 128).astype(jnp.float64)
-    np.testing.assert_allclose(jax.jit(loss)({}, KEY, {"x0": x0, "x": data}, {"teacher": {}})[0], reflow, atol=1e-5)
+    np.testing.assert_allclose(
+        jax.jit(loss)({}, KEY, {"x0": x0, "x": data}, {"teacher": {}})[0], reflow, atol=1e-5
+    )
     errors = []
     for count in (32, 64):
         loss = perflow(teacher, teacher, knots=count, method=8)
-        errors.append(float(jax.jit(loss)({}, KEY, {"x0": x0, "x": data}, {"teacher": {}})[1]["residual"]) ** 0.5)
+        errors.append(
+            float(jax.jit(loss)({}, KEY, {"x0": x0, "x": data}, {"teacher": {}})[1]["residual"])
+            ** 0.5
+        )
     assert abs(np.log2(errors[0] / errors[1]) - 1) < 0.2  # first order in the length of a window
 
 
@@ -134,14 +154,21 @@ def test_a_student_with_the_teachers_weights_steps_as_ddim_does(x64, name):
     schedule = SCHEDULES[name]
     oracle = oracles.gaussian(MEAN, COV, schedule)
     convert, network = (
-        (parameterizations.from_noise, noise_of) if name == "vp" else (parameterizations.from_data, data_of)
+        (parameterizations.from_noise, noise_of)
+        if name == "vp"
+        else (parameterizations.from_data, data_of)
     )
     field = network(oracle, schedule)
     x0 = jax.random.normal(KEY, (16, 2), jnp.float64)
     student = convert(field, piecewise(schedule, KNOTS), margin=0)
-    x, _ = solvers.sample(student, {}, x0, method=solvers.on_grid(windows(KNOTS, 3), diffrax.Euler()))
+    x, _ = solvers.sample(
+        student, {}, x0, method=solvers.on_grid(windows(KNOTS, 3), diffrax.Euler())
+    )
     by_ddim, _ = solvers.sample(
-        convert(field, schedule, margin=0), {}, x0, method=solvers.on_grid(np.asarray(KNOTS), solvers.ddim(schedule))
+        convert(field, schedule, margin=0),
+        {},
+        x0,
+        method=solvers.on_grid(np.asarray(KNOTS), solvers.ddim(schedule)),
     )
     np.testing.assert_allclose(x, by_ddim, atol=1e-9)
 
@@ -171,7 +198,9 @@ def test_piecewise_meets_the_schedule_at_the_knots_with_the_slopes_after_them(x6
         np.testing.assert_allclose(values, given(t), atol=1e-12)
         rises = np.diff(given(t)) / np.diff(t)
         np.testing.assert_allclose(slopes, [*rises, rises[-1]], rtol=1e-9)
-    np.testing.assert_allclose(piecewise(paths.LINEAR, 7).alpha(jnp.linspace(0, 1, 23)), np.linspace(0, 1, 23))
+    np.testing.assert_allclose(
+        piecewise(paths.LINEAR, 7).alpha(jnp.linspace(0, 1, 23)), np.linspace(0, 1, 23)
+    )
 
 
 def test_euler_on_the_windows_of_the_exact_student_is_the_flow_map(x64):
@@ -184,7 +213,9 @@ def test_euler_on_the_windows_of_the_exact_student_is_the_flow_map(x64):
         x, info = solvers.sample(student, None, x0, method=solvers.on_grid(grid, diffrax.Euler()))
         np.testing.assert_allclose(x, exact, atol=1e-10)
         assert np.all(np.asarray(info.evaluations) == n)
-    x, _ = solvers.sample(student, None, x0, method=solvers.fixed(4, diffrax.Euler()))  # misses the knots
+    x, _ = solvers.sample(
+        student, None, x0, method=solvers.fixed(4, diffrax.Euler())
+    )  # misses the knots
     assert np.max(np.abs(x - exact)) > 1e-3
 
 
@@ -198,7 +229,9 @@ def test_the_loss_is_a_mean_over_the_event():
     def apply(params, x, t, cond=None, *, key=None):
         return jnp.sin(x) + params * t[:, None]
 
-    batch = {name: jax.random.normal(jax.random.key(i), (32, 2)) for i, name in enumerate(("x0", "x"))}
+    batch = {
+        name: jax.random.normal(jax.random.key(i), (32, 2)) for i, name in enumerate(("x0", "x"))
+    }
     twice = {name: jnp.concatenate([value, value], axis=1) for name, value in batch.items()}
     loss = perflow(Velocity(None, apply), Velocity(None, apply), knots=KNOTS)
     values = [jax.jit(loss)(1.0, KEY, rows, {"teacher": 0.5})[0] for rows in (batch, twice)]
@@ -222,7 +255,9 @@ def test_gradients_reach_the_student_and_leave_the_teacher():
     def both(params, frozen):
         return loss(params, KEY, batch, frozen)
 
-    (mine, theirs), metrics = jax.jit(jax.grad(both, argnums=(0, 1), has_aux=True))(params, {"teacher": params})
+    (mine, theirs), metrics = jax.jit(jax.grad(both, argnums=(0, 1), has_aux=True))(
+        params, {"teacher": params}
+    )
     assert np.isfinite(metrics["residual"])
     assert all(np.all(np.isfinite(g)) and np.any(g != 0) for g in jax.tree.leaves(mine))
     assert all(np.all(g == 0) for g in jax.tree.leaves(theirs))
@@ -253,4 +288,6 @@ def test_bad_input():
     with pytest.raises(ValueError, match="key"):
         loss({}, None, batch, {"teacher": {}})
     with pytest.raises(ValueError, match="metric of shape"):
-        perflow(velocity, velocity, method=1, metric=lambda v, target, x, t: v)({}, KEY, batch, {"teacher": {}})
+        perflow(velocity, velocity, method=1, metric=lambda v, target, x, t: v)(
+            {}, KEY, batch, {"teacher": {}}
+        )

@@ -1,4 +1,5 @@
-"""Recipes that the docstrings give, run small: InstaFlow from a guided teacher to one step, the second round of RF++."""
+"""Recipes that the docstrings give, run small: InstaFlow from a guided teacher to one step, the
+second round of RF++."""
 
 import diffrax
 import jax
@@ -32,19 +33,26 @@ def prompts(key, n):
 def test_instaflow(tmp_path):
     guided = guidance.cfg(TEACHER, 2.0, null=2)
     how = {"method": 20, "batch": 512, "progress": False}
-    generate_reflow_pairs(tmp_path, guided, PARAMS, prompts, 2048, key=KEY, about={"guidance": 2.0}, **how)
+    generate_reflow_pairs(
+        tmp_path, guided, PARAMS, prompts, 2048, key=KEY, about={"guidance": 2.0}, **how
+    )
     rows = {name: np.asarray(value) for name, value in read_shards(tmp_path).items()}
     carry = lambda v, i: solvers.sample(v, PARAMS, rows["x0"][i], rows["cond"][i], method=20)[0]  # noqa: E731
     some = slice(500, 530)  # across two batches
-    np.testing.assert_allclose(rows["x"][some], carry(guided, some), atol=1e-4)  # each row with its own label
+    np.testing.assert_allclose(
+        rows["x"][some], carry(guided, some), atol=1e-4
+    )  # each row with its own label
     assert np.max(np.abs(rows["x"][some] - carry(TEACHER, some))) > 0.1  # and the guidance
     with pytest.raises(ValueError, match="guidance was 2.0, is 3.0"):
         stronger = guidance.cfg(TEACHER, 3.0, null=2)
-        generate_reflow_pairs(tmp_path, stronger, PARAMS, prompts, 2048, key=KEY, about={"guidance": 3.0}, **how)
+        generate_reflow_pairs(
+            tmp_path, stronger, PARAMS, prompts, 2048, key=KEY, about={"guidance": 3.0}, **how
+        )
 
     student = jflow.velocity(nets.ResidualMLP(32, 2, num_classes=2))
     train_rows, held = (
-        {name: value[part] for name, value in rows.items()} for part in (slice(1792), slice(1792, None))
+        {name: value[part] for name, value in rows.items()}
+        for part in (slice(1792), slice(1792, None))
     )
     params = student.init(KEY, rows["x"][:2], jnp.zeros(2), rows["cond"][:2])
     batches = {name: value.reshape(7, 256, *value.shape[1:]) for name, value in train_rows.items()}
@@ -60,7 +68,9 @@ def test_instaflow(tmp_path):
         return jax.jit(lambda state: jax.lax.scan(epoch, state, None, length=25)[0])(state).params
 
     def one_step(velocity, params):
-        x, info = solvers.sample(velocity, params, held["x0"], held["cond"], method=solvers.fixed(1, diffrax.Euler()))
+        x, info = solvers.sample(
+            velocity, params, held["x0"], held["cond"], method=solvers.fixed(1, diffrax.Euler())
+        )
         assert np.all(np.asarray(info.evaluations) == 1)
         return float(np.sqrt(np.mean((x - held["x"]) ** 2)))
 
@@ -73,7 +83,8 @@ def test_instaflow(tmp_path):
 
 
 def test_the_second_round_of_rf_plus_plus():
-    """At the straight flow of a Gaussian's pairs nothing is left to learn, at any time, under its times and error."""
+    """At the straight flow of a Gaussian's pairs nothing is left to learn, at any time, under its
+    times and error."""
     std = 2.0
 
     def straight(params, x, t, cond=None, *, key=None):
@@ -92,7 +103,9 @@ def test_the_second_round_of_rf_plus_plus():
     assert loss(0.0, KEY, batch)[0] < 1e-6
     slope = jax.grad(lambda p: loss(p, KEY, batch)[0])
     assert float(slope(0.1)) > 0 > float(slope(-0.1))
-    assert np.mean(np.abs(seen[0] - 0.5) > 0.25) > 0.6  # more than half of the times in the outer halves
+    assert (
+        np.mean(np.abs(seen[0] - 0.5) > 0.25) > 0.6
+    )  # more than half of the times in the outer halves
     # real rows beside the pairs: their noise is drawn anew, so that the error is no longer zero
     mixed = losses.chain(losses.fresh_source(), loss)
     real = jnp.arange(4000) % 2 == 0

@@ -1,4 +1,5 @@
-"""Rectified diffusion: on a teacher's pairs the path of any schedule is an ODE that DDIM follows exactly in one step."""
+"""Rectified diffusion: on a teacher's pairs the path of any schedule is an ODE that DDIM follows
+exactly in one step."""
 
 import diffrax
 import jax
@@ -8,7 +9,12 @@ import pytest
 
 import jflow
 from jflow import losses, nets, oracles, paths, solvers
-from jflow.losses._rectified_diffusion import end_error, noise_error, phased_rectified_diffusion, rectified_diffusion
+from jflow.losses._rectified_diffusion import (
+    end_error,
+    noise_error,
+    phased_rectified_diffusion,
+    rectified_diffusion,
+)
 from jflow.paths import parameterizations, schedules
 from jflow.types import Field, Velocity
 
@@ -58,14 +64,19 @@ def test_the_exact_field_has_no_residual_and_one_step_of_ddim_lands_on_the_data(
     end = schedule.alpha(zero + 1) * batch["x"] + schedule.sigma(zero + 1) * batch["x0"]
     draw = lambda method: solvers.sample(velocity, None, start, method=method)[0]  # noqa: E731
     for grid in ([0.0, 1.0], [0.0, 0.2, 0.9, 1.0]):
-        np.testing.assert_allclose(draw(solvers.on_grid(grid, solvers.ddim(schedule))), end, atol=1e-6)
+        np.testing.assert_allclose(
+            draw(solvers.on_grid(grid, solvers.ddim(schedule))), end, atol=1e-6
+        )
     np.testing.assert_allclose(end, batch["x"], atol=1e-6)
     bent = np.max(np.abs(draw(solvers.fixed(1, diffrax.Euler())) - end))
     assert bent < 1e-6 if name == "linear" else bent > 0.1  # first order is not straight
 
 
 def test_a_mixture_is_rectified_along_vp(x64):
-    oracle, schedule = oracles.mixture([1.0, 2.0], [[-2.0, 0.0], [1.0, 1.0]], [0.2, 0.5]), schedules.vp()
+    oracle, schedule = (
+        oracles.mixture([1.0, 2.0], [[-2.0, 0.0], [1.0, 1.0]], [0.2, 0.5]),
+        schedules.vp(),
+    )
     x0 = jax.random.normal(KEY, (6, 2), jnp.float64)
     x1 = oracles.mixture_flow_map(oracle, x0, 0.0, 1.0)
     t = jnp.linspace(0.05, 0.95, 6)
@@ -83,12 +94,16 @@ def test_a_mixture_is_rectified_along_vp(x64):
 def test_on_the_linear_path_it_is_flow_matching():
     batch = noise_pairs(64, jnp.float32)
     velocity = Velocity(None, lambda params, x, t, cond=None, *, key=None: jnp.sin(x))
-    a, b = rectified_diffusion(velocity)({}, KEY, batch)[0], losses.flow_matching(velocity)({}, KEY, batch)[0]
+    a, b = (
+        rectified_diffusion(velocity)({}, KEY, batch)[0],
+        losses.flow_matching(velocity)({}, KEY, batch)[0],
+    )
     np.testing.assert_allclose(a, b, rtol=1e-6)
 
 
 def test_metrics_compare_what_the_network_predicts(x64):
-    """A network of noise under `noise_error` and one of data under `end_error` see their own squared errors."""
+    """A network of noise under `noise_error` and one of data under `end_error` see their own
+    squared errors."""
     schedule, batch = schedules.vp(), noise_pairs(32)
     t = jnp.linspace(0.02, 0.98, 32)
     network = Field(None, lambda params, x, t, cond=None, *, key=None: jnp.sin(x) + t[:, None])
@@ -99,14 +114,17 @@ def test_metrics_compare_what_the_network_predicts(x64):
         (parameterizations.from_data, end_error(schedule), batch["x"]),
     ):
         velocity = convert(network, schedule, margin=0)
-        value, _ = rectified_diffusion(velocity, schedule, time=lambda key, n: t, metric=metric)({}, KEY, batch)
+        value, _ = rectified_diffusion(velocity, schedule, time=lambda key, n: t, metric=metric)(
+            {}, KEY, batch
+        )
         # `end_error` is in the state at t=1, sigma(1) of which is noise: 5e-9 of the variance
         np.testing.assert_allclose(value, jnp.mean((guess - truth) ** 2), rtol=1e-6)
 
 
 @pytest.mark.parametrize("law", ["gaussian", "mixture"])
 def test_random_pairs_give_the_marginal_velocity(law):
-    """With x0 drawn by itself the exact velocity of the schedule has zero mean gradient, in whichever metric."""
+    """With x0 drawn by itself the exact velocity of the schedule has zero mean gradient, in
+    whichever metric."""
     schedule = schedules.cosine()
     if law == "gaussian":
         oracle = oracles.gaussian([1.0, -2.0], [0.5, 0.3], schedule)
@@ -144,7 +162,8 @@ PHASES = jnp.asarray([0.31, 0.4, 0.5, 0.6, 0.8, 0.9])  # the windows where alpha
 
 
 def phases(schedule, law):
-    """An oracle, pairs, the noise of each row's window, z_t there, and alpha and sigma / alpha at its ends and at t."""
+    """An oracle, pairs, the noise of each row's window, z_t there, and alpha and sigma / alpha at
+    its ends and at t."""
     if law == "gaussian":
         oracle = oracles.gaussian(MEAN[0], STD[0] ** 2, schedule)
         carry = oracle.flow_map
@@ -152,9 +171,15 @@ def phases(schedule, law):
         oracle = oracles.mixture([1.0, 2.0], [[-2.0, 0.0], [1.0, 1.0]], [0.2, 0.5], schedule)
         carry = lambda x, t, r: oracles.mixture_flow_map(oracle, x, t, r)  # noqa: E731
     t = PHASES.astype(jnp.float64)
-    a, b = (jnp.asarray(v) for v in ([0.3, 0.3, 0.3, 0.55, 0.55, 0.55], [0.55, 0.55, 0.55, 1.0, 1.0, 1.0]))
+    a, b = (
+        jnp.asarray(v)
+        for v in ([0.3, 0.3, 0.3, 0.55, 0.55, 0.55], [0.55, 0.55, 0.55, 1.0, 1.0, 1.0])
+    )
     x0, x1 = jax.random.normal(KEY, (2, 6, 2), jnp.float64)
-    at = {n: (schedule.alpha(s)[:, None], schedule.sigma(s)[:, None]) for n, s in (("a", a), ("t", t), ("b", b))}
+    at = {
+        n: (schedule.alpha(s)[:, None], schedule.sigma(s)[:, None])
+        for n, s in (("a", a), ("t", t), ("b", b))
+    }
     ratio = {n: sigma / alpha for n, (alpha, sigma) in at.items()}
     z_a = at["a"][0] * x1 + at["a"][1] * x0
     z_b = carry(z_a, a, b)
@@ -166,7 +191,8 @@ def phases(schedule, law):
 @pytest.mark.parametrize("law", ["gaussian", "mixture"])
 @pytest.mark.parametrize("name", ["vp", "cosine"])
 def test_phases_follow_the_published_form(x64, name, law):
-    """In each window x / alpha is linear in sigma / alpha, between the ends that the teacher connects."""
+    """In each window x / alpha is linear in sigma / alpha, between the ends that the teacher
+    connects."""
     schedule, t = SCHEDULES[name], PHASES.astype(jnp.float64)
     oracle, batch, noise, z_t, at, ratio = phases(schedule, law)
 
@@ -178,13 +204,16 @@ def test_phases_follow_the_published_form(x64, name, law):
     assert loss({}, KEY, batch, {"teacher": {}})[1]["residual"] < 1e-6
     np.testing.assert_allclose(seen["x"], z_t, atol=1e-6)
 
-    # off by one in the noise: the ends of the windows, as published, differ by alpha_b (ratio_b - ratio_t)
+    # off by one in the noise: the ends of the windows, as published, differ by alpha_b (ratio_b -
+    # ratio_t)
     wrong = Field(lambda *args: {}, lambda params, x, t, cond=None, *, key=None: noise + 1)
     student = parameterizations.from_noise(wrong, schedule, margin=0)
     options["metric"] = end_error(schedule, KNOTS)
     loss = phased_rectified_diffusion(student, oracles.as_velocity(oracle), **options)
     value = loss({}, KEY, batch, {"teacher": {}})[0]
-    np.testing.assert_allclose(value, jnp.mean((at["b"][0] * (ratio["b"] - ratio["t"])) ** 2), rtol=1e-5)
+    np.testing.assert_allclose(
+        value, jnp.mean((at["b"][0] * (ratio["b"] - ratio["t"])) ** 2), rtol=1e-5
+    )
 
 
 @pytest.mark.parametrize("solver, order", [(diffrax.Euler(), 1), (diffrax.Heun(), 2)])
@@ -193,10 +222,16 @@ def test_the_residual_of_phases_falls_with_the_steps_of_the_teacher(x64, solver,
     oracle, batch, noise, *_ = phases(schedule, "mixture")
     eps = Field(lambda *args: {}, lambda params, x, t, cond=None, *, key=None: noise)
     student = parameterizations.from_noise(eps, schedule, margin=0)
-    options = {"knots": KNOTS, "schedule": schedule, "time": lambda key, n: PHASES.astype(jnp.float64)}
+    options = {
+        "knots": KNOTS,
+        "schedule": schedule,
+        "time": lambda key, n: PHASES.astype(jnp.float64),
+    }
     for steps in (32, 64):
         teacher = oracles.as_velocity(oracle)
-        loss = phased_rectified_diffusion(student, teacher, **options, method=solvers.fixed(steps, solver))
+        loss = phased_rectified_diffusion(
+            student, teacher, **options, method=solvers.fixed(steps, solver)
+        )
         errors.append(float(jax.jit(loss)({}, KEY, batch, {"teacher": {}})[1]["residual"]) ** 0.5)
     assert abs(np.log2(errors[0] / errors[1]) - order) < 0.2
 
@@ -207,7 +242,9 @@ def test_phases_of_the_linear_path_are_perflow():
     teacher = oracles.as_velocity(GAUSSIAN)
     one = phased_rectified_diffusion(velocity, teacher, schedule=paths.LINEAR)
     other = losses.perflow(velocity, teacher)
-    np.testing.assert_allclose(*[jax.jit(loss)({}, KEY, batch, {"teacher": {}})[0] for loss in (one, other)], rtol=1e-5)
+    np.testing.assert_allclose(
+        *[jax.jit(loss)({}, KEY, batch, {"teacher": {}})[0] for loss in (one, other)], rtol=1e-5
+    )
 
 
 def test_the_loss_is_a_mean_over_the_event():
@@ -246,10 +283,14 @@ def test_bad_input():
         rectified_diffusion(velocity)(None, None, noise_pairs(2, jnp.float32))
     with pytest.raises(ValueError, match="rise strictly from 0 to 1"):
         end_error(paths.LINEAR, [0.0, 0.5])
-    phased = lambda **options: phased_rectified_diffusion(velocity, velocity, schedule=schedules.vp(), **options)  # noqa: E731
+    phased = lambda **options: phased_rectified_diffusion(  # noqa: E731
+        velocity, velocity, schedule=schedules.vp(), **options
+    )
     with pytest.raises(ValueError, match="rise strictly from 0 to 1"):
         phased(knots=[0.2, 1.0])
     with pytest.raises(ValueError, match="steps to be a whole number of at least 1, got 0"):
         phased(method=0)
     with pytest.raises(ValueError, match="'teacher'"):
-        phased_rectified_diffusion(velocity, velocity, schedule=paths.LINEAR)(None, KEY, {"x": jnp.zeros((2, 2))})
+        phased_rectified_diffusion(velocity, velocity, schedule=paths.LINEAR)(
+            None, KEY, {"x": jnp.zeros((2, 2))}
+        )

@@ -1,4 +1,5 @@
-"""FlowTurbo: the pseudo corrector by hand, the refiner exact and trained, and what each kind of step costs."""
+"""FlowTurbo: the pseudo corrector by hand, the refiner exact and trained, and what each kind of
+step costs."""
 
 import diffrax
 import jax
@@ -32,7 +33,9 @@ def exact_refiner(oracle, extra=lambda params, t: 0.0):
 
 
 def run(refiner, params, x0, velocity=V, **options):
-    return jax.jit(lambda p, x: solvers.sample_refined(velocity, {}, refiner, p, x, **options))(params, x0)
+    return jax.jit(lambda p, x: solvers.sample_refined(velocity, {}, refiner, p, x, **options))(
+        params, x0
+    )
 
 
 def test_the_pseudo_corrector_by_hand(x64):
@@ -41,13 +44,17 @@ def test_the_pseudo_corrector_by_hand(x64):
     for t, h in zip(grid, np.diff(grid), strict=False):
         b = MIXTURE.velocity(y + h * last, t + h)
         y, last = y + h / 2 * (last + b), b
-    out, info = jax.jit(lambda x: solvers.sample(V, {}, x, method=solvers.on_grid(grid, solvers.pseudo_corrector())))(x)
+    out, info = jax.jit(
+        lambda x: solvers.sample(V, {}, x, method=solvers.on_grid(grid, solvers.pseudo_corrector()))
+    )(x)
     np.testing.assert_allclose(out, y, rtol=1e-10)
     np.testing.assert_array_equal(info.evaluations, 6)
     heun, _ = jax.jit(lambda x: solvers.sample(V, {}, x, method=solvers.on_grid(grid[:2])))(x)
-    one, _ = jax.jit(lambda x: solvers.sample(V, {}, x, method=solvers.on_grid(grid[:2], solvers.pseudo_corrector())))(
-        x
-    )
+    one, _ = jax.jit(
+        lambda x: solvers.sample(
+            V, {}, x, method=solvers.on_grid(grid[:2], solvers.pseudo_corrector())
+        )
+    )(x)
     np.testing.assert_allclose(one, heun, rtol=1e-12)
 
 
@@ -55,7 +62,9 @@ def test_the_order_of_the_pseudo_corrector(x64):
     """Second order on a mixture, regressed."""
     x, steps = noise(32), (32, 64, 128, 256)
     end = oracles.mixture_flow_map(MIXTURE, x, jnp.zeros(32), jnp.ones(32))
-    solve = lambda x, n: solvers.sample(V, {}, x, method=solvers.fixed(n, solvers.pseudo_corrector()))[0]  # noqa: E731
+    solve = lambda x, n: solvers.sample(  # noqa: E731
+        V, {}, x, method=solvers.fixed(n, solvers.pseudo_corrector())
+    )[0]
     miss = [np.sqrt(np.mean((jax.jit(solve, static_argnums=1)(x, n) - end) ** 2)) for n in steps]
     np.testing.assert_allclose(-np.polyfit(np.log(steps), np.log(miss), 1)[0], 2, atol=0.15)
 
@@ -123,7 +132,10 @@ def test_nothing_to_refine_where_the_times_are_equal_or_the_flow_straight(x64):
     same = lambda key, n: (jax.random.uniform(key, (n,)),) * 2  # noqa: E731
     assert losses.velocity_refiner(nothing, V, times=same)({}, KEY, batch, frozen)[0] == 0
     for reach in (0.02, 0.01):
-        times = lambda key, n, reach=reach: (t := jax.random.uniform(key, (n,), maxval=0.9), t + reach)  # noqa: E731
+        times = lambda key, n, reach=reach: (  # noqa: E731
+            t := jax.random.uniform(key, (n,), maxval=0.9),
+            t + reach,
+        )
         miss.append(losses.velocity_refiner(nothing, V, times=times)({}, KEY, batch, frozen)[0])
     np.testing.assert_allclose(np.log2(miss[0] / miss[1]) / 2, 1, atol=0.1)
     constant = Velocity(None, lambda p, x, t, cond=None, *, key=None: jnp.full_like(x, 0.7))
@@ -131,7 +143,9 @@ def test_nothing_to_refine_where_the_times_are_equal_or_the_flow_straight(x64):
 
 
 def test_the_event_repeated_and_weights_and_conditions(x64):
-    sines = Velocity(None, lambda p, x, t, cond=None, *, key=None: jnp.sin(x + t[:, None]) * cond[:, None])
+    sines = Velocity(
+        None, lambda p, x, t, cond=None, *, key=None: jnp.sin(x + t[:, None]) * cond[:, None]
+    )
     nothing = Field(None, lambda p, pair, t, cond=None, *, key=None: 0.1 * pair[0] + 0.2 * pair[1])
     loss, cond = losses.velocity_refiner(nothing, sines), jnp.arange(1.0, 7)
     batch, frozen = {"x": noise(6), "x0": noise(6, seed=1), "cond": cond}, {"teacher": {}}
@@ -144,7 +158,9 @@ def test_the_event_repeated_and_weights_and_conditions(x64):
 
 def test_times_are_near():
     t, r = times.nearby_pairs(0.2)(KEY, 20_000)
-    assert np.all((t <= r) & (r <= 1)) and abs(float(jnp.mean(t)) - 0.5) < 5 * np.sqrt(1 / 12 / 20_000)
+    assert np.all((t <= r) & (r <= 1)) and abs(float(jnp.mean(t)) - 0.5) < 5 * np.sqrt(
+        1 / 12 / 20_000
+    )
     gap = np.asarray(r - t)[np.asarray(t) < 0.8]
     assert gap.max() <= 0.2 + 1e-6 and abs(gap.mean() - 0.1) < 5 * 0.2 * np.sqrt(1 / 12 / len(gap))
     with pytest.raises(ValueError, match="0 < reach <= 1"):
@@ -152,9 +168,13 @@ def test_times_are_near():
 
 
 def test_a_trained_refiner_beats_steps_left_out():
-    """Two Gaussians: H1 P3 R2 comes nearer to the exact flow than the pseudo corrector in as many evaluations of v."""
+    """Two Gaussians: H1 P3 R2 comes nearer to the exact flow than the pseudo corrector in as many
+    evaluations of v."""
     refiner = solvers.refiner(jflow.velocity(nets.ResidualMLP(32, 1)))
-    loss, optimizer = losses.velocity_refiner(refiner, V, times=times.nearby_pairs(0.2)), optax.adam(3e-3)
+    loss, optimizer = (
+        losses.velocity_refiner(refiner, V, times=times.nearby_pairs(0.2)),
+        optax.adam(3e-3),
+    )
 
     def update(state, key):
         params, opt = state
@@ -168,26 +188,33 @@ def test_a_trained_refiner_beats_steps_left_out():
     keys = jax.random.split(jax.random.key(1), 1500)
     params = jax.jit(lambda p: jax.lax.scan(update, (p, optimizer.init(p)), keys)[0][0])(params)
     x0 = noise(1024, seed=2)
-    end, _ = jax.jit(lambda x: solvers.sample(V, {}, x, method=solvers.fixed(100, diffrax.Tsit5())))(x0)
+    end, _ = jax.jit(
+        lambda x: solvers.sample(V, {}, x, method=solvers.fixed(100, diffrax.Tsit5()))
+    )(x0)
     x, info = run(refiner, params, x0, heun=1, pseudo=3, refine=2)
     assert info.evaluations[0] == 5
-    plain, told = jax.jit(lambda x: solvers.sample(V, {}, x, method=solvers.fixed(4, solvers.pseudo_corrector())))(x0)
+    plain, told = jax.jit(
+        lambda x: solvers.sample(V, {}, x, method=solvers.fixed(4, solvers.pseudo_corrector()))
+    )(x0)
     assert told.evaluations[0] == 5
     mine, theirs = (float(jnp.sqrt(jnp.mean((y - end) ** 2))) for y in (x, plain))
     assert mine < 0.8 * theirs, (mine, theirs)
 
 
 def test_gradients_reach_the_refiner_alone():
-    net, small = jflow.velocity(nets.ResidualMLP(8, 1)), solvers.refiner(jflow.velocity(nets.ResidualMLP(8, 1)))
+    net, small = (
+        jflow.velocity(nets.ResidualMLP(8, 1)),
+        solvers.refiner(jflow.velocity(nets.ResidualMLP(8, 1))),
+    )
     x = noise(4)
     params = jax.tree.map(lambda p: p + 0.2, jax.jit(net.init)(KEY, x, jnp.zeros(4)))
     at_first = jax.jit(small.init)(KEY, (x, x), jnp.zeros(4))
     assert np.all(small.apply(at_first, (x, x), jnp.zeros(4)) == 0)
     theirs = jax.tree.map(lambda p: p + 0.1, at_first)
     loss = losses.velocity_refiner(small, net)
-    ours, teachers = jax.jit(jax.grad(lambda p, t: loss(p, KEY, {"x": x}, {"teacher": t})[0], argnums=(0, 1)))(
-        theirs, params
-    )
+    ours, teachers = jax.jit(
+        jax.grad(lambda p, t: loss(p, KEY, {"x": x}, {"teacher": t})[0], argnums=(0, 1))
+    )(theirs, params)
     assert all(np.all(np.isfinite(g)) and np.any(g != 0) for g in jax.tree.leaves(ours))
     assert all(np.all(g == 0) for g in jax.tree.leaves(teachers))
 
@@ -195,7 +222,9 @@ def test_gradients_reach_the_refiner_alone():
 def test_rows_that_fail_are_nan_and_said_so():
     broken = Velocity(None, lambda p, x, t, cond=None, *, key=None: jnp.where(x > 1, jnp.inf, x))
     refiner = Field(None, lambda p, pair, t, cond=None, *, key=None: jnp.zeros_like(pair[0]))
-    x, info = solvers.sample_refined(broken, {}, refiner, {}, jnp.asarray([[0.0, 0.5], [2.0, 0.0]]), refine=1, pseudo=0)
+    x, info = solvers.sample_refined(
+        broken, {}, refiner, {}, jnp.asarray([[0.0, 0.5], [2.0, 0.0]]), refine=1, pseudo=0
+    )
     np.testing.assert_array_equal(info.status, [solvers.Status.OK, solvers.Status.NOT_FINITE])
     assert np.all(np.isnan(x[1])) and np.all(np.isfinite(x[0]))
 

@@ -1,4 +1,5 @@
-"""Shortcut models: a step is two half steps; what is asked of the network and of the average, and how errors shrink."""
+"""Shortcut models: a step is two half steps; what is asked of the network and of the average, and
+how errors shrink."""
 
 import jax
 import jax.numpy as jnp
@@ -57,13 +58,19 @@ def test_the_exact_map_has_no_residual(law, x64):
 
 
 def test_what_is_left_at_the_exact_map_is_of_first_order_in_the_smallest_step(x64):
-    """One row in `levels` is two Euler steps; the others compose exactly, so that levels * residual = O(step^2)."""
+    """One row in `levels` is two Euler steps; the others compose exactly, so that levels * residual
+    = O(step^2)."""
     batch = {"x": MIXTURE.sample(KEY, 4096), "x0": jax.random.normal(jax.random.key(1), (4096, 2))}
     exact = oracles.as_average_velocity(GAUSSIAN)
     levels = np.arange(4, 9)
 
-    made = [shortcut(exact, levels=int(n), every=2, teacher=oracles.as_velocity(GAUSSIAN)) for n in levels]
-    left = jax.jit(lambda: [f({}, KEY, batch, {"ema": {}, "teacher": {}})[1]["self_consistency"] for f in made])()
+    made = [
+        shortcut(exact, levels=int(n), every=2, teacher=oracles.as_velocity(GAUSSIAN))
+        for n in levels
+    ]
+    left = jax.jit(
+        lambda: [f({}, KEY, batch, {"ema": {}, "teacher": {}})[1]["self_consistency"] for f in made]
+    )()
     order = -np.polyfit(levels, np.log2(np.sqrt(levels * np.asarray(left))), 1)[0]
     assert 0.9 < order < 1.1
 
@@ -74,12 +81,15 @@ def test_as_published_the_mean_gradient_at_the_exact_map_is_zero(law):
         "gaussian": (GAUSSIAN, oracles.as_average_velocity(GAUSSIAN)),
         "mixture": (OTHER, exact_map("mixture", 8)),
     }[law]
-    # the smallest step makes the self-consistency rows exact, so that what is left is the spread of x1 - x0
+    # the smallest step makes the self-consistency rows exact, so that what is left is the spread of
+    # x1 - x0
     loss = shortcut(near(exact), levels=18)
 
     def gradient(key, params):
         data_key, loss_key = jax.random.split(key)
-        return jax.grad(lambda p: loss(p, loss_key, {"x": oracle.sample(data_key, 500)}, FROZEN)[0])(params)
+        return jax.grad(
+            lambda p: loss(p, loss_key, {"x": oracle.sample(data_key, 500)}, FROZEN)[0]
+        )(params)
 
     run = jax.jit(lambda keys, params: jax.lax.map(lambda key: gradient(key, params), keys))
 
@@ -119,25 +129,34 @@ def test_what_is_asked_of_the_network_and_of_the_average():
 
 
 def test_the_matching_rows_are_flow_matching():
-    velocity = Velocity(lambda *_: {}, lambda p, x, t, cond=None, *, key=None: p["a"] * jnp.sin(x) + t[:, None])
-    model = FlowMap(lambda *_: {}, lambda p, x, t, r, cond=None, *, key=None: velocity.apply(p, x, t))
+    velocity = Velocity(
+        lambda *_: {}, lambda p, x, t, cond=None, *, key=None: p["a"] * jnp.sin(x) + t[:, None]
+    )
+    model = FlowMap(
+        lambda *_: {}, lambda p, x, t, r, cond=None, *, key=None: velocity.apply(p, x, t)
+    )
     batch = {"x": GAUSSIAN.sample(KEY, 64)}
     weight = jnp.where(jnp.arange(64) % 4 == 0, 1e-30, 1.0)
     batch = {**batch, "weight": weight}
     found, expected = jax.jit(
-        lambda p: [f(p, KEY, batch, FROZEN)[0] for f in (shortcut(model), losses.flow_matching(velocity))]
+        lambda p: [
+            f(p, KEY, batch, FROZEN)[0] for f in (shortcut(model), losses.flow_matching(velocity))
+        ]
     )(at(0.7))
     np.testing.assert_allclose(found, expected, rtol=1e-6)
 
 
 def test_guidance_enters_at_the_smallest_step_once(x64):
-    """Velocities RATE x + cond; steps are those of the guided field RATE x + null + 3 (cond - null), at every size."""
+    """Velocities RATE x + cond; steps are those of the guided field RATE x + null + 3 (cond -
+    null), at every size."""
     rate, null = 0.8, jnp.asarray([0.5, -1.0])
 
     def apply(params, x, t, r, cond=None, *, key=None):
         z = rate * (r - t)
         growth = jnp.where(z == 0, 1, jnp.expm1(z) / jnp.where(z == 0, 1, z))[:, None]
-        return growth * (rate * x + jnp.where((r == t)[:, None], cond, null[None] + 3 * (cond - null[None])))
+        return growth * (
+            rate * x + jnp.where((r == t)[:, None], cond, null[None] + 3 * (cond - null[None]))
+        )
 
     field = Velocity(lambda *_: {}, lambda p, x, t, cond=None, *, key=None: rate * x + cond)
     batch = {"x": GAUSSIAN.sample(KEY, 256), "cond": jax.random.normal(jax.random.key(1), (256, 2))}
@@ -159,14 +178,19 @@ def test_conditions_are_dropped_from_matching_rows_alone():
         return params * x
 
     loss, dropped = shortcut(FlowMap(lambda *_: {}, apply)), np.isin(np.arange(16), [0, 3, 8, 9])
-    batch = {"x": jnp.ones((16, 2)), "cond": jnp.where(dropped, 99, jnp.arange(16)), "dropped": jnp.asarray(dropped)}
+    batch = {
+        "x": jnp.ones((16, 2)),
+        "cond": jnp.where(dropped, 99, jnp.arange(16)),
+        "dropped": jnp.asarray(dropped),
+    }
     own = (np.arange(16) % 4 == 0) & ~dropped
     value, metrics = loss(0.3, KEY, batch, {"ema": 0.9})
     np.testing.assert_array_equal(asked[0][0], np.where(dropped, 99, np.arange(16))[::4])
     cond, gap = asked[2]
     np.testing.assert_array_equal(cond, np.where(dropped, 99, np.arange(16)))
     np.testing.assert_array_equal(gap > 0, own)  # who is told null is asked for the velocity
-    # and its target is one: it does not change with the averaged params, which those of the other rows are made of
+    # and its target is one: it does not change with the averaged params, which those of the other
+    # rows are made of
     alone = {**batch, "weight": 1.0 * dropped}
     assert loss(0.3, KEY, alone, {"ema": 0.9})[0] == loss(0.3, KEY, alone, {"ema": 0.1})[0]
     assert loss(0.3, KEY, batch, {"ema": 0.1})[0] != value and metrics["self_consistency"] > 0
@@ -186,9 +210,16 @@ def test_a_tiled_event_has_the_same_loss():
 def test_a_step_of_training_moves_every_param_and_nothing_frozen():
     model = jflow.flow_map(nets.ResidualMLP(8, 1, num_classes=3))
     teacher = Velocity(lambda *_: {}, lambda p, x, t, cond=None, *, key=None: p["s"] * x)
-    batch = {"x": GAUSSIAN.sample(KEY, 30), "cond": jnp.arange(30) % 3}  # 30: not a multiple of every
-    loss = losses.chain(losses.drop_cond(0.2, null=3), shortcut(model, teacher=teacher, scale=2.0, null=3))
-    shapes = jax.eval_shape(model.init, KEY, batch["x"], jnp.zeros(30), jnp.zeros(30), batch["cond"])
+    batch = {
+        "x": GAUSSIAN.sample(KEY, 30),
+        "cond": jnp.arange(30) % 3,
+    }  # 30: not a multiple of every
+    loss = losses.chain(
+        losses.drop_cond(0.2, null=3), shortcut(model, teacher=teacher, scale=2.0, null=3)
+    )
+    shapes = jax.eval_shape(
+        model.init, KEY, batch["x"], jnp.zeros(30), jnp.zeros(30), batch["cond"]
+    )
     rng = np.random.default_rng(0)
     params = jax.tree.map(lambda p: jnp.asarray(0.5 * rng.normal(size=p.shape), p.dtype), shapes)
     frozen = {"teacher": {"s": jnp.asarray(0.5)}}
@@ -199,8 +230,13 @@ def test_a_step_of_training_moves_every_param_and_nothing_frozen():
     ):
         assert np.all(np.isfinite(moved)) and np.any(moved != old), jax.tree_util.keystr(path)
     assert set(metrics) == {"residual", "self_consistency", "loss", "grad_norm"}
-    small = shortcut(FlowMap(lambda *_: {}, lambda p, x, t, r, cond=None, *, key=None: p["a"] * x), teacher=teacher)
-    g = jax.jit(jax.grad(lambda f: small(at(0.1), KEY, {"x": batch["x"]}, f)[0]))({**frozen, "ema": at(0.2)})
+    small = shortcut(
+        FlowMap(lambda *_: {}, lambda p, x, t, r, cond=None, *, key=None: p["a"] * x),
+        teacher=teacher,
+    )
+    g = jax.jit(jax.grad(lambda f: small(at(0.1), KEY, {"x": batch["x"]}, f)[0]))(
+        {**frozen, "ema": at(0.2)}
+    )
     assert all(leaf == 0 for leaf in jax.tree.leaves(g))
 
 

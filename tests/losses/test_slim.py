@@ -1,4 +1,5 @@
-"""SlimFlow: noise annealed from random pairs to a teacher's, and distillation guided by two of its steps."""
+"""SlimFlow: noise annealed from random pairs to a teacher's, and distillation guided by two of its
+steps."""
 
 import jax
 import jax.numpy as jnp
@@ -43,7 +44,11 @@ def test_the_noise_goes_from_fresh_to_the_pairs_own():
     loss = chain(annealed_source(amount), inner)
     for step, c in ((0, 1.0), (4, 0.6), (10, 0.0), (99, 0.0)):
         _, metrics = loss({}, jax.random.key(1), batch, at_step(step))
-        assert metrics["inner"] == 1.0 and seen["frozen"]["step"] == step and seen["weight"].shape == (n,)
+        assert (
+            metrics["inner"] == 1.0
+            and seen["frozen"]["step"] == step
+            and seen["weight"].shape == (n,)
+        )
         together = np.corrcoef(seen["x0"][:, 0], x0[:, 0])[0, 1]
         # a correlation r of n rows has the standard error (1 - r^2) / sqrt(n)
         assert abs(together - np.sqrt(1 - c**2)) < 5 * (c**2 + 1e-4) / np.sqrt(n)
@@ -53,7 +58,8 @@ def test_the_noise_goes_from_fresh_to_the_pairs_own():
 
 @pytest.mark.parametrize("c", [1.0, 0.7, 0.0])
 def test_the_exact_velocity_has_zero_mean_gradient_at_every_amount(c):
-    """Pairs x1 = m + s x0 of a Gaussian: mixed, noise and data are jointly Gaussian with covariance s sqrt(1 - c^2)."""
+    """Pairs x1 = m + s x0 of a Gaussian: mixed, noise and data are jointly Gaussian with covariance
+    s sqrt(1 - c^2)."""
     shared = STD * np.sqrt(1 - c**2)
 
     def apply(params, x, t, cond=None, *, key=None):
@@ -85,7 +91,9 @@ def test_a_training_step_counts():
     matching, n = losses.flow_matching(velocity), 10_000
 
     def spread(params, key, batch, frozen=None):
-        return matching(params, key, batch)[0], {"amount": jnp.std(batch["x0"])}  # c, where x0 is zero
+        return matching(params, key, batch)[0], {
+            "amount": jnp.std(batch["x0"])
+        }  # c, where x0 is zero
 
     loss = chain(annealed_source(optax.linear_schedule(1.0, 0.0, 2)), spread)
     step = jax.jit(train.make_step(loss, optax.sgd(0.1), refresh=losses.count_steps))
@@ -95,7 +103,9 @@ def test_a_training_step_counts():
     for _ in range(4):
         state, metrics = step(state, {"x0": x0, "x": to_data(x0)})
         amounts.append(float(metrics["amount"]))
-    np.testing.assert_allclose(amounts, [1, 0.5, 0, 0], rtol=5 / np.sqrt(4 * n))  # 5 standard errors
+    np.testing.assert_allclose(
+        amounts, [1, 0.5, 0, 0], rtol=5 / np.sqrt(4 * n)
+    )  # 5 standard errors
     assert state.frozen["step"] == 4
 
 
@@ -117,18 +127,24 @@ def test_both_terms_vanish_at_the_map_of_a_straight_teacher(x64):
     loss = flow_guided_distillation(student, straight(), weight=3.0)
     value, metrics = loss(0.0, KEY, batch, {"teacher": 0.0})
     assert value < 1e-20 and metrics["residual"] < 1e-20 and metrics["two_step"] < 1e-20
-    # a student off by d: d^2 from the pairs, 3 d^2 from the steps, means over an event of two numbers
+    # a student off by d: d^2 from the pairs, 3 d^2 from the steps, means over an event of two
+    # numbers
     value, metrics = loss(0.5, KEY, batch, {"teacher": 0.0})
-    np.testing.assert_allclose([value, metrics["residual"], metrics["two_step"]], [1.0, 0.25, 0.25], rtol=1e-9)
+    np.testing.assert_allclose(
+        [value, metrics["residual"], metrics["two_step"]], [1.0, 0.25, 0.25], rtol=1e-9
+    )
 
 
 def test_both_terms_vanish_at_the_map_of_a_straight_mixture(x64):
-    """In one dimension the flow from noise is the quantile map: the line through x at t is found by bisection."""
+    """In one dimension the flow from noise is the quantile map: the line through x at t is found by
+    bisection."""
     weights, means, std = np.asarray([0.3, 0.7]), np.asarray([-2.0, 1.5]), 0.6
     normal = jax.scipy.stats.norm
 
     def to_noise(y):
-        return normal.ppf(jnp.sum(weights[None] * normal.cdf((y - means[None]) / std), axis=1, keepdims=True))
+        return normal.ppf(
+            jnp.sum(weights[None] * normal.cdf((y - means[None]) / std), axis=1, keepdims=True)
+        )
 
     def line(x, t):
         t = t[:, None]
@@ -146,20 +162,32 @@ def test_both_terms_vanish_at_the_map_of_a_straight_mixture(x64):
     oracle = oracles.mixture(weights, means[:, None], std**2)
     x0 = jax.random.normal(KEY, (8, 1), jnp.float64)
     batch = {"x0": x0, "x": oracles.mixture_flow_map(oracle, x0, 0.0, 1.0)}
-    value, metrics = jax.jit(flow_guided_distillation(teacher, teacher))({}, KEY, batch, {"teacher": {}})
+    value, metrics = jax.jit(flow_guided_distillation(teacher, teacher))(
+        {}, KEY, batch, {"teacher": {}}
+    )
     assert metrics["residual"] < 1e-6 and metrics["two_step"] < 1e-6 and value < 1e-6
 
 
 def test_two_steps_of_a_curved_teacher():
     """v = 2 t, whatever x: from 0 a step of s stays, the step from s to 1 moves by 2 s (1 - s)."""
-    teacher = Velocity(None, lambda params, x, t, cond=None, *, key=None: jnp.zeros_like(x) + 2 * t[:, None] + 1)
-    student = Velocity(None, lambda params, x, t, cond=None, *, key=None: jnp.zeros_like(x) + 100 * t[:, None])
+    teacher = Velocity(
+        None, lambda params, x, t, cond=None, *, key=None: jnp.zeros_like(x) + 2 * t[:, None] + 1
+    )
+    student = Velocity(
+        None, lambda params, x, t, cond=None, *, key=None: jnp.zeros_like(x) + 100 * t[:, None]
+    )
     s = jnp.asarray([0.0, 0.25, 0.5])
-    batch = {"x0": jnp.zeros((3, 2)), "x": jnp.zeros((3, 2)), "weight": jnp.asarray([1.0, 1.0, 2.0])}
+    batch = {
+        "x0": jnp.zeros((3, 2)),
+        "x": jnp.zeros((3, 2)),
+        "weight": jnp.asarray([1.0, 1.0, 2.0]),
+    }
     loss = flow_guided_distillation(student, teacher, time=lambda key, n: s)
     wanted = (s * 1 + (1 - s) * (1 + 2 * s)) ** 2
     _, metrics = loss({}, KEY, batch, {"teacher": {}})
-    np.testing.assert_allclose(metrics["two_step"], jnp.sum(wanted * batch["weight"]) / 4, rtol=1e-6)
+    np.testing.assert_allclose(
+        metrics["two_step"], jnp.sum(wanted * batch["weight"]) / 4, rtol=1e-6
+    )
     np.testing.assert_allclose(metrics["residual"], 0)
 
 
@@ -182,13 +210,17 @@ def test_tiling_leaves_it_unchanged():
 
 
 def networks():
-    small, big = (jflow.velocity(nets.ResidualMLP(w, d, num_classes=2)) for w, d in ((8, 1), (12, 2)))
+    small, big = (
+        jflow.velocity(nets.ResidualMLP(w, d, num_classes=2)) for w, d in ((8, 1), (12, 2))
+    )
     x, cond = jax.random.normal(KEY, (16, 2)), jnp.arange(16) % 2
     rng = np.random.default_rng(0)
     params = []
     for net in (small, big):
         shapes = jax.eval_shape(net.init, KEY, x, jnp.zeros(16), cond)
-        params.append(jax.tree.map(lambda p: jnp.asarray(0.3 * rng.normal(size=p.shape), p.dtype), shapes))
+        params.append(
+            jax.tree.map(lambda p: jnp.asarray(0.3 * rng.normal(size=p.shape), p.dtype), shapes)
+        )
     return small, big, *params, {"x0": x, "x": to_data(x), "cond": cond}
 
 
@@ -214,7 +246,9 @@ def test_a_small_student_learns_from_a_big_teacher():
 
 def test_annealing_reaches_every_param():
     small, _, params, _, batch = networks()
-    loss = chain(annealed_source(optax.cosine_decay_schedule(1.0, 100)), losses.flow_matching(small))
+    loss = chain(
+        annealed_source(optax.cosine_decay_schedule(1.0, 100)), losses.flow_matching(small)
+    )
     grads = jax.jit(jax.grad(lambda p: loss(p, KEY, batch, at_step(30))[0]))(params)
     assert all(np.all(np.isfinite(g)) and np.any(g != 0) for g in jax.tree.leaves(grads))
 

@@ -1,4 +1,5 @@
-"""Trajectory distillation: its three targets hold at the teacher's flow map, and straightness where the teacher is straight."""
+"""Trajectory distillation: its three targets hold at the teacher's flow map, and straightness where
+the teacher is straight."""
 
 import diffrax
 import jax
@@ -21,7 +22,9 @@ TERMS = ("output", "change", "consistency", "straight")
 def test_the_exact_map_has_no_residual(law, x64):
     oracle = ORACLES[law]
     loss = trajectory_distillation(
-        near_map(exact_map(law)), oracles.as_velocity(oracle), method=solvers.fixed(8, diffrax.Dopri5())
+        near_map(exact_map(law)),
+        oracles.as_velocity(oracle),
+        method=solvers.fixed(8, diffrax.Dopri5()),
     )
     batch = {"x": oracle.sample(KEY, 64)}
     run = jax.jit(lambda params: loss(params, KEY, batch, {"teacher": {}}))
@@ -37,7 +40,9 @@ def test_the_residual_falls_with_the_teachers_steps(x64):
     model, batch = exact_map("mixture"), {"x": MIXTURE.sample(KEY, 64)}
     steps, residuals = (8, 16, 32), []
     for n in steps:
-        loss = trajectory_distillation(model, oracles.as_velocity(MIXTURE), method=n, consistency=0.0)
+        loss = trajectory_distillation(
+            model, oracles.as_velocity(MIXTURE), method=n, consistency=0.0
+        )
         metrics = jax.jit(lambda loss=loss: loss({}, KEY, batch, {"teacher": {}})[1])()
         residuals.append(float(metrics["output"] + metrics["change"]))
     order = -np.polyfit(np.log(steps), np.log(residuals), 1)[0]
@@ -58,7 +63,9 @@ def test_a_straight_teacher_satisfies_all_four_and_a_curved_one_three(x64):
     loss = trajectory_distillation(model, teacher, straight=1.0)
     value, _ = jax.jit(lambda: loss({}, KEY, batch, frozen))()
     assert value < 1e-20
-    loss = trajectory_distillation(exact_map("gaussian"), oracles.as_velocity(GAUSSIAN), method=16, straight=1.0)
+    loss = trajectory_distillation(
+        exact_map("gaussian"), oracles.as_velocity(GAUSSIAN), method=16, straight=1.0
+    )
     _, metrics = jax.jit(lambda: loss({}, KEY, batch, frozen))()
     assert metrics["residual"] < 1e-6 and metrics["straight"] > 1e-2
 
@@ -66,7 +73,9 @@ def test_a_straight_teacher_satisfies_all_four_and_a_curved_one_three(x64):
 def test_the_average_velocity_of_a_teacher(x64):
     x, t = GAUSSIAN.sample(KEY, 16), jnp.linspace(0, 0.9, 16)
     teacher = oracles.as_velocity(GAUSSIAN)
-    run = jax.jit(lambda r: average_velocity(teacher, {}, x, t, r, method=solvers.fixed(16, diffrax.Dopri5())))
+    run = jax.jit(
+        lambda r: average_velocity(teacher, {}, x, t, r, method=solvers.fixed(16, diffrax.Dopri5()))
+    )
     for r in (t, jnp.ones(16), t * 0.5):  # standing, onward, backward
         y = run(r)
         np.testing.assert_allclose(y, GAUSSIAN.average_velocity(x, t, r), atol=1e-7)
@@ -76,30 +85,45 @@ def test_at_r_equal_t_the_change_is_the_teachers_velocity(x64):
     time, batch = times.uniform(), {"x": GAUSSIAN.sample(KEY, 32)}
     model = near_map(exact_map("gaussian"))
     loss = trajectory_distillation(
-        model, oracles.as_velocity(GAUSSIAN), times=lambda key, n: (time(key, n),) * 2, output=0.0, consistency=0.0
+        model,
+        oracles.as_velocity(GAUSSIAN),
+        times=lambda key, n: (time(key, n),) * 2,
+        output=0.0,
+        consistency=0.0,
     )
     value, metrics = jax.jit(lambda: loss(at(a=0.3), KEY, batch, {"teacher": {}}))()
     assert value == metrics["change"]
     # u - v is what was added, a x_t: the mean square of 0.3 x_t, whatever the teacher
-    other = trajectory_distillation(model, oracles.as_velocity(GAUSSIAN), times=lambda key, n: (time(key, n),) * 2)
+    other = trajectory_distillation(
+        model, oracles.as_velocity(GAUSSIAN), times=lambda key, n: (time(key, n),) * 2
+    )
     twice = jax.jit(lambda: other(at(a=0.6), KEY, batch, {"teacher": {}})[1]["change"])()
     np.testing.assert_allclose(twice, 4 * value, rtol=1e-9)
 
 
 def test_terms_are_weighted_by_name(x64):
-    model, batch, frozen = near_map(exact_map("gaussian")), {"x": GAUSSIAN.sample(KEY, 16)}, {"teacher": {}}
+    model, batch, frozen = (
+        near_map(exact_map("gaussian")),
+        {"x": GAUSSIAN.sample(KEY, 16)},
+        {"teacher": {}},
+    )
     weights = dict(zip(TERMS, (0.5, 2.0, 3.0, 0.25), strict=True))
     loss = trajectory_distillation(model, oracles.as_velocity(GAUSSIAN), **weights)
     value, metrics = jax.jit(lambda: loss(at(0.3, 0.2), KEY, batch, frozen))()
-    assert value == pytest.approx(float(sum(w * metrics[term] for term, w in weights.items())), rel=1e-12)
+    assert value == pytest.approx(
+        float(sum(w * metrics[term] for term, w in weights.items())), rel=1e-12
+    )
     assert all(metrics[term] > 1e-4 for term in TERMS)
 
 
 def elementwise():
     model = FlowMap(
-        lambda *a: {}, lambda p, x, t, r, cond=None, *, key=None: p * jnp.sin(x) + (t * jnp.square(r))[:, None]
+        lambda *a: {},
+        lambda p, x, t, r, cond=None, *, key=None: p * jnp.sin(x) + (t * jnp.square(r))[:, None],
     )
-    teacher = Velocity(lambda *a: {}, lambda p, x, t, cond=None, *, key=None: jnp.cos(x) * t[:, None])
+    teacher = Velocity(
+        lambda *a: {}, lambda p, x, t, cond=None, *, key=None: jnp.cos(x) * t[:, None]
+    )
     return model, teacher
 
 

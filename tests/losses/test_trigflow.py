@@ -1,4 +1,5 @@
-"""TrigFlow: a flow teacher is one of its networks already, and the exact consistency map has no tangent left."""
+"""TrigFlow: a flow teacher is one of its networks already, and the exact consistency map has no
+tangent left."""
 
 import jax
 import jax.numpy as jnp
@@ -28,8 +29,8 @@ PLAIN = clipped_tangent(float("inf"))
 
 @pytest.mark.parametrize("data_std", [1.0, 0.5])
 def test_a_flow_teacher_is_a_trigflow_network(data_std, x64):
-    """The transform is SANA-Sprint's closed form, predicts the same data, undoes from_trigonometric, and turns the exact
-    velocity of one path into that of the other."""
+    """The transform is SANA-Sprint's closed form, predicts the same data, undoes
+    from_trigonometric, and turns the exact velocity of one path into that of the other."""
     x, tau = jax.random.normal(jax.random.key(0), (6, 2), jnp.float64), jnp.linspace(0.05, 1.5, 6)
     field = paths.to_trigonometric(ELEMENTWISE, data_std=data_std)
     out = field.apply(ELEMENTS, x, tau)
@@ -43,7 +44,9 @@ def test_a_flow_teacher_is_a_trigflow_network(data_std, x64):
     np.testing.assert_allclose(data_std * (cos * x - sin * out), state + (1 - s) * v, atol=1e-12)
 
     cosine = paths.schedules.cosine(data_std)
-    back = paths.reschedule(paths.from_trigonometric(field, data_std=data_std), cosine, paths.LINEAR)
+    back = paths.reschedule(
+        paths.from_trigonometric(field, data_std=data_std), cosine, paths.LINEAR
+    )
     np.testing.assert_allclose(back.apply(ELEMENTS, state, t), v, atol=1e-12)
     there = oracles.gaussian([1.0, -0.5], [[0.5, 0.2], [0.2, 0.3]], cosine)
     exact = paths.from_trigonometric(
@@ -85,7 +88,8 @@ def test_no_tangent_is_left_at_the_exact_map(name, x64):
 
 
 def test_the_residual_is_the_change_of_f_along_the_flow(x64):
-    """(cos(tau) df/dtau)^2 of a student that is far from exact, f differenced along the exact trajectory."""
+    """(cos(tau) df/dtau)^2 of a student that is far from exact, f differenced along the exact
+    trajectory."""
     data_std, t, h = 0.7, jnp.linspace(0.1, 0.9, 8), 1e-4
     loss = trigflow_consistency(
         ELEMENTWISE,
@@ -136,7 +140,9 @@ def test_the_warm_up_starts_as_a_regression_of_the_velocity(x64):
     loss = trigflow_consistency(ELEMENTWISE, warmup=10, tangent=PLAIN, time=lambda key, n: t)
 
     def gradient(step):
-        return jax.grad(lambda p: loss(p, jax.random.key(0), batch, {"step": jnp.int32(step)})[0])(ELEMENTS)
+        return jax.grad(lambda p: loss(p, jax.random.key(0), batch, {"step": jnp.int32(step)})[0])(
+            ELEMENTS
+        )
 
     tau = jnp.arctan2(1 - t, t)
     cos, sin = jnp.cos(tau)[:, None], jnp.sin(tau)[:, None]
@@ -164,7 +170,9 @@ def test_tangents_are_bounded_and_repeating_the_event_changes_nothing():
     g = jax.random.normal(jax.random.key(0), (4, 3)) * jnp.asarray([1e-3, 0.1, 1.0, 1e6])[:, None]
     small = losses.normalized_tangent(0.1)(g)
     size = np.sqrt(np.mean(np.square(g), 1))
-    np.testing.assert_allclose(np.sqrt(np.mean(np.square(small), 1)), size / (size + 0.1), rtol=1e-5)
+    np.testing.assert_allclose(
+        np.sqrt(np.mean(np.square(small), 1)), size / (size + 0.1), rtol=1e-5
+    )
     assert np.max(np.abs(clipped_tangent(0.5)(g))) == 0.5
     x0, x = (jax.random.normal(jax.random.key(i), (8, 3)) for i in range(2))
     loss = trigflow_consistency(ELEMENTWISE)
@@ -185,13 +193,17 @@ def test_the_times_are_the_papers():
     """tau = arctan(exp(n) / data_std), n normal of mean -1 and deviation 1.4."""
     t = np.asarray(times.logit_normal(1.0, 1.4)(jax.random.key(0), 100_000), np.float64)
     n = np.log((1 - t) / t)  # = log(data_std tan(tau))
-    assert abs(n.mean() + 1) < 4 * 1.4 / np.sqrt(1e5) and abs(n.std() - 1.4) < 4 * 1.4 / np.sqrt(2e5)
+    assert abs(n.mean() + 1) < 4 * 1.4 / np.sqrt(1e5) and abs(n.std() - 1.4) < 4 * 1.4 / np.sqrt(
+        2e5
+    )
 
 
 def test_what_is_frozen_has_no_gradient_and_every_param_learns():
     loss = trigflow_consistency(ELEMENTWISE, teacher=ELEMENTWISE)
     batch = {"x": jnp.ones((4, 2))}
-    grads = jax.grad(lambda frozen: loss(ELEMENTS, jax.random.key(0), batch, frozen)[0])({"teacher": ELEMENTS})
+    grads = jax.grad(lambda frozen: loss(ELEMENTS, jax.random.key(0), batch, frozen)[0])(
+        {"teacher": ELEMENTS}
+    )
     assert not np.any(jax.tree.leaves(grads))
     with pytest.raises(ValueError, match="'teacher' in frozen"):
         loss(ELEMENTS, jax.random.key(0), batch, {})

@@ -1,4 +1,5 @@
-"""OFTSR: chords on the teacher's trajectory, and what the knob does on a law where both ends are known."""
+"""OFTSR: chords on the teacher's trajectory, and what the knob does on a law where both ends are
+known."""
 
 import diffrax
 import jax
@@ -30,7 +31,9 @@ def chords(flow_map):
 def test_the_exact_student_has_no_residual(law, x64):
     oracle = ORACLES[law]
     loss = tunable_distillation(
-        chords(exact_map(law)), oracles.as_velocity(oracle), method=solvers.fixed(1, diffrax.Dopri5())
+        chords(exact_map(law)),
+        oracles.as_velocity(oracle),
+        method=solvers.fixed(1, diffrax.Dopri5()),
     )
     batch = {"x0": jax.random.normal(KEY, (64, 2)), "x": jnp.zeros((64, 2))}
     run = jax.jit(lambda params: loss(params, KEY, batch, {"teacher": {}}))
@@ -42,7 +45,10 @@ def test_the_exact_student_has_no_residual(law, x64):
 @pytest.mark.parametrize(("solver", "order"), [(diffrax.Euler(), 2), (diffrax.Midpoint(), 4)])
 def test_the_residual_falls_with_the_step(solver, order, x64):
     """The squares of first and second order."""
-    student, batch = chords(exact_map("mixture")), {"x0": jax.random.normal(KEY, (64, 2)), "x": jnp.zeros((64, 2))}
+    student, batch = (
+        chords(exact_map("mixture")),
+        {"x0": jax.random.normal(KEY, (64, 2)), "x": jnp.zeros((64, 2))},
+    )
     steps, residuals = (0.1, 0.05, 0.025), []
     for step in steps:
         loss = tunable_distillation(
@@ -52,25 +58,39 @@ def test_the_residual_falls_with_the_step(solver, order, x64):
             method=solvers.fixed(1, solver),
             knob=times.uniform(0.2, 0.8),
         )
-        residuals.append(float(jax.jit(lambda loss=loss: loss(at(), KEY, batch, {"teacher": {}})[1]["residual"])()))
+        residuals.append(
+            float(
+                jax.jit(lambda loss=loss: loss(at(), KEY, batch, {"teacher": {}})[1]["residual"])()
+            )
+        )
     found = np.polyfit(np.log(steps), np.log(residuals), 1)[0]
     assert order - 0.5 < found < order + 0.5, residuals
 
 
 def test_small_steps_are_lagrangian_distillation_from_the_source(x64):
-    """gradient / (step / s) -> that of lagrangian_map_distillation at t = 0, r = knob; the error halves with the step."""
+    """gradient / (step / s) -> that of lagrangian_map_distillation at t = 0, r = knob; the error
+    halves with the step."""
     student, teacher, knob = chords(exact_map("gaussian")), oracles.as_velocity(GAUSSIAN), 0.4
     batch = {"x0": jax.random.normal(KEY, (16, 2)), "x": jnp.zeros((16, 2))}
     params, frozen = at(0.3, -0.2), {"teacher": {}}
     model = FlowMap(None, lambda p, x, t, r, cond=None, *, key=None: student.apply(p, x, r, cond))
-    limit = lagrangian_map_distillation(model, teacher, times=lambda key, n: (jnp.zeros(n), jnp.full(n, knob)))
+    limit = lagrangian_map_distillation(
+        model, teacher, times=lambda key, n: (jnp.zeros(n), jnp.full(n, knob))
+    )
     aim = jax.jit(jax.grad(lambda p: limit(p, KEY, batch, frozen)[0]))(params)
     errors = []
     for step in (2e-3, 1e-3):
-        loss = tunable_distillation(student, teacher, knob=lambda key, n: jnp.full(n, knob), step=step, boundary=0.0)
+        loss = tunable_distillation(
+            student, teacher, knob=lambda key, n: jnp.full(n, knob), step=step, boundary=0.0
+        )
         got = jax.jit(jax.grad(lambda p, loss=loss: loss(p, KEY, batch, frozen)[0]))(params)
         share = step / (knob + step)
-        errors.append(max(abs(float(g / share - a)) for g, a in zip(*map(jax.tree.leaves, (got, aim)), strict=True)))
+        errors.append(
+            max(
+                abs(float(g / share - a))
+                for g, a in zip(*map(jax.tree.leaves, (got, aim)), strict=True)
+            )
+        )
     assert errors[1] < 0.02 and 1.8 < errors[0] / errors[1] < 2.2, errors
 
 
@@ -94,7 +114,8 @@ def scaled_chords(p, x, t, cond=None, *, key=None):
 
 
 def test_the_knob_trades_fidelity_for_realism(x64):
-    """On Gaussians with a source made from the data: knob 0 is E[x1 | x0], knob 1 has the data's law."""
+    """On Gaussians with a source made from the data: knob 0 is E[x1 | x0], knob 1 has the data's
+    law."""
     student = Velocity(lambda *a: 0.0, scaled_chords)
     source = couplings.corrupted(lambda x: x, SIGMA)
     loss = tunable_distillation(student, RESTORING, method=solvers.fixed(1, diffrax.Dopri5()))
@@ -104,7 +125,9 @@ def test_the_knob_trades_fidelity_for_realism(x64):
     assert value < 1e-9 and metrics["residual"] < 1e-9
     x0, cond = source(jax.random.key(1), x1, None)
     np.testing.assert_allclose(restore(student, 0.0, x0, 0.0, cond), x0 / (1 + SIGMA**2), rtol=1e-9)
-    np.testing.assert_allclose(restore(student, 0.0, x0, 1.0, cond), x0 / np.sqrt(1 + SIGMA**2), rtol=1e-9)
+    np.testing.assert_allclose(
+        restore(student, 0.0, x0, 1.0, cond), x0 / np.sqrt(1 + SIGMA**2), rtol=1e-9
+    )
     knobs = (0.0, 0.5, 1.0)
     outs = [np.asarray(restore(student, 0.0, x0, jnp.full(20_000, k), cond)) for k in knobs]
     errors, spreads = [np.mean((o - x1) ** 2) for o in outs], [np.var(o) for o in outs]
@@ -114,25 +137,39 @@ def test_the_knob_trades_fidelity_for_realism(x64):
 
 
 def test_alignment_holds_on_straight_trajectories_alone(x64):
-    batch, frozen = {"x0": jax.random.normal(KEY, (16, 2)), "x": jnp.zeros((16, 2))}, {"teacher": {}}
-    straight = Velocity(lambda *a: {}, lambda p, x, t, cond=None, *, key=None: jnp.full_like(x, 1.5))
+    batch, frozen = (
+        {"x0": jax.random.normal(KEY, (16, 2)), "x": jnp.zeros((16, 2))},
+        {"teacher": {}},
+    )
+    straight = Velocity(
+        lambda *a: {}, lambda p, x, t, cond=None, *, key=None: jnp.full_like(x, 1.5)
+    )
     loss = tunable_distillation(straight, straight, align=1.0)
     value, _ = jax.jit(lambda: loss({}, KEY, batch, frozen))()
     assert value < 1e-20
-    loss = tunable_distillation(chords(exact_map("gaussian")), oracles.as_velocity(GAUSSIAN), align=1.0)
+    loss = tunable_distillation(
+        chords(exact_map("gaussian")), oracles.as_velocity(GAUSSIAN), align=1.0
+    )
     assert jax.jit(lambda: loss(at(), KEY, batch, frozen)[1]["align"])() > 1e-3
 
 
 def elementwise():
-    student = Velocity(lambda *a: {}, lambda p, x, t, cond=None, *, key=None: p * jnp.sin(x) * (1 + t[:, None]))
-    teacher = Velocity(lambda *a: {}, lambda p, x, t, cond=None, *, key=None: jnp.cos(x) * t[:, None])
+    student = Velocity(
+        lambda *a: {}, lambda p, x, t, cond=None, *, key=None: p * jnp.sin(x) * (1 + t[:, None])
+    )
+    teacher = Velocity(
+        lambda *a: {}, lambda p, x, t, cond=None, *, key=None: jnp.cos(x) * t[:, None]
+    )
     return student, teacher
 
 
 def test_a_tiled_event_changes_nothing(x64):
     loss = tunable_distillation(*elementwise(), align=0.5)
     x0 = jax.random.normal(KEY, (8, 3))
-    batches = [{"x0": x, "x": jnp.zeros_like(x), "weight": jnp.arange(8.0)} for x in (x0, jnp.tile(x0, (1, 2)))]
+    batches = [
+        {"x0": x, "x": jnp.zeros_like(x), "weight": jnp.arange(8.0)}
+        for x in (x0, jnp.tile(x0, (1, 2)))
+    ]
     run = jax.jit(jax.value_and_grad(lambda p, b: loss(p, KEY, b, {"teacher": {}})[0]))
     one, two = (run(0.7, b) for b in batches)
     np.testing.assert_allclose(one, two, rtol=1e-12)
@@ -152,7 +189,9 @@ def test_gradients_reach_every_param_and_stop_at_the_teacher():
     loss = tunable_distillation(velocity, velocity, align=0.1)
     batch = {"x0": x, "x": x, "cond": cond}
     frozen = {"teacher": jax.tree.map(lambda p: 0.9 * p, params)}
-    grads, other = jax.jit(jax.grad(lambda p, f: loss(p, KEY, batch, f)[0], argnums=(0, 1)))(params, frozen)
+    grads, other = jax.jit(jax.grad(lambda p, f: loss(p, KEY, batch, f)[0], argnums=(0, 1)))(
+        params, frozen
+    )
     assert reached(grads)
     assert all(np.all(np.asarray(g) == 0) for g in jax.tree.leaves(other))
 

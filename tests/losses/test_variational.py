@@ -12,7 +12,9 @@ LOG_Z = 1.7  # of the unnormalized targets below
 
 
 def fit(flow, loss, batch, steps=300, rate=0.03):
-    params = flow.init(jax.random.key(0), jnp.zeros((4, 2)), jax.tree.map(lambda c: c[:4], batch.get("cond")))
+    params = flow.init(
+        jax.random.key(0), jnp.zeros((4, 2)), jax.tree.map(lambda c: c[:4], batch.get("cond"))
+    )
     optimizer = optax.adam(optax.cosine_decay_schedule(rate, steps))
 
     @jax.jit
@@ -23,7 +25,9 @@ def fit(flow, loss, batch, steps=300, rate=0.03):
             updates, state = optimizer.update(grads, state)
             return (optax.apply_updates(params, updates), state), metrics["elbo"]
 
-        return jax.lax.scan(step, (params, optimizer.init(params)), jax.random.split(jax.random.key(1), steps))
+        return jax.lax.scan(
+            step, (params, optimizer.init(params)), jax.random.split(jax.random.key(1), steps)
+        )
 
     (params, _), elbos = run(params)
     return params, elbos
@@ -32,7 +36,10 @@ def fit(flow, loss, batch, steps=300, rate=0.03):
 def gaussian(mean, std):
     """log of e^LOG_Z N(x; mean, diag std^2)."""
     return lambda x: (
-        LOG_Z + jnp.sum(-0.5 * jnp.square((x - mean) / std) - jnp.log(std) - 0.5 * jnp.log(2 * jnp.pi), axis=-1)
+        LOG_Z
+        + jnp.sum(
+            -0.5 * jnp.square((x - mean) / std) - jnp.log(std) - 0.5 * jnp.log(2 * jnp.pi), axis=-1
+        )
     )
 
 
@@ -43,7 +50,9 @@ def test_the_bound_of_the_target_itself_is_log_z_for_every_draw(x64):
     params = flow.init(jax.random.key(0), jnp.zeros((2, 2)))
     params["bijector"]["bias"]["0"] = {"shift": mean[0], "log_scale": jnp.log(std[0])}
     for draws in (1, 7):
-        value, metrics = losses.reverse_kl(flow, gaussian(mean, std), draws=draws)(params, jax.random.key(draws), {})
+        value, metrics = losses.reverse_kl(flow, gaussian(mean, std), draws=draws)(
+            params, jax.random.key(draws), {}
+        )
         np.testing.assert_allclose(value, -LOG_Z, atol=1e-12)
         np.testing.assert_allclose(metrics["elbo"], LOG_Z, atol=1e-12)
 
@@ -57,7 +66,9 @@ def test_the_bound_is_log_z_minus_the_divergence():
         flow, gaussian(jnp.asarray(mean, jnp.float32), jnp.asarray(std, jnp.float32)), draws=100_000
     )
     kl = np.sum(np.log(std) + (1 + mean**2) / (2 * std**2) - 0.5)
-    assert abs(jax.jit(loss)(params, jax.random.key(0), {})[0] - (kl - LOG_Z)) < 4 * 3 / 100_000**0.5
+    assert (
+        abs(jax.jit(loss)(params, jax.random.key(0), {})[0] - (kl - LOG_Z)) < 4 * 3 / 100_000**0.5
+    )
 
 
 def banana(x):
@@ -68,7 +79,8 @@ def banana(x):
 
 
 def test_a_planar_posterior_beats_mean_field_on_a_banana():
-    """Both stay below log Z; the last 50 of 300 steps of 128 draws, whose mean has a standard error below 0.02."""
+    """Both stay below log Z; the last 50 of 300 steps of 128 draws, whose mean has a standard error
+    below 0.02."""
     bounds = {}
     for depth in (0, 8):
         flow = flows.planar((2,), depth=depth)
@@ -78,7 +90,8 @@ def test_a_planar_posterior_beats_mean_field_on_a_banana():
 
 
 def test_an_amortised_posterior_follows_its_condition():
-    """p(x | c) = N(A c, s^2), so that the mean is linear in c; the bound of log Z is nearly reached."""
+    """p(x | c) = N(A c, s^2), so that the mean is linear in c; the bound of log Z is nearly
+    reached."""
     a, std = jnp.array([[1.0, 0.5], [-1.0, 2.0]]), jnp.array([[0.5, 0.8]])
     cond = jnp.asarray(np.random.default_rng(0).normal(size=(64, 2)), jnp.float32)
     flow = flows.planar((2,), depth=1, hidden=(16,))
@@ -86,7 +99,10 @@ def test_an_amortised_posterior_follows_its_condition():
     params, elbos = fit(flow, loss, {"cond": cond})
     assert LOG_Z - 0.15 < np.mean(elbos[-50:]) < LOG_Z + 0.02
     at = jnp.asarray([[1.0, 0.0], [0.0, 1.0]])
-    means = [np.mean(flow.sample(params, jax.random.key(0), 2000, jnp.repeat(c[None], 2000, 0)), 0) for c in at]
+    means = [
+        np.mean(flow.sample(params, jax.random.key(0), 2000, jnp.repeat(c[None], 2000, 0)), 0)
+        for c in at
+    ]
     np.testing.assert_allclose(means, a, atol=0.3)
 
 
@@ -100,5 +116,7 @@ def test_bad_input_is_an_error():
         loss(params, None, {})
     with pytest.raises(ValueError, match=r"unknown keys in batch: \['x'\]"):
         loss(params, jax.random.key(0), {"x": jnp.zeros((2, 2))})
-    with pytest.raises(ValueError, match=r"log_density of shape \[256\], got \[\]: a number for each row"):
+    with pytest.raises(
+        ValueError, match=r"log_density of shape \[256\], got \[\]: a number for each row"
+    ):
         losses.reverse_kl(flow, lambda x: jnp.sum(banana(x)))(params, jax.random.key(0), {})

@@ -1,4 +1,5 @@
-"""Variational noise coupling: an encoder that says nothing changes nothing, one that couples has a closed form."""
+"""Variational noise coupling: an encoder that says nothing changes nothing, one that couples has a
+closed form."""
 
 import jax
 import jax.numpy as jnp
@@ -33,7 +34,8 @@ INNER = losses.consistency_training(ELEMENTWISE, steps=gaps(0.1))
 
 
 def exact(params, x, t, cond=None, *, key=None):
-    """Standard normal data, x0 = PULL x1 + sqrt(1 - PULL^2) eps: x_t is normal, and so carried to data by its scale."""
+    """Standard normal data, x0 = PULL x1 + sqrt(1 - PULL^2) eps: x_t is normal, and so carried to
+    data by its scale."""
     t = t[:, None]
     scale = jnp.sqrt((1 - t) ** 2 + t**2 + 2 * PULL * t * (1 - t))
     # (x / scale - x) / (1 - t), scale^2 - 1 = -2 (1 - PULL) t (1 - t)
@@ -47,7 +49,9 @@ COUPLED = {"pull": PULL, "std": float(np.sqrt(1 - PULL**2))}
 def test_an_encoder_that_says_nothing_is_the_independent_coupling():
     x = jax.random.normal(jax.random.key(0), (16, 3))
     loss = variational_noise(INNER, AFFINE, kl=1.0)
-    value, metrics = loss({"model": ELEMENTS, "encoder": {"pull": 0.0, "std": 1.0}}, jax.random.key(1), {"x": x})
+    value, metrics = loss(
+        {"model": ELEMENTS, "encoder": {"pull": 0.0, "std": 1.0}}, jax.random.key(1), {"x": x}
+    )
     noise_key, _, loss_key = jax.random.split(jax.random.key(1), 3)
     plain, _ = INNER(ELEMENTS, loss_key, {"x": x, "x0": jax.random.normal(noise_key, x.shape)})
     np.testing.assert_allclose(value, plain, rtol=1e-6)
@@ -78,7 +82,8 @@ def test_the_divergence_in_nats_per_number():
 
 @pytest.mark.parametrize("law", ["gaussian", "mixture"])
 def test_the_exact_map_of_the_coupled_pairs_is_left_alone_to_first_order(law, x64):
-    """x_t = (PULL + (1 - PULL) t) x1 + sqrt(1 - PULL^2) (1 - t) eps: an affine path, whose marginal velocity is the teacher."""
+    """x_t = (PULL + (1 - PULL) t) x1 + sqrt(1 - PULL^2) (1 - t) eps: an affine path, whose marginal
+    velocity is the teacher."""
     path = paths.Schedule(lambda t: PULL + (1 - PULL) * t, lambda t: COUPLED["std"] * (1 - t))
     if law == "gaussian":
         oracle = oracles.gaussian([1.0, -0.5], [[0.5, 0.2], [0.2, 0.3]], path)
@@ -91,7 +96,9 @@ def test_the_exact_map_of_the_coupled_pairs_is_left_alone_to_first_order(law, x6
         return (carry(x, t, jnp.ones_like(t)) - x) / (1 - t)[:, None] + params["a"] * x
 
     def residual(h, a=0.0):
-        inner = losses.consistency_training(Velocity(None, apply), steps=gaps(h), teacher=oracles.as_velocity(oracle))
+        inner = losses.consistency_training(
+            Velocity(None, apply), steps=gaps(h), teacher=oracles.as_velocity(oracle)
+        )
         params = {"model": {"a": a}, "encoder": COUPLED}
         batch = {"x": jnp.asarray(oracle.sample(jax.random.key(0), 16), jnp.float64)}
         loss = variational_noise(inner, AFFINE, kl=1.0)
@@ -111,7 +118,9 @@ def test_the_mean_gradient_vanishes_at_the_exact_map_of_the_coupled_pairs():
     assert np.all(np.abs(mean) < 3 * error)
     moved, _ = mean_gradient(of_model, {"a": 0.1, "b": 0.0}, draw)
     assert abs(moved[0]) > 10 * error[0]
-    independent = lambda model, *rest: loss({"model": model, "encoder": {"pull": 0.0, "std": 1.0}}, *rest)  # noqa: E731
+    independent = lambda model, *rest: loss(  # noqa: E731
+        {"model": model, "encoder": {"pull": 0.0, "std": 1.0}}, *rest
+    )
     other, _ = mean_gradient(independent, {"a": 0.0, "b": 0.0}, draw)
     assert abs(other[0]) > 10 * error[0]  # another coupling has another map
 
@@ -137,7 +146,9 @@ def test_a_consistency_loss_moves_the_encoder_by_its_left_side_alone(x64):
     steps = lambda key, n, frozen: (jnp.linspace(0.1, 0.8, n), jnp.linspace(0.2, 0.9, n))  # noqa: E731
     loss = variational_noise(losses.consistency_training(ELEMENTWISE, steps=steps), AFFINE, kl=0.0)
     at = {"pull": 0.3, "std": 0.8}
-    grads = jax.grad(lambda e: loss({"model": ELEMENTS, "encoder": e}, jax.random.key(1), {"x": x})[0])(at)
+    grads = jax.grad(
+        lambda e: loss({"model": ELEMENTS, "encoder": e}, jax.random.key(1), {"x": x})[0]
+    )(at)
     eps = jax.random.normal(jax.random.split(jax.random.key(1), 3)[0], x.shape, x.dtype)
     t, s = steps(None, 16, None)
 
@@ -146,7 +157,9 @@ def test_a_consistency_loss_moves_the_encoder_by_its_left_side_alone(x64):
         return line + (1 - t)[:, None] * ELEMENTWISE.apply(ELEMENTS, line, t)
 
     held = f(at["pull"] * x + at["std"] * eps, s)
-    by_hand = lambda e: jnp.mean((f(e["pull"] * x + e["std"] * eps, t) - held) ** 2 / (s - t)[:, None])  # noqa: E731
+    by_hand = lambda e: jnp.mean(  # noqa: E731
+        (f(e["pull"] * x + e["std"] * eps, t) - held) ** 2 / (s - t)[:, None]
+    )
     expected = jax.grad(by_hand)(at)
     for name in at:
         np.testing.assert_allclose(grads[name], expected[name], rtol=1e-9)
@@ -157,17 +170,26 @@ def test_the_multistep_sampler_keeps_the_marginal_where_plain_noise_does_not():
     x0 = jax.random.normal(jax.random.key(0), (n, 1))
     one, info = sample_variational(EXACT, AFFINE, params, x0)
     np.testing.assert_allclose(
-        one, solvers.sample_flow_map(solvers.consistency_map(EXACT), params["model"], x0)[0], atol=1e-6
+        one,
+        solvers.sample_flow_map(solvers.consistency_map(EXACT), params["model"], x0)[0],
+        atol=1e-6,
     )
     np.testing.assert_allclose(one, x0, atol=1e-6)  # the flow from N(0, 1) to N(0, 1)
     np.testing.assert_array_equal(info.evaluations, 1)
-    x, info = sample_variational(EXACT, AFFINE, params, x0, grid=[0.0, 0.3, 0.6, 1.0], key=jax.random.key(1))
+    x, info = sample_variational(
+        EXACT, AFFINE, params, x0, grid=[0.0, 0.3, 0.6, 1.0], key=jax.random.key(1)
+    )
     np.testing.assert_array_equal(info.evaluations, 3)
     assert np.all(info.status == solvers.Status.OK)
     spread = 4 * np.sqrt(2 / n)  # four standard errors of a variance of 1
     assert abs(np.var(x) - 1) < spread and np.abs(x - x0).max() > 0.1
     plain, _ = solvers.sample_flow_map(
-        solvers.consistency_map(EXACT), params["model"], x0, grid=[0.0, 0.5, 1.0], renoise=1.0, key=jax.random.key(1)
+        solvers.consistency_map(EXACT),
+        params["model"],
+        x0,
+        grid=[0.0, 0.5, 1.0],
+        renoise=1.0,
+        key=jax.random.key(1),
     )
     assert abs(np.var(plain) - 0.5 / (0.5 + PULL / 2)) < spread  # too narrow
 

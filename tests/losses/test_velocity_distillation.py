@@ -1,10 +1,20 @@
-"""MDT-dist: the velocity inside a consistency model is the teacher's at the exact map; both losses move it there."""
+"""MDT-dist: the velocity inside a consistency model is the teacher's at the exact map; both losses
+move it there."""
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from teachers import GAUSSIAN, ORACLES, at, exact_map, near_data, reached, scrambled, standard_scores
+from teachers import (
+    GAUSSIAN,
+    ORACLES,
+    at,
+    exact_map,
+    near_data,
+    reached,
+    scrambled,
+    standard_scores,
+)
 
 import jflow
 from jflow import losses, nets, oracles, solvers
@@ -12,7 +22,11 @@ from jflow.losses import marginal_transport, velocity_distillation, velocity_mat
 from jflow.types import Velocity
 
 KEY = jax.random.key(0)
-LOSSES = {"matching": velocity_matching, "distillation": velocity_distillation, "both": marginal_transport}
+LOSSES = {
+    "matching": velocity_matching,
+    "distillation": velocity_distillation,
+    "both": marginal_transport,
+}
 
 
 @pytest.mark.parametrize("law", ORACLES)
@@ -33,7 +47,9 @@ def test_from_scratch_the_mean_gradient_at_the_exact_map_is_zero(law):
 
     def gradient(key, params):
         data_key, loss_key = jax.random.split(key)
-        return jax.grad(lambda p: loss(p, loss_key, {"x": ORACLES[law].sample(data_key, 1000)})[0])(params)
+        return jax.grad(lambda p: loss(p, loss_key, {"x": ORACLES[law].sample(data_key, 1000)})[0])(
+            params
+        )
 
     assert np.all(np.abs(standard_scores(lambda key: gradient(key, at()))) < 3)
     assert np.all(np.abs(standard_scores(lambda key: gradient(key, at(0.1, 0.1)))) > 10)
@@ -44,7 +60,8 @@ def fixed(t):
 
 
 def pushed():
-    """The exact F + c: its samples lie c beyond the data's, and its velocity is the teacher's + c everywhere."""
+    """The exact F + c: its samples lie c beyond the data's, and its velocity is the teacher's + c
+    everywhere."""
     flow_map = exact_map("gaussian")
     return Velocity(
         lambda *a: 0.0,
@@ -53,7 +70,8 @@ def pushed():
 
 
 def test_distillation_moves_a_shifted_student_back(x64):
-    """u - v = c and dx_t / dc = t: the gradient is t c, that of t^2 c' W^-1 c / 2, the divergence at t, in sign."""
+    """u - v = c and dx_t / dc = t: the gradient is t c, that of t^2 c' W^-1 c / 2, the divergence
+    at t, in sign."""
     batch, frozen, c, t = {"x": jnp.zeros((16, 2))}, {"teacher": {}}, 0.3, 0.4
     loss = velocity_distillation(pushed(), oracles.as_velocity(GAUSSIAN), time=fixed(t))
     value, grad = jax.value_and_grad(lambda p: loss(p, KEY, batch, frozen)[0])(c)
@@ -65,7 +83,9 @@ def test_matching_of_a_shifted_student(x64):
     """F - target = c, whatever t: the gradient is 2 c, through F alone."""
     batch, frozen = {"x": GAUSSIAN.sample(KEY, 16)}, {"teacher": {}}
     loss = velocity_matching(pushed(), oracles.as_velocity(GAUSSIAN))
-    np.testing.assert_allclose(jax.grad(lambda p: loss(p, KEY, batch, frozen)[0])(0.3), 0.6, rtol=1e-9)
+    np.testing.assert_allclose(
+        jax.grad(lambda p: loss(p, KEY, batch, frozen)[0])(0.3), 0.6, rtol=1e-9
+    )
 
 
 def test_a_finite_difference_stands_in_for_the_derivative(x64):
@@ -90,9 +110,15 @@ def test_a_normalized_tangent_moves_the_minimum(x64):
 def test_the_sum_is_weighted_and_its_parts_are_named(x64):
     student, teacher = near_data(exact_map("gaussian")), oracles.as_velocity(GAUSSIAN)
     batch, frozen, params = {"x": GAUSSIAN.sample(KEY, 8)}, {"teacher": {}}, at(0.3, 0.2)
-    value, m = marginal_transport(student, teacher, matching=0.5, distillation=2.0)(params, KEY, batch, frozen)
-    np.testing.assert_allclose(value, 0.5 * m["matching/loss"] + 2 * m["distillation/loss"], rtol=1e-12)
-    np.testing.assert_allclose(m["residual"], m["matching/residual"] + m["distillation/residual"], rtol=1e-12)
+    value, m = marginal_transport(student, teacher, matching=0.5, distillation=2.0)(
+        params, KEY, batch, frozen
+    )
+    np.testing.assert_allclose(
+        value, 0.5 * m["matching/loss"] + 2 * m["distillation/loss"], rtol=1e-12
+    )
+    np.testing.assert_allclose(
+        m["residual"], m["matching/residual"] + m["distillation/residual"], rtol=1e-12
+    )
     alone, m = marginal_transport(student, teacher, distillation=0.0)(params, KEY, batch, frozen)
     one = velocity_matching(student, teacher)(params, jax.random.fold_in(KEY, 0), batch, frozen)[0]
     np.testing.assert_allclose(alone, one, rtol=1e-12)
@@ -101,13 +127,21 @@ def test_the_sum_is_weighted_and_its_parts_are_named(x64):
 
 def test_a_tiled_event_changes_nothing(x64):
     """Of distillation at t = 1, where no noise is added."""
-    student = Velocity(lambda *a: {}, lambda p, x, t, cond=None, *, key=None: p * jnp.sin(x) * (1 + t[:, None]))
-    teacher = Velocity(lambda *a: {}, lambda p, x, t, cond=None, *, key=None: jnp.cos(x) * t[:, None])
+    student = Velocity(
+        lambda *a: {}, lambda p, x, t, cond=None, *, key=None: p * jnp.sin(x) * (1 + t[:, None])
+    )
+    teacher = Velocity(
+        lambda *a: {}, lambda p, x, t, cond=None, *, key=None: jnp.cos(x) * t[:, None]
+    )
     x0, x1 = jax.random.normal(KEY, (8, 3)), jax.random.normal(jax.random.key(1), (8, 3))
     batches = [{"x0": x0, "x": x1}, {"x0": jnp.tile(x0, (1, 2)), "x": jnp.tile(x1, (1, 2))}]
-    for loss in (velocity_matching(student, teacher), velocity_distillation(student, teacher, time=fixed(1.0))):
+    for loss in (
+        velocity_matching(student, teacher),
+        velocity_distillation(student, teacher, time=fixed(1.0)),
+    ):
         one, two = (
-            jax.value_and_grad(lambda p, b=b, loss=loss: loss(p, KEY, b, {"teacher": {}})[0])(0.7) for b in batches
+            jax.value_and_grad(lambda p, b=b, loss=loss: loss(p, KEY, b, {"teacher": {}})[0])(0.7)
+            for b in batches
         )
         np.testing.assert_allclose(one, two, rtol=1e-9)
 
@@ -118,7 +152,9 @@ def test_gradients_reach_every_param_and_stop_at_the_teacher():
     params = scrambled(jax.eval_shape(velocity.init, KEY, x, t, cond))
     loss = losses.chain(losses.drop_cond(0.5, null=2), marginal_transport(velocity, velocity))
     batch, frozen = {"x": x, "cond": cond}, {"teacher": jax.tree.map(lambda p: 0.9 * p, params)}
-    grads, other = jax.jit(jax.grad(lambda p, f: loss(p, KEY, batch, f)[0], argnums=(0, 1)))(params, frozen)
+    grads, other = jax.jit(jax.grad(lambda p, f: loss(p, KEY, batch, f)[0], argnums=(0, 1)))(
+        params, frozen
+    )
     assert reached(grads)
     assert all(np.all(np.asarray(g) == 0) for g in jax.tree.leaves(other))
 

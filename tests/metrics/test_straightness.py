@@ -9,7 +9,10 @@ from jflow.types import Velocity
 
 
 def field(apply):
-    return Velocity(lambda key, x, t, cond=None: {}, lambda params, x, t, cond=None, *, key=None: apply(x, t, cond))
+    return Velocity(
+        lambda key, x, t, cond=None: {},
+        lambda params, x, t, cond=None, *, key=None: apply(x, t, cond),
+    )
 
 
 def rows(n, *event, seed=0):
@@ -17,7 +20,8 @@ def rows(n, *event, seed=0):
 
 
 def test_normal_to_normal_is_two_minus_half_pi():
-    """Data N(m, I): x_t = t m + sqrt(l) x0, l = (1-t)^2 + t^2, so x1 - x0 = m and the rest of v is l' / (2 sqrt(l)) x0.
+    """Data N(m, I): x_t = t m + sqrt(l) x0, l = (1-t)^2 + t^2, so x1 - x0 = m and the rest of v is
+    l' / (2 sqrt(l)) x0.
 
     The integral of (l')^2 / (4 l) is 2 - pi/2."""
     velocity = oracles.as_velocity(oracles.gaussian([3.0, -1.0, 0.5], 1.0))
@@ -48,14 +52,18 @@ def test_a_straight_field_has_none():
 
     x0, cond = rows(16, 3), 4 * rows(16, 3, seed=1)
     found = jax.jit(lambda x, c: straightness(field(apply), {}, x, c))(x0, cond)
-    # |v|^2 is about 50; the sums over 100 steps round at some 1e-6 of it, and the midpoint rule is exact in neither time
+    # |v|^2 is about 50; the sums over 100 steps round at some 1e-6 of it, and the midpoint rule is
+    # exact in neither time
     np.testing.assert_allclose(found, 0, atol=2e-3)
     assert float(jnp.mean(found)) < 1e-5 * float(jnp.mean(jnp.sum(jnp.square(cond), axis=1)))
 
 
 def test_segments_are_judged_by_themselves():
-    """v is 0 until t = 1/2 and 2 after: not straight from end to end (1 a number), straight in each half."""
-    velocity = field(lambda x, t, cond: jnp.broadcast_to(jnp.where(t < 0.5, 0.0, 2.0)[:, None], x.shape))
+    """v is 0 until t = 1/2 and 2 after: not straight from end to end (1 a number), straight in each
+    half."""
+    velocity = field(
+        lambda x, t, cond: jnp.broadcast_to(jnp.where(t < 0.5, 0.0, 2.0)[:, None], x.shape)
+    )
     x0 = jnp.zeros((4, 3))
     np.testing.assert_allclose(straightness(velocity, {}, x0), 3.0, rtol=1e-5)
     np.testing.assert_allclose(straightness(velocity, {}, x0, knots=(0, 0.5, 1)), 0.0, atol=1e-5)
@@ -65,7 +73,9 @@ def test_more_knots_never_find_more():
     velocity = oracles.as_velocity(oracles.eight_gaussians())
     x0 = rows(32, 2)
     found = [
-        float(jnp.mean(straightness(velocity, {}, x0, knots=np.linspace(0, 1, k + 1), method=64 // k)))
+        float(
+            jnp.mean(straightness(velocity, {}, x0, knots=np.linspace(0, 1, k + 1), method=64 // k))
+        )
         for k in (1, 2, 4)
     ]
     assert found[0] > found[1] > found[2] > 0
@@ -76,20 +86,24 @@ def test_it_is_not_negative_and_counts_the_event():
     x0 = rows(64, 1)
     one = straightness(velocity, {}, x0)
     assert float(jnp.min(one)) > -1e-5 and float(jnp.max(one)) > 0.1
-    flat = field(lambda x, t, cond: velocity.apply({}, x.reshape(-1, 1), jnp.repeat(t, 6)).reshape(x.shape))
+    flat = field(
+        lambda x, t, cond: velocity.apply({}, x.reshape(-1, 1), jnp.repeat(t, 6)).reshape(x.shape)
+    )
     six = straightness(flat, {}, jnp.tile(x0[:, :, None], (1, 2, 3)))
     np.testing.assert_allclose(six, 6 * one, rtol=1e-4, atol=1e-4)
 
 
 def test_rows_far_from_the_origin_keep_their_digits():
-    """The same trajectories moved by 1e4 and by 1e5, in float32: a field of time alone, v = 2 t m, has straightness
-    |m|^2 / 3, and Euler's two steps end at m / 2 instead of m."""
+    """The same trajectories moved by 1e4 and by 1e5, in float32: a field of time alone, v = 2 t m,
+    has straightness |m|^2 / 3, and Euler's two steps end at m / 2 instead of m."""
     m = rows(8, 3)
     velocity = field(lambda x, t, cond: 2 * t[:, None] * cond)
     for offset in (1e4, 1e5):
         x0 = np.full((8, 3), offset, np.float32)
         found = straightness(velocity, {}, x0, m, method=50)
-        np.testing.assert_allclose(found, np.sum(m**2, 1) / 3, rtol=1e-3)  # the midpoint rule: 1 / (4 steps^2)
+        np.testing.assert_allclose(
+            found, np.sum(m**2, 1) / 3, rtol=1e-3
+        )  # the midpoint rule: 1 / (4 steps^2)
         found = truncation_error(velocity, {}, x0, m, method=2)
         np.testing.assert_allclose(found, np.linalg.norm(m, axis=1) / 2, rtol=1e-4)
 
@@ -115,8 +129,12 @@ def test_truncation_error_of_euler_on_a_line():
     x0 = rows(8, 2)
     found = jax.jit(lambda x: truncation_error(field(lambda x, t, c: x), {}, x, method=4))(x0)
     expected = (np.e - 1.25**4) * np.linalg.norm(x0, axis=1)
-    np.testing.assert_allclose(found, expected, rtol=1e-3)  # 100 midpoint steps are off e by 4e-5, of 0.28
-    jump = field(lambda x, t, cond: jnp.broadcast_to(jnp.where(t < 0.3, 1.0, -2.0)[:, None], x.shape))
+    np.testing.assert_allclose(
+        found, expected, rtol=1e-3
+    )  # 100 midpoint steps are off e by 4e-5, of 0.28
+    jump = field(
+        lambda x, t, cond: jnp.broadcast_to(jnp.where(t < 0.3, 1.0, -2.0)[:, None], x.shape)
+    )
     kept = truncation_error(jump, {}, x0, method=solvers.on_grid((0, 0.3, 1)), knots=(0, 0.3, 1))
     np.testing.assert_allclose(kept, 0, atol=1e-5)  # rounding of 200 sums
     assert jax.numpy.all(truncation_error(jump, {}, x0, method=2) > 0.1)

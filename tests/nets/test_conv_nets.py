@@ -25,13 +25,19 @@ def test_loop_conv_is_a_convolution(channels, x64):
     x = jnp.asarray(np.random.default_rng(0).normal(size=(2, 5, 4, channels)))
     layer, oracle = LoopConv(3), nn.Conv(3, (3, 3))
     params = jax.tree.map(lambda p: p + 0.1, init_linen(oracle, jax.random.key(0), x))
-    assert jax.tree.map(jnp.shape, init_linen(layer, jax.random.key(0), x)) == jax.tree.map(jnp.shape, params)
-    np.testing.assert_allclose(apply_linen(layer, params, x), apply_linen(oracle, params, x), atol=1e-12)
+    assert jax.tree.map(jnp.shape, init_linen(layer, jax.random.key(0), x)) == jax.tree.map(
+        jnp.shape, params
+    )
+    np.testing.assert_allclose(
+        apply_linen(layer, params, x), apply_linen(oracle, params, x), atol=1e-12
+    )
 
 
 @pytest.mark.parametrize("name", NETS)
 @pytest.mark.parametrize(
-    "cond", [None, IMAGE, VECTOR, {"image": IMAGE, "vector": VECTOR}], ids=["none", "image", "vector", "both"]
+    "cond",
+    [None, IMAGE, VECTOR, {"image": IMAGE, "vector": VECTOR}],
+    ids=["none", "image", "vector", "both"],
 )
 def test_features_have_the_pixels_of_x_and_every_parameter_a_gradient(name, cond):
     net = NETS[name]
@@ -45,7 +51,11 @@ def test_features_have_the_pixels_of_x_and_every_parameter_a_gradient(name, cond
         return params, features, pullback(jnp.cos(features)), half
 
     params, features, grads, half = run(X, cond)
-    assert features.shape == (3, 4, 6, width) and features.dtype == jnp.float32 and half.dtype == jnp.bfloat16
+    assert (
+        features.shape == (3, 4, 6, width)
+        and features.dtype == jnp.float32
+        and half.dtype == jnp.bfloat16
+    )
     assert 0.05 < np.std(features) < 2  # neither vanishing nor exploding at init
     for path, g in jax.tree_util.tree_leaves_with_path(grads):
         assert np.all(np.isfinite(g)) and np.any(g != 0), jax.tree_util.keystr(path)
@@ -76,7 +86,10 @@ def test_dropout_needs_a_key():
     @jax.jit
     def run(x):
         params = init_linen(net, jax.random.key(0), x)
-        return [apply_linen(net, params, x, key=key) for key in (None, None, jax.random.key(1), jax.random.key(2))]
+        return [
+            apply_linen(net, params, x, key=key)
+            for key in (None, None, jax.random.key(1), jax.random.key(2))
+        ]
 
     a, again, b, c = run(X)
     np.testing.assert_array_equal(a, again)
@@ -87,14 +100,17 @@ def test_images_of_cond_are_squeezed_to_the_size_of_x():
     x, vector = split_cond("net", {"a": IMAGE, "b": VECTOR, "c": VECTOR[:, 0]}, jnp.asarray(X))
     assert x.shape == (3, 4, 6, 2 + 4) and vector.shape == (3, 6)
     np.testing.assert_array_equal(x[:, 1, 2, 2:], IMAGE[:, 2:4, 4:6, 0].reshape(3, 4))
-    x, _ = split_cond("net", X, jnp.asarray(X[:, :, ::2]))  # a color of a checkerboard: half of the columns
+    x, _ = split_cond(
+        "net", X, jnp.asarray(X[:, :, ::2])
+    )  # a color of a checkerboard: half of the columns
     np.testing.assert_array_equal(x[:, 1, 2, 2:], X[:, 1, 4:6].reshape(3, 4))
 
 
 def test_what_does_not_fit_is_an_error():
     x = jnp.asarray(X)
     with pytest.raises(
-        ValueError, match=r"\[b, 4 f, 6 g, channels\] for x of shape \[3, 4, 6, 2\], got \[3, 8, 13, 1\]"
+        ValueError,
+        match=r"\[b, 4 f, 6 g, channels\] for x of shape \[3, 4, 6, 2\], got \[3, 8, 13, 1\]",
     ):
         split_cond("net", np.ones((3, 8, 13, 1), np.float32), x)
     with pytest.raises(ValueError, match="embed labels first"):

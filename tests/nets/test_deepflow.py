@@ -18,7 +18,9 @@ def inputs(seed=0, b=2):
 @pytest.fixture(scope="module")
 def params():
     made = jax.jit(FIELD.init)(jax.random.key(0), *inputs())
-    return jax.tree.map(lambda p: p + 0.2 * np.random.default_rng(p.size).standard_normal(p.shape, np.float32), made)
+    return jax.tree.map(
+        lambda p: p + 0.2 * np.random.default_rng(p.size).standard_normal(p.shape, np.float32), made
+    )
 
 
 def test_shapes_and_zero_at_first():
@@ -35,7 +37,9 @@ def test_the_last_velocity_is_that_of_all_branches_at_one_point(params):
     x, t, cond = inputs()
     last = last_velocity(FIELD)
     spread = jax.jit(FIELD.apply)(params, jnp.stack([x] * 3, 1), jnp.stack([t] * 3, 1), cond)
-    np.testing.assert_allclose(jax.jit(last.apply)(params, x, t, cond), spread.velocity[:, -1], atol=1e-5)
+    np.testing.assert_allclose(
+        jax.jit(last.apply)(params, x, t, cond), spread.velocity[:, -1], atol=1e-5
+    )
     x1, info = jax.jit(lambda x: solvers.sample(last, params, x, cond, method=2))(x)
     assert x1.shape == x.shape and np.all(info.evaluations == 4)
 
@@ -46,7 +50,10 @@ def test_a_branch_sees_its_own_point_and_those_before(params):
     apply = jax.jit(FIELD.apply)
     base = apply(params, x, t, cond)
     for j in range(3):
-        for changed in (apply(params, x.at[:, j].add(0.5), t, cond), apply(params, x, t.at[:, j].add(0.05), cond)):
+        for changed in (
+            apply(params, x.at[:, j].add(0.5), t, cond),
+            apply(params, x, t.at[:, j].add(0.05), cond),
+        ):
             moved = np.abs(changed.velocity - base.velocity).max(axis=(0, 2, 3, 4))
             assert np.all(moved[:j] == 0) and np.all(moved[j:] > 1e-5), (j, moved)
             pushed = np.abs(changed.acceleration - base.acceleration).max(axis=(0, 2, 3, 4))
@@ -67,7 +74,10 @@ def test_remat_and_dropout(params):
     again = jax.jit(branch_field(NET.clone(remat=True)).apply)(params, x, t, cond)
     np.testing.assert_allclose(plain.velocity, again.velocity, atol=1e-5)
     noisy = jax.jit(branch_field(NET.clone(dropout=0.5)).apply)
-    assert np.max(np.abs(noisy(params, x, t, cond, key=jax.random.key(0)).velocity - plain.velocity)) > 1e-3
+    assert (
+        np.max(np.abs(noisy(params, x, t, cond, key=jax.random.key(0)).velocity - plain.velocity))
+        > 1e-3
+    )
     np.testing.assert_allclose(noisy(params, x, t, cond).velocity, plain.velocity, atol=1e-6)
 
 
@@ -75,5 +85,8 @@ def test_bad_input_says_so(params):
     with pytest.raises(ValueError, match="at least 2 branches that divide depth=4, got branches=3"):
         DeepFlow(depth=4, branches=3)
     x, t, cond = inputs()
-    with pytest.raises(ValueError, match=r"or x \[b, 3, H, W, C\] and t \[b, 3\].*got \[2, 2, 4, 4, 2\] and \[2, 2\]"):
+    with pytest.raises(
+        ValueError,
+        match=r"or x \[b, 3, H, W, C\] and t \[b, 3\].*got \[2, 2, 4, 4, 2\] and \[2, 2\]",
+    ):
         FIELD.apply(params, jnp.stack([x] * 2, 1), jnp.stack([t] * 2, 1), cond)

@@ -33,7 +33,10 @@ def test_padding_is_ignored_and_the_count_is_not(x64):
     for garbage in (np.nan, np.inf, 1e30):
         padded = np.where(present[..., None], x, garbage)
         np.testing.assert_array_equal(net.apply(params, {"x": padded, "mask": present}), h)
-    longer = {"x": np.pad(x, ((0, 0), (0, 4), (0, 0))), "mask": np.pad(present, ((0, 0), (0, 4))).astype(int)}
+    longer = {
+        "x": np.pad(x, ((0, 0), (0, 4), (0, 0))),
+        "mask": np.pad(present, ((0, 0), (0, 4))).astype(int),
+    }
     np.testing.assert_allclose(net.apply(params, longer), h, atol=1e-12)
     np.testing.assert_allclose(h[0], net.apply(params, x[:1, :3])[0], atol=1e-12)
     np.testing.assert_allclose(h[1], net.apply(params, x)[1], atol=1e-12)
@@ -47,7 +50,9 @@ def test_gradients_of_padded_sets_are_finite():
     present = np.arange(5) < np.array([[3], [5], [0]])
     x = np.where(present[..., None], x, np.nan)
     params = net.init(KEY, {"x": x, "mask": present})
-    grads = jax.jit(jax.grad(lambda p: jnp.sum(net.apply(p, {"x": x, "mask": present}) ** 2)))(params)
+    grads = jax.jit(jax.grad(lambda p: jnp.sum(net.apply(p, {"x": x, "mask": present}) ** 2)))(
+        params
+    )
     assert all(np.all(np.isfinite(g)) and np.any(g != 0) for g in jax.tree.leaves(grads))
 
 
@@ -81,7 +86,8 @@ def test_image_encoder_sees_every_pixel_of_images_of_any_size():
 
 
 @pytest.mark.parametrize(
-    "net", [nets.ImageEncoder(4, (4,), dtype=jnp.bfloat16), nets.SetEncoder(4, (4,), dtype=jnp.bfloat16)]
+    "net",
+    [nets.ImageEncoder(4, (4,), dtype=jnp.bfloat16), nets.SetEncoder(4, (4,), dtype=jnp.bfloat16)],
 )
 def test_compute_in_bfloat16_keeps_float32_params(net):
     cond = np.ones((2, 4, 4, 1) if isinstance(net, nets.ImageEncoder) else (2, 4, 1), np.float32)

@@ -1,4 +1,5 @@
-"""The FID network against pytorch-fid's, with the same random weights: see tests/peers/make_inception_fixtures.py."""
+"""The FID network against pytorch-fid's, with the same random weights: see
+tests/peers/make_inception_fixtures.py."""
 
 from pathlib import Path
 
@@ -22,7 +23,10 @@ def state():
     for name, like in shapes.items():
         height, width, inputs, outputs = like["kernel"].shape
         found[f"{name}.conv.weight"] = (outputs, inputs, height, width)
-        found |= {f"{name}.bn.{part}": (outputs,) for part in ("weight", "bias", "running_mean", "running_var")}
+        found |= {
+            f"{name}.bn.{part}": (outputs,)
+            for part in ("weight", "bias", "running_mean", "running_var")
+        }
     return {name: seeded(name, shape) for name, shape in found.items()}
 
 
@@ -30,7 +34,9 @@ def test_features_are_those_of_pytorch_fid(state):
     """In float32, through 94 convolutions: 1e-5 of the features, which reach 30."""
     params = convert.inception(state)
     assert {leaf.dtype for leaf in jax.tree.leaves(params)} == {jnp.dtype("float32")}
-    found = nets.InceptionFID(resize=False).apply({"params": params}, jnp.asarray(images(), jnp.float32))
+    found = nets.InceptionFID(resize=False).apply(
+        {"params": params}, jnp.asarray(images(), jnp.float32)
+    )
     assert found.shape == (2, 2048)
     expected = FROZEN["features"]
     np.testing.assert_allclose(found[:, ::EVERY], expected, atol=1e-5 * np.abs(expected).max())
@@ -60,7 +66,9 @@ def test_weights_from_an_npz_file(state, tmp_path):
 
 def test_bad_weights(state, tmp_path):
     with pytest.raises(ValueError, match=r"'Mixed_7a.branch3x3_1.bn.running_var'"):
-        convert.inception({k: v for k, v in state.items() if k != "Mixed_7a.branch3x3_1.bn.running_var"})
+        convert.inception(
+            {k: v for k, v in state.items() if k != "Mixed_7a.branch3x3_1.bn.running_var"}
+        )
     wrong = {**state, "Mixed_5b.branch1x1.conv.weight": np.zeros((64, 192, 3, 3))}
     with pytest.raises(ValueError, match=r"Mixed_5b.*\[64, 192, 1, 1\], got \[64, 192, 3, 3\]"):
         convert.inception(wrong)
@@ -74,7 +82,11 @@ def test_bad_weights(state, tmp_path):
 
 
 def test_bad_images():
-    for x in (jnp.zeros((1, 99, 99, 1)), jnp.zeros((99, 99, 3)), jnp.zeros((1, 99, 99, 3), jnp.uint8)):
+    for x in (
+        jnp.zeros((1, 99, 99, 1)),
+        jnp.zeros((99, 99, 3)),
+        jnp.zeros((1, 99, 99, 3), jnp.uint8),
+    ):
         with pytest.raises(ValueError, match=r"floats in \[0, 1\]"):
             nets.InceptionFID().apply({"params": {}}, x)
     with pytest.raises(ValueError, match="at least 75 x 75"):

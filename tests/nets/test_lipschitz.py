@@ -39,7 +39,11 @@ def test_spectral_bound_of_rank_one_and_of_zero():
 @pytest.mark.parametrize(
     ("p", "q", "closed"),
     [
-        (1, 1, lambda w: np.abs(w).sum(1).max()),  # kernels act as x @ w: a row is the image of a unit vector
+        (
+            1,
+            1,
+            lambda w: np.abs(w).sum(1).max(),
+        ),  # kernels act as x @ w: a row is the image of a unit vector
         (np.inf, np.inf, lambda w: np.abs(w).sum(0).max()),
         (1, 2, lambda w: np.linalg.norm(w, axis=1).max()),
         (1, np.inf, lambda w: np.abs(w).max()),
@@ -52,11 +56,16 @@ def test_induced_norms_with_a_closed_form(p, q, closed, x64):
     np.testing.assert_allclose(norms.induced_norm(jnp.asarray(w), p, q), closed(w), rtol=1e-12)
 
 
-@pytest.mark.parametrize(("p", "q"), [(1.5, 3.0), (3.0, 1.5), (np.inf, 2), (np.inf, 1), (2, 1), (2.5, 2.5)], ids=str)
+@pytest.mark.parametrize(
+    ("p", "q"), [(1.5, 3.0), (3.0, 1.5), (np.inf, 2), (np.inf, 1), (2, 1), (2.5, 2.5)], ids=str
+)
 def test_induced_norms_by_power_iteration(p, q, x64):
-    """Against the largest of |x w|_q / |x|_p over 2e5 directions, signs included: never below, and rarely far above."""
+    """Against the largest of |x w|_q / |x|_p over 2e5 directions, signs included: never below, and
+    rarely far above."""
     w, rng = kernel((3, 4)), np.random.default_rng(1)
-    x = np.concatenate([rng.normal(size=(200_000, 3)), np.stack(np.meshgrid(*[[-1, 1]] * 3)).reshape(3, 8).T])
+    x = np.concatenate(
+        [rng.normal(size=(200_000, 3)), np.stack(np.meshgrid(*[[-1, 1]] * 3)).reshape(3, 8).T]
+    )
     searched = np.max(np.linalg.norm(x @ w, q, axis=1) / np.linalg.norm(x, p, axis=1))
     found = float(jax.jit(norms.induced_norm, static_argnums=(1, 2))(jnp.asarray(w), p, q))
     assert searched * (1 - 1e-9) <= found <= searched * 1.001
@@ -73,7 +82,11 @@ def conv_matrix(w, size):
     """The convolution with zeros around the image as a matrix, from its action on unit images."""
     units = np.eye(size[0] * size[1] * w.shape[2]).reshape(-1, *size, w.shape[2])
     out = jax.lax.conv_general_dilated(
-        jnp.asarray(units), jnp.asarray(w), (1, 1), "SAME", dimension_numbers=("NHWC", "HWIO", "NHWC")
+        jnp.asarray(units),
+        jnp.asarray(w),
+        (1, 1),
+        "SAME",
+        dimension_numbers=("NHWC", "HWIO", "NHWC"),
     )
     return np.asarray(out).reshape(len(units), -1)
 
@@ -84,7 +97,8 @@ def conv_matrix(w, size):
     ids=str,
 )
 def test_conv_bound_is_certified(shape, size, slack, x64):
-    """Above the largest singular value of the convolution on images of this size, by less than the torus allows."""
+    """Above the largest singular value of the convolution on images of this size, by less than the
+    torus allows."""
     w = kernel(shape)
     largest = np.linalg.svd(conv_matrix(w, size), compute_uv=False)[0]
     bound = float(jax.jit(norms.conv_bound, static_argnums=1)(jnp.asarray(w), size))
@@ -94,7 +108,12 @@ def test_conv_bound_is_certified(shape, size, slack, x64):
 def test_conv_bound_is_reached_on_wide_images(x64):
     """A kernel of equal entries k on a large image: its norm tends to their sum."""
     w = jnp.ones((3, 3, 1, 1))
-    assert 8.8 < np.linalg.svd(conv_matrix(w, (24, 24)), compute_uv=False)[0] < norms.conv_bound(w, (24, 24)) < 9.1
+    assert (
+        8.8
+        < np.linalg.svd(conv_matrix(w, (24, 24)), compute_uv=False)[0]
+        < norms.conv_bound(w, (24, 24))
+        < 9.1
+    )
 
 
 def test_lip_swish_is_one_lipschitz(x64):
@@ -117,7 +136,9 @@ def test_the_constant_holds_for_all_params(name, scale, x64):
     """Largest singular value of the Jacobian at points near and far."""
     net, event = NETS[name]
     rng = np.random.default_rng(0)
-    x = jnp.asarray(np.concatenate([rng.normal(size=(4, *event)), 10 * rng.normal(size=(4, *event))]))
+    x = jnp.asarray(
+        np.concatenate([rng.normal(size=(4, *event)), 10 * rng.normal(size=(4, *event))])
+    )
     shapes = jax.eval_shape(net.init, jax.random.key(0), x)["params"]
     params = jax.tree.map(lambda p: scale * rng.normal(size=p.shape), shapes)
 
@@ -131,12 +152,17 @@ def test_the_constant_holds_for_all_params(name, scale, x64):
 
 
 def test_the_constant_is_reached():
-    """A line through three layers of one unit; coeff / 1.0 for large kernels, their own product for small ones."""
+    """A line through three layers of one unit; coeff / 1.0 for large kernels, their own product for
+    small ones."""
     net, x = nets.LipschitzMLP((1, 1), coeff=0.8, activation=lambda h: h), jnp.ones((1, 1))
     params = net.init(jax.random.key(0), x)["params"]
     for value, expected in ((5.0, 0.8), (-2.0, -0.8), (0.5, 0.125)):
-        filled = {name: jnp.full_like(p, value) for name, p in params.items() if name.startswith("kernel")}
-        slope = net.apply({"params": params | filled}, x) - net.apply({"params": params | filled}, 0 * x)
+        filled = {
+            name: jnp.full_like(p, value) for name, p in params.items() if name.startswith("kernel")
+        }
+        slope = net.apply({"params": params | filled}, x) - net.apply(
+            {"params": params | filled}, 0 * x
+        )
         np.testing.assert_allclose(slope, [[expected]], rtol=1e-5)
 
 
@@ -144,7 +170,9 @@ def test_mixed_norms_bound_the_net_in_its_own_norm(x64):
     net = nets.LipschitzMLP((8, 8), coeff=0.8, orders=(np.inf, 1.5, 3, np.inf), activation=nn.tanh)
     rng = np.random.default_rng(0)
     x = jnp.asarray(rng.normal(size=(8, 3)))
-    params = jax.tree.map(lambda p: rng.normal(size=p.shape), jax.eval_shape(net.init, jax.random.key(0), x)["params"])
+    params = jax.tree.map(
+        lambda p: rng.normal(size=p.shape), jax.eval_shape(net.init, jax.random.key(0), x)["params"]
+    )
     jacobian = jax.jit(jax.vmap(jax.jacrev(lambda x: net.apply({"params": params}, x[None])[0])))(x)
     assert np.max(np.abs(jacobian).sum(-1)) <= 0.8
 
@@ -158,15 +186,20 @@ def test_cond_shifts_without_a_bound(x64):
     assert np.max(np.abs(out[1] - out[0])) > 1
     params["cond"] = jnp.zeros_like(params["cond"])
     alone = {name: p for name, p in params.items() if name != "cond"}
-    np.testing.assert_array_equal(net.apply({"params": params}, x, cond), net.apply({"params": alone}, x))
+    np.testing.assert_array_equal(
+        net.apply({"params": params}, x, cond), net.apply({"params": alone}, x)
+    )
     with pytest.raises(ValueError, match="LipschitzMLP: expected cond as at init, got None"):
         apply_linen(net, params, x)
-    with pytest.raises(ValueError, match='do not fit its params: Could not find parameter named "cond"'):
+    with pytest.raises(
+        ValueError, match='do not fit its params: Could not find parameter named "cond"'
+    ):
         apply_linen(net, alone, x, cond)
 
 
 def test_the_constant_holds_after_training():
-    """By numpy's SVD of every scaled kernel, c^(1/layers) each, after steps large enough to press against the bound."""
+    """By numpy's SVD of every scaled kernel, c^(1/layers) each, after steps large enough to press
+    against the bound."""
     flow = flows.residual_flow((2,), depth=2, hidden=(16, 16), coeff=0.9)
     x = jnp.asarray(np.random.default_rng(0).normal(size=(64, 2)) ** 3, jnp.float32)
     params = flow.init(jax.random.key(0), x)
@@ -181,7 +214,9 @@ def test_the_constant_holds_after_training():
             updates, state = optimizer.update(grads, state)
             return (optax.apply_updates(params, updates), state), value
 
-        return jax.lax.scan(step, (params, optimizer.init(params)), jax.random.split(jax.random.key(1), 40))
+        return jax.lax.scan(
+            step, (params, optimizer.init(params)), jax.random.split(jax.random.key(1), 40)
+        )
 
     (params, _), values = run(params)
     assert np.mean(values[-5:]) < np.mean(values[:5]) - 0.1
@@ -191,7 +226,9 @@ def test_the_constant_holds_after_training():
     for i in range(2):
         layer = jax.tree.map(lambda p, i=i: p[i], stacked)
         for j, (w, _, _) in enumerate(net.apply({"params": layer}, x, method=net.weights)):
-            assert np.linalg.svd(np.asarray(w, np.float64), compute_uv=False)[0] <= 0.9 ** (1 / 3) * (1 + 1e-5)
+            assert np.linalg.svd(np.asarray(w, np.float64), compute_uv=False)[0] <= 0.9 ** (
+                1 / 3
+            ) * (1 + 1e-5)
             raw_norms.append(np.linalg.svd(layer[f"kernel_{j}"], compute_uv=False)[0])
     assert max(raw_norms) > 1.5  # the bounds were at work
 

@@ -9,7 +9,9 @@ import pytest
 from jflow import nets
 from jflow._core.linen import init_linen
 
-GRAPH = np.array([[0, 0, 1, 0, 0], [1, 0, 1, 0, 0], [0, 0, 0, 0, 0], [0, 0, 1, 0, 0], [0, 1, 0, 1, 0]], bool)
+GRAPH = np.array(
+    [[0, 0, 1, 0, 0], [1, 0, 1, 0, 0], [0, 0, 0, 0, 0], [0, 0, 1, 0, 0], [0, 1, 0, 1, 0]], bool
+)
 X = np.random.default_rng(0).normal(size=(4, 5)).astype(np.float32)
 
 
@@ -22,7 +24,9 @@ def drawn(module, x, cond=None, seed=1):
 def sees(module, x, cond=None):
     """[d, d]: whether raw i changes with x j, in some row."""
     params = drawn(module, x, cond)
-    jacobian = jax.jit(jax.jacrev(lambda x: module.apply({"params": params}, x, cond).sum(0)))(x)  # [d, size, b, d]
+    jacobian = jax.jit(jax.jacrev(lambda x: module.apply({"params": params}, x, cond).sum(0)))(
+        x
+    )  # [d, size, b, d]
     return np.any(np.asarray(jacobian) != 0, axis=(1, 2))
 
 
@@ -44,7 +48,11 @@ def test_longest_path():
     split = np.zeros((6, 6), bool)
     split[3:, :3] = True
     assert nets.longest_path(split) == 2  # a coupling
-    assert nets.longest_path(np.tri(7, k=-1, dtype=bool)) == nets.longest_path(np.tri(7, k=-1, dtype=bool).T) == 7
+    assert (
+        nets.longest_path(np.tri(7, k=-1, dtype=bool))
+        == nets.longest_path(np.tri(7, k=-1, dtype=bool).T)
+        == 7
+    )
     assert nets.longest_path(np.zeros((4, 4), bool)) == 1
     assert nets.longest_path(GRAPH) == 4  # 2 -> 0 -> 1 -> 4
     for cycle in (np.eye(3, dtype=bool), np.roll(np.eye(3, dtype=bool), 1, axis=1)):
@@ -75,8 +83,12 @@ def test_it_is_flowjaxs_network(x64, peer):
         nn_activation=jnp.tanh,
     )
     mlp = paramax.unwrap(theirs.masked_autoregressive_mlp)
-    units = np.arange(d * each).reshape(each, d).T.reshape(-1)  # theirs in the order of ours: of the empty set first
-    first, second, head = ((np.asarray(layer.weight).T, np.asarray(layer.bias)) for layer in mlp.layers)
+    units = (
+        np.arange(d * each).reshape(each, d).T.reshape(-1)
+    )  # theirs in the order of ours: of the empty set first
+    first, second, head = (
+        (np.asarray(layer.weight).T, np.asarray(layer.bias)) for layer in mlp.layers
+    )
     params = {
         "kernel_0": first[0][:, units], "bias_0": first[1][units],
         "kernel_1": second[0][np.ix_(units, units)], "bias_1": second[1][units],
@@ -85,9 +97,13 @@ def test_it_is_flowjaxs_network(x64, peer):
     ours = nets.MADE(2, (d * each, d * each), activation=jnp.tanh)
     x, cond = (np.random.default_rng(i).normal(size=(6, n)) for i, n in enumerate((d, c)))
     noise = np.random.default_rng(2).normal(size=params["kernel_0"].shape)
-    params["kernel_0"] += np.where(params["kernel_0"] == 0, noise, 0)  # what the masks hide does not matter
+    params["kernel_0"] += np.where(
+        params["kernel_0"] == 0, noise, 0
+    )  # what the masks hide does not matter
     raw = ours.apply({"params": params}, x, cond)
-    expected = jax.vmap(lambda x, c: mlp(jnp.hstack((x, c))))(jnp.asarray(x), jnp.asarray(cond)).reshape(6, d, 2)
+    expected = jax.vmap(lambda x, c: mlp(jnp.hstack((x, c))))(
+        jnp.asarray(x), jnp.asarray(cond)
+    ).reshape(6, d, 2)
     np.testing.assert_allclose(raw, expected, atol=1e-12)
     assert np.ptp(expected) > 0.1
 
@@ -95,7 +111,9 @@ def test_it_is_flowjaxs_network(x64, peer):
 def test_every_output_sees_cond_and_a_condition_of_zeros_is_none():
     module, cond = nets.MADE(2, (20,)), {"a": np.ones((4, 2), np.float32), "b": X[:, :1]}
     params = drawn(module, X, cond)
-    raw, without = (module.apply({"params": params}, X, c) for c in (cond, jax.tree.map(np.zeros_like, cond)))
+    raw, without = (
+        module.apply({"params": params}, X, c) for c in (cond, jax.tree.map(np.zeros_like, cond))
+    )
     assert np.all(np.any(raw != without, axis=(0, 2)))
     unconditional = {**params, "kernel_0": params["kernel_0"][:5]}
     np.testing.assert_allclose(module.apply({"params": unconditional}, X), without, atol=1e-5)
@@ -115,7 +133,9 @@ def test_starts_at_zero_and_keeps_variance_behind_sparse_masks():
 
 def test_widths_below_the_dimension_warn_and_still_reach_the_last_input_allowed():
     with pytest.warns(UserWarning, match=r"hidden=\(2,\) has fewer units .* to depend on, 5"):
-        np.testing.assert_array_equal(sees(nets.MADE(1, (2,), activation=jnp.tanh), X)[4], [True] * 4 + [False])
+        np.testing.assert_array_equal(
+            sees(nets.MADE(1, (2,), activation=jnp.tanh), X)[4], [True] * 4 + [False]
+        )
 
 
 @pytest.mark.filterwarnings("ignore:MADE")
@@ -164,4 +184,6 @@ def test_bad_options_are_errors():
             nets.MADE(**{"size": 2, **options})
     with pytest.raises(ValueError, match=r"\[b, 3\], got \[4, 5\]"):
         nets.MADE(2, order=(0, 1, 2)).init(jax.random.key(0), X)
-    assert hash(nets.MADE(2, [8, 8], order=np.array([1, 0]))) == hash(nets.MADE(2, (8, 8), order=(1, 0)))
+    assert hash(nets.MADE(2, [8, 8], order=np.array([1, 0]))) == hash(
+        nets.MADE(2, (8, 8), order=(1, 0))
+    )

@@ -26,7 +26,9 @@ def data(dtype=np.float32):
 def test_output_i_depends_on_all_tokens_before_i_and_on_no_other():
     net, x = nets.CausalTransformer(width=8, layers=2, heads=2), data()
     params = randomised(net, x)
-    jacobian = jax.jit(jax.jacrev(lambda row: apply_linen(net, params, row[None])[0]))(x[0])  # [n, 2 d, n, d]
+    jacobian = jax.jit(jax.jacrev(lambda row: apply_linen(net, params, row[None])[0]))(
+        x[0]
+    )  # [n, 2 d, n, d]
     touched = np.any(np.asarray(jacobian) != 0, axis=(1, 3))
     np.testing.assert_array_equal(touched, np.tri(N, k=-1, dtype=bool))
 
@@ -42,7 +44,9 @@ def test_steps_with_a_cache_are_the_parallel_pass(block):
     def run(x):
         whole = apply_linen(net, params, x, labels, temperature)
         cache, parts = net.empty_cache(x, B), []
-        before = jnp.concatenate([jnp.full_like(x[:, :1], 7.0), x[:, :-1]], axis=1)  # 7: nobody reads what precedes 0
+        before = jnp.concatenate(
+            [jnp.full_like(x[:, :1], 7.0), x[:, :-1]], axis=1
+        )  # 7: nobody reads what precedes 0
         for first in range(0, N, block):
             tokens = before[:, first : first + block]
             raw, cache = apply_linen(net, params, tokens, labels, temperature, cache, first)
@@ -79,7 +83,9 @@ def test_conditions(make):
     net, vector = make(width=8, layers=1, heads=2), jnp.ones((B, 4))
     params = randomised(net, x, vector)
     plain = {name: p for name, p in params.items() if name != "embed"}
-    np.testing.assert_allclose(apply_linen(net, params, x, 0 * vector), apply_linen(net, plain, x), atol=1e-6)
+    np.testing.assert_allclose(
+        apply_linen(net, params, x, 0 * vector), apply_linen(net, plain, x), atol=1e-6
+    )
     assert np.abs(apply_linen(net, params, x, vector) - apply_linen(net, plain, x)).max() > 1e-3
     with pytest.raises(ValueError, match="num_classes"):
         init_linen(net, jax.random.key(0), x, labels)
@@ -129,7 +135,8 @@ def test_bad_input(make):
 
 
 def test_the_formulas_in_numpy(x64):
-    """Both networks written out for one row, in float64: the causal one shifted, masked, with a temperature."""
+    """Both networks written out for one row, in float64: the causal one shifted, masked, with a
+    temperature."""
     erf = np.vectorize(math.erf)
 
     def dense(p, h):
@@ -142,7 +149,9 @@ def test_the_formulas_in_numpy(x64):
     def gelu(h):
         return h * 0.5 * (1 + np.tanh(np.sqrt(2 / np.pi) * (h + 0.044715 * h**3)))
 
-    assert abs(gelu(1.0) - 0.5 * (1 + erf(1 / np.sqrt(2)))) < 1e-3  # the tanh form is near the exact one
+    assert (
+        abs(gelu(1.0) - 0.5 * (1 + erf(1 / np.sqrt(2)))) < 1e-3
+    )  # the tanh form is near the exact one
 
     def attention(q, k, v, seen, temperature):
         scores = np.where(seen, q @ k.T / np.sqrt(q.shape[-1]) / temperature, -np.inf)
@@ -154,7 +163,9 @@ def test_the_formulas_in_numpy(x64):
         for i in range(2):
             b = jax.tree.map(lambda leaf, i=i: leaf[i], p["blocks"])
             y = dense(qkv(b), norm(b["LayerNorm_0"], h)).reshape(N, 3, 2, 4)
-            parts = [attention(*y[:, :, head].swapaxes(0, 1), seen, temperature) for head in range(2)]
+            parts = [
+                attention(*y[:, :, head].swapaxes(0, 1), seen, temperature) for head in range(2)
+            ]
             h = h + dense(out(b), np.concatenate(parts, -1))
             h = h + dense(b["leave"], gelu(dense(b["in"], norm(b["LayerNorm_1"], h))))
         return norm(p["norm"], h)
@@ -163,7 +174,9 @@ def test_the_formulas_in_numpy(x64):
     net = nets.CausalTransformer(width=8, layers=2, heads=2)
     params = jax.tree.map(np.asarray, randomised(net, x))
     before = np.concatenate([np.zeros((1, D)), np.asarray(x[0, :-1])])
-    h = transformer(params, before, np.tri(N, dtype=bool), 1.7, lambda b: b["qkv"], lambda b: b["out"])
+    h = transformer(
+        params, before, np.tri(N, dtype=bool), 1.7, lambda b: b["qkv"], lambda b: b["out"]
+    )
     got = jax.jit(lambda x: apply_linen(net, params, x, None, jnp.full((B,), 1.7)))(x)
     np.testing.assert_allclose(got[0], dense(params["head"], h), atol=1e-10)
 

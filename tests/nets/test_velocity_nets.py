@@ -60,7 +60,8 @@ def test_without_jit_a_second_call_compiles_nothing(make):
     params = random_params(make(), x, t, y)
     key = jax.random.key(1)
     assert not compiled_again(
-        init=lambda: velocity.init(key, x, t, y), apply=lambda: velocity.apply(params, x, t, y, key=key)
+        init=lambda: velocity.init(key, x, t, y),
+        apply=lambda: velocity.apply(params, x, t, y, key=key),
     )
 
 
@@ -79,7 +80,9 @@ def test_rows_do_not_see_each_other(make):
     x, t, y = inputs()
     params = random_params(make(), x, t, y)
     alone = apply_linen(make(), params, x[1:2], t[1:2], y[1:2])
-    np.testing.assert_allclose(apply_linen(make(), params, x, t, y)[1:2], alone, rtol=1e-4, atol=1e-5)  # float32 sums
+    np.testing.assert_allclose(
+        apply_linen(make(), params, x, t, y)[1:2], alone, rtol=1e-4, atol=1e-5
+    )  # float32 sums
 
 
 @every_net
@@ -104,10 +107,17 @@ def test_forward_mode_agrees_with_finite_differences(make, x64):
     assert out.dtype == jnp.float64
     eps = 1e-5
     numeric = (f(x + eps * dx, t + eps * dt) - f(x - eps * dx, t - eps * dt)) / (2 * eps)
-    # Central differences: the error is eps^2 f''' / 6, and f''' in t is of the order time_scale^3 = 1e6 at most.
+    # Central differences: the error is eps^2 f''' / 6, and f''' in t is of the order time_scale^3 =
+    # 1e6 at most.
     np.testing.assert_allclose(tangent, numeric, rtol=1e-4, atol=1e-4)
-    gradient = jax.grad(lambda p: jnp.sum(jax.jvp(lambda x, t: apply_linen(make(), p, x, t, y), (x, t), (dx, dt))[1]))
-    assert all(jnp.all(jnp.isfinite(g)) for g in jax.tree.leaves(jax.jit(gradient)(params)))  # reverse over forward
+    gradient = jax.grad(
+        lambda p: jnp.sum(
+            jax.jvp(lambda x, t: apply_linen(make(), p, x, t, y), (x, t), (dx, dt))[1]
+        )
+    )
+    assert all(
+        jnp.all(jnp.isfinite(g)) for g in jax.tree.leaves(jax.jit(gradient)(params))
+    )  # reverse over forward
 
 
 @every_net
@@ -128,7 +138,8 @@ def test_time_may_be_integer_and_wider_than_x(make, x64):
     params = random_params(make(), x, t, y)
     ones = jnp.ones_like(t)
     np.testing.assert_array_equal(
-        apply_linen(make(), params, x, ones.astype(jnp.int32), y), apply_linen(make(), params, x, ones, y)
+        apply_linen(make(), params, x, ones.astype(jnp.int32), y),
+        apply_linen(make(), params, x, ones, y),
     )
     assert apply_linen(make(), params, x, ones.astype(jnp.float64), y).dtype == jnp.float32
 
@@ -184,7 +195,9 @@ def test_no_cond_is_the_null_label(name):
     assert jax.tree.structure(params) == jax.tree.structure(random_params(net, x, t, y))
     null = apply_linen(net, params, x, t, jnp.full(3, 10))
     np.testing.assert_array_equal(apply_linen(net, params, x, t), null)
-    assert jnp.all(jnp.isnan(apply_linen(net, params, x, t, jnp.full(3, 11))))  # outside the table: loud
+    assert jnp.all(
+        jnp.isnan(apply_linen(net, params, x, t, jnp.full(3, 11)))
+    )  # outside the table: loud
 
 
 @every_net
@@ -200,13 +213,21 @@ def test_dropout_needs_the_key(make):
 
 
 def count_equations(jaxpr) -> int:
-    inner = jax.tree.leaves([list(e.params.values()) for e in jaxpr.eqns], is_leaf=lambda p: hasattr(p, "eqns"))
-    return len(jaxpr.eqns) + sum(count_equations(getattr(p, "jaxpr", p)) for p in inner if hasattr(p, "eqns"))
+    inner = jax.tree.leaves(
+        [list(e.params.values()) for e in jaxpr.eqns], is_leaf=lambda p: hasattr(p, "eqns")
+    )
+    return len(jaxpr.eqns) + sum(
+        count_equations(getattr(p, "jaxpr", p)) for p in inner if hasattr(p, "eqns")
+    )
 
 
 @pytest.mark.parametrize(
     "make",
-    [lambda n: nets.ResidualMLP(16, n), lambda n: nets.DiT(2, 16, n, 2), lambda n: nets.DiT(2, 16, n, 2, remat=True)],
+    [
+        lambda n: nets.ResidualMLP(16, n),
+        lambda n: nets.DiT(2, 16, n, 2),
+        lambda n: nets.DiT(2, 16, n, 2, remat=True),
+    ],
     ids=["ResidualMLP", "DiT", "DiT with remat"],
 )
 def test_program_does_not_grow_with_depth(make):
@@ -215,7 +236,9 @@ def test_program_does_not_grow_with_depth(make):
     def size(depth):
         params = jax.eval_shape(lambda: init_linen(make(depth), jax.random.key(0), x, t))
         return count_equations(
-            jax.make_jaxpr(jax.grad(lambda p: jnp.sum(apply_linen(make(depth), p, x, t))))(params).jaxpr
+            jax.make_jaxpr(jax.grad(lambda p: jnp.sum(apply_linen(make(depth), p, x, t))))(
+                params
+            ).jaxpr
         )
 
     assert size(12) == size(2) > 100
@@ -236,7 +259,11 @@ def test_scanned_blocks_differ():
             return h, mask
 
     scan = nn.scan(
-        Masks, variable_axes={"params": 0}, split_rngs={"params": True, "dropout": True}, in_axes=nn.broadcast, length=2
+        Masks,
+        variable_axes={"params": 0},
+        split_rngs={"params": True, "dropout": True},
+        in_axes=nn.broadcast,
+        length=2,
     )
     _, masks = scan().apply({}, jnp.ones(64), None, rngs={"dropout": jax.random.key(0)})
     assert jnp.any(masks[0] != masks[1])
@@ -254,20 +281,38 @@ def test_dit_matches_published_sizes():
             18 * width**2 + 15 * width
         )  # modulation 6 w (w + 1), qkv 3 w (w + 1), out w (w + 1), MLP 8 w^2 + 5 w
         ends = (
-            17 * width + 257 * width + width * (width + 1) + 1001 * width + 2 * width * (width + 1) + 16 * (width + 1)
+            17 * width
+            + 257 * width
+            + width * (width + 1)
+            + 1001 * width
+            + 2 * width * (width + 1)
+            + 16 * (width + 1)
         )
         assert count == depth * per_block + ends
-        assert abs(count / 1e6 - millions) < 0.7  # the paper rounds, and its output also holds a variance
+        assert (
+            abs(count / 1e6 - millions) < 0.7
+        )  # the paper rounds, and its output also holds a variance
 
 
 def test_dit_patches_and_positions():
     x = jax.random.normal(jax.random.key(0), (2, 4, 6, 3))
     patches = arrays.patchify(x, 2)
     assert patches.shape == (2, 6, 12)
-    np.testing.assert_array_equal(patches[1, 4].reshape(2, 2, 3), x[1, 2:4, 2:4])  # row 1, column 1 of 2 x 3
+    np.testing.assert_array_equal(
+        patches[1, 4].reshape(2, 2, 3), x[1, 2:4, 2:4]
+    )  # row 1, column 1 of 2 x 3
     np.testing.assert_array_equal(arrays.unpatchify(patches, 2, 3, 2), x)
     positions = nets._dit.sincos_positions(2, 3, 8)
-    expected = [np.sin(1), np.sin(0.01), np.cos(1), np.cos(0.01), np.sin(2), np.sin(0.02), np.cos(2), np.cos(0.02)]
+    expected = [
+        np.sin(1),
+        np.sin(0.01),
+        np.cos(1),
+        np.cos(0.01),
+        np.sin(2),
+        np.sin(0.02),
+        np.cos(2),
+        np.cos(0.02),
+    ]
     np.testing.assert_allclose(positions[5], expected)  # row 1, column 2; frequencies 1 and 0.01
 
 
@@ -281,14 +326,18 @@ def test_attention_by_hand():
         weights = jax.nn.softmax(q[..., s] @ k[..., s].swapaxes(1, 2) / 2.0)  # sqrt(4)
         heads.append(weights @ v[..., s])
     expected = jnp.concatenate(heads, axis=-1) @ params["out"]["kernel"]
-    np.testing.assert_allclose(apply_linen(net, params, x), expected, rtol=1e-4, atol=1e-5)  # float32 rounding
+    np.testing.assert_allclose(
+        apply_linen(net, params, x), expected, rtol=1e-4, atol=1e-5
+    )  # float32 rounding
 
 
 def test_attention_is_that_of_jax():
     q_key, k_key, v_key = jax.random.split(jax.random.key(0), 3)
     q = jax.random.normal(q_key, (2, 5, 3, 4))
     k, v = (jax.random.normal(key, (2, 7, 3, 4)) for key in (k_key, v_key))
-    np.testing.assert_allclose(nets.dot_product_attention(q, k, v), jax_attention(q, k, v), rtol=1e-5, atol=1e-5)
+    np.testing.assert_allclose(
+        nets.dot_product_attention(q, k, v), jax_attention(q, k, v), rtol=1e-5, atol=1e-5
+    )
 
 
 def test_dit_takes_an_attention_function():
@@ -300,17 +349,23 @@ def test_dit_takes_an_attention_function():
     without = apply_linen(nets.DiT(2, 16, 2, 2, attention_fn=lambda q, k, v: v), params, x, t)
     assert jnp.max(jnp.abs(ours - without)) > 1e-2
     with pytest.raises(ValueError, match=r"attention_fn to return \[3, 6, 2, 8\], got \[3, 6, 2\]"):
-        init_linen(nets.DiT(2, 16, 2, 2, attention_fn=lambda q, k, v: v[..., 0]), jax.random.key(0), x, t)
+        init_linen(
+            nets.DiT(2, 16, 2, 2, attention_fn=lambda q, k, v: v[..., 0]), jax.random.key(0), x, t
+        )
 
 
 def test_remat_changes_nothing():
     x, t, _ = inputs()
     params = random_params(nets.DiT(2, 16, 2, 2), x, t)
     plain, remat = (
-        jax.grad(lambda p, r=r: jnp.sum(apply_linen(nets.DiT(2, 16, 2, 2, remat=r), p, x, t) ** 2))(params)
+        jax.grad(lambda p, r=r: jnp.sum(apply_linen(nets.DiT(2, 16, 2, 2, remat=r), p, x, t) ** 2))(
+            params
+        )
         for r in (False, True)
     )
-    jax.tree.map(partial(np.testing.assert_allclose, rtol=1e-3, atol=1e-3), plain, remat)  # float32, reordered
+    jax.tree.map(
+        partial(np.testing.assert_allclose, rtol=1e-3, atol=1e-3), plain, remat
+    )  # float32, reordered
 
 
 def test_unet_sizes():
@@ -328,7 +383,9 @@ def test_unet_sizes():
 def test_bad_image_sizes_are_errors():
     t = jnp.zeros(2)
     with pytest.raises(ValueError, match=r"divisible by 4 for 3 levels, got \[2, 6, 8, 1\]"):
-        nets.UNet(8, (1, 1, 1), attention=(False,) * 3).init(jax.random.key(0), jnp.zeros((2, 6, 8, 1)), t)
+        nets.UNet(8, (1, 1, 1), attention=(False,) * 3).init(
+            jax.random.key(0), jnp.zeros((2, 6, 8, 1)), t
+        )
     with pytest.raises(ValueError, match=r"divisible by 4, got \[2, 8, 6, 1\]"):
         nets.DiT(4).init(jax.random.key(0), jnp.zeros((2, 8, 6, 1)), t)
     for net in (nets.UNet(), nets.DiT()):

@@ -55,7 +55,9 @@ def test_the_rescheduled_field_is_the_field_of_the_new_path(pair, x64):
     np.testing.assert_allclose((given / scale)[known], (truth / scale)[known], atol=1e-10)
 
 
-@pytest.mark.parametrize("pair", ["linear to cosine", "plain to cosine", "vp to linear", "edm to linear"])
+@pytest.mark.parametrize(
+    "pair", ["linear to cosine", "plain to cosine", "vp to linear", "edm to linear"]
+)
 @pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
 def test_the_ends_are_finite(pair, dtype):
     trained, new = PAIRS[pair]
@@ -74,28 +76,42 @@ def test_both_flows_end_in_the_same_place(pair, x64):
     zero = jnp.zeros(8)
     t, c = paths.matched_time(trained, new, zero)
     at_start = new.sigma(zero)[:, None] * start
-    # the trained schedule may start later than the new one, whose first ratio it never had, or have to be met on its way
+    # the trained schedule may start later than the new one, whose first ratio it never had, or have
+    # to be met on its way
     options = {"method": solvers.adaptive(diffrax.Dopri8(), rtol=1e-9, atol=1e-9)}
     end, info = jax.jit(lambda x: solvers.sample(changed, {}, x, **options))(at_start)
     since = float(t[0])
-    other, _ = jax.jit(lambda x: solvers.sample(velocity, {}, x, t0=since, **options))(at_start / c[:, None])
+    other, _ = jax.jit(lambda x: solvers.sample(velocity, {}, x, t0=since, **options))(
+        at_start / c[:, None]
+    )
     assert np.all(info.status == 0)
     last = paths.matched_time(trained, new, jnp.ones(8))[1][:, None]
     np.testing.assert_allclose(end / last, other, rtol=1e-5, atol=1e-5)
 
 
-@pytest.mark.parametrize("pair", [("linear", "cosine"), ("vp", "linear"), ("linear", "vp"), ("cosine", "linear_vp")])
+@pytest.mark.parametrize(
+    "pair", [("linear", "cosine"), ("vp", "linear"), ("linear", "vp"), ("cosine", "linear_vp")]
+)
 def test_against_flow_matching(pair, x64):
-    """The same change of schedule by the package flow_matching, of the exact field of N(1.5, 0.4^2)."""
+    """The same change of schedule by the package flow_matching, of the exact field of N(1.5,
+    0.4^2)."""
     trained, new = (LINEAR if name == "linear" else getattr(schedules, name)() for name in pair)
     velocity = oracles.as_velocity(oracles.gaussian([1.5] * 3, 0.16, trained))
-    given = paths.reschedule(velocity, trained, new).apply({}, jnp.asarray(PEER["x"]), jnp.asarray(PEER["t"]))
+    given = paths.reschedule(velocity, trained, new).apply(
+        {}, jnp.asarray(PEER["x"]), jnp.asarray(PEER["t"])
+    )
     np.testing.assert_allclose(given, PEER[f"{pair[0]}_to_{pair[1]}"], rtol=1e-8)
 
 
 @pytest.mark.parametrize(
     "closed",
-    [schedules.vp(), schedules.cosine(), schedules.linear_vp(), schedules.edm(), schedules.polynomial(3.0)],
+    [
+        schedules.vp(),
+        schedules.cosine(),
+        schedules.linear_vp(),
+        schedules.edm(),
+        schedules.polynomial(3.0),
+    ],
     ids=["vp", "cosine", "linear_vp", "edm", "polynomial"],
 )
 def test_closed_form_and_root_agree_and_the_root_differentiates(closed, x64):
@@ -118,7 +134,8 @@ def field(apply):
 
 
 def test_edm_denoiser_and_noise_network(x64):
-    """D = x + sigma^2 score and eps = -sigma score of x1 + sigma noise (Tweedie), in closed form for a Gaussian."""
+    """D = x + sigma^2 score and eps = -sigma score of x1 + sigma noise (Tweedie), in closed form
+    for a Gaussian."""
     schedule, mean = schedules.edm(), jnp.asarray([[1.5, -0.5]])
     cov = jnp.asarray([[0.5, 0.2], [0.2, 0.3]])
 
@@ -133,11 +150,18 @@ def test_edm_denoiser_and_noise_network(x64):
         return -sigma[:, None] * score(x, sigma)
 
     x, t = draw(schedule)
-    for velocity in (paths.from_edm(field(denoise), schedule), paths.from_sigma(field(noise), schedule)):
-        np.testing.assert_allclose(velocity.apply({}, x, t), gaussian(schedule).velocity(x, t), rtol=1e-8, atol=1e-10)
+    for velocity in (
+        paths.from_edm(field(denoise), schedule),
+        paths.from_sigma(field(noise), schedule),
+    ):
+        np.testing.assert_allclose(
+            velocity.apply({}, x, t), gaussian(schedule).velocity(x, t), rtol=1e-8, atol=1e-10
+        )
         linear = paths.reschedule(velocity, schedule, LINEAR)
         y, r = draw(LINEAR)
-        np.testing.assert_allclose(linear.apply({}, y, r), gaussian(LINEAR).velocity(y, r), rtol=1e-8, atol=1e-8)
+        np.testing.assert_allclose(
+            linear.apply({}, y, r), gaussian(LINEAR).velocity(y, r), rtol=1e-8, atol=1e-8
+        )
         # what init shows the network is what apply will
         np.testing.assert_array_equal(velocity.init(None, x, t)["t"], schedule.sigma(t))
 
@@ -153,12 +177,19 @@ def test_trigonometric_network(x64):
         velocity = paths.from_trigonometric(field(slope), data_std=std)
         x, t = draw(schedules.cosine(std))
         np.testing.assert_allclose(velocity.apply({}, x, t), oracle.velocity(x, t), rtol=1e-10)
-    # and by the definition on one pair, tau = pi/2 at noise: F = (cos(tau) std z - sin(tau) x1) / std
+    # and by the definition on one pair, tau = pi/2 at noise: F = (cos(tau) std z - sin(tau) x1) /
+    # std
     x1, z, t, std = jnp.asarray([[1.0, 2.0]]), jnp.asarray([[0.3, -0.4]]), jnp.asarray([0.3]), 0.5
     tau = np.pi / 2 * (1 - t[:, None])
-    pair = field(lambda params, y, s, cond=None, *, key=None: (jnp.cos(tau) * std * z - jnp.sin(tau) * x1) / std)
+    pair = field(
+        lambda params, y, s, cond=None, *, key=None: (
+            (jnp.cos(tau) * std * z - jnp.sin(tau) * x1) / std
+        )
+    )
     target = paths.affine(schedules.cosine(std)).target(z, x1, t)
-    np.testing.assert_allclose(paths.from_trigonometric(pair, data_std=std).apply({}, x1, t), target, rtol=1e-12)
+    np.testing.assert_allclose(
+        paths.from_trigonometric(pair, data_std=std).apply({}, x1, t), target, rtol=1e-12
+    )
     with pytest.raises(ValueError, match="data_std > 0"):
         paths.from_trigonometric(pair, data_std=0.0)
 
@@ -177,7 +208,8 @@ def test_noise_time_network(x64):
 
 
 def test_preconditioned_network_is_linear_at_no_and_much_noise(x64):
-    """With F = 0 the denoiser keeps x where there is no noise, and forgets it where there is nothing else."""
+    """With F = 0 the denoiser keeps x where there is no noise, and forgets it where there is
+    nothing else."""
     nothing = field(lambda params, x, level, cond=None, *, key=None: jnp.zeros_like(x))
     denoiser = parameterizations.edm_denoiser(nothing, data_std=0.5)
     x = jnp.ones((2, 3))
@@ -187,8 +219,12 @@ def test_preconditioned_network_is_linear_at_no_and_much_noise(x64):
     seen = denoiser.init(None, x, jnp.asarray([0.5, 2.0]))
     np.testing.assert_allclose(seen["t"], np.log([0.5, 2.0]) / 4)
     np.testing.assert_allclose(seen["x"][:, 0], 1 / np.hypot([0.5, 2.0], 0.5))
-    # F is what is left of x1 by unit variance: c_out F = x1 - c_skip x has variance c_out^2 for data of that deviation
-    x1, z = 0.5 * jax.random.normal(jax.random.key(0), (20000, 1)), jax.random.normal(jax.random.key(1), (20000, 1))
+    # F is what is left of x1 by unit variance: c_out F = x1 - c_skip x has variance c_out^2 for
+    # data of that deviation
+    x1, z = (
+        0.5 * jax.random.normal(jax.random.key(0), (20000, 1)),
+        jax.random.normal(jax.random.key(1), (20000, 1)),
+    )
     ones = field(lambda params, x, level, cond=None, *, key=None: jnp.ones_like(x))
     for sigma in (0.1, 1.0, 20.0):
         level = jnp.full((20000,), sigma)

@@ -6,7 +6,9 @@ import pytest
 from jflow import paths, types
 
 MEAN, STD = 1.5, 0.4
-COSINE = paths.Schedule(alpha=lambda t: jnp.sin(jnp.pi * t / 2), sigma=lambda t: jnp.cos(jnp.pi * t / 2))
+COSINE = paths.Schedule(
+    alpha=lambda t: jnp.sin(jnp.pi * t / 2), sigma=lambda t: jnp.cos(jnp.pi * t / 2)
+)
 
 # conversion -> the end of the linear path at which it diverges
 DIVERGES = {
@@ -60,7 +62,9 @@ def test_conversions_agree_with_a_gaussian(name):
     x, t = draw(jnp.float32, 0.1, 0.9)
     source, target = name.split("_to_")
     truth = gaussian(x, t)
-    np.testing.assert_allclose(getattr(paths, name)(truth[source], x, t), truth[target], rtol=1e-5, atol=1e-5)
+    np.testing.assert_allclose(
+        getattr(paths, name)(truth[source], x, t), truth[target], rtol=1e-5, atol=1e-5
+    )
 
 
 @pytest.mark.parametrize("name", DIVERGES)
@@ -68,13 +72,16 @@ def test_conversions_agree_with_a_gaussian_in_float64(name, x64):
     x, t = draw(jnp.float64, 0.001, 0.999)
     source, target = name.split("_to_")
     truth = gaussian(x, t)
-    np.testing.assert_allclose(getattr(paths, name)(truth[source], x, t), truth[target], rtol=1e-10, atol=1e-10)
+    np.testing.assert_allclose(
+        getattr(paths, name)(truth[source], x, t), truth[target], rtol=1e-10, atol=1e-10
+    )
 
 
 @pytest.mark.parametrize("schedule", [paths.LINEAR, COSINE], ids=["linear", "cosine"])
 @pytest.mark.parametrize("name", DIVERGES)
 def test_conversions_recover_a_pair(name, schedule, x64):
-    """On one pair (x0, x1) every prediction is known, whatever the schedule; the score is that of x0 alone."""
+    """On one pair (x0, x1) every prediction is known, whatever the schedule; the score is that of
+    x0 alone."""
     x1, t = draw(jnp.float64, 0.01, 0.99)
     x0 = jax.random.normal(jax.random.key(7), x1.shape, jnp.float64)
     path = paths.affine(schedule)
@@ -122,5 +129,6 @@ def test_the_ends_are_finite_or_as_documented(name, dtype):
 def test_scalar_times_are_every_row_s():
     x, _ = draw(jnp.float32, 0, 1)
     np.testing.assert_array_equal(
-        paths.velocity_to_data(x, x, 0.25), paths.velocity_to_data(x, x, jnp.full(x.shape[:1], 0.25))
+        paths.velocity_to_data(x, x, 0.25),
+        paths.velocity_to_data(x, x, jnp.full(x.shape[:1], 0.25)),
     )

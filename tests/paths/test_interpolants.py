@@ -9,7 +9,13 @@ from jflow import paths, solvers, types
 SMOOTH = paths.with_noise(paths.schedules.cosine(), lambda t: jnp.sin(jnp.pi * t) ** 2)
 BRIDGE = paths.schroedinger_bridge(0.7)
 both = pytest.mark.parametrize("coefficients", [SMOOTH, BRIDGE], ids=["smooth", "bridge"])
-M0, V0, M1, V1, COV = -1.0, 0.5, 2.0, 0.2, 0.15  # means and variances of the two ends, and their covariance
+M0, V0, M1, V1, COV = (
+    -1.0,
+    0.5,
+    2.0,
+    0.2,
+    0.15,
+)  # means and variances of the two ends, and their covariance
 
 
 def at(coefficients, t):
@@ -17,7 +23,8 @@ def at(coefficients, t):
 
 
 def gaussian(coefficients, x, t):
-    """Velocity, denoiser and score for coupled Gaussian ends: regressions of jointly normal numbers on x_t."""
+    """Velocity, denoiser and score for coupled Gaussian ends: regressions of jointly normal numbers
+    on x_t."""
     (a, da), (b, db), (c, dc) = (tuple(v[:, None] for v in pair) for pair in at(coefficients, t))
     variance = a**2 * V0 + b**2 * V1 + 2 * a * b * COV + c**2
     with_slope = a * da * V0 + b * db * V1 + (a * db + b * da) * COV + c * dc
@@ -53,11 +60,14 @@ def test_target_is_the_derivative_of_point_with_the_same_noise(coefficients, x64
     np.testing.assert_allclose(path.target(x0, x1, t, key=key), slope, rtol=1e-12)
     other = path.target(x0, x1, t, key=jax.random.key(2))
     assert not np.allclose(other, slope)
-    # and what is not z is source x0 + data x1, whatever the draw: the mean over many keys, 4 standard errors
+    # and what is not z is source x0 + data x1, whatever the draw: the mean over many keys, 4
+    # standard errors
     points = jax.vmap(lambda k: path.point(x0, x1, t, key=k))(jax.random.split(key, 2000))
     (a, _), (b, _), (c, _) = (tuple(v[:, None] for v in pair) for pair in at(coefficients, t))
     assert np.max(np.abs(points.mean(axis=0) - a * x0 - b * x1) / c) < 5 / np.sqrt(2000)
-    np.testing.assert_allclose((points - (a * x0 + b * x1)[None]).std() ** 2, np.mean(c**2), rtol=0.02)
+    np.testing.assert_allclose(
+        (points - (a * x0 + b * x1)[None]).std() ** 2, np.mean(c**2), rtol=0.02
+    )
 
 
 @both
@@ -87,7 +97,9 @@ def test_score_from_the_denoiser(coefficients, x64):
     t = jnp.linspace(0.02, 0.98, 20)
     x = jax.random.normal(jax.random.key(0), (20, 1))
     truth = gaussian(coefficients, x, t)
-    np.testing.assert_allclose(paths.denoiser_to_score(truth["noise"], t, coefficients), truth["score"], rtol=1e-10)
+    np.testing.assert_allclose(
+        paths.denoiser_to_score(truth["noise"], t, coefficients), truth["score"], rtol=1e-10
+    )
     score = paths.interpolant_score(field(coefficients), coefficients)
     np.testing.assert_allclose(score.apply({}, x, t), truth["score"], rtol=1e-10)
     velocity = paths.interpolant_velocity(field(coefficients))
@@ -96,13 +108,16 @@ def test_score_from_the_denoiser(coefficients, x64):
 
 
 def test_the_ode_and_the_sde_end_in_the_data(x64):
-    """One field: its velocity carries N(M0, V0) to N(M1, V1), and with its score so does the SDE of w = 0.3."""
+    """One field: its velocity carries N(M0, V0) to N(M1, V1), and with its score so does the SDE of
+    w = 0.3."""
     velocity = paths.interpolant_velocity(field(SMOOTH))
     score = paths.interpolant_score(field(SMOOTH), SMOOTH)
     z = jnp.asarray([[-2.0], [-1.0], [0.0], [1.0], [2.0]])
     start = M0 + np.sqrt(V0) * z
     end, _ = jax.jit(
-        lambda x: solvers.sample(velocity, {}, x, method=solvers.adaptive(diffrax.Dopri8(), rtol=1e-9, atol=1e-9))
+        lambda x: solvers.sample(
+            velocity, {}, x, method=solvers.adaptive(diffrax.Dopri8(), rtol=1e-9, atol=1e-9)
+        )
     )(start)
     # between Gaussians in one dimension an ODE keeps the order, so z goes to z
     np.testing.assert_allclose(end, M1 + np.sqrt(V1) * z, atol=1e-6)
@@ -135,9 +150,18 @@ def test_errors():
     linear = paths.schroedinger_bridge().source
     zero, t = jnp.zeros_like, lambda t: t
     for bad, message in [
-        (paths.Interpolant(t, linear, zero), r"source\(0\), source\(1\) = 1, 0 to within 0.01, got 0, 1"),
-        (paths.Interpolant(linear, lambda t: 0.9 * t, zero), r"data\(0\), data\(1\) = 0, 1 to within 0.01, got 0, 0.9"),
-        (paths.Interpolant(linear, t, t), r"noise\(0\), noise\(1\) = 0, 0 to within 0.01, got 0, 1"),
+        (
+            paths.Interpolant(t, linear, zero),
+            r"source\(0\), source\(1\) = 1, 0 to within 0.01, got 0, 1",
+        ),
+        (
+            paths.Interpolant(linear, lambda t: 0.9 * t, zero),
+            r"data\(0\), data\(1\) = 0, 1 to within 0.01, got 0, 0.9",
+        ),
+        (
+            paths.Interpolant(linear, t, t),
+            r"noise\(0\), noise\(1\) = 0, 0 to within 0.01, got 0, 1",
+        ),
         (paths.Interpolant(linear, t, lambda t: 0.0), r"noise to map t \[b\] to \[b\]"),
     ]:
         with pytest.raises(ValueError, match=message):

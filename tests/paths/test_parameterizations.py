@@ -18,7 +18,9 @@ class Small(nn.Module):
 
     @nn.compact
     def __call__(self, x, t, cond=None):
-        h = jnp.concatenate([x, t[:, None], t[:, None] ** 2] + ([] if cond is None else [cond]), axis=1)
+        h = jnp.concatenate(
+            [x, t[:, None], t[:, None] ** 2] + ([] if cond is None else [cond]), axis=1
+        )
         h = nn.tanh(nn.Dense(16)(h))
         h = nn.Dropout(0.5, deterministic=not self.has_rng("dropout"))(h)
         return nn.Dense(x.shape[1])(h)
@@ -40,7 +42,9 @@ def params_of(field, x, t, seed=0):
     params = field.init(jax.random.key(seed), x, t)
     leaves, tree = jax.tree.flatten(params)
     keys = jax.random.split(jax.random.key(seed + 1), len(leaves))
-    return jax.tree.unflatten(tree, [jax.random.normal(k, p.shape, p.dtype) for k, p in zip(keys, leaves, strict=True)])
+    return jax.tree.unflatten(
+        tree, [jax.random.normal(k, p.shape, p.dtype) for k, p in zip(keys, leaves, strict=True)]
+    )
 
 
 def draw(dtype=float, n=40, low=0.0, high=1.0):
@@ -49,10 +53,14 @@ def draw(dtype=float, n=40, low=0.0, high=1.0):
 
 
 def as_field(function):
-    return types.Field(lambda *args: {}, lambda params, x, t, cond=None, *, key=None: function(x, t))
+    return types.Field(
+        lambda *args: {}, lambda params, x, t, cond=None, *, key=None: function(x, t)
+    )
 
 
-@pytest.mark.parametrize("schedule", [paths.LINEAR, schedules.cosine(), schedules.vp()], ids=["linear", "cosine", "vp"])
+@pytest.mark.parametrize(
+    "schedule", [paths.LINEAR, schedules.cosine(), schedules.vp()], ids=["linear", "cosine", "vp"]
+)
 def test_predictions_become_the_velocity(schedule, x64):
     oracle = oracles.gaussian(MEAN, 0.3, schedule)
     x, t = draw(low=0.02, high=0.98)
@@ -74,16 +82,27 @@ def test_predictions_become_the_velocity(schedule, x64):
 def test_a_predicting_network_samples_to_the_end(dtype):
     """The margin keeps the conversion finite at t=0 and t=1, where Heun's stages sit."""
     x = jnp.ones((4, 2), dtype)
-    for make in (parameterizations.from_data, parameterizations.from_noise, parameterizations.from_score):
+    for make in (
+        parameterizations.from_data,
+        parameterizations.from_noise,
+        parameterizations.from_score,
+    ):
         velocity = make(NET, margin=1e-2)
         params = velocity.init(jax.random.key(0), x, jnp.zeros(4))
-        out, info = jax.jit(lambda x, params, velocity=velocity: solvers.sample(velocity, params, x, method=8))(
-            x, params
+        out, info = jax.jit(
+            lambda x, params, velocity=velocity: solvers.sample(velocity, params, x, method=8)
+        )(x, params)
+        assert (
+            out.dtype == dtype
+            and np.all(info.status == 0)
+            and np.all(np.isfinite(np.asarray(out, np.float32)))
         )
-        assert out.dtype == dtype and np.all(info.status == 0) and np.all(np.isfinite(np.asarray(out, np.float32)))
     ends = jnp.asarray([0.0, 1.0])
     exact = parameterizations.from_data(as_field(lambda x, t: jnp.zeros_like(x)), margin=0.0)
-    assert np.isfinite(exact.apply({}, x[:2], ends)[0]).all() and not np.isfinite(exact.apply({}, x[:2], ends)[1]).any()
+    assert (
+        np.isfinite(exact.apply({}, x[:2], ends)[0]).all()
+        and not np.isfinite(exact.apply({}, x[:2], ends)[1]).any()
+    )
 
 
 def test_a_data_predicting_network_trains_by_the_same_loss():
@@ -99,7 +118,9 @@ def test_a_data_predicting_network_trains_by_the_same_loss():
 def test_the_ends_that_are_enforced_are_those_of_the_exact_velocity(x64):
     """v(x, 0) = E[x1] - x and v(x, 1) = x - E[x0] = x, on a mixture."""
     x, _ = draw()
-    np.testing.assert_allclose(MIXTURE.velocity(x, 0.0), MIXTURE_MEAN[None] - x, rtol=1e-12, atol=1e-12)
+    np.testing.assert_allclose(
+        MIXTURE.velocity(x, 0.0), MIXTURE_MEAN[None] - x, rtol=1e-12, atol=1e-12
+    )
     np.testing.assert_allclose(MIXTURE.velocity(x, 1.0), x, rtol=1e-12, atol=1e-12)
 
 
@@ -110,7 +131,10 @@ def test_the_ends_are_exact_whatever_the_network_says(name, dtype):
         velocity = BOUNDED[name].velocity
         x, t = draw(dtype)
         params = params_of(NET, x, t)
-        tolerance = {"rtol": 4 * float(jnp.finfo(dtype).eps), "atol": 40 * float(jnp.finfo(dtype).eps)}
+        tolerance = {
+            "rtol": 4 * float(jnp.finfo(dtype).eps),
+            "atol": 40 * float(jnp.finfo(dtype).eps),
+        }
         wide = lambda a: np.asarray(a, np.float64)  # noqa: E731
         for key in (None, jax.random.key(3)):  # with dropout too
             at = lambda time, key=key: velocity.apply(params, x, jnp.full_like(t, time), key=key)  # noqa: E731
@@ -120,7 +144,10 @@ def test_the_ends_are_exact_whatever_the_network_says(name, dtype):
                 np.testing.assert_allclose(wide(at(0.0)), MIXTURE_MEAN[None] - wide(x), **tolerance)
         # and the network counts between
         other = velocity.apply(params_of(NET, x, t, seed=7), x, jnp.full_like(t, 0.5))
-        assert np.max(np.abs(wide(velocity.apply(params, x, jnp.full_like(t, 0.5))) - wide(other))) > 0.1
+        assert (
+            np.max(np.abs(wide(velocity.apply(params, x, jnp.full_like(t, 0.5))) - wide(other)))
+            > 0.1
+        )
 
 
 @bounded
@@ -132,29 +159,36 @@ def test_the_score_is_that_of_the_velocity(name, x64):
     np.testing.assert_allclose(score.apply(params, x, t), truth, rtol=1e-7, atol=1e-7)
     # at t=1 it is the limit
     one = jnp.ones_like(t)
-    np.testing.assert_allclose(score.apply(params, x, one), score.apply(params, x, one - 1e-4), rtol=1e-2, atol=1e-2)
+    np.testing.assert_allclose(
+        score.apply(params, x, one), score.apply(params, x, one - 1e-4), rtol=1e-2, atol=1e-2
+    )
 
 
 @bounded
 def test_the_exact_velocity_is_within_reach(name, x64):
-    """What the network would have to say is finite up to both ends, and no larger there than a little before."""
+    """What the network would have to say is finite up to both ends, and no larger there than a
+    little before."""
     x, _ = draw(n=20)
     mask = "mask" in name
     needed = []
     for t in (1e-2, 1e-4, 1 - 1e-2, 1 - 1e-4):
         time = jnp.full((20,), t)
         zero = parameterizations.boundary_mask(
-            as_field(lambda x, t: jnp.zeros_like(x)), data_mean=None if "at data" in name else MIXTURE_MEAN
+            as_field(lambda x, t: jnp.zeros_like(x)),
+            data_mean=None if "at data" in name else MIXTURE_MEAN,
         )
         left = MIXTURE.velocity(x, time) - zero.velocity.apply({}, x, time)
-        needed.append(np.abs(left / ((1 - t) * (1 if "at data" in name else t)) if mask else left).max())
+        needed.append(
+            np.abs(left / ((1 - t) * (1 if "at data" in name else t)) if mask else left).max()
+        )
     assert needed[1] < 1.5 * needed[0] + 0.1 and needed[3] < 1.5 * needed[2] + 0.1
 
 
 @pytest.mark.parametrize("name", ["mask", "mask at data", "subtraction", "subtraction at data"])
 def test_sde_sampling_stays_finite_at_the_data_end(name):
-    """dx = (v + w score) dt + sqrt(2 w) dW to t=1 and the score there: an untrained unconstrained velocity's
-    (t v - x) / (1 - t) has grown a thousandfold a thousandth before the end, this one's has not."""
+    """dx = (v + w score) dt + sqrt(2 w) dW to t=1 and the score there: an untrained unconstrained
+    velocity's (t v - x) / (1 - t) has grown a thousandfold a thousandth before the end, this one's
+    has not."""
     velocity, score = BOUNDED[name]
     x = jax.random.normal(jax.random.key(0), (64, 2))
     params = params_of(NET, x, jnp.zeros(64))
@@ -186,7 +220,11 @@ def test_the_mean_may_depend_on_the_condition():
 
 
 def test_errors():
-    for make in (parameterizations.from_data, parameterizations.from_noise, parameterizations.from_score):
+    for make in (
+        parameterizations.from_data,
+        parameterizations.from_noise,
+        parameterizations.from_score,
+    ):
         for margin in (-0.1, 0.5, float("nan")):
             with pytest.raises(ValueError, match=r"0 <= margin < 0.5"):
                 make(NET, margin=margin)

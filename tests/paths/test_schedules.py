@@ -30,7 +30,12 @@ ENDS = {
     "vp": (np.exp(-(0.1 + 20) / 4), np.sqrt(-np.expm1(-(0.1 + 20) / 2)), 1, 0),
     "ve": (1, 50, 1, 0.01),
     "edm": (1, 80, 1, 0.002),
-    "unit_edm": (1 / np.hypot(1, 80), 80 / np.hypot(1, 80), 1 / np.hypot(1, 0.002), 0.002 / np.hypot(1, 0.002)),
+    "unit_edm": (
+        1 / np.hypot(1, 80),
+        80 / np.hypot(1, 80),
+        1 / np.hypot(1, 0.002),
+        0.002 / np.hypot(1, 0.002),
+    ),
 }
 KINDS = ("velocity", "data", "noise", "score")
 CONVERSIONS = [f"{a}_to_{b}" for a in KINDS for b in KINDS if a != b]
@@ -38,7 +43,8 @@ every = pytest.mark.parametrize("name", SCHEDULES)
 
 
 def predictions(schedule, x, t):
-    """The four predictions for data N(1.5, 0.4^2), from the oracle's velocity and score and the definition of each."""
+    """The four predictions for data N(1.5, 0.4^2), from the oracle's velocity and score and the
+    definition of each."""
     oracle = oracles.gaussian([1.5] * 3, 0.4**2, schedule)
     a, s = schedule.alpha(t)[:, None], schedule.sigma(t)[:, None]
     gain = a * 0.4**2 / (a**2 * 0.4**2 + s**2)
@@ -55,37 +61,52 @@ def draw(schedule, dtype, low, high, n=64):
     k1, k2, k3 = jax.random.split(jax.random.key(0), 3)
     t = jax.random.uniform(k2, (n,), dtype, low, high)
     x1 = 1.5 + 0.4 * jax.random.normal(k1, (n, 3), dtype)
-    return schedule.alpha(t)[:, None] * x1 + schedule.sigma(t)[:, None] * jax.random.normal(k3, (n, 3), dtype), t
+    return schedule.alpha(t)[:, None] * x1 + schedule.sigma(t)[:, None] * jax.random.normal(
+        k3, (n, 3), dtype
+    ), t
 
 
 @every
 def test_conversions_in_float64(name, x64):
-    # 1e-10, with room for t near the ends, where noise and data are lost to 1e-3 of their size and more
+    # 1e-10, with room for t near the ends, where noise and data are lost to 1e-3 of their size and
+    # more
     x, t = draw(SCHEDULES[name], jnp.float64, 0.01, 0.99)
     truth = predictions(SCHEDULES[name], x, t)
     for conversion in CONVERSIONS:
         source, target = conversion.split("_to_")
         given = getattr(paths, conversion)(truth[source], x, t, SCHEDULES[name])
         scale = max(1, float(jnp.abs(truth[target]).max()))
-        np.testing.assert_allclose(given, truth[target], rtol=1e-10, atol=1e-10 * scale, err_msg=conversion)
+        np.testing.assert_allclose(
+            given, truth[target], rtol=1e-10, atol=1e-10 * scale, err_msg=conversion
+        )
 
 
 @every
 def test_conversions_in_float32(name):
-    """Within 1e-5 of the float64 truth, relative to its largest value; times where the other part of x_t is at most some
-    thirty times larger, since 1e-7 of it is what rounding leaves."""
+    """Within 1e-5 of the float64 truth, relative to its largest value; times where the other part
+    of x_t is at most some thirty times larger, since 1e-7 of it is what rounding leaves."""
     schedule = SCHEDULES[name]
-    low, high = {"vp": (0.5, 0.95), "ve": (0.45, 0.7), "edm": (0.4, 0.7), "unit_edm": (0.4, 0.7)}.get(name, (0.1, 0.9))
+    low, high = {
+        "vp": (0.5, 0.95),
+        "ve": (0.45, 0.7),
+        "edm": (0.4, 0.7),
+        "unit_edm": (0.4, 0.7),
+    }.get(name, (0.1, 0.9))
     with jax.enable_x64(True):
         x, t = draw(schedule, jnp.float64, low, high)
         x, t = x.astype(jnp.float32), t.astype(jnp.float32)
-        truth = {k: np.asarray(v) for k, v in predictions(schedule, x.astype(float), t.astype(float)).items()}
+        truth = {
+            k: np.asarray(v)
+            for k, v in predictions(schedule, x.astype(float), t.astype(float)).items()
+        }
     for conversion in CONVERSIONS:
         source, target = conversion.split("_to_")
         given = getattr(paths, conversion)(truth[source].astype(np.float32), x, t, schedule)
         assert given.dtype == jnp.float32
         scale = max(1, np.abs(truth[target]).max())
-        np.testing.assert_allclose(given, truth[target], rtol=1e-5, atol=1e-5 * scale, err_msg=conversion)
+        np.testing.assert_allclose(
+            given, truth[target], rtol=1e-5, atol=1e-5 * scale, err_msg=conversion
+        )
 
 
 @every
@@ -97,7 +118,9 @@ def test_ends_are_met_and_slopes_finite(name, dtype):
         given = np.stack([np.asarray(v, np.float64) for v in found], axis=1).ravel()
         # sigma = sqrt(2 - 2 t) and the like are taken an epsilon from the end: off by its root
         tolerance = 2 * float(jnp.finfo(dtype).eps) ** 0.5
-        np.testing.assert_allclose(given, ENDS.get(name, (0, 1, 1, 0)), rtol=4 * tolerance, atol=tolerance)
+        np.testing.assert_allclose(
+            given, ENDS.get(name, (0, 1, 1, 0)), rtol=4 * tolerance, atol=tolerance
+        )
         for f in schedule[:2]:
             slope = jax.vmap(jax.grad(f))(ends)
             bend = jax.vmap(jax.grad(jax.grad(f)))(ends)
@@ -129,9 +152,13 @@ def test_conversions_at_the_ends_are_finite_or_as_listed(name, dtype):
         for end, diverge in zip((0.0, 1.0), DIVERGE.get(name, (set(), set())), strict=True):
             t = jnp.asarray([end], dtype)
             for conversion in CONVERSIONS:
-                convert = functools.partial(getattr(paths, conversion), t=t, schedule=SCHEDULES[name])
+                convert = functools.partial(
+                    getattr(paths, conversion), t=t, schedule=SCHEDULES[name]
+                )
                 value, pull = jax.vjp(lambda p, x, convert=convert: convert(p, x), prediction, x)
-                finite = [bool(jnp.all(jnp.isfinite(a))) for a in (value, *pull(jnp.ones_like(value)))]
+                finite = [
+                    bool(jnp.all(jnp.isfinite(a))) for a in (value, *pull(jnp.ones_like(value)))
+                ]
                 assert finite[0] != (conversion in diverge), (conversion, end, value)
                 if conversion not in diverge:
                     assert all(finite), (conversion, end, finite)
@@ -139,11 +166,13 @@ def test_conversions_at_the_ends_are_finite_or_as_listed(name, dtype):
 
 @pytest.mark.parametrize("name", ["vp", "linear_vp"])
 def test_variance_preserving_velocity_and_score_have_a_limit_at_data(name):
-    """sigma' is infinite at t=1, D sigma is not: v = (a' x + D s score) / a is a number there, to float32's root of
-    epsilon (1 - t is one epsilon)."""
+    """sigma' is infinite at t=1, D sigma is not: v = (a' x + D s score) / a is a number there, to
+    float32's root of epsilon (1 - t is one epsilon)."""
     schedule = SCHEDULES[name]
     x, score = jnp.asarray([[0.3, -1.2]]), jnp.asarray([[0.7, 0.4]])
-    rate = {"vp": 0.05, "linear_vp": 1.0}[name]  # -(sigma^2)' / 2 at t=1; alpha' is the same number in both
+    rate = {"vp": 0.05, "linear_vp": 1.0}[
+        name
+    ]  # -(sigma^2)' / 2 at t=1; alpha' is the same number in both
     v = paths.score_to_velocity(score, x, jnp.ones(1), schedule)
     np.testing.assert_allclose(v, rate * (x + score), rtol=1e-3)
     np.testing.assert_allclose(paths.velocity_to_data(v, x, jnp.ones(1), schedule), x, atol=1e-3)
@@ -168,7 +197,10 @@ def test_time_is_the_inverse(name, x64):
     t = jnp.linspace(0.01, 0.99, 50)
     for scale in (1.0, 3.0):
         np.testing.assert_allclose(
-            schedule.time(scale * schedule.alpha(t), scale * schedule.sigma(t)), t, rtol=1e-11, atol=1e-11
+            schedule.time(scale * schedule.alpha(t), scale * schedule.sigma(t)),
+            t,
+            rtol=1e-11,
+            atol=1e-11,
         )
 
 
@@ -178,15 +210,20 @@ def test_against_flow_matching(name, x64):
     t, x, prediction = (jnp.asarray(PEER[key]) for key in ("t", "x", "prediction"))
     schedule = SCHEDULES[name]
     (a, da), (s, ds) = (jax.jvp(f, (t,), (jnp.ones_like(t),)) for f in schedule[:2])
-    np.testing.assert_allclose(jnp.stack([a, s, da, ds]), PEER[f"{name}/at"], rtol=1e-10, atol=1e-12)
+    np.testing.assert_allclose(
+        jnp.stack([a, s, da, ds]), PEER[f"{name}/at"], rtol=1e-10, atol=1e-12
+    )
     for conversion in CONVERSIONS:
         if f"{name}/{conversion}" in PEER:
             given = getattr(paths, conversion)(prediction, x, t, schedule)
-            np.testing.assert_allclose(given, PEER[f"{name}/{conversion}"], rtol=1e-9, err_msg=conversion)
+            np.testing.assert_allclose(
+                given, PEER[f"{name}/{conversion}"], rtol=1e-9, err_msg=conversion
+            )
 
 
 def test_edm_spaces_noise_levels_as_its_grid():
-    """t_i = (smax^(1/7) + i / (n-1) (smin^(1/7) - smax^(1/7)))^7: sigma of n = 18, as the paper writes it."""
+    """t_i = (smax^(1/7) + i / (n-1) (smin^(1/7) - smax^(1/7)))^7: sigma of n = 18, as the paper
+    writes it."""
     i = np.arange(18)
     levels = (80 ** (1 / 7) + i / 17 * (0.002 ** (1 / 7) - 80 ** (1 / 7))) ** 7
     np.testing.assert_allclose(schedules.edm().sigma(jnp.linspace(0, 1, 18)), levels, rtol=2e-5)
@@ -205,7 +242,9 @@ def test_a_schedule_that_does_not_meet_its_ends():
     ):
         with pytest.raises(ValueError, match=r"noise at t=0 and data at t=1.*got alpha\(0\)="):
             paths.affine(schedule)
-    with pytest.raises(ValueError, match=r"alpha to map t \[b\] to \[b\], got shape \[\] for \[2\]"):
+    with pytest.raises(
+        ValueError, match=r"alpha to map t \[b\] to \[b\], got shape \[\] for \[2\]"
+    ):
         paths.affine(paths.Schedule(lambda t: 1.0, lambda t: 1 - t))
     assert paths.check_ends(schedules.vp(0.1, 2.0), tolerance=0.75)[0](jnp.ones(1)) == 1
 

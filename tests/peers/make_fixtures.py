@@ -1,12 +1,14 @@
 """Writes what zuko and nflows compute, as small float64 arrays, so that the tests need no torch.
 
-Run once, in an environment that has the extra `peers` (jflow itself and jax are not needed), and commit the result:
+Run once, in an environment that has the extra `peers` (jflow itself and jax are not needed), and
+commit the result:
 
     pip install torch zuko nflows
     python tests/peers/make_fixtures.py
 
-Written with torch 2.13.0, zuko 1.6.0, nflows 0.14. The splines are compared on equal knots; the way from raw parameters
-to knots is worked out here a second time, in numpy, from the description in jflow/bijectors/splines.py.
+Written with torch 2.13.0, zuko 1.6.0, nflows 0.14. The splines are compared on equal knots; the way
+from raw parameters to knots is worked out here a second time, in numpy, from the description in
+jflow/bijectors/splines.py.
 """
 
 from pathlib import Path
@@ -53,15 +55,20 @@ def knots(raw):
 
 def with_zuko(xk, yk, slopes, x):
     """y, log slope and the inverse's x and log slope, all at the points x."""
-    spline = zuko.transforms.MonotonicRQSTransform(torch.zeros(BINS), torch.zeros(BINS), torch.zeros(BINS - 1), BOUND)
-    spline.horizontal, spline.vertical, spline.derivatives = (torch.tensor(a) for a in (xk, yk, slopes))
+    spline = zuko.transforms.MonotonicRQSTransform(
+        torch.zeros(BINS), torch.zeros(BINS), torch.zeros(BINS - 1), BOUND
+    )
+    spline.horizontal, spline.vertical, spline.derivatives = (
+        torch.tensor(a) for a in (xk, yk, slopes)
+    )
     y, log_slope = spline.call_and_ladj(torch.tensor(x))
     back, back_log_slope = spline.inv.call_and_ladj(torch.tensor(x))
     return [a.numpy() for a in (y, log_slope, back, back_log_slope)]
 
 
 def with_nflows(xk, yk, slopes, x):
-    """The same; raw parameters that its softmax and softplus turn into the given knots, its own floors off."""
+    """The same; raw parameters that its softmax and softplus turn into the given knots, its own
+    floors off."""
 
     def rows(a):
         return torch.tensor(np.broadcast_to(a, (x.size, len(a))).copy())
@@ -69,7 +76,10 @@ def with_nflows(xk, yk, slopes, x):
     box = {"left": -BOUND, "right": BOUND, "bottom": -BOUND, "top": BOUND}
     floors = {"min_bin_width": 0.0, "min_bin_height": 0.0, "min_derivative": 0.0}
     raw = rows(np.log(np.diff(xk))), rows(np.log(np.diff(yk))), rows(inverse_softplus(slopes))
-    out = [rational_quadratic_spline(torch.tensor(x), *raw, inverse=i, **box, **floors) for i in (False, True)]
+    out = [
+        rational_quadratic_spline(torch.tensor(x), *raw, inverse=i, **box, **floors)
+        for i in (False, True)
+    ]
     return [a.numpy() for pair in out for a in pair]
 
 
@@ -87,7 +97,8 @@ def splines():
 
 
 class OurScale(AffineCouplingTransform):
-    """nflows' coupling with log scale = 3 tanh(raw / 3); the net's numbers alternate: scale, shift, scale, shift ..."""
+    """nflows' coupling with log scale = 3 tanh(raw / 3); the net's numbers alternate: scale, shift,
+    scale, shift ..."""
 
     def _scale_and_shift(self, transform_params):
         return torch.exp(3 * torch.tanh(transform_params[:, 0::2] / 3)), transform_params[:, 1::2]
@@ -105,7 +116,9 @@ class Net(torch.nn.Module):
 def both_ways(transform, x):
     with torch.no_grad():
         out = [*transform(torch.tensor(x)), *transform.inverse(torch.tensor(x))]
-    return dict(zip(("y", "log_det", "back", "back_log_det"), (a.numpy() for a in out), strict=True))
+    return dict(
+        zip(("y", "log_det", "back", "back_log_det"), (a.numpy() for a in out), strict=True)
+    )
 
 
 def coupling():

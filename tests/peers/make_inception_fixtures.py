@@ -1,10 +1,11 @@
-"""Writes what pytorch-fid's network makes of two random images, with random weights, in float64, to inception.npz.
+"""Writes what pytorch-fid's network makes of two random images, with random weights, in float64, to
+inception.npz.
 
     pip install torch pytorch-fid torchvision
     python tests/peers/make_inception_fixtures.py
 
-Written with torch 2.13.0, torchvision 0.28.0, pytorch-fid 0.3.0. No published weights are involved: `seeded` draws every
-array from its name and shape, here and in tests/nets/test_inception.py.
+Written with torch 2.13.0, torchvision 0.28.0, pytorch-fid 0.3.0. No published weights are involved:
+`seeded` draws every array from its name and shape, here and in tests/nets/test_inception.py.
 """
 
 import zlib
@@ -27,7 +28,8 @@ def seeded(name: str, shape) -> np.ndarray:
 
 
 def images() -> np.ndarray:
-    """[2, 107, 139, 3] in [0, 1]: the smallest whose last feature map, 2 x 3, has a border unlike its middle."""
+    """[2, 107, 139, 3] in [0, 1]: the smallest whose last feature map, 2 x 3, has a border unlike
+    its middle."""
     return np.random.default_rng(0).random((2, 107, 139, 3))
 
 
@@ -38,16 +40,22 @@ def to_resize() -> list[np.ndarray]:
 def main():
     import torch
 
-    # torchvision built for another torch lacks its compiled operators, none of which is needed here.
+    # torchvision built for another torch lacks its compiled operators, none of which is needed
+    # here.
     register, torch.library.register_fake = torch.library.register_fake, lambda *a, **k: lambda f: f
     from pytorch_fid import inception
 
     torch.library.register_fake = register
     torch.set_default_dtype(torch.float64)
 
-    # torchvision's network has the names and shapes of pytorch-fid's, which asks for its weights by their address.
+    # torchvision's network has the names and shapes of pytorch-fid's, which asks for its weights by
+    # their address.
     shapes = inception._inception_v3(num_classes=1008, aux_logits=False, weights=None).state_dict()
-    weights = {k: torch.as_tensor(seeded(k, tuple(v.shape))) for k, v in shapes.items() if "tracked" not in k}
+    weights = {
+        k: torch.as_tensor(seeded(k, tuple(v.shape)))
+        for k, v in shapes.items()
+        if "tracked" not in k
+    }
     inception.load_state_dict_from_url = lambda *args, **kwargs: weights
     found = {}
     net = inception.InceptionV3([0, 1, 2, 3], resize_input=False).eval()
@@ -57,7 +65,10 @@ def main():
         found["features"] = block.numpy()[:, ::EVERY, 0, 0]
         for i, x in enumerate(to_resize()):
             y = torch.nn.functional.interpolate(
-                torch.as_tensor(x.transpose(0, 3, 1, 2)), size=(299, 299), mode="bilinear", align_corners=False
+                torch.as_tensor(x.transpose(0, 3, 1, 2)),
+                size=(299, 299),
+                mode="bilinear",
+                align_corners=False,
             )
             found[f"resized_{i}"] = y.numpy()[0].transpose(1, 2, 0)[::23, ::29]
     np.savez_compressed(Path(__file__).with_name("inception.npz"), **found)

@@ -1,4 +1,5 @@
-"""Writes what torchdiffeq computes for a small network, as float64 arrays, so that the tests need no torch.
+"""Writes what torchdiffeq computes for a small network, as float64 arrays, so that the tests need
+no torch.
 
 Run once, in an environment that has torch and torchdiffeq, and commit the result:
 
@@ -43,7 +44,10 @@ class WithDivergence(torch.nn.Module):
             x = x.detach().requires_grad_()
         with torch.enable_grad():
             v = self.net(t, x)
-            rows = [torch.autograd.grad(v[:, i].sum(), x, create_graph=True)[0][:, i] for i in range(x.shape[1])]
+            rows = [
+                torch.autograd.grad(v[:, i].sum(), x, create_graph=True)[0][:, i]
+                for i in range(x.shape[1])
+            ]
         return v, sum(rows)
 
 

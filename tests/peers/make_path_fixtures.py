@@ -1,18 +1,22 @@
-"""Writes what flow_matching and diffusers compute for schedules, conversions, a change of schedule and SD3's densities of
-time, as small float64 arrays, so that the tests need no torch.
+"""Writes what flow_matching and diffusers compute for schedules, conversions, a change of schedule
+and SD3's densities of time, as small float64 arrays, so that the tests need no torch.
 
     pip install torch flow_matching diffusers
     python tests/peers/make_path_fixtures.py
 
-Written with torch 2.13.0, flow_matching 1.0.10 (called, never read or copied: its license is non-commercial), diffusers
-0.42.1. The network of the change of schedule is the exact velocity of data N(MEAN, STD^2) on the trained schedule.
+Written with torch 2.13.0, flow_matching 1.0.10 (called, never read or copied: its license is
+non-commercial), diffusers 0.42.1. The network of the change of schedule is the exact velocity of
+data N(MEAN, STD^2) on the trained schedule.
 """
 
 from pathlib import Path
 
 import numpy as np
 import torch
-from diffusers.training_utils import compute_density_for_timestep_sampling, compute_loss_weighting_for_sd3
+from diffusers.training_utils import (
+    compute_density_for_timestep_sampling,
+    compute_loss_weighting_for_sd3,
+)
 from flow_matching.path import AffineProbPath
 from flow_matching.path.scheduler import (
     CondOTScheduler,
@@ -52,7 +56,10 @@ class Exact(ModelWrapper):
 def main():
     torch.set_default_dtype(torch.float64)
     rng = np.random.default_rng(0)
-    t, x, prediction = torch.tensor(np.linspace(0.05, 0.95, 10)), *torch.tensor(rng.normal(size=(2, 10, 3)))
+    t, x, prediction = (
+        torch.tensor(np.linspace(0.05, 0.95, 10)),
+        *torch.tensor(rng.normal(size=(2, 10, 3))),
+    )
     arrays = {"t": t, "x": x, "prediction": prediction}
     column = t[:, None]
     for name, scheduler in SCHEDULERS.items():
@@ -69,7 +76,9 @@ def main():
         }
         arrays |= {f"{name}/{key}": value for key, value in convert.items()}
     for trained, new in PAIRS:
-        model = ScheduleTransformedModel(Exact(SCHEDULERS[trained]), SCHEDULERS[trained], SCHEDULERS[new])
+        model = ScheduleTransformedModel(
+            Exact(SCHEDULERS[trained]), SCHEDULERS[trained], SCHEDULERS[new]
+        )
         rows = [model(row[None], time) for row, time in zip(x, t, strict=True)]
         arrays[f"{trained}_to_{new}"] = torch.cat(rows)
     arrays["mode/u"] = torch.rand(16, generator=torch.Generator().manual_seed(0))

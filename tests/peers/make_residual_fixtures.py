@@ -1,11 +1,13 @@
-"""Writes what normflows computes for planar and radial flows, as small float64 arrays, so that the tests need no torch.
+"""Writes what normflows computes for planar and radial flows, as small float64 arrays, so that the
+tests need no torch.
 
 Run once, in an environment that has the extra `peers`, and commit the result:
 
     pip install torch normflows
     python tests/peers/make_residual_fixtures.py
 
-Written with torch 2.13.0, normflows 1.7.3. The parameters saved are those of the maps themselves, constraints applied.
+Written with torch 2.13.0, normflows 1.7.3. The parameters saved are those of the maps themselves,
+constraints applied.
 """
 
 from pathlib import Path
@@ -31,7 +33,12 @@ def main():
     planar = Planar((3,), u=u, w=w, b=torch.tensor([0.3]))
     inner = torch.sum(w * u)
     held = u + (torch.nn.functional.softplus(inner) - 1 - inner) * w / torch.sum(w**2)
-    arrays = {"z": z, "planar_u": held[0].numpy(), "planar_w": w[0].numpy(), "planar_b": np.array(0.3)}
+    arrays = {
+        "z": z,
+        "planar_u": held[0].numpy(),
+        "planar_w": w[0].numpy(),
+        "planar_b": np.array(0.3),
+    }
     arrays |= dict(zip(("planar_x", "planar_log_det"), run(planar, z), strict=True))
     torch.manual_seed(0)
     radial = Radial((3,), z_0=torch.tensor(rng.normal(size=(1, 3))))

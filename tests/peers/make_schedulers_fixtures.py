@@ -1,12 +1,14 @@
-"""Writes the steps of diffusers' flow schedulers, as small float64 arrays, so that the tests need no torch.
+"""Writes the steps of diffusers' flow schedulers, as small float64 arrays, so that the tests need
+no torch.
 
 Run once, in an environment that has the extra `peers`, and commit the result:
 
     pip install torch diffusers
     python tests/peers/make_schedulers_fixtures.py
 
-Written with torch 2.13.0, diffusers 0.42.1. The schedulers' own grids are float32, and shifted: every one is given the
-same float64 sigmas, 1 - t. They step from sigma to sigma with the velocity noise - data, which is minus ours.
+Written with torch 2.13.0, diffusers 0.42.1. The schedulers' own grids are float32, and shifted:
+every one is given the same float64 sigmas, 1 - t. They step from sigma to sigma with the velocity
+noise - data, which is minus ours.
 """
 
 from pathlib import Path
@@ -47,14 +49,24 @@ def main():
     twice = np.concatenate([sigmas[:1], np.repeat(sigmas[1:-1], 2), sigmas[-1:]])
     arrays = {"grid": GRID, "matrix": matrix, "x": x}
     arrays["euler"] = run(FlowMatchEulerDiscreteScheduler(), sigmas, matrix, x)[-1]
-    arrays["heun"] = run(FlowMatchHeunDiscreteScheduler(), twice, matrix, x)[1::2][-1]  # its last step is Euler's
-    flow = {"prediction_type": "flow_prediction", "use_flow_sigmas": True, "lower_order_final": False}
+    arrays["heun"] = run(FlowMatchHeunDiscreteScheduler(), twice, matrix, x)[1::2][
+        -1
+    ]  # its last step is Euler's
+    flow = {
+        "prediction_type": "flow_prediction",
+        "use_flow_sigmas": True,
+        "lower_order_final": False,
+    }
     for order in (1, 2, 3):
         if order > 1:
-            scheduler = DPMSolverMultistepScheduler(solver_order=order, final_sigmas_type="sigma_min", **flow)
+            scheduler = DPMSolverMultistepScheduler(
+                solver_order=order, final_sigmas_type="sigma_min", **flow
+            )
             arrays[f"dpm_solver_pp_{order}"] = run(scheduler, sigmas, matrix, x)[-1]
         for name, disabled in (("unipc", []), ("unip", list(range(len(GRID))))):
-            scheduler = UniPCMultistepScheduler(solver_order=order, disable_corrector=disabled, **flow)
+            scheduler = UniPCMultistepScheduler(
+                solver_order=order, disable_corrector=disabled, **flow
+            )
             arrays[f"{name}_{order}"] = run(scheduler, sigmas, matrix, x)[-1]
     np.savez_compressed(HERE / "schedulers.npz", **arrays)
     for name, value in arrays.items():

@@ -1,11 +1,12 @@
-"""Writes what nflows, normflows and zuko compute for free and circular splines, reflections and monotone integrals, as small
-float64 arrays, so that the tests need no torch.
+"""Writes what nflows, normflows and zuko compute for free and circular splines, reflections and
+monotone integrals, as small float64 arrays, so that the tests need no torch.
 
     pip install torch zuko nflows normflows
     python tests/peers/make_transformers_fixtures.py
 
-Written with torch 2.13.0, zuko 1.6.0, nflows 0.14, normflows 1.7.3. Splines are compared on equal knots; the way from raw
-parameters to knots is worked out here a second time, from the description in jflow/bijectors/splines.py.
+Written with torch 2.13.0, zuko 1.6.0, nflows 0.14, normflows 1.7.3. Splines are compared on equal
+knots; the way from raw parameters to knots is worked out here a second time, from the description
+in jflow/bijectors/splines.py.
 """
 
 import numpy as np
@@ -28,7 +29,9 @@ def knots(raw, periodic):
     if periodic:
         slopes = np.append(slopes, slopes[0])
     for k in range(BINS + 1):
-        left, right = (s[k - 1], s[k % BINS]) if periodic else (s[max(k - 1, 0)], s[min(k, BINS - 1)])
+        left, right = (
+            (s[k - 1], s[k % BINS]) if periodic else (s[max(k - 1, 0)], s[min(k, BINS - 1)])
+        )
         slopes[k] = min(slopes[k], CAP * left, CAP * right)
     return w, h, slopes
 
@@ -42,7 +45,12 @@ def free(w, h, slopes, x, inverse):
     raw = (rows(np.log(a), x) for a in (w, h))
     box = {"left": -BOUND, "right": BOUND, "bottom": -BOUND, "top": BOUND}
     return rational_quadratic_spline(
-        torch.tensor(x), *raw, rows(inverse_softplus(slopes), x), inverse=inverse, **box, **NO_FLOORS
+        torch.tensor(x),
+        *raw,
+        rows(inverse_softplus(slopes), x),
+        inverse=inverse,
+        **box,
+        **NO_FLOORS,
     )
 
 
@@ -62,7 +70,10 @@ def splines():
         raw = np.concatenate([scale * rng.normal(size=(5, size)) for scale in (1.0, 3.0)])
         arrays[f"{name}_raw"] = raw
         for inverse in (False, True):
-            out = [library(*knots(r, name == "circular"), row, inverse) for r, row in zip(raw, x, strict=True)]
+            out = [
+                library(*knots(r, name == "circular"), row, inverse)
+                for r, row in zip(raw, x, strict=True)
+            ]
             for key, values in zip(("y", "log_slope"), zip(*out, strict=True), strict=True):
                 arrays[f"{name}_{'back_' * inverse}{key}"] = np.stack([v.numpy() for v in values])
     return arrays

@@ -45,13 +45,17 @@ def test_exact(x64):
     np.testing.assert_allclose(norm, expected_norm, rtol=1e-12)
 
 
-@pytest.mark.parametrize("noise", [jax.random.rademacher, jax.random.normal], ids=["rademacher", "normal"])
+@pytest.mark.parametrize(
+    "noise", [jax.random.rademacher, jax.random.normal], ids=["rademacher", "normal"]
+)
 @pytest.mark.parametrize("name", ESTIMATES)
 def test_the_mean_over_probes_is_the_divergence_and_the_norm(name, noise, x64):
     """Within 3 standard errors over 8000 draws, at two points."""
     x = jnp.asarray(np.random.default_rng(3).normal(size=(2, D)))
     draws = 8000
-    _, div, norm = evaluate(ESTIMATES[name](noise), bent, jnp.repeat(x, draws, axis=0), jax.random.key(0))
+    _, div, norm = evaluate(
+        ESTIMATES[name](noise), bent, jnp.repeat(x, draws, axis=0), jax.random.key(0)
+    )
     for estimate, exact in zip((div, norm), known(bent, x), strict=True):
         estimate = np.asarray(estimate).reshape(2, draws)
         error = estimate.std(axis=1) / np.sqrt(draws)
@@ -62,7 +66,11 @@ def test_the_mean_over_probes_is_the_divergence_and_the_norm(name, noise, x64):
 def test_hutch_plus_plus_is_exact_where_the_sketch_spans_the_range(x64):
     x = jnp.asarray(np.random.default_rng(4).normal(size=(7, D)))
     expected, _ = known(rank_two, x)
-    for sketch in (2, 4, D):  # of rank 2, so that two or more of the sketch's directions are arbitrary
+    for sketch in (
+        2,
+        4,
+        D,
+    ):  # of rank 2, so that two or more of the sketch's directions are arbitrary
         _, div, _ = evaluate(solvers.hutch_plus_plus(sketch, 1), rank_two, x, jax.random.key(1))
         np.testing.assert_allclose(div, expected, atol=1e-10)  # float64
     _, div, _ = evaluate(solvers.hutch_plus_plus(1), rank_two, x, jax.random.key(1))
@@ -100,24 +108,30 @@ def test_the_gradient_of_hutch_plus_plus_is_unbiased_and_finite(x64):
     keys = jax.random.split(jax.random.key(3), 4000)
     grads = jax.jit(jax.vmap(jax.grad(mean, (0, 1)), (None, None, 0)))(jnp.asarray(0.7), x, keys)
     exact = jax.grad(
-        lambda scale, x: known(lambda x: scale * jnp.sin(x @ matrix) + scale**2 * bent(x), x)[0][0], (0, 1)
+        lambda scale, x: known(lambda x: scale * jnp.sin(x @ matrix) + scale**2 * bent(x), x)[0][0],
+        (0, 1),
     )(jnp.asarray(0.7), x)
     for grad, expected in zip(grads, exact, strict=True):
         error = np.asarray(grad).std(axis=0) / np.sqrt(len(keys))
         # 7 numbers: 4 standard errors
-        assert np.all(error > 0) and np.all(np.abs(np.asarray(grad).mean(axis=0) - expected) < 4 * error)
+        assert np.all(error > 0) and np.all(
+            np.abs(np.asarray(grad).mean(axis=0) - expected) < 4 * error
+        )
     for grad in jax.grad(mean, (0, 1))(jnp.asarray(0.0), x, keys[0]):
         assert np.all(np.isfinite(grad))
 
 
 def test_one_solve_has_one_draw():
-    """On a linear field the log-det is the estimate at its probes; along a solve they must not change."""
+    """On a linear field the log-det is the estimate at its probes; along a solve they must not
+    change."""
     matrix = jnp.asarray(np.random.default_rng(8).normal(size=(D, D)) / 3, jnp.float32)
     velocity = types.Velocity(None, lambda params, x, t, cond=None, *, key=None: x @ params.T)
     x, key, divergence = jnp.ones((3, D)), jax.random.key(4), solvers.hutch_plus_plus(2, 1)
     expected = evaluate(divergence, lambda x: x @ matrix.T, x, key)[1]
     for how in ({"method": 6}, {"method": solvers.adaptive(rtol=1e-4, atol=1e-4)}):
-        _, log_det, info = solvers.sample_with_log_det(velocity, matrix, x, key=key, divergence=divergence, **how)
+        _, log_det, info = solvers.sample_with_log_det(
+            velocity, matrix, x, key=key, divergence=divergence, **how
+        )
         np.testing.assert_allclose(log_det, expected, rtol=1e-4)
         assert np.all(info.evaluations < 300)
 
@@ -128,7 +142,10 @@ def test_errors():
         (lambda: solvers.hutchinson(0), "hutchinson: expected probes .* at least 1, got 0"),
         (lambda: solvers.hutch_plus_plus(0), "expected sketch .* got 0"),
         (lambda: solvers.hutch_plus_plus(2, 1.5), "expected probes .* got 1.5"),
-        (lambda: solvers.hutch_plus_plus(D + 1).draw(jax.random.key(0), x), "at most the event's 6 numbers, got 7"),
+        (
+            lambda: solvers.hutch_plus_plus(D + 1).draw(jax.random.key(0), x),
+            "at most the event's 6 numbers, got 7",
+        ),
         (lambda: solvers.hutch_plus_plus(2).draw(None, x), "hutch_plus_plus .*needs a key"),
         (lambda: solvers.hutchinson(2).draw(None, x), "hutchinson .*needs a key"),
     ]:
@@ -137,7 +154,8 @@ def test_errors():
 
 
 def test_an_exact_divergence_goes_through_the_columns_in_turns():
-    """Of x A, beyond 64 numbers: trace and squared norm of A, their gradients, and the memory of a few of D columns."""
+    """Of x A, beyond 64 numbers: trace and squared norm of A, their gradients, and the memory of a
+    few of D columns."""
     size = 70
     matrix = jax.random.normal(jax.random.key(0), (size, size))
     x = jax.random.normal(jax.random.key(1), (2, size))
@@ -155,9 +173,12 @@ def test_an_exact_divergence_goes_through_the_columns_in_turns():
 
 
 def test_an_exact_divergence_keeps_a_few_columns():
-    """Of an event of 512 numbers, all of whose columns are 2 MiB a row, for the trace and for its gradient."""
+    """Of an event of 512 numbers, all of whose columns are 2 MiB a row, for the trace and for its
+    gradient."""
     x = jax.ShapeDtypeStruct((2, 512), jnp.float32)
-    trace = lambda p, x: solvers.exact_divergence().apply(lambda x: jnp.tanh(p * x), x, None)[1].sum()  # noqa: E731
+    trace = lambda p, x: (  # noqa: E731
+        solvers.exact_divergence().apply(lambda x: jnp.tanh(p * x), x, None)[1].sum()
+    )
     for f in (trace, jax.grad(trace)):
         compiled = jax.jit(f).lower(jax.ShapeDtypeStruct((), jnp.float32), x).compile()
         assert compiled.memory_analysis().temp_size_in_bytes < 2**20

@@ -37,14 +37,16 @@ def schedule_of(name):
 
 
 def as_velocity(field):
-    return types.Velocity(lambda *args: {}, lambda params, x, t, cond=None, *, key=None: field(params, x, t, cond))
+    return types.Velocity(
+        lambda *args: {}, lambda params, x, t, cond=None, *, key=None: field(params, x, t, cond)
+    )
 
 
 def run(v, x, solver, grid, params=None):
     """Compiled without XLA's optimizer."""
-    return jax.jit(lambda params, x: solvers.sample(v, params, x, method=solvers.on_grid(grid, solver)))(
-        {} if params is None else params, x
-    )
+    return jax.jit(
+        lambda params, x: solvers.sample(v, params, x, method=solvers.on_grid(grid, solver))
+    )({} if params is None else params, x)
 
 
 def draw(n=8, d=2):
@@ -56,13 +58,16 @@ def exact_states():
     """x and where the ODE of the mixture takes it from 0.1 to 0.9, for both schedules."""
     with jax.enable_x64(True):
         x, grid = draw(16), np.linspace(0.1, 0.9, 101)
-        velocity = {s: oracles.as_velocity(oracles.mixture(*MIXTURE, schedule=s)) for s in (LINEAR, COSINE)}
+        velocity = {
+            s: oracles.as_velocity(oracles.mixture(*MIXTURE, schedule=s)) for s in (LINEAR, COSINE)
+        }
         return x, {s: (v, run(v, x, diffrax.Dopri8(), grid)[0]) for s, v in velocity.items()}
 
 
 @everyone
 def test_order_of_accuracy_on_a_mixture(x64, exact_states, name):
-    """On a grid that starts with small steps, whose first one of low order does not show, and is uneven throughout."""
+    """On a grid that starts with small steps, whose first one of low order does not show, and is
+    uneven throughout."""
     x, states = exact_states
     (v, exact), solver = states[schedule_of(name)], SOLVERS[name]
     errors = []
@@ -75,7 +80,8 @@ def test_order_of_accuracy_on_a_mixture(x64, exact_states, name):
 
 @everyone
 def test_evaluations_and_both_ends(name):
-    """Evaluations counted are those claimed, for one step and for several, and nothing is NaN from t=0 to t=1 or back."""
+    """Evaluations counted are those claimed, for one step and for several, and nothing is NaN from
+    t=0 to t=1 or back."""
     oracle = oracles.mixture(*MIXTURE, schedule=schedule_of(name))
     x, calls = draw().astype(jnp.float32), []
 
@@ -95,14 +101,22 @@ def test_evaluations_and_both_ends(name):
 
 def test_diffusers_takes_the_same_steps(x64):
     peer = np.load(PEERS)
-    v = as_velocity(lambda params, x, t, cond: jnp.sin(x @ jnp.asarray(peer["matrix"]) + 2 * t[:, None]))
+    v = as_velocity(
+        lambda params, x, t, cond: jnp.sin(x @ jnp.asarray(peer["matrix"]) + 2 * t[:, None])
+    )
     x, grid = jnp.asarray(peer["x"]), peer["grid"]
     for order in (1, 2, 3):
-        np.testing.assert_allclose(run(v, x, solvers.unipc(order), grid)[0], peer[f"unipc_{order}"], rtol=1e-12)
+        np.testing.assert_allclose(
+            run(v, x, solvers.unipc(order), grid)[0], peer[f"unipc_{order}"], rtol=1e-12
+        )
         # UniPC without its corrector
-        np.testing.assert_allclose(run(v, x, solvers.dpm_solver_pp(order), grid)[0], peer[f"unip_{order}"], rtol=1e-12)
+        np.testing.assert_allclose(
+            run(v, x, solvers.dpm_solver_pp(order), grid)[0], peer[f"unip_{order}"], rtol=1e-12
+        )
     # these schedulers round to float32 on the way
-    np.testing.assert_allclose(run(v, x, solvers.dpm_solver_pp(2), grid)[0], peer["dpm_solver_pp_2"], atol=1e-6)
+    np.testing.assert_allclose(
+        run(v, x, solvers.dpm_solver_pp(2), grid)[0], peer["dpm_solver_pp_2"], atol=1e-6
+    )
     np.testing.assert_allclose(run(v, x, solvers.ddim(), grid)[0], peer["euler"], atol=1e-6)
     np.testing.assert_allclose(run(v, x, diffrax.Heun(), grid[:-1])[0], peer["heun"], atol=1e-6)
 
@@ -114,12 +128,17 @@ def test_ddim_is_eulers_method_on_the_linear_path(x64):
         np.testing.assert_allclose(run(v, x, solver, grid)[0], euler, rtol=1e-12, atol=1e-12)
 
 
-@pytest.mark.parametrize("schedule", [LINEAR, COSINE, schedules.linear_vp(), schedules.polynomial(2.0), schedules.vp()])
+@pytest.mark.parametrize(
+    "schedule", [LINEAR, COSINE, schedules.linear_vp(), schedules.polynomial(2.0), schedules.vp()]
+)
 def test_one_point_of_data_is_exact(x64, schedule):
-    """Whatever holds the prediction of x1 makes no error where it is constant: x_t = alpha x1 + sigma x0, on any path."""
+    """Whatever holds the prediction of x1 makes no error where it is constant: x_t = alpha x1 +
+    sigma x0, on any path."""
     x0, x1 = draw(), draw(1)[0]
     v = oracles.as_velocity(oracles.gaussian(x1, 1e-12, schedule))
-    (a, s), (a_end, s_end) = (([float(f(jnp.asarray(t))) for f in schedule[:2]]) for t in (0.0, 0.8))
+    (a, s), (a_end, s_end) = (
+        ([float(f(jnp.asarray(t))) for f in schedule[:2]]) for t in (0.0, 0.8)
+    )
     start = a * x1[None] + s * x0
     for solver in (
         solvers.ddim(schedule),
@@ -128,7 +147,9 @@ def test_one_point_of_data_is_exact(x64, schedule):
         solvers.unipc(2, schedule),
     ):
         y, _ = run(v, start, solver, 0.8 * solvers.grids.uniform(4))
-        np.testing.assert_allclose(y, a_end * x1[None] + s_end * x0, rtol=1e-6, atol=1e-6)  # vp: sqrt(1e-12) / alpha(0)
+        np.testing.assert_allclose(
+            y, a_end * x1[None] + s_end * x0, rtol=1e-6, atol=1e-6
+        )  # vp: sqrt(1e-12) / alpha(0)
 
 
 def test_published_formulas_of_the_single_step_methods(x64):
@@ -155,9 +176,14 @@ def test_published_formulas_of_the_single_step_methods(x64):
 def test_a_schedule_without_inverse_has_its_middle_too(x64):
     plain = Schedule(lambda t: t, lambda t: 1 - t)
     for t, s in ((0.2, 0.7), (0.9, 0.3), (0.0, 0.5), (0.5, 1.0), (0.0, 1.0)):
-        given, expected = (solvers.midpoint_in_log_snr(sch)(jnp.asarray(t), jnp.asarray(s)) for sch in (plain, LINEAR))
+        given, expected = (
+            solvers.midpoint_in_log_snr(sch)(jnp.asarray(t), jnp.asarray(s))
+            for sch in (plain, LINEAR)
+        )
         np.testing.assert_allclose(given, expected, atol=1e-10)
-    np.testing.assert_allclose(solvers.midpoint_in_log_snr()(0.2, 0.7), 1 / (1 + np.sqrt(4 * 3 / 7)), rtol=1e-12)
+    np.testing.assert_allclose(
+        solvers.midpoint_in_log_snr()(0.2, 0.7), 1 / (1 + np.sqrt(4 * 3 / 7)), rtol=1e-12
+    )
 
 
 @pytest.mark.parametrize("order", [1, 2, 3, 4])
@@ -166,10 +192,17 @@ def test_adams_bashforth_integrates_polynomials(x64, order):
     grid = np.asarray([0.0, 0.07, 0.2, 0.22, 0.5, 0.6, 0.93])
     powers = np.arange(1.0, order + 1)
     v = as_velocity(
-        lambda params, x, t, cond: jnp.sum(powers[None] * t[:, None] ** (powers[None] - 1), axis=1)[:, None]
+        lambda params, x, t, cond: jnp.sum(powers[None] * t[:, None] ** (powers[None] - 1), axis=1)[
+            :, None
+        ]
     )
-    ends = [float(run(v, jnp.zeros((1, 1)), solvers.adams_bashforth(order), grid[:n])[0][0, 0]) for n in (6, 7)]
-    np.testing.assert_allclose(ends[1] - ends[0], np.sum(grid[-1] ** powers - grid[-2] ** powers), rtol=1e-12)
+    ends = [
+        float(run(v, jnp.zeros((1, 1)), solvers.adams_bashforth(order), grid[:n])[0][0, 0])
+        for n in (6, 7)
+    ]
+    np.testing.assert_allclose(
+        ends[1] - ends[0], np.sum(grid[-1] ** powers - grid[-2] ** powers), rtol=1e-12
+    )
 
 
 def test_fireflow_and_rf_solver_by_hand(x64):
@@ -205,19 +238,30 @@ def test_there_and_back(x64, name):
     there, _ = run(v, x, SOLVERS[name], grid)
     assert np.abs(there - x).max() > 1
     back, _ = run(v, there, SOLVERS[name], grid[::-1])
-    # 1 / 48 of a distance of 2 to 4 each way at first order; its square times 100, at the ends, for the others
+    # 1 / 48 of a distance of 2 to 4 each way at first order; its square times 100, at the ends, for
+    # the others
     np.testing.assert_allclose(back, x, atol=0.2 if "ddim" in name else 0.04)
 
 
-@pytest.mark.parametrize("name", ["dpm_solver_2 log-SNR", "adams_bashforth 3", "unipc 3", "fireflow"])
+@pytest.mark.parametrize(
+    "name", ["dpm_solver_2 log-SNR", "adams_bashforth 3", "unipc 3", "fireflow"]
+)
 def test_gradients_by_the_adjoints_and_of_the_grid(x64, name):
-    """RecursiveCheckpoint and Direct agree, and with differences; the times of the grid have a gradient as well."""
-    v, x = as_velocity(lambda params, x, t, cond: params["a"] * jnp.sin(x + 2 * t[:, None])), draw(4)
+    """RecursiveCheckpoint and Direct agree, and with differences; the times of the grid have a
+    gradient as well."""
+    v, x = (
+        as_velocity(lambda params, x, t, cond: params["a"] * jnp.sin(x + 2 * t[:, None])),
+        draw(4),
+    )
     at = (jnp.asarray(1.1), x, jnp.asarray([0.0, 0.2, 0.35, 0.7, 1.0]))
 
     def loss(a, x, grid, adjoint):
         return jnp.sum(
-            jnp.sin(solvers.sample(v, {"a": a}, x, method=solvers.on_grid(grid, SOLVERS[name], adjoint=adjoint))[0])
+            jnp.sin(
+                solvers.sample(
+                    v, {"a": a}, x, method=solvers.on_grid(grid, SOLVERS[name], adjoint=adjoint)
+                )[0]
+            )
         )
 
     checkpointed, direct = (
@@ -225,13 +269,18 @@ def test_gradients_by_the_adjoints_and_of_the_grid(x64, name):
         for adjoint in (diffrax.RecursiveCheckpointAdjoint(), diffrax.DirectAdjoint())
     )
     _, slopes = checkpointed(*at)
-    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-8, atol=1e-12), slopes, direct(*at)[1])
+    jax.tree.map(
+        lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-8, atol=1e-12), slopes, direct(*at)[1]
+    )
     d = 1e-6
     for k, move in ((0, d), (2, d * np.eye(5)[2])):
         plus, minus = (
-            checkpointed(*(a + sign * move if i == k else a for i, a in enumerate(at)))[0] for sign in (1, -1)
+            checkpointed(*(a + sign * move if i == k else a for i, a in enumerate(at)))[0]
+            for sign in (1, -1)
         )
-        np.testing.assert_allclose(np.sum(slopes[k] * move / d), (plus - minus) / (2 * d), rtol=1e-5, atol=1e-7)
+        np.testing.assert_allclose(
+            np.sum(slopes[k] * move / d), (plus - minus) / (2 * d), rtol=1e-5, atol=1e-7
+        )
     assert all(np.all(np.isfinite(g)) and np.any(g != 0) for g in slopes)
 
 
@@ -244,25 +293,33 @@ def test_backsolve_goes_back_along_the_same_solver(x64):
         loss = lambda x, how=how: jnp.sum(solvers.sample(v, {}, x, method=how)[0])  # noqa: E731
         slopes.append(jax.jit(jax.grad(loss))(x))
     assert np.abs(slopes[1] - 1).max() > 0.1
-    np.testing.assert_allclose(slopes[0], slopes[1], atol=5e-3)  # second order at the ends: some 1 / 40^2
+    np.testing.assert_allclose(
+        slopes[0], slopes[1], atol=5e-3
+    )  # second order at the ends: some 1 / 40^2
 
 
 @pytest.mark.parametrize("name", ["dpm_solver_pp_2s", "unipc 2"])
 def test_log_dets_pytrees_and_types(name):
-    """A log-det is a state like any other: log_det of the Gaussian's map is log 0.5 in each of two dimensions."""
+    """A log-det is a state like any other: log_det of the Gaussian's map is log 0.5 in each of two
+    dimensions."""
     v, x = oracles.as_velocity(oracles.gaussian([0.7, 0.7], 0.25)), draw().astype(jnp.bfloat16)
-    run_ = jax.jit(lambda x: solvers.sample_with_log_det(v, {}, x, method=solvers.fixed(40, SOLVERS[name])))
+    run_ = jax.jit(
+        lambda x: solvers.sample_with_log_det(v, {}, x, method=solvers.fixed(40, SOLVERS[name]))
+    )
     y, log_det, info = run_(x)
     assert y.dtype == jnp.bfloat16 and log_det.dtype == jnp.float32
     np.testing.assert_allclose(log_det, 2 * np.log(0.5), atol=1e-2)  # second order: some 1 / 40^2
     tree = {"a": jnp.ones((3, 2, 2, 1)), "b": jnp.ones((3,))}
     decay = as_velocity(lambda params, x, t, cond: jax.tree.map(jnp.negative, x))
     y, _ = run(decay, tree, SOLVERS[name], np.linspace(0, 1, 51))
-    jax.tree.map(lambda y: np.testing.assert_allclose(y, np.full(y.shape, np.exp(-1)), rtol=5e-3), y)
+    jax.tree.map(
+        lambda y: np.testing.assert_allclose(y, np.full(y.shape, np.exp(-1)), rtol=5e-3), y
+    )
 
 
 def test_traced_once_though_built_again():
-    """Two solvers of equal options are equal: no second compilation, with or without jit, and nothing talks to the host."""
+    """Two solvers of equal options are equal: no second compilation, with or without jit, and
+    nothing talks to the host."""
     traces = []
 
     def apply(params, x, t, cond=None, *, key=None):
@@ -280,9 +337,15 @@ def test_traced_once_though_built_again():
 
 
 def test_orders_that_there_are():
-    for make, most in ((solvers.adams_bashforth, 4), (solvers.dpm_solver_pp, 3), (solvers.unipc, 3)):
+    for make, most in (
+        (solvers.adams_bashforth, 4),
+        (solvers.dpm_solver_pp, 3),
+        (solvers.unipc, 3),
+    ):
         for order in (0, most + 1, 1.5, True):
-            with pytest.raises(ValueError, match=rf"expected order to be one of \[1, .*{most}\], got {order}"):
+            with pytest.raises(
+                ValueError, match=rf"expected order to be one of \[1, .*{most}\], got {order}"
+            ):
                 make(order)
     with pytest.raises(ValueError, match="no error estimate"):
         solvers.sample(

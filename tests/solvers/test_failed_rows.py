@@ -1,4 +1,5 @@
-"""Rows whose solve fails: the others keep their value and their gradient; and derivatives in the end times."""
+"""Rows whose solve fails: the others keep their value and their gradient; and derivatives in the
+end times."""
 
 import diffrax
 import jax
@@ -46,7 +47,9 @@ def test_where_every_row_fails_the_gradient_is_zero():
 def test_what_a_velocity_closes_over_is_differentiated_under_vmap_too():
     def one(a):
         velocity = Velocity(None, lambda params, x, t, cond=None, *, key=None: a * x)
-        return solvers.sample(velocity, {}, jnp.ones((1, 1)), method=solvers.fixed(2, diffrax.Euler()))[0]
+        return solvers.sample(
+            velocity, {}, jnp.ones((1, 1)), method=solvers.fixed(2, diffrax.Euler())
+        )[0]
 
     def total(a):
         return jnp.sum(jax.vmap(one)(a[None]))
@@ -55,14 +58,18 @@ def test_what_a_velocity_closes_over_is_differentiated_under_vmap_too():
 
 
 def test_the_density_of_a_failed_row_stays_out_of_the_gradient_of_the_base():
-    """Backwards the same row blows up where a < 0: z = x / sqrt(s), log p = log N(z; mean, 1) - 1.5 log s, s = 1 + 2 a x^2."""
+    """Backwards the same row blows up where a < 0: z = x / sqrt(s), log p = log N(z; mean, 1) - 1.5
+    log s, s = 1 + 2 a x^2."""
     flow = flows.cnf(CUBE, distributions.diagonal_normal((1,)), method=12)
 
     def total(params):
         log_p = flow.log_prob(params, X)
         return jnp.sum(jnp.where(jnp.isfinite(log_p), log_p, 0.0)), log_p
 
-    params = {"velocity": jnp.float32(-1.0), "base": {"mean": jnp.array([0.3]), "log_std": jnp.zeros(1)}}
+    params = {
+        "velocity": jnp.float32(-1.0),
+        "base": {"mean": jnp.array([0.3]), "log_std": jnp.zeros(1)},
+    }
     slope, log_p = jax.jit(jax.grad(total, has_aux=True))(params)
     z = FINE / np.sqrt(LEFT)
     expected = -0.5 * (z - 0.3) ** 2 - 0.5 * np.log(2 * np.pi) - 1.5 * np.log(LEFT)
@@ -104,20 +111,32 @@ def test_the_derivative_in_a_traced_end_time_is_the_velocity_there():
     np.testing.assert_allclose(y1, a * x * np.exp(a * t), rtol=1e-3)
     np.testing.assert_allclose(y0, -a * x * np.exp(a * t), rtol=1e-3)
     np.testing.assert_allclose([det0, det1], [[-2 * a], [2 * a]], rtol=1e-5)
-    adaptive = lambda t1: solvers.sample(line, a, x, t1=t1, method=solvers.adaptive(rtol=1e-4, atol=1e-4))[0]  # noqa: E731
+    adaptive = lambda t1: solvers.sample(  # noqa: E731
+        line, a, x, t1=t1, method=solvers.adaptive(rtol=1e-4, atol=1e-4)
+    )[0]
     np.testing.assert_allclose(jax.jit(jax.jacrev(adaptive))(t), a * x * np.exp(a * t), rtol=1e-3)
 
 
 def test_no_rows():
     """Of every way to integrate, results of no rows, in the types of what they would be."""
     none, lp = jax.ShapeDtypeStruct((0, 2), np.float32), lambda z: jnp.sum(z, axis=1)
-    ways = [FIXED, ADAPTIVE, solvers.on_grid(np.array([0, 0.3, 1])), solvers.fixed(2, solvers.unipc())]
+    ways = [
+        FIXED,
+        ADAPTIVE,
+        solvers.on_grid(np.array([0, 0.3, 1])),
+        solvers.fixed(2, solvers.unipc()),
+    ]
     for how in ways:
         y, info = jax.eval_shape(lambda x, how=how: solvers.sample(CUBE, 1.0, x, method=how), none)
-        log_p, _ = jax.eval_shape(lambda x, how=how: solvers.log_prob(CUBE, 1.0, x, lp, method=how), none)
+        log_p, _ = jax.eval_shape(
+            lambda x, how=how: solvers.log_prob(CUBE, 1.0, x, lp, method=how), none
+        )
         assert y.shape == (0, 2) and log_p.shape == info.status.shape == (0,)
     step = solvers.ancestral(CUBE)
     y, path = jax.eval_shape(
-        lambda x: solvers.sample_sde(step, 1.0, x, jax.random.key(0), np.linspace(0, 1, 3), keep=True), none
+        lambda x: solvers.sample_sde(
+            step, 1.0, x, jax.random.key(0), np.linspace(0, 1, 3), keep=True
+        ),
+        none,
     )
     assert y.shape == (0, 2) and path.x.shape == (3, 0, 2)

@@ -1,4 +1,5 @@
-"""The protocol of few-step models: exact maps of a Gaussian carry exactly, evaluations are counted, students grow."""
+"""The protocol of few-step models: exact maps of a Gaussian carry exactly, evaluations are counted,
+students grow."""
 
 import jax
 import jax.numpy as jnp
@@ -26,23 +27,33 @@ def test_one_step_and_many_of_the_exact_map_end_in_the_same_place():
 
 def test_carry_and_the_velocity_inside():
     t, r = jnp.full(5, 0.2), jnp.full(5, 0.6)
-    np.testing.assert_allclose(solvers.apply_flow_map(MAP, {}, X, t, r), ORACLE.flow_map(X, t, r), atol=1e-6)
     np.testing.assert_allclose(
-        solvers.apply_flow_map(MAP, {}, solvers.apply_flow_map(MAP, {}, X, t, r), r, t), X, atol=1e-6
+        solvers.apply_flow_map(MAP, {}, X, t, r), ORACLE.flow_map(X, t, r), atol=1e-6
+    )
+    np.testing.assert_allclose(
+        solvers.apply_flow_map(MAP, {}, solvers.apply_flow_map(MAP, {}, X, t, r), r, t),
+        X,
+        atol=1e-6,
     )  # and back
-    np.testing.assert_allclose(solvers.instantaneous_velocity(MAP).apply({}, X, t), ORACLE.velocity(X, t), atol=1e-6)
+    np.testing.assert_allclose(
+        solvers.instantaneous_velocity(MAP).apply({}, X, t), ORACLE.velocity(X, t), atol=1e-6
+    )
 
 
 @pytest.mark.parametrize("renoise", [0.5, 1.0])
 def test_renoising_keeps_the_marginals(renoise):
     n = 20_000
     x0 = jax.random.normal(jax.random.key(1), (n, 2))
-    draw = jax.jit(lambda x0, key: solvers.sample_flow_map(MAP, {}, x0, steps=3, renoise=renoise, key=key)[0])
+    draw = jax.jit(
+        lambda x0, key: solvers.sample_flow_map(MAP, {}, x0, steps=3, renoise=renoise, key=key)[0]
+    )
     x = np.asarray(draw(x0, jax.random.key(2)))
     mean, cov = (np.asarray(v[0]) for v in ORACLE.marginal(1.0))
     np.testing.assert_allclose(x.mean(0), mean, atol=5 * np.sqrt(0.5 / n))
     np.testing.assert_allclose(np.cov(x.T), cov, atol=5 * np.sqrt(2 * 0.5**2 / n))
-    assert np.abs(x - ORACLE.flow_map(x0, jnp.zeros(n), jnp.ones(n))).max() > 0.1  # not the deterministic map
+    assert (
+        np.abs(x - ORACLE.flow_map(x0, jnp.zeros(n), jnp.ones(n))).max() > 0.1
+    )  # not the deterministic map
 
 
 def test_consistency_models_are_asked_for_data_alone():
@@ -59,8 +70,11 @@ def test_consistency_models_are_asked_for_data_alone():
     x, _ = solvers.sample_flow_map(model, {}, X)
     np.testing.assert_allclose(x, ORACLE.flow_map(X, jnp.zeros(5), jnp.ones(5)), atol=2e-6)
     many = jnp.repeat(X, 4000, axis=0)
-    two, _ = solvers.sample_flow_map(model, {}, many, grid=[0.0, 0.4, 1.0], renoise=1.0, key=jax.random.key(3))
-    # to data, to t = 0.4 by fresh noise, to data: the law of x1 given each x0, pushed through the posterior map
+    two, _ = solvers.sample_flow_map(
+        model, {}, many, grid=[0.0, 0.4, 1.0], renoise=1.0, key=jax.random.key(3)
+    )
+    # to data, to t = 0.4 by fresh noise, to data: the law of x1 given each x0, pushed through the
+    # posterior map
     x1 = solvers.apply_flow_map(MAP, {}, many, 0.0, 1.0)
     z = jax.random.normal(jax.random.key(4), x1.shape)
     again = solvers.apply_flow_map(MAP, {}, 0.4 * x1 + 0.6 * z, 0.4, 1.0)
@@ -77,7 +91,9 @@ def test_total_derivative_is_that_along_the_trajectory(x64):
     np.testing.assert_allclose(u, v + (r - t)[:, None] * slope, atol=1e-9)
     errors = []
     for h in (2e-2, 1e-2):
-        _, approximate = solvers.total_derivative(MAP, {}, x, t, r, v, jvp=solvers.finite_difference(h))
+        _, approximate = solvers.total_derivative(
+            MAP, {}, x, t, r, v, jvp=solvers.finite_difference(h)
+        )
         errors.append(float(jnp.max(jnp.abs(approximate - slope))))
     assert 3.5 < errors[0] / errors[1] < 4.5  # second order
 
@@ -93,7 +109,11 @@ NETS = {
 def test_a_flow_map_grown_from_a_velocity_is_that_velocity_until_it_is_trained(name):
     net, event = NETS[name]
     velocity, model = jflow.velocity(net), jflow.flow_map(net)
-    x, t, r = jax.random.normal(jax.random.key(0), (3, *event)), jnp.asarray([0.0, 0.3, 0.5]), jnp.ones(3)
+    x, t, r = (
+        jax.random.normal(jax.random.key(0), (3, *event)),
+        jnp.asarray([0.0, 0.3, 0.5]),
+        jnp.ones(3),
+    )
     cond = jnp.asarray([0, 1, 3])
     teacher = jax.jit(velocity.init)(jax.random.key(1), x, t, cond)
     rng = np.random.default_rng(0)
@@ -102,7 +122,9 @@ def test_a_flow_map_grown_from_a_velocity_is_that_velocity_until_it_is_trained(n
     u = jax.jit(model.apply)(student, x, t, r, cond)
     v = jax.jit(velocity.apply)(teacher, x, t, cond)
     np.testing.assert_allclose(u, v, atol=1e-5)
-    moved = jax.tree.map(lambda p: jnp.asarray(p + 0.3 * rng.normal(size=p.shape), p.dtype), student)
+    moved = jax.tree.map(
+        lambda p: jnp.asarray(p + 0.3 * rng.normal(size=p.shape), p.dtype), student
+    )
     near, far = (jax.jit(model.apply)(moved, x, t, other, cond) for other in (r, r - 0.2))
     assert np.all(np.max(np.abs(near - far).reshape(3, -1), axis=1) > 1e-3)  # r is heard
 
@@ -111,7 +133,9 @@ def test_a_flow_map_grown_from_a_velocity_is_that_velocity_until_it_is_trained(n
 def test_networks_have_forward_derivatives(name):
     """jvp through norms, attention, dropout under one key and remat, against central differences."""
     net, event = NETS[name]
-    variants = {"dropout": net.clone(dropout=0.3)} | ({"remat": net.clone(remat=True)} if name == "DiT" else {})
+    variants = {"dropout": net.clone(dropout=0.3)} | (
+        {"remat": net.clone(remat=True)} if name == "DiT" else {}
+    )
     with jax.enable_x64(True):
         x = jax.random.normal(jax.random.key(0), (2, *event), jnp.float64)
         t, r, cond = jnp.asarray([0.2, 0.5]), jnp.asarray([0.6, 0.9]), jnp.asarray([0, 2])
@@ -120,11 +144,15 @@ def test_networks_have_forward_derivatives(name):
             model = jflow.flow_map(variant.clone(time_scale=1.0))
             shapes = jax.eval_shape(model.init, jax.random.key(2), x, t, r, cond)
             rng = np.random.default_rng(0)
-            params = jax.tree.map(lambda p, rng=rng: jnp.asarray(0.2 * rng.normal(size=p.shape), p.dtype), shapes)
+            params = jax.tree.map(
+                lambda p, rng=rng: jnp.asarray(0.2 * rng.normal(size=p.shape), p.dtype), shapes
+            )
 
             def slope(jvp, model=model, params=params):
                 key = jax.random.key(3)
-                return solvers.total_derivative(model, params, x, t, r, v, cond, key=key, jvp=jvp)[1]
+                return solvers.total_derivative(model, params, x, t, r, v, cond, key=key, jvp=jvp)[
+                    1
+                ]
 
             exact = jax.jit(lambda slope=slope: slope(jax.jvp))()
             near = jax.jit(lambda slope=slope: slope(solvers.finite_difference(1e-4)))()
@@ -148,7 +176,9 @@ def test_networks_have_forward_derivatives_in_r(name, x64):
         apply = lambda r: model.apply(params, x, t, r, cond, key=jax.random.key(3))  # noqa: E731
         return jvp(apply, (r,), (jnp.ones_like(r),))[1]
 
-    exact, near = jax.jit(lambda: [slope(jvp) for jvp in (jax.jvp, solvers.finite_difference(1e-4))])()
+    exact, near = jax.jit(
+        lambda: [slope(jvp) for jvp in (jax.jvp, solvers.finite_difference(1e-4))]
+    )()
     assert np.max(np.abs(exact)) > 1e-2
     np.testing.assert_allclose(exact, near, atol=1e-5 * float(np.max(np.abs(exact))))
 
@@ -156,14 +186,25 @@ def test_networks_have_forward_derivatives_in_r(name, x64):
 def test_remat_changes_no_gradient_of_a_loss_with_a_forward_derivative(x64):
     """Reverse over forward through attention, norms, dropout under one key and recomputed blocks."""
     net = nets.DiT(2, 16, 2, heads=2, num_classes=3, dropout=0.3, time_scale=1.0)
-    x, t, cond = jax.random.normal(jax.random.key(0), (3, 4, 4, 1), jnp.float64), jnp.ones(3), jnp.asarray([0, 1, 3])
+    x, t, cond = (
+        jax.random.normal(jax.random.key(0), (3, 4, 4, 1), jnp.float64),
+        jnp.ones(3),
+        jnp.asarray([0, 1, 3]),
+    )
     shapes = jax.eval_shape(jflow.flow_map(net).init, jax.random.key(1), x, t, t, cond)
     rng = np.random.default_rng(0)
     params = jax.tree.map(lambda p: jnp.asarray(0.2 * rng.normal(size=p.shape), p.dtype), shapes)
-    made = [losses.mean_flow(jflow.flow_map(net.clone(remat=r)), times=times.pairs(equal=0.0)) for r in (False, True)]
+    made = [
+        losses.mean_flow(jflow.flow_map(net.clone(remat=r)), times=times.pairs(equal=0.0))
+        for r in (False, True)
+    ]
     batch, key = {"x": x, "cond": cond}, jax.random.key(2)
-    plain, remat = jax.jit(lambda p: [jax.grad(lambda p, f=f: f(p, key, batch)[0])(p) for f in made])(params)
-    for (path, one), other in zip(jax.tree_util.tree_leaves_with_path(plain), jax.tree.leaves(remat), strict=True):
+    plain, remat = jax.jit(
+        lambda p: [jax.grad(lambda p, f=f: f(p, key, batch)[0])(p) for f in made]
+    )(params)
+    for (path, one), other in zip(
+        jax.tree_util.tree_leaves_with_path(plain), jax.tree.leaves(remat), strict=True
+    ):
         assert np.any(one != 0), jax.tree_util.keystr(path)
         np.testing.assert_allclose(other, one, rtol=1e-5, atol=1e-5 * float(np.max(np.abs(one))))
 
@@ -179,7 +220,10 @@ kernel.defvjp(lambda x: (jnp.tanh(x), x), lambda x, g: (g * (1 - jnp.tanh(x) ** 
 
 def test_a_kernel_without_forward_mode_is_trained_by_finite_differences(x64):
     def of(act):
-        return FlowMap(None, lambda p, x, t, r, cond=None, *, key=None: p * act(x + t[:, None]) * (r - t)[:, None])
+        return FlowMap(
+            None,
+            lambda p, x, t, r, cond=None, *, key=None: p * act(x + t[:, None]) * (r - t)[:, None],
+        )
 
     batch, options = {"x": X.astype(jnp.float64)}, {"times": times.pairs(equal=0.25)}
     with pytest.raises(TypeError, match="custom_vjp"):
@@ -189,27 +233,37 @@ def test_a_kernel_without_forward_mode_is_trained_by_finite_differences(x64):
         loss = losses.mean_flow(of(act), **options, **more)
         return jax.jit(jax.grad(lambda p: loss(p, jax.random.key(1), batch)[0]))(0.7)
 
-    np.testing.assert_allclose(grad(kernel, jvp=solvers.finite_difference(1e-4)), grad(jnp.tanh), rtol=1e-6)
+    np.testing.assert_allclose(
+        grad(kernel, jvp=solvers.finite_difference(1e-4)), grad(jnp.tanh), rtol=1e-6
+    )
 
 
 def test_by_evaluations_reports_what_was_counted():
     rows = metrics.quality_by_evaluations(
-        lambda n: solvers.sample_flow_map(MAP, {}, X, steps=n), lambda x: {"mean": jnp.mean(x)}, counts=(1, 3)
+        lambda n: solvers.sample_flow_map(MAP, {}, X, steps=n),
+        lambda x: {"mean": jnp.mean(x)},
+        counts=(1, 3),
     )
     assert [row["evaluations"] for row in rows] == [1, 3] and rows[0]["failed"] == 0
     heun = metrics.quality_by_evaluations(
-        lambda n: solvers.sample(oracles.as_velocity(ORACLE), {}, X, method=n), lambda x: {}, counts=(2,)
+        lambda n: solvers.sample(oracles.as_velocity(ORACLE), {}, X, method=n),
+        lambda x: {},
+        counts=(2,),
     )
     assert heun == [{"evaluations": 4.0, "failed": 0.0}]
 
 
 def test_rows_that_fail_are_nan_and_said_so():
-    broken = FlowMap(MAP.init, lambda p, x, t, r, cond=None, *, key=None: jnp.where(x > 1, jnp.inf, x))
+    broken = FlowMap(
+        MAP.init, lambda p, x, t, r, cond=None, *, key=None: jnp.where(x > 1, jnp.inf, x)
+    )
     x = jnp.asarray([[0.0, 0.5], [2.0, 0.0]])
     out, info = solvers.sample_flow_map(broken, {}, x)
     np.testing.assert_array_equal(info.status, [solvers.Status.OK, solvers.Status.NOT_FINITE])
     assert np.all(np.isnan(out[1])) and np.all(np.isfinite(out[0]))
-    assert metrics.quality_by_evaluations(lambda n: (out, info), lambda x: {"n": len(x)}, (1,))[0] == {
+    assert metrics.quality_by_evaluations(lambda n: (out, info), lambda x: {"n": len(x)}, (1,))[
+        0
+    ] == {
         "evaluations": 1.0,
         "failed": 0.5,
         "n": 1.0,
@@ -244,10 +298,14 @@ TAUGHT = {
     "velocity_distillation": lambda v: losses.velocity_distillation(STUDENT, v),
     "velocity_refiner": lambda v: losses.velocity_refiner(TWICE, v),
     "flow_guided_distillation": lambda v: losses.flow_guided_distillation(STUDENT, v),
-    "distribution_matching": lambda v: losses.distribution_matching(lambda p, x0, cond: x0, STUDENT, v),
+    "distribution_matching": lambda v: losses.distribution_matching(
+        lambda p, x0, cond: x0, STUDENT, v
+    ),
     "bespoke_error": solvers.bespoke_error,
     "perflow": lambda v: losses.perflow(STUDENT, v),
-    "phased_rectified_diffusion": lambda v: losses.phased_rectified_diffusion(STUDENT, v, schedule=VP),
+    "phased_rectified_diffusion": lambda v: losses.phased_rectified_diffusion(
+        STUDENT, v, schedule=VP
+    ),
     "trajectory_distillation": lambda v: losses.trajectory_distillation(STUDENT_MAP, v),
     "trigflow_consistency": lambda v: losses.trigflow_consistency(STUDENT, teacher=v),
     "tunable_distillation": lambda v: losses.tunable_distillation(STUDENT, v),
@@ -269,7 +327,9 @@ FROZEN = {"teacher": {}, "ema": {}, "velocity": {}}
 def test_a_teacher_of_another_shape_is_named(name):
     """One column would broadcast."""
     narrow = Velocity(None, lambda p, x, t, cond=None, *, key=None: x[:, :1])
-    with pytest.raises(ValueError, match=rf"{name}.*: expected a velocity shaped like x, \[5, 2\], got \[5, 1\]"):
+    with pytest.raises(
+        ValueError, match=rf"{name}.*: expected a velocity shaped like x, \[5, 2\], got \[5, 1\]"
+    ):
         params = solvers.bespoke_params(2) if name == "bespoke_error" else PLAYERS
         TAUGHT[name](narrow)(params, jax.random.key(0), {"x": X, "x0": X}, FROZEN)
 
@@ -278,7 +338,9 @@ def test_a_teacher_of_another_shape_is_named(name):
 def test_pairs_that_do_not_match_the_data_are_refused(name):
     loss = TAUGHT[name](STUDENT) if name in TAUGHT else SELF_TAUGHT[name]
     for x0 in (X[:, :1], X[:4], X[:1]):
-        with pytest.raises(ValueError, match=rf"{name}: expected 'x0' of the shape of 'x', \[5, 2\], got"):
+        with pytest.raises(
+            ValueError, match=rf"{name}: expected 'x0' of the shape of 'x', \[5, 2\], got"
+        ):
             loss(PLAYERS, jax.random.key(0), {"x": X, "x0": x0}, FROZEN)
 
 
@@ -304,4 +366,6 @@ def test_bad_input():
     with pytest.raises(ValueError, match="no such leaf"):
         train.warm_start({"a": jnp.zeros(1)}, {"b": jnp.zeros(3)})
     with pytest.raises(ValueError, match=r"r of shape \[2\]"):
-        nets.ResidualMLP(8, 1).init(jax.random.key(0), jnp.zeros((2, 1)), jnp.zeros(2), None, jnp.zeros(3))
+        nets.ResidualMLP(8, 1).init(
+            jax.random.key(0), jnp.zeros((2, 1)), jnp.zeros(2), None, jnp.zeros(3)
+        )

@@ -10,7 +10,11 @@ from jflow.distributions.mixtures import GaussianMixture
 from jflow.solvers._mixture import gm_ode, gm_sde
 from jflow.types import Field
 
-WEIGHTS, MEANS, VARIANCE = np.array([0.5, 0.2, 0.3]), np.array([[2.0, 0.0], [-1.0, 1.5], [0.0, -2.0]]), 0.3
+WEIGHTS, MEANS, VARIANCE = (
+    np.array([0.5, 0.2, 0.3]),
+    np.array([[2.0, 0.0], [-1.0, 1.5], [0.0, -2.0]]),
+    0.3,
+)
 EXACT = mixtures.exact(WEIGHTS, MEANS, VARIANCE)
 ORACLE = oracles.mixture(WEIGHTS, MEANS, VARIANCE)
 
@@ -18,7 +22,9 @@ ORACLE = oracles.mixture(WEIGHTS, MEANS, VARIANCE)
 def matched(params, x, t, cond=None, *, key=None):
     """One Gaussian with the exact mean and variance: a network with too few components."""
     m = EXACT.apply({}, x, t)
-    return GaussianMixture(jnp.zeros((x.shape[0], 1)), mixtures.mean(m)[:, None], 0.5 * jnp.log(mixtures.variance(m)))
+    return GaussianMixture(
+        jnp.zeros((x.shape[0], 1)), mixtures.mean(m)[:, None], 0.5 * jnp.log(mixtures.variance(m))
+    )
 
 
 def solve(field, x0, **options):
@@ -40,13 +46,16 @@ def test_one_evaluation_of_the_exact_mixture_solves_the_ode(x64):
 
 @pytest.mark.parametrize("order", [1, 2])
 def test_orders_with_too_few_components(order, x64):
-    # global error of a field that is right at the start of each step: first order, or second with the correction
+    # global error of a field that is right at the start of each step: first order, or second with
+    # the correction
     x0 = jax.random.normal(jax.random.key(1), (32, 2), jnp.float64)
     expected = oracles.mixture_flow_map(ORACLE, x0, 0.0, 0.9)
     errors, steps = [], (16, 32, 64)
     for n in steps:
         grid = np.linspace(0, 0.9, n + 1)
-        found, info = solve(MATCHED, x0, grid=grid, substeps=2, order=order, floor=0.0, solver=diffrax.Heun())
+        found, info = solve(
+            MATCHED, x0, grid=grid, substeps=2, order=order, floor=0.0, solver=diffrax.Heun()
+        )
         assert np.all(info.evaluations == n)
         errors.append(np.median(np.abs(found - expected)))
     slope = -np.polyfit(np.log(steps), np.log(errors), 1)[0]
@@ -55,7 +64,9 @@ def test_orders_with_too_few_components(order, x64):
 
 def test_the_correction_is_nothing_for_the_exact_mixture(x64):
     x0 = jax.random.normal(jax.random.key(2), (8, 2), jnp.float64)
-    first, second = (solve(EXACT, x0, steps=4, substeps=4, order=order, floor=0.0)[0] for order in (1, 2))
+    first, second = (
+        solve(EXACT, x0, steps=4, substeps=4, order=order, floor=0.0)[0] for order in (1, 2)
+    )
     np.testing.assert_allclose(first, second, atol=1e-9)
 
 
@@ -76,7 +87,9 @@ def test_counted_evaluations_are_calls_of_the_field():
         return EXACT.apply({}, x, t)
 
     x0 = jax.random.normal(jax.random.key(0), (4, 2))
-    _, info = solve(Field(lambda *args: {}, counting), x0, grid=[0.0, 0.2, 0.7, 1.0], substeps=5, order=2)
+    _, info = solve(
+        Field(lambda *args: {}, counting), x0, grid=[0.0, 0.2, 0.7, 1.0], substeps=5, order=2
+    )
     jax.effects_barrier()
     assert len(calls) == info.evaluations[0] == 3
     np.testing.assert_allclose(sorted(calls), [0.0, 0.2, 0.7], atol=1e-6)
@@ -88,10 +101,15 @@ def test_gm_sde_draws_the_data_at_any_number_of_steps(grid):
     n = 100_000
     step = gm_sde(EXACT)
     start = jax.random.normal(jax.random.key(1), (n, 2))
-    x, path = jax.jit(lambda x, key: solvers.sample_sde(step, {}, x, key, grid, keep=True))(start, jax.random.key(0))
+    x, path = jax.jit(lambda x, key: solvers.sample_sde(step, {}, x, key, grid, keep=True))(
+        start, jax.random.key(0)
+    )
     mean, std = path.mean[-1], path.std[-1]
     nearest = np.argmin(((np.asarray(x)[:, None] - MEANS[None]) ** 2).sum(-1), axis=1)
-    truth = np.argmin(((np.asarray(ORACLE.sample(jax.random.key(9), n))[:, None] - MEANS[None]) ** 2).sum(-1), axis=1)
+    truth = np.argmin(
+        ((np.asarray(ORACLE.sample(jax.random.key(9), n))[:, None] - MEANS[None]) ** 2).sum(-1),
+        axis=1,
+    )
     shares, expected = (np.bincount(k, minlength=3) / n for k in (nearest, truth))
     np.testing.assert_allclose(shares, expected, atol=0.008)
     np.testing.assert_allclose(x.mean(0), WEIGHTS @ MEANS, atol=0.03)

@@ -31,8 +31,14 @@ def test_n_steps_are_n_plus_one_times_from_0_to_1(name):
 
 def test_evaluations_are_the_steps_of_the_grid():
     v = oracles.as_velocity(oracles.gaussian([0.5], 0.3))
-    for grid in (grids.edm(3), grids.shifted(grids.uniform(5), 2.0), [0.0, 0.3, 1.0]):  # the last one "learned"
-        _, info = solvers.sample(v, {}, jnp.zeros((1, 1)), method=solvers.on_grid(grid, solvers.ddim()))
+    for grid in (
+        grids.edm(3),
+        grids.shifted(grids.uniform(5), 2.0),
+        [0.0, 0.3, 1.0],
+    ):  # the last one "learned"
+        _, info = solvers.sample(
+            v, {}, jnp.zeros((1, 1)), method=solvers.on_grid(grid, solvers.ddim())
+        )
         assert info.evaluations.tolist() == [len(grid) - 1]
 
 
@@ -40,19 +46,30 @@ def test_formulas():
     np.testing.assert_allclose(grids.power(4, 2.0), [0, 1 / 16, 1 / 4, 9 / 16, 1])
     np.testing.assert_allclose(grids.cosine(3), [0, 0.25, 0.75, 1])
     sigma = np.linspace(1, 0, 5)
-    np.testing.assert_allclose(grids.shifted(grids.uniform(4), 3.0), 1 - 3 * sigma / (1 + 2 * sigma), rtol=1e-14)
-    np.testing.assert_allclose(grids.shifted(grids.shifted(grids.cosine(4), 3.0), 1 / 3.0), grids.cosine(4), rtol=1e-14)
+    np.testing.assert_allclose(
+        grids.shifted(grids.uniform(4), 3.0), 1 - 3 * sigma / (1 + 2 * sigma), rtol=1e-14
+    )
+    np.testing.assert_allclose(
+        grids.shifted(grids.shifted(grids.cosine(4), 3.0), 1 / 3.0), grids.cosine(4), rtol=1e-14
+    )
 
 
 def test_edm_noise_levels_on_any_schedule(x64):
     i, n = np.arange(6), 6
     levels = (80 ** (1 / 7) + i / (n - 1) * (0.002 ** (1 / 7) - 80 ** (1 / 7))) ** 7
     np.testing.assert_allclose(grids.edm(n)[1:-1], 1 / (1 + levels[1:]), rtol=1e-12)
-    for schedule in (LINEAR, Schedule(lambda t: t, lambda t: 1 - t), schedules.cosine(), schedules.linear_vp()):
+    for schedule in (
+        LINEAR,
+        Schedule(lambda t: t, lambda t: 1 - t),
+        schedules.cosine(),
+        schedules.linear_vp(),
+    ):
         t = jnp.asarray(grids.edm(n, schedule)[1:-1])
         np.testing.assert_allclose(schedule.sigma(t) / schedule.alpha(t), levels[1:], rtol=1e-7)
     t = grids.log_snr(5, sigma_min=0.01, sigma_max=10.0)
-    np.testing.assert_allclose(np.diff(np.log(t[1:-1] / (1 - t[1:-1]))), np.full(3, np.log(1000) / 5), rtol=1e-10)
+    np.testing.assert_allclose(
+        np.diff(np.log(t[1:-1] / (1 - t[1:-1]))), np.full(3, np.log(1000) / 5), rtol=1e-10
+    )
 
 
 def test_errors():

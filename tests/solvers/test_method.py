@@ -1,4 +1,5 @@
-"""How an ODE is solved, as a value: what the constructors check, and what an int and None stand for."""
+"""How an ODE is solved, as a value: what the constructors check, and what an int and None stand
+for."""
 
 import diffrax
 import jax
@@ -9,18 +10,24 @@ import pytest
 from jflow import metrics, solvers
 from jflow.types import Velocity
 
-V = Velocity(lambda *args: {}, lambda params, x, t, cond=None, *, key=None: jnp.sin(3 * x) + t[:, None])
+V = Velocity(
+    lambda *args: {}, lambda params, x, t, cond=None, *, key=None: jnp.sin(3 * x) + t[:, None]
+)
 X = jnp.asarray([[0.3, -1.0], [2.0, 0.1]])
 HEUN = solvers.fixed(50, diffrax.Heun())
 
 
 def test_what_an_int_and_none_stand_for():
-    """Bit for bit: n is fixed(n), fixed(n) has the function's own solver, and None is the default that is documented."""
+    """Bit for bit: n is fixed(n), fixed(n) has the function's own solver, and None is the default
+    that is documented."""
     same = {
         "a number of steps": (7, solvers.fixed(7), solvers.fixed(7, diffrax.Heun())),
         "of numpy": (np.int64(7), 7),
         "the default": (None, 50, HEUN),
-        "a grid": (solvers.on_grid(np.linspace(0, 1, 8)), solvers.on_grid(list(np.linspace(0, 1, 8)), diffrax.Heun())),
+        "a grid": (
+            solvers.on_grid(np.linspace(0, 1, 8)),
+            solvers.on_grid(list(np.linspace(0, 1, 8)), diffrax.Heun()),
+        ),
         "reversed twice": (5, solvers.reverse(solvers.reverse(5))),
     }
     ways = [way for group in same.values() for way in group]
@@ -33,7 +40,9 @@ def test_what_an_int_and_none_stand_for():
 
     standard = lambda x: -0.5 * jnp.sum(x**2, axis=1)  # noqa: E731
     ways = [None, solvers.adaptive(), solvers.adaptive(diffrax.Tsit5(), rtol=1e-5, atol=1e-5)]
-    densities = jax.jit(lambda x: [solvers.log_prob(V, {}, x, standard, method=way)[0] for way in ways])(X)
+    densities = jax.jit(
+        lambda x: [solvers.log_prob(V, {}, x, standard, method=way)[0] for way in ways]
+    )(X)
     np.testing.assert_array_equal(densities[0], densities[1])
     np.testing.assert_array_equal(densities[0], densities[2])
 
@@ -41,7 +50,9 @@ def test_what_an_int_and_none_stand_for():
 def test_a_grid_is_walked_back():
     times = np.asarray([0.0, 0.2, 1.0])
     np.testing.assert_array_equal(solvers.reverse(solvers.on_grid(times)).grid, times[::-1])
-    np.testing.assert_array_equal(solvers.reverse(solvers.on_grid([0.0, 0.2, 1.0])).grid, times[::-1])
+    np.testing.assert_array_equal(
+        solvers.reverse(solvers.on_grid([0.0, 0.2, 1.0])).grid, times[::-1]
+    )
     turned = jax.jit(lambda times: solvers.reverse(solvers.on_grid(times)).grid)(jnp.asarray(times))
     np.testing.assert_allclose(turned, times[::-1], rtol=1e-6)
     for method in (None, 4, HEUN, solvers.adaptive()):
@@ -71,7 +82,10 @@ def test_energies_of_a_path():
 @pytest.mark.parametrize(
     ("make", "message"),
     [
-        (lambda: solvers.fixed(0), "solvers.fixed: expected steps to be a whole number of at least 1, got 0"),
+        (
+            lambda: solvers.fixed(0),
+            "solvers.fixed: expected steps to be a whole number of at least 1, got 0",
+        ),
         (lambda: solvers.fixed(2.5), "at least 1, got 2.5"),
         (lambda: solvers.fixed(True), "at least 1, got True"),
         (lambda: solvers.on_grid([0.0, 0.5, 0.5, 1.0]), "solvers.on_grid: .*strictly monotone"),
@@ -83,7 +97,10 @@ def test_energies_of_a_path():
         (lambda: solvers.on_grid([0.5, -0.1]), r"times in \[0, 1\]"),
         (lambda: solvers.adaptive(rtol=-1.0), "solvers.adaptive: expected rtol, atol >= 0"),
         (lambda: solvers.adaptive(rtol=0.0, atol=0.0), "one above 0"),
-        (lambda: solvers.adaptive(max_steps=0), "max_steps to be a whole number of at least 1, got 0"),
+        (
+            lambda: solvers.adaptive(max_steps=0),
+            "max_steps to be a whole number of at least 1, got 0",
+        ),
         (lambda: solvers.adaptive(diffrax.Euler()), "Euler has no error estimate"),
         (
             lambda: metrics.straightness(V, {}, X, method=solvers.adaptive()),
@@ -104,9 +121,15 @@ def test_bad_values(make, message):
     ("make", "message"),
     [
         (lambda: solvers.fixed(50, diffrax.Heun), "solver to be a diffrax.AbstractSolver"),
-        (lambda: solvers.on_grid([0.0, 1.0], adjoint="direct"), "adjoint to be a diffrax.AbstractAdjoint"),
+        (
+            lambda: solvers.on_grid([0.0, 1.0], adjoint="direct"),
+            "adjoint to be a diffrax.AbstractAdjoint",
+        ),
         (lambda: solvers.adaptive("tsit5"), "solver to be a diffrax.AbstractSolver"),
-        (lambda: solvers.sample(V, {}, X, method=diffrax.Heun()), r"solvers.sample: expected method .* got Heun"),
+        (
+            lambda: solvers.sample(V, {}, X, method=diffrax.Heun()),
+            r"solvers.sample: expected method .* got Heun",
+        ),
         (lambda: solvers.sample(V, {}, X, method="heun"), "got 'heun'"),
         (lambda: solvers.sample(V, {}, X, steps=4), "unexpected keyword argument 'steps'"),
     ],

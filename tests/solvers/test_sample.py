@@ -28,7 +28,9 @@ def name_of(value):
 
 
 def as_velocity(field):
-    return types.Velocity(lambda *args: {}, lambda params, x, t, cond=None, *, key=None: field(params, x, t, cond))
+    return types.Velocity(
+        lambda *args: {}, lambda params, x, t, cond=None, *, key=None: field(params, x, t, cond)
+    )
 
 
 def gaussian(params, x, t, cond):
@@ -38,11 +40,14 @@ def gaussian(params, x, t, cond):
 
 
 def mixture(params, x, t, cond):
-    """Velocity of the linear path to an equal mixture of N((+-2, 0), 0.3 I): nothing about it is linear in x."""
+    """Velocity of the linear path to an equal mixture of N((+-2, 0), 0.3 I): nothing about it is
+    linear in x."""
     t, variance = t[:, None], (1 - t[:, None]) ** 2 + 0.3 * t[:, None] ** 2
     means = jnp.asarray([[-2.0, 0.0], [2.0, 0.0]], x.dtype)[:, None]
     centered = x[None] - t[None] * means
-    weights = jax.nn.softmax(-0.5 * jnp.sum(centered**2, axis=2, keepdims=True) / variance[None], axis=0)
+    weights = jax.nn.softmax(
+        -0.5 * jnp.sum(centered**2, axis=2, keepdims=True) / variance[None], axis=0
+    )
     return jnp.sum(weights * (means + ((0.3 * t - (1 - t)) / variance)[None] * centered), axis=0)
 
 
@@ -86,12 +91,16 @@ def test_fixed_grid_evaluations(solver, steps):
 
 
 @pytest.mark.parametrize(
-    "solver", [diffrax.Heun(), diffrax.Bosh3(), diffrax.Tsit5(), diffrax.ReversibleHeun()], ids=name_of
+    "solver",
+    [diffrax.Heun(), diffrax.Bosh3(), diffrax.Tsit5(), diffrax.ReversibleHeun()],
+    ids=name_of,
 )
 def test_adaptive_evaluations(solver):
     v, calls = counted(stiff_by_row)
     run = jax.jit(
-        lambda rate: solvers.sample(v, {}, draw(1), rate, method=solvers.adaptive(solver, rtol=1e-3, atol=1e-3))
+        lambda rate: solvers.sample(
+            v, {}, draw(1), rate, method=solvers.adaptive(solver, rtol=1e-3, atol=1e-3)
+        )
     )
     for rate in (1.0, 800.0):  # the second rejects its first step
         calls.clear()
@@ -103,13 +112,18 @@ def test_adaptive_evaluations(solver):
 
 
 def test_implicit_solvers_run_uncounted():
-    solver = diffrax.ImplicitEuler(root_finder=diffrax.VeryChord(rtol=1e-6, atol=1e-6, norm=diffrax_norm))
+    solver = diffrax.ImplicitEuler(
+        root_finder=diffrax.VeryChord(rtol=1e-6, atol=1e-6, norm=diffrax_norm)
+    )
     x1, info = solvers.sample(as_velocity(gaussian), {}, draw(2), method=solvers.fixed(200, solver))
     assert info.evaluations.tolist() == [-1, -1]
     np.testing.assert_allclose(x1, MEAN + STD * draw(2), atol=1e-2)  # first order: about 1/200
     # diffrax's wrapper passes for the Euler solver in it, and takes three of its steps for one
     _, info = solvers.sample(
-        as_velocity(gaussian), {}, draw(2), method=solvers.fixed(4, diffrax.HalfSolver(diffrax.Euler()))
+        as_velocity(gaussian),
+        {},
+        draw(2),
+        method=solvers.fixed(4, diffrax.HalfSolver(diffrax.Euler())),
     )
     assert info.evaluations.tolist() == [-1, -1]
 
@@ -126,7 +140,8 @@ def diffrax_norm(tree):
 def test_gaussian_flow_map_there_and_back(how):
     x0 = draw()
     x1, info = solvers.sample(as_velocity(gaussian), {}, x0, **how)
-    # Heun with 50 steps is second order: 1 / 50^2 times derivatives of order 1; so is the round trip
+    # Heun with 50 steps is second order: 1 / 50^2 times derivatives of order 1; so is the round
+    # trip
     np.testing.assert_allclose(x1, MEAN + STD * x0, atol=2e-3)
     back, _ = solvers.sample(as_velocity(gaussian), {}, x1, t0=1.0, t1=0.0, **how)
     np.testing.assert_allclose(back, x0, atol=2e-3)
@@ -145,7 +160,9 @@ def test_a_grid_is_its_times():
         by_hand = by_hand + dt * mixture({}, by_hand, jnp.full((8,), t), None)
     euler, _ = solvers.sample(v, {}, x0, method=solvers.on_grid(times, diffrax.Euler()))
     np.testing.assert_allclose(euler, by_hand, rtol=1e-5, atol=1e-5)
-    traced = jax.jit(lambda grid: solvers.sample(v, {}, x0, method=solvers.on_grid(grid, diffrax.Euler()))[0])(times)
+    traced = jax.jit(
+        lambda grid: solvers.sample(v, {}, x0, method=solvers.on_grid(grid, diffrax.Euler()))[0]
+    )(times)
     np.testing.assert_allclose(traced, euler, rtol=1e-6, atol=1e-6)
 
 
@@ -165,10 +182,14 @@ def test_order_of_accuracy_on_a_mixture(x64):
     exact, _ = solvers.sample(v, {}, x0, method=solvers.fixed(100, diffrax.Dopri8()))
     counts = [16, 32, 64]
     for solver, order in ((diffrax.Euler(), 1), (diffrax.Heun(), 2)):
-        x1s = [solvers.sample(v, {}, x0, method=solvers.fixed(steps, solver))[0] for steps in counts]
+        x1s = [
+            solvers.sample(v, {}, x0, method=solvers.fixed(steps, solver))[0] for steps in counts
+        ]
         errors = [float(jnp.sqrt(jnp.mean((x1 - exact) ** 2))) for x1 in x1s]
         slope = -np.polyfit(np.log(counts), np.log(errors), 1)[0]
-        np.testing.assert_allclose(slope, order, atol=0.15)  # the next order still shows at 16 steps
+        np.testing.assert_allclose(
+            slope, order, atol=0.15
+        )  # the next order still shows at 16 steps
 
 
 def test_adaptive_rows_do_not_couple():
@@ -176,7 +197,9 @@ def test_adaptive_rows_do_not_couple():
     how = {"method": solvers.adaptive(diffrax.Tsit5(), rtol=1e-4, atol=1e-4)}
     v = as_velocity(stiff_by_row)
     alone, info = solvers.sample(v, {}, x0, rates, **how)
-    together, infos = solvers.sample(v, {}, jnp.concatenate([x0, x0]), jnp.concatenate([rates, 500 * rates]), **how)
+    together, infos = solvers.sample(
+        v, {}, jnp.concatenate([x0, x0]), jnp.concatenate([rates, 500 * rates]), **how
+    )
     np.testing.assert_array_equal(alone, together[:3])
     np.testing.assert_array_equal(info.evaluations, infos.evaluations[:3])
     assert np.all(infos.evaluations[3:] > 5 * info.evaluations)
@@ -204,15 +227,27 @@ def test_failed_rows_are_nan_and_say_so(how):
 
 
 def test_what_failed_is_named():
-    x0, how = jnp.asarray([[0.5], [3.0]]), {"method": solvers.adaptive(diffrax.Tsit5(), rtol=1e-5, atol=1e-5)}
+    x0, how = (
+        jnp.asarray([[0.5], [3.0]]),
+        {"method": solvers.adaptive(diffrax.Tsit5(), rtol=1e-5, atol=1e-5)},
+    )
     v = as_velocity(explode)
-    assert solvers.sample(v, {}, x0, method=50)[1].status.tolist() == [solvers.Status.OK, solvers.Status.NOT_FINITE]
-    assert solvers.sample(v, {}, x0, **how)[1].status.tolist() == [solvers.Status.OK, solvers.Status.STEP_TOO_SMALL]
+    assert solvers.sample(v, {}, x0, method=50)[1].status.tolist() == [
+        solvers.Status.OK,
+        solvers.Status.NOT_FINITE,
+    ]
+    assert solvers.sample(v, {}, x0, **how)[1].status.tolist() == [
+        solvers.Status.OK,
+        solvers.Status.STEP_TOO_SMALL,
+    ]
     hasty = diffrax.ImplicitEuler(
-        root_finder=diffrax.VeryChord(rtol=1e-7, atol=1e-7, norm=diffrax_norm), root_find_max_steps=2
+        root_finder=diffrax.VeryChord(rtol=1e-7, atol=1e-7, norm=diffrax_norm),
+        root_find_max_steps=2,
     )
     x1, info = solvers.sample(v, {}, x0, method=solvers.fixed(4, hasty))
-    assert info.status.tolist() == [solvers.Status.SOLVER] * 2 and np.all(np.isnan(x1))  # the batch shares a root find
+    assert info.status.tolist() == [solvers.Status.SOLVER] * 2 and np.all(
+        np.isnan(x1)
+    )  # the batch shares a root find
     few = solvers.sample(v, {}, x0, method=how["method"]._replace(max_steps=3))
     assert few[1].status.tolist() == [solvers.Status.MAX_STEPS] * 2 and np.all(np.isnan(few[0]))
 
@@ -254,14 +289,20 @@ def test_no_host_callbacks(how):
 
 
 def test_adaptive_gradients_agree_between_adjoints():
-    """Backsolve solves its own equation, to the accuracy of the solver. (For fixed grids see the tests of cnf.)"""
+    """Backsolve solves its own equation, to the accuracy of the solver. (For fixed grids see the
+    tests of cnf.)"""
     v = velocity(Net())
     x0 = draw()
     params = v.init(jax.random.key(1), x0, 0.0)
 
     def loss(params, x0, adjoint):
         x1, _ = solvers.sample(
-            v, params, x0, method=solvers.adaptive(diffrax.Bosh3(), rtol=1e-6, atol=1e-6, adjoint=adjoint, max_steps=64)
+            v,
+            params,
+            x0,
+            method=solvers.adaptive(
+                diffrax.Bosh3(), rtol=1e-6, atol=1e-6, adjoint=adjoint, max_steps=64
+            ),
         )
         return jnp.sum(jnp.cos(x1))
 
@@ -276,7 +317,9 @@ def test_adaptive_gradients_agree_between_adjoints():
 def test_gradients_of_a_flow_map():
     """d x1 / d x0 of the Gaussian's map is STD; the condition has a gradient as well."""
     x0 = draw()
-    slope = jax.grad(lambda x: jnp.sum(solvers.sample(as_velocity(gaussian), {}, x, method=50)[0]))(x0)
+    slope = jax.grad(lambda x: jnp.sum(solvers.sample(as_velocity(gaussian), {}, x, method=50)[0]))(
+        x0
+    )
     np.testing.assert_allclose(slope, jnp.full_like(x0, STD), atol=2e-3)
     shift = as_velocity(lambda params, x, t, cond: jnp.zeros_like(x) + cond)
     grad = jax.grad(lambda c: jnp.sum(solvers.sample(shift, {}, x0, c, method=2)[0]))(x0)
@@ -294,9 +337,14 @@ def test_conditions_follow_their_rows():
 def test_trees_and_images():
     x0 = {"a": jnp.ones((3, 4, 4, 1)), "b": jnp.ones((3,))}
     v = as_velocity(lambda params, x, t, cond: jax.tree.map(lambda x: -x, x))
-    for how in ({"method": 50}, {"method": solvers.adaptive(diffrax.Tsit5(), rtol=1e-5, atol=1e-5)}):
+    for how in (
+        {"method": 50},
+        {"method": solvers.adaptive(diffrax.Tsit5(), rtol=1e-5, atol=1e-5)},
+    ):
         x1, info = solvers.sample(v, {}, x0, **how)
-        jax.tree.map(lambda x: np.testing.assert_allclose(x, np.full(x.shape, np.exp(-1)), rtol=2e-4), x1)
+        jax.tree.map(
+            lambda x: np.testing.assert_allclose(x, np.full(x.shape, np.exp(-1)), rtol=2e-4), x1
+        )
         assert info.status.shape == (3,)
 
 
@@ -319,7 +367,9 @@ def test_float32_stays_float32_beside_float64(x64):
             return gaussian(params, x, t, cond)
 
         x1, _ = solvers.sample(types.Velocity(None, apply), {}, x0, **how)
-        assert x1.dtype == jnp.float32 and set(seen) == {(jnp.dtype("float32"), jnp.dtype("float32"))}
+        assert x1.dtype == jnp.float32 and set(seen) == {
+            (jnp.dtype("float32"), jnp.dtype("float32"))
+        }
 
 
 def test_errors():

@@ -9,12 +9,17 @@ from jflow.distributions import mixtures
 from jflow.solvers._hierarchical import sample_hierarchy
 from jflow.types import Velocity
 
-WEIGHTS, MEANS, VARIANCE = np.array([0.5, 0.2, 0.3]), np.array([[2.0, 0.0], [-1.0, 1.5], [0.0, -2.0]]), 0.3
+WEIGHTS, MEANS, VARIANCE = (
+    np.array([0.5, 0.2, 0.3]),
+    np.array([[2.0, 0.0], [-1.0, 1.5], [0.0, -2.0]]),
+    0.3,
+)
 EXACT = mixtures.exact(WEIGHTS, MEANS, VARIANCE)
 
 
 def inner(params, y, r, told, *, key=None):
-    """The exact velocity of velocities: the law of v at x_1, t_1 is a mixture, and the flow to a mixture is known."""
+    """The exact velocity of velocities: the law of v at x_1, t_1 is a mixture, and the flow to a
+    mixture is known."""
     return mixtures.flow_velocity(EXACT.apply({}, told.states[0], told.times[0]), y, r)
 
 
@@ -23,17 +28,20 @@ TWO = Velocity(lambda *args: {}, inner)
 
 def run(net, x0, grids, cond=None, solver=None):
     options = {} if solver is None else {"solver": solver}
-    return jax.jit(lambda x0, key: sample_hierarchy(net, {}, x0, key, cond, grids=grids, **options))(
-        x0, jax.random.key(7)
-    )
+    return jax.jit(
+        lambda x0, key: sample_hierarchy(net, {}, x0, key, cond, grids=grids, **options)
+    )(x0, jax.random.key(7))
 
 
 @pytest.mark.parametrize("outer", [1, 3])
 def test_the_exact_hierarchy_draws_the_data(outer):
     # 2e4 rows: mean 0.01, shares 0.0035, second moments 0.02 of standard error. More than one step
-    # of location ends in the data as well: (x_t, v) is distributed as in the pairs, so that x_t + h v is too
+    # of location ends in the data as well: (x_t, v) is distributed as in the pairs, so that x_t + h
+    # v is too
     n = 20_000
-    x, info = run(TWO, jax.random.normal(jax.random.key(0), (n, 2)), (outer, 40), solver=diffrax.Heun())
+    x, info = run(
+        TWO, jax.random.normal(jax.random.key(0), (n, 2)), (outer, 40), solver=diffrax.Heun()
+    )
     truth = np.asarray(oracles.mixture(WEIGHTS, MEANS, VARIANCE).sample(jax.random.key(5), n))
     near = lambda x: np.argmin(((np.asarray(x)[:, None] - MEANS[None]) ** 2).sum(-1), axis=1)  # noqa: E731
     shares, expected = (np.bincount(near(v), minlength=3) / n for v in (x, truth))
@@ -58,7 +66,9 @@ def test_evaluations_are_the_product_and_are_counted_calls():
     calls = []
 
     def net(params, y, r, told, *, key=None):
-        jax.debug.callback(lambda r, t: calls.append((float(t[0][0]), float(t[1][0]), float(r))), r[0], told.times)
+        jax.debug.callback(
+            lambda r, t: calls.append((float(t[0][0]), float(t[1][0]), float(r))), r[0], told.times
+        )
         assert len(told.states) == 2 and told.cond.shape == (4,)
         return -y
 
@@ -75,17 +85,22 @@ def test_evaluations_are_the_product_and_are_counted_calls():
 
 
 def test_noise_is_fresh_at_every_step_and_row():
-    # a field that stays where it starts: the velocity is the noise itself, so that one step adds it to x0
+    # a field that stays where it starts: the velocity is the noise itself, so that one step adds it
+    # to x0
     still = Velocity(lambda *a: {}, lambda params, y, r, told, *, key=None: 0 * y)
     x, _ = run(still, jnp.zeros((20_000, 1)), (4, 1))
-    np.testing.assert_allclose(x.var(), 4 / 4**2, rtol=0.04)  # four independent draws of a quarter; standard error 1%
+    np.testing.assert_allclose(
+        x.var(), 4 / 4**2, rtol=0.04
+    )  # four independent draws of a quarter; standard error 1%
 
 
 def test_a_failed_row_is_nan_alone():
     def net(params, y, r, told, *, key=None):
         return jnp.where(told.cond[:, None] > 0, jnp.inf, y)
 
-    x, info = run(Velocity(lambda *a: {}, net), jnp.ones((3, 2)), (2, 2), jnp.array([0.0, 1.0, 0.0]))
+    x, info = run(
+        Velocity(lambda *a: {}, net), jnp.ones((3, 2)), (2, 2), jnp.array([0.0, 1.0, 0.0])
+    )
     np.testing.assert_array_equal(np.isnan(x).all(1), [False, True, False])
     assert list(info.status > 0) == [False, True, False]
 

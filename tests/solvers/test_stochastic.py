@@ -29,7 +29,8 @@ STEPS = {
 
 
 def discrete_law(step, grid):
-    """Mean and variance of the last state, exactly: on a Gaussian the mean of a step is affine in x."""
+    """Mean and variance of the last state, exactly: on a Gaussian the mean of a step is affine in
+    x."""
     ts = jnp.asarray(grid)
 
     def advance(law, ends):
@@ -38,20 +39,26 @@ def discrete_law(step, grid):
         start, slope = image[0, 0], image[1, 0] - image[0, 0]
         return (start + slope * mean, slope**2 * variance + std[0] ** 2), None
 
-    return jax.jit(lambda: jax.lax.scan(advance, (jnp.zeros(()), jnp.ones(())), (ts[:-1], ts[1:]))[0])()
+    return jax.jit(
+        lambda: jax.lax.scan(advance, (jnp.zeros(()), jnp.ones(())), (ts[:-1], ts[1:]))[0]
+    )()
 
 
 @pytest.mark.parametrize("name", STEPS)
 def test_marginals_converge_at_first_order(x64, name):
-    """The law of the last state, in closed form for every number of steps, tends to that of the data like 1 / N."""
+    """The law of the last state, in closed form for every number of steps, tends to that of the
+    data like 1 / N."""
     laws = [discrete_law(STEPS[name], grids.uniform(n)) for n in (400, 800)]
     errors = [abs(float(mean - MEAN)) + abs(float(variance - VARIANCE)) for mean, variance in laws]
     assert errors[1] < 0.01
-    # what is linear in 1 / N cancels for w = (1 - t) / t on this path; a constant w ends with log(N) / N
+    # what is linear in 1 / N cancels for w = (1 - t) / t on this path; a constant w ends with
+    # log(N) / N
     np.testing.assert_allclose(np.log2(errors[0] / errors[1]), 2 if name == "sbdm" else 1, atol=0.2)
 
 
-@pytest.mark.parametrize("g", [lambda t: 0.8 + 0.0 * t, lambda t: 1 - t], ids=["constant", "falling"])
+@pytest.mark.parametrize(
+    "g", [lambda t: 0.8 + 0.0 * t, lambda t: 1 - t], ids=["constant", "falling"]
+)
 def test_euler_maruyama_has_the_exact_discrete_law(x64, g):
     grid = grids.power(20, 1.3)
     mean, cov = ORACLE.euler_maruyama(grid, g)
@@ -60,7 +67,8 @@ def test_euler_maruyama_has_the_exact_discrete_law(x64, g):
 
 
 def test_grpo_is_flow_grpos_step(x64):
-    """Its formulas are in s = 1 - t and noise - data, with s' - s < 0; and its slow order, 2c with c = scale^2 / 2."""
+    """Its formulas are in s = 1 - t and noise - data, with s' - s < 0; and its slow order, 2c with
+    c = scale^2 / 2."""
     x, t, t_next, a = jnp.asarray([[0.3], [-1.2]]), 0.4, 0.45, 0.7
     s, dt, v = 1 - t, t - t_next, -V.apply({}, x, t)
     std = a * np.sqrt(s / (1 - s))
@@ -77,7 +85,9 @@ def test_grpo_is_flow_grpos_step(x64):
 def test_noises_at_points():
     t = jnp.asarray([0.0, 0.25, 1.0])
     np.testing.assert_allclose(noises.of_sigma(2.0)(t), [2.0, 1.5, 0.0])
-    np.testing.assert_allclose(noises.decreasing()(t), [1.0, (np.sqrt(0.5) + 1) ** 2 / 4, 0.0], atol=1e-6)
+    np.testing.assert_allclose(
+        noises.decreasing()(t), [1.0, (np.sqrt(0.5) + 1) ** 2 / 4, 0.0], atol=1e-6
+    )
     np.testing.assert_allclose(noises.hump()(t), [0.0, 0.5, 0.0], atol=1e-6)
     np.testing.assert_allclose(noises.sbdm()(t), [np.inf, 3.0, 0.0])
     # sigma^2 d log(alpha / sigma), alpha = sin, sigma = cos: (pi / 2) cot
@@ -88,7 +98,8 @@ def test_noises_at_points():
 
 
 def test_ancestral_is_ddpm_and_ddim(x64):
-    """eta = 1: mean and variance of x_s given x_t and x1, for a variance preserving path; eta = 0: no noise at all."""
+    """eta = 1: mean and variance of x_s given x_t and x1, for a variance preserving path; eta = 0:
+    no noise at all."""
     x, t, s = jnp.asarray([[0.3], [-1.2]]), 0.3, 0.5
     v = V_COSINE.apply({}, x, t)
     bar_t, bar_s = np.sin(np.pi * t / 2) ** 2, np.sin(np.pi * s / 2) ** 2
@@ -97,12 +108,20 @@ def test_ancestral_is_ddpm_and_ddim(x64):
     expected = (np.sqrt(bar_s) * beta * x1 + np.sqrt(1 - beta) * (1 - bar_s) * x) / (1 - bar_t)
     _, mean, std = STEPS["ancestral cosine"]({}, x, t, s, None)
     np.testing.assert_allclose(mean, expected, rtol=1e-10)
-    np.testing.assert_allclose(std, np.full(2, np.sqrt(beta * (1 - bar_s) / (1 - bar_t))), rtol=1e-10)
-    for step in (solvers.ancestral(V, 0.0), solvers.overshoot(V, 0.0), solvers.euler_maruyama(V, 0.0)):
+    np.testing.assert_allclose(
+        std, np.full(2, np.sqrt(beta * (1 - bar_s) / (1 - bar_t))), rtol=1e-10
+    )
+    for step in (
+        solvers.ancestral(V, 0.0),
+        solvers.overshoot(V, 0.0),
+        solvers.euler_maruyama(V, 0.0),
+    ):
         end, path = solvers.sample_sde(step, {}, x, jax.random.key(0), grids.cosine(5), keep=True)
         np.testing.assert_allclose(path.std, 0, atol=1e-7)
         np.testing.assert_allclose(
-            end, solvers.sample(V, {}, x, method=solvers.on_grid(grids.cosine(5), solvers.ddim()))[0], rtol=1e-6
+            end,
+            solvers.sample(V, {}, x, method=solvers.on_grid(grids.cosine(5), solvers.ddim()))[0],
+            rtol=1e-6,
         )
 
 
@@ -113,11 +132,14 @@ def test_overshoot_by_hand(x64):
     a = s / o
     _, mean, std = solvers.overshoot(V, c)({}, x, t, s, None)
     np.testing.assert_allclose(mean, a * (x + (o - t) * V.apply({}, x, t)), rtol=1e-12)
-    np.testing.assert_allclose(std, np.full(2, np.sqrt((1 - s) ** 2 - (a * (1 - o)) ** 2)), rtol=1e-12)
+    np.testing.assert_allclose(
+        std, np.full(2, np.sqrt((1 - s) ** 2 - (a * (1 - o)) ** 2)), rtol=1e-12
+    )
 
 
 def test_one_point_of_data_is_exact(x64):
-    """mean and std leave x_t ~ N(alpha x1, sigma^2) as it is, however large the steps; Euler-Maruyama does not."""
+    """mean and std leave x_t ~ N(alpha x1, sigma^2) as it is, however large the steps;
+    Euler-Maruyama does not."""
     point = oracles.as_velocity(oracles.gaussian([MEAN], 1e-14))
     grid = [0.0, 0.3, 0.9]
     for step in (solvers.ancestral(point), solvers.ancestral(point, 0.3), solvers.overshoot(point)):
@@ -131,8 +153,11 @@ def test_a_mixture_keeps_its_modes():
     data, x0 = oracle.sample(jax.random.key(0), 500), jax.random.normal(jax.random.key(1), (500, 2))
     floor = wasserstein(np.asarray(oracle.sample(jax.random.key(2), 500)), np.asarray(data))
     for step in (solvers.euler_maruyama(v, noises.decreasing()), solvers.ancestral(v)):
-        x, _ = jax.jit(lambda x, key: solvers.sample_sde(step, {}, x, key, grids.cosine(100)))(x0, jax.random.key(3))  # noqa: B023
-        # what two samples of 500 differ by anyway (0.3 to 0.4, mostly by the weights of the modes), and 1 / 100
+        x, _ = jax.jit(lambda x, key: solvers.sample_sde(step, {}, x, key, grids.cosine(100)))(  # noqa: B023
+            x0, jax.random.key(3)
+        )
+        # what two samples of 500 differ by anyway (0.3 to 0.4, mostly by the weights of the modes),
+        # and 1 / 100
         assert wasserstein(np.asarray(x), np.asarray(data)) < floor + 0.3
         np.testing.assert_allclose(np.mean(x[:, 0] > 0), 0.7, atol=3 * np.sqrt(0.21 / 500))
 
@@ -141,16 +166,31 @@ def test_a_mixture_keeps_its_modes():
 def test_trajectories_have_the_density_that_a_replay_gives(dtype):
     """For every step: ratio 1 to 1e-6 before any update. The last one has std 0 and counts nothing."""
     oracle = oracles.mixture([0.3, 0.7], [[-2.0, 0.0], [2.0, 0.5]], 0.1)
-    v = types.Velocity(None, lambda params, x, t, cond=None, *, key=None: params["a"] * oracle.velocity(x, t))
-    x0, grid = jax.random.normal(jax.random.key(0), (6, 2), dtype), grids.shifted(grids.uniform(8), 3.0)
-    for step in (solvers.euler_maruyama(v, noises.grpo()), solvers.ancestral(v), solvers.overshoot(v)):
-        walk = jax.jit(lambda params, key: solvers.sample_sde(step, params, x0, key, grid, keep=True))  # noqa: B023
+    v = types.Velocity(
+        None, lambda params, x, t, cond=None, *, key=None: params["a"] * oracle.velocity(x, t)
+    )
+    x0, grid = (
+        jax.random.normal(jax.random.key(0), (6, 2), dtype),
+        grids.shifted(grids.uniform(8), 3.0),
+    )
+    for step in (
+        solvers.euler_maruyama(v, noises.grpo()),
+        solvers.ancestral(v),
+        solvers.overshoot(v),
+    ):
+        walk = jax.jit(
+            lambda params, key: solvers.sample_sde(step, params, x0, key, grid, keep=True)  # noqa: B023
+        )
         x, path = walk({"a": jnp.asarray(1.0)}, jax.random.key(1))
         assert x.dtype == dtype and path.x.dtype == jnp.float32
-        assert path.x.shape == (9, 6, 2) and path.mean.shape == (8, 6, 2) and path.std.shape == (8, 6)
+        assert (
+            path.x.shape == (9, 6, 2) and path.mean.shape == (8, 6, 2) and path.std.shape == (8, 6)
+        )
         old = jax.vmap(solvers.step_log_prob)(path.x[1:], path.mean, path.std)
         replay = jax.jit(lambda params, path: solvers.trajectory_log_prob(step, params, path))  # noqa: B023
-        np.testing.assert_allclose(jnp.exp(replay({"a": jnp.asarray(1.0)}, path) - old), np.ones((8, 6)), atol=1e-6)
+        np.testing.assert_allclose(
+            jnp.exp(replay({"a": jnp.asarray(1.0)}, path) - old), np.ones((8, 6)), atol=1e-6
+        )
         assert np.mean(np.abs(replay({"a": jnp.asarray(1.1)}, path) - old)[1:-1] > 1e-4) > 0.9
         slope = jax.grad(lambda a: jnp.sum(replay({"a": a}, path)))(jnp.asarray(1.0))  # noqa: B023
         assert np.isfinite(slope) and slope != 0
@@ -180,7 +220,9 @@ def test_keys_rows_and_traces():
 
     step = solvers.euler_maruyama(types.Velocity(None, apply), 0.3)
     x0 = jnp.zeros((4, 1))
-    run = jax.jit(lambda key, cond: solvers.sample_sde(step, {}, x0, key, grids.uniform(5), cond)[0])
+    run = jax.jit(
+        lambda key, cond: solvers.sample_sde(step, {}, x0, key, grids.uniform(5), cond)[0]
+    )
     first = run(jax.random.key(0), jnp.zeros(4))
     assert traces == [(4,)]
     np.testing.assert_array_equal(run(jax.random.key(0), jnp.zeros(4)), first)
@@ -189,19 +231,24 @@ def test_keys_rows_and_traces():
     assert np.unique(np.asarray(first)).size == 4  # rows draw noise of their own
     assert "callback" not in str(jax.make_jaxpr(run)(jax.random.key(0), jnp.zeros(4)))
     # a time for every row, and without a key the mean
-    x_next, mean, std = step({}, x0, jnp.full(4, 0.2), jnp.asarray([0.3, 0.3, 0.3, 0.6]), None, jnp.zeros(4))
+    x_next, mean, std = step(
+        {}, x0, jnp.full(4, 0.2), jnp.asarray([0.3, 0.3, 0.3, 0.6]), None, jnp.zeros(4)
+    )
     np.testing.assert_array_equal(x_next, mean)
     np.testing.assert_allclose(std, np.sqrt(0.6 * np.asarray([0.1, 0.1, 0.1, 0.4])), rtol=1e-5)
 
 
 def test_data_to_data_takes_a_score():
-    """Between N(-1, 1) and N(1, 1), paired by adding 2, x_t ~ N(2t - 1, 1): v = 2, and the score is that of x_t."""
+    """Between N(-1, 1) and N(1, 1), paired by adding 2, x_t ~ N(2t - 1, 1): v = 2, and the score is
+    that of x_t."""
     v = types.Velocity(None, lambda params, x, t, cond=None, *, key=None: jnp.full_like(x, 2.0))
     step = solvers.euler_maruyama(v, 0.7, score=lambda params, x, t, cond: 2 * t[:, None] - 1 - x)
     x0 = jax.random.normal(jax.random.key(0), (4000, 1)) - 1
     x, _ = solvers.sample_sde(step, {}, x0, jax.random.key(1), grids.uniform(100))
     assert abs(float(jnp.corrcoef(x[:, 0], x0[:, 0])[0, 1]) - np.exp(-0.7)) < 3 / np.sqrt(4000)
-    np.testing.assert_allclose([x.mean(), x.var()], [1, 1], atol=0.08)  # 3 sqrt(2 / 4000), and 1 / 100
+    np.testing.assert_allclose(
+        [x.mean(), x.var()], [1, 1], atol=0.08
+    )  # 3 sqrt(2 / 4000), and 1 / 100
 
 
 def test_errors():
@@ -210,7 +257,10 @@ def test_errors():
         (lambda: solvers.sample_sde(step, {}, x0, None, [0.0, 1.0]), "needs a key"),
         (lambda: solvers.sample_sde(step, {}, x0, key, [1.0, 0.0]), "rises strictly"),
         (lambda: solvers.sample_sde(step, {}, x0, key, [0.0, 1.2]), r"\[0, 1\]"),
-        (lambda: solvers.sample_sde(step, {}, x0, key, [0.0, 1.0], jnp.zeros(3)), "lead with 2 rows"),
+        (
+            lambda: solvers.sample_sde(step, {}, x0, key, [0.0, 1.0], jnp.zeros(3)),
+            "lead with 2 rows",
+        ),
         (lambda: solvers.euler_maruyama(V, -0.1), "got -0.1"),
         (lambda: solvers.euler_maruyama(V, 0.1, limit=0.0), "limit > 0"),
         (lambda: solvers.ancestral(V, 1.5), "0 <= eta <= 1, got 1.5"),

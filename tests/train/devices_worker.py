@@ -1,4 +1,5 @@
-"""Checks that need a process of their own, with eight fake devices; prints one JSON object: python devices_worker.py DIR.
+"""Checks that need a process of their own, with eight fake devices; prints one JSON object: python
+devices_worker.py DIR.
 
 The limit on file sizes (a stand-in for a full disk) comes last, since it cannot be taken back.
 """
@@ -40,7 +41,8 @@ def state(**options):
 
 
 def losses_of(step, state, place=lambda batch: batch, n=5):
-    """The last state, and loss and gradient norm of each step (Adam alone would hide a gradient's scale)."""
+    """The last state, and loss and gradient norm of each step (Adam alone would hide a gradient's
+    scale)."""
     batches, out = data.batches(ROWS, 16, seed=2), []
     for _ in range(n):
         state, metrics = step(state, place(next(batches)))
@@ -80,20 +82,30 @@ def mapped_checks(mesh):
         step = train.make_step(loss, OPTIMIZER, ema=0.9, axis_name="data")
         mapped = jax.pmap(step, axis_name="data", donate_argnums=0)
         stacked, out[f"{name}_pmap"] = losses_of(mapped, train.stack_for_pmap(state(), 8), split)
-        out[f"{name}_pmap_spread"] = spread((stacked.params, stacked.opt_state, stacked.ema, stacked.step))
-        out[f"{name}_params_pmap"] = flat(jax.tree.map(lambda x: x[0], (stacked.params, stacked.ema)))
+        out[f"{name}_pmap_spread"] = spread(
+            (stacked.params, stacked.opt_state, stacked.ema, stacked.step)
+        )
+        out[f"{name}_params_pmap"] = flat(
+            jax.tree.map(lambda x: x[0], (stacked.params, stacked.ema))
+        )
         shard = jax.jit(jax.shard_map(step, mesh=mesh, in_specs=(P(), P("data")), out_specs=P()))
         after, out[f"{name}_shard_map"] = losses_of(shard, state())
         out[f"{name}_params_shard_map"] = flat((after.params, after.ema))
 
     # an ODE is solved inside the loss: diffrax's buffers need check_vma=False
-    velocity = Velocity(lambda *a: PARAMS, lambda p, x, t, cond=None, *, key=None: x @ p["w"] + p["b"])
+    velocity = Velocity(
+        lambda *a: PARAMS, lambda p, x, t, cond=None, *, key=None: x @ p["w"] + p["b"]
+    )
     taught = dict(frozen={"teacher": jax.tree.map(lambda leaf: leaf + 0.3, PARAMS)})
-    step = train.make_step(losses.perflow(velocity, velocity, method=1), OPTIMIZER, ema=0.9, axis_name="data")
+    step = train.make_step(
+        losses.perflow(velocity, velocity, method=1), OPTIMIZER, ema=0.9, axis_name="data"
+    )
     _, out["ode_pmap"] = losses_of(
         jax.pmap(step, axis_name="data"), train.stack_for_pmap(state(**taught), 8), split, n=2
     )
-    shard = jax.jit(jax.shard_map(step, mesh=mesh, in_specs=(P(), P("data")), out_specs=P(), check_vma=False))
+    shard = jax.jit(
+        jax.shard_map(step, mesh=mesh, in_specs=(P(), P("data")), out_specs=P(), check_vma=False)
+    )
     _, out["ode_shard_map"] = losses_of(shard, state(**taught), n=2)
 
     def refresh(params, frozen, key, batch):
@@ -102,7 +114,9 @@ def mapped_checks(mesh):
 
     frozen = {"mean": jnp.float32(0), "noise": jnp.float32(0), "teacher": jnp.ones(3)}
     step = train.make_step(free, OPTIMIZER, ema=0.9, refresh=refresh, axis_name="data")
-    stacked, _ = losses_of(jax.pmap(step, axis_name="data"), train.stack_for_pmap(state(frozen=frozen), 8), split, n=1)
+    stacked, _ = losses_of(
+        jax.pmap(step, axis_name="data"), train.stack_for_pmap(state(frozen=frozen), 8), split, n=1
+    )
     out["refresh_spread"] = spread(stacked.frozen)
     out["refresh_mean"] = [
         float(stacked.frozen["mean"][0]),
@@ -113,7 +127,9 @@ def mapped_checks(mesh):
     # What the eight shards draw in the first step: each folds its index into the step's key.
     noise = jax.pmap(lambda s, b: keyed(s.params, fold(s.key), b)[1], axis_name="data")
     fold = lambda key: jax.random.fold_in(jax.random.fold_in(key, 0), jax.lax.axis_index("data"))  # noqa: E731
-    drawn = noise(train.stack_for_pmap(state(), 8), split(next(data.batches(ROWS, 16, seed=2))))["noise"]
+    drawn = noise(train.stack_for_pmap(state(), 8), split(next(data.batches(ROWS, 16, seed=2))))[
+        "noise"
+    ]
     first = train.make_step(keyed, OPTIMIZER, ema=0.9, axis_name="data")
     _, metrics = jax.pmap(first, axis_name="data")(
         train.stack_for_pmap(state(), 8), split(next(data.batches(ROWS, 16, seed=2)))
@@ -124,12 +140,15 @@ def mapped_checks(mesh):
 
 
 def fit_checks(folder, mesh, sharded):
-    """fit over the mesh, in one go and in two; and with params sharded while the step count lies on one device."""
+    """fit over the mesh, in one go and in two; and with params sharded while the step count lies on
+    one device."""
 
     def go(steps, workdir, start):
         step = train.make_step(keyed, OPTIMIZER, ema=0.9)
         batches = data.batches(ROWS, 16, seed=2)
-        fitted = train.fit(start, step, batches, steps=steps, workdir=workdir, progress=False, sharding=sharded)
+        fitted = train.fit(
+            start, step, batches, steps=steps, workdir=workdir, progress=False, sharding=sharded
+        )
         assert len(fitted.state.params["w"].sharding.device_set) == 8
         return fitted.state
 
@@ -146,9 +165,20 @@ def fit_checks(folder, mesh, sharded):
     step, n = train.make_step(loss, OPTIMIZER, ema=0.9), 0
     for n in (2, 4):  # a resume in between
         batches = data.batches(ROWS, 16)
-        fitted = train.fit(mixed, step, batches, steps=n, workdir=folder / "mixed", progress=False, sharding=sharded)
+        fitted = train.fit(
+            mixed,
+            step,
+            batches,
+            steps=n,
+            workdir=folder / "mixed",
+            progress=False,
+            sharding=sharded,
+        )
         mixed = train.init_state(wide, OPTIMIZER, jax.random.key(0), ema=0.9)
-    kept = fitted.state.params["w"].sharding == rows and fitted.state.opt_state[0].mu["w"].sharding == rows
+    kept = (
+        fitted.state.params["w"].sharding == rows
+        and fitted.state.opt_state[0].mu["w"].sharding == rows
+    )
     loaded = checkpoint.restore_params(folder / "mixed")["w"]
     return {
         "fit_same": flat(whole._replace(key=None)) == flat(parts._replace(key=None)),
@@ -158,7 +188,9 @@ def fit_checks(folder, mesh, sharded):
 
 
 def disk_checks(folder):
-    big = train.init_state({"w": jax.random.normal(jax.random.key(0), (200, 200))}, OPTIMIZER, jax.random.key(1))
+    big = train.init_state(
+        {"w": jax.random.normal(jax.random.key(0), (200, 200))}, OPTIMIZER, jax.random.key(1)
+    )
     checkpoint.save(folder, 1, big)
     out = []
     for limit in (0, 400, 4000, 40_000):
@@ -167,7 +199,9 @@ def disk_checks(folder):
             checkpoint.save(folder, 2, big)
         except OSError as error:
             there = sorted(p.name for p in (folder / "checkpoints").iterdir())
-            whole = np.array_equal(checkpoint.restore(folder, big).state.params["w"], big.params["w"])
+            whole = np.array_equal(
+                checkpoint.restore(folder, big).state.params["w"], big.params["w"]
+            )
             out.append([str(error), checkpoint.steps(folder), there, bool(whole)])
     return {"disk": out}
 

@@ -1,9 +1,11 @@
 """A small training to be killed.
 
-python kill_worker.py WORKDIR trains to the end and writes WORKDIR/final.npz, every leaf of the state.
+python kill_worker.py WORKDIR trains to the end and writes WORKDIR/final.npz, every leaf of the
+state.
 
-Without an argument it takes lines 'WORKDIR WHERE N' from stdin, and trains for each in a process forked for it, which holds
-there until it gets a signal (`hold_in`). Then it prints the exit code. Forked, because to import JAX is most of the cost.
+Without an argument it takes lines 'WORKDIR WHERE N' from stdin, and trains for each in a process
+forked for it, which holds there until it gets a signal (`hold_in`). Then it prints the exit code.
+Forked, because to import JAX is most of the cost.
 """
 
 import os
@@ -26,9 +28,10 @@ STEPS, SAVE_EVERY, LOG_EVERY = 30, 6, 4
 def hold_in(where: str | None, n: int) -> None:
     """Hold once this process comes there.
 
-    step: its n-th batch is being made, while the device may still compute. arrays: those of the checkpoint of step n are in
-    orbax's temporary folder. manifest: that of step n is written, but has not taken its name yet. deletion: the
-    checkpoint of step n has lost its manifest and still has its arrays.
+    step: its n-th batch is being made, while the device may still compute. arrays: those of the
+    checkpoint of step n are in orbax's temporary folder. manifest: that of step n is written, but
+    has not taken its name yet. deletion: the checkpoint of step n has lost its manifest and still
+    has its arrays.
     """
 
     def held_before(owner, name, comes):
@@ -46,7 +49,11 @@ def hold_in(where: str | None, n: int) -> None:
         drawn = iter(range(1, STEPS + 1))
         held_before(sys.modules[__name__], "noisy", lambda *_: next(drawn) == n)
     elif where == "arrays":
-        held_before(orbax.checkpoint.PyTreeCheckpointHandler, "finalize", lambda _, path: f"{folder}/params." in path)
+        held_before(
+            orbax.checkpoint.PyTreeCheckpointHandler,
+            "finalize",
+            lambda _, path: f"{folder}/params." in path,
+        )
     elif where == "manifest":
         held_before(os, "replace", lambda _, path: path.endswith(f"{folder}/manifest.json"))
     elif where == "deletion":
@@ -58,7 +65,8 @@ def noisy(batch, rng):
 
 
 def loss(params, key, batch, frozen=None):
-    """Flow matching of a two-layer network, rows weighted: noise, pairs and times all come from the key."""
+    """Flow matching of a two-layer network, rows weighted: noise, pairs and times all come from the
+    key."""
     k0, kt = jax.random.split(key)
     x1 = batch["x"]
     x0, t = jax.random.normal(k0, x1.shape), jax.random.uniform(kt, (len(x1), 1))
@@ -69,10 +77,15 @@ def loss(params, key, batch, frozen=None):
 
 def main(workdir: Path) -> None:
     rng = np.random.default_rng(0)
-    rows = {"x": rng.normal(size=(200, 2)).astype(np.float32), "weight": rng.random(200).astype(np.float32)}
+    rows = {
+        "x": rng.normal(size=(200, 2)).astype(np.float32),
+        "weight": rng.random(200).astype(np.float32),
+    }
     k0, k1, key = jax.random.split(jax.random.key(0), 3)
     params = {"in": jax.random.normal(k0, (3, 32)), "out": jax.random.normal(k1, (32, 2)) / 32}
-    optimizer = optax.chain(optax.clip_by_global_norm(1.0), optax.adam(optax.cosine_decay_schedule(0.01, STEPS)))
+    optimizer = optax.chain(
+        optax.clip_by_global_norm(1.0), optax.adam(optax.cosine_decay_schedule(0.01, STEPS))
+    )
     average = train.ema.warmup(0.99)
     fitted = train.fit(
         train.init_state(params, optimizer, key, ema=average),
@@ -88,7 +101,10 @@ def main(workdir: Path) -> None:
         progress=False,
     )
     state = fitted.state._replace(key=jax.random.key_data(fitted.state.key))
-    leaves = {jax.tree_util.keystr(path): leaf for path, leaf in jax.tree_util.tree_leaves_with_path(state)}
+    leaves = {
+        jax.tree_util.keystr(path): leaf
+        for path, leaf in jax.tree_util.tree_leaves_with_path(state)
+    }
     leaves |= {f"best{name}": leaf for name, leaf in fitted.best.params.items()}
     np.savez(workdir / "final.npz", **leaves)
 
@@ -96,7 +112,9 @@ def main(workdir: Path) -> None:
 def serve() -> None:
     for line in sys.stdin:
         workdir, where, n = line.split()
-        child = os.fork()  # nothing has touched a device yet: there are no threads of JAX that a fork would lose
+        child = (
+            os.fork()
+        )  # nothing has touched a device yet: there are no threads of JAX that a fork would lose
         if not child:
             hold_in(where, int(n))
             return main(Path(workdir))

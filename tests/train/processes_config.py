@@ -1,7 +1,8 @@
-"""The job that `test_train_processes.py` trains: a velocity of a scanned stack, fully sharded where there is a mesh.
+"""The job that `test_train_processes.py` trains: a velocity of a scanned stack, fully sharded where
+there is a mesh.
 
-With HOLD=7 in the environment a process that starts from step 0 holds as it makes the batch of step 7, until it gets a signal;
-with HOLD=7:1 process 1 alone does.
+With HOLD=7 in the environment a process that starts from step 0 holds as it makes the batch of step
+7, until it gets a signal; with HOLD=7:1 process 1 alone does.
 """
 
 import itertools
@@ -20,14 +21,20 @@ from jflow.data._preprocess import identity
 
 def config(*, steps=12, width=32, rate=0.02) -> apps.Experiment:
     where, _, process = os.environ.get("HOLD", "0").partition(":")
-    calls = itertools.count()  # the first one is for `init`: the others' numbers are those of the steps
+    calls = (
+        itertools.count()
+    )  # the first one is for `init`: the others' numbers are those of the steps
 
     def load():
         x = np.random.default_rng(0).normal(size=(80, 4)).astype(np.float32)
         return data.Splits({"x": x[:64]}, {"x": x[64:]})
 
     def apply(state, rows, rng):
-        if rng is not None and next(calls) == int(where) > 0 and process in ("", str(jax.process_index())):
+        if (
+            rng is not None
+            and next(calls) == int(where) > 0
+            and process in ("", str(jax.process_index()))
+        ):
             hold(f"held: process {jax.process_index()}, pid {os.getpid()}")
         return rows
 

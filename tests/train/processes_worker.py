@@ -1,4 +1,5 @@
-"""What several processes, or one with eight fake devices, do: python processes_worker.py first|one|again FOLDER.
+"""What several processes, or one with eight fake devices, do: python processes_worker.py
+first|one|again FOLDER.
 
 Process 0 writes FOLDER/<its first argument>.json.
 """
@@ -25,7 +26,9 @@ CONFIG = Path(__file__).with_name("processes_config.py")
 
 def run(workdir, mesh=None, **keys):
     experiment, values = apps.load_config(CONFIG, keys)
-    fit = apps.run(experiment, workdir, config_source=CONFIG, resolved=values, progress=False, mesh=mesh)
+    fit = apps.run(
+        experiment, workdir, config_source=CONFIG, resolved=values, progress=False, mesh=mesh
+    )
     return [row["loss"] for row in fit.history]
 
 
@@ -73,10 +76,16 @@ def disagreements(folder):
 
 
 def shares():
-    """Which share of the rows this process reads: of rows over all devices, over two groups, and over none."""
+    """Which share of the rows this process reads: of rows over all devices, over two groups, and
+    over none."""
     names = ("data", "model")
     found = []
-    for shape, spec in [((8, 1), P("data")), ((2, 4), P("data")), ((1, 8), P("data")), ((4, 2), P(names))]:
+    for shape, spec in [
+        ((8, 1), P("data")),
+        ((2, 4), P("data")),
+        ((1, 8), P("data")),
+        ((4, 2), P(names)),
+    ]:
         mesh = train.make_mesh(dict(zip(names, shape, strict=True)))
         found.append(data.share(jax.sharding.NamedSharding(mesh, spec)))
     return found

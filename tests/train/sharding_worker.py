@@ -1,4 +1,5 @@
-"""Eight fake devices: the same training on one device and laid out in several ways; prints one JSON object.
+"""Eight fake devices: the same training on one device and laid out in several ways; prints one JSON
+object.
 
 A scanned spline flow (its loss needs no key) and a velocity (its loss draws noise and times).
 """
@@ -28,7 +29,11 @@ TENSOR = {
         ("Dense_0/bias", P("model")),
         ("Dense_1/kernel", P("model", None)),
     ),
-    "velocity": (("/in/kernel", P(None, "model")), ("/in/bias", P("model")), ("/out/kernel", P("model", None))),
+    "velocity": (
+        ("/in/kernel", P(None, "model")),
+        ("/in/bias", P("model")),
+        ("/out/kernel", P("model", None)),
+    ),
 }
 
 
@@ -41,7 +46,8 @@ def start(name):
 
 
 def go(loss, state, sharding, **options):
-    """Loss and gradient norm of four steps; bytes of the state on a device, and temporary ones; collectives."""
+    """Loss and gradient norm of four steps; bytes of the state on a device, and temporary ones;
+    collectives."""
     placed = None if sharding is None else jax.tree.map(lambda x: x.sharding, state)
     step = train.make_step(loss, OPTIMIZER, ema=0.9, **options)
     batches = data.batches({"x": X}, 16, seed=3)
@@ -71,7 +77,11 @@ def main():
         layouts = {
             "one": (loss, whole, None),
             "fsdp": (train.gather_params(loss, DATA, FSDP), train.shard(whole, DATA, FSDP), rows),
-            "tensor": (loss, train.shard(whole, BOTH, TENSOR[name]), train.data_sharding(BOTH, "data")),
+            "tensor": (
+                loss,
+                train.shard(whole, BOTH, TENSOR[name]),
+                train.data_sharding(BOTH, "data"),
+            ),
         }
         if name == "flow":
             layouts["data"] = (loss, train.shard(whole, DATA), rows)

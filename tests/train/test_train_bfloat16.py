@@ -18,7 +18,9 @@ IMAGES = X[:, :, None, None]
 
 def coupling_flow(dtype):
     def layer(order):
-        coupling = bijectors.coupling(bijectors.univariate.affine(), nets.MLP((32,), jnp.tanh, dtype=dtype), split=2)
+        coupling = bijectors.coupling(
+            bijectors.univariate.affine(), nets.MLP((32,), jnp.tanh, dtype=dtype), split=2
+        )
         return bijectors.chain(bijectors.permute(order), coupling)
 
     orders = np.stack([np.roll(np.arange(4), 2)] * 4)
@@ -32,11 +34,15 @@ def nll(dtype):
 
 def matching(dtype):
     velocity = jflow.velocity(nets.DiT(patch_size=1, width=16, depth=2, heads=2, dtype=dtype))
-    return losses.flow_matching(velocity), partial(velocity.init, x=IMAGES, t=jnp.zeros(len(IMAGES)))
+    return losses.flow_matching(velocity), partial(
+        velocity.init, x=IMAGES, t=jnp.zeros(len(IMAGES))
+    )
 
 
-# Bounds on |loss in bfloat16 - loss in float32| after training, both averaged over the last 20 steps of 100. bfloat16 has
-# 8 bits: the features of a layer are off by 0.4 % each, and the loss, whose noise is the same in both, by about that.
+# Bounds on |loss in bfloat16 - loss in float32| after training, both averaged over the last 20
+# steps of 100. bfloat16 has
+# 8 bits: the features of a layer are off by 0.4 % each, and the loss, whose noise is the same in
+# both, by about that.
 CASES = {"flow": (nll, X, 0.05), "dit": (matching, IMAGES, 0.05)}
 
 
@@ -48,9 +54,15 @@ def trained(request):
         loss, init = make(dtype)
         state = train.init_state(init(jax.random.key(0)), OPTIMIZER, jax.random.key(1), ema=0.99)
         step = train.make_step(loss, OPTIMIZER, ema=0.99)
-        run = jax.jit(lambda state, x, step=step: jax.lax.scan(lambda s, _: step(s, {"x": x}), state, length=100))
+        run = jax.jit(
+            lambda state, x, step=step: jax.lax.scan(
+                lambda s, _: step(s, {"x": x}), state, length=100
+            )
+        )
         end, metrics = run(state, rows)
-        grads = jax.eval_shape(jax.grad(lambda p, loss=loss: loss(p, jax.random.key(0), {"x": rows})[0]), end.params)
+        grads = jax.eval_shape(
+            jax.grad(lambda p, loss=loss: loss(p, jax.random.key(0), {"x": rows})[0]), end.params
+        )
         out[dtype] = (state, end, metrics["loss"], grads, loss)
     return out, bound, rows
 

@@ -11,7 +11,9 @@ import pytest
 from jflow import train
 from jflow.train import checkpoint
 
-ADAM = optax.chain(optax.clip_by_global_norm(1.0), optax.adam(optax.cosine_decay_schedule(1e-3, 100)))
+ADAM = optax.chain(
+    optax.clip_by_global_norm(1.0), optax.adam(optax.cosine_decay_schedule(1e-3, 100))
+)
 NESTED = {
     "net": {"w": jnp.arange(6.0).reshape(2, 3), "half": jnp.ones(3, jnp.bfloat16)},
     "empty": {},
@@ -36,7 +38,9 @@ def assert_same(a, b):
         np.testing.assert_array_equal(x, y)
 
 
-@pytest.mark.parametrize("params", [NESTED, {}, jnp.ones(3), jnp.float32(2)], ids=["nested", "empty", "leaf", "scalar"])
+@pytest.mark.parametrize(
+    "params", [NESTED, {}, jnp.ones(3), jnp.float32(2)], ids=["nested", "empty", "leaf", "scalar"]
+)
 @pytest.mark.parametrize(
     ("optimizer", "options"),
     [
@@ -49,7 +53,9 @@ def assert_same(a, b):
 def test_state_and_params_come_back_bit_for_bit(tmp_path, params, optimizer, options):
     state = make(params, optimizer, **options)
     checkpoint.save(tmp_path, 4, state, {"epoch": 1}, {"mean": np.arange(2.0)})
-    back = checkpoint.restore(tmp_path, make(jax.tree.map(jnp.zeros_like, params), optimizer, **options))
+    back = checkpoint.restore(
+        tmp_path, make(jax.tree.map(jnp.zeros_like, params), optimizer, **options)
+    )
     assert_same(back.state, state)
     assert (back.step, back.position, back.extra) == (4, {"epoch": 1}, {"mean": [0.0, 1.0]})
     assert_same(checkpoint.restore_params(tmp_path), params if state.ema is None else state.ema)
@@ -94,7 +100,9 @@ def _flip(file):
     file.write_bytes(content)
 
 
-@pytest.mark.parametrize("damage", [_truncate, lambda f: f.write_bytes(b""), lambda f: f.unlink(), _flip])
+@pytest.mark.parametrize(
+    "damage", [_truncate, lambda f: f.write_bytes(b""), lambda f: f.unlink(), _flip]
+)
 def test_any_damaged_file_is_noticed_and_the_one_before_is_used(two, tmp_path, damage):
     like = make({"w": jnp.zeros((40, 40))})
     files = [p.relative_to(two) for p in (two / "checkpoints/00000002").rglob("*") if p.is_file()]
@@ -121,7 +129,10 @@ def test_errors_name_what_is_wrong(two, tmp_path):
     with pytest.raises(FileNotFoundError, match=r"step 7 .* \[1, 2\]"):
         checkpoint.restore(two, like, 7)
     for other, said in [
-        (make({"w": jnp.zeros((40, 41))}), r"params\['w'\] is float32\[40, 40\] there, float32\[40, 41\] here"),
+        (
+            make({"w": jnp.zeros((40, 41))}),
+            r"params\['w'\] is float32\[40, 40\] there, float32\[40, 41\] here",
+        ),
         (make({"v": jnp.zeros((40, 40))}), r"params\['v'\] is missing there"),
         (
             make({"w": jnp.zeros((40, 40))}, optax.sgd(0.1)),

@@ -1,4 +1,5 @@
-"""One device, eight fake ones, and a full disk: what `devices_worker.py` saw in a process of its own."""
+"""One device, eight fake ones, and a full disk: what `devices_worker.py` saw in a process of its
+own."""
 
 import json
 from pathlib import Path
@@ -19,7 +20,8 @@ def seen(tmp_path_factory):
     return out, done.stderr
 
 
-# Float32: the sum over rows is taken in another order, and Adam's division by a small second moment widens it.
+# Float32: the sum over rows is taken in another order, and Adam's division by a small second moment
+# widens it.
 CLOSE = {"rtol": 1e-5, "atol": 1e-6}
 
 
@@ -68,7 +70,11 @@ def test_full_disk_leaves_the_checkpoint_before(seen):
     out, stderr = seen
     assert len(out["disk"]) == 4
     for message, steps, there, whole in out["disk"]:
-        assert "cannot write checkpoint" in message and "File too large" in message and "\n" not in message
+        assert (
+            "cannot write checkpoint" in message
+            and "File too large" in message
+            and "\n" not in message
+        )
         assert "the newest whole one is of step 1" in message
         assert steps == [1] and there == ["00000001"] and whole
     assert "Traceback" not in stderr and "orbax" not in stderr

@@ -1,4 +1,5 @@
-"""gather_params: the same value and gradients, whatever the loss is made of, and what it keeps for the backward pass."""
+"""gather_params: the same value and gradients, whatever the loss is made of, and what it keeps for
+the backward pass."""
 
 import jax
 import jax.numpy as jnp
@@ -8,7 +9,8 @@ from jax.sharding import PartitionSpec as P
 
 from jflow import bijectors, distributions, flows, losses, nets, train
 
-# One device: the constraints are all there, and hold. What they give on eight is seen in test_train_sharding.py.
+# One device: the constraints are all there, and hold. What they give on eight is seen in
+# test_train_sharding.py.
 MESH = train.data_mesh(jax.devices()[:1])
 RULES = ((".*", train.fsdp(min_size=1)),)
 X = np.random.default_rng(0).normal(size=(6, 4)).astype(np.float32)
@@ -24,25 +26,33 @@ PARAMS = {
 
 
 def layer(h, p, shared):
-    return h + jax.nn.gelu(jnp.sin(h @ p["w"] + p["b"][None]) @ shared)  # gelu has a rule of its own for derivatives
+    return h + jax.nn.gelu(
+        jnp.sin(h @ p["w"] + p["b"][None]) @ shared
+    )  # gelu has a rule of its own for derivatives
 
 
 def plain(params, key, batch, frozen=None):
     h = batch["x"] @ params["in"]
     h, norms = jax.lax.scan(
-        lambda h, p: ((h := layer(h, p, params["shared"])), jnp.mean(h**2)), h, params["layers"], reverse=True
+        lambda h, p: ((h := layer(h, p, params["shared"])), jnp.mean(h**2)),
+        h,
+        params["layers"],
+        reverse=True,
     )
     return jnp.mean(h**2), {"norms": norms, "noise": jax.random.normal(key)}
 
 
 def remat(params, key, batch, frozen=None):
     body = jax.checkpoint(lambda h, p: layer(h, p, params["shared"]), prevent_cse=False)
-    h, _ = jax.lax.scan(lambda h, p: (body(h, p), None), batch["x"] @ params["in"], params["layers"], unroll=2)
+    h, _ = jax.lax.scan(
+        lambda h, p: (body(h, p), None), batch["x"] @ params["in"], params["layers"], unroll=2
+    )
     return jnp.mean(h**2), {}
 
 
 def nested(params, key, batch, frozen=None):
-    """A scan over heads of each layer inside the scan over layers; the layers inside a jitted function."""
+    """A scan over heads of each layer inside the scan over layers; the layers inside a jitted
+    function."""
 
     @jax.jit
     def run(h, layers, scale):
@@ -59,7 +69,9 @@ def nested(params, key, batch, frozen=None):
 def carried(params, key, batch, frozen=None):
     """Weights as constants and carries of a scan, not slices; and one that is not used."""
     (h, _), _ = jax.lax.scan(
-        lambda c, _: ((jnp.sin(c[0] @ c[1]), c[1]), None), (batch["x"] @ params["in"], params["shared"]), length=3
+        lambda c, _: ((jnp.sin(c[0] @ c[1]), c[1]), None),
+        (batch["x"] @ params["in"], params["shared"]),
+        length=3,
     )
     return jnp.mean(h**2), {}
 
@@ -72,7 +84,8 @@ def coupling(**options):
     def one(order):
         net = nets.MLP((8,), jnp.tanh)
         return bijectors.chain(
-            bijectors.permute(order), bijectors.coupling(bijectors.univariate.affine(), net, split=2)
+            bijectors.permute(order),
+            bijectors.coupling(bijectors.univariate.affine(), net, split=2),
         )
 
     orders = np.stack([np.roll(np.arange(4), 2)] * 4)
@@ -95,16 +108,21 @@ def coupling(**options):
 def test_value_metrics_and_gradients_are_those_of_the_loss(loss, params):
     args = (params, jax.random.key(7), {"x": X}, {"scale": jnp.float32(0.5)})
     one, other = (
-        jax.jit(jax.value_and_grad(f, has_aux=True))(*args) for f in (loss, train.gather_params(loss, MESH, RULES))
+        jax.jit(jax.value_and_grad(f, has_aux=True))(*args)
+        for f in (loss, train.gather_params(loss, MESH, RULES))
     )
     assert jax.tree.structure(one) == jax.tree.structure(other)
     for a, b in zip(jax.tree.leaves(one), jax.tree.leaves(other), strict=True):
-        np.testing.assert_allclose(a, b, rtol=2e-5, atol=1e-6)  # float32: XLA may fuse one another way
+        np.testing.assert_allclose(
+            a, b, rtol=2e-5, atol=1e-6
+        )  # float32: XLA may fuse one another way
 
 
 def kept(loss):
     """Shapes of what is kept for the backward pass."""
-    vjp = jax.eval_shape(lambda p: jax.vjp(lambda p: loss(p, jax.random.key(0), {"x": X})[0], p)[1], PARAMS)
+    vjp = jax.eval_shape(
+        lambda p: jax.vjp(lambda p: loss(p, jax.random.key(0), {"x": X})[0], p)[1], PARAMS
+    )
     return sorted(tuple(leaf.shape) for leaf in jax.tree.leaves(vjp) if hasattr(leaf, "shape"))
 
 
@@ -142,5 +160,7 @@ def constraints(jaxpr):
 def test_other_axes_stay_split_and_whole_leaves_pass():
     mesh = train.make_mesh({"data": 1, "model": 1}, jax.devices()[:1])
     rules = [("layers/w", P(("data", "model"), None)), ("in", P("model", None))]
-    program = jax.make_jaxpr(train.gather_params(plain, mesh, rules))(PARAMS, jax.random.key(0), {"x": X})
+    program = jax.make_jaxpr(train.gather_params(plain, mesh, rules))(
+        PARAMS, jax.random.key(0), {"x": X}
+    )
     assert constraints(program.jaxpr) == [(("data", "model"), None), ("model", None)]

@@ -1,4 +1,5 @@
-"""A run that is killed, in processes of their own, ends as one that never stopped: bit for bit. Meanwhile none can join."""
+"""A run that is killed, in processes of their own, ends as one that never stopped: bit for bit.
+Meanwhile none can join."""
 
 import json
 import os
@@ -30,11 +31,15 @@ def test_killed_in_steps_and_in_saves_it_ends_with_the_same_bits(tmp_path):
     with started(WORKER, env=env, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as server:
 
         def interrupt(where, n, number):
-            """Train until it holds there, and send the signal. Returns the exit code and the steps of checkpoints."""
+            """Train until it holds there, and send the signal. Returns the exit code and the steps
+            of checkpoints."""
             print(tmp_path, where, n, file=server.stdin, flush=True)
             held, pid = server.stdout.readline().split()
             assert held == "held"
-            with pytest.raises(ValueError, match=rf"in use by another run \(pid {pid} on"), lock.hold(tmp_path):
+            with (
+                pytest.raises(ValueError, match=rf"in use by another run \(pid {pid} on"),
+                lock.hold(tmp_path),
+            ):
                 pass
             os.kill(int(pid), number)
             return int(server.stdout.readline()), checkpoint.steps(tmp_path)
@@ -46,7 +51,11 @@ def test_killed_in_steps_and_in_saves_it_ends_with_the_same_bits(tmp_path):
         assert interrupt("arrays", 12, signal.SIGKILL) == (killed, [6])
         assert list(folder.glob("00000012/params.*tmp*"))
         assert interrupt("manifest", 12, signal.SIGKILL) == (killed, [6])
-        assert sorted(path.name for path in (folder / "00000012").iterdir()) == ["manifest.json.part", "params", "rest"]
+        assert sorted(path.name for path in (folder / "00000012").iterdir()) == [
+            "manifest.json.part",
+            "params",
+            "rest",
+        ]
         # SIGTERM saves where it stands: from 6 on, in the ninth step.
         assert interrupt("step", 9, signal.SIGTERM) == (128 + signal.SIGTERM, [6, 12, 15])
         assert interrupt("deletion", 6, signal.SIGKILL) == (killed, [12, 15, 18])

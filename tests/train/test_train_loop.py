@@ -30,13 +30,19 @@ def rows(**options):
 
 
 def go(steps, batches=None, *, loss=noisy, frozen=None, start=1.0, **options):
-    state = train.init_state({"w": start * jnp.eye(2)}, OPTIMIZER, jax.random.key(1), ema=0.9, frozen=frozen)
+    state = train.init_state(
+        {"w": start * jnp.eye(2)}, OPTIMIZER, jax.random.key(1), ema=0.9, frozen=frozen
+    )
     step = train.make_step(loss, OPTIMIZER, ema=0.9)
-    return train.fit(state, step, rows() if batches is None else batches, steps=steps, progress=False, **options)
+    return train.fit(
+        state, step, rows() if batches is None else batches, steps=steps, progress=False, **options
+    )
 
 
 def assert_same(a, b):
-    for x, y in zip(jax.tree.leaves(a._replace(key=None)), jax.tree.leaves(b._replace(key=None)), strict=True):
+    for x, y in zip(
+        jax.tree.leaves(a._replace(key=None)), jax.tree.leaves(b._replace(key=None)), strict=True
+    ):
         np.testing.assert_array_equal(x, y)
 
 
@@ -75,8 +81,11 @@ def test_fit_is_the_jitted_step_over_the_batches():
     for _ in range(12):
         state, metrics = step(state, next(batches))
     fitted = go(12, log_every=5)
-    # fit's program also watches for what is not finite, so that XLA may fuse the update another way: float32 rounding.
-    for a, b in zip(jax.tree.leaves(fitted.state.params), jax.tree.leaves(state.params), strict=True):
+    # fit's program also watches for what is not finite, so that XLA may fuse the update another
+    # way: float32 rounding.
+    for a, b in zip(
+        jax.tree.leaves(fitted.state.params), jax.tree.leaves(state.params), strict=True
+    ):
         np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-7)
     assert [row["step"] for row in fitted.history] == [5, 10, 12] and fitted.best is None
     assert fitted.history[-1]["loss"] == pytest.approx(float(metrics["loss"]), rel=1e-5)
@@ -98,7 +107,11 @@ def test_one_trace_and_one_program_for_all_steps(caplog):
 
 def test_resumed_run_is_the_unbroken_one(tmp_path):
     options = dict(
-        log_every=3, save_every=4, eval_every=5, evaluate=lambda s: {"w": jnp.sum(s.params["w"])}, monitor="w"
+        log_every=3,
+        save_every=4,
+        eval_every=5,
+        evaluate=lambda s: {"w": jnp.sum(s.params["w"])},
+        monitor="w",
     )
     whole = go(20, workdir=tmp_path / "whole", **options)
     go(8, workdir=tmp_path / "parts", **options)
@@ -107,7 +120,9 @@ def test_resumed_run_is_the_unbroken_one(tmp_path):
     assert_same(parts.state, whole.state)
     assert parts.best.value == whole.best.value
     np.testing.assert_array_equal(parts.best.params["w"], whole.best.params["w"])
-    kept = [row for row in timeless(lines(tmp_path / "parts")) if row["step"] not in (8, 13)]  # the parts' own ends
+    kept = [
+        row for row in timeless(lines(tmp_path / "parts")) if row["step"] not in (8, 13)
+    ]  # the parts' own ends
     assert kept == timeless(lines(tmp_path / "whole"))
     # And once more: nothing to do, and all of it there.
     before = (tmp_path / "parts" / "metrics.jsonl").read_bytes()
@@ -122,7 +137,14 @@ def test_rows_past_the_checkpoint_and_cut_lines_go(tmp_path):
     checkpoint.discard(tmp_path, 10)  # as if killed after step 8
     with open(tmp_path / "metrics.jsonl", "a") as file:
         file.write('{"step": 9, "lo')
-    assert [row["step"] for row in go(12, workdir=tmp_path, log_every=2, save_every=4).history] == [2, 4, 6, 8, 10, 12]
+    assert [row["step"] for row in go(12, workdir=tmp_path, log_every=2, save_every=4).history] == [
+        2,
+        4,
+        6,
+        8,
+        10,
+        12,
+    ]
     assert [row["step"] for row in lines(tmp_path)] == [2, 4, 6, 8, 10, 12]
 
 
@@ -135,7 +157,9 @@ def test_truncated_newest_checkpoint_is_named_and_passed_over(tmp_path):
     with pytest.warns(UserWarning, match="00000009 is damaged and passed over"):
         resumed = go(12, workdir=tmp_path, save_every=3)
     assert_same(resumed.state, whole.state)
-    assert checkpoint.steps(tmp_path) == [6, 9, 12] and checkpoint.restore_extra(tmp_path, 9)  # written anew
+    assert checkpoint.steps(tmp_path) == [6, 9, 12] and checkpoint.restore_extra(
+        tmp_path, 9
+    )  # written anew
 
 
 def test_all_checkpoints_damaged_starts_afresh(tmp_path):
@@ -152,7 +176,9 @@ def test_workdir_of_another_model_is_an_error(tmp_path):
 
 
 def test_nonfinite_names_step_metrics_and_last_good_checkpoint(tmp_path):
-    with pytest.raises(train.NonFiniteError, match=r"loss .*at step 7: .*loss=nan.*last good checkpoint: step 6"):
+    with pytest.raises(
+        train.NonFiniteError, match=r"loss .*at step 7: .*loss=nan.*last good checkpoint: step 6"
+    ):
         go(20, Poisoned(7, 9), workdir=tmp_path, save_every=3, log_every=10)
     assert checkpoint.steps(tmp_path) == [3, 6]
     assert isinstance(train.NonFiniteError("x"), FloatingPointError)
@@ -162,7 +188,9 @@ def test_nonfinite_names_step_metrics_and_last_good_checkpoint(tmp_path):
 
 def test_params_that_overflow_are_never_saved(tmp_path):
     """The loss and the gradient of step 4 are finite, what the update makes of the params is not."""
-    jump = optax.inject_hyperparams(optax.sgd)(learning_rate=lambda n: jnp.where(n == 3, jnp.inf, 0.01))
+    jump = optax.inject_hyperparams(optax.sgd)(
+        learning_rate=lambda n: jnp.where(n == 3, jnp.inf, 0.01)
+    )
     step = train.make_step(noisy, jump)
     with pytest.raises(train.NonFiniteError, match="params not finite at step 4"):
         state = train.init_state({"w": jnp.eye(2)}, jump, jax.random.key(0))
@@ -182,7 +210,8 @@ def test_skip_nonfinite_leaves_those_updates_out(tmp_path):
 
 @pytest.fixture
 def heeded():
-    """SIGTERM and SIGINT at their defaults: a shell that starts the tests in the background has SIGINT ignored."""
+    """SIGTERM and SIGINT at their defaults: a shell that starts the tests in the background has
+    SIGINT ignored."""
     before = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
     signal.signal(signal.SIGINT, signal.default_int_handler)
@@ -191,7 +220,9 @@ def heeded():
         signal.signal(number, handler)
 
 
-@pytest.mark.parametrize(("number", "raised"), [(signal.SIGTERM, SystemExit), (signal.SIGINT, KeyboardInterrupt)])
+@pytest.mark.parametrize(
+    ("number", "raised"), [(signal.SIGTERM, SystemExit), (signal.SIGINT, KeyboardInterrupt)]
+)
 def test_signal_finishes_the_step_and_saves(tmp_path, heeded, capsys, number, raised):
     before = signal.getsignal(number)
 
@@ -206,7 +237,10 @@ def test_signal_finishes_the_step_and_saves(tmp_path, heeded, capsys, number, ra
         go(20, rows(transform=transform), workdir=tmp_path)
     assert raised is KeyboardInterrupt or error.value.code == 143
     assert checkpoint.steps(tmp_path) == [5] and signal.getsignal(number) is before
-    assert f"jflow: {number.name}: step 5 is saved in {tmp_path}; the same call goes on" in capsys.readouterr().err
+    assert (
+        f"jflow: {number.name}: step 5 is saved in {tmp_path}; the same call goes on"
+        in capsys.readouterr().err
+    )
     assert_same(go(20, workdir=tmp_path).state, go(20).state)
 
 
@@ -221,7 +255,11 @@ def test_outside_the_main_thread_signals_are_left_alone():
 def test_early_stopping_keeps_the_best_and_stays_stopped(tmp_path):
     scores = {2: 5.0, 4: 3.0, 6: 4.0, 8: float("nan"), 10: 1.0}
     options = dict(
-        eval_every=2, evaluate=lambda s: {"v": scores[int(s.step)]}, monitor="v", save_every=3, workdir=tmp_path
+        eval_every=2,
+        evaluate=lambda s: {"v": scores[int(s.step)]},
+        monitor="v",
+        save_every=3,
+        workdir=tmp_path,
     )
     fitted = go(20, patience=2, **options)
     assert int(fitted.state.step) == 8 and (fitted.best.step, fitted.best.value) == (4, 3.0)
@@ -237,7 +275,9 @@ def test_early_stopping_keeps_the_best_and_stays_stopped(tmp_path):
 
 def test_best_stays_while_a_kept_checkpoint_may_name_it(tmp_path):
     """The newest checkpoint is lost: the best of the one before it must still be there."""
-    options = dict(eval_every=2, evaluate=lambda s: {"v": -int(s.step)}, monitor="v", save_every=2, keep=2)
+    options = dict(
+        eval_every=2, evaluate=lambda s: {"v": -int(s.step)}, monitor="v", save_every=2, keep=2
+    )
     go(8, workdir=tmp_path, **options)
     assert checkpoint.steps(tmp_path) == [6, 8] and checkpoint.steps(tmp_path / "best") == [6, 8]
     checkpoint.discard(tmp_path, 8)
@@ -256,7 +296,10 @@ def test_lost_best_is_a_warning_and_the_bar_stays(tmp_path):
 def test_pictures_and_tensorboard(tmp_path):
     pytest.importorskip("tensorboardX")
     go(4, workdir=tmp_path, eval_every=2, picture=lambda s: np.full((3, 5), 0.5), log_every=2)
-    assert sorted(p.name for p in (tmp_path / "pictures").iterdir()) == ["step_00000002.png", "step_00000004.png"]
+    assert sorted(p.name for p in (tmp_path / "pictures").iterdir()) == [
+        "step_00000002.png",
+        "step_00000004.png",
+    ]
     image = Image.open(tmp_path / "pictures" / "step_00000002.png")
     assert image.size == (5, 3) and image.getpixel((0, 0)) == 128
     (events,) = (tmp_path / "tensorboard").iterdir()
@@ -274,7 +317,10 @@ def test_rollouts_get_the_state_and_a_new_key_every_step(tmp_path):
 
     whole = go(6, rollout)
     steps, keys = zip(*seen, strict=True)
-    loss_keys = {tuple(jax.random.key_data(jax.random.fold_in(jax.random.key(1), n)).tolist()) for n in range(6)}
+    loss_keys = {
+        tuple(jax.random.key_data(jax.random.fold_in(jax.random.key(1), n)).tolist())
+        for n in range(6)
+    }
     assert steps == tuple(range(6)) and len({*keys} | loss_keys) == 12
     go(3, rollout, workdir=tmp_path)
     assert_same(go(6, rollout, workdir=tmp_path).state, whole.state)
@@ -285,16 +331,20 @@ def drawn(state, key):
 
 
 def test_inner_updates_are_the_same_updates():
-    """With the same keys: XLA may fuse the scanned update another way, float32 rounding. Metrics are those of the
-    logged update, and the loop's program is one."""
+    """With the same keys: XLA may fuse the scanned update another way, float32 rounding. Metrics
+    are those of the logged update, and the loop's program is one."""
     one, several = go(12, drawn, log_every=6), go(12, drawn, log_every=6, inner=3)
-    for a, b in zip(*(jax.tree.leaves(f.state._replace(key=None)) for f in (one, several)), strict=True):
+    for a, b in zip(
+        *(jax.tree.leaves(f.state._replace(key=None)) for f in (one, several)), strict=True
+    ):
         np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-7)
     assert [row["step"] for row in several.history] == [6, 12]
     for a, b in zip(timeless(one.history), timeless(several.history), strict=True):
         assert a.keys() == b.keys() and a == pytest.approx(b, rel=1e-4)
     placed = go(12, drawn, log_every=6, inner=3, sharding=train.data_sharding(train.data_mesh()))
-    np.testing.assert_allclose(placed.state.params["w"], one.state.params["w"], rtol=1e-5, atol=1e-7)
+    np.testing.assert_allclose(
+        placed.state.params["w"], one.state.params["w"], rtol=1e-5, atol=1e-7
+    )
 
 
 @pytest.mark.parametrize("options", [{"inner": 3}, {"prefetch": 2}, {"inner": 3, "prefetch": 2}])
@@ -302,13 +352,17 @@ def test_batches_of_an_iterator_are_the_same_however_they_are_fed(options):
     """Stacked, made ahead, or both; and the caller's iterator stands where the run did."""
     one, batches = go(12, log_every=6), rows()
     other = go(12, batches, log_every=6, **options)
-    for a, b in zip(*(jax.tree.leaves(f.state._replace(key=None)) for f in (one, other)), strict=True):
+    for a, b in zip(
+        *(jax.tree.leaves(f.state._replace(key=None)) for f in (one, other)), strict=True
+    ):
         np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-7)
     for a, b in zip(timeless(one.history), timeless(other.history), strict=True):
         assert a == pytest.approx(b, rel=1e-4)
     assert batches.position == 12
     placed = go(12, log_every=6, sharding=train.data_sharding(train.data_mesh()), **options)
-    np.testing.assert_allclose(placed.state.params["w"], one.state.params["w"], rtol=1e-5, atol=1e-7)
+    np.testing.assert_allclose(
+        placed.state.params["w"], one.state.params["w"], rtol=1e-5, atol=1e-7
+    )
 
 
 @pytest.mark.parametrize("inner", [1, 2])
@@ -325,16 +379,25 @@ def test_batches_made_ahead_resume_bit_for_bit(tmp_path, inner):
 
 def test_inner_updates_resume_bit_for_bit(tmp_path):
     options = dict(
-        inner=2, log_every=4, save_every=4, eval_every=6, evaluate=lambda s: {"w": jnp.sum(s.params["w"])}, monitor="w"
+        inner=2,
+        log_every=4,
+        save_every=4,
+        eval_every=6,
+        evaluate=lambda s: {"w": jnp.sum(s.params["w"])},
+        monitor="w",
     )
     whole = go(12, drawn, workdir=tmp_path / "whole", **options)
     go(8, drawn, workdir=tmp_path / "parts", **options)
     parts = go(12, drawn, workdir=tmp_path / "parts", **options)
     assert_same(parts.state, whole.state)
     assert parts.best.step == whole.best.step and parts.best.value == whole.best.value
-    kept, all_of = ([r for r in timeless(lines(tmp_path / p)) if r["step"] != 8] for p in ("parts", "whole"))
+    kept, all_of = (
+        [r for r in timeless(lines(tmp_path / p)) if r["step"] != 8] for p in ("parts", "whole")
+    )
     assert kept == all_of  # 8 was the end of a part, and so was evaluated
-    with pytest.raises(ValueError, match="expected a state whose step inner=5 divides, got step 12"):
+    with pytest.raises(
+        ValueError, match="expected a state whose step inner=5 divides, got step 12"
+    ):
         go(15, drawn, workdir=tmp_path / "parts", inner=5, log_every=5, save_every=5)
 
 
@@ -344,7 +407,9 @@ def test_inner_updates_name_the_bad_one_and_skip_it(tmp_path):
     def poisoned(state, key):
         return {"x": jnp.where(state.step == 6, jnp.nan, drawn(state, key)["x"])}
 
-    with pytest.raises(train.NonFiniteError, match=r"loss .*at step 7: .*loss=nan.*last good checkpoint: step 6"):
+    with pytest.raises(
+        train.NonFiniteError, match=r"loss .*at step 7: .*loss=nan.*last good checkpoint: step 6"
+    ):
         go(12, poisoned, workdir=tmp_path, inner=3, save_every=6, log_every=12)
     assert checkpoint.steps(tmp_path) == [6]
     fitted = go(12, poisoned, inner=3, skip_nonfinite=True, log_every=3)
@@ -361,9 +426,13 @@ def test_a_step_is_a_body_for_scan():
     )
     for batch in batches:
         state, last = step(state, batch)
-    for a, b in zip(*(jax.tree.leaves(s._replace(key=None)) for s in (state, scanned)), strict=True):
+    for a, b in zip(
+        *(jax.tree.leaves(s._replace(key=None)) for s in (state, scanned)), strict=True
+    ):
         np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-7)
-    assert metrics["loss"].shape == (5,) and metrics["loss"][-1] == pytest.approx(float(last["loss"]), rel=1e-5)
+    assert metrics["loss"].shape == (5,) and metrics["loss"][-1] == pytest.approx(
+        float(last["loss"]), rel=1e-5
+    )
 
 
 def test_progress_bar_goes_to_stderr(capsys):
@@ -384,9 +453,17 @@ def test_progress_bar_goes_to_stderr(capsys):
         ({"patience": 0}, ValueError, "patience"),
         ({"inner": 0}, ValueError, "inner to be a whole number of at least 1, got 0"),
         ({"inner": 2, "batches": drawn}, ValueError, "steps to be a multiple of inner=2, got 3"),
-        ({"inner": 3, "batches": drawn, "log_every": 4}, ValueError, "log_every to be a multiple of inner=3, got 4"),
+        (
+            {"inner": 3, "batches": drawn, "log_every": 4},
+            ValueError,
+            "log_every to be a multiple of inner=3, got 4",
+        ),
         ({"prefetch": -1}, ValueError, "prefetch to be a whole number of at least 0, got -1"),
-        ({"inner": 3, "log_every": 3, "batches": iter([{"x": ROWS["x"]}] * 2)}, ValueError, "ended after step 0"),
+        (
+            {"inner": 3, "log_every": 3, "batches": iter([{"x": ROWS["x"]}] * 2)},
+            ValueError,
+            "ended after step 0",
+        ),
         ({"monitor": "v"}, ValueError, "monitor='v' names a number of `evaluate`"),
         ({"patience": 3}, ValueError, "patience counts evaluations of `monitor`"),
         ({"picture": lambda s: None}, ValueError, "pictures are saved to the workdir"),
@@ -394,7 +471,11 @@ def test_progress_bar_goes_to_stderr(capsys):
         ({"batches": iter([{"x": ROWS["x"]}] * 2)}, ValueError, "batches ended after step 2"),
         ({"batches": iter([]), "workdir": "never"}, TypeError, "`position` and `seek"),
         ({"monitor": "u", "evaluate": lambda s: {"v": 1.0}}, ValueError, r"monitor 'u' .* \['v'\]"),
-        ({"evaluate": lambda s: {"v": np.zeros(3)}}, ValueError, r"'v': expected a scalar, got shape \[3\]"),
+        (
+            {"evaluate": lambda s: {"v": np.zeros(3)}},
+            ValueError,
+            r"'v': expected a scalar, got shape \[3\]",
+        ),
     ],
 )
 def test_bad_options(options, error, said):

@@ -1,4 +1,5 @@
-"""Two processes of four fake devices each, and one of eight: what `processes_worker.py` saw; and a kill."""
+"""Two processes of four fake devices each, and one of eight: what `processes_worker.py` saw; and a
+kill."""
 
 import json
 import os
@@ -17,7 +18,8 @@ from jflow.train import checkpoint
 
 WORKER = Path(__file__).with_name("processes_worker.py")
 CONFIG = Path(__file__).with_name("processes_config.py")
-# Float32: sums over rows are taken in another order on other devices, and Adam's division widens it.
+# Float32: sums over rows are taken in another order on other devices, and Adam's division widens
+# it.
 CLOSE = {"rtol": 1e-5}
 
 
@@ -38,16 +40,31 @@ def interrupted(folder, where, count, grace, send):
 
     Returns the launcher's status, its stderr and the pids.
     """
-    launcher = ["-m", "jflow.apps.cli", "launch", "--processes", "2", "--devices", "4", "--grace", grace, "--"]
+    launcher = [
+        "-m",
+        "jflow.apps.cli",
+        "launch",
+        "--processes",
+        "2",
+        "--devices",
+        "4",
+        "--grace",
+        grace,
+        "--",
+    ]
     job = [sys.executable, "-m", "jflow.apps.cli", "train", CONFIG, "--workdir", folder, "--quiet"]
     log = folder.with_suffix(".log")
     with open(log, "w") as err:
-        with started(*launcher, *job, env=environment(HOLD=where), stdout=subprocess.PIPE, stderr=err) as process:
+        with started(
+            *launcher, *job, env=environment(HOLD=where), stdout=subprocess.PIPE, stderr=err
+        ) as process:
             pids = {}
             while len(pids) < count:
                 line = process.stdout.readline()
                 assert line, log.read_text()
-                if found := re.search(r"held: process (\d), pid (\d+)\n", line):  # Gloo says things, too
+                if found := re.search(
+                    r"held: process (\d), pid (\d+)\n", line
+                ):  # Gloo says things, too
                     pids[int(found[1])] = int(found[2])
             send(process, pids)
             process.communicate()
@@ -66,8 +83,8 @@ def terminate_all(launcher, pids):
 def seen(tmp_path_factory):
     folder = tmp_path_factory.mktemp("processes")
     out = {"folder": folder, "first": run("first", folder), "one": run("one", folder)}
-    # Process 0 goes on into the step that process 1 holds before: it waits there for a peer that dies. It may end by
-    # itself of that, or be ended: the grace is short.
+    # Process 0 goes on into the step that process 1 holds before: it waits there for a peer that
+    # dies. It may end by itself of that, or be ended: the grace is short.
     out["killed"] = interrupted(folder / "killed", "7:1", 1, 0.01, kill_process_1)
     # A long grace, for each to save and leave however slow it is.
     out["terminated"] = interrupted(folder / "terminated", "7", 2, 3600.0, terminate_all)
@@ -106,7 +123,8 @@ def test_process_0_alone_writes_metrics_and_pictures(seen):
 
 
 def test_each_process_reads_its_share(seen):
-    """The worker's process 0: of rows over eight devices, over two groups of four, over none, over all axes."""
+    """The worker's process 0: of rows over eight devices, over two groups of four, over none, over
+    all axes."""
     assert seen["first"]["shares"] == [[0, 2], [0, 2], [0, 1], [0, 2]]
 
 
@@ -132,9 +150,7 @@ def test_what_processes_disagree_on_is_named(seen, what, said):
 def test_a_killed_process_ends_the_job_which_goes_on_to_the_same_bits(seen):
     status, log, pids = seen["killed"]
     assert status == 128 + signal.SIGKILL and f"1 is pid {pids[1]}\n" in log
-    said = (
-        rf"jflow launch: error: process 1 of 2 \(pid {pids[1]}\) was ended by SIGKILL.* is of step 4: the same command"
-    )
+    said = rf"jflow launch: error: process 1 of 2 \(pid {pids[1]}\) was ended by SIGKILL.* is of step 4: the same command"
     assert re.search(said, log) and seen["killed_at"] == [4]
     check_end(seen, "killed")
 
@@ -142,7 +158,9 @@ def test_a_killed_process_ends_the_job_which_goes_on_to_the_same_bits(seen):
 def test_sigterm_to_all_saves_the_step_that_was_reached_and_goes_on_to_the_same_bits(seen):
     status, log, _ = seen["terminated"]
     assert status == 128 + signal.SIGTERM and "error" not in log
-    assert seen["terminated_at"] == [4, 7] and seen["terminated_rows"] == 7  # no step that was logged is lost
+    assert (
+        seen["terminated_at"] == [4, 7] and seen["terminated_rows"] == 7
+    )  # no step that was logged is lost
     check_end(seen, "terminated")
 
 

@@ -1,4 +1,5 @@
-"""Rules, meshes and what they give: errors here, training on eight fake devices in `sharding_worker.py`."""
+"""Rules, meshes and what they give: errors here, training on eight fake devices in
+`sharding_worker.py`."""
 
 import json
 from pathlib import Path
@@ -16,7 +17,10 @@ from jflow import train
 
 WORKER = Path(__file__).with_name("sharding_worker.py")
 MESH = AbstractMesh((2, 4), ("data", "model"))
-PARAMS = {"blocks": {"in": jnp.zeros((3, 8, 16)), "out": jnp.zeros((3, 16, 8))}, "bias": jnp.zeros(6)}
+PARAMS = {
+    "blocks": {"in": jnp.zeros((3, 8, 16)), "out": jnp.zeros((3, 16, 8))},
+    "bias": jnp.zeros(6),
+}
 
 
 @pytest.fixture(scope="module")
@@ -31,7 +35,8 @@ def seen():
     ["flow_data", "flow_fsdp", "flow_tensor", "flow_in_parts", "velocity_fsdp", "velocity_tensor"],
 )
 def test_losses_are_those_of_one_device(seen, layout):
-    """Loss and gradient norm of every step. Float32: sums over rows and features are taken in another order."""
+    """Loss and gradient norm of every step. Float32: sums over rows and features are taken in
+    another order."""
     one = seen[f"{layout.split('_')[0]}_one"]["losses"]
     np.testing.assert_allclose(seen[layout]["losses"], one, rtol=2e-5)
     assert len(set(np.round(one, 4))) == 8
@@ -40,7 +45,9 @@ def test_losses_are_those_of_one_device(seen, layout):
 @pytest.mark.parametrize("name", ["flow", "velocity"])
 def test_a_device_keeps_its_part_of_the_state(seen, name):
     """Params, their average and Adam's two moments: an eighth of all but the small leaves."""
-    whole, fsdp, tensor = (seen[f"{name}_{layout}"]["bytes"] for layout in ("one", "fsdp", "tensor"))
+    whole, fsdp, tensor = (
+        seen[f"{name}_{layout}"]["bytes"] for layout in ("one", "fsdp", "tensor")
+    )
     assert whole / 8 <= fsdp < whole / 7
     assert tensor < 0.8 * whole
     assert seen["flow_data"]["bytes"] == seen["flow_one"]["bytes"]
@@ -59,20 +66,31 @@ def test_init_sharded_is_init_in_place(seen):
 
 def test_rules_place_params_moments_and_average_alike():
     state = train.init_state(PARAMS, optax.adam(0.1), jax.random.key(0), ema=0.9)
-    rules = [("blocks/in$", P("data", "model")), (lambda path: path.endswith("out"), P(("data", "model"), None))]
+    rules = [
+        ("blocks/in$", P("data", "model")),
+        (lambda path: path.endswith("out"), P(("data", "model"), None)),
+    ]
     placed = train.shardings(state, MESH, rules)
     for tree in (placed.params, placed.ema, placed.opt_state[0].mu, placed.opt_state[0].nu):
-        assert tree["blocks"]["in"].spec == P(None, "data", "model")  # right-aligned: depth stays whole
+        assert tree["blocks"]["in"].spec == P(
+            None, "data", "model"
+        )  # right-aligned: depth stays whole
         assert tree["blocks"]["out"].spec == P(None, ("data", "model"), None)
         assert tree["bias"].spec == P(None)
     assert placed.step.spec == placed.key.spec == placed.opt_state[0].count.spec == P()
     sizes = 3 * 8 * 16 * 4  # bytes of a block matrix
-    assert train.bytes_per_device(state, placed) == 4 * (2 * sizes // 8 + 6 * 4) + 4 + 4 + 8  # two counts and a key
+    assert (
+        train.bytes_per_device(state, placed) == 4 * (2 * sizes // 8 + 6 * 4) + 4 + 4 + 8
+    )  # two counts and a key
 
 
 def test_the_first_rule_that_matches_decides():
-    placed = train.shardings(PARAMS, MESH, [("bias", P("data")), (".*", train.fsdp("model", min_size=1))])
-    assert placed["bias"].spec == P("data")  # by the second rule it would be whole: 4 does not divide 6
+    placed = train.shardings(
+        PARAMS, MESH, [("bias", P("data")), (".*", train.fsdp("model", min_size=1))]
+    )
+    assert placed["bias"].spec == P(
+        "data"
+    )  # by the second rule it would be whole: 4 does not divide 6
     assert placed["blocks"]["in"].spec == P(None, None, "model")
 
 
@@ -96,13 +114,25 @@ def test_fsdp_takes_the_largest_axis_that_divides(shape, min_size, spec):
 @pytest.mark.parametrize(
     ("rules", "said"),
     [
-        ([("blocks/in", P("model", None, None))], r"blocks/in: .* \[3, 8, 16\]: 3 over mesh axis model of size 4"),
-        ([("bias", P("model"))], r"bias: .* does not divide the shape \[6\]: 6 over mesh axis model of size 4"),
+        (
+            [("blocks/in", P("model", None, None))],
+            r"blocks/in: .* \[3, 8, 16\]: 3 over mesh axis model of size 4",
+        ),
+        (
+            [("bias", P("model"))],
+            r"bias: .* does not divide the shape \[6\]: 6 over mesh axis model of size 4",
+        ),
         ([("bias", P(("data", "model")))], r"6 over mesh axis data x model of size 8"),
         ([("bias", P(None, "model"))], r"bias: .* names 2 axes, but the leaf has the shape \[6\]"),
-        ([("bias", P("pipe"))], r"bias: .*the mesh has no axis 'pipe', only \{'data': 2, 'model': 4\}"),
+        (
+            [("bias", P("pipe"))],
+            r"bias: .*the mesh has no axis 'pipe', only \{'data': 2, 'model': 4\}",
+        ),
         ([(".*", train.fsdp("pipe"))], r"fsdp\(axis='pipe'\): the mesh has no axis 'pipe'"),
-        ([("bias", P()), ("kernel", P())], r"rule 1, 'kernel', matches no leaf; there are bias, blocks/in"),
+        (
+            [("bias", P()), ("kernel", P())],
+            r"rule 1, 'kernel', matches no leaf; there are bias, blocks/in",
+        ),
     ],
 )
 def test_bad_rules(rules, said):

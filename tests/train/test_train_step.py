@@ -43,7 +43,10 @@ def test_key_of_a_step_is_folded_from_the_step_count():
 @pytest.mark.parametrize("decay", [0.75, lambda step: 0.5 + 0.1 * step])
 def test_ema_is_the_weighted_sum_of_all_params(decay):
     at = decay if callable(decay) else lambda step: decay
-    step, state = train.make_step(quadratic, optax.sgd(0.25), ema=decay), start(optax.sgd(0.25), ema=decay)
+    step, state = (
+        train.make_step(quadratic, optax.sgd(0.25), ema=decay),
+        start(optax.sgd(0.25), ema=decay),
+    )
     expected = 1.0
     for n in range(4):
         state, _ = step(state, BATCH)
@@ -68,14 +71,17 @@ def test_bad_decay_is_an_error_at_construction(decay):
 
 
 def test_ema_of_bfloat16_params_moves_by_less_than_they_can():
-    """The params jump from 1 to 2 and the average goes up by 2^-12 of what is left, where bfloat16 has 2^-7 at 1."""
+    """The params jump from 1 to 2 and the average goes up by 2^-12 of what is left, where bfloat16
+    has 2^-7 at 1."""
     params, hold = {"w": jnp.ones(2, jnp.bfloat16), "count": jnp.int32(3)}, optax.set_to_zero()
     average = ema.start(params)
     assert (average["w"].dtype, average["count"].dtype) == (jnp.float32, jnp.int32)
     assert train.init_state(params, hold, jax.random.key(0), ema=0.9).ema["w"].dtype == jnp.float32
     with jax.numpy_dtype_promotion("strict"):
         for _ in range(3):
-            average = ema.update(average, {"w": jnp.full(2, 2, jnp.bfloat16), "count": jnp.int32(3)}, 1 - 2.0**-12)
+            average = ema.update(
+                average, {"w": jnp.full(2, 2, jnp.bfloat16), "count": jnp.int32(3)}, 1 - 2.0**-12
+            )
     np.testing.assert_allclose(average["w"], 2 - (1 - 2.0**-12) ** 3, rtol=1e-6)
 
 
@@ -114,15 +120,23 @@ def test_frozen_is_passed_as_it_was_given():
 
 def test_refresh_sees_the_new_params_and_a_key_apart_from_the_loss():
     def refresh(params, frozen, key, batch):
-        return {"count": frozen["count"] + 1, "target": params["w"], "noise": jax.random.normal(key)}
+        return {
+            "count": frozen["count"] + 1,
+            "target": params["w"],
+            "noise": jax.random.normal(key),
+        }
 
     frozen = {"count": jnp.int32(0), "target": jnp.float32(0), "noise": jnp.float32(0)}
     step = jax.jit(train.make_step(quadratic, optax.sgd(0.25), refresh=refresh))
     state, metrics = step(start(optax.sgd(0.25), frozen=frozen), BATCH)
     assert int(state.frozen["count"]) == 1 and float(state.frozen["target"]) == 2.0
     assert state.frozen["noise"] != metrics["noise"]
-    changed = train.make_step(quadratic, optax.sgd(0.25), refresh=lambda p, f, k, b: {"count": f["count"]})
-    with pytest.raises(ValueError, match="refresh must keep the form of frozen: expected .*'target'"):
+    changed = train.make_step(
+        quadratic, optax.sgd(0.25), refresh=lambda p, f, k, b: {"count": f["count"]}
+    )
+    with pytest.raises(
+        ValueError, match="refresh must keep the form of frozen: expected .*'target'"
+    ):
         changed(start(optax.sgd(0.25), frozen=frozen), BATCH)
 
 
@@ -139,7 +153,9 @@ def test_state_copies_all_it_is_given_so_donation_takes_nothing_else():
         traces.append(1)
         return loss(params, key, batch, frozen)
 
-    state = train.init_state(params, optimizer, key, ema=0.9, frozen={"teacher": params, "again": params})
+    state = train.init_state(
+        params, optimizer, key, ema=0.9, frozen={"teacher": params, "again": params}
+    )
     step = jax.jit(train.make_step(counted, optimizer, ema=0.9), donate_argnums=0)
     for _ in range(3):
         before, (state, _) = state, step(state, BATCH)
@@ -194,11 +210,16 @@ def test_accumulated_gradients_are_those_of_the_whole_batch(parts):
     start = train.init_state({"w": jnp.ones(3)}, optimizer, jax.random.key(5), ema=0.9)
     ends = []
     for accumulate in (1, parts):
-        step, state = jax.jit(train.make_step(rows_loss, optimizer, ema=0.9, accumulate=accumulate)), start
+        step, state = (
+            jax.jit(train.make_step(rows_loss, optimizer, ema=0.9, accumulate=accumulate)),
+            start,
+        )
         for _ in range(3):
             state, metrics = step(state, ROWS)
         assert int(state.step) == 3 and int(state.opt_state[0].count) == 3  # one step is one update
-        ends.append((state.params, state.ema, {k: metrics[k] for k in ("loss", "error", "grad_norm")}))
+        ends.append(
+            (state.params, state.ema, {k: metrics[k] for k in ("loss", "error", "grad_norm")})
+        )
     for a, b in zip(*map(jax.tree.leaves, ends), strict=True):
         np.testing.assert_allclose(a, b, rtol=2e-5)  # float32: sums in another order
 
@@ -209,7 +230,9 @@ def test_parts_have_keys_of_their_own_and_metrics_are_averaged():
     _, metrics = step(state, ROWS)
     key = jax.random.fold_in(jax.random.key(5), 0)
     noise = [float(jax.random.normal(jax.random.fold_in(key, i))) for i in range(3)]
-    assert len(set(noise)) == 3 and float(metrics["noise"]) == pytest.approx(np.mean(noise), rel=1e-5)
+    assert len(set(noise)) == 3 and float(metrics["noise"]) == pytest.approx(
+        np.mean(noise), rel=1e-5
+    )
 
 
 def test_accumulation_averages_over_shards_too():
@@ -224,7 +247,9 @@ def test_accumulation_averages_over_shards_too():
 
 def test_parts_that_do_not_divide_the_batch():
     state = train.init_state({"w": jnp.ones(3)}, optax.sgd(0.1), jax.random.key(5))
-    with pytest.raises(ValueError, match=r"accumulate=5 does not divide the batch: 'x' has the shape \[12, 3\]"):
+    with pytest.raises(
+        ValueError, match=r"accumulate=5 does not divide the batch: 'x' has the shape \[12, 3\]"
+    ):
         train.make_step(rows_loss, optax.sgd(0.1), accumulate=5)(state, ROWS)
     for bad in (0, 1.5, True):
         with pytest.raises(ValueError, match="accumulate to be a whole number of at least 1"):
@@ -245,13 +270,16 @@ def in_parts(x):
 
 @pytest.mark.parametrize("weights", [[3, 1, 0.5], [2, 0, 1], [0, 0, 0]], ids=str)
 def test_parts_and_shards_count_by_their_weight(weights):
-    """They give the update of the whole batch; a part without weight has nothing to say, and three of them make no update."""
+    """They give the update of the whole batch; a part without weight has nothing to say, and three
+    of them make no update."""
     optimizer = optax.sgd(0.1)
     start = train.init_state({"w": jnp.ones(3)}, optimizer, jax.random.key(5))
     weight = np.array([1, 2, 0, 1], np.float32)[:, None] * np.array(weights, np.float32)[None]
     batch = ROWS | {"weight": weight.reshape(12)}
     parts, metrics = jax.jit(train.make_step(weighted_loss, optimizer, accumulate=3))(start, batch)
-    mapped = jax.vmap(train.make_step(weighted_loss, optimizer, axis_name="shard"), axis_name="shard")
+    mapped = jax.vmap(
+        train.make_step(weighted_loss, optimizer, axis_name="shard"), axis_name="shard"
+    )
     shards = jax.jit(mapped)(train.stack_for_pmap(start, 3), jax.tree.map(in_parts, batch))
     shards, shard_metrics = jax.tree.map(lambda x: x[0], (shards[0].params, shards[1]))
     value, slope = 0.0, {"w": np.zeros(3)}
@@ -268,12 +296,21 @@ def test_what_refresh_changed_is_averaged_by_weight():
         return {"mean": jnp.mean(batch["y"])}
 
     optimizer = optax.sgd(0.1)
-    start = train.init_state({"w": jnp.ones(3)}, optimizer, jax.random.key(5), frozen={"mean": jnp.float32(7)})
-    step = jax.vmap(train.make_step(weighted_loss, optimizer, refresh=refresh, axis_name="shard"), axis_name="shard")
+    start = train.init_state(
+        {"w": jnp.ones(3)}, optimizer, jax.random.key(5), frozen={"mean": jnp.float32(7)}
+    )
+    step = jax.vmap(
+        train.make_step(weighted_loss, optimizer, refresh=refresh, axis_name="shard"),
+        axis_name="shard",
+    )
     y = np.where(np.arange(12) < 8, ROWS["y"], np.nan).reshape(3, 4)
     step = jax.jit(step)
     for weight, expected in (([1, 3, 0], (y[0].mean() + 3 * y[1].mean()) / 4), ([0, 0, 0], 7)):
-        batch = {"x": ROWS["x"].reshape(3, 4, 3), "y": y, "weight": np.repeat(np.float32(weight)[:, None], 4, 1)}
+        batch = {
+            "x": ROWS["x"].reshape(3, 4, 3),
+            "y": y,
+            "weight": np.repeat(np.float32(weight)[:, None], 4, 1),
+        }
         state, _ = step(train.stack_for_pmap(start, 3), batch)
         np.testing.assert_allclose(state.frozen["mean"], [expected] * 3, rtol=1e-6)
 
@@ -285,20 +322,27 @@ def quartic(params, key, batch, frozen):
 
 @pytest.mark.parametrize("options", [{}, {"accumulate": 3}, {"axis_name": "shard"}], ids=str)
 def test_optimizers_that_search_along_a_line(options):
-    """They are given the loss as a function of params, whose gradient is that of all parts and shards."""
+    """They are given the loss as a function of params, whose gradient is that of all parts and
+    shards."""
     search = optax.scale_by_backtracking_linesearch(10, store_grad=True)
     for optimizer in (optax.lbfgs(), optax.lbfgs(linesearch=search)):
         frozen = {"scale": jnp.float32(2)}
-        state = train.init_state({"w": jnp.float32(1.0)}, optimizer, jax.random.key(5), ema=0.5, frozen=frozen)
+        state = train.init_state(
+            {"w": jnp.float32(1.0)}, optimizer, jax.random.key(5), ema=0.5, frozen=frozen
+        )
         step = train.make_step(quartic, optimizer, ema=0.5, **options)
-        batch = {"x": np.array([2, 1, 2, 2, 3, 2], np.float32)}  # parts of equal mean, in which the loss is not linear
+        batch = {
+            "x": np.array([2, 1, 2, 2, 3, 2], np.float32)
+        }  # parts of equal mean, in which the loss is not linear
         if options.get("axis_name"):
             state, batch = train.stack_for_pmap(state, 3), jax.tree.map(in_parts, batch)
             step = jax.vmap(step, axis_name="shard")
         step = jax.jit(step)
         for _ in range(6):
             state, _ = step(state, batch)
-        np.testing.assert_allclose(state.params["w"], np.sqrt(2) * np.ones_like(state.params["w"]), rtol=1e-4)
+        np.testing.assert_allclose(
+            state.params["w"], np.sqrt(2) * np.ones_like(state.params["w"]), rtol=1e-4
+        )
 
 
 def test_polyak_steps():

@@ -65,8 +65,12 @@ def config(
     )
     features = features or len(load().schema)
     base = distributions.multivariate_normal(features)
-    model = flows.neural_spline((features,), depth=depth, hidden=hidden, bins=bins, bound=bound, base=base)
-    schedule = optax.warmup_cosine_decay_schedule(0.0, learning_rate, min(100, steps), steps + 1, 0.01 * learning_rate)
+    model = flows.neural_spline(
+        (features,), depth=depth, hidden=hidden, bins=bins, bound=bound, base=base
+    )
+    schedule = optax.warmup_cosine_decay_schedule(
+        0.0, learning_rate, min(100, steps), steps + 1, 0.01 * learning_rate
+    )
     draw = jax.jit(model.sample, static_argnums=2)
     return Experiment(
         model=model,
