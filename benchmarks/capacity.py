@@ -164,7 +164,11 @@ def traced(model, width, tokens, memory_mode):
     depth, key = depth_of(model, width), jax.eval_shape(lambda: jax.random.key(0))
     if model == "dit":
         net = nets.DiT(
-            patch_size=2, width=width, depth=depth, heads=width // 64, remat=memory_mode == "remat"
+            patch_size=2,
+            width=width,
+            num_layers=depth,
+            num_heads=width // 64,
+            remat=memory_mode == "remat",
         )
         velocity = jflow.velocity(net)
         event, loss = (

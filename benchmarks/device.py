@@ -260,7 +260,7 @@ def dit_steps(args):
         8192,
     )
     if args.short:
-        sizes = {"patch_size": 2, "width": 32, "depth": 2, "heads": 2}
+        sizes = {"patch_size": 2, "width": 32, "num_layers": 2, "num_heads": 2}
         case, batches, side = flow_matching_step.Case((8, 8, 4), 4, 1, sizes), (4, 2), 256
     kind = jax.devices()[0].device_kind
     peak = next((peak for name, peak in PEAKS.items() if name in kind), None)

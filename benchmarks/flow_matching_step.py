@@ -52,12 +52,20 @@ class MLP(nn.Module):
         return nn.Dense(x.shape[1])(nets.MLP((self.width,) * self.layers, nn.selu)(x, t[:, None]))
 
 
-_UNET = {"channels": 32, "multipliers": (1, 2), "blocks": 1, "attention": (False, True), "heads": 2}
+_UNET = {
+    "channels": 32,
+    "multipliers": (1, 2),
+    "num_blocks": 1,
+    "attention": (False, True),
+    "num_heads": 2,
+}
 SIZES = {
     "small": {
         "mlp": Case((2,), 256, 200, {"width": 64, "layers": 3}),
         "unet": Case((16, 16, 1), 64, 2, _UNET),
-        "dit": Case((16, 16, 1), 32, 2, {"patch_size": 2, "width": 128, "depth": 4, "heads": 4}),
+        "dit": Case(
+            (16, 16, 1), 32, 2, {"patch_size": 2, "width": 128, "num_layers": 4, "num_heads": 4}
+        ),
     },
     "base": {
         "mlp": Case((64,), 4096, 100, {"width": 1024, "layers": 3}),
@@ -68,12 +76,14 @@ SIZES = {
             {
                 "channels": 128,
                 "multipliers": (1, 2, 2),
-                "blocks": 2,
+                "num_blocks": 2,
                 "attention": (False, True, True),
-                "heads": 4,
+                "num_heads": 4,
             },
         ),
-        "dit": Case((32, 32, 4), 256, 5, {"patch_size": 2, "width": 768, "depth": 12, "heads": 12}),
+        "dit": Case(
+            (32, 32, 4), 256, 5, {"patch_size": 2, "width": 768, "num_layers": 12, "num_heads": 12}
+        ),
     },
 }
 NETS = {"mlp": MLP, "unet": nets.UNet, "dit": nets.DiT}

@@ -21,7 +21,7 @@ from jflow.bijectors import decoding
 
 SHAPE, SIZES = (
     (14, 14, 1),
-    {"patch_size": 2, "width": 64, "depth": 4, "layers": 1, "num_classes": 10},
+    {"patch_size": 2, "width": 64, "depth": 4, "num_layers": 1, "num_classes": 10},
 )
 SAMPLERS = {
     "cached": decoding.cached(),

@@ -56,9 +56,9 @@ def models(args):
         )
         return flow.init, losses.nll(flow), (64,), rules
     if args.model == "mlp":
-        net, event = nets.ResidualMLP(width=args.width, depth=args.depth), (64,)
+        net, event = nets.ResidualMLP(width=args.width, num_blocks=args.depth), (64,)
     else:
-        net, event = nets.DiT(width=args.width, depth=args.depth, heads=4), (16, 16, 4)
+        net, event = nets.DiT(width=args.width, num_layers=args.depth, num_heads=4), (16, 16, 4)
     velocity = jflow.velocity(net)
     rules = (("/in/kernel", columns), ("/in/bias", P("model")), ("/out/kernel", rows))
     init = lambda key, x: velocity.init(key, x, jnp.zeros(len(x)))  # noqa: E731

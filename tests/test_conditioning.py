@@ -199,20 +199,29 @@ OTHERS = {  # () -> flow, and its event
         lambda: flows.neural_spline_autoregressive((D,), depth=2, hidden=(8,), bins=3),
         (D,),
     ),
-    "bnaf": (lambda: flows.bnaf((D,), depth=2, hidden=2, layers=1), (D,)),
+    "bnaf": (lambda: flows.bnaf((D,), depth=2, hidden=2, num_layers=1), (D,)),
     "residual_flow": (lambda: flows.residual_flow((D,), depth=2, hidden=(8,)), (D,)),
     "glow": (lambda: flows.glow(IMAGE, scales=1, depth=2, hidden=4), IMAGE),
     "flow_plus_plus": (
         lambda: flows.flow_plus_plus(
-            IMAGE, levels=5, depth=(1, 1, 0), dequantizer_depth=1, width=4, blocks=1, heads=2
+            IMAGE,
+            levels=5,
+            depth=(1, 1, 0),
+            dequantizer_depth=1,
+            width=4,
+            num_blocks=1,
+            num_heads=2,
         ),
         IMAGE,
     ),
     "tarflow": (
-        lambda: flows.tarflow(IMAGE, patch_size=2, width=8, depth=2, layers=1, heads=2),
+        lambda: flows.tarflow(IMAGE, patch_size=2, width=8, depth=2, num_layers=1, num_heads=2),
         IMAGE,
     ),
-    "jet": (lambda: flows.jet(IMAGE, patch_size=2, width=8, depth=2, layers=1, heads=2), IMAGE),
+    "jet": (
+        lambda: flows.jet(IMAGE, patch_size=2, width=8, depth=2, num_layers=1, num_heads=2),
+        IMAGE,
+    ),
 }
 
 

@@ -33,7 +33,7 @@ def draw(couplings, velocity, params, x0):
     x, info = solvers.sample_flow_map(model, params, x0)
     return couplings.exact, c.optimal_transport(), solvers.sample_sde, info
 
-flow = flows.tarflow((4, 4, 1), depth=2, layers=1)
+flow = flows.tarflow((4, 4, 1), depth=2, num_layers=1)
 '''
 
 

@@ -63,7 +63,7 @@ def config(
     """
     if short:
         steps, width, depth = 200, 64, 1
-    net = nets.ResidualMLP(width=width, depth=depth, num_classes=CLASSES, dropout=dropout)
+    net = nets.ResidualMLP(width=width, num_blocks=depth, num_classes=CLASSES, dropout=dropout)
     velocity = jflow.velocity(net)
     schedule = optax.warmup_cosine_decay_schedule(0.0, learning_rate, steps // 20, steps)
     optimizer = optax.chain(

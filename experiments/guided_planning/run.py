@@ -98,7 +98,7 @@ def condition(first, rank, told):
 
 def fit(key, episodes, ranks, args):
     """Flow matching over windows, as (velocity, params averaged over training)."""
-    velocity = _fields.velocity(nets.ResidualMLP(width=args.width, depth=4))
+    velocity = _fields.velocity(nets.ResidualMLP(width=args.width, num_blocks=4))
     optimizer = optax.chain(
         optax.clip_by_global_norm(1.0), optax.adam(optax.cosine_decay_schedule(1e-3, args.steps))
     )

@@ -61,11 +61,11 @@ _28 = {
     "unet": {
         "channels": 64,
         "multipliers": (1, 2, 2),
-        "blocks": 2,
+        "num_blocks": 2,
         "attention": (False, False, True),
-        "heads": 4,
+        "num_heads": 4,
     },
-    "dit": {"patch_size": 2, "width": 256, "depth": 6, "heads": 4},
+    "dit": {"patch_size": 2, "width": 256, "num_layers": 6, "num_heads": 4},
 }
 DATASETS = {
     "digits": Dataset(
@@ -76,11 +76,11 @@ DATASETS = {
         unet={
             "channels": 32,
             "multipliers": (1, 2),
-            "blocks": 1,
+            "num_blocks": 1,
             "attention": (False, True),
-            "heads": 2,
+            "num_heads": 2,
         },
-        dit={"patch_size": 2, "width": 96, "depth": 4, "heads": 4},
+        dit={"patch_size": 2, "width": 96, "num_layers": 4, "num_heads": 4},
     ),
     "mnist": Dataset(
         lambda folder: data.mnist(folder / "mnist.npz"), (28, 28, 1), 255, False, **_28
@@ -96,11 +96,11 @@ DATASETS = {
         unet={
             "channels": 128,
             "multipliers": (1, 2, 2),
-            "blocks": 2,
+            "num_blocks": 2,
             "attention": (False, True, True),
-            "heads": 4,
+            "num_heads": 4,
         },
-        dit={"patch_size": 2, "width": 384, "depth": 12, "heads": 6},
+        dit={"patch_size": 2, "width": 384, "num_layers": 12, "num_heads": 6},
     ),
 }
 NETS = {"unet": nets.UNet, "dit": nets.DiT}
@@ -165,7 +165,9 @@ def config(
     chosen = DATASETS[dataset]
     sizes = dict(getattr(chosen, net))
     for name, size in zip(
-        ("channels", "blocks") if net == "unet" else ("width", "depth"), (width, depth), strict=True
+        ("channels", "num_blocks") if net == "unet" else ("width", "num_layers"),
+        (width, depth),
+        strict=True,
     ):
         sizes[name] = size or sizes[name]
     dtype = jnp.bfloat16 if bfloat16 else None

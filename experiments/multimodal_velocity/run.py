@@ -56,7 +56,7 @@ def main() -> None:
     floor = metrics.wasserstein(data.eight_gaussians(args.rows, 10 * args.seed + 3)["x"], fresh)
     print(f"W2 of {args.rows} fresh rows: {floor:.3f}", flush=True)
 
-    backbone = nets.ResidualMLP(width=64, depth=2)
+    backbone = nets.ResidualMLP(width=64, num_blocks=2)
     plain = jflow.velocity(backbone)
     few, many = (jflow.field(nets.MixtureHead(backbone, components=k)) for k in (1, 8))
     coupled = losses.HierarchyLevel(coupling=couplings.optimal_transport()), losses.HierarchyLevel()

@@ -22,12 +22,12 @@ _FULL = jax.lax.Precision.HIGHEST
 def block_autoregressive(
     features: int,
     hidden: int = 8,
-    depth: int = 2,
+    num_layers: int = 2,
     *,
     leak: float = 0.1,
     solver: Solver | None = None,
 ) -> Bijector:
-    """x_i = (1 - g_i) z_i + g_i f_i(z_i; z_1 .. z_{i-1}, cond), f a network of `depth` layers of features * hidden units.
+    """x_i = (1 - g_i) z_i + g_i f_i(z_i; z_1 .. z_{i-1}, cond), f a network of `num_layers` layers of features * hidden units.
 
     The weights between the units of one number are exponentials, those from units of earlier numbers are free, those from
     later ones absent; so f is increasing in its own number and the Jacobian is triangular. Its diagonal is a product of
@@ -36,17 +36,17 @@ def block_autoregressive(
 
     `inverse` is numerical: given the earlier numbers each f_i is a scalar function with a root, all are solved at once and
     this is repeated as in `autoregressive`, by `solver`; gradients are implicit, rows without convergence NaN. Weight
-    normalization is left out. `depth` is of one map; cond is None, a float array [b, ...] or a pytree of them.
+    normalization is left out. `num_layers` is of one map; cond is None, a float array [b, ...] or a pytree of them.
 
     De Cao, Titov, Aziz, *Block Neural Autoregressive Flow* (2019).
     """
-    check_whole("block_autoregressive", features=features, hidden=hidden, depth=depth)
+    check_whole("block_autoregressive", features=features, hidden=hidden, num_layers=num_layers)
     if not leak > 0:
         raise ValueError(
             f"block_autoregressive: expected leak > 0 (without it the map is not onto), got {leak}"
         )
     leak = float(leak)  # a number of numpy's would bring float64 along
-    widths = [1, *[hidden] * depth, 1]
+    widths = [1, *[hidden] * num_layers, 1]
     earlier = np.tri(features, k=-1, dtype=bool).T[
         :, None, :, None
     ]  # [from i, its units, to j, its units]: i < j
@@ -62,14 +62,14 @@ def block_autoregressive(
         check(x)
         c = flatten_cond("block_autoregressive", cond, x.shape[0])
         normal = lambda key, *shape: jax.random.normal(key, shape, float_dtype(x))  # noqa: E731
-        layers, keys = {}, jax.random.split(key, depth + 2)
+        layers, keys = {}, jax.random.split(key, num_layers + 2)
         for i, (m, n) in enumerate(zip(widths, widths[1:], strict=False)):
             own, others, bias = jax.random.split(keys[i], 3)
             layers[str(i)] = {
                 "own": 0.5 * normal(own, features, m, n),
                 "others": normal(others, features, m, features, n) / math.sqrt(features * m),
                 "bias": normal(bias, features, n)
-                * float(i < depth),  # spreads the steps of the first layers' tanh
+                * float(i < num_layers),  # spreads the steps of the first layers' tanh
             }
         if c is not None:
             layers["0"]["cond"] = normal(keys[-1], c.shape[-1], features, hidden) / math.sqrt(
@@ -82,7 +82,7 @@ def block_autoregressive(
         log_weight = layer["own"] - math.log(widths[i])
         h = jnp.einsum("bdm,dmn->bdn", h, jnp.exp(log_weight), precision=_FULL) + context
         log_slope = jax.nn.logsumexp(log_slope[..., None] + log_weight[None], axis=-2)
-        if i == depth:
+        if i == num_layers:
             return h, log_slope
         steps = jnp.tanh(h)
         return steps + leak * h, log_slope + jnp.log(leak + (1 - steps) * (1 + steps))
@@ -111,7 +111,7 @@ def block_autoregressive(
                 f"block_autoregressive: expected cond of {size} numbers a row, as at init, got {c.shape[-1]}"
             )
         h, log_slope, contexts = x[..., None], jnp.zeros_like(x)[..., None], []
-        for i in range(depth + 1):
+        for i in range(num_layers + 1):
             layer = params["layers"][str(i)]
             context = (
                 jnp.einsum("bim,imjn->bjn", h, jnp.where(earlier, layer["others"], 0))

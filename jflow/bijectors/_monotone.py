@@ -55,16 +55,16 @@ def logistic_mixture(
     )
 
 
-def deep_sigmoidal(hidden: int = 8, layers: int = 2, floor: float = 1e-3) -> Elementwise:
+def deep_sigmoidal(hidden: int = 8, num_layers: int = 2, floor: float = 1e-3) -> Elementwise:
     """y = (1 - floor) g_L(... g_1(x)) + floor x with g(h) = logit(sum_k w_k sigmoid(a_k h + b_k)), w a softmax, a > 0.
 
     Each layer takes 3 * hidden raw numbers (log w, b, log a with |log a| < 3); its slope is at most max a, its tails are
     linear. Huang, Krueger, Lacoste, Courville, *Neural Autoregressive Flows* (2018): their deep sigmoidal flow, in which
     one number passes from layer to layer; `floor` and the raw numbers as in `logistic_mixture`.
     """
-    check_whole("deep_sigmoidal", hidden=hidden, layers=layers)
+    check_whole("deep_sigmoidal", hidden=hidden, num_layers=num_layers)
     floor = _check_floor("deep_sigmoidal", floor)
-    size = 3 * hidden * layers
+    size = 3 * hidden * num_layers
 
     def forward(x, raw):
         x, raw = check_raw("deep_sigmoidal", x, raw, size)
@@ -75,7 +75,7 @@ def deep_sigmoidal(hidden: int = 8, layers: int = 2, floor: float = 1e-3) -> Ele
             h, contribution = _logit_of_mixture(h, log_w, log_a, b)
             return (h, log_slope + contribution), None
 
-        stacked = jnp.moveaxis(raw.reshape(*x.shape, layers, 3 * hidden), -2, 0)
+        stacked = jnp.moveaxis(raw.reshape(*x.shape, num_layers, 3 * hidden), -2, 0)
         (y, log_slope), _ = jax.lax.scan(layer, (x, jnp.zeros_like(x)), stacked)
         return _add_identity(floor, x, y, log_slope)
 

@@ -121,19 +121,19 @@ def bnaf(
     *,
     depth: int = 2,
     hidden: int = 8,
-    layers: int = 2,
+    num_layers: int = 2,
     embed: nn.Module | None = None,
     remat: bool = False,
     standardize: bool = True,
     base: Distribution | None = None,
 ) -> Flow:
     """Block neural autoregressive flow: `depth` maps, the order reversed between them, each a monotone masked network of
-    `layers` hidden layers with `hidden` units for every number; see `bijectors.block_autoregressive`. De Cao, Titov, Aziz,
+    `num_layers` hidden layers with `hidden` units for every number; see `bijectors.block_autoregressive`. De Cao, Titov, Aziz,
     *Block Neural Autoregressive Flow* (2019). Densities take one pass, samples a numerical inverse. Other arguments as in
     `maf`."""
 
     def layer(features):
-        return bijectors.block_autoregressive(features, hidden, layers)
+        return bijectors.block_autoregressive(features, hidden, num_layers)
 
     return vector_flow(
         event_shape, layer, depth, embed, standardize, base, permutations=_reversals, remat=remat

@@ -105,8 +105,8 @@ def flow_plus_plus(
     depth: Sequence[int] = (4, 2, 3),
     dequantizer_depth: int = 2,
     width: int = 64,
-    blocks: int = 2,
-    heads: int = 4,
+    num_blocks: int = 2,
+    num_heads: int = 4,
     dropout: float = 0.0,
     univariate: Elementwise | None = None,
     embed: nn.Module | None = None,
@@ -123,7 +123,7 @@ def flow_plus_plus(
         event_shape: [H, W, C], even H and W.
         depth: couplings in the three stages; 0 leaves one out (the third needs a W divisible by 4).
         dequantizer_depth: couplings in the flow of the noise.
-        width, blocks, heads, dropout: of each `nets.GatedAttentionNet`. The key that draws the noise switches dropout
+        width, num_blocks, num_heads, dropout: of each `nets.GatedAttentionNet`. The key that draws the noise switches dropout
             on: evaluate with the recipe at dropout=0, whose params are the same.
         univariate: of the couplings; defaults to `bijectors.univariate.logistic_mixture()`.
         embed, remat, base: as in `glow`.
@@ -135,7 +135,7 @@ def flow_plus_plus(
             f"got depth={tuple(depth)}, dequantizer_depth={dequantizer_depth}"
         )
     univariate = bj.univariate.logistic_mixture() if univariate is None else univariate
-    net = nets.GatedAttentionNet(width, blocks, heads, dropout)
+    net = nets.GatedAttentionNet(width, num_blocks, num_heads, dropout)
     channels = event_shape[-1]
 
     def checkered(channels: int, depth: int) -> list[Bijector]:

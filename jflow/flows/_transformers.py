@@ -21,8 +21,8 @@ def tarflow(
     patch_size: int = 4,
     width: int = 256,
     depth: int = 8,
-    layers: int = 4,
-    heads: int = 4,
+    num_layers: int = 4,
+    num_heads: int = 4,
     num_classes: int | None = None,
     max_log_scale: float = 3.0,
     sampler: Sampler = _CACHED,
@@ -42,7 +42,7 @@ def tarflow(
     Args:
         event_shape: (H, W, C).
         patch_size: p, which divides H and W; a token has p p C numbers.
-        width, layers, heads: of the transformer of each block.
+        width, num_layers, num_heads: of the transformer of each block.
         depth: how many blocks.
         num_classes: for cond of labels [b]; index num_classes is the null label. A float cond needs none.
         max_log_scale: bound on the log-scale of one block.
@@ -56,7 +56,11 @@ def tarflow(
     """
     check_whole("tarflow", depth=depth)
     net = nets.CausalTransformer(
-        width=width, layers=layers, heads=heads, num_classes=num_classes, dtype=dtype
+        width=width,
+        num_layers=num_layers,
+        num_heads=num_heads,
+        num_classes=num_classes,
+        dtype=dtype,
     )
     options = {"max_log_scale": max_log_scale, "sampler": sampler, "guide": guide}
 
@@ -77,10 +81,10 @@ def starflow(
     *,
     patch_size: int = 1,
     width: int = 256,
-    layers: int = 12,
+    num_layers: int = 12,
     shallow_depth: int = 3,
-    shallow_layers: int = 2,
-    heads: int = 4,
+    num_shallow_layers: int = 2,
+    num_heads: int = 4,
     num_classes: int | None = None,
     max_log_scale: float = 3.0,
     sampler: Sampler = _CACHED,
@@ -93,14 +97,16 @@ def starflow(
     """TarFlow in deep-shallow form on the latents of an autoencoder, any arrays [H, W, C]. Gu et al., *STARFlow: Scaling
     Latent Normalizing Flows for High-resolution Image Synthesis* (2025).
 
-    One deep block of `layers` layers next to the noise, which alone sees cond and is alone guided, then `shallow_depth`
-    blocks of `shallow_layers` layers that shape local detail. The paper's guide is `guidance.score_sum`. Other arguments
+    One deep block of `num_layers` layers next to the noise, which alone sees cond and is alone guided, then `shallow_depth`
+    blocks of `num_shallow_layers` layers that shape local detail. The paper's guide is `guidance.score_sum`. Other arguments
     as in `tarflow`.
     """
     check_whole("starflow", 0, shallow_depth=shallow_depth)
-    sizes = {"width": width, "heads": heads, "dtype": dtype}
-    deep = nets.CausalTransformer(layers=layers, num_classes=num_classes, remat=remat, **sizes)
-    shallow = nets.CausalTransformer(layers=shallow_layers, **sizes)
+    sizes = {"width": width, "num_heads": num_heads, "dtype": dtype}
+    deep = nets.CausalTransformer(
+        num_layers=num_layers, num_classes=num_classes, remat=remat, **sizes
+    )
+    shallow = nets.CausalTransformer(num_layers=num_shallow_layers, **sizes)
     options = {"max_log_scale": max_log_scale, "sampler": sampler}
 
     def stack(rows, columns, size):
@@ -123,8 +129,8 @@ def jet(
     patch_size: int = 4,
     width: int = 256,
     depth: int = 32,
-    layers: int = 2,
-    heads: int = 4,
+    num_layers: int = 2,
+    num_heads: int = 4,
     num_classes: int | None = None,
     univariate: Elementwise | None = None,
     remat: bool = False,
@@ -147,7 +153,13 @@ def jet(
         reversible: see `bijectors.scan`.
     """
     univariate = bijectors.univariate.affine() if univariate is None else univariate
-    net = nets.ViT(width=width, layers=layers, heads=heads, num_classes=num_classes, dtype=dtype)
+    net = nets.ViT(
+        width=width,
+        num_layers=num_layers,
+        num_heads=num_heads,
+        num_classes=num_classes,
+        dtype=dtype,
+    )
 
     def stack(rows, columns, size):
         flat = bijectors.reshape((rows * columns, size), (rows * columns * size,))

@@ -34,7 +34,7 @@ class SelfAttention(nn.Module):
     Raises ValueError when `heads` does not divide the width.
     """
 
-    heads: int
+    num_heads: int
     kernel_init: nn.initializers.Initializer = nn.initializers.lecun_normal()
     out_init: nn.initializers.Initializer = nn.initializers.lecun_normal()
     dtype: Any = None
@@ -43,14 +43,14 @@ class SelfAttention(nn.Module):
     @nn.compact
     def __call__(self, x: Array) -> Array:
         b, n, width = x.shape
-        if width % self.heads:
+        if width % self.num_heads:
             raise ValueError(
-                f"SelfAttention: expected heads to divide the width {width}, got heads={self.heads}"
+                f"SelfAttention: expected num_heads to divide the width {width}, got num_heads={self.num_heads}"
             )
         qkv = per_token(
             nn.Dense(3 * width, kernel_init=self.kernel_init, dtype=self.dtype, name="qkv"), x
         )
-        q, k, v = jnp.moveaxis(qkv.reshape(b, n, 3, self.heads, width // self.heads), 2, 0)
+        q, k, v = jnp.moveaxis(qkv.reshape(b, n, 3, self.num_heads, width // self.num_heads), 2, 0)
         y = self.attention_fn(q, k, v)
         if y.shape != q.shape:
             raise ValueError(

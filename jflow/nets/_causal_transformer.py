@@ -32,15 +32,15 @@ class CausalTransformer(nn.Module):
 
     size: int = 2
     width: int = 128
-    layers: int = 2
-    heads: int = 4
+    num_layers: int = 2
+    num_heads: int = 4
     mlp_ratio: int = 4
     num_classes: int | None = None
     remat: bool = False
     dtype: Any = None
 
     def __post_init__(self):
-        check_width("CausalTransformer", self.width, self.heads, self.layers)
+        check_width("CausalTransformer", self.width, self.num_heads, self.num_layers)
         super().__post_init__()
 
     @nn.compact
@@ -74,9 +74,9 @@ class CausalTransformer(nn.Module):
             variable_axes={"params": 0},
             split_rngs={"params": True},
             in_axes=(0, nn.broadcast, nn.broadcast),
-            length=self.layers,
+            length=self.num_layers,
         )
-        h, cache = blocks(self.heads, self.mlp_ratio, self.dtype, name="blocks")(
+        h, cache = blocks(self.num_heads, self.mlp_ratio, self.dtype, name="blocks")(
             h, cache, slots, temperature
         )
         h = nn.LayerNorm(epsilon=1e-6, dtype=self.dtype, name="norm")(h)
@@ -88,7 +88,7 @@ class CausalTransformer(nn.Module):
 
     def empty_cache(self, x: Array, rows: int) -> tuple[Array, Array]:
         """Keys and values [layers, rows, n, heads, width / heads] of no slot yet, for events like those of x [b, n, d]."""
-        shape = (self.layers, rows, x.shape[1], self.heads, self.width // self.heads)
+        shape = (self.num_layers, rows, x.shape[1], self.num_heads, self.width // self.num_heads)
         zeros = jnp.zeros_like(x, shape=shape, dtype=self.dtype or float_dtype(x))
         return zeros, zeros
 
@@ -100,17 +100,17 @@ class CausalBlock(nn.Module):
     fast for a step with a cache, but its gradient took 1.2 to 1.9 times as long on a CPU core, over 49 to 256 tokens.
     """
 
-    heads: int
+    num_heads: int
     mlp_ratio: int
     dtype: Any
 
     @nn.compact
     def __call__(self, h: Array, cache, slots: Array, temperature: Array | None):
         b, m, width = h.shape
-        size = width // self.heads
+        size = width // self.num_heads
         y = nn.LayerNorm(epsilon=1e-6, dtype=self.dtype)(h)
         qkv = per_token(nn.Dense(3 * width, dtype=self.dtype, name="qkv"), y).reshape(
-            b, m, 3, self.heads, size
+            b, m, 3, self.num_heads, size
         )
         q, k, v = jnp.moveaxis(qkv, 2, 0)
         keys = slots

@@ -76,7 +76,7 @@ class GlowNet(nn.Module):
 
 
 class GatedAttentionNet(nn.Module):
-    """Flow++'s coupling network: `depth` scanned blocks of a gated convolution and gated self-attention over all pixels.
+    """Flow++'s coupling network: `num_blocks` scanned blocks of a gated convolution and gated self-attention over all pixels.
 
     Each is h <- LayerNorm(h + a * sigmoid(g)) with (a, g) linear in the branch, after a 3 x 3 convolution to `width`
     channels that is given a learned position code. cond: see `split_cond`; a vector enters every block. `dropout` acts
@@ -84,14 +84,14 @@ class GatedAttentionNet(nn.Module):
     """
 
     width: int = 64
-    depth: int = 2
-    heads: int = 4
+    num_blocks: int = 2
+    num_heads: int = 4
     dropout: float = 0.0
     activation: Callable[[Array], Array] = nn.silu
     dtype: Any = None
 
     def __post_init__(self):
-        check_whole("GatedAttentionNet", depth=self.depth)
+        check_whole("GatedAttentionNet", num_blocks=self.num_blocks)
         super().__post_init__()
 
     @nn.compact
@@ -105,16 +105,16 @@ class GatedAttentionNet(nn.Module):
             variable_axes={"params": 0},
             split_rngs={"params": True, "dropout": True},
             in_axes=nn.broadcast,
-            length=self.depth,
+            length=self.num_blocks,
         )
-        h, _ = blocks(self.heads, self.dropout, self.activation, self.dtype, name="blocks")(
+        h, _ = blocks(self.num_heads, self.dropout, self.activation, self.dtype, name="blocks")(
             h, vector
         )
         return self.activation(h)
 
 
 class _GatedAttentionBlock(nn.Module):
-    heads: int
+    num_heads: int
     dropout: float
     activation: Callable[[Array], Array]
     dtype: Any
@@ -126,7 +126,7 @@ class _GatedAttentionBlock(nn.Module):
         y = self.activation(y + _everywhere(self, vector, f))
         y = nn.Dropout(self.dropout, deterministic=not self.has_rng("dropout"))(y)
         h = self._add(h, y, "conv")
-        y = SelfAttention(self.heads, dtype=self.dtype, name="attention")(
+        y = SelfAttention(self.num_heads, dtype=self.dtype, name="attention")(
             h.reshape(b, height * width, f)
         )
         return self._add(h, y.reshape(h.shape), "attended"), None

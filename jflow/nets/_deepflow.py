@@ -40,17 +40,17 @@ class DeepFlow(nn.Module):
     """module(x, t, cond=None) -> `Branches`, zero at initialization, where every refiner is the identity too.
 
     x [b, H, W, C] and t [b], the same for every branch (sampling), or x [b, k, H, W, C] and t [b, k], a point and a time
-    for each of the k branches (training). depth blocks in all, an equal count a branch; blocks are scanned, and so are
+    for each of the k branches (training). num_layers blocks in all, an equal count a branch; blocks are scanned, and so are
     the branches after the first. Other fields as in `DiT`. Lift it with `branch_field` and `last_velocity`.
 
-    Raises ValueError where branches does not divide depth, patch_size H and W, heads the width, or 4 the width.
+    Raises ValueError where branches does not divide num_layers, patch_size H and W, num_heads the width, or 4 the width.
     """
 
     patch_size: int = 2
     width: int = 128
-    depth: int = 4
+    num_layers: int = 4
     branches: int = 2
-    heads: int = 4
+    num_heads: int = 4
     mlp_ratio: int = 4
     num_classes: int | None = None
     time_scale: float = 100.0  # see jflow.nets.time_features
@@ -59,13 +59,13 @@ class DeepFlow(nn.Module):
     dtype: Any = None
 
     def __post_init__(self):
-        if self.width % self.heads or self.width % 4:
+        if self.width % self.num_heads or self.width % 4:
             raise ValueError(
-                f"DeepFlow: expected a width divisible by 4 and by heads={self.heads}, got {self.width}"
+                f"DeepFlow: expected a width divisible by 4 and by num_heads={self.num_heads}, got {self.width}"
             )
-        if self.branches < 2 or self.depth < self.branches or self.depth % self.branches:
+        if self.branches < 2 or self.num_layers < self.branches or self.num_layers % self.branches:
             raise ValueError(
-                f"DeepFlow: expected at least 2 branches that divide depth={self.depth}, got branches={self.branches}"
+                f"DeepFlow: expected at least 2 branches that divide num_layers={self.num_layers}, got branches={self.branches}"
             )
         super().__post_init__()
 
@@ -116,8 +116,8 @@ class DeepFlow(nn.Module):
         )
 
         branch: dict[str, Any] = dict(
-            depth=self.depth // k,
-            block=(self.heads, self.mlp_ratio, self.dropout, self.dtype),
+            num_layers=self.num_layers // k,
+            block=(self.num_heads, self.mlp_ratio, self.dropout, self.dtype),
             out=p * p * channels,
             remat=self.remat,
         )
@@ -142,7 +142,7 @@ class DeepFlow(nn.Module):
 class Branch(nn.Module):
     """Blocks on tokens h [b, n, width] under c [b, width], and the velocity read off them: (h, [b, n, out])."""
 
-    depth: int
+    num_layers: int
     block: tuple
     out: int
     remat: bool
@@ -154,7 +154,7 @@ class Branch(nn.Module):
             variable_axes={"params": 0},
             split_rngs={"params": True, "dropout": True},
             in_axes=nn.broadcast,
-            length=self.depth,
+            length=self.num_layers,
         )
         h, _ = blocks(*self.block, name="blocks")(h, c)
         shift, scale = modulation(c, 2, self.block[-1])
@@ -167,7 +167,7 @@ class Branch(nn.Module):
 class Refined(nn.Module):
     """A refiner and the branch after it, on tokens h of the branch before: (h, (acceleration, velocity))."""
 
-    depth: int
+    num_layers: int
     block: tuple
     out: int
     remat: bool
@@ -178,7 +178,7 @@ class Refined(nn.Module):
         h, acceleration = Refiner(self.block[0], self.out, self.block[-1], name="refiner")(
             h, patches, gap
         )
-        h, velocity = Branch(self.depth, self.block, self.out, self.remat, name="branch")(h, c)
+        h, velocity = Branch(self.num_layers, self.block, self.out, self.remat, name="branch")(h, c)
         return h, (acceleration, velocity)
 
 
@@ -188,7 +188,7 @@ class Refiner(nn.Module):
     Returns (h + gate attention, acceleration [b, n, out]); the gate is linear in the gap and zero at first.
     """
 
-    heads: int
+    num_heads: int
     out: int
     dtype: Any
 
@@ -209,10 +209,12 @@ class Refiner(nn.Module):
         )
         q = per_token(dense(width, "q"), joint * (1 + scale) + shift)
         kv = per_token(dense(2 * width, "kv"), layer_norm(self.dtype)(patches))
-        q = q.reshape(b, n, self.heads, -1)
-        key, value = jnp.moveaxis(kv.reshape(b, n, 2, self.heads, width // self.heads), 2, 0)
+        q = q.reshape(b, n, self.num_heads, -1)
+        key, value = jnp.moveaxis(
+            kv.reshape(b, n, 2, self.num_heads, width // self.num_heads), 2, 0
+        )
         scores = jnp.einsum("bqhd,bkhd->bhqk", q, key, preferred_element_type=float_dtype(q))
-        weights = jax.nn.softmax(scores * (width // self.heads) ** -0.5).astype(value.dtype)
+        weights = jax.nn.softmax(scores * (width // self.num_heads) ** -0.5).astype(value.dtype)
         seen = jnp.einsum("bhqk,bkhd->bqhd", weights, value).reshape(b, n, width)
         return (h + gate * per_token(dense(width, "o"), seen)).astype(h.dtype), acceleration
 

@@ -24,9 +24,9 @@ _zeros = nn.initializers.zeros
 class DiT(nn.Module):
     """A velocity network: module(x [b, H, W, C], t [b], cond=None, r=None) -> shaped like x, zero at initialization.
 
-    Patches of patch_size x patch_size become tokens with fixed 2-D sine-cosine positions; `depth` adaLN-zero blocks are
+    Patches of patch_size x patch_size become tokens with fixed 2-D sine-cosine positions; `num_layers` adaLN-zero blocks are
     scanned (`remat` recomputes each in the backward pass). `num_classes` and cond: see `jflow.nets.TimeCondEmbed`. The
-    published sizes are width, depth, heads = 384, 12, 6 (S), 768, 12, 12 (B), 1024, 24, 16 (L) and 1152, 28, 16 (XL),
+    published sizes are width, num_layers, num_heads = 384, 12, 6 (S), 768, 12, 12 (B), 1024, 24, 16 (L) and 1152, 28, 16 (XL),
     seen at 1000 integer times, which is time_scale=1000 here. `attention_fn`: see `jflow.nets.SelfAttention`.
 
     Raises ValueError when patch_size does not divide H and W, heads the width, or 4 the width.
@@ -34,8 +34,8 @@ class DiT(nn.Module):
 
     patch_size: int = 2
     width: int = 128
-    depth: int = 4
-    heads: int = 4
+    num_layers: int = 4
+    num_heads: int = 4
     mlp_ratio: int = 4
     num_classes: int | None = None
     time_scale: float = 100.0  # see jflow.nets.time_features
@@ -45,11 +45,11 @@ class DiT(nn.Module):
     attention_fn: Callable[..., Array] = dot_product_attention
 
     def __post_init__(self):
-        if self.width % self.heads or self.width % 4:
+        if self.width % self.num_heads or self.width % 4:
             raise ValueError(
-                f"DiT: expected a width divisible by 4 and by heads={self.heads}, got {self.width}"
+                f"DiT: expected a width divisible by 4 and by num_heads={self.num_heads}, got {self.width}"
             )
-        check_whole("DiT", depth=self.depth)
+        check_whole("DiT", num_layers=self.num_layers)
         super().__post_init__()
 
     @nn.compact
@@ -77,10 +77,15 @@ class DiT(nn.Module):
             variable_axes={"params": 0},
             split_rngs={"params": True, "dropout": True},
             in_axes=nn.broadcast,
-            length=self.depth,
+            length=self.num_layers,
         )
         h, _ = blocks(
-            self.heads, self.mlp_ratio, self.dropout, self.dtype, self.attention_fn, name="blocks"
+            self.num_heads,
+            self.mlp_ratio,
+            self.dropout,
+            self.dtype,
+            self.attention_fn,
+            name="blocks",
         )(h, c)
 
         shift, scale = modulation(c, 2, self.dtype)
@@ -94,7 +99,7 @@ class DiT(nn.Module):
 class DiTBlock(nn.Module):
     """One adaLN-zero block on tokens h [b, n, width], modulated by c [b, width]: the identity at initialization."""
 
-    heads: int
+    num_heads: int
     mlp_ratio: int
     dropout: float
     dtype: Any
@@ -109,7 +114,7 @@ class DiTBlock(nn.Module):
 
         y = layer_norm(self.dtype)(h) * (1 + scale_a) + shift_a
         y = SelfAttention(
-            self.heads, _xavier, _xavier, self.dtype, self.attention_fn, name="attention"
+            self.num_heads, _xavier, _xavier, self.dtype, self.attention_fn, name="attention"
         )(y)
         h = h + gate_a * drop(y)
 

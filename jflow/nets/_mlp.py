@@ -79,14 +79,14 @@ class TimeMLP(nn.Module):
 class ResidualMLP(nn.Module):
     """A velocity network: module(x [b, *event], t [b], cond=None, r=None) -> shaped like x, zero at initialization.
 
-    `depth` pre-norm residual blocks of `width`, scanned, each modulated by time and cond (adaLN-zero). The one to start
+    `num_blocks` pre-norm residual blocks of `width`, scanned, each modulated by time and cond (adaLN-zero). The one to start
     from for vectors and tiny images; x should be of order one. `num_classes` and cond: see `jflow.nets.TimeCondEmbed`.
 
     Source of the modulation: Peebles & Xie, "Scalable Diffusion Models with Transformers", 2023.
     """
 
     width: int = 128
-    depth: int = 3
+    num_blocks: int = 3
     expansion: int = 2  # hidden width of a block, in widths
     num_classes: int | None = None
     activation: Callable[[Array], Array] = nn.silu
@@ -96,7 +96,7 @@ class ResidualMLP(nn.Module):
     dtype: Any = None
 
     def __post_init__(self):
-        check_whole("ResidualMLP", depth=self.depth)
+        check_whole("ResidualMLP", num_blocks=self.num_blocks)
         super().__post_init__()
 
     @nn.compact
@@ -122,7 +122,7 @@ class ResidualMLP(nn.Module):
             variable_axes={"params": 0},
             split_rngs={"params": True, "dropout": True},
             in_axes=nn.broadcast,
-            length=self.depth,
+            length=self.num_blocks,
         )
         h, _ = blocks(self.expansion, self.activation, self.dropout, self.dtype, name="blocks")(
             h, c

@@ -22,7 +22,7 @@ _zeros = nn.initializers.zeros
 class UNet(nn.Module):
     """A velocity network: module(x [b, H, W, C], t [b], cond=None, r=None) -> shaped like x, zero at initialization.
 
-    Level i works on H / 2**i x W / 2**i with channels * multipliers[i] channels: `blocks` residual blocks on the way
+    Level i works on H / 2**i x W / 2**i with channels * multipliers[i] channels: `num_blocks` residual blocks on the way
     down and as many on the way up (the last level has one stack), each followed by self-attention where attention[i].
     Every block down hands its output to its mirror image up. Time and cond modulate the norms; `num_classes` and cond:
     see `jflow.nets.TimeCondEmbed`.
@@ -32,9 +32,9 @@ class UNet(nn.Module):
 
     channels: int = 32
     multipliers: Sequence[int] = (1, 2)
-    blocks: int = 1
+    num_blocks: int = 1
     attention: Sequence[bool] = (False, True)
-    heads: int = 1
+    num_heads: int = 1
     num_classes: int | None = None
     time_scale: float = 100.0  # see jflow.nets.time_features
     dropout: float = 0.0
@@ -46,7 +46,7 @@ class UNet(nn.Module):
                 "UNet: expected one entry of attention for each of multipliers, got "
                 f"attention={tuple(self.attention)}, multipliers={tuple(self.multipliers)}"
             )
-        check_whole("UNet", blocks=self.blocks)
+        check_whole("UNet", num_blocks=self.num_blocks)
         super().__post_init__()
 
     @nn.compact
@@ -71,10 +71,10 @@ class UNet(nn.Module):
 
         skips = []
         for i, width in enumerate(widths[1:]):
-            h, skip = self._blocks(f"down_{i}", self.attention[i], h, [None] * self.blocks, c)
+            h, skip = self._blocks(f"down_{i}", self.attention[i], h, [None] * self.num_blocks, c)
             skips.append(skip)
             h = nn.Conv(width, (2, 2), (2, 2), dtype=self.dtype, name=f"shrink_{i}")(h)
-        h, _ = self._blocks("middle", self.attention[-1], h, [None] * self.blocks, c)
+        h, _ = self._blocks("middle", self.attention[-1], h, [None] * self.num_blocks, c)
         for i in reversed(range(len(widths) - 1)):
             h = h.repeat(2, axis=1).repeat(2, axis=2)
             h = nn.Conv(widths[i], (3, 3), dtype=self.dtype, name=f"grow_{i}")(h)
@@ -90,7 +90,7 @@ class UNet(nn.Module):
         outputs = []
         for i, skip in enumerate(skips):
             h = UNetBlock(
-                self.heads if attend else 0, self.dropout, self.dtype, name=f"{name}_{i}"
+                self.num_heads if attend else 0, self.dropout, self.dtype, name=f"{name}_{i}"
             )(h, skip, c)
             outputs.append(h)
         return h, outputs
@@ -99,7 +99,7 @@ class UNet(nn.Module):
 class UNetBlock(nn.Module):
     """A residual block on h [b, H, W, C], modulated by c [b, F]; `skip`, shaped like h, is merged first."""
 
-    heads: int  # 0 for no attention
+    num_heads: int  # 0 for no attention
     dropout: float
     dtype: Any
 
@@ -118,12 +118,12 @@ class UNetBlock(nn.Module):
         y = nn.silu(group_norm(channels, self.dtype)(y) * (1 + scale) + shift)
         y = nn.Dropout(self.dropout, deterministic=not self.has_rng("dropout"))(y)
         h = h + nn.Conv(channels, (3, 3), kernel_init=_zeros, dtype=self.dtype, name="out")(y)
-        if self.heads:
+        if self.num_heads:
             tokens = group_norm(channels, self.dtype)(h).reshape(
                 h.shape[0], h.shape[1] * h.shape[2], channels
             )
             attention = SelfAttention(
-                self.heads, out_init=_zeros, dtype=self.dtype, name="attention"
+                self.num_heads, out_init=_zeros, dtype=self.dtype, name="attention"
             )
             h = h + attention(tokens).reshape(h.shape)
         return h

@@ -21,21 +21,21 @@ class ViT(nn.Module):
     Pre-norm blocks of full attention, scanned over `layers` (`remat` recomputes each in the backward pass), with learned
     positions [n, width]. `num_classes` and cond: see `jflow.nets.CondEmbed`. `dtype` is the type of the computation.
 
-    Raises ValueError when heads does not divide the width, or layers < 1.
+    Raises ValueError when num_heads does not divide the width, or num_layers < 1.
     Sources: Dosovitskiy et al., "An Image is Worth 16x16 Words", 2021; Kolesnikov et al., "Jet: A Modern
     Transformer-Based Normalizing Flow", 2024.
     """
 
     width: int = 128
-    layers: int = 2
-    heads: int = 4
+    num_layers: int = 2
+    num_heads: int = 4
     mlp_ratio: int = 4
     num_classes: int | None = None
     remat: bool = False
     dtype: Any = None
 
     def __post_init__(self):
-        check_width("ViT", self.width, self.heads, self.layers)
+        check_width("ViT", self.width, self.num_heads, self.num_layers)
         super().__post_init__()
 
     @nn.compact
@@ -52,22 +52,22 @@ class ViT(nn.Module):
             nn.remat(ViTBlock, prevent_cse=False) if self.remat else ViTBlock,
             variable_axes={"params": 0},
             split_rngs={"params": True},
-            length=self.layers,
+            length=self.num_layers,
         )
-        h, _ = blocks(self.heads, self.mlp_ratio, self.dtype, name="blocks")(h, None)
+        h, _ = blocks(self.num_heads, self.mlp_ratio, self.dtype, name="blocks")(h, None)
         return nn.LayerNorm(epsilon=1e-6, dtype=self.dtype, name="norm")(h)
 
 
 class ViTBlock(nn.Module):
     """Pre-norm attention and MLP on h [b, n, width]."""
 
-    heads: int
+    num_heads: int
     mlp_ratio: int
     dtype: Any
 
     @nn.compact
     def __call__(self, h: Array, _) -> tuple[Array, None]:
-        attention = SelfAttention(self.heads, dtype=self.dtype, name="attention")
+        attention = SelfAttention(self.num_heads, dtype=self.dtype, name="attention")
         h = h + attention(nn.LayerNorm(epsilon=1e-6, dtype=self.dtype)(h))
         return h + mlp(
             nn.LayerNorm(epsilon=1e-6, dtype=self.dtype)(h), self.mlp_ratio, self.dtype
@@ -129,8 +129,10 @@ def mlp(h: Array, ratio: int, dtype) -> Array:
     return per_token(lambda h: leave(nn.gelu(enter(h))), h)
 
 
-def check_width(name: str, width: int, heads: int, layers: int) -> None:
-    """Raise unless heads divide the width and there is a layer."""
-    if heads < 1 or width % heads:
-        raise ValueError(f"{name}: expected a width divisible by heads={heads}, got {width}")
-    check_whole(name, layers=layers)
+def check_width(name: str, width: int, num_heads: int, num_layers: int) -> None:
+    """Raise unless num_heads divide the width and there is a layer."""
+    if num_heads < 1 or width % num_heads:
+        raise ValueError(
+            f"{name}: expected a width divisible by num_heads={num_heads}, got {width}"
+        )
+    check_whole(name, num_layers=num_layers)

@@ -137,7 +137,7 @@ def test_gradients_of_the_inverse_undo_those_of_forward(x64):
 def test_bad_configurations_are_errors():
     for options, said in (
         ({"features": 0}, "features to be a whole number of at least 1, got 0"),
-        ({"features": 2, "depth": 0}, "depth to be a whole number of at least 1, got 0"),
+        ({"features": 2, "num_layers": 0}, "num_layers to be a whole number of at least 1, got 0"),
         ({"features": 2, "leak": 0.0}, "leak > 0"),
     ):
         with pytest.raises(ValueError, match=said):

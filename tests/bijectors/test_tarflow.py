@@ -13,7 +13,7 @@ NULL = 3
 
 
 def net(**options):
-    return nets.CausalTransformer(width=8, layers=2, heads=2, num_classes=NULL, **options)
+    return nets.CausalTransformer(width=8, num_layers=2, num_heads=2, num_classes=NULL, **options)
 
 
 def drawn(bijector, scale=0.4, dtype=np.float32):

@@ -60,7 +60,7 @@ class PixelNet(nn.Module):
 def causal(**options):
     """A causal block of 3 tokens, sampled in the order 2, 0, 1."""
     net = nets.CausalTransformer(
-        width=8, layers=2, heads=2, num_classes=options.pop("num_classes", None)
+        width=8, num_layers=2, num_heads=2, num_classes=options.pop("num_classes", None)
     )
     return bj.causal_block(net, order=[2, 0, 1], **options)
 

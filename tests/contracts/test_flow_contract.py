@@ -96,20 +96,28 @@ def residual_flow(event, **options):
 def tarflow(event, **options):
     image = (1, *event, 1)
     return on_vectors(
-        flows.tarflow(image, patch_size=1, width=8, depth=2, layers=2, heads=2, **options), image
+        flows.tarflow(image, patch_size=1, width=8, depth=2, num_layers=2, num_heads=2, **options),
+        image,
     )
 
 
 def starflow(event, **options):
     image = (1, *event, 1)
-    sizes = {"width": 8, "layers": 2, "shallow_depth": 2, "shallow_layers": 1, "heads": 2}
+    sizes = {
+        "width": 8,
+        "num_layers": 2,
+        "shallow_depth": 2,
+        "num_shallow_layers": 1,
+        "num_heads": 2,
+    }
     return on_vectors(flows.starflow(image, **sizes, **options), image)
 
 
 def jet(event, **options):
     image = (1, 1, *event)
     return on_vectors(
-        flows.jet(image, patch_size=1, width=8, depth=4, layers=1, heads=2, **options), image
+        flows.jet(image, patch_size=1, width=8, depth=4, num_layers=1, num_heads=2, **options),
+        image,
     )
 
 

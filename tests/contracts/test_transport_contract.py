@@ -294,8 +294,8 @@ def flow_plus_plus(depth=(1, 1, 1), **options):
     """With affine couplings: mixtures of logistics are tested as a transformer."""
     sizes = {
         "width": 4,
-        "blocks": 1,
-        "heads": 2,
+        "num_blocks": 1,
+        "num_heads": 2,
         "dequantizer_depth": 1,
         "univariate": bj.univariate.affine(),
     }

@@ -72,11 +72,13 @@ SMALL = {
     "sylvester": lambda: flows.sylvester((2,), depth=1),
     "glow": lambda: flows.glow((2, 2, 1), depth=1, scales=1, hidden=4),
     "inverse_flow": lambda: flows.inverse_flow((2, 2, 1), depth=1, scales=1, hidden=4),
-    "jet": lambda: flows.jet((2, 2, 2), patch_size=1, width=4, depth=1, layers=1, heads=1),
+    "jet": lambda: flows.jet((2, 2, 2), patch_size=1, width=4, depth=1, num_layers=1, num_heads=1),
     "starflow": lambda: flows.starflow(
-        (2, 2, 2), width=4, layers=1, shallow_depth=1, shallow_layers=1, heads=1
+        (2, 2, 2), width=4, num_layers=1, shallow_depth=1, num_shallow_layers=1, num_heads=1
     ),
-    "tarflow": lambda: flows.tarflow((2, 2, 2), patch_size=1, width=4, depth=1, layers=1, heads=1),
+    "tarflow": lambda: flows.tarflow(
+        (2, 2, 2), patch_size=1, width=4, depth=1, num_layers=1, num_heads=1
+    ),
 }
 
 

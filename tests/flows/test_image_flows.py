@@ -178,7 +178,13 @@ def test_the_noise_runs_its_networks_once():
 
 def test_flow_plus_plus_with_mixtures_of_logistics_returns_to_its_levels():
     """The default transformer, whose inverse is numerical, between the noise and the levels."""
-    sizes = {"depth": (1, 1, 0), "width": 4, "blocks": 1, "heads": 2, "dequantizer_depth": 1}
+    sizes = {
+        "depth": (1, 1, 0),
+        "width": 4,
+        "num_blocks": 1,
+        "num_heads": 2,
+        "dequantizer_depth": 1,
+    }
     flow = flows.flow_plus_plus(
         (2, 2, 1), levels=5, **sizes, univariate=bj.univariate.logistic_mixture(2)
     )

@@ -9,14 +9,14 @@ from jflow import bijectors as bj
 from jflow import distributions, flows, guidance, nets
 from jflow.flows._transformers import jet_splits
 
-SMALL = {"width": 8, "heads": 2}
+SMALL = {"width": 8, "num_heads": 2}
 EVENT = (4, 4, 2)
 RECIPES = {
-    "tarflow": lambda **o: flows.tarflow(EVENT, patch_size=2, depth=2, layers=1, **SMALL, **o),
+    "tarflow": lambda **o: flows.tarflow(EVENT, patch_size=2, depth=2, num_layers=1, **SMALL, **o),
     "starflow": lambda **o: flows.starflow(
-        EVENT, patch_size=2, layers=2, shallow_layers=1, **SMALL, **o
+        EVENT, patch_size=2, num_layers=2, num_shallow_layers=1, **SMALL, **o
     ),
-    "jet": lambda **o: flows.jet(EVENT, patch_size=2, depth=4, layers=1, **SMALL, **o),
+    "jet": lambda **o: flows.jet(EVENT, patch_size=2, depth=4, num_layers=1, **SMALL, **o),
 }
 
 
@@ -127,7 +127,9 @@ def test_jets_splits_are_permutations_that_alternate_and_complement_each_other()
 def test_dequantized_pixels_under_the_identity_cost_eight_bits():
     """x = 2 (level + u) / 256 - 1 is uniform on [-1, 1), whose density is 1/2: 8 bits a level."""
     base = distributions.uniform(EVENT, -1.0, 1.0)
-    flow = flows.jet(EVENT, patch_size=2, depth=2, layers=1, **SMALL, standardize=False, base=base)
+    flow = flows.jet(
+        EVENT, patch_size=2, depth=2, num_layers=1, **SMALL, standardize=False, base=base
+    )
     x = jnp.asarray(np.random.default_rng(0).uniform(-1, 1, (3, *EVENT)), jnp.float32)
     params = jax.jit(flow.init)(jax.random.key(0), x)
     bits = -(np.asarray(jax.jit(flow.log_prob)(params, x)) - 32 * np.log(128.0)) / 32 / np.log(2)
@@ -150,7 +152,9 @@ def test_starflow_on_the_latents_of_a_linear_autoencoder():
     latents = encode(x)
     latents = jnp.asarray(latents / latents.std(0), jnp.float32)
 
-    flow = flows.starflow((2, 2, 2), width=16, layers=1, shallow_depth=1, shallow_layers=1, heads=2)
+    flow = flows.starflow(
+        (2, 2, 2), width=16, num_layers=1, shallow_depth=1, num_shallow_layers=1, num_heads=2
+    )
     loss = lambda p: -jnp.mean(flow.log_prob(p, latents))  # noqa: E731
     optimizer = optax.adam(1e-2)
 
@@ -198,7 +202,7 @@ def test_one_coupling_of_jet_by_hand():
     the ViT of the first."""
     scale = bj.univariate.affine(scale=bj.scales.sigmoid())
     flow = flows.jet(
-        EVENT, patch_size=2, depth=1, layers=1, **SMALL, univariate=scale, standardize=False
+        EVENT, patch_size=2, depth=1, num_layers=1, **SMALL, univariate=scale, standardize=False
     )
     x = images()
     params = randomised(flow, x)
@@ -208,7 +212,7 @@ def test_one_coupling_of_jet_by_hand():
     order = jet_splits(2, 2, 8, 1)[0].reshape(4, 8) % 8  # the same channels in each patch
     first, rest = order[0, :4], order[0, 4:]
     x, z = patches(x), patches(z)
-    features = nets.ViT(layers=1, **SMALL).apply(
+    features = nets.ViT(num_layers=1, **SMALL).apply(
         {"params": layer["net"]}, jnp.asarray(x[..., first])
     )
     raw = np.asarray(features @ layer["head"]["kernel"]) + np.asarray(layer["head"]["bias"])

@@ -114,7 +114,7 @@ def test_the_best_acceleration_is_what_the_branch_left():
 
 
 def test_gradients_reach_every_branch():
-    field = branch_field(DeepFlow(patch_size=2, width=8, depth=3, branches=3, heads=2))
+    field = branch_field(DeepFlow(patch_size=2, width=8, num_layers=3, branches=3, num_heads=2))
     x = jax.random.normal(jax.random.key(0), (4, 4, 4, 1))
     params = jax.jit(field.init)(jax.random.key(1), x, jnp.zeros(4))
     params = jax.tree.map(

@@ -129,7 +129,7 @@ def test_gaussian_data_have_a_known_inner_velocity():
     np.testing.assert_allclose(value, tau2 / (t2**2 * tau2 + (1 - t2) ** 2), rtol=0.03)
 
 
-@pytest.mark.parametrize("net", [TimeMLP(hidden=(16,)), ResidualMLP(width=16, depth=1)])
+@pytest.mark.parametrize("net", [TimeMLP(hidden=(16,)), ResidualMLP(width=16, num_blocks=1)])
 def test_plain_velocity_networks_are_told_the_levels_above(net):
     v = velocity(net)
     x, t = rows(), jnp.full(8, 0.5)

@@ -15,7 +15,7 @@ IMAGE = np.random.default_rng(1).normal(size=(3, 8, 12, 1)).astype(np.float32)
 VECTOR = np.random.default_rng(2).normal(size=(3, 5)).astype(np.float32)
 NETS = {
     "GlowNet": nets.GlowNet(8, features=4),
-    "GatedAttentionNet": nets.GatedAttentionNet(8, depth=2, heads=2),
+    "GatedAttentionNet": nets.GatedAttentionNet(8, num_blocks=2, num_heads=2),
 }
 
 
@@ -81,7 +81,7 @@ def test_attention_sees_every_pixel_and_convolutions_their_neighbors():
 
 
 def test_dropout_needs_a_key():
-    net = nets.GatedAttentionNet(8, depth=1, heads=2, dropout=0.5)
+    net = nets.GatedAttentionNet(8, num_blocks=1, num_heads=2, dropout=0.5)
 
     @jax.jit
     def run(x):
@@ -121,7 +121,7 @@ def test_what_does_not_fit_is_an_error():
         params = init_linen(net, jax.random.key(0), x, VECTOR)
         with pytest.raises(ValueError, match="expected a vector in cond, as at init, got none"):
             apply_linen(net, params, x)
-    with pytest.raises(ValueError, match="depth to be a whole number of at least 1, got 0"):
-        nets.GatedAttentionNet(depth=0)
+    with pytest.raises(ValueError, match="num_blocks to be a whole number of at least 1, got 0"):
+        nets.GatedAttentionNet(num_blocks=0)
     with pytest.raises(ValueError, match="heads to divide the width 8"):
-        jax.eval_shape(lambda: nets.GatedAttentionNet(8, heads=3).init(jax.random.key(0), x))
+        jax.eval_shape(lambda: nets.GatedAttentionNet(8, num_heads=3).init(jax.random.key(0), x))

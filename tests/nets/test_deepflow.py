@@ -6,7 +6,7 @@ import pytest
 from jflow import solvers
 from jflow.nets._deepflow import DeepFlow, branch_field, last_velocity
 
-NET = DeepFlow(patch_size=2, width=8, depth=6, branches=3, heads=2, num_classes=5)
+NET = DeepFlow(patch_size=2, width=8, num_layers=6, branches=3, num_heads=2, num_classes=5)
 FIELD = branch_field(NET)
 
 
@@ -82,8 +82,10 @@ def test_remat_and_dropout(params):
 
 
 def test_bad_input_says_so(params):
-    with pytest.raises(ValueError, match="at least 2 branches that divide depth=4, got branches=3"):
-        DeepFlow(depth=4, branches=3)
+    with pytest.raises(
+        ValueError, match="at least 2 branches that divide num_layers=4, got branches=3"
+    ):
+        DeepFlow(num_layers=4, branches=3)
     x, t, cond = inputs()
     with pytest.raises(
         ValueError,

@@ -41,7 +41,7 @@ def test_the_last_axis_is_what_a_component_covers(network, event):
 def test_training_finds_both_modes_of_a_velocity():
     # data +-2 with std 0.2 in one dimension: at t = 0 the velocity x1 - x0 is +-2 - x0, with that
     # std
-    f = field(MixtureHead(ResidualMLP(width=32, depth=1), components=2, features=16))
+    f = field(MixtureHead(ResidualMLP(width=32, num_blocks=1), components=2, features=16))
     start = lambda key, n: jnp.zeros(n)  # noqa: E731
     loss = mixture_matching(f, time=start)
     params = jax.jit(f.init)(jax.random.key(0), jnp.zeros((256, 1)), jnp.zeros(256))

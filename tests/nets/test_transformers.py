@@ -24,7 +24,7 @@ def data(dtype=np.float32):
 
 
 def test_output_i_depends_on_all_tokens_before_i_and_on_no_other():
-    net, x = nets.CausalTransformer(width=8, layers=2, heads=2), data()
+    net, x = nets.CausalTransformer(width=8, num_layers=2, num_heads=2), data()
     params = randomised(net, x)
     jacobian = jax.jit(jax.jacrev(lambda row: apply_linen(net, params, row[None])[0]))(
         x[0]
@@ -36,7 +36,7 @@ def test_output_i_depends_on_all_tokens_before_i_and_on_no_other():
 @pytest.mark.parametrize("block", [1, 2, 5])
 def test_steps_with_a_cache_are_the_parallel_pass(block):
     """Float32; the sums of a softmax come in another order, hence 1e-5."""
-    net, x = nets.CausalTransformer(width=8, layers=2, heads=2, num_classes=3), data()
+    net, x = nets.CausalTransformer(width=8, num_layers=2, num_heads=2, num_classes=3), data()
     labels, temperature = jnp.arange(B), jnp.linspace(0.5, 2.0, B)
     params = randomised(net, x, labels)
 
@@ -59,7 +59,7 @@ def test_steps_with_a_cache_are_the_parallel_pass(block):
 
 
 def test_temperature_one_is_none_and_another_changes_rows():
-    net, x = nets.CausalTransformer(width=8, layers=1, heads=2), data()
+    net, x = nets.CausalTransformer(width=8, num_layers=1, num_heads=2), data()
     params = randomised(net, x, scale=0.5)
     run = jax.jit(lambda t: apply_linen(net, params, x, None, t))
     plain, given = apply_linen(net, params, x), run(jnp.asarray([1.0, 1.0, 3.0]))
@@ -72,7 +72,7 @@ def test_temperature_one_is_none_and_another_changes_rows():
 def test_conditions(make):
     """None is the null label, a zero vector is no vector, and each changes what it should."""
     x = data()
-    net = make(width=8, layers=1, heads=2, num_classes=3)
+    net = make(width=8, num_layers=1, num_heads=2, num_classes=3)
     labels = jnp.asarray([0, 1, 3])
     params = randomised(net, x, labels)
     run = jax.jit(lambda cond: apply_linen(net, params, x, cond))
@@ -80,7 +80,7 @@ def test_conditions(make):
     np.testing.assert_allclose(with_labels[2], without[2], atol=1e-6)
     assert np.all(np.abs(with_labels[:2] - without[:2]).max((1, 2)) > 1e-3)
 
-    net, vector = make(width=8, layers=1, heads=2), jnp.ones((B, 4))
+    net, vector = make(width=8, num_layers=1, num_heads=2), jnp.ones((B, 4))
     params = randomised(net, x, vector)
     plain = {name: p for name, p in params.items() if name != "embed"}
     np.testing.assert_allclose(
@@ -96,7 +96,7 @@ def test_conditions(make):
 @pytest.mark.parametrize("make", [nets.CausalTransformer, nets.ViT])
 def test_layers_differ_at_init_and_remat_changes_nothing(make):
     x = data()
-    net = make(width=8, layers=2, heads=2)
+    net = make(width=8, num_layers=2, num_heads=2)
     params = init_linen(net, jax.random.key(0), x)
     for path, leaf in jax.tree_util.tree_leaves_with_path(params["blocks"]):
         assert leaf.shape[0] == 2
@@ -105,16 +105,16 @@ def test_layers_differ_at_init_and_remat_changes_nothing(make):
     params = randomised(net, x)
     grads = [
         jax.jit(jax.grad(lambda p, n=n: jnp.sum(jnp.sin(apply_linen(n, p, x)))))(params)
-        for n in (net, make(width=8, layers=2, heads=2, remat=True))
+        for n in (net, make(width=8, num_layers=2, num_heads=2, remat=True))
     ]
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-5), *grads)
 
 
 def test_bfloat16_computes_with_float32_output_and_params():
-    net, x = nets.CausalTransformer(width=8, layers=2, heads=2, dtype=jnp.bfloat16), data()
+    net, x = nets.CausalTransformer(width=8, num_layers=2, num_heads=2, dtype=jnp.bfloat16), data()
     params = randomised(net, x)
     raw = apply_linen(net, params, x)
-    exact = apply_linen(nets.CausalTransformer(width=8, layers=2, heads=2), params, x)
+    exact = apply_linen(nets.CausalTransformer(width=8, num_layers=2, num_heads=2), params, x)
     assert raw.dtype == jnp.float32 and net.empty_cache(x, B)[0].dtype == jnp.bfloat16
     np.testing.assert_allclose(raw, exact, atol=0.1)  # 8 bits of mantissa, values of order one
     assert np.any(raw != exact)
@@ -122,11 +122,11 @@ def test_bfloat16_computes_with_float32_output_and_params():
 
 @pytest.mark.parametrize("make", [nets.CausalTransformer, nets.ViT])
 def test_bad_input(make):
-    with pytest.raises(ValueError, match="divisible by heads=3, got 8"):
-        make(width=8, heads=3)
+    with pytest.raises(ValueError, match="divisible by num_heads=3, got 8"):
+        make(width=8, num_heads=3)
     with pytest.raises(ValueError, match="layers to be a whole number of at least 1, got 0"):
-        make(layers=0)
-    net = make(width=8, layers=1, heads=2)
+        make(num_layers=0)
+    net = make(width=8, num_layers=1, num_heads=2)
     with pytest.raises(ValueError, match=r"shape \[b, n, d\], got \[3, 5\]"):
         init_linen(net, jax.random.key(0), data()[..., 0])
     params = init_linen(net, jax.random.key(0), data())
@@ -171,7 +171,7 @@ def test_the_formulas_in_numpy(x64):
         return norm(p["norm"], h)
 
     x = data(np.float64)
-    net = nets.CausalTransformer(width=8, layers=2, heads=2)
+    net = nets.CausalTransformer(width=8, num_layers=2, num_heads=2)
     params = jax.tree.map(np.asarray, randomised(net, x))
     before = np.concatenate([np.zeros((1, D)), np.asarray(x[0, :-1])])
     h = transformer(
@@ -180,7 +180,7 @@ def test_the_formulas_in_numpy(x64):
     got = jax.jit(lambda x: apply_linen(net, params, x, None, jnp.full((B,), 1.7)))(x)
     np.testing.assert_allclose(got[0], dense(params["head"], h), atol=1e-10)
 
-    net = nets.ViT(width=8, layers=2, heads=2)
+    net = nets.ViT(width=8, num_layers=2, num_heads=2)
     params = jax.tree.map(np.asarray, randomised(net, x))
     part = lambda name: lambda b: b["attention"][name]  # noqa: E731
     h = transformer(params, np.asarray(x[0]), np.ones((N, N), bool), 1.0, part("qkv"), part("out"))

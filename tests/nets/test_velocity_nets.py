@@ -21,13 +21,13 @@ NETS = {
     "TimeMLP": partial(nets.TimeMLP, (16, 16), embed=nn.Embed(11, 8)),
     "ResidualMLP": partial(nets.ResidualMLP, 16, 2, num_classes=10),
     "UNet": partial(nets.UNet, 8, num_classes=10),
-    "DiT": partial(nets.DiT, 2, 16, 2, heads=2, num_classes=10),
+    "DiT": partial(nets.DiT, 2, 16, 2, num_heads=2, num_classes=10),
 }
 UNLABELLED = {
     "TimeMLP": partial(nets.TimeMLP, (16, 16)),
     "ResidualMLP": partial(nets.ResidualMLP, 16, 2),
     "UNet": partial(nets.UNet, 8),
-    "DiT": partial(nets.DiT, 2, 16, 2, heads=2),
+    "DiT": partial(nets.DiT, 2, 16, 2, num_heads=2),
 }
 every_net = pytest.mark.parametrize("make", NETS.values(), ids=NETS.keys())
 every_unlabeled = pytest.mark.parametrize("make", UNLABELLED.values(), ids=UNLABELLED.keys())
@@ -371,7 +371,7 @@ def test_remat_changes_nothing():
 def test_unet_sizes():
     x, t, _ = inputs()
     for net in (
-        nets.UNet(6, (1, 2), blocks=2, attention=(True, False)),  # 6 channels: 2 groups
+        nets.UNet(6, (1, 2), num_blocks=2, attention=(True, False)),  # 6 channels: 2 groups
         nets.UNet(8, (1,), attention=(True,)),  # one level, no resampling: any H and W
         nets.UNet(7, (1, 3), attention=(False, False)),
     ):
@@ -395,12 +395,12 @@ def test_bad_image_sizes_are_errors():
 
 def test_bad_options_fail_at_construction():
     for make in (
-        lambda: nets.DiT(width=10, heads=2),
-        lambda: nets.DiT(width=16, heads=3),
-        lambda: nets.DiT(depth=0),
-        lambda: nets.ResidualMLP(depth=0),
+        lambda: nets.DiT(width=10, num_heads=2),
+        lambda: nets.DiT(width=16, num_heads=3),
+        lambda: nets.DiT(num_layers=0),
+        lambda: nets.ResidualMLP(num_blocks=0),
         lambda: nets.UNet(attention=(True,)),
-        lambda: nets.UNet(blocks=0),
+        lambda: nets.UNet(num_blocks=0),
         lambda: nets.MLP(hidden=()),
     ):
         with pytest.raises(ValueError, match="expected"):

@@ -101,7 +101,7 @@ def test_total_derivative_is_that_along_the_trajectory(x64):
 NETS = {
     "ResidualMLP": (nets.ResidualMLP(16, 2, num_classes=3), (4,)),
     "UNet": (nets.UNet(8, num_classes=3), (4, 4, 1)),
-    "DiT": (nets.DiT(2, 16, 2, heads=2, num_classes=3), (4, 4, 1)),
+    "DiT": (nets.DiT(2, 16, 2, num_heads=2, num_classes=3), (4, 4, 1)),
 }
 
 
@@ -185,7 +185,7 @@ def test_networks_have_forward_derivatives_in_r(name, x64):
 
 def test_remat_changes_no_gradient_of_a_loss_with_a_forward_derivative(x64):
     """Reverse over forward through attention, norms, dropout under one key and recomputed blocks."""
-    net = nets.DiT(2, 16, 2, heads=2, num_classes=3, dropout=0.3, time_scale=1.0)
+    net = nets.DiT(2, 16, 2, num_heads=2, num_classes=3, dropout=0.3, time_scale=1.0)
     x, t, cond = (
         jax.random.normal(jax.random.key(0), (3, 4, 4, 1), jnp.float64),
         jnp.ones(3),

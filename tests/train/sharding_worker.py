@@ -18,7 +18,7 @@ from jflow import data, flows, losses, nets, train
 
 X = np.random.default_rng(0).normal(size=(32, 8)).astype(np.float32)
 FLOW = flows.neural_spline((8,), depth=3, hidden=(32, 32), bins=4, linear=False)
-VELOCITY = jflow.velocity(nets.ResidualMLP(width=32, depth=3))
+VELOCITY = jflow.velocity(nets.ResidualMLP(width=32, num_blocks=3))
 OPTIMIZER = optax.adam(0.01)
 DATA, BOTH = train.make_mesh({"data": 8}), train.make_mesh({"data": -1, "model": 4})
 FSDP = ((".*", train.fsdp(min_size=64)),)

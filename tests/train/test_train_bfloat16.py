@@ -33,7 +33,9 @@ def nll(dtype):
 
 
 def matching(dtype):
-    velocity = jflow.velocity(nets.DiT(patch_size=1, width=16, depth=2, heads=2, dtype=dtype))
+    velocity = jflow.velocity(
+        nets.DiT(patch_size=1, width=16, num_layers=2, num_heads=2, dtype=dtype)
+    )
     return losses.flow_matching(velocity), partial(
         velocity.init, x=IMAGES, t=jnp.zeros(len(IMAGES))
     )
