@@ -26,7 +26,18 @@ def _rows(x: np.ndarray, labels: np.ndarray, source: Path | str) -> dict[str, np
 
 
 def digits(*, test: int = 360, seed: int = 0) -> Splits:
-    """Scikit-learn's 1797 handwritten digits, 8 x 8 x 1 with values 0 .. 16, cut by class into 1437 and 360 rows."""
+    """Scikit-learn's 1797 handwritten digits, 8 x 8 x 1 with values 0 .. 16.
+
+    Args:
+        test: How many rows are cut off for the test, by class.
+        seed: Of the cut.
+
+    Returns:
+        Splits of uint8 images 'x' and labels 'cond', by default 1437 and 360 rows.
+
+    Raises:
+        ImportError: Where scikit-learn is not installed.
+    """
     try:
         from sklearn.datasets import load_digits
     except ImportError as error:
@@ -39,7 +50,8 @@ def digits(*, test: int = 360, seed: int = 0) -> Splits:
 
 
 def _read_idx(path: Path) -> np.ndarray:
-    """An idx file of unsigned bytes: magic 0 0 8 rank, then big-endian sizes, then the bytes. May be gzipped."""
+    """An idx file of unsigned bytes: magic 0 0 8 rank, then big-endian sizes, then the bytes. May
+    be gzipped."""
     try:
         raw = gzip.decompress(path.read_bytes()) if path.suffix == ".gz" else path.read_bytes()
     except (EOFError, gzip.BadGzipFile) as error:
@@ -66,11 +78,20 @@ def _find_idx(folder: Path, kind: str) -> Path:
 
 
 def mnist(path: str | Path) -> Splits:
-    """MNIST and sets laid out like it (Fashion-MNIST, KMNIST): an npz file, or a folder of idx files.
+    """MNIST and sets laid out like it (Fashion-MNIST, KMNIST).
 
-    npz: x_train [n, 28, 28] uint8, y_train [n], x_test, y_test. Folder: train-images-idx3-ubyte,
-    train-labels-idx1-ubyte, t10k-images-idx3-ubyte, t10k-labels-idx1-ubyte, each plain or .gz; the path of one of them
-    stands for its folder.
+    Args:
+        path: An npz file with x_train [n, 28, 28] uint8, y_train [n], x_test, y_test; or a folder
+            with train-images-idx3-ubyte, train-labels-idx1-ubyte, t10k-images-idx3-ubyte,
+            t10k-labels-idx1-ubyte, each plain or .gz. The path of one of them stands for its
+            folder.
+
+    Returns:
+        Splits of train and test: uint8 images 'x' [n, 28, 28, 1] and labels 'cond'.
+
+    Raises:
+        FileNotFoundError: Where there is no such file.
+        ValueError: For files of another form, by name.
     """
     path = expand(path)
     if path.suffix == ".npz":
@@ -102,10 +123,21 @@ def mnist(path: str | Path) -> Splits:
 
 
 def cifar_sheets(folder: str | Path, *, test: int = 400, seed: int = 0) -> Splits:
-    """CIFAR-10 as picture sheets: *.png of 1024 columns whose every row is one 32 x 32 image, with labels.npy [n].
+    """CIFAR-10 as picture sheets: PNG files of 1024 columns whose every row is one 32 x 32 image.
 
-    Sheets are read in the order of the number that ends their names, alpha is dropped, and `test` rows are cut off by
-    class.
+    Sheets are read in the order of the number that ends their names, and alpha is dropped.
+
+    Args:
+        folder: Where *.png and labels.npy [n] are.
+        test: How many rows are cut off for the test, by class.
+        seed: Of the cut.
+
+    Returns:
+        Splits of uint8 images 'x' [n, 32, 32, 3] and labels 'cond'.
+
+    Raises:
+        FileNotFoundError: Where there are no sheets.
+        ValueError: For sheets and labels that do not fit.
     """
     from PIL import Image, UnidentifiedImageError
 
@@ -168,9 +200,21 @@ def _read_jpegs(path: Path) -> dict[str, np.ndarray]:
 
 
 def cifar_jpegs(train: str | Path, test: str | Path) -> Splits:
-    """CIFAR-10 as JPEG files laid end to end: two npz files, 32 x 32 x 3.
+    """CIFAR-10 as JPEG files laid end to end in two npz files.
 
-    npz: jpeg [bytes] uint8, offset [n + 1] where each file begins and the last one ends, label [n]. JPEG has left marks
-    of its own in the pixels: what is trained on them should be judged against them.
+    JPEG has left marks of its own in the pixels: what is trained on them should be judged against
+    them.
+
+    Args:
+        train: An npz file with jpeg [bytes] uint8, offset [n + 1] where each file begins and the
+            last one ends, and label [n].
+        test: The same for the test rows.
+
+    Returns:
+        Splits of train and test: uint8 images 'x' [n, 32, 32, 3] and labels 'cond'.
+
+    Raises:
+        FileNotFoundError: Where there is no such file.
+        ValueError: For files of another form, by name.
     """
     return Splits(_read_jpegs(expand(train)), None, _read_jpegs(expand(test)))

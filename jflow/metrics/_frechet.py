@@ -12,7 +12,8 @@ from numpy.typing import ArrayLike
 
 
 class Moments(NamedTuple):
-    """Mean and scatter of some rows of features; `moments` makes them, `frechet_between` takes them.
+    """Mean and scatter of some rows of features; `moments` makes them, `frechet_between` takes
+    them.
 
     Attributes:
         n: The number of rows.
@@ -107,8 +108,9 @@ def frechet_between(x: Moments, y: Moments) -> float:
             f"frechet distance: a covariance needs at least 2 rows, got {x.n} and {y.n}"
         )
     cx, cy = x.scatter / (x.n - 1), y.scatter / (y.n - 1)
-    # The trace of the root is the sum of the singular values of C_x^1/2 C_y^1/2. As eigenvalues of C_x^1/2 C_y C_x^1/2
-    # they would be roots of rounded zeros: half the digits where a covariance is singular.
+    # The trace of the root is the sum of the singular values of C_x^1/2 C_y^1/2. As eigenvalues of
+    # C_x^1/2 C_y C_x^1/2 they would be roots of rounded zeros: half the digits where a covariance
+    # is singular.
     singular = np.linalg.svd(_half(cx).T @ _half(cy), compute_uv=False)
     distance = ((x.mean - y.mean) ** 2).sum() + np.trace(cx) + np.trace(cy) - 2 * singular.sum()
     return float(max(distance, 0.0))

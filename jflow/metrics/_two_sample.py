@@ -1,4 +1,5 @@
-"""How far one set of rows is from another. Numpy in float64 throughout: an evaluation, not a loss."""
+"""How far one set of rows is from another. Numpy in float64 throughout: an evaluation, not a loss.
+"""
 
 from collections.abc import Callable
 
@@ -13,7 +14,8 @@ CHUNK = 2**22  # distances held at once: 32 MiB
 
 
 def _rows(name: str, *arrays: ArrayLike) -> list[np.ndarray]:
-    """Arrays [n, *event] as float64 [n, d], about a common origin; events must agree in shape, and be finite."""
+    """Arrays [n, *event] as float64 [n, d], about a common origin; events must agree in shape, and
+    be finite."""
     given = [np.asarray(a, np.float64) for a in arrays]
     shapes = [list(a.shape) for a in given]
     if any(a.ndim < 2 or a.size == 0 for a in given) or any(s[1:] != shapes[0][1:] for s in shapes):
@@ -23,7 +25,8 @@ def _rows(name: str, *arrays: ArrayLike) -> list[np.ndarray]:
     if not all(np.isfinite(a).all() for a in given):
         raise ValueError(f"{name}: the rows hold NaN or infinities")
     flat = [a.reshape(len(a), -1) for a in given]
-    # Distances come from products, |x|^2 + |y|^2 - 2 xy: near the origin these lose the fewest digits.
+    # Distances come from products, |x|^2 + |y|^2 - 2 xy: near the origin these lose the fewest
+    # digits.
     center = flat[-1].mean(0)
     return [a - center for a in flat]
 
