@@ -39,26 +39,57 @@ from jflow.types import Loss, Params
 
 
 class Experiment(NamedTuple):
-    """All of a training job. Rows are dicts of numpy arrays; 'data units' are those of `data`, 'model units' what
-    `preprocess.apply` makes of them."""
+    """All of a training job: the model, its loss, its data and how long to train.
 
-    model: Any  # a Flow, a Velocity ...
-    init: Callable  # (key, batch) -> params; batch: the first training rows in model units
+    Rows are dicts of numpy arrays; 'data units' are those of `data`, 'model units' what
+    `preprocess.apply` makes of them.
+
+    Attributes:
+        model: A Flow, a Velocity, or whatever the config's own functions take.
+        init: (key, batch) -> params; batch holds the first training rows in model units.
+        loss: (params, key, batch, frozen) -> (scalar, metrics).
+        optimizer: An optax optimizer.
+        data: () -> `data.Splits` in data units; valid and test may be None.
+        preprocess: A `data.Preprocess`, fitted on the training rows alone.
+        steps: Updates in all.
+        batch: Rows of an update.
+        seed: Of the params, the batches and the draws of the loss.
+        ema: The decay of the average of the params, or a function of the step; None keeps no
+            average.
+        sample: (params, key, n, **options) -> rows in model units.
+        evaluate: (params, preprocess_state, key, splits) -> {name: number}.
+        picture: (rows in data units) -> image.
+        picture_rows: How many samples a picture shows.
+        frozen: (params, key, batch) -> what the loss reads and never differentiates.
+        refresh: How what is frozen advances, see `train.make_step`.
+        log_every: Updates between two lines of metrics.
+        save_every: Updates between two checkpoints.
+        eval_every: Updates between two evaluations; None evaluates at the end alone.
+        monitor: The name of the evaluated number whose lowest value is the best checkpoint.
+        patience: Evaluations without a better one until training stops; None never stops early.
+        skip_nonfinite: Whether an update whose loss or gradient is not finite is left out.
+        keep: How many checkpoints are kept, beside the best.
+        rules: How a mesh splits the state, see `train.shardings`.
+        accumulate: In how many parts an update's rows are differentiated.
+        inner: Updates on the device between two visits of the host.
+        prefetch: Batches that are made ahead.
+    """
+
+    model: Any
+    init: Callable
     loss: Loss
     optimizer: optax.GradientTransformation
-    data: Callable  # () -> jflow.data.Splits in data units; valid and test may be None
-    preprocess: Any  # jflow.data.Preprocess, fitted on the training rows alone
+    data: Callable
+    preprocess: Any
     steps: int
     batch: int = 256
     seed: int = 0
     ema: float | Callable | None = None
-    sample: Callable | None = None  # (params, key, n, **options) -> rows in model units
-    evaluate: Callable | None = None  # (params, preprocess_state, key, splits) -> dict of floats
-    picture: Callable | None = None  # (rows in data units) -> image
-    picture_rows: int = 64  # how many samples a picture shows
-    frozen: Callable | None = (
-        None  # (params, key, batch) -> what the loss reads and never differentiates
-    )
+    sample: Callable | None = None
+    evaluate: Callable | None = None
+    picture: Callable | None = None
+    picture_rows: int = 64
+    frozen: Callable | None = None
     refresh: Refresh | None = None
     log_every: int = 50
     save_every: int = 500
@@ -67,14 +98,21 @@ class Experiment(NamedTuple):
     patience: int | None = None
     skip_nonfinite: bool = False
     keep: int = 3
-    rules: Sequence[Rule] = ()  # how a mesh splits the state, see `train.shardings`
+    rules: Sequence[Rule] = ()
     accumulate: int = 1
     inner: int = 1
     prefetch: int = 0
 
 
 class BoundPreprocess(NamedTuple):
-    """A Preprocess with the state of one checkpoint: apply(rows, rng=None), undo(rows), log_det(rows) -> [b]."""
+    """A preprocessing step with the state of one checkpoint.
+
+    Attributes:
+        state: What was fitted on the training rows.
+        apply: (rows, rng=None) -> rows in model units.
+        undo: (rows) -> rows in data units.
+        log_det: (rows in model units) -> [b], nats.
+    """
 
     state: Any
     apply: Callable
@@ -83,7 +121,15 @@ class BoundPreprocess(NamedTuple):
 
 
 class Loaded(NamedTuple):
-    """A trained experiment: model and params, the way from data units to model units, and the step they are of."""
+    """A trained experiment: the model, its params, and the way from data units to model units.
+
+    Attributes:
+        model: The experiment's model.
+        params: Its trained params.
+        preprocess: The preprocessing with its state: `apply`, `undo`, `log_det`.
+        experiment: The whole experiment, as its config made it.
+        step: The update that the params are of.
+    """
 
     model: Any
     params: Params
@@ -95,12 +141,21 @@ class Loaded(NamedTuple):
 def load_config(
     path: str | Path, overrides: Mapping[str, Any] | None = None
 ) -> tuple[Experiment, dict[str, Any]]:
-    """Call the `config` of a Python file (or of config.py in a folder) with `overrides` in place of its defaults.
+    """Calls the `config` function of a Python file, with some of its keys overridden.
 
-    A key's type is its annotation, or that of its default: strings are read as values of it (false, 3e-4, 64,64; `none`
-    where None is a value), an int may stand for a float and a list for a tuple. A key without either takes no strings.
-    The config may import files beside it. Returns the experiment and the value of every key. Raises ValueError for an
-    unknown key, naming the nearest, and for a value of another type.
+    A key's type is its annotation, or that of its default: strings are read as values of it (false,
+    3e-4, 64,64; `none` where None is a value), an int may stand for a float and a list for a tuple.
+    A key without either takes no strings. The config may import files beside it.
+
+    Args:
+        path: Of the file, or of a folder with config.py.
+        overrides: Values in place of the defaults, strings or Python values.
+
+    Returns:
+        (experiment, the value of every key).
+
+    Raises:
+        ValueError: For an unknown key, naming the nearest, and for a value of another type.
     """
     path = _config_file(path)
     with _naming_the_table_of_names(path):
@@ -150,15 +205,28 @@ def run(
     progress: bool = True,
     mesh: jax.sharding.Mesh | None = None,
 ) -> Fit:
-    """Train an experiment in a workdir, or go on with it; the workdir keeps what `load` needs.
+    """Trains an experiment in a workdir, or goes on with it.
 
-    config_source: the config file's path, or its text. resolved: the values of its keys, from `load_config`. Raises
-    ValueError, naming what differs, where the workdir is another config's, and naming its process, where another run is
-    in it. The files beside the config that it imports are kept in WORKDIR/config_imports.
+    The workdir keeps what `load` needs: the config, its values, checkpoints, metrics, pictures.
+    Files beside the config that it imports are kept in WORKDIR/config_imports. `evaluate` and
+    `picture` get whole params on every process.
 
-    mesh: where to train (`make_mesh`); rows go over all its axes but one named 'model', the state by experiment.rules.
-    None: one device, or all of them as 'data' under several processes. A workdir may go on with another mesh.
-    `evaluate` and `picture` get whole params on every process.
+    Args:
+        experiment: What to train.
+        workdir: Where it is kept; made if it is not there.
+        config_source: The config file's path, or its text.
+        resolved: The values of the config's keys, from `load_config`.
+        progress: Whether to show a progress bar.
+        mesh: Where to train (`train.make_mesh`): rows go over all its axes but one named 'model',
+            the state by experiment.rules. None: one device, or all of them as 'data' under several
+            processes. A workdir may go on with another mesh.
+
+    Returns:
+        What `train.fit` returns.
+
+    Raises:
+        ValueError: Where the workdir is another config's, naming what differs, and where another
+            run is in it, naming its process.
     """
     workdir, sources, values = expand(workdir), _sources(config_source), dict(resolved or {})
     text = b"\n".join(sources.values()).decode(errors="replace")
@@ -268,8 +336,18 @@ def _train(
 def load(workdir: str | Path, *, step: int | None = None, ema: bool = True) -> Loaded:
     """Model, params and preprocessing of a workdir, without its training data.
 
-    step: None takes the best evaluation where the run monitored one, else the newest checkpoint. ema: the averaged
-    params, where the run kept an average.
+    Args:
+        workdir: What `jflow train`, `jflow fit`, `run` or `train.fit(workdir=...)` wrote.
+        step: The update to take; None takes the best evaluation where the run monitored one, else
+            the newest checkpoint.
+        ema: Whether to take the averaged params, where the run kept an average.
+
+    Returns:
+        The trained experiment.
+
+    Raises:
+        FileNotFoundError: Where there is no workdir or no checkpoint, by name.
+        ValueError: For a workdir whose config no longer runs, with what to do.
     """
     workdir = expand(workdir)
     if not (workdir / "config.json").is_file() or not (workdir / "config.py").is_file():

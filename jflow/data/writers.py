@@ -14,6 +14,8 @@ import numpy as np
 from jflow._core.files import replace_file
 from jflow.data._splits import Rows, as_arrays, count
 
+__all__ = ["cells", "csv_writer", "npz_writer"]
+
 Write = Callable[[Rows], None]
 
 
