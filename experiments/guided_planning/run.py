@@ -118,10 +118,11 @@ def fit(key, episodes, ranks, args):
         state, metrics = jax.lax.scan(lambda state, key: step(state, batch(key)), state, keys)
         return state, jnp.mean(metrics["loss"])
 
-    first = batch(key)
-    params = velocity.init(key, first["x"], jnp.zeros(args.batch), first["cond"])
-    state = train.init_state(params, optimizer, key, ema=average)
-    keys = jax.random.split(jax.random.fold_in(key, 1), args.steps)
+    first_key, init_key, train_key, batches_key = jax.random.split(key, 4)
+    first = batch(first_key)
+    params = velocity.init(init_key, first["x"], jnp.zeros(args.batch), first["cond"])
+    state = train.init_state(params, optimizer, train_key, ema=average)
+    keys = jax.random.split(batches_key, args.steps)
     for part in keys.reshape(10, -1):
         state, loss = run(state, part)
         print(f"step {int(state.step)}: loss {loss:.4f}", file=sys.stderr, flush=True)
@@ -188,11 +189,11 @@ def one_seed(seed, args):
     state = starts(test_key, args.test)
     rows = {}
     for name, share in (("behavior", 0.25), ("behavior, always to the goal", 1.0)):
-        rows[name] = (*summary(behave(run_key, state, share)), np.nan)
+        rows[name] = (*summary(behave(jax.random.clone(run_key), state, share)), np.nan)
     plan = planner(velocity, mean, std, args.solver_steps)
     run = execute(plan)
     for scale in SCALES:
-        episodes, errors = run(params, state, run_key, scale)
+        episodes, errors = run(params, state, jax.random.clone(run_key), scale)
         rows[f"flow, scale {scale:g}"] = (*summary(episodes), np.asarray(errors))
     return rows, np.asarray(summary(data)[0]), (plan, params)
 

@@ -17,6 +17,7 @@ from jax.experimental.multihost_utils import process_allgather
 import jflow
 from jflow._core import files, processes
 from jflow._core.files import expand
+from jflow._core.keys import same_draws
 from jflow._core.lock import hold
 from jflow.apps import _keys
 from jflow.apps._modules import STORED, files_beside, load_module
@@ -229,12 +230,14 @@ def _train(
         experiment.picture_rows,
     )
     evaluate = (
-        None if score is None else lambda state: score(_shown(state), pre_state, eval_key, splits)
+        None
+        if score is None
+        else lambda state: score(_shown(state), pre_state, same_draws(eval_key), splits)
     )
     picture = (
         None
         if sample is None or draw is None
-        else lambda state: draw(undone(sample(_shown(state), picture_key, many)))
+        else lambda state: draw(undone(sample(_shown(state), same_draws(picture_key), many)))
     )
     return fit(
         state,

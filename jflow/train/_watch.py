@@ -45,8 +45,10 @@ def watched(step: Step, skip: bool) -> Callable[..., tuple[TrainState, Watch, Me
                 watch._replace(bad=jnp.where((watch.bad == 0) & ~fine, new.step, watch.bad)),
                 metrics,
             )
-        kept = jax.tree.map(lambda a, b: jnp.where(fine, a, b), new, state)
-        return kept._replace(step=new.step), watch._replace(skipped=watch.skipped + ~fine), metrics
+        floats = (new._replace(key=None), state._replace(key=None))
+        kept = jax.tree.map(lambda a, b: jnp.where(fine, a, b), *floats)
+        kept = kept._replace(step=new.step, key=new.key)
+        return kept, watch._replace(skipped=watch.skipped + ~fine), metrics
 
     return run
 

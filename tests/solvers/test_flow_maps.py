@@ -198,9 +198,9 @@ def test_remat_changes_no_gradient_of_a_loss_with_a_forward_derivative(x64):
         losses.mean_flow(jflow.flow_map(net.clone(remat=r)), times=times.pairs(equal=0.0))
         for r in (False, True)
     ]
-    batch, key = {"x": x, "cond": cond}, jax.random.key(2)
+    batch = {"x": x, "cond": cond}
     plain, remat = jax.jit(
-        lambda p: [jax.grad(lambda p, f=f: f(p, key, batch)[0])(p) for f in made]
+        lambda p: [jax.grad(lambda p, f=f: f(p, jax.random.key(2), batch)[0])(p) for f in made]
     )(params)
     for (path, one), other in zip(
         jax.tree_util.tree_leaves_with_path(plain), jax.tree.leaves(remat), strict=True
