@@ -208,7 +208,13 @@ def trained(loss, params, batch, steps, key, *, rate=2e-3, decay=0.999, frozen=N
     # the trainings that one key is for see the same batches
     state = train.init_state(params, optimizer, jax.random.clone(key), ema=average, frozen=frozen)
     step = train.make_step(loss, optimizer, ema=average)
-    how = {"inner": INNER, "log_every": steps, "save_every": steps, "keep": 1, "progress": False}
+    how = {
+        "inner": INNER,
+        "log_every": steps,
+        "save_every": steps,
+        "max_to_keep": 1,
+        "progress": False,
+    }
     return train.fit(
         state, step, lambda state, key: batch(key), steps=steps, workdir=workdir, **how
     ).state.ema

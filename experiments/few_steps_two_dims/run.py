@@ -164,9 +164,10 @@ def fitted(title: str, job: Job, rows: dict, trained: dict, args):
         optax.clip_by_global_norm(1.0), optax.adam(lambda i: factor * rate(i))
     )
     optimizer = adam(1.0)
-    if job.players:
+    if job.rate_factors:
         optimizer = optax.partition(
-            {who: adam(f) for who, f in job.players.items()}, {who: who for who in job.players}
+            {who: adam(f) for who, f in job.rate_factors.items()},
+            {who: who for who in job.rate_factors},
         )
     average = train.ema.warmup(job.memory)
 

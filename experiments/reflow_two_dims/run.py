@@ -207,7 +207,13 @@ def trained(out, steps, key, name, loss, params, batch):
     step = train.make_step(loss, optimizer, ema=average)
     batches = lambda state, key: batch(key)  # noqa: E731
     often = UPDATES * max(1, steps // UPDATES // 4)
-    how = {"inner": UPDATES, "log_every": often, "save_every": often, "keep": 1, "progress": False}
+    how = {
+        "inner": UPDATES,
+        "log_every": often,
+        "save_every": often,
+        "max_to_keep": 1,
+        "progress": False,
+    }
     return train.fit(state, step, batches, steps=steps, workdir=out / name, **how).state.ema
 
 

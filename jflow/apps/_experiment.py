@@ -67,7 +67,7 @@ class Experiment(NamedTuple):
     monitor: str | None = None
     patience: int | None = None
     skip_nonfinite: bool = False
-    keep: int = 3
+    max_to_keep: int = 3
     rules: Sequence[Rule] = ()  # how a mesh splits the state, see `train.shardings`
     accumulate: int = 1
     inner: int = 1
@@ -259,7 +259,7 @@ def _train(
         monitor=experiment.monitor,
         patience=experiment.patience,
         skip_nonfinite=experiment.skip_nonfinite,
-        keep=experiment.keep,
+        max_to_keep=experiment.max_to_keep,
         progress=progress,
         preprocess=pre_state,
         sharding=sharding,

@@ -21,7 +21,7 @@ _COUNTS = (
     "save_every",
     "eval_every",
     "patience",
-    "keep",
+    "max_to_keep",
     "inner",
     "accumulate",
 )

@@ -99,8 +99,8 @@ def make_step(
         metrics = {**metrics, "loss": value, "grad_norm": optax.tree.norm(grads)}
 
         value_fn = _with_gradient(lambda params: gradient(params, same_draws(key), batch, frozen))
-        told = {"value": value, "grad": grads, "value_fn": value_fn}
-        updates, opt_state = optimizer.update(grads, state.opt_state, state.params, **told)
+        extra_args = {"value": value, "grad": grads, "value_fn": value_fn}
+        updates, opt_state = optimizer.update(grads, state.opt_state, state.params, **extra_args)
         params = optax.apply_updates(state.params, updates)
         average = None if decay is None else ema_lib.update(state.ema, params, decay(state.step))
         frozen = state.frozen

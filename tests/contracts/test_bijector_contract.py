@@ -313,11 +313,11 @@ def measured(name):
         return jnp.sum(jnp.sin(z)) + jnp.sum(log_det)
 
     def at(apply, y):
-        (out, log_det), pull = jax.vjp(lambda y: apply(params, y, cond), y)
+        (out, log_det), pullback = jax.vjp(lambda y: apply(params, y, cond), y)
         return {
             "out": out,
             "log_det": log_det,
-            "grad": pull((jnp.ones_like(out), jnp.ones_like(log_det)))[0],
+            "grad": pullback((jnp.ones_like(out), jnp.ones_like(log_det)))[0],
         }
 
     @jax.jit

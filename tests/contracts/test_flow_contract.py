@@ -257,8 +257,8 @@ def measured(name):
     def run(params, x, cond, key):
         traces.append(1)
         r = {"init": flow.init(key, x, cond)}
-        r["log_prob"], pull = jax.vjp(lambda p: flow.log_prob(p, x, cond), params)
-        (r["grads"],) = pull(jnp.cos(r["log_prob"]))
+        r["log_prob"], pullback = jax.vjp(lambda p: flow.log_prob(p, x, cond), params)
+        (r["grads"],) = pullback(jnp.cos(r["log_prob"]))
         r["z"], r["inverse_log_det"] = flow.inverse(params, x, cond)
         r["x_again"], r["forward_log_det"] = flow.forward(params, r["z"], cond)
         r["sample"] = flow.sample(params, clone(key), B, cond)

@@ -363,7 +363,7 @@ def test_elbo_flows(name):
             0.3 * rng.normal(size=p.shape).astype(np.float32) for p in jax.tree.leaves(initial)
         ]
         params = jax.tree.unflatten(jax.tree.structure(initial), noise)
-        elbo, pull = jax.vjp(lambda p: flow.elbo(p, x, cond, key=clone(key)), params)
+        elbo, pullback = jax.vjp(lambda p: flow.elbo(p, x, cond, key=clone(key)), params)
         z, contribution = flow.inverse(params, x, cond, key=clone(key))
         again = flow.forward(params, z, cond, key=clone(key))[0]
         other = flow.elbo(params, x, cond, key=jax.random.fold_in(key, 1))
@@ -371,7 +371,7 @@ def test_elbo_flows(name):
             initial,
             params,
             elbo,
-            pull(jnp.cos(elbo))[0],
+            pullback(jnp.cos(elbo))[0],
             z,
             again,
             flow.sample(params, clone(key), B, cond),
