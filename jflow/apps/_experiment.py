@@ -324,7 +324,7 @@ def _config_file(path: str | Path) -> Path:
     path = expand(path)
     path = path / "config.py" if path.is_dir() else path
     if not path.is_file():
-        raise FileNotFoundError(f"no config at {path}")
+        raise FileNotFoundError(f"there is no config at {path}")
     return path
 
 

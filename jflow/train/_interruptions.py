@@ -62,9 +62,9 @@ def check_finite(check: FiniteCheck, n: int, recent: Sequence[Metrics], last_goo
         metrics = as_floats("metric", recent[bad - n - 1])
         said = ", ".join(f"{name}={value:.6g}" for name, value in metrics.items())
         what = (
-            "params"
+            "the params are"
             if math.isfinite(metrics["loss"] + metrics["grad_norm"])
-            else "loss or gradient"
+            else "the loss or its gradient is"
         )
         raise NonFiniteError(f"{what} not finite at step {bad}: {said}; {last_good}")
 

@@ -165,9 +165,11 @@ def _open(workdir, step: int | None) -> tuple[Path, dict]:
     """The folder and the manifest of a whole checkpoint: that of `step`, or the newest."""
     there = steps(workdir)
     if not there:
-        raise FileNotFoundError(f"no checkpoint in {workdir}")
+        raise FileNotFoundError(f"there is no checkpoint in {workdir}")
     if step is not None and step not in there:
-        raise FileNotFoundError(f"no checkpoint of step {step} in {workdir}: there are {there}")
+        raise FileNotFoundError(
+            f"there is no checkpoint of step {step} in {workdir}, only of {there}"
+        )
     for candidate in reversed(there) if step is None else [step]:
         path = _folder(workdir) / f"{candidate:08d}"
         fault = _fault(path)
@@ -177,7 +179,7 @@ def _open(workdir, step: int | None) -> tuple[Path, dict]:
             raise ValueError(f"checkpoint {path} is damaged: {fault}")
         _warn_once(f"checkpoint {path} is damaged and passed over: {fault}")
     raise FileNotFoundError(
-        f"no readable checkpoint in {workdir}: those of steps {there} are damaged"
+        f"there is no readable checkpoint in {workdir}: those of steps {there} are damaged"
     )
 
 

@@ -181,9 +181,9 @@ def test_trajectories_have_the_density_that_a_replay_gives(dtype):
         solvers.overshoot(v),
     ):
         walk = jax.jit(
-            lambda params, key: solvers.sample_sde(
+            lambda params, key, step=step: solvers.sample_sde(
                 step, params, x0, key, grid, return_trajectory=True
-            )  # noqa: B023
+            )
         )
         x, path = walk({"a": jnp.asarray(1.0)}, jax.random.key(1))
         assert x.dtype == dtype and path.x.dtype == jnp.float32

@@ -192,7 +192,7 @@ def test_params_that_overflow_are_never_saved(tmp_path):
         learning_rate=lambda n: jnp.where(n == 3, jnp.inf, 0.01)
     )
     step = train.make_step(noisy, jump)
-    with pytest.raises(train.NonFiniteError, match="params not finite at step 4"):
+    with pytest.raises(train.NonFiniteError, match="the params are not finite at step 4"):
         state = train.init_state({"w": jnp.eye(2)}, jump, jax.random.key(0))
         train.fit(state, step, rows(), steps=8, workdir=tmp_path, save_every=2, progress=False)
     assert checkpoint.steps(tmp_path) == [2]
