@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from jflow._core.arrays import expand_to, float_dtype
+from jflow._core.keys import hidden, is_key
 from jflow._core.pullback import tied
 from jflow.types import Array, PyTree
 
@@ -126,14 +127,20 @@ def _fixed_point_jvp(g, tol, max_evaluations, primals, tangents):
     """x_dot = dg/dx x_dot + dg/dargs args_dot, linear equations that the same iteration solves, and their transposes."""
     (start, args), (_, args_dot) = primals, tangents
     x, evaluations, change = _fixed_point(g, tol, max_evaluations, start, args)
+    leaves, tree = jax.tree.flatten(args)
+    dots = tree.flatten_up_to(args_dot)
+    keys = {i: hidden(leaf) for i, leaf in enumerate(leaves) if is_key(leaf)}
+    for i, (data, _) in keys.items():
+        leaves[i], dots[i] = data, np.zeros(data.shape, jax.dtypes.float0)
 
     @partial(
         jax.checkpoint, prevent_cse=False
     )  # nothing is kept of g for the way back but its arguments
-    def at(x, args):
-        return g(x, args).astype(x.dtype)
+    def at(x, leaves):
+        leaves = [keys[i][1](leaf) if i in keys else leaf for i, leaf in enumerate(leaves)]
+        return g(x, tree.unflatten(leaves)).astype(x.dtype)
 
-    _, varying = tied((x, args))
+    _, varying = tied((x, leaves))
 
     def in_x(x):
         return at(x, varying)
@@ -154,7 +161,7 @@ def _fixed_point_jvp(g, tol, max_evaluations, primals, tangents):
         pullback = jax.vjp(in_x, x)[1]
         return iterated(lambda w: pullback(w)[0], b)
 
-    b = jax.jvp(lambda args: at(x, tied((x, args))[1]), (args,), (args_dot,))[1]
+    b = jax.jvp(lambda leaves: at(x, tied((x, leaves))[1]), (leaves,), (dots,))[1]
     x_dot = jax.lax.custom_linear_solve(equations, b, solve, solve_transposed)
     return (x, evaluations, change), (
         x_dot,

@@ -8,6 +8,7 @@ import jax.numpy as jnp
 from jax.extend.core import Primitive
 from jax.interpreters import batching, mlir
 
+from jflow._core.keys import hidden, is_key
 from jflow.types import Array, PyTree
 
 __all__ = ["reverse_only", "tied", "with_pullback"]
@@ -35,10 +36,12 @@ def with_pullback(
         outputs = function(*args)
         leaves, tree = jax.tree.flatten(args)
         floats = [i for i, leaf in enumerate(leaves) if _is_float(leaf)]
+        keys = {i: hidden(leaf) for i, leaf in enumerate(leaves) if is_key(leaf)}
         at_args = tied([leaves[i] for i in floats])
 
         def whole(moved):
             moved = dict(zip(floats, moved, strict=True))
+            moved |= {i: key(data) for i, (data, key) in keys.items()}
             return tree.unflatten([moved.get(i, leaf) for i, leaf in enumerate(leaves)])
 
         @partial(

@@ -95,3 +95,15 @@ def window_index(knots: np.ndarray, t):
     return jnp.clip(
         jnp.searchsorted(jnp.asarray(knots, t.dtype), t, side="right") - 1, 0, len(knots) - 2
     )
+
+
+def linear_between(f: Callable, knots: np.ndarray) -> Callable:
+    """t [b] -> what runs linearly between the values of f at the knots (`partition`); at a knot with the slope after it."""
+
+    def value(t):
+        at = jnp.asarray(knots, t.dtype)
+        values, k = f(at), window_index(knots, t)
+        slope = (values[k + 1] - values[k]) / (at[k + 1] - at[k])
+        return values[k] + (t - at[k]) * slope
+
+    return value

@@ -17,6 +17,7 @@ from jax.experimental.multihost_utils import process_allgather
 import jflow
 from jflow._core import files, processes
 from jflow._core.files import expand
+from jflow._core.keys import same_draws
 from jflow._core.lock import hold
 from jflow.apps import _keys
 from jflow.apps._modules import STORED, files_beside, load_module
@@ -68,7 +69,7 @@ class Experiment(NamedTuple):
         monitor: The name of the evaluated number whose lowest value is the best checkpoint.
         patience: Evaluations without a better one until training stops; None never stops early.
         skip_nonfinite: Whether an update whose loss or gradient is not finite is left out.
-        keep: How many checkpoints are kept, beside the best.
+        max_to_keep: How many checkpoints are kept, beside the best.
         rules: How a mesh splits the state, see `train.shardings`.
         accumulate: In how many parts an update's rows are differentiated.
         inner: Updates on the device between two visits of the host.
@@ -97,7 +98,7 @@ class Experiment(NamedTuple):
     monitor: str | None = None
     patience: int | None = None
     skip_nonfinite: bool = False
-    keep: int = 3
+    max_to_keep: int = 3
     rules: Sequence[Rule] = ()
     accumulate: int = 1
     inner: int = 1
@@ -297,12 +298,14 @@ def _train(
         experiment.picture_rows,
     )
     evaluate = (
-        None if score is None else lambda state: score(_shown(state), pre_state, eval_key, splits)
+        None
+        if score is None
+        else lambda state: score(_shown(state), pre_state, same_draws(eval_key), splits)
     )
     picture = (
         None
         if sample is None or draw is None
-        else lambda state: draw(undone(sample(_shown(state), picture_key, many)))
+        else lambda state: draw(undone(sample(_shown(state), same_draws(picture_key), many)))
     )
     return fit(
         state,
@@ -324,7 +327,7 @@ def _train(
         monitor=experiment.monitor,
         patience=experiment.patience,
         skip_nonfinite=experiment.skip_nonfinite,
-        keep=experiment.keep,
+        max_to_keep=experiment.max_to_keep,
         progress=progress,
         preprocess=pre_state,
         sharding=sharding,
@@ -399,7 +402,7 @@ def _config_file(path: str | Path) -> Path:
     path = expand(path)
     path = path / "config.py" if path.is_dir() else path
     if not path.is_file():
-        raise FileNotFoundError(f"no config at {path}")
+        raise FileNotFoundError(f"there is no config at {path}")
     return path
 
 

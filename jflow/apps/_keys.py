@@ -21,7 +21,7 @@ _COUNTS = (
     "save_every",
     "eval_every",
     "patience",
-    "keep",
+    "max_to_keep",
     "inner",
     "accumulate",
 )
@@ -121,7 +121,7 @@ def whole(text: str) -> int:
         return int(text, 0)
     value = float(text)
     if not (value.is_integer() and abs(value) <= 2**53):
-        raise ValueError(f"not a whole number: {text!r}")
+        raise ValueError(f"{text!r} is not a whole number")
     return int(value)
 
 
@@ -173,7 +173,7 @@ def _sequence(value: Any, of: type, kinds: tuple) -> tuple | list:
         else:
             value = ast.literal_eval(text)
     if type(value) not in (tuple, list):
-        raise ValueError(f"not a {of.__name__}: {value!r}")
+        raise ValueError(f"{value!r} is not a {of.__name__}")
     if not kinds:
         return of(value)
     if of is list or kinds[-1] is Ellipsis:

@@ -61,7 +61,7 @@ def launch(
                 jobs.append(subprocess.Popen(list(command), env=env, start_new_session=True))
             pids = ", ".join(f"{i} is pid {job.pid}" for i, job in enumerate(jobs))
             print(f"jflow launch: process {pids}", file=sys.stderr, flush=True)
-            return _watch(
+            return _supervise(
                 jobs, grace, caught, _workdir(command) if workdir is None else expand(workdir)
             )
     finally:
@@ -71,7 +71,7 @@ def launch(
                 job.wait()
 
 
-def _watch(
+def _supervise(
     jobs: list[subprocess.Popen], grace: float, caught: list[int], workdir: Path | None
 ) -> int:
     def dead():

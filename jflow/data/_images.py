@@ -55,10 +55,10 @@ def _read_idx(path: Path) -> np.ndarray:
     try:
         raw = gzip.decompress(path.read_bytes()) if path.suffix == ".gz" else path.read_bytes()
     except (EOFError, gzip.BadGzipFile) as error:
-        raise ValueError(f"{path}: not a complete gzip file ({error})") from error
+        raise ValueError(f"{path} is not a complete gzip file ({error})") from error
     if len(raw) < 4 or raw[:3] != b"\0\0\x08" or len(raw) < 4 + 4 * raw[3]:
         raise ValueError(
-            f"{path}: not an idx file of unsigned bytes (its first bytes are {raw[:4]!r})"
+            f"{path} is not an idx file of unsigned bytes (its first bytes are {raw[:4]!r})"
         )
     shape = struct.unpack(f">{raw[3]}I", raw[4 : 4 + 4 * raw[3]])
     body = np.frombuffer(raw, np.uint8, offset=4 + 4 * raw[3])
@@ -73,7 +73,7 @@ def _find_idx(folder: Path, kind: str) -> Path:
     stems = [kind, kind.replace("-idx", ".idx")]
     found = [p for stem in stems for p in (folder / stem, folder / f"{stem}.gz") if p.is_file()]
     if not found:
-        raise FileNotFoundError(f"{folder}: no {kind} or {kind}.gz")
+        raise FileNotFoundError(f"{folder} has no {kind} or {kind}.gz")
     return found[0]
 
 
@@ -100,17 +100,17 @@ def mnist(path: str | Path) -> Splits:
                 missing = [k for k in ("x_train", "y_train", "x_test", "y_test") if k not in z]
                 if missing:
                     raise ValueError(
-                        f"{path}: no array {', '.join(missing)}; it holds {', '.join(z.files)}"
+                        f"{path} has no array {', '.join(missing)}; it holds {', '.join(z.files)}"
                     )
                 train, test = (
                     _rows(z[f"x_{part}"], z[f"y_{part}"], path) for part in ("train", "test")
                 )
         except (zipfile.BadZipFile, EOFError) as error:
-            raise ValueError(f"{path}: not a complete npz file ({error})") from error
+            raise ValueError(f"{path} is not a complete npz file ({error})") from error
         return Splits(train, None, test)
     folder = path.parent if path.is_file() else path
     if not folder.is_dir():
-        raise FileNotFoundError(f"{path}: no such file or folder")
+        raise FileNotFoundError(f"there is no file or folder {path}")
 
     def part(name):
         images, labels = (
@@ -144,13 +144,13 @@ def cifar_sheets(folder: str | Path, *, test: int = 400, seed: int = 0) -> Split
     folder = expand(folder)
     sheets = [p for p in folder.glob("*.png") if p.stem.rpartition("_")[2].isdigit()]
     if not sheets:
-        raise FileNotFoundError(f"{folder}: no sheets such as cifar10_batch_0.png")
+        raise FileNotFoundError(f"{folder} has no sheets such as cifar10_batch_0.png")
     parts = []
     for sheet in sorted(sheets, key=lambda p: int(p.stem.rpartition("_")[2])):
         try:
             pixels = np.asarray(Image.open(sheet))
         except (UnidentifiedImageError, OSError) as error:
-            raise ValueError(f"{sheet}: not a readable picture ({error})") from error
+            raise ValueError(f"{sheet} is not a readable picture ({error})") from error
         if pixels.ndim != 3 or pixels.shape[1] != 1024 or pixels.shape[2] not in (3, 4):
             raise ValueError(
                 f"{sheet}: expected a picture [n, 1024, 3 or 4], got {list(pixels.shape)}"
@@ -158,7 +158,7 @@ def cifar_sheets(folder: str | Path, *, test: int = 400, seed: int = 0) -> Split
         parts.append(pixels[..., :3].reshape(-1, 32, 32, 3))
     labels = folder / "labels.npy"
     if not labels.is_file():
-        raise FileNotFoundError(f"{labels}: no such file")
+        raise FileNotFoundError(f"there is no file {labels}")
     rows = _rows(np.concatenate(parts), np.load(labels, allow_pickle=False), folder)
     return stratified_split(rows, test=test, seed=seed)
 
@@ -171,11 +171,11 @@ def _read_jpegs(path: Path) -> dict[str, np.ndarray]:
             missing = [k for k in ("jpeg", "offset", "label") if k not in z]
             if missing:
                 raise ValueError(
-                    f"{path}: no array {', '.join(missing)}; it holds {', '.join(z.files)}"
+                    f"{path} has no array {', '.join(missing)}; it holds {', '.join(z.files)}"
                 )
             files, offset, labels = z["jpeg"].tobytes(), z["offset"].astype(np.int64), z["label"]
     except (zipfile.BadZipFile, EOFError) as error:
-        raise ValueError(f"{path}: not a complete npz file ({error})") from error
+        raise ValueError(f"{path} is not a complete npz file ({error})") from error
     if (
         len(offset) < 2
         or offset[0] != 0

@@ -308,7 +308,7 @@ def find_schema(table: Table, *, categorical: tuple[str, ...] = ()) -> tuple[Col
     absent = [name for name in categorical if name not in table.names]
     if absent:
         raise ValueError(
-            f"{table.path}: no column {absent[0]!r}; the table has {', '.join(map(repr, table.names))}"
+            f"{table.path} has no column {absent[0]!r}; the table has {', '.join(map(repr, table.names))}"
         )
     constant = [
         name for name, cells in zip(table.names, table.cells, strict=True) if len(set(cells)) == 1

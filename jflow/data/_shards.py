@@ -7,7 +7,6 @@ nor on when it was written or by whom.
 """
 
 import json
-import shutil
 import struct
 import zipfile
 from collections.abc import Callable, Mapping
@@ -172,8 +171,6 @@ def _sizes(n: int, shard: int) -> dict[str, int]:
 
 
 def _write(path: Path, draw: Draw, n: int, key: Key, batch: int, first: int, bar) -> None:
-    for left in path.parent.glob(f".{path.name}.*.part"):  # by a run that was killed
-        shutil.rmtree(left, ignore_errors=True)
     with npz_writer(path, n) as write:
         for i, start in enumerate(range(0, n, batch)):
             rows = jax.tree.map(np.asarray, dict(draw(jax.random.fold_in(key, first + i), batch)))

@@ -74,10 +74,10 @@ def _read_text(path: Path) -> str:
         raw = gzip.decompress(raw) if raw[:2] == b"\x1f\x8b" else raw
         return raw.decode("utf-8-sig").replace("\r\n", "\n").replace("\r", "\n")
     except (gzip.BadGzipFile, EOFError, zlib.error) as error:
-        raise ValueError(f"{path}: not a complete gzip file ({error})") from error
+        raise ValueError(f"{path} is not a complete gzip file ({error})") from error
     except UnicodeDecodeError as error:
         raise ValueError(
-            f"{path}: not a text table in UTF-8 ({error.reason} at byte {error.start})"
+            f"{path} is not a text table in UTF-8 ({error.reason} at byte {error.start})"
         ) from error
 
 
@@ -168,10 +168,10 @@ def read_table(
             are not there, naming the file and the line.
     """
     path = expand(path)
-    if path.is_dir() or not path.exists():
-        raise FileNotFoundError(
-            f"{path}: {'a folder, not a table' if path.is_dir() else 'no such file'}"
-        )
+    if path.is_dir():
+        raise FileNotFoundError(f"{path} is a folder, not a table")
+    if not path.exists():
+        raise FileNotFoundError(f"there is no such file: {path}")
     text = _read_text(path)
     try:
         records = _records(text, _delimiter(text), strict=True)
@@ -194,7 +194,7 @@ def read_table(
     for name in (*(columns or ()), *drop):
         if name not in names:
             raise ValueError(
-                f"{path}: no column {name!r}; the table has {', '.join(map(repr, names))}"
+                f"{path} has no column {name!r}; the table has {', '.join(map(repr, names))}"
             )
         if names.count(name) > 1 or (columns or ()).count(name) > 1:
             raise ValueError(

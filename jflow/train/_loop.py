@@ -16,14 +16,20 @@ from jflow._core import processes
 from jflow._core.checks import check_whole, described
 from jflow._core.files import expand
 from jflow._core.lock import hold
-from jflow.train._feed import feed, is_iterator, rows_of, visit
-from jflow.train._keep import Best, Kept, judge_best, resume_run, save_run
+from jflow.train._batches import batch_source, is_iterator, rows_of, update_loop
+from jflow.train._checkpointing import Best, Counts, judge_best, resume_run, save_run
+from jflow.train._interruptions import (
+    as_floats,
+    check_finite,
+    init_finite_check,
+    signals,
+    with_finite_check,
+)
 from jflow.train._record import Recorder, Row
 from jflow.train._rules import forms
 from jflow.train._sharding import put, shardings_of
 from jflow.train._state import TrainState
 from jflow.train._step import Step
-from jflow.train._watch import as_floats, check_finite, init_watch, signals, watched
 from jflow.types import Metrics
 
 
@@ -50,7 +56,7 @@ def fit(
     monitor: str | None = None,
     patience: int | None = None,
     skip_nonfinite: bool = False,
-    keep: int = 3,
+    max_to_keep: int = 3,
     inner: int = 1,
     prefetch: int = 0,
     progress: bool = True,
@@ -68,7 +74,7 @@ def fit(
     prefetch: so many batches (of a visit) are made and sent ahead by a thread, see `data.prefetch`; at the end `batches`
         stands where the run stopped.
     workdir: gets metrics.jsonl, pictures, and checkpoints every `save_every` steps and at the end, of which the newest
-        `keep` stay; they hold the JSON `preprocess` too. A workdir with checkpoints is resumed from its newest readable
+        `max_to_keep` stay; they hold the JSON `preprocess` too. A workdir with checkpoints is resumed from its newest readable
         one, and ends with the params of a run that never stopped, bit for bit.
     evaluate(state) -> floats and picture(state) -> image run every `eval_every` steps, if given, and at the end.
         monitor: the name of an evaluated number; the params where it was lowest are kept, in WORKDIR/best too.
@@ -97,7 +103,7 @@ def fit(
         picture,
         monitor,
         patience,
-        keep,
+        max_to_keep,
         inner,
         prefetch,
     )
@@ -121,20 +127,20 @@ def fit(
         )
     folder = None if workdir is None else expand(workdir)
     with contextlib.nullcontext() if folder is None else hold(folder):
-        state, best, kept = put(state, shardings), None, Kept()
-        source, next_batch = feed(batches, inner, prefetch, sharding)
+        state, best, counts = put(state, shardings), None, Counts()
+        source, next_batch = batch_source(batches, inner, prefetch, sharding)
         if folder is not None:
-            state, best, kept = resume_run(folder, state, source)
+            state, best, counts = resume_run(folder, state, source)
         n = saved = int(state.step)
         if n % inner:
             raise ValueError(f"expected a state whose step inner={inner} divides, got step {n}")
         record = Recorder(folder, n, writes=main)
-        started = time.monotonic() - kept.seconds
+        started = time.monotonic() - counts.seconds
         scalar = state.step.sharding
-        fresh = init_watch(kept.skipped)
-        watch = put(fresh, jax.tree.map(lambda _: scalar, fresh))
+        fresh = init_finite_check(counts.skipped)
+        check = put(fresh, jax.tree.map(lambda _: scalar, fresh))
         out = (shardings, scalar, scalar)
-        update = visit(watched(step, skip_nonfinite), batches, inner, sharding)
+        update = update_loop(with_finite_check(step, skip_nonfinite), batches, inner, sharding)
         advance = jax.jit(update, donate_argnums=(0, 1), out_shardings=out)
         # Metrics since the last look at them, still on the device; with inner > 1 each of inner updates.
         recent: list[Metrics] = []
@@ -146,17 +152,23 @@ def fit(
                 else "no checkpoint was saved before it"
             )
             rows = rows_of(recent, inner)
-            check_finite(watch, n, rows, last)
+            check_finite(check, n, rows, last)
             return rows[-1] if rows else None
 
         def save():
             look()
-            extra = kept._replace(
-                skipped=int(watch.skipped), seconds=time.monotonic() - started
+            extra = counts._replace(
+                skipped=int(check.skipped), seconds=time.monotonic() - started
             )._asdict()
             position = getattr(source, "position", None)
             save_run(
-                folder, n, state, best, position, {"fit": extra, "preprocess": preprocess}, keep
+                folder,
+                n,
+                state,
+                best,
+                position,
+                {"fit": extra, "preprocess": preprocess},
+                max_to_keep,
             )
 
         bar = tqdm(
@@ -169,11 +181,11 @@ def fit(
         )
         with signals() as caught, contextlib.closing(record), closed, bar:
             stop, unchecked = False, several
-            while n < steps and not stop and (patience is None or kept.failed < patience):
+            while n < steps and not stop and (patience is None or counts.failed < patience):
                 batch = next_batch(state)
                 if unchecked:
-                    advance, unchecked = _agreed_on(advance, state, watch, batch), False
-                state, watch, metrics = advance(state, watch, batch)
+                    advance, unchecked = _agreed_on(advance, state, check, batch), False
+                state, check, metrics = advance(state, check, batch)
                 n += inner
                 recent.append(metrics)
                 bar.update(inner)
@@ -190,13 +202,13 @@ def fit(
                         "loss": values["loss"],
                     } | values
                     if skip_nonfinite:
-                        row["skipped"] = int(watch.skipped)
+                        row["skipped"] = int(check.skipped)
                     bar.set_postfix(loss=f"{row['loss']:.4g}", refresh=False)
                     if judge and evaluate is not None:
                         scores = processes.from_main(as_floats("evaluate's", evaluate(state)))
                         row |= {f"eval/{name}": score for name, score in scores.items()}
                         if monitor is not None:
-                            best, kept = judge_best(state, n, scores, monitor, best, kept)
+                            best, counts = judge_best(state, n, scores, monitor, best, counts)
                     if judge and picture is not None:
                         record.picture(n, picture(state))
                     record.write(row)
@@ -223,9 +235,9 @@ def _stopped(caught: list[int], n: int, workdir: Path | None) -> NoReturn:
     raise KeyboardInterrupt if caught and caught[0] == signal.SIGINT else SystemExit(143)
 
 
-def _agreed_on(advance, state, watch, batch):
+def _agreed_on(advance, state, check, batch):
     """The program, compiled, if all processes have the same: each would else wait for another collective, forever."""
-    lowered = advance.lower(state, watch, batch)
+    lowered = advance.lower(state, check, batch)
     digest = hashlib.sha256(lowered.as_text().encode()).hexdigest()
     processes.check_agreement({"the batch": forms(batch), "the program of the step": digest})
     return lowered.compile()
@@ -242,7 +254,7 @@ def _check(
     picture,
     monitor,
     patience,
-    keep,
+    max_to_keep,
     inner,
     prefetch,
 ):
@@ -250,7 +262,7 @@ def _check(
         "steps": steps,
         "log_every": log_every,
         "save_every": save_every,
-        "keep": keep,
+        "max_to_keep": max_to_keep,
         "inner": inner,
     }
     optional = {"eval_every": eval_every, "patience": patience}

@@ -66,7 +66,7 @@ def _copy(x) -> Array:
 def warm_start(fresh: Params, teacher: Params) -> Params:
     """Params for a student with more parts than its teacher: `fresh`, with the teacher's leaves where it has them.
 
-    fresh: the student's own init, whose types stay. A flow map grown from a velocity of the same network starts as
+    fresh: the student's own init, whose types stay. A flow map that starts from a velocity of the same network is
     u(x, t, r) = v(x, t).
     Errors: ValueError, with the path, where the teacher has a leaf that the student lacks or that has another shape.
     """

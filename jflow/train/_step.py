@@ -8,6 +8,7 @@ import optax
 
 from jflow._core.arrays import float_dtype
 from jflow._core.checks import check_whole, described
+from jflow._core.keys import same_draws
 from jflow.train import ema as ema_lib
 from jflow.train._state import TrainState
 from jflow.types import Key, Loss, Metrics, Params, PyTree
@@ -97,9 +98,9 @@ def make_step(
         (value, metrics), grads = gradient(state.params, key, batch, frozen)
         metrics = {**metrics, "loss": value, "grad_norm": optax.tree.norm(grads)}
 
-        value_fn = _with_gradient(lambda params: gradient(params, key, batch, frozen))
-        told = {"value": value, "grad": grads, "value_fn": value_fn}
-        updates, opt_state = optimizer.update(grads, state.opt_state, state.params, **told)
+        value_fn = _with_gradient(lambda params: gradient(params, same_draws(key), batch, frozen))
+        extra_args = {"value": value, "grad": grads, "value_fn": value_fn}
+        updates, opt_state = optimizer.update(grads, state.opt_state, state.params, **extra_args)
         params = optax.apply_updates(state.params, updates)
         average = None if decay is None else ema_lib.update(state.ema, params, decay(state.step))
         frozen = state.frozen

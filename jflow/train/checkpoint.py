@@ -45,9 +45,9 @@ def save(
     position: Any = None,
     extra: Mapping[str, Any] | None = None,
     *,
-    keep: int | None = 3,
+    max_to_keep: int | None = 3,
 ) -> Path:
-    """Write the checkpoint of `step`, then delete all but the newest `keep` (None: all stay). Returns its folder.
+    """Write the checkpoint of `step`, then delete all but the newest `max_to_keep` (None: all stay). Returns its folder.
 
     position and extra must be JSON; numpy arrays in them become lists. Raises OSError when it cannot be written (a full
     disk): nothing half-written stays, and the checkpoints before it are untouched.
@@ -86,7 +86,9 @@ def save(
         for old in sorted(path.parent.iterdir()):
             if old.is_dir() and old.name[:8].isdigit() and not (old / "manifest.json").is_file():
                 _discard(old)  # left by a run that was killed while saving
-        for outdated in [] if keep is None else [s for s in steps(workdir) if s <= step][:-keep]:
+        for outdated in (
+            [] if max_to_keep is None else [s for s in steps(workdir) if s <= step][:-max_to_keep]
+        ):
             discard(workdir, outdated)
     processes.wait_for_all(f"jflow: checkpoints before {path} are deleted")
     return path
@@ -163,9 +165,11 @@ def _open(workdir, step: int | None) -> tuple[Path, dict]:
     """The folder and the manifest of a whole checkpoint: that of `step`, or the newest."""
     there = steps(workdir)
     if not there:
-        raise FileNotFoundError(f"no checkpoint in {workdir}")
+        raise FileNotFoundError(f"there is no checkpoint in {workdir}")
     if step is not None and step not in there:
-        raise FileNotFoundError(f"no checkpoint of step {step} in {workdir}: there are {there}")
+        raise FileNotFoundError(
+            f"there is no checkpoint of step {step} in {workdir}, only of {there}"
+        )
     for candidate in reversed(there) if step is None else [step]:
         path = _folder(workdir) / f"{candidate:08d}"
         fault = _fault(path)
@@ -175,7 +179,7 @@ def _open(workdir, step: int | None) -> tuple[Path, dict]:
             raise ValueError(f"checkpoint {path} is damaged: {fault}")
         _warn_once(f"checkpoint {path} is damaged and passed over: {fault}")
     raise FileNotFoundError(
-        f"no readable checkpoint in {workdir}: those of steps {there} are damaged"
+        f"there is no readable checkpoint in {workdir}: those of steps {there} are damaged"
     )
 
 

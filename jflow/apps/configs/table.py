@@ -52,7 +52,7 @@ def config(
         seed: of the parts of the table, the parameters and the batches
     """
     if not table:
-        raise ValueError("no table: expected table=PATH, as `jflow fit PATH` sets it")
+        raise ValueError("there is no table: expected table=PATH, as `jflow fit PATH` sets it")
     load = tables.loader(
         table=table,
         fingerprint=fingerprint,
