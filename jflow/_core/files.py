@@ -29,7 +29,8 @@ def expand(path: str | os.PathLike) -> Path:
 
 
 def system_error(error: BaseException | None) -> OSError | None:
-    """The system's own error, such as a full disk, that `error` is, that it holds as a group, or that it came from."""
+    """The system's own error, such as a full disk, that `error` is, that it holds as a group, or
+    that it came from."""
     if error is None or isinstance(error, OSError) and error.errno:
         return error
     parts = (*getattr(error, "exceptions", ()), error.__cause__, error.__context__)
@@ -38,11 +39,12 @@ def system_error(error: BaseException | None) -> OSError | None:
 
 @contextlib.contextmanager
 def replace_file(path: str | Path) -> Iterator[Path]:
-    """Yields a path to write to; it takes the place of `path` once the block is done, and is gone if the block fails.
+    """Yields a path to write to; it takes the place of `path` once the block is done, and is gone
+    if the block fails.
 
-    Whenever the process is killed, `path` is as it was or whole. What the process had written by then stays beside it, in
-    a folder .NAME.*.part, until `path` is next written. That `path` can be written is found out first: its folder must be
-    there, and it must not be a folder itself.
+    Whenever the process is killed, `path` is as it was or whole. What the process had written by
+    then stays beside it, in a folder .NAME.*.part, until `path` is next written. That `path` can be
+    written is found out first: its folder must be there, and it must not be a folder itself.
     """
     path = expand(path)
     if path.is_dir():
@@ -84,8 +86,8 @@ def write_atomically(path: Path, content: bytes) -> None:
 def _folder_beside(path: Path) -> Iterator[Path]:
     """A folder beside `path`, so that a rename from it stays on one disk; deleted after the block.
 
-    The writer holds a lock in it, which ends with the process. A folder whose lock is free was left by a process that was
-    killed, and is deleted first.
+    The writer holds a lock in it, which ends with the process. A folder whose lock is free was left
+    by a process that was killed, and is deleted first.
     """
     parent, prefix = path.absolute().parent, f".{path.name[:50]}."
     for left in parent.glob(f"{glob.escape(prefix)}*.part"):
@@ -115,7 +117,8 @@ def _folder_beside(path: Path) -> Iterator[Path]:
 
 
 def _lock(folder: Path) -> tuple[TextIO, bool | None]:
-    """The open file that holds the lock of a folder, and whether it is locked now: None where the system has no locks."""
+    """The open file that holds the lock of a folder, and whether it is locked now: None where the
+    system has no locks."""
     stream = open(folder / ".lock", "a")
     try:
         if fcntl is None:

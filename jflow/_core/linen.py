@@ -50,8 +50,8 @@ def init_linen(module, key, x: PyTree, *args) -> PyTree:
 
 
 def apply_linen(module, params, *args, key=None, method=None):
-    """Apply a Linen module (or one of its methods); a key becomes its 'dropout' stream, without one it runs
-    deterministically."""
+    """Apply a Linen module (or one of its methods); a key becomes its 'dropout' stream, without one
+    it runs deterministically."""
     try:
         return module.apply(
             {"params": params}, *args, rngs=None if key is None else {"dropout": key}, method=method
@@ -69,7 +69,8 @@ def apply_linen(module, params, *args, key=None, method=None):
 
 
 def _likely_cause(module, args) -> str:
-    """What to look at where a module's params are for other inputs: its cond, and the batch axis of x."""
+    """What to look at where a module's params are for other inputs: its cond, and the batch axis of
+    x."""
     names = list(inspect.signature(type(module).__call__).parameters)[1:]
     if "cond" not in names:
         return ""
@@ -83,9 +84,11 @@ def flatten_event(x: Array) -> Array:
 
 
 def flatten_cond(name: str, cond: Cond, n: int) -> Array | None:
-    """The float leaves of cond, each [n, ...], flattened and concatenated to [n, k]; None when there are none.
+    """The float leaves of cond, each [n, ...], flattened and concatenated to [n, k]; None when
+    there are none.
 
-    Raises ValueError for leaves that do not lead with n rows or are not floats: a label is not a quantity.
+    Raises ValueError for leaves that do not lead with n rows or are not floats: a label is not a
+    quantity.
     """
     cond = check_cond(name, cond, n)
     for path, leaf in jax.tree_util.tree_leaves_with_path(cond):

@@ -13,7 +13,8 @@ Times = Sequence[float] | np.ndarray
 
 
 def check_grid(name, grid, rising):
-    """Raise unless grid is [n + 1] strictly monotone (rising) times; a traced grid has its shape checked only."""
+    """Raise unless grid is [n + 1] strictly monotone (rising) times; a traced grid has its shape
+    checked only."""
     if len(np.shape(grid)) != 1 or np.shape(grid)[0] < 2:
         raise ValueError(
             f"{name}: expected a grid of at least 2 times, [n + 1], got shape {list(np.shape(grid))}"
@@ -36,7 +37,8 @@ def traced(*values) -> bool:
 
 
 def rising_times(name, grid):
-    """Times [n + 1] from a number of equal steps from 0 to 1, or the rising times themselves, checked."""
+    """Times [n + 1] from a number of equal steps from 0 to 1, or the rising times themselves,
+    checked."""
     if np.ndim(grid) > 0:
         check_grid(name, grid, rising=True)
         return grid
@@ -48,7 +50,8 @@ def rising_times(name, grid):
 
 
 def check_pairs(name: str, times: TimePair) -> None:
-    """Raise unless a first draw of times is (t, r) with 0 <= t <= r <= 1; unchecked where it depends on traced values."""
+    """Raise unless a first draw of times is (t, r) with 0 <= t <= r <= 1; unchecked where it
+    depends on traced values."""
     with jax.ensure_compile_time_eval():
         drawn = times(jax.random.key(0), 64)
     if any(isinstance(time, jax.core.Tracer) for time in drawn):
@@ -63,7 +66,8 @@ def check_pairs(name: str, times: TimePair) -> None:
 
 
 def check_steps(name: str, steps: Callable) -> None:
-    """Raise unless a first draw of steps is (t, s) with 0 <= t < s <= 1; unchecked where it depends on traced values."""
+    """Raise unless a first draw of steps is (t, s) with 0 <= t < s <= 1; unchecked where it depends
+    on traced values."""
     with jax.ensure_compile_time_eval():
         drawn = steps(jax.random.key(0), 64, {"step": jnp.zeros((), jnp.int32)})
     if any(isinstance(time, jax.core.Tracer) for time in drawn):
@@ -78,7 +82,8 @@ def check_steps(name: str, steps: Callable) -> None:
 
 
 def partition(name: str, knots) -> np.ndarray:
-    """Times [K + 1] that rise from 0 to 1: the knots themselves, or the ends of so many equal parts."""
+    """Times [K + 1] that rise from 0 to 1: the knots themselves, or the ends of so many equal
+    parts."""
     times = np.asarray(rising_times(name, knots) if np.ndim(knots) == 0 else knots, np.float64)
     if (
         times.ndim != 1
@@ -98,7 +103,8 @@ def window_index(knots: np.ndarray, t):
 
 
 def linear_between(f: Callable, knots: np.ndarray) -> Callable:
-    """t [b] -> what runs linearly between the values of f at the knots (`partition`); at a knot with the slope after it."""
+    """t [b] -> what runs linearly between the values of f at the knots (`partition`); at a knot
+    with the slope after it."""
 
     def value(t):
         at = jnp.asarray(knots, t.dtype)

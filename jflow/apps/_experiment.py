@@ -1,4 +1,5 @@
-"""An experiment is a Python file with one function `config(*, key=default, ...)`; this trains one and loads it back."""
+"""An experiment is a Python file with one function `config(*, key=default, ...)`; this trains one
+and loads it back."""
 
 import contextlib
 import difflib
@@ -380,7 +381,8 @@ def load(workdir: str | Path, *, step: int | None = None, ema: bool = True) -> L
 
 
 def _shown(state: TrainState) -> Params:
-    """The params to judge by: the averaged ones, if there are any; whole, where another process holds parts of them."""
+    """The params to judge by: the averaged ones, if there are any; whole, where another process
+    holds parts of them."""
     params = state.params if state.ema is None else state.ema
     return (
         params
@@ -407,7 +409,8 @@ def _config_file(path: str | Path) -> Path:
 
 
 def _sources(source: str | Path) -> dict[str, bytes]:
-    """What a workdir keeps of a config, given as a path or as text: config.py, and what it imports from its folder."""
+    """What a workdir keeps of a config, given as a path or as text: config.py, and what it imports
+    from its folder."""
     if isinstance(source, str) and "\n" in source:
         return {"config.py": source.encode()}
     path = _config_file(source)
@@ -475,7 +478,8 @@ def _difference(file: Path, name: str, here: bytes) -> str | None:
 
 @contextlib.contextmanager
 def _naming_the_table_of_names(path: Path):
-    """Where a config asks jflow for a name that is not there, the error says how a file of an older jflow is carried over."""
+    """Where a config asks jflow for a name that is not there, the error says how a file of an older
+    jflow is carried over."""
     try:
         yield
     except (AttributeError, ImportError, TypeError) as error:

@@ -1,6 +1,7 @@
 """Start the processes of one job on this machine, and end them all when one dies.
 
-A process whose peer has died waits in a collective until its runtime aborts it in C++, minutes later, where Python can
+A process whose peer has died waits in a collective until its runtime aborts it in C++, minutes
+later, where Python can
 catch nothing: somebody has to watch from outside.
 """
 
@@ -29,16 +30,19 @@ def launch(
     workdir: str | Path | None = None,
     grace: float = 5.0,
 ) -> int:
-    """Run `command` in so many processes that find each other by `train.initialize()`. Returns the job's exit status.
+    """Run `command` in so many processes that find each other by `train.initialize()`. Returns the
+    job's exit status.
 
     devices: fake CPU devices for each, to try a job out without accelerators.
-    workdir: where to look for the last checkpoint when the job fails (None: what the command has as --workdir).
-    grace: seconds that the others are given to end by themselves, with a message of their own, after the first has died.
+    workdir: where to look for the last checkpoint when the job fails (None: what the command has as
+    --workdir).
+    grace: seconds that the others are given to end by themselves, with a message of their own,
+    after the first has died.
 
-    The pids of the processes go to stderr. 0 when all end well. When one dies, the others are killed and stderr names
-    it, its exit status or signal and the checkpoint that the same command goes on from; the status is that of the first
-    that died (of several at once, one that a signal ended), 128 + n for signal n.
-    SIGTERM and SIGINT are passed on to all, which save and leave.
+    The pids of the processes go to stderr. 0 when all end well. When one dies, the others are
+    killed and stderr names it, its exit status or signal and the checkpoint that the same command
+    goes on from; the status is that of the first that died (of several at once, one that a signal
+    ended), 128 + n for signal n. SIGTERM and SIGINT are passed on to all, which save and leave.
     """
     if processes < 1 or (devices is not None and devices < 1):
         raise ValueError(

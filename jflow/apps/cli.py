@@ -22,7 +22,8 @@ from jflow._core.environment import COORDINATOR
 from jflow._core.files import expand, system_error
 from jflow.apps import _keys
 
-# JAX and all that needs it are imported inside the commands, so that --help and mistakes in arguments answer at once.
+# JAX and all that needs it are imported inside the commands, so that --help and mistakes in
+# arguments answer at once.
 
 PATH_ERRORS = (
     FileNotFoundError,
@@ -35,8 +36,8 @@ DISK_ERRORS = (errno.ENOSPC, errno.EFBIG, errno.EDQUOT, errno.EIO)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run one command. 0: done; 1: the run failed (a loss that is not finite, a full disk); 2: a mistake in what was
-    asked; 130 and 143: interrupted and terminated, after saving."""
+    """Run one command. 0: done; 1: the run failed (a loss that is not finite, a full disk); 2: a
+    mistake in what was asked; 130 and 143: interrupted and terminated, after saving."""
     argv = sys.argv[1:] if argv is None else list(argv)
     try:
         with _plain_warnings():
@@ -68,7 +69,8 @@ def _leave(status: int) -> int:
 
 
 def _say_stopped(how: str, argv: Sequence[str]) -> None:
-    """That a signal ended the command, and how a run goes on; of several processes the launcher or the main one says it."""
+    """That a signal ended the command, and how a run goes on; of several processes the launcher or
+    the main one says it."""
     distributed = getattr(sys.modules.get("jax"), "distributed", None)
     if (
         COORDINATOR in os.environ
@@ -209,7 +211,8 @@ def fit(args) -> None:
     overrides |= {"table": str(args.table.absolute()), "fingerprint": tables.digest(args.table)}
     _, values = apps.load_config(config, overrides)
     prepared = tables.loader(**{name: values[name] for name in tables.KEYS})()
-    # What the table decides is written into the run's config, so that samples are drawn without the table.
+    # What the table decides is written into the run's config, so that samples are drawn without the
+    # table.
     overrides["features"] = len(prepared.schema)
     rows = int((prepared.part == tables.TRAIN).sum())
     overrides["batch"] = values["batch"] if "batch" in overrides else min(values["batch"], rows)
@@ -281,7 +284,8 @@ def _summary(fit, workdir: Path) -> str:
 
 @contextlib.contextmanager
 def _leaving_nothing(workdir: Path) -> Iterator[None]:
-    """A run that fails before its first checkpoint takes away what it put into `workdir`, which is its own meanwhile."""
+    """A run that fails before its first checkpoint takes away what it put into `workdir`, which is
+    its own meanwhile."""
     from jflow._core import processes
     from jflow._core.lock import hold
 

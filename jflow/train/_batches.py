@@ -20,11 +20,12 @@ def is_iterator(batches) -> bool:
 
 
 def batch_source(batches, inner: int, prefetch: int, sharding) -> tuple[Any, NextBatch]:
-    """What `fit` seeks, asks for its position and closes, and the function that gives the batch of the next call of
+    """What `fit` seeks, asks for its position and closes, and the function that gives the batch of
+    the next call of
     `update_loop`.
 
-    A call of `inner` > 1 updates gets batches of an iterator stacked: one transfer. Those that a callable makes are made
-    inside the call: None.
+    A call of `inner` > 1 updates gets batches of an iterator stacked: one transfer. Those that a
+    callable makes are made inside the call: None.
     """
     if not is_iterator(batches):
         return batches, _drawn(batches, sharding) if inner == 1 else lambda state: None
@@ -50,7 +51,8 @@ def batch_source(batches, inner: int, prefetch: int, sharding) -> tuple[Any, Nex
 
 
 def update_loop(update, batches, inner: int, sharding) -> Callable:
-    """(state, check, batch) -> (state, check, metrics): `inner` updates in a row, whose metrics are [inner] each."""
+    """(state, check, batch) -> (state, check, metrics): `inner` updates in a row, whose metrics are
+    [inner] each."""
     if inner == 1:
         return update
     draw = None if is_iterator(batches) else _drawn(batches, None)
@@ -83,8 +85,8 @@ def rows_of(recent: list, inner: int) -> list:
 
 
 def _drawn(batches: Callable, sharding) -> NextBatch:
-    """From a callable (state, key) -> batch; its key is of a stream of its own: no step count reaches the top bit, so no
-    step's key is ever this one."""
+    """From a callable (state, key) -> batch; its key is of a stream of its own: no step count
+    reaches the top bit, so no step's key is ever this one."""
     stream = np.uint32(1 << 31)
 
     def draw(state):

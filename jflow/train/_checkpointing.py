@@ -14,7 +14,14 @@ from jflow.types import Params
 
 
 class Best(NamedTuple):
-    """The evaluation where `monitor` was lowest: after `step` updates, its value, the params and their average then."""
+    """The evaluation where the monitored number was lowest.
+
+    Attributes:
+        step: How many updates had been made.
+        value: The number.
+        params: The params then.
+        ema: Their average then, or None.
+    """
 
     step: int
     value: float
@@ -54,7 +61,8 @@ def best_state(state: TrainState, step: int, params, ema) -> TrainState:
 def save_run(
     workdir: Path, n: int, state: TrainState, best: Best | None, position, extra, max_to_keep: int
 ) -> None:
-    """The best params first: a checkpoint may then name them. They stay as long as a checkpoint that is kept might."""
+    """The best params first: a checkpoint may then name them. They stay as long as a checkpoint
+    that is kept might."""
     folder = workdir / "best"
     if best is not None and best.step not in checkpoint.steps(folder):
         checkpoint.save(

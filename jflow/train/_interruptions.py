@@ -21,8 +21,8 @@ class NonFiniteError(FloatingPointError):
 
 
 class FiniteCheck(NamedTuple):
-    """On the device, so that no step waits for the host: the first update that was not finite (0: none so far),
-    and how many were left out."""
+    """On the device, so that no step waits for the host: the first update that was not finite (0:
+    none so far), and how many were left out."""
 
     bad: Array
     skipped: Array
@@ -35,7 +35,8 @@ def init_finite_check(skipped: int = 0) -> FiniteCheck:
 def with_finite_check(
     step: Step, skip: bool
 ) -> Callable[..., tuple[TrainState, FiniteCheck, Metrics]]:
-    """(state, check, batch) -> (state, check, metrics). skip: a bad update leaves all but the step count as it was."""
+    """(state, check, batch) -> (state, check, metrics). skip: a bad update leaves all but the step
+    count as it was."""
 
     def run(state: TrainState, check: FiniteCheck, batch):
         new, metrics = step(state, batch)
@@ -56,7 +57,8 @@ def with_finite_check(
 
 
 def check_finite(check: FiniteCheck, n: int, recent: Sequence[Metrics], last_good: str) -> None:
-    """Raise NonFiniteError if an update was bad. recent: the metrics of the steps up to n since the last check."""
+    """Raise NonFiniteError if an update was bad. recent: the metrics of the steps up to n since the
+    last check."""
     bad = int(check.bad)
     if bad:
         metrics = as_floats("metric", recent[bad - n - 1])
@@ -71,10 +73,11 @@ def check_finite(check: FiniteCheck, n: int, recent: Sequence[Metrics], last_goo
 
 @contextlib.contextmanager
 def signals() -> Iterator[list[int]]:
-    """Within, SIGTERM and SIGINT only add to the list that is given; a second one acts as it did before.
+    """Within, SIGTERM and SIGINT only add to the list that is given; a second one acts as it did
+    before.
 
-    Outside the main thread, where Python allows no handlers, the list stays empty. A signal that the process was
-    started to ignore (nohup) stays ignored.
+    Outside the main thread, where Python allows no handlers, the list stays empty. A signal that
+    the process was started to ignore (nohup) stays ignored.
     """
     caught: list[int] = []
     before: dict[int, object] = {}

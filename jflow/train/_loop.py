@@ -34,7 +34,13 @@ from jflow.types import Metrics
 
 
 class Fit(NamedTuple):
-    """The last state, the best evaluation (None without `monitor`) and the rows of metrics, one a logged step."""
+    """What `fit` returns.
+
+    Attributes:
+        state: The last state.
+        best: The best evaluation; None without `monitor`.
+        history: The rows of metrics, one a logged step.
+    """
 
     state: TrainState
     best: Best | None
@@ -63,34 +69,69 @@ def fit(
     preprocess: Mapping[str, Any] | None = None,
     sharding: jax.sharding.Sharding | None = None,
 ) -> Fit:
-    """Train until state.step == steps. The state is donated: use the one that comes back.
+    """Trains until state.step == steps: the loop around a step, with checkpoints and metrics.
 
-    step: from `make_step`, not jitted. batches: an iterator of dicts with `position` and `seek(position)`
-        (`data.batches`), or, for rollouts, a callable (state, key) -> batch that gets a new key every step. sharding:
-        where batches go, e.g. data_sharding(mesh); the state stays where it is (`train.shard`).
-    inner: so many updates run on the device between two visits of the host, which small networks would else wait for.
-        Batches of an iterator are stacked and sent at once; a callable must be one that jax can trace. steps, log_every,
-        eval_every and, with a workdir, save_every are multiples of inner. The updates are those of inner=1, up to rounding.
-    prefetch: so many batches (of a visit) are made and sent ahead by a thread, see `data.prefetch`; at the end `batches`
-        stands where the run stopped.
-    workdir: gets metrics.jsonl, pictures, and checkpoints every `save_every` steps and at the end, of which the newest
-        `max_to_keep` stay; they hold the JSON `preprocess` too. A workdir with checkpoints is resumed from its newest readable
-        one, and ends with the params of a run that never stopped, bit for bit.
-    evaluate(state) -> floats and picture(state) -> image run every `eval_every` steps, if given, and at the end.
-        monitor: the name of an evaluated number; the params where it was lowest are kept, in WORKDIR/best too.
-        patience: stop after so many evaluations in a row without a new lowest.
-    skip_nonfinite: leave an update out that is not finite (params, optimizer, average and frozen stay, the metric
-        'skipped' counts) instead of stopping.
+    The state is donated: use the one that comes back. Metrics are fetched every `log_every` steps;
+    in between nothing waits for the device. SIGTERM and SIGINT finish the step, save, say so on
+    stderr, and then raise SystemExit(143) or KeyboardInterrupt.
 
-    Metrics are fetched every `log_every` steps; in between nothing waits for the device. Raises NonFiniteError that
-    names the step, its metrics and the last good checkpoint: none is saved after it. SIGTERM and SIGINT finish the
-    step, save, say so on stderr, and then raise SystemExit(143) or KeyboardInterrupt. Raises ValueError where another
-    run is in the workdir.
+    Several processes (`train.initialize`) run the same call, with the state on a mesh of all their
+    devices and each its own share of the rows. `evaluate` and `picture` run on all; the numbers of
+    process 0 count, and it alone writes metrics and pictures. Signals are heeded at the next logged
+    step.
 
-    Several processes (`train.initialize`) run the same call, with the state on a mesh of all their devices and each its
-    own share of the rows. `evaluate` and `picture` run on all; the numbers of process 0 count, and it alone writes
-    metrics and pictures. Signals are heeded at the next logged step. Raises ValueError, on every process and naming what
-    differs, where they disagree on options, state, batch or step.
+    Args:
+        state: From `init_state`.
+        step: From `make_step`, not jitted.
+        batches: An iterator of dicts with `position` and `seek(position)` (`data.batches`), or, for
+            rollouts, a callable (state, key) -> batch that gets a new key every step.
+        steps: Updates in all, counted from the first.
+        workdir: Gets metrics.jsonl, pictures and checkpoints. A workdir with checkpoints is resumed
+            from its newest readable one, and ends with the params of a run that never stopped, bit
+            for bit.
+        log_every: Updates between two lines of metrics.
+        save_every: Updates between two checkpoints; the end is saved too.
+        eval_every: Updates between two evaluations; None evaluates at the end alone.
+        evaluate: (state) -> {name: number}.
+        picture: (state) -> image, drawn when `evaluate` runs.
+        monitor: The name of an evaluated number; the params where it was lowest are kept, in
+            WORKDIR/best too.
+        patience: Stops after so many evaluations in a row without a new lowest.
+        skip_nonfinite: Whether an update that is not finite is left out (params, optimizer, average
+            and frozen stay, the metric 'skipped' counts) instead of stopping.
+        max_to_keep: How many of the newest checkpoints stay.
+        inner: So many updates run on the device between two visits of the host, which small
+            networks would else wait for. Batches of an iterator are stacked and sent at once; a
+            callable must be one that jax can trace. steps, log_every, eval_every and, with a
+            workdir, save_every are multiples of inner. The updates are those of inner=1, up to
+            rounding.
+        prefetch: So many batches (of a visit) are made and sent ahead by a thread, see
+            `data.prefetch`; at the end `batches` stands where the run stopped.
+        progress: Whether to show a progress bar.
+        preprocess: JSON that the checkpoints hold too.
+        sharding: Where batches go, such as data_sharding(mesh); the state stays where it is
+            (`train.shard`).
+
+    Returns:
+        The last state, the best evaluation and the metrics.
+
+    Raises:
+        NonFiniteError: That names the step, its metrics and the last good checkpoint: none is saved
+            after it.
+        ValueError: Where another run is in the workdir; where options do not fit one another; on
+            every process and naming what differs, where processes disagree on options, state, batch
+            or step.
+
+    Example:
+        >>> import jax, jax.numpy as jnp, optax
+        >>> from jflow import data, train
+        >>> def loss(params, key, batch, frozen=None):
+        ...     return jnp.mean((batch["x"] - params["m"]) ** 2), {}
+        >>> state = train.init_state({"m": jnp.zeros(())}, optax.sgd(0.5), jax.random.key(0))
+        >>> step, rows = train.make_step(loss, optax.sgd(0.5)), {"x": jnp.full(8, 3.0)}
+        >>> done = train.fit(state, step, data.batches(rows, 4), steps=3, progress=False)
+        >>> float(done.state.params["m"])
+        3.0
     """
     _check(
         batches,
@@ -142,7 +183,8 @@ def fit(
         out = (shardings, scalar, scalar)
         update = update_loop(with_finite_check(step, skip_nonfinite), batches, inner, sharding)
         advance = jax.jit(update, donate_argnums=(0, 1), out_shardings=out)
-        # Metrics since the last look at them, still on the device; with inner > 1 each of inner updates.
+        # Metrics since the last look at them, still on the device; with inner > 1 each of inner
+        # updates.
         recent: list[Metrics] = []
 
         def look():
@@ -236,7 +278,8 @@ def _stopped(caught: list[int], n: int, workdir: Path | None) -> NoReturn:
 
 
 def _agreed_on(advance, state, check, batch):
-    """The program, compiled, if all processes have the same: each would else wait for another collective, forever."""
+    """The program, compiled, if all processes have the same: each would else wait for another
+    collective, forever."""
     lowered = advance.lower(state, check, batch)
     digest = hashlib.sha256(lowered.as_text().encode()).hexdigest()
     processes.check_agreement({"the batch": forms(batch), "the program of the step": digest})
