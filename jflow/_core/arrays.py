@@ -96,8 +96,8 @@ def space_to_depth(name: str, x: Array, rows: int, columns: int) -> Array:
     ValueError, in the name of the caller, where they don't divide."""
     if x.ndim != 4 or x.shape[1] % rows or x.shape[2] % columns:
         raise ValueError(
-            f"{name}: expected an image [b, H, W, C] with H divisible by {rows} and W by {columns}, "
-            f"got x of shape {list(x.shape)}"
+            f"{name}: expected an image [b, H, W, C] with H divisible by {rows} and W by {columns},"
+            f" got x of shape {list(x.shape)}"
         )
     b, h, w, c = x.shape
     blocks = x.reshape(b, h // rows, rows, w // columns, columns, c)

@@ -30,11 +30,13 @@ def read_as_given(name: str, batch: Mapping[str, PyTree], allowed: tuple[str, ..
     x, x0, weight = batch["x"], batch.get("x0"), batch.get("weight")
     if not jnp.issubdtype(jnp.result_type(x), jnp.floating):
         raise ValueError(
-            f"{name}: expected 'x' of a floating type, got {jnp.result_type(x)}: dequantize or scale it first"
+            f"{name}: expected 'x' of a floating type, got {jnp.result_type(x)}: dequantize or"
+            " scale it first"
         )
     if x0 is not None and jnp.shape(x0) != jnp.shape(x):
         raise ValueError(
-            f"{name}: expected 'x0' of the shape of 'x', {list(jnp.shape(x))}, got {list(jnp.shape(x0))}"
+            f"{name}: expected 'x0' of the shape of 'x', {list(jnp.shape(x))}, got"
+            f" {list(jnp.shape(x0))}"
         )
     if weight is not None and jnp.shape(weight) != (jnp.shape(x)[0],):
         raise ValueError(

@@ -104,8 +104,8 @@ def check_rows(name: str, what: str, value: Array, n: int) -> Array:
     in silence."""
     if jnp.shape(value) != (n,):
         raise ValueError(
-            f"{name}: expected {what} of shape [{n}], got {list(jnp.shape(value))}: a number for each row, summed over the "
-            "event"
+            f"{name}: expected {what} of shape [{n}], got {list(jnp.shape(value))}: a number for"
+            " each row, summed over the event"
         )
     return value
 
@@ -226,7 +226,8 @@ def check_whole(name: str, least: int = 1, **values: int) -> None:
             whole = False
         if not whole:
             raise ValueError(
-                f"{name}: expected {what} to be a whole number of at least {least}, got {described(value)}"
+                f"{name}: expected {what} to be a whole number of at least {least}, got"
+                f" {described(value)}"
             )
 
 
@@ -343,7 +344,8 @@ def check_flow_map(name: str, flow_map: FlowMap) -> None:
     """TypeError for a velocity where a flow map is due."""
     if isinstance(flow_map, Velocity):
         raise TypeError(
-            f"{name}: expected a FlowMap, got a Velocity: make one by jflow.flow_map(net), or solvers.consistency_map"
+            f"{name}: expected a FlowMap, got a Velocity: make one by jflow.flow_map(net), or"
+            " solvers.consistency_map"
         )
 
 
@@ -360,7 +362,8 @@ def check_same_shape(name: str, what: str, value: Array, like: Array) -> Array:
     """value; ValueError where its shape is not that of `like`: broadcasting would hide it."""
     if jnp.shape(value) != jnp.shape(like):
         raise ValueError(
-            f"{name}: expected {what} of shape {list(jnp.shape(like))}, got {list(jnp.shape(value))}"
+            f"{name}: expected {what} of shape {list(jnp.shape(like))}, got"
+            f" {list(jnp.shape(value))}"
         )
     return value
 

@@ -100,7 +100,8 @@ def _lock(stream: TextIO, folder: Path) -> bool:
         stream.seek(0)
         who = stream.read().strip() or "of unknown pid"
         raise ValueError(
-            f"workdir {folder} is in use by another run ({who}): wait for it, end it, or take another workdir"
+            f"workdir {folder} is in use by another run ({who}): wait for it, end it, or take"
+            " another workdir"
         ) from None
     except OSError as error:
         warnings.warn(

@@ -17,7 +17,8 @@ def check_grid(name, grid, rising):
     checked only."""
     if len(np.shape(grid)) != 1 or np.shape(grid)[0] < 2:
         raise ValueError(
-            f"{name}: expected a grid of at least 2 times, [n + 1], got shape {list(np.shape(grid))}"
+            f"{name}: expected a grid of at least 2 times, [n + 1], got shape"
+            f" {list(np.shape(grid))}"
         )
     if not isinstance(grid, jax.core.Tracer):
         times = np.asarray(grid, np.float64)
@@ -61,7 +62,8 @@ def check_pairs(name: str, times: TimePair) -> None:
     if wrong.any():
         at = int(np.argmax(wrong))
         raise ValueError(
-            f"{name}: expected times (t, r) with 0 <= t <= r <= 1, from the source to data; a draw has t={t[at]}, r={r[at]}"
+            f"{name}: expected times (t, r) with 0 <= t <= r <= 1, from the source to data; a draw"
+            f" has t={t[at]}, r={r[at]}"
         )
 
 

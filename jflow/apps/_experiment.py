@@ -169,7 +169,8 @@ def load_config(
     for name, parameter in inspect.signature(config).parameters.items():
         if parameter.default is parameter.empty or parameter.kind is not parameter.KEYWORD_ONLY:
             raise ValueError(
-                f"{path}: config must have keyword-only keys with defaults alone, {name!r} is not one"
+                f"{path}: config must have keyword-only keys with defaults alone, {name!r} is"
+                " not one"
             )
         defaults[name] = parameter.default
         kinds[name] = _keys.kind_of(
@@ -193,7 +194,8 @@ def load_config(
     for name, (least, most) in _keys.BOUNDS.items():
         if isinstance(count := getattr(experiment, name), int) and not least <= count <= most:
             raise ValueError(
-                f"{path}: config must return an Experiment with {name} from {least} to {most}, got {count}"
+                f"{path}: config must return an Experiment with {name} from {least} to {most}, got"
+                f" {count}"
             )
     return experiment, values
 
@@ -355,10 +357,14 @@ def load(workdir: str | Path, *, step: int | None = None, ema: bool = True) -> L
     """
     workdir = expand(workdir)
     if not (workdir / "config.json").is_file() or not (workdir / "config.py").is_file():
-        how = "train.checkpoint.restore_params(workdir) reads the params of what train.fit wrote alone"
+        how = (
+            "train.checkpoint.restore_params(workdir) reads the params of what train.fit wrote"
+            " alone"
+        )
         how = f"; {how}" if checkpoint.steps(workdir) else ""
         raise FileNotFoundError(
-            f"{workdir} is not the workdir of an experiment: it has no config.py and config.json{how}"
+            f"{workdir} is not the workdir of an experiment: it has no config.py and"
+            f" config.json{how}"
         )
     experiment, _ = load_config(workdir / "config.py", _stored(workdir))
     folder = workdir
@@ -395,7 +401,8 @@ def _preprocess_of(folder: Path, step: int) -> Any:
     extra = checkpoint.restore_extra(folder, step)
     if "preprocess" not in extra:
         raise ValueError(
-            f"the checkpoint of step {step} in {folder} has no preprocess: apps.run did not write it"
+            f"the checkpoint of step {step} in {folder} has no preprocess: apps.run did not"
+            " write it"
         )
     return extra["preprocess"]
 
@@ -487,6 +494,6 @@ def _naming_the_table_of_names(path: Path):
         if "jflow" not in text.replace(str(path), "") and "unexpected keyword argument" not in text:
             raise
         raise type(error)(
-            f"{text} (docs/renames.tsv lists the names that changed since older versions; `python docs/rename.py {path}` "
-            "carries a file over)"
+            f"{text} (docs/renames.tsv lists the names that changed since older versions; `python"
+            f" docs/rename.py {path}` carries a file over)"
         ) from error

@@ -100,8 +100,8 @@ def read(name: str, value: Any, kind: Any, default: Any) -> Any:
     if kind is None:
         if isinstance(value, str):
             raise ValueError(
-                f"key {name!r} has no type, so that {value!r} cannot be read: annotate it in the config, "
-                f"e.g. {name}: float | None = None"
+                f"key {name!r} has no type, so that {value!r} cannot be read: annotate it in the"
+                f" config, e.g. {name}: float | None = None"
             )
         return value
     try:

@@ -59,7 +59,10 @@ def launch(
             for i in range(processes):
                 env = {**os.environ, COORDINATOR: address, COUNT: str(processes), INDEX: str(i)}
                 if devices is not None:
-                    flags = f"{env.get('XLA_FLAGS', '')} --xla_force_host_platform_device_count={devices}"
+                    flags = (
+                        f"{env.get('XLA_FLAGS', '')}"
+                        f" --xla_force_host_platform_device_count={devices}"
+                    )
                     env |= {"JAX_PLATFORMS": "cpu", "XLA_FLAGS": flags.strip()}
                 # A session of their own: Ctrl-C reaches them once, by way of the launcher.
                 jobs.append(subprocess.Popen(list(command), env=env, start_new_session=True))
@@ -98,7 +101,10 @@ def _supervise(
     code = jobs[first].returncode
     how = f"was ended by {signal.Signals(-code).name}" if code < 0 else f"ended with status {code}"
     others = f"; ended process {', '.join(map(str, left))} as well" if left else ""
-    message = f"process {first} of {len(jobs)} (pid {jobs[first].pid}) {how}{others}. {_last_checkpoint(workdir)}"
+    message = (
+        f"process {first} of {len(jobs)} (pid {jobs[first].pid}) {how}{others}."
+        f" {_last_checkpoint(workdir)}"
+    )
     print(f"jflow launch: error: {message}", file=sys.stderr, flush=True)
     return _status(jobs[first])
 

@@ -82,11 +82,16 @@ def write_results(
         },
         "test_rows_in_train": int(seen.sum()),
         "test_log_likelihood": compare(flow, gaussian),
-        "test_log_likelihood_of_rows_not_in_train": None
-        if seen.all()
-        else compare(flow[~seen], gaussian[~seen]),
-        "units": "nats per row; density per unit of the columns counted as density, mass of those counted as mass",
-        "dequantization": "one fixed uniform noise as wide as each column's step, the same for both models",
+        "test_log_likelihood_of_rows_not_in_train": (
+            None if seen.all() else compare(flow[~seen], gaussian[~seen])
+        ),
+        "units": (
+            "nats per row; density per unit of the columns counted as density, mass of those"
+            " counted as mass"
+        ),
+        "dequantization": (
+            "one fixed uniform noise as wide as each column's step, the same for both models"
+        ),
         "columns": [
             {
                 "name": c.name,

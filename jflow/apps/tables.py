@@ -101,9 +101,10 @@ def grouped_parts(path: str | Path, encoded: np.ndarray, seed: int) -> np.ndarra
     factor = math.sqrt((sizes.astype(float) ** 2).sum() / n)
     if distinct < LEAST_ROWS or factor > 2 or largest > max(2, math.sqrt(n) / 2):
         raise ValueError(
-            f"{path}: group_repeated=True would change the distribution of the columns in the parts: the table has "
-            f"{distinct} distinct rows in {n}, and one of them {largest} times; leave it False, and read the scores of the "
-            f"test rows that do not stand in train"
+            f"{path}: group_repeated=True would change the distribution of the columns in the"
+            f" parts: the table has {distinct} distinct rows in {n}, and one of them {largest}"
+            " times; leave it False, and read the scores of the test rows that do not stand in"
+            " train"
         )
     order = np.random.default_rng(seed).permutation(distinct)
     rows = np.concatenate([[0], np.cumsum(sizes[order])])  # that the first k groups hold

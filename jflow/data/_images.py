@@ -18,7 +18,8 @@ def _rows(x: np.ndarray, labels: np.ndarray, source: Path | str) -> dict[str, np
     x = x[..., None] if x.ndim == 3 else x
     if x.ndim != 4 or x.dtype != np.uint8:
         raise ValueError(
-            f"{source}: expected uint8 images [n, h, w] or [n, h, w, c], got {x.dtype} {list(x.shape)}"
+            f"{source}: expected uint8 images [n, h, w] or [n, h, w, c], got {x.dtype}"
+            f" {list(x.shape)}"
         )
     if labels.shape != x.shape[:1]:
         raise ValueError(f"{source}: {len(x)} images but labels of shape {list(labels.shape)}")
@@ -64,7 +65,8 @@ def _read_idx(path: Path) -> np.ndarray:
     body = np.frombuffer(raw, np.uint8, offset=4 + 4 * raw[3])
     if body.size != np.prod(shape, dtype=np.int64):
         raise ValueError(
-            f"{path}: expected {list(shape)} bytes, found {body.size}: the file is cut short or damaged"
+            f"{path}: expected {list(shape)} bytes, found {body.size}: the file is cut short or"
+            " damaged"
         )
     return body.reshape(shape)
 

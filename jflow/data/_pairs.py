@@ -68,7 +68,7 @@ def truncate_pairs(rows: Rows, share: float) -> dict[str, np.ndarray]:
 
     References:
         Zhang et al., *Flow Straighter and Faster: Efficient One-Step Generative Modeling via
-        MeanFlow on Rectified Trajectories*, 2025, arXiv:?.
+        MeanFlow on Rectified Trajectories*, 2025, arXiv:2511.23342.
     """
     if not 0 <= share < 1:
         raise ValueError(f"truncate_pairs: expected share in [0, 1), got {share}")
@@ -79,7 +79,8 @@ def truncate_pairs(rows: Rows, share: float) -> dict[str, np.ndarray]:
     x0, x = rows["x0"], rows["x"]
     if x0.shape != x.shape:
         raise ValueError(
-            f"truncate_pairs: expected 'x0' of the shape of 'x', {list(x.shape)}, got {list(x0.shape)}"
+            f"truncate_pairs: expected 'x0' of the shape of 'x', {list(x.shape)}, got"
+            f" {list(x0.shape)}"
         )
     n, part = count(rows), 65536  # so many rows are looked at together
     square = lambda at: np.square(np.subtract(x[at], x0[at], dtype=np.float64))  # noqa: E731
@@ -166,8 +167,8 @@ def generate_reflow_pairs(
 
     References:
         Liu, Gong, Liu, *Flow Straight and Fast: Learning to Generate and Transfer Data with
-        Rectified Flow*, 2022, arXiv:?.
-        Lee, Lin, Fanti, *Improving the Training of Rectified Flows*, 2024, arXiv:? (pairs from real
+        Rectified Flow*, 2022, arXiv:2209.03003.
+        Lee, Lin, Fanti, *Improving the Training of Rectified Flows*, 2024, arXiv:2405.20320 (pairs from real
         data).
     """
     there = solvers.as_method("generate_reflow_pairs", method, _PAIRS)
@@ -266,11 +267,13 @@ def taught(
         cond = given.pop("cond", None)
         if set(given) not in ({"x0"}, {"x"}):
             raise ValueError(
-                f"{name}: expected source to give 'x0' or 'x', and 'cond' if any, got {sorted(given)}"
+                f"{name}: expected source to give 'x0' or 'x', and 'cond' if any, got"
+                f" {sorted(given)}"
             )
         if isinstance(cond, Mapping | tuple | list):
             raise ValueError(
-                f"{name}: expected 'cond' of the source to be one array [n, ...], got a {type(cond).__name__}"
+                f"{name}: expected 'cond' of the source to be one array [n, ...], got a"
+                f" {type(cond).__name__}"
             )
         (kind, start), *_ = given.items()
         start, cond = place((start, cond), sharding)

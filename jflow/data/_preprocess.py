@@ -128,7 +128,8 @@ def standardize(*, axis: int | tuple[int, ...] | None = 0, key: str = "x") -> Pr
         size = np.abs(x).max(axis, keepdims=True)[0]
         if (size > LARGEST).any():
             raise ValueError(
-                f"standardize: {key!r} holds {size.max():g}, near the end of float64: divide it by a constant"
+                f"standardize: {key!r} holds {size.max():g}, near the end of float64: divide it by"
+                " a constant"
             )
         mean, std = (moment[0] for moment in numpy_mean_and_std(x, axis))
         # float32 rounds by float32's steps, and what came as integers of many digits by those of
@@ -138,8 +139,8 @@ def standardize(*, axis: int | tuple[int, ...] | None = 0, key: str = "x") -> Pr
         if flat.any():
             where = [tuple(map(int, i)) if len(i) > 1 else int(i[0]) for i in np.argwhere(flat)[:5]]
             raise ValueError(
-                f"standardize: {key!r} is constant over the training rows at index {where} of the event, up to the "
-                f"rounding of {given.dtype}"
+                f"standardize: {key!r} is constant over the training rows at index {where} of the"
+                f" event, up to the rounding of {given.dtype}"
             )
         return {"mean": mean.tolist(), "std": std.tolist()}
 
@@ -191,7 +192,7 @@ def dequantize(levels: int, *, key: str = "x") -> Preprocess:
         [[0, 255]]
 
     References:
-        Theis, van den Oord, Bethge, *A note on the evaluation of generative models*, 2016, arXiv:?.
+        Theis, van den Oord, Bethge, *A note on the evaluation of generative models*, 2016, arXiv:1511.01844.
     """
     if not 2 <= levels <= 2**16:
         raise ValueError(f"dequantize: expected 2 .. 65536 levels, got {levels}")
@@ -290,7 +291,7 @@ def logit(alpha: float = 0.05, *, key: str = "x") -> Preprocess:
         ValueError: For another alpha; when applied, for numbers outside [0, 1].
 
     References:
-        Dinh, Sohl-Dickstein, Bengio, *Density estimation using Real NVP*, 2016, arXiv:?.
+        Dinh, Sohl-Dickstein, Bengio, *Density estimation using Real NVP*, 2016, arXiv:1605.08803.
     """
     if not 0 < alpha < 0.5:
         raise ValueError(f"logit: expected 0 < alpha < 0.5, got {alpha}")

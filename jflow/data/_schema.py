@@ -162,8 +162,9 @@ def _form(table: Table, j: int, x: np.ndarray) -> _Form:
     ):  # 007 beside 07 or 7: as numbers they are one, as codes they are not
         if len(c) < width or (i in padded and len(c) > width):
             raise ValueError(
-                f"{_where(table, j, i)}: {table.cells[j][i]!r} and {table.cells[j][padded[0]]!r} are filled up with zeros "
-                f"to different lengths: take the column as categories (categorical=...) or leave it out (drop=...)"
+                f"{_where(table, j, i)}: {table.cells[j][i]!r} and {table.cells[j][padded[0]]!r}"
+                " are filled up with zeros to different lengths: take the column as categories"
+                " (categorical=...) or leave it out (drop=...)"
             )
     return _Form(max(after), min(after), digits, width, plus)
 
@@ -209,7 +210,10 @@ def _check_numbers(table: Table, j: int, x: np.ndarray) -> None:
         refuse(bad, what, "where finite numbers are expected")
     altered = np.array([not is_kept(cell) for cell in cells], bool)
     if altered.any():
-        expected = "has more digits than float64 holds: round it, take it as a category (categorical=...) or leave it out"
+        expected = (
+            "has more digits than float64 holds: round it, take it as a category (categorical=...)"
+            " or leave it out"
+        )
         refuse(altered, repr(cells[np.argmax(altered)]), f"{expected} (drop=...)")
 
 
@@ -235,9 +239,10 @@ def _warn_of_spikes(table: Table, name: str, x: np.ndarray) -> None:
             else ""
         )
         warnings.warn(
-            f"{table.path}: column {name!r} is continuous but for {said}{more}. No density has such a point of mass: the "
-            f"likelihood grows without bound the more a model narrows there, and says nothing about the fit. Model the "
-            f"rows without it, and its probability apart",
+            f"{table.path}: column {name!r} is continuous but for {said}{more}. No density has such"
+            " a point of mass: the likelihood grows without bound the more a model narrows there,"
+            " and says nothing about the fit. Model the rows without it, and its probability"
+            " apart",
             stacklevel=2,
         )
 
@@ -253,8 +258,8 @@ def _column(table: Table, j: int, categorical: bool) -> Column:
         texts, counts = np.unique(cells.astype(str), return_counts=True)
         if len(texts) > max(20, table.rows // 2):
             raise ValueError(
-                f"{table.path}: column {name!r} holds {len(texts)} different texts in {table.rows} rows, like a name "
-                f"or a date: leave it out (drop=...)"
+                f"{table.path}: column {name!r} holds {len(texts)} different texts in {table.rows}"
+                " rows, like a name or a date: leave it out (drop=...)"
             )
         return _categorical(
             name, cells, [str(t) for t in texts[np.argsort(-counts, kind="stable")]]
@@ -308,7 +313,8 @@ def find_schema(table: Table, *, categorical: tuple[str, ...] = ()) -> tuple[Col
     absent = [name for name in categorical if name not in table.names]
     if absent:
         raise ValueError(
-            f"{table.path} has no column {absent[0]!r}; the table has {', '.join(map(repr, table.names))}"
+            f"{table.path} has no column {absent[0]!r}; the table has"
+            f" {', '.join(map(repr, table.names))}"
         )
     constant = [
         name for name, cells in zip(table.names, table.cells, strict=True) if len(set(cells)) == 1
@@ -343,7 +349,8 @@ def encode(schema: tuple[Column, ...], table: Table) -> np.ndarray:
     """
     if len(schema) != len(table.cells):
         raise ValueError(
-            f"{table.path}: expected the {len(schema)} columns of the schema, got {len(table.cells)}"
+            f"{table.path}: expected the {len(schema)} columns of the schema, got"
+            f" {len(table.cells)}"
         )
     columns = []
     for j, (column, cells) in enumerate(zip(schema, table.cells, strict=True)):
@@ -365,7 +372,8 @@ def encode(schema: tuple[Column, ...], table: Table) -> np.ndarray:
             if off.any():
                 i = int(np.argmax(off))
                 raise ValueError(
-                    f"{_where(table, j, i)}: {cells[i]!r} is not on the column's steps of {column.step:g}"
+                    f"{_where(table, j, i)}: {cells[i]!r} is not on the column's steps of"
+                    f" {column.step:g}"
                 )
             x = column.origin + column.step * np.rint(k)
         columns.append(x)

@@ -118,7 +118,8 @@ def read_shards(*folders: str | Path) -> dict[str, "Joined"]:
         missing = [name for name, rows in sizes.items() if not _whole(folder / name, rows)]
         if missing:
             raise FileNotFoundError(
-                f"{folder} lacks {len(missing)} of {len(sizes)} shards ({missing[0]}): finish writing"
+                f"{folder} lacks {len(missing)} of {len(sizes)} shards ({missing[0]}): finish"
+                " writing"
             )
         for name in sizes:
             arrays = _mapped(folder / name)

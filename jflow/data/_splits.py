@@ -40,7 +40,8 @@ def as_array(name: str, value: Any) -> np.ndarray:
         return value
     if isinstance(value, np.ma.MaskedArray) and np.ma.is_masked(value):
         raise ValueError(
-            f"rows {name!r}: {int(np.ma.count_masked(value))} values are masked: fill them or leave them out"
+            f"rows {name!r}: {int(np.ma.count_masked(value))} values are masked: fill them or leave"
+            " them out"
         )
     try:
         array = np.asarray(value)
@@ -54,7 +55,8 @@ def as_array(name: str, value: Any) -> np.ndarray:
         np.ndim(row) for row in array.flat if not isinstance(row, str | bytes)
     ):
         raise ValueError(
-            f"rows {name!r}: the rows are arrays of their own, of different lengths; expected one [n, ...]"
+            f"rows {name!r}: the rows are arrays of their own, of different lengths; expected one"
+            " [n, ...]"
         )
     return array
 
@@ -85,7 +87,8 @@ def count(rows: Rows) -> int:
         raise ValueError("rows hold no arrays: expected a dict such as {'x': array [n, ...]}")
     if len(set(lengths.values())) > 1:
         raise ValueError(
-            f"arrays of rows differ in length: {', '.join(f'{k!r} {v}' for k, v in lengths.items())}"
+            "arrays of rows differ in length:"
+            f" {', '.join(f'{k!r} {v}' for k, v in lengths.items())}"
         )
     return next(iter(lengths.values()))
 

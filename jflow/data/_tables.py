@@ -198,7 +198,8 @@ def read_table(
             )
         if names.count(name) > 1 or (columns or ()).count(name) > 1:
             raise ValueError(
-                f"{path}: {name!r} does not name one column: it is there, or asked for, more than once"
+                f"{path}: {name!r} does not name one column: it is there, or asked for, more than"
+                " once"
             )
     keep = [names.index(name) for name in columns] if columns is not None else range(width)
     keep = [j for j in keep if names[j] not in drop]

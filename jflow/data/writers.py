@@ -47,7 +47,8 @@ def npz_writer(path: str | Path, n: int) -> Iterator[Write]:
             found = {key: (value.dtype, value.shape[1:]) for key, value in rows.items()}
             if objects := [key for key, value in rows.items() if value.dtype.hasobject]:
                 raise ValueError(
-                    f"{path}: {objects[0]!r} holds objects; expected numbers, or text as numpy's str"
+                    f"{path}: {objects[0]!r} holds objects; expected numbers, or text as"
+                    " numpy's str"
                 )
             forms = forms or found
             if found != forms:

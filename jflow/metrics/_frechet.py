@@ -55,7 +55,8 @@ def moments(features: ArrayLike, before: Moments | None = None) -> Moments:
     x = np.asarray(features, np.float64)
     if x.ndim != 2 or x.size == 0:
         raise ValueError(
-            f"moments: expected features of shape [n, d], n and d of at least 1, got {list(x.shape)}"
+            "moments: expected features of shape [n, d], n and d of at least 1, got"
+            f" {list(x.shape)}"
         )
     if not np.isfinite(x).all():
         raise ValueError(
@@ -67,7 +68,8 @@ def moments(features: ArrayLike, before: Moments | None = None) -> Moments:
         return Moments(n, mean, scatter)
     if before.mean.shape != mean.shape:
         raise ValueError(
-            f"moments: expected features of shape [n, {len(before.mean)}] as before, got {list(x.shape)}"
+            f"moments: expected features of shape [n, {len(before.mean)}] as before, got"
+            f" {list(x.shape)}"
         )
     total, apart = before.n + n, mean - before.mean
     between = np.outer(apart, apart) * (before.n * n / total)
@@ -144,7 +146,7 @@ def frechet_distance(features_x: ArrayLike, features_y: ArrayLike) -> float:
 
     References:
         Heusel, Ramsauer, Unterthiner, Nessler, Hochreiter, *GANs Trained by a Two Time-Scale Update
-        Rule Converge to a Local Nash Equilibrium*, 2017, arXiv:?.
+        Rule Converge to a Local Nash Equilibrium*, 2017, arXiv:1706.08500.
     """
     return frechet_between(moments(features_x), moments(features_y))
 

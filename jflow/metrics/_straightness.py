@@ -64,8 +64,8 @@ def straightness(
 
     References:
         Liu, Gong, Liu, *Flow Straight and Fast: Learning to Generate and Transfer Data with
-        Rectified Flow*, 2022, arXiv:?.
-        Yoon, Lee, *Sequential Flow Straightening for Generative Modeling*, 2024, arXiv:?.
+        Rectified Flow*, 2022, arXiv:2209.03003.
+        Yoon, Lee, *Sequential Flow Straightening for Generative Modeling*, 2024, arXiv:2402.06461.
     """
     method = solvers.as_method("straightness", method, _MIDPOINT_STEPS, accepts=(solvers.fixed,))
     times = np.asarray(knots, np.float64)
@@ -112,7 +112,8 @@ def transport_cost(
     x0, x1 = np.asarray(x0), np.asarray(x1)
     if x0.shape != x1.shape or x0.ndim < 2 or x0.size == 0:
         raise ValueError(
-            f"transport_cost: expected x0, x1 of one shape [n, *event], got {x0.shape} and {x1.shape}"
+            f"transport_cost: expected x0, x1 of one shape [n, *event], got {x0.shape} and"
+            f" {x1.shape}"
         )
     if cost is None:
         return float(np.sum(np.square(x1.astype(np.float64) - x0)) / len(x0))

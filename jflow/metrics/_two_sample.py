@@ -19,7 +19,8 @@ def _rows(name: str, *arrays: ArrayLike) -> list[np.ndarray]:
     shapes = [list(a.shape) for a in given]
     if any(a.ndim < 2 or a.size == 0 for a in given) or any(s[1:] != shapes[0][1:] for s in shapes):
         raise ValueError(
-            f"{name}: expected arrays [n, *event] and [m, *event], got {' and '.join(map(str, shapes))}"
+            f"{name}: expected arrays [n, *event] and [m, *event], got"
+            f" {' and '.join(map(str, shapes))}"
         )
     if not all(np.isfinite(a).all() for a in given):
         raise ValueError(f"{name}: the rows hold NaN or infinities")

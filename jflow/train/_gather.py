@@ -40,7 +40,7 @@ def gather_params(
 
     References:
         Rajbhandari, Rasley, Ruwase, He, *ZeRO: Memory Optimizations Toward Training Trillion
-        Parameter Models*, 2019, arXiv:?.
+        Parameter Models*, 2019, arXiv:1910.02054.
     """
     axes = (axes,) if isinstance(axes, str) else tuple(axes)
 

@@ -164,7 +164,8 @@ def fit(
     shardings = shardings_of(state)
     if several and len(shardings.step.device_set) < jax.device_count():
         raise ValueError(
-            "several processes train as one on a mesh of all their devices: train.shard(state, mesh)"
+            "several processes train as one on a mesh of all their devices: train.shard(state,"
+            " mesh)"
         )
     folder = None if workdir is None else expand(workdir)
     with contextlib.nullcontext() if folder is None else hold(folder):
@@ -317,14 +318,15 @@ def _check(
             raise ValueError(f"expected {name} to be a multiple of inner={inner}, got {count}")
     if not (is_iterator(batches) or callable(batches)):
         raise TypeError(
-            f"fit: expected batches to be an iterator or a callable (state, key) -> batch, got "
+            "fit: expected batches to be an iterator or a callable (state, key) -> batch, got "
             f"{described(batches)}; data.batches makes one of a dict of arrays"
         )
     seekable = hasattr(batches, "position") and hasattr(batches, "seek")
     check_whole("fit", 0, prefetch=prefetch)
     if workdir is not None and not callable(batches) and not seekable:
         raise TypeError(
-            "with a workdir, batches need `position` and `seek(position)` (jflow.data.batches has them)"
+            "with a workdir, batches need `position` and `seek(position)` (jflow.data.batches has"
+            " them)"
         )
     if monitor is not None and evaluate is None:
         raise ValueError(f"monitor={monitor!r} names a number of `evaluate`, which is None")

@@ -86,7 +86,8 @@ def _image(image) -> Image.Image:
     image = np.asarray(image)
     if not (image.ndim == 2 or image.ndim == 3 and image.shape[2] in (3, 4)):
         raise ValueError(
-            f"picture: expected an image [h, w], [h, w, 3] or [h, w, 4], got shape {list(image.shape)}"
+            "picture: expected an image [h, w], [h, w, 3] or [h, w, 4], got shape"
+            f" {list(image.shape)}"
         )
     if image.dtype != np.uint8:
         image = np.round(255 * np.clip(np.nan_to_num(image), 0, 1)).astype(np.uint8)

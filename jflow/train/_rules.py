@@ -34,7 +34,7 @@ def fsdp(axis: str = "data", *, min_size: int = 1024) -> Spec:
 
     References:
         Rajbhandari, Rasley, Ruwase, He, *ZeRO: Memory Optimizations Toward Training Trillion
-        Parameter Models*, 2019, arXiv:?.
+        Parameter Models*, 2019, arXiv:1910.02054.
     """
 
     def spec(shape, mesh):
@@ -81,7 +81,8 @@ def shardings(tree: PyTree, mesh: Mesh | AbstractMesh, rules: Sequence[Rule] = (
     for i, (match, _) in enumerate(rules):
         if not any(_matches(match, path) for path in paths):
             raise ValueError(
-                f"rule {i}, {match!r}, matches no leaf; there are {', '.join(paths[:8]) or 'none'} ..."
+                f"rule {i}, {match!r}, matches no leaf; there are"
+                f" {', '.join(paths[:8]) or 'none'} ..."
             )
     return jax.tree.unflatten(jax.tree.structure(tree), leaf_shardings(tree, mesh, rules))
 

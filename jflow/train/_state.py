@@ -121,7 +121,8 @@ def warm_start(fresh: Params, teacher: Params) -> Params:
         if there is None or jnp.shape(there) != jnp.shape(leaf):
             found = "no such leaf" if there is None else f"the shape {list(jnp.shape(there))}"
             raise ValueError(
-                f"warm_start: the teacher's {name!r} is {list(jnp.shape(leaf))}, the student has {found}"
+                f"warm_start: the teacher's {name!r} is {list(jnp.shape(leaf))}, the student has"
+                f" {found}"
             )
     taken = {path: jnp.asarray(leaf, room[path].dtype) for path, leaf in have.items()}
     return jax.tree_util.tree_map_with_path(lambda path, leaf: taken.get(path, leaf), fresh)

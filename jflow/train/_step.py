@@ -85,8 +85,8 @@ def make_step(
     check_whole("make_step", accumulate=accumulate)
     if not callable(loss):
         raise TypeError(
-            f"make_step: expected a loss (params, key, batch, frozen) -> (scalar, metrics), got {described(loss)}; "
-            "losses.nll(flow) makes one of a flow"
+            "make_step: expected a loss (params, key, batch, frozen) -> (scalar, metrics), got"
+            f" {described(loss)}; losses.nll(flow) makes one of a flow"
         )
     if not (hasattr(optimizer, "init") and hasattr(optimizer, "update")):
         raise TypeError(

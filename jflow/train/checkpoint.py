@@ -189,8 +189,8 @@ def restore(
     for name in [*expected, *found]:
         if expected.get(name) != found.get(name):
             raise ValueError(
-                f"checkpoint {path} is of another model: {name} is {found.get(name, 'missing')} there, "
-                f"{expected.get(name, 'missing')} here"
+                f"checkpoint {path} is of another model: {name} is {found.get(name, 'missing')}"
+                f" there, {expected.get(name, 'missing')} here"
             )
     parts = _parts(template)
     params, rest = (
