@@ -115,9 +115,10 @@ def on_files(files, *, config):
                 FUNCTION.format(short=short, name=name, full=full),
             )
     add("api/index.md", "\n".join(lines))
-    for picture in sorted(ROOT.glob("experiments/*/*.png")):
-        uri = f"pictures/{picture.parent.name}/{picture.name}"
-        files.append(File.generated(config, uri, abs_src_path=str(picture)))
+    for path in sorted(ROOT.glob("experiments/**/*")) + [ROOT / "benchmarks/README.md"]:
+        if path.name == "README.md" or path.suffix == ".png":
+            uri = path.relative_to(ROOT).as_posix()
+            files.append(File.generated(config, uri, abs_src_path=str(path)))
     return files
 
 
