@@ -2,6 +2,7 @@
 READMEs of the experiments, formulas as MathML, and links from names in code to their pages."""
 
 import html
+import json
 import os
 import re
 from pathlib import Path
@@ -60,6 +61,7 @@ PAGES = {  # 'losses.mean_flow' -> 'api/losses/mean_flow.md'
 
 FUNCTION = """---
 title: {short}.{name}
+tags: {tags}
 ---
 [`jflow.{short}`](index.md)
 
@@ -67,6 +69,15 @@ title: {short}.{name}
     options:
       heading: {short}.{name}
 """
+
+
+ALSO = re.compile(r"Also known as:\s+(.*?)\.?\s*(?:\n\s*\n|\Z)", re.DOTALL)
+
+
+def other_names(docstring) -> list[str]:
+    """What else people call it, which the search ranks first: `Also known as: CFG, guidance scale.`"""
+    found = ALSO.search(docstring.value) if docstring else None
+    return [" ".join(name.split()) for name in found[1].split(",")] if found else []
 
 
 def first_sentence(docstring) -> str:

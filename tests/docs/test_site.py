@@ -131,7 +131,8 @@ def search(site):
     word begins, and the more of the query's words, the better."""
     index = json.loads((site / "search/search_index.json").read_text())
     entries = {entry["location"]: entry for entry in index["docs"]}
-    separator, fields = re.compile(index["config"]["separator"]), index["config"]["fields"]
+    config = index["config"]
+    separator, fields = re.compile(config["separator"]), config["fields"]
 
     def words(text: str) -> list[str]:
         text = html.unescape(re.sub("<[^>]+>", " ", text)).lower()
@@ -140,8 +141,13 @@ def search(site):
     builder = Builder()
     builder.b(0)
     builder.ref("location")
-    for name in ("title", "text"):
-        builder.field(name, fields[name]["boost"], lambda entry, name=name: words(entry[name]))
+    for name, field in fields.items():
+
+        def of(entry, name=name):
+            value = entry.get(name, "")
+            return words(value if isinstance(value, str) else " ".join(value))
+
+        builder.field(name, field["boost"], of)
     for entry in entries.values():
         builder.add(entry)
     built = builder.build()
