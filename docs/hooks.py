@@ -2,7 +2,6 @@
 READMEs of the experiments, formulas as MathML, and links from names in code to their pages."""
 
 import html
-import json
 import os
 import re
 from pathlib import Path
