@@ -2,6 +2,7 @@
 READMEs of the experiments, formulas as MathML, and links from names in code to their pages."""
 
 import html
+import json
 import os
 import re
 from pathlib import Path
@@ -118,12 +119,10 @@ def on_files(files, *, config):
         said = first_sentence(module.docstring).replace("|", "\\|")
         lines.append(f"| [`{module.path}`]({short.replace('.', '/')}/index.md) | {said} |")
         add(PAGES[short], module_page(module, members))
-        for name, _ in members:
-            full = f"{module.path}.{name}"
-            add(
-                PAGES[full.removeprefix("jflow.")],
-                FUNCTION.format(short=short, name=name, full=full),
-            )
+        for name, target in members:
+            full, tags = f"{module.path}.{name}", json.dumps(other_names(target.docstring))
+            text = FUNCTION.format(short=short, name=name, full=full, tags=tags)
+            add(PAGES[full.removeprefix("jflow.")], text)
     add("api/index.md", "\n".join(lines))
     for path in sorted(ROOT.glob("experiments/**/*")) + [ROOT / "benchmarks/README.md"]:
         if path.name == "README.md" or path.suffix == ".png":
