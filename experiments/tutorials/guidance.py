@@ -41,8 +41,8 @@ print(f"loss of the last batch: {metrics['loss']:.3f}")
 # conditional velocity itself; larger scales give up variety for clear shapes.
 
 # %%
-labels = jnp.tile(jnp.arange(10), 4)
-noise = jax.random.normal(jax.random.key(2), (40, 64))
+labels = jnp.tile(jnp.arange(10), 50)
+noise = jax.random.normal(jax.random.key(2), (500, 64))
 
 
 def draw(scale):
@@ -52,7 +52,7 @@ def draw(scale):
 
 figure, axes = plt.subplots(1, 3, figsize=(11, 2.6))
 for axis, scale in zip(axes, (0.0, 1.0, 3.0)):
-    x = np.asarray(draw(scale)).reshape(4, 10, 8, 8)
+    x = np.asarray(draw(scale))[:40].reshape(4, 10, 8, 8)
     axis.imshow(x.transpose(0, 2, 1, 3).reshape(32, 80), cmap="gray_r", vmin=-1, vmax=1)
     axis.set(title=f"scale {scale:g}", xticks=[], yticks=[])
 plt.tight_layout()
