@@ -231,7 +231,7 @@ TABLE = {
         lambda: bj.scan(bj.indicated(bj.coupling(affine, mlp(), split=2), 3), 3, shared=("net",))
     ),
     "scan reversible": Row(lambda: stack(reversible=True), cond=None),
-    "scan reversible=1": Row(lambda: stack(reversible=1), cond=vector),
+    "scan reversible=3": Row(lambda: stack(reversible=3), cond=vector),
     "sigmoid": Row(
         lambda: bj.sigmoid(), support=jax.nn.sigmoid, extreme=False, wide=False, precision=1e-4
     ),

@@ -331,7 +331,7 @@ def test_no_derivative_is_ruled_out(name):
 
     def run(params, x, cond, key):
         return flow.log_prob(params, x, cond, key=key), flow.sample_and_log_prob(
-            params, key, B, cond
+            params, clone(key), B, cond
         )
 
     assert "custom_vjp" not in str(jax.make_jaxpr(run)(params, x, cond, jax.random.key(0)))
