@@ -74,8 +74,9 @@ def cnf(
         >>> from jflow import distributions, flows, oracles
         >>> velocity = oracles.as_velocity(oracles.gaussian([0.0], 4.0))
         >>> flow = flows.cnf(velocity, distributions.normal((1,)), method=32)
-        >>> flow.log_prob({"velocity": {}, "base": {}}, jnp.zeros((1, 1))).round(2)  # of N(0, 4)
-        Array([-1.61], dtype=float32)
+        >>> log_prob = flow.log_prob({"velocity": {}, "base": {}}, jnp.zeros((1, 1)))
+        >>> round(float(log_prob[0]), 2)  # that of N(0, 4): -log(8 pi) / 2
+        -1.61
 
     References:
         Chen, Rubanova, Bettencourt, Duvenaud, *Neural Ordinary Differential Equations*, 2018,
