@@ -10,11 +10,14 @@ of x, float32 at least; the constants are prepared in float64. `as_velocity(orac
 that samplers, losses and likelihoods take.
 
 References:
-    Lipman, Chen, Ben-Hamu, Nickel, Le, *Flow Matching for Generative Modeling*, 2023, arXiv:?.
+    Lipman, Chen, Ben-Hamu, Nickel, Le, *Flow Matching for Generative Modeling*, 2023,
+        arXiv:2210.02747.
     Albergo, Boffi, Vanden-Eijnden,
-        *Stochastic Interpolants: A Unifying Framework for Flows and Diffusions*, 2023, arXiv:?.
-    Boffi, Albergo, Vanden-Eijnden, *Flow Map Matching*, 2024, arXiv:?.
-    Geng, Deng, Bai, Kolter, He, *Mean Flows for One-step Generative Modeling*, 2025, arXiv:?.
+        *Stochastic Interpolants: A Unifying Framework for Flows and Diffusions*, 2023,
+        arXiv:2303.08797.
+    Boffi, Albergo, Vanden-Eijnden, *Flow Map Matching*, 2024, arXiv:2406.07507.
+    Geng, Deng, Bai, Kolter, He, *Mean Flows for One-step Generative Modeling*, 2025,
+        arXiv:2505.13447.
 """
 
 from collections.abc import Callable

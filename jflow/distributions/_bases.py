@@ -345,7 +345,8 @@ def scaled(distribution: Distribution, scale: float) -> Distribution:
         -0.452
 
     References:
-        Kingma, Dhariwal, *Glow: Generative Flow with Invertible 1x1 Convolutions*, 2018, arXiv:?.
+        Kingma, Dhariwal, *Glow: Generative Flow with Invertible 1x1 Convolutions*, 2018,
+            arXiv:1807.03039.
     """
     if not scale > 0:
         raise ValueError(f"scaled: expected scale > 0, got {scale}")

@@ -18,7 +18,7 @@ which are finite at both ends, are derived.
 
 References:
     Chen, Zhang, Tan, Xu, Luan, Guibas, Wetzstein, Bi, *Gaussian Mixture Flow Matching Models*,
-        2025, arXiv:?.
+        2025, arXiv:2504.05304.
 """
 
 from typing import NamedTuple

@@ -68,7 +68,7 @@ def maf(
 
     References:
         Papamakarios, Pavlakou, Murray, *Masked Autoregressive Flow for Density Estimation*, 2017,
-            arXiv:?.
+            arXiv:1705.07057.
     """
     univariate = bijectors.univariate.affine(max_log_scale)
 
@@ -137,7 +137,8 @@ def iaf(
 
     References:
         Kingma, Salimans, Jozefowicz, Chen, Sutskever, Welling,
-            *Improving Variational Inference with Inverse Autoregressive Flow*, 2016, arXiv:?.
+            *Improving Variational Inference with Inverse Autoregressive Flow*, 2016,
+            arXiv:1606.04934.
     """
     univariate = bijectors.univariate.affine(max_log_scale)
 
@@ -213,7 +214,7 @@ def neural_spline_autoregressive(
         -1.838
 
     References:
-        Durkan, Bekasov, Murray, Papamakarios, *Neural Spline Flows*, 2019, arXiv:?.
+        Durkan, Bekasov, Murray, Papamakarios, *Neural Spline Flows*, 2019, arXiv:1906.04032.
     """
     univariate = bijectors.univariate.rational_quadratic(bins, bound)
 
@@ -277,7 +278,7 @@ def bnaf(
         (3,)
 
     References:
-        De Cao, Titov, Aziz, *Block Neural Autoregressive Flow*, 2019, arXiv:?.
+        De Cao, Titov, Aziz, *Block Neural Autoregressive Flow*, 2019, arXiv:1904.04676.
     """
 
     def layer(features):

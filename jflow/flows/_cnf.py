@@ -80,7 +80,7 @@ def cnf(
 
     References:
         Chen, Rubanova, Bettencourt, Duvenaud, *Neural Ordinary Differential Equations*, 2018,
-            arXiv:?.
+            arXiv:1806.07366.
     """
     there = solvers.as_method("cnf", method, _DEFAULT, t1=t1, rising=True)
     back = solvers.reverse(there)

@@ -64,7 +64,8 @@ def nice(
         (3, 2)
 
     References:
-        Dinh, Krueger, Bengio, *NICE: Non-linear Independent Components Estimation*, 2014, arXiv:?.
+        Dinh, Krueger, Bengio, *NICE: Non-linear Independent Components Estimation*, 2014,
+            arXiv:1410.8516.
     """
 
     def layer(features):
@@ -145,7 +146,7 @@ def real_nvp(
         -1.838
 
     References:
-        Dinh, Sohl-Dickstein, Bengio, *Density Estimation Using Real NVP*, 2016, arXiv:?.
+        Dinh, Sohl-Dickstein, Bengio, *Density Estimation Using Real NVP*, 2016, arXiv:1605.08803.
     """
     univariate = bijectors.univariate.affine(max_log_scale)
 
@@ -221,7 +222,7 @@ def nanoflow(
 
     References:
         Lee, Kim, Yoon, *NanoFlow: Scalable Normalizing Flows with Sublinear Parameter Complexity*,
-            2020, arXiv:?.
+            2020, arXiv:2006.06280.
     """
     univariate, net = (
         bijectors.univariate.affine(max_log_scale),
@@ -313,7 +314,7 @@ def neural_spline(
         -1.838
 
     References:
-        Durkan, Bekasov, Murray, Papamakarios, *Neural Spline Flows*, 2019, arXiv:?.
+        Durkan, Bekasov, Murray, Papamakarios, *Neural Spline Flows*, 2019, arXiv:1906.04032.
     """
     univariate = bijectors.univariate.rational_quadratic(bins, bound)
 

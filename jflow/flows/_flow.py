@@ -136,7 +136,8 @@ def elbo_flow(transport: Transport | Bijector, base: Distribution | Flow) -> Elb
 
     References:
         Nielsen, Jaini, Hoogeboom, Winther, Welling,
-            *SurVAE Flows: Surjections to Bridge the Gap between VAEs and Flows*, 2020, arXiv:?.
+            *SurVAE Flows: Surjections to Bridge the Gap between VAEs and Flows*, 2020,
+            arXiv:2007.02731.
     """
     check_noun("elbo_flow", transport, Transport, Bijector)
     check_noun("elbo_flow", base, Distribution, Flow)
@@ -209,7 +210,7 @@ def importance_weighted(flow: ElboFlow, draws: int) -> ElboFlow:
         -2.773
 
     References:
-        Burda, Grosse, Salakhutdinov, *Importance Weighted Autoencoders*, 2016, arXiv:?.
+        Burda, Grosse, Salakhutdinov, *Importance Weighted Autoencoders*, 2016, arXiv:1509.00519.
     """
     check_noun("importance_weighted", flow, ElboFlow)
     check_whole("importance_weighted", draws=draws)

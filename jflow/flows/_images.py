@@ -88,7 +88,8 @@ def glow(
         (2,)
 
     References:
-        Kingma, Dhariwal, *Glow: Generative Flow with Invertible 1x1 Convolutions*, 2018, arXiv:?.
+        Kingma, Dhariwal, *Glow: Generative Flow with Invertible 1x1 Convolutions*, 2018,
+            arXiv:1807.03039.
     """
     event_shape = _image_shape("glow", event_shape, *[2 ** max(scales, 0)] * 2)
     check_whole("glow", scales=scales, depth=depth)
@@ -141,7 +142,7 @@ def inverse_flow(event_shape: Sequence[int], *, size: int = 3, **options: Any) -
 
     References:
         Nagar, Varma, *Parallel Backpropagation for Inverse of a Convolution with Application to
-            Normalizing Flows*, 2025, arXiv:?.
+            Normalizing Flows*, 2025, arXiv:2410.14634.
     """
     return glow(
         event_shape, mix=lambda channels: bj.invert(bj.masked_conv(channels, size)), **options
@@ -199,7 +200,7 @@ def flow_plus_plus(
 
     References:
         Ho, Chen, Srinivas, Duan, Abbeel, *Flow++: Improving Flow-Based Generative Models with
-            Variational Dequantization and Architecture Design*, 2019, arXiv:?.
+            Variational Dequantization and Architecture Design*, 2019, arXiv:1902.00275.
     """
     event_shape = _image_shape("flow_plus_plus", event_shape, 2, 2)
     if len(depth) != 3 or min(depth) < 0 or dequantizer_depth < 1:
@@ -265,7 +266,7 @@ def dequantization_noise(
 
     References:
         Ho, Chen, Srinivas, Duan, Abbeel, *Flow++: Improving Flow-Based Generative Models with
-            Variational Dequantization and Architecture Design*, 2019, arXiv:?.
+            Variational Dequantization and Architecture Design*, 2019, arXiv:1902.00275.
     """
     event_shape = _image_shape("dequantization_noise", event_shape, 1, 2)
     check_whole("dequantization_noise", depth=depth)

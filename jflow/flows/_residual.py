@@ -78,9 +78,9 @@ def residual_flow(
 
     References:
         Chen, Behrmann, Duvenaud, Jacobsen, *Residual Flows for Invertible Generative Modeling*,
-            2019, arXiv:?.
+            2019, arXiv:1906.02735.
         Behrmann, Grathwohl, Chen, Duvenaud, Jacobsen, *Invertible Residual Networks*, 2019,
-            arXiv:?.
+            arXiv:1811.00995.
     """
     event_shape = _shape(event_shape, depth, least=1)
     image = len(event_shape) == 3
@@ -148,7 +148,7 @@ def planar(
         (3,)
 
     References:
-        Rezende, Mohamed, *Variational Inference with Normalizing Flows*, 2015, arXiv:?.
+        Rezende, Mohamed, *Variational Inference with Normalizing Flows*, 2015, arXiv:1505.05770.
     """
     return _posterior(
         bijectors.planar, event_shape, depth, hidden, embed, activation, remat, standardize, base
@@ -194,7 +194,7 @@ def radial(
         TypeError: base is not a `Distribution` or a `Flow`.
 
     References:
-        Rezende, Mohamed, *Variational Inference with Normalizing Flows*, 2015, arXiv:?.
+        Rezende, Mohamed, *Variational Inference with Normalizing Flows*, 2015, arXiv:1505.05770.
     """
     return _posterior(
         bijectors.radial, event_shape, depth, hidden, embed, activation, remat, standardize, base
@@ -249,7 +249,7 @@ def sylvester(
 
     References:
         van den Berg, Hasenclever, Tomczak, Welling,
-            *Sylvester Normalizing Flows for Variational Inference*, 2018, arXiv:?.
+            *Sylvester Normalizing Flows for Variational Inference*, 2018, arXiv:1803.05649.
     """
 
     def layer(features):

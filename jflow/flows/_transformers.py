@@ -81,7 +81,7 @@ def tarflow(
         (2,)
 
     References:
-        Zhai et al., *Normalizing Flows are Capable Generative Models*, 2024, arXiv:?.
+        Zhai et al., *Normalizing Flows are Capable Generative Models*, 2024, arXiv:2412.06329.
     """
     check_whole("tarflow", depth=depth)
     net = nets.CausalTransformer(
@@ -162,7 +162,7 @@ def starflow(
 
     References:
         Gu et al., *STARFlow: Scaling Latent Normalizing Flows for High-resolution Image Synthesis*,
-            2025, arXiv:?.
+            2025, arXiv:2506.06276.
     """
     check_whole("starflow", 0, shallow_depth=shallow_depth)
     sizes = {"width": width, "num_heads": num_heads, "dtype": dtype}
@@ -252,7 +252,7 @@ def jet(
 
     References:
         Kolesnikov, Pinto, Tschannen, *Jet: A Modern Transformer-Based Normalizing Flow*, 2024,
-            arXiv:?.
+            arXiv:2412.15129.
     """
     univariate = bijectors.univariate.affine() if univariate is None else univariate
     net = nets.ViT(

@@ -39,7 +39,7 @@ def dot_product_attention(
         Array([2., 0.], dtype=float32)
 
     References:
-        Vaswani et al., *Attention Is All You Need*, 2017, arXiv:?.
+        Vaswani et al., *Attention Is All You Need*, 2017, arXiv:1706.03762.
     """
     scores = (
         jnp.einsum("bqhd,bkhd->bhqk", q, k, preferred_element_type=float_dtype(q))
@@ -67,7 +67,7 @@ class SelfAttention(nn.Module):
             memory.
 
     References:
-        Vaswani et al., *Attention Is All You Need*, 2017, arXiv:?.
+        Vaswani et al., *Attention Is All You Need*, 2017, arXiv:1706.03762.
     """
 
     num_heads: int

@@ -45,13 +45,13 @@ class CausalTransformer(nn.Module):
         >>> import jax.numpy as jnp
         >>> from jflow import nets
         >>> net = nets.CausalTransformer(size=2, width=8, num_layers=1, num_heads=1)
-        >>> raw, variables = net.init_with_output(jax.random.key(0), jnp.zeros((1, 4, 3)))
-        >>> raw.shape, float(raw.max())
-        ((1, 4, 6), 0.0)
+        >>> x = jnp.zeros((1, 4, 3))
+        >>> jax.eval_shape(lambda key: net.init_with_output(key, x)[0], jax.random.key(0)).shape
+        (1, 4, 6)
 
     References:
-        Zhai et al., *Normalizing Flows are Capable Generative Models*, 2024, arXiv:?, whose blocks
-            leave token 0 as it is.
+        Zhai et al., *Normalizing Flows are Capable Generative Models*, 2024, arXiv:2412.06329,
+            whose blocks leave token 0 as it is.
     """
 
     size: int = 2

@@ -75,13 +75,13 @@ class GlowNet(nn.Module):
         >>> import jax
         >>> import jax.numpy as jnp
         >>> from jflow import nets
-        >>> net = nets.GlowNet(hidden=4, features=3)
-        >>> features, variables = net.init_with_output(jax.random.key(0), jnp.zeros((1, 4, 4, 2)))
-        >>> features.shape
+        >>> net, x = nets.GlowNet(hidden=4, features=3), jnp.zeros((1, 4, 4, 2))
+        >>> jax.eval_shape(lambda key: net.init_with_output(key, x)[0], jax.random.key(0)).shape
         (1, 4, 4, 3)
 
     References:
-        Kingma, Dhariwal, *Glow: Generative Flow with Invertible 1x1 Convolutions*, 2018, arXiv:?.
+        Kingma, Dhariwal, *Glow: Generative Flow with Invertible 1x1 Convolutions*, 2018,
+            arXiv:1807.03039.
     """
 
     hidden: int = 128
@@ -128,7 +128,7 @@ class GatedAttentionNet(nn.Module):
 
     References:
         Ho, Chen, Srinivas, Duan, Abbeel, *Flow++: Improving Flow-Based Generative Models with
-            Variational Dequantization and Architecture Design*, 2019, arXiv:?.
+            Variational Dequantization and Architecture Design*, 2019, arXiv:1902.00275.
     """
 
     width: int = 64

@@ -83,7 +83,7 @@ class DeepFlow(nn.Module):
         ((1, 2, 4, 4, 1), (1, 1, 4, 4, 1))
 
     References:
-        Shin, Yang, Chen, *Deeply Supervised Flow-Based Generative Models*, 2025, arXiv:?.
+        Shin, Yang, Chen, *Deeply Supervised Flow-Based Generative Models*, 2025, arXiv:2503.14494.
     """
 
     patch_size: int = 2

@@ -55,7 +55,7 @@ class DiT(nn.Module):
         (1, 4, 4, 1)
 
     References:
-        Peebles, Xie, *Scalable Diffusion Models with Transformers*, 2023, arXiv:?.
+        Peebles, Xie, *Scalable Diffusion Models with Transformers*, 2023, arXiv:2212.09748.
     """
 
     patch_size: int = 2

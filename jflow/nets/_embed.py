@@ -43,7 +43,7 @@ def time_features(
         Array([1., 1., 0., 0.], dtype=float32)
 
     References:
-        Vaswani et al., *Attention Is All You Need*, 2017, arXiv:?.
+        Vaswani et al., *Attention Is All You Need*, 2017, arXiv:1706.03762.
     """
     if dim < 2 or dim % 2:
         raise ValueError(f"time_features: expected an even dim of at least 2, got {dim}")

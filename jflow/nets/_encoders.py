@@ -78,7 +78,8 @@ class SetEncoder(nn.Module):
             None is the type of the inputs and params.
 
     References:
-        Zaheer, Kottur, Ravanbakhsh, Poczos, Salakhutdinov, Smola, *Deep Sets*, 2017, arXiv:?.
+        Zaheer, Kottur, Ravanbakhsh, Poczos, Salakhutdinov, Smola, *Deep Sets*, 2017,
+            arXiv:1703.06114.
     """
 
     features: int = 32

@@ -119,9 +119,10 @@ class InceptionFID(nn.Module):
             None is the type of the inputs and params.
 
     References:
-        Szegedy et al., *Rethinking the Inception Architecture for Computer Vision*, 2016, arXiv:?.
+        Szegedy et al., *Rethinking the Inception Architecture for Computer Vision*, 2016,
+            arXiv:1512.00567.
         Heusel et al., *GANs Trained by a Two Time-Scale Update Rule Converge to a Local Nash
-            Equilibrium*, 2017, arXiv:?.
+            Equilibrium*, 2017, arXiv:1706.08500.
     """
 
     resize: bool = True

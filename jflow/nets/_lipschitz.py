@@ -40,7 +40,7 @@ def lip_swish(x: Float[Array, "*shape"], beta: Array | float = 1.0) -> Float[Arr
 
     References:
         Chen, Behrmann, Duvenaud, Jacobsen, *Residual Flows for Invertible Generative Modeling*,
-            2019, arXiv:?.
+            2019, arXiv:1906.02735.
     """
     return x * jax.nn.sigmoid(beta * x) / 1.1
 
@@ -78,7 +78,7 @@ class LipschitzMLP(nn.Module):
 
     References:
         Chen, Behrmann, Duvenaud, Jacobsen, *Residual Flows for Invertible Generative Modeling*,
-            2019, arXiv:?.
+            2019, arXiv:1906.02735.
     """
 
     hidden: Sequence[int] = (128, 128)
@@ -173,7 +173,7 @@ class LipschitzConv(nn.Module):
 
     References:
         Chen, Behrmann, Duvenaud, Jacobsen, *Residual Flows for Invertible Generative Modeling*,
-            2019, arXiv:?.
+            2019, arXiv:1906.02735.
     """
 
     channels: Sequence[int] = (64, 64)

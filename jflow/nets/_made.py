@@ -55,10 +55,10 @@ class MADE(nn.Module):
 
     References:
         Germain, Gregor, Murray, Larochelle, *MADE: Masked Autoencoder for Distribution Estimation*,
-            2015, arXiv:?.
-        Wehenkel, Louppe, *Graphical Normalizing Flows*, 2021, arXiv:?, for the graphs.
-        Durkan, Bekasov, Murray, Papamakarios, *Neural Spline Flows*, 2019, arXiv:?, for the
-            residual form.
+            2015, arXiv:1502.03509.
+        Wehenkel, Louppe, *Graphical Normalizing Flows*, 2021, arXiv:2006.02548, for the graphs.
+        Durkan, Bekasov, Murray, Papamakarios, *Neural Spline Flows*, 2019, arXiv:1906.04032, for
+            the residual form.
     """
 
     size: int

@@ -38,13 +38,14 @@ class MixtureHead(nn.Module):
         >>> import jax.numpy as jnp
         >>> from jflow import nets
         >>> net = nets.MixtureHead(nets.TimeMLP(hidden=(8,)), components=3, features=4)
-        >>> m, variables = net.init_with_output(jax.random.key(0), jnp.zeros((1, 2)), jnp.zeros(1))
+        >>> x, t = jnp.zeros((1, 2)), jnp.zeros(1)
+        >>> m = jax.eval_shape(lambda key: net.init_with_output(key, x, t)[0], jax.random.key(0))
         >>> m.logits.shape, m.means.shape, m.log_std.shape
         ((1, 3), (1, 3, 2), (1,))
 
     References:
         Chen, Zhang, Tan, Xu, Luan, Guibas, Wetzstein, Bi, *Gaussian Mixture Flow Matching Models*,
-            2025, arXiv:?.
+            2025, arXiv:2504.05304.
     """
 
     network: nn.Module

@@ -151,7 +151,7 @@ class ResidualMLP(nn.Module):
             None is the type of the inputs and params.
 
     References:
-        Peebles, Xie, *Scalable Diffusion Models with Transformers*, 2023, arXiv:?, for the
+        Peebles, Xie, *Scalable Diffusion Models with Transformers*, 2023, arXiv:2212.09748, for the
             modulation.
     """
 
@@ -187,8 +187,9 @@ class ResidualMLP(nn.Module):
         """
         check_time("ResidualMLP", x, t, r)
         flat = flatten_event(x)
-        # Biases of order one: without them the norms divide the magnitude of x away (eight Gaussians
-        # of radius 5, seen once: error 0.30 without, 0.04 with; no difference on standardized data).
+        # Biases of order one: without them the norms divide the magnitude of x away (eight
+        # Gaussians of radius 5, seen once: error 0.30 without, 0.04 with; no difference on
+        # standardized data).
         h = nn.Dense(
             self.width, bias_init=nn.initializers.normal(1.0), dtype=self.dtype, name="stem"
         )(flat)

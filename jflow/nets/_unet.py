@@ -53,10 +53,11 @@ class UNet(nn.Module):
 
     References:
         Ronneberger, Fischer, Brox,
-            *U-Net: Convolutional Networks for Biomedical Image Segmentation*, 2015, arXiv:?.
-        Ho, Jain, Abbeel, *Denoising Diffusion Probabilistic Models*, 2020, arXiv:?.
-        Dhariwal, Nichol, *Diffusion Models Beat GANs on Image Synthesis*, 2021, arXiv:?, for the
-            modulated norms.
+            *U-Net: Convolutional Networks for Biomedical Image Segmentation*, 2015,
+            arXiv:1505.04597.
+        Ho, Jain, Abbeel, *Denoising Diffusion Probabilistic Models*, 2020, arXiv:2006.11239.
+        Dhariwal, Nichol, *Diffusion Models Beat GANs on Image Synthesis*, 2021, arXiv:2105.05233,
+            for the modulated norms.
     """
 
     channels: int = 32
@@ -127,8 +128,8 @@ class UNet(nn.Module):
 
     def _blocks(self, name: str, attend: bool, h: Array, skips: Sequence[Array | None], c: Array):
         """The blocks of one level, in sequence: (their last output, all their outputs)."""
-        # Not scanned: XLA's CPU backend takes gradients of convolutions in a loop body over 30 times
-        # slower, even in a loop of one turn. There are only a few blocks a level.
+        # Not scanned: XLA's CPU backend takes gradients of convolutions in a loop body over 30
+        # times slower, even in a loop of one turn. There are only a few blocks a level.
         outputs = []
         for i, skip in enumerate(skips):
             h = UNetBlock(

@@ -45,9 +45,9 @@ class ViT(nn.Module):
 
     References:
         Dosovitskiy et al., *An Image is Worth 16x16 Words: Transformers for Image Recognition at
-            Scale*, 2021, arXiv:?.
+            Scale*, 2021, arXiv:2010.11929.
         Kolesnikov, Pinto, Tschannen, *Jet: A Modern Transformer-Based Normalizing Flow*, 2024,
-            arXiv:?.
+            arXiv:2412.15129.
     """
 
     width: int = 128

@@ -47,7 +47,7 @@ def spectral_bound(w: Inexact[Array, "*batch m n"], steps: int = 8) -> Float[Arr
 
     References:
         Delattre, Barthelemy, Araujo, Allauzen, *Efficient Bound of Lipschitz Constant for
-            Convolutional Layers by Gram Iteration*, 2023, arXiv:?.
+            Convolutional Layers by Gram Iteration*, 2023, arXiv:2305.16173.
     """
     check_whole("spectral_bound", steps=steps)
 
@@ -89,10 +89,10 @@ def conv_bound(
         ValueError: steps is not a whole number of at least 1.
 
     References:
-        Sedghi, Gupta, Long, *The Singular Values of Convolutional Layers*, 2018, arXiv:?, for the
-            torus.
+        Sedghi, Gupta, Long, *The Singular Values of Convolutional Layers*, 2018, arXiv:1805.10408,
+            for the torus.
         Delattre, Barthelemy, Araujo, Allauzen, *Efficient Bound of Lipschitz Constant for
-            Convolutional Layers by Gram Iteration*, 2023, arXiv:?.
+            Convolutional Layers by Gram Iteration*, 2023, arXiv:2305.16173.
     """
     kh, kw = kernel.shape[:2]
     if kh == kw == 1:
@@ -139,7 +139,7 @@ def induced_norm(
     References:
         Boyd, *The Power Method for l^p Norms*, 1974.
         Chen, Behrmann, Duvenaud, Jacobsen, *Residual Flows for Invertible Generative Modeling*,
-            2019, arXiv:?, where it is used.
+            2019, arXiv:1906.02735, where it is used.
     """
     check_order("induced_norm", p)
     check_order("induced_norm", q)
