@@ -16,7 +16,7 @@ from jflow.data._prefetch import prefetch
 from jflow.data._preprocess import (
     Preprocess,
     chain_preprocess,
-    dequantization,
+    dequantize,
     identity,
     logit,
     scale,
@@ -53,7 +53,7 @@ __all__ = [
     "cifar_sheets",
     "count",
     "decode",
-    "dequantization",
+    "dequantize",
     "digits",
     "eight_gaussians",
     "encode",

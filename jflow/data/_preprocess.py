@@ -122,7 +122,7 @@ def standardize(*, axis: int | tuple[int, ...] | None = 0, key: str = "x") -> Pr
     return Preprocess(fit, apply, undo, log_det)
 
 
-def dequantization(levels: int, *, key: str = "x") -> Preprocess:
+def dequantize(levels: int, *, key: str = "x") -> Preprocess:
     """y = (x + u) / levels in [0, 1) for integers x in 0 .. levels-1, u uniform in [0, 1) from rng.
 
     log p_model(y) + log_det, log_det = -D log(levels), is then a lower bound in expectation on the log-mass of x; the
@@ -131,13 +131,11 @@ def dequantization(levels: int, *, key: str = "x") -> Preprocess:
     2016.
     """
     if not 2 <= levels <= 2**16:
-        raise ValueError(f"dequantization: expected 2 .. 65536 levels, got {levels}")
+        raise ValueError(f"dequantize: expected 2 .. 65536 levels, got {levels}")
 
     def check(x):
         on_level = (x == np.round(x)) & (x >= 0) & (x < levels)
-        _check_rows(
-            f"dequantization({levels}): expected integers in 0 .. {levels - 1}", x, on_level
-        )
+        _check_rows(f"dequantize({levels}): expected integers in 0 .. {levels - 1}", x, on_level)
 
     def fit(rows):
         check(np.asarray(as_array(key, rows[key])))
@@ -145,9 +143,7 @@ def dequantization(levels: int, *, key: str = "x") -> Preprocess:
 
     def apply(state, rows, rng):
         if rng is None:
-            raise ValueError(
-                "dequantization draws noise: it needs rng, a numpy Generator, got None"
-            )
+            raise ValueError("dequantize draws noise: it needs rng, a numpy Generator, got None")
         x, dtype = _read(rows, key)
         check(x)
         # Keep off the cells' ends by a few ulps, so that rounding here or in a later part cannot change the level.

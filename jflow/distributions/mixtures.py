@@ -223,7 +223,7 @@ def tilt(
 
 
 def shifted(m: GaussianMixture, bias: Float[Array, "b *event"]) -> GaussianMixture:
-    """Shift a mixture towards its mean plus a bias, without moving it past its own spread.
+    """Shift a mixture by a bias that is smaller than its spread.
 
     With c and v the mean and the variance of m, the result is proportional to m times N(c + bias, v
     - |bias|^2) / N(c, v). A single Gaussian is moved by the bias exactly; a mixture moves weight to
