@@ -22,7 +22,7 @@ from typing import Any, NamedTuple, Protocol
 import jax
 from jaxtyping import Float, Int
 
-# A seed of numpy's is told apart by purpose: `jflow._core.seeds`.
+# Seeds of numpy are distinguished by purpose: `jflow._core.seeds`.
 
 Array = jax.Array
 """An array of JAX's, or a tracer of one."""

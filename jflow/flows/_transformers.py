@@ -271,6 +271,8 @@ def jet(
             coupling = bijectors.coupling(univariate, net, split=size // 2)
             return bijectors.chain(arrange, bijectors.invert(coupling), bijectors.invert(arrange))
 
+        # A split is a permutation of the n d numbers that puts those that pass first, so that one
+        # scanned body serves all of them.
         splits = jet_splits(rows, columns, size, depth)
         return bijectors.scan(layer, depth, xs=splits, remat=remat, reversible=reversible)
 

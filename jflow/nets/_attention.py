@@ -52,8 +52,7 @@ class SelfAttention(nn.Module):
     """Full self-attention over tokens: `module(x [b, n, width]) -> [b, n, width]`.
 
     Scores are divided by sqrt(width / num_heads). It has a forward mode, and takes another
-    attention function where that is faster. The call raises a ValueError where num_heads does not
-    divide the width, or attention_fn returns another shape.
+    attention function where that is faster.
 
     Attributes:
         num_heads: the number of attention heads, which divides the width.
@@ -65,6 +64,10 @@ class SelfAttention(nn.Module):
             returns one more. The default has a forward mode and float64; in bfloat16 on a GPU
             `partial(jax.nn.dot_product_attention, implementation="cudnn")` keeps the scores out of
             memory.
+
+    Raises:
+        ValueError: num_heads does not divide the width, or attention_fn returns another shape; both
+            at the call.
 
     References:
         Vaswani et al., *Attention Is All You Need*, 2017, arXiv:1706.03762.

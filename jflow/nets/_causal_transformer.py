@@ -26,8 +26,6 @@ class CausalTransformer(nn.Module):
     are in float32 or better whatever `dtype` is. The vector of cond (`CondEmbed`) is added to every
     token.
 
-    Raises a ValueError where num_heads does not divide the width, or num_layers is below 1.
-
     Attributes:
         size: the count of raw numbers for each number of x.
         width: of the tokens inside.
@@ -39,6 +37,9 @@ class CausalTransformer(nn.Module):
         remat: whether each block is computed again in the backward pass, which saves memory.
         dtype: the type of the computation, such as jnp.bfloat16; params stay float32 or better.
             None is the type of the inputs and params.
+
+    Raises:
+        ValueError: num_heads does not divide the width, or num_layers is below 1.
 
     Example:
         >>> import jax

@@ -53,9 +53,6 @@ class DeepFlow(nn.Module):
     of the *next* branch's x_t, that each branch reads its own time, and that the output of the
     refiner is added to the features.
 
-    Raises a ValueError where the branches do not divide num_layers, patch_size H and W, num_heads
-    the width, or 4 the width.
-
     Attributes:
         patch_size: the side of a patch, in pixels.
         width: of the tokens.
@@ -71,6 +68,10 @@ class DeepFlow(nn.Module):
         remat: whether each block is computed again in the backward pass, which saves memory.
         dtype: the type of the computation, such as jnp.bfloat16; params stay float32 or better.
             None is the type of the inputs and params.
+
+    Raises:
+        ValueError: the branches do not divide num_layers, patch_size H and W, num_heads the width,
+            or 4 the width.
 
     Example:
         >>> import jax

@@ -26,9 +26,6 @@ class DiT(nn.Module):
     width, num_layers, num_heads = 384, 12, 6 (S), 768, 12, 12 (B), 1024, 24, 16 (L) and 1152, 28,
     16 (XL), at 1000 integer times, which is time_scale=1000 here.
 
-    Raises a ValueError where patch_size does not divide H and W, num_heads the width, or 4 the
-    width.
-
     Attributes:
         patch_size: the side of a patch, in pixels.
         width: of the tokens.
@@ -44,6 +41,9 @@ class DiT(nn.Module):
         dtype: the type of the computation, such as jnp.bfloat16; params stay float32 or better.
             None is the type of the inputs and params.
         attention_fn: a function `attention_fn(q, k, v)`; see `SelfAttention`.
+
+    Raises:
+        ValueError: patch_size does not divide H and W, num_heads the width, or 4 the width.
 
     Example:
         >>> import jax

@@ -19,7 +19,7 @@ class ImageEncoder(nn.Module):
     """An encoder of images as conditions: `module(cond [b, H, W, C]) -> [b, features]`.
 
     3 x 3 convolutions that halve the sides, one a width, then the mean over positions and a dense
-    layer. Pixels should be of order one. Raises a ValueError for a cond of another rank.
+    layer. Pixels should be of order one.
 
     Attributes:
         features: the size of the output.
@@ -27,6 +27,9 @@ class ImageEncoder(nn.Module):
         activation: after each convolution.
         dtype: the type of the computation, such as jnp.bfloat16; params stay float32 or better.
             None is the type of the inputs and params.
+
+    Raises:
+        ValueError: cond is not [b, H, W, C], at the call.
 
     Example:
         >>> import jax
@@ -68,7 +71,7 @@ class SetEncoder(nn.Module):
 
     `module(cond) -> [b, features]`, rho(mean of phi(x_i), log(1 + n)) with two perceptrons phi and
     rho. The mean keeps the scale for any n; the count goes in beside it, so that sums can be
-    computed. A set may be empty. Raises a ValueError for other shapes or keys.
+    computed. A set may be empty.
 
     Attributes:
         features: the size of the output.
@@ -76,6 +79,9 @@ class SetEncoder(nn.Module):
         activation: between the layers.
         dtype: the type of the computation, such as jnp.bfloat16; params stay float32 or better.
             None is the type of the inputs and params.
+
+    Raises:
+        ValueError: cond has other keys or other shapes, at the call.
 
     References:
         Zaheer, Kottur, Ravanbakhsh, Poczos, Salakhutdinov, Smola, *Deep Sets*, 2017,
@@ -131,13 +137,15 @@ class Periodic(nn.Module):
 
     `module(x [b, ..., d], cond=None) -> features`, net(x with every angle replaced by its cosine
     and sine, cond). x has the period 2 * bound where the mask is true; the other entries pass. A
-    coupling with circular transformers needs it to be continuous on the torus. Raises a ValueError
-    for a mask of another shape or type.
+    coupling with circular transformers needs it to be continuous on the torus.
 
     Attributes:
         net: a conditioner, `net(x, cond)`.
         bound: half the period.
         mask: [d] booleans, which entries are angles; None is all of them.
+
+    Raises:
+        ValueError: the mask has another shape or type, at the call.
     """
 
     net: nn.Module

@@ -111,12 +111,13 @@ class InceptionFID(nn.Module):
     other Inceptions, the 3 x 3 average pools do not count padding, and the last block pools by the
     maximum.
 
-    Raises a ValueError for images of another shape or with values of an integer type.
-
     Attributes:
         resize: whether images are resized; with False they keep their size, of at least 75 x 75.
         dtype: the type of the computation, such as jnp.bfloat16; params stay float32 or better.
             None is the type of the inputs and params.
+
+    Raises:
+        ValueError: the images have another shape, or values of an integer type, at the call.
 
     References:
         Szegedy et al., *Rethinking the Inception Architecture for Computer Vision*, 2016,

@@ -54,8 +54,6 @@ class LipschitzMLP(nn.Module):
     `weights(x, cond)` scales the kernels and `run(weights, x)` evaluates the network; the call is
     one after the other.
 
-    Raises a ValueError for no hidden layer, a coeff outside (0, 1), or orders that do not fit.
-
     Attributes:
         hidden: the widths, at least one.
         coeff: the bound on the Lipschitz constant, in (0, 1).
@@ -66,6 +64,9 @@ class LipschitzMLP(nn.Module):
             too, and mixed norms, as in the paper, where `nets.norms.induced_norm` says so.
         dtype: the type of the computation, such as jnp.bfloat16; params stay float32 or better.
             None is the type of the inputs and params.
+
+    Raises:
+        ValueError: there is no hidden layer, coeff is not in (0, 1), or the orders do not fit.
 
     Example:
         >>> import jax
@@ -160,8 +161,6 @@ class LipschitzConv(nn.Module):
     of the Gram iteration. `weights(x, cond)` scales the kernels and `run(weights, x)` evaluates the
     network; the call is one after the other.
 
-    Raises a ValueError for no hidden layer, a coeff outside (0, 1), or kernels that do not fit.
-
     Attributes:
         channels: of the hidden layers, at least one.
         kernels: the sides of the kernels, odd, one more than the hidden layers.
@@ -170,6 +169,9 @@ class LipschitzConv(nn.Module):
             with a learned beta > 0 for each layer.
         dtype: the type of the computation, such as jnp.bfloat16; params stay float32 or better.
             None is the type of the inputs and params.
+
+    Raises:
+        ValueError: there is no hidden layer, coeff is not in (0, 1), or the kernels do not fit.
 
     References:
         Chen, Behrmann, Duvenaud, Jacobsen, *Residual Flows for Invertible Generative Modeling*,

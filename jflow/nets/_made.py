@@ -27,9 +27,6 @@ class MADE(nn.Module):
     order, leave some outputs without some of their inputs, and warn: take a few times d. Units of
     the empty set carry cond to the first of the order, and are constants without one.
 
-    Raises a ValueError for a size or a width below 1, both an order and an adjacency, an order that
-    is no permutation, an adjacency with a cycle, or unequal widths with residual=True.
-
     Attributes:
         size: the count of raw numbers for each input, such as the `size` of an `Elementwise`.
         hidden: the widths.
@@ -43,6 +40,10 @@ class MADE(nn.Module):
         dropout: the rate, on the hidden units; a key switches it on.
         dtype: the type of the computation of the hidden layers; the last one runs in float32 at
             least.
+
+    Raises:
+        ValueError: size or a width is below 1, there are both an order and an adjacency, the order
+            is no permutation, the adjacency has a cycle, or the widths differ with residual=True.
 
     Example:
         >>> import jax

@@ -17,8 +17,7 @@ class MLP(nn.Module):
     """A perceptron as a conditioner for couplings, with no output head.
 
     `module(x [b, ..., d], cond=None) -> features [b, ..., hidden[-1]]`. cond is flattened to [b, k]
-    and concatenated to x. d may be 0: then cond alone, or a constant, goes in. Raises a ValueError
-    for no hidden width, and for labels in cond, which must be embedded first.
+    and concatenated to x. d may be 0: then cond alone, or a constant, goes in.
 
     Attributes:
         hidden: the widths, at least one.
@@ -26,6 +25,10 @@ class MLP(nn.Module):
         dropout: the rate; a key, or a 'dropout' stream, switches it on.
         dtype: the type of the computation, such as jnp.bfloat16; params stay float32 or better.
             None is the type of the inputs and params.
+
+    Raises:
+        ValueError: there is no hidden width; or cond has labels, which must be embedded first, at
+            the call.
 
     Example:
         >>> import jax

@@ -24,9 +24,6 @@ class UNet(nn.Module):
     attention[i]. Every block down hands its output to its mirror image up. Time and cond modulate
     the norms.
 
-    Raises a ValueError unless 2**(levels - 1) divides H and W, and where `attention` and
-    `multipliers` differ in length.
-
     Attributes:
         channels: of the first level, before its multiplier.
         multipliers: of the channels, one a level.
@@ -41,6 +38,10 @@ class UNet(nn.Module):
         dropout: the rate; a key, or a 'dropout' stream, switches it on.
         dtype: the type of the computation, such as jnp.bfloat16; params stay float32 or better.
             None is the type of the inputs and params.
+
+    Raises:
+        ValueError: 2**(levels - 1) does not divide H and W, or `attention` and `multipliers` differ
+            in length.
 
     Example:
         >>> import jax

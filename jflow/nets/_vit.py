@@ -22,8 +22,6 @@ class ViT(nn.Module):
     scanned over the layers, with learned positions [n, width]. The vector of cond (`CondEmbed`) is
     added to every token.
 
-    Raises a ValueError where num_heads does not divide the width, or num_layers is below 1.
-
     Attributes:
         width: of the tokens.
         num_layers: the number of blocks.
@@ -34,6 +32,9 @@ class ViT(nn.Module):
         remat: whether each block is computed again in the backward pass, which saves memory.
         dtype: the type of the computation, such as jnp.bfloat16; params stay float32 or better.
             None is the type of the inputs and params.
+
+    Raises:
+        ValueError: num_heads does not divide the width, or num_layers is below 1.
 
     Example:
         >>> import jax
@@ -117,15 +118,16 @@ class CondEmbed(nn.Module):
     says as much as None. A label above num_classes cannot be seen while tracing: its rows come out
     NaN.
 
-    Raises a ValueError for labels without `num_classes`, and for leaves that are neither floats nor
-    integers [n].
-
     Attributes:
         width: of the embedding.
         num_classes: the number of classes where cond has integer labels [b]. Index num_classes is
             the null label, which cond=None then means too.
         dtype: the type of the computation, such as jnp.bfloat16; params stay float32 or better.
             None is the type of the inputs and params.
+
+    Raises:
+        ValueError: there are labels without `num_classes`, or leaves that are neither floats nor
+            integers [n]; at the call.
     """
 
     width: int
