@@ -470,7 +470,7 @@ def nearby_pairs(reach: float = 0.12) -> TimePair:
     """Pairs of times that are close together: r - t is uniform on [0, reach], r at most 1.
 
     t is uniform on [0, 1]. A reach of 0.12 is what the code of FlowTurbo draws for the training of
-    a refiner (`losses.refiner_matching`), one number a batch there, and there r may pass 1.
+    a refiner (`losses.velocity_refiner`), one number a batch there, and there r may pass 1.
 
     Args:
         reach: the largest r - t, in (0, 1]. It should cover the steps of the grid that is sampled
