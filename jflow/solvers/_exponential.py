@@ -45,12 +45,18 @@ def ddim(schedule: Schedule = LINEAR) -> diffrax.AbstractSolver:
     Returns:
         A diffrax solver, for `solvers.fixed` and `solvers.on_grid`.
 
-    Example: >>> import jax.numpy as jnp >>> from jflow import paths, solvers >>> from jflow.types
-    import Velocity >>> schedule = paths.schedules.cosine() >>> def apply(params, x, t, cond=None,
-    *, key=None): # all data at 3 ... return paths.data_to_velocity(0 * x + 3, x, t, schedule) >>>
-    velocity, method = Velocity(lambda *_: {}, apply), solvers.fixed(1, solvers.ddim(schedule)) >>>
-    x1, info = solvers.sample(velocity, {}, jnp.ones((1, 1)), method=method) >>> print(x1.round(4),
-    info.evaluations) # one step is exact [[3.]] [1]
+    Example:
+        >>> import jax.numpy as jnp
+        >>> from jflow import paths, solvers
+        >>> from jflow.types import Velocity
+        >>> schedule = paths.schedules.cosine()
+        >>> def apply(params, x, t, cond=None, *, key=None):  # all data at 3
+        ...     return paths.data_to_velocity(0 * x + 3, x, t, schedule)
+        >>> velocity = Velocity(lambda *_: {}, apply)
+        >>> method = solvers.fixed(1, solvers.ddim(schedule))
+        >>> x1, info = solvers.sample(velocity, {}, jnp.ones((1, 1)), method=method)
+        >>> print(x1.round(4), info.evaluations)  # one step is exact
+        [[3.]] [1]
 
     References:
         Song, Meng, Ermon, *Denoising Diffusion Implicit Models*, 2021, arXiv:?.

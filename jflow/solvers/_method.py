@@ -22,17 +22,21 @@ _CHECKPOINT = diffrax.RecursiveCheckpointAdjoint()
 
 
 class Method(NamedTuple):
-    """How to solve an ODE, made by `fixed`, `on_grid` or `adaptive` and given as `method` to what
-    solves one.
+    """How to solve an ODE: the `method` of every function that solves one.
 
-    Make it once, outside jit, and close over it. One of steps, grid, and rtol with atol is not
-    None. A solver or an adjoint of None is the default of the function that it is given to.
+    It is made by `fixed`, `on_grid` or `adaptive`, once, outside jit, and closed over. One of
+    steps, grid, and rtol with atol is not None. A solver or an adjoint of None is the default of
+    the function that gets the method.
 
-    Attributes: solver: a `diffrax.AbstractSolver`, or None. steps: the number of equal steps, or
-    None. grid: times [n + 1], strictly monotone, or None. rtol: the relative tolerance of a row, or
-    None. atol: the absolute tolerance of a row, in the units of the state, or None. adjoint: a
-    `diffrax.AbstractAdjoint`, how to differentiate; None: `diffrax.RecursiveCheckpointAdjoint()`.
-    max_steps: how many steps a solve with tolerances may try.
+    Attributes:
+        solver: a `diffrax.AbstractSolver`, or None.
+        steps: the number of equal steps, or None.
+        grid: times [n + 1], strictly monotone, or None.
+        rtol: the relative tolerance of a row, or None.
+        atol: the absolute tolerance of a row, in the units of the state, or None.
+        adjoint: a `diffrax.AbstractAdjoint`, how to differentiate; None:
+            `diffrax.RecursiveCheckpointAdjoint()`.
+        max_steps: how many steps a solve with tolerances may try.
     """
 
     solver: diffrax.AbstractSolver | None = None
