@@ -108,8 +108,8 @@ def low_discrepancy() -> Time:
         [0.25, 0.25, 0.25]
 
     References:
-        Kingma, Salimans, Poole, Ho, *Variational Diffusion Models*, 2021, arXiv:? (appendix I.1;
-            the random order is ours).
+        Kingma, Salimans, Poole, Ho, *Variational Diffusion Models*, 2021, arXiv:2107.00630
+            (appendix I.1; the random order is ours).
     """
 
     def draw(key, n):
@@ -175,7 +175,7 @@ def logit_normal(mean: float = 0.0, std: float = 1.0, *, draws: Time | None = No
 
     References:
         Esser et al., *Scaling Rectified Flow Transformers for High-Resolution Image Synthesis*,
-            2024, arXiv:?.
+            2024, arXiv:2403.03206.
     """
     if not (math.isfinite(mean) and math.isfinite(std) and std > 0):
         raise ValueError(
@@ -210,7 +210,7 @@ def mode(scale: float = 1.29, *, draws: Time = _UNIFORM) -> Time:
 
     References:
         Esser et al., *Scaling Rectified Flow Transformers for High-Resolution Image Synthesis*,
-            2024, arXiv:? (its time is 1 - t).
+            2024, arXiv:2403.03206 (its time is 1 - t).
     """
     if not -1 <= scale <= 2 / (math.pi - 2):
         raise ValueError(f"times.mode: expected -1 <= scale <= 2 / (pi - 2) = 1.7519, got {scale}")
@@ -237,7 +237,7 @@ def cosmap(*, draws: Time = _UNIFORM) -> Time:
 
     References:
         Esser et al., *Scaling Rectified Flow Transformers for High-Resolution Image Synthesis*,
-            2024, arXiv:?.
+            2024, arXiv:2403.03206.
     """
 
     def quantile(u):
@@ -264,8 +264,8 @@ def u_shaped(a: float = 4.0, *, draws: Time = _UNIFORM) -> Time:
         ValueError: a is outside (0, 80).
 
     References:
-        Lee, Lin, Fanti, *Improving the Training of Rectified Flows*, 2024, arXiv:? (the law that
-            its code draws from).
+        Lee, Lin, Fanti, *Improving the Training of Rectified Flows*, 2024, arXiv:2405.20320 (the
+            law that its code draws from).
     """
     if not 0 < a < 80:
         raise ValueError(f"times.u_shaped: expected 0 < a < 80, got {a}")
@@ -303,7 +303,7 @@ def shift(t: _T, factor: float) -> _T:
 
     References:
         Esser et al., *Scaling Rectified Flow Transformers for High-Resolution Image Synthesis*,
-            2024, arXiv:?.
+            2024, arXiv:2403.03206.
     """
     if not isinstance(factor, jax.core.Tracer):
         if not 0 < factor < math.inf:
@@ -353,8 +353,8 @@ def pairs(time: Time = _UNIFORM, *, equal: float = 0.0) -> TimePair:
         ((5,), True)
 
     References:
-        Geng, Deng, Bai, Kolter, He, *Mean Flows for One-step Generative Modeling*, 2025, arXiv:?
-            (its time is 1 - t).
+        Geng, Deng, Bai, Kolter, He, *Mean Flows for One-step Generative Modeling*, 2025,
+            arXiv:2505.13447 (its time is 1 - t).
     """
     if not 0 <= equal <= 1:
         raise ValueError(f"times.pairs: expected equal in [0, 1], got {equal}")
@@ -443,8 +443,8 @@ def rectified_pairs(
 
     References:
         Zhang et al., *Flow Straighter and Faster: Efficient One-Step Generative Modeling via
-            MeanFlow on Rectified Trajectories*, 2025, arXiv:? (the law of its public code; its time
-            is 1 - t).
+            MeanFlow on Rectified Trajectories*, 2025, arXiv:2511.23342 (the law of its public code;
+            its time is 1 - t).
     """
     time = u_shaped(4.0) if time is None else time
     gap = _LENGTH if gap is None else gap
@@ -484,7 +484,7 @@ def nearby_pairs(reach: float = 0.12) -> TimePair:
 
     References:
         Zhao, Shi, Yu, Zhou, Lu, *FlowTurbo: Towards Real-time Flow-Based Image Generation with
-            Velocity Refiner*, 2024, arXiv:?.
+            Velocity Refiner*, 2024, arXiv:2409.18128.
     """
     if not 0 < reach <= 1:
         raise ValueError(f"nearby_pairs: expected 0 < reach <= 1, got {reach}")

@@ -8,7 +8,8 @@ too, since the data do not influence it: a pair with equal conditions therefore 
 each condition as it was. A cost that knows nothing of cond does not: optimal transport then gives
 every condition the part of the source that lies nearest to it, and sampling with the whole source
 under one condition starts where no training row was (Cheng, Schwing, *The Curse of Conditions:
-Analyzing and Improving Optimal Transport for Conditional Flow-Based Generation*, 2025, arXiv:?).
+Analyzing and Improving Optimal Transport for Conditional Flow-Based Generation*, 2025,
+arXiv:2503.10636).
 """
 
 import math
@@ -222,7 +223,7 @@ def within_class(
 
     References:
         Cheng, Schwing, *The Curse of Conditions: Analyzing and Improving Optimal Transport for
-            Conditional Flow-Based Generation*, 2025, arXiv:? (discrete conditions).
+            Conditional Flow-Based Generation*, 2025, arXiv:2503.10636 (discrete conditions).
     """
 
     def same(x1, cond):
@@ -273,7 +274,7 @@ def near_condition(
 
     References:
         Cheng, Schwing, *The Curse of Conditions: Analyzing and Improving Optimal Transport for
-            Conditional Flow-Based Generation*, 2025, arXiv:? (continuous conditions).
+            Conditional Flow-Based Generation*, 2025, arXiv:2503.10636 (continuous conditions).
     """
     if weight is not None and not weight >= 0:
         raise ValueError(f"near_condition: expected weight >= 0 or None, got {weight}")

@@ -149,9 +149,9 @@ def sinkhorn(
 
     References:
         Pooladian et al., *Multisample Flow Matching: Straightening Flows with Minibatch Couplings*,
-            2023, arXiv:? (BatchEOT).
+            2023, arXiv:2304.14772 (BatchEOT).
         Tong et al., *Improving and Generalizing Flow-Based Generative Models with Minibatch Optimal
-            Transport*, 2024, arXiv:?.
+            Transport*, 2024, arXiv:2302.00482.
     """
     _check("sinkhorn", iterations, epsilon=epsilon)
     epsilon = float(epsilon)  # a numpy float64 would make arrays float64
@@ -208,7 +208,7 @@ def unbalanced(
 
     References:
         Chizat, Peyre, Schmitzer, Vialard, *Scaling Algorithms for Unbalanced Optimal Transport
-            Problems*, 2018, arXiv:?.
+            Problems*, 2018, arXiv:1607.05816.
     """
     _check("unbalanced", iterations, epsilon=epsilon, slack=slack)
     epsilon, slack = float(epsilon), float(slack)

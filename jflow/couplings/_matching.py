@@ -62,9 +62,9 @@ def optimal_transport(cost: Cost = _costs.squared_euclidean) -> Coupling:
 
     References:
         Tong et al., *Improving and Generalizing Flow-Based Generative Models with Minibatch Optimal
-            Transport*, 2024, arXiv:?.
+            Transport*, 2024, arXiv:2302.00482.
         Pooladian et al., *Multisample Flow Matching: Straightening Flows with Minibatch Couplings*,
-            2023, arXiv:? (BatchOT).
+            2023, arXiv:2304.14772 (BatchOT).
     """
 
     def pair(key, x0, x1, cond=None):
@@ -98,7 +98,7 @@ def stable_matching(cost: Cost = _costs.squared_euclidean) -> Coupling:
 
     References:
         Pooladian et al., *Multisample Flow Matching: Straightening Flows with Minibatch Couplings*,
-            2023, arXiv:?.
+            2023, arXiv:2304.14772.
         Gale, Shapley, *College Admissions and the Stability of Marriage*, 1962.
     """
 
@@ -141,7 +141,7 @@ def partial_optimal_transport(fraction: float, cost: Cost = _costs.squared_eucli
 
     References:
         Chapel, Alaya, Gasso, *Partial Optimal Transport with Applications on Positive-Unlabeled
-            Learning*, 2020, arXiv:?.
+            Learning*, 2020, arXiv:2002.08276.
     """
     if not 0 < fraction <= 1:
         raise ValueError(f"partial_optimal_transport: expected fraction in (0, 1], got {fraction}")

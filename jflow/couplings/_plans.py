@@ -70,9 +70,10 @@ def entropic_potentials(
          [0.119 0.881]]
 
     References:
-        Cuturi, *Sinkhorn Distances: Lightspeed Computation of Optimal Transport*, 2013, arXiv:?.
+        Cuturi, *Sinkhorn Distances: Lightspeed Computation of Optimal Transport*, 2013,
+            arXiv:1306.0895.
         Schmitzer, *Stabilized Sparse Scaling Algorithms for Entropy Regularized Transport
-            Problems*, 2019, arXiv:?.
+            Problems*, 2019, arXiv:1610.06519.
     """
 
     def stage(f, g, epsilon, iterations):

@@ -56,8 +56,9 @@ def fit_semidiscrete(
 
     References:
         Genevay, Cuturi, Peyre, Bach, *Stochastic Optimization for Large-scale Optimal Transport*,
-            2016, arXiv:?.
-        Mousavi-Hosseini et al., *Flow Matching with Semidiscrete Couplings*, 2025, arXiv:?.
+            2016, arXiv:1605.08527.
+        Mousavi-Hosseini et al., *Flow Matching with Semidiscrete Couplings*, 2025,
+            arXiv:2509.25519.
     """
     check_whole("fit_semidiscrete", 4, steps=steps)
     check_whole("fit_semidiscrete", batch=batch)

@@ -51,7 +51,7 @@ def with_source(source: DataSource) -> BatchTransform:
 
     References:
         Albergo, Goldstein, Boffi, Ranganath, Vanden-Eijnden, *Stochastic Interpolants with
-            Data-Dependent Couplings*, 2024, arXiv:?.
+            Data-Dependent Couplings*, 2024, arXiv:2310.03725.
     """
 
     def transform(key, batch, frozen=None):

@@ -46,7 +46,7 @@ def extrapolate(weight: Weight, *, null: PyTree = None, temperature: float = 1.0
         (1.5, 0.0)
 
     References:
-        Zhai et al., *Normalizing Flows are Capable Generative Models*, 2024, arXiv:?.
+        Zhai et al., *Normalizing Flows are Capable Generative Models*, 2024, arXiv:2412.06329.
     """
     return _guide("extrapolate", _extrapolate, weight, null, temperature)
 
@@ -77,7 +77,7 @@ def score_sum(weight: Weight, *, null: PyTree = None, temperature: float = 1.0) 
 
     References:
         Gu et al., *STARFlow: Scaling Latent Normalizing Flows for High-resolution Image Synthesis*,
-            2025, arXiv:?.
+            2025, arXiv:2506.06276.
     """
     return _guide("score_sum", _score_sum, weight, null, temperature)
 
@@ -102,7 +102,7 @@ def linear_ramp(weight: float) -> Callable[[Array, int], Array]:
         [0.0, 1.0, 2.0]
 
     References:
-        Zhai et al., *Normalizing Flows are Capable Generative Models*, 2024, arXiv:?.
+        Zhai et al., *Normalizing Flows are Capable Generative Models*, 2024, arXiv:2412.06329.
     """
     return lambda slots, n: weight * jnp.asarray(slots, float) / max(n - 1, 1)
 

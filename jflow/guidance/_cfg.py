@@ -46,9 +46,9 @@ def cfg(velocity: Velocity, scale: float | Callable[[Array], Array], *, null: Py
         [[2.0], [6.0]]
 
     References:
-        Ho, Salimans, *Classifier-Free Diffusion Guidance*, 2022, arXiv:?.
+        Ho, Salimans, *Classifier-Free Diffusion Guidance*, 2022, arXiv:2207.12598.
         Zheng, Le, Shaul, Lipman, Grover, Chen, *Guided Flows for Generative Modeling and Decision
-            Making*, 2023, arXiv:? (in the velocity).
+            Making*, 2023, arXiv:2311.13443 (in the velocity).
     """
     return _guided("cfg", velocity, scaled(scale), null)
 
@@ -144,7 +144,7 @@ def autoguidance(velocity: Velocity, weak: Velocity, combine: Combine) -> Veloci
 
     References:
         Karras, Aittala, Kynkaanniemi, Lehtinen, Aila, Laine, *Guiding a Diffusion Model with a Bad
-            Version of Itself*, 2024, arXiv:?.
+            Version of Itself*, 2024, arXiv:2406.02507.
     """
 
     def init(key, x, t, cond=None):
@@ -207,7 +207,7 @@ def zero_init(velocity: Velocity, until: float) -> Velocity:
 
     References:
         Fan, Zheng, Yeh, Liu, *CFG-Zero⋆: Improved Classifier-Free Guidance for Flow Matching
-            Models*, 2025, arXiv:?.
+            Models*, 2025, arXiv:2503.18886.
     """
     if not 0 <= until <= 1:
         raise ValueError(f"zero_init: expected until in [0, 1], got {until}")

@@ -61,7 +61,7 @@ def classifier_guidance(
         [[6.0]]
 
     References:
-        Dhariwal, Nichol, *Diffusion Models Beat GANs on Image Synthesis*, 2021, arXiv:?.
+        Dhariwal, Nichol, *Diffusion Models Beat GANs on Image Synthesis*, 2021, arXiv:2105.05233.
     """
     if not 0 < start < 1:
         raise ValueError(f"classifier_guidance: expected start in (0, 1), got {start}")

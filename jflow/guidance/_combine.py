@@ -76,7 +76,8 @@ def interval(combine: Combine, low: float, high: float) -> Combine:
 
     References:
         Kynkaanniemi, Aittala, Karras, Laine, Aila, Lehtinen, *Applying Guidance in a Limited
-            Interval Improves Sample and Distribution Quality in Diffusion Models*, 2024, arXiv:?.
+            Interval Improves Sample and Distribution Quality in Diffusion Models*, 2024,
+            arXiv:2404.07724.
     """
     if not 0 <= low < high <= 1:
         raise ValueError(f"interval: expected 0 <= low < high <= 1, got {low} and {high}")
@@ -109,7 +110,7 @@ def rescaled(combine: Combine, mix: float = 0.7) -> Combine:
 
     References:
         Lin, Liu, Li, Yang, *Common Diffusion Noise Schedules and Sample Steps Are Flawed*, 2023,
-            arXiv:?.
+            arXiv:2305.08891.
     """
     if not 0 <= mix <= 1:
         raise ValueError(f"rescaled: expected mix in [0, 1], got {mix}")
@@ -140,7 +141,7 @@ def zero_star(scale: Scale) -> Combine:
 
     References:
         Fan, Zheng, Yeh, Liu, *CFG-Zero⋆: Improved Classifier-Free Guidance for Flow Matching
-            Models*, 2025, arXiv:?.
+            Models*, 2025, arXiv:2503.18886.
     """
 
     def combine(v, other, x, t):
@@ -175,7 +176,7 @@ def projected(
 
     References:
         Sadat, Hilliges, Weber, *Eliminating Oversaturation and Artifacts of High Guidance Scales in
-            Diffusion Models*, 2024, arXiv:?.
+            Diffusion Models*, 2024, arXiv:2410.02416.
     """
     if not limit > 0:
         raise ValueError(f"projected: expected limit > 0, got {limit}")

@@ -47,7 +47,7 @@ def denoise(
 
     References:
         Efron, *Tweedie's Formula and Selection Bias*, 2011.
-        Zhai et al., *Normalizing Flows are Capable Generative Models*, 2024, arXiv:?.
+        Zhai et al., *Normalizing Flows are Capable Generative Models*, 2024, arXiv:2412.06329.
     """
     if not std >= 0:
         raise ValueError(f"denoise: expected std >= 0, got {std}")

@@ -10,8 +10,8 @@ Where the score vanishes, at the modes, log p cannot be moved at all, and the fi
 
 References:
     Karczewski, Heinonen, Garg, *Devil is in the Details: Density Guidance for Detail-Aware
-        Generation with Flow Models*, 2025, arXiv:? (their time runs from data to noise; the forms
-        here are derived, and tested on closed forms).
+        Generation with Flow Models*, 2025, arXiv:2502.05807 (their time runs from data to noise;
+        the forms here are derived, and tested on closed forms).
 """
 
 import math
@@ -65,7 +65,7 @@ def density(velocity: Velocity, excess: Excess, *, schedule: Schedule = LINEAR) 
 
     References:
         Karczewski, Heinonen, Garg, *Devil is in the Details: Density Guidance for Detail-Aware
-            Generation with Flow Models*, 2025, arXiv:?.
+            Generation with Flow Models*, 2025, arXiv:2502.05807.
     """
 
     def apply(params, x, t, cond=None, *, key=None):
@@ -126,7 +126,7 @@ def quantile(q: float, *, schedule: Schedule = LINEAR) -> Excess:
 
     References:
         Karczewski, Heinonen, Garg, *Devil is in the Details: Density Guidance for Detail-Aware
-            Generation with Flow Models*, 2025, arXiv:?.
+            Generation with Flow Models*, 2025, arXiv:2502.05807.
     """
     if not 0 < q < 1:
         raise ValueError(f"quantile: expected q in (0, 1), got {q}")
@@ -175,7 +175,7 @@ def density_step(
 
     References:
         Karczewski, Heinonen, Garg, *Devil is in the Details: Density Guidance for Detail-Aware
-            Generation with Flow Models*, 2025, arXiv:?.
+            Generation with Flow Models*, 2025, arXiv:2502.05807.
     """
     if not callable(noise) and not noise >= 0:
         raise ValueError(

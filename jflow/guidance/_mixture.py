@@ -51,7 +51,7 @@ def probabilistic_guidance(
         ValueError: scale is a number outside [0, 1), or orthogonal is outside [0, 1].
 
     References:
-        Chen et al., *Gaussian Mixture Flow Matching Models*, 2025, arXiv:?.
+        Chen et al., *Gaussian Mixture Flow Matching Models*, 2025, arXiv:2504.05304.
     """
     if not callable(scale) and not 0 <= scale < 1:
         raise ValueError(f"probabilistic_guidance: expected scale in [0, 1), got {scale}")

@@ -40,7 +40,7 @@ def to_quantile(z: Float[Array, "b *event"], q: float) -> Float[Array, "b *event
 
     References:
         Karczewski, Heinonen, Garg, *Devil is in the Details: Density Guidance for Detail-Aware
-            Generation with Flow Models*, 2025, arXiv:? (there by the norm).
+            Generation with Flow Models*, 2025, arXiv:2502.05807 (there by the norm).
     """
     if not 0 < q < 1:
         raise ValueError(f"to_quantile: expected q in (0, 1), got {q}")
@@ -88,7 +88,7 @@ def score_alignment(
 
     References:
         Karczewski, Heinonen, Garg, *Devil is in the Details: Density Guidance for Detail-Aware
-            Generation with Flow Models*, 2025, arXiv:? (the form is derived).
+            Generation with Flow Models*, 2025, arXiv:2502.05807 (the form is derived).
     """
 
     def log_det(z):

@@ -57,8 +57,8 @@ def reschedule(velocity: Velocity, trained: Schedule, new: Schedule) -> Velocity
         [[0.]]
 
     References:
-        Shaul et al., *Bespoke Solvers for Generative Flow Models*, 2023, arXiv:? (the scale-time
-            change).
+        Shaul et al., *Bespoke Solvers for Generative Flow Models*, 2023, arXiv:2310.19075 (the
+            scale-time change).
     """
 
     def apply(params, x, r, cond=None, *, key=None):
@@ -201,7 +201,7 @@ def from_trigonometric(field: Field, *, data_std: float = 1.0) -> Velocity:
 
     References:
         Lu, Song, *Simplifying, Stabilizing and Scaling Continuous-Time Consistency Models*, 2024,
-            arXiv:? (TrigFlow).
+            arXiv:2410.11081 (TrigFlow).
     """
     if not data_std > 0:
         raise ValueError(f"from_trigonometric: expected data_std > 0, got {data_std}")
@@ -243,7 +243,7 @@ def to_trigonometric(
 
     References:
         Chen et al., *SANA-Sprint: One-Step Diffusion with Continuous-Time Consistency
-            Distillation*, 2025, arXiv:? (the linear path).
+            Distillation*, 2025, arXiv:2503.09641 (the linear path).
     """
     if not data_std > 0:
         raise ValueError(f"to_trigonometric: expected data_std > 0, got {data_std}")
@@ -289,7 +289,7 @@ def from_edm(denoiser: Field, schedule: Schedule) -> Velocity:
 
     References:
         Karras, Aittala, Aila, Laine, *Elucidating the Design Space of Diffusion-Based Generative
-            Models*, 2022, arXiv:?.
+            Models*, 2022, arXiv:2206.00364.
     """
     return _of_sigma(denoiser, schedule, data_to_velocity)
 

@@ -12,9 +12,10 @@ everywhere else the value and its gradients are finite, and a number that diverg
 or NaN at exactly that end, not clipped.
 
 References:
-    Lipman, Chen, Ben-Hamu, Nickel, Le, *Flow Matching for Generative Modeling*, 2023, arXiv:?.
+    Lipman, Chen, Ben-Hamu, Nickel, Le, *Flow Matching for Generative Modeling*, 2023,
+        arXiv:2210.02747.
     Albergo, Boffi, Vanden-Eijnden, *Stochastic Interpolants: A Unifying Framework for Flows and
-        Diffusions*, 2023, arXiv:?.
+        Diffusions*, 2023, arXiv:2303.08797.
 """
 
 from collections.abc import Callable
@@ -177,7 +178,7 @@ def linear() -> Path:
 
     References:
         Liu, Gong, Liu, *Flow Straight and Fast: Learning to Generate and Transfer Data with
-            Rectified Flow*, 2023, arXiv:?.
+            Rectified Flow*, 2023, arXiv:2209.03003.
     """
     return _path(LINEAR)
 

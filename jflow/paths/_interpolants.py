@@ -14,9 +14,9 @@ the score of p_t is -eta / noise(t) whatever the source is. One network of both
 
 References:
     Albergo, Boffi, Vanden-Eijnden, *Stochastic Interpolants: A Unifying Framework for Flows and
-        Diffusions*, 2023, arXiv:?.
+        Diffusions*, 2023, arXiv:2303.08797.
     Albergo, Goldstein, Boffi, Ranganath, Vanden-Eijnden, *Stochastic Interpolants with
-        Data-Dependent Couplings*, 2024, arXiv:?.
+        Data-Dependent Couplings*, 2024, arXiv:2310.03725.
 """
 
 import math
@@ -117,7 +117,7 @@ def schroedinger_bridge(sigma: float = 1.0) -> Interpolant:
 
     References:
         Tong, Malkin, Fatras, Atanackovic, Zhang, Huguet, Wolf, Bengio, *Simulation-Free
-            Schroedinger Bridges via Score and Flow Matching*, 2024, arXiv:?.
+            Schroedinger Bridges via Score and Flow Matching*, 2024, arXiv:2307.03672.
     """
     if not 0 < sigma < math.inf:
         raise ValueError(f"schroedinger_bridge: expected a finite sigma > 0, got {sigma}")
@@ -151,7 +151,7 @@ def interpolant(coefficients: Interpolant, *, tolerance: float = 1e-2) -> Path:
 
     References:
         Albergo, Boffi, Vanden-Eijnden, *Stochastic Interpolants: A Unifying Framework for Flows and
-            Diffusions*, 2023, arXiv:?.
+            Diffusions*, 2023, arXiv:2303.08797.
     """
     _check_ends(coefficients, tolerance)
 

@@ -52,8 +52,8 @@ def sequential_path(knots: Times) -> Interpolant:
         ([[2.0]], [[8.0]])
 
     References:
-        Yoon, Lee, *Sequential Flow Straightening for Generative Modeling*, 2024, arXiv:? (the
-            formulas are derived).
+        Yoon, Lee, *Sequential Flow Straightening for Generative Modeling*, 2024, arXiv:2402.06461
+            (the formulas are derived).
     """
     times = partition("sequential_path", knots)
 

@@ -154,7 +154,7 @@ def edm_denoiser(field: Field, *, data_std: float = 0.5) -> Field:
 
     References:
         Karras, Aittala, Aila, Laine, *Elucidating the Design Space of Diffusion-Based Generative
-            Models*, 2022, arXiv:?.
+            Models*, 2022, arXiv:2206.00364.
     """
     if not 0 < data_std < math.inf:
         raise ValueError(f"edm_denoiser: expected a finite data_std > 0, got {data_std}")
@@ -241,7 +241,7 @@ def boundary_mask(
 
     References:
         Hu, Liao, Xu, Liu, Li, Ie, Fei, Liu, *Improving Rectified Flow with Boundary Conditions*,
-            2025, arXiv:? (the idea; the masks are ours).
+            2025, arXiv:2506.15864 (the idea; the masks are ours).
     """
     gain = (1.0 if data_mean is None else 4.0) if gain is None else gain
     if not 0 < gain < math.inf:
@@ -294,7 +294,7 @@ def boundary_subtraction(
 
     References:
         Hu, Liao, Xu, Liu, Li, Ie, Fei, Liu, *Improving Rectified Flow with Boundary Conditions*,
-            2025, arXiv:? (the idea).
+            2025, arXiv:2506.15864 (the idea).
     """
 
     def velocity(params, x, t, cond=None, *, key=None):

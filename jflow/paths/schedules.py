@@ -53,7 +53,7 @@ def linear() -> Schedule:
 
     References:
         Liu, Gong, Liu, *Flow Straight and Fast: Learning to Generate and Transfer Data with
-            Rectified Flow*, 2023, arXiv:?.
+            Rectified Flow*, 2023, arXiv:2209.03003.
     """
     return LINEAR
 
@@ -100,8 +100,8 @@ def optimal_transport(sigma_min: float = 1e-5) -> Schedule:
         ValueError: sigma_min is outside [0, 1).
 
     References:
-        Lipman, Chen, Ben-Hamu, Nickel, Le, *Flow Matching for Generative Modeling*, 2023, arXiv:?
-            (its OT path).
+        Lipman, Chen, Ben-Hamu, Nickel, Le, *Flow Matching for Generative Modeling*, 2023,
+            arXiv:2210.02747 (its OT path).
     """
     if not 0 <= sigma_min < 1:
         raise ValueError(
@@ -137,9 +137,9 @@ def cosine(scale: float = 1.0) -> Schedule:
 
     References:
         Albergo, Boffi, Vanden-Eijnden, *Stochastic Interpolants: A Unifying Framework for Flows and
-            Diffusions*, 2023, arXiv:?.
+            Diffusions*, 2023, arXiv:2303.08797.
         Lu, Song, *Simplifying, Stabilizing and Scaling Continuous-Time Consistency Models*, 2024,
-            arXiv:?.
+            arXiv:2410.11081.
     """
     _check("cosine", scale=scale)
     scale = float(scale)
@@ -199,7 +199,8 @@ def vp(beta_min: float = 0.1, beta_max: float = 20.0) -> Schedule:
 
     References:
         Song, Sohl-Dickstein, Kingma, Kumar, Ermon, Poole, *Score-Based Generative Modeling through
-            Stochastic Differential Equations*, 2021, arXiv:? (its variance preserving SDE).
+            Stochastic Differential Equations*, 2021, arXiv:2011.13456 (its variance preserving
+            SDE).
     """
     _check("vp", beta_min=beta_min, beta_max=beta_max)
     beta_min, beta_max = float(beta_min), float(beta_max)
@@ -241,7 +242,7 @@ def ve(sigma_min: float = 0.01, sigma_max: float = 50.0) -> Schedule:
 
     References:
         Song, Sohl-Dickstein, Kingma, Kumar, Ermon, Poole, *Score-Based Generative Modeling through
-            Stochastic Differential Equations*, 2021, arXiv:? (its variance exploding SDE).
+            Stochastic Differential Equations*, 2021, arXiv:2011.13456 (its variance exploding SDE).
     """
     _check_noise("ve", sigma_min, sigma_max)
     low, high = math.log(sigma_min), math.log(sigma_max)
@@ -269,7 +270,7 @@ def edm(sigma_min: float = 0.002, sigma_max: float = 80.0, rho: float = 7.0) -> 
 
     References:
         Karras, Aittala, Aila, Laine, *Elucidating the Design Space of Diffusion-Based Generative
-            Models*, 2022, arXiv:?.
+            Models*, 2022, arXiv:2206.00364.
     """
     _check_noise("edm", sigma_min, sigma_max)
     _check("edm", rho=rho)

@@ -74,7 +74,7 @@ def sample_acceleration(
         ([[1.5]], [2])
 
     References:
-        Park, Lee, Kim, Lee, Hong, Kim, *Constant Acceleration Flow*, 2024, arXiv:?.
+        Park, Lee, Kim, Lee, Hong, Kim, *Constant Acceleration Flow*, 2024, arXiv:2411.00322.
     """
     name = "sample_acceleration"
     ts = jnp.asarray(sampling_times(name, steps, grid, rising=False), float_dtype(x0))

@@ -29,7 +29,7 @@ midpoint, 4 m - 1 numbers as in the paper: with r_k = k / m,
 
 References:
     Shaul, Perez, Chen, Thabet, Pumarola, Lipman, *Bespoke Solvers for Generative Flow Models*,
-        2024, arXiv:?.
+        2024, arXiv:2310.19075.
 """
 
 from collections.abc import Callable
@@ -95,7 +95,7 @@ def bespoke_params(
 
     References:
         Shaul, Perez, Chen, Thabet, Pumarola, Lipman, *Bespoke Solvers for Generative Flow Models*,
-            2024, arXiv:?.
+            2024, arXiv:2310.19075.
     """
     check_whole("bespoke_params", steps=steps)
     m = int(steps) * _stages("bespoke_params", solver)
@@ -168,7 +168,7 @@ def bespoke_sample(
 
     References:
         Shaul, Perez, Chen, Thabet, Pumarola, Lipman, *Bespoke Solvers for Generative Flow Models*,
-            2024, arXiv:?.
+            2024, arXiv:2310.19075.
     """
     steps = _steps("bespoke_sample", params, solver)
     given = {"solver": params, "velocity": velocity_params}
@@ -219,7 +219,7 @@ def bespoke_bound(
 
     References:
         Shaul, Perez, Chen, Thabet, Pumarola, Lipman, *Bespoke Solvers for Generative Flow Models*,
-            2024, arXiv:?.
+            2024, arXiv:2310.19075.
     """
     times = partition("bespoke_bound", knots)
     stages = _stages("bespoke_bound", solver)

@@ -42,7 +42,7 @@ def step_costs(
 
     References:
         Nguyen, Nguyen, Nguyen, *Bellman Optimal Stepsize Straightening of Flow-Matching Models*,
-            2024, arXiv:? (it takes the solution from Euler's method on the fine grid).
+            2024, arXiv:2312.16414 (it takes the solution from Euler's method on the fine grid).
     """
     times = partition("step_costs", times)
     x = jnp.asarray(x)
@@ -90,7 +90,7 @@ def bellman(costs: ArrayLike, steps: int) -> Int[np.ndarray, " steps_plus_1"]:
 
     References:
         Nguyen, Nguyen, Nguyen, *Bellman Optimal Stepsize Straightening of Flow-Matching Models*,
-            2024, arXiv:?.
+            2024, arXiv:2312.16414.
     """
     costs = np.asarray(costs, np.float64)
     if costs.ndim != 2 or costs.shape[0] != costs.shape[1] or len(costs) < 2:

@@ -111,7 +111,7 @@ def hutchinson(probes: int = 1, *, noise: Callable = jax.random.rademacher) -> D
     References:
         Hutchinson, *A stochastic estimator of the trace of the influence matrix*, 1989.
         Grathwohl, Chen, Bettencourt, Sutskever, Duvenaud, *FFJORD: Free-form Continuous Dynamics
-            for Scalable Reversible Generative Models*, 2019, arXiv:?.
+            for Scalable Reversible Generative Models*, 2019, arXiv:1810.01367.
     """
     check_whole("hutchinson", probes=probes)
 
@@ -148,7 +148,7 @@ def hutch_plus_plus(
 
     References:
         Meyer, Musco, Musco, Woodruff, *Hutch++: Optimal Stochastic Trace Estimation*, 2021,
-            arXiv:?.
+            arXiv:2010.09649.
     """
     probes = sketch if probes is None else probes
     check_whole("hutch_plus_plus", sketch=sketch)

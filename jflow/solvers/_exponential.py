@@ -12,8 +12,8 @@ split of a velocity in two is consistent whatever the state is. `schedule` is th
 velocity was trained on.
 
 The second-order step of RF-Solver (Wang et al., *Taming Rectified Flow for Inversion and Editing*,
-2025, arXiv:?) has no function here: x + h v + h^2 / 2 (v_mid - v) / (h / 2) is x + h v_mid, which
-is `diffrax.Midpoint`.
+2025, arXiv:2411.04746) has no function here: x + h v + h^2 / 2 (v_mid - v) / (h / 2) is x + h
+v_mid, which is `diffrax.Midpoint`.
 """
 
 from collections.abc import Callable
@@ -59,7 +59,7 @@ def ddim(schedule: Schedule = LINEAR) -> diffrax.AbstractSolver:
         [[3.]] [1]
 
     References:
-        Song, Meng, Ermon, *Denoising Diffusion Implicit Models*, 2021, arXiv:?.
+        Song, Meng, Ermon, *Denoising Diffusion Implicit Models*, 2021, arXiv:2010.02502.
     """
     return _DDIM(schedule)
 
@@ -126,7 +126,7 @@ def dpm_solver_2(
 
     References:
         Lu, Zhou, Bao, Chen, Li, Zhu, *DPM-Solver: A Fast ODE Solver for Diffusion Probabilistic
-            Model Sampling in Around 10 Steps*, 2022, arXiv:?.
+            Model Sampling in Around 10 Steps*, 2022, arXiv:2206.00927.
     """
     return _Midpoint(schedule, middle, False)
 
@@ -150,7 +150,7 @@ def dpm_solver_pp_2s(
 
     References:
         Lu, Zhou, Bao, Chen, Li, Zhu, *DPM-Solver++: Fast Solver for Guided Sampling of Diffusion
-            Probabilistic Models*, 2022, arXiv:?.
+            Probabilistic Models*, 2022, arXiv:2211.01095.
     """
     return _Midpoint(schedule, middle, True)
 

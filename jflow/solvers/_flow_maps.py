@@ -278,10 +278,10 @@ def sample_flow_map(
         ([[5.0]], [2])
 
     References:
-        Boffi, Albergo, Vanden-Eijnden, *Flow Map Matching*, 2024, arXiv:?.
-        Song, Dhariwal, Chen, Sutskever, *Consistency Models*, 2023, arXiv:? (renoise=1).
+        Boffi, Albergo, Vanden-Eijnden, *Flow Map Matching*, 2024, arXiv:2406.07507.
+        Song, Dhariwal, Chen, Sutskever, *Consistency Models*, 2023, arXiv:2303.01469 (renoise=1).
         Sabour, Fidler, Kreis, *Align Your Flow: Scaling Continuous-Time Flow Map Distillation*,
-            2025, arXiv:? (between).
+            2025, arXiv:2506.14603 (between).
     """
     if not 0 <= renoise <= 1:
         raise ValueError(f"solvers.sample_flow_map: expected renoise in [0, 1], got {renoise}")

@@ -75,7 +75,7 @@ def sample_hierarchy(
         ValueError: there are no grids, or bad ones, and as in `solvers.sample`.
 
     References:
-        Zhang, Yan, Schwing, Zhao, *Towards Hierarchical Rectified Flow*, 2025, arXiv:?.
+        Zhang, Yan, Schwing, Zhao, *Towards Hierarchical Rectified Flow*, 2025, arXiv:2502.17436.
     """
     if isinstance(grids, int) or len(grids) < 1:
         raise ValueError(f"sample_hierarchy: expected a grid for each level, got {grids!r}")

@@ -76,7 +76,7 @@ def sample_with_log_det(
 
     References:
         Chen, Rubanova, Bettencourt, Duvenaud, *Neural Ordinary Differential Equations*, 2018,
-            arXiv:?.
+            arXiv:1806.07366.
     """
     name = "solvers.sample_with_log_det"
     how = as_method(name, method, _DEFAULT, t0=t0, t1=t1)
@@ -145,7 +145,7 @@ def log_prob(
 
     References:
         Chen, Rubanova, Bettencourt, Duvenaud, *Neural Ordinary Differential Equations*, 2018,
-            arXiv:?.
+            arXiv:1806.07366.
     """
     given = (velocity, params, x1, base_log_prob, cond, key, divergence, method, t1)
     value, _, info = _log_prob(_with_log_det, 1, "solvers.log_prob", *given)
@@ -200,7 +200,7 @@ def log_prob_with_energies(
 
     References:
         Finlay, Jacobsen, Nurbekyan, Oberman, *How to Train Your Neural ODE: the World of Jacobian
-            and Kinetic Regularization*, 2020, arXiv:?.
+            and Kinetic Regularization*, 2020, arXiv:2002.02798.
     """
     given = (velocity, params, x1, base_log_prob, cond, key, divergence, method, t1)
     value, (kinetic, jacobian), info = _log_prob(

@@ -44,7 +44,7 @@ def gm_sde(field: Field, *, schedule: Schedule = LINEAR) -> Step:
             `solvers.sample_sde`. It needs a key, so that `trajectory_log_prob` refuses it.
 
     References:
-        Chen et al., *Gaussian Mixture Flow Matching Models*, 2025, arXiv:? (GM-SDE).
+        Chen et al., *Gaussian Mixture Flow Matching Models*, 2025, arXiv:2504.05304 (GM-SDE).
     """
 
     def step(params, x, t, t_next, key, cond=None):
@@ -109,8 +109,8 @@ def gm_ode(
             is below 1, floor is negative; and as in `solvers.sample`.
 
     References:
-        Chen et al., *Gaussian Mixture Flow Matching Models*, 2025, arXiv:? (GM-ODE, and its second
-            order).
+        Chen et al., *Gaussian Mixture Flow Matching Models*, 2025, arXiv:2504.05304 (GM-ODE, and
+            its second order).
     """
     if steps is not None and grid is not None:
         raise ValueError("gm_ode: expected one of steps, grid, got both")

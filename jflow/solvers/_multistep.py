@@ -46,8 +46,8 @@ def adams_bashforth(order: int = 2) -> diffrax.AbstractSolver:
         [[0.375]]
 
     References:
-        Zhang, Chen, *Fast Sampling of Diffusion Models with Exponential Integrator*, 2023, arXiv:?
-            (DEIS, iPNDM).
+        Zhang, Chen, *Fast Sampling of Diffusion Models with Exponential Integrator*, 2023,
+            arXiv:2204.13902 (DEIS, iPNDM).
         Hairer, Norsett, Wanner, *Solving Ordinary Differential Equations I*, 1993, III.5 (variable
             steps).
     """
@@ -89,7 +89,7 @@ def dpm_solver_pp(order: int = 2, schedule: Schedule = LINEAR) -> diffrax.Abstra
 
     References:
         Lu, Zhou, Bao, Chen, Li, Zhu, *DPM-Solver++: Fast Solver for Guided Sampling of Diffusion
-            Probabilistic Models*, 2022, arXiv:?.
+            Probabilistic Models*, 2022, arXiv:2211.01095.
     """
     _check_order("dpm_solver_pp", order, 3)
     return _Exponential(order, schedule, False)
@@ -114,7 +114,7 @@ def unipc(order: int = 2, schedule: Schedule = LINEAR) -> diffrax.AbstractSolver
 
     References:
         Zhao, Bai, Rao, Zhou, Lu, *UniPC: A Unified Predictor-Corrector Framework for Fast Sampling
-            of Diffusion Models*, 2023, arXiv:?.
+            of Diffusion Models*, 2023, arXiv:2302.04867.
     """
     _check_order("unipc", order, 3)
     return _Exponential(order, schedule, True)
@@ -131,7 +131,7 @@ def fireflow() -> diffrax.AbstractSolver:
 
     References:
         Deng, He, Mei, Wang, Tang, *FireFlow: Fast Inversion of Rectified Flow for Image Semantic
-            Editing*, 2025, arXiv:?.
+            Editing*, 2025, arXiv:2412.07517.
     """
     return _FireFlow()
 
@@ -148,7 +148,7 @@ def pseudo_corrector() -> diffrax.AbstractSolver:
 
     References:
         Zhao, Shi, Yu, Zhou, Lu, *FlowTurbo: Towards Real-time Flow-Based Image Generation with
-            Velocity Refiner*, 2024, arXiv:?.
+            Velocity Refiner*, 2024, arXiv:2409.18128.
     """
     return _PseudoCorrector()
 

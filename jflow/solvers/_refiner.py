@@ -90,7 +90,7 @@ def sample_refined(
 
     References:
         Zhao, Shi, Yu, Zhou, Lu, *FlowTurbo: Towards Real-time Flow-Based Image Generation with
-            Velocity Refiner*, 2024, arXiv:?.
+            Velocity Refiner*, 2024, arXiv:2409.18128.
     """
     check_whole("sample_refined", heun=heun)
     check_whole("sample_refined", 0, pseudo=pseudo, refine=refine)

@@ -12,11 +12,12 @@ exact on data of one point, whatever its size.
 
 References:
     Song, Sohl-Dickstein, Kingma, Kumar, Ermon, Poole, *Score-Based Generative Modeling through
-        Stochastic Differential Equations*, 2021, arXiv:?.
+        Stochastic Differential Equations*, 2021, arXiv:2011.13456.
     Albergo, Boffi, Vanden-Eijnden, *Stochastic Interpolants: A Unifying Framework for Flows and
-        Diffusions*, 2023, arXiv:?.
+        Diffusions*, 2023, arXiv:2303.08797.
     Ma, Goldstein, Albergo, Boffi, Vanden-Eijnden, Xie, *SiT: Exploring Flow and Diffusion-based
-        Generative Models with Scalable Interpolant Transformers*, 2024, arXiv:? (the choices of w).
+        Generative Models with Scalable Interpolant Transformers*, 2024, arXiv:2401.08740 (the
+        choices of w).
 """
 
 from collections.abc import Callable
@@ -91,7 +92,7 @@ def euler_maruyama(
 
     References:
         Ma, Goldstein, Albergo, Boffi, Vanden-Eijnden, Xie, *SiT: Exploring Flow and Diffusion-based
-            Generative Models with Scalable Interpolant Transformers*, 2024, arXiv:?.
+            Generative Models with Scalable Interpolant Transformers*, 2024, arXiv:2401.08740.
     """
     w = _rate("euler_maruyama", noise)
     if limit is not None and not limit > 0:
@@ -135,7 +136,7 @@ def ancestral(velocity: Velocity, eta: float = 1.0, schedule: Schedule = LINEAR)
         ValueError: eta is outside [0, 1].
 
     References:
-        Song, Meng, Ermon, *Denoising Diffusion Implicit Models*, 2021, arXiv:?.
+        Song, Meng, Ermon, *Denoising Diffusion Implicit Models*, 2021, arXiv:2010.02502.
     """
     if not 0 <= eta <= 1:
         raise ValueError(f"ancestral: expected 0 <= eta <= 1, got {eta}")
@@ -178,8 +179,8 @@ def overshoot(velocity: Velocity, scale: float = 2.0, schedule: Schedule = LINEA
         ValueError: scale is negative.
 
     References:
-        Hu et al., *AMO Sampler: Enhancing Text Rendering with Overshooting*, 2024, arXiv:? (on the
-            linear path).
+        Hu et al., *AMO Sampler: Enhancing Text Rendering with Overshooting*, 2024, arXiv:2411.19415
+            (on the linear path).
     """
     if not scale >= 0:
         raise ValueError(f"overshoot: expected scale >= 0, got {scale}")

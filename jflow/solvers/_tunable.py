@@ -35,7 +35,7 @@ def restore(
 
     References:
         Zhu, Wang, Lu, Yan, Li, Zhang, *OFTSR: One-Step Flow for Image Super-Resolution with Tunable
-            Fidelity-Realism Trade-offs*, 2024, arXiv:?.
+            Fidelity-Realism Trade-offs*, 2024, arXiv:2412.09465.
     """
     knob = rows(knob, x0.shape[0]).astype(float_dtype(x0))
     return (x0 + like_state("restore", velocity.apply(params, x0, knob, cond), x0)).astype(x0.dtype)

@@ -52,7 +52,7 @@ def sample_variational(
 
     References:
         Silvestri, Ambrogioni, Lai, Takida, Mitsufuji, *Training Consistency Models with Variational
-            Noise Coupling*, 2025, arXiv:?.
+            Noise Coupling*, 2025, arXiv:2502.18197.
     """
     name = "sample_variational"
     times = sampling_times(name, steps, grid)

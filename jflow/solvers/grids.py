@@ -111,7 +111,7 @@ def shifted(grid: ArrayLike, factor: float) -> Float[np.ndarray, " times"]:
 
     References:
         Esser et al., *Scaling Rectified Flow Transformers for High-Resolution Image Synthesis*,
-            2024, arXiv:?.
+            2024, arXiv:2403.03206.
     """
     return _ends("shifted", times.shift(np.asarray(grid, np.float64), factor))
 
@@ -147,7 +147,7 @@ def edm(
 
     References:
         Karras, Aittala, Aila, Laine, *Elucidating the Design Space of Diffusion-Based Generative
-            Models*, 2022, arXiv:?.
+            Models*, 2022, arXiv:2206.00364.
     """
     levels = schedules.edm(sigma_min, sigma_max, rho)
     return matched(np.append(np.arange(_steps("edm", n)) / max(n - 1, 1), 1.0), levels, schedule)

@@ -5,7 +5,8 @@ at t=0, or large beside sigma^2, the step limits it.
 
 References:
     Ma, Goldstein, Albergo, Boffi, Vanden-Eijnden, Xie, *SiT: Exploring Flow and Diffusion-based
-        Generative Models with Scalable Interpolant Transformers*, 2024, arXiv:? (all but `grpo`).
+        Generative Models with Scalable Interpolant Transformers*, 2024, arXiv:2401.08740 (all but
+        `grpo`).
 """
 
 from collections.abc import Callable
@@ -122,7 +123,8 @@ def grpo(scale: float = 0.7, schedule: Schedule = LINEAR) -> Callable:
         ValueError: scale is negative.
 
     References:
-        Liu et al., *Flow-GRPO: Training Flow Matching Models via Online RL*, 2025, arXiv:?.
+        Liu et al., *Flow-GRPO: Training Flow Matching Models via Online RL*, 2025,
+            arXiv:2505.05470.
     """
     scale = _check("grpo", scale)
     return lambda t: scale**2 * schedule.sigma(t) / (2 * schedule.alpha(t))
