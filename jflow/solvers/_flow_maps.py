@@ -38,9 +38,7 @@ __all__ = [
 ]
 
 JVP = Callable[[Callable, Sequence, Sequence], tuple[Any, Any]]
-"""(f, primals, tangents) -> (f(primals), its derivative along the tangents): `jax.jvp`, or a
-`finite_difference`.
-"""
+"""(f, primals, tangents) -> (f(primals), its derivative along the tangents), as `jax.jvp` does."""
 
 
 def apply_flow_map(

@@ -25,19 +25,20 @@ from jflow.types import Array, PyTree
 class Status(enum.IntEnum):
     """What became of a row of a solve: 0 is success, and the rows of any other are NaN.
 
-    OK: the solve arrived. NOT_FINITE: the state became infinite or NaN. MAX_STEPS: adaptive steps
-    did not reach the end within max_steps. STEP_TOO_SMALL: no adaptive step above rounding meets
-    the tolerances (the ODE is stiff, or never finite). SOLVER: the solver gave up, as where an
-    implicit step did not converge.
+    Attributes:
+        OK: the solve arrived.
+        NOT_FINITE: the state became infinite or NaN.
+        MAX_STEPS: adaptive steps did not reach the end within max_steps.
+        STEP_TOO_SMALL: no adaptive step above rounding meets the tolerances (the ODE is stiff, or
+            never finite).
+        SOLVER: the solver gave up, as where an implicit step did not converge.
     """
 
     OK = 0
-    NOT_FINITE = 1  # the state became inf or NaN
-    MAX_STEPS = 2  # adaptive: max_steps did not reach the end
-    STEP_TOO_SMALL = (
-        3  # adaptive: no step above rounding meets the tolerances (stiff, or never finite)
-    )
-    SOLVER = 4  # the solver gave up: an implicit step did not converge
+    NOT_FINITE = 1
+    MAX_STEPS = 2
+    STEP_TOO_SMALL = 3
+    SOLVER = 4
 
 
 class SolveInfo(NamedTuple):

@@ -5,6 +5,7 @@ from collections.abc import Callable
 import diffrax
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Float
 
 from jflow._core.arrays import filled, float_dtype, sum_event, zero_log_det
