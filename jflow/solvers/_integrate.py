@@ -25,13 +25,12 @@ from jflow.types import Array, PyTree
 class Status(enum.IntEnum):
     """What became of a row of a solve: 0 is success, and the rows of any other are NaN.
 
-    Attributes:
-        OK: the solve arrived.
-        NOT_FINITE: the state became infinite or NaN.
-        MAX_STEPS: adaptive steps did not reach the end within max_steps.
-        STEP_TOO_SMALL: no adaptive step above rounding meets the tolerances (the ODE is stiff, or
-            never finite).
-        SOLVER: the solver gave up, as where an implicit step did not converge.
+    - OK: the solve arrived.
+    - NOT_FINITE: the state became infinite or NaN.
+    - MAX_STEPS: adaptive steps did not reach the end within max_steps.
+    - STEP_TOO_SMALL: no adaptive step above rounding meets the tolerances (the ODE is stiff, or never
+      finite).
+    - SOLVER: the solver gave up, as where an implicit step did not converge.
     """
 
     OK = 0
