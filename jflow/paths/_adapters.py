@@ -86,8 +86,8 @@ def reschedule(velocity: Velocity, trained: Schedule, new: Schedule) -> Velocity
 
 
 def matched_time(
-    trained: Schedule, new: Schedule, r: Float[Array, " b"]
-) -> tuple[Float[Array, " b"], Float[Array, " b"]]:
+    trained: Schedule, new: Schedule, r: Float[Array, "*shape"]
+) -> tuple[Float[Array, "*shape"], Float[Array, "*shape"]]:
     """The times and scales at which two paths have the same states.
 
     alpha(t) / sigma(t) of `trained` is the ratio of `new` at r, and c is the scale between the two,
@@ -98,11 +98,11 @@ def matched_time(
     Args:
         trained: the schedule whose times are wanted.
         new: the schedule whose times are given.
-        r: times of `new` in [0, 1], [b].
+        r: times of `new` in [0, 1], of any shape.
 
     Returns:
-        t: times of `trained`, [b].
-        c: the scale, [b].
+        t: times of `trained`, shaped like r.
+        c: the scale, shaped like r.
 
     Example:
         >>> import jax.numpy as jnp

@@ -567,7 +567,10 @@ def _at(schedule: Schedule, t: ArrayLike, x: Array) -> tuple[Array, Array, Array
 def coefficients(
     schedule: Schedule, t: Float[Array, "*shape"]
 ) -> tuple[
-    Float[Array, "*shape"], Float[Array, "*shape"], Float[Array, "*shape"], Float[Array, "*shape"]
+    Float[Array, "*shape"],
+    Float[Array, "*shape"],
+    Float[Array, "*shape"],
+    Float[Array, "*shape"],
 ]:
     """The values and the derivatives of a schedule at given times.
 

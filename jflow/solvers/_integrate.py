@@ -28,8 +28,8 @@ class Status(enum.IntEnum):
     - OK: the solve arrived.
     - NOT_FINITE: the state became infinite or NaN.
     - MAX_STEPS: adaptive steps did not reach the end within max_steps.
-    - STEP_TOO_SMALL: no adaptive step above rounding meets the tolerances (the ODE is stiff, or never
-      finite).
+    - STEP_TOO_SMALL: no adaptive step above rounding meets the tolerances (the ODE is stiff, or
+      never finite).
     - SOLVER: the solver gave up, as where an implicit step did not converge.
     """
 
