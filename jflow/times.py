@@ -102,9 +102,10 @@ def low_discrepancy() -> Time:
     Example:
         >>> import jax
         >>> import jax.numpy as jnp
+        >>> import numpy as np
         >>> from jflow import times
         >>> t = times.low_discrepancy()(jax.random.key(0), 4)
-        >>> jnp.diff(jnp.sort(t)).round(4).tolist()
+        >>> np.asarray(jnp.diff(jnp.sort(t))).round(4).tolist()
         [0.25, 0.25, 0.25]
 
     References:

@@ -74,8 +74,8 @@ def _parts_of_squared(x0, x1, cond=None):
 
 @_with_parts(_parts_of_squared)
 def squared_euclidean(
-    x0: Shaped[Array | np.ndarray, "n *event"],
-    x1: Shaped[Array | np.ndarray, "m *event"],
+    x0: Shaped[Array, "n *event"],
+    x1: Shaped[Array, "m *event"],
     cond: Cond = None,
 ) -> Float[Array, "n m"]:
     """The squared Euclidean distance of every source row to every data row.
@@ -171,8 +171,8 @@ def _middle(x: Array) -> Array:
 
 
 def cosine(
-    x0: Shaped[Array | np.ndarray, "n *event"],
-    x1: Shaped[Array | np.ndarray, "m *event"],
+    x0: Shaped[Array, "n *event"],
+    x1: Shaped[Array, "m *event"],
     cond: Cond = None,
 ) -> Float[Array, "n m"]:
     """One minus the cosine of the angle between rows: a cost for embeddings of text or images.

@@ -61,11 +61,12 @@ def entropic_potentials(
 
     Example:
         >>> import jax.numpy as jnp
+        >>> import numpy as np
         >>> from jflow import couplings
         >>> cost = jnp.array([[0.0, 1.0], [1.0, 0.0]])
         >>> f, g = couplings.entropic_potentials(cost, 0.5, 1.0)
         >>> plan = jnp.exp((f[:, None] + g[None] - cost) / 0.5)
-        >>> print(plan.round(3))  # the diagonal is 1 / (1 + exp(-2))
+        >>> print(np.asarray(plan).round(3))  # the diagonal is 1 / (1 + exp(-2))
         [[0.881 0.119]
          [0.119 0.881]]
 

@@ -119,8 +119,9 @@ def label_log_prob(classifier: Field) -> Field:
         >>> from jflow.types import Field
         >>> logits = Field(lambda *_: {}, lambda params, x, t, cond=None, *, key=None: 0 * x)
         >>> log_prob = guidance.label_log_prob(logits)
-        >>> print(log_prob.apply({}, jnp.ones((1, 4)), jnp.zeros(1), jnp.array([2])).round(4))
-        [-1.3863]
+        >>> value = log_prob.apply({}, jnp.ones((1, 4)), jnp.zeros(1), jnp.array([2]))
+        >>> round(float(value[0]), 4)  # -log 4
+        -1.3863
     """
 
     def apply(params, x, t, cond=None, *, key=None):

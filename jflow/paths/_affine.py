@@ -103,8 +103,8 @@ def affine(schedule: Schedule, *, tolerance: float = 0.1) -> Path:
         >>> from jflow import paths
         >>> path = paths.affine(paths.schedules.cosine())
         >>> x0, x1, t = jnp.array([[1.0]]), jnp.array([[3.0]]), jnp.array([1.0])
-        >>> print(path.point(x0, x1, t), path.target(x0, x1, t).round(4))  # the slope is -pi / 2 x0
-        [[3.]] [[-1.5708]]
+        >>> round(float(path.target(x0, x1, t)[0, 0]), 4)  # -pi / 2 x0
+        -1.5708
     """
     return _path(check_ends(schedule, tolerance=tolerance))
 
@@ -559,7 +559,7 @@ def score_to_data(
 def _at(schedule: Schedule, t: ArrayLike, x: Array) -> tuple[Array, Array, Array, Array]:
     """alpha, sigma and their derivatives at t, shaped to multiply x."""
     check_times(t)
-    t = jnp.asarray(t, jnp.result_type(x)) if jnp.ndim(t) == 0 else t
+    t = jnp.asarray(t, jnp.result_type(x)) if jnp.ndim(t) == 0 else jnp.asarray(t)
     a, s, da, ds = (expand_to(value, x) for value in coefficients(schedule, t))
     return a, s, da, ds
 

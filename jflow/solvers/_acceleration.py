@@ -4,7 +4,6 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from jax.typing import ArrayLike
 from jaxtyping import Float
 
@@ -31,7 +30,7 @@ def sample_acceleration(
     acceleration: Velocity,
     velocity: Velocity,
     params: Params,
-    x0: Float[Array | np.ndarray, "b *event"],
+    x0: Float[Array, "b *event"],
     cond: Cond = None,
     *,
     steps: int | None = None,

@@ -131,7 +131,7 @@ def bespoke_sample(
     params: Params,
     velocity: Velocity,
     velocity_params: Params,
-    x0: Float[Array | np.ndarray, "b *event"],
+    x0: Float[Array, "b *event"],
     cond: Cond = None,
     *,
     solver: diffrax.AbstractSolver = _MIDPOINT,

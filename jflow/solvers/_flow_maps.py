@@ -203,8 +203,8 @@ def finite_difference(h: float = 1e-3) -> JVP:
         >>> from jflow import solvers
         >>> x, tangent = jnp.array(3.0), jnp.array(1.0)
         >>> value, slope = solvers.finite_difference(0.1)(jnp.square, (x,), (tangent,))
-        >>> print(value, slope.round(3))
-        9.0 6.0
+        >>> round(float(value), 3), round(float(slope), 3)
+        (9.0, 6.0)
     """
     if not 0 < h <= 0.1:
         raise ValueError(f"finite_difference: expected 0 < h <= 0.1, got {h}")

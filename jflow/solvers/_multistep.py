@@ -84,8 +84,8 @@ def dpm_solver_pp(order: int = 2, schedule: Schedule = LINEAR) -> diffrax.Abstra
         >>> velocity = Velocity(lambda *_: {}, apply)
         >>> method = solvers.fixed(2, solvers.dpm_solver_pp())
         >>> x1, info = solvers.sample(velocity, {}, jnp.ones((1, 1)), method=method)
-        >>> print(x1.round(4), info.evaluations)
-        [[3.]] [2]
+        >>> round(float(x1[0, 0]), 4), info.evaluations.tolist()
+        (3.0, [2])
 
     References:
         Lu, Zhou, Bao, Chen, Li, Zhu, *DPM-Solver++: Fast Solver for Guided Sampling of Diffusion

@@ -47,7 +47,7 @@ def sample_refined(
     params: Params,
     refiner: Field,
     refiner_params: Params,
-    x0: Float[Array | np.ndarray, "b *event"],
+    x0: Float[Array, "b *event"],
     cond: Cond = None,
     *,
     heun: int = 1,

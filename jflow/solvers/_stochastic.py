@@ -247,6 +247,7 @@ def sample_sde(
     Example:
         >>> import jax
         >>> import jax.numpy as jnp
+        >>> import numpy as np
         >>> from jflow import solvers
         >>> from jflow.types import Velocity
         >>> def apply(params, x, t, cond=None, *, key=None):  # all data at 3
@@ -254,8 +255,8 @@ def sample_sde(
         >>> step, grid = solvers.ancestral(Velocity(lambda *_: {}, apply)), solvers.grids.uniform(4)
         >>> x0, key = jnp.ones((2, 1)), jax.random.key(0)
         >>> x, trajectory = solvers.sample_sde(step, {}, x0, key, grid, keep=True)
-        >>> print(x.round(3).ravel(), trajectory.x.shape)
-        [3. 3.] (5, 2, 1)
+        >>> np.asarray(x).round(3).ravel().tolist(), trajectory.x.shape
+        ([3.0, 3.0], (5, 2, 1))
     """
     check_grid("solvers.sample_sde", grid, rising=True)
     need_key("solvers.sample_sde", key)
@@ -338,8 +339,8 @@ def step_log_prob(
         >>> import jax.numpy as jnp
         >>> from jflow import solvers
         >>> x = jnp.zeros((1, 2))
-        >>> print(solvers.step_log_prob(x, x, jnp.ones(1)).round(3))  # -log(2 pi)
-        [-1.838]
+        >>> round(float(solvers.step_log_prob(x, x, jnp.ones(1))[0]), 3)  # -log(2 pi)
+        -1.838
     """
     dtype = float_dtype(x_next, mean, std)
     std = expand_to(std.astype(dtype), mean)

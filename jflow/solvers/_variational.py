@@ -18,7 +18,7 @@ def sample_variational(
     velocity: Velocity,
     encoder: Field,
     params: Params,
-    x0: Float[Array | np.ndarray, "b *event"],
+    x0: Float[Array, "b *event"],
     cond: Cond = None,
     *,
     steps: int | None = None,

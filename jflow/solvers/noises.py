@@ -67,9 +67,10 @@ def hump(scale: float = 1.0) -> Callable:
 
     Example:
         >>> import jax.numpy as jnp
+        >>> import numpy as np
         >>> from jflow import solvers
-        >>> print(solvers.noises.hump(2.0)(jnp.array([0.0, 0.25, 0.5])).round(3))
-        [0. 1. 2.]
+        >>> np.asarray(solvers.noises.hump(2.0)(jnp.array([0.0, 0.25, 0.5]))).round(3).tolist()
+        [0.0, 1.0, 2.0]
     """
     scale = _check("hump", scale)
     return lambda t: scale * jnp.sin(jnp.pi * t) ** 2
@@ -94,9 +95,10 @@ def sbdm(scale: float = 1.0, schedule: Schedule = LINEAR) -> Callable:
 
     Example:
         >>> import jax.numpy as jnp
+        >>> import numpy as np
         >>> from jflow import solvers
-        >>> print(solvers.noises.sbdm()(jnp.array([0.25, 0.5, 1.0])).round(3))
-        [3. 1. 0.]
+        >>> np.asarray(solvers.noises.sbdm()(jnp.array([0.25, 0.5, 1.0]))).round(3).tolist()
+        [3.0, 1.0, 0.0]
     """
     scale = _check("sbdm", scale)
 
