@@ -9,6 +9,7 @@ from jaxtyping import Float
 
 from jflow._core.arrays import float_dtype
 from jflow._core.checks import check_cond, like_state, take_parts
+from jflow._core.times import Times
 from jflow.solvers._integrate import SolveInfo
 from jflow.solvers._parts import sampler_result, sampling_times
 from jflow.types import Array, Cond, Params, Velocity
@@ -34,7 +35,7 @@ def sample_acceleration(
     cond: Cond = None,
     *,
     steps: int | None = None,
-    grid: ArrayLike | None = None,
+    grid: Times | ArrayLike | None = None,
 ) -> tuple[Float[Array, "b *event"], SolveInfo]:
     """Sample a constant acceleration flow.
 

@@ -1,5 +1,7 @@
 """Bespoke optimal stepsizes: where a few steps of a teacher do best."""
 
+from collections.abc import Sequence
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -66,7 +68,9 @@ def step_costs(
     return jax.lax.map(from_one, (states, t))
 
 
-def bellman(costs: ArrayLike, steps: int) -> Int[np.ndarray, " steps_plus_1"]:
+def bellman(
+    costs: ArrayLike | Sequence[Sequence[float]], steps: int
+) -> Int[np.ndarray, " steps_plus_1"]:
     """The cheapest way from the first to the last time in a given number of steps.
 
     The sum of costs[i, j] over its steps is least. It takes O(steps K^2) on the host, in float64.

@@ -24,6 +24,7 @@ from jaxtyping import Float
 from jflow._core.arrays import expand_to, float_dtype
 from jflow._core.checks import check_cond, check_flow_map, like_state, need_key, rows
 from jflow._core.keys import same_draws
+from jflow._core.times import Times
 from jflow.solvers._integrate import SolveInfo
 from jflow.solvers._parts import sampler_result, sampling_times
 from jflow.types import Array, Cond, FlowMap, Key, Params, Velocity
@@ -229,7 +230,7 @@ def sample_flow_map(
     cond: Cond = None,
     *,
     steps: int | None = None,
-    grid: ArrayLike | None = None,
+    grid: Times | ArrayLike | None = None,
     renoise: float = 0.0,
     key: Key | None = None,
 ) -> tuple[Float[Array, "b *event"], SolveInfo]:

@@ -11,7 +11,7 @@ from jaxtyping import Float
 
 from jflow._core.arrays import expand_to, float_dtype
 from jflow._core.checks import check_cond
-from jflow._core.times import rising_times
+from jflow._core.times import Times, rising_times
 from jflow.solvers._integrate import SolveInfo, Status
 from jflow.solvers._method import on_grid
 from jflow.solvers._sample import sample
@@ -46,7 +46,7 @@ def sample_hierarchy(
     key: Key,
     cond: Cond = None,
     *,
-    grids: Sequence[int | ArrayLike] = (1, 8),
+    grids: Sequence[int | Times | ArrayLike] = (1, 8),
     solver: diffrax.AbstractSolver = _EULER,
 ) -> tuple[Float[Array, "b *event"], SolveInfo]:
     """Sample a hierarchical rectified flow: the velocity of each level is drawn by the level below.

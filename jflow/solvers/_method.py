@@ -14,7 +14,7 @@ import numpy as np
 from jax.typing import ArrayLike
 
 from jflow._core.checks import check_whole
-from jflow._core.times import check_grid, traced
+from jflow._core.times import Times, check_grid, traced
 
 __all__ = ["Method", "adaptive", "as_method", "fixed", "on_grid", "reverse"]
 
@@ -41,7 +41,7 @@ class Method(NamedTuple):
 
     solver: diffrax.AbstractSolver | None = None
     steps: int | None = None
-    grid: ArrayLike | None = None
+    grid: Times | ArrayLike | None = None
     rtol: float | None = None
     atol: float | None = None
     adjoint: diffrax.AbstractAdjoint | None = None
@@ -81,7 +81,7 @@ def fixed(
 
 
 def on_grid(
-    times: ArrayLike,
+    times: Times | ArrayLike,
     solver: diffrax.AbstractSolver | None = None,
     *,
     adjoint: diffrax.AbstractAdjoint | None = None,

@@ -13,7 +13,7 @@ from jaxtyping import Float
 
 from jflow._core.arrays import expand_to, float_dtype, mean_event
 from jflow._core.checks import check_cond, check_whole, need_key, rows
-from jflow._core.times import rising_times
+from jflow._core.times import Times, rising_times
 from jflow.distributions import mixtures
 from jflow.paths import LINEAR, Schedule
 from jflow.solvers._integrate import SolveInfo, Status, leave_out_failed
@@ -65,7 +65,7 @@ def gm_ode(
     cond: Cond = None,
     *,
     steps: int | None = None,
-    grid: ArrayLike | None = None,
+    grid: Times | ArrayLike | None = None,
     substeps: int = 8,
     order: int = 1,
     floor: float = 0.005,

@@ -4,14 +4,14 @@ import jax.numpy as jnp
 from jax.typing import ArrayLike
 
 from jflow._core.arrays import expand_to
-from jflow._core.times import check_grid, rising_times
+from jflow._core.times import Times, check_grid, rising_times
 from jflow.solvers._integrate import SolveInfo, Status
 from jflow.types import Array
 
 
 def sampling_times(
-    name: str, steps: int | None, grid: ArrayLike | None, *, rising: bool = True
-) -> ArrayLike:
+    name: str, steps: int | None, grid: Times | ArrayLike | None, *, rising: bool = True
+) -> Times | ArrayLike:
     """The times [n + 1] of a sampler: a grid, checked, or equal steps from 0 to 1, one where
     neither is given.
     """

@@ -8,7 +8,7 @@ from jaxtyping import Float
 
 from jflow._core.arrays import float_dtype, halves, joined
 from jflow._core.checks import check_cond, check_whole, count_rows, like_state, rows
-from jflow._core.times import rising_times
+from jflow._core.times import Times, rising_times
 from jflow.solvers._integrate import SolveInfo
 from jflow.solvers._parts import sampler_result
 from jflow.types import Array, Cond, Field, Params, Velocity
@@ -53,7 +53,7 @@ def sample_refined(
     heun: int = 1,
     pseudo: int = 5,
     refine: int = 3,
-    grid: ArrayLike | None = None,
+    grid: Times | ArrayLike | None = None,
 ) -> tuple[Float[Array, "b *event"], SolveInfo]:
     """Sample a velocity by Heun steps, pseudo corrector steps and refined steps, in this order.
 

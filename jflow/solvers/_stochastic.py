@@ -31,7 +31,7 @@ from jaxtyping import Float
 
 from jflow._core.arrays import expand_to, float_dtype, sum_event
 from jflow._core.checks import check_cond, count_rows, like_state, need_key, rows
-from jflow._core.times import check_grid
+from jflow._core.times import Times, check_grid
 from jflow.paths import LINEAR, Schedule, velocity_to_data, velocity_to_noise
 from jflow.solvers._integrate import all_finite, leave_out_failed
 from jflow.types import Array, Cond, Key, Params, Step, Velocity
@@ -217,7 +217,7 @@ def sample_sde(
     params: Params,
     x0: Float[Array, "b *event"],
     key: Key,
-    grid: ArrayLike,
+    grid: Times | ArrayLike,
     cond: Cond = None,
     *,
     keep: bool = False,

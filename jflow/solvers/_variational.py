@@ -9,6 +9,7 @@ from jaxtyping import Float
 from jflow._core.arrays import float_dtype
 from jflow._core.checks import check_cond, count_rows, encode_noise, need_key, rows, take_parts
 from jflow._core.line import on_line, predicted_data
+from jflow._core.times import Times
 from jflow.solvers._integrate import SolveInfo
 from jflow.solvers._parts import sampler_result, sampling_times
 from jflow.types import Array, Cond, Field, Key, Params, Velocity
@@ -22,7 +23,7 @@ def sample_variational(
     cond: Cond = None,
     *,
     steps: int | None = None,
-    grid: ArrayLike | None = None,
+    grid: Times | ArrayLike | None = None,
     key: Key | None = None,
 ) -> tuple[Float[Array, "b *event"], SolveInfo]:
     """The multistep sampler of a consistency model that was trained with an encoder of its noise.

@@ -88,7 +88,7 @@ def cosine(n: int) -> Float[np.ndarray, " times"]:
     return np.sin(np.pi / 2 * uniform(n)) ** 2
 
 
-def shifted(grid: ArrayLike, factor: float) -> Float[np.ndarray, " times"]:
+def shifted(grid: Times | ArrayLike, factor: float) -> Float[np.ndarray, " times"]:
     """A grid whose times are shifted by `times.shift`, as SD3 and FLUX do.
 
     factor > 1 brings small steps near noise. `shifted(uniform(n), 3.0)` has the noise levels 1 - t
@@ -183,7 +183,7 @@ def log_snr(
 
 
 def matched(
-    grid: ArrayLike, levels: Schedule, schedule: Schedule = LINEAR
+    grid: Times | ArrayLike, levels: Schedule, schedule: Schedule = LINEAR
 ) -> Float[np.ndarray, " times"]:
     """The times at which one path has the noise levels that another has on a grid.
 
