@@ -25,7 +25,7 @@ import math
 import jax
 import jax.numpy as jnp
 
-from jflow._core.times import Times, partition, window_index
+from jflow._core.times import Times, linear_between, partition
 from jflow.paths._affine import LINEAR, Schedule
 from jflow.types import Array
 
@@ -356,14 +356,4 @@ def piecewise(schedule: Schedule, knots: int | Times) -> Schedule:
         [0.125, 0.25, 0.625]
     """
     knots = partition("piecewise", knots)
-
-    def through(f):
-        def value(t):
-            at = jnp.asarray(knots, t.dtype)
-            values, k = f(at), window_index(knots, t)
-            slope = (values[k + 1] - values[k]) / (at[k + 1] - at[k])
-            return values[k] + (t - at[k]) * slope
-
-        return value
-
-    return Schedule(through(schedule.alpha), through(schedule.sigma))
+    return Schedule(linear_between(schedule.alpha, knots), linear_between(schedule.sigma, knots))

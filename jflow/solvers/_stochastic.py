@@ -102,13 +102,13 @@ def euler_maruyama(
         h, rate = t_next - t, w(t)
         v = like_state("euler_maruyama", velocity.apply(params, x, t, cond), x)
         if score is not None:
-            pull = score(params, x, t, cond)
+            estimate = score(params, x, t, cond)
         else:
             sigma = schedule.sigma(t)
             if limit is not None:
                 rate = jnp.minimum(rate, limit * sigma**2 / h)
-            pull = -velocity_to_noise(v, x, t, schedule) / expand_to(sigma, x)
-        return x + expand_to(h, x) * (v + expand_to(rate, x) * pull), jnp.sqrt(2 * rate * h)
+            estimate = -velocity_to_noise(v, x, t, schedule) / expand_to(sigma, x)
+        return x + expand_to(h, x) * (v + expand_to(rate, x) * estimate), jnp.sqrt(2 * rate * h)
 
     return _step(moments)
 
@@ -220,7 +220,7 @@ def sample_sde(
     grid: Times | ArrayLike,
     cond: Cond = None,
     *,
-    keep: bool = False,
+    return_trajectory: bool = False,
 ) -> tuple[Float[Array, "b *event"], Trajectory | None]:
     """Sample by stochastic steps over a grid, with a key for each.
 
@@ -234,12 +234,12 @@ def sample_sde(
         key: a key.
         grid: rising times [n + 1] in [0, 1].
         cond: the condition, [b, ...] or one row for all.
-        keep: whether to return the trajectory.
+        return_trajectory: whether to return the trajectory.
 
     Returns:
         x: the states at the last time, [b, *event], in the type of x0; the states between are
             float32 or better.
-        trajectory: a `Trajectory`, None unless `keep`.
+        trajectory: a `Trajectory`, None unless `return_trajectory`.
 
     Raises:
         ValueError: grid does not rise or leaves [0, 1], or the key is None.
@@ -254,7 +254,7 @@ def sample_sde(
         ...     return (3 - x) / (1 - t[:, None])
         >>> step, grid = solvers.ancestral(Velocity(lambda *_: {}, apply)), solvers.grids.uniform(4)
         >>> x0, key = jnp.ones((2, 1)), jax.random.key(0)
-        >>> x, trajectory = solvers.sample_sde(step, {}, x0, key, grid, keep=True)
+        >>> x, trajectory = solvers.sample_sde(step, {}, x0, key, grid, return_trajectory=True)
         >>> np.asarray(x).round(3).ravel().tolist(), trajectory.x.shape
         ([3.0, 3.0], (5, 2, 1))
     """
@@ -272,13 +272,13 @@ def sample_sde(
         def advance(x, at):
             t, t_next, key = at
             x_next, mean, std = step(params, x, t, t_next, key, cond)
-            return x_next, (x_next, mean, std) if keep else None
+            return x_next, (x_next, mean, std) if return_trajectory else None
 
         x, path = jax.lax.scan(advance, start, (ts[:-1], ts[1:], keys))
         return (x, _rows_first(path)), all_finite(x)
 
     x, path = leave_out_failed(run, params, (start, cond))
-    if keep:
+    if return_trajectory:
         xs, mean, std = _rows_first(path)
         path = Trajectory(ts, jnp.concatenate([start[None], xs]), mean, std)
     return x.astype(x0.dtype), path
@@ -296,7 +296,7 @@ def trajectory_log_prob(
     Args:
         step: the step of the trajectory; one that needs a key does not do.
         params: the params of the velocity.
-        trajectory: as `sample_sde(..., keep=True)` returns it.
+        trajectory: as `sample_sde(..., return_trajectory=True)` returns it.
         cond: the condition, [b, ...] or one row for all.
 
     Returns:
