@@ -22,20 +22,36 @@ def probabilistic_guidance(
     orthogonal: float = 1.0,
     schedule: Schedule = LINEAR,
 ) -> Field:
-    """The conditional mixture reweighted by a Gaussian mask that lies towards cond: a `Field` of `GaussianMixture`s.
+    """Guidance of a field of Gaussian mixtures, by a mask that reweights the conditional mixture.
 
-    With the conditional mean m and isotropic variance v of a row, and n the difference of the conditional and the
-    unconditional mean at root mean square 1, the mixture is multiplied by
+    With the conditional mean m and isotropic variance v of a row, and n the difference of the
+    conditional and the unconditional mean at root mean square 1, the mixture is multiplied by
+
         N(m + scale sqrt(v) n, (1 - scale^2) v) / N(m, v),
-    which would move a single Gaussian's mean by scale standard deviations and keep its mean square. A mixture moves
-    weight to the components on that side, so that samples stay where the conditional law has mass. scale 0 is the
-    conditional field.
 
-    scale: a number in [0, 1), or t [b] -> [b] with such values. orthogonal: how much of the part of the difference that
-        lies along the conditional mean of x1 is left out, 1 all of it. null: one row of cond without the batch axis, as
-        `losses.drop_cond` trained it. Both halves are one evaluation of 2b rows.
-    Errors: ValueError for a number outside [0, 1), where cond is None or null is not a row of it.
-    Source: Chen et al., "Gaussian Mixture Flow Matching Models", 2025.
+    which would move the mean of a single Gaussian by scale standard deviations and keep its mean
+    square. A mixture moves weight to the components on that side, so that samples stay where the
+    conditional law has mass. scale 0 is the conditional field. Both halves are one evaluation of 2b
+    rows.
+
+    Args:
+        field: a field of `distributions.mixtures.GaussianMixture`s.
+        scale: a number in [0, 1), or t [b] -> [b] with such values.
+        null: the condition that stands for none, one row of cond without the batch axis, as
+            `losses.drop_cond` trained it.
+        orthogonal: how much of the part of the difference that lies along the conditional mean of
+            x1 is left out, in [0, 1]; 1 is all of it.
+        schedule: the path of the field; the default is the linear one.
+
+    Returns:
+        Field: the guided mixtures, with the params and the init of `field`. It raises a ValueError
+            where cond is None or null is not a row of it.
+
+    Raises:
+        ValueError: scale is a number outside [0, 1), or orthogonal is outside [0, 1].
+
+    References:
+        Chen et al., *Gaussian Mixture Flow Matching Models*, 2025, arXiv:2504.05304.
     """
     if not callable(scale) and not 0 <= scale < 1:
         raise ValueError(f"probabilistic_guidance: expected scale in [0, 1), got {scale}")
@@ -61,7 +77,8 @@ def probabilistic_guidance(
         )
         center = mixtures.mean(given)
         bias = center - mixtures.mean(free)
-        # means of x1 and of the velocity differ by a positive factor and a shift, so that only the projection sees x1
+        # means of x1 and of the velocity differ by a positive factor and a shift, so that only the
+        # projection sees x1
         along = velocity_to_data(center, x, t, schedule)
         bias = (
             bias
