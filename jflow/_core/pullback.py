@@ -1,4 +1,4 @@
-"""Functions with a transposed derivative of their own, in every mode and order of differentiation."""
+"""Functions with a transposed derivative of their own, in every mode and order."""
 
 from collections.abc import Callable
 from functools import partial
@@ -18,14 +18,20 @@ def with_pullback(
 ) -> Callable:
     """`apply`, whose reverse mode is `pullback`: jax.custom_vjp without its ban on forward mode.
 
-    Tangents are pushed forward by autodiff of `reference`, by default `apply` itself, of which derivatives of higher
-    order are made, too; reverse mode runs neither. JAX knows one linear function with a transpose of its own, the
-    solution of linear equations, and the push P along t becomes one: (t, P t) solves [[1, 0], [-P, 1]] (t, s) = (t, 0).
+    Tangents are pushed forward by autodiff of `reference`, by default `apply` itself, of which
+    derivatives of higher order are made, too; reverse mode runs neither. JAX knows one linear
+    function with a transpose of its own, the solution of linear equations, and the push P along t
+    becomes one: (t, P t) solves [[1, 0], [-P, 1]] (t, s) = (t, 0).
 
     Args:
-        apply: (*args) -> outputs, pytrees of arrays; outputs are floats. It closes over nothing that is differentiated.
-        pullback: (args, outputs, cotangents of outputs) -> cotangents of args, a tuple; anything for what is not a float.
+        apply: (*args) -> outputs, pytrees of arrays; outputs are floats. It closes over nothing
+            that is differentiated.
+        pullback: (args, outputs, cotangents of outputs) -> cotangents of args, a tuple; anything
+            for what is not a float.
         reference: equal to `apply`, where JAX cannot differentiate `apply` (a Pallas kernel).
+
+    Returns:
+        A function like `apply`.
     """
     reference = apply if reference is None else reference
     function = jax.custom_jvp(apply)
@@ -80,8 +86,11 @@ def _linear(push: Callable, pullback: Callable, t: list[Array], like: PyTree) ->
 
 
 def tied(tree: PyTree) -> PyTree:
-    """`tree`, each float in it a linear function of all floats: JAX transposes a solve only if its whole right-hand side is
-    differentiated, and on a mesh all of it has to vary where a part of it does."""
+    """`tree`, each float in it a linear function of all floats.
+
+    JAX transposes a solve only if its whole right-hand side is differentiated, and on a mesh all of
+    it has to vary where a part of it does.
+    """
     leaves, shape = jax.tree.flatten(tree)
     zero = jnp.asarray(sum(jnp.sum(jnp.ravel(leaf)[:0]) for leaf in leaves if _is_float(leaf)))
     return jax.tree.unflatten(
@@ -90,8 +99,11 @@ def tied(tree: PyTree) -> PyTree:
 
 
 def reverse_only(tree: PyTree, message: str) -> PyTree:
-    """`tree`, which reverse mode goes back through; a program that pushes a tangent forward through it is refused with
-    TypeError(message) when it is compiled. JAX refuses what has a custom_vjp in words that name no argument of ours."""
+    """`tree`, through which reverse mode goes back and forward mode does not.
+
+    A program that pushes a tangent forward through it is refused with TypeError(message) when it is
+    compiled. JAX refuses what has a custom_vjp in words that name no argument of ours.
+    """
 
     @jax.custom_jvp
     def passed(leaf):
