@@ -1,7 +1,5 @@
-"""Inverses without a closed form, differentiated by the implicit function theorem.
-
-The derivatives do not go through their iterations.
-"""
+"""Inverses without a closed form, differentiated by the implicit function theorem instead of
+through their iterations."""
 
 from collections.abc import Callable
 from functools import partial
@@ -12,6 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from jflow._core.arrays import expand_to, float_dtype
+from jflow._core.keys import hidden, is_key
 from jflow._core.pullback import tied
 from jflow.types import Array, PyTree
 
@@ -81,13 +80,8 @@ def _any(where: Array) -> Array:
 
 
 class FixedPoint(NamedTuple):
-    """What `fixed_point` found.
-
-    Attributes:
-        x: the point, [b, ...].
-        evaluations: how many there were, a scalar.
-        change: [b], the largest of the last |x_new - x| / (1 + |x|) in a row.
-    """
+    """x [b, ...]; evaluations, a scalar; change [b], the largest of the last |x_new - x| / (1 +
+    |x|) in a row."""
 
     x: Array
     evaluations: Array
@@ -97,18 +91,16 @@ class FixedPoint(NamedTuple):
 def fixed_point(
     g: Callable[[Array, PyTree], Array], x: Array, args: PyTree, *, tol: float, max_evaluations: int
 ) -> FixedPoint:
-    """The x [b, ...] with x = g(x, args), iterated until every row changes by at most `tol`.
+    """The x [b, ...] with x = g(x, args), iterated from x until every row changes by at most `tol`,
+    relative to 1 + |x|.
 
-    The change is relative to 1 + |x|. A row stays as it is from then on, whatever the others of its
-    batch still do: judged again and again, the slowest of many rows would be one that rounding
-    keeps moving. g acts on each row alone and must not close over what is differentiated. Serves
-    contractions and maps whose Jacobian is strictly triangular in some order, which arrive exactly
-    after as many evaluations as the order is long. Derivatives are implicit, of any order and mode:
-    the gradient solves w = x_bar + (dg/dx)^T w by the same iteration, in memory that does not grow
-    with evaluations.
-
-    References:
-        Bai, Kolter, Koltun, *Deep Equilibrium Models*, 2019, arXiv:1909.01377.
+    A row stays as it is from then on, whatever the others of its batch still do: judged again and
+    again, the slowest of many rows would be one that rounding keeps moving. g acts on each row
+    alone and must not close over what is differentiated. Serves contractions and maps whose
+    Jacobian is strictly triangular in some order, which arrive exactly after as many evaluations as
+    the order is long. Derivatives are implicit, of any order and mode: the gradient solves w =
+    x_bar + (dg/dx)^T w by the same iteration, in memory that does not grow with evaluations. Bai,
+    Kolter, Koltun, *Deep Equilibrium Models* (2019).
     """
     return FixedPoint(*_fixed_point(g, tol, max_evaluations, x, args))
 
@@ -137,20 +129,24 @@ def _fixed_point(g, tol, max_evaluations, x, args):
 
 @_fixed_point.defjvp
 def _fixed_point_jvp(g, tol, max_evaluations, primals, tangents):
-    """x_dot = dg/dx x_dot + dg/dargs args_dot: linear equations that the same iteration solves.
-
-    It solves their transposes too.
-    """
+    """x_dot = dg/dx x_dot + dg/dargs args_dot, linear equations that the same iteration solves, and
+    their transposes."""
     (start, args), (_, args_dot) = primals, tangents
     x, evaluations, change = _fixed_point(g, tol, max_evaluations, start, args)
+    leaves, tree = jax.tree.flatten(args)
+    dots = tree.flatten_up_to(args_dot)
+    keys = {i: hidden(leaf) for i, leaf in enumerate(leaves) if is_key(leaf)}
+    for i, (data, _) in keys.items():
+        leaves[i], dots[i] = data, np.zeros(data.shape, jax.dtypes.float0)
 
     @partial(
         jax.checkpoint, prevent_cse=False
     )  # nothing is kept of g for the way back but its arguments
-    def at(x, args):
-        return g(x, args).astype(x.dtype)
+    def at(x, leaves):
+        leaves = [keys[i][1](leaf) if i in keys else leaf for i, leaf in enumerate(leaves)]
+        return g(x, tree.unflatten(leaves)).astype(x.dtype)
 
-    _, varying = tied((x, args))
+    _, varying = tied((x, leaves))
 
     def in_x(x):
         return at(x, varying)
@@ -172,7 +168,7 @@ def _fixed_point_jvp(g, tol, max_evaluations, primals, tangents):
         pullback = jax.vjp(in_x, x)[1]
         return iterated(lambda w: pullback(w)[0], b)
 
-    b = jax.jvp(lambda args: at(x, tied((x, args))[1]), (args,), (args_dot,))[1]
+    b = jax.jvp(lambda leaves: at(x, tied((x, leaves))[1]), (leaves,), (dots,))[1]
     x_dot = jax.lax.custom_linear_solve(equations, b, solve, solve_transposed)
     return (x, evaluations, change), (
         x_dot,

@@ -18,10 +18,10 @@ _ALL, _SOME = (
 
 
 def over_unit_vectors(f: Callable, x: Array, terms: Callable) -> tuple[Array, Any]:
-    """f(x), and sums over the D unit vectors e of the event of terms(f(x), e, J e).
+    """f(x), and the sums over the event's D unit vectors e of terms(f(x), e, J e), a pytree of [K,
+    b] for e [K, b, *event].
 
-    terms gives a pytree of [K, b] for e [K, b, *event]. Memory is that of 64 columns J e at most,
-    also where it is differentiated backwards.
+    Memory is that of 64 columns J e at most, also where it is differentiated backwards.
     """
     size = math.prod(x.shape[1:])
     turns = 1 if size <= _ALL else math.ceil(size / _SOME)

@@ -48,8 +48,8 @@ def scan(
         remat: whether activations are computed again in the backward pass; memory then grows by one
             x a layer.
         reversible: whether activations are rebuilt in the backward pass by inverting the layers. An
-            integer k stores every k-th activation besides (depth is a multiple of k), which bounds
-            the rebuild error; see `rebuild_error`. Not together with remat.
+            integer k >= 2 stores every k-th activation besides (depth is a multiple of k), which
+            bounds the rebuild error; see `rebuild_error`. Not together with remat.
         unroll: as in jax.lax.scan.
 
     Returns:
@@ -57,9 +57,9 @@ def scan(
             leaves of 'stacked' lead with depth.
 
     Raises:
-        ValueError: depth is below 1, xs does not lead with depth, reversible=k does not divide
-            depth or stands with remat or a `Transport`, or the layer has no params of a name in
-            shared.
+        ValueError: depth is below 1, xs does not lead with depth, reversible=k is 1, does not
+            divide depth, or stands with remat or a `Transport`, or the layer has no params of a
+            name in shared.
         TypeError: the layer is neither a `Bijector` nor a `Transport`.
 
     Example:
@@ -80,7 +80,14 @@ def scan(
             arXiv:1707.04585.
     """
     check_whole("scan", depth=depth)
-    segment = depth if isinstance(reversible, bool) else reversible
+    kept = not isinstance(reversible, bool | np.bool_)  # an integer k, though 1 == True
+    segment = reversible if kept else depth
+    if kept and reversible == 1:
+        raise ValueError(
+            "scan: reversible=1 would keep every activation, as remat=True does; True keeps none "
+            "of them, and an integer "
+            "k of at least 2 every k-th"
+        )
     if segment < 1 or depth % segment:
         raise ValueError(f"scan: expected reversible=k to divide depth={depth}, got {reversible}")
     if remat and reversible:
