@@ -138,10 +138,7 @@ def block_autoregressive(
         return gated(params["gate"], x, h, log_slope)
 
     def network(params: Params, x: Array, cond) -> tuple[Array, Array, list[Array]]:
-        """(y, log_slope, contexts).
-
-        The contexts [b, d, n] hold all that a number's units hear from earlier ones.
-        """
+        """(y, log_slope, contexts): contexts [b, d, n] are what comes from earlier numbers."""
         c = flatten_cond("block_autoregressive", cond, x.shape[0])
         if ("cond" in params["layers"]["0"]) != (c is not None):
             said = "cond, as at init, got None" if c is None else "no cond, since init had none"

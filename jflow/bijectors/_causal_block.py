@@ -13,7 +13,7 @@ from jflow._core.linen import apply_linen, check_linen, init_linen
 from jflow._core.nouns import compiled, no_params
 from jflow.bijectors import decoding
 from jflow.bijectors._guide import TokenGuide, second_rows
-from jflow.types import Bijector
+from jflow.types import Array, Bijector
 
 __all__ = ["causal_block", "tokens"]
 
@@ -23,7 +23,7 @@ _CACHED = decoding.cached()
 def causal_block(
     net: nn.Module,
     *,
-    order=None,
+    order: Sequence[int] | np.ndarray | Array | None = None,
     max_log_scale: float = 3.0,
     sampler: decoding.Sampler = _CACHED,
     guide: TokenGuide | None = None,

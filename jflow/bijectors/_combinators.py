@@ -24,7 +24,7 @@ _Map = TypeVar("_Map", Bijector, Transport, Bijector | Transport)
 def chain(*layers: Bijector) -> Bijector: ...  # type: ignore[overload-overlap]  # the other has a Transport among its layers
 @overload
 def chain(*layers: Bijector | Transport) -> Transport: ...
-def chain(*layers):
+def chain(*layers: Bijector | Transport) -> Bijector | Transport:
     """Apply one map after another, the source side first.
 
     `forward` applies layers[0], then layers[1] and so on; `inverse` goes back. The log-dets add up.
@@ -45,10 +45,10 @@ def chain(*layers):
         >>> import jax
         >>> import jax.numpy as jnp
         >>> from jflow import bijectors
-        >>> bijector = bijectors.chain(bijectors.reverse(), bijectors.softplus())
+        >>> bijector = bijectors.chain(bijectors.reverse(), bijectors.tanh())
         >>> params = bijector.init(jax.random.key(0), jnp.ones((1, 2)))
-        >>> bijector.forward(params, jnp.array([[0.0, 100.0]]))[0].round(3).tolist()
-        [[100.0, 0.6930000185966492]]
+        >>> bijector.forward(params, jnp.array([[0.0, 100.0]]))[0].tolist()
+        [[1.0, 0.0]]
     """
     kind = kind_of("chain", layers)
 
@@ -132,7 +132,7 @@ def invert(bijector: _Map) -> _Map:
 def on_part(bijector: _Map, part: slice) -> _Map:
     """Apply a map to x[..., part], a contiguous slice of the last axis; the rest passes.
 
-    The bijector must keep the shape of its part. Multi-scale flows are made of it:
+    The output of the bijector has the shape of its part. Multi-scale flows are made of it:
     on_part(chain(squeeze(), ..., invert(squeeze())), slice(0, kept)) goes on with the first
     channels and leaves the others as they are. Ours: the arrays have one shape throughout, where
     the paper factors channels out.

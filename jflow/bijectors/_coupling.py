@@ -91,7 +91,7 @@ def coupling(univariate: Elementwise, net: nn.Module, *, split: int, axis: int =
     return _bijector(init, apply)
 
 
-def masked_coupling(univariate: Elementwise, net: nn.Module, mask) -> Bijector:
+def masked_coupling(univariate: Elementwise, net: nn.Module, mask: np.ndarray | Array) -> Bijector:
     """Transform the entries where a mask is false by numbers that a network reads off the others.
 
     Entries where `mask` is true pass; the others go through `univariate` with raw numbers from

@@ -1,6 +1,7 @@
 """Linear bijectors on the last axis, and rearrangements of it."""
 
 import math
+from collections.abc import Sequence
 from functools import partial
 
 import jax
@@ -28,7 +29,10 @@ _FULL = (
 )  # accelerators multiply float32 in fewer bits by default; the inverse would not match
 
 
-def permute(permutation, inverse_permutation=None) -> Bijector:
+def permute(
+    permutation: Sequence[int] | np.ndarray | Array,
+    inverse_permutation: Sequence[int] | np.ndarray | Array | None = None,
+) -> Bijector:
     """Permute the last axis: x[..., i] = z[..., permutation[i]].
 
     The permutation is fixed, not a parameter; it may be a scanned `xs_i`. log_det = 0.

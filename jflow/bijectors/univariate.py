@@ -5,7 +5,7 @@ so that a head that starts at zero starts a flow at the identity. Results are fl
 whatever the types of x and raw; the layers cast back.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 
 import jax
@@ -328,7 +328,7 @@ def circular_shift(bound: float = np.pi) -> Elementwise:
     return Elementwise(1, turn(1), turn(-1))
 
 
-def mixed(a: Elementwise, b: Elementwise, mask) -> Elementwise:
+def mixed(a: Elementwise, b: Elementwise, mask: Sequence[bool] | np.ndarray) -> Elementwise:
     """Apply one scalar map where a mask is true and another elsewhere.
 
     It is for circular maps of angles beside linear ones, in one layer. Each number takes the raw

@@ -4,17 +4,24 @@ The version is chosen by platform, shape and type. `choice` of each module says 
 means, and why; `explain` puts it in a line.
 """
 
+from collections.abc import Sequence
 from types import ModuleType
 
 import jax
 import jax.numpy as jnp
+from jax.typing import DTypeLike
 
 from jflow.kernels import affine, columns, logistic_mixture, masked_conv, rational_quadratic
 
 __all__ = ["affine", "columns", "explain", "logistic_mixture", "masked_conv", "rational_quadratic"]
 
 
-def explain(kernel: ModuleType, shape, dtype=jnp.float32, platform: str | None = None) -> str:
+def explain(
+    kernel: ModuleType,
+    shape: Sequence[int],
+    dtype: DTypeLike = jnp.float32,
+    platform: str | None = None,
+) -> str:
     """Say which implementation of a kernel runs, and why.
 
     Args:

@@ -17,13 +17,14 @@ The Pallas kernels (Triton on GPUs, Mosaic on TPUs) are tested in interpret mode
 they have not been run on a device, so that they have to be asked for.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 from jax.experimental import pallas as pl
+from jax.typing import DTypeLike
 from jaxtyping import Float
 
 from jflow._core.pullback import with_pullback
@@ -165,7 +166,7 @@ def run(
     return _differentiable(column, implementation, reference)(x, raw)
 
 
-def choice(platform: str, shape, dtype) -> tuple[str, str]:
+def choice(platform: str, shape: Sequence[int], dtype: DTypeLike) -> tuple[str, str]:
     """Say which implementation None means on a platform, and why.
 
     Args:

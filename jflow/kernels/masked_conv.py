@@ -24,7 +24,7 @@ reference is about as fast as a loop over pixels (benchmarks/masked_conv.py); fe
 accelerators need.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 
 import jax
@@ -32,6 +32,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import tpu as pltpu
+from jax.typing import DTypeLike
 from jaxtyping import Float
 
 from jflow._core.arrays import float_dtype
@@ -155,7 +156,9 @@ def inverse(
     return jax.lax.custom_linear_solve(unit_conv, u, solve, solve_transposed).astype(y.dtype)
 
 
-def choice(platform: str, shape, dtype, size=(3, 3)) -> tuple[str, str]:
+def choice(
+    platform: str, shape: Sequence[int], dtype: DTypeLike, size: Sequence[int] = (3, 3)
+) -> tuple[str, str]:
     """Say which implementation None means on a platform, and why.
 
     Args:
