@@ -148,6 +148,8 @@ def autoregressive(
     As it stands it is the layer of the inverse autoregressive flow, which samples in one pass;
     `invert` of it is that of the masked autoregressive flow, which has its density in one pass.
 
+    Also known as: IAF layer, MAF layer, masked autoregressive layer.
+
     Args:
         univariate: the scalar map, such as `univariate.affine()` or
             `univariate.rational_quadratic()`.

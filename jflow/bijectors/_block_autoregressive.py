@@ -46,6 +46,8 @@ def block_autoregressive(
     Ours: the activation is tanh(u) + leak * u, since with the published tanh the image of f is
     bounded, and what lies outside has no preimage; and weight normalization is left out.
 
+    Also known as: BNAF layer.
+
     Args:
         features: d, the numbers of a vector; x is [b, d].
         hidden: the hidden units of every number.

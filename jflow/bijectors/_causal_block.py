@@ -35,6 +35,8 @@ def causal_block(
     parallel pass; `forward` goes through the tokens as `sampler` says. log_scale = c tanh(raw / c)
     with c = max_log_scale, so that no input overflows; raw = 0 is the identity.
 
+    Also known as: TarFlow block, transformer autoregressive flow.
+
     Args:
         net: a transformer like `nets.CausalTransformer(size=2)`, in both its forms.
         order: a permutation [n], the tokens in the order of generation; it may be a scanned `xs_i`.
@@ -140,6 +142,8 @@ def tokens(event_shape: Sequence[int], patch_size: int) -> Bijector:
     """Cut images into patches: images on the data side, tokens on the source side, both row by row.
 
     The map only rearranges numbers, so log_det is 0.
+
+    Also known as: patchify.
 
     Args:
         event_shape: (H, W, C), the shape of an image.

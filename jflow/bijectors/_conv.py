@@ -37,6 +37,8 @@ def masked_conv(
     Nothing bounds the inverse: it is stable where the other taps are small beside the diagonal, and
     grows exponentially along the image where they are not.
 
+    Also known as: FInC convolution, Inverse-Flow, emerging convolution, autoregressive convolution.
+
     Args:
         channels: C.
         size: the side of the window.

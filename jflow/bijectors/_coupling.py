@@ -26,6 +26,8 @@ def coupling(univariate: Elementwise, net: nn.Module, *, split: int, axis: int =
     starts at the identity, makes raw numbers [b, ..., channels of x_b, univariate.size] of the
     features. With split=0 the whole event is transformed, by numbers from cond alone.
 
+    Also known as: coupling layer, affine coupling, RealNVP layer, spline coupling.
+
     Args:
         univariate: the scalar map, such as `univariate.affine()` or
             `univariate.rational_quadratic()`.
@@ -99,6 +101,8 @@ def masked_coupling(univariate: Elementwise, net: nn.Module, mask: np.ndarray | 
     the last. The univariate map is evaluated on every entry: for a split in two halves `coupling`
     evaluates it on half of them. A linear head, zero at initialization, makes the raw numbers of
     the features, so that the layer starts at the identity.
+
+    Also known as: checkerboard coupling, masked RealNVP layer.
 
     Args:
         univariate: the scalar map, such as `univariate.affine()` or

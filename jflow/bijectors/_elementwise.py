@@ -110,6 +110,8 @@ def actnorm(channels: int) -> Bijector:
     batch (a single row, or zeros that only give the shape) keeps scale 1. log_det = positions *
     sum(log_scale).
 
+    Also known as: activation normalization.
+
     Args:
         channels: the size of the last axis.
 
@@ -157,6 +159,8 @@ def standardize(event_shape: tuple[int, ...]) -> Bijector:
     far from 0 by many standard deviations. The batch should have a hundred rows or more. A channel
     that does not vary in it keeps scale 1, and a batch of one row, which says nothing of the
     spread, leaves the identity.
+
+    Also known as: whitening of columns, normalization of data, z-score.
 
     Args:
         event_shape: the shape of one x.

@@ -31,6 +31,8 @@ def squeeze(factor: int = 2) -> Bijector:
     the direction data -> noise, where `squeeze` comes first, and inverted as a whole:
     chain(squeeze(), ..., invert(squeeze())) keeps the shape of the image.
 
+    Also known as: space to depth, pixel unshuffle.
+
     Args:
         factor: f, the side of a block, which divides H and W.
 
@@ -72,6 +74,8 @@ def haar() -> Bijector:
         (p + q + r + s)/2, (p - q + r - s)/2, (p + q - r - s)/2, (p - q - r + s)/2,
 
     each for all C: the average first, so that `on_part` can go on with it. log_det = 0.
+
+    Also known as: wavelet downsampling.
 
     Returns:
         Bijector: the map, without params.

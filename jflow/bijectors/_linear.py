@@ -295,6 +295,8 @@ def lu(features: int) -> Bijector:
     directions are one matrix product. A permutation, which a general PLU form also has, is a layer
     of its own: `permute`. On images see `invertible_conv_1x1`.
 
+    Also known as: LU linear layer, invertible linear layer.
+
     Args:
         features: d, the size of the last axis.
 
@@ -348,6 +350,8 @@ def invertible_conv_1x1(channels: int) -> Bijector:
     singular. Ours: it starts at the identity, where the paper starts at a random rotation; a
     permutation of the channels, which the PLU form of the paper also has, is a layer of its own
     (`permute`); and there is a shift. `linear` and `qr` are the free and the QR form.
+
+    Also known as: 1x1 convolution, conv1x1, invertible convolution, Glow convolution.
 
     Args:
         channels: C.

@@ -44,6 +44,8 @@ def logistic_mixture(
     Ours: `floor`. In a gap between narrow components logit F is flat to exp(-gap / s); the floor
     keeps the slope that float32 needs for an inverse.
 
+    Also known as: mixture of logistics CDF, Flow++ transformation.
+
     Args:
         components: K, the number of logistics.
         floor: the weight of the identity, in [0, 1); 0 is the map of the paper.
@@ -98,6 +100,8 @@ def deep_sigmoidal(hidden: int = 8, num_layers: int = 2, floor: float = 1e-3) ->
     its slope is at most max a, and its tails are linear. It is the deep sigmoidal flow of the
     paper, in which one number passes from layer to layer. The inverse is a root, found numerically,
     with implicit gradients. Ours: `floor`, as in `logistic_mixture`.
+
+    Also known as: DSF, neural autoregressive flow transformer.
 
     Args:
         hidden: the number of sigmoids in a layer.
@@ -158,6 +162,8 @@ def unconstrained_monotone(
     Ours: the form of v. In the paper exp(v) is a free network; this one is entire and band-limited,
     so that the default number of nodes, 6 * hidden + 16, integrates it to the rounding of float64,
     and log-slope, map and inverse agree.
+
+    Also known as: UMNN.
 
     Args:
         hidden: the number of frequencies.

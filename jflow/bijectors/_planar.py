@@ -186,6 +186,8 @@ def sylvester(
     Ours: the products r_ii s_ii are held above -1 by changing r_ii as `planar` changes u; the
     published code puts tanh on both, a smaller set.
 
+    Also known as: SNF layer.
+
     Args:
         features: d; x is [b, d].
         rank: M, from 1 to features; None is features.

@@ -30,6 +30,8 @@ def residual(
     forward map at the point found, which is NaN in the rows that did not converge. The papers state
     it in the direction data -> noise.
 
+    Also known as: invertible residual block, i-ResNet block, residual flow layer.
+
     Args:
         net: the network g, such as `nets.LipschitzMLP` or `nets.LipschitzConv`: it has `coeff` < 1,
             `weights(x, cond)` and `run(weights, x)`. Its bounds are computed once a pass, not once

@@ -39,6 +39,8 @@ def scan(
     a knot) a rebuilt activation may lie on the other side than that of plain automatic
     differentiation, which forward mode and second derivatives are.
 
+    Also known as: stack of layers, reversible layers.
+
     Args:
         layer: a `Bijector` or `Transport`, or a function `xs_i -> Bijector` for layers that differ
             by constants (masks, permutations).

@@ -22,6 +22,8 @@ def vae(
     that flows.elbo_flow(vae(...), prior) has the evidence lower bound, with reparameterized draws,
     and flows.importance_weighted the tighter one. Both directions need a key.
 
+    Also known as: variational autoencoder, stochastic layer.
+
     Args:
         posterior: the flow q of z; its cond is x, or {'x': x, 'cond': cond} where there is a cond.
             A Gaussian posterior is flows.planar(source_shape, depth=0, embed=encoder);

@@ -48,6 +48,8 @@ def uniform_dequantization(levels: int = 256) -> Transport:
     [0, 1)^D has log2(levels) bits per dimension. For x off the levels it is -inf. `forward` is x =
     floor(levels z), with z clipped to [0, 1). The inverse needs a key.
 
+    Also known as: dequantization, dequantize.
+
     Args:
         levels: L, the number of levels, 2 .. 65536.
 
@@ -210,6 +212,8 @@ def augment(noise: Flow | Distribution, size: int) -> Transport:
     axis; `forward` takes them off. The contribution of the inverse is -log q(e given x), so the
     bound is log p(x, e) - log q(e given x), in nats. The inverse needs a key.
 
+    Also known as: augmentation, inference slicing.
+
     Args:
         noise: a `Flow` or `Distribution` on [*event without its last axis, size]; its cond is x, or
             {'x': x, 'cond': cond} where there is a cond.
@@ -274,6 +278,8 @@ def drop(noise: Flow | Distribution, size: int) -> Transport:
     It is `augment` the other way round. The source z is x without the last `size` numbers e of its
     last axis, which the model says are p(e given z) = noise. The likelihood is exact: the inverse
     draws nothing and contributes log p(e given z), in nats; `forward` needs a key.
+
+    Also known as: slice surjection, generative slicing.
 
     Args:
         noise: a `Flow` or `Distribution` of e [*event without its last axis, size]; its cond is z,

@@ -76,6 +76,8 @@ def neumann(terms: int) -> LogDet:
     It is biased by at most d c^(terms+1) / ((terms+1) (1-c)) for a Lipschitz constant c. Each term
     is one vector-Jacobian product.
 
+    Also known as: Neumann series, power series log-determinant, i-ResNet log-det.
+
     Args:
         terms: the number of terms.
 
@@ -109,6 +111,8 @@ def russian_roulette(exact_terms: int = 2, p: float = 0.5, *, per_row: bool = Fa
     terms weigh 1 / P(reached). These are exact_terms + 1/p terms on average, 4 by default, and one
     vector-Jacobian product each. The variance is finite when |J|^2 < 1 - p: a flow whose layers
     come close to their bound wants a smaller p.
+
+    Also known as: unbiased log-determinant, roulette estimator, residual flow log-det.
 
     Args:
         exact_terms: how many terms are always there.

@@ -38,6 +38,8 @@ __all__ = [
 def shift() -> Elementwise:
     """Add the raw number: y = x + raw, which preserves volume.
 
+    Also known as: additive coupling.
+
     Returns:
         Elementwise: the map, with 1 raw number.
 
@@ -182,6 +184,8 @@ def rational_quadratic(
     The spline is that of [-bound, bound]. See `splines.rational_quadratic` for the formula. Both
     directions have a closed form.
 
+    Also known as: RQS, RQ-NSF spline, neural spline.
+
     Args:
         bins: the number of bins, from 2 to 999.
         bound: half the side of the box.
@@ -240,6 +244,8 @@ def circular_rational_quadratic(bins: int = 8, bound: float = np.pi) -> Elementw
     The ends stay, with one learned slope for both: f(x + 2 bound) = f(x) + 2 bound. Follow it by
     `circular_shift`, or the ends never move; the conditioner should see angles through
     `nets.Periodic`.
+
+    Also known as: circular spline.
 
     Args:
         bins: the number of bins, from 2 to 999.
