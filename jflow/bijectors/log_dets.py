@@ -107,15 +107,17 @@ def neumann(terms: int) -> LogDet:
 def russian_roulette(exact_terms: int = 2, p: float = 0.5, *, per_row: bool = False) -> LogDet:
     """Estimate the log-det without bias, by a series that is cut off at random.
 
-    There are `exact_terms` + 1 terms, and after each further one a stop with probability p; later
-    terms weigh 1 / P(reached). These are exact_terms + 1/p terms on average, 4 by default, and one
-    vector-Jacobian product each. The variance is finite when |J|^2 < 1 - p: a flow whose layers
-    come close to their bound wants a smaller p.
+    The first `exact_terms` + 1 terms are always there; after the last of them, and after each
+    further one, the series stops with probability p, and later terms weigh 1 / P(reached). These
+    are exact_terms + 1/p terms on average, 4 by default, and one vector-Jacobian product each. The
+    variance is finite when |J|^2 < 1 - p: a flow whose layers come close to their bound wants a
+    smaller p.
 
     Also known as: unbiased log-determinant, roulette estimator, residual flow log-det.
 
     Args:
-        exact_terms: how many terms are always there.
+        exact_terms: how many terms there are before those whose number is drawn, which is at least
+            1.
         p: the probability of a stop after each term, in (0, 1).
         per_row: whether each row has a draw of its own, so that the errors of rows are independent
             and the work is that of the longest row. Else the draw is shared by the rows of a batch,
