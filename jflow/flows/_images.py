@@ -29,7 +29,7 @@ def glow(
     hidden: int = 128,
     univariate: Elementwise | None = None,
     net: nn.Module | None = None,
-    mix: Callable[[int], Bijector] = bj.lu,
+    mix: Callable[[int], Bijector] = bj.invertible_conv_1x1,
     embed: nn.Module | None = None,
     remat: bool = False,
     reversible: bool | int = False,
@@ -284,7 +284,9 @@ def _stage(univariate: Elementwise, net: nn.Module, remat: bool, half: int, dept
     Each is behind an actnorm and a 1 x 1 convolution of either half.
     """
     mix = [
-        bj.on_part(bj.lu(half), part) for part in (slice(0, half), slice(half, None)) if half > 1
+        bj.on_part(bj.invertible_conv_1x1(half), part)
+        for part in (slice(0, half), slice(half, None))
+        if half > 1
     ]  # else redundant
     swap = bj.permute(np.roll(np.arange(2 * half), half))
     step = bj.chain(bj.actnorm(2 * half), *mix, bj.coupling(univariate, net, split=half), swap)
