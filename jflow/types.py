@@ -11,7 +11,7 @@ state.step)` is the one exception, at the root of a training step; `jax.random.c
 once more. A seed of numpy's is told apart by purpose (`jflow._core.seeds`).
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple, Protocol
 
 import jax
@@ -22,6 +22,10 @@ PyTree = Any
 Params = Mapping[str, Any]
 Cond = Any  # None, an array [b, ...] or a pytree of them; one row, [1, ...], is for all rows
 Metrics = Mapping[str, Array]
+NumberOrFunction = float | Callable[..., Any]
+"""A number, or a function that gives one where it is needed: of the times t [b] -> [b] for a scale of guidance or the
+noise of a step, of the condition -> [b] for a share of guidance in training, of the number of updates -> a number for the
+decay of an average."""
 
 
 class InitMap(Protocol):

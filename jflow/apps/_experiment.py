@@ -35,7 +35,7 @@ from jflow.train import (
     make_step,
     shard,
 )
-from jflow.types import Loss, Params
+from jflow.types import Loss, NumberOrFunction, Params
 
 
 class Experiment(NamedTuple):
@@ -51,7 +51,7 @@ class Experiment(NamedTuple):
     steps: int
     batch: int = 256
     seed: int = 0
-    ema: float | Callable | None = None
+    ema: NumberOrFunction | None = None
     sample: Callable | None = None  # (params, key, n, **options) -> rows in model units
     evaluate: Callable | None = None  # (params, preprocess_state, key, splits) -> dict of floats
     picture: Callable | None = None  # (rows in data units) -> image

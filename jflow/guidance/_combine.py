@@ -12,20 +12,21 @@ import jax
 import jax.numpy as jnp
 
 from jflow._core.arrays import expand_to, flat_rows, float_dtype, sum_event
+from jflow._core.numbers import number_at
 from jflow.paths import LINEAR, Schedule, velocity_to_data
-from jflow.types import Array, PyTree
+from jflow.types import Array, NumberOrFunction, PyTree
 
 __all__ = ["Combine", "interval", "projected", "rescaled", "scaled", "zero_star"]
 
 Combine = Callable[[PyTree, PyTree, PyTree, Array], PyTree]
-Scale = float | Callable[[Array], Array]
 
 
-def scaled(scale: Scale) -> Combine:
+def scaled(scale: NumberOrFunction) -> Combine:
     """other + scale (v - other): 1 is v, 0 is other. scale: a number, or t [b] -> [b]. What `cfg` does."""
 
     def combine(v, other, x, t):
-        return _towards(other, weights(scale, t), _minus(v, other))
+        w = number_at("scaled", "scale(t)", scale, t, like=t)
+        return _towards(other, w, _minus(v, other))
 
     return combine
 
@@ -71,7 +72,7 @@ def rescaled(combine: Combine, mix: float = 0.7) -> Combine:
     return combined
 
 
-def zero_star(scale: Scale) -> Combine:
+def zero_star(scale: NumberOrFunction) -> Combine:
     """s other + scale (v - s other) with s = <v, other> / |other|^2 in each row: other, scaled to come nearest to v.
 
     The optimized scale of CFG-Zero*; its zeroed first steps are `guidance.zero_init`. scale 1 is v; where other is 0, s
@@ -86,7 +87,11 @@ def zero_star(scale: Scale) -> Combine:
 
 
 def projected(
-    scale: Scale, *, parallel: float = 0.0, limit: float = float("inf"), schedule: Schedule = LINEAR
+    scale: NumberOrFunction,
+    *,
+    parallel: float = 0.0,
+    limit: float = float("inf"),
+    schedule: Schedule = LINEAR,
 ) -> Combine:
     """v + (scale - 1) d', where d' is d = v - other with its part along the predicted data x1 multiplied by `parallel`.
 
@@ -107,13 +112,10 @@ def projected(
             apart = _norm(_minus(x1, data(other)))
             step = _times(limit / jnp.maximum(apart, limit), step)
         step = _towards(step, jnp.full_like(t, parallel - 1), _times(_along(step, x1), x1))
-        return _towards(v, weights(scale, t) - 1, step)
+        w = number_at("projected", "scale(t)", scale, t, like=t)
+        return _towards(v, w - 1, step)
 
     return combine
-
-
-def weights(scale, t):
-    return scale(t) if callable(scale) else jnp.full_like(t, scale)
 
 
 def _minus(a, b):

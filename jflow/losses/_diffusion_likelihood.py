@@ -9,7 +9,7 @@ import jax.numpy as jnp
 
 from jflow import times
 from jflow._core.arrays import expand_to, float_dtype, sum_event
-from jflow._core.batch import mean_of_rows, read
+from jflow._core.batch import mean_of_rows, read_batch
 from jflow._core.checks import check_whole, need_key
 from jflow._core.jacobian import columns_of, dot, over_unit_vectors
 from jflow.losses._importance import Importance, draw_times, learn_importance, likelihood_importance
@@ -66,7 +66,7 @@ def diffusion_likelihood(
 
     def loss(params, key, batch, frozen=None):
         need_key(name, key)
-        x1, cond, weight = read(name, batch, ("x", "cond", "weight"))
+        x1, cond, weight = read_batch(name, batch, ("x", "cond", "weight"))
         point_key, dropout_key, probe_key = jax.random.split(key, 3)
         density = (frozen or {}).get("importance", importance)
         at = _point(x1, schedule, density, time, point_key)
@@ -107,7 +107,7 @@ def learned_times(
         params: Any, frozen: Mapping[str, Any], key: Array, batch: Mapping[str, Any]
     ) -> Mapping[str, Any]:
         need_key("learned_times", key)
-        x1, cond, weight = read("learned_times", batch, ("x", "cond", "weight"))
+        x1, cond, weight = read_batch("learned_times", batch, ("x", "cond", "weight"))
         at = _point(x1, schedule, frozen["importance"], time, key)
         predicted = velocity.apply(params, at.x, at.t, cond)
         _check_shape("learned_times", predicted, at.u)

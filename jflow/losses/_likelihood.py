@@ -1,6 +1,6 @@
 """Maximum likelihood."""
 
-from jflow._core.batch import mean_of_rows, read
+from jflow._core.batch import mean_of_rows, read_batch
 from jflow._core.checks import check_noun, check_rows
 from jflow.types import Distribution, ElboFlow, Flow, Loss
 
@@ -20,7 +20,7 @@ def nll(flow: Flow) -> Loss:
     check_noun("nll", flow, Flow, Distribution)
 
     def loss(params, key, batch, frozen=None):
-        x, cond, weight = read("nll", batch, ("x", "cond", "weight"))
+        x, cond, weight = read_batch("nll", batch, ("x", "cond", "weight"))
         log_prob = check_rows(
             "nll", "log_prob", flow.log_prob(params, x, cond, key=key), x.shape[0]
         )
@@ -39,7 +39,7 @@ def negative_elbo(flow: ElboFlow) -> Loss:
     check_noun("negative_elbo", flow, ElboFlow)
 
     def loss(params, key, batch, frozen=None):
-        x, cond, weight = read("negative_elbo", batch, ("x", "cond", "weight"))
+        x, cond, weight = read_batch("negative_elbo", batch, ("x", "cond", "weight"))
         elbo = check_rows("negative_elbo", "elbo", flow.elbo(params, x, cond, key=key), x.shape[0])
         return mean_of_rows(-elbo, weight), {}
 

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 
 from jflow import times
 from jflow._core.arrays import expand_to, float_dtype
-from jflow._core.batch import mean_of_rows, read
+from jflow._core.batch import mean_of_rows, read_batch
 from jflow._core.checks import need_key
 from jflow.distributions import mixtures
 from jflow.paths import LINEAR, Schedule, affine
@@ -43,7 +43,7 @@ def mixture_matching(
 
     def loss(params, key, batch, frozen=None):
         need_key("mixture_matching", key)
-        x1, cond, weight = read("mixture_matching", batch, ("x", "cond", "weight"))
+        x1, cond, weight = read_batch("mixture_matching", batch, ("x", "cond", "weight"))
         time_key, noise_key, chain_key, dropout_key = jax.random.split(key, 4)
         n, dtype = x1.shape[0], x1.dtype
         x1 = x1.astype(float_dtype(x1))

@@ -3,7 +3,7 @@
 import diffrax
 
 from jflow import solvers
-from jflow._core.batch import mean_of_rows, read
+from jflow._core.batch import mean_of_rows, read_batch
 from jflow._core.checks import check_params
 from jflow._core.keys import split_key
 from jflow._core.nouns import base_log_prob
@@ -43,7 +43,7 @@ def regularized_nll(
     options = {"divergence": divergence, "method": method, "t1": t1}
 
     def loss(params, key, batch, frozen=None):
-        x, cond, weight = read(name, batch, ("x", "cond", "weight"))
+        x, cond, weight = read_batch(name, batch, ("x", "cond", "weight"))
         check_params(name, params, "velocity", "base")
         probe_key, base_key = split_key(key, 2)
         of_base = lambda z: base_log_prob(name, base, params, z, cond, base_key)  # noqa: E731

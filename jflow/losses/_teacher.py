@@ -20,10 +20,6 @@ def warmed(
     return most if warmup == 0 else jnp.minimum(frozen_entry(name, frozen, "step") / warmup, most)
 
 
-def unchanged(tangent: Array) -> Array:
-    return tangent
-
-
 def line_velocity(
     name: str,
     teacher: Velocity | None,

@@ -27,34 +27,14 @@ from jflow._core.batch import mean_of_rows
 from jflow._core.checks import check_same_shape, check_whole, frozen_entry, with_checked_output
 from jflow._core.keys import same_draws
 from jflow.losses._pairs import draw_pairs
+from jflow.losses._residual import normalized_tangent
 from jflow.losses._teacher import warmed
 from jflow.solvers import JVP
 from jflow.types import Array, Loss, Time, Velocity
 
-__all__ = ["clipped_tangent", "normalized_tangent", "trigflow_consistency"]
+__all__ = ["trigflow_consistency"]
 
 _TIMES = times.logit_normal(1.0, 1.4)
-
-
-def normalized_tangent(c: float = 0.1) -> Callable[[Array], Array]:
-    """g / (|g| + c) row by row, |g| the root of the mean square over the event: ValueError unless c > 0.
-
-    sCM writes the 2-norm, sqrt(d) times larger for an event of d numbers; with the root mean square, as in SANA-Sprint, c
-    means the same at every size, and the tangent has size one in every number."""
-    if not 0 < c < math.inf:
-        raise ValueError(f"normalized_tangent: expected a finite c > 0, got {c}")
-
-    def normalize(g):
-        return g / (expand_to(jnp.sqrt(mean_event(jnp.square(g))), g) + c)
-
-    return normalize
-
-
-def clipped_tangent(bound: float = 1.0) -> Callable[[Array], Array]:
-    """g clipped to [-bound, bound], number by number, sCM's other form. ValueError unless bound > 0; inf leaves g alone."""
-    if not bound > 0:
-        raise ValueError(f"clipped_tangent: expected bound > 0, got {bound}")
-    return lambda g: jnp.clip(g, -bound, bound)
 
 
 def trigflow_consistency(

@@ -20,7 +20,7 @@ import jax
 import jax.numpy as jnp
 
 from jflow._core.arrays import halves, joined, mean_event
-from jflow._core.batch import mean_of_rows, read
+from jflow._core.batch import mean_of_rows, read_batch
 from jflow._core.checks import encode_noise, need_key, take_parts
 from jflow.types import Field, Loss, Velocity
 
@@ -70,7 +70,7 @@ def variational_noise(loss: Loss, encoder: Field, *, kl: float) -> Loss:
 
     def coupled(params, key, batch, frozen=None):
         need_key(name, key)
-        x1, cond, weight = read(name, batch, ("x", "cond", "weight"))
+        x1, cond, weight = read_batch(name, batch, ("x", "cond", "weight"))
         model, encoding = take_parts(name, params, "model", "encoder")
         if frozen is not None and frozen.get("ema") is not None:
             frozen = {**frozen, "ema": frozen["ema"]["model"]}
