@@ -1,4 +1,4 @@
-"""A number, or a function that gives one for each row: the one check and the one evaluation of it."""
+"""A number, or a function that gives one for each row: how it is checked and evaluated."""
 
 from collections.abc import Callable
 

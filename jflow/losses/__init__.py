@@ -1,12 +1,13 @@
-"""Losses: (params, key, batch, frozen=None) -> (scalar, metrics); and what happens to a batch before, `chain`.
+"""Losses (params, key, batch, frozen=None) -> (scalar, metrics), and batch transforms.
 
-A loss reads 'x', and takes 'x0' where it regresses on pairs; without it such a loss draws the source, standard
-normal. Other pairs, dropped conditions and noise are batch transforms in front of it, the same for all: see
-`chain`.
+A loss reads 'x', and takes 'x0' where it regresses on pairs; without it such a loss draws the
+source, standard normal. Other pairs, dropped conditions and noise are batch transforms in front of
+it, the same for all; see `chain`.
 
-A loss of your own is a function of the same form. What it is made of is public: `draw_pairs` or `read_batch`
-reads the batch, `frozen_entry` gives the params of a teacher, `flow_map_residual` is the identity behind MeanFlow
-and its relatives, and `mean_event` and `mean_of_rows` make one number of errors [b, *event].
+A loss of your own is a function of the same form. What it is made of is public: `draw_pairs` or
+`read_batch` reads the batch, `frozen_entry` gives the params of a teacher, `flow_map_residual` is
+the identity behind MeanFlow and its relatives, and `mean_event` and `mean_of_rows` make one number
+of errors [b, *event].
 """
 
 from jflow._core.arrays import mean_event

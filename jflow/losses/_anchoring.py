@@ -1,15 +1,16 @@
-"""Flow-anchored consistency (FACM): a shortcut to data and, in the same network, the velocity itself.
+"""Flow-anchored consistency (FACM): a shortcut to data and, in the same network, the velocity.
 
-The network must know which of the two it is asked for. A flow map u(x, t, r) sees it in r: u(x, t, 1) is the
-average velocity to data, u(x, t, t) the velocity. A plain velocity network sees it in a time beyond data:
-F(x, t) and F(x, 2 - t) (`expanded_time` reads it as a flow map).
+The network must know which of the two it is asked for. A flow map u(x, t, r) sees it in r: u(x, t,
+1) is the average velocity to data, u(x, t, t) the velocity. A plain velocity network sees it in a
+time beyond data: F(x, t) and F(x, 2 - t) (`expanded_time` reads it as a flow map).
 
-    model = jflow.flow_map(net)                                       # or solvers.expanded_time(jflow.velocity(net))
-    loss = losses.anchored_consistency(model, teacher=teacher)        # None: from scratch
-    ... make_step, fit; params of a flow map from train.warm_start(model.init(...), teacher_params) ...
-    x1, info = solvers.sample_flow_map(model, params, x0)             # steps=2, renoise=1.0, key=key for two
+    model = jflow.flow_map(net)                 # or solvers.expanded_time(jflow.velocity(net))
+    loss = losses.anchored_consistency(model, teacher=teacher)    # None: from scratch
+    # params of a flow map: train.warm_start(model.init(...), teacher_params)
+    ... make_step, fit ...
+    x1, info = solvers.sample_flow_map(model, params, x0)  # steps=2, renoise=1.0, key=key
     flow = solvers.instantaneous_velocity(model)
-    x1, info = solvers.sample(flow, params, x0)                       # the flow itself, in many steps
+    x1, info = solvers.sample(flow, params, x0)            # the flow itself, in many steps
 """
 
 import math
@@ -46,10 +47,10 @@ def squared_and_cosine_error(
 ) -> Float[Array, " b"]:
     """The squared error plus one minus the cosine between v and its target: the anchor of FACM.
 
-    The squared error is a mean over the event; the cosine is along the last axis, and its mean over the other
-    axes is taken. The cosine has 0.1^2 added to the means of v target, v^2 and target^2. This leaves its
-    minimum where it is and its gradient moderate at v = 0: networks start there, and a huge first gradient
-    stays in Adam's average of squares for thousands of updates.
+    The squared error is a mean over the event; the cosine is along the last axis, and its mean over
+    the other axes is taken. The cosine has 0.1^2 added to the means of v target, v^2 and target^2.
+    This leaves its minimum where it is and its gradient moderate at v = 0: networks start there,
+    and a huge first gradient stays in Adam's average of squares for thousands of updates.
 
     Args:
         v: The predicted velocity.
@@ -68,8 +69,8 @@ def squared_and_cosine_error(
         [0.0, 51.998]
 
     References:
-        Peng, Zhu, Liu, Wu, Li, Sun, Wu, *Flow-Anchored Consistency Models*, 2025, arXiv:?. The added 0.1^2 is
-            ours.
+        Peng, Zhu, Liu, Wu, Li, Sun, Wu, *Flow-Anchored Consistency Models*, 2025, arXiv:?. The
+            added 0.1^2 is ours.
     """
     if v.ndim == 1:
         v, target = v[:, None], target[:, None]
@@ -93,45 +94,48 @@ def anchored_consistency(
     c: float = 1e-3,
     jvp: JVP = jax.jvp,
 ) -> Loss:
-    """Flow-anchored consistency: the average velocity to data, anchored by the velocity in the same network.
+    """Flow-anchored consistency: the average velocity to data, anchored by the velocity.
 
-    The loss is the sum, mean over rows, of two errors at x_t = (1 - t) x0 + t x1 with velocity v there:
+    The loss is the sum, mean over rows, of two errors at x_t = (1 - t) x0 + t x1 with velocity v
+    there:
 
         shortcut   cos(pi t / 2) e / sg(e + c)^power,    e the mean over the event of
-                   |u - sg(u - (1 - t^relax) clip(g))|^2,    u = u(x_t, t, 1),    g = u - (v + (1 - t) du/dt),
+                   |u - sg(u - (1 - t^relax) clip(g))|^2,    u = u(x_t, t, 1),
+                   g = u - (v + (1 - t) du/dt),
                    clip to [-clip, clip], number by number;
         anchor     anchor(u(x_t, t, t), v, x_t, t).
 
-    du/dt is along the trajectory, (v, 1, 0) in (x, t, r); g = 0 is the identity of the average velocity to
-    r = 1. The shortcut is the preset of `flow_map_residual` at r = 1 with the clipped and shortened g for its
-    tangent; the anchor is a regression beside it.
+    du/dt is along the trajectory, (v, 1, 0) in (x, t, r); g = 0 is the identity of the average
+    velocity to r = 1. The shortcut is the preset of `flow_map_residual` at r = 1 with the clipped
+    and shortened g for its tangent; the anchor is a regression beside it.
 
     Args:
         flow_map: The average velocity u that is trained, at r = 1 and at r = t.
-        teacher: The teacher, whose params are frozen['teacher'] (`guidance.cfg` of it for a guided one): v is
-            its velocity. None takes v = x1 - x0, from scratch.
-        time: The law of t. By default (2 / pi) arctan(exp(n)) is 1 - t, n normal of mean -0.8 and deviation
-            1.6, as in the published distillation.
-        anchor: The error of the velocity, (v, target, x_t, t) -> [b], a mean over the event as e is.
-            `losses.mean_squared_error` has its minimum at the marginal velocity; the cosine of a
-            conditional target does not.
+        teacher: The teacher, whose params are frozen['teacher'] (`guidance.cfg` of it for a guided
+            one): v is its velocity. None takes v = x1 - x0, from scratch.
+        time: The law of t. By default (2 / pi) arctan(exp(n)) is 1 - t, n normal of mean -0.8 and
+            deviation 1.6, as in the published distillation.
+        anchor: The error of the velocity, (v, target, x_t, t) -> [b], a mean over the event as e
+            is. `losses.mean_squared_error` has its minimum at the marginal velocity; the cosine of
+            a conditional target does not.
         relax: The exponent of 1 - t^relax, above 0; 0.5 as published.
         clip: The bound of each number of g, above 0; 1 as published.
         power: The exponent of `adaptive_weight`, not negative; 0.5 as published. With power = 0 and
-            clip = inf the squared error is left, whose mean gradient from scratch vanishes at the exact u.
-            Clipping and the weight by a row's own error move that point.
+            clip = inf the squared error is left, whose mean gradient from scratch vanishes at the
+            exact u. Clipping and the weight by a row's own error move that point.
         c: The constant of `adaptive_weight`, above 0.
-        jvp: `jax.jvp`, or `solvers.finite_difference(h)` for a network that has an operation without a
-            forward-mode derivative.
+        jvp: `jax.jvp`, or `solvers.finite_difference(h)` for a network that has an operation
+            without a forward-mode derivative.
 
     Returns:
         A loss of the batch {'x' [b, *event], optionally 'x0' (standard normal when absent), 'cond',
-        'weight' [b]}. Its metrics are 'residual', the mean over event and rows of g^2, and 'anchor'.
+        'weight' [b]}. Its metrics are 'residual', the mean over event and rows of g^2, and
+        'anchor'.
 
     Raises:
-        ValueError: At construction for relax, clip or c <= 0 or power < 0; at trace time for a teacher
-            without frozen['teacher'], a velocity or an anchor of another shape, a batch without 'x' or with
-            unknown keys, and a key that is None.
+        ValueError: At construction for relax, clip or c <= 0 or power < 0; at trace time for a
+            teacher without frozen['teacher'], a velocity or an anchor of another shape, a batch
+            without 'x' or with unknown keys, and a key that is None.
 
     Example:
         >>> import jax
@@ -145,8 +149,8 @@ def anchored_consistency(
         (['anchor', 'residual'], True)
 
     References:
-        Peng, Zhu, Liu, Wu, Li, Sun, Wu, *Flow-Anchored Consistency Models*, 2025, arXiv:?; the weights are
-            those of its public code (its times run as here).
+        Peng, Zhu, Liu, Wu, Li, Sun, Wu, *Flow-Anchored Consistency Models*, 2025, arXiv:?; the
+            weights are those of its public code (its times run as here).
     """
     name = "anchored_consistency"
     check_flow_map(name, flow_map)

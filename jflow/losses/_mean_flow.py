@@ -1,12 +1,12 @@
-"""MeanFlow: the average velocity u(x, t, r), learned from the identity that ties it to the velocity.
+"""MeanFlow: the average velocity, learned from the identity that ties it to the velocity.
 
-x_r = x + (r - t) u(x, t, r) does not move when (x, t) slides along its trajectory; d/dt of it, with r fixed,
-gives
+x_r = x + (r - t) u(x, t, r) does not move when (x, t) slides along its trajectory; d/dt of it, with
+r fixed, gives
 
     u = v + (r - t) du/dt,        du/dt = (d_x u) v + d_t u,
 
-one forward-mode pass beside the network's own. The papers' time runs from data to noise; t, r and v are theirs
-reversed, and so the sign before du/dt is +, where theirs is -.
+one forward-mode pass beside the network's own. The papers' time runs from data to noise; t, r and v
+are theirs reversed, and so the sign before du/dt is +, where theirs is -.
 
     model = jflow.flow_map(nets.ResidualMLP(128))
     step = train.make_step(losses.mean_flow(model), optimizer, ema=0.999)
@@ -64,53 +64,55 @@ def mean_flow(
     null: PyTree = None,
     jvp: JVP = jax.jvp,
 ) -> Loss:
-    """MeanFlow: trains an average velocity, for sampling in one evaluation or a few, from data alone.
+    """MeanFlow: trains an average velocity from data, for sampling in one step or a few.
 
-    At the times of `times`, on the linear path x_t = (1 - t) x0 + t x1 with v = x1 - x0, the loss is the mean
-    over rows of
+    At the times of `times`, on the linear path x_t = (1 - t) x0 + t x1 with v = x1 - x0, the loss
+    is the mean over rows of
 
-        e / sg(e + c)^power,     e the mean over the event of (u(x_t, t, r) - sg(v + (r - t) du/dt))^2,
+        e / sg(e + c)^power,
+        e the mean over the event of (u(x_t, t, r) - sg(v + (r - t) du/dt))^2,
 
-    with du/dt along (v, 1, 0) in (x, t, r). It is the preset of `flow_map_residual` with `adaptive_weight`.
-    Where r = t it is flow matching. It is not an objective: v's spread stays in e, and at the exact u the loss
-    is neither zero nor lowest. What holds at the exact u is that the mean gradient is zero, for power = 0: the
-    error is linear in v. Other powers weigh a row by its own error, and move that point where the errors of
-    rows differ much, in events of few numbers. For images the paper has power = 1, or 0.75. (Eight Gaussians of
-    radius 2 in the plane, in one run: W2 of four steps 0.35 with power 0, 0.46 with 1; between two sets of
-    samples 0.36.)
+    with du/dt along (v, 1, 0) in (x, t, r). It is the preset of `flow_map_residual` with
+    `adaptive_weight`. Where r = t it is flow matching. It is not an objective: v's spread stays in
+    e, and at the exact u the loss is neither zero nor lowest. What holds at the exact u is that the
+    mean gradient is zero, for power = 0: the error is linear in v. Other powers weigh a row by its
+    own error, and move that point where the errors of rows differ much, in events of few numbers.
+    For images the paper has power = 1, or 0.75. (Eight Gaussians of radius 2 in the plane, in one
+    run: W2 of four steps 0.35 with power 0, 0.46 with 1; between two sets of samples 0.36.)
 
     Args:
         flow_map: The average velocity u that is trained.
-        times: The law of the pairs of times, (key, n) -> (t, r), t <= r. Rows with r = t keep the velocity
-            itself learned; the paper's share of them is 0.75.
-        teacher: The marginal velocity to use for v, with params frozen['teacher']: distillation, and no
-            spread in e. None takes x1 - x0.
+        times: The law of the pairs of times, (key, n) -> (t, r), t <= r. Rows with r = t keep the
+            velocity itself learned; the paper's share of them is 0.75.
+        teacher: The marginal velocity to use for v, with params frozen['teacher']: distillation,
+            and no spread in e. None takes x1 - x0.
         power: The paper's p, not negative.
-        c: The paper's c, above 0. It is for the mean over the event, where the published code has the sum,
-            whose c is ours times the size of the event.
-        omega: Guidance inside the target, above 0. For interval[0] <= t <= interval[1]
-            `v <- omega v + kappa u(x_t, t, t, cond) + (1 - omega - kappa) u(x_t, t, t, null)`, in the target
-            and in the direction of du/dt: what is learned is the field guided by the scale
-            omega / (1 - kappa), in one evaluation. 1 with kappa = 0 is no guidance.
-        kappa: The share of the network's own prediction, a number in [0, 1) or a function of cond -> [b].
-            With the scale w of each row as a part of cond, omega = 1 and
+        c: The paper's c, above 0. It is for the mean over the event, where the published code has
+            the sum, whose c is ours times the size of the event.
+        omega: Guidance inside the target, above 0. For interval[0] <= t <= interval[1] `v <- omega
+            v + kappa u(x_t, t, t, cond) + (1 - omega - kappa) u(x_t, t, t, null)`, in the target
+            and in the direction of du/dt: what is learned is the field guided by the scale omega /
+            (1 - kappa), in one evaluation. 1 with kappa = 0 is no guidance.
+        kappa: The share of the network's own prediction, a number in [0, 1) or a function of cond
+            -> [b]. With the scale w of each row as a part of cond, omega = 1 and
             `kappa = lambda cond: 1 - 1 / cond['w']` train one model for every w.
         interval: The times (low, high) in [0, 1] between which v is guided.
-        null: The row of cond, without the batch axis, that stands for no condition; guidance needs it.
-            `losses.drop_cond` with the same null comes before the loss: the rows that it dropped have the
-            plain v.
-        jvp: `jax.jvp`, or `solvers.finite_difference(h)` for a network that has an operation without a
-            forward-mode derivative.
+        null: The row of cond, without the batch axis, that stands for no condition; guidance needs
+            it. `losses.drop_cond` with the same null comes before the loss: the rows that it
+            dropped have the plain v.
+        jvp: `jax.jvp`, or `solvers.finite_difference(h)` for a network that has an operation
+            without a forward-mode derivative.
 
     Returns:
         A loss of the batch {'x' [b, *event], optionally 'x0' (standard normal when absent), 'cond',
         'weight' [b], 'dropped' [b]}. Its metrics are {'residual'}, the mean of e over rows.
 
     Raises:
-        ValueError: At construction for times out of order, for power, c, omega or kappa outside their ranges,
-            for an interval that is not in [0, 1], and for guidance without null; at trace time for guidance
-            without 'cond', a teacher without frozen['teacher'], a map or a kappa of another shape, a batch
-            without 'x' or with unknown keys, and a key that is None.
+        ValueError: At construction for times out of order, for power, c, omega or kappa outside
+            their ranges, for an interval that is not in [0, 1], and for guidance without null; at
+            trace time for guidance without 'cond', a teacher without frozen['teacher'], a map or a
+            kappa of another shape, a batch without 'x' or with unknown keys, and a key that is
+            None.
 
     Example:
         >>> import jax
@@ -124,10 +126,11 @@ def mean_flow(
         True
 
     References:
-        Geng, Deng, Bai, Kolter, He, *Mean Flows for One-step Generative Modeling*, 2025, arXiv:?. A kappa that
-            is a function is ours.
-        On rectified pairs (`data.truncate_pairs`): Zhang et al., *Flow Straighter and Faster: Efficient
-            One-Step Generative Modeling via MeanFlow on Rectified Trajectories*, 2025, arXiv:?.
+        Geng, Deng, Bai, Kolter, He, *Mean Flows for One-step Generative Modeling*, 2025, arXiv:?. A
+            kappa that is a function is ours.
+        On rectified pairs (`data.truncate_pairs`): Zhang et al., *Flow Straighter and Faster:
+            Efficient One-Step Generative Modeling via MeanFlow on Rectified Trajectories*, 2025,
+            arXiv:?.
     """
     name = "mean_flow"
     check_flow_map(name, flow_map)
@@ -160,47 +163,52 @@ def improved_mean_flow(
     null: PyTree = None,
     jvp: JVP = jax.jvp,
 ) -> Loss:
-    """Improved MeanFlow: `mean_flow` as a regression of v, along the velocity that the network predicts.
+    """Improved MeanFlow: `mean_flow` along the velocity that the network predicts.
 
-    The direction of du/dt is the predicted velocity v_p, not x1 - x0, so that what is compared with v depends on
-    (x_t, t, r) alone, and the spread of v is no longer multiplied by d_x u:
+    The direction of du/dt is the predicted velocity v_p, not x1 - x0, so that what is compared with
+    v depends on (x_t, t, r) alone, and the spread of v is no longer multiplied by d_x u:
 
         error = u(x_t, t, r) - (r - t) sg(du/dt) - sg(v),     du/dt along (v_p, 1, 0).
 
-    It is the preset of `flow_map_residual` with v_p for the direction; the loss of a row is that of `mean_flow`.
+    It is the preset of `flow_map_residual` with v_p for the direction; the loss of a row is that of
+    `mean_flow`.
 
     Args:
         flow_map: The average velocity u that is trained.
-        head: v_p as a second output of the network, a `Velocity` that takes the same params as flow_map (unused
-            when sampling). It is trained by its own mean squared error from v, weighed like the other and
-            added. None takes v_p = u(x_t, t, t), which the rows with r = t train; then those must not be rare.
+        head: v_p as a second output of the network, a `Velocity` that takes the same params as
+            flow_map (unused when sampling). It is trained by its own mean squared error from v,
+            weighed like the other and added. None takes v_p = u(x_t, t, t), which the rows with r =
+            t train; then those must not be rare.
         times: The law of the pairs of times, (key, n) -> (t, r), t <= r.
-        teacher: The marginal velocity to use for v, with params frozen['teacher']. None takes x1 - x0.
+        teacher: The marginal velocity to use for v, with params frozen['teacher']. None takes x1 -
+            x0.
         power: The exponent of `adaptive_weight`, not negative.
         c: The constant of `adaptive_weight`, above 0, for a mean over the event.
-        omega: Guidance inside the target, as in `mean_flow` with v_p for the two predictions; the paper's
-            guidance is omega = 1, kappa = 1 - 1 / w.
-        kappa: The share of the network's own prediction, a number in [0, 1) or a function of cond -> [b].
+        omega: Guidance inside the target, as in `mean_flow` with v_p for the two predictions; the
+            paper's guidance is omega = 1, kappa = 1 - 1 / w.
+        kappa: The share of the network's own prediction, a number in [0, 1) or a function of cond
+            -> [b].
         interval: The times (low, high) in [0, 1] between which v is guided.
-        null: The row of cond, without the batch axis, that stands for no condition. A dropped row has the whole
-            null in its place, a w in it included.
-        jvp: `jax.jvp`, or `solvers.finite_difference(h)` for a network that has an operation without a
-            forward-mode derivative.
+        null: The row of cond, without the batch axis, that stands for no condition. A dropped row
+            has the whole null in its place, a w in it included.
+        jvp: `jax.jvp`, or `solvers.finite_difference(h)` for a network that has an operation
+            without a forward-mode derivative.
 
     Returns:
         A loss of the batch {'x' [b, *event], optionally 'x0' (standard normal when absent), 'cond',
-        'weight' [b], 'dropped' [b]}. Its metrics are 'residual', the mean of error^2, and with a head 'head', its
-        mean squared error.
+        'weight' [b], 'dropped' [b]}. Its metrics are 'residual', the mean of error^2, and with a
+        head 'head', its mean squared error.
 
     Raises:
-        ValueError: At construction for times out of order, for power, c, omega or kappa outside their ranges,
-            for an interval that is not in [0, 1], and for guidance without null; at trace time for guidance
-            without 'cond', a teacher without frozen['teacher'], a map or a kappa of another shape, a batch
-            without 'x' or with unknown keys, and a key that is None.
+        ValueError: At construction for times out of order, for power, c, omega or kappa outside
+            their ranges, for an interval that is not in [0, 1], and for guidance without null; at
+            trace time for guidance without 'cond', a teacher without frozen['teacher'], a map or a
+            kappa of another shape, a batch without 'x' or with unknown keys, and a key that is
+            None.
 
     References:
-        Geng, Lu, Wu, Shechtman, Kolter, He, *Improved Mean Flows: On the Challenges of Fastforward Generative
-            Models*, 2025, arXiv:? (its time is 1 - t).
+        Geng, Lu, Wu, Shechtman, Kolter, He, *Improved Mean Flows: On the Challenges of Fastforward
+            Generative Models*, 2025, arXiv:? (its time is 1 - t).
     """
     name = "improved_mean_flow"
     check_flow_map(name, flow_map)

@@ -1,4 +1,4 @@
-"""What the regressions on a path share: a batch is read, its source drawn where it has none, and times drawn."""
+"""What the regressions on a path share: a batch is read, and its source and times are drawn."""
 
 from collections.abc import Mapping
 from typing import NamedTuple
@@ -38,15 +38,19 @@ class Pairs(NamedTuple):
 
 
 def draw_pairs(name: str, key: Key, batch: Mapping[str, PyTree], time: Time | TimePair) -> Pairs:
-    """Reads a batch of data as pairs with a source, and draws their times: how a regression on a path begins.
+    """Reads a batch as pairs of source and data, and draws their times.
 
-    The source is the batch's 'x0', else standard normal noise. What rows of weight 0 hold is replaced by a row
-    that counts, so that it enters neither the loss nor its gradient.
+    So a regression on a path begins.
+
+    The source is the batch's 'x0', else standard normal noise. What rows of weight 0 hold is
+    replaced by a row that counts, so that it enters neither the loss nor its gradient.
 
     Args:
         name: The name of the loss, with which messages of errors begin.
-        key: The key of the loss. All of it is consumed; what follows takes the two keys in the result.
-        batch: {'x' [b, *event], optionally 'x0' [b, *event], 'cond', 'weight' [b]}; 'dropped' is accepted.
+        key: The key of the loss. All of it is consumed; what follows takes the two keys in the
+            result.
+        batch: {'x' [b, *event], optionally 'x0' [b, *event], 'cond', 'weight' [b]}; 'dropped' is
+            accepted.
         time: A law of times (key, n) -> t [n], or of pairs of them, (key, n) -> (t, r).
 
     Returns:
@@ -54,14 +58,15 @@ def draw_pairs(name: str, key: Key, batch: Mapping[str, PyTree], time: Time | Ti
 
     Raises:
         TypeError: For a batch that is not a dict, and for a key that is not one.
-        ValueError: For a key that is None, a batch without 'x' or with unknown keys, an 'x' that is not floating, and
-            for shapes that do not fit.
+        ValueError: For a key that is None, a batch without 'x' or with unknown keys, an 'x' that is
+            not floating, and for shapes that do not fit.
 
     Example:
         >>> import jax
         >>> import jax.numpy as jnp
         >>> from jflow import losses, times
-        >>> pairs = losses.draw_pairs("own", jax.random.key(0), {"x": jnp.ones((4, 2))}, times.uniform())
+        >>> batch = {"x": jnp.ones((4, 2))}
+        >>> pairs = losses.draw_pairs("own", jax.random.key(0), batch, times.uniform())
         >>> pairs.x0.shape, pairs.t.shape, pairs.weight is None
         ((4, 2), (4,), True)
     """
@@ -75,5 +80,5 @@ def draw_pairs(name: str, key: Key, batch: Mapping[str, PyTree], time: Time | Ti
 
 
 def dropped_rows(batch: Mapping[str, PyTree], n: int) -> Bool[Array, " n"]:
-    """Which of the n rows have null in place of their cond, as `losses.drop_cond` says; none where it did not run."""
+    """Which of the n rows have null in place of their cond, as `losses.drop_cond` says."""
     return jnp.zeros(n, bool) if batch.get("dropped") is None else jnp.asarray(batch["dropped"])

@@ -25,15 +25,39 @@ def regularized_nll(
     method: Method | int | None = None,
     t1: float = 1.0,
 ) -> Loss:
-    """The mean over rows of -log p(x) + kinetic int |v|^2 dt + jacobian int |dv/dx|_F^2 dt, all of one solve.
+    """Maximum likelihood of a continuous flow whose paths are asked to be straight and short.
 
-    The integrals run along the path that ends in x, sums over the event, in nats beside the negative log-likelihood of
-    `flows.cnf(velocity, base, ...)`, whose params {'velocity', 'base'} and options these are. Under an estimate of the
-    divergence the Frobenius norm is estimated from the same products, at no cost. batch: 'x' [b, *event], optionally
-    'cond' and 'weight' [b]. metrics: 'nll', 'kinetic' and 'jacobian', the integrals without their factors.
-    Errors: ValueError for negative factors, and as in `flows.cnf` and `losses.nll`.
-    Source: Finlay, Jacobsen, Nurbekyan, Oberman, "How to Train Your Neural ODE: the World of Jacobian and Kinetic
-    Regularization", 2020 (both factors 0.01 there; its objective is this one over the size of the event).
+    The loss is the mean over rows of
+
+        -log p(x) + kinetic int |v|^2 dt + jacobian int |dv/dx|_F^2 dt,
+
+    all of one solve. The integrals run along the path that ends in x, sums over the event, in nats
+    beside the negative log-likelihood of `flows.cnf(velocity, base, ...)`, whose params
+    {'velocity', 'base'} and options these are. Under an estimate of the divergence the Frobenius
+    norm is estimated from the same products, at no cost.
+
+    Args:
+        velocity: The velocity of the flow.
+        base: The distribution of the source.
+        kinetic: The factor of the kinetic energy, not negative.
+        jacobian: The factor of the Jacobian's square, not negative.
+        divergence: How the divergence is taken: exact, or an estimate.
+        method: How the ODE is solved, by default adaptively by Tsit5; an int is a number of steps.
+        t1: The time of the data.
+
+    Returns:
+        A loss of the batch {'x' [b, *event], optionally 'cond', 'weight' [b]}. Its metrics are
+        'nll', 'kinetic' and 'jacobian', the integrals without their factors.
+
+    Raises:
+        ValueError: At construction for negative factors and a method or a divergence that does not
+            do; at trace time for params without the two parts, a divergence that needs a key and
+            gets none, and a batch without 'x' or with unknown keys.
+
+    References:
+        Finlay, Jacobsen, Nurbekyan, Oberman, *How to Train Your Neural ODE: the World of Jacobian
+            and Kinetic Regularization*, 2020, arXiv:? (both factors 0.01 there; its objective is
+            this one over the size of the event).
     """
     name = "regularized_nll"
     if not (kinetic >= 0 and jacobian >= 0):

@@ -1,11 +1,11 @@
-"""The identity of the average velocity as one residual, and what the losses that share it make of it.
+"""The identity of the average velocity as one residual, and what losses make of it.
 
-A flow map `f(x, t, r) = x + (r - t) u(x, t, r)` is exact where it does not change while its starting
-point moves along the trajectory: `u = v + (r - t) du/dt`, du/dt with r fixed. `mean_flow`,
+A flow map `f(x, t, r) = x + (r - t) u(x, t, r)` is exact where it does not change while its
+starting point moves along the trajectory: `u = v + (r - t) du/dt`, du/dt with r fixed. `mean_flow`,
 `improved_mean_flow`, `eulerian_map_distillation`, `velocity_matching` and the shortcut of
 `anchored_consistency` regress u on the right side, without a gradient through it. They differ in v,
-in the velocity along which du/dt is taken, in what they do to du/dt and to the residual, in the times
-and in the weights of the rows.
+in the velocity along which du/dt is taken, in what they do to du/dt and to the residual, in the
+times and in the weights of the rows.
 """
 
 import math
@@ -44,7 +44,7 @@ def flow_map_residual(
     key: Key | None = None,
     jvp: JVP = jax.jvp,
 ) -> tuple[Float[Array, "b *event"], Float[Array, "b *event"]]:
-    """The error of an average velocity in `u = v + (r - t) du/dt`, with the gradient that trains it.
+    """The error of a flow map in `u = v + (r - t) du/dt`, with the gradient that trains it.
 
     The residual of the identity at u = u(x, t, r), with du/dt = (d_x u) v + d_t u and r fixed, is
 
@@ -55,13 +55,13 @@ def flow_map_residual(
 
         g = tangent(u - sg(v + (r - t) derivative(du/dt))),     d g = d u,
 
-    with no gradient through the right side (sg stops it), and the gradient of u whatever the function
-    `tangent` is: a loss of the mean of g^2 moves u by -tangent(...). The cost is one forward-mode pass
-    beside the evaluation of the network. Presets, all at x_t = (1 - t) x0 + t x1:
+    with no gradient through the right side (sg stops it), and the gradient of u whatever the
+    function `tangent` is: a loss of the mean of g^2 moves u by -tangent(...). The cost is one
+    forward-mode pass beside the evaluation of the network. Presets, all at x_t = (1 - t) x0 + t x1:
 
         mean_flow                    v = x1 - x0, or the teacher's; g^2 times `adaptive_weight`
         improved_mean_flow           direction = the velocity that the network itself predicts
-        eulerian_map_distillation    v the teacher's; derivative = w du/dt; tangent = normalized_tangent()
+        eulerian_map_distillation    derivative = w du/dt; tangent = normalized_tangent()
         velocity_matching            r = 1; derivative = normalized_tangent() where it is wanted
         anchored_consistency         r = 1; tangent = (1 - t^relax) clip(.); weights; and an anchor
 
@@ -75,22 +75,24 @@ def flow_map_residual(
         v: The velocity at (x, t), [b, *event]: a teacher's, or x1 - x0 of a pair, whose mean it is.
         cond: The condition of each row, None or a pytree of [b, ...].
         direction: The velocity [b, *event] along which du/dt is taken; None takes v.
-        derivative: What is made of du/dt [b, *event] before it enters g, such as `lambda d: 0.9 * d` or
-            `normalized_tangent()`. The residual that is returned has du/dt itself.
-        tangent: What is made of g [b, *event], such as `normalized_tangent()` or `clipped_tangent()`.
-            Where v is x1 - x0 of a pair, only a linear function keeps the exact map a stationary
-            point, for only then the noise in v averages out.
+        derivative: What is made of du/dt [b, *event] before it enters g, such as
+            `lambda d: 0.9 * d` or `normalized_tangent()`. The residual that is returned has du/dt
+            itself.
+        tangent: What is made of g [b, *event], such as `normalized_tangent()` or
+            `clipped_tangent()`. Where v is x1 - x0 of a pair, only a linear function keeps the
+            exact map a stationary point, for only then the noise in v averages out.
         key: The key of the network's dropout; None evaluates it deterministically.
-        jvp: `jax.jvp`, or `solvers.finite_difference(h)` for a network that has an operation without a
-            forward-mode derivative.
+        jvp: `jax.jvp`, or `solvers.finite_difference(h)` for a network that has an operation
+            without a forward-mode derivative.
 
     Returns:
-        The pair (g, residual), [b, *event] in float32 or better: g is to be squared, averaged over the
-        event and weighed; the residual has no gradient, and its mean square says how exact the map is.
+        The pair (g, residual), [b, *event] in float32 or better: g is to be squared, averaged over
+        the event and weighed; the residual has no gradient, and its mean square says how exact the
+        map is.
 
     Raises:
-        ValueError: At trace time for an output of the map that is not shaped like x, and for a derivative
-            or a tangent of another shape.
+        ValueError: At trace time for an output of the map that is not shaped like x, and for a
+            derivative or a tangent of another shape.
 
     Example:
         The exact average velocity of v = x, a flow that grows like exp(t), has no residual.
@@ -108,9 +110,10 @@ def flow_map_residual(
 
     References:
         Geng, Deng, Bai, Kolter, He, *Mean Flows for One-step Generative Modeling*, 2025, arXiv:?.
-        Sabour, Fidler, Kreis, *Align Your Flow: Scaling Continuous-Time Flow Map Distillation*, 2025,
-            arXiv:?.
-        That the losses above are one residual is written here in our notation; their times run as ours.
+        Sabour, Fidler, Kreis, *Align Your Flow: Scaling Continuous-Time Flow Map Distillation*,
+            2025, arXiv:?.
+        That the losses above are one residual is written here in our notation; their times run as
+            ours.
     """
     along = v if direction is None else direction
     u, slope = total_derivative(flow_map, params, x, t, r, along, cond, key=key, jvp=jvp)
@@ -131,15 +134,16 @@ def residual_of(name, u, slope, v, gap, derivative, tangent) -> tuple[Array, Arr
 def adaptive_weight(error: Float[Array, " b"], power: float, c: float = 1e-3) -> Float[Array, " b"]:
     """The weight of a row by its own error, `(error + c)^-power` without a gradient.
 
-    A loss of `adaptive_weight(e, power, c) * e` has the gradient of a power of the error: power = 0 is e
-    itself, 0.5 like its root, 1 like its logarithm. It bounds what a single row contributes, and moves
-    the minimum where the errors of rows differ much.
+    A loss of `adaptive_weight(e, power, c) * e` has the gradient of a power of the error: power = 0
+    is e itself, 0.5 like its root, 1 like its logarithm. It bounds what a single row contributes,
+    and moves the minimum where the errors of rows differ much.
 
     Args:
         error: The error of each row [b], not negative, such as a mean of squares over the event.
         power: The exponent p, not negative.
-        c: What is added to the error, above 0, in the units of the error: for a mean over the event.
-            Published code has sums over the event, whose c is ours times the size of the event.
+        c: What is added to the error, above 0, in the units of the error: for a mean over the
+            event. Published code has sums over the event, whose c is ours times the size of the
+            event.
 
     Returns:
         The weight of each row [b], without a gradient.
@@ -157,11 +161,13 @@ def adaptive_weight(error: Float[Array, " b"], power: float, c: float = 1e-3) ->
 
 
 def normalized_tangent(c: float = 0.1) -> Callable[[Array], Array]:
-    """Divides a tangent by its size, row by row: `g / (|g| + c)`, |g| the root mean square over the event.
+    """A function that divides a tangent by its size, row by row: g / (|g| + c).
 
-    The paper of sCM writes the 2-norm, sqrt(d) times larger for an event of d numbers. With the root mean
-    square, as in SANA-Sprint, c means the same at every size, and the tangent has size one in every
-    number.
+    |g| is the root mean square over the event.
+
+    The paper of sCM writes the 2-norm, sqrt(d) times larger for an event of d numbers. With the
+    root mean square, as in SANA-Sprint, c means the same at every size, and the tangent has size
+    one in every number.
 
     Args:
         c: What is added to the size, above 0.
@@ -179,9 +185,10 @@ def normalized_tangent(c: float = 0.1) -> Callable[[Array], Array]:
         [[0.75, 0.75], [0.0, 0.0]]
 
     References:
-        Lu, Song, *Simplifying, Stabilizing and Scaling Continuous-Time Consistency Models*, 2024, arXiv:?.
-        Chen et al., *SANA-Sprint: One-Step Diffusion with Continuous-Time Consistency Distillation*, 2025,
+        Lu, Song, *Simplifying, Stabilizing and Scaling Continuous-Time Consistency Models*, 2024,
             arXiv:?.
+        Chen et al., *SANA-Sprint: One-Step Diffusion with Continuous-Time Consistency
+            Distillation*, 2025, arXiv:?.
     """
     if not 0 < c < math.inf:
         raise ValueError(f"normalized_tangent: expected a finite c > 0, got {c}")
@@ -193,7 +200,9 @@ def normalized_tangent(c: float = 0.1) -> Callable[[Array], Array]:
 
 
 def clipped_tangent(bound: float = 1.0) -> Callable[[Array], Array]:
-    """Clips a tangent to [-bound, bound], number by number: the other form of sCM.
+    """A function that clips a tangent to [-bound, bound], number by number.
+
+    It is the other form of sCM.
 
     Args:
         bound: The largest absolute value, above 0; infinity leaves the tangent alone.
@@ -211,7 +220,8 @@ def clipped_tangent(bound: float = 1.0) -> Callable[[Array], Array]:
         [[-0.5, 0.25]]
 
     References:
-        Lu, Song, *Simplifying, Stabilizing and Scaling Continuous-Time Consistency Models*, 2024, arXiv:?.
+        Lu, Song, *Simplifying, Stabilizing and Scaling Continuous-Time Consistency Models*, 2024,
+            arXiv:?.
     """
     if not bound > 0:
         raise ValueError(f"clipped_tangent: expected bound > 0, got {bound}")

@@ -1,16 +1,18 @@
 """Marginal-data transport: a student F whose f(x, t) = x + (1 - t) F(x, t) carries x_t to data.
 
-F is the mean velocity from t to 1, so that it contains a velocity, u = F - (1 - t) dF/dt, which is the
-teacher's where F is exact. Two losses compare the two velocities, on noised data (`velocity_matching`) and
-on noised samples of the student (`velocity_distillation`); the method is their sum, `marginal_transport`.
+F is the mean velocity from t to 1, so that it contains a velocity, u = F - (1 - t) dF/dt, which is
+the teacher's where F is exact. Two losses compare the two velocities, on noised data
+(`velocity_matching`) and on noised samples of the student (`velocity_distillation`); the method is
+their sum, `marginal_transport`.
 
-    loss = losses.marginal_transport(velocity, teacher)    # teacher: guidance.cfg(velocity, 3.0, null=10)
+    teacher = guidance.cfg(velocity, 3.0, null=10)
+    loss = losses.marginal_transport(velocity, teacher)
     ... params: the teacher's; frozen={'teacher': teacher_params} ...
     student = solvers.consistency_map(velocity)
-    x1, info = solvers.sample_flow_map(student, params, x0)     # several steps: renoise=1.0, key=key
+    x1, info = solvers.sample_flow_map(student, params, x0)  # steps=4, renoise=1.0, key=key
 
-The paper is Zhou, Yi, Fang, Yang, Xie, Wang, Shen, Tian, *Few-step Flow for 3D Generation via Marginal-Data
-Transport Distillation*, 2025 (its time is 1 - t, its velocity noise - data).
+The paper is Zhou, Yi, Fang, Yang, Xie, Wang, Shen, Tian, *Few-step Flow for 3D Generation via
+Marginal-Data Transport Distillation*, 2025 (its time is 1 - t, its velocity noise - data).
 """
 
 from collections.abc import Callable
@@ -53,26 +55,26 @@ def velocity_matching(
 
     Args:
         velocity: The student F; f(x, t) = x + (1 - t) F(x, t) is its prediction of the data.
-        teacher: The teacher, v = teacher(x_t, t), whose params are frozen['teacher']; None takes x1 - x0
-            of the pair.
+        teacher: The teacher, v = teacher(x_t, t), whose params are frozen['teacher']; None takes x1
+            - x0 of the pair.
         time: The law of t; the paper's is uniform, its code's is `times.logit_normal(-1.0, 1.0)`.
-        tangent: What is made of dF/dt, by default dF/dt itself. `normalized_tangent` is steadier and has
-            another minimum (the paper's code divides by the 2-norm of the event + 0.1); on digits of
-            8 x 8 it was needed, in the plane not.
-        jvp: `jax.jvp`, or `solvers.finite_difference(h)`. The paper takes a one-sided difference with step
-            0.01; `finite_difference(0.01)` is the central one.
+        tangent: What is made of dF/dt, by default dF/dt itself. `normalized_tangent` is steadier
+            and has another minimum (the paper's code divides by the 2-norm of the event + 0.1); on
+            digits of 8 x 8 it was needed, in the plane not.
+        jvp: `jax.jvp`, or `solvers.finite_difference(h)`. The paper takes a one-sided difference
+            with step 0.01; `finite_difference(0.01)` is the central one.
 
     Returns:
         A loss of the batch {'x' [b, *event], optionally 'x0' (standard normal when absent), 'cond',
         'weight' [b]}. Its metrics are {'residual'}, the mean of (F - (1 - t) dF/dt - v)^2.
 
     Raises:
-        ValueError: At trace time for a frozen without 'teacher', a velocity or a tangent of another shape,
-            a batch without 'x' or with unknown keys, and a key that is None.
+        ValueError: At trace time for a frozen without 'teacher', a velocity or a tangent of another
+            shape, a batch without 'x' or with unknown keys, and a key that is None.
 
     References:
-        Zhou, Yi, Fang, Yang, Xie, Wang, Shen, Tian, *Few-step Flow for 3D Generation via Marginal-Data
-            Transport Distillation*, 2025, arXiv:?.
+        Zhou, Yi, Fang, Yang, Xie, Wang, Shen, Tian, *Few-step Flow for 3D Generation via
+            Marginal-Data Transport Distillation*, 2025, arXiv:?.
     """
     name, student = "velocity_matching", consistency_map(velocity)
 
@@ -107,39 +109,41 @@ def velocity_distillation(
     tangent: Callable[[Array], Array] = unchanged,
     jvp: JVP = jax.jvp,
 ) -> Loss:
-    """The samples of a one-step student are moved by the difference of its velocity and the teacher's.
+    """A one-step student's samples are moved by its velocity's difference from the teacher's.
 
-    The student's own sample x1 = x0 + F(x0, 0) is noised to x_t = (1 - t) z + t x1, and the gradient is
-    that of the mean over the event of
+    The student's own sample x1 = x0 + F(x0, 0) is noised to x_t = (1 - t) z + t x1, and the
+    gradient is that of the mean over the event of
 
-        x_t * sg(u - v),     u = F - (1 - t) tangent(dF/dt) at (x_t, t), dF/dt along v = teacher(x_t, t),
+        x_t * sg(u - v),
+        u = F - (1 - t) tangent(dF/dt) at (x_t, t), dF/dt along v = teacher(x_t, t),
 
-    as a square, (x_t - sg(x_t - (u - v)))^2 / 2. It is distribution matching (`distribution_matching`,
-    whose weight would be t: the scores' further factor t / (1 - t) is left out, as in the paper) with the
-    student for its own fake velocity, which it is once `velocity_matching` has been learned. The difference
-    u - v is the `flow_map_residual` of the student at r = 1. The loss is no preset of it, for here the
-    residual is a direction in which samples move, and F(x_t, t) has no gradient.
+    as a square, (x_t - sg(x_t - (u - v)))^2 / 2. It is distribution matching
+    (`distribution_matching`, whose weight would be t: the scores' further factor t / (1 - t) is
+    left out, as in the paper) with the student for its own fake velocity, which it is once
+    `velocity_matching` has been learned. The difference u - v is the `flow_map_residual` of the
+    student at r = 1. The loss is no preset of it, for here the residual is a direction in which
+    samples move, and F(x_t, t) has no gradient.
 
     Args:
         velocity: The student F; f(x, t) = x + (1 - t) F(x, t) is its prediction of the data.
         teacher: The teacher, whose params are frozen['teacher'].
         time: The law of t.
         tangent: What is made of dF/dt, by default dF/dt itself; see `velocity_matching`.
-        jvp: `jax.jvp`, or `solvers.finite_difference(h)` for a network that has an operation without a
-            forward-mode derivative.
+        jvp: `jax.jvp`, or `solvers.finite_difference(h)` for a network that has an operation
+            without a forward-mode derivative.
 
     Returns:
-        A loss of the batch {'x' [b, *event], of which the shape alone is read, optionally 'x0' (standard
-        normal when absent), 'cond', 'weight' [b]}. Its metrics are {'residual'}, the mean of (u - v)^2
-        with dF/dt itself.
+        A loss of the batch {'x' [b, *event], of which the shape alone is read, optionally 'x0'
+        (standard normal when absent), 'cond', 'weight' [b]}. Its metrics are {'residual'}, the mean
+        of (u - v)^2 with dF/dt itself.
 
     Raises:
-        ValueError: At trace time for a frozen without 'teacher', a velocity or a tangent of another shape,
-            a batch without 'x' or with unknown keys, and a key that is None.
+        ValueError: At trace time for a frozen without 'teacher', a velocity or a tangent of another
+            shape, a batch without 'x' or with unknown keys, and a key that is None.
 
     References:
-        Zhou, Yi, Fang, Yang, Xie, Wang, Shen, Tian, *Few-step Flow for 3D Generation via Marginal-Data
-            Transport Distillation*, 2025, arXiv:?.
+        Zhou, Yi, Fang, Yang, Xie, Wang, Shen, Tian, *Few-step Flow for 3D Generation via
+            Marginal-Data Transport Distillation*, 2025, arXiv:?.
     """
     name, student = "velocity_distillation", consistency_map(velocity)
 
@@ -182,29 +186,30 @@ def marginal_transport(
     distillation: float = 1.0,
     jvp: JVP = jax.jvp,
 ) -> Loss:
-    """Marginal-data transport (MDT-dist): `velocity_matching` and `velocity_distillation`, weighed and added.
+    """Marginal-data transport (MDT-dist): `velocity_matching` plus `velocity_distillation`.
 
     Args:
         velocity: The student F; f(x, t) = x + (1 - t) F(x, t) is its prediction of the data.
         teacher: The teacher, whose params are frozen['teacher'].
         time: The law of t in both losses.
         tangent: What is made of dF/dt in both losses; see `velocity_matching`.
-        matching: The weight of `velocity_matching`, not negative; 1 in the paper. With 0 it is not evaluated.
-        distillation: The weight of `velocity_distillation`, not negative; 1 in the paper. With 0 it is not
+        matching: The weight of `velocity_matching`, not negative; 1 in the paper. With 0 it is not
             evaluated.
-        jvp: `jax.jvp`, or `solvers.finite_difference(h)` for a network that has an operation without a
-            forward-mode derivative.
+        distillation: The weight of `velocity_distillation`, not negative; 1 in the paper. With 0 it
+            is not evaluated.
+        jvp: `jax.jvp`, or `solvers.finite_difference(h)` for a network that has an operation
+            without a forward-mode derivative.
 
     Returns:
         A loss of the batch {'x' [b, *event], optionally 'x0' (standard normal when absent), 'cond',
-        'weight' [b]}. Its metrics are 'residual', the sum of those of the two losses, and of each loss
-        that has a weight its value and its residual: 'matching/loss', 'matching/residual',
+        'weight' [b]}. Its metrics are 'residual', the sum of those of the two losses, and of each
+        loss that has a weight its value and its residual: 'matching/loss', 'matching/residual',
         'distillation/loss', 'distillation/residual'.
 
     Raises:
-        ValueError: At construction for weights that are negative, or both 0; at trace time for a frozen
-            without 'teacher', a velocity or a tangent of another shape, a batch without 'x' or with
-            unknown keys, and a key that is None.
+        ValueError: At construction for weights that are negative, or both 0; at trace time for a
+            frozen without 'teacher', a velocity or a tangent of another shape, a batch without 'x'
+            or with unknown keys, and a key that is None.
 
     Example:
         >>> import jax
@@ -218,8 +223,8 @@ def marginal_transport(
         0.0
 
     References:
-        Zhou, Yi, Fang, Yang, Xie, Wang, Shen, Tian, *Few-step Flow for 3D Generation via Marginal-Data
-            Transport Distillation*, 2025, arXiv:?.
+        Zhou, Yi, Fang, Yang, Xie, Wang, Shen, Tian, *Few-step Flow for 3D Generation via
+            Marginal-Data Transport Distillation*, 2025, arXiv:?.
     """
     check_weights("marginal_transport", matching=matching, distillation=distillation)
     if matching == distillation == 0:
