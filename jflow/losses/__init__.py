@@ -8,6 +8,8 @@ A loss of your own is a function of the same form. What it is made of is public:
 `read_batch` reads the batch, `frozen_entry` gives the params of a teacher, `flow_map_residual` is
 the identity behind MeanFlow and its relatives, and `mean_event` and `mean_of_rows` make one number
 of errors [b, *event].
+
+In formulas sg(a) is a without a gradient (jax.lax.stop_gradient).
 """
 
 from jflow._core.arrays import mean_event

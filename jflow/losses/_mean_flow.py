@@ -80,6 +80,13 @@ def mean_flow(
     For images the paper has power = 1, or 0.75. (Eight Gaussians of radius 2 in the plane, in one
     run: W2 of four steps 0.35 with power 0, 0.46 with 1; between two sets of samples 0.36.)
 
+    Guidance is inside the target. For interval[0] <= t <= interval[1],
+
+        v <- omega v + kappa u(x_t, t, t, cond) + (1 - omega - kappa) u(x_t, t, t, null),
+
+    in the target and in the direction of du/dt: what is learned is the field guided by the scale
+    omega / (1 - kappa), in one evaluation.
+
     Args:
         flow_map: The average velocity u that is trained.
         times: The law of the pairs of times, (key, n) -> (t, r), t <= r. Rows with r = t keep the
@@ -89,10 +96,7 @@ def mean_flow(
         power: The paper's p, not negative.
         c: The paper's c, above 0. It is for the mean over the event, where the published code has
             the sum, whose c is ours times the size of the event.
-        omega: Guidance inside the target, above 0. For interval[0] <= t <= interval[1] `v <- omega
-            v + kappa u(x_t, t, t, cond) + (1 - omega - kappa) u(x_t, t, t, null)`, in the target
-            and in the direction of du/dt: what is learned is the field guided by the scale omega /
-            (1 - kappa), in one evaluation. 1 with kappa = 0 is no guidance.
+        omega: The share of v in the guided target, above 0; 1 with kappa = 0 is no guidance.
         kappa: The share of the network's own prediction, a number in [0, 1) or a function of cond
             -> [b]. With the scale w of each row as a part of cond, omega = 1 and
             `kappa = lambda cond: 1 - 1 / cond['w']` train one model for every w.
