@@ -327,7 +327,7 @@ def frozen_entry(name: str, frozen: Mapping[str, PyTree] | None, entry: str = "t
 
     Example:
         >>> from jflow import losses
-        >>> losses.frozen_entry("own", {"step": 3.0}, "step")
+        >>> float(losses.frozen_entry("own", {"step": 3.0}, "step"))
         3.0
     """
     if frozen is None or frozen.get(entry) is None:

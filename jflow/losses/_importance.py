@@ -141,7 +141,7 @@ def draw_times(
         >>> from jflow import losses
         >>> density = losses.Importance(jnp.array([0.0, 0.5, 1.0]), jnp.array([1.0, 3.0]))
         >>> t, weight = losses.draw_times(density, jnp.array([0.125, 0.625]))
-        >>> t.tolist(), weight.round(4).tolist()
+        >>> t.tolist(), [round(w, 4) for w in weight.tolist()]
         ([0.25, 0.75], [2.0, 0.6667])
     """
     edges, share = importance.edges, _shares(importance)
