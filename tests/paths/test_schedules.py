@@ -155,9 +155,11 @@ def test_conversions_at_the_ends_are_finite_or_as_listed(name, dtype):
                 convert = functools.partial(
                     getattr(paths, conversion), t=t, schedule=SCHEDULES[name]
                 )
-                value, pull = jax.vjp(lambda p, x, convert=convert: convert(p, x), prediction, x)
+                value, pullback = jax.vjp(
+                    lambda p, x, convert=convert: convert(p, x), prediction, x
+                )
                 finite = [
-                    bool(jnp.all(jnp.isfinite(a))) for a in (value, *pull(jnp.ones_like(value)))
+                    bool(jnp.all(jnp.isfinite(a))) for a in (value, *pullback(jnp.ones_like(value)))
                 ]
                 assert finite[0] != (conversion in diverge), (conversion, end, value)
                 if conversion not in diverge:

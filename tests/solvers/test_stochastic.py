@@ -116,7 +116,9 @@ def test_ancestral_is_ddpm_and_ddim(x64):
         solvers.overshoot(V, 0.0),
         solvers.euler_maruyama(V, 0.0),
     ):
-        end, path = solvers.sample_sde(step, {}, x, jax.random.key(0), grids.cosine(5), keep=True)
+        end, path = solvers.sample_sde(
+            step, {}, x, jax.random.key(0), grids.cosine(5), return_trajectory=True
+        )
         np.testing.assert_allclose(path.std, 0, atol=1e-7)
         np.testing.assert_allclose(
             end,
@@ -179,7 +181,9 @@ def test_trajectories_have_the_density_that_a_replay_gives(dtype):
         solvers.overshoot(v),
     ):
         walk = jax.jit(
-            lambda params, key: solvers.sample_sde(step, params, x0, key, grid, keep=True)  # noqa: B023
+            lambda params, key, step=step: solvers.sample_sde(
+                step, params, x0, key, grid, return_trajectory=True
+            )
         )
         x, path = walk({"a": jnp.asarray(1.0)}, jax.random.key(1))
         assert x.dtype == dtype and path.x.dtype == jnp.float32
