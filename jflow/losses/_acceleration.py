@@ -69,7 +69,7 @@ def initial_velocity(velocity: Velocity, *, h: float = 1.5, time: Time = _UNIFOR
         2.25
 
     References:
-        Park, Lee, Kim, Lee, Hong, Kim, *Constant Acceleration Flow*, 2024, arXiv:?.
+        Park, Lee, Kim, Lee, Hong, Kim, *Constant Acceleration Flow*, 2024, arXiv:2411.00322.
     """
     if not 0 < h <= 2:
         raise ValueError(f"initial_velocity: expected 0 < h <= 2, got {h}")
@@ -112,7 +112,7 @@ def constant_acceleration(
             of another shape, a batch without 'x' or with unknown keys, and a key that is None.
 
     References:
-        Park, Lee, Kim, Lee, Hong, Kim, *Constant Acceleration Flow*, 2024, arXiv:?.
+        Park, Lee, Kim, Lee, Hong, Kim, *Constant Acceleration Flow*, 2024, arXiv:2411.00322.
     """
 
     name = "constant_acceleration"

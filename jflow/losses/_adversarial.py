@@ -90,7 +90,7 @@ def non_saturating_gan() -> GanObjective:
         The objective, a `GanObjective`.
 
     References:
-        Goodfellow et al., *Generative Adversarial Nets*, 2014, arXiv:?.
+        Goodfellow et al., *Generative Adversarial Nets*, 2014, arXiv:1406.2661.
     """
     return GanObjective(
         lambda real, fake: jax.nn.softplus(-real) + jax.nn.softplus(fake),
@@ -107,7 +107,7 @@ def hinge_gan() -> GanObjective:
         The objective, a `GanObjective`.
 
     References:
-        Lim, Ye, *Geometric GAN*, 2017, arXiv:?.
+        Lim, Ye, *Geometric GAN*, 2017, arXiv:1705.02894.
     """
     return GanObjective(
         lambda real, fake: jax.nn.relu(1 - real) + jax.nn.relu(1 + fake), lambda real, fake: -fake
@@ -123,7 +123,7 @@ def least_squares_gan() -> GanObjective:
         The objective, a `GanObjective`.
 
     References:
-        Mao et al., *Least Squares Generative Adversarial Networks*, 2017, arXiv:?.
+        Mao et al., *Least Squares Generative Adversarial Networks*, 2017, arXiv:1611.04076.
     """
     return GanObjective(
         lambda real, fake: (real - 1) ** 2 + fake**2, lambda real, fake: (fake - 1) ** 2
@@ -140,7 +140,7 @@ def relativistic_gan() -> GanObjective:
 
     References:
         Jolicoeur-Martineau, *The relativistic discriminator: a key element missing from standard
-            GAN*, 2018, arXiv:?.
+            GAN*, 2018, arXiv:1807.00734.
     """
     return GanObjective(
         lambda real, fake: jax.nn.softplus(fake - real),
@@ -252,9 +252,9 @@ def adversarial(
         (2.0794, 0.0)
 
     References:
-        Goodfellow et al., *Generative Adversarial Nets*, 2014, arXiv:?.
+        Goodfellow et al., *Generative Adversarial Nets*, 2014, arXiv:1406.2661.
         Mescheder, Geiger, Nowozin, *Which Training Methods for GANs do actually Converge?*, 2018,
-            arXiv:? (the penalties).
+            arXiv:1801.04406 (the penalties).
     """
     name = "adversarial"
     check_weights(
@@ -354,7 +354,7 @@ def turbo(
 
     References:
         Lee, Choi, Lee, *Accelerating High-Fidelity Waveform Generation via Adversarial Flow
-            Matching Optimization*, 2024, arXiv:?.
+            Matching Optimization*, 2024, arXiv:2408.08019.
     """
     return adversarial(
         fixed_steps(velocity, _EULER if method is None else method),

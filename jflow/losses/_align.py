@@ -109,7 +109,7 @@ def eulerian_map_distillation(
 
     References:
         Sabour, Fidler, Kreis, *Align Your Flow: Scaling Continuous-Time Flow Map Distillation*,
-            2025, arXiv:? (its time is 1 - t).
+            2025, arXiv:2506.14603 (its time is 1 - t).
     """
     name = "eulerian_map_distillation"
     _check(name, flow_map, times, warmup, most)
@@ -181,7 +181,7 @@ def lagrangian_map_distillation(
 
     References:
         Sabour, Fidler, Kreis, *Align Your Flow: Scaling Continuous-Time Flow Map Distillation*,
-            2025, arXiv:? (its time is 1 - t).
+            2025, arXiv:2506.14603 (its time is 1 - t).
     """
     name = "lagrangian_map_distillation"
     _check(name, flow_map, times, warmup, most)

@@ -69,8 +69,8 @@ def squared_and_cosine_error(
         [0.0, 52.0]
 
     References:
-        Peng, Zhu, Liu, Wu, Li, Sun, Wu, *Flow-Anchored Consistency Models*, 2025, arXiv:?. The
-            added 0.1^2 is ours.
+        Peng, Zhu, Liu, Wu, Li, Sun, Wu, *Flow-Anchored Consistency Models*, 2025, arXiv:2507.03738.
+            The added 0.1^2 is ours.
     """
     if v.ndim == 1:
         v, target = v[:, None], target[:, None]
@@ -149,8 +149,8 @@ def anchored_consistency(
         (['anchor', 'residual'], True)
 
     References:
-        Peng, Zhu, Liu, Wu, Li, Sun, Wu, *Flow-Anchored Consistency Models*, 2025, arXiv:?; the
-            weights are those of its public code (its times run as here).
+        Peng, Zhu, Liu, Wu, Li, Sun, Wu, *Flow-Anchored Consistency Models*, 2025, arXiv:2507.03738;
+            the weights are those of its public code (its times run as here).
     """
     name = "anchored_consistency"
     check_flow_map(name, flow_map)

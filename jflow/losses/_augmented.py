@@ -37,8 +37,8 @@ def noised(std: float) -> BatchTransform:
         ValueError: For std < 0; at trace time for a key that is None, and a batch without 'x'.
 
     References:
-        Zhai et al., *Normalizing Flows are Capable Generative Models*, 2024, arXiv:? (std 0.05 to
-            0.15 for pixels in [-1, 1]).
+        Zhai et al., *Normalizing Flows are Capable Generative Models*, 2024, arXiv:2412.06329 (std
+            0.05 to 0.15 for pixels in [-1, 1]).
     """
     if not std >= 0:
         raise ValueError(f"noised: expected std >= 0, got {std}")
@@ -81,7 +81,7 @@ def drop_cond(p: float, *, null: PyTree) -> BatchTransform:
         ([10, 10, 10], [True, True, True])
 
     References:
-        Ho, Salimans, *Classifier-Free Diffusion Guidance*, 2022, arXiv:?.
+        Ho, Salimans, *Classifier-Free Diffusion Guidance*, 2022, arXiv:2207.12598.
     """
     if not 0 <= p <= 1:
         raise ValueError(f"drop_cond: expected p in [0, 1], got {p}")
@@ -120,8 +120,8 @@ def fresh_source() -> BatchTransform:
             'paired' that is not a boolean for each row.
 
     References:
-        Lee, Lin, Fanti, *Improving the Training of Rectified Flows*, 2024, arXiv:? (synthetic and
-            real pairs together).
+        Lee, Lin, Fanti, *Improving the Training of Rectified Flows*, 2024, arXiv:2405.20320
+            (synthetic and real pairs together).
     """
 
     def transform(key, batch, frozen=None):
@@ -166,7 +166,7 @@ def annealed_source(amount: Callable[[Array], Array]) -> BatchTransform:
 
     References:
         Zhu, Liu, Liu, *SlimFlow: Training Smaller One-Step Diffusion Models with Rectified Flow*,
-            2024, arXiv:?.
+            2024, arXiv:2407.12718.
     """
     first = float(amount(jnp.zeros((), jnp.int32)))
     if not 0 <= first <= 1:

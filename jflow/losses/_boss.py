@@ -50,7 +50,7 @@ def boss(velocity: Velocity, grid: Sequence[float]) -> Loss:
 
     References:
         Nguyen, Nguyen, Nguyen, *Bellman Optimal Stepsize Straightening of Flow-Matching Models*,
-            2024, arXiv:?.
+            2024, arXiv:2312.16414.
     """
     matching = losses.flow_matching(
         velocity, path=sequential_path(grid), time=sequential(grid, starts=1.0)

@@ -164,9 +164,10 @@ def c_rectified_flow(
             with unknown keys, and a key that is None.
 
     References:
-        Liu, *Rectified Flow: A Marginal Preserving Approach to Optimal Transport*, 2022, arXiv:?.
+        Liu, *Rectified Flow: A Marginal Preserving Approach to Optimal Transport*, 2022,
+            arXiv:2209.14577.
         Hertrich, Chambolle, Delon, *On the Relation between Rectified Flows and Optimal Transport*,
-            2025, arXiv:?.
+            2025, arXiv:2505.19712.
     """
     cost = quadratic_cost() if cost is None else cost
 

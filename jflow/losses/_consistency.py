@@ -86,7 +86,8 @@ def inverse_noise_step(t: Float[Array, " b"], s: Float[Array, " b"]) -> Float[Ar
         The weight of each row [b].
 
     References:
-        Song, Dhariwal, *Improved Techniques for Training Consistency Models*, 2023, arXiv:?.
+        Song, Dhariwal, *Improved Techniques for Training Consistency Models*, 2023,
+            arXiv:2310.14189.
     """
     return t * s / (s - t)
 
@@ -230,10 +231,11 @@ def consistency_training(
         ['residual']
 
     References:
-        Song, Dhariwal, Chen, Sutskever, *Consistency Models*, 2023, arXiv:?.
-        Song, Dhariwal, *Improved Techniques for Training Consistency Models*, 2023, arXiv:?.
-        Geng, Pokle, Luo, Lin, Kolter, *Consistency Models Made Easy*, 2024, arXiv:?. The EDM
-            preconditioning of the papers is replaced by the linear path's x + (1 - t) F.
+        Song, Dhariwal, Chen, Sutskever, *Consistency Models*, 2023, arXiv:2303.01469.
+        Song, Dhariwal, *Improved Techniques for Training Consistency Models*, 2023,
+            arXiv:2310.14189.
+        Geng, Pokle, Luo, Lin, Kolter, *Consistency Models Made Easy*, 2024, arXiv:2406.14548. The
+            EDM preconditioning of the papers is replaced by the linear path's x + (1 - t) F.
     """
     name = "consistency_training"
     check_steps(name, steps)
@@ -296,7 +298,7 @@ def easy_steps(
             without 'step'.
 
     References:
-        Geng, Pokle, Luo, Lin, Kolter, *Consistency Models Made Easy*, 2024, arXiv:?.
+        Geng, Pokle, Luo, Lin, Kolter, *Consistency Models Made Easy*, 2024, arXiv:2406.14548.
     """
     check_whole("easy_steps", every=every, stages=stages)
     if not (1 < q < math.inf and 0 <= k < math.inf and 0 <= b < math.inf):
@@ -340,9 +342,9 @@ def grid_steps(
         [0.25, 0.25, 0.25]
 
     References:
-        Song, Dhariwal, *Improved Techniques for Training Consistency Models*, 2023, arXiv:? (its
-            curriculum; the indices are drawn evenly here, and another law of them is a matter of
-            the grid).
+        Song, Dhariwal, *Improved Techniques for Training Consistency Models*, 2023,
+            arXiv:2310.14189 (its curriculum; the indices are drawn evenly here, and another law of
+            them is a matter of the grid).
     """
     counts = (counts,) if isinstance(counts, int) else tuple(counts)
     if not counts or any(isinstance(n, bool) or int(n) != n or n < 1 for n in counts):

@@ -1,10 +1,8 @@
 """Consistency flow matching: velocities that are straight within each of a few segments of time.
 
-velocity = jflow.velocity(nets.ResidualMLP(128))
-loss = losses.consistency_flow_matching(velocity, segments=2)
-... make_step, fit ...
-two = solvers.fixed(2, diffrax.Euler())                      # one step a segment, or more
-x1, info = solvers.sample(velocity, params, x0, method=two)
+velocity = jflow.velocity(nets.ResidualMLP(128)) loss = losses.consistency_flow_matching(velocity,
+segments=2) ... make_step, fit ... two = solvers.fixed(2, diffrax.Euler()) # one step a segment, or
+more x1, info = solvers.sample(velocity, params, x0, method=two)
 """
 
 import math
@@ -88,7 +86,7 @@ def consistency_flow_matching(
 
     References:
         Yang et al., *Consistency Flow Matching: Defining Straight Flows with Velocity Consistency*,
-            2024, arXiv:?.
+            2024, arXiv:2407.02398.
     """
     name = "consistency_flow_matching"
     edges = partition(name, segments)

@@ -60,7 +60,7 @@ def deep_supervision(
             keys, and a key that is None.
 
     References:
-        Shin, Yang, Chen, *Deeply Supervised Flow-Based Generative Models*, 2025, arXiv:?
+        Shin, Yang, Chen, *Deeply Supervised Flow-Based Generative Models*, 2025, arXiv:2503.14494
             (supervised branches with a smaller weight (0.2 early), times of their own within a
             bounded gap, and a second-order reconstruction of the data). The law of the gaps, the
             weight of the last term and the stopped gradient are this function's reading.

@@ -89,11 +89,11 @@ def diffusion_likelihood(
 
     References:
         Zheng, Lu, Chen, Zhu, *Improved Techniques for Maximum Likelihood Estimation for Diffusion
-            ODEs*, 2023, arXiv:? (velocity, weight, importance, trace).
-        Kingma, Salimans, Poole, Ho, *Variational Diffusion Models*, 2021, arXiv:? (bound).
+            ODEs*, 2023, arXiv:2305.03935 (velocity, weight, importance, trace).
+        Kingma, Salimans, Poole, Ho, *Variational Diffusion Models*, 2021, arXiv:2107.00630 (bound).
         Lu, Zheng, Bao, Chen, Li, Zhu, *Maximum Likelihood Training for Score-Based Diffusion ODEs
-            by High-Order Denoising Score Matching*, 2022, arXiv:? (jacobian). For any schedule:
-            derived here.
+            by High-Order Denoising Score Matching*, 2022, arXiv:2206.08265 (jacobian). For any
+            schedule: derived here.
     """
     name = "diffusion_likelihood"
     if not (trace >= 0 and jacobian >= 0):

@@ -73,9 +73,9 @@ def distillation(
 
     References:
         Liu, Gong, Liu, *Flow Straight and Fast: Learning to Generate and Transfer Data with
-            Rectified Flow*, 2023, arXiv:?.
+            Rectified Flow*, 2023, arXiv:2209.03003.
         Liu, Zhang, Ma, Peng, Liu, *InstaFlow: One Step is Enough for High-Quality Diffusion-Based
-            Text-to-Image Generation*, 2023, arXiv:?.
+            Text-to-Image Generation*, 2023, arXiv:2309.06380.
     """
     if np.any(np.asarray(times) >= 1):
         raise ValueError(f"distillation: expected times in [0, 1), got {list(times)}")

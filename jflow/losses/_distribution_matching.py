@@ -89,7 +89,7 @@ def inverse_error_weight(
 
     References:
         Yin, Gharbi, Zhang, Shechtman, Durand, Freeman, Park, *One-step Diffusion with Distribution
-            Matching Distillation*, 2024, arXiv:?.
+            Matching Distillation*, 2024, arXiv:2311.18828.
     """
     size = mean_event(jnp.abs(x1 - seen))
     return (1 - t) / jnp.maximum(size, jnp.finfo(size.dtype).eps)
@@ -150,9 +150,10 @@ def distribution_matching(
 
     References:
         Yin, Gharbi, Zhang, Shechtman, Durand, Freeman, Park, *One-step Diffusion with Distribution
-            Matching Distillation*, 2024, arXiv:?.
+            Matching Distillation*, 2024, arXiv:2311.18828.
         Yin et al., *Improved Distribution Matching Distillation for Fast Image Synthesis*, 2024,
-            arXiv:? (no regression on pairs, more moves of the fake). In velocities: derived here.
+            arXiv:2405.14867 (no regression on pairs, more moves of the fake). In velocities:
+            derived here.
     """
     name = "distribution_matching"
     check_weights(name, fake_weight=fake_weight)
@@ -212,11 +213,12 @@ def shared_timesteps(
 
     References:
         Bandyopadhyay, Entezari, Scott, Adithyan, Song, Jampani, *SD3.5-Flash: Distribution-Guided
-            Distillation of Generative Flows*, 2025, arXiv:?. That the objective is taken on states
-            of the student's trajectory, at its own times, is the paper's; that a state is reached
-            by fresh noise, which makes the fake velocity's flow matching exact, and the rule for
-            the last step are ours. The paper's split-timestep finetuning is two runs on parts of
-            the grid and a weighted mean of their params; its adversarial term is `adversarial`.
+            Distillation of Generative Flows*, 2025, arXiv:2509.21318. That the objective is taken
+            on states of the student's trajectory, at its own times, is the paper's; that a state is
+            reached by fresh noise, which makes the fake velocity's flow matching exact, and the
+            rule for the last step are ours. The paper's split-timestep finetuning is two runs on
+            parts of the grid and a weighted mean of their params; its adversarial term is
+            `adversarial`.
     """
     name = "shared_timesteps"
     check_weights(name, fake_weight=fake_weight)

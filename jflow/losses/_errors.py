@@ -64,8 +64,9 @@ def pseudo_huber(c: float) -> Metric:
         0.5
 
     References:
-        Song, Dhariwal, *Improved Techniques for Training Consistency Models*, 2023, arXiv:?.
-        Lee, Lin, Fanti, *Improving the Training of Rectified Flows*, 2024, arXiv:?.
+        Song, Dhariwal, *Improved Techniques for Training Consistency Models*, 2023,
+            arXiv:2310.14189.
+        Lee, Lin, Fanti, *Improving the Training of Rectified Flows*, 2024, arXiv:2405.20320.
     """
     if not 0 < c < math.inf:
         raise ValueError(f"pseudo_huber: expected a finite c > 0, got {c}")
@@ -98,8 +99,8 @@ def perceptual_huber(distance: Callable[[Array, Array], Array], c: float) -> Met
         ValueError: Unless c is finite and above 0; at trace time for a distance of another shape.
 
     References:
-        Lee, Lin, Fanti, *Improving the Training of Rectified Flows*, 2024, arXiv:? (its t is 1 - t
-            here).
+        Lee, Lin, Fanti, *Improving the Training of Rectified Flows*, 2024, arXiv:2405.20320 (its t
+            is 1 - t here).
     """
     huber = pseudo_huber(c)
 

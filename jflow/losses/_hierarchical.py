@@ -84,9 +84,10 @@ def hierarchical_matching(
         ()
 
     References:
-        Zhang, Yan, Schwing, Zhao, *Towards Hierarchical Rectified Flow*, 2025, arXiv:?.
+        Zhang, Yan, Schwing, Zhao, *Towards Hierarchical Rectified Flow*, 2025, arXiv:2502.17436.
         Zhang, Yan, Schwing, Zhao, *Hierarchical Rectified Flow Matching with Mini-Batch Couplings*,
-            2025, arXiv:? (couplings; what a coupling below level 1 may do is derived here).
+            2025, arXiv:2507.13350 (couplings; what a coupling below level 1 may do is derived
+            here).
     """
     levels = tuple(levels)
     if not levels:

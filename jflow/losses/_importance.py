@@ -60,9 +60,9 @@ def likelihood_weight(schedule: Schedule, t: Float[Array, " b"]) -> Float[Array,
         [0.0, 1.0, 3.0]
 
     References:
-        Kingma, Salimans, Poole, Ho, *Variational Diffusion Models*, 2021, arXiv:?.
+        Kingma, Salimans, Poole, Ho, *Variational Diffusion Models*, 2021, arXiv:2107.00630.
         Zheng, Lu, Chen, Zhu, *Improved Techniques for Maximum Likelihood Estimation for Diffusion
-            ODEs*, 2023, arXiv:?.
+            ODEs*, 2023, arXiv:2305.03935.
     """
     a, s, da, ds = coefficients(schedule, t)
     return a / (s * (da * s - ds * a))
@@ -97,7 +97,7 @@ def likelihood_importance(
 
     References:
         Zheng, Lu, Chen, Zhu, *Improved Techniques for Maximum Likelihood Estimation for Diffusion
-            ODEs*, 2023, arXiv:?.
+            ODEs*, 2023, arXiv:2305.03935.
     """
     if not 0 <= t0 < t1 <= 1 or cells < 1:
         raise ValueError(

@@ -59,7 +59,7 @@ def interpolant_matching(
 
     References:
         Albergo, Boffi, Vanden-Eijnden, *Stochastic Interpolants: A Unifying Framework for Flows and
-            Diffusions*, 2023, arXiv:?.
+            Diffusions*, 2023, arXiv:2303.08797.
     """
     if not noise_weight >= 0:
         raise ValueError(f"interpolant_matching: expected noise_weight >= 0, got {noise_weight}")

@@ -54,7 +54,7 @@ def flow_matching(
         1.0
 
     References:
-        Lipman et al., *Flow Matching for Generative Modeling*, 2023, arXiv:?.
+        Lipman et al., *Flow Matching for Generative Modeling*, 2023, arXiv:2210.02747.
     """
     check_noun("flow_matching", velocity, Velocity, Field)
 

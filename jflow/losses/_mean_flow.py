@@ -130,11 +130,11 @@ def mean_flow(
         True
 
     References:
-        Geng, Deng, Bai, Kolter, He, *Mean Flows for One-step Generative Modeling*, 2025, arXiv:?. A
-            kappa that is a function is ours.
+        Geng, Deng, Bai, Kolter, He, *Mean Flows for One-step Generative Modeling*, 2025,
+            arXiv:2505.13447. A kappa that is a function is ours.
         On rectified pairs (`data.truncate_pairs`): Zhang et al., *Flow Straighter and Faster:
             Efficient One-Step Generative Modeling via MeanFlow on Rectified Trajectories*, 2025,
-            arXiv:?.
+            arXiv:2511.23342.
     """
     name = "mean_flow"
     check_flow_map(name, flow_map)
@@ -212,7 +212,7 @@ def improved_mean_flow(
 
     References:
         Geng, Lu, Wu, Shechtman, Kolter, He, *Improved Mean Flows: On the Challenges of Fastforward
-            Generative Models*, 2025, arXiv:? (its time is 1 - t).
+            Generative Models*, 2025, arXiv:2512.02012 (its time is 1 - t).
     """
     name = "improved_mean_flow"
     check_flow_map(name, flow_map)

@@ -49,8 +49,8 @@ def mixture_matching(
             that does not fit x, a batch without 'x' or with unknown keys, and a key that is None.
 
     References:
-        Chen et al., *Gaussian Mixture Flow Matching Models*, 2025, arXiv:?. Its spectral loss is
-            not included.
+        Chen et al., *Gaussian Mixture Flow Matching Models*, 2025, arXiv:2504.05304. Its spectral
+            loss is not included.
     """
     if not 0 < transition <= 1:
         raise ValueError(f"mixture_matching: expected transition in (0, 1], got {transition}")

@@ -92,7 +92,7 @@ def perflow(
 
     References:
         Yan, Liu, Pan, Liew, Liu, Feng, *PeRFlow: Piecewise Rectified Flow as Universal
-            Plug-and-Play Accelerator*, 2024, arXiv:? (its time is 1 - t here).
+            Plug-and-Play Accelerator*, 2024, arXiv:2405.07510 (its time is 1 - t here).
     """
     knots = partition("perflow", knots)
     inside = Schedule(*(linear_between(f, knots) for f in (schedule.alpha, schedule.sigma)))

@@ -67,7 +67,7 @@ def rectified_diffusion(
 
     References:
         Wang, Yang, Huang, Wang, Li, *Rectified Diffusion: Straightness Is Not Your Need in
-            Rectified Flow*, 2024, arXiv:? (its time is 1 - t here).
+            Rectified Flow*, 2024, arXiv:2410.07303 (its time is 1 - t here).
     """
     path = paths.affine(schedule)
 
@@ -137,7 +137,7 @@ def phased_rectified_diffusion(
 
     References:
         Wang, Yang, Huang, Wang, Li, *Rectified Diffusion: Straightness Is Not Your Need in
-            Rectified Flow*, 2024, arXiv:? (its time is 1 - t here).
+            Rectified Flow*, 2024, arXiv:2410.07303 (its time is 1 - t here).
     """
     name = "phased_rectified_diffusion"
     knots = partition(name, knots)

@@ -65,7 +65,7 @@ def velocity_refiner(
 
     References:
         Zhao, Shi, Yu, Zhou, Lu, *FlowTurbo: Towards Real-time Flow-Based Image Generation with
-            Velocity Refiner*, 2024, arXiv:?.
+            Velocity Refiner*, 2024, arXiv:2409.18128.
     """
     check_pairs("velocity_refiner", times)
 

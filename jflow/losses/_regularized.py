@@ -56,8 +56,8 @@ def regularized_nll(
 
     References:
         Finlay, Jacobsen, Nurbekyan, Oberman, *How to Train Your Neural ODE: the World of Jacobian
-            and Kinetic Regularization*, 2020, arXiv:? (both factors 0.01 there; its objective is
-            this one over the size of the event).
+            and Kinetic Regularization*, 2020, arXiv:2002.02798 (both factors 0.01 there; its
+            objective is this one over the size of the event).
     """
     name = "regularized_nll"
     if not (kinetic >= 0 and jacobian >= 0):

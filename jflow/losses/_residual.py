@@ -109,9 +109,10 @@ def flow_map_residual(
         True
 
     References:
-        Geng, Deng, Bai, Kolter, He, *Mean Flows for One-step Generative Modeling*, 2025, arXiv:?.
+        Geng, Deng, Bai, Kolter, He, *Mean Flows for One-step Generative Modeling*, 2025,
+            arXiv:2505.13447.
         Sabour, Fidler, Kreis, *Align Your Flow: Scaling Continuous-Time Flow Map Distillation*,
-            2025, arXiv:?.
+            2025, arXiv:2506.14603.
         That the losses above are one residual is written here in our notation; their times run as
             ours.
     """
@@ -155,7 +156,8 @@ def adaptive_weight(error: Float[Array, " b"], power: float, c: float = 1e-3) ->
         [4.0, 1.0]
 
     References:
-        Geng, Deng, Bai, Kolter, He, *Mean Flows for One-step Generative Modeling*, 2025, arXiv:?.
+        Geng, Deng, Bai, Kolter, He, *Mean Flows for One-step Generative Modeling*, 2025,
+            arXiv:2505.13447.
     """
     return jax.lax.stop_gradient((error + c) ** -power)
 
@@ -186,9 +188,9 @@ def normalized_tangent(c: float = 0.1) -> Callable[[Array], Array]:
 
     References:
         Lu, Song, *Simplifying, Stabilizing and Scaling Continuous-Time Consistency Models*, 2024,
-            arXiv:?.
+            arXiv:2410.11081.
         Chen et al., *SANA-Sprint: One-Step Diffusion with Continuous-Time Consistency
-            Distillation*, 2025, arXiv:?.
+            Distillation*, 2025, arXiv:2503.09641.
     """
     if not 0 < c < math.inf:
         raise ValueError(f"normalized_tangent: expected a finite c > 0, got {c}")
@@ -221,7 +223,7 @@ def clipped_tangent(bound: float = 1.0) -> Callable[[Array], Array]:
 
     References:
         Lu, Song, *Simplifying, Stabilizing and Scaling Continuous-Time Consistency Models*, 2024,
-            arXiv:?.
+            arXiv:2410.11081.
     """
     if not bound > 0:
         raise ValueError(f"clipped_tangent: expected bound > 0, got {bound}")

@@ -97,8 +97,8 @@ def self_correction(
 
     References:
         Dao, Phung, Dao, Metaxas, Tran, *Self-Corrected Flow Distillation for Consistent One-Step
-            and Few-Step Text-to-Image Generation*, 2025, arXiv:?. The paper's code replaces targets
-            near the data by the data; not here.
+            and Few-Step Text-to-Image Generation*, 2025, arXiv:2412.16906. The paper's code
+            replaces targets near the data by the data; not here.
     """
     name = "self_correction"
     if not 0 < reach <= 1:
@@ -188,7 +188,7 @@ def self_corrected(
 
     References:
         Dao, Phung, Dao, Metaxas, Tran, *Self-Corrected Flow Distillation for Consistent One-Step
-            and Few-Step Text-to-Image Generation*, 2025, arXiv:?.
+            and Few-Step Text-to-Image Generation*, 2025, arXiv:2412.16906.
     """
     one_step = fixed_steps(velocity, 1)
     student = self_correction(

@@ -84,9 +84,9 @@ def shortcut(
             another shape, a batch without 'x' or with unknown keys, and a key that is None.
 
     References:
-        Frans, Hafner, Levine, Abbeel, *One Step Diffusion via Shortcut Models*, 2024, arXiv:?. Its
-            public code clips targets to [-4, 4], which is left out; the network is given 0 for d /
-            2 at the smallest d here, one more size there.
+        Frans, Hafner, Levine, Abbeel, *One Step Diffusion via Shortcut Models*, 2024,
+            arXiv:2410.12557. Its public code clips targets to [-4, 4], which is left out; the
+            network is given 0 for d / 2 at the smallest d here, one more size there.
     """
     check_flow_map("shortcut", flow_map)
     check_whole("shortcut", levels=levels)

@@ -81,7 +81,7 @@ def flow_guided_distillation(
 
     References:
         Zhu, Liu, Liu, *SlimFlow: Training Smaller One-Step Diffusion Models with Rectified Flow*,
-            2024, arXiv:?.
+            2024, arXiv:2407.12718.
     """
     name, scale = "flow_guided_distillation", weight
     if not 0 <= scale < np.inf:

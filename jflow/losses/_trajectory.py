@@ -80,8 +80,8 @@ def trajectory_distillation(
 
     References:
         Wu, Fan, Wu, Cao, *TraFlow: Trajectory Distillation on Pre-Trained Rectified Flow*, 2025,
-            arXiv:?. The three targets are the paper's (output, changes, self-consistency); the form
-            of every term is ours.
+            arXiv:2502.16972. The three targets are the paper's (output, changes, self-consistency);
+            the form of every term is ours.
     """
     name = "trajectory_distillation"
     check_pairs(name, times)

@@ -94,9 +94,9 @@ def trigflow_consistency(
 
     References:
         Lu, Song, *Simplifying, Stabilizing and Scaling Continuous-Time Consistency Models*, 2024,
-            arXiv:?.
+            arXiv:2410.11081.
         Chen et al., *SANA-Sprint: One-Step Diffusion with Continuous-Time Consistency
-            Distillation*, 2025, arXiv:? (the flow teacher).
+            Distillation*, 2025, arXiv:2503.09641 (the flow teacher).
     """
     name = "trigflow_consistency"
     if not 0 < data_std < math.inf:

@@ -87,8 +87,8 @@ def tunable_distillation(
 
     References:
         Zhu, Wang, Lu, Yan, Li, Zhang, *OFTSR: One-Step Flow for Image Super-Resolution with Tunable
-            Fidelity-Realism Trade-offs*, 2024, arXiv:?. The weights and the step are its code's for
-            faces, whose align is 0.01.
+            Fidelity-Realism Trade-offs*, 2024, arXiv:2412.09465. The weights and the step are its
+            code's for faces, whose align is 0.01.
     """
     name = "tunable_distillation"
     if not 0 < step <= 1:

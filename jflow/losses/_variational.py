@@ -54,7 +54,7 @@ def reverse_kl(flow: Flow, log_density: Callable[..., Array], *, draws: int = 25
         ['elbo', 'log_q']
 
     References:
-        Rezende, Mohamed, *Variational Inference with Normalizing Flows*, 2015, arXiv:?.
+        Rezende, Mohamed, *Variational Inference with Normalizing Flows*, 2015, arXiv:1505.05770.
     """
     check_noun("reverse_kl", flow, Flow)
     check_whole("reverse_kl", draws=draws)

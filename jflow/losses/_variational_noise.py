@@ -96,7 +96,7 @@ def variational_noise(loss: Loss, encoder: Field, *, kl: float) -> Loss:
 
     References:
         Silvestri, Ambrogioni, Lai, Takida, Mitsufuji, *Training Consistency Models with Variational
-            Noise Coupling*, 2025, arXiv:?.
+            Noise Coupling*, 2025, arXiv:2502.18197.
     """
     name = "variational_noise"
     if not 0 <= kl < math.inf:

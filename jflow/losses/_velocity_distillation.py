@@ -74,7 +74,7 @@ def velocity_matching(
 
     References:
         Zhou, Yi, Fang, Yang, Xie, Wang, Shen, Tian, *Few-step Flow for 3D Generation via
-            Marginal-Data Transport Distillation*, 2025, arXiv:?.
+            Marginal-Data Transport Distillation*, 2025, arXiv:2509.04406.
     """
     name, student = "velocity_matching", consistency_map(velocity)
 
@@ -143,7 +143,7 @@ def velocity_distillation(
 
     References:
         Zhou, Yi, Fang, Yang, Xie, Wang, Shen, Tian, *Few-step Flow for 3D Generation via
-            Marginal-Data Transport Distillation*, 2025, arXiv:?.
+            Marginal-Data Transport Distillation*, 2025, arXiv:2509.04406.
     """
     name, student = "velocity_distillation", consistency_map(velocity)
 
@@ -224,7 +224,7 @@ def marginal_transport(
 
     References:
         Zhou, Yi, Fang, Yang, Xie, Wang, Shen, Tian, *Few-step Flow for 3D Generation via
-            Marginal-Data Transport Distillation*, 2025, arXiv:?.
+            Marginal-Data Transport Distillation*, 2025, arXiv:2509.04406.
     """
     check_weights("marginal_transport", matching=matching, distillation=distillation)
     if matching == distillation == 0:

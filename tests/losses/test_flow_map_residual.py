@@ -28,8 +28,8 @@ FROZEN, PAIRS = {"teacher": 0.5}, times.pairs(equal=0.25)
 NORMALIZED = losses.normalized_tangent()
 
 
-def by_hand(flow_map, law, error, *, along=None, end=None, **options):
-    """A preset written out: error(g, t) -> [b]."""
+def by_hand(flow_map, law, error, *, along=None, end=None, shorter=None, **options):
+    """A preset written out: error(g, t) -> [b], shorter(g, t) -> g for the tangent."""
 
     def loss(params, key, batch, frozen):
         pairs = losses.draw_pairs("by_hand", key, batch, law)
@@ -37,8 +37,9 @@ def by_hand(flow_map, law, error, *, along=None, end=None, **options):
         x = (1 - t)[:, None] * pairs.x0 + t[:, None] * pairs.x1
         v = TEACHER.apply(frozen["teacher"], x, t)
         direction = None if along is None else along(params, x, t)
+        more = {} if shorter is None else {"tangent": lambda g: shorter(g, t)}
         g, _ = flow_map_residual(
-            "by_hand", flow_map, params, x, t, r, v, direction=direction, **options
+            "by_hand", flow_map, params, x, t, r, v, direction=direction, **options, **more
         )
         return losses.mean_of_rows(error(g, t), pairs.weight), {}
 
@@ -89,8 +90,9 @@ PRESETS = {
         by_hand(
             ONE,
             UNIFORM,
-            lambda g, t: jnp.cos(jnp.pi / 2 * t) * (1 - t) ** 2 * square(g, t),
+            lambda g, t: jnp.cos(jnp.pi / 2 * t) * square(g, t),
             end=1.0,
+            shorter=lambda g, t: (1 - t)[:, None] * g,
         ),
     ),
 }
