@@ -1,5 +1,6 @@
-"""What losses that follow a teacher share: its velocity on the line between source and data, and its
-ODE between times of each row.
+"""What losses that follow a teacher share: its velocity between source and data, and its ODE.
+
+The ODE is solved between times of each row.
 """
 
 from collections.abc import Callable, Mapping
