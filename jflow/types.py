@@ -16,7 +16,7 @@ fold_in(key, i) are the same bits. `fold_in(state.key, state.step)` is the one e
 root of a training step; `jax.random.clone` says that the same draws are wanted once more.
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple, Protocol
 
 import jax
@@ -41,6 +41,10 @@ Cond = Any
 
 Metrics = Mapping[str, Array]
 """What a loss reports beside its value, by name."""
+NumberOrFunction = float | Callable[..., Any]
+"""A number, or a function that gives one where it is needed: of the times t [b] -> [b] for a scale of guidance or the
+noise of a step, of the condition -> [b] for a share of guidance in training, of the number of updates -> a number for the
+decay of an average."""
 
 
 class InitMap(Protocol):

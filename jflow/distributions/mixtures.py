@@ -466,28 +466,19 @@ _HALF_LOG_2PI = 0.5 * float(np.log(2 * np.pi))
 
 
 def _seen(x, t, schedule):
-<<<<<<< HEAD
-    """seen [b] and linear [b, *event] of the likelihood exp(linear . x1 - seen |x1|^2 / 2) of x1 at x_t = x."""
-=======
-    """The coefficients of the likelihood exp(pull . x1 - seen |x1|^2 / 2) of x1 at x_t = x.
+    """The coefficients of the likelihood exp(linear . x1 - seen |x1|^2 / 2) of x1 at x_t = x.
 
-    seen is [b], pull [b, *event].
+    seen is [b], linear [b, *event].
     """
->>>>>>> docs-flows
     a, s, _, _, _ = _at(schedule, x, t)
     return (a / s) ** 2, expand_to(a / s**2, x) * x
 
 
-<<<<<<< HEAD
 def _evidence(y, r, seen, linear, schedule):
-    """What `tilt` takes to replace that likelihood by the one at x_r = y; nothing divides by sigma(r)."""
-=======
-def _evidence(y, r, seen, pull, schedule):
     """What `tilt` takes to replace that likelihood by the one at x_r = y.
 
     Nothing divides by sigma(r).
     """
->>>>>>> docs-flows
     a, s, _, _, _ = _at(schedule, y, r)
     return expand_to(a, y) * y - expand_to(s**2, y) * linear, a**2 - s**2 * seen, s**2
 

@@ -6,9 +6,9 @@ import jax.numpy as jnp
 from jflow._core.arrays import expand_to, float_dtype, sum_event
 from jflow._core.checks import check_cond, described, rows
 from jflow._core.keys import split_key
-from jflow.guidance._combine import Scale, weights
+from jflow._core.numbers import number_at
 from jflow.paths import LINEAR, Schedule, coefficients
-from jflow.types import Field, Velocity
+from jflow.types import Field, NumberOrFunction, Velocity
 
 __all__ = ["classifier_guidance", "label_log_prob"]
 
@@ -16,7 +16,7 @@ __all__ = ["classifier_guidance", "label_log_prob"]
 def classifier_guidance(
     velocity: Velocity,
     classifier: Field,
-    scale: Scale,
+    scale: NumberOrFunction,
     *,
     schedule: Schedule = LINEAR,
     start: float = 1e-3,
@@ -92,7 +92,8 @@ def classifier_guidance(
             return jnp.sum(log_p)  # rows do not interact: the gradient of the sum is that of each
 
         a, s, da, ds = coefficients(schedule, later)
-        weight = weights(scale, t) * (da * s - ds * a) * s / a
+        w = number_at("classifier_guidance", "scale(t)", scale, t, like=t)
+        weight = w * (da * s - ds * a) * s / a
         return (v + expand_to(weight, x) * jax.grad(total)(x)).astype(v.dtype)
 
     return Velocity(init, apply)

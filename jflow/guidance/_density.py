@@ -24,10 +24,10 @@ import jax.numpy as jnp
 from jflow._core.arrays import expand_to, float_dtype, sum_event
 from jflow._core.checks import like_state, need_key, rows
 from jflow._core.keys import same_draws
-from jflow.guidance._combine import Scale, weights
+from jflow._core.numbers import check_number, number_at
 from jflow.paths import LINEAR, Schedule, coefficients, velocity_to_score
 from jflow.solvers import exact_divergence
-from jflow.types import Array, Step, Velocity
+from jflow.types import Array, NumberOrFunction, Step, Velocity
 
 __all__ = ["Excess", "density", "density_step", "constant_rate", "quantile"]
 
@@ -79,7 +79,7 @@ def density(velocity: Velocity, excess: Excess, *, schedule: Schedule = LINEAR) 
     return Velocity(velocity.init, apply)
 
 
-def constant_rate(rate: float | Callable[[Array, Array], Array]) -> Excess:
+def constant_rate(rate: NumberOrFunction) -> Excess:
     """The excess with which the log-density changes at a given rate.
 
         d/dt log p_t(x_t) = rate,      e = rate + div u
@@ -96,7 +96,7 @@ def constant_rate(rate: float | Callable[[Array, Array], Array]) -> Excess:
 
     def excess(u, x, t):
         divergence = _EXACT.apply(u, x, None)[1]
-        return divergence + (rate(x, t) if callable(rate) else jnp.full_like(divergence, rate))
+        return divergence + number_at("constant_rate", "rate(x, t)", rate, x, t, like=divergence)
 
     return excess
 
@@ -140,7 +140,7 @@ def quantile(q: float, *, schedule: Schedule = LINEAR) -> Excess:
 
 
 def density_step(
-    velocity: Velocity, excess: Excess, noise: Scale, *, schedule: Schedule = LINEAR
+    velocity: Velocity, excess: Excess, noise: NumberOrFunction, *, schedule: Schedule = LINEAR
 ) -> Step:
     """A stochastic step along which the log-density changes as `density` prescribes.
 
@@ -177,10 +177,7 @@ def density_step(
         Karczewski, Heinonen, Garg, *Devil is in the Details: Density Guidance for Detail-Aware
             Generation with Flow Models*, 2025, arXiv:2502.05807.
     """
-    if not callable(noise) and not noise >= 0:
-        raise ValueError(
-            f"density_step: expected noise (w = g^2 / 2) >= 0 or a function of t, got {noise}"
-        )
+    check_number("density_step", "noise (w = g^2 / 2)", noise, ">= 0", lambda w: w >= 0)
 
     def step(params, x, t, t_next, key, cond=None):
         need_key("density_step", key)
@@ -193,7 +190,7 @@ def density_step(
         xi = jax.random.normal(key, x.shape, x.dtype)
         tangent = xi - _climb(score, sum_event(xi * score))
         slope = jax.jvp(lambda x: velocity_to_score(u(x), x, t, schedule), (x,), (tangent,))[1]
-        w = weights(noise, t)
+        w = number_at("density_step", "noise(t)", noise, t, like=t)
         gain = h * (excess(u, x, t) - w * sum_event(tangent * slope))
         std = jnp.sqrt(2 * w * h)
         mean = x + expand_to(h, x) * v + _climb(score, gain)

@@ -31,10 +31,11 @@ from jaxtyping import Float
 
 from jflow._core.arrays import expand_to, float_dtype, sum_event
 from jflow._core.checks import check_cond, count_rows, like_state, need_key, rows
+from jflow._core.numbers import check_number, number_at
 from jflow._core.times import Times, check_grid
 from jflow.paths import LINEAR, Schedule, velocity_to_data, velocity_to_noise
 from jflow.solvers._integrate import all_finite, leave_out_failed
-from jflow.types import Array, Cond, Key, Params, Step, Velocity
+from jflow.types import Array, Cond, Key, NumberOrFunction, Params, Step, Velocity
 
 __all__ = [
     "Trajectory",
@@ -49,7 +50,7 @@ __all__ = [
 
 def euler_maruyama(
     velocity: Velocity,
-    noise: Callable | float,
+    noise: NumberOrFunction,
     schedule: Schedule = LINEAR,
     *,
     score: Callable | None = None,
@@ -386,11 +387,5 @@ def _step(moments) -> Step:
 
 
 def _rate(name, noise):
-    if callable(noise):
-        return noise
-    if not noise >= 0:
-        raise ValueError(
-            f"{name}: expected noise (w = g^2 / 2) to be a function of t or a number >= 0, "
-            f"got {noise}"
-        )
-    return lambda t: jnp.full_like(t, noise)
+    check_number(name, "noise (w = g^2 / 2)", noise, ">= 0", lambda w: w >= 0)
+    return lambda t: number_at(name, "noise(t)", noise, t, like=t)
