@@ -101,7 +101,7 @@ def fitted(name, kind, args):
     task, make = TASKS[name], KINDS[kind][0]
     rows, test = task.rows(args.data_dir)
     features = rows.shape[1]
-    pre = data.chain_preprocess(data.dequantization(task.levels), data.logit(), data.standardize())
+    pre = data.chain_preprocess(data.dequantize(task.levels), data.logit(), data.standardize())
     fit_state = pre.fit({"x": rows})
     model, steps = make(features, task.width), args.steps or task.steps
     schedule = optax.warmup_cosine_decay_schedule(0.0, 2e-3, max(1, steps // 20), steps)

@@ -284,9 +284,10 @@ def check(args):
         )
         account = program.memory_analysis()
         xla = account.argument_size_in_bytes + account.temp_size_in_bytes
-        told = sum(needed(args.model, width, args.tokens, layout, 8, args.rows).values())
+        predicted = sum(needed(args.model, width, args.tokens, layout, 8, args.rows).values())
         print(
-            f"| {layout} | {told / 2**20:.0f} | {xla / 2**20:.0f} | {xla / told:.2f} |", flush=True
+            f"| {layout} | {predicted / 2**20:.0f} | {xla / 2**20:.0f} | {xla / predicted:.2f} |",
+            flush=True,
         )
 
 

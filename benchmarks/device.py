@@ -96,8 +96,8 @@ def with_gradient(f):
     """(inputs, cotangents) -> (outputs, gradients)"""
 
     def both(inputs, cotangents):
-        outputs, pull = jax.vjp(f, *inputs)
-        return outputs, pull(cotangents)
+        outputs, vjp = jax.vjp(f, *inputs)
+        return outputs, vjp(cotangents)
 
     return jax.jit(both)
 

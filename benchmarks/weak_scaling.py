@@ -116,11 +116,11 @@ def main():
         return state, step.lower(state, rows).compile()
 
     def three_steps(state, program, rows):
-        told = []
+        metrics_seen = []
         for _ in range(3):
             state, metrics = program(state, rows)
-            told += [float(metrics["loss"]), float(metrics["grad_norm"])]
-        return state, np.asarray(told)
+            metrics_seen += [float(metrics["loss"]), float(metrics["grad_norm"])]
+        return state, np.asarray(metrics_seen)
 
     kind = jax.devices()[0].device_kind
     print(
@@ -139,7 +139,7 @@ def main():
             rows = data.place(x, sharding)
             state, program = build(n, mesh, rules, loss_, rows)
             size = train.bytes_per_device(state)
-            state, told = three_steps(state, program, rows)
+            state, metrics_seen = three_steps(state, program, rows)
             held = [state]
 
             def step(program=program, rows=rows, held=held):
@@ -152,7 +152,7 @@ def main():
             said = ", ".join(f"{count} {op}" for op, count in sorted(found.items())) or "none"
             memory = program.memory_analysis()
             temporary = "?" if memory is None else f"{memory.temp_size_in_bytes / 2**20:.1f}"
-            off = np.max(np.abs(told / expected - 1))
+            off = np.max(np.abs(metrics_seen / expected - 1))
             print(
                 f"| {name} | {n} | {said} | {size / 2**20:.2f} | {temporary} | {off:.0e} | {time / base:.2f} |",
                 flush=True,

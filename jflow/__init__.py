@@ -1,9 +1,10 @@
 """jflow: flow-based generative models in JAX, as small tuples of pure functions that compose.
 
-The nouns are in `jflow.types`; each method is a function that returns one. t=0 is the source, t=1 is data; `forward`
-goes from source to data; arrays lead with one batch axis; densities are in nats.
+The nouns are in `jflow.types`; each method is a function that returns one. t=0 is the source, t=1
+is data; `forward` goes from source to data; arrays lead with one batch axis; densities are in nats.
 
-A package is imported when it is first asked for, so that the command line answers --help without JAX.
+A package is imported when it is first asked for, so that the command line answers --help without
+JAX.
 """
 
 import importlib

@@ -9,11 +9,24 @@ from pathlib import Path
 import jax
 import pytest
 from compiling import leave_the_optimizer_out
+from jax.experimental.key_reuse import _core as key_reuse
+from jax.extend.core import primitives
 
 if not {"PYTEST_XDIST_WORKER", "JFLOW_TEST_OPTIMIZED"} & set(os.environ):  # workers inherit it
     leave_the_optimizer_out()
 
 jax.config.update("jax_numpy_rank_promotion", "raise")
+if os.environ.get("JFLOW_TEST_KEYS") == "1":
+    # JAX refuses every program that consumes a key twice. Between programs it is not asked: a test
+    # may call two functions with one key to compare them. The two primitives are not known to it:
+    # vmap puts them where keys are scanned and where a condition differs from row to row.
+    jax.config.update("jax_debug_key_reuse", True)
+    key_reuse.call_impl_with_key_reuse_checks = lambda _, run, *args, **options: run(
+        *args, **options
+    )
+    for primitive, passed_on in ((primitives.transpose_p, 0), (primitives.select_n_p, 1)):
+        forward = key_reuse.KeyReuseSignature(key_reuse.Forward(passed_on, 0))
+        key_reuse.key_reuse_signatures[primitive] = forward
 jax.config.update(
     "jax_compilation_cache_dir",
     os.environ.get("JFLOW_TEST_CACHE", str(Path.home() / ".cache/jflow-tests")),

@@ -20,7 +20,8 @@ def keys_consumed_twice(function, *args) -> list[str]:
     data differ, and child i of a split is the key fold_in(key, i), whatever number it was split
     into. A loop is run twice, with the first two rows of what it scans. `jax.random.clone(key)`
     says that the same numbers are wanted once more, and is not counted."""
-    program = jax.make_jaxpr(function)(*args)
+    with jax.debug_key_reuse(False):  # JAX would raise at the first of them
+        program = jax.make_jaxpr(function)(*args)
     reader = _Reader()
     reader.run(program, [reader.new(v.aval) for v in program.jaxpr.invars])
     return list(dict.fromkeys(reader.found))

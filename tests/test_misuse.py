@@ -56,7 +56,7 @@ class Params:
             "conditional": lambda: zeros_like(FLOW.init, KEY, MORE, jnp.ones((5, 2))),
             "labeled": lambda: zeros_like(LABELLED.init, KEY, MORE, jnp.arange(5)),
             "velocity": lambda: zeros_like(VELOCITY.init, KEY, X, T),
-            "told": lambda: zeros_like(VELOCITY.init, KEY, X, T, COND),
+            "conditioned": lambda: zeros_like(VELOCITY.init, KEY, X, T, COND),
             "cnf": lambda: zeros_like(CNF.init, KEY, X),
         }[name]()
         setattr(self, name, made)
@@ -343,11 +343,11 @@ VALUES = {  # (what is wrong, words of the message): ValueError
     "elbo_flow.init: neither the map": lambda: flows.elbo_flow(bj.lu(D), NORMAL).init(KEY, X, COND),
     "conditioned: expected cond for Embed, got None": lambda: LABELLED.log_prob(P.labeled, X),
     "TimeCondEmbed: expected cond, since its params were made with one": lambda: VELOCITY.apply(
-        P.told, X, T
+        P.conditioned, X, T
     ),
-    "TimeCondEmbed: expected cond": lambda: solvers.sample(VELOCITY, P.told, X, method=2),
+    "TimeCondEmbed: expected cond": lambda: solvers.sample(VELOCITY, P.conditioned, X, method=2),
     "TimeCondEmbed: expected cond,": lambda: solvers.sample_sde(
-        solvers.ancestral(VELOCITY), P.told, X, KEY, GRID
+        solvers.ancestral(VELOCITY), P.conditioned, X, KEY, GRID
     ),
     "ResidualMLP: .*had that such a cond": lambda: VELOCITY.apply(P.velocity, X, T, COND),
     "flow: expected cond to lead with 3 rows, got shape .2, 2.: a row for each x, or a single": lambda: (
@@ -402,7 +402,7 @@ ONE = jnp.asarray([[0.3, -1.0]])  # a single row of cond
     ["init", "log_prob", "sample", "label", "inverse", "solve", "adaptive", "walk", "cfg", "loss"],
 )
 def test_a_single_row_of_cond_is_for_all_rows(name):
-    params, told = P.conditional, P.told
+    params, conditioned = P.conditional, P.conditioned
     run = {
         "init": lambda c: FLOW.init(KEY, X, c),
         "log_prob": lambda c: FLOW.log_prob(params, X, c),
@@ -411,19 +411,21 @@ def test_a_single_row_of_cond_is_for_all_rows(name):
         "inverse": lambda c: bj.coupling(AFFINE, MLP, split=1).inverse(
             bj.coupling(AFFINE, MLP, split=1).init(KEY, X, COND), X, c
         ),
-        "solve": lambda c: solvers.sample(VELOCITY, told, X, c, method=1)[0],
+        "solve": lambda c: solvers.sample(VELOCITY, conditioned, X, c, method=1)[0],
         "adaptive": lambda c: solvers.log_prob(
             VELOCITY,
-            told,
+            conditioned,
             X,
             lambda z: z[:, 0],
             c,
             method=solvers.adaptive(diffrax.Bosh3(), rtol=0.1, atol=0.1),
         )[0],
-        "walk": lambda c: solvers.sample_sde(solvers.ancestral(VELOCITY), told, X, KEY, GRID, c)[0],
-        "cfg": lambda c: guidance.cfg(VELOCITY, 2.0, null=jnp.zeros(2)).apply(told, X, T, c),
+        "walk": lambda c: solvers.sample_sde(
+            solvers.ancestral(VELOCITY), conditioned, X, KEY, GRID, c
+        )[0],
+        "cfg": lambda c: guidance.cfg(VELOCITY, 2.0, null=jnp.zeros(2)).apply(conditioned, X, T, c),
         "loss": lambda c: losses.chain(losses.drop_cond(0.5, null=jnp.zeros(2)), MATCHING)(
-            told, KEY, {"x": X, "cond": c}
+            conditioned, KEY, {"x": X, "cond": c}
         )[0],
     }[name]
     many = jnp.repeat(ONE, 3, axis=0)
@@ -437,9 +439,9 @@ def test_a_single_row_has_the_values_of_many():
     away = lambda params: jax.tree.map(  # noqa: E731
         lambda p: jnp.asarray(0.5 * rng.normal(size=p.shape), p.dtype), params
     )
-    params, told = away(P.conditional), away(P.told)
+    params, conditioned = away(P.conditional), away(P.conditioned)
     guided = guidance.cfg(VELOCITY, 2.0, null=jnp.zeros(2))
-    run = jax.jit(lambda c: (FLOW.log_prob(params, X, c), guided.apply(told, X, T, c)))
+    run = jax.jit(lambda c: (FLOW.log_prob(params, X, c), guided.apply(conditioned, X, T, c)))
     one, many, other = run(ONE), run(jnp.repeat(ONE, 3, axis=0)), run(-ONE)
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5), one, many)
     assert all(np.all(a != b) for a, b in zip(one, other, strict=True))

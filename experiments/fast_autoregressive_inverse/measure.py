@@ -106,7 +106,7 @@ def digits(seed: int):
     """(n -> n training digits, newly dequantized [n, 64]; the test digits), in model units."""
     splits, rng = data.digits(), np.random.default_rng(seed)
     flat = {name: {"x": getattr(splits, name)["x"].reshape(-1, 64)} for name in ("train", "test")}
-    pre = data.chain_preprocess(data.dequantization(17), data.logit(), data.standardize())
+    pre = data.chain_preprocess(data.dequantize(17), data.logit(), data.standardize())
     fitted = pre.fit(flat["train"])
 
     def draw(n):

@@ -93,14 +93,14 @@ def main() -> None:
         parser.error(f"expected even --evaluations of at least 4, got {args.evaluations}")
     out = args.out / f"{args.data}-{args.seed}"
     out.mkdir(parents=True, exist_ok=True)
-    key = jax.random.key(args.seed)
+    keys = jax.random.split(jax.random.key(args.seed), 7)
 
     net = jflow.velocity(nets.TimeMLP((64, 64, 64)))
     x = jnp.asarray(SETS[args.data](100_000, 10 * args.seed + 1)["x"])
-    fresh = net.init(jax.random.fold_in(key, 1), x[:2], jnp.zeros(2))
+    fresh = net.init(keys[1], x[:2], jnp.zeros(2))
     plain = lambda key: {"x": x[jax.random.randint(key, (256,), 0, len(x))]}  # noqa: E731
     params = trained(
-        losses.flow_matching(net), fresh, plain, args.steps, key, workdir=out / "velocity"
+        losses.flow_matching(net), fresh, plain, args.steps, keys[0], workdir=out / "velocity"
     )
     print("velocity trained", flush=True)
 
@@ -111,13 +111,13 @@ def main() -> None:
         data.normal_source((2,)),
         args.solutions,
         KNOTS,
-        key=jax.random.fold_in(key, 2),
+        key=keys[2],
         method=4,
         batch=min(1024, args.solutions),
         progress=False,
     )
     solution = jnp.asarray(np.asarray(data.read_shards(out / "solutions")["x"]))
-    x0 = jax.random.normal(jax.random.fold_in(key, 3), (args.rows, 2))
+    x0 = jax.random.normal(keys[3], (args.rows, 2))
     exact = solvers.sample(net, params, x0, method=solvers.fixed(100, FINE))[0]
     check = solvers.sample(net, params, x0, method=solvers.fixed(200, FINE))[0]
     print(
@@ -128,10 +128,8 @@ def main() -> None:
     rows = lambda key: jax.random.randint(key, (256,), 0, len(solution))  # noqa: E731
     whole = lambda key: {"x": solution[rows(key)]}  # noqa: E731
     ends = lambda key: {"x0": (z := solution[rows(key)])[:, 0], "x": z[:, -1]}  # noqa: E731
-    fitted = functools.partial(
-        trained, steps=args.fit, key=jax.random.fold_in(key, 4), rate=2e-2, decay=0.99
-    )
-    tuned = functools.partial(trained, steps=args.tune, key=jax.random.fold_in(key, 5))
+    fitted = functools.partial(trained, steps=args.fit, key=keys[4], rate=2e-2, decay=0.99)
+    tuned = functools.partial(trained, steps=args.tune, key=keys[5])
     frozen = {"teacher": params}
     table, shown = {}, {"fine solution": dict.fromkeys(args.evaluations, exact[:2000])}
 
@@ -149,7 +147,7 @@ def main() -> None:
 
     # a refiner, small beside the velocity, serves every number of evaluations
     refiner = solvers.refiner(jflow.velocity(nets.TimeMLP((32,))))
-    small = refiner.init(jax.random.fold_in(key, 6), (x[:2], x[:2]), jnp.zeros(2))
+    small = refiner.init(keys[6], (x[:2], x[:2]), jnp.zeros(2))
     loss = losses.velocity_refiner(refiner, net, times=times.nearby_pairs(0.2))
     small = tuned(loss, small, plain, frozen=frozen)
     size = {"velocity": count(params), "refiner": count(small)}
@@ -207,9 +205,16 @@ def trained(loss, params, batch, steps, key, *, rate=2e-3, decay=0.999, frozen=N
         optax.clip_by_global_norm(1.0), optax.adam(optax.cosine_decay_schedule(rate, steps))
     )
     average = train.ema.warmup(decay)
-    state = train.init_state(params, optimizer, key, ema=average, frozen=frozen)
+    # the trainings that one key is for see the same batches
+    state = train.init_state(params, optimizer, jax.random.clone(key), ema=average, frozen=frozen)
     step = train.make_step(loss, optimizer, ema=average)
-    how = {"inner": INNER, "log_every": steps, "save_every": steps, "keep": 1, "progress": False}
+    how = {
+        "inner": INNER,
+        "log_every": steps,
+        "save_every": steps,
+        "max_to_keep": 1,
+        "progress": False,
+    }
     return train.fit(
         state, step, lambda state, key: batch(key), steps=steps, workdir=workdir, **how
     ).state.ema

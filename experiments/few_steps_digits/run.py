@@ -36,7 +36,7 @@ WINDOWS = np.linspace(0, 1, 5)
 
 
 class Job(NamedTuple):
-    """loss; draw(params, x0, labels, n, key) -> (x1, info) for n in counts; grown: the student
+    """loss; draw(params, x0, labels, n, key) -> (x1, info) for n in counts; is_flow_map: the student
     needs params for r beside the teacher's; fresh: it starts from params of its own; pairs: of
     which flow ('teacher', 'guided', a job's name), or None for data; counting: frozen['step']
     counts the updates."""
@@ -45,7 +45,7 @@ class Job(NamedTuple):
     draw: Callable
     counts: tuple[int, ...] = COUNTS
     fresh: bool = False
-    grown: bool = False
+    is_flow_map: bool = False
     pairs: str | None = None
     counting: bool = False
 
@@ -163,12 +163,17 @@ def jobs(net, steps: int) -> dict[str, Job]:
     return {
         "teacher": Job(dropping(losses.flow_matching(velocity)), euler, (*COUNTS, 20), fresh=True),
         "MeanFlow": Job(
-            dropping(losses.mean_flow(model, times=pairs)), jumps, fresh=True, grown=True
+            dropping(losses.mean_flow(model, times=pairs)), jumps, fresh=True, is_flow_map=True
         ),
         "improved MeanFlow": Job(
-            dropping(losses.improved_mean_flow(model, times=pairs)), jumps, fresh=True, grown=True
+            dropping(losses.improved_mean_flow(model, times=pairs)),
+            jumps,
+            fresh=True,
+            is_flow_map=True,
         ),
-        "shortcut": Job(dropping(losses.shortcut(model, levels=4)), jumps, fresh=True, grown=True),
+        "shortcut": Job(
+            dropping(losses.shortcut(model, levels=4)), jumps, fresh=True, is_flow_map=True
+        ),
         "consistency training, easy": Job(easy, to_data, fresh=True, counting=True),
         "consistency distillation": Job(distilled, to_data),
         "sCM": Job(
@@ -176,21 +181,23 @@ def jobs(net, steps: int) -> dict[str, Job]:
             to_data,
             counting=True,
         ),
-        "FACM": Job(losses.anchored_consistency(model, teacher=velocity), anchored, grown=True),
+        "FACM": Job(
+            losses.anchored_consistency(model, teacher=velocity), anchored, is_flow_map=True
+        ),
         "AYF, Eulerian": Job(
             dropping(losses.eulerian_map_distillation(model, velocity, warmup=warmup)),
             jumps,
-            grown=True,
+            is_flow_map=True,
             counting=True,
         ),
         "AYF, Lagrangian": Job(
             dropping(losses.lagrangian_map_distillation(model, velocity, warmup=warmup)),
             jumps,
-            grown=True,
+            is_flow_map=True,
             counting=True,
         ),
         "TraFlow": Job(
-            dropping(losses.trajectory_distillation(model, velocity)), jumps, grown=True
+            dropping(losses.trajectory_distillation(model, velocity)), jumps, is_flow_map=True
         ),
         "MDT-dist": Job(
             dropping(
@@ -255,7 +262,7 @@ def fitted(net, job: Job, rows, trained, args):
     """Averaged params after args.steps updates."""
     x, labels = jnp.zeros((1, *rows["x"].shape[1:])), jnp.zeros(1, int)
     init_key, train_key = jax.random.split(jax.random.key(args.seed))
-    if job.grown:
+    if job.is_flow_map:
         params = jflow.flow_map(net).init(init_key, x, jnp.zeros(1), jnp.zeros(1), labels)
     else:
         params = jflow.velocity(net).init(init_key, x, jnp.zeros(1), labels)

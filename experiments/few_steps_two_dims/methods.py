@@ -33,8 +33,8 @@ class Net(nn.Module):
     @nn.compact
     def __call__(self, x, t, cond=None, r=None):
         gap = jnp.zeros_like(t) if r is None else r - t
-        told = jnp.concatenate([x, t[:, None], gap[:, None]], axis=1)
-        return nn.Dense(self.outputs)(nets.MLP((self.width,) * 3, nn.silu)(told, cond))
+        inputs = jnp.concatenate([x, t[:, None], gap[:, None]], axis=1)
+        return nn.Dense(self.outputs)(nets.MLP((self.width,) * 3, nn.silu)(inputs, cond))
 
 
 class Job(NamedTuple):
@@ -44,7 +44,7 @@ class Job(NamedTuple):
 
     rows: of 'data', or of the pairs of a flow (`pairs_of`, the name of its job) without the
     `truncate` farthest of them.
-    players: the parts of params that have an optimizer of their own, each with a factor of the
+    rate_factors: the parts of params that have an optimizer of their own, each with a factor of the
     learning rate.
     memory: the decay of the averaged params. longer: times the updates that the others have.
     """
@@ -57,7 +57,7 @@ class Job(NamedTuple):
     truncate: float = 0.0
     frozen: Callable[[Mapping[str, Params]], dict] = lambda trained: {}
     refresh: Callable | None = None
-    players: Mapping[str, float] | None = None
+    rate_factors: Mapping[str, float] | None = None
     memory: float = 0.999
     longer: int = 1
 
@@ -244,7 +244,7 @@ def jobs(steps: int) -> dict[str, Job]:
             of_student(euler),
             counts=(1,),
             frozen=taught,
-            players={"student": 0.1, "fake": 1.0},
+            rate_factors={"student": 0.1, "fake": 1.0},
         ),
         "SD3.5-Flash, 4 shared times": Job(
             losses.shared_timesteps(solvers.consistency_map(velocity), velocity, velocity, grid),
@@ -252,14 +252,14 @@ def jobs(steps: int) -> dict[str, Job]:
             of_student(to_data),
             counts=(4,),
             frozen=taught,
-            players={"student": 0.1, "fake": 1.0},
+            rate_factors={"student": 0.1, "fake": 1.0},
         ),
         "self-corrected, adversarial": Job(
             losses.self_corrected(velocity, velocity, critic, reach=0.1, weight=1e-3, r1=0.1),
             with_critic,
             of_student(to_data),
             frozen=taught,
-            players={"student": 1.0, "discriminator": 1.0},
+            rate_factors={"student": 1.0, "discriminator": 1.0},
             memory=0.95,
         ),
         # on the teacher's pairs
@@ -329,7 +329,7 @@ def jobs(steps: int) -> dict[str, Job]:
             of_student(euler),
             counts=(4,),
             pairs_of="teacher",
-            players={"student": 0.1, "discriminator": 1.0},
+            rate_factors={"student": 0.1, "discriminator": 1.0},
         ),
     }
 
@@ -349,7 +349,7 @@ def variational(every) -> Job:
 
 
 def accelerating(params, key, batch, frozen=None):
-    """Both networks of a constant acceleration flow at once; the second is told what the first
+    """Both networks of a constant acceleration flow at once; the second gets what the first
     says, without gradient."""
     start, _ = losses.initial_velocity(velocity)(params["velocity"], key, batch)
     held = {"velocity": params["velocity"]}

@@ -164,9 +164,10 @@ def fitted(title: str, job: Job, rows: dict, trained: dict, args):
         optax.clip_by_global_norm(1.0), optax.adam(lambda i: factor * rate(i))
     )
     optimizer = adam(1.0)
-    if job.players:
+    if job.rate_factors:
         optimizer = optax.partition(
-            {who: adam(f) for who, f in job.players.items()}, {who: who for who in job.players}
+            {who: adam(f) for who, f in job.rate_factors.items()},
+            {who: who for who in job.rate_factors},
         )
     average = train.ema.warmup(job.memory)
 
@@ -179,21 +180,22 @@ def fitted(title: str, job: Job, rows: dict, trained: dict, args):
 
     step = train.make_step(job.loss, optimizer, ema=average, refresh=job.refresh)
 
-    def update(state, rows):
-        key = jax.random.fold_in(jax.random.fold_in(state.key, state.step), 1)
+    def update(state, key, rows):
         at = jax.random.randint(key, (args.batch,), 0, rows["x"].shape[0])
         state, metrics = step(state, jax.tree.map(lambda leaf: leaf[at], rows))
         return state, metrics["loss"]
 
     @functools.partial(jax.jit, donate_argnums=0)
-    def some(states, rows):
-        return jax.lax.scan(lambda states, _: jax.vmap(update)(states, rows), states, length=length)
+    def some(states, keys, rows):
+        return jax.lax.scan(lambda s, key: jax.vmap(update)(s, key, rows), states, keys)
 
-    states = jax.vmap(start)(jax.random.split(jax.random.key(0), args.seeds), trained)
+    state_key, batches_key = jax.random.split(jax.random.key(0))
+    states = jax.vmap(start)(jax.random.split(state_key, args.seeds), trained)
     length = math.gcd(steps, 500)
+    visits = jax.random.split(batches_key, (steps // length, length, args.seeds))
     with tqdm(total=steps, desc=title, disable=None) as bar:
-        for _ in range(steps // length):
-            states, losses = some(states, rows)
+        for keys in visits:
+            states, losses = some(states, keys, rows)
             bar.update(length)
             bar.set_postfix(loss=f"{float(jnp.mean(losses)):.4g}")
     return states.ema, float(jnp.mean(losses))

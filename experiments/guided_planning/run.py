@@ -91,9 +91,11 @@ def ranked(episodes, neighbors):
     return (returns[near] < returns[:, None]).mean(axis=1).astype(np.float32).reshape(-1, windows)
 
 
-def condition(first, rank, told):
-    """What the network is told: the first state, and the rank or that there is none."""
-    return jnp.concatenate([first, jnp.where(told, rank, 0.5), told.astype(first.dtype)], axis=1)
+def condition(first, rank, with_rank):
+    """The condition of the network: the first state, and the rank where there is one."""
+    return jnp.concatenate(
+        [first, jnp.where(with_rank, rank, 0.5), with_rank.astype(first.dtype)], axis=1
+    )
 
 
 def fit(key, episodes, ranks, args):
@@ -106,22 +108,23 @@ def fit(key, episodes, ranks, args):
     step = train.make_step(losses.flow_matching(velocity), optimizer, ema=average)
 
     def batch(key):
-        episode, start, told = jax.random.split(key, 3)
+        episode, start, with_rank = jax.random.split(key, 3)
         episode = jax.random.randint(episode, (args.batch,), 0, episodes.shape[0])
         start = jax.random.randint(start, (args.batch,), 0, ranks.shape[1])
         x = episodes[episode[:, None], start[:, None] + jnp.arange(HORIZON)[None]]
-        told = jax.random.bernoulli(told, 0.75, (args.batch, 1))
-        return {"x": x, "cond": condition(x[:, 0, :4], ranks[episode, start][:, None], told)}
+        with_rank = jax.random.bernoulli(with_rank, 0.75, (args.batch, 1))
+        return {"x": x, "cond": condition(x[:, 0, :4], ranks[episode, start][:, None], with_rank)}
 
     @jax.jit
     def run(state, keys):
         state, metrics = jax.lax.scan(lambda state, key: step(state, batch(key)), state, keys)
         return state, jnp.mean(metrics["loss"])
 
-    first = batch(key)
-    params = velocity.init(key, first["x"], jnp.zeros(args.batch), first["cond"])
-    state = train.init_state(params, optimizer, key, ema=average)
-    keys = jax.random.split(jax.random.fold_in(key, 1), args.steps)
+    first_key, init_key, train_key, batches_key = jax.random.split(key, 4)
+    first = batch(first_key)
+    params = velocity.init(init_key, first["x"], jnp.zeros(args.batch), first["cond"])
+    state = train.init_state(params, optimizer, train_key, ema=average)
+    keys = jax.random.split(batches_key, args.steps)
     for part in keys.reshape(10, -1):
         state, loss = run(state, part)
         print(f"step {int(state.step)}: loss {loss:.4f}", file=sys.stderr, flush=True)
@@ -135,7 +138,7 @@ def planner(velocity, mean, std, solver_steps):
         n = state.shape[0]
         first, best = (state - mean[None, :4]) / std[None, :4], jnp.ones((n, 1))
         cond = condition(first, best, best > 0), condition(first, best, best < 0)
-        # told the state in both evaluations: a pair of conditions, not one null row
+        # the state is in the condition of both evaluations: a pair of conditions, not one null row
         guided = guidance.negative(velocity, guidance.scaled(scale))
         noise = jax.random.normal(key, (n, HORIZON, 6))
         x, _ = solvers.sample(guided, params, noise, cond, method=solver_steps)
@@ -188,11 +191,11 @@ def one_seed(seed, args):
     state = starts(test_key, args.test)
     rows = {}
     for name, share in (("behavior", 0.25), ("behavior, always to the goal", 1.0)):
-        rows[name] = (*summary(behave(run_key, state, share)), np.nan)
+        rows[name] = (*summary(behave(jax.random.clone(run_key), state, share)), np.nan)
     plan = planner(velocity, mean, std, args.solver_steps)
     run = execute(plan)
     for scale in SCALES:
-        episodes, errors = run(params, state, run_key, scale)
+        episodes, errors = run(params, state, jax.random.clone(run_key), scale)
         rows[f"flow, scale {scale:g}"] = (*summary(episodes), np.asarray(errors))
     return rows, np.asarray(summary(data)[0]), (plan, params)
 

@@ -218,7 +218,7 @@ def config(
 
         def mean(rows):
             chunks = [data.take(rows, slice(i * n, (i + 1) * n)) for i in range(8)]
-            keys = jax.random.split(key, 8)
+            keys = jax.random.split(jax.random.clone(key), 8)
             chunks = [preprocess.apply(state, chunk, None) for chunk in chunks]
             return float(
                 np.mean([conditional(params, k, c) for k, c in zip(keys, chunks, strict=True)])

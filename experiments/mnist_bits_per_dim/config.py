@@ -185,12 +185,13 @@ def config(
         return metrics.bits_per_dim(metrics.log_mean_exp(nats), pixels)
 
     def evaluate(params, state, key, splits):
+        keys = jax.random.split(key, 4)
         return {
-            "valid_bpd": bpd(params, splits.valid["x"], key),
-            "test_bpd": bpd(params, splits.test["x"], key),
+            "valid_bpd": bpd(params, splits.valid["x"], keys[0]),
+            "test_bpd": bpd(params, splits.test["x"], keys[1]),
             # both of the same rows: the first 1000 of MNIST's test images are easier than the rest
-            "first_bpd": bpd(params, splits.test["x"][:1000], key),
-            "first_bpd_weighted": bpd(params, splits.test["x"][:1000], key, draws),
+            "first_bpd": bpd(params, splits.test["x"][:1000], keys[2]),
+            "first_bpd_weighted": bpd(params, splits.test["x"][:1000], keys[3], draws),
         }
 
     def encode(params, x, key):

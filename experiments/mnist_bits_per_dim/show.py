@@ -36,12 +36,16 @@ def main():
     parser.add_argument("--rows", type=int, default=4, help="walks")
     args = parser.parse_args()
     loaded = apps.load(args.workdir)
-    key, params, sample = jax.random.key(args.seed), loaded.params, loaded.experiment.sample
+    keys = jax.random.split(jax.random.key(args.seed), 3)
+    params, sample = loaded.params, loaded.experiment.sample
     splits = loaded.experiment.data()
-    parts = [sample(params, key, 2 * COLUMNS, temperature=t)["x"] for t in (0.7, 1.0)]
+    parts = [
+        sample(params, key, 2 * COLUMNS, temperature=t)["x"]
+        for key, t in zip(keys[:2], (0.7, 1.0), strict=True)
+    ]
 
     x = jnp.asarray(splits.test["x"][: 2 * args.rows], jnp.float32)
-    z = loaded.model.encode(params, x, key)
+    z = loaded.model.encode(params, x, keys[2])
     for i in range(args.rows):
         walk = loaded.model.decode(params, circle(z[2 * i], z[2 * i + 1], COLUMNS))
         parts.append(walk)

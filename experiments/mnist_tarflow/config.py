@@ -113,15 +113,18 @@ def config(
         rows = data.take(splits.test, slice(judged))
         x = jnp.asarray(data.scale(0, high).apply(state, rows, None)["x"])
         nothing = jnp.full_like(rows["cond"], CLASSES)
-        scores = {
-            "nats_per_pixel": float(nats_per_pixel(params, key, x, rows["cond"])),
-            "nats_per_pixel_no_label": float(nats_per_pixel(params, key, x, nothing)),
+        noise_key, sample_key = jax.random.split(key)
+        nats = {"nats_per_pixel": rows["cond"], "nats_per_pixel_no_label": nothing}
+        scores = {  # of the same noise
+            name: float(nats_per_pixel(params, jax.random.clone(noise_key), x, cond))
+            for name, cond in nats.items()
         }
         judge = judge_of(splits, rows, high)
         for scale in (1.0, guidance_scale):
             for denoise in (False, True):
+                own_key = jax.random.clone(sample_key)  # from the same noise
                 drawn = sample(
-                    params, key, len(x), label=rows["cond"], guidance=scale, denoise=denoise
+                    params, own_key, len(x), label=rows["cond"], guidance=scale, denoise=denoise
                 )
                 pixels = data.scale(0, high).undo(state, jax.tree.map(np.asarray, drawn))["x"]
                 name = f"{'plain' if scale == 1 else 'guided'}{'_denoised' if denoise else ''}"

@@ -130,16 +130,22 @@ def main() -> None:
 def trained(out, steps, seed, name, network, loss, rows, depth=1):
     """The averaged params after `steps` updates; picks up a training that was killed."""
     x, t = jnp.zeros((2, 2)), jnp.zeros(2)
-    told = () if depth == 1 else (solvers.HierarchyCondition((x,), (t,)),)
+    cond = () if depth == 1 else (solvers.HierarchyCondition((x,), (t,)),)
     key, init_key = jax.random.split(jax.random.key(seed))
     optimizer = optax.chain(
         optax.clip_by_global_norm(1.0), optax.adam(optax.cosine_decay_schedule(2e-3, steps))
     )
-    state = train.init_state(network.init(init_key, x, t, *told), optimizer, key, ema=0.999)
+    state = train.init_state(network.init(init_key, x, t, *cond), optimizer, key, ema=0.999)
     step = train.make_step(loss, optimizer, ema=0.999)
     batches = lambda state, key: {"x": rows[jax.random.randint(key, (256,), 0, len(rows))]}  # noqa: E731
     often = max(100, steps // 4)
-    how = {"inner": 100, "log_every": often, "save_every": often, "keep": 1, "progress": False}
+    how = {
+        "inner": 100,
+        "log_every": often,
+        "save_every": often,
+        "max_to_keep": 1,
+        "progress": False,
+    }
     return train.fit(state, step, batches, steps=steps, workdir=out / name, **how).state.ema
 
 

@@ -99,11 +99,11 @@ def main() -> None:
     net = jflow.velocity(nets.TimeMLP((64, 64, 64)))
     potential = losses.inner_potential(net)
     gradient = losses.potential_velocity(potential)
-    fresh = net.init(jax.random.key(args.seed), jnp.zeros((2, 2)), jnp.zeros(2))
-    key = jax.random.key(args.seed + 100)
-    fit = functools.partial(trained, out, args.steps, key)
+    init_key, train_key, pairs_key = jax.random.split(jax.random.key(args.seed + 100), 3)
+    fresh = net.init(init_key, jnp.zeros((2, 2)), jnp.zeros(2))
+    fit = functools.partial(trained, out, args.steps, train_key)  # one key for all
     generate = {
-        "key": key,
+        "key": pairs_key,
         "batch": min(10_000, args.pairs),
         "shard": 50_000,
         "about": {"source": args.source},
@@ -203,11 +203,17 @@ def trained(out, steps, key, name, loss, params, batch):
         optax.clip_by_global_norm(1.0), optax.adam(optax.cosine_decay_schedule(2e-3, steps))
     )
     average = train.ema.warmup(0.999)
-    state = train.init_state(params, optimizer, key, ema=average)
+    state = train.init_state(params, optimizer, jax.random.clone(key), ema=average)
     step = train.make_step(loss, optimizer, ema=average)
     batches = lambda state, key: batch(key)  # noqa: E731
     often = UPDATES * max(1, steps // UPDATES // 4)
-    how = {"inner": UPDATES, "log_every": often, "save_every": often, "keep": 1, "progress": False}
+    how = {
+        "inner": UPDATES,
+        "log_every": often,
+        "save_every": often,
+        "max_to_keep": 1,
+        "progress": False,
+    }
     return train.fit(state, step, batches, steps=steps, workdir=out / name, **how).state.ema
 
 

@@ -72,17 +72,16 @@ def main() -> None:
 
     velocity = jflow.velocity(nets.TimeMLP((args.width,) * 3, time_scale=10.0))
     source = couplings.corrupted(couplings.block_means(args.factor), args.sigma)
-    x0, cond = source(jax.random.key(args.seed + 1), test, None)
-    fresh = velocity.init(
-        jax.random.key(args.seed), x0[:1], jnp.zeros(1), jax.tree.map(lambda c: c[:1], cond)
-    )
+    test_key, init_key, *train_keys = jax.random.split(jax.random.key(args.seed), 4)
+    x0, cond = source(test_key, test, None)
+    fresh = velocity.init(init_key, x0[:1], jnp.zeros(1), jax.tree.map(lambda c: c[:1], cond))
 
     degrade = couplings.with_source(source)
     matching = losses.chain(degrade, losses.flow_matching(velocity))
-    teacher = fitted(matching, fresh, rows, args)
+    teacher = fitted(matching, fresh, rows, args, train_keys[0])
     knob = times.uniform(0.0, 1.0)
     student_loss = losses.chain(degrade, losses.tunable_distillation(velocity, velocity, knob=knob))
-    student = fitted(student_loss, teacher, rows, args, {"teacher": teacher})
+    student = fitted(student_loss, teacher, rows, args, train_keys[1], {"teacher": teacher})
 
     made = {"blocks, noise added": x0}
     for n in STEPS:
@@ -105,14 +104,12 @@ def images(mnist: str | None):
     return rows, test[:1000]
 
 
-def fitted(loss, params, rows, args, frozen=None):
+def fitted(loss, params, rows, args, key, frozen=None):
     """Averaged params after args.steps updates."""
     optimizer = optax.adam(optax.cosine_decay_schedule(args.rate, args.steps))
     average = train.ema.warmup(0.998)
     return train.fit(
-        train.init_state(
-            params, optimizer, jax.random.key(args.seed), ema=average, frozen=frozen or {}
-        ),
+        train.init_state(params, optimizer, key, ema=average, frozen=frozen or {}),
         train.make_step(loss, optimizer, ema=average),
         data.batches({"x": rows}, args.batch, seed=args.seed),
         steps=args.steps,

@@ -10,13 +10,14 @@ from jflow.types import Array, PyTree
 
 
 def expand_to(t: Array, x: Array) -> Array:
-    """Reshape t [b] (or [b, ...] along x's leading axes) so that it broadcasts against x [b, *event]."""
+    """Reshape t [b] (or [b, ...] along x's leading axes) so that it broadcasts against x [b,
+    *event]."""
     return t.reshape(t.shape + (1,) * (x.ndim - t.ndim))
 
 
 def float_dtype(*arrays: Array) -> jnp.dtype:
-    """The type in which log-dets and densities accumulate: that of the arrays, float32 at least. Types are joined here on
-    purpose, which JAX's strict promotion of types leaves to the caller."""
+    """The type in which log-dets and densities accumulate: that of the arrays, float32 at least.
+    Types are joined here on purpose, which JAX's strict promotion of types leaves to the caller."""
     with jax.numpy_dtype_promotion("standard"):
         return jnp.promote_types(jnp.result_type(*arrays), jnp.float32)
 
@@ -37,10 +38,11 @@ def mean_event(x: Array) -> Array:
 
 
 def filled(used: Array | None, tree: PyTree) -> PyTree:
-    """`tree` with the rows that are not `used` [b] replaced by the first that is; as it is where used is None.
+    """`tree` with the rows that are not `used` [b] replaced by the first that is; as it is where
+    used is None.
 
-    What such rows hold (padding, infinity, a point outside the support) then enters neither a loss nor its gradient, into
-    which 0 times infinity would come even from a row that counts nothing.
+    What such rows hold (padding, infinity, a point outside the support) then enters neither a loss
+    nor its gradient, into which 0 times infinity would come even from a row that counts nothing.
     """
     if used is None or used.shape[0] == 0:
         return tree
@@ -57,8 +59,9 @@ def filled(used: Array | None, tree: PyTree) -> PyTree:
 
 
 def mean_and_std(x: Array, axis) -> tuple[Array, Array]:
-    """Along `axis`, in float32 at least; std is 1 where x does not vary by more than its rounding. Sums and squares neither
-    overflow nor vanish: they are taken of x over a power of two near its largest number, which is exact."""
+    """Along `axis`, in float32 at least; std is 1 where x does not vary by more than its rounding.
+    Sums and squares neither overflow nor vanish: they are taken of x over a power of two near its
+    largest number, which is exact."""
     x = x.astype(float_dtype(x))
     largest = jnp.max(jnp.abs(x), axis=axis, keepdims=True)
     power = jnp.where(
@@ -73,8 +76,9 @@ def mean_and_std(x: Array, axis) -> tuple[Array, Array]:
 
 
 def numpy_mean_and_std(x: np.ndarray, axis) -> tuple[np.ndarray, np.ndarray]:
-    """Along `axis`, which is kept with length 1, in numpy's float64. Sums and squares neither overflow nor vanish: they are
-    taken of x over the power of two above its largest number, which is exact."""
+    """Along `axis`, which is kept with length 1, in numpy's float64. Sums and squares neither
+    overflow nor vanish: they are taken of x over the power of two above its largest number, which
+    is exact."""
     x = np.asarray(x, np.float64)
     power = np.frexp(np.abs(x).max(axis, keepdims=True))[1]
     scaled = np.ldexp(x, -power)
@@ -88,12 +92,12 @@ def zero_log_det(x: Array) -> Array:
 
 
 def space_to_depth(name: str, x: Array, rows: int, columns: int) -> Array:
-    """[b, H, W, C] -> [b, H / rows, W / columns, rows columns C], blocks of pixels as channels; ValueError, in the name
-    of the caller, where they don't divide."""
+    """[b, H, W, C] -> [b, H / rows, W / columns, rows columns C], blocks of pixels as channels;
+    ValueError, in the name of the caller, where they don't divide."""
     if x.ndim != 4 or x.shape[1] % rows or x.shape[2] % columns:
         raise ValueError(
-            f"{name}: expected an image [b, H, W, C] with H divisible by {rows} and W by {columns}, "
-            f"got x of shape {list(x.shape)}"
+            f"{name}: expected an image [b, H, W, C] with H divisible by {rows} and W by {columns},"
+            f" got x of shape {list(x.shape)}"
         )
     b, h, w, c = x.shape
     blocks = x.reshape(b, h // rows, rows, w // columns, columns, c)
@@ -117,7 +121,8 @@ def unpatchify(h: Array, rows: int, columns: int, p: int) -> Array:
 
 
 def joined(x: Array, y: Array) -> Array:
-    """x and y side by side along the last axis of the event, [b, ..., 2 c]; scalar events become [b, 2]."""
+    """x and y side by side along the last axis of the event, [b, ..., 2 c]; scalar events become
+    [b, 2]."""
     return jnp.stack([x, y], axis=1) if x.ndim == 1 else jnp.concatenate([x, y], axis=-1)
 
 
@@ -128,7 +133,8 @@ def halves(xy: Array, like: Array) -> tuple[Array, Array]:
 
 
 def leaves_by_position(batch: PyTree) -> PyTree:
-    """`batch` with leaves that jax does not know and that numpy can read (a pandas Series) as numpy arrays, in order."""
+    """`batch` with leaves that jax does not know and that numpy can read (a pandas Series) as numpy
+    arrays, in order."""
     known = jax.Array | np.ndarray | np.generic
     return jax.tree.map(
         lambda x: np.asarray(x) if hasattr(x, "__array__") and not isinstance(x, known) else x,

@@ -11,9 +11,9 @@ from jflow.types import Array, PyTree
 
 
 def read(name: str, batch: Mapping[str, PyTree], allowed: tuple[str, ...]) -> tuple:
-    """The values of `allowed` in a batch, None where absent, after a check of keys, types and rows; a single row of cond
-    is repeated. 'x' is required. Rows of weight 0 are replaced, see `filled`. 'dropped', which `losses.drop_cond` writes, is
-    always accepted."""
+    """The values of `allowed` in a batch, None where absent, after a check of keys, types and rows;
+    a single row of cond is repeated. 'x' is required. Rows of weight 0 are replaced, see `filled`.
+    'dropped', which `losses.drop_cond` writes, is always accepted."""
     values = dict(zip(allowed, read_as_given(name, batch, allowed), strict=True))
     weight = values.get("weight")
     used = None if weight is None else weight != 0
@@ -30,11 +30,13 @@ def read_as_given(name: str, batch: Mapping[str, PyTree], allowed: tuple[str, ..
     x, x0, weight = batch["x"], batch.get("x0"), batch.get("weight")
     if not jnp.issubdtype(jnp.result_type(x), jnp.floating):
         raise ValueError(
-            f"{name}: expected 'x' of a floating type, got {jnp.result_type(x)}: dequantize or scale it first"
+            f"{name}: expected 'x' of a floating type, got {jnp.result_type(x)}: dequantize or"
+            " scale it first"
         )
     if x0 is not None and jnp.shape(x0) != jnp.shape(x):
         raise ValueError(
-            f"{name}: expected 'x0' of the shape of 'x', {list(jnp.shape(x))}, got {list(jnp.shape(x0))}"
+            f"{name}: expected 'x0' of the shape of 'x', {list(jnp.shape(x))}, got"
+            f" {list(jnp.shape(x0))}"
         )
     if weight is not None and jnp.shape(weight) != (jnp.shape(x)[0],):
         raise ValueError(
@@ -60,8 +62,8 @@ def check_dropped(name: str, batch: Mapping[str, PyTree]) -> None:
 def mean_of_rows(loss: Array, weight: Array | None) -> Array:
     """sum(w loss) / sum(w) over the rows of loss [b, ...], in float32 or better.
 
-    Rows of weight 0 count nothing, whatever their loss, and the mean of no rows, or of rows that all have weight 0, is 0.
-    Raises ValueError where loss does not lead with a number for each row.
+    Rows of weight 0 count nothing, whatever their loss, and the mean of no rows, or of rows that
+    all have weight 0, is 0. Raises ValueError where loss does not lead with a number for each row.
     """
     if loss.ndim == 0 or (weight is not None and weight.shape != loss.shape[:1]):
         raise ValueError(

@@ -1,4 +1,5 @@
-"""Checks of what users give: they raise with what was expected and what came, or return it in its final form."""
+"""Checks of what users give: they raise with what was expected and what came, or return it in its
+final form."""
 
 import inspect
 import math
@@ -54,7 +55,8 @@ def check_side(side: str) -> None:
 
 
 def check_cond(name: str, cond: Cond, n: int) -> Cond:
-    """cond with n rows in every leaf, a single row repeated; raise where a leaf has another number of them."""
+    """cond with n rows in every leaf, a single row repeated; raise where a leaf has another number
+    of them."""
 
     def repeated(path, leaf):
         shape = jnp.shape(leaf)
@@ -76,7 +78,8 @@ def check_cond(name: str, cond: Cond, n: int) -> Cond:
 
 
 def check_draws(name: str, key, n: int, cond: Cond) -> tuple[int, Cond]:
-    """n as a Python int and cond with n rows, a single one repeated; raise for n < 1, another number of rows, no key."""
+    """n as a Python int and cond with n rows, a single one repeated; raise for n < 1, another
+    number of rows, no key."""
     check_key(name, key)
     try:
         n = operator.index(n)
@@ -97,11 +100,12 @@ def count_rows(name: str, x: PyTree) -> int:
 
 
 def check_rows(name: str, what: str, value: Array, n: int) -> Array:
-    """`value`, a number for each of n rows; raise where its shape is another, which would broadcast in silence."""
+    """`value`, a number for each of n rows; raise where its shape is another, which would broadcast
+    in silence."""
     if jnp.shape(value) != (n,):
         raise ValueError(
-            f"{name}: expected {what} of shape [{n}], got {list(jnp.shape(value))}: a number for each row, summed over the "
-            "event"
+            f"{name}: expected {what} of shape [{n}], got {list(jnp.shape(value))}: a number for"
+            " each row, summed over the event"
         )
     return value
 
@@ -222,7 +226,8 @@ def check_whole(name: str, least: int = 1, **values: int) -> None:
             whole = False
         if not whole:
             raise ValueError(
-                f"{name}: expected {what} to be a whole number of at least {least}, got {described(value)}"
+                f"{name}: expected {what} to be a whole number of at least {least}, got"
+                f" {described(value)}"
             )
 
 
@@ -261,7 +266,8 @@ def like_rows(name: str, row: PyTree, cond: Cond) -> Cond:
 
 
 def _as_type(name: str, null, dtype) -> Array:
-    """`null` in the type of cond; ValueError where that is labels or truth values and `null` is none of them."""
+    """`null` in the type of cond; ValueError where that is labels or truth values and `null` is
+    none of them."""
     if jnp.issubdtype(dtype, jnp.inexact):
         return jnp.asarray(null, dtype)
     truth = jnp.issubdtype(dtype, jnp.bool_)
@@ -318,7 +324,8 @@ def _text(shapes) -> str:
 
 
 def frozen_entry(name: str, frozen: Mapping[str, PyTree] | None, entry: str = "teacher") -> PyTree:
-    """frozen[entry] without gradient; ValueError, with the name of who needs it, where there is none."""
+    """frozen[entry] without gradient; ValueError, with the name of who needs it, where there is
+    none."""
     if frozen is None or frozen.get(entry) is None:
         raise ValueError(
             f"{name}: expected {entry!r} in frozen, got the entries {sorted(frozen or {})}"
@@ -343,7 +350,8 @@ def check_flow_map(name: str, flow_map: FlowMap) -> None:
     """TypeError for a velocity where a flow map is due."""
     if isinstance(flow_map, Velocity):
         raise TypeError(
-            f"{name}: expected a FlowMap, got a Velocity: make one by jflow.flow_map(net), or solvers.consistency_map"
+            f"{name}: expected a FlowMap, got a Velocity: make one by jflow.flow_map(net), or"
+            " solvers.consistency_map"
         )
 
 
@@ -360,7 +368,8 @@ def check_same_shape(name: str, what: str, value: Array, like: Array) -> Array:
     """value; ValueError where its shape is not that of `like`: broadcasting would hide it."""
     if jnp.shape(value) != jnp.shape(like):
         raise ValueError(
-            f"{name}: expected {what} of shape {list(jnp.shape(like))}, got {list(jnp.shape(value))}"
+            f"{name}: expected {what} of shape {list(jnp.shape(like))}, got"
+            f" {list(jnp.shape(value))}"
         )
     return value
 

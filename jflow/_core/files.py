@@ -1,11 +1,18 @@
 """Paths that a user gives, and what the system says of them. Needs no JAX."""
 
 import contextlib
+import glob
 import os
 import shutil
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
+from typing import TextIO
+
+try:
+    import fcntl
+except ImportError:  # Windows
+    fcntl = None  # type: ignore[assignment]  # a module, where there is one
 
 
 def expand(path: str | os.PathLike) -> Path:
@@ -22,7 +29,8 @@ def expand(path: str | os.PathLike) -> Path:
 
 
 def system_error(error: BaseException | None) -> OSError | None:
-    """The system's own error, such as a full disk, that `error` is, that it holds as a group, or that it came from."""
+    """The system's own error, such as a full disk, that `error` is, that it holds as a group, or
+    that it came from."""
     if error is None or isinstance(error, OSError) and error.errno:
         return error
     parts = (*getattr(error, "exceptions", ()), error.__cause__, error.__context__)
@@ -31,53 +39,93 @@ def system_error(error: BaseException | None) -> OSError | None:
 
 @contextlib.contextmanager
 def replace_file(path: str | Path) -> Iterator[Path]:
-    """Yields a path to write to; it takes the place of `path` once the block is done, and is gone if the block fails.
+    """Yields a path to write to; it takes the place of `path` once the block is done, and is gone
+    if the block fails.
 
-    That `path` can be written is found out first: its folder must be there, and it must not be a folder itself.
+    Whenever the process is killed, `path` is as it was or whole. What the process had written by
+    then stays beside it, in a folder .NAME.*.part, until `path` is next written. That `path` can be
+    written is found out first: its folder must be there, and it must not be a folder itself.
     """
     path = expand(path)
     if path.is_dir():
         raise IsADirectoryError(f"cannot write {path}: it is a folder")
     if path.exists() and not os.access(path, os.W_OK):
         raise PermissionError(f"cannot write {path}: permission denied")
-    try:
-        # A folder beside the target, so that the rename at the end stays on one disk.
-        folder = Path(
-            tempfile.mkdtemp(
-                prefix=f".{path.name[:50]}.", suffix=".part", dir=path.absolute().parent
+    with contextlib.ExitStack() as stack:
+        try:
+            folder = stack.enter_context(_folder_beside(path))
+        except OSError as error:
+            raise type(error)(
+                f"cannot write {path}: {error.strerror} ({path.absolute().parent})"
+            ) from error
+        try:
+            yield folder / path.name
+            os.replace(folder / path.name, path)
+        except (OSError, ExceptionGroup) as error:
+            cause = error if isinstance(error, OSError) else system_error(error)
+            elsewhere = (
+                cause is not None
+                and cause.filename is not None
+                and not str(cause.filename).startswith(str(folder))
             )
-        )
-    except OSError as error:
-        raise type(error)(
-            f"cannot write {path}: {error.strerror} ({path.absolute().parent})"
-        ) from error
-    try:
-        yield folder / path.name
-        os.replace(folder / path.name, path)
-    except (OSError, ExceptionGroup) as error:
-        cause = error if isinstance(error, OSError) else system_error(error)
-        elsewhere = (
-            cause is not None
-            and cause.filename is not None
-            and not str(cause.filename).startswith(str(folder))
-        )
-        if cause is None or elsewhere or cause.errno is None:
-            raise  # not of writing: something else that the block did
-        # A full disk, mostly. The number is kept: it tells this from a mistake in the path.
-        raise OSError(
-            cause.errno, f"cannot write {path}: {cause.strerror or os.strerror(cause.errno)}"
-        ) from error
-    finally:
-        shutil.rmtree(folder, ignore_errors=True)
+            if cause is None or elsewhere or cause.errno is None:
+                raise  # not of writing: something else that the block did
+            # A full disk, mostly. The number is kept: it tells this from a mistake in the path.
+            raise OSError(
+                cause.errno, f"cannot write {path}: {cause.strerror or os.strerror(cause.errno)}"
+            ) from error
 
 
 def write_atomically(path: Path, content: bytes) -> None:
-    """The whole file, or none: a temporary file beside it that takes its name."""
-    part = path.with_name(path.name + ".part")
-    try:
+    """The whole file, or none: see `replace_file`."""
+    with replace_file(path) as part:
         part.write_bytes(content)
-        os.replace(part, path)
-    except OSError as error:
-        raise OSError(f"cannot write {path}: {error.strerror}") from error
-    finally:
-        part.unlink(missing_ok=True)
+
+
+@contextlib.contextmanager
+def _folder_beside(path: Path) -> Iterator[Path]:
+    """A folder beside `path`, so that a rename from it stays on one disk; deleted after the block.
+
+    The writer holds a lock in it, which ends with the process. A folder whose lock is free was left
+    by a process that was killed, and is deleted first.
+    """
+    parent, prefix = path.absolute().parent, f".{path.name[:50]}."
+    for left in parent.glob(f"{glob.escape(prefix)}*.part"):
+        with contextlib.suppress(OSError):
+            stream, locked = _lock(left)
+            with stream:
+                if locked:
+                    shutil.rmtree(left, ignore_errors=True)
+            if locked:
+                shutil.rmtree(
+                    left, ignore_errors=True
+                )  # NFS keeps a file's folder while it is open
+    while True:
+        folder = Path(tempfile.mkdtemp(prefix=prefix, suffix=".part", dir=parent))
+        try:
+            try:
+                stream, locked = _lock(folder)
+            except FileNotFoundError:
+                continue
+            with stream:
+                if locked is False or not folder.exists():
+                    continue  # another writer took it for one that was left, before it was locked
+                yield folder
+                return
+        finally:
+            shutil.rmtree(folder, ignore_errors=True)
+
+
+def _lock(folder: Path) -> tuple[TextIO, bool | None]:
+    """The open file that holds the lock of a folder, and whether it is locked now: None where the
+    system has no locks."""
+    stream = open(folder / ".lock", "a")
+    try:
+        if fcntl is None:
+            return stream, None
+        fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except (BlockingIOError, PermissionError):
+        return stream, False
+    except OSError:
+        return stream, None
+    return stream, True

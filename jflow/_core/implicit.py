@@ -1,4 +1,5 @@
-"""Inverses without a closed form, differentiated by the implicit function theorem instead of through their iterations."""
+"""Inverses without a closed form, differentiated by the implicit function theorem instead of
+through their iterations."""
 
 from collections.abc import Callable
 from functools import partial
@@ -9,6 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from jflow._core.arrays import expand_to, float_dtype
+from jflow._core.keys import hidden, is_key
 from jflow._core.pullback import tied
 from jflow.types import Array, PyTree
 
@@ -21,9 +23,10 @@ def monotone_root(
 ) -> Array:
     """x [...] with f(x, args)[0] = y [...], to the last digits of y's type.
 
-    f(x, args) -> (value, log slope), elementwise and increasing without bound on both sides; it must not close over
-    what is differentiated. A bracket grows from y until it holds the root; Newton steps that stay inside it and halve
-    the step before last, else bisections, shrink it. Derivatives of any order and mode: dx = (dy - df/dargs dargs) / f'(x).
+    f(x, args) -> (value, log slope), elementwise and increasing without bound on both sides; it
+    must not close over what is differentiated. A bracket grows from y until it holds the root;
+    Newton steps that stay inside it and halve the step before last, else bisections, shrink it.
+    Derivatives of any order and mode: dx = (dy - df/dargs dargs) / f'(x).
     """
     y = y.astype(float_dtype(y))
     width = 1 + jnp.abs(y)
@@ -51,8 +54,8 @@ def monotone_root(
         return i + 1, new, x, low, high, jnp.abs(x - last)
 
     def moving(x, last):
-        # judged by two points that the loop carries: a compiler that computes a Newton step twice, once for the point and
-        # once for its move, may round it to both sides of the bracket
+        # judged by two points that the loop carries: a compiler that computes a Newton step twice,
+        # once for the point and once for its move, may round it to both sides of the bracket
         return jnp.abs(x - last) > 4 * jnp.finfo(y.dtype).eps * jnp.maximum(1.0, jnp.abs(x))
 
     def going(carry):
@@ -77,7 +80,8 @@ def _any(where: Array) -> Array:
 
 
 class FixedPoint(NamedTuple):
-    """x [b, ...]; evaluations, a scalar; change [b], the largest of the last |x_new - x| / (1 + |x|) in a row."""
+    """x [b, ...]; evaluations, a scalar; change [b], the largest of the last |x_new - x| / (1 +
+    |x|) in a row."""
 
     x: Array
     evaluations: Array
@@ -87,14 +91,16 @@ class FixedPoint(NamedTuple):
 def fixed_point(
     g: Callable[[Array, PyTree], Array], x: Array, args: PyTree, *, tol: float, max_evaluations: int
 ) -> FixedPoint:
-    """The x [b, ...] with x = g(x, args), iterated from x until every row changes by at most `tol`, relative to 1 + |x|.
+    """The x [b, ...] with x = g(x, args), iterated from x until every row changes by at most `tol`,
+    relative to 1 + |x|.
 
-    A row stays as it is from then on, whatever the others of its batch still do: judged again and again, the slowest of
-    many rows would be one that rounding keeps moving. g acts on each row alone and must not close over what is
-    differentiated. Serves contractions and maps whose Jacobian is strictly triangular in some order, which arrive exactly
-    after as many evaluations as the order is long. Derivatives are implicit, of any order and mode: the gradient solves
-    w = x_bar + (dg/dx)^T w by the same iteration, in memory that does not grow with evaluations. Bai, Kolter, Koltun,
-    *Deep Equilibrium Models* (2019).
+    A row stays as it is from then on, whatever the others of its batch still do: judged again and
+    again, the slowest of many rows would be one that rounding keeps moving. g acts on each row
+    alone and must not close over what is differentiated. Serves contractions and maps whose
+    Jacobian is strictly triangular in some order, which arrive exactly after as many evaluations as
+    the order is long. Derivatives are implicit, of any order and mode: the gradient solves w =
+    x_bar + (dg/dx)^T w by the same iteration, in memory that does not grow with evaluations. Bai,
+    Kolter, Koltun, *Deep Equilibrium Models* (2019).
     """
     return FixedPoint(*_fixed_point(g, tol, max_evaluations, x, args))
 
@@ -123,17 +129,24 @@ def _fixed_point(g, tol, max_evaluations, x, args):
 
 @_fixed_point.defjvp
 def _fixed_point_jvp(g, tol, max_evaluations, primals, tangents):
-    """x_dot = dg/dx x_dot + dg/dargs args_dot, linear equations that the same iteration solves, and their transposes."""
+    """x_dot = dg/dx x_dot + dg/dargs args_dot, linear equations that the same iteration solves, and
+    their transposes."""
     (start, args), (_, args_dot) = primals, tangents
     x, evaluations, change = _fixed_point(g, tol, max_evaluations, start, args)
+    leaves, tree = jax.tree.flatten(args)
+    dots = tree.flatten_up_to(args_dot)
+    keys = {i: hidden(leaf) for i, leaf in enumerate(leaves) if is_key(leaf)}
+    for i, (data, _) in keys.items():
+        leaves[i], dots[i] = data, np.zeros(data.shape, jax.dtypes.float0)
 
     @partial(
         jax.checkpoint, prevent_cse=False
     )  # nothing is kept of g for the way back but its arguments
-    def at(x, args):
-        return g(x, args).astype(x.dtype)
+    def at(x, leaves):
+        leaves = [keys[i][1](leaf) if i in keys else leaf for i, leaf in enumerate(leaves)]
+        return g(x, tree.unflatten(leaves)).astype(x.dtype)
 
-    _, varying = tied((x, args))
+    _, varying = tied((x, leaves))
 
     def in_x(x):
         return at(x, varying)
@@ -142,7 +155,8 @@ def _fixed_point_jvp(g, tol, max_evaluations, primals, tangents):
         return w - jax.jvp(in_x, (x,), (w,))[1]
 
     def iterated(along, b):
-        # w is linear in b, while tol is relative to 1 + |w|: cotangents of a mean over many rows are small.
+        # w is linear in b, while tol is relative to 1 + |w|: cotangents of a mean over many rows
+        # are small.
         largest = jnp.max(jnp.abs(b), axis=tuple(range(1, x.ndim)), keepdims=True)
         scale = jnp.where(largest > 0, largest, 1)
         return _iterate(lambda w: b / scale + along(w), tol, max_evaluations, b / scale)[0] * scale
@@ -154,7 +168,7 @@ def _fixed_point_jvp(g, tol, max_evaluations, primals, tangents):
         pullback = jax.vjp(in_x, x)[1]
         return iterated(lambda w: pullback(w)[0], b)
 
-    b = jax.jvp(lambda args: at(x, tied((x, args))[1]), (args,), (args_dot,))[1]
+    b = jax.jvp(lambda leaves: at(x, tied((x, leaves))[1]), (leaves,), (dots,))[1]
     x_dot = jax.lax.custom_linear_solve(equations, b, solve, solve_transposed)
     return (x, evaluations, change), (
         x_dot,

@@ -18,7 +18,8 @@ _ALL, _SOME = (
 
 
 def over_unit_vectors(f: Callable, x: Array, terms: Callable) -> tuple[Array, Any]:
-    """f(x), and the sums over the event's D unit vectors e of terms(f(x), e, J e), a pytree of [K, b] for e [K, b, *event].
+    """f(x), and the sums over the event's D unit vectors e of terms(f(x), e, J e), a pytree of [K,
+    b] for e [K, b, *event].
 
     Memory is that of 64 columns J e at most, also where it is differentiated backwards.
     """

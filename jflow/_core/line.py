@@ -14,7 +14,7 @@ def on_line(x0: Array, x1: Array, t: Array) -> Array:
 def line(x0: Array, x1: Array, t: Array) -> tuple[Array, Array]:
     """x_t = (1 - t) x0 + t x1 in the type of x1, and x1 - x0 in float32 or better."""
     v = x1.astype(float_dtype(x1)) - x0.astype(float_dtype(x1))
-    return (x0 + expand_to(t, v) * v).astype(x1.dtype), v
+    return on_line(x0, x1, t).astype(x1.dtype), v
 
 
 def predicted_data(

@@ -29,7 +29,8 @@ def check_linen(name: str, what: str, module) -> None:
     else:
         hint = "functions without params and modules of other libraries go inside one"
     raise TypeError(
-        f"{name}: expected {what} to be an instance of flax.linen.Module, got {described(module)}: {hint}"
+        f"{name}: expected {what} to be an instance of flax.linen.Module, got {described(module)}:"
+        f" {hint}"
     )
 
 
@@ -40,8 +41,9 @@ def init_linen(module, key, x: PyTree, *args) -> PyTree:
     params = variables.pop("params", {})
     if variables:
         raise ValueError(
-            f"{type(module).__name__} keeps the collections {sorted(variables)}; jflow networks have 'params' alone: "
-            "running statistics go into frozen['buffers'] with an explicit update"
+            f"{type(module).__name__} keeps the collections {sorted(variables)}; jflow networks"
+            " have 'params' alone: running statistics go into frozen['buffers'] with an explicit"
+            " update"
         )
     dtype = float_dtype(*jax.tree.leaves(x))
     return jax.tree.map(
@@ -50,15 +52,16 @@ def init_linen(module, key, x: PyTree, *args) -> PyTree:
 
 
 def apply_linen(module, params, *args, key=None, method=None):
-    """Apply a Linen module (or one of its methods); a key becomes its 'dropout' stream, without one it runs
-    deterministically."""
+    """Apply a Linen module (or one of its methods); a key becomes its 'dropout' stream, without one
+    it runs deterministically."""
     try:
         return module.apply(
             {"params": params}, *args, rngs=None if key is None else {"dropout": key}, method=method
         )
     except flax.errors.ApplyScopeInvalidVariablesStructureError:
         raise ValueError(
-            f"{type(module).__name__}: expected params, got a dict that holds them under 'params': give what is inside"
+            f"{type(module).__name__}: expected params, got a dict that holds them under 'params':"
+            " give what is inside"
         ) from None
     except (flax.errors.ScopeParamShapeError, flax.errors.ScopeParamNotFoundError) as error:
         shapes = [list(jnp.shape(leaf)) for leaf in jax.tree.leaves(args)]
@@ -69,12 +72,16 @@ def apply_linen(module, params, *args, key=None, method=None):
 
 
 def _likely_cause(module, args) -> str:
-    """What to look at where a module's params are for other inputs: its cond, and the batch axis of x."""
+    """What to look at where a module's params are for other inputs: its cond, and the batch axis of
+    x."""
     names = list(inspect.signature(type(module).__call__).parameters)[1:]
     if "cond" not in names:
         return ""
     given = dict(zip(names, args, strict=False)).get("cond") is not None
-    return f"; is x [b, *event] as at `init`, and {'had that such a cond' if given else 'should there be a cond'}?"
+    return (
+        "; is x [b, *event] as at `init`, and"
+        f" {'had that such a cond' if given else 'should there be a cond'}?"
+    )
 
 
 def flatten_event(x: Array) -> Array:
@@ -83,16 +90,19 @@ def flatten_event(x: Array) -> Array:
 
 
 def flatten_cond(name: str, cond: Cond, n: int) -> Array | None:
-    """The float leaves of cond, each [n, ...], flattened and concatenated to [n, k]; None when there are none.
+    """The float leaves of cond, each [n, ...], flattened and concatenated to [n, k]; None when
+    there are none.
 
-    Raises ValueError for leaves that do not lead with n rows or are not floats: a label is not a quantity.
+    Raises ValueError for leaves that do not lead with n rows or are not floats: a label is not a
+    quantity.
     """
     cond = check_cond(name, cond, n)
     for path, leaf in jax.tree_util.tree_leaves_with_path(cond):
         if not jnp.issubdtype(jnp.result_type(leaf), jnp.floating):
             raise ValueError(
-                f"{name}: expected cond{jax.tree_util.keystr(path)} to be float, got {jnp.result_type(leaf)}: embed "
-                "labels first, e.g. embed=nn.Embed(num_classes, 16), and cast what is a quantity to float"
+                f"{name}: expected cond{jax.tree_util.keystr(path)} to be float, got"
+                f" {jnp.result_type(leaf)}: embed labels first, e.g. embed=nn.Embed(num_classes,"
+                " 16), and cast what is a quantity to float"
             )
     leaves = [flatten_event(jnp.asarray(leaf)) for leaf in jax.tree.leaves(cond)]
     return jnp.concatenate(leaves, axis=-1) if leaves else None

@@ -23,11 +23,13 @@ _held: ContextVar[frozenset[Path]] = ContextVar("held", default=frozenset())
 
 @contextlib.contextmanager
 def hold(workdir: Path) -> Iterator[None]:
-    """Within, no other run enters `workdir`, which is made if need be. Whoever holds it may enter again.
+    """Within, no other run enters `workdir`, which is made if need be. Whoever holds it may enter
+    again.
 
-    The lock is the system's, on the open file WORKDIR/run.lock, and ends with the process, however that ends. Of several
-    processes the main one holds it for all. Raises ValueError on each of them, with the pid and the machine of the run
-    that is there. Where the system has no locks, a warning says so.
+    The lock is the system's, on the open file WORKDIR/run.lock, and ends with the process, however
+    that ends. Of several processes the main one holds it for all. Raises ValueError on each of
+    them, with the pid and the machine of the run that is there. Where the system has no locks, a
+    warning says so.
     """
     workdir = workdir.resolve()
     if workdir in _held.get():
@@ -98,7 +100,8 @@ def _lock(stream: TextIO, folder: Path) -> bool:
         stream.seek(0)
         who = stream.read().strip() or "of unknown pid"
         raise ValueError(
-            f"workdir {folder} is in use by another run ({who}): wait for it, end it, or take another workdir"
+            f"workdir {folder} is in use by another run ({who}): wait for it, end it, or take"
+            " another workdir"
         ) from None
     except OSError as error:
         warnings.warn(

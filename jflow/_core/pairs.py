@@ -10,8 +10,9 @@ from jflow.types import Coupling, Key, PyTree
 
 
 def paired(name: str, coupling: Coupling, key: Key, batch) -> dict[str, PyTree]:
-    """The batch with x0[i] beside x[j], cond[j] and weight[j], (i, j) what the coupling returns; the source is standard
-    normal where the batch has no 'x0'. A key of the batch that is none of these raises."""
+    """The batch with x0[i] beside x[j], cond[j] and weight[j], (i, j) what the coupling returns;
+    the source is standard normal where the batch has no 'x0'. A key of the batch that is none of
+    these raises."""
     x, x0, cond, weight = read_as_given(name, batch, ("x", "x0", "cond", "weight"))
     noise_key, pair_key = jax.random.split(key)
     x0 = jax.random.normal(noise_key, x.shape, x.dtype) if x0 is None else x0
@@ -22,7 +23,8 @@ def paired(name: str, coupling: Coupling, key: Key, batch) -> dict[str, PyTree]:
 
 
 def _finite(weight, x0, x1, cond):
-    """What a coupling sees: the rows as they are, but for those of weight 0 that hold infinity or NaN."""
+    """What a coupling sees: the rows as they are, but for those of weight 0 that hold infinity or
+    NaN."""
     if weight is None:
         return x0, x1, cond
     finite = [jnp.all(jnp.isfinite(a), axis=tuple(range(1, a.ndim))) for a in (x0, x1)]

@@ -15,13 +15,14 @@ from jflow._core.environment import COORDINATOR, COUNT, INDEX
 
 
 def initialize() -> None:
-    """Join the other processes of this job; to be called before anything else touches JAX's devices.
+    """Join the other processes of this job; to be called before anything else touches JAX's
+    devices.
 
-    Under `jflow launch` the launcher says who they are; on a TPU pod slice, under Slurm, Open MPI and in an indexed
-    Kubernetes job, jax.distributed.initialize finds out by itself.
+    Under `jflow launch` the launcher says who they are; on a TPU pod slice, under Slurm, Open MPI
+    and in an indexed Kubernetes job, jax.distributed.initialize finds out by itself.
 
-    An error that nobody catches then ends this process at once. Python's way out would wait for the others, which wait
-    for this one.
+    An error that nobody catches then ends this process at once. Python's way out would wait for the
+    others, which wait for this one.
     """
     if COORDINATOR in os.environ:
         jax.distributed.initialize(
@@ -78,7 +79,8 @@ def wait_for_all(name: str) -> None:
 
 
 def check_agreement(facts: Mapping[str, Any]) -> None:
-    """Raise the same ValueError on every process where their facts (JSON) differ, naming the first that does.
+    """Raise the same ValueError on every process where their facts (JSON) differ, naming the first
+    that does.
 
     One hash is gathered; the facts themselves only when the hashes differ.
     """

@@ -8,6 +8,7 @@ import jax.numpy as jnp
 from jax.extend.core import Primitive
 from jax.interpreters import batching, mlir
 
+from jflow._core.keys import hidden, is_key
 from jflow.types import Array, PyTree
 
 __all__ = ["reverse_only", "tied", "with_pullback"]
@@ -18,13 +19,16 @@ def with_pullback(
 ) -> Callable:
     """`apply`, whose reverse mode is `pullback`: jax.custom_vjp without its ban on forward mode.
 
-    Tangents are pushed forward by autodiff of `reference`, by default `apply` itself, of which derivatives of higher
-    order are made, too; reverse mode runs neither. JAX knows one linear function with a transpose of its own, the
-    solution of linear equations, and the push P along t becomes one: (t, P t) solves [[1, 0], [-P, 1]] (t, s) = (t, 0).
+    Tangents are pushed forward by autodiff of `reference`, by default `apply` itself, of which
+    derivatives of higher order are made, too; reverse mode runs neither. JAX knows one linear
+    function with a transpose of its own, the solution of linear equations, and the push P along t
+    becomes one: (t, P t) solves [[1, 0], [-P, 1]] (t, s) = (t, 0).
 
     Args:
-        apply: (*args) -> outputs, pytrees of arrays; outputs are floats. It closes over nothing that is differentiated.
-        pullback: (args, outputs, cotangents of outputs) -> cotangents of args, a tuple; anything for what is not a float.
+        apply: (*args) -> outputs, pytrees of arrays; outputs are floats. It closes over nothing
+        that is differentiated.
+        pullback: (args, outputs, cotangents of outputs) -> cotangents of args, a tuple; anything
+        for what is not a float.
         reference: equal to `apply`, where JAX cannot differentiate `apply` (a Pallas kernel).
     """
     reference = apply if reference is None else reference
@@ -35,10 +39,12 @@ def with_pullback(
         outputs = function(*args)
         leaves, tree = jax.tree.flatten(args)
         floats = [i for i, leaf in enumerate(leaves) if _is_float(leaf)]
+        keys = {i: hidden(leaf) for i, leaf in enumerate(leaves) if is_key(leaf)}
         at_args = tied([leaves[i] for i in floats])
 
         def whole(moved):
             moved = dict(zip(floats, moved, strict=True))
+            moved |= {i: key(data) for i, (data, key) in keys.items()}
             return tree.unflatten([moved.get(i, leaf) for i, leaf in enumerate(leaves)])
 
         @partial(
@@ -80,8 +86,9 @@ def _linear(push: Callable, pullback: Callable, t: list[Array], like: PyTree) ->
 
 
 def tied(tree: PyTree) -> PyTree:
-    """`tree`, each float in it a linear function of all floats: JAX transposes a solve only if its whole right-hand side is
-    differentiated, and on a mesh all of it has to vary where a part of it does."""
+    """`tree`, each float in it a linear function of all floats: JAX transposes a solve only if its
+    whole right-hand side is differentiated, and on a mesh all of it has to vary where a part of it
+    does."""
     leaves, shape = jax.tree.flatten(tree)
     zero = jnp.asarray(sum(jnp.sum(jnp.ravel(leaf)[:0]) for leaf in leaves if _is_float(leaf)))
     return jax.tree.unflatten(
@@ -90,8 +97,9 @@ def tied(tree: PyTree) -> PyTree:
 
 
 def reverse_only(tree: PyTree, message: str) -> PyTree:
-    """`tree`, which reverse mode goes back through; a program that pushes a tangent forward through it is refused with
-    TypeError(message) when it is compiled. JAX refuses what has a custom_vjp in words that name no argument of ours."""
+    """`tree`, which reverse mode goes back through; a program that pushes a tangent forward through
+    it is refused with TypeError(message) when it is compiled. JAX refuses what has a custom_vjp in
+    words that name no argument of ours."""
 
     @jax.custom_jvp
     def passed(leaf):

@@ -13,10 +13,12 @@ Times = Sequence[float] | np.ndarray
 
 
 def check_grid(name, grid, rising):
-    """Raise unless grid is [n + 1] strictly monotone (rising) times; a traced grid has its shape checked only."""
+    """Raise unless grid is [n + 1] strictly monotone (rising) times; a traced grid has its shape
+    checked only."""
     if len(np.shape(grid)) != 1 or np.shape(grid)[0] < 2:
         raise ValueError(
-            f"{name}: expected a grid of at least 2 times, [n + 1], got shape {list(np.shape(grid))}"
+            f"{name}: expected a grid of at least 2 times, [n + 1], got shape"
+            f" {list(np.shape(grid))}"
         )
     if not isinstance(grid, jax.core.Tracer):
         times = np.asarray(grid, np.float64)
@@ -36,7 +38,8 @@ def traced(*values) -> bool:
 
 
 def rising_times(name, grid):
-    """Times [n + 1] from a number of equal steps from 0 to 1, or the rising times themselves, checked."""
+    """Times [n + 1] from a number of equal steps from 0 to 1, or the rising times themselves,
+    checked."""
     if np.ndim(grid) > 0:
         check_grid(name, grid, rising=True)
         return grid
@@ -48,7 +51,8 @@ def rising_times(name, grid):
 
 
 def check_pairs(name: str, times: TimePair) -> None:
-    """Raise unless a first draw of times is (t, r) with 0 <= t <= r <= 1; unchecked where it depends on traced values."""
+    """Raise unless a first draw of times is (t, r) with 0 <= t <= r <= 1; unchecked where it
+    depends on traced values."""
     with jax.ensure_compile_time_eval():
         drawn = times(jax.random.key(0), 64)
     if any(isinstance(time, jax.core.Tracer) for time in drawn):
@@ -58,12 +62,14 @@ def check_pairs(name: str, times: TimePair) -> None:
     if wrong.any():
         at = int(np.argmax(wrong))
         raise ValueError(
-            f"{name}: expected times (t, r) with 0 <= t <= r <= 1, from the source to data; a draw has t={t[at]}, r={r[at]}"
+            f"{name}: expected times (t, r) with 0 <= t <= r <= 1, from the source to data; a draw"
+            f" has t={t[at]}, r={r[at]}"
         )
 
 
 def check_steps(name: str, steps: Callable) -> None:
-    """Raise unless a first draw of steps is (t, s) with 0 <= t < s <= 1; unchecked where it depends on traced values."""
+    """Raise unless a first draw of steps is (t, s) with 0 <= t < s <= 1; unchecked where it depends
+    on traced values."""
     with jax.ensure_compile_time_eval():
         drawn = steps(jax.random.key(0), 64, {"step": jnp.zeros((), jnp.int32)})
     if any(isinstance(time, jax.core.Tracer) for time in drawn):
@@ -78,7 +84,8 @@ def check_steps(name: str, steps: Callable) -> None:
 
 
 def partition(name: str, knots) -> np.ndarray:
-    """Times [K + 1] that rise from 0 to 1: the knots themselves, or the ends of so many equal parts."""
+    """Times [K + 1] that rise from 0 to 1: the knots themselves, or the ends of so many equal
+    parts."""
     times = np.asarray(rising_times(name, knots) if np.ndim(knots) == 0 else knots, np.float64)
     if (
         times.ndim != 1
@@ -95,3 +102,16 @@ def window_index(knots: np.ndarray, t):
     return jnp.clip(
         jnp.searchsorted(jnp.asarray(knots, t.dtype), t, side="right") - 1, 0, len(knots) - 2
     )
+
+
+def linear_between(f: Callable, knots: np.ndarray) -> Callable:
+    """t [b] -> what runs linearly between the values of f at the knots (`partition`); at a knot
+    with the slope after it."""
+
+    def value(t):
+        at = jnp.asarray(knots, t.dtype)
+        values, k = f(at), window_index(knots, t)
+        slope = (values[k + 1] - values[k]) / (at[k + 1] - at[k])
+        return values[k] + (t - at[k]) * slope
+
+    return value

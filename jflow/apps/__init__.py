@@ -1,4 +1,5 @@
-"""Products built on the library: experiments, tables, the command line. Nothing in the library imports them.
+"""Products built on the library: experiments, tables, the command line. Nothing in the library
+imports them.
 
 A name is imported when it is first asked for, so that the command line answers --help without JAX.
 """

@@ -1,4 +1,5 @@
-"""An experiment is a Python file with one function `config(*, key=default, ...)`; this trains one and loads it back."""
+"""An experiment is a Python file with one function `config(*, key=default, ...)`; this trains one
+and loads it back."""
 
 import contextlib
 import difflib
@@ -17,6 +18,7 @@ from jax.experimental.multihost_utils import process_allgather
 import jflow
 from jflow._core import files, processes
 from jflow._core.files import expand
+from jflow._core.keys import same_draws
 from jflow._core.lock import hold
 from jflow.apps import _keys
 from jflow.apps._modules import STORED, files_beside, load_module
@@ -39,26 +41,57 @@ from jflow.types import Loss, Params
 
 
 class Experiment(NamedTuple):
-    """All of a training job. Rows are dicts of numpy arrays; 'data units' are those of `data`, 'model units' what
-    `preprocess.apply` makes of them."""
+    """All of a training job: the model, its loss, its data and how long to train.
 
-    model: Any  # a Flow, a Velocity ...
-    init: Callable  # (key, batch) -> params; batch: the first training rows in model units
+    Rows are dicts of numpy arrays; 'data units' are those of `data`, 'model units' what
+    `preprocess.apply` makes of them.
+
+    Attributes:
+        model: A Flow, a Velocity, or whatever the config's own functions take.
+        init: (key, batch) -> params; batch holds the first training rows in model units.
+        loss: (params, key, batch, frozen) -> (scalar, metrics).
+        optimizer: An optax optimizer.
+        data: () -> `data.Splits` in data units; valid and test may be None.
+        preprocess: A `data.Preprocess`, fitted on the training rows alone.
+        steps: Updates in all.
+        batch: Rows of an update.
+        seed: Of the params, the batches and the draws of the loss.
+        ema: The decay of the average of the params, or a function of the step; None keeps no
+            average.
+        sample: (params, key, n, **options) -> rows in model units.
+        evaluate: (params, preprocess_state, key, splits) -> {name: number}.
+        picture: (rows in data units) -> image.
+        picture_rows: How many samples a picture shows.
+        frozen: (params, key, batch) -> what the loss reads and never differentiates.
+        refresh: How what is frozen advances, see `train.make_step`.
+        log_every: Updates between two lines of metrics.
+        save_every: Updates between two checkpoints.
+        eval_every: Updates between two evaluations; None evaluates at the end alone.
+        monitor: The name of the evaluated number whose lowest value is the best checkpoint.
+        patience: Evaluations without a better one until training stops; None never stops early.
+        skip_nonfinite: Whether an update whose loss or gradient is not finite is left out.
+        max_to_keep: How many checkpoints are kept, beside the best.
+        rules: How a mesh splits the state, see `train.shardings`.
+        accumulate: In how many parts an update's rows are differentiated.
+        inner: Updates on the device between two visits of the host.
+        prefetch: Batches that are made ahead.
+    """
+
+    model: Any
+    init: Callable
     loss: Loss
     optimizer: optax.GradientTransformation
-    data: Callable  # () -> jflow.data.Splits in data units; valid and test may be None
-    preprocess: Any  # jflow.data.Preprocess, fitted on the training rows alone
+    data: Callable
+    preprocess: Any
     steps: int
     batch: int = 256
     seed: int = 0
     ema: float | Callable | None = None
-    sample: Callable | None = None  # (params, key, n, **options) -> rows in model units
-    evaluate: Callable | None = None  # (params, preprocess_state, key, splits) -> dict of floats
-    picture: Callable | None = None  # (rows in data units) -> image
-    picture_rows: int = 64  # how many samples a picture shows
-    frozen: Callable | None = (
-        None  # (params, key, batch) -> what the loss reads and never differentiates
-    )
+    sample: Callable | None = None
+    evaluate: Callable | None = None
+    picture: Callable | None = None
+    picture_rows: int = 64
+    frozen: Callable | None = None
     refresh: Refresh | None = None
     log_every: int = 50
     save_every: int = 500
@@ -66,15 +99,22 @@ class Experiment(NamedTuple):
     monitor: str | None = None
     patience: int | None = None
     skip_nonfinite: bool = False
-    keep: int = 3
-    rules: Sequence[Rule] = ()  # how a mesh splits the state, see `train.shardings`
+    max_to_keep: int = 3
+    rules: Sequence[Rule] = ()
     accumulate: int = 1
     inner: int = 1
     prefetch: int = 0
 
 
 class BoundPreprocess(NamedTuple):
-    """A Preprocess with the state of one checkpoint: apply(rows, rng=None), undo(rows), log_det(rows) -> [b]."""
+    """A preprocessing step with the state of one checkpoint.
+
+    Attributes:
+        state: What was fitted on the training rows.
+        apply: (rows, rng=None) -> rows in model units.
+        undo: (rows) -> rows in data units.
+        log_det: (rows in model units) -> [b], nats.
+    """
 
     state: Any
     apply: Callable
@@ -83,7 +123,15 @@ class BoundPreprocess(NamedTuple):
 
 
 class Loaded(NamedTuple):
-    """A trained experiment: model and params, the way from data units to model units, and the step they are of."""
+    """A trained experiment: the model, its params, and the way from data units to model units.
+
+    Attributes:
+        model: The experiment's model.
+        params: Its trained params.
+        preprocess: The preprocessing with its state: `apply`, `undo`, `log_det`.
+        experiment: The whole experiment, as its config made it.
+        step: The update that the params are of.
+    """
 
     model: Any
     params: Params
@@ -95,12 +143,21 @@ class Loaded(NamedTuple):
 def load_config(
     path: str | Path, overrides: Mapping[str, Any] | None = None
 ) -> tuple[Experiment, dict[str, Any]]:
-    """Call the `config` of a Python file (or of config.py in a folder) with `overrides` in place of its defaults.
+    """Calls the `config` function of a Python file, with some of its keys overridden.
 
-    A key's type is its annotation, or that of its default: strings are read as values of it (false, 3e-4, 64,64; `none`
-    where None is a value), an int may stand for a float and a list for a tuple. A key without either takes no strings.
-    The config may import files beside it. Returns the experiment and the value of every key. Raises ValueError for an
-    unknown key, naming the nearest, and for a value of another type.
+    A key's type is its annotation, or that of its default: strings are read as values of it (false,
+    3e-4, 64,64; `none` where None is a value), an int may stand for a float and a list for a tuple.
+    A key without either takes no strings. The config may import files beside it.
+
+    Args:
+        path: Of the file, or of a folder with config.py.
+        overrides: Values in place of the defaults, strings or Python values.
+
+    Returns:
+        (experiment, the value of every key).
+
+    Raises:
+        ValueError: For an unknown key, naming the nearest, and for a value of another type.
     """
     path = _config_file(path)
     with _naming_the_table_of_names(path):
@@ -112,7 +169,8 @@ def load_config(
     for name, parameter in inspect.signature(config).parameters.items():
         if parameter.default is parameter.empty or parameter.kind is not parameter.KEYWORD_ONLY:
             raise ValueError(
-                f"{path}: config must have keyword-only keys with defaults alone, {name!r} is not one"
+                f"{path}: config must have keyword-only keys with defaults alone, {name!r} is"
+                " not one"
             )
         defaults[name] = parameter.default
         kinds[name] = _keys.kind_of(
@@ -136,7 +194,8 @@ def load_config(
     for name, (least, most) in _keys.BOUNDS.items():
         if isinstance(count := getattr(experiment, name), int) and not least <= count <= most:
             raise ValueError(
-                f"{path}: config must return an Experiment with {name} from {least} to {most}, got {count}"
+                f"{path}: config must return an Experiment with {name} from {least} to {most}, got"
+                f" {count}"
             )
     return experiment, values
 
@@ -150,15 +209,28 @@ def run(
     progress: bool = True,
     mesh: jax.sharding.Mesh | None = None,
 ) -> Fit:
-    """Train an experiment in a workdir, or go on with it; the workdir keeps what `load` needs.
+    """Trains an experiment in a workdir, or goes on with it.
 
-    config_source: the config file's path, or its text. resolved: the values of its keys, from `load_config`. Raises
-    ValueError, naming what differs, where the workdir is another config's, and naming its process, where another run is
-    in it. The files beside the config that it imports are kept in WORKDIR/config_imports.
+    The workdir keeps what `load` needs: the config, its values, checkpoints, metrics, pictures.
+    Files beside the config that it imports are kept in WORKDIR/config_imports. `evaluate` and
+    `picture` get whole params on every process.
 
-    mesh: where to train (`make_mesh`); rows go over all its axes but one named 'model', the state by experiment.rules.
-    None: one device, or all of them as 'data' under several processes. A workdir may go on with another mesh.
-    `evaluate` and `picture` get whole params on every process.
+    Args:
+        experiment: What to train.
+        workdir: Where it is kept; made if it is not there.
+        config_source: The config file's path, or its text.
+        resolved: The values of the config's keys, from `load_config`.
+        progress: Whether to show a progress bar.
+        mesh: Where to train (`train.make_mesh`): rows go over all its axes but one named 'model',
+            the state by experiment.rules. None: one device, or all of them as 'data' under several
+            processes. A workdir may go on with another mesh.
+
+    Returns:
+        What `train.fit` returns.
+
+    Raises:
+        ValueError: Where the workdir is another config's, naming what differs, and where another
+            run is in it, naming its process.
     """
     workdir, sources, values = expand(workdir), _sources(config_source), dict(resolved or {})
     text = b"\n".join(sources.values()).decode(errors="replace")
@@ -229,12 +301,14 @@ def _train(
         experiment.picture_rows,
     )
     evaluate = (
-        None if score is None else lambda state: score(_shown(state), pre_state, eval_key, splits)
+        None
+        if score is None
+        else lambda state: score(_shown(state), pre_state, same_draws(eval_key), splits)
     )
     picture = (
         None
         if sample is None or draw is None
-        else lambda state: draw(undone(sample(_shown(state), picture_key, many)))
+        else lambda state: draw(undone(sample(_shown(state), same_draws(picture_key), many)))
     )
     return fit(
         state,
@@ -256,7 +330,7 @@ def _train(
         monitor=experiment.monitor,
         patience=experiment.patience,
         skip_nonfinite=experiment.skip_nonfinite,
-        keep=experiment.keep,
+        max_to_keep=experiment.max_to_keep,
         progress=progress,
         preprocess=pre_state,
         sharding=sharding,
@@ -268,15 +342,29 @@ def _train(
 def load(workdir: str | Path, *, step: int | None = None, ema: bool = True) -> Loaded:
     """Model, params and preprocessing of a workdir, without its training data.
 
-    step: None takes the best evaluation where the run monitored one, else the newest checkpoint. ema: the averaged
-    params, where the run kept an average.
+    Args:
+        workdir: What `jflow train`, `jflow fit`, `run` or `train.fit(workdir=...)` wrote.
+        step: The update to take; None takes the best evaluation where the run monitored one, else
+            the newest checkpoint.
+        ema: Whether to take the averaged params, where the run kept an average.
+
+    Returns:
+        The trained experiment.
+
+    Raises:
+        FileNotFoundError: Where there is no workdir or no checkpoint, by name.
+        ValueError: For a workdir whose config no longer runs, with what to do.
     """
     workdir = expand(workdir)
     if not (workdir / "config.json").is_file() or not (workdir / "config.py").is_file():
-        how = "train.checkpoint.restore_params(workdir) reads the params of what train.fit wrote alone"
+        how = (
+            "train.checkpoint.restore_params(workdir) reads the params of what train.fit wrote"
+            " alone"
+        )
         how = f"; {how}" if checkpoint.steps(workdir) else ""
         raise FileNotFoundError(
-            f"{workdir} is not the workdir of an experiment: it has no config.py and config.json{how}"
+            f"{workdir} is not the workdir of an experiment: it has no config.py and"
+            f" config.json{how}"
         )
     experiment, _ = load_config(workdir / "config.py", _stored(workdir))
     folder = workdir
@@ -299,7 +387,8 @@ def load(workdir: str | Path, *, step: int | None = None, ema: bool = True) -> L
 
 
 def _shown(state: TrainState) -> Params:
-    """The params to judge by: the averaged ones, if there are any; whole, where another process holds parts of them."""
+    """The params to judge by: the averaged ones, if there are any; whole, where another process
+    holds parts of them."""
     params = state.params if state.ema is None else state.ema
     return (
         params
@@ -312,7 +401,8 @@ def _preprocess_of(folder: Path, step: int) -> Any:
     extra = checkpoint.restore_extra(folder, step)
     if "preprocess" not in extra:
         raise ValueError(
-            f"the checkpoint of step {step} in {folder} has no preprocess: apps.run did not write it"
+            f"the checkpoint of step {step} in {folder} has no preprocess: apps.run did not"
+            " write it"
         )
     return extra["preprocess"]
 
@@ -321,12 +411,13 @@ def _config_file(path: str | Path) -> Path:
     path = expand(path)
     path = path / "config.py" if path.is_dir() else path
     if not path.is_file():
-        raise FileNotFoundError(f"no config at {path}")
+        raise FileNotFoundError(f"there is no config at {path}")
     return path
 
 
 def _sources(source: str | Path) -> dict[str, bytes]:
-    """What a workdir keeps of a config, given as a path or as text: config.py, and what it imports from its folder."""
+    """What a workdir keeps of a config, given as a path or as text: config.py, and what it imports
+    from its folder."""
     if isinstance(source, str) and "\n" in source:
         return {"config.py": source.encode()}
     path = _config_file(source)
@@ -394,7 +485,8 @@ def _difference(file: Path, name: str, here: bytes) -> str | None:
 
 @contextlib.contextmanager
 def _naming_the_table_of_names(path: Path):
-    """Where a config asks jflow for a name that is not there, the error says how a file of an older jflow is carried over."""
+    """Where a config asks jflow for a name that is not there, the error says how a file of an older
+    jflow is carried over."""
     try:
         yield
     except (AttributeError, ImportError, TypeError) as error:
@@ -402,6 +494,6 @@ def _naming_the_table_of_names(path: Path):
         if "jflow" not in text.replace(str(path), "") and "unexpected keyword argument" not in text:
             raise
         raise type(error)(
-            f"{text} (docs/renames.tsv lists the names that changed since older versions; `python docs/rename.py {path}` "
-            "carries a file over)"
+            f"{text} (docs/renames.tsv lists the names that changed since older versions; `python"
+            f" docs/rename.py {path}` carries a file over)"
         ) from error

@@ -1,4 +1,5 @@
-"""The keys of a config: their types, how text is read as a value, and what --help says of them. Needs no JAX."""
+"""The keys of a config: their types, how text is read as a value, and what --help says of them.
+Needs no JAX."""
 
 import ast
 import contextlib
@@ -12,8 +13,8 @@ import typing
 from pathlib import Path
 from typing import Any, NamedTuple
 
-# Keys named as fields of an Experiment are checked as those are, before the config sees them. A config whose default is
-# outside means something of its own by the key.
+# Keys named as fields of an Experiment are checked as those are, before the config sees them. A
+# config whose default is outside means something of its own by the key.
 _COUNTS = (
     "steps",
     "batch",
@@ -21,7 +22,7 @@ _COUNTS = (
     "save_every",
     "eval_every",
     "patience",
-    "keep",
+    "max_to_keep",
     "inner",
     "accumulate",
 )
@@ -63,7 +64,8 @@ class Key(NamedTuple):
 def kind_of(where: str, parameter: inspect.Parameter, namespace: dict[str, Any]) -> Any:
     """The type of a key: its annotation, else that of its default; None for a key that has neither.
 
-    A default of None may always be given. The entries of a tuple or list are of the type of the default's, if one.
+    A default of None may always be given. The entries of a tuple or list are of the type of the
+    default's, if one.
     """
     kind, default = parameter.annotation, parameter.default
     if isinstance(kind, str):
@@ -87,18 +89,19 @@ def kind_of(where: str, parameter: inspect.Parameter, namespace: dict[str, Any])
 
 
 def read(name: str, value: Any, kind: Any, default: Any) -> Any:
-    """The value of a key from text or from a Python value; ValueError, naming the key, for what is not of its type.
+    """The value of a key from text or from a Python value; ValueError, naming the key, for what is
+    not of its type.
 
-    For text, booleans are true, yes, on or 1 and false, no, off or 0, none is None, whole numbers may be written 1e3,
-    and tuples and lists have commas between their entries. Numbers are finite.
+    For text, booleans are true, yes, on or 1 and false, no, off or 0, none is None, whole numbers
+    may be written 1e3, and tuples and lists have commas between their entries. Numbers are finite.
     """
     if not isinstance(value, str) and repr(value) == repr(default):
         return value
     if kind is None:
         if isinstance(value, str):
             raise ValueError(
-                f"key {name!r} has no type, so that {value!r} cannot be read: annotate it in the config, "
-                f"e.g. {name}: float | None = None"
+                f"key {name!r} has no type, so that {value!r} cannot be read: annotate it in the"
+                f" config, e.g. {name}: float | None = None"
             )
         return value
     try:
@@ -121,7 +124,7 @@ def whole(text: str) -> int:
         return int(text, 0)
     value = float(text)
     if not (value.is_integer() and abs(value) <= 2**53):
-        raise ValueError(f"not a whole number: {text!r}")
+        raise ValueError(f"{text!r} is not a whole number")
     return int(value)
 
 
@@ -173,7 +176,7 @@ def _sequence(value: Any, of: type, kinds: tuple) -> tuple | list:
         else:
             value = ast.literal_eval(text)
     if type(value) not in (tuple, list):
-        raise ValueError(f"not a {of.__name__}: {value!r}")
+        raise ValueError(f"{value!r} is not a {of.__name__}")
     if not kinds:
         return of(value)
     if of is list or kinds[-1] is Ellipsis:
@@ -211,7 +214,8 @@ def _form(kind: Any) -> str:
 def listed(path: Path) -> list[Key]:
     """The keys of a config file, read without running it.
 
-    The meaning of one is its entry in the `Args:` of config's docstring, or else the comment behind it.
+    The meaning of one is its entry in the `Args:` of config's docstring, or else the comment behind
+    it.
     """
     with tokenize.open(path) as file:
         source = file.read()

@@ -1,6 +1,7 @@
 """Start the processes of one job on this machine, and end them all when one dies.
 
-A process whose peer has died waits in a collective until its runtime aborts it in C++, minutes later, where Python can
+A process whose peer has died waits in a collective until its runtime aborts it in C++, minutes
+later, where Python can
 catch nothing: somebody has to watch from outside.
 """
 
@@ -29,16 +30,19 @@ def launch(
     workdir: str | Path | None = None,
     grace: float = 5.0,
 ) -> int:
-    """Run `command` in so many processes that find each other by `train.initialize()`. Returns the job's exit status.
+    """Run `command` in so many processes that find each other by `train.initialize()`. Returns the
+    job's exit status.
 
     devices: fake CPU devices for each, to try a job out without accelerators.
-    workdir: where to look for the last checkpoint when the job fails (None: what the command has as --workdir).
-    grace: seconds that the others are given to end by themselves, with a message of their own, after the first has died.
+    workdir: where to look for the last checkpoint when the job fails (None: what the command has as
+    --workdir).
+    grace: seconds that the others are given to end by themselves, with a message of their own,
+    after the first has died.
 
-    The pids of the processes go to stderr. 0 when all end well. When one dies, the others are killed and stderr names
-    it, its exit status or signal and the checkpoint that the same command goes on from; the status is that of the first
-    that died (of several at once, one that a signal ended), 128 + n for signal n.
-    SIGTERM and SIGINT are passed on to all, which save and leave.
+    The pids of the processes go to stderr. 0 when all end well. When one dies, the others are
+    killed and stderr names it, its exit status or signal and the checkpoint that the same command
+    goes on from; the status is that of the first that died (of several at once, one that a signal
+    ended), 128 + n for signal n. SIGTERM and SIGINT are passed on to all, which save and leave.
     """
     if processes < 1 or (devices is not None and devices < 1):
         raise ValueError(
@@ -55,13 +59,16 @@ def launch(
             for i in range(processes):
                 env = {**os.environ, COORDINATOR: address, COUNT: str(processes), INDEX: str(i)}
                 if devices is not None:
-                    flags = f"{env.get('XLA_FLAGS', '')} --xla_force_host_platform_device_count={devices}"
+                    flags = (
+                        f"{env.get('XLA_FLAGS', '')}"
+                        f" --xla_force_host_platform_device_count={devices}"
+                    )
                     env |= {"JAX_PLATFORMS": "cpu", "XLA_FLAGS": flags.strip()}
                 # A session of their own: Ctrl-C reaches them once, by way of the launcher.
                 jobs.append(subprocess.Popen(list(command), env=env, start_new_session=True))
             pids = ", ".join(f"{i} is pid {job.pid}" for i, job in enumerate(jobs))
             print(f"jflow launch: process {pids}", file=sys.stderr, flush=True)
-            return _watch(
+            return _supervise(
                 jobs, grace, caught, _workdir(command) if workdir is None else expand(workdir)
             )
     finally:
@@ -71,7 +78,7 @@ def launch(
                 job.wait()
 
 
-def _watch(
+def _supervise(
     jobs: list[subprocess.Popen], grace: float, caught: list[int], workdir: Path | None
 ) -> int:
     def dead():
@@ -94,7 +101,10 @@ def _watch(
     code = jobs[first].returncode
     how = f"was ended by {signal.Signals(-code).name}" if code < 0 else f"ended with status {code}"
     others = f"; ended process {', '.join(map(str, left))} as well" if left else ""
-    message = f"process {first} of {len(jobs)} (pid {jobs[first].pid}) {how}{others}. {_last_checkpoint(workdir)}"
+    message = (
+        f"process {first} of {len(jobs)} (pid {jobs[first].pid}) {how}{others}."
+        f" {_last_checkpoint(workdir)}"
+    )
     print(f"jflow launch: error: {message}", file=sys.stderr, flush=True)
     return _status(jobs[first])
 

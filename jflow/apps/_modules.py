@@ -1,7 +1,8 @@
 """A config file as a module, which may import the files beside it.
 
-Its folder is not put on sys.path, where a file of another config's folder could have the same name: the config is a
-package of a name of its own, and what it imports from its folder are modules of that package.
+Its folder is not put on sys.path, where a file of another config's folder could have the same name:
+the config is a package of a name of its own, and what it imports from its folder are modules of
+that package.
 """
 
 import ast
@@ -47,13 +48,15 @@ def load_module(path: Path) -> ModuleType:
 
 
 def folder_of(path: Path) -> Path:
-    """Where a config looks for the files that it imports: its folder, or what a workdir keeps of it."""
+    """Where a config looks for the files that it imports: its folder, or what a workdir keeps of
+    it."""
     path = path.absolute()
     return path.parent / STORED if (path.parent / STORED).is_dir() else path.parent
 
 
 def files_beside(path: Path) -> dict[str, bytes]:
-    """The Python files of its folder that a config imports, and that these import, by their paths from there."""
+    """The Python files of its folder that a config imports, and that these import, by their paths
+    from there."""
     folder, found, waiting = folder_of(path), {}, [path.read_bytes()]
     while waiting:
         for head in _imported(waiting.pop()):
@@ -89,7 +92,8 @@ def _imported(source: bytes) -> set[str]:
 
 
 def _beside(head: str, folder: Path) -> ModuleSpec | None:
-    """The module or package `head` in a folder; None where a program that starts there would find another one."""
+    """The module or package `head` in a folder; None where a program that starts there would find
+    another one."""
     spec = PathFinder.find_spec(head, [str(folder)])
     if spec is None or head in (*sys.builtin_module_names, "jflow"):
         return None

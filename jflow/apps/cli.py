@@ -22,7 +22,8 @@ from jflow._core.environment import COORDINATOR
 from jflow._core.files import expand, system_error
 from jflow.apps import _keys
 
-# JAX and all that needs it are imported inside the commands, so that --help and mistakes in arguments answer at once.
+# JAX and all that needs it are imported inside the commands, so that --help and mistakes in
+# arguments answer at once.
 
 PATH_ERRORS = (
     FileNotFoundError,
@@ -35,8 +36,8 @@ DISK_ERRORS = (errno.ENOSPC, errno.EFBIG, errno.EDQUOT, errno.EIO)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run one command. 0: done; 1: the run failed (a loss that is not finite, a full disk); 2: a mistake in what was
-    asked; 130 and 143: interrupted and terminated, after saving."""
+    """Run one command. 0: done; 1: the run failed (a loss that is not finite, a full disk); 2: a
+    mistake in what was asked; 130 and 143: interrupted and terminated, after saving."""
     argv = sys.argv[1:] if argv is None else list(argv)
     try:
         with _plain_warnings():
@@ -68,7 +69,8 @@ def _leave(status: int) -> int:
 
 
 def _say_stopped(how: str, argv: Sequence[str]) -> None:
-    """That a signal ended the command, and how a run goes on; of several processes the launcher or the main one says it."""
+    """That a signal ended the command, and how a run goes on; of several processes the launcher or
+    the main one says it."""
     distributed = getattr(sys.modules.get("jax"), "distributed", None)
     if (
         COORDINATOR in os.environ
@@ -175,7 +177,8 @@ def sample(args) -> None:
         seconds = time.perf_counter() - started
     _say(
         args,
-        f"wrote {args.out}: {args.num} rows from step {loaded.step} in {seconds:.1f} s, compilation included",
+        f"wrote {args.out}: {args.num} rows from step {loaded.step} in {seconds:.1f} s, compilation"
+        " included",
     )
 
 
@@ -209,7 +212,8 @@ def fit(args) -> None:
     overrides |= {"table": str(args.table.absolute()), "fingerprint": tables.digest(args.table)}
     _, values = apps.load_config(config, overrides)
     prepared = tables.loader(**{name: values[name] for name in tables.KEYS})()
-    # What the table decides is written into the run's config, so that samples are drawn without the table.
+    # What the table decides is written into the run's config, so that samples are drawn without the
+    # table.
     overrides["features"] = len(prepared.schema)
     rows = int((prepared.part == tables.TRAIN).sum())
     overrides["batch"] = values["batch"] if "batch" in overrides else min(values["batch"], rows)
@@ -281,7 +285,8 @@ def _summary(fit, workdir: Path) -> str:
 
 @contextlib.contextmanager
 def _leaving_nothing(workdir: Path) -> Iterator[None]:
-    """A run that fails before its first checkpoint takes away what it put into `workdir`, which is its own meanwhile."""
+    """A run that fails before its first checkpoint takes away what it put into `workdir`, which is
+    its own meanwhile."""
     from jflow._core import processes
     from jflow._core.lock import hold
 
@@ -410,9 +415,9 @@ def _parser() -> argparse.ArgumentParser:
     command = add(
         train,
         "train the experiment of a config file",
-        "Train the experiment of a config file, or go on with it: a workdir with checkpoints is resumed from its newest\n"
-        "whole one. SIGTERM and Ctrl-C save before leaving.\n"
-        "jflow train CONFIG --help lists the keys of a config, with their types, defaults and meanings.",
+        "Train the experiment of a config file, or go on with it: a workdir with checkpoints is"
+        " resumed from its newest\nwhole one. SIGTERM and Ctrl-C save before leaving.\njflow train"
+        " CONFIG --help lists the keys of a config, with their types, defaults and meanings.",
         "  jflow train experiments/digits_rectified_flow --workdir runs/digits\n"
         "  jflow train config.py --workdir runs/wide learning_rate=3e-4 hidden=256,256",
     )
@@ -441,16 +446,21 @@ def _parser() -> argparse.ArgumentParser:
     command.add_argument(
         "--distributed",
         action="store_true",
-        help="join the other processes of a TPU pod slice, Slurm, Open MPI or Kubernetes job (jflow launch implies it)",
+        help=(
+            "join the other processes of a TPU pod slice, Slurm, Open MPI or Kubernetes job (jflow"
+            " launch implies it)"
+        ),
     )
 
     command = add(
         launch,
         "start several processes on this machine",
-        "Start a command in several processes that train as one, and watch them: when one dies, the others are ended, and\n"
-        "a message says which, how, and the checkpoint that the same command goes on from. Across machines, their own\n"
-        "launcher does this (srun, gcloud ... --worker=all), and the command is jflow train --distributed.",
-        "  jflow launch --processes 2 --devices 4 -- jflow train experiments/digits_rectified_flow --workdir runs/d",
+        "Start a command in several processes that train as one, and watch them: when one dies, the"
+        " others are ended, and\na message says which, how, and the checkpoint that the same"
+        " command goes on from. Across machines, their own\nlauncher does this (srun, gcloud ..."
+        " --worker=all), and the command is jflow train --distributed.",
+        "  jflow launch --processes 2 --devices 4 -- jflow train experiments/digits_rectified_flow"
+        " --workdir runs/d",
     )
     command.add_argument("--processes", type=_whole(1), required=True, metavar="N", help="how many")
     command.add_argument(
@@ -471,8 +481,9 @@ def _parser() -> argparse.ArgumentParser:
     command = add(
         sample,
         "draw samples of a trained model",
-        "Draw samples, in the units of the data, and write them as a picture, arrays or a table. Rows are drawn --batch\n"
-        "at a time, so that they need not fit in memory. A file that has the name --out already is replaced at the end.",
+        "Draw samples, in the units of the data, and write them as a picture, arrays or a table."
+        " Rows are drawn --batch\nat a time, so that they need not fit in memory. A file that has"
+        " the name --out already is replaced at the end.",
         "  jflow sample runs/digits --num 100 --out grid.png --label 3 --guidance 2\n"
         "  jflow sample runs/digits --num 50000 --out samples.npz --batch 500",
     )
@@ -505,10 +516,13 @@ def _parser() -> argparse.ArgumentParser:
     command = add(
         fit,
         "fit a density to a table",
-        "Fit a neural spline flow to a table (csv, tsv, blanks; plain or .gz; with or without a header), and write to DIR\n"
-        "  report.json      test log-likelihood beside a full-covariance Gaussian's, with and without the test rows\n"
+        "Fit a neural spline flow to a table (csv, tsv, blanks; plain or .gz; with or without a"
+        " header), and write to DIR\n"
+        "  report.json      test log-likelihood beside a full-covariance Gaussian's, with and"
+        " without the test rows\n"
         "                   that also stand in train; what each column was taken for\n"
-        "  log_density.csv  the log-density of every row of the table: per unit of its columns, and as mass where they\n"
+        "  log_density.csv  the log-density of every row of the table: per unit of its columns, and"
+        " as mass where they\n"
         "                   are whole numbers or categories\n"
         "  synthetic.csv    as many new rows, in the table's columns, units and formatting\n"
         "  marginals.png    each column's histogram, real and synthetic (with matplotlib)\n"

@@ -13,15 +13,29 @@ from jflow._core.files import expand, replace_file
 from jflow.apps import tables
 from jflow.data.writers import cells, csv_writer, npz_writer
 
+__all__ = ["sample_writer", "samples"]
+
 
 def samples(
     loaded, key, n: int, *, batch: int = 256, **options
 ) -> Iterator[Mapping[str, np.ndarray]]:
-    """Yields rows in data units, n in all, in chunks of at most `batch`: n may exceed memory.
+    """Samples of a trained experiment in the units of its data, in chunks: n may exceed memory.
 
-    loaded: from `jflow.load`. options go to the experiment's `sample` (label, steps, guidance ...); one that it does not
-    take is an error that says which it takes. The i-th chunk uses fold_in(key, i) and every chunk is drawn whole, so that
-    one program serves all: the same key, batch and n >= batch give the same first rows.
+    The i-th chunk uses fold_in(key, i) and every chunk is drawn whole, so that one program serves
+    all: the same key, batch and n >= batch give the same first rows.
+
+    Args:
+        loaded: From `jflow.load`.
+        key: Of the draws.
+        n: How many rows in all.
+        batch: Rows of a chunk at most.
+        **options: For the experiment's `sample` (label, steps, guidance ...).
+
+    Yields:
+        Dicts of rows in data units.
+
+    Raises:
+        ValueError: For an option that the experiment does not take; it says which it takes.
     """
     sample = loaded.experiment.sample
     if sample is None:
@@ -51,9 +65,20 @@ def _chunks(loaded, key, n, batch, options):
 
 @contextlib.contextmanager
 def sample_writer(path: str | Path, n: int) -> Iterator[Callable]:
-    """write(loaded, rows) of n rows in all, to a picture (.png), arrays (.npz) or a table (.csv).
+    """Writes samples to a picture, to arrays or to a table.
 
-    `path` is replaced at the end of the block, and untouched if it fails; that it can be written is found out first.
+    A context manager. `path` is replaced at the end of the block, and untouched if it fails; that
+    it can be written is found out first.
+
+    Args:
+        path: Of a file that ends in .png, .npz or .csv.
+        n: How many rows there will be in all.
+
+    Yields:
+        write(loaded, rows), which appends.
+
+    Raises:
+        ValueError: For another ending.
     """
     writers = {".png": _png, ".npz": _npz, ".csv": _csv}
     path = expand(path)

@@ -1,4 +1,5 @@
-"""What `jflow fit` writes: a report beside a Gaussian, log-densities of the table's rows, and synthetic rows."""
+"""What `jflow fit` writes: a report beside a Gaussian, log-densities of the table's rows, and
+synthetic rows."""
 
 import json
 import math
@@ -34,12 +35,13 @@ def compare(flow_nats: np.ndarray, gaussian_nats: np.ndarray) -> dict[str, float
 def write_results(
     loaded, prepared: Prepared, folder: str | Path, *, draws: int = 16, seed: int = 0
 ) -> dict:
-    """Judge a fitted model and write report.json, log_density.csv, synthetic.csv and, with matplotlib, marginals.png.
+    """Judge a fitted model and write report.json, log_density.csv, synthetic.csv and, with
+    matplotlib, marginals.png.
 
-    The report's test log-likelihoods are of the flow and of a full-covariance Gaussian fitted on the training part, both
-    on the test rows with the one fixed noise; once of all of them, and once of those that do not also stand in the
-    training part (None where all do). log_density.csv has a line for every row of the table; it averages `draws` noises in
-    probability.
+    The report's test log-likelihoods are of the flow and of a full-covariance Gaussian fitted on
+    the training part, both on the test rows with the one fixed noise; once of all of them, and once
+    of those that do not also stand in the training part (None where all do). log_density.csv has a
+    line for every row of the table; it averages `draws` noises in probability.
     """
     folder, schema, pre = expand(folder), prepared.schema, loaded.preprocess
     compiled = tables.log_prob(loaded.model)
@@ -80,11 +82,16 @@ def write_results(
         },
         "test_rows_in_train": int(seen.sum()),
         "test_log_likelihood": compare(flow, gaussian),
-        "test_log_likelihood_of_rows_not_in_train": None
-        if seen.all()
-        else compare(flow[~seen], gaussian[~seen]),
-        "units": "nats per row; density per unit of the columns counted as density, mass of those counted as mass",
-        "dequantization": "one fixed uniform noise as wide as each column's step, the same for both models",
+        "test_log_likelihood_of_rows_not_in_train": (
+            None if seen.all() else compare(flow[~seen], gaussian[~seen])
+        ),
+        "units": (
+            "nats per row; density per unit of the columns counted as density, mass of those"
+            " counted as mass"
+        ),
+        "dequantization": (
+            "one fixed uniform noise as wide as each column's step, the same for both models"
+        ),
         "columns": [
             {
                 "name": c.name,

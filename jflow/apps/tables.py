@@ -1,4 +1,5 @@
-"""A density for a user's own table: its rows, their preprocessing and the base of its flow. See `jflow fit`."""
+"""A density for a user's own table: its rows, their preprocessing and the base of its flow. See
+`jflow fit`."""
 
 import functools
 import hashlib
@@ -21,7 +22,8 @@ TRAIN, VALID, TEST = "train", "valid", "test"
 
 
 class Prepared(NamedTuple):
-    """A table ready to be fitted: its encoded rows [n, d], the same with the one fixed noise, and each row's part."""
+    """A table ready to be fitted: its encoded rows [n, d], the same with the one fixed noise, and
+    each row's part."""
 
     table: Table
     schema: tuple[Column, ...]
@@ -48,12 +50,14 @@ def prepare(
     group_repeated: bool = False,
     seed: int = 0,
 ) -> Prepared:
-    """Read, find the kinds of columns, dequantize once, and cut all rows at random 80 / 10 / 10 by `seed`.
+    """Read, find the kinds of columns, dequantize once, and cut all rows at random 80 / 10 / 10 by
+    `seed`.
 
-    Repeated rows are kept: how often a row stands in a table is part of what is to be learned, and a table without its
-    repeats has another distribution.
-    group_repeated: whether identical rows (the table's own repeats) all go to one part, drawn at random, so that no test
-    row was seen in training. ValueError where that would change the distribution of the columns in the parts, see
+    Repeated rows are kept: how often a row stands in a table is part of what is to be learned, and
+    a table without its repeats has another distribution.
+    group_repeated: whether identical rows (the table's own repeats) all go to one part, drawn at
+    random, so that no test row was seen in training. ValueError where that would change the
+    distribution of the columns in the parts, see
     `grouped_parts`. Other errors name the file, and the line and column where there is one.
     """
     table = data.read_table(path, header=header, columns=columns, drop=drop)
@@ -75,28 +79,32 @@ def prepare(
 
 
 def identical_rows(encoded: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """(group [n], sizes [groups]): the number of the distinct row that each row is, and how often each stands there."""
+    """(group [n], sizes [groups]): the number of the distinct row that each row is, and how often
+    each stands there."""
     _, group, sizes = np.unique(encoded, axis=0, return_inverse=True, return_counts=True)
     return group.reshape(-1), sizes
 
 
 def grouped_parts(path: str | Path, encoded: np.ndarray, seed: int) -> np.ndarray:
-    """The part of each row [n], 80 / 10 / 10 or nearly, with identical rows in one part, drawn at random.
+    """The part of each row [n], 80 / 10 / 10 or nearly, with identical rows in one part, drawn at
+    random.
 
-    Whole groups make the parts differ more than single rows do. The fraction of a part's rows that lie in some set, such
-    as below a threshold in a column, has a standard deviation sqrt(sum of sizes^2 / n) times as large, and the largest
-    group is in one part and absent from the others. ValueError, with the counts, where that factor exceeds 2, where the
-    largest group has over sqrt(n) / 2 rows (the most that a count in n single rows has as its standard deviation), or where
-    there are fewer than 10 distinct rows.
+    Whole groups make the parts differ more than single rows do. The fraction of a part's rows that
+    lie in some set, such as below a threshold in a column, has a standard deviation sqrt(sum of
+    sizes^2 / n) times as large, and the largest group is in one part and absent from the others.
+    ValueError, with the counts, where that factor exceeds 2, where the largest group has over
+    sqrt(n) / 2 rows (the most that a count in n single rows has as its standard deviation), or
+    where there are fewer than 10 distinct rows.
     """
     group, sizes = identical_rows(encoded)
     n, distinct, largest = len(encoded), len(sizes), int(sizes.max())
     factor = math.sqrt((sizes.astype(float) ** 2).sum() / n)
     if distinct < LEAST_ROWS or factor > 2 or largest > max(2, math.sqrt(n) / 2):
         raise ValueError(
-            f"{path}: group_repeated=True would change the distribution of the columns in the parts: the table has "
-            f"{distinct} distinct rows in {n}, and one of them {largest} times; leave it False, and read the scores of the "
-            f"test rows that do not stand in train"
+            f"{path}: group_repeated=True would change the distribution of the columns in the"
+            f" parts: the table has {distinct} distinct rows in {n}, and one of them {largest}"
+            " times; leave it False, and read the scores of the test rows that do not stand in"
+            " train"
         )
     order = np.random.default_rng(seed).permutation(distinct)
     rows = np.concatenate([[0], np.cumsum(sizes[order])])  # that the first k groups hold
@@ -131,7 +139,8 @@ def loader(
     group_repeated,
     seed: int,
 ) -> Callable[[], Prepared]:
-    """`prepare` by the values of a config (names as 'a,b', '' for none), run when first called and then kept.
+    """`prepare` by the values of a config (names as 'a,b', '' for none), run when first called and
+    then kept.
 
     fingerprint: of the file this run is for, '' for any; another file is an error.
     """
@@ -166,10 +175,13 @@ def splits(load: Callable[[], Prepared]) -> Callable[[], Splits]:
 
 
 def preprocess(load: Callable[[], Prepared]) -> Preprocess:
-    """Standardization whose state carries the columns of the table as well; `undo` floors to their lattices.
+    """Standardization whose state carries the columns of the table as well; `undo` floors to their
+    lattices.
 
-    Rows in data units are then {'x': float64 [n, d]} of lattice values, codes and continuous numbers; `as_text` and
-    `as_arrays` give them the table's form. log_det counts whole numbers and categories as mass (see `data.find_schema`).
+    Rows in data units are then {'x': float64 [n, d]} of lattice values, codes and continuous
+    numbers; `as_text` and
+    `as_arrays` give them the table's form. log_det counts whole numbers and categories as mass (see
+    `data.find_schema`).
     """
     base = data.standardize()
 
@@ -204,7 +216,8 @@ def as_text(state, x: np.ndarray) -> tuple[list[str] | None, list[list[str]]]:
 
 
 def as_arrays(state, x: np.ndarray) -> dict[str, np.ndarray]:
-    """An array [n] for each column, by name: int64 for whole numbers that it holds, text for categories, else float64."""
+    """An array [n] for each column, by name: int64 for whole numbers that it holds, text for
+    categories, else float64."""
     arrays = {}
     for j, column in enumerate(columns_of(state)):
         if column.kind == "categorical":
@@ -218,7 +231,8 @@ def as_arrays(state, x: np.ndarray) -> dict[str, np.ndarray]:
 
 
 def log_prob(flow, *, batch: int = 1024) -> Callable:
-    """(params, y [n, d] in model units) -> [n] nats in float64. Rows are padded to a power of two, `batch` at most."""
+    """(params, y [n, d] in model units) -> [n] nats in float64. Rows are padded to a power of two,
+    `batch` at most."""
     compiled = jax.jit(flow.log_prob)
 
     def apply(params, y):
@@ -234,7 +248,8 @@ def log_prob(flow, *, batch: int = 1024) -> Callable:
 
 
 def evaluate(flow) -> Callable:
-    """(params, state, key, splits) -> nats per row of validation and test rows, negated; counted as in the report."""
+    """(params, state, key, splits) -> nats per row of validation and test rows, negated; counted as
+    in the report."""
     density = log_prob(flow)
 
     def apply(params, state, key, splits):
@@ -249,7 +264,8 @@ def evaluate(flow) -> Callable:
 
 
 def init_on_rows(model, load: Callable[[], Prepared], *, most: int = 20_000) -> Callable:
-    """(key, batch) -> params, initialized on up to `most` standardized training rows instead of on one batch."""
+    """(key, batch) -> params, initialized on up to `most` standardized training rows instead of on
+    one batch."""
 
     def init(key, batch):
         rows, base = load().rows(TRAIN), data.standardize()

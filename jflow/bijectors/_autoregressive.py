@@ -157,7 +157,7 @@ def autoregressive_inverse(
         y, params, cond, key = args
         return univariate.inverse(y, _raw(univariate, net, params, x, cond, same_draws(key)))[0]
 
-    x, info = solve_causal(step, y, (params, cond, key), solver, passes)
+    x, info = solve_causal(step, y, (params, cond, same_draws(key)), solver, passes)
     _, log_slope = univariate.forward(x, _raw(univariate, net, params, x, cond, key))
     return x.astype(y.dtype), -sum_event(log_slope), info
 

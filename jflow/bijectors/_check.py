@@ -5,6 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from jflow._core.checks import check_cond, check_key, check_noun
+from jflow._core.keys import same_draws
 from jflow.types import Array, Bijector, Cond, Key
 
 __all__ = ["check"]
@@ -87,7 +88,7 @@ def _moved_params(bijector, key, x, cond):
     first, second = jax.random.split(key)
     params = bijector.init(first, x, cond, side="data")
     z, _ = bijector.inverse(params, x, cond)
-    other = bijector.init(first, z, cond, side="source")
+    other = bijector.init(same_draws(first), z, cond, side="source")
     forms = [jax.tree.map(lambda p: (jnp.shape(p), jnp.result_type(p)), p) for p in (params, other)]
     if forms[0] != forms[1]:
         raise ValueError(

@@ -36,7 +36,7 @@ def scan(
         shared: names in the layer's params that all layers share.
         remat: recompute activations in the backward pass (memory grows by one x per layer).
         reversible: rebuild activations in the backward pass by inverting the layers: activation memory is flat in depth.
-            An integer k keeps every k-th activation besides (depth must be a multiple of k), which bounds the rebuild
+            An integer k >= 2 keeps every k-th activation besides (depth must be a multiple of k), which bounds the rebuild
             error; see `rebuild_error`. At a kink (a ReLU's, or where the log-slope of a spline bends at a knot) a rebuilt
             activation may lie on the other side than that of plain autodiff, which forward mode and second derivatives are.
             Gomez et al., *The Reversible Residual Network* (2017).
@@ -45,7 +45,13 @@ def scan(
     Params {'stacked': leaves lead with depth, 'shared'}.
     """
     check_whole("scan", depth=depth)
-    segment = depth if isinstance(reversible, bool) else reversible
+    kept = not isinstance(reversible, bool | np.bool_)  # an integer k, though 1 == True
+    segment = reversible if kept else depth
+    if kept and reversible == 1:
+        raise ValueError(
+            "scan: reversible=1 would keep every activation, as remat=True does; True keeps none of them, and an integer "
+            "k of at least 2 every k-th"
+        )
     if segment < 1 or depth % segment:
         raise ValueError(f"scan: expected reversible=k to divide depth={depth}, got {reversible}")
     if remat and reversible:

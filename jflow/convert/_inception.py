@@ -35,7 +35,7 @@ def inception(weights: str | Path | Mapping[str, np.ndarray]) -> Params:
                 weights = {name: z[name] for name in z.files}
         except (zipfile.BadZipFile, EOFError, ValueError, AttributeError) as error:
             raise ValueError(
-                f"{weights}: not an npz file of arrays ({error}); see jflow.convert.inception"
+                f"{weights} is not an npz file of arrays ({error}); see jflow.convert.inception"
             ) from error
     classes = np.shape(weights.get("fc.weight", np.empty((1008, 0))))[0]
     if classes != 1008:

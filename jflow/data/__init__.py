@@ -1,4 +1,4 @@
-"""Data: rows as dicts of numpy arrays, batches with a saved position, preprocessing, toy sets, images and tables."""
+"""Data: rows as dicts of numpy arrays, batches, preprocessing, generated pairs, images and tables."""
 
 from jflow.data._batches import Batches, batches
 from jflow.data._images import cifar_jpegs, cifar_sheets, digits, mnist
@@ -16,7 +16,7 @@ from jflow.data._prefetch import prefetch
 from jflow.data._preprocess import (
     Preprocess,
     chain_preprocess,
-    dequantization,
+    dequantize,
     identity,
     logit,
     scale,
@@ -53,7 +53,7 @@ __all__ = [
     "cifar_sheets",
     "count",
     "decode",
-    "dequantization",
+    "dequantize",
     "digits",
     "eight_gaussians",
     "encode",

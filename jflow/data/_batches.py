@@ -11,7 +11,10 @@ Transform = Callable[[Rows, np.random.Generator], Rows]
 
 
 class Batches:
-    """What `batches` returns: an iterator with `position` (batches given so far) and `seek(position)`."""
+    """What `batches` returns: an endless iterator of batches that knows where it stands.
+
+    `position` is the number of batches given so far; `seek(position)` goes anywhere at once.
+    """
 
     def __init__(
         self, rows: Rows, batch: int, seed: int, transform: Transform | None, share: tuple[int, int]
@@ -61,18 +64,40 @@ def batches(
     transform: Transform | None = None,
     share: tuple[int, int] = (0, 1),
 ) -> Batches:
-    """Shuffled batches without end: dicts of `batch` rows each, whose p-th is a pure function of (rows, seed, p).
+    """Shuffled batches without end, whose p-th is a pure function of (rows, seed, p).
 
-    Every epoch is a fresh permutation; the rows that do not fill a last batch are left out of that epoch.
-    transform(rows, rng) -> rows runs on each batch with a generator of its own (dequantization noise, augmentation).
-    `.position` is the number of batches given so far; `.seek(position)` goes anywhere at once, so a checkpoint needs
-    one integer.
+    Every epoch is a fresh permutation; the rows that do not fill a last batch are left out of that
+    epoch. A checkpoint needs one integer: `.position` is the number of batches given so far, and
+    `.seek(position)` goes anywhere at once.
 
-    share: (i, n) gives the i-th of n equal parts of every batch, and reads no other rows: one for each of n processes
-        (`data.share`). Together the parts are the batch, so that a run may go on with another n; only what a transform
-        draws differs, since each part has a generator of its own.
+    Args:
+        rows: Arrays that lead with one length, {'x': [n, *event], ...}.
+        batch: How many rows a batch has, at most n.
+        seed: Of the order of the rows.
+        transform: (rows, rng) -> rows, run on each batch with a generator of its own
+            (dequantization noise, augmentation).
+        share: (i, n) gives the i-th of n equal parts of every batch, and reads no other rows: one
+            for each of n processes (`data.share`). Together the parts are the batch, so that a run
+            may go on with another n; only what a transform draws differs, since each part has a
+            generator of its own.
 
-    Raises ValueError for a batch that the rows cannot fill or the shares do not divide, and for arrays of unequal length.
+    Returns:
+        An iterator of dicts of numpy arrays, with `position` and `seek`.
+
+    Raises:
+        ValueError: For a batch that the rows cannot fill or the shares do not divide, and for
+            arrays of unequal length.
+
+    Example:
+        >>> import numpy as np
+        >>> from jflow import data
+        >>> batches = data.batches({"x": np.arange(10.0)}, 4, seed=0)
+        >>> first = next(batches)
+        >>> first["x"].shape, batches.position
+        ((4,), 1)
+        >>> batches.seek(0)
+        >>> bool((next(batches)["x"] == first["x"]).all())
+        True
     """
     rows = as_arrays(rows)
     n = count(rows)

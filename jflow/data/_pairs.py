@@ -6,16 +6,18 @@ The k-rectified flow, as a loop (`source` draws noise, or rows of another data s
     for k, (train_key, pairs_key) in enumerate(jax.random.split(key, (rounds, 2)), 1):
         step = train.make_step(losses.flow_matching(velocity), optimizer)
         state = train.init_state(params, optimizer, train_key)  # params: fresh, or those of the round before
-        state = train.fit(state, step, data.batches(rows, 256), steps=20_000, workdir=runs / f"{k}").state
-        params = state.params
-        generate_reflow_pairs(runs / f"pairs-{k}", velocity, params, source, 10**6, key=pairs_key)
-        rows = read_shards(runs / f"pairs-{k}")           # {'x0', 'x'}: what flow_matching reads
+        state = train.fit(state, step, data.batches(rows, 256), steps=20_000, workdir=runs /
+        f"{k}").state params = state.params generate_reflow_pairs(runs / f"pairs-{k}", velocity,
+        params, source, 10**6, key=pairs_key) rows = read_shards(runs / f"pairs-{k}")           #
+        {'x0', 'x'}: what flow_matching reads
     one_step = losses.distillation(velocity)              # ... and the last pairs into one step
 
-One round is enough where the second is trained as in Lee, Lin, Fanti, "Improving the Training of Rectified Flows", 2024: from
-the params of the first, on times at both ends and with an error that forgives outliers,
+One round is enough where the second is trained as in Lee, Lin, Fanti, "Improving the Training of
+Rectified Flows", 2024: from the params of the first, on times at both ends and with an error that
+forgives outliers,
 
-    losses.flow_matching(velocity, time=times.u_shaped(), metric=losses.pseudo_huber(0.00054 * math.sqrt(dimensions)))
+    losses.flow_matching(velocity, time=times.u_shaped(), metric=losses.pseudo_huber(0.00054 *
+    math.sqrt(dimensions)))
 
 (`losses.perceptual_huber` for images), and for real rows beside the pairs `losses.fresh_source` before it.
 """
@@ -41,14 +43,32 @@ from jflow.types import Array, Cond, Key, Params, Velocity
 
 
 def truncate_pairs(rows: Rows, share: float) -> dict[str, np.ndarray]:
-    """The rows {'x0', 'x', ...} of `generate_reflow_pairs` without the `share` of them that lie farthest apart by |x - x0|, in
-    their order; the kept rows are read into memory.
+    """Pairs of a reflow without the share of them that lie farthest apart.
 
-    Long pairs are where the rectified flow is still curved, and mean_flow learns badly. What is lost is that part of the
-    data too. The paper's code drops pairs beyond a fixed distance; a share needs no scale, and is a fixed distance for
-    given rows. Errors: ValueError unless 0 <= share < 1, and for rows without 'x0' and 'x' of one shape.
-    Source: Zhang et al., "Flow Straighter and Faster: Efficient One-Step Generative Modeling via MeanFlow on Rectified
-        Trajectories", 2025.
+    Long pairs are where the rectified flow is still curved, and `losses.mean_flow` learns badly.
+    What is lost is that part of the data too. The paper's code drops pairs beyond a fixed distance;
+    a share needs no scale, and is a fixed distance for given rows.
+
+    Args:
+        rows: {'x0', 'x', ...} of `generate_reflow_pairs`.
+        share: The share that is left out by |x - x0|, 0 <= share < 1.
+
+    Returns:
+        The rows that are kept, in their order, read into memory.
+
+    Raises:
+        ValueError: For another share, and for rows without 'x0' and 'x' of one shape.
+
+    Example:
+        >>> import numpy as np
+        >>> from jflow import data
+        >>> rows = {"x0": np.zeros((4, 1)), "x": np.array([[1.0], [9.0], [2.0], [3.0]])}
+        >>> data.truncate_pairs(rows, 0.25)["x"][:, 0].tolist()
+        [1.0, 2.0, 3.0]
+
+    References:
+        Zhang et al., *Flow Straighter and Faster: Efficient One-Step Generative Modeling via
+        MeanFlow on Rectified Trajectories*, 2025, arXiv:2511.23342.
     """
     if not 0 <= share < 1:
         raise ValueError(f"truncate_pairs: expected share in [0, 1), got {share}")
@@ -59,7 +79,8 @@ def truncate_pairs(rows: Rows, share: float) -> dict[str, np.ndarray]:
     x0, x = rows["x0"], rows["x"]
     if x0.shape != x.shape:
         raise ValueError(
-            f"truncate_pairs: expected 'x0' of the shape of 'x', {list(x.shape)}, got {list(x0.shape)}"
+            f"truncate_pairs: expected 'x0' of the shape of 'x', {list(x.shape)}, got"
+            f" {list(x0.shape)}"
         )
     n, part = count(rows), 65536  # so many rows are looked at together
     square = lambda at: np.square(np.subtract(x[at], x0[at], dtype=np.float64))  # noqa: E731
@@ -95,18 +116,60 @@ def generate_reflow_pairs(
     sharding: jax.sharding.Sharding | None = None,
     progress: bool = True,
 ) -> None:
-    """Write n pairs {'x0', 'x'} (and 'cond') that the ODE of a trained velocity connects; `read_shards` gives the rows.
+    """Reflow: writes pairs of noise and data that a trained velocity connects.
 
-    source: see `Source`. From 'x0' the ODE runs from t=0 to 1, from 'x' (real data, whose noise is wanted) from 1 to 0.
-    method: as in `solvers.sample`, a grid rising from 0 to 1; by default 100 steps of Heun.
-    folder, batch, shard, share, progress and what happens after a kill: `write_shards`. The manifest holds the method
-        and a digest of params; what the velocity and the source close over (a guidance scale, a data set) is
-        not seen: name it in `about`, JSON, so that a change of it is refused.
-    sharding: where a batch lies, e.g. train.data_sharding(mesh): its devices share the rows.
-    Errors: as `write_shards` (a failed solve makes rows that are not finite) and `solvers.sample`; ValueError for a
-        source that gives neither or both of 'x0' and 'x', or names of its own.
-    Source: Liu, Gong, Liu, "Flow Straight and Fast: Learning to Generate and Transfer Data with Rectified Flow", 2023;
-        pairs from real data: Lee, Lin, Fanti, "Improving the Training of Rectified Flows", 2024.
+    Also known as: reflow, rectified flow pairs, 2-rectified flow, generate pairs for reflow,
+    rectification.
+
+    `read_shards` gives the rows {'x0', 'x'} (and 'cond'), which `losses.flow_matching` reads for
+    the next rectified flow and `losses.distillation` for one step. After a kill, the same call goes
+    on where it was and writes the same bytes. The manifest of the folder holds the method and a
+    digest of params; what the velocity and the source close over (a guidance scale, a data set) is
+    not seen: name it in `about`, so that a change of it is refused.
+
+    Args:
+        folder: Where the shards go; made if it is not there.
+        velocity: The trained velocity.
+        params: The velocity's params.
+        source: (key, n) -> {'x0': [n, *event]} and perhaps 'cond', from which the ODE runs from t=0
+            to 1 (`normal_source`, `rows_source`); or {'x': ...}, real data whose noise is wanted,
+            from which it runs from 1 to 0.
+        n: How many pairs.
+        key: Of the source's draws.
+        method: How the ODE is solved, as in `solvers.sample`, a grid rising from 0 to 1; 100 steps
+            of Heun by default.
+        batch: Rows that are solved at once.
+        shard: Rows in a file, a multiple of batch.
+        about: JSON that names what made the rows.
+        share: (i, workers) writes each workers-th shard from the i-th on, for several processes
+            that write to one folder.
+        sharding: Where a batch lies, such as train.data_sharding(mesh): its devices share the rows.
+        progress: Whether to show a progress bar.
+
+    Raises:
+        ValueError: For a folder that was made with other options, which it names; for counts below
+            1; for a source that gives neither or both of 'x0' and 'x', or names of its own.
+        FloatingPointError: For rows that are not finite, such as those of a failed solve.
+
+    Example:
+        >>> import tempfile
+        >>> import jax, jax.numpy as jnp
+        >>> from jflow import data, types
+        >>> double = lambda p, x, t, cond=None, *, key=None: jnp.log(2.0) * x
+        >>> velocity, folder = types.Velocity(lambda *a: {}, double), tempfile.mkdtemp()
+        >>> data.generate_reflow_pairs(
+        ...     folder, velocity, {}, data.normal_source((2,)), 8,
+        ...     key=jax.random.key(0), batch=4, shard=4, progress=False,
+        ... )
+        >>> rows = data.read_shards(folder)
+        >>> bool(jnp.allclose(rows["x"][:], 2 * rows["x0"][:], rtol=1e-3))
+        True
+
+    References:
+        Liu, Gong, Liu, *Flow Straight and Fast: Learning to Generate and Transfer Data with
+        Rectified Flow*, 2022, arXiv:2209.03003.
+        Lee, Lin, Fanti, *Improving the Training of Rectified Flows*, 2024, arXiv:2405.20320 (pairs from real
+        data).
     """
     there = solvers.as_method("generate_reflow_pairs", method, _PAIRS)
     options = {
@@ -143,12 +206,34 @@ def generate_reflow_pairs(
 
 
 def normal_source(shape: tuple[int, ...], dtype=jnp.float32) -> Source:
-    """Standard normal rows of an event's shape: (key, n) -> {'x0': [n, *shape]}."""
+    """Standard normal rows, the source of `generate_reflow_pairs`.
+
+    Args:
+        shape: Of an event.
+        dtype: The type of the rows.
+
+    Returns:
+        (key, n) -> {'x0': [n, *shape]}.
+
+    Example:
+        >>> import jax
+        >>> from jflow import data
+        >>> data.normal_source((2,))(jax.random.key(0), 3)["x0"].shape
+        (3, 2)
+    """
     return lambda key, n: {"x0": jax.random.normal(key, (n, *shape), dtype)}
 
 
 def rows_source(rows: Rows) -> Source:
-    """Rows of a data set, drawn with replacement: {'x0': ...} (data to data) or {'x': ...} (backward), with 'cond'."""
+    """Rows of a data set, drawn with replacement, the source of `generate_reflow_pairs`.
+
+    Args:
+        rows: {'x0': [n, *event]} for data to data, or {'x': ...} for real data whose noise is
+            wanted; 'cond' goes along.
+
+    Returns:
+        (key, n) -> n rows.
+    """
     size = count(rows)
 
     def source(key, n):
@@ -169,7 +254,8 @@ def taught(
     source: Source,
     sharding: jax.sharding.Sharding | None,
 ) -> Draw:
-    """The `Draw` of a teacher: rows of the source through carry(params, start, cond, backward), compiled once."""
+    """The `Draw` of a teacher: rows of the source through carry(params, start, cond, backward),
+    compiled once."""
     run = jax.jit(carry, static_argnums=3)
     if isinstance(sharding, jax.sharding.NamedSharding):
         params = jax.device_put(
@@ -181,11 +267,13 @@ def taught(
         cond = given.pop("cond", None)
         if set(given) not in ({"x0"}, {"x"}):
             raise ValueError(
-                f"{name}: expected source to give 'x0' or 'x', and 'cond' if any, got {sorted(given)}"
+                f"{name}: expected source to give 'x0' or 'x', and 'cond' if any, got"
+                f" {sorted(given)}"
             )
         if isinstance(cond, Mapping | tuple | list):
             raise ValueError(
-                f"{name}: expected 'cond' of the source to be one array [n, ...], got a {type(cond).__name__}"
+                f"{name}: expected 'cond' of the source to be one array [n, ...], got a"
+                f" {type(cond).__name__}"
             )
         (kind, start), *_ = given.items()
         start, cond = place((start, cond), sharding)
@@ -198,7 +286,8 @@ def taught(
 def described(
     params: Params, options: Mapping[str, Any], about: Mapping[str, Any] | None
 ) -> dict[str, Any]:
-    """What a manifest says of a teacher: the user's words, the options, and 16 digits of the SHA-256 of params."""
+    """What a manifest says of a teacher: the user's words, the options, and 16 digits of the
+    SHA-256 of params."""
     digest = hashlib.sha256()
     for path, leaf in jax.tree_util.tree_leaves_with_path(params):
         leaf = np.asarray(leaf)
@@ -229,11 +318,33 @@ def generate_reflow_trajectories(
     sharding: jax.sharding.Sharding | None = None,
     progress: bool = True,
 ) -> None:
-    """Write n trajectories {'x': [n, K + 1, *event]} (and 'cond') of a trained velocity at the knots, 0 to 1.
+    """Reflow with all that lies between: writes trajectories of a trained velocity at knots.
 
-    method: the steps within each segment, `solvers.fixed(n, solver)`, by default 25 of Heun.
-    A source of 'x0' runs forward, one of 'x' (real data) backward;
-    the rows lie in rising time either way. All else as in `data.generate_reflow_pairs`.
+    `read_shards` gives the rows {'x': [n, K + 1, *event]} (and 'cond'), in rising time. What
+    happens after a kill, the manifest and its digest are those of `generate_reflow_pairs`.
+
+    Args:
+        folder: Where the shards go; made if it is not there.
+        velocity: The trained velocity.
+        params: The velocity's params.
+        source: (key, n) -> {'x0': [n, *event]}, which runs forward, or {'x': ...}, real data, which
+            runs backward.
+        n: How many trajectories.
+        knots: K + 1 times from 0 to 1, rising strictly.
+        key: Of the source's draws.
+        method: The steps within each segment, `solvers.fixed(n, solver)` or n; 25 of Heun by
+            default.
+        batch: Rows that are solved at once.
+        shard: Rows in a file, a multiple of batch.
+        about: JSON that names what made the rows.
+        share: (i, workers) writes each workers-th shard from the i-th on.
+        sharding: Where a batch lies: its devices share the rows.
+        progress: Whether to show a progress bar.
+
+    Raises:
+        ValueError: For a folder that was made with other options, for knots that do not rise from 0
+            to 1, and as `generate_reflow_pairs`.
+        FloatingPointError: For rows that are not finite.
     """
     times = partition("generate_reflow_trajectories", knots)
     how = solvers.as_method(

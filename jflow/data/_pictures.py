@@ -6,10 +6,27 @@ import numpy as np
 def image_grid(
     x: np.ndarray, low: float, high: float, *, columns: int = 10, zoom: int = 1, gap: int = 1
 ) -> np.ndarray:
-    """Images [n, h, w, c], c = 1 or 3, row by row into one uint8 picture [H, W] or [H, W, 3].
+    """Images side by side in one picture.
 
-    low and high become black and white, what lies outside is clipped. Each pixel is repeated `zoom` times both ways;
-    `gap` pixels, before the zoom, stand between images. Raises ValueError for other shapes.
+    Args:
+        x: [n, h, w, c], c = 1 or 3, filled in row by row.
+        low: The value that becomes black; what lies below is clipped.
+        high: The value that becomes white; what lies above is clipped.
+        columns: Images in a row of the picture.
+        zoom: How often each pixel is repeated, both ways.
+        gap: Pixels between images, before the zoom.
+
+    Returns:
+        uint8 [H, W] or [H, W, 3].
+
+    Raises:
+        ValueError: For other shapes.
+
+    Example:
+        >>> import numpy as np
+        >>> from jflow import data
+        >>> data.image_grid(np.zeros((6, 8, 8, 1)), -1, 1, columns=3).shape
+        (19, 28)
     """
     x = np.asarray(x, np.float64)
     if x.ndim != 4 or x.shape[-1] not in (1, 3) or len(x) == 0:

@@ -10,10 +10,20 @@ from jflow.types import PyTree
 
 
 def place(batch: PyTree, sharding: jax.sharding.Sharding | None = None) -> PyTree:
-    """Numpy rows to device arrays: on the default device, or laid out by `sharding`.
+    """Numpy rows to device arrays, on the default device or laid out over a mesh.
 
-    Under several processes `batch` is this process's share of the rows (see `share`), and the result is the global array.
-    float64 is narrowed to float32 unless jax_enable_x64 is set. Raises ValueError for rows that the mesh does not divide.
+    float64 is narrowed to float32 unless jax_enable_x64 is set.
+
+    Args:
+        batch: A pytree of arrays that lead with one length; under several processes this process's
+            share of the rows (see `share`).
+        sharding: How the rows are laid out, such as train.data_sharding(mesh).
+
+    Returns:
+        The batch as device arrays; under several processes the global ones.
+
+    Raises:
+        ValueError: For rows that the mesh does not divide.
     """
     batch = leaves_by_position(batch)
     if sharding is None:
@@ -22,9 +32,14 @@ def place(batch: PyTree, sharding: jax.sharding.Sharding | None = None) -> PyTre
 
 
 def share(sharding: jax.sharding.NamedSharding) -> tuple[int, int]:
-    """(i, n): of every batch this process holds the i-th of n equal parts, for `data.batches(share=...)`.
+    """Which part of every batch this process reads, for `data.batches(share=...)`.
 
-    n is the number of processes, unless the mesh gives some of them the same rows (tensor sharding across processes).
+    Args:
+        sharding: How a batch is laid out over the mesh.
+
+    Returns:
+        (i, n): this process holds the i-th of n equal parts. n is the number of processes, unless
+        the mesh gives some of them the same rows (tensor sharding across processes).
     """
     blocks = sharding.num_devices  # so many rows divide, whatever the mesh
     rows = jax.sharding.NamedSharding(sharding.mesh, jax.sharding.PartitionSpec(*sharding.spec[:1]))

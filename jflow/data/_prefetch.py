@@ -28,7 +28,8 @@ class Prefetch:
 
     @property
     def position(self) -> int:
-        """That of the source when it had given what this iterator has given; what is only fetched does not count."""
+        """That of the source when it had given what this iterator has given; what is only fetched
+        does not count."""
         return self._position
 
     def __iter__(self) -> Iterator[PyTree]:
@@ -52,7 +53,8 @@ class Prefetch:
         self._position, self._ended = position, None
 
     def close(self) -> None:
-        """End the thread, and set a source that can seek back to `position`: nothing is lost. A next() starts again."""
+        """End the thread, and set a source that can seek back to `position`: nothing is lost. A
+        next() starts again."""
         self._end()
         if hasattr(self._source, "seek"):
             self._source.seek(self._position)
@@ -98,15 +100,24 @@ def _join(thread: threading.Thread, stop: threading.Event) -> None:
 def prefetch(
     batches: Iterator[PyTree], size: int = 2, sharding: jax.sharding.Sharding | None = None
 ) -> Prefetch:
-    """The same batches on the device (laid out by `sharding`, see `data.place`), up to `size` + 1 of them made ahead by a
-    thread of its own.
+    """The same batches on the device, some of them made ahead by a thread.
 
-    It pays where a batch takes the host a while (a transform, a disk) and an accelerator does the training; where XLA
-    computes on the same cores there is little to gain. Nobody else may touch `batches` meanwhile.
+    It pays where a batch takes the host a while (a transform, a disk) and an accelerator does the
+    training; where XLA computes on the same cores there is little to gain. `.position` counts what
+    was given, not what was fetched, and `.seek(position)` goes anywhere, so that a resumed run
+    neither loses nor repeats a batch.
 
-    `.position` counts what was given, not what was fetched, and `.seek(position)` goes anywhere, so that a resumed run
-    neither loses nor repeats a batch. What `batches` raises is raised by the next() whose batch it would have been.
-    Raises ValueError for a size below 1.
+    Args:
+        batches: An iterator of batches; nobody else may touch it meanwhile. What it raises is
+            raised by the next() whose batch it would have been.
+        size: Up to size + 1 batches are made ahead.
+        sharding: How a batch is laid out, see `data.place`.
+
+    Returns:
+        An iterator with `position`, `seek(position)` and `close()`.
+
+    Raises:
+        ValueError: For a size below 1.
     """
     check_whole("prefetch", size=size)
     return Prefetch(batches, size, sharding)

@@ -1,12 +1,13 @@
 """What the columns of a table are, and their way to real numbers and back.
 
-Three kinds. 'continuous': a number of full precision. 'lattice': numbers origin + k step, such as integers, or
-measurements in steps of 0.01. 'categorical': text, coded 0, 1, 2, ... from the most frequent category down.
+Three kinds. 'continuous': a number of full precision. 'lattice': numbers origin + k step, such as
+integers, or measurements in steps of 0.01. 'categorical': text, coded 0, 1, 2, ... from the most
+frequent category down.
 
-A flow that narrows its spikes on a lattice gains log-likelihood without bound. So a lattice value v becomes v + step u
-and a code k becomes k + u, with u uniform on [0, 1): each cell holds the mass of its value, P(v) = integral of the
-density over [v, v + step), and log P(v) >= E_u log(step density(v + step u)). Averaging several draws of u in
-probability tightens the bound.
+A flow that narrows its spikes on a lattice gains log-likelihood without bound. So a lattice value v
+becomes v + step u and a code k becomes k + u, with u uniform on [0, 1): each cell holds the mass of
+its value, P(v) = integral of the density over [v, v + step), and log P(v) >= E_u log(step density(v
++ step u)). Averaging several draws of u in probability tightens the bound.
 """
 
 import warnings
@@ -20,12 +21,24 @@ from jflow.data._tables import MISSING, Table, is_kept, numbers
 
 
 class Column(NamedTuple):
-    """One column. JSON by `_asdict`, back by `Column(**d)`.
+    """One column of a table: what kind of number it holds, and how it is written.
 
-    step: width of a cell, 0 where continuous, 1 for codes. origin: a point of the lattice. decimals, padding: digits
-    after the point that the table writes at most and at least (None: `digits` significant ones, 0 for as many as float64
-    needs to be read back). low, high: the range in the table. categories: the text of each code. width: characters before
-    the point to which the table fills up with zeros. plus: whether it writes positive numbers with a sign.
+    JSON by `_asdict`, back by `Column(**d)`.
+
+    Attributes:
+        name: Of the column.
+        kind: 'continuous', 'lattice' or 'categorical'.
+        step: The width of a cell, 0 where continuous, 1 for codes.
+        origin: A point of the lattice.
+        decimals: Digits after the point that the table writes at most; None: `digits` significant
+            ones.
+        padding: Digits after the point that the table writes at least.
+        digits: Significant digits, 0 for as many as float64 needs to be read back.
+        low: The least value in the table.
+        high: The largest value in the table.
+        categories: The text of each code.
+        width: Characters before the point to which the table fills up with zeros.
+        plus: Whether it writes positive numbers with a sign.
     """
 
     name: str
@@ -43,7 +56,8 @@ class Column(NamedTuple):
 
     @property
     def is_mass(self) -> bool:
-        """Whether its probabilities count as mass: categories and whole numbers. Else as density per unit."""
+        """Whether its probabilities count as mass: categories and whole numbers. Else as density
+        per unit."""
         return self.kind == "categorical" or (self.kind == "lattice" and self.decimals == 0)
 
 
@@ -52,13 +66,27 @@ def _near_integers(m: np.ndarray, ulps: float) -> bool:
 
 
 def find_lattice(x: np.ndarray) -> tuple[float, float, int | None] | None:
-    """(step, origin, decimals) of the coarsest lattice that holds every x [n], or None.
+    """The coarsest lattice that holds all numbers of a column, or None.
 
-    Decimal lattices come first: the fewest decimals that hold x to a few float64 ulps, else (up to 7 decimals) to
-    float32 ulps; the step is the greatest common divisor of the differences. Then, where values repeat, any lattice of
-    at most 10,000 points, such as thirds, or integers that were standardized; its decimals are None. A step below 1e-6
-    of x's standard deviation counts as none: a float32 model cannot resolve it. So does a lattice that is off by 1e-3 of
-    it, or whose float32 ulps would make two numbers one: ulps of an offset may be all that x varies by.
+    Decimal lattices come first: the fewest decimals that hold x to a few float64 ulps, else (up to
+    7 decimals) to float32 ulps; the step is the greatest common divisor of the differences. Then,
+    where values repeat, any lattice of at most 10,000 points, such as thirds, or integers that were
+    standardized; its decimals are None. A step below 1e-6 of x's standard deviation counts as none:
+    a float32 model cannot resolve it. So does a lattice that is off by 1e-3 of it, or whose float32
+    ulps would make two numbers one: ulps of an offset may be all that x varies by.
+
+    Args:
+        x: [n].
+
+    Returns:
+        (step, origin, decimals), or None.
+
+    Example:
+        >>> import numpy as np
+        >>> from jflow import data
+        >>> step, origin, decimals = data.find_lattice(np.array([1.5, 2.0, 3.5, 2.5]))
+        >>> step, decimals
+        (0.5, 1)
     """
     x = np.asarray(x, np.float64)
     std = numpy_mean_and_std(x, 0)[1][0]
@@ -103,8 +131,8 @@ def _common_step(gaps: np.ndarray, tolerance: float) -> float:
 
 
 class _Form(NamedTuple):
-    """How a column writes its numbers: the most and the fewest digits after the point (most None where exponents occur),
-    the most significant digits, and `Column`'s width and plus."""
+    """How a column writes its numbers: the most and the fewest digits after the point (most None
+    where exponents occur), the most significant digits, and `Column`'s width and plus."""
 
     most: int | None
     fewest: int
@@ -134,8 +162,9 @@ def _form(table: Table, j: int, x: np.ndarray) -> _Form:
     ):  # 007 beside 07 or 7: as numbers they are one, as codes they are not
         if len(c) < width or (i in padded and len(c) > width):
             raise ValueError(
-                f"{_where(table, j, i)}: {table.cells[j][i]!r} and {table.cells[j][padded[0]]!r} are filled up with zeros "
-                f"to different lengths: take the column as categories (categorical=...) or leave it out (drop=...)"
+                f"{_where(table, j, i)}: {table.cells[j][i]!r} and {table.cells[j][padded[0]]!r}"
+                " are filled up with zeros to different lengths: take the column as categories"
+                " (categorical=...) or leave it out (drop=...)"
             )
     return _Form(max(after), min(after), digits, width, plus)
 
@@ -149,7 +178,8 @@ def _categorical(name: str, cells: np.ndarray, codes: list[str]) -> Column:
 
 
 def _as_written(column: Column, form: _Form, cells: np.ndarray, x: np.ndarray) -> Column:
-    """The column with the first of decimals, significant digits and float64's own that gives back every number it holds."""
+    """The column with the first of decimals, significant digits and float64's own that gives back
+    every number it holds."""
     ways = (
         [column._replace(decimals=form.most)] if form.most is not None and form.most <= 12 else []
     )
@@ -164,7 +194,8 @@ def _as_written(column: Column, form: _Form, cells: np.ndarray, x: np.ndarray) -
 
 
 def _check_numbers(table: Table, j: int, x: np.ndarray) -> None:
-    """Raise, naming line and column, for a cell of column j that is no finite number or that float64 would alter.
+    """Raise, naming line and column, for a cell of column j that is no finite number or that
+    float64 would alter.
 
     x [n]: the cells as numbers, NaN for those that are none."""
 
@@ -179,15 +210,20 @@ def _check_numbers(table: Table, j: int, x: np.ndarray) -> None:
         refuse(bad, what, "where finite numbers are expected")
     altered = np.array([not is_kept(cell) for cell in cells], bool)
     if altered.any():
-        expected = "has more digits than float64 holds: round it, take it as a category (categorical=...) or leave it out"
+        expected = (
+            "has more digits than float64 holds: round it, take it as a category (categorical=...)"
+            " or leave it out"
+        )
         refuse(altered, repr(cells[np.argmax(altered)]), f"{expected} (drop=...)")
 
 
 def _warn_of_spikes(table: Table, name: str, x: np.ndarray) -> None:
-    """Warn of values that many rows share in a column x [n] that is continuous otherwise, such as no rain.
+    """Warn of values that many rows share in a column x [n] that is continuous otherwise, such as
+    no rain.
 
-    Continuous numbers coincide only where whole rows were copied, which is seen in how often a typical one stands there:
-    a spike is a value of at least 5 rows and of a thousandth of them, and 5 times as frequent as the median value.
+    Continuous numbers coincide only where whole rows were copied, which is seen in how often a
+    typical one stands there: a spike is a value of at least 5 rows and of a thousandth of them, and
+    5 times as frequent as the median value.
     """
     values, counts = np.unique(x, return_counts=True)
     spikes = counts >= max(5, len(x) / 1000, 5 * np.median(counts) + 1e-9)
@@ -203,9 +239,10 @@ def _warn_of_spikes(table: Table, name: str, x: np.ndarray) -> None:
             else ""
         )
         warnings.warn(
-            f"{table.path}: column {name!r} is continuous but for {said}{more}. No density has such a point of mass: the "
-            f"likelihood grows without bound the more a model narrows there, and says nothing about the fit. Model the "
-            f"rows without it, and its probability apart",
+            f"{table.path}: column {name!r} is continuous but for {said}{more}. No density has such"
+            " a point of mass: the likelihood grows without bound the more a model narrows there,"
+            " and says nothing about the fit. Model the rows without it, and its probability"
+            " apart",
             stacklevel=2,
         )
 
@@ -221,8 +258,8 @@ def _column(table: Table, j: int, categorical: bool) -> Column:
         texts, counts = np.unique(cells.astype(str), return_counts=True)
         if len(texts) > max(20, table.rows // 2):
             raise ValueError(
-                f"{table.path}: column {name!r} holds {len(texts)} different texts in {table.rows} rows, like a name "
-                f"or a date: leave it out (drop=...)"
+                f"{table.path}: column {name!r} holds {len(texts)} different texts in {table.rows}"
+                " rows, like a name or a date: leave it out (drop=...)"
             )
         return _categorical(
             name, cells, [str(t) for t in texts[np.argsort(-counts, kind="stable")]]
@@ -257,16 +294,27 @@ def _column(table: Table, j: int, categorical: bool) -> Column:
 
 
 def find_schema(table: Table, *, categorical: tuple[str, ...] = ()) -> tuple[Column, ...]:
-    """What each column is. Columns named in `categorical` are taken as categories, numbers or not.
+    """What each column of a table is.
 
-    A column is numeric if at least half of the cells that are not missing are numbers; then a missing value, text or an
-    infinity in it is an error that names the line and the column. In a column of text a missing value is a category
-    like any other. Columns that never change are an error that names them all.
+    A column is numeric if at least half of the cells that are not missing are numbers. In a column
+    of text a missing value is a category like any other.
+
+    Args:
+        table: From `read_table`.
+        categorical: Names of columns that are taken as categories, numbers or not.
+
+    Returns:
+        A `Column` for each column.
+
+    Raises:
+        ValueError: For a missing value, text or an infinity in a numeric column, naming the line
+            and the column; for columns that never change, naming them all.
     """
     absent = [name for name in categorical if name not in table.names]
     if absent:
         raise ValueError(
-            f"{table.path}: no column {absent[0]!r}; the table has {', '.join(map(repr, table.names))}"
+            f"{table.path} has no column {absent[0]!r}; the table has"
+            f" {', '.join(map(repr, table.names))}"
         )
     constant = [
         name for name, cells in zip(table.names, table.cells, strict=True) if len(set(cells)) == 1
@@ -286,14 +334,23 @@ def find_schema(table: Table, *, categorical: tuple[str, ...] = ()) -> tuple[Col
 
 
 def encode(schema: tuple[Column, ...], table: Table) -> np.ndarray:
-    """float64 [n, columns]: numbers as they are (snapped to their lattice), categories as their codes.
+    """A table as numbers: numbers as they are, categories as their codes.
 
-    Raises ValueError, naming line and column, for a cell of another table than the schema's that is no finite number, is
-    off the lattice, is an unknown category or has more digits than float64 holds.
+    Args:
+        schema: From `find_schema`.
+        table: This table or another one with the same columns.
+
+    Returns:
+        float64 [n, columns], numbers snapped to their lattice.
+
+    Raises:
+        ValueError: For a cell that is no finite number, is off the lattice, is an unknown category
+            or has more digits than float64 holds, naming line and column.
     """
     if len(schema) != len(table.cells):
         raise ValueError(
-            f"{table.path}: expected the {len(schema)} columns of the schema, got {len(table.cells)}"
+            f"{table.path}: expected the {len(schema)} columns of the schema, got"
+            f" {len(table.cells)}"
         )
     columns = []
     for j, (column, cells) in enumerate(zip(schema, table.cells, strict=True)):
@@ -315,7 +372,8 @@ def encode(schema: tuple[Column, ...], table: Table) -> np.ndarray:
             if off.any():
                 i = int(np.argmax(off))
                 raise ValueError(
-                    f"{_where(table, j, i)}: {cells[i]!r} is not on the column's steps of {column.step:g}"
+                    f"{_where(table, j, i)}: {cells[i]!r} is not on the column's steps of"
+                    f" {column.step:g}"
                 )
             x = column.origin + column.step * np.rint(k)
         columns.append(x)
@@ -323,7 +381,8 @@ def encode(schema: tuple[Column, ...], table: Table) -> np.ndarray:
 
 
 def _codes(column: Column, cells: np.ndarray, x: np.ndarray) -> np.ndarray:
-    """The code of each cell [n], by its text or else by its number (1.50 where the category is 1.5); NaN for others."""
+    """The code of each cell [n], by its text or else by its number (1.50 where the category is
+    1.5); NaN for others."""
     by_text = {text: k for k, text in enumerate(column.categories)}
     by_number = dict(
         zip(numbers(np.array(column.categories, object)).tolist(), by_text.values(), strict=True)
@@ -335,27 +394,59 @@ def _codes(column: Column, cells: np.ndarray, x: np.ndarray) -> np.ndarray:
 
 
 def steps(schema: tuple[Column, ...]) -> np.ndarray:
-    """float64 [columns]: the widths of the cells, 0 where continuous."""
+    """Widths of the cells of encoded columns.
+
+    Args:
+        schema: From `find_schema`.
+
+    Returns:
+        float64 [columns], 0 where continuous.
+    """
     return np.array([column.step for column in schema])
 
 
 def add_noise(schema: tuple[Column, ...], x: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-    """Encoded [n, columns] spread uniformly over the cells: x + step u. Continuous columns stay."""
+    """Encoded rows spread uniformly over their cells: x + step u.
+
+    Args:
+        schema: From `find_schema`.
+        x: Encoded rows, [n, columns].
+        rng: A numpy generator, which draws u in [0, 1).
+
+    Returns:
+        [n, columns]; continuous columns stay.
+    """
     return x + steps(schema) * rng.random(x.shape)
 
 
 def log_mass_unit(schema: tuple[Column, ...]) -> float:
-    """What a log-density per unit of the encoded columns gains, in nats, to count whole numbers and categories as mass."""
+    """What a log-density gains when whole numbers and categories count as mass.
+
+    Args:
+        schema: From `find_schema`.
+
+    Returns:
+        Nats to add to a log-density per unit of the encoded columns.
+    """
     return float(sum(np.log(column.step) for column in schema if column.is_mass))
 
 
 def decode(schema: tuple[Column, ...], x: np.ndarray) -> np.ndarray:
-    """Dequantized [n, columns] to encoded: floored to the lattice, and clipped to the range seen in the table."""
+    """Dequantized rows back to encoded ones.
+
+    Args:
+        schema: From `find_schema`.
+        x: [n, columns].
+
+    Returns:
+        [n, columns], floored to the lattice, and clipped to the range seen in the table.
+    """
     columns = []
     for j, column in enumerate(schema):
         v = np.asarray(x[:, j], np.float64)
         if column.step:
-            # The 1e-6 of a cell makes the lattice's own points, which rounding may have lowered, stay where they are.
+            # The 1e-6 of a cell makes the lattice's own points, which rounding may have lowered,
+            # stay where they are.
             v = column.origin + column.step * np.floor((v - column.origin) / column.step + 1e-6)
         columns.append(np.clip(v, column.low, column.high))
     return np.stack(columns, 1)
@@ -375,5 +466,13 @@ def _text(column: Column, v: float) -> str:
 
 
 def to_text(schema: tuple[Column, ...], x: np.ndarray) -> list[list[str]]:
-    """Encoded [n, columns] to rows of cells, written as the table writes them."""
+    """Encoded rows as cells of text, written as the table writes them.
+
+    Args:
+        schema: From `find_schema`.
+        x: Encoded rows, [n, columns].
+
+    Returns:
+        n rows of cells.
+    """
     return [[_text(column, v) for column, v in zip(schema, row, strict=True)] for row in x.tolist()]

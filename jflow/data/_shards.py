@@ -1,11 +1,12 @@
-"""Rows that a model generates, in shards on disk: each whole or absent, and the same bytes wherever a run was stopped.
+"""Rows that a model generates, in shards on disk: each whole or absent, and the same bytes wherever
+a run was stopped.
 
-A folder holds `shard-00000.npz`, ... and `manifest.json`, which says what they are made of. The i-th batch of rows is
-drawn with the key fold_in(key, i) alone, so that no shard depends on another, nor on when it was written or by whom.
+A folder holds `shard-00000.npz`, ... and `manifest.json`, which says what they are made of. The
+i-th batch of rows is drawn with the key fold_in(key, i) alone, so that no shard depends on another,
+nor on when it was written or by whom.
 """
 
 import json
-import shutil
 import struct
 import zipfile
 from collections.abc import Callable, Mapping
@@ -41,15 +42,29 @@ def write_shards(
     share: tuple[int, int] = (0, 1),
     progress: bool = True,
 ) -> None:
-    """Write n rows of `draw(key, batch)` to `folder`, `shard` rows a file; memory holds one batch.
+    """Writes rows that a function draws to a folder, in files that are each whole or absent.
 
-    Run again after a kill it keeps the whole shards and writes the others: the same bytes as a run that never stopped.
-    about: JSON that names what made the rows; it is kept in the manifest with n, batch, shard and key, and a folder
-        made otherwise is refused. share: (i, workers) writes each workers-th shard from the i-th on, for several
-        processes that write to one folder.
-    bfloat16 is written as float32.
-    Errors: ValueError for a folder of other options (naming them), for counts below 1 and a shard that is not a multiple
-        of batch; FloatingPointError for rows that are not finite, which names the shard: it is not written.
+    Memory holds one batch. Run again after a kill it keeps the whole shards and writes the others:
+    the same bytes as a run that never stopped. bfloat16 is written as float32.
+
+    Args:
+        folder: Where the shards go; made if it is not there.
+        draw: (key, batch) -> rows, a dict of arrays that lead with batch. The i-th batch is drawn
+            with fold_in(key, i) alone.
+        n: How many rows.
+        key: Of the draws.
+        batch: Rows that are drawn at once.
+        shard: Rows in a file, a multiple of batch.
+        about: JSON that names what made the rows; it is kept in the manifest with n, batch, shard
+            and key, and a folder made otherwise is refused.
+        share: (i, workers) writes each workers-th shard from the i-th on, for several processes
+            that write to one folder.
+        progress: Whether to show a progress bar.
+
+    Raises:
+        ValueError: For a folder of other options (naming them), for counts below 1 and a shard that
+            is not a multiple of batch.
+        FloatingPointError: For rows that are not finite; it names the shard, which is not written.
     """
     shard = min(shard, -(-n // batch) * batch) if n > 0 and batch > 0 else shard
     _check(n, batch, shard, share)
@@ -76,11 +91,21 @@ def write_shards(
 
 
 def read_shards(*folders: str | Path) -> dict[str, "Joined"]:
-    """The rows of one or more folders, end to end and mapped from disk: for `data.batches`, `data.take`, `data.split`.
+    """Rows of one or more folders of shards, end to end and mapped from disk.
 
-    Values have len, shape, dtype and [index] (which reads), and np.asarray loads them whole.
-    Errors: FileNotFoundError for a folder without manifest or with shards still to be written, which it names;
-        ValueError for folders whose rows differ in names, shapes or types.
+    For `data.batches`, `data.take` and `data.split`. Values have len, shape, dtype and [index]
+    (which reads), and np.asarray loads them whole.
+
+    Args:
+        *folders: Folders that `write_shards` or `generate_reflow_pairs` filled.
+
+    Returns:
+        The rows, {name: array [n, *event]}.
+
+    Raises:
+        FileNotFoundError: For a folder without manifest or with shards still to be written, which
+            it names.
+        ValueError: For folders whose rows differ in names, shapes or types.
     """
     if not folders:
         raise ValueError("read_shards: expected at least one folder")
@@ -93,7 +118,8 @@ def read_shards(*folders: str | Path) -> dict[str, "Joined"]:
         missing = [name for name, rows in sizes.items() if not _whole(folder / name, rows)]
         if missing:
             raise FileNotFoundError(
-                f"{folder} lacks {len(missing)} of {len(sizes)} shards ({missing[0]}): finish writing"
+                f"{folder} lacks {len(missing)} of {len(sizes)} shards ({missing[0]}): finish"
+                " writing"
             )
         for name in sizes:
             arrays = _mapped(folder / name)
@@ -107,7 +133,8 @@ def read_shards(*folders: str | Path) -> dict[str, "Joined"]:
 
 
 class Joined:
-    """Arrays [n_i, *event] as one [sum n_i, *event] that is read where it is indexed, along the first axis."""
+    """Arrays [n_i, *event] as one [sum n_i, *event] that is read where it is indexed, along the
+    first axis."""
 
     by_position = True  # see `as_array` of the splits
 
@@ -145,8 +172,6 @@ def _sizes(n: int, shard: int) -> dict[str, int]:
 
 
 def _write(path: Path, draw: Draw, n: int, key: Key, batch: int, first: int, bar) -> None:
-    for left in path.parent.glob(f".{path.name}.*.part"):  # by a run that was killed
-        shutil.rmtree(left, ignore_errors=True)
     with npz_writer(path, n) as write:
         for i, start in enumerate(range(0, n, batch)):
             rows = jax.tree.map(np.asarray, dict(draw(jax.random.fold_in(key, first + i), batch)))

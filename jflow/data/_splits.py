@@ -12,7 +12,13 @@ Rows = Mapping[str, np.ndarray]
 
 
 class Splits(NamedTuple):
-    """Rows to train on, to choose by and to report on, in data units; `valid` and `test` may be None."""
+    """Rows to train on, to choose by and to report on, in data units.
+
+    Attributes:
+        train: Rows to train on.
+        valid: Rows to choose by, or None.
+        test: Rows to report on, or None.
+    """
 
     train: Rows
     valid: Rows | None = None
@@ -20,18 +26,22 @@ class Splits(NamedTuple):
 
 
 def as_array(name: str, value: Any) -> np.ndarray:
-    """`value` as an array whose index counts positions: what `x[i]` is read from, everywhere that rows are taken.
+    """`value` as an array whose index counts positions: what `x[i]` is read from, everywhere that
+    rows are taken.
 
-    A pandas Series has an index of its own, and `series[i]` is the row that is *labeled* i: whatever is not an array of
-    numpy or jax (Series, frames, tensors, lists) goes through np.asarray, which keeps the order of the rows. An object
-    that is read from disk where it is indexed, by position, says so with an attribute `by_position = True`, and stays.
-    Raises TypeError for what has no rows, and ValueError for rows of different lengths and for masked values, by `name`.
+    A pandas Series has an index of its own, and `series[i]` is the row that is *labeled* i:
+    whatever is not an array of numpy or jax (Series, frames, tensors, lists) goes through
+    np.asarray, which keeps the order of the rows. An object that is read from disk where it is
+    indexed, by position, says so with an attribute `by_position = True`, and stays. Raises
+    TypeError for what has no rows, and ValueError for rows of different lengths and for masked
+    values, by `name`.
     """
     if isinstance(value, jax.Array) or getattr(value, "by_position", False):
         return value
     if isinstance(value, np.ma.MaskedArray) and np.ma.is_masked(value):
         raise ValueError(
-            f"rows {name!r}: {int(np.ma.count_masked(value))} values are masked: fill them or leave them out"
+            f"rows {name!r}: {int(np.ma.count_masked(value))} values are masked: fill them or leave"
+            " them out"
         )
     try:
         array = np.asarray(value)
@@ -45,7 +55,8 @@ def as_array(name: str, value: Any) -> np.ndarray:
         np.ndim(row) for row in array.flat if not isinstance(row, str | bytes)
     ):
         raise ValueError(
-            f"rows {name!r}: the rows are arrays of their own, of different lengths; expected one [n, ...]"
+            f"rows {name!r}: the rows are arrays of their own, of different lengths; expected one"
+            " [n, ...]"
         )
     return array
 
@@ -60,19 +71,45 @@ def as_arrays(rows: Rows) -> dict[str, np.ndarray]:
 
 
 def count(rows: Rows) -> int:
-    """The number of rows; an error names the keys whose lengths disagree."""
+    """The number of rows.
+
+    Args:
+        rows: Arrays that lead with one length.
+
+    Returns:
+        That length.
+
+    Raises:
+        ValueError: For lengths that disagree, naming their keys.
+    """
     lengths = {key: len(value) for key, value in as_arrays(rows).items()}
     if not lengths:
         raise ValueError("rows hold no arrays: expected a dict such as {'x': array [n, ...]}")
     if len(set(lengths.values())) > 1:
         raise ValueError(
-            f"arrays of rows differ in length: {', '.join(f'{k!r} {v}' for k, v in lengths.items())}"
+            "arrays of rows differ in length:"
+            f" {', '.join(f'{k!r} {v}' for k, v in lengths.items())}"
         )
     return next(iter(lengths.values()))
 
 
 def take(rows: Rows, index) -> dict[str, np.ndarray]:
-    """The rows at `index` (integers, a mask or a slice) of every array, by position (see `as_array`)."""
+    """Some of the rows, by position.
+
+    Args:
+        rows: Arrays that lead with one length; a pandas Series is taken by position, not by its
+            index.
+        index: Integers, a mask or a slice.
+
+    Returns:
+        The rows at index.
+
+    Example:
+        >>> import numpy as np
+        >>> from jflow import data
+        >>> data.take({"x": np.array([5, 6, 7])}, [2, 0])["x"].tolist()
+        [7, 5]
+    """
     if not isinstance(index, slice | jax.Array):
         index = np.asarray(index)
         index = index if index.size else index.astype(int)  # [] has no type of its own
@@ -80,7 +117,27 @@ def take(rows: Rows, index) -> dict[str, np.ndarray]:
 
 
 def split(rows: Rows, *, valid: float = 0.0, test: float = 0.1, seed: int = 0) -> Splits:
-    """Shuffle once by `seed` and cut: `valid` and `test` are fractions of the rows, rounded; 0 gives None."""
+    """Rows shuffled once and cut into train, valid and test.
+
+    Args:
+        rows: Arrays that lead with one length.
+        valid: The fraction of rows to choose by, rounded to whole rows; 0 gives None.
+        test: The fraction of rows to report on; 0 gives None.
+        seed: Of the shuffle.
+
+    Returns:
+        The three parts.
+
+    Raises:
+        ValueError: For fractions that leave nothing to train on.
+
+    Example:
+        >>> import numpy as np
+        >>> from jflow import data
+        >>> splits = data.split({"x": np.arange(10.0)}, valid=0.2, test=0.3)
+        >>> [len(part["x"]) for part in splits]
+        [5, 2, 3]
+    """
     rows = as_arrays(rows)
     n = count(rows)
     sizes = [round(n * valid), round(n * test)]
@@ -98,7 +155,20 @@ def split(rows: Rows, *, valid: float = 0.0, test: float = 0.1, seed: int = 0) -
 
 
 def stratified_split(rows: Rows, *, test: int, seed: int = 0, by: str = "cond") -> Splits:
-    """Cut off `test` rows so that each class of the labels rows[by] [n] keeps its share (largest remainders)."""
+    """Rows cut into train and test so that each class keeps its share.
+
+    Args:
+        rows: Arrays that lead with one length.
+        test: How many rows to cut off (by largest remainders).
+        seed: Of the choice.
+        by: The key of the labels, [n].
+
+    Returns:
+        The parts train and test.
+
+    Raises:
+        ValueError: For a test that leaves nothing to train on, and for labels that are not [n].
+    """
     rows = as_arrays(rows)
     n = count(rows)
     if not 0 < test < n:

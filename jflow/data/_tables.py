@@ -16,7 +16,15 @@ DELIMITERS = ("\t", ";", ",", None)  # None: runs of blanks
 
 
 class Table(NamedTuple):
-    """Columns of text. cells[j][i] is row i of column j; lines[i] the line of the file it stands on, from 1."""
+    """A delimited table as columns of text.
+
+    Attributes:
+        names: Of the columns.
+        cells: cells[j][i] is row i of column j.
+        lines: lines[i] is the line of the file that row i stands on, from 1.
+        header: Whether the file has a line of names.
+        path: Of the file.
+    """
 
     names: tuple[str, ...]
     cells: tuple[np.ndarray, ...]
@@ -35,10 +43,11 @@ def numbers(cells: np.ndarray) -> np.ndarray:
 
 
 def is_kept(cell: str) -> bool:
-    """Whether float64 holds a finite number digit for digit: it gives `cell` when written with as many digits.
+    """Whether float64 holds a finite number digit for digit: it gives `cell` when written with as
+    many digits.
 
-    True of every decimal of 15 significant digits within float64's range, of what float64 itself was written as, and of
-    whole numbers up to 2^53; false of most numbers of more digits.
+    True of every decimal of 15 significant digits within float64's range, of what float64 itself
+    was written as, and of whole numbers up to 2^53; false of most numbers of more digits.
     """
     if (len(cell) <= 15 and "e" not in cell.lower()) or repr(
         float(cell)
@@ -65,19 +74,21 @@ def _read_text(path: Path) -> str:
         raw = gzip.decompress(raw) if raw[:2] == b"\x1f\x8b" else raw
         return raw.decode("utf-8-sig").replace("\r\n", "\n").replace("\r", "\n")
     except (gzip.BadGzipFile, EOFError, zlib.error) as error:
-        raise ValueError(f"{path}: not a complete gzip file ({error})") from error
+        raise ValueError(f"{path} is not a complete gzip file ({error})") from error
     except UnicodeDecodeError as error:
         raise ValueError(
-            f"{path}: not a text table in UTF-8 ({error.reason} at byte {error.start})"
+            f"{path} is not a text table in UTF-8 ({error.reason} at byte {error.start})"
         ) from error
 
 
 def _records(
     text: str, delimiter: str | None, *, strict: bool = False
 ) -> list[tuple[int, list[str]]]:
-    """(line number, fields) of every line that is not blank or, at the top, a comment starting with #.
+    """(line number, fields) of every line that is not blank or, at the top, a comment starting with
+    #.
 
-    strict: a quote that is never closed is a csv.Error, where it would else swallow the rows that follow it.
+    strict: a quote that is never closed is a csv.Error, where it would else swallow the rows that
+    follow it.
     """
     lines = text.split("\n")
     skip = 0
@@ -98,7 +109,8 @@ def _records(
 
 
 def _delimiter(text: str) -> str | None:
-    """The first of tab ; , blanks that cuts the leading lines into one number, above one, of fields."""
+    """The first of tab ; , blanks that cuts the leading lines into one number, above one, of
+    fields."""
     head = "\n".join(text.split("\n")[:50])
     for delimiter in DELIMITERS:
         widths = {len(fields) for _, fields in _records(head, delimiter)}
@@ -110,9 +122,11 @@ def _delimiter(text: str) -> str | None:
 
 
 def _has_header(records: list[tuple[int, list[str]]]) -> bool:
-    """Whether the first record names columns: no number in it, and it does not fit the columns below.
+    """Whether the first record names columns: no number in it, and it does not fit the columns
+    below.
 
-    It does not fit where a column is mostly numbers below; where all is text, where no name recurs in its column.
+    It does not fit where a column is mostly numbers below; where all is text, where no name recurs
+    in its column.
     """
     first, body = records[0][1], [fields for _, fields in records[1:1001]]
     if any(_is_number(cell) for cell in first):
@@ -134,18 +148,30 @@ def read_table(
     columns: tuple[str, ...] | None = None,
     drop: tuple[str, ...] = (),
 ) -> Table:
-    """A csv, tsv, semicolon- or blank-separated table, plain or gzipped, in UTF-8.
+    """Reads a csv, tsv, semicolon- or blank-separated table, plain or gzipped, in UTF-8.
 
-    The delimiter is found in the leading lines; `header` None is found too (see `_has_header`), and without one the
-    columns are called 'column 1', 'column 2', ... `columns` keeps some of them, in the order given; `drop` leaves some
-    out. Blank lines, and lines above the table that start with #, are passed over. Raises ValueError, naming the file
-    and the line, for an empty table, for one row, for lines of unequal length and for names that are not there.
+    The delimiter is found in the leading lines. Blank lines, and lines above the table that start
+    with #, are passed over.
+
+    Args:
+        path: Of the file.
+        header: Whether the first line is names; None looks. Without one the columns are called
+            'column 1', 'column 2', ...
+        columns: Names of the columns to keep, in this order; None keeps all.
+        drop: Names of columns to leave out.
+
+    Returns:
+        The table, as text.
+
+    Raises:
+        ValueError: For an empty table, for one row, for lines of unequal length and for names that
+            are not there, naming the file and the line.
     """
     path = expand(path)
-    if path.is_dir() or not path.exists():
-        raise FileNotFoundError(
-            f"{path}: {'a folder, not a table' if path.is_dir() else 'no such file'}"
-        )
+    if path.is_dir():
+        raise FileNotFoundError(f"{path} is a folder, not a table")
+    if not path.exists():
+        raise FileNotFoundError(f"there is no such file: {path}")
     text = _read_text(path)
     try:
         records = _records(text, _delimiter(text), strict=True)
@@ -168,11 +194,12 @@ def read_table(
     for name in (*(columns or ()), *drop):
         if name not in names:
             raise ValueError(
-                f"{path}: no column {name!r}; the table has {', '.join(map(repr, names))}"
+                f"{path} has no column {name!r}; the table has {', '.join(map(repr, names))}"
             )
         if names.count(name) > 1 or (columns or ()).count(name) > 1:
             raise ValueError(
-                f"{path}: {name!r} does not name one column: it is there, or asked for, more than once"
+                f"{path}: {name!r} does not name one column: it is there, or asked for, more than"
+                " once"
             )
     keep = [names.index(name) for name in columns] if columns is not None else range(width)
     keep = [j for j in keep if names[j] not in drop]
@@ -184,7 +211,15 @@ def read_table(
 
 
 def take_rows(table: Table, index: np.ndarray) -> Table:
-    """The rows at `index` (integers or a mask)."""
+    """Some rows of a table.
+
+    Args:
+        table: From `read_table`.
+        index: Integers or a mask.
+
+    Returns:
+        A table of the rows at index.
+    """
     return table._replace(
         cells=tuple(cells[index] for cells in table.cells), lines=table.lines[index]
     )

@@ -6,9 +6,22 @@ from jflow._core.seeds import generator
 
 
 def moons(n: int, seed: int, *, noise: float = 0.05) -> dict[str, np.ndarray]:
-    """Two half circles of radius 1 that face each other: {'x': float32 [n, 2], 'cond': int32 [n], which moon}.
+    """Two half circles of radius 1 that face each other.
 
-    The upper is centered at (0, 0), the lower at (1, 0.5); both get normal noise of standard deviation `noise`.
+    The upper is centered at (0, 0), the lower at (1, 0.5).
+
+    Args:
+        n: How many rows.
+        seed: Of the draw.
+        noise: The standard deviation of the normal noise on both.
+
+    Returns:
+        {'x': float32 [n, 2], 'cond': int32 [n], which moon}.
+
+    Example:
+        >>> from jflow import data
+        >>> data.moons(100, seed=0)["x"].shape
+        (100, 2)
     """
     rng = generator("moons", seed)
     moon = rng.integers(0, 2, n)
@@ -27,7 +40,17 @@ def moons(n: int, seed: int, *, noise: float = 0.05) -> dict[str, np.ndarray]:
 def eight_gaussians(
     n: int, seed: int, *, radius: float = 5.0, variance: float = 0.1
 ) -> dict[str, np.ndarray]:
-    """Eight isotropic Gaussians at equal angles on a circle: {'x': float32 [n, 2], 'cond': int32 [n], which one}."""
+    """Eight isotropic Gaussians at equal angles on a circle.
+
+    Args:
+        n: How many rows.
+        seed: Of the draw.
+        radius: Of the circle.
+        variance: Of each Gaussian, in each coordinate.
+
+    Returns:
+        {'x': float32 [n, 2], 'cond': int32 [n], which one}.
+    """
     rng = generator("eight_gaussians", seed)
     mode = rng.integers(0, 8, n)
     angle = mode * (np.pi / 4)
@@ -37,7 +60,15 @@ def eight_gaussians(
 
 
 def checkerboard(n: int, seed: int) -> dict[str, np.ndarray]:
-    """Uniform on the 8 dark squares of a 4 x 4 board over [-4, 4]^2, density 1/32 there: {'x': float32 [n, 2]}."""
+    """Uniform on the 8 dark squares of a 4 x 4 board over [-4, 4]^2, of density 1/32 there.
+
+    Args:
+        n: How many rows.
+        seed: Of the draw.
+
+    Returns:
+        {'x': float32 [n, 2]}.
+    """
     rng = generator("checkerboard", seed)
     column = rng.integers(0, 4, n)
     row = 2 * rng.integers(0, 2, n) + column % 2

@@ -14,15 +14,27 @@ import numpy as np
 from jflow._core.files import replace_file
 from jflow.data._splits import Rows, as_arrays, count
 
+__all__ = ["cells", "csv_writer", "npz_writer"]
+
 Write = Callable[[Rows], None]
 
 
 @contextlib.contextmanager
 def npz_writer(path: str | Path, n: int) -> Iterator[Write]:
-    """write(rows) appends to the arrays of an .npz file, `n` rows in all; memory holds one chunk.
+    """Writes the arrays of an .npz file a chunk of rows at a time, whole or not at all.
 
-    Raises ValueError for objects, for another number of rows, and for chunks that differ in names, shapes or types: their
-    bytes would be read as other numbers.
+    A context manager; memory holds one chunk.
+
+    Args:
+        path: Of the file.
+        n: How many rows there will be in all.
+
+    Yields:
+        write(rows), which appends a dict of arrays.
+
+    Raises:
+        ValueError: For objects, for another number of rows, and for chunks that differ in names,
+            shapes or types: their bytes would be read as other numbers.
     """
     with replace_file(path) as part, contextlib.ExitStack() as stack:
         files: dict[str, IO[bytes]] = {}
@@ -35,7 +47,8 @@ def npz_writer(path: str | Path, n: int) -> Iterator[Write]:
             found = {key: (value.dtype, value.shape[1:]) for key, value in rows.items()}
             if objects := [key for key, value in rows.items() if value.dtype.hasobject]:
                 raise ValueError(
-                    f"{path}: {objects[0]!r} holds objects; expected numbers, or text as numpy's str"
+                    f"{path}: {objects[0]!r} holds objects; expected numbers, or text as"
+                    " numpy's str"
                 )
             forms = forms or found
             if found != forms:
@@ -63,13 +76,30 @@ def npz_writer(path: str | Path, n: int) -> Iterator[Write]:
 
 @contextlib.contextmanager
 def csv_writer(path: str | Path) -> Iterator[Callable[[Iterable[Sequence[str]]], None]]:
-    """write(rows of cells) appends to a comma-separated file; a header is a row like any other."""
+    """Writes a comma-separated file a chunk of rows at a time, whole or not at all.
+
+    A context manager.
+
+    Args:
+        path: Of the file.
+
+    Yields:
+        write(rows of cells), which appends; a header is a row like any other.
+    """
     with replace_file(path) as part, open(part, "w", newline="", encoding="utf-8") as file:
         yield csv.writer(file, lineterminator="\n").writerows
 
 
 def cells(rows: Rows) -> tuple[list[str], list[list[str]]]:
-    """(header, rows of cells) of arrays [n, *event]: a column for each number, named x, or x_0, x_1, ... if many."""
+    """Arrays as a header and rows of cells.
+
+    Args:
+        rows: Arrays [n, *event] that lead with one length.
+
+    Returns:
+        (header, rows of cells): a column for each number, named x, or x_0, x_1, ... if there are
+        many.
+    """
     header, columns = [], []
     for key, value in as_arrays(rows).items():
         value = np.asarray(value)

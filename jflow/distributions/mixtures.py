@@ -178,16 +178,16 @@ def carried(
     x1: GaussianMixture, x: Array, t: Array, y: Array, r: Array, schedule: Schedule = LINEAR
 ) -> GaussianMixture:
     """The posterior of x1 given x_r = y from the posterior given x_t = x, t < 1: Bayes' rule, see the top of the file."""
-    seen, pull = _seen(x, t, schedule)
-    return tilt(x1, *_evidence(y, r, seen, pull, schedule))
+    seen, linear = _seen(x, t, schedule)
+    return tilt(x1, *_evidence(y, r, seen, linear, schedule))
 
 
 def carried_velocity(
     x1: GaussianMixture, x: Array, t: Array, y: Array, r: Array, schedule: Schedule = LINEAR
 ) -> Array:
     """E[velocity | x_r = y] under the posterior x1 that was predicted at x, t < 1: [b, *event], finite for t <= r <= 1."""
-    seen, pull = _seen(x, t, schedule)
-    return _velocity(x1, y, r, seen, pull, schedule)
+    seen, linear = _seen(x, t, schedule)
+    return _velocity(x1, y, r, seen, linear, schedule)
 
 
 def flow_velocity(data: GaussianMixture, y: Array, r: Array, schedule: Schedule = LINEAR) -> Array:
@@ -235,26 +235,26 @@ _HALF_LOG_2PI = 0.5 * float(np.log(2 * np.pi))
 
 
 def _seen(x, t, schedule):
-    """seen [b] and pull [b, *event] of the likelihood exp(pull . x1 - seen |x1|^2 / 2) of x1 at x_t = x."""
+    """seen [b] and linear [b, *event] of the likelihood exp(linear . x1 - seen |x1|^2 / 2) of x1 at x_t = x."""
     a, s, _, _, _ = _at(schedule, x, t)
     return (a / s) ** 2, expand_to(a / s**2, x) * x
 
 
-def _evidence(y, r, seen, pull, schedule):
+def _evidence(y, r, seen, linear, schedule):
     """What `tilt` takes to replace that likelihood by the one at x_r = y; nothing divides by sigma(r)."""
     a, s, _, _, _ = _at(schedule, y, r)
-    return expand_to(a, y) * y - expand_to(s**2, y) * pull, a**2 - s**2 * seen, s**2
+    return expand_to(a, y) * y - expand_to(s**2, y) * linear, a**2 - s**2 * seen, s**2
 
 
-def _velocity(x1, y, r, seen, pull, schedule):
+def _velocity(x1, y, r, seen, linear, schedule):
     """The velocity at y, r when x1 was conditioned on the likelihood of `_seen` already.
 
-    With e = a y - s^2 pull, q = a^2 - s^2 seen and w = s^2 + std^2 q, a component has
-        E[x1] = (s^2 m + std^2 e) / w,    E[x0] = s ((1 - std^2 seen) y - a (m - std^2 pull)) / w,
+    With e = a y - s^2 linear, q = a^2 - s^2 seen and w = s^2 + std^2 q, a component has
+        E[x1] = (s^2 m + std^2 e) / w,    E[x0] = s ((1 - std^2 seen) y - a (m - std^2 linear)) / w,
     where nothing divides by s.
     """
     a, s, da, ds, _ = _at(schedule, y, r)
-    eta, precision, unit = _evidence(y, r, seen, pull, schedule)
+    eta, precision, unit = _evidence(y, r, seen, linear, schedule)
     s2 = jnp.exp(2 * x1.log_std)
     total = unit + s2 * precision
     wide = lambda v: expand_to(v, y)  # noqa: E731
@@ -262,7 +262,7 @@ def _velocity(x1, y, r, seen, pull, schedule):
         x1._replace(logits=tilt(x1, eta, precision, unit).logits)
     )  # new weights, the old means
     x1_mean = (wide(unit) * center + wide(s2) * eta) / wide(total)
-    x0_mean = wide(s / total) * (wide(1 - s2 * seen) * y - wide(a) * (center - wide(s2) * pull))
+    x0_mean = wide(s / total) * (wide(1 - s2 * seen) * y - wide(a) * (center - wide(s2) * linear))
     return wide(da) * x1_mean + wide(ds) * x0_mean
 
 

@@ -143,7 +143,7 @@ def jet(
     Modern Transformer-Based Normalizing Flow* (2024).
 
     Both directions are one pass. A split is a permutation of the n d numbers that puts those that pass first, so that one
-    scanned body serves all of them. Give it dequantized pixels, `data.dequantization`.
+    scanned body serves all of them. Give it dequantized pixels, `data.dequantize`.
 
     Args as in `tarflow`, and
         depth: number of couplings.

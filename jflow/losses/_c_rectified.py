@@ -11,8 +11,9 @@ import jax
 import jax.numpy as jnp
 
 from jflow import times
-from jflow._core.arrays import expand_to, sum_event
+from jflow._core.arrays import sum_event
 from jflow._core.batch import mean_of_rows
+from jflow._core.line import line
 from jflow.losses._pairs import draw_pairs
 from jflow.types import Array, Field, Loss, Time, Velocity
 
@@ -108,8 +109,7 @@ def c_rectified_flow(
     def loss(params, key, batch, frozen=None):
         pairs = draw_pairs("c_rectified_flow", key, batch, time)
         x0, x1, cond, weight, t, _, dropout_key = pairs
-        u = x1.astype(t.dtype) - x0.astype(t.dtype)
-        x_t = (x0 + expand_to(t, u) * u).astype(x1.dtype)
+        x_t, u = line(x0, x1, t)
         y = _gradient(potential, params, x_t, t, cond, dropout_key).astype(t.dtype)
         gap = cost.conjugate(y) - sum_event(u * y) + cost.value(u)
         return mean_of_rows(gap / math.prod(x1.shape[1:]), weight), {}

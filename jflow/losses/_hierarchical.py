@@ -82,8 +82,8 @@ def hierarchical_matching(
             z, (y, above, weight) = pick(z, rows_i), pick((y, above, weight), rows_j)
             t = level.time(time_key, n).astype(t.dtype)
             x, y = _look(level.path, z, y, t, path_key)
-        told = above if above.states else above.cond
-        v = velocity.apply(params, x.astype(dtype), t, told, key=pairs.dropout_key)
+        inner_cond = above if above.states else above.cond
+        v = velocity.apply(params, x.astype(dtype), t, inner_cond, key=pairs.dropout_key)
         if v.shape != y.shape:
             raise ValueError(
                 f"hierarchical_matching: expected a velocity of shape {list(y.shape)}, got {list(v.shape)}"

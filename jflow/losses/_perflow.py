@@ -24,12 +24,11 @@ from jflow import paths, solvers, times
 from jflow._core.arrays import expand_to, float_dtype
 from jflow._core.batch import mean_of_rows
 from jflow._core.checks import check_same_shape, frozen_entry, like_state, with_checked_output
-from jflow._core.times import Times, partition, window_index
+from jflow._core.times import Times, linear_between, partition, window_index
 from jflow.losses._errors import Metric, mean_squared_error
 from jflow.losses._pairs import draw_pairs
 from jflow.losses._teacher import average_velocity, steps_of_segment
 from jflow.paths import LINEAR, Schedule
-from jflow.paths.schedules import piecewise
 from jflow.solvers import Method
 from jflow.types import Loss, Time, Velocity
 
@@ -69,14 +68,13 @@ def perflow(
         (its time is 1 - t here).
     """
     knots = partition("perflow", knots)
-    inside = piecewise(schedule, knots)
+    inside = Schedule(*(linear_between(f, knots) for f in (schedule.alpha, schedule.sigma)))
     return in_windows("perflow", velocity, teacher, knots, schedule, inside, time, method, metric)
 
 
 def in_windows(name, velocity, teacher, knots, schedule, inside, time, method, metric) -> Loss:
-    """Regression of a velocity along the path `inside`, which meets `schedule` at the knots, between the ends of a window that
-    the teacher connects."""
-    knots = partition(name, knots)
+    """Regression of a velocity along the path `inside`, which meets `schedule` at the knots (`partition`), between the ends of
+    a window that the teacher connects."""
     # a solver on the linear path meets no slope that is infinite, as those of diffusion schedules are near data
     teacher = with_checked_output(f"{name}: teacher", teacher)
     linear = teacher if schedule is LINEAR else _on_line(teacher, paths.check_ends(schedule))

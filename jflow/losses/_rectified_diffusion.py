@@ -101,6 +101,7 @@ def phased_rectified_diffusion(
         time is 1 - t here).
     """
     name = "phased_rectified_diffusion"
+    knots = partition(name, knots)
     return in_windows(name, velocity, teacher, knots, schedule, schedule, time, method, metric)
 
 

@@ -28,20 +28,44 @@ def straightness(
     knots: Sequence[float] = (0.0, 1.0),
     method: Method | int | None = None,
 ) -> Array:
-    """For each row the integral of |x1 - x0 - v(x_t, t)|^2 dt along its ODE trajectory: [b], 0 where that is straight.
+    """How far each row's path is from a straight line, and 0 where it is one.
 
-    The mean over rows is the S of the paper. Squared units of x, summed over the event. With more knots the segments
-    are judged one by one: the sum over k of the integral of |(x_{k+1} - x_k) / h_k - v|^2 dt, for flows meant to be
-    straight between knots. method: the steps in each segment, `solvers.fixed(n, solver)`, by default 100 midpoint steps;
-    midpoint and Euler do not look at the end of a segment, where v may jump.
+        the integral over t of |x1 - x0 - v(x_t, t)|^2 along the row's ODE trajectory
 
-    Computed as the integral of |v|^2 less |x_{k+1} - x_k|^2 / h_k, one solve for both: with non-negative weights of the
-    solver's stages (Euler, midpoint, Heun) it is >= 0 to rounding. The way x_{k+1} - x_k is summed up by itself, so that
-    rows far from the origin keep its digits.
-    Under jit, close over velocity, knots and method. Errors: ValueError for knots that don't rise strictly, and for a grid
-    or tolerances.
-    Source: Liu, Gong, Liu, "Flow Straight and Fast", 2023; in segments: Yoon, Lee, "Sequential Flow Straightening for
-    Generative Modeling", 2024.
+    The mean over rows is the paper's S. In squared units of x, summed over the event. With more
+    knots the segments are judged one by one: the sum over k of the integral of |(x_{k+1} - x_k) /
+    h_k - v|^2, for flows that are meant to be straight between knots. It is computed as the
+    integral of |v|^2 less
+    |x_{k+1} - x_k|^2 / h_k, one solve for both: with non-negative weights of the solver's stages (Euler,
+    midpoint, Heun) it is at least 0 to rounding. Under jit, close over velocity, knots and method.
+
+    Args:
+        velocity: The flow's velocity.
+        params: The velocity's params.
+        x0: Where the paths begin, [b, *event], at the first knot.
+        cond: Conditions of the rows.
+        knots: Times that rise strictly, the ends of the segments.
+        method: The steps in each segment, `solvers.fixed(n, solver)` or n; 100 midpoint steps by
+            default. Midpoint and Euler do not look at the end of a segment, where v may jump.
+
+    Returns:
+        [b], at least 0.
+
+    Raises:
+        ValueError: For knots that do not rise strictly, and for a grid or tolerances as method.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> from jflow import metrics, types
+        >>> one = lambda p, x, t, cond=None, *, key=None: jnp.ones_like(x)
+        >>> constant = types.Velocity(lambda *a: {}, one)
+        >>> metrics.straightness(constant, {}, jnp.zeros((2, 3)), method=4).round(5).tolist()
+        [0.0, 0.0]
+
+    References:
+        Liu, Gong, Liu, *Flow Straight and Fast: Learning to Generate and Transfer Data with
+        Rectified Flow*, 2022, arXiv:2209.03003.
+        Yoon, Lee, *Sequential Flow Straightening for Generative Modeling*, 2024, arXiv:2402.06461.
     """
     method = solvers.as_method("straightness", method, _MIDPOINT_STEPS, accepts=(solvers.fixed,))
     times = np.asarray(knots, np.float64)
@@ -65,15 +89,31 @@ def straightness(
 def transport_cost(
     x0: ArrayLike, x1: ArrayLike, cost: Callable[[Array], Array] | None = None
 ) -> float:
-    """The mean over pairs of cost(x1 - x0), by default |x1 - x0|^2, summed over the event: squared units of x.
+    """Mean cost of moving each row of x0 to the same row of x1.
 
-    x0, x1: [n, *event], row k with row k. cost(z [n, *event]) -> [n], e.g. `losses.power_cost(1.5).value`.
-    Errors: ValueError for unequal shapes, and for a cost that does not return [n].
+    Args:
+        x0: [n, *event].
+        x1: [n, *event], row k belongs to row k of x0.
+        cost: (z [n, *event]) -> [n] of z = x1 - x0, such as `losses.power_cost(1.5).value`; |z|^2
+            summed over the event by default.
+
+    Returns:
+        The mean over pairs; by default in squared units of x.
+
+    Raises:
+        ValueError: For unequal shapes, and for a cost that does not return [n].
+
+    Example:
+        >>> import numpy as np
+        >>> from jflow import metrics
+        >>> metrics.transport_cost(np.zeros((4, 2)), np.ones((4, 2)))
+        2.0
     """
     x0, x1 = np.asarray(x0), np.asarray(x1)
     if x0.shape != x1.shape or x0.ndim < 2 or x0.size == 0:
         raise ValueError(
-            f"transport_cost: expected x0, x1 of one shape [n, *event], got {x0.shape} and {x1.shape}"
+            f"transport_cost: expected x0, x1 of one shape [n, *event], got {x0.shape} and"
+            f" {x1.shape}"
         )
     if cost is None:
         return float(np.sum(np.square(x1.astype(np.float64) - x0)) / len(x0))
@@ -95,11 +135,25 @@ def truncation_error(
     knots: Sequence[float] = (0.0, 1.0),
     exact_steps: int = 100,
 ) -> Array:
-    """|x1 of a coarse solve - x1 of a fine one| for each row, [b]: the global truncation error, in the units of x.
+    """What a coarse solve misses of a fine one, row by row.
 
-    method: the coarse solve from t=0 to 1, `solvers.fixed(n, solver)` or `solvers.on_grid(times, solver)`, by default 50
-    steps, and the solver `diffrax.Euler()`. The fine one takes exact_steps
-    equal midpoint steps in every segment between knots (where the velocity may jump). A failed solve gives NaN rows.
+        |x1 of the coarse solve - x1 of the fine one|, the global truncation error
+
+    Args:
+        velocity: The flow's velocity.
+        params: The velocity's params.
+        x0: Where the paths begin, [b, *event], at t=0.
+        cond: Conditions of the rows.
+        method: The coarse solve from t=0 to 1, `solvers.fixed(n, solver)`, `solvers.on_grid(times,
+            solver)` or n; 50 Euler steps by default.
+        knots: Times between which the velocity is smooth; it may jump at them.
+        exact_steps: The fine solve's equal midpoint steps in every segment between knots.
+
+    Returns:
+        [b], in the units of x; NaN for rows whose solve failed.
+
+    Raises:
+        ValueError: For tolerances as method.
     """
     accepts = (solvers.fixed, solvers.on_grid)
     method = solvers.as_method("truncation_error", method, _EULER_STEPS, accepts=accepts)

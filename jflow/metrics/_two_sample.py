@@ -13,17 +13,20 @@ CHUNK = 2**22  # distances held at once: 32 MiB
 
 
 def _rows(name: str, *arrays: ArrayLike) -> list[np.ndarray]:
-    """Arrays [n, *event] as float64 [n, d], about a common origin; events must agree in shape, and be finite."""
+    """Arrays [n, *event] as float64 [n, d], about a common origin; events must agree in shape, and
+    be finite."""
     given = [np.asarray(a, np.float64) for a in arrays]
     shapes = [list(a.shape) for a in given]
     if any(a.ndim < 2 or a.size == 0 for a in given) or any(s[1:] != shapes[0][1:] for s in shapes):
         raise ValueError(
-            f"{name}: expected arrays [n, *event] and [m, *event], got {' and '.join(map(str, shapes))}"
+            f"{name}: expected arrays [n, *event] and [m, *event], got"
+            f" {' and '.join(map(str, shapes))}"
         )
     if not all(np.isfinite(a).all() for a in given):
         raise ValueError(f"{name}: the rows hold NaN or infinities")
     flat = [a.reshape(len(a), -1) for a in given]
-    # Distances come from products, |x|^2 + |y|^2 - 2 xy: near the origin these lose the fewest digits.
+    # Distances come from products, |x|^2 + |y|^2 - 2 xy: near the origin these lose the fewest
+    # digits.
     center = flat[-1].mean(0)
     return [a - center for a in flat]
 
@@ -43,21 +46,58 @@ def _mean_distance(x: np.ndarray, y: np.ndarray) -> float:
 
 
 def energy_distance(x: ArrayLike, y: ArrayLike) -> float:
-    """2 E|X - Y| - E|X - X'| - E|Y - Y'| over all pairs of rows of x [n, *event] and y [m, *event].
+    """Energy distance between two sets of rows.
 
-    The V-statistic: the means of |X - X'| and |Y - Y'| run over all n^2 and m^2 pairs, the zero diagonal included,
-    which makes it a distance between the two empirical distributions: >= 0, and 0 for equal sets. It is the squared
-    metric, in the units of x (not its square root, which some libraries return); in one dimension 2 int (F - G)^2.
-    Source: Gabor Szekely, Maria Rizzo, Energy statistics: a class of statistics based on distances, 2013.
+        2 E|X - Y| - E|X - X'| - E|Y - Y'|
+
+    over all pairs of rows, the zero diagonals included (the V-statistic), which makes it a distance
+    between the two empirical distributions: at least 0, and 0 for equal sets. It is the squared
+    metric, in the units of x (not its square root, which some libraries return); in one dimension 2
+    int (F - G)^2. In float64.
+
+    Args:
+        x: [n, *event].
+        y: [m, *event].
+
+    Returns:
+        The distance.
+
+    Raises:
+        ValueError: For events of different shapes, no rows, NaN or infinities.
+
+    Example:
+        >>> import numpy as np
+        >>> from jflow import metrics
+        >>> metrics.energy_distance(np.zeros((3, 1)), np.ones((5, 1)))  # two points, 1 apart
+        2.0
+
+    References:
+        Szekely, Rizzo, *Energy Statistics: A Class of Statistics Based on Distances*, 2013.
     """
     x, y = _rows("energy_distance", x, y)
     return float(2 * _mean_distance(x, y) - _mean_distance(x, x) - _mean_distance(y, y))
 
 
 def nearest_distance(x: ArrayLike, reference: ArrayLike) -> float:
-    """The mean over rows of x [n, *event] of the euclidean distance to the nearest row of reference [m, *event].
+    """Mean distance of rows to their nearest row of a reference.
 
-    Samples that lie nearer to the training rows than held-out rows do have been memorised.
+    Samples that lie nearer to the training rows than held-out rows do have been memorized.
+
+    Args:
+        x: [n, *event].
+        reference: [m, *event].
+
+    Returns:
+        The mean over rows of x of the euclidean distance; exactly 0 where all are copies.
+
+    Raises:
+        ValueError: For events of different shapes, no rows, NaN or infinities.
+
+    Example:
+        >>> import numpy as np
+        >>> from jflow import metrics
+        >>> metrics.nearest_distance(np.array([[0.0], [5.0]]), np.array([[1.0], [5.0]]))
+        0.5
     """
     x, y = _rows("nearest_distance", x, reference)
     total = 0.0
@@ -70,12 +110,30 @@ def nearest_distance(x: ArrayLike, reference: ArrayLike) -> float:
 
 
 def wasserstein(x: ArrayLike, y: ArrayLike) -> float:
-    """W2 of the empirical distributions of x [n, *event] and y [n, *event], equally many rows, in the units of x:
+    """2-Wasserstein distance between two sets of equally many rows.
 
-        sqrt(min over permutations s of mean_k |x[k] - y[s(k)]|^2),
+    Also known as: W2, earth mover's distance.
 
-    exact, in float64; n = 2000 takes seconds, the time grows as n^3. Two sets of one distribution are not at 0: their
-    distance is the floor to report beside a number. ValueError for sets of unequal size (and as `energy_distance`).
+        sqrt(min over permutations s of mean_k |x[k] - y[s(k)]|^2)
+
+    exact, in float64. n = 2000 takes seconds, and the time grows as n^3. Two sets of one
+    distribution are not at 0: their distance is the floor to report beside a number.
+
+    Args:
+        x: [n, *event].
+        y: [n, *event].
+
+    Returns:
+        The distance, in the units of x; exactly 0 for equal sets.
+
+    Raises:
+        ValueError: For sets of unequal size, events of different shapes, NaN or infinities.
+
+    Example:
+        >>> import numpy as np
+        >>> from jflow import metrics
+        >>> metrics.wasserstein(np.array([[0.0], [3.0]]), np.array([[4.0], [1.0]]))
+        1.0
     """
     x, y = _rows("wasserstein", x, y)
     if len(x) != len(y):
@@ -96,10 +154,32 @@ def permutation_test(
     permutations: int = 199,
     seed: int = 0,
 ) -> tuple[float, float]:
-    """(statistic(x, y), p): do x [n, *event] and y [m, *event] come from one distribution?
+    """Test of whether two sets of rows come from one distribution.
 
-    p = (1 + the permuted statistics that reach it) / (1 + permutations): if they do, P(p <= a) <= a exactly. The least
-    p is 1 / (1 + permutations).
+    p = (1 + the permuted statistics that reach the found one) / (1 + permutations): if they do come
+    from one distribution, P(p <= a) <= a exactly. The least p is 1 / (1 + permutations).
+
+    Args:
+        x: [n, *event].
+        y: [m, *event].
+        statistic: (x, y) -> number, large where the sets differ.
+        permutations: How many times rows are shuffled between the sets.
+        seed: Of the shuffles.
+
+    Returns:
+        (statistic(x, y), p).
+
+    Raises:
+        ValueError: For permutations that is not a whole number of at least 1, and what the
+            statistic raises.
+
+    Example:
+        >>> import numpy as np
+        >>> from jflow import metrics
+        >>> x = np.random.default_rng(0).normal(size=(50, 1))
+        >>> found, p = metrics.permutation_test(x, x + 1, permutations=99)
+        >>> p
+        0.01
     """
     x, y = np.asarray(x), np.asarray(y)
     check_whole("permutation_test", permutations=permutations)

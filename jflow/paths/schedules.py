@@ -21,7 +21,7 @@ import math
 import jax
 import jax.numpy as jnp
 
-from jflow._core.times import Times, partition, window_index
+from jflow._core.times import Times, linear_between, partition
 from jflow.paths._affine import LINEAR, Schedule
 from jflow.types import Array
 
@@ -196,14 +196,4 @@ def piecewise(schedule: Schedule, knots: int | Times) -> Schedule:
     PeRFlow's with lambda = alpha_b / alpha_a and eta = sigma_b - lambda sigma_a. Errors: ValueError as `perflow`.
     """
     knots = partition("piecewise", knots)
-
-    def through(f):
-        def value(t):
-            at = jnp.asarray(knots, t.dtype)
-            values, k = f(at), window_index(knots, t)
-            slope = (values[k + 1] - values[k]) / (at[k + 1] - at[k])
-            return values[k] + (t - at[k]) * slope
-
-        return value
-
-    return Schedule(through(schedule.alpha), through(schedule.sigma))
+    return Schedule(linear_between(schedule.alpha, knots), linear_between(schedule.sigma, knots))

@@ -66,8 +66,8 @@ def sample_hierarchy(
         """x carried through the level below `above`: (x1, evaluations [b], status [b])."""
         grid = times[len(above.states)]
         if len(above.states) == len(times) - 1:
-            told = above if above.states else above.cond
-            y, info = sample(velocity, params, x, told, method=on_grid(grid, solver))
+            inner_cond = above if above.states else above.cond
+            y, info = sample(velocity, params, x, inner_cond, method=on_grid(grid, solver))
             return y, info.evaluations, info.status
 
         def step(carry, ends):

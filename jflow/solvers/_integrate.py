@@ -12,6 +12,7 @@ import numpy as np
 from jax.custom_derivatives import zero_from_primal
 
 from jflow._core.arrays import expand_to, filled, float_dtype
+from jflow._core.keys import is_key, same_draws
 from jflow._core.pullback import reverse_only
 from jflow._core.times import traced
 from jflow.solvers._method import Method
@@ -101,7 +102,8 @@ def leave_out_failed(run: Callable, shared: PyTree, rows: PyTree) -> PyTree:
         seen = call(*primals)
         return seen, zero_from_primal(seen)
 
-    first, ok = look(arrays)
+    # both runs draw the same numbers
+    first, ok = look(jax.tree.map(lambda a: same_draws(a) if is_key(a) else a, arrays))
     # where no row is good, zeros take their places
     good = jax.tree.map(
         lambda a: jnp.where(jnp.any(ok), a, jnp.zeros_like(a)), filled(ok, arrays[2])

@@ -68,13 +68,13 @@ def euler_maruyama(
         h, rate = t_next - t, w(t)
         v = like_state("euler_maruyama", velocity.apply(params, x, t, cond), x)
         if score is not None:
-            pull = score(params, x, t, cond)
+            estimate = score(params, x, t, cond)
         else:
             sigma = schedule.sigma(t)
             if limit is not None:
                 rate = jnp.minimum(rate, limit * sigma**2 / h)
-            pull = -velocity_to_noise(v, x, t, schedule) / expand_to(sigma, x)
-        return x + expand_to(h, x) * (v + expand_to(rate, x) * pull), jnp.sqrt(2 * rate * h)
+            estimate = -velocity_to_noise(v, x, t, schedule) / expand_to(sigma, x)
+        return x + expand_to(h, x) * (v + expand_to(rate, x) * estimate), jnp.sqrt(2 * rate * h)
 
     return _step(moments)
 
@@ -145,12 +145,12 @@ def sample_sde(
     grid: ArrayLike,
     cond: Cond = None,
     *,
-    keep: bool = False,
+    return_trajectory: bool = False,
 ) -> tuple[Array, Trajectory | None]:
     """Steps x0 [b, *event] over a rising grid [n + 1] with a key for each; returns (x, trajectory).
 
-    x has the type of x0; the states between are float32 or better, and those of the trajectory, which is None unless `keep`.
-    n evaluations of the velocity. A row that is not finite at the end has no part in a derivative.
+    x has the type of x0; the states between are float32 or better, and those of the trajectory, which is None unless
+    `return_trajectory`. n evaluations of the velocity. A row that is not finite at the end has no part in a derivative.
     Errors: ValueError for a grid that doesn't rise or leaves [0, 1], for no key.
     """
     check_grid("solvers.sample_sde", grid, rising=True)
@@ -167,13 +167,13 @@ def sample_sde(
         def advance(x, at):
             t, t_next, key = at
             x_next, mean, std = step(params, x, t, t_next, key, cond)
-            return x_next, (x_next, mean, std) if keep else None
+            return x_next, (x_next, mean, std) if return_trajectory else None
 
         x, path = jax.lax.scan(advance, start, (ts[:-1], ts[1:], keys))
         return (x, _rows_first(path)), all_finite(x)
 
     x, path = leave_out_failed(run, params, (start, cond))
-    if keep:
+    if return_trajectory:
         xs, mean, std = _rows_first(path)
         path = Trajectory(ts, jnp.concatenate([start[None], xs]), mean, std)
     return x.astype(x0.dtype), path

@@ -3,12 +3,12 @@
 from jflow._core.processes import initialize
 from jflow.train import checkpoint, ema
 from jflow.train._gather import gather_params
+from jflow.train._interruptions import NonFiniteError
 from jflow.train._loop import Best, Fit, fit
 from jflow.train._rules import Rule, bytes_per_device, fsdp, init_sharded, shard, shardings
 from jflow.train._sharding import data_mesh, data_sharding, make_mesh, replicated, stack_for_pmap
 from jflow.train._state import TrainState, init_state, warm_start
 from jflow.train._step import Refresh, make_step
-from jflow.train._watch import NonFiniteError
 
 __all__ = [
     "Refresh",

@@ -1,4 +1,5 @@
-"""Fully sharded training: split weights are gathered where they are used, one layer of a scan at a time."""
+"""Fully sharded training: split weights are gathered where they are used, one layer of a scan at a
+time."""
 
 from collections.abc import Sequence
 from typing import Any, NamedTuple
@@ -16,15 +17,30 @@ _REMAT = ("remat2", "remat", "checkpoint")  # what versions of JAX call it
 def gather_params(
     loss: Loss, mesh: Mesh, rules: Sequence[Rule], *, axes: str | Sequence[str] = "data"
 ) -> Loss:
-    """`loss` for params that `rules` split over the mesh axes along which the rows of a batch lie, too.
+    """A loss for fully sharded params: weights are gathered where they are used.
 
-    XLA alone, given rows and weights that are split over one axis, may gather the rows of the whole batch instead of the
-    weights. Here a weight is gathered where it is used; one that a `jax.lax.scan` slices (`bijectors.scan`, the blocks of
-    a DiT), in each turn of the scan, so that one layer at a time is whole. Gradients come back split, and gathered
-    weights are not kept for the backward pass but gathered again. Other axes of the rules (tensor sharding) stay split.
-    Value and gradients are those of `loss`. Rajbhandari et al., *ZeRO* (2020), stage 3.
+    Also known as: FSDP, ZeRO-3, fully sharded data parallel.
 
-    Inside a function with derivatives of its own (`reversible=True`) all weights are gathered at once.
+    XLA alone, given rows and weights that are split over one axis, may gather the rows of the whole
+    batch instead of the weights. Here a weight is gathered where it is used; one that a
+    `jax.lax.scan` slices (`bijectors.scan`, the blocks of a DiT), in each turn of the scan, so that
+    one layer at a time is whole. Gradients come back split, and gathered weights are not kept for
+    the backward pass but gathered again. Other axes of the rules (tensor sharding) stay split.
+    Value and gradients are those of `loss`. Inside a function with derivatives of its own
+    (`reversible=True`) all weights are gathered at once.
+
+    Args:
+        loss: Any loss.
+        mesh: Where the params lie.
+        rules: How they are split, as in `shardings`.
+        axes: The mesh axes along which the rows of a batch lie, too.
+
+    Returns:
+        The loss for split params.
+
+    References:
+        Rajbhandari, Rasley, Ruwase, He, *ZeRO: Memory Optimizations Toward Training Trillion
+        Parameter Models*, 2019, arXiv:1910.02054.
     """
     axes = (axes,) if isinstance(axes, str) else tuple(axes)
 
@@ -51,7 +67,8 @@ class _Split(NamedTuple):
 
     def whole(self):
         whole = PartitionSpec(*(_without(entry, self.axes) for entry in self.spec))
-        # The first of the two is for the way back: a gradient is summed over devices (the second) and split.
+        # The first of the two is for the way back: a gradient is summed over devices (the second)
+        # and split.
         split = jax.lax.with_sharding_constraint(self.array, NamedSharding(self.mesh, self.spec))
         return jax.lax.with_sharding_constraint(split, NamedSharding(self.mesh, whole))
 
@@ -116,7 +133,8 @@ def _scan(eqn, inputs, read):
     def turn(*slices):
         return _run(body, _join(splits, slices))
 
-    # A body that forgets by a jax.checkpoint of its own is left to it: one around it would make it remember.
+    # A body that forgets by a jax.checkpoint of its own is left to it: one around it would make it
+    # remember.
     if not _remats(body):
         turn = jax.checkpoint(turn, policy=_all_but_gathered, prevent_cse=False)
     return arrays, {**eqn.params, "jaxpr": jax.make_jaxpr(turn)(*_avals(body))}
@@ -138,7 +156,8 @@ def _join(splits, arrays):
 
 
 def _all_but_gathered(primitive, *_, **__) -> bool:
-    """What a turn of a scan keeps for its backward pass: what it would keep anyway, but for gathered weights."""
+    """What a turn of a scan keeps for its backward pass: what it would keep anyway, but for
+    gathered weights."""
     return primitive.name != "sharding_constraint"
 
 

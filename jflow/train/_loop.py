@@ -16,19 +16,31 @@ from jflow._core import processes
 from jflow._core.checks import check_whole, described
 from jflow._core.files import expand
 from jflow._core.lock import hold
-from jflow.train._feed import feed, is_iterator, rows_of, visit
-from jflow.train._keep import Best, Kept, judge_best, resume_run, save_run
+from jflow.train._batches import batch_source, is_iterator, rows_of, update_loop
+from jflow.train._checkpointing import Best, Counts, judge_best, resume_run, save_run
+from jflow.train._interruptions import (
+    as_floats,
+    check_finite,
+    init_finite_check,
+    signals,
+    with_finite_check,
+)
 from jflow.train._record import Recorder, Row
 from jflow.train._rules import forms
 from jflow.train._sharding import put, shardings_of
 from jflow.train._state import TrainState
 from jflow.train._step import Step
-from jflow.train._watch import as_floats, check_finite, init_watch, signals, watched
 from jflow.types import Metrics
 
 
 class Fit(NamedTuple):
-    """The last state, the best evaluation (None without `monitor`) and the rows of metrics, one a logged step."""
+    """What `fit` returns.
+
+    Attributes:
+        state: The last state.
+        best: The best evaluation; None without `monitor`.
+        history: The rows of metrics, one a logged step.
+    """
 
     state: TrainState
     best: Best | None
@@ -50,41 +62,76 @@ def fit(
     monitor: str | None = None,
     patience: int | None = None,
     skip_nonfinite: bool = False,
-    keep: int = 3,
+    max_to_keep: int = 3,
     inner: int = 1,
     prefetch: int = 0,
     progress: bool = True,
     preprocess: Mapping[str, Any] | None = None,
     sharding: jax.sharding.Sharding | None = None,
 ) -> Fit:
-    """Train until state.step == steps. The state is donated: use the one that comes back.
+    """Trains until state.step == steps: the loop around a step, with checkpoints and metrics.
 
-    step: from `make_step`, not jitted. batches: an iterator of dicts with `position` and `seek(position)`
-        (`data.batches`), or, for rollouts, a callable (state, key) -> batch that gets a new key every step. sharding:
-        where batches go, e.g. data_sharding(mesh); the state stays where it is (`train.shard`).
-    inner: so many updates run on the device between two visits of the host, which small networks would else wait for.
-        Batches of an iterator are stacked and sent at once; a callable must be one that jax can trace. steps, log_every,
-        eval_every and, with a workdir, save_every are multiples of inner. The updates are those of inner=1, up to rounding.
-    prefetch: so many batches (of a visit) are made and sent ahead by a thread, see `data.prefetch`; at the end `batches`
-        stands where the run stopped.
-    workdir: gets metrics.jsonl, pictures, and checkpoints every `save_every` steps and at the end, of which the newest
-        `keep` stay; they hold the JSON `preprocess` too. A workdir with checkpoints is resumed from its newest readable
-        one, and ends with the params of a run that never stopped, bit for bit.
-    evaluate(state) -> floats and picture(state) -> image run every `eval_every` steps, if given, and at the end.
-        monitor: the name of an evaluated number; the params where it was lowest are kept, in WORKDIR/best too.
-        patience: stop after so many evaluations in a row without a new lowest.
-    skip_nonfinite: leave an update out that is not finite (params, optimizer, average and frozen stay, the metric
-        'skipped' counts) instead of stopping.
+    The state is donated: use the one that comes back. Metrics are fetched every `log_every` steps;
+    in between nothing waits for the device. SIGTERM and SIGINT finish the step, save, say so on
+    stderr, and then raise SystemExit(143) or KeyboardInterrupt.
 
-    Metrics are fetched every `log_every` steps; in between nothing waits for the device. Raises NonFiniteError that
-    names the step, its metrics and the last good checkpoint: none is saved after it. SIGTERM and SIGINT finish the
-    step, save, say so on stderr, and then raise SystemExit(143) or KeyboardInterrupt. Raises ValueError where another
-    run is in the workdir.
+    Several processes (`train.initialize`) run the same call, with the state on a mesh of all their
+    devices and each its own share of the rows. `evaluate` and `picture` run on all; the numbers of
+    process 0 count, and it alone writes metrics and pictures. Signals are heeded at the next logged
+    step.
 
-    Several processes (`train.initialize`) run the same call, with the state on a mesh of all their devices and each its
-    own share of the rows. `evaluate` and `picture` run on all; the numbers of process 0 count, and it alone writes
-    metrics and pictures. Signals are heeded at the next logged step. Raises ValueError, on every process and naming what
-    differs, where they disagree on options, state, batch or step.
+    Args:
+        state: From `init_state`.
+        step: From `make_step`, not jitted.
+        batches: An iterator of dicts with `position` and `seek(position)` (`data.batches`), or, for
+            rollouts, a callable (state, key) -> batch that gets a new key every step.
+        steps: Updates in all, counted from the first.
+        workdir: Gets metrics.jsonl, pictures and checkpoints. A workdir with checkpoints is resumed
+            from its newest readable one, and ends with the params of a run that never stopped, bit
+            for bit.
+        log_every: Updates between two lines of metrics.
+        save_every: Updates between two checkpoints; the end is saved too.
+        eval_every: Updates between two evaluations; None evaluates at the end alone.
+        evaluate: (state) -> {name: number}.
+        picture: (state) -> image, drawn when `evaluate` runs.
+        monitor: The name of an evaluated number; the params where it was lowest are kept, in
+            WORKDIR/best too.
+        patience: Stops after so many evaluations in a row without a new lowest.
+        skip_nonfinite: Whether an update that is not finite is left out (params, optimizer, average
+            and frozen stay, the metric 'skipped' counts) instead of stopping.
+        max_to_keep: How many of the newest checkpoints stay.
+        inner: So many updates run on the device between two visits of the host, which small
+            networks would else wait for. Batches of an iterator are stacked and sent at once; a
+            callable must be one that jax can trace. steps, log_every, eval_every and, with a
+            workdir, save_every are multiples of inner. The updates are those of inner=1, up to
+            rounding.
+        prefetch: So many batches (of a visit) are made and sent ahead by a thread, see
+            `data.prefetch`; at the end `batches` stands where the run stopped.
+        progress: Whether to show a progress bar.
+        preprocess: JSON that the checkpoints hold too.
+        sharding: Where batches go, such as data_sharding(mesh); the state stays where it is
+            (`train.shard`).
+
+    Returns:
+        The last state, the best evaluation and the metrics.
+
+    Raises:
+        NonFiniteError: That names the step, its metrics and the last good checkpoint: none is saved
+            after it.
+        ValueError: Where another run is in the workdir; where options do not fit one another; on
+            every process and naming what differs, where processes disagree on options, state, batch
+            or step.
+
+    Example:
+        >>> import jax, jax.numpy as jnp, optax
+        >>> from jflow import data, train
+        >>> def loss(params, key, batch, frozen=None):
+        ...     return jnp.mean((batch["x"] - params["m"]) ** 2), {}
+        >>> state = train.init_state({"m": jnp.zeros(())}, optax.sgd(0.5), jax.random.key(0))
+        >>> step, rows = train.make_step(loss, optax.sgd(0.5)), {"x": jnp.full(8, 3.0)}
+        >>> done = train.fit(state, step, data.batches(rows, 4), steps=3, progress=False)
+        >>> float(done.state.params["m"])
+        3.0
     """
     _check(
         batches,
@@ -97,7 +144,7 @@ def fit(
         picture,
         monitor,
         patience,
-        keep,
+        max_to_keep,
         inner,
         prefetch,
     )
@@ -117,26 +164,28 @@ def fit(
     shardings = shardings_of(state)
     if several and len(shardings.step.device_set) < jax.device_count():
         raise ValueError(
-            "several processes train as one on a mesh of all their devices: train.shard(state, mesh)"
+            "several processes train as one on a mesh of all their devices: train.shard(state,"
+            " mesh)"
         )
     folder = None if workdir is None else expand(workdir)
     with contextlib.nullcontext() if folder is None else hold(folder):
-        state, best, kept = put(state, shardings), None, Kept()
-        source, next_batch = feed(batches, inner, prefetch, sharding)
+        state, best, counts = put(state, shardings), None, Counts()
+        source, next_batch = batch_source(batches, inner, prefetch, sharding)
         if folder is not None:
-            state, best, kept = resume_run(folder, state, source)
+            state, best, counts = resume_run(folder, state, source)
         n = saved = int(state.step)
         if n % inner:
             raise ValueError(f"expected a state whose step inner={inner} divides, got step {n}")
         record = Recorder(folder, n, writes=main)
-        started = time.monotonic() - kept.seconds
+        started = time.monotonic() - counts.seconds
         scalar = state.step.sharding
-        fresh = init_watch(kept.skipped)
-        watch = put(fresh, jax.tree.map(lambda _: scalar, fresh))
+        fresh = init_finite_check(counts.skipped)
+        check = put(fresh, jax.tree.map(lambda _: scalar, fresh))
         out = (shardings, scalar, scalar)
-        update = visit(watched(step, skip_nonfinite), batches, inner, sharding)
+        update = update_loop(with_finite_check(step, skip_nonfinite), batches, inner, sharding)
         advance = jax.jit(update, donate_argnums=(0, 1), out_shardings=out)
-        # Metrics since the last look at them, still on the device; with inner > 1 each of inner updates.
+        # Metrics since the last look at them, still on the device; with inner > 1 each of inner
+        # updates.
         recent: list[Metrics] = []
 
         def look():
@@ -146,17 +195,23 @@ def fit(
                 else "no checkpoint was saved before it"
             )
             rows = rows_of(recent, inner)
-            check_finite(watch, n, rows, last)
+            check_finite(check, n, rows, last)
             return rows[-1] if rows else None
 
         def save():
             look()
-            extra = kept._replace(
-                skipped=int(watch.skipped), seconds=time.monotonic() - started
+            extra = counts._replace(
+                skipped=int(check.skipped), seconds=time.monotonic() - started
             )._asdict()
             position = getattr(source, "position", None)
             save_run(
-                folder, n, state, best, position, {"fit": extra, "preprocess": preprocess}, keep
+                folder,
+                n,
+                state,
+                best,
+                position,
+                {"fit": extra, "preprocess": preprocess},
+                max_to_keep,
             )
 
         bar = tqdm(
@@ -169,11 +224,11 @@ def fit(
         )
         with signals() as caught, contextlib.closing(record), closed, bar:
             stop, unchecked = False, several
-            while n < steps and not stop and (patience is None or kept.failed < patience):
+            while n < steps and not stop and (patience is None or counts.failed < patience):
                 batch = next_batch(state)
                 if unchecked:
-                    advance, unchecked = _agreed_on(advance, state, watch, batch), False
-                state, watch, metrics = advance(state, watch, batch)
+                    advance, unchecked = _agreed_on(advance, state, check, batch), False
+                state, check, metrics = advance(state, check, batch)
                 n += inner
                 recent.append(metrics)
                 bar.update(inner)
@@ -190,13 +245,13 @@ def fit(
                         "loss": values["loss"],
                     } | values
                     if skip_nonfinite:
-                        row["skipped"] = int(watch.skipped)
+                        row["skipped"] = int(check.skipped)
                     bar.set_postfix(loss=f"{row['loss']:.4g}", refresh=False)
                     if judge and evaluate is not None:
                         scores = processes.from_main(as_floats("evaluate's", evaluate(state)))
                         row |= {f"eval/{name}": score for name, score in scores.items()}
                         if monitor is not None:
-                            best, kept = judge_best(state, n, scores, monitor, best, kept)
+                            best, counts = judge_best(state, n, scores, monitor, best, counts)
                     if judge and picture is not None:
                         record.picture(n, picture(state))
                     record.write(row)
@@ -223,9 +278,10 @@ def _stopped(caught: list[int], n: int, workdir: Path | None) -> NoReturn:
     raise KeyboardInterrupt if caught and caught[0] == signal.SIGINT else SystemExit(143)
 
 
-def _agreed_on(advance, state, watch, batch):
-    """The program, compiled, if all processes have the same: each would else wait for another collective, forever."""
-    lowered = advance.lower(state, watch, batch)
+def _agreed_on(advance, state, check, batch):
+    """The program, compiled, if all processes have the same: each would else wait for another
+    collective, forever."""
+    lowered = advance.lower(state, check, batch)
     digest = hashlib.sha256(lowered.as_text().encode()).hexdigest()
     processes.check_agreement({"the batch": forms(batch), "the program of the step": digest})
     return lowered.compile()
@@ -242,7 +298,7 @@ def _check(
     picture,
     monitor,
     patience,
-    keep,
+    max_to_keep,
     inner,
     prefetch,
 ):
@@ -250,7 +306,7 @@ def _check(
         "steps": steps,
         "log_every": log_every,
         "save_every": save_every,
-        "keep": keep,
+        "max_to_keep": max_to_keep,
         "inner": inner,
     }
     optional = {"eval_every": eval_every, "patience": patience}
@@ -262,14 +318,15 @@ def _check(
             raise ValueError(f"expected {name} to be a multiple of inner={inner}, got {count}")
     if not (is_iterator(batches) or callable(batches)):
         raise TypeError(
-            f"fit: expected batches to be an iterator or a callable (state, key) -> batch, got "
+            "fit: expected batches to be an iterator or a callable (state, key) -> batch, got "
             f"{described(batches)}; data.batches makes one of a dict of arrays"
         )
     seekable = hasattr(batches, "position") and hasattr(batches, "seek")
     check_whole("fit", 0, prefetch=prefetch)
     if workdir is not None and not callable(batches) and not seekable:
         raise TypeError(
-            "with a workdir, batches need `position` and `seek(position)` (jflow.data.batches has them)"
+            "with a workdir, batches need `position` and `seek(position)` (jflow.data.batches has"
+            " them)"
         )
     if monitor is not None and evaluate is None:
         raise ValueError(f"monitor={monitor!r} names a number of `evaluate`, which is None")

@@ -17,12 +17,14 @@ Row = dict[str, Any]
 
 
 class Recorder:
-    """Keeps the rows of metrics, one a logged step, and appends them to WORKDIR/metrics.jsonl (None: memory alone).
+    """Keeps the rows of metrics, one a logged step, and appends them to WORKDIR/metrics.jsonl
+    (None: memory alone).
 
     With writes=False, for all processes but one, nothing is written.
 
-    Starting at `step` drops the rows past it, so that after a resume no step stands twice. Numbers that are not finite
-    are written as null, since JSON has none. Where tensorboardX is installed, WORKDIR/tensorboard gets the rows too.
+    Starting at `step` drops the rows past it, so that after a resume no step stands twice. Numbers
+    that are not finite are written as null, since JSON has none. Where tensorboardX is installed,
+    WORKDIR/tensorboard gets the rows too.
     """
 
     def __init__(self, workdir: Path | None, step: int, writes: bool = True):
@@ -67,7 +69,8 @@ class Recorder:
         return OSError(error.errno, f"cannot write metrics to {self._workdir}: {error.strerror}")
 
     def picture(self, step: int, image) -> None:
-        """Save a PIL image or an array [h, w], [h, w, 3] or [h, w, 4], uint8 or floats in [0, 1], as a PNG."""
+        """Save a PIL image or an array [h, w], [h, w, 3] or [h, w, 4], uint8 or floats in [0, 1],
+        as a PNG."""
         if self._workdir is None:
             return
         folder = self._workdir / "pictures"
@@ -83,7 +86,8 @@ def _image(image) -> Image.Image:
     image = np.asarray(image)
     if not (image.ndim == 2 or image.ndim == 3 and image.shape[2] in (3, 4)):
         raise ValueError(
-            f"picture: expected an image [h, w], [h, w, 3] or [h, w, 4], got shape {list(image.shape)}"
+            "picture: expected an image [h, w], [h, w, 3] or [h, w, 4], got shape"
+            f" {list(image.shape)}"
         )
     if image.dtype != np.uint8:
         image = np.round(255 * np.clip(np.nan_to_num(image), 0, 1)).astype(np.uint8)
@@ -107,8 +111,8 @@ def _parse(line: bytes) -> Row | None:
 
 
 class _Board:
-    """The same rows for TensorBoard, by its plain event writer: the usual SummaryWriter hands rows to a thread, which a
-    full disk leaves hanging."""
+    """The same rows for TensorBoard, by its plain event writer: the usual SummaryWriter hands rows
+    to a thread, which a full disk leaves hanging."""
 
     def __init__(self, folder: Path, step: int):
         from tensorboardX import event_file_writer, summary

@@ -18,14 +18,23 @@ Rule = tuple[Match, Spec]
 
 
 def fsdp(axis: str = "data", *, min_size: int = 1024) -> Spec:
-    """Fully sharded: a leaf's largest axis that `axis` of the mesh divides is split over it, the later one of two equals.
+    """The rule of full sharding: a leaf's largest axis is split over an axis of the mesh.
 
-    Only the last two axes of a leaf are candidates, because scanned leaves carry depth in front of them, and a scan over
-    a split axis would gather the whole stack at every layer. Leaves of fewer than `min_size` numbers stay whole: to
-    gather them costs more than they take. Rajbhandari et al., *ZeRO: Memory Optimizations Toward Training Trillion
-    Parameter Models* (2020).
+    Of the axes that `axis` divides, the largest is split, the later one of two equals. Only the
+    last two axes of a leaf are candidates, because scanned leaves carry depth in front of them, and
+    a scan over a split axis would gather the whole stack at every layer. As a rule: `(".*",
+    fsdp())`.
 
-    As a rule: `(".*", fsdp())`.
+    Args:
+        axis: Of the mesh.
+        min_size: Leaves of fewer numbers stay whole: to gather them costs more than they take.
+
+    Returns:
+        (shape, mesh) -> PartitionSpec.
+
+    References:
+        Rajbhandari, Rasley, Ruwase, He, *ZeRO: Memory Optimizations Toward Training Trillion
+        Parameter Models*, 2019, arXiv:1910.02054.
     """
 
     def spec(shape, mesh):
@@ -44,25 +53,36 @@ def fsdp(axis: str = "data", *, min_size: int = 1024) -> Spec:
 
 
 def shardings(tree: PyTree, mesh: Mesh | AbstractMesh, rules: Sequence[Rule] = ()) -> PyTree:
-    """The sharding of every leaf of a state, of params, or of their shapes (jax.eval_shape).
+    """The sharding of every leaf of a state, by rules on its path.
 
-    rules: (match, spec) pairs, of which the first that matches a leaf's path decides; a leaf that none matches is whole
-    on every device, as scalars always are.
-        match: a regular expression, searched in the path, or a function of the path. Names are joined by '/':
-            'params/blocks/in/kernel', 'opt_state/0/mu/blocks/in/kernel', 'ema/blocks/in/kernel', 'frozen/teacher/...';
-            'in/kernel$' therefore places a kernel, its moments and its average alike.
-        spec: a PartitionSpec for the last axes of the leaf (right-aligned: scanned leaves lead with depth), or a function
-            (shape, mesh) -> PartitionSpec such as `fsdp()`.
-    Rules say how a state is stored; the results of a jitted step are the same up to the order of its sums.
+    Rules say how a state is stored; the results of a jitted step are the same up to the order of
+    its sums.
 
-    Raises ValueError for a rule that matches no leaf, an axis that the mesh lacks, a spec longer than the leaf's shape,
-    and a size that does not divide, naming path, shape and sizes.
+    Args:
+        tree: A state, params, or their shapes (jax.eval_shape).
+        mesh: Where they are to lie.
+        rules: (match, spec) pairs, of which the first that matches a leaf's path decides; a leaf
+            that none matches is whole on every device, as scalars always are. match is a regular
+            expression, searched in the path, or a function of the path. Names are joined by '/':
+            'params/blocks/in/kernel', 'opt_state/0/mu/blocks/in/kernel', 'ema/blocks/in/kernel',
+            'frozen/teacher/...'; 'in/kernel$' therefore places a kernel, its moments and its
+            average alike. spec is a PartitionSpec for the last axes of the leaf (right-aligned:
+            scanned leaves lead with depth), or a function (shape, mesh) -> PartitionSpec such as
+            `fsdp()`.
+
+    Returns:
+        A sharding for each leaf.
+
+    Raises:
+        ValueError: For a rule that matches no leaf, an axis that the mesh lacks, a spec longer than
+            the leaf's shape, and a size that does not divide, naming path, shape and sizes.
     """
     paths = _paths(tree)
     for i, (match, _) in enumerate(rules):
         if not any(_matches(match, path) for path in paths):
             raise ValueError(
-                f"rule {i}, {match!r}, matches no leaf; there are {', '.join(paths[:8]) or 'none'} ..."
+                f"rule {i}, {match!r}, matches no leaf; there are"
+                f" {', '.join(paths[:8]) or 'none'} ..."
             )
     return jax.tree.unflatten(jax.tree.structure(tree), leaf_shardings(tree, mesh, rules))
 
@@ -80,21 +100,63 @@ def leaf_shardings(
 
 
 def shard(tree: PyTree, mesh: Mesh, rules: Sequence[Rule] = ()) -> PyTree:
-    """A state, or params, laid out over the mesh by `shardings`. Under several processes each gives the same values."""
+    """Lays a state, or params, out over a mesh by rules.
+
+    Under several processes each gives the same values.
+
+    Args:
+        tree: A state or params.
+        mesh: Where to.
+        rules: As in `shardings`.
+
+    Returns:
+        The tree, on the mesh.
+
+    Raises:
+        ValueError: As `shardings`.
+    """
     check_agreement({"the state": forms(tree), "the mesh": str(dict(mesh.shape))})
     return put(tree, shardings(tree, mesh, rules))
 
 
 def init_sharded(make: Callable[[], PyTree], mesh: Mesh, rules: Sequence[Rule] = ()) -> PyTree:
-    """`make()`, such as `lambda: init_state(velocity.init(...), optimizer, key)`, traced and computed shard by shard: no
-    device ever holds the whole. Its values are those of jax.jit(make)()."""
+    """Makes a state shard by shard: no device ever holds the whole.
+
+    Its values are those of jax.jit(make)().
+
+    Args:
+        make: () -> state, such as `lambda: init_state(velocity.init(...), optimizer, key)`; it is
+            traced.
+        mesh: Where the state is to lie.
+        rules: As in `shardings`.
+
+    Returns:
+        The state, on the mesh.
+
+    Raises:
+        ValueError: As `shardings`.
+    """
     shapes = jax.eval_shape(make)
     check_agreement({"the state": forms(shapes), "the mesh": str(dict(mesh.shape))})
     return jax.jit(make, out_shardings=shardings(shapes, mesh, rules))()
 
 
 def bytes_per_device(tree: PyTree, placed: PyTree | None = None) -> int:
-    """How many bytes one device keeps of a tree of arrays or shapes, laid out by `placed` (None: as its arrays lie)."""
+    """How many bytes one device keeps of a tree.
+
+    Args:
+        tree: Arrays or shapes.
+        placed: The shardings of its leaves; None: as its arrays lie.
+
+    Returns:
+        Bytes.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> from jflow import train
+        >>> train.bytes_per_device({"w": jnp.zeros((4, 8))})
+        128
+    """
     placed = jax.tree.map(lambda x: x.sharding, tree) if placed is None else placed
     sizes = jax.tree.map(
         lambda x, s: math.prod(s.shard_shape(x.shape)) * _itemsize(x), tree, placed

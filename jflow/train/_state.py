@@ -12,9 +12,16 @@ from jflow.types import Array, Key, Params, PyTree
 
 
 class TrainState(NamedTuple):
-    """step: int32 scalar, the updates made so far; params; opt_state: the optimizer's; ema: averaged params, in float32 at
-    least, or None; frozen: what the loss reads and never differentiates, or None; key: the run's jax.random.key, always
-    the same."""
+    """All that a training step needs from the one before it.
+
+    Attributes:
+        step: int32 scalar, the updates made so far.
+        params: What is trained.
+        opt_state: The optimizer's state.
+        ema: Averaged params, in float32 at least, or None.
+        frozen: What the loss reads and never differentiates, or None.
+        key: The run's jax.random.key, always the same.
+    """
 
     step: Array
     params: Params
@@ -32,10 +39,30 @@ def init_state(
     ema: float | Decay | None = None,
     frozen: Mapping[str, PyTree] | None = None,
 ) -> TrainState:
-    """The state before the first step. Everything is copied: donating the state touches nobody else's arrays.
+    """The state before the first step.
 
-    ema: as given to `make_step`; the average starts at the params, in float32 at least.
-    frozen: a dict, e.g. {'teacher': params}.
+    Everything is copied: donating the state touches nobody else's arrays.
+
+    Args:
+        params: What is trained.
+        optimizer: The optax optimizer that `make_step` is given.
+        key: The run's jax.random.key.
+        ema: As given to `make_step`; the average starts at the params, in float32 at least.
+        frozen: A dict of what the loss reads and never differentiates, such as {'teacher': params}.
+
+    Returns:
+        The state.
+
+    Raises:
+        ValueError: For a bad decay.
+
+    Example:
+        >>> import jax, jax.numpy as jnp, optax
+        >>> from jflow import train
+        >>> params = {"w": jnp.ones(2)}
+        >>> state = train.init_state(params, optax.sgd(0.1), jax.random.key(0), ema=0.99)
+        >>> int(state.step), state.ema["w"].tolist()
+        (0, [1.0, 1.0])
     """
     if not (
         isinstance(key, jax.Array)
@@ -54,7 +81,8 @@ def init_state(
 
 
 def _copy(x) -> Array:
-    """A buffer of its own, and no weak type: a checkpoint would lose it, and the step would compile a second time."""
+    """A buffer of its own, and no weak type: a checkpoint would lose it, and the step would compile
+    a second time."""
     x = jnp.asarray(x)
     return (
         jnp.copy(x)
@@ -64,11 +92,27 @@ def _copy(x) -> Array:
 
 
 def warm_start(fresh: Params, teacher: Params) -> Params:
-    """Params for a student with more parts than its teacher: `fresh`, with the teacher's leaves where it has them.
+    """Params for a student with more parts than its teacher, started at the teacher's.
 
-    fresh: the student's own init, whose types stay. A flow map grown from a velocity of the same network starts as
-    u(x, t, r) = v(x, t).
-    Errors: ValueError, with the path, where the teacher has a leaf that the student lacks or that has another shape.
+    A flow map that is started from a velocity of the same network starts as u(x, t, r) = v(x, t).
+
+    Args:
+        fresh: The student's own init, whose types stay.
+        teacher: The teacher's params.
+
+    Returns:
+        `fresh`, with the teacher's leaves where it has them.
+
+    Raises:
+        ValueError: Where the teacher has a leaf that the student lacks or that has another shape,
+            with its path.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> from jflow import train
+        >>> fresh = {"a": jnp.zeros(1), "b": jnp.zeros(1)}
+        >>> train.warm_start(fresh, {"a": jnp.ones(1)})["a"].tolist()
+        [1.0]
     """
     have, room = (dict(jax.tree_util.tree_leaves_with_path(tree)) for tree in (teacher, fresh))
     for path, leaf in have.items():
@@ -77,7 +121,8 @@ def warm_start(fresh: Params, teacher: Params) -> Params:
         if there is None or jnp.shape(there) != jnp.shape(leaf):
             found = "no such leaf" if there is None else f"the shape {list(jnp.shape(there))}"
             raise ValueError(
-                f"warm_start: the teacher's {name!r} is {list(jnp.shape(leaf))}, the student has {found}"
+                f"warm_start: the teacher's {name!r} is {list(jnp.shape(leaf))}, the student has"
+                f" {found}"
             )
     taken = {path: jnp.asarray(leaf, room[path].dtype) for path, leaf in have.items()}
     return jax.tree_util.tree_map_with_path(lambda path, leaf: taken.get(path, leaf), fresh)

@@ -8,6 +8,7 @@ import optax
 
 from jflow._core.arrays import float_dtype
 from jflow._core.checks import check_whole, described
+from jflow._core.keys import same_draws
 from jflow.train import ema as ema_lib
 from jflow.train._state import TrainState
 from jflow.types import Key, Loss, Metrics, Params, PyTree
@@ -25,43 +26,67 @@ def make_step(
     axis_name: str | tuple[str, ...] | None = None,
     accumulate: int = 1,
 ) -> Step:
-    """(state, batch) -> (state, metrics), to be run under jax.jit (donating the state), jax.pmap or jax.shard_map.
+    """One update as a pure function (state, batch) -> (state, metrics), not yet jitted.
 
-    It is also a body for jax.lax.scan: `jax.lax.scan(step, state, batches)`, with a leading axis on every leaf of batches,
-    makes that many updates without the host (`fit` does so with inner).
+    To be run under jax.jit (donating the state), jax.pmap or jax.shard_map. It is also a body for
+    jax.lax.scan: `jax.lax.scan(step, state, batches)`, with a leading axis on every leaf of
+    batches, makes that many updates without the host (`fit` does so with inner).
 
-    The loss gets the key fold_in(state.key, state.step), so nothing random is carried, and frozen = state.frozen, with
-    the averaged params as frozen['ema'] when ema is on. metrics are the loss's own, 'loss' and 'grad_norm' (the global
-    2-norm, before the optimizer clips).
+    The loss gets the key fold_in(state.key, state.step), so that nothing random is carried, and
+    frozen = state.frozen, with the averaged params as frozen['ema'] when ema is on. metrics are the
+    loss's own, 'loss' and 'grad_norm' (the global 2-norm, before the optimizer clips).
 
-    ema: a decay in (0, 1), or a callable from the number of updates already made to a decay (`ema.warmup`).
-    refresh(params, frozen, key, batch) -> frozen runs after the update, on the new params and state.frozen; the step's
-        key is then split between loss and refresh. It must keep the structure, shapes and types of frozen.
-    axis_name: the mapped axis. Each shard folds its index into the key, and gradients, loss, metrics and the floats
-        that refresh changed are averaged over shards. Over a mesh by shardings (jit) no name is
-        needed: the program sees the whole batch. Losses that solve an ODE (`losses.perflow`, a student's own steps) want
-        check_vma=False of jax.shard_map: diffrax's buffers are not marked as varying. pmap and jit take all losses.
+    A part or shard counts as much as the sum of batch['weight'] over its rows, all the same where
+    there is no 'weight'. One whose weights are all 0 counts nothing, even if its loss or gradient
+    is not finite; for a whole batch of weight 0, loss, metrics and gradient are 0.
 
-    accumulate: the batch is cut into so many parts, one after the other in memory; gradient, loss and metrics are the
-        means over parts, each with a key of its own. The update is that of the whole batch for a loss that is a mean over
-        rows, weighted or not, and needs no key; a coupling sees its part alone. One step stays one update of
-        optimizer, average and step count (optax.MultiSteps would count parts as steps).
+    The optimizer may search along a line or read the loss: its update is given value, grad and
+    value_fn, a function of params that can be differentiated in either mode: the loss of this
+    batch, key and frozen (optax.lbfgs, optax.polyak_sgd).
 
-    A part or shard counts as much as the sum of batch['weight'] over its rows, all the same where there is no 'weight'. One
-    whose weights are all 0 counts nothing, even if its loss or gradient is not finite; for a whole batch of weight 0, loss,
-    metrics and gradient are 0.
+    Args:
+        loss: (params, key, batch, frozen) -> (scalar, metrics).
+        optimizer: An optax optimizer.
+        ema: The decay of the average of the params, in (0, 1), or a callable from the number of
+            updates already made to a decay (`ema.warmup`); None keeps no average.
+        refresh: (params, frozen, key, batch) -> frozen, run after the update, on the new params and
+            state.frozen; the step's key is then split between loss and refresh. It must keep the
+            structure, shapes and types of frozen.
+        axis_name: The mapped axis of pmap or shard_map. Each shard folds its index into the key,
+            and gradients, loss, metrics and the floats that refresh changed are averaged over
+            shards. Over a mesh by shardings (jit) no name is needed: the program sees the whole
+            batch. Losses that solve an ODE (`losses.perflow`, a student's own steps) want
+            check_vma=False of jax.shard_map: diffrax's buffers are not marked as varying. pmap and
+            jit take all losses.
+        accumulate: The batch is cut into so many parts, one after the other in memory; gradient,
+            loss and metrics are the means over parts, each with a key of its own. The update is
+            that of the whole batch for a loss that is a mean over rows, weighted or not, and needs
+            no key; a coupling sees its part alone. One step stays one update of optimizer, average
+            and step count (optax.MultiSteps would count parts as steps).
 
-    The optimizer may search along a line or read the loss: its update is given value, grad and value_fn, a function of
-    params that can be differentiated in either mode: the loss of this batch, key and frozen (optax.lbfgs, optax.polyak_sgd).
+    Returns:
+        The step.
 
-    Raises ValueError at construction for a bad decay or count, and when traced if the state and `ema` disagree or a
-    batch does not divide by `accumulate`.
+    Raises:
+        ValueError: At construction for a bad decay or count; when traced if the state and `ema`
+            disagree or a batch does not divide by `accumulate`.
+
+    Example:
+        >>> import jax, jax.numpy as jnp, optax
+        >>> from jflow import train
+        >>> def loss(params, key, batch, frozen=None):
+        ...     return jnp.mean((batch["x"] - params["m"]) ** 2), {}
+        >>> step = jax.jit(train.make_step(loss, optax.sgd(0.5)))
+        >>> state = train.init_state({"m": jnp.zeros(())}, optax.sgd(0.5), jax.random.key(0))
+        >>> state, metrics = step(state, {"x": jnp.full(4, 3.0)})
+        >>> float(state.params["m"]), float(metrics["loss"])
+        (3.0, 9.0)
     """
     check_whole("make_step", accumulate=accumulate)
     if not callable(loss):
         raise TypeError(
-            f"make_step: expected a loss (params, key, batch, frozen) -> (scalar, metrics), got {described(loss)}; "
-            "losses.nll(flow) makes one of a flow"
+            "make_step: expected a loss (params, key, batch, frozen) -> (scalar, metrics), got"
+            f" {described(loss)}; losses.nll(flow) makes one of a flow"
         )
     if not (hasattr(optimizer, "init") and hasattr(optimizer, "update")):
         raise TypeError(
@@ -97,9 +122,9 @@ def make_step(
         (value, metrics), grads = gradient(state.params, key, batch, frozen)
         metrics = {**metrics, "loss": value, "grad_norm": optax.tree.norm(grads)}
 
-        value_fn = _with_gradient(lambda params: gradient(params, key, batch, frozen))
-        told = {"value": value, "grad": grads, "value_fn": value_fn}
-        updates, opt_state = optimizer.update(grads, state.opt_state, state.params, **told)
+        value_fn = _with_gradient(lambda params: gradient(params, same_draws(key), batch, frozen))
+        extra_args = {"value": value, "grad": grads, "value_fn": value_fn}
+        updates, opt_state = optimizer.update(grads, state.opt_state, state.params, **extra_args)
         params = optax.apply_updates(state.params, updates)
         average = None if decay is None else ema_lib.update(state.ema, params, decay(state.step))
         frozen = state.frozen
@@ -182,8 +207,8 @@ def _mean_of_changes(new, old, batch, axis_name):
 def _with_gradient(gradient):
     """The value of params -> ((value, metrics), gradient) as a function with that gradient.
 
-    Differentiated itself it would, on a mapped axis, give each shard the gradient of its own rows, and keep the parts of an
-    accumulated batch all in memory.
+    Differentiated itself it would, on a mapped axis, give each shard the gradient of its own rows,
+    and keep the parts of an accumulated batch all in memory.
     """
 
     @jax.custom_jvp
@@ -200,8 +225,8 @@ def _with_gradient(gradient):
 
 
 def _cut(path, x, n: int):
-    """[b, ...] -> [n, b / n, ...]: part i has the rows i, i + n ..., so that rows spread over devices stay where they
-    are."""
+    """[b, ...] -> [n, b / n, ...]: part i has the rows i, i + n ..., so that rows spread over
+    devices stay where they are."""
     if jnp.ndim(x) == 0 or x.shape[0] % n:
         name = jax.tree_util.keystr(path, simple=True, separator="/")
         raise ValueError(
@@ -211,7 +236,8 @@ def _cut(path, x, n: int):
 
 
 def _varying(params, axis_name):
-    """Params as each shard's own. shard_map would else sum their gradients over shards, and the mean would count twice.
+    """Params as each shard's own. shard_map would else sum their gradients over shards, and the
+    mean would count twice.
 
     Adding a zero that depends on the shard does it everywhere: jax.lax.pcast is refused under vmap.
     """
@@ -220,7 +246,8 @@ def _varying(params, axis_name):
 
 
 def _same_form(new, old):
-    """`new`, if it has the structure, shapes and types of `old`: another form would compile the step again."""
+    """`new`, if it has the structure, shapes and types of `old`: another form would compile the
+    step again."""
     form = jax.tree.map(
         lambda x: f"{getattr(x, 'dtype', type(x).__name__)}{list(jnp.shape(x))}", (old, new)
     )

@@ -1,9 +1,9 @@
 """Checkpoints on orbax: whole, or not there.
 
-A checkpoint is WORKDIR/checkpoints/<step>/ with two orbax trees, `params` (params and their average, readable without a
-template) and `rest` (the other leaves of the state, by name), and `manifest.json`. The manifest is written last and
-lists the size and CRC-32 of every file: a checkpoint without one was never finished, one that disagrees with it is
-damaged.
+A checkpoint is WORKDIR/checkpoints/<step>/ with two orbax trees, `params` (params and their
+average, readable without a template) and `rest` (the other leaves of the state, by name), and
+`manifest.json`. The manifest is written last and lists the size and CRC-32 of every file: a
+checkpoint without one was never finished, one that disagrees with it is damaged.
 """
 
 import contextlib
@@ -28,9 +28,27 @@ from jflow._core.files import expand, system_error, write_atomically
 from jflow.train._state import TrainState
 from jflow.types import Params, PyTree
 
+__all__ = [
+    "Checkpoint",
+    "discard",
+    "latest",
+    "restore",
+    "restore_extra",
+    "restore_params",
+    "save",
+    "steps",
+]
+
 
 class Checkpoint(NamedTuple):
-    """What `restore` returns: the state after `step` updates, the position in the data and the caller's own `extra`."""
+    """What `restore` returns.
+
+    Attributes:
+        step: How many updates had been made.
+        state: The state after them.
+        position: The position in the data.
+        extra: The caller's own JSON.
+    """
 
     step: int
     state: TrainState
@@ -45,15 +63,27 @@ def save(
     position: Any = None,
     extra: Mapping[str, Any] | None = None,
     *,
-    keep: int | None = 3,
+    max_to_keep: int | None = 3,
 ) -> Path:
-    """Write the checkpoint of `step`, then delete all but the newest `keep` (None: all stay). Returns its folder.
+    """Writes the checkpoint of a step, whole or not at all.
 
-    position and extra must be JSON; numpy arrays in them become lists. Raises OSError when it cannot be written (a full
-    disk): nothing half-written stays, and the checkpoints before it are untouched.
+    Several processes call it together, on one file system: each writes the parts of the arrays that
+    it holds first copies of, process 0 the manifest.
 
-    Several processes call it together, on one file system: each writes the parts of the arrays that it holds first copies
-    of, process 0 the manifest.
+    Args:
+        workdir: The checkpoint is workdir/checkpoints/<step>/.
+        step: How many updates have been made.
+        state: What is saved.
+        position: The position in the data, JSON; numpy arrays become lists.
+        extra: The caller's own JSON.
+        max_to_keep: Afterwards all but so many of the newest are deleted; None: all stay.
+
+    Returns:
+        The checkpoint's folder.
+
+    Raises:
+        OSError: When it cannot be written (a full disk): nothing half-written stays, and the
+            checkpoints before it are untouched.
     """
     path = _folder(workdir) / f"{step:08d}"
     head = {"step": step, "position": position, "extra": dict(extra or {}), "leaves": _forms(state)}
@@ -86,25 +116,48 @@ def save(
         for old in sorted(path.parent.iterdir()):
             if old.is_dir() and old.name[:8].isdigit() and not (old / "manifest.json").is_file():
                 _discard(old)  # left by a run that was killed while saving
-        for outdated in [] if keep is None else [s for s in steps(workdir) if s <= step][:-keep]:
+        for outdated in (
+            [] if max_to_keep is None else [s for s in steps(workdir) if s <= step][:-max_to_keep]
+        ):
             discard(workdir, outdated)
     processes.wait_for_all(f"jflow: checkpoints before {path} are deleted")
     return path
 
 
 def discard(workdir: str | os.PathLike, step: int) -> None:
-    """Delete the checkpoint of `step`, if there is one."""
+    """Deletes the checkpoint of a step, if there is one.
+
+    Args:
+        workdir: Of the run.
+        step: Of the checkpoint.
+    """
     _discard(_folder(workdir) / f"{step:08d}")
 
 
 def steps(workdir: str | os.PathLike) -> list[int]:
-    """The steps of all finished checkpoints, damaged ones too, in order."""
+    """The steps of all finished checkpoints, damaged ones too.
+
+    Args:
+        workdir: Of the run.
+
+    Returns:
+        The steps, in order.
+    """
     found = _folder(workdir).glob("*/manifest.json")
     return sorted(int(file.parent.name) for file in found if file.parent.name.isdigit())
 
 
 def latest(workdir: str | os.PathLike) -> int | None:
-    """The step of the newest readable checkpoint, or None. Damaged ones are named in a warning and passed over."""
+    """The step of the newest readable checkpoint, or None.
+
+    Damaged ones are named in a warning and passed over.
+
+    Args:
+        workdir: Of the run.
+
+    Returns:
+        The step.
+    """
     try:
         return _open(workdir, None)[1]["step"]
     except FileNotFoundError:
@@ -114,18 +167,30 @@ def latest(workdir: str | os.PathLike) -> int | None:
 def restore(
     workdir: str | os.PathLike, template: TrainState, step: int | None = None
 ) -> Checkpoint:
-    """The checkpoint of `step`, or the newest readable one, in the structure, types and shardings of `template`.
+    """The checkpoint of a step, or the newest readable one, as a state.
 
-    A damaged newest one is named in a warning and passed over. Raises FileNotFoundError when none can be read, and
-    ValueError when that of `step` is damaged, or one is of another model (naming the first leaf that differs).
+    A damaged newest one is named in a warning and passed over.
+
+    Args:
+        workdir: Of the run.
+        template: A state, or its shapes, whose structure, types and shardings the restored one has.
+        step: Of the checkpoint; None takes the newest that can be read.
+
+    Returns:
+        The state, the position in the data and the caller's own JSON.
+
+    Raises:
+        FileNotFoundError: When none can be read.
+        ValueError: When that of `step` is damaged, or one is of another model, naming the first
+            leaf that differs.
     """
     path, manifest = _open_together(workdir, step)
     expected, found = _forms(template), manifest["leaves"]
     for name in [*expected, *found]:
         if expected.get(name) != found.get(name):
             raise ValueError(
-                f"checkpoint {path} is of another model: {name} is {found.get(name, 'missing')} there, "
-                f"{expected.get(name, 'missing')} here"
+                f"checkpoint {path} is of another model: {name} is {found.get(name, 'missing')}"
+                f" there, {expected.get(name, 'missing')} here"
             )
     parts = _parts(template)
     params, rest = (
@@ -142,7 +207,17 @@ def restore(
 def restore_params(workdir: str | os.PathLike, step: int | None = None, ema: bool = True) -> Params:
     """The params of a checkpoint as nested dicts on the default device, without a template.
 
-    ema: the averaged ones, where the run kept an average. Errors as `restore`.
+    Args:
+        workdir: Of the run.
+        step: Of the checkpoint; None takes the newest that can be read.
+        ema: Whether to take the averaged ones, where the run kept an average.
+
+    Returns:
+        The params.
+
+    Raises:
+        FileNotFoundError: When none can be read.
+        ValueError: When that of `step` is damaged.
     """
     tree = _read(_open(workdir, step)[0] / "params")
     return jax.tree.map(
@@ -151,7 +226,19 @@ def restore_params(workdir: str | os.PathLike, step: int | None = None, ema: boo
 
 
 def restore_extra(workdir: str | os.PathLike, step: int | None = None) -> dict:
-    """The `extra` that was saved with a checkpoint. Errors as `restore`."""
+    """The caller's own JSON that was saved with a checkpoint.
+
+    Args:
+        workdir: Of the run.
+        step: Of the checkpoint; None takes the newest that can be read.
+
+    Returns:
+        The JSON.
+
+    Raises:
+        FileNotFoundError: When none can be read.
+        ValueError: When that of `step` is damaged.
+    """
     return _open(workdir, step)[1]["extra"]
 
 
@@ -163,9 +250,11 @@ def _open(workdir, step: int | None) -> tuple[Path, dict]:
     """The folder and the manifest of a whole checkpoint: that of `step`, or the newest."""
     there = steps(workdir)
     if not there:
-        raise FileNotFoundError(f"no checkpoint in {workdir}")
+        raise FileNotFoundError(f"there is no checkpoint in {workdir}")
     if step is not None and step not in there:
-        raise FileNotFoundError(f"no checkpoint of step {step} in {workdir}: there are {there}")
+        raise FileNotFoundError(
+            f"there is no checkpoint of step {step} in {workdir}, only of {there}"
+        )
     for candidate in reversed(there) if step is None else [step]:
         path = _folder(workdir) / f"{candidate:08d}"
         fault = _fault(path)
@@ -175,7 +264,7 @@ def _open(workdir, step: int | None) -> tuple[Path, dict]:
             raise ValueError(f"checkpoint {path} is damaged: {fault}")
         _warn_once(f"checkpoint {path} is damaged and passed over: {fault}")
     raise FileNotFoundError(
-        f"no readable checkpoint in {workdir}: those of steps {there} are damaged"
+        f"there is no readable checkpoint in {workdir}: those of steps {there} are damaged"
     )
 
 
@@ -183,14 +272,16 @@ _said: set[str] = set()
 
 
 def _warn_once(message: str) -> None:
-    """Once in a process, and in the main one of several. (Python's own count starts anew when any filter changes.)"""
+    """Once in a process, and in the main one of several. (Python's own count starts anew when any
+    filter changes.)"""
     if message not in _said and not (jax.distributed.is_initialized() and jax.process_index()):
         _said.add(message)
         warnings.warn(message, stacklevel=4)
 
 
 def _open_together(workdir, step: int | None) -> tuple[Path, dict]:
-    """`_open`, decided by process 0 for all: it alone reads every byte to see whether they are whole."""
+    """`_open`, decided by process 0 for all: it alone reads every byte to see whether they are
+    whole."""
     if jax.process_count() == 1:
         return _open(workdir, step)
     found = error = None
@@ -240,7 +331,8 @@ def _crc(file: Path) -> int:
 
 
 def _discard(path: Path) -> None:
-    """Delete a checkpoint, its manifest first: what is left of it at any moment is not taken for one."""
+    """Delete a checkpoint, its manifest first: what is left of it at any moment is not taken for
+    one."""
     (path / "manifest.json").unlink(missing_ok=True)
     shutil.rmtree(path, ignore_errors=True)
 
@@ -266,7 +358,8 @@ def _forms(state: TrainState) -> dict[str, str]:
 
 
 def _parts(state: TrainState) -> tuple[dict, dict]:
-    """The two trees that orbax sees: nested params, and the other leaves flat: any optimizer's state will do."""
+    """The two trees that orbax sees: nested params, and the other leaves flat: any optimizer's
+    state will do."""
     plain = jax.tree.map(lambda x: jax.random.key_data(x) if _is_key(x) else x, state)
     return {"params": plain.params, "ema": plain.ema}, _named(plain._replace(params=None, ema=None))
 
@@ -284,7 +377,8 @@ def _read(path: Path, like: PyTree | None = None) -> PyTree:
 
 @contextlib.contextmanager
 def _orbax():
-    """A synchronous orbax checkpointer without its messages: what fails is raised, and need not be logged as well."""
+    """A synchronous orbax checkpointer without its messages: what fails is raised, and need not be
+    logged as well."""
     log = logging.getLogger("absl")
     level = log.level
     log.setLevel(logging.CRITICAL + 1)

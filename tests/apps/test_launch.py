@@ -11,7 +11,7 @@ import pytest
 from subprocesses import LIMIT, environment, started
 
 from jflow.apps import cli
-from jflow.apps._launch import _watch, launch
+from jflow.apps._launch import _supervise, launch
 
 CONFIG = str(Path(__file__).parents[1] / "train" / "processes_config.py")
 
@@ -31,8 +31,8 @@ def python(text):
 def test_all_well(tmp_path):
     text = f"open({str(tmp_path)!r} + '/' + me, 'w').write(os.environ['JFLOW_COORDINATOR'] + os.environ['XLA_FLAGS'])"
     assert launch(python(text), 3, devices=2) == 0
-    told = {(tmp_path / str(i)).read_text() for i in range(3)}
-    assert len(told) == 1 and told.pop().endswith("--xla_force_host_platform_device_count=2")
+    seen = {(tmp_path / str(i)).read_text() for i in range(3)}
+    assert len(seen) == 1 and seen.pop().endswith("--xla_force_host_platform_device_count=2")
 
 
 @pytest.mark.parametrize(
@@ -57,7 +57,7 @@ def test_of_two_that_died_between_two_looks_the_killed_one_is_named(capfd):
     ]
     for job in jobs:
         job.wait()
-    assert _watch(jobs, 0.1, [], None) == 137
+    assert _supervise(jobs, 0.1, [], None) == 137
     assert f"process 1 of 2 (pid {jobs[1].pid}) was ended by SIGKILL" in capfd.readouterr().err
 
 

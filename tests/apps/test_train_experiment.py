@@ -399,12 +399,12 @@ def test_a_damaged_checkpoint_is_told_once(config, tmp_path):
     start(config, tmp_path / "run", steps=4)
     for folder in ("run", "run/best"):
         os.truncate(tmp_path / folder / "checkpoints" / "00000004" / "manifest.json", 9)
-    with warnings.catch_warnings(record=True) as told:
+    with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
         apps.load(tmp_path / "run")
         start(config, tmp_path / "run", steps=4)
         apps.load(tmp_path / "run")
-    damaged = [str(w.message) for w in told if "is damaged and passed over" in str(w.message)]
+    damaged = [str(w.message) for w in caught if "is damaged and passed over" in str(w.message)]
     assert len(damaged) == len(set(damaged)) > 0
 
 

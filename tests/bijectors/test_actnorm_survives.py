@@ -26,7 +26,7 @@ assert not np.allclose(*(jax.tree.leaves(p)[0] for p in (one, one_row)), atol=0.
 
 params = jax.tree.map(lambda p: p + np.float32(0.01), one)  # as if trained
 state = train.init_state(params, optax.adam(1e-3), jax.random.key(1))
-checkpoint.save(sys.argv[1], 7, state, None, {}, keep=1)
+checkpoint.save(sys.argv[1], 7, state, None, {}, max_to_keep=1)
 fresh = train.init_state(init(100 * x), optax.adam(1e-3), jax.random.key(2))
 restored = checkpoint.restore(sys.argv[1], fresh).state
 log_prob = jax.jit(flow.log_prob)

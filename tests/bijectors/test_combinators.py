@@ -56,13 +56,14 @@ def test_scan_is_the_chain_of_its_layers_with_a_key_for_each():
     def run(key, other):
         x, log_det = bijector.forward(params, z, key=key)
         y, total, per_layer = z, jnp.zeros(6), []
-        for i, key_i in enumerate(jax.random.split(key, depth)):
+        for i, key_i in enumerate(jax.random.split(jax.random.clone(key), depth)):
             p = jax.tree.map(lambda leaf, i=i: leaf[i], params["stacked"])
             y, contribution = bj.chain(bj.permute(swaps[i]), layer).forward(p, y, key=key_i)
             total += contribution
             first = jax.tree.map(lambda leaf: leaf[0], params["stacked"])["1"]
-            per_layer.append(layer.forward(first, z, key=jax.random.split(key_i, 2)[1])[0])
-        again = bijector.inverse(params, x, key=key)
+            own = jax.random.split(jax.random.clone(key_i), 2)[1]
+            per_layer.append(layer.forward(first, z, key=own)[0])
+        again = bijector.inverse(params, x, key=jax.random.clone(key))
         return x, log_det, y, total, per_layer, again, bijector.inverse(params, x, key=other)[0]
 
     x, log_det, y, total, per_layer, again, wrong_key = run(jax.random.key(1), jax.random.key(2))
@@ -151,6 +152,7 @@ def test_bad_options_fail_at_construction():
     for options, message in [
         (dict(depth=0), "depth to be a whole number of at least 1, got 0"),
         (dict(depth=6, reversible=4), "reversible=k to divide depth=6, got 4"),
+        (dict(depth=6, reversible=1), "reversible=1 would keep every activation"),
         (dict(depth=6, reversible=0), "reversible=k to divide depth=6, got 0"),
         (dict(depth=6, reversible=-2), "reversible=k to divide depth=6, got -2"),
         (dict(depth=6, reversible=True, remat=True), "choose one"),

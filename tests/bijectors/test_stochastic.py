@@ -159,14 +159,16 @@ def test_the_noise_of_the_decoder_is_not_that_of_the_base():
     params["decoder"]["net"]["kernel"] = jnp.ones((1, 1))
 
     @jax.jit
-    def samples(key):
+    def samples(keys):
         return {
             name: flows.elbo_flow(layer, base).sample(
-                {"bijector": params, "base": {k: jnp.array(v) for k, v in own.items()}}, key, 20_000
+                {"bijector": params, "base": {k: jnp.array(v) for k, v in own.items()}},
+                own_key,
+                20_000,
             )
-            for name, (base, own, _) in bases.items()
+            for own_key, (name, (base, own, _)) in zip(keys, bases.items(), strict=True)
         }
 
-    for name, x in samples(jax.random.key(1)).items():
+    for name, x in samples(jax.random.split(jax.random.key(1), len(bases))).items():
         square = np.square(np.asarray(x, np.float64) - np.mean(x))
         assert abs(square.mean() - bases[name][2] - 1) < 4 * square.std() / len(x) ** 0.5, name

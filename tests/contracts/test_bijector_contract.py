@@ -231,7 +231,7 @@ TABLE = {
         lambda: bj.scan(bj.indicated(bj.coupling(affine, mlp(), split=2), 3), 3, shared=("net",))
     ),
     "scan reversible": Row(lambda: stack(reversible=True), cond=None),
-    "scan reversible=1": Row(lambda: stack(reversible=1), cond=vector),
+    "scan reversible=3": Row(lambda: stack(reversible=3), cond=vector),
     "sigmoid": Row(
         lambda: bj.sigmoid(), support=jax.nn.sigmoid, extreme=False, wide=False, precision=1e-4
     ),
@@ -313,18 +313,23 @@ def measured(name):
         return jnp.sum(jnp.sin(z)) + jnp.sum(log_det)
 
     def at(apply, y):
-        (out, log_det), pull = jax.vjp(lambda y: apply(params, y, cond), y)
+        (out, log_det), pullback = jax.vjp(lambda y: apply(params, y, cond), y)
         return {
             "out": out,
             "log_det": log_det,
-            "grad": pull((jnp.ones_like(out), jnp.ones_like(log_det)))[0],
+            "grad": pullback((jnp.ones_like(out), jnp.ones_like(log_det)))[0],
         }
 
     @jax.jit
     def run(params, z, x):
         traces.append(1)
-        key = jax.random.key(0)
-        r = {"init": [bijector.init(key, x, cond), bijector.init(key, z, cond, side="source")]}
+        keys = [jax.random.key(0) for _ in range(2)]
+        r = {
+            "init": [
+                bijector.init(keys[0], x, cond),
+                bijector.init(keys[1], z, cond, side="source"),
+            ]
+        }
         r["x_of_z"], r["forward_log_det"] = bijector.forward(params, z, cond)
         r["z_again"], r["inverse_log_det"] = bijector.inverse(params, r["x_of_z"], cond)
         z_of_x, _ = bijector.inverse(params, x, cond)

@@ -179,8 +179,8 @@ def test_values_and_gradients_are_finite_at_special_points(name, dtype):
         @jax.jit
         def run(x, raw):
             def at(apply):
-                out, pull = jax.vjp(apply, x, raw)
-                return out, pull(jax.tree.map(jnp.ones_like, out))
+                out, pullback = jax.vjp(apply, x, raw)
+                return out, pullback(jax.tree.map(jnp.ones_like, out))
 
             return at(bijection.forward), at(bijection.inverse)
 

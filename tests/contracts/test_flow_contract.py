@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import scipy.stats
 from compiling import compiled_again
+from jax.random import clone
 from keys import KEYS, keys_consumed_twice
 
 import jflow
@@ -256,12 +257,12 @@ def measured(name):
     def run(params, x, cond, key):
         traces.append(1)
         r = {"init": flow.init(key, x, cond)}
-        r["log_prob"], pull = jax.vjp(lambda p: flow.log_prob(p, x, cond), params)
-        (r["grads"],) = pull(jnp.cos(r["log_prob"]))
+        r["log_prob"], pullback = jax.vjp(lambda p: flow.log_prob(p, x, cond), params)
+        (r["grads"],) = pullback(jnp.cos(r["log_prob"]))
         r["z"], r["inverse_log_det"] = flow.inverse(params, x, cond)
         r["x_again"], r["forward_log_det"] = flow.forward(params, r["z"], cond)
-        r["sample"] = flow.sample(params, key, B, cond)
-        r["pair"] = flow.sample_and_log_prob(params, key, B, cond)
+        r["sample"] = flow.sample(params, clone(key), B, cond)
+        r["pair"] = flow.sample_and_log_prob(params, clone(key), B, cond)
         r["pair_log_prob"] = flow.log_prob(params, r["pair"][0], cond)
         if cond is not None:
             r["other cond"] = flow.log_prob(params, x, jax.tree.map(lambda c: c[::-1], cond))
@@ -329,7 +330,7 @@ def test_no_derivative_is_ruled_out(name):
 
     def run(params, x, cond, key):
         return flow.log_prob(params, x, cond, key=key), flow.sample_and_log_prob(
-            params, key, B, cond
+            params, clone(key), B, cond
         )
 
     assert "custom_vjp" not in str(jax.make_jaxpr(run)(params, x, cond, jax.random.key(0)))

@@ -36,8 +36,17 @@ IMAGES, T, LABELS, GRID = (
     np.linspace(0, 1, 4),
 )
 ONE = {"scale": jnp.ones(())}
-PLAYERS = ("student", "discriminator", "fake", "model", "encoder", "velocity", "weak", "classifier")
-PARAMS = {**ONE, **dict.fromkeys(PLAYERS, ONE), "base": {}}
+NETWORKS = (
+    "student",
+    "discriminator",
+    "fake",
+    "model",
+    "encoder",
+    "velocity",
+    "weak",
+    "classifier",
+)
+PARAMS = {**ONE, **dict.fromkeys(NETWORKS, ONE), "base": {}}
 FROZEN = {"teacher": ONE, "ema": PARAMS, "velocity": ONE, "step": jnp.int32(3)}
 BATCH = {"x": X, "x0": X + 1.0, "cond": LABELS, "weight": T}
 

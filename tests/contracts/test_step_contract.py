@@ -146,7 +146,7 @@ def measured(name):
     x0, cond = given()
 
     def walk(params, key, x0, cond):
-        x, path = solvers.sample_sde(step, params, x0, key, row.grid, cond, keep=True)
+        x, path = solvers.sample_sde(step, params, x0, key, row.grid, cond, return_trajectory=True)
         r, total = {"x": x, "path": path}, jnp.sum(x)
         if row.keyless:
             held = jax.lax.stop_gradient(path)
@@ -258,7 +258,7 @@ def test_types_and_shapes(name):
             params = jax.tree.map(lambda p, inner=inner: p.astype(inner), PARAMS)
             end, path = jax.eval_shape(
                 lambda key, step=step, params=params, x=x, cond=cond: solvers.sample_sde(
-                    step, params, x, key, row.grid, cond, keep=True
+                    step, params, x, key, row.grid, cond, return_trajectory=True
                 ),
                 KEYS[0],
             )

@@ -10,6 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from compiling import compiled_again
+from jax.random import clone
 from keys import KEYS, keys_consumed_twice
 
 from jflow import bijectors as bj
@@ -132,23 +133,28 @@ def measured(name):
         """Both contributions: what a bound and a sampler's density would differentiate."""
         return sum(
             jnp.sum(f(params, y, cond, key=key)[1])
-            for f, y in ((transport.inverse, x), (transport.forward, z))
+            for f, y, key in ((transport.inverse, x, key), (transport.forward, z, clone(key)))
         )
 
     @jax.jit
     def run(params, z, x, key):
         traces.append(1)
-        r = {"init": [transport.init(key, x, cond), transport.init(key, z, cond, side="source")]}
+        r = {
+            "init": [
+                transport.init(key, x, cond),
+                transport.init(clone(key), z, cond, side="source"),
+            ]
+        }
         r["forward"], r["inverse"] = (
-            transport.forward(params, z, cond, key=key),
-            transport.inverse(params, x, cond, key=key),
+            transport.forward(params, z, cond, key=clone(key)),
+            transport.inverse(params, x, cond, key=clone(key)),
         )
-        r["again"] = transport.forward(params, r["inverse"][0], cond, key=key)
-        r["back"] = transport.inverse(params, r["forward"][0], cond, key=key)
-        r["grads"] = jax.grad(objective)(params, x, z, key)
+        r["again"] = transport.forward(params, r["inverse"][0], cond, key=clone(key))
+        r["back"] = transport.inverse(params, r["forward"][0], cond, key=clone(key))
+        r["grads"] = jax.grad(objective)(params, x, z, clone(key))
         if row.cond is not None:
             r["other cond"] = transport.inverse(
-                params, x, jax.tree.map(lambda c: c[::-1], cond), key=key
+                params, x, jax.tree.map(lambda c: c[::-1], cond), key=clone(key)
             )
         return r
 
@@ -357,18 +363,18 @@ def test_elbo_flows(name):
             0.3 * rng.normal(size=p.shape).astype(np.float32) for p in jax.tree.leaves(initial)
         ]
         params = jax.tree.unflatten(jax.tree.structure(initial), noise)
-        elbo, pull = jax.vjp(lambda p: flow.elbo(p, x, cond, key=key), params)
-        z, contribution = flow.inverse(params, x, cond, key=key)
-        again = flow.forward(params, z, cond, key=key)[0]
+        elbo, pullback = jax.vjp(lambda p: flow.elbo(p, x, cond, key=clone(key)), params)
+        z, contribution = flow.inverse(params, x, cond, key=clone(key))
+        again = flow.forward(params, z, cond, key=clone(key))[0]
         other = flow.elbo(params, x, cond, key=jax.random.fold_in(key, 1))
         return (
             initial,
             params,
             elbo,
-            pull(jnp.cos(elbo))[0],
+            pullback(jnp.cos(elbo))[0],
             z,
             again,
-            flow.sample(params, key, B, cond),
+            flow.sample(params, clone(key), B, cond),
             other,
         )
 

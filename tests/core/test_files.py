@@ -120,10 +120,10 @@ def test_a_full_disk_under_metrics_and_samples_names_the_file(tmp_path, monkeypa
     for error in (FULL, ExceptionGroup("of a thread", [FULL])):
         with pytest.raises(
             OSError, match=f"cannot write {tmp_path}/a.csv: No space left on device"
-        ) as told:
+        ) as raised:
             with sampling.sample_writer(tmp_path / "a.csv", 1):
                 raise error
-        assert told.value.errno == errno.ENOSPC
+        assert raised.value.errno == errno.ENOSPC
     with pytest.raises(OSError, match=f"cannot write {tmp_path}/b.npz: No space left on device"):
         monkeypatch.setattr(writers, "open", lambda name, *_: fail(name), raising=False)
         with writers.npz_writer(tmp_path / "b.npz", 1) as write:

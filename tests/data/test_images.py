@@ -129,7 +129,7 @@ def test_cifar_errors_name_the_file(tmp_path):
     with pytest.raises(ValueError, match=r"cifar10_batch_0\.png.*\[4, 100, 3\]"):
         data.cifar_sheets(tmp_path)
     (tmp_path / "cifar10_batch_0.png").write_bytes(b"no picture")
-    with pytest.raises(ValueError, match=r"cifar10_batch_0\.png: not a readable picture"):
+    with pytest.raises(ValueError, match=r"cifar10_batch_0\.png is not a readable picture"):
         data.cifar_sheets(tmp_path)
     Image.fromarray(np.zeros((4, 1024, 3), np.uint8)).save(tmp_path / "cifar10_batch_0.png")
     with pytest.raises(FileNotFoundError, match=r"labels\.npy"):

@@ -86,9 +86,9 @@ def test_standardize_errors(x, message):
 @pytest.mark.parametrize("tail", [None, data.scale(0, 1), data.logit(0.05)])
 def test_dequantized_levels_come_back(levels, tail):
     pre = (
-        data.dequantization(levels)
+        data.dequantize(levels)
         if tail is None
-        else data.chain_preprocess(data.dequantization(levels), tail)
+        else data.chain_preprocess(data.dequantize(levels), tail)
     )
     x = np.concatenate([np.arange(levels), RNG.integers(0, levels, 200_000 - levels)])[
         :, None
@@ -103,7 +103,7 @@ def test_dequantized_levels_come_back(levels, tail):
 
 
 def test_dequantization_noise_is_uniform_and_comes_from_rng():
-    pre, x = data.dequantization(4), np.full((20_000, 1), 2, np.uint8)
+    pre, x = data.dequantize(4), np.full((20_000, 1), 2, np.uint8)
     y = pre.apply({}, {"x": x}, np.random.default_rng(0))["x"]
     u = np.sort(4 * y[:, 0].astype(np.float64) - 2)
     # Kolmogorov-Smirnov: 1.95 / sqrt(n) is passed by chance once in a thousand.
@@ -118,14 +118,14 @@ def test_a_uniform_model_of_bytes_has_eight_bits_a_dimension():
     form."""
     x = RNG.integers(0, 256, (50, 4, 4, 1)).astype(np.uint8)
     chains = [
-        (data.dequantization(256), lambda y: np.zeros(y.shape)),
+        (data.dequantize(256), lambda y: np.zeros(y.shape)),
         (
-            data.chain_preprocess(data.dequantization(256), data.scale(0, 1)),
+            data.chain_preprocess(data.dequantize(256), data.scale(0, 1)),
             lambda y: np.full(y.shape, -np.log(2)),
         ),
         (
             data.chain_preprocess(
-                data.dequantization(256), data.logit(0.05)
+                data.dequantize(256), data.logit(0.05)
             ),  # p uniform on [alpha, 1 - alpha]
             lambda y: -np.logaddexp(0, y) - np.logaddexp(0, -y) - np.log(0.9),
         ),
@@ -142,7 +142,7 @@ def test_a_uniform_model_of_bytes_has_eight_bits_a_dimension():
 def test_dequantize_refuses_other_levels():
     for bad in (np.array([[0, 17]]), np.array([[0.5]]), np.array([[-1]])):
         with pytest.raises(ValueError, match=r"integers in 0 \.\. 16"):
-            data.dequantization(17).fit({"x": bad})
+            data.dequantize(17).fit({"x": bad})
 
 
 def test_a_row_outside_is_named_with_its_value_and_the_bound():
@@ -155,8 +155,8 @@ def test_a_row_outside_is_named_with_its_value_and_the_bound():
     levels = np.zeros((4, 2))
     levels[2:] = 17
     for use in (
-        data.dequantization(17).fit,
-        lambda rows: data.dequantization(17).apply({}, rows, np.random.default_rng(0)),
+        data.dequantize(17).fit,
+        lambda rows: data.dequantize(17).apply({}, rows, np.random.default_rng(0)),
     ):
         with pytest.raises(
             ValueError,
@@ -166,7 +166,7 @@ def test_a_row_outside_is_named_with_its_value_and_the_bound():
 
 
 def test_options_are_checked():
-    for make in (lambda: data.dequantization(1), lambda: data.scale(1, 1), lambda: data.logit(0.5)):
+    for make in (lambda: data.dequantize(1), lambda: data.scale(1, 1), lambda: data.logit(0.5)):
         with pytest.raises(ValueError, match="expected"):
             make()
     with pytest.raises(ValueError, match=r"x in \[0, 1\]"):

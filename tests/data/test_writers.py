@@ -1,7 +1,11 @@
 import csv
+import signal
+import subprocess
+import sys
 
 import numpy as np
 import pytest
+from subprocesses import environment
 
 from jflow._core import files
 from jflow.data import writers
@@ -68,3 +72,25 @@ def test_unwritable_paths_are_found_first(tmp_path):
     ]:
         with pytest.raises(error, match="cannot write"), files.replace_file(path):
             pytest.fail("the block was entered")
+
+
+def test_what_a_killed_writer_left_goes_with_the_next_and_a_living_ones_stays(tmp_path):
+    path, killed = tmp_path / "a.txt", tmp_path / ".a.txt.killed.part"
+    killed.mkdir()
+    (killed / "a.txt").write_text("half")
+    code = (
+        "import os, signal; from jflow._core.files import replace_file\n"
+        f"with replace_file({str(path)!r}) as part:\n"
+        "    part.write_text('half'); os.kill(os.getpid(), signal.SIGKILL)"
+    )
+    for _ in range(2):
+        command = [sys.executable, "-c", code]
+        assert subprocess.run(command, env=environment()).returncode == -signal.SIGKILL
+        (left,) = tmp_path.iterdir()
+        assert (left / "a.txt").read_text() == "half" and left != killed
+    with files.replace_file(path) as one:
+        one.write_text("one")
+        with files.replace_file(path) as other:
+            other.write_text("other")
+        assert path.read_text() == "other"
+    assert path.read_text() == "one" and list(tmp_path.iterdir()) == [path]

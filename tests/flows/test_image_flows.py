@@ -84,7 +84,10 @@ def test_temperature_scales_the_latents_and_keeps_the_params():
     @jax.jit
     def run(x):
         params = away(flow.init(jax.random.key(0), x))
-        hot, cold = flow.sample(params, key, 6), cool.sample_and_log_prob(params, key, 6)
+        hot, cold = (
+            flow.sample(params, key, 6),
+            cool.sample_and_log_prob(params, jax.random.clone(key), 6),
+        )
         return flow.inverse(params, hot), flow.inverse(params, cold[0]), cold[1]
 
     (z, _), (z_cold, log_det), log_prob = run(images(8, *shape))

@@ -18,15 +18,16 @@ def test_images_take_convolutions():
 
     @jax.jit
     def run(key):
-        params = flow.init(key, x)
-        params = jax.tree.map(lambda p: p + 0.3 * jax.random.normal(key, p.shape), params)
-        sample, log_prob = flow.sample_and_log_prob(params, key, 3)
+        keys = jax.random.split(key, 3)
+        params, moved = flow.init(keys[0], x), np.random.default_rng(1)
+        params = jax.tree.map(lambda p: p + 0.3 * moved.normal(size=p.shape), params)
+        sample, log_prob = flow.sample_and_log_prob(params, keys[1], 3)
         return (
             params,
             sample,
             log_prob,
             flow.log_prob(params, sample),
-            flow.log_prob(params, sample, key=key),
+            flow.log_prob(params, sample, key=keys[2]),
         )
 
     params, sample, log_prob, again, estimate = run(jax.random.key(0))
@@ -41,8 +42,8 @@ def test_images_take_convolutions():
 def test_they_take_any_event(make, event):
     flow = make(event, depth=2, hidden=(4,))
     x = jnp.asarray(np.random.default_rng(0).normal(size=(6, *event)), jnp.float32)
-    sample, log_prob = jax.jit(lambda key: flow.sample_and_log_prob(flow.init(key, x), key, 3))(
-        jax.random.key(0)
+    sample, log_prob = jax.jit(lambda a, b: flow.sample_and_log_prob(flow.init(a, x), b, 3))(
+        jax.random.key(0), jax.random.key(1)
     )
     assert sample.shape == (3, *event) and log_prob.shape == (3,)
 
@@ -67,9 +68,10 @@ def test_training_on_the_estimator_lowers_the_exact_value_and_reports_it():
 
     @jax.jit
     def run(key):
-        params = flow.init(key, x)
+        init_key, train_key, *keys = jax.random.split(key, 4)
+        params = flow.init(init_key, x)
 
-        def estimates(params):
+        def estimates(params, key):
             values = jax.vmap(lambda key: loss(params, key, {"x": x})[0])(
                 jax.random.split(key, 100)
             )
@@ -82,9 +84,9 @@ def test_training_on_the_estimator_lowers_the_exact_value_and_reports_it():
             return (optax.apply_updates(params, updates), state), None
 
         (after, _), _ = jax.lax.scan(
-            step, (params, optimizer.init(params)), jax.random.split(key, 150)
+            step, (params, optimizer.init(params)), jax.random.split(train_key, 150)
         )
-        return estimates(params), estimates(after)
+        return estimates(params, keys[0]), estimates(after, keys[1])
 
     before, after = run(jax.random.key(0))
     for exact, mean, error in (before, after):

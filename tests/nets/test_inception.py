@@ -75,7 +75,7 @@ def test_bad_weights(state, tmp_path):
     with pytest.raises(ValueError, match="1008 classes, got weights for 1000"):
         convert.inception({**state, "fc.weight": np.zeros((1000, 2048))})
     (tmp_path / "weights.npz").write_bytes(b"PK no archive")
-    with pytest.raises(ValueError, match=r"weights\.npz: not an npz file"):
+    with pytest.raises(ValueError, match=r"weights\.npz is not an npz file"):
         convert.inception(tmp_path / "weights.npz")
     with pytest.raises(FileNotFoundError):
         convert.inception(tmp_path / "nowhere.npz")

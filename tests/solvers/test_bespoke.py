@@ -67,9 +67,11 @@ def run(theta, velocity, x0, solver):
 def test_at_first_it_is_the_plain_method(x64, solver):
     v, x0 = V, noise(16)
     x1, info = run(solvers.bespoke_params(5, solver=solver), v, x0, solver)
-    plain, told = jax.jit(lambda x: solvers.sample(v, {}, x, method=solvers.fixed(5, solver)))(x0)
+    plain, info_plain = jax.jit(
+        lambda x: solvers.sample(v, {}, x, method=solvers.fixed(5, solver))
+    )(x0)
     np.testing.assert_allclose(x1, plain, rtol=1e-12, atol=1e-12)
-    np.testing.assert_array_equal(info.evaluations, told.evaluations)
+    np.testing.assert_array_equal(info.evaluations, info_plain.evaluations)
     assert info.evaluations[0] == (5 if solver is EULER else 10) and np.all(
         info.status == solvers.Status.OK
     )

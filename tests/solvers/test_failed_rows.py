@@ -87,7 +87,7 @@ def test_a_walk_of_a_row_that_blows_up():
 
     def total(a):
         step = solvers.euler_maruyama(CUBE, 0.0)
-        y, path = solvers.sample_sde(step, a, far, jax.random.key(0), grid, keep=True)
+        y, path = solvers.sample_sde(step, a, far, jax.random.key(0), grid, return_trajectory=True)
         return jnp.sum(jnp.where(jnp.isfinite(y), y, 0.0)), (y, path.x)
 
     slope, (y, states) = jax.jit(jax.grad(total, has_aux=True))(1.0)
@@ -135,7 +135,7 @@ def test_no_rows():
     step = solvers.ancestral(CUBE)
     y, path = jax.eval_shape(
         lambda x: solvers.sample_sde(
-            step, 1.0, x, jax.random.key(0), np.linspace(0, 1, 3), keep=True
+            step, 1.0, x, jax.random.key(0), np.linspace(0, 1, 3), return_trajectory=True
         ),
         none,
     )

@@ -198,9 +198,9 @@ def test_remat_changes_no_gradient_of_a_loss_with_a_forward_derivative(x64):
         losses.mean_flow(jflow.flow_map(net.clone(remat=r)), times=times.pairs(equal=0.0))
         for r in (False, True)
     ]
-    batch, key = {"x": x, "cond": cond}, jax.random.key(2)
+    batch = {"x": x, "cond": cond}
     plain, remat = jax.jit(
-        lambda p: [jax.grad(lambda p, f=f: f(p, key, batch)[0])(p) for f in made]
+        lambda p: [jax.grad(lambda p, f=f: f(p, jax.random.key(2), batch)[0])(p) for f in made]
     )(params)
     for (path, one), other in zip(
         jax.tree_util.tree_leaves_with_path(plain), jax.tree.leaves(remat), strict=True
@@ -311,7 +311,7 @@ SELF_TAUGHT = {
     "rectified_diffusion": losses.rectified_diffusion(STUDENT),
     "shared_timesteps": losses.shared_timesteps(STUDENT_MAP, STUDENT, STUDENT, (0.0, 0.5, 1.0)),
 }
-PLAYERS = {"student": {}, "fake": {}, "discriminator": {}}
+NETWORKS = {"student": {}, "fake": {}, "discriminator": {}}
 FROZEN = {"teacher": {}, "ema": {}, "velocity": {}}
 
 
@@ -322,7 +322,7 @@ def test_a_teacher_of_another_shape_is_named(name):
     with pytest.raises(
         ValueError, match=rf"{name}.*: expected a velocity shaped like x, \[5, 2\], got \[5, 1\]"
     ):
-        params = solvers.bespoke_params(2) if name == "bespoke_error" else PLAYERS
+        params = solvers.bespoke_params(2) if name == "bespoke_error" else NETWORKS
         TAUGHT[name](narrow)(params, jax.random.key(0), {"x": X, "x0": X}, FROZEN)
 
 
@@ -333,7 +333,7 @@ def test_pairs_that_do_not_match_the_data_are_refused(name):
         with pytest.raises(
             ValueError, match=rf"{name}: expected 'x0' of the shape of 'x', \[5, 2\], got"
         ):
-            loss(PLAYERS, jax.random.key(0), {"x": X, "x0": x0}, FROZEN)
+            loss(NETWORKS, jax.random.key(0), {"x": X, "x0": x0}, FROZEN)
 
 
 def test_bad_input():

@@ -101,9 +101,9 @@ def test_gm_sde_draws_the_data_at_any_number_of_steps(grid):
     n = 100_000
     step = gm_sde(EXACT)
     start = jax.random.normal(jax.random.key(1), (n, 2))
-    x, path = jax.jit(lambda x, key: solvers.sample_sde(step, {}, x, key, grid, keep=True))(
-        start, jax.random.key(0)
-    )
+    x, path = jax.jit(
+        lambda x, key: solvers.sample_sde(step, {}, x, key, grid, return_trajectory=True)
+    )(start, jax.random.key(0))
     mean, std = path.mean[-1], path.std[-1]
     nearest = np.argmin(((np.asarray(x)[:, None] - MEANS[None]) ** 2).sum(-1), axis=1)
     truth = np.argmin(

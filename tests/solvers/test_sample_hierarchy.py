@@ -17,10 +17,10 @@ WEIGHTS, MEANS, VARIANCE = (
 EXACT = mixtures.exact(WEIGHTS, MEANS, VARIANCE)
 
 
-def inner(params, y, r, told, *, key=None):
+def inner(params, y, r, cond, *, key=None):
     """The exact velocity of velocities: the law of v at x_1, t_1 is a mixture, and the flow to a
     mixture is known."""
-    return mixtures.flow_velocity(EXACT.apply({}, told.states[0], told.times[0]), y, r)
+    return mixtures.flow_velocity(EXACT.apply({}, cond.states[0], cond.times[0]), y, r)
 
 
 TWO = Velocity(lambda *args: {}, inner)
@@ -65,11 +65,11 @@ def test_depth_one_is_plain_sampling():
 def test_evaluations_are_the_product_and_are_counted_calls():
     calls = []
 
-    def net(params, y, r, told, *, key=None):
+    def net(params, y, r, cond, *, key=None):
         jax.debug.callback(
-            lambda r, t: calls.append((float(t[0][0]), float(t[1][0]), float(r))), r[0], told.times
+            lambda r, t: calls.append((float(t[0][0]), float(t[1][0]), float(r))), r[0], cond.times
         )
-        assert len(told.states) == 2 and told.cond.shape == (4,)
+        assert len(cond.states) == 2 and cond.cond.shape == (4,)
         return -y
 
     x0 = jnp.ones((4, 2))
@@ -87,7 +87,7 @@ def test_evaluations_are_the_product_and_are_counted_calls():
 def test_noise_is_fresh_at_every_step_and_row():
     # a field that stays where it starts: the velocity is the noise itself, so that one step adds it
     # to x0
-    still = Velocity(lambda *a: {}, lambda params, y, r, told, *, key=None: 0 * y)
+    still = Velocity(lambda *a: {}, lambda params, y, r, cond, *, key=None: 0 * y)
     x, _ = run(still, jnp.zeros((20_000, 1)), (4, 1))
     np.testing.assert_allclose(
         x.var(), 4 / 4**2, rtol=0.04
@@ -95,8 +95,8 @@ def test_noise_is_fresh_at_every_step_and_row():
 
 
 def test_a_failed_row_is_nan_alone():
-    def net(params, y, r, told, *, key=None):
-        return jnp.where(told.cond[:, None] > 0, jnp.inf, y)
+    def net(params, y, r, cond, *, key=None):
+        return jnp.where(cond.cond[:, None] > 0, jnp.inf, y)
 
     x, info = run(
         Velocity(lambda *a: {}, net), jnp.ones((3, 2)), (2, 2), jnp.array([0.0, 1.0, 0.0])

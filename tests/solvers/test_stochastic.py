@@ -116,7 +116,9 @@ def test_ancestral_is_ddpm_and_ddim(x64):
         solvers.overshoot(V, 0.0),
         solvers.euler_maruyama(V, 0.0),
     ):
-        end, path = solvers.sample_sde(step, {}, x, jax.random.key(0), grids.cosine(5), keep=True)
+        end, path = solvers.sample_sde(
+            step, {}, x, jax.random.key(0), grids.cosine(5), return_trajectory=True
+        )
         np.testing.assert_allclose(path.std, 0, atol=1e-7)
         np.testing.assert_allclose(
             end,

@@ -54,16 +54,16 @@ def go(loss, state, sharding, **options):
     step = jax.jit(step, donate_argnums=0, out_shardings=None if placed is None else (placed, None))
     rows, size = data.place(next(batches), sharding), train.bytes_per_device(state)
     program = step.lower(state, rows).compile()
-    told = []
+    metrics_seen = []
     for _ in range(4):
         state, metrics = program(state, rows)
-        told += [float(metrics["loss"]), float(metrics["grad_norm"])]
+        metrics_seen += [float(metrics["loss"]), float(metrics["grad_norm"])]
         rows = data.place(next(batches), sharding)
     if placed is not None:
         assert jax.tree.map(lambda x: x.sharding, state) == placed
     gathers = re.findall(r"= f32\[([0-9,]*)\]\S* all-gather(?:-start)?\(", program.as_text())
     return {
-        "losses": told,
+        "losses": metrics_seen,
         "bytes": size,
         "temporary": program.memory_analysis().temp_size_in_bytes,
         "gathers": [[int(n) for n in shape.split(",") if n] for shape in gathers],

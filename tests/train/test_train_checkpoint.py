@@ -75,7 +75,7 @@ def test_only_the_newest_stay_and_leftovers_of_a_kill_go(tmp_path):
     leftover.mkdir(parents=True)
     assert checkpoint.steps(tmp_path) == [] and checkpoint.latest(tmp_path) is None
     for step in (10, 20, 30):
-        checkpoint.save(tmp_path, step, state, keep=2)
+        checkpoint.save(tmp_path, step, state, max_to_keep=2)
     assert checkpoint.steps(tmp_path) == [20, 30] and checkpoint.latest(tmp_path) == 30
     assert sorted(p.name for p in (tmp_path / "checkpoints").iterdir()) == ["00000020", "00000030"]
     assert checkpoint.restore(tmp_path, state, 20).step == 20

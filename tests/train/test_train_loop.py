@@ -192,7 +192,7 @@ def test_params_that_overflow_are_never_saved(tmp_path):
         learning_rate=lambda n: jnp.where(n == 3, jnp.inf, 0.01)
     )
     step = train.make_step(noisy, jump)
-    with pytest.raises(train.NonFiniteError, match="params not finite at step 4"):
+    with pytest.raises(train.NonFiniteError, match="the params are not finite at step 4"):
         state = train.init_state({"w": jnp.eye(2)}, jump, jax.random.key(0))
         train.fit(state, step, rows(), steps=8, workdir=tmp_path, save_every=2, progress=False)
     assert checkpoint.steps(tmp_path) == [2]
@@ -276,7 +276,11 @@ def test_early_stopping_keeps_the_best_and_stays_stopped(tmp_path):
 def test_best_stays_while_a_kept_checkpoint_may_name_it(tmp_path):
     """The newest checkpoint is lost: the best of the one before it must still be there."""
     options = dict(
-        eval_every=2, evaluate=lambda s: {"v": -int(s.step)}, monitor="v", save_every=2, keep=2
+        eval_every=2,
+        evaluate=lambda s: {"v": -int(s.step)},
+        monitor="v",
+        save_every=2,
+        max_to_keep=2,
     )
     go(8, workdir=tmp_path, **options)
     assert checkpoint.steps(tmp_path) == [6, 8] and checkpoint.steps(tmp_path / "best") == [6, 8]
@@ -449,7 +453,7 @@ def test_progress_bar_goes_to_stderr(capsys):
     [
         ({"steps": 0}, ValueError, "steps to be a whole number of at least 1, got 0"),
         ({"log_every": 0}, ValueError, "log_every"),
-        ({"keep": 1.5}, ValueError, "keep"),
+        ({"max_to_keep": 1.5}, ValueError, "max_to_keep"),
         ({"patience": 0}, ValueError, "patience"),
         ({"inner": 0}, ValueError, "inner to be a whole number of at least 1, got 0"),
         ({"inner": 2, "batches": drawn}, ValueError, "steps to be a multiple of inner=2, got 3"),

@@ -95,8 +95,8 @@ def test_ema_of_step_and_state_must_agree():
 def test_loss_reads_frozen_and_the_average_and_neither_is_differentiated():
     def loss(params, key, batch, frozen):
         assert sorted(frozen) == ["ema", "teacher"]
-        pull = frozen["teacher"]["w"] * frozen["ema"]["w"]
-        return params["w"] * pull, {}
+        factor = frozen["teacher"]["w"] * frozen["ema"]["w"]
+        return params["w"] * factor, {}
 
     optimizer = optax.sgd(1.0)
     state = start(optimizer, ema=0.5, frozen={"teacher": {"w": jnp.float32(3.0)}})

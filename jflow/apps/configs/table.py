@@ -1,7 +1,7 @@
 """A neural spline flow for a table of numbers and categories: what `jflow fit` trains.
 
-Starts at the Gaussian of the training rows, follows Adam on a cosine schedule with clipped gradients, and keeps the
-parameters of the lowest validation loss.
+Starts at the Gaussian of the training rows, follows Adam on a cosine schedule with clipped
+gradients, and keeps the parameters of the lowest validation loss.
 """
 
 import jax
@@ -39,7 +39,8 @@ def config(
         drop: names of columns to leave out, a,b,c
         categorical: names of numeric columns to take as categories, a,b,c
         header: whether the first line names the columns; None finds out
-        group_repeated: whether identical rows go to one part; refused where that changes the columns
+        group_repeated: whether identical rows go to one part; refused where that changes the
+        columns
         depth: how many coupling layers
         hidden: widths of the network of a layer, 64,64
         bins: how many bins a spline has
@@ -47,12 +48,13 @@ def config(
         learning_rate: of Adam, at its highest
         steps: updates at most
         batch: rows of an update; `jflow fit` takes all rows of a small table
-        eval_every: updates between two looks at the validation rows; `jflow fit` takes an epoch, but 5 to 100
+        eval_every: updates between two looks at the validation rows; `jflow fit` takes an epoch,
+        but 5 to 100
         patience: looks without a better one until training stops
         seed: of the parts of the table, the parameters and the batches
     """
     if not table:
-        raise ValueError("no table: expected table=PATH, as `jflow fit PATH` sets it")
+        raise ValueError("there is no table: expected table=PATH, as `jflow fit PATH` sets it")
     load = tables.loader(
         table=table,
         fingerprint=fingerprint,

@@ -1,4 +1,4 @@
-"""What `fit` keeps of a run: its checkpoints, the best params, and its own counts."""
+"""The checkpoints that `fit` writes and resumes from, the best params, and its own counts."""
 
 import warnings
 from pathlib import Path
@@ -14,7 +14,14 @@ from jflow.types import Params
 
 
 class Best(NamedTuple):
-    """The evaluation where `monitor` was lowest: after `step` updates, its value, the params and their average then."""
+    """The evaluation where the monitored number was lowest.
+
+    Attributes:
+        step: How many updates had been made.
+        value: The number.
+        params: The params then.
+        ema: Their average then, or None.
+    """
 
     step: int
     value: float
@@ -22,7 +29,7 @@ class Best(NamedTuple):
     ema: Params | None
 
 
-class Kept(NamedTuple):
+class Counts(NamedTuple):
     """What `fit` itself has to remember over a resume."""
 
     best: tuple[int, float] | None = None  # step and value
@@ -31,19 +38,19 @@ class Kept(NamedTuple):
     seconds: float = 0.0
 
 
-def judge_best(state: TrainState, n: int, scores, monitor: str, best: Best | None, kept: Kept):
+def judge_best(state: TrainState, n: int, scores, monitor: str, best: Best | None, counts: Counts):
     """The best evaluation so far, and the count of those since; NaN is never better."""
     if monitor not in scores:
         raise ValueError(
             f"monitor {monitor!r} is not among what evaluate returned: {sorted(scores)}"
         )
     value = scores[monitor]
-    if not (value < (float("inf") if kept.best is None else kept.best[1])):
-        return best, kept._replace(failed=kept.failed + 1)
+    if not (value < (float("inf") if counts.best is None else counts.best[1])):
+        return best, counts._replace(failed=counts.failed + 1)
     params, ema = jax.tree.map(
         jnp.copy, (state.params, state.ema)
     )  # the state is about to be donated
-    return Best(n, value, params, ema), kept._replace(best=(n, value), failed=0)
+    return Best(n, value, params, ema), counts._replace(best=(n, value), failed=0)
 
 
 def best_state(state: TrainState, step: int, params, ema) -> TrainState:
@@ -52,9 +59,10 @@ def best_state(state: TrainState, step: int, params, ema) -> TrainState:
 
 
 def save_run(
-    workdir: Path, n: int, state: TrainState, best: Best | None, position, extra, keep: int
+    workdir: Path, n: int, state: TrainState, best: Best | None, position, extra, max_to_keep: int
 ) -> None:
-    """The best params first: a checkpoint may then name them. They stay as long as a kept checkpoint might."""
+    """The best params first: a checkpoint may then name them. They stay as long as a checkpoint
+    that is kept might."""
     folder = workdir / "best"
     if best is not None and best.step not in checkpoint.steps(folder):
         checkpoint.save(
@@ -63,9 +71,9 @@ def save_run(
             best_state(state, best.step, best.params, best.ema),
             None,
             extra,
-            keep=None,
+            max_to_keep=None,
         )
-    checkpoint.save(workdir, n, state, position, extra, keep=keep)
+    checkpoint.save(workdir, n, state, position, extra, max_to_keep=max_to_keep)
     if processes.is_main():
         oldest = checkpoint.steps(workdir)[0]
         for step in [s for s in checkpoint.steps(folder) if s <= oldest][:-1]:
@@ -73,22 +81,22 @@ def save_run(
     processes.wait_for_all("jflow: old best params deleted")
 
 
-def resume_run(workdir: Path, state: TrainState, batches) -> tuple[TrainState, Best | None, Kept]:
+def resume_run(workdir: Path, state: TrainState, batches) -> tuple[TrainState, Best | None, Counts]:
     """The newest readable checkpoint, or the state as given where there is none."""
     try:
         found = checkpoint.restore(workdir, state)
-        state, kept, best = found.state, Kept(**found.extra.get("fit", {})), None
+        state, counts, best = found.state, Counts(**found.extra.get("fit", {})), None
         if found.position is not None:
             batches.seek(found.position)
     except FileNotFoundError:
-        kept, best = Kept(), None
+        counts, best = Counts(), None
     if processes.is_main():
         for step in checkpoint.steps(workdir / "best"):
             if step > int(state.step):  # this run is going to find it again
                 checkpoint.discard(workdir / "best", step)
     processes.wait_for_all("jflow: resumed")
-    if kept.best is not None:
-        step, value = kept.best
+    if counts.best is not None:
+        step, value = counts.best
         like = best_state(state, step, state.params, state.ema)
         try:
             there = checkpoint.restore(workdir / "best", like, step).state
@@ -96,4 +104,4 @@ def resume_run(workdir: Path, state: TrainState, batches) -> tuple[TrainState, B
         except (FileNotFoundError, ValueError) as error:
             if processes.is_main():
                 warnings.warn(f"the best params so far are lost: {error}", stacklevel=2)
-    return state, best, kept
+    return state, best, counts

@@ -20,57 +20,64 @@ class NonFiniteError(FloatingPointError):
     """The loss, its gradient or the updated params ceased to be finite."""
 
 
-class Watch(NamedTuple):
-    """Kept on the device, so that no step waits for the host: the first update that was not finite (0: none so far),
-    and how many were left out."""
+class FiniteCheck(NamedTuple):
+    """On the device, so that no step waits for the host: the first update that was not finite (0:
+    none so far), and how many were left out."""
 
     bad: Array
     skipped: Array
 
 
-def init_watch(skipped: int = 0) -> Watch:
-    return Watch(jnp.int32(0), jnp.int32(skipped))
+def init_finite_check(skipped: int = 0) -> FiniteCheck:
+    return FiniteCheck(jnp.int32(0), jnp.int32(skipped))
 
 
-def watched(step: Step, skip: bool) -> Callable[..., tuple[TrainState, Watch, Metrics]]:
-    """(state, watch, batch) -> (state, watch, metrics). skip: a bad update leaves all but the step count as it was."""
+def with_finite_check(
+    step: Step, skip: bool
+) -> Callable[..., tuple[TrainState, FiniteCheck, Metrics]]:
+    """(state, check, batch) -> (state, check, metrics). skip: a bad update leaves all but the step
+    count as it was."""
 
-    def run(state: TrainState, watch: Watch, batch):
+    def run(state: TrainState, check: FiniteCheck, batch):
         new, metrics = step(state, batch)
         values = jnp.stack([metrics["loss"], metrics["grad_norm"], optax.tree.norm(new.params)])
         fine = jnp.isfinite(values).all()
         if not skip:
             return (
                 new,
-                watch._replace(bad=jnp.where((watch.bad == 0) & ~fine, new.step, watch.bad)),
+                check._replace(bad=jnp.where((check.bad == 0) & ~fine, new.step, check.bad)),
                 metrics,
             )
-        kept = jax.tree.map(lambda a, b: jnp.where(fine, a, b), new, state)
-        return kept._replace(step=new.step), watch._replace(skipped=watch.skipped + ~fine), metrics
+        both = (new._replace(key=None), state._replace(key=None))
+        chosen = jax.tree.map(lambda a, b: jnp.where(fine, a, b), *both)
+        chosen = chosen._replace(step=new.step, key=new.key)
+        return chosen, check._replace(skipped=check.skipped + ~fine), metrics
 
     return run
 
 
-def check_finite(watch: Watch, n: int, recent: Sequence[Metrics], last_good: str) -> None:
-    """Raise NonFiniteError if an update was bad. recent: the metrics of the steps up to n since the last check."""
-    bad = int(watch.bad)
+def check_finite(check: FiniteCheck, n: int, recent: Sequence[Metrics], last_good: str) -> None:
+    """Raise NonFiniteError if an update was bad. recent: the metrics of the steps up to n since the
+    last check."""
+    bad = int(check.bad)
     if bad:
         metrics = as_floats("metric", recent[bad - n - 1])
         said = ", ".join(f"{name}={value:.6g}" for name, value in metrics.items())
         what = (
-            "params"
+            "the params are"
             if math.isfinite(metrics["loss"] + metrics["grad_norm"])
-            else "loss or gradient"
+            else "the loss or its gradient is"
         )
         raise NonFiniteError(f"{what} not finite at step {bad}: {said}; {last_good}")
 
 
 @contextlib.contextmanager
 def signals() -> Iterator[list[int]]:
-    """Within, SIGTERM and SIGINT only add to the list that is given; a second one acts as it did before.
+    """Within, SIGTERM and SIGINT only add to the list that is given; a second one acts as it did
+    before.
 
-    Outside the main thread, where Python allows no handlers, the list stays empty. A signal that the process was
-    started to ignore (nohup) stays ignored.
+    Outside the main thread, where Python allows no handlers, the list stays empty. A signal that
+    the process was started to ignore (nohup) stays ignored.
     """
     caught: list[int] = []
     before: dict[int, object] = {}

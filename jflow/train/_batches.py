@@ -1,4 +1,4 @@
-"""What the loop feeds the device: one batch, or those of several updates at once."""
+"""The batches of the training loop: one for each update, or those of several updates stacked."""
 
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -19,11 +19,13 @@ def is_iterator(batches) -> bool:
     return hasattr(batches, "__next__")
 
 
-def feed(batches, inner: int, prefetch: int, sharding) -> tuple[Any, NextBatch]:
-    """What `fit` seeks, asks for its position and closes, and the function that gives the next batch of a visit.
+def batch_source(batches, inner: int, prefetch: int, sharding) -> tuple[Any, NextBatch]:
+    """What `fit` seeks, asks for its position and closes, and the function that gives the batch of
+    the next call of
+    `update_loop`.
 
-    Visits of `inner` > 1 updates get batches of an iterator stacked: one transfer. Those that a callable makes are made
-    inside the visit: None.
+    A call of `inner` > 1 updates gets batches of an iterator stacked: one transfer. Those that a
+    callable makes are made inside the call: None.
     """
     if not is_iterator(batches):
         return batches, _drawn(batches, sharding) if inner == 1 else lambda state: None
@@ -48,24 +50,25 @@ def feed(batches, inner: int, prefetch: int, sharding) -> tuple[Any, NextBatch]:
     return batches, following
 
 
-def visit(update, batches, inner: int, sharding) -> Callable:
-    """(state, watch, batch) -> (state, watch, metrics): `inner` updates in a row, whose metrics are [inner] each."""
+def update_loop(update, batches, inner: int, sharding) -> Callable:
+    """(state, check, batch) -> (state, check, metrics): `inner` updates in a row, whose metrics are
+    [inner] each."""
     if inner == 1:
         return update
     draw = None if is_iterator(batches) else _drawn(batches, None)
 
     def one(carry, batch):
-        state, watch = carry
+        state, check = carry
         if draw is not None:
             batch = draw(state)
             if sharding is not None:
                 batch = jax.lax.with_sharding_constraint(batch, sharding)
-        state, watch, metrics = update(state, watch, batch)
-        return (state, watch), metrics
+        state, check, metrics = update(state, check, batch)
+        return (state, check), metrics
 
-    def run(state, watch, stacked):
-        (state, watch), metrics = jax.lax.scan(one, (state, watch), stacked, length=inner)
-        return state, watch, metrics
+    def run(state, check, stacked):
+        (state, check), metrics = jax.lax.scan(one, (state, check), stacked, length=inner)
+        return state, check, metrics
 
     return run
 
@@ -82,8 +85,8 @@ def rows_of(recent: list, inner: int) -> list:
 
 
 def _drawn(batches: Callable, sharding) -> NextBatch:
-    """From a callable (state, key) -> batch; its key is of a stream of its own: no step count reaches the top bit, so no
-    step's key is ever this one."""
+    """From a callable (state, key) -> batch; its key is of a stream of its own: no step count
+    reaches the top bit, so no step's key is ever this one."""
     stream = np.uint32(1 << 31)
 
     def draw(state):

@@ -1,0 +1,149 @@
+"""What the site has beside the pages that are written by hand: the API reference, the pictures and
+READMEs of the experiments, formulas as MathML, and links from names in code to their pages."""
+
+import html
+import json
+import os
+import re
+from pathlib import Path
+
+import griffe
+from latex2mathml.converter import convert
+from mkdocs.structure.files import File
+
+ROOT = Path(__file__).parent.parent
+FORMULA = re.compile(r'<(span|div) class="arithmatex">\\[(\[](.*?)\\[)\]]</\1>', re.DOTALL)
+CODE = re.compile(r"(<(?:a|pre|h\d)\b.*?</(?:a|pre|h\d)>)|<code>(\w+\.[\w.]+)</code>", re.DOTALL)
+
+
+def public_modules():
+    """The public modules of jflow, each with its public functions and classes, read from source."""
+    package = griffe.load("jflow", search_paths=[str(ROOT)], docstring_parser="google")
+
+    def walk(module):
+        exports = [str(name) for name in module.exports or ()]
+        members, inner = [], []
+        own = [n for n, m in module.members.items() if not m.is_alias and not n.startswith("_")]
+        for name in exports or own:
+            member = module.members[name]
+            target = member.final_target if member.is_alias else member
+            if target.is_module:
+                inner.append(target)
+            elif target.is_function or target.is_class:
+                members.append((name, target))
+        known = {m.path for m in inner}
+        inner += [
+            m
+            for n, m in module.members.items()
+            if not m.is_alias and m.is_module and not n.startswith("_") and m.path not in known
+        ]
+        if module.path != "jflow":
+            yield module, members
+        for m in sorted(inner, key=lambda m: m.path):
+            yield from walk(m)
+
+    return list(walk(package))
+
+
+MODULES = public_modules()
+PAGES = {  # 'losses.mean_flow' -> 'api/losses/mean_flow.md'
+    f"{module.path}.{name}".removeprefix("jflow."): "api/"
+    + f"{module.path}.{name}".removeprefix("jflow.").replace(".", "/")
+    + ".md"
+    for module, members in MODULES
+    for name, _ in members
+} | {
+    module.path.removeprefix("jflow."): module_page
+    for module, _ in MODULES
+    for module_page in ["api/" + module.path.removeprefix("jflow.").replace(".", "/") + "/index.md"]
+}
+
+
+FUNCTION = """---
+title: {short}.{name}
+tags: {tags}
+---
+[`jflow.{short}`](index.md)
+
+::: {full}
+    options:
+      heading: {short}.{name}
+"""
+
+
+ALSO = re.compile(r"Also known as:\s+(.*?)\.?\s*(?:\n\s*\n|\Z)", re.DOTALL)
+
+
+def other_names(docstring) -> list[str]:
+    """What else people call it, which the search ranks first: `Also known as: CFG, guidance scale.`"""
+    found = ALSO.search(docstring.value) if docstring else None
+    return [" ".join(name.split()) for name in found[1].split(",")] if found else []
+
+
+def first_sentence(docstring) -> str:
+    text = " ".join(docstring.value.strip().split("\n\n")[0].split()) if docstring else ""
+    return re.split(r"(?<=[.!?])\s", text)[0]
+
+
+def module_page(module, members) -> str:
+    """A module's page: its docstring, and a table a file, in the order of `__all__`."""
+    lines = [f"# `{module.path}`", "", module.docstring.value if module.docstring else "", ""]
+    by_file = {}
+    for name, target in members:
+        by_file.setdefault(target.module, []).append((name, target))
+    for file, rows in by_file.items():
+        if file is not module and len(by_file) > 1:
+            lines += [f"## {first_sentence(file.docstring).rstrip('.')}", ""]
+        lines += ["| name | |", "|---|---|"]
+        for name, target in rows:
+            said = first_sentence(target.docstring).replace("|", "\\|")
+            lines.append(f"| [`{name}`]({name}.md) | {said} |")
+        lines.append("")
+    return "\n".join(lines)
+
+
+def on_config(config):
+    packages = [m.path.removeprefix("jflow.") for m, _ in MODULES]
+    config.nav.append({"API": ["api/index.md", *({p: PAGES[p]} for p in packages)]})
+    return config
+
+
+def on_files(files, *, config):
+    def add(uri, content):
+        files.append(File.generated(config, uri, content=content))
+
+    lines = ["# API reference", "", "Everything public, by the noun that it is or makes.", ""]
+    lines += ["| package | |", "|---|---|"]
+    for module, members in MODULES:
+        short = module.path.removeprefix("jflow.")
+        said = first_sentence(module.docstring).replace("|", "\\|")
+        lines.append(f"| [`{module.path}`]({short.replace('.', '/')}/index.md) | {said} |")
+        add(PAGES[short], module_page(module, members))
+        for name, target in members:
+            full, tags = f"{module.path}.{name}", json.dumps(other_names(target.docstring))
+            text = FUNCTION.format(short=short, name=name, full=full, tags=tags)
+            add(PAGES[full.removeprefix("jflow.")], text)
+    add("api/index.md", "\n".join(lines))
+    for path in sorted(ROOT.glob("experiments/**/*")) + [ROOT / "benchmarks/README.md"]:
+        if path.name == "README.md" or path.suffix == ".png":
+            uri = path.relative_to(ROOT).as_posix()
+            files.append(File.generated(config, uri, abs_src_path=str(path)))
+    return files
+
+
+def on_page_content(content, *, page, config, files):
+    content = FORMULA.sub(lambda m: mathml(m[2], block=m[1] == "div"), content)
+
+    def linked(match):
+        uri = match[2] and PAGES.get(match[2].removeprefix("jflow."))
+        if not uri or uri == page.file.src_uri:
+            return match[0]
+        target = files.get_file_from_path(uri).url
+        link = os.path.relpath(target, page.url or ".")
+        return f'<a href="{link}/"><code>{match[2]}</code></a>'
+
+    return CODE.sub(linked, content)
+
+
+def mathml(latex: str, block: bool) -> str:
+    return convert(html.unescape(latex), display="block" if block else "inline")

@@ -1,0 +1,64 @@
+"""Docstrings as the site's tools read them: arguments, results and sources of every public name."""
+
+import sys
+from pathlib import Path
+
+import pytest
+
+pytest.importorskip("griffe")
+sys.path.insert(0, str(Path(__file__).parents[2] / "docs"))
+from hooks import MODULES
+
+NAMED = {
+    f"{module.path}.{name}".removeprefix("jflow."): target
+    for module, members in MODULES
+    for name, target in members
+}
+
+
+def arguments(target) -> set[str]:
+    """Parameters of a function; fields of a class."""
+    if target.is_function:
+        return {parameter.name.lstrip("*") for parameter in target.parameters}
+    return {
+        name
+        for name, member in target.members.items()
+        if member.is_attribute and member.annotation is not None and not name.startswith("_")
+    }
+
+
+def documented(target) -> set[str]:
+    sections = target.docstring.parse("google") if target.docstring else []
+    lists = [s.value for s in sections if s.kind.value in ("parameters", "attributes")]
+    return {entry.name.lstrip("*") for entries in lists for entry in entries}
+
+
+def test_arguments_are_documented():
+    """At least 95 in 100, and nothing is documented that is not there."""
+    missing, count = [], 0
+    for name, target in NAMED.items():
+        of = arguments(target)
+        count += len(of)
+        missing += [f"{name}({argument})" for argument in sorted(of - documented(target))]
+        assert documented(target) <= of, f"{name}: {documented(target) - of} is no argument"
+    assert len(missing) <= 0.05 * count, f"{len(missing)} of {count} arguments: {missing}"
+
+
+def test_names_begin_with_a_sentence():
+    """A stranger reads the first line alone, in a table: it is short, and it ends."""
+    bad = []
+    for name, target in NAMED.items():
+        first = target.docstring.value.strip().splitlines()[0] if target.docstring else ""
+        if not first.rstrip(":").rstrip() or not first.rstrip().endswith((".", ":")):
+            bad.append(f"{name}: {first!r}")
+    assert not bad, "\n".join(bad)
+
+
+def test_functions_say_what_they_return():
+    def returns(target):
+        sections = target.docstring.parse("google") if target.docstring else []
+        return any(section.kind.value in ("returns", "yields") for section in sections)
+
+    functions = [n for n, t in NAMED.items() if t.is_function and str(t.returns) != "None"]
+    bad = [name for name in functions if not returns(NAMED[name])]
+    assert len(bad) <= 0.05 * len(functions), bad
