@@ -115,7 +115,8 @@ def low_discrepancy() -> Time:
 
     def draw(key, n):
         draw_key, order_key = jax.random.split(key)
-        t = (jnp.arange(n) + jax.random.uniform(draw_key)) / n
+        u = jax.random.uniform(draw_key)
+        t = (jnp.arange(n, dtype=u.dtype) + u) / n
         return jax.random.permutation(order_key, jnp.minimum(t, 1))
 
     return draw

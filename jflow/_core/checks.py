@@ -294,13 +294,19 @@ def _as_type(name: str, null, dtype) -> Array:
     return jnp.asarray(null.astype(dtype))
 
 
-def like_state(name: str, v: PyTree, x: PyTree) -> PyTree:
-    """v in the types of x, after a check that it has x's structure and shapes."""
+def check_state(name: str, v: PyTree, x: PyTree) -> PyTree:
+    """v, after a check that it has x's structure and shapes."""
     given, expected = jax.tree.map(jnp.shape, v), jax.tree.map(jnp.shape, x)
     if given != expected:
         raise ValueError(
             f"{name}: expected a velocity shaped like x, {_text(expected)}, got {_text(given)}"
         )
+    return v
+
+
+def like_state(name: str, v: PyTree, x: PyTree) -> PyTree:
+    """v in the types of x, after a check that it has x's structure and shapes."""
+    v = check_state(name, v, x)
     return jax.tree.map(lambda v, x: v.astype(jnp.result_type(x)), v, x)
 
 

@@ -71,7 +71,7 @@ def density(velocity: Velocity, excess: Excess, *, schedule: Schedule = LINEAR) 
     def apply(params, x, t, cond=None, *, key=None):
         t = rows(t, x.shape[0])
         u = lambda x: like_state(  # noqa: E731
-            "velocity", velocity.apply(params, x, t, cond, key=same_draws(key)), x
+            "density", velocity.apply(params, x, t, cond, key=same_draws(key)), x
         )
         v = u(x)
         return (v + _climb(velocity_to_score(v, x, t, schedule), excess(u, x, t))).astype(v.dtype)
@@ -130,7 +130,7 @@ def quantile(q: float, *, schedule: Schedule = LINEAR) -> Excess:
     """
     if not 0 < q < 1:
         raise ValueError(f"quantile: expected q in (0, 1), got {q}")
-    z = NormalDist().inv_cdf(q)
+    z = NormalDist().inv_cdf(float(q))
 
     def excess(u, x, t):
         a, s, da, ds = coefficients(schedule, t)
@@ -184,7 +184,9 @@ def density_step(
         x = x.astype(float_dtype(x))
         t, t_next = (rows(s, x.shape[0]).astype(x.dtype) for s in (t, t_next))
         h = t_next - t
-        u = lambda x: like_state("velocity", velocity.apply(params, x, t, cond), x)  # noqa: E731
+        u = lambda x: like_state(  # noqa: E731
+            "density_step", velocity.apply(params, x, t, cond), x
+        )
         v = u(x)
         score = velocity_to_score(v, x, t, schedule)
         xi = jax.random.normal(key, x.shape, x.dtype)

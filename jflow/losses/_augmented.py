@@ -42,6 +42,7 @@ def noised(std: float) -> BatchTransform:
     """
     if not std >= 0:
         raise ValueError(f"noised: expected std >= 0, got {std}")
+    std = float(std)  # a number of numpy's would bring float64 along
 
     def transform(key, batch, frozen=None):
         need_key("noised", key)

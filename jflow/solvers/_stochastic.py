@@ -98,6 +98,7 @@ def euler_maruyama(
     w = _rate("euler_maruyama", noise)
     if limit is not None and not limit > 0:
         raise ValueError(f"euler_maruyama: expected limit > 0 or None, got {limit}")
+    limit = None if limit is None else float(limit)  # numbers of numpy's would bring float64 along
 
     def moments(params, x, t, t_next, cond):
         h, rate = t_next - t, w(t)
@@ -141,6 +142,7 @@ def ancestral(velocity: Velocity, eta: float = 1.0, schedule: Schedule = LINEAR)
     """
     if not 0 <= eta <= 1:
         raise ValueError(f"ancestral: expected 0 <= eta <= 1, got {eta}")
+    eta = float(eta)
 
     def moments(params, x, t, t_next, cond):
         r = (
@@ -149,9 +151,8 @@ def ancestral(velocity: Velocity, eta: float = 1.0, schedule: Schedule = LINEAR)
             / (schedule.alpha(t_next) * schedule.sigma(t))
         )
         fresh = eta * jnp.sqrt(jnp.maximum((1 - r) * (1 + r), 0))
-        return _renewed(
-            velocity, schedule, params, x, t, t_next, cond, jnp.sqrt(1 - fresh**2), fresh
-        )
+        kept = jnp.sqrt(1 - fresh**2)
+        return _renewed("ancestral", velocity, schedule, params, x, t, t_next, cond, kept, fresh)
 
     return _step(moments)
 
@@ -185,6 +186,7 @@ def overshoot(velocity: Velocity, scale: float = 2.0, schedule: Schedule = LINEA
     """
     if not scale >= 0:
         raise ValueError(f"overshoot: expected scale >= 0, got {scale}")
+    scale = float(scale)
 
     def moments(params, x, t, t_next, cond):
         beyond = jnp.minimum(t_next + scale * (t_next - t) * (1 - t_next), 1)
@@ -192,7 +194,7 @@ def overshoot(velocity: Velocity, scale: float = 2.0, schedule: Schedule = LINEA
         back = schedule.alpha(t_next) * schedule.sigma(beyond) / schedule.alpha(beyond)
         kept = jnp.where(sigma > 0, back / jnp.where(sigma > 0, sigma, 1), 0)
         fresh = jnp.sqrt(jnp.maximum((1 - kept) * (1 + kept), 0))
-        return _renewed(velocity, schedule, params, x, t, t_next, cond, kept, fresh)
+        return _renewed("overshoot", velocity, schedule, params, x, t, t_next, cond, kept, fresh)
 
     return _step(moments)
 
@@ -360,9 +362,9 @@ def _rows_first(tree):
     return jax.tree.map(lambda a: jnp.swapaxes(a, 0, 1), tree)
 
 
-def _renewed(velocity, schedule, params, x, t, t_next, cond, kept, fresh):
+def _renewed(name, velocity, schedule, params, x, t, t_next, cond, kept, fresh):
     """Mean and std of alpha' x1 + sigma' (kept x0 + fresh e), with the predictions at t."""
-    v = like_state("velocity", velocity.apply(params, x, t, cond), x)
+    v = like_state(name, velocity.apply(params, x, t, cond), x)
     sigma = schedule.sigma(t_next)
     data, noise = velocity_to_data(v, x, t, schedule), velocity_to_noise(v, x, t, schedule)
     return expand_to(schedule.alpha(t_next), x) * data + expand_to(

@@ -135,4 +135,4 @@ def grpo(scale: float = 0.7, schedule: Schedule = LINEAR) -> Callable:
 def _check(name, scale):
     if not scale >= 0:
         raise ValueError(f"noises.{name}: expected scale >= 0, got {scale}")
-    return scale
+    return float(scale)  # a number of numpy's would bring float64 along
