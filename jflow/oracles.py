@@ -132,7 +132,7 @@ def gaussian(mean: ArrayLike, cov: ArrayLike, schedule: Schedule = LINEAR) -> Ga
     Raises:
         ValueError: the shapes do not fit, or cov is not symmetric and positive definite.
 
-    Example:
+    Examples:
         >>> import jax.numpy as jnp
         >>> from jflow import oracles
         >>> oracle = oracles.gaussian([0.0], 9.0)
@@ -238,7 +238,7 @@ def mixture(
         ValueError: the shapes do not fit, a weight is not positive, or a covariance is not
             symmetric and positive definite.
 
-    Example:
+    Examples:
         >>> import jax.numpy as jnp
         >>> from jflow import oracles
         >>> oracle = oracles.mixture([0.5, 0.5], [[-4.0], [4.0]], 1.0)
@@ -378,7 +378,7 @@ def eight_gaussians(
     Returns:
         Mixture: the oracle, d = 2 and K = 8.
 
-    Example:
+    Examples:
         >>> import jax
         >>> from jflow import oracles
         >>> oracles.eight_gaussians().sample(jax.random.key(0), 3).shape
@@ -399,7 +399,7 @@ def as_velocity(oracle: Gaussian | Mixture) -> Velocity:
     Returns:
         Velocity: params {}, cond is the label, and the type of x is kept.
 
-    Example:
+    Examples:
         >>> import jax.numpy as jnp
         >>> from jflow import oracles
         >>> velocity = oracles.as_velocity(oracles.gaussian([2.0], 1.0))

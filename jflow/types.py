@@ -24,6 +24,46 @@ from jaxtyping import Float, Int
 
 # Seeds of numpy are distinguished by purpose: `jflow._core.seeds`.
 
+__all__ = [
+    "ApplyElementwise",
+    "ApplyField",
+    "ApplyFlowMap",
+    "ApplyMap",
+    "Array",
+    "BatchTransform",
+    "Bijector",
+    "Cond",
+    "Coupling",
+    "Distribution",
+    "Elbo",
+    "ElboFlow",
+    "Elementwise",
+    "Field",
+    "Flow",
+    "FlowMap",
+    "InitDistribution",
+    "InitField",
+    "InitFlowMap",
+    "InitMap",
+    "Key",
+    "LogProb",
+    "Loss",
+    "Metrics",
+    "NumberOrFunction",
+    "Params",
+    "Path",
+    "PathFn",
+    "PullbackMap",
+    "PyTree",
+    "Sample",
+    "SampleAndLogProb",
+    "Step",
+    "Time",
+    "TimePair",
+    "Transport",
+    "Velocity",
+]
+
 Array = jax.Array
 """An array of JAX's, or a tracer of one."""
 
@@ -108,7 +148,7 @@ class Bijector(NamedTuple):
             direction, cotangents are those of (y, log_det), and x is the input that gave y. None
             means the other direction, then `jax.vjp` at x.
 
-    Example:
+    Examples:
         >>> import jax
         >>> import jax.numpy as jnp
         >>> from jflow import bijectors
@@ -147,7 +187,7 @@ class Transport(NamedTuple):
         inverse: `inverse(params, x, cond=None, *, key=None) -> (z, contribution)`, from the data to
             the source. A stochastic direction needs the key.
 
-    Example:
+    Examples:
         >>> import jax
         >>> import jax.numpy as jnp
         >>> from jflow import bijectors
@@ -189,7 +229,7 @@ class Elementwise(NamedTuple):
             couplings prefer (`kernels.columns`); optional. Each is (x [d, n], raw [size, d, n]) ->
             (y [d, n], log_slope summed over d [n]).
 
-    Example:
+    Examples:
         >>> import jax.numpy as jnp
         >>> from jflow.types import Elementwise
         >>> scale = Elementwise(
@@ -254,7 +294,7 @@ class Distribution(NamedTuple):
         sample: `sample(params, key, n, cond=None) -> [n, *event]`; n is a static integer, and the
             leaves of cond lead with n.
 
-    Example:
+    Examples:
         >>> import jax
         >>> import jax.numpy as jnp
         >>> from jflow.types import Distribution
@@ -391,7 +431,7 @@ class Velocity(NamedTuple):
         apply: `apply(params, x, t, cond=None, *, key=None) -> dx/dt`, with the structure, shapes
             and types of x. t is [b]. A key switches dropout on.
 
-    Example:
+    Examples:
         >>> import jax.numpy as jnp
         >>> from jflow import solvers
         >>> from jflow.types import Velocity
@@ -449,7 +489,7 @@ class FlowMap(NamedTuple):
             from time t to time r, or the average velocity between the two. A key switches dropout
             on.
 
-    Example:
+    Examples:
         >>> import jax.numpy as jnp
         >>> from jflow import oracles
         >>> carry = oracles.as_flow_map(oracles.gaussian([0.0], 9.0))
@@ -485,7 +525,7 @@ class Path(NamedTuple):
         target: `target(x0, x1, t, *, key=None) -> [b, *event]`, what a velocity at x_t regresses
             on, d x_t / dt.
 
-    Example:
+    Examples:
         >>> import jax.numpy as jnp
         >>> from jflow import paths
         >>> path = paths.linear()
@@ -503,7 +543,7 @@ class Coupling(Protocol):
 
     `couplings.pair` makes it a `BatchTransform`.
 
-    Example:
+    Examples:
         >>> import jax
         >>> import jax.numpy as jnp
         >>> from jflow import couplings
@@ -570,7 +610,7 @@ class TimePair(Protocol):
 class Step(Protocol):
     """One stochastic step between two times of a grid; `solvers.sample_sde` scans it over a grid.
 
-    Example:
+    Examples:
         >>> import jax.numpy as jnp
         >>> from jflow import oracles, solvers
         >>> velocity = oracles.as_velocity(oracles.gaussian([0.0], 1.0))
@@ -609,7 +649,7 @@ class BatchTransform(Protocol):
     the loss. 'dropped' [b] bool, which `losses.drop_cond` writes, says which rows were given null
     in the place of their cond; guided losses read it and all others accept it.
 
-    Example:
+    Examples:
         >>> import jax
         >>> import jax.numpy as jnp
         >>> from jflow import losses, velocity
@@ -638,7 +678,7 @@ class BatchTransform(Protocol):
 class Loss(Protocol):
     """An objective: a function of params, a key and a batch that returns a scalar and metrics.
 
-    Example:
+    Examples:
         >>> import jax
         >>> import jax.numpy as jnp
         >>> from jflow import losses, oracles

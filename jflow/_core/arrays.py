@@ -41,7 +41,7 @@ def mean_event(x: Array) -> Array:
     Returns:
         The mean of each row [b].
 
-    Example:
+    Examples:
         >>> import jax.numpy as jnp
         >>> from jflow import losses
         >>> losses.mean_event(jnp.arange(8.0).reshape(2, 2, 2)).tolist()

@@ -33,7 +33,7 @@ def read_batch(name: str, batch: Mapping[str, PyTree], allowed: tuple[str, ...])
         ValueError: For a batch without 'x' or with unknown keys, for an 'x' that is not floating,
             and for shapes that do not fit.
 
-    Example:
+    Examples:
         >>> import numpy as np
         >>> from jflow import losses
         >>> batch = {"x": np.zeros((2, 3)), "cond": np.zeros((1, 4))}
@@ -102,7 +102,7 @@ def mean_of_rows(loss: Array, weight: Array | None) -> Array:
     Raises:
         ValueError: Where the loss does not lead with a number for each row.
 
-    Example:
+    Examples:
         >>> import jax.numpy as jnp
         >>> from jflow import losses
         >>> float(losses.mean_of_rows(jnp.array([1.0, 4.0, jnp.nan]), jnp.array([2.0, 1.0, 0.0])))

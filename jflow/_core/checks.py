@@ -337,7 +337,7 @@ def frozen_entry(name: str, frozen: Mapping[str, PyTree] | None, entry: str = "t
     Raises:
         ValueError: Where frozen has no such entry.
 
-    Example:
+    Examples:
         >>> from jflow import losses
         >>> float(losses.frozen_entry("own", {"step": 3.0}, "step"))
         3.0

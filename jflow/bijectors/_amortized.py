@@ -38,7 +38,7 @@ def amortized(bijector: Bijector, net: nn.Module | None = None) -> Bijector:
         ValueError: the features are not [b, F], or cond is there where init had none, or the other
             way round.
 
-    Example:
+    Examples:
         >>> import jax
         >>> import jax.numpy as jnp
         >>> from jflow import bijectors

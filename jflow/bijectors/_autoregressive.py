@@ -79,7 +79,7 @@ def jacobi(tol: float | None = None, max_passes: int | None = None) -> Solver:
     Raises:
         ValueError: tol is negative, or max_passes is below 1.
 
-    Example:
+    Examples:
         >>> import jax
         >>> import jax.numpy as jnp
         >>> from jflow import bijectors, nets
@@ -169,7 +169,7 @@ def autoregressive(
         TypeError: univariate is not an `Elementwise`, or net not a Linen module.
         ValueError: the net returns raw numbers of another shape, or passes is below 1.
 
-    Example:
+    Examples:
         >>> import jax
         >>> import jax.numpy as jnp
         >>> from jflow import bijectors, nets
@@ -244,7 +244,7 @@ def autoregressive_inverse(
     Raises:
         ValueError: passes is below 1, or the net returns raw numbers of another shape.
 
-    Example:
+    Examples:
         >>> import jax
         >>> import jax.numpy as jnp
         >>> from jflow import bijectors, nets

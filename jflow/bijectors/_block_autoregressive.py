@@ -63,7 +63,7 @@ def block_autoregressive(
         ValueError: features, hidden or num_layers is below 1, leak is not positive, or x is not
             [b, d].
 
-    Example:
+    Examples:
         >>> import jax
         >>> import jax.numpy as jnp
         >>> from jflow import bijectors

@@ -56,7 +56,7 @@ def causal_block(
             the net does not return 2 d numbers a token.
         TypeError: net is not a Linen module.
 
-    Example:
+    Examples:
         >>> import jax
         >>> import jax.numpy as jnp
         >>> from jflow import bijectors, nets
@@ -156,7 +156,7 @@ def tokens(event_shape: Sequence[int], patch_size: int) -> Bijector:
     Raises:
         ValueError: patch_size does not divide H and W.
 
-    Example:
+    Examples:
         >>> import jax.numpy as jnp
         >>> from jflow import bijectors
         >>> bijectors.tokens((4, 4, 3), 2).inverse({}, jnp.zeros((1, 4, 4, 3)))[0].shape

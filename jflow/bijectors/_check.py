@@ -50,7 +50,7 @@ def check(
         ValueError: a promise is broken; the message names it, and says by how much.
         TypeError: bijector is not a `Bijector`.
 
-    Example:
+    Examples:
         >>> import jax
         >>> import jax.numpy as jnp
         >>> from jflow import bijectors

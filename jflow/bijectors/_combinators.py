@@ -43,7 +43,7 @@ def chain(*layers: Bijector | Transport) -> Bijector | Transport:
         TypeError: a layer is not a `Bijector` or a `Transport`.
         ValueError: a layer returns a log_det that is not [b].
 
-    Example:
+    Examples:
         >>> import jax
         >>> import jax.numpy as jnp
         >>> from jflow import bijectors
@@ -106,7 +106,7 @@ def invert(bijector: _Map) -> _Map:
         TypeError: bijector is not a `Bijector` or a `Transport`.
         ValueError: the map returns a log_det that is not [b].
 
-    Example:
+    Examples:
         >>> import jax.numpy as jnp
         >>> from jflow import bijectors
         >>> logit = bijectors.invert(bijectors.sigmoid())
@@ -151,7 +151,7 @@ def on_part(bijector: _Map, part: slice) -> _Map:
             `Transport`.
         ValueError: the last axis of x does not hold the part, or the map changes its shape.
 
-    Example:
+    Examples:
         >>> import jax.numpy as jnp
         >>> from jflow import bijectors
         >>> bijector = bijectors.on_part(bijectors.reverse(), slice(0, 2))
@@ -209,7 +209,7 @@ def conditioned(bijector: _Map, embed: nn.Module) -> _Map:
         TypeError: embed is not a Linen module, or bijector is not a `Bijector` or a `Transport`.
         ValueError: there is no cond.
 
-    Example:
+    Examples:
         >>> import flax.linen as nn
         >>> import jax
         >>> import jax.numpy as jnp
@@ -267,7 +267,7 @@ def indicated(bijector: _Map, size: int) -> _Map:
         TypeError: bijector is not a `Bijector` or a `Transport`.
         ValueError: size is below 1, or the bijector has params of the name 'indicator' already.
 
-    Example:
+    Examples:
         >>> import jax
         >>> import jax.numpy as jnp
         >>> from jflow import bijectors

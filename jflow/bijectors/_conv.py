@@ -55,7 +55,7 @@ def masked_conv(
         ValueError: channels or size is below 1, corner is none of the four, or x is not
             [b, H, W, C].
 
-    Example:
+    Examples:
         >>> import jax
         >>> import jax.numpy as jnp
         >>> from jflow import bijectors

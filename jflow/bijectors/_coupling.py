@@ -44,7 +44,7 @@ def coupling(univariate: Elementwise, net: nn.Module, *, split: int, axis: int =
         ValueError: split is negative or the axis too short for it, or the features have other
             shapes.
 
-    Example:
+    Examples:
         >>> import jax
         >>> import jax.numpy as jnp
         >>> from jflow import bijectors, nets
@@ -121,7 +121,7 @@ def masked_coupling(univariate: Elementwise, net: nn.Module, mask: np.ndarray | 
         ValueError: the mask does not broadcast to the events of x, or the features have other
             shapes.
 
-    Example:
+    Examples:
         >>> import jax
         >>> import jax.numpy as jnp
         >>> from jflow import bijectors, nets

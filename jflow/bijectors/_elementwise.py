@@ -37,7 +37,7 @@ def elementwise(univariate: Elementwise, event_shape: tuple[int, ...]) -> Biject
     Raises:
         ValueError: the events of x have another shape.
 
-    Example:
+    Examples:
         >>> import jax
         >>> import jax.numpy as jnp
         >>> from jflow import bijectors
@@ -83,7 +83,7 @@ def affine(event_shape: tuple[int, ...]) -> Bijector:
     Raises:
         ValueError: the events of x have another shape.
 
-    Example:
+    Examples:
         >>> import jax.numpy as jnp
         >>> from jflow import bijectors
         >>> params = {"log_scale": jnp.log(jnp.array([2.0, 3.0])), "shift": jnp.array([1.0, 0.0])}
@@ -121,7 +121,7 @@ def actnorm(channels: int) -> Bijector:
     Raises:
         ValueError: the last axis of x has another size.
 
-    Example:
+    Examples:
         >>> import jax
         >>> import jax.numpy as jnp
         >>> from jflow import bijectors
@@ -172,7 +172,7 @@ def standardize(event_shape: tuple[int, ...]) -> Bijector:
     Raises:
         ValueError: the events of x have another shape.
 
-    Example:
+    Examples:
         >>> import jax
         >>> import jax.numpy as jnp
         >>> from jflow import bijectors
@@ -258,7 +258,7 @@ def sigmoid(margin: float = 0.0) -> Bijector:
     Raises:
         ValueError: margin is not in [0, 0.5).
 
-    Example:
+    Examples:
         >>> import jax.numpy as jnp
         >>> from jflow import bijectors
         >>> x, log_det = bijectors.sigmoid().forward({}, jnp.zeros((1, 1)))
@@ -301,7 +301,7 @@ def logit(margin: float = 0.0) -> Bijector:
     Raises:
         ValueError: margin is not in [0, 0.5).
 
-    Example:
+    Examples:
         >>> import jax.numpy as jnp
         >>> from jflow import bijectors
         >>> bijectors.logit().forward({}, jnp.array([[0.5]]))[0].tolist()
@@ -318,7 +318,7 @@ def softplus() -> Bijector:
     Returns:
         Bijector: the map, without params.
 
-    Example:
+    Examples:
         >>> import jax.numpy as jnp
         >>> from jflow import bijectors
         >>> x, log_det = bijectors.softplus().forward({}, jnp.zeros((1, 1)))
@@ -346,7 +346,7 @@ def tanh() -> Bijector:
     Returns:
         Bijector: the map, without params.
 
-    Example:
+    Examples:
         >>> import jax.numpy as jnp
         >>> from jflow import bijectors
         >>> bijectors.tanh().inverse({}, jnp.array([[2.0]]))[1].tolist()  # outside the support

@@ -42,7 +42,7 @@ def squeeze(factor: int = 2) -> Bijector:
     Raises:
         ValueError: factor is below 1, or a size of the image is not divisible by it.
 
-    Example:
+    Examples:
         >>> import jax.numpy as jnp
         >>> from jflow import bijectors
         >>> bijectors.squeeze().forward({}, jnp.zeros((1, 4, 4, 3)))[0].shape
@@ -83,7 +83,7 @@ def haar() -> Bijector:
     Raises:
         ValueError: H or W is odd, or the channels of the data side are not divisible by 4.
 
-    Example:
+    Examples:
         >>> import jax.numpy as jnp
         >>> from jflow import bijectors
         >>> bijectors.haar().forward({}, jnp.ones((1, 2, 2, 1)))[0].tolist()
@@ -127,7 +127,7 @@ def checkerboard() -> Bijector:
     Raises:
         ValueError: W is odd, or the data side has an odd number of channels.
 
-    Example:
+    Examples:
         >>> import jax.numpy as jnp
         >>> from jflow import bijectors
         >>> z = jnp.arange(4.0).reshape(1, 2, 2, 1)

@@ -49,7 +49,7 @@ def permute(
         ValueError: permutation is none, inverse_permutation is not its inverse, or the last axis of
             x has another size.
 
-    Example:
+    Examples:
         >>> import jax.numpy as jnp
         >>> from jflow import bijectors
         >>> bijectors.permute([2, 0, 1]).forward({}, jnp.array([[1.0, 2.0, 3.0]]))[0].tolist()
@@ -92,7 +92,7 @@ def reverse() -> Bijector:
     Returns:
         Bijector: the map, without params.
 
-    Example:
+    Examples:
         >>> import jax.numpy as jnp
         >>> from jflow import bijectors
         >>> bijectors.reverse().forward({}, jnp.array([[1.0, 2.0, 3.0]]))[0].tolist()
@@ -120,7 +120,7 @@ def reshape(source_shape: tuple[int, ...], data_shape: tuple[int, ...]) -> Bijec
     Raises:
         ValueError: the two shapes differ in size, or the events of x have another shape.
 
-    Example:
+    Examples:
         >>> import jax.numpy as jnp
         >>> from jflow import bijectors
         >>> bijectors.reshape((12,), (2, 2, 3)).forward({}, jnp.zeros((5, 12)))[0].shape
@@ -158,7 +158,7 @@ def linear(features: int) -> Bijector:
     Raises:
         ValueError: features is below 1, or the last axis of x has another size.
 
-    Example:
+    Examples:
         >>> import jax.numpy as jnp
         >>> from jflow import bijectors
         >>> params = {"matrix": jnp.array([[2.0, 0.0], [1.0, 1.0]]), "shift": jnp.array([0.0, 5.0])}
@@ -203,7 +203,7 @@ def householder(features: int, count: int | None = None) -> Bijector:
     Raises:
         ValueError: features or count is below 1, or the last axis of x has another size.
 
-    Example:
+    Examples:
         >>> import jax.numpy as jnp
         >>> from jflow import bijectors
         >>> params = {"vectors": jnp.array([[1.0, 0.0]])}
@@ -257,7 +257,7 @@ def qr(features: int, count: int | None = None) -> Bijector:
     Raises:
         ValueError: features or count is below 1, or the last axis of x has another size.
 
-    Example:
+    Examples:
         >>> import jax
         >>> import jax.numpy as jnp
         >>> from jflow import bijectors
@@ -307,7 +307,7 @@ def lu(features: int) -> Bijector:
     Raises:
         ValueError: features is below 1, or the last axis of x has another size.
 
-    Example:
+    Examples:
         >>> import jax
         >>> import jax.numpy as jnp
         >>> from jflow import bijectors
@@ -363,7 +363,7 @@ def invertible_conv_1x1(channels: int) -> Bijector:
     Raises:
         ValueError: channels is below 1, or x is not [b, H, W, C].
 
-    Example:
+    Examples:
         >>> import jax
         >>> import jax.numpy as jnp
         >>> from jflow import bijectors

@@ -59,7 +59,7 @@ def logistic_mixture(
         ValueError: components is below 1, floor is not in [0, 1), or implementation is none of the
             four.
 
-    Example:
+    Examples:
         >>> import jax.numpy as jnp
         >>> from jflow import bijectors
         >>> mixture = bijectors.univariate.logistic_mixture(2)
@@ -114,7 +114,7 @@ def deep_sigmoidal(hidden: int = 8, num_layers: int = 2, floor: float = 1e-3) ->
     Raises:
         ValueError: hidden or num_layers is below 1, or floor is not in [0, 1).
 
-    Example:
+    Examples:
         >>> import jax.numpy as jnp
         >>> from jflow import bijectors
         >>> sigmoidal = bijectors.univariate.deep_sigmoidal(4, num_layers=2)
@@ -177,7 +177,7 @@ def unconstrained_monotone(
     Raises:
         ValueError: hidden or nodes is below 1, or bound or max_log_slope is not positive.
 
-    Example:
+    Examples:
         >>> import jax.numpy as jnp
         >>> from jflow import bijectors
         >>> monotone = bijectors.univariate.unconstrained_monotone(4)

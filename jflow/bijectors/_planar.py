@@ -44,7 +44,7 @@ def planar(features: int) -> Bijector:
     Raises:
         ValueError: features is below 1, or x is not [b, d].
 
-    Example:
+    Examples:
         >>> import jax.numpy as jnp
         >>> from jflow import bijectors
         >>> params = {"u": jnp.zeros(2), "w": jnp.ones(2), "b": jnp.zeros(())}
@@ -113,7 +113,7 @@ def radial(features: int) -> Bijector:
     Raises:
         ValueError: features is below 1, or x is not [b, d].
 
-    Example:
+    Examples:
         >>> import jax
         >>> import jax.numpy as jnp
         >>> from jflow import bijectors
@@ -203,7 +203,7 @@ def sylvester(
         ValueError: features is below 1, rank is not in 1 .. features, reflections is negative, or x
             is not [b, d].
 
-    Example:
+    Examples:
         >>> import jax
         >>> import jax.numpy as jnp
         >>> from jflow import bijectors

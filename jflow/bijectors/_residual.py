@@ -50,7 +50,7 @@ def residual(
         TypeError: net is not a Linen module with coeff, weights and run.
         ValueError: net.coeff is not in (0, 1).
 
-    Example:
+    Examples:
         >>> import jax
         >>> import jax.numpy as jnp
         >>> from jflow import bijectors, nets

@@ -64,7 +64,7 @@ def scan(
             name in shared.
         TypeError: the layer is neither a `Bijector` nor a `Transport`.
 
-    Example:
+    Examples:
         >>> import jax
         >>> import jax.numpy as jnp
         >>> import numpy as np
@@ -182,7 +182,7 @@ def rebuild_error(
     Returns:
         The largest error, a scalar.
 
-    Example:
+    Examples:
         >>> import jax.numpy as jnp
         >>> from jflow import bijectors
         >>> float(bijectors.rebuild_error(bijectors.reverse(), {}, jnp.ones((3, 2))))

@@ -40,7 +40,7 @@ def vae(
         TypeError: posterior is not a `Flow`.
         ValueError: the events of x or z have another shape, or there is no key.
 
-    Example:
+    Examples:
         >>> from jflow import bijectors, distributions, flows
         >>> posterior = flows.planar((2,), depth=1)
         >>> layer = bijectors.vae(posterior, distributions.normal((5,)), (2,), (5,))

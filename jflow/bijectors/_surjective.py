@@ -59,7 +59,7 @@ def uniform_dequantization(levels: int = 256) -> Transport:
     Raises:
         ValueError: levels is out of its range, or the inverse gets no key.
 
-    Example:
+    Examples:
         >>> import jax
         >>> import jax.numpy as jnp
         >>> from jflow import bijectors
@@ -107,7 +107,7 @@ def variational_dequantization(noise: Flow | Distribution, levels: int = 256) ->
         ValueError: levels is out of its range, the noise has another shape than x, or the inverse
             gets no key.
 
-    Example:
+    Examples:
         >>> from jflow import bijectors, flows
         >>> noise = flows.dequantization_noise((2, 2, 1), depth=1)
         >>> type(bijectors.variational_dequantization(noise, levels=4)).__name__
@@ -173,7 +173,7 @@ def truncated_normal_dequantization(std: float, levels: int = 256) -> Transport:
         ValueError: std is not positive and finite, levels is out of its range, or the inverse gets
             no key.
 
-    Example:
+    Examples:
         >>> import jax
         >>> import jax.numpy as jnp
         >>> from jflow import bijectors
@@ -225,7 +225,7 @@ def augment(noise: Flow | Distribution, size: int) -> Transport:
     Raises:
         ValueError: size is below 1, the noise has another shape, or the inverse gets no key.
 
-    Example:
+    Examples:
         >>> import jax
         >>> import jax.numpy as jnp
         >>> from jflow import bijectors, distributions
@@ -292,7 +292,7 @@ def drop(noise: Flow | Distribution, size: int) -> Transport:
     Raises:
         ValueError: size is below 1, x has too few numbers, or `forward` gets no key.
 
-    Example:
+    Examples:
         >>> import jax.numpy as jnp
         >>> from jflow import bijectors, distributions
         >>> layer = bijectors.drop(distributions.normal((1,)), 1)

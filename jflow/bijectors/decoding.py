@@ -53,7 +53,7 @@ def cached() -> Sampler:
     Returns:
         Sampler: the sampler, for `bijectors.causal_block(sampler=...)`.
 
-    Example:
+    Examples:
         >>> import jax
         >>> import jax.numpy as jnp
         >>> from jflow import bijectors, nets

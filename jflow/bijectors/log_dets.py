@@ -55,7 +55,7 @@ def exact(
     Returns:
         The log-dets [b], in nats.
 
-    Example:
+    Examples:
         >>> import jax.numpy as jnp
         >>> from jflow import bijectors
         >>> g = lambda args, x: args * x  # J = I
@@ -87,7 +87,7 @@ def neumann(terms: int) -> LogDet:
     Raises:
         ValueError: terms is below 1, or the estimator gets no key.
 
-    Example:
+    Examples:
         >>> import jax
         >>> import jax.numpy as jnp
         >>> from jflow import bijectors
@@ -129,7 +129,7 @@ def russian_roulette(exact_terms: int = 2, p: float = 0.5, *, per_row: bool = Fa
     Raises:
         ValueError: exact_terms is negative, p is not in (0, 1), or the estimator gets no key.
 
-    Example:
+    Examples:
         >>> import jax
         >>> import jax.numpy as jnp
         >>> from jflow import bijectors

@@ -21,7 +21,7 @@ def checkerboard(height: int, width: int) -> Bool[np.ndarray, "height width 1"]:
     Raises:
         ValueError: a size is below 1.
 
-    Example:
+    Examples:
         >>> from jflow import bijectors
         >>> bijectors.masks.checkerboard(2, 2)[..., 0].astype(int).tolist()
         [[1, 0], [0, 1]]
@@ -45,7 +45,7 @@ def channels(count: int) -> Bool[np.ndarray, " count"]:
     Raises:
         ValueError: count is below 1.
 
-    Example:
+    Examples:
         >>> from jflow import bijectors
         >>> bijectors.masks.channels(5).astype(int).tolist()
         [1, 1, 0, 0, 0]
@@ -69,7 +69,7 @@ def random(event_shape: tuple[int, ...], seed: int = 0) -> Bool[np.ndarray, "*ev
     Raises:
         ValueError: a size of event_shape is below 1.
 
-    Example:
+    Examples:
         >>> from jflow import bijectors
         >>> mask = bijectors.masks.random((2, 3))
         >>> mask.shape, int(mask.sum())
@@ -97,7 +97,7 @@ def alternating(mask: np.ndarray, depth: int) -> Bool[np.ndarray, "depth *event"
         TypeError: the mask is not boolean.
         ValueError: depth is below 1.
 
-    Example:
+    Examples:
         >>> from jflow import bijectors
         >>> masks = bijectors.masks
         >>> masks.alternating(masks.channels(2), 3).astype(int).tolist()

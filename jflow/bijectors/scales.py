@@ -31,7 +31,7 @@ def bounded(limit: float = 3.0) -> Callable[[Array], Array]:
     Raises:
         ValueError: limit is not positive.
 
-    Example:
+    Examples:
         >>> import jax.numpy as jnp
         >>> from jflow import bijectors
         >>> bijectors.scales.bounded(3.0)(jnp.array([0.0, 1000.0])).tolist()
@@ -59,7 +59,7 @@ def exponential(raw: Float[Array, "..."]) -> Float[Array, "..."]:
     Returns:
         The log scale [...], which is raw.
 
-    Example:
+    Examples:
         >>> import jax.numpy as jnp
         >>> from jflow import bijectors
         >>> bijectors.scales.exponential(jnp.array([2.0])).tolist()
@@ -83,7 +83,7 @@ def sigmoid(top: float = 2.0) -> Callable[[Array], Array]:
     Raises:
         ValueError: top is not above 1.
 
-    Example:
+    Examples:
         >>> import jax.numpy as jnp
         >>> from jflow import bijectors
         >>> jnp.exp(bijectors.scales.sigmoid(2.0)(jnp.array([0.0, 1000.0]))).round(3).tolist()
@@ -117,7 +117,7 @@ def softplus(floor: float = 1e-3) -> Callable[[Array], Array]:
     Raises:
         ValueError: floor is not in (0, 1).
 
-    Example:
+    Examples:
         >>> import jax.numpy as jnp
         >>> from jflow import bijectors
         >>> log_scale = bijectors.scales.softplus(0.5)(jnp.array([0.0, -1000.0]))

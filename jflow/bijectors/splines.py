@@ -83,7 +83,7 @@ def rational_quadratic_knots(
     Raises:
         ValueError: the last axis of raw fits no number of bins below 1000.
 
-    Example:
+    Examples:
         >>> import jax.numpy as jnp
         >>> from jflow import bijectors
         >>> x, y, slopes = bijectors.splines.rational_quadratic_knots(jnp.zeros(5), bound=1.0)
@@ -132,7 +132,7 @@ def rational_quadratic(
         ValueError: the shape of raw does not fit x or any number of bins below 1000, or bound is
             not positive.
 
-    Example:
+    Examples:
         >>> import jax.numpy as jnp
         >>> from jflow import bijectors
         >>> y, log_slope = bijectors.splines.rational_quadratic(jnp.array([0.5]), jnp.zeros((1, 5)))
@@ -180,7 +180,7 @@ def rational_quadratic_inverse(
         ValueError: the shape of raw does not fit y or any number of bins below 1000, or bound is
             not positive.
 
-    Example:
+    Examples:
         >>> import jax.numpy as jnp
         >>> from jflow import bijectors
         >>> raw = jnp.array([[2.0, -1.0, 0.5, 1.0, 3.0]])

@@ -43,7 +43,7 @@ def shift() -> Elementwise:
     Returns:
         Elementwise: the map, with 1 raw number.
 
-    Example:
+    Examples:
         >>> import jax.numpy as jnp
         >>> from jflow import bijectors
         >>> shift = bijectors.univariate.shift()
@@ -87,7 +87,7 @@ def affine(
         ValueError: max_log_scale is not positive.
         TypeError: scale is not a function.
 
-    Example:
+    Examples:
         >>> import jax.numpy as jnp
         >>> from jflow import bijectors
         >>> affine = bijectors.univariate.affine()
@@ -128,7 +128,7 @@ def sinh_arcsinh() -> Elementwise:
     Returns:
         Elementwise: the map, with 4 raw numbers.
 
-    Example:
+    Examples:
         >>> import jax.numpy as jnp
         >>> from jflow import bijectors
         >>> scalar = bijectors.univariate.sinh_arcsinh()
@@ -199,7 +199,7 @@ def rational_quadratic(
         ValueError: bins is out of its range, bound is not positive, or implementation is none of
             the four.
 
-    Example:
+    Examples:
         >>> import jax.numpy as jnp
         >>> from jflow import bijectors
         >>> spline = bijectors.univariate.rational_quadratic(4)
@@ -257,7 +257,7 @@ def circular_rational_quadratic(bins: int = 8, bound: float = np.pi) -> Elementw
     Raises:
         ValueError: bins is out of its range, or bound is not positive.
 
-    Example:
+    Examples:
         >>> import jax.numpy as jnp
         >>> from jflow import bijectors
         >>> spline = bijectors.univariate.circular_rational_quadratic(4, bound=1.0)
@@ -303,7 +303,7 @@ def circular_shift(bound: float = np.pi) -> Elementwise:
     Raises:
         ValueError: bound is not positive.
 
-    Example:
+    Examples:
         >>> import jax.numpy as jnp
         >>> from jflow import bijectors
         >>> turn = bijectors.univariate.circular_shift(1.0)
@@ -353,7 +353,7 @@ def mixed(a: Elementwise, b: Elementwise, mask: Sequence[bool] | np.ndarray) -> 
         TypeError: mask is not boolean.
         ValueError: the mask does not broadcast to x.
 
-    Example:
+    Examples:
         >>> import jax.numpy as jnp
         >>> from jflow import bijectors
         >>> shift, turn = bijectors.univariate.shift(), bijectors.univariate.circular_shift(1.0)

@@ -38,7 +38,7 @@ def sample_permutation(
     Raises:
         ValueError: the key is None.
 
-    Example:
+    Examples:
         >>> import jax
         >>> import jax.numpy as jnp
         >>> from jflow import couplings
@@ -138,7 +138,7 @@ def sinkhorn(
     Raises:
         ValueError: epsilon is not above 0, or iterations is not a whole number of at least 1.
 
-    Example:
+    Examples:
         >>> import jax
         >>> import jax.numpy as jnp
         >>> from jflow import couplings

@@ -51,7 +51,7 @@ def optimal_transport(cost: Cost = _costs.squared_euclidean) -> Coupling:
             or -inf, or that leave a row no pair. Inside jit, where nothing can raise, such a batch
             comes out paired row k with row k.
 
-    Example:
+    Examples:
         >>> import jax
         >>> import jax.numpy as jnp
         >>> from jflow import couplings
@@ -130,7 +130,7 @@ def partial_optimal_transport(fraction: float, cost: Cost = _costs.squared_eucli
     Raises:
         ValueError: fraction is outside (0, 1].
 
-    Example:
+    Examples:
         >>> import jax
         >>> import jax.numpy as jnp
         >>> from jflow import couplings

@@ -41,7 +41,7 @@ def normal(event_shape: tuple[int, ...]) -> Distribution:
     Returns:
         Distribution: the standard normal, params {}.
 
-    Example:
+    Examples:
         >>> import jax.numpy as jnp
         >>> from jflow import distributions
         >>> log_prob = distributions.normal((2,)).log_prob({}, jnp.zeros((1, 2)))
@@ -71,7 +71,7 @@ def diagonal_normal(event_shape: tuple[int, ...]) -> Distribution:
     Returns:
         Distribution: the normal, params {'mean' [*event_shape], 'log_std' [*event_shape]}.
 
-    Example:
+    Examples:
         >>> import jax
         >>> import jax.numpy as jnp
         >>> from jflow import distributions
@@ -112,7 +112,7 @@ def multivariate_normal(features: int) -> Distribution:
     Returns:
         Distribution: the normal, params {'mean' [d], 'lower' [d, d], 'log_diagonal' [d]}.
 
-    Example:
+    Examples:
         >>> import jax
         >>> from jflow import distributions
         >>> base = distributions.multivariate_normal(2)
@@ -171,7 +171,7 @@ def uniform(event_shape: tuple[int, ...], low: float = 0.0, high: float = 1.0) -
     Raises:
         ValueError: low is not below high.
 
-    Example:
+    Examples:
         >>> import jax.numpy as jnp
         >>> from jflow import distributions
         >>> box = distributions.uniform((2,), -1.0, 1.0)
@@ -216,7 +216,7 @@ def student_t(event_shape: tuple[int, ...], df: float = 5.0) -> Distribution:
     Raises:
         ValueError: df is not positive.
 
-    Example:
+    Examples:
         >>> import jax
         >>> import jax.numpy as jnp
         >>> from jflow import distributions
@@ -276,7 +276,7 @@ def mixture_of_normals(event_shape: tuple[int, ...], components: int) -> Distrib
     Raises:
         ValueError: components is not a whole number of at least 1.
 
-    Example:
+    Examples:
         >>> import jax
         >>> from jflow import distributions
         >>> base = distributions.mixture_of_normals((2,), 3)
@@ -337,7 +337,7 @@ def scaled(distribution: Distribution, scale: float) -> Distribution:
     Raises:
         ValueError: scale is not positive.
 
-    Example:
+    Examples:
         >>> import jax.numpy as jnp
         >>> from jflow import distributions
         >>> cool = distributions.scaled(distributions.normal((2,)), 0.5)

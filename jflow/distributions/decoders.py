@@ -29,7 +29,7 @@ def bernoulli(net: nn.Module) -> Distribution:
     Returns:
         Distribution: the distribution of x with cond=z, with the params of the net.
 
-    Example:
+    Examples:
         >>> import flax.linen as nn
         >>> import jax
         >>> import jax.numpy as jnp

@@ -66,7 +66,7 @@ class GaussianMixture(NamedTuple):
         log_std: the log of the standard deviation that the components and sites of a row share,
             [b].
 
-    Example:
+    Examples:
         >>> import jax.numpy as jnp
         >>> from jflow.distributions import mixtures
         >>> m = mixtures.GaussianMixture(
@@ -427,7 +427,7 @@ def exact(
     Raises:
         ValueError: the shapes do not fit, or a weight or the variance is not positive.
 
-    Example:
+    Examples:
         >>> import jax.numpy as jnp
         >>> from jflow.distributions import mixtures
         >>> field = mixtures.exact([0.5, 0.5], [[-1.0], [1.0]], 0.25)

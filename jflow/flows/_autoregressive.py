@@ -56,7 +56,7 @@ def maf(
             its range.
         TypeError: base is not a `Distribution` or a `Flow`.
 
-    Example:
+    Examples:
         >>> import jax
         >>> import jax.numpy as jnp
         >>> from jflow import flows
@@ -125,7 +125,7 @@ def iaf(
             its range.
         TypeError: base is not a `Distribution` or a `Flow`.
 
-    Example:
+    Examples:
         >>> import jax
         >>> import jax.numpy as jnp
         >>> from jflow import flows
@@ -201,7 +201,7 @@ def neural_spline_autoregressive(
             its range.
         TypeError: base is not a `Distribution` or a `Flow`.
 
-    Example:
+    Examples:
         >>> import jax
         >>> import jax.numpy as jnp
         >>> from jflow import flows
@@ -267,7 +267,7 @@ def bnaf(
             its range.
         TypeError: base is not a `Distribution` or a `Flow`.
 
-    Example:
+    Examples:
         >>> import jax
         >>> import jax.numpy as jnp
         >>> from jflow import flows

@@ -69,7 +69,7 @@ def cnf(
             and there is no key, at the call.
         TypeError: velocity is not a `Velocity`, or base not a `Distribution` or a `Flow`.
 
-    Example:
+    Examples:
         >>> import jax.numpy as jnp
         >>> from jflow import distributions, flows, oracles
         >>> velocity = oracles.as_velocity(oracles.gaussian([0.0], 4.0))

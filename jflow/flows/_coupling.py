@@ -54,7 +54,7 @@ def nice(
             its range.
         TypeError: base is not a `Distribution` or a `Flow`.
 
-    Example:
+    Examples:
         >>> import jax
         >>> import jax.numpy as jnp
         >>> from jflow import flows
@@ -135,7 +135,7 @@ def real_nvp(
             its range.
         TypeError: base is not a `Distribution` or a `Flow`.
 
-    Example:
+    Examples:
         >>> import jax
         >>> import jax.numpy as jnp
         >>> from jflow import flows
@@ -210,7 +210,7 @@ def nanoflow(
             its range.
         TypeError: base is not a `Distribution` or a `Flow`.
 
-    Example:
+    Examples:
         >>> import jax
         >>> import jax.numpy as jnp
         >>> from jflow import flows
@@ -303,7 +303,7 @@ def neural_spline(
             its range.
         TypeError: base is not a `Distribution` or a `Flow`.
 
-    Example:
+    Examples:
         >>> import jax
         >>> import jax.numpy as jnp
         >>> from jflow import flows

@@ -36,7 +36,7 @@ def with_dequantization(
     Raises:
         ValueError: scale is not finite and positive.
 
-    Example:
+    Examples:
         >>> import jax
         >>> import jax.numpy as jnp
         >>> from jflow import bijectors, distributions, flows, metrics

@@ -50,7 +50,7 @@ def flow(
     Raises:
         TypeError: bijector is not a `Bijector`, or base not a `Distribution` or a `Flow`.
 
-    Example:
+    Examples:
         >>> import jax
         >>> import jax.numpy as jnp
         >>> from jflow import bijectors, distributions, flows
@@ -122,7 +122,7 @@ def elbo_flow(transport: Transport | Bijector, base: Distribution | Flow) -> Elb
         TypeError: transport is not a `Transport` or a `Bijector`, or base not a `Distribution` or a
             `Flow`.
 
-    Example:
+    Examples:
         >>> import jax
         >>> import jax.numpy as jnp
         >>> from jflow import bijectors, distributions, flows
@@ -196,7 +196,7 @@ def importance_weighted(flow: ElboFlow, draws: int) -> ElboFlow:
         ValueError: draws is not a whole number of at least 1, at construction; or there is no key,
             at the call.
 
-    Example:
+    Examples:
         >>> import jax
         >>> import jax.numpy as jnp
         >>> from jflow import bijectors, distributions, flows

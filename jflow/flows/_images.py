@@ -77,7 +77,7 @@ def glow(
             depth is below 1.
         TypeError: base is not a `Distribution` or a `Flow`.
 
-    Example:
+    Examples:
         >>> import jax
         >>> import jax.numpy as jnp
         >>> from jflow import flows

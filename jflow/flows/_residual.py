@@ -66,7 +66,7 @@ def residual_flow(
             event_shape is below 1.
         TypeError: net has no bound, or base is not a `Distribution` or a `Flow`.
 
-    Example:
+    Examples:
         >>> import jax
         >>> import jax.numpy as jnp
         >>> from jflow import flows
@@ -137,7 +137,7 @@ def planar(
         ValueError: depth is below 0, or a size of event_shape is below 1.
         TypeError: base is not a `Distribution` or a `Flow`.
 
-    Example:
+    Examples:
         >>> import jax
         >>> import jax.numpy as jnp
         >>> from jflow import flows

@@ -101,7 +101,7 @@ def alternating_permutations(
     Returns:
         The permutations, int32.
 
-    Example:
+    Examples:
         >>> from jflow import flows
         >>> flows.alternating_permutations(2, 3)
         array([[1, 0],

@@ -68,7 +68,7 @@ def tarflow(
             does not divide the width, or depth or num_layers is below 1.
         TypeError: base is not a `Distribution` or a `Flow`.
 
-    Example:
+    Examples:
         >>> import jax
         >>> import jax.numpy as jnp
         >>> from jflow import flows
@@ -240,7 +240,7 @@ def jet(
             below 1.
         TypeError: base is not a `Distribution` or a `Flow`.
 
-    Example:
+    Examples:
         >>> import jax
         >>> import jax.numpy as jnp
         >>> from jflow import flows

@@ -33,7 +33,7 @@ def cfg(velocity: Velocity, scale: NumberOrFunction, *, null: PyTree) -> Velocit
         Velocity: the guided velocity, with the params and the init of `velocity`. It raises a
             ValueError where cond is None or null is not a row of it.
 
-    Example:
+    Examples:
         >>> import jax.numpy as jnp
         >>> from jflow import guidance
         >>> from jflow.types import Velocity
@@ -88,7 +88,7 @@ def negative(velocity: Velocity, combine: Combine) -> Velocity:
             `velocity` of one structure and one shape, also in `init`; params are those of
             `velocity`. It raises a ValueError for a cond that is not such a pair.
 
-    Example:
+    Examples:
         >>> import jax.numpy as jnp
         >>> from jflow import guidance
         >>> from jflow.types import Velocity

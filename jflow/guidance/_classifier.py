@@ -47,7 +47,7 @@ def classifier_guidance(
     Raises:
         ValueError: start is outside (0, 1).
 
-    Example:
+    Examples:
         >>> import jax.numpy as jnp
         >>> from jflow import guidance
         >>> from jflow.types import Field, Velocity
@@ -114,7 +114,7 @@ def label_log_prob(classifier: Field) -> Field:
             params of `classifier`. It raises a TypeError for labels that are not integers, and a
             ValueError for logits or labels of another shape.
 
-    Example:
+    Examples:
         >>> import jax.numpy as jnp
         >>> from jflow import guidance
         >>> from jflow.types import Field

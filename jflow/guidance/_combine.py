@@ -33,7 +33,7 @@ def scaled(scale: NumberOrFunction) -> Combine:
     Returns:
         Combine: (v, other, x, t) -> v.
 
-    Example:
+    Examples:
         >>> import jax.numpy as jnp
         >>> from jflow import guidance
         >>> v, other, x, t = jnp.array([[3.0]]), jnp.array([[1.0]]), jnp.zeros((1, 1)), jnp.zeros(1)
@@ -67,7 +67,7 @@ def interval(combine: Combine, low: float, high: float) -> Combine:
     Raises:
         ValueError: unless 0 <= low < high <= 1.
 
-    Example:
+    Examples:
         >>> import jax.numpy as jnp
         >>> from jflow import guidance
         >>> combine = guidance.interval(guidance.scaled(2.0), 0.2, 0.8)

@@ -52,7 +52,7 @@ def density(velocity: Velocity, excess: Excess, *, schedule: Schedule = LINEAR) 
     Returns:
         Velocity: the guided velocity, with the params and the init of `velocity`.
 
-    Example:
+    Examples:
         >>> import jax.numpy as jnp
         >>> from jflow import guidance
         >>> from jflow.types import Velocity

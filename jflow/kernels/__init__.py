@@ -33,7 +33,7 @@ def explain(
     Returns:
         One line of text.
 
-    Example:
+    Examples:
         >>> from jflow import kernels
         >>> line = kernels.explain(kernels.rational_quadratic, (23, 8, 4096), platform="cpu")
         >>> line.split(": ")[0]

@@ -40,7 +40,7 @@ def transform(
         ValueError: x or raw has another shape, or implementation is none of the three.
         TypeError: x and raw differ in type, or are no floats.
 
-    Example:
+    Examples:
         >>> import jax.numpy as jnp
         >>> from jflow import bijectors, kernels
         >>> x, raw = jnp.ones((2, 3)), jnp.zeros((2, 2, 3))

@@ -138,7 +138,7 @@ def run(
         TypeError: x and raw differ in type, are no floats, or are of a type that Pallas does not
             take.
 
-    Example:
+    Examples:
         >>> import jax.numpy as jnp
         >>> from jflow.kernels import columns
         >>> def apply(x, raw):
@@ -180,7 +180,7 @@ def choice(platform: str, shape: Sequence[int], dtype: DTypeLike) -> tuple[str, 
     Raises:
         ValueError: shape has not three axes.
 
-    Example:
+    Examples:
         >>> from jflow.kernels import columns
         >>> columns.choice("cpu", (23, 8, 4096), "float32")[0]
         'xla'

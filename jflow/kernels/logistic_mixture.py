@@ -49,7 +49,7 @@ def transform(
         ValueError: x or raw has another shape, or implementation is none of the three.
         TypeError: x and raw differ in type, or are no floats.
 
-    Example:
+    Examples:
         >>> import jax.numpy as jnp
         >>> from jflow import kernels
         >>> y, log_det = kernels.logistic_mixture.transform(jnp.ones((1, 3)), jnp.zeros((5, 1, 3)))

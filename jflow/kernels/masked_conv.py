@@ -72,7 +72,7 @@ def conv(x: Array, kernel: Array) -> Float[Array, "b h w c"]:
     Raises:
         ValueError: x or kernel has another shape.
 
-    Example:
+    Examples:
         >>> import jax.numpy as jnp
         >>> from jflow import kernels
         >>> kernel = jnp.ones((2, 2, 1, 1))
@@ -106,7 +106,7 @@ def inverse(
         ValueError: y or kernel has another shape, implementation is none of the three, or Pallas
             does not take the shape or type.
 
-    Example:
+    Examples:
         >>> import jax.numpy as jnp
         >>> from jflow import kernels
         >>> y = jnp.array([[1.0, 2.0], [2.0, 4.0]]).reshape(1, 2, 2, 1)
@@ -170,7 +170,7 @@ def choice(
     Returns:
         A pair (implementation, reason) of texts.
 
-    Example:
+    Examples:
         >>> from jflow import kernels
         >>> kernels.masked_conv.choice("cpu", (8, 32, 32, 3), "float32")[0]
         'xla'

@@ -57,7 +57,7 @@ def transform(
         ValueError: x or raw has another shape, or implementation is none of the three.
         TypeError: x and raw differ in type, or are no floats.
 
-    Example:
+    Examples:
         >>> import jax.numpy as jnp
         >>> from jflow import kernels
         >>> transform = kernels.rational_quadratic.transform

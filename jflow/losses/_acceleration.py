@@ -58,7 +58,7 @@ def initial_velocity(velocity: Velocity, *, h: float = 1.5, time: Time = _UNIFOR
             without 'x0', a velocity of another shape, a batch without 'x' or with unknown keys, and
             a key that is None.
 
-    Example:
+    Examples:
         >>> import jax
         >>> import jax.numpy as jnp
         >>> from jflow import losses

@@ -68,7 +68,7 @@ class GanObjective(NamedTuple):
         discriminator: The loss of the discriminator.
         generator: The loss of the student.
 
-    Example:
+    Examples:
         >>> import jax.numpy as jnp
         >>> from jflow import losses
         >>> critic, generator = lambda real, fake: fake - real, lambda real, fake: -fake
@@ -167,7 +167,7 @@ def fixed_steps(velocity: Velocity, method: Method | int) -> Generate:
     Raises:
         ValueError: For fewer than one step, and for another method.
 
-    Example:
+    Examples:
         >>> import jax.numpy as jnp
         >>> from jflow import losses
         >>> from jflow.types import Velocity
@@ -239,7 +239,7 @@ def adversarial(
             both players, a g of another shape, logits without b rows, a batch without 'x' or with
             unknown keys, and a key that is None.
 
-    Example:
+    Examples:
         >>> import jax
         >>> import jax.numpy as jnp
         >>> from jflow import losses
@@ -403,7 +403,7 @@ def sum_losses(losses: Mapping[str, Loss]) -> Loss:
     Raises:
         ValueError: For no losses, and at trace time for a key that is None.
 
-    Example:
+    Examples:
         >>> import jax
         >>> from jflow import losses
         >>> one = lambda params, key, batch, frozen=None: (params, {"residual": 2 * params})

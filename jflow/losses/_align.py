@@ -96,7 +96,7 @@ def eulerian_map_distillation(
             frozen lacks ('teacher', 'step'), a velocity or a tangent of another shape, a batch
             without 'x' or with unknown keys, and a key that is None.
 
-    Example:
+    Examples:
         >>> import jax
         >>> import jax.numpy as jnp
         >>> from jflow import losses, oracles

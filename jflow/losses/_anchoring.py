@@ -61,7 +61,7 @@ def squared_and_cosine_error(
     Returns:
         The error of each row.
 
-    Example:
+    Examples:
         >>> import jax.numpy as jnp
         >>> from jflow import losses
         >>> v = jnp.array([[3.0, 4.0]])
@@ -138,7 +138,7 @@ def anchored_consistency(
             teacher without frozen['teacher'], a velocity or an anchor of another shape, a batch
             without 'x' or with unknown keys, and a key that is None.
 
-    Example:
+    Examples:
         >>> import jax
         >>> import jax.numpy as jnp
         >>> from jflow import losses, oracles

@@ -57,7 +57,7 @@ def drop_cond(p: float, *, null: PyTree) -> BatchTransform:
     """A batch transform for classifier-free guidance: cond is dropped with probability p.
 
     Rows are dropped independently. `guidance.cfg` with the same null then guides the trained
-    network. batch['dropped'] [b] bool says which rows were dropped; a loss with guidance in its
+    network. `batch['dropped']`, [b] bool, says which rows were dropped; a loss with guidance in its
     target reads it (`mean_flow`, `shortcut`), the others accept it. It comes after what pairs rows
     or makes conditions (`couplings.pair`, `couplings.with_source`), which refuse the other order.
 
@@ -72,7 +72,7 @@ def drop_cond(p: float, *, null: PyTree) -> BatchTransform:
         ValueError: At construction for p outside [0, 1]; at trace time for a key that is None, a
             batch without 'cond', and a null that is no row of it.
 
-    Example:
+    Examples:
         >>> import jax
         >>> import jax.numpy as jnp
         >>> from jflow import losses
@@ -107,7 +107,7 @@ def drop_cond(p: float, *, null: PyTree) -> BatchTransform:
 def fresh_source() -> BatchTransform:
     """A batch transform for synthetic and real rows: unpaired rows get fresh noise as source.
 
-    Where batch['paired'] [b], a boolean, is False, 'x0' is replaced by standard normal noise, drawn
+    Where `batch['paired']`, [b] bool, is False, 'x0' is replaced by standard normal noise, drawn
     anew each time. 'paired' is then taken out of the batch. Synthetic rows of x carry the x0 that a
     model made them from; real rows have no partner, and what stands in their x0 is ignored (zeros,
     for example). Real rows inverted along a model's ODE (`solvers.sample` from t0=1 to t1=0) do

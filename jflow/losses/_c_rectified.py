@@ -64,7 +64,7 @@ def power_cost(p: float) -> ConvexCost:
     Raises:
         ValueError: Unless 1 < p < inf.
 
-    Example:
+    Examples:
         >>> import jax.numpy as jnp
         >>> from jflow import losses
         >>> losses.power_cost(4.0).value(jnp.array([[1.0, 2.0]])).tolist()
@@ -112,7 +112,7 @@ def potential_velocity(potential: Field, cost: ConvexCost | None = None) -> Velo
     Raises:
         ValueError: At trace time for a potential whose output is not [b].
 
-    Example:
+    Examples:
         >>> import jax.numpy as jnp
         >>> from jflow import losses
         >>> from jflow.types import Field

@@ -43,7 +43,7 @@ def chain(*parts: BatchTransform | Loss) -> Loss:
             not wrapped in `couplings.pair`, as far as the arguments of these functions show; at
             trace time for a transform that returns no dict.
 
-    Example:
+    Examples:
         >>> import jax
         >>> import jax.numpy as jnp
         >>> from jflow import losses

@@ -109,7 +109,7 @@ def euler_step(
     Returns:
         The states [b, *event] at the times s.
 
-    Example:
+    Examples:
         >>> import jax.numpy as jnp
         >>> from jflow import losses
         >>> x, t, s = jnp.ones((1, 2)), jnp.array([0.0]), jnp.array([0.5])
@@ -218,7 +218,7 @@ def consistency_training(
             missing in frozen ('teacher', 'ema', 'step'), a velocity or a metric of another shape, a
             batch without 'x' or with unknown keys, and a key that is None.
 
-    Example:
+    Examples:
         >>> import jax
         >>> import jax.numpy as jnp
         >>> from jflow import losses, oracles, solvers
@@ -334,7 +334,7 @@ def grid_steps(
         ValueError: For counts without every, and grids that do not rise from 0 to 1; when called,
             for a frozen without 'step' where there are several counts.
 
-    Example:
+    Examples:
         >>> import jax
         >>> from jflow import losses, solvers
         >>> t, s = losses.grid_steps(solvers.grids.uniform, 4)(jax.random.key(0), 3, {})
@@ -391,7 +391,7 @@ def count_steps(params: Params, frozen: Frozen, key: Key, batch: Mapping[str, Py
     Raises:
         ValueError: For a frozen without 'step'.
 
-    Example:
+    Examples:
         >>> import jax.numpy as jnp
         >>> from jflow import losses
         >>> int(losses.count_steps({}, {"step": jnp.int32(4)}, None, {})["step"])

@@ -75,7 +75,7 @@ def diffusion_likelihood(
             velocity of another shape, a batch without 'x' or with unknown keys, and a key that is
             None.
 
-    Example:
+    Examples:
         At the exact velocity of data N(0, I) the bound is the entropy of a row at t1, on average.
 
         >>> import jax

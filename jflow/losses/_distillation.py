@@ -61,7 +61,7 @@ def distillation(
             'x0', a velocity or a metric of another shape, a batch without 'x' or with unknown keys,
             and a key that is None.
 
-    Example:
+    Examples:
         >>> import jax
         >>> import jax.numpy as jnp
         >>> from jflow import losses

@@ -136,7 +136,7 @@ def distribution_matching(
             both players, without frozen['teacher'], for outputs or a weight of another shape, a
             batch without 'x' or with unknown keys, and a key that is None.
 
-    Example:
+    Examples:
         >>> import jax
         >>> import jax.numpy as jnp
         >>> from jflow import losses

@@ -56,7 +56,7 @@ def pseudo_huber(c: float) -> Metric:
     Raises:
         ValueError: Unless c is finite and above 0.
 
-    Example:
+    Examples:
         >>> import jax.numpy as jnp
         >>> from jflow import losses
         >>> v = jnp.array([[3.0, 4.0]])

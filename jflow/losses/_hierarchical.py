@@ -72,7 +72,7 @@ def hierarchical_matching(
         ValueError: At construction for no levels; at trace time for a velocity of another shape, a
             batch without 'x' or with unknown keys, and a key that is None.
 
-    Example:
+    Examples:
         >>> import jax
         >>> import jax.numpy as jnp
         >>> from jflow import losses

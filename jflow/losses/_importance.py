@@ -53,7 +53,7 @@ def likelihood_weight(schedule: Schedule, t: Float[Array, " b"]) -> Float[Array,
     Returns:
         The weight at each of the times.
 
-    Example:
+    Examples:
         >>> import jax.numpy as jnp
         >>> from jflow import losses, paths
         >>> losses.likelihood_weight(paths.LINEAR, jnp.array([0.0, 0.5, 0.75])).tolist()
@@ -90,7 +90,7 @@ def likelihood_importance(
         ValueError: Unless 0 <= t0 < t1 <= 1, cells >= 1 and the weight is finite and positive
             between.
 
-    Example:
+    Examples:
         >>> from jflow import losses
         >>> losses.likelihood_importance(cells=16).edges.shape
         (17,)
@@ -136,7 +136,7 @@ def draw_times(
     Returns:
         The pair (t [n], weight [n]).
 
-    Example:
+    Examples:
         >>> import jax.numpy as jnp
         >>> from jflow import losses
         >>> density = losses.Importance(jnp.array([0.0, 0.5, 1.0]), jnp.array([1.0, 3.0]))

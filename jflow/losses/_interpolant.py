@@ -46,7 +46,7 @@ def interpolant_matching(
             at trace time for a field that doesn't return the two, a batch without 'x' or with
             unknown keys, and a key that is None.
 
-    Example:
+    Examples:
         >>> import jax
         >>> import jax.numpy as jnp
         >>> from jflow import losses, paths

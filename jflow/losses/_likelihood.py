@@ -25,7 +25,7 @@ def nll(flow: Flow) -> Loss:
         ValueError: At trace time for a batch without 'x', with an unknown key, or with rows that
             don't match.
 
-    Example:
+    Examples:
         >>> import jax
         >>> import jax.numpy as jnp
         >>> from jflow import distributions, losses

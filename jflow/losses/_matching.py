@@ -43,7 +43,7 @@ def flow_matching(
         ValueError: At trace time for a velocity or a metric of another shape, a batch without 'x',
             with unknown keys or rows that don't match, and a key that is None.
 
-    Example:
+    Examples:
         >>> import jax
         >>> import jax.numpy as jnp
         >>> from jflow import losses

@@ -118,7 +118,7 @@ def mean_flow(
             kappa of another shape, a batch without 'x' or with unknown keys, and a key that is
             None.
 
-    Example:
+    Examples:
         >>> import jax
         >>> import jax.numpy as jnp
         >>> from jflow import losses, oracles

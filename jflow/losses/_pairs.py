@@ -61,7 +61,7 @@ def draw_pairs(name: str, key: Key, batch: Mapping[str, PyTree], time: Time | Ti
         ValueError: For a key that is None, a batch without 'x' or with unknown keys, an 'x' that is
             not floating, and for shapes that do not fit.
 
-    Example:
+    Examples:
         >>> import jax
         >>> import jax.numpy as jnp
         >>> from jflow import losses, times

@@ -157,7 +157,7 @@ def noise_error(schedule: Schedule, metric: Metric = mean_squared_error) -> Metr
     Returns:
         The metric (v, target, x_t, t) -> [b].
 
-    Example:
+    Examples:
         >>> import jax.numpy as jnp
         >>> from jflow import losses, paths
         >>> x, t = jnp.ones((1, 2)), jnp.array([0.5])

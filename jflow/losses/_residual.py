@@ -94,7 +94,7 @@ def flow_map_residual(
         ValueError: At trace time for an output of the map that is not shaped like x, and for a
             derivative or a tangent of another shape.
 
-    Example:
+    Examples:
         The exact average velocity of v = x, a flow that grows like exp(t), has no residual.
 
         >>> import jax.numpy as jnp
@@ -149,7 +149,7 @@ def adaptive_weight(error: Float[Array, " b"], power: float, c: float = 1e-3) ->
     Returns:
         The weight of each row [b], without a gradient.
 
-    Example:
+    Examples:
         >>> import jax.numpy as jnp
         >>> from jflow import losses
         >>> losses.adaptive_weight(jnp.array([0.0, 0.75]), 1.0, 0.25).tolist()
@@ -180,7 +180,7 @@ def normalized_tangent(c: float = 0.1) -> Callable[[Array], Array]:
     Raises:
         ValueError: Unless c is finite and above 0.
 
-    Example:
+    Examples:
         >>> import jax.numpy as jnp
         >>> from jflow import losses
         >>> losses.normalized_tangent(1.0)(jnp.array([[3.0, 3.0], [0.0, 0.0]])).tolist()
@@ -215,7 +215,7 @@ def clipped_tangent(bound: float = 1.0) -> Callable[[Array], Array]:
     Raises:
         ValueError: Unless bound is above 0.
 
-    Example:
+    Examples:
         >>> import jax.numpy as jnp
         >>> from jflow import losses
         >>> losses.clipped_tangent(0.5)(jnp.array([[-2.0, 0.25]])).tolist()

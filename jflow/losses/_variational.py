@@ -42,7 +42,7 @@ def reverse_kl(flow: Flow, log_density: Callable[..., Array], *, draws: int = 25
         ValueError: At construction for draws < 1; at trace time for a batch with other keys, a
             log_density of another shape, and a key that is None.
 
-    Example:
+    Examples:
         >>> import jax
         >>> from jflow import bijectors, distributions, flows, losses
         >>> base = distributions.normal((2,))

@@ -47,7 +47,7 @@ def noise_encoder(velocity: Velocity) -> Field:
         The encoder, a `Field` of (x1 [b, *event], t, cond) that returns (mean, std), both shaped
         like x1.
 
-    Example:
+    Examples:
         >>> import jax.numpy as jnp
         >>> from jflow import losses
         >>> from jflow.types import Velocity

@@ -211,7 +211,7 @@ def marginal_transport(
             frozen without 'teacher', a velocity or a tangent of another shape, a batch without 'x'
             or with unknown keys, and a key that is None.
 
-    Example:
+    Examples:
         >>> import jax
         >>> import jax.numpy as jnp
         >>> from jflow import losses

@@ -30,7 +30,7 @@ def dot_product_attention(
     Returns:
         The weighted means of the values, shaped like q.
 
-    Example:
+    Examples:
         >>> import jax.numpy as jnp
         >>> from jflow import nets
         >>> q, k = jnp.zeros((1, 1, 1, 2)), jnp.ones((1, 2, 1, 2))

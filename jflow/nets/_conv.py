@@ -71,7 +71,7 @@ class GlowNet(nn.Module):
         dtype: the type of the computation, such as jnp.bfloat16; params stay float32 or better.
             None is the type of the inputs and params.
 
-    Example:
+    Examples:
         >>> import jax
         >>> import jax.numpy as jnp
         >>> from jflow import nets

@@ -73,7 +73,7 @@ class DeepFlow(nn.Module):
         ValueError: the branches do not divide num_layers, patch_size H and W, num_heads the width,
             or 4 the width.
 
-    Example:
+    Examples:
         >>> import jax
         >>> import jax.numpy as jnp
         >>> from jflow import nets

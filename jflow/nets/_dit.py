@@ -45,7 +45,7 @@ class DiT(nn.Module):
     Raises:
         ValueError: patch_size does not divide H and W, num_heads the width, or 4 the width.
 
-    Example:
+    Examples:
         >>> import jax
         >>> import jax.numpy as jnp
         >>> from jflow import nets

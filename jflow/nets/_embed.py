@@ -36,7 +36,7 @@ def time_features(
     Raises:
         ValueError: dim is odd or below 2.
 
-    Example:
+    Examples:
         >>> import jax.numpy as jnp
         >>> from jflow import nets
         >>> nets.time_features(jnp.array([0.0, 0.5]), 4, scale=100.0)[0]

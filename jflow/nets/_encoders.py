@@ -31,7 +31,7 @@ class ImageEncoder(nn.Module):
     Raises:
         ValueError: cond is not [b, H, W, C], at the call.
 
-    Example:
+    Examples:
         >>> import jax
         >>> import jax.numpy as jnp
         >>> from jflow import nets

@@ -48,7 +48,7 @@ def velocity(module: nn.Module) -> Velocity:
     Raises:
         TypeError: module is not an instance of a Linen module.
 
-    Example:
+    Examples:
         >>> import jax
         >>> import jax.numpy as jnp
         >>> import jflow
@@ -86,7 +86,7 @@ def flow_map(module: nn.Module) -> FlowMap:
     Raises:
         TypeError: module is not an instance of a Linen module.
 
-    Example:
+    Examples:
         >>> import jax
         >>> import jax.numpy as jnp
         >>> import jflow

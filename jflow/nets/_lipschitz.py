@@ -32,7 +32,7 @@ def lip_swish(x: Float[Array, "*shape"], beta: Array | float = 1.0) -> Float[Arr
     Returns:
         An array shaped like x.
 
-    Example:
+    Examples:
         >>> import jax.numpy as jnp
         >>> from jflow import nets
         >>> round(float(nets.lip_swish(jnp.array(11.0), 10.0)), 3)
@@ -68,7 +68,7 @@ class LipschitzMLP(nn.Module):
     Raises:
         ValueError: there is no hidden layer, coeff is not in (0, 1), or the orders do not fit.
 
-    Example:
+    Examples:
         >>> import jax
         >>> import jax.numpy as jnp
         >>> from jflow import nets

@@ -19,7 +19,7 @@ class MADE(nn.Module):
     """MADE: a perceptron whose outputs see some inputs only, a conditioner of autoregressive maps.
 
     `module(x [b, d], cond=None) -> raw [b, d, size]`, zero at initialization. raw[:, i] depends on
-    those x[:, j] alone that come before i in `order`, or have `adjacency[i][j]`; give at most one
+    those `x[:, j]` alone that come before i in `order`, or have `adjacency[i][j]`; give at most one
     of the two. Every output sees cond: None, a float array [b, ...] or a pytree of them.
 
     A hidden unit stands for one set of inputs, a row of the adjacency, and reads from units of its
@@ -32,7 +32,7 @@ class MADE(nn.Module):
         hidden: the widths.
         order: a permutation of 0 .. d-1, what is conditioned on nothing first; None is 0, 1 ...
             d-1.
-        adjacency: [d][d] booleans, as nested tuples or an array, without cycles; `longest_path`
+        adjacency: `[d][d]` booleans, as nested tuples or an array, without cycles; `longest_path`
             counts the passes that the inverse takes.
         activation: smooth by default, so that the density is.
         residual: whether one masked layer to hidden[0] is followed by a residual block of two
@@ -45,7 +45,7 @@ class MADE(nn.Module):
         ValueError: size or a width is below 1, there are both an order and an adjacency, the order
             is no permutation, the adjacency has a cycle, or the widths differ with residual=True.
 
-    Example:
+    Examples:
         >>> import jax
         >>> import jax.numpy as jnp
         >>> from jflow import nets
@@ -180,7 +180,7 @@ def longest_path(adjacency: npt.ArrayLike) -> int:
     et al.).
 
     Args:
-        adjacency: [d, d] booleans, true at [i][j] where i depends on j.
+        adjacency: [d, d] booleans, true at `[i][j]` where i depends on j.
 
     Returns:
         The count, from 1 to d.
@@ -188,7 +188,7 @@ def longest_path(adjacency: npt.ArrayLike) -> int:
     Raises:
         ValueError: the graph has a cycle, or is not a square array of booleans.
 
-    Example:
+    Examples:
         >>> from jflow import nets
         >>> nets.longest_path([[False, False, False], [True, False, False], [True, False, False]])
         2

@@ -33,7 +33,7 @@ class MixtureHead(nn.Module):
         dtype: the type of the computation of the lift; the heads compute in the precision of the
             params.
 
-    Example:
+    Examples:
         >>> import jax
         >>> import jax.numpy as jnp
         >>> from jflow import nets

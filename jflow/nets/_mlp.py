@@ -30,7 +30,7 @@ class MLP(nn.Module):
         ValueError: there is no hidden width; or cond has labels, which must be embedded first, at
             the call.
 
-    Example:
+    Examples:
         >>> import jax
         >>> import jax.numpy as jnp
         >>> from jflow import nets

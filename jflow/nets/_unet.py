@@ -43,7 +43,7 @@ class UNet(nn.Module):
         ValueError: 2**(levels - 1) does not divide H and W, or `attention` and `multipliers` differ
             in length.
 
-    Example:
+    Examples:
         >>> import jax
         >>> import jax.numpy as jnp
         >>> from jflow import nets

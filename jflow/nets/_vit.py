@@ -36,7 +36,7 @@ class ViT(nn.Module):
     Raises:
         ValueError: num_heads does not divide the width, or num_layers is below 1.
 
-    Example:
+    Examples:
         >>> import jax
         >>> import jax.numpy as jnp
         >>> from jflow import nets

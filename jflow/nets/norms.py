@@ -39,7 +39,7 @@ def spectral_bound(w: Inexact[Array, "*batch m n"], steps: int = 8) -> Float[Arr
     Raises:
         ValueError: steps is not a whole number of at least 1.
 
-    Example:
+    Examples:
         >>> import jax.numpy as jnp
         >>> from jflow.nets import norms
         >>> round(float(norms.spectral_bound(jnp.diag(jnp.array([3.0, 1.0])))), 3)
@@ -130,7 +130,7 @@ def induced_norm(
     Raises:
         ValueError: p or q is below 1.
 
-    Example:
+    Examples:
         >>> import jax.numpy as jnp
         >>> from jflow.nets import norms
         >>> round(float(norms.induced_norm(jnp.array([[3.0, 4.0], [0.0, 1.0]]), 1, 2)), 3)

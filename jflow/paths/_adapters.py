@@ -45,7 +45,7 @@ def reschedule(velocity: Velocity, trained: Schedule, new: Schedule) -> Velocity
     Returns:
         Velocity: the velocity on the path of `new`, with the params and the init of `velocity`.
 
-    Example:
+    Examples:
         >>> import jax
         >>> import jax.numpy as jnp
         >>> from jflow import paths
@@ -104,7 +104,7 @@ def matched_time(
         t: times of `trained`, shaped like r.
         c: the scale, shaped like r.
 
-    Example:
+    Examples:
         >>> import jax.numpy as jnp
         >>> import numpy as np
         >>> from jflow import paths
@@ -161,7 +161,7 @@ def from_noise_time(field: Field, *, scale: float = 1.0) -> Velocity:
     Returns:
         Velocity: the velocity on the linear path, with the params of `field`.
 
-    Example:
+    Examples:
         >>> import jax.numpy as jnp
         >>> from jflow import paths
         >>> from jflow.types import Field
@@ -281,7 +281,7 @@ def from_edm(denoiser: Field, schedule: Schedule) -> Velocity:
     Returns:
         Velocity: the velocity on `schedule`, with the params of `denoiser`.
 
-    Example:
+    Examples:
         >>> import jax.numpy as jnp
         >>> from jflow import paths
         >>> from jflow.types import Field

@@ -55,7 +55,7 @@ def from_data(field: Field, schedule: Schedule = LINEAR, *, margin: float = 1e-3
     Raises:
         ValueError: margin is outside [0, 0.5).
 
-    Example:
+    Examples:
         >>> import jax.numpy as jnp
         >>> from jflow.paths import parameterizations
         >>> from jflow.types import Field
@@ -143,7 +143,7 @@ def edm_denoiser(field: Field, *, data_std: float = 0.5) -> Field:
     Raises:
         ValueError: data_std is not finite and above 0.
 
-    Example:
+    Examples:
         >>> import jax.numpy as jnp
         >>> from jflow.paths import parameterizations
         >>> from jflow.types import Field
@@ -230,7 +230,7 @@ def boundary_mask(
     Raises:
         ValueError: gain is not finite and above 0.
 
-    Example:
+    Examples:
         >>> import jax.numpy as jnp
         >>> from jflow.paths import parameterizations
         >>> from jflow.types import Field

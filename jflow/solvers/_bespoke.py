@@ -87,7 +87,7 @@ def bespoke_params(
         ValueError: solver is another one, steps is below 1, or the functions do not meet t(0) = 0,
             t(1) = 1, s(0) = 1, t' > 0, s > 0.
 
-    Example:
+    Examples:
         >>> from jflow import solvers
         >>> theta = solvers.bespoke_params(5)
         >>> {name: value.shape for name, value in theta.items()}
@@ -156,7 +156,7 @@ def bespoke_sample(
     Raises:
         ValueError: theta has other shapes, or solver is another one.
 
-    Example:
+    Examples:
         >>> import jax.numpy as jnp
         >>> from jflow import solvers
         >>> from jflow.types import Velocity

@@ -68,7 +68,7 @@ def exact_divergence() -> Divergence:
     Returns:
         Divergence: for `log_prob`, `sample_with_log_det` and `flows.cnf`.
 
-    Example:
+    Examples:
         >>> import jax.numpy as jnp
         >>> from jflow import solvers
         >>> divergence = solvers.exact_divergence()
@@ -98,7 +98,7 @@ def hutchinson(probes: int = 1, *, noise: Callable = jax.random.rademacher) -> D
     Raises:
         ValueError: probes is not a whole number of at least 1.
 
-    Example:
+    Examples:
         >>> import jax
         >>> import jax.numpy as jnp
         >>> from jflow import solvers

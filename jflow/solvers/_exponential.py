@@ -45,7 +45,7 @@ def ddim(schedule: Schedule = LINEAR) -> diffrax.AbstractSolver:
     Returns:
         A diffrax solver, for `solvers.fixed` and `solvers.on_grid`.
 
-    Example:
+    Examples:
         >>> import jax.numpy as jnp
         >>> from jflow import paths, solvers
         >>> from jflow.types import Velocity
@@ -91,7 +91,7 @@ def midpoint_in_log_snr(schedule: Schedule = LINEAR) -> Callable:
     Returns:
         A function (t, s) -> time, for `dpm_solver_2` and `dpm_solver_pp_2s`.
 
-    Example:
+    Examples:
         >>> import jax.numpy as jnp
         >>> from jflow import solvers
         >>> middle = solvers.midpoint_in_log_snr()

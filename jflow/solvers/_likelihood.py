@@ -65,7 +65,7 @@ def sample_with_log_det(
             grid, or the velocity has another shape than x.
         TypeError: method, velocity or divergence is something else.
 
-    Example:
+    Examples:
         >>> import jax.numpy as jnp
         >>> import numpy as np
         >>> from jflow import solvers
@@ -130,7 +130,7 @@ def log_prob(
             base_log_prob does not return [b], or the velocity has another shape than x1.
         TypeError: method, velocity or divergence is something else.
 
-    Example:
+    Examples:
         >>> import jax.numpy as jnp
         >>> from jax.scipy.stats import norm
         >>> from jflow import solvers

@@ -34,7 +34,7 @@ def adams_bashforth(order: int = 2) -> diffrax.AbstractSolver:
     Raises:
         ValueError: order is another number.
 
-    Example:
+    Examples:
         >>> import jax.numpy as jnp
         >>> from jflow import solvers
         >>> from jflow.types import Velocity
@@ -75,7 +75,7 @@ def dpm_solver_pp(order: int = 2, schedule: Schedule = LINEAR) -> diffrax.Abstra
     Raises:
         ValueError: order is another number.
 
-    Example:
+    Examples:
         >>> import jax.numpy as jnp
         >>> from jflow import solvers
         >>> from jflow.types import Velocity

@@ -56,7 +56,7 @@ def sample(
         ValueError: t0 and t1 are equal or outside [0, 1], or given beside a grid, or the velocity
             has another shape than x.
 
-    Example:
+    Examples:
         >>> import diffrax
         >>> import jax.numpy as jnp
         >>> from jflow import solvers

@@ -80,7 +80,7 @@ def euler_maruyama(
     Raises:
         ValueError: noise is a negative number, or limit is not above 0.
 
-    Example:
+    Examples:
         >>> import jax
         >>> import jax.numpy as jnp
         >>> from jflow import solvers
@@ -247,7 +247,7 @@ def sample_sde(
     Raises:
         ValueError: grid does not rise or leaves [0, 1], or the key is None.
 
-    Example:
+    Examples:
         >>> import jax
         >>> import jax.numpy as jnp
         >>> import numpy as np
@@ -338,7 +338,7 @@ def step_log_prob(
     Returns:
         The log-densities, [b], in nats, in float32 or better.
 
-    Example:
+    Examples:
         >>> import jax.numpy as jnp
         >>> from jflow import solvers
         >>> x = jnp.zeros((1, 2))

@@ -65,7 +65,7 @@ def hump(scale: float = 1.0) -> Callable:
     Raises:
         ValueError: scale is negative.
 
-    Example:
+    Examples:
         >>> import jax.numpy as jnp
         >>> import numpy as np
         >>> from jflow import solvers
@@ -93,7 +93,7 @@ def sbdm(scale: float = 1.0, schedule: Schedule = LINEAR) -> Callable:
     Raises:
         ValueError: scale is negative.
 
-    Example:
+    Examples:
         >>> import jax.numpy as jnp
         >>> import numpy as np
         >>> from jflow import solvers

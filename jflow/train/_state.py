@@ -56,7 +56,7 @@ def init_state(
     Raises:
         ValueError: For a bad decay.
 
-    Example:
+    Examples:
         >>> import jax, jax.numpy as jnp, optax
         >>> from jflow import train
         >>> params = {"w": jnp.ones(2)}
@@ -107,7 +107,7 @@ def warm_start(fresh: Params, teacher: Params) -> Params:
         ValueError: Where the teacher has a leaf that the student lacks or that has another shape,
             with its path.
 
-    Example:
+    Examples:
         >>> import jax.numpy as jnp
         >>> from jflow import train
         >>> fresh = {"a": jnp.zeros(1), "b": jnp.zeros(1)}

@@ -71,7 +71,7 @@ def make_step(
         ValueError: At construction for a bad decay or count; when traced if the state and `ema`
             disagree or a batch does not divide by `accumulate`.
 
-    Example:
+    Examples:
         >>> import jax, jax.numpy as jnp, optax
         >>> from jflow import train
         >>> def loss(params, key, batch, frozen=None):

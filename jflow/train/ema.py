@@ -30,7 +30,7 @@ def warmup(decay: float) -> Callable[[Array], Array]:
     Raises:
         ValueError: For another decay.
 
-    Example:
+    Examples:
         >>> from jflow import train
         >>> float(train.ema.warmup(0.999)(0))
         0.10000000149011612
@@ -92,7 +92,7 @@ def update(average: PyTree, params: PyTree, decay: Array | float) -> PyTree:
     Returns:
         The average, in its own types.
 
-    Example:
+    Examples:
         >>> import jax.numpy as jnp
         >>> from jflow import train
         >>> train.ema.update({"w": jnp.zeros(1)}, {"w": jnp.ones(1)}, 0.75)["w"].tolist()
