@@ -150,6 +150,8 @@ def from_quantile(quantile: Callable[[Array], Array], draws: Time = _UNIFORM) ->
 def logit_normal(mean: float = 0.0, std: float = 1.0, *, draws: Time | None = None) -> Time:
     """The logit-normal law of Stable Diffusion 3: more times in the middle.
 
+    Also known as: logit-normal timesteps, SD3 timestep sampling.
+
         t = sigmoid(mean + std z),      z standard normal
 
     A positive mean spends more times near data. The time of the paper runs from data to noise, so
@@ -316,6 +318,8 @@ def shift(t: _T, factor: float) -> _T:
 
 def shifted(time: Time, factor: float) -> Time:
     """A law of times, shifted towards noise.
+
+    Also known as: timestep shift, SD3 shift.
 
     Args:
         time: (key, n) -> t [n], the law to shift.

@@ -36,6 +36,8 @@ def independent() -> Coupling:
 def optimal_transport(cost: Cost = _costs.squared_euclidean) -> Coupling:
     """The permutation of least total cost, for each batch.
 
+    Also known as: OT coupling, OT-CFM, minibatch optimal transport, optimal transport pairing.
+
     Data rows stay where they are, source rows come to them. Entropic potentials f, g, found on the
     device, reduce the costs to cost - f - g, which has the same optimum; the shortest augmenting
     paths of scipy then finish on the host (`jax.pure_callback`) in a fraction of the time. It works

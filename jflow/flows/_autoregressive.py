@@ -26,6 +26,8 @@ def maf(
 ) -> Flow:
     """Masked autoregressive flow: affine layers whose density takes one pass.
 
+    Also known as: MAF, masked autoregressive flow.
+
     From data to noise, a layer maps x_i to x_i exp(a_i) + m_i, where a_i and m_i are functions of
     the numbers before x_i; the order is reversed from layer to layer. A density is one pass of a
     masked network (`nets.MADE`) a layer. Sampling takes up to as many passes a layer as the event
@@ -95,6 +97,8 @@ def iaf(
     base: Distribution | None = None,
 ) -> Flow:
     """Inverse autoregressive flow: affine layers whose samples, with their density, take one pass.
+
+    Also known as: IAF, inverse autoregressive flow.
 
     It is `maf` with every layer inverted: from noise to data, a layer maps z_i to z_i exp(a_i) +
     m_i, where a_i and m_i are functions of the numbers before z_i. The density of given data takes

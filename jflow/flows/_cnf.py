@@ -33,6 +33,8 @@ def cnf(
 ) -> Flow:
     """Continuous normalizing flow: a velocity and a base distribution as a `Flow`.
 
+    Also known as: continuous normalizing flow, FFJORD, neural ODE density.
+
     The map is the solution of dx/dt = velocity(x, t, cond) from the base at t=0 to the data at t1,
     and
 

@@ -103,6 +103,8 @@ def real_nvp(
 ) -> Flow:
     """RealNVP: affine coupling layers between fixed permutations, one pass in both directions.
 
+    Also known as: RealNVP, affine coupling flow.
+
     From data to noise, a layer maps one half of the numbers, x_2, to x_2 exp(a(x_1)) + m(x_1), with
     a and m read off an MLP of the other half. Ours: the event is flattened, where the paper has
     checkerboard and channel masks on images.
@@ -268,6 +270,8 @@ def neural_spline(
     base: Distribution | None = None,
 ) -> Flow:
     """Neural spline flow, RQ-NSF (C): rational-quadratic couplings, one pass in both directions.
+
+    Also known as: NSF, RQ-NSF, neural spline flow, rational quadratic spline flow.
 
     A layer maps one half of the numbers by monotone splines whose knots an MLP reads off the other
     half, behind a permutation and an LU linear map. The density pass evaluates the splines

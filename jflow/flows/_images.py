@@ -38,6 +38,9 @@ def glow(
 ) -> Flow:
     """Glow: a multi-scale flow on images, of actnorms, 1 x 1 convolutions and channel couplings.
 
+    Also known as: Glow, multi-scale flow, Glow recipe, generative flow with invertible 1x1
+    convolutions.
+
     Each scale squeezes, takes `depth` steps, says with one more coupling what the half of the
     channels that goes on predicts of the other half (the learned prior of a split in the paper),
     and goes on with the first half. The 1 x 1 convolution is P L U with P fixed. Both directions

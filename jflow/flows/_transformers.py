@@ -34,6 +34,8 @@ def tarflow(
 ) -> Flow:
     """TarFlow: causal affine blocks over the patches of an image, the direction alternating.
 
+    Also known as: TarFlow, transformer autoregressive flow.
+
     A block maps token x_i to (x_i - mean_i) exp(-log_scale_i), where both are functions, by a
     causal transformer, of the tokens before it. The density is one parallel pass a block, sampling
     goes token after token. `losses.noised` augments the data with noise as the paper does,

@@ -18,6 +18,8 @@ __all__ = ["autoguidance", "cfg", "guided", "negative", "with_cond", "zero_init"
 def cfg(velocity: Velocity, scale: NumberOrFunction, *, null: PyTree) -> Velocity:
     """Classifier-free guidance of a velocity that was trained with dropped conditions.
 
+    Also known as: CFG, guidance, classifier-free guidance, guidance scale.
+
         v_null + scale (v_cond - v_null)
 
     scale 1 is the conditional velocity, 0 the unconditional one. Both are one evaluation of 2b

@@ -23,6 +23,8 @@ def classifier_guidance(
 ) -> Velocity:
     """Guidance by the gradient of a classifier of noisy data.
 
+    Also known as: classifier guidance.
+
         v + scale c(t) grad_x log p(cond | x_t = x),      c = D s / a      linear: (1 - t) / t
 
     a, s are the values of the schedule at t, D = a' s - s' a. It is derived from v = (a' x + D s

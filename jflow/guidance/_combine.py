@@ -129,6 +129,8 @@ def rescaled(combine: Combine, mix: float = 0.7) -> Combine:
 def zero_star(scale: NumberOrFunction) -> Combine:
     """Guidance from the unconditional velocity scaled to come nearest to the conditional one.
 
+    Also known as: CFG-Zero*.
+
         s other + scale (v - s other),      s = <v, other> / |other|^2 in each row
 
     It is the optimized scale of CFG-Zero*; its zeroed first steps are `zero_init`. scale 1 is v;
@@ -159,6 +161,8 @@ def projected(
     schedule: Schedule = LINEAR,
 ) -> Combine:
     """Adaptive projected guidance, without its momentum: less oversaturation at high scales.
+
+    Also known as: APG, adaptive projected guidance.
 
         v + (scale - 1) d'
 

@@ -58,6 +58,8 @@ def eulerian_map_distillation(
 ) -> Loss:
     """Eulerian map distillation (AYF-EMD): a flow map is constant along the trajectory.
 
+    Also known as: AYF, Align Your Flow, EMD.
+
     With x_t = (1 - t) x0 + t x1 and v the velocity there, the loss is the mean over the event and
     over rows of
 

@@ -97,6 +97,8 @@ def anchored_consistency(
 ) -> Loss:
     """Flow-anchored consistency: the average velocity to data, anchored by the velocity.
 
+    Also known as: FACM, flow-anchored consistency.
+
     The loss is the sum, mean over rows, of two errors at x_t = (1 - t) x0 + t x1 with velocity v
     there:
 

@@ -56,6 +56,8 @@ def noised(std: float) -> BatchTransform:
 def drop_cond(p: float, *, null: PyTree) -> BatchTransform:
     """A batch transform for classifier-free guidance: cond is dropped with probability p.
 
+    Also known as: label dropout, condition dropout, unconditional dropout.
+
     Rows are dropped independently. `guidance.cfg` with the same null then guides the trained
     network. `batch['dropped']`, [b] bool, says which rows were dropped; a loss with guidance in its
     target reads it (`mean_flow`, `shortcut`), the others accept it. It comes after what pairs rows

@@ -185,6 +185,8 @@ def consistency_training(
 ) -> Loss:
     """Consistency training at finite steps t < s, and distillation where a teacher is given.
 
+    Also known as: consistency training, consistency models, consistency distillation, CT, iCT, ECT.
+
     The loss is the mean over rows of
 
         weight(t, s) metric(f(x_t, t), sg(f'(x_s, s)), x_t, t),      f(x, t) = x + (1 - t) F(x, t),

@@ -40,6 +40,8 @@ def distillation(
 ) -> Loss:
     """Regression of x1 - x0 at a few times, on pairs that a flow connects, for few steps.
 
+    Also known as: rectified flow distillation, one-step distillation.
+
     The loss is that of `losses.flow_matching` at (x_t, t, cond) with t among `times`. With times =
     (0,) the velocity learns the flow's whole map: x1 = x0 + v(x0, 0), `solvers.sample` with one
     Euler step. With times = (0, 1/k, ..., 1 - 1/k) on the line between x0 and x1 it is sampled by k

@@ -106,6 +106,9 @@ def distribution_matching(
 ) -> Loss:
     """Distribution matching distillation (DMD) in velocities, of a student and a fake.
 
+    Also known as: DMD, distribution matching distillation, distribution matching, reverse KL
+    distillation.
+
     The loss is one scalar of params {'student', 'fake'}. With x1 = generate(student, x0, cond),
     noise z and x_t = (1 - t) z + t x1, the two players have
 

@@ -42,6 +42,8 @@ def mean_squared_error(
 def pseudo_huber(c: float) -> Metric:
     """The pseudo-Huber error (sqrt(|r|^2 + c^2) - c) / d, r = v - target of d numbers.
 
+    Also known as: pseudo-Huber loss.
+
     It is quadratic within |r| < c and linear beyond. |r| grows like sqrt(d), and so should c:
     0.00054 sqrt(d) (Song, Dhariwal). Lee, Lin, Fanti run with 0.00054 d. The minimizer is no longer
     the mean target: it is for pairs that (nearly) determine the target, as in a second

@@ -10,6 +10,8 @@ __all__ = ["negative_elbo", "nll"]
 def nll(flow: Flow) -> Loss:
     """Negative log-likelihood of a flow or a distribution, -log_prob(x | cond), in nats per row.
 
+    Also known as: maximum likelihood, negative log-likelihood.
+
     The key goes to `log_prob`: a continuous flow draws its probes from it, dropout uses it, a
     deterministic flow ignores it.
 

@@ -23,6 +23,8 @@ def flow_matching(
 ) -> Loss:
     """Conditional flow matching: regression of a velocity on the path between source and data.
 
+    Also known as: conditional flow matching, CFM, rectified flow loss.
+
     The loss is the mean over the event of (velocity(x_t, t, cond) - target)^2, then over rows. It
     doesn't grow with the size of the event. Other pairs, dropped conditions and more come before
     it, by `losses.chain`.

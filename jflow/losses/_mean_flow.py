@@ -66,6 +66,8 @@ def mean_flow(
 ) -> Loss:
     """MeanFlow: trains an average velocity from data, for sampling in one step or a few.
 
+    Also known as: MeanFlow, mean flow loss, average velocity, one-step MeanFlow.
+
     At the times of `times`, on the linear path x_t = (1 - t) x0 + t x1 with v = x1 - x0, the loss
     is the mean over rows of
 
@@ -168,6 +170,8 @@ def improved_mean_flow(
     jvp: JVP = jax.jvp,
 ) -> Loss:
     """Improved MeanFlow: `mean_flow` along the velocity that the network predicts.
+
+    Also known as: iMF.
 
     The direction of du/dt is the predicted velocity v_p, not x1 - x0, so that what is compared with
     v depends on (x_t, t, r) alone, and the spread of v is no longer multiplied by d_x u:

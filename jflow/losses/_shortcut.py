@@ -43,6 +43,8 @@ def shortcut(
 ) -> Loss:
     """Shortcut models: a step of size d learns to be two steps of half the size.
 
+    Also known as: shortcut models.
+
     u(x, t, r) is trained at r = t, and at r = t + d for d = 1, 1/2, ..., 2^(1 - levels) and t a
     multiple of d. Every `every`-th row of the batch is one of self-consistency, d uniform among the
     sizes, t among its multiples:

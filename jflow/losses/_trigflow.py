@@ -53,6 +53,8 @@ def trigflow_consistency(
 ) -> Loss:
     """Continuous-time consistency in TrigFlow coordinates (sCM).
 
+    Also known as: sCM, sCT, sCD, TrigFlow.
+
     The derivative of f along the trajectory vanishes. With s = data_std, F of
     `paths.to_trigonometric(velocity)` and F- the same without gradient, the loss is the mean over
     the event and rows of |F - F- - tangent(g)|^2, where

@@ -22,6 +22,8 @@ __all__ = ["reverse_kl"]
 def reverse_kl(flow: Flow, log_density: Callable[..., Array], *, draws: int = 256) -> Loss:
     """The reverse KL divergence of a flow from a density that is known up to a constant.
 
+    Also known as: variational inference, ELBO of an unnormalized density.
+
     The loss is E_q [log q(x) - log p~(x)] = KL(q, p) - log Z, in nats, over reparameterized draws x
     of q: minus the evidence lower bound. A flow with fast `forward` (planar, sylvester, iaf,
     couplings) makes it fast.

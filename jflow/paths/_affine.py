@@ -292,6 +292,8 @@ def noise_to_velocity(
 ) -> Float[Array, "b *event"]:
     """The velocity of a prediction of the noise at (x, t).
 
+    Also known as: eps to velocity.
+
         v = (a' x - D x0) / a      linear: (x - x0) / t
 
     a and s are the values of alpha and sigma at t, primes are d/dt and D = a' s - s' a. It diverges

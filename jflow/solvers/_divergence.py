@@ -83,6 +83,8 @@ def exact_divergence() -> Divergence:
 def hutchinson(probes: int = 1, *, noise: Callable = jax.random.rademacher) -> Divergence:
     """Hutchinson's unbiased estimate of the divergence.
 
+    Also known as: Hutchinson trace estimator, stochastic divergence.
+
         mean over probes of e.Je,      e of mean 0 and unit covariance
 
     The squared Frobenius norm is the mean of |Je|^2. It costs one forward derivative a probe.

@@ -34,6 +34,8 @@ __all__ = ["ddim", "dpm_solver_2", "dpm_solver_pp_2s", "midpoint_time", "midpoin
 def ddim(schedule: Schedule = LINEAR) -> diffrax.AbstractSolver:
     """DDIM as a solver: the step along the path with the predictions of data and noise held fixed.
 
+    Also known as: DDIM.
+
         x_s = alpha_s x1 + sigma_s x0      with the predictions of x1 and x0 at (x_t, t)
 
     It is of first order, one evaluation a step; on the linear path it is Euler's method, on others

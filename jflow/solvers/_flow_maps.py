@@ -236,6 +236,8 @@ def sample_flow_map(
 ) -> tuple[Float[Array, "b *event"], SolveInfo]:
     """Sample a few-step model from t=0 to t=1, with one evaluation a step.
 
+    Also known as: few-step sampling, one-step sampling.
+
         x <- f(x, t, t_next)
 
     With renoise = g a step goes beyond t_next, to r = t_next + g (1 - t_next), and back to t_next

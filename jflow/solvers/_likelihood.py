@@ -101,6 +101,9 @@ def log_prob(
 ) -> tuple[Float[Array, " b"], SolveInfo]:
     """The log-density of data under the ODE of a velocity and a base density.
 
+    Also known as: CNF log-density, CNF log-likelihood, instantaneous change of variables,
+    likelihood of an ODE.
+
         log p(x1) = log p0(x0) - integral from 0 to t1 of div v(x_t, t) dt
 
     on the path that ends in x1. Rows must not interact inside the velocity.

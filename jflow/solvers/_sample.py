@@ -27,6 +27,8 @@ def sample(
 ) -> tuple[PyTree, SolveInfo]:
     """Carry states along the ODE of a velocity, from the source to data or back.
 
+    Also known as: ODE sampling, probability flow ODE.
+
         dx/dt = velocity(x, t, cond)      from t0 to t1
 
     t0=1, t1=0 or a falling grid encodes data into noise. The state between is float32 or better.

@@ -118,6 +118,8 @@ def euler_maruyama(
 def ancestral(velocity: Velocity, eta: float = 1.0, schedule: Schedule = LINEAR) -> Step:
     """The step of the DDIM family: between the deterministic one and ancestral sampling (DDPM).
 
+    Also known as: DDPM sampling, ancestral sampling.
+
         mean = alpha' x1 + sqrt(sigma'^2 - std^2) x0
         std = eta sigma' sqrt(1 - r^2),  r = alpha sigma' / (alpha' sigma)
 
@@ -226,6 +228,8 @@ def sample_sde(
     return_trajectory: bool = False,
 ) -> tuple[Float[Array, "b *event"], Trajectory | None]:
     """Sample by stochastic steps over a grid, with a key for each.
+
+    Also known as: SDE sampling, stochastic sampling, sample SDE, Euler-Maruyama sampler.
 
     It takes n evaluations of the velocity. A row that is not finite at the end has no part in a
     derivative.
