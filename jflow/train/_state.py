@@ -7,8 +7,8 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from jflow.train.ema import Decay, as_decay, start
-from jflow.types import Array, Key, Params, PyTree
+from jflow.train.ema import as_decay, start
+from jflow.types import Array, Key, NumberOrFunction, Params, PyTree
 
 
 class TrainState(NamedTuple):
@@ -36,7 +36,7 @@ def init_state(
     optimizer: optax.GradientTransformation,
     key: Key,
     *,
-    ema: float | Decay | None = None,
+    ema: NumberOrFunction | None = None,
     frozen: Mapping[str, PyTree] | None = None,
 ) -> TrainState:
     """The state before the first step.

@@ -11,7 +11,7 @@ from jflow._core.checks import check_whole, described
 from jflow._core.keys import same_draws
 from jflow.train import ema as ema_lib
 from jflow.train._state import TrainState
-from jflow.types import Key, Loss, Metrics, Params, PyTree
+from jflow.types import Key, Loss, Metrics, NumberOrFunction, Params, PyTree
 
 Step = Callable[[TrainState, Mapping[str, PyTree]], tuple[TrainState, Metrics]]
 Refresh = Callable[[Params, Mapping[str, PyTree], Key, Mapping[str, PyTree]], Mapping[str, PyTree]]
@@ -21,7 +21,7 @@ def make_step(
     loss: Loss,
     optimizer: optax.GradientTransformation,
     *,
-    ema: float | ema_lib.Decay | None = None,
+    ema: NumberOrFunction | None = None,
     refresh: Refresh | None = None,
     axis_name: str | tuple[str, ...] | None = None,
     accumulate: int = 1,
