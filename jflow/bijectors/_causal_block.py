@@ -64,8 +64,8 @@ def causal_block(
         >>> bijector = bijectors.causal_block(net, order=[1, 0])
         >>> x = jnp.ones((3, 2, 2))
         >>> z, log_det = bijector.inverse(bijector.init(jax.random.key(0), x), x)
-        >>> z.shape, log_det.tolist()  # it starts at the identity
-        ((3, 2, 2), [0.0, 0.0, 0.0])
+        >>> z[0].tolist()  # it starts at the identity
+        [[1.0, 1.0], [1.0, 1.0]]
 
     References:
         Zhai, Zhang, Nakkiran, et al., *Normalizing Flows are Capable Generative Models*, 2024,

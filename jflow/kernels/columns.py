@@ -143,7 +143,9 @@ def run(
         >>> from jflow.kernels import columns
         >>> def apply(x, raw):
         ...     return x + raw[0], jnp.zeros_like(x)
-        >>> shift = columns.Column(1, apply, columns.by_autodiff(apply))
+        >>> def pullback(x, raw, y, y_bar, log_slope_bar):
+        ...     return y_bar, (y_bar[None],)
+        >>> shift = columns.Column(1, apply, pullback)
         >>> columns.run(shift, jnp.ones((1, 2)), jnp.full((1, 1, 2), 3.0))[0].tolist()
         [[4.0, 4.0]]
     """
