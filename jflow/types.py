@@ -15,6 +15,7 @@ from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple, Protocol
 
 import jax
+from jax.typing import ArrayLike
 
 Array = jax.Array
 Key = jax.Array  # a jax.random.key
@@ -22,10 +23,12 @@ PyTree = Any
 Params = Mapping[str, Any]
 Cond = Any  # None, an array [b, ...] or a pytree of them; one row, [1, ...], is for all rows
 Metrics = Mapping[str, Array]
-NumberOrFunction = float | Callable[..., Any]
-"""A number, or a function that gives one where it is needed: of the times t [b] -> [b] for a scale of guidance or the
-noise of a step, of the condition -> [b] for a share of guidance in training, of the number of updates -> a number for the
-decay of an average."""
+NumberOrFunction = ArrayLike | Callable[..., Any]
+"""A number, or a function that gives one where it is needed.
+
+It is a function of the times t [b] -> [b] for a scale of guidance or the noise of a step, of the
+condition -> [b] for a share of guidance in training, and of the number of updates -> a number for
+the decay of an average."""
 
 
 class InitMap(Protocol):
