@@ -20,7 +20,7 @@ from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple, Protocol
 
 import jax
-<<<<<<< HEAD
+from jax.typing import ArrayLike
 from jaxtyping import Float, Int
 
 # Seeds of numpy are distinguished by purpose: `jflow._core.seeds`.
@@ -64,9 +64,6 @@ __all__ = [
     "Transport",
     "Velocity",
 ]
-=======
-from jax.typing import ArrayLike
->>>>>>> losses
 
 Array = jax.Array
 """An array of JAX's, or a tracer of one."""
@@ -84,20 +81,13 @@ Cond = Any
 """A condition: None, an array [b, ...], or a pytree of them; one row, [1, ...], is for all rows."""
 
 Metrics = Mapping[str, Array]
-<<<<<<< HEAD
 """What a loss reports beside its value, by name."""
-NumberOrFunction = float | Callable[..., Any]
-"""A number, or a function that gives one where it is needed: of the times t [b] -> [b] for a scale of guidance or the
-noise of a step, of the condition -> [b] for a share of guidance in training, of the number of updates -> a number for the
-decay of an average."""
-=======
 NumberOrFunction = ArrayLike | Callable[..., Any]
 """A number, or a function that gives one where it is needed.
 
 It is a function of the times t [b] -> [b] for a scale of guidance or the noise of a step, of the
 condition -> [b] for a share of guidance in training, and of the number of updates -> a number for
 the decay of an average."""
->>>>>>> losses
 
 
 class InitMap(Protocol):
