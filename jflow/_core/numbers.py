@@ -1,6 +1,7 @@
 """A number, or a function that gives one for each row: how it is checked and evaluated."""
 
 from collections.abc import Callable
+from typing import Any
 
 import jax.numpy as jnp
 
@@ -13,7 +14,7 @@ def check_number(
     what: str,
     number: NumberOrFunction,
     allowed: str,
-    within: Callable[[float], bool],
+    within: Callable[[Any], bool],
     of: str = "t",
 ) -> None:
     """Raise ValueError unless it is a function, of `of`, or a number for which `within` holds."""
