@@ -175,6 +175,7 @@ TABLE = {
         lambda: bj.indicated(bj.coupling(affine, mlp(), split=2), 3), cond=vector
     ),
     "invert": Row(lambda: bj.invert(bj.chain(bj.actnorm(4), bj.lu(4)))),
+    "invertible_conv_1x1": Row(lambda: bj.invertible_conv_1x1(2), event=(4, 4, 2)),
     "linear": Row(lambda: bj.linear(4), precision=1e-4),  # a random matrix may be badly conditioned
     "linear image": Row(lambda: bj.linear(2), event=(4, 4, 2), precision=1e-4),
     "logit": Row(
