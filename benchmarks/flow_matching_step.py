@@ -144,7 +144,7 @@ def contestants(net, case, args):
         yield f"jflow, {case.turn} in a scan", contestant(step, state, batch, case.turn, case.turn)
         plain["plain JAX"] = plain_jax.mlp
     if net == "dit":
-        make = partial(plain_jax.dit, case.sizes["patch_size"], case.sizes["heads"], dtype)
+        make = partial(plain_jax.dit, case.sizes["patch_size"], case.sizes["num_heads"], dtype)
         plain = {
             "plain JAX, unrolled": make(scanned=False),
             "plain JAX, scanned": make(scanned=True),

@@ -83,7 +83,7 @@ def glow(event_shape, *, scales, depth, hidden, univariate):
 
 
 def jet(event_shape, *, scales, depth, hidden, univariate):
-    sizes = {"patch_size": 2, "width": hidden, "depth": depth, "layers": 2, "heads": 4}
+    sizes = {"patch_size": 2, "width": hidden, "depth": depth, "num_layers": 2, "num_heads": 4}
     return flows.jet(event_shape, univariate=univariate, remat=True, **sizes)
 
 

@@ -75,7 +75,7 @@ def config(
         "patch_size": patch_size,
         "width": width,
         "depth": depth,
-        "layers": layers,
+        "num_layers": layers,
         "num_classes": CLASSES,
     }
     flow = flows.tarflow(shape, **sizes)
