@@ -48,7 +48,9 @@ print(f"negative log-likelihood of the last batches: {np.mean(history[-50:]):.3f
 # %%
 log_prob = jax.jit(flow.log_prob)
 print(f"spline flow: {log_prob(state.params, held_out).mean():.3f} nats a row")
-print(f"kernel density estimate: {gaussian_kde(training.T).logpdf(held_out.T).mean():.3f} nats a row")
+print(
+    f"kernel density estimate: {gaussian_kde(training.T).logpdf(held_out.T).mean():.3f} nats a row"
+)
 
 # %% [markdown]
 # The density on a grid, and samples. `flow.sample` takes params, a key and the number of samples.

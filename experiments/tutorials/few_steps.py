@@ -11,7 +11,6 @@ import sys
 import jax
 import jax.numpy as jnp
 import matplotlib.pyplot as plt
-import numpy as np
 import optax
 
 import jflow

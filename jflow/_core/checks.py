@@ -324,8 +324,24 @@ def _text(shapes) -> str:
 
 
 def frozen_entry(name: str, frozen: Mapping[str, PyTree] | None, entry: str = "teacher") -> PyTree:
-    """frozen[entry] without gradient; ValueError, with the name of who needs it, where there is
-    none."""
+    """An entry of `frozen`, such as the params of a teacher, without a gradient.
+
+    Args:
+        name: The name of the loss, with which messages of errors begin.
+        frozen: What a loss gets as `frozen`, a dict or None.
+        entry: The key of the entry.
+
+    Returns:
+        frozen[entry], through which no gradient goes.
+
+    Raises:
+        ValueError: Where frozen has no such entry.
+
+    Examples:
+        >>> from jflow import losses
+        >>> float(losses.frozen_entry("own", {"step": 3.0}, "step"))
+        3.0
+    """
     if frozen is None or frozen.get(entry) is None:
         raise ValueError(
             f"{name}: expected {entry!r} in frozen, got the entries {sorted(frozen or {})}"

@@ -17,7 +17,7 @@ def same_draws(key):
 
 def is_key(x) -> bool:
     """Whether x is a typed key, or an array of them."""
-    return jnp.issubdtype(getattr(x, "dtype", None), jax.dtypes.prng_key)
+    return hasattr(x, "dtype") and jnp.issubdtype(x.dtype, jax.dtypes.prng_key)
 
 
 def hidden(key):

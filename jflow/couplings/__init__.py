@@ -1,10 +1,12 @@
-"""Which row of the source goes with which row of the data, as indices, so that labels, conditions and weights follow.
+"""Couplings: which row of the source goes with which row of the data.
 
-A `Coupling` is (key, x0, x1, cond=None) -> (i, j): pair k is x0[i[k]] with x1[j[k]]. Most are permutations of one side and
-take a cost: `optimal_transport(within_class())` is optimal transport inside each class.
+A `Coupling` is a function (key, x0, x1, cond=None) -> (i, j) of row indices: pair k is x0[i[k]]
+with x1[j[k]], so that labels, conditions and weights follow their rows. Most couplings are
+permutations of one side and take a cost: `optimal_transport(within_class())` is optimal transport
+inside each class.
 
-`losses.chain` puts them in front of a loss: `pair(coupling)` is a coupling as a `BatchTransform`, and `with_source(source)`
-builds the source from the data.
+`losses.chain` puts couplings in front of a loss: `pair(coupling)` is a coupling as a
+`BatchTransform`, and `with_source(source)` makes the source from the data.
 """
 
 from jflow.couplings._costs import cosine, near_condition, squared_euclidean, within_class

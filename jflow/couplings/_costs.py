@@ -1,10 +1,15 @@
-"""What a pair costs: a `Cost` is (x0 [n, *event], x1 [n, *event], cond) -> [n, n]; row i, column j is x0[i] with x1[j].
+"""What a pair costs: functions of the batch that the couplings minimize.
 
-An infinite cost forbids a pair. cond[k] is the condition of x1[k]; x0[k] counts as drawn for it too, which the data do not
-influence: so a pair with equal conditions leaves the source of each condition as it was. A cost that knows nothing of
-cond does not: optimal transport then gives every condition the part of the source that lies nearest to it, and sampling
-with the whole source under one condition starts where no training row was (Cheng, Schwing, "The Curse of Conditions:
-Analyzing and Improving Optimal Transport for Conditional Flow-Based Generation", 2025).
+A `Cost` is a function (x0 [n, *event], x1 [n, *event], cond) -> [n, n]; row i, column j is the cost
+of x0[i] with x1[j].
+
+An infinite cost forbids a pair. cond[k] is the condition of x1[k]; x0[k] counts as drawn for it
+too, since the data do not influence it: a pair with equal conditions therefore leaves the source of
+each condition as it was. A cost that knows nothing of cond does not: optimal transport then gives
+every condition the part of the source that lies nearest to it, and sampling with the whole source
+under one condition starts where no training row was (Cheng, Schwing, *The Curse of Conditions:
+Analyzing and Improving Optimal Transport for Conditional Flow-Based Generation*, 2025,
+arXiv:2503.10636).
 """
 
 import math
@@ -14,6 +19,7 @@ from typing import Any, NamedTuple, Protocol
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jaxtyping import Float, Shaped
 
 from jflow._core.arrays import float_dtype
 from jflow._core.checks import check_cond
@@ -23,7 +29,10 @@ Cost = Callable[[Array, Array, Cond], Array]
 
 
 class _CostWithParts(Protocol):
-    """A `Cost` that knows (shifted, reduced) of `Costs` better than as its own values: `_with_parts` attaches them."""
+    """A `Cost` with the parts (shifted, reduced) of `Costs`, more exact than its own values.
+
+    The decorator `_with_parts` attaches them.
+    """
 
     parts: Callable[..., tuple[Array, ...]]
 
@@ -31,7 +40,7 @@ class _CostWithParts(Protocol):
 
 
 def _with_parts(parts: Callable[..., tuple[Array, ...]]) -> Callable[[Any], _CostWithParts]:
-    """A decorator: the function of a cost, with its `parts` as an attribute."""
+    """A decorator that attaches `parts` to the function of a cost."""
 
     def attach(cost):
         cost.parts = parts
@@ -41,8 +50,11 @@ def _with_parts(parts: Callable[..., tuple[Array, ...]]) -> Callable[[Any], _Cos
 
 
 class Costs(NamedTuple):
-    """The costs of a batch, [n, n] each. A constant of all pairs, and for permutations a number of each row and column,
-    change no coupling; without them float32 has the digits for what does, however large the cost itself is."""
+    """The costs of a batch, [n, n] each, in three forms that have the same couplings.
+
+    A constant of all pairs, and for permutations a number of each row and column, change no
+    coupling; without them float32 has the digits for what does, however large the cost itself is.
+    """
 
     full: Array
     shifted: Array  # less a constant
@@ -61,8 +73,34 @@ def _parts_of_squared(x0, x1, cond=None):
 
 
 @_with_parts(_parts_of_squared)
-def squared_euclidean(x0: Array, x1: Array, cond: Cond = None) -> Array:
-    """|x0[i] - x1[j]|^2 over the flattened event, in float32 at least. Its optimal transport is the one of W2."""
+def squared_euclidean(
+    x0: Shaped[Array, "n *event"],
+    x1: Shaped[Array, "m *event"],
+    cond: Cond = None,
+) -> Float[Array, "n m"]:
+    """The squared Euclidean distance of every source row to every data row.
+
+        cost[i, j] = |x0[i] - x1[j]|^2      summed over the event
+
+    Optimal transport with this cost is that of the 2-Wasserstein distance. It is computed in
+    float32 at least; up to 8 dimensions it comes from differences, exact to rounding, beyond from a
+    matrix product.
+
+    Args:
+        x0: source rows, [n, *event].
+        x1: data rows, [m, *event]; in a batch m = n.
+        cond: not read.
+
+    Returns:
+        The costs, [n, m], in the squared units of the data.
+
+    Examples:
+        >>> import jax.numpy as jnp
+        >>> from jflow import couplings
+        >>> x0, x1 = jnp.array([[0.0], [1.0]]), jnp.array([[2.0], [0.0]])
+        >>> couplings.squared_euclidean(x0, x1).tolist()
+        [[4.0, 0.0], [1.0, 1.0]]
+    """
     a, b = _flat(x0, x1)
     origin = _middle(b)
     return _squared(a - origin, b - origin)
@@ -70,8 +108,10 @@ def squared_euclidean(x0: Array, x1: Array, cond: Cond = None) -> Array:
 
 @jax.jit  # outside jit the differences would lie in memory
 def _reduced(a: Array, b: Array, squared: Array) -> Array:
-    """`squared` less the least of each row and of each column, from products of differences that round like themselves:
-    beside an outlier's 1e12 the cost's own float32 would not say which partner is nearer."""
+    """`squared` less the least of each row and of each column, from products of differences that
+    round like themselves: beside an outlier's 1e12 the cost's own float32 would not say which
+    partner is nearer.
+    """
     row, column = jnp.min(squared, axis=1)[:, None], jnp.min(squared, axis=0)[None]
     if a.shape[1] > _FEW:
         cross = jnp.matmul(a, b.T, precision=jax.lax.Precision.HIGHEST)
@@ -93,12 +133,15 @@ def _reduced(a: Array, b: Array, squared: Array) -> Array:
     return jnp.where(row > column, over_row - column, over_column - row)
 
 
-_FEW = 8  # dimensions up to which distances come from differences, exact to rounding; beyond, from a matrix product
+# Up to so many dimensions distances come from differences, exact to rounding; beyond, from a
+# matrix product.
+_FEW = 8
 
 
 def _summed(term: Callable, *rows: Array) -> Array:
-    """The sum of term(a number of each of `rows`) over their few dimensions, written out: XLA reduces so short an axis
-    several times slower."""
+    """The sum of term(a number of each of `rows`) over their few dimensions, written out: XLA
+    reduces so short an axis several times slower.
+    """
     return sum(term(*numbers) for numbers in zip(*(x.T for x in rows), strict=True))
 
 
@@ -116,8 +159,9 @@ def _flat(x0: Array, x1: Array) -> list[Array]:
 
 
 def _middle(x: Array) -> Array:
-    """The row of x [n, d] at the median distance from the mean, [1, d]: it lies among the others, which the mean of rows
-    with one outlier does not, and takes no sort of n d numbers."""
+    """The row of x [n, d] at the median distance from the mean, [1, d]: it lies among the
+    others, which the mean of rows with one outlier does not, and takes no sort of n d numbers.
+    """
     if x.shape[0] == 0:
         return jnp.zeros_like(x, shape=(1, x.shape[1]))
     finite = jnp.isfinite(x)
@@ -126,8 +170,23 @@ def _middle(x: Array) -> Array:
     return x[jnp.argsort(distance)[x.shape[0] // 2]][None]
 
 
-def cosine(x0: Array, x1: Array, cond: Cond = None) -> Array:
-    """1 - cos of the angle between the flattened rows, in [0, 2]: for embeddings of text or images."""
+def cosine(
+    x0: Shaped[Array, "n *event"],
+    x1: Shaped[Array, "m *event"],
+    cond: Cond = None,
+) -> Float[Array, "n m"]:
+    """One minus the cosine of the angle between rows: a cost for embeddings of text or images.
+
+        cost[i, j] = 1 - <x0[i], x1[j]> / (|x0[i]| |x1[j]|)      over the flattened event
+
+    Args:
+        x0: source rows, [n, *event].
+        x1: data rows, [m, *event]; in a batch m = n.
+        cond: not read.
+
+    Returns:
+        The costs, [n, m], in [0, 2].
+    """
     a, b = (
         x / jnp.max(jnp.abs(x), axis=1, keepdims=True) for x in _flat(x0, x1)
     )  # squares of 1e30 would overflow
@@ -138,10 +197,33 @@ def cosine(x0: Array, x1: Array, cond: Cond = None) -> Array:
 def within_class(
     cost: Cost = squared_euclidean, *, label: Callable[[Cond], Array] = lambda cond: cond
 ) -> Cost:
-    """Pairs of one class alone: `cost` where label(cond)[i] == label(cond)[j], infinity elsewhere.
+    """A cost that allows pairs of one class alone.
 
-    label picks the discrete part of cond, [n] or [n, ...] (equal in all numbers). The source of a class is then exactly
-    the rows that came with it, whichever coupling takes this cost. Source: Cheng, Schwing, 2025, discrete conditions.
+    It is `cost` where label(cond)[i] == label(cond)[j] and infinity elsewhere. The source of a
+    class is then exactly the rows that came with it, whichever coupling takes this cost.
+
+    Args:
+        cost: the cost of an allowed pair.
+        label: picks the discrete part of cond, an array [n] or [n, ...], whose numbers all have to
+            be equal. By default it is cond itself.
+
+    Returns:
+        Cost: (x0, x1, cond) -> [n, n]. It raises a ValueError where cond has no labels.
+
+    Examples:
+        >>> import jax
+        >>> import jax.numpy as jnp
+        >>> from jflow import couplings
+        >>> x0, x1 = jnp.array([[0.0], [1.0]]), jnp.array([[1.0], [0.0]])
+        >>> couplings.optimal_transport()(jax.random.key(0), x0, x1)[0].tolist()
+        [1, 0]
+        >>> coupling = couplings.optimal_transport(couplings.within_class())
+        >>> coupling(jax.random.key(0), x0, x1, cond=jnp.array([0, 1]))[0].tolist()  # two classes
+        [0, 1]
+
+    References:
+        Cheng, Schwing, *The Curse of Conditions: Analyzing and Improving Optimal Transport for
+            Conditional Flow-Based Generation*, 2025, arXiv:2503.10636 (discrete conditions).
     """
 
     def same(x1, cond):
@@ -169,12 +251,30 @@ def near_condition(
     ratio: float = 0.05,
     condition: Callable[[Cond], Array] = lambda cond: cond,
 ) -> Cost:
-    """cost + w distance(cond, cond), for continuous conditions; condition picks them from cond, [n, ...].
+    """A cost that prefers pairs of similar continuous conditions.
 
-    weight: w, or None: the w at which a share `ratio` of the n^2 pairs still costs no more than the row's own pair (i,
-        i), whose conditions agree: cost[i, j] + w distance[i, j] <= cost[i, i]; 0 where fewer do at w = 0.
-    ratio 1 / n leaves the independent pairs, 1 forgets the conditions. `costs.cosine` suits embeddings.
-    Source: Cheng, Schwing, 2025, continuous conditions.
+        cost[i, j] + w distance(cond, cond)[i, j]
+
+    Args:
+        cost: the cost of the rows themselves.
+        distance: the cost between two conditions; `cosine` suits embeddings.
+        weight: w, at least 0. None: the largest w (found to 40 halvings) at which a share `ratio`
+            of the n^2 pairs still costs no more than the row's own pair (i, i), whose conditions
+            agree: cost[i, j] + w distance[i, j] <= cost[i, i]. It is 0 where fewer do at w = 0.
+        ratio: the share of pairs for a weight of None, in (0, 1]. 1 / n leaves the independent
+            pairs, 1 forgets the conditions.
+        condition: picks the continuous part of cond, an array [n, ...]. By default it is cond
+            itself.
+
+    Returns:
+        Cost: (x0, x1, cond) -> [n, n]. It raises a ValueError where cond is no array with n rows.
+
+    Raises:
+        ValueError: weight is negative, or ratio is outside (0, 1].
+
+    References:
+        Cheng, Schwing, *The Curse of Conditions: Analyzing and Improving Optimal Transport for
+            Conditional Flow-Based Generation*, 2025, arXiv:2503.10636 (continuous conditions).
     """
     if weight is not None and not weight >= 0:
         raise ValueError(f"near_condition: expected weight >= 0 or None, got {weight}")
@@ -204,7 +304,8 @@ def near_condition(
             )
             return jnp.where(share >= ratio, w, low), jnp.where(share >= ratio, high, w)
 
-        # Past this end conditions alone decide; float32 would lose the costs beside w times the distances.
+        # Past this end conditions alone decide; float32 would lose the costs beside w times the
+        # distances.
         end = 1e3 * typical(jnp.abs(near - own)).astype(far.dtype) / typical(far)
         return jax.lax.fori_loop(0, 40, halve, (jnp.zeros_like(end), end))[0]
 
@@ -221,7 +322,8 @@ def near_condition(
 
 @jax.jit
 def typical(x: Array) -> Array:
-    """The median of the entries that are positive and finite, to about 1e-4 of it; 1 where there are none.
+    """The median of the entries that are positive and finite, to about 1e-4 of it; 1 where there
+    are none.
 
     By halving in the logarithm: a sort would take longer than all else that a coupling computes.
     """
@@ -240,14 +342,16 @@ def typical(x: Array) -> Array:
 
 
 def matrix(name: str, cost: Cost, x0: Array, x1: Array, cond: Cond) -> Costs:
-    """The costs of a batch, outside the gradient; ValueError in the name of the coupling for what does not fit.
+    """The costs of a batch, outside the gradient; ValueError in the name of the coupling for what
+    does not fit.
 
     Called with values (not inside jit), NaN and rows that are allowed no pair are errors too.
     """
     shapes = [list(jnp.shape(x)) for x in (x0, x1)]
     if not shapes[0] or not shapes[1] or shapes[0][0] != shapes[1][0]:
         raise ValueError(
-            f"{name}: expected as many source rows as data rows, got shapes {shapes[0]} and {shapes[1]}"
+            f"{name}: expected as many source rows as data rows, got shapes {shapes[0]} "
+            f"and {shapes[1]}"
         )
     n = shapes[0][0]
     cond = check_cond(name, cond, n)
@@ -276,7 +380,9 @@ def shifted(cost: Cost, x0: Array, x1: Array) -> Array:
 
 
 def _parts(cost: Cost, x0: Array, x1: Array, cond: Cond) -> tuple[Array, Array]:
-    """(shifted, reduced) of `Costs`, where the cost has a function `parts` for them; else its own values."""
+    """(shifted, reduced) of `Costs`, where the cost has a function `parts` for them; else its
+    own values.
+    """
     if hasattr(cost, "parts"):
         return cost.parts(x0, x1, cond)
     found = cost(x0, x1, cond)
@@ -293,6 +399,7 @@ def _rows(name: str, c, x: Array) -> Array:
     if not hasattr(c, "shape") or len(c.shape) == 0 or c.shape[0] != x.shape[0]:
         said = f"shape {list(c.shape)}" if hasattr(c, "shape") else type(c).__name__
         raise ValueError(
-            f"{name}: expected cond (or what was picked from it) to be an array [{x.shape[0]}, ...], got {said}"
+            f"{name}: expected cond (or what was picked from it) to be an array "
+            f"[{x.shape[0]}, ...], got {said}"
         )
     return jnp.asarray(c).reshape(c.shape[0], -1)

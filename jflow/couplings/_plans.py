@@ -1,6 +1,7 @@
-"""What the couplings compute with: potentials of a matrix of costs, and matchings. Arrays in, arrays out.
+"""What the couplings compute with: potentials of a matrix of costs, and matchings of arrays.
 
-What holds a loop is jitted, or it would be compiled anew at every call outside jit."""
+Functions that hold a loop are jitted, or the loop would be compiled anew at every call outside jit.
+"""
 
 import functools
 import math
@@ -8,6 +9,7 @@ import math
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jaxtyping import Float
 from scipy.optimize import linear_sum_assignment
 
 from jflow.couplings._costs import typical
@@ -16,10 +18,11 @@ from jflow.types import Array
 
 @jax.jit
 def scale(cost: Array) -> Array:
-    """What a pair costs more than the cheapest of its row and of its column, the median over pairs where that is not 0.
+    """What a pair costs more than the cheapest of its row and of its column: the median over pairs.
 
-    The unit of a relative epsilon. A mean of the costs would grow with an offset between source and data, or one
-    outlier, which change no plan, until epsilon outweighs all that does.
+    Only pairs where that is not 0 count. It is the unit of a relative epsilon. A mean of the costs
+    would grow with an offset between source and data, or one outlier, which change no plan, until
+    epsilon outweighs all that does.
     """
     over_row = cost - jnp.min(cost, axis=1, keepdims=True)
     return typical(over_row - jnp.min(over_row, axis=0, keepdims=True))
@@ -27,15 +30,51 @@ def scale(cost: Array) -> Array:
 
 @functools.partial(jax.jit, static_argnames="iterations")
 def entropic_potentials(
-    cost: Array, epsilon: Array | float, start: Array, *, iterations: int = 50
-) -> tuple[Array, Array]:
-    """Entropic potentials (f, g), [n] each, of costs [n, n]: exp((f[i] + g[j] - cost[i, j]) / epsilon) is the plan, with
-    row and column sums 1. The rows' sums are exact, the columns' what `iterations` left of their error.
+    cost: Float[Array, "n n"],
+    epsilon: Float[Array, ""] | float,
+    start: Float[Array, ""] | float,
+    *,
+    iterations: int = 50,
+) -> tuple[Float[Array, " n"], Float[Array, " n"]]:
+    """The dual potentials of the entropic transport plan between two uniform batches.
 
-    epsilon falls geometrically from `start`, the `scale` of the costs, in three stages. Each starts with one iteration in
-    the log domain, after which the plan's entries are of order 1: the others are products with it and cannot overflow,
-    being contractions. Infinite costs forbid their pairs. Sources: Cuturi, "Sinkhorn Distances", 2013; Schmitzer, "Stabilized
-    Sparse Scaling Algorithms for Entropy Regularized Transport Problems", 2019.
+    The plan is
+
+        P[i, j] = exp((f[i] + g[j] - cost[i, j]) / epsilon)
+
+    with row and column sums 1: those of the rows are exact, those of the columns have what
+    `iterations` left of their error. epsilon falls geometrically from `start` in three stages. Each
+    starts with one iteration in the log domain, after which the entries of the plan are of order 1:
+    the other iterations are products with it and cannot overflow, being contractions.
+
+    Args:
+        cost: the costs, [n, n]; infinite ones forbid their pairs, but every row and column needs a
+            finite one.
+        epsilon: the regularization, above 0, in units of the cost.
+        start: the epsilon to fall from, such as the median cost of a pair beyond the cheapest of
+            its row and column.
+        iterations: Sinkhorn iterations of the last stage; the two before have 10 each.
+
+    Returns:
+        f: the potentials of the rows, [n].
+        g: the potentials of the columns, [n].
+
+    Examples:
+        >>> import jax.numpy as jnp
+        >>> import numpy as np
+        >>> from jflow import couplings
+        >>> cost = jnp.array([[0.0, 1.0], [1.0, 0.0]])
+        >>> f, g = couplings.entropic_potentials(cost, 0.5, 1.0)
+        >>> plan = jnp.exp((f[:, None] + g[None] - cost) / 0.5)
+        >>> print(np.asarray(plan).round(3))  # the diagonal is 1 / (1 + exp(-2))
+        [[0.881 0.119]
+         [0.119 0.881]]
+
+    References:
+        Cuturi, *Sinkhorn Distances: Lightspeed Computation of Optimal Transport*, 2013,
+            arXiv:1306.0895.
+        Schmitzer, *Stabilized Sparse Scaling Algorithms for Entropy Regularized Transport
+            Problems*, 2019, arXiv:1610.06519.
     """
 
     def stage(f, g, epsilon, iterations):
@@ -60,12 +99,14 @@ def entropic_potentials(
 def relaxed_potentials(
     cost: Array, epsilon: Array, slack: Array, *, iterations: int
 ) -> tuple[Array, Array]:
-    """(f, g) of the plan P = exp((f + g - cost) / epsilon) / n^2 that minimizes
+    """The dual potentials (f, g), [n] each, of unbalanced entropic transport.
 
-    <P, cost> + epsilon KL(P | 1 / n^2) + slack KL(row sums | 1 / n) + slack KL(column sums | 1 / n),
+    The plan P = exp((f + g - cost) / epsilon) / n^2 minimizes
 
-    KL between measures of any mass. Source: Chizat, Peyre, Schmitzer, Vialard, "Scaling Algorithms for Unbalanced Optimal
-    Transport Problems", 2018.
+        <P, cost> + epsilon KL(P | 1 / n^2)
+            + slack KL(row sums | 1 / n) + slack KL(column sums | 1 / n),
+
+    with KL between measures of any mass (Chizat, Peyre, Schmitzer, Vialard, 2018).
     """
     damp = slack / (slack + epsilon)
     log_n = math.log(cost.shape[0])
@@ -80,11 +121,14 @@ def relaxed_potentials(
 
 @jax.jit
 def greedy(weight: Array) -> Array:
-    """The column of each row [n] in the matching that takes the heaviest pair of weight [n, n], then the heaviest of what
-    is left, and so on; -inf forbids. Row k gets column k throughout where that cannot be (NaN, or nothing left allowed).
+    """The column of each row, [n], in the greedy matching of weight [n, n]; -inf forbids a pair.
 
-    In rounds, all pairs at once that are the heaviest of both their row and their column; ties go to the first. Whenever
-    half are matched, the rest moves to a matrix of its own: the last rounds, the most, cost next to nothing.
+    The matching takes the heaviest pair, then the heaviest of what is left, and so on. Row k gets
+    column k throughout where that cannot be (NaN, or nothing allowed is left).
+
+    It goes in rounds, all pairs at once that are the heaviest of both their row and their column;
+    ties go to the first. Whenever half are matched, the rest moves to a matrix of its own: the last
+    rounds, the most, cost next to nothing.
     """
     n = weight.shape[0]
     column = jnp.full_like(weight, n, shape=(n,), dtype=jnp.int32)
@@ -106,7 +150,10 @@ def greedy(weight: Array) -> Array:
 
 
 def _rounds(weight: Array, few: int) -> tuple[Array, Array]:
-    """Rounds of `greedy` until at most `few` rows are free or nobody is matched: partner of each row and column, m if free."""
+    """The partner of each row and column, m if free, after some rounds of `greedy`.
+
+    They end when at most `few` rows are free, or nobody was matched.
+    """
     m = weight.shape[0]
     index = jnp.arange(m, dtype=jnp.int32)
 
@@ -136,8 +183,11 @@ def _rounds(weight: Array, few: int) -> tuple[Array, Array]:
 
 
 def assign(cost: np.ndarray, f: np.ndarray, g: np.ndarray) -> np.ndarray:
-    """On the host: the row of each column [n] in the assignment of least total cost, as int32. The potentials f, g change
-    nothing but the time. Row k for column k where costs are NaN, -inf, or allow no assignment."""
+    """On the host: the row of each column, [n] int32, in the assignment of least total cost.
+
+    The potentials f, g change nothing but the time. It is row k for column k where costs are NaN or
+    -inf, or allow no assignment.
+    """
     cost, f, g = (np.asarray(a, np.float64) for a in (cost, f, g))
     f, g = (np.where(np.isfinite(a), a, 0) for a in (f, g))
     try:
@@ -148,10 +198,11 @@ def assign(cost: np.ndarray, f: np.ndarray, g: np.ndarray) -> np.ndarray:
 
 
 def assign_some(cost: np.ndarray, m: int) -> np.ndarray:
-    """On the host: the m pairs [2, m] of least total cost, each row and column at most once, as int32.
+    """On the host: the m pairs, [2, m] int32, of least total cost.
 
-    n - m more rows and columns of cost 0 take those that stay single; they may not take each other. The first m rows
-    with themselves where costs are NaN, -inf, or allow no such pairs.
+    Each row and column is in at most one pair. n - m more rows and columns of cost 0 take those
+    that stay single; they may not take each other. The first m rows go with themselves where costs
+    are NaN or -inf, or allow no such pairs.
     """
     cost = np.asarray(cost, np.float64)
     n = len(cost)
@@ -170,6 +221,8 @@ def _times(plan: Array, v: Array) -> Array:
 
 
 def _log_sum_exp(a: Array, axis: int) -> Array:
-    """jax.nn.logsumexp less its care for infinities, in half the time: here each row has a finite entry."""
+    """jax.nn.logsumexp less its care for infinities, in half the time: here each row has a
+    finite entry.
+    """
     top = jnp.max(a, axis, keepdims=True)
     return jnp.squeeze(top, axis) + jnp.log(jnp.sum(jnp.exp(a - top), axis))

@@ -1,4 +1,4 @@
-"""Optimal transport from a source that can be sampled to a fixed data set, learned once and used for every batch."""
+"""Optimal transport from a source that can be sampled to a fixed data set, learned once."""
 
 from collections.abc import Callable
 
@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+from jaxtyping import Float
 
 from jflow._core.checks import check_whole
 from jflow.couplings import _costs, _plans
@@ -17,24 +18,47 @@ Source = Callable[[Key, int], Array]  # (key, n) -> x0 [n, *event]
 
 def fit_semidiscrete(
     key: Key,
-    data: Array,
+    data: Float[Array | np.ndarray, "N *event"],
     *,
     source: Source | None = None,
     cost: Cost = _costs.squared_euclidean,
     steps: int = 2000,
     batch: int = 256,
     learning_rate: float = 0.1,
-) -> tuple[Array, Array]:
-    """(g, share): potentials g [N] of data [N, *event], and how often each row is then drawn, times N (1 is right).
+) -> tuple[Float[Array, " N"], Float[Array, " N"]]:
+    """Learn the potentials of the optimal transport from a source to a data set.
 
-    Ascends the dual  E_x0[min_j cost(x0, data[j]) - g[j]] + mean_j g[j]  by Adam on fresh sources. It starts at the least
-    cost of each data row in a first batch; the learning rate counts in the `plans.scale` of that batch and falls as a
-    cosine. The gradient is 1/N - P(row j is the nearest). Returned is the mean over the second half of the steps, less
-    its median. source: (key, n) -> x0, standard normal by default. share is counted on as many fresh sources as the last
-    quarter of the steps saw. Memory: batch x N costs.
-    Errors: ValueError for fewer than 4 steps and data that are not finite.
-    Sources: Genevay, Cuturi, Peyre, Bach, "Stochastic Optimization for Large-scale Optimal Transport", 2016;
-    Mousavi-Hosseini et al., "Flow Matching with Semidiscrete Couplings", 2025.
+    It ascends the dual
+
+        E_x0[min_j cost(x0, data[j]) - g[j]] + mean_j g[j]
+
+    by Adam on fresh source rows; the gradient is 1 / N - P(row j is the nearest). It starts at the
+    least cost of each data row in a first batch. The result is the mean over the second half of the
+    steps, less its median. It needs memory for batch x N costs.
+
+    Args:
+        key: a key.
+        data: the data set, [N, *event], all finite.
+        source: (key, n) -> x0 [n, *event]; the standard normal by default.
+        cost: the cost of a pair.
+        steps: steps of Adam, at least 4.
+        batch: source rows a step.
+        learning_rate: the first one; it falls as a cosine. It counts in what the median pair of the
+            first batch costs more than the cheapest of its row and column.
+
+    Returns:
+        g: the potentials, [N], in units of the cost, for `semidiscrete`.
+        share: how often each row is then drawn, times N, [N]: 1 is right. It is counted on as many
+            fresh source rows as the last quarter of the steps saw.
+
+    Raises:
+        ValueError: steps is below 4, batch is below 1, or data are not finite.
+
+    References:
+        Genevay, Cuturi, Peyre, Bach, *Stochastic Optimization for Large-scale Optimal Transport*,
+            2016, arXiv:1605.08527.
+        Mousavi-Hosseini et al., *Flow Matching with Semidiscrete Couplings*, 2025,
+            arXiv:2509.25519.
     """
     check_whole("fit_semidiscrete", 4, steps=steps)
     check_whole("fit_semidiscrete", batch=batch)
@@ -55,7 +79,8 @@ def fit_semidiscrete(
         return jnp.zeros(n, g.dtype).at[_nearest(cost, draw(key), data, g)].add(1.0) / batch
 
     fit_key, unit_key, count_key = jax.random.split(key, 3)
-    # What an offset or an outlier of the data adds to a column is in its least cost, and not left to be learned.
+    # What an offset or an outlier of the data adds to a column is in its least cost, and not left
+    # to be learned.
     first = _costs.shifted(cost, draw(unit_key), data)
     start = jnp.min(first, axis=0)
     unit = _plans.scale(first)
@@ -82,22 +107,44 @@ def fit_semidiscrete(
     return g, seen * (n / len(keys))
 
 
-def semidiscrete(potentials: Array, cost: Cost = _costs.squared_euclidean) -> Coupling:
-    """Source row k with the row j of the whole data set that has the least cost(x0[k], data[j]) - potentials[j].
+def semidiscrete(
+    potentials: Float[Array | np.ndarray, " N"], cost: Cost = _costs.squared_euclidean
+) -> Coupling:
+    """Each source row with a row of the whole data set, by the potentials of `fit_semidiscrete`.
 
-    Here x1 is the data set [N, *event] of `fit_semidiscrete`, not a batch: (key, x0 [b], data [N]) -> (i [b], j [b]).
-    A source of batches for `train.fit` does the pairing, and the loss takes them as they come:
+    Source row k goes with the row j of the least cost(x0[k], data[j]) - potentials[j]. Here x1 is
+    the data set [N, *event], not a batch: (key, x0 [b, *event], data) -> (i [b], j [b]). A source
+    of batches for `train.fit` does the pairing, and the loss takes them as they come:
 
-        i, j = pair(key, x0, data);  batch = {'x0': x0, 'x': data[j], 'cond': labels[j]}
+        i, j = coupling(key, x0, data)
+        batch = {'x0': x0, 'x': data[j], 'cond': labels[j]}
 
-    For conditions, fit and pair each class by itself. Deterministic: the key is not used. ValueError for a data set of
-    another size than the potentials.
+    For conditions, fit and pair each class by itself.
+
+    Args:
+        potentials: the potentials g of `fit_semidiscrete`, [N].
+        cost: the cost that they were fitted with.
+
+    Returns:
+        Coupling: (key, x0, x1, cond=None) -> (i, j), i = 0 ... b - 1. It is deterministic: the key
+            is not used. It raises a ValueError for a data set of another size than the potentials.
+
+    Examples:
+        >>> import jax
+        >>> import jax.numpy as jnp
+        >>> from jflow import couplings
+        >>> data = jnp.array([[-1.0], [1.0]])
+        >>> coupling = couplings.semidiscrete(jnp.zeros(2))  # right for a symmetric source
+        >>> x0 = jnp.array([[0.3], [-2.0], [1.5]])
+        >>> coupling(jax.random.key(0), x0, data)[1].tolist()
+        [1, 0, 1]
     """
 
     def pair(key, x0, x1, cond=None):
         if x1.shape[:1] != potentials.shape or x0.shape[1:] != x1.shape[1:]:
             raise ValueError(
-                f"semidiscrete: expected the data set of shape [{potentials.shape[0]}, ...] and source rows like its "
+                f"semidiscrete: expected the data set of shape [{potentials.shape[0]}, "
+                "...] and source rows like its "
                 f"rows, got {list(x1.shape)} and {list(x0.shape)}"
             )
         return np.arange(x0.shape[0]), _nearest(cost, x0, x1, potentials)

@@ -1,4 +1,7 @@
-"""Data-dependent couplings: the source is made from its own data row, by a `Source` (key, x1, cond) -> (x0, cond)."""
+"""Data-dependent couplings: the source is made from its own data row.
+
+A `DataSource` is a function (key, x1, cond) -> (x0, cond).
+"""
 
 from collections.abc import Callable
 
@@ -18,16 +21,37 @@ Mask = Callable[
 
 
 def with_source(source: DataSource) -> BatchTransform:
-    """The batch transform that makes 'x0' and 'cond' by source(key, x, cond), new at every step.
+    """The batch transform that makes the source, and conditions, from the data of a batch.
 
-    In front of any loss that takes 'x0': losses.chain(couplings.with_source(source), losses.flow_matching(velocity)). No
-    `pair` comes beside it: the data-dependent pairs are the coupling. Sampling starts from the same source:
-    `source(key, known, cond)[0]`.
+    It writes 'x0' and 'cond' by source(key, x, cond), new at every step, in front of any loss that
+    takes 'x0':
 
-    Raises ValueError for key=None, a batch with an 'x0' of its own or with conditions that were dropped already, and an x0
-    that is not shaped like x.
-    Source: Albergo, Goldstein, Boffi, Ranganath, Vanden-Eijnden, "Stochastic Interpolants with Data-Dependent Couplings",
-    2024.
+        losses.chain(couplings.with_source(source), losses.flow_matching(velocity))
+
+    No `pair` comes beside it: the data-dependent pairs are the coupling. Sampling starts from the
+    same source, `source(key, known, cond)[0]`.
+
+    Args:
+        source: (key, x1 [b, *event], cond) -> (x0 like x1, cond), such as `inpainting(mask)` or
+            `corrupted(degrade, sigma)`.
+
+    Returns:
+        BatchTransform: (key, batch, frozen=None) -> batch. It raises a ValueError for a key of
+            None, for a batch with an 'x0' of its own or with conditions that were dropped already,
+            and for an x0 that is not shaped like x.
+
+    Examples:
+        >>> import jax
+        >>> import jax.numpy as jnp
+        >>> from jflow import couplings
+        >>> transform = couplings.with_source(couplings.corrupted(jnp.round, sigma=0.0))
+        >>> batch = transform(jax.random.key(0), {"x": jnp.array([[0.9], [2.2]])})
+        >>> batch["x0"].ravel().tolist(), batch["cond"]["seen"].ravel().tolist()
+        ([1.0, 2.0], [1.0, 2.0])
+
+    References:
+        Albergo, Goldstein, Boffi, Ranganath, Vanden-Eijnden, *Stochastic Interpolants with
+            Data-Dependent Couplings*, 2024, arXiv:2310.03725.
     """
 
     def transform(key, batch, frozen=None):
@@ -37,7 +61,8 @@ def with_source(source: DataSource) -> BatchTransform:
             raise ValueError("with_source: the batch has an 'x0' of its own")
         if batch.get("dropped") is not None:
             raise ValueError(
-                "with_source: conditions were dropped before it makes them; put losses.drop_cond after it"
+                "with_source: conditions were dropped before it makes them; put "
+                "losses.drop_cond after it"
             )
         x0, cond = source(key, batch["x"], batch.get("cond"))
         if x0.shape != batch["x"].shape:
@@ -51,10 +76,30 @@ def with_source(source: DataSource) -> BatchTransform:
 
 
 def inpainting(mask: Mask) -> DataSource:
-    """x0 = m x1 + (1 - m) noise, standard normal; cond becomes {'mask': m, 'cond': cond} ('cond' where there is one).
+    """A source that holds the known numbers of the data, and noise in the holes.
 
-    Known numbers stay put along linear paths; `hold_known` makes a velocity leave them alone. At sampling time x1 is
-    the picture with anything in the holes."""
+        x0 = m x1 + (1 - m) noise,      m = mask(key, x1), noise standard normal
+
+    cond becomes {'mask': m, 'cond': cond}, with 'cond' where there is one. Known numbers stay where
+    they are along linear paths; `hold_known` makes a velocity leave them alone. At sampling time x1
+    is the picture with anything in the holes.
+
+    Args:
+        mask: (key, x1 [b, *event]) -> an array that is 1 where a number is known and 0 where not,
+            [b, *event] or with 1 in place of an axis, such as `tiles(8)`.
+
+    Returns:
+        DataSource: (key, x1, cond) -> (x0, cond), for `with_source`.
+
+    Examples:
+        >>> import jax
+        >>> import jax.numpy as jnp
+        >>> from jflow import couplings
+        >>> source = couplings.inpainting(lambda key, x1: jnp.array([[1.0, 0.0]]))
+        >>> x0, cond = source(jax.random.key(0), jnp.array([[5.0, 6.0], [7.0, 8.0]]), None)
+        >>> x0[:, 0].tolist(), cond["mask"].tolist()
+        ([5.0, 7.0], [[1.0, 0.0], [1.0, 0.0]])
+    """
 
     def source(key, x1, cond=None):
         mask_key, noise_key = jax.random.split(key)
@@ -66,7 +111,16 @@ def inpainting(mask: Mask) -> DataSource:
 
 
 def hold_known(velocity: Velocity) -> Velocity:
-    """The velocity times 1 - cond['mask']: known numbers do not move, in training and in sampling."""
+    """A velocity that does not move the known numbers, in training and in sampling.
+
+    It is the velocity times 1 - cond['mask'].
+
+    Args:
+        velocity: a velocity whose cond is that of `inpainting`, {'mask': m, ...}.
+
+    Returns:
+        Velocity: the masked velocity, with the params and the init of `velocity`.
+    """
 
     def apply(params, x, t, cond=None, *, key=None):
         return (1 - cond["mask"]) * velocity.apply(params, x, t, cond, key=key)
@@ -75,10 +129,24 @@ def hold_known(velocity: Velocity) -> Velocity:
 
 
 def corrupted(degrade: Callable[[Array], Array], sigma: float) -> DataSource:
-    """x0 = degrade(x1) + sigma noise; cond becomes {'seen': degrade(x1), 'cond': cond}.
+    """A source that is a degraded version of the data, with noise added.
 
-    degrade: keeps the shape, e.g. `block_means(4)` for super-resolution by 4. sigma > 0 gives the flow the randomness
-    that a degraded picture has lost. At sampling time x0 = seen + sigma noise. ValueError for sigma < 0."""
+        x0 = degrade(x1) + sigma noise,      noise standard normal
+
+    cond becomes {'seen': degrade(x1), 'cond': cond}, with 'cond' where there is one. sigma > 0
+    gives the flow the randomness that a degraded picture has lost. At sampling time x0 = seen +
+    sigma noise.
+
+    Args:
+        degrade: x1 [b, *event] -> the same shape, e.g. `block_means(4)` for super-resolution by 4.
+        sigma: the standard deviation of the noise, in the units of the data, at least 0.
+
+    Returns:
+        DataSource: (key, x1, cond) -> (x0, cond), for `with_source`.
+
+    Raises:
+        ValueError: sigma is negative.
+    """
     if not sigma >= 0:
         raise ValueError(f"corrupted: expected sigma >= 0, got {sigma}")
 
@@ -91,14 +159,32 @@ def corrupted(degrade: Callable[[Array], Array], sigma: float) -> DataSource:
 
 
 def block_means(factor: int) -> Callable[[Array], Array]:
-    """Images [b, H, W, C] to the means of their factor x factor blocks, repeated to the old size. ValueError where the
-    factor does not divide H and W."""
+    """Images to the means of their blocks, repeated to the old size.
+
+    Args:
+        factor: the width of a block, in pixels.
+
+    Returns:
+        A function of images [b, H, W, C] to images of the same shape. It raises a ValueError where
+            the factor does not divide H and W.
+
+    Raises:
+        ValueError: factor is not a whole number of at least 1.
+
+    Examples:
+        >>> import jax.numpy as jnp
+        >>> from jflow import couplings
+        >>> x = jnp.arange(4.0).reshape(1, 2, 2, 1)
+        >>> couplings.block_means(2)(x).ravel().tolist()
+        [1.5, 1.5, 1.5, 1.5]
+    """
     check_whole("block_means", factor=factor)
 
     def degrade(x):
         if x.ndim != 4 or x.shape[1] % factor or x.shape[2] % factor:
             raise ValueError(
-                f"block_means: expected images [b, H, W, C] that {factor} divides, got {list(x.shape)}"
+                f"block_means: expected images [b, H, W, C] that {factor} divides, got "
+                f"{list(x.shape)}"
             )
         b, h, w, c = x.shape
         means = jnp.mean(x.reshape(b, h // factor, factor, w // factor, factor, c), axis=(2, 4))
@@ -108,7 +194,19 @@ def block_means(factor: int) -> Callable[[Array], Array]:
 
 
 def tiles(size: int, known: float = 0.7) -> Mask:
-    """A mask of images [b, H, W, C]: each size x size tile is known with that probability, by itself."""
+    """A random mask of images in which each tile is known with a given probability, by itself.
+
+    Args:
+        size: the width of a tile, in pixels.
+        known: the probability that a tile is known, in [0, 1].
+
+    Returns:
+        Mask: (key, x1 [b, H, W, C]) -> [b, H, W, 1], True where a pixel is known, for `inpainting`.
+            It raises a ValueError where the size does not divide H and W.
+
+    Raises:
+        ValueError: size is not a whole number of at least 1, or known is outside [0, 1].
+    """
     check_whole("tiles", size=size)
     if not 0 <= known <= 1:
         raise ValueError(f"tiles: expected known in [0, 1], got {known}")

@@ -1,10 +1,13 @@
 """Guidance: combinators from velocity to velocity, all of them composable.
 
-Two evaluations (`cfg`, `guided`, `negative`, `autoguidance`) and what becomes of them (`scaled`, `interval`, `rescaled`,
-`projected`, `zero_star`); the gradient of a classifier; the log-density along the way (`density`) and of the latent
-(`to_quantile`); what causal blocks of tokens take (`TokenGuide`); denoising by the score of a density.
+`cfg`, `guided`, `negative` and `autoguidance` evaluate two velocities, and a `Combine` says what
+becomes of them: `scaled`, `interval`, `rescaled`, `projected`, `zero_star`. `classifier_guidance`
+follows the gradient of a classifier. `density` prescribes the log-density along the way,
+`to_quantile` that of the latent. `extrapolate` and `score_sum` guide causal flows of tokens.
+`denoise` takes noise out by the score of a density.
 
-A guided field is that field, exactly; the samples that it leads to do not follow the tilted density p(x) p(y | x)^w.
+A guided velocity is that velocity, exactly; the samples that it leads to do not follow the tilted
+density p(x) p(y | x)^w.
 """
 
 from jflow.guidance._causal import extrapolate, linear_ramp, score_sum

@@ -3,8 +3,6 @@
 A `Combine` (`guidance.Combine`) says what becomes of the two; `cfg` is the plain one.
 """
 
-from collections.abc import Callable
-
 import jax
 import jax.numpy as jnp
 
@@ -12,38 +10,96 @@ from jflow._core.arrays import expand_to
 from jflow._core.checks import check_cond, check_noun, like_rows, rows
 from jflow._core.keys import split_key
 from jflow.guidance._combine import Combine, scaled
-from jflow.types import Array, Field, PyTree, Velocity
+from jflow.types import Field, NumberOrFunction, PyTree, Velocity
 
 __all__ = ["autoguidance", "cfg", "guided", "negative", "with_cond", "zero_init"]
 
 
-def cfg(velocity: Velocity, scale: float | Callable[[Array], Array], *, null: PyTree) -> Velocity:
-    """Guided velocity v_null + scale (v_cond - v_null): scale 1 is the conditional one, 0 the unconditional.
+def cfg(velocity: Velocity, scale: NumberOrFunction, *, null: PyTree) -> Velocity:
+    """Classifier-free guidance of a velocity that was trained with dropped conditions.
 
-    scale: a number, or t [b] -> [b]. null: one row of cond without the batch axis, as `losses.drop_cond(p, null=)`
-    trained it. Both halves are one evaluation of 2b rows; `init` and params are the velocity's own. scale is
-    the w of Imagen and diffusers and the omega of Guided Flows; the w of Ho and Salimans is scale - 1.
-    Errors: ValueError where cond is None or null is not a row of it.
-    Sources: Ho, Salimans, "Classifier-Free Diffusion Guidance", 2022; in the velocity: Zheng, Le, Shaul, Lipman,
-        Grover, Chen, "Guided Flows for Generative Modeling and Decision Making", 2023.
+    Also known as: CFG, guidance, classifier-free guidance, guidance scale.
+
+        v_null + scale (v_cond - v_null)
+
+    scale 1 is the conditional velocity, 0 the unconditional one. Both are one evaluation of 2b
+    rows. scale is the w of Imagen and diffusers and the omega of Guided Flows; the w of Ho and
+    Salimans is scale - 1.
+
+    Args:
+        velocity: a velocity trained with `losses.drop_cond(p, null=null)`.
+        scale: a number, or t [b] -> [b].
+        null: the condition that stands for none, one row of cond without the batch axis.
+
+    Returns:
+        Velocity: the guided velocity, with the params and the init of `velocity`. It raises a
+            ValueError where cond is None or null is not a row of it.
+
+    Examples:
+        >>> import jax.numpy as jnp
+        >>> from jflow import guidance
+        >>> from jflow.types import Velocity
+        >>> def apply(params, x, t, cond=None, *, key=None):
+        ...     return cond[:, None] + 0 * x
+        >>> guided = guidance.cfg(Velocity(lambda *_: {}, apply), 2.0, null=0.0)
+        >>> guided.apply({}, jnp.zeros((2, 1)), jnp.zeros(2), jnp.array([1.0, 3.0])).tolist()
+        [[2.0], [6.0]]
+
+    References:
+        Ho, Salimans, *Classifier-Free Diffusion Guidance*, 2022, arXiv:2207.12598.
+        Zheng, Le, Shaul, Lipman, Grover, Chen, *Guided Flows for Generative Modeling and Decision
+            Making*, 2023, arXiv:2311.13443 (in the velocity).
     """
     return _guided("cfg", velocity, scaled(scale), null)
 
 
 def guided(velocity: Velocity, combine: Combine, *, null: PyTree) -> Velocity:
-    """combine(v(x, t, cond), v(x, t, null), x, t), of which `cfg` is one; null, evaluations, params, errors as there.
+    """Guidance by a condition and by none, with any way to combine the two velocities.
 
-    A null that is something to keep away from, the same for every row, is a negative condition.
+        combine(v(x, t, cond), v(x, t, null), x, t)
+
+    `cfg` is `guided` with `scaled(scale)`. A null that the samples shall keep away from, the same
+    for every row, is a negative condition. Both velocities are one evaluation of 2b rows.
+
+    Args:
+        velocity: a velocity trained with `losses.drop_cond(p, null=null)`.
+        combine: (v, other, x, t) -> v, such as `projected(3.0)`.
+        null: the condition that stands for none, one row of cond without the batch axis.
+
+    Returns:
+        Velocity: the guided velocity, with the params and the init of `velocity`. It raises a
+            ValueError where cond is None or null is not a row of it.
     """
     return _guided("guided", velocity, combine, null)
 
 
 def negative(velocity: Velocity, combine: Combine) -> Velocity:
-    """combine(v(x, t, towards), v(x, t, away), x, t) for cond = (towards, away): what to keep away from, row by row.
+    """Guidance towards one condition and away from another, row by row.
 
-    Both are conditions of the velocity, of one structure and one shape, and the evaluation is one of 2b rows; `init`
-    takes the pair too. Where every row keeps away from the same, `guided` with that as its null will do. Errors:
-    ValueError for a cond that is not such a pair. This is the negative prompt of image generators (no paper's own).
+        combine(v(x, t, towards), v(x, t, away), x, t)      for cond = (towards, away)
+
+    Both are one evaluation of 2b rows. Where every row keeps away from the same condition, `guided`
+    with that as its null does it. This is the negative prompt of image generators (no paper's own).
+
+    Args:
+        velocity: a conditional velocity.
+        combine: (v, other, x, t) -> v, such as `scaled(3.0)`.
+
+    Returns:
+        Velocity: the guided velocity, whose cond is a pair (towards, away) of conditions of
+            `velocity` of one structure and one shape, also in `init`; params are those of
+            `velocity`. It raises a ValueError for a cond that is not such a pair.
+
+    Examples:
+        >>> import jax.numpy as jnp
+        >>> from jflow import guidance
+        >>> from jflow.types import Velocity
+        >>> def apply(params, x, t, cond=None, *, key=None):
+        ...     return cond[:, None] + 0 * x
+        >>> guided = guidance.negative(Velocity(lambda *_: {}, apply), guidance.scaled(2.0))
+        >>> cond = jnp.array([1.0, 3.0]), jnp.array([0.0, 1.0])
+        >>> guided.apply({}, jnp.zeros((2, 1)), jnp.zeros(2), cond).tolist()
+        [[2.0], [5.0]]
     """
 
     def pair(cond):
@@ -70,12 +126,25 @@ def negative(velocity: Velocity, combine: Combine) -> Velocity:
 
 
 def autoguidance(velocity: Velocity, weak: Velocity, combine: Combine) -> Velocity:
-    """combine(v, v_weak, x, t): away from a worse version of the model (smaller, or trained less), not from no condition.
+    """Guidance away from a worse version of the model, rather than from no condition.
 
-    params {'velocity', 'weak'}; x, t and cond go to both, b rows each, and dropout's key is split. `with_cond(weak,
-    null)` makes the weak one unconditional, where guidance is of both kinds. The paper's w is the scale of `scaled`.
-    Source: Karras, Aittala, Kynkaanniemi, Lehtinen, Aila, Laine, "Guiding a Diffusion Model with a Bad Version of
-        Itself", 2024.
+        combine(v, v_weak, x, t)
+
+    The weak model is smaller, or trained less. `with_cond(weak, null)` makes it unconditional,
+    where guidance is of both kinds. The w of the paper is the scale of `scaled`. x, t and cond go
+    to both, b rows each, and the key of dropout is split.
+
+    Args:
+        velocity: the model.
+        weak: the worse version of it.
+        combine: (v, other, x, t) -> v, such as `scaled(2.0)`.
+
+    Returns:
+        Velocity: the guided velocity, params {'velocity', 'weak'}.
+
+    References:
+        Karras, Aittala, Kynkaanniemi, Lehtinen, Aila, Laine, *Guiding a Diffusion Model with a Bad
+            Version of Itself*, 2024, arXiv:2406.02507.
     """
 
     def init(key, x, t, cond=None):
@@ -95,7 +164,16 @@ def autoguidance(velocity: Velocity, weak: Velocity, combine: Combine) -> Veloci
 
 
 def with_cond(velocity: Velocity, null: PyTree = None) -> Velocity:
-    """The velocity with its condition replaced by `null`, one row of it; None: with no condition at all."""
+    """A velocity with its condition replaced.
+
+    Args:
+        velocity: a conditional velocity.
+        null: one row of its cond without the batch axis; None: no condition at all.
+
+    Returns:
+        Velocity: the velocity that has `null` in the place of any cond, with the params of
+            `velocity`.
+    """
 
     def replaced(cond):
         return (
@@ -111,11 +189,25 @@ def with_cond(velocity: Velocity, null: PyTree = None) -> Velocity:
 
 
 def zero_init(velocity: Velocity, until: float) -> Velocity:
-    """The velocity, but 0 for t < until: the state stays where it is.
+    """A velocity that is 0 before a given time, so that the state stays where it is.
 
-    Zeroing the first k Euler steps of a grid is until = grid[k], or a little less; keep k small. The paper's reason: a
-    trained velocity is at its worst near the source, worse than none. The state arrives at `until` without having moved.
-    Source: Fan, Zheng, Yeh, Liu, "CFG-Zero*: Improved Classifier-Free Guidance for Flow Matching Models", 2025.
+    Zeroing the first k Euler steps of a grid is until = grid[k], or a little less; keep k small.
+    The reason of the paper: a trained velocity is at its worst near the source, worse than none.
+    The state arrives at `until` without having moved.
+
+    Args:
+        velocity: any velocity.
+        until: the time at which it starts, in [0, 1].
+
+    Returns:
+        Velocity: 0 for t < until, with the params and the init of `velocity`.
+
+    Raises:
+        ValueError: until is outside [0, 1].
+
+    References:
+        Fan, Zheng, Yeh, Liu, *CFG-Zero⋆: Improved Classifier-Free Guidance for Flow Matching
+            Models*, 2025, arXiv:2503.18886.
     """
     if not 0 <= until <= 1:
         raise ValueError(f"zero_init: expected until in [0, 1], got {until}")

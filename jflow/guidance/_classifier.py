@@ -6,9 +6,9 @@ import jax.numpy as jnp
 from jflow._core.arrays import expand_to, float_dtype, sum_event
 from jflow._core.checks import check_cond, described, rows
 from jflow._core.keys import split_key
-from jflow.guidance._combine import Scale, weights
+from jflow._core.numbers import number_at
 from jflow.paths import LINEAR, Schedule, coefficients
-from jflow.types import Field, Velocity
+from jflow.types import Field, NumberOrFunction, Velocity
 
 __all__ = ["classifier_guidance", "label_log_prob"]
 
@@ -16,23 +16,54 @@ __all__ = ["classifier_guidance", "label_log_prob"]
 def classifier_guidance(
     velocity: Velocity,
     classifier: Field,
-    scale: Scale,
+    scale: NumberOrFunction,
     *,
     schedule: Schedule = LINEAR,
     start: float = 1e-3,
 ) -> Velocity:
-    """v + scale c(t) grad_x log p(cond | x_t = x), with c = D s / a on the path of `schedule` (linear: (1 - t) / t).
+    """Guidance by the gradient of a classifier of noisy data.
 
-    a, s are the schedule's values at t, D = a' s - s' a; derived from v = (a' x + D s score) / a, so that with the exact
-    unconditional v and classifier, scale 1 is the exact conditional velocity, and any scale is that of `cfg`.
+    Also known as: classifier guidance.
 
-    params {'velocity', 'classifier'}. classifier: apply(params, x, t, cond) -> log p(cond | x_t = x) [b] in nats;
-    `label_log_prob` makes it of logits. velocity is told cond as well (the gradient on top of a conditional model);
-    `with_cond(velocity)` and `with_cond(velocity, null)` make it the unconditional one. scale: a number or t [b] -> [b].
-    c diverges where alpha is 0, where the gradient vanishes: for t < start the gradient's term is taken at time start. x
-    is an array.
-    Errors: ValueError where cond is None, for a classifier of another shape, for a start outside (0, 1).
-    Source: Dhariwal, Nichol, "Diffusion Models Beat GANs on Image Synthesis", 2021.
+        v + scale c(t) grad_x log p(cond | x_t = x),      c = D s / a      linear: (1 - t) / t
+
+    a, s are the values of the schedule at t, D = a' s - s' a. It is derived from v = (a' x + D s
+    score) / a, so that with the exact unconditional v and classifier, scale 1 is the exact
+    conditional velocity, and any scale is that of `cfg`. c diverges where alpha is 0, where the
+    gradient vanishes: for t < start the term of the gradient is taken at time start.
+
+    Args:
+        velocity: the velocity to guide. It gets cond as well (the gradient on top of a conditional
+            model); `with_cond(velocity)` and `with_cond(velocity, null)` make it the unconditional
+            one. x is an array.
+        classifier: apply(params, x [b, *event], t [b], cond) -> log p(cond | x_t = x) [b] in nats;
+            `label_log_prob` makes it of logits.
+        scale: a number, or t [b] -> [b].
+        schedule: the path of the velocity; the default is the linear one.
+        start: the earliest time at which the gradient is taken, in (0, 1).
+
+    Returns:
+        Velocity: the guided velocity, params {'velocity', 'classifier'}. It raises a ValueError
+            where cond is None, and for a classifier of another shape.
+
+    Raises:
+        ValueError: start is outside (0, 1).
+
+    Examples:
+        >>> import jax.numpy as jnp
+        >>> from jflow import guidance
+        >>> from jflow.types import Field, Velocity
+        >>> velocity = Velocity(lambda *_: {}, lambda params, x, t, cond=None, *, key=None: 0 * x)
+        >>> def log_p(params, x, t, cond=None, *, key=None):  # its gradient is cond
+        ...     return cond * x[:, 0]
+        >>> guided = guidance.classifier_guidance(velocity, Field(lambda *_: {}, log_p), 1.0)
+        >>> params = {"velocity": {}, "classifier": {}}
+        >>> x, t, cond = jnp.ones((1, 1)), jnp.array([0.25]), jnp.array([2.0])
+        >>> guided.apply(params, x, t, cond).tolist()  # c = 3
+        [[6.0]]
+
+    References:
+        Dhariwal, Nichol, *Diffusion Models Beat GANs on Image Synthesis*, 2021, arXiv:2105.05233.
     """
     if not 0 < start < 1:
         raise ValueError(f"classifier_guidance: expected start in (0, 1), got {start}")
@@ -56,30 +87,52 @@ def classifier_guidance(
             log_p = classifier.apply(params["classifier"], x, later, cond, key=classifier_key)
             if log_p.shape != t.shape:
                 raise ValueError(
-                    f"classifier_guidance: expected log p(cond | x) of shape {list(t.shape)}, got {list(log_p.shape)}: "
+                    "classifier_guidance: expected log p(cond | x) of shape "
+                    f"{list(t.shape)}, got {list(log_p.shape)}: "
                     "label_log_prob makes it of logits"
                 )
             return jnp.sum(log_p)  # rows do not interact: the gradient of the sum is that of each
 
         a, s, da, ds = coefficients(schedule, later)
-        weight = weights(scale, t) * (da * s - ds * a) * s / a
+        w = number_at("classifier_guidance", "scale(t)", scale, t, like=t)
+        weight = w * (da * s - ds * a) * s / a
         return (v + expand_to(weight, x) * jax.grad(total)(x)).astype(v.dtype)
 
     return Velocity(init, apply)
 
 
 def label_log_prob(classifier: Field) -> Field:
-    """A field of logits [b, K] as log p(cond | x_t = x) [b], cond [b] the labels; the logits are not told cond.
+    """A classifier of logits as the log-probability of the labels, for `classifier_guidance`.
 
-    A label outside 0 ... K - 1 has log p = 0, and so no gradient: the null label guides nowhere. TypeError for labels
-    that are not integers.
+        log p(cond | x_t = x) = log softmax(logits)[cond]
+
+    A label outside 0 ... K - 1 has log p = 0, and so no gradient: the null label guides nowhere.
+
+    Args:
+        classifier: a field of (x, t), without cond, that returns logits [b, K].
+
+    Returns:
+        Field: (params, x, t, cond, *, key=None) -> [b] in nats, with cond [b] the labels and the
+            params of `classifier`. It raises a TypeError for labels that are not integers, and a
+            ValueError for logits or labels of another shape.
+
+    Examples:
+        >>> import jax.numpy as jnp
+        >>> from jflow import guidance
+        >>> from jflow.types import Field
+        >>> logits = Field(lambda *_: {}, lambda params, x, t, cond=None, *, key=None: 0 * x)
+        >>> log_prob = guidance.label_log_prob(logits)
+        >>> value = log_prob.apply({}, jnp.ones((1, 4)), jnp.zeros(1), jnp.array([2]))
+        >>> round(float(value[0]), 4)  # -log 4
+        -1.3863
     """
 
     def apply(params, x, t, cond=None, *, key=None):
         logits = classifier.apply(params, x, t, key=key)
         if logits.ndim != 2 or jnp.shape(cond) != logits.shape[:1]:
             raise ValueError(
-                f"label_log_prob: expected logits [b, K] and labels [b], got {list(logits.shape)} and {list(jnp.shape(cond))}"
+                "label_log_prob: expected logits [b, K] and labels [b], got "
+                f"{list(logits.shape)} and {list(jnp.shape(cond))}"
             )
         if not jnp.issubdtype(jnp.result_type(cond), jnp.integer):
             raise TypeError(

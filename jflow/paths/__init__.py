@@ -1,4 +1,10 @@
-"""Paths from source to data: where x_t is, and what a velocity regresses on there."""
+"""Paths from source to data: where x_t is, and what a velocity regresses on there.
+
+A `Path` has two functions, point and target, of a source row, a data row and a time.
+`affine(schedule)` makes one of a `Schedule` (`paths.schedules`), `interpolant` one with noise
+between its ends. The conversions translate what a network predicts, arrays into arrays;
+`paths.parameterizations` and the adapters turn networks into velocities.
+"""
 
 from jflow.paths import parameterizations, schedules
 from jflow.paths._adapters import (

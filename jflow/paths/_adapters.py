@@ -1,9 +1,10 @@
-"""Another schedule or another time convention for a network that is trained already."""
+"""Adapters: another schedule or another time convention for a network that is trained already."""
 
 from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
+from jaxtyping import Float
 
 from jflow._core.arrays import expand_to, float_dtype
 from jflow._core.checks import check_state, rows
@@ -24,14 +25,40 @@ __all__ = [
 
 
 def reschedule(velocity: Velocity, trained: Schedule, new: Schedule) -> Velocity:
-    """The velocity of the path `new`, from one trained on the path `trained`; params and init are those of the latter.
+    """The velocity on another path, from one that was trained on a given path.
 
-    A state of one path is a state of the other, scaled: x_new(r) = c x_trained(t), with t and c of `matched_time`. So
-        U(x, r) = (c' / c) x + c t' u(x / c, t)        primes for d/dr.
-    With exact velocities both flows end in the same place: x0 at r=0 goes with x0 / c(0) at t=0. Where `new` has more
-    noise or less than `trained` ever saw, t stays at that end, t' = 0, and x is only scaled. r is taken at most one
-    machine epsilon from the ends, where t' or u may be infinite: everything is finite there. The score scales too, by 1 / c.
-    Source: the scale-time change of Shaul et al., "Bespoke Solvers for Generative Flow Models", 2023.
+    A state of one path is a state of the other, scaled: x_new(r) = c x_trained(t), with t and c of
+    `matched_time`. So, with primes for d/dr,
+
+        U(x, r) = (c' / c) x + c t' u(x / c, t).
+
+    With exact velocities both flows end in the same place: x0 at r=0 goes with x0 / c(0) at t=0.
+    Where `new` has more noise or less than `trained` ever saw, t stays at that end, t' = 0, and x
+    is only scaled. r is taken at most one machine epsilon from the ends, where t' or u may be
+    infinite: everything is finite there. The score scales too, by 1 / c.
+
+    Args:
+        velocity: a velocity on the path of `trained`; its states may be pytrees.
+        trained: the schedule it was trained on.
+        new: the schedule of the path to sample along.
+
+    Returns:
+        Velocity: the velocity on the path of `new`, with the params and the init of `velocity`.
+
+    Examples:
+        >>> import jax
+        >>> import jax.numpy as jnp
+        >>> from jflow import paths
+        >>> from jflow.types import Velocity
+        >>> velocity = Velocity(lambda *_: {}, lambda params, x, t, cond=None, *, key=None: 0 * x)
+        >>> cosine = paths.reschedule(velocity, paths.LINEAR, paths.schedules.cosine())
+        >>> x, t = jnp.array([[1.0]]), jnp.array([0.5])  # x / c is at rest and c = 2 sin(pi / 4)
+        >>> round(abs(float(cosine.apply({}, x, t)[0, 0])), 4)  # c' = 0 in the middle
+        0.0
+
+    References:
+        Shaul et al., *Bespoke Solvers for Generative Flow Models*, 2023, arXiv:2310.19075 (the
+            scale-time change).
     """
 
     def apply(params, x, r, cond=None, *, key=None):
@@ -58,10 +85,34 @@ def reschedule(velocity: Velocity, trained: Schedule, new: Schedule) -> Velocity
     return Velocity(velocity.init, apply)
 
 
-def matched_time(trained: Schedule, new: Schedule, r: Array) -> tuple[Array, Array]:
-    """(t, c), both [b]: alpha(t) / sigma(t) of `trained` is the ratio of `new` at r [b], and c the scale between the two,
-    x_new(r) = c x_trained(t). t is in closed form for a schedule that has `time`, otherwise a root to the last digits
-    (alpha / sigma has to grow with t); it stops at 0 and 1 where `trained` doesn't reach that ratio. Maps grids too."""
+def matched_time(
+    trained: Schedule, new: Schedule, r: Float[Array, "*shape"]
+) -> tuple[Float[Array, "*shape"], Float[Array, "*shape"]]:
+    """The times and scales at which two paths have the same states.
+
+    alpha(t) / sigma(t) of `trained` is the ratio of `new` at r, and c is the scale between the two,
+    x_new(r) = c x_trained(t). t is in closed form for a schedule that has `time`; otherwise it is a
+    root to the last digits, for which alpha / sigma has to grow with t. It stops at 0 and 1 where
+    `trained` does not reach that ratio. It maps grids too.
+
+    Args:
+        trained: the schedule whose times are wanted.
+        new: the schedule whose times are given.
+        r: times of `new` in [0, 1], of any shape.
+
+    Returns:
+        t: times of `trained`, shaped like r.
+        c: the scale, shaped like r.
+
+    Examples:
+        >>> import jax.numpy as jnp
+        >>> import numpy as np
+        >>> from jflow import paths
+        >>> r = jnp.array([0.0, 0.5, 1.0])
+        >>> t, c = paths.matched_time(paths.LINEAR, paths.schedules.cosine(), r)
+        >>> print(np.asarray(t).round(4), np.asarray(c).round(4))
+        [0.  0.5 1. ] [1.     1.4142 1.    ]
+    """
     a, s = new.alpha(r), new.sigma(r)
     time = trained.time
     t = jnp.clip(time(a, s) if time else _root(trained, jnp.arctan2(a, s)), 0, 1)
@@ -69,7 +120,9 @@ def matched_time(trained: Schedule, new: Schedule, r: Array) -> tuple[Array, Arr
 
 
 def _root(schedule, angle):
-    """t where the angle of (alpha, sigma) is the given one: it is finite at both ends, as log(alpha / sigma) is not."""
+    """t where the angle of (alpha, sigma) is the given one: it is finite at both ends, as
+    log(alpha / sigma) is not.
+    """
 
     def of_time(t, _):
         held = jnp.clip(
@@ -92,10 +145,30 @@ def _rates(schedule, t):
 
 
 def from_noise_time(field: Field, *, scale: float = 1.0) -> Velocity:
-    """A network of x and s = 1 - t (noise at s = 1) that predicts noise - data, as a velocity on the linear path:
-    v(x, t) = -net(x, scale (1 - t)).
+    """A network in the convention of SD3, FLUX and MeanFlow, as a velocity on the linear path.
 
-    The convention of SD3, FLUX, diffusers (scale 1000, the shifted sigma of its grid is 1 - t) and MeanFlow (scale 1).
+    The network takes x and s = 1 - t, with noise at s = 1, and predicts noise - data:
+
+        v(x, t) = -net(x, scale (1 - t)).
+
+    It is the convention of SD3, FLUX, diffusers (scale 1000; the shifted sigma of its grid is 1 -
+    t) and MeanFlow (scale 1).
+
+    Args:
+        field: the network; its states may be pytrees.
+        scale: what the network's time is multiplied by.
+
+    Returns:
+        Velocity: the velocity on the linear path, with the params of `field`.
+
+    Examples:
+        >>> import jax.numpy as jnp
+        >>> from jflow import paths
+        >>> from jflow.types import Field
+        >>> field = Field(lambda *_: {}, lambda params, x, s, cond=None, *, key=None: s[:, None])
+        >>> velocity = paths.from_noise_time(field, scale=1000.0)
+        >>> velocity.apply({}, jnp.array([[2.0]]), jnp.array([0.75])).tolist()
+        [[-250.0]]
     """
     scale = float(scale)  # a number of numpy's would bring float64 along
 
@@ -108,11 +181,29 @@ def from_noise_time(field: Field, *, scale: float = 1.0) -> Velocity:
 
 
 def from_trigonometric(field: Field, *, data_std: float = 1.0) -> Velocity:
-    """A network F(x / data_std, tau) of x = cos(tau) x1 + data_std sin(tau) noise, tau in [0, pi/2] with data at 0, that
-    predicts dx/dtau / data_std, as a velocity on `schedules.cosine(data_std)`, tau = pi (1 - t) / 2:
-    v(x, t) = -(pi / 2) data_std F(x / data_std, tau). `reschedule` brings it to another path.
+    """A TrigFlow network as a velocity on the cosine schedule.
 
-    Source: Lu, Song, "Simplifying, Stabilizing and Scaling Continuous-Time Consistency Models", 2024 (TrigFlow).
+    The network F(x / data_std, tau) takes states x = cos(tau) x1 + data_std sin(tau) noise, tau in
+    [0, pi/2] with data at 0, and predicts dx/dtau / data_std. On `schedules.cosine(data_std)`, with
+    tau = pi (1 - t) / 2,
+
+        v(x, t) = -(pi / 2) data_std F(x / data_std, tau).
+
+    `reschedule` brings it to another path.
+
+    Args:
+        field: the network F.
+        data_std: the standard deviation of the data, above 0.
+
+    Returns:
+        Velocity: the velocity on `schedules.cosine(data_std)`, with the params of `field`.
+
+    Raises:
+        ValueError: data_std is not above 0.
+
+    References:
+        Lu, Song, *Simplifying, Stabilizing and Scaling Continuous-Time Consistency Models*, 2024,
+            arXiv:2410.11081 (TrigFlow).
     """
     if not data_std > 0:
         raise ValueError(f"from_trigonometric: expected data_std > 0, got {data_std}")
@@ -131,12 +222,31 @@ def from_trigonometric(field: Field, *, data_std: float = 1.0) -> Velocity:
 def to_trigonometric(
     velocity: Velocity, trained: Schedule = LINEAR, *, data_std: float = 1.0
 ) -> Field:
-    """The other direction of `from_trigonometric`: F(x / data_std, tau) from a velocity on the path `trained`, params and
-    init as they are. Nothing is lost: what both predict of the data is the same at every state.
+    """A velocity as a TrigFlow network, the inverse of `from_trigonometric`.
 
-    On the linear path, with s = data_std, n^2 = (s t)^2 + (1 - t)^2 and y = x / s, where tan(tau) = (1 - t) / (s t) and the
-    velocity's state is n y: F(y, tau) = ((s^2 t - (1 - t)) y - n v(n y, t)) / s. `reschedule` does it for any path.
-    Source: Chen et al., "SANA-Sprint: One-Step Diffusion with Continuous-Time Consistency Distillation", 2025 (linear).
+    It gives F(x / data_std, tau) from a velocity on the path `trained`. Nothing is lost: what both
+    predict of the data is the same at every state. On the linear path, with s = data_std, n^2 = (s
+    t)^2 + (1 - t)^2 and y = x / s, where tan(tau) = (1 - t) / (s t) and the state of the velocity
+    is n y,
+
+        F(y, tau) = ((s^2 t - (1 - t)) y - n v(n y, t)) / s.
+
+    `reschedule` does it for any path.
+
+    Args:
+        velocity: a velocity on the path of `trained`.
+        trained: the schedule it was trained on; the default is the linear one.
+        data_std: the standard deviation of the data, above 0.
+
+    Returns:
+        Field: F of (x / data_std, tau), with the params and the init of `velocity`.
+
+    Raises:
+        ValueError: data_std is not above 0.
+
+    References:
+        Chen et al., *SANA-Sprint: One-Step Diffusion with Continuous-Time Consistency
+            Distillation*, 2025, arXiv:2503.09641 (the linear path).
     """
     if not data_std > 0:
         raise ValueError(f"to_trigonometric: expected data_std > 0, got {data_std}")
@@ -153,19 +263,55 @@ def to_trigonometric(
 
 
 def from_edm(denoiser: Field, schedule: Schedule) -> Velocity:
-    """A denoiser D(x, sigma) = E[x1 | x], x = x1 + sigma noise, as a velocity on a schedule with alpha = 1, such as
-    `schedules.edm()` or `schedules.ve()`: v = sigma' / sigma (x - D(x, sigma)), finite at both ends as sigma_min > 0.
+    """An EDM denoiser as a velocity on a variance exploding schedule.
 
-    `reschedule(from_edm(denoiser, edm), edm, LINEAR)` is the same model on the linear path, from standard normal noise.
-    The flow on `schedule` itself starts from sigma_max noise. The denoiser is preconditioned already (see
-    `paths.parameterizations.edm_denoiser` for a raw network).
-    Source: Karras, Aittala, Aila, Laine, "Elucidating the Design Space of Diffusion-Based Generative Models", 2022.
+    The denoiser D(x, sigma) = E[x1 | x] takes x = x1 + sigma noise:
+
+        v = sigma' / sigma (x - D(x, sigma)),
+
+    which is finite at both ends, as sigma_min > 0. The flow on `schedule` itself starts from
+    sigma_max noise; `reschedule(from_edm(denoiser, edm), edm, LINEAR)` is the same model on the
+    linear path, from standard normal noise.
+
+    Args:
+        denoiser: D, preconditioned already; for a raw network see
+            `paths.parameterizations.edm_denoiser`.
+        schedule: one with alpha = 1, such as `schedules.edm()` or `schedules.ve()`.
+
+    Returns:
+        Velocity: the velocity on `schedule`, with the params of `denoiser`.
+
+    Examples:
+        >>> import jax.numpy as jnp
+        >>> from jflow import paths
+        >>> from jflow.types import Field
+        >>> denoiser = Field(lambda *_: {}, lambda params, x, sigma, cond=None, *, key=None: 0 * x)
+        >>> velocity = paths.from_edm(denoiser, paths.schedules.ve(0.1, 10.0))
+        >>> v = velocity.apply({}, jnp.array([[1.0]]), jnp.array([0.5]))
+        >>> round(float(v[0, 0]), 3)  # -log 100
+        -4.605
+
+    References:
+        Karras, Aittala, Aila, Laine, *Elucidating the Design Space of Diffusion-Based Generative
+            Models*, 2022, arXiv:2206.00364.
     """
     return _of_sigma("from_edm", denoiser, schedule, data_to_velocity)
 
 
 def from_sigma(noise: Field, schedule: Schedule) -> Velocity:
-    """As `from_edm` for a network eps(x, sigma) that predicts the noise: v = sigma' eps(x, sigma)."""
+    """A network of (x, sigma) that predicts the noise, as a velocity.
+
+    The network eps(x, sigma) takes x = x1 + sigma noise; on a variance exploding schedule
+
+        v = sigma' eps(x, sigma).
+
+    Args:
+        noise: the network eps.
+        schedule: one with alpha = 1, such as `schedules.edm()` or `schedules.ve()`.
+
+    Returns:
+        Velocity: the velocity on `schedule`, with the params of `noise`.
+    """
     return _of_sigma("from_sigma", noise, schedule, noise_to_velocity)
 
 

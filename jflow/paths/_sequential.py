@@ -1,12 +1,16 @@
-"""Sequential reflow: a flow made straight on each of K segments of time, rather than from end to end.
+"""Sequential reflow: a flow made straight on each of K segments of time.
 
     knots = np.linspace(0, 1, K + 1)
-    data.generate_reflow_trajectories(folder, teacher, params, source, n, knots, key=key)  # where the teacher is at the knots
-    loss = losses.flow_matching(velocity, path=sequential_path(knots), time=times.sequential(knots))
+    # where the teacher is at the knots
+    data.generate_reflow_trajectories(folder, teacher, params, source, n, knots, key=key)
+    path = sequential_path(knots)
+    loss = losses.flow_matching(velocity, path=path, time=times.sequential(knots))
     ... trained on batches of data.read_shards(folder) ...
-    x, info = solvers.sample(velocity, params, x0, method=solvers.on_grid(knots, diffrax.Euler()))  # one step a segment
+    method = solvers.on_grid(knots, diffrax.Euler())  # one step a segment
+    x, info = solvers.sample(velocity, params, x0, method=method)
 
-With K = 1 it is reflow; the more segments, the less has to be straightened, and the more steps it takes.
+With K = 1 it is reflow; the more segments, the less has to be straightened, and the more steps it
+takes.
 """
 
 import jax.numpy as jnp
@@ -17,17 +21,39 @@ from jflow.types import Path as Interpolant
 
 
 def sequential_path(knots: Times) -> Interpolant:
-    """The path of SeqRF for `losses.flow_matching`: polygons through the teacher's states at the knots.
+    """The path of sequential reflow: polygons through the states of a teacher at the knots.
 
-    `x` (x1) of the batch is a trajectory X [b, K + 1, *event], a row of `data.generate_reflow_trajectories`; x0 is not
-    read. For t in segment k, from t_k to t_{k+1}, of length h_k:
+    The data x1 of a batch are trajectories X [b, K + 1, *event], rows of
+    `data.generate_reflow_trajectories`; x0 is not read. For t in segment k, from t_k to t_{k+1}, of
+    length h_k:
 
         point   ((t_{k+1} - t) X_k + (t - t_k) X_{k+1}) / h_k        target   (X_{k+1} - X_k) / h_k
 
-    The velocity jumps at every knot, where t belongs to the segment after it: sample on a
-    grid that meets the knots, and train with `times.sequential`. Errors: ValueError for knots that don't rise strictly
-    from 0 to 1 (at construction), and for a trajectory of another length.
-    Source: Yoon, Lee, "Sequential Flow Straightening for Generative Modeling", 2024; formulas derived.
+    The velocity jumps at every knot, where t belongs to the segment after it: sample on a grid that
+    meets the knots, and train with `times.sequential`.
+
+    Args:
+        knots: times [K + 1] that rise strictly from 0 to 1.
+
+    Returns:
+        Path: point and target, (x0, x1 [b, K + 1, *event], t [b], *, key=None) -> [b, *event], for
+            `losses.flow_matching`. They raise a ValueError for a trajectory of another length.
+
+    Raises:
+        ValueError: knots do not rise strictly from 0 to 1.
+
+    Examples:
+        >>> import jax.numpy as jnp
+        >>> from jflow import paths
+        >>> path = paths.sequential_path([0.0, 0.5, 1.0])
+        >>> x1 = jnp.array([[[0.0], [4.0], [5.0]]])  # three states of one row
+        >>> t = jnp.array([0.25])
+        >>> path.point(None, x1, t).tolist(), path.target(None, x1, t).tolist()
+        ([[2.0]], [[8.0]])
+
+    References:
+        Yoon, Lee, *Sequential Flow Straightening for Generative Modeling*, 2024, arXiv:2402.06461
+            (the formulas are derived).
     """
     times = partition("sequential_path", knots)
 

@@ -1,8 +1,11 @@
-"""What a network predicts, turned into a velocity: data, noise, score, EDM's denoiser, and velocities that are right at both
-ends by construction. Each takes a `Field`, keeps its params and init, and returns a `Velocity` to train and sample with.
+"""What a network predicts, turned into a velocity to train and sample with.
 
-A loss on the velocity weighs the network's own error by the square of the conversion's factor: 1 / (1 - t)^2 for data on the
-linear path, 1 / t^2 for noise.
+A network may predict the data, the noise, the score or EDM's denoiser; other velocities are right
+at both ends by construction. Each function takes a `Field`, keeps its params and init, and returns
+a `Velocity`.
+
+A loss on the velocity weighs the network's own error by the square of the factor of the conversion:
+1 / (1 - t)^2 for data on the linear path, 1 / t^2 for noise.
 """
 
 import math
@@ -36,22 +39,78 @@ __all__ = [
 
 
 def from_data(field: Field, schedule: Schedule = LINEAR, *, margin: float = 1e-3) -> Velocity:
-    """The velocity of a network that predicts the data, E[x1 | x_t = x]; linear: (x1 - x) / (1 - t).
+    """The velocity of a network that predicts the data, E[x1 | x_t = x].
 
-    The conversion diverges at t=1: it takes t at most 1 - margin, the network sees t as it is. ValueError unless
-    0 <= margin < 0.5, and so below."""
+    Also known as: data prediction, x1 prediction, clean data prediction, denoiser.
+
+    On the linear path it is (x1 - x) / (1 - t); on others see `paths.data_to_velocity`. The
+    conversion diverges at t=1: it takes t at most 1 - margin, the network sees t as it is.
+
+    Args:
+        field: the network, (params, x [b, *event], t [b], cond) -> [b, *event].
+        schedule: the path; the default is the linear one.
+        margin: how far from t=1 the conversion stays, in [0, 0.5).
+
+    Returns:
+        Velocity: the velocity, with the params and the init of `field`.
+
+    Raises:
+        ValueError: margin is outside [0, 0.5).
+
+    Examples:
+        >>> import jax.numpy as jnp
+        >>> from jflow.paths import parameterizations
+        >>> from jflow.types import Field
+        >>> field = Field(lambda *_: {}, lambda params, x, t, cond=None, *, key=None: 0 * x + 3)
+        >>> velocity = parameterizations.from_data(field)  # all data at 3
+        >>> velocity.apply({}, jnp.array([[1.0]]), jnp.array([0.5])).tolist()
+        [[4.0]]
+    """
     return _converted("from_data", field, schedule, data_to_velocity, 0.0, margin)
 
 
 def from_noise(field: Field, schedule: Schedule = LINEAR, *, margin: float = 1e-3) -> Velocity:
-    """The velocity of a network that predicts the noise, E[x0 | x_t = x]; linear: (x - x0) / t. The conversion diverges at
-    t=0: it takes t at least margin."""
+    """The velocity of a network that predicts the noise, E[x0 | x_t = x].
+
+    Also known as: noise prediction, epsilon prediction, eps prediction, predict noise.
+
+    On the linear path it is (x - x0) / t; on others see `paths.noise_to_velocity`. The conversion
+    diverges at t=0: it takes t at least margin, the network sees t as it is.
+
+    Args:
+        field: the network, (params, x [b, *event], t [b], cond) -> [b, *event].
+        schedule: the path; the default is the linear one.
+        margin: how far from t=0 the conversion stays, in [0, 0.5).
+
+    Returns:
+        Velocity: the velocity, with the params and the init of `field`.
+
+    Raises:
+        ValueError: margin is outside [0, 0.5).
+    """
     return _converted("from_noise", field, schedule, noise_to_velocity, margin, 0.0)
 
 
 def from_score(field: Field, schedule: Schedule = LINEAR, *, margin: float = 1e-3) -> Velocity:
-    """The velocity of a network that predicts grad log p_t(x), for standard normal noise independent of the data; linear:
-    (x + (1 - t) score) / t. The conversion diverges at t=0: it takes t at least margin."""
+    """The velocity of a network that predicts the score, grad log p_t(x).
+
+    Also known as: score prediction, score matching network.
+
+    On the linear path it is (x + (1 - t) score) / t; on others see `paths.score_to_velocity`. It
+    holds for standard normal noise that is independent of the data. The conversion diverges at t=0:
+    it takes t at least margin, the network sees t as it is.
+
+    Args:
+        field: the network, (params, x [b, *event], t [b], cond) -> [b, *event].
+        schedule: the path; the default is the linear one.
+        margin: how far from t=0 the conversion stays, in [0, 0.5).
+
+    Returns:
+        Velocity: the velocity, with the params and the init of `field`.
+
+    Raises:
+        ValueError: margin is outside [0, 0.5).
+    """
     return _converted("from_score", field, schedule, score_to_velocity, margin, 0.0)
 
 
@@ -72,10 +131,37 @@ def _converted(name, field, schedule, convert, start, end):
 
 
 def edm_denoiser(field: Field, *, data_std: float = 0.5) -> Field:
-    """EDM's denoiser D(x, sigma) = c_skip x + c_out F(c_in x, log(sigma) / 4), unit variance in and out of the network, with
-    n^2 = sigma^2 + data_std^2: c_skip = data_std^2 / n^2, c_out = sigma data_std / n, c_in = 1 / n. See `paths.from_edm`.
+    """EDM's preconditioned denoiser of a raw network: unit variance in and out of the network.
 
-    Source: Karras, Aittala, Aila, Laine, "Elucidating the Design Space of Diffusion-Based Generative Models", 2022.
+        D(x, sigma) = c_skip x + c_out F(c_in x, log(sigma) / 4)
+        c_skip = data_std^2 / n^2,  c_out = sigma data_std / n,  c_in = 1 / n
+        n^2 = sigma^2 + data_std^2
+
+    `paths.from_edm` makes a velocity of it.
+
+    Args:
+        field: the network F.
+        data_std: the standard deviation of the data, above 0.
+
+    Returns:
+        Field: D of (x [b, *event], sigma [b]), with the params of `field`.
+
+    Raises:
+        ValueError: data_std is not finite and above 0.
+
+    Examples:
+        >>> import jax.numpy as jnp
+        >>> from jflow.paths import parameterizations
+        >>> from jflow.types import Field
+        >>> field = Field(lambda *_: {}, lambda params, x, t, cond=None, *, key=None: 0 * x)
+        >>> denoiser = parameterizations.edm_denoiser(field, data_std=0.5)
+        >>> x1 = denoiser.apply({}, jnp.array([[2.0]]), jnp.array([0.5]))
+        >>> round(float(x1[0, 0]), 3)  # c_skip = 1/2
+        1.0
+
+    References:
+        Karras, Aittala, Aila, Laine, *Elucidating the Design Space of Diffusion-Based Generative
+            Models*, 2022, arXiv:2206.00364.
     """
     if not 0 < data_std < math.inf:
         raise ValueError(f"edm_denoiser: expected a finite data_std > 0, got {data_std}")
@@ -101,8 +187,15 @@ def edm_denoiser(field: Field, *, data_std: float = 0.5) -> Field:
 
 
 class Bounded(NamedTuple):
-    """A velocity that is right at the ends by construction, and its score (t v - x) / (1 - t), worked out without the
-    division: finite up to t=1. Both take the params of the network."""
+    """A velocity that is right at the ends by construction, and its score.
+
+    The score (t v - x) / (1 - t) is computed without the division, so that it is finite up to t=1.
+    Both take the params of the network.
+
+    Attributes:
+        velocity: the velocity.
+        score: the score, grad log p_t(x), on the linear path from a standard normal source.
+    """
 
     velocity: Velocity
     score: Field
@@ -114,16 +207,48 @@ def boundary_mask(
     data_mean: ArrayLike | Callable[[Cond], Array] | None = None,
     gain: float | None = None,
 ) -> Bounded:
-    """A rectified flow (linear path, source N(0, I)) that meets its known ends, by a mask on the network:
-        v = (1 - t) (E[x1] - x) + t x + gain t (1 - t) net(x, t)      score = t (E[x1] - x) - (1 + t) x + gain t^2 net
-        v = t x + gain (1 - t) net(x, t)                              score = gain t net - (1 + t) x    without data_mean
-    since the exact velocity is E[x1] - x at t=0 and x at t=1 (derived: x is x0 there and independent of x1, or x1).
-    An unconstrained network's error at t=1 is multiplied by t / (1 - t) in the score.
+    """A rectified flow that meets its known ends, by a mask on the network.
 
-    data_mean: E[x1], which broadcasts to the event, or a function of cond -> [b, *event]. None: t=1 alone is enforced.
-    gain: 4 with data_mean, so that the mask is 1 in the middle, else 1.
-    Source of the idea: Hu, Liao, Xu, Liu, Li, Ie, Fei, Liu, "Improving Rectified Flow with Boundary Conditions", 2025; the
-    masks are ours.
+    On the linear path with source N(0, I),
+
+        v = (1 - t) (E[x1] - x) + t x + gain t (1 - t) net(x, t)
+        score = t (E[x1] - x) - (1 + t) x + gain t^2 net
+
+    and without data_mean
+
+        v = t x + gain (1 - t) net(x, t)
+        score = gain t net - (1 + t) x
+
+    since the exact velocity is E[x1] - x at t=0 and x at t=1 (derived: x is x0 there and
+    independent of x1, or x1). The error of an unconstrained network at t=1 is multiplied by t / (1
+    - t) in the score.
+
+    Args:
+        field: the network.
+        data_mean: E[x1], which broadcasts to the event, or a function of cond -> [b, *event]. With
+            None, t=1 alone is enforced.
+        gain: the factor of the network, above 0. None is 4 with data_mean, so that the mask is 1 in
+            the middle, else 1.
+
+    Returns:
+        Bounded: velocity and score, with the params and the init of `field`.
+
+    Raises:
+        ValueError: gain is not finite and above 0.
+
+    Examples:
+        >>> import jax.numpy as jnp
+        >>> from jflow.paths import parameterizations
+        >>> from jflow.types import Field
+        >>> field = Field(lambda *_: {}, lambda params, x, t, cond=None, *, key=None: 0 * x + 9)
+        >>> bounded = parameterizations.boundary_mask(field, data_mean=5.0)
+        >>> x = jnp.array([[1.0], [1.0]])
+        >>> bounded.velocity.apply({}, x, jnp.array([0.0, 1.0])).tolist()  # the network has no part
+        [[4.0], [1.0]]
+
+    References:
+        Hu, Liao, Xu, Liu, Li, Ie, Fei, Liu, *Improving Rectified Flow with Boundary Conditions*,
+            2025, arXiv:2506.15864 (the idea; the masks are ours).
     """
     gain = (1.0 if data_mean is None else 4.0) if gain is None else gain
     if not 0 < gain < math.inf:
@@ -152,12 +277,31 @@ def boundary_mask(
 def boundary_subtraction(
     field: Field, *, data_mean: ArrayLike | Callable[[Cond], Array] | None = None
 ) -> Bounded:
-    """As `boundary_mask`, by taking away what the network says at the ends:
+    """A rectified flow that meets its known ends, by subtracting what the network says there.
+
+    On the linear path with source N(0, I),
+
         v = (1 - t) (E[x1] - x) + t x + net(x, t) - (1 - t) net(x, 0) - t net(x, 1)
-        v = x + net(x, t) - net(x, 1)                                       without data_mean
-    Three evaluations of the network, or two; under one key for dropout. The score holds (net(x, t) - net(x, 1)) / (1 - t),
-    whose 1 - t is at least the root of the machine epsilon: a difference quotient near t=1.
-    Source of the idea: Hu et al., "Improving Rectified Flow with Boundary Conditions", 2025.
+
+    and without data_mean
+
+        v = x + net(x, t) - net(x, 1).
+
+    It takes three evaluations of the network, or two, under one key for dropout. The score holds
+    (net(x, t) - net(x, 1)) / (1 - t), whose 1 - t is at least the root of the machine epsilon: a
+    difference quotient near t=1.
+
+    Args:
+        field: the network.
+        data_mean: E[x1], which broadcasts to the event, or a function of cond -> [b, *event]. With
+            None, t=1 alone is enforced.
+
+    Returns:
+        Bounded: velocity and score, with the params and the init of `field`.
+
+    References:
+        Hu, Liao, Xu, Liu, Li, Ie, Fei, Liu, *Improving Rectified Flow with Boundary Conditions*,
+            2025, arXiv:2506.15864 (the idea).
     """
 
     def velocity(params, x, t, cond=None, *, key=None):

@@ -1,4 +1,11 @@
-"""Solvers: samples and log-densities along a velocity, by diffrax."""
+"""Solvers: samples and log-densities along a velocity.
+
+`sample` and `log_prob` solve the ODE by diffrax; a `Method` (`fixed`, `on_grid`, `adaptive`) says
+how, with any diffrax solver or those made here for affine paths (`ddim`, `dpm_solver_pp`, `unipc`,
+...). `sample_sde` takes stochastic steps over a grid. `sample_flow_map` and its relatives sample
+few-step models. `solvers.grids` has the usual grids of times, `solvers.noises` the usual amounts of
+noise.
+"""
 
 from jflow.solvers import grids, noises
 from jflow.solvers._acceleration import AccelerationCondition, sample_acceleration

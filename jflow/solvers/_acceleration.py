@@ -5,18 +5,25 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 from jax.typing import ArrayLike
+from jaxtyping import Float
 
 from jflow._core.arrays import float_dtype
 from jflow._core.checks import check_cond, like_state, take_parts
+from jflow._core.times import Times
 from jflow.solvers._integrate import SolveInfo
 from jflow.solvers._parts import sampler_result, sampling_times
 from jflow.types import Array, Cond, Params, Velocity
 
 
 class AccelerationCondition(NamedTuple):
-    """What the acceleration's network is told, as its cond: v0 [b, *event], the velocity at the start, and the user's cond."""
+    """The condition of an acceleration network, which it gets as its cond.
 
-    v0: Array
+    Attributes:
+        v0: the velocity at the start, [b, *event].
+        cond: the condition of the user.
+    """
+
+    v0: Float[Array, "b *event"]
     cond: Cond = None
 
 
@@ -24,22 +31,51 @@ def sample_acceleration(
     acceleration: Velocity,
     velocity: Velocity,
     params: Params,
-    x0: Array,
+    x0: Float[Array, "b *event"],
     cond: Cond = None,
     *,
     steps: int | None = None,
-    grid: ArrayLike | None = None,
-) -> tuple[Array, SolveInfo]:
-    """Carry x0 [b, *event] from t=0 to t=1: v0 = velocity(x0, 0) once, then for each step from t to t' = t + k
+    grid: Times | ArrayLike | None = None,
+) -> tuple[Float[Array, "b *event"], SolveInfo]:
+    """Sample a constant acceleration flow.
 
-            x <- x + k v0 + k (t + k / 2) a,      a = acceleration(x, t, Launch(v0, cond)),
+    The start gives v0 = velocity(x0, 0) once; then each step, from t to t' = t + k, is
 
-    which is exact where a is constant; returns (x1, info). params: {'velocity', 'acceleration'}.
-    steps: equal ones, 1 where nothing is given; or grid, strictly monotone times [n + 1] in [0, 1]. A falling grid encodes
-        data, with v0 told by the velocity network at the grid's first time.
-    info: evaluations [b] = steps + 1, status [b] (`solvers.Status`); rows that are not finite are NaN.
-    Errors: ValueError for steps < 1, a grid that is not monotone in [0, 1], both at once, and params without both.
-    Source: Park, Lee, Kim, Lee, Hong, Kim, "Constant Acceleration Flow", 2024.
+        x <- x + k v0 + k (t + k / 2) a
+        a = acceleration(x, t, AccelerationCondition(v0, cond)),
+
+    which is exact where a is constant. It takes n + 1 evaluations for n steps.
+
+    Args:
+        acceleration: the network of the acceleration; its cond is an `AccelerationCondition`.
+        velocity: the network of v0.
+        params: {'velocity', 'acceleration'}.
+        x0: the source, [b, *event], at the first time.
+        cond: the condition of the user, [b, ...].
+        steps: the number of equal steps from 0 to 1; 1 where neither steps nor grid is given.
+        grid: strictly monotone times [n + 1] in [0, 1] instead. A falling grid encodes data, with
+            v0 by the velocity network at the first time of the grid.
+
+    Returns:
+        x1: the samples, [b, *event], in the type of x0; rows that are not finite are NaN.
+        info: evaluations [b], n + 1, and status [b] (`solvers.Status`).
+
+    Raises:
+        ValueError: steps is below 1, grid is not monotone in [0, 1], both are given, or params has
+            not both parts.
+
+    Examples:
+        >>> import jax.numpy as jnp
+        >>> from jflow import solvers
+        >>> from jflow.types import Velocity
+        >>> one = Velocity(lambda *_: {}, lambda params, x, t, cond=None, *, key=None: 0 * x + 1)
+        >>> params = {"velocity": {}, "acceleration": {}}
+        >>> x1, info = solvers.sample_acceleration(one, one, params, jnp.zeros((1, 1)))
+        >>> x1.tolist(), info.evaluations.tolist()  # 1 + 1 / 2
+        ([[1.5]], [2])
+
+    References:
+        Park, Lee, Kim, Lee, Hong, Kim, *Constant Acceleration Flow*, 2024, arXiv:2411.00322.
     """
     name = "sample_acceleration"
     ts = jnp.asarray(sampling_times(name, steps, grid, rising=False), float_dtype(x0))

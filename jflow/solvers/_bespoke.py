@@ -1,28 +1,35 @@
-"""Bespoke solvers: Euler's or the midpoint method in a scale and a time of their own, fitted to one trained velocity.
+"""Bespoke solvers: Euler's or the midpoint method in a scale and a time of their own.
 
-    theta = bespoke_params(5)                                    # midpoint, 5 steps: 39 numbers, at first plain midpoint
-    loss = bespoke_bound(velocity, knots)                        # or bespoke_error(velocity)
+They are fitted to one trained velocity.
+
+    theta = bespoke_params(5)  # midpoint, 5 steps: 39 numbers, at first plain midpoint
+    loss = bespoke_bound(velocity, knots)  # or bespoke_error(velocity)
     state = train.init_state(theta, optimizer, key, frozen={"teacher": params})
-    ... trained on batches of data.read_shards(folder), by data.generate_reflow_trajectories at the knots (or _pairs) ...
-    x1, info = bespoke_sample(theta, velocity, params, x0)       # 10 evaluations
+    ... trained on batches of data.read_shards(folder),
+        by data.generate_reflow_trajectories at the knots (or _pairs) ...
+    x1, info = bespoke_sample(theta, velocity, params, x0)  # 10 evaluations
 
-Along x(t), dx/dt = u(x, t), a time t(r) and a scale s(r) on 0 <= r <= 1 make another one, whose end is s(1) x(1):
+Along x(t), dx/dt = u(x, t), a time t(r) and a scale s(r) on 0 <= r <= 1 make another curve, whose
+end is s(1) x(1):
 
     y(r) = s(r) x(t(r)),    dy/dr = (s' / s) y + t' s u(y / s, t),    t(0) = 0, t(1) = 1, s(0) = 1
 
-(primes for d/dr), and the method takes n equal steps along y. It only ever asks for t, t', s, s' where it evaluates u: those
-numbers are theta. Any theta is read off some smooth t and s, and along smooth t and s the method keeps its order: with n it
-converges to the flow of u. `paths.reschedule` is the continuous form: a change of the path's schedule is such a pair.
+(primes for d/dr), and the method takes n equal steps along y. It only ever asks for t, t', s, s'
+where it evaluates u: those numbers are theta. Any theta is read off some smooth t and s, and along
+smooth t and s the method keeps its order: with n it converges to the flow of u. `paths.reschedule`
+is the continuous form: a change of the schedule of the path is such a pair.
 
-theta is {'times' [m - 1], 'speeds' [m], 'scales' [m], 'growths' [m]}, m = n for Euler and 2 n for midpoint, 4 m - 1 numbers
-as in the paper: with r_k = k / m,
+theta is {'times' [m - 1], 'speeds' [m], 'scales' [m], 'growths' [m]}, m = n for Euler and 2 n for
+midpoint, 4 m - 1 numbers as in the paper: with r_k = k / m,
 
     t(r_k) = sum of the first k of softmax(0, times)    t'(r_k) = exp(speeds_k)
     s(r_k) = exp(scales_{k-1}), k = 1 ... m             s'(r_k) = growths_k
 
 (how the constraints are met is ours). All zeros is the plain method.
 
-Source: Shaul, Perez, Chen, Thabet, Pumarola, Lipman, "Bespoke Solvers for Generative Flow Models", 2024.
+References:
+    Shaul, Perez, Chen, Thabet, Pumarola, Lipman, *Bespoke Solvers for Generative Flow Models*,
+        2024, arXiv:2310.19075.
 """
 
 from collections.abc import Callable
@@ -32,10 +39,11 @@ import diffrax
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jaxtyping import Float
 
 from jflow import solvers
 from jflow._core.arrays import expand_to, float_dtype, mean_event
-from jflow._core.batch import mean_of_rows, read
+from jflow._core.batch import mean_of_rows, read_batch
 from jflow._core.checks import (
     check_cond,
     check_whole,
@@ -61,10 +69,33 @@ def bespoke_params(
     time: Callable[[Array], Array] | None = None,
     scale: Callable[[Array], Array] | None = None,
 ) -> Params:
-    """theta of so many steps, one evaluation each for diffrax.Euler(), two for diffrax.Midpoint(): the plain method.
+    """The parameters of a bespoke solver, at first those of the plain method.
 
-    time, scale: functions r [] -> t(r), s(r) [] to start from instead (t(r) = r, s = 1).
-    Errors: ValueError for another solver, steps < 1, functions without t(0) = 0, t(1) = 1, s(0) = 1, t' > 0, s > 0.
+    A step takes one evaluation for diffrax.Euler(), two for diffrax.Midpoint().
+
+    Args:
+        steps: the number n of steps, at least 1.
+        solver: diffrax.Euler() or diffrax.Midpoint(), the default.
+        time: a function r [] -> t(r) [] to start from; None is t(r) = r.
+        scale: a function r [] -> s(r) [] to start from; None is s = 1.
+
+    Returns:
+        Params: theta, {'times' [m - 1], 'speeds' [m], 'scales' [m], 'growths' [m]}, with m = n for
+            Euler and 2 n for midpoint.
+
+    Raises:
+        ValueError: solver is another one, steps is below 1, or the functions do not meet t(0) = 0,
+            t(1) = 1, s(0) = 1, t' > 0, s > 0.
+
+    Examples:
+        >>> from jflow import solvers
+        >>> theta = solvers.bespoke_params(5)
+        >>> {name: value.shape for name, value in theta.items()}
+        {'times': (9,), 'speeds': (10,), 'scales': (10,), 'growths': (10,)}
+
+    References:
+        Shaul, Perez, Chen, Thabet, Pumarola, Lipman, *Bespoke Solvers for Generative Flow Models*,
+            2024, arXiv:2310.19075.
     """
     check_whole("bespoke_params", steps=steps)
     m = int(steps) * _stages("bespoke_params", solver)
@@ -84,7 +115,8 @@ def bespoke_params(
     ):
         raise ValueError(
             "bespoke_params: expected t(0) = 0, t(1) = 1, s(0) = 1, t' > 0 and s > 0, "
-            f"got t from {t[0]} to {t[-1]}, s(0) = {s[0]}, least t' {dt[:-1].min()}, least s {s.min()}"
+            f"got t from {t[0]} to {t[-1]}, s(0) = {s[0]}, least t' {dt[:-1].min()}, least "
+            f"s {s.min()}"
         )
     gaps = jnp.diff(t)
     return {
@@ -99,15 +131,44 @@ def bespoke_sample(
     params: Params,
     velocity: Velocity,
     velocity_params: Params,
-    x0: Array,
+    x0: Float[Array, "b *event"],
     cond: Cond = None,
     *,
     solver: diffrax.AbstractSolver = _MIDPOINT,
-) -> tuple[Array, SolveInfo]:
-    """Carry x0 [b, *event] from t=0 to t=1 by the solver that params, a theta, describe; returns (x1, info) as
-    `solvers.sample` does. solver: the method that theta was made for.
+) -> tuple[Float[Array, "b *event"], SolveInfo]:
+    """Sample a velocity from t=0 to t=1 by a bespoke solver.
 
-    The number of steps is read from the shapes of theta. Errors: ValueError for a theta of other shapes.
+    The number of steps is read from the shapes of theta.
+
+    Args:
+        params: theta, see `bespoke_params`.
+        velocity: the velocity that theta was fitted to.
+        velocity_params: its params.
+        x0: the source, [b, *event].
+        cond: the condition of the velocity, [b, ...].
+        solver: the method that theta was made for, diffrax.Euler() or diffrax.Midpoint(), the
+            default.
+
+    Returns:
+        x1: the samples, [b, *event]; the rows of a failed solve are NaN.
+        info: evaluations [b] and status [b], see `SolveInfo`.
+
+    Raises:
+        ValueError: theta has other shapes, or solver is another one.
+
+    Examples:
+        >>> import jax.numpy as jnp
+        >>> from jflow import solvers
+        >>> from jflow.types import Velocity
+        >>> velocity = Velocity(lambda *_: {}, lambda params, x, t, cond=None, *, key=None: x)
+        >>> theta = solvers.bespoke_params(1)  # plain midpoint: 1 + 1 + 1 / 2
+        >>> x1, info = solvers.bespoke_sample(theta, velocity, {}, jnp.ones((1, 1)))
+        >>> x1.tolist(), info.evaluations.tolist()
+        ([[2.5]], [2])
+
+    References:
+        Shaul, Perez, Chen, Thabet, Pumarola, Lipman, *Bespoke Solvers for Generative Flow Models*,
+            2024, arXiv:2310.19075.
     """
     steps = _steps("bespoke_sample", params, solver)
     given = {"solver": params, "velocity": velocity_params}
@@ -122,25 +183,43 @@ def bespoke_bound(
     solver: diffrax.AbstractSolver = _MIDPOINT,
     lipschitz: float = 1.0,
 ) -> Loss:
-    """Trains theta on a bound of the solver's error, step by step: params of the loss are a theta.
+    """The loss that fits a bespoke solver by a bound of its error, step by step.
 
-    With x_i the exact solution at t_i = t(i / n), d_i the root of the mean over the event of (x_i - step(x_{i-1}))^2, and
-    L_j the Lipschitz constant of step j, the error of a row is at most
+    With x_i the exact solution at t_i = t(i / n), d_i the root of the mean over the event of (x_i -
+    step(x_{i-1}))^2, and L_j the Lipschitz constant of step j, the error of a row is at most
 
-        sum_i M_i d_i,   M_i = product of L_j over j > i,      which is the loss, averaged over rows. With h = 1 / n, and
+        sum_i M_i d_i,      M_i = product of L_j over j > i,
 
-        L(r) = |s'| / s + t' lipschitz,     Euler     L_j = (s_{j-1} / s_j) (1 + h L(r_{j-1})),
-                                            midpoint  L_j = (s_{j-1} / s_j) (1 + h L(r_{j-1/2}) (1 + h L(r_{j-1}) / 2)).
+    which is the loss, averaged over rows. With h = 1 / n, and L(r) = |s'| / s + t' lipschitz,
 
-    lipschitz: of u in x. The paper sets 1, where it is a weight rather than a bound.
-    frozen: {'teacher'}, the params of the velocity. batch: 'x' trajectories [b, K + 1, *event] of it at the knots, rows of
-    `data.generate_reflow_trajectories`, optionally 'cond', 'weight'. Between knots x is the cubic through the states and
-    velocities at
-    both sides: error O(gap^4), and t_i learns through it. (The paper solves the ODE anew and extends x_i along u.)
-    4 n + 2 evaluations a row with midpoint, 3 n + 2 with Euler. key is not used.
-    metrics: 'residual', the mean of d_i^2.
-    Errors: ValueError for knots that don't rise strictly from 0 to 1, another solver, lipschitz < 0; at trace time for
-        a batch of other shapes, a theta of other shapes, no frozen['teacher'].
+        Euler       L_j = (s_{j-1} / s_j) (1 + h L(r_{j-1}))
+        midpoint    L_j = (s_{j-1} / s_j) (1 + h L(r_{j-1/2}) (1 + h L(r_{j-1}) / 2))
+
+    Between knots x is the cubic through the states and velocities at both sides: its error is
+    O(gap^4), and t_i learns through it. (The paper solves the ODE anew and extends x_i along u.) It
+    takes 4 n + 2 evaluations a row with midpoint, 3 n + 2 with Euler.
+
+    Args:
+        teacher: the velocity u.
+        knots: times [K + 1] that rise strictly from 0 to 1, at which the trajectories are known.
+        solver: the method, diffrax.Euler() or diffrax.Midpoint(), the default.
+        lipschitz: the Lipschitz constant of u in x, at least 0. The paper sets 1, where it is a
+            weight rather than a bound.
+
+    Returns:
+        Loss: its params are a theta (`bespoke_params`); frozen: {'teacher'}, the params of the
+            velocity; batch: 'x' trajectories [b, K + 1, *event] at the knots, rows of
+            `data.generate_reflow_trajectories`, optionally 'cond', 'weight'. The key is not used.
+            Metrics: 'residual', the mean of d_i^2. It raises a ValueError for a batch or a theta of
+            other shapes and for frozen without 'teacher'.
+
+    Raises:
+        ValueError: knots do not rise strictly from 0 to 1, solver is another one, or lipschitz is
+            negative.
+
+    References:
+        Shaul, Perez, Chen, Thabet, Pumarola, Lipman, *Bespoke Solvers for Generative Flow Models*,
+            2024, arXiv:2310.19075.
     """
     times = partition("bespoke_bound", knots)
     stages = _stages("bespoke_bound", solver)
@@ -148,7 +227,7 @@ def bespoke_bound(
         raise ValueError(f"bespoke_bound: expected lipschitz >= 0, got {lipschitz}")
 
     def loss(params, key, batch, frozen=None):
-        x, cond, weight = read("bespoke_bound", batch, ("x", "cond", "weight"))
+        x, cond, weight = read_batch("bespoke_bound", batch, ("x", "cond", "weight"))
         if x.ndim < 2 or x.shape[1] != len(times):
             raise ValueError(
                 f"bespoke_bound: expected x of shape [b, {len(times)}, ...], got {list(x.shape)}"
@@ -180,19 +259,32 @@ def bespoke_bound(
 
 
 def bespoke_error(teacher: Velocity, *, solver: diffrax.AbstractSolver = _MIDPOINT) -> Loss:
-    """Trains theta on the error itself, through all steps: the mean over the event of (bespoke_sample(x0) - x)^2.
+    """The loss that fits a bespoke solver by its error itself, through all steps.
 
-    Ours: the paper trains on `bespoke_bound`, whose steps are computed beside one another; here they follow one another,
-    and their memory adds up. params, frozen, metrics: as there. batch: 'x0' and 'x' [b, *event], pairs that the velocity
-    connects (`data.generate_reflow_pairs`), optionally 'cond', 'weight'. key is not used.
-    Errors: ValueError for another solver; at trace time for a batch without 'x0', a theta of other shapes, no
-    frozen['teacher'].
+        mean over the event of (bespoke_sample(x0) - x)^2
+
+    It is ours: the paper trains on `bespoke_bound`, whose steps are computed beside one another;
+    here they follow one another, and their memory adds up.
+
+    Args:
+        teacher: the velocity u.
+        solver: the method, diffrax.Euler() or diffrax.Midpoint(), the default.
+
+    Returns:
+        Loss: its params are a theta (`bespoke_params`); frozen: {'teacher'}, the params of the
+            velocity; batch: 'x0' and 'x' [b, *event], pairs that the velocity connects
+            (`data.generate_reflow_pairs`), optionally 'cond', 'weight'. The key is not used.
+            Metrics: 'residual', the mean of the squared error. It raises a ValueError for a batch
+            without 'x0', a theta of other shapes and for frozen without 'teacher'.
+
+    Raises:
+        ValueError: solver is another one.
     """
     _stages("bespoke_error", solver)
     teacher = with_checked_output("bespoke_error: teacher", teacher)
 
     def loss(params, key, batch, frozen=None):
-        x, x0, cond, weight = read("bespoke_error", batch, ("x", "x0", "cond", "weight"))
+        x, x0, cond, weight = read_batch("bespoke_error", batch, ("x", "x0", "cond", "weight"))
         need_pairs("bespoke_error", batch)
         velocity_params = frozen_entry("bespoke_error", frozen)
         x1, _ = bespoke_sample(
@@ -246,7 +338,8 @@ def _steps(name, params, solver) -> int:
         or shapes != {"times": (m - 1,), "speeds": (m,), "scales": (m,), "growths": (m,)}
     ):
         raise ValueError(
-            f"{name}: expected 'times' [m - 1], 'speeds', 'scales' and 'growths' [m], m a multiple of {stages} for "
+            f"{name}: expected 'times' [m - 1], 'speeds', 'scales' and 'growths' [m], m a "
+            f"multiple of {stages} for "
             f"{type(solver).__name__}, got {shapes}"
         )
     return m // stages
@@ -267,8 +360,9 @@ def _slope(apply, params, y, r, cond=None, *, key=None):
 
 
 def _between(teacher, params, x, times, t, cond):
-    """The solution at a time t [], [b, *event], from its states x [b, K + 1, *event]: the cubic that meets states and
-    velocities at the knots around t."""
+    """The solution at a time t [], [b, *event], from its states x [b, K + 1, *event]: the cubic
+    that meets states and velocities at the knots around t.
+    """
     cond = check_cond("bespoke_bound", cond, x.shape[0])
     knots = jnp.asarray(times, t.dtype)
     k = jnp.clip(jnp.searchsorted(knots, t, side="right") - 1, 0, len(times) - 2)

@@ -1,9 +1,12 @@
 """Bespoke optimal stepsizes: where a few steps of a teacher do best."""
 
+from collections.abc import Sequence
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.typing import ArrayLike
+from jaxtyping import Float, Int
 
 from jflow._core.arrays import float_dtype
 from jflow._core.checks import check_cond, like_state
@@ -12,18 +15,36 @@ from jflow.types import Array, Cond, Params, Velocity
 
 
 def step_costs(
-    velocity: Velocity, params: Params, x: Array, times: Times, cond: Cond = None
-) -> Array:
-    """What one Euler step costs between any two times of a solution: [K + 1, K + 1],
+    velocity: Velocity,
+    params: Params,
+    x: Float[Array | np.ndarray, "b times *event"],
+    times: Times,
+    cond: Cond = None,
+) -> Float[Array, "times times"]:
+    """The error of one Euler step between any two times of a solution.
 
-        c[i, j] = mean over rows and event of (x_i + (t_j - t_i) v(x_i, t_i) - x_j)^2   for i < j, inf otherwise.
+        c[i, j] = mean over rows and event of (x_i + (t_j - t_i) v(x_i, t_i) - x_j)^2      for i < j
 
-    x: trajectories [b, K + 1, *event] at `times` (rows of `data.generate_reflow_trajectories`), cond [b, ...]. K + 1
-    evaluations a row. Every step starts on the solution: errors that would add up from step to step are not in it. The
-    matrices of several batches are averaged. The paper's sums over the event; its best grids are the same.
-    Errors: ValueError for times that don't rise strictly from 0 to 1 and for trajectories of another length.
-    Source: Nguyen, Nguyen, Nguyen, "Bellman Optimal Stepsize Straightening of Flow-Matching Models", 2024. It takes the
-        solution from Euler's method on the fine grid.
+    and infinity elsewhere. Every step starts on the solution: errors that would add up from step to
+    step are not in it. The matrices of several batches are averaged. Those of the paper are sums
+    over the event; its best grids are the same. It takes K + 1 evaluations a row.
+
+    Args:
+        velocity: the velocity v.
+        params: its params.
+        x: trajectories [b, K + 1, *event] at `times`, rows of `data.generate_reflow_trajectories`.
+        times: [K + 1], rising strictly from 0 to 1.
+        cond: the condition of the velocity, [b, ...].
+
+    Returns:
+        The costs, [K + 1, K + 1], for `bellman`.
+
+    Raises:
+        ValueError: times do not rise strictly from 0 to 1, or trajectories have another length.
+
+    References:
+        Nguyen, Nguyen, Nguyen, *Bellman Optimal Stepsize Straightening of Flow-Matching Models*,
+            2024, arXiv:2312.16414 (it takes the solution from Euler's method on the fine grid).
     """
     times = partition("step_costs", times)
     x = jnp.asarray(x)
@@ -47,11 +68,33 @@ def step_costs(
     return jax.lax.map(from_one, (states, t))
 
 
-def bellman(costs: ArrayLike, steps: int) -> np.ndarray:
-    """The indices [steps + 1] of the cheapest way from time 0 to time K in exactly that many steps, the sum of
-    costs[i, j] over its steps being least; costs [K + 1, K + 1], read above the diagonal alone. O(steps K^2), in float64.
+def bellman(
+    costs: ArrayLike | Sequence[Sequence[float]], steps: int
+) -> Int[np.ndarray, " steps_plus_1"]:
+    """The cheapest way from the first to the last time in a given number of steps.
 
-    Errors: ValueError for costs that are not a square matrix, finite above its diagonal, and unless 1 <= steps <= K.
+    The sum of costs[i, j] over its steps is least. It takes O(steps K^2) on the host, in float64.
+
+    Args:
+        costs: [K + 1, K + 1], read above the diagonal alone, such as those of `step_costs`.
+        steps: the number of steps, 1 ... K.
+
+    Returns:
+        The indices of the times, [steps + 1], from 0 to K.
+
+    Raises:
+        ValueError: costs are not a square matrix, finite above its diagonal, or unless 1 <= steps
+            <= K.
+
+    Examples:
+        >>> from jflow import solvers
+        >>> costs = [[0, 1, 9, 9], [0, 0, 1, 5], [0, 0, 0, 1], [0, 0, 0, 0]]
+        >>> solvers.bellman(costs, 2).tolist()  # 1 + 5 beats 9 + 1
+        [0, 1, 3]
+
+    References:
+        Nguyen, Nguyen, Nguyen, *Bellman Optimal Stepsize Straightening of Flow-Matching Models*,
+            2024, arXiv:2312.16414.
     """
     costs = np.asarray(costs, np.float64)
     if costs.ndim != 2 or costs.shape[0] != costs.shape[1] or len(costs) < 2:

@@ -1,13 +1,17 @@
 """Divergences of a velocity: exact, Hutchinson's and Hutch++, by forward derivatives.
 
-Each is a `Divergence`, which `solvers.log_prob`, `solvers.sample_with_log_det` and `flows.cnf` take. With J = df/dx
-[D, D] at one row, all give the trace of J and, from the same derivatives, its squared Frobenius norm.
+Each is a `Divergence`, which `solvers.log_prob`, `solvers.sample_with_log_det` and `flows.cnf`
+take. With J = df/dx [D, D] at one row, all give the trace of J and, from the same derivatives, its
+squared Frobenius norm.
 
-| | derivatives an evaluation | div f | exact where |
+| divergence | derivatives | div f | exact where |
 |---|---|---|---|
 | exact_divergence() | D | sum over unit vectors of e.Je | always |
-| hutchinson(K) | K | mean over K probes of e.Je | J is diagonal, with Rademacher probes |
-| hutch_plus_plus(S, R) | 2 S + R | sum over q of q.Jq + mean over R probes of e'.Je', e' = e - QQ'e | rank of J <= S |
+| hutchinson(K) | K | mean over K probes of e.Je | J is diagonal |
+| hutch_plus_plus(S, R) | 2 S + R | sum of q.Jq + mean over R probes of e'.Je' | rank of J <= S |
+
+The derivatives are those of one evaluation. The second one is exact with Rademacher probes. q are
+the columns of an orthonormal Q, and e' = e - QQ'e.
 """
 
 import math
@@ -26,34 +30,90 @@ __all__ = ["Divergence", "check_divergence", "exact_divergence", "hutch_plus_plu
 
 
 class Divergence(NamedTuple):
-    """draw(key, x) -> probes: arrays that lead with b, or None; drawn once and frozen for a whole solve.
+    """How the divergence of a velocity is computed or estimated along a solve.
 
-    apply(f, x, probes) -> (f(x), div f [b], squared Frobenius norm of df/dx [b]) for f [b, *event] -> [b, *event] whose
-    rows don't interact."""
+    Attributes:
+        draw: `draw(key, x) -> probes`, arrays that lead with b, or None; they are drawn once and
+            frozen for a whole solve.
+        apply: `apply(f, x, probes) -> (f(x), div f [b], squared Frobenius norm of df/dx [b])` for f
+            [b, *event] -> [b, *event] whose rows do not interact.
+    """
 
     draw: Callable[[Key | None, Array], Any]
     apply: Callable[[Callable, Array, Any], tuple[Array, Array, Array]]
 
 
 def check_divergence(name: str, divergence: Divergence) -> None:
-    """Raise a TypeError, in the name of the function that was given it, unless `divergence` is a `Divergence`."""
+    """Raise a TypeError unless a value is a `Divergence`.
+
+    Args:
+        name: of the function that it was given to, for the message.
+        divergence: the value.
+
+    Raises:
+        TypeError: divergence is something else.
+    """
     if not isinstance(divergence, Divergence):
         raise TypeError(
-            f"{name}: expected divergence to be a solvers.Divergence, such as solvers.hutchinson(1), got {divergence!r}"
+            f"{name}: expected divergence to be a solvers.Divergence, such as "
+            f"solvers.hutchinson(1), got {divergence!r}"
         )
 
 
 def exact_divergence() -> Divergence:
-    """The trace of the Jacobian, from its D columns, a few at a time in memory; needs no key."""
+    """The exact trace of the Jacobian, from its D columns, a few at a time in memory.
+
+    It costs D forward derivatives an evaluation and needs no key.
+
+    Returns:
+        Divergence: for `log_prob`, `sample_with_log_det` and `flows.cnf`.
+
+    Examples:
+        >>> import jax.numpy as jnp
+        >>> from jflow import solvers
+        >>> divergence = solvers.exact_divergence()
+        >>> x = jnp.array([[1.0, 2.0]])
+        >>> value, div, norm = divergence.apply(lambda x: x**2, x, divergence.draw(None, x))
+        >>> div.tolist(), norm.tolist()  # the Jacobian is diag(2, 4)
+        ([6.0], [20.0])
+    """
     return Divergence(_nothing, _exact)
 
 
 def hutchinson(probes: int = 1, *, noise: Callable = jax.random.rademacher) -> Divergence:
-    """The mean of e.Je over `probes` a row, unbiased for probes of mean zero and unit covariance.
+    """Hutchinson's unbiased estimate of the divergence.
 
-    noise: (key, shape, dtype) -> probes, jax.random.rademacher or jax.random.normal; the norm is the mean of |Je|^2.
-    Sources: Hutchinson, "A stochastic estimator of the trace of the influence matrix", 1989; Grathwohl et al., "FFJORD:
-    Free-form Continuous Dynamics for Scalable Reversible Generative Models", 2019.
+    Also known as: Hutchinson trace estimator, stochastic divergence.
+
+        mean over probes of e.Je,      e of mean 0 and unit covariance
+
+    The squared Frobenius norm is the mean of |Je|^2. It costs one forward derivative a probe.
+
+    Args:
+        probes: how many a row.
+        noise: (key, shape, dtype) -> probes, jax.random.rademacher (the default) or
+            jax.random.normal.
+
+    Returns:
+        Divergence: for `log_prob`, `sample_with_log_det` and `flows.cnf`; it needs a key.
+
+    Raises:
+        ValueError: probes is not a whole number of at least 1.
+
+    Examples:
+        >>> import jax
+        >>> import jax.numpy as jnp
+        >>> from jflow import solvers
+        >>> divergence = solvers.hutchinson(1)
+        >>> x = jnp.array([[1.0, 2.0]])
+        >>> probes = divergence.draw(jax.random.key(0), x)
+        >>> divergence.apply(lambda x: x**2, x, probes)[1].tolist()  # a diagonal Jacobian: exact
+        [6.0]
+
+    References:
+        Hutchinson, *A stochastic estimator of the trace of the influence matrix*, 1989.
+        Grathwohl, Chen, Bettencourt, Sutskever, Duvenaud, *FFJORD: Free-form Continuous Dynamics
+            for Scalable Reversible Generative Models*, 2019, arXiv:1810.01367.
     """
     check_whole("hutchinson", probes=probes)
 
@@ -67,14 +127,30 @@ def hutchinson(probes: int = 1, *, noise: Callable = jax.random.rademacher) -> D
 def hutch_plus_plus(
     sketch: int = 1, probes: int | None = None, *, noise: Callable = jax.random.rademacher
 ) -> Divergence:
-    """The trace of J on the span Q of `sketch` products J s, exactly, and Hutchinson's estimate, by `probes` (None: as
-    many as the sketch), on what is orthogonal to it.
+    """Hutch++: the divergence exact on a sketch of the Jacobian's range, estimated on the rest.
 
-    Where J has quickly falling singular values, the variance is far below that of `hutchinson(2 sketch + probes)`,
-    which costs the same. s and probes are frozen for the solve, Q follows x. Q is not differentiated: for any Q the
-    estimate is unbiased, so its gradient is as well, and it stays finite where the sketch loses rank.
-    Errors: ValueError for counts below 1, and where traced for a sketch larger than the event.
-    Source: Meyer, Musco, Musco, Woodruff, "Hutch++: Optimal Stochastic Trace Estimation", 2021.
+    The trace of J is exact on the span Q of `sketch` products J s, and Hutchinson's estimate is
+    taken on what is orthogonal to it. Where J has quickly falling singular values, the variance is
+    far below that of `hutchinson(2 sketch + probes)`, which costs the same. s and probes are frozen
+    for the solve, Q follows x. Q is not differentiated: for any Q the estimate is unbiased, so its
+    gradient is as well, and it stays finite where the sketch loses rank.
+
+    Args:
+        sketch: the number of products in the sketch.
+        probes: the number of probes of the estimate; None: as many as the sketch.
+        noise: (key, shape, dtype) -> probes, jax.random.rademacher (the default) or
+            jax.random.normal.
+
+    Returns:
+        Divergence: for `log_prob`, `sample_with_log_det` and `flows.cnf`; it needs a key. Its draw
+            raises a ValueError for a sketch larger than the event.
+
+    Raises:
+        ValueError: sketch or probes is not a whole number of at least 1.
+
+    References:
+        Meyer, Musco, Musco, Woodruff, *Hutch++: Optimal Stochastic Trace Estimation*, 2021,
+            arXiv:2010.09649.
     """
     probes = sketch if probes is None else probes
     check_whole("hutch_plus_plus", sketch=sketch)
@@ -85,7 +161,8 @@ def hutch_plus_plus(
         size = math.prod(x.shape[1:])
         if sketch > size:
             raise ValueError(
-                f"hutch_plus_plus: expected a sketch of at most the event's {size} numbers, got {sketch}"
+                f"hutch_plus_plus: expected a sketch of at most the event's {size} "
+                f"numbers, got {sketch}"
             )
         e = noise(key, (x.shape[0], sketch + probes, *x.shape[1:]), x.dtype)
         return e[:, :sketch], e[:, sketch:]

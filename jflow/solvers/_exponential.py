@@ -1,17 +1,19 @@
-"""Exponential integrators of an affine path, as diffrax solvers that make each step from its own start alone.
+"""Exponential integrators of an affine path, as diffrax solvers that make each step from its start.
 
-On x_t = alpha(t) x1 + sigma(t) x0 a velocity at (x, t) is a pair of predictions, x1 and x0 (see `paths.affine`). Whoever
-holds the prediction of x1 fixed integrates exactly
+On x_t = alpha(t) x1 + sigma(t) x0 a velocity at (x, t) is a pair of predictions, x1 and x0 (see
+`paths.affine`). A step that holds the prediction of x1 fixed integrates exactly
 
-    x_s = alpha_s x1 + sigma_s (x_t - alpha_t x1) / sigma_t        (exact where all data is one point)
+    x_s = alpha_s x1 + sigma_s (x_t - alpha_t x1) / sigma_t      (exact where all data is one point)
 
-and likewise for x0; the solvers differ in where they evaluate what they hold. On the way back, from data to noise, x1 and
-x0 change places, since errors of the one that the solve moves away from would grow. All are finite at t=0 (alpha = 0)
-and t=1 (sigma = 0), and take any pytree as state, since the split of a velocity in two is consistent whatever the state
-is. `schedule` is that of the path the velocity was trained on.
+and likewise for x0; the solvers differ in where they evaluate what they hold. On the way back, from
+data to noise, x1 and x0 change places, since errors of the one that the solve moves away from would
+grow. All are finite at t=0 (alpha = 0) and t=1 (sigma = 0), and take any pytree as state, since the
+split of a velocity in two is consistent whatever the state is. `schedule` is that of the path the
+velocity was trained on.
 
-RF-Solver's second-order step (Wang et al., "Taming Rectified Flow for Inversion and Editing", 2025) has no kernel here:
-x + h v + h^2 / 2 (v_mid - v) / (h / 2) is x + h v_mid, which is `diffrax.Midpoint`.
+The second-order step of RF-Solver (Wang et al., *Taming Rectified Flow for Inversion and Editing*,
+2025, arXiv:2411.04746) has no function here: x + h v + h^2 / 2 (v_mid - v) / (h / 2) is x + h
+v_mid, which is `diffrax.Midpoint`.
 """
 
 from collections.abc import Callable
@@ -21,6 +23,7 @@ import diffrax
 import equinox as eqx
 import jax
 import jax.numpy as jnp
+from jaxtyping import Float
 
 from jflow.paths import LINEAR, Schedule, matched_time, velocity_to_data, velocity_to_noise
 from jflow.types import Array
@@ -29,22 +32,74 @@ __all__ = ["ddim", "dpm_solver_2", "dpm_solver_pp_2s", "midpoint_time", "midpoin
 
 
 def ddim(schedule: Schedule = LINEAR) -> diffrax.AbstractSolver:
-    """DDIM: x_s = alpha_s x1 + sigma_s x0 with the predictions of x1 and x0 at (x_t, t). First order, one evaluation a
-    step; on the linear path it is Euler's method, on others Euler's along the curve of the path.
+    """DDIM as a solver: the step along the path with the predictions of data and noise held fixed.
 
-    Source: Song, Meng, Ermon, "Denoising Diffusion Implicit Models", 2021.
+    Also known as: DDIM.
+
+        x_s = alpha_s x1 + sigma_s x0      with the predictions of x1 and x0 at (x_t, t)
+
+    It is of first order, one evaluation a step; on the linear path it is Euler's method, on others
+    Euler's along the curve of the path.
+
+    Args:
+        schedule: the path that the velocity was trained on; the default is the linear one.
+
+    Returns:
+        A diffrax solver, for `solvers.fixed` and `solvers.on_grid`.
+
+    Examples:
+        >>> import jax.numpy as jnp
+        >>> from jflow import paths, solvers
+        >>> from jflow.types import Velocity
+        >>> schedule = paths.schedules.cosine()
+        >>> def apply(params, x, t, cond=None, *, key=None):  # all data at 3
+        ...     return paths.data_to_velocity(0 * x + 3, x, t, schedule)
+        >>> velocity = Velocity(lambda *_: {}, apply)
+        >>> method = solvers.fixed(1, solvers.ddim(schedule))
+        >>> x1, info = solvers.sample(velocity, {}, jnp.ones((1, 1)), method=method)
+        >>> round(float(x1[0, 0]), 4), info.evaluations.tolist()  # one step is exact
+        (3.0, [1])
+
+    References:
+        Song, Meng, Ermon, *Denoising Diffusion Implicit Models*, 2021, arXiv:2010.02502.
     """
     return _DDIM(schedule)
 
 
-def midpoint_time(t: Array, s: Array) -> Array:
-    """The time between t and s."""
+def midpoint_time(
+    t: Float[Array, "*shape"] | float, s: Float[Array, "*shape"] | float
+) -> Float[Array, "*shape"] | float:
+    """The time halfway between two times.
+
+    Args:
+        t: one time.
+        s: the other time.
+
+    Returns:
+        t + (s - t) / 2.
+    """
     return t + (s - t) / 2
 
 
 def midpoint_in_log_snr(schedule: Schedule = LINEAR) -> Callable:
-    """(t, s) -> the time where log(alpha / sigma) is halfway between its values at t and s. If one of the two is 0 or 1 so
-    is the result, on a path whose ends are exact, and the step is DDIM's."""
+    """The function that finds the time halfway between two times in log(alpha / sigma).
+
+    If one of the two times is 0 or 1 so is the result, on a path whose ends are exact, and the step
+    is DDIM's.
+
+    Args:
+        schedule: the path; the default is the linear one.
+
+    Returns:
+        A function (t, s) -> time, for `dpm_solver_2` and `dpm_solver_pp_2s`.
+
+    Examples:
+        >>> import jax.numpy as jnp
+        >>> from jflow import solvers
+        >>> middle = solvers.midpoint_in_log_snr()
+        >>> round(float(middle(jnp.array(0.1), jnp.array(0.9))), 4)
+        0.5
+    """
 
     def middle(t, s):
         a, noise = (_root(f(t) * f(s)) for f in (schedule.alpha, schedule.sigma))
@@ -58,13 +113,22 @@ def midpoint_in_log_snr(schedule: Schedule = LINEAR) -> Callable:
 def dpm_solver_2(
     schedule: Schedule = LINEAR, middle: Callable = midpoint_time
 ) -> diffrax.AbstractSolver:
-    """DPM-Solver-2: DDIM to a time in the middle, then the whole step with the x0 predicted there. Second order, two
-    evaluations a step.
+    """DPM-Solver-2: DDIM to a middle time, then the whole step with the noise predicted there.
 
-    middle: (t, s) -> time. The paper's is `midpoint_in_log_snr(schedule)`; halfway in t differs from it by the square of
-    the step, which keeps the order, and does not stick to 0 and 1. A step from pure noise, at t=0, holds x1 instead.
-    Source: Lu, Zhou, Bao, Chen, Li, Zhu, "DPM-Solver: A Fast ODE Solver for Diffusion Probabilistic Model Sampling in
-    Around 10 Steps", 2022.
+    It is of second order, two evaluations a step. A step from pure noise, at t=0, holds x1 instead.
+
+    Args:
+        schedule: the path that the velocity was trained on; the default is the linear one.
+        middle: (t, s) -> time. The one of the paper is `midpoint_in_log_snr(schedule)`; halfway in
+            t, the default, differs from it by the square of the step, which keeps the order, and
+            does not stick to 0 and 1.
+
+    Returns:
+        A diffrax solver, for `solvers.fixed` and `solvers.on_grid`.
+
+    References:
+        Lu, Zhou, Bao, Chen, Li, Zhu, *DPM-Solver: A Fast ODE Solver for Diffusion Probabilistic
+            Model Sampling in Around 10 Steps*, 2022, arXiv:2206.00927.
     """
     return _Midpoint(schedule, middle, False)
 
@@ -72,12 +136,23 @@ def dpm_solver_2(
 def dpm_solver_pp_2s(
     schedule: Schedule = LINEAR, middle: Callable = midpoint_time
 ) -> diffrax.AbstractSolver:
-    """DPM-Solver++(2S) with r = 1/2: DDIM to a time in the middle, then the whole step with the x1 predicted there. Second
-    order, two evaluations a step; the last step, to t=1, ends in that x1.
+    """DPM-Solver++(2S): DDIM to a middle time, then the whole step with the data predicted there.
 
-    middle: as in `dpm_solver_2`.
-    Source: Lu, Zhou, Bao, Chen, Li, Zhu, "DPM-Solver++: Fast Solver for Guided Sampling of Diffusion Probabilistic
-    Models", 2022.
+    It is of second order, two evaluations a step; the last step, to t=1, ends in that x1. r of the
+    paper is 1/2.
+
+    Args:
+        schedule: the path that the velocity was trained on; the default is the linear one.
+        middle: (t, s) -> time. The one of the paper is `midpoint_in_log_snr(schedule)`; halfway in
+            t, the default, differs from it by the square of the step, which keeps the order, and
+            does not stick to 0 and 1.
+
+    Returns:
+        A diffrax solver, for `solvers.fixed` and `solvers.on_grid`.
+
+    References:
+        Lu, Zhou, Bao, Chen, Li, Zhu, *DPM-Solver++: Fast Solver for Guided Sampling of Diffusion
+            Probabilistic Models*, 2022, arXiv:2211.01095.
     """
     return _Midpoint(schedule, middle, True)
 
@@ -88,7 +163,9 @@ def _root(product):
 
 
 class Stepper(diffrax.AbstractSolver):
-    """What the solvers of jflow share: first-order dense output, and a velocity with the time of the user."""
+    """What the solvers of jflow share: first-order dense output, and a velocity with the time of
+    the user.
+    """
 
     term_structure: ClassVar = diffrax.AbstractTerm
     interpolation_cls: ClassVar[Callable] = diffrax.LocalLinearInterpolation
@@ -170,7 +247,9 @@ def predictions(schedule: Schedule, terms, t, y, args):
 
 
 def real_time(terms, t: Array) -> Array:
-    """The time that the velocity sees, and back: diffrax negates the times of a solve that runs backwards."""
+    """The time that the velocity sees, and back: diffrax negates the times of a solve that runs
+    backwards.
+    """
     while hasattr(
         terms, "term"
     ):  # an adjoint solve wraps the terms of the solve that it goes back along

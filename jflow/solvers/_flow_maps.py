@@ -1,13 +1,13 @@
-"""What all few-step models share: a network u(x, t, r) that says where x goes from time t to time r, its sampler, its
-derivative along a trajectory, and what a student takes over from its teacher.
+"""What all few-step models share: a network u(x, t, r) of the way from time t to time r.
 
-u is the average velocity: the flow map is f(x, t, r) = x + (r - t) u(x, t, r), and u(x, t, t) = v(x, t) is the velocity. A
-consistency model is the map with r = 1 alone: any `Velocity`, read by `consistency_map`. Losses that learn u say in
-their docstring which r they train; `sample_flow_map` may ask for no others.
+u is the average velocity: the flow map is f(x, t, r) = x + (r - t) u(x, t, r), and u(x, t, t) =
+v(x, t) is the velocity. A consistency model is the map with r = 1 alone: any `Velocity`, read by
+`consistency_map`. Losses that learn u say in their docstring which r they train; `sample_flow_map`
+may ask for no others.
 
     net = nets.ResidualMLP(width=128)
-    model = jflow.flow_map(net)                       # u(x, t, r): the network is told r - t
-    loss = losses.mean_flow(model)                   # or any other loss of a flow map
+    model = jflow.flow_map(net)  # u(x, t, r): the network gets r - t
+    loss = losses.mean_flow(model)  # or any other loss of a flow map
     ... make_step, fit ...
     x1, info = solvers.sample_flow_map(model, params, x0, steps=2)
 """
@@ -19,10 +19,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.typing import ArrayLike
+from jaxtyping import Float
 
 from jflow._core.arrays import expand_to, float_dtype
 from jflow._core.checks import check_cond, check_flow_map, like_state, need_key, rows
 from jflow._core.keys import same_draws
+from jflow._core.times import Times
 from jflow.solvers._integrate import SolveInfo
 from jflow.solvers._parts import sampler_result, sampling_times
 from jflow.types import Array, Cond, FlowMap, Key, Params, Velocity
@@ -37,7 +39,7 @@ __all__ = [
 ]
 
 JVP = Callable[[Callable, Sequence, Sequence], tuple[Any, Any]]
-"""(f, primals, tangents) -> (f(primals), its derivative along the tangents): `jax.jvp`, or a `finite_difference`."""
+"""(f, primals, tangents) -> (f(primals), its derivative along the tangents), as `jax.jvp` does."""
 
 
 def apply_flow_map(
@@ -49,8 +51,34 @@ def apply_flow_map(
     cond: Cond = None,
     *,
     key: Key | None = None,
-) -> Array:
-    """f(x, t, r) = x + (r - t) u(x, t, r): x [b, *event] carried from time t to time r (both [b], or scalars)."""
+) -> Float[Array, "b *event"]:
+    """Carry states from one time to another by an average velocity.
+
+        f(x, t, r) = x + (r - t) u(x, t, r)
+
+    Args:
+        flow_map: the average velocity u.
+        params: its params.
+        x: the states at time t, [b, *event], of a floating type.
+        t: the times of x, [b] or a scalar.
+        r: the times to go to, [b] or a scalar.
+        cond: the condition, [b, ...].
+        key: switches dropout on; None is deterministic.
+
+    Returns:
+        The states at time r, [b, *event], in the type of x.
+
+    Raises:
+        ValueError: x is not a floating array [b, *event], or u is not shaped like x.
+
+    Examples:
+        >>> import jax.numpy as jnp
+        >>> from jflow import solvers
+        >>> from jflow.types import FlowMap
+        >>> u = FlowMap(lambda *_: {}, lambda params, x, t, r, cond=None, *, key=None: 0 * x + 4)
+        >>> solvers.apply_flow_map(u, {}, jnp.array([[1.0]]), 0.25, 0.75).tolist()
+        [[3.0]]
+    """
     x = _floating("apply_flow_map", x)
     t, r = (rows(time, x.shape[0]).astype(float_dtype(x)) for time in (t, r))
     u = like_state("apply_flow_map", flow_map.apply(params, x, t, r, cond, key=key), x)
@@ -58,7 +86,14 @@ def apply_flow_map(
 
 
 def instantaneous_velocity(flow_map: FlowMap) -> Velocity:
-    """The velocity that an average velocity contains, v(x, t) = u(x, t, t), with the same params."""
+    """The velocity that an average velocity contains, v(x, t) = u(x, t, t).
+
+    Args:
+        flow_map: the average velocity u.
+
+    Returns:
+        Velocity: v, with the params of `flow_map`.
+    """
 
     def init(key, x, t, cond=None):
         return flow_map.init(key, x, t, t, cond)
@@ -71,9 +106,18 @@ def instantaneous_velocity(flow_map: FlowMap) -> Velocity:
 
 
 def consistency_map(velocity: Velocity) -> FlowMap:
-    """A consistency model F(x, t), whose f(x, t) = x + (1 - t) F(x, t) is data, as a flow map: r is ignored and means 1.
+    """A consistency model as a flow map.
 
-    f(x, 1) = x holds whatever F is. `sample_flow_map` asks it for r = 1 alone when given one step, or renoise=1."""
+    The network F(x, t), whose f(x, t) = x + (1 - t) F(x, t) is data, becomes an average velocity: r
+    is ignored and means 1. f(x, 1) = x holds whatever F is. `sample_flow_map` asks it for r = 1
+    alone where it takes one step, or renoise=1.
+
+    Args:
+        velocity: the network F.
+
+    Returns:
+        FlowMap: F, with the params of `velocity`.
+    """
 
     def init(key, x, t, r, cond=None):
         return velocity.init(key, x, t, cond)
@@ -87,19 +131,49 @@ def consistency_map(velocity: Velocity) -> FlowMap:
 def total_derivative(
     flow_map: FlowMap,
     params: Params,
-    x: Array,
-    t: Array,
-    r: Array,
-    v: Array,
+    x: Float[Array, "b *event"],
+    t: ArrayLike,
+    r: ArrayLike,
+    v: Float[Array, "b *event"],
     cond: Cond = None,
     *,
     key: Key | None = None,
     jvp: JVP = jax.jvp,
-) -> tuple[Array, Array]:
-    """(u, du/dt) at (x, t, r), du/dt = (d_x u) v + d_t u with r fixed: along the trajectory that has velocity v at x, t.
+) -> tuple[Float[Array, "b *event"], Float[Array, "b *event"]]:
+    """An average velocity and its derivative along a trajectory.
 
-    One forward-mode pass with tangents (v, 1, 0). jvp: `finite_difference(h)` for networks with an operation that has no
-    forward-mode derivative (a custom_vjp kernel)."""
+        du/dt = (d_x u) v + d_t u      with r fixed
+
+    The trajectory has velocity v at x, t. It is one forward-mode pass with tangents (v, 1, 0).
+
+    Args:
+        flow_map: the average velocity u.
+        params: its params.
+        x: the states, [b, *event].
+        t: their times, [b] or a scalar.
+        r: the times to go to, [b] or a scalar.
+        v: the velocity of the trajectory, [b, *event].
+        cond: the condition, [b, ...].
+        key: switches dropout on; None is deterministic.
+        jvp: `jax.jvp`, or `finite_difference(h)` for networks with an operation that has no
+            forward-mode derivative (a custom_vjp kernel).
+
+    Returns:
+        u: the average velocity, [b, *event].
+        du_dt: its derivative, [b, *event].
+
+    Examples:
+        >>> import jax.numpy as jnp
+        >>> from jflow import solvers
+        >>> from jflow.types import FlowMap
+        >>> def apply(params, x, t, r, cond=None, *, key=None):
+        ...     return t[:, None] * x
+        >>> u = FlowMap(lambda *_: {}, apply)
+        >>> x, v = jnp.array([[3.0]]), jnp.array([[5.0]])
+        >>> value, slope = solvers.total_derivative(u, {}, x, jnp.array([0.5]), jnp.array([1.0]), v)
+        >>> value.tolist(), slope.tolist()  # t v + x
+        ([[1.5]], [[5.5]])
+    """
     t, r = rows(t, x.shape[0]), rows(r, x.shape[0])
     return jvp(
         lambda x, t, r: flow_map.apply(params, x, t, r, cond, key=same_draws(key)),
@@ -109,9 +183,30 @@ def total_derivative(
 
 
 def finite_difference(h: float = 1e-3) -> JVP:
-    """A stand-in for `jax.jvp`: (f(p + h d) - f(p - h d)) / (2 h), error O(h^2), and f(p) itself. Three evaluations.
+    """A stand-in for `jax.jvp` by central differences, for operations without a forward derivative.
 
-    In float32 rounding adds about 1e-7 / h of f; times may leave [0, 1] by h. Errors: ValueError unless 0 < h <= 0.1."""
+        (f(p + h d) - f(p - h d)) / (2 h), and f(p) itself
+
+    Its error is O(h^2); it takes three evaluations. In float32 rounding adds about 1e-7 / h of f;
+    times may leave [0, 1] by h.
+
+    Args:
+        h: the step, in (0, 0.1].
+
+    Returns:
+        JVP: (f, primals, tangents) -> (f(primals), its derivative along the tangents).
+
+    Raises:
+        ValueError: h is outside (0, 0.1].
+
+    Examples:
+        >>> import jax.numpy as jnp
+        >>> from jflow import solvers
+        >>> x, tangent = jnp.array(3.0), jnp.array(1.0)
+        >>> value, slope = solvers.finite_difference(0.1)(jnp.square, (x,), (tangent,))
+        >>> round(float(value), 3), round(float(slope), 3)
+        (9.0, 6.0)
+    """
     if not 0 < h <= 0.1:
         raise ValueError(f"finite_difference: expected 0 < h <= 0.1, got {h}")
 
@@ -135,22 +230,59 @@ def sample_flow_map(
     cond: Cond = None,
     *,
     steps: int | None = None,
-    grid: ArrayLike | None = None,
+    grid: Times | ArrayLike | None = None,
     renoise: float = 0.0,
     key: Key | None = None,
-) -> tuple[Array, SolveInfo]:
-    """Carry x0 [b, *event] from t=0 to t=1 by one evaluation a step, x <- f(x, t, t_next); returns (x1, info).
+) -> tuple[Float[Array, "b *event"], SolveInfo]:
+    """Sample a few-step model from t=0 to t=1, with one evaluation a step.
 
-    steps: equal ones, 1 where nothing is given; or grid, rising times [n + 1] in [0, 1].
-    renoise: g in [0, 1]; a step goes beyond t_next, to r = t_next + g (1 - t_next), and back to t_next by fresh noise z:
-            x <- (t_next / r) x_r + sqrt((1 - t_next)^2 - (t_next / r)^2 (1 - r)^2) z
-        on the linear path from standard normal noise. 0 is deterministic; 1 goes to data every time, the multistep sampler
-        of consistency models (and the only one for maps that know r = 1 alone). The last step adds none.
-    info: evaluations [b] = steps, status [b] (`solvers.Status`); rows that are not finite are NaN.
-    Errors: ValueError for steps < 1, a grid that does not rise within [0, 1], both at once, renoise outside [0, 1], without a
-        key or with a grid that ends before 1, and for x0 that is not a floating array [b, *event].
-    Sources: Boffi, Albergo, Vanden-Eijnden, "Flow Map Matching", 2024; Song, Dhariwal, Chen, Sutskever, "Consistency
-        Models", 2023 (renoise=1); Sabour, Fidler, Kreis, "Align Your Flow", 2025 (between).
+    Also known as: few-step sampling, one-step sampling.
+
+        x <- f(x, t, t_next)
+
+    With renoise = g a step goes beyond t_next, to r = t_next + g (1 - t_next), and back to t_next
+    by fresh noise z:
+
+        x <- (t_next / r) x_r + sqrt((1 - t_next)^2 - (t_next / r)^2 (1 - r)^2) z
+
+    on the linear path from standard normal noise. 0 is deterministic; 1 goes to data every time,
+    the multistep sampler of consistency models (and the only one for maps that know r = 1 alone).
+    The last step adds none.
+
+    Args:
+        flow_map: the average velocity u.
+        params: its params.
+        x0: the source, [b, *event], of a floating type.
+        cond: the condition, [b, ...].
+        steps: the number of equal steps; 1 where neither steps nor grid is given.
+        grid: rising times [n + 1] in [0, 1] instead.
+        renoise: g, in [0, 1].
+        key: a key, for renoise above 0 and more than one step.
+
+    Returns:
+        x1: the samples, [b, *event], in the type of x0; rows that are not finite are NaN.
+        info: evaluations [b], the number of steps, and status [b] (`solvers.Status`).
+
+    Raises:
+        ValueError: steps is below 1, grid does not rise within [0, 1], both are given, renoise is
+            outside [0, 1], without a key or with a grid that ends before 1, or x0 is not a floating
+            array [b, *event].
+        TypeError: flow_map is a `Velocity`.
+
+    Examples:
+        >>> import jax.numpy as jnp
+        >>> from jflow import solvers
+        >>> from jflow.types import FlowMap
+        >>> u = FlowMap(lambda *_: {}, lambda params, x, t, r, cond=None, *, key=None: 0 * x + 4)
+        >>> x1, info = solvers.sample_flow_map(u, {}, jnp.array([[1.0]]), steps=2)
+        >>> x1.tolist(), info.evaluations.tolist()
+        ([[5.0]], [2])
+
+    References:
+        Boffi, Albergo, Vanden-Eijnden, *Flow Map Matching*, 2024, arXiv:2406.07507.
+        Song, Dhariwal, Chen, Sutskever, *Consistency Models*, 2023, arXiv:2303.01469 (renoise=1).
+        Sabour, Fidler, Kreis, *Align Your Flow: Scaling Continuous-Time Flow Map Distillation*,
+            2025, arXiv:2506.14603 (between).
     """
     if not 0 <= renoise <= 1:
         raise ValueError(f"solvers.sample_flow_map: expected renoise in [0, 1], got {renoise}")
@@ -159,7 +291,8 @@ def sample_flow_map(
     times = sampling_times("sample_flow_map", steps, grid)
     if renoise > 0 and not isinstance(times, jax.core.Tracer) and np.asarray(times)[-1] != 1:
         raise ValueError(
-            f"solvers.sample_flow_map: renoise goes by way of data: expected a grid that ends at 1, got {times}"
+            "solvers.sample_flow_map: renoise goes by way of data: expected a grid that "
+            f"ends at 1, got {times}"
         )
     n = x0.shape[0]
     cond = check_cond("sample_flow_map", cond, n)
@@ -194,8 +327,16 @@ def _floating(name: str, x: Array) -> Array:
 
 
 def expanded_time(velocity: Velocity) -> FlowMap:
-    """A velocity network as a flow map of two kinds of questions, told apart by its time: F(x, t) where r > t, read as
-    r = 1, and F(x, 2 - t) where r = t. Same params; the network must take times up to 2. At t = 1 both are one."""
+    """A velocity network as a flow map of two kinds of questions, which its time tells apart.
+
+    It is F(x, t) where r > t, read as r = 1, and F(x, 2 - t) where r = t. At t = 1 both are one.
+
+    Args:
+        velocity: the network F, which must take times up to 2.
+
+    Returns:
+        FlowMap: the average velocity, with the params of `velocity`.
+    """
 
     def asked(x, t, r):
         t, r = rows(t, x.shape[0]), rows(r, x.shape[0])

@@ -7,14 +7,15 @@ import diffrax
 import jax
 import jax.numpy as jnp
 from jax.typing import ArrayLike
+from jaxtyping import Float
 
 from jflow._core.arrays import expand_to, float_dtype
 from jflow._core.checks import check_cond
-from jflow._core.times import rising_times
+from jflow._core.times import Times, rising_times
 from jflow.solvers._integrate import SolveInfo, Status
 from jflow.solvers._method import on_grid
 from jflow.solvers._sample import sample
-from jflow.types import Array, Cond, Key, Params, PyTree, Velocity
+from jflow.types import Array, Cond, Key, Params, Velocity
 
 __all__ = ["HierarchyCondition", "sample_hierarchy"]
 
@@ -22,38 +23,59 @@ _EULER = diffrax.Euler()
 
 
 class HierarchyCondition(NamedTuple):
-    """What the network is told, as its cond, besides the innermost state x [b, *event] and time t [b].
+    """The condition of a hierarchical velocity: the states and times of the levels above.
 
-    states: the states of the levels above, from location downwards, each [b, *event]; times: theirs, each [b]; cond: the
-    user's. A pytree of arrays that lead with b, so that networks which flatten or embed their cond take it as it is.
+    It comes beside the innermost state x [b, *event] and time t [b]. It is a pytree of arrays that
+    lead with b, so that networks which flatten or embed their cond take it as it is.
+
+    Attributes:
+        states: the states of the levels above, from location downwards, each [b, *event].
+        times: their times, each [b].
+        cond: the condition of the user.
     """
 
-    states: tuple[Array, ...]
-    times: tuple[Array, ...]
+    states: tuple[Float[Array, "b *event"], ...]
+    times: tuple[Float[Array, " b"], ...]
     cond: Cond = None
 
 
 def sample_hierarchy(
     velocity: Velocity,
     params: Params,
-    x0: PyTree,
+    x0: Float[Array, "b *event"],
     key: Key,
     cond: Cond = None,
     *,
-    grids: Sequence[int | ArrayLike] = (1, 8),
+    grids: Sequence[int | Times | ArrayLike] = (1, 8),
     solver: diffrax.AbstractSolver = _EULER,
-) -> tuple[PyTree, SolveInfo]:
-    """Carry x0 [b, *event] to data with a velocity trained by `losses.hierarchical_matching`; returns (x1, info).
+) -> tuple[Float[Array, "b *event"], SolveInfo]:
+    """Sample a hierarchical rectified flow: the velocity of each level is drawn by the level below.
 
-    grids: for each level, from location downwards, a number of equal steps or rising times [n + 1] from 0 to 1; their
-    count is the depth. Every level but the last takes Euler steps whose velocity is *drawn*: by carrying fresh standard
-    normal noise through the level below, given the states and times above. The last level is an ODE, for any diffrax
-    solver. With the exact field one step of location is enough to draw from the data, at every time of the grid x has
-    the marginal of x_t.
+    Every level but the last takes Euler steps whose velocity is *drawn*: by carrying fresh standard
+    normal noise through the level below, given the states and times above. The last level is an
+    ODE, for any diffrax solver. With the exact field one step of location is enough to draw from
+    the data, and at every time of the grid x has the marginal of x_t.
 
-    info: evaluations [b], the product of the steps times the solver's stages; status [b], the worst of any solve; rows of a
-    failed solve are NaN. Errors: ValueError for no grids or bad ones; those of `solvers.sample`.
-    Source: Zhang, Yan, Schwing, Zhao, "Towards Hierarchical Rectified Flow", 2025.
+    Args:
+        velocity: a velocity trained by `losses.hierarchical_matching`.
+        params: its params.
+        x0: the source, [b, *event].
+        key: a key, for the noise of the levels below.
+        cond: the condition of the user, [b, ...].
+        grids: for each level, from location downwards, a number of equal steps or rising times [n +
+            1] from 0 to 1; their count is the depth.
+        solver: the diffrax solver of the last level.
+
+    Returns:
+        x1: the samples, [b, *event], in the type of x0; the rows of a failed solve are NaN.
+        info: evaluations [b], the product of the steps times the stages of the solver, and status
+            [b], the worst of any solve.
+
+    Raises:
+        ValueError: there are no grids, or bad ones, and as in `solvers.sample`.
+
+    References:
+        Zhang, Yan, Schwing, Zhao, *Towards Hierarchical Rectified Flow*, 2025, arXiv:2502.17436.
     """
     if isinstance(grids, int) or len(grids) < 1:
         raise ValueError(f"sample_hierarchy: expected a grid for each level, got {grids!r}")

@@ -1,4 +1,7 @@
-"""Where an ODE over rows meets diffrax: fixed grids batched, adaptive solves row by row, counted, and never raising."""
+"""Where an ODE over rows meets diffrax: it is counted, and it never raises.
+
+Fixed grids are solved batched, adaptive solves row by row.
+"""
 
 import enum
 from collections.abc import Callable
@@ -10,6 +13,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.custom_derivatives import zero_from_primal
+from jaxtyping import Int
 
 from jflow._core.arrays import expand_to, filled, float_dtype
 from jflow._core.keys import is_key, same_draws
@@ -20,38 +24,47 @@ from jflow.types import Array, PyTree
 
 
 class Status(enum.IntEnum):
-    """What became of a row: 0 is success, and the rows of any other are NaN."""
+    """What became of a row of a solve: 0 is success, and the rows of any other are NaN.
+
+    - OK: the solve arrived.
+    - NOT_FINITE: the state became infinite or NaN.
+    - MAX_STEPS: adaptive steps did not reach the end within max_steps.
+    - STEP_TOO_SMALL: no adaptive step above rounding meets the tolerances (the ODE is stiff, or
+      never finite).
+    - SOLVER: the solver gave up, as where an implicit step did not converge.
+    """
 
     OK = 0
-    NOT_FINITE = 1  # the state became inf or NaN
-    MAX_STEPS = 2  # adaptive: max_steps did not reach the end
-    STEP_TOO_SMALL = (
-        3  # adaptive: no step above rounding meets the tolerances (stiff, or never finite)
-    )
-    SOLVER = 4  # the solver gave up: an implicit step did not converge
+    NOT_FINITE = 1
+    MAX_STEPS = 2
+    STEP_TOO_SMALL = 3
+    SOLVER = 4
 
 
 class SolveInfo(NamedTuple):
     """What a solve did, row by row.
 
-    evaluations [b] int32: how often the solver evaluated the velocity of this row, rejected steps included (an adaptive
-        batch runs until its slowest row is done); -1 for solvers that don't fix it (implicit ones).
-    status [b] int32: a `Status`.
+    Attributes:
+        evaluations: how often the solver evaluated the velocity of this row, [b] int32, rejected
+            steps included (an adaptive batch runs until its slowest row is done); -1 for solvers
+            that do not fix it (implicit ones).
+        status: a `Status`, [b] int32; 0 is success.
     """
 
-    evaluations: Array
-    status: Array
+    evaluations: Int[Array, " b"]
+    status: Int[Array, " b"]
 
 
 def integrate(
     field: Callable, shared: PyTree, rows: PyTree, y0: PyTree, how: Method, t0: float, t1: float
 ) -> tuple[PyTree, SolveInfo]:
-    """Solve dy/dt = field(shared, rows, y, t) from t0 to t1, numbers or traced, for every row of y0.
+    """Solve dy/dt = field(shared, rows, y, t) from t0 to t1 for every row of y0.
 
-    y0 and rows: pytrees whose leaves lead with b; field sees them batched, with t [b]. field must be the same object
-    from call to call (a module's function, or a `jax.tree_util.Partial` of one): diffrax compiles once for each.
-    Everything traced comes through shared and rows, so that `BacksolveAdjoint` can differentiate with respect to
-    them. Rows that fail are NaN, and have no part in a derivative.
+    t0 and t1 are numbers or traced. y0 and rows: pytrees whose leaves lead with b; field sees them
+    batched, with t [b]. field must be the same object from call to call (a module's function, or a
+    `jax.tree_util.Partial` of one): diffrax compiles once for each. Everything traced comes through
+    shared and rows, so that `BacksolveAdjoint` can differentiate with respect to them. Rows that
+    fail are NaN, and have no part in a derivative.
     """
 
     def solve(shared, rows):
@@ -70,17 +83,19 @@ def integrate(
 
 
 def leave_out_failed(run: Callable, shared: PyTree, rows: PyTree) -> PyTree:
-    """run(shared, rows) -> (out, ok [b]), where all leaves of rows and out lead with b: out, whose derivative knows only
-    the rows that are ok.
+    """The out of run(shared, rows) -> (out, ok [b]), with a derivative of the rows that are ok.
 
-    A mask behind the run would not do: the cotangent of a row that blew up, 0, meets infinities on its way back, and their
-    product, NaN, is summed into that of shared. Where a derivative is asked for, the run is therefore done twice: first to
-    see which rows fail, and then, differentiated, with a good row in the place of each of them. Where none is, once.
+    All leaves of rows and out lead with b. A mask behind the run would not do: the cotangent of a
+    row that blew up, 0, meets infinities on its way back, and their product, NaN, is summed into
+    that of shared. Where a derivative is asked for, the run is therefore done twice: first to see
+    which rows fail, and then, differentiated, with a good row in the place of each of them. Where
+    none is, once.
     """
     if not traced(*jax.tree.leaves((shared, rows))):
         return run(shared, rows)[0]
     shared, rows = _arrays((shared, rows))
-    # what run closes over may be traced, too, and a function with a rule of its own has to be given it
+    # what run closes over may be traced, too, and a function with a rule of its own has to be given
+    # it
     converted = _arrays(eqx.filter_closure_convert(run, shared, rows))
     arrays, static = eqx.partition((converted, shared, rows), eqx.is_array)
 
@@ -92,7 +107,9 @@ def leave_out_failed(run: Callable, shared: PyTree, rows: PyTree) -> PyTree:
 
     @jax.custom_jvp
     def look(arrays):
-        """(what the first run gives, which rows of it are ok), where a derivative is asked for; else all are taken to be."""
+        """(what the first run gives, which rows of it are ok), where a derivative is asked for;
+        else all are taken to be.
+        """
         leaf = jax.tree.leaves(arrays[2])[0]
         zeros = jax.tree.map(lambda a: jnp.zeros_like(leaf, shape=a.shape, dtype=a.dtype), form)
         return zeros, jnp.ones_like(leaf, shape=leaf.shape[:1], dtype=bool)
@@ -170,7 +187,8 @@ def all_finite(y: Array) -> Array:
 
 
 _FORWARD = (
-    "an ODE solved with adjoint={} has derivatives in reverse mode alone, and of first order: for jax.jvp, jax.jacfwd, "
+    "an ODE solved with adjoint={} has derivatives in reverse mode alone, and of first "
+    "order: for jax.jvp, jax.jacfwd, "
     "jax.hessian and gradients of gradients give the method adjoint=diffrax.DirectAdjoint()"
 )
 
@@ -207,7 +225,8 @@ def _single(field, t, y, args):
 class _Grid(diffrax.StepTo):
     """`diffrax.StepTo` without its runtime checks, which are host callbacks (and hang a TPU).
 
-    The backward solve of `BacksolveAdjoint`, which gets the same controller, walks the same times in reverse.
+    The backward solve of `BacksolveAdjoint`, which gets the same controller, walks the same times
+    in reverse.
     """
 
     def wrap(self, direction):
@@ -225,8 +244,11 @@ class _Fresh(NamedTuple):
 
 
 class _Tolerance(diffrax.PIDController):
-    """`diffrax.PIDController` that starts with a hundredth of the interval, shrinks the step wherever the state is not
-    finite, until `dtmin` ends the solve, and counts the steps tried before the first accepted one."""
+    """A `diffrax.PIDController` that also shrinks the step wherever the state is not finite.
+
+    It starts with a hundredth of the interval, lets `dtmin` end the solve, and counts the steps
+    tried before the first accepted one.
+    """
 
     def init(self, terms, t0, t1, y0, dt0, args, func, error_order):
         end, state = super().init(terms, t0, t1, y0, 0.01 * (t1 - t0), args, func, error_order)
@@ -253,8 +275,9 @@ class _Tolerance(diffrax.PIDController):
 def _count(solver, steps, fresh):
     """Evaluations in `steps` steps, `fresh` of which were tried before any was accepted.
 
-    A solver says it itself in a method evaluations(steps), as jflow's do. First-same-as-last methods reuse the last stage
-    of the accepted step before. For explicit Runge-Kutta methods and the one-evaluation methods of diffrax; -1 for others.
+    A solver says it itself in a method evaluations(steps), as those of jflow do. First-same-as-last
+    methods reuse the last stage of the accepted step before. It is known for explicit Runge-Kutta
+    methods and the one-evaluation methods of diffrax; -1 for others.
     """
     if hasattr(solver, "evaluations"):
         return solver.evaluations(steps)

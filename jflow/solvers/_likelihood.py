@@ -5,6 +5,7 @@ from collections.abc import Callable
 import diffrax
 import jax
 import jax.numpy as jnp
+from jaxtyping import Float
 
 from jflow._core.arrays import filled, float_dtype, sum_event, zero_log_det
 from jflow._core.checks import check_cond, check_noun, check_rows, count_rows, like_state
@@ -22,7 +23,7 @@ _EXACT = exact_divergence()
 def sample_with_log_det(
     velocity: Velocity,
     params: Params,
-    x: Array,
+    x: Float[Array, "b *event"],
     cond: Cond = None,
     *,
     key: Key | None = None,
@@ -30,18 +31,53 @@ def sample_with_log_det(
     method: Method | int | None = None,
     t0: float = 0.0,
     t1: float = 1.0,
-) -> tuple[Array, Array, SolveInfo]:
-    """Carry x [b, *event] from t0 to t1; returns (x at t1, log_det [b] of that map in nats, info).
+) -> tuple[Float[Array, "b *event"], Float[Array, " b"], SolveInfo]:
+    """Carry states along the ODE of a velocity, together with the log-determinant of that map.
 
-    log_det = int_{t0}^{t1} div v(x_t, t) dt, solved together with x and negative of it where t0=1, t1=0. divergence:
-    `solvers.exact_divergence()`, or the unbiased estimates `solvers.hutchinson(probes)` and
-    `solvers.hutch_plus_plus(sketch)`, whose probes are drawn from `key` for each row and frozen for the solve.
+        log_det = integral from t0 to t1 of div v(x_t, t) dt
 
-    method, t0, t1: as in `solvers.sample`, but the default is `solvers.adaptive(diffrax.Tsit5())`, rtol = atol = 1e-5.
-    info.evaluations counts those of velocity and derivatives together. log_det is float32 or better; failed rows are NaN.
-    Rows must not interact inside the velocity.
-    Errors: ValueError for an estimate without key, and as in `solvers.sample`.
-    Source: Chen et al., "Neural Ordinary Differential Equations", 2018.
+    It is solved together with x, and is the negative for the way back, t0=1, t1=0. Rows must not
+    interact inside the velocity.
+
+    Args:
+        velocity: the velocity v.
+        params: its params.
+        x: the states at t0, [b, *event].
+        cond: the condition, [b, ...] or one row for all.
+        key: a key for an estimate of the divergence, whose probes are drawn for each row and frozen
+            for the solve.
+        divergence: `solvers.exact_divergence()`, or the unbiased estimates
+            `solvers.hutchinson(probes)` and `solvers.hutch_plus_plus(sketch)`.
+        method: how to solve: a `Method` (`solvers.fixed`, `solvers.on_grid`, `solvers.adaptive`),
+            or the number of steps; the default is `solvers.adaptive(diffrax.Tsit5())` with rtol =
+            atol = 1e-5.
+        t0: the time of x, in [0, 1].
+        t1: the time to go to, in [0, 1].
+
+    Returns:
+        y: the states at t1, [b, *event], in the type of x.
+        log_det: [b], in nats, float32 or better.
+        info: evaluations [b], those of velocity and derivatives together, and status [b] (see
+            `SolveInfo`); the rows of a failed solve are NaN.
+
+    Raises:
+        ValueError: an estimate has no key, t0 and t1 are equal or outside [0, 1] or given beside a
+            grid, or the velocity has another shape than x.
+        TypeError: method, velocity or divergence is something else.
+
+    Examples:
+        >>> import jax.numpy as jnp
+        >>> import numpy as np
+        >>> from jflow import solvers
+        >>> from jflow.types import Velocity
+        >>> velocity = Velocity(lambda *_: {}, lambda params, x, t, cond=None, *, key=None: -x)
+        >>> y, log_det, info = solvers.sample_with_log_det(velocity, {}, jnp.ones((1, 2)))
+        >>> print(np.asarray(y).round(3), np.asarray(log_det).round(3))  # exp(-1), and -2
+        [[0.368 0.368]] [-2.]
+
+    References:
+        Chen, Rubanova, Bettencourt, Duvenaud, *Neural Ordinary Differential Equations*, 2018,
+            arXiv:1806.07366.
     """
     name = "solvers.sample_with_log_det"
     how = as_method(name, method, _DEFAULT, t0=t0, t1=t1)
@@ -54,7 +90,7 @@ def sample_with_log_det(
 def log_prob(
     velocity: Velocity,
     params: Params,
-    x1: Array,
+    x1: Float[Array, "b *event"],
     base_log_prob: Callable[[Array], Array],
     cond: Cond = None,
     *,
@@ -62,12 +98,58 @@ def log_prob(
     divergence: Divergence = _EXACT,
     method: Method | int | None = None,
     t1: float = 1.0,
-) -> tuple[Array, SolveInfo]:
-    """log p(x1) = log p0(x0) - int_0^t1 div v(x_t, t) dt on the path that ends in x1 [b, *event]: ([b] nats, info).
+) -> tuple[Float[Array, " b"], SolveInfo]:
+    """The log-density of data under the ODE of a velocity and a base density.
 
-    base_log_prob: x0 [b, *event] -> [b] nats, the density at time 0; the result is that at t1. A grid is that of
-    sampling, from 0 to the time of x1 (walked backwards). The rest, the errors and the sources are those of
-    `sample_with_log_det`, from t1 to 0.
+    Also known as: CNF log-density, CNF log-likelihood, instantaneous change of variables,
+    likelihood of an ODE.
+
+        log p(x1) = log p0(x0) - integral from 0 to t1 of div v(x_t, t) dt
+
+    on the path that ends in x1. Rows must not interact inside the velocity.
+
+    Args:
+        velocity: the velocity v.
+        params: its params.
+        x1: the data, [b, *event], at time t1.
+        base_log_prob: x0 [b, *event] -> [b] nats, the log-density at time 0.
+        cond: the condition, [b, ...] or one row for all.
+        key: a key for an estimate of the divergence, whose probes are drawn for each row and frozen
+            for the solve.
+        divergence: `solvers.exact_divergence()`, or the unbiased estimates
+            `solvers.hutchinson(probes)` and `solvers.hutch_plus_plus(sketch)`.
+        method: how to solve: a `Method` (`solvers.fixed`, `solvers.on_grid`, `solvers.adaptive`),
+            or the number of steps; the default is `solvers.adaptive(diffrax.Tsit5())` with rtol =
+            atol = 1e-5. A grid is that of sampling, from 0 to the time of x1 (walked backwards).
+        t1: the time of x1; the result is the density at that time.
+
+    Returns:
+        log_prob: [b], in nats, float32 or better; NaN for the rows of a failed solve.
+        info: evaluations [b], those of velocity and derivatives together, and status [b] (see
+            `SolveInfo`).
+
+    Raises:
+        ValueError: an estimate has no key, t1 is outside (0, 1] or given beside a grid,
+            base_log_prob does not return [b], or the velocity has another shape than x1.
+        TypeError: method, velocity or divergence is something else.
+
+    Examples:
+        >>> import jax.numpy as jnp
+        >>> from jax.scipy.stats import norm
+        >>> from jflow import solvers
+        >>> from jflow.types import Velocity
+        >>> def apply(params, x, t, cond=None, *, key=None):
+        ...     return 0 * x + 1
+        >>> def base(x):
+        ...     return norm.logpdf(x).sum(1)
+        >>> velocity, x1 = Velocity(lambda *_: {}, apply), jnp.array([[1.0, 1.0]])  # from x0 = 0
+        >>> value, info = solvers.log_prob(velocity, {}, x1, base, method=4)
+        >>> round(float(value[0]), 3)  # -log(2 pi)
+        -1.838
+
+    References:
+        Chen, Rubanova, Bettencourt, Duvenaud, *Neural Ordinary Differential Equations*, 2018,
+            arXiv:1806.07366.
     """
     given = (velocity, params, x1, base_log_prob, cond, key, divergence, method, t1)
     value, _, info = _log_prob(_with_log_det, 1, "solvers.log_prob", *given)
@@ -77,7 +159,7 @@ def log_prob(
 def log_prob_with_energies(
     velocity: Velocity,
     params: Params,
-    x1: Array,
+    x1: Float[Array, "b *event"],
     base_log_prob: Callable[[Array], Array],
     cond: Cond = None,
     *,
@@ -85,12 +167,44 @@ def log_prob_with_energies(
     divergence: Divergence = _EXACT,
     method: Method | int | None = None,
     t1: float = 1.0,
-) -> tuple[Array, Array, Array, SolveInfo]:
-    """`log_prob` and two energies of the path that ends in x1, all of one solve: (log_prob, kinetic, jacobian, info), [b] each.
+) -> tuple[Float[Array, " b"], Float[Array, " b"], Float[Array, " b"], SolveInfo]:
+    """The log-density of data and two energies of the path that ends there, all of one solve.
 
-    kinetic = int_0^t1 |v(x_t, t)|^2 dt, jacobian = int_0^t1 |dv/dx (x_t, t)|_F^2 dt: sums over the event, both >= 0 up to the
-    error of the solve. Under an estimate of the divergence the Frobenius norm is estimated from the same products.
-    `losses.regularized_nll` penalizes them. Everything else is as in `log_prob`.
+        kinetic  = integral from 0 to t1 of |v(x_t, t)|^2 dt
+        jacobian = integral from 0 to t1 of |dv/dx (x_t, t)|_F^2 dt
+
+    They are sums over the event, both >= 0 up to the error of the solve. Under an estimate of the
+    divergence the Frobenius norm is estimated from the same products. `losses.regularized_nll`
+    penalizes them.
+
+    Args:
+        velocity: the velocity v; rows must not interact inside it.
+        params: its params.
+        x1: the data, [b, *event], at time t1.
+        base_log_prob: x0 [b, *event] -> [b] nats, the log-density at time 0.
+        cond: the condition, [b, ...] or one row for all.
+        key: a key for an estimate of the divergence, whose probes are drawn for each row and frozen
+            for the solve.
+        divergence: `solvers.exact_divergence()`, `solvers.hutchinson(probes)` or
+            `solvers.hutch_plus_plus(sketch)`.
+        method: how to solve: a `Method`, or the number of steps; the default is
+            `solvers.adaptive(diffrax.Tsit5())` with rtol = atol = 1e-5. A grid is that of sampling,
+            from 0 to the time of x1.
+        t1: the time of x1.
+
+    Returns:
+        log_prob: [b], in nats.
+        kinetic: [b], in squared units of the state.
+        jacobian: [b].
+        info: evaluations [b] and status [b] (see `SolveInfo`); the rows of a failed solve are NaN.
+
+    Raises:
+        ValueError: as in `log_prob`.
+        TypeError: as in `log_prob`.
+
+    References:
+        Finlay, Jacobsen, Nurbekyan, Oberman, *How to Train Your Neural ODE: the World of Jacobian
+            and Kinetic Regularization*, 2020, arXiv:2002.02798.
     """
     given = (velocity, params, x1, base_log_prob, cond, key, divergence, method, t1)
     value, (kinetic, jacobian), info = _log_prob(
@@ -118,8 +232,9 @@ def _log_prob(
 
 
 def _density_at_end(base_log_prob, x0, log_det):
-    """base_log_prob(x0) + log_det, NaN for the rows of a failed solve, whose NaN in x0 the density does not see: a mask
-    behind it would not keep them out of the gradient of its params."""
+    """base_log_prob(x0) + log_det, NaN for the rows of a failed solve, whose NaN in x0 the
+    density does not see: a mask behind it would not keep them out of the gradient of its params.
+    """
     ok = all_finite(x0)
     return jnp.where(ok, base_log_prob(filled(ok, x0)) + log_det, jnp.nan)
 

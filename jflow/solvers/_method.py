@@ -1,4 +1,7 @@
-"""How an ODE is solved, as one value: a number of steps, the times of a grid, or tolerances, each with a solver."""
+"""How an ODE is solved, as one value.
+
+It is a number of steps, the times of a grid, or tolerances, each with a solver.
+"""
 
 import numbers
 from collections.abc import Callable, Sequence
@@ -11,7 +14,7 @@ import numpy as np
 from jax.typing import ArrayLike
 
 from jflow._core.checks import check_whole
-from jflow._core.times import check_grid, traced
+from jflow._core.times import Times, check_grid, traced
 
 __all__ = ["Method", "adaptive", "as_method", "fixed", "on_grid", "reverse"]
 
@@ -19,10 +22,11 @@ _CHECKPOINT = diffrax.RecursiveCheckpointAdjoint()
 
 
 class Method(NamedTuple):
-    """How to solve an ODE, made by `fixed`, `on_grid` or `adaptive` and given as `method` to what solves one.
+    """How to solve an ODE: the `method` of every function that solves one.
 
-    Make it once, outside jit, and close over it. One of steps, grid, and rtol with atol is not None. A solver or an
-    adjoint of None is the default of the function that it is given to.
+    It is made by `fixed`, `on_grid` or `adaptive`, once, outside jit, and closed over. One of
+    steps, grid, and rtol with atol is not None. A solver or an adjoint of None is the default of
+    the function that gets the method.
 
     Attributes:
         solver: a `diffrax.AbstractSolver`, or None.
@@ -30,13 +34,14 @@ class Method(NamedTuple):
         grid: times [n + 1], strictly monotone, or None.
         rtol: the relative tolerance of a row, or None.
         atol: the absolute tolerance of a row, in the units of the state, or None.
-        adjoint: a `diffrax.AbstractAdjoint`, how to differentiate; None: `diffrax.RecursiveCheckpointAdjoint()`.
+        adjoint: a `diffrax.AbstractAdjoint`, how to differentiate; None:
+            `diffrax.RecursiveCheckpointAdjoint()`.
         max_steps: how many steps a solve with tolerances may try.
     """
 
     solver: diffrax.AbstractSolver | None = None
     steps: int | None = None
-    grid: ArrayLike | None = None
+    grid: Times | ArrayLike | None = None
     rtol: float | None = None
     atol: float | None = None
     adjoint: diffrax.AbstractAdjoint | None = None
@@ -49,19 +54,25 @@ def fixed(
     *,
     adjoint: diffrax.AbstractAdjoint | None = None,
 ) -> Method:
-    """`n` equal steps between the ends that the function is given, t0 and t1.
+    """Equal steps between the ends that the function is given, t0 and t1.
 
     Args:
         n: the number of steps, at least 1.
-        solver: of diffrax or of `jflow.solvers`; None: the function's default.
-        adjoint: how to differentiate; None: `diffrax.RecursiveCheckpointAdjoint()`, which knows reverse mode alone.
+        solver: of diffrax or of `jflow.solvers`; None: the default of the function.
+        adjoint: how to differentiate; None: `diffrax.RecursiveCheckpointAdjoint()`, which knows
+            reverse mode alone.
+
+    Returns:
+        Method: for the `method` of `solvers.sample` and others.
 
     Raises:
         ValueError: n is not a whole number of at least 1.
         TypeError: solver or adjoint is something else.
 
-    Example:
-        >>> fixed(20, diffrax.Heun()).steps
+    Examples:
+        >>> import diffrax
+        >>> from jflow import solvers
+        >>> solvers.fixed(20, diffrax.Heun()).steps
         20
     """
     return _checked(
@@ -70,21 +81,35 @@ def fixed(
 
 
 def on_grid(
-    times: ArrayLike,
+    times: Times | ArrayLike,
     solver: diffrax.AbstractSolver | None = None,
     *,
     adjoint: diffrax.AbstractAdjoint | None = None,
 ) -> Method:
-    """One step between each two neighbors of `times`, whose first and last are the ends of the solve.
+    """One step between each two neighbors of given times.
+
+    The first and the last time are the ends of the solve.
 
     Args:
-        times: [n + 1] in [0, 1], strictly rising (from the source to data) or falling (back), such as `solvers.grids`
-            has them. They may be traced, and are then not checked.
-        solver, adjoint: as in `fixed`.
+        times: [n + 1] in [0, 1], strictly rising (from the source to data) or falling (back), such
+            as `solvers.grids` has them. They may be traced, and are then not checked.
+        solver: of diffrax or of `jflow.solvers`; None: the default of the function.
+        adjoint: how to differentiate; None: `diffrax.RecursiveCheckpointAdjoint()`, which knows
+            reverse mode alone.
+
+    Returns:
+        Method: for the `method` of `solvers.sample` and others.
 
     Raises:
         ValueError: times are fewer than two, not strictly monotone, or outside [0, 1].
         TypeError: solver or adjoint is something else.
+
+    Examples:
+        >>> import diffrax
+        >>> from jflow import solvers
+        >>> method = solvers.on_grid(solvers.grids.power(4, 2.0), diffrax.Euler())
+        >>> method.grid.tolist()
+        [0.0, 0.0625, 0.25, 0.5625, 1.0]
     """
     check_grid("solvers.on_grid", times, rising=False)
     return _checked("solvers.on_grid", Method(solver, grid=times, adjoint=adjoint))
@@ -98,19 +123,32 @@ def adaptive(
     adjoint: diffrax.AbstractAdjoint | None = None,
     max_steps: int = 4096,
 ) -> Method:
-    """Steps whose estimated error is at most atol + rtol |x|; each row is solved by itself, with its own steps.
+    """Steps whose estimated error meets tolerances.
+
+    The error is at most atol + rtol |x|; each row is solved by itself, with its own steps.
 
     Args:
-        solver: one with an error estimate, such as `diffrax.Tsit5()`; None: the function's default.
+        solver: one with an error estimate, such as `diffrax.Tsit5()`; None: the default of the
+            function.
         rtol: the relative tolerance.
         atol: the absolute tolerance, in the units of the state.
-        adjoint: as in `fixed`. The default holds one gradient of params for every row.
+        adjoint: how to differentiate; None: `diffrax.RecursiveCheckpointAdjoint()`, which knows
+            reverse mode alone and holds one gradient of params for every row.
         max_steps: how many steps may be tried, rejected ones included; a row that needs more fails.
 
+    Returns:
+        Method: for the `method` of `solvers.sample` and others.
+
     Raises:
-        ValueError: the tolerances are negative or both 0, max_steps is not a whole number of at least 1, or the solver has
-            no error estimate.
+        ValueError: the tolerances are negative or both 0, max_steps is not a whole number of at
+            least 1, or the solver has no error estimate.
         TypeError: solver or adjoint is something else.
+
+    Examples:
+        >>> import diffrax
+        >>> from jflow import solvers
+        >>> solvers.adaptive(diffrax.Tsit5(), rtol=1e-6, atol=1e-6).rtol
+        1e-06
     """
     name = "solvers.adaptive"
     if not (rtol >= 0 and atol >= 0 and rtol + atol > 0):
@@ -122,7 +160,19 @@ def adaptive(
 
 
 def reverse(method: Method | int | None) -> Method | int | None:
-    """The same method for the way back: the times of `on_grid` in the other order; all else stays as it is."""
+    """The same method for the way back: the times of `on_grid` in the other order.
+
+    Args:
+        method: a `Method`, a number of steps, or None; without a grid it stays as it is.
+
+    Returns:
+        The method for the way back.
+
+    Examples:
+        >>> from jflow import solvers
+        >>> solvers.reverse(solvers.on_grid([0.0, 0.25, 1.0])).grid.tolist()
+        [1.0, 0.25, 0.0]
+    """
     if not isinstance(method, Method) or method.grid is None:
         return method
     return method._replace(
@@ -140,7 +190,9 @@ def as_method(
     accepts: Sequence[Callable[..., Method]] = (fixed, on_grid, adaptive),
     rising: bool = False,
 ) -> Method:
-    """The complete `Method` that an argument `method` stands for, checked: what a function that solves an ODE asks first.
+    """The complete `Method` of an argument `method`, checked.
+
+    It is the first call of a function that integrates.
 
     Args:
         name: of the function, for its messages.
@@ -156,9 +208,16 @@ def as_method(
 
     Raises:
         TypeError: method is something else.
-        ValueError: a method that the function does not accept, a default solver without error estimate under
-            tolerances, a grid beside other ends, a grid that falls where it has to rise, and ends that are equal, not in
-            [0, 1], or not numbers.
+        ValueError: a method that the function does not accept, a default solver without error
+            estimate under tolerances, a grid beside other ends, a grid that falls where it has to
+            rise, and ends that are equal, not in [0, 1], or not numbers.
+
+    Examples:
+        >>> import diffrax
+        >>> from jflow import solvers
+        >>> method = solvers.as_method("mine", 7, solvers.fixed(50, diffrax.Heun()))
+        >>> method.steps, type(method.solver).__name__
+        (7, 'Heun')
     """
     if method is None:
         method = default
@@ -203,13 +262,17 @@ def _checked(name, method) -> Method:
         solver is None or isinstance(solver, diffrax.AbstractAdaptiveSolver)
     ):
         raise ValueError(
-            f"{name}: {type(solver).__name__} has no error estimate: give steps or a grid, not tolerances"
+            f"{name}: {type(solver).__name__} has no error estimate: give steps or a grid, "
+            "not tolerances"
         )
     return method
 
 
 def _check_ends(name, grid, t0, t1):
-    """Raise where a grid and other ends are both given, or the ends are one, or not in [0, 1]; traced ones may be."""
+    """Raise where a grid and other ends are both given, or the ends are equal or outside [0, 1].
+
+    Traced ends may be anything.
+    """
     for what, t in (("t0", t0), ("t1", t1)):
         if np.shape(t) != ():
             raise ValueError(

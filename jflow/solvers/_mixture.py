@@ -1,4 +1,7 @@
-"""Solvers for fields that predict Gaussian mixtures: between two evaluations they follow the mixture's own field."""
+"""Solvers for fields that predict Gaussian mixtures.
+
+Between two evaluations they follow the mixture's own field.
+"""
 
 import functools
 
@@ -6,10 +9,11 @@ import diffrax
 import jax
 import jax.numpy as jnp
 from jax.typing import ArrayLike
+from jaxtyping import Float
 
 from jflow._core.arrays import expand_to, float_dtype, mean_event
 from jflow._core.checks import check_cond, check_whole, need_key, rows
-from jflow._core.times import rising_times
+from jflow._core.times import Times, rising_times
 from jflow.distributions import mixtures
 from jflow.paths import LINEAR, Schedule
 from jflow.solvers._integrate import SolveInfo, Status, leave_out_failed
@@ -23,13 +27,24 @@ _HEUN = diffrax.Heun()
 
 
 def gm_sde(field: Field, *, schedule: Schedule = LINEAR) -> Step:
-    """The reverse transition of the predicted mixture as a `Step`: x_next is drawn from it, whatever the size of the step.
+    """The reverse transition of a predicted Gaussian mixture, as a stochastic step of any size.
 
-    With the exact mixture every step is exact, also the one from noise to data. x_next = mean + std noise, in float32 or
-    better, with the mean [b, *event] of the components drawn (one a site) and their std [b]: given them it is Gaussian,
+    x_next is drawn from the transition of the mixture. With the exact mixture every step is exact,
+    also the one from noise to data. x_next = mean + std noise, in float32 or better, with the mean
+    [b, *event] of the components drawn (one a site) and their std [b]: given them it is Gaussian,
     but the transition is a mixture, whose log-density is `distributions.mixtures.log_prob` of
-    `distributions.mixtures.reverse_transition`. A key is needed, so that `trajectory_log_prob` refuses.
-    Source: Chen et al., "Gaussian Mixture Flow Matching Models", 2025 (GM-SDE).
+    `distributions.mixtures.reverse_transition`.
+
+    Args:
+        field: a field of `distributions.mixtures.GaussianMixture`s of the velocity.
+        schedule: the path of the field; the default is the linear one.
+
+    Returns:
+        Step: (params, x, t, t_next, key, cond=None) -> (x_next, mean, std), for
+            `solvers.sample_sde`. It needs a key, so that `trajectory_log_prob` refuses it.
+
+    References:
+        Chen et al., *Gaussian Mixture Flow Matching Models*, 2025, arXiv:2504.05304 (GM-SDE).
     """
 
     def step(params, x, t, t_next, key, cond=None):
@@ -46,34 +61,56 @@ def gm_sde(field: Field, *, schedule: Schedule = LINEAR) -> Step:
 def gm_ode(
     field: Field,
     params: Params,
-    x0: Array,
+    x0: Float[Array, "b *event"],
     cond: Cond = None,
     *,
     steps: int | None = None,
-    grid: ArrayLike | None = None,
+    grid: Times | ArrayLike | None = None,
     substeps: int = 8,
     order: int = 1,
     floor: float = 0.005,
     solver: diffrax.AbstractSolver = _HEUN,
     schedule: Schedule = LINEAR,
-) -> tuple[Array, SolveInfo]:
-    """Carry noise x0 [b, *event] to data: the field is evaluated once a step, at its start; returns (x1, info).
+) -> tuple[Float[Array, "b *event"], SolveInfo]:
+    """Sample a field of Gaussian mixtures along its ODE, with one evaluation a step.
 
     Over a step the posterior of x1 predicted at its start is carried along by Bayes' rule
-    (`distributions.mixtures.carried_velocity`), and the velocity it implies, finite up to t = 1, is integrated with
-    `substeps` steps of a diffrax solver (the paper's is Euler), which cost no evaluation of the field. With the exact
-    mixture one step solves the ODE to their accuracy.
+    (`distributions.mixtures.carried_velocity`), and the velocity it implies, finite up to t = 1, is
+    integrated with `substeps` steps of a diffrax solver (the paper's is Euler), which cost no
+    evaluation of the field. With the exact mixture one step solves the ODE to their accuracy.
 
-    steps (equal, 8 where nothing is given) or grid (rising times from 0, [n + 1]).
-    order: 2 shifts the mean of the posterior by half of what the evaluation at hand differs from the previous one
-        carried here, times the ratio of the two steps, since the error of a carried posterior grows with the time. The
-        shift is a product with a ratio of Gaussians, as in probabilistic guidance.
-    floor: for order 2, how much noise of the evaluations the difference is charged with: it is scaled by
-        sqrt(max(0, 1 - floor variance / step^2)), variance that of x1 given x. 0 trusts it; 0.005 is the published value.
-    info: evaluations [b] of the field, status [b]; the rows that are not finite are NaN.
-    Errors: ValueError for steps and grid together, bad ones, substeps, order or floor; those of `solvers.sample`.
-    Source: Chen et al., "Gaussian Mixture Flow Matching Models", 2025 (GM-ODE, and its second order). The paper's rescaling
-    of the difference under guidance is not included.
+    Order 2 shifts the mean of the posterior by half of the difference between the evaluation at
+    hand and the previous one carried here, times the ratio of the two steps, since the error of a
+    carried posterior grows with the time. The shift is a product with a ratio of Gaussians, as in
+    `guidance.probabilistic_guidance`. The rescaling of the difference under guidance in the paper
+    is not included.
+
+    Args:
+        field: a field of `distributions.mixtures.GaussianMixture`s of the velocity.
+        params: its params.
+        x0: noise, [b, *event].
+        cond: the condition, [b, ...] or one row for all.
+        steps: the number of equal steps; 8 where neither steps nor grid is given.
+        grid: rising times [n + 1] from 0 instead.
+        substeps: steps of the solver within a step, at least 1.
+        order: 1 or 2.
+        floor: for order 2, how much noise of the evaluations the difference is charged with: it is
+            scaled by sqrt(max(0, 1 - floor variance / step^2)), with the variance that of x1 given
+            x. 0 trusts it; 0.005 is the published value.
+        solver: the diffrax solver within a step.
+        schedule: the path of the field; the default is the linear one.
+
+    Returns:
+        x1: the samples, [b, *event], in the type of x0; the rows that are not finite are NaN.
+        info: evaluations [b] of the field and status [b], see `SolveInfo`.
+
+    Raises:
+        ValueError: steps and grid are given together, or bad ones, or order is not 1 or 2, substeps
+            is below 1, floor is negative; and as in `solvers.sample`.
+
+    References:
+        Chen et al., *Gaussian Mixture Flow Matching Models*, 2025, arXiv:2504.05304 (GM-ODE, and
+            its second order).
     """
     if steps is not None and grid is not None:
         raise ValueError("gm_ode: expected one of steps, grid, got both")

@@ -4,15 +4,17 @@ import jax.numpy as jnp
 from jax.typing import ArrayLike
 
 from jflow._core.arrays import expand_to
-from jflow._core.times import check_grid, rising_times
+from jflow._core.times import Times, check_grid, rising_times
 from jflow.solvers._integrate import SolveInfo, Status
 from jflow.types import Array
 
 
 def sampling_times(
-    name: str, steps: int | None, grid: ArrayLike | None, *, rising: bool = True
-) -> ArrayLike:
-    """The times [n + 1] of a sampler: a grid, checked, or equal steps from 0 to 1, one where neither is given."""
+    name: str, steps: int | None, grid: Times | ArrayLike | None, *, rising: bool = True
+) -> Times | ArrayLike:
+    """The times [n + 1] of a sampler: a grid, checked, or equal steps from 0 to 1, one where
+    neither is given.
+    """
     if grid is None:
         return rising_times(name, 1 if steps is None else steps)
     if steps is not None:
@@ -22,7 +24,9 @@ def sampling_times(
 
 
 def sampler_result(x: Array, evaluations: int, like: Array) -> tuple[Array, SolveInfo]:
-    """What a sampler returns: x [b, *event] in the type of `like`, rows that are not finite as NaN, and their info."""
+    """What a sampler returns: x [b, *event] in the type of `like`, rows that are not finite as
+    NaN, and their info.
+    """
     n = x.shape[0]
     finite = jnp.all(jnp.isfinite(x), axis=tuple(range(1, x.ndim)))
     status = jnp.where(finite, Status.OK, Status.NOT_FINITE).astype(jnp.int32)

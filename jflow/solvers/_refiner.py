@@ -4,20 +4,30 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.typing import ArrayLike
+from jaxtyping import Float
 
 from jflow._core.arrays import float_dtype, halves, joined
 from jflow._core.checks import check_cond, check_whole, count_rows, like_state, rows
-from jflow._core.times import rising_times
+from jflow._core.times import Times, rising_times
 from jflow.solvers._integrate import SolveInfo
 from jflow.solvers._parts import sampler_result
 from jflow.types import Array, Cond, Field, Params, Velocity
 
 
 def refiner(velocity: Velocity) -> Field:
-    """A refiner, R((x, v), t) shaped like x, from a network of x and v joined along the last axis of the event, [b, ..., 2 c]
-    (of a scalar event [b, 2]): the first half of its output is read.
+    """A refiner of velocities, from a network of the state and the velocity joined.
 
-    Any other `Field` of the pair (x, v) will do. Errors: ValueError at trace time for x and v of different shapes."""
+    The refiner R((x, v), t) is shaped like x. The network gets x and v joined along the last axis
+    of the event, [b, ..., 2 c] (of a scalar event [b, 2]), and the first half of its output is
+    read. Any other `Field` of the pair (x, v) will do.
+
+    Args:
+        velocity: the network, whose output is shaped like its input.
+
+    Returns:
+        Field: R, of the pair (x, v) [b, *event] each, with the params of `velocity`. It raises a
+            ValueError for x and v of different shapes.
+    """
 
     def join(pair):
         x, v = pair
@@ -37,27 +47,50 @@ def sample_refined(
     params: Params,
     refiner: Field,
     refiner_params: Params,
-    x0: Array,
+    x0: Float[Array, "b *event"],
     cond: Cond = None,
     *,
     heun: int = 1,
     pseudo: int = 5,
     refine: int = 3,
-    grid: ArrayLike | None = None,
-) -> tuple[Array, SolveInfo]:
-    """Carry x0 [b, *event] from t=0 to t=1 by so many steps of three kinds, in this order; returns (x1, info).
+    grid: Times | ArrayLike | None = None,
+) -> tuple[Float[Array, "b *event"], SolveInfo]:
+    """Sample a velocity by Heun steps, pseudo corrector steps and refined steps, in this order.
+
+    With h = t' - t, all of them are x <- x + h (a + b) / 2, where
 
         heun    a = v(x, t),              b = v(x + h a, t')
-        pseudo  a = b of the step before, b = v(x + h a, t')                 (`solvers.pseudo_corrector`)
-        refine  a = V + R((x, V), t),     b = a + R((x + h a, a), t')        V: the latest velocity: b of a heun or pseudo
-                                                                             step, a of a refine step, as in the paper's code
-    and x <- x + h (a + b) / 2 in all of them. The paper writes H_heun P_pseudo R_refine; its first pseudo step evaluates
-    both velocities anew, where here it takes b of Heun's.
-    grid: rising times [heun + pseudo + refine + 1] in [0, 1]; equal steps where not given.
-    info: evaluations [b] of the velocity, 2 heun + pseudo (the refiner has 2 refine of its own), status [b]
-    (`solvers.Status`); rows that are not finite are NaN.
-    Errors: ValueError unless heun >= 1, pseudo >= 0, refine >= 0, and for a grid of another length or that does not rise.
-    Source: see the module.
+        pseudo  a = b of the step before, b = v(x + h a, t')      (`solvers.pseudo_corrector`)
+        refine  a = V + R((x, V), t),     b = a + R((x + h a, a), t')
+
+    and V is the latest velocity: b of a heun or pseudo step, a of a refine step, as in the code of
+    the paper. The paper writes H_heun P_pseudo R_refine; its first pseudo step evaluates both
+    velocities anew, where here it takes b of Heun's.
+
+    Args:
+        velocity: the velocity v.
+        params: its params.
+        refiner: R, a field of the pair (x, v), such as `solvers.refiner(net)`.
+        refiner_params: its params.
+        x0: the source, [b, *event], at the first time.
+        cond: the condition, [b, ...] or one row for all.
+        heun: the number of Heun steps, at least 1.
+        pseudo: the number of pseudo corrector steps.
+        refine: the number of refined steps.
+        grid: rising times [heun + pseudo + refine + 1] in [0, 1]; None: equal steps from 0 to 1.
+
+    Returns:
+        x1: the samples, [b, *event], in the type of x0; rows that are not finite are NaN.
+        info: evaluations [b] of the velocity, 2 heun + pseudo (the refiner has 2 refine of its
+            own), and status [b] (`solvers.Status`).
+
+    Raises:
+        ValueError: unless heun >= 1, pseudo >= 0 and refine >= 0, and for a grid of another length
+            or that does not rise.
+
+    References:
+        Zhao, Shi, Yu, Zhou, Lu, *FlowTurbo: Towards Real-time Flow-Based Image Generation with
+            Velocity Refiner*, 2024, arXiv:2409.18128.
     """
     check_whole("sample_refined", heun=heun)
     check_whole("sample_refined", 0, pseudo=pseudo, refine=refine)

@@ -25,18 +25,52 @@ def sample(
     t0: float = 0.0,
     t1: float = 1.0,
 ) -> tuple[PyTree, SolveInfo]:
-    """Carry x0 [b, *event] (or a pytree) from time t0 to t1 along dx/dt = velocity(x, t, cond); returns (x1, info).
+    """Carry states along the ODE of a velocity, from the source to data or back.
 
-    method: how to solve it, `solvers.fixed(n, solver)`, `solvers.on_grid(times, solver)` (whose times carry both ends) or
-    `solvers.adaptive(solver, rtol=..., atol=...)` (each row by itself with its own steps); an int n is `solvers.fixed(n)`.
-    The default is 50 steps, and the default solver `diffrax.Heun()`. t0=1, t1=0 or a falling grid encodes data into
-    noise. info has evaluations [b] and status [b] (see `SolveInfo`); the rows of a failed solve are NaN, and nothing
-    raises. x1 has the type of x0; the state between is float32 or better.
+    Also known as: ODE sampling, probability flow ODE.
 
-    Under jit, close over velocity and method. To differentiate, prefer steps or a grid: with tolerances the backward pass
-    holds one gradient of params for every row. BacksolveAdjoint works on both.
-    Errors: TypeError for another method; ValueError for t0 and t1 that are equal or outside [0, 1], or given beside a
-    grid, and for a velocity of another shape than x.
+        dx/dt = velocity(x, t, cond)      from t0 to t1
+
+    t0=1, t1=0 or a falling grid encodes data into noise. The state between is float32 or better.
+    Under jit, close over velocity and method. To differentiate, prefer steps or a grid: with
+    tolerances the backward pass holds one gradient of params for every row. BacksolveAdjoint works
+    on both.
+
+    Args:
+        velocity: the velocity.
+        params: its params.
+        x0: the states at t0, [b, *event] or a pytree of such arrays, of floating types.
+        cond: the condition, [b, ...] or one row for all.
+        method: how to solve: `solvers.fixed(n, solver)`, `solvers.on_grid(times, solver)` (whose
+            times carry both ends) or `solvers.adaptive(solver, rtol=..., atol=...)` (each row by
+            itself with its own steps); an int n is `solvers.fixed(n)`. The default is 50 steps, and
+            the default solver `diffrax.Heun()`.
+        t0: the time of x0, in [0, 1], a number or traced.
+        t1: the time to go to, in [0, 1], a number or traced.
+
+    Returns:
+        x1: the states at t1, in the shapes and types of x0.
+        info: evaluations [b] and status [b] (see `SolveInfo`); the rows of a failed solve are NaN,
+            and nothing raises.
+
+    Raises:
+        TypeError: method or velocity is something else.
+        ValueError: t0 and t1 are equal or outside [0, 1], or given beside a grid, or the velocity
+            has another shape than x.
+
+    Examples:
+        >>> import diffrax
+        >>> import jax.numpy as jnp
+        >>> from jflow import solvers
+        >>> from jflow.types import Velocity
+        >>> velocity = Velocity(lambda *_: {}, lambda params, x, t, cond=None, *, key=None: x)
+        >>> method = solvers.fixed(2, diffrax.Euler())
+        >>> x1, info = solvers.sample(velocity, {}, jnp.ones((1, 1)), method=method)
+        >>> x1.tolist(), info.evaluations.tolist(), info.status.tolist()  # 1.5^2
+        ([[2.25]], [2], [0])
+        >>> x1, info = solvers.sample(velocity, {}, jnp.ones((1, 1)))
+        >>> round(float(x1[0, 0]), 2)  # e
+        2.72
     """
     how = as_method("solvers.sample", method, _DEFAULT, t0=t0, t1=t1)
     check_noun("solvers.sample", velocity, Velocity, Field)

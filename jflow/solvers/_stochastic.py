@@ -1,18 +1,23 @@
-"""Stochastic sampling with the marginals of a velocity, as `Step`s over a grid with the density of what they draw.
+"""Stochastic sampling with the marginals of a velocity, as `Step`s over a grid.
 
 For every w(t) >= 0 the diffusion
 
-    dx = [v(x, t) + w(t) score(x, t)] dt + sqrt(2 w(t)) dW          (w = g^2 / 2 for those who write g dW)
+    dx = [v(x, t) + w(t) score(x, t)] dt + sqrt(2 w(t)) dW      (w = g^2 / 2 where one writes g dW)
 
-has the marginals p_t of dx = v dt. On an affine path from standard normal noise that is independent of the data the
-velocity gives the score, -x0 / sigma with x0 its prediction of the noise; elsewhere pass a score. A step draws
-x_next = mean + std e with a std [b] for every row and e standard normal, in float32 or better. Every step but
-`euler_maruyama` is exact on data of one point, whatever its size.
+has the marginals p_t of dx = v dt. On an affine path from standard normal noise that is independent
+of the data the velocity gives the score, -x0 / sigma with x0 its prediction of the noise; elsewhere
+pass a score. A step draws x_next = mean + std e with a std [b] for every row and e standard normal,
+in float32 or better, so that the density of a draw is known. Every step but `euler_maruyama` is
+exact on data of one point, whatever its size.
 
-Sources: Song et al., "Score-Based Generative Modeling through Stochastic Differential Equations", 2021; Albergo, Boffi,
-Vanden-Eijnden, "Stochastic Interpolants: A Unifying Framework for Flows and Diffusions", 2023; Ma, Goldstein, Albergo,
-Boffi, Vanden-Eijnden, Xie, "SiT: Exploring Flow and Diffusion-based Generative Models with Scalable Interpolant
-Transformers", 2024 (the choices of w).
+References:
+    Song, Sohl-Dickstein, Kingma, Kumar, Ermon, Poole, *Score-Based Generative Modeling through
+        Stochastic Differential Equations*, 2021, arXiv:2011.13456.
+    Albergo, Boffi, Vanden-Eijnden, *Stochastic Interpolants: A Unifying Framework for Flows and
+        Diffusions*, 2023, arXiv:2303.08797.
+    Ma, Goldstein, Albergo, Boffi, Vanden-Eijnden, Xie, *SiT: Exploring Flow and Diffusion-based
+        Generative Models with Scalable Interpolant Transformers*, 2024, arXiv:2401.08740 (the
+        choices of w).
 """
 
 from collections.abc import Callable
@@ -22,13 +27,15 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.typing import ArrayLike
+from jaxtyping import Float
 
 from jflow._core.arrays import expand_to, float_dtype, sum_event
 from jflow._core.checks import check_cond, count_rows, like_state, need_key, rows
-from jflow._core.times import check_grid
+from jflow._core.numbers import check_number, number_at
+from jflow._core.times import Times, check_grid
 from jflow.paths import LINEAR, Schedule, velocity_to_data, velocity_to_noise
 from jflow.solvers._integrate import all_finite, leave_out_failed
-from jflow.types import Array, Cond, Key, Params, Step, Velocity
+from jflow.types import Array, Cond, Key, NumberOrFunction, Params, Step, Velocity
 
 __all__ = [
     "Trajectory",
@@ -43,21 +50,50 @@ __all__ = [
 
 def euler_maruyama(
     velocity: Velocity,
-    noise: Callable | float,
+    noise: NumberOrFunction,
     schedule: Schedule = LINEAR,
     *,
     score: Callable | None = None,
     limit: float | None = 0.25,
 ) -> Step:
-    """mean = x + h (v + w score), std = sqrt(2 w h), with h = t_next - t and everything at t. Weakly of first order where
-    w is smooth; of order 2c where it grows like c / t at t=0, c < 1/2 (as `noises.grpo`: c = scale^2 / 2).
+    """The Euler-Maruyama step of the diffusion with the marginals of a velocity.
 
-    noise: w, a number or t [b] -> [b] (see `solvers.noises`). score: (params, x, t, cond) -> [b, *event]; without it the
-    velocity gives the score, on `schedule`, from standard normal noise independent of the data. limit: w is at most
-    limit sigma^2 / h (not with a score of one's own), since no step can exchange more noise than there is, limit = 1, and
-    the error is limit^2. That keeps w finite at t=0 and the last step quiet, and concerns fewer times as h falls; None: w
-    as it is.
-    Errors: ValueError for a negative w or a limit <= 0.
+        mean = x + h (v + w score),      std = sqrt(2 w h),      h = t_next - t
+
+    with everything at t. It is weakly of first order where w is smooth; of order 2c where w grows
+    like c / t at t=0, c < 1/2 (as `noises.grpo`: c = scale^2 / 2).
+
+    Args:
+        velocity: the velocity v.
+        noise: w, a number or t [b] -> [b] (see `solvers.noises`).
+        schedule: the path of the velocity; the default is the linear one.
+        score: (params, x, t, cond) -> [b, *event]. Without it the velocity gives the score, on
+            `schedule`, from standard normal noise that is independent of the data.
+        limit: w is at most limit sigma^2 / h (not with a score), since no step can exchange more
+            noise than there is, limit = 1, and the error is limit^2. That keeps w finite at t=0 and
+            the last step quiet, and concerns fewer times as h falls; None: w as it is.
+
+    Returns:
+        Step: (params, x, t, t_next, key, cond=None) -> (x_next, mean, std [b]), for `sample_sde`.
+            With key=None x_next is the mean.
+
+    Raises:
+        ValueError: noise is a negative number, or limit is not above 0.
+
+    Examples:
+        >>> import jax
+        >>> import jax.numpy as jnp
+        >>> from jflow import solvers
+        >>> from jflow.types import Velocity
+        >>> velocity = Velocity(lambda *_: {}, lambda params, x, t, cond=None, *, key=None: 0 * x)
+        >>> step = solvers.euler_maruyama(velocity, 0.5, limit=None)
+        >>> x_next, mean, std = step({}, jnp.ones((1, 1)), 0.0, 0.25, None)  # the score is -x
+        >>> mean.tolist(), std.tolist()
+        ([[0.875]], [0.5])
+
+    References:
+        Ma, Goldstein, Albergo, Boffi, Vanden-Eijnden, Xie, *SiT: Exploring Flow and Diffusion-based
+            Generative Models with Scalable Interpolant Transformers*, 2024, arXiv:2401.08740.
     """
     w = _rate("euler_maruyama", noise)
     if limit is not None and not limit > 0:
@@ -80,13 +116,31 @@ def euler_maruyama(
 
 
 def ancestral(velocity: Velocity, eta: float = 1.0, schedule: Schedule = LINEAR) -> Step:
-    """DDIM's family: std = eta sigma' sqrt(1 - r^2), r = alpha sigma' / (alpha' sigma), and the rest of sigma' is kept noise:
+    """The step of the DDIM family: between the deterministic one and ancestral sampling (DDPM).
 
-        mean = alpha' x1 + sqrt(sigma'^2 - std^2) x0       (x1, x0: predictions at t; primes at t_next)
+    Also known as: DDPM sampling, ancestral sampling.
 
-    eta = 0 is DDIM, eta = 1 ancestral sampling (DDPM): its first step, from t=0, draws all noise anew. Between the two
-    w is eta^2 that of `noises.sbdm`. Errors: ValueError unless 0 <= eta <= 1.
-    Source: Song, Meng, Ermon, "Denoising Diffusion Implicit Models", 2021.
+        mean = alpha' x1 + sqrt(sigma'^2 - std^2) x0
+        std = eta sigma' sqrt(1 - r^2),  r = alpha sigma' / (alpha' sigma)
+
+    x1 and x0 are the predictions at t; primes are at t_next, not derivatives. eta = 0 is DDIM, eta
+    = 1 ancestral sampling: its first step, from t=0, draws all noise anew. Between the two w is
+    eta^2 that of `noises.sbdm`.
+
+    Args:
+        velocity: the velocity.
+        eta: how much of the noise is fresh, in [0, 1].
+        schedule: the path of the velocity; the default is the linear one.
+
+    Returns:
+        Step: (params, x, t, t_next, key, cond=None) -> (x_next, mean, std [b]), for `sample_sde`.
+            With key=None x_next is the mean.
+
+    Raises:
+        ValueError: eta is outside [0, 1].
+
+    References:
+        Song, Meng, Ermon, *Denoising Diffusion Implicit Models*, 2021, arXiv:2010.02502.
     """
     if not 0 <= eta <= 1:
         raise ValueError(f"ancestral: expected 0 <= eta <= 1, got {eta}")
@@ -106,12 +160,31 @@ def ancestral(velocity: Velocity, eta: float = 1.0, schedule: Schedule = LINEAR)
 
 
 def overshoot(velocity: Velocity, scale: float = 2.0, schedule: Schedule = LINEAR) -> Step:
-    """A step of DDIM beyond t_next, to o = min(t_next + scale h (1 - t_next), 1), and noise to come back:
+    """A step of DDIM beyond the next time, and noise to come back.
 
-        mean = a (alpha_o x1 + sigma_o x0),  a = alpha' / alpha_o,  std = sqrt(sigma'^2 - (a sigma_o)^2)
+    It goes to o = min(t_next + scale h (1 - t_next), 1), with h = t_next - t:
 
-    scale = 0 is DDIM. Its marginals are those of the flow up to O(h). Errors: ValueError unless scale >= 0.
-    Source: Hu et al., "AMO Sampler: Enhancing Text Rendering with Overshooting", 2024 (on the linear path).
+        mean = a (alpha_o x1 + sigma_o x0),      a = alpha' / alpha_o
+        std = sqrt(sigma'^2 - (a sigma_o)^2)
+
+    x1 and x0 are the predictions at t; primes are at t_next, not derivatives. scale = 0 is DDIM.
+    Its marginals are those of the flow up to O(h).
+
+    Args:
+        velocity: the velocity.
+        scale: how far beyond, at least 0.
+        schedule: the path of the velocity; the default is the linear one.
+
+    Returns:
+        Step: (params, x, t, t_next, key, cond=None) -> (x_next, mean, std [b]), for `sample_sde`.
+            With key=None x_next is the mean.
+
+    Raises:
+        ValueError: scale is negative.
+
+    References:
+        Hu et al., *AMO Sampler: Enhancing Text Rendering with Overshooting*, 2024, arXiv:2411.19415
+            (on the linear path).
     """
     if not scale >= 0:
         raise ValueError(f"overshoot: expected scale >= 0, got {scale}")
@@ -129,29 +202,68 @@ def overshoot(velocity: Velocity, scale: float = 2.0, schedule: Schedule = LINEA
 
 
 class Trajectory(NamedTuple):
-    """t [n + 1], x [n + 1, b, *event], and of every step mean [n, b, *event] and std [n, b]."""
+    """The states of a stochastic sampler, and what each of its n steps drew from.
 
-    t: Array
-    x: Array
-    mean: Array
-    std: Array
+    Attributes:
+        t: the grid, [n + 1].
+        x: the states, [n + 1, b, *event].
+        mean: the mean of every step, [n, b, *event].
+        std: the standard deviation of every step, [n, b].
+    """
+
+    t: Float[Array, " times"]
+    x: Float[Array, "times b *event"]
+    mean: Float[Array, "steps b *event"]
+    std: Float[Array, "steps b ..."]
 
 
 def sample_sde(
     step: Step,
     params: Params,
-    x0: Array,
+    x0: Float[Array, "b *event"],
     key: Key,
-    grid: ArrayLike,
+    grid: Times | ArrayLike,
     cond: Cond = None,
     *,
     return_trajectory: bool = False,
-) -> tuple[Array, Trajectory | None]:
-    """Steps x0 [b, *event] over a rising grid [n + 1] with a key for each; returns (x, trajectory).
+) -> tuple[Float[Array, "b *event"], Trajectory | None]:
+    """Sample by stochastic steps over a grid, with a key for each.
 
-    x has the type of x0; the states between are float32 or better, and those of the trajectory, which is None unless
-    `return_trajectory`. n evaluations of the velocity. A row that is not finite at the end has no part in a derivative.
-    Errors: ValueError for a grid that doesn't rise or leaves [0, 1], for no key.
+    Also known as: SDE sampling, stochastic sampling, sample SDE, Euler-Maruyama sampler.
+
+    It takes n evaluations of the velocity. A row that is not finite at the end has no part in a
+    derivative.
+
+    Args:
+        step: such as `euler_maruyama(velocity, noise)` or `ancestral(velocity)`.
+        params: the params of the velocity.
+        x0: the source, [b, *event], at the first time of the grid.
+        key: a key.
+        grid: rising times [n + 1] in [0, 1].
+        cond: the condition, [b, ...] or one row for all.
+        return_trajectory: whether to return the trajectory.
+
+    Returns:
+        x: the states at the last time, [b, *event], in the type of x0; the states between are
+            float32 or better.
+        trajectory: a `Trajectory`, None unless `return_trajectory`.
+
+    Raises:
+        ValueError: grid does not rise or leaves [0, 1], or the key is None.
+
+    Examples:
+        >>> import jax
+        >>> import jax.numpy as jnp
+        >>> import numpy as np
+        >>> from jflow import solvers
+        >>> from jflow.types import Velocity
+        >>> def apply(params, x, t, cond=None, *, key=None):  # all data at 3
+        ...     return (3 - x) / (1 - t[:, None])
+        >>> step, grid = solvers.ancestral(Velocity(lambda *_: {}, apply)), solvers.grids.uniform(4)
+        >>> x0, key = jnp.ones((2, 1)), jax.random.key(0)
+        >>> x, trajectory = solvers.sample_sde(step, {}, x0, key, grid, return_trajectory=True)
+        >>> np.asarray(x).round(3).ravel().tolist(), trajectory.x.shape
+        ([3.0, 3.0], (5, 2, 1))
     """
     check_grid("solvers.sample_sde", grid, rising=True)
     need_key("solvers.sample_sde", key)
@@ -181,11 +293,21 @@ def sample_sde(
 
 def trajectory_log_prob(
     step: Step, params: Params, trajectory: Trajectory, cond: Cond = None
-) -> Array:
-    """[n, b] nats: the log-density of each step of a trajectory under these params, each at its own t, t_next and x.
+) -> Float[Array, "n b"]:
+    """The log-density of each step of a trajectory under given params, as policy gradients need it.
 
-    With the params that walked it these are step_log_prob(x[1:], mean, std) of the trajectory: the ratio that policy
-    gradients start from is 1.
+    Each step is taken at its own t, t_next and x. With the params that walked it these are
+    step_log_prob(x[1:], mean, std) of the trajectory: the ratio that policy gradients start from is
+    1.
+
+    Args:
+        step: the step of the trajectory; one that needs a key does not do.
+        params: the params of the velocity.
+        trajectory: as `sample_sde(..., return_trajectory=True)` returns it.
+        cond: the condition, [b, ...] or one row for all.
+
+    Returns:
+        The log-densities, [n, b], in nats.
     """
     cond = check_cond("solvers.trajectory_log_prob", cond, trajectory.x.shape[1])
     t = trajectory.t
@@ -203,10 +325,29 @@ def trajectory_log_prob(
     return _rows_first(leave_out_failed(run, params, (_rows_first(trajectory.x), cond)))
 
 
-def step_log_prob(x_next: Array, mean: Array, std: Array) -> Array:
-    """[b] nats: log N(x_next; mean, std^2) summed over the event, in float32 or better; std [b], or [b, ...] that broadcasts.
+def step_log_prob(
+    x_next: Float[Array, "b *event"], mean: Float[Array, "b *event"], std: Float[Array, "b ..."]
+) -> Float[Array, " b"]:
+    """The log-density of what a stochastic step drew.
 
-    What has std = 0 is no density, as the last step of many samplers, and counts 0.
+        log N(x_next; mean, std^2)      summed over the event
+
+    Dimensions with std = 0 have no density, as in the last step of many samplers, and count 0.
+
+    Args:
+        x_next: the state drawn, [b, *event].
+        mean: the mean of the step, [b, *event].
+        std: its standard deviation, [b], or [b, ...] that broadcasts.
+
+    Returns:
+        The log-densities, [b], in nats, in float32 or better.
+
+    Examples:
+        >>> import jax.numpy as jnp
+        >>> from jflow import solvers
+        >>> x = jnp.zeros((1, 2))
+        >>> round(float(solvers.step_log_prob(x, x, jnp.ones(1))[0]), 3)  # -log(2 pi)
+        -1.838
     """
     dtype = float_dtype(x_next, mean, std)
     std = expand_to(std.astype(dtype), mean)
@@ -236,7 +377,9 @@ def _renewed(name, velocity, schedule, params, x, t, t_next, cond, kept, fresh):
 
 
 def _step(moments) -> Step:
-    """A `Step` from (params, x, t, t_next, cond) -> (mean, std [b]); without a key x_next is the mean."""
+    """A `Step` from (params, x, t, t_next, cond) -> (mean, std [b]); without a key x_next is the
+    mean.
+    """
 
     def step(params, x, t, t_next, key, cond=None):
         x = x.astype(float_dtype(x))
@@ -250,10 +393,5 @@ def _step(moments) -> Step:
 
 
 def _rate(name, noise):
-    if callable(noise):
-        return noise
-    if not noise >= 0:
-        raise ValueError(
-            f"{name}: expected noise (w = g^2 / 2) to be a function of t or a number >= 0, got {noise}"
-        )
-    return lambda t: jnp.full_like(t, noise)
+    check_number(name, "noise (w = g^2 / 2)", noise, ">= 0", lambda w: w >= 0)
+    return lambda t: number_at(name, "noise(t)", noise, t, like=t)

@@ -4,10 +4,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.typing import ArrayLike
+from jaxtyping import Float
 
 from jflow._core.arrays import float_dtype
 from jflow._core.checks import check_cond, count_rows, encode_noise, need_key, rows, take_parts
 from jflow._core.line import on_line, predicted_data
+from jflow._core.times import Times
 from jflow.solvers._integrate import SolveInfo
 from jflow.solvers._parts import sampler_result, sampling_times
 from jflow.types import Array, Cond, Field, Key, Params, Velocity
@@ -17,21 +19,41 @@ def sample_variational(
     velocity: Velocity,
     encoder: Field,
     params: Params,
-    x0: Array,
+    x0: Float[Array, "b *event"],
     cond: Cond = None,
     *,
     steps: int | None = None,
-    grid: ArrayLike | None = None,
+    grid: Times | ArrayLike | None = None,
     key: Key | None = None,
-) -> tuple[Array, SolveInfo]:
-    """The multistep sampler of a consistency model that was trained with an encoder; returns (x1, info).
+) -> tuple[Float[Array, "b *event"], SolveInfo]:
+    """The multistep sampler of a consistency model that was trained with an encoder of its noise.
 
-    Each step goes to data, x1 = x + (1 - t) F(x, t), and back to t_next on the line to the noise that the encoder draws
-    for that x1: where plain consistency models add noise of their own, which the trained pairs are not.
-    x0: [b, *event], standard normal; params {'model', 'encoder'}; steps or grid as in `solvers.sample_flow_map`.
-    info: evaluations [b] of the velocity (the encoder is run once less), status [b]; rows that are not finite are NaN.
-    Errors: as `solvers.sample_flow_map`; ValueError for more than one step without a key.
-    Source: as `variational_noise`.
+    Each step goes to data, x1 = x + (1 - t) F(x, t), and back to t_next on the line to the noise
+    that the encoder draws for that x1: where plain consistency models add noise of their own, which
+    the trained pairs are not.
+
+    Args:
+        velocity: the consistency model F.
+        encoder: the encoder of the noise, a field that returns (mean, std).
+        params: {'model', 'encoder'}.
+        x0: standard normal noise, [b, *event].
+        cond: the condition, [b, ...] or one row for all.
+        steps: the number of equal steps; 1 where neither steps nor grid is given.
+        grid: rising times [n + 1] in [0, 1] instead.
+        key: a key, for more than one step.
+
+    Returns:
+        x1: the samples, [b, *event], in the type of x0; rows that are not finite are NaN.
+        info: evaluations [b] of the velocity (the encoder is run once less) and status [b]
+            (`solvers.Status`).
+
+    Raises:
+        ValueError: steps is below 1, grid does not rise within [0, 1], both are given, there is
+            more than one step without a key, or params has not both parts.
+
+    References:
+        Silvestri, Ambrogioni, Lai, Takida, Mitsufuji, *Training Consistency Models with Variational
+            Noise Coupling*, 2025, arXiv:2502.18197.
     """
     name = "sample_variational"
     times = sampling_times(name, steps, grid)

@@ -11,6 +11,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from jflow._core.keys import is_key
 from jflow.train._state import TrainState
 from jflow.train._step import Step
 from jflow.types import Array, Metrics
@@ -48,9 +49,8 @@ def with_finite_check(
                 check._replace(bad=jnp.where((check.bad == 0) & ~fine, new.step, check.bad)),
                 metrics,
             )
-        both = (new._replace(key=None), state._replace(key=None))
-        chosen = jax.tree.map(lambda a, b: jnp.where(fine, a, b), *both)
-        chosen = chosen._replace(step=new.step, key=new.key)
+        chosen = jax.tree.map(lambda a, b: a if is_key(a) else jnp.where(fine, a, b), new, state)
+        chosen = chosen._replace(step=new.step)
         return chosen, check._replace(skipped=check.skipped + ~fine), metrics
 
     return run

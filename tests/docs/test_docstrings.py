@@ -1,19 +1,9 @@
 """Docstrings as the site's tools read them: arguments, results and sources of every public name."""
 
-import sys
-from pathlib import Path
-
 import pytest
 
 pytest.importorskip("griffe")
-sys.path.insert(0, str(Path(__file__).parents[2] / "docs"))
-from hooks import MODULES
-
-NAMED = {
-    f"{module.path}.{name}".removeprefix("jflow."): target
-    for module, members in MODULES
-    for name, target in members
-}
+from site_hooks import NAMED
 
 
 def arguments(target) -> set[str]:
@@ -23,7 +13,10 @@ def arguments(target) -> set[str]:
     return {
         name
         for name, member in target.members.items()
-        if member.is_attribute and member.annotation is not None and not name.startswith("_")
+        if member.is_attribute
+        and member.annotation is not None
+        and "property" not in member.labels
+        and not name.startswith("_")
     }
 
 

@@ -127,14 +127,18 @@ def test_squared_and_cosine():
     unit, other = (x / np.linalg.norm(x, axis=-1, keepdims=True) for x in longer)
     turned = 1 - np.mean(np.sum(unit * other, axis=-1), axis=1)
     np.testing.assert_allclose(
-        squared_and_cosine_error(v, target, v, None), square + turned, rtol=1e-6
+        squared_and_cosine_error(v, target, v, jnp.zeros(2)), square + turned, rtol=1e-6
     )
     np.testing.assert_allclose(
         turned, [0.5, 1.5], atol=0.1
     )  # an angle of 90 degrees and one of 0; 180 and none
-    np.testing.assert_allclose(squared_and_cosine_error(target, target, v, None), 0, atol=1e-6)
+    np.testing.assert_allclose(
+        squared_and_cosine_error(target, target, v, jnp.zeros(2)), 0, atol=1e-6
+    )
     assert np.all(
-        np.isfinite(jax.grad(lambda v: jnp.sum(squared_and_cosine_error(v, target, v, None)))(v))
+        np.isfinite(
+            jax.grad(lambda v: jnp.sum(squared_and_cosine_error(v, target, v, jnp.zeros(2))))(v)
+        )
     )
 
 
