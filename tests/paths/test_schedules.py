@@ -101,7 +101,7 @@ def test_conversions_in_float32(name):
         }
     for conversion in CONVERSIONS:
         source, target = conversion.split("_to_")
-        given = getattr(paths, conversion)(truth[source].astype(np.float32), x, t, schedule)
+        given = getattr(paths, conversion)(jnp.asarray(truth[source], jnp.float32), x, t, schedule)
         assert given.dtype == jnp.float32
         scale = max(1, np.abs(truth[target]).max())
         np.testing.assert_allclose(
