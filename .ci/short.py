@@ -16,6 +16,7 @@ import traceback
 
 for name in ("OPENBLAS_NUM_THREADS", "OMP_NUM_THREADS", "MKL_NUM_THREADS"):
     os.environ[name] = "1"  # threads would be lost in a fork
+os.environ["MPLBACKEND"] = "agg"  # figures are drawn and not shown
 sys.path.insert(0, "tests")
 
 import jax
@@ -32,6 +33,7 @@ BENCHMARKS = [
     "depth",
     "flow_matching_step",
 ]
+TUTORIALS = ["density", "few_steps", "flow_matching", "guidance", "posterior", "reflow"]
 BENCHMARKS += ["masked_conv", "ode_sampling", "samplers", "weak_scaling"]
 # A job is a list of commands, one after another; {} is a folder of its own.
 JOBS = [
@@ -70,6 +72,7 @@ JOBS = [
     ["experiments/few_steps_digits/run.py --out {} --short"],
     ["experiments/few_step_solvers/run.py --out {} --short"],
     ["experiments/restoration_knob/run.py --out {} --short"],
+    *([f"experiments/tutorials/{name}.py --short"] for name in TUTORIALS),
     *([f"benchmarks/{name}.py --short"] for name in BENCHMARKS),
     ["python benchmarks/device.py --short"],  # which starts processes of its own
 ]

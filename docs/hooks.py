@@ -21,23 +21,21 @@ def public_modules():
     package = griffe.load("jflow", search_paths=[str(ROOT)], docstring_parser="google")
 
     def walk(module):
-        exports = [str(name) for name in module.exports or ()]
         members, inner = [], []
-        own = [n for n, m in module.members.items() if not m.is_alias and not n.startswith("_")]
-        for name in exports or own:
-            member = module.members[name]
+        for name in module.exports or ():
+            member = module.members[str(name)]
             target = member.final_target if member.is_alias else member
             if target.is_module:
                 inner.append(target)
             elif target.is_function or target.is_class:
-                members.append((name, target))
+                members.append((str(name), target))
         known = {m.path for m in inner}
         inner += [
             m
             for n, m in module.members.items()
             if not m.is_alias and m.is_module and not n.startswith("_") and m.path not in known
         ]
-        if module.path != "jflow":
+        if module.path != "jflow" and module.exports:  # without __all__ it is nobody's to call
             yield module, members
         for m in sorted(inner, key=lambda m: m.path):
             yield from walk(m)

@@ -1,15 +1,23 @@
 """Closed forms to test against: what a perfect network would compute.
 
-Data x1 is Gaussian or a mixture of Gaussians, the source x0 is standard normal and independent of it, and
-x_t = alpha(t) x1 + sigma(t) x0 (the linear path unless a schedule is given). Then x_t is Gaussian or a mixture too, and
-velocity, score and density at any time are known; for a Gaussian the flow map and the average velocity as well.
+Data x1 is Gaussian or a mixture of Gaussians, the source x0 is standard normal and independent of
+it, and x_t = alpha(t) x1 + sigma(t) x0 (the linear path unless a schedule is given). Then x_t is
+Gaussian or a mixture too, and velocity, score and density at any time are known; for a Gaussian the
+flow map and the average velocity as well.
 
-x is [b, d]; t and r are [b], or scalars given to every row. Everything is computed in x's precision, float32 at least;
-the constants are prepared in float64. `as_velocity(oracle)` is the noun that samplers, losses and likelihoods take.
+x is [b, d]; t and r are [b], or scalars given to every row. Everything is computed in the precision
+of x, float32 at least; the constants are prepared in float64. `as_velocity(oracle)` is the noun
+that samplers, losses and likelihoods take.
 
-Sources: Lipman, Chen, Ben-Hamu, Nickel, Le, "Flow Matching for Generative Modeling", 2023; Albergo, Boffi,
-Vanden-Eijnden, "Stochastic Interpolants: A Unifying Framework for Flows and Diffusions", 2023; Boffi, Albergo,
-Vanden-Eijnden, "Flow Map Matching", 2024; Geng, Deng, Bai, Kolter, He, "Mean Flows for One-step Generative Modeling", 2025.
+References:
+    Lipman, Chen, Ben-Hamu, Nickel, Le, *Flow Matching for Generative Modeling*, 2023,
+        arXiv:2210.02747.
+    Albergo, Boffi, Vanden-Eijnden,
+        *Stochastic Interpolants: A Unifying Framework for Flows and Diffusions*, 2023,
+        arXiv:2303.08797.
+    Boffi, Albergo, Vanden-Eijnden, *Flow Map Matching*, 2024, arXiv:2406.07507.
+    Geng, Deng, Bai, Kolter, He, *Mean Flows for One-step Generative Modeling*, 2025,
+        arXiv:2505.13447.
 """
 
 from collections.abc import Callable
@@ -20,6 +28,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.typing import ArrayLike
+from jaxtyping import Float, Int
 
 from jflow._core.arrays import float_dtype
 from jflow._core.checks import rows
@@ -40,50 +49,97 @@ __all__ = [
 
 
 class Gaussian(NamedTuple):
-    """What `gaussian` returns. A `label` is accepted and ignored, so that both oracles are called alike."""
+    """The closed forms of Gaussian data, as `gaussian` returns them.
 
-    velocity: Callable[..., Array]  # (x, t, label=None) -> [b, d]: E[dx_t/dt | x_t = x]
-    score: Callable[..., Array]  # (x, t, label=None) -> [b, d]: grad log p_t(x)
-    log_density: Callable[..., Array]  # (x, t, label=None) -> [b] nats: log p_t(x)
-    flow_map: Callable[
-        ..., Array
-    ]  # (x, t, r) -> [b, d]: x carried along the velocity from time t to time r
-    average_velocity: Callable[
-        ..., Array
-    ]  # (x, t, r) -> [b, d]: (flow_map - x) / (r - t), the velocity at r = t
-    marginal: Callable[
-        ..., tuple[Array, Array]
-    ]  # t [b] -> mean [b, d], cov [b, d, d] of x_t, and of every SDE below
-    euler_maruyama: Callable[
-        ..., tuple[Array, Array]
-    ]  # (times [n + 1], noise) -> exact mean, cov of the *discrete* SDE
-    sample: Callable[..., Array]  # (key, n) -> x1 [n, d]
-    entropy: float  # of the data, in nats
+    A label is accepted and ignored, so that both oracles are called alike.
+
+    Attributes:
+        velocity: `velocity(x, t, label=None) -> [b, d]`, E[dx_t/dt | x_t = x].
+        score: `score(x, t, label=None) -> [b, d]`, grad log p_t(x).
+        log_density: `log_density(x, t, label=None) -> [b]`, log p_t(x) in nats.
+        flow_map: `flow_map(x, t, r) -> [b, d]`, x carried along the velocity from time t to time r.
+        average_velocity: `average_velocity(x, t, r) -> [b, d]`, (flow_map - x) / (r - t), which is
+            the velocity at r = t.
+        marginal: `marginal(t) -> (mean [b, d], cov [b, d, d])` of x_t for t [b], and of every SDE
+            of `euler_maruyama`.
+        euler_maruyama: `euler_maruyama(times, noise) -> (mean [n + 1, d], cov [n + 1, d, d])` for
+            times [n + 1]: the exact moments of the *discrete* SDE.
+        sample: `sample(key, n) -> [n, d]`, rows of x1.
+        entropy: that of the data, in nats, a float.
+    """
+
+    velocity: Callable[..., Array]
+    score: Callable[..., Array]
+    log_density: Callable[..., Array]
+    flow_map: Callable[..., Array]
+    average_velocity: Callable[..., Array]
+    marginal: Callable[..., tuple[Array, Array]]
+    euler_maruyama: Callable[..., tuple[Array, Array]]
+    sample: Callable[..., Array]
+    entropy: float
 
 
 class Mixture(NamedTuple):
-    """What `mixture` returns. label [b] picks one component a row; K, the null label, means the whole mixture."""
+    """The closed forms of mixtures of Gaussians, as `mixture` returns them.
 
-    velocity: Callable[..., Array]  # (x, t, label=None) -> [b, d]
-    score: Callable[..., Array]  # (x, t, label=None) -> [b, d]
-    log_density: Callable[..., Array]  # (x, t, label=None) -> [b] nats
-    responsibilities: Callable[..., Array]  # (x, t, label=None) -> [b, K]: p(component | x_t = x)
-    sample: Callable[..., Array]  # (key, n, label=None) -> x1 [n, d]; label [n]
-    sample_labels: Callable[..., Array]  # (key, n) -> [n] components, drawn by their weights
+    A label [b] picks one component a row; K, the null label, means the whole mixture.
+
+    Attributes:
+        velocity: `velocity(x, t, label=None) -> [b, d]`, E[dx_t/dt | x_t = x].
+        score: `score(x, t, label=None) -> [b, d]`, grad log p_t(x).
+        log_density: `log_density(x, t, label=None) -> [b]`, log p_t(x) in nats.
+        responsibilities: `responsibilities(x, t, label=None) -> [b, K]`, p(component | x_t = x).
+        sample: `sample(key, n, label=None) -> [n, d]`, rows of x1; label [n].
+        sample_labels: `sample_labels(key, n) -> [n]`, components drawn by their weights.
+    """
+
+    velocity: Callable[..., Array]
+    score: Callable[..., Array]
+    log_density: Callable[..., Array]
+    responsibilities: Callable[..., Array]
+    sample: Callable[..., Array]
+    sample_labels: Callable[..., Array]
 
 
 def gaussian(mean: ArrayLike, cov: ArrayLike, schedule: Schedule = LINEAR) -> Gaussian:
-    """Data N(mean, cov): mean [d]; cov [d, d], the variances [d], or one variance.
+    """The closed forms of a path from N(0, I) to Gaussian data N(mean, cov).
 
-    In the eigenbasis of cov, with eigenvalues l, m = mean, a and s the schedule's values and l_t = a^2 l + s^2:
-        x_t ~ N(a m, l_t)                      score      -(x - a m) / l_t
+    In the eigenbasis of cov, with eigenvalues l, m = mean, a and s the values of the schedule and
+    l_t = a^2 l + s^2:
+
+        x_t ~ N(a m, l_t)
+        score      -(x - a m) / l_t
         velocity   a' m + (a a' l + s s') / l_t (x - a m)
         flow map   a_r m + sqrt(l_r / l_t) (x - a_t m)
-    `euler_maruyama(times, noise)` follows dx = (velocity + noise(t)^2 / 2 score) dt + noise(t) dW, which has the
-    marginals of x_t whatever noise is, through the steps of the grid: the mean [n + 1, d] and covariance [n + 1, d, d]
-    of its states, started from the exact marginal at times[0]. noise takes and returns a scalar.
 
-    Raises ValueError for shapes that don't fit and for a cov that is not positive definite.
+    `euler_maruyama(times, noise)` follows
+
+        dx = (velocity + noise(t)^2 / 2 score) dt + noise(t) dW,
+
+    which has the marginals of x_t whatever noise is, through the steps of the grid: the mean and
+    the covariance of its states, started from the exact marginal at times[0]. noise takes and
+    returns a scalar.
+
+    Args:
+        mean: of the data, [d].
+        cov: the covariance of the data: [d, d], the variances [d], or one variance.
+        schedule: alpha and sigma of the path x_t = alpha(t) x1 + sigma(t) x0, from
+            `paths.schedules`; linear by default.
+
+    Returns:
+        Gaussian: a tuple of functions of x [b, d] and t.
+
+    Raises:
+        ValueError: the shapes do not fit, or cov is not symmetric and positive definite.
+
+    Examples:
+        >>> import jax.numpy as jnp
+        >>> from jflow import oracles
+        >>> oracle = oracles.gaussian([0.0], 9.0)
+        >>> oracle.flow_map(jnp.ones((1, 1)), 0.0, 1.0)
+        Array([[3.]], dtype=float32)
+        >>> round(oracle.entropy, 3)  # log(2 pi e 9) / 2
+        2.518
     """
     law = _law("gaussian", np.asarray(mean, np.float64)[None], _batch_of_one(cov), schedule)
     d = law.means.shape[1]
@@ -162,18 +218,39 @@ def gaussian(mean: ArrayLike, cov: ArrayLike, schedule: Schedule = LINEAR) -> Ga
 def mixture(
     weights: ArrayLike, means: ArrayLike, covs: ArrayLike, schedule: Schedule = LINEAR
 ) -> Mixture:
-    """Data sum_k weights[k] N(means[k], covs[k]): weights [K] (normalized here), means [K, d]; covs [K, d, d], the
-    variances [K, d], one variance a component [K], or one for all (a full covariance shared by all is repeated K times).
+    """The closed forms of a path from N(0, I) to a mixture of Gaussians.
 
-    With g_k the responsibilities p(k | x_t = x), velocity and score are sum_k g_k times those of `gaussian`.
+    The data are sum_k weights[k] N(means[k], covs[k]). With g_k the responsibilities p(k | x_t =
+    x), velocity and score are sum_k g_k times those of `gaussian`.
 
-    Raises ValueError for shapes that don't fit, weights that are not positive, a cov that is not positive definite.
+    Args:
+        weights: of the components, [K], positive; normalized here.
+        means: of the components, [K, d].
+        covs: the covariances of the components: [K, d, d], the variances [K, d], one variance a
+            component [K], or one for all. A full covariance that all share is repeated K times.
+        schedule: alpha and sigma of the path x_t = alpha(t) x1 + sigma(t) x0, from
+            `paths.schedules`; linear by default.
+
+    Returns:
+        Mixture: a tuple of functions of x [b, d], t and a label.
+
+    Raises:
+        ValueError: the shapes do not fit, a weight is not positive, or a covariance is not
+            symmetric and positive definite.
+
+    Examples:
+        >>> import jax.numpy as jnp
+        >>> from jflow import oracles
+        >>> oracle = oracles.mixture([0.5, 0.5], [[-4.0], [4.0]], 1.0)
+        >>> oracle.responsibilities(jnp.zeros((1, 1)), 1.0)
+        Array([[0.5, 0.5]], dtype=float32)
     """
     weights = np.asarray(weights, np.float64)
     means = np.asarray(means, np.float64)
     if weights.ndim != 1 or means.shape[:1] != weights.shape:
         raise ValueError(
-            f"mixture: expected weights [K] and means [K, d], got {list(weights.shape)} and {list(means.shape)}"
+            f"mixture: expected weights [K] and means [K, d], got {list(weights.shape)} and "
+            f"{list(means.shape)}"
         )
     if not np.all(weights > 0):
         raise ValueError(f"mixture: expected positive weights, got {weights.tolist()}")
@@ -228,21 +305,36 @@ def mixture(
 
 def mixture_flow_map(
     oracle: Mixture,
-    x: Array,
+    x: Float[Array, "b d"],
     t: ArrayLike,
     r: ArrayLike,
-    label: Array | None = None,
+    label: Int[Array, " b"] | None = None,
     *,
     tolerance: float = 1e-10,
-) -> Array:
-    """x [b, d] carried from time t to time r along the oracle's velocity, by Dopri8 in float64; differentiable in reverse.
+) -> Float[Array, "b d"]:
+    """Points carried from one time to another along the velocity of a mixture, to a tolerance.
 
-    Each row is solved by itself to the relative and absolute tolerance; a row that fails is NaN. Raises ValueError unless
-    x is float64 (`with jax.enable_x64(True)`).
+    The ODE is solved by Dopri8 in float64, each row by itself. It is differentiable in reverse
+    mode.
+
+    Args:
+        oracle: what `mixture` returned.
+        x: the points, [b, d], float64 (`with jax.enable_x64(True)`).
+        t: the times that they are at, [b] or a scalar.
+        r: the times to carry them to, [b] or a scalar; before t or after it.
+        label: a component for each row, [b]; None is the whole mixture.
+        tolerance: relative and absolute.
+
+    Returns:
+        The points [b, d] at r; a row whose solve failed is NaN.
+
+    Raises:
+        ValueError: x is not float64.
     """
     if jnp.result_type(x) != jnp.float64:
         raise ValueError(
-            f"mixture_flow_map: expected x in float64, under jax.enable_x64(True), got {jnp.result_type(x)}"
+            "mixture_flow_map: expected x in float64, under jax.enable_x64(True), got "
+            f"{jnp.result_type(x)}"
         )
 
     def solve(x, t, r, label):
@@ -272,9 +364,25 @@ def mixture_flow_map(
 def eight_gaussians(
     radius: float = 5.0, variance: float = 0.1, schedule: Schedule = LINEAR
 ) -> Mixture:
-    """Eight equal Gaussians on a circle: the usual 2-D toy. Its entropy at the defaults is 2.6147 nats.
+    """Eight equal Gaussians on a circle: the usual toy in two dimensions.
 
-    (Well separated, it is log 8 + log(2 pi e variance), less the overlap of neighbors.)
+    Its entropy at the defaults is 2.6147 nats. (Well separated, it is log 8 + log(2 pi e variance),
+    less the overlap of neighbors.)
+
+    Args:
+        radius: of the circle of the means.
+        variance: of each Gaussian.
+        schedule: alpha and sigma of the path x_t = alpha(t) x1 + sigma(t) x0, from
+            `paths.schedules`; linear by default.
+
+    Returns:
+        Mixture: the oracle, d = 2 and K = 8.
+
+    Examples:
+        >>> import jax
+        >>> from jflow import oracles
+        >>> oracles.eight_gaussians().sample(jax.random.key(0), 3).shape
+        (3, 2)
     """
     angles = 2 * np.pi * np.arange(8) / 8
     return mixture(
@@ -283,7 +391,21 @@ def eight_gaussians(
 
 
 def as_velocity(oracle: Gaussian | Mixture) -> Velocity:
-    """The oracle as a `Velocity` without params; cond is the label, and the type of x is kept."""
+    """The velocity of an oracle as the noun that samplers, losses and likelihoods take.
+
+    Args:
+        oracle: what `gaussian` or `mixture` returned.
+
+    Returns:
+        Velocity: params {}, cond is the label, and the type of x is kept.
+
+    Examples:
+        >>> import jax.numpy as jnp
+        >>> from jflow import oracles
+        >>> velocity = oracles.as_velocity(oracles.gaussian([2.0], 1.0))
+        >>> velocity.apply({}, jnp.zeros((1, 1)), 0.0)
+        Array([[2.]], dtype=float32)
+    """
     return Velocity(
         lambda key, x, t, cond=None: {},
         lambda params, x, t, cond=None, *, key=None: oracle.velocity(x, t, cond).astype(
@@ -293,7 +415,14 @@ def as_velocity(oracle: Gaussian | Mixture) -> Velocity:
 
 
 def as_flow_map(oracle: Gaussian) -> FlowMap:
-    """The flow map as a `FlowMap` without params: x at time r."""
+    """The flow map of a Gaussian oracle as a `FlowMap`: x carried from time t to time r.
+
+    Args:
+        oracle: what `gaussian` returned.
+
+    Returns:
+        FlowMap: params {}.
+    """
     return FlowMap(
         lambda key, x, t, r, cond=None: {},
         lambda params, x, t, r, cond=None, *, key=None: oracle.flow_map(x, t, r),
@@ -301,7 +430,14 @@ def as_flow_map(oracle: Gaussian) -> FlowMap:
 
 
 def as_average_velocity(oracle: Gaussian) -> FlowMap:
-    """The average velocity between t and r as a `FlowMap` without params."""
+    """The average velocity of a Gaussian oracle between t and r as a `FlowMap`.
+
+    Args:
+        oracle: what `gaussian` returned.
+
+    Returns:
+        FlowMap: params {}.
+    """
     return FlowMap(
         lambda key, x, t, r, cond=None: {},
         lambda params, x, t, r, cond=None, *, key=None: oracle.average_velocity(x, t, r),
@@ -309,7 +445,10 @@ def as_average_velocity(oracle: Gaussian) -> FlowMap:
 
 
 class _Law(NamedTuple):
-    """K Gaussians: means [K, d], orthonormal eigenvectors as the columns of basis [K, d, d], eigenvalues [K, d]."""
+    """K Gaussians, with the covariances decomposed.
+
+    means [K, d]; orthonormal eigenvectors as the columns of basis [K, d, d]; eigenvalues [K, d].
+    """
 
     means: np.ndarray
     basis: np.ndarray
@@ -404,12 +543,14 @@ def _law(name, means, covs, schedule) -> _Law:
         basis = np.broadcast_to(np.eye(d), (count, d, d))
     else:
         raise ValueError(
-            f"{name}: expected one covariance [{d}, {d}], variances [{d}] or a variance for each of {count} components, "
+            f"{name}: expected one covariance [{d}, {d}], variances [{d}] or a variance for each "
+            f"of {count} components, "
             f"got {list(covs.shape)}"
         )
     if not np.all(eigenvalues > 0):
         raise ValueError(
-            f"{name}: expected positive definite covariances, got the eigenvalue {eigenvalues.min()}"
+            f"{name}: expected positive definite covariances, got the eigenvalue "
+            f"{eigenvalues.min()}"
         )
     return _Law(means, basis, eigenvalues, schedule)
 
@@ -420,7 +561,8 @@ _NODES, _NODE_WEIGHTS = np.polynomial.legendre.leggauss(16)
 def _mean_slope(f, t, r):
     """(f(r) - f(t)) / (r - t) as the mean of f' between t and r: [b], smooth at r = t.
 
-    Sixteen Gauss-Legendre nodes: exact for polynomials up to degree 32, to rounding for smooth schedules.
+    Sixteen Gauss-Legendre nodes: exact for polynomials up to degree 32, to rounding for smooth
+    schedules.
     """
     nodes = jnp.asarray((_NODES + 1) / 2, t.dtype)[None]
     times = (t[:, None] + nodes * (r - t)[:, None]).reshape(-1)

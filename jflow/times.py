@@ -52,7 +52,7 @@ def uniform(low: float = 0.0, high: float = 1.0) -> Time:
     Raises:
         ValueError: unless 0 <= low < high <= 1.
 
-    Example:
+    Examples:
         >>> import jax
         >>> from jflow import times
         >>> t = times.uniform(0.0, 0.5)(jax.random.key(0), 4)
@@ -74,7 +74,7 @@ def antithetic() -> Time:
     Returns:
         Time: (key, n) -> t [n]. Where n is odd, one time is alone.
 
-    Example:
+    Examples:
         >>> import jax
         >>> from jflow import times
         >>> round(float(times.antithetic()(jax.random.key(0), 4).mean()), 4)
@@ -99,7 +99,7 @@ def low_discrepancy() -> Time:
     Returns:
         Time: (key, n) -> t [n].
 
-    Example:
+    Examples:
         >>> import jax
         >>> import jax.numpy as jnp
         >>> import numpy as np
@@ -115,7 +115,8 @@ def low_discrepancy() -> Time:
 
     def draw(key, n):
         draw_key, order_key = jax.random.split(key)
-        t = (jnp.arange(n) + jax.random.uniform(draw_key)) / n
+        u = jax.random.uniform(draw_key)
+        t = (jnp.arange(n, dtype=u.dtype) + u) / n
         return jax.random.permutation(order_key, jnp.minimum(t, 1))
 
     return draw
@@ -136,7 +137,7 @@ def from_quantile(quantile: Callable[[Array], Array], draws: Time = _UNIFORM) ->
     Returns:
         Time: (key, n) -> t [n].
 
-    Example:
+    Examples:
         >>> import jax
         >>> from jflow import times
         >>> law = times.from_quantile(lambda u: u**0.5)  # density 2 t
@@ -148,6 +149,8 @@ def from_quantile(quantile: Callable[[Array], Array], draws: Time = _UNIFORM) ->
 
 def logit_normal(mean: float = 0.0, std: float = 1.0, *, draws: Time | None = None) -> Time:
     """The logit-normal law of Stable Diffusion 3: more times in the middle.
+
+    Also known as: logit-normal timesteps, SD3 timestep sampling.
 
         t = sigmoid(mean + std z),      z standard normal
 
@@ -166,7 +169,7 @@ def logit_normal(mean: float = 0.0, std: float = 1.0, *, draws: Time | None = No
     Raises:
         ValueError: mean is not finite, or std is not finite and above 0.
 
-    Example:
+    Examples:
         >>> import jax
         >>> import jax.numpy as jnp
         >>> from jflow import times
@@ -297,7 +300,7 @@ def shift(t: _T, factor: float | Any) -> _T:
     Raises:
         ValueError: factor is not finite and above 0.
 
-    Example:
+    Examples:
         >>> from jflow import times
         >>> times.shift(0.5, 3.0)
         0.25
@@ -315,6 +318,8 @@ def shift(t: _T, factor: float | Any) -> _T:
 
 def shifted(time: Time, factor: float) -> Time:
     """A law of times, shifted towards noise.
+
+    Also known as: timestep shift, SD3 shift.
 
     Args:
         time: (key, n) -> t [n], the law to shift.
@@ -346,7 +351,7 @@ def pairs(time: Time = _UNIFORM, *, equal: float = 0.0) -> TimePair:
     Raises:
         ValueError: equal is outside [0, 1].
 
-    Example:
+    Examples:
         >>> import jax
         >>> from jflow import times
         >>> t, r = times.pairs(times.logit_normal(0.4, 1.0))(jax.random.key(0), 5)
@@ -406,7 +411,7 @@ def fixed(times: Times) -> Time:
     Raises:
         ValueError: times are empty, not one-dimensional, or not all in [0, 1].
 
-    Example:
+    Examples:
         >>> import jax
         >>> from jflow import times
         >>> times.fixed([0.5])(jax.random.key(0), 3).tolist()
@@ -519,7 +524,7 @@ def sequential(knots: Times, *, starts: float = 0.25) -> Time:
     Raises:
         ValueError: starts is outside [0, 1], or knots do not rise strictly from 0 to 1.
 
-    Example:
+    Examples:
         >>> import jax
         >>> from jflow import times
         >>> law = times.sequential([0.0, 0.5, 1.0], starts=1.0)

@@ -1,64 +1,169 @@
 """The nouns of jflow: tuples of pure functions that compose.
 
-Time runs from t=0 (source, noise) to t=1 (data); `forward` goes from source to data. Every array has one leading batch
-axis, then `*event`. `log_det` and `log_prob` are [b], in nats. `params` are nested dicts of trainable floats and nothing
-else. `key=None` means deterministic; a function that needs randomness and gets no key raises. A method is a function
-that returns one of these tuples, or a `Loss`.
+Time runs from t=0 (source, noise) to t=1 (data); `forward` goes from the source to the data. Every
+array has one leading batch axis, then `*event`. `log_det` and `log_prob` are [b], in nats. `params`
+are nested dicts of trainable floats and nothing else. `key=None` means deterministic; a function
+that needs randomness and gets no key raises a ValueError. A method is a function that returns one
+of these tuples, or a `Loss`.
 
-A key is consumed once: a function splits the key that it gets and hands each part to one consumer, and never folds a number
-into a key that it also passes on, for split(key, n)[i] and fold_in(key, i) are the same bits. `fold_in(state.key,
-state.step)` is the one exception, at the root of a training step; `jax.random.clone` says that the same draws are wanted
-once more. A seed of numpy's is told apart by purpose (`jflow._core.seeds`).
+The tuples are made once, outside jit, and closed over; their functions are pure and may be jitted,
+differentiated and sharded. Somebody's own tuple needs no base class and no registration: any
+functions with these signatures do.
+
+A key is consumed once: a function splits the key that it gets and hands each part to one consumer,
+and never folds a number into a key that it also passes on, because split(key, n)[i] and
+fold_in(key, i) are the same bits. `fold_in(state.key, state.step)` is the one exception, at the
+root of a training step; `jax.random.clone` says that the same draws are wanted once more.
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple, Protocol
 
 import jax
+from jax.typing import ArrayLike
+from jaxtyping import Float, Int
+
+# Seeds of numpy are distinguished by purpose: `jflow._core.seeds`.
+
+__all__ = [
+    "ApplyElementwise",
+    "ApplyField",
+    "ApplyFlowMap",
+    "ApplyMap",
+    "Array",
+    "BatchTransform",
+    "Bijector",
+    "Cond",
+    "Coupling",
+    "Distribution",
+    "Elbo",
+    "ElboFlow",
+    "Elementwise",
+    "Field",
+    "Flow",
+    "FlowMap",
+    "InitDistribution",
+    "InitField",
+    "InitFlowMap",
+    "InitMap",
+    "Key",
+    "LogProb",
+    "Loss",
+    "Metrics",
+    "NumberOrFunction",
+    "Params",
+    "Path",
+    "PathFn",
+    "PullbackMap",
+    "PyTree",
+    "Sample",
+    "SampleAndLogProb",
+    "Step",
+    "Time",
+    "TimePair",
+    "Transport",
+    "Velocity",
+]
 
 Array = jax.Array
-Key = jax.Array  # a jax.random.key
+"""An array of JAX's, or a tracer of one."""
+
+Key = jax.Array
+"""A key of `jax.random.key`, of shape []."""
+
 PyTree = Any
+"""A nesting of dicts, lists and tuples with arrays as leaves; one array is a pytree too."""
+
 Params = Mapping[str, Any]
-Cond = Any  # None, an array [b, ...] or a pytree of them; one row, [1, ...], is for all rows
+"""Nested dicts of trainable floats and nothing else; a noun without parameters has {}."""
+
+Cond = Any
+"""A condition: None, an array [b, ...], or a pytree of them; one row, [1, ...], is for all rows."""
+
 Metrics = Mapping[str, Array]
+"""What a loss reports beside its value, by name."""
+NumberOrFunction = ArrayLike | Callable[..., Any]
+"""A number, or a function that gives one where it is needed.
+
+It is a function of the times t [b] -> [b] for a scale of guidance or the noise of a step, of the
+condition -> [b] for a share of guidance in training, and of the number of updates -> a number for
+the decay of an average."""
 
 
 class InitMap(Protocol):
-    def __call__(self, key: Key, x: Array, cond: Cond = None, *, side: str = "data") -> Params: ...
+    """The `init` of a `Bijector` or a `Transport`."""
+
+    def __call__(
+        self, key: Key, x: Float[Array, "b *event"], cond: Cond = None, *, side: str = "data"
+    ) -> Params: ...
 
 
 class ApplyMap(Protocol):
+    """The `forward` or the `inverse` of a `Bijector`, a `Transport` or a `Flow`."""
+
     def __call__(
-        self, params: Params, x: Array, cond: Cond = None, *, key: Key | None = None
-    ) -> tuple[Array, Array]: ...
+        self,
+        params: Params,
+        x: Float[Array, "b *event"],
+        cond: Cond = None,
+        *,
+        key: Key | None = None,
+    ) -> tuple[Float[Array, "b *event"], Float[Array, " b"]]: ...
 
 
 class PullbackMap(Protocol):
+    """The `pullback` of a `Bijector`."""
+
     def __call__(
         self,
         direction: str,
         params: Params,
-        y: Array,
-        cotangents: tuple[Array, Array],
+        y: Float[Array, "b *event"],
+        cotangents: tuple[Float[Array, "b *event"], Float[Array, " b"]],
         cond: Cond = None,
         *,
         key: Key | None = None,
-    ) -> tuple[Array, tuple[Params, Array, Cond]]: ...
+    ) -> tuple[Float[Array, "b *event"], tuple[Params, Float[Array, "b *event"], Cond]]: ...
 
 
 class Bijector(NamedTuple):
-    """An invertible map, the same fields for all of them; `bijectors.check` tries one of your own.
+    """An invertible map with a tractable log-determinant; the same fields for all of them.
 
-    init(key, x, cond=None, *, side='data') -> params; x [b, *event] as this map meets it on that side ('data': what
-        `inverse` receives, 'source': what `forward` receives).
-    forward(params, z, cond=None, *, key=None) -> (x, log_det): source to data.
-    inverse(params, x, cond=None, *, key=None) -> (z, log_det): data to source.
-    log_det [b] is log |det d output / d input| of the map just applied, in nats.
-    pullback, optional: the derivative of `forward` or `inverse` from its output y alone, for reversible stacks. With
-        cotangents the cotangents of (y, log_det): pullback('forward' or 'inverse', params, y, cotangents, cond=None, *,
-        key=None) -> (x, (params_bar, x_bar, cond_bar)), x the input that gave y. None: the other direction, then jax.vjp
-        at x.
+    The log-determinant that `forward` and `inverse` return is log |det d output / d input| of the
+    map just applied, [b], in nats, so that those of the two directions cancel. It is float32 at
+    least. Rows do not depend on one another. An output has the type of its input, and may have
+    another event shape of as many numbers.
+
+    `bijectors.check` tries a bijector of your own against these promises.
+
+    Attributes:
+        init: `init(key, x, cond=None, *, side="data") -> params`. x [b, *event] is a batch as this
+            map meets it on that side: 'data' is what `inverse` receives, 'source' is what `forward`
+            receives. Data-dependent layers look at its values, the others at its shape and type.
+        forward: `forward(params, z, cond=None, *, key=None) -> (x, log_det)`, from the source to
+            the data.
+        inverse: `inverse(params, x, cond=None, *, key=None) -> (z, log_det)`, from the data to the
+            source.
+        pullback: the derivative of `forward` or `inverse` from its output alone, for stacks that
+            are trained reversibly (`bijectors.scan(..., reversible=True)`); optional.
+            `pullback(direction, params, y, cotangents, cond=None, *, key=None) -> (x, (params_bar,
+            x_bar, cond_bar))`, where direction is 'forward' or 'inverse', y is the output of that
+            direction, cotangents are those of (y, log_det), and x is the input that gave y. None
+            means the other direction, then `jax.vjp` at x.
+
+    Examples:
+        >>> import jax
+        >>> import jax.numpy as jnp
+        >>> from jflow import bijectors
+        >>> from jflow.types import Bijector
+        >>> def init(key, x, cond=None, *, side="data"):
+        ...     return {"shift": jnp.zeros(x.shape[1:])}
+        >>> def forward(params, z, cond=None, *, key=None):
+        ...     return z + params["shift"], jnp.zeros(z.shape[0])
+        >>> def inverse(params, x, cond=None, *, key=None):
+        ...     return x - params["shift"], jnp.zeros(x.shape[0])
+        >>> shift = Bijector(init, forward, inverse)
+        >>> bijectors.check(shift, jax.random.normal(jax.random.key(0), (3, 2)))
     """
 
     init: InitMap
@@ -68,10 +173,35 @@ class Bijector(NamedTuple):
 
 
 class Transport(NamedTuple):
-    """A stochastic layer or a surjection: a `Bijector` whose `log_det` is read as a contribution to the likelihood.
+    """A stochastic layer or a surjection, whose `log_det` is a contribution to the likelihood.
 
-    E over keys of [log p_source(z) + inverse's contribution] <= log p_data(x); forward's contribution is minus that of
-    the inverse for the same pair (z, x)."""
+    The fields are those of a `Bijector`. What `inverse` returns in the place of a log-determinant
+    is its contribution to the likelihood,
+    [b], in nats, for the z that it drew: the expectation over keys of log p_source(z) +
+    contribution is at most log p_data(x). The contribution of `forward` is minus that of `inverse`
+    for the same pair (z, x). A flow over a transport has an `elbo` and no `log_prob`
+    (`flows.elbo_flow`).
+
+    Attributes:
+        init: `init(key, x, cond=None, *, side="data") -> params`; x [b, *event] is a batch as this
+            layer meets it on that side, see `Bijector`.
+        forward: `forward(params, z, cond=None, *, key=None) -> (x, contribution)`, from the source
+            to the data. A stochastic direction needs the key.
+        inverse: `inverse(params, x, cond=None, *, key=None) -> (z, contribution)`, from the data to
+            the source. A stochastic direction needs the key.
+
+    Examples:
+        >>> import jax
+        >>> import jax.numpy as jnp
+        >>> from jflow import bijectors
+        >>> dequantize = bijectors.uniform_dequantization(4)
+        >>> levels = jnp.array([[0.0, 3.0]])
+        >>> z, contribution = dequantize.inverse({}, levels, key=jax.random.key(0))
+        >>> (4 * z).astype(int)
+        Array([[0, 3]], dtype=int32)
+        >>> round(float(contribution[0]), 3)  # -2 log 4
+        -2.773
+    """
 
     init: InitMap
     forward: ApplyMap
@@ -79,16 +209,40 @@ class Transport(NamedTuple):
 
 
 class ApplyElementwise(Protocol):
-    def __call__(self, x: Array, raw: Array) -> tuple[Array, Array]: ...
+    """The `forward` or the `inverse` of an `Elementwise`."""
+
+    def __call__(
+        self, x: Float[Array, "*shape"], raw: Float[Array, "*shape size"]
+    ) -> tuple[Float[Array, "*shape"], Float[Array, "*shape"]]: ...
 
 
 class Elementwise(NamedTuple):
-    """A monotone scalar map that a coupling or autoregressive layer applies to each dimension.
+    """A monotone scalar map that a coupling or an autoregressive layer applies to each dimension.
 
-    forward(x [...], raw [..., size]) -> (y [...], log_slope [...]); inverse likewise, with the slope of the inverse.
-    `size` is the count of raw numbers a dimension takes; raw = 0 is the identity.
-    columns, optional: (forward, inverse) as kernels, x [d, n], raw [size, d, n] -> (y [d, n], log_slope summed over d [n]),
-        the d numbers of n rows; couplings prefer it (`kernels.columns`).
+    A network gives `size` raw numbers for each dimension; the map decides what they mean. raw = 0
+    is the identity, so that layers whose last kernel starts at zero start as the identity.
+
+    Attributes:
+        size: how many raw numbers a dimension takes.
+        forward: `forward(x, raw) -> (y, log_slope)` with x, y and log_slope [...] and raw [...,
+            size]; log_slope is log dy/dx.
+        inverse: `inverse(y, raw) -> (x, log_slope)`, where log_slope is that of the inverse, log
+            dx/dy.
+        columns: a pair (forward, inverse) of kernels for the d numbers of n rows at once, which
+            couplings prefer (`kernels.columns`); optional. Each is (x [d, n], raw [size, d, n]) ->
+            (y [d, n], log_slope summed over d [n]).
+
+    Examples:
+        >>> import jax.numpy as jnp
+        >>> from jflow.types import Elementwise
+        >>> scale = Elementwise(
+        ...     1,
+        ...     lambda x, raw: (x * jnp.exp(raw[..., 0]), raw[..., 0]),
+        ...     lambda y, raw: (y * jnp.exp(-raw[..., 0]), -raw[..., 0]),
+        ... )
+        >>> y, log_slope = scale.forward(jnp.array([3.0]), jnp.log(jnp.array([[2.0]])))
+        >>> round(float(y[0]), 3), round(float(log_slope[0]), 3)  # log 2
+        (6.0, 0.693)
     """
 
     size: int
@@ -98,28 +252,68 @@ class Elementwise(NamedTuple):
 
 
 class InitDistribution(Protocol):
-    def __call__(self, key: Key, x: Array, cond: Cond = None) -> Params: ...
+    """The `init` of a `Distribution` or a `Flow`."""
+
+    def __call__(self, key: Key, x: Float[Array, "b *event"], cond: Cond = None) -> Params: ...
 
 
 class LogProb(Protocol):
+    """The `log_prob` of a `Distribution` or a `Flow`."""
+
     def __call__(
-        self, params: Params, x: Array, cond: Cond = None, *, key: Key | None = None
-    ) -> Array: ...
+        self,
+        params: Params,
+        x: Float[Array, "b *event"],
+        cond: Cond = None,
+        *,
+        key: Key | None = None,
+    ) -> Float[Array, " b"]: ...
 
 
 class Sample(Protocol):
-    def __call__(self, params: Params, key: Key, n: int, cond: Cond = None) -> Array: ...
+    """The `sample` of a `Distribution` or a `Flow`."""
+
+    def __call__(
+        self, params: Params, key: Key, n: int, cond: Cond = None
+    ) -> Float[Array, "n *event"]: ...
 
 
 class SampleAndLogProb(Protocol):
+    """The `sample_and_log_prob` of a `Flow`."""
+
     def __call__(
         self, params: Params, key: Key, n: int, cond: Cond = None
-    ) -> tuple[Array, Array]: ...
+    ) -> tuple[Float[Array, "n *event"], Float[Array, " n"]]: ...
 
 
 class Distribution(NamedTuple):
-    """init(key, x, cond=None) -> params; log_prob(params, x, cond=None, *, key=None) -> [b] nats;
-    sample(params, key, n, cond=None) -> [n, *event], n static, the leaves of cond lead with n."""
+    """A probability distribution of x [*event], given cond or not.
+
+    Attributes:
+        init: `init(key, x, cond=None) -> params`; x [b, *event] is a batch of what is modeled, of
+            which some distributions take their first mean and spread.
+        log_prob: `log_prob(params, x, cond=None, *, key=None) -> [b]`, log p(x | cond) in nats;
+            -inf outside the support.
+        sample: `sample(params, key, n, cond=None) -> [n, *event]`; n is a static integer, and the
+            leaves of cond lead with n.
+
+    Examples:
+        >>> import jax
+        >>> import jax.numpy as jnp
+        >>> from jflow.types import Distribution
+        >>> exponential = Distribution(
+        ...     lambda key, x, cond=None: {"log_rate": jnp.zeros(x.shape[1:])},
+        ...     lambda params, x, cond=None, *, key=None: jnp.sum(
+        ...         params["log_rate"] - jnp.exp(params["log_rate"]) * x, axis=-1
+        ...     ),
+        ...     lambda params, key, n, cond=None: jax.random.exponential(
+        ...         key, (n, *params["log_rate"].shape)
+        ...     ) * jnp.exp(-params["log_rate"]),
+        ... )
+        >>> x = jnp.ones((1, 2))
+        >>> exponential.log_prob(exponential.init(jax.random.key(0), x), x)
+        Array([-2.], dtype=float32)
+    """
 
     init: InitDistribution
     log_prob: LogProb
@@ -127,7 +321,25 @@ class Distribution(NamedTuple):
 
 
 class Flow(NamedTuple):
-    """A `Distribution` together with its map; params {'bijector', 'base'}, for a continuous flow {'velocity', 'base'}."""
+    """A `Distribution` together with the map that makes it: x = forward(z) for z from a base.
+
+    Params are {'bijector', 'base'}, for a continuous flow {'velocity', 'base'}. `flows.flow` makes
+    one of a bijector and a base, `flows.cnf` of a velocity and a base.
+
+    Attributes:
+        init: `init(key, x, cond=None) -> params`; x [b, *event] is a batch of data.
+        log_prob: `log_prob(params, x, cond=None, *, key=None) -> [b]`, log p(x | cond) in nats. A
+            key switches on what is random inside the map, such as dropout or an estimate of the
+            log-determinant.
+        sample: `sample(params, key, n, cond=None) -> [n, *event]`; n is a static integer, and the
+            leaves of cond lead with n.
+        sample_and_log_prob: `sample_and_log_prob(params, key, n, cond=None) -> (x [n, *event], log
+            p(x | cond) [n])`, in one pass of `forward`.
+        forward: `forward(params, z, cond=None, *, key=None) -> (x, log_det)`, from the base to the
+            data, as in `Bijector`.
+        inverse: `inverse(params, x, cond=None, *, key=None) -> (z, log_det)`, from the data to the
+            base, as in `Bijector`.
+    """
 
     init: InitDistribution
     log_prob: LogProb
@@ -138,16 +350,34 @@ class Flow(NamedTuple):
 
 
 class Elbo(Protocol):
+    """The `elbo` of an `ElboFlow`."""
+
     def __call__(
-        self, params: Params, x: Array, cond: Cond = None, *, key: Key | None = None
-    ) -> Array: ...
+        self,
+        params: Params,
+        x: Float[Array, "b *event"],
+        cond: Cond = None,
+        *,
+        key: Key | None = None,
+    ) -> Float[Array, " b"]: ...
 
 
 class ElboFlow(NamedTuple):
-    """A `Transport` over a base: what it knows of log p(x) is a bound, an expectation over keys of
+    """A `Transport` over a base: what it knows of log p(x) is a lower bound.
 
-    elbo(params, x, cond=None, *, key) -> [b] nats. `init`, `sample`, `forward` and `inverse` are as in `Flow`, but for
-    the key that the stochastic direction needs. Params {'bijector', 'base'}."""
+    Params are {'bijector', 'base'}. `flows.elbo_flow` makes one.
+
+    Attributes:
+        init: `init(key, x, cond=None) -> params`; x [b, *event] is a batch of data.
+        elbo: `elbo(params, x, cond=None, *, key) -> [b]`, in nats, whose expectation over keys is
+            at most log p(x | cond).
+        sample: `sample(params, key, n, cond=None) -> [n, *event]`; n is a static integer, and the
+            leaves of cond lead with n.
+        forward: `forward(params, z, cond=None, *, key=None) -> (x, contribution)`, from the base to
+            the data, as in `Transport`.
+        inverse: `inverse(params, x, cond=None, *, key=None) -> (z, contribution)`, from the data to
+            the base, as in `Transport`.
+    """
 
     init: InitDistribution
     elbo: Elbo
@@ -157,43 +387,92 @@ class ElboFlow(NamedTuple):
 
 
 class InitField(Protocol):
-    def __call__(self, key: Key, x: PyTree, t: Array, cond: Cond = None) -> Params: ...
+    """The `init` of a `Field` or a `Velocity`."""
+
+    def __call__(self, key: Key, x: PyTree, t: Float[Array, " b"], cond: Cond = None) -> Params: ...
 
 
 class ApplyField(Protocol):
+    """The `apply` of a `Field` or a `Velocity`."""
+
     def __call__(
-        self, params: Params, x: PyTree, t: Array, cond: Cond = None, *, key: Key | None = None
+        self,
+        params: Params,
+        x: PyTree,
+        t: Float[Array, "b ..."],
+        cond: Cond = None,
+        *,
+        key: Key | None = None,
     ) -> PyTree: ...
 
 
 class Field(NamedTuple):
-    """A network of (x, t): logits, mixtures, (mean, std) ...
+    """A network of a point and a time, whatever it returns: logits, a mixture, (mean, std) ...
 
-    init(key, x, t, cond=None) -> params; apply(params, x, t, cond=None, *, key=None) -> pytree. t is [b]; a key switches
-    dropout on."""
+    `field(module)` lifts a Linen module.
+
+    Attributes:
+        init: `init(key, x, t, cond=None) -> params`; x [b, *event] or a pytree of such arrays, t
+            [b].
+        apply: `apply(params, x, t, cond=None, *, key=None) -> pytree` whose leaves lead with b. t
+            is [b], or for some networks [b, ...] along the leading axes of x. A key switches
+            dropout on.
+    """
 
     init: InitField
     apply: ApplyField
 
 
 class Velocity(NamedTuple):
-    """A `Field` whose output is shaped like x: dx/dt at (x, t)."""
+    """A `Field` whose output is shaped like x: dx/dt at (x, t).
+
+    `velocity(module)` lifts a Linen module.
+
+    Attributes:
+        init: `init(key, x, t, cond=None) -> params`; x [b, *event] or a pytree of such arrays, t
+            [b].
+        apply: `apply(params, x, t, cond=None, *, key=None) -> dx/dt`, with the structure, shapes
+            and types of x. t is [b]. A key switches dropout on.
+
+    Examples:
+        >>> import jax.numpy as jnp
+        >>> from jflow import solvers
+        >>> from jflow.types import Velocity
+        >>> upwards = Velocity(
+        ...     lambda key, x, t, cond=None: {},
+        ...     lambda params, x, t, cond=None, *, key=None: jnp.ones_like(x),
+        ... )
+        >>> x, _ = solvers.sample(upwards, {}, jnp.zeros((1, 2)), method=2)
+        >>> x
+        Array([[1., 1.]], dtype=float32)
+    """
 
     init: InitField
     apply: ApplyField
 
 
 class InitFlowMap(Protocol):
-    def __call__(self, key: Key, x: PyTree, t: Array, r: Array, cond: Cond = None) -> Params: ...
+    """The `init` of a `FlowMap`."""
+
+    def __call__(
+        self,
+        key: Key,
+        x: PyTree,
+        t: Float[Array, " b"],
+        r: Float[Array, " b"],
+        cond: Cond = None,
+    ) -> Params: ...
 
 
 class ApplyFlowMap(Protocol):
+    """The `apply` of a `FlowMap`."""
+
     def __call__(
         self,
         params: Params,
         x: PyTree,
-        t: Array,
-        r: Array,
+        t: Float[Array, " b"],
+        r: Float[Array, " b"],
         cond: Cond = None,
         *,
         key: Key | None = None,
@@ -201,69 +480,217 @@ class ApplyFlowMap(Protocol):
 
 
 class FlowMap(NamedTuple):
-    """apply(params, x, t, r, cond=None, *, key=None): x carried from time t to time r, or the average velocity between."""
+    """A network of a point and two times: where the flow goes from t to r, or its mean velocity.
+
+    Which of the two it returns is said by the function that makes or takes it. `flow_map(module)`
+    lifts a Linen module, read as the average velocity, (x_r - x_t) / (r - t).
+
+    Attributes:
+        init: `init(key, x, t, r, cond=None) -> params`; x [b, *event] or a pytree of such arrays, t
+            and r [b].
+        apply: `apply(params, x, t, r, cond=None, *, key=None) -> pytree` shaped like x: x carried
+            from time t to time r, or the average velocity between the two. A key switches dropout
+            on.
+
+    Examples:
+        >>> import jax.numpy as jnp
+        >>> from jflow import oracles
+        >>> carry = oracles.as_flow_map(oracles.gaussian([0.0], 9.0))
+        >>> carry.apply({}, jnp.ones((1, 1)), 0.0, 1.0)  # noise of variance 1, data of variance 9
+        Array([[3.]], dtype=float32)
+    """
 
     init: InitFlowMap
     apply: ApplyFlowMap
 
 
 class PathFn(Protocol):
-    def __call__(self, x0: Array, x1: Array, t: Array, *, key: Key | None = None) -> Array: ...
+    """The `point` or the `target` of a `Path`."""
+
+    def __call__(
+        self,
+        x0: Float[Array, "b *event"],
+        x1: Float[Array, "b *event"],
+        t: Float[Array, " b"],
+        *,
+        key: Key | None = None,
+    ) -> Float[Array, "b *event"]: ...
 
 
 class Path(NamedTuple):
-    """point(x0, x1, t, *, key=None) -> x_t; target(x0, x1, t, *, key=None) -> what a velocity at x_t regresses on."""
+    """An interpolation between a source x0 and data x1, and what a velocity learns on it.
+
+    With the same key `point` and `target` speak of the same draw, where a path has noise of its
+    own.
+
+    Attributes:
+        point: `point(x0, x1, t, *, key=None) -> x_t` with x0, x1 and x_t [b, *event] and t [b].
+        target: `target(x0, x1, t, *, key=None) -> [b, *event]`, what a velocity at x_t regresses
+            on, d x_t / dt.
+
+    Examples:
+        >>> import jax.numpy as jnp
+        >>> from jflow import paths
+        >>> path = paths.linear()
+        >>> x0, x1, t = jnp.zeros((1, 2)), 4 * jnp.ones((1, 2)), jnp.array([0.25])
+        >>> path.point(x0, x1, t), path.target(x0, x1, t)
+        (Array([[1., 1.]], dtype=float32), Array([[4., 4.]], dtype=float32))
+    """
 
     point: PathFn
     target: PathFn
 
 
 class Coupling(Protocol):
-    """Pairs rows of two batches, as indices, so that labels and conditions can follow."""
+    """A function that pairs the rows of two batches, as indices, so that labels can follow.
+
+    `couplings.pair` makes it a `BatchTransform`.
+
+    Examples:
+        >>> import jax
+        >>> import jax.numpy as jnp
+        >>> from jflow import couplings
+        >>> nearest = couplings.optimal_transport()
+        >>> x0, x1 = jnp.array([[0.0], [5.0]]), jnp.array([[6.0], [1.0]])
+        >>> i, j = nearest(jax.random.key(0), x0, x1)
+        >>> jnp.sort(jnp.abs(x0[i] - x1[j]).ravel())
+        Array([1., 1.], dtype=float32)
+    """
 
     def __call__(
-        self, key: Key, x0: Array, x1: Array, cond: Cond = None
-    ) -> tuple[Array, Array]: ...
+        self,
+        key: Key,
+        x0: Float[Array, "b *event"],
+        x1: Float[Array, "b *event"],
+        cond: Cond = None,
+    ) -> tuple[Int[Array, " b"], Int[Array, " b"]]:
+        """Pair the rows.
+
+        Args:
+            key: for couplings that draw.
+            x0: the source, [b, *event].
+            x1: the data, [b, *event].
+            cond: the conditions of x1, for couplings that look at them.
+
+        Returns:
+            (i, j), each [b]: x0[i[k]] and x1[j[k]] are a pair.
+        """
+        ...
 
 
 class Time(Protocol):
-    """Draws n times in [0, 1]."""
+    """A law of training times: a function that draws n times in [0, 1]; see `jflow.times`."""
 
-    def __call__(self, key: Key, n: int) -> Array: ...
+    def __call__(self, key: Key, n: int) -> Float[Array, " n"]:
+        """Draw times.
+
+        Args:
+            key: what to draw with.
+            n: how many; static.
+
+        Returns:
+            Times [n] in [0, 1].
+        """
+        ...
 
 
 class TimePair(Protocol):
-    """Draws n pairs of times with 0 <= t <= r <= 1."""
+    """A law of pairs of times for flow maps: a function that draws n pairs 0 <= t <= r <= 1."""
 
-    def __call__(self, key: Key, n: int) -> tuple[Array, Array]: ...
+    def __call__(self, key: Key, n: int) -> tuple[Float[Array, " n"], Float[Array, " n"]]:
+        """Draw pairs of times.
+
+        Args:
+            key: what to draw with.
+            n: how many; static.
+
+        Returns:
+            (t, r), each [n], with 0 <= t <= r <= 1.
+        """
+        ...
 
 
 class Step(Protocol):
-    """One stochastic step between two times of a grid; returns (x_next, mean, std).
+    """One stochastic step between two times of a grid; `solvers.sample_sde` scans it over a grid.
 
-    t and t_next are scalars or [b]; std is [b], or broadcasts to x. With key=None x_next is the mean, where a step allows
-    it."""
+    Examples:
+        >>> import jax.numpy as jnp
+        >>> from jflow import oracles, solvers
+        >>> velocity = oracles.as_velocity(oracles.gaussian([0.0], 1.0))
+        >>> step = solvers.ancestral(velocity)
+        >>> x, mean, std = step({}, jnp.ones((2, 1)), jnp.array(0.0), jnp.array(0.5), None)
+        >>> mean.shape, bool(jnp.all(x == mean))
+        ((2, 1), True)
+    """
 
     def __call__(
         self, params: Params, x: Array, t: Array, t_next: Array, key: Key, cond: Cond = None
-    ) -> tuple[Array, Array, Array]: ...
+    ) -> tuple[Array, Array, Array]:
+        """Take the step.
+
+        Args:
+            params: those of the network inside.
+            x: the state at t, [b, *event].
+            t: a scalar or [b].
+            t_next: a scalar or [b].
+            key: what the noise of the step is drawn with. With None x_next is the mean, where a
+                step allows it.
+            cond: as the network takes it.
+
+        Returns:
+            (x_next, mean, std): the state at t_next [b, *event], and the mean [b, *event] and the
+                standard deviation of the normal law that it was drawn from; std is [b], or
+                broadcasts to x.
+        """
+        ...
 
 
 class BatchTransform(Protocol):
-    """What is done to a batch before a loss sees it: rows paired, a source made, conditions dropped, noise added.
+    """What is done to a batch before a loss sees it: pairing, a source, dropped conditions, noise.
 
-    (key, batch, frozen=None) -> batch, a new dict that the loss takes; `losses.chain` puts transforms in front of a loss. It
-    has no params: what learns is in the loss. 'dropped' [b] bool, which `losses.drop_cond` writes, says which rows were
-    told null in place of their cond; guided losses read it and all others accept it."""
+    `losses.chain` puts transforms in front of a loss. A transform has no params: what learns is in
+    the loss. 'dropped' [b] bool, which `losses.drop_cond` writes, says which rows were given null
+    in the place of their cond; guided losses read it and all others accept it.
+
+    Examples:
+        >>> import jax
+        >>> import jax.numpy as jnp
+        >>> from jflow import losses, velocity
+        >>> from jflow.nets import TimeMLP
+        >>> def centered(key, batch, frozen=None):
+        ...     return {**batch, "x": batch["x"] - jnp.mean(batch["x"], axis=0)}
+        >>> loss = losses.chain(centered, losses.flow_matching(velocity(TimeMLP((4,)))))
+    """
 
     def __call__(
         self, key: Key, batch: Mapping[str, PyTree], frozen: Mapping[str, PyTree] | None = None
-    ) -> Mapping[str, PyTree]: ...
+    ) -> Mapping[str, PyTree]:
+        """Transform the batch.
+
+        Args:
+            key: for transforms that draw.
+            batch: the batch, a dict as a `Loss` takes it.
+            frozen: what the loss gets as `frozen`.
+
+        Returns:
+            A new dict, which the loss or the next transform takes; `batch` is left as it is.
+        """
+        ...
 
 
 class Loss(Protocol):
-    """batch is a dict: 'x' data, optionally 'x0' paired source, 'cond', 'weight' [b], 'dropped' [b]. `frozen` is never
-    differentiated."""
+    """An objective: a function of params, a key and a batch that returns a scalar and metrics.
+
+    Examples:
+        >>> import jax
+        >>> import jax.numpy as jnp
+        >>> from jflow import losses, oracles
+        >>> velocity = oracles.as_velocity(oracles.gaussian([0.0, 0.0], 1.0))
+        >>> loss = losses.flow_matching(velocity)
+        >>> value, metrics = loss({}, jax.random.key(0), {"x": jnp.zeros((8, 2))})
+        >>> value.shape, metrics
+        ((), {})
+    """
 
     def __call__(
         self,
@@ -271,4 +698,20 @@ class Loss(Protocol):
         key: Key,
         batch: Mapping[str, PyTree],
         frozen: Mapping[str, PyTree] | None = None,
-    ) -> tuple[Array, Metrics]: ...
+    ) -> tuple[Float[Array, ""], Metrics]:
+        """Evaluate the objective.
+
+        Args:
+            params: what is trained.
+            key: what times, noise and dropout are drawn with.
+            batch: a dict with 'x' [b, *event] data, and optionally 'x0' [b, *event], the source
+                that each row is paired with, 'cond', 'weight' [b], with which the mean over rows is
+                weighted (a row of weight 0 counts nothing, whatever it holds), and 'dropped' [b],
+                see `BatchTransform`.
+            frozen: a dict of what is never differentiated, such as 'ema', 'teacher', 'reference'
+                and 'buffers'; None for losses that read none of it.
+
+        Returns:
+            (value, metrics): a scalar, and a dict of what else is worth recording.
+        """
+        ...

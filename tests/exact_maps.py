@@ -1,55 +1,100 @@
-"""For the tests of few-step losses: exact maps with a few trainable numbers beside them, and mean
-gradients with their standard errors."""
+"""For the tests of few-step losses: exact flow maps of two laws, maps next to them with two params,
+mean gradients with their standard errors, and where gradients arrive."""
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-import teachers
 
 from jflow import oracles
 from jflow.types import FlowMap, Velocity
 
-GAUSSIAN = oracles.gaussian([1.0, -0.5], [[0.5, 0.2], [0.2, 0.3]])
-MIXTURE = oracles.mixture([0.4, 0.6], [[-1.0, 0.0], [1.0, 0.5]], [0.1, 0.2])
-ZERO = {"a": 0.0, "b": 0.0}
+GAUSSIAN = oracles.gaussian([1.0, -2.0], [[0.5, 0.2], [0.2, 0.3]])
+MIXTURE = oracles.mixture([0.4, 0.6], [[-1.5, 0.5], [1.0, -0.5]], [0.3, 0.2])
+ORACLES = {"gaussian": GAUSSIAN, "mixture": MIXTURE}
+ELEMENTS = {"a": 0.7, "b": -0.4}
 
 
-def gaussian_map(x, t, r):
-    return GAUSSIAN.average_velocity(x, t, r)
-
-
-def mixture_map(x, t, r):
-    """In float64; t < r."""
-    gap = (r - t)[:, None]
-    return (oracles.mixture_flow_map(MIXTURE, x, t, r) - x) / gap
-
-
-def rk4_map(x, t, r):
-    """That of the other mixture, `teachers.MIXTURE`, by eight steps: in float32, with a forward
-    derivative, t <= r."""
-    return teachers.exact_map("mixture", 8).apply({}, x, t, r)
-
-
-DRAWN = {"gaussian": (GAUSSIAN.sample, gaussian_map), "mixture": (teachers.MIXTURE.sample, rk4_map)}
-
-
-def student(average, end=jnp.ones_like):
-    """The velocity average(x, t, end(t)) + a x + b t: at {'a': 0, 'b': 0} the average velocity from
-    t to end(t)."""
-
-    def apply(params, x, t, cond=None, *, key=None):
-        return average(x, t, end(t)) + params["a"] * x + params["b"] * t[:, None]
-
-    return Velocity(lambda key, x, t, cond=None: ZERO, apply)
-
-
-def student_map(average):
-    """The flow map average(x, t, r) + a x + b r."""
+def exact_map(name, steps=64):
+    """The average velocity of an oracle. The mixture's is solved by `steps` of RK4, for it needs a
+    forward-mode derivative: y' = v(x + (r - t) y, t + s (r - t)) over s in [0, 1]."""
+    if name == "gaussian":
+        return oracles.as_average_velocity(GAUSSIAN)
 
     def apply(params, x, t, r, cond=None, *, key=None):
-        return average(x, t, r) + params["a"] * x + params["b"] * r[:, None]
+        gap, h = r - t, 1 / steps
 
-    return FlowMap(lambda key, x, t, r, cond=None: ZERO, apply)
+        def slope(s, y):
+            return MIXTURE.velocity(x + gap[:, None] * y, t + s * gap)
+
+        def step(y, s):
+            a = slope(s, y)
+            b = slope(s + h / 2, y + h / 2 * a)
+            c = slope(s + h / 2, y + h / 2 * b)
+            return y + h / 6 * (a + 2 * b + 2 * c + slope(s + h, y + h * c)), None
+
+        return jax.lax.scan(step, jnp.zeros_like(x), jnp.arange(steps, dtype=x.dtype) * h)[0]
+
+    return FlowMap(lambda key, x, t, r, cond=None: {}, apply)
+
+
+WEIGHTS, CENTRES, SPREAD = np.asarray([0.3, 0.7]), np.asarray([-2.0, 1.5]), 0.6
+LINE_MIXTURE = oracles.mixture(WEIGHTS, CENTRES[:, None], SPREAD**2)
+
+
+def straight_mixture(knots=(0.0, 1.0)):
+    """The velocity of LINE_MIXTURE's flow made straight between the knots, + a x + b t. In one
+    dimension the flow keeps quantiles: the line through x at t is found by bisection, in float64.
+    """
+
+    def below(x, t):
+        std = jnp.sqrt((1 - t) ** 2 + (t * SPREAD) ** 2)
+        share = jax.scipy.stats.norm.cdf((x - t * CENTRES[None]) / std)
+        return jnp.sum(WEIGHTS[None] * share, axis=1, keepdims=True)
+
+    def root(rises, like):
+        def halve(_, ends):
+            low, high = ends
+            middle = (low + high) / 2
+            above = rises(middle) > 0
+            return jnp.where(above, low, middle), jnp.where(above, middle, high)
+
+        return jax.lax.fori_loop(
+            0, 60, halve, (jnp.full_like(like, -8.0), jnp.full_like(like, 8.0))
+        )[0]
+
+    def apply(params, x, t, cond=None, *, key=None):
+        times = jnp.asarray(knots, t.dtype)
+        k = jnp.clip(jnp.searchsorted(times, t, side="right") - 1, 0, len(knots) - 2)
+        a, b = times[k][:, None], times[k + 1][:, None]
+        w = (t[:, None] - a) / (b - a)
+        end = lambda z: root(lambda y: below(y, b) - below(z, a), z)  # noqa: E731
+        start = root(lambda z: (1 - w) * z + w * end(z) - x, x)
+        return (end(start) - start) / (b - a) + params["a"] * x + params["b"] * t[:, None]
+
+    return Velocity(lambda key, x, t, cond=None: at(), apply)
+
+
+def at(a=0.0, b=0.0):
+    return {"a": jnp.asarray(a, float), "b": jnp.asarray(b, float)}
+
+
+def near_map(flow_map):
+    """u + a x + b t."""
+
+    def apply(params, x, t, r, cond=None, *, key=None):
+        return flow_map.apply({}, x, t, r, cond) + params["a"] * x + params["b"] * t[:, None]
+
+    return FlowMap(lambda key, x, t, r, cond=None: at(), apply)
+
+
+def near_data(flow_map, end=jnp.ones_like):
+    """u(x, t, end(t)) + a x + b (1 - t): a consistency model, whose end is data unless it is said."""
+
+    def apply(params, x, t, cond=None, *, key=None):
+        u = flow_map.apply({}, x, t, end(t), cond)
+        return u + params["a"] * x + params["b"] * (1 - t[:, None])
+
+    return Velocity(lambda key, x, t, cond=None: at(), apply)
 
 
 def elementwise(params, x, t, cond=None, *, key=None):
@@ -57,22 +102,33 @@ def elementwise(params, x, t, cond=None, *, key=None):
     return params["a"] * jnp.sin(2 * x) + params["b"] * t.reshape(-1, *(1,) * (x.ndim - 1)) * x
 
 
-ELEMENTWISE = Velocity(lambda key, x, t, cond=None: {"a": 0.7, "b": -0.4}, elementwise)
+ELEMENTWISE = Velocity(lambda key, x, t, cond=None: ELEMENTS, elementwise)
+
+
+def over_keys(function, batches, seed):
+    """(mean, standard error) of function(key), a pytree of scalars, over so many keys, flattened."""
+    found = jax.jit(lambda keys: jax.lax.map(function, keys))(
+        jax.random.split(jax.random.key(seed), batches)
+    )
+    found = np.stack([np.asarray(leaf, np.float64) for leaf in jax.tree.leaves(found)], axis=-1)
+    return found.mean(0), found.std(0, ddof=1) / np.sqrt(batches)
 
 
 def mean_gradient(loss, params, draw, frozen=None, batches=50, rows=2000):
     """(mean, standard error) of the gradient over batches of fresh rows draw(key, n), by the names
-    of params, flattened."""
+    of params."""
 
     def one(key):
         data, noise = jax.random.split(key)
         return jax.grad(lambda p: loss(p, noise, {"x": draw(data, rows)}, frozen)[0])(params)
 
-    found = jax.jit(lambda keys: jax.lax.map(one, keys))(
-        jax.random.split(jax.random.key(7), batches)
-    )
-    found = np.stack([np.asarray(leaf, np.float64) for leaf in jax.tree.leaves(found)], axis=-1)
-    return found.mean(0), found.std(0, ddof=1) / np.sqrt(batches)
+    return over_keys(one, batches, 7)
+
+
+def standard_scores(gradient, batches=100, seed=5):
+    """The mean of gradient(key), a pytree of scalars, in its standard errors."""
+    mean, error = over_keys(gradient, batches, seed)
+    return mean / error
 
 
 def random_params(init, *args):
@@ -83,11 +139,27 @@ def random_params(init, *args):
 
 
 def silent_leaves(loss, params, batch, frozen=None):
-    """The names of the leaves that no gradient reaches; raises where one is not finite."""
-    grads = jax.jit(jax.grad(lambda p: loss(p, jax.random.key(1), batch, frozen)[0]))(params)
+    """The names of the params that no gradient reaches; raises where one is not finite, and where
+    one reaches what is frozen."""
+    run = lambda p, f: loss(p, jax.random.key(1), batch, f)[0]  # noqa: E731
+    grads, others = jax.jit(jax.grad(run, argnums=(0, 1), allow_int=True))(params, frozen)
     leaves = jax.tree_util.tree_leaves_with_path(grads)
     for path, leaf in leaves:
         assert np.all(np.isfinite(leaf)), jax.tree_util.keystr(path)
+    for path, leaf in jax.tree_util.tree_leaves_with_path(others):
+        if leaf.dtype != jax.dtypes.float0:
+            assert not np.any(leaf), f"frozen{jax.tree_util.keystr(path)}"
     return [
         jax.tree_util.keystr(path) for path, leaf in leaves if not np.any(np.asarray(leaf) != 0)
     ]
+
+
+def same_when_repeated(loss, params, x0, x1, frozen=None, *, rtol, **rest):
+    """Whether value and gradient are those of events repeated along their last axis."""
+    run = jax.jit(jax.value_and_grad(lambda p, b: loss(p, jax.random.key(0), b, frozen)[0]))
+    one, two = (
+        jax.tree.leaves(run(params, {"x0": twice(x0), "x": twice(x1), **rest}))
+        for twice in (lambda x: x, lambda x: jnp.concatenate([x, x], axis=-1))
+    )
+    for a, b in zip(one, two, strict=True):
+        np.testing.assert_allclose(b, a, rtol=rtol)

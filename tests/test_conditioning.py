@@ -10,6 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from jflow import bijectors as bj
 from jflow import flows, nets
 
 B, D, WIDTH = 6, 4, 3
@@ -211,6 +212,7 @@ OTHERS = {  # () -> flow, and its event
             width=4,
             num_blocks=1,
             num_heads=2,
+            univariate=bj.univariate.affine(),
         ),
         IMAGE,
     ),

@@ -33,7 +33,20 @@ def flat_rows(x: Array) -> Array:
 
 
 def mean_event(x: Array) -> Array:
-    """[b, *event] -> [b]: the mean over the event, in float32 or better."""
+    """The mean over the event: [b, *event] -> [b], in float32 or better.
+
+    Args:
+        x: Numbers of each row [b, *event].
+
+    Returns:
+        The mean of each row [b].
+
+    Examples:
+        >>> import jax.numpy as jnp
+        >>> from jflow import losses
+        >>> losses.mean_event(jnp.arange(8.0).reshape(2, 2, 2)).tolist()
+        [1.5, 5.5]
+    """
     return sum_event(x) / math.prod(x.shape[1:])
 
 

@@ -10,10 +10,37 @@ from jflow._core.checks import check_batch, check_cond, check_x
 from jflow.types import Array, PyTree
 
 
-def read(name: str, batch: Mapping[str, PyTree], allowed: tuple[str, ...]) -> tuple:
-    """The values of `allowed` in a batch, None where absent, after a check of keys, types and rows;
-    a single row of cond is repeated. 'x' is required. Rows of weight 0 are replaced, see `filled`.
-    'dropped', which `losses.drop_cond` writes, is always accepted."""
+def read_batch(name: str, batch: Mapping[str, PyTree], allowed: tuple[str, ...]) -> tuple:
+    """The entries of a batch that a loss takes, checked, in the order of their names.
+
+    Keys, types and numbers of rows are checked, a single row of cond is repeated for all, and what
+    the rows of weight 0 hold (padding, infinity) is replaced by a row that counts, so that it
+    enters neither the loss nor its gradient. 'dropped', which `losses.drop_cond` writes, is always
+    accepted. A loss that regresses on pairs of source and data calls `losses.draw_pairs`, which
+    reads the batch itself.
+
+    Args:
+        name: The name of the loss, with which messages of errors begin.
+        batch: A dict with the data 'x' [b, *event], of a floating type.
+        allowed: The keys that the loss takes, among them 'x'; the others are optional: 'x0' [b,
+            *event] like 'x', 'cond' a pytree of [b, ...], 'weight' [b], or a key of your own.
+
+    Returns:
+        A tuple of the values of `allowed` as JAX arrays, None where the batch has none.
+
+    Raises:
+        TypeError: For a batch that is not a dict.
+        ValueError: For a batch without 'x' or with unknown keys, for an 'x' that is not floating,
+            and for shapes that do not fit.
+
+    Examples:
+        >>> import numpy as np
+        >>> from jflow import losses
+        >>> batch = {"x": np.zeros((2, 3)), "cond": np.zeros((1, 4))}
+        >>> x, cond, weight = losses.read_batch("own", batch, ("x", "cond", "weight"))
+        >>> x.shape, cond.shape, weight is None
+        ((2, 3), (2, 4), True)
+    """
     values = dict(zip(allowed, read_as_given(name, batch, allowed), strict=True))
     weight = values.get("weight")
     used = None if weight is None else weight != 0
@@ -21,7 +48,7 @@ def read(name: str, batch: Mapping[str, PyTree], allowed: tuple[str, ...]) -> tu
 
 
 def read_as_given(name: str, batch: Mapping[str, PyTree], allowed: tuple[str, ...]) -> tuple:
-    """`read` without a replacement."""
+    """`read_batch` without a replacement."""
     check_batch(name, batch)
     unknown = sorted(set(batch) - {*allowed, "dropped"})
     if unknown:
@@ -30,13 +57,13 @@ def read_as_given(name: str, batch: Mapping[str, PyTree], allowed: tuple[str, ..
     x, x0, weight = batch["x"], batch.get("x0"), batch.get("weight")
     if not jnp.issubdtype(jnp.result_type(x), jnp.floating):
         raise ValueError(
-            f"{name}: expected 'x' of a floating type, got {jnp.result_type(x)}: dequantize or"
-            " scale it first"
+            f"{name}: expected 'x' of a floating type, got {jnp.result_type(x)}: "
+            "dequantize or scale it first"
         )
     if x0 is not None and jnp.shape(x0) != jnp.shape(x):
         raise ValueError(
-            f"{name}: expected 'x0' of the shape of 'x', {list(jnp.shape(x))}, got"
-            f" {list(jnp.shape(x0))}"
+            f"{name}: expected 'x0' of the shape of 'x', {list(jnp.shape(x))}, "
+            f"got {list(jnp.shape(x0))}"
         )
     if weight is not None and jnp.shape(weight) != (jnp.shape(x)[0],):
         raise ValueError(
@@ -60,10 +87,26 @@ def check_dropped(name: str, batch: Mapping[str, PyTree]) -> None:
 
 
 def mean_of_rows(loss: Array, weight: Array | None) -> Array:
-    """sum(w loss) / sum(w) over the rows of loss [b, ...], in float32 or better.
+    """The weighted mean of a loss over the rows of a batch, `sum(w loss) / sum(w)`.
 
     Rows of weight 0 count nothing, whatever their loss, and the mean of no rows, or of rows that
-    all have weight 0, is 0. Raises ValueError where loss does not lead with a number for each row.
+    all have weight 0, is 0.
+
+    Args:
+        loss: The loss of each row [b, ...].
+        weight: The weight of each row [b], or None for equal weights.
+
+    Returns:
+        The mean [...], in float32 or better.
+
+    Raises:
+        ValueError: Where the loss does not lead with a number for each row.
+
+    Examples:
+        >>> import jax.numpy as jnp
+        >>> from jflow import losses
+        >>> float(losses.mean_of_rows(jnp.array([1.0, 4.0, jnp.nan]), jnp.array([2.0, 1.0, 0.0])))
+        2.0
     """
     if loss.ndim == 0 or (weight is not None and weight.shape != loss.shape[:1]):
         raise ValueError(

@@ -294,13 +294,19 @@ def _as_type(name: str, null, dtype) -> Array:
     return jnp.asarray(null.astype(dtype))
 
 
-def like_state(name: str, v: PyTree, x: PyTree) -> PyTree:
-    """v in the types of x, after a check that it has x's structure and shapes."""
+def check_state(name: str, v: PyTree, x: PyTree) -> PyTree:
+    """v, after a check that it has x's structure and shapes."""
     given, expected = jax.tree.map(jnp.shape, v), jax.tree.map(jnp.shape, x)
     if given != expected:
         raise ValueError(
             f"{name}: expected a velocity shaped like x, {_text(expected)}, got {_text(given)}"
         )
+    return v
+
+
+def like_state(name: str, v: PyTree, x: PyTree) -> PyTree:
+    """v in the types of x, after a check that it has x's structure and shapes."""
+    v = check_state(name, v, x)
     return jax.tree.map(lambda v, x: v.astype(jnp.result_type(x)), v, x)
 
 
@@ -318,8 +324,24 @@ def _text(shapes) -> str:
 
 
 def frozen_entry(name: str, frozen: Mapping[str, PyTree] | None, entry: str = "teacher") -> PyTree:
-    """frozen[entry] without gradient; ValueError, with the name of who needs it, where there is
-    none."""
+    """An entry of `frozen`, such as the params of a teacher, without a gradient.
+
+    Args:
+        name: The name of the loss, with which messages of errors begin.
+        frozen: What a loss gets as `frozen`, a dict or None.
+        entry: The key of the entry.
+
+    Returns:
+        frozen[entry], through which no gradient goes.
+
+    Raises:
+        ValueError: Where frozen has no such entry.
+
+    Examples:
+        >>> from jflow import losses
+        >>> float(losses.frozen_entry("own", {"step": 3.0}, "step"))
+        3.0
+    """
     if frozen is None or frozen.get(entry) is None:
         raise ValueError(
             f"{name}: expected {entry!r} in frozen, got the entries {sorted(frozen or {})}"

@@ -1,4 +1,4 @@
-"""Functions with a transposed derivative of their own, in every mode and order of differentiation."""
+"""Functions with a transposed derivative of their own, in every mode and order."""
 
 from collections.abc import Callable
 from functools import partial

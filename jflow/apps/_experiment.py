@@ -37,7 +37,7 @@ from jflow.train import (
     make_step,
     shard,
 )
-from jflow.types import Loss, Params
+from jflow.types import Loss, NumberOrFunction, Params
 
 
 class Experiment(NamedTuple):
@@ -86,7 +86,7 @@ class Experiment(NamedTuple):
     steps: int
     batch: int = 256
     seed: int = 0
-    ema: float | Callable | None = None
+    ema: NumberOrFunction | None = None
     sample: Callable | None = None
     evaluate: Callable | None = None
     picture: Callable | None = None

@@ -4,6 +4,7 @@ import contextlib
 import inspect
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
+from typing import Any
 
 import jax
 import numpy as np
@@ -12,12 +13,13 @@ from PIL import Image
 from jflow._core.files import expand, replace_file
 from jflow.apps import tables
 from jflow.data.writers import cells, csv_writer, npz_writer
+from jflow.types import Key
 
 __all__ = ["sample_writer", "samples"]
 
 
 def samples(
-    loaded, key, n: int, *, batch: int = 256, **options
+    loaded: Any, key: Key, n: int, *, batch: int = 256, **options: Any
 ) -> Iterator[Mapping[str, np.ndarray]]:
     """Samples of a trained experiment in the units of its data, in chunks: n may exceed memory.
 

@@ -1,4 +1,9 @@
-"""Invertible maps, a family per file; every constructor returns a `types.Bijector` (`univariate`: an `Elementwise`)."""
+"""Invertible maps and the functions that combine them.
+
+A constructor returns a `types.Bijector`, three pure functions that compose with `chain` and `scan`.
+Beside the maps themselves there are the scalar maps that coupling layers apply (`univariate`, which
+return an `Elementwise`), and stochastic layers and surjections, which return a `Transport`.
+"""
 
 from jflow.bijectors import decoding, log_dets, masks, scales, splines, univariate
 from jflow.bijectors._amortized import amortized
@@ -27,7 +32,16 @@ from jflow.bijectors._elementwise import (
 )
 from jflow.bijectors._guide import TokenGuide
 from jflow.bijectors._image import checkerboard, haar, squeeze
-from jflow.bijectors._linear import householder, linear, lu, permute, qr, reshape, reverse
+from jflow.bijectors._linear import (
+    householder,
+    invertible_conv_1x1,
+    linear,
+    lu,
+    permute,
+    qr,
+    reshape,
+    reverse,
+)
 from jflow.bijectors._planar import planar, radial, sylvester
 from jflow.bijectors._residual import residual
 from jflow.bijectors._scan import rebuild_error, scan
@@ -63,6 +77,7 @@ __all__ = [
     "householder",
     "indicated",
     "invert",
+    "invertible_conv_1x1",
     "jacobi",
     "linear",
     "log_dets",

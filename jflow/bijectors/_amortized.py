@@ -16,15 +16,42 @@ __all__ = ["amortized"]
 
 
 def amortized(bijector: Bijector, net: nn.Module | None = None) -> Bijector:
-    """`bijector` with the params of row i: bias + kernel^T features_i, shaped like the params of `bijector`.
+    """Make every row's own params of a bijector a function of its condition.
 
-    Params {'net', 'kernel', 'bias'}: 'bias' holds the bijector's own initial params and every 'kernel' [F, *leaf] starts
-    at zero, so the map starts as the unconditional one for every cond, and is that one whenever the kernels are zero.
-    net is a conditioner, such as nets.MLP, called with no numbers but cond: module(x [b, 0], cond) -> features [b, F];
-    None takes the float leaves of cond themselves, flattened. A map initialized with cond=None is the unconditional one,
-    params {'bias'}. The inner map does not see cond.
+    The params of row i are `bias + kernel^T features_i`, shaped like the params of `bijector`,
+    where the features are those of cond. All kernels start at zero, so the map starts as the
+    unconditional one for every cond. A map that is initialized with cond=None is the unconditional
+    one. The inner map does not see cond.
 
-    Amortised flow posteriors: Rezende, Mohamed (2015); van den Berg et al. (2018).
+    Args:
+        bijector: the map, or `Transport`, whose params become functions of cond.
+        net: a conditioner such as `nets.MLP`, called with no numbers but cond:
+            module(x [b, 0], cond) -> features [b, F]. None takes the float leaves of cond
+            themselves, flattened.
+
+    Returns:
+        Bijector: a map of the type of `bijector`, with params {'net', 'kernel', 'bias'}: 'bias'
+            holds the initial params of the bijector itself, and every leaf of 'kernel' is
+            [F, *leaf]. Initialized with cond=None, the params are {'bias'}.
+
+    Raises:
+        ValueError: the features are not [b, F], or cond is there where init had none, or the other
+            way round.
+
+    Examples:
+        >>> import jax
+        >>> import jax.numpy as jnp
+        >>> from jflow import bijectors
+        >>> bijector = bijectors.amortized(bijectors.affine((2,)))
+        >>> x, cond = jnp.ones((3, 2)), jnp.ones((3, 5))
+        >>> params = bijector.init(jax.random.key(0), x, cond)
+        >>> params["kernel"]["shift"].shape
+        (5, 2)
+
+    References:
+        Rezende, Mohamed, *Variational Inference with Normalizing Flows*, 2015, arXiv:1505.05770.
+        van den Berg, Hasenclever, Tomczak, Welling,
+            *Sylvester Normalizing Flows for Variational Inference*, 2018, arXiv:1803.05649.
     """
 
     def nothing(x):

@@ -1,13 +1,14 @@
 """Autoregressive maps: every number steers the elementwise map of the numbers after it.
 
-The natural form, y_i = univariate.forward(x_i; net(x)_i) with a net whose i-th output sees x_1 .. x_{i-1} alone, is one
-pass of the net in `forward`. `inverse` repeats x <- univariate.inverse(y; net(x)), which after k passes is right in the
-first k numbers whatever it started from, hence exact after as many passes as the longest path of the dependency graph
-has nodes, and mostly long before that.
+The natural form, y_i = univariate.forward(x_i; net(x)_i) with a net whose i-th output sees x_1 ..
+x_{i-1} alone, is one pass of the net in `forward`. `inverse` repeats x <- univariate.inverse(y;
+net(x)), which after k passes is right in the first k numbers whatever it started from. It is hence
+exact after as many passes as the longest path of the dependency graph has nodes, and mostly long
+before that.
 
-So the form decides what is fast. `autoregressive` itself samples in one pass: it is the inverse autoregressive flow of
-Kingma et al., *Improving Variational Inference with Inverse Autoregressive Flow* (2016). `invert(autoregressive(...))`
-has a density in one pass: the masked autoregressive flow of Papamakarios, Pavlakou, Murray (2017).
+So the form decides what is fast. `autoregressive` itself samples in one pass: it is the inverse
+autoregressive flow. `invert(autoregressive(...))` has a density in one pass: the masked
+autoregressive flow.
 """
 
 import math
@@ -17,6 +18,7 @@ from typing import NamedTuple, Protocol
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+from jaxtyping import Bool, Float, Int
 
 from jflow._core.arrays import expand_to, float_dtype, sum_event
 from jflow._core.checks import check_cond, check_noun, check_side
@@ -30,17 +32,25 @@ __all__ = ["InverseInfo", "autoregressive", "autoregressive_inverse", "jacobi", 
 
 
 class InverseInfo(NamedTuple):
-    """How an inverse went: passes, a scalar; residual [b], the largest change of the last pass relative to 1 + |x|;
-    converged [b]."""
+    """How the numerical inverse of an autoregressive map went.
 
-    passes: Array
-    residual: Array
-    converged: Array
+    Attributes:
+        passes: the number of passes of the network, a scalar.
+        residual: [b], the largest change of the last pass, relative to 1 + |x|.
+        converged: [b], whether a row converged.
+    """
+
+    passes: Int[Array, ""]
+    residual: Float[Array, " b"]
+    converged: Bool[Array, " b"]
 
 
 class Solver(Protocol):
-    """Solves x = step(x, args) from `start` [b, *event] for a causal step, exact after `passes` of them; step(x, args)
-    closes over nothing that is differentiated."""
+    """How x = step(x, args) is solved from `start` [b, *event] for a causal step.
+
+    The solution is exact after `passes` steps; step(x, args) closes over nothing that is
+    differentiated.
+    """
 
     def __call__(
         self, step: Callable[[Array, PyTree], Array], start: Array, args: PyTree, passes: int
@@ -48,17 +58,43 @@ class Solver(Protocol):
 
 
 def jacobi(tol: float | None = None, max_passes: int | None = None) -> Solver:
-    """All numbers of a row at once, until none of them changes by more than `tol` relative to 1 + |x|.
+    """Solve an autoregressive inverse by updating all numbers of a row at once.
 
-    A batch takes the passes of its slowest row, but no row changes once it has settled: rows do not depend on their batch.
+    The iteration stops when no number changes by more than `tol`, relative to 1 + |x|. A batch
+    takes the passes of its slowest row, but no row changes once it has settled: rows do not depend
+    on their batch. There is no Gauss-Seidel form here: a masked net evaluates all numbers in any
+    case, and then all may as well be used.
 
-    tol: defaults to 32 units of rounding (3.8e-6 in float32), where the rows are as near to a float64 solution as those
-        of `sequential`; at 8 units the iteration chases its own rounding, for twice the passes.
-    max_passes: a budget, for the gradient's iteration too; by default one pass beyond the longest path, the one that sees
-        nothing change. A row that the budget does not suffice for has not converged.
+    Args:
+        tol: the tolerance. None is 32 units of rounding (3.8e-6 in float32), where the rows are as
+            near to a float64 solution as those of `sequential`; at 8 units the iteration chases its
+            own rounding, for twice the passes.
+        max_passes: a budget, for the iteration of the gradient too. None is one pass beyond the
+            longest path, the one that sees nothing change. A row for which the budget does not
+            suffice has not converged.
 
-    Song, Meng, Liao, Ermon, *Accelerating Feedforward Computation via Parallel Nonlinear Equation Solving* (2021). There
-    is no Gauss-Seidel form here: a masked net evaluates all numbers in any case, and then all may as well be used.
+    Returns:
+        Solver: the solver, for `autoregressive` and `block_autoregressive`.
+
+    Raises:
+        ValueError: tol is negative, or max_passes is below 1.
+
+    Examples:
+        >>> import jax
+        >>> import jax.numpy as jnp
+        >>> from jflow import bijectors, nets
+        >>> bijector = bijectors.autoregressive(
+        ...     bijectors.univariate.affine(), nets.MADE(2, (8,)), solver=bijectors.jacobi(tol=1e-4)
+        ... )
+        >>> x = jnp.ones((3, 2))
+        >>> z, log_det = bijector.inverse(bijector.init(jax.random.key(0), x), x)
+        >>> z[0].tolist()  # it starts at the identity
+        [1.0, 1.0]
+
+    References:
+        Song, Meng, Liao, Ermon,
+            *Accelerating Feedforward Computation via Parallel Nonlinear Equation Solving*, 2021,
+            arXiv:2002.03629.
     """
     if tol is not None and not tol >= 0:
         raise ValueError(f"jacobi: expected tol >= 0, got {tol}")
@@ -75,10 +111,15 @@ def jacobi(tol: float | None = None, max_passes: int | None = None) -> Solver:
 
 
 def sequential() -> Solver:
-    """One number after another: exactly as many passes as the longest path, without a look at the residual on the way.
+    """Solve an autoregressive inverse one number after another.
 
-    One more pass measures it: a row that still changes then comes of a net that is not causal, or of too few `passes`,
-    and has not converged. `jacobi` returns the same numbers up to its tolerance; this is what it is compared with.
+    It takes exactly as many passes as the longest path, without a look at the residual on the way.
+    One more pass measures it: a row that still changes then comes of a net that is not causal, or
+    of too few `passes`, and has not converged. `jacobi` returns the same numbers up to its
+    tolerance; this is what it is compared with. See `jacobi` for an example.
+
+    Returns:
+        Solver: the solver, for `autoregressive` and `block_autoregressive`.
     """
 
     def solve(step, start, args, passes):
@@ -99,19 +140,51 @@ def autoregressive(
     solver: Solver | None = None,
     passes: int | None = None,
 ) -> Bijector:
-    """forward: x_i = univariate.forward(z_i; net(z, cond)_i), one pass of the net; inverse: see `autoregressive_inverse`.
+    """Map every number by a scalar map whose raw numbers depend on the numbers before it.
+
+    `forward` is x_i = univariate.forward(z_i; net(z, cond)_i), one pass of the net; `inverse`
+    solves for z, see `autoregressive_inverse`. Derivatives of both directions are exact, those of
+    the inverse by the implicit function theorem. Rows of an inverse that did not converge are NaN.
+    As it stands it is the layer of the inverse autoregressive flow, which samples in one pass;
+    `invert` of it is that of the masked autoregressive flow, which has its density in one pass.
+
+    Also known as: IAF layer, MAF layer, masked autoregressive layer.
 
     Args:
-        univariate: such as `bijectors.univariate.affine()` or `bijectors.univariate.rational_quadratic()`.
-        net: a causal Linen module (x [b, *event], cond=None) -> raw [b, *event, univariate.size]: entry i of raw depends
-            on what comes before entry i of x. `nets.MADE` on vectors, a masked transformer on tokens. It should return
-            zeros at init, so that the map starts at the identity.
-        solver: of the inverse, `jacobi()` by default, which needs no tuning; or `sequential()`.
-        passes: nodes on the longest path of the dependency graph (`nets.longest_path`); by default the size of the event,
-            which is always enough. For tokens: how many there are.
+        univariate: the scalar map, such as `univariate.affine()` or
+            `univariate.rational_quadratic()`.
+        net: a causal Linen module (x [b, *event], cond=None) -> raw [b, *event, univariate.size];
+            entry i of raw depends on what comes before entry i of x. `nets.MADE` on vectors, a
+            masked transformer on tokens. It should return zeros at initialization, so that the map
+            starts at the identity.
+        solver: of the inverse; None is `jacobi()`, which needs no tuning. The other is
+            `sequential()`.
+        passes: the nodes on the longest path of the dependency graph (`nets.longest_path`). None is
+            the size of the event, which is always enough. For tokens it is how many there are.
 
-    Derivatives of both directions are exact, those of the inverse by the implicit function theorem. Rows of an inverse that
-    did not converge are NaN. Params {'net'}.
+    Returns:
+        Bijector: the map, with params {'net'}.
+
+    Raises:
+        TypeError: univariate is not an `Elementwise`, or net not a Linen module.
+        ValueError: the net returns raw numbers of another shape, or passes is below 1.
+
+    Examples:
+        >>> import jax
+        >>> import jax.numpy as jnp
+        >>> from jflow import bijectors, nets
+        >>> bijector = bijectors.autoregressive(bijectors.univariate.affine(), nets.MADE(2, (8,)))
+        >>> z = jnp.ones((3, 2))
+        >>> x, log_det = bijector.forward(bijector.init(jax.random.key(0), z), z)
+        >>> x.shape, log_det.tolist()  # it starts at the identity
+        ((3, 2), [0.0, 0.0, 0.0])
+
+    References:
+        Kingma, Salimans, Jozefowicz, et al.,
+            *Improving Variational Inference with Inverse Autoregressive Flow*, 2016,
+            arXiv:1606.04934.
+        Papamakarios, Pavlakou, Murray, *Masked Autoregressive Flow for Density Estimation*, 2017,
+            arXiv:1705.07057.
     """
     check_noun("autoregressive", univariate, Elementwise)
     check_linen("autoregressive", "net", net)
@@ -141,16 +214,46 @@ def autoregressive_inverse(
     univariate: Elementwise,
     net: nn.Module,
     params: Params,
-    y: Array,
+    y: Float[Array, "b *event"],
     cond: Cond = None,
     *,
     solver: Solver | None = None,
     passes: int | None = None,
     key: Key | None = None,
-) -> tuple[Array, Array, InverseInfo]:
-    """(x [b, *event], log_det [b] of the inverse in nats, info): what `autoregressive(...).inverse` does, with its info.
+) -> tuple[Float[Array, "b *event"], Float[Array, " b"], InverseInfo]:
+    """Invert an autoregressive map, and say how it went.
 
-    One evaluation of the net beyond info.passes gives the log-det. Rows that did not converge are NaN.
+    It does what `autoregressive(...).inverse` does, and returns its `InverseInfo` too. It repeats x
+    <- univariate.inverse(y; net(x, cond)); one evaluation of the net beyond info.passes gives the
+    log-det. Rows that did not converge are NaN.
+
+    Args:
+        univariate: the scalar map, as for `autoregressive`.
+        net: the causal Linen module, as for `autoregressive`.
+        params: those of the map, {'net'}.
+        y: what `forward` returned, [b, *event].
+        cond: the condition as the net takes it.
+        solver: `jacobi()` or `sequential()`; None is `jacobi()`.
+        passes: the nodes on the longest path of the dependency graph; None is the size of the
+            event.
+        key: switches dropout on in the net; every pass has the same draws.
+
+    Returns:
+        A triple (x [b, *event], log_det [b] of the inverse in nats, info).
+
+    Raises:
+        ValueError: passes is below 1, or the net returns raw numbers of another shape.
+
+    Examples:
+        >>> import jax
+        >>> import jax.numpy as jnp
+        >>> from jflow import bijectors, nets
+        >>> univariate, net = bijectors.univariate.affine(), nets.MADE(2, (8,))
+        >>> y = jnp.ones((3, 2))
+        >>> params = bijectors.autoregressive(univariate, net).init(jax.random.key(0), y)
+        >>> x, log_det, info = bijectors.autoregressive_inverse(univariate, net, params, y)
+        >>> info.converged.tolist()
+        [True, True, True]
     """
 
     def step(x, args):
@@ -165,13 +268,16 @@ def autoregressive_inverse(
 def solve_causal(
     step, y: Array, args: tuple, solver: Solver | None, passes: int | None
 ) -> tuple[Array, InverseInfo]:
-    """The x [b, *event], in float32 at least, with x = step(x, (y, *args)); rows that do not converge are NaN."""
+    """The x [b, *event], in float32 at least, with x = step(x, (y, *args)).
+
+    Rows that do not converge are NaN.
+    """
     passes = math.prod(y.shape[1:]) if passes is None else passes
     if passes < 1:
         raise ValueError(f"autoregressive: expected passes >= 1, got {passes}")
     y = y.astype(float_dtype(y))
-    # Numbers whose turn has not come may run away. Masks and causal attention multiply them by zero, which is harmless as
-    # long as they are finite.
+    # Numbers whose turn has not come may run away. Masks and causal attention multiply them by
+    # zero, which is harmless as long as they are finite.
     largest = float(jnp.finfo(y.dtype).max) ** 0.5
 
     def bounded(x):
@@ -183,7 +289,8 @@ def solve_causal(
     def fits(x):
         return jnp.all(jnp.abs(x) < largest, axis=tuple(range(1, x.ndim)))
 
-    # A row without a preimage would never settle, and keep its batch waiting: it solves for zeros, and is NaN all the same.
+    # A row without a preimage would never settle, and keep its batch waiting: it solves for zeros,
+    # and is NaN all the same.
     solvable = fits(y)
     y = jnp.where(expand_to(solvable, y), y, 0)
     x, info = (jacobi() if solver is None else solver)(bounded_step, y, (y, *args), passes)

@@ -27,18 +27,54 @@ def block_autoregressive(
     leak: float = 0.1,
     solver: Solver | None = None,
 ) -> Bijector:
-    """x_i = (1 - g_i) z_i + g_i f_i(z_i; z_1 .. z_{i-1}, cond), f a network of `num_layers` layers of features * hidden units.
+    """Map vectors by one masked network that is increasing in each number.
 
-    The weights between the units of one number are exponentials, those from units of earlier numbers are free, those from
-    later ones absent; so f is increasing in its own number and the Jacobian is triangular. Its diagonal is a product of
-    positive blocks, multiplied in log-space. The activation is tanh(u) + leak * u: with the published tanh the image of f is
-    bounded, and what lies outside has no preimage. The gate g = sigmoid(gate_i) starts at 0.12, near the identity.
+    The map is
 
-    `inverse` is numerical: given the earlier numbers each f_i is a scalar function with a root, all are solved at once and
-    this is repeated as in `autoregressive`, by `solver`; gradients are implicit, rows without convergence NaN. Weight
-    normalization is left out. `num_layers` is of one map; cond is None, a float array [b, ...] or a pytree of them.
+        x_i = (1 - g_i) z_i + g_i f_i(z_i; z_1 .. z_{i-1}, cond),
 
-    De Cao, Titov, Aziz, *Block Neural Autoregressive Flow* (2019).
+    f a network of `num_layers` layers of features * hidden units. The weights between the units of
+    one number are exponentials, those from units of earlier numbers are free, those from later ones
+    absent; so f is increasing in its own number and the Jacobian is triangular. Its diagonal is a
+    product of positive blocks, multiplied in log-space. The gate g = sigmoid(gate_i) starts at
+    0.12, near the identity.
+
+    `inverse` is numerical: given the earlier numbers each f_i is a scalar function with a root; all
+    are solved at once, and this is repeated as in `autoregressive`, by `solver`. Gradients are
+    implicit, and rows without convergence are NaN.
+
+    Ours: the activation is tanh(u) + leak * u, since with the published tanh the image of f is
+    bounded, and what lies outside has no preimage; and weight normalization is left out.
+
+    Also known as: BNAF layer.
+
+    Args:
+        features: d, the numbers of a vector; x is [b, d].
+        hidden: the hidden units of every number.
+        num_layers: the hidden layers of this one map.
+        leak: the slope of the linear part of the activation, above 0.
+        solver: of the inverse, `jacobi()` or `sequential()`; None is `jacobi()`.
+
+    Returns:
+        Bijector: the map, with params {'layers', 'gate'}; cond is None, a float array [b, ...] or a
+            pytree of them.
+
+    Raises:
+        ValueError: features, hidden or num_layers is below 1, leak is not positive, or x is not
+            [b, d].
+
+    Examples:
+        >>> import jax
+        >>> import jax.numpy as jnp
+        >>> from jflow import bijectors
+        >>> bijector = bijectors.block_autoregressive(2, hidden=2, num_layers=1)
+        >>> z = jnp.ones((3, 2))
+        >>> params = jax.eval_shape(bijector.init, jax.random.key(0), z)
+        >>> params["gate"].shape
+        (2,)
+
+    References:
+        De Cao, Titov, Aziz, *Block Neural Autoregressive Flow*, 2019, arXiv:1904.04676.
     """
     check_whole("block_autoregressive", features=features, hidden=hidden, num_layers=num_layers)
     if not leak > 0:
@@ -78,7 +114,10 @@ def block_autoregressive(
         return {"layers": layers, "gate": jnp.full_like(layers["0"]["bias"][:, 0], -2.0)}
 
     def units(layer, i, h, log_slope, context):
-        """One layer of each number on its own: h, log_slope [b, d, m] -> [b, d, n]; context [b, d, n] is the rest."""
+        """One layer of each number on its own: h, log_slope [b, d, m] -> [b, d, n].
+
+        context [b, d, n] is the rest.
+        """
         log_weight = layer["own"] - math.log(widths[i])
         h = jnp.einsum("bdm,dmn->bdn", h, jnp.exp(log_weight), precision=_FULL) + context
         log_slope = jax.nn.logsumexp(log_slope[..., None] + log_weight[None], axis=-2)
@@ -101,14 +140,15 @@ def block_autoregressive(
         return gated(params["gate"], x, h, log_slope)
 
     def network(params: Params, x: Array, cond) -> tuple[Array, Array, list[Array]]:
-        """(y, log_slope, contexts): the contexts [b, d, n] hold all that a number's units hear from earlier ones."""
+        """(y, log_slope, contexts): contexts [b, d, n] are what comes from earlier numbers."""
         c = flatten_cond("block_autoregressive", cond, x.shape[0])
         if ("cond" in params["layers"]["0"]) != (c is not None):
             said = "cond, as at init, got None" if c is None else "no cond, since init had none"
             raise ValueError(f"block_autoregressive: expected {said}")
         if c is not None and c.shape[-1] != (size := params["layers"]["0"]["cond"].shape[0]):
             raise ValueError(
-                f"block_autoregressive: expected cond of {size} numbers a row, as at init, got {c.shape[-1]}"
+                f"block_autoregressive: expected cond of {size} numbers a row, as at init, got "
+                f"{c.shape[-1]}"
             )
         h, log_slope, contexts = x[..., None], jnp.zeros_like(x)[..., None], []
         for i in range(num_layers + 1):

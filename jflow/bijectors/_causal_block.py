@@ -13,7 +13,7 @@ from jflow._core.linen import apply_linen, check_linen, init_linen
 from jflow._core.nouns import compiled, no_params
 from jflow.bijectors import decoding
 from jflow.bijectors._guide import TokenGuide, second_rows
-from jflow.types import Bijector
+from jflow.types import Array, Bijector
 
 __all__ = ["causal_block", "tokens"]
 
@@ -23,24 +23,53 @@ _CACHED = decoding.cached()
 def causal_block(
     net: nn.Module,
     *,
-    order=None,
+    order: Sequence[int] | np.ndarray | Array | None = None,
     max_log_scale: float = 3.0,
     sampler: decoding.Sampler = _CACHED,
     guide: TokenGuide | None = None,
 ) -> Bijector:
-    """x_i = z_i exp(log_scale_i) + mean_i for tokens x [b, n, d], both from x_<i and cond by a causal transformer.
+    """TarFlow's layer: an affine map of each token, which a transformer reads off the earlier ones.
 
-    `inverse`, z_i = (x_i - mean_i) exp(-log_scale_i), is one parallel pass; `forward` goes through the tokens as `sampler`
-    says. log_scale = c tanh(raw / c), c = max_log_scale, so that no input overflows; raw = 0 is the identity.
+    For tokens x [b, n, d] the map is x_i = z_i exp(log_scale_i) + mean_i, where mean and log-scale
+    are functions of x_<i and cond. `inverse`, z_i = (x_i - mean_i) exp(-log_scale_i), is one
+    parallel pass; `forward` goes through the tokens as `sampler` says. log_scale = c tanh(raw / c)
+    with c = max_log_scale, so that no input overflows; raw = 0 is the identity.
+
+    Also known as: TarFlow block, transformer autoregressive flow.
 
     Args:
-        net: as `nets.CausalTransformer(size=2)`, in both its forms.
-        order: [n], the tokens in the order of generation (None: as they stand); it may be a scanned `xs_i`.
+        net: a transformer like `nets.CausalTransformer(size=2)`, in both its forms.
+        order: a permutation [n], the tokens in the order of generation; it may be a scanned `xs_i`.
+            None leaves them as they stand.
+        max_log_scale: the bound c on the log-scale, in nats.
         sampler: `decoding.cached()`, `decoding.jacobi(block)` or `decoding.uncached()`.
-        guide: see `guidance.extrapolate`, `guidance.score_sum`. The guided map is as invertible as the plain one: both
-            directions are of it, and so is log_det. Params are those of the plain block, train them without.
+        guide: guidance between two passes of the net; see `guidance.extrapolate` and
+            `guidance.score_sum`. The guided map is as invertible as the plain one: both directions
+            are of it, and so is log_det. Its params are those of the plain block, which is the one
+            to train.
 
-    Params are the net's. Zhai et al., *Normalizing Flows are Capable Generative Models* (2024).
+    Returns:
+        Bijector: the map of tokens [b, n, d]; its params are those of the net.
+
+    Raises:
+        ValueError: max_log_scale is not positive, order is no permutation, x is not [b, n, d], or
+            the net does not return 2 d numbers a token.
+        TypeError: net is not a Linen module.
+
+    Examples:
+        >>> import jax
+        >>> import jax.numpy as jnp
+        >>> from jflow import bijectors, nets
+        >>> net = nets.CausalTransformer(width=4, num_layers=1, num_heads=1)
+        >>> bijector = bijectors.causal_block(net, order=[1, 0])
+        >>> x = jnp.ones((3, 2, 2))
+        >>> z, log_det = bijector.inverse(bijector.init(jax.random.key(0), x), x)
+        >>> z[0].tolist()  # it starts at the identity
+        [[1.0, 1.0], [1.0, 1.0]]
+
+    References:
+        Zhai, Zhang, Nakkiran, et al., *Normalizing Flows are Capable Generative Models*, 2024,
+            arXiv:2412.06329.
     """
     check_linen("causal_block", "net", net)
     if not max_log_scale > 0:
@@ -56,7 +85,8 @@ def causal_block(
         cond = check_cond("causal_block", cond, x.shape[0])
         if x.ndim != 3 or (order is not None and x.shape[1] != order.shape[0]):
             raise ValueError(
-                f"causal_block: expected x of shape [b, {'n' if order is None else order.shape[0]}, d], got {list(x.shape)}"
+                "causal_block: expected x of shape [b, "
+                f"{'n' if order is None else order.shape[0]}, d], got {list(x.shape)}"
             )
         return (x if order is None else _take(x, order)), cond
 
@@ -78,7 +108,8 @@ def causal_block(
             raw, cache = apply_linen(net, params, x, cond, temperature, cache, first)
         if raw.shape[-1] != 2 * d:
             raise ValueError(
-                f"causal_block: expected {2 * d} numbers a token from the net (size=2), got {raw.shape[-1]}"
+                f"causal_block: expected {2 * d} numbers a token from the net (size=2), got "
+                f"{raw.shape[-1]}"
             )
         mean, log_scale = jnp.split(raw, 2, axis=-1)
         log_scale = max_log_scale * jnp.tanh(log_scale / max_log_scale)
@@ -108,7 +139,29 @@ def causal_block(
 
 
 def tokens(event_shape: Sequence[int], patch_size: int) -> Bijector:
-    """Images [H, W, C] on the data side, their patches as tokens [n, p p C] on the source side, both row by row."""
+    """Cut images into patches: images on the data side, tokens on the source side, both row by row.
+
+    The map only rearranges numbers, so log_det is 0.
+
+    Also known as: patchify.
+
+    Args:
+        event_shape: (H, W, C), the shape of an image.
+        patch_size: p, the side of a patch, which divides H and W.
+
+    Returns:
+        Bijector: the map from tokens [b, n, p p C], n = H W / p^2, to images [b, H, W, C], without
+            params.
+
+    Raises:
+        ValueError: patch_size does not divide H and W.
+
+    Examples:
+        >>> import jax.numpy as jnp
+        >>> from jflow import bijectors
+        >>> bijectors.tokens((4, 4, 3), 2).inverse({}, jnp.zeros((1, 4, 4, 3)))[0].shape
+        (1, 4, 12)
+    """
     p = patch_size
     height, width, channels = event_shape = tuple(event_shape)
     if p < 1 or height % p or width % p:

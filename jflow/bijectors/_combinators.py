@@ -24,8 +24,34 @@ _Map = TypeVar("_Map", Bijector, Transport, Bijector | Transport)
 def chain(*layers: Bijector) -> Bijector: ...  # type: ignore[overload-overlap]  # the other has a Transport among its layers
 @overload
 def chain(*layers: Bijector | Transport) -> Transport: ...
-def chain(*layers):
-    """One map after another, the source side first: forward applies layers[0], then layers[1] ... Params {'0', '1', ...}."""
+def chain(*layers: Bijector | Transport) -> Bijector | Transport:
+    """Apply one map after another, the source side first.
+
+    `forward` applies layers[0], then layers[1] and so on; `inverse` goes back. The log-dets add up.
+    A key is split, a part for each layer; every layer gets the same cond.
+
+    Also known as: composition, compose, sequential, stack of layers.
+
+    Args:
+        *layers: the maps, `Bijector` or `Transport`.
+
+    Returns:
+        Bijector: the map, a `Transport` if one of the layers is one, with params
+            {'0': those of layers[0], '1': ...}.
+
+    Raises:
+        TypeError: a layer is not a `Bijector` or a `Transport`.
+        ValueError: a layer returns a log_det that is not [b].
+
+    Examples:
+        >>> import jax
+        >>> import jax.numpy as jnp
+        >>> from jflow import bijectors
+        >>> bijector = bijectors.chain(bijectors.reverse(), bijectors.tanh())
+        >>> params = bijector.init(jax.random.key(0), jnp.ones((1, 2)))
+        >>> bijector.forward(params, jnp.array([[0.0, 100.0]]))[0].tolist()
+        [[1.0, 0.0]]
+    """
     kind = kind_of("chain", layers)
 
     def init(key, x, cond=None, *, side="data"):
@@ -53,7 +79,7 @@ def chain(*layers):
         return z, log_det
 
     def pullback(direction, params, y, cotangents, cond=None, *, key=None):
-        """Layer by layer: to rebuild the input of the whole first would run every layer once more."""
+        """Layer by layer: to rebuild the input of the whole would run every layer once more."""
         y_bar, log_det_bar = cotangents
         keys, params_bar, cond_bar = split_key(key, len(layers)), {}, zero_cotangents(cond)
         order = range(len(layers)) if direction == "inverse" else reversed(range(len(layers)))
@@ -68,7 +94,25 @@ def chain(*layers):
 
 
 def invert(bijector: _Map) -> _Map:
-    """Forward and inverse exchanged, and with them the side from which `init` looks."""
+    """Exchange forward and inverse, and with them the side from which `init` looks.
+
+    Args:
+        bijector: the `Bijector` or `Transport` to turn round.
+
+    Returns:
+        Bijector: a map of the same type; its params are those of `bijector`.
+
+    Raises:
+        TypeError: bijector is not a `Bijector` or a `Transport`.
+        ValueError: the map returns a log_det that is not [b].
+
+    Examples:
+        >>> import jax.numpy as jnp
+        >>> from jflow import bijectors
+        >>> logit = bijectors.invert(bijectors.sigmoid())
+        >>> logit.forward({}, jnp.array([[0.5]]))[0].tolist()
+        [[0.0]]
+    """
     check_noun("invert", bijector, Bijector, Transport)
 
     def init(key, x, cond=None, *, side="data"):
@@ -88,11 +132,34 @@ def invert(bijector: _Map) -> _Map:
 
 
 def on_part(bijector: _Map, part: slice) -> _Map:
-    """`bijector` on x[..., part], a contiguous slice of the last axis; the rest passes. Params are the bijector's own.
+    """Apply a map to x[..., part], a contiguous slice of the last axis; the rest passes.
 
-    The bijector must keep the shape of its part. Multi-scale flows are made of it: on_part(chain(squeeze(), ...,
-    invert(squeeze())), slice(0, kept)) goes on with the first channels and leaves the others as they are, in arrays of
-    one shape throughout (instead of factoring them out; Dinh, Sohl-Dickstein, Bengio, *Real NVP* (2016)).
+    The output of the bijector has the shape of its part. Multi-scale flows are made of it:
+    on_part(chain(squeeze(), ..., invert(squeeze())), slice(0, kept)) goes on with the first
+    channels and leaves the others as they are. Ours: the arrays have one shape throughout, where
+    the paper factors channels out.
+
+    Args:
+        bijector: the `Bijector` or `Transport` for the part.
+        part: a slice of the last axis, without a step.
+
+    Returns:
+        Bijector: a map of the type of `bijector`; its params are those of `bijector`.
+
+    Raises:
+        TypeError: part is not a slice without a step, or bijector is not a `Bijector` or a
+            `Transport`.
+        ValueError: the last axis of x does not hold the part, or the map changes its shape.
+
+    Examples:
+        >>> import jax.numpy as jnp
+        >>> from jflow import bijectors
+        >>> bijector = bijectors.on_part(bijectors.reverse(), slice(0, 2))
+        >>> bijector.forward({}, jnp.array([[1.0, 2.0, 3.0]]))[0].tolist()
+        [[2.0, 1.0, 3.0]]
+
+    References:
+        Dinh, Sohl-Dickstein, Bengio, *Density Estimation Using Real NVP*, 2016, arXiv:1605.08803.
     """
     check_noun("on_part", bijector, Bijector, Transport)
     if not isinstance(part, slice) or part.step not in (None, 1):
@@ -117,7 +184,8 @@ def on_part(bijector: _Map, part: slice) -> _Map:
         y, log_det = inner(params, x[..., start:stop], cond, key=key)
         if y.shape != (*x.shape[:-1], stop - start):
             raise ValueError(
-                f"on_part: expected the map to keep the shape {[*x.shape[:-1], stop - start]}, got {list(y.shape)}"
+                f"on_part: expected the map to keep the shape {[*x.shape[:-1], stop - start]}, got "
+                f"{list(y.shape)}"
             )
         check_rows("on_part", "log_det", log_det, x.shape[0])
         return jnp.concatenate([x[..., :start], y.astype(x.dtype), x[..., stop:]], axis=-1), log_det
@@ -126,8 +194,32 @@ def on_part(bijector: _Map, part: slice) -> _Map:
 
 
 def conditioned(bijector: _Map, embed: nn.Module) -> _Map:
-    """`bijector` conditioned on embed(cond): a Linen module, such as nn.Embed(10, 16) for labels. Params {'embed',
-    'bijector'}. The embedding is computed once, outside any scan in `bijector`."""
+    """Condition a map on embed(cond), where embed is a trained network.
+
+    The embedding is computed once, outside any scan in `bijector`, and takes the place of cond.
+
+    Args:
+        bijector: the `Bijector` or `Transport` that takes the embedding as its cond.
+        embed: a Linen module of cond, such as nn.Embed(10, 16) for labels.
+
+    Returns:
+        Bijector: a map of the type of `bijector`, with params {'embed', 'bijector'}.
+
+    Raises:
+        TypeError: embed is not a Linen module, or bijector is not a `Bijector` or a `Transport`.
+        ValueError: there is no cond.
+
+    Examples:
+        >>> import flax.linen as nn
+        >>> import jax
+        >>> import jax.numpy as jnp
+        >>> from jflow import bijectors
+        >>> inner = bijectors.amortized(bijectors.affine((2,)))
+        >>> bijector = bijectors.conditioned(inner, nn.Embed(10, 4))
+        >>> params = bijector.init(jax.random.key(0), jnp.ones((3, 2)), jnp.array([0, 1, 2]))
+        >>> params["embed"]["embedding"].shape
+        (10, 4)
+    """
     check_noun("conditioned", bijector, Bijector, Transport)
     check_linen("conditioned", "embed", embed)
 
@@ -156,12 +248,36 @@ def conditioned(bijector: _Map, embed: nn.Module) -> _Map:
 
 
 def indicated(bijector: _Map, size: int) -> _Map:
-    """`bijector` told which layer it is, by an embedding [size] of its own beside cond: cond becomes the embedding, or the
-    pair (cond, embedding).
+    """Give a map an embedding of its own beside cond, so that layers that share a network differ.
 
-    Params are the bijector's own and 'indicator', side by side, so that a scan can share the others:
-    scan(indicated(coupling(...), 8), depth, shared=('net',)) has one network for all layers, and for each an embedding
-    and a head. Lee, Kim, Yoon, *NanoFlow* (2020).
+    cond becomes the embedding [b, size], or the pair (cond, embedding). The params are those of the
+    bijector and 'indicator', side by side, so that a scan can share the others:
+    scan(indicated(coupling(...), 8), depth, shared=('net',)) has one network for all layers, and
+    for each layer an embedding and a head.
+
+    Args:
+        bijector: the `Bijector` or `Transport` that takes the embedding in its cond.
+        size: the numbers of the embedding, drawn from a standard normal at first.
+
+    Returns:
+        Bijector: a map of the type of `bijector`, with params {'indicator': [size], ...}, the
+            others being those of `bijector`.
+
+    Raises:
+        TypeError: bijector is not a `Bijector` or a `Transport`.
+        ValueError: size is below 1, or the bijector has params of the name 'indicator' already.
+
+    Examples:
+        >>> import jax
+        >>> import jax.numpy as jnp
+        >>> from jflow import bijectors
+        >>> bijector = bijectors.indicated(bijectors.amortized(bijectors.affine((2,))), 4)
+        >>> sorted(bijector.init(jax.random.key(0), jnp.ones((3, 2))))
+        ['bias', 'indicator', 'kernel', 'net']
+
+    References:
+        Lee, Kim, Yoon, *NanoFlow: Scalable Normalizing Flows with Sublinear Parameter Complexity*,
+            2020, arXiv:2006.06280.
     """
     check_noun("indicated", bijector, Bijector, Transport)
     check_whole("indicated", size=size)
@@ -186,8 +302,10 @@ def indicated(bijector: _Map, size: int) -> _Map:
 
 
 def _prepared(bijector: _Map, init, prepare) -> _Map:
-    """`bijector` on what `prepare` makes of its arguments: prepare(params, x, cond, key) -> ((params, cond), key), in which
-    x lends its shape alone."""
+    """`bijector` on what `prepare` makes of its arguments.
+
+    prepare(params, x, cond, key) -> ((params, cond), key), in which x lends its shape alone.
+    """
 
     def apply(inner, params, x, cond=None, *, key=None):
         (params, cond), key = prepare(params, x, cond, key)

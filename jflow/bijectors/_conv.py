@@ -21,26 +21,58 @@ def masked_conv(
     corner: Sequence[int] = (0, 0),
     implementation: str | None = None,
 ) -> Bijector:
-    """x = masked convolution of z + shift, z [b, H, W, C]: a pixel sees itself and those above and left of it, in a window
-    of size x size; of itself, channel c sees channels <= c.
+    """Convolve an image with a kernel that sees what is above and left of a pixel, invertibly.
 
-    `forward` is a convolution; `inverse` goes over the anti-diagonals of the image, H + W - 1 steps, as does its gradient
-    (see `kernels.masked_conv`). log_det = H W sum(log_diagonal). Starts at the identity.
+    x is the masked convolution of z, plus a shift, for z [b, H, W, C]: a pixel sees itself and
+    those above and left of it, in a window of size x size; of itself, channel c sees channels <= c.
+    The Jacobian is triangular, log_det = H W sum(log_diagonal), and the map starts at the identity.
 
-    As it stands, densities take the wavefront and sampling is a plain convolution: the layer of Nagar, Varma, *Parallel
-    Backpropagation for Inverse of a Convolution with Application to Normalizing Flows* (Inverse-Flow, 2025). `invert` of
-    it is the layer of Kallappa, Nagar, Varma, *FInC Flow* (2023), whose densities are quick and whose samples take the
-    wavefront; two from opposite corners, chain(one, reverse(), opposite, reverse()), see all around, in the manner of
-    Hoogeboom, van den Berg, Welling, *Emerging Convolutions for Generative Normalizing Flows* (2019).
+    `forward` is a convolution; `inverse` goes over the anti-diagonals of the image, H + W - 1
+    steps, as does its gradient (see `kernels.masked_conv`). As it stands, densities take the
+    wavefront and sampling is a plain convolution: the layer of Inverse-Flow. `invert` of it is the
+    layer of FInC Flow, whose densities are quick and whose samples take the wavefront; two from
+    opposite corners, chain(one, reverse(), opposite, reverse()), see all around, in the manner of
+    emerging convolutions.
+
+    Nothing bounds the inverse: it is stable where the other taps are small beside the diagonal, and
+    grows exponentially along the image where they are not.
+
+    Also known as: FInC convolution, Inverse-Flow, emerging convolution, autoregressive convolution.
 
     Args:
-        corner: the corner of the window at which the other pixels lie, (0, 0) above left, (0, 1) above right, (1, 0)
-            below left, (1, 1) below right.
-        implementation: of the inverse, see `kernels.masked_conv.inverse`.
+        channels: C.
+        size: the side of the window.
+        corner: the corner of the window at which the other pixels lie: (0, 0) is above left, (0, 1)
+            above right, (1, 0) below left, (1, 1) below right.
+        implementation: of the inverse, 'xla', 'pallas' or None; see `kernels.masked_conv.inverse`.
 
-    Params 'kernel' [size, size, C, C] (in, out), of whose tap for the pixel itself, kernel[-1, -1], the strict upper
-    triangle is used; 'log_diagonal' and 'shift' [C]. Nothing bounds the inverse: it is stable where the other taps are small
-    beside the diagonal, and grows exponentially along the image where they are not.
+    Returns:
+        Bijector: the map, with params {'kernel', 'log_diagonal', 'shift'}: 'kernel' is
+            [size, size, C, C] (in, out), of whose tap for the pixel itself, kernel[-1, -1], the
+            strict upper triangle is used; the others are [C].
+
+    Raises:
+        ValueError: channels or size is below 1, corner is none of the four, or x is not
+            [b, H, W, C].
+
+    Examples:
+        >>> import jax
+        >>> import jax.numpy as jnp
+        >>> from jflow import bijectors
+        >>> bijector = bijectors.masked_conv(2, size=2)
+        >>> params = bijector.init(jax.random.key(0), jnp.zeros((1, 3, 3, 2)))
+        >>> params["log_diagonal"] += 0.5
+        >>> float(bijector.forward(params, jnp.zeros((1, 3, 3, 2)))[1][0])  # 9 pixels, 2 channels
+        9.0
+
+    References:
+        Nagar, Varma, *Parallel Backpropagation for Inverse of a Convolution with Application to
+            Normalizing Flows*, 2025, arXiv:2410.14634.
+        Kallappa, Nagar, Varma,
+            *FInC Flow: Fast and Invertible k x k Convolutions for Normalizing Flows*, 2023,
+            arXiv:2301.09266.
+        Hoogeboom, van den Berg, Welling, *Emerging Convolutions for Generative Normalizing Flows*,
+            2019, arXiv:1901.11137.
     """
     check_whole("masked_conv", channels=channels, size=size)
     if tuple(corner) not in ((0, 0), (0, 1), (1, 0), (1, 1)):

@@ -16,14 +16,47 @@ __all__ = ["coupling", "masked_coupling"]
 
 
 def coupling(univariate: Elementwise, net: nn.Module, *, split: int, axis: int = -1) -> Bijector:
-    """The first `split` entries along `axis` pass; the rest go through `univariate` with raw numbers from `net`.
+    """Transform one part of the event by numbers that a network reads off the other part.
 
-    x_a = z_a,  x_b = univariate.forward(z_b, head(net(z_a, cond))).
+    The first `split` entries along `axis` pass; the rest go through `univariate`:
 
-    `net` is any Linen module (x_a, cond=None) -> features [b, ..., F] whose axes between batch and F are those of x_b
-    without its last; a linear head, zero at init so that the layer starts at the identity, makes of them
-    raw [b, ..., channels of x_b, size]. With split=0 the whole event is transformed, by numbers from cond alone.
-    Params {'net', 'head'}. Dinh, Sohl-Dickstein, Bengio, *Density estimation using Real NVP* (2016).
+        x_a = z_a,    x_b = univariate.forward(z_b, head(net(z_a, cond))).
+
+    Both directions are one pass of the net. A linear head, zero at initialization so that the layer
+    starts at the identity, makes raw numbers [b, ..., channels of x_b, univariate.size] of the
+    features. With split=0 the whole event is transformed, by numbers from cond alone.
+
+    Also known as: coupling layer, affine coupling, RealNVP layer, spline coupling.
+
+    Args:
+        univariate: the scalar map, such as `univariate.affine()` or
+            `univariate.rational_quadratic()`.
+        net: a Linen module (x_a, cond=None) -> features [b, ..., F], whose axes between batch and F
+            are those of x_b without its last; such as `nets.MLP` or `nets.GlowNet`.
+        split: how many entries along `axis` pass.
+        axis: the axis of x [b, *event] that is split, not the batch axis.
+
+    Returns:
+        Bijector: the map, with params {'net', 'head': {'kernel', 'bias'}}.
+
+    Raises:
+        TypeError: univariate is not an `Elementwise`, or net not a Linen module.
+        ValueError: split is negative or the axis too short for it, or the features have other
+            shapes.
+
+    Examples:
+        >>> import jax
+        >>> import jax.numpy as jnp
+        >>> from jflow import bijectors, nets
+        >>> bijector = bijectors.coupling(bijectors.univariate.affine(), nets.MLP((8,)), split=1)
+        >>> z = jnp.ones((3, 2))
+        >>> params = bijector.init(jax.random.key(0), z)
+        >>> params["head"]["bias"] = jnp.array([0.0, 5.0])  # log-scale 0, shift 5
+        >>> bijector.forward(params, z)[0][0].tolist()
+        [1.0, 6.0]
+
+    References:
+        Dinh, Sohl-Dickstein, Bengio, *Density Estimation Using Real NVP*, 2016, arXiv:1605.08803.
     """
     check_noun("coupling", univariate, Elementwise)
     check_linen("coupling", "net", net)
@@ -35,7 +68,8 @@ def coupling(univariate: Elementwise, net: nn.Module, *, split: int, axis: int =
         size = x.shape[axis] if is_event_axis else 0
         if not split < size:
             raise ValueError(
-                f"coupling: expected axis {axis} of x to be an event axis longer than split={split}, "
+                f"coupling: expected axis {axis} of x to be an event axis longer than "
+                f"split={split}, "
                 f"got x of shape {list(x.shape)}"
             )
         return jnp.split(x, [split], axis=axis)
@@ -59,12 +93,47 @@ def coupling(univariate: Elementwise, net: nn.Module, *, split: int, axis: int =
     return _bijector(init, apply)
 
 
-def masked_coupling(univariate: Elementwise, net: nn.Module, mask) -> Bijector:
-    """Entries where `mask` is true pass; the others go through `univariate` with raw numbers from `net` of the masked x.
+def masked_coupling(univariate: Elementwise, net: nn.Module, mask: np.ndarray | Array) -> Bijector:
+    """Transform the entries where a mask is false by numbers that a network reads off the others.
 
-    `mask` is a boolean array that broadcasts over the event (a checkerboard, a random mask, a scanned `xs_i`). The net
-    sees x * mask, whole, so its features carry all the axes of x but the last. Costs the univariate map on every entry: for
-    a split in two halves `coupling` evaluates it on half of them. Params and initialization as in `coupling`.
+    Entries where `mask` is true pass; the others go through `univariate` with raw numbers from
+    `net` of the masked x. The net sees x * mask, whole, so its features carry all the axes of x but
+    the last. The univariate map is evaluated on every entry: for a split in two halves `coupling`
+    evaluates it on half of them. A linear head, zero at initialization, makes the raw numbers of
+    the features, so that the layer starts at the identity.
+
+    Also known as: checkerboard coupling, masked RealNVP layer.
+
+    Args:
+        univariate: the scalar map, such as `univariate.affine()` or
+            `univariate.rational_quadratic()`.
+        net: a Linen module (masked x, cond=None) -> features [b, ..., F], with the axes of x but
+            the last.
+        mask: a boolean array that broadcasts over the event: a checkerboard, a random mask, or a
+            scanned `xs_i`; see `masks`.
+
+    Returns:
+        Bijector: the map, with params {'net', 'head': {'kernel', 'bias'}}.
+
+    Raises:
+        TypeError: mask is not boolean, univariate is not an `Elementwise`, or net not a Linen
+            module.
+        ValueError: the mask does not broadcast to the events of x, or the features have other
+            shapes.
+
+    Examples:
+        >>> import jax
+        >>> import jax.numpy as jnp
+        >>> from jflow import bijectors, nets
+        >>> affine, mask = bijectors.univariate.affine(), bijectors.masks.channels(2)
+        >>> bijector = bijectors.masked_coupling(affine, nets.MLP((8,)), mask)
+        >>> z = jnp.ones((3, 2))
+        >>> x, log_det = bijector.forward(bijector.init(jax.random.key(0), z), z)
+        >>> x[0].tolist()  # it starts at the identity
+        [1.0, 1.0]
+
+    References:
+        Dinh, Sohl-Dickstein, Bengio, *Density Estimation Using Real NVP*, 2016, arXiv:1605.08803.
     """
     check_noun("masked_coupling", univariate, Elementwise)
     check_linen("masked_coupling", "net", net)
@@ -80,7 +149,8 @@ def masked_coupling(univariate: Elementwise, net: nn.Module, mask) -> Bijector:
                     mask.reshape((1,) * (x.ndim - mask.ndim) + mask.shape), x.shape
                 )
         raise ValueError(
-            f"masked_coupling: expected a mask that broadcasts to the events of x; mask of shape {list(mask.shape)} does "
+            "masked_coupling: expected a mask that broadcasts to the events of x; mask of shape "
+            f"{list(mask.shape)} does "
             f"not broadcast to those of x of shape {list(x.shape)}"
         )
 
@@ -122,7 +192,10 @@ def _init_conditioner(net, key, x: Array, cond, *, outputs: int) -> dict:
 
 
 def _features(net, params, x: Array, cond, key, *, like: Array, size: int) -> Array:
-    """What the head turns into raw numbers [*like.shape, size]; in float32 at least, whatever the network computes in."""
+    """What the head turns into raw numbers [*like.shape, size].
+
+    In float32 at least, whatever the network computes in.
+    """
     cond = check_cond("coupling", cond, x.shape[0])
     features = apply_linen(net, params["net"], x, cond, key=key)
     if features.shape[:-1] != like.shape[:-1]:
@@ -133,7 +206,8 @@ def _features(net, params, x: Array, cond, key, *, like: Array, size: int) -> Ar
     channels = params["head"]["bias"].shape[-1] // size
     if like.shape[-1] != channels:
         raise ValueError(
-            f"coupling: expected {channels} channels to transform, as at init, got a part of shape {list(like.shape)}"
+            f"coupling: expected {channels} channels to transform, as at init, got a part of shape "
+            f"{list(like.shape)}"
         )
     return features.astype(float_dtype(like))
 
@@ -145,12 +219,16 @@ def _raw(head, features: Array, x: Array, size: int) -> Array:
 
 
 def _in_columns(univariate, direction: str, head, features: Array, x: Array) -> tuple[Array, Array]:
-    """y like x and log_det [b]: the head writes raw numbers as kernels want them, [size, channels, rows]."""
+    """y like x and log_det [b].
+
+    The head writes raw numbers as kernels want them, [size, channels, rows].
+    """
     channels, size = x.shape[-1], univariate.size
     transform = univariate.columns[direction == "inverse"]
 
     def apply(head, features, columns):
-        # The bias as one more input: a slice of a scanned bias, added afterwards, keeps XLA's CPU compiler from vectors.
+        # The bias as one more input: a slice of a scanned bias, added afterwards, keeps XLA's CPU
+        # compiler from vectors.
         kernel = jnp.concatenate([head["kernel"], head["bias"][None]]).reshape(-1, channels, size)
         features = jnp.concatenate([features, jnp.ones_like(features[:, :1])], axis=1)
         kernel = kernel.T.reshape(size * channels, -1)
@@ -159,7 +237,8 @@ def _in_columns(univariate, direction: str, head, features: Array, x: Array) -> 
         )  # in this order, the rows come last
         return transform(columns, raw.reshape(size, channels, -1))
 
-    # Raw numbers are many more than features, of which they are a matrix product away: the backward pass makes them anew.
+    # Raw numbers are many more than features, of which they are a matrix product away: the backward
+    # pass makes them anew.
     apply = jax.checkpoint(apply, prevent_cse=False)
     y, log_det = apply(
         head,

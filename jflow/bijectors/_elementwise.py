@@ -24,7 +24,27 @@ __all__ = [
 
 
 def elementwise(univariate: Elementwise, event_shape: tuple[int, ...]) -> Bijector:
-    """A univariate map with one free set of raw parameters for each number: params {'raw': [*event_shape, size]}."""
+    """Apply a scalar map to each number of the event, with free raw parameters for each.
+
+    Args:
+        univariate: the scalar map, such as `univariate.rational_quadratic()`.
+        event_shape: the shape of one x.
+
+    Returns:
+        Bijector: the map, with params {'raw': [*event_shape, univariate.size]}, which start at
+            zero, the identity.
+
+    Raises:
+        ValueError: the events of x have another shape.
+
+    Examples:
+        >>> import jax
+        >>> import jax.numpy as jnp
+        >>> from jflow import bijectors
+        >>> bijector = bijectors.elementwise(bijectors.univariate.rational_quadratic(4), (3,))
+        >>> bijector.init(jax.random.key(0), jnp.zeros((1, 3)))["raw"].shape
+        (3, 11)
+    """
     event_shape = tuple(event_shape)
 
     def init(key, x, cond=None, *, side="data"):
@@ -50,7 +70,27 @@ def elementwise(univariate: Elementwise, event_shape: tuple[int, ...]) -> Biject
 
 
 def affine(event_shape: tuple[int, ...]) -> Bijector:
-    """x = z exp(log_scale) + shift with free 'log_scale' and 'shift' [*event_shape]; starts at the identity."""
+    """Scale and shift each number of the event: x = z exp(log_scale) + shift.
+
+    The scales and shifts are free and start at the identity. log_det is the sum of log_scale.
+
+    Args:
+        event_shape: the shape of one x.
+
+    Returns:
+        Bijector: the map, with params {'log_scale', 'shift'}, both of event_shape.
+
+    Raises:
+        ValueError: the events of x have another shape.
+
+    Examples:
+        >>> import jax.numpy as jnp
+        >>> from jflow import bijectors
+        >>> params = {"log_scale": jnp.log(jnp.array([2.0, 3.0])), "shift": jnp.array([1.0, 0.0])}
+        >>> x, log_det = bijectors.affine((2,)).forward(params, jnp.ones((1, 2)))
+        >>> x.round(4).tolist(), round(float(log_det[0]), 3)  # log 6
+        ([[3.0, 3.0]], 1.792)
+    """
     event_shape = tuple(event_shape)
 
     def init(key, x, cond=None, *, side="data"):
@@ -63,10 +103,37 @@ def affine(event_shape: tuple[int, ...]) -> Bijector:
 
 
 def actnorm(channels: int) -> Bijector:
-    """x = z exp(log_scale) + shift per channel (the last axis), initialized from the first batch so that the side away
-    from it has zero mean and unit deviation. Kingma, Dhariwal, *Glow* (2018).
+    """Scale and shift each channel, x = z exp(log_scale) + shift, starting from the first batch.
 
-    A channel that does not vary in that batch (a single row, or zeros that only give the shape) keeps scale 1.
+    The channels are the last axis. `init` chooses scale and shift so that on the other side its
+    batch has zero mean and unit deviation in every channel. A channel that does not vary in that
+    batch (a single row, or zeros that only give the shape) keeps scale 1. log_det = positions *
+    sum(log_scale).
+
+    Also known as: activation normalization.
+
+    Args:
+        channels: the size of the last axis.
+
+    Returns:
+        Bijector: the map, with params {'log_scale', 'shift'}, both [channels].
+
+    Raises:
+        ValueError: the last axis of x has another size.
+
+    Examples:
+        >>> import jax
+        >>> import jax.numpy as jnp
+        >>> from jflow import bijectors
+        >>> x = jnp.array([[5000.0, 0.1], [5200.0, 0.3]])
+        >>> bijector = bijectors.actnorm(2)
+        >>> params = bijector.init(jax.random.key(0), x)
+        >>> bijector.inverse(params, x)[0].round(3).tolist()
+        [[-1.0, -1.0], [1.0, 1.0]]
+
+    References:
+        Kingma, Dhariwal, *Glow: Generative Flow with Invertible 1x1 Convolutions*, 2018,
+            arXiv:1807.03039.
     """
 
     def check(x):
@@ -84,21 +151,38 @@ def actnorm(channels: int) -> Bijector:
 
 
 def standardize(event_shape: tuple[int, ...]) -> Bijector:
-    """x = (z + offset) exp(log_std) per channel (the last axis of the event), with the standard deviation of `init`'s batch
-    and offset = mean / std: data in their own units on one side, numbers of order one on the other.
+    """Bring data in their own units to numbers of order one, by the statistics of the first batch.
 
-    Params {'log_std', 'offset'} [channels], [] for scalar events. The offset is trained, in standard deviations. log_std is
-    held (its gradient is 0): a step of an optimizer would move data that lie far from 0 by many standard deviations.
-    The batch should have a hundred rows or more. A channel that does not vary in it keeps scale 1, and a batch of one row,
-    which says nothing of the spread, leaves the identity.
+    Per channel (the last axis of the event) it is x = (z + offset) exp(log_std), with the standard
+    deviation of the batch of `init` and offset = mean / std. The offset is trained, in standard
+    deviations. log_std is held (its gradient is 0): a step of an optimizer would move data that lie
+    far from 0 by many standard deviations. The batch should have a hundred rows or more. A channel
+    that does not vary in it keeps scale 1, and a batch of one row, which says nothing of the
+    spread, leaves the identity.
 
-    Example:
-        >>> import jax, jax.numpy as jnp
+    Also known as: whitening of columns, normalization of data, z-score.
+
+    Args:
+        event_shape: the shape of one x.
+
+    Returns:
+        Bijector: the map, with params {'log_std', 'offset'}, both [channels], or [] for scalar
+            events.
+
+    Raises:
+        ValueError: the events of x have another shape.
+
+    Examples:
+        >>> import jax
+        >>> import jax.numpy as jnp
+        >>> from jflow import bijectors
         >>> x = jnp.array([[5000.0, 0.1], [5200.0, 0.3]])
-        >>> bijector = standardize((2,))
+        >>> bijector = bijectors.standardize((2,))
         >>> z, log_det = bijector.inverse(bijector.init(jax.random.key(0), x), x)
-        >>> z.round(3).tolist(), log_det.round(3).tolist()  # the standard deviations are 100 and 0.1
-        ([[-1.0, -1.0], [1.0, 1.0]], [-2.303, -2.303])
+        >>> z.round(3).tolist()  # the standard deviations are 100 and 0.1
+        [[-1.0, -1.0], [1.0, 1.0]]
+        >>> round(float(log_det[0]), 3)
+        -2.303
     """
     event_shape = tuple(event_shape)
 
@@ -117,7 +201,8 @@ def standardize(event_shape: tuple[int, ...]) -> Bijector:
 
     def read(params):
         log_std = jax.lax.stop_gradient(params["log_std"])
-        # The shift first: x - shift is exact near the mean, where x / std - mean / std would lose digits.
+        # The shift first: x - shift is exact near the mean, where x / std - mean / std would lose
+        # digits.
         return {"log_scale": log_std, "shift": params["offset"] * jnp.exp(log_std)}
 
     def forward(params, z, cond=None, *, key=None):
@@ -157,10 +242,31 @@ def _scale_and_shift(init, check) -> Bijector:
 
 
 def sigmoid(margin: float = 0.0) -> Bijector:
-    """Reals to (0, 1): sigmoid(z) = (1 - 2 margin) x + margin, so x = (sigmoid(z) - margin) / (1 - 2 margin).
+    """Map the reals to (0, 1) by a sigmoid.
 
-    With margin > 0 the data side [0, 1] is drawn in from the poles (RealNVP's logit with alpha = margin), and x of
-    pixels in [0, 1] including the ends has a finite z. Outside the support: log_det = -inf.
+    sigmoid(z) = (1 - 2 margin) x + margin, so x = (sigmoid(z) - margin) / (1 - 2 margin). With
+    margin > 0 the data side [0, 1] is drawn in from the poles (the logit of RealNVP with alpha =
+    margin), and x of pixels in [0, 1] including the ends has a finite z. Outside the support
+    log_det = -inf.
+
+    Args:
+        margin: how far the data are drawn in from 0 and 1, in [0, 0.5).
+
+    Returns:
+        Bijector: the map, without params.
+
+    Raises:
+        ValueError: margin is not in [0, 0.5).
+
+    Examples:
+        >>> import jax.numpy as jnp
+        >>> from jflow import bijectors
+        >>> x, log_det = bijectors.sigmoid().forward({}, jnp.zeros((1, 1)))
+        >>> x.tolist(), round(float(log_det[0]), 3)  # log(1/4)
+        ([[0.5]], -1.386)
+
+    References:
+        Dinh, Sohl-Dickstein, Bengio, *Density Estimation Using Real NVP*, 2016, arXiv:1605.08803.
     """
     if not 0 <= margin < 0.5:
         raise ValueError(f"sigmoid: expected 0 <= margin < 0.5, got {margin}")
@@ -181,12 +287,44 @@ def sigmoid(margin: float = 0.0) -> Bijector:
 
 
 def logit(margin: float = 0.0) -> Bijector:
-    """(0, 1) to the reals, the inverse of `sigmoid(margin)`."""
+    """Map (0, 1) to the reals: the inverse of `sigmoid(margin)`.
+
+    `forward` is z = log(p / (1 - p)) with p = (1 - 2 margin) x + margin. Outside the support
+    log_det = -inf.
+
+    Args:
+        margin: how far [0, 1] is drawn in from its ends, in [0, 0.5).
+
+    Returns:
+        Bijector: the map, without params.
+
+    Raises:
+        ValueError: margin is not in [0, 0.5).
+
+    Examples:
+        >>> import jax.numpy as jnp
+        >>> from jflow import bijectors
+        >>> bijectors.logit().forward({}, jnp.array([[0.5]]))[0].tolist()
+        [[0.0]]
+    """
     return invert(sigmoid(margin))
 
 
 def softplus() -> Bijector:
-    """Reals to positive numbers: x = log(1 + exp z), z = x + log(1 - exp(-x)). Outside the support: log_det = -inf."""
+    """Map the reals to positive numbers by a softplus.
+
+    x = log(1 + exp z), z = x + log(1 - exp(-x)). Outside the support log_det = -inf.
+
+    Returns:
+        Bijector: the map, without params.
+
+    Examples:
+        >>> import jax.numpy as jnp
+        >>> from jflow import bijectors
+        >>> x, log_det = bijectors.softplus().forward({}, jnp.zeros((1, 1)))
+        >>> round(float(x[0, 0]), 3), round(float(log_det[0]), 3)  # log 2 and log(1/2)
+        (0.693, -0.693)
+    """
 
     def forward(z):
         return jax.nn.softplus(z), -jax.nn.softplus(-z)
@@ -201,7 +339,19 @@ def softplus() -> Bijector:
 
 
 def tanh() -> Bijector:
-    """Reals to (-1, 1): x = tanh z, log slope 2 (log 2 - z - softplus(-2 z)). Outside the support: log_det = -inf."""
+    """Map the reals to (-1, 1): x = tanh z.
+
+    The log-slope is 2 (log 2 - z - softplus(-2 z)). Outside the support log_det = -inf.
+
+    Returns:
+        Bijector: the map, without params.
+
+    Examples:
+        >>> import jax.numpy as jnp
+        >>> from jflow import bijectors
+        >>> bijectors.tanh().inverse({}, jnp.array([[2.0]]))[1].tolist()  # outside the support
+        [-inf]
+    """
 
     def forward(z):
         return jnp.tanh(z), 2 * (math.log(2) - z - jax.nn.softplus(-2 * z))
@@ -215,7 +365,9 @@ def tanh() -> Bijector:
 
 
 def _fixed(forward, inverse) -> Bijector:
-    """Scalar maps x -> (y, log slope) as a bijector without parameters that computes in float32 at least."""
+    """Scalar maps x -> (y, log slope) as a bijector without parameters that computes in float32 at
+    least.
+    """
 
     def on_event(scalar_map):
         def apply(params, x, cond=None, *, key=None):

@@ -11,10 +11,16 @@ from jflow.types import Cond, PyTree
 
 
 class TokenGuide(NamedTuple):
-    """What `bijectors.causal_block(guide=...)` takes.
+    """How two passes of a causal block are combined; `bijectors.causal_block(guide=...)` takes it.
 
-    combine((mean, log_scale), (mean_u, log_scale_u), slots [m], n) -> (mean, log_scale), arrays [b, m, d]; the second pass
-    has cond replaced by `null`, one row of it (None: keeps it), and its attention scores divided by `temperature`.
+    The first pass is the plain one. The second has cond replaced by `null`, and its attention
+    scores divided by `temperature`. `guidance.extrapolate` and `guidance.score_sum` make guides.
+
+    Attributes:
+        combine: the function ((mean, log_scale), (mean_u, log_scale_u), slots [m], n) ->
+            (mean, log_scale) of two passes, arrays [b, m, d] for the tokens at `slots` out of n.
+        null: one row of cond for the second pass; None keeps cond.
+        temperature: what the attention scores of the second pass are divided by.
     """
 
     combine: Callable

@@ -1,4 +1,7 @@
-"""Rearrangements of images [b, H, W, C]: space into channels, so that couplings can split it and convolutions see further."""
+"""Rearrangements of images [b, H, W, C]: space into channels.
+
+Couplings can then split the image, and convolutions see further.
+"""
 
 import jax.numpy as jnp
 
@@ -18,14 +21,35 @@ _HAAR = [
 
 
 def squeeze(factor: int = 2) -> Bijector:
-    """Space to depth: [b, H, W, C] on the source side, [b, H/f, W/f, f^2 C] on the data side.
+    """Turn blocks of pixels into channels (space to depth).
 
-    x[b, i, j, (f di + dj) C + c] = z[b, f i + di, f j + dj, c]; log_det = 0. A multi-scale flow is written in the
-    direction data -> noise, where `squeeze` comes first, and inverted as a whole: chain(squeeze(), ...,
-    invert(squeeze())) keeps the shape of the image. Dinh, Sohl-Dickstein, Bengio, *Density estimation using Real NVP*
-    (2016); the order of channels is TensorFlow's space_to_depth.
+    The source side is [b, H, W, C], the data side [b, H/f, W/f, f^2 C] with f = factor:
 
-    Raises ValueError for sizes that `factor` does not divide.
+        x[b, i, j, (f di + dj) C + c] = z[b, f i + di, f j + dj, c],    log_det = 0.
+
+    The order of channels is that of TensorFlow's space_to_depth. A multi-scale flow is written in
+    the direction data -> noise, where `squeeze` comes first, and inverted as a whole:
+    chain(squeeze(), ..., invert(squeeze())) keeps the shape of the image.
+
+    Also known as: space to depth, pixel unshuffle.
+
+    Args:
+        factor: f, the side of a block, which divides H and W.
+
+    Returns:
+        Bijector: the map, without params.
+
+    Raises:
+        ValueError: factor is below 1, or a size of the image is not divisible by it.
+
+    Examples:
+        >>> import jax.numpy as jnp
+        >>> from jflow import bijectors
+        >>> bijectors.squeeze().forward({}, jnp.zeros((1, 4, 4, 3)))[0].shape
+        (1, 2, 2, 12)
+
+    References:
+        Dinh, Sohl-Dickstein, Bengio, *Density Estimation Using Real NVP*, 2016, arXiv:1605.08803.
     """
     check_whole("squeeze", factor=factor)
     return Bijector(
@@ -42,11 +66,33 @@ def squeeze(factor: int = 2) -> Bijector:
 
 
 def haar() -> Bijector:
-    """The orthonormal Haar wavelets of 2 x 2 blocks: [b, H, W, C] on the source side, [b, H/2, W/2, 4 C] on the data side.
+    """Turn 2 x 2 blocks of pixels into channels by orthonormal Haar wavelets.
 
-    Of a block ((p, q), (r, s)) the data side holds (p+q+r+s)/2, (p-q+r-s)/2, (p+q-r-s)/2, (p-q-r+s)/2, each for all C:
-    the average first, so that `on_part` can go on with it. log_det = 0. Ardizzone et al., *Guided Image Generation with
-    Conditional Invertible Neural Networks* (2019).
+    The source side is [b, H, W, C], the data side [b, H/2, W/2, 4 C]. Of a block ((p, q), (r, s))
+    the data side holds
+
+        (p + q + r + s)/2, (p - q + r - s)/2, (p + q - r - s)/2, (p - q - r + s)/2,
+
+    each for all C: the average first, so that `on_part` can go on with it. log_det = 0.
+
+    Also known as: wavelet downsampling.
+
+    Returns:
+        Bijector: the map, without params.
+
+    Raises:
+        ValueError: H or W is odd, or the channels of the data side are not divisible by 4.
+
+    Examples:
+        >>> import jax.numpy as jnp
+        >>> from jflow import bijectors
+        >>> bijectors.haar().forward({}, jnp.ones((1, 2, 2, 1)))[0].tolist()
+        [[[[2.0, 0.0, 0.0, 0.0]]]]
+
+    References:
+        Ardizzone, Lüth, Kruse, Rother, Köthe,
+            *Guided Image Generation with Conditional Invertible Neural Networks*, 2019,
+            arXiv:1907.02392.
     """
 
     def mix(blocks):
@@ -69,11 +115,27 @@ def haar() -> Bijector:
 
 
 def checkerboard() -> Bijector:
-    """The two colors of a checkerboard as channels: [b, H, W, C] on the source side, [b, H, W/2, 2 C] on the data side,
-    so that `coupling(..., split=C)` lets one color steer the other.
+    """Turn the two colors of a checkerboard into channels, so that one color can steer the other.
 
-    x[b, i, k, :C] is the pixel of z in row i and columns 2k, 2k+1 with an even sum of row and column, x[b, i, k, C:] the
-    odd one. log_det = 0. Dinh, Sohl-Dickstein, Bengio, *Density estimation using Real NVP* (2016).
+    The source side is [b, H, W, C], the data side [b, H, W/2, 2 C], which `coupling(..., split=C)`
+    splits. x[b, i, k, :C] is the pixel of z in row i and columns 2k, 2k+1 with an even sum of row
+    and column, x[b, i, k, C:] the odd one. log_det = 0.
+
+    Returns:
+        Bijector: the map, without params.
+
+    Raises:
+        ValueError: W is odd, or the data side has an odd number of channels.
+
+    Examples:
+        >>> import jax.numpy as jnp
+        >>> from jflow import bijectors
+        >>> z = jnp.arange(4.0).reshape(1, 2, 2, 1)
+        >>> bijectors.checkerboard().forward({}, z)[0][0, :, 0].tolist()
+        [[0.0, 1.0], [3.0, 2.0]]
+
+    References:
+        Dinh, Sohl-Dickstein, Bengio, *Density Estimation Using Real NVP*, 2016, arXiv:1605.08803.
     """
 
     def swap(pairs):
@@ -104,7 +166,8 @@ def _check_channels(name: str, x: Array, factor: int) -> None:
     """Raise unless x is an image whose channels hold blocks of f x f pixels."""
     if x.ndim != 4 or x.shape[3] % factor**2:
         raise ValueError(
-            f"{name}: expected an image [b, H, W, C] with C divisible by {factor**2}, got x of shape {list(x.shape)}"
+            f"{name}: expected an image [b, H, W, C] with C divisible by {factor**2}, got x of "
+            f"shape {list(x.shape)}"
         )
 
 

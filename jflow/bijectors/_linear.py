@@ -1,6 +1,7 @@
 """Linear bijectors on the last axis, and rearrangements of it."""
 
 import math
+from collections.abc import Sequence
 from functools import partial
 
 import jax
@@ -12,17 +13,47 @@ from jflow._core.checks import check_channels, check_event, check_side, check_wh
 from jflow._core.nouns import compiled, no_params
 from jflow.types import Array, Bijector
 
-__all__ = ["householder", "linear", "lu", "permute", "qr", "reshape", "reverse"]
+__all__ = [
+    "householder",
+    "invertible_conv_1x1",
+    "linear",
+    "lu",
+    "permute",
+    "qr",
+    "reshape",
+    "reverse",
+]
 
 _FULL = (
     jax.lax.Precision.HIGHEST
 )  # accelerators multiply float32 in fewer bits by default; the inverse would not match
 
 
-def permute(permutation, inverse_permutation=None) -> Bijector:
-    """x[..., i] = z[..., permutation[i]]. The permutation is fixed, not a parameter; it may be a scanned `xs_i`.
+def permute(
+    permutation: Sequence[int] | np.ndarray | Array,
+    inverse_permutation: Sequence[int] | np.ndarray | Array | None = None,
+) -> Bijector:
+    """Permute the last axis: x[..., i] = z[..., permutation[i]].
 
-    inverse_permutation: argsort(permutation), which beside a scanned one saves a sort in every layer.
+    The permutation is fixed, not a parameter; it may be a scanned `xs_i`. log_det = 0.
+
+    Args:
+        permutation: the whole numbers 0 .. d-1 in some order, [d].
+        inverse_permutation: argsort(permutation), which beside a scanned one saves a sort in every
+            layer. None computes it.
+
+    Returns:
+        Bijector: the map, without params.
+
+    Raises:
+        ValueError: permutation is none, inverse_permutation is not its inverse, or the last axis of
+            x has another size.
+
+    Examples:
+        >>> import jax.numpy as jnp
+        >>> from jflow import bijectors
+        >>> bijectors.permute([2, 0, 1]).forward({}, jnp.array([[1.0, 2.0, 3.0]]))[0].tolist()
+        [[3.0, 1.0, 2.0]]
     """
     if not isinstance(permutation, jax.core.Tracer):
         permutation = np.asarray(permutation)
@@ -33,7 +64,8 @@ def permute(permutation, inverse_permutation=None) -> Bijector:
             or not np.array_equal(np.sort(permutation), np.arange(permutation.size))
         ):
             raise ValueError(
-                f"permute: expected a permutation of the whole numbers 0..d-1, got {permutation.tolist()}"
+                "permute: expected a permutation of the whole numbers 0..d-1, got "
+                f"{permutation.tolist()}"
             )
         if inverse_permutation is not None and not np.array_equal(
             inverse_permutation, np.argsort(permutation)
@@ -53,7 +85,19 @@ def permute(permutation, inverse_permutation=None) -> Bijector:
 
 
 def reverse() -> Bijector:
-    """x[..., i] = z[..., d-1-i]."""
+    """Reverse the last axis: x[..., i] = z[..., d-1-i].
+
+    log_det = 0.
+
+    Returns:
+        Bijector: the map, without params.
+
+    Examples:
+        >>> import jax.numpy as jnp
+        >>> from jflow import bijectors
+        >>> bijectors.reverse().forward({}, jnp.array([[1.0, 2.0, 3.0]]))[0].tolist()
+        [[3.0, 2.0, 1.0]]
+    """
 
     def flip(params, x, cond=None, *, key=None):
         return jnp.flip(x, axis=-1), zero_log_det(x)
@@ -62,7 +106,26 @@ def reverse() -> Bijector:
 
 
 def reshape(source_shape: tuple[int, ...], data_shape: tuple[int, ...]) -> Bijector:
-    """Events of `source_shape` to events of `data_shape`, in row-major order."""
+    """Reshape the events, in row-major order.
+
+    log_det = 0.
+
+    Args:
+        source_shape: the shape of an event on the source side, such as (12,).
+        data_shape: the shape of an event on the data side, such as (2, 2, 3), of the same size.
+
+    Returns:
+        Bijector: the map, without params.
+
+    Raises:
+        ValueError: the two shapes differ in size, or the events of x have another shape.
+
+    Examples:
+        >>> import jax.numpy as jnp
+        >>> from jflow import bijectors
+        >>> bijectors.reshape((12,), (2, 2, 3)).forward({}, jnp.zeros((5, 12)))[0].shape
+        (5, 2, 2, 3)
+    """
     source_shape, data_shape = tuple(source_shape), tuple(data_shape)
     if np.prod(source_shape, dtype=int) != np.prod(data_shape, dtype=int):
         raise ValueError(f"reshape: {list(source_shape)} and {list(data_shape)} differ in size")
@@ -78,11 +141,34 @@ def reshape(source_shape: tuple[int, ...], data_shape: tuple[int, ...]) -> Bijec
 
 
 def linear(features: int) -> Bijector:
-    """x = W z + shift on the last axis with a free matrix W, which starts at a random rotation. Params 'matrix', 'shift'.
+    """Multiply the last axis by a free matrix and add a shift: x = W z + shift.
 
-    On images [b, H, W, C] this is the invertible 1x1 convolution of Kingma, Dhariwal, *Glow* (2018), in its plain form;
-    `lu` is the LU form. log_det = positions * log |det W|, by an LU decomposition, O(d^3) once a call, as is the inverse.
-    Nothing keeps W regular: where training drives it towards a singular one the log-det falls to -inf; `lu` and `qr` cannot.
+    W starts at a random rotation. log_det = positions * log |det W|, by an LU decomposition, O(d^3)
+    once a call, as is the inverse. On images [b, H, W, C] this is an invertible 1x1 convolution in
+    its plain form; `invertible_conv_1x1` is in the LU form. Nothing keeps W regular: where training
+    drives it towards a singular matrix the log-det falls to -inf; `lu` and `qr` cannot become
+    singular.
+
+    Args:
+        features: d, the size of the last axis.
+
+    Returns:
+        Bijector: the map, with params {'matrix': [d, d], 'shift': [d]}.
+
+    Raises:
+        ValueError: features is below 1, or the last axis of x has another size.
+
+    Examples:
+        >>> import jax.numpy as jnp
+        >>> from jflow import bijectors
+        >>> params = {"matrix": jnp.array([[2.0, 0.0], [1.0, 1.0]]), "shift": jnp.array([0.0, 5.0])}
+        >>> x, log_det = bijectors.linear(2).forward(params, jnp.ones((1, 2)))
+        >>> x.tolist(), round(float(log_det[0]), 3)  # log 2
+        ([[2.0, 7.0]], 0.693)
+
+    References:
+        Kingma, Dhariwal, *Glow: Generative Flow with Invertible 1x1 Convolutions*, 2018,
+            arXiv:1807.03039.
     """
 
     def init(key, zeros):
@@ -101,11 +187,32 @@ def linear(features: int) -> Bijector:
 
 
 def householder(features: int, count: int | None = None) -> Bijector:
-    """x = Q z on the last axis, Q = H_1 ... H_count a product of reflections H = I - 2 v v^T / v^T v: log_det 0.
+    """Rotate the last axis by a product of Householder reflections.
 
-    Params 'vectors' [count, d], random at first; only their directions count. count = d (the default) reaches every
-    orthogonal matrix of determinant (-1)^d. Tomczak, Welling, *Improving Variational Auto-Encoders using Householder Flow*
-    (2016).
+    x = Q z with Q = H_1 ... H_count, H = I - 2 v v^T / v^T v, so log_det = 0.
+
+    Args:
+        features: d, the size of the last axis.
+        count: the number of reflections. None is d, which reaches every orthogonal matrix of
+            determinant (-1)^d.
+
+    Returns:
+        Bijector: the map, with params {'vectors': [count, d]}, random at first; only their
+            directions count.
+
+    Raises:
+        ValueError: features or count is below 1, or the last axis of x has another size.
+
+    Examples:
+        >>> import jax.numpy as jnp
+        >>> from jflow import bijectors
+        >>> params = {"vectors": jnp.array([[1.0, 0.0]])}
+        >>> bijectors.householder(2, 1).forward(params, jnp.array([[3.0, 4.0]]))[0].tolist()
+        [[-3.0, 4.0]]
+
+    References:
+        Tomczak, Welling, *Improving Variational Auto-Encoders using Householder Flow*, 2016,
+            arXiv:1611.09630.
     """
     count = features if count is None else count
     check_whole("householder", count=count)
@@ -133,11 +240,34 @@ def householder(features: int, count: int | None = None) -> Bijector:
 
 
 def qr(features: int, count: int | None = None) -> Bijector:
-    """x = Q R z + shift on the last axis: Q a product of `count` reflections as in `householder`, R upper triangular with a
-    positive diagonal. Starts at a random orthogonal matrix; no params make it singular.
+    """Multiply the last axis by a matrix in its QR form and add a shift: x = Q R z + shift.
 
-    Params 'vectors' [count, d], 'upper' [d, d] (of which the strict triangle is used), 'log_diagonal' and 'shift' [d].
-    Hoogeboom, van den Berg, Welling, *Emerging Convolutions for Generative Normalizing Flows* (2019).
+    Q is a product of `count` reflections as in `householder`, R upper triangular with a positive
+    diagonal. The map starts at a random orthogonal matrix, and no params make it singular. log_det
+    = positions * sum(log_diagonal).
+
+    Args:
+        features: d, the size of the last axis.
+        count: the number of reflections; None is d.
+
+    Returns:
+        Bijector: the map, with params {'vectors': [count, d], 'upper': [d, d], 'log_diagonal': [d],
+            'shift': [d]}; of 'upper' the strict triangle is used.
+
+    Raises:
+        ValueError: features or count is below 1, or the last axis of x has another size.
+
+    Examples:
+        >>> import jax
+        >>> import jax.numpy as jnp
+        >>> from jflow import bijectors
+        >>> params = bijectors.qr(2, 1).init(jax.random.key(0), jnp.ones((1, 2)))
+        >>> params["vectors"].shape, params["upper"].shape
+        ((1, 2), (2, 2))
+
+    References:
+        Hoogeboom, van den Berg, Welling, *Emerging Convolutions for Generative Normalizing Flows*,
+            2019, arXiv:1901.11137.
     """
     count = features if count is None else count
     check_whole("qr", count=count)
@@ -158,12 +288,40 @@ def qr(features: int, count: int | None = None) -> Bijector:
 
 
 def lu(features: int) -> Bijector:
-    """x = L U z + shift on the last axis, L unit lower and U upper triangular with a positive diagonal.
+    """Multiply the last axis by a matrix in its LU form and add a shift: x = L U z + shift.
 
-    Params 'lower' and 'upper' [d, d] (of which the strict triangles are used), 'log_diagonal' and 'shift' [d]; starts at
-    the identity. log_det = positions * sum(log_diagonal). Both directions are one matrix product.
-    Oliva et al., *Transformation Autoregressive Networks* (2018); Kingma, Dhariwal, *Glow* (2018): on images [b, H, W, C]
-    an invertible 1x1 convolution in its LU form. A permutation, which a general PLU form also has, is a layer of its own.
+    L is unit lower and U upper triangular with a positive diagonal. The map starts at the identity,
+    and no params make it singular. log_det = positions * sum(log_diagonal), in nats. Both
+    directions are one matrix product. A permutation, which a general PLU form also has, is a layer
+    of its own: `permute`. On images see `invertible_conv_1x1`.
+
+    Also known as: LU linear layer, invertible linear layer.
+
+    Args:
+        features: d, the size of the last axis.
+
+    Returns:
+        Bijector: the map, with params {'lower': [d, d], 'upper': [d, d], 'log_diagonal': [d],
+            'shift': [d]}; of 'lower' and 'upper' the strict triangles are used.
+
+    Raises:
+        ValueError: features is below 1, or the last axis of x has another size.
+
+    Examples:
+        >>> import jax
+        >>> import jax.numpy as jnp
+        >>> from jflow import bijectors
+        >>> bijector, z = bijectors.lu(2), jnp.ones((1, 2))
+        >>> params = bijector.init(jax.random.key(0), z)
+        >>> params["upper"] = jnp.array([[0.0, 3.0], [0.0, 0.0]])
+        >>> bijector.forward(params, z)[0].tolist()
+        [[4.0, 1.0]]
+
+    References:
+        Oliva, Dubey, Zaheer, et al., *Transformation Autoregressive Networks*, 2018,
+            arXiv:1801.09819.
+        Kingma, Dhariwal, *Glow: Generative Flow with Invertible 1x1 Convolutions*, 2018,
+            arXiv:1807.03039.
     """
 
     def init(key, zeros):
@@ -181,6 +339,68 @@ def lu(features: int) -> Bijector:
         return jnp.matmul(both[0].T, both[1], precision=_FULL)
 
     return _linear("lu", features, init, matrix, inverse_matrix, _sum_log_diagonal)
+
+
+def invertible_conv_1x1(channels: int) -> Bijector:
+    """Glow's invertible 1x1 convolution: one matrix for the channels of all pixels, in its LU form.
+
+    At every pixel of z [b, H, W, C] the map is x = L U z + shift, L unit lower and U upper
+    triangular with a positive diagonal: `lu` over the last axis of images. log_det = H W
+    sum(log_diagonal), in nats. Both directions are one matrix product, and no params make it
+    singular. Ours: it starts at the identity, where the paper starts at a random rotation; a
+    permutation of the channels, which the PLU form of the paper also has, is a layer of its own
+    (`permute`); and there is a shift. `linear` and `qr` are the free and the QR form.
+
+    Also known as: 1x1 convolution, conv1x1, invertible convolution, Glow convolution.
+
+    Args:
+        channels: C.
+
+    Returns:
+        Bijector: the map, with params {'lower': [C, C], 'upper': [C, C], 'log_diagonal': [C],
+            'shift': [C]}; of 'lower' and 'upper' the strict triangles are used.
+
+    Raises:
+        ValueError: channels is below 1, or x is not [b, H, W, C].
+
+    Examples:
+        >>> import jax
+        >>> import jax.numpy as jnp
+        >>> from jflow import bijectors
+        >>> bijector, z = bijectors.invertible_conv_1x1(2), jnp.ones((1, 4, 4, 2))
+        >>> params = bijector.init(jax.random.key(0), z)
+        >>> params["log_diagonal"] += 0.5
+        >>> x, log_det = bijector.forward(params, z)
+        >>> x.shape, float(log_det[0])  # 16 pixels, 2 channels
+        ((1, 4, 4, 2), 16.0)
+
+    References:
+        Kingma, Dhariwal, *Glow: Generative Flow with Invertible 1x1 Convolutions*, 2018,
+            arXiv:1807.03039.
+    """
+    check_whole("invertible_conv_1x1", channels=channels)
+    bijector = lu(channels)
+
+    def check(x):
+        if x.ndim != 4 or x.shape[-1] != channels:
+            raise ValueError(
+                f"invertible_conv_1x1: expected x of shape [b, H, W, {channels}], "
+                f"got {list(x.shape)}"
+            )
+
+    def init(key, x, cond=None, *, side="data"):
+        check(x)
+        return bijector.init(key, x, side=side)
+
+    def forward(params, z, cond=None, *, key=None):
+        check(z)
+        return bijector.forward(params, z)
+
+    def inverse(params, x, cond=None, *, key=None):
+        check(x)
+        return bijector.inverse(params, x)
+
+    return Bijector(init, forward, inverse)
 
 
 def _linear(name, features, init_factors, matrix, inverse_matrix, log_abs_det) -> Bijector:
@@ -223,9 +443,12 @@ def _upper(params) -> Array:
 
 
 def _inverse(lower: Array) -> Array:
-    """Of lower triangular matrices [..., d, d], in 2 log2(d) products: blocks of s rows, of which the inverses stand on the
-    diagonal of x, join to blocks of 2 s by [[a, 0], [c, b]]^-1 = [[a^-1, 0], [-b^-1 c a^-1, b^-1]]. XLA's CPU backend takes
-    a hundred times longer to solve for the rows of a batch."""
+    """The inverses of lower triangular matrices [..., d, d], in 2 log2(d) products.
+
+    Blocks of s rows, of which the inverses stand on the diagonal of x, join to blocks of 2 s by
+    [[a, 0], [c, b]]^-1 = [[a^-1, 0], [-b^-1 c a^-1, b^-1]]. XLA's CPU backend takes a hundred times
+    longer to solve for the rows of a batch.
+    """
     d = lower.shape[-1]
     block = np.arange(d)
     eye = np.broadcast_to(np.eye(d, dtype=bool), lower.shape)

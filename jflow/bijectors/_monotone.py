@@ -1,7 +1,8 @@
 """Monotone networks of one number: smooth, onto the reals, inverted by safeguarded Newton steps.
 
-Their inverses are differentiated by the implicit function theorem (`_core.implicit.monotone_root`). All have slopes between
-positive bounds, so that the inverse keeps its digits where the papers' maps have plateaus.
+Their inverses are differentiated by the implicit function theorem (`_core.implicit.monotone_root`).
+All have slopes between positive bounds, so that the inverse keeps its digits where the maps of the
+papers have plateaus.
 """
 
 import math
@@ -27,15 +28,48 @@ _bounded = scales.bounded(3.0)
 def logistic_mixture(
     components: int = 8, floor: float = 1e-3, *, implementation: str | None = None
 ) -> Elementwise:
-    """y = ((1 - floor) logit F(x) + floor x) exp(a) + b, F(x) = sum_k pi_k sigmoid((x - mu_k) / s_k).
+    """The logit of the distribution function of a mixture of logistics, as in Flow++.
 
-    Raw numbers, in this order: K each for log pi, mu and log s (|log s| < 3), then a (|a| < 3) and b. The tails are linear
-    with slope 1 / max s, and no slope exceeds exp(a) / min s. In a gap between narrow components logit F is flat to
-    exp(-gap / s): `floor` keeps the slope that float32 needs for an inverse; floor = 0 is the paper's map. All components
-    are alike at raw = 0, where the map is the identity; fixed distinct factors on their raw numbers let them part.
-    implementation: of couplings, 'xla' or 'pallas' (see `kernels.columns`, whose choice is None), or 'plain', the slower
-        reference.
-    Ho, Chen, Srinivas, Duan, Abbeel, *Flow++* (2019).
+    The map is
+
+        y = ((1 - floor) logit F(x) + floor x) exp(a) + b,
+        F(x) = sum_k pi_k sigmoid((x - mu_k) / s_k).
+
+    The raw numbers are, in this order, K each for log pi, mu and log s (|log s| < 3), then a
+    (|a| < 3) and b. The tails are linear with slope 1 / max s, and no slope exceeds exp(a) / min s.
+    All components are alike at raw = 0, where the map is the identity; fixed distinct factors on
+    their raw numbers let them part. The inverse is a root, found numerically, with implicit
+    gradients.
+
+    Ours: `floor`. In a gap between narrow components logit F is flat to exp(-gap / s); the floor
+    keeps the slope that float32 needs for an inverse.
+
+    Also known as: mixture of logistics CDF, Flow++ transformation.
+
+    Args:
+        components: K, the number of logistics.
+        floor: the weight of the identity, in [0, 1); 0 is the map of the paper.
+        implementation: of couplings, 'xla' or 'pallas' (see `kernels.columns`, whose choice is
+            None), or 'plain', the slower reference.
+
+    Returns:
+        Elementwise: the map, with 3 * components + 2 raw numbers.
+
+    Raises:
+        ValueError: components is below 1, floor is not in [0, 1), or implementation is none of the
+            four.
+
+    Examples:
+        >>> import jax.numpy as jnp
+        >>> from jflow import bijectors
+        >>> mixture = bijectors.univariate.logistic_mixture(2)
+        >>> y, log_slope = mixture.forward(jnp.array([0.5]), jnp.zeros((1, mixture.size)))
+        >>> mixture.size, round(float(y[0]), 3)
+        (8, 0.5)
+
+    References:
+        Ho, Chen, Srinivas, Duan, Abbeel, *Flow++: Improving Flow-Based Generative Models with
+            Variational Dequantization and Architecture Design*, 2019, arXiv:1902.00275.
     """
     check_whole("logistic_mixture", components=components)
     floor = _check_floor("logistic_mixture", floor)
@@ -56,11 +90,40 @@ def logistic_mixture(
 
 
 def deep_sigmoidal(hidden: int = 8, num_layers: int = 2, floor: float = 1e-3) -> Elementwise:
-    """y = (1 - floor) g_L(... g_1(x)) + floor x with g(h) = logit(sum_k w_k sigmoid(a_k h + b_k)), w a softmax, a > 0.
+    """A deep sigmoidal flow: layers of logits of weighted sums of sigmoids.
 
-    Each layer takes 3 * hidden raw numbers (log w, b, log a with |log a| < 3); its slope is at most max a, its tails are
-    linear. Huang, Krueger, Lacoste, Courville, *Neural Autoregressive Flows* (2018): their deep sigmoidal flow, in which
-    one number passes from layer to layer; `floor` and the raw numbers as in `logistic_mixture`.
+    The map is
+
+        y = (1 - floor) g_L(... g_1(x)) + floor x,    g(h) = logit(sum_k w_k sigmoid(a_k h + b_k)),
+
+    w a softmax, a > 0. Each layer takes 3 * hidden raw numbers (log w, b, log a with |log a| < 3);
+    its slope is at most max a, and its tails are linear. It is the deep sigmoidal flow of the
+    paper, in which one number passes from layer to layer. The inverse is a root, found numerically,
+    with implicit gradients. Ours: `floor`, as in `logistic_mixture`.
+
+    Also known as: DSF, neural autoregressive flow transformer.
+
+    Args:
+        hidden: the number of sigmoids in a layer.
+        num_layers: L, the number of layers.
+        floor: the weight of the identity, in [0, 1); 0 is the map of the paper.
+
+    Returns:
+        Elementwise: the map, with 3 * hidden * num_layers raw numbers.
+
+    Raises:
+        ValueError: hidden or num_layers is below 1, or floor is not in [0, 1).
+
+    Examples:
+        >>> import jax.numpy as jnp
+        >>> from jflow import bijectors
+        >>> sigmoidal = bijectors.univariate.deep_sigmoidal(4, num_layers=2)
+        >>> y, log_slope = sigmoidal.forward(jnp.array([0.5]), jnp.zeros((1, sigmoidal.size)))
+        >>> sigmoidal.size, round(float(y[0]), 3)
+        (24, 0.5)
+
+    References:
+        Huang, Krueger, Lacoste, Courville, *Neural Autoregressive Flows*, 2018, arXiv:1804.00779.
     """
     check_whole("deep_sigmoidal", hidden=hidden, num_layers=num_layers)
     floor = _check_floor("deep_sigmoidal", floor)
@@ -85,13 +148,45 @@ def deep_sigmoidal(hidden: int = 8, num_layers: int = 2, floor: float = 1e-3) ->
 def unconstrained_monotone(
     hidden: int = 8, nodes: int | None = None, bound: float = 5.0, max_log_slope: float = 3.0
 ) -> Elementwise:
-    """y = exp(a) int_0^x exp(v(t)) dt + b, the integral of a positive function, by Gauss-Legendre quadrature.
+    """The integral of a positive function, by Gauss-Legendre quadrature.
 
-    v(t) = sum_j (c_j cos w_j t + s_j sin w_j t) with `hidden` fixed frequencies w_j = j pi / (2 bound), its coefficients
-    scaled down so that |v| < max_log_slope; |a| < 3. Outside [-bound, bound] the map goes on with the slope it has at the
-    edge. Raw numbers: c, s, a, b; 2 * hidden + 2 of them. Wehenkel, Louppe, *Unconstrained Monotonic Neural Networks*
-    (2019), where exp(v) is a free network: this one is entire and band-limited, so that the default number of nodes,
-    6 * hidden + 16, integrates it to the rounding of float64 and log slope, map and inverse agree.
+    The map is
+
+        y = exp(a) int_0^x exp(v(t)) dt + b,    v(t) = sum_j (c_j cos w_j t + s_j sin w_j t),
+
+    with `hidden` fixed frequencies w_j = j pi / (2 bound), the coefficients scaled down so that |v|
+    < max_log_slope, and |a| < 3. Outside [-bound, bound] the map goes on with the slope it has at
+    the edge. The raw numbers are c, s, a and b. The inverse is a root, found numerically, with
+    implicit gradients.
+
+    Ours: the form of v. In the paper exp(v) is a free network; this one is entire and band-limited,
+    so that the default number of nodes, 6 * hidden + 16, integrates it to the rounding of float64,
+    and log-slope, map and inverse agree.
+
+    Also known as: UMNN.
+
+    Args:
+        hidden: the number of frequencies.
+        nodes: of the quadrature; None is 6 * hidden + 16.
+        bound: half the length of the interval outside of which the slope is constant.
+        max_log_slope: the bound on |v|, in nats.
+
+    Returns:
+        Elementwise: the map, with 2 * hidden + 2 raw numbers.
+
+    Raises:
+        ValueError: hidden or nodes is below 1, or bound or max_log_slope is not positive.
+
+    Examples:
+        >>> import jax.numpy as jnp
+        >>> from jflow import bijectors
+        >>> monotone = bijectors.univariate.unconstrained_monotone(4)
+        >>> y, log_slope = monotone.forward(jnp.array([0.5]), jnp.zeros((1, monotone.size)))
+        >>> monotone.size, round(float(y[0]), 3)
+        (10, 0.5)
+
+    References:
+        Wehenkel, Louppe, *Unconstrained Monotonic Neural Networks*, 2019, arXiv:1908.05164.
     """
     nodes = 6 * hidden + 16 if nodes is None else nodes
     check_whole("unconstrained_monotone", hidden=hidden, nodes=nodes)
@@ -107,7 +202,8 @@ def unconstrained_monotone(
     def exponent(t, raw):
         """v at t [..., m] for raw [..., size]: [..., m]"""
         free = raw[..., : 2 * hidden]
-        # cos^2 + sin^2 = 1: the features have norm sqrt(hidden), so v is bounded by the norm of its coefficients
+        # cos^2 + sin^2 = 1: the features have norm sqrt(hidden), so v is bounded by the norm of its
+        # coefficients
         norm = jnp.sum(free * free, axis=-1, keepdims=True) * hidden / max_log_slope**2
         free = free / jnp.sqrt(1 + norm)
         angles = t[..., None] * jnp.asarray(frequencies, t.dtype).reshape((1,) * t.ndim + (-1,))
@@ -138,8 +234,11 @@ def _by_root(name, size, forward) -> Elementwise:
 
 
 def _components(raw: Array) -> tuple[Array, Array, Array]:
-    """log weights, locations and log scales [..., K] from raw [..., 3 K], each raw number with its own fixed factor:
-    with equal ones all components of a net that starts at zero would receive the same gradient for ever."""
+    """Log weights, locations and log scales [..., K] from raw [..., 3 K].
+
+    Each raw number has its own fixed factor: with equal ones all components of a net that starts at
+    zero would receive the same gradient for ever.
+    """
     count = raw.shape[-1] // 3
     factors = np.linspace(0.5, 1.5, 3 * count).reshape(count, 3).T.reshape(-1)
     raw = raw * jnp.asarray(factors, raw.dtype).reshape((1,) * (raw.ndim - 1) + (-1,))
@@ -148,10 +247,11 @@ def _components(raw: Array) -> tuple[Array, Array, Array]:
 
 
 def _logit_of_mixture(x: Array, log_w: Array, log_a: Array, b: Array) -> tuple[Array, Array]:
-    """y = logit F, F = sum_k w_k sigmoid(z_k), z = a x + b, and log dy/dx, in both tails to the rounding of z.
+    """y = logit F and log dy/dx, F = sum_k w_k sigmoid(z_k), z = a x + b.
 
-    dy/dx = sum_k w_k a_k sigmoid(z_k) sigmoid(-z_k) / (F (1 - F)): in the right tail, where the terms of 1 - F vanish,
-    their shares of it q_k = w_k sigmoid(-z_k) / (1 - F) do not, and dy/dx = sum_k q_k a_k sigmoid(z_k) / F.
+    Both tails are right to the rounding of z: dy/dx = sum_k w_k a_k sigmoid(z_k) sigmoid(-z_k) / (F
+    (1 - F)): in the right tail, where the terms of 1 - F vanish, their shares of it q_k = w_k
+    sigmoid(-z_k) / (1 - F) do not, and dy/dx = sum_k q_k a_k sigmoid(z_k) / F.
     """
     z = jnp.exp(log_a) * x[..., None] + b
     below, above = jax.nn.log_sigmoid(z), jax.nn.log_sigmoid(-z)
@@ -164,7 +264,10 @@ def _logit_of_mixture(x: Array, log_w: Array, log_a: Array, b: Array) -> tuple[A
 
 
 def _mixture(log_w: Array, log_p: Array) -> tuple[Array, Array]:
-    """log sum_k w_k p_k [..., 1] and the log share of each term in it, which keeps its digits when all are exp(-1e6)."""
+    """log sum_k w_k p_k [..., 1] and the log share of each term in it.
+
+    The shares keep their digits when all terms are exp(-1e6).
+    """
     top = jax.lax.stop_gradient(jnp.max(log_p, axis=-1, keepdims=True))
     terms = log_w + (log_p - top)
     total = jax.nn.logsumexp(terms, axis=-1, keepdims=True)

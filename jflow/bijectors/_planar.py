@@ -1,9 +1,10 @@
 """Maps of rank one and of rank M, with log-dets in O(d): planar, radial and Sylvester flows.
 
-In the published direction, source -> data, which is the fast one: for variational inference. All start at the identity.
-Their constraints keep 1 + p h'(.) >= 1e-3, where p is the product that has to stay above -1: the published ones let it
-come as close to -1 as rounding does, and there the inverse has no digits. They are also smooth at p = 0 and map it to
-itself, so that u = 0, beta = 0 or R = 0 is the identity.
+They are in the published direction, source -> data, which is the fast one: for variational
+inference. All start at the identity. Their constraints hold 1 + p h'(.) >= 1e-3, where p is the
+product that has to stay above -1: the published ones let it come as close to -1 as rounding does,
+and there the inverse has no digits. They are also smooth at p = 0 and map it to itself, so that u =
+0, beta = 0 or R = 0 is the identity.
 """
 
 import jax
@@ -23,11 +24,35 @@ _FULL = jax.lax.Precision.HIGHEST
 
 
 def planar(features: int) -> Bijector:
-    """x = z + u' tanh(w . z + b),  log_det = log(1 + w . u' h'),  h' = 1 - tanh^2.
+    """A planar flow: bend space along one direction.
 
-    Params 'u', 'w' [d], 'b' []. u' is u with its part along w changed so that w . u' = m(w . u) > -1,
-    m(a) = log(1 + (e^a - 1)(1 - 1/e)), a softplus through the origin. The inverse solves one scalar equation in w . z.
-    Rezende, Mohamed, *Variational Inference with Normalizing Flows* (2015).
+    The map and its log-det, in O(d), are
+
+        x = z + u' tanh(w . z + b),    log_det = log(1 + w . u' h'),    h' = 1 - tanh^2.
+
+    u' is u with its part along w changed so that w . u' = m(w . u) > -1. Ours: m(a) = 0.999 log(1 +
+    (e^a - 1)(1 - 1/e)), a softplus through the origin, so that u = 0 is the identity. The inverse
+    solves one scalar equation in w . z.
+
+    Args:
+        features: d; x is [b, d].
+
+    Returns:
+        Bijector: the map, with params {'u': [d], 'w': [d], 'b': []}; it starts at u = 0, the
+            identity.
+
+    Raises:
+        ValueError: features is below 1, or x is not [b, d].
+
+    Examples:
+        >>> import jax.numpy as jnp
+        >>> from jflow import bijectors
+        >>> params = {"u": jnp.zeros(2), "w": jnp.ones(2), "b": jnp.zeros(())}
+        >>> bijectors.planar(2).forward(params, jnp.ones((1, 2)))[0].tolist()
+        [[1.0, 1.0]]
+
+    References:
+        Rezende, Mohamed, *Variational Inference with Normalizing Flows*, 2015, arXiv:1505.05770.
     """
     _check_features("planar", features)
 
@@ -68,11 +93,38 @@ def planar(features: int) -> Bijector:
 
 
 def radial(features: int) -> Bijector:
-    """x = z + beta (z - c) / (alpha + r),  r = |z - c|: space drawn to the center c, or pushed from it.
+    """A radial flow: draw space to a center, or push it away.
 
-    log_det = (d - 1) log(1 + beta / (alpha + r)) + log(1 + beta alpha / (alpha + r)^2). Params 'center' [d], drawn at
-    random, 'log_alpha' [] and 'raw_beta' [], beta = alpha m(raw_beta) > -alpha with m as in `planar`. The inverse is the
-    root of a quadratic in r. Rezende, Mohamed (2015); Tabak, Turner (2013).
+    With c = 'center' and r = |z - c| the map and its log-det, in O(d), are
+
+        x = z + beta (z - c) / (alpha + r),
+        log_det = (d - 1) log(1 + beta / (alpha + r)) + log(1 + beta alpha / (alpha + r)^2),
+
+    alpha = exp(log_alpha) and beta = alpha m(raw_beta) > -alpha, with m as in `planar`. The inverse
+    is the root of a quadratic in r.
+
+    Args:
+        features: d; x is [b, d].
+
+    Returns:
+        Bijector: the map, with params {'center': [d], 'log_alpha': [], 'raw_beta': []}; the center
+            is drawn at random, and it starts at beta = 0, the identity.
+
+    Raises:
+        ValueError: features is below 1, or x is not [b, d].
+
+    Examples:
+        >>> import jax
+        >>> import jax.numpy as jnp
+        >>> from jflow import bijectors
+        >>> params = bijectors.radial(2).init(jax.random.key(0), jnp.ones((1, 2)))
+        >>> x, log_det = bijectors.radial(2).forward(params, jnp.ones((1, 2)))
+        >>> x.round(3).tolist(), log_det.tolist()
+        ([[1.0, 1.0]], [0.0])
+
+    References:
+        Rezende, Mohamed, *Variational Inference with Normalizing Flows*, 2015, arXiv:1505.05770.
+        Tabak, Turner, *A Family of Nonparametric Density Estimation Algorithms*, 2013.
     """
     _check_features("radial", features)
 
@@ -110,7 +162,8 @@ def radial(features: int) -> Bijector:
 
     def inverse(params, x, cond=None, *, key=None):
         center, alpha, beta, offset, s = read(params, x)
-        # r (1 + beta / (alpha + r)) = s, that is r^2 + q r = s alpha, whose root is taken without cancellation
+        # r (1 + beta / (alpha + r)) = s, that is r^2 + q r = s alpha, whose root is taken without
+        # cancellation
         q = alpha + beta - s
         root = jnp.sqrt(q * q + 4 * s * alpha)
         r = jnp.where(q > 0, 2 * s * alpha / jnp.where(q > 0, q + root, 1), (root - q) / 2)
@@ -123,19 +176,44 @@ def radial(features: int) -> Bijector:
 def sylvester(
     features: int, rank: int | None = None, *, reflections: int | None = None
 ) -> Bijector:
-    """x = z + Q R tanh(S Q^T z + b), Q [d, M] with orthonormal columns, R and S upper triangular: M planar maps at once.
+    """A Sylvester flow: M planar maps at once, with a log-det in O(M).
 
-    log_det = sum_i log(1 + h'_i r_ii s_ii). Q is the first M columns of a product of Householder reflections; none
-    (reflections=0) leaves the unit vectors, to stand between permutations. The products r_ii s_ii are held above -1 by
-    changing r_ii as `planar` changes u (the published code puts tanh on both, a smaller set). The inverse solves for
-    Q^T z one coordinate after another, from the last.
+    The map is x = z + Q R tanh(S Q^T z + b), Q [d, M] with orthonormal columns, R and S upper
+    triangular; log_det = sum_i log(1 + h'_i r_ii s_ii). Q is the first M columns of a product of
+    Householder reflections. The inverse solves for Q^T z one coordinate after another, from the
+    last.
+
+    Ours: the products r_ii s_ii are held above -1 by changing r_ii as `planar` changes u; the
+    published code puts tanh on both, a smaller set.
+
+    Also known as: SNF layer.
 
     Args:
-        rank: M, from 1 to features; None: features.
-        reflections: None: M, enough for every frame Q up to signs.
+        features: d; x is [b, d].
+        rank: M, from 1 to features; None is features.
+        reflections: the number of reflections. None is M, enough for every frame Q up to signs; 0
+            leaves the unit vectors, to stand between permutations.
 
-    Params 'reflections' [k, d], 'r' and 's' [M, M] of which the upper triangles are used, 'b' [M].
-    van den Berg, Hasenclever, Tomczak, Welling, *Sylvester Normalizing Flows for Variational Inference* (2018).
+    Returns:
+        Bijector: the map, with params {'reflections': [k, d], 'r': [M, M], 's': [M, M], 'b': [M]};
+            of 'r' and 's' the upper triangles are used, and with reflections=0 the first is absent.
+            It starts at r = 0, the identity.
+
+    Raises:
+        ValueError: features is below 1, rank is not in 1 .. features, reflections is negative, or x
+            is not [b, d].
+
+    Examples:
+        >>> import jax
+        >>> import jax.numpy as jnp
+        >>> from jflow import bijectors
+        >>> params = bijectors.sylvester(3, rank=2).init(jax.random.key(0), jnp.ones((1, 3)))
+        >>> {name: p.shape for name, p in sorted(params.items())}
+        {'b': (2,), 'r': (2, 2), 'reflections': (2, 3), 's': (2, 2)}
+
+    References:
+        van den Berg, Hasenclever, Tomczak, Welling,
+            *Sylvester Normalizing Flows for Variational Inference*, 2018, arXiv:1803.05649.
     """
     _check_features("sylvester", features)
     rank = features if rank is None else rank
@@ -210,7 +288,10 @@ def _bent(v, args):
 
 
 def _held(a: Array) -> Array:
-    """m(a) = 0.999 log(1 + (e^a - 1)(1 - 1/e)): increasing from -0.999, 0 at 0, close to 0.999 a for large a."""
+    """m(a) = 0.999 log(1 + (e^a - 1)(1 - 1/e)).
+
+    Increasing from -0.999, 0 at 0, close to 0.999 a for large a.
+    """
     low = jnp.log1p(jnp.expm1(jnp.minimum(a, 1)) * _SLOPE)
     high = jax.nn.softplus(a + jnp.log(jnp.expm1(jnp.ones_like(a)))) - 1
     return _ROOM * jnp.where(a < 1, low, high)

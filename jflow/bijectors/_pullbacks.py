@@ -1,4 +1,4 @@
-"""Derivatives of bijectors from their outputs alone: what the backward pass of a reversible stack is made of."""
+"""Derivatives of bijectors from their outputs alone, for backward passes of reversible stacks."""
 
 from functools import partial
 
@@ -21,7 +21,10 @@ def pullback_at(
     *,
     key: Key | None = None,
 ) -> tuple[Array, tuple[Params, Array, Cond]]:
-    """`bijector.pullback`, see `types.Bijector`, or what stands in for it: the other direction, then jax.vjp where it leads."""
+    """`bijector.pullback`, see `types.Bijector`, or what stands in for it.
+
+    That is the other direction, then jax.vjp where it leads.
+    """
     if bijector.pullback is not None:
         return bijector.pullback(direction, params, y, cotangents, cond, key=key)
     x, _ = getattr(bijector, opposite(direction))(params, y, cond, key=key)
@@ -44,7 +47,10 @@ def opposite(direction: str) -> str:
 
 
 def zero_cotangents(tree: PyTree) -> PyTree:
-    """Cotangents of what has no influence: zeros, and JAX's float0 for integers (labels, permutations) and keys."""
+    """Cotangents of what has no influence.
+
+    Zeros, and JAX's float0 for integers (labels, permutations) and keys.
+    """
 
     def zero(leaf):
         if jnp.issubdtype(leaf.dtype, jnp.inexact):

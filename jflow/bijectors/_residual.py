@@ -23,27 +23,54 @@ def residual(
     tol: float | None = None,
     max_evaluations: int = 1000,
 ) -> Bijector:
-    """x = z + g(z), g = `net`: a network of Lipschitz constant below one, such as nets.LipschitzMLP or LipschitzConv.
+    """Add a contraction: x = z + g(z), where g is a network of Lipschitz constant below one.
 
-    `forward` is one pass; `inverse` iterates z = x - g(z) to the fixed point (`_core.implicit.fixed_point`, with implicit
-    gradients), so a density flow holds it inverted. The log-det of the inverse is minus that of the forward map at the
-    point found, which is NaN in the rows that did not converge.
+    `forward` is one pass; `inverse` iterates z = x - g(z) to the fixed point, with implicit
+    gradients, so a density flow holds it inverted. The log-det of the inverse is minus that of the
+    forward map at the point found, which is NaN in the rows that did not converge. The papers state
+    it in the direction data -> noise.
+
+    Also known as: invertible residual block, i-ResNet block, residual flow layer.
 
     Args:
-        net: has `coeff` < 1, `weights(x, cond)` and `run(weights, x)`, see `nets.LipschitzMLP`; its bounds are computed
-            once a pass, not once a term. Params: those of the net.
-        log_det: from `bijectors.log_dets`; used when there is a key. With key=None the log-det is exact: the whole
-            Jacobian, of d^2 numbers a row (jit leaves it out where it is not used, as in sampling).
-        tol: of the fixed point, the largest change relative to 1 + |z|; None: 16 units of rounding of x's type.
+        net: the network g, such as `nets.LipschitzMLP` or `nets.LipschitzConv`: it has `coeff` < 1,
+            `weights(x, cond)` and `run(weights, x)`. Its bounds are computed once a pass, not once
+            a term.
+        log_det: an estimator from `bijectors.log_dets`, used when there is a key. With key=None the
+            log-det is exact: the whole Jacobian, of d^2 numbers a row (jit leaves it out where it
+            is not used, as in sampling).
+        tol: of the fixed point, the largest change relative to 1 + |z|; None is 16 units of
+            rounding of the type of x.
         max_evaluations: of g in the inverse.
 
-    Behrmann, Grathwohl, Chen, Duvenaud, Jacobsen, *Invertible Residual Networks* (2019); Chen, Behrmann, Duvenaud,
-    Jacobsen, *Residual Flows for Invertible Generative Modeling* (2019), who state it data -> noise.
+    Returns:
+        Bijector: the map; its params are those of the net.
+
+    Raises:
+        TypeError: net is not a Linen module with coeff, weights and run.
+        ValueError: net.coeff is not in (0, 1).
+
+    Examples:
+        >>> import jax
+        >>> import jax.numpy as jnp
+        >>> from jflow import bijectors, nets
+        >>> bijector = bijectors.residual(nets.LipschitzMLP(hidden=(4,)))
+        >>> z = jnp.ones((3, 2))
+        >>> params = jax.eval_shape(bijector.init, jax.random.key(0), z)
+        >>> jax.eval_shape(bijector.forward, params, z)[1].shape  # nothing is computed
+        (3,)
+
+    References:
+        Behrmann, Grathwohl, Chen, Duvenaud, Jacobsen, *Invertible Residual Networks*, 2019,
+            arXiv:1811.00995.
+        Chen, Behrmann, Duvenaud, Jacobsen, *Residual Flows for Invertible Generative Modeling*,
+            2019, arXiv:1906.02735.
     """
     check_linen("residual", "net", net)
     if not all(hasattr(net, name) for name in ("coeff", "weights", "run")):
         raise TypeError(
-            f"residual: expected a network with coeff, weights and run (nets.LipschitzMLP), got {type(net).__name__}"
+            "residual: expected a network with coeff, weights and run (nets.LipschitzMLP), got "
+            f"{type(net).__name__}"
         )
     if not 0 < net.coeff < 1:
         raise ValueError(

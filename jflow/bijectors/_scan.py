@@ -6,6 +6,7 @@ from functools import partial
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jaxtyping import Float
 
 from jflow._core.arrays import float_dtype, zero_log_det
 from jflow._core.checks import check_rows, check_side, check_whole
@@ -28,28 +29,65 @@ def scan(
     reversible: bool | int = False,
     unroll: int = 1,
 ) -> Bijector:
-    """`depth` layers of one form, traced once: compile time is flat in depth.
+    """Stack `depth` layers of one form, which are traced once: compile time is flat in depth.
+
+    `forward` goes through the layers in order, `inverse` back. A key is split, a part for each
+    layer; every layer gets the same cond.
+
+    With reversible=True the backward pass rebuilds the activations by inverting the layers, so
+    their memory is flat in depth. At a kink (a ReLU's, or where the log-slope of a spline bends at
+    a knot) a rebuilt activation may lie on the other side than that of plain automatic
+    differentiation, which forward mode and second derivatives are.
+
+    Also known as: stack of layers, reversible layers.
 
     Args:
-        layer: a bijector, or `xs_i -> bijector` for layers that differ by constants (masks, permutations).
+        layer: a `Bijector` or `Transport`, or a function `xs_i -> Bijector` for layers that differ
+            by constants (masks, permutations).
+        depth: the number of layers.
         xs: arrays that lead with `depth`; constants, not differentiated.
-        shared: names in the layer's params that all layers share.
-        remat: recompute activations in the backward pass (memory grows by one x per layer).
-        reversible: rebuild activations in the backward pass by inverting the layers: activation memory is flat in depth.
-            An integer k >= 2 keeps every k-th activation besides (depth must be a multiple of k), which bounds the rebuild
-            error; see `rebuild_error`. At a kink (a ReLU's, or where the log-slope of a spline bends at a knot) a rebuilt
-            activation may lie on the other side than that of plain autodiff, which forward mode and second derivatives are.
-            Gomez et al., *The Reversible Residual Network* (2017).
+        shared: names in the params of the layer that all layers share.
+        remat: whether activations are computed again in the backward pass; memory then grows by one
+            x a layer.
+        reversible: whether activations are rebuilt in the backward pass by inverting the layers. An
+            integer k >= 2 stores every k-th activation besides (depth is a multiple of k), which
+            bounds the rebuild error; see `rebuild_error`. Not together with remat.
         unroll: as in jax.lax.scan.
 
-    Params {'stacked': leaves lead with depth, 'shared'}.
+    Returns:
+        Bijector: the map, a `Transport` if the layer is one, with params {'stacked', 'shared'}; the
+            leaves of 'stacked' lead with depth.
+
+    Raises:
+        ValueError: depth is below 1, xs does not lead with depth, reversible=k is 1, does not
+            divide depth, or stands with remat or a `Transport`, or the layer has no params of a
+            name in shared.
+        TypeError: the layer is neither a `Bijector` nor a `Transport`.
+
+    Examples:
+        >>> import jax
+        >>> import jax.numpy as jnp
+        >>> import numpy as np
+        >>> from jflow import bijectors
+        >>> def layer(order):
+        ...     return bijectors.chain(bijectors.permute(order), bijectors.affine((2,)))
+        >>> stack = bijectors.scan(layer, 3, xs=np.array([[1, 0], [0, 1], [1, 0]]))
+        >>> params = stack.init(jax.random.key(0), jnp.ones((4, 2)))
+        >>> params["stacked"]["1"]["shift"].shape
+        (3, 2)
+
+    References:
+        Gomez, Ren, Urtasun, Grosse,
+            *The Reversible Residual Network: Backpropagation Without Storing Activations*, 2017,
+            arXiv:1707.04585.
     """
     check_whole("scan", depth=depth)
     kept = not isinstance(reversible, bool | np.bool_)  # an integer k, though 1 == True
     segment = reversible if kept else depth
     if kept and reversible == 1:
         raise ValueError(
-            "scan: reversible=1 would keep every activation, as remat=True does; True keeps none of them, and an integer "
+            "scan: reversible=1 would keep every activation, as remat=True does; True keeps none "
+            "of them, and an integer "
             "k of at least 2 every k-th"
         )
     if segment < 1 or depth % segment:
@@ -59,7 +97,8 @@ def scan(
     for leaf in jax.tree.leaves(xs):
         if np.ndim(leaf) == 0 or np.shape(leaf)[0] != depth:
             raise ValueError(
-                f"scan: expected the leaves of xs to lead with depth={depth}, got {list(np.shape(leaf))}"
+                f"scan: expected the leaves of xs to lead with depth={depth}, got "
+                f"{list(np.shape(leaf))}"
             )
     make = layer if callable(layer) else lambda _: layer
     kind = kind_of("scan", [make(jax.tree.map(lambda leaf: leaf[0], xs))])
@@ -105,7 +144,8 @@ def scan(
             own, of_common = ({name: params_bar[name] for name in names} for names in (p, common))
             return x.astype(y.dtype), own, of_common, x_bar.astype(y.dtype), cond_bar
 
-        # As arrays: a jitted function that closes over numpy's integers does not lower once it was used in 32 and in 64 bits.
+        # As arrays: a jitted function that closes over numpy's integers does not lower once it was
+        # used in 32 and in 64 bits.
         inputs = (
             jax.tree.map(jnp.asarray, xs),
             None if key is None else jax.random.split(key, depth),
@@ -120,9 +160,34 @@ def scan(
 
 
 def rebuild_error(
-    bijector: Bijector, params: Params, z: Array, cond: Cond = None, *, key: Key | None = None
-) -> Array:
-    """max |inverse(forward(z)) - z|: what a reversible scan's backward pass adds to the activations it differentiates at."""
+    bijector: Bijector,
+    params: Params,
+    z: Float[Array, "b *event"],
+    cond: Cond = None,
+    *,
+    key: Key | None = None,
+) -> Float[Array, ""]:
+    """Measure the error of the activations that a reversible stack rebuilds.
+
+    It is max |inverse(forward(z)) - z|, what the backward pass of a reversible `scan` adds to the
+    activations at which it differentiates.
+
+    Args:
+        bijector: the map, such as a `scan`.
+        params: of the map.
+        z: numbers on the source side, [b, *event].
+        cond: as the map takes it.
+        key: for maps that draw.
+
+    Returns:
+        The largest error, a scalar.
+
+    Examples:
+        >>> import jax.numpy as jnp
+        >>> from jflow import bijectors
+        >>> float(bijectors.rebuild_error(bijectors.reverse(), {}, jnp.ones((3, 2))))
+        0.0
+    """
     x, _ = bijector.forward(params, z, cond, key=key)
     return jnp.max(jnp.abs(bijector.inverse(params, x, cond, key=key)[0] - z))
 
@@ -149,7 +214,10 @@ def _plain_scan(apply, stacked, common, x, cond, inputs, *, reverse, unroll, len
 def _reversible_scan(
     apply, pullback, stacked, common, x, cond, inputs, *, reverse, unroll, segment, length
 ):
-    """`_plain_scan` whose backward pass rebuilds each layer's input from its output, segment by segment."""
+    """`_plain_scan` whose backward pass rebuilds the input of each layer from its output.
+
+    It does so segment by segment.
+    """
 
     def one_segment(stacked, common, x, cond, inputs):
         return _plain_scan(

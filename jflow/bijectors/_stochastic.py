@@ -15,16 +15,44 @@ __all__ = ["vae"]
 def vae(
     posterior: Flow, decoder: Distribution, source_shape: Sequence[int], data_shape: Sequence[int]
 ) -> Transport:
-    """x -> z ~ q(z given x) = posterior,  z -> x ~ p(x given z) = decoder: a variational autoencoder as one layer.
+    """A variational autoencoder as one stochastic layer.
 
-    Contribution of the inverse: log p(x given z) - log q(z given x), so that flows.elbo_flow(vae(...), prior) has the
-    evidence lower bound, with reparameterized draws, and flows.importance_weighted the tighter one. The cond of the
-    posterior is x, or {'x': x, 'cond': cond} where there is a cond; that of the decoder z, or {'z': z, 'cond': cond}.
-    Params {'posterior', 'decoder'}.
+    The inverse draws z ~ q(z given x), the posterior; `forward` draws x ~ p(x given z), the
+    decoder. The contribution of the inverse is log p(x given z) - log q(z given x), in nats, so
+    that flows.elbo_flow(vae(...), prior) has the evidence lower bound, with reparameterized draws,
+    and flows.importance_weighted the tighter one. Both directions need a key.
 
-    A Gaussian posterior is flows.planar(source_shape, depth=0, embed=encoder); flows.planar, sylvester or iaf with an
-    embed are the richer ones. Decoders: `distributions.decoders`. Kingma, Welling, *Auto-Encoding Variational Bayes* (2013);
-    Rezende, Mohamed, *Variational Inference with Normalizing Flows* (2015); Nielsen et al., *SurVAE Flows* (2020).
+    Also known as: variational autoencoder, stochastic layer.
+
+    Args:
+        posterior: the flow q of z; its cond is x, or {'x': x, 'cond': cond} where there is a cond.
+            A Gaussian posterior is flows.planar(source_shape, depth=0, embed=encoder);
+            flows.planar, sylvester or iaf with an embed are the richer ones.
+        decoder: the distribution p of x; its cond is z, or {'z': z, 'cond': cond}. See
+            `distributions.decoders`.
+        source_shape: the shape of one z.
+        data_shape: the shape of one x.
+
+    Returns:
+        Transport: the layer, with params {'posterior', 'decoder'}.
+
+    Raises:
+        TypeError: posterior is not a `Flow`.
+        ValueError: the events of x or z have another shape, or there is no key.
+
+    Examples:
+        >>> from jflow import bijectors, distributions, flows
+        >>> posterior = flows.planar((2,), depth=1)
+        >>> layer = bijectors.vae(posterior, distributions.normal((5,)), (2,), (5,))
+        >>> type(layer).__name__
+        'Transport'
+
+    References:
+        Kingma, Welling, *Auto-Encoding Variational Bayes*, 2013, arXiv:1312.6114.
+        Rezende, Mohamed, *Variational Inference with Normalizing Flows*, 2015, arXiv:1505.05770.
+        Nielsen, Jaini, Hoogeboom, Winther, Welling,
+            *SurVAE Flows: Surjections to Bridge the Gap between VAEs and Flows*, 2020,
+            arXiv:2007.02731.
     """
     if not isinstance(posterior, Flow):
         raise TypeError(f"vae: expected a Flow as posterior, got {type(posterior).__name__}")

@@ -1,15 +1,22 @@
-"""Surjections, with their contributions to the likelihood: `types.Transport`s for `flows.elbo_flow`.
+"""Surjections with their contributions to the likelihood, as Transports for `flows.elbo_flow`.
 
-| | source z -> data x | data x -> source z | contribution of the inverse | log p(x) |
-|---|---|---|---|---|
-| uniform_dequantization | x = floor(L z) | z = (x + u) / L, u uniform | -D log L | bound |
-| variational_dequantization | x = floor(L z) | z = (x + u) / L, u ~ q(u given x) | -D log L - log q(u given x) | bound |
-| truncated_normal_dequantization | x = floor(L z) | the same, u normal about 1/2 within (0, 1) | the same | bound |
-| augment | x is z without its last numbers e | z = (x, e), e ~ q(e given x) | -log q(e given x) | bound |
-| drop | x = (z, e), e ~ p(e given z) | z is x without its last numbers e | log p(e given z) | exact |
+For each there is what `forward` does, source z -> data x; what `inverse` does; and what the inverse
+contributes to log p(x), in nats, for D numbers in L levels:
 
-A bound holds in expectation over keys and is tight where q is the posterior of u or e under the flow above. Draws need
-a key. Nielsen, Jaini, Hoogeboom, Winther, Welling, *SurVAE Flows* (2020).
+- uniform_dequantization: x = floor(L z); z = (x + u) / L, u uniform; -D log L, a bound;
+- variational_dequantization: the same, but u ~ q(u given x); -D log L - log q(u given x), a bound;
+- truncated_normal_dequantization: the same, but u is normal about 1/2 within (0, 1); a bound;
+- augment: x is z without its last numbers e; z = (x, e), e ~ q(e given x); -log q(e given x), a
+  bound;
+- drop: x = (z, e), e ~ p(e given z); z is x without its last numbers e; log p(e given z), exact.
+
+A bound holds in expectation over keys and is tight where q is the posterior of u or e under the
+flow above. Draws need a key.
+
+References:
+    Nielsen, Jaini, Hoogeboom, Winther, Welling,
+        *SurVAE Flows: Surjections to Bridge the Gap between VAEs and Flows*, 2020,
+        arXiv:2007.02731.
 """
 
 import math
@@ -34,11 +41,39 @@ __all__ = [
 
 
 def uniform_dequantization(levels: int = 256) -> Transport:
-    """Data x in 0, 1 ... levels-1 (as floats), source z = (x + u) / levels in [0, 1) with u uniform.
+    """Add uniform noise to data in levels, so that a density of reals becomes a model of levels.
 
-    Contribution of the inverse -D log(levels): a uniform density on [0, 1)^D has log2(levels) bits per dimension. For x
-    off the levels it is -inf; forward clips z to [0, 1). Uria, Murray, Larochelle, *RNADE* (2013); Theis, van den Oord,
-    Bethge, *A note on the evaluation of generative models* (2016).
+    Data x are in 0, 1 ... levels-1 (as floats), the source is z = (x + u) / levels in [0, 1) with u
+    uniform. The contribution of the inverse is -D log(levels) for D numbers: a uniform density on
+    [0, 1)^D has log2(levels) bits per dimension. For x off the levels it is -inf. `forward` is x =
+    floor(levels z), with z clipped to [0, 1). The inverse needs a key.
+
+    Also known as: dequantization, dequantize.
+
+    Args:
+        levels: L, the number of levels, 2 .. 65536.
+
+    Returns:
+        Transport: the layer, without params.
+
+    Raises:
+        ValueError: levels is out of its range, or the inverse gets no key.
+
+    Examples:
+        >>> import jax
+        >>> import jax.numpy as jnp
+        >>> from jflow import bijectors
+        >>> layer = bijectors.uniform_dequantization(4)
+        >>> x = jnp.array([[0.0, 3.0]])
+        >>> z, contribution = layer.inverse({}, x, key=jax.random.key(0))
+        >>> layer.forward({}, z)[0].tolist(), round(float(contribution[0]), 3)  # -2 log 4
+        ([[0.0, 3.0]], -2.773)
+
+    References:
+        Uria, Murray, Larochelle, *RNADE: The Real-Valued Neural Autoregressive Density-Estimator*,
+            2013, arXiv:1306.0186.
+        Theis, van den Oord, Bethge, *A Note on the Evaluation of Generative Models*, 2016,
+            arXiv:1511.01844.
     """
     _check_levels("uniform_dequantization", levels)
 
@@ -54,10 +89,33 @@ def uniform_dequantization(levels: int = 256) -> Transport:
 
 
 def variational_dequantization(noise: Flow | Distribution, levels: int = 256) -> Transport:
-    """`uniform_dequantization` whose u follows `noise`, a distribution on (0, 1)^event given the image that it dequantizes.
+    """Add learned noise to data in levels.
 
-    `noise` gets as its cond the data scaled to [-1, 1], or {'x': that, 'cond': cond} where there is a cond. Params are
-    the noise's own. Ho, Chen, Srinivas, Duan, Abbeel, *Flow++* (2019).
+    It is `uniform_dequantization` with u from a distribution given x. The source is z = (x + u) /
+    levels, u ~ q(u given x) = noise on (0, 1)^event. The contribution of the inverse is -D
+    log(levels) - log q(u given x), in nats. The inverse needs a key.
+
+    Args:
+        noise: a `Flow` or `Distribution` on (0, 1)^event, such as `flows.dequantization_noise`. Its
+            cond is the data scaled to [-1, 1], or {'x': that, 'cond': cond} where there is a cond.
+        levels: L, the number of levels, 2 .. 65536.
+
+    Returns:
+        Transport: the layer; its params are those of the noise.
+
+    Raises:
+        ValueError: levels is out of its range, the noise has another shape than x, or the inverse
+            gets no key.
+
+    Examples:
+        >>> from jflow import bijectors, flows
+        >>> noise = flows.dequantization_noise((2, 2, 1), depth=1)
+        >>> type(bijectors.variational_dequantization(noise, levels=4)).__name__
+        'Transport'
+
+    References:
+        Ho, Chen, Srinivas, Duan, Abbeel, *Flow++: Improving Flow-Based Generative Models with
+            Variational Dequantization and Architecture Design*, 2019, arXiv:1902.00275.
     """
     _check_levels("variational_dequantization", levels)
 
@@ -83,7 +141,8 @@ def variational_dequantization(noise: Flow | Distribution, levels: int = 256) ->
         u, log_q = _draw(noise, params, key, x.shape[0], given(x, cond))
         if u.shape != x.shape:
             raise ValueError(
-                f"variational_dequantization: expected noise of shape {list(x.shape)}, as x, got {list(u.shape)}"
+                f"variational_dequantization: expected noise of shape {list(x.shape)}, as x, got "
+                f"{list(u.shape)}"
             )
         return _into_cell(x, u, levels), _on_level(x, -log_q - _cell(x, levels), levels)
 
@@ -91,14 +150,42 @@ def variational_dequantization(noise: Flow | Distribution, levels: int = 256) ->
 
 
 def truncated_normal_dequantization(std: float, levels: int = 256) -> Transport:
-    """`variational_dequantization` by a fixed normal: u = 1/2 + std e, e standard normal but within |e| < 1 / (2 std).
+    """Add truncated normal noise to data in levels, as a diffusion model was trained with.
 
-    std is in widths of a level; 1 / (2 std) of 3 or more cuts off almost nothing. A continuous flow that stops at a
-    time before data is a density of alpha x + sigma e, x in [-1, 1]: std = L sigma / (2 alpha) evaluates it at the
-    noise that it was trained with, in `flows.with_dequantization(flow, this, scale=alpha)`. Nothing is trained.
-    Contribution of the inverse -D log L + |e|^2 / 2 + D log(std sqrt(2 pi) erf(1 / (std sqrt(8)))).
-    Errors: ValueError unless std > 0. Zheng, Lu, Chen, Zhu, *Improved Techniques for Maximum Likelihood Estimation for
-    Diffusion ODEs* (2023).
+    It is `variational_dequantization` with u = 1/2 + std e, e standard normal but within |e| < 1 /
+    (2 std). Nothing is trained. The contribution of the inverse is
+
+        -D log L + |e|^2 / 2 + D log(std sqrt(2 pi) erf(1 / (std sqrt(8)))).
+
+    A continuous flow that stops at a time before data is a density of alpha x + sigma e, x in
+    [-1, 1]: std = L sigma / (2 alpha) evaluates it at the noise that it was trained with, in
+    `flows.with_dequantization(flow, this, scale=alpha)`.
+
+    Args:
+        std: the standard deviation, in widths of a level; 1 / (2 std) of 3 or more cuts off almost
+            nothing.
+        levels: L, the number of levels, 2 .. 65536.
+
+    Returns:
+        Transport: the layer, without params.
+
+    Raises:
+        ValueError: std is not positive and finite, levels is out of its range, or the inverse gets
+            no key.
+
+    Examples:
+        >>> import jax
+        >>> import jax.numpy as jnp
+        >>> from jflow import bijectors
+        >>> layer = bijectors.truncated_normal_dequantization(0.1, levels=4)
+        >>> z, _ = layer.inverse({}, jnp.array([[0.0, 3.0]]), key=jax.random.key(0))
+        >>> layer.forward({}, z)[0].tolist()
+        [[0.0, 3.0]]
+
+    References:
+        Zheng, Lu, Chen, Zhu,
+            *Improved Techniques for Maximum Likelihood Estimation for Diffusion ODEs*, 2023,
+            arXiv:2305.03935.
     """
     if not (math.isfinite(std) and std > 0):
         raise ValueError(f"truncated_normal_dequantization: expected a finite std > 0, got {std}")
@@ -119,11 +206,37 @@ def truncated_normal_dequantization(std: float, levels: int = 256) -> Transport:
 
 
 def augment(noise: Flow | Distribution, size: int) -> Transport:
-    """z = (x, e) with `size` more numbers e ~ noise(given x) at the end of the last axis; forward takes them off.
+    """Append noise to the data, which gives a flow more dimensions to work in.
 
-    noise: a distribution on [*event without its last axis, size]; its cond is x, or {'x': x, 'cond': cond} where there
-    is a cond. Params are the noise's own. The bound is log p(x, e) - log q(e given x). Huang, Dinh, Courville,
-    *Augmented Normalizing Flows* (2020).
+    The source is z = (x, e), with `size` more numbers e ~ noise(given x) at the end of the last
+    axis; `forward` takes them off. The contribution of the inverse is -log q(e given x), so the
+    bound is log p(x, e) - log q(e given x), in nats. The inverse needs a key.
+
+    Also known as: augmentation, inference slicing.
+
+    Args:
+        noise: a `Flow` or `Distribution` on [*event without its last axis, size]; its cond is x, or
+            {'x': x, 'cond': cond} where there is a cond.
+        size: how many numbers are appended to the last axis.
+
+    Returns:
+        Transport: the layer; its params are those of the noise.
+
+    Raises:
+        ValueError: size is below 1, the noise has another shape, or the inverse gets no key.
+
+    Examples:
+        >>> import jax
+        >>> import jax.numpy as jnp
+        >>> from jflow import bijectors, distributions
+        >>> layer = bijectors.augment(distributions.normal((1,)), 1)
+        >>> z, _ = layer.inverse({}, jnp.ones((3, 2)), key=jax.random.key(0))
+        >>> z.shape
+        (3, 3)
+
+    References:
+        Huang, Dinh, Courville, *Augmented Normalizing Flows: Bridging the Gap Between Generative
+            Flows and Latent Variable Models*, 2020, arXiv:2002.07101.
     """
     check_whole("augment", size=size)
 
@@ -160,8 +273,38 @@ def augment(noise: Flow | Distribution, size: int) -> Transport:
 
 
 def drop(noise: Flow | Distribution, size: int) -> Transport:
-    """The other way round than `augment`: z is x without its last `size` numbers e, which the model says are
-    p(e given z) = noise. Exact: the inverse draws nothing and contributes log p(e given z); `forward` needs a key."""
+    """Take numbers off the data, whose density given the rest is modeled.
+
+    It is `augment` the other way round. The source z is x without the last `size` numbers e of its
+    last axis, which the model says are p(e given z) = noise. The likelihood is exact: the inverse
+    draws nothing and contributes log p(e given z), in nats; `forward` needs a key.
+
+    Also known as: slice surjection, generative slicing.
+
+    Args:
+        noise: a `Flow` or `Distribution` of e [*event without its last axis, size]; its cond is z,
+            or {'x': z, 'cond': cond} where there is a cond.
+        size: how many numbers are taken off the last axis.
+
+    Returns:
+        Transport: the layer; its params are those of the noise.
+
+    Raises:
+        ValueError: size is below 1, x has too few numbers, or `forward` gets no key.
+
+    Examples:
+        >>> import jax.numpy as jnp
+        >>> from jflow import bijectors, distributions
+        >>> layer = bijectors.drop(distributions.normal((1,)), 1)
+        >>> z, contribution = layer.inverse({}, jnp.zeros((1, 3)))
+        >>> z.shape, round(float(contribution[0]), 3)  # -log(2 pi) / 2
+        ((1, 2), -0.919)
+
+    References:
+        Nielsen, Jaini, Hoogeboom, Winther, Welling,
+            *SurVAE Flows: Surjections to Bridge the Gap between VAEs and Flows*, 2020,
+            arXiv:2007.02731.
+    """
     return invert(augment(noise, size))
 
 
@@ -175,7 +318,7 @@ def _given(x: Array, cond: Cond) -> Cond:
 
 
 def _draw(noise, params, key, n: int, cond: Cond) -> tuple[Array, Array]:
-    """A draw for each row, differentiable, and its log-density [n]; for a flow both from one pass."""
+    """A differentiable draw for each row and its log-density [n]; a flow has both from one pass."""
     if isinstance(noise, Flow):
         return noise.sample_and_log_prob(params, key, n, cond)
     key_draw, key_density = split_key(key, 2)
@@ -184,7 +327,10 @@ def _draw(noise, params, key, n: int, cond: Cond) -> tuple[Array, Array]:
 
 
 def _margin(x: Array, levels: int) -> float:
-    """How far u stays off the ends of its cell, so that rounding of x + u cannot change the level."""
+    """How far u stays off the ends of its cell.
+
+    Rounding of x + u can then not change the level.
+    """
     return 8 * levels * float(jnp.finfo(float_dtype(x)).eps)
 
 

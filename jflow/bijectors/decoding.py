@@ -1,7 +1,8 @@
-"""How a causal block of tokens is inverted: x_i = z_i exp(log_scale_i) + mean_i, both functions of x_<i.
+"""How a causal block of tokens is inverted: x_i = z_i exp(log_scale_i) + mean_i.
 
-A sampler is a function (predict, args, cache, z [b, n, d]) -> Decoded. predict(args, x, cache, first) gives (mean,
-log_scale, cache): with cache=None of the whole x in parallel, else of the slots from `first` on whose *preceding* tokens
+Mean and log-scale are functions of x_<i. A sampler is a function (predict, args, cache, z
+[b, n, d]) -> Decoded. predict(args, x, cache, first) gives (mean, log_scale, cache): with
+cache=None of the whole x in parallel, else of the slots from `first` on whose *preceding* tokens
 are x [b, m, d]; args is all that is differentiated beside z.
 """
 
@@ -10,6 +11,7 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+from jaxtyping import Bool, Float, Int
 
 from jflow._core.arrays import expand_to, float_dtype
 from jflow._core.checks import check_whole
@@ -20,22 +22,48 @@ __all__ = ["Decoded", "Sampler", "cached", "jacobi", "uncached"]
 
 
 class Decoded(NamedTuple):
-    """x, log_scale [b, n, d]; passes, how many times the network ran (on one token, a block or all of them, as the
-    sampler goes); residual [b], the largest |x - (z exp(log_scale) + mean)| / (1 + |x|), which is not measured but 0 where
-    it vanishes by construction; converged [b]. Rows that did not converge are NaN."""
+    """The tokens that a sampler found, and how it went. Rows that did not converge are NaN.
 
-    x: Array
-    log_scale: Array
-    passes: Array
-    residual: Array
-    converged: Array
+    Attributes:
+        x: the tokens, [b, n, d].
+        log_scale: their log-scales, [b, n, d], whose sum over a row is the log-det in nats.
+        passes: how many times the network ran (on one token, a block or all of them, as the sampler
+            goes), a scalar.
+        residual: [b], the largest |x - (z exp(log_scale) + mean)| / (1 + |x|); it is not measured
+            but 0 where it vanishes by construction.
+        converged: [b], whether a row converged.
+    """
+
+    x: Float[Array, "b n d"]
+    log_scale: Float[Array, "b n d"]
+    passes: Int[Array, ""]
+    residual: Float[Array, " b"]
+    converged: Bool[Array, " b"]
 
 
 Sampler = Callable[[Callable, PyTree, Any, Array], Decoded]
 
 
 def cached() -> Sampler:
-    """Token after token, n steps of one token each, with the keys and values of earlier tokens in a preallocated cache."""
+    """Decode token after token, with the keys and values of earlier tokens in a cache.
+
+    It takes n steps of one token each; the cache is allocated once. It is the default of
+    `bijectors.causal_block`.
+
+    Returns:
+        Sampler: the sampler, for `bijectors.causal_block(sampler=...)`.
+
+    Examples:
+        >>> import jax
+        >>> import jax.numpy as jnp
+        >>> from jflow import bijectors, nets
+        >>> net = nets.CausalTransformer(width=4, num_layers=1, num_heads=1)
+        >>> bijector = bijectors.causal_block(net, sampler=bijectors.decoding.cached())
+        >>> z = jnp.ones((1, 2, 2))
+        >>> x, log_det = bijector.forward(bijector.init(jax.random.key(0), z), z)
+        >>> x.tolist()  # it starts at the identity
+        [[[1.0, 1.0], [1.0, 1.0]]]
+    """
 
     def sample(predict, args, cache, z):
         def step(carry, inputs):
@@ -55,7 +83,13 @@ def cached() -> Sampler:
 
 
 def uncached() -> Sampler:
-    """Token after token by n passes over the whole event: the definition, to compare the others with."""
+    """Decode token after token by n passes over the whole event.
+
+    It is the definition, to compare the other samplers with. See `cached` for an example.
+
+    Returns:
+        Sampler: the sampler, for `bijectors.causal_block(sampler=...)`.
+    """
 
     def sample(predict, args, cache, z):
         slots = jnp.arange(z.shape[1])
@@ -71,14 +105,32 @@ def uncached() -> Sampler:
 
 
 def jacobi(block: int = 16, *, tol: float = 1e-5) -> Sampler:
-    """Gauss-Seidel over blocks of `block` tokens, Jacobi inside one: x = z exp(log_scale(x)) + mean(x), all its tokens at
-    once, until none changes by more than tol (1 + |x|); `block` passes are always enough.
+    """Decode blocks of tokens one after another, all tokens of a block at once.
 
-    The earlier blocks stand in the cache. At the end parallel passes over all tokens, one as a rule, bring the residual
-    of the whole below tol (or the resolution of the type); a row that stays above it is NaN. Derivatives are
-    implicit, by the same kind of iteration over all tokens: their memory does not grow with the passes.
-    Sources: Song, Meng, Liao, Ermon, "Accelerating Feedforward Computation via Parallel Nonlinear Equation Solving", 2021;
-    Gu et al., "STARFlow", 2025.
+    It is Gauss-Seidel over blocks of `block` tokens and Jacobi inside one: x = z exp(log_scale(x))
+    + mean(x) is repeated until no number changes by more than tol (1 + |x|); `block` passes are
+    always enough. The earlier blocks stand in the cache. At the end parallel passes over all
+    tokens, one as a rule, bring the residual of the whole below tol (or the resolution of the
+    type); a row that stays above it is NaN. Derivatives are implicit, by the same kind of iteration
+    over all tokens: their memory does not grow with the passes. See `cached` for an example.
+
+    Args:
+        block: the number of tokens in a block.
+        tol: the tolerance, relative to 1 + |x|.
+
+    Returns:
+        Sampler: the sampler, for `bijectors.causal_block(sampler=...)`.
+
+    Raises:
+        ValueError: block is below 1, or tol is not positive.
+
+    References:
+        Song, Meng, Liao, Ermon,
+            *Accelerating Feedforward Computation via Parallel Nonlinear Equation Solving*, 2021,
+            arXiv:2002.03629.
+        Gu, Chen, Berthelot, et al.,
+            *STARFlow: Scaling Latent Normalizing Flows for High-resolution Image Synthesis*, 2025,
+            arXiv:2506.06276.
     """
     check_whole("jacobi", block=block)
     if not tol > 0:
@@ -88,7 +140,8 @@ def jacobi(block: int = 16, *, tol: float = 1e-5) -> Sampler:
         n, m = z.shape[1], min(block, z.shape[1])
         none = jnp.zeros_like(z, shape=(), dtype=jnp.int32)
         frozen, z0 = jax.lax.stop_gradient((args, z))
-        # The last block starts early enough to be whole; what it shares with the one before is solved twice.
+        # The last block starts early enough to be whole; what it shares with the one before is
+        # solved twice.
         starts = jnp.minimum(m * jnp.arange(-(-n // m)), n - m)
 
         def solve_block(carry, first):

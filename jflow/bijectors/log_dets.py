@@ -1,18 +1,21 @@
-"""Estimators of log |det(I + J)| [b] for x + g(x), J = dg/dx with all eigenvalues inside the unit circle.
+"""Estimators of log |det(I + J)| [b], J = dg/dx, for residual maps x + g(x).
 
-Each is a function (g, args, x, key) -> [b], where g(args, x [b, *event]) acts on each row alone and closes over nothing
-that is differentiated. The series log det(I + J) = sum_k (-1)^(k+1)/k tr J^k takes one vector-Jacobian product a term
-and one probe, tr J^k = E v^T J^k v (Hutchinson; v of random signs, drawn for every row).
+All eigenvalues of J lie inside the unit circle.
+
+Each is a function (g, args, x, key) -> [b], where g(args, x [b, *event]) acts on each row alone and
+closes over nothing that is differentiated. The series log det(I + J) = sum_k (-1)^(k+1)/k tr J^k
+takes one vector-Jacobian product a term and one probe, tr J^k = E v^T J^k v (Hutchinson; v of
+random signs, drawn for every row).
 
 The series have a gradient of their own, in memory that does not grow with the terms:
 
     d log det(I + J) = E w^T dJ v,   w = sum_k (-1)^k (J^T)^k v,
 
-where w is summed from the same products as the value, which stays an estimate of the log-det whatever is trained (the
-scalar w^T J v, whose gradient this is, is not one). Forward mode takes it, too. Of the second derivatives `russian_roulette`
-has those that JAX takes forward over reverse, jax.hessian; a gradient of a gradient (score matching) takes `exact`, which
-is what a flow uses with key=None, or `neumann`. Chen, Behrmann, Duvenaud, Jacobsen, *Residual
-Flows for Invertible Generative Modeling* (2019); Behrmann et al., *Invertible Residual Networks* (2019).
+where w is summed from the same products as the value, which stays an estimate of the log-det
+whatever is trained (the scalar w^T J v, whose gradient this is, is not one). Forward mode takes it,
+too. Of the second derivatives `russian_roulette` has those that JAX takes forward over reverse,
+jax.hessian; a gradient of a gradient (score matching) takes `exact`, which is what a flow uses with
+key=None, or `neumann`.
 """
 
 import math
@@ -21,6 +24,7 @@ from functools import partial
 
 import jax
 import jax.numpy as jnp
+from jaxtyping import Float
 
 from jflow._core.arrays import expand_to, float_dtype, sum_event
 from jflow._core.checks import check_whole, need_key
@@ -32,8 +36,32 @@ LogDet = Callable[[Callable[[PyTree, Array], Array], PyTree, Array, Key | None],
 _CAP = 1000  # terms; roulette gets there with probability p (1-p)^1000
 
 
-def exact(g, args: PyTree, x: Array, key: Key | None = None) -> Array:
-    """log det of the Jacobian itself: d products and O(d^3) a row. Needs no key; differentiable in any mode."""
+def exact(
+    g: Callable[[PyTree, Array], Array],
+    args: PyTree,
+    x: Float[Array, "b *event"],
+    key: Key | None = None,
+) -> Float[Array, " b"]:
+    """Compute log |det(I + J)| from the Jacobian itself: d products and O(d^3) a row.
+
+    It needs no key, and is differentiable in any mode.
+
+    Args:
+        g: the function (args, x [b, *event]) -> [b, *event], which acts on each row alone.
+        args: what g depends on, a pytree; it is differentiated.
+        x: where the Jacobian is taken, [b, *event].
+        key: not used; the other estimators need one.
+
+    Returns:
+        The log-dets [b], in nats.
+
+    Examples:
+        >>> import jax.numpy as jnp
+        >>> from jflow import bijectors
+        >>> g = lambda args, x: args * x  # J = I
+        >>> round(float(bijectors.log_dets.exact(g, 1.0, jnp.ones((1, 2)))[0]), 3)  # 2 log 2
+        1.386
+    """
     size = math.prod(x.shape[1:])
     basis = jnp.eye(size, dtype=x.dtype).reshape(-1, 1, *x.shape[1:])
     _, push = jax.linearize(lambda x: g(args, x), x)
@@ -43,17 +71,76 @@ def exact(g, args: PyTree, x: Array, key: Key | None = None) -> Array:
 
 
 def neumann(terms: int) -> LogDet:
-    """The first `terms` terms: biased by at most d c^(terms+1) / ((terms+1) (1-c)) for a Lipschitz constant c."""
+    """Estimate the log-det by the first `terms` terms of its series, with one random probe.
+
+    It is biased by at most d c^(terms+1) / ((terms+1) (1-c)) for a Lipschitz constant c. Each term
+    is one vector-Jacobian product.
+
+    Also known as: Neumann series, power series log-determinant, i-ResNet log-det.
+
+    Args:
+        terms: the number of terms.
+
+    Returns:
+        LogDet: the estimator (g, args, x, key) -> [b], in nats; it needs a key.
+
+    Raises:
+        ValueError: terms is below 1, or the estimator gets no key.
+
+    Examples:
+        >>> import jax
+        >>> import jax.numpy as jnp
+        >>> from jflow import bijectors
+        >>> g = lambda args, x: args * x  # J = I / 2
+        >>> log_det = bijectors.log_dets.neumann(2)(g, 0.5, jnp.ones((1, 2)), jax.random.key(0))
+        >>> log_det.tolist()  # 2 (1/2 - 1/8)
+        [0.75]
+
+    References:
+        Behrmann, Grathwohl, Chen, Duvenaud, Jacobsen, *Invertible Residual Networks*, 2019,
+            arXiv:1811.00995.
+    """
     check_whole("neumann", terms=terms)
     return partial(_with_key, "neumann", (terms, 0.0, False))
 
 
 def russian_roulette(exact_terms: int = 2, p: float = 0.5, *, per_row: bool = False) -> LogDet:
-    """Unbiased: `exact_terms` + 1 terms, and after each a stop with probability p; later terms weigh 1 / P(reached).
+    """Estimate the log-det without bias, by a series that is cut off at random.
 
-    exact_terms + 1/p terms on average, 4 by default. The draw is shared by the rows of a batch (as in Chen et al.); with
-    per_row=True each row has its own, so that the errors of rows are independent and the work is that of the longest
-    row. The variance is finite when |J|^2 < 1 - p: a flow whose layers come close to their bound wants a smaller p.
+    The first `exact_terms` + 1 terms are always there; after the last of them, and after each
+    further one, the series stops with probability p, and later terms weigh 1 / P(reached). These
+    are exact_terms + 1/p terms on average, 4 by default, and one vector-Jacobian product each. The
+    variance is finite when |J|^2 < 1 - p: a flow whose layers come close to their bound wants a
+    smaller p.
+
+    Also known as: unbiased log-determinant, roulette estimator, residual flow log-det.
+
+    Args:
+        exact_terms: how many terms there are before those whose number is drawn, which is at least
+            1.
+        p: the probability of a stop after each term, in (0, 1).
+        per_row: whether each row has a draw of its own, so that the errors of rows are independent
+            and the work is that of the longest row. Else the draw is shared by the rows of a batch,
+            as in the paper.
+
+    Returns:
+        LogDet: the estimator (g, args, x, key) -> [b], in nats; it needs a key.
+
+    Raises:
+        ValueError: exact_terms is negative, p is not in (0, 1), or the estimator gets no key.
+
+    Examples:
+        >>> import jax
+        >>> import jax.numpy as jnp
+        >>> from jflow import bijectors
+        >>> log_det = bijectors.log_dets.russian_roulette(exact_terms=4)
+        >>> g = lambda args, x: args * x
+        >>> log_det(g, 0.0, jnp.ones((1, 2)), jax.random.key(0)).tolist()  # J = 0
+        [0.0]
+
+    References:
+        Chen, Behrmann, Duvenaud, Jacobsen, *Residual Flows for Invertible Generative Modeling*,
+            2019, arXiv:1906.02735.
     """
     if exact_terms < 0:
         raise ValueError(f"russian_roulette: expected exact_terms >= 0, got {exact_terms}")

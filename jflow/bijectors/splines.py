@@ -1,22 +1,24 @@
-"""Monotone rational-quadratic splines; beyond the box the identity, a line with a learned slope, or a period.
+"""Monotone rational-quadratic splines, with a choice of what is beyond their box.
 
-Durkan, Bekasov, Murray, Papamakarios, *Neural Spline Flows* (2019), after Gregory and Delbourgo (1982). In the bin with
+Beyond the box a spline is the identity, a line with a learned slope, or a period. In the bin with
 width w, height h, slope s = h/w, knot slopes d0 and d1, and u = (x - x_k)/w:
 
     y     = y_k + h (s u^2 + d0 u (1-u)) / (s + (d0 + d1 - 2 s) u (1-u))
     dy/dx = s^2 (d1 u^2 + 2 s u (1-u) + d0 (1-u)^2) / (s + (d0 + d1 - 2 s) u (1-u))^2
 
-A floor on bins and knot slopes does not bound dy/dx, which falls to 2 s^2/d inside a bin whose knot slopes d are much
-larger than s; the inverse then loses all digits in float32. So knot slopes are capped at 10 times the smaller
-neighboring bin slope, and the two edge bins have a slope of at least 0.1, so that the slope 1 at the edge obeys the
-cap too and the tails stay the identity, once differentiable. Free and circular ends need no such floor: their slopes
-are learned and capped like the others.
+Ours: the caps. A floor on bins and knot slopes does not bound dy/dx, which falls to 2 s^2/d inside
+a bin whose knot slopes d are much larger than s; the inverse then loses all digits in float32. So
+knot slopes are capped at 10 times the smaller neighboring bin slope, and the two edge bins have a
+slope of at least 0.1, so that the slope 1 at the edge obeys the cap too and the tails stay the
+identity, once differentiable. Free and circular ends need no such floor: their slopes are learned
+and capped like the others.
 """
 
 from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+from jaxtyping import Float
 
 from jflow._core.arrays import float_dtype
 from jflow.kernels.rational_quadratic import (
@@ -44,7 +46,15 @@ MAX_BINS = 1000  # where the floors fill the box
 
 
 class Ends(NamedTuple):
-    """What a spline does at the ends of its box; `IDENTITY`, `FREE` and `CIRCULAR` are all there are."""
+    """What a spline does at the ends of its box.
+
+    `IDENTITY`, `FREE` and `CIRCULAR` are all there are.
+
+    Attributes:
+        extra: a spline has 3 * bins + extra raw numbers.
+        fixed: whether the slope at the ends is 1 and the map beyond them the identity.
+        periodic: whether both ends have one slope and f(x + 2 bound) = f(x) + 2 bound.
+    """
 
     extra: int  # raw numbers: 3 * bins + extra
     fixed: bool  # slope 1 at the ends
@@ -57,9 +67,29 @@ CIRCULAR = Ends(0, False, True)
 
 
 def rational_quadratic_knots(
-    raw: Array, *, bound: float = 5.0, ends: Ends = IDENTITY
-) -> tuple[Array, Array, Array]:
-    """The spline that `raw` [..., 3*bins + ends.extra] stands for: knots x, y and slopes [..., bins + 1] each."""
+    raw: Float[Array, "... size"], *, bound: float = 5.0, ends: Ends = IDENTITY
+) -> tuple[Float[Array, "... knots"], Float[Array, "... knots"], Float[Array, "... knots"]]:
+    """Compute the knots and slopes of the spline that raw numbers stand for.
+
+    Args:
+        raw: [..., 3 * bins + ends.extra], unconstrained: widths, heights, slopes; raw = 0 is the
+            identity.
+        bound: half the side of the box.
+        ends: `IDENTITY`, `FREE` or `CIRCULAR`.
+
+    Returns:
+        A triple (x, y, slopes) at the knots, [..., bins + 1] each.
+
+    Raises:
+        ValueError: the last axis of raw fits no number of bins below 1000.
+
+    Examples:
+        >>> import jax.numpy as jnp
+        >>> from jflow import bijectors
+        >>> x, y, slopes = bijectors.splines.rational_quadratic_knots(jnp.zeros(5), bound=1.0)
+        >>> x.round(3).tolist(), slopes.round(3).tolist()
+        ([-1.0, 0.0, 1.0], [1.0, 1.0, 1.0])
+    """
     bins = _bins(raw, ends)
     widths, heights = _bin_sizes(raw, bins, bound, ends)
     slopes = heights / widths
@@ -80,17 +110,38 @@ def rational_quadratic_knots(
 
 
 def rational_quadratic(
-    x: Array, raw: Array, *, bound: float = 5.0, ends: Ends = IDENTITY
-) -> tuple[Array, Array]:
-    """y = f(x) and log dy/dx.
+    x: Float[Array, "..."],
+    raw: Float[Array, "... size"],
+    *,
+    bound: float = 5.0,
+    ends: Ends = IDENTITY,
+) -> tuple[Float[Array, "..."], Float[Array, "..."]]:
+    """Evaluate a monotone rational-quadratic spline: y = f(x) and log dy/dx.
 
     Args:
         x: [...]; what the map is outside [-bound, bound] is up to `ends`.
-        raw: [..., 3*bins + ends.extra], unconstrained: widths, heights, slopes; raw = 0 is the identity.
+        raw: [..., 3 * bins + ends.extra], unconstrained: widths, heights, slopes; raw = 0 is the
+            identity.
         bound: half the side of the box.
-        ends: IDENTITY, FREE or CIRCULAR.
+        ends: `IDENTITY`, `FREE` or `CIRCULAR`.
 
-    Returns: (y [...], log_slope [...]), in float32 at least.
+    Returns:
+        A pair (y [...], log_slope [...]), in float32 at least.
+
+    Raises:
+        ValueError: the shape of raw does not fit x or any number of bins below 1000, or bound is
+            not positive.
+
+    Examples:
+        >>> import jax.numpy as jnp
+        >>> from jflow import bijectors
+        >>> y, log_slope = bijectors.splines.rational_quadratic(jnp.array([0.5]), jnp.zeros((1, 5)))
+        >>> y.round(3).tolist()  # raw = 0 is the identity
+        [0.5]
+
+    References:
+        Durkan, Bekasov, Murray, Papamakarios, *Neural Spline Flows*, 2019, arXiv:1906.04032.
+        Gregory, Delbourgo, *Piecewise Rational Quadratic Interpolation to Monotonic Data*, 1982.
     """
     x, raw = _check(x, raw, bound, ends)
     inside, x_safe, beyond = _into_box(x, bound, ends)
@@ -105,10 +156,38 @@ def rational_quadratic(
 
 
 def rational_quadratic_inverse(
-    y: Array, raw: Array, *, bound: float = 5.0, ends: Ends = IDENTITY
-) -> tuple[Array, Array]:
-    """x = f^-1(y) and log dx/dy, by the root of `kernels.rational_quadratic.inverse_in_bin`; arguments as in
-    `rational_quadratic`."""
+    y: Float[Array, "..."],
+    raw: Float[Array, "... size"],
+    *,
+    bound: float = 5.0,
+    ends: Ends = IDENTITY,
+) -> tuple[Float[Array, "..."], Float[Array, "..."]]:
+    """Invert a monotone rational-quadratic spline: x = f^-1(y) and log dx/dy.
+
+    The inverse is a root of a quadratic in its stable form (`kernels.rational_quadratic`).
+
+    Args:
+        y: [...], what `rational_quadratic` returned.
+        raw: [..., 3 * bins + ends.extra], unconstrained: widths, heights, slopes; raw = 0 is the
+            identity.
+        bound: half the side of the box.
+        ends: `IDENTITY`, `FREE` or `CIRCULAR`.
+
+    Returns:
+        A pair (x [...], log_slope [...]) with the log-slope of the inverse, in float32 at least.
+
+    Raises:
+        ValueError: the shape of raw does not fit y or any number of bins below 1000, or bound is
+            not positive.
+
+    Examples:
+        >>> import jax.numpy as jnp
+        >>> from jflow import bijectors
+        >>> raw = jnp.array([[2.0, -1.0, 0.5, 1.0, 3.0]])
+        >>> y, _ = bijectors.splines.rational_quadratic(jnp.array([0.5]), raw)
+        >>> bijectors.splines.rational_quadratic_inverse(y, raw)[0].round(3).tolist()
+        [0.5]
+    """
     y, raw = _check(y, raw, bound, ends)
     inside, y_safe, beyond = _into_box(y, bound, ends)
     xk, yk, w, h, d0, d1 = _bin_of(y_safe, raw, bound, ends, of_y=True)
@@ -122,7 +201,9 @@ def rational_quadratic_inverse(
 
 
 def _into_box(x: Array, bound: float, ends: Ends) -> tuple[Array, Array, Array]:
-    """Whether x lies inside the box, a point of the box to evaluate the spline at, and what is left of x."""
+    """Whether x lies inside the box, a point of the box to evaluate the spline at, and what is left
+    of x.
+    """
     inside = jnp.abs(x) < bound
     if ends.fixed:
         x_safe = jnp.where(inside, x, 0.0)
@@ -154,7 +235,8 @@ def _bins(raw: Array, ends: Ends) -> int:
 def _check(x: Array, raw: Array, bound: float, ends: Ends) -> tuple[Array, Array]:
     if jnp.shape(x) != raw.shape[:-1]:
         raise ValueError(
-            f"rational_quadratic: expected raw of shape {[*jnp.shape(x), _size(ends)]} for x of shape "
+            f"rational_quadratic: expected raw of shape {[*jnp.shape(x), _size(ends)]} for x of "
+            "shape "
             f"{list(jnp.shape(x))}, got {list(raw.shape)}"
         )
     if not bound > 0:
@@ -164,8 +246,10 @@ def _check(x: Array, raw: Array, bound: float, ends: Ends) -> tuple[Array, Array
 
 
 def _bin_sizes(raw: Array, bins: int, bound: float, ends: Ends) -> tuple[Array, Array]:
-    """Widths and heights [..., bins]; each sums to 2*bound and none is below the floor. With fixed ends the edge bins
-    have slope >= 0.1, and heights may be nine tenths of the floor."""
+    """Widths and heights [..., bins]; each sums to 2*bound and none is below the floor.
+
+    With fixed ends the edge bins have slope >= 0.1, and heights may be nine tenths of the floor.
+    """
     sizes = (
         2
         * bound
@@ -198,8 +282,8 @@ def _edges(sizes: Array, bound: float) -> Array:
 def _bin_of(x: Array, raw: Array, bound: float, ends: Ends, *, of_y: bool):
     """(x_k, y_k, width, height, left slope, right slope) of the bin that holds x (or y).
 
-    The numbers of `rational_quadratic_knots`, but the bin is found first and only its two knot slopes are computed: on
-    a CPU a training step of a spline flow takes two thirds of the time.
+    The numbers of `rational_quadratic_knots`, but the bin is found first and only its two knot
+    slopes are computed: on a CPU a training step of a spline flow takes two thirds of the time.
     """
     bins = _bins(raw, ends)
     widths, heights = _bin_sizes(raw, bins, bound, ends)

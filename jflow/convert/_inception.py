@@ -16,18 +16,31 @@ EPSILON = 1e-3  # of its batch norms
 
 
 def inception(weights: str | Path | Mapping[str, np.ndarray]) -> Params:
-    """Params of `nets.InceptionFID` from the state dict of pytorch-fid's network: an npz file, or a dict of arrays.
+    r"""The params of `nets.InceptionFID` from the published weights of the FID network.
 
-    The weights are not part of jflow. pytorch-fid's release "fid_weights" on GitHub (mseitzer/pytorch-fid) has the file
-    pt_inception-2015-12-05-6726825d.pth; with torch installed, this line makes inception.npz of it:
+    The weights are not part of jflow. The release "fid_weights" of pytorch-fid on GitHub
+    (mseitzer/pytorch-fid) has the file pt_inception-2015-12-05-6726825d.pth; with torch installed,
+    this line makes inception.npz of it:
 
-        python -c "import sys, torch, numpy; numpy.savez('inception.npz', **{k: v.numpy() for k, v in \
-            torch.load(sys.argv[1], weights_only=True).items()})" pt_inception-2015-12-05-6726825d.pth
+        python -c "import sys, torch, numpy; numpy.savez('inception.npz', **{k: v.numpy() \
+            for k, v in torch.load(sys.argv[1], weights_only=True).items()})" \
+            pt_inception-2015-12-05-6726825d.pth
 
-    Each convolution without bias and the batch norm after it become one convolution: kernel * g, beta - mean * g with
-    g = gamma / sqrt(var + 0.001), folded in float64. The classifier's 'fc' is left out.
-    Raises ValueError, naming what is missing or of the wrong shape, and for torchvision's own weights (1000 classes), which
-    fit the shapes but give other numbers.
+    Each convolution without bias and the batch norm after it become one convolution, with kernel *
+    g and bias beta - mean * g for g = gamma / sqrt(var + 0.001), folded in float64. The
+    classifier's 'fc' is left out.
+
+    Args:
+        weights: the state dict of the network of pytorch-fid, as the path of an npz file or as a
+            dict of arrays.
+
+    Returns:
+        The params, {name of a convolution: {'kernel' [height, width, in, out], 'bias' [out]}}.
+
+    Raises:
+        ValueError: an array is missing or of the wrong shape, which the message names; the file is
+            not an npz file; or the weights are torchvision's own (1000 classes), which fit the
+            shapes but give other numbers.
     """
     if not isinstance(weights, Mapping):
         try:
@@ -48,7 +61,10 @@ def inception(weights: str | Path | Mapping[str, np.ndarray]) -> Params:
 
 
 def _fold(weights: Mapping[str, np.ndarray], name: str, shape: tuple[int, ...]) -> dict:
-    """{'kernel' [*shape], 'bias'} of one convolution with its batch norm; shape is (height, width, in, out)."""
+    """One convolution with its batch norm, {'kernel' [*shape], 'bias'}.
+
+    shape is (height, width, in, out).
+    """
     height, width, inputs, outputs = shape
     expected: dict[str, tuple[int, ...]] = {"conv.weight": (outputs, inputs, height, width)}
     expected |= {
@@ -59,11 +75,13 @@ def _fold(weights: Mapping[str, np.ndarray], name: str, shape: tuple[int, ...]) 
         key = f"{name}.{part}"
         if key not in weights:
             raise ValueError(
-                f"inception: the weights hold no {key!r}; expected the state dict of the FID network"
+                f"inception: the weights hold no {key!r}; expected the state dict of the FID "
+                "network"
             )
         if np.shape(weights[key]) != size:
             raise ValueError(
-                f"inception: expected {key!r} of shape {list(size)}, got {list(np.shape(weights[key]))}"
+                f"inception: expected {key!r} of shape {list(size)}, got "
+                f"{list(np.shape(weights[key]))}"
             )
         parts.append(np.asarray(weights[key], np.float64))
     kernel, gamma, beta, mean, var = parts

@@ -94,7 +94,7 @@ def squared_euclidean(
     Returns:
         The costs, [n, m], in the squared units of the data.
 
-    Example:
+    Examples:
         >>> import jax.numpy as jnp
         >>> from jflow import couplings
         >>> x0, x1 = jnp.array([[0.0], [1.0]]), jnp.array([[2.0], [0.0]])
@@ -210,7 +210,7 @@ def within_class(
     Returns:
         Cost: (x0, x1, cond) -> [n, n]. It raises a ValueError where cond has no labels.
 
-    Example:
+    Examples:
         >>> import jax
         >>> import jax.numpy as jnp
         >>> from jflow import couplings

@@ -38,7 +38,7 @@ def sample_permutation(
     Raises:
         ValueError: the key is None.
 
-    Example:
+    Examples:
         >>> import jax
         >>> import jax.numpy as jnp
         >>> from jflow import couplings
@@ -110,6 +110,8 @@ def sinkhorn(
 ) -> Coupling:
     """Pairs from the entropic optimal transport plan of a batch, by Sinkhorn's iteration.
 
+    Also known as: entropic optimal transport, Sinkhorn coupling.
+
     The plan P minimizes
 
         <P, cost> + epsilon KL(P | uniform)
@@ -138,7 +140,7 @@ def sinkhorn(
     Raises:
         ValueError: epsilon is not above 0, or iterations is not a whole number of at least 1.
 
-    Example:
+    Examples:
         >>> import jax
         >>> import jax.numpy as jnp
         >>> from jflow import couplings
@@ -178,6 +180,8 @@ def unbalanced(
     draw: Draw = sample_with_replacement,
 ) -> Coupling:
     """Pairs from an entropic plan whose marginals may give way: outliers are paired seldom.
+
+    Also known as: unbalanced optimal transport.
 
     The plan P minimizes
 

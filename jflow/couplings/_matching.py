@@ -36,6 +36,8 @@ def independent() -> Coupling:
 def optimal_transport(cost: Cost = _costs.squared_euclidean) -> Coupling:
     """The permutation of least total cost, for each batch.
 
+    Also known as: OT coupling, OT-CFM, minibatch optimal transport, optimal transport pairing.
+
     Data rows stay where they are, source rows come to them. Entropic potentials f, g, found on the
     device, reduce the costs to cost - f - g, which has the same optimum; the shortest augmenting
     paths of scipy then finish on the host (`jax.pure_callback`) in a fraction of the time. It works
@@ -51,7 +53,7 @@ def optimal_transport(cost: Cost = _costs.squared_euclidean) -> Coupling:
             or -inf, or that leave a row no pair. Inside jit, where nothing can raise, such a batch
             comes out paired row k with row k.
 
-    Example:
+    Examples:
         >>> import jax
         >>> import jax.numpy as jnp
         >>> from jflow import couplings
@@ -130,7 +132,7 @@ def partial_optimal_transport(fraction: float, cost: Cost = _costs.squared_eucli
     Raises:
         ValueError: fraction is outside (0, 1].
 
-    Example:
+    Examples:
         >>> import jax
         >>> import jax.numpy as jnp
         >>> from jflow import couplings

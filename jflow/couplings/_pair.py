@@ -30,7 +30,7 @@ def pair(coupling: Coupling) -> BatchTransform:
     Raises:
         TypeError: coupling is not a coupling.
 
-    Example:
+    Examples:
         >>> import jax
         >>> import jax.numpy as jnp
         >>> from jflow import couplings

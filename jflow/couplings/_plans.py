@@ -59,7 +59,7 @@ def entropic_potentials(
         f: the potentials of the rows, [n].
         g: the potentials of the columns, [n].
 
-    Example:
+    Examples:
         >>> import jax.numpy as jnp
         >>> import numpy as np
         >>> from jflow import couplings

@@ -129,7 +129,7 @@ def semidiscrete(
         Coupling: (key, x0, x1, cond=None) -> (i, j), i = 0 ... b - 1. It is deterministic: the key
             is not used. It raises a ValueError for a data set of another size than the potentials.
 
-    Example:
+    Examples:
         >>> import jax
         >>> import jax.numpy as jnp
         >>> from jflow import couplings

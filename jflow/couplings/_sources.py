@@ -40,7 +40,7 @@ def with_source(source: DataSource) -> BatchTransform:
             None, for a batch with an 'x0' of its own or with conditions that were dropped already,
             and for an x0 that is not shaped like x.
 
-    Example:
+    Examples:
         >>> import jax
         >>> import jax.numpy as jnp
         >>> from jflow import couplings
@@ -91,7 +91,7 @@ def inpainting(mask: Mask) -> DataSource:
     Returns:
         DataSource: (key, x1, cond) -> (x0, cond), for `with_source`.
 
-    Example:
+    Examples:
         >>> import jax
         >>> import jax.numpy as jnp
         >>> from jflow import couplings
@@ -171,7 +171,7 @@ def block_means(factor: int) -> Callable[[Array], Array]:
     Raises:
         ValueError: factor is not a whole number of at least 1.
 
-    Example:
+    Examples:
         >>> import jax.numpy as jnp
         >>> from jflow import couplings
         >>> x = jnp.arange(4.0).reshape(1, 2, 2, 1)

@@ -88,7 +88,7 @@ def batches(
         ValueError: For a batch that the rows cannot fill or the shares do not divide, and for
             arrays of unequal length.
 
-    Example:
+    Examples:
         >>> import numpy as np
         >>> from jflow import data
         >>> batches = data.batches({"x": np.arange(10.0)}, 4, seed=0)

@@ -59,7 +59,7 @@ def truncate_pairs(rows: Rows, share: float) -> dict[str, np.ndarray]:
     Raises:
         ValueError: For another share, and for rows without 'x0' and 'x' of one shape.
 
-    Example:
+    Examples:
         >>> import numpy as np
         >>> from jflow import data
         >>> rows = {"x0": np.zeros((4, 1)), "x": np.array([[1.0], [9.0], [2.0], [3.0]])}
@@ -151,7 +151,7 @@ def generate_reflow_pairs(
             1; for a source that gives neither or both of 'x0' and 'x', or names of its own.
         FloatingPointError: For rows that are not finite, such as those of a failed solve.
 
-    Example:
+    Examples:
         >>> import tempfile
         >>> import jax, jax.numpy as jnp
         >>> from jflow import data, types
@@ -205,7 +205,7 @@ def generate_reflow_pairs(
     )
 
 
-def normal_source(shape: tuple[int, ...], dtype=jnp.float32) -> Source:
+def normal_source(shape: tuple[int, ...], dtype: Any = jnp.float32) -> Source:
     """Standard normal rows, the source of `generate_reflow_pairs`.
 
     Args:
@@ -215,7 +215,7 @@ def normal_source(shape: tuple[int, ...], dtype=jnp.float32) -> Source:
     Returns:
         (key, n) -> {'x0': [n, *shape]}.
 
-    Example:
+    Examples:
         >>> import jax
         >>> from jflow import data
         >>> data.normal_source((2,))(jax.random.key(0), 3)["x0"].shape

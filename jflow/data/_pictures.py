@@ -22,7 +22,7 @@ def image_grid(
     Raises:
         ValueError: For other shapes.
 
-    Example:
+    Examples:
         >>> import numpy as np
         >>> from jflow import data
         >>> data.image_grid(np.zeros((6, 8, 8, 1)), -1, 1, columns=3).shape

@@ -108,7 +108,7 @@ def standardize(*, axis: int | tuple[int, ...] | None = 0, key: str = "x") -> Pr
             beyond 2^1022, and, naming its index, for an element whose training rows differ by no
             more than the rounding of their type.
 
-    Example:
+    Examples:
         >>> import numpy as np
         >>> from jflow import data
         >>> preprocess, rows = data.standardize(), {"x": np.array([[1.0], [3.0]])}
@@ -182,7 +182,7 @@ def dequantize(levels: int, *, key: str = "x") -> Preprocess:
         ValueError: For other levels; when applied, for what is no integer in 0 .. levels-1, and
             without a generator.
 
-    Example:
+    Examples:
         >>> import numpy as np
         >>> from jflow import data
         >>> preprocess, rows = data.dequantize(256), {"x": np.array([[0, 255]], np.uint8)}
@@ -242,7 +242,7 @@ def scale(low: float, high: float, *, key: str = "x") -> Preprocess:
     Raises:
         ValueError: Unless low < high, and where high - low is too large or too small for float64.
 
-    Example:
+    Examples:
         >>> import numpy as np
         >>> from jflow import data
         >>> data.scale(0, 255).apply({}, {"x": np.array([[0.0, 255.0]])}, None)["x"].tolist()
@@ -328,7 +328,7 @@ def chain_preprocess(*parts: Preprocess) -> Preprocess:
     Returns:
         A `Preprocess` of state {'parts': [one state each]}.
 
-    Example:
+    Examples:
         >>> import numpy as np
         >>> from jflow import data
         >>> preprocess = data.chain_preprocess(data.scale(0, 10), data.standardize())

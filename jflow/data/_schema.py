@@ -81,7 +81,7 @@ def find_lattice(x: np.ndarray) -> tuple[float, float, int | None] | None:
     Returns:
         (step, origin, decimals), or None.
 
-    Example:
+    Examples:
         >>> import numpy as np
         >>> from jflow import data
         >>> step, origin, decimals = data.find_lattice(np.array([1.5, 2.0, 3.5, 2.5]))

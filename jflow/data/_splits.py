@@ -93,7 +93,7 @@ def count(rows: Rows) -> int:
     return next(iter(lengths.values()))
 
 
-def take(rows: Rows, index) -> dict[str, np.ndarray]:
+def take(rows: Rows, index: Any) -> dict[str, np.ndarray]:
     """Some of the rows, by position.
 
     Args:
@@ -104,7 +104,7 @@ def take(rows: Rows, index) -> dict[str, np.ndarray]:
     Returns:
         The rows at index.
 
-    Example:
+    Examples:
         >>> import numpy as np
         >>> from jflow import data
         >>> data.take({"x": np.array([5, 6, 7])}, [2, 0])["x"].tolist()
@@ -131,7 +131,7 @@ def split(rows: Rows, *, valid: float = 0.0, test: float = 0.1, seed: int = 0) -
     Raises:
         ValueError: For fractions that leave nothing to train on.
 
-    Example:
+    Examples:
         >>> import numpy as np
         >>> from jflow import data
         >>> splits = data.split({"x": np.arange(10.0)}, valid=0.2, test=0.3)

@@ -20,8 +20,8 @@ class Table(NamedTuple):
 
     Attributes:
         names: Of the columns.
-        cells: cells[j][i] is row i of column j.
-        lines: lines[i] is the line of the file that row i stands on, from 1.
+        cells: `cells[j][i]` is row i of column j.
+        lines: `lines[i]` is the line of the file that row i stands on, from 1.
         header: Whether the file has a line of names.
         path: Of the file.
     """

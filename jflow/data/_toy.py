@@ -18,7 +18,7 @@ def moons(n: int, seed: int, *, noise: float = 0.05) -> dict[str, np.ndarray]:
     Returns:
         {'x': float32 [n, 2], 'cond': int32 [n], which moon}.
 
-    Example:
+    Examples:
         >>> from jflow import data
         >>> data.moons(100, seed=0)["x"].shape
         (100, 2)

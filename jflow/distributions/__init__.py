@@ -1,4 +1,7 @@
-"""Distributions: bases of flows, mixtures as values, the likelihoods of decoders."""
+"""Distributions: bases of flows, mixtures as values, the likelihoods of decoders.
+
+A base is a `jflow.types.Distribution`: `init`, `log_prob` [b] in nats, `sample` [n, *event].
+"""
 
 from jflow.distributions import decoders, mixtures
 from jflow.distributions._bases import (

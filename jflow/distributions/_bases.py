@@ -31,7 +31,23 @@ def _dtype(params) -> jnp.dtype:
 
 
 def normal(event_shape: tuple[int, ...]) -> Distribution:
-    """Standard normal on [*event_shape]: log p(x) = -|x|^2 / 2 - D/2 log(2 pi). No parameters."""
+    """The standard normal distribution on [*event_shape], without parameters.
+
+        log p(x) = -|x|^2 / 2 - D/2 log(2 pi),    D the size of the event.
+
+    Args:
+        event_shape: the shape of one x, such as (2,) or (8, 8, 1).
+
+    Returns:
+        Distribution: the standard normal, params {}.
+
+    Examples:
+        >>> import jax.numpy as jnp
+        >>> from jflow import distributions
+        >>> log_prob = distributions.normal((2,)).log_prob({}, jnp.zeros((1, 2)))
+        >>> round(float(log_prob[0]), 3)  # -log(2 pi)
+        -1.838
+    """
     event_shape = tuple(event_shape)
 
     def log_prob(params, x, cond=None, *, key=None):
@@ -45,7 +61,25 @@ def normal(event_shape: tuple[int, ...]) -> Distribution:
 
 
 def diagonal_normal(event_shape: tuple[int, ...]) -> Distribution:
-    """Normal with trainable 'mean' and 'log_std' [*event_shape], which start at the batch's own."""
+    """A normal distribution with a trainable mean and standard deviation for each number.
+
+    They start at those of the batch that `init` gets.
+
+    Args:
+        event_shape: the shape of one x, such as (2,) or (8, 8, 1).
+
+    Returns:
+        Distribution: the normal, params {'mean' [*event_shape], 'log_std' [*event_shape]}.
+
+    Examples:
+        >>> import jax
+        >>> import jax.numpy as jnp
+        >>> from jflow import distributions
+        >>> base = distributions.diagonal_normal((1,))
+        >>> params = base.init(jax.random.key(0), jnp.array([[1.0], [5.0]]))
+        >>> float(params["mean"][0]), round(float(params["log_std"][0]), 3)  # log 2
+        (3.0, 0.693)
+    """
     event_shape = tuple(event_shape)
 
     def init(key, x, cond=None):
@@ -66,10 +100,25 @@ def diagonal_normal(event_shape: tuple[int, ...]) -> Distribution:
 
 
 def multivariate_normal(features: int) -> Distribution:
-    """Normal on [features] with a full covariance L L^T, trainable; it starts at the batch's own mean and covariance.
+    """A normal distribution on vectors with a trainable mean and full covariance L L^T.
 
-    L is the strict lower triangle of 'lower' [d, d] plus diag(exp('log_diagonal')); 'mean' [d]. Below bijectors that
-    start at the identity it starts a flow at the Gaussian of greatest likelihood.
+    L is the strict lower triangle of 'lower' plus diag(exp('log_diagonal')). Mean and covariance
+    start at those of the batch that `init` gets: below bijectors that start at the identity a flow
+    starts at the Gaussian of greatest likelihood.
+
+    Args:
+        features: d, the size of the vectors.
+
+    Returns:
+        Distribution: the normal, params {'mean' [d], 'lower' [d, d], 'log_diagonal' [d]}.
+
+    Examples:
+        >>> import jax
+        >>> from jflow import distributions
+        >>> base = distributions.multivariate_normal(2)
+        >>> params = base.init(jax.random.key(0), jax.random.normal(jax.random.key(1), (8, 2)))
+        >>> base.sample(params, jax.random.key(2), 3).shape
+        (3, 2)
     """
 
     def init(key, x, cond=None):
@@ -77,7 +126,8 @@ def multivariate_normal(features: int) -> Distribution:
         mean, std = mean_and_std(x, axis=0)
         z = (x - mean[None]) / std[None]
         correlation = z.T @ z / len(x)
-        # Columns may be sums of others, or the rows too few: float32 needs this much on the diagonal. 1 without spread.
+        # Columns may be sums of others, or the rows too few: float32 needs this much on the
+        # diagonal, and without any spread 1.
         ridge = jnp.where(jnp.diag(correlation) > 0.5, 1e-4, 1.0)
         factor = std[:, None] * jnp.linalg.cholesky(correlation + jnp.diag(ridge))
         return {
@@ -106,7 +156,29 @@ def multivariate_normal(features: int) -> Distribution:
 
 
 def uniform(event_shape: tuple[int, ...], low: float = 0.0, high: float = 1.0) -> Distribution:
-    """Uniform on the box [low, high]^D: log p = -D log(high - low) inside, -inf outside, NaN at NaN. No parameters."""
+    """The uniform distribution on the box [low, high]^D, without parameters.
+
+        log p(x) = -D log(high - low) inside, -inf outside, NaN where x is NaN.
+
+    Args:
+        event_shape: the shape of one x, such as (2,) or (8, 8, 1).
+        low: the lower end of every number.
+        high: the upper end of every number.
+
+    Returns:
+        Distribution: the uniform distribution, params {}.
+
+    Raises:
+        ValueError: low is not below high.
+
+    Examples:
+        >>> import jax.numpy as jnp
+        >>> from jflow import distributions
+        >>> box = distributions.uniform((2,), -1.0, 1.0)
+        >>> log_prob = box.log_prob({}, jnp.array([[0.0, 0.5], [0.0, 2.0]]))
+        >>> round(float(log_prob[0]), 3), float(log_prob[1])  # -2 log 2, and outside
+        (-1.386, -inf)
+    """
     event_shape = tuple(event_shape)
     if not low < high:
         raise ValueError(f"uniform: expected low < high, got low={low}, high={high}")
@@ -127,10 +199,32 @@ def uniform(event_shape: tuple[int, ...], low: float = 0.0, high: float = 1.0) -
 
 
 def student_t(event_shape: tuple[int, ...], df: float = 5.0) -> Distribution:
-    """Independent Student-t coordinates with trainable degrees of freedom [*event_shape], 'log_df', which start at `df`.
+    """Independent Student-t numbers with trainable degrees of freedom: a base with heavy tails.
 
-    log p(x) = lgamma((v+1)/2) - lgamma(v/2) - log(v pi)/2 - (v+1)/2 log(1 + x^2/v), v = exp(log_df). Samples are
-    differentiable in v (implicitly, through the gamma draw).
+        log p(x) = lgamma((v+1)/2) - lgamma(v/2) - log(v pi)/2 - (v+1)/2 log(1 + x^2/v),
+
+    summed over the event, with v = exp(log_df). Samples are differentiable in v (implicitly,
+    through the gamma draw).
+
+    Args:
+        event_shape: the shape of one x, such as (2,) or (8, 8, 1).
+        df: the degrees of freedom that every number starts at.
+
+    Returns:
+        Distribution: the distribution, params {'log_df' [*event_shape]}.
+
+    Raises:
+        ValueError: df is not positive.
+
+    Examples:
+        >>> import jax
+        >>> import jax.numpy as jnp
+        >>> from jflow import distributions
+        >>> cauchy = distributions.student_t((1,), df=1.0)
+        >>> x = jnp.zeros((1, 1))
+        >>> log_prob = cauchy.log_prob(cauchy.init(jax.random.key(0), x), x)
+        >>> round(float(log_prob[0]), 3)  # -log(pi)
+        -1.145
     """
     event_shape = tuple(event_shape)
     if not df > 0:
@@ -143,7 +237,7 @@ def student_t(event_shape: tuple[int, ...], df: float = 5.0) -> Distribution:
     def log_prob(params, x, cond=None, *, key=None):
         check_event("student_t", x, event_shape)
         v = jnp.exp(params["log_df"])
-        # lgamma((v+1)/2) - lgamma(v/2) - log(v pi)/2, of which betaln keeps the digits when v is large
+        # lgamma((v+1)/2) - lgamma(v/2) - log(v pi)/2; betaln keeps its digits when v is large
         log_norm = -betaln(0.5, v / 2) - 0.5 * jnp.log(v)
         near = jnp.clip(x, -_FAR, _FAR)
         log_tail = 2 * (jnp.log(jnp.maximum(jnp.abs(x), _FAR)) - math.log(_FAR))
@@ -163,10 +257,32 @@ def student_t(event_shape: tuple[int, ...], df: float = 5.0) -> Distribution:
 
 
 def mixture_of_normals(event_shape: tuple[int, ...], components: int) -> Distribution:
-    """Mixture of diagonal normals with trainable 'logits' [k], 'means' and 'log_stds' [k, *event_shape].
+    """A mixture of diagonal normals with trainable weights, means and standard deviations.
 
-    log p(x) = logsumexp_k(log_softmax(logits)_k + log N(x; mean_k, std_k)). Means start at rows of the batch drawn at
-    random, with its spread. Samples are not differentiable in the logits (the component is a discrete draw).
+        log p(x) = logsumexp_k(log_softmax(logits)_k + log N(x; means_k, exp(log_stds_k)^2)).
+
+    The means start near rows of the batch that `init` gets, drawn at random, and the standard
+    deviations at those of the batch. Samples are not differentiable in the logits, because the
+    component is a discrete draw.
+
+    Args:
+        event_shape: the shape of one x, such as (2,) or (8, 8, 1).
+        components: K, the number of components.
+
+    Returns:
+        Distribution: the mixture, params {'logits' [K], 'means' [K, *event_shape], 'log_stds' [K,
+            *event_shape]}.
+
+    Raises:
+        ValueError: components is not a whole number of at least 1.
+
+    Examples:
+        >>> import jax
+        >>> from jflow import distributions
+        >>> base = distributions.mixture_of_normals((2,), 3)
+        >>> params = base.init(jax.random.key(0), jax.random.normal(jax.random.key(1), (8, 2)))
+        >>> params["means"].shape
+        (3, 2)
     """
     event_shape = tuple(event_shape)
     check_whole("mixture_of_normals", components=components)
@@ -204,10 +320,33 @@ def mixture_of_normals(event_shape: tuple[int, ...], components: int) -> Distrib
 
 
 def scaled(distribution: Distribution, scale: float) -> Distribution:
-    """The distribution of x = scale * e with e from `distribution`, whose params it takes.
+    """The distribution of x = scale * e for e from another distribution, whose params it takes.
 
-    Over a standard normal, scale is the temperature at which a flow trained at 1 samples (its params serve both flows).
-    Kingma, Dhariwal, *Glow* (2018).
+    Over a standard normal, scale is the temperature at which a flow that was trained at 1 is
+    sampled: its params serve both flows.
+
+        log p(x) = log p_e(x / scale) - D log(scale),    D the size of the event.
+
+    Args:
+        distribution: that of e.
+        scale: the factor.
+
+    Returns:
+        Distribution: the scaled distribution, with the params of `distribution`.
+
+    Raises:
+        ValueError: scale is not positive.
+
+    Examples:
+        >>> import jax.numpy as jnp
+        >>> from jflow import distributions
+        >>> cool = distributions.scaled(distributions.normal((2,)), 0.5)
+        >>> round(float(cool.log_prob({}, jnp.zeros((1, 2)))[0]), 3)  # -log(2 pi) + 2 log 2
+        -0.452
+
+    References:
+        Kingma, Dhariwal, *Glow: Generative Flow with Invertible 1x1 Convolutions*, 2018,
+            arXiv:1807.03039.
     """
     if not scale > 0:
         raise ValueError(f"scaled: expected scale > 0, got {scale}")

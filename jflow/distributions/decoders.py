@@ -1,4 +1,7 @@
-"""Distributions of data given a latent: `types.Distribution`s whose cond is the latent, read by a Linen network."""
+"""Distributions of data given a latent, which a Linen network reads: decoders of autoencoders.
+
+Each is a `jflow.types.Distribution` whose cond is the latent z.
+"""
 
 import flax.linen as nn
 import jax
@@ -14,9 +17,28 @@ __all__ = ["bernoulli", "normal"]
 
 
 def bernoulli(net: nn.Module) -> Distribution:
-    """x in {0, 1}^event (as floats) with logits net(z) [b, *event]: log p = sum_i x_i l_i - log(1 + exp l_i).
+    """Data in {0, 1} (as floats) given a latent, with logits from a network.
 
-    Samples are not differentiable. Params: the net's.
+        log p(x | z) = sum_i x_i l_i - log(1 + exp l_i),    l = net(z).
+
+    Samples are not differentiable.
+
+    Args:
+        net: a Linen module, `module(z) -> logits` [b, *event].
+
+    Returns:
+        Distribution: the distribution of x with cond=z, with the params of the net.
+
+    Examples:
+        >>> import flax.linen as nn
+        >>> import jax
+        >>> import jax.numpy as jnp
+        >>> from jflow.distributions import decoders
+        >>> decoder = decoders.bernoulli(nn.Dense(4, kernel_init=nn.initializers.zeros))
+        >>> x, z = jnp.ones((1, 4)), jnp.zeros((1, 2))
+        >>> params = decoder.init(jax.random.key(0), x, z)
+        >>> round(float(decoder.log_prob(params, x, z)[0]), 3)  # -4 log 2
+        -2.773
     """
 
     def init(key, x, cond=None):
@@ -39,7 +61,18 @@ def bernoulli(net: nn.Module) -> Distribution:
 
 
 def normal(net: nn.Module) -> Distribution:
-    """x = net(z) + exp(log_std) noise, with a trainable 'log_std' [*event] that starts at 0. Params {'net', 'log_std'}."""
+    """Real data given a latent: the output of a network plus normal noise of a trainable size.
+
+        x = net(z) + exp(log_std) noise,
+
+    with a 'log_std' for every number, which starts at 0. See `bernoulli` for an example.
+
+    Args:
+        net: a Linen module, `module(z) -> mean` [b, *event].
+
+    Returns:
+        Distribution: the distribution of x with cond=z, params {'net', 'log_std' [*event]}.
+    """
 
     def init(key, x, cond=None):
         params = init_linen(net, key, cond)

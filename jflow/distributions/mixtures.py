@@ -1,15 +1,24 @@
-"""Gaussian mixtures as values: what a mixture-predicting `Field` returns, and the algebra its loss, solvers and guidance
-share.
+"""Gaussian mixtures as values: what a mixture-predicting `Field` returns, and their algebra.
 
-A mixture may be over a whole event, or one over every site of it (each pixel with a mixture over its channels). The
-components of a row are isotropic and share one standard deviation, which is what keeps all of this in closed form.
+A mixture may be over a whole event, or there may be one over every site of it (each pixel with a
+mixture over its channels). The components of a row are isotropic and share one standard deviation,
+which is what keeps all of this in closed form. Losses (`losses.mixture_matching`), solvers and
+guidance share these functions.
 
-The posterior of data x1 given a point x_t = a x1 + s x0 with x0 ~ N(0, I) drawn independently, as one t gives it, can be
-carried to another point and time by Bayes' rule: p(x1 | x_r) ~ p(x1 | x_t) N(x_r; a_r x1, s_r^2) / N(x_t; a_t x1, s_t^2).
-With the exact posterior that is exact too, so that a single prediction knows the whole field (`carried_velocity`).
+The posterior of data x1 given a point x_t = a x1 + s x0 with x0 ~ N(0, I) drawn independently, as
+one t gives it, can be carried to another point and time by Bayes' rule:
 
-Source: Chen, Zhang, Tan, Xu, Luan, Guibas, Wetzstein, Bi, "Gaussian Mixture Flow Matching Models", 2025. The paper's
-time runs from data (0) to noise (1); here t = 0 is noise. The forms below, finite at both ends, are derived.
+    p(x1 | x_r) ~ p(x1 | x_t) N(x_r; a_r x1, s_r^2) / N(x_t; a_t x1, s_t^2).
+
+With the exact posterior that is exact too, so that a single prediction knows the whole field
+(`carried_velocity`).
+
+The time of the paper below runs from data (0) to noise (1); here t = 0 is noise. The forms here,
+which are finite at both ends, are derived.
+
+References:
+    Chen, Zhang, Tan, Xu, Luan, Guibas, Wetzstein, Bi, *Gaussian Mixture Flow Matching Models*,
+        2025, arXiv:2504.05304.
 """
 
 from typing import NamedTuple
@@ -18,6 +27,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.typing import ArrayLike
+from jaxtyping import Float
 
 from jflow._core.arrays import expand_to, float_dtype, mean_event, sum_event
 from jflow._core.checks import rows
@@ -45,22 +55,47 @@ __all__ = [
 
 
 class GaussianMixture(NamedTuple):
-    """sum_k softmax(logits)_k N(means_k, exp(log_std)^2 I), independently at every site.
+    """A mixture sum_k softmax(logits)_k N(means_k, exp(log_std)^2 I), independently at every site.
 
-    logits [b, *sites, K]; means [b, *sites, K, *rest], the event being [*sites, *rest]; log_std [b], shared by the
-    components and sites of a row. A vector has no sites: logits [b, K], means [b, K, d]. An image with a mixture over the
-    channels of each pixel: logits [b, H, W, K], means [b, H, W, K, C].
+    The event is [*sites, *rest]. A vector has no sites: logits [b, K], means [b, K, d]. An image
+    with a mixture over the channels of each pixel: logits [b, H, W, K], means [b, H, W, K, C].
+
+    Attributes:
+        logits: of the components, [b, *sites, K].
+        means: of the components, [b, *sites, K, *rest].
+        log_std: the log of the standard deviation that the components and sites of a row share,
+            [b].
+
+    Examples:
+        >>> import jax.numpy as jnp
+        >>> from jflow.distributions import mixtures
+        >>> m = mixtures.GaussianMixture(
+        ...     jnp.zeros((1, 2)), jnp.array([[[-1.0], [3.0]]]), jnp.array([0.0])
+        ... )
+        >>> mixtures.mean(m), mixtures.variance(m)
+        (Array([[1.]], dtype=float32), Array([5.], dtype=float32))
     """
 
-    logits: Array
-    means: Array
-    log_std: Array
+    logits: Float[Array, "b *sites K"]
+    means: Float[Array, "b ..."]
+    log_std: Float[Array, " b"]
 
 
-def log_prob(m: GaussianMixture, x: Array) -> Array:
-    """log density of x [b, *event] in nats, summed over sites: [b].
+def log_prob(m: GaussianMixture, x: Float[Array, "b *event"]) -> Float[Array, " b"]:
+    """The log-density of x in nats, summed over the sites.
 
     The log of the shared standard deviation counts once for each dimension of x.
+
+    Args:
+        m: the mixture.
+        x: the points, [b, *event].
+
+    Returns:
+        The log-densities [b].
+
+    Raises:
+        TypeError: m is not a `GaussianMixture`.
+        ValueError: the shapes of m do not fit each other or x.
     """
     m = check_mixture("distributions.mixtures.log_prob", m, x)
     rest = int(np.prod(m.means.shape[m.logits.ndim :], dtype=np.int64))
@@ -74,26 +109,65 @@ def log_prob(m: GaussianMixture, x: Array) -> Array:
     return sum_event(jax.nn.logsumexp(inner, axis=-1))
 
 
-def mean(m: GaussianMixture) -> Array:
-    """E[x]: [b, *event]."""
+def mean(m: GaussianMixture) -> Float[Array, "b *event"]:
+    """The mean of a mixture, sum_k softmax(logits)_k means_k.
+
+    Args:
+        m: the mixture.
+
+    Returns:
+        The mean [b, *event].
+    """
     return jnp.sum(_weights(m) * m.means, axis=_axis(m))
 
 
-def variance(m: GaussianMixture) -> Array:
-    """The variance of a dimension, averaged over the event: [b]. That of the best isotropic Gaussian."""
+def variance(m: GaussianMixture) -> Float[Array, " b"]:
+    """The variance of one dimension of a mixture, averaged over the event.
+
+    It is that of the best isotropic Gaussian: exp(log_std)^2 plus the weighted variance of the
+    means.
+
+    Args:
+        m: the mixture.
+
+    Returns:
+        The variance [b].
+    """
     spread = m.means - jnp.expand_dims(mean(m), _axis(m))
     between = jnp.sum(_weights(m) * jnp.square(spread), axis=_axis(m))
     return jnp.exp(2 * m.log_std) + mean_event(between)
 
 
-def affine(m: GaussianMixture, scale: Array, shift: Array) -> GaussianMixture:
-    """The law of scale x + shift: scale [b], shift [b, *event]. A scale of 0 has log_std = -inf."""
+def affine(
+    m: GaussianMixture, scale: Float[Array, " b"], shift: Float[Array, "b *event"]
+) -> GaussianMixture:
+    """The distribution of scale * x + shift for x from a mixture.
+
+    Args:
+        m: the mixture.
+        scale: one number a row, [b]; a scale of 0 gives log_std = -inf.
+        shift: what is added, [b, *event].
+
+    Returns:
+        GaussianMixture: the moved mixture.
+    """
     means = expand_to(scale, m.means) * m.means + jnp.expand_dims(shift, _axis(m))
     return GaussianMixture(m.logits, means, m.log_std + jnp.log(jnp.abs(scale)))
 
 
-def sample(m: GaussianMixture, key: Key) -> tuple[Array, Array, Array]:
-    """(x, mean, std), x = mean + std noise: one component is drawn at each site, mean [b, *event] and std [b] are its own."""
+def sample(
+    m: GaussianMixture, key: Key
+) -> tuple[Float[Array, "b *event"], Float[Array, "b *event"], Float[Array, " b"]]:
+    """Draw x, and say from which normal: one component is drawn at each site.
+
+    Args:
+        m: the mixture.
+        key: what to draw with.
+
+    Returns:
+        (x, mean, std): x = mean + std * noise [b, *event], and the mean [b, *event] and standard
+            deviation [b] of the component that was drawn.
+    """
     which, noise = jax.random.split(key)
     k = jax.random.categorical(which, m.logits, axis=-1)
     index = k.reshape(k.shape + (1,) * (m.means.ndim - k.ndim))
@@ -106,19 +180,37 @@ def sample(m: GaussianMixture, key: Key) -> tuple[Array, Array, Array]:
     )
 
 
-def tilt(m: GaussianMixture, eta: Array, precision: Array, unit: Array) -> GaussianMixture:
-    """The mixture proportional to m(x) exp((eta . x - precision |x|^2 / 2) / unit).
+def tilt(
+    m: GaussianMixture,
+    eta: Float[Array, "b *event"],
+    precision: Float[Array, " b"],
+    unit: Float[Array, " b"],
+) -> GaussianMixture:
+    """Multiply a mixture by a Gaussian factor of any precision, and normalize.
 
-    eta [b, *event], precision [b] and unit [b]. The factor is N(x; eta / precision, unit / precision) where precision is
-    positive; it may be 0 or negative as long as unit + precision std^2 > 0. unit = 0 is the limit of a point: finite
+    The result is proportional to
+
+        m(x) exp((eta . x - precision |x|^2 / 2) / unit).
+
+    The factor is N(x; eta / precision, unit / precision) where precision is positive; it may be 0
+    or negative as long as unit + precision std^2 > 0. unit = 0 is the limit of a point: finite
     weights and means, log_std = -inf.
+
+    Args:
+        m: the mixture.
+        eta: the linear coefficient, [b, *event].
+        precision: the quadratic coefficient, [b].
+        unit: what both are divided by, [b].
+
+    Returns:
+        GaussianMixture: the tilted mixture.
     """
     s2 = jnp.exp(2 * m.log_std)
     total = unit + s2 * precision
     wide = lambda v: expand_to(v, m.means)  # noqa: E731
     eta = jnp.expand_dims(eta, _axis(m))
-    # The exponent about a pivot near the factor's center where the factor is sharp, near 0 where it is flat. Any pivot
-    # gives the same sum; this one loses the fewest digits.
+    # The exponent about a pivot near the factor's center where the factor is sharp, near 0 where it
+    # is flat. Any pivot gives the same sum; this one loses the fewest digits.
     scale = unit**2 + precision**2
     pivot = eta * wide(precision / scale)
     away = m.means - pivot
@@ -130,11 +222,19 @@ def tilt(m: GaussianMixture, eta: Array, precision: Array, unit: Array) -> Gauss
     return GaussianMixture(jax.nn.log_softmax(m.logits) + _sum_rest(m, exponent), means, log_std)
 
 
-def shifted(m: GaussianMixture, bias: Array) -> GaussianMixture:
-    """m times N(c + bias, v - |bias|^2) / N(c, v), c and v its mean and variance: towards c + bias, none farther than std.
+def shifted(m: GaussianMixture, bias: Float[Array, "b *event"]) -> GaussianMixture:
+    """Shift a mixture by a bias that is smaller than its spread.
 
-    bias [b, *event], its mean square |bias|^2 over the event below v [b]. A single Gaussian is moved by bias exactly; a
-    mixture moves weight to the components on that side.
+    With c and v the mean and the variance of m, the result is proportional to m times N(c + bias, v
+    - |bias|^2) / N(c, v). A single Gaussian is moved by the bias exactly; a mixture moves weight to
+    the components on that side.
+
+    Args:
+        m: the mixture.
+        bias: [b, *event]; its mean square over the event, |bias|^2, is below v [b].
+
+    Returns:
+        GaussianMixture: the shifted mixture.
     """
     center, v = mean(m), variance(m)
     share = mean_event(jnp.square(bias)) / v
@@ -142,28 +242,77 @@ def shifted(m: GaussianMixture, bias: Array) -> GaussianMixture:
 
 
 def velocity_to_data(
-    m: GaussianMixture, x: Array, t: Array, schedule: Schedule = LINEAR
+    m: GaussianMixture,
+    x: Float[Array, "b *event"],
+    t: Float[Array, " b"],
+    schedule: Schedule = LINEAR,
 ) -> GaussianMixture:
-    """The mixture of x1 given x_t = x from that of the velocity: `paths.velocity_to_data` of every component."""
+    """The mixture of the data x1 given x_t = x, from the mixture of the velocity there.
+
+    It is `paths.velocity_to_data` of every component.
+
+    Args:
+        m: the mixture of the velocity at x, t.
+        x: the points, [b, *event].
+        t: their times, [b].
+        schedule: alpha and sigma of the path x_t = alpha(t) x1 + sigma(t) x0, from
+            `paths.schedules`; linear by default.
+
+    Returns:
+        GaussianMixture: that of x1.
+    """
     _, s, da, ds, d = _at(schedule, x, t)
     return affine(m, s / d, -expand_to(ds / d, x) * x)
 
 
 def velocity_to_noise(
-    m: GaussianMixture, x: Array, t: Array, schedule: Schedule = LINEAR
+    m: GaussianMixture,
+    x: Float[Array, "b *event"],
+    t: Float[Array, " b"],
+    schedule: Schedule = LINEAR,
 ) -> GaussianMixture:
-    """The mixture of the noise x0 given x_t = x from that of the velocity."""
+    """The mixture of the noise x0 given x_t = x, from the mixture of the velocity there.
+
+    It is `paths.velocity_to_noise` of every component.
+
+    Args:
+        m: the mixture of the velocity at x, t.
+        x: the points, [b, *event].
+        t: their times, [b].
+        schedule: alpha and sigma of the path x_t = alpha(t) x1 + sigma(t) x0, from
+            `paths.schedules`; linear by default.
+
+    Returns:
+        GaussianMixture: that of x0.
+    """
     a, _, da, _, d = _at(schedule, x, t)
     return affine(m, -a / d, expand_to(da / d, x) * x)
 
 
 def reverse_transition(
-    m: GaussianMixture, x: Array, t: Array, r: Array, schedule: Schedule = LINEAR
+    m: GaussianMixture,
+    x: Float[Array, "b *event"],
+    t: Float[Array, " b"],
+    r: Float[Array, " b"],
+    schedule: Schedule = LINEAR,
 ) -> GaussianMixture:
-    """The mixture of x_r given x_t = x, t < r, from that of the velocity at x, t.
+    """The mixture of x_r given x_t = x for a later time r, from the mixture of the velocity there.
 
-    x_r = c1 x + c2 x1 + sqrt(c3) noise with c1 = (s_r / s_t)^2 a_t / a_r, c2 = b a_r, c3 = b s_r^2 and
-    b = 1 - (s_r a_t / (s_t a_r))^2: the reverse of the Gaussian noising chain. Noise at t = 0 and data at r = 1 are in.
+        x_r = c1 x + c2 x1 + sqrt(c3) noise,
+        c1 = (s_r / s_t)^2 a_t / a_r,  c2 = b a_r,  c3 = b s_r^2,  b = 1 - (s_r a_t / (s_t a_r))^2:
+
+    the reverse of the Gaussian noising chain. Noise at t = 0 and data at r = 1 are in.
+
+    Args:
+        m: the mixture of the velocity at x, t.
+        x: the points, [b, *event].
+        t: their times, [b].
+        r: the times to go to, [b], t < r.
+        schedule: alpha and sigma of the path x_t = alpha(t) x1 + sigma(t) x0, from
+            `paths.schedules`; linear by default.
+
+    Returns:
+        GaussianMixture: that of x_r.
     """
     a, s, _, _, _ = _at(schedule, x, t)
     a_r, s_r, _, _, _ = _at(schedule, x, r)
@@ -175,34 +324,116 @@ def reverse_transition(
 
 
 def carried(
-    x1: GaussianMixture, x: Array, t: Array, y: Array, r: Array, schedule: Schedule = LINEAR
+    x1: GaussianMixture,
+    x: Float[Array, "b *event"],
+    t: Float[Array, " b"],
+    y: Float[Array, "b *event"],
+    r: Float[Array, " b"],
+    schedule: Schedule = LINEAR,
 ) -> GaussianMixture:
-    """The posterior of x1 given x_r = y from the posterior given x_t = x, t < 1: Bayes' rule, see the top of the file."""
+    """The posterior of x1 given x_r = y, from the posterior given x_t = x, by Bayes' rule.
+
+    Args:
+        x1: the posterior of the data at x, t.
+        x: the points that it was predicted at, [b, *event].
+        t: their times, [b], below 1.
+        y: the points to carry it to, [b, *event].
+        r: their times, [b].
+        schedule: alpha and sigma of the path x_t = alpha(t) x1 + sigma(t) x0, from
+            `paths.schedules`; linear by default.
+
+    Returns:
+        GaussianMixture: the posterior at y, r.
+    """
     seen, linear = _seen(x, t, schedule)
     return tilt(x1, *_evidence(y, r, seen, linear, schedule))
 
 
 def carried_velocity(
-    x1: GaussianMixture, x: Array, t: Array, y: Array, r: Array, schedule: Schedule = LINEAR
-) -> Array:
-    """E[velocity | x_r = y] under the posterior x1 that was predicted at x, t < 1: [b, *event], finite for t <= r <= 1."""
+    x1: GaussianMixture,
+    x: Float[Array, "b *event"],
+    t: Float[Array, " b"],
+    y: Float[Array, "b *event"],
+    r: Float[Array, " b"],
+    schedule: Schedule = LINEAR,
+) -> Float[Array, "b *event"]:
+    """The mean velocity at y, r, from the posterior of x1 that was predicted at x, t.
+
+    It is E[velocity | x_r = y], finite for t <= r <= 1: one prediction of a network knows the field
+    everywhere later.
+
+    Args:
+        x1: the posterior of the data at x, t.
+        x: the points that it was predicted at, [b, *event].
+        t: their times, [b], below 1.
+        y: the points to look at, [b, *event].
+        r: their times, [b].
+        schedule: alpha and sigma of the path x_t = alpha(t) x1 + sigma(t) x0, from
+            `paths.schedules`; linear by default.
+
+    Returns:
+        The velocity [b, *event].
+    """
     seen, linear = _seen(x, t, schedule)
     return _velocity(x1, y, r, seen, linear, schedule)
 
 
-def flow_velocity(data: GaussianMixture, y: Array, r: Array, schedule: Schedule = LINEAR) -> Array:
-    """The velocity at y [b, *event], r of the flow from N(0, I) to `data`, each row with its own mixture: [b, *event]."""
+def flow_velocity(
+    data: GaussianMixture,
+    y: Float[Array, "b *event"],
+    r: Float[Array, " b"],
+    schedule: Schedule = LINEAR,
+) -> Float[Array, "b *event"]:
+    """The velocity of the flow from N(0, I) to a mixture, each row with its own mixture.
+
+    Args:
+        data: the mixture that the flow ends at.
+        y: the points, [b, *event].
+        r: their times, [b].
+        schedule: alpha and sigma of the path x_t = alpha(t) x1 + sigma(t) x0, from
+            `paths.schedules`; linear by default.
+
+    Returns:
+        The velocity [b, *event].
+    """
     return _velocity(data, y, r, jnp.zeros_like(r), jnp.zeros_like(y), schedule)
 
 
 def exact(
     weights: ArrayLike, means: ArrayLike, variance: float, schedule: Schedule = LINEAR
 ) -> Field:
-    """What a perfect network predicts for data sum_k weights_k N(means_k, variance I): a `Field` without params.
+    """What a perfect network predicts for data from a mixture: a `Field` without params.
 
-    weights [K], means [K, d]; apply(params, x [b, d], t) is the law of the velocity given x_t = x, with components
-        a' m + (a a' c + s s') / l (x - a m),  variance c D^2 / l,  weights ~ w_k N(x; a m_k, l),
-    where c is the variance, l = a^2 c + s^2 and D = a' s - s' a. Raises ValueError for shapes that don't fit.
+    For data sum_k weights_k N(means_k, variance I) the law of the velocity given x_t = x is a
+    mixture with
+
+        means      a' m_k + (a a' c + s s') / l (x - a m_k)
+        variance   c D^2 / l
+        weights    proportional to w_k N(x; a m_k, l),
+
+    where a and s are the values of the schedule, c is the variance, l = a^2 c + s^2 and D = a' s -
+    s' a.
+
+    Args:
+        weights: of the components, [K], positive; normalized here.
+        means: of the components, [K, d].
+        variance: that of every component.
+        schedule: alpha and sigma of the path x_t = alpha(t) x1 + sigma(t) x0, from
+            `paths.schedules`; linear by default.
+
+    Returns:
+        Field: apply(params, x [b, d], t) is a `GaussianMixture`, params {}.
+
+    Raises:
+        ValueError: the shapes do not fit, or a weight or the variance is not positive.
+
+    Examples:
+        >>> import jax.numpy as jnp
+        >>> from jflow.distributions import mixtures
+        >>> field = mixtures.exact([0.5, 0.5], [[-1.0], [1.0]], 0.25)
+        >>> m = field.apply({}, jnp.zeros((1, 1)), jnp.array([0.5]))
+        >>> mixtures.mean(m)
+        Array([[0.]], dtype=float32)
     """
     weights, means = np.asarray(weights, np.float64), np.asarray(means, np.float64)
     if weights.ndim != 1 or means.ndim != 2 or len(means) != len(weights):
@@ -235,13 +466,19 @@ _HALF_LOG_2PI = 0.5 * float(np.log(2 * np.pi))
 
 
 def _seen(x, t, schedule):
-    """seen [b] and linear [b, *event] of the likelihood exp(linear . x1 - seen |x1|^2 / 2) of x1 at x_t = x."""
+    """The coefficients of the likelihood exp(linear . x1 - seen |x1|^2 / 2) of x1 at x_t = x.
+
+    seen is [b], linear [b, *event].
+    """
     a, s, _, _, _ = _at(schedule, x, t)
     return (a / s) ** 2, expand_to(a / s**2, x) * x
 
 
 def _evidence(y, r, seen, linear, schedule):
-    """What `tilt` takes to replace that likelihood by the one at x_r = y; nothing divides by sigma(r)."""
+    """What `tilt` takes to replace that likelihood by the one at x_r = y.
+
+    Nothing divides by sigma(r).
+    """
     a, s, _, _, _ = _at(schedule, y, r)
     return expand_to(a, y) * y - expand_to(s**2, y) * linear, a**2 - s**2 * seen, s**2
 
@@ -283,18 +520,32 @@ def _weights(m):
 
 
 def _sum_rest(m, v):
-    """The sum over what a site's components are Gaussians of: [b, *sites, K, *rest] -> [b, *sites, K]."""
+    """The sum over [*rest]: [b, *sites, K, *rest] -> [b, *sites, K]."""
     return jnp.sum(v, axis=tuple(range(m.logits.ndim, v.ndim)), dtype=float_dtype(v))
 
 
 def check_mixture(name: str, m: GaussianMixture, x: Array) -> GaussianMixture:
-    """m in float32 or better; raise unless it is a mixture of events like x."""
+    """Raise unless m is a mixture of events like x.
+
+    Args:
+        name: of the function that asks, for the message.
+        m: the mixture.
+        x: the points that it should be a mixture of, [b, *event].
+
+    Returns:
+        GaussianMixture: m in float32 or better.
+
+    Raises:
+        TypeError: m is not a `GaussianMixture`.
+        ValueError: the shapes of m do not fit each other or x.
+    """
     if not isinstance(m, GaussianMixture):
         raise TypeError(f"{name}: expected a GaussianMixture, got {type(m).__name__}")
     k, shape = m.logits.ndim - 1, tuple(m.means.shape)
     if shape[: k + 1] != tuple(m.logits.shape) or shape[:k] + shape[k + 1 :] != jnp.shape(x):
         raise ValueError(
-            f"{name}: expected logits [b, *sites, K] and means [b, *sites, K, *rest] for x [b, *sites, *rest] of shape "
+            f"{name}: expected logits [b, *sites, K] and means [b, *sites, K, *rest] for x [b, "
+            "*sites, *rest] of shape "
             f"{list(jnp.shape(x))}, got {list(m.logits.shape)} and {list(shape)}"
         )
     if m.log_std.shape != shape[:1]:

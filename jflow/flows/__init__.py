@@ -1,4 +1,9 @@
-"""Flows: a map and a base distribution (`flow`, `cnf`), and the named recipes, a family per file."""
+"""Flows: a map and a base distribution (`flow`, `cnf`), and the named recipes.
+
+A recipe is a function of the shape of one event that returns a `Flow`: `real_nvp`, `maf`, `glow`,
+`tarflow` ... `elbo_flow` is what `flow` is to a bijector for maps that are stochastic or lose
+information.
+"""
 
 from jflow.flows._autoregressive import bnaf, iaf, maf, neural_spline_autoregressive
 from jflow.flows._cnf import cnf

@@ -31,20 +31,58 @@ def cnf(
     method: Method | int | None = None,
     t1: float = 1.0,
 ) -> Flow:
-    """The flow dx/dt = velocity(x, t, cond) from base at t=0 to data at t1; params {'velocity', 'base'}.
+    """Continuous normalizing flow: a velocity and a base distribution as a `Flow`.
 
-    A velocity trained by `losses.flow_matching` drops in as params['velocity'], over a standard normal base;
-    `losses.nll(cnf(...))` trains by likelihood, `losses.regularized_nll` with penalties. Log-densities and log-dets are
-    [b] in nats. divergence: `solvers.exact_divergence()`, deterministic, or an estimate that needs a key in every
-    function but sample, `solvers.hutchinson(probes)` or `solvers.hutch_plus_plus(sketch)`. method is that of
-    `solvers.sample_with_log_det`. The default is Tsit5 with rtol = atol = 1e-5, each row with its own steps;
-    training through the solve is cheaper with steps or a grid (from 0 to the time of data), where the memory of the
-    parameters' gradient does not grow with the batch. The rows of a failed solve are NaN; `solvers.log_prob` says why.
-    The default adjoint has reverse mode alone: jax.jvp, jax.hessian and gradients of gradients (score matching) want
-    `solvers.fixed(n, adjoint=diffrax.DirectAdjoint())`. Dropout is off inside the ODE. Images of 8 bits:
-    `with_dequantization`.
-    Errors: ValueError and TypeError at construction for bad options; ValueError for an estimate without key when called.
-    Source: Chen et al., "Neural Ordinary Differential Equations", 2018.
+    Also known as: continuous normalizing flow, FFJORD, neural ODE density.
+
+    The map is the solution of dx/dt = velocity(x, t, cond) from the base at t=0 to the data at t1,
+    and
+
+        log p(x(t1)) = log p_base(x(0)) - integral from 0 to t1 of div velocity dt,
+
+    in nats; log-densities and log-determinants are [b].
+
+    A velocity trained by `losses.flow_matching` drops in as params['velocity'], over a standard
+    normal base; `losses.nll(cnf(...))` trains by likelihood, `losses.regularized_nll` with
+    penalties. Training through the solve is cheaper with `solvers.fixed` or `solvers.on_grid`,
+    where the memory of the gradient of the parameters does not grow with the batch. The rows of a
+    failed solve are NaN; `solvers.log_prob` says why. Dropout is off inside the ODE. For images of
+    8 bits see `with_dequantization`.
+
+    The default adjoint has reverse mode alone: jax.jvp, jax.hessian and gradients of gradients
+    (score matching) want `solvers.fixed(n, adjoint=diffrax.DirectAdjoint())`.
+
+    Args:
+        velocity: the right-hand side, x [b, *event] and t [b] -> [b, *event].
+        base: the distribution at t=0.
+        divergence: `solvers.exact_divergence()`, deterministic, or an estimate that needs a key in
+            every function but `sample`: `solvers.hutchinson(probes)` or
+            `solvers.hutch_plus_plus(sketch)`.
+        method: how the ODE is solved: a `solvers.Method` whose grid, if it has one, runs from 0 to
+            the time of the data, or a number of steps. None is Tsit5 with rtol = atol = 1e-5, each
+            row with its own steps.
+        t1: the time of the data.
+
+    Returns:
+        Flow: the flow, with params {'velocity', 'base'}.
+
+    Raises:
+        ValueError: an option is out of its range, at construction; or the divergence is an estimate
+            and there is no key, at the call.
+        TypeError: velocity is not a `Velocity`, or base not a `Distribution` or a `Flow`.
+
+    Examples:
+        >>> import jax.numpy as jnp
+        >>> from jflow import distributions, flows, oracles
+        >>> velocity = oracles.as_velocity(oracles.gaussian([0.0], 4.0))
+        >>> flow = flows.cnf(velocity, distributions.normal((1,)), method=32)
+        >>> log_prob = flow.log_prob({"velocity": {}, "base": {}}, jnp.zeros((1, 1)))
+        >>> round(float(log_prob[0]), 2)  # that of N(0, 4): -log(8 pi) / 2
+        -1.61
+
+    References:
+        Chen, Rubanova, Bettencourt, Duvenaud, *Neural Ordinary Differential Equations*, 2018,
+            arXiv:1806.07366.
     """
     there = solvers.as_method("cnf", method, _DEFAULT, t1=t1, rising=True)
     back = solvers.reverse(there)

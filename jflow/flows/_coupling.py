@@ -22,8 +22,51 @@ def nice(
     standardize: bool = True,
     base: Distribution | None = None,
 ) -> Flow:
-    """Additive coupling layers, volume preserving, and one diagonal scaling before the base. Dinh, Krueger, Bengio, *NICE*
-    (2014), here with a shift in the scaling. Arguments as in `real_nvp`."""
+    """NICE: additive coupling layers, which preserve volume, and one diagonal scaling.
+
+    From data to noise, a layer adds an MLP of the first half of the numbers to the second half;
+    fixed permutations stand between the layers, and the scaling stands before the base. Both
+    directions take one pass. Ours: the scaling has a shift too.
+
+    Args:
+        event_shape: the shape of one x, such as (2,) or (8, 8, 1); the layers see it flattened.
+        depth: the number of coupling layers, each of which transforms half of the numbers.
+        hidden: the widths of the MLP of each layer.
+        embed: a Linen module that maps cond to a vector, such as nn.Embed(10, 16) for labels; a
+            float cond needs none.
+        activation: of the MLPs; a smooth one keeps the gradients of reversible=True those of plain
+            automatic differentiation.
+        remat: whether each layer is computed again in the backward pass, which saves memory; see
+            `bijectors.scan`.
+        reversible: whether the backward pass rebuilds the activations by inverting the layers,
+            which makes their memory flat in depth; an integer k keeps every k-th one. Not together
+            with remat; see `bijectors.scan`.
+        standardize: whether the data first meet `bijectors.standardize`, which takes its numbers
+            from the batch that `init` gets. Density and samples are in the units of the data either
+            way.
+        base: the base distribution; None is the standard normal.
+
+    Returns:
+        Flow: the flow, with params {'bijector', 'base'}.
+
+    Raises:
+        ValueError: depth is below 1, a size of event_shape is below 1, or another option is out of
+            its range.
+        TypeError: base is not a `Distribution` or a `Flow`.
+
+    Examples:
+        >>> import jax
+        >>> import jax.numpy as jnp
+        >>> from jflow import flows
+        >>> flow = flows.nice((2,), depth=2, hidden=(8,), standardize=False)
+        >>> params = flow.init(jax.random.key(0), jnp.zeros((3, 2)))
+        >>> flow.sample(params, jax.random.key(1), 3).shape
+        (3, 2)
+
+    References:
+        Dinh, Krueger, Bengio, *NICE: Non-linear Independent Components Estimation*, 2014,
+            arXiv:1410.8516.
+    """
 
     def layer(features):
         net = nets.MLP(tuple(hidden), activation)
@@ -58,19 +101,54 @@ def real_nvp(
     standardize: bool = True,
     base: Distribution | None = None,
 ) -> Flow:
-    """Affine coupling layers between fixed permutations. Dinh, Sohl-Dickstein, Bengio (2016); here on the flattened event.
+    """RealNVP: affine coupling layers between fixed permutations, one pass in both directions.
+
+    Also known as: RealNVP, affine coupling flow.
+
+    From data to noise, a layer maps one half of the numbers, x_2, to x_2 exp(a(x_1)) + m(x_1), with
+    a and m read off an MLP of the other half. Ours: the event is flattened, where the paper has
+    checkerboard and channel masks on images.
 
     Args:
-        event_shape: of one x, such as (2,) or (8, 8, 1).
-        depth: number of coupling layers; each transforms half of the numbers.
-        hidden: widths of each layer's MLP.
-        activation: of the MLPs; a smooth one keeps the gradients of reversible=True those of plain autodiff.
-        max_log_scale: bound on the log-scale of one layer.
-        embed: Linen module that maps cond to a vector, such as nn.Embed(10, 16) for labels; a float cond needs none.
-        remat, reversible: memory in the backward pass, see `bijectors.scan`.
-        standardize: whether the data first meet `bijectors.standardize`, which takes its numbers from init's batch.
-            Density and samples are in the units of the data either way.
-        base: defaults to the standard normal.
+        event_shape: the shape of one x, such as (2,) or (8, 8, 1); the layers see it flattened.
+        depth: the number of coupling layers, each of which transforms half of the numbers.
+        hidden: the widths of the MLP of each layer.
+        max_log_scale: the bound on the log-scale of one layer, which multiplies a number by
+            e^-max_log_scale to e^max_log_scale.
+        embed: a Linen module that maps cond to a vector, such as nn.Embed(10, 16) for labels; a
+            float cond needs none.
+        activation: of the MLPs; a smooth one keeps the gradients of reversible=True those of plain
+            automatic differentiation.
+        remat: whether each layer is computed again in the backward pass, which saves memory; see
+            `bijectors.scan`.
+        reversible: whether the backward pass rebuilds the activations by inverting the layers,
+            which makes their memory flat in depth; an integer k keeps every k-th one. Not together
+            with remat; see `bijectors.scan`.
+        standardize: whether the data first meet `bijectors.standardize`, which takes its numbers
+            from the batch that `init` gets. Density and samples are in the units of the data either
+            way.
+        base: the base distribution; None is the standard normal.
+
+    Returns:
+        Flow: the flow, with params {'bijector', 'base'}.
+
+    Raises:
+        ValueError: depth is below 1, a size of event_shape is below 1, or another option is out of
+            its range.
+        TypeError: base is not a `Distribution` or a `Flow`.
+
+    Examples:
+        >>> import jax
+        >>> import jax.numpy as jnp
+        >>> from jflow import flows
+        >>> flow = flows.real_nvp((2,), depth=2, hidden=(8,), standardize=False)
+        >>> x = jnp.zeros((3, 2))
+        >>> params = flow.init(jax.random.key(0), x)
+        >>> round(float(flow.log_prob(params, x)[0]), 3)  # it starts at its base: -log(2 pi)
+        -1.838
+
+    References:
+        Dinh, Sohl-Dickstein, Bengio, *Density Estimation Using Real NVP*, 2016, arXiv:1605.08803.
     """
     univariate = bijectors.univariate.affine(max_log_scale)
 
@@ -98,13 +176,55 @@ def nanoflow(
     standardize: bool = True,
     base: Distribution | None = None,
 ) -> Flow:
-    """Affine couplings on random masks that share one network: a layer owns an embedding, which tells the network where
-    it is, and a head. Lee, Kim, Yoon, *NanoFlow: Scalable Normalizing Flows with Sublinear Parameter Complexity* (2020),
-    whose flows are of audio and images; here on the flattened event.
+    """NanoFlow: affine couplings on random masks that share one network.
 
-    Parameters: those of one network, and for each layer indicator + (hidden[-1] + 1) * 2 * features. Arguments as in
-    `real_nvp`, and
-        indicator: size of a layer's embedding.
+    Each layer has an embedding of its own, which says to the network where it is, and a head of its
+    own. The parameters are those of one network, and for each layer indicator + (hidden[-1] + 1) *
+    2 * features numbers. Ours: the flow is on the flattened event, where the flows of the paper are
+    of audio and images.
+
+    Args:
+        event_shape: the shape of one x, such as (2,) or (8, 8, 1); the layers see it flattened.
+        depth: the number of coupling layers, each of which transforms half of the numbers.
+        hidden: the widths of the shared MLP.
+        indicator: the size of the embedding of a layer.
+        max_log_scale: the bound on the log-scale of one layer, which multiplies a number by
+            e^-max_log_scale to e^max_log_scale.
+        embed: a Linen module that maps cond to a vector, such as nn.Embed(10, 16) for labels; a
+            float cond needs none.
+        activation: of the MLPs; a smooth one keeps the gradients of reversible=True those of plain
+            automatic differentiation.
+        remat: whether each layer is computed again in the backward pass, which saves memory; see
+            `bijectors.scan`.
+        reversible: whether the backward pass rebuilds the activations by inverting the layers,
+            which makes their memory flat in depth; an integer k keeps every k-th one. Not together
+            with remat; see `bijectors.scan`.
+        standardize: whether the data first meet `bijectors.standardize`, which takes its numbers
+            from the batch that `init` gets. Density and samples are in the units of the data either
+            way.
+        base: the base distribution; None is the standard normal.
+
+    Returns:
+        Flow: the flow, with params {'bijector', 'base'}.
+
+    Raises:
+        ValueError: depth is below 1, a size of event_shape is below 1, or another option is out of
+            its range.
+        TypeError: base is not a `Distribution` or a `Flow`.
+
+    Examples:
+        >>> import jax
+        >>> import jax.numpy as jnp
+        >>> from jflow import flows
+        >>> flow = flows.nanoflow((2,), depth=2, hidden=(8,), indicator=2, standardize=False)
+        >>> x = jnp.zeros((3, 2))
+        >>> params = flow.init(jax.random.key(0), x)
+        >>> round(float(flow.log_prob(params, x)[0]), 3)  # it starts at its base: -log(2 pi)
+        -1.838
+
+    References:
+        Lee, Kim, Yoon, *NanoFlow: Scalable Normalizing Flows with Sublinear Parameter Complexity*,
+            2020, arXiv:2006.06280.
     """
     univariate, net = (
         bijectors.univariate.affine(max_log_scale),
@@ -149,14 +269,56 @@ def neural_spline(
     standardize: bool = True,
     base: Distribution | None = None,
 ) -> Flow:
-    """Rational-quadratic coupling layers, each behind a permutation and an LU linear map: RQ-NSF (C) of Durkan, Bekasov,
-    Murray, Papamakarios, *Neural Spline Flows* (2019), on the flattened event.
+    """Neural spline flow, RQ-NSF (C): rational-quadratic couplings, one pass in both directions.
 
-    The density pass evaluates the splines themselves, sampling their closed-form inverse. Outside [-bound, bound] a
-    layer's splines are the identity. Arguments as in `real_nvp`, and
-        bins: of each spline, which takes 3*bins - 1 raw numbers.
+    Also known as: NSF, RQ-NSF, neural spline flow, rational quadratic spline flow.
+
+    A layer maps one half of the numbers by monotone splines whose knots an MLP reads off the other
+    half, behind a permutation and an LU linear map. The density pass evaluates the splines
+    themselves, sampling their inverse in closed form. Outside [-bound, bound] the splines of a
+    layer are the identity.
+
+    Args:
+        event_shape: the shape of one x, such as (2,) or (8, 8, 1); the layers see it flattened.
+        depth: the number of coupling layers, each of which transforms half of the numbers.
+        hidden: the widths of the MLP of each layer.
+        bins: the number of bins of each spline, which takes 3 * bins - 1 raw numbers.
         bound: half the side of the box that the splines act on.
         linear: whether LU maps stand between the couplings.
+        embed: a Linen module that maps cond to a vector, such as nn.Embed(10, 16) for labels; a
+            float cond needs none.
+        activation: of the MLPs; a smooth one keeps the gradients of reversible=True those of plain
+            automatic differentiation.
+        remat: whether each layer is computed again in the backward pass, which saves memory; see
+            `bijectors.scan`.
+        reversible: whether the backward pass rebuilds the activations by inverting the layers,
+            which makes their memory flat in depth; an integer k keeps every k-th one. Not together
+            with remat; see `bijectors.scan`.
+        standardize: whether the data first meet `bijectors.standardize`, which takes its numbers
+            from the batch that `init` gets. Density and samples are in the units of the data either
+            way.
+        base: the base distribution; None is the standard normal.
+
+    Returns:
+        Flow: the flow, with params {'bijector', 'base'}.
+
+    Raises:
+        ValueError: depth is below 1, a size of event_shape is below 1, or another option is out of
+            its range.
+        TypeError: base is not a `Distribution` or a `Flow`.
+
+    Examples:
+        >>> import jax
+        >>> import jax.numpy as jnp
+        >>> from jflow import flows
+        >>> flow = flows.neural_spline((2,), depth=2, hidden=(8,), bins=4, standardize=False)
+        >>> x = jnp.zeros((3, 2))
+        >>> params = flow.init(jax.random.key(0), x)
+        >>> round(float(flow.log_prob(params, x)[0]), 3)  # it starts at its base: -log(2 pi)
+        -1.838
+
+    References:
+        Durkan, Bekasov, Murray, Papamakarios, *Neural Spline Flows*, 2019, arXiv:1906.04032.
     """
     univariate = bijectors.univariate.rational_quadratic(bins, bound)
 

@@ -14,15 +14,39 @@ __all__ = ["with_dequantization"]
 def with_dequantization(
     flow: Flow | Distribution, dequantization: Transport, *, scale: float = 1.0
 ) -> ElboFlow:
-    """`flow`, a density of reals, as a model of levels 0 .. L-1 (as floats) that `dequantization` puts into [0, 1).
+    """A density of reals as a model of levels 0 .. L-1, of which bits per dimension are counted.
 
-    What flow sees is scale (2 z - 1), z the dequantized levels: images in [-scale, scale]. dequantization, from
-    `bijectors`, is uniform_dequantization(L), variational_dequantization(noise, L) or truncated_normal_dequantization(std,
-    L); the latter goes with a continuous flow that ends at a time of its schedule, `cnf(..., t1=t1)`, where scale = alpha(t1)
-    and std = L sigma(t1) / (2 alpha(t1)). Params {'bijector', 'base'}, base the flow's.
+    `dequantization` puts the levels (as floats) into [0, 1); what the flow sees is scale * (2 z -
+    1), z the dequantized levels: images in [-scale, scale]. The elbo is [b], nats of the levels
+    themselves: `metrics.bits_per_dim(elbo, D)` are bits per dimension, exactly 8 for a uniform
+    density and L = 256. `flows.importance_weighted` tightens it.
 
-    `metrics.bits_per_dim(elbo, D)` of its elbo [b], nats of the levels themselves, are bits per dimension, exactly 8
-    for a uniform density and L = 256; `flows.importance_weighted` tightens it. Errors: ValueError unless scale > 0.
+    Args:
+        flow: a density of reals in [-scale, scale].
+        dequantization: a transport from `bijectors`: uniform_dequantization(L),
+            variational_dequantization(noise, L) or truncated_normal_dequantization(std, L). The
+            last goes with a continuous flow that ends at a time of its schedule, `cnf(..., t1=t1)`,
+            where scale = alpha(t1) and std = L sigma(t1) / (2 alpha(t1)).
+        scale: the half width of what the flow sees.
+
+    Returns:
+        ElboFlow: the model of levels, with params {'bijector', 'base'}, where 'base' holds those of
+            `flow`.
+
+    Raises:
+        ValueError: scale is not finite and positive.
+
+    Examples:
+        >>> import jax
+        >>> import jax.numpy as jnp
+        >>> from jflow import bijectors, distributions, flows, metrics
+        >>> flat = distributions.uniform((2,), -1.0, 1.0)
+        >>> model = flows.with_dequantization(flat, bijectors.uniform_dequantization(256))
+        >>> levels = jnp.array([[0.0, 255.0]])
+        >>> params = model.init(jax.random.key(0), levels)
+        >>> elbo = model.elbo(params, levels, key=jax.random.key(1))
+        >>> round(metrics.bits_per_dim(elbo, 2), 3)
+        8.0
     """
     if not (math.isfinite(scale) and scale > 0):
         raise ValueError(f"with_dequantization: expected a finite scale > 0, got {scale}")

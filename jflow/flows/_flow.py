@@ -27,13 +27,38 @@ __all__ = ["elbo_flow", "flow", "importance_weighted"]
 def flow(
     bijector: Bijector, base: Distribution | Flow, *, event_shape: tuple[int, ...] | None = None
 ) -> Flow:
-    """The distribution of x = forward(z), z ~ base: log p(x) = log p_base(inverse(x)) + log |det d inverse / dx|.
+    """The distribution of x = forward(z) for z from a base: a normalizing flow.
 
-    Params {'bijector', 'base'}. `init` wants a batch x [b, *event] of data (data-dependent layers look at it); zeros of
-    that shape do where no layer looks. `log_prob` is [b], in nats; -inf outside the support. A cond of one row is for all
-    rows. event_shape: of x and z alike, where it is known; then x of another shape is refused by name.
-    Errors: TypeError for a bijector or a base that is none, for a key or params of another kind; ValueError for shapes that
-        don't fit, a log_det or log_prob that is not [b], and, in `init`, a cond that neither map nor base looks at.
+        log p(x) = log p_base(z) + log |det dz/dx|,    z = inverse(x),
+
+    in nats, [b], and -inf outside the support.
+
+    Args:
+        bijector: the map, `forward` from the base to the data.
+        base: the distribution of z; a flow may be one.
+        event_shape: the shape of one x and of one z alike, where it is known: then an x of another
+            shape is refused by name.
+
+    Returns:
+        Flow: the flow, with params {'bijector', 'base'}. Its `init` wants a batch x [b, *event] of
+            data, because data-dependent layers look at it; zeros of that shape do where no layer
+            looks. A cond of one row is for all rows. Its functions raise a TypeError for a key or
+            params of another kind, and a ValueError for shapes that do not fit, for a log_det or a
+            log_prob that is not [b] and, in `init`, for a cond that neither the map nor the base
+            looks at.
+
+    Raises:
+        TypeError: bijector is not a `Bijector`, or base not a `Distribution` or a `Flow`.
+
+    Examples:
+        >>> import jax
+        >>> import jax.numpy as jnp
+        >>> from jflow import bijectors, distributions, flows
+        >>> flow = flows.flow(bijectors.affine((2,)), distributions.normal((2,)))
+        >>> x = jnp.zeros((3, 2))
+        >>> params = flow.init(jax.random.key(0), x)
+        >>> round(float(flow.log_prob(params, x)[0]), 3)  # -log(2 pi)
+        -1.838
     """
     check_noun("flow", bijector, Bijector)
     check_noun("flow", base, Distribution, Flow)
@@ -76,10 +101,43 @@ def flow(
 
 
 def elbo_flow(transport: Transport | Bijector, base: Distribution | Flow) -> ElboFlow:
-    """What `flow` is to a bijector: elbo(x) = log p_base(z) + contribution for z drawn by `inverse`, a lower bound of
-    log p(x) in expectation over keys (log p(x) itself over a map that draws nothing).
+    """A stochastic map or a surjection over a base: what `flow` is to a bijector.
 
-    Params {'bijector', 'base'}, `init`, units and errors as in `flow`. Nielsen et al., *SurVAE Flows* (2020).
+        elbo(x) = log p_base(z) + contribution,    (z, contribution) = inverse(x) under a key,
+
+    in nats, [b], is a lower bound of log p(x) in expectation over keys, and log p(x) itself over a
+    map that draws nothing.
+
+    Args:
+        transport: the map, `forward` from the base to the data; a bijector will do.
+        base: the distribution of z; a flow may be one.
+
+    Returns:
+        ElboFlow: the model, with params {'bijector', 'base'}. Its `init` wants a batch x [b,
+            *event] of data, because data-dependent layers look at it. Its functions raise a
+            TypeError for a key or params of another kind, and a ValueError for shapes that do not
+            fit and, in `init`, for a cond that neither the map nor the base looks at.
+
+    Raises:
+        TypeError: transport is not a `Transport` or a `Bijector`, or base not a `Distribution` or a
+            `Flow`.
+
+    Examples:
+        >>> import jax
+        >>> import jax.numpy as jnp
+        >>> from jflow import bijectors, distributions, flows
+        >>> model = flows.elbo_flow(
+        ...     bijectors.uniform_dequantization(4), distributions.uniform((2,))
+        ... )
+        >>> levels = jnp.array([[0.0, 3.0]])
+        >>> params = model.init(jax.random.key(0), levels)
+        >>> round(float(model.elbo(params, levels, key=jax.random.key(1))[0]), 3)  # -2 log 4
+        -2.773
+
+    References:
+        Nielsen, Jaini, Hoogeboom, Winther, Welling,
+            *SurVAE Flows: Surjections to Bridge the Gap between VAEs and Flows*, 2020,
+            arXiv:2007.02731.
     """
     check_noun("elbo_flow", transport, Transport, Bijector)
     check_noun("elbo_flow", base, Distribution, Flow)
@@ -119,10 +177,40 @@ def elbo_flow(transport: Transport | Bijector, base: Distribution | Flow) -> Elb
 
 
 def importance_weighted(flow: ElboFlow, draws: int) -> ElboFlow:
-    """`flow` with a tighter bound: elbo(x) = log mean_k exp elbo_k(x) over `draws` keys, one after another in memory.
+    """An `ElboFlow` with a tighter bound, by importance weighting over several draws.
 
-    Between the plain bound (draws=1) and log p(x), which it reaches as `draws` grows. Burda, Grosse, Salakhutdinov,
-    *Importance Weighted Autoencoders* (2016).
+        elbo(x) = log mean_k exp(elbo_k(x))    over `draws` keys,
+
+    lies between the plain bound, draws=1, and log p(x), which it reaches as `draws` grows. The
+    draws are taken one after another in memory.
+
+    Args:
+        flow: the flow whose bound is tightened; its params serve both.
+        draws: the number of draws, at least 1.
+
+    Returns:
+        ElboFlow: `flow` with another `elbo`, which needs a key.
+
+    Raises:
+        TypeError: flow is not an `ElboFlow`.
+        ValueError: draws is not a whole number of at least 1, at construction; or there is no key,
+            at the call.
+
+    Examples:
+        >>> import jax
+        >>> import jax.numpy as jnp
+        >>> from jflow import bijectors, distributions, flows
+        >>> model = flows.elbo_flow(
+        ...     bijectors.uniform_dequantization(4), distributions.uniform((2,))
+        ... )
+        >>> tighter = flows.importance_weighted(model, 8)
+        >>> levels = jnp.array([[0.0, 3.0]])
+        >>> params = tighter.init(jax.random.key(0), levels)
+        >>> round(float(tighter.elbo(params, levels, key=jax.random.key(1))[0]), 3)  # -2 log 4
+        -2.773
+
+    References:
+        Burda, Grosse, Salakhutdinov, *Importance Weighted Autoencoders*, 2016, arXiv:1509.00519.
     """
     check_noun("importance_weighted", flow, ElboFlow)
     check_whole("importance_weighted", draws=draws)
@@ -146,8 +234,9 @@ def _sample_source(base, params, key, n, cond):
 def _map(name, apply, params, x, cond, key):
     """(y, log_det) of a direction of the map, log_det [b].
 
-    Where an event has b numbers along an axis, a log_det of one number for each of them has that shape too: there it is
-    looked at for twice the rows as well, in shapes alone."""
+    Where an event has b numbers along an axis, a log_det of one number for each of them has that
+    shape too: there it is looked at for twice the rows as well, in shapes alone.
+    """
     check_params(name, params, "bijector")
 
     def run(x, cond):
@@ -161,13 +250,17 @@ def _map(name, apply, params, x, cond, key):
 
 
 def _check_heard(name, function, cond):
-    """Raise where function(cond), which is traced and not run, does not depend on cond: it would be ignored in silence."""
+    """Raise where function(cond), which is traced and not run, does not depend on cond.
+
+    Such a cond would be ignored in silence.
+    """
     if not jax.tree.leaves(cond):
         return
     jaxpr = jax.make_jaxpr(function)(cond).jaxpr
     if not any(dce_jaxpr(jaxpr, [True] * len(jaxpr.outvars))[1]):
         raise ValueError(
-            f"{name}: neither the map nor the base looks at cond: leave it out, or take a layer that does, such as "
+            f"{name}: neither the map nor the base looks at cond: leave it out, or take a layer "
+            "that does, such as "
             "bijectors.coupling, bijectors.autoregressive or bijectors.amortized"
         )
 
@@ -176,7 +269,9 @@ def _check_batch(name, x, cond, event_shape=None):
     """x as an array of floats [b, *event], and cond with b rows."""
     if isinstance(x, Mapping):
         raise TypeError(
-            f"{name}: expected x to be an array [b, *event], got a dict of {sorted(x)}; losses take batches"
+            f"{name}: expected x to be an array [b, *event], got a dict of {sorted(x)}; losses "
+            "take "
+            "batches"
         )
     x = jnp.asarray(x)
     if jnp.issubdtype(x.dtype, jax.dtypes.prng_key):

@@ -5,6 +5,7 @@ from collections.abc import Callable, Sequence
 
 import flax.linen as nn
 import numpy as np
+from jaxtyping import Int
 
 from jflow import bijectors, distributions
 from jflow.flows._flow import flow
@@ -23,10 +24,10 @@ def vector_flow(
     last: Callable[[int], Bijector] | None = None,
     **scan_options,
 ) -> Flow:
-    """Scanned layers behind fixed permutations, in the direction data -> source, so that densities take the forward maps.
+    """Scanned layers behind fixed permutations, from data to source.
 
-    permutations: (features, depth) -> [depth, features]; `alternating_permutations` by default.
-    last: a map between the stack and the base.
+    Densities take the forward maps. permutations: (features, depth) -> [depth, features];
+    `alternating_permutations` by default. last: a map between the stack and the base.
     """
     if depth < 1:
         raise ValueError(f"expected depth >= 1, got {depth}")
@@ -52,7 +53,10 @@ def flattened_flow(
     standardize: bool,
     base: Distribution | None,
 ) -> Flow:
-    """The flow of a map on vectors, data -> source, for events of any shape; `embed` turns cond into what the map sees."""
+    """The flow of a map on vectors, data -> source, for events of any shape.
+
+    `embed` turns cond into what the map sees.
+    """
     event_shape = tuple(operator.index(size) for size in event_shape)
     features = int(np.prod(event_shape))
     if features < 1:
@@ -69,7 +73,7 @@ def flattened_flow(
 def recipe(
     event_shape: tuple[int, ...], bijector: Bijector, standardize: bool, base: Distribution | None
 ) -> Flow:
-    """The flow of `bijector`, behind the standardization of the data and over a standard normal unless told otherwise."""
+    """The flow of `bijector` behind the standardization of the data; a base of None is normal."""
     if standardize:
         bijector = bijectors.chain(bijector, bijectors.standardize(event_shape))
     base = distributions.normal(event_shape) if base is None else base
@@ -77,13 +81,33 @@ def recipe(
 
 
 def with_inverses(permutations: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Permutations [depth, features] and their inverses: what `bijectors.permute` takes, scanned."""
+    """Permutations [depth, features] and their inverses, for a scanned `bijectors.permute`."""
     return permutations, np.argsort(permutations, axis=1).astype(permutations.dtype)
 
 
-def alternating_permutations(features: int, depth: int, seed: int = 0) -> np.ndarray:
-    """[depth, features]: every second one swaps the halves of a coupling, so that two layers transform every number; the
-    others are drawn at random, from a fixed seed because permutations are no part of a checkpoint."""
+def alternating_permutations(
+    features: int, depth: int, seed: int = 0
+) -> Int[np.ndarray, "depth features"]:
+    """Permutations of the numbers of an event for a stack of couplings, one a layer.
+
+    Every second one swaps the halves of a coupling, so that two layers transform every number; the
+    others are drawn at random, from a fixed seed because permutations are no part of a checkpoint.
+
+    Args:
+        features: the size of the event.
+        depth: the number of layers.
+        seed: of numpy's generator.
+
+    Returns:
+        The permutations, int32.
+
+    Examples:
+        >>> from jflow import flows
+        >>> flows.alternating_permutations(2, 3)
+        array([[1, 0],
+               [1, 0],
+               [1, 0]], dtype=int32)
+    """
     rng = np.random.default_rng(seed)
     swap = np.roll(np.arange(features), -(features // 2))
     drawn = [swap if i % 2 or features <= 2 else rng.permutation(features) for i in range(depth)]

@@ -1,4 +1,4 @@
-"""Transformer flows on images [H, W, C], or on the latents of an autoencoder: TarFlow, STARFlow, Jet."""
+"""Transformer flows on images [H, W, C] or on the latents of an autoencoder."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -32,27 +32,58 @@ def tarflow(
     standardize: bool = True,
     base: Distribution | None = None,
 ) -> Flow:
-    """Causal affine blocks over image patches, the direction alternating. Zhai et al., *Normalizing Flows are Capable
-    Generative Models* (2024).
+    """TarFlow: causal affine blocks over the patches of an image, the direction alternating.
 
-    The density is one parallel pass a block, sampling goes token after token. `losses.noised` augments the data with
-    noise as the paper does, `denoise` takes it out of the samples. Params do not depend on sampler and guide: build the
-    flow twice, train the plain one and sample the guided one with its params.
+    Also known as: TarFlow, transformer autoregressive flow.
+
+    A block maps token x_i to (x_i - mean_i) exp(-log_scale_i), where both are functions, by a
+    causal transformer, of the tokens before it. The density is one parallel pass a block, sampling
+    goes token after token. `losses.noised` augments the data with noise as the paper does,
+    `guidance.denoise` takes it out of the samples. The params do not depend on sampler and guide:
+    build the flow twice, train the plain one and sample the guided one with its params.
 
     Args:
         event_shape: (H, W, C).
         patch_size: p, which divides H and W; a token has p p C numbers.
-        width, num_layers, num_heads: of the transformer of each block.
-        depth: how many blocks.
-        num_classes: for cond of labels [b]; index num_classes is the null label. A float cond needs none.
-        max_log_scale: bound on the log-scale of one block.
-        sampler: see `bijectors.decoding`.
-        guide: see `guidance.extrapolate`.
-        remat: recompute each block in the backward pass.
-        dtype: of the network's computation, such as jnp.bfloat16; scales and log-dets stay float32.
-        standardize: whether the data first meet `bijectors.standardize`, which takes its numbers from init's batch.
-            Density and samples are in the units of the data either way.
-        base: defaults to the standard normal.
+        width: the width of the transformer of each block.
+        depth: the number of blocks.
+        num_layers: the number of layers of the transformer of each block.
+        num_heads: the number of attention heads, which divides the width.
+        num_classes: the number of classes for a cond of labels [b], where index num_classes is the
+            null label. A float cond needs none.
+        max_log_scale: the bound on the log-scale of one block.
+        sampler: how a block is inverted; see `bijectors.decoding`.
+        guide: what guides the sampling; see `guidance.extrapolate`.
+        remat: whether each block is computed again in the backward pass, which saves memory.
+        dtype: the type of the computation of the network, such as jnp.bfloat16; scales and
+            log-determinants stay float32.
+        standardize: whether the data first meet `bijectors.standardize`, which takes its numbers
+            from the batch that `init` gets. Density and samples are in the units of the data either
+            way.
+        base: the base distribution; None is the standard normal.
+
+    Returns:
+        Flow: the flow, with params {'bijector', 'base'}.
+
+    Raises:
+        ValueError: event_shape is not (H, W, C) with H and W divisible by patch_size, num_heads
+            does not divide the width, or depth or num_layers is below 1.
+        TypeError: base is not a `Distribution` or a `Flow`.
+
+    Examples:
+        >>> import jax
+        >>> import jax.numpy as jnp
+        >>> from jflow import flows
+        >>> flow = flows.tarflow(
+        ...     (4, 4, 1), patch_size=2, width=8, depth=2, num_layers=1, num_heads=1
+        ... )
+        >>> images = jnp.zeros((2, 4, 4, 1))
+        >>> params = jax.eval_shape(flow.init, jax.random.key(0), images)
+        >>> jax.eval_shape(flow.log_prob, params, images).shape  # nothing is computed
+        (2,)
+
+    References:
+        Zhai et al., *Normalizing Flows are Capable Generative Models*, 2024, arXiv:2412.06329.
     """
     check_whole("tarflow", depth=depth)
     net = nets.CausalTransformer(
@@ -94,12 +125,46 @@ def starflow(
     standardize: bool = True,
     base: Distribution | None = None,
 ) -> Flow:
-    """TarFlow in deep-shallow form on the latents of an autoencoder, any arrays [H, W, C]. Gu et al., *STARFlow: Scaling
-    Latent Normalizing Flows for High-resolution Image Synthesis* (2025).
+    """STARFlow: TarFlow in deep-shallow form, on the latents of an autoencoder.
 
-    One deep block of `num_layers` layers next to the noise, which alone sees cond and is alone guided, then `shallow_depth`
-    blocks of `num_shallow_layers` layers that shape local detail. The paper's guide is `guidance.score_sum`. Other arguments
-    as in `tarflow`.
+    One deep block of `num_layers` layers stands next to the noise; it alone sees cond and is alone
+    guided. Then `shallow_depth` blocks of `num_shallow_layers` layers shape local detail. Any
+    arrays [H, W, C] may be the latents. The guide of the paper is `guidance.score_sum`. See
+    `tarflow` for an example.
+
+    Args:
+        event_shape: (H, W, C).
+        patch_size: p, which divides H and W; a token has p p C numbers.
+        width: the width of the transformers.
+        num_layers: the number of layers of the deep block.
+        shallow_depth: the number of shallow blocks; it may be 0.
+        num_shallow_layers: the number of layers of each shallow block.
+        num_heads: the number of attention heads, which divides the width.
+        num_classes: the number of classes for a cond of labels [b], where index num_classes is the
+            null label. A float cond needs none.
+        max_log_scale: the bound on the log-scale of one block.
+        sampler: how a block is inverted; see `bijectors.decoding`.
+        guide: what guides the sampling of the deep block; see `guidance.score_sum`.
+        remat: whether each layer of the deep block, and each shallow block, is computed again in
+            the backward pass, which saves memory.
+        dtype: the type of the computation of the networks, such as jnp.bfloat16; scales and
+            log-determinants stay float32.
+        standardize: whether the data first meet `bijectors.standardize`, which takes its numbers
+            from the batch that `init` gets. Density and samples are in the units of the data either
+            way.
+        base: the base distribution; None is the standard normal.
+
+    Returns:
+        Flow: the flow, with params {'bijector', 'base'}.
+
+    Raises:
+        ValueError: event_shape is not (H, W, C) with H and W divisible by patch_size, num_heads
+            does not divide the width, shallow_depth is below 0, or a number of layers is below 1.
+        TypeError: base is not a `Distribution` or a `Flow`.
+
+    References:
+        Gu et al., *STARFlow: Scaling Latent Normalizing Flows for High-resolution Image Synthesis*,
+            2025, arXiv:2506.06276.
     """
     check_whole("starflow", 0, shallow_depth=shallow_depth)
     sizes = {"width": width, "num_heads": num_heads, "dtype": dtype}
@@ -139,18 +204,57 @@ def jet(
     standardize: bool = True,
     base: Distribution | None = None,
 ) -> Flow:
-    """Affine couplings of image patches by ViTs, channel and spatial splits in turn. Kolesnikov, Pinto, Tschannen, *Jet: A
-    Modern Transformer-Based Normalizing Flow* (2024).
+    """Jet: affine couplings of the patches of an image by vision transformers.
 
-    Both directions are one pass. A split is a permutation of the n d numbers that puts those that pass first, so that one
-    scanned body serves all of them. Give it dequantized pixels, `data.dequantize`.
+    Channel and spatial splits take turns. Both directions are one pass. Give it dequantized pixels,
+    `data.dequantize`.
 
-    Args as in `tarflow`, and
-        depth: number of couplings.
-        layers: of each coupling's ViT.
-        univariate: of the couplings, from data to noise; defaults to `bijectors.univariate.affine()`, whose scale is bounded
-            both ways. The paper's is `bijectors.univariate.affine(scale=bijectors.scales.sigmoid())`: at most 2.
-        reversible: see `bijectors.scan`.
+    Args:
+        event_shape: (H, W, C).
+        patch_size: p, which divides H and W; a token has p p C numbers, an even count.
+        width: the width of the ViT of each coupling.
+        depth: the number of couplings.
+        num_layers: the number of layers of the ViT of each coupling.
+        num_heads: the number of attention heads, which divides the width.
+        num_classes: the number of classes for a cond of labels [b], where index num_classes is the
+            null label. A float cond needs none.
+        univariate: the elementwise map of the couplings, from data to noise; None is
+            `bijectors.univariate.affine()`, whose scale is bounded both ways. That of the paper is
+            `bijectors.univariate.affine(scale=bijectors.scales.sigmoid())`, a scale of at most 2.
+        remat: whether each layer is computed again in the backward pass, which saves memory; see
+            `bijectors.scan`.
+        reversible: whether the backward pass rebuilds the activations by inverting the layers,
+            which makes their memory flat in depth; an integer k keeps every k-th one. Not together
+            with remat; see `bijectors.scan`.
+        dtype: the type of the computation of the networks, such as jnp.bfloat16; scales and
+            log-determinants stay float32.
+        standardize: whether the data first meet `bijectors.standardize`, which takes its numbers
+            from the batch that `init` gets. Density and samples are in the units of the data either
+            way.
+        base: the base distribution; None is the standard normal.
+
+    Returns:
+        Flow: the flow, with params {'bijector', 'base'}.
+
+    Raises:
+        ValueError: event_shape is not (H, W, C) with H and W divisible by patch_size, a token has
+            an odd count of numbers, num_heads does not divide the width, or depth or num_layers is
+            below 1.
+        TypeError: base is not a `Distribution` or a `Flow`.
+
+    Examples:
+        >>> import jax
+        >>> import jax.numpy as jnp
+        >>> from jflow import flows
+        >>> flow = flows.jet((4, 4, 1), patch_size=2, width=8, depth=2, num_layers=1, num_heads=1)
+        >>> images = jnp.zeros((2, 4, 4, 1))
+        >>> params = jax.eval_shape(flow.init, jax.random.key(0), images)
+        >>> jax.eval_shape(flow.log_prob, params, images).shape  # nothing is computed
+        (2,)
+
+    References:
+        Kolesnikov, Pinto, Tschannen, *Jet: A Modern Transformer-Based Normalizing Flow*, 2024,
+            arXiv:2412.15129.
     """
     univariate = bijectors.univariate.affine() if univariate is None else univariate
     net = nets.ViT(
@@ -169,6 +273,8 @@ def jet(
             coupling = bijectors.coupling(univariate, net, split=size // 2)
             return bijectors.chain(arrange, bijectors.invert(coupling), bijectors.invert(arrange))
 
+        # A split is a permutation of the n d numbers that puts those that pass first, so that one
+        # scanned body serves all of them.
         splits = jet_splits(rows, columns, size, depth)
         return bijectors.scan(layer, depth, xs=splits, remat=remat, reversible=reversible)
 
@@ -176,12 +282,12 @@ def jet(
 
 
 def jet_splits(rows: int, columns: int, size: int, depth: int, seed: int = 0) -> np.ndarray:
-    """[depth, n size], n = rows columns: permutations that lay tokens [n, size] out so that the first half of each row
-    passes and the second is transformed.
+    """Permutations [depth, n size], n = rows columns, that arrange tokens [n, size] for couplings.
 
-    Even layers split the channels at random (from a fixed seed: permutations are no part of a checkpoint), odd ones the
-    patches: checkerboard, rows, columns. Every other of each kind is the complement of the one before. Where the patches
-    are odd in number, the channels of one of them go to both sides.
+    The first half of each row passes and the second is transformed. Even layers split the channels
+    at random (from a fixed seed: permutations are no part of a checkpoint), odd ones the patches:
+    checkerboard, rows, columns. Every other of each kind is the complement of the one before. Where
+    the patches are odd in number, the channels of one of them go to both sides.
     """
     if size % 2:
         raise ValueError(f"jet: expected an even count of numbers in a patch, got {size}")
@@ -213,7 +319,7 @@ def _alternating(n: int, depth: int) -> np.ndarray:
 def _patch_flow(
     event_shape, patch_size: int, stack, standardize: bool, base: Distribution | None
 ) -> Flow:
-    """Maps of tokens, stack(rows, columns, numbers a token) -> Bijector, between images on both sides."""
+    """Maps of tokens, from stack(rows, columns, numbers a token), between images on both sides."""
     event_shape = tuple(event_shape)
     if len(event_shape) != 3:
         raise ValueError(f"expected an event_shape (H, W, C), got {list(event_shape)}")

@@ -36,7 +36,7 @@ def extrapolate(weight: Weight, *, null: PyTree = None, temperature: float = 1.0
         ValueError: temperature is not above 0, or null is None and temperature is 1, so that the
             passes would not differ.
 
-    Example:
+    Examples:
         >>> import jax.numpy as jnp
         >>> from jflow import guidance
         >>> guide = guidance.extrapolate(0.5, null=0)
@@ -95,7 +95,7 @@ def linear_ramp(weight: float) -> Callable[[Array, int], Array]:
     Returns:
         A function (slots [m], n) -> weights [m], for `extrapolate` and `score_sum`.
 
-    Example:
+    Examples:
         >>> import jax.numpy as jnp
         >>> from jflow import guidance
         >>> guidance.linear_ramp(2.0)(jnp.arange(3), 3).tolist()

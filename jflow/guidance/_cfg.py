@@ -3,8 +3,6 @@
 A `Combine` (`guidance.Combine`) says what becomes of the two; `cfg` is the plain one.
 """
 
-from collections.abc import Callable
-
 import jax
 import jax.numpy as jnp
 
@@ -12,13 +10,15 @@ from jflow._core.arrays import expand_to
 from jflow._core.checks import check_cond, check_noun, like_rows, rows
 from jflow._core.keys import split_key
 from jflow.guidance._combine import Combine, scaled
-from jflow.types import Array, Field, PyTree, Velocity
+from jflow.types import Field, NumberOrFunction, PyTree, Velocity
 
 __all__ = ["autoguidance", "cfg", "guided", "negative", "with_cond", "zero_init"]
 
 
-def cfg(velocity: Velocity, scale: float | Callable[[Array], Array], *, null: PyTree) -> Velocity:
+def cfg(velocity: Velocity, scale: NumberOrFunction, *, null: PyTree) -> Velocity:
     """Classifier-free guidance of a velocity that was trained with dropped conditions.
+
+    Also known as: CFG, guidance, classifier-free guidance, guidance scale.
 
         v_null + scale (v_cond - v_null)
 
@@ -35,7 +35,7 @@ def cfg(velocity: Velocity, scale: float | Callable[[Array], Array], *, null: Py
         Velocity: the guided velocity, with the params and the init of `velocity`. It raises a
             ValueError where cond is None or null is not a row of it.
 
-    Example:
+    Examples:
         >>> import jax.numpy as jnp
         >>> from jflow import guidance
         >>> from jflow.types import Velocity
@@ -90,7 +90,7 @@ def negative(velocity: Velocity, combine: Combine) -> Velocity:
             `velocity` of one structure and one shape, also in `init`; params are those of
             `velocity`. It raises a ValueError for a cond that is not such a pair.
 
-    Example:
+    Examples:
         >>> import jax.numpy as jnp
         >>> from jflow import guidance
         >>> from jflow.types import Velocity

@@ -6,9 +6,9 @@ import jax.numpy as jnp
 from jflow._core.arrays import expand_to, float_dtype, sum_event
 from jflow._core.checks import check_cond, described, rows
 from jflow._core.keys import split_key
-from jflow.guidance._combine import Scale, weights
+from jflow._core.numbers import number_at
 from jflow.paths import LINEAR, Schedule, coefficients
-from jflow.types import Field, Velocity
+from jflow.types import Field, NumberOrFunction, Velocity
 
 __all__ = ["classifier_guidance", "label_log_prob"]
 
@@ -16,12 +16,14 @@ __all__ = ["classifier_guidance", "label_log_prob"]
 def classifier_guidance(
     velocity: Velocity,
     classifier: Field,
-    scale: Scale,
+    scale: NumberOrFunction,
     *,
     schedule: Schedule = LINEAR,
     start: float = 1e-3,
 ) -> Velocity:
     """Guidance by the gradient of a classifier of noisy data.
+
+    Also known as: classifier guidance.
 
         v + scale c(t) grad_x log p(cond | x_t = x),      c = D s / a      linear: (1 - t) / t
 
@@ -47,7 +49,7 @@ def classifier_guidance(
     Raises:
         ValueError: start is outside (0, 1).
 
-    Example:
+    Examples:
         >>> import jax.numpy as jnp
         >>> from jflow import guidance
         >>> from jflow.types import Field, Velocity
@@ -92,7 +94,8 @@ def classifier_guidance(
             return jnp.sum(log_p)  # rows do not interact: the gradient of the sum is that of each
 
         a, s, da, ds = coefficients(schedule, later)
-        weight = weights(scale, t) * (da * s - ds * a) * s / a
+        w = number_at("classifier_guidance", "scale(t)", scale, t, like=t)
+        weight = w * (da * s - ds * a) * s / a
         return (v + expand_to(weight, x) * jax.grad(total)(x)).astype(v.dtype)
 
     return Velocity(init, apply)
@@ -113,7 +116,7 @@ def label_log_prob(classifier: Field) -> Field:
             params of `classifier`. It raises a TypeError for labels that are not integers, and a
             ValueError for logits or labels of another shape.
 
-    Example:
+    Examples:
         >>> import jax.numpy as jnp
         >>> from jflow import guidance
         >>> from jflow.types import Field

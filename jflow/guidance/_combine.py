@@ -13,16 +13,16 @@ import jax
 import jax.numpy as jnp
 
 from jflow._core.arrays import expand_to, flat_rows, float_dtype, sum_event
+from jflow._core.numbers import number_at
 from jflow.paths import LINEAR, Schedule, velocity_to_data
-from jflow.types import Array, PyTree
+from jflow.types import Array, NumberOrFunction, PyTree
 
 __all__ = ["Combine", "interval", "projected", "rescaled", "scaled", "zero_star"]
 
 Combine = Callable[[PyTree, PyTree, PyTree, Array], PyTree]
-Scale = float | Callable[[Array], Array]
 
 
-def scaled(scale: Scale) -> Combine:
+def scaled(scale: NumberOrFunction) -> Combine:
     """The plain combination of two velocities, which `cfg` uses.
 
         other + scale (v - other)      scale 1 is v, 0 is other
@@ -33,7 +33,7 @@ def scaled(scale: Scale) -> Combine:
     Returns:
         Combine: (v, other, x, t) -> v.
 
-    Example:
+    Examples:
         >>> import jax.numpy as jnp
         >>> from jflow import guidance
         >>> v, other, x, t = jnp.array([[3.0]]), jnp.array([[1.0]]), jnp.zeros((1, 1)), jnp.zeros(1)
@@ -42,7 +42,8 @@ def scaled(scale: Scale) -> Combine:
     """
 
     def combine(v, other, x, t):
-        return _towards(other, weights(scale, t), _minus(v, other))
+        w = number_at("scaled", "scale(t)", scale, t, like=t)
+        return _towards(other, w, _minus(v, other))
 
     return combine
 
@@ -66,7 +67,7 @@ def interval(combine: Combine, low: float, high: float) -> Combine:
     Raises:
         ValueError: unless 0 <= low < high <= 1.
 
-    Example:
+    Examples:
         >>> import jax.numpy as jnp
         >>> from jflow import guidance
         >>> combine = guidance.interval(guidance.scaled(2.0), 0.2, 0.8)
@@ -125,8 +126,10 @@ def rescaled(combine: Combine, mix: float = 0.7) -> Combine:
     return combined
 
 
-def zero_star(scale: Scale) -> Combine:
+def zero_star(scale: NumberOrFunction) -> Combine:
     """Guidance from the unconditional velocity scaled to come nearest to the conditional one.
+
+    Also known as: CFG-Zero*.
 
         s other + scale (v - s other),      s = <v, other> / |other|^2 in each row
 
@@ -151,9 +154,15 @@ def zero_star(scale: Scale) -> Combine:
 
 
 def projected(
-    scale: Scale, *, parallel: float = 0.0, limit: float = float("inf"), schedule: Schedule = LINEAR
+    scale: NumberOrFunction,
+    *,
+    parallel: float = 0.0,
+    limit: float = float("inf"),
+    schedule: Schedule = LINEAR,
 ) -> Combine:
     """Adaptive projected guidance, without its momentum: less oversaturation at high scales.
+
+    Also known as: APG, adaptive projected guidance.
 
         v + (scale - 1) d'
 
@@ -188,14 +197,10 @@ def projected(
             apart = _norm(_minus(x1, data(other)))
             step = _times(limit / jnp.maximum(apart, limit), step)
         step = _towards(step, jnp.full_like(t, parallel - 1), _times(_along(step, x1), x1))
-        return _towards(v, weights(scale, t) - 1, step)
+        w = number_at("projected", "scale(t)", scale, t, like=t)
+        return _towards(v, w - 1, step)
 
     return combine
-
-
-def weights(scale, t):
-    """The scale of each row, [b]."""
-    return scale(t) if callable(scale) else jnp.full_like(t, scale)
 
 
 def _minus(a, b):

@@ -38,7 +38,7 @@ def denoise(
     Raises:
         ValueError: std is negative.
 
-    Example:
+    Examples:
         >>> import jax.numpy as jnp
         >>> from jflow import distributions, guidance
         >>> y = jnp.array([[2.0]])  # standard normal in all: half of the variance is noise

@@ -24,10 +24,10 @@ import jax.numpy as jnp
 from jflow._core.arrays import expand_to, float_dtype, sum_event
 from jflow._core.checks import like_state, need_key, rows
 from jflow._core.keys import same_draws
-from jflow.guidance._combine import Scale, weights
+from jflow._core.numbers import check_number, number_at
 from jflow.paths import LINEAR, Schedule, coefficients, velocity_to_score
 from jflow.solvers import exact_divergence
-from jflow.types import Array, Step, Velocity
+from jflow.types import Array, NumberOrFunction, Step, Velocity
 
 __all__ = ["Excess", "density", "density_step", "constant_rate", "quantile"]
 
@@ -52,7 +52,7 @@ def density(velocity: Velocity, excess: Excess, *, schedule: Schedule = LINEAR) 
     Returns:
         Velocity: the guided velocity, with the params and the init of `velocity`.
 
-    Example:
+    Examples:
         >>> import jax.numpy as jnp
         >>> from jflow import guidance
         >>> from jflow.types import Velocity
@@ -71,7 +71,7 @@ def density(velocity: Velocity, excess: Excess, *, schedule: Schedule = LINEAR) 
     def apply(params, x, t, cond=None, *, key=None):
         t = rows(t, x.shape[0])
         u = lambda x: like_state(  # noqa: E731
-            "velocity", velocity.apply(params, x, t, cond, key=same_draws(key)), x
+            "density", velocity.apply(params, x, t, cond, key=same_draws(key)), x
         )
         v = u(x)
         return (v + _climb(velocity_to_score(v, x, t, schedule), excess(u, x, t))).astype(v.dtype)
@@ -79,7 +79,7 @@ def density(velocity: Velocity, excess: Excess, *, schedule: Schedule = LINEAR) 
     return Velocity(velocity.init, apply)
 
 
-def constant_rate(rate: float | Callable[[Array, Array], Array]) -> Excess:
+def constant_rate(rate: NumberOrFunction) -> Excess:
     """The excess with which the log-density changes at a given rate.
 
         d/dt log p_t(x_t) = rate,      e = rate + div u
@@ -96,7 +96,7 @@ def constant_rate(rate: float | Callable[[Array, Array], Array]) -> Excess:
 
     def excess(u, x, t):
         divergence = _EXACT.apply(u, x, None)[1]
-        return divergence + (rate(x, t) if callable(rate) else jnp.full_like(divergence, rate))
+        return divergence + number_at("constant_rate", "rate(x, t)", rate, x, t, like=divergence)
 
     return excess
 
@@ -130,7 +130,7 @@ def quantile(q: float, *, schedule: Schedule = LINEAR) -> Excess:
     """
     if not 0 < q < 1:
         raise ValueError(f"quantile: expected q in (0, 1), got {q}")
-    z = NormalDist().inv_cdf(q)
+    z = NormalDist().inv_cdf(float(q))
 
     def excess(u, x, t):
         a, s, da, ds = coefficients(schedule, t)
@@ -140,7 +140,7 @@ def quantile(q: float, *, schedule: Schedule = LINEAR) -> Excess:
 
 
 def density_step(
-    velocity: Velocity, excess: Excess, noise: Scale, *, schedule: Schedule = LINEAR
+    velocity: Velocity, excess: Excess, noise: NumberOrFunction, *, schedule: Schedule = LINEAR
 ) -> Step:
     """A stochastic step along which the log-density changes as `density` prescribes.
 
@@ -177,23 +177,22 @@ def density_step(
         Karczewski, Heinonen, Garg, *Devil is in the Details: Density Guidance for Detail-Aware
             Generation with Flow Models*, 2025, arXiv:2502.05807.
     """
-    if not callable(noise) and not noise >= 0:
-        raise ValueError(
-            f"density_step: expected noise (w = g^2 / 2) >= 0 or a function of t, got {noise}"
-        )
+    check_number("density_step", "noise (w = g^2 / 2)", noise, ">= 0", lambda w: w >= 0)
 
     def step(params, x, t, t_next, key, cond=None):
         need_key("density_step", key)
         x = x.astype(float_dtype(x))
         t, t_next = (rows(s, x.shape[0]).astype(x.dtype) for s in (t, t_next))
         h = t_next - t
-        u = lambda x: like_state("velocity", velocity.apply(params, x, t, cond), x)  # noqa: E731
+        u = lambda x: like_state(  # noqa: E731
+            "density_step", velocity.apply(params, x, t, cond), x
+        )
         v = u(x)
         score = velocity_to_score(v, x, t, schedule)
         xi = jax.random.normal(key, x.shape, x.dtype)
         tangent = xi - _climb(score, sum_event(xi * score))
         slope = jax.jvp(lambda x: velocity_to_score(u(x), x, t, schedule), (x,), (tangent,))[1]
-        w = weights(noise, t)
+        w = number_at("density_step", "noise(t)", noise, t, like=t)
         gain = h * (excess(u, x, t) - w * sum_event(tangent * slope))
         std = jnp.sqrt(2 * w * h)
         mean = x + expand_to(h, x) * v + _climb(score, gain)

@@ -1,22 +1,21 @@
 """Guidance of Gaussian mixtures that stays inside the conditional one."""
 
-from collections.abc import Callable
-
 import jax
 import jax.numpy as jnp
 
 from jflow._core.arrays import expand_to, flat_rows
 from jflow._core.checks import check_cond, like_rows, rows
+from jflow._core.numbers import check_number, number_at
 from jflow.distributions import mixtures
 from jflow.paths import LINEAR, Schedule, velocity_to_data
-from jflow.types import Array, Field, PyTree
+from jflow.types import Field, NumberOrFunction, PyTree
 
 __all__ = ["probabilistic_guidance"]
 
 
 def probabilistic_guidance(
     field: Field,
-    scale: float | Callable[[Array], Array],
+    scale: NumberOrFunction,
     *,
     null: PyTree,
     orthogonal: float = 1.0,
@@ -53,8 +52,7 @@ def probabilistic_guidance(
     References:
         Chen et al., *Gaussian Mixture Flow Matching Models*, 2025, arXiv:2504.05304.
     """
-    if not callable(scale) and not 0 <= scale < 1:
-        raise ValueError(f"probabilistic_guidance: expected scale in [0, 1), got {scale}")
+    check_number("probabilistic_guidance", "scale", scale, "in [0, 1)", lambda w: 0 <= w < 1)
     if not 0 <= orthogonal <= 1:
         raise ValueError(f"probabilistic_guidance: expected orthogonal in [0, 1], got {orthogonal}")
 
@@ -87,7 +85,7 @@ def probabilistic_guidance(
             * along
         )
         v = mixtures.variance(given)
-        w = (scale(t) if callable(scale) else jnp.full_like(t, scale)).astype(v.dtype)
+        w = number_at("probabilistic_guidance", "scale(t)", scale, t, like=t).astype(v.dtype)
         bias = bias * expand_to(w * jnp.sqrt(v / jnp.maximum(_dot(bias, bias), _TINY)), x)
         return mixtures.shifted(given, bias)
 

@@ -31,7 +31,7 @@ def to_quantile(z: Float[Array, "b *event"], q: float) -> Float[Array, "b *event
     Raises:
         ValueError: q is outside (0, 1).
 
-    Example:
+    Examples:
         >>> import jax.numpy as jnp
         >>> from jflow import guidance
         >>> z = guidance.to_quantile(jnp.array([[3.0, 4.0]]), 0.5)  # |z|^2 = 2 log 2
@@ -78,7 +78,7 @@ def score_alignment(
     Returns:
         The rate, [b], in nats.
 
-    Example:
+    Examples:
         >>> import jax.numpy as jnp
         >>> from jflow import guidance
         >>> def forward(params, z, cond=None, *, key=None):  # x = 2 z

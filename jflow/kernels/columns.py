@@ -1,25 +1,31 @@
-"""Scalar maps of many raw numbers each, in one pass over memory: what coupling layers spend their time on.
+"""Scalar maps of many raw numbers each, in one pass over memory.
 
-The layout is columns: x [d, n] holds the d numbers of n rows, raw [size, d, n] their raw numbers. The long axis comes
-last, so that vector units work along it whatever d and size are, and a sum over bins is a sum of whole arrays. A head's
-matrix product can write raw in this order as well as in any other (`bijectors.coupling` does).
+Couplings spend their time on them.
 
-A map is written once, on arrays of one shape, and run by two implementations: 'xla', on whole arrays, and 'pallas', block
-by block with every intermediate in registers. Both read raw once, add up the log-slopes of a column on the way, and
-go back by a hand-written rule from (x, raw, y) alone: nothing of size [size, d, n] but raw and its gradient reaches
-memory. Forward mode and second derivatives go through the reference, see `_pullback`.
+The layout is columns: x [d, n] holds the d numbers of n rows, raw [size, d, n] their raw numbers.
+The long axis comes last, so that vector units work along it whatever d and size are, and a sum over
+bins is a sum of whole arrays. The matrix product of a head can write raw in this order as well as
+in any other (`bijectors.coupling` does).
 
-The Pallas kernels (Triton on GPUs, Mosaic on TPUs) are tested in interpret mode and lower for both; they have not been run
-on a device, so that they have to be asked for.
+A map is written once, on arrays of one shape, and run by two implementations: 'xla', on whole
+arrays, and 'pallas', block by block with every intermediate in registers. Both read raw once, add
+up the log-slopes of a column on the way, and go back by a hand-written rule from (x, raw, y) alone:
+nothing of size [size, d, n] but raw and its gradient reaches memory. Forward mode and second
+derivatives go through the reference, see `_pullback`.
+
+The Pallas kernels (Triton on GPUs, Mosaic on TPUs) are tested in interpret mode and lower for both;
+they have not been run on a device, so that they have to be asked for.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 from jax.experimental import pallas as pl
+from jax.typing import DTypeLike
+from jaxtyping import Float
 
 from jflow._core.pullback import with_pullback
 from jflow.types import Array, Elementwise
@@ -35,16 +41,19 @@ __all__ = ["Column", "choice", "run", "with_columns"]
 _MEASURED: frozenset[str] = frozenset()
 
 _LANES = 128  # columns of a block: the lanes of a TPU, four warps of a GPU
-_BLOCK = (
-    2**20
-)  # bytes of raw in a block: a TPU holds four such in its fast memory, inputs and outputs, twice each
+# Bytes of raw in a block: a TPU holds four such in its fast memory, inputs and outputs, twice each.
+_BLOCK = 2**20
 
 
 class Column(NamedTuple):
     """A scalar map as kernels see it, on arrays of any one shape.
 
-    apply(x [...], raw) -> (y [...], log_slope [...]), raw an array [size, ...], or a list of `size` arrays in a Pallas kernel.
-    pullback(x, raw, y, y_bar, log_slope_bar) -> (x_bar, parts), which joined are like raw.
+    Attributes:
+        size: the count of raw numbers of one number.
+        apply: the function (x [...], raw) -> (y [...], log_slope [...]); raw is an array
+            [size, ...], or a list of `size` arrays in a Pallas kernel.
+        pullback: the function (x, raw, y, y_bar, log_slope_bar) -> (x_bar, parts) of cotangents;
+            the parts joined are like raw.
     """
 
     size: int
@@ -66,8 +75,21 @@ def by_autodiff(apply: Callable) -> Callable:
 def with_columns(
     transformer: Elementwise, kernel: Callable, implementation: str | None
 ) -> Elementwise:
-    """`transformer` with `kernel`(x, raw, inverse=, implementation=, reference=) as its columns, of which it is the reference,
-    or without any for 'plain'."""
+    """Give a scalar map a kernel as its columns, of which the map is the reference.
+
+    Args:
+        transformer: the scalar map.
+        kernel: the function (x [d, n], raw [size, d, n], inverse=, implementation=, reference=) ->
+            (y, log_det), such as `kernels.rational_quadratic.transform`.
+        implementation: 'xla', 'pallas', None for the choice of the kernel, or 'plain' for no
+            columns at all.
+
+    Returns:
+        Elementwise: the map with its columns.
+
+    Raises:
+        ValueError: implementation is none of the four.
+    """
     if implementation not in (None, "xla", "pallas", "plain"):
         raise ValueError(
             f"expected implementation None, 'xla', 'pallas' or 'plain', got {implementation!r}"
@@ -95,13 +117,37 @@ def run(
     raw: Array,
     implementation: str | None = None,
     reference: Callable | None = None,
-) -> tuple[Array, Array]:
-    """x [d, n], raw [size, d, n] -> (y [d, n], sum of the log-slopes over d [n], nats), both in the type of x and raw.
+) -> tuple[Float[Array, "d n"], Float[Array, " n"]]:
+    """Run a scalar map on columns of numbers, and add up their log-slopes.
 
-    implementation: 'xla', 'pallas' (interpreted on the CPU), or None: what `choice` says of the platform it runs on.
-    reference: the same function of (x, raw), which forward mode differentiates; by default 'xla' itself, whose many small
-        operations take longer to trace.
-    Raises ValueError on other shapes, TypeError on types that differ or are no floats.
+    Args:
+        column: the map.
+        x: the numbers, [d, n].
+        raw: their raw numbers, [size, d, n], of the type of x.
+        implementation: 'xla', 'pallas' (interpreted on the CPU), or None: what `choice` says of the
+            platform it runs on.
+        reference: the same function of (x, raw), which forward mode differentiates. None is 'xla'
+            itself, whose many small operations take longer to trace.
+
+    Returns:
+        A pair (y [d, n], the sum of the log-slopes over d [n], in nats), both in the type of x and
+            raw.
+
+    Raises:
+        ValueError: x or raw has another shape, or implementation is none of the three.
+        TypeError: x and raw differ in type, are no floats, or are of a type that Pallas does not
+            take.
+
+    Examples:
+        >>> import jax.numpy as jnp
+        >>> from jflow.kernels import columns
+        >>> def apply(x, raw):
+        ...     return x + raw[0], jnp.zeros_like(x)
+        >>> def pullback(x, raw, y, y_bar, log_slope_bar):
+        ...     return y_bar, (y_bar[None],)
+        >>> shift = columns.Column(1, apply, pullback)
+        >>> columns.run(shift, jnp.ones((1, 2)), jnp.full((1, 1, 2), 3.0))[0].tolist()
+        [[4.0, 4.0]]
     """
     if implementation not in (None, "xla", "pallas"):
         raise ValueError(
@@ -109,7 +155,8 @@ def run(
         )
     if x.ndim != 2 or raw.shape != (column.size, *x.shape):
         raise ValueError(
-            f"kernels: expected x [d, n] and raw [{column.size}, d, n], got {list(x.shape)} and {list(raw.shape)}"
+            f"kernels: expected x [d, n] and raw [{column.size}, d, n], got {list(x.shape)} and "
+            f"{list(raw.shape)}"
         )
     if x.dtype != raw.dtype or not jnp.issubdtype(x.dtype, jnp.floating):
         raise TypeError(
@@ -121,8 +168,25 @@ def run(
     return _differentiable(column, implementation, reference)(x, raw)
 
 
-def choice(platform: str, shape, dtype) -> tuple[str, str]:
-    """(implementation, reason) of implementation=None on 'cpu', 'cuda', 'rocm' or 'tpu', for raw [size, d, n] of `shape`."""
+def choice(platform: str, shape: Sequence[int], dtype: DTypeLike) -> tuple[str, str]:
+    """Say which implementation None means on a platform, and why.
+
+    Args:
+        platform: 'cpu', 'cuda', 'rocm' or 'tpu'.
+        shape: of raw, [size, d, n].
+        dtype: of x and raw.
+
+    Returns:
+        A pair (implementation, reason) of texts.
+
+    Raises:
+        ValueError: shape has not three axes.
+
+    Examples:
+        >>> from jflow.kernels import columns
+        >>> columns.choice("cpu", (23, 8, 4096), "float32")[0]
+        'xla'
+    """
     if len(shape) != 3:
         raise ValueError(f"kernels: expected the shape of raw, [size, d, n], got {list(shape)}")
     if platform == "cpu":
@@ -163,7 +227,9 @@ def _differentiable(
 
 
 def _dispatch(implementation, xla, pallas, x, raw, *rest):
-    """As asked for; else by the platform, which is known when the code is lowered, not when it is traced."""
+    """As asked for; else by the platform, which is known when the code is lowered, not when it is
+    traced.
+    """
     platforms = ("cpu", "cuda", "rocm", "tpu")
     names = {p: implementation or choice(p, raw.shape, raw.dtype)[0] for p in platforms}
     if set(names.values()) == {"xla"}:
@@ -250,7 +316,9 @@ def _pallas_pull(column, platform, x, raw, y, y_bar, log_det_bar):
 
 
 def _blocks(platform, x, raw):
-    """(n, a function that pads columns to whole blocks, the grid over blocks of columns and rows, block specs)."""
+    """(n, a function that pads columns to whole blocks, the grid over blocks of columns and rows,
+    block specs).
+    """
     d, n = x.shape
     step = _step(platform)
     rows = max(
@@ -292,7 +360,10 @@ def _step(platform) -> int:
 
 
 def _over_rows(x_ref, d: int, platform, rows):
-    """Fold rows(at, inside, total) over the rows of a block that lie within x; total [1, lanes] starts at zero."""
+    """Fold rows(at, inside, total) over the rows of a block that lie within x.
+
+    total [1, lanes] starts at zero.
+    """
     step, height = _step(platform), x_ref.shape[0]
     left = d - pl.program_id(1) * height
 
@@ -314,9 +385,11 @@ def _inner(dtype):
 
 
 def each(row: Callable, count: int, *rows, shared) -> tuple:
-    """A tuple of parts, each of them rows: row(j, *rows[j], shared) for every j < count, a tuple of arrays [...].
+    """A tuple of parts, each of them rows: row(j, *rows[j], shared) for every j < count.
 
-    On arrays this is a loop, so that XLA computes `shared` once; on lists, as in a Pallas kernel, it is unrolled."""
+    row gives a tuple of arrays [...]. On arrays this is a loop, so that XLA computes `shared` once;
+    on lists, as in a Pallas kernel, it is unrolled.
+    """
     if not isinstance(rows[0], list):
         return jax.lax.map(
             lambda of_j: row(*of_j, shared), (jnp.arange(count, dtype=rows[0].dtype), *rows)
@@ -328,8 +401,10 @@ def each(row: Callable, count: int, *rows, shared) -> tuple:
 
 
 def exponentials(rows):
-    """exp(row - the largest of all rows) of each row: of an array at once, since XLA would find the largest again for each
-    of a list."""
+    """exp(row - the largest of all rows) of each row.
+
+    An array is taken at once, since XLA would find the largest again for each of a list.
+    """
     top = rows[0]
     for j in range(1, len(rows)):
         top = jnp.maximum(top, rows[j])

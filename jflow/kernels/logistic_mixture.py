@@ -1,7 +1,8 @@
-"""The logit of a mixture of logistics, as a kernel; its reference is `univariate.logistic_mixture`, which has the formula.
+"""The logit of a mixture of logistics as a kernel; its reference is `univariate.logistic_mixture`.
 
-All 3 K + 2 raw numbers are read once; the inverse, too, which finds its root with the components in registers. Its
-gradient is that of the implicit function, at the root that was found.
+The formula is there. All 3 K + 2 raw numbers are read once; the inverse, too, which finds its root
+with the components in registers. Its gradient is that of the implicit function, at the root that
+was found.
 """
 
 import math
@@ -10,6 +11,7 @@ from collections.abc import Callable
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jaxtyping import Float
 
 from jflow._core.implicit import monotone_root
 from jflow.kernels.columns import Column, by_autodiff, choice, run
@@ -28,16 +30,37 @@ def transform(
     inverse: bool = False,
     implementation: str | None = None,
     reference: Callable | None = None,
-) -> tuple[Array, Array]:
-    """(y [d, n], log |dy/dx| summed over d [n]) for x [d, n] and raw [3*components + 2, d, n]: columns, see
-    `kernels.columns`.
+) -> tuple[Float[Array, "d n"], Float[Array, " n"]]:
+    """Map columns of numbers by logits of mixtures of logistics, and add up their log-slopes.
 
-    implementation: 'xla', 'pallas' or None; it and reference as in `columns.run`, which raises on bad shapes and types.
+    Args:
+        x: the numbers, [d, n]: the d numbers of n rows, see `kernels.columns`.
+        raw: their raw numbers, [3 * components + 2, d, n], of the type of x.
+        floor: the weight of the identity, see `univariate.logistic_mixture`.
+        inverse: whether the inverse is evaluated.
+        implementation: 'xla', 'pallas' or None, as in `columns.run`.
+        reference: the same function of (x, raw), which forward mode differentiates, as in
+            `columns.run`.
+
+    Returns:
+        A pair (y [d, n], log |dy/dx| summed over d [n]), in nats.
+
+    Raises:
+        ValueError: x or raw has another shape, or implementation is none of the three.
+        TypeError: x and raw differ in type, or are no floats.
+
+    Examples:
+        >>> import jax.numpy as jnp
+        >>> from jflow import kernels
+        >>> y, log_det = kernels.logistic_mixture.transform(jnp.ones((1, 3)), jnp.zeros((5, 1, 3)))
+        >>> y.round(3).tolist()  # raw = 0 is the identity
+        [[1.0, 1.0, 1.0]]
     """
     components, rest = divmod(raw.shape[0] - 2, 3)
     if rest or components < 1:
         raise ValueError(
-            f"kernels.logistic_mixture: expected raw of shape [3*components + 2, d, n], got {list(raw.shape)}"
+            "kernels.logistic_mixture: expected raw of shape [3*components + 2, d, n], got "
+            f"{list(raw.shape)}"
         )
     return run(column(components, floor, inverse), x, raw, implementation, reference)
 
@@ -59,7 +82,8 @@ def column(components: int, floor: float, inverse: bool) -> Column:
         log_f, shares_f = _mixture(log_w, all_w, below)
         log_rest, shares_rest = _mixture(log_w, all_w, above)
         y = log_f - log_rest
-        # In the right tail the terms of 1 - F vanish and their shares of it do not; in the left one, those of F.
+        # In the right tail the terms of 1 - F vanish and their shares of it do not; in the left
+        # one, those of F.
         right = y > 0
         terms = [
             jnp.where(right, rest + p, share + q) - v

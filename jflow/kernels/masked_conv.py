@@ -1,28 +1,30 @@
-"""A convolution that sees a pixel, what is above and what is left of it; and its inverse by wavefront.
+"""A convolution that sees what is above and left of a pixel, and its inverse by wavefront.
 
-    y[i, j] = sum over a < k, b < k of x[i - a, j - b] @ kernel[k - 1 - a, k - 1 - b],    pixels outside the image are 0
+The convolution is
 
-x, y [b, h, w, c], kernel [k, k, c, c] (in, out), of whose last tap kernel[-1, -1] the upper triangle alone counts. The map
-is triangular over pixels and channels: log |det| = h w sum(log |diag kernel[-1, -1]|).
+    y[i, j] = sum over a < k, b < k of x[i - a, j - b] @ kernel[k - 1 - a, k - 1 - b],
 
-Its inverse knows all pixels of an anti-diagonal i + j = d at once from those before: h + w - 1 steps, not h w. With the
-last tap D inverted once, u = y D^-1 and taps = kernel D^-1, what is left is x = u - (earlier pixels) @ taps, one matrix
-product a step. Its derivatives solve the transposed system, which is the same wavefront from the opposite corner, and take
-one correlation for the kernel: h + w - 1 steps too. They are given to `jax.lax.custom_linear_solve`, so that forward mode
+where pixels outside the image are 0. x, y [b, h, w, c], kernel [k, k, c, c] (in, out), of whose
+last tap kernel[-1, -1] the upper triangle alone counts. The map is triangular over pixels and
+channels: log |det| = h w sum(log |diag kernel[-1, -1]|).
+
+Its inverse knows all pixels of an anti-diagonal i + j = d at once from those before: h + w - 1
+steps, not h w. With the last tap D inverted once, u = y D^-1 and taps = kernel D^-1, what is left
+is x = u - (earlier pixels) @ taps, one matrix product a step. Its derivatives solve the transposed
+system, which is the same wavefront from the opposite corner, and take one correlation for the
+kernel: h + w - 1 steps too. They are given to `jax.lax.custom_linear_solve`, so that forward mode
 works with every implementation, and so do second derivatives.
 
-Three forms of the wavefront: `wavefront`, plain jax.numpy, which is the reference; a Pallas kernel for GPUs (Triton), one
-program an image; a Pallas kernel for TPUs (Mosaic), 128 images in the lanes and the last diagonals in fast memory. Both
-kernels are tested in interpret mode, lower for their platforms, and were compiled ahead of time for an H100 and a TPU v5e;
-they have not been run or timed on a device, so that they have to be asked for. On a CPU, where a step costs little, the
-reference is about as fast as a loop over pixels (benchmarks/masked_conv.py); fewer steps are what accelerators need.
-
-Sources: Kallappa, Nagar, Varma, *FInC Flow: Fast and Invertible k x k Convolutions for Normalizing Flows* (2023), the
-wavefront; Nagar, Varma, *Parallel Backpropagation for Inverse of a Convolution with Application to Normalizing Flows*
-(2025), its derivative.
+Three forms of the wavefront: `wavefront`, plain jax.numpy, which is the reference; a Pallas kernel
+for GPUs (Triton), one program an image; a Pallas kernel for TPUs (Mosaic), 128 images in the lanes
+and the last diagonals in fast memory. Both kernels are tested in interpret mode, lower for their
+platforms, and were compiled ahead of time for an H100 and a TPU v5e; they have not been run or
+timed on a device, so that they have to be asked for. On a CPU, where a step costs little, the
+reference is about as fast as a loop over pixels (benchmarks/masked_conv.py); fewer steps are what
+accelerators need.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 
 import jax
@@ -30,6 +32,8 @@ import jax.numpy as jnp
 import numpy as np
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import tpu as pltpu
+from jax.typing import DTypeLike
+from jaxtyping import Float
 
 from jflow._core.arrays import float_dtype
 from jflow.types import Array
@@ -52,37 +56,81 @@ _VMEM = (
 )  # bytes of the TPU kernel's blocks: half of what a kernel gets without asking for more
 
 
-def conv(x: Array, kernel: Array) -> Array:
-    """x [b, h, w, c], kernel [k, k, c, c] -> y [b, h, w, c], in x's type; see the module.
+def conv(x: Array, kernel: Array) -> Float[Array, "b h w c"]:
+    """Convolve an image with a kernel that sees what is above and left of a pixel.
 
-    Shifted copies of x and one matrix product: XLA's CPU backend compiles a convolution inside a scan to a naive one
-    (`nets/_conv.py` has the numbers). Raises ValueError on other shapes.
+    The formula is that of the module. It is shifted copies of x and one matrix product: XLA's CPU
+    backend compiles a convolution inside a scan to a naive one (`nets/_conv.py` has the numbers).
+
+    Args:
+        x: the images, [b, h, w, c].
+        kernel: [k, k, c, c] (in, out); of the last tap kernel[-1, -1] the upper triangle counts.
+
+    Returns:
+        The y [b, h, w, c], in the type of x, computed in float32 or better.
+
+    Raises:
+        ValueError: x or kernel has another shape.
+
+    Examples:
+        >>> import jax.numpy as jnp
+        >>> from jflow import kernels
+        >>> kernel = jnp.ones((2, 2, 1, 1))
+        >>> kernels.masked_conv.conv(jnp.ones((1, 2, 2, 1)), kernel)[0, ..., 0].tolist()
+        [[1.0, 2.0], [2.0, 4.0]]
     """
     _check("masked_conv.conv", x, kernel)
     dtype = float_dtype(x, kernel)
     return _convolve(x.astype(dtype), _masked(kernel.astype(dtype), 0)).astype(x.dtype)
 
 
-def inverse(y: Array, kernel: Array, *, implementation: str | None = None) -> Array:
-    """The x with conv(x, kernel) = y: y [b, h, w, c] -> x [b, h, w, c], in y's type, computed in float32 or better.
+def inverse(
+    y: Array, kernel: Array, *, implementation: str | None = None
+) -> Float[Array, "b h w c"]:
+    """Find the image of which a masked convolution is given, by a wavefront of h + w - 1 steps.
+
+    It is the x with conv(x, kernel) = y. Where the taps but the last one (of kernel D^-1, D the
+    last) sum to r < 1 in absolute value, for every output channel, no |x| exceeds max |y D^-1| /
+    (1 - r). Else x, and its rounding, may grow exponentially in h + w and overflow on large images.
 
     Args:
-        implementation: 'xla' (the reference), 'pallas' (interpreted where it is not compiled: on the CPU), or None: what
-            `choice` says of the platform on which the code is run.
+        y: the images, [b, h, w, c].
+        kernel: [k, k, c, c] (in, out); of the last tap kernel[-1, -1] the upper triangle counts.
+        implementation: 'xla' (the reference), 'pallas' (interpreted where it is not compiled: on
+            the CPU), or None: what `choice` says of the platform on which the code is run.
 
-    Where the taps but the last one (of kernel D^-1) sum to r < 1 in absolute value, for every output channel, no |x|
-    exceeds max |y D^-1| / (1 - r). Else x, and its rounding, may grow exponentially in h + w and overflow on large images.
-    Raises ValueError on other shapes, an unknown implementation, and for 'pallas' on a shape or type that it does not take.
+    Returns:
+        The x [b, h, w, c], in the type of y, computed in float32 or better.
+
+    Raises:
+        ValueError: y or kernel has another shape, implementation is none of the three, or Pallas
+            does not take the shape or type.
+
+    Examples:
+        >>> import jax.numpy as jnp
+        >>> from jflow import kernels
+        >>> y = jnp.array([[1.0, 2.0], [2.0, 4.0]]).reshape(1, 2, 2, 1)
+        >>> kernels.masked_conv.inverse(y, jnp.ones((2, 2, 1, 1)))[0, ..., 0].tolist()
+        [[1.0, 1.0], [1.0, 1.0]]
+
+    References:
+        Kallappa, Nagar, Varma,
+            *FInC Flow: Fast and Invertible k x k Convolutions for Normalizing Flows*, 2023,
+            arXiv:2301.09266.
+        Nagar, Varma, *Parallel Backpropagation for Inverse of a Convolution with Application to
+            Normalizing Flows*, 2025, arXiv:2410.14634.
     """
     _check("masked_conv.inverse", y, kernel)
     dtype = float_dtype(y, kernel)
     if implementation not in (None, "xla", "pallas"):
         raise ValueError(
-            f"masked_conv.inverse: expected implementation None, 'xla' or 'pallas', got {implementation!r}"
+            "masked_conv.inverse: expected implementation None, 'xla' or 'pallas', got "
+            f"{implementation!r}"
         )
     if implementation == "pallas" and (refusal := _refusal(y.shape, dtype, kernel.shape[:2])):
         raise ValueError(
-            f"masked_conv.inverse: the Pallas kernel takes {refusal}; use implementation='xla' or None"
+            f"masked_conv.inverse: the Pallas kernel takes {refusal}; use implementation='xla' or "
+            "None"
         )
     kernel = _masked(kernel.astype(dtype), 0)
 
@@ -91,7 +139,8 @@ def inverse(y: Array, kernel: Array, *, implementation: str | None = None) -> Ar
     u = jnp.matmul(y.astype(dtype), divisor, precision=_FULL)
     if kernel.shape[:2] == (1, 1):
         return u.astype(y.dtype)
-    # the zero makes the taps vary over a mesh axis wherever u does: the solve's derivative would not be summed over it
+    # the zero makes the taps vary over a mesh axis wherever u does: the solve's derivative would
+    # not be summed over it
     taps = jnp.matmul(kernel, divisor, precision=_FULL) + jnp.zeros_like(u, shape=())
     run = partial(_run, implementation)
 
@@ -107,8 +156,25 @@ def inverse(y: Array, kernel: Array, *, implementation: str | None = None) -> Ar
     return jax.lax.custom_linear_solve(unit_conv, u, solve, solve_transposed).astype(y.dtype)
 
 
-def choice(platform: str, shape, dtype, size=(3, 3)) -> tuple[str, str]:
-    """(implementation, reason) of implementation=None on 'cpu', 'cuda', 'rocm' or 'tpu', for y [b, h, w, c] of `shape`."""
+def choice(
+    platform: str, shape: Sequence[int], dtype: DTypeLike, size: Sequence[int] = (3, 3)
+) -> tuple[str, str]:
+    """Say which implementation None means on a platform, and why.
+
+    Args:
+        platform: 'cpu', 'cuda', 'rocm' or 'tpu'.
+        shape: of y, [b, h, w, c].
+        dtype: of y.
+        size: of the kernel, (k, k).
+
+    Returns:
+        A pair (implementation, reason) of texts.
+
+    Examples:
+        >>> from jflow import kernels
+        >>> kernels.masked_conv.choice("cpu", (8, 32, 32, 3), "float32")[0]
+        'xla'
+    """
     if platform == "cpu":
         return "xla", "Pallas is only interpreted on the CPU"
     if refusal := _refusal(shape, dtype, size):
@@ -116,16 +182,27 @@ def choice(platform: str, shape, dtype, size=(3, 3)) -> tuple[str, str]:
     if platform not in _MEASURED:
         return (
             "xla",
-            f"nobody has timed the Pallas kernel on {platform} yet: ask for it by implementation='pallas'",
+            f"nobody has timed the Pallas kernel on {platform} yet: ask for it by "
+            "implementation='pallas'",
         )
     return "pallas", "one kernel for all diagonals"
 
 
-def wavefront(u: Array, taps: Array) -> Array:
-    """The reference: x [b, h, w, c] with x = u - _convolve(x, taps), taps [k, k, c, c] with the last one left out.
+def wavefront(
+    u: Float[Array, "b h w c"], taps: Float[Array, "rows columns c c"]
+) -> Float[Array, "b h w c"]:
+    """Solve x = u - (earlier pixels of x) @ taps, diagonal by diagonal: the reference of `inverse`.
 
-    Carries the last diagonals of x, row i of the image in row i of each, and gathers the neighbors of all pixels of a
-    diagonal into rows for one matrix product.
+    It carries the last diagonals of x, row i of the image in row i of each, and gathers the
+    neighbors of all pixels of a diagonal into rows for one matrix product. See `inverse` for an
+    example.
+
+    Args:
+        u: the images, [b, h, w, c].
+        taps: [k, k, c, c] (in, out), the last one left out.
+
+    Returns:
+        The x [b, h, w, c].
     """
     if u.shape[1] > u.shape[2]:  # the pixels of a diagonal are padded to the shorter side
         return wavefront(u.swapaxes(1, 2), taps.swapaxes(0, 1)).swapaxes(1, 2)
@@ -152,7 +229,10 @@ def wavefront(u: Array, taps: Array) -> Array:
 
 
 def _run(implementation: str | None, u: Array, taps: Array) -> Array:
-    """The wavefront as chosen; the platform is known when the code is lowered, not when it is traced."""
+    """The wavefront as chosen.
+
+    The platform is known when the code is lowered, not when it is traced.
+    """
     if u.shape[1] > u.shape[2]:
         return _run(implementation, u.swapaxes(1, 2), taps.swapaxes(0, 1)).swapaxes(1, 2)
     gpu = wavefront if plgpu is None else _triton
@@ -194,7 +274,8 @@ def _triton(u: Array, taps: Array, *, interpret: bool = False) -> Array:
                 x_d -= jnp.dot(seen, near_ref[tap], precision=_FULL)
             x_ref[n, d, pl.ds(above, rows), :] = x_d
             if not interpret:
-                plgpu.debug_barrier()  # the next diagonal is read by other threads than wrote this one
+                # The next diagonal is read by other threads than wrote this one.
+                plgpu.debug_barrier()
             return carry
 
         jax.lax.fori_loop(span, span + h + w - 1, step, 0)
@@ -211,7 +292,9 @@ def _triton(u: Array, taps: Array, *, interpret: bool = False) -> Array:
 
 
 def _mosaic(u: Array, taps: Array, *, interpret: bool = False) -> Array:
-    """Images in the lanes, rows in the sublanes, channels by scalars; the grid walks over blocks of images and diagonals.
+    """Images in the lanes, rows in the sublanes, channels by scalars.
+
+    The grid walks over blocks of images and diagonals.
 
     The last diagonals stay in scratch memory, a ring of them, behind rows of zeros.
     """
@@ -263,7 +346,8 @@ def _refusal(shape, dtype, size) -> str | None:
     if (
         c > 64 or rows * channels**2 * taps > 2**19
     ):  # the products are unrolled: compilation takes minutes beyond
-        return f"up to 2^19 products a diagonal and 64 channels, got {rows * channels**2 * taps} and {c}"
+        products = rows * channels**2 * taps
+        return f"up to 2^19 products a diagonal and 64 channels, got {products} and {c}"
     if (needed := 4 * _LANES * c * (span * (h + max(size) - 1) + 4 * h)) > _VMEM:
         return f"up to {_VMEM} bytes of fast memory, got {needed}"
     return None
@@ -286,14 +370,20 @@ def _masked(kernel: Array, diagonal: int) -> Array:
 
 
 def _earlier(taps: Array) -> tuple[list[tuple[int, int]], int, int]:
-    """The offsets (rows up, columns left) of a pixel's neighbors, how many diagonals and how many rows they reach back."""
+    """The offsets (rows up, columns left) of the neighbors of a pixel, and how far they reach back.
+
+    The last two numbers are diagonals and rows.
+    """
     rows, columns = taps.shape[:2]
     offsets = [(a, b) for a in range(rows) for b in range(columns) if a + b]
     return offsets, rows + columns - 2, rows - 1
 
 
 def _skew(u: Array) -> Array:
-    """[b, h, w, c] -> [b, h, h + w - 1, c]: row i moved i to the right, so that an anti-diagonal becomes a column."""
+    """[b, h, w, c] -> [b, h, h + w - 1, c]: row i moved i to the right.
+
+    An anti-diagonal becomes a column.
+    """
     b, h, w, c = u.shape
     flat = jnp.pad(u, ((0, 0), (0, 0), (0, h), (0, 0))).reshape(b, h * (w + h), c)
     return flat[:, : h * (w + h - 1)].reshape(b, h, h + w - 1, c)
@@ -313,5 +403,6 @@ def _check(name: str, x: Array, kernel: Array) -> None:
         or 0 in kernel.shape
     ):
         raise ValueError(
-            f"{name}: expected x [b, h, w, c] and a kernel [k, k, c, c], got {list(x.shape)} and {list(kernel.shape)}"
+            f"{name}: expected x [b, h, w, c] and a kernel [k, k, c, c], got {list(x.shape)} and "
+            f"{list(kernel.shape)}"
         )

@@ -1,9 +1,11 @@
-"""The rational-quadratic spline with identity tails, as a kernel; `bijectors.splines` has the formulas and the reference.
+"""The rational-quadratic spline with identity tails as a kernel.
 
-The 3*bins - 1 raw numbers are read once, for the exponentials of the two softmaxes. The bin is found by comparing x with
-running sums, and comparisons with its index select its corner, its sizes and those of its neighbors: gathers are slow. The
-gradient goes back the same way: through the few numbers of the bin by autodiff, from there to all raw numbers in closed
-form, since of all bin sizes those left of x move the corner of its bin, and three more its shape.
+Its reference is `bijectors.splines`. The formulas are there. The 3*bins - 1 raw numbers are read
+once, for the exponentials of the two softmaxes. The bin is found by comparing x with running sums,
+and comparisons with its index select its corner, its sizes and those of its neighbors: gathers are
+slow. The gradient goes back the same way: through the few numbers of the bin by automatic
+differentiation, from there to all raw numbers in closed form, since of all bin sizes those left of
+x move the corner of its bin, and three more its shape.
 """
 
 import math
@@ -12,6 +14,7 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+from jaxtyping import Float
 
 from jflow.kernels.columns import Column, choice, each, exponentials, run
 from jflow.types import Array
@@ -32,22 +35,49 @@ def transform(
     inverse: bool = False,
     implementation: str | None = None,
     reference: Callable | None = None,
-) -> tuple[Array, Array]:
-    """(y [d, n], log |dy/dx| summed over d [n]) for x [d, n] and raw [3*bins - 1, d, n]: columns, see `kernels.columns`.
+) -> tuple[Float[Array, "d n"], Float[Array, " n"]]:
+    """Map columns of numbers by rational-quadratic splines, and add up their log-slopes.
 
-    The map of `splines.rational_quadratic`, or of its inverse, whose raw has the same numbers along its last axis.
-    implementation: 'xla', 'pallas' or None; it and reference as in `columns.run`, which raises on bad shapes and types.
+    It is the map of `splines.rational_quadratic`, or of its inverse, whose raw has the same numbers
+    along its last axis.
+
+    Args:
+        x: the numbers, [d, n]: the d numbers of n rows, see `kernels.columns`.
+        raw: their raw numbers, [3 * bins - 1, d, n], of the type of x.
+        bound: half the side of the box, outside of which the map is the identity.
+        inverse: whether the inverse is evaluated.
+        implementation: 'xla', 'pallas' or None, as in `columns.run`.
+        reference: the same function of (x, raw), which forward mode differentiates, as in
+            `columns.run`.
+
+    Returns:
+        A pair (y [d, n], log |dy/dx| summed over d [n]), in nats.
+
+    Raises:
+        ValueError: x or raw has another shape, or implementation is none of the three.
+        TypeError: x and raw differ in type, or are no floats.
+
+    Examples:
+        >>> import jax.numpy as jnp
+        >>> from jflow import kernels
+        >>> transform = kernels.rational_quadratic.transform
+        >>> y, log_det = transform(jnp.ones((1, 3)), jnp.zeros((5, 1, 3)))
+        >>> y.round(3).tolist()  # raw = 0 is the identity
+        [[1.0, 1.0, 1.0]]
     """
     bins, rest = divmod(raw.shape[0] + 1, 3)
     if rest or bins < 1:
         raise ValueError(
-            f"kernels.rational_quadratic: expected raw of shape [3*bins - 1, d, n], got {list(raw.shape)}"
+            "kernels.rational_quadratic: expected raw of shape [3*bins - 1, d, n], got "
+            f"{list(raw.shape)}"
         )
     return run(column(bins, bound, inverse), x, raw, implementation, reference)
 
 
 def value_in_bin(x, xk, yk, w, h, d0, d1):
-    """y and log dy/dx at x of the bin with corner (xk, yk), width w, height h and knot slopes d0, d1."""
+    """y and log dy/dx at x of the bin with corner (xk, yk), width w, height h and knot slopes d0,
+    d1.
+    """
     r, log_slope = value_in_unit((x - xk) / w, h / w, d0, d1)
     return yk + h * r, log_slope
 
@@ -75,7 +105,8 @@ def inverse_in_unit(r, s, d0, d1):
     r = to_unit(r)
     e = r * (d0 + d1 - 2 * s)
     a, b, c = s - d0 + e, d0 - e, -s * r
-    # The discriminant is positive in exact arithmetic; its floor keeps the root differentiable when rounding is not.
+    # The discriminant is positive in exact arithmetic; its floor keeps the root differentiable when
+    # rounding is not.
     root = jnp.sqrt(jnp.maximum(b * b - 4 * a * c, jnp.finfo(b.dtype).tiny))
     u = to_unit(2 * c / (-b - root))
     v = u * (1 - u)
@@ -83,7 +114,10 @@ def inverse_in_unit(r, s, d0, d1):
 
 
 def to_unit(u):
-    """u within [0, 1], which only rounding leaves; the derivative stays 1, where clipping would halve it at a knot."""
+    """u within [0, 1], which only rounding leaves.
+
+    The derivative stays 1, where clipping would halve it at a knot.
+    """
     return u + jax.lax.stop_gradient(jnp.clip(u, 0.0, 1.0) - u)
 
 
@@ -116,7 +150,8 @@ def column(bins: int, bound: float, inverse: bool) -> Column:
             [floor + units[i] * rows[j] for j in (0, last)]
             for i, rows in enumerate((widths, heights))
         )
-        # The inner heights make up for what the edge bins, drawn towards their widths, take of the box.
+        # The inner heights make up for what the edge bins, drawn towards their widths, take of the
+        # box.
         middle = 2 * bound - sum(plain_ends) if bins > 2 else jnp.ones_like(x)
         scale = (
             1 + edge_weight * (sum(plain_ends) - sum(w_ends)) / middle
@@ -126,12 +161,15 @@ def column(bins: int, bound: float, inverse: bool) -> Column:
         first = edge_weight * w_ends[0] + (1 - edge_weight) * plain_ends[0]
 
         def corner(k, first, scale, unit, inner):
-            """Knot k > 0, `inner` being the sum of the exponentials of the bins between the first one and the knot."""
+            """Knot k > 0, `inner` being the sum of the exponentials of the bins between the first
+            one and the knot.
+            """
             return first + scale * ((k - 1) * floor + unit * inner) - bound
 
         def near(rows, unit):
-            """The exponentials between the first bin and bin k, and the sizes of bin k, k - 1 and k + 1, heights
-            before the edges are mixed."""
+            """The exponentials between the first bin and bin k, and the sizes of bin k, k - 1 and k
+            + 1, heights before the edges are mixed.
+            """
             zero, one = jnp.zeros_like(k), jnp.ones_like(k)
             inner, here, before, after = zero, rows[0], one, rows[1] if last else one
             for j in range(1, bins):
@@ -150,8 +188,9 @@ def column(bins: int, bound: float, inverse: bool) -> Column:
         for j in range(1, bins):
             inner = inner + searched[j - 1] if j > 1 else inner
             squared = squared + jnp.where(x >= corner(j, *axes[inverse], inner), 2 * j - 1.0, 0.0)
-        # 1 + 3 + ... + (2 k - 1) = k^2. XLA's CPU backend stores a root or a quotient that several loops need. Sums and
-        # comparisons it computes again in each, rounded in another way, and the loops would disagree on the bin.
+        # 1 + 3 + ... + (2 k - 1) = k^2. XLA's CPU backend stores a root or a quotient that several
+        # loops need. Sums and comparisons it computes again in each, rounded in another way, and
+        # the loops would disagree on the bin.
         k = jnp.floor(jnp.sqrt(squared) + 0.5)
 
         def mix_edge(j, width, height):
@@ -209,8 +248,11 @@ def column(bins: int, bound: float, inverse: bool) -> Column:
         return jnp.where(inside, corner + size * r, x), jnp.where(inside, log_slope, 0.0)
 
     def pullback(x, raw, y, y_bar, log_slope_bar):
-        """Sums over bins of a cotangent times a size have closed forms: all bins left of x get the same, its own bin and the
-        two beside it something else, the others nothing."""
+        """Sums over bins of a cotangent times a size have closed forms.
+
+        All bins left of x get the same, its own bin and the two beside it something else, the
+        others nothing.
+        """
         del y
         inside = jnp.abs(x) < bound
         at, y_in = jnp.where(inside, x, 0.0), jnp.where(inside, y_bar, 0.0)
@@ -293,11 +335,13 @@ def column(bins: int, bound: float, inverse: bool) -> Column:
 
 
 class _Bin(NamedTuple):
-    """Bin k, a float: its corner; widths and heights of it, of the one before and the one after; raw slopes of its knots.
+    """Bin k, a float, and what belongs to all bins.
 
-    Then what belongs to all bins: the exponentials whose multiples, by `units`, are the sizes less their floor; the sizes of
-    the edge bins before their heights are mixed with their widths; the first height after it; the sum of the inner heights
-    before it, and their scale."""
+    First its corner; widths and heights of it, of the one before and the one after; raw slopes of
+    its knots. Then what belongs to all bins: the exponentials whose multiples, by `units`, are the
+    sizes less their floor; the sizes of the edge bins before their heights are mixed with their
+    widths; the first height after it; the sum of the inner heights before it, and their scale.
+    """
 
     k: Array
     xk: Array

@@ -1,9 +1,20 @@
-"""Losses: (params, key, batch, frozen=None) -> (scalar, metrics); and what happens to a batch before a loss sees it, `chain`.
+"""Losses (params, key, batch, frozen=None) -> (scalar, metrics), and batch transforms.
 
-A loss reads 'x', and takes 'x0' where it regresses on pairs; without it such a loss draws the source, standard normal. Other
-pairs, dropped conditions and noise are batch transforms in front of it, the same for all: see `chain`.
+A loss reads 'x', and takes 'x0' where it regresses on pairs; without it such a loss draws the
+source, standard normal. Other pairs, dropped conditions and noise are batch transforms in front of
+it, the same for all; see `chain`.
+
+A loss of your own is a function of the same form. What it is made of is public: `draw_pairs` or
+`read_batch` reads the batch, `frozen_entry` gives the params of a teacher, `flow_map_residual` is
+the identity behind MeanFlow and its relatives, and `mean_event` and `mean_of_rows` make one number
+of errors [b, *event].
+
+In formulas sg(a) is a without a gradient (jax.lax.stop_gradient).
 """
 
+from jflow._core.arrays import mean_event
+from jflow._core.batch import mean_of_rows, read_batch
+from jflow._core.checks import frozen_entry
 from jflow.losses._acceleration import constant_acceleration, initial_velocity
 from jflow.losses._adversarial import (
     GanObjective,
@@ -68,6 +79,7 @@ from jflow.losses._likelihood import negative_elbo, nll
 from jflow.losses._matching import flow_matching
 from jflow.losses._mean_flow import improved_mean_flow, mean_flow
 from jflow.losses._mixture import mixture_matching
+from jflow.losses._pairs import Pairs, draw_pairs
 from jflow.losses._perflow import perflow
 from jflow.losses._rectified_diffusion import (
     end_error,
@@ -77,11 +89,17 @@ from jflow.losses._rectified_diffusion import (
 )
 from jflow.losses._refiner import velocity_refiner
 from jflow.losses._regularized import regularized_nll
+from jflow.losses._residual import (
+    adaptive_weight,
+    clipped_tangent,
+    flow_map_residual,
+    normalized_tangent,
+)
 from jflow.losses._self_corrected import self_corrected, self_correction
 from jflow.losses._shortcut import shortcut
 from jflow.losses._slim import flow_guided_distillation
 from jflow.losses._trajectory import trajectory_distillation
-from jflow.losses._trigflow import clipped_tangent, normalized_tangent, trigflow_consistency
+from jflow.losses._trigflow import trigflow_consistency
 from jflow.losses._tunable import tunable_distillation
 from jflow.losses._variational import reverse_kl
 from jflow.losses._variational_noise import noise_encoder, variational_noise
@@ -92,28 +110,37 @@ from jflow.losses._velocity_distillation import (
 )
 
 __all__ = [
+    # what a loss of your own is made of
+    "Pairs",
+    "adaptive_weight",
+    "clipped_tangent",
+    "draw_pairs",
+    "flow_map_residual",
+    "frozen_entry",
+    "mean_event",
+    "mean_of_rows",
+    "normalized_tangent",
+    "read_batch",
+    # losses, and what is given to them
     "ConvexCost",
     "GanObjective",
     "Generate",
-    "Importance",
     "HierarchyLevel",
+    "Importance",
     "ScoreWeight",
     "adversarial",
-    "eulerian_map_distillation",
-    "lagrangian_map_distillation",
     "anchored_consistency",
     "annealed_source",
     "averaged_target",
     "boss",
     "c_rectified_flow",
     "chain",
-    "clipped_tangent",
     "consistency_flow_matching",
+    "consistency_training",
     "constant_acceleration",
     "count_steps",
     "deep_supervision",
     "diffusion_likelihood",
-    "consistency_training",
     "distillation",
     "distribution_matching",
     "draw_times",
@@ -121,6 +148,7 @@ __all__ = [
     "easy_steps",
     "end_error",
     "euler_step",
+    "eulerian_map_distillation",
     "fixed_steps",
     "flow_guided_distillation",
     "flow_matching",
@@ -133,7 +161,11 @@ __all__ = [
     "initial_velocity",
     "inner_potential",
     "interpolant_matching",
+    "inverse_error_weight",
+    "inverse_noise_step",
+    "inverse_time_step",
     "kl_weight",
+    "lagrangian_map_distillation",
     "learn_importance",
     "learned_times",
     "least_squares_gan",
@@ -149,12 +181,7 @@ __all__ = [
     "noise_error",
     "noised",
     "non_saturating_gan",
-    "normalized_tangent",
-    "student_only",
     "online_target",
-    "inverse_error_weight",
-    "inverse_noise_step",
-    "inverse_time_step",
     "perceptual_huber",
     "perflow",
     "phased_rectified_diffusion",
@@ -171,6 +198,7 @@ __all__ = [
     "shared_timesteps",
     "shortcut",
     "squared_and_cosine_error",
+    "student_only",
     "sum_losses",
     "trajectory_distillation",
     "trigflow_consistency",

@@ -1,19 +1,21 @@
-"""Constant acceleration flow: two networks, one for the velocity at the start and one for an acceleration that is told it.
+"""Constant acceleration flow: one network for the velocity at the start, one for an acceleration.
 
 Between a source x0 and the data x1 that belongs to it, x moves by
 
     x_t = x0 + v0 t + a t^2 / 2,      v0 = h (x1 - x0),      a = 2 (x1 - x0) - 2 v0.
 
-Told v0, which differs from pair to pair, the acceleration needn't average over pairs whose paths cross. Pairs come from a
-trained flow (`data.generate_reflow_pairs`); drawn at random, v0 would tell x0 alone, and every x0 would go to the mean
-of the data.
+The acceleration network is given v0, which differs from pair to pair, and so needn't average over
+pairs whose paths cross. Pairs come from a trained flow (`data.generate_reflow_pairs`); drawn at
+random, v0 would depend on x0 alone, and every x0 would go to the mean of the data.
 
-    start, acceleration = jflow.velocity(nets.ResidualMLP(128)), jflow.velocity(nets.ResidualMLP(128))
+    start, acceleration = (jflow.velocity(nets.ResidualMLP(128)) for _ in range(2))
     ... fit initial_velocity(start) on the pairs, then, with its params as frozen['velocity'],
         fit constant_acceleration(acceleration, start) ...
     params = {"velocity": start_params, "acceleration": acceleration_params}
-    x1, info = solvers.sample_acceleration(acceleration, start, params, x0, steps=1)      # two evaluations
-    acceleration.init(key, x, t, solvers.AccelerationCondition(v0, cond))                                # v0 shaped like x
+    x1, info = solvers.sample_acceleration(acceleration, start, params, x0, steps=1)
+    acceleration.init(key, x, t, solvers.AccelerationCondition(v0, cond))       # v0 shaped like x
+
+A step costs two evaluations.
 """
 
 import jax
@@ -34,14 +36,40 @@ _UNIFORM = times.uniform()
 
 
 def initial_velocity(velocity: Velocity, *, h: float = 1.5, time: Time = _UNIFORM) -> Loss:
-    """Regression of v0 = h (x1 - x0) on (x_t, t): the mean over the event of the squared error, then over rows.
+    """Regression of the velocity at the start of each pair's path, v0 = h (x1 - x0).
 
-    With this v0, x_t = x0 + (h t + (1 - h) t^2) (x1 - x0) is on the straight line, sooner or later than at t. h > 1 starts
-    fast and brakes, h = 1 has no acceleration left and is `losses.flow_matching` on the pairs.
-    batch: 'x0' and 'x' [b, *event] pairs, optionally 'cond', 'weight'. metrics: 'residual', the loss.
-    Errors: ValueError unless 0 < h <= 2, beyond which x_t overshoots x1; at trace time for a batch without 'x0', and as
-        `losses.flow_matching`.
-    Source: Park, Lee, Kim, Lee, Hong, Kim, "Constant Acceleration Flow", 2024; 1.5 is its public code's.
+    The loss is the mean over the event of (velocity(x_t, t) - v0)^2, then over rows. With this v0,
+    `x_t = x0 + (h t + (1 - h) t^2) (x1 - x0)` is on the straight line, sooner or later than at t. h
+    > 1 starts fast and brakes; h = 1 has no acceleration left and is `losses.flow_matching` on the
+    pairs.
+
+    Args:
+        velocity: The velocity that is trained.
+        h: The velocity at the start over the mean velocity, in (0, 2]; 1.5 is that of the public
+            code.
+        time: The law of the times, (key, n) -> t [n].
+
+    Returns:
+        A loss of the batch {'x0' and 'x' [b, *event], a pair a row, optionally 'cond', 'weight'
+        [b]}. Its metrics are {'residual'}, the loss.
+
+    Raises:
+        ValueError: Unless 0 < h <= 2, beyond which x_t overshoots x1; at trace time for a batch
+            without 'x0', a velocity of another shape, a batch without 'x' or with unknown keys, and
+            a key that is None.
+
+    Examples:
+        >>> import jax
+        >>> import jax.numpy as jnp
+        >>> from jflow import losses
+        >>> from jflow.types import Velocity
+        >>> still = Velocity(lambda *args: {}, lambda params, x, t, cond=None, *, key=None: 0 * x)
+        >>> batch = {"x0": jnp.zeros((4, 2)), "x": jnp.ones((4, 2))}
+        >>> float(losses.initial_velocity(still, h=1.5)({}, jax.random.key(0), batch)[0])
+        2.25
+
+    References:
+        Park, Lee, Kim, Lee, Hong, Kim, *Constant Acceleration Flow*, 2024, arXiv:2411.00322.
     """
     if not 0 < h <= 2:
         raise ValueError(f"initial_velocity: expected 0 < h <= 2, got {h}")
@@ -62,14 +90,29 @@ def initial_velocity(velocity: Velocity, *, h: float = 1.5, time: Time = _UNIFOR
 def constant_acceleration(
     acceleration: Velocity, velocity: Velocity, *, time: Time = _UNIFORM
 ) -> Loss:
-    """Regression of a = 2 (x1 - x0) - 2 v0 on (x_t, t, v0), where v0 = velocity(x0, 0) is what `initial_velocity` trained,
-    with params frozen['velocity']: the mean over the event of the squared error, then over rows.
+    """Regression of the acceleration of each pair's path, given the velocity at its start.
 
-    x_t is on the path of the predicted v0, which ends in x1 whatever v0 is: errors of the first network are made good.
-    acceleration: a network of (x, t, Launch(v0, cond)), shaped like x.
-    batch: 'x0' and 'x' [b, *event] pairs, optionally 'cond', 'weight'. metrics: 'residual', the loss.
-    Errors: ValueError at trace time for a batch without 'x0', without frozen['velocity'], and as `losses.flow_matching`.
-    Source: Park, Lee, Kim, Lee, Hong, Kim, "Constant Acceleration Flow", 2024.
+    The loss is the mean over the event, then over rows, of the squared error of a = 2 (x1 - x0) - 2
+    v0 at (x_t, t, v0), where v0 = velocity(x0, 0) is what `initial_velocity` trained. x_t is on the
+    path of the predicted v0, which ends in x1 whatever v0 is: errors of the first network are made
+    good.
+
+    Args:
+        acceleration: A network of (x, t, `solvers.AccelerationCondition(v0, cond)`) whose output is
+            shaped like x.
+        velocity: The velocity at the start, with params frozen['velocity'].
+        time: The law of the times, (key, n) -> t [n].
+
+    Returns:
+        A loss of the batch {'x0' and 'x' [b, *event], a pair a row, optionally 'cond', 'weight'
+        [b]}. Its metrics are {'residual'}, the loss.
+
+    Raises:
+        ValueError: At trace time for a batch without 'x0', a frozen without 'velocity', an output
+            of another shape, a batch without 'x' or with unknown keys, and a key that is None.
+
+    References:
+        Park, Lee, Kim, Lee, Hong, Kim, *Constant Acceleration Flow*, 2024, arXiv:2411.00322.
     """
 
     name = "constant_acceleration"

@@ -1,4 +1,4 @@
-"""Batch transforms that alter rows: data with noise added, conditions left out, sources made anew or mixed."""
+"""Batch transforms that alter rows: noise added, conditions dropped, sources made anew or mixed."""
 
 from collections.abc import Callable
 
@@ -22,13 +22,27 @@ __all__ = ["annealed_source", "drop_cond", "fresh_source", "noised"]
 
 
 def noised(std: float) -> BatchTransform:
-    """x becomes x + std * eps, eps standard normal, drawn anew each time: the density learned is that of noisy data.
+    """A batch transform that adds noise to the data, drawn anew each time: x becomes x + std eps.
 
-    `guidance.denoise` takes the noise out of samples again. Source: Zhai et al., "Normalizing Flows are Capable
-    Generative Models", 2024 (std 0.05 to 0.15 for pixels in [-1, 1]).
+    eps is standard normal. The density that is learned is that of noisy data; `guidance.denoise`
+    takes the noise out of samples again.
+
+    Args:
+        std: The standard deviation of the noise, not negative, in units of the data.
+
+    Returns:
+        The transform (key, batch, frozen=None) -> batch.
+
+    Raises:
+        ValueError: For std < 0; at trace time for a key that is None, and a batch without 'x'.
+
+    References:
+        Zhai et al., *Normalizing Flows are Capable Generative Models*, 2024, arXiv:2412.06329 (std
+            0.05 to 0.15 for pixels in [-1, 1]).
     """
     if not std >= 0:
         raise ValueError(f"noised: expected std >= 0, got {std}")
+    std = float(std)  # a number of numpy's would bring float64 along
 
     def transform(key, batch, frozen=None):
         need_key("noised", key)
@@ -40,16 +54,37 @@ def noised(std: float) -> BatchTransform:
 
 
 def drop_cond(p: float, *, null: PyTree) -> BatchTransform:
-    """cond becomes `null`, one row of it without the batch axis, in each row with probability p, whatever the others do.
+    """A batch transform for classifier-free guidance: cond is dropped with probability p.
 
-    null: an integer label, a vector, a pytree of those. It is what classifier-free guidance trains with: `guidance.cfg` with
-    the same null then guides the trained network. 'dropped' [b] bool says which rows were dropped; a loss with guidance in
-    its target reads it (`mean_flow`, `shortcut`), the others accept it. It comes after what pairs rows or makes conditions
-    (`couplings.pair`, `couplings.with_source`), which refuse the other order.
+    Also known as: label dropout, condition dropout, unconditional dropout.
 
-    Raises ValueError at construction for p outside [0, 1]; at trace time for key=None, a batch without 'cond', and a null
-    that is no row of it.
-    Source: Ho, Salimans, "Classifier-Free Diffusion Guidance", 2022.
+    Rows are dropped independently. `guidance.cfg` with the same null then guides the trained
+    network. `batch['dropped']`, [b] bool, says which rows were dropped; a loss with guidance in its
+    target reads it (`mean_flow`, `shortcut`), the others accept it. It comes after what pairs rows
+    or makes conditions (`couplings.pair`, `couplings.with_source`), which refuse the other order.
+
+    Args:
+        p: The probability in [0, 1].
+        null: One row of cond without the batch axis: an integer label, a vector, a pytree of those.
+
+    Returns:
+        The transform (key, batch, frozen=None) -> batch.
+
+    Raises:
+        ValueError: At construction for p outside [0, 1]; at trace time for a key that is None, a
+            batch without 'cond', and a null that is no row of it.
+
+    Examples:
+        >>> import jax
+        >>> import jax.numpy as jnp
+        >>> from jflow import losses
+        >>> drop = losses.drop_cond(1.0, null=10)
+        >>> batch = drop(jax.random.key(0), {"x": jnp.ones((3, 2)), "cond": jnp.array([1, 2, 3])})
+        >>> batch["cond"].tolist(), batch["dropped"].tolist()
+        ([10, 10, 10], [True, True, True])
+
+    References:
+        Ho, Salimans, *Classifier-Free Diffusion Guidance*, 2022, arXiv:2207.12598.
     """
     if not 0 <= p <= 1:
         raise ValueError(f"drop_cond: expected p in [0, 1], got {p}")
@@ -72,12 +107,24 @@ def drop_cond(p: float, *, null: PyTree) -> BatchTransform:
 
 
 def fresh_source() -> BatchTransform:
-    """For batches of synthetic and real rows: where 'paired' [b], a boolean of the batch, is False, 'x0' is replaced by
-    standard normal noise, drawn anew each time. 'paired' is then taken out of the batch.
+    """A batch transform for synthetic and real rows: unpaired rows get fresh noise as source.
 
-    Synthetic rows of x carry the x0 that a model made them from; real rows have no partner, and what stands in their x0
-    is ignored (zeros, say). Real rows inverted along a model's ODE (`solvers.sample` from t0=1 to t1=0) do have one.
-    Source: Lee, Lin, Fanti, "Improving the Training of Rectified Flows", 2024 (synthetic and real pairs together).
+    Where `batch['paired']`, [b] bool, is False, 'x0' is replaced by standard normal noise, drawn
+    anew each time. 'paired' is then taken out of the batch. Synthetic rows of x carry the x0 that a
+    model made them from; real rows have no partner, and what stands in their x0 is ignored (zeros,
+    for example). Real rows inverted along a model's ODE (`solvers.sample` from t0=1 to t1=0) do
+    have one.
+
+    Returns:
+        The transform (key, batch, frozen=None) -> batch.
+
+    Raises:
+        ValueError: At trace time for a key that is None, a batch without 'x0' or 'paired', and a
+            'paired' that is not a boolean for each row.
+
+    References:
+        Lee, Lin, Fanti, *Improving the Training of Rectified Flows*, 2024, arXiv:2405.20320
+            (synthetic and real pairs together).
     """
 
     def transform(key, batch, frozen=None):
@@ -101,16 +148,28 @@ def fresh_source() -> BatchTransform:
 
 
 def annealed_source(amount: Callable[[Array], Array]) -> BatchTransform:
-    """Noise of pairs mixed with fresh noise z: 'x0' of the batch becomes sqrt(1 - c^2) x0 + c z, z ~ N(0, I).
+    """A batch transform that mixes the noise of pairs with fresh noise.
 
-    c = amount(frozen['step']) in [0, 1]: 1 is training on random pairs (1-rectified flow), 0 reflow on the pairs as they are;
-    the marginals are the same for all of them, for x0 standard normal. amount: any optax schedule that falls from 1 to 0, or
-    another function of the step. `count_steps` as the refresh of `make_step` advances frozen['step']. SlimFlow's annealing
-    reflow is this in front of `losses.flow_matching`; `distillation` and `rectified_diffusion` read pairs too.
+    z is standard normal and c = amount(frozen['step']). c = 1 is training on random pairs
+    (1-rectified flow), c = 0 reflow on the pairs as they are; the marginals are the same for all c
+    where x0 is standard normal. `count_steps` as the refresh of `make_step` advances
+    frozen['step']. SlimFlow's annealing reflow is this in front of `losses.flow_matching`;
+    `distillation` and `rectified_diffusion` read pairs too.
 
-    Errors: ValueError at construction for an amount(0) outside [0, 1], at trace time for a batch without 'x0', a frozen
-    without 'step', and key=None. c above 1 makes the loss NaN.
-    Source: Zhu, Liu, Liu, "SlimFlow: Training Smaller One-Step Diffusion Models with Rectified Flow", 2024.
+    Args:
+        amount: The step -> c in [0, 1], an optax schedule that falls from 1 to 0, or another
+            function. c above 1 makes the loss NaN.
+
+    Returns:
+        The transform (key, batch, frozen=None) -> batch.
+
+    Raises:
+        ValueError: At construction for an amount(0) outside [0, 1]; at trace time for a batch
+            without 'x0', a frozen without 'step', and a key that is None.
+
+    References:
+        Zhu, Liu, Liu, *SlimFlow: Training Smaller One-Step Diffusion Models with Rectified Flow*,
+            2024, arXiv:2407.12718.
     """
     first = float(amount(jnp.zeros((), jnp.int32)))
     if not 0 <= first <= 1:

@@ -1,6 +1,7 @@
-"""c-rectified flow: velocities tied to one convex cost c, v = grad c*(grad f), learned by a scalar network f(x, t).
+"""c-rectified flow: velocities tied to one convex cost c, v = grad c*(grad f), of a scalar f(x, t).
 
-For the quadratic cost v is the gradient of f: rotations, which carry mass around without need, are projected away.
+For the quadratic cost v is the gradient of f: rotations, which carry mass around without need, are
+projected away.
 """
 
 import math
@@ -30,9 +31,11 @@ _UNIFORM = times.uniform()
 
 
 class ConvexCost(NamedTuple):
-    """A convex cost of a displacement, and its conjugate c*(y) = sup_z <y, z> - c(z), differentiable.
+    """A convex cost c of a displacement, and its conjugate c*(y) = sup_z <y, z> - c(z).
 
-    value(z [b, *event]) -> [b]; conjugate(y [b, *event]) -> [b].
+    Attributes:
+        value: The cost c, z [b, *event] -> [b].
+        conjugate: The conjugate c*, y [b, *event] -> [b], differentiable.
     """
 
     value: Callable[[Array], Array]
@@ -40,13 +43,33 @@ class ConvexCost(NamedTuple):
 
 
 def quadratic_cost() -> ConvexCost:
-    """c(z) = |z|^2 / 2, its own conjugate."""
+    """The cost c(z) = |z|^2 / 2, which is its own conjugate.
+
+    Returns:
+        The cost, a `ConvexCost`.
+    """
     half = lambda z: sum_event(jnp.square(z)) / 2  # noqa: E731
     return ConvexCost(half, half)
 
 
 def power_cost(p: float) -> ConvexCost:
-    """c(z) = sum_i |z_i|^p / p, conjugate sum_i |y_i|^q / q with 1/p + 1/q = 1. Errors: ValueError unless 1 < p < inf."""
+    """The cost c(z) = sum_i |z_i|^p / p, with the conjugate sum_i |y_i|^q / q, 1/p + 1/q = 1.
+
+    Args:
+        p: The power, above 1.
+
+    Returns:
+        The cost, a `ConvexCost`.
+
+    Raises:
+        ValueError: Unless 1 < p < inf.
+
+    Examples:
+        >>> import jax.numpy as jnp
+        >>> from jflow import losses
+        >>> losses.power_cost(4.0).value(jnp.array([[1.0, 2.0]])).tolist()
+        [4.25]
+    """
     if not 1 < p < math.inf:
         raise ValueError(f"power_cost: expected 1 < p < inf, got {p}")
     q = p / (p - 1)
@@ -56,10 +79,18 @@ def power_cost(p: float) -> ConvexCost:
 
 
 def inner_potential(velocity: Velocity) -> Field:
-    """A scalar from a network whose output is shaped like x: f(x, t) = <net(x, t), x>, [b].
+    """A scalar potential from a network whose output is shaped like x: f(x, t) = <net(x, t), x>.
 
-    Any `Field` with output [b] will do instead. Source of the form: Salimans, Ho, "Should EBMs model the energy or the
-    score?", 2021.
+    Any `Field` with output [b] will do instead.
+
+    Args:
+        velocity: The network, any `Velocity`.
+
+    Returns:
+        The potential, a `Field` with output [b] and the network's params.
+
+    References:
+        Salimans, Ho, *Should EBMs model the energy or the score?*, 2021 (the form).
     """
 
     def apply(params, x, t, cond=None, *, key=None):
@@ -69,9 +100,26 @@ def inner_potential(velocity: Velocity) -> Field:
 
 
 def potential_velocity(potential: Field, cost: ConvexCost | None = None) -> Velocity:
-    """v(x, t) = grad c*(grad_x f(x, t)), with f's params; cost is quadratic where none is given: v = grad f.
+    """The velocity v(x, t) = grad c*(grad_x f(x, t)) of a potential f, with the potential's params.
 
-    Errors: ValueError at trace time for a potential whose output is not [b].
+    Args:
+        potential: The potential f, a `Field` with output [b]; its rows must not look at each other.
+        cost: The cost c; None is `quadratic_cost`, for which v = grad f.
+
+    Returns:
+        The velocity, with the params of the potential.
+
+    Raises:
+        ValueError: At trace time for a potential whose output is not [b].
+
+    Examples:
+        >>> import jax.numpy as jnp
+        >>> from jflow import losses
+        >>> from jflow.types import Field
+        >>> half = Field(None, lambda p, x, t, cond=None, *, key=None: (x**2).sum(1) / 2)
+        >>> velocity = losses.potential_velocity(half)
+        >>> velocity.apply({}, jnp.array([[1.0, -2.0]]), jnp.zeros(1)).tolist()
+        [[1.0, -2.0]]
     """
     cost = quadratic_cost() if cost is None else cost
 
@@ -88,21 +136,38 @@ def c_rectified_flow(
     *,
     time: Time = _UNIFORM,
 ) -> Loss:
-    """Trains f so that `potential_velocity(potential, cost)` is the c-rectified flow of the pairs; cost as there.
+    """Trains a potential whose `potential_velocity` is the c-rectified flow of the pairs.
 
-    With x_t = (1 - t) x0 + t x1, u = x1 - x0 and y = grad_x f(x_t, t), the mean over t and rows of
+    With x_t = (1 - t) x0 + t x1, u = x1 - x0 and y = grad_x f(x_t, t), the loss is the mean over
+    rows of
 
         (c*(y) - <u, y> + c(u)) / event size  >= 0,
 
-    zero where u = grad c*(y) (Fenchel-Young); for the quadratic cost half of the mean squared error of v = grad f. At
-    the minimum, div(p_t (v - E[u | x_t])) = 0: the flow has the marginals of x_t, as a rectified flow has, and
-    E c(x1 - x0) does not rise. Repeated on the flow's own pairs it heads for the optimal map of c; a fixed point need
-    not be optimal where marginals have gaps or the velocity is not smooth (Hertrich, Chambolle, Delon, "On the Relation
-    between Rectified Flows and Optimal Transport", 2025).
+    zero where u = grad c*(y) (Fenchel-Young); for the quadratic cost it is half of the mean squared
+    error of v = grad f. At the minimum, div(p_t (v - E[u | x_t])) = 0: the flow has the marginals
+    of x_t, as a rectified flow has, and E c(x1 - x0) does not rise. Repeated on the flow's own
+    pairs it heads for the optimal map of c; a fixed point need not be optimal where marginals have
+    gaps or the velocity is not smooth (Hertrich et al.). The paths are linear, on which the
+    statements rest.
 
-    batch: as in `losses.flow_matching`. The paths are linear, on which the statements rest.
-    Errors: as `losses.flow_matching`, and ValueError at trace time for a potential whose output is not [b].
-    Source: Liu, "Rectified Flow: A Marginal Preserving Approach to Optimal Transport", 2022.
+    Args:
+        potential: The potential f, a `Field` with output [b]; its rows must not look at each other.
+        cost: The cost c; None is `quadratic_cost`.
+        time: The law of the times, (key, n) -> t [n].
+
+    Returns:
+        A loss of the batch {'x' [b, *event], optionally 'x0' (standard normal when absent), 'cond',
+        'weight' [b]}. It has no metrics.
+
+    Raises:
+        ValueError: At trace time for a potential whose output is not [b], a batch without 'x' or
+            with unknown keys, and a key that is None.
+
+    References:
+        Liu, *Rectified Flow: A Marginal Preserving Approach to Optimal Transport*, 2022,
+            arXiv:2209.14577.
+        Hertrich, Chambolle, Delon, *On the Relation between Rectified Flows and Optimal Transport*,
+            2025, arXiv:2505.19712.
     """
     cost = quadratic_cost() if cost is None else cost
 
@@ -124,7 +189,8 @@ def _gradient(potential, params, x, t, cond, key):
         f = potential.apply(params, x, t, cond, key=key)
         if f.shape != x.shape[:1]:
             raise ValueError(
-                f"expected a potential of shape [{x.shape[0]}], one number a row, got {list(f.shape)}"
+                f"expected a potential of shape [{x.shape[0]}], one number a row, "
+                f"got {list(f.shape)}"
             )
         return jnp.sum(f)
 

@@ -15,7 +15,7 @@ _FORMS = {
 
 
 def chain(*parts: BatchTransform | Loss) -> Loss:
-    """The loss of a batch that goes through batch transforms first, in the order given; the last argument is the `Loss`.
+    """The loss of a batch that goes through batch transforms first, in the order given.
 
         losses.chain(
             couplings.pair(couplings.optimal_transport()),      # which noise goes with which row
@@ -23,16 +23,35 @@ def chain(*parts: BatchTransform | Loss) -> Loss:
             losses.flow_matching(velocity),
         )
 
-    Transforms: `couplings.pair`, `couplings.with_source`, `losses.drop_cond`, `losses.noised`, `losses.fresh_source`,
-    `losses.annealed_source`, or a function (key, batch, frozen=None) -> batch of your own. `pair` comes before `drop_cond`.
-    What has params of its own is a loss around a loss (`losses.variational_noise`), and a chain may be inside or around it.
+    The key is split, one for each transform and one for the loss; frozen is given to all of them,
+    params to the loss alone. A transform sees the batch that the loss would: with accumulate, and
+    under pmap and shard_map, one part or shard of it (a coupling pairs rows within the part), under
+    jit on a mesh the whole batch. What has params of its own is a loss around a loss
+    (`losses.variational_noise`), and a chain may be inside or around it.
 
-    The key is split, one for each transform and one for the loss; frozen is given to all of them, params to the loss alone.
-    A transform sees the batch that the loss would: with accumulate, and under pmap and shard_map, one part or shard of it
-    (a coupling pairs rows within the part), under jit on a mesh the whole batch.
+    Args:
+        *parts: The transforms, in the order in which they see the batch, and last the `Loss`.
+            Transforms are `couplings.pair`, `couplings.with_source`, `losses.drop_cond`,
+            `losses.noised`, `losses.fresh_source`, `losses.annealed_source`, or a function (key,
+            batch, frozen=None) -> batch of your own. `pair` comes before `drop_cond`.
 
-    Raises TypeError at construction for no Loss at the end, a Loss before it, and a Coupling that is not wrapped in
-    `couplings.pair`, as far as the arguments of these functions show; at trace time for a transform that returns no dict.
+    Returns:
+        The loss of the batch that the first transform takes, with the metrics of the last argument.
+
+    Raises:
+        TypeError: At construction for no Loss at the end, a Loss before it, and a Coupling that is
+            not wrapped in `couplings.pair`, as far as the arguments of these functions show; at
+            trace time for a transform that returns no dict.
+
+    Examples:
+        >>> import jax
+        >>> import jax.numpy as jnp
+        >>> from jflow import losses
+        >>> mean = lambda params, key, batch, frozen=None: (jnp.mean(batch["x"]), {})
+        >>> double = lambda key, batch, frozen=None: {**batch, "x": 2 * batch["x"]}
+        >>> loss = losses.chain(double, double, mean)
+        >>> float(loss({}, jax.random.key(0), {"x": jnp.ones((2, 2))})[0])
+        4.0
     """
     if not parts:
         raise TypeError(
@@ -73,7 +92,7 @@ def _check(wanted: str, where: str, given) -> None:
 
 
 def _noun(function: Callable) -> str | None:
-    """What a function is by the arguments that it takes by position; 'unknown' where it takes any number of them."""
+    """What a function is by the arguments that it takes by position; 'unknown' for any number."""
     if accepts(function, 9):
         return "unknown"
     if accepts(function, 2) and accepts(function, 3):

@@ -1,14 +1,17 @@
-"""Consistency models on the linear path: f(x, t) = x + (1 - t) F(x, t) is the data at the end of the trajectory through x, t.
+"""Consistency models on the linear path: f(x, t) = x + (1 - t) F(x, t) is data, from every x, t.
 
-F is any `Velocity`; f(x, 1) = x holds whatever F is. Neighbors on a trajectory must agree, f(x_t, t) = f(x_s, s) for
-t < s, the right side without gradient. The papers' time runs from data to noise and their states are x_t / t, with the
-noise level sigma = (1 - t) / t.
+More precisely it is the data at the end of the trajectory through x at time t. F is any `Velocity`;
+f(x, 1) = x holds whatever F is. Neighbors on a trajectory must agree, f(x_t, t) = f(x_s, s) for t <
+s, the right side without gradient. The papers' time runs from data to noise and their states are
+x_t / t, with the noise level sigma = (1 - t) / t.
 
     velocity = jflow.velocity(nets.ResidualMLP(128))
     loss = losses.consistency_training(velocity, steps=losses.easy_steps(every=2_000))
-    step = train.make_step(loss, optimizer, refresh=losses.count_steps)         # state.frozen = {'step': jnp.int32(0)}
+    step = train.make_step(loss, optimizer, refresh=losses.count_steps)
+    # state.frozen: {'step': jnp.int32(0)}
     ... fit ...
-    x1, info = solvers.sample_flow_map(solvers.consistency_map(velocity), params, x0)    # steps=2, renoise=1.0, key=key for two
+    student = solvers.consistency_map(velocity)
+    x1, info = solvers.sample_flow_map(student, params, x0)  # steps=2, renoise=1.0, key=key
 """
 
 import math
@@ -18,6 +21,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jaxtyping import Array, Float
 
 from jflow import times
 from jflow._core.arrays import expand_to
@@ -29,7 +33,7 @@ from jflow._core.times import check_grid, check_steps
 from jflow.losses._errors import Metric, mean_squared_error
 from jflow.losses._pairs import draw_pairs
 from jflow.losses._teacher import line_velocity
-from jflow.types import Array, Key, Loss, Params, PyTree, Time, Velocity
+from jflow.types import Key, Loss, Params, PyTree, Time, Velocity
 
 __all__ = [
     "averaged_target",
@@ -46,7 +50,9 @@ __all__ = [
 
 Frozen = Mapping[str, PyTree]
 Steps = Callable[[Key, int, Frozen], tuple[Array, Array]]
-"""(key, n, frozen) -> (t, s), [n] both, 0 <= t < s <= 1: neighbors in time; frozen['step'] says how far training is."""
+"""(key, n, frozen) -> (t, s), [n] both, 0 <= t < s <= 1: neighbors in time.
+
+frozen['step'] says how far training is."""
 Advance = Callable[[Callable[[Array, Array], Array], Array, Array, Array], Array]
 """(v, x, t, s) -> x at time s, where v(x, t) is a velocity: one step of a solver."""
 
@@ -54,34 +60,116 @@ _EASY_TIMES = times.logit_normal(1.1, 2.0)
 _SHORTEST = 1e-4  # differences over shorter times drown in the rounding of float32
 
 
-def inverse_time_step(t: Array, s: Array) -> Array:
-    """1 / (s - t): with a squared error, gradients keep their size as steps shrink."""
+def inverse_time_step(t: Float[Array, " b"], s: Float[Array, " b"]) -> Float[Array, " b"]:
+    """The weight 1 / (s - t): with a squared error, gradients keep their size as steps shrink.
+
+    Args:
+        t: The earlier times [b].
+        s: The later times [b].
+
+    Returns:
+        The weight of each row [b].
+    """
     return 1 / (s - t)
 
 
-def inverse_noise_step(t: Array, s: Array) -> Array:
-    """1 / (sigma(t) - sigma(s)) with sigma = (1 - t) / t, t s / (s - t): the papers' weight. It vanishes at t=0."""
+def inverse_noise_step(t: Float[Array, " b"], s: Float[Array, " b"]) -> Float[Array, " b"]:
+    """The weight 1 / (sigma(t) - sigma(s)) with sigma = (1 - t) / t, which is t s / (s - t).
+
+    It is the weight of iCT and ECT, and vanishes at t = 0.
+
+    Args:
+        t: The earlier times [b].
+        s: The later times [b].
+
+    Returns:
+        The weight of each row [b].
+
+    References:
+        Song, Dhariwal, *Improved Techniques for Training Consistency Models*, 2023,
+            arXiv:2310.14189.
+    """
     return t * s / (s - t)
 
 
-def euler_step(v: Callable[[Array, Array], Array], x: Array, t: Array, s: Array) -> Array:
-    """x + (s - t) v(x, t)."""
+def euler_step(
+    v: Callable[[Array, Array], Array],
+    x: Float[Array, "b *event"],
+    t: Float[Array, " b"],
+    s: Float[Array, " b"],
+) -> Float[Array, "b *event"]:
+    """One Euler step from time t to s: x + (s - t) v(x, t).
+
+    Args:
+        v: The velocity, a function of (x, t).
+        x: The states [b, *event] at the times t.
+        t: The times [b].
+        s: The times [b] to go to.
+
+    Returns:
+        The states [b, *event] at the times s.
+
+    Examples:
+        >>> import jax.numpy as jnp
+        >>> from jflow import losses
+        >>> x, t, s = jnp.ones((1, 2)), jnp.array([0.0]), jnp.array([0.5])
+        >>> losses.euler_step(lambda x, t: x, x, t, s).tolist()
+        [[1.5, 1.5]]
+    """
     return x + expand_to(s - t, x) * v(x, t)
 
 
-def heun_step(v: Callable[[Array, Array], Array], x: Array, t: Array, s: Array) -> Array:
-    """The mean of the slopes at both ends; v is evaluated twice, the second time at s, which may be 1."""
+def heun_step(
+    v: Callable[[Array, Array], Array],
+    x: Float[Array, "b *event"],
+    t: Float[Array, " b"],
+    s: Float[Array, " b"],
+) -> Float[Array, "b *event"]:
+    """One step of Heun's method from time t to s, along the mean of the slopes at both ends.
+
+    v is evaluated twice, the second time at s, which may be 1.
+
+    Args:
+        v: The velocity, a function of (x, t).
+        x: The states [b, *event] at the times t.
+        t: The times [b].
+        s: The times [b] to go to.
+
+    Returns:
+        The states [b, *event] at the times s.
+    """
     h, first = expand_to(s - t, x), v(x, t)
     return x + h * (first + v(x + h * first, s)) / 2
 
 
 def online_target(params: Params, frozen: Frozen) -> Params:
-    """The student's own params: what iCT and ECT compare with."""
+    """The student's own params: what iCT and ECT compare with.
+
+    Args:
+        params: The student's params.
+        frozen: What the loss gets as `frozen`; it is not read.
+
+    Returns:
+        The params.
+    """
     return params
 
 
 def averaged_target(params: Params, frozen: Frozen) -> Params:
-    """frozen['ema'], the averaged student that `make_step(ema=...)` keeps: what the first consistency models compare with."""
+    """The averaged student, frozen['ema']: what the first consistency models compare with.
+
+    `make_step(ema=...)` keeps it.
+
+    Args:
+        params: The student's params; they are not read.
+        frozen: A dict with 'ema'.
+
+    Returns:
+        The averaged params, without a gradient.
+
+    Raises:
+        ValueError: For a frozen without 'ema'.
+    """
     return frozen_entry("averaged_target", frozen, "ema")
 
 
@@ -95,27 +183,61 @@ def consistency_training(
     metric: Metric = mean_squared_error,
     weight: Callable[[Array, Array], Array] = inverse_time_step,
 ) -> Loss:
-    """Consistency training, and distillation where teacher is given, at finite steps t < s:
+    """Consistency training at finite steps t < s, and distillation where a teacher is given.
+
+    Also known as: consistency training, consistency models, consistency distillation, CT, iCT, ECT.
+
+    The loss is the mean over rows of
 
         weight(t, s) metric(f(x_t, t), sg(f'(x_s, s)), x_t, t),      f(x, t) = x + (1 - t) F(x, t),
 
-    the mean over rows. x_t = (1 - t) x0 + t x1; f' has the params of `target` and the student's dropout.
-    steps: draws (t, s): `easy_steps` (ECT) or `grid_steps` (a grid, a growing one if wanted).
-    teacher: None trains from scratch, x_s = (1 - s) x0 + s x1 on the same line; otherwise the teacher, with params
-        frozen['teacher'], and x_s = advance(teacher, x_t, t, s), `euler_step` or `heun_step`.
-    metric: of predicted data, a mean over the event if it is one of `losses`: `pseudo_huber(c)` is what iCT and ECT use. Only
-        the squared error has its minimum at the mean.
-    weight: (t, s) -> [b]: `inverse_time_step`, or `inverse_noise_step` as in iCT and ECT.
-    At the exact f the two sides differ by O((s - t)^2), with Heun's step by O((s - t)^3). From scratch that holds for their
-    means given x_t, so the mean gradient of the squared error vanishes as s - t goes to 0.
+    with x_t = (1 - t) x0 + t x1; f' has the params of `target` and the student's dropout. At the
+    exact f the two sides differ by O((s - t)^2), with Heun's step by O((s - t)^3). From scratch
+    that holds for their means given x_t, so that the mean gradient of the squared error vanishes as
+    s - t goes to 0.
 
-    batch: as in `losses.flow_matching`.
-    metrics: 'residual', the mean over event and rows of ((f - f') / (s - t))^2.
-    Errors: ValueError at construction for steps that draw other times, as `losses.flow_matching` at trace time, and for
-        what is missing in frozen ('teacher', 'ema', 'step').
-    Sources: Song, Dhariwal, Chen, Sutskever, "Consistency Models", 2023; Song, Dhariwal, "Improved Techniques for Training
-        Consistency Models", 2023; Geng, Pokle, Luo, Lin, Kolter, "Consistency Models Made Easy", 2024. Their EDM
-        preconditioning is replaced by the linear path's x + (1 - t) F.
+    Args:
+        velocity: The student F.
+        steps: The law of the neighbors, (key, n, frozen) -> (t, s): `easy_steps` (ECT) or
+            `grid_steps` (a grid, a growing one if wanted).
+        teacher: None trains from scratch, x_s = (1 - s) x0 + s x1 on the same line; otherwise the
+            teacher, with params frozen['teacher'], and x_s = advance(teacher, x_t, t, s).
+        advance: One step of a solver, (v, x, t, s) -> x at time s: `euler_step` or `heun_step`.
+        target: The params of f', (params, frozen) -> params: `online_target` or `averaged_target`.
+        metric: The error of predicted data, (prediction, target, x_t, t) -> [b], a mean over the
+            event if it is one of `losses`: `pseudo_huber(c)` is what iCT and ECT use. Only the
+            squared error has its minimum at the mean.
+        weight: The weight of a row, (t, s) -> [b]: `inverse_time_step`, or `inverse_noise_step` as
+            in iCT and ECT.
+
+    Returns:
+        A loss of the batch {'x' [b, *event], optionally 'x0' (standard normal when absent), 'cond',
+        'weight' [b]}. Its metrics are {'residual'}, the mean over event and rows of ((f - f') / (s
+        - t))^2.
+
+    Raises:
+        ValueError: At construction for steps that draw other times; at trace time for what is
+            missing in frozen ('teacher', 'ema', 'step'), a velocity or a metric of another shape, a
+            batch without 'x' or with unknown keys, and a key that is None.
+
+    Examples:
+        >>> import jax
+        >>> import jax.numpy as jnp
+        >>> from jflow import losses, oracles, solvers
+        >>> law = oracles.gaussian([0.0, 1.0], 0.25)
+        >>> steps = losses.grid_steps(solvers.grids.uniform, 200)
+        >>> teacher = oracles.as_velocity(law)
+        >>> loss = losses.consistency_training(teacher, steps=steps, teacher=teacher)
+        >>> value, metrics = loss({}, jax.random.key(0), {"x": jnp.ones((4, 2))}, {"teacher": {}})
+        >>> sorted(metrics)
+        ['residual']
+
+    References:
+        Song, Dhariwal, Chen, Sutskever, *Consistency Models*, 2023, arXiv:2303.01469.
+        Song, Dhariwal, *Improved Techniques for Training Consistency Models*, 2023,
+            arXiv:2310.14189.
+        Geng, Pokle, Luo, Lin, Kolter, *Consistency Models Made Easy*, 2024, arXiv:2406.14548. The
+            EDM preconditioning of the papers is replaced by the linear path's x + (1 - t) F.
     """
     name = "consistency_training"
     check_steps(name, steps)
@@ -150,16 +272,35 @@ def easy_steps(
     b: float = 1.0,
     time: Time = _EASY_TIMES,
 ) -> Steps:
-    """ECT's neighbors: t from `time`, and s at the noise level
+    """The neighbors of ECT: steps towards data that shrink by a factor with each stage of training.
 
-        sigma(s) = max(0, 1 - q^-(stage + 1) (1 + k sigmoid(-b sigma(t)))) sigma(t),       sigma = (1 - t) / t.
+    t is drawn from `time`, and s is at the noise level
 
-    At first s is mostly 1, data (plain denoising); the steps shrink by q with each stage. stage = step // every, at most
-    stages - 1, of the updates counted in frozen['step'] (see `count_steps`).
-    time: the paper's log-normal sigma of location -1.1 and scale 2 is logit_normal(1.1, 2.0). No step is shorter than
-        1e-4 (ours: below, float32 is left with rounding).
-    Errors: ValueError for every or stages < 1, q <= 1, k < 0 or b < 0.
-    Source: Geng, Pokle, Luo, Lin, Kolter, "Consistency Models Made Easy", 2024; a cap on the number of stages is ours.
+        sigma(s) = max(0, 1 - q^-(stage + 1) (1 + k sigmoid(-b sigma(t)))) sigma(t),
+        sigma = (1 - t) / t.
+
+    At first s is mostly 1, data (plain denoising); the steps shrink by q with each stage. No step
+    is shorter than 1e-4 (ours: below, float32 is left with rounding).
+
+    Args:
+        every: The number of updates of a stage: stage = step // every, of the updates counted in
+            frozen['step'] (see `count_steps`).
+        stages: The number of stages; the last one stays. A cap is ours.
+        q: The factor between stages, above 1.
+        k: The size of the adjustment by noise level, not negative.
+        b: The steepness of that adjustment, not negative.
+        time: The law of t, (key, n) -> t [n]. The paper's log-normal sigma of location -1.1 and
+            scale 2 is logit_normal(1.1, 2.0).
+
+    Returns:
+        The law (key, n, frozen) -> (t [n], s [n]).
+
+    Raises:
+        ValueError: For every or stages < 1, q <= 1, k < 0 or b < 0; when called, for a frozen
+            without 'step'.
+
+    References:
+        Geng, Pokle, Luo, Lin, Kolter, *Consistency Models Made Easy*, 2024, arXiv:2406.14548.
     """
     check_whole("easy_steps", every=every, stages=stages)
     if not (1 < q < math.inf and 0 <= k < math.inf and 0 <= b < math.inf):
@@ -181,11 +322,31 @@ def grid_steps(
 ) -> Steps:
     """Neighbors on a grid of n steps, each step as often: t = grid(n)[i], s = grid(n)[i + 1].
 
-    grid: n -> times [n + 1] from 0 to 1: `solvers.grids.uniform`, or `solvers.grids.edm` for the papers' noise levels.
-    counts: n, or a growing sequence of them, one for every `every` updates (frozen['step'], see `count_steps`); the last
-        stays. iCT's are 10, 20, ..., 1280. Errors: ValueError for counts without every, and grids that do not rise.
-    Source: Song, Dhariwal, "Improved Techniques for Training Consistency Models", 2023 (its curriculum; the indices are
-        drawn evenly here, and another law of them is a matter of the grid).
+    Args:
+        grid: The grid n -> times [n + 1] from 0 to 1: `solvers.grids.uniform`, or
+            `solvers.grids.edm` for the papers' noise levels.
+        counts: The number n of steps, or a growing sequence of them, one for every `every` updates
+            (frozen['step'], see `count_steps`); the last stays. iCT's are 10, 20, ..., 1280.
+        every: The number of updates for each of the counts; None where there is one.
+
+    Returns:
+        The law (key, n, frozen) -> (t [n], s [n]).
+
+    Raises:
+        ValueError: For counts without every, and grids that do not rise from 0 to 1; when called,
+            for a frozen without 'step' where there are several counts.
+
+    Examples:
+        >>> import jax
+        >>> from jflow import losses, solvers
+        >>> t, s = losses.grid_steps(solvers.grids.uniform, 4)(jax.random.key(0), 3, {})
+        >>> (s - t).tolist()
+        [0.25, 0.25, 0.25]
+
+    References:
+        Song, Dhariwal, *Improved Techniques for Training Consistency Models*, 2023,
+            arXiv:2310.14189 (its curriculum; the indices are drawn evenly here, and another law of
+            them is a matter of the grid).
     """
     counts = (counts,) if isinstance(counts, int) else tuple(counts)
     if not counts or any(isinstance(n, bool) or int(n) != n or n < 1 for n in counts):
@@ -218,5 +379,24 @@ def grid_steps(
 
 
 def count_steps(params: Params, frozen: Frozen, key: Key, batch: Mapping[str, PyTree]) -> Frozen:
-    """A refresh for `make_step` that counts updates: frozen['step'], an int32 that starts at 0, grows by one."""
+    """A refresh for `make_step` that counts updates in frozen['step'], an int32 that starts at 0.
+
+    Args:
+        params: The params; they are not read.
+        frozen: A dict with 'step'.
+        key: A key; it is not used.
+        batch: The batch; it is not read.
+
+    Returns:
+        frozen with a 'step' that is one more.
+
+    Raises:
+        ValueError: For a frozen without 'step'.
+
+    Examples:
+        >>> import jax.numpy as jnp
+        >>> from jflow import losses
+        >>> int(losses.count_steps({}, {"step": jnp.int32(4)}, None, {})["step"])
+        5
+    """
     return {**frozen, "step": frozen_entry("count_steps", frozen, "step") + 1}

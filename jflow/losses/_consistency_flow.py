@@ -1,9 +1,8 @@
 """Consistency flow matching: velocities that are straight within each of a few segments of time.
 
-velocity = jflow.velocity(nets.ResidualMLP(128))
-loss = losses.consistency_flow_matching(velocity, segments=2)
-... make_step, fit ...
-x1, info = solvers.sample(velocity, params, x0, method=solvers.fixed(2, diffrax.Euler()))      # one step a segment, or more
+velocity = jflow.velocity(nets.ResidualMLP(128)) loss = losses.consistency_flow_matching(velocity,
+segments=2) ... make_step, fit ... two = solvers.fixed(2, diffrax.Euler()) # one step a segment, or
+more x1, info = solvers.sample(velocity, params, x0, method=two)
 """
 
 import math
@@ -42,29 +41,52 @@ def consistency_flow_matching(
     teacher: Velocity | None = None,
     target: Callable[[Params, Frozen], Params] = online_target,
 ) -> Loss:
-    """Consistency-FM: with e the end of the segment that t lies in, and s = min(t + delta, e), the mean over event and rows of
+    """Consistency flow matching: a velocity that is constant on trajectories in a segment.
 
-        |f(x_t, t) - sg f'(x_s, s)|^2 + alpha |v(x_t, t) - sg v'(x_s, s)|^2,      f(x, t) = x + (e - t) v(x, t),
+    With e the end of the segment that t lies in, and s = min(t + delta, e), the loss is the mean
+    over event and rows of
 
-    on x_t = (1 - t) x0 + t x1; v' has the params of `target` and the student's dropout. f agrees along a trajectory when v is
-    the average velocity from t to e; the second term asks for more, that v itself does not change: a straight flow.
-    At the exact average velocities of a flow that is curved within a segment it is not zero, and alpha is small.
-    At s = e the first target is the point of the line at e, and the second term is left out: v at e belongs to the next
-    segment. (In the published code s runs into the next segment, where f aims at another end.)
+        |f(x_t, t) - sg f'(x_s, s)|^2 + alpha |v(x_t, t) - sg v'(x_s, s)|^2,
+        f(x, t) = x + (e - t) v(x, t),
 
-    segments: equal ones, or their rising ends [k + 1], from 0 to 1. Sampled by Euler steps that meet the ends.
-    boundary: in (0, 1]; where s is beyond this part of its segment the target is the line's point at e as well, without
-        second term: at once, but a mean of ends over all lines through x_t rather than the end of the flow. As it goes to 0
-        this is flow matching weighed by (e - t)^2. (In the published code it is a time, whatever the segment.)
-    teacher: a teacher, with params frozen['teacher'], for x_s = x_t + (s - t) v(x_t, t) (ours); then boundary = 1.
+    on x_t = (1 - t) x0 + t x1; v' has the params of `target` and the student's dropout. f agrees
+    along a trajectory when v is the average velocity from t to e; the second term asks for more,
+    that v itself does not change: a straight flow. At the exact average velocities of a flow that
+    is curved within a segment it is not zero, and alpha is small. At s = e the first target is the
+    point of the line at e, and the second term is left out: v at e belongs to the next segment. (In
+    the published code s runs into the next segment, where f aims at another end.) The published
+    code sums over the event.
 
-    batch: as in `losses.flow_matching`. metrics: 'residual', the mean of ((f - f') / (s - t))^2, and 'velocity',
-        that of the second term's square, over the rows that have it (zero where none has).
-    Errors: ValueError at construction for delta <= 0 or longer than a segment, alpha < 0, boundary outside (0, 1] or below 1
-        beside a teacher, and segments that do not rise from 0 to 1; as `losses.flow_matching` at trace time, and for
-        what is missing in frozen.
-    Source: Yang et al., "Consistency Flow Matching: Defining Straight Flows with Velocity Consistency", 2024; the published
-        code sums over the event.
+    Args:
+        velocity: The velocity v that is trained.
+        segments: The number of equal segments, or their rising ends [k + 1], from 0 to 1. It is
+            sampled by Euler steps that meet the ends.
+        delta: The distance of the neighbors in time, above 0, at most the shortest segment.
+        alpha: The weight of the second term, not negative.
+        boundary: In (0, 1]. Where s is beyond this part of its segment the target is the line's
+            point at e as well, without second term: at once, but a mean of ends over all lines
+            through x_t rather than the end of the flow. As it goes to 0 this is flow matching
+            weighed by (e - t)^2. (In the published code it is a time, whatever the segment.)
+        time: The law of the times, (key, n) -> t [n].
+        teacher: A teacher, with params frozen['teacher'], for x_s = x_t + (s - t) v(x_t, t) (ours);
+            then boundary = 1. None takes the line.
+        target: The params of v', (params, frozen) -> params: `online_target` or `averaged_target`.
+
+    Returns:
+        A loss of the batch {'x' [b, *event], optionally 'x0' (standard normal when absent), 'cond',
+        'weight' [b]}. Its metrics are 'residual', the mean of ((f - f') / (s - t))^2, and
+        'velocity', that of the second term's square, over the rows that have it (zero where none
+        has).
+
+    Raises:
+        ValueError: At construction for delta <= 0 or longer than a segment, alpha < 0, boundary
+            outside (0, 1] or below 1 beside a teacher, and segments that do not rise from 0 to 1;
+            at trace time for what is missing in frozen, a velocity of another shape, a batch
+            without 'x' or with unknown keys, and a key that is None.
+
+    References:
+        Yang et al., *Consistency Flow Matching: Defining Straight Flows with Velocity Consistency*,
+            2024, arXiv:2407.02398.
     """
     name = "consistency_flow_matching"
     edges = partition(name, segments)
@@ -81,7 +103,8 @@ def consistency_flow_matching(
     def loss(params, key, batch, frozen=None):
         x0, x1, cond, weight, t, _, dropout_key = draw_pairs(name, key, batch, time)
         ends = jnp.asarray(edges, t.dtype)
-        # of the segment [start, e) that t lies in, 1 in the last; times closer to 1 than rounding are moved away from it
+        # of the segment [start, e) that t lies in, 1 in the last; times closer to 1 than rounding
+        # are moved away from it
         t = jnp.minimum(t, 1 - 1e-6)
         i = jnp.searchsorted(ends, t, side="right")
         start, e = ends[i - 1], ends[i]

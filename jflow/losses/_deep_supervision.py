@@ -24,24 +24,46 @@ def deep_supervision(
     early: float = 0.2,
     acceleration: float = 1.0,
 ) -> Loss:
-    """Flow matching on the linear path for every branch of `nets.DeepFlow`, each at a time of its own, and its accelerations.
+    """Flow matching on the linear path for every branch of `nets.DeepFlow`, and its accelerations.
 
-    The last branch is at t_k ~ time, each before it within `gap` of the one after (uniformly, clipped to [0, 1]); all are
-    on the line of one pair. With v_j and a_j what branch j predicts at x_j = (1 - t_j) x0 + t_j x1, u = x1 - x0 and
-    h = 1 - t_j, the loss is the mean over the event, then over rows, of
-        (v_k - u)^2 + early sum_{j<k} (v_j - u)^2 + acceleration sum_{j<k} (x_j + h v_j + h^2 a_j / 2 - x1)^2,
-    the last term the second-order expansion of the motion from x_j to the data, where v_j is not differentiated.
-    On trajectories of constant acceleration it is 0 for the true v and a. On independent pairs the best a_j given v_j is
-    2 (E[u | x_j] - v_j) / h, what the branch left to do: zero for a perfect branch (derived).
+    Each branch has a time of its own. The last branch is at t_k ~ time, each before it within `gap`
+    of the one after (uniformly, clipped to [0, 1]); all are on the line of one pair. With v_j and
+    a_j what branch j predicts at x_j = (1 - t_j) x0 + t_j x1, u = x1 - x0 and h = 1 - t_j, the loss
+    is the mean over the event, then over rows, of
 
-    field: `nets.branch_field(DeepFlow(branches=branches))`, or any field that takes x [b, branches, *event] and t [b, branches]
-    and returns velocity [b, branches, *event] and acceleration [b, branches - 1, *event].
-    batch: 'x' data, optionally 'x0' paired source, 'cond' and 'weight' [b]. Metrics: 'branches' [branches], the velocity
-    error of each, 'acceleration'. Errors: ValueError for fewer than 2 branches, gap outside [0, 1], a negative weight;
-    for a batch or a field that does not fit; for key=None.
-    Source: Shin, Yang, Chen, "Deeply Supervised Flow-Based Generative Models", 2025: supervised branches with a smaller
-    weight (0.2 early), times of their own within a bounded gap, and a second-order reconstruction of the data. The law of
-    the gaps, the weight of the last term and the stopped gradient are this function's reading.
+        (v_k - u)^2 + early sum_{j<k} (v_j - u)^2
+            + acceleration sum_{j<k} (x_j + h v_j + h^2 a_j / 2 - x1)^2,
+
+    the last term the second-order expansion of the motion from x_j to the data, where v_j is not
+    differentiated. On trajectories of constant acceleration it is 0 for the true v and a. On
+    independent pairs the best a_j given v_j is 2 (E[u | x_j] - v_j) / h, what the branch left to
+    do: zero for a perfect branch (derived).
+
+    Args:
+        field: `nets.branch_field(DeepFlow(branches=branches))`, or any field that takes x [b,
+            branches, *event] and t [b, branches] and returns velocity [b, branches, *event] and
+            acceleration [b, branches - 1, *event].
+        branches: The number of branches, at least 2.
+        time: The law of the times, (key, n) -> t [n].
+        gap: The largest distance in time between a branch and the next, in [0, 1].
+        early: The weight of the velocities of all branches but the last, not negative.
+        acceleration: The weight of the accelerations, not negative.
+
+    Returns:
+        A loss of the batch {'x' [b, *event], optionally 'x0' (standard normal when absent), 'cond',
+        'weight' [b]}. Its metrics are 'branches' [branches], the velocity error of each, and
+        'acceleration'.
+
+    Raises:
+        ValueError: At construction for fewer than 2 branches, a gap outside [0, 1] and a negative
+            weight; at trace time for a field that does not fit, a batch without 'x' or with unknown
+            keys, and a key that is None.
+
+    References:
+        Shin, Yang, Chen, *Deeply Supervised Flow-Based Generative Models*, 2025, arXiv:2503.14494
+            (supervised branches with a smaller weight (0.2 early), times of their own within a
+            bounded gap, and a second-order reconstruction of the data). The law of the gaps, the
+            weight of the last term and the stopped gradient are this function's reading.
     """
     if branches < 2:
         raise ValueError(f"deep_supervision: expected at least 2 branches, got {branches}")
@@ -49,7 +71,8 @@ def deep_supervision(
         raise ValueError(f"deep_supervision: expected gap in [0, 1], got {gap}")
     if not (early >= 0 and acceleration >= 0):
         raise ValueError(
-            f"deep_supervision: expected weights >= 0, got early={early}, acceleration={acceleration}"
+            f"deep_supervision: expected weights >= 0, got early={early}, "
+            f"acceleration={acceleration}"
         )
     shares = np.array([[early] * (branches - 1) + [1.0]])
 
@@ -72,7 +95,8 @@ def deep_supervision(
         for name, value, count in (("velocity", v, branches), ("acceleration", a, branches - 1)):
             if value.shape != (n, count, *u.shape[2:]):
                 raise ValueError(
-                    f"deep_supervision: expected {name} of shape {[n, count, *u.shape[2:]]}, got {list(value.shape)}"
+                    f"deep_supervision: expected {name} of shape {[n, count, *u.shape[2:]]}, "
+                    f"got {list(value.shape)}"
                 )
         errors = _event_mean(v - u)
         h = expand_to(1 - t[:, :-1], a)

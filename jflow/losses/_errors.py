@@ -1,34 +1,74 @@
 """Errors of a predicted velocity, row by row: what `flow_matching(metric=...)` averages.
 
-A metric is (v, target, x_t, t) -> [b]: v, target and x_t are [b, *event] with x_t on the path at t [b]; v and target are in
-float32 or better. Any such function will do.
+A metric is a function (v, target, x_t, t) -> [b]: v, target and x_t are [b, *event] with x_t on the
+path at t [b]; v and target are in float32 or better. Any such function will do.
 """
 
 import math
 from collections.abc import Callable
 
 import jax.numpy as jnp
+from jaxtyping import Array, Float
 
 from jflow._core.arrays import expand_to, float_dtype, mean_event, sum_event
-from jflow.types import Array
 
 __all__ = ["Metric", "mean_squared_error", "perceptual_huber", "pseudo_huber"]
 
 Metric = Callable[[Array, Array, Array, Array], Array]
 
 
-def mean_squared_error(v: Array, target: Array, x_t: Array, t: Array) -> Array:
-    """The mean over the event of (v - target)^2: [b]. The default of `flow_matching`; its minimizer is the mean target."""
+def mean_squared_error(
+    v: Float[Array, "b *event"],
+    target: Float[Array, "b *event"],
+    x_t: Float[Array, "b *event"],
+    t: Float[Array, " b"],
+) -> Float[Array, " b"]:
+    """The mean over the event of (v - target)^2, the default of `flow_matching`.
+
+    Its minimizer is the mean target.
+
+    Args:
+        v: The predicted velocity [b, *event].
+        target: What it should be [b, *event].
+        x_t: The states [b, *event]; they are not read.
+        t: The times [b]; they are not read.
+
+    Returns:
+        The error of each row [b].
+    """
     return mean_event(jnp.square(v - target))
 
 
 def pseudo_huber(c: float) -> Metric:
-    """(sqrt(|r|^2 + c^2) - c) / d with r = v - target over an event of d numbers: quadratic within |r| < c, linear beyond.
+    """The pseudo-Huber error (sqrt(|r|^2 + c^2) - c) / d, r = v - target of d numbers.
 
-    |r| grows like sqrt(d), and so should c: 0.00054 sqrt(d) (Song, Dhariwal, "Improved Techniques for Training Consistency
-    Models", 2023). Lee, Lin, Fanti, "Improving the Training of Rectified Flows", 2024, run with 0.00054 d. The minimizer is
-    no longer the mean target: for pairs that (nearly) determine the target, as in a second rectification.
-    Errors: ValueError unless c > 0.
+    Also known as: pseudo-Huber loss.
+
+    It is quadratic within |r| < c and linear beyond. |r| grows like sqrt(d), and so should c:
+    0.00054 sqrt(d) (Song, Dhariwal). Lee, Lin, Fanti run with 0.00054 d. The minimizer is no longer
+    the mean target: it is for pairs that (nearly) determine the target, as in a second
+    rectification.
+
+    Args:
+        c: The size of the residual where the error becomes linear, above 0.
+
+    Returns:
+        The metric (v, target, x_t, t) -> [b].
+
+    Raises:
+        ValueError: Unless c is finite and above 0.
+
+    Examples:
+        >>> import jax.numpy as jnp
+        >>> from jflow import losses
+        >>> v = jnp.array([[3.0, 4.0]])
+        >>> round(float(losses.pseudo_huber(12.0)(v, 0 * v, v, None)[0]), 4)  # (13 - 12) / 2
+        0.5
+
+    References:
+        Song, Dhariwal, *Improved Techniques for Training Consistency Models*, 2023,
+            arXiv:2310.14189.
+        Lee, Lin, Fanti, *Improving the Training of Rectified Flows*, 2024, arXiv:2405.20320.
     """
     if not 0 < c < math.inf:
         raise ValueError(f"pseudo_huber: expected a finite c > 0, got {c}")
@@ -42,11 +82,27 @@ def pseudo_huber(c: float) -> Metric:
 
 
 def perceptual_huber(distance: Callable[[Array, Array], Array], c: float) -> Metric:
-    """t pseudo_huber(c) + distance(x1 predicted, x1) / (1 - t), on the linear path, where x1 = x_t + (1 - t) v.
+    """A pseudo-Huber error of the velocity together with a perceptual distance of the data.
 
-    distance: (x [b, *event], y [b, *event]) -> [b], of images or their features (LPIPS in the paper). The division makes
-    the distance, which shrinks with 1 - t as the prediction's error does, count at every t; it stops at 1 - t = 1e-5.
-    Source: Lee, Lin, Fanti, "Improving the Training of Rectified Flows", 2024 (its t is 1 - t here).
+    The error is t pseudo_huber(c) + distance(x1 predicted, x1) / (1 - t).
+
+    It is for the linear path, where x1 = x_t + (1 - t) v. The division makes the distance, which
+    shrinks with 1 - t as the prediction's error does, count at every t; it stops at 1 - t = 1e-5.
+
+    Args:
+        distance: The distance (x [b, *event], y [b, *event]) -> [b], of images or their features
+            (LPIPS in the paper).
+        c: The constant of `pseudo_huber`, above 0.
+
+    Returns:
+        The metric (v, target, x_t, t) -> [b].
+
+    Raises:
+        ValueError: Unless c is finite and above 0; at trace time for a distance of another shape.
+
+    References:
+        Lee, Lin, Fanti, *Improving the Training of Rectified Flows*, 2024, arXiv:2405.20320 (its t
+            is 1 - t here).
     """
     huber = pseudo_huber(c)
 
@@ -55,7 +111,8 @@ def perceptual_huber(distance: Callable[[Array, Array], Array], c: float) -> Met
         apart = distance(x_t + left * v, x_t + left * target)
         if apart.shape != t.shape:
             raise ValueError(
-                f"perceptual_huber: expected distance of shape {list(t.shape)}, got {list(apart.shape)}"
+                f"perceptual_huber: expected distance of shape {list(t.shape)}, "
+                f"got {list(apart.shape)}"
             )
         return t * huber(v, target, x_t, t) + apart / jnp.maximum(1 - t, 1e-5)
 

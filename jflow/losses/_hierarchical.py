@@ -20,7 +20,13 @@ __all__ = ["HierarchyLevel", "hierarchical_matching"]
 
 
 class HierarchyLevel(NamedTuple):
-    """How one level of a hierarchy pairs noise with what it generates, and where it looks at the pair."""
+    """How a level of a hierarchy pairs noise with what it generates, and its path and times.
+
+    Attributes:
+        path: The path from noise to what the level generates.
+        time: The law of the level's times, (key, n) -> t [n].
+        coupling: What pairs the level's noise with its data.
+    """
 
     path: Path = paths.linear()
     time: Time = times.uniform()
@@ -30,28 +36,58 @@ class HierarchyLevel(NamedTuple):
 def hierarchical_matching(
     velocity: Velocity, levels: Sequence[HierarchyLevel] = (HierarchyLevel(), HierarchyLevel())
 ) -> Loss:
-    """Flow matching in the space of velocities: level 1 generates the data, level i + 1 the velocities of level i.
+    """Flow matching in the space of velocities: hierarchical rectified flow.
+
+    Level 1 generates the data, level i + 1 the velocities of level i.
 
     With y_1 the data and, for i = 1 ... d, z_i the noise of level i and t_i its time,
-        x_i = path.point(z_i, y_i, t_i),   y_{i+1} = path.target(z_i, y_i, t_i)   (linear: y_i - z_i),
-    and the loss is the mean over the event of (velocity(x_d, t_d, cond) - y_{d+1})^2, then over rows, where cond is
-    `solvers.HierarchyCondition((x_1 ... x_{d-1}), (t_1 ... t_{d-1}), cond)`: any velocity network is one of a hierarchy.
-    With one level cond stays as it is, and this is `flow_matching`. At the minimum the innermost flow carries noise to
-    the *law* of the velocity at x_1, t_1, of which flow matching knows the mean; `solvers.sample_hierarchy` follows it.
 
-    Pairs are the levels' own matter here, at level 1 as below, and no `couplings.pair` comes before this loss.
-    Couplings see their level's noise and data, and as cond the batch's at level 1, the `solvers.HierarchyCondition` of
-    the levels above below
-    it: z follows i; data, the states and times above, cond and weight follow j. At level 1 any coupling of the marginals
-    will do, and makes the law of velocities simpler. Below, pairs must be exchanged among (nearly) equal x_1, t_1 ... only,
-    as `couplings.optimal_transport(couplings.near_condition(condition=...))` does: a coupling blind to them makes z_2
-    depend on x_1, whereas the sampler draws them independently.
+        x_i = path.point(z_i, y_i, t_i),
+        y_{i+1} = path.target(z_i, y_i, t_i)   (linear: y_i - z_i),
 
-    batch: 'x' [b, *event] data; optionally 'x0' the source of level 1 (standard normal when absent; the noise below
-    always is), 'cond', and 'weight' [b]. Errors: ValueError for no levels, a batch without 'x' or with unknown keys,
-    key=None, or a velocity of another shape; TypeError for a level of another type.
-    Sources: Zhang, Yan, Schwing, Zhao, "Towards Hierarchical Rectified Flow", 2025; the same, "Hierarchical Rectified Flow
-        Matching with Mini-Batch Couplings", 2025 (couplings; what a coupling below level 1 may do is derived here).
+    and the loss is the mean over the event of (velocity(x_d, t_d, cond) - y_{d+1})^2, then over
+    rows, where cond is `solvers.HierarchyCondition((x_1 ... x_{d-1}), (t_1 ... t_{d-1}), cond)`:
+    any velocity network is one of a hierarchy. With one level cond stays as it is, and this is
+    `flow_matching`. At the minimum the innermost flow carries noise to the *law* of the velocity at
+    x_1, t_1, of which flow matching knows the mean; `solvers.sample_hierarchy` follows it.
+
+    Pairs are the levels' own matter here, at level 1 as below, and no `couplings.pair` comes before
+    this loss. Couplings see their level's noise and data, and as cond the batch's at level 1, the
+    `solvers.HierarchyCondition` of the levels above below it: z follows i; data, the states and
+    times above, cond and weight follow j. At level 1 any coupling of the marginals will do, and
+    makes the law of velocities simpler. Below, pairs must be exchanged among (nearly) equal x_1,
+    t_1 ... only, as `couplings.optimal_transport(couplings.near_condition(condition=...))` does: a
+    coupling blind to them makes z_2 depend on x_1, whereas the sampler draws them independently.
+
+    Args:
+        velocity: The velocity of the innermost level.
+        levels: The levels, from the data inwards, each a `HierarchyLevel`.
+
+    Returns:
+        A loss of the batch {'x' [b, *event], optionally 'x0' the source of level 1 (standard normal
+        when absent; the noise below always is), 'cond', 'weight' [b]}. It has no metrics.
+
+    Raises:
+        TypeError: At construction for a level of another type.
+        ValueError: At construction for no levels; at trace time for a velocity of another shape, a
+            batch without 'x' or with unknown keys, and a key that is None.
+
+    Examples:
+        >>> import jax
+        >>> import jax.numpy as jnp
+        >>> from jflow import losses
+        >>> from jflow.types import Velocity
+        >>> still = Velocity(lambda *args: {}, lambda params, x, t, cond=None, *, key=None: 0 * x)
+        >>> loss = losses.hierarchical_matching(still, [losses.HierarchyLevel()] * 2)
+        >>> value, metrics = loss({}, jax.random.key(0), {"x": jnp.ones((4, 2))})
+        >>> value.shape
+        ()
+
+    References:
+        Zhang, Yan, Schwing, Zhao, *Towards Hierarchical Rectified Flow*, 2025, arXiv:2502.17436.
+        Zhang, Yan, Schwing, Zhao, *Hierarchical Rectified Flow Matching with Mini-Batch Couplings*,
+            2025, arXiv:2507.13350 (couplings; what a coupling below level 1 may do is derived
+            here).
     """
     levels = tuple(levels)
     if not levels:
@@ -86,7 +122,8 @@ def hierarchical_matching(
         v = velocity.apply(params, x.astype(dtype), t, inner_cond, key=pairs.dropout_key)
         if v.shape != y.shape:
             raise ValueError(
-                f"hierarchical_matching: expected a velocity of shape {list(y.shape)}, got {list(v.shape)}"
+                f"hierarchical_matching: expected a velocity of shape {list(y.shape)}, "
+                f"got {list(v.shape)}"
             )
         error = v.astype(float_dtype(y)) - y.astype(float_dtype(y))
         return mean_of_rows(mean_event(jnp.square(error)), weight), {}

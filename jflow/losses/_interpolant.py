@@ -24,14 +24,42 @@ def interpolant_matching(
     time: Time = _UNIFORM,
     noise_weight: float = 1.0,
 ) -> Loss:
-    """Velocity and denoiser of a stochastic interpolant with one field, which returns {'velocity', 'noise'}, both shaped
-    like x: |velocity - target|^2 + noise_weight |noise - z|^2, means over the event, then over rows.
+    """Regression of the velocity and the denoiser of a stochastic interpolant.
 
-    metrics: 'velocity' and 'noise', the two terms. batch: as in `flow_matching`; 'x0' is usually given.
-    `paths.interpolant_velocity` and `paths.interpolant_score` are what the trained field samples with.
-    Errors: as `flow_matching`; ValueError for a noise_weight < 0, for functions that don't meet their ends, and for a
-        field that doesn't return the two.
-    Source: Albergo, Boffi, Vanden-Eijnden, "Stochastic Interpolants: A Unifying Framework for Flows and Diffusions", 2023.
+    One field predicts both. The loss is |velocity - target|^2 + noise_weight |noise - z|^2, means
+    over the event, then over rows, with z the noise of the interpolant.
+    `paths.interpolant_velocity` and `paths.interpolant_score` are what the trained field samples
+    with.
+
+    Args:
+        field: The field that returns {'velocity', 'noise'}, both shaped like x.
+        coefficients: The interpolant, a `paths.Interpolant`.
+        time: The law of the times, (key, n) -> t [n].
+        noise_weight: The weight of the second term, not negative.
+
+    Returns:
+        A loss of the batch {'x' [b, *event], optionally 'x0' (standard normal when absent), 'cond',
+        'weight' [b]}. 'x0' is usually given. Its metrics are 'velocity' and 'noise', the two terms.
+
+    Raises:
+        ValueError: At construction for a noise_weight < 0 and functions that don't meet their ends;
+            at trace time for a field that doesn't return the two, a batch without 'x' or with
+            unknown keys, and a key that is None.
+
+    Examples:
+        >>> import jax
+        >>> import jax.numpy as jnp
+        >>> from jflow import losses, paths
+        >>> from jflow.types import Field
+        >>> zero = lambda params, x, t, cond=None, *, key=None: {"velocity": 0 * x, "noise": 0 * x}
+        >>> loss = losses.interpolant_matching(Field(None, zero), paths.schroedinger_bridge(0.5))
+        >>> value, metrics = loss({}, jax.random.key(0), {"x": jnp.ones((4, 2))})
+        >>> sorted(metrics)
+        ['noise', 'velocity']
+
+    References:
+        Albergo, Boffi, Vanden-Eijnden, *Stochastic Interpolants: A Unifying Framework for Flows and
+            Diffusions*, 2023, arXiv:2303.08797.
     """
     if not noise_weight >= 0:
         raise ValueError(f"interpolant_matching: expected noise_weight >= 0, got {noise_weight}")
@@ -50,7 +78,8 @@ def interpolant_matching(
         shapes = jax.tree.map(jnp.shape, found)
         if shapes != jax.tree.map(jnp.shape, targets):
             raise ValueError(
-                f"interpolant_matching: expected a field of {{'velocity', 'noise'}}, both of shape {list(x1.shape)}, "
+                "interpolant_matching: expected a field of {'velocity', 'noise'}, "
+                f"both of shape {list(x1.shape)}, "
                 f"got {shapes}"
             )
         found, targets = jax.tree.map(lambda a: a.astype(float_dtype(x1)), (dict(found), targets))

@@ -1,6 +1,6 @@
 """Maximum likelihood."""
 
-from jflow._core.batch import mean_of_rows, read
+from jflow._core.batch import mean_of_rows, read_batch
 from jflow._core.checks import check_noun, check_rows
 from jflow.types import Distribution, ElboFlow, Flow, Loss
 
@@ -8,19 +8,38 @@ __all__ = ["negative_elbo", "nll"]
 
 
 def nll(flow: Flow) -> Loss:
-    """Negative log-likelihood of a flow (or any `Distribution`) in nats per row: the mean of -log_prob(x | cond).
+    """Negative log-likelihood of a flow or a distribution, -log_prob(x | cond), in nats per row.
 
-    batch: 'x' [b, *event], optionally 'cond' and 'weight' [b] (weighted mean, sum(w l) / sum(w)). params are the
-    flow's. The key goes to `log_prob`: a continuous flow draws its probes from it, dropout uses it, a deterministic
-    flow ignores it.
-    Errors: TypeError for what has no log_prob; ValueError for a batch without 'x', with an unknown key, or with rows
-    that don't match.
+    Also known as: maximum likelihood, negative log-likelihood.
+
+    The key goes to `log_prob`: a continuous flow draws its probes from it, dropout uses it, a
+    deterministic flow ignores it.
+
+    Args:
+        flow: The flow, whose params the loss takes.
+
+    Returns:
+        A loss of the batch {'x' [b, *event], optionally 'cond', 'weight' [b]}. The mean is
+        weighted, sum(w l) / sum(w). It has no metrics.
+
+    Raises:
+        TypeError: At construction for what has no log_prob.
+        ValueError: At trace time for a batch without 'x', with an unknown key, or with rows that
+            don't match.
+
+    Examples:
+        >>> import jax
+        >>> import jax.numpy as jnp
+        >>> from jflow import distributions, losses
+        >>> loss = losses.nll(distributions.normal((2,)))
+        >>> round(float(loss({}, jax.random.key(0), {"x": jnp.zeros((3, 2))})[0]), 4)  # log(2 pi)
+        1.8379
     """
 
     check_noun("nll", flow, Flow, Distribution)
 
     def loss(params, key, batch, frozen=None):
-        x, cond, weight = read("nll", batch, ("x", "cond", "weight"))
+        x, cond, weight = read_batch("nll", batch, ("x", "cond", "weight"))
         log_prob = check_rows(
             "nll", "log_prob", flow.log_prob(params, x, cond, key=key), x.shape[0]
         )
@@ -30,16 +49,30 @@ def nll(flow: Flow) -> Loss:
 
 
 def negative_elbo(flow: ElboFlow) -> Loss:
-    """The mean of -elbo(x | cond) in nats per row: an upper bound, in expectation, of the negative log-likelihood.
+    """The negative evidence lower bound of a flow, -elbo(x | cond), in nats per row.
 
-    Batch and errors as in `nll`; 'x' holds levels as floats where the flow dequantizes. The key draws what the flow's
-    stochastic layers need; over `flows.importance_weighted(flow, draws)` the bound is tighter.
+    In expectation it is an upper bound of the negative log-likelihood.
+
+    The key draws what the flow's stochastic layers need; over
+    `flows.importance_weighted(flow, draws)` the bound is tighter.
+
+    Args:
+        flow: The flow, an `ElboFlow`, whose params the loss takes.
+
+    Returns:
+        A loss of the batch {'x' [b, *event], optionally 'cond', 'weight' [b]}. 'x' holds levels as
+        floats where the flow dequantizes. It has no metrics.
+
+    Raises:
+        TypeError: At construction for what has no elbo.
+        ValueError: At trace time for a batch without 'x', with an unknown key, or with rows that
+            don't match.
     """
 
     check_noun("negative_elbo", flow, ElboFlow)
 
     def loss(params, key, batch, frozen=None):
-        x, cond, weight = read("negative_elbo", batch, ("x", "cond", "weight"))
+        x, cond, weight = read_batch("negative_elbo", batch, ("x", "cond", "weight"))
         elbo = check_rows("negative_elbo", "elbo", flow.elbo(params, x, cond, key=key), x.shape[0])
         return mean_of_rows(-elbo, weight), {}
 

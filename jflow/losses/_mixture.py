@@ -7,7 +7,7 @@ import jax.numpy as jnp
 
 from jflow import times
 from jflow._core.arrays import expand_to, float_dtype
-from jflow._core.batch import mean_of_rows, read
+from jflow._core.batch import mean_of_rows, read_batch
 from jflow._core.checks import need_key
 from jflow.distributions import mixtures
 from jflow.paths import LINEAR, Schedule, affine
@@ -21,21 +21,36 @@ _UNIFORM = times.uniform()
 def mixture_matching(
     field: Field, *, schedule: Schedule = LINEAR, time: Time = _UNIFORM, transition: float = 1.0
 ) -> Loss:
-    """Gaussian mixture flow matching: -log q(velocity | x_t) under the `GaussianMixture` that field gives at x_t, t.
+    """Gaussian mixture flow matching: the likelihood of velocities under a predicted mixture.
 
-    In nats per dimension of the event (the shared log standard deviation counts once a dimension). One component of
-    fixed std s makes it flow matching / (2 s^2) plus a constant; at the minimum it is the entropy of the velocity given
-    x_t and t, a dimension.
+    The loss is -log q(velocity | x_t) under the mixture that field gives at x_t, t, in nats per
+    dimension of the event (the shared log standard deviation counts once a dimension). One
+    component of fixed std s makes it flow matching / (2 s^2) plus a constant; at the minimum it is
+    the entropy of the velocity given x_t and t, a dimension. Conditions are dropped for guidance by
+    `losses.drop_cond`.
 
-    transition: how far the scored transition reaches. 1 scores the velocity, equivalently the data x1 itself. Below 1 it
-        scores the point x_r at r = t + transition (1 - t) under the reverse transition of the mixture: the noise of the
-        transition, added to both, smooths the likelihood where few components cannot follow the data.
-    batch: 'x' [b, *event] data, optionally 'cond' and 'weight' [b]. The noise is drawn here, standard normal and
-        independent of the data: the solvers' Bayes' rule needs it, so there is no coupling and no 'x0'.
-    Conditions are dropped for guidance by `losses.drop_cond`. Errors: ValueError for a transition outside (0, 1], a batch
-    without 'x' or with unknown keys, key=None, or a mixture that does not fit x; TypeError where field returns another
-    thing.
-    Source: Chen et al., "Gaussian Mixture Flow Matching Models", 2025. Its spectral loss is not included.
+    Args:
+        field: The field that returns a `GaussianMixture`.
+        schedule: The path, a `paths.Schedule`.
+        time: The law of the times, (key, n) -> t [n].
+        transition: How far the scored transition reaches, in (0, 1]. 1 scores the velocity,
+            equivalently the data x1 itself. Below 1 it scores the point x_r at r = t + transition
+            (1 - t) under the reverse transition of the mixture: the noise of the transition, added
+            to both, smooths the likelihood where few components cannot follow the data.
+
+    Returns:
+        A loss of the batch {'x' [b, *event], optionally 'cond', 'weight' [b]}. The noise is drawn
+        here, standard normal and independent of the data. The solvers' Bayes' rule needs it, so
+        there is no coupling and no 'x0'. It has no metrics.
+
+    Raises:
+        TypeError: At trace time where field returns another thing.
+        ValueError: At construction for a transition outside (0, 1]; at trace time for a mixture
+            that does not fit x, a batch without 'x' or with unknown keys, and a key that is None.
+
+    References:
+        Chen et al., *Gaussian Mixture Flow Matching Models*, 2025, arXiv:2504.05304. Its spectral
+            loss is not included.
     """
     if not 0 < transition <= 1:
         raise ValueError(f"mixture_matching: expected transition in (0, 1], got {transition}")
@@ -43,7 +58,7 @@ def mixture_matching(
 
     def loss(params, key, batch, frozen=None):
         need_key("mixture_matching", key)
-        x1, cond, weight = read("mixture_matching", batch, ("x", "cond", "weight"))
+        x1, cond, weight = read_batch("mixture_matching", batch, ("x", "cond", "weight"))
         time_key, noise_key, chain_key, dropout_key = jax.random.split(key, 4)
         n, dtype = x1.shape[0], x1.dtype
         x1 = x1.astype(float_dtype(x1))

@@ -1,22 +1,35 @@
-"""What the regressions on a path share: a batch read, its source drawn where it has none, and times drawn."""
+"""What the regressions on a path share: a batch is read, and its source and times are drawn."""
 
+from collections.abc import Mapping
 from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float
 
 from jflow._core.arrays import filled, float_dtype
 from jflow._core.batch import read_as_given
 from jflow._core.checks import need_key
-from jflow.types import Array, Cond, Key
+from jflow.types import Cond, Key, PyTree, Time, TimePair
+
+__all__ = ["Pairs", "draw_pairs"]
 
 
 class Pairs(NamedTuple):
-    """x0 and x1 [b, *event], a pair a row, with cond and weight, times [b] (of a `TimePair`: (t, r)), and keys for what
-    follows."""
+    """Rows of a batch with a source and a time each, and the keys for what follows.
 
-    x0: Array
-    x1: Array
+    Attributes:
+        x0: The source [b, *event].
+        x1: The data [b, *event], a pair with the row of x0.
+        cond: The condition of each row, None or a pytree of [b, ...].
+        weight: The weight of each row [b], None for equal weights.
+        t: The times [b], of a `TimePair` a tuple (t, r) of them, in float32 or better.
+        path_key: A key for what is random on the path, or for another draw of the loss.
+        dropout_key: A key for the network.
+    """
+
+    x0: Float[Array, "b *event"]
+    x1: Float[Array, "b *event"]
     cond: Cond
     weight: Array | None
     t: Array | tuple[Array, Array]
@@ -24,8 +37,39 @@ class Pairs(NamedTuple):
     dropout_key: Key
 
 
-def draw_pairs(name: str, key, batch, time) -> Pairs:
-    """The source is standard normal where the batch has no 'x0'. What rows of weight 0 hold is replaced, see `filled`."""
+def draw_pairs(name: str, key: Key, batch: Mapping[str, PyTree], time: Time | TimePair) -> Pairs:
+    """Reads a batch as pairs of source and data, and draws their times.
+
+    So a regression on a path begins.
+
+    The source is the batch's 'x0', else standard normal noise. What rows of weight 0 hold is
+    replaced by a row that counts, so that it enters neither the loss nor its gradient.
+
+    Args:
+        name: The name of the loss, with which messages of errors begin.
+        key: The key of the loss. All of it is consumed; what follows takes the two keys in the
+            result.
+        batch: {'x' [b, *event], optionally 'x0' [b, *event], 'cond', 'weight' [b]}; 'dropped' is
+            accepted.
+        time: A law of times (key, n) -> t [n], or of pairs of them, (key, n) -> (t, r).
+
+    Returns:
+        The pairs, a `Pairs`.
+
+    Raises:
+        TypeError: For a batch that is not a dict, and for a key that is not one.
+        ValueError: For a key that is None, a batch without 'x' or with unknown keys, an 'x' that is
+            not floating, and for shapes that do not fit.
+
+    Examples:
+        >>> import jax
+        >>> import jax.numpy as jnp
+        >>> from jflow import losses, times
+        >>> batch = {"x": jnp.ones((4, 2))}
+        >>> pairs = losses.draw_pairs("own", jax.random.key(0), batch, times.uniform())
+        >>> pairs.x0.shape, pairs.t.shape, pairs.weight is None
+        ((4, 2), (4,), True)
+    """
     need_key(name, key)
     x1, x0, cond, weight = read_as_given(name, batch, ("x", "x0", "cond", "weight"))
     time_key, noise_key, path_key, dropout_key = jax.random.split(key, 4)
@@ -35,6 +79,6 @@ def draw_pairs(name: str, key, batch, time) -> Pairs:
     return Pairs(x0, x1, cond, weight, t, path_key, dropout_key)
 
 
-def dropped_rows(batch, n: int) -> Array:
-    """Which of the n rows `losses.drop_cond` has told null, [n] bool: none where it did not come before."""
+def dropped_rows(batch: Mapping[str, PyTree], n: int) -> Bool[Array, " n"]:
+    """Which of the n rows have null in place of their cond, as `losses.drop_cond` says."""
     return jnp.zeros(n, bool) if batch.get("dropped") is None else jnp.asarray(batch["dropped"])

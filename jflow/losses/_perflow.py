@@ -1,20 +1,27 @@
-"""PeRFlow: the flow of a teacher made straight within K windows of time, on pairs that are made as they are needed.
+"""PeRFlow: the flow of a teacher made straight within K windows of time.
 
-A window is short, so that a few steps of the teacher cross it, from data with noise added to its start. No folder of pairs is
-written, the data are real, and every batch has rows in all windows:
+The pairs are made as they are needed. A window is short, so that a few steps of the teacher cross
+it, from data with noise added to its start. No folder of pairs is written, the data are real, and
+every batch has rows in all windows:
 
-    loss = losses.perflow(velocity, guidance.cfg(velocity, 3.0, null=null), knots=4)    # the student starts as the teacher
-    state = train.init_state(teacher_params, optimizer, key, frozen={"teacher": teacher_params})
+    guided = guidance.cfg(velocity, 3.0, null=null)
+    loss = losses.perflow(velocity, guided, knots=4)             # the student starts as the teacher
+    frozen = {"teacher": teacher_params}
+    state = train.init_state(teacher_params, optimizer, key, frozen=frozen)
     ... make_step, fit on batches of data ...
-    x1, info = solvers.sample(velocity, params, x0, method=solvers.on_grid(solvers.grids.windows(4, 8), diffrax.Euler()))
+    method = solvers.on_grid(solvers.grids.windows(4, 8), diffrax.Euler())
+    x1, info = solvers.sample(velocity, params, x0, method=method)
 
-A teacher that predicts noise on a diffusion path, eps(x, t), keeps its weights as well. In a window the path of the student is
-affine in data and noise too, that of `piecewise(schedule, knots)`, so the usual conversions make it a velocity:
+A teacher that predicts noise on a diffusion path, eps(x, t), keeps its weights as well. In a window
+the path of the student is affine in data and noise too, that of `piecewise(schedule, knots)`, so
+the usual conversions make it a velocity:
 
-    teacher = paths.parameterizations.from_noise(eps, schedule, margin=0)     # 0 where alpha(0) > 0, as on `schedules.vp()`
+    from_noise = paths.parameterizations.from_noise
+    teacher = from_noise(eps, schedule, margin=0)   # 0 where alpha(0) > 0, as on `schedules.vp()`
     straight = paths.schedules.piecewise(schedule, 4)
-    student = paths.parameterizations.from_noise(eps, straight, margin=0)  # untrained, an Euler step a window is one of DDIM
-    loss = losses.perflow(student, teacher, knots=4, schedule=schedule, metric=losses.noise_error(straight))
+    student = from_noise(eps, straight, margin=0)   # untrained, an Euler step is one of DDIM
+    metric = losses.noise_error(straight)
+    loss = losses.perflow(student, teacher, knots=4, schedule=schedule, metric=metric)
 """
 
 import diffrax
@@ -47,25 +54,45 @@ def perflow(
     method: Method | int | None = None,
     metric: Metric = mean_squared_error,
 ) -> Loss:
-    """The mean over the event of (velocity(z_t, t, cond) - (z_b - z_a) / (b - a))^2, then over rows. For t in [a, b), one of
-    the windows between the knots:
+    """PeRFlow: regression of a velocity on the teacher's displacement across a window of time.
 
-        z_a = alpha(a) x1 + sigma(a) x0     z_b: z_a carried from a to b by the teacher     z_t: on the line between them
+    The loss is the mean over the event of (velocity(z_t, t, cond) - (z_b - z_a) / (b - a))^2, then
+    over rows. For t in [a, b), one of the windows between the knots,
 
-    knots: a number of equal windows, or times that rise strictly from 0 to 1. schedule: the path that the teacher was
-    trained on. method: the steps of its ODE in each window, `solvers.fixed(n, solver)`, by default 4 of Heun, equal in the
-    time of the linear path: with Euler they are DDIM's (the published teacher makes 8), whatever the schedule is.
-    metric: (v, target, z_t, t) -> [b], as in `losses.flow_matching`; `noise_error(piecewise(schedule, knots))` weighs as a
-        network of noise would. The teacher sees the same conditions as the student.
-    The velocity jumps at the knots, where t belongs to the window after it: `times.sequential(knots)` puts more rows
-    there. Sample by Euler on `solvers.grids.windows(knots, n)`. knots=1 is reflow on fresh pairs.
+        z_a = alpha(a) x1 + sigma(a) x0,    z_b: z_a carried from a to b by the teacher,
+        z_t: on the line between them.
 
-    batch: 'x' [b, *event] data; optionally 'x0' (standard normal when absent), 'cond', 'weight' [b]. frozen: 'teacher', the
-    teacher's params. metrics: 'residual', the mean of the squared difference above, whatever the metric.
-    Errors: ValueError at construction for knots that don't rise from 0 to 1, a schedule that misses its ends, and another
-    method; at trace time as `losses.flow_matching`, and for a frozen without 'teacher'.
-    Source: Yan, Liu, Pan, Liew, Liu, Feng, "PeRFlow: Piecewise Rectified Flow as Universal Plug-and-Play Accelerator", 2024
-        (its time is 1 - t here).
+    The velocity jumps at the knots, where t belongs to the window after it:
+    `times.sequential(knots)` puts more rows there. Sample by Euler on
+    `solvers.grids.windows(knots, n)`. knots=1 is reflow on fresh pairs. The teacher sees the same
+    conditions as the student.
+
+    Args:
+        velocity: The velocity that is trained.
+        teacher: The teacher, whose params are frozen['teacher'].
+        knots: The number of equal windows, or times that rise strictly from 0 to 1.
+        schedule: The path that the teacher was trained on, a `paths.Schedule`.
+        time: The law of the times, (key, n) -> t [n].
+        method: The steps of the teacher's ODE in each window, a number or
+            `solvers.fixed(n, solver)`, by default 4 of Heun, equal in the time of the linear path:
+            with Euler they are DDIM's (the published teacher makes 8), whatever the schedule is.
+        metric: The error of a row, (v, target, z_t, t) -> [b];
+            `noise_error(piecewise(schedule, knots))` weighs as a network of noise would.
+
+    Returns:
+        A loss of the batch {'x' [b, *event], optionally 'x0' (standard normal when absent), 'cond',
+        'weight' [b]}. Its metrics are {'residual'}, the mean of the squared difference above,
+        whatever the metric.
+
+    Raises:
+        ValueError: At construction for knots that don't rise from 0 to 1, a schedule that misses
+            its ends, and another method; at trace time for a frozen without 'teacher', a velocity
+            or a metric of another shape, a batch without 'x' or with unknown keys, and a key that
+            is None.
+
+    References:
+        Yan, Liu, Pan, Liew, Liu, Feng, *PeRFlow: Piecewise Rectified Flow as Universal
+            Plug-and-Play Accelerator*, 2024, arXiv:2405.07510 (its time is 1 - t here).
     """
     knots = partition("perflow", knots)
     inside = Schedule(*(linear_between(f, knots) for f in (schedule.alpha, schedule.sigma)))
@@ -73,9 +100,9 @@ def perflow(
 
 
 def in_windows(name, velocity, teacher, knots, schedule, inside, time, method, metric) -> Loss:
-    """Regression of a velocity along the path `inside`, which meets `schedule` at the knots (`partition`), between the ends of
-    a window that the teacher connects."""
-    # a solver on the linear path meets no slope that is infinite, as those of diffusion schedules are near data
+    """Regression of a velocity along the path `inside`, between the ends of a window that the
+    teacher connects; `inside` meets `schedule` at the knots (`partition`)."""
+    # a solver on the linear path meets no infinite slope, as diffusion schedules have near data
     teacher = with_checked_output(f"{name}: teacher", teacher)
     linear = teacher if schedule is LINEAR else _on_line(teacher, paths.check_ends(schedule))
     path, method = paths.affine(inside), steps_of_segment(name, method, _HEUN)
@@ -112,8 +139,10 @@ def regressed(name, velocity, params, x, t, target, cond, weight, metric, key):
 
 
 def _on_line(velocity: Velocity, schedule: Schedule) -> Velocity:
-    """The velocity on the linear path, as the difference of what it predicts. (`paths.reschedule` is the same between the ends
-    of the schedule, where windows start and stop; at the ends it stands still.)"""
+    """The velocity on the linear path, as the difference of what it predicts.
+
+    `paths.reschedule` is the same between the ends of the schedule, where windows start and stop;
+    at the ends it stands still."""
 
     def apply(params, x, r, cond=None, *, key=None):
         t, _ = paths.matched_time(schedule, LINEAR, r)

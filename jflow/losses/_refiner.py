@@ -1,15 +1,16 @@
-"""FlowTurbo: the last steps of a solve by a small network that corrects the velocity of the step before.
+"""FlowTurbo: the last steps of a solve by a small network that corrects the velocity before.
 
-    refiner = refines(jflow.velocity(nets.ResidualMLP(32, 1)))      # much smaller than the velocity
-    loss = velocity_refiner(refiner, velocity)                      # frozen={"teacher": params of the velocity}
-    small = refiner.init(key, (x, x), t)                            # at first it corrects nothing
+    refiner = refines(jflow.velocity(nets.ResidualMLP(32, 1)))    # much smaller than the velocity
+    loss = velocity_refiner(refiner, velocity)                    # frozen={"teacher": its params}
+    small = refiner.init(key, (x, x), t)                          # at first it corrects nothing
     ... make_step, fit ...
-    x1, info = solvers.sample_refined(velocity, params, refiner, small, x0, heun=1, pseudo=4, refine=3)
+    steps = {"heun": 1, "pseudo": 4, "refine": 3}
+    x1, info = solvers.sample_refined(velocity, params, refiner, small, x0, **steps)
 
-The paper's observation is that along a trained flow the velocity becomes stable, so that its change is simpler than itself.
-
-Source: Zhao, Shi, Yu, Zhou, Lu, "FlowTurbo: Towards Real-time Flow-Based Image Generation with Velocity Refiner", 2024
-(what is said below of its code: shiml20/FlowTurbo). Its compilation by sample is `jax.jit` here.
+The paper's observation is that along a trained flow the velocity becomes stable, so that its change
+is simpler than itself. The paper is Zhao, Shi, Yu, Zhou, Lu, *FlowTurbo: Towards Real-time
+Flow-Based Image Generation with Velocity Refiner*, 2024 (what is said below of its code is of
+shiml20/FlowTurbo). Its compilation by sample is `jax.jit` here.
 """
 
 import jax.numpy as jnp
@@ -38,16 +39,33 @@ def velocity_refiner(
     times: TimePair = _NEARBY,
     path: Path = _LINEAR,
 ) -> Loss:
-    """Trains R so that V + R((x, V), r) is the teacher's velocity at (x, r), V its velocity one Euler step before:
+    """Trains a small network that corrects the velocity of one Euler step before.
 
-        V = v(x_t, t),   x = x_t + (r - t) V,   the mean over the event of (V + R((x, V), r) - v(x, r))^2,
+    The loss is the mean over the event, then over rows, of
 
-    x_t on the path between source and data. Two evaluations of the teacher a row, none differentiated.
-    frozen: {'teacher'}, the teacher's params. batch: 'x' [b, *event], optionally 'x0', 'cond', 'weight', as in
-    `losses.flow_matching`. metrics: 'residual', the loss. A guided teacher is a teacher like any other.
-    Errors: ValueError for times that don't satisfy 0 <= t <= r <= 1, a refiner whose output is not shaped like x, no
-    frozen['teacher'], and as `losses.flow_matching`.
-    Source: see the module.
+        (V + R((x, V), r) - v(x, r))^2,     V = v(x_t, t),   x = x_t + (r - t) V,
+
+    v the teacher, x_t on the path between source and data. It costs two evaluations of the teacher
+    a row, none differentiated.
+
+    Args:
+        refiner: The network R, a field of ((x, V), r) whose output is shaped like x.
+        teacher: The teacher v, guided or not, whose params are frozen['teacher'].
+        times: The law of the pairs of times, (key, n) -> (t, r), t <= r.
+        path: The path between source and data.
+
+    Returns:
+        A loss of the batch {'x' [b, *event], optionally 'x0' (standard normal when absent), 'cond',
+        'weight' [b]}. Its metrics are {'residual'}, the loss.
+
+    Raises:
+        ValueError: At construction for times that don't satisfy 0 <= t <= r <= 1; at trace time for
+            a refiner or a teacher whose output is not shaped like x, no frozen['teacher'], a batch
+            without 'x' or with unknown keys, and a key that is None.
+
+    References:
+        Zhao, Shi, Yu, Zhou, Lu, *FlowTurbo: Towards Real-time Flow-Based Image Generation with
+            Velocity Refiner*, 2024, arXiv:2409.18128.
     """
     check_pairs("velocity_refiner", times)
 

@@ -1,13 +1,17 @@
-"""Self-corrected flow distillation: consistency along the teacher's flow, agreement of one step and many, a discriminator.
+"""Self-corrected flow distillation: consistency, agreement of one step and many, a discriminator.
 
     loss = losses.self_corrected(velocity, teacher, discriminator)
-    params = {"student": teacher_params, "discriminator": discriminator.init(key, x, jnp.ones(len(x)), cond)}
-    ... train.init_state(params, optimizer, key, ema=0.999, frozen={"teacher": teacher_params}), the optimizer an
-        optax.partition as in `jflow.losses.adversarial` ...
-    x1, info = solvers.sample_flow_map(solvers.consistency_map(velocity), params["student"], x0)  # renoise=1.0, key=key
+    judge = discriminator.init(key, x, jnp.ones(len(x)), cond)
+    params = {"student": teacher_params, "discriminator": judge}
+    # the optimizer is an optax.partition as in `jflow.losses.adversarial`
+    frozen = {"teacher": teacher_params}
+    state = train.init_state(params, optimizer, key, ema=0.999, frozen=frozen)
+    student = solvers.consistency_map(velocity)
+    x1, info = solvers.sample_flow_map(student, params["student"], x0)     # renoise=1.0, key=key
 
-Source: Dao, Phung, Dao, Metaxas, Tran, "Self-Corrected Flow Distillation for Consistent One-Step and Few-Step Text-to-Image
-Generation", 2025 (its time is 1 - t); the form of the terms is that of its code.
+The paper is Dao, Phung, Dao, Metaxas, Tran, *Self-Corrected Flow Distillation for Consistent
+One-Step and Few-Step Text-to-Image Generation*, 2025 (its time is 1 - t); the form of the terms is
+that of its code.
 """
 
 import jax
@@ -46,30 +50,55 @@ def self_correction(
     backward: float = 0.1,
     correction: float = 0.01,
 ) -> Loss:
-    """The student's part of self-corrected flow distillation, for a consistency model f(x, t) = x + (1 - t) F(x, t):
+    """The student's part of self-corrected flow distillation.
 
-        forward     metric of f(x_t, t) and f'(x_t + a v, t + a)         a uniform on [0, min(reach, 1 - t)]
-        backward    metric of f(x_t, t) and f'(x_t - b v, t - b)         b uniform on [0, min(reach, t)]
-        correction  |f(z_t, t) - y|^2, y = f(x0, 0), z_t = (1 - t) x0 + t y      the one step is kept from every t
+    The student is a consistency model f(x, t) = x + (1 - t) F(x, t). The loss is the sum of three
+    terms, the last two with the weights of their names:
 
-    summed, the last two with the weights of their names. v = teacher(x_t, t), an Euler step; f' has the params frozen['ema'];
-    no gradient through f' and y. x_t = (1 - t) x0 + t x1, time the law of t. The first two hold at the teacher's exact f up
-    to the step; correction holds there on straight trajectories, and elsewhere bends the student's few-step samples
-    towards its one-step ones, as the paper wants them.
+        forward     metric of f(x_t, t) and f'(x_t + a v, t + a), a ~ U(0, min(reach, 1 - t))
+        backward    metric of f(x_t, t) and f'(x_t - b v, t - b), b ~ U(0, min(reach, t))
+        correction  |f(z_t, t) - y|^2,   y = f(x0, 0),   z_t = (1 - t) x0 + t y
 
-    Only the data end of a trajectory is known from the start: `forward` carries it back to the noise. With backward = 1 each
-    point is drawn to both its neighbors alike, and what is known spreads as heat does, many times slower. (Eight Gaussians,
-    two seeds, 5000 updates, an average of 0.95, no correction, W2 of one step less that of data: 0.031 with backward 0.1 and
-    reach 0.1, 0.953 with backward 1 and reach 0.3, where the teacher's own step is at 1.126.) A short memory of the average
-    makes it faster: each reach waits for it. `forward` compares neighbors, whose errors are of the size of the reach: its
-    squares are small beside those of `correction`, which holds the student at its first guess where it weighs as much.
+    v = teacher(x_t, t), an Euler step; f' has the params frozen['ema']; no gradient through f' and
+    y; x_t = (1 - t) x0 + t x1. By `correction` the one step stays what it is from every t. The
+    first two hold at the teacher's exact f up to the step; correction holds there on straight
+    trajectories, and elsewhere bends the student's few-step samples towards its one-step ones, as
+    the paper wants them.
 
-    metric: (prediction, target, x_t, t) -> [b], any of `losses`; correction is a mean of squares over the event.
-    batch: as in `losses.flow_matching`. frozen: 'teacher' and 'ema' (make_step's ema).
-    metrics: 'residual', the mean square of forward's and backward's errors together; 'correction'.
-    Errors: ValueError for reach outside (0, 1] or weights out of range; at trace time for what frozen lacks, and as
-        `losses.flow_matching`.
-    The weights are ours. The paper's code replaces targets near the data by the data; not here.
+    Only the data end of a trajectory is known from the start: `forward` carries it back to the
+    noise. With backward = 1 each point is drawn to both its neighbors alike, and what is known
+    spreads as heat does, many times slower. (Eight Gaussians, two seeds, 5000 updates, an average
+    of 0.95, no correction, W2 of one step less that of data: 0.031 with backward 0.1 and reach 0.1,
+    0.953 with backward 1 and reach 0.3, where the teacher's own step is at 1.126.) A short memory
+    of the average makes it faster: each reach waits for it. `forward` compares neighbors, whose
+    errors are of the size of the reach: its squares are small beside those of `correction`, which
+    holds the student at its first guess where it weighs as much.
+
+    Args:
+        velocity: The student F.
+        teacher: The teacher, whose params are frozen['teacher'].
+        time: The law of the times, (key, n) -> t [n].
+        reach: The longest step a and b, in (0, 1].
+        metric: The error of predicted data, (prediction, target, x_t, t) -> [b]; correction is a
+            mean of squares over the event.
+        backward: The weight of `backward`, not negative; the default is ours.
+        correction: The weight of `correction`, not negative; the default is ours.
+
+    Returns:
+        A loss of the batch {'x' [b, *event], optionally 'x0' (standard normal when absent), 'cond',
+        'weight' [b]}. It reads frozen['teacher'] and frozen['ema'] (make_step's ema). Its metrics
+        are 'residual', the mean square of forward's and backward's errors together, and
+        'correction'.
+
+    Raises:
+        ValueError: At construction for reach outside (0, 1] or weights out of range; at trace time
+            for what frozen lacks, a velocity or a metric of another shape, a batch without 'x' or
+            with unknown keys, and a key that is None.
+
+    References:
+        Dao, Phung, Dao, Metaxas, Tran, *Self-Corrected Flow Distillation for Consistent One-Step
+            and Few-Step Text-to-Image Generation*, 2025, arXiv:2412.16906. The paper's code
+            replaces targets near the data by the data; not here.
     """
     name = "self_correction"
     if not 0 < reach <= 1:
@@ -127,10 +156,39 @@ def self_corrected(
     weight: float = 0.01,
     r1: float = 0.0,
 ) -> Loss:
-    """Self-corrected flow distillation: `self_correction` of the student, and a discriminator of its one step x0 + F(x0, 0).
+    """Self-corrected flow distillation: `self_correction` and a discriminator of one step.
 
-    params {'student', 'discriminator'}; frozen: 'teacher', and 'ema' (make_step's, of both). Arguments, batch:
-    as there and in `adversarial`; the weights here are ours. metrics: 'map/...' and 'gan/...'.
+    The one step is x0 + F(x0, 0), judged as in `adversarial`. Both losses are one scalar of params
+    {'student', 'discriminator'}.
+
+    Args:
+        velocity: The student F.
+        teacher: The teacher, whose params are frozen['teacher'].
+        discriminator: The field (x [b, *event], t = 1, cond) -> logits [b, ...], or a pytree of
+            them, one leaf a head.
+        time: The law of the times, (key, n) -> t [n].
+        reach: The longest step of `self_correction`, in (0, 1].
+        metric: The error of predicted data, (prediction, target, x_t, t) -> [b].
+        backward: The weight of its second term, not negative; the default is ours.
+        correction: The weight of its third term, not negative; the default is ours.
+        objective: What the players pay, a `GanObjective`.
+        weight: The weight of the student's part of the objective, not negative; the default is
+            ours.
+        r1: The weight of the gradient penalty on the data.
+
+    Returns:
+        A loss of the batch {'x' [b, *event], optionally 'x0' (standard normal when absent), 'cond',
+        'weight' [b]}. It reads frozen['teacher'] and frozen['ema'] (make_step's, of both players).
+        Its metrics are 'map/...' and 'gan/...', those of the two losses.
+
+    Raises:
+        ValueError: At construction for reach outside (0, 1] or weights out of range; at trace time
+            for what params or frozen lack, outputs of another shape, a batch without 'x' or with
+            unknown keys, and a key that is None.
+
+    References:
+        Dao, Phung, Dao, Metaxas, Tran, *Self-Corrected Flow Distillation for Consistent One-Step
+            and Few-Step Text-to-Image Generation*, 2025, arXiv:2412.16906.
     """
     one_step = fixed_steps(velocity, 1)
     student = self_correction(

@@ -1,12 +1,14 @@
-"""Shortcut models: a step of size d is taught to be two steps of size d / 2, and a step of size 0 to be the velocity.
+"""Shortcut models: a step of size d learns to be two of size d / 2, and size 0 the velocity.
 
-The targets come from the averaged params, which are also what to sample with. A size learns from the average of the next
-smaller one: with a memory of m updates it takes some levels * m of them until d = 1 has heard of the velocity.
+The targets come from the averaged params, which are also what to sample with. A size learns from
+the average of the next smaller one: with a memory of m updates it takes some levels * m of them
+until d = 1 has heard of the velocity.
 
     model = jflow.flow_map(nets.ResidualMLP(128))
     step = train.make_step(losses.shortcut(model), optimizer, ema=0.999)
     ... fit ...
-    x1, info = solvers.sample_flow_map(model, state.ema, x0, steps=4)      # powers of 2, up to 2^(levels - 1)
+    # steps: powers of 2, up to 2^(levels - 1)
+    x1, info = solvers.sample_flow_map(model, state.ema, x0, steps=4)
 """
 
 import math
@@ -39,28 +41,54 @@ def shortcut(
     scale: float = 1.0,
     null: PyTree = None,
 ) -> Loss:
-    """Trains u(x, t, r) at r = t, and at r = t + d for d = 1, 1/2, ..., 2^(1 - levels) and t a multiple of d.
+    """Shortcut models: a step of size d learns to be two steps of half the size.
 
-    Every `every`-th row of the batch is one of self-consistency: d uniform among the sizes, t among its multiples,
-            u(x_t, t, t + d)  towards  (u1 + u2) / 2,     u1 = u(x_t, t, t + d/2),  u2 = u(x_t + d/2 u1, t + d/2, t + d),
-    with u1 and u2 by the params frozen['ema'], without gradient. At the smallest d they are velocities, u(., t, t): two
-    Euler steps, so that at the exact map this row's error is of order d, and none at the larger sizes. The other rows are
-    flow matching, u(x_t, t, t) towards x1 - x0, t of `time`. The loss is the mean over the event of the squared error,
-    then over all rows.
+    Also known as: shortcut models.
 
-    `solvers.sample_flow_map` with steps = 1, 2, ..., 2^(levels - 1) asks for what is trained; for more, `solvers.sample` of
-    `solvers.instantaneous_velocity(flow_map)`. The paper's smallest step is 2^-levels = 1/128.
-    teacher: the marginal velocity in place of x1 - x0, with params frozen['teacher'].
-    scale, null: guidance of the velocities at the smallest d alone, u_null + scale (u_cond - u_null): larger steps take it
-        over from below, once. Steps of size 0 stay unguided. A row that `losses.drop_cond` dropped is one of flow matching,
-        wherever it stands: self-consistency is learned under conditions alone.
-    batch: as in `losses.flow_matching`, in random order. metrics: 'residual', the loss, and 'self_consistency', the mean of
-        those rows, zero where none has weight.
-    Errors: ValueError at construction for levels < 1, every < 2, a scale that is not finite, and guidance without
-        null; at trace time as `losses.flow_matching`, for guidance without 'cond', and without frozen['ema'] (make_step
-        puts it there, given ema=) or, for a teacher, frozen['teacher'].
-    Source: Frans, Hafner, Levine, Abbeel, "One Step Diffusion via Shortcut Models", 2024. Its public code clips targets to
-        [-4, 4], which is left out; d / 2 at the smallest d is told as 0 here, one more size there.
+    u(x, t, r) is trained at r = t, and at r = t + d for d = 1, 1/2, ..., 2^(1 - levels) and t a
+    multiple of d. Every `every`-th row of the batch is one of self-consistency, d uniform among the
+    sizes, t among its multiples:
+
+        u(x_t, t, t + d)  towards  (u1 + u2) / 2,
+        u1 = u(x_t, t, t + d/2),    u2 = u(x_t + d/2 u1, t + d/2, t + d),
+
+    with u1 and u2 by the params frozen['ema'], without gradient. At the smallest d they are
+    velocities, u(., t, t): two Euler steps, so that at the exact map this row's error is of order
+    d, and none at the larger sizes. The other rows are flow matching, u(x_t, t, t) towards x1 - x0,
+    t of `time`. The loss is the mean over the event of the squared error, then over all rows.
+
+    `solvers.sample_flow_map` with steps = 1, 2, ..., 2^(levels - 1) asks for what is trained; for
+    more, `solvers.sample` of `solvers.instantaneous_velocity(flow_map)`. The paper's smallest step
+    is 2^-levels = 1/128. It is no preset of `flow_map_residual`: no derivative is taken, and the
+    target is the map's own.
+
+    Args:
+        flow_map: The average velocity u that is trained.
+        levels: The number of sizes.
+        every: Which rows are of self-consistency, at least 2.
+        time: The law of t in the rows of flow matching, (key, n) -> t [n].
+        teacher: The marginal velocity in place of x1 - x0, with params frozen['teacher'], or None.
+        scale: Guidance of the velocities at the smallest d alone, u_null + scale (u_cond - u_null):
+            larger steps take it over from below, once. Steps of size 0 stay unguided.
+        null: The row of cond, without the batch axis, that stands for no condition. A row that
+            `losses.drop_cond` dropped is one of flow matching, wherever it stands: self-consistency
+            is learned under conditions alone.
+
+    Returns:
+        A loss of the batch {'x' [b, *event], in random order, optionally 'x0' (standard normal when
+        absent), 'cond', 'weight' [b], 'dropped' [b]}. Its metrics are 'residual', the loss, and
+        'self_consistency', the mean of those rows, zero where none has weight.
+
+    Raises:
+        ValueError: At construction for levels < 1, every < 2, a scale that is not finite, and
+            guidance without null; at trace time for guidance without 'cond', without frozen['ema']
+            (make_step puts it there, given ema=) or, for a teacher, frozen['teacher'], a map of
+            another shape, a batch without 'x' or with unknown keys, and a key that is None.
+
+    References:
+        Frans, Hafner, Levine, Abbeel, *One Step Diffusion via Shortcut Models*, 2024,
+            arXiv:2410.12557. Its public code clips targets to [-4, 4], which is left out; the
+            network is given 0 for d / 2 at the smallest d here, one more size there.
     """
     check_flow_map("shortcut", flow_map)
     check_whole("shortcut", levels=levels)

@@ -1,20 +1,25 @@
-"""SlimFlow: reflow and distillation into a network that is smaller than its teacher, and so can't start from its weights.
+"""SlimFlow: reflow and distillation into a network that is smaller than its teacher.
+
+The small network cannot start from the teacher's weights.
 
     data.generate_reflow_pairs(runs / "pairs", big, big_params, source, 50_000, key=key)
     rows = data.read_shards(runs / "pairs")
 
-    amount = optax.linear_schedule(1.0, 0.0, 300_000)           # from random pairs to the teacher's
+    amount = optax.linear_schedule(1.0, 0.0, 300_000)      # from random pairs to the teacher's
     loss = losses.chain(losses.annealed_source(amount), losses.flow_matching(small))
     step = train.make_step(loss, optimizer, refresh=count_steps)
-    state = train.init_state(small_params, optimizer, key, frozen={"step": jnp.zeros((), jnp.int32)})
-    ... fit on rows ...                                          # small, 2-rectified
+    frozen = {"step": jnp.zeros((), jnp.int32)}
+    state = train.init_state(small_params, optimizer, key, frozen=frozen)
+    ... fit on rows ...                                    # small, 2-rectified
 
-    loss = flow_guided_distillation(small, small)                # from its own params, or those of a smaller one
+    # from its own params, or those of a smaller one
+    loss = flow_guided_distillation(small, small)
     state = train.init_state(params, optimizer, key, frozen={"teacher": params})
     ... fit on rows ...
     x1, info = solvers.sample(small, params, x0, method=solvers.fixed(1, diffrax.Euler()))
 
-Source: Zhu, Liu, Liu, "SlimFlow: Training Smaller One-Step Diffusion Models with Rectified Flow", 2024 (its t is 1 - t here).
+The paper is Zhu, Liu, Liu, *SlimFlow: Training Smaller One-Step Diffusion Models with Rectified
+Flow*, 2024 (its t is 1 - t here).
 """
 
 import jax
@@ -42,24 +47,41 @@ def flow_guided_distillation(
     weight: float = 1.0,
     metric: Metric = mean_squared_error,
 ) -> Loss:
-    """One-step distillation of pairs, and of two steps of a teacher from fresh noise: the mean over rows of
+    """One-step distillation of pairs, and of two steps of a teacher from fresh noise (SlimFlow).
 
-        metric(F(x0), x1 - x0) + weight metric(F(z), s u + (1 - s) v(z + s u, s)),    F = velocity(., 0), u = v(z, 0)
+    The loss is the mean over rows of
 
-    with z ~ N(0, I), v the teacher's velocity and s drawn from `time`, for each row by itself. The second term needs no pairs.
-    The teacher is a 2-rectified flow, nearly straight, of any architecture; it is told the condition of the row. If it is
-    exactly straight and the pairs are its own, both terms vanish at its map.
+        metric(F(x0), x1 - x0) + weight metric(F(z), s u + (1 - s) v(z + s u, s)),
+        F = velocity(., 0),    u = v(z, 0),
 
-    metric: (v, target, x, t) -> [b] at t = 0, as in `distillation`; the published one is LPIPS of x + v and x + target.
-    (The published code draws s in [0.2, 0.8] and lets the student, not differentiated, make the first of the two steps.)
-    Sample: x0 + F(x0), `solvers.sample` with one Euler step.
+    with z ~ N(0, I), v the teacher's velocity and s drawn from `time`, for each row by itself. The
+    second term needs no pairs. The teacher is a 2-rectified flow, nearly straight, of any
+    architecture; it gets the condition of the row. If it is exactly straight and the pairs are its
+    own, both terms vanish at its map. (The published code draws s in [0.2, 0.8] and lets the
+    student, not differentiated, make the first of the two steps.) Sample x0 + F(x0), by
+    `solvers.sample` with one Euler step.
 
-    batch: 'x0' and 'x' [b, *event] (`data.generate_reflow_pairs`), optionally 'cond', 'weight' [b]. frozen: 'teacher',
-    its params.
-    metrics: 'residual' and 'two_step', the mean squared errors of the two terms.
-    Errors: ValueError at construction for a negative weight; at trace time for a batch without 'x0', a frozen without
-    'teacher', params or outputs of other shapes (naming the network), and key=None.
-    Source: Zhu, Liu, Liu, "SlimFlow: Training Smaller One-Step Diffusion Models with Rectified Flow", 2024.
+    Args:
+        velocity: The student, which is asked at t = 0 alone.
+        teacher: The teacher, whose params are frozen['teacher'].
+        time: The law of s, (key, n) -> s [n].
+        weight: The weight of the second term, not negative.
+        metric: The error of a row, (v, target, x, t) -> [b] at t = 0; the published one is LPIPS of
+            x + v and x + target.
+
+    Returns:
+        A loss of the batch {'x0' and 'x' [b, *event], a pair a row, optionally 'cond', 'weight'
+        [b]}. `data.generate_reflow_pairs` makes the pairs. Its metrics are 'residual' and
+        'two_step', the mean squared errors of the two terms.
+
+    Raises:
+        ValueError: At construction for a negative weight; at trace time for a batch without 'x0', a
+            frozen without 'teacher', outputs of other shapes (naming the network), a batch without
+            'x' or with unknown keys, and a key that is None.
+
+    References:
+        Zhu, Liu, Liu, *SlimFlow: Training Smaller One-Step Diffusion Models with Rectified Flow*,
+            2024, arXiv:2407.12718.
     """
     name, scale = "flow_guided_distillation", weight
     if not 0 <= scale < np.inf:

@@ -1,5 +1,7 @@
-"""What losses that follow a teacher share: its velocity on the line between source and data, and its ODE between times of
-each row."""
+"""What losses that follow a teacher share: its velocity between source and data, and its ODE.
+
+The ODE is solved between times of each row.
+"""
 
 from collections.abc import Callable, Mapping
 
@@ -20,10 +22,6 @@ def warmed(
     return most if warmup == 0 else jnp.minimum(frozen_entry(name, frozen, "step") / warmup, most)
 
 
-def unchanged(tangent: Array) -> Array:
-    return tangent
-
-
 def line_velocity(
     name: str,
     teacher: Velocity | None,
@@ -32,7 +30,8 @@ def line_velocity(
     x1: Array,
     cond,
 ) -> Callable[[Array, Array], Array]:
-    """v(x, t) without gradient, in float32 or better: x1 - x0, or the target velocity with params frozen['teacher']."""
+    """v(x, t) without gradient, in float32 or better: x1 - x0, or the teacher's, with params
+    frozen['teacher']."""
     dtype = float_dtype(x1)
     if teacher is None:
         slope = jax.lax.stop_gradient(x1.astype(dtype) - x0.astype(dtype))
@@ -57,10 +56,10 @@ def average_velocity(
     *,
     method: Method,
 ) -> Array:
-    """(x_r - x) / (r - t) of the velocity's own ODE from x at time t to time r ([b] each), without a gradient.
+    """(x_r - x) / (r - t) of the velocity's own ODE from x at time t to time r ([b] each).
 
-    What is integrated is the average velocity itself, y' = v(x + (r - t) y, t + s (r - t)) over s in [0, 1]: no division,
-    and v(x, t) at r = t."""
+    It has no gradient. What is integrated is the average velocity itself, over s in [0, 1],
+    y' = v(x + (r - t) y, t + s (r - t)): no division, and v(x, t) at r = t."""
     x, params, span = x.astype(float_dtype(x)), jax.lax.stop_gradient(params), r - t
 
     def apply(params, x, t, cond=None, *, key=None):  # y at s
@@ -75,6 +74,7 @@ def average_velocity(
 
 
 def steps_of_segment(name: str, method: Method | int | None, default: Method) -> Method:
-    """The method of `average_velocity`, checked at construction: its segments have lengths of their own, so that equal steps
-    are what divides them."""
+    """The method of `average_velocity`, checked at construction.
+
+    Its segments have lengths of their own, so that equal steps are what divides them."""
     return solvers.as_method(name, method, default, accepts=(solvers.fixed,))

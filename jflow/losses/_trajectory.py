@@ -1,4 +1,4 @@
-"""Distillation of a teacher's trajectories into a flow map, with the map's self-consistency and straightness."""
+"""Distillation of a teacher's trajectories into a flow map, with self-consistency."""
 
 import diffrax
 import jax
@@ -39,26 +39,49 @@ def trajectory_distillation(
     consistency: float = 1.0,
     straight: float = 0.0,
 ) -> Loss:
-    """From x_t = (1 - t) x0 + t x1 the teacher's ODE goes on to X_r and X_1; the student, f(x, t, r) = x + (r - t) u, learns
+    """Distillation of a teacher's trajectories into a flow map, with consistency (TraFlow).
+
+    From x_t = (1 - t) x0 + t x1 the teacher's ODE goes on to X_r and X_1; the student, f(x, t, r) =
+    x + (r - t) u, learns
 
         output       f(x_t, t, 1) = X_1                        what the teacher makes of x_t
-        change       u(x_t, t, r) = (X_r - x_t) / (r - t)      by how much, on the way (the teacher's v(x_t, t) at r = t)
+        change       u(x_t, t, r) = (X_r - x_t) / (r - t)      by how much (its v(x_t, t) at r = t)
         consistency  f(x_t, t, 1) = sg f(f(x_t, t, r), r, 1)   one jump is as good as two
         straight     u(x_t, t, r) = sg u(x_t, t, 1)            the way is a line
 
-    each a mean of squares over the event, summed with the weights of these names. The first three hold at the teacher's own
-    flow map. `straight` holds there only where the teacher's trajectories are straight (a rectified flow); elsewhere it
-    bends the student away from them, between ends that `output` holds. A weight of 0 leaves a term out.
+    each a mean of squares over the event, summed with the weights of these names. The first three
+    hold at the teacher's own flow map. `straight` holds there only where the teacher's trajectories
+    are straight (a rectified flow); elsewhere it bends the student away from them, between ends
+    that `output` holds. It trains t <= r <= 1, r = 1 always, for `solvers.sample_flow_map` in any
+    number of steps. Pairs (x0, x) that the teacher connects give the states of reflow. It is no
+    preset of `flow_map_residual`: the teacher's ODE is solved, and no derivative of the map is
+    taken.
 
-    teacher: its params are frozen['teacher']; method: its steps from t to r, and as many from
-        r to 1, `solvers.fixed(n, solver)`, by default 4 of Heun.
-    times: pairs t <= r. batch: as in `losses.flow_matching`. Pairs (x0, x) that the teacher connects
-    give the states of reflow. metrics: 'residual', the sum of the first three without weights, and the four by name.
-    Trains t <= r <= 1, r = 1 always: `solvers.sample_flow_map` in any number of steps.
-    Errors: ValueError for times, methods or weights out of range; at trace time without frozen['teacher'], and as
-        `losses.flow_matching`.
-    Source: Wu, Fan, Wu, Cao, "TraFlow: Trajectory Distillation on Pre-Trained Rectified Flow", 2025. The three targets are
-        the paper's (output, changes, self-consistency); the form of every term is ours.
+    Args:
+        flow_map: The average velocity u that is trained.
+        teacher: The teacher, whose params are frozen['teacher'].
+        times: The law of the pairs of times, (key, n) -> (t, r), t <= r.
+        method: The teacher's steps from t to r, and as many from r to 1, a number or
+            `solvers.fixed(n, solver)`, by default 4 of Heun.
+        output: The weight of `output`, not negative. A weight of 0 leaves a term out.
+        change: The weight of `change`, not negative.
+        consistency: The weight of `consistency`, not negative.
+        straight: The weight of `straight`, not negative.
+
+    Returns:
+        A loss of the batch {'x' [b, *event], optionally 'x0' (standard normal when absent), 'cond',
+        'weight' [b]}. Its metrics are 'residual', the sum of the first three without weights, and
+        the four by name.
+
+    Raises:
+        ValueError: At construction for times, methods or weights out of range; at trace time
+            without frozen['teacher'], for a map or a teacher of another shape, a batch without 'x'
+            or with unknown keys, and a key that is None.
+
+    References:
+        Wu, Fan, Wu, Cao, *TraFlow: Trajectory Distillation on Pre-Trained Rectified Flow*, 2025,
+            arXiv:2502.16972. The three targets are the paper's (output, changes, self-consistency);
+            the form of every term is ours.
     """
     name = "trajectory_distillation"
     check_pairs(name, times)

@@ -1,18 +1,22 @@
-"""Continuous-time consistency in TrigFlow coordinates (sCM), for students and teachers on the linear path.
+"""Continuous-time consistency in TrigFlow coordinates (sCM), for velocities on the linear path.
 
-    x_tau = cos(tau) x1 + sin(tau) data_std x0, tau in [0, pi/2], data at 0;   f(x, tau) = cos(tau) x - sin(tau) data_std F.
+    x_tau = cos(tau) x1 + sin(tau) data_std x0,   tau in [0, pi/2], data at 0
+    f(x, tau) = cos(tau) x - sin(tau) data_std F
 
-A `Velocity` on the linear path is a network F of these coordinates without any training (`paths.to_trigonometric`), for the
-two paths differ by a scale and a clock, and what both predict of the data is the same: a flow teacher and the student that
-starts from its params need no change, and the student is read in jflow's time, x + (1 - t) v(x, t), as every consistency
-model here. A network made for TrigFlow is `paths.reschedule(paths.from_trigonometric(field, data_std=s),
+A `Velocity` on the linear path is a network F of these coordinates without any training
+(`paths.to_trigonometric`), for the two paths differ by a scale and a clock, and what both predict
+of the data is the same: a flow teacher and the student that starts from its params need no change,
+and the student is read in jflow's time, x + (1 - t) v(x, t), as every consistency model here. A
+network made for TrigFlow is `paths.reschedule(paths.from_trigonometric(field, data_std=s),
 paths.schedules.cosine(s), paths.LINEAR)`.
 
     velocity = jflow.velocity(nets.ResidualMLP(128))
-    loss = losses.trigflow_consistency(velocity, teacher=velocity, warmup=1_000)     # None: from scratch
+    # teacher=None: from scratch
+    loss = losses.trigflow_consistency(velocity, teacher=velocity, warmup=1_000)
     step = train.make_step(loss, optimizer, refresh=losses.count_steps)
     # params: the teacher's; state.frozen = {'teacher': teacher_params, 'step': jnp.int32(0)}
-    x1, info = solvers.sample_flow_map(solvers.consistency_map(velocity), params, x0)    # steps=2, renoise=1.0, key=key for two
+    student = solvers.consistency_map(velocity)
+    x1, info = solvers.sample_flow_map(student, params, x0)  # steps=2, renoise=1.0, key=key
 """
 
 import math
@@ -27,34 +31,14 @@ from jflow._core.batch import mean_of_rows
 from jflow._core.checks import check_same_shape, check_whole, frozen_entry, with_checked_output
 from jflow._core.keys import same_draws
 from jflow.losses._pairs import draw_pairs
+from jflow.losses._residual import normalized_tangent
 from jflow.losses._teacher import warmed
 from jflow.solvers import JVP
 from jflow.types import Array, Loss, Time, Velocity
 
-__all__ = ["clipped_tangent", "normalized_tangent", "trigflow_consistency"]
+__all__ = ["trigflow_consistency"]
 
 _TIMES = times.logit_normal(1.0, 1.4)
-
-
-def normalized_tangent(c: float = 0.1) -> Callable[[Array], Array]:
-    """g / (|g| + c) row by row, |g| the root of the mean square over the event: ValueError unless c > 0.
-
-    sCM writes the 2-norm, sqrt(d) times larger for an event of d numbers; with the root mean square, as in SANA-Sprint, c
-    means the same at every size, and the tangent has size one in every number."""
-    if not 0 < c < math.inf:
-        raise ValueError(f"normalized_tangent: expected a finite c > 0, got {c}")
-
-    def normalize(g):
-        return g / (expand_to(jnp.sqrt(mean_event(jnp.square(g))), g) + c)
-
-    return normalize
-
-
-def clipped_tangent(bound: float = 1.0) -> Callable[[Array], Array]:
-    """g clipped to [-bound, bound], number by number, sCM's other form. ValueError unless bound > 0; inf leaves g alone."""
-    if not bound > 0:
-        raise ValueError(f"clipped_tangent: expected bound > 0, got {bound}")
-    return lambda g: jnp.clip(g, -bound, bound)
 
 
 def trigflow_consistency(
@@ -67,28 +51,54 @@ def trigflow_consistency(
     tangent: Callable[[Array], Array] | None = None,
     jvp: JVP = jax.jvp,
 ) -> Loss:
-    """sCM: the derivative of f along the trajectory vanishes. With s = data_std, F of `paths.to_trigonometric(velocity)` and
-    F- the same without gradient, the mean over the event and rows of |F - F- - tangent(g)|^2, where
+    """Continuous-time consistency in TrigFlow coordinates (sCM).
 
-        g = -cos^2(tau) (s F- - dx/dtau) - r cos(tau) sin(tau) (x_tau + s dF-/dtau)      (= cos(tau) df/dtau at r = 1).
+    Also known as: sCM, sCT, sCD, TrigFlow.
 
-    The value, |tangent(g)|^2, says little; the gradient is that of -2 <F, tangent(g)>. cos sin is multiplied into the
-    tangents of the forward-mode pass, so that nothing large appears near tau = pi/2.
-    teacher: the teacher, a velocity on the linear path with params frozen['teacher'], whose transform gives
-        dx/dtau (consistency distillation); None: dx/dtau = cos(tau) s x0 - sin(tau) x1, from scratch.
-    data_std: that of the data, 1 once standardized; where the linear path is at t, tan(tau) = (1 - t) / (s t).
-    time: of the linear path; the paper's tau = arctan(exp(N) / s), N normal of mean -1 and deviation 1.4, is
-        logit_normal(1.0, 1.4).
-    warmup: r = min(1, frozen['step'] / warmup) (see `count_steps`); 0: r = 1 throughout, and no 'step' is needed.
-    tangent: `normalized_tangent(0.1)` where none is given, or `clipped_tangent`. From scratch the mean gradient at the exact
-        f vanishes where the tangent is g itself: a function that is not linear moves the minimum, but for symmetric laws.
-    The paper's learned weight of tau is left out: with normalized tangents the rows weigh the same already.
+    The derivative of f along the trajectory vanishes. With s = data_std, F of
+    `paths.to_trigonometric(velocity)` and F- the same without gradient, the loss is the mean over
+    the event and rows of |F - F- - tangent(g)|^2, where
 
-    batch: as in `losses.flow_matching`. metrics: 'residual', the mean over event and rows of g^2 at r = 1.
-    Errors: ValueError at construction for data_std <= 0 or warmup < 0; as `losses.flow_matching` at trace time, and for
-        what is missing in frozen ('teacher', 'step').
-    Sources: Lu, Song, "Simplifying, Stabilizing and Scaling Continuous-Time Consistency Models", 2024; Chen et al.,
-        "SANA-Sprint: One-Step Diffusion with Continuous-Time Consistency Distillation", 2025 (the flow teacher).
+        g = -cos^2(tau) (s F- - dx/dtau) - r cos(tau) sin(tau) (x_tau + s dF-/dtau),
+
+    which is cos(tau) df/dtau at r = 1. The value, |tangent(g)|^2, says little; the gradient is that
+    of -2 <F, tangent(g)>. The condition is that of `flow_map_residual` at r = 1 in other
+    coordinates. The loss is no preset of it: here cos sin is multiplied into the tangents of the
+    forward-mode pass, so that nothing large appears near tau = pi/2. The paper's learned weight of
+    tau is left out: with normalized tangents the rows weigh the same already.
+
+    Args:
+        velocity: The student, a velocity on the linear path.
+        teacher: The teacher, a velocity on the linear path with params frozen['teacher'], whose
+            transform gives dx/dtau (consistency distillation). None takes dx/dtau = cos(tau) s x0 -
+            sin(tau) x1, from scratch.
+        data_std: The standard deviation of the data, 1 once standardized; where the linear path is
+            at t, tan(tau) = (1 - t) / (s t).
+        time: The law of the times t of the linear path, (key, n) -> t [n]. The paper's tau =
+            arctan(exp(N) / s), N normal of mean -1 and deviation 1.4, is logit_normal(1.0, 1.4).
+        warmup: The number of updates over which r grows, r = min(1, frozen['step'] / warmup) (see
+            `count_steps`). With 0, r = 1 throughout, and no 'step' is needed.
+        tangent: What is made of g: `normalized_tangent(0.1)` where None is given, or
+            `clipped_tangent`. From scratch the mean gradient at the exact f vanishes where the
+            tangent is g itself: a function that is not linear moves the minimum, but for symmetric
+            laws.
+        jvp: `jax.jvp`, or `solvers.finite_difference(h)` for a network that has an operation
+            without a forward-mode derivative.
+
+    Returns:
+        A loss of the batch {'x' [b, *event], optionally 'x0' (standard normal when absent), 'cond',
+        'weight' [b]}. Its metrics are {'residual'}, the mean over event and rows of g^2 at r = 1.
+
+    Raises:
+        ValueError: At construction for data_std <= 0 or warmup < 0; at trace time for what is
+            missing in frozen ('teacher', 'step'), a velocity or a tangent of another shape, a batch
+            without 'x' or with unknown keys, and a key that is None.
+
+    References:
+        Lu, Song, *Simplifying, Stabilizing and Scaling Continuous-Time Consistency Models*, 2024,
+            arXiv:2410.11081.
+        Chen et al., *SANA-Sprint: One-Step Diffusion with Continuous-Time Consistency
+            Distillation*, 2025, arXiv:2503.09641 (the flow teacher).
     """
     name = "trigflow_consistency"
     if not 0 < data_std < math.inf:

@@ -1,9 +1,10 @@
 """One step from a degraded picture, with a knob: fidelity at 0, realism at 1.
 
     source = couplings.corrupted(couplings.block_means(4), sigma=0.1)
-    loss = losses.chain(couplings.with_source(source), losses.tunable_distillation(velocity, velocity))
+    distill = losses.tunable_distillation(velocity, velocity)
+    loss = losses.chain(couplings.with_source(source), distill)
     ... params = teacher_params to start from, frozen={'teacher': teacher_params} ...
-    x0, cond = source(key, picture, None)                       # or seen + sigma noise, where no clean picture is known
+    x0, cond = source(key, picture, None)    # or seen + sigma noise, where no clean one is known
     x1 = solvers.restore(velocity, params, x0, 0.99, cond)
 
 Any source of `jflow.couplings` will do, and any pairs (x0, x) that a teacher was trained on.
@@ -45,30 +46,49 @@ def tunable_distillation(
     boundary: float = 0.1,
     align: float = 0.0,
 ) -> Loss:
-    """A one-step student v(x0, t), told the source x0 and a knob t, whose chords x_t = x0 + t v(x0, t) lie on the teacher's
-    trajectory from x0: v(x0, t) is the teacher's average velocity from time 0 to t. With s = t + step and V the teacher's
-    average velocity from x_t at t to s, by `method`, one midpoint step where nothing else is given,
+    """A one-step student with a knob between fidelity and realism (OFTSR).
+
+    The student gets the source x0 and the knob t. Its chords x_t = x0 + t v(x0, t) lie on the
+    teacher's trajectory from x0: v(x0, t) is the teacher's average velocity from time 0 to t. With
+    s = t + step and V the teacher's average velocity from x_t at t to s, by `method`,
 
         v(x0, s) = sg(v(x0, t) + (step / s) (V - v(x0, t)))
 
-    is regressed. As step -> 0 this is d/dt [t v(x0, t)] = v_teacher(x_t, t), `lagrangian_map_distillation` at t = 0.
-    Further terms:
+    is regressed. As step -> 0 this is d/dt [t v(x0, t)] = v_teacher(x_t, t),
+    `lagrangian_map_distillation` at t = 0. Further terms, each with the weight of its name:
 
-        boundary   v(x0, 0) = v_teacher(x0, 0)                        where the recursion starts
-        align      (1 - t)^2 (v(x0, t) - v_teacher(x_t, t))^2         the student's x1 is what the teacher sees from x_t
+        boundary   v(x0, 0) = v_teacher(x0, 0)                    where the recursion starts
+        align      (1 - t)^2 (v(x0, t) - v_teacher(x_t, t))^2    its x1 is the teacher's
 
-    each with the weight of its name. `align` holds on straight trajectories alone and pulls knobs towards each other.
-    Every term is a mean of squares over the event.
+    `align` holds on straight trajectories alone and pulls knobs towards each other. Every term is a
+    mean of squares over the event.
 
-    velocity: the student; the teacher's network and params will do to start from. Its time is the knob: no solver carries it.
-    teacher: its params are frozen['teacher'].
-    batch: 'x0' the sources, and 'x' in its shape (not read); 'cond', 'weight'. `couplings.with_source` makes it.
-    knob: the law of t; step: s - t, shortened where s would exceed 1.
-    metrics: 'residual', the mean square of the recursion's error times s / step: of v + t dv/dt - v_teacher, up to the step.
-    Errors: ValueError for step outside (0, 1] and for weights out of range; at trace time without 'x0' in batch or
-        frozen['teacher'].
-    Source: Zhu, Wang, Lu, Yan, Li, Zhang, "OFTSR: One-Step Flow for Image Super-Resolution with Tunable
-        Fidelity-Realism Trade-offs", 2024; the weights and the step are its code's for faces, whose align is 0.01.
+    Args:
+        velocity: The student; the teacher's network and params will do to start from. Its time is
+            the knob: no solver carries it.
+        teacher: The teacher, whose params are frozen['teacher'].
+        knob: The law of t, (key, n) -> t [n].
+        step: The distance s - t, in (0, 1], shortened where s would exceed 1.
+        method: The teacher's steps from t to s, a number or `solvers.fixed(n, solver)`, by default
+            one of the midpoint method.
+        boundary: The weight of `boundary`, not negative.
+        align: The weight of `align`, not negative.
+
+    Returns:
+        A loss of the batch {'x0' [b, *event] the sources, 'x' in its shape (not read), optionally
+        'cond', 'weight' [b]}, which `couplings.with_source` makes. Its metrics are 'residual', the
+        mean square of the recursion's error times s / step (of v + t dv/dt - v_teacher, up to the
+        step), and 'boundary' and 'align' where they have a weight.
+
+    Raises:
+        ValueError: At construction for step outside (0, 1] and for weights out of range; at trace
+            time without 'x0' in batch or frozen['teacher'], for a velocity of another shape, a
+            batch without 'x' or with unknown keys, and a key that is None.
+
+    References:
+        Zhu, Wang, Lu, Yan, Li, Zhang, *OFTSR: One-Step Flow for Image Super-Resolution with Tunable
+            Fidelity-Realism Trade-offs*, 2024, arXiv:2412.09465. The weights and the step are its
+            code's for faces, whose align is 0.01.
     """
     name = "tunable_distillation"
     if not 0 < step <= 1:

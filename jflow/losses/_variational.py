@@ -20,14 +20,43 @@ __all__ = ["reverse_kl"]
 
 
 def reverse_kl(flow: Flow, log_density: Callable[..., Array], *, draws: int = 256) -> Loss:
-    """E_q [log q(x) - log p~(x)] over reparameterized draws x of the flow q: KL(q, p) - log Z, minus the evidence lower
-    bound. A flow with fast `forward` (planar, sylvester, iaf, couplings) makes it fast.
+    """The reverse KL divergence of a flow from a density that is known up to a constant.
 
-    log_density: x [n, *event] -> log p~ [n], unnormalized; with a 'cond' in the batch (x, cond) -> [n].
-    draws: from q, for each row of cond where there is one (an amortised posterior).
-    batch: {}, or 'cond' alone. The key is needed. metrics: 'elbo', 'log_q', the mean of log q.
+    Also known as: variational inference, ELBO of an unnormalized density.
 
-    Rezende, Mohamed, *Variational Inference with Normalizing Flows* (2015).
+    The loss is E_q [log q(x) - log p~(x)] = KL(q, p) - log Z, in nats, over reparameterized draws x
+    of q: minus the evidence lower bound. A flow with fast `forward` (planar, sylvester, iaf,
+    couplings) makes it fast.
+
+    Args:
+        flow: The flow q.
+        log_density: The unnormalized log p~, x [n, *event] -> [n]; with a 'cond' in the batch (x,
+            cond) -> [n].
+        draws: The number of draws from q, for each row of cond where there is one (an amortized
+            posterior).
+
+    Returns:
+        A loss of the batch {}, or {'cond'} alone, that needs a key. Its metrics are 'elbo' and
+        'log_q', the mean of log q.
+
+    Raises:
+        TypeError: At construction for what is no `Flow`.
+        ValueError: At construction for draws < 1; at trace time for a batch with other keys, a
+            log_density of another shape, and a key that is None.
+
+    Examples:
+        >>> import jax
+        >>> from jflow import bijectors, distributions, flows, losses
+        >>> base = distributions.normal((2,))
+        >>> flow = flows.flow(bijectors.affine((2,)), base)
+        >>> params = flow.init(jax.random.key(0), jax.numpy.zeros((1, 2)))
+        >>> loss = losses.reverse_kl(flow, lambda x: base.log_prob({}, x), draws=8)
+        >>> value, metrics = loss(params, jax.random.key(0), {})
+        >>> sorted(metrics)
+        ['elbo', 'log_q']
+
+    References:
+        Rezende, Mohamed, *Variational Inference with Normalizing Flows*, 2015, arXiv:1505.05770.
     """
     check_noun("reverse_kl", flow, Flow)
     check_whole("reverse_kl", draws=draws)

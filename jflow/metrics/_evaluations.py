@@ -28,7 +28,7 @@ def quality_by_evaluations(
     Raises:
         ValueError: For counts that are not whole numbers of at least 1.
 
-    Example:
+    Examples:
         >>> import jax.numpy as jnp
         >>> from jflow import metrics, solvers, types
         >>> linear = types.Velocity(lambda *a: {}, lambda p, x, t, cond=None, *, key=None: x)

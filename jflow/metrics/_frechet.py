@@ -42,7 +42,7 @@ def moments(features: ArrayLike, before: Moments | None = None) -> Moments:
     Raises:
         ValueError: For NaN or infinities, with the row's number, and for chunks that disagree in d.
 
-    Example:
+    Examples:
         >>> import numpy as np
         >>> from jflow import metrics
         >>> found = metrics.moments(np.array([[0.0], [2.0]]), metrics.moments(np.array([[4.0]])))
@@ -137,7 +137,7 @@ def frechet_distance(features_x: ArrayLike, features_y: ArrayLike) -> float:
     Raises:
         ValueError: For NaN or infinities, for fewer than 2 rows, and for different d.
 
-    Example:
+    Examples:
         >>> import numpy as np
         >>> from jflow import metrics
         >>> x = np.random.default_rng(0).normal(size=(1000, 4))

@@ -27,7 +27,7 @@ def bits_per_dim(log_prob: ArrayLike, dims: int) -> float:
     Raises:
         ValueError: For no log-probabilities, and for dims that is not a whole number of at least 1.
 
-    Example:
+    Examples:
         >>> import numpy as np
         >>> from jflow import metrics
         >>> round(metrics.bits_per_dim(np.full(10, -3 * np.log(256)), dims=3), 6)  # 256 levels
@@ -50,7 +50,7 @@ def log_mean_exp(x: ArrayLike, axis: int = 0) -> np.ndarray:
     Returns:
         x without the axis; -inf where all of x is -inf.
 
-    Example:
+    Examples:
         >>> import numpy as np
         >>> from jflow import metrics
         >>> float(metrics.log_mean_exp(np.log([1.0, 3.0]) + 1000).round(4))  # log 2 + 1000
@@ -82,7 +82,7 @@ def gaussian_log_prob(train: ArrayLike, rows: ArrayLike) -> np.ndarray:
         ValueError: For other shapes, for a column that is constant in train, and for NaN or
             infinities.
 
-    Example:
+    Examples:
         >>> import numpy as np
         >>> from jflow import metrics
         >>> train = np.array([[-1.0], [1.0]])  # mean 0, variance 1

@@ -54,7 +54,7 @@ def straightness(
     Raises:
         ValueError: For knots that do not rise strictly, and for a grid or tolerances as method.
 
-    Example:
+    Examples:
         >>> import jax.numpy as jnp
         >>> from jflow import metrics, types
         >>> one = lambda p, x, t, cond=None, *, key=None: jnp.ones_like(x)
@@ -103,7 +103,7 @@ def transport_cost(
     Raises:
         ValueError: For unequal shapes, and for a cost that does not return [n].
 
-    Example:
+    Examples:
         >>> import numpy as np
         >>> from jflow import metrics
         >>> metrics.transport_cost(np.zeros((4, 2)), np.ones((4, 2)))

@@ -65,7 +65,7 @@ def energy_distance(x: ArrayLike, y: ArrayLike) -> float:
     Raises:
         ValueError: For events of different shapes, no rows, NaN or infinities.
 
-    Example:
+    Examples:
         >>> import numpy as np
         >>> from jflow import metrics
         >>> metrics.energy_distance(np.zeros((3, 1)), np.ones((5, 1)))  # two points, 1 apart
@@ -93,7 +93,7 @@ def nearest_distance(x: ArrayLike, reference: ArrayLike) -> float:
     Raises:
         ValueError: For events of different shapes, no rows, NaN or infinities.
 
-    Example:
+    Examples:
         >>> import numpy as np
         >>> from jflow import metrics
         >>> metrics.nearest_distance(np.array([[0.0], [5.0]]), np.array([[1.0], [5.0]]))
@@ -129,7 +129,7 @@ def wasserstein(x: ArrayLike, y: ArrayLike) -> float:
     Raises:
         ValueError: For sets of unequal size, events of different shapes, NaN or infinities.
 
-    Example:
+    Examples:
         >>> import numpy as np
         >>> from jflow import metrics
         >>> metrics.wasserstein(np.array([[0.0], [3.0]]), np.array([[4.0], [1.0]]))
@@ -173,7 +173,7 @@ def permutation_test(
         ValueError: For permutations that is not a whole number of at least 1, and what the
             statistic raises.
 
-    Example:
+    Examples:
         >>> import numpy as np
         >>> from jflow import metrics
         >>> x = np.random.default_rng(0).normal(size=(50, 1))

@@ -1,7 +1,8 @@
 """Linen networks, one backbone a file.
 
-A conditioner is `module(x, cond=None) -> features`; a velocity network is `module(x, t, cond=None) -> shaped like x`.
-Both keep 'params' alone; a 'dropout' stream switches dropout on. `dtype` is the type of the computation, params stay
+A conditioner is `module(x, cond=None) -> features`; a velocity network is
+`module(x, t, cond=None) -> shaped like x`, which `velocity` lifts into the noun. Both keep 'params'
+alone; a 'dropout' stream switches dropout on. `dtype` is the type of the computation, params stay
 float32 or better.
 """
 

@@ -1,4 +1,7 @@
-"""A causal transformer over tokens, in two forms that share params: one parallel pass, and steps with a cache of keys."""
+"""A causal transformer over tokens, in two forms that share params.
+
+One is a parallel pass, the other takes steps with a cache of keys.
+"""
 
 from typing import Any
 
@@ -15,19 +18,41 @@ _normal = nn.initializers.normal(0.02)
 
 
 class CausalTransformer(nn.Module):
-    """module(x [b, n, d], cond=None) -> raw [b, n, d * size], zero at initialization; raw[:, i] depends on x[:, :i].
+    """A causal transformer: raw numbers for each token from the tokens before it, zero at first.
 
-    Slot i reads token i-1, slot 0 a token of zeros, so that its numbers depend on cond alone. Pre-norm blocks, scanned
-    over `layers` (`remat` recomputes each in the backward pass), with learned positions [n, width]. Softmax and head are
-    in float32 or better whatever `dtype`, the type of the computation, is. `num_classes` and cond: see
-    `jflow.nets.CondEmbed`, whose vector is added to every token.
+    `module(x [b, n, d], cond=None) -> raw [b, n, d * size]`, where raw[:, i] depends on x[:, :i].
+    Slot i reads token i - 1, and slot 0 a token of zeros, so that its numbers depend on cond alone.
+    Pre-norm blocks, scanned over the layers, with learned positions [n, width]. Softmax and head
+    are in float32 or better whatever `dtype` is. The vector of cond (`CondEmbed`) is added to every
+    token.
 
-    temperature [b] divides the attention scores of a row (None: 1). With a `cache` from `empty_cache` the module takes
-    the m tokens *before* slots first .. first+m-1 (what stands before slot 0 counts as zeros) and returns (raw of those
-    slots, cache); the cache must hold the keys of all earlier slots.
+    Attributes:
+        size: the count of raw numbers for each number of x.
+        width: of the tokens inside.
+        num_layers: the number of blocks.
+        num_heads: the number of attention heads, which divides the width.
+        mlp_ratio: the hidden width of the MLP of a block, in widths.
+        num_classes: the number of classes where cond has integer labels [b]. Index num_classes is
+            the null label, which cond=None then means too.
+        remat: whether each block is computed again in the backward pass, which saves memory.
+        dtype: the type of the computation, such as jnp.bfloat16; params stay float32 or better.
+            None is the type of the inputs and params.
 
-    Raises ValueError when heads does not divide the width, or layers < 1.
-    Source: Zhai et al., "Normalizing Flows are Capable Generative Models", 2024, whose blocks leave token 0 as it is.
+    Raises:
+        ValueError: num_heads does not divide the width, or num_layers is below 1.
+
+    Examples:
+        >>> import jax
+        >>> import jax.numpy as jnp
+        >>> from jflow import nets
+        >>> net = nets.CausalTransformer(size=2, width=8, num_layers=1, num_heads=1)
+        >>> x = jnp.zeros((1, 4, 3))
+        >>> jax.eval_shape(lambda key: net.init_with_output(key, x)[0], jax.random.key(0)).shape
+        (1, 4, 6)
+
+    References:
+        Zhai et al., *Normalizing Flows are Capable Generative Models*, 2024, arXiv:2412.06329,
+            whose blocks leave token 0 as it is.
     """
 
     size: int = 2
@@ -47,6 +72,20 @@ class CausalTransformer(nn.Module):
     def __call__(
         self, x: Array, cond: Cond = None, temperature: Array | None = None, cache=None, first=0
     ):
+        """One parallel pass, or some slots with a cache.
+
+        Args:
+            x: the tokens, [b, n, d]. With a cache: the m tokens *before* the slots first .. first +
+                m - 1, [b, m, d], where what stands before slot 0 counts as zeros.
+            cond: None, integer labels [b], floats [b, ...], or a pytree of them; see `CondEmbed`.
+            temperature: what the attention scores of each row are divided by, [b]; None is 1.
+            cache: None, or keys and values from `empty_cache`, which hold those of all earlier
+                slots.
+            first: the first slot, with a cache.
+
+        Returns:
+            raw [b, n, d * size]; with a cache (raw [b, m, d * size] of those slots, cache).
+        """
         if x.ndim != 3:
             raise ValueError(
                 f"CausalTransformer: expected x of shape [b, n, d], got {list(x.shape)}"
@@ -87,17 +126,24 @@ class CausalTransformer(nn.Module):
         return raw if cache is None else (raw, cache)
 
     def empty_cache(self, x: Array, rows: int) -> tuple[Array, Array]:
-        """Keys and values [layers, rows, n, heads, width / heads] of no slot yet, for events like those of x [b, n, d]."""
+        """A cache that holds no slot yet.
+
+        Args:
+            x: an event of the right size, [b, n, d], whose values are not read.
+            rows: how many rows the cache is for.
+
+        Returns:
+            Keys and values, each [layers, rows, n, heads, width / heads], of zeros.
+        """
         shape = (self.num_layers, rows, x.shape[1], self.num_heads, self.width // self.num_heads)
         zeros = jnp.zeros_like(x, shape=shape, dtype=self.dtype or float_dtype(x))
         return zeros, zeros
 
 
 class CausalBlock(nn.Module):
-    """Pre-norm attention and MLP on h [b, m, width], the slots `slots`; with a cache, over all slots up to each.
+    """Pre-norm attention and MLP on h [b, m, width], the slots `slots`.
 
-    Attention is written out: `jax.nn.dot_product_attention` gives the same numbers (float64 rounded to float32) and is as
-    fast for a step with a cache, but its gradient took 1.2 to 1.9 times as long on a CPU core, over 49 to 256 tokens.
+    With a cache attention is over all slots up to each.
     """
 
     num_heads: int

@@ -1,4 +1,4 @@
-"""Conditioners for images: module(x [b, H, W, C], cond=None) -> features [b, H, W, F], for `bijectors.coupling`."""
+"""Conditioners for images: module(x [b, H, W, C], cond=None) -> features [b, H, W, F]."""
 
 from collections.abc import Callable
 from typing import Any
@@ -6,6 +6,7 @@ from typing import Any
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+from jaxtyping import Float
 
 from jflow._core.arrays import space_to_depth
 from jflow._core.checks import check_whole
@@ -15,13 +16,15 @@ from jflow.types import Array, Cond
 
 
 class LoopConv(nn.Module):
-    """A 3 x 3 convolution, zero-padded, [b, H, W, C] -> [b, H, W, features], that is fast inside a scan.
+    """A 3 x 3 convolution, zero-padded, that is fast inside a scan.
 
-    The same numbers and params as nn.Conv(features, (3, 3)), as one matrix product: nine shifted copies of the input
-    before it, or, where the input has more channels than the output, nine shifted slices of its result after it. XLA's
-    CPU backend compiles a convolution in a loop body to a naive one: eight scanned Glow networks of width 64, batch 64
-    on 7 x 7 and 14 x 14 images, value and gradient on two cores, took 216 ms and more with nn.Conv in the scan, 74 and
-    293 ms in this form, 46 and 200 ms with nn.Conv unrolled, whose compile time grows with depth.
+    [b, H, W, C] -> [b, H, W, features], with the same numbers and params as nn.Conv(features, (3,
+    3)), as one matrix product: nine shifted copies of the input before it, or, where the input has
+    more channels than the output, nine shifted slices of its result after it. XLA's CPU backend
+    compiles a convolution in a loop body to a naive one: eight scanned Glow networks of width 64,
+    batch 64 on 7 x 7 and 14 x 14 images, value and gradient on two cores, took 216 ms and more with
+    nn.Conv in the scan, 74 and 293 ms in this form, 46 and 200 ms with nn.Conv unrolled, whose
+    compile time grows with depth.
     """
 
     features: int
@@ -54,11 +57,31 @@ class LoopConv(nn.Module):
 
 
 class GlowNet(nn.Module):
-    """Glow's coupling network: 3 x 3, 1 x 1 and 3 x 3 convolutions, of `hidden`, `hidden` and `features` channels.
+    """The coupling network of Glow: 3 x 3, 1 x 1 and 3 x 3 convolutions.
 
-    With the head of the coupling, zero at init, the last one is the paper's zero 3 x 3 convolution wherever `features`
-    is at least the head's outputs, but for the activation between. No normalization inside. cond: see `split_cond`.
-    Kingma, Dhariwal, *Glow* (2018).
+    `module(x [b, H, W, C], cond=None) -> [b, H, W, features]`, for `bijectors.coupling` on images.
+    They have `hidden`, `hidden` and `features` channels. With the head of the coupling, which is
+    zero at init, the last one is the paper's zero 3 x 3 convolution wherever `features` is at least
+    the outputs of the head, but for the activation between. There is no normalization inside.
+
+    Attributes:
+        hidden: the channels of the first two convolutions.
+        features: the channels of the last one.
+        activation: after each convolution.
+        dtype: the type of the computation, such as jnp.bfloat16; params stay float32 or better.
+            None is the type of the inputs and params.
+
+    Examples:
+        >>> import jax
+        >>> import jax.numpy as jnp
+        >>> from jflow import nets
+        >>> net, x = nets.GlowNet(hidden=4, features=3), jnp.zeros((1, 4, 4, 2))
+        >>> jax.eval_shape(lambda key: net.init_with_output(key, x)[0], jax.random.key(0)).shape
+        (1, 4, 4, 3)
+
+    References:
+        Kingma, Dhariwal, *Glow: Generative Flow with Invertible 1x1 Convolutions*, 2018,
+            arXiv:1807.03039.
     """
 
     hidden: int = 128
@@ -67,7 +90,18 @@ class GlowNet(nn.Module):
     dtype: Any = None
 
     @nn.compact
-    def __call__(self, x: Array, cond: Cond = None) -> Array:
+    def __call__(self, x: Float[Array, "b H W C"], cond: Cond = None) -> Float[Array, "b H W F"]:
+        """Compute the features.
+
+        Args:
+            x: the images, [b, H, W, C].
+            cond: None, or a pytree of floats: images [b, f H, g W, k], of which blocks of f x g
+                pixels become channels, and others [b, ...], which are flattened. Labels are to be
+                embedded first.
+
+        Returns:
+            The features [b, H, W, features].
+        """
         x, vector = split_cond("GlowNet", cond, x)
         h = LoopConv(self.hidden, self.dtype, name="near")(x)
         h = self.activation(h + _everywhere(self, vector, self.hidden))
@@ -76,11 +110,25 @@ class GlowNet(nn.Module):
 
 
 class GatedAttentionNet(nn.Module):
-    """Flow++'s coupling network: `num_blocks` scanned blocks of a gated convolution and gated self-attention over all pixels.
+    """The coupling network of Flow++: gated convolutions and gated self-attention over all pixels.
 
-    Each is h <- LayerNorm(h + a * sigmoid(g)) with (a, g) linear in the branch, after a 3 x 3 convolution to `width`
-    channels that is given a learned position code. cond: see `split_cond`; a vector enters every block. `dropout` acts
-    in the convolutional branches. Ho, Chen, Srinivas, Duan, Abbeel, *Flow++* (2019).
+    `module(x [b, H, W, C], cond=None) -> [b, H, W, width]`, for `bijectors.coupling` on images.
+    After a 3 x 3 convolution to `width` channels, to which a learned position code is added, come
+    `num_blocks` scanned blocks; in each, a convolutional and an attention branch do h <-
+    LayerNorm(h + a * sigmoid(g)) with (a, g) linear in the branch.
+
+    Attributes:
+        width: the number of channels.
+        num_blocks: the number of blocks, at least 1.
+        num_heads: the number of attention heads, which divides the width.
+        dropout: the rate, in the convolutional branches; a key switches it on.
+        activation: between the layers.
+        dtype: the type of the computation, such as jnp.bfloat16; params stay float32 or better.
+            None is the type of the inputs and params.
+
+    References:
+        Ho, Chen, Srinivas, Duan, Abbeel, *Flow++: Improving Flow-Based Generative Models with
+            Variational Dequantization and Architecture Design*, 2019, arXiv:1902.00275.
     """
 
     width: int = 64
@@ -95,7 +143,18 @@ class GatedAttentionNet(nn.Module):
         super().__post_init__()
 
     @nn.compact
-    def __call__(self, x: Array, cond: Cond = None) -> Array:
+    def __call__(self, x: Float[Array, "b H W C"], cond: Cond = None) -> Float[Array, "b H W F"]:
+        """Compute the features.
+
+        Args:
+            x: the images, [b, H, W, C].
+            cond: None, or a pytree of floats: images [b, f H, g W, k], of which blocks of f x g
+                pixels become channels, and others [b, ...], which are flattened and enter every
+                block. Labels are to be embedded first.
+
+        Returns:
+            The features [b, H, W, width].
+        """
         x, vector = split_cond("GatedAttentionNet", cond, x)
         h = LoopConv(self.width, self.dtype, name="stem")(x)
         position = self.param("position", nn.initializers.normal(0.02), (*x.shape[1:3], self.width))
@@ -144,9 +203,13 @@ class _GatedAttentionBlock(nn.Module):
 def split_cond(name: str, cond: Cond, x: Array) -> tuple[Array, Array | None]:
     """(x with the images of cond concatenated, the rest of cond as one vector [b, k] or None).
 
-    A float leaf [b, f H, g W, k] of cond is an image; blocks of f x g of its pixels become channels, so that one image
-    serves every level of a multi-scale flow, and either color of a checkerboard. Other float leaves are flattened.
-    ValueError for integer labels, which are to be embedded first, and for images of a size that does not fit.
+    A float leaf [b, f H, g W, k] of cond is an image; blocks of f x g of its pixels become
+    channels, so that one image serves every level of a multi-scale flow, and either color of a
+    checkerboard. Other float leaves are flattened.
+
+    Raises:
+        ValueError: cond has integer labels, which are to be embedded first, or images of a size
+            that does not fit.
     """
     b, h, w, _ = x.shape
     images: list[Array] = []
@@ -158,7 +221,8 @@ def split_cond(name: str, cond: Cond, x: Array) -> tuple[Array, Array | None]:
         f, g = image.shape[1] // h, image.shape[2] // w
         if not f or not g or tuple(image.shape[1:3]) != (f * h, g * w):
             raise ValueError(
-                f"{name}: expected an image in cond to be [b, {h} f, {w} g, channels] for x of shape {list(x.shape)}, "
+                f"{name}: expected an image in cond to be [b, {h} f, {w} g, channels] for x of "
+                f"shape {list(x.shape)}, "
                 f"got {list(image.shape)}"
             )
         images[i] = space_to_depth(name, image, f, g)
@@ -166,8 +230,11 @@ def split_cond(name: str, cond: Cond, x: Array) -> tuple[Array, Array | None]:
 
 
 def _everywhere(module: nn.Module, vector: Array | None, features: int):
-    """A linear image of `vector` [b, k] for every pixel, [b, 1, 1, features]; 0 without one. Adds as concatenating k
-    constant channels to the input would, at the cost of one pixel. To be called inside a compact method of `module`."""
+    """A linear image of `vector` [b, k] for every pixel, [b, 1, 1, features]; 0 without one.
+
+    It adds as concatenating k constant channels to the input would, at the cost of one pixel. To be
+    called inside a compact method of `module`.
+    """
     if vector is not None:
         return nn.Dense(features, use_bias=False, dtype=module.dtype, name="cond")(vector)[
             :, None, None

@@ -1,12 +1,7 @@
-"""DeepFlow: a DiT cut into branches, each of which predicts a velocity, with refiners of the features in between.
+"""DeepFlow: a DiT cut into branches, each of which predicts a velocity, with refiners in between.
 
-Source: Shin, Yang, Chen, "Deeply Supervised Flow-Based Generative Models", 2025. What is known of it here comes from the
-abstract and from published notes: balanced branches with a velocity each, branches at times of their own, and between
-them the refiner (VeRA) of an acceleration MLP, a modulation of (velocity, acceleration) features by the time gap, zero
-at first, and attention from those to the patches of the image; all branches at one time in sampling. What the notes
-leave open, and is this file's reading: the width and depth of the MLP, that the refiner's attention looks at the patches
-of the *next* branch's x_t, that each branch reads its own time, and that its output is added to the features. The
-authors' code (non-commercial) was not read.
+What is known here of the paper (Shin, Yang, Chen, *Deeply Supervised Flow-Based Generative Models*)
+comes from the abstract and from published notes; the authors' code (non-commercial) was not read.
 """
 
 from typing import Any, NamedTuple
@@ -14,6 +9,7 @@ from typing import Any, NamedTuple
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+from jaxtyping import Float
 
 from jflow._core.arrays import float_dtype, patchify, unpatchify
 from jflow._core.checks import check_cond
@@ -30,20 +26,65 @@ _zeros = nn.initializers.zeros
 
 
 class Branches(NamedTuple):
-    """velocity [b, k, H, W, C], one of each branch; acceleration [b, k - 1, H, W, C], one before each of the others."""
+    """What a `DeepFlow` returns: the velocities of its branches, and the accelerations in between.
 
-    velocity: Array
-    acceleration: Array
+    Attributes:
+        velocity: [b, k, H, W, C], one of each of the k branches.
+        acceleration: [b, k - 1, H, W, C], one before each branch but the first.
+    """
+
+    velocity: Float[Array, "b branches H W C"]
+    acceleration: Float[Array, "b gaps H W C"]
 
 
 class DeepFlow(nn.Module):
-    """module(x, t, cond=None) -> `Branches`, zero at initialization, where every refiner is the identity too.
+    """DeepFlow: a DiT cut into branches, each of which predicts a velocity.
 
-    x [b, H, W, C] and t [b], the same for every branch (sampling), or x [b, k, H, W, C] and t [b, k], a point and a time
-    for each of the k branches (training). num_layers blocks in all, an equal count a branch; blocks are scanned, and so are
-    the branches after the first. Other fields as in `DiT`. Lift it with `branch_field` and `last_velocity`.
+    `module(x, t, cond=None) -> Branches`, zero at initialization, where every refiner is the
+    identity too. x is [b, H, W, C] and t [b], the same for every branch (sampling), or x [b, k, H,
+    W, C] and t [b, k], a point and a time for each of the k branches (training). The blocks are
+    scanned, and so are the branches after the first. Lift it with `branch_field` and
+    `last_velocity`.
 
-    Raises ValueError where branches does not divide num_layers, patch_size H and W, num_heads the width, or 4 the width.
+    Between two branches stands a refiner (VeRA): an acceleration MLP, a modulation of the features
+    of velocity and acceleration by the gap of time, zero at first, and attention from those to the
+    patches of the image. What the paper's abstract and published notes leave open, and is our
+    reading: the width and depth of the MLP, that the attention of the refiner looks at the patches
+    of the *next* branch's x_t, that each branch reads its own time, and that the output of the
+    refiner is added to the features.
+
+    Attributes:
+        patch_size: the side of a patch, in pixels.
+        width: of the tokens.
+        num_layers: the number of blocks in all, an equal count a branch.
+        branches: k, at least 2.
+        num_heads: the number of attention heads, which divides the width.
+        mlp_ratio: the hidden width of the MLP of a block, in widths.
+        num_classes: the number of classes where cond has integer labels [b]. Index num_classes is
+            the null label, which cond=None then means too.
+        time_scale: the largest angular frequency of the features of time, in radians per unit of t;
+            see `time_features`.
+        dropout: the rate; a key, or a 'dropout' stream, switches it on.
+        remat: whether each block is computed again in the backward pass, which saves memory.
+        dtype: the type of the computation, such as jnp.bfloat16; params stay float32 or better.
+            None is the type of the inputs and params.
+
+    Raises:
+        ValueError: the branches do not divide num_layers, patch_size H and W, num_heads the width,
+            or 4 the width.
+
+    Examples:
+        >>> import jax
+        >>> import jax.numpy as jnp
+        >>> from jflow import nets
+        >>> net = nets.DeepFlow(width=8, num_layers=2, num_heads=1)
+        >>> x, t = jnp.zeros((1, 4, 4, 1)), jnp.zeros(1)
+        >>> out = jax.eval_shape(lambda key: net.init_with_output(key, x, t)[0], jax.random.key(0))
+        >>> out.velocity.shape, out.acceleration.shape
+        ((1, 2, 4, 4, 1), (1, 1, 4, 4, 1))
+
+    References:
+        Shin, Yang, Chen, *Deeply Supervised Flow-Based Generative Models*, 2025, arXiv:2503.14494.
     """
 
     patch_size: int = 2
@@ -53,7 +94,7 @@ class DeepFlow(nn.Module):
     num_heads: int = 4
     mlp_ratio: int = 4
     num_classes: int | None = None
-    time_scale: float = 100.0  # see jflow.nets.time_features
+    time_scale: float = 100.0
     dropout: float = 0.0
     remat: bool = False
     dtype: Any = None
@@ -61,16 +102,29 @@ class DeepFlow(nn.Module):
     def __post_init__(self):
         if self.width % self.num_heads or self.width % 4:
             raise ValueError(
-                f"DeepFlow: expected a width divisible by 4 and by num_heads={self.num_heads}, got {self.width}"
+                f"DeepFlow: expected a width divisible by 4 and by num_heads={self.num_heads}, got "
+                f"{self.width}"
             )
         if self.branches < 2 or self.num_layers < self.branches or self.num_layers % self.branches:
             raise ValueError(
-                f"DeepFlow: expected at least 2 branches that divide num_layers={self.num_layers}, got branches={self.branches}"
+                f"DeepFlow: expected at least 2 branches that divide num_layers={self.num_layers}, "
+                f"got branches={self.branches}"
             )
         super().__post_init__()
 
     @nn.compact
     def __call__(self, x: Array, t: Array, cond: Cond = None) -> Branches:
+        """Predict the velocity and the acceleration of every branch.
+
+        Args:
+            x: the images, [b, H, W, C], or [b, k, H, W, C], a point for each branch.
+            t: the times, [b], or [b, k].
+            cond: None, integer labels [b], floats [b, ...], or a pytree of them; see
+                `TimeCondEmbed`.
+
+        Returns:
+            Branches: velocities and accelerations in the type of x.
+        """
         p, k = self.patch_size, self.branches
         if x.ndim == 4 and t.ndim == 1:
             x, t = (jnp.broadcast_to(v[:, None], (v.shape[0], k, *v.shape[1:])) for v in (x, t))
@@ -82,7 +136,8 @@ class DeepFlow(nn.Module):
             or x.shape[3] % p
         ):
             raise ValueError(
-                f"DeepFlow: expected x [b, H, W, C] and t [b], or x [b, {k}, H, W, C] and t [b, {k}], H and W divisible "
+                f"DeepFlow: expected x [b, H, W, C] and t [b], or x [b, {k}, H, W, C] and t [b, "
+                f"{k}], H and W divisible "
                 f"by {p}, got {list(x.shape)} and {list(t.shape)}"
             )
         b, _, height, width, channels = x.shape
@@ -140,7 +195,7 @@ class DeepFlow(nn.Module):
 
 
 class Branch(nn.Module):
-    """Blocks on tokens h [b, n, width] under c [b, width], and the velocity read off them: (h, [b, n, out])."""
+    """Blocks on tokens h [b, n, width] under c [b, width], and a velocity: (h, [b, n, out])."""
 
     num_layers: int
     block: tuple
@@ -165,7 +220,10 @@ class Branch(nn.Module):
 
 
 class Refined(nn.Module):
-    """A refiner and the branch after it, on tokens h of the branch before: (h, (acceleration, velocity))."""
+    """A refiner and the branch after it, on tokens h of the branch before.
+
+    Returns (h, (acceleration, velocity)).
+    """
 
     num_layers: int
     block: tuple
@@ -183,9 +241,10 @@ class Refined(nn.Module):
 
 
 class Refiner(nn.Module):
-    """VeRA: h [b, n, width] refined by an acceleration, the time gap [b, width] and the next patches [b, n, width].
+    """VeRA: h [b, n, width] refined by an acceleration, the time gap and the next patches.
 
-    Returns (h + gate attention, acceleration [b, n, out]); the gate is linear in the gap and zero at first.
+    The gap is [b, width], the patches are [b, n, width]. Returns (h + gate attention, acceleration
+    [b, n, out]); the gate is linear in the gap and zero at first.
     """
 
     num_heads: int
@@ -220,7 +279,15 @@ class Refiner(nn.Module):
 
 
 def branch_field(module: nn.Module) -> Field:
-    """Lift a `DeepFlow` into a `Field` of `Branches`: x [b, H, W, C] with t [b], or x [b, k, H, W, C] with t [b, k]."""
+    """Lift a `DeepFlow` into a `Field` of `Branches`.
+
+    Args:
+        module: the network.
+
+    Returns:
+        Field: it takes x [b, H, W, C] with t [b], or x [b, k, H, W, C] with t [b, k]; params are
+            those of the module.
+    """
 
     def init(key, x, t, cond=None):
         cond = check_cond("branch_field", cond, x.shape[0])
@@ -234,7 +301,16 @@ def branch_field(module: nn.Module) -> Field:
 
 
 def last_velocity(field: Field) -> Velocity:
-    """What samplers take: the velocity of the last branch, all branches at one x [b, H, W, C] and t [b]; same params."""
+    """What samplers take of a `DeepFlow`: the velocity of the last branch.
+
+    All branches are at one x [b, H, W, C] and t [b].
+
+    Args:
+        field: what `branch_field` returned.
+
+    Returns:
+        Velocity: with the params of `field`.
+    """
 
     def apply(params, x, t, cond=None, *, key=None):
         t = jnp.broadcast_to(jnp.asarray(t), x.shape[:1])

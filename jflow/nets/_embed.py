@@ -1,4 +1,4 @@
-"""What a network is told beside x: the time, labels, vectors."""
+"""What a network gets beside x: the time, labels, vectors."""
 
 from typing import Any
 
@@ -6,6 +6,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jaxtyping import Float
 
 from jflow._core.arrays import float_dtype
 from jflow._core.checks import check_cond
@@ -13,15 +14,36 @@ from jflow._core.linen import flatten_event
 from jflow.types import Array, Cond
 
 
-def time_features(t: Array, dim: int, *, scale: float, max_period: float = 10_000.0) -> Array:
-    """Cosines and sines of t at `dim / 2` geometric frequencies: [...] -> [..., dim], in float32 or better.
+def time_features(
+    t: Float[Array, "*shape"], dim: int, *, scale: float, max_period: float = 10_000.0
+) -> Float[Array, "*shape {dim}"]:
+    """Cosines and sines of times at geometric frequencies, in float32 or better.
 
-    The angular frequencies run from `scale` down to `scale / max_period`, in radians per unit of t. Time lies in
-    [0, 1], so `scale` decides what the features can tell: at 1 (raw t) nearly all of them are flat, at 1000 (the habit
-    of networks with 1000 integer steps) they resolve everything, and d/dt, which JVP losses take, is up to 1000 times
-    the signal. Raises ValueError for an odd or non-positive dim.
+    The angular frequencies run from `scale` down to `scale / max_period`, in radians per unit of t.
+    Time lies in [0, 1], so `scale` decides what the features can distinguish: at 1 (raw t) nearly
+    all of them are flat, at 1000 (the habit of networks with 1000 integer steps) they resolve
+    everything, and d/dt, which JVP losses take, is up to 1000 times the signal.
 
-    Source: Vaswani et al., "Attention Is All You Need", 2017.
+    Args:
+        t: the times, of any shape.
+        dim: how many features: dim / 2 frequencies.
+        scale: the largest angular frequency.
+        max_period: the ratio that the frequencies fall by.
+
+    Returns:
+        The features [..., dim], the cosines first.
+
+    Raises:
+        ValueError: dim is odd or below 2.
+
+    Examples:
+        >>> import jax.numpy as jnp
+        >>> from jflow import nets
+        >>> nets.time_features(jnp.array([0.0, 0.5]), 4, scale=100.0)[0]
+        Array([1., 1., 0., 0.], dtype=float32)
+
+    References:
+        Vaswani et al., *Attention Is All You Need*, 2017, arXiv:1706.03762.
     """
     if dim < 2 or dim % 2:
         raise ValueError(f"time_features: expected an even dim of at least 2, got {dim}")
@@ -38,12 +60,16 @@ def check_time(name: str, x: Array, t: Array, r: Array | None = None) -> None:
     for letter, time in (("t", t), ("r", r)):
         if time is not None and jnp.shape(time) != jnp.shape(x)[:1]:
             raise ValueError(
-                f"{name}: expected {letter} of shape {list(jnp.shape(x)[:1])}, got {list(jnp.shape(time))}"
+                f"{name}: expected {letter} of shape {list(jnp.shape(x)[:1])}, got "
+                f"{list(jnp.shape(time))}"
             )
 
 
 def need_cond(module: nn.Module, cond: Cond) -> None:
-    """Raise in a module whose params were made with a cond, which would be left out in silence, and that is given none."""
+    """Raise where a module whose params were made with a cond is given none.
+
+    It would be left out in silence.
+    """
     names = module.variables.get("params", {})
     if cond is None and any(name.startswith("cond") for name in names):
         raise ValueError(
@@ -52,25 +78,49 @@ def need_cond(module: nn.Module, cond: Cond) -> None:
 
 
 class TimeCondEmbed(nn.Module):
-    """(t [b], cond, r) -> [b, width]: the embedding of time plus one of each leaf of cond, and of r - t where r is given.
+    """The embedding of the time, of each leaf of cond, and of r - t, as one vector a row.
 
-    r [b] is the time that a flow map goes to. What it adds is zero at initialization, so that a flow map that starts from
-    the params of a velocity (`train.warm_start`) starts as that velocity, whatever r is.
+    `module(t [b], cond=None, r=None) -> [b, width]`, their sum. What r adds is zero at
+    initialization, so that a flow map that starts from the params of a velocity
+    (`train.warm_start`) starts as that velocity, whatever r is.
 
-    Integer leaves [b] are labels and need `num_classes`; each gets a table of num_classes + 1 rows, of which index
-    `num_classes` is the null label (for classifier-free guidance). With `num_classes` set, cond=None means the null
-    label. Float leaves [b, ...] are flattened and go through a small MLP, like time. A label above num_classes cannot
-    be seen while tracing: its rows come out NaN (a negative one counts from the end of the table).
+    Integer leaves [b] are labels and need `num_classes`; each gets a table of num_classes + 1 rows,
+    of which index `num_classes` is the null label (for classifier-free guidance). With
+    `num_classes` set, cond=None means the null label. Float leaves [b, ...] are flattened and go
+    through a small MLP, like time. A label above num_classes cannot be seen while tracing: its rows
+    come out NaN (a negative one counts from the end of the table).
+
+    Attributes:
+        width: of the embedding.
+        num_classes: the number of classes where cond has integer labels [b]. Index num_classes is
+            the null label, which cond=None then means too.
+        features: the number of sinusoidal features of time, before the MLP.
+        time_scale: the largest angular frequency of the features of time, in radians per unit of t;
+            see `time_features`.
+        dtype: the type of the computation, such as jnp.bfloat16; params stay float32 or better.
+            None is the type of the inputs and params.
     """
 
     width: int
     num_classes: int | None = None
-    features: int = 256  # sinusoidal features of time, before the MLP
+    features: int = 256
     time_scale: float = 100.0
     dtype: Any = None
 
     @nn.compact
-    def __call__(self, t: Array, cond: Cond = None, r: Array | None = None) -> Array:
+    def __call__(
+        self, t: Float[Array, " b"], cond: Cond = None, r: Float[Array, " b"] | None = None
+    ) -> Float[Array, "b width"]:
+        """Embed.
+
+        Args:
+            t: the times, [b].
+            cond: None, integer labels [b], floats [b, ...], or a pytree of them.
+            r: the times that a flow map goes to, [b], or None.
+
+        Returns:
+            The embedding [b, width].
+        """
         if cond is None and self.num_classes is not None:
             cond = jnp.full_like(t, self.num_classes, dtype=jnp.int32)
         need_cond(self, cond)

@@ -13,19 +13,51 @@ __all__ = ["field", "flow_map", "velocity"]
 def field(module: nn.Module) -> Field:
     """Lift a Linen module `module(x, t, cond=None)` into a `Field`.
 
-    x is an array [b, *event] or a pytree of them, t is [b] (a scalar is given to every row), the leaves of cond lead
-    with b or with 1, for all rows; the output is whatever the module returns. A key passed to `apply` switches dropout on.
-    Errors: TypeError for what is no Linen module, ValueError where t or cond does not have b rows.
+    The output is whatever the module returns. A key passed to `apply` switches dropout on.
+
+    Args:
+        module: an instance of a Linen module that keeps 'params' alone.
+
+    Returns:
+        Field: x is an array [b, *event] or a pytree of them; t is [b], where a scalar is given to
+            every row; the leaves of cond lead with b, or with 1 for all rows. Its functions raise a
+            ValueError where t or cond does not have b rows. Params are those of the module.
+
+    Raises:
+        TypeError: module is not an instance of a Linen module.
     """
 
     return compiled(_lifted("field", module))
 
 
 def velocity(module: nn.Module) -> Velocity:
-    """Lift a Linen module `module(x, t, cond=None)` into a `Velocity`: a `field` whose output is shaped like x.
+    """Lift a Linen module `module(x, t, cond=None)` into a `Velocity`.
 
-    The output is cast back to the type of x, whatever type the network computes in.
-    Errors: as `field`, and ValueError where the output does not have the structure and shapes of x.
+    A velocity is a `field` whose output is shaped like x; it is cast back to the type of x,
+    whatever type the network computes in.
+
+    Args:
+        module: an instance of a Linen module that keeps 'params' alone.
+
+    Returns:
+        Velocity: x is an array [b, *event] or a pytree of them; t is [b], where a scalar is given
+            to every row; the leaves of cond lead with b, or with 1 for all rows. Its functions
+            raise a ValueError where t or cond does not have b rows, or the output does not have the
+            structure and shapes of x. Params are those of the module.
+
+    Raises:
+        TypeError: module is not an instance of a Linen module.
+
+    Examples:
+        >>> import jax
+        >>> import jax.numpy as jnp
+        >>> import jflow
+        >>> from jflow import nets
+        >>> v = jflow.velocity(nets.TimeMLP(hidden=(8,)))
+        >>> x = jnp.ones((1, 2))
+        >>> params = v.init(jax.random.key(0), x, 0.0)
+        >>> v.apply(params, x, 0.0)  # zero at initialization
+        Array([[0., 0.]], dtype=float32)
     """
     init, apply_field = _lifted("velocity", module)
 
@@ -36,11 +68,34 @@ def velocity(module: nn.Module) -> Velocity:
 
 
 def flow_map(module: nn.Module) -> FlowMap:
-    """Lift a Linen module `module(x, t, cond=None, r=None)` into a `FlowMap` u(x, t, r), the average velocity from time t to
-    time r; the output is cast back to the type of x.
+    """Lift a Linen module `module(x, t, cond=None, r=None)` into a `FlowMap`, an average velocity.
 
-    Of jflow's networks ResidualMLP, UNet and DiT take r; they are told r - t.
-    Errors: as `velocity`.
+    The module is read as u(x, t, r), the average velocity from time t to time r; the output is cast
+    back to the type of x. Of the networks of jflow `ResidualMLP`, `UNet` and `DiT` take r; they
+    read r - t.
+
+    Args:
+        module: an instance of a Linen module that keeps 'params' alone.
+
+    Returns:
+        FlowMap: x is an array [b, *event] or a pytree of them; t and r are [b], where a scalar is
+            given to every row; the leaves of cond lead with b, or with 1 for all rows. Its
+            functions raise a ValueError where t, r or cond does not have b rows, or the output does
+            not have the structure and shapes of x. Params are those of the module.
+
+    Raises:
+        TypeError: module is not an instance of a Linen module.
+
+    Examples:
+        >>> import jax
+        >>> import jax.numpy as jnp
+        >>> import jflow
+        >>> from jflow import nets
+        >>> u = jflow.flow_map(nets.ResidualMLP(width=8, num_blocks=1))
+        >>> x = jnp.ones((1, 2))
+        >>> params = u.init(jax.random.key(0), x, 0.0, 1.0)
+        >>> u.apply(params, x, 0.0, 1.0)  # zero at initialization
+        Array([[0., 0.]], dtype=float32)
     """
     check_linen("flow_map", "module", module)
     name = type(module).__name__

@@ -1,9 +1,4 @@
-"""Inception-v3 in the variant that the FID is measured with: images to 2048 features.
-
-Sources: Szegedy et al., "Rethinking the Inception Architecture for Computer Vision", 2016; Heusel et al., "GANs Trained by
-a Two Time-Scale Update Rule Converge to a Local Nash Equilibrium", 2017, whose TensorFlow graph of 2015-12-05 pytorch-fid
-rebuilt. Beside other Inceptions, the 3 x 3 average pools don't count padding, and the last block pools by the maximum.
-"""
+"""Inception-v3 in the variant that the FID is measured with: images to 2048 features."""
 
 from typing import Any
 
@@ -14,8 +9,9 @@ import jax.numpy as jnp
 from jflow._core.arrays import float_dtype
 from jflow.types import Array
 
-# A branch is a chain of: (name, features, kernel size) or (..., stride), a convolution; a list of those, run side by side
-# and concatenated; or a function. Names are those of torchvision's, so that published weights find their place.
+# A branch is a chain of: (name, features, kernel size) or (..., stride), a convolution; a list of
+# those, run side by side and concatenated; or a function. Names are those of torchvision's, so that
+# published weights find their place.
 
 
 def _average(h: Array) -> Array:
@@ -102,14 +98,32 @@ BLOCKS = {
 
 
 class InceptionFID(nn.Module):
-    """module(x [b, H, W, 3], values in [0, 1]) -> features [b, 2048], the average over the last feature map ("pool3").
+    """Inception-v3 in the variant that the FID is measured with: images to 2048 features.
 
-    Images are resized to 299 x 299 (bilinear, pixel centers at halves, no antialiasing: as pytorch-fid does, whose numbers
-    these features give; other implementations resize differently, and their FIDs differ), then scaled to [-1, 1].
-    resize=False leaves the size, of at least 75 x 75. Batch norms are folded into the convolutions: params are a kernel and
-    a bias for each of the 94, to be had from published weights by `convert.inception`. No gradient is meant to be taken.
+    `module(x [b, H, W, 3], values in [0, 1]) -> features [b, 2048]`, the average over the last
+    feature map ("pool3"). Images are resized to 299 x 299 (bilinear, pixel centers at halves, no
+    antialiasing: as pytorch-fid does, whose numbers these features give; other implementations
+    resize differently, and their FIDs differ), then scaled to [-1, 1]. Batch norms are folded into
+    the convolutions: params are a kernel and a bias for each of the 94, which `convert.inception`
+    makes of published weights. No gradient is meant to be taken.
 
-    Raises ValueError for images of another shape or with values of an integer type.
+    The variant is that of the TensorFlow graph of 2015-12-05, which pytorch-fid rebuilt: unlike in
+    other Inceptions, the 3 x 3 average pools do not count padding, and the last block pools by the
+    maximum.
+
+    Attributes:
+        resize: whether images are resized; with False they keep their size, of at least 75 x 75.
+        dtype: the type of the computation, such as jnp.bfloat16; params stay float32 or better.
+            None is the type of the inputs and params.
+
+    Raises:
+        ValueError: the images have another shape, or values of an integer type, at the call.
+
+    References:
+        Szegedy et al., *Rethinking the Inception Architecture for Computer Vision*, 2016,
+            arXiv:1512.00567.
+        Heusel et al., *GANs Trained by a Two Time-Scale Update Rule Converge to a Local Nash
+            Equilibrium*, 2017, arXiv:1706.08500.
     """
 
     resize: bool = True
@@ -117,14 +131,25 @@ class InceptionFID(nn.Module):
 
     @nn.compact
     def __call__(self, x: Array) -> Array:
+        """Compute the features.
+
+        Args:
+            x: the images, [b, H, W, 3], floats in [0, 1]; gray ones are repeated to three channels
+                first.
+
+        Returns:
+            The features [b, 2048], in float32 or better.
+        """
         if x.ndim != 4 or x.shape[-1] != 3 or not jnp.issubdtype(x.dtype, jnp.floating):
             raise ValueError(
-                "InceptionFID: expected images of shape [b, H, W, 3], floats in [0, 1] (gray ones repeated to three "
+                "InceptionFID: expected images of shape [b, H, W, 3], floats in [0, 1] (gray ones "
+                "repeated to three "
                 f"channels), got {x.dtype} {list(x.shape)}"
             )
         if not self.resize and min(x.shape[1:3]) < 75:
             raise ValueError(
-                f"InceptionFID: expected images of at least 75 x 75 without resize, got {list(x.shape)}"
+                "InceptionFID: expected images of at least 75 x 75 without resize, got "
+                f"{list(x.shape)}"
             )
         if self.resize:
             x = jax.image.resize(x, (x.shape[0], 299, 299, 3), "bilinear", antialias=False)

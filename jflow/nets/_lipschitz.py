@@ -1,8 +1,9 @@
 """Networks with a Lipschitz constant below one, for residual flows.
 
-Each has two halves: `weights(x, cond)`, a Linen method that reads the params and scales every kernel under its bound, and
-`run(weights, x)`, plain arithmetic. `module(x, cond)` is one after the other; what evaluates the network again and again
-on the same params (power series, fixed points) takes the weights once. Nothing is kept between calls.
+Each has two halves: `weights(x, cond)`, a Linen method that reads the params and scales every
+kernel under its bound, and `run(weights, x)`, plain arithmetic. `module(x, cond)` is one after the
+other; what evaluates the network again and again on the same params (power series, fixed points)
+takes the weights once. Nothing is kept between calls.
 """
 
 from collections.abc import Callable, Sequence
@@ -11,6 +12,7 @@ from typing import Any
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+from jaxtyping import Float
 
 from jflow._core.arrays import float_dtype
 from jflow._core.linen import flatten_cond
@@ -20,25 +22,64 @@ from jflow.types import Array, Cond, PyTree
 __all__ = ["LipschitzConv", "LipschitzMLP", "lip_swish"]
 
 
-def lip_swish(x: Array, beta: Array | float = 1.0) -> Array:
-    """x sigmoid(beta x) / 1.1, whose slope lies in (-0.1, 1) for every beta > 0. Chen et al. (2019)."""
+def lip_swish(x: Float[Array, "*shape"], beta: Array | float = 1.0) -> Float[Array, "*shape"]:
+    """LipSwish, x sigmoid(beta x) / 1.1, whose slope lies in (-0.1, 1) for every beta > 0.
+
+    Args:
+        x: an array of any shape.
+        beta: a positive number, or an array that broadcasts to x.
+
+    Returns:
+        An array shaped like x.
+
+    Examples:
+        >>> import jax.numpy as jnp
+        >>> from jflow import nets
+        >>> round(float(nets.lip_swish(jnp.array(11.0), 10.0)), 3)
+        10.0
+
+    References:
+        Chen, Behrmann, Duvenaud, Jacobsen, *Residual Flows for Invertible Generative Modeling*,
+            2019, arXiv:1906.02735.
+    """
     return x * jax.nn.sigmoid(beta * x) / 1.1
 
 
 class LipschitzMLP(nn.Module):
-    """module(x [b, d], cond=None) -> [b, d] with |g(x) - g(x')| <= coeff |x - x'| for all params, x and x'.
+    """A perceptron with |g(x) - g(x')| <= coeff |x - x'| for all params, x and x'.
 
-    Every kernel W becomes W min(1, c / |W|), c = coeff^(1/layers), with the norm taken by `nets.norms`. The last one
-    starts at zero. cond (float, [b, ...] or a pytree) is flattened and enters the first layer without a bound: the
-    constant is that in x.
+    `module(x [b, d], cond=None) -> [b, d]`. Every kernel W becomes W min(1, c / |W|), c =
+    coeff^(1/layers), with the norm taken by `nets.norms`. The last one starts at zero. cond is
+    flattened and enters the first layer without a bound: the constant is that in x.
+    `weights(x, cond)` scales the kernels and `run(weights, x)` evaluates the network; the call is
+    one after the other.
 
-    hidden: widths, at least one.
-    coeff: in (0, 1).
-    activation: a function of Lipschitz constant at most 1, such as nn.elu; None: `lip_swish` with a learned beta > 0 for
-        each layer.
-    orders: of the norms on x, on each hidden layer and on the output, the first and the last alike; None: 2 everywhere,
-        which is certified. (inf, inf, ...) and (1, 1, ...) are too; mixed norms as in Chen et al. (2019) are where
-        `nets.norms.induced_norm` says so.
+    Attributes:
+        hidden: the widths, at least one.
+        coeff: the bound on the Lipschitz constant, in (0, 1).
+        activation: a function of Lipschitz constant at most 1, such as nn.elu; None is `lip_swish`
+            with a learned beta > 0 for each layer.
+        orders: of the norms on x, on each hidden layer and on the output, the first and the last
+            alike. None is 2 everywhere, which is certified; (inf, inf, ...) and (1, 1, ...) are
+            too, and mixed norms, as in the paper, where `nets.norms.induced_norm` says so.
+        dtype: the type of the computation, such as jnp.bfloat16; params stay float32 or better.
+            None is the type of the inputs and params.
+
+    Raises:
+        ValueError: there is no hidden layer, coeff is not in (0, 1), or the orders do not fit.
+
+    Examples:
+        >>> import jax
+        >>> import jax.numpy as jnp
+        >>> from jflow import nets
+        >>> net = nets.LipschitzMLP(hidden=(4,))
+        >>> y, variables = net.init_with_output(jax.random.key(0), jnp.ones((1, 2)))
+        >>> y
+        Array([[0., 0.]], dtype=float32)
+
+    References:
+        Chen, Behrmann, Duvenaud, Jacobsen, *Residual Flows for Invertible Generative Modeling*,
+            2019, arXiv:1906.02735.
     """
 
     hidden: Sequence[int] = (128, 128)
@@ -54,14 +95,23 @@ class LipschitzMLP(nn.Module):
                 check_order("LipschitzMLP", p)
             if len(self.orders) != len(self.hidden) + 2 or self.orders[0] != self.orders[-1]:
                 raise ValueError(
-                    f"LipschitzMLP: expected {len(self.hidden) + 2} orders, the last equal to the first, "
+                    f"LipschitzMLP: expected {len(self.hidden) + 2} orders, the last equal to the "
+                    "first, "
                     f"got {tuple(self.orders)}"
                 )
         super().__post_init__()
 
     @nn.compact
     def weights(self, x: Array, cond: Cond = None) -> PyTree:
-        """The layers to `run`, (kernel, bias, beta) each, under their bounds."""
+        """The layers under their bounds, for `run`.
+
+        Args:
+            x: the inputs, [b, d], of which the size is read.
+            cond: None, floats [b, ...], or a pytree of them; labels are to be embedded first.
+
+        Returns:
+            A list of (kernel, bias, beta), one a layer.
+        """
         if x.ndim != 2:
             raise ValueError(f"LipschitzMLP: expected x of shape [b, d], got {list(x.shape)}")
         sizes = [x.shape[-1], *self.hidden, x.shape[-1]]
@@ -74,21 +124,58 @@ class LipschitzMLP(nn.Module):
         return _layers(self, shapes, norms, flatten_cond("LipschitzMLP", cond, x.shape[0]))
 
     def run(self, weights: PyTree, x: Array) -> Array:
+        """Evaluate the network.
+
+        Args:
+            weights: what `weights` returned.
+            x: the inputs, [b, d].
+
+        Returns:
+            g(x), [b, d].
+        """
+
         def dense(h, kernel, bias):
             return h @ kernel + bias
 
         return _run(self, dense, weights, x)
 
     def __call__(self, x: Array, cond: Cond = None) -> Array:
+        """Scale the kernels and evaluate the network.
+
+        Args:
+            x: the inputs, [b, d].
+            cond: None, floats [b, ...], or a pytree of them; labels are to be embedded first.
+
+        Returns:
+            g(x), [b, d].
+        """
         return self.run(self.weights(x, cond), x)
 
 
 class LipschitzConv(nn.Module):
-    """The same on images [b, H, W, C]: convolutions with zeros around the image, under `nets.norms.conv_bound`, certified
-    in the 2-norm.
+    """A convolutional network with |g(x) - g(x')| <= coeff |x - x'| for all params, x and x'.
 
-    channels: of the hidden layers. kernels: sides of the kernels, odd, one more than the hidden layers. cond becomes a
-    shift of the first layer's channels. Bounds cost about 2 H W C^3 products a step of the Gram iteration.
+    `module(x [b, H, W, C], cond=None) -> [b, H, W, C]`: convolutions with zeros around the image,
+    each scaled under `nets.norms.conv_bound`, certified in the 2-norm, as in `LipschitzMLP`. cond
+    becomes a shift of the channels of the first layer. Bounds cost about 2 H W C^3 products a step
+    of the Gram iteration. `weights(x, cond)` scales the kernels and `run(weights, x)` evaluates the
+    network; the call is one after the other.
+
+    Attributes:
+        channels: of the hidden layers, at least one.
+        kernels: the sides of the kernels, odd, one more than the hidden layers.
+        coeff: the bound on the Lipschitz constant, in (0, 1).
+        activation: a function of Lipschitz constant at most 1, such as nn.elu; None is `lip_swish`
+            with a learned beta > 0 for each layer.
+        dtype: the type of the computation, such as jnp.bfloat16; params stay float32 or better.
+            None is the type of the inputs and params.
+
+    Raises:
+        ValueError: there is no hidden layer, coeff is not in (0, 1), or the kernels do not fit.
+
+    References:
+        Chen, Behrmann, Duvenaud, Jacobsen, *Residual Flows for Invertible Generative Modeling*,
+            2019, arXiv:1906.02735.
     """
 
     channels: Sequence[int] = (64, 64)
@@ -103,13 +190,22 @@ class LipschitzConv(nn.Module):
             k < 1 or k % 2 == 0 for k in self.kernels
         ):
             raise ValueError(
-                f"LipschitzConv: expected {len(self.channels) + 1} odd kernel sides, got {tuple(self.kernels)}"
+                f"LipschitzConv: expected {len(self.channels) + 1} odd kernel sides, got "
+                f"{tuple(self.kernels)}"
             )
         super().__post_init__()
 
     @nn.compact
     def weights(self, x: Array, cond: Cond = None) -> PyTree:
-        """The layers to `run`, (kernel, bias, beta) each, under their bounds at the size of x."""
+        """The layers under their bounds at the size of x, for `run`.
+
+        Args:
+            x: the images, [b, H, W, C], of which the size is read.
+            cond: None, floats [b, ...], or a pytree of them; labels are to be embedded first.
+
+        Returns:
+            A list of (kernel, bias, beta), one a layer.
+        """
         if x.ndim != 4:
             raise ValueError(
                 f"LipschitzConv: expected x of shape [b, H, W, C], got {list(x.shape)}"
@@ -121,6 +217,16 @@ class LipschitzConv(nn.Module):
         return _layers(self, shapes, norms, flatten_cond("LipschitzConv", cond, x.shape[0]))
 
     def run(self, weights: PyTree, x: Array) -> Array:
+        """Evaluate the network.
+
+        Args:
+            weights: what `weights` returned.
+            x: the images, [b, H, W, C].
+
+        Returns:
+            g(x), [b, H, W, C].
+        """
+
         def conv(h, kernel, bias):
             y = jax.lax.conv_general_dilated(
                 h, kernel, (1, 1), "SAME", dimension_numbers=("NHWC", "HWIO", "NHWC")
@@ -130,6 +236,15 @@ class LipschitzConv(nn.Module):
         return _run(self, conv, weights, x)
 
     def __call__(self, x: Array, cond: Cond = None) -> Array:
+        """Scale the kernels and evaluate the network.
+
+        Args:
+            x: the images, [b, H, W, C].
+            cond: None, floats [b, ...], or a pytree of them; labels are to be embedded first.
+
+        Returns:
+            g(x), [b, H, W, C].
+        """
         return self.run(self.weights(x, cond), x)
 
 
@@ -138,7 +253,8 @@ def _check(name, widths, coeff):
         raise ValueError(f"{name}: expected at least one hidden layer, got none")
     if not 0 < coeff < 1:
         raise ValueError(
-            f"{name}: expected a Lipschitz constant coeff in (0, 1) for an invertible map, got {coeff}"
+            f"{name}: expected a Lipschitz constant coeff in (0, 1) for an invertible map, got "
+            f"{coeff}"
         )
 
 

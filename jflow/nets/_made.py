@@ -1,4 +1,4 @@
-"""MADE: a perceptron whose outputs may see some inputs only, the conditioner of autoregressive maps."""
+"""MADE: a perceptron whose outputs see some inputs only."""
 
 import warnings
 from collections.abc import Callable
@@ -8,6 +8,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
+import numpy.typing as npt
 
 from jflow._core.arrays import float_dtype
 from jflow._core.linen import flatten_cond
@@ -15,29 +16,50 @@ from jflow.types import Array, Cond
 
 
 class MADE(nn.Module):
-    """A causal conditioner: module(x [b, d], cond=None) -> raw [b, d, size], zero at initialization.
+    """MADE: a perceptron whose outputs see some inputs only, a conditioner of autoregressive maps.
 
-    raw[:, i] depends on those x[:, j] alone that come before i in `order`, or have `adjacency[i][j]`; give at most one of
-    the two, by default the order is 0, 1 ... d-1. An adjacency must be without cycles; `longest_path`
-    counts the passes that its inverse takes. Every output sees cond: None, a float array [b, ...] or a pytree of them.
+    `module(x [b, d], cond=None) -> raw [b, d, size]`, zero at initialization. raw[:, i] depends on
+    those `x[:, j]` alone that come before i in `order`, or have `adjacency[i][j]`; give at most one
+    of the two. Every output sees cond: None, a float array [b, ...] or a pytree of them.
 
-    A hidden unit stands for one set of inputs, a row of the adjacency, and reads from units of its subsets; the sets are
-    spread evenly over the units. Widths below the number of sets, d for an order, leave some outputs without some of their
-    inputs, and warn: take a few times d. Units of the empty set carry cond to the first of the order, and are constants
-    without one.
+    A hidden unit stands for one set of inputs, a row of the adjacency, and reads from units of its
+    subsets; the sets are spread evenly over the units. Widths below the number of sets, d for an
+    order, leave some outputs without some of their inputs, and warn: take a few times d. Units of
+    the empty set carry cond to the first of the order, and are constants without one.
 
-    Germain, Gregor, Murray, Larochelle, *MADE* (2015); the graphs: Wehenkel, Louppe, *Graphical Normalizing Flows* (2021).
-
-    Args:
-        size: raw numbers for each input, `transformer.size`.
-        hidden: widths.
-        order: a permutation of 0 .. d-1, what is conditioned on nothing first.
-        adjacency: [d][d] of booleans, as nested tuples or an array.
+    Attributes:
+        size: the count of raw numbers for each input, such as the `size` of an `Elementwise`.
+        hidden: the widths.
+        order: a permutation of 0 .. d-1, what is conditioned on nothing first; None is 0, 1 ...
+            d-1.
+        adjacency: `[d][d]` booleans, as nested tuples or an array, without cycles; `longest_path`
+            counts the passes that the inverse takes.
         activation: smooth by default, so that the density is.
-        residual: one masked layer to hidden[0], then a residual block of two masked layers for each further width (all
-            the same), as in Durkan, Bekasov, Murray, Papamakarios, *Neural Spline Flows* (2019).
-        dropout: rate, on the hidden units; a key switches it on.
-        dtype: of the hidden layers' computation; the last one runs in float32 at least.
+        residual: whether one masked layer to hidden[0] is followed by a residual block of two
+            masked layers for each further width (all the same), as in Neural Spline Flows.
+        dropout: the rate, on the hidden units; a key switches it on.
+        dtype: the type of the computation of the hidden layers; the last one runs in float32 at
+            least.
+
+    Raises:
+        ValueError: size or a width is below 1, there are both an order and an adjacency, the order
+            is no permutation, the adjacency has a cycle, or the widths differ with residual=True.
+
+    Examples:
+        >>> import jax
+        >>> import jax.numpy as jnp
+        >>> from jflow import nets
+        >>> net = nets.MADE(size=2, hidden=(8,))
+        >>> raw, variables = net.init_with_output(jax.random.key(0), jnp.zeros((1, 3)))
+        >>> raw.shape
+        (1, 3, 2)
+
+    References:
+        Germain, Gregor, Murray, Larochelle, *MADE: Masked Autoencoder for Distribution Estimation*,
+            2015, arXiv:1502.03509.
+        Wehenkel, Louppe, *Graphical Normalizing Flows*, 2021, arXiv:2006.02548, for the graphs.
+        Durkan, Bekasov, Murray, Papamakarios, *Neural Spline Flows*, 2019, arXiv:1906.04032, for
+            the residual form.
     """
 
     size: int
@@ -77,13 +99,23 @@ class MADE(nn.Module):
 
     @nn.compact
     def __call__(self, x: Array, cond: Cond = None) -> Array:
+        """Compute the raw numbers.
+
+        Args:
+            x: the inputs, [b, d].
+            cond: None, floats [b, ...], or a pytree of them; labels are to be embedded first.
+
+        Returns:
+            raw [b, d, size], in float32 or better.
+        """
         adjacency = self._adjacency(x)
         c = flatten_cond("MADE", cond, x.shape[0])
         sets = np.unique(adjacency, axis=0)
         sets = sets[np.argsort(sets.sum(1), kind="stable")]
         if min(self.hidden) < len(sets):
             warnings.warn(
-                f"MADE: hidden={self.hidden} has fewer units than there are sets of inputs to depend on, {len(sets)}: some "
+                f"MADE: hidden={self.hidden} has fewer units than there are sets of inputs to "
+                f"depend on, {len(sets)}: some "
                 "outputs do not see all of the inputs they may",
                 stacklevel=2,
             )
@@ -124,7 +156,10 @@ class MADE(nn.Module):
         return rank[:, None] > rank[None, :]
 
     def _dense(self, h: Array, mask: np.ndarray, name: str, dtype, zero: bool = False) -> Array:
-        """h @ (kernel * mask) + bias, with a variance at first that does not depend on how much the mask leaves."""
+        """h @ (kernel * mask) + bias.
+
+        The kernel starts with a variance that does not depend on how much the mask leaves.
+        """
 
         def draw(key, shape):
             return jax.random.normal(key, shape) / np.sqrt(
@@ -137,11 +172,26 @@ class MADE(nn.Module):
         return h @ (kernel * mask.astype(kernel.dtype)) + bias[None]
 
 
-def longest_path(adjacency) -> int:
-    """The number of inputs on the longest path of a graph, adjacency[i][j] true where i depends on j.
+def longest_path(adjacency: npt.ArrayLike) -> int:
+    """The number of inputs on the longest path of a graph of dependences.
 
-    An autoregressive map is inverted exactly by as many passes: d for a full order, 2 for a coupling, 1 where nothing
-    depends on anything. Raises ValueError for a graph with a cycle. Source: zuko (Rozet et al.).
+    An autoregressive map is inverted exactly by as many passes: d for a full order, 2 for a
+    coupling, 1 where nothing depends on anything. The counting is that of the library zuko (Rozet
+    et al.).
+
+    Args:
+        adjacency: [d, d] booleans, true at `[i][j]` where i depends on j.
+
+    Returns:
+        The count, from 1 to d.
+
+    Raises:
+        ValueError: the graph has a cycle, or is not a square array of booleans.
+
+    Examples:
+        >>> from jflow import nets
+        >>> nets.longest_path([[False, False, False], [True, False, False], [True, False, False]])
+        2
     """
     graph = np.asarray(adjacency)
     if (
@@ -163,7 +213,10 @@ def longest_path(adjacency) -> int:
 
 
 def _spread(sets: int, width: int, with_empty: bool) -> np.ndarray:
-    """[width]: which set each unit stands for; with fewer units than sets the last is kept, the first on demand."""
+    """Which set each unit stands for, [width].
+
+    With fewer units than sets the last is kept, the first on demand.
+    """
     if with_empty and 1 < width < sets:
         return np.arange(width) * (sets - 1) // (width - 1)
     return ((np.arange(width) + 1) * sets - 1) // width

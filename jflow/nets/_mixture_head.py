@@ -15,13 +15,37 @@ __all__ = ["MixtureHead"]
 
 
 class MixtureHead(nn.Module):
-    """module(x [b, *sites, d], t [b], cond=None) -> `GaussianMixture` of the velocity, a mixture at each site.
+    """A Gaussian mixture of velocities from any velocity network, a mixture at each site.
 
-    `network` is any velocity network: x is lifted to `features` channels, the network maps them to as many, and the
-    mixture is read off those. The last axis of x is what a component is a Gaussian over: a vector [b, d] has one mixture,
-    an image [b, H, W, C] one a pixel, a scalar [b] one. log_std [b] is read off the mean over sites.
+    `module(x [b, *sites, d], t [b], cond=None) -> GaussianMixture`. x is lifted to `features`
+    channels, the network maps them to as many, and the mixture is read off those. The last axis of
+    x is what a component is a Gaussian over: a vector [b, d] has one mixture, an image [b, H, W, C]
+    one a pixel, a scalar [b] one. log_std [b] is read off the mean over sites.
 
-    At first all components have equal weights and standard deviation 1, with means drawn apart by `spread`.
+    At first all components have equal weights and standard deviation 1, with means drawn apart by
+    `spread`. `jflow.field` lifts the module; `losses.mixture_matching` trains it.
+
+    Attributes:
+        network: any velocity network, `network(x, t)` or `network(x, t, cond)`.
+        components: the number of components of a mixture.
+        features: the number of channels that the network sees.
+        spread: the standard deviation that the means are drawn with at first.
+        dtype: the type of the computation of the lift; the heads compute in the precision of the
+            params.
+
+    Examples:
+        >>> import jax
+        >>> import jax.numpy as jnp
+        >>> from jflow import nets
+        >>> net = nets.MixtureHead(nets.TimeMLP(hidden=(8,)), components=3, features=4)
+        >>> x, t = jnp.zeros((1, 2)), jnp.zeros(1)
+        >>> m = jax.eval_shape(lambda key: net.init_with_output(key, x, t)[0], jax.random.key(0))
+        >>> m.logits.shape, m.means.shape, m.log_std.shape
+        ((1, 3), (1, 3, 2), (1,))
+
+    References:
+        Chen, Zhang, Tan, Xu, Luan, Guibas, Wetzstein, Bi, *Gaussian Mixture Flow Matching Models*,
+            2025, arXiv:2504.05304.
     """
 
     network: nn.Module
@@ -36,6 +60,17 @@ class MixtureHead(nn.Module):
 
     @nn.compact
     def __call__(self, x: Array, t: Array, cond: Cond = None) -> GaussianMixture:
+        """Predict the mixture of velocities.
+
+        Args:
+            x: the points, [b, *sites, d], or [b].
+            t: the times, [b].
+            cond: as the network takes it.
+
+        Returns:
+            GaussianMixture: logits [b, *sites, K], means [b, *sites, K, d] and log_std [b], in
+                float32 or better.
+        """
         numbers = x[:, None] if x.ndim == 1 else x  # a scalar is a vector of one number
         k, d = self.components, numbers.shape[-1]
         lifted = nn.Dense(self.features, dtype=self.dtype, name="lift")(numbers)

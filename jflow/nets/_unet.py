@@ -1,8 +1,4 @@
-"""A small U-Net.
-
-Sources: Ronneberger et al., "U-Net", 2015; Ho et al., "Denoising Diffusion Probabilistic Models", 2020; the modulated
-norms of Dhariwal & Nichol, "Diffusion Models Beat GANs on Image Synthesis", 2021.
-"""
+"""A small U-Net."""
 
 import math
 from collections.abc import Sequence
@@ -20,14 +16,49 @@ _zeros = nn.initializers.zeros
 
 
 class UNet(nn.Module):
-    """A velocity network: module(x [b, H, W, C], t [b], cond=None, r=None) -> shaped like x, zero at initialization.
+    """A small U-Net as a velocity network on images, zero at initialization.
 
-    Level i works on H / 2**i x W / 2**i with channels * multipliers[i] channels: `num_blocks` residual blocks on the way
-    down and as many on the way up (the last level has one stack), each followed by self-attention where attention[i].
-    Every block down hands its output to its mirror image up. Time and cond modulate the norms; `num_classes` and cond:
-    see `jflow.nets.TimeCondEmbed`.
+    `module(x [b, H, W, C], t [b], cond=None, r=None) -> shaped like x`. Level i works on H / 2**i x
+    W / 2**i with channels * multipliers[i] channels: `num_blocks` residual blocks on the way down
+    and as many on the way up (the last level has one stack), each followed by self-attention where
+    attention[i]. Every block down hands its output to its mirror image up. Time and cond modulate
+    the norms.
 
-    Raises ValueError unless 2**(levels - 1) divides H and W, and when `attention` and `multipliers` differ in length.
+    Attributes:
+        channels: of the first level, before its multiplier.
+        multipliers: of the channels, one a level.
+        num_blocks: the number of residual blocks of a level, at least 1.
+        attention: whether the blocks of a level are followed by self-attention, one a level.
+        num_heads: the number of attention heads, which divides the channels of the levels with
+            attention.
+        num_classes: the number of classes where cond has integer labels [b]. Index num_classes is
+            the null label, which cond=None then means too.
+        time_scale: the largest angular frequency of the features of time, in radians per unit of t;
+            see `time_features`.
+        dropout: the rate; a key, or a 'dropout' stream, switches it on.
+        dtype: the type of the computation, such as jnp.bfloat16; params stay float32 or better.
+            None is the type of the inputs and params.
+
+    Raises:
+        ValueError: 2**(levels - 1) does not divide H and W, or `attention` and `multipliers` differ
+            in length.
+
+    Examples:
+        >>> import jax
+        >>> import jax.numpy as jnp
+        >>> from jflow import nets
+        >>> net = nets.UNet(channels=8)
+        >>> x, t = jnp.ones((1, 4, 4, 1)), jnp.zeros(1)
+        >>> jax.eval_shape(lambda key: net.init_with_output(key, x, t)[0], jax.random.key(0)).shape
+        (1, 4, 4, 1)
+
+    References:
+        Ronneberger, Fischer, Brox,
+            *U-Net: Convolutional Networks for Biomedical Image Segmentation*, 2015,
+            arXiv:1505.04597.
+        Ho, Jain, Abbeel, *Denoising Diffusion Probabilistic Models*, 2020, arXiv:2006.11239.
+        Dhariwal, Nichol, *Diffusion Models Beat GANs on Image Synthesis*, 2021, arXiv:2105.05233,
+            for the modulated norms.
     """
 
     channels: int = 32
@@ -36,7 +67,7 @@ class UNet(nn.Module):
     attention: Sequence[bool] = (False, True)
     num_heads: int = 1
     num_classes: int | None = None
-    time_scale: float = 100.0  # see jflow.nets.time_features
+    time_scale: float = 100.0
     dropout: float = 0.0
     dtype: Any = None
 
@@ -51,10 +82,23 @@ class UNet(nn.Module):
 
     @nn.compact
     def __call__(self, x: Array, t: Array, cond: Cond = None, r: Array | None = None) -> Array:
+        """Predict the velocity.
+
+        Args:
+            x: the images, [b, H, W, C].
+            t: the times, [b].
+            cond: None, integer labels [b], floats [b, ...], or a pytree of them; see
+                `TimeCondEmbed`.
+            r: the times that a flow map goes to, [b]; None for a velocity. The network reads r - t.
+
+        Returns:
+            The velocity, with the shape and type of x.
+        """
         factor = 2 ** (len(self.multipliers) - 1)
         if x.ndim != 4 or x.shape[1] % factor or x.shape[2] % factor:
             raise ValueError(
-                f"UNet: expected x of shape [b, H, W, C], H and W divisible by {factor} for {len(self.multipliers)} "
+                f"UNet: expected x of shape [b, H, W, C], H and W divisible by {factor} for "
+                f"{len(self.multipliers)} "
                 f"levels, got {list(x.shape)}"
             )
         check_time("UNet", x, t, r)
@@ -85,8 +129,8 @@ class UNet(nn.Module):
 
     def _blocks(self, name: str, attend: bool, h: Array, skips: Sequence[Array | None], c: Array):
         """The blocks of one level, in sequence: (their last output, all their outputs)."""
-        # Not scanned: XLA's CPU backend takes gradients of convolutions in a loop body over 30 times slower, even in a
-        # loop of one turn. There are only a few blocks a level.
+        # Not scanned: XLA's CPU backend takes gradients of convolutions in a loop body over 30
+        # times slower, even in a loop of one turn. There are only a few blocks a level.
         outputs = []
         for i, skip in enumerate(skips):
             h = UNetBlock(
@@ -97,7 +141,10 @@ class UNet(nn.Module):
 
 
 class UNetBlock(nn.Module):
-    """A residual block on h [b, H, W, C], modulated by c [b, F]; `skip`, shaped like h, is merged first."""
+    """A residual block on h [b, H, W, C], modulated by c [b, F].
+
+    `skip`, shaped like h, is merged first.
+    """
 
     num_heads: int  # 0 for no attention
     dropout: float

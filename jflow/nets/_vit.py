@@ -16,14 +16,39 @@ _normal = nn.initializers.normal(0.02)
 
 
 class ViT(nn.Module):
-    """A conditioner: module(x [b, n, d], cond=None) -> features [b, n, width].
+    """A vision transformer as a conditioner, for couplings of tokens.
 
-    Pre-norm blocks of full attention, scanned over `layers` (`remat` recomputes each in the backward pass), with learned
-    positions [n, width]. `num_classes` and cond: see `jflow.nets.CondEmbed`. `dtype` is the type of the computation.
+    `module(x [b, n, d], cond=None) -> features [b, n, width]`. Pre-norm blocks of full attention,
+    scanned over the layers, with learned positions [n, width]. The vector of cond (`CondEmbed`) is
+    added to every token.
 
-    Raises ValueError when num_heads does not divide the width, or num_layers < 1.
-    Sources: Dosovitskiy et al., "An Image is Worth 16x16 Words", 2021; Kolesnikov et al., "Jet: A Modern
-    Transformer-Based Normalizing Flow", 2024.
+    Attributes:
+        width: of the tokens.
+        num_layers: the number of blocks.
+        num_heads: the number of attention heads, which divides the width.
+        mlp_ratio: the hidden width of the MLP of a block, in widths.
+        num_classes: the number of classes where cond has integer labels [b]. Index num_classes is
+            the null label, which cond=None then means too.
+        remat: whether each block is computed again in the backward pass, which saves memory.
+        dtype: the type of the computation, such as jnp.bfloat16; params stay float32 or better.
+            None is the type of the inputs and params.
+
+    Raises:
+        ValueError: num_heads does not divide the width, or num_layers is below 1.
+
+    Examples:
+        >>> import jax
+        >>> import jax.numpy as jnp
+        >>> from jflow import nets
+        >>> net, x = nets.ViT(width=8, num_layers=1, num_heads=1), jnp.zeros((1, 4, 3))
+        >>> jax.eval_shape(lambda key: net.init_with_output(key, x)[0], jax.random.key(0)).shape
+        (1, 4, 8)
+
+    References:
+        Dosovitskiy et al., *An Image is Worth 16x16 Words: Transformers for Image Recognition at
+            Scale*, 2021, arXiv:2010.11929.
+        Kolesnikov, Pinto, Tschannen, *Jet: A Modern Transformer-Based Normalizing Flow*, 2024,
+            arXiv:2412.15129.
     """
 
     width: int = 128
@@ -40,6 +65,15 @@ class ViT(nn.Module):
 
     @nn.compact
     def __call__(self, x: Array, cond: Cond = None) -> Array:
+        """Compute the features.
+
+        Args:
+            x: the tokens, [b, n, d].
+            cond: None, integer labels [b], floats [b, ...], or a pytree of them; see `CondEmbed`.
+
+        Returns:
+            The features [b, n, width].
+        """
         if x.ndim != 3:
             raise ValueError(f"ViT: expected x of shape [b, n, d], got {list(x.shape)}")
         h = per_token(nn.Dense(self.width, dtype=self.dtype, name="tokens"), x)
@@ -75,12 +109,25 @@ class ViTBlock(nn.Module):
 
 
 class CondEmbed(nn.Module):
-    """cond -> [b, width], the sum over its leaves, or None where there is nothing to embed.
+    """The embedding of a condition as one vector a row, or None where there is nothing to embed.
 
-    Integer leaves [b] are labels and need `num_classes`; each gets a table of num_classes + 1 rows, of which index
-    `num_classes` is the null label (for guidance); with `num_classes` set, cond=None means the null label. Float leaves
-    [b, ...] are flattened and go through a linear map without bias, so that a cond of zeros says as much as None. A label
-    above num_classes cannot be seen while tracing: its rows come out NaN.
+    `module(cond, n) -> [n, width]`, the sum over the leaves of cond. Integer leaves [n] are labels
+    and need `num_classes`; each gets a table of num_classes + 1 rows, of which index `num_classes`
+    is the null label (for guidance); with `num_classes` set, cond=None means the null label. Float
+    leaves [n, ...] are flattened and go through a linear map without bias, so that a cond of zeros
+    says as much as None. A label above num_classes cannot be seen while tracing: its rows come out
+    NaN.
+
+    Attributes:
+        width: of the embedding.
+        num_classes: the number of classes where cond has integer labels [b]. Index num_classes is
+            the null label, which cond=None then means too.
+        dtype: the type of the computation, such as jnp.bfloat16; params stay float32 or better.
+            None is the type of the inputs and params.
+
+    Raises:
+        ValueError: there are labels without `num_classes`, or leaves that are neither floats nor
+            integers [n]; at the call.
     """
 
     width: int
@@ -89,6 +136,15 @@ class CondEmbed(nn.Module):
 
     @nn.compact
     def __call__(self, cond: Cond, n: int) -> Array | None:
+        """Embed.
+
+        Args:
+            cond: None, integer labels [n], floats [n, ...], or a pytree of them.
+            n: the number of rows.
+
+        Returns:
+            The embedding [n, width], or None.
+        """
         if cond is None and self.num_classes is not None:
             cond = jnp.full((n,), self.num_classes, jnp.int32)
         need_cond(self, cond)
@@ -107,7 +163,8 @@ class CondEmbed(nn.Module):
             )
         if not jnp.issubdtype(leaf.dtype, jnp.integer) or leaf.ndim != 1:
             raise ValueError(
-                f"{where}: expected floats or integer labels [b], got {leaf.dtype} {list(leaf.shape)}"
+                f"{where}: expected floats or integer labels [b], got {leaf.dtype} "
+                f"{list(leaf.shape)}"
             )
         if self.num_classes is None:
             raise ValueError(
@@ -120,7 +177,10 @@ class CondEmbed(nn.Module):
 
 
 def mlp(h: Array, ratio: int, dtype) -> Array:
-    """Two dense layers [b, n, width] -> [b, n, width] with a GELU between; to be called inside a compact method."""
+    """Two dense layers [b, n, width] -> [b, n, width] with a GELU between.
+
+    To be called inside a compact method.
+    """
     width = h.shape[-1]
     enter, leave = (
         nn.Dense(ratio * width, dtype=dtype, name="in"),

@@ -1,6 +1,9 @@
-"""Norms of linear maps, as functions of their kernels: what bounds the Lipschitz constant of a network.
+"""Norms of linear maps, as functions of their kernels, and certified bounds on them.
 
-Kernels are [inputs, outputs], applied as x @ kernel. "Certified" means: never below the norm, up to rounding.
+They bound the Lipschitz constant of a network.
+
+Kernels are [inputs, outputs], applied as x @ kernel. "Certified" means: never below the norm, up to
+rounding.
 """
 
 import math
@@ -8,6 +11,7 @@ import math
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jaxtyping import Float, Inexact
 
 from jflow._core.checks import check_whole
 from jflow.types import Array
@@ -17,13 +21,33 @@ __all__ = ["conv_bound", "induced_norm", "spectral_bound"]
 _FULL = jax.lax.Precision.HIGHEST  # products in fewer bits would certify nothing
 
 
-def spectral_bound(w: Array, steps: int = 8) -> Array:
-    """A certified bound on the largest singular value of w [..., m, n], real or complex -> [...].
+def spectral_bound(w: Inexact[Array, "*batch m n"], steps: int = 8) -> Float[Array, "*batch"]:
+    """A certified bound on the largest singular value of a matrix, by Gram iteration.
 
-    Gram iteration: G <- G^H G from G = w, and |w|_2 <= |G_k|_F^(1/2^k), k = `steps`. It is too large by at most the
-    factor rank^(1/2^(k+1)), 1% for rank 128 and 8 steps, where power iteration comes from below and certifies nothing.
-    Delattre, Barthelemy, Araujo, Allauzen, *Efficient Bound of Lipschitz Constant for Convolutional Layers by Gram
-    Iteration* (2023).
+        G <- G^H G from G = w,    |w|_2 <= |G_k|_F^(1/2^k)    after k = `steps` steps.
+
+    It is too large by at most the factor rank^(1/2^(k+1)), 1% for rank 128 and 8 steps, where power
+    iteration comes from below and certifies nothing.
+
+    Args:
+        w: the matrices, [..., m, n], real or complex.
+        steps: the number of steps, at least 1.
+
+    Returns:
+        The bounds [...].
+
+    Raises:
+        ValueError: steps is not a whole number of at least 1.
+
+    Examples:
+        >>> import jax.numpy as jnp
+        >>> from jflow.nets import norms
+        >>> round(float(norms.spectral_bound(jnp.diag(jnp.array([3.0, 1.0])))), 3)
+        3.0
+
+    References:
+        Delattre, Barthelemy, Araujo, Allauzen, *Efficient Bound of Lipschitz Constant for
+            Convolutional Layers by Gram Iteration*, 2023, arXiv:2305.16173.
     """
     check_whole("spectral_bound", steps=steps)
 
@@ -44,13 +68,31 @@ def spectral_bound(w: Array, steps: int = 8) -> Array:
     return jnp.exp(log_bound)
 
 
-def conv_bound(kernel: Array, size: tuple[int, int], steps: int = 6) -> Array:
-    """A certified bound on the 2-norm of the convolution of images [*size, C] with kernel [kh, kw, C, C'] and zeros
-    around them (padding SAME, stride 1).
+def conv_bound(
+    kernel: Float[Array, "kh kw C C_out"], size: tuple[int, int], steps: int = 6
+) -> Float[Array, ""]:
+    """A certified bound on the 2-norm of a convolution of images with zeros around them.
 
-    Such a convolution is a part of the one on a torus of size + kernel - 1, which the Fourier transform makes a matrix
-    for each frequency: the bound is the greatest `spectral_bound` of these. Sedghi, Gupta, Long, *The Singular Values of
-    Convolutional Layers* (2018), for the torus.
+    The convolution has padding SAME and stride 1. It is a part of the one on a torus of size +
+    kernel - 1, which the Fourier transform makes a matrix for each frequency: the bound is the
+    greatest `spectral_bound` of these.
+
+    Args:
+        kernel: [kh, kw, C, C'].
+        size: (H, W) of the images.
+        steps: the number of steps of the Gram iteration, at least 1.
+
+    Returns:
+        The bound [].
+
+    Raises:
+        ValueError: steps is not a whole number of at least 1.
+
+    References:
+        Sedghi, Gupta, Long, *The Singular Values of Convolutional Layers*, 2018, arXiv:1805.10408,
+            for the torus.
+        Delattre, Barthelemy, Araujo, Allauzen, *Efficient Bound of Lipschitz Constant for
+            Convolutional Layers by Gram Iteration*, 2023, arXiv:2305.16173.
     """
     kh, kw = kernel.shape[:2]
     if kh == kw == 1:
@@ -59,14 +101,45 @@ def conv_bound(kernel: Array, size: tuple[int, int], steps: int = 6) -> Array:
     return jnp.max(spectral_bound(jnp.fft.rfft2(kernel, s=torus, axes=(0, 1)), steps))
 
 
-def induced_norm(w: Array, p: float, q: float, *, steps: int = 100, starts: int = 4) -> Array:
-    """max |x w|_q / |x|_p over x, for w [inputs, outputs] and p, q from 1 to infinity.
+def induced_norm(
+    w: Float[Array, "inputs outputs"],
+    p: float,
+    q: float,
+    *,
+    steps: int = 100,
+    starts: int = 4,
+) -> Float[Array, ""]:
+    """The norm of a linear map between two norms: max over x of |x w|_q / |x|_p.
 
-    Closed forms for p = 1 (the largest q-norm of a row of w) and q = inf (the largest p*-norm of a column, 1/p + 1/p* =
-    1); `spectral_bound` for p = q = 2; certified all three. Other pairs by the nonlinear power iteration
-    u = grad|.|_q(x w), x = grad|.|_p*(w u) from some fixed starts: a local maximum, from below, not certified. Its
-    derivative is that at the x and u found. Boyd, *The power method for l^p norms* (1974); used in Chen, Behrmann,
-    Duvenaud, Jacobsen, *Residual Flows for Invertible Generative Modeling* (2019).
+    There are closed forms for p = 1 (the largest q-norm of a row of w) and q = inf (the largest
+    p*-norm of a column, 1/p + 1/p* = 1), and `spectral_bound` for p = q = 2; all three are
+    certified. Other pairs go by the nonlinear power iteration u = grad|.|_q(x w), x = grad|.|_p*(w
+    u) from some fixed starts: a local maximum, from below, not certified. Its derivative is that at
+    the x and u found.
+
+    Args:
+        w: the kernel, [inputs, outputs].
+        p: the order of the norm of x, from 1 to inf.
+        q: the order of the norm of x w, from 1 to inf.
+        steps: the number of steps of the power iteration.
+        starts: the number of its starts.
+
+    Returns:
+        The norm [].
+
+    Raises:
+        ValueError: p or q is below 1.
+
+    Examples:
+        >>> import jax.numpy as jnp
+        >>> from jflow.nets import norms
+        >>> round(float(norms.induced_norm(jnp.array([[3.0, 4.0], [0.0, 1.0]]), 1, 2)), 3)
+        5.0
+
+    References:
+        Boyd, *The Power Method for l^p Norms*, 1974.
+        Chen, Behrmann, Duvenaud, Jacobsen, *Residual Flows for Invertible Generative Modeling*,
+            2019, arXiv:1906.02735, where it is used.
     """
     check_order("induced_norm", p)
     check_order("induced_norm", q)
@@ -110,7 +183,10 @@ def _norm(y: Array, p: float, axis: int) -> Array:
 
 
 def _direction(y: Array, p: float) -> Array:
-    """The gradient of |y|_p along the last axis: of all u with |u|_p* <= 1 the one with the greatest u . y."""
+    """The gradient of |y|_p along the last axis.
+
+    Of all u with |u|_p* <= 1 it is the one with the greatest u . y.
+    """
     y = y / jnp.maximum(jnp.max(jnp.abs(y), axis=-1, keepdims=True), jnp.finfo(y.dtype).tiny)
     if math.isinf(p):
         return jax.nn.one_hot(

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 from jaxtyping import Float
 
 from jflow._core.arrays import expand_to, float_dtype
-from jflow._core.checks import rows
+from jflow._core.checks import check_state, rows
 from jflow._core.implicit import monotone_root
 from jflow.paths._affine import LINEAR, Schedule, coefficients, data_to_velocity, noise_to_velocity
 from jflow.paths.schedules import cosine, inside
@@ -45,7 +45,7 @@ def reschedule(velocity: Velocity, trained: Schedule, new: Schedule) -> Velocity
     Returns:
         Velocity: the velocity on the path of `new`, with the params and the init of `velocity`.
 
-    Example:
+    Examples:
         >>> import jax
         >>> import jax.numpy as jnp
         >>> from jflow import paths
@@ -80,7 +80,7 @@ def reschedule(velocity: Velocity, trained: Schedule, new: Schedule) -> Velocity
             cond,
             key=key,
         )
-        return jax.tree.map(change, x, u)
+        return jax.tree.map(change, x, check_state("reschedule", u, x))
 
     return Velocity(velocity.init, apply)
 
@@ -104,7 +104,7 @@ def matched_time(
         t: times of `trained`, shaped like r.
         c: the scale, shaped like r.
 
-    Example:
+    Examples:
         >>> import jax.numpy as jnp
         >>> import numpy as np
         >>> from jflow import paths
@@ -161,7 +161,7 @@ def from_noise_time(field: Field, *, scale: float = 1.0) -> Velocity:
     Returns:
         Velocity: the velocity on the linear path, with the params of `field`.
 
-    Example:
+    Examples:
         >>> import jax.numpy as jnp
         >>> from jflow import paths
         >>> from jflow.types import Field
@@ -174,7 +174,8 @@ def from_noise_time(field: Field, *, scale: float = 1.0) -> Velocity:
 
     def apply(params, x, t, cond=None, *, key=None):
         t = rows(t, jax.tree.leaves(x)[0].shape[0])
-        return jax.tree.map(jnp.negative, field.apply(params, x, scale * (1 - t), cond, key=key))
+        v = field.apply(params, x, scale * (1 - t), cond, key=key)
+        return jax.tree.map(jnp.negative, check_state("from_noise_time", v, x))
 
     return Velocity(_later(field, lambda t: scale * (1 - t)), apply)
 
@@ -212,6 +213,7 @@ def from_trigonometric(field: Field, *, data_std: float = 1.0) -> Velocity:
     def apply(params, x, t, cond=None, *, key=None):
         t = rows(t, x.shape[0])
         slope = field.apply(params, x / data_std, quarter * (1 - t), cond, key=key)
+        slope = check_state("from_trigonometric", slope, x)
         return (-quarter * data_std * slope).astype(x.dtype)
 
     return Velocity(_later(field, lambda t: quarter * (1 - t)), apply)
@@ -279,7 +281,7 @@ def from_edm(denoiser: Field, schedule: Schedule) -> Velocity:
     Returns:
         Velocity: the velocity on `schedule`, with the params of `denoiser`.
 
-    Example:
+    Examples:
         >>> import jax.numpy as jnp
         >>> from jflow import paths
         >>> from jflow.types import Field
@@ -293,7 +295,7 @@ def from_edm(denoiser: Field, schedule: Schedule) -> Velocity:
         Karras, Aittala, Aila, Laine, *Elucidating the Design Space of Diffusion-Based Generative
             Models*, 2022, arXiv:2206.00364.
     """
-    return _of_sigma(denoiser, schedule, data_to_velocity)
+    return _of_sigma("from_edm", denoiser, schedule, data_to_velocity)
 
 
 def from_sigma(noise: Field, schedule: Schedule) -> Velocity:
@@ -310,15 +312,14 @@ def from_sigma(noise: Field, schedule: Schedule) -> Velocity:
     Returns:
         Velocity: the velocity on `schedule`, with the params of `noise`.
     """
-    return _of_sigma(noise, schedule, noise_to_velocity)
+    return _of_sigma("from_sigma", noise, schedule, noise_to_velocity)
 
 
-def _of_sigma(field, schedule, convert):
+def _of_sigma(name, field, schedule, convert):
     def apply(params, x, t, cond=None, *, key=None):
         t = rows(t, x.shape[0])
-        return convert(
-            field.apply(params, x, schedule.sigma(t), cond, key=key), x, t, schedule
-        ).astype(x.dtype)
+        prediction = field.apply(params, x, schedule.sigma(t), cond, key=key)
+        return convert(check_state(name, prediction, x), x, t, schedule).astype(x.dtype)
 
     return Velocity(_later(field, schedule.sigma), apply)
 

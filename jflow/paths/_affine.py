@@ -64,7 +64,7 @@ class Schedule(NamedTuple):
         time: (a, s) [b] -> t [b] with alpha(t) / sigma(t) = a / s, where it is known in closed
             form. With None, a function that needs it finds the root.
 
-    Example:
+    Examples:
         >>> import jax.numpy as jnp
         >>> from jflow import paths
         >>> schedule = paths.Schedule(alpha=lambda t: t**2, sigma=lambda t: 1 - t**2)
@@ -98,7 +98,7 @@ def affine(schedule: Schedule, *, tolerance: float = 0.1) -> Path:
     Raises:
         ValueError: the schedule does not meet its ends (see `check_ends`).
 
-    Example:
+    Examples:
         >>> import jax.numpy as jnp
         >>> from jflow import paths
         >>> path = paths.affine(paths.schedules.cosine())
@@ -169,7 +169,7 @@ def linear() -> Path:
             no key is needed. They raise a ValueError for times outside [0, 1] where these are
             known, outside jit.
 
-    Example:
+    Examples:
         >>> import jax.numpy as jnp
         >>> from jflow import paths
         >>> x0, x1, t = jnp.array([[1.0]]), jnp.array([[3.0]]), jnp.array([0.25])
@@ -209,7 +209,7 @@ def velocity_to_data(
     Raises:
         ValueError: t leaves [0, 1], where it is known, outside jit.
 
-    Example:
+    Examples:
         >>> import jax.numpy as jnp
         >>> from jflow import paths
         >>> x0, x1, t = jnp.array([[2.0]]), jnp.array([[10.0]]), jnp.array([0.25])
@@ -291,6 +291,8 @@ def noise_to_velocity(
     schedule: Schedule = LINEAR,
 ) -> Float[Array, "b *event"]:
     """The velocity of a prediction of the noise at (x, t).
+
+    Also known as: eps to velocity.
 
         v = (a' x - D x0) / a      linear: (x - x0) / t
 
@@ -459,7 +461,7 @@ def velocity_to_score(
     Raises:
         ValueError: t leaves [0, 1], where it is known, outside jit.
 
-    Example:
+    Examples:
         >>> import jax.numpy as jnp
         >>> from jflow import paths
         >>> x, t = jnp.array([[2.0]]), jnp.array([0.0])
@@ -584,7 +586,7 @@ def coefficients(
         alpha_slope: d alpha / dt, shaped like t.
         sigma_slope: d sigma / dt, shaped like t.
 
-    Example:
+    Examples:
         >>> import jax.numpy as jnp
         >>> from jflow import paths
         >>> a, s, da, ds = paths.coefficients(paths.LINEAR, jnp.array([0.25]))

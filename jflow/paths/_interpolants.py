@@ -73,7 +73,7 @@ def with_noise(schedule: Schedule, noise: Callable[[Array], Array]) -> Interpola
     Returns:
         Interpolant: for `interpolant`, which makes a path of it.
 
-    Example:
+    Examples:
         >>> import jax
         >>> import jax.numpy as jnp
         >>> import numpy as np
@@ -110,7 +110,7 @@ def schroedinger_bridge(sigma: float = 1.0) -> Interpolant:
     Raises:
         ValueError: sigma is not finite and above 0.
 
-    Example:
+    Examples:
         >>> import jax.numpy as jnp
         >>> from jflow import paths
         >>> paths.schroedinger_bridge(2.0).noise(jnp.array([0.5])).tolist()

@@ -42,7 +42,7 @@ def sequential_path(knots: Times) -> Interpolant:
     Raises:
         ValueError: knots do not rise strictly from 0 to 1.
 
-    Example:
+    Examples:
         >>> import jax.numpy as jnp
         >>> from jflow import paths
         >>> path = paths.sequential_path([0.0, 0.5, 1.0])

@@ -41,6 +41,8 @@ __all__ = [
 def from_data(field: Field, schedule: Schedule = LINEAR, *, margin: float = 1e-3) -> Velocity:
     """The velocity of a network that predicts the data, E[x1 | x_t = x].
 
+    Also known as: data prediction, x1 prediction, clean data prediction, denoiser.
+
     On the linear path it is (x1 - x) / (1 - t); on others see `paths.data_to_velocity`. The
     conversion diverges at t=1: it takes t at most 1 - margin, the network sees t as it is.
 
@@ -55,7 +57,7 @@ def from_data(field: Field, schedule: Schedule = LINEAR, *, margin: float = 1e-3
     Raises:
         ValueError: margin is outside [0, 0.5).
 
-    Example:
+    Examples:
         >>> import jax.numpy as jnp
         >>> from jflow.paths import parameterizations
         >>> from jflow.types import Field
@@ -69,6 +71,8 @@ def from_data(field: Field, schedule: Schedule = LINEAR, *, margin: float = 1e-3
 
 def from_noise(field: Field, schedule: Schedule = LINEAR, *, margin: float = 1e-3) -> Velocity:
     """The velocity of a network that predicts the noise, E[x0 | x_t = x].
+
+    Also known as: noise prediction, epsilon prediction, eps prediction, predict noise.
 
     On the linear path it is (x - x0) / t; on others see `paths.noise_to_velocity`. The conversion
     diverges at t=0: it takes t at least margin, the network sees t as it is.
@@ -89,6 +93,8 @@ def from_noise(field: Field, schedule: Schedule = LINEAR, *, margin: float = 1e-
 
 def from_score(field: Field, schedule: Schedule = LINEAR, *, margin: float = 1e-3) -> Velocity:
     """The velocity of a network that predicts the score, grad log p_t(x).
+
+    Also known as: score prediction, score matching network.
 
     On the linear path it is (x + (1 - t) score) / t; on others see `paths.score_to_velocity`. It
     holds for standard normal noise that is independent of the data. The conversion diverges at t=0:
@@ -143,7 +149,7 @@ def edm_denoiser(field: Field, *, data_std: float = 0.5) -> Field:
     Raises:
         ValueError: data_std is not finite and above 0.
 
-    Example:
+    Examples:
         >>> import jax.numpy as jnp
         >>> from jflow.paths import parameterizations
         >>> from jflow.types import Field
@@ -230,7 +236,7 @@ def boundary_mask(
     Raises:
         ValueError: gain is not finite and above 0.
 
-    Example:
+    Examples:
         >>> import jax.numpy as jnp
         >>> from jflow.paths import parameterizations
         >>> from jflow.types import Field

@@ -70,7 +70,7 @@ def polynomial(power: float) -> Schedule:
     Raises:
         ValueError: power is not finite and above 0.
 
-    Example:
+    Examples:
         >>> import jax.numpy as jnp
         >>> from jflow import paths
         >>> schedule, t = paths.schedules.polynomial(2.0), jnp.array([0.5])
@@ -128,7 +128,7 @@ def cosine(scale: float = 1.0) -> Schedule:
     Raises:
         ValueError: scale is not finite and above 0.
 
-    Example:
+    Examples:
         >>> from jflow import paths
         >>> schedule = paths.schedules.cosine()
         >>> round(float(schedule.alpha(1 / 3)), 3), round(float(schedule.sigma(1 / 3)), 3)
@@ -158,7 +158,7 @@ def linear_vp() -> Schedule:
     Returns:
         Schedule: alpha, sigma and the time of a ratio.
 
-    Example:
+    Examples:
         >>> import jax.numpy as jnp
         >>> from jflow import paths
         >>> round(float(paths.schedules.linear_vp().sigma(jnp.array(0.6))), 3)
@@ -190,7 +190,7 @@ def vp(beta_min: float = 0.1, beta_max: float = 20.0) -> Schedule:
     Raises:
         ValueError: beta_min or beta_max is not finite and above 0.
 
-    Example:
+    Examples:
         >>> import jax.numpy as jnp
         >>> import numpy as np
         >>> from jflow import paths
@@ -348,7 +348,7 @@ def piecewise(schedule: Schedule, knots: int | Times) -> Schedule:
     Raises:
         ValueError: knots do not rise strictly from 0 to 1, or are no whole number of at least 1.
 
-    Example:
+    Examples:
         >>> import jax.numpy as jnp
         >>> from jflow import paths
         >>> schedule = paths.schedules.piecewise(paths.schedules.polynomial(2.0), 2)

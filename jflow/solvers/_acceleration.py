@@ -64,7 +64,7 @@ def sample_acceleration(
         ValueError: steps is below 1, grid is not monotone in [0, 1], both are given, or params has
             not both parts.
 
-    Example:
+    Examples:
         >>> import jax.numpy as jnp
         >>> from jflow import solvers
         >>> from jflow.types import Velocity

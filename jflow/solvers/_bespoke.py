@@ -43,7 +43,7 @@ from jaxtyping import Float
 
 from jflow import solvers
 from jflow._core.arrays import expand_to, float_dtype, mean_event
-from jflow._core.batch import mean_of_rows, read
+from jflow._core.batch import mean_of_rows, read_batch
 from jflow._core.checks import (
     check_cond,
     check_whole,
@@ -87,7 +87,7 @@ def bespoke_params(
         ValueError: solver is another one, steps is below 1, or the functions do not meet t(0) = 0,
             t(1) = 1, s(0) = 1, t' > 0, s > 0.
 
-    Example:
+    Examples:
         >>> from jflow import solvers
         >>> theta = solvers.bespoke_params(5)
         >>> {name: value.shape for name, value in theta.items()}
@@ -156,7 +156,7 @@ def bespoke_sample(
     Raises:
         ValueError: theta has other shapes, or solver is another one.
 
-    Example:
+    Examples:
         >>> import jax.numpy as jnp
         >>> from jflow import solvers
         >>> from jflow.types import Velocity
@@ -227,7 +227,7 @@ def bespoke_bound(
         raise ValueError(f"bespoke_bound: expected lipschitz >= 0, got {lipschitz}")
 
     def loss(params, key, batch, frozen=None):
-        x, cond, weight = read("bespoke_bound", batch, ("x", "cond", "weight"))
+        x, cond, weight = read_batch("bespoke_bound", batch, ("x", "cond", "weight"))
         if x.ndim < 2 or x.shape[1] != len(times):
             raise ValueError(
                 f"bespoke_bound: expected x of shape [b, {len(times)}, ...], got {list(x.shape)}"
@@ -284,7 +284,7 @@ def bespoke_error(teacher: Velocity, *, solver: diffrax.AbstractSolver = _MIDPOI
     teacher = with_checked_output("bespoke_error: teacher", teacher)
 
     def loss(params, key, batch, frozen=None):
-        x, x0, cond, weight = read("bespoke_error", batch, ("x", "x0", "cond", "weight"))
+        x, x0, cond, weight = read_batch("bespoke_error", batch, ("x", "x0", "cond", "weight"))
         need_pairs("bespoke_error", batch)
         velocity_params = frozen_entry("bespoke_error", frozen)
         x1, _ = bespoke_sample(

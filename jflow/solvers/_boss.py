@@ -86,7 +86,7 @@ def bellman(
         ValueError: costs are not a square matrix, finite above its diagonal, or unless 1 <= steps
             <= K.
 
-    Example:
+    Examples:
         >>> from jflow import solvers
         >>> costs = [[0, 1, 9, 9], [0, 0, 1, 5], [0, 0, 0, 1], [0, 0, 0, 0]]
         >>> solvers.bellman(costs, 2).tolist()  # 1 + 5 beats 9 + 1

@@ -68,7 +68,7 @@ def exact_divergence() -> Divergence:
     Returns:
         Divergence: for `log_prob`, `sample_with_log_det` and `flows.cnf`.
 
-    Example:
+    Examples:
         >>> import jax.numpy as jnp
         >>> from jflow import solvers
         >>> divergence = solvers.exact_divergence()
@@ -82,6 +82,8 @@ def exact_divergence() -> Divergence:
 
 def hutchinson(probes: int = 1, *, noise: Callable = jax.random.rademacher) -> Divergence:
     """Hutchinson's unbiased estimate of the divergence.
+
+    Also known as: Hutchinson trace estimator, stochastic divergence.
 
         mean over probes of e.Je,      e of mean 0 and unit covariance
 
@@ -98,7 +100,7 @@ def hutchinson(probes: int = 1, *, noise: Callable = jax.random.rademacher) -> D
     Raises:
         ValueError: probes is not a whole number of at least 1.
 
-    Example:
+    Examples:
         >>> import jax
         >>> import jax.numpy as jnp
         >>> from jflow import solvers

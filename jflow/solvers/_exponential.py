@@ -34,6 +34,8 @@ __all__ = ["ddim", "dpm_solver_2", "dpm_solver_pp_2s", "midpoint_time", "midpoin
 def ddim(schedule: Schedule = LINEAR) -> diffrax.AbstractSolver:
     """DDIM as a solver: the step along the path with the predictions of data and noise held fixed.
 
+    Also known as: DDIM.
+
         x_s = alpha_s x1 + sigma_s x0      with the predictions of x1 and x0 at (x_t, t)
 
     It is of first order, one evaluation a step; on the linear path it is Euler's method, on others
@@ -45,7 +47,7 @@ def ddim(schedule: Schedule = LINEAR) -> diffrax.AbstractSolver:
     Returns:
         A diffrax solver, for `solvers.fixed` and `solvers.on_grid`.
 
-    Example:
+    Examples:
         >>> import jax.numpy as jnp
         >>> from jflow import paths, solvers
         >>> from jflow.types import Velocity
@@ -91,7 +93,7 @@ def midpoint_in_log_snr(schedule: Schedule = LINEAR) -> Callable:
     Returns:
         A function (t, s) -> time, for `dpm_solver_2` and `dpm_solver_pp_2s`.
 
-    Example:
+    Examples:
         >>> import jax.numpy as jnp
         >>> from jflow import solvers
         >>> middle = solvers.midpoint_in_log_snr()

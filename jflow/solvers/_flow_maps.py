@@ -71,7 +71,7 @@ def apply_flow_map(
     Raises:
         ValueError: x is not a floating array [b, *event], or u is not shaped like x.
 
-    Example:
+    Examples:
         >>> import jax.numpy as jnp
         >>> from jflow import solvers
         >>> from jflow.types import FlowMap
@@ -162,7 +162,7 @@ def total_derivative(
         u: the average velocity, [b, *event].
         du_dt: its derivative, [b, *event].
 
-    Example:
+    Examples:
         >>> import jax.numpy as jnp
         >>> from jflow import solvers
         >>> from jflow.types import FlowMap
@@ -199,7 +199,7 @@ def finite_difference(h: float = 1e-3) -> JVP:
     Raises:
         ValueError: h is outside (0, 0.1].
 
-    Example:
+    Examples:
         >>> import jax.numpy as jnp
         >>> from jflow import solvers
         >>> x, tangent = jnp.array(3.0), jnp.array(1.0)
@@ -236,6 +236,8 @@ def sample_flow_map(
 ) -> tuple[Float[Array, "b *event"], SolveInfo]:
     """Sample a few-step model from t=0 to t=1, with one evaluation a step.
 
+    Also known as: few-step sampling, one-step sampling.
+
         x <- f(x, t, t_next)
 
     With renoise = g a step goes beyond t_next, to r = t_next + g (1 - t_next), and back to t_next
@@ -267,7 +269,7 @@ def sample_flow_map(
             array [b, *event].
         TypeError: flow_map is a `Velocity`.
 
-    Example:
+    Examples:
         >>> import jax.numpy as jnp
         >>> from jflow import solvers
         >>> from jflow.types import FlowMap

@@ -65,7 +65,7 @@ def sample_with_log_det(
             grid, or the velocity has another shape than x.
         TypeError: method, velocity or divergence is something else.
 
-    Example:
+    Examples:
         >>> import jax.numpy as jnp
         >>> import numpy as np
         >>> from jflow import solvers
@@ -101,6 +101,9 @@ def log_prob(
 ) -> tuple[Float[Array, " b"], SolveInfo]:
     """The log-density of data under the ODE of a velocity and a base density.
 
+    Also known as: CNF log-density, CNF log-likelihood, instantaneous change of variables,
+    likelihood of an ODE.
+
         log p(x1) = log p0(x0) - integral from 0 to t1 of div v(x_t, t) dt
 
     on the path that ends in x1. Rows must not interact inside the velocity.
@@ -130,7 +133,7 @@ def log_prob(
             base_log_prob does not return [b], or the velocity has another shape than x1.
         TypeError: method, velocity or divergence is something else.
 
-    Example:
+    Examples:
         >>> import jax.numpy as jnp
         >>> from jax.scipy.stats import norm
         >>> from jflow import solvers

@@ -69,7 +69,7 @@ def fixed(
         ValueError: n is not a whole number of at least 1.
         TypeError: solver or adjoint is something else.
 
-    Example:
+    Examples:
         >>> import diffrax
         >>> from jflow import solvers
         >>> solvers.fixed(20, diffrax.Heun()).steps
@@ -104,7 +104,7 @@ def on_grid(
         ValueError: times are fewer than two, not strictly monotone, or outside [0, 1].
         TypeError: solver or adjoint is something else.
 
-    Example:
+    Examples:
         >>> import diffrax
         >>> from jflow import solvers
         >>> method = solvers.on_grid(solvers.grids.power(4, 2.0), diffrax.Euler())
@@ -144,7 +144,7 @@ def adaptive(
             least 1, or the solver has no error estimate.
         TypeError: solver or adjoint is something else.
 
-    Example:
+    Examples:
         >>> import diffrax
         >>> from jflow import solvers
         >>> solvers.adaptive(diffrax.Tsit5(), rtol=1e-6, atol=1e-6).rtol
@@ -168,7 +168,7 @@ def reverse(method: Method | int | None) -> Method | int | None:
     Returns:
         The method for the way back.
 
-    Example:
+    Examples:
         >>> from jflow import solvers
         >>> solvers.reverse(solvers.on_grid([0.0, 0.25, 1.0])).grid.tolist()
         [1.0, 0.25, 0.0]
@@ -212,7 +212,7 @@ def as_method(
             estimate under tolerances, a grid beside other ends, a grid that falls where it has to
             rise, and ends that are equal, not in [0, 1], or not numbers.
 
-    Example:
+    Examples:
         >>> import diffrax
         >>> from jflow import solvers
         >>> method = solvers.as_method("mine", 7, solvers.fixed(50, diffrax.Heun()))

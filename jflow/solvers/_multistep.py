@@ -34,7 +34,7 @@ def adams_bashforth(order: int = 2) -> diffrax.AbstractSolver:
     Raises:
         ValueError: order is another number.
 
-    Example:
+    Examples:
         >>> import jax.numpy as jnp
         >>> from jflow import solvers
         >>> from jflow.types import Velocity
@@ -58,6 +58,8 @@ def adams_bashforth(order: int = 2) -> diffrax.AbstractSolver:
 def dpm_solver_pp(order: int = 2, schedule: Schedule = LINEAR) -> diffrax.AbstractSolver:
     """DPM-Solver++(2M), and its relatives of order 1 (DDIM) and 3.
 
+    Also known as: DPM-Solver++.
+
     The polynomial in lambda = log(alpha / sigma) through the last `order` predictions of x1 is
     integrated against e^lambda. It takes one evaluation a step. Order 2 takes the value of the
     polynomial at the middle of the step, as published; order 3 its exact integral, as UniP-3 does.
@@ -75,7 +77,7 @@ def dpm_solver_pp(order: int = 2, schedule: Schedule = LINEAR) -> diffrax.Abstra
     Raises:
         ValueError: order is another number.
 
-    Example:
+    Examples:
         >>> import jax.numpy as jnp
         >>> from jflow import solvers
         >>> from jflow.types import Velocity
@@ -97,6 +99,8 @@ def dpm_solver_pp(order: int = 2, schedule: Schedule = LINEAR) -> diffrax.Abstra
 
 def unipc(order: int = 2, schedule: Schedule = LINEAR) -> diffrax.AbstractSolver:
     """UniPC (B2, predicting x1): `dpm_solver_pp(order)`, and a corrector of one order more.
+
+    Also known as: UniPC.
 
     The corrector redoes each step once the prediction at its end is known, so that there is one
     evaluation a step; the last step is not corrected. Both use the exact integral of their

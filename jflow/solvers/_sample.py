@@ -27,6 +27,8 @@ def sample(
 ) -> tuple[PyTree, SolveInfo]:
     """Carry states along the ODE of a velocity, from the source to data or back.
 
+    Also known as: ODE sampling, probability flow ODE.
+
         dx/dt = velocity(x, t, cond)      from t0 to t1
 
     t0=1, t1=0 or a falling grid encodes data into noise. The state between is float32 or better.
@@ -56,7 +58,7 @@ def sample(
         ValueError: t0 and t1 are equal or outside [0, 1], or given beside a grid, or the velocity
             has another shape than x.
 
-    Example:
+    Examples:
         >>> import diffrax
         >>> import jax.numpy as jnp
         >>> from jflow import solvers

@@ -31,10 +31,11 @@ from jaxtyping import Float
 
 from jflow._core.arrays import expand_to, float_dtype, sum_event
 from jflow._core.checks import check_cond, count_rows, like_state, need_key, rows
+from jflow._core.numbers import check_number, number_at
 from jflow._core.times import Times, check_grid
 from jflow.paths import LINEAR, Schedule, velocity_to_data, velocity_to_noise
 from jflow.solvers._integrate import all_finite, leave_out_failed
-from jflow.types import Array, Cond, Key, Params, Step, Velocity
+from jflow.types import Array, Cond, Key, NumberOrFunction, Params, Step, Velocity
 
 __all__ = [
     "Trajectory",
@@ -49,7 +50,7 @@ __all__ = [
 
 def euler_maruyama(
     velocity: Velocity,
-    noise: Callable | float,
+    noise: NumberOrFunction,
     schedule: Schedule = LINEAR,
     *,
     score: Callable | None = None,
@@ -79,7 +80,7 @@ def euler_maruyama(
     Raises:
         ValueError: noise is a negative number, or limit is not above 0.
 
-    Example:
+    Examples:
         >>> import jax
         >>> import jax.numpy as jnp
         >>> from jflow import solvers
@@ -97,6 +98,7 @@ def euler_maruyama(
     w = _rate("euler_maruyama", noise)
     if limit is not None and not limit > 0:
         raise ValueError(f"euler_maruyama: expected limit > 0 or None, got {limit}")
+    limit = None if limit is None else float(limit)  # numbers of numpy's would bring float64 along
 
     def moments(params, x, t, t_next, cond):
         h, rate = t_next - t, w(t)
@@ -115,6 +117,8 @@ def euler_maruyama(
 
 def ancestral(velocity: Velocity, eta: float = 1.0, schedule: Schedule = LINEAR) -> Step:
     """The step of the DDIM family: between the deterministic one and ancestral sampling (DDPM).
+
+    Also known as: DDPM sampling, ancestral sampling.
 
         mean = alpha' x1 + sqrt(sigma'^2 - std^2) x0
         std = eta sigma' sqrt(1 - r^2),  r = alpha sigma' / (alpha' sigma)
@@ -140,6 +144,7 @@ def ancestral(velocity: Velocity, eta: float = 1.0, schedule: Schedule = LINEAR)
     """
     if not 0 <= eta <= 1:
         raise ValueError(f"ancestral: expected 0 <= eta <= 1, got {eta}")
+    eta = float(eta)
 
     def moments(params, x, t, t_next, cond):
         r = (
@@ -148,9 +153,8 @@ def ancestral(velocity: Velocity, eta: float = 1.0, schedule: Schedule = LINEAR)
             / (schedule.alpha(t_next) * schedule.sigma(t))
         )
         fresh = eta * jnp.sqrt(jnp.maximum((1 - r) * (1 + r), 0))
-        return _renewed(
-            velocity, schedule, params, x, t, t_next, cond, jnp.sqrt(1 - fresh**2), fresh
-        )
+        kept = jnp.sqrt(1 - fresh**2)
+        return _renewed("ancestral", velocity, schedule, params, x, t, t_next, cond, kept, fresh)
 
     return _step(moments)
 
@@ -184,6 +188,7 @@ def overshoot(velocity: Velocity, scale: float = 2.0, schedule: Schedule = LINEA
     """
     if not scale >= 0:
         raise ValueError(f"overshoot: expected scale >= 0, got {scale}")
+    scale = float(scale)
 
     def moments(params, x, t, t_next, cond):
         beyond = jnp.minimum(t_next + scale * (t_next - t) * (1 - t_next), 1)
@@ -191,7 +196,7 @@ def overshoot(velocity: Velocity, scale: float = 2.0, schedule: Schedule = LINEA
         back = schedule.alpha(t_next) * schedule.sigma(beyond) / schedule.alpha(beyond)
         kept = jnp.where(sigma > 0, back / jnp.where(sigma > 0, sigma, 1), 0)
         fresh = jnp.sqrt(jnp.maximum((1 - kept) * (1 + kept), 0))
-        return _renewed(velocity, schedule, params, x, t, t_next, cond, kept, fresh)
+        return _renewed("overshoot", velocity, schedule, params, x, t, t_next, cond, kept, fresh)
 
     return _step(moments)
 
@@ -224,6 +229,8 @@ def sample_sde(
 ) -> tuple[Float[Array, "b *event"], Trajectory | None]:
     """Sample by stochastic steps over a grid, with a key for each.
 
+    Also known as: SDE sampling, stochastic sampling, sample SDE, Euler-Maruyama sampler.
+
     It takes n evaluations of the velocity. A row that is not finite at the end has no part in a
     derivative.
 
@@ -244,7 +251,7 @@ def sample_sde(
     Raises:
         ValueError: grid does not rise or leaves [0, 1], or the key is None.
 
-    Example:
+    Examples:
         >>> import jax
         >>> import jax.numpy as jnp
         >>> import numpy as np
@@ -335,7 +342,7 @@ def step_log_prob(
     Returns:
         The log-densities, [b], in nats, in float32 or better.
 
-    Example:
+    Examples:
         >>> import jax.numpy as jnp
         >>> from jflow import solvers
         >>> x = jnp.zeros((1, 2))
@@ -359,9 +366,9 @@ def _rows_first(tree):
     return jax.tree.map(lambda a: jnp.swapaxes(a, 0, 1), tree)
 
 
-def _renewed(velocity, schedule, params, x, t, t_next, cond, kept, fresh):
+def _renewed(name, velocity, schedule, params, x, t, t_next, cond, kept, fresh):
     """Mean and std of alpha' x1 + sigma' (kept x0 + fresh e), with the predictions at t."""
-    v = like_state("velocity", velocity.apply(params, x, t, cond), x)
+    v = like_state(name, velocity.apply(params, x, t, cond), x)
     sigma = schedule.sigma(t_next)
     data, noise = velocity_to_data(v, x, t, schedule), velocity_to_noise(v, x, t, schedule)
     return expand_to(schedule.alpha(t_next), x) * data + expand_to(
@@ -386,11 +393,5 @@ def _step(moments) -> Step:
 
 
 def _rate(name, noise):
-    if callable(noise):
-        return noise
-    if not noise >= 0:
-        raise ValueError(
-            f"{name}: expected noise (w = g^2 / 2) to be a function of t or a number >= 0, "
-            f"got {noise}"
-        )
-    return lambda t: jnp.full_like(t, noise)
+    check_number(name, "noise (w = g^2 / 2)", noise, ">= 0", lambda w: w >= 0)
+    return lambda t: number_at(name, "noise(t)", noise, t, like=t)

@@ -43,7 +43,7 @@ def uniform(n: int) -> Float[np.ndarray, " times"]:
         ValueError: n is below 1.
         TypeError: n is not an integer.
 
-    Example:
+    Examples:
         >>> from jflow import solvers
         >>> solvers.grids.uniform(4).tolist()
         [0.0, 0.25, 0.5, 0.75, 1.0]
@@ -104,7 +104,7 @@ def shifted(grid: Times | ArrayLike, factor: float) -> Float[np.ndarray, " times
     Raises:
         ValueError: factor is not finite and above 0, or the times do not rise.
 
-    Example:
+    Examples:
         >>> from jflow import solvers
         >>> solvers.grids.shifted(solvers.grids.uniform(2), 3.0).tolist()
         [0.0, 0.25, 1.0]
@@ -173,7 +173,7 @@ def log_snr(
         ValueError: n is below 1, or unless 0 < sigma_min < sigma_max.
         TypeError: n is not an integer.
 
-    Example:
+    Examples:
         >>> from jflow import solvers
         >>> grid = solvers.grids.log_snr(2, sigma_min=0.01, sigma_max=100.0)
         >>> grid.round(6).tolist()  # alpha = sigma in the middle
@@ -241,7 +241,7 @@ def windows(knots: int | Times, n: int) -> Float[np.ndarray, " times"]:
     Raises:
         ValueError: n is below the number of windows, or knots do not rise strictly from 0 to 1.
 
-    Example:
+    Examples:
         >>> from jflow import solvers
         >>> solvers.grids.windows([0.0, 0.5, 1.0], 3).tolist()
         [0.0, 0.25, 0.5, 1.0]

@@ -65,7 +65,7 @@ def hump(scale: float = 1.0) -> Callable:
     Raises:
         ValueError: scale is negative.
 
-    Example:
+    Examples:
         >>> import jax.numpy as jnp
         >>> import numpy as np
         >>> from jflow import solvers
@@ -93,7 +93,7 @@ def sbdm(scale: float = 1.0, schedule: Schedule = LINEAR) -> Callable:
     Raises:
         ValueError: scale is negative.
 
-    Example:
+    Examples:
         >>> import jax.numpy as jnp
         >>> import numpy as np
         >>> from jflow import solvers
@@ -135,4 +135,4 @@ def grpo(scale: float = 0.7, schedule: Schedule = LINEAR) -> Callable:
 def _check(name, scale):
     if not scale >= 0:
         raise ValueError(f"noises.{name}: expected scale >= 0, got {scale}")
-    return scale
+    return float(scale)  # a number of numpy's would bring float64 along

@@ -122,7 +122,7 @@ def fit(
             every process and naming what differs, where processes disagree on options, state, batch
             or step.
 
-    Example:
+    Examples:
         >>> import jax, jax.numpy as jnp, optax
         >>> from jflow import data, train
         >>> def loss(params, key, batch, frozen=None):

@@ -151,7 +151,7 @@ def bytes_per_device(tree: PyTree, placed: PyTree | None = None) -> int:
     Returns:
         Bytes.
 
-    Example:
+    Examples:
         >>> import jax.numpy as jnp
         >>> from jflow import train
         >>> train.bytes_per_device({"w": jnp.zeros((4, 8))})

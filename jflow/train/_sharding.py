@@ -10,7 +10,7 @@ import numpy as np
 from jflow.types import PyTree
 
 
-def data_mesh(devices=None) -> jax.sharding.Mesh:
+def data_mesh(devices: Sequence[jax.Device] | None = None) -> jax.sharding.Mesh:
     """A mesh of all devices along one axis named 'data'.
 
     Args:
@@ -40,7 +40,7 @@ def make_mesh(
     Raises:
         ValueError: For sizes that do not make up the number of devices.
 
-    Example:
+    Examples:
         >>> import jax
         >>> from jflow import train
         >>> dict(train.make_mesh({"data": -1, "model": 1}, jax.devices()[:1]).shape)

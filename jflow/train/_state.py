@@ -7,8 +7,8 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from jflow.train.ema import Decay, as_decay, start
-from jflow.types import Array, Key, Params, PyTree
+from jflow.train.ema import as_decay, start
+from jflow.types import Array, Key, NumberOrFunction, Params, PyTree
 
 
 class TrainState(NamedTuple):
@@ -36,7 +36,7 @@ def init_state(
     optimizer: optax.GradientTransformation,
     key: Key,
     *,
-    ema: float | Decay | None = None,
+    ema: NumberOrFunction | None = None,
     frozen: Mapping[str, PyTree] | None = None,
 ) -> TrainState:
     """The state before the first step.
@@ -56,7 +56,7 @@ def init_state(
     Raises:
         ValueError: For a bad decay.
 
-    Example:
+    Examples:
         >>> import jax, jax.numpy as jnp, optax
         >>> from jflow import train
         >>> params = {"w": jnp.ones(2)}
@@ -107,7 +107,7 @@ def warm_start(fresh: Params, teacher: Params) -> Params:
         ValueError: Where the teacher has a leaf that the student lacks or that has another shape,
             with its path.
 
-    Example:
+    Examples:
         >>> import jax.numpy as jnp
         >>> from jflow import train
         >>> fresh = {"a": jnp.zeros(1), "b": jnp.zeros(1)}

@@ -11,7 +11,7 @@ from jflow._core.checks import check_whole, described
 from jflow._core.keys import same_draws
 from jflow.train import ema as ema_lib
 from jflow.train._state import TrainState
-from jflow.types import Key, Loss, Metrics, Params, PyTree
+from jflow.types import Key, Loss, Metrics, NumberOrFunction, Params, PyTree
 
 Step = Callable[[TrainState, Mapping[str, PyTree]], tuple[TrainState, Metrics]]
 Refresh = Callable[[Params, Mapping[str, PyTree], Key, Mapping[str, PyTree]], Mapping[str, PyTree]]
@@ -21,7 +21,7 @@ def make_step(
     loss: Loss,
     optimizer: optax.GradientTransformation,
     *,
-    ema: float | ema_lib.Decay | None = None,
+    ema: NumberOrFunction | None = None,
     refresh: Refresh | None = None,
     axis_name: str | tuple[str, ...] | None = None,
     accumulate: int = 1,
@@ -71,7 +71,7 @@ def make_step(
         ValueError: At construction for a bad decay or count; when traced if the state and `ema`
             disagree or a batch does not divide by `accumulate`.
 
-    Example:
+    Examples:
         >>> import jax, jax.numpy as jnp, optax
         >>> from jflow import train
         >>> def loss(params, key, batch, frozen=None):

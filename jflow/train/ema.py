@@ -4,19 +4,19 @@ In bfloat16 a step of 1e-4 of the difference would be rounded away and the avera
 """
 
 from collections.abc import Callable
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 
 from jflow._core.arrays import float_dtype
-from jflow.types import Array, PyTree
+from jflow._core.numbers import check_number
+from jflow.types import Array, NumberOrFunction, PyTree
 
-__all__ = ["Decay", "as_decay", "start", "update", "warmup"]
-
-Decay = Callable[[Array], Array | float]
+__all__ = ["as_decay", "start", "update", "warmup"]
 
 
-def warmup(decay: float) -> Decay:
+def warmup(decay: float) -> Callable[[Array], Array]:
     """A decay that grows: min(decay, (1 + step) / (10 + step)).
 
     Short memory at first, so that the start is soon forgotten.
@@ -30,16 +30,17 @@ def warmup(decay: float) -> Decay:
     Raises:
         ValueError: For another decay.
 
-    Example:
+    Examples:
         >>> from jflow import train
         >>> float(train.ema.warmup(0.999)(0))
         0.10000000149011612
     """
-    _check(decay)
+    if not _is_decay(decay):
+        raise ValueError(f"ema.warmup: expected a decay in (0, 1), got {decay!r}")
     return lambda step: jnp.minimum(decay, (1 + step) / (10 + step))
 
 
-def as_decay(ema: float | Decay | None) -> Decay | None:
+def as_decay(ema: NumberOrFunction | None) -> Callable[[Array], Any] | None:
     """What `make_step` takes as `ema`, as a function of the step, or None.
 
     Args:
@@ -53,7 +54,7 @@ def as_decay(ema: float | Decay | None) -> Decay | None:
     """
     if ema is None or callable(ema):
         return ema
-    _check(ema)
+    check_number("ema", "a decay", ema, "in (0, 1)", _is_decay, of="the step")
     return lambda step: ema
 
 
@@ -91,7 +92,7 @@ def update(average: PyTree, params: PyTree, decay: Array | float) -> PyTree:
     Returns:
         The average, in its own types.
 
-    Example:
+    Examples:
         >>> import jax.numpy as jnp
         >>> from jflow import train
         >>> train.ema.update({"w": jnp.zeros(1)}, {"w": jnp.ones(1)}, 0.75)["w"].tolist()
@@ -104,8 +105,5 @@ def update(average: PyTree, params: PyTree, decay: Array | float) -> PyTree:
     )
 
 
-def _check(decay) -> None:
-    if isinstance(decay, bool) or not isinstance(decay, float) or not 0 < decay < 1:
-        raise ValueError(
-            f"expected ema to be a decay in (0, 1), a callable step -> decay or None, got {decay!r}"
-        )
+def _is_decay(number) -> bool:
+    return isinstance(number, float) and 0 < number < 1

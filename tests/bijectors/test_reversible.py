@@ -89,9 +89,7 @@ def worst_relative(tree, expected):
     return max(worst(np.asarray(a), np.asarray(b)) for a, b in pairs if is_float(a))
 
 
-@pytest.mark.parametrize(
-    ("depth", "direction"), [(16, "forward"), (16, "inverse"), (64, "inverse")]
-)
+@pytest.mark.parametrize(("depth", "direction"), [(16, "forward"), (64, "inverse")])
 @pytest.mark.parametrize("kind", TRANSFORMERS)
 def test_reversible_gradients_are_those_of_plain_autodiff_on_trained_stacks(kind, depth, direction):
     """In params, x and cond: within 1e-3 of a leaf's largest entry (float32; seen: 4e-4 for the
@@ -104,7 +102,7 @@ def test_reversible_gradients_are_those_of_plain_autodiff_on_trained_stacks(kind
     """
     params, x, cond = trained(kind, depth, 200 if depth == 16 else 60)
     value, expected = gradients(stack(kind, depth), direction)(params, x, cond)
-    for reversible in (True, 4) if (kind, depth) == ("affine", 16) else (True,):
+    for reversible in (True, 4) if kind == "affine" else (True,):
         got_value, got = gradients(stack(kind, depth, reversible=reversible), direction)(
             params, x, cond
         )

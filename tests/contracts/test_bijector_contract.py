@@ -175,6 +175,7 @@ TABLE = {
         lambda: bj.indicated(bj.coupling(affine, mlp(), split=2), 3), cond=vector
     ),
     "invert": Row(lambda: bj.invert(bj.chain(bj.actnorm(4), bj.lu(4)))),
+    "invertible_conv_1x1": Row(lambda: bj.invertible_conv_1x1(2), event=(4, 4, 2)),
     "linear": Row(lambda: bj.linear(4), precision=1e-4),  # a random matrix may be badly conditioned
     "linear image": Row(lambda: bj.linear(2), event=(4, 4, 2), precision=1e-4),
     "logit": Row(
@@ -303,26 +304,25 @@ def setup(name, dtype=jnp.float32):
 
 @functools.cache
 def measured(name):
-    """What the float32 tests look at, in one compilation for each row, under strict promotion of
-    types."""
+    """What the float32 tests look at, in one compilation for each row that takes every input, under
+    strict promotion of types."""
     row, bijector, params, z, x, cond = setup(name)
     traces = []
 
-    def objective(params, x):
-        z, log_det = bijector.inverse(params, x, cond)
-        return jnp.sum(jnp.sin(z)) + jnp.sum(log_det)
-
-    def at(apply, y):
-        (out, log_det), pullback = jax.vjp(lambda y: apply(params, y, cond), y)
-        return {
-            "out": out,
-            "log_det": log_det,
-            "grad": pullback((jnp.ones_like(out), jnp.ones_like(log_det)))[0],
-        }
+    def at(apply, along_out, *args):
+        """Outputs, and the gradients of along_out . out + sum(log_det)."""
+        (out, log_det), pullback = jax.vjp(apply, *args)
+        grad = pullback((along_out, jnp.ones_like(log_det)))
+        return {"out": out, "log_det": log_det, "grad": grad}
 
     @jax.jit
-    def run(params, z, x):
+    def both(params, z, x, cond, along_x, along_z):
         traces.append(1)
+        forward = at(lambda z: bijector.forward(params, z, cond), along_x, z)
+        return forward, at(lambda p, x: bijector.inverse(p, x, cond), along_z, params, x)
+
+    @jax.jit
+    def rest(params, z, x, cond):
         keys = [jax.random.key(0) for _ in range(2)]
         r = {
             "init": [
@@ -330,34 +330,43 @@ def measured(name):
                 bijector.init(keys[1], z, cond, side="source"),
             ]
         }
-        r["x_of_z"], r["forward_log_det"] = bijector.forward(params, z, cond)
-        r["z_again"], r["inverse_log_det"] = bijector.inverse(params, r["x_of_z"], cond)
-        z_of_x, _ = bijector.inverse(params, x, cond)
-        r["x_again"], _ = bijector.forward(params, z_of_x, cond)
-        r["grads"] = jax.grad(objective)(params, x)
         with jax.numpy_dtype_promotion("standard"):
             r["bfloat16"] = bijector.forward(params, z.astype(jnp.bfloat16), cond)
         r["vmap"] = jax.vmap(lambda z: bijector.forward(params, z, cond))(jnp.stack([-z, z]))
+        return r
+
+    def run(z, x, cond=cond, along_z=None):
+        return both(
+            params, z, x, cond, jnp.ones_like(x), jnp.ones_like(z) if along_z is None else along_z
+        )
+
+    def there_and_back(z, x):
+        forward, inverse = run(z, x)
+        again, back = run(inverse["out"], forward["out"])
+        return {
+            "x_of_z": forward["out"],
+            "z_of_x": inverse["out"],
+            "forward_log_det": forward["log_det"],
+            "z_again": back["out"],
+            "inverse_log_det": back["log_det"],
+            "x_again": again["out"],
+        }
+
+    with jax.numpy_dtype_promotion("strict"):
+        r = there_and_back(z, x) | rest(params, z, x, cond)
+        r["grads"] = run(z, x, along_z=jnp.cos(r["z_of_x"]))[1]["grad"][0]  # of the sum of sin(z)
+        r["minus z"] = run(-z, x)[0]["out"]
+        r["missing"] = there_and_back(missing(z), missing(x))
         if row.extreme:
-            r["extreme"] = [
-                at(f, 1e6 * jnp.sign(y)) for f, y in ((bijector.forward, z), (bijector.inverse, x))
-            ]
+            r["extreme"] = run(1e6 * jnp.sign(z), 1e6 * jnp.sign(x))
         if not row.wide:
-            r["outside"] = [
-                at(bijector.inverse, jnp.full_like(x, outside)) for outside in (-1e6, -1.5)
-            ]
-        if row.cond is not None:
+            r["outside"] = [run(z, jnp.full_like(x, outside))[1] for outside in (-1e6, -1.5)]
+        if cond is not None:
             other = jax.tree.map(
                 lambda c: c[::-1] + 1 if jnp.issubdtype(c.dtype, jnp.floating) else (c + 1) % 3,
                 cond,
             )
-            r["other cond"] = bijector.forward(params, z, other)[0]
-        return r
-
-    with jax.numpy_dtype_promotion("strict"):
-        r = run(params, z, x)
-        r["minus z"] = run(params, -z, x)["x_of_z"]
-        r["missing"] = run(params, missing(z), missing(x))
+            r["other cond"] = run(z, x, other)[0]["out"]
     r["traces"] = len(traces)
     return z, x, r
 
@@ -405,25 +414,27 @@ def test_init_is_finite_from_both_sides_and_alike_in_shape(name):
 def test_log_det_is_the_jacobians_in_float64(name, x64):
     _, bijector, params, z, x, cond = setup(name, jnp.float64)
 
-    def check(apply, back, y):
+    def check(apply, y):
         def one(row, c):
             out, log_det = apply(params, row[None], jax.tree.map(lambda leaf: leaf[None], c))
             return out.reshape(-1), (out[0], log_det[0])
 
         rows = jax.vmap(jax.jacrev(one, has_aux=True), in_axes=(0, None if cond is None else 0))
         jacobian, (out, log_det) = rows(y, cond)
-        return out, log_det, jacobian.reshape(B, y[0].size, y[0].size), back(params, out, cond)[0]
+        return out, log_det, jacobian.reshape(B, y[0].size, y[0].size)
 
     @jax.jit
     def run(z, x):
-        return check(bijector.forward, bijector.inverse, z), check(
-            bijector.inverse, bijector.forward, x
-        )
+        return check(bijector.forward, z), check(bijector.inverse, x)
 
-    for y, (out, log_det, jacobian, again) in zip((z, x), run(z, x), strict=True):
+    found = run(z, x)
+    back, again = run(found[1][0], found[0][0])
+    for y, (out, log_det, jacobian), (recovered, _, _) in zip(
+        (z, x), found, (again, back), strict=True
+    ):
         assert out.dtype == log_det.dtype == jnp.float64
         np.testing.assert_allclose(log_det, np.linalg.slogdet(jacobian)[1], atol=1e-9)
-        np.testing.assert_allclose(again, y, atol=1e-7)
+        np.testing.assert_allclose(recovered, y, atol=1e-7)
 
 
 @pytest.mark.parametrize("name", TABLE)
@@ -481,8 +492,9 @@ def test_bfloat16_is_kept_and_finite(name):
 @pytest.mark.parametrize("name", [name for name, row in TABLE.items() if row.extreme])
 def test_extreme_inputs_stay_finite(name):
     for values in measured(name)[2]["extreme"]:
-        for what, value in values.items():
-            assert np.all(np.isfinite(value)), what
+        for what in ("out", "log_det"):
+            assert np.all(np.isfinite(values[what])), what
+        assert np.all(np.isfinite(values["grad"][-1]))  # along the input
 
 
 @pytest.mark.parametrize("name", [name for name, row in TABLE.items() if not row.wide])
@@ -491,7 +503,7 @@ def test_outside_the_support_the_density_is_zero(name):
         pytest.skip("its support is the source side; see sigmoid")
     for values in measured(name)[2]["outside"]:
         assert np.all(np.isneginf(values["log_det"]))
-        assert np.all(np.isfinite(values["out"])) and np.all(np.isfinite(values["grad"]))
+        assert np.all(np.isfinite(values["out"])) and np.all(np.isfinite(values["grad"][-1]))
 
 
 @pytest.mark.parametrize("name", [name for name, row in TABLE.items() if row.cond])

@@ -17,17 +17,14 @@ from jflow import (
     data,
     distributions,
     flows,
-    guidance,
     losses,
     oracles,
     paths,
     solvers,
-    times,
     train,
 )
 from jflow.distributions import mixtures
 from jflow.nets._deepflow import Branches
-from jflow.paths import parameterizations
 from jflow.types import Field, FlowMap, Velocity
 
 B, KEY = 4, jax.random.key(0)
@@ -197,24 +194,6 @@ def law(time):
     return lambda key: time(key, B)
 
 
-def pairing(coupling):
-    return lambda key: coupling(key, X, X, LABELS)
-
-
-def network(made, params=PARAMS, cond=LABELS):
-    """key -> params and an evaluation, each with a key of its own."""
-
-    def both(key):
-        init_key, apply_key = jax.random.split(key)
-        return made.init(init_key, X, T, cond), made.apply(params, X, T, cond, key=apply_key)
-
-    return both
-
-
-def walk(step):
-    return lambda key: solvers.sample_sde(step, ONE, X, key, [0.2, 0.4, 0.6])
-
-
 def update(accumulate):
     step = train.make_step(
         MATCHING, optax.sgd(0.1), ema=0.9, refresh=losses.count_steps, accumulate=accumulate
@@ -228,69 +207,12 @@ def update(accumulate):
 
 
 OTHERS = {
-    **{
-        f"times.{name}": law(getattr(times, name)())
-        for name in (
-            "antithetic",
-            "cosmap",
-            "logit_normal",
-            "low_discrepancy",
-            "mode",
-            "u_shaped",
-            "uniform",
-        )
-    },
-    "times.from_quantile": law(times.from_quantile(lambda u: u, times.low_discrepancy())),
-    "times.pairs": law(times.pairs(times.low_discrepancy(), equal=0.5)),
-    "times.shifted": law(times.shifted(times.antithetic(), 2.0)),
-    **{
-        f"times.{name}": law(getattr(times, name)())
-        for name in ("interval_pairs", "nearby_pairs", "rectified_pairs")
-    },
-    "times.fixed": law(times.fixed([0.0, 0.5])),
-    "times.sequential": law(times.sequential([0.0, 0.5, 1.0])),
     "losses.easy_steps": lambda key: losses.easy_steps(2)(key, B, FROZEN),
     "losses.grid_steps": lambda key: STEPS(key, B, FROZEN),
     "data.normal_source": law(data.normal_source((2,))),
-    "couplings.partial_optimal_transport": pairing(couplings.partial_optimal_transport(0.5)),
-    "couplings.sinkhorn": pairing(couplings.sinkhorn()),
-    "couplings.unbalanced": pairing(couplings.unbalanced()),
-    "couplings.inpainting": lambda key: couplings.inpainting(couplings.tiles(2))(key, IMAGES),
-    "couplings.corrupted": lambda key: couplings.corrupted(couplings.block_means(2), 0.1)(
-        key, IMAGES
-    ),
-    "guidance.autoguidance": network(guidance.autoguidance(V, V, guidance.scaled(2.0))),
-    "guidance.cfg": network(guidance.cfg(V, 2.0, null=3)),
-    "guidance.classifier_guidance": network(guidance.classifier_guidance(V, LOGITS, 2.0)),
-    "guidance.density": network(guidance.density(V, guidance.constant_rate(1.0))),
-    "guidance.label_log_prob": network(
-        guidance.label_log_prob(field(Field, lambda x: x[:, :1] * jnp.ones((1, 3))))
-    ),
-    "guidance.negative": network(guidance.negative(V, guidance.scaled(2.0)), cond=(LABELS, LABELS)),
-    "guidance.probabilistic_guidance": network(
-        guidance.probabilistic_guidance(MIXTURE, 0.5, null=3)
-    ),
-    "guidance.with_cond": network(guidance.with_cond(V)),
-    "guidance.zero_init": network(guidance.zero_init(V, 0.1)),
-    "paths.parameterizations.boundary_mask": network(parameterizations.boundary_mask(V).velocity),
-    "paths.parameterizations.boundary_subtraction": network(
-        parameterizations.boundary_subtraction(V, data_mean=0.0).velocity
-    ),
-    "paths.parameterizations.boundary_subtraction, score": network(
-        parameterizations.boundary_subtraction(V).score
-    ),
-    "paths.parameterizations.edm_denoiser": network(parameterizations.edm_denoiser(V)),
-    "paths.parameterizations.from_data": network(parameterizations.from_data(V)),
-    "paths.interpolant_score": network(
-        paths.interpolant_score(BOTH, paths.schroedinger_bridge(0.5))
-    ),
-    "paths.to_trigonometric": network(paths.to_trigonometric(V)),
-    "losses.potential_velocity": network(losses.potential_velocity(losses.inner_potential(V))),
-    "sample_sde of ancestral": walk(solvers.ancestral(V)),
-    "sample_sde of density_step": walk(guidance.density_step(V, guidance.constant_rate(1.0), 0.1)),
-    "sample_sde of euler_maruyama": walk(solvers.euler_maruyama(V, 0.1)),
-    "sample_sde of gm_sde": walk(solvers.gm_sde(MIXTURE)),
-    "sample_sde of overshoot": walk(solvers.overshoot(V)),
+    "losses.potential_velocity": lambda key: losses.potential_velocity(
+        losses.inner_potential(V)
+    ).apply(PARAMS, X, T, LABELS, key=key),
     "solvers.sample_hierarchy": lambda key: solvers.sample_hierarchy(
         V, ONE, X, key, grids=(2, 2, 1)
     ),

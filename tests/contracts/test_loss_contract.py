@@ -142,13 +142,16 @@ def frozen(number):
 
 
 def gradient(row):
-    loss = jax.value_and_grad(row.loss, has_aux=True)
-    return lambda number, batch: loss(number, KEY, batch, frozen(number))
+    """By the params, and by what is frozen."""
+    loss = lambda params, held, batch: row.loss(params, KEY, batch, frozen(held))  # noqa: E731
+    loss = jax.value_and_grad(loss, argnums=(0, 1), has_aux=True)
+    return lambda number, batch: loss(number, number, batch)
 
 
 @pytest.mark.parametrize("name", TABLE)
 def test_what_a_row_of_weight_zero_holds_is_nowhere_in_value_metrics_and_gradient(name):
-    """Infinity and NaN, of which 0 times is NaN, as little as numbers."""
+    """Infinity and NaN, of which 0 times is NaN, as little as numbers. The gradient reaches params,
+    and nothing that is frozen."""
     row = TABLE[name]
     found, whole = jax.jit(gradient(row)), batch(TABLE[name], 3)
     spoilt = [
@@ -158,6 +161,8 @@ def test_what_a_row_of_weight_zero_holds_is_nowhere_in_value_metrics_and_gradien
     ]
     expected = found(np.float32(0.3), spoilt[0] if row.coupled else whole)
     assert all(np.all(np.isfinite(leaf)) for leaf in jax.tree.leaves(expected))
+    slope, held = expected[1]
+    assert slope != 0 and held == 0
     for other in spoilt:
         jax.tree.map(np.testing.assert_array_equal, found(np.float32(0.3), other), expected)
 
@@ -170,6 +175,25 @@ def test_types_and_no_rows(name, x64):
     for rows in (3, 0):
         made = jax.eval_shape(gradient(row), np.float32(0.3), batch(row, rows))
         assert {leaf.dtype for leaf in jax.tree.leaves(made)} == {np.dtype(np.float32)}
+
+
+KEYLESS = ("bespoke_error", "nll", "regularized_nll")
+
+
+@pytest.mark.parametrize("name", TABLE)
+def test_no_key_and_keys_of_the_batch_that_are_unknown(name):
+    """Without a key it is an error or the same value."""
+    row = TABLE[name]
+    run = lambda key, **more: row.loss(  # noqa: E731
+        np.float32(0.3), key, batch(row, 3) | more, frozen(np.float32(0.3))
+    )
+    if name in KEYLESS:
+        np.testing.assert_array_equal(run(None)[0], run(KEY)[0])
+    else:
+        with pytest.raises(ValueError, match="is stochastic: it needs a key"):
+            run(None)
+    with pytest.raises(ValueError, match=r"\w+: unknown keys in batch: \['y'\]"):
+        run(KEY, y=1)
 
 
 REVERSED = couplings.pair(
@@ -188,8 +212,8 @@ def test_a_coupling_may_come_before_it(name):
             jax.eval_shape(gradient(chained), np.float32(0.3), batch(row, 3))
         return
     whole = batch(row, 3)
-    value, slope = jax.jit(gradient(chained))(np.float32(0.3), whole)
-    assert all(np.all(np.isfinite(leaf)) for leaf in jax.tree.leaves((value, slope)))
+    value, slopes = jax.jit(gradient(chained))(np.float32(0.3), whole)
+    assert all(np.all(np.isfinite(leaf)) for leaf in jax.tree.leaves((value, slopes)))
     # the key of a chain of one transform, and the pairs by hand
     ready = row.loss(
         np.float32(0.3),

@@ -7,18 +7,11 @@ import numpy as np
 import pytest
 
 from jflow import bijectors as bj
-from jflow import distributions, paths, times
+from jflow import distributions, times
 from jflow.bijectors import scales, univariate
 from jflow.distributions import mixtures
-from jflow.paths import parameterizations
-from jflow.types import Field
 
 HALF, TWO = np.float64(0.5), np.float64(2.0)
-FIELD = Field(
-    lambda key, x, t, cond=None: {}, lambda params, x, t, cond=None, *, key=None: x * t[:, None]
-)
-NOISE = Field(FIELD.init, lambda params, x, t, cond=None, *, key=None: {"noise": x})
-BOUNDED = parameterizations.boundary_mask(FIELD, data_mean=np.ones(2), gain=TWO)
 
 
 def both_ways(bijector):
@@ -44,45 +37,23 @@ def density(distribution):
     return lambda x, t: distribution.log_prob(distribution.init(jax.random.key(0), x), x)
 
 
-def schedule(made):
-    return lambda x, t: (made.alpha(t), made.sigma(t), made.time(t, t))
-
-
-def field(made):
-    return lambda x, t: made.apply({}, x, t)
-
-
 TABLE = {
     "affine": on_raw(univariate.affine(TWO)),
     "affine softplus": on_raw(univariate.affine(scale=scales.softplus(HALF))),
     "affine sigmoid": on_raw(univariate.affine(scale=scales.sigmoid(TWO))),
     "block_autoregressive": both_ways(bj.block_autoregressive(2, 2, 1, leak=HALF)),
-    "boundary_mask": field(BOUNDED.velocity),
-    "boundary_mask score": field(BOUNDED.score),
     "circular_rational_quadratic": on_raw(univariate.circular_rational_quadratic(4, TWO)),
     "circular_shift": on_raw(univariate.circular_shift(TWO)),
-    "cosine": schedule(paths.schedules.cosine(TWO)),
     "deep_sigmoidal": on_raw(univariate.deep_sigmoidal(2, 1, HALF)),
-    "edm": schedule(paths.schedules.edm(HALF, TWO, TWO)),
-    "edm_denoiser": field(parameterizations.edm_denoiser(FIELD, data_std=HALF)),
-    "exact mixture": field(mixtures.exact([0.5, 0.5], np.eye(2), HALF)),
+    "exact mixture": lambda x, t: mixtures.exact([0.5, 0.5], np.eye(2), HALF).apply({}, x, t),
     "free_rational_quadratic": on_raw(univariate.free_rational_quadratic(4, TWO)),
-    "from_noise_time": field(paths.from_noise_time(FIELD, scale=TWO)),
-    "from_trigonometric": field(paths.from_trigonometric(FIELD, data_std=TWO)),
-    "from_x1": field(parameterizations.from_data(FIELD, margin=0.1 * HALF)),
-    "interpolant_score": field(
-        paths.interpolant_score(NOISE, paths.schroedinger_bridge(HALF), margin=0.1 * HALF)
-    ),
     "logistic_mixture": on_raw(univariate.logistic_mixture(2, HALF)),
-    "optimal_transport": schedule(paths.schedules.optimal_transport(HALF)),
-    "polynomial": schedule(paths.schedules.polynomial(TWO)),
     "rational_quadratic": on_raw(univariate.rational_quadratic(4, TWO)),
     "scaled": density(distributions.scaled(distributions.normal((2,)), TWO)),
     "shift of times": lambda x, t: times.shift(t, TWO),
     "sigmoid": both_ways(bj.sigmoid(0.1 * HALF)),
     "sinh_arcsinh": on_raw(univariate.sinh_arcsinh()),
     "student_t": density(distributions.student_t((2,), TWO)),
-    "to_trigonometric": field(paths.to_trigonometric(FIELD, data_std=TWO)),
     "truncated_normal_dequantization": lambda x, t: bj.truncated_normal_dequantization(
         HALF, 5
     ).inverse({}, x, key=jax.random.key(0)),
@@ -90,8 +61,6 @@ TABLE = {
         univariate.unconstrained_monotone(2, bound=TWO, max_log_slope=TWO)
     ),
     "uniform": density(distributions.uniform((2,), -HALF, TWO)),
-    "ve": schedule(paths.schedules.ve(HALF, TWO)),
-    "vp": schedule(paths.schedules.vp(HALF, TWO)),
 }
 
 

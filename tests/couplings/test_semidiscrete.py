@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from jflow import couplings, data, losses, types
+from jflow import couplings, data
 
 KEY = jax.random.key(0)
 
@@ -56,26 +56,6 @@ def test_every_row_of_a_data_set_is_drawn_as_often():
     cost = np.asarray(couplings.squared_euclidean(x0, moons))
     seen = cost[np.arange(8192), couplings.semidiscrete(g)(None, x0, moons)[1]].mean()
     assert cost.min(1).mean() < seen < 0.5 * cost.mean()
-
-
-def test_pairs_feed_a_loss_as_they_come():
-    moons = data.moons(32, 0)
-    points, label = jnp.asarray(moons["x"]), jnp.asarray(moons["cond"])
-    pair = couplings.semidiscrete(jnp.zeros(32))
-    seen = {}
-
-    def apply(params, x, t, cond=None, *, key=None):
-        seen.update(x=x, cond=cond)
-        return jnp.zeros_like(x)
-
-    x0 = jax.random.normal(KEY, (8, 2))
-    i, j = pair(None, x0, points)
-    loss = losses.flow_matching(
-        types.Velocity(lambda *args: {}, apply), time=lambda key, n: jnp.ones(n)
-    )
-    loss({}, KEY, {"x0": x0[i], "x": points[j], "cond": label[j]})
-    np.testing.assert_array_equal(seen["cond"], label[j])
-    np.testing.assert_allclose(seen["x"], points[j], rtol=1e-6)
 
 
 def test_errors():

@@ -6,8 +6,8 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from exact_maps import LINE_MIXTURE, at, straight_mixture
 from subprocesses import run_python
-from teachers import LINE_MIXTURE, at, straight_mixture
 
 import jflow
 from jflow import data, losses, metrics, nets, oracles, solvers, train

@@ -1,3 +1,5 @@
+from functools import partial
+
 import chex
 import diffrax
 import flax.linen as nn
@@ -51,25 +53,20 @@ def net_flow(size, **how):
     return flow, flow.init(jax.random.key(1), x), x
 
 
-def test_is_a_flow():
-    flow, params, x = net_flow(2, method=16)
-    assert type(flow) is types.Flow and set(params) == {"velocity", "base"} and params["base"] == {}
-    x, log_prob = flow.sample_and_log_prob(params, jax.random.key(2), 5)
-    assert x.shape == (5, 2)
-    # the same density going there and coming back, to the accuracy of 16 steps
-    np.testing.assert_allclose(flow.log_prob(params, x), log_prob, atol=1e-3)
-    assert flow.sample(params, jax.random.key(2), 5).shape == (5, 2)
-
-
 @pytest.mark.parametrize(
     "how",
-    [{}, {"method": 16}, {"method": solvers.on_grid(np.linspace(0, 1, 17) ** 2)}],
-    ids=["default", "steps", "grid"],
+    [{}, {"method": solvers.on_grid(np.linspace(0, 1, 17) ** 2)}],
+    ids=["default", "grid"],
 )
 def test_forward_and_inverse_cancel(how):
     flow, params, x = net_flow(3, **how)
-    z, down = flow.inverse(params, x)
-    y, up = flow.forward(params, z)
+
+    @jax.jit
+    def run(params, x):
+        z, down = flow.inverse(params, x)
+        return down, *flow.forward(params, z)
+
+    down, y, up = run(params, x)
     np.testing.assert_allclose(y, x, atol=2e-4)
     np.testing.assert_allclose(up + down, 0, atol=2e-4)
     assert np.any(np.abs(up) > 0.1)
@@ -77,26 +74,17 @@ def test_forward_and_inverse_cancel(how):
 
 def test_log_det_is_that_of_the_jacobian():
     flow, params, z = net_flow(3, method=16)
-    jacobian = jax.jit(jax.vmap(jax.jacrev(lambda z: flow.forward(params, z[None])[0][0])))(z)
+
+    @jax.jit
+    @jax.vmap
+    @partial(jax.jacrev, has_aux=True)
+    def run(z):
+        x, log_det = flow.forward(params, z[None])
+        return x[0], log_det[0]
+
+    jacobian, log_det = run(z)
     # the solver's map is within 1e-4 of the true one, and its Jacobian within ten times that
-    np.testing.assert_allclose(
-        flow.forward(params, z)[1], jnp.linalg.slogdet(jacobian)[1], atol=1e-3
-    )
-
-
-def test_density_integrates_to_one_in_1d():
-    flow, params, _ = net_flow(1, method=16)
-    x = jnp.linspace(-12, 12, 2401)[:, None]
-    log_prob = jax.jit(flow.log_prob)(params, x)
-    np.testing.assert_allclose(jnp.sum(jnp.exp(log_prob)) * 0.01, 1, atol=1e-4)
-
-
-def test_density_integrates_to_one_in_2d():
-    flow, params, _ = net_flow(2, method=16)
-    axis = np.linspace(-9, 9, 121, dtype=np.float32)
-    x = jnp.asarray(np.stack(np.meshgrid(axis, axis), axis=-1).reshape(-1, 2))
-    log_prob = jax.jit(flow.log_prob)(params, x)
-    np.testing.assert_allclose(jnp.sum(jnp.exp(log_prob)) * 0.15**2, 1, atol=1e-3)
+    np.testing.assert_allclose(log_det, np.linalg.slogdet(jacobian)[1], atol=1e-3)
 
 
 def test_a_flow_matching_velocity_drops_in():
@@ -116,7 +104,7 @@ def test_a_flow_matching_velocity_drops_in():
     )
     expected = jax.grad(lambda p: jnp.sum(normal_log_prob(p, x)))(params["velocity"])
     chex.assert_trees_all_close(grad["velocity"], expected, rtol=5e-3, atol=5e-3)
-    samples = flow.sample(params, jax.random.key(2), 4000)
+    samples = jax.jit(flow.sample, static_argnums=2)(params, jax.random.key(2), 4000)
     # 4 standard errors of a mean and of a log standard deviation
     np.testing.assert_allclose(samples.mean(axis=0), [1.5, -0.5], atol=4 * 2 / np.sqrt(4000))
     np.testing.assert_allclose(
@@ -128,24 +116,27 @@ def test_probes_need_a_key_and_share_it():
     flow, params, x = net_flow(3, divergence=solvers.hutchinson(2), method=4)
     exact, _, _ = net_flow(3, method=4)
     key = jax.random.key(5)
-    estimate = flow.log_prob(params, x, key=key)
-    np.testing.assert_array_equal(estimate, flow.log_prob(params, x, key=key))
-    assert not np.allclose(estimate, flow.log_prob(params, x, key=jax.random.key(6)))
-    np.testing.assert_array_equal(flow.inverse(params, x, key=key)[0], exact.inverse(params, x)[0])
+    log_prob = jax.jit(flow.log_prob)
+    estimate = log_prob(params, x, key=key)
+    np.testing.assert_array_equal(estimate, log_prob(params, x, key=key))
+    assert not np.allclose(estimate, log_prob(params, x, key=jax.random.key(6)))
+    np.testing.assert_array_equal(
+        jax.jit(flow.inverse)(params, x, key=key)[0], jax.jit(exact.inverse)(params, x)[0]
+    )
     for call in (flow.log_prob, flow.forward, flow.inverse):
         with pytest.raises(ValueError, match="needs a key"):
             call(params, x)
-    assert flow.sample_and_log_prob(params, key, 3)[1].shape == (3,)
+    shapes = jax.eval_shape(lambda key: flow.sample_and_log_prob(params, key, 3), key)
+    assert shapes[1].shape == (3,)
 
 
 def test_adjoints_agree():
-    """Direct differentiates the same steps as the default; Backsolve its own equation, to the
-    accuracy of 20 steps."""
+    """Backsolve solves its own equation, to the accuracy of 20 steps. Direct is in
+    tests/flows/test_cnf_gradients.py."""
     default, params, x = net_flow(2, method=20)
     grads = []
     for adjoint in (
         diffrax.RecursiveCheckpointAdjoint(),
-        diffrax.DirectAdjoint(),
         diffrax.BacksolveAdjoint(),
     ):
         loss = losses.nll(
@@ -158,35 +149,17 @@ def test_adjoints_agree():
         grads.append(jax.jit(jax.grad(lambda p: loss(p, None, {"x": x})[0]))(params))  # noqa: B023
     chex.assert_tree_all_finite(grads)
     assert all(np.any(np.asarray(g) != 0) for g in jax.tree.leaves(grads[0]["velocity"]))
-    chex.assert_trees_all_close(grads[0], grads[1], rtol=1e-5, atol=1e-5)
-    chex.assert_trees_all_close(grads[0], grads[2], rtol=1e-3, atol=1e-3)
+    chex.assert_trees_all_close(grads[0], grads[1], rtol=1e-3, atol=1e-3)
 
 
 def test_conditions():
     flow = cnf(velocity(Net()), distributions.normal((2,)), method=8)
     x, cond = jax.random.normal(jax.random.key(0), (2, 4, 2))
     params = flow.init(jax.random.key(1), x, cond)
-    assert not np.allclose(flow.log_prob(params, x, cond), flow.log_prob(params, x, -cond))
-    assert not np.allclose(
-        flow.sample(params, jax.random.key(2), 4, cond),
-        flow.sample(params, jax.random.key(2), 4, -cond),
-    )
-
-
-def test_traced_once():
-    traces = []
-
-    def apply(params, x, t, cond=None, *, key=None):
-        traces.append(1)
-        return params["a"] * x
-
-    flow = cnf(types.Velocity(None, apply), distributions.normal((2,)))
-    log_prob = jax.jit(flow.log_prob)
-    params = {"velocity": {"a": jnp.asarray(0.5)}, "base": {}}
-    log_prob(params, jnp.ones((3, 2)))
-    first = len(traces)
-    log_prob(params, jnp.zeros((3, 2)))
-    assert len(traces) == first > 0
+    log_prob, sample = jax.jit(flow.log_prob), jax.jit(flow.sample, static_argnums=2)
+    assert not np.allclose(log_prob(params, x, cond), log_prob(params, x, -cond))
+    key = jax.random.key(2)
+    assert not np.allclose(sample(params, key, 4, cond), sample(params, key, 4, -cond))
 
 
 def test_float64(x64):
@@ -197,7 +170,7 @@ def test_float64(x64):
     )
     x = jnp.asarray(np.random.default_rng(0).normal(size=(4, 2)))
     params = flow.init(jax.random.key(1), x)
-    log_prob = flow.log_prob(params, x)
+    log_prob = jax.jit(flow.log_prob)(params, x)
     assert log_prob.dtype == jnp.float64
     np.testing.assert_allclose(
         log_prob, normal_log_prob(params["velocity"], x), atol=1e-7

@@ -81,22 +81,19 @@ def test_on_top_of_a_conditional_velocity(x64):
     np.testing.assert_allclose(guide.apply(PARAMS, x, t, label), twice, atol=1e-9)
 
 
-def test_init_and_errors():
-    oracle = oracles.mixture([0.5, 0.3, 0.2], MEANS, 0.2)
-    velocity = guidance.with_cond(oracles.as_velocity(oracle))
+def test_errors():
+    """Traced alone."""
+    velocity = types.Velocity(None, lambda params, x, t, cond=None, *, key=None: x)
+    logits = types.Field(None, lambda params, x, t, cond=None, *, key=None: jnp.zeros((4, 3)))
     x, t, label = draw(4)
-    guide = guidance.classifier_guidance(velocity, bayes(oracle), 1.0)
-    assert guide.init(jax.random.key(0), x, t, label) == PARAMS
-    with pytest.raises(ValueError, match="got None"):
-        guide.apply(PARAMS, x, t)
-    logits = types.Field(
-        None, lambda params, x, t, cond=None, *, key=None: oracle.responsibilities(x, t)
-    )
+
+    def traced(classifier, cond):
+        guide = guidance.classifier_guidance(velocity, classifier, 1.0)
+        return jax.eval_shape(guide.apply, PARAMS, x, t, cond)
+
     with pytest.raises(ValueError, match=r"shape \[4\], got \[4, 3\]"):
-        guidance.classifier_guidance(velocity, logits, 1.0).apply(PARAMS, x, t, label)
+        traced(logits, label)
     with pytest.raises(ValueError, match=r"labels \[b\]"):
-        guide.apply(PARAMS, x, t, jnp.zeros((4, 2), jnp.int32))
+        traced(guidance.label_log_prob(logits), jnp.zeros((4, 2), jnp.int32))
     with pytest.raises(TypeError, match="labels of an integer type, got an array float"):
-        guide.apply(PARAMS, x, t, jnp.full(4, 0.5))
-    with pytest.raises(ValueError, match="start in"):
-        guidance.classifier_guidance(velocity, bayes(oracle), 1.0, start=0.0)
+        traced(guidance.label_log_prob(logits), jnp.full(4, 0.5))

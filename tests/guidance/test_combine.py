@@ -46,18 +46,6 @@ def test_cfg_is_the_combination_of_scores(x64, scale):
     np.testing.assert_allclose(v, paths.score_to_velocity(score, x, t, schedule), atol=1e-10)
 
 
-def test_guided_with_scaled_is_cfg():
-    oracle = exact()
-    x, t, label = draw()
-    w = lambda t: 1 + 2 * t  # noqa: E731
-    general = guidance.guided(oracles.as_velocity(oracle), guidance.scaled(w), null=NULL).apply(
-        {}, x, t, label
-    )
-    np.testing.assert_array_equal(
-        general, guidance.cfg(oracles.as_velocity(oracle), w, null=NULL).apply({}, x, t, label)
-    )
-
-
 def test_a_negative_condition_row_by_row(x64):
     oracle = exact()
     x, t, label = draw()
@@ -203,18 +191,6 @@ def test_autoguidance_and_told(x64):
     )
 
 
-def test_autoguidance_reaches_both_params():
-    linear = types.Velocity(
-        lambda key, x, t, cond=None: {"w": jax.random.normal(key, ())},
-        lambda params, x, t, cond=None, *, key=None: params["w"] * x,
-    )
-    guide = guidance.autoguidance(linear, linear, guidance.scaled(3.0))
-    params = guide.init(jax.random.key(0), jnp.ones((2, 1)), jnp.zeros(2))
-    assert set(params) == {"velocity", "weak"} and params["velocity"]["w"] != params["weak"]["w"]
-    w = {"velocity": {"w": jnp.asarray(2.0)}, "weak": {"w": jnp.asarray(1.0)}}
-    np.testing.assert_allclose(guide.apply(w, jnp.ones((2, 1)), 0.5), 4.0)
-
-
 def test_told_nothing():
     seen = []
 
@@ -287,24 +263,32 @@ def test_a_null_that_labels_cannot_hold_is_an_error():
         assert traced(null).shape == x.shape
 
 
+def test_trees_of_conditions_and_states():
+    x = {"a": jnp.ones((4, 2)), "b": jnp.ones((4, 3, 1))}
+    cond = {"label": jnp.arange(4), "vector": jnp.ones((4, 2))}
+    null = {"label": 9, "vector": jnp.zeros(2)}
+    apply = lambda params, x, t, cond=None, *, key=None: {  # noqa: E731
+        "a": x["a"] * cond["vector"],
+        "b": x["b"] * cond["label"][:, None, None],
+    }
+    out = guidance.cfg(types.Velocity(None, apply), 3.0, null=null).apply({}, x, 0.5, cond)
+    np.testing.assert_array_equal(out["a"], 3.0 * x["a"])
+    np.testing.assert_array_equal(out["b"][:, 0, 0], 9 + 3.0 * (jnp.arange(4) - 9))
+
+
 def test_errors():
     velocity = oracles.as_velocity(exact())
     x, t, label = draw(4)
     with pytest.raises(TypeError, match="null"):
         guidance.cfg(velocity, 2.0)
-    with pytest.raises(ValueError, match="cfg: expected null, .* got None"):
-        guidance.cfg(velocity, 2.0, null=None).apply({}, x, t, label)
-    with pytest.raises(ValueError, match="guided: expected cond"):
-        guidance.guided(velocity, guidance.scaled(2.0), null=NULL).apply({}, x, t)
+    for null, cond, said in [
+        (None, label, "cfg: expected null, .* got None"),
+        ({"label": 3}, label, "one row of cond"),
+        (jnp.zeros(2), jnp.zeros((4, 3)), r"null of shape \(3,\).*got \(2,\)"),
+    ]:
+        with pytest.raises(ValueError, match=said):
+            guidance.cfg(velocity, 2.0, null=null).apply({}, x, t, cond)
     with pytest.raises(ValueError, match="pair .*got"):
         guidance.negative(velocity, guidance.scaled(2.0)).apply({}, x, t, label)
     with pytest.raises(ValueError, match="one shape"):
         guidance.negative(velocity, guidance.scaled(2.0)).apply({}, x, t, (label, label[:2]))
-    with pytest.raises(ValueError, match="low < high"):
-        guidance.interval(guidance.scaled(2.0), 0.8, 0.2)
-    with pytest.raises(ValueError, match="mix in"):
-        guidance.rescaled(guidance.scaled(2.0), 1.5)
-    with pytest.raises(ValueError, match="limit > 0, got 0"):
-        guidance.projected(2.0, limit=0)
-    with pytest.raises(ValueError, match="until in"):
-        guidance.zero_init(velocity, 2)

@@ -133,26 +133,3 @@ def test_a_step_is_the_ode_s_and_noise_along_the_level_sets(x64):
         jnp.sum(noise * score, axis=1) / jnp.linalg.norm(score, axis=1), 0, atol=1e-9
     )
     assert float(jnp.mean(noise**2)) > 0.2  # one of two directions is left
-
-
-def test_float32_stays_float32():
-    velocity = oracles.as_velocity(mixture())
-    x, t = draw(4)
-    guided = guidance.density(velocity, guidance.constant_rate(1.0))
-    step = guidance.density_step(velocity, guidance.quantile(0.6), 0.1)
-    both = jax.eval_shape(
-        lambda: (guided.apply({}, x, t), step({}, x, 0.2, 0.3, jax.random.key(0)))
-    )
-    assert {a.dtype for a in jax.tree.leaves(both)} == {np.dtype("float32")}
-
-
-def test_errors():
-    velocity = oracles.as_velocity(mixture())
-    with pytest.raises(ValueError, match="q in .*got 1"):
-        guidance.quantile(1.0)
-    with pytest.raises(ValueError, match="key"):
-        guidance.density_step(velocity, guidance.quantile(0.6), 0.1)(
-            {}, jnp.ones((1, 2)), 0.2, 0.3, None
-        )
-    with pytest.raises(ValueError, match="noise .*got -1"):
-        guidance.density_step(velocity, guidance.quantile(0.6), -1.0)

@@ -28,17 +28,6 @@ def inputs(n=6):
     return x, jnp.linspace(0.1, 0.8, n), jnp.arange(n) % 3
 
 
-def test_scale_zero_is_the_conditional_field():
-    x, t, cond = inputs()
-    guided = probabilistic_guidance(FIELD, 0.0, null=NULL).apply({}, x, t, cond)
-    plain = apply({}, x, t, cond)
-    np.testing.assert_allclose(
-        jax.nn.softmax(guided.logits), jax.nn.softmax(plain.logits), atol=1e-6
-    )
-    np.testing.assert_allclose(guided.means, plain.means, atol=1e-6)
-    np.testing.assert_allclose(guided.log_std, plain.log_std, atol=1e-6)
-
-
 @pytest.mark.parametrize("orthogonal", [0.0, 1.0])
 def test_the_mask_is_the_paper_s_gaussian(orthogonal):
     # guided / conditional ~ N(m + w sqrt(v) n, (1 - w^2) v) / N(m, v), by log densities at many
@@ -98,13 +87,3 @@ def test_guidance_moves_weight_to_the_condition_s_side():
     )
     own = jax.nn.one_hot(cond, 3) > 0
     assert np.all(guided[own] > plain[own])
-
-
-def test_bad_input_says_so():
-    with pytest.raises(ValueError, match=r"scale in \[0, 1\), got 1"):
-        probabilistic_guidance(FIELD, 1.0, null=NULL)
-    with pytest.raises(ValueError, match=r"orthogonal in \[0, 1\], got 2"):
-        probabilistic_guidance(FIELD, 0.5, null=NULL, orthogonal=2)
-    x, t, _ = inputs()
-    with pytest.raises(ValueError, match="expected cond, what to guide towards"):
-        probabilistic_guidance(FIELD, 0.5, null=NULL).apply({}, x, t)

@@ -6,16 +6,17 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from exact_maps import (
-    DRAWN,
+    ELEMENTS,
     ELEMENTWISE,
     GAUSSIAN,
-    MIXTURE,
-    ZERO,
-    gaussian_map,
+    ORACLES,
+    at,
+    exact_map,
     mean_gradient,
+    near_map,
     random_params,
+    same_when_repeated,
     silent_leaves,
-    student_map,
 )
 
 import jflow
@@ -24,14 +25,7 @@ from jflow.losses import anchored_consistency, squared_and_cosine_error
 from jflow.solvers import expanded_time
 from jflow.types import FlowMap, Velocity
 
-ELEMENTS = {"a": 0.7, "b": -0.4}
-
-
-def mixture_both(x, t, r):
-    """The average velocity where t < r, the velocity where t = r."""
-    far = jnp.where(r > t, r, 1.0)  # no 0 / 0
-    average = (oracles.mixture_flow_map(MIXTURE, x, t, far) - x) / (far - t)[:, None]
-    return jnp.where((r > t)[:, None], average, MIXTURE.velocity(x, t))
+JVPS = {"gaussian": jax.jvp, "mixture": solvers.finite_difference(1e-3)}
 
 
 def elementwise_map(params, x, t, r, cond=None, *, key=None):
@@ -42,59 +36,59 @@ ELEMENT_MAP = FlowMap(lambda *args: ELEMENTS, elementwise_map)
 TOLD = expanded_time(ELEMENTWISE)
 
 
-def in_expanded_time(average):
+def in_expanded_time(flow_map):
     """A velocity that answers both questions exactly: data from t below 1, the flow at 2 - t
     beyond."""
 
     def apply(params, x, t, cond=None, *, key=None):
         beyond = t > 1
         there = jnp.where(beyond, 2 - t, t)
-        out = average(x, there, jnp.where(beyond, there, 1.0))
+        out = flow_map.apply({}, x, there, jnp.where(beyond, there, 1.0))
         return out + params["a"] * x + params["b"] * t[:, None]
 
-    return expanded_time(Velocity(lambda *args: ZERO, apply))
+    return expanded_time(Velocity(lambda *args: at(), apply))
 
 
-@pytest.mark.parametrize("told", [student_map, in_expanded_time])
-@pytest.mark.parametrize("name", ["gaussian", "mixture"])
+@pytest.mark.parametrize("told", [near_map, in_expanded_time])
+@pytest.mark.parametrize("name", ORACLES)
 def test_both_tasks_vanish_at_the_exact_map(name, told, x64):
-    oracle, average, jvp = {
-        "gaussian": (GAUSSIAN, gaussian_map, jax.jvp),
-        "mixture": (MIXTURE, mixture_both, solvers.finite_difference(1e-3)),
-    }[name]
+    oracle = ORACLES[name]
     loss = anchored_consistency(
-        told(average), teacher=oracles.as_velocity(oracle), time=times.uniform(0.02, 0.95), jvp=jvp
+        told(exact_map(name)),
+        teacher=oracles.as_velocity(oracle),
+        time=times.uniform(0.02, 0.95),
+        jvp=JVPS[name],
     )
     batch = {"x": jnp.asarray(oracle.sample(jax.random.key(0), 16), jnp.float64)}
     run = jax.jit(lambda params: loss(params, jax.random.key(1), batch, {"teacher": {}}))
-    value, metrics = run(ZERO)
+    value, metrics = run(at())
     assert metrics["residual"] < 1e-6 and metrics["anchor"] < 1e-6 and value < 1e-6
-    value, metrics = run({"a": 0.1, "b": 0.0})
+    value, metrics = run(at(a=0.1))
     assert metrics["residual"] > 1e-3 and metrics["anchor"] > 1e-3
 
 
-@pytest.mark.parametrize("told", [student_map, in_expanded_time])
-@pytest.mark.parametrize("name", DRAWN)
+@pytest.mark.parametrize("told", [near_map, in_expanded_time])
+@pytest.mark.parametrize("name", ORACLES)
 def test_from_scratch_the_mean_gradient_vanishes_at_the_exact_map(name, told):
-    draw, average = DRAWN[name]
+    draw, exact = ORACLES[name].sample, exact_map(name, 8)
     loss = anchored_consistency(
-        told(average), power=0.0, clip=float("inf"), anchor=losses.mean_squared_error
+        told(exact), power=0.0, clip=float("inf"), anchor=losses.mean_squared_error
     )
-    mean, error = mean_gradient(loss, ZERO, draw)
+    mean, error = mean_gradient(loss, at(), draw)
     assert np.all(np.abs(mean) < 3 * error)
-    moved, _ = mean_gradient(loss, {"a": 0.1, "b": 0.0}, draw)
+    moved, _ = mean_gradient(loss, at(a=0.1), draw)
     assert abs(moved[0]) > 10 * error[0]
 
 
-@pytest.mark.parametrize("name", DRAWN)
+@pytest.mark.parametrize("name", ORACLES)
 def test_the_shortcut_alone_has_a_mean_gradient_of_zero(name):
     """The anchor's gradient is larger and would hide one of the shortcut."""
-    draw, average = DRAWN[name]
+    draw, exact = ORACLES[name].sample, exact_map(name, 8)
     nothing = lambda v, target, x, t: jnp.zeros_like(t)  # noqa: E731
-    loss = anchored_consistency(student_map(average), power=0.0, clip=float("inf"), anchor=nothing)
-    mean, error = mean_gradient(loss, ZERO, draw)
+    loss = anchored_consistency(near_map(exact), power=0.0, clip=float("inf"), anchor=nothing)
+    mean, error = mean_gradient(loss, at(), draw)
     assert np.all(np.abs(mean) < 3 * error)
-    moved, _ = mean_gradient(loss, {"a": 0.1, "b": 0.0}, draw)
+    moved, _ = mean_gradient(loss, at(a=0.1), draw)
     assert abs(moved[0]) > 10 * error[0]
 
 
@@ -133,14 +127,18 @@ def test_squared_and_cosine():
     unit, other = (x / np.linalg.norm(x, axis=-1, keepdims=True) for x in longer)
     turned = 1 - np.mean(np.sum(unit * other, axis=-1), axis=1)
     np.testing.assert_allclose(
-        squared_and_cosine_error(v, target, v, None), square + turned, rtol=1e-6
+        squared_and_cosine_error(v, target, v, jnp.zeros(2)), square + turned, rtol=1e-6
     )
     np.testing.assert_allclose(
         turned, [0.5, 1.5], atol=0.1
     )  # an angle of 90 degrees and one of 0; 180 and none
-    np.testing.assert_allclose(squared_and_cosine_error(target, target, v, None), 0, atol=1e-6)
+    np.testing.assert_allclose(
+        squared_and_cosine_error(target, target, v, jnp.zeros(2)), 0, atol=1e-6
+    )
     assert np.all(
-        np.isfinite(jax.grad(lambda v: jnp.sum(squared_and_cosine_error(v, target, v, None)))(v))
+        np.isfinite(
+            jax.grad(lambda v: jnp.sum(squared_and_cosine_error(v, target, v, jnp.zeros(2))))(v)
+        )
     )
 
 
@@ -152,24 +150,17 @@ def test_expanded_time_asks_two_questions():
     np.testing.assert_allclose(
         TOLD.apply(ELEMENTS, x, t, t), ELEMENTWISE.apply(ELEMENTS, x, 2 - t), rtol=1e-6
     )
-    model = in_expanded_time(gaussian_map)
+    model = in_expanded_time(exact_map("gaussian"))
     exact = GAUSSIAN.flow_map(x, jnp.zeros(4), jnp.ones(4))
-    np.testing.assert_allclose(solvers.sample_flow_map(model, ZERO, x)[0], exact, atol=2e-6)
+    np.testing.assert_allclose(solvers.sample_flow_map(model, at(), x)[0], exact, atol=2e-6)
     flow = solvers.instantaneous_velocity(model)
-    np.testing.assert_allclose(solvers.sample(flow, ZERO, x, method=100)[0], exact, atol=1e-3)
+    np.testing.assert_allclose(solvers.sample(flow, at(), x, method=100)[0], exact, atol=1e-3)
 
 
 def test_repeating_the_event_changes_nothing():
     x0, x = (jax.random.normal(jax.random.key(i), (8, 3)) for i in range(2))
     loss = anchored_consistency(ELEMENT_MAP)
-    one = loss(ELEMENTS, jax.random.key(2), {"x": x, "x0": x0})
-    two = loss(
-        ELEMENTS,
-        jax.random.key(2),
-        {"x": jnp.concatenate([x, x], 1), "x0": jnp.concatenate([x0, x0], 1)},
-    )
-    for a, b in zip(jax.tree.leaves(one), jax.tree.leaves(two), strict=True):
-        np.testing.assert_allclose(a, b, rtol=1e-5)
+    same_when_repeated(loss, ELEMENTS, x0, x, rtol=1e-5)
 
 
 @pytest.mark.parametrize("told", ["r", "expanded time"])
@@ -184,10 +175,6 @@ def test_what_is_frozen_has_no_gradient_and_every_param_learns(told):
     batch = {"x": x, "cond": cond, "weight": jnp.ones(8)}
     assert silent_leaves(loss, params, batch, frozen) == []
     plain = anchored_consistency(ELEMENT_MAP, teacher=ELEMENTWISE)
-    grads = jax.grad(lambda f: plain(ELEMENTS, jax.random.key(0), {"x": x}, f)[0])(
-        {"teacher": ELEMENTS}
-    )
-    assert not np.any(jax.tree.leaves(grads))
     with pytest.raises(ValueError, match="'teacher' in frozen"):
         plain(ELEMENTS, jax.random.key(0), {"x": x}, {})
 
@@ -213,8 +200,6 @@ def test_bad_input():
         with pytest.raises(ValueError, match="expected relax > 0"):
             anchored_consistency(ELEMENT_MAP, **options)
     batch = {"x": jnp.ones((4, 2))}
-    with pytest.raises(ValueError, match="needs a key"):
-        anchored_consistency(ELEMENT_MAP)(ELEMENTS, None, batch)
     with pytest.raises(ValueError, match="anchor of shape"):
         anchored_consistency(ELEMENT_MAP, anchor=lambda v, target, x, t: v)(
             ELEMENTS, jax.random.key(0), batch

@@ -51,8 +51,6 @@ def test_bad_input():
         losses.noised(-1)
     with pytest.raises(ValueError, match=r"p in \[0, 1\], got 2"):
         losses.drop_cond(2, null=0)
-    with pytest.raises(ValueError, match="needs a key"):
-        losses.noised(0.1)(None, batch)
     with pytest.raises(ValueError, match="expected 'cond' in batch"):
         losses.drop_cond(0.1, null=0)(jax.random.key(0), batch)
     with pytest.raises(ValueError, match="null"):

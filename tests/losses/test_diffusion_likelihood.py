@@ -223,8 +223,3 @@ def test_errors():
     ]:
         with pytest.raises(ValueError, match=message):
             losses.diffusion_likelihood(velocity, **how)
-    loss = losses.diffusion_likelihood(velocity)
-    with pytest.raises(ValueError, match="needs a key"):
-        loss({}, None, {"x": jnp.ones((2, 3))})
-    with pytest.raises(ValueError, match=r"unknown keys in batch: \['x0'\]"):
-        loss({}, jax.random.key(0), {"x": jnp.ones((2, 3)), "x0": jnp.ones((2, 3))})

@@ -2,8 +2,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from teachers import LINE_MIXTURE, straight_mixture
-from teachers import at as params_at
+from exact_maps import LINE_MIXTURE, same_when_repeated, straight_mixture
+from exact_maps import at as params_at
 
 from jflow import oracles
 from jflow.losses import distillation
@@ -41,9 +41,7 @@ def test_a_tiled_event_has_the_same_loss():
     )
     x0, x = jax.random.normal(jax.random.key(0), (2, 8, 3))
     loss = distillation(bend, times=(0, 0.5))
-    batches = ({"x0": x0, "x": x}, {"x0": jnp.tile(x0, (1, 2)), "x": jnp.tile(x, (1, 2))})
-    one, two = jax.jit(lambda: [loss({}, jax.random.key(1), batch)[0] for batch in batches])()
-    np.testing.assert_allclose(two, one, rtol=1e-6)
+    same_when_repeated(loss, {}, x0, x, rtol=1e-6)
 
 
 def test_a_few_times_on_the_line():

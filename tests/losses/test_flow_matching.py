@@ -228,8 +228,6 @@ def test_errors():
             continue
         with pytest.raises(ValueError, match=message):
             loss({}, key, batch)
-    with pytest.raises(ValueError, match="needs a key"):
-        losses.flow_matching(velocity)({}, None, {"x": x})
     wide = as_velocity(lambda params, x, t, cond=None, *, key=None: x[:, :1])
     with pytest.raises(ValueError, match=r"velocity of shape \[4, 2\], got \[4, 1\]"):
         losses.flow_matching(wide)({}, key, {"x": x})

@@ -179,8 +179,6 @@ def test_bad_input_says_so():
         hierarchical_matching(net, [])
     with pytest.raises(TypeError, match="expected a losses.HierarchyLevel, got 2"):
         hierarchical_matching(net, [2])
-    with pytest.raises(ValueError, match="needs a key"):
-        hierarchical_matching(net)({}, None, {"x": rows()})
     with pytest.raises(ValueError, match=r"velocity of shape \[8, 2\], got \[8, 1\]"):
         hierarchical_matching(as_velocity(lambda p, x, t, c: x[:, :1]))(
             {}, jax.random.key(0), {"x": rows()}

@@ -141,11 +141,6 @@ def test_conditions_and_their_dropping_reach_the_field():
 def test_bad_input_says_so():
     with pytest.raises(ValueError, match=r"transition in \(0, 1\], got 0"):
         mixture_matching(EXACT, transition=0)
-    loss = mixture_matching(EXACT)
-    with pytest.raises(ValueError, match="needs a key"):
-        loss({}, None, {"x": data(4)})
-    with pytest.raises(ValueError, match=r"unknown keys in batch: \['x0'\]"):
-        loss({}, jax.random.key(0), {"x": data(4), "x0": data(4)})
     field = Field(lambda *args: {}, lambda params, x, t, cond=None, *, key=None: x)
     with pytest.raises(TypeError, match="expected a GaussianMixture, got"):
         mixture_matching(field)({}, jax.random.key(0), {"x": data(4)})

@@ -4,7 +4,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-from teachers import LINE_MIXTURE, at, straight_mixture
+from exact_maps import LINE_MIXTURE, at, straight_mixture
 
 import jflow
 from jflow import losses, metrics, nets, oracles, solvers, train

@@ -5,7 +5,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from exact_maps import ELEMENTWISE, mean_gradient, random_params, silent_leaves
+from exact_maps import ELEMENTS, ELEMENTWISE, mean_gradient, random_params, silent_leaves
 
 import jflow
 from jflow import losses, nets, oracles, paths, solvers
@@ -13,7 +13,6 @@ from jflow.losses import noise_encoder, variational_noise
 from jflow.solvers import sample_variational
 from jflow.types import Field, Velocity
 
-ELEMENTS = {"a": 0.7, "b": -0.4}
 PULL = 0.6  # of the encoder below
 
 

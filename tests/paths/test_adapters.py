@@ -55,18 +55,6 @@ def test_the_rescheduled_field_is_the_field_of_the_new_path(pair, x64):
     np.testing.assert_allclose((given / scale)[known], (truth / scale)[known], atol=1e-10)
 
 
-@pytest.mark.parametrize(
-    "pair", ["linear to cosine", "plain to cosine", "vp to linear", "edm to linear"]
-)
-@pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
-def test_the_ends_are_finite(pair, dtype):
-    trained, new = PAIRS[pair]
-    changed = paths.reschedule(oracles.as_velocity(mixture(trained)), trained, new)
-    x = jnp.asarray([[0.3, -1.0]] * 4, dtype)
-    value = changed.apply({}, x, jnp.asarray([0.0, 1e-3, 1 - 1e-3, 1.0]))
-    assert value.dtype == dtype and np.all(np.isfinite(np.asarray(value, np.float32)))
-
-
 @pytest.mark.parametrize("pair", ["linear to cosine", "edm to linear", "linear to vp"])
 def test_both_flows_end_in_the_same_place(pair, x64):
     trained, new = PAIRS[pair]
@@ -190,8 +178,6 @@ def test_trigonometric_network(x64):
     np.testing.assert_allclose(
         paths.from_trigonometric(pair, data_std=std).apply({}, x1, t), target, rtol=1e-12
     )
-    with pytest.raises(ValueError, match="data_std > 0"):
-        paths.from_trigonometric(pair, data_std=0.0)
 
 
 def test_noise_time_network(x64):
@@ -232,5 +218,3 @@ def test_preconditioned_network_is_linear_at_no_and_much_noise(x64):
         out = parameterizations.edm_denoiser(ones).apply({}, x1 + sigma * z, level) - skipped
         # four standard errors of a variance from 20000 draws
         np.testing.assert_allclose(np.var((x1 - skipped) / out), 1, atol=4 * np.sqrt(2 / 20000))
-    with pytest.raises(ValueError, match="data_std > 0"):
-        parameterizations.edm_denoiser(nothing, data_std=-1.0)

@@ -52,32 +52,18 @@ def pairs(key, n):
 
 
 @both
-def test_target_is_the_derivative_of_point_with_the_same_noise(coefficients, x64):
+def test_the_mean_over_keys_has_no_noise(coefficients, x64):
     path = paths.interpolant(coefficients)
     x0, x1 = jax.random.normal(jax.random.key(0), (2, 20, 3))
     t, key = jnp.linspace(0.02, 0.98, 20), jax.random.key(1)
-    _, slope = jax.jvp(lambda t: path.point(x0, x1, t, key=key), (t,), (jnp.ones_like(t),))
-    np.testing.assert_allclose(path.target(x0, x1, t, key=key), slope, rtol=1e-12)
-    other = path.target(x0, x1, t, key=jax.random.key(2))
-    assert not np.allclose(other, slope)
-    # and what is not z is source x0 + data x1, whatever the draw: the mean over many keys, 4
-    # standard errors
+    # what is not z is source x0 + data x1, whatever the draw: the mean over many keys, 4 standard
+    # errors
     points = jax.vmap(lambda k: path.point(x0, x1, t, key=k))(jax.random.split(key, 2000))
     (a, _), (b, _), (c, _) = (tuple(v[:, None] for v in pair) for pair in at(coefficients, t))
     assert np.max(np.abs(points.mean(axis=0) - a * x0 - b * x1) / c) < 5 / np.sqrt(2000)
     np.testing.assert_allclose(
         (points - (a * x0 + b * x1)[None]).std() ** 2, np.mean(c**2), rtol=0.02
     )
-
-
-@both
-def test_the_ends_are_the_ends(coefficients):
-    path, key = paths.interpolant(coefficients), jax.random.key(0)
-    x0, x1 = jax.random.normal(key, (2, 4, 3))
-    for t, expected in ((jnp.zeros(4), x0), (jnp.ones(4), x1)):
-        # a bridge is a root of float32's epsilon from its end, times |z|
-        np.testing.assert_allclose(path.point(x0, x1, t, key=key), expected, atol=2e-3)
-        assert np.all(np.isfinite(path.target(x0, x1, t, key=key)))
 
 
 def test_the_bridge_has_the_conditional_flow_of_its_paper(x64):
@@ -144,9 +130,6 @@ def test_the_score_is_finite_at_the_ends_where_the_noise_is_none():
 
 
 def test_errors():
-    for margin in (-0.1, 0.5):
-        with pytest.raises(ValueError, match="0 <= margin < 0.5"):
-            paths.interpolant_score(field(SMOOTH), SMOOTH, margin=margin)
     linear = paths.schroedinger_bridge().source
     zero, t = jnp.zeros_like, lambda t: t
     for bad, message in [
@@ -166,12 +149,3 @@ def test_errors():
     ]:
         with pytest.raises(ValueError, match=message):
             paths.interpolant(bad)
-    for sigma in (0.0, -1.0, float("inf")):
-        with pytest.raises(ValueError, match="sigma > 0"):
-            paths.schroedinger_bridge(sigma)
-    path, x = paths.interpolant(BRIDGE), jnp.zeros((2, 3))
-    for function in path:
-        with pytest.raises(ValueError, match="needs a key"):
-            function(x, x, jnp.zeros(2))
-        with pytest.raises(ValueError, match=r"t in \[0, 1\]"):
-            function(x, x, jnp.full(2, 1.5), key=jax.random.key(0))

@@ -270,14 +270,6 @@ def test_rows_that_fail_are_nan_and_said_so():
     }
 
 
-def test_pairs_of_times():
-    t, r = times.pairs(equal=0.25)(jax.random.key(0), 20_000)
-    assert np.all((t >= 0) & (t <= r) & (r <= 1))
-    assert abs(float(jnp.mean(t == r)) - 0.25) < 5 * np.sqrt(0.25 * 0.75 / 20_000)
-    gap = np.asarray(r - t)[np.asarray(r > t)]
-    assert abs(gap.mean() - 1 / 3) < 5 * np.sqrt(1 / 18 / len(gap))  # of two sorted uniform draws
-
-
 STUDENT = Velocity(None, lambda p, x, t, cond=None, *, key=None: jnp.sin(x))
 STUDENT_MAP = FlowMap(None, lambda p, x, t, r, cond=None, *, key=None: jnp.sin(x))
 TWICE = Field(None, lambda p, pair, t, cond=None, *, key=None: pair[0])
@@ -357,8 +349,6 @@ def test_bad_input():
         metrics.quality_by_evaluations(lambda n: None, lambda x: {}, (0,))
     with pytest.raises(ValueError, match="0 < h"):
         solvers.finite_difference(0.0)
-    with pytest.raises(ValueError, match="equal in"):
-        times.pairs(equal=2.0)
     with pytest.raises(ValueError, match="t <= r"):
         core_times.check_pairs("loss", lambda key, n: (jnp.ones(n), jnp.zeros(n)))
     with pytest.raises(ValueError, match=r"'b' is \[3\], the student has the shape \[2\]"):

@@ -151,7 +151,5 @@ def test_bad_input_says_so():
         gm_ode(EXACT, {}, x0, steps=0)
     with pytest.raises(ValueError, match="substeps to be a whole number of at least 1, got 0"):
         gm_ode(EXACT, {}, x0, substeps=0)
-    with pytest.raises(ValueError, match="needs a key"):
-        gm_sde(EXACT)({}, x0, jnp.zeros(()), jnp.ones(()), None)
     with pytest.raises(ValueError, match="floor >= 0"):
         gm_ode(EXACT, {}, x0, floor=-1.0)

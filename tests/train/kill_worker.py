@@ -1,11 +1,9 @@
 """A small training to be killed.
 
-python kill_worker.py WORKDIR trains to the end and writes WORKDIR/final.npz, every leaf of the
-state.
-
-Without an argument it takes lines 'WORKDIR WHERE N' from stdin, and trains for each in a process
-forked for it, which holds there until it gets a signal (`hold_in`). Then it prints the exit code.
-Forked, because to import JAX is most of the cost.
+It takes lines 'WORKDIR WHERE N' from stdin, and trains for each in a process forked for it, which
+holds there until it gets a signal (`hold_in`), or else trains to the end and writes
+WORKDIR/final.npz, every leaf of the state. Then it prints the exit code. Forked, because to import
+JAX is most of the cost.
 """
 
 import os
@@ -25,8 +23,8 @@ from jflow import data, train
 STEPS, SAVE_EVERY, LOG_EVERY = 30, 6, 4
 
 
-def hold_in(where: str | None, n: int) -> None:
-    """Hold once this process comes there.
+def hold_in(where: str, n: int) -> None:
+    """Hold once this process comes there; nowhere if it is to end by itself.
 
     step: its n-th batch is being made, while the device may still compute. arrays: those of the
     checkpoint of step n are in orbax's temporary folder. manifest: that of step n is written, but
@@ -122,4 +120,4 @@ def serve() -> None:
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1])) if sys.argv[1:] else serve()
+    serve()

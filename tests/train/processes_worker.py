@@ -1,5 +1,5 @@
 """What several processes, or one with eight fake devices, do: python processes_worker.py
-first|one|again FOLDER.
+one|two FOLDER.
 
 Process 0 writes FOLDER/<its first argument>.json.
 """
@@ -93,19 +93,18 @@ def shares():
 
 def main(what: str, folder: Path) -> None:
     out = {}
-    if what != "one":
+    if what == "two":
         processes.initialize()
-    if what == "first":
         out["losses"] = run(folder / "two")
-        out |= {"shares": shares(), "errors": disagreements(folder)}
         cut(folder / "two", folder / "two_at_8")
-    elif what == "again":
-        out["devices"] = len(jax.devices())
         out |= {name: run(folder / name) for name in ("killed", "terminated")}
         out["from_one"] = run(folder / "one_at_8")
+        out |= {"devices": len(jax.devices()), "shares": shares(), "errors": disagreements(folder)}
     else:
         out["losses"] = run(folder / "one", train.make_mesh({"data": 8}))
         cut(folder / "one", folder / "one_at_8")
+        print("cut", flush=True)
+        sys.stdin.readline()  # until the two processes are done
         for n in (8, 4, 1):
             shutil.copytree(folder / "two_at_8", folder / f"on_{n}")
             mesh = None if n == 1 else train.data_mesh(jax.devices()[:n])

@@ -1,10 +1,9 @@
-"""Eight fake devices: the same training on one device and laid out in several ways; prints one JSON
-object.
+"""Eight fake devices: the same training on one device and laid out in several ways, run by
+`devices_worker.py`.
 
 A scanned spline flow (its loss needs no key) and a velocity (its loss draws noise and times).
 """
 
-import json
 import re
 
 import jax
@@ -70,8 +69,8 @@ def go(loss, state, sharding, **options):
     }
 
 
-def main():
-    out = {"devices": len(jax.devices())}
+def layout_checks():
+    out = {}
     for name, loss in (("flow", losses.nll(FLOW)), ("velocity", losses.flow_matching(VELOCITY))):
         whole, rows = start(name), train.data_sharding(DATA)
         layouts = {
@@ -94,8 +93,4 @@ def main():
         for layout, (loss_, state, sharding) in layouts.items():
             options = {"accumulate": 2} if layout == "in_parts" else {}
             out[f"{name}_{layout}"] = go(loss_, jax.tree.map(jnp.copy, state), sharding, **options)
-    print(json.dumps(out))
-
-
-if __name__ == "__main__":
-    main()
+    return out

@@ -20,6 +20,12 @@ def seen(tmp_path_factory):
     return out, done.stderr
 
 
+@pytest.fixture
+def laid_out(seen):
+    """What `sharding_worker.py` saw there."""
+    return seen[0]["layouts"]
+
+
 # Float32: the sum over rows is taken in another order, and Adam's division by a small second moment
 # widens it.
 CLOSE = {"rtol": 1e-5, "atol": 1e-6}
@@ -78,3 +84,39 @@ def test_full_disk_leaves_the_checkpoint_before(seen):
         assert "the newest whole one is of step 1" in message
         assert steps == [1] and there == ["00000001"] and whole
     assert "Traceback" not in stderr and "orbax" not in stderr
+
+
+@pytest.mark.parametrize(
+    "layout",
+    ["flow_data", "flow_fsdp", "flow_tensor", "flow_in_parts", "velocity_fsdp", "velocity_tensor"],
+)
+def test_losses_are_those_of_one_device(laid_out, layout):
+    """Loss and gradient norm of every step. Float32: sums over rows and features are taken in
+    another order."""
+    one = laid_out[f"{layout.split('_')[0]}_one"]["losses"]
+    np.testing.assert_allclose(laid_out[layout]["losses"], one, rtol=2e-5)
+    assert len(set(np.round(one, 4))) == 8
+
+
+@pytest.mark.parametrize("name", ["flow", "velocity"])
+def test_a_device_keeps_its_part_of_the_state(laid_out, name):
+    """Params, their average and Adam's two moments: an eighth of all but the small leaves."""
+    whole, fsdp, tensor = (
+        laid_out[f"{name}_{layout}"]["bytes"] for layout in ("one", "fsdp", "tensor")
+    )
+    assert whole / 8 <= fsdp < whole / 7
+    assert tensor < 0.8 * whole
+    assert laid_out["flow_data"]["bytes"] == laid_out["flow_one"]["bytes"]
+
+
+def test_fsdp_gathers_weights_layer_by_layer_and_no_rows(laid_out):
+    """No gathered array has the 16 rows of the batch, none the depth of the scan."""
+    gathers = [
+        shape for name in ("flow", "velocity") for shape in laid_out[f"{name}_fsdp"]["gathers"]
+    ]
+    assert gathers and all(16 not in shape and 3 not in shape for shape in gathers)
+    assert laid_out["velocity_fsdp"]["temporary"] < 1.2 * laid_out["velocity_one"]["temporary"]
+
+
+def test_init_sharded_is_init_in_place(laid_out):
+    assert laid_out["init_placed"] and laid_out["init_close"]

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from subprocesses import environment, run_python, started
+from subprocesses import environment, started
 
 from jflow._core import lock
 from jflow.train import checkpoint
@@ -26,7 +26,6 @@ def rows(workdir):
 def test_killed_in_steps_and_in_saves_it_ends_with_the_same_bits(tmp_path):
     whole, tmp_path = tmp_path / "whole", tmp_path / "parts"
     folder = tmp_path / "checkpoints"
-    run_python(WORKER, whole)
     # One thread of the linear algebra's: whoever forks should have no others.
     env = environment(OPENBLAS_NUM_THREADS="1", MKL_NUM_THREADS="1", OMP_NUM_THREADS="1")
     with started(WORKER, env=env, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as server:
@@ -45,6 +44,11 @@ def test_killed_in_steps_and_in_saves_it_ends_with_the_same_bits(tmp_path):
             os.kill(int(pid), number)
             return int(server.stdout.readline()), checkpoint.steps(tmp_path)
 
+        def finish(workdir):
+            print(workdir, "nowhere", 0, file=server.stdin, flush=True)
+            assert int(server.stdout.readline()) == 0
+
+        finish(whole)
         killed = -signal.SIGKILL
         assert interrupt("step", 3, signal.SIGKILL) == (killed, [])
         assert interrupt("step", 9, signal.SIGKILL) == (killed, [6])
@@ -60,7 +64,7 @@ def test_killed_in_steps_and_in_saves_it_ends_with_the_same_bits(tmp_path):
         assert interrupt("step", 9, signal.SIGTERM) == (128 + signal.SIGTERM, [6, 12, 15])
         assert interrupt("deletion", 6, signal.SIGKILL) == (killed, [12, 15, 18])
         assert (folder / "00000006").exists() and not (tmp_path / "final.npz").exists()
-    run_python(WORKER, tmp_path)
+        finish(tmp_path)
     with np.load(whole / "final.npz") as a, np.load(tmp_path / "final.npz") as b:
         assert sorted(a) == sorted(b) and len(a.files) > 10
         for name in a:

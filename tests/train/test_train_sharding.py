@@ -1,67 +1,19 @@
-"""Rules, meshes and what they give: errors here, training on eight fake devices in
-`sharding_worker.py`."""
-
-import json
-from pathlib import Path
+"""Rules, meshes and what they give; training on eight fake devices is in test_train_devices.py."""
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 import optax
 import pytest
 from jax.sharding import AbstractMesh
 from jax.sharding import PartitionSpec as P
-from subprocesses import run_python
 
 from jflow import train
 
-WORKER = Path(__file__).with_name("sharding_worker.py")
 MESH = AbstractMesh((2, 4), ("data", "model"))
 PARAMS = {
     "blocks": {"in": jnp.zeros((3, 8, 16)), "out": jnp.zeros((3, 16, 8))},
     "bias": jnp.zeros(6),
 }
-
-
-@pytest.fixture(scope="module")
-def seen():
-    out = json.loads(run_python(WORKER, devices=8).stdout)
-    assert out["devices"] == 8
-    return out
-
-
-@pytest.mark.parametrize(
-    "layout",
-    ["flow_data", "flow_fsdp", "flow_tensor", "flow_in_parts", "velocity_fsdp", "velocity_tensor"],
-)
-def test_losses_are_those_of_one_device(seen, layout):
-    """Loss and gradient norm of every step. Float32: sums over rows and features are taken in
-    another order."""
-    one = seen[f"{layout.split('_')[0]}_one"]["losses"]
-    np.testing.assert_allclose(seen[layout]["losses"], one, rtol=2e-5)
-    assert len(set(np.round(one, 4))) == 8
-
-
-@pytest.mark.parametrize("name", ["flow", "velocity"])
-def test_a_device_keeps_its_part_of_the_state(seen, name):
-    """Params, their average and Adam's two moments: an eighth of all but the small leaves."""
-    whole, fsdp, tensor = (
-        seen[f"{name}_{layout}"]["bytes"] for layout in ("one", "fsdp", "tensor")
-    )
-    assert whole / 8 <= fsdp < whole / 7
-    assert tensor < 0.8 * whole
-    assert seen["flow_data"]["bytes"] == seen["flow_one"]["bytes"]
-
-
-def test_fsdp_gathers_weights_layer_by_layer_and_no_rows(seen):
-    """No gathered array has the 16 rows of the batch, none the depth of the scan."""
-    gathers = [shape for name in ("flow", "velocity") for shape in seen[f"{name}_fsdp"]["gathers"]]
-    assert gathers and all(16 not in shape and 3 not in shape for shape in gathers)
-    assert seen["velocity_fsdp"]["temporary"] < 1.2 * seen["velocity_one"]["temporary"]
-
-
-def test_init_sharded_is_init_in_place(seen):
-    assert seen["init_placed"] and seen["init_close"]
 
 
 def test_rules_place_params_moments_and_average_alike():
