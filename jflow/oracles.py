@@ -305,10 +305,10 @@ def mixture(
 
 def mixture_flow_map(
     oracle: Mixture,
-    x: Float[Array, "b d"],
+    x: Float[Array | np.ndarray, "b d"],
     t: ArrayLike,
     r: ArrayLike,
-    label: Int[Array, " b"] | None = None,
+    label: Int[Array | np.ndarray, " b"] | None = None,
     *,
     tolerance: float = 1e-10,
 ) -> Float[Array, "b d"]:

@@ -82,12 +82,14 @@ Cond = Any
 
 Metrics = Mapping[str, Array]
 """What a loss reports beside its value, by name."""
+
 NumberOrFunction = ArrayLike | Callable[..., Any]
 """A number, or a function that gives one where it is needed.
 
 It is a function of the times t [b] -> [b] for a scale of guidance or the noise of a step, of the
 condition -> [b] for a share of guidance in training, and of the number of updates -> a number for
-the decay of an average."""
+the decay of an average.
+"""
 
 
 class InitMap(Protocol):
