@@ -280,7 +280,7 @@ def u_shaped(a: float = 4.0, *, draws: Time = _UNIFORM) -> Time:
     )
 
 
-def shift(t: _T, factor: float | Any) -> _T:
+def shift(t: _T, factor: Any) -> _T:
     """Move times towards noise, for training and for sampling grids alike.
 
         t / (t + factor (1 - t))

@@ -21,6 +21,7 @@ from jflow import (
     oracles,
     paths,
     solvers,
+    times,
     train,
 )
 from jflow.distributions import mixtures
