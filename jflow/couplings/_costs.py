@@ -14,7 +14,7 @@ arXiv:2503.10636).
 
 import math
 from collections.abc import Callable
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import jax
 import jax.numpy as jnp
@@ -28,6 +28,7 @@ from jflow.types import Array, Cond
 Cost = Callable[[Array, Array, Cond], Array]
 
 
+@runtime_checkable
 class _CostWithParts(Protocol):
     """A `Cost` with the parts (shifted, reduced) of `Costs`, more exact than its own values.
 

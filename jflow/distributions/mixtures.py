@@ -26,8 +26,8 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.typing import ArrayLike
 from jaxtyping import Float
+from numpy.typing import ArrayLike
 
 from jflow._core.arrays import expand_to, float_dtype, mean_event, sum_event
 from jflow._core.checks import rows

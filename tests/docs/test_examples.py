@@ -3,6 +3,7 @@
 import doctest
 import importlib
 
+import jax
 import pytest
 
 pytest.importorskip("griffe")
@@ -20,6 +21,7 @@ def test_example(name):
     module, _, attribute = f"jflow.{name}".rpartition(".")
     described = getattr(importlib.import_module(module), attribute)
     said = []
-    for example in doctest.DocTestFinder(recurse=False).find(described, name, globs={}):
-        doctest.DocTestRunner().run(example, out=said.append)
+    with jax.numpy_rank_promotion("allow"):  # as in a program of a user's
+        for example in doctest.DocTestFinder(recurse=False).find(described, name, globs={}):
+            doctest.DocTestRunner().run(example, out=said.append)
     assert not said, "".join(said)
