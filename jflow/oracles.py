@@ -27,8 +27,8 @@ import diffrax
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.typing import ArrayLike
 from jaxtyping import Float, Int
+from numpy.typing import ArrayLike
 
 from jflow._core.arrays import float_dtype
 from jflow._core.checks import rows
@@ -305,10 +305,10 @@ def mixture(
 
 def mixture_flow_map(
     oracle: Mixture,
-    x: Float[Array, "b d"],
-    t: ArrayLike,
-    r: ArrayLike,
-    label: Int[Array, " b"] | None = None,
+    x: Float[Array | np.ndarray, "b d"],
+    t: Array | np.ndarray | float,
+    r: Array | np.ndarray | float,
+    label: Int[Array | np.ndarray, " b"] | None = None,
     *,
     tolerance: float = 1e-10,
 ) -> Float[Array, "b d"]:

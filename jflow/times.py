@@ -8,7 +8,7 @@ symmetric about 1/2 are the same in both.
 
 import math
 from collections.abc import Callable
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import jax
 import jax.numpy as jnp
@@ -280,7 +280,7 @@ def u_shaped(a: float = 4.0, *, draws: Time = _UNIFORM) -> Time:
     )
 
 
-def shift(t: _T, factor: float) -> _T:
+def shift(t: _T, factor: Any) -> _T:
     """Move times towards noise, for training and for sampling grids alike.
 
         t / (t + factor (1 - t))

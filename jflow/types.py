@@ -17,7 +17,7 @@ root of a training step; `jax.random.clone` says that the same draws are wanted 
 """
 
 from collections.abc import Callable, Mapping
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import jax
 from jax.typing import ArrayLike
@@ -82,14 +82,17 @@ Cond = Any
 
 Metrics = Mapping[str, Array]
 """What a loss reports beside its value, by name."""
+
 NumberOrFunction = ArrayLike | Callable[..., Any]
 """A number, or a function that gives one where it is needed.
 
 It is a function of the times t [b] -> [b] for a scale of guidance or the noise of a step, of the
 condition -> [b] for a share of guidance in training, and of the number of updates -> a number for
-the decay of an average."""
+the decay of an average.
+"""
 
 
+@runtime_checkable
 class InitMap(Protocol):
     """The `init` of a `Bijector` or a `Transport`."""
 
@@ -98,6 +101,7 @@ class InitMap(Protocol):
     ) -> Params: ...
 
 
+@runtime_checkable
 class ApplyMap(Protocol):
     """The `forward` or the `inverse` of a `Bijector`, a `Transport` or a `Flow`."""
 
@@ -111,6 +115,7 @@ class ApplyMap(Protocol):
     ) -> tuple[Float[Array, "b *event"], Float[Array, " b"]]: ...
 
 
+@runtime_checkable
 class PullbackMap(Protocol):
     """The `pullback` of a `Bijector`."""
 
@@ -208,6 +213,7 @@ class Transport(NamedTuple):
     inverse: ApplyMap
 
 
+@runtime_checkable
 class ApplyElementwise(Protocol):
     """The `forward` or the `inverse` of an `Elementwise`."""
 
@@ -251,12 +257,14 @@ class Elementwise(NamedTuple):
     columns: tuple[ApplyElementwise, ApplyElementwise] | None = None
 
 
+@runtime_checkable
 class InitDistribution(Protocol):
     """The `init` of a `Distribution` or a `Flow`."""
 
     def __call__(self, key: Key, x: Float[Array, "b *event"], cond: Cond = None) -> Params: ...
 
 
+@runtime_checkable
 class LogProb(Protocol):
     """The `log_prob` of a `Distribution` or a `Flow`."""
 
@@ -270,6 +278,7 @@ class LogProb(Protocol):
     ) -> Float[Array, " b"]: ...
 
 
+@runtime_checkable
 class Sample(Protocol):
     """The `sample` of a `Distribution` or a `Flow`."""
 
@@ -278,6 +287,7 @@ class Sample(Protocol):
     ) -> Float[Array, "n *event"]: ...
 
 
+@runtime_checkable
 class SampleAndLogProb(Protocol):
     """The `sample_and_log_prob` of a `Flow`."""
 
@@ -349,6 +359,7 @@ class Flow(NamedTuple):
     inverse: ApplyMap
 
 
+@runtime_checkable
 class Elbo(Protocol):
     """The `elbo` of an `ElboFlow`."""
 
@@ -386,12 +397,14 @@ class ElboFlow(NamedTuple):
     inverse: ApplyMap
 
 
+@runtime_checkable
 class InitField(Protocol):
     """The `init` of a `Field` or a `Velocity`."""
 
     def __call__(self, key: Key, x: PyTree, t: Float[Array, " b"], cond: Cond = None) -> Params: ...
 
 
+@runtime_checkable
 class ApplyField(Protocol):
     """The `apply` of a `Field` or a `Velocity`."""
 
@@ -451,6 +464,7 @@ class Velocity(NamedTuple):
     apply: ApplyField
 
 
+@runtime_checkable
 class InitFlowMap(Protocol):
     """The `init` of a `FlowMap`."""
 
@@ -464,6 +478,7 @@ class InitFlowMap(Protocol):
     ) -> Params: ...
 
 
+@runtime_checkable
 class ApplyFlowMap(Protocol):
     """The `apply` of a `FlowMap`."""
 
@@ -504,6 +519,7 @@ class FlowMap(NamedTuple):
     apply: ApplyFlowMap
 
 
+@runtime_checkable
 class PathFn(Protocol):
     """The `point` or the `target` of a `Path`."""
 
@@ -541,6 +557,7 @@ class Path(NamedTuple):
     target: PathFn
 
 
+@runtime_checkable
 class Coupling(Protocol):
     """A function that pairs the rows of two batches, as indices, so that labels can follow.
 
@@ -578,6 +595,7 @@ class Coupling(Protocol):
         ...
 
 
+@runtime_checkable
 class Time(Protocol):
     """A law of training times: a function that draws n times in [0, 1]; see `jflow.times`."""
 
@@ -594,6 +612,7 @@ class Time(Protocol):
         ...
 
 
+@runtime_checkable
 class TimePair(Protocol):
     """A law of pairs of times for flow maps: a function that draws n pairs 0 <= t <= r <= 1."""
 
@@ -610,6 +629,7 @@ class TimePair(Protocol):
         ...
 
 
+@runtime_checkable
 class Step(Protocol):
     """One stochastic step between two times of a grid; `solvers.sample_sde` scans it over a grid.
 
@@ -645,6 +665,7 @@ class Step(Protocol):
         ...
 
 
+@runtime_checkable
 class BatchTransform(Protocol):
     """What is done to a batch before a loss sees it: pairing, a source, dropped conditions, noise.
 
@@ -678,6 +699,7 @@ class BatchTransform(Protocol):
         ...
 
 
+@runtime_checkable
 class Loss(Protocol):
     """An objective: a function of params, a key and a batch that returns a scalar and metrics.
 

@@ -356,7 +356,7 @@ def need_pairs(name: str, batch: Mapping[str, PyTree]) -> None:
         raise ValueError(f"{name}: expected pairs, 'x0' beside 'x', got the keys {sorted(batch)}")
 
 
-def take_parts(name: str, params: Params, *wanted: str) -> list[Params]:
+def take_parts(name: str, params: Params, *wanted: str) -> list[Any]:
     """The params of these parts; ValueError, which names them, where one is missing."""
     check_params(name, params, *wanted)
     return [params[who] for who in wanted]

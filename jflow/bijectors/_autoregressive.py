@@ -13,7 +13,7 @@ autoregressive flow.
 
 import math
 from collections.abc import Callable
-from typing import NamedTuple, Protocol
+from typing import NamedTuple, Protocol, runtime_checkable
 
 import flax.linen as nn
 import jax
@@ -45,6 +45,7 @@ class InverseInfo(NamedTuple):
     converged: Bool[Array, " b"]
 
 
+@runtime_checkable
 class Solver(Protocol):
     """How x = step(x, args) is solved from `start` [b, *event] for a causal step.
 

@@ -14,7 +14,7 @@ arXiv:2503.10636).
 
 import math
 from collections.abc import Callable
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import jax
 import jax.numpy as jnp
@@ -28,6 +28,7 @@ from jflow.types import Array, Cond
 Cost = Callable[[Array, Array, Cond], Array]
 
 
+@runtime_checkable
 class _CostWithParts(Protocol):
     """A `Cost` with the parts (shifted, reduced) of `Costs`, more exact than its own values.
 
@@ -74,8 +75,8 @@ def _parts_of_squared(x0, x1, cond=None):
 
 @_with_parts(_parts_of_squared)
 def squared_euclidean(
-    x0: Shaped[Array, "n *event"],
-    x1: Shaped[Array, "m *event"],
+    x0: Shaped[Array | np.ndarray, "n *event"],
+    x1: Shaped[Array | np.ndarray, "m *event"],
     cond: Cond = None,
 ) -> Float[Array, "n m"]:
     """The squared Euclidean distance of every source row to every data row.
@@ -153,7 +154,7 @@ def _squared(a: Array, b: Array) -> Array:
     return jnp.maximum(jnp.sum(a**2, 1)[:, None] + jnp.sum(b**2, 1)[None] - 2 * cross, 0)
 
 
-def _flat(x0: Array, x1: Array) -> list[Array]:
+def _flat(x0, x1) -> list[Array]:
     dtype = float_dtype(x0, x1)
     return [jnp.asarray(x, dtype).reshape(x.shape[0], math.prod(x.shape[1:])) for x in (x0, x1)]
 
@@ -171,8 +172,8 @@ def _middle(x: Array) -> Array:
 
 
 def cosine(
-    x0: Shaped[Array, "n *event"],
-    x1: Shaped[Array, "m *event"],
+    x0: Shaped[Array | np.ndarray, "n *event"],
+    x1: Shaped[Array | np.ndarray, "m *event"],
     cond: Cond = None,
 ) -> Float[Array, "n m"]:
     """One minus the cosine of the angle between rows: a cost for embeddings of text or images.
@@ -341,7 +342,7 @@ def typical(x: Array) -> Array:
     return jnp.exp2(high)
 
 
-def matrix(name: str, cost: Cost, x0: Array, x1: Array, cond: Cond) -> Costs:
+def matrix(name: str, cost: Cost, x0, x1, cond: Cond) -> Costs:
     """The costs of a batch, outside the gradient; ValueError in the name of the coupling for what
     does not fit.
 

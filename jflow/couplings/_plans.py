@@ -182,7 +182,7 @@ def _rounds(weight: Array, few: int) -> tuple[Array, Array]:
     return column, row
 
 
-def assign(cost: np.ndarray, f: np.ndarray, g: np.ndarray) -> np.ndarray:
+def assign(cost, f, g) -> np.ndarray:
     """On the host: the row of each column, [n] int32, in the assignment of least total cost.
 
     The potentials f, g change nothing but the time. It is row k for column k where costs are NaN or
@@ -197,7 +197,7 @@ def assign(cost: np.ndarray, f: np.ndarray, g: np.ndarray) -> np.ndarray:
     return rows[np.argsort(columns)].astype(np.int32)
 
 
-def assign_some(cost: np.ndarray, m: int) -> np.ndarray:
+def assign_some(cost, m: int) -> np.ndarray:
     """On the host: the m pairs, [2, m] int32, of least total cost.
 
     Each row and column is in at most one pair. n - m more rows and columns of cost 0 take those

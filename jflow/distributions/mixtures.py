@@ -21,13 +21,13 @@ References:
         2025, arXiv:2504.05304.
 """
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.typing import ArrayLike
 from jaxtyping import Float
+from numpy.typing import ArrayLike
 
 from jflow._core.arrays import expand_to, float_dtype, mean_event, sum_event
 from jflow._core.checks import rows
@@ -81,7 +81,7 @@ class GaussianMixture(NamedTuple):
     log_std: Float[Array, " b"]
 
 
-def log_prob(m: GaussianMixture, x: Float[Array, "b *event"]) -> Float[Array, " b"]:
+def log_prob(m: GaussianMixture, x: Float[Array | np.ndarray, "b *event"]) -> Float[Array, " b"]:
     """The log-density of x in nats, summed over the sites.
 
     The log of the shared standard deviation counts once for each dimension of x.
@@ -244,7 +244,7 @@ def shifted(m: GaussianMixture, bias: Float[Array, "b *event"]) -> GaussianMixtu
 def velocity_to_data(
     m: GaussianMixture,
     x: Float[Array, "b *event"],
-    t: Float[Array, " b"],
+    t: Float[Array, " b"] | Float[Array, ""],
     schedule: Schedule = LINEAR,
 ) -> GaussianMixture:
     """The mixture of the data x1 given x_t = x, from the mixture of the velocity there.
@@ -254,7 +254,7 @@ def velocity_to_data(
     Args:
         m: the mixture of the velocity at x, t.
         x: the points, [b, *event].
-        t: their times, [b].
+        t: their times, [b] or a scalar.
         schedule: alpha and sigma of the path x_t = alpha(t) x1 + sigma(t) x0, from
             `paths.schedules`; linear by default.
 
@@ -268,7 +268,7 @@ def velocity_to_data(
 def velocity_to_noise(
     m: GaussianMixture,
     x: Float[Array, "b *event"],
-    t: Float[Array, " b"],
+    t: Float[Array, " b"] | Float[Array, ""],
     schedule: Schedule = LINEAR,
 ) -> GaussianMixture:
     """The mixture of the noise x0 given x_t = x, from the mixture of the velocity there.
@@ -278,7 +278,7 @@ def velocity_to_noise(
     Args:
         m: the mixture of the velocity at x, t.
         x: the points, [b, *event].
-        t: their times, [b].
+        t: their times, [b] or a scalar.
         schedule: alpha and sigma of the path x_t = alpha(t) x1 + sigma(t) x0, from
             `paths.schedules`; linear by default.
 
@@ -292,8 +292,8 @@ def velocity_to_noise(
 def reverse_transition(
     m: GaussianMixture,
     x: Float[Array, "b *event"],
-    t: Float[Array, " b"],
-    r: Float[Array, " b"],
+    t: Float[Array, " b"] | Float[Array, ""],
+    r: Float[Array, " b"] | Float[Array, ""],
     schedule: Schedule = LINEAR,
 ) -> GaussianMixture:
     """The mixture of x_r given x_t = x for a later time r, from the mixture of the velocity there.
@@ -306,8 +306,8 @@ def reverse_transition(
     Args:
         m: the mixture of the velocity at x, t.
         x: the points, [b, *event].
-        t: their times, [b].
-        r: the times to go to, [b], t < r.
+        t: their times, [b] or a scalar.
+        r: the times to go to, [b] or a scalar, t < r.
         schedule: alpha and sigma of the path x_t = alpha(t) x1 + sigma(t) x0, from
             `paths.schedules`; linear by default.
 
@@ -326,9 +326,9 @@ def reverse_transition(
 def carried(
     x1: GaussianMixture,
     x: Float[Array, "b *event"],
-    t: Float[Array, " b"],
+    t: Float[Array, " b"] | Float[Array, ""],
     y: Float[Array, "b *event"],
-    r: Float[Array, " b"],
+    r: Float[Array, " b"] | Float[Array, ""],
     schedule: Schedule = LINEAR,
 ) -> GaussianMixture:
     """The posterior of x1 given x_r = y, from the posterior given x_t = x, by Bayes' rule.
@@ -336,9 +336,9 @@ def carried(
     Args:
         x1: the posterior of the data at x, t.
         x: the points that it was predicted at, [b, *event].
-        t: their times, [b], below 1.
+        t: their times, [b] or a scalar, below 1.
         y: the points to carry it to, [b, *event].
-        r: their times, [b].
+        r: their times, [b] or a scalar.
         schedule: alpha and sigma of the path x_t = alpha(t) x1 + sigma(t) x0, from
             `paths.schedules`; linear by default.
 
@@ -352,9 +352,9 @@ def carried(
 def carried_velocity(
     x1: GaussianMixture,
     x: Float[Array, "b *event"],
-    t: Float[Array, " b"],
+    t: Float[Array, " b"] | Float[Array, ""],
     y: Float[Array, "b *event"],
-    r: Float[Array, " b"],
+    r: Float[Array, " b"] | Float[Array, ""],
     schedule: Schedule = LINEAR,
 ) -> Float[Array, "b *event"]:
     """The mean velocity at y, r, from the posterior of x1 that was predicted at x, t.
@@ -365,9 +365,9 @@ def carried_velocity(
     Args:
         x1: the posterior of the data at x, t.
         x: the points that it was predicted at, [b, *event].
-        t: their times, [b], below 1.
+        t: their times, [b] or a scalar, below 1.
         y: the points to look at, [b, *event].
-        r: their times, [b].
+        r: their times, [b] or a scalar.
         schedule: alpha and sigma of the path x_t = alpha(t) x1 + sigma(t) x0, from
             `paths.schedules`; linear by default.
 
@@ -381,7 +381,7 @@ def carried_velocity(
 def flow_velocity(
     data: GaussianMixture,
     y: Float[Array, "b *event"],
-    r: Float[Array, " b"],
+    r: Float[Array, " b"] | Float[Array, ""],
     schedule: Schedule = LINEAR,
 ) -> Float[Array, "b *event"]:
     """The velocity of the flow from N(0, I) to a mixture, each row with its own mixture.
@@ -389,7 +389,7 @@ def flow_velocity(
     Args:
         data: the mixture that the flow ends at.
         y: the points, [b, *event].
-        r: their times, [b].
+        r: their times, [b] or a scalar.
         schedule: alpha and sigma of the path x_t = alpha(t) x1 + sigma(t) x0, from
             `paths.schedules`; linear by default.
 
@@ -466,9 +466,9 @@ _HALF_LOG_2PI = 0.5 * float(np.log(2 * np.pi))
 
 
 def _seen(x, t, schedule):
-    """The coefficients of the likelihood exp(linear . x1 - seen |x1|^2 / 2) of x1 at x_t = x.
+    """The coefficients of the likelihood exp(pull . x1 - seen |x1|^2 / 2) of x1 at x_t = x.
 
-    seen is [b], linear [b, *event].
+    seen is [b], pull [b, *event].
     """
     a, s, _, _, _ = _at(schedule, x, t)
     return (a / s) ** 2, expand_to(a / s**2, x) * x
@@ -524,7 +524,7 @@ def _sum_rest(m, v):
     return jnp.sum(v, axis=tuple(range(m.logits.ndim, v.ndim)), dtype=float_dtype(v))
 
 
-def check_mixture(name: str, m: GaussianMixture, x: Array) -> GaussianMixture:
+def check_mixture(name: str, m: GaussianMixture, x: Any) -> GaussianMixture:
     """Raise unless m is a mixture of events like x.
 
     Args:

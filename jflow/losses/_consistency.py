@@ -378,7 +378,9 @@ def grid_steps(
     return draw
 
 
-def count_steps(params: Params, frozen: Frozen, key: Key, batch: Mapping[str, PyTree]) -> Frozen:
+def count_steps(
+    params: Params, frozen: Frozen, key: Key | None, batch: Mapping[str, PyTree]
+) -> Frozen:
     """A refresh for `make_step` that counts updates in frozen['step'], an int32 that starts at 0.
 
     Args:

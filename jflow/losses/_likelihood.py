@@ -7,7 +7,7 @@ from jflow.types import Distribution, ElboFlow, Flow, Loss
 __all__ = ["negative_elbo", "nll"]
 
 
-def nll(flow: Flow) -> Loss:
+def nll(flow: Flow | Distribution) -> Loss:
     """Negative log-likelihood of a flow or a distribution, -log_prob(x | cond), in nats per row.
 
     Also known as: maximum likelihood, negative log-likelihood.

@@ -86,7 +86,7 @@ def flow_map_residual(
             without a forward-mode derivative.
 
     Returns:
-        The pair (g, residual), [b, *event] in float32 or better: g is to be squared, averaged over
+        The pair (g, residual), [b, *event] in float32 or better. g is to be squared, averaged over
         the event and weighed; the residual has no gradient, and its mean square says how exact the
         map is.
 

@@ -6,7 +6,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Float
+from jaxtyping import Float, Num
 
 from jflow._core.arrays import float_dtype
 from jflow._core.checks import check_cond
@@ -15,7 +15,7 @@ from jflow.types import Array, Cond
 
 
 def time_features(
-    t: Float[Array, "*shape"], dim: int, *, scale: float, max_period: float = 10_000.0
+    t: Num[Array, "*shape"], dim: int, *, scale: float, max_period: float = 10_000.0
 ) -> Float[Array, "*shape {dim}"]:
     """Cosines and sines of times at geometric frequencies, in float32 or better.
 
@@ -109,7 +109,7 @@ class TimeCondEmbed(nn.Module):
 
     @nn.compact
     def __call__(
-        self, t: Float[Array, " b"], cond: Cond = None, r: Float[Array, " b"] | None = None
+        self, t: Num[Array, " b"], cond: Cond = None, r: Num[Array, " b"] | None = None
     ) -> Float[Array, "b width"]:
         """Embed.
 

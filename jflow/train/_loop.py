@@ -123,12 +123,12 @@ def fit(
             or step.
 
     Examples:
-        >>> import jax, jax.numpy as jnp, optax
+        >>> import jax, jax.numpy as jnp, numpy as np, optax
         >>> from jflow import data, train
         >>> def loss(params, key, batch, frozen=None):
         ...     return jnp.mean((batch["x"] - params["m"]) ** 2), {}
         >>> state = train.init_state({"m": jnp.zeros(())}, optax.sgd(0.5), jax.random.key(0))
-        >>> step, rows = train.make_step(loss, optax.sgd(0.5)), {"x": jnp.full(8, 3.0)}
+        >>> step, rows = train.make_step(loss, optax.sgd(0.5)), {"x": np.full(8, 3.0)}
         >>> done = train.fit(state, step, data.batches(rows, 4), steps=3, progress=False)
         >>> float(done.state.params["m"])
         3.0

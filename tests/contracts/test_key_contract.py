@@ -21,6 +21,7 @@ from jflow import (
     oracles,
     paths,
     solvers,
+    times,
     train,
 )
 from jflow.distributions import mixtures
@@ -181,12 +182,15 @@ LOSSES = {
     "velocity_refiner": loss(losses.velocity_refiner(field(Field, lambda x: x[0]), V)),
 }
 NOT_LOSSES = (
-    "ConvexCost GanObjective Generate HierarchyLevel Importance ScoreWeight averaged_target clipped_tangent "
-    "count_steps draw_times easy_steps end_error euler_step fixed_steps grid_steps heun_step hinge_gan "
-    "inner_potential inverse_error_weight inverse_noise_step inverse_time_step kl_weight learn_importance "
-    "learned_times least_squares_gan likelihood_importance likelihood_weight mean_squared_error noise_encoder "
-    "noise_error non_saturating_gan normalized_tangent online_target perceptual_huber potential_velocity "
-    "power_cost pseudo_huber quadratic_cost relativistic_gan squared_and_cosine_error"
+    "ConvexCost GanObjective Generate HierarchyLevel Importance Pairs ScoreWeight "
+    "adaptive_weight averaged_target clipped_tangent count_steps draw_pairs draw_times "
+    "easy_steps end_error euler_step fixed_steps flow_map_residual frozen_entry grid_steps "
+    "heun_step hinge_gan inner_potential inverse_error_weight inverse_noise_step "
+    "inverse_time_step kl_weight learn_importance learned_times least_squares_gan "
+    "likelihood_importance likelihood_weight mean_event mean_of_rows mean_squared_error "
+    "noise_encoder noise_error non_saturating_gan normalized_tangent online_target "
+    "perceptual_huber potential_velocity power_cost pseudo_huber quadratic_cost read_batch "
+    "relativistic_gan squared_and_cosine_error"
 ).split()
 
 
@@ -209,6 +213,10 @@ def update(accumulate):
 OTHERS = {
     "losses.easy_steps": lambda key: losses.easy_steps(2)(key, B, FROZEN),
     "losses.grid_steps": lambda key: STEPS(key, B, FROZEN),
+    "losses.draw_pairs": lambda key: losses.draw_pairs("own", key, {"x": X}, times.pairs()),
+    "losses.flow_map_residual": lambda key: losses.flow_map_residual(
+        "own", MAP, ONE, X, T, T, X, key=key
+    ),
     "data.normal_source": law(data.normal_source((2,))),
     "losses.potential_velocity": lambda key: losses.potential_velocity(
         losses.inner_potential(V)

@@ -1,25 +1,13 @@
-"""The examples of the docstrings print what they say."""
-
-import doctest
-import importlib
+"""The examples of all public names run as they are written, with arguments and results checked
+against the annotations of jflow, shapes among them."""
 
 import pytest
+from subprocesses import run_python
 
-pytest.importorskip("griffe")
-from site_hooks import NAMED
-
-WITH_EXAMPLE = [n for n, t in NAMED.items() if t.docstring and ">>>" in t.docstring.value]
+CHECKED = "jflow,beartype.beartype(conf=beartype.BeartypeConf(is_pep484_tower=True))"
 
 
-def test_there_are_examples():
-    assert len(WITH_EXAMPLE) >= 100
-
-
-@pytest.mark.parametrize("name", WITH_EXAMPLE)
-def test_example(name):
-    module, _, attribute = f"jflow.{name}".rpartition(".")
-    described = getattr(importlib.import_module(module), attribute)
-    said = []
-    for example in doctest.DocTestFinder(recurse=False).find(described, name, globs={}):
-        doctest.DocTestRunner().run(example, out=said.append)
-    assert not said, "".join(said)
+def test_examples_and_annotations(monkeypatch):
+    monkeypatch.delenv("PYTEST_XDIST_WORKER", raising=False)
+    pytest.importorskip("beartype")
+    run_python("-m", "pytest", "-q", "tests/docs/examples.py", f"--jaxtyping-packages={CHECKED}")

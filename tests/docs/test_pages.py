@@ -55,6 +55,12 @@ def test_tutorial_is_rendered_from_its_script(script):
         assert (PAGES / "tutorials" / picture).exists()
 
 
+def test_the_loss_of_ones_own_is_the_one_that_is_tested():
+    tested = (ROOT / "tests/losses/test_own_loss.py").read_text()
+    code = re.search(r"# From here\n(.*?)# to here", tested, re.DOTALL)[1].strip()
+    assert code in (PAGES / "extending.md").read_text()
+
+
 def test_links_of_the_readme_exist():
     for link in re.findall(r"\]\(([\w./]+)\)", (ROOT / "README.md").read_text()):
         assert (ROOT / link).exists(), link
