@@ -12,30 +12,28 @@ from jflow._core.checks import check_whole
 def bits_per_dim(log_prob: ArrayLike, dims: int) -> float:
     """Mean bits per dimension of log-probabilities in nats.
 
-        Also known as: BPD, bits/dim.
+    Also known as: BPD, bits/dim.
 
-            -mean(log_prob) / (dims ln 2)
+        -mean(log_prob) / (dims ln 2)
 
-        The log-probabilities must be of the data's own levels (for 8-bit images: of 0 .. 255, so that a
-        uniform model has exactly 8), that is, with the log_det of the preprocessing added.
+    The log-probabilities must be of the data's own levels (for 8-bit images: of 0 .. 255, so that a
+    uniform model has exactly 8), that is, with the log_det of the preprocessing added.
 
-        Args:
-            log_prob: [b], in nats.
-            dims: How many numbers an event has.
+    Args:
+        log_prob: [b], in nats.
+        dims: How many numbers an event has.
 
-        Returns:
-            Bits per dimension.
+    Returns:
+        Bits per dimension.
 
-        Raises:
-            ValueError: For no log-probabilities, and for dims that is not a whole number of at least 1.
+    Raises:
+        ValueError: For no log-probabilities, and for dims that is not a whole number of at least 1.
 
-        Examples:
-            >>> from typing import Any
-
-    import numpy as np
-            >>> from jflow import metrics
-            >>> round(metrics.bits_per_dim(np.full(10, -3 * np.log(256)), dims=3), 6)  # 256 levels
-            8.0
+    Examples:
+        >>> import numpy as np
+        >>> from jflow import metrics
+        >>> round(metrics.bits_per_dim(np.full(10, -3 * np.log(256)), dims=3), 6)  # 256 levels
+        8.0
     """
     check_whole("bits_per_dim", dims=dims)
     log_prob = np.asarray(log_prob, np.float64)
@@ -47,20 +45,18 @@ def bits_per_dim(log_prob: ArrayLike, dims: int) -> float:
 def log_mean_exp(x: ArrayLike, axis: int = 0) -> Any:
     """log of the mean of exp(x), without overflow: averages log-probabilities in probability.
 
-        Args:
-            x: Any shape.
-            axis: The axis to average over.
+    Args:
+        x: Any shape.
+        axis: The axis to average over.
 
-        Returns:
-            x without the axis; -inf where all of x is -inf.
+    Returns:
+        x without the axis; -inf where all of x is -inf.
 
-        Examples:
-            >>> from typing import Any
-
-    import numpy as np
-            >>> from jflow import metrics
-            >>> float(metrics.log_mean_exp(np.log([1.0, 3.0]) + 1000).round(4))  # log 2 + 1000
-            1000.6931
+    Examples:
+        >>> import numpy as np
+        >>> from jflow import metrics
+        >>> float(metrics.log_mean_exp(np.log([1.0, 3.0]) + 1000).round(4))  # log 2 + 1000
+        1000.6931
     """
     x = np.asarray(x, np.float64)
     top = np.max(x, axis=axis, keepdims=True)
@@ -72,30 +68,28 @@ def log_mean_exp(x: ArrayLike, axis: int = 0) -> Any:
 def gaussian_log_prob(train: ArrayLike, rows: ArrayLike) -> np.ndarray:
     """Log-density of rows under the Gaussian that fits the training rows best.
 
-        The yardstick for density models of tables. In float64; a covariance that is singular to
-        rounding gets the smallest ridge of 1e-12, 1e-11, ... times the columns' variances that makes it
-        factorize.
+    The yardstick for density models of tables. In float64; a covariance that is singular to
+    rounding gets the smallest ridge of 1e-12, 1e-11, ... times the columns' variances that makes it
+    factorize.
 
-        Args:
-            train: [m, d], at least two rows; the Gaussian of greatest likelihood has their mean and
-                covariance.
-            rows: [n, d].
+    Args:
+        train: [m, d], at least two rows; the Gaussian of greatest likelihood has their mean and
+            covariance.
+        rows: [n, d].
 
-        Returns:
-            [n], in nats.
+    Returns:
+        [n], in nats.
 
-        Raises:
-            ValueError: For other shapes, for a column that is constant in train, and for NaN or
-                infinities.
+    Raises:
+        ValueError: For other shapes, for a column that is constant in train, and for NaN or
+            infinities.
 
-        Examples:
-            >>> from typing import Any
-
-    import numpy as np
-            >>> from jflow import metrics
-            >>> train = np.array([[-1.0], [1.0]])  # mean 0, variance 1
-            >>> metrics.gaussian_log_prob(train, np.array([[0.0]])).round(4)
-            array([-0.9189])
+    Examples:
+        >>> import numpy as np
+        >>> from jflow import metrics
+        >>> train = np.array([[-1.0], [1.0]])  # mean 0, variance 1
+        >>> metrics.gaussian_log_prob(train, np.array([[0.0]])).round(4)
+        array([-0.9189])
     """
     train, rows = np.asarray(train, np.float64), np.asarray(rows, np.float64)
     if train.ndim != 2 or rows.ndim != 2 or train.shape[1] != rows.shape[1] or len(train) < 2:
