@@ -53,7 +53,7 @@ _FORMS = {
 
 
 class Key(NamedTuple):
-    """A key as the file has it: its type ("" if it has none), default and meaning ("" if not told)."""
+    """A key as the file has it: its type, default and meaning, "" where there is none."""
 
     name: str
     kind: str

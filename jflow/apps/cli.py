@@ -25,6 +25,7 @@ from jflow.apps import _keys
 # JAX and all that needs it are imported inside the commands, so that --help and mistakes in
 # arguments answer at once.
 
+_TABLE_CONFIG = Path(__file__).parent / "configs/table.py"
 PATH_ERRORS = (
     FileNotFoundError,
     NotADirectoryError,
@@ -207,7 +208,7 @@ def fit(args) -> None:
     from jflow import apps
     from jflow.apps import table_report, tables
 
-    config = Path(__file__).parent / "configs" / "table.py"
+    config = _TABLE_CONFIG
     overrides: dict[str, Any] = _pairs(args.overrides)
     overrides |= {"table": str(args.table.absolute()), "fingerprint": tables.digest(args.table)}
     _, values = apps.load_config(config, overrides)
@@ -516,18 +517,17 @@ def _parser() -> argparse.ArgumentParser:
     command = add(
         fit,
         "fit a density to a table",
-        "Fit a neural spline flow to a table (csv, tsv, blanks; plain or .gz; with or without a"
-        " header), and write to DIR\n"
-        "  report.json      test log-likelihood beside a full-covariance Gaussian's, with and"
-        " without the test rows\n"
-        "                   that also stand in train; what each column was taken for\n"
-        "  log_density.csv  the log-density of every row of the table: per unit of its columns, and"
-        " as mass where they\n"
-        "                   are whole numbers or categories\n"
+        "Fit a neural spline flow to a table (csv, tsv, blanks; plain or .gz; with or without a\n"
+        "header), and write to DIR\n"
+        "  report.json      test log-likelihood beside a full-covariance Gaussian's, with and\n"
+        "                   without the test rows that also stand in train; what each column was\n"
+        "                   taken for\n"
+        "  log_density.csv  the log-density of every row of the table: per unit of its columns,\n"
+        "                   and as mass where they are whole numbers or categories\n"
         "  synthetic.csv    as many new rows, in the table's columns, units and formatting\n"
         "  marginals.png    each column's histogram, real and synthetic (with matplotlib)\n"
         "Training stops when the validation part gets no better; the same command resumes it.\n"
-        f"\n{_listed(Path(__file__).parent / 'configs' / 'table.py', ('table', 'fingerprint', 'features'))}",
+        "\n" + _listed(_TABLE_CONFIG, ("table", "fingerprint", "features")),
         "  jflow fit wine.csv --out runs/wine\n"
         "  jflow fit people.csv --out runs/people drop=name,id categorical=postcode\n"
         "  jflow sample runs/wine --num 1000 --out rows.csv",

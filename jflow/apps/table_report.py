@@ -19,7 +19,7 @@ from jflow.metrics import gaussian_log_prob, log_mean_exp
 
 
 def compare(flow_nats: np.ndarray, gaussian_nats: np.ndarray) -> dict[str, float | None]:
-    """Mean log-likelihoods of the same rows, and their paired difference with its standard error."""
+    """Mean log-likelihoods of the same rows, and their paired difference with its error."""
     difference = flow_nats - gaussian_nats
     error = (
         float(difference.std(ddof=1)) / math.sqrt(len(difference)) if len(difference) > 1 else None

@@ -210,7 +210,7 @@ def columns_of(state) -> tuple[Column, ...]:
 
 
 def as_text(state, x: np.ndarray) -> tuple[list[str] | None, list[list[str]]]:
-    """(header or None, rows of cells) of rows [n, d] in data units, written the way the table is."""
+    """(header or None, rows of cells) of rows [n, d] in data units, written as the table is."""
     schema = columns_of(state)
     return ([c.name for c in schema] if state["header"] else None), data.to_text(schema, x)
 

@@ -1,4 +1,4 @@
-"""Data: rows as dicts of numpy arrays, batches, preprocessing, generated pairs, images and tables."""
+"""Data: rows as dicts of numpy arrays, batches, preprocessing, images and tables."""
 
 from jflow.data._batches import Batches, batches
 from jflow.data._images import cifar_jpegs, cifar_sheets, digits, mnist

@@ -2,24 +2,23 @@
 
 The k-rectified flow, as a loop (`source` draws noise, or rows of another data set):
 
-    rows = {"x": data}                                    # 1-rectified: noise and data are paired at random
+    rows = {"x": data}  # 1-rectified: noise and data are paired at random
     for k, (train_key, pairs_key) in enumerate(jax.random.split(key, (rounds, 2)), 1):
         step = train.make_step(losses.flow_matching(velocity), optimizer)
-        state = train.init_state(params, optimizer, train_key)  # params: fresh, or those of the round before
-        state = train.fit(state, step, data.batches(rows, 256), steps=20_000, workdir=runs /
-        f"{k}").state params = state.params generate_reflow_pairs(runs / f"pairs-{k}", velocity,
-        params, source, 10**6, key=pairs_key) rows = read_shards(runs / f"pairs-{k}")           #
-        {'x0', 'x'}: what flow_matching reads
-    one_step = losses.distillation(velocity)              # ... and the last pairs into one step
+        state = train.init_state(params, optimizer, train_key)
+        batches = data.batches(rows, 256)
+        state = train.fit(state, step, batches, steps=20_000, workdir=runs / f"{k}").state
+        params = state.params
+        folder = runs / f"pairs-{k}"
+        generate_reflow_pairs(folder, velocity, params, source, 10**6, key=pairs_key)
+        rows = read_shards(folder)  # {'x0', 'x'}: what flow_matching reads
+    one_step = losses.distillation(velocity)  # ... and the last pairs into one step
 
-One round is enough where the second is trained as in Lee, Lin, Fanti, "Improving the Training of
-Rectified Flows", 2024: from the params of the first, on times at both ends and with an error that
-forgives outliers,
-
-    losses.flow_matching(velocity, time=times.u_shaped(), metric=losses.pseudo_huber(0.00054 *
-    math.sqrt(dimensions)))
-
-(`losses.perceptual_huber` for images), and for real rows beside the pairs `losses.fresh_source` before it.
+One round is enough where the second is trained as in Lee, Lin, Fanti, *Improving the Training of
+Rectified Flows*, 2024, arXiv:2405.20320: from the params of the first, on times at both ends
+(`times.u_shaped()`) and with an error that forgives outliers
+(`losses.pseudo_huber(0.00054 * math.sqrt(dimensions))`, or `losses.perceptual_huber` for images);
+`losses.fresh_source` before the loss mixes real rows in.
 """
 
 import hashlib
@@ -93,8 +92,10 @@ def truncate_pairs(rows: Rows, share: float) -> dict[str, np.ndarray]:
 
 
 Source = Callable[[Key, int], Mapping[str, Any]]
-"""(key, n) -> {'x0': [n, *event]} to carry forward or {'x': [n, *event]} to carry backward, and 'cond' [n, ...] if any, one
-array. Split the key where noise and conditions are both drawn: from one key they would depend on each other."""
+"""(key, n) -> {'x0': [n, *event]} to carry forward or {'x': [n, *event]} to carry backward.
+
+'cond' [n, ...], if any, is one array. Split the key where noise and conditions are both drawn: from
+one key they would depend on each other."""
 
 
 _PAIRS, _SEGMENT = solvers.fixed(100, diffrax.Heun()), solvers.fixed(25, diffrax.Heun())
@@ -168,8 +169,8 @@ def generate_reflow_pairs(
     References:
         Liu, Gong, Liu, *Flow Straight and Fast: Learning to Generate and Transfer Data with
         Rectified Flow*, 2022, arXiv:2209.03003.
-        Lee, Lin, Fanti, *Improving the Training of Rectified Flows*, 2024, arXiv:2405.20320 (pairs from real
-        data).
+        Lee, Lin, Fanti, *Improving the Training of Rectified Flows*, 2024, arXiv:2405.20320 (pairs
+        from real data).
     """
     there = solvers.as_method("generate_reflow_pairs", method, _PAIRS)
     options = {

@@ -65,7 +65,7 @@ def _constant(rows: Rows, key: str, log_slope: float) -> np.ndarray:
 
 
 def _check_rows(expected: str, x: np.ndarray, fine: np.ndarray) -> None:
-    """Raise, naming the first row and the value in it, unless `fine` [n, *event] holds everywhere."""
+    """Raise, naming the first row and its value, unless `fine` [n, *event] holds everywhere."""
     if not fine.all():
         where = tuple(int(i) for i in np.argwhere(~fine)[0])
         rows = int((~fine.reshape(len(x), -1)).any(1).sum())
@@ -192,7 +192,8 @@ def dequantize(levels: int, *, key: str = "x") -> Preprocess:
         [[0, 255]]
 
     References:
-        Theis, van den Oord, Bethge, *A note on the evaluation of generative models*, 2016, arXiv:1511.01844.
+        Theis, van den Oord, Bethge, *A note on the evaluation of generative models*, 2016,
+        arXiv:1511.01844.
     """
     if not 2 <= levels <= 2**16:
         raise ValueError(f"dequantize: expected 2 .. 65536 levels, got {levels}")

@@ -121,7 +121,7 @@ def find_lattice(x: np.ndarray) -> tuple[float, float, int | None] | None:
 
 
 def _common_step(gaps: np.ndarray, tolerance: float) -> float:
-    """Euclid's greatest common divisor of real gaps, remainders below `tolerance` counted as zero."""
+    """Euclid's greatest common divisor of real gaps; remainders below `tolerance` are zero."""
     step = gaps.min()
     for a in np.unique(gaps):
         b = step

@@ -247,7 +247,7 @@ def _whole(path: Path, n: int) -> bool:
 
 
 def _mapped(path: Path) -> dict[str, np.ndarray]:
-    """The arrays of an .npz file without compression, mapped from disk (np.load would read them)."""
+    """The arrays of an uncompressed .npz file, mapped from disk (np.load would read them)."""
     arrays: dict[str, np.ndarray] = {}
     with zipfile.ZipFile(path) as archive, open(path, "rb") as file:
         for entry in archive.infolist():

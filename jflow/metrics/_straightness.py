@@ -36,8 +36,9 @@ def straightness(
     knots the segments are judged one by one: the sum over k of the integral of |(x_{k+1} - x_k) /
     h_k - v|^2, for flows that are meant to be straight between knots. It is computed as the
     integral of |v|^2 less
-    |x_{k+1} - x_k|^2 / h_k, one solve for both: with non-negative weights of the solver's stages (Euler,
-    midpoint, Heun) it is at least 0 to rounding. Under jit, close over velocity, knots and method.
+    |x_{k+1} - x_k|^2 / h_k, one solve for both: with non-negative weights of the solver's stages
+    (Euler, midpoint, Heun) it is at least 0 to rounding. Under jit, close over velocity, knots and
+    method.
 
     Args:
         velocity: The flow's velocity.

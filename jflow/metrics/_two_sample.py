@@ -1,4 +1,4 @@
-"""How far one set of rows is from another. Numpy in float64 throughout: an evaluation, not a loss."""
+"""How far one set of rows is from another, in numpy and float64: an evaluation, not a loss."""
 
 from collections.abc import Callable
 

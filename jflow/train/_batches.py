@@ -99,7 +99,7 @@ def _drawn(batches: Callable, sharding) -> NextBatch:
 
 
 class _Stacked:
-    """Every n batches as one, with a new leading axis; position and seek are those of the batches."""
+    """Every n batches as one, with a new leading axis; it has their position and seek."""
 
     def __init__(self, batches, n: int):
         self._batches, self._n = batches, n

@@ -192,7 +192,7 @@ def _mean_of_shards(tree, batch, axis_name):
 
 
 def _mean_of_changes(new, old, batch, axis_name):
-    """`new` with the mean over shards of the floats that changed: states stay equal on all of them."""
+    """`new` with the mean over shards of the floats that changed: states stay equal."""
     total = None if _weight(batch) is None else jax.lax.psum(_weight(batch), axis_name)
 
     def mean(new, old):
