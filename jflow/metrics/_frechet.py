@@ -12,8 +12,7 @@ from numpy.typing import ArrayLike
 
 
 class Moments(NamedTuple):
-    """Mean and scatter of some rows of features; `moments` makes them, `frechet_between` takes
-    them.
+    """Mean and scatter of some rows of features, from `moments`, for `frechet_between`.
 
     Attributes:
         n: The number of rows.
