@@ -17,8 +17,9 @@ from jflow._core.environment import COORDINATOR, COUNT, INDEX
 def initialize() -> None:
     """Joins the other processes of this job.
 
-    To be called before anything else touches JAX's devices. Under `jflow launch` the launcher says who they are; on a TPU pod slice, under Slurm, Open MPI
-    and in an indexed Kubernetes job, jax.distributed.initialize finds out by itself.
+    To be called before anything else touches JAX's devices. Under `jflow launch` the launcher says
+    who they are; on a TPU pod slice, under Slurm, Open MPI and in an indexed Kubernetes job,
+    jax.distributed.initialize finds out by itself.
 
     An error that nobody catches then ends this process at once. Python's way out would wait for the
     others, which wait for this one.
