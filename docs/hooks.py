@@ -13,7 +13,7 @@ from mkdocs.structure.files import File
 
 ROOT = Path(__file__).parent.parent
 FORMULA = re.compile(r'<(span|div) class="arithmatex">\\[(\[](.*?)\\[)\]]</\1>', re.DOTALL)
-CODE = re.compile(r"(<(?:a|pre|h\d)\b.*?</(?:a|pre|h\d)>)|<code>(\w+\.[\w.]+)</code>", re.DOTALL)
+CODE = re.compile(r"(<(?:a|pre|h\d)\b.*?</(?:a|pre|h\d)>)|<code>([\w.]+)</code>", re.DOTALL)
 
 
 def public_modules():
@@ -86,9 +86,11 @@ def first_sentence(docstring) -> str:
 def module_page(module, members) -> str:
     """A module's page: its docstring, and a table a file, in the order of `__all__`."""
     lines = [f"# `{module.path}`", "", module.docstring.value if module.docstring else "", ""]
-    by_file = {}
+    by_file = {module: []}  # what comes from elsewhere stands first, without a heading
     for name, target in members:
-        by_file.setdefault(target.module, []).append((name, target))
+        inside = target.module.path.startswith(module.path)
+        by_file.setdefault(target.module if inside else module, []).append((name, target))
+    by_file = {file: rows for file, rows in by_file.items() if rows}
     for file, rows in by_file.items():
         if file is not module and len(by_file) > 1:
             lines += [f"## {first_sentence(file.docstring).rstrip('.')}", ""]
@@ -132,8 +134,12 @@ def on_files(files, *, config):
 def on_page_content(content, *, page, config, files):
     content = FORMULA.sub(lambda m: mathml(m[2], block=m[1] == "div"), content)
 
+    here = page.file.src_uri.removeprefix("api/").rpartition("/")[0]
+    home = here.replace("/", ".")  # names of the same module go without it
+
     def linked(match):
-        uri = match[2] and PAGES.get(match[2].removeprefix("jflow."))
+        name = (match[2] or "").removeprefix("jflow.")
+        uri = PAGES.get(name if "." in name else f"{home}.{name}")
         if not uri or uri == page.file.src_uri:
             return match[0]
         target = files.get_file_from_path(uri).url
