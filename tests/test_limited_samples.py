@@ -67,7 +67,7 @@ def test_the_distance_falls_as_one_over_n():
         )
 
 
-@pytest.mark.parametrize(("n", "noises"), [(4, 1), (8, 1), (4, 3)])
+@pytest.mark.parametrize(("n", "noises"), [(8, 1), (4, 3)])
 def test_a_trained_flow_has_the_distance_of_the_theory(n, noises):
     """In 1,000 dimensions; random overlaps of rows, of size 1 / sqrt(d) = 3 percent, move the
     distance by a few times that."""

@@ -303,7 +303,7 @@ def flow_plus_plus(**options):
         "dequantizer_depth": 1,
         "univariate": bj.univariate.affine(),
     }
-    return flows.flow_plus_plus((2, 4, 1), levels=5, depth=(0, 1, 1), **sizes, **options)
+    return flows.flow_plus_plus((2, 4, 1), levels=5, depth=(0, 0, 1), **sizes, **options)
 
 
 class FlowRow(NamedTuple):
@@ -333,7 +333,7 @@ FLOWS = {
         levels=0,
         exact=True,
     ),
-    # of no condition, and of checkerboards before the squeeze: tests/flows/test_image_flows.py
+    # of no condition, and of the two stages before: tests/flows/test_image_flows.py
     "flow_plus_plus of labels": FlowRow(
         lambda: flow_plus_plus(embed=nn.Embed(3, 4), dropout=0.5, remat=True),
         event=(2, 4, 1),

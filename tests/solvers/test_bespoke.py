@@ -302,8 +302,8 @@ def plain_misses(evaluations):
 
 @pytest.mark.parametrize(
     "evaluations, solver, kind",
-    [(4, EULER, "error"), (10, MIDPOINT, "error"), (4, EULER, "bound")],
-    ids=["4 euler error", "10 midpoint error", "4 euler bound"],
+    [(10, MIDPOINT, "error"), (4, EULER, "bound")],
+    ids=["10 midpoint error", "4 euler bound"],
 )
 def test_trained_it_beats_the_plain_methods_at_equal_evaluations(evaluations, solver, kind):
     """On rows that it was not trained on; the exact field of two Gaussians in the plane is the
