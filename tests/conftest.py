@@ -42,7 +42,7 @@ gc.set_threshold(100_000, 50, 1000)
 def free_compiled():
     """A worker would otherwise keep every program that it compiled, gigabytes of them by the end."""
     yield
-    if resource.getrusage(resource.RUSAGE_SELF).ru_maxrss > 6 * 2**20:  # KiB
+    if resource.getrusage(resource.RUSAGE_SELF).ru_maxrss > 3 * 2**20:  # KiB
         jax.clear_caches()
 
 
