@@ -173,7 +173,7 @@ def check(ours, other, params, x, name):
 def model_flops(case):
     """Of a training step of a DiT: 2 per weight and token forward, 4 backward, and the two products
     of attention."""
-    width, depth, p = (case.sizes[k] for k in ("width", "depth", "patch_size"))
+    width, depth, p = (case.sizes[k] for k in ("width", "num_layers", "patch_size"))
     tokens, patch = case.shape[0] * case.shape[1] // p**2, p * p * case.shape[2]
     a_token = depth * (12 * width**2 + 2 * tokens * width) + 2 * patch * width
     a_row = width * (256 + width) + (6 * depth + 2) * width**2
