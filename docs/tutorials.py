@@ -8,6 +8,7 @@ A tutorial is a script in cells (`# %%`); its page in docs/pages/tutorials is co
 site builds without running it.
 """
 
+import os
 import sys
 import time
 from pathlib import Path
@@ -19,10 +20,10 @@ from nbconvert.preprocessors import ExecutePreprocessor
 ROOT = Path(__file__).parent.parent
 PAGES = ROOT / "docs/pages/tutorials"
 HEAD = "---\nhide: [toc]\n---\n"
-FOOT = "\n*The script: `python experiments/tutorials/{name}.py`, {seconds:.0f} s on {where}.*\n"
+FOOT = "\n\n*`python experiments/tutorials/{name}.py`, {seconds:.0f} s on {cores} CPU cores.*\n"
 
 
-def write(script: Path, where: str) -> None:
+def write(script: Path) -> None:
     notebook, start = jupytext.read(script), time.time()
     ExecutePreprocessor(timeout=900, kernel_name="python3").preprocess(notebook)
     seconds = time.time() - start
@@ -31,7 +32,7 @@ def write(script: Path, where: str) -> None:
         (PAGES / f"{script.stem}_{i}.png").write_bytes(picture)
         body = body.replace(f"![png]({name})", f"![figure {i}]({script.stem}_{i}.png)")
     (PAGES / f"{script.stem}.md").write_text(
-        HEAD + body.strip() + "\n" + FOOT.format(name=script.stem, seconds=seconds, where=where)
+        HEAD + body.strip() + FOOT.format(name=script.stem, seconds=seconds, cores=os.cpu_count())
     )
     print(f"{script.stem}: {seconds:.0f} s", flush=True)
 
@@ -39,7 +40,7 @@ def write(script: Path, where: str) -> None:
 def main() -> None:
     scripts = [Path(p) for p in sys.argv[1:]] or sorted(ROOT.glob("experiments/tutorials/*.py"))
     for script in scripts:
-        write(script, "two CPU cores")
+        write(script)
 
 
 if __name__ == "__main__":

@@ -9,14 +9,15 @@ from pathlib import Path
 import jax
 import pytest
 from compiling import leave_the_optimizer_out
-from jax.experimental.key_reuse import _core as key_reuse
-from jax.extend.core import primitives
 
 if not {"PYTEST_XDIST_WORKER", "JFLOW_TEST_OPTIMIZED"} & set(os.environ):  # workers inherit it
     leave_the_optimizer_out()
 
 jax.config.update("jax_numpy_rank_promotion", "raise")
 if os.environ.get("JFLOW_TEST_KEYS") == "1":
+    from jax.experimental.key_reuse import _core as key_reuse
+    from jax.extend.core import primitives
+
     # JAX refuses every program that consumes a key twice. Between programs it is not asked: a test
     # may call two functions with one key to compare them. The two primitives are not known to it:
     # vmap puts them where keys are scanned and where a condition differs from row to row.

@@ -94,15 +94,6 @@ SEARCHES = {  # page under api/: what people type for it
         "Inception distance",
     ],
 }
-EQUALS = {  # other pages that answer the same question as well
-    "solvers/log_prob": {"flows/cnf", "solvers/sample_with_log_det"},
-    "train/ema/update": {"train/ema/warmup", "train/ema/start", "train/ema", "train/make_step"},
-    "guidance/cfg": {"guidance/guided"},
-    "data/dequantize": {"bijectors/uniform_dequantization", "flows/with_dequantization"},
-    "losses/mean_flow": {"losses/improved_mean_flow"},
-    "solvers/sample_sde": {"solvers/euler_maruyama"},
-    "metrics/frechet_distance": {"metrics/frechet_between", "nets/InceptionFID"},
-}
 
 
 @pytest.fixture(scope="module")
@@ -172,7 +163,6 @@ def search(site):
 
 @pytest.mark.parametrize("page", SEARCHES)
 def test_search_finds(page, search):
-    right = {f"api/{p}" for p in {page} | EQUALS.get(page, set())}
     for query in SEARCHES[page]:
         first = search(query)[:3]
-        assert right & set(first), f"{query!r} finds {first}"
+        assert f"api/{page}" in first, f"{query!r} finds {first}"
