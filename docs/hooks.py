@@ -43,29 +43,31 @@ def public_modules():
     return list(walk(package))
 
 
+def short(path: str) -> str:
+    return path.removeprefix("jflow.")
+
+
 MODULES = public_modules()
-PAGES = {  # 'losses.mean_flow' -> 'api/losses/mean_flow.md'
-    f"{module.path}.{name}".removeprefix("jflow."): "api/"
-    + f"{module.path}.{name}".removeprefix("jflow.").replace(".", "/")
-    + ".md"
+NAMED = {  # 'losses.mean_flow' -> what griffe read of it
+    f"{short(module.path)}.{name}": target
     for module, members in MODULES
-    for name, _ in members
-} | {
-    module.path.removeprefix("jflow."): module_page
+    for name, target in members
+}
+PAGES = {name: f"api/{name.replace('.', '/')}.md" for name in NAMED}
+PAGES |= {
+    short(module.path): f"api/{short(module.path).replace('.', '/')}/index.md"
     for module, _ in MODULES
-    for module_page in ["api/" + module.path.removeprefix("jflow.").replace(".", "/") + "/index.md"]
 }
 
-
 FUNCTION = """---
-title: {short}.{name}
+title: {name}
 tags: {tags}
 ---
-[`jflow.{short}`](index.md)
+[`jflow.{home}`](index.md)
 
-::: {full}
+::: jflow.{name}
     options:
-      heading: {short}.{name}
+      heading: {name}
 """
 
 
@@ -103,8 +105,8 @@ def module_page(module, members) -> str:
 
 
 def on_config(config):
-    packages = [m.path.removeprefix("jflow.") for m, _ in MODULES]
-    config.nav.append({"API": ["api/index.md", *({p: PAGES[p]} for p in packages)]})
+    pages = [{short(module.path): PAGES[short(module.path)]} for module, _ in MODULES]
+    config.nav.append({"API": ["api/index.md", *pages]})
     return config
 
 
@@ -115,14 +117,13 @@ def on_files(files, *, config):
     lines = ["# API reference", "", "Everything public, by the noun that it is or makes.", ""]
     lines += ["| package | |", "|---|---|"]
     for module, members in MODULES:
-        short = module.path.removeprefix("jflow.")
-        said = first_sentence(module.docstring).replace("|", "\\|")
-        lines.append(f"| [`{module.path}`]({short.replace('.', '/')}/index.md) | {said} |")
-        add(PAGES[short], module_page(module, members))
-        for name, target in members:
-            full, tags = f"{module.path}.{name}", json.dumps(other_names(target.docstring))
-            text = FUNCTION.format(short=short, name=name, full=full, tags=tags)
-            add(PAGES[full.removeprefix("jflow.")], text)
+        page, said = PAGES[short(module.path)], first_sentence(module.docstring)
+        said = said.replace("|", "\\|")
+        lines.append(f"| [`{module.path}`]({page.removeprefix('api/')}) | {said} |")
+        add(page, module_page(module, members))
+    for name, target in NAMED.items():
+        tags, home = json.dumps(other_names(target.docstring)), name.rpartition(".")[0]
+        add(PAGES[name], FUNCTION.format(name=name, home=home, tags=tags))
     add("api/index.md", "\n".join(lines))
     for path in sorted(ROOT.glob("experiments/**/*")) + [ROOT / "benchmarks/README.md"]:
         if path.name == "README.md" or path.suffix == ".png":
@@ -138,7 +139,7 @@ def on_page_content(content, *, page, config, files):
     home = here.replace("/", ".")  # names of the same module go without it
 
     def linked(match):
-        name = (match[2] or "").removeprefix("jflow.")
+        name = short(match[2] or "")
         uri = PAGES.get(name if "." in name else f"{home}.{name}")
         if not uri or uri == page.file.src_uri:
             return match[0]

@@ -7,9 +7,4 @@ _PATH = Path(__file__).parents[1] / "docs/hooks.py"
 _SPEC = importlib.util.spec_from_file_location("site_hooks_of_docs", _PATH)
 hooks = importlib.util.module_from_spec(_SPEC)
 _SPEC.loader.exec_module(hooks)
-
-NAMED = {  # 'losses.mean_flow' -> what griffe read of it
-    f"{module.path}.{name}".removeprefix("jflow."): target
-    for module, members in hooks.MODULES
-    for name, target in members
-}
+NAMED = hooks.NAMED

@@ -92,7 +92,7 @@ def _folder_beside(path: Path) -> Iterator[Path]:
     parent, prefix = path.absolute().parent, f".{path.name[:50]}."
     for left in parent.glob(f"{glob.escape(prefix)}*.part"):
         with contextlib.suppress(OSError):
-            stream, locked = _lock(left)
+            stream, locked = _locked_file(left)
             with stream:
                 if locked:
                     shutil.rmtree(left, ignore_errors=True)
@@ -104,7 +104,7 @@ def _folder_beside(path: Path) -> Iterator[Path]:
         folder = Path(tempfile.mkdtemp(prefix=prefix, suffix=".part", dir=parent))
         try:
             try:
-                stream, locked = _lock(folder)
+                stream, locked = _locked_file(folder)
             except FileNotFoundError:
                 continue
             with stream:
@@ -116,16 +116,23 @@ def _folder_beside(path: Path) -> Iterator[Path]:
             shutil.rmtree(folder, ignore_errors=True)
 
 
-def _lock(folder: Path) -> tuple[TextIO, bool | None]:
+def _locked_file(folder: Path) -> tuple[TextIO, bool | None]:
     """The open file that holds the lock of a folder, and whether it is locked now: None where the
     system has no locks."""
     stream = open(folder / ".lock", "a")
     try:
-        if fcntl is None:
-            return stream, None
-        fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except (BlockingIOError, PermissionError):
-        return stream, False
+        return stream, try_lock(stream)
     except OSError:
         return stream, None
-    return stream, True
+
+
+def try_lock(stream: TextIO) -> bool:
+    """Whether an open file is locked now for this process, until it is closed; False where another
+    process has it. Raises OSError where the system has no locks."""
+    if fcntl is None:
+        raise OSError("this platform has no fcntl")
+    try:
+        fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except (BlockingIOError, PermissionError):
+        return False
+    return True

@@ -10,11 +10,7 @@ from pathlib import Path
 from typing import TextIO
 
 from jflow._core import processes
-
-try:
-    import fcntl
-except ImportError:  # Windows
-    fcntl = None  # type: ignore[assignment]  # a module, where there is one
+from jflow._core.files import try_lock
 
 FILE = "run.lock"
 # The workdirs that the caller holds: another thread is another run.
@@ -92,20 +88,18 @@ def _open(file: Path) -> TextIO:
 def _lock(stream: TextIO, folder: Path) -> bool:
     """Whether the file is locked now; False where the system has no locks."""
     try:
-        if fcntl is None:
-            raise OSError("this platform has no fcntl")
-        fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        return True
-    except (BlockingIOError, PermissionError):
-        stream.seek(0)
-        who = stream.read().strip() or "of unknown pid"
-        raise ValueError(
-            f"workdir {folder} is in use by another run ({who}): wait for it, end it, or take"
-            " another workdir"
-        ) from None
+        locked = try_lock(stream)
     except OSError as error:
         warnings.warn(
             f"cannot lock {folder} ({error}): take care that no second run writes there",
             stacklevel=2,
         )
         return False
+    if not locked:
+        stream.seek(0)
+        who = stream.read().strip() or "of unknown pid"
+        raise ValueError(
+            f"workdir {folder} is in use by another run ({who}): wait for it, end it, or take"
+            " another workdir"
+        )
+    return True

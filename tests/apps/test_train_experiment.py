@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 
 from jflow import apps, data, train
-from jflow._core import lock
+from jflow._core import files, lock
 from jflow.train import checkpoint
 
 CONFIG = '''"""A diagonal normal fitted to rows on disk."""
@@ -457,7 +457,7 @@ def test_a_lock_that_cannot_be_had_is_a_warning(tmp_path, monkeypatch):
     def fail(*_):
         raise OSError(errno.ENOLCK, "No locks available")
 
-    monkeypatch.setattr(lock.fcntl, "flock", fail)
+    monkeypatch.setattr(files.fcntl, "flock", fail)
     with pytest.warns(UserWarning, match=r"cannot lock .*No locks available"):
         with lock.hold(tmp_path):
             pass
