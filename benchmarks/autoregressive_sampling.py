@@ -11,12 +11,13 @@ an evaluation of a layer's network on all rows; a layer takes as many as its slo
 for each flow:
 
     passes         of the slowest row, layer by layer from the data on, and their mean: a
-    log-density takes 1 a layer sample / log p the median over turns of the ratio of times, all
-    numbers of all rows drawn and the density of as many rows off sequential the largest difference
-    from `bijectors.sequential`, which solves for one number after another, over
-                   `--check-rows` rows, relative to 1 + |x|: of a layer given the same rows, and of
-                   the whole flow, where the layers that follow multiply what one rounds; beside it
-                   how far both are from float64
+                   log-density takes 1 a layer
+    sample / log p the median over turns of the ratio of times, all numbers of all rows drawn and
+                   the density of as many rows
+    off sequential the largest difference from `bijectors.sequential`, which solves for one number
+                   after another, over `--check-rows` rows, relative to 1 + |x|: of a layer given the
+                   same rows, and of the whole flow, where the layers that follow multiply what one
+                   rounds; beside it how far both are from float64
 
 FlowJAX's `masked_autoregressive_flow` of the same sizes, untrained (its sampler takes as many
 passes as there are numbers, whatever the params), is measured in the same turns, on `--peer-rows`

@@ -1,8 +1,8 @@
-"""The largest model that each layout of the training state fits, by calculation: nothing is
+r"""The largest model that each layout of the training state fits, by calculation: nothing is
 allocated.
 
-    python benchmarks/capacity.py [--model dit] [--memory 16 80 141] [--devices 8 64] [--rows 8]
-    [--short]
+    python benchmarks/capacity.py [--model dit] [--memory 16 80 141] [--devices 8 64] [--rows 8] \
+        [--short]
 
 Models of a family grow in width and depth together: DiT as from B to XL (depth = width * 28 / 1152,
 heads of 64), or coupling flows on 3072 numbers (depth = width / 32). The largest is taken for which
@@ -12,18 +12,19 @@ heads of 64), or coupling flows on 3072 numbers (depth = width / 32). The larges
 holds on one device, all in bytes of float32 and all from the shapes of the traced functions:
 
     state        params, Adam's two moments and the average, split by the layout's rules
-    (jflow.train.shardings) gradients    as the params are split gathered     fsdp alone: the
-    weights of two layers (in use, and on their way) and what no scan slices, whole activations
-    what one row keeps for the backward pass: residuals of jax.vjp of the loss, those of two batches
-    subtracted;
-                 with remat also one layer's own, recomputed
+                 (jflow.train.shardings)
+    gradients    as the params are split
+    gathered     fsdp alone: the weights of two layers (in use, and on their way) and what no scan
+                 slices, whole
+    activations  what one row keeps for the backward pass: residuals of jax.vjp of the loss, those
+                 of two batches subtracted; with remat also one layer's own, recomputed
     reserve      for XLA's working memory, 0.2 unless told
 
 Layouts: `data`, the state on every device; `fsdp`, split over all of them; `+ remat`, layers
-recomputed in the backward pass;
-`data + reversible`, rebuilt from their outputs (coupling flows); `tensor`, matrices split over
-groups of up to 8 devices, whose activations are counted whole, an upper bound. `--check` compares
-the formula with XLA's own account of a small model on 8 fake devices.
+recomputed in the backward pass; `data + reversible`, rebuilt from their outputs (coupling flows);
+`tensor`, matrices split over groups of up to 8 devices, whose activations are counted whole, an
+upper bound. `--check` compares the formula with XLA's own account of a small model on 8 fake
+devices.
 """
 
 import argparse

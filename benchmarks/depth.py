@@ -1,8 +1,8 @@
-"""Stacks of couplings against their depth: memory, time and gradients of plain, rematerialized and
+r"""Stacks of couplings against their depth: memory, time and gradients of plain, rematerialized and
 reversible scans.
 
-    python benchmarks/depth.py [--depths 4 16 64 256] [--features 16] [--rows 1024] [--hidden 128
-    128]
+    python benchmarks/depth.py [--depths 4 16 64 256] [--features 16] [--rows 1024] \
+        [--hidden 128 128]
     python benchmarks/depth.py --short
 
 The affine stack has layers of actnorm, a permutation and an affine coupling, the spline stack of a
@@ -13,10 +13,10 @@ side; then the four scans, on the same params and batch, take turns. Printed are
     temp MiB    temporary memory of the compiled step; params and their gradient, which are its
                 arguments and results, are not in it
     step s      median of the --repeats, and `/ plain`, the median over turns of its ratio to the
-    plain scan compile s   tracing and compiling, and `/ first`, its ratio to the first depth
+                plain scan
+    compile s   tracing and compiling, and `/ first`, its ratio to the first depth
     gradient    the largest difference from the plain scan's gradient in a leaf over the largest
-    entry of the leaf, for the
-                worst leaf
+                entry of the leaf, for the worst leaf
     rebuild     the largest error of a rebuilt activation (of the worst segment, for reversible=k)
 """
 

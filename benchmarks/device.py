@@ -13,10 +13,12 @@ The sections, the most important first:
                 gradients written once) over seconds, as a share of what a large copy on the device
                 reaches
     density     flows as in density.py, beside FlowJAX where it is installed, and the matrix
-    products alone dit         a training step of flow matching of DiT-B/2 in bfloat16: model FLOPs
-    utilization by attention function ode         solvers.sample beside a hand-written scan, as in
-    ode_sampling.py depth       temporary memory and time of plain, rematerialized and reversible
-    stacks, as in depth.py
+                products alone
+    dit         a training step of flow matching of DiT-B/2 in bfloat16: model FLOPs utilization by
+                attention function
+    ode         solvers.sample beside a hand-written scan, as in ode_sampling.py
+    depth       temporary memory and time of plain, rematerialized and reversible stacks, as in
+                depth.py
 
 Calls are compiled first, those that are compared take turns, and medians are printed; a turn chains
 calls that are short beside a launch. Each section runs in a process of its own, so that a crash or

@@ -1,7 +1,7 @@
-"""The torch side of flow_matching_step.py: torchcfm's loop on networks of the same sizes.
+r"""The torch side of flow_matching_step.py: torchcfm's loop on networks of the same sizes.
 
-    TORCH_PYTHON benchmarks/peers/torch_flow_matching.py --config '{"net": "mlp", "shape": [2],
-    "batch": 256, ...}'
+    TORCH_PYTHON benchmarks/peers/torch_flow_matching.py \
+        --config '{"net": "mlp", "shape": [2], "batch": 256, ...}'
 
 Answers requests on stdin, a JSON line each: {"steps": n} -> {"seconds", "params", "memory"}; memory
 is the most that the step held on a GPU, in bytes, null on a CPU. The networks are jflow's `nets` in

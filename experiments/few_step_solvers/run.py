@@ -1,9 +1,9 @@
 """Solvers fitted to one trained velocity, beside plain ones, at 4 to 10 evaluations: BOSS, Bespoke
 solvers, FlowTurbo.
 
-    python experiments/few_step_solvers/run.py --out runs/solvers                        # eight Gaussians
+    python experiments/few_step_solvers/run.py --out runs/solvers  # eight Gaussians
     python experiments/few_step_solvers/run.py --out runs/solvers --data checkerboard
-    python experiments/few_step_solvers/run.py --out runs/short --short                  # CI: numbers mean nothing
+    python experiments/few_step_solvers/run.py --out runs/short --short  # CI: numbers mean nothing
 
 Trains a velocity from standard normal noise, solves its ODE finely on rows of noise, fits the
 solvers to those solutions, and prints the root of the mean squared difference to a fine solution on

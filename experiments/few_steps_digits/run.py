@@ -1,8 +1,9 @@
 """Class-conditional digits in 1, 2 and 4 evaluations, by many methods at one training budget.
 
-    python experiments/few_steps_digits/run.py --out runs/digits_few                               # 8x8, no download
-    python experiments/few_steps_digits/run.py --out runs/mnist_few --mnist DATA/images/mnist.npz  # 14x14
-    python experiments/few_steps_digits/run.py --out runs/short --short                            # CI
+    python experiments/few_steps_digits/run.py --out runs/digits_few  # 8x8, no download
+    # 14x14
+    python experiments/few_steps_digits/run.py --out runs/mnist_few --mnist DATA/images/mnist.npz
+    python experiments/few_steps_digits/run.py --out runs/short --short  # CI
 
 Each method is a line of OUT/results.jsonl as soon as it is done, and is not trained again when the
 command is repeated; its params and samples are kept beside it. Prints a table, draws

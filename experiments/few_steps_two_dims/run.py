@@ -1,9 +1,11 @@
 """Every way to sample in few evaluations, on three sets in the plane at one training budget: a
 table of W2, and pictures.
 
-    python experiments/few_steps_two_dims/run.py --out runs/few                    # 35 minutes of processor time a set
+    # 35 minutes of processor time a set
+    python experiments/few_steps_two_dims/run.py --out runs/few
     python experiments/few_steps_two_dims/run.py --out runs/few --sets moons --methods teacher sCM
-    python experiments/few_steps_two_dims/run.py --out runs/short --short          # CI: numbers mean nothing
+    # CI: numbers mean nothing
+    python experiments/few_steps_two_dims/run.py --out runs/short --short
 
 Five seeds are trained side by side, in one program. Each method is a line of OUT/results.jsonl as
 soon as it is done, and is not trained again when the command is repeated; its params are kept for

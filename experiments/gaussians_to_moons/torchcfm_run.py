@@ -1,8 +1,8 @@
-"""torchcfm's loop for `run.py`: one training, one JSON line; run by the Python of an environment
+r"""torchcfm's loop for `run.py`: one training, one JSON line; run by the Python of an environment
 with torch and torchcfm.
 
-    TORCH_PYTHON experiments/gaussians_to_moons/torchcfm_run.py --coupling exact --seed 0 --points
-    points.npz --out made.npz
+    TORCH_PYTHON experiments/gaussians_to_moons/torchcfm_run.py --coupling exact --seed 0 \
+        --points points.npz --out made.npz
 
 Data, network, optimizer and batch are those of run.py. torchcfm's own helper draws the eight
 Gaussians in a Python loop over rows; here they are drawn at once, so that the clock measures the

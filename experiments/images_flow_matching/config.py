@@ -1,11 +1,11 @@
-"""Class-conditional flow matching on images, by a U-Net or a DiT: scikit-learn's digits (8x8, no
+r"""Class-conditional flow matching on images, by a U-Net or a DiT: scikit-learn's digits (8x8, no
 download: the CPU mode), MNIST, Fashion-MNIST or CIFAR-10.
 
     jflow train experiments/images_flow_matching --workdir runs/digits_unet
     python experiments/images_flow_matching/measure.py runs/digits_unet --out samples.png
 
-    jflow train experiments/images_flow_matching dataset=cifar net=dit data_dir=DATA --workdir
-    runs/cifar_dit
+    jflow train experiments/images_flow_matching dataset=cifar net=dit data_dir=DATA \
+        --workdir runs/cifar_dit
 
 DATA (or JFLOW_DATA) is the folder that holds images/mnist.npz, images/fashion_mnist_8k2k.npz or
 images/cifar10_*. `short=True` shrinks it to seconds, for CI. measure.py beside this file judges a

@@ -1,8 +1,9 @@
-"""Bits per dimension of images under discrete flows: MNIST at 28x28 or 14x14, or scikit-learn's
+r"""Bits per dimension of images under discrete flows: MNIST at 28x28 or 14x14, or scikit-learn's
 digits (8x8, no download).
 
-    jflow train experiments/mnist_bits_per_dim dataset=mnist size=14 steps=1600 data_dir=DATA
-    --workdir runs/mnist14 jflow evaluate runs/mnist14
+    jflow train experiments/mnist_bits_per_dim dataset=mnist size=14 steps=1600 data_dir=DATA \
+        --workdir runs/mnist14
+    jflow evaluate runs/mnist14
     python experiments/mnist_bits_per_dim/show.py runs/mnist14 --out samples.png
 
 DATA is the folder that holds images/mnist.npz (or set JFLOW_DATA). size=14 is the CPU mode, 17

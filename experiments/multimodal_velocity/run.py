@@ -1,9 +1,11 @@
 """Eight Gaussians in few evaluations: the mean velocity, a Gaussian mixture of velocities, and a
 flow of velocities.
 
-    python experiments/multimodal_velocity/run.py --out runs/multimodal            # minutes on two CPU cores
-    python experiments/multimodal_velocity/run.py --out runs/multimodal --seed 1   # another seed, a folder of its own
-    python experiments/multimodal_velocity/run.py --out runs/short --short         # CI: a minute, numbers mean nothing
+    python experiments/multimodal_velocity/run.py --out runs/multimodal  # minutes on two CPU cores
+    # another seed, a folder of its own
+    python experiments/multimodal_velocity/run.py --out runs/multimodal --seed 1
+    # CI: a minute, numbers mean nothing
+    python experiments/multimodal_velocity/run.py --out runs/short --short
 
 Trains, for as many updates and with the same backbone, a rectified flow, GMFlow with 1 and with 8
 components, and a hierarchical rectified flow of depth 2, from independent pairs and with the data

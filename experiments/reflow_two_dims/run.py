@@ -1,10 +1,12 @@
 """Eight Gaussians to moons: a flow made straight by reflow, c-rectification and segments, and
 distilled, in one table.
 
-    python experiments/reflow_two_dims/run.py --out runs/reflow                  # minutes on two CPU cores
-    python experiments/reflow_two_dims/run.py --out runs/reflow --seed 1         # another seed, a folder of its own
+    python experiments/reflow_two_dims/run.py --out runs/reflow  # minutes on two CPU cores
+    # another seed, a folder of its own
+    python experiments/reflow_two_dims/run.py --out runs/reflow --seed 1
     python experiments/reflow_two_dims/run.py --out runs/reflow --source normal --target eight
-    python experiments/reflow_two_dims/run.py --out runs/short --short           # CI: seconds, numbers mean nothing
+    # CI: seconds, numbers mean nothing
+    python experiments/reflow_two_dims/run.py --out runs/short --short
 
 Trains 1-, 2- and 3-rectified flows, each on the pairs that the one before generated, then what else
 can be made of the first one. Prints for each: straightness, transport cost, and W2 to fresh data

@@ -1,8 +1,8 @@
-"""Log-likelihoods of small UCI tables under the protocol of Uria, Murray, Larochelle, *RNADE*
+r"""Log-likelihoods of small UCI tables under the protocol of Uria, Murray, Larochelle, *RNADE*
 (2013): ten folds.
 
-    python experiments/rnade_uci/run.py --data-dir DATA [--sets red_wine white_wine ionosphere
-    boston] [--columns raw distinct]
+    python experiments/rnade_uci/run.py --data-dir DATA \
+        [--sets red_wine white_wine ionosphere boston] [--columns raw distinct]
 
 Each fold holds out a tenth of the rows to test; a tenth of the others chooses the step to stop at;
 columns are standardized by the fold's training rows. The ten folds train at once, as one vmapped

@@ -1,15 +1,15 @@
-"""Log-likelihood of continuous flows on tables: trained by flow matching, by a diffusion's bound,
+r"""Log-likelihood of continuous flows on tables: trained by flow matching, by a diffusion's bound,
 and by likelihood.
 
-    python experiments/tabular_cnf/run.py --data-dir DATA [--datasets power_plant] [--seeds 0 1 2]
-    [--methods ...] [--short]
+    python experiments/tabular_cnf/run.py --data-dir DATA [--datasets power_plant] \
+        [--seeds 0 1 2] [--methods ...] [--short]
 
 Density by the velocity's ODE (`flows.cnf`, exact divergence) for every method:
 
     flow_matching   losses.flow_matching, stratified logit-normal times, more of them near data
     diffusion       losses.diffusion_likelihood, stratified times of the designed density
     likelihood      losses.regularized_nll from scratch, a smaller network: a solve is part of every
-    update
+                    update
 
 Rows, their preparation and their split are those of experiments/tabular_spline_flow, to be read
 beside its results: the test log-likelihood is in nats of the standardized columns. Prints one line

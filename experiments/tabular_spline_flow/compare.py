@@ -1,8 +1,8 @@
-"""jflow's neural spline flows beside FlowJAX's of the same size, coupling and autoregressive, on
+r"""jflow's neural spline flows beside FlowJAX's of the same size, coupling and autoregressive, on
 equal rows.
 
-    python experiments/tabular_spline_flow/compare.py --data-dir DATA [--datasets power_plant
-    protein magic04] [--seeds 3]
+    python experiments/tabular_spline_flow/compare.py --data-dir DATA \
+        [--datasets power_plant protein magic04] [--seeds 3]
 
 FlowJAX is trained by its own loop (learning rate 5e-4, batch 256, at most 100 epochs, patience 10)
 on the same training and validation rows. Prints, for each set, seed and form, the test

@@ -1,8 +1,8 @@
-"""Neural spline flow on tables: power plant, protein and magic04, or wine and breast cancer from
+r"""Neural spline flow on tables: power plant, protein and magic04, or wine and breast cancer from
 scikit-learn.
 
-    jflow train experiments/tabular_spline_flow dataset=power_plant data_dir=DATA --workdir
-    runs/power_plant
+    jflow train experiments/tabular_spline_flow dataset=power_plant data_dir=DATA \
+        --workdir runs/power_plant
     python experiments/tabular_spline_flow/compare.py --data-dir DATA
 
 The second line trains FlowJAX's spline flows of the same size beside it, over three seeds, in both
