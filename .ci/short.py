@@ -52,7 +52,10 @@ JOBS = [
         "experiments/images_flow_matching/measure.py {}/run --short",
     ],
     [
-        "experiments/rnade_uci/run.py --sets wine --columns distinct --models spline --folds 3 --steps 50 --quiet",
+        (
+            "experiments/rnade_uci/run.py --sets wine --columns distinct --models spline --folds 3"
+            " --steps 50 --quiet"
+        ),
     ],
     [
         "experiments/flow_posteriors/run.py targets --short",

@@ -15,9 +15,9 @@ for each flow:
     sample / log p the median over turns of the ratio of times, all numbers of all rows drawn and
                    the density of as many rows
     off sequential the largest difference from `bijectors.sequential`, which solves for one number
-                   after another, over `--check-rows` rows, relative to 1 + |x|: of a layer given the
-                   same rows, and of the whole flow, where the layers that follow multiply what one
-                   rounds; beside it how far both are from float64
+                   after another, over `--check-rows` rows, relative to 1 + |x|: of a layer given
+                   the same rows, and of the whole flow, where the layers that follow multiply what
+                   one rounds; beside it how far both are from float64
 
 FlowJAX's `masked_autoregressive_flow` of the same sizes, untrained (its sampler takes as many
 passes as there are numbers, whatever the params), is measured in the same turns, on `--peer-rows`
@@ -191,9 +191,9 @@ def flowjax_calls(kind, features, width, rows):
         flow = masked_autoregressive_flow(
             jax.random.key(0),
             base_dist=Normal(jnp.zeros(features)),
-            transformer=RationalQuadraticSpline(knots=BINS, interval=5)
-            if kind == "spline"
-            else None,
+            transformer=(
+                RationalQuadraticSpline(knots=BINS, interval=5) if kind == "spline" else None
+            ),
             flow_layers=DEPTH,
             nn_width=width,
             nn_depth=2,
@@ -225,7 +225,10 @@ def measure(name, kind, args):
 
     z = jax.random.normal(jax.random.key(args.seed + 1), (args.rows, features))
     x, passes, converged, _ = sampler(kind, features, width, bijectors.jacobi())(stacked, z)
-    line = f"  passes {' '.join(map(str, passes.tolist()))}, mean {float(passes.mean()):.1f} of {features}"
+    line = (
+        f"  passes {' '.join(map(str, passes.tolist()))}, mean {float(passes.mean()):.1f} of"
+        f" {features}"
+    )
     print(line + ("" if converged else ", NOT all rows converged"), flush=True)
     if args.check_rows:
         few = z[: args.check_rows]
@@ -236,8 +239,8 @@ def measure(name, kind, args):
             truth = np.asarray(sampler(kind, features, width, bijectors.jacobi())(*wide)[0])
         mine, exact = np.asarray(x[: len(few)]), np.asarray(exact)
         print(
-            f"  {len(few)} rows: off sequential {gap:.1e} a layer, {largest(mine, exact):.1e} in all; off float64 "
-            f"{largest(mine, truth):.1e}, sequential {largest(exact, truth):.1e}",
+            f"  {len(few)} rows: off sequential {gap:.1e} a layer, {largest(mine, exact):.1e} in"
+            f" all; off float64 {largest(mine, truth):.1e}, sequential {largest(exact, truth):.1e}",
             flush=True,
         )
     calls = jflow_calls(model, params, features, args.rows)
@@ -251,8 +254,8 @@ def measure(name, kind, args):
         density, draw = (np.asarray(times[f"{label} {what}"]) for what in ("log p", "sample"))
         count = args.rows if label == "jflow" else args.peer_rows
         print(
-            f"  {label:16s}{count:6d} rows: log p {np.median(density):8.4f} s, sample {np.median(draw):8.4f} s, "
-            f"sample / log p {np.median(draw / density):6.1f}",
+            f"  {label:16s}{count:6d} rows: log p {np.median(density):8.4f} s, sample"
+            f" {np.median(draw):8.4f} s, sample / log p {np.median(draw / density):6.1f}",
             flush=True,
         )
 
@@ -297,7 +300,8 @@ def main() -> None:
             3,
         )
     print(
-        f"{jax.devices()[0].device_kind}, jax {jax.__version__}, {DEPTH} layers, medians of {args.repeats} turns"
+        f"{jax.devices()[0].device_kind}, jax {jax.__version__}, {DEPTH} layers, medians of"
+        f" {args.repeats} turns"
     )
     for name in args.tasks:
         if name.startswith("MNIST") and not args.data_dir:

@@ -104,7 +104,8 @@ def main():
     names = layouts(args.model)
     for devices in args.devices:
         print(
-            f"\n{args.model} on {devices} devices, {args.rows} rows each: parameters in millions (width x depth)\n"
+            f"\n{args.model} on {devices} devices, {args.rows} rows each: parameters in millions"
+            " (width x depth)\n"
         )
         print(f"| GiB a device | {' | '.join(names)} |\n|{'---|' * (len(names) + 1)}")
         for memory in args.memory:

@@ -106,7 +106,8 @@ def main():
         whole = totals.sum(axis=1)
         ours, theirs = np.median(whole, axis=0)
         print(
-            f"| {depth} | all three | {ours:.2f} | {theirs:.2f} | {np.median(whole[:, 0] / whole[:, 1]):.2f} |"
+            f"| {depth} | all three | {ours:.2f} | {theirs:.2f} |"
+            f" {np.median(whole[:, 0] / whole[:, 1]):.2f} |"
         )
 
 

@@ -11,8 +11,8 @@ layers of 128, fixed permutations between them, no linear layers; splines of 8 b
 an affine map. A training step is value and gradient of the mean negative log-likelihood and Adam.
 The torch peers run eagerly on --threads threads, as their users run them.
 
-"products" is the floor: the matrix products of the networks and their gradients, with the numbers in between left as they
-come, which no way to write the couplings can save.
+"products" is the floor: the matrix products of the networks and their gradients, with the numbers
+in between left as they come, which no way to write the couplings can save.
 
 All take turns. Printed are the median milliseconds, the median over turns of peer / jflow (above 1:
 jflow is faster), the seconds of the first training step, compilation included, and the compiler's
@@ -107,7 +107,8 @@ def flowjax_model(features, kind, args):
 
 
 def products_model(features, kind, args):
-    """The networks of jflow_model alone: what a flow with couplings that cost nothing would take."""
+    """The networks of jflow_model alone: what a flow with couplings that cost nothing would
+    take."""
     half, size = features // 2, {"spline": 3 * 8 - 1, "affine": 2}[kind]
     sizes = ((half, 128), (128, 128), (128, half * size))
     rng = np.random.default_rng(0)

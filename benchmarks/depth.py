@@ -138,7 +138,8 @@ def difference(tree, expected):
 
 def table(name, layer, args, x):
     print(
-        f"\n{name}: features {args.features}, rows {args.rows}, hidden {args.hidden}, {args.steps} steps of training"
+        f"\n{name}: features {args.features}, rows {args.rows}, hidden {args.hidden}, {args.steps}"
+        " steps of training"
     )
     print(f"{'depth':>5s} {'scan':14s}{'temp MiB':>10s}{'step s':>9s}{'/ plain':>9s}", end="")
     print(f"{'compile s':>11s}{'/ first':>9s}{'gradient':>10s}{'rebuild':>10s}")
@@ -175,9 +176,11 @@ def table(name, layer, args, x):
             segment = options.get("reversible", 0)
             segment = depth if segment is True else segment
             print(
-                f"{rebuild_error(layer, args.features, segment, params, x):10.1e}"
-                if segment
-                else "",
+                (
+                    f"{rebuild_error(layer, args.features, segment, params, x):10.1e}"
+                    if segment
+                    else ""
+                ),
                 flush=True,
             )
 
@@ -221,7 +224,8 @@ def main() -> None:
         )
         args.steps, args.repeats, args.compiles = 20, 3, 1
     print(
-        f"jax {jax.__version__} on {jax.devices()[0].device_kind}, {args.repeats} turns, {args.clock} time"
+        f"jax {jax.__version__} on {jax.devices()[0].device_kind}, {args.repeats} turns,"
+        f" {args.clock} time"
     )
     x = moons(args)
     for name in args.stacks:

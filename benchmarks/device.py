@@ -145,7 +145,10 @@ def kernel_errors(args):
 
     rng = np.random.default_rng(args.seed)
     if kernels.columns.triton is None:
-        yield "This jax has no Triton in Pallas: on a GPU, the column kernels' `pallas` is their `xla`."
+        yield (
+            "This jax has no Triton in Pallas: on a GPU, the column kernels' `pallas` is their"
+            " `xla`."
+        )
     for name, inputs, shape, plain, run in all_kernels(args, rng):
         yield kernels.explain(getattr(kernels, name), shape)
         for inverse in (False, True):
@@ -396,13 +399,16 @@ SECTIONS = {
         densities,
         0.2,
         "Densities, 8 couplings: jflow, and the others' seconds over jflow's",
-        "flow | D | rows | | jflow, ms | its pallas | FlowJAX | products | jflow, temp MiB | FlowJAX, temp MiB",
+        "flow | D | rows | | jflow, ms | its pallas | FlowJAX | products | jflow, temp MiB |"
+        " FlowJAX, temp MiB",
     ),
     "dit": Section(
         dit_steps,
         0.15,
-        "DiT-B/2 on 32x32x4, bfloat16: model FLOPs of a training step over the peak, and over those of a large product",
-        "attention | rows | ms | TFLOP/s | product's TFLOP/s | of the peak | of the product | temp MiB",
+        "DiT-B/2 on 32x32x4, bfloat16: model FLOPs of a training step over the peak, and over those"
+        " of a large product",
+        "attention | rows | ms | TFLOP/s | product's TFLOP/s | of the peak | of the product |"
+        " temp MiB",
     ),
     "ode": Section(
         ode_samples,
@@ -413,8 +419,10 @@ SECTIONS = {
     "depth": Section(
         deep_stacks,
         0.1,
-        "Deep stacks: temporary memory of the gradient's program, and seconds over the plain scan's",
-        "stack | depth | plain, MiB | remat, MiB | reversible, MiB | plain, ms | remat / plain | reversible / plain",
+        "Deep stacks: temporary memory of the gradient's program, and seconds over the plain"
+        " scan's",
+        "stack | depth | plain, MiB | remat, MiB | reversible, MiB | plain, ms | remat / plain |"
+        " reversible / plain",
     ),
 }
 

@@ -203,7 +203,8 @@ def compare(net, case, args):
     shape = "x".join(map(str, case.shape))
     print(f"\n{net} {case.sizes}, {case.batch} rows of {shape}, {args.dtype}")
     print(
-        f"{'':32s}{'ms':>9s}{'it / jflow':>12s}{'first call, s':>15s}{'temp, MiB':>11s}{'of peak':>9s}"
+        f"{'':32s}{'ms':>9s}{'it / jflow':>12s}{'first call, s':>15s}"
+        f"{'temp, MiB':>11s}{'of peak':>9s}"
     )
     for name, seconds in times.items():
         entry, each = entries[name], np.asarray(seconds) / steps[name]
@@ -215,7 +216,8 @@ def compare(net, case, args):
         )
         ratio = np.median(each / mine)
         print(
-            f"{name:32s}{1e3 * np.median(each):9.3f}{ratio:12.2f}{entry.first:15.2f}{memory}{share}",
+            f"{name:32s}{1e3 * np.median(each):9.3f}{ratio:12.2f}"
+            f"{entry.first:15.2f}{memory}{share}",
             flush=True,
         )
 

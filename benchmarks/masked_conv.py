@@ -84,11 +84,13 @@ def main():
     )
     kernel = kernel.at[-1, -1].set(jnp.eye(args.channels))
     print(
-        f"{args.batch} images, {args.channels} channels, kernel {args.size} x {args.size}, float32, ",
+        f"{args.batch} images, {args.channels} channels, kernel {args.size} x {args.size},"
+        " float32, ",
         end="",
     )
     print(
-        f"{jax.devices()[0].device_kind}\n{'image':>9s} {'':10s}{'steps':>7s}{'inverse':>18s}{'and gradient':>18s}",
+        f"{jax.devices()[0].device_kind}\n{'image':>9s}"
+        f" {'':10s}{'steps':>7s}{'inverse':>18s}{'and gradient':>18s}",
         end="",
     )
     print(f"{'difference':>12s}")
@@ -115,7 +117,8 @@ def main():
             for gradient in (0, 1):
                 seconds = np.median(times[name, gradient])
                 print(
-                    f"{1e3 * seconds:9.2f} ms {seconds / np.median(times['wavefront', gradient]):6.2f}",
+                    f"{1e3 * seconds:9.2f} ms"
+                    f" {seconds / np.median(times['wavefront', gradient]):6.2f}",
                     end="",
                 )
             pairs = [jax.tree.leaves([values[n, 0], values[n, 1]]) for n in (name, "wavefront")]

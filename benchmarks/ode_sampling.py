@@ -148,7 +148,8 @@ def sampler(velocity, solver, steps):
 def table(title, times, firsts):
     reference, exact = np.asarray(times["scan by hand"]), firsts["scan by hand"][0]
     print(
-        f"\n{title}\n{'':16s}{'ms':>9s}{'scan / it':>11s}{'first call, s':>15s}{'off the scan':>14s}"
+        f"\n{title}\n{'':16s}{'ms':>9s}{'scan / it':>11s}"
+        f"{'first call, s':>15s}{'off the scan':>14s}"
     )
     for name, seconds in times.items():
         value, first = firsts[name]

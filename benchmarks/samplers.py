@@ -126,7 +126,8 @@ def main():
             )
 
     print(
-        f"{args.rows} rows, grid {args.grid}, {jax.devices()[0].device_kind}; a scan of {most}: {1e3 * scan:.2f} ms"
+        f"{args.rows} rows, grid {args.grid}, {jax.devices()[0].device_kind}; a scan of {most}:"
+        f" {1e3 * scan:.2f} ms"
     )
     table(
         "distance from the exact end points",

@@ -65,7 +65,8 @@ def run_one(name, section, args, deadline, head):
         head(args)
     emit(
         args,
-        f"\n### {section.title}\n\n| {section.header} |\n|{'---|' * len(section.header.split('|'))}",
+        f"\n### {section.title}\n\n| {section.header}"
+        f" |\n|{'---|' * len(section.header.split('|'))}",
     )
     notes, failures = [], 0
     try:

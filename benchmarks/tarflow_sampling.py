@@ -67,7 +67,8 @@ def main():
             times[name].append(time.perf_counter() - start)
 
     print(
-        f"{args.rows} samples of 49 tokens, {SIZES['blocks']} blocks, {jax.devices()[0].device_kind}"
+        f"{args.rows} samples of 49 tokens, {SIZES['blocks']} blocks,"
+        f" {jax.devices()[0].device_kind}"
     )
     print(f"{'sampler':26s}{'seconds':>9s}{'ratio':>8s}{'largest difference':>20s}")
     cached = np.median(times["cached"])

@@ -124,7 +124,8 @@ def main():
 
     kind = jax.devices()[0].device_kind
     print(
-        f"\n{args.model}, width {args.width}, depth {args.depth}, {args.rows} rows a device, on {kind} devices\n"
+        f"\n{args.model}, width {args.width}, depth {args.depth}, {args.rows} rows a device, on"
+        f" {kind} devices\n"
     )
     print("| layout | devices | collectives | state, MiB | temporary, MiB | difference | time |")
     print("|---|---|---|---|---|---|---|")
@@ -154,7 +155,8 @@ def main():
             temporary = "?" if memory is None else f"{memory.temp_size_in_bytes / 2**20:.1f}"
             off = np.max(np.abs(metrics_seen / expected - 1))
             print(
-                f"| {name} | {n} | {said} | {size / 2**20:.2f} | {temporary} | {off:.0e} | {time / base:.2f} |",
+                f"| {name} | {n} | {said} | {size / 2**20:.2f} | {temporary} | {off:.0e} |"
+                f" {time / base:.2f} |",
                 flush=True,
             )
 

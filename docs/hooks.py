@@ -75,7 +75,8 @@ ALSO = re.compile(r"Also known as:\s+(.*?)\.?\s*(?:\n\s*\n|\Z)", re.DOTALL)
 
 
 def other_names(docstring) -> list[str]:
-    """What else people call it, which the search ranks first: `Also known as: CFG, guidance scale.`"""
+    """What else people call it, which the search ranks first: `Also known as: CFG, guidance
+    scale.`"""
     found = ALSO.search(docstring.value) if docstring else None
     return [" ".join(name.split()) for name in found[1].split(",")] if found else []
 

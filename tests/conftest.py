@@ -35,13 +35,15 @@ jax.config.update(
 jax.config.update(
     "jax_persistent_cache_min_compile_time_secs", 0.5
 )  # to write a program takes a tenth of a second
-gc.freeze()  # tracing allocates much, and a collection would look at all that was imported each time
+# Tracing allocates much, and a collection would look at all that was imported each time.
+gc.freeze()
 gc.set_threshold(100_000, 50, 1000)
 
 
 @pytest.fixture(autouse=True, scope="module")
 def free_compiled():
-    """A worker would otherwise keep every program that it compiled, gigabytes of them by the end."""
+    """A worker would otherwise keep every program that it compiled, gigabytes of them by the
+    end."""
     yield
     if resource.getrusage(resource.RUSAGE_SELF).ru_maxrss > 3 * 2**20:  # KiB
         jax.clear_caches()

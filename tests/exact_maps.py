@@ -88,7 +88,8 @@ def near_map(flow_map):
 
 
 def near_data(flow_map, end=jnp.ones_like):
-    """u(x, t, end(t)) + a x + b (1 - t): a consistency model, whose end is data unless it is said."""
+    """u(x, t, end(t)) + a x + b (1 - t): a consistency model, whose end is data unless it is
+    said."""
 
     def apply(params, x, t, cond=None, *, key=None):
         u = flow_map.apply({}, x, t, end(t), cond)
@@ -106,7 +107,8 @@ ELEMENTWISE = Velocity(lambda key, x, t, cond=None: ELEMENTS, elementwise)
 
 
 def over_keys(function, batches, seed):
-    """(mean, standard error) of function(key), a pytree of scalars, over so many keys, flattened."""
+    """(mean, standard error) of function(key), a pytree of scalars, over so many keys,
+    flattened."""
     found = jax.jit(lambda keys: jax.lax.map(function, keys))(
         jax.random.split(jax.random.key(seed), batches)
     )

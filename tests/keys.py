@@ -54,7 +54,8 @@ class _Reader:
         uses = self.uses.setdefault(key, set())
         if uses and (how in uses or "all" in uses | {how}):
             self.found.append(
-                f"{eqn.primitive.name} at {' > '.join(filter(None, map(_line, [*self.inside, eqn])))}"
+                f"{eqn.primitive.name} at"
+                f" {' > '.join(filter(None, map(_line, [*self.inside, eqn])))}"
             )
         uses.add(how)
 

@@ -8,8 +8,8 @@ import pytest
 from compiling import compiled_again
 from subprocesses import run_python
 
-# Where a search and a solve are rewritten, a scan that walks back, a scan over pixels, and a solver's
-# steps: values, gradients and the reference in float64.
+# Where a search and a solve are rewritten, a scan that walks back, a scan over pixels, and a
+# solver's steps: values, gradients and the reference in float64.
 CHOICE = [
     "tests/kernels/test_columns.py::test_numbers_at_a_knot_lie_in_one_bin",
     "tests/kernels/test_columns.py::test_float32_against_the_reference_in_float64[spline-inverse]",

@@ -19,7 +19,8 @@ learned, theory, least_squares = (
 
 @pytest.mark.parametrize("noises", [1, 3])
 def test_the_closed_form_is_the_least_squares_fit(noises):
-    """c and w found by solving the regression, with the signs given, on rows in 100,000 dimensions."""
+    """c and w found by solving the regression, with the signs given, on rows in 100,000
+    dimensions."""
     rng = np.random.default_rng(0)
     n, d, t, std, ridge = 5, 100_000, 0.6, 0.3, 0.1
     mu, z, x0 = rng.normal(size=d), rng.normal(size=(n, d)), rng.normal(size=(n, noises, d))

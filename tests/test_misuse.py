@@ -111,7 +111,8 @@ CALLS = {  # what calls the map, on x
 def test_a_log_det_is_one_number_a_row(call, log_det):
     for x in (MORE, X):
         if x is X and log_det == "numbers" and "flow" not in call and call != "nll":
-            continue  # a combinator alone cannot tell; `flow` and `bijectors.check` ask for another number of rows
+            # a combinator alone cannot tell; `flow`, `bijectors.check` try other numbers of rows
+            continue
         with pytest.raises(
             ValueError, match=r"expected log_det.* of shape \[\d\], got \[.*: a number for each row"
         ):
@@ -138,8 +139,8 @@ def test_a_log_prob_is_one_number_a_row(name):
         "base's log_prob": lambda: flow.log_prob(EMPTY, X),
         "the base's": lambda: flow.sample_and_log_prob(EMPTY, KEY, 4),
         "elbo_flow: expected the base's": lambda: elbo.elbo(EMPTY, X),
-        "cnf: expected the base's": lambda: flows.cnf(VELOCITY, base(log_prob), method=2).log_prob(
-            P.cnf, X
+        "cnf: expected the base's": (
+            lambda: flows.cnf(VELOCITY, base(log_prob), method=2).log_prob(P.cnf, X)
         ),
         "nll: expected log_prob": lambda: losses.nll(base(log_prob))({}, KEY, {"x": X}),
         "expected base_log_prob": lambda: solvers.log_prob(
@@ -306,19 +307,19 @@ VALUES = {  # (what is wrong, words of the message): ValueError
     ),
     "flow: expected x of shape .b, 3., got .3.: .*x.None": lambda: FLOW.init(KEY, X[0]),
     "flow: expected x of shape .b, 3., got .3.:": lambda: FLOW.forward(P.flow, X[0]),
-    "flow: expected x of shape .b, 1., got .5.\n": lambda: flows.real_nvp((1,), depth=2).init(
-        KEY, jnp.ones(5)
+    "flow: expected x of shape .b, 1., got .5.\n": (
+        lambda: flows.real_nvp((1,), depth=2).init(KEY, jnp.ones(5))
     ),
     "flow: expected x of shape .b, 4, 4, 1., got .4, 4, 1.:": lambda: IMAGES.init(
         KEY, jnp.ones((4, 4, 1))
     ),
     "normal: expected x of shape .b, 3., got .3.: one x": lambda: NORMAL.init(KEY, X[0]),
-    "normal: expected x of shape .b., got ..: one x": lambda: distributions.normal(()).log_prob(
-        {}, jnp.float32(0)
+    "normal: expected x of shape .b., got ..: one x": (
+        lambda: distributions.normal(()).log_prob({}, jnp.float32(0))
     ),
-    "normal: expected x of shape .b, 4., got .3, 3.": lambda: flows.flow(
-        bj.lu(D), distributions.normal((4,))
-    ).init(KEY, X),
+    "normal: expected x of shape .b, 4., got .3, 3.": (
+        lambda: flows.flow(bj.lu(D), distributions.normal((4,))).init(KEY, X)
+    ),
     "lu: expected x of shape .b, ..., 3., got .3.: one x": lambda: bj.lu(D).init(KEY, X[0]),
     "normal: expected x of shape .b, 3., got .3.:": lambda: CNF.init(KEY, X[0]),
     "ResidualMLP: .*is x .b, .event. as at `init`": lambda: solvers.sample(
@@ -337,9 +338,9 @@ VALUES = {  # (what is wrong, words of the message): ValueError
     ),
     "MLP: .* do not fit .*should there be a cond": lambda: FLOW.sample(P.conditional, KEY, 4),
     "MLP: .* do not fit its params.*had that such a cond": lambda: FLOW.log_prob(P.flow, X, COND),
-    "flow.init: neither the map nor the base looks at cond": lambda: flows.flow(
-        bj.lu(D), NORMAL
-    ).init(KEY, X, COND),
+    "flow.init: neither the map nor the base looks at cond": (
+        lambda: flows.flow(bj.lu(D), NORMAL).init(KEY, X, COND)
+    ),
     "elbo_flow.init: neither the map": lambda: flows.elbo_flow(bj.lu(D), NORMAL).init(KEY, X, COND),
     "conditioned: expected cond for Embed, got None": lambda: LABELLED.log_prob(P.labeled, X),
     "TimeCondEmbed: expected cond, since its params were made with one": lambda: VELOCITY.apply(
@@ -350,8 +351,8 @@ VALUES = {  # (what is wrong, words of the message): ValueError
         solvers.ancestral(VELOCITY), P.conditioned, X, KEY, GRID
     ),
     "ResidualMLP: .*had that such a cond": lambda: VELOCITY.apply(P.velocity, X, T, COND),
-    "flow: expected cond to lead with 3 rows, got shape .2, 2.: a row for each x, or a single": lambda: (
-        FLOW.log_prob(P.conditional, X, COND[:2])
+    "flow: expected cond to lead with 3 rows, got shape .2, 2.: a row for each x, or a single": (
+        lambda: FLOW.log_prob(P.conditional, X, COND[:2])
     ),
     "sample: expected cond to lead with 4 rows, got shape ..: one label .* jnp.full..4,., label": (
         lambda: LABELLED.sample(P.labeled, KEY, 4, 1)
@@ -408,8 +409,10 @@ def test_a_single_row_of_cond_is_for_all_rows(name):
         "log_prob": lambda c: FLOW.log_prob(params, X, c),
         "sample": lambda c: FLOW.sample_and_log_prob(params, KEY, 3, c),
         "label": lambda c: LABELLED.sample(P.labeled, KEY, 3, jnp.argmax(c, axis=1)),
-        "inverse": lambda c: bj.coupling(AFFINE, MLP, split=1).inverse(
-            bj.coupling(AFFINE, MLP, split=1).init(KEY, X, COND), X, c
+        "inverse": (
+            lambda c: bj.coupling(AFFINE, MLP, split=1).inverse(
+                bj.coupling(AFFINE, MLP, split=1).init(KEY, X, COND), X, c
+            )
         ),
         "solve": lambda c: solvers.sample(VELOCITY, conditioned, X, c, method=1)[0],
         "adaptive": lambda c: solvers.log_prob(

@@ -22,7 +22,8 @@ try:
     from torchcfm import ConditionalFlowMatcher
 except ImportError as error:
     sys.exit(
-        f"{error}: this script needs torch and torchcfm (pip install torch; pip install --no-deps torchcfm)"
+        f"{error}: this script needs torch and torchcfm (pip install torch; pip install --no-deps"
+        " torchcfm)"
     )
 
 

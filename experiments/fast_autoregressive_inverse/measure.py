@@ -145,9 +145,9 @@ def line(name, passes, converged, x, seconds, exact, reference, reference_second
         counted = most  # its last pass of each layer only looks at the residual
     off, error = (np.max(np.abs(x - y) / (1 + np.abs(y))) for y in (reference, exact))
     print(
-        f"  {name:12s} passes {counted:4d} of {most} (1/{most / counted:.1f}), layers {passes.tolist()}; {seconds:.3f} s "
-        f"(1/{reference_seconds / seconds:.1f}); off sequential {off:.1e}, off float64 {error:.1e}; "
-        f"all converged: {bool(converged)}",
+        f"  {name:12s} passes {counted:4d} of {most} (1/{most / counted:.1f}), layers"
+        f" {passes.tolist()}; {seconds:.3f} s (1/{reference_seconds / seconds:.1f}); off sequential"
+        f" {off:.1e}, off float64 {error:.1e}; all converged: {bool(converged)}",
         flush=True,
     )
 

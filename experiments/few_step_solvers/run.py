@@ -121,7 +121,8 @@ def main() -> None:
     exact = solvers.sample(net, params, x0, method=solvers.fixed(100, FINE))[0]
     check = solvers.sample(net, params, x0, method=solvers.fixed(200, FINE))[0]
     print(
-        f"fine solution: two of them differ by {rms(exact, check):.1e}, rows have size {rms(exact, 0):.2f}",
+        f"fine solution: two of them differ by {rms(exact, check):.1e}, rows have size"
+        f" {rms(exact, 0):.2f}",
         flush=True,
     )
 

@@ -37,9 +37,9 @@ WINDOWS = np.linspace(0, 1, 5)
 
 
 class Job(NamedTuple):
-    """loss; draw(params, x0, labels, n, key) -> (x1, info) for n in counts; is_flow_map: the student
-    needs params for r beside the teacher's; fresh: it starts from params of its own; pairs: of
-    which flow ('teacher', 'guided', a job's name), or None for data; counting: frozen['step']
+    """loss; draw(params, x0, labels, n, key) -> (x1, info) for n in counts; is_flow_map: the
+    student needs params for r beside the teacher's; fresh: it starts from params of its own; pairs:
+    of which flow ('teacher', 'guided', a job's name), or None for data; counting: frozen['step']
     counts the updates."""
 
     loss: Loss
@@ -242,7 +242,8 @@ def images(args):
 
 
 def judge_of(rows, test):
-    """x with the test rows' labels -> {agreement, energy}: as in experiments/digits_rectified_flow."""
+    """x with the test rows' labels -> {agreement, energy}: as in
+    experiments/digits_rectified_flow."""
     flat = lambda x: np.asarray(x, np.float64).reshape(len(x), -1)  # noqa: E731
     rng = np.random.default_rng(0)
     some = rng.permutation(len(rows["x"]))[:10_000]

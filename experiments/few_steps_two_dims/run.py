@@ -258,7 +258,8 @@ def report(folder: Path, title: str, todo: dict[str, Job]) -> None:
     counts = (1, 2, 4, 8, 100)
     error = lambda x: np.std(x, ddof=1) / math.sqrt(len(x)) if len(x) > 1 else math.nan  # noqa: E731
     print(
-        f"\n{title}: W2 of two sets of data {floor.mean():.3f} +- {error(floor):.3f}; W2 less that, by evaluations"
+        f"\n{title}: W2 of two sets of data {floor.mean():.3f} +- {error(floor):.3f}; W2 less that,"
+        " by evaluations"
     )
     print(f"{'':36s}" + "".join(f"{n:>16d}" for n in counts) + f"{'seconds':>9s}")
     for name, row in rows.items():

@@ -74,7 +74,8 @@ def targets(args):
     )
     fitted = {}
     print(
-        "| target | posterior | ELBO - log Z | log Z of 1e5 weights | seconds |\n|---|---|---|---|---|"
+        "| target | posterior | ELBO - log Z | log Z of 1e5 weights | seconds"
+        " |\n|---|---|---|---|---|"
     )
     for name, log_density in (("banana", banana), ("ring", ring)):
         mass = np.exp(np.asarray(log_density(grid), np.float64))
@@ -91,7 +92,10 @@ def targets(args):
             weights = np.asarray(log_density(x) - log_q, np.float64) - log_z
             seconds = time.perf_counter() - start
             error = weights.std() / np.sqrt(len(weights))
-            row = f"{weights.mean():.4f} +- {error:.4f} | {metrics.log_mean_exp(weights):+.4f} | {seconds:.0f}"
+            row = (
+                f"{weights.mean():.4f} +- {error:.4f} | {metrics.log_mean_exp(weights):+.4f} |"
+                f" {seconds:.0f}"
+            )
             print(f"| {name} | {posterior} | {row} |", flush=True)
             fitted[name, posterior] = flow, params, log_density
     if args.picture:

@@ -24,7 +24,8 @@ try:
     from torchcfm.optimal_transport import OTPlanSampler
 except ImportError as error:
     sys.exit(
-        f"{error}: this script needs torch, POT and torchcfm (pip install torch pot; pip install --no-deps torchcfm)"
+        f"{error}: this script needs torch, POT and torchcfm (pip install torch pot; pip install"
+        " --no-deps torchcfm)"
     )
 
 

@@ -236,7 +236,8 @@ def main():
 
     seeds = [one_seed(seed, args) for seed in range(args.seeds)]
     print(
-        "| plan by | return | spread over seeds | time inside the disc | error of plans |\n|---|---|---|---|---|"
+        "| plan by | return | spread over seeds | time inside the disc | error of plans"
+        " |\n|---|---|---|---|---|"
     )
     for name in seeds[0][0]:
         returns, inside, error = (
@@ -244,7 +245,8 @@ def main():
         )
         spread = f"{returns.std(ddof=1):.2f}" if len(returns) > 1 else "-"
         print(
-            f"| {name} | {returns.mean():.2f} | {spread} | {inside.mean():.3f} | {error.mean():.4f} |"
+            f"| {name} | {returns.mean():.2f} | {spread} | {inside.mean():.3f} |"
+            f" {error.mean():.4f} |"
         )
     best = [np.quantile(returns, [0.5, 0.9, 0.99, 1.0]) for _, returns, _ in seeds]
     print(

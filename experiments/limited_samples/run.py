@@ -205,13 +205,14 @@ def main() -> None:
             (distance, cosine), limit = found.mean(axis=0), theory(n, noises)
             error = found[:, 0].std() / np.sqrt(max(args.seeds - 1, 1))
             print(
-                f"{noises:6d} {n:4d}   {distance:.5f}  {error:.5f}   {limit.distance:.5f}    {cosine:.5f}   {limit.cosine:.5f}"
-                f"   {n * limit.distance:.4f}",
+                f"{noises:6d} {n:4d}   {distance:.5f}  {error:.5f}   {limit.distance:.5f}   "
+                f" {cosine:.5f}   {limit.cosine:.5f}   {n * limit.distance:.4f}",
                 flush=True,
             )
     limits = [n * theory(n, float("inf"), cells=2000).distance for n in (10, 100, 1000)]
     print(
-        f"fresh noise, n distance at n = 10, 100, 1000: {np.round(limits, 4)}; Bayes-optimal: about {STD**2:.4f}"
+        f"fresh noise, n distance at n = 10, 100, 1000: {np.round(limits, 4)}; Bayes-optimal: about"
+        f" {STD**2:.4f}"
     )
 
 

@@ -1,9 +1,10 @@
-"""Digits from the means of their blocks in one evaluation, with a knob between fidelity and
+r"""Digits from the means of their blocks in one evaluation, with a knob between fidelity and
 realism.
 
     python experiments/restoration_knob/run.py --out runs/knob  # 8x8, no download
     # 28x28
-    python experiments/restoration_knob/run.py --out runs/knob_mnist --mnist DATA/images/mnist.npz --factor 7
+    python experiments/restoration_knob/run.py --out runs/knob_mnist \
+        --mnist DATA/images/mnist.npz --factor 7
     python experiments/restoration_knob/run.py --out runs/short --short  # CI
 
 A teacher is trained by flow matching from the blurred picture with noise added to the picture

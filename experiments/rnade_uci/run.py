@@ -217,7 +217,8 @@ def main() -> None:
     if args.folds < 2 or args.steps < args.eval_every:
         parser.error("expected at least 2 folds, and steps of at least --eval-every")
     print(
-        f"{'set':12s} {'columns':10s} {'model':10s} {'nats':>8s} {'error':>6s} {'published':>9s} {'seconds':>8s}"
+        f"{'set':12s} {'columns':10s} {'model':10s} {'nats':>8s} {'error':>6s} {'published':>9s}"
+        f" {'seconds':>8s}"
     )
     for name in args.sets:
         for columns in args.columns:
@@ -244,7 +245,8 @@ def report(name: str, columns: str, model: str, nats: list[np.ndarray], seconds:
     error = nats.std() / np.sqrt(len(nats))
     published = f"{PUBLISHED[name]:9.2f}" if columns == "raw" and name in PUBLISHED else " " * 9
     print(
-        f"{name:12s} {columns:10s} {model:10s} {nats.mean():8.2f} {error:6.2f} {published} {seconds:8.1f}",
+        f"{name:12s} {columns:10s} {model:10s} {nats.mean():8.2f} {error:6.2f} {published}"
+        f" {seconds:8.1f}",
         flush=True,
     )
 

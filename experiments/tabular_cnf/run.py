@@ -84,7 +84,8 @@ def main() -> None:
             [16, 1],
         )
     print(
-        f"{'set':12s}{'seed':>5s} {'method':14s}{'log-likelihood':>20s}{'kinetic':>9s}{'jacobian':>10s}",
+        f"{'set':12s}{'seed':>5s}"
+        f" {'method':14s}{'log-likelihood':>20s}{'kinetic':>9s}{'jacobian':>10s}",
         end="",
     )
     print(f"{'evaluations':>13s}{'seconds':>9s}", flush=True)

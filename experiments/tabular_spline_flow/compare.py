@@ -74,7 +74,8 @@ def report(dataset: str, form: str, ours: list[Run], theirs: list[Run]) -> None:
         np.mean([run.theirs.mean() for run in theirs]),
     ]
     print(
-        f"{dataset:12s}{form:14s}   all {means[0]:9.4f} {means[1]:8.4f}  {difference.mean():+8.4f} +- {error:.4f}",
+        f"{dataset:12s}{form:14s}   all {means[0]:9.4f} {means[1]:8.4f}  {difference.mean():+8.4f}"
+        f" +- {error:.4f}",
         flush=True,
     )
 
@@ -94,8 +95,9 @@ def one(dataset: str, form: str, seed: int, args) -> Run:
     difference = (ours - theirs).mean()
     error = (ours - theirs).std(ddof=1) / np.sqrt(len(ours))
     print(
-        f"{dataset:12s}{form:14s}{seed:6d} {ours.mean():9.4f} {theirs.mean():8.4f}  {difference:+8.4f} +- {error:.4f}"
-        f"  {our_seconds:8.1f} {their_seconds:9.1f} {our_cold:17.1f}",
+        f"{dataset:12s}{form:14s}{seed:6d} {ours.mean():9.4f} {theirs.mean():8.4f} "
+        f" {difference:+8.4f} +- {error:.4f}  {our_seconds:8.1f} {their_seconds:9.1f}"
+        f" {our_cold:17.1f}",
         flush=True,
     )
     return Run(ours, theirs, valid_nll)

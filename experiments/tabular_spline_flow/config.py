@@ -46,7 +46,8 @@ def table(dataset: str, data_dir: str) -> np.ndarray:
         return getattr(datasets, f"load_{dataset}")().data.astype(np.float64)
     if dataset not in FILES:
         raise ValueError(
-            f"unknown dataset {dataset!r}: expected one of {', '.join([*FILES, 'wine', 'breast_cancer'])}"
+            f"unknown dataset {dataset!r}: expected one of"
+            f" {', '.join([*FILES, 'wine', 'breast_cancer'])}"
         )
     folder = data_dir or os.environ.get("JFLOW_DATA", "")
     path = Path(folder).expanduser() / "tabular" / FILES[dataset]

@@ -1,8 +1,9 @@
 # %% [markdown]
 # # A density in two dimensions
 #
-# A neural spline flow learns the density of two moons from samples, by maximum likelihood. We look at
-# the density that it found, compare it with a kernel density estimate on held-out rows, and draw samples.
+# A neural spline flow learns the density of two moons from samples, by maximum likelihood. We look
+# at the density that it found, compare it with a kernel density estimate on held-out rows, and draw
+# samples.
 
 # %%
 import sys
@@ -22,8 +23,9 @@ rows = data.moons(12_000, seed=0)["x"]  # float32 [n, 2]
 training, held_out = rows[:10_000], rows[10_000:]
 
 # %% [markdown]
-# A flow is a tuple of pure functions. `init` returns params, nested dicts of arrays, and standardizes:
-# what the coupling layers see has mean 0 and deviation 1, whatever the units of the columns.
+# A flow is a tuple of pure functions. `init` returns params, nested dicts of arrays, and
+# standardizes: what the coupling layers see has mean 0 and deviation 1, whatever the units of the
+# columns.
 
 # %%
 flow = flows.neural_spline((2,), depth=4, hidden=(64, 64))

@@ -1,9 +1,9 @@
 # %% [markdown]
 # # One step: MeanFlow, and a teacher
 #
-# A flow map u(x, t, r) is the average velocity between two times: x_r = x_t + (r - t) u(x_t, t, r). One
-# evaluation goes from noise to data. We learn one from data alone by MeanFlow, and one from a trained
-# velocity by distillation.
+# A flow map u(x, t, r) is the average velocity between two times: x_r = x_t + (r - t) u(x_t, t, r).
+# One evaluation goes from noise to data. We learn one from data alone by MeanFlow, and one from a
+# trained velocity by distillation.
 
 # %%
 import sys
@@ -44,8 +44,8 @@ scratch = flow_map.init(jax.random.key(0), x, t, t)
 mean_flow = trained(losses.mean_flow(flow_map), scratch)
 
 # %% [markdown]
-# The teacher's params come in `frozen`: never differentiated, and no constant of the compiled program.
-# `train.warm_start` starts the flow map as the teacher.
+# The teacher's params come in `frozen`: never differentiated, and no constant of the compiled
+# program. `train.warm_start` starts the flow map as the teacher.
 
 # %%
 distilled = trained(

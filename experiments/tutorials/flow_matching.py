@@ -1,8 +1,9 @@
 # %% [markdown]
 # # From noise to a checkerboard
 #
-# Flow matching regresses a velocity on straight lines between noise and data; an ODE solver then moves
-# noise to data. We train one, watch the samples on their way, and see what the number of steps costs.
+# Flow matching regresses a velocity on straight lines between noise and data; an ODE solver then
+# moves noise to data. We train one, watch the samples on their way, and see what the number of
+# steps costs.
 
 # %%
 import sys
@@ -20,9 +21,9 @@ STEPS = 20 if "--short" in sys.argv else 4000
 rows = data.checkerboard(20_000, seed=0)["x"]
 
 # %% [markdown]
-# A velocity is a network of (x, t). `losses.flow_matching` draws the noise, the times and the points
-# between; `losses.chain` puts a pairing before it. Here noise is paired with data by optimal transport in
-# each batch, which makes the paths straighter.
+# A velocity is a network of (x, t). `losses.flow_matching` draws the noise, the times and the
+# points between; `losses.chain` puts a pairing before it. Here noise is paired with data by optimal
+# transport in each batch, which makes the paths straighter.
 
 # %%
 velocity = jflow.velocity(nets.ResidualMLP(width=128, num_blocks=2))

@@ -1,8 +1,8 @@
 # %% [markdown]
 # # Digits on demand: labels and guidance
 #
-# A class-conditional velocity for scikit-learn's 8x8 digits, trained with dropped labels, and sampled with
-# classifier-free guidance of growing scale.
+# A class-conditional velocity for scikit-learn's 8x8 digits, trained with dropped labels, and
+# sampled with classifier-free guidance of growing scale.
 
 # %%
 import sys
@@ -21,8 +21,8 @@ digits = data.digits().train  # {'x': uint8 [n, 8, 8, 1] of 0 .. 16, 'cond': lab
 images = {"x": digits["x"].reshape(-1, 64).astype("float32") / 8 - 1, "cond": digits["cond"]}
 
 # %% [markdown]
-# A tenth of the labels is replaced by the null label 10, so that one network learns both velocities,
-# given the class and given nothing.
+# A tenth of the labels is replaced by the null label 10, so that one network learns both
+# velocities, given the class and given nothing.
 
 # %%
 velocity = jflow.velocity(nets.ResidualMLP(width=256, num_blocks=2, num_classes=10))
@@ -37,8 +37,8 @@ for _, batch in zip(range(STEPS), data.batches(images, 128)):
 print(f"loss of the last batch: {metrics['loss']:.3f}")
 
 # %% [markdown]
-# Guidance is a function from a velocity to a velocity, so that every solver takes it. Scale 1 is the
-# conditional velocity itself; larger scales give up variety for clear shapes.
+# Guidance is a function from a velocity to a velocity, so that every solver takes it. Scale 1 is
+# the conditional velocity itself; larger scales give up variety for clear shapes.
 
 # %%
 labels = jnp.tile(jnp.arange(10), 50)

@@ -2,8 +2,9 @@
 # # A posterior from a simulator
 #
 # A simulator draws an observation y given parameters; we want the parameters given y. A conditional
-# flow q(parameters | y) is trained on simulated pairs by maximum likelihood, and needs no likelihood of
-# the simulator. Here the exact posterior is known, so that we can see whether the answer is right.
+# flow q(parameters | y) is trained on simulated pairs by maximum likelihood, and needs no
+# likelihood of the simulator. Here the exact posterior is known, so that we can see whether the
+# answer is right.
 
 # %%
 import sys
@@ -19,9 +20,9 @@ from jflow import data, flows, losses, train
 STEPS = 20 if "--short" in sys.argv else 2000
 
 # %% [markdown]
-# The simulator: a standard normal prior of two parameters, seen through a map with noise. In
-# y = A theta + noise everything is Gaussian, and the posterior has covariance
-# (1 + A' A / s^2)^-1 and mean covariance A' y / s^2.
+# The simulator: a standard normal prior of two parameters, seen through a map with noise. In y = A
+# theta + noise everything is Gaussian, and the posterior has covariance (1 + A' A / s^2)^-1 and
+# mean covariance A' y / s^2.
 
 # %%
 A, NOISE = np.array([[1.0, 0.8], [-0.5, 1.0], [0.3, 0.3]]), 0.5

@@ -1,9 +1,9 @@
 # %% [markdown]
 # # Straight paths: reflow and one step
 #
-# The paths of a flow that was trained on pairs at random are curved, and one Euler step misses. Reflow
-# draws pairs from the flow itself and trains again on those: the second flow's paths hardly cross, are
-# nearly straight, and one step nearly suffices.
+# The paths of a flow that was trained on pairs at random are curved, and one Euler step misses.
+# Reflow draws pairs from the flow itself and trains again on those: the second flow's paths hardly
+# cross, are nearly straight, and one step nearly suffices.
 
 # %%
 import sys
@@ -37,7 +37,8 @@ fresh = velocity.init(jax.random.key(0), jnp.zeros((1, 2)), jnp.zeros(1))
 first = trained(fresh, {"x": rows})
 
 # %% [markdown]
-# Pairs of the first flow go to a folder of shards. A generation that was killed goes on where it was.
+# Pairs of the first flow go to a folder of shards. A generation that was killed goes on where it
+# was.
 
 # %%
 folder = tempfile.mkdtemp()
@@ -48,8 +49,9 @@ data.generate_reflow_pairs(
 second = trained(first, data.read_shards(folder))
 
 # %% [markdown]
-# One more round would straighten more and drift more. Here we look at how straight both flows are (the
-# mean squared distance of the velocity from the displacement; 0 is straight), and at one Euler step.
+# One more round would straighten more and drift more. Here we look at how straight both flows are
+# (the mean squared distance of the velocity from the displacement; 0 is straight), and at one Euler
+# step.
 
 # %%
 x0 = jax.random.normal(jax.random.key(3), (1000, 2))

@@ -56,7 +56,8 @@ def config(*, rate=0.05, steps=12, batch=16, wide=(8, 8), explode=False, picture
         return data.standardize().apply(state, rows, rng)
 
     def sample(params, key, n, *, label=None):
-        return {"x": model.sample(params, key, n), "cond": jnp.full(n, -1 if label is None else label)}
+        cond = jnp.full(n, -1 if label is None else label)
+        return {"x": model.sample(params, key, n), "cond": cond}
 
     def evaluate(params, state, key, splits):
         rows = data.standardize().apply(state, splits.test, None)
@@ -469,7 +470,8 @@ from jflow.apps import cli
 
 out = io.StringIO()
 commands = ["train", "launch", "sample", "evaluate", "fit"]
-asked = [["--version"], ["--help"], *([c, "--help"] for c in commands), ["train", sys.argv[1], "--help"]]
+asked = [["--version"], ["--help"], *([c, "--help"] for c in commands)]
+asked += [["train", sys.argv[1], "--help"]]
 for argv in asked:
     with contextlib.redirect_stdout(out), contextlib.suppress(SystemExit):
         cli.main(argv)
@@ -504,6 +506,6 @@ def test_help_and_version_need_no_jax(trained, tmp_path):
         )
     assert "\n  fingerprint" not in commands[-1]
     assert (
-        "\n  rate: float = 0.05\n      of Adam, at all times\n  steps: int = 12\n  batch: int = 16\n      rows of"
-        in train
+        "\n  rate: float = 0.05\n      of Adam, at all times\n  steps: int = 12\n  batch: int ="
+        " 16\n      rows of" in train
     )

@@ -24,12 +24,18 @@ def python(text):
     return [
         sys.executable,
         "-c",
-        f"import os, signal, sys, time\nsignal.alarm({LIMIT})\nme = os.environ['JFLOW_PROCESS']\n{text}",
+        (
+            f"import os, signal, sys, time\nsignal.alarm({LIMIT})\nme ="
+            f" os.environ['JFLOW_PROCESS']\n{text}"
+        ),
     ]
 
 
 def test_all_well(tmp_path):
-    text = f"open({str(tmp_path)!r} + '/' + me, 'w').write(os.environ['JFLOW_COORDINATOR'] + os.environ['XLA_FLAGS'])"
+    text = (
+        f"open({str(tmp_path)!r} + '/' + me, 'w').write(os.environ['JFLOW_COORDINATOR'] +"
+        " os.environ['XLA_FLAGS'])"
+    )
     assert launch(python(text), 3, devices=2) == 0
     seen = {(tmp_path / str(i)).read_text() for i in range(3)}
     assert len(seen) == 1 and seen.pop().endswith("--xla_force_host_platform_device_count=2")
@@ -75,7 +81,8 @@ else:
             time.sleep(0.01)
     except ProcessLookupError:
         pass
-os.write(2, f"mine {{me}}\\n".encode())  # one write each, for the lines of two processes to stay whole
+# one write each, for the lines of two processes to stay whole
+os.write(2, f"mine {{me}}\\n".encode())
 sys.exit(2)
 """
     assert launch(python(text), 2, grace=FOR_EVER) == 2
@@ -88,8 +95,9 @@ sys.exit(2)
 def test_signals_are_passed_on(tmp_path, number):
     """Both processes say goodbye and leave with 128 + number, and so does the launcher."""
     text = (
-        f"def leave(*_):\n    open({str(tmp_path)!r} + '/' + me, 'w').close()\n    sys.exit({128 + number})\n"
-        f"signal.signal({int(number)}, leave)\nos.write(1, b'ready\\n')\nsignal.pause()"
+        f"def leave(*_):\n    open({str(tmp_path)!r} + '/' + me, 'w').close()\n   "
+        f" sys.exit({128 + number})\nsignal.signal({int(number)}, leave)\nos.write(1,"
+        " b'ready\\n')\nsignal.pause()"
     )
     command = [
         "-m",

@@ -207,8 +207,22 @@ def test_samples_of_a_fit_come_as_rows_and_as_arrays(fitted):
     (fitted / "table.csv").rename(fitted / "moved.csv")
     try:
         for name in ("rows.csv", "rows.npz"):
-            assert cli.main(["sample", str(fitted / "run"), "--num", "9", "--out", str(fitted / name), "--batch", "4",
-                             "--quiet"]) == 0  # fmt: skip
+            assert (
+                cli.main(
+                    [
+                        "sample",
+                        str(fitted / "run"),
+                        "--num",
+                        "9",
+                        "--out",
+                        str(fitted / name),
+                        "--batch",
+                        "4",
+                        "--quiet",
+                    ]
+                )
+                == 0
+            )
     finally:
         (fitted / "moved.csv").rename(fitted / "table.csv")
     rows = read(fitted / "rows.csv")

@@ -62,7 +62,8 @@ def config(
         return {"nll": loss(params, key, x)[0]}
 
     def sample(params, key, n):
-        return {"x": params["mean"][None] + jnp.exp(params["log_std"])[None] * jax.random.normal(key, (n, 2))}
+        z = jax.random.normal(key, (n, 2))
+        return {"x": params["mean"][None] + jnp.exp(params["log_std"])[None] * z}
 
     return Experiment(
         model=Model(),
@@ -322,8 +323,8 @@ def test_a_config_of_an_older_jflow_is_told_of_the_table(tmp_path, old, said):
     with pytest.raises((ImportError, AttributeError, TypeError), match=said) as error:
         apps.load_config(tmp_path)
     assert (
-        f"docs/renames.tsv lists the names that changed since older versions; `python docs/rename.py {tmp_path}"
-        in str(error.value)
+        "docs/renames.tsv lists the names that changed since older versions; `python"
+        f" docs/rename.py {tmp_path}" in str(error.value)
     )
 
 
@@ -361,7 +362,10 @@ def with_modules(config, name):
     (folder / "late.py").write_text("from layers import names\n")
     text = config.read_text().replace("model=Model()", "model=Model(layers.names.NAME)")
     text = text.replace("import dataclasses\n", "import dataclasses\nimport layers\n")
-    late = "def sample(params, key, n):\n        import late\n\n        assert late.names is layers.names\n"
+    late = (
+        "def sample(params, key, n):\n        import late\n\n        assert late.names is"
+        " layers.names\n"
+    )
     (folder / "config.py").write_text(text.replace("def sample(params, key, n):\n", late))
     return folder / "config.py"
 

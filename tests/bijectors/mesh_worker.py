@@ -30,7 +30,8 @@ def make_mesh(n):
 
 
 def compare(loss, mesh, params, *rows, key=None):
-    """Value and gradients of loss(params, *rows, key), on one device and as the mean over shards."""
+    """Value and gradients of loss(params, *rows, key), on one device and as the mean over
+    shards."""
 
     def sharded(params, *rows):
         mean = lambda *args: jax.lax.pmean(loss(*args, key), "rows")  # noqa: E731

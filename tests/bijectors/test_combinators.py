@@ -35,9 +35,10 @@ def test_scanned_layers_start_from_different_draws():
     layer = bj.coupling(AFFINE, nets.MLP((32,)), split=1)
     params = jax.jit(bj.scan(layer, 8).init)(jax.random.key(0), np.ones((2, 2), np.float32))
     kernels = [
-        leaf for path, leaf in jax.tree_util.tree_leaves_with_path(params)
+        leaf
+        for path, leaf in jax.tree_util.tree_leaves_with_path(params)
         if "net" in jax.tree_util.keystr(path) and "kernel" in jax.tree_util.keystr(path)
-    ]  # fmt: skip
+    ]
     assert kernels and all(np.all(np.std(kernel, axis=0) > 0) for kernel in kernels)
 
 
@@ -79,9 +80,18 @@ def test_chain_gives_each_layer_a_key_and_nesting_changes_nothing_without_one():
     net = nets.MLP((16,), dropout=0.5)
     a, b, c = (bj.coupling(AFFINE, net, split=1) for _ in range(3))
     z = np.random.default_rng(0).normal(size=(5, 2)).astype(np.float32)
-    p = {name: {"net": {"Dense_0": {"kernel": np.ones((1, 16), np.float32), "bias": np.ones(16, np.float32)}},
-                "head": {"kernel": np.full((16, 2), scale, np.float32), "bias": np.zeros(2, np.float32)}}
-         for name, scale in (("a", 0.05), ("b", -0.02), ("c", 0.1))}  # fmt: skip
+    p = {
+        name: {
+            "net": {
+                "Dense_0": {"kernel": np.ones((1, 16), np.float32), "bias": np.ones(16, np.float32)}
+            },
+            "head": {
+                "kernel": np.full((16, 2), scale, np.float32),
+                "bias": np.zeros(2, np.float32),
+            },
+        }
+        for name, scale in (("a", 0.05), ("b", -0.02), ("c", 0.1))
+    }
     flat = bj.chain(a, b, c).forward({"0": p["a"], "1": p["b"], "2": p["c"]}, z)
     nested = bj.chain(bj.chain(a, b), c).forward({"0": {"0": p["a"], "1": p["b"]}, "1": p["c"]}, z)
     np.testing.assert_array_equal(flat[0], nested[0])

@@ -1,4 +1,5 @@
-"""What is special to masked convolutions: what a pixel sees, how they combine, and flows of them."""
+"""What is special to masked convolutions: what a pixel sees, how they combine, and flows of
+them."""
 
 import jax
 import jax.numpy as jnp

@@ -127,7 +127,8 @@ def test_a_net_in_bfloat16_leaves_the_flow_in_float32():
 
 
 def test_log_det_can_reach_what_narrow_data_need():
-    """Two default layers take a unit normal below deviation 0.05 in every dimension, and above 20."""
+    """Two default layers take a unit normal below deviation 0.05 in every dimension, and above
+    20."""
     for raw in (-40.0, 40.0):
         y, log_slope = AFFINE.forward(jnp.ones(1), jnp.array([[raw, 0.0]]))
         assert abs(float(log_slope[0])) > np.log(20) - 1e-3

@@ -1,4 +1,5 @@
-"""What is special to the elementwise bijectors: closed forms, supports, and actnorm's first batch."""
+"""What is special to the elementwise bijectors: closed forms, supports, and actnorm's first
+batch."""
 
 import jax
 import jax.numpy as jnp

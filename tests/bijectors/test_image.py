@@ -58,7 +58,8 @@ def test_haar_is_four_orthonormal_filters(x64):
 
 @pytest.mark.parametrize("name, layer", [("haar", bj.haar()), ("squeeze", bj.squeeze())])
 def test_haar_is_freias_and_squeeze_is_nflows(name, layer, x64):
-    """Of peers/make_image_fixtures.py, up to the order of channels, which there run by color first."""
+    """Of peers/make_image_fixtures.py, up to the order of channels, which there run by color
+    first."""
     with np.load(Path(__file__).parents[1] / "peers" / "images.npz") as peers:
         x, expected = peers["x"], peers[name]
         np.testing.assert_array_equal(peers["haar_log_det"], 0)

@@ -33,9 +33,11 @@ def test_reshape_keeps_row_major_order_and_checks_the_event():
     x, _ = bijector.forward({}, z)
     np.testing.assert_array_equal(x, np.arange(12.0).reshape(2, 6))
     np.testing.assert_array_equal(bijector.inverse({}, x)[0], z)
-    for apply, wrong, expected in [(bijector.forward, x, r"\[b, 2, 3\], got \[2, 6\]"),
-                                   (bijector.inverse, z, r"\[b, 6\], got \[2, 2, 3\]"),
-                                   (bijector.inverse, x.reshape(4, 3), r"\[b, 6\], got \[4, 3\]")]:  # fmt: skip
+    for apply, wrong, expected in [
+        (bijector.forward, x, r"\[b, 2, 3\], got \[2, 6\]"),
+        (bijector.inverse, z, r"\[b, 6\], got \[2, 2, 3\]"),
+        (bijector.inverse, x.reshape(4, 3), r"\[b, 6\], got \[4, 3\]"),
+    ]:
         with pytest.raises(ValueError, match=expected):
             apply({}, wrong)
     with pytest.raises(ValueError, match="differ in size"):

@@ -79,7 +79,8 @@ def test_deep_sigmoidal_is_its_formula(x64):
 
 @pytest.mark.parametrize("name", ["mixture", "sigmoidal"])
 def test_slopes_stay_between_the_floor_and_the_steepest_component(name):
-    """exp(3) = 20 a layer: the logit of a mixture is nowhere steeper than its steepest component."""
+    """exp(3) = 20 a layer: the logit of a mixture is nowhere steeper than its steepest
+    component."""
     transformer, rng = MAKE[name](), np.random.default_rng(2)
     raw = (4 * rng.normal(size=(4000, transformer.size))).astype(np.float32)
     if name == "mixture":
@@ -166,7 +167,8 @@ def test_unconstrained_monotone_goes_on_with_the_slope_of_the_edge(x64):
 
 @pytest.mark.parametrize("name", MAKE)
 def test_derivatives_of_the_inverse_are_finite_differences_and_one_over_the_slope(name, x64):
-    """First derivatives in y and in every raw number, and the second in y: d2x/dy2 = -f'' / f'^3."""
+    """First derivatives in y and in every raw number, and the second in y: d2x/dy2 = -f'' /
+    f'^3."""
     transformer, rng = MAKE[name](), np.random.default_rng(6)
     y, raw = rng.normal(size=4), rng.normal(size=(4, transformer.size))
 

@@ -1,4 +1,5 @@
-"""Bijectors and flows over eight fake devices: what `mesh_worker.py` saw in a process of its own."""
+"""Bijectors and flows over eight fake devices: what `mesh_worker.py` saw in a process of its
+own."""
 
 import json
 from pathlib import Path

@@ -73,7 +73,8 @@ def test_radial_is_normflows_radial(peer, x64):
 
 
 def test_sylvester_of_rank_one_is_planar(x64):
-    """Q is the unit vector along w, S = |w|, R = u' . Q: the u of such a planar map lies along w."""
+    """Q is the unit vector along w, S = |w|, R = u' . Q: the u of such a planar map lies along
+    w."""
     rng = np.random.default_rng(0)
     z, v = jnp.asarray(rng.normal(size=(9, 3))), rng.normal(size=(1, 3))
     q = np.eye(3)[:, 0] - 2 * v[0] * v[0, 0] / np.sum(v * v)

@@ -158,8 +158,10 @@ def test_reversible_carries_labels_shared_params_and_dropout_keys():
     assert got[2].dtype == jax.dtypes.float0
 
     shared = functools.partial(bj.scan, layer, 4, shared=("embed",))
-    params = {"shared": {"embed": jax.tree.map(lambda p: p[0], params["stacked"]["1"]["embed"])}, "stacked": {
-        "bijector": params["stacked"]["1"]["bijector"]}}  # fmt: skip
+    params = {
+        "shared": {"embed": jax.tree.map(lambda p: p[0], params["stacked"]["1"]["embed"])},
+        "stacked": {"bijector": params["stacked"]["1"]["bijector"]},
+    }
     _, expected = gradients(shared(), "forward", key)(params, x, labels)
     _, got = gradients(shared(reversible=True), "forward", key)(params, x, labels)
     assert worst_relative(got, expected) < 1e-4

@@ -51,7 +51,8 @@ def test_affine_takes_a_scale_function(x64):
 
 @pytest.mark.parametrize("kind", MAKE)
 def test_free_and_circular_splines_equal_nflows_and_normflows(kind, peers, x64):
-    """tests/peers/make_transformers_fixtures.py, equal knots, float64; 1e-9 for the saturated ones."""
+    """tests/peers/make_transformers_fixtures.py, equal knots, float64; 1e-9 for the saturated
+    ones."""
     spline, x = MAKE[kind](8, 5.0), peers["x"]
     raw = np.broadcast_to(peers[f"{kind}_raw"][:, None], (*x.shape, SIZES[kind]))
     for values, prefix in (

@@ -234,7 +234,8 @@ def test_costs_that_are_not_numbers_and_rows_that_do_not_fit(name):
 @pytest.mark.parametrize("name", TABLE)
 def test_types_keys_and_no_rows(name):
     """Under strict promotion nothing is promoted, and under x64 no float64 comes into what float32
-    rows compute; bfloat16 rows have costs in float32. Without jit a second call compiles nothing."""
+    rows compute; bfloat16 rows have costs in float32. Without jit a second call compiles nothing.
+    """
     coupling = TABLE[name].coupling
     for dtype in (jnp.float32, jnp.bfloat16):
         x = jax.ShapeDtypeStruct((N, 2), dtype)

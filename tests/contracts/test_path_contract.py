@@ -220,8 +220,8 @@ def test_every_public_name_is_in_a_table():
 @pytest.mark.parametrize("name", SCHEDULES)
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_ends_of_schedules(name, dtype, x64):
-    """alpha and sigma are what the table says there, slopes and bends are finite, in every type, and
-    time is the inverse; conversions and their gradients are finite, or as listed not."""
+    """alpha and sigma are what the table says there, slopes and bends are finite, in every type,
+    and time is the inverse; conversions and their gradients are finite, or as listed not."""
     row, ends = SCHEDULES[name], jnp.asarray([0.0, 1.0], dtype)
     schedule = row.schedule
     slope = lambda f: lambda t: jax.jvp(f, (t,), (jnp.ones_like(t),))[1]  # noqa: E731
@@ -260,8 +260,8 @@ def test_ends_of_schedules(name, dtype, x64):
 @pytest.mark.parametrize("dtype", (jnp.float32, jnp.float64))
 def test_conversions(name, dtype, x64):
     """What an ideal network predicts for data N(1.5, 0.4^2), by the oracle and the definition of
-    each: within 1e-5 and 1e-10 of the largest value; in float32 at times where the other part of x_t
-    is at most some thirty times larger, since 1e-7 of it is what rounding leaves."""
+    each: within 1e-5 and 1e-10 of the largest value; in float32 at times where the other part of
+    x_t is at most some thirty times larger, since 1e-7 of it is what rounding leaves."""
     row, n = SCHEDULES[name], 64
     schedule, rng = row.schedule, np.random.default_rng(0)
     oracle = oracles.gaussian([1.5] * 3, 0.4**2, schedule)

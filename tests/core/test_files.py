@@ -103,7 +103,10 @@ def test_a_full_disk_under_a_checkpoint_is_one_line(tmp_path, monkeypatch, error
 
     state = train.init_state({"w": jnp.ones(2)}, optax.sgd(0.1), jax.random.key(0))
     monkeypatch.setattr(ocp.Checkpointer, "save", fail)
-    said = rf"cannot write checkpoint {tmp_path}/.*00000001: No space left on device; there is none before it$"
+    said = (
+        rf"cannot write checkpoint {tmp_path}/.*00000001: No space left on device; there is none"
+        r" before it$"
+    )
     with pytest.raises(OSError, match=said):
         checkpoint.save(tmp_path, 1, state)
 

@@ -11,7 +11,8 @@ jax.config.update("jax_numpy_rank_promotion", "raise")
 assert jax.device_count() == 2
 mesh = train.data_mesh()
 k0, k1, key = jax.random.split(jax.random.key(0), 3)
-x0, x1, label = jax.random.normal(k0, (16, 2)), 1 + jax.random.normal(k1, (16, 2)), jnp.arange(16) % 3
+x0, x1 = jax.random.normal(k0, (16, 2)), 1 + jax.random.normal(k1, (16, 2))
+label = jnp.arange(16) % 3
 placed = jax.device_put((x0, x1, label), train.data_sharding(mesh))
 for coupling in (couplings.optimal_transport(couplings.within_class()), couplings.sinkhorn()):
     pair = lambda *args: tuple(map(jnp.asarray, coupling(*args)))
@@ -19,7 +20,8 @@ for coupling in (couplings.optimal_transport(couplings.within_class()), coupling
     whole = pair(key, x0, x1, label)
     np.testing.assert_array_equal(i, whole[0])
     np.testing.assert_array_equal(j, whole[1])
-    local = jax.jit(jax.shard_map(lambda *rows: pair(key, *rows), mesh=mesh, in_specs=P("data"), out_specs=P("data")))
+    mapped = {"mesh": mesh, "in_specs": P("data"), "out_specs": P("data")}
+    local = jax.jit(jax.shard_map(lambda *rows: pair(key, *rows), **mapped))
     i, j = local(*placed)
     halves = [pair(key, x0[rows], x1[rows], label[rows]) for rows in (slice(8), slice(8, 16))]
     np.testing.assert_array_equal(i, jnp.concatenate([half[0] for half in halves]))

@@ -249,7 +249,8 @@ velocity = oracles.as_velocity(oracles.gaussian([2.0, -1.0], [0.25, 4.0]))
 sharding = train.data_sharding(train.data_mesh())
 for name, where in (("one", None), ("eight", sharding)):
     data.generate_reflow_pairs(
-        f"{sys.argv[1]}/{name}", velocity, {"a": jnp.ones(())}, data.normal_source((2,)), 40, key=jax.random.key(0),
+        f"{sys.argv[1]}/{name}", velocity, {"a": jnp.ones(())}, data.normal_source((2,)), 40,
+        key=jax.random.key(0),
         method=20, batch=16, shard=32, sharding=where, progress=False,
     )
 one, eight = (data.read_shards(f"{sys.argv[1]}/{name}") for name in ("one", "eight"))

@@ -18,7 +18,10 @@ def test_place():
 def test_rows_that_do_not_divide_name_both_numbers():
     mesh = jax.sharding.AbstractMesh((8,), ("data",))
     sharding = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec("data"))
-    said = r"batch 'x' of shape \[10, 3\] does not divide over the mesh \{'data': 8\} as P.*\('data',\)"
+    said = (
+        r"batch 'x' of shape \[10, 3\] does not divide over the mesh \{'data': 8\} as"
+        r" P.*\('data',\)"
+    )
     with pytest.raises(ValueError, match=said):
         data.place({"x": np.ones((10, 3))}, sharding)
 

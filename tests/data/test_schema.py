@@ -81,9 +81,14 @@ def test_kinds(tmp_path):
     )
     schema = {c.name: c for c in data.find_schema(t)}
     assert {name: c.kind for name, c in schema.items()} == {
-        "whole": "lattice", "padded": "lattice", "steps": "lattice", "real": "continuous",
-        "text": "categorical", "bool": "categorical", "spikes": "categorical",
-    }  # fmt: skip
+        "whole": "lattice",
+        "padded": "lattice",
+        "steps": "lattice",
+        "real": "continuous",
+        "text": "categorical",
+        "bool": "categorical",
+        "spikes": "categorical",
+    }
     assert schema["text"].categories == ("green", "red", "")  # most frequent first
     assert schema["spikes"].categories == (
         "-0.4471",
@@ -91,8 +96,10 @@ def test_kinds(tmp_path):
         "2.236067977",
     )  # in order of size
     assert [c for c in schema if schema[c].is_mass] == ["whole", "padded", "text", "bool", "spikes"]
-    again = [data.Column(**{**c, "categories": tuple(c["categories"])}) for c in json.loads(
-        json.dumps([c._asdict() for c in schema.values()]))]  # fmt: skip
+    again = [
+        data.Column(**{**c, "categories": tuple(c["categories"])})
+        for c in json.loads(json.dumps([c._asdict() for c in schema.values()]))
+    ]
     assert tuple(again) == tuple(schema.values())
     chosen = data.find_schema(t, categorical=("whole",))[0]
     assert chosen.kind == "categorical" and set(chosen.categories) == set("012345678")

@@ -1,4 +1,5 @@
-"""The site builds strictly, asks no other host for anything, and its search finds what people type."""
+"""The site builds strictly, asks no other host for anything, and its search finds what people
+type."""
 
 import html
 import json

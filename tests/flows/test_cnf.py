@@ -88,7 +88,8 @@ def test_log_det_is_that_of_the_jacobian():
 
 
 def test_a_flow_matching_velocity_drops_in():
-    """The optimum of flow matching on Gaussian data has that Gaussian's density, and its gradients."""
+    """The optimum of flow matching on Gaussian data has that Gaussian's density, and its
+    gradients."""
     flow = cnf(gaussian_velocity(), distributions.normal((2,)))
     x = jnp.asarray([[1.5, -0.5]]) + jax.random.normal(jax.random.key(0), (6, 2))
     params = flow.init(jax.random.key(1), x)

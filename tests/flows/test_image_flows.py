@@ -162,7 +162,8 @@ def test_dequantization_noise_lies_inside_and_has_its_density():
 
 
 def test_the_noise_runs_its_networks_once():
-    """Draw and density come from one pass through the one scanned stack; so does a level of Glow."""
+    """Draw and density come from one pass through the one scanned stack; so does a level of
+    Glow."""
     x = jnp.ones((2, 4, 4, 1))
 
     def scans(flow, name):

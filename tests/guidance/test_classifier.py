@@ -48,7 +48,8 @@ def test_scale_one_is_the_conditional_velocity(x64, schedule):
 
 
 def test_near_the_source_it_is_finite(x64):
-    """c diverges at t = 0, its product with the gradient does not: an error of the order of start."""
+    """c diverges at t = 0, its product with the gradient does not: an error of the order of
+    start."""
     oracle = oracles.mixture([0.5, 0.3, 0.2], MEANS, [0.25, 0.1, 0.4])
     x, _, label = draw()
     t = jnp.zeros(x.shape[0])

@@ -71,7 +71,8 @@ def test_quantile_multiplies_the_score(x64):
 
 @pytest.mark.parametrize("rate", [-2.0, 1.0])
 def test_the_log_density_of_solved_samples(x64, rate):
-    """Of a Gaussian, from t = 0.1 to 0.9: log p moves by 0.8 rate, to the tolerance of the solve."""
+    """Of a Gaussian, from t = 0.1 to 0.9: log p moves by 0.8 rate, to the tolerance of the
+    solve."""
     oracle = oracles.gaussian([1.0, -1.0, 0.5], [0.5, 1.0, 2.0])
     x = 2 + oracle.flow_map(
         jax.random.normal(jax.random.key(1), (8, 3)), 0.0, 0.1

@@ -1,9 +1,9 @@
 """A flow from guided samples to data, what Zhao and Schwing (2025) propose against the bias of
 guidance, from parts.
 
-"Studying Classifier(-Free) Guidance From a Classifier-Centric Perspective" proposes a post-processing step: flow matching
-from the samples of the guided model to data under the same condition. It needs no function of its
-own: 'x0' in the batch.
+"Studying Classifier(-Free) Guidance From a Classifier-Centric Perspective" proposes a
+post-processing step: flow matching from the samples of the guided model to data under the same
+condition. It needs no function of its own: 'x0' in the batch.
 """
 
 import flax.linen as nn

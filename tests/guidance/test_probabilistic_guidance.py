@@ -13,7 +13,8 @@ NULL = 3
 
 
 def apply(params, x, t, cond=None, *, key=None):
-    """Component cond is preferred; the null label prefers none. Rows stay rows: x and t are used."""
+    """Component cond is preferred; the null label prefers none. Rows stay rows: x and t are
+    used."""
     n = x.shape[0]
     logits = 3.0 * jax.nn.one_hot(cond, 4)[:, :3]
     means = MEANS[None] + 0.3 * x[:, None] + t[:, None, None]

@@ -66,29 +66,32 @@ MISUSE = {
     "expected batch transforms and, as the last argument, a Loss, got nothing": lambda: (
         losses.chain()
     ),
-    r"expected the last argument to be a Loss, \(params, .*got a function of \(key, batch, frozen=None\), a BatchTr": (
-        lambda: losses.chain(couplings.pair(couplings.independent()), DROP)
+    r"expected the last argument to be a Loss, \(params, .*"
+    r"got a function of \(key, batch, frozen=None\), a BatchTr": lambda: losses.chain(
+        couplings.pair(couplings.independent()), DROP
     ),
-    r"expected argument 0 to be a BatchTransform, .*got a function of \(params, key, batch, .*, a Loss: it comes last": (
-        lambda: losses.chain(MATCHING, DROP)
+    r"expected argument 0 to be a BatchTransform, .*"
+    r"got a function of \(params, key, batch, .*, a Loss: it comes last": lambda: losses.chain(
+        MATCHING, DROP
     ),
     r"expected argument 1 to be a BatchTransform, .*, a Loss: it comes last": lambda: losses.chain(
         DROP, bare, MATCHING
     ),
-    r"expected argument 0 .*got a function of \(key, x0, x1, cond=None\), a Coupling: couplings.pair\(coupling\) makes": (
-        lambda: losses.chain(couplings.optimal_transport(), MATCHING)
+    r"expected argument 0 .*got a function of \(key, x0, x1, cond=None\), "
+    r"a Coupling: couplings.pair\(coupling\) makes": lambda: losses.chain(
+        couplings.optimal_transport(), MATCHING
     ),
-    "expected the last argument to be a Loss, .*, a Coupling: couplings.pair": (
-        lambda: losses.chain(DROP, couplings.optimal_transport())
+    "expected the last argument to be a Loss, .*, a Coupling: couplings.pair": lambda: losses.chain(
+        DROP, couplings.optimal_transport()
     ),
     "expected argument 0 .*got the function drop_cond: give what a call of it returns": (
         lambda: losses.chain(losses.drop_cond, MATCHING)
     ),
-    "expected argument 0 .*got the function fresh_source: give what a call": (
-        lambda: losses.chain(losses.fresh_source, MATCHING)
+    "expected argument 0 .*got the function fresh_source: give what a call": lambda: losses.chain(
+        losses.fresh_source, MATCHING
     ),
-    "expected the last argument .*got the function flow_matching: give what": (
-        lambda: losses.chain(DROP, losses.flow_matching)
+    "expected the last argument .*got the function flow_matching: give what": lambda: losses.chain(
+        DROP, losses.flow_matching
     ),
     "expected argument 0 .*got a list: give them one by one": lambda: losses.chain(
         [DROP], MATCHING

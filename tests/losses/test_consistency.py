@@ -89,7 +89,8 @@ def test_a_step_to_data_is_flow_matching():
 
 
 def test_the_target_holds_still(x64):
-    """The gradient is that of the squared distance to a constant, in x_s = x_t + (s - t) (x1 - x0)."""
+    """The gradient is that of the squared distance to a constant, in x_s = x_t + (s - t) (x1 -
+    x0)."""
     t, s = jnp.linspace(0.1, 0.7, 8), jnp.linspace(0.3, 0.8, 8)
     x0, x1 = (jax.random.normal(jax.random.key(i), (8, 2), jnp.float64) for i in range(2))
     loss = losses.consistency_training(ELEMENTWISE, steps=lambda key, n, frozen: (t[:n], s[:n]))

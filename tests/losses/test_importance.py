@@ -64,7 +64,8 @@ def test_shares_of_the_linear_path(x64):
 
 
 def test_the_density_is_that_of_the_weights(x64):
-    """A histogram of 100,000 times against width / weight in each cell, within 4 standard errors."""
+    """A histogram of 100,000 times against width / weight in each cell, within 4 standard
+    errors."""
     rng = np.random.default_rng(0)
     edges = np.concatenate([[0.1], 0.1 + np.cumsum(rng.uniform(0.02, 0.2, size=6))])
     importance = losses.Importance(jnp.asarray(edges), jnp.asarray(rng.uniform(0.1, 2, size=6)))

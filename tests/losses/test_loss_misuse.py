@@ -50,7 +50,8 @@ DROPPED = {
 
 @pytest.mark.parametrize("name", DROPPED)
 def test_dropped_conditions_are_null(name):
-    """With p=1 every row is told null, whatever its cond; the losses take 'dropped' and ignore it."""
+    """With p=1 every row is told null, whatever its cond; the losses take 'dropped' and ignore
+    it."""
     v = Velocity(
         lambda *a: {}, lambda p, x, t, cond=None, *, key=None: x * t[:, None] + p * cond[:, None]
     )

@@ -1,5 +1,7 @@
-"""Losses of one's own, made of public pieces alone, keep the promises of the package: rows of weight
-0 are not there, 'dropped' is accepted, a key is consumed once, and a tiled event has the same loss."""
+"""Losses of one's own, made of public pieces alone, keep the promises of the package: rows of
+weight 0 are not there, 'dropped' is accepted, a key is consumed once, and a tiled event has the
+same loss.
+"""
 
 import jax
 import jax.numpy as jnp

@@ -175,7 +175,8 @@ def test_a_student_with_the_teachers_weights_steps_as_ddim_does(x64, name):
 
 
 def test_the_parameterization_is_the_papers(x64):
-    """lambda_t and eta_t of the published sampler, in the window from more noise (a) to less (b)."""
+    """lambda_t and eta_t of the published sampler, in the window from more noise (a) to less
+    (b)."""
     schedule = schedules.vp()
     t = jnp.asarray([0.0, 0.2, 0.4, 0.54, 0.7, 0.99])
     a, b = window(t)

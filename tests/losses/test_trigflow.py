@@ -111,7 +111,8 @@ def test_the_residual_is_the_change_of_f_along_the_flow(x64):
 
 @pytest.mark.parametrize("tangent", [PLAIN, losses.normalized_tangent(0.1)])
 def test_from_scratch_the_mean_gradient_vanishes_at_the_exact_map(tangent):
-    """With the normalized tangent too, for a Gaussian's velocities are symmetric about their mean."""
+    """With the normalized tangent too, for a Gaussian's velocities are symmetric about their
+    mean."""
     loss = trigflow_consistency(near_data(exact_map("gaussian")), tangent=tangent)
     mean, error = mean_gradient(loss, at(), GAUSSIAN.sample, batches=200)
     assert np.all(np.abs(mean) < 3 * error)
@@ -130,7 +131,8 @@ def test_from_scratch_the_mean_gradient_vanishes_at_the_exact_map_of_a_mixture()
 
 
 def test_the_warm_up_starts_as_a_regression_of_the_velocity(x64):
-    """r = 0: the gradient is that of cos^2 |F - dx/dtau|^2; then r grows with the count of updates."""
+    """r = 0: the gradient is that of cos^2 |F - dx/dtau|^2; then r grows with the count of
+    updates."""
     t = jnp.linspace(0.1, 0.9, 8)
     x0, x1 = (jax.random.normal(jax.random.key(i), (8, 2), jnp.float64) for i in range(2))
     batch = {"x": x1, "x0": x0}

@@ -103,7 +103,9 @@ def test_small_steps_are_lagrangian_distillation_from_the_source(x64):
     assert errors[1] < 0.02 and 1.8 < errors[0] / errors[1] < 2.2, errors
 
 
-SIGMA = 0.8  # x1 of N(0, 1), x0 = x1 + SIGMA noise: x_t = x1 + (1 - t) SIGMA noise, of variance 1 + (1 - t)^2 SIGMA^2
+# x1 of N(0, 1), x0 = x1 + SIGMA noise: x_t = x1 + (1 - t) SIGMA noise, of variance
+# 1 + (1 - t)^2 SIGMA^2
+SIGMA = 0.8
 
 
 def variance(t):

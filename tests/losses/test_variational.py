@@ -58,7 +58,8 @@ def test_the_bound_of_the_target_itself_is_log_z_for_every_draw(x64):
 
 
 def test_the_bound_is_log_z_minus_the_divergence():
-    """KL(N(0, I), N(m, s^2)) in closed form; 1e5 draws, 4 standard errors of a deviation below 3."""
+    """KL(N(0, I), N(m, s^2)) in closed form; 1e5 draws, 4 standard errors of a deviation below
+    3."""
     mean, std = np.array([[1.0, -0.5]]), np.array([[1.5, 2.0]])
     flow = flows.planar((2,), depth=0)
     params = flow.init(jax.random.key(0), jnp.zeros((2, 2)))

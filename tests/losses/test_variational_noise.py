@@ -125,7 +125,8 @@ def test_the_mean_gradient_vanishes_at_the_exact_map_of_the_coupled_pairs():
 
 
 def test_the_encoder_learns_through_the_noise(x64):
-    """Of flow matching, whose target is not held fixed: the gradient is that of finite differences."""
+    """Of flow matching, whose target is not held fixed: the gradient is that of finite
+    differences."""
     x = jax.random.normal(jax.random.key(0), (16, 3), jnp.float64)
     loss = variational_noise(losses.flow_matching(ELEMENTWISE), AFFINE, kl=0.3)
 
@@ -142,7 +143,10 @@ def test_the_encoder_learns_through_the_noise(x64):
 def test_a_consistency_loss_moves_the_encoder_by_its_left_side_alone(x64):
     """The target holds still: the derivative with respect to the noise is that of f(x_t, t)."""
     x = jax.random.normal(jax.random.key(0), (16, 3), jnp.float64)
-    steps = lambda key, n, frozen: (jnp.linspace(0.1, 0.8, n), jnp.linspace(0.2, 0.9, n))  # noqa: E731
+
+    def steps(key, n, frozen):
+        return jnp.linspace(0.1, 0.8, n), jnp.linspace(0.2, 0.9, n)
+
     loss = variational_noise(losses.consistency_training(ELEMENTWISE, steps=steps), AFFINE, kl=0.0)
     at = {"pull": 0.3, "std": 0.8}
     grads = jax.grad(

@@ -120,8 +120,12 @@ def test_permutation_test_wants_a_whole_number_of_permutations():
 
 def test_permutation_test_has_its_level_and_sees_a_shift():
     rng = np.random.default_rng(5)
-    null = [metrics.permutation_test(rng.normal(size=(12, 2)), rng.normal(size=(9, 2)), permutations=19, seed=i)[1]
-            for i in range(200)]  # fmt: skip
+    null = [
+        metrics.permutation_test(
+            rng.normal(size=(12, 2)), rng.normal(size=(9, 2)), permutations=19, seed=i
+        )[1]
+        for i in range(200)
+    ]
     # P(p <= 0.1) = 0.1 up to ties: 20 of 200 expected, standard deviation 4.2; five of them either
     # way.
     assert 0 < np.sum(np.array(null) <= 0.1) < 42

@@ -246,13 +246,30 @@ def test_bad_options_are_errors():
         (lambda: nets.LipschitzMLP(()), "at least one hidden layer"),
         (lambda: nets.LipschitzMLP((4,), orders=(2, 2)), "expected 3 orders"),
         (lambda: nets.LipschitzMLP((4,), orders=(2, 2, 1)), "the last equal to the first"),
-        (lambda: nets.LipschitzMLP((4,), orders=(0.5, 2, 0.5)), "orders of norms from 1 to inf, got 0.5"),
+        (
+            lambda: nets.LipschitzMLP((4,), orders=(0.5, 2, 0.5)),
+            "orders of norms from 1 to inf, got 0.5",
+        ),
         (lambda: nets.LipschitzConv((4,), (3,)), "expected 2 odd kernel sides"),
         (lambda: nets.LipschitzConv((4,), (3, 2)), "expected 2 odd kernel sides"),
-        (lambda: norms.spectral_bound(jnp.ones((2, 2)), 0), "steps to be a whole number of at least 1, got 0"),
-        (lambda: nets.LipschitzMLP((4,)).init(jax.random.key(0), jnp.ones((2, 3, 1))), r"shape \[b, d\], got \[2, 3, 1\]"),
-        (lambda: nets.LipschitzConv((4,), (3, 3)).init(jax.random.key(0), jnp.ones((2, 3))), r"\[b, H, W, C\], got \[2, 3\]"),
-        (lambda: nets.LipschitzMLP((4,)).init(jax.random.key(0), jnp.ones((2, 3)), jnp.ones((3, 1))), "lead with 2"),
-    ):  # fmt: skip
+        (
+            lambda: norms.spectral_bound(jnp.ones((2, 2)), 0),
+            "steps to be a whole number of at least 1, got 0",
+        ),
+        (
+            lambda: nets.LipschitzMLP((4,)).init(jax.random.key(0), jnp.ones((2, 3, 1))),
+            r"shape \[b, d\], got \[2, 3, 1\]",
+        ),
+        (
+            lambda: nets.LipschitzConv((4,), (3, 3)).init(jax.random.key(0), jnp.ones((2, 3))),
+            r"\[b, H, W, C\], got \[2, 3\]",
+        ),
+        (
+            lambda: nets.LipschitzMLP((4,)).init(
+                jax.random.key(0), jnp.ones((2, 3)), jnp.ones((3, 1))
+            ),
+            "lead with 2",
+        ),
+    ):
         with pytest.raises(ValueError, match=message):
             make()

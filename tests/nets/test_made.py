@@ -90,10 +90,13 @@ def test_it_is_flowjaxs_network(x64, peer):
         (np.asarray(layer.weight).T, np.asarray(layer.bias)) for layer in mlp.layers
     )
     params = {
-        "kernel_0": first[0][:, units], "bias_0": first[1][units],
-        "kernel_1": second[0][np.ix_(units, units)], "bias_1": second[1][units],
-        "kernel_head": head[0][units], "bias_head": head[1],
-    }  # fmt: skip
+        "kernel_0": first[0][:, units],
+        "bias_0": first[1][units],
+        "kernel_1": second[0][np.ix_(units, units)],
+        "bias_1": second[1][units],
+        "kernel_head": head[0][units],
+        "bias_head": head[1],
+    }
     ours = nets.MADE(2, (d * each, d * each), activation=jnp.tanh)
     x, cond = (np.random.default_rng(i).normal(size=(6, n)) for i, n in enumerate((d, c)))
     noise = np.random.default_rng(2).normal(size=params["kernel_0"].shape)

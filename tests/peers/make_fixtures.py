@@ -126,9 +126,11 @@ def coupling():
     transform = OurScale([0, 0, 1, 1, 1], Net)
     net = transform.transform_net
     weights = {
-        "hidden_kernel": net.hidden.weight.T, "hidden_bias": net.hidden.bias,
-        "head_kernel": net.head.weight.T, "head_bias": net.head.bias,
-    }  # fmt: skip
+        "hidden_kernel": net.hidden.weight.T,
+        "hidden_bias": net.hidden.bias,
+        "head_kernel": net.head.weight.T,
+        "head_bias": net.head.bias,
+    }
     x = np.random.default_rng(1).normal(size=(7, 5))
     arrays = {name: w.detach().numpy() for name, w in weights.items()}
     np.savez_compressed(HERE / "coupling.npz", x=x, **arrays, **both_ways(transform, x))

@@ -105,10 +105,15 @@ def linear():
     with torch.no_grad():
         y, log_det = qr(x)
         arrays = {
-            "linear_x": x, "householder_vectors": reflections.q_vectors, "householder_y": reflections(x)[0],
-            "qr_vectors": qr.orthogonal.q_vectors, "qr_upper": qr._create_upper(), "qr_shift": qr.bias,
-            "qr_y": y, "qr_log_det": log_det,
-        }  # fmt: skip
+            "linear_x": x,
+            "householder_vectors": reflections.q_vectors,
+            "householder_y": reflections(x)[0],
+            "qr_vectors": qr.orthogonal.q_vectors,
+            "qr_upper": qr._create_upper(),
+            "qr_shift": qr.bias,
+            "qr_y": y,
+            "qr_log_det": log_det,
+        }
     return {name: a.detach().numpy() for name, a in arrays.items()}
 
 

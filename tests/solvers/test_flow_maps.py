@@ -131,7 +131,8 @@ def test_a_flow_map_grown_from_a_velocity_is_that_velocity_until_it_is_trained(n
 
 @pytest.mark.parametrize("name", NETS)
 def test_networks_have_forward_derivatives(name):
-    """jvp through norms, attention, dropout under one key and remat, against central differences."""
+    """jvp through norms, attention, dropout under one key and remat, against central
+    differences."""
     net, event = NETS[name]
     variants = {"dropout": net.clone(dropout=0.3)} | (
         {"remat": net.clone(remat=True)} if name == "DiT" else {}
@@ -162,7 +163,8 @@ def test_networks_have_forward_derivatives(name):
 
 @pytest.mark.parametrize("name", NETS)
 def test_networks_have_forward_derivatives_in_r(name, x64):
-    """As `lagrangian_map_distillation` asks for it, under dropout and, where there is one, remat."""
+    """As `lagrangian_map_distillation` asks for it, under dropout and, where there is one,
+    remat."""
     net, event = NETS[name]
     net = net.clone(dropout=0.3, time_scale=1.0, **({"remat": True} if name == "DiT" else {}))
     model = jflow.flow_map(net)
@@ -184,7 +186,8 @@ def test_networks_have_forward_derivatives_in_r(name, x64):
 
 
 def test_remat_changes_no_gradient_of_a_loss_with_a_forward_derivative(x64):
-    """Reverse over forward through attention, norms, dropout under one key and recomputed blocks."""
+    """Reverse over forward through attention, norms, dropout under one key and recomputed
+    blocks."""
     net = nets.DiT(2, 16, 2, num_heads=2, num_classes=3, dropout=0.3, time_scale=1.0)
     x, t, cond = (
         jax.random.normal(jax.random.key(0), (3, 4, 4, 1), jnp.float64),

@@ -1,4 +1,5 @@
-"""Samples, log-densities and their gradients are those of torchdiffeq, kept in tests/peers/ode.npz."""
+"""Samples, log-densities and their gradients are those of torchdiffeq, kept in
+tests/peers/ode.npz."""
 
 from pathlib import Path
 

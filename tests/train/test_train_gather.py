@@ -138,7 +138,8 @@ def deep(params, key, batch, frozen=None):
 
 @pytest.mark.parametrize("loss", [plain, remat, deep])
 def test_gathered_weights_are_not_kept(loss):
-    """Once the stacked weights themselves, split; gathered ones beside them would be a second time."""
+    """Once the stacked weights themselves, split; gathered ones beside them would be a second
+    time."""
     shapes = kept(train.gather_params(loss, MESH, RULES))
     assert shapes.count((DEPTH, WIDTH, WIDTH)) == 1
     activations = lambda shapes: [s for s in shapes if s[:2] == (DEPTH, len(X))]  # noqa: E731

@@ -187,7 +187,8 @@ def test_nonfinite_names_step_metrics_and_last_good_checkpoint(tmp_path):
 
 
 def test_params_that_overflow_are_never_saved(tmp_path):
-    """The loss and the gradient of step 4 are finite, what the update makes of the params is not."""
+    """The loss and the gradient of step 4 are finite, what the update makes of the params is
+    not."""
     jump = optax.inject_hyperparams(optax.sgd)(
         learning_rate=lambda n: jnp.where(n == 3, jnp.inf, 0.01)
     )
@@ -406,7 +407,8 @@ def test_inner_updates_resume_bit_for_bit(tmp_path):
 
 
 def test_inner_updates_name_the_bad_one_and_skip_it(tmp_path):
-    """Update 7 is the first of the third visit of three; with skip_nonfinite it alone is left out."""
+    """Update 7 is the first of the third visit of three; with skip_nonfinite it alone is left
+    out."""
 
     def poisoned(state, key):
         return {"x": jnp.where(state.step == 6, jnp.nan, drawn(state, key)["x"])}

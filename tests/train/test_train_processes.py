@@ -150,7 +150,10 @@ def test_each_process_reads_its_share(seen):
         ("steps", "the processes disagree on steps: 2 in process 0, 3 in process 1"),
         (
             "state",
-            "the processes disagree on the state: params/w float32[2, 2] in process 0, params/w float32[2, 3] in process 1",
+            (
+                "the processes disagree on the state: params/w float32[2, 2] in process 0, params/w"
+                " float32[2, 3] in process 1"
+            ),
         ),
         ("batch", "the processes disagree on the batch: x float32[8, 2]"),
         ("step", "the processes disagree on the program of the step: "),
@@ -165,7 +168,10 @@ def test_what_processes_disagree_on_is_named(seen, what, said):
 def test_a_killed_process_ends_the_job_which_goes_on_to_the_same_bits(seen):
     status, log, pids = seen["killed"]
     assert status == 128 + signal.SIGKILL and f"1 is pid {pids[1]}\n" in log
-    said = rf"jflow launch: error: process 1 of 2 \(pid {pids[1]}\) was ended by SIGKILL.* is of step 4: the same command"
+    said = (
+        rf"jflow launch: error: process 1 of 2 \(pid {pids[1]}\) was ended by SIGKILL.* is of step"
+        r" 4: the same command"
+    )
     assert re.search(said, log) and seen["killed_at"] == [4]
     check_end(seen, "killed")
 
