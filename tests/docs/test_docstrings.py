@@ -38,7 +38,7 @@ def test_arguments_are_documented():
 
 
 def test_names_begin_with_a_sentence():
-    """A stranger reads the first line alone, in a table: it is short, and it ends."""
+    """A stranger reads the first line alone, in a table: it ends there."""
     bad = []
     for name, target in NAMED.items():
         first = target.docstring.value.strip().splitlines()[0] if target.docstring else ""
