@@ -358,9 +358,13 @@ def show_synthesis(results: list[dict], order: Sequence[str]) -> None:
         seeds = len({r["seed"] for r in here})
         rows = [("utility", f"{here[0]['measure']}, {seeds} seed(s)", 3)]
         rows += [("detection", "detection AUC", 3), ("cpu_seconds", "CPU seconds of the fit", 0)]
+        rows += [("epochs", "epochs", 0)]
         for key, label, digits in rows:
-            values = ([r[key] for r in of(here, method=m) if key in r] for m in methods)
-            line([dataset, label, *(spread(v, digits) for v in values)])
+            values = [
+                [r[key] for r in of(here, method=m) if r.get(key) is not None] for m in methods
+            ]
+            if any(values):
+                line([dataset, label, *(spread(v, digits) for v in values)])
 
 
 def show_imputation(results: list[dict], order: Sequence[str]) -> None:
