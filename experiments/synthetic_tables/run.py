@@ -274,8 +274,10 @@ def independent(train: pd.DataFrame, lacking: pd.DataFrame, seed: int) -> Callab
 def iterative(train: pd.DataFrame, lacking: pd.DataFrame, seed: int) -> Callable:
     """Draws by scikit-learn's IterativeImputer: Bayesian linear regressions in turn.
 
-    Numbers are standardized and kept within the range of the column; categories are indicators, of
-    which the largest draw wins. At most 10,000 complete rows are fitted to.
+    Numbers are standardized and kept within the range of the column. Categories are indicators of
+    all but the most frequent one, which has what is left of 1; the largest draw wins. (Indicators
+    of all would determine each other exactly, so that none would ever leave its start.) At most
+    10,000 complete rows are fitted to.
     """
     from sklearn.experimental import enable_iterative_imputer  # noqa: F401
     from sklearn.impute import IterativeImputer
@@ -283,13 +285,17 @@ def iterative(train: pd.DataFrame, lacking: pd.DataFrame, seed: int) -> Callable
     whole = train.dropna()
     whole = whole.sample(min(10_000, len(whole)), random_state=seed)
     numbers = [name for name in train if not tables.is_category(train[name])]
-    texts = {name: sorted(whole[name].unique()) for name in train if name not in numbers}
+    texts = {
+        name: whole[name].value_counts().index.to_numpy(object)
+        for name in train
+        if name not in numbers
+    }
     center, scale = whole[numbers].mean(), whole[numbers].std()
 
     def indicators(rows: pd.DataFrame) -> np.ndarray:
         parts = [((rows[numbers] - center) / scale).to_numpy()]
         for name, known in texts.items():
-            part = np.array(rows[name].to_numpy()[:, None] == np.array(known, object), float)
+            part = (rows[name].to_numpy(object)[:, None] == known[1:]).astype(float)
             parts.append(np.where(rows[name].isna().to_numpy()[:, None], np.nan, part))
         return np.concatenate(parts, 1)
 
@@ -304,8 +310,9 @@ def iterative(train: pd.DataFrame, lacking: pd.DataFrame, seed: int) -> Callable
         made = {name: y[:, j] * scale[name] + center[name] for j, name in enumerate(numbers)}
         start = len(numbers)
         for name, known in texts.items():
-            made[name] = np.array(known, object)[y[:, start : start + len(known)].argmax(1)]
-            start += len(known)
+            part, start = y[:, start : start + len(known) - 1], start + len(known) - 1
+            part = np.concatenate([1 - part.sum(1, keepdims=True), part], 1)
+            made[name] = known[part.argmax(1)]
         return lacking.fillna(pd.DataFrame(made))
 
     return fill
