@@ -26,8 +26,8 @@ with scikit-learn's IterativeImputer that draws from its posterior (`iterative`)
 
 Each run is a JSON file of --workdir, which is not run again, so that a killed command goes on;
 --only-print prints the tables of what is there. PATH is the Python of an environment with `pip
-install torch sdv`. DATA is the folder that holds tabular/*.gz (or set JFLOW_DATA). --short needs
-neither and takes seconds: a small table of scikit-learn's.
+install torch "sdv>=2"`. DATA is the folder that holds tabular/*.gz (or set JFLOW_DATA). --short
+needs neither and takes seconds: a small table of scikit-learn's.
 """
 
 import argparse

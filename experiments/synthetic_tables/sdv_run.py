@@ -26,7 +26,7 @@ try:
     from sdv.metadata import Metadata
     from sdv.single_table import CTGANSynthesizer, GaussianCopulaSynthesizer, TVAESynthesizer
 except ImportError as error:
-    sys.exit(f"{error}: this script needs sdv and torch (pip install torch sdv)")
+    sys.exit(f"{error}: this script needs sdv and torch (pip install torch 'sdv>=2')")
 
 METHODS = {
     "copula": GaussianCopulaSynthesizer,
@@ -35,18 +35,17 @@ METHODS = {
 }
 
 
-class Until:
-    """Stands for tqdm around the range of epochs, and ends it at a moment of CPU time."""
+def until(end: float, done: list[int]):
+    """What stands for tqdm around the range of epochs: it ends them at a moment of CPU time."""
 
-    def __init__(self, end: float):
-        self.end, self.epochs = end, 0
-
-    def __call__(self, epochs, **_):
-        for epoch in epochs:
-            yield epoch
-            self.epochs = epoch + 1
-            if time.process_time() >= self.end:
+    def epochs(numbers, **_):
+        for number in numbers:
+            yield number
+            done.append(number)
+            if time.process_time() >= end:
                 return
+
+    return epochs
 
 
 def main() -> None:
@@ -73,17 +72,18 @@ def main() -> None:
     }
     metadata = Metadata.load_from_dict({"tables": {"table": {"columns": kinds}}})
     wall, begun = time.perf_counter(), time.process_time()
-    until = Until(begun + args.seconds)
+    done: list[int] = []
     options = {}
     if args.method != "copula":
-        importlib.import_module(f"ctgan.synthesizers.{args.method}").tqdm = until
+        loop = importlib.import_module(f"ctgan.synthesizers.{args.method}")
+        loop.tqdm = until(begun + args.seconds, done)
         options = {"epochs": 10**6, "enable_gpu": False}
     model = METHODS[args.method](metadata, **options)
     model.fit({"table": rows})
     spent = {
         "cpu_seconds": time.process_time() - begun,
         "seconds": time.perf_counter() - wall,
-        "epochs": until.epochs or None,
+        "epochs": len(done) or None,
         "versions": {"sdv": sdv.__version__, "torch": torch.__version__},
     }
     model.sample(args.num)["table"].to_csv(args.out, index=False)
