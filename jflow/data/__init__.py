@@ -2,6 +2,15 @@
 
 from jflow.data._batches import Batches, batches
 from jflow.data._images import cifar_jpegs, cifar_sheets, digits, mnist
+from jflow.data._marginals import (
+    Marginal,
+    find_marginals,
+    from_codes_and_numbers,
+    from_normal,
+    log_slopes,
+    to_codes_and_numbers,
+    to_normal,
+)
 from jflow.data._pairs import (
     Source,
     generate_reflow_pairs,
@@ -41,6 +50,7 @@ from jflow.data._toy import checkerboard, eight_gaussians, moons
 __all__ = [
     "Batches",
     "Column",
+    "Marginal",
     "Preprocess",
     "Source",
     "Splits",
@@ -58,12 +68,16 @@ __all__ = [
     "eight_gaussians",
     "encode",
     "find_lattice",
+    "find_marginals",
     "find_schema",
+    "from_codes_and_numbers",
+    "from_normal",
     "generate_reflow_pairs",
     "generate_reflow_trajectories",
     "identity",
     "image_grid",
     "log_mass_unit",
+    "log_slopes",
     "logit",
     "mnist",
     "moons",
@@ -81,6 +95,8 @@ __all__ = [
     "stratified_split",
     "take",
     "take_rows",
+    "to_codes_and_numbers",
+    "to_normal",
     "to_text",
     "truncate_pairs",
     "write_shards",

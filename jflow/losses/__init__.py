@@ -31,6 +31,7 @@ from jflow.losses._adversarial import (
 )
 from jflow.losses._align import eulerian_map_distillation, lagrangian_map_distillation
 from jflow.losses._anchoring import anchored_consistency, squared_and_cosine_error
+from jflow.losses._any_order import any_order_nll
 from jflow.losses._augmented import annealed_source, drop_cond, fresh_source, noised
 from jflow.losses._boss import boss
 from jflow.losses._c_rectified import (
@@ -113,6 +114,7 @@ __all__ = [
     # what a loss of your own is made of
     "Pairs",
     "adaptive_weight",
+    "any_order_nll",
     "clipped_tangent",
     "draw_pairs",
     "flow_map_residual",
