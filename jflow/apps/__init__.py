@@ -9,9 +9,9 @@ import importlib.util
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from jflow.apps._experiment import Experiment, Loaded, load, load_config, run
+    from jflow.apps._experiment import Experiment, Loaded, load, load_config, read_keys, run
 
-__all__ = ["Experiment", "Loaded", "load", "load_config", "run"]
+__all__ = ["Experiment", "Loaded", "load", "load_config", "read_keys", "run"]
 
 
 def __getattr__(name: str):

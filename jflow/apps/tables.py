@@ -15,9 +15,12 @@ import optax
 from jflow import data, distributions, losses
 from jflow._core.files import expand
 from jflow._core.seeds import generator
+from jflow._core.lock import hold
 from jflow.apps import Experiment
+from jflow.apps._experiment import claim, sources_of
 from jflow.data import Column, Marginal, Preprocess, Splits, Table
 from jflow.distributions import AnyOrder, MixedRows, Within
+from jflow.train import checkpoint, init_state
 
 LEAST_ROWS = 10
 TRAIN, VALID, TEST = "train", "valid", "test"
@@ -185,8 +188,8 @@ def experiment(
     ema: float,
     seed: int,
 ) -> Experiment:
-    """The training of a `distributions.any_order` model on the rows of a table; the values are those
-    of the config `configs/table.py`."""
+    """The training of a `distributions.any_order` model on the rows of a table, by the values of the
+    config `configs/table.py`."""
     options = {"width": width, "num_blocks": num_blocks, "bins": bins}
     model = distributions.any_order(shape.codes, shape.numbers, **options)
     trained = distributions.any_order(shape.codes, shape.numbers, dropout=dropout, **options)
@@ -342,3 +345,20 @@ def evaluate(model: AnyOrder) -> Callable:
 
 def _no_table() -> Prepared:
     raise ValueError("there is no table: expected table=PATH, as `jflow fit PATH` sets it")
+
+
+def write_run(
+    folder: Path,
+    config: Path,
+    values: Mapping[str, Any],
+    params: Any,
+    state: Mapping[str, Any],
+    step: int,
+) -> Path:
+    """A folder as `apps.run` leaves it: the config, its values and one checkpoint."""
+    folder.mkdir(parents=True, exist_ok=True)
+    with hold(folder):
+        claim(folder, sources_of(config), dict(values))
+        start = init_state(params, optax.identity(), jax.random.key(0))
+        checkpoint.save(folder, step, start, extra={"preprocess": state})
+    return folder

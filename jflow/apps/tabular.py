@@ -86,6 +86,8 @@ class TabularFlow(BaseEstimator):
         weight_decay: Of Adam.
         steps: Updates; None makes 80 epochs of them, but 1,000 to 4,000.
         batch: Rows of an update.
+        patience: Looks at the validation rows, one every 100 updates, without a better one until
+            training stops; None never stops early.
         ema: The decay of the average of the parameters, which is what is kept.
         random_state: An int, a numpy RandomState or None.
         workdir: A folder that keeps the run, and that a killed run goes on from; None keeps the
@@ -130,6 +132,7 @@ class TabularFlow(BaseEstimator):
         weight_decay=1e-4,
         steps=None,
         batch=512,
+        patience=10,
         ema=0.995,
         random_state=0,
         workdir=None,
@@ -149,6 +152,7 @@ class TabularFlow(BaseEstimator):
         self.weight_decay = weight_decay
         self.steps = steps
         self.batch = batch
+        self.patience = patience
         self.ema = ema
         self.random_state = random_state
         self.workdir = workdir
@@ -195,11 +199,12 @@ class TabularFlow(BaseEstimator):
             "steps": steps,
             "batch": batch,
             "eval_every": min(100, steps),
+            "patience": self.patience,
             "ema": self.ema,
             "seed": seed,
         }
         shape = tables.shape_of(marginals)
-        experiment, values = apps.load_config(
+        _, values = apps.read_keys(
             CONFIG,
             {
                 **options,
@@ -214,7 +219,7 @@ class TabularFlow(BaseEstimator):
                 "group_repeated": self.group_repeated,
             },
         )
-        experiment = tables.experiment(lambda: prepared, shape, patience=None, **options)
+        experiment = tables.experiment(lambda: prepared, shape, **options)
         folder = Path(tempfile.mkdtemp()) if self.workdir is None else expand(self.workdir)
         try:
             apps.run(
@@ -512,8 +517,8 @@ def load(path: str | Path) -> TabularFlow:
 
 
 _SAVED = {
-    "drop", "categorical", "header", "drop_missing", "group_repeated", "width", "num_blocks", "bins",
-    "dropout", "learning_rate", "weight_decay", "steps", "batch", "ema",
+    "drop", "categorical", "header", "drop_missing", "group_repeated", "width", "num_blocks",
+    "bins", "dropout", "learning_rate", "weight_decay", "steps", "batch", "ema", "patience",
 }  # fmt: skip
 
 
@@ -566,8 +571,8 @@ def _condition(model: TabularFlow, given: Mapping[str, Any]) -> _Condition:
 
 
 def _encoded(column: Column, marginal: Marginal, value: Any) -> tuple[float, int]:
-    """A value as an encoded number, and its code (-1: another number); ValueError for what the table
-    never has."""
+    """A value as an encoded number, and its code (-1: another number); ValueError for what the
+    table never has."""
     x = float(data.encode_value(column, value))
     rows = data.to_codes_and_numbers(
         (column,), (marginal,), np.array([[x]]), np.random.default_rng(0)

@@ -11,9 +11,9 @@ def config(
     *,
     table: str = "",
     fingerprint: str = "",  # of the table's bytes; "" takes any
-    columns: str = "",
-    drop: str = "",
-    categorical: str = "",
+    columns: tuple[str, ...] = (),
+    drop: tuple[str, ...] = (),
+    categorical: tuple[str, ...] = (),
     header: bool | None = None,
     drop_missing: bool = False,
     group_repeated: bool = False,
@@ -30,7 +30,7 @@ def config(
     steps: int = 4000,
     batch: int = 512,
     eval_every: int = 100,
-    patience: int | None = None,
+    patience: int | None = 10,
     ema: float = 0.995,
     seed: int = 0,
 ) -> Experiment:
