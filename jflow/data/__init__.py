@@ -39,7 +39,9 @@ from jflow.data._schema import (
     find_lattice,
     find_schema,
     log_mass_unit,
+    spikes,
     steps,
+    to_frame,
     to_text,
 )
 from jflow.data._shards import read_shards, write_shards
@@ -89,6 +91,7 @@ __all__ = [
     "rows_source",
     "scale",
     "share",
+    "spikes",
     "split",
     "standardize",
     "steps",
@@ -96,6 +99,7 @@ __all__ = [
     "take",
     "take_rows",
     "to_codes_and_numbers",
+    "to_frame",
     "to_normal",
     "to_text",
     "truncate_pairs",

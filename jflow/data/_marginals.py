@@ -11,7 +11,7 @@ from typing import NamedTuple
 import numpy as np
 from scipy.stats import norm
 
-from jflow.data._schema import Column, log_mass_unit, steps
+from jflow.data._schema import Column, log_mass_unit, spikes, steps
 
 MOST_VALUES = 32  # so many distinct values of a lattice all get codes
 MOST_SPIKES = 256
@@ -90,23 +90,6 @@ def _marginal(column: Column, x: np.ndarray) -> Marginal:
     values = (*np.sort(values).tolist(), *([np.nan] if len(known) < len(x) else []))
     low, high = float(known.min()), float(known.max() + column.step)
     return Marginal(values, True, tuple(knots.tolist()), tuple(z.tolist()), low, high)
-
-
-def spikes(x: np.ndarray) -> np.ndarray:
-    """Values that many rows of a continuous column share, such as no rain.
-
-    Continuous numbers coincide only where whole rows were copied, which is seen in how often a
-    typical one stands there: a spike is a value of at least 5 rows and of a thousandth of them, and
-    5 times as frequent as the median value.
-
-    Args:
-        x: [n].
-
-    Returns:
-        The values, increasing.
-    """
-    values, counts = np.unique(x, return_counts=True)
-    return values[counts >= max(5, len(x) / 1000, 5 * np.median(counts) + 1e-9)]
 
 
 def _spikes(column: Column, x: np.ndarray) -> np.ndarray:
