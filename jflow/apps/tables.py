@@ -14,8 +14,8 @@ import optax
 
 from jflow import data, distributions, losses
 from jflow._core.files import expand
-from jflow._core.seeds import generator
 from jflow._core.lock import hold
+from jflow._core.seeds import generator
 from jflow.apps import Experiment
 from jflow.apps._experiment import claim, sources_of
 from jflow.data import Column, Marginal, Preprocess, Splits, Table

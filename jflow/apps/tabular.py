@@ -584,7 +584,7 @@ def _encoded(column: Column, marginal: Marginal, value: Any) -> tuple[float, int
         if not marginal.low <= x <= marginal.high:
             raise ValueError(
                 f"given {column.name!r}: {value!r} is outside the table's range,"
-                f" {data.cell_text(column, marginal.low)} to {data.cell_text(column, column.high)}"
+                f" {data.value_text(column, marginal.low)} to {data.value_text(column, column.high)}"
             )
         code = -1
     return x, code
@@ -609,7 +609,7 @@ def _restrict(bounds: Within, j: int, column: Column, marginal: Marginal, ends: 
     if not (inside.any() or number):
         raise ValueError(
             f"given {name!r}: the table has no row from {ends[0]} to {ends[1]}; its values go from"
-            f" {data.cell_text(column, marginal.low)} to {data.cell_text(column, column.high)}"
+            f" {data.value_text(column, marginal.low)} to {data.value_text(column, column.high)}"
         )
     bounds.codes[j, : len(values)] = inside
     bounds.codes[j, len(values)] = number

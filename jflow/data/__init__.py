@@ -46,8 +46,9 @@ from jflow.data._schema import (
 )
 from jflow.data._shards import read_shards, write_shards
 from jflow.data._splits import Splits, count, split, stratified_split, take
-from jflow.data._tables import Table, read_table, take_rows
+from jflow.data._tables import Table, missing_cells, read_table, take_rows
 from jflow.data._toy import checkerboard, eight_gaussians, moons
+from jflow.data._values import encode_value, value_text
 
 __all__ = [
     "Batches",
@@ -69,6 +70,7 @@ __all__ = [
     "digits",
     "eight_gaussians",
     "encode",
+    "encode_value",
     "find_lattice",
     "find_marginals",
     "find_schema",
@@ -81,6 +83,7 @@ __all__ = [
     "log_mass_unit",
     "log_slopes",
     "logit",
+    "missing_cells",
     "mnist",
     "moons",
     "normal_source",
@@ -103,5 +106,6 @@ __all__ = [
     "to_normal",
     "to_text",
     "truncate_pairs",
+    "value_text",
     "write_shards",
 ]

@@ -921,13 +921,14 @@ def _columns_of(schema: tuple[Column, ...], table: Table) -> list[int]:
     )
 
 
-def encode(schema: tuple[Column, ...], table: Table) -> np.ndarray:
+def encode(schema: tuple[Column, ...], table: Table, *, allow_unknown: bool = False) -> np.ndarray:
     """A table as numbers: numbers as they are, dates as days, times as seconds, categories as their
     codes.
 
     Args:
         schema: From `find_schema`.
         table: This table or another one that has its columns, in any order.
+        allow_unknown: Whether a cell that the columns cannot hold becomes NaN, instead of an error.
 
     Returns:
         float64 [n, columns], numbers snapped to their lattice, NaN where a number is missing.
@@ -938,17 +939,16 @@ def encode(schema: tuple[Column, ...], table: Table) -> np.ndarray:
             has more digits than float64 holds, naming line and column.
     """
     places = _columns_of(schema, table)
-    return np.stack(
-        [_encoded(column, table, j) for column, j in zip(schema, places, strict=True)], 1
-    )
+    columns = zip(schema, places, strict=True)
+    return np.stack([_encoded(column, table, j, allow_unknown) for column, j in columns], 1)
 
 
-def _encoded(column: Column, table: Table, j: int) -> np.ndarray:
+def _encoded(column: Column, table: Table, j: int, allow_unknown: bool) -> np.ndarray:
     """One column of a table as numbers [n]."""
     cells = table.cells[j]
 
     def refuse(bad: np.ndarray, what: str) -> None:
-        if bad.any():
+        if bad.any() and not allow_unknown:
             i = int(np.argmax(bad))
             more = f" ({bad.sum()} such cells in this column)" if bad.sum() > 1 else ""
             raise ValueError(f"{_where(table, j, i)}: {cells[i]!r} {what}{more}")
@@ -966,6 +966,7 @@ def _encoded(column: Column, table: Table, j: int) -> np.ndarray:
         ]
         for reason in dict.fromkeys(w for w in worth if isinstance(w, str)):
             refuse(np.array([w == reason for w in worth], bool)[found.index], reason)
+        worth = [np.nan if isinstance(w, str) else w for w in worth]
         x, missing = np.array(worth, np.float64)[found.index], absent[found.index]
     elif cells.dtype.kind in "mM":
         if (cells.dtype.kind == "M") != bool(column.time):
@@ -987,9 +988,10 @@ def _encoded(column: Column, table: Table, j: int) -> np.ndarray:
     refuse(np.isinf(x), "is no finite number")
     if column.kind == "lattice":
         k = (x - column.origin) / column.step
-        refuse(np.abs(k - np.rint(k)) > 0.02, f"is not on the column's steps of {column.step:g}")
-        x = _at(column, np.rint(k))
-    return x
+        off = np.abs(k - np.rint(k)) > 0.02
+        refuse(off, f"is not on the column's steps of {column.step:g}")
+        x = np.where(off, np.nan, _at(column, np.rint(k)))
+    return np.where(np.isinf(x), np.nan, x)
 
 
 def _worth(column: Column, text: str) -> float | str:

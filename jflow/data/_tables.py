@@ -439,7 +439,7 @@ def read_table(
         The table, as cells.
 
     Raises:
-        ValueError: For an empty table, for one row, for lines of unequal length, for a file in two
+        ValueError: For an empty table, for lines of unequal length, for a file in two
             encodings and for names that are not there, naming the file and the line.
         ImportError: For Excel without openpyxl and for parquet without pyarrow, which come with the
             extra `tables`.
@@ -453,12 +453,8 @@ def read_table(
     """
     table = _named_apart(_read(source, header))
     path, names = table.path, table.names
-    if table.rows < 2:
-        found = (
-            ("no rows below its header" if table.header else "no rows")
-            if not table.rows
-            else "one row"
-        )
+    if not table.rows:
+        found = "no rows below its header" if table.header else "no rows"
         raise ValueError(f"{path}: the table has {found}; a density needs at least two")
     for name in (*(columns or ()), *drop):
         if name not in names:
@@ -513,3 +509,21 @@ def take_rows(table: Table, index: np.ndarray) -> Table:
     return table._replace(
         cells=tuple(cells[index] for cells in table.cells), lines=table.lines[index]
     )
+
+
+def missing_cells(table: Table) -> np.ndarray:
+    """Which cells of a table are missing.
+
+    Args:
+        table: From `read_table`.
+
+    Returns:
+        bool [n, columns].
+    """
+    return np.stack([_missing(cells) for cells in table.cells], 1)
+
+
+def _missing(cells: np.ndarray) -> np.ndarray:
+    if cells.dtype.kind == "O":
+        return np.array([text.lower() in MISSING for text in cells], bool)
+    return np.isnat(cells) if cells.dtype.kind in "mM" else np.isnan(cells)

@@ -92,7 +92,9 @@ class _Heads(nn.Module):
         init = nn.initializers.normal(1 / np.sqrt(d))
         table = self.param("codes", init, (self.total + d, self.width))
         unknown = self.total + np.arange(d)
-        h = table[jnp.where(observed, rows.code + np.array(self.starts)[None], unknown[None])].sum(1)
+        h = table[jnp.where(observed, rows.code + np.array(self.starts)[None], unknown[None])].sum(
+            1
+        )
         if len(numbers):
             z = rows.value[:, numbers]
             ramps = jnp.clip((z[..., None] - _KNOTS[None, None, :-1]) / _WIDTH, 0.0, 1.0)
@@ -293,7 +295,9 @@ def any_order(
                     inside = jax.scipy.stats.norm.cdf(high) - jax.scipy.stats.norm.cdf(low)
                     number = jnp.asarray(np.where(has_numbers, sizes - 1, most))[column]
                     cost = jnp.log(jnp.maximum(inside, _LEAST_MASS))[:, None]
-                    log_codes = log_codes + jnp.where(np.arange(most)[None] == number[:, None], cost, 0.0)
+                    log_codes = log_codes + jnp.where(
+                        np.arange(most)[None] == number[:, None], cost, 0.0
+                    )
             mass = jax.nn.logsumexp(log_codes, -1)
             code = jax.random.categorical(code_key, log_codes)
             now = ~seen & (np.arange(d)[None] == column[:, None])
