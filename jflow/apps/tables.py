@@ -52,6 +52,9 @@ def prepare(
     columns: tuple[str, ...] | None = None,
     drop: tuple[str, ...] = (),
     categorical: tuple[str, ...] = (),
+    numeric: tuple[str, ...] = (),
+    decimal: str | None = None,
+    day_first: bool | None = None,
     header: bool | None = None,
     drop_missing: bool = False,
     group_repeated: bool = False,
@@ -81,7 +84,9 @@ def prepare(
         raise ValueError(
             f"{table.path}: the table has {many}{of}; a fit needs at least {LEAST_ROWS}"
         )
-    schema = data.find_schema(table, categorical=categorical)
+    schema = data.find_schema(
+        table, categorical=categorical, numeric=numeric, decimal=decimal, day_first=day_first
+    )
     encoded = data.encode(schema, table)
     if group_repeated:
         part = grouped_parts(table.path, encoded, seed)
@@ -188,7 +193,7 @@ def experiment(
     ema: float,
     seed: int,
 ) -> Experiment:
-    """The training of a `distributions.any_order` model on the rows of a table, by the values of the
+    """The training of a `distributions.any_order` model on the rows of a table, by values of the
     config `configs/table.py`."""
     options = {"width": width, "num_blocks": num_blocks, "bins": bins}
     model = distributions.any_order(shape.codes, shape.numbers, **options)

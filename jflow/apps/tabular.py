@@ -74,6 +74,9 @@ class TabularFlow(BaseEstimator):
         columns: Names of the columns to keep, in this order; None keeps all.
         drop: Names of columns to leave out.
         categorical: Names of numeric columns to take as categories.
+        numeric: Names of columns to take as numbers where they look like codes or count the rows.
+        decimal: The decimal mark, '.' or ',', where the table does not show it.
+        day_first: Whether dates such as 03/04/2024 have the day first; None looks.
         header: Whether the first line of a file names the columns; None finds out.
         drop_missing: Whether rows with a missing value are left out (`dropped_` counts them); else
             that a value is missing is part of what is modeled.
@@ -121,6 +124,9 @@ class TabularFlow(BaseEstimator):
         columns=None,
         drop=(),
         categorical=(),
+        numeric=(),
+        decimal=None,
+        day_first=None,
         header=None,
         drop_missing=False,
         group_repeated=False,
@@ -141,6 +147,9 @@ class TabularFlow(BaseEstimator):
         self.columns = columns
         self.drop = drop
         self.categorical = categorical
+        self.numeric = numeric
+        self.decimal = decimal
+        self.day_first = day_first
         self.header = header
         self.drop_missing = drop_missing
         self.group_repeated = group_repeated
@@ -174,16 +183,18 @@ class TabularFlow(BaseEstimator):
                 reason and what to do.
         """
         seed = _seed(self.random_state)
-        prepared = tables.prepare(
-            X,
-            columns=None if self.columns is None else tuple(self.columns),
-            drop=tuple(self.drop),
-            categorical=tuple(self.categorical),
-            header=self.header,
-            drop_missing=self.drop_missing,
-            group_repeated=self.group_repeated,
-            seed=seed,
-        )
+        reading = {
+            "columns": None if self.columns is None else tuple(self.columns),
+            "drop": tuple(self.drop),
+            "categorical": tuple(self.categorical),
+            "numeric": tuple(self.numeric),
+            "decimal": self.decimal,
+            "day_first": self.day_first,
+            "header": self.header,
+            "drop_missing": self.drop_missing,
+            "group_repeated": self.group_repeated,
+        }
+        prepared = tables.prepare(X, **reading, seed=seed)
         rows = int((prepared.part == TRAIN).sum())
         batch = min(self.batch, rows)
         steps = self.steps or int(np.clip(EPOCHS * rows // batch, FEWEST, MOST))
@@ -204,21 +215,12 @@ class TabularFlow(BaseEstimator):
             "seed": seed,
         }
         shape = tables.shape_of(marginals)
-        _, values = apps.read_keys(
-            CONFIG,
-            {
-                **options,
-                **shape._asdict(),
-                "table": str(expand(path).absolute()) if path is not None else "",
-                "fingerprint": tables.digest(path) if path else tables.digest_rows(prepared),
-                "columns": tuple(self.columns or ()),
-                "drop": tuple(self.drop),
-                "categorical": tuple(self.categorical),
-                "header": self.header,
-                "drop_missing": self.drop_missing,
-                "group_repeated": self.group_repeated,
-            },
-        )
+        table = {
+            "table": str(expand(path).absolute()) if path is not None else "",
+            "fingerprint": tables.digest(path) if path else tables.digest_rows(prepared),
+            "columns": reading["columns"] or (),
+        }
+        _, values = apps.read_keys(CONFIG, {**reading, **options, **shape._asdict(), **table})
         experiment = tables.experiment(lambda: prepared, shape, **options)
         folder = Path(tempfile.mkdtemp()) if self.workdir is None else expand(self.workdir)
         try:
@@ -517,7 +519,7 @@ def load(path: str | Path) -> TabularFlow:
 
 
 _SAVED = {
-    "drop", "categorical", "header", "drop_missing", "group_repeated", "width", "num_blocks",
+    "drop", "categorical", "numeric", "decimal", "day_first", "header", "drop_missing", "group_repeated", "width", "num_blocks",
     "bins", "dropout", "learning_rate", "weight_decay", "steps", "batch", "ema", "patience",
 }  # fmt: skip
 
@@ -583,11 +585,14 @@ def _encoded(column: Column, marginal: Marginal, value: Any) -> tuple[float, int
     if marginal.number and code == len(marginal.values):
         if not marginal.low <= x <= marginal.high:
             raise ValueError(
-                f"given {column.name!r}: {value!r} is outside the table's range,"
-                f" {data.value_text(column, marginal.low)} to {data.value_text(column, column.high)}"
+                f"given {column.name!r}: {value!r} is outside the table's range, {_range(column)}"
             )
         code = -1
     return x, code
+
+
+def _range(column: Column) -> str:
+    return f"{data.value_text(column, column.low)} to {data.value_text(column, column.high)}"
 
 
 def _restrict(bounds: Within, j: int, column: Column, marginal: Marginal, ends: tuple) -> None:
@@ -609,7 +614,7 @@ def _restrict(bounds: Within, j: int, column: Column, marginal: Marginal, ends: 
     if not (inside.any() or number):
         raise ValueError(
             f"given {name!r}: the table has no row from {ends[0]} to {ends[1]}; its values go from"
-            f" {data.value_text(column, marginal.low)} to {data.value_text(column, column.high)}"
+            f" {_range(column)}"
         )
     bounds.codes[j, : len(values)] = inside
     bounds.codes[j, len(values)] = number

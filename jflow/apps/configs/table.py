@@ -14,6 +14,9 @@ def config(
     columns: tuple[str, ...] = (),
     drop: tuple[str, ...] = (),
     categorical: tuple[str, ...] = (),
+    numeric: tuple[str, ...] = (),
+    decimal: str | None = None,
+    day_first: bool | None = None,
     header: bool | None = None,
     drop_missing: bool = False,
     group_repeated: bool = False,
@@ -40,6 +43,9 @@ def config(
         columns: names of the columns to keep, a,b,c; all if empty
         drop: names of columns to leave out, a,b,c
         categorical: names of numeric columns to take as categories, a,b,c
+        numeric: names of columns to take as numbers where they look like codes or count rows, a,b
+        decimal: the decimal mark, "." or ",", where the table does not show it
+        day_first: whether dates such as 03/04/2024 have the day first; None looks
         header: whether the first line names the columns; None finds out
         drop_missing: whether rows with a missing value are left out; else it is a value like others
         group_repeated: whether identical rows go to one part; refused where that changes the
@@ -65,6 +71,9 @@ def config(
         columns=columns,
         drop=drop,
         categorical=categorical,
+        numeric=numeric,
+        decimal=decimal,
+        day_first=day_first,
         header=header,
         drop_missing=drop_missing,
         group_repeated=group_repeated,
