@@ -259,13 +259,26 @@ class TabularFlow(BaseEstimator):
             ValueError: For other columns.
         """
         check_is_fitted(self)
+        names = [self._named(name) for name in given]
+        observed = np.isin([column.name for column in self.schema_], names)
+        x = data.encode(self.schema_, self._read(X), allow_unknown=True)
+        return self.log_prob_encoded(x, observed)
+
+    def log_prob_encoded(self, x: np.ndarray, observed: np.ndarray) -> np.ndarray:
+        """`log_prob` of encoded rows.
+
+        Args:
+            x: From `data.encode`, [n, columns].
+            observed: bool [columns], the columns to condition on.
+
+        Returns:
+            [n], nats. The numbers of a lattice are averaged over 4 noises within their cells, in
+            probability.
+        """
         schema, marginals = self._columns()
-        observed = np.isin([c.name for c in schema], [self._named(name) for name in given])
-        x = data.encode(schema, self._read(X), allow_unknown=True)
         rng, nats = np.random.default_rng(0), []
-        for _ in range(
-            DRAWS if any(c.step and m.number for c, m in zip(schema, marginals, strict=True)) else 1
-        ):
+        spread = any(c.step and m.number for c, m in zip(schema, marginals, strict=True))
+        for _ in range(DRAWS if spread else 1):
             rows = data.to_codes_and_numbers(schema, marginals, x, rng)
             gain = data.log_slopes(schema, marginals, rows)[:, ~observed].sum(1)
             nats.append(self._programs().log_prob(self.params_, rows, observed) + gain)
@@ -448,17 +461,22 @@ class TabularFlow(BaseEstimator):
         return name
 
     def _read(self, X) -> Table:
-        """A table with the columns of the fit, in their order."""
-        names = tuple(column.name for column in self.schema_)
-        if self.state_["header"] and isinstance(X, str | Path | pd.DataFrame):
-            return data.read_table(X, header=self.header, columns=names)
         table = data.read_table(X, header=self.header if isinstance(X, str | Path) else None)
-        if len(table.cells) != len(names):
+        if not table.header and len(table.cells) != self.n_features_in_:
             raise ValueError(
                 f"X has {len(table.cells)} features, but TabularFlow is expecting"
-                f" {len(names)} features as input"
+                f" {self.n_features_in_} features as input"
             )
-        return table._replace(names=names)
+        if table.header:  # by name, in the order of the fit
+            for column in self.schema_:
+                if column.name not in table.names:
+                    data.encode(self.schema_, table)  # says which is not there
+            order = [table.names.index(column.name) for column in self.schema_]
+            table = table._replace(
+                names=tuple(table.names[j] for j in order),
+                cells=tuple(table.cells[j] for j in order),
+            )
+        return table
 
     def save(self, path: str | Path) -> Path:
         """Write the model to a folder, from which `load`, `jflow sample` and `jflow score` read it.
@@ -488,11 +506,13 @@ class TabularFlow(BaseEstimator):
         return tags
 
 
-def load(path: str | Path) -> TabularFlow:
+def load(path: str | Path, *, step: int | None = None, ema: bool = True) -> TabularFlow:
     """A fitted `TabularFlow` from the folder that `save` or `jflow fit` wrote.
 
     Args:
         path: Of the folder.
+        step: The update to take, see `jflow.load`.
+        ema: Whether to take the averaged parameters.
 
     Returns:
         The estimator.
@@ -501,27 +521,17 @@ def load(path: str | Path) -> TabularFlow:
         FileNotFoundError: Where there is none.
         ValueError: For a folder of another kind of experiment.
     """
-    loaded = apps.load(path)
+    loaded = apps.load(path, step=step, ema=ema)
     if not tables.is_table(loaded.preprocess.state):
         raise ValueError(f"{path} holds another experiment than a table's: read it by jflow.load")
     values = json.loads((expand(path) / "config.json").read_text())["values"]
-    model = TabularFlow(
-        columns=tuple(values["columns"]) or None,
-        random_state=values["seed"],
-        **{
-            name: tuple(value) if isinstance(value, list) else value
-            for name, value in values.items()
-            if name in _SAVED
-        },
-    )
+    model = TabularFlow(columns=tuple(values["columns"]) or None, random_state=values["seed"])
+    for name in model.get_params():
+        if name in values and name != "columns":
+            value = values[name]
+            setattr(model, name, tuple(value) if isinstance(value, list) else value)
     model._take(loaded, values)
     return model
-
-
-_SAVED = {
-    "drop", "categorical", "numeric", "decimal", "day_first", "header", "drop_missing", "group_repeated", "width", "num_blocks",
-    "bins", "dropout", "learning_rate", "weight_decay", "steps", "batch", "ema", "patience",
-}  # fmt: skip
 
 
 def _seed(random_state: Any) -> int:
