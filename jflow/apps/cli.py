@@ -611,7 +611,7 @@ def _parser() -> argparse.ArgumentParser:
     command = add(
         fit,
         "fit a density to a table",
-        "Fit a model to a table (csv, tsv, semicolons or blanks, plain or .gz; .xlsx and .parquet),\n"
+        "Fit a model to a table (csv, tsv, semicolons or blanks, plain or .gz; .xlsx, .parquet),\n"
         "and write to DIR\n"
         "  report.json      test log-likelihood beside a full-covariance Gaussian's, with and\n"
         "                   without the test rows that also stand in train; what each column was\n"
