@@ -182,6 +182,7 @@ class TabularFlow(BaseEstimator):
             ValueError: For a table with columns that cannot be modeled, naming all of them with the
                 reason and what to do.
         """
+        _refuse(X)
         seed = _seed(self.random_state)
         reading = {
             "columns": None if self.columns is None else tuple(self.columns),
@@ -461,6 +462,7 @@ class TabularFlow(BaseEstimator):
         return name
 
     def _read(self, X) -> Table:
+        _refuse(X)
         table = data.read_table(X, header=self.header if isinstance(X, str | Path) else None)
         if not table.header and len(table.cells) != self.n_features_in_:
             raise ValueError(
@@ -532,6 +534,22 @@ def load(path: str | Path, *, step: int | None = None, ema: bool = True) -> Tabu
             setattr(model, name, tuple(value) if isinstance(value, list) else value)
     model._take(loaded, values)
     return model
+
+
+def _refuse(X: Any) -> None:
+    """In scikit-learn's words, what `data.read_table` would refuse in its own."""
+    if hasattr(X, "tocsr"):
+        raise TypeError(
+            "sparse input is not supported: expected a DataFrame, an array or a path; X.toarray()"
+            " is dense"
+        )
+    shape = getattr(X, "shape", (1, 1))
+    if len(shape) == 2 and not shape[1]:
+        raise ValueError(f"0 feature(s) (shape={shape}) while a minimum of 1 is required.")
+    if getattr(getattr(X, "dtype", None), "kind", "") == "c":
+        raise ValueError(
+            "Complex data not supported: give the real and the imaginary part as two columns"
+        )
 
 
 def _seed(random_state: Any) -> int:

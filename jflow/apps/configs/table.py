@@ -20,10 +20,12 @@ def config(
     header: bool | None = None,
     drop_missing: bool = False,
     group_repeated: bool = False,
-    codes: tuple = (),  # this and the next three: what the table's columns are, see tables.Shape
-    numbers: tuple = (),
-    low: tuple = (),
-    high: tuple = (),
+    codes: tuple[
+        int, ...
+    ] = (),  # this and the next three: what the table's columns are, see tables.Shape
+    numbers: tuple[bool, ...] = (),
+    low: tuple[float, ...] = (),
+    high: tuple[float, ...] = (),
     width: int = 256,
     num_blocks: int = 3,
     bins: int = 16,
