@@ -388,20 +388,16 @@ def spikes(x: np.ndarray) -> np.ndarray:
     return values[order[often[order]]]
 
 
-def _refuse_names_of_rows(x: np.ndarray) -> None:
+def _refuse_names_of_rows(name: str, x: np.ndarray) -> None:
     """ValueError for whole numbers [n] that count the rows."""
     if len(x) < LEAST or np.isnan(x).any() or (x != np.rint(x)).any():
         return
     low, high, gaps = x.min(), x.max(), np.diff(x)
     if high - low == len(x) - 1 == len(np.unique(x)) - 1 and low in (0, 1):
-        raise ValueError(
-            f"counts the rows, {low:.0f} to {high:.0f}, unless it is numeric by your word:"
-            " numeric=..."
-        )
+        raise ValueError(f"counts the rows, {low:.0f} to {high:.0f}; numeric={name} keeps it")
     if ((gaps > 0).all() or (gaps < 0).all()) and (np.abs(gaps) == 1).mean() >= 0.5:
         raise ValueError(
-            f"counts the rows, {x[0]:.0f} to {x[-1]:.0f} in order, unless it is numeric by your"
-            " word: numeric=..."
+            f"counts the rows, {x[0]:.0f} to {x[-1]:.0f} in order; numeric={name} keeps it"
         )
 
 
@@ -447,13 +443,13 @@ def _number_column(
         by_text = np.full(len(found.texts), np.nan)
         by_text[found.index] = x
     if forced != "numeric":
-        _refuse_names_of_rows(x)
+        _refuse_names_of_rows(name, x)
         if _are_codes(known):
             if len(distinct) > max(20, len(known) // 2):
                 raise ValueError(
                     f"is an identifier: {len(distinct)} different numbers of"
-                    f" {len(write(distinct[0]))} digits in {len(known)} rows; numeric=... takes it"
-                    " as a number"
+                    f" {len(write(distinct[0]))} digits in {len(known)} rows; numeric={name}"
+                    " keeps it"
                 )
             return _values_column(name, x, write, missing)
         if len(distinct) == 1 or distinct.tolist() == [0, 1]:
@@ -502,7 +498,9 @@ def _text_numbers(
 
     bad = [part is None for part in parts]
     if any(bad):
-        what = "where a number is expected: mend it, or take the column as text (categorical=...)"
+        what = (
+            "where a number is expected: mend it, or take the column as text (categorical={name})"
+        )
         raise ValueError(_cell(table, found, flagged(bad), what))
     good = [part for part in parts if part is not None]
     counts = found.counts[list(known)]
@@ -527,7 +525,7 @@ def _text_numbers(
     ]
     altered = [not is_kept(text) for text in texts]
     if any(altered):
-        what = "more digits than float64 holds: round it, or take it as text (categorical=...)"
+        what = f"more digits than float64 holds: round it, or keep it by categorical={name}"
         raise ValueError(_cell(table, found, flagged(altered), what))
     values = np.array([float(text) for text in texts])
     if not np.isfinite(values).all():
@@ -636,6 +634,11 @@ def _time_column(
             stacklevel=4,
         )
     pattern = pattern_of(way, parts, order, zone)
+    stray = [moment is None for moment in moments]
+    if any(stray):
+        flags = np.zeros(len(found.texts), bool)
+        flags[list(known)] = stray
+        raise ValueError(_cell(table, found, flags, "where a date or a time is expected"))
     read = [read_moment(pattern, found.texts[k]) for k in known]
     wrong = Counter(reason for reason in read if isinstance(reason, str))
     if wrong:
