@@ -37,6 +37,7 @@ from jflow.data._writing import (
     is_clocked,
     is_dated,
     is_negative,
+    is_zoned,
     order_of,
     pattern_of,
     plain,
@@ -291,9 +292,9 @@ def _refuse_missing(share: float) -> None:
         raise ValueError(f"is missing in {share:.1%} of the rows")
 
 
-def _text_column(name: str, found: _Texts) -> tuple[Column, np.ndarray]:
+def _text_column(name: str, found: _Texts, remedy: str = "") -> tuple[Column, np.ndarray]:
     """A column of categories, from the most frequent one down. ValueError where the texts are too
-    many, or name the rows."""
+    many, or name the rows; it ends in `remedy`."""
     missing = _most_frequent(found, MISSING_TEXT)
     merged = [missing if t.lower() in MISSING_TEXT else t for t in found.texts]
     counts: Counter[str] = Counter()
@@ -320,7 +321,7 @@ def _text_column(name: str, found: _Texts) -> tuple[Column, np.ndarray]:
         if np.mean([len(text.split()) for text in known]) >= 4:
             raise ValueError(f"is free text: {said}, such as {most[:40]!r}")
         kind = "an identifier that names the rows" if apart else "text of too many categories"
-        raise ValueError(f"is {kind}: {said}")
+        raise ValueError(f"is {kind}: {said}{remedy}")
     order = sorted(counts, key=lambda text: -counts[text])
     code = {text: k for k, text in enumerate(order)}
     codes = np.array([code[str(text)] for text in merged], np.float64)
@@ -498,9 +499,7 @@ def _text_numbers(
 
     bad = [part is None for part in parts]
     if any(bad):
-        what = (
-            "where a number is expected: mend it, or take the column as text (categorical={name})"
-        )
+        what = f"where a number is expected: mend it, or keep it as text by categorical={name}"
         raise ValueError(_cell(table, found, flagged(bad), what))
     good = [part for part in parts if part is not None]
     counts = found.counts[list(known)]
@@ -767,6 +766,7 @@ def _column(
             )
             if forced == "numeric" or not coded:
                 return _text_numbers(table, name, found, known, parts, point, forced)
+            return _text_column(name, found, f"; numeric={name} takes it as a number")
     return _text_column(name, found)
 
 
@@ -1227,7 +1227,7 @@ def _series(column: Column, x: np.ndarray) -> "pd.Series":
             "us" if column.decimals and column.decimals > 3 else "ms" if column.decimals else "s"
         )
         times = pd.Series(moments if dtype else moments.astype(f"datetime64[{finest}]"))
-        zoned = "," in dtype or (not dtype and bool(re.search(r"%[MS](?:.*\S)$", column.time)))
+        zoned = "," in dtype or (not dtype and is_zoned(column.time))
         if zoned:
             times = times.dt.tz_localize("UTC")
         return times.astype(dtype) if dtype else times

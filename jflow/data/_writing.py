@@ -274,6 +274,10 @@ def is_clocked(pattern: str) -> bool:
     return "%M" in pattern
 
 
+def is_zoned(pattern: str) -> bool:
+    return _reader(pattern)[1] is not None
+
+
 def read_moment(pattern: str, text: str) -> int | str:
     """A date or a time as whole microseconds, since 1970 in UTC or since midnight; or what is
     wrong with it."""

@@ -129,7 +129,7 @@ def bank_statement(folder, **broken):
         "Betrag": [("+" if v > 0 else "") + german(v) for v in amount],
         "Saldo": [german(v) + " EUR" for v in 4000 + draw.normal(0, 3000, N)],
         "Fremd": [f"{v:,.2f}".replace(",", " ") for v in draw.gamma(1, 3000, N)],
-        "Haben": [f"({v:.2f})" if v < 0 else f"{v:.2f}" for v in draw.normal(0, 50, N).tolist()],
+        "Haben": [f"({-v:.2f})" if v < 0 else f"{v:.2f}" for v in draw.normal(0, 50, N).tolist()],
     } | broken
     return write(folder / "konto.csv", columns, delimiter=";")
 
@@ -147,7 +147,7 @@ def patients(folder, **broken):
         "dose": blanked(draw, [f"{v:.3f}" for v in draw.gamma(2, 3, N)], "n/a"),
         "stage": blanked(draw, list(draw.choice(["I", "II", "III"], N)), "?"),
         "smoker": blanked(draw, list(draw.choice(["0", "1"], N)), "."),
-        "crp": blanked(draw, [f"{v:.2e}" for v in draw.lognormal(1, 2, N)], "-"),
+        "crp": blanked(draw, [repr(v) for v in draw.lognormal(1, 2, N).tolist()], "-"),
     } | broken
     return write(folder / "patients.csv", columns)
 
@@ -296,7 +296,7 @@ FILES = [
             "dose": "number 0.001",
             "stage": "text 4",
             "smoker": "text 3",
-            "crp": "number 0.01",
+            "crp": "number 0",
         },
     ),
     (
@@ -452,7 +452,7 @@ BROKEN = [
     (
         german_spreadsheet,
         {"Rabatt": [german(v, 1) + " %" * (k % 2) for k, v in enumerate(D.normal(9, 2, N))]},
-        r"line 2 holds '.*stands in some of the cells alone \(60 such cells\)",
+        r"line \d holds '.*stands in some of the cells alone \(60 such cells\)",
     ),
     (
         bank_statement,
@@ -500,8 +500,8 @@ def test_one_mark_is_read_as_the_rest_of_the_table_or_as_the_user_says(tmp_path)
     draw = rng(3)
     whole = [f"{v:,}" for v in draw.integers(1000, 10**5, N)]
     dots = [c.replace(",", ".") for c in whole]
-    real = [f"{v:.2f}" for v in draw.normal(size=N)]
-    comma = [c.replace(".", ",") for c in real]
+    real = [f"{v:.2f}" for v in draw.normal(9, 1, N)]
+    comma, text = [c.replace(".", ",") for c in real], ["up", "down", "up"] * (N // 3)
 
     def value(delimiter, columns, **options):
         table = data.read_table(write(tmp_path / "t.csv", columns, delimiter=delimiter))
@@ -515,9 +515,9 @@ def test_one_mark_is_read_as_the_rest_of_the_table_or_as_the_user_says(tmp_path)
     assert value(";", {"a": whole, "b": comma}) == 1e-3
     assert value(";", {"a": dots, "b": comma}) == 1
     assert value(",", {"a": dots, "b": real}) == 1e-3
-    assert value("\t", {"a": whole}, decimal=",") == 1e-3
+    assert value("\t", {"a": whole, "b": text}, decimal=",") == 1e-3
     with pytest.raises(ValueError, match=r"which may be \d+\.\d+ or \d+: say decimal=','"):
-        value("\t", {"a": whole})
+        value("\t", {"a": whole, "b": text})
 
 
 def test_times_of_several_zones_are_compared_in_utc(tmp_path):
