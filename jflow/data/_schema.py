@@ -37,6 +37,7 @@ from jflow.data._writing import (
     is_clocked,
     is_dated,
     is_negative,
+    is_zoned,
     order_of,
     pattern_of,
     plain,
@@ -291,9 +292,9 @@ def _refuse_missing(share: float) -> None:
         raise ValueError(f"is missing in {share:.1%} of the rows")
 
 
-def _text_column(name: str, found: _Texts) -> tuple[Column, np.ndarray]:
+def _text_column(name: str, found: _Texts, remedy: str = "") -> tuple[Column, np.ndarray]:
     """A column of categories, from the most frequent one down. ValueError where the texts are too
-    many, or name the rows."""
+    many, or name the rows; it ends in `remedy`."""
     missing = _most_frequent(found, MISSING_TEXT)
     merged = [missing if t.lower() in MISSING_TEXT else t for t in found.texts]
     counts: Counter[str] = Counter()
@@ -320,7 +321,7 @@ def _text_column(name: str, found: _Texts) -> tuple[Column, np.ndarray]:
         if np.mean([len(text.split()) for text in known]) >= 4:
             raise ValueError(f"is free text: {said}, such as {most[:40]!r}")
         kind = "an identifier that names the rows" if apart else "text of too many categories"
-        raise ValueError(f"is {kind}: {said}")
+        raise ValueError(f"is {kind}: {said}{remedy}")
     order = sorted(counts, key=lambda text: -counts[text])
     code = {text: k for k, text in enumerate(order)}
     codes = np.array([code[str(text)] for text in merged], np.float64)
@@ -388,20 +389,16 @@ def spikes(x: np.ndarray) -> np.ndarray:
     return values[order[often[order]]]
 
 
-def _refuse_names_of_rows(x: np.ndarray) -> None:
+def _refuse_names_of_rows(name: str, x: np.ndarray) -> None:
     """ValueError for whole numbers [n] that count the rows."""
     if len(x) < LEAST or np.isnan(x).any() or (x != np.rint(x)).any():
         return
     low, high, gaps = x.min(), x.max(), np.diff(x)
     if high - low == len(x) - 1 == len(np.unique(x)) - 1 and low in (0, 1):
-        raise ValueError(
-            f"counts the rows, {low:.0f} to {high:.0f}, unless it is numeric by your word:"
-            " numeric=..."
-        )
+        raise ValueError(f"counts the rows, {low:.0f} to {high:.0f}; numeric={name} keeps it")
     if ((gaps > 0).all() or (gaps < 0).all()) and (np.abs(gaps) == 1).mean() >= 0.5:
         raise ValueError(
-            f"counts the rows, {x[0]:.0f} to {x[-1]:.0f} in order, unless it is numeric by your"
-            " word: numeric=..."
+            f"counts the rows, {x[0]:.0f} to {x[-1]:.0f} in order; numeric={name} keeps it"
         )
 
 
@@ -447,13 +444,13 @@ def _number_column(
         by_text = np.full(len(found.texts), np.nan)
         by_text[found.index] = x
     if forced != "numeric":
-        _refuse_names_of_rows(x)
+        _refuse_names_of_rows(name, x)
         if _are_codes(known):
             if len(distinct) > max(20, len(known) // 2):
                 raise ValueError(
                     f"is an identifier: {len(distinct)} different numbers of"
-                    f" {len(write(distinct[0]))} digits in {len(known)} rows; numeric=... takes it"
-                    " as a number"
+                    f" {len(write(distinct[0]))} digits in {len(known)} rows; numeric={name}"
+                    " keeps it"
                 )
             return _values_column(name, x, write, missing)
         if len(distinct) == 1 or distinct.tolist() == [0, 1]:
@@ -502,7 +499,7 @@ def _text_numbers(
 
     bad = [part is None for part in parts]
     if any(bad):
-        what = "where a number is expected: mend it, or take the column as text (categorical=...)"
+        what = f"where a number is expected: mend it, or keep it as text by categorical={name}"
         raise ValueError(_cell(table, found, flagged(bad), what))
     good = [part for part in parts if part is not None]
     counts = found.counts[list(known)]
@@ -527,7 +524,7 @@ def _text_numbers(
     ]
     altered = [not is_kept(text) for text in texts]
     if any(altered):
-        what = "more digits than float64 holds: round it, or take it as text (categorical=...)"
+        what = f"more digits than float64 holds: round it, or keep it by categorical={name}"
         raise ValueError(_cell(table, found, flagged(altered), what))
     values = np.array([float(text) for text in texts])
     if not np.isfinite(values).all():
@@ -636,6 +633,11 @@ def _time_column(
             stacklevel=4,
         )
     pattern = pattern_of(way, parts, order, zone)
+    stray = [moment is None for moment in moments]
+    if any(stray):
+        flags = np.zeros(len(found.texts), bool)
+        flags[list(known)] = stray
+        raise ValueError(_cell(table, found, flags, "where a date or a time is expected"))
     read = [read_moment(pattern, found.texts[k]) for k in known]
     wrong = Counter(reason for reason in read if isinstance(reason, str))
     if wrong:
@@ -764,6 +766,7 @@ def _column(
             )
             if forced == "numeric" or not coded:
                 return _text_numbers(table, name, found, known, parts, point, forced)
+            return _text_column(name, found, f"; numeric={name} takes it as a number")
     return _text_column(name, found)
 
 
@@ -1226,7 +1229,7 @@ def _series(column: Column, x: np.ndarray) -> "pd.Series":
             "us" if column.decimals and column.decimals > 3 else "ms" if column.decimals else "s"
         )
         times = pd.Series(moments if dtype else moments.astype(f"datetime64[{finest}]"))
-        zoned = "," in dtype or (not dtype and bool(re.search(r"%[MS](?:.*\S)$", column.time)))
+        zoned = "," in dtype or (not dtype and is_zoned(column.time))
         if zoned:
             times = times.dt.tz_localize("UTC")
         return times.astype(dtype) if dtype else times

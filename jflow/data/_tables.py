@@ -8,6 +8,7 @@ import gzip
 import io
 import re
 import warnings
+import zipfile
 import zlib
 from decimal import MAX_EMAX, MIN_EMIN, Context, Decimal
 from pathlib import Path
@@ -274,8 +275,10 @@ def _spreadsheet(path: Path, raw: bytes, header: bool | None) -> Table:
     try:
         with pd.ExcelFile(io.BytesIO(raw), engine="openpyxl") as file:
             sheets = file.sheet_names
-            frame = file.parse(sheets[0], header=None, dtype=object, keep_default_na=False)
-    except (KeyError, ValueError, zlib.error, OSError) as error:
+            frame = pd.read_excel(
+                file, sheet_name=sheets[0], header=None, dtype=object, keep_default_na=False
+            )
+    except (KeyError, ValueError, OSError, zipfile.BadZipFile, zlib.error) as error:
         raise ValueError(f"{path} is not an Excel file that can be read ({error})") from error
     if len(sheets) > 1:
         warnings.warn(

@@ -18,6 +18,7 @@ _NUMBER = re.compile(
     rf"(?P<tail>(?:[{BLANKS}]?(?:[%‰]|{_CURRENCY}))?[{BLANKS}]?-?\)?)",
     re.ASCII,
 )
+_SIMPLE = re.compile(r"(-?)((?:\d+(?:\.\d*)?|\.\d+)(?:[eE][+-]?\d+)?)", re.ASCII)
 _UNIT = re.compile(rf"(?P<core>\S*\d)[{BLANKS}]?[^\d\s.,;:/()-]{{1,8}}")
 
 
@@ -48,6 +49,8 @@ class Number(NamedTuple):
 def split_number(text: str) -> Number | None:
     """A text as a number with its sign, currency or percent sign; None where it is none in any
     style."""
+    if simple := _SIMPLE.fullmatch(text):  # most numbers; the rest takes ten times as long
+        return Number("-{}" if simple[1] else "{}", simple[2])
     found = _NUMBER.fullmatch(text)
     if not found:
         return None
@@ -65,10 +68,12 @@ def split_number(text: str) -> Number | None:
     return Number(f"{lead}{{}}{tail}", core)
 
 
+@functools.cache
 def is_negative(template: str) -> bool:
     return bool(re.search(r"[-\u2212(]", template))
 
 
+@functools.cache
 def affix(template: str) -> str:
     """What a template has beside a sign: a currency, a percent sign, or ''."""
     return re.sub(rf"{_SIGN}|[(){{}}{BLANKS}]", "", template)
@@ -99,7 +104,7 @@ def candidates(cores: Sequence[str]) -> list[Style]:
     """The styles in which all of the numbers can be read, of those whose marks occur."""
     if all(core.isdigit() for core in cores):
         return [PLAIN]
-    marks = {c for core in cores for c in core if not c.isalnum() and c not in "+-"}
+    marks = {c for c in set("".join(cores)) if not c.isalnum() and c not in "+-"}
     if not marks:
         return [PLAIN]
     both = "." if "." in marks or "," not in marks else ","
@@ -267,6 +272,10 @@ def is_dated(pattern: str) -> bool:
 
 def is_clocked(pattern: str) -> bool:
     return "%M" in pattern
+
+
+def is_zoned(pattern: str) -> bool:
+    return _reader(pattern)[1] is not None
 
 
 def read_moment(pattern: str, text: str) -> int | str:
