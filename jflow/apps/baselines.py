@@ -141,9 +141,9 @@ def fit_gaussian(schema: tuple[Column, ...], train: ArrayLike, *, seed: int = 0)
                [2., 4.]])
     """
     x, missing = _widened("fit_gaussian", schema, train)
-    rest = np.ones(len(missing))
-    step = np.concatenate([[column.step for column in schema], rest])
-    origin = np.concatenate([[column.origin for column in schema], 0 * rest])
+    rest = [0.0] * len(missing)
+    step = np.array([column.step for column in schema] + rest)
+    origin = np.array([column.origin for column in schema] + rest)
     noisy = x + step * generator("gaussian baseline", seed).random(x.shape)
     mean = np.nanmean(noisy, 0)
     factor = _factor(_covariance(noisy - mean))
@@ -176,8 +176,12 @@ def sample_gaussian(gaussian: Gaussian, n: int, *, seed: int = 0) -> np.ndarray:
     g, rng = gaussian, generator("gaussian baseline rows", seed)
     x = g.mean + rng.normal(size=(n, len(g.mean))) @ g.factor.T
     cell = np.where(g.step > 0, g.step, 1)
-    x = np.where(g.step > 0, g.origin + cell * np.floor((x - g.origin) / cell + 1e-6), x)
-    return _narrowed(np.clip(x, g.low, g.high), g.missing)
+    rows = np.where(g.step > 0, g.origin + cell * np.floor((x - g.origin) / cell + 1e-6), x)
+    rows, d = np.clip(rows, g.low, g.high), len(g.mean) - len(g.missing)
+    # Of a column of 0 and 1 the mean is the share of 1: as many are above the threshold.
+    share, std = g.mean[d:], np.sqrt((g.factor[d:] ** 2).sum(1))
+    rows[:, d:] = x[:, d:] > share + std * ndtri(1 - share)
+    return _narrowed(rows, g.missing)
 
 
 def _normal_scores(x: np.ndarray) -> np.ndarray:

@@ -27,7 +27,7 @@ EXTRA = 'pip install "jflow-models[tables]"'
 class _Bins(NamedTuple):
     """A column cut into bins: `index` of values [n] -> [n], -1 where missing; ticks at bins."""
 
-    count: int
+    size: int
     index: Any
     ticks: tuple[float, ...]
     labels: tuple[str, ...]
@@ -88,7 +88,10 @@ def _number_bins(column: Column, real: np.ndarray, most: int) -> _Bins:
 def _tick(column: Column, value: float) -> str:
     """A number on an axis, a date as the table writes it."""
     if not getattr(column, "time", ""):
-        return f"{value:.4g}"
+        from matplotlib.ticker import EngFormatter
+
+        large = 1e4 <= abs(value) < 1e15
+        return EngFormatter(sep="")(value) if large else f"{value:.4g}"
     on = column.origin + column.step * np.round((value - column.origin) / column.step)
     return _short(data.to_text((column,), np.array([[on]]))[0][0])
 
@@ -100,18 +103,18 @@ def _bins(column: Column, real: np.ndarray, most_categories: int, most_bins: int
 
 
 def _shares(bins: _Bins, x: np.ndarray) -> np.ndarray:
-    """[count], of the values that are not missing."""
+    """[size], of the values that are not missing."""
     index = bins.index(x)
-    counts = np.bincount(index[index >= 0], minlength=bins.count)
+    counts = np.bincount(index[index >= 0], minlength=bins.size)
     return counts / max(counts.sum(), 1)
 
 
 def _together(a: _Bins, b: _Bins, x: np.ndarray, y: np.ndarray) -> np.ndarray:
-    """Shares [count of b, count of a] of the rows in which neither is missing."""
+    """Shares [size of b, size of a] of the rows in which neither is missing."""
     i, j = a.index(x), b.index(y)
     seen = (i >= 0) & (j >= 0)
-    counts = np.bincount(j[seen] * a.count + i[seen], minlength=a.count * b.count)
-    return (counts / max(counts.sum(), 1)).reshape(b.count, a.count)
+    counts = np.bincount(j[seen] * a.size + i[seen], minlength=a.size * b.size)
+    return (counts / max(counts.sum(), 1)).reshape(b.size, a.size)
 
 
 def draw_figures(
@@ -207,7 +210,7 @@ def _column_figure(column: Column, x: np.ndarray, y: np.ndarray, model: str) -> 
     bins = _bins(column, x, 8, 30)
     real, drawn = _shares(bins, x), _shares(bins, y)
     figure = _canvas(3.2, 2.1)
-    ax, at = figure.subplots(), np.arange(bins.count)
+    ax, at = figure.subplots(), np.arange(bins.size)
     if column.kind == "categorical":
         ax.barh(at - 0.2, 100 * real, 0.4, color=REAL, label="real")
         ax.barh(at + 0.2, 100 * drawn, 0.4, color=MODEL, label=model)
@@ -216,7 +219,7 @@ def _column_figure(column: Column, x: np.ndarray, y: np.ndarray, model: str) -> 
         ax.set_xlabel("% of rows", fontsize=7)
     else:
         ax.bar(at, 100 * real, 1.0, color=REAL, alpha=0.45, label="real")
-        ax.stairs(100 * drawn, np.arange(bins.count + 1) - 0.5, color=MODEL, lw=1.6, label=model)
+        ax.stairs(100 * drawn, np.arange(bins.size + 1) - 0.5, color=MODEL, lw=1.6, label=model)
         ax.set_xticks(bins.ticks, bins.labels)
         ax.set_ylabel("% of rows", fontsize=7)
     ax.tick_params(labelsize=7)
@@ -246,16 +249,16 @@ def _pair_figures(columns: list[Column], x: np.ndarray, y: np.ndarray, model: st
                 if j > i:
                     ax.set_axis_off()
                     continue
-                ax.set_xlim(-0.5, bins[j].count - 0.5)
+                ax.set_xlim(-0.5, bins[j].size - 0.5)
                 ax.set_xticks(bins[j].ticks, bins[j].labels, rotation=90)
                 if i == j:
-                    ax.bar(np.arange(bins[j].count), _shares(bins[j], rows[:, j]), 1.0, color=color)
+                    ax.bar(np.arange(bins[j].size), _shares(bins[j], rows[:, j]), 1.0, color=color)
                     ax.set_yticks([])
                 else:
                     top = np.sqrt(max(cells[i, j][0].max(), 1e-9))
                     ax.pcolormesh(
-                        np.arange(bins[j].count + 1) - 0.5,
-                        np.arange(bins[i].count + 1) - 0.5,
+                        np.arange(bins[j].size + 1) - 0.5,
+                        np.arange(bins[i].size + 1) - 0.5,
                         np.sqrt(cells[i, j][which]),
                         cmap=cmap,
                         vmin=0,
@@ -271,7 +274,6 @@ def _pair_figures(columns: list[Column], x: np.ndarray, y: np.ndarray, model: st
                     ax.set_yticklabels([])
                 else:
                     ax.set_ylabel(_short(columns[i].name, 18), fontsize=7)
-        figure.suptitle(name, fontsize=9)
         figures[name] = _png(figure)
     return figures
 
@@ -282,15 +284,15 @@ def _matrix_figure(names: list[str], matrix: np.ndarray, cmap: str, most: float)
     ax = figure.subplots()
     image = ax.imshow(matrix, cmap=cmap, vmin=-most, vmax=most)
     labels = [_short(name, 18) for name in names]
-    ax.set_xticks(range(d), labels, rotation=90, fontsize=7)
-    ax.set_yticks(range(d), labels, fontsize=7)
+    ax.set_xticks(range(d), labels, rotation=90, fontsize=9)
+    ax.set_yticks(range(d), labels, fontsize=9)
     if d <= 16:
         for i in range(d):
             for j in range(d):
                 color = "white" if abs(matrix[i, j]) > 0.6 * most else "black"
                 text = f"{matrix[i, j]:.2f}".replace("0.", ".").replace("-.00", ".00")
-                ax.text(j, i, text, ha="center", va="center", fontsize=5.5, color=color)
-    figure.colorbar(image, shrink=0.6).ax.tick_params(labelsize=6)
+                ax.text(j, i, text, ha="center", va="center", fontsize=8, color=color)
+    figure.colorbar(image, shrink=0.6).ax.tick_params(labelsize=8)
     return _png(figure)
 
 
@@ -311,10 +313,8 @@ th, td { padding: .3rem .6rem; text-align: right; border-bottom: 1px solid #e6eb
 th { font-weight: 600; background: #f4f6f9; vertical-align: bottom; }
 th:first-child, td:first-child { text-align: left; min-width: 8rem; max-width: 22rem;
   overflow-wrap: anywhere; }
-td.text, th.text { text-align: left; }
 td small { display: block; color: #556372; font-size: .8rem; }
 td.best { font-weight: 700; }
-.bar { display: block; height: 4px; background: #d9772b; margin-top: 2px; margin-left: auto; }
 .cards { display: grid; grid-template-columns: repeat(auto-fill, minmax(min(100%, 15rem), 1fr));
   gap: .8rem; }
 .plots { display: grid; grid-template-columns: repeat(auto-fit, minmax(min(100%, 26rem), 1fr));
@@ -322,7 +322,9 @@ td.best { font-weight: 700; }
 figure { margin: 0; }
 figcaption { font-size: .88rem; overflow-wrap: anywhere; }
 img { max-width: 100%; height: auto; display: block; }
-@media (max-width: 40rem) { body { padding: .7rem; } td, th { padding: .25rem .4rem; }
+@media (max-width: 40rem) { body { padding: .7rem; } table { font-size: .8rem; }
+  td, th { padding: .25rem .35rem; } th:first-child, td:first-child { min-width: 7rem; }
+  td small { font-size: .72rem; }
   .plots .wide img { max-width: none; width: 34rem; } }
 """
 
@@ -369,8 +371,16 @@ def _figure(png: bytes, caption: str, said: str) -> str:
 
 def _note(part: Mapping[str, Any]) -> str:
     """The direction of a part, and how many rows it is of."""
-    rows = ", ".join(f"{_text(n)} {_name(name)}" for name, n in part["rows"].items())
+    rows = _sizes(part["rows"])
     return f"<p>{_text(part['direction'])}</p><p class='note'>Rows compared: {rows}.</p>"
+
+
+def _sizes(rows: Mapping[str, int]) -> str:
+    real = ("train", "test")
+    return ", ".join(
+        f"{_text(n)} {_name(name) if name in real else 'of ' + html.escape(name)}"
+        for name, n in rows.items()
+    )
 
 
 def _name(name: str) -> str:
@@ -410,7 +420,7 @@ def _glance(report: Mapping[str, Any]) -> str:
         (
             "Chance to lie nearer to the training rows than a test row",
             "0.5 is perfect; above: memorized, below: unlike the table",
-            nearest["nearer_than_test"]["of"],
+            {"train": 0.5} | nearest["nearer_than_test"]["of"],
             0.5,
         ),
     ]
@@ -439,36 +449,33 @@ def _column_section(report: Mapping[str, Any], figures: Mapping[str, Mapping[str
     part, model = report["columns"], report["models"][0]
     order = sorted(part["columns"], key=lambda c: -(c["distances"][model] or 0.0))
     others = ("train", *report["models"])
-    some_missing = any(any(c["missing"].values()) for c in order)
-
-    def line(c):
-        first = c["distances"][model] or 0.0
-        bar = f'<span class="bar" style="width:{100 * first:.1f}%"></span>'
-        cells = [_text(c["distances"][name]) for name in others]
-        cells[1] += bar
-        gone = c["missing"].items() if some_missing else ()
-        return [
-            f"{_text(c['name'])}<small>{c['kind']}, {c['distance']}</small>",
-            *cells,
-            *(_percent(share) for _, share in gone),
+    kinds = {"continuous": "number", "lattice": "number in steps", "categorical": "category"}
+    lines = [
+        [
+            f"{_text(c['name'])}<small>{kinds[c['kind']]}, {c['distance']}</small>",
+            *(_text(c["distances"][name]) for name in others),
         ]
-
-    head = ["column", *map(_noise, others)]
-    if some_missing:
-        head += [f"missing,<br>{_name(name)}" for name in ("test", *others)]
+        for c in order
+    ]
+    missing = [
+        [_text(c["name"]), *map(_percent, c["missing"].values())]
+        for c in order
+        if any(c["missing"].values())
+    ]
     cards = "".join(
-        _figure(
-            png,
-            f"<b>{_text(name)}</b>",
-            f"Distribution of {name}, real rows and {model}",
-        )
+        _figure(png, f"<b>{_text(name)}</b>", f"Distribution of {name}, real rows and {model}")
         for name, png in figures.get("columns", {}).items()
     )
     return (
-        f"<h2>Columns</h2>{_note(part)}{_table(head, map(line, order))}"
-        f'<h3>Distributions</h3><div class="cards">{cards}</div>'
-        if cards
-        else f"<h2>Columns</h2>{_note(part)}{_table(head, map(line, order))}"
+        f"<h2>Columns</h2>{_note(part)}"
+        + _table(["column", *map(_noise, others)], lines)
+        + (
+            "<h3>Shares of missing values</h3><p>As in the test rows is perfect.</p>"
+            + _table(["column", *map(_name, ("test", *others))], missing)
+            if missing
+            else ""
+        )
+        + (f'<h3>Distributions</h3><div class="cards">{cards}</div>' if cards else "")
     )
 
 
@@ -538,10 +545,7 @@ def _classifier_section(report: Mapping[str, Any]) -> str:
     columns = [
         [
             str(rank + 1),
-            *(
-                f'<td class="text">{_text(c["name"])}<small>{_text(c["auc_falls_by"])}</small></td>'
-                for c in line
-            ),
+            *(f"{_text(c['name'])}<small>{_text(c['auc_falls_by'])}</small>" for c in line),
         ]
         for rank, line in enumerate(
             zip(*(part["columns"][name][:8] for name in models), strict=True)
@@ -637,10 +641,9 @@ def write_html(
     left_out = list(report["left_out"])
     if not figures:
         left_out.append(f"The pictures need matplotlib: {EXTRA}")
-    rows = ", ".join(f"{_text(n)} {_name(name)}" for name, n in report["rows"].items())
     body = [
         f"<h1>{html.escape(title)}</h1>",
-        f"<p>{rows}.</p>",
+        f"<p>{_sizes(report['rows'])}.</p>",
         *(f"<p class='note'>Left out. {_text(line)}</p>" for line in left_out),
         "<h2>At a glance</h2>",
         _glance(report),
