@@ -137,7 +137,8 @@ def draw_figures(
         synthetic: Encoded rows by the names of the models, as `report` takes them.
 
     Returns:
-        {'columns': {name: PNG}, 'pairs': {...}, 'associations': {...}}; empty without matplotlib.
+        {'columns': {name: PNG}, 'pairs': {'real': PNG, 'model': PNG}, 'associations': {'test': PNG,
+        'model': PNG, 'difference': PNG}}; empty without matplotlib.
 
     Examples:
         >>> import numpy as np
@@ -177,15 +178,13 @@ def draw_figures(
             "associations": {},
         }
         if len(schema) > 1:
-            figures["pairs"] = _pair_figures(
-                [schema[j] for j in told], x[:, told], y[:, told], model
-            )
+            figures["pairs"] = _pair_figures([schema[j] for j in told], x[:, told], y[:, told])
             square = np.ix_(shown, shown)
             difference = (after - before)[square]
             most = max(0.1, np.abs(difference).max())
             figures["associations"] = {
                 "test": _matrix_figure(names, before[square], "RdBu_r", 1.0),
-                model: _matrix_figure(names, after[square], "RdBu_r", 1.0),
+                "model": _matrix_figure(names, after[square], "RdBu_r", 1.0),
                 "difference": _matrix_figure(names, difference, "PuOr_r", float(most)),
             }
     return figures
@@ -228,7 +227,7 @@ def _column_figure(column: Column, x: np.ndarray, y: np.ndarray, model: str) -> 
     return _png(figure)
 
 
-def _pair_figures(columns: list[Column], x: np.ndarray, y: np.ndarray, model: str):
+def _pair_figures(columns: list[Column], x: np.ndarray, y: np.ndarray):
     """Real rows and the model's, each below the diagonal of one grid, in the same colors."""
     bins = [_bins(column, x[:, j], 5, 24) for j, column in enumerate(columns)]
     k = len(columns)
@@ -239,7 +238,7 @@ def _pair_figures(columns: list[Column], x: np.ndarray, y: np.ndarray, model: st
     }
     figures = {}
     for which, (name, rows, color, cmap) in enumerate(
-        (("real", x, REAL, "Blues"), (model, y, MODEL, "Oranges"))
+        (("real", x, REAL, "Blues"), ("model", y, MODEL, "Oranges"))
     ):
         figure = _canvas(1.5 + 1.05 * k, 1.3 + 1.05 * k)
         grid = figure.subplots(k, k, squeeze=False)
@@ -265,15 +264,15 @@ def _pair_figures(columns: list[Column], x: np.ndarray, y: np.ndarray, model: st
                         vmax=top,
                     )
                     ax.set_yticks(bins[i].ticks, bins[i].labels)
-                ax.tick_params(labelsize=6, length=2)
+                ax.tick_params(labelsize=8, length=2)
                 if i < k - 1:
                     ax.set_xticklabels([])
                 else:
-                    ax.set_xlabel(_short(columns[j].name, 18), fontsize=7)
+                    ax.set_xlabel(_short(columns[j].name, 18), fontsize=9)
                 if j > 0:
                     ax.set_yticklabels([])
                 else:
-                    ax.set_ylabel(_short(columns[i].name, 18), fontsize=7)
+                    ax.set_ylabel(_short(columns[i].name, 18), fontsize=9)
         figures[name] = _png(figure)
     return figures
 
@@ -359,10 +358,11 @@ def _table(head: Iterable[str], lines: Iterable[Iterable[str]]) -> str:
 
 def _image(png: bytes, said: str) -> str:
     source = base64.b64encode(png).decode()
-    return f'<img src="data:image/png;base64,{source}" alt="{html.escape(said)}">'
+    return f'<img src="data:image/png;base64,{source}" alt="{said}">'
 
 
 def _figure(png: bytes, caption: str, said: str) -> str:
+    """A picture with what stands above it and in its place, both HTML already."""
     return (
         f'<figure><figcaption>{caption}</figcaption><div class="wide">{_image(png, said)}</div>'
         "</figure>"
@@ -463,7 +463,11 @@ def _column_section(report: Mapping[str, Any], figures: Mapping[str, Mapping[str
         if any(c["missing"].values())
     ]
     cards = "".join(
-        _figure(png, f"<b>{_text(name)}</b>", f"Distribution of {name}, real rows and {model}")
+        _figure(
+            png,
+            f"<b>{_text(name)}</b>",
+            f"Distribution of {_text(name)}, real rows and {_text(model)}",
+        )
         for name, png in figures.get("columns", {}).items()
     )
     return (
@@ -503,17 +507,18 @@ def _association_section(report: Mapping[str, Any], figures: Mapping[str, Any]) 
         for i, j in worst
         if i < j
     ]
-    plots = "".join(
-        _figure(
-            png,
-            "<b>" + {"test": "test rows"}.get(name, _text(name)) + "</b>",
-            f"Associations: {name}",
+    captions = {
+        "real": "real rows",
+        "test": "test rows",
+        "model": _text(model),
+        "difference": f"difference: {_text(model)} less test rows",
+    }
+    plots, grids = (
+        "".join(
+            _figure(png, f"<b>{captions[name]}</b>", f"{what}: {captions[name]}")
+            for name, png in figures.get(part_of, {}).items()
         )
-        for name, png in figures.get("associations", {}).items()
-    )
-    grids = "".join(
-        _figure(png, f"<b>{_text(name)}</b>", f"Pairs of columns: {name}")
-        for name, png in figures.get("pairs", {}).items()
+        for part_of, what in (("associations", "Associations"), ("pairs", "Pairs of columns"))
     )
     said = (
         "<h3>Two columns at a time</h3><p>The darker, the more rows, on one scale for real rows and"

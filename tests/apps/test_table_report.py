@@ -1,3 +1,4 @@
+import html
 import json
 import re
 import sys
@@ -134,6 +135,7 @@ def test_names_are_text_on_the_page(tmp_path):
     assert "<title>a &amp; &lt;b&gt;</title>" in page
     assert "&lt;script&gt;" in page
     assert page.count("data:image/png;base64,") == 3 + 2 + 3
+    assert f'alt="Distribution of {html.escape(HOSTILE)}, real rows' in page
     assert not re.search(r"https?://|src=\"(?!data:)|href=", page)
 
 
