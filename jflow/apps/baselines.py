@@ -50,8 +50,9 @@ class Gaussian(NamedTuple):
 
 
 class Copula(NamedTuple):
-    """A Gaussian copula over the columns of a table: normal numbers that depend on each other, each
-    turned into a value of its column.
+    """A Gaussian copula over the columns of a table.
+
+    Normal numbers that depend on each other, each turned into a value of its column.
 
     Attributes:
         factor: [k, k], whose product with its transpose is the correlation, of the d columns and
@@ -198,10 +199,10 @@ def _normal_scores(x: np.ndarray) -> np.ndarray:
 
 
 def fit_copula(schema: tuple[Column, ...], train: ArrayLike) -> Copula:
-    """The Gaussian copula that fits the rows of a table: its columns as they are, and the
-    correlation of the normal numbers behind them.
+    """The Gaussian copula that fits the rows of a table.
 
-    A column's value is q(Phi(z)) with q its empirical quantile function, and z normal. With m_i the
+    It has the columns as they are, and the correlation of the normal numbers behind them. A
+    column's value is q(Phi(z)) with q its empirical quantile function, and z normal. With m_i the
     mean of z_i given the value, which ties make less varied than z_i, the correlation is estimated
     as
 

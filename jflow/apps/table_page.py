@@ -3,6 +3,7 @@
 import base64
 import html
 import io
+import warnings
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -123,10 +124,10 @@ def draw_figures(
     real: ArrayLike,
     synthetic: Mapping[str, ArrayLike],
 ) -> dict[str, dict[str, bytes]]:
-    """The pictures of a report: columns, pairs of columns, and matrices of associations, of real
-    rows and of the first model's.
+    """The pictures of a report.
 
-    The pair plots are of the 6 columns that say the most of others, in the real rows or in how the
+    Columns, pairs of columns, and matrices of associations, of real rows and of the first model's
+    rows. The pair plots are of the 6 columns that say the most of others, in the real rows or in how the
     model differs from them; a number's outermost bins hold all that lies beyond.
 
     Args:
@@ -169,7 +170,9 @@ def draw_figures(
     apart = np.where(off, np.abs(after - before), 0).sum(1)
     shown = np.sort(np.argsort(-apart, kind="stable")[:SHOWN_ASSOCIATIONS])
     names = [schema[j].name for j in shown]
-    with matplotlib.rc_context({"text.parse_math": False, "axes.formatter.useoffset": False}):
+    with warnings.catch_warnings(), matplotlib.rc_context({"text.parse_math": False}):
+        # A name in a script that the font lacks; the page itself shows it.
+        warnings.filterwarnings("ignore", "Glyph .* missing from")
         figures = {
             "columns": {
                 schema[j].name: _column_figure(schema[j], x[:, j], y[:, j], model) for j in farthest
@@ -621,8 +624,9 @@ def write_html(
     *,
     title: str = "Synthetic rows beside real ones",
 ) -> None:
-    """Write a report as one HTML file, which holds its pictures and asks no other host for
-    anything.
+    """Write a report as one HTML file.
+
+    It holds its pictures, has no script, and asks no other host for anything.
 
     Args:
         path: Of the file.

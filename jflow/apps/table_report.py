@@ -22,7 +22,7 @@ from jflow.data import Column
 from jflow.data.writers import csv_writer
 from jflow.metrics import gaussian_log_prob, log_mean_exp
 
-__all__ = ["compare", "report", "write_results"]
+__all__ = ["report"]
 
 COLUMN_ROWS = 50_000  # most rows that distances of columns are of
 PAIR_ROWS = 20_000  # of the associations

@@ -20,6 +20,7 @@ def table(n, seed=0):
     return np.stack([z, rng.poisson(np.exp(0.5 * z)), z + rng.normal(size=n) > 0], 1)
 
 
+pytest.importorskip("sklearn")
 SCHEMA = (NUMBER, COUNT, COLOR)
 
 

@@ -116,7 +116,7 @@ def test_a_classifier_does_not_tell_tables_of_one_distribution_apart(tables):
     pytest.importorskip("sklearn")
     x, y = tables
     found = metrics.classifier_test(x, y, [False, True, False])
-    assert found.standard_error == pytest.approx(np.sqrt(801 / (12 * 400 * 400)), rel=0.01)
+    assert found.standard_error == pytest.approx(np.sqrt(2 * 801 / (12 * 400 * 400)), rel=0.01)
     assert abs(found.auc - 0.5) < 3.3 * found.standard_error
 
 
