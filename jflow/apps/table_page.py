@@ -127,8 +127,8 @@ def draw_figures(
     """The pictures of a report.
 
     Columns, pairs of columns, and matrices of associations, of real rows and of the first model's
-    rows. The pair plots are of the 6 columns that say the most of others, in the real rows or in how the
-    model differs from them; a number's outermost bins hold all that lies beyond.
+    rows. The pair plots are of the 6 columns that say the most of others, in the real rows or in
+    how the model differs from them; a number's outermost bins hold all that lies beyond.
 
     Args:
         schema: One `data.Column` for each of the d columns.
@@ -477,7 +477,7 @@ def _column_section(report: Mapping[str, Any], figures: Mapping[str, Mapping[str
         f"<h2>Columns</h2>{_note(part)}"
         + _table(["column", *map(_noise, others)], lines)
         + (
-            "<h3>Shares of missing values</h3><p>As in the test rows is perfect.</p>"
+            "<h3>Shares of missing values</h3><p>The share of the test rows is perfect.</p>"
             + _table(["column", *map(_name, ("test", *others))], missing)
             if missing
             else ""

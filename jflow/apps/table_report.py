@@ -62,7 +62,8 @@ def report(
         schema: One `data.Column` for each of the d columns.
         train: Encoded rows that the models were fitted on, [n, d], NaN where a value is missing.
         test: Encoded rows that they have not seen, [m, d].
-        synthetic: Encoded rows of each model, [k, d], by its name; the model that the report is
+        synthetic: Encoded rows of each model, [k, d], by its name, with the values that the table
+            can hold, as `data.decode` gives them (a copy would be missed by its rounding); the model that the report is
             about comes first, and `baselines.baseline_rows` makes two to stand behind it.
         likelihoods: By what they are of, such as 'test rows', the mean log-likelihoods of the
             models in nats per row, with 'difference' and 'standard_error', as `compare` returns
@@ -102,7 +103,7 @@ def report(
 
     def drawn(size: int, *names: str) -> dict[str, np.ndarray]:
         """At most `size` rows of each."""
-        return {name: rng.permutation(rows[name])[:size] for name in names}
+        return {name: rows[name][rng.permutation(len(rows[name]))[:size]] for name in names}
 
     # The noise of sampling depends on the number of rows: the same for train and for every model.
     compared = min(len(x) for name, x in rows.items() if name != "test")
@@ -161,7 +162,8 @@ def _columns(schema, kinds, rows, models) -> dict[str, Any]:
         "direction": (
             "The distance of each column from the same column of the test rows: 0 is perfect, 1 is"
             " the worst, smaller is better. No model can be expected to come closer than the"
-            " training rows, whose distance is the noise of sampling."
+            " training rows, whose distance is the noise of sampling. The share of missing values"
+            " should be that of the test rows."
         ),
         "rows": {name: len(x) for name, x in rows.items()},
         "mean": {
