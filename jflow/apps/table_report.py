@@ -62,9 +62,9 @@ def report(
         schema: One `data.Column` for each of the d columns.
         train: Encoded rows that the models were fitted on, [n, d], NaN where a value is missing.
         test: Encoded rows that they have not seen, [m, d].
-        synthetic: Encoded rows of each model, [k, d], by its name, with the values that the table
-            can hold, as `data.decode` gives them (a copy would be missed by its rounding); the model that the report is
-            about comes first, and `baselines.baseline_rows` makes two to stand behind it.
+        synthetic: Encoded rows of each model, [k, d], by its name, with values that the table can
+            hold, as `data.decode` gives them (rounding would hide a copy). The model that the
+            report is about comes first; `baselines.baseline_rows` makes two to stand behind it.
         likelihoods: By what they are of, such as 'test rows', the mean log-likelihoods of the
             models in nats per row, with 'difference' and 'standard_error', as `compare` returns
             them; None where there were no such rows.
