@@ -4,6 +4,13 @@ from jflow.metrics._evaluations import quality_by_evaluations
 from jflow.metrics._frechet import Moments, frechet_between, frechet_distance, moments
 from jflow.metrics._likelihood import bits_per_dim, gaussian_log_prob, log_mean_exp
 from jflow.metrics._straightness import straightness, transport_cost, truncation_error
+from jflow.metrics._tables import (
+    ClassifierTest,
+    associations,
+    classifier_test,
+    column_distances,
+    nearest_gower_distances,
+)
 from jflow.metrics._two_sample import (
     energy_distance,
     nearest_distance,
@@ -12,8 +19,12 @@ from jflow.metrics._two_sample import (
 )
 
 __all__ = [
+    "ClassifierTest",
     "Moments",
+    "associations",
     "bits_per_dim",
+    "classifier_test",
+    "column_distances",
     "quality_by_evaluations",
     "energy_distance",
     "frechet_between",
@@ -22,6 +33,7 @@ __all__ = [
     "log_mean_exp",
     "moments",
     "nearest_distance",
+    "nearest_gower_distances",
     "permutation_test",
     "straightness",
     "transport_cost",
