@@ -9,7 +9,6 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Bool, Float, Int
 
-from jflow._core.arrays import float_dtype
 from jflow._core.checks import check_whole, need_key
 from jflow._core.linen import apply_linen, init_linen
 from jflow._core.seeds import generator
@@ -56,9 +55,11 @@ class AnyOrder(NamedTuple):
 
     Attributes:
         init: `init(key, rows) -> params`.
-        conditionals: `conditionals(params, rows, observed, *, key=None) -> [b, d]`, log p(x_j | the
-            observed cells of the row) of every column j, in nats; what it says of an observed cell
-            itself has no meaning. A key switches dropout on.
+        conditionals: `conditionals(params, rows, rank, *, key=None) -> [b, d]`, in nats,
+            log p(x_j | the columns of the row with a lower rank) for every column j. rank [b, d]
+            are whole numbers from 0 to d - 1; columns of one rank do not see each other. A key
+            switches dropout on.
+        ranks: [orders, d], the ranks of the columns in the orders that the density averages.
         log_prob: `log_prob(params, rows, observed=None) -> [b]`, log p(the other cells | the
             observed ones) in nats.
         sample: `sample(params, key, rows, observed, within=None, first=None) -> (rows, log_mass)`:
@@ -70,16 +71,22 @@ class AnyOrder(NamedTuple):
 
     init: Any
     conditionals: Any
+    ranks: np.ndarray
     log_prob: Any
     sample: Any
 
 
 class _Heads(nn.Module):
-    """(rows, observed) -> the logits of all codes [b, total] and what the numbers' splines and
-    scales are made of [b, columns with numbers, size]."""
+    """(rows, rank) -> the logits of each column's codes [b, d, K] and what the splines and scales
+    of numbers are made of [b, columns with numbers, size].
+
+    A masked perceptron whose units have degrees 0, ..., d - 1: a unit of degree m sees the columns
+    of a rank below m, units see units of no higher degree, and the column of rank r reads the units
+    of degrees up to r."""
 
     starts: tuple[int, ...]
     total: int
+    most: int
     numbers: tuple[int, ...]
     size: int
     width: int
@@ -87,66 +94,81 @@ class _Heads(nn.Module):
     dropout: float
 
     @nn.compact
-    def __call__(self, rows: MixedRows, observed):
-        d, numbers = len(self.starts), np.array(self.numbers, int)
-        init = nn.initializers.normal(1 / np.sqrt(d))
-        table = self.param("codes", init, (self.total + d, self.width))
-        unknown = self.total + np.arange(d)
-        h = table[jnp.where(observed, rows.code + np.array(self.starts)[None], unknown[None])].sum(
-            1
-        )
+    def __call__(self, rows: MixedRows, rank):
+        d, numbers, width = len(self.starts), np.array(self.numbers, int), self.width
+        degree = np.arange(width) * d // width
+        passes = degree[:, None] <= degree[None]
+        table = self.param("codes", nn.initializers.normal(d**-0.5), (self.total + d, width))
+        seen = table[rows.code + np.array(self.starts)[None]]  # [b, d, width]
         if len(numbers):
             z = rows.value[:, numbers]
             ramps = jnp.clip((z[..., None] - _KNOTS[None, None, :-1]) / _WIDTH, 0.0, 1.0)
             features = jnp.concatenate([ramps, jnp.clip(z, -8.0, 8.0)[..., None]], -1)
-            h = h + nn.Dense(self.width)(features.reshape(len(z), -1))
-        for _ in range(self.num_blocks):
-            r = nn.Dense(self.width)(nn.LayerNorm(use_fast_variance=False)(h))
+            embed = self.param(
+                "numbers",
+                nn.initializers.normal((d * 4) ** -0.5),
+                (len(numbers), len(_KNOTS), width),
+            )
+            seen = seen.at[:, numbers].add(jnp.einsum("bnf,nfw->bnw", features, embed))
+        hidden = table[self.total :][None]
+        h = jnp.where(rank[..., None] < degree[None, None], seen, hidden).sum(1)
+        for i in range(self.num_blocks):
+            r = _masked(self, f"in_{i}", nn.gelu(h), passes, 1.0)
             r = nn.Dropout(self.dropout, deterministic=not self.has_rng("dropout"))(nn.gelu(r))
-            h = h + nn.Dense(self.width)(r)
-        h = nn.gelu(nn.LayerNorm(use_fast_variance=False)(h))
-        out = nn.Dense(
-            self.total + len(numbers) * self.size, kernel_init=nn.initializers.normal(1e-3)
-        )(h)
-        logits, raw = out[:, : self.total], out[:, self.total :]
-        return logits, raw.reshape(len(h), len(numbers), self.size)
+            h = h + _masked(self, f"out_{i}", r, passes, 0.1)
+        h = nn.Dropout(self.dropout, deterministic=not self.has_rng("dropout"))(nn.gelu(h))
+        h = jnp.where(degree[None, None] <= rank[..., None], h[:, None], 0.0)  # [b, d, width]
+        small = nn.initializers.normal(1e-2 * width**-0.5)
+        logits = jnp.einsum("bdw,dwk->bdk", h, self.param("logits", small, (d, width, self.most)))
+        logits = logits + self.param("logits_bias", nn.initializers.zeros, (d, self.most))[None]
+        shape = (len(numbers), width, self.size)
+        raw = jnp.einsum("bnw,nwr->bnr", h[:, numbers], self.param("raw", small, shape))
+        return logits, raw + self.param("raw_bias", nn.initializers.zeros, shape[::2])[None]
+
+
+def _masked(module: nn.Module, name: str, x: Array, passes: np.ndarray, gain: float) -> Array:
+    width = len(passes)
+    scale = nn.initializers.normal(gain * (2 / width) ** 0.5)
+    kernel = module.param(name, scale, (width, width))
+    bias = module.param(f"{name}_bias", nn.initializers.zeros, (width,))
+    return x @ jnp.where(passes, kernel, 0.0) + bias[None]
 
 
 def any_order(
     codes: Sequence[int],
     numbers: Sequence[bool],
     *,
-    width: int = 256,
-    num_blocks: int = 3,
+    width: int = 512,
+    num_blocks: int = 2,
     bins: int = 16,
     dropout: float = 0.0,
     orders: int = 4,
 ) -> AnyOrder:
     """A distribution of rows with codes and numbers, given any of their cells.
 
-    One network reads the observed cells of a row, with the others masked, and gives the
-    distribution of each of the others: probabilities of its codes and, where the column has
+    One masked network reads a row and an order of its columns, and gives for each column its
+    distribution given the columns before it: probabilities of its codes and, where the column has
     numbers, a monotone rational-quadratic spline behind a shift and a scale that carries the number
     to a normal base. A number may have codes beside it, for values of a probability of their own (a
-    missing value, no rain). The chain rule over an order s of the columns gives the density of a
-    row,
+    missing value, no rain). The chain rule over an order s gives the density of a row,
 
         p_s(x) = prod_j p(x_s(j) | x_s(1), ..., x_s(j - 1)),
 
-    and the model is the mean of p_s over `orders` fixed random orders. Train it with
-    `losses.any_order_nll`, for all orders at once. Log-densities are with respect to counting
-    measure for codes and to length for numbers.
+    in one evaluation, and the model is the mean of p_s over `orders` fixed random orders. Given
+    some columns, they come first in the order. Train it with `losses.any_order_nll`, for all orders
+    at once. Log-densities are with respect to counting measure for codes and to length for numbers.
 
     The conditionals are learned, one network for all; they are those of one joint distribution only
     as far as the network has learned them.
 
-    Also known as: order-agnostic autoregressive model, arbitrary conditional density, ARDM.
+    Also known as: order-agnostic autoregressive model, arbitrary conditional density, MADE of mixed
+    columns.
 
     Args:
         codes: How many codes each column has beside numbers.
         numbers: Whether each column has numbers. A column without them has at least one code.
-        width: Of the network's residual stream.
-        num_blocks: Of the network.
+        width: Of the masked network, which spreads it over the d places of an order.
+        num_blocks: How many residual blocks it has.
         bins: Of each spline.
         dropout: The rate, where `conditionals` gets a key.
         orders: How many orders the density averages.
@@ -172,8 +194,8 @@ def any_order(
 
     References:
         Uria, Murray, Larochelle, *A Deep and Tractable Density Estimator*, 2014, arXiv:1310.1757.
-        Hoogeboom, Gritsenko, Bastings, Poole, van den Berg, Salimans, *Autoregressive Diffusion
-            Models*, 2021, arXiv:2110.02037.
+        Germain, Gregor, Murray, Larochelle, *MADE: Masked Autoencoder for Distribution Estimation*,
+            2015, arXiv:1502.03509.
         Gorishniy, Rubachev, Babenko, *On Embeddings for Numerical Features in Tabular Deep
             Learning*, 2022, arXiv:2203.05556, for the encoding of numbers by ramps.
     """
@@ -191,9 +213,6 @@ def any_order(
     with_numbers = np.flatnonzero(np.asarray(numbers, bool))
     place = np.zeros(d, int)  # of a column among those with numbers
     place[with_numbers] = np.arange(len(with_numbers))
-    padded = np.where(
-        np.arange(most) < sizes[:, None], starts[:, None] + np.arange(most), total
-    )  # the logits of each column; `total` is one of no probability
     has_numbers = np.asarray(numbers, bool)
     ranks = np.argsort(
         np.stack([generator(name, i).permutation(d) for i in range(orders)])
@@ -201,12 +220,14 @@ def any_order(
     heads = _Heads(
         tuple(starts.tolist()),
         total,
+        most,
         tuple(with_numbers.tolist()),
         2 + 3 * bins + splines.IDENTITY.extra,  # shift, log-scale, spline
         width,
         num_blocks,
         dropout,
     )
+    possible = np.arange(most) < sizes[:, None]
 
     def check(rows, observed):
         if not isinstance(rows, MixedRows) or rows.code.shape[1:] != (d,):
@@ -220,22 +241,19 @@ def any_order(
     def is_number(code):
         return has_numbers[None] & (code == sizes[None] - 1)
 
-    def outputs(params, rows, observed, key=None):
-        seen = observed & is_number(rows.code)
-        rows = rows._replace(value=jnp.where(seen, rows.value, 0.0))
-        logits, raw = apply_linen(heads, params, rows, observed, key=key)
-        never = jnp.full_like(logits, -jnp.inf, shape=(len(logits), 1))
-        logits = jnp.concatenate([logits, never], -1)[:, padded]
-        return jax.nn.log_softmax(logits), raw
+    def outputs(params, rows, rank, key=None):
+        rows = rows._replace(value=jnp.where(is_number(rows.code), rows.value, 0.0))
+        logits, raw = apply_linen(heads, params, rows, rank, key=key)
+        return jax.nn.log_softmax(jnp.where(possible[None], logits, -jnp.inf)), raw
 
     def init(key, rows):
         check(rows, None)
         rows = MixedRows(jnp.asarray(rows.code), jnp.asarray(rows.value))
-        return init_linen(heads, key, rows, jnp.zeros(rows.code.shape, bool))
+        return init_linen(heads, key, rows, jnp.zeros(rows.code.shape, int))
 
-    def conditionals(params, rows, observed, *, key=None):
-        check(rows, observed)
-        log_codes, raw = outputs(params, rows, observed, key)
+    def conditionals(params, rows, rank, *, key=None):
+        check(rows, rank)
+        log_codes, raw = outputs(params, rows, rank, key)
         log_prob = jnp.take_along_axis(log_codes, rows.code[..., None], -1)[..., 0]
         if not len(with_numbers):
             return log_prob
@@ -250,14 +268,8 @@ def any_order(
         check(rows, observed)
 
         def of_order(rank):
-            def add(total, when):
-                seen = observed | (rank < when)[None]
-                now = ~observed & (rank == when)[None]
-                terms = conditionals(params, rows, seen)
-                return total + jnp.where(now, terms, 0.0).sum(-1), None
-
-            start = jnp.zeros_like(rows.value, shape=len(rows.code), dtype=float_dtype(rows.value))
-            return jax.lax.scan(add, start, np.arange(d))[0]
+            terms = conditionals(params, rows, _observed_first(observed, rank[None]))
+            return jnp.where(observed, 0.0, terms).sum(-1)
 
         return jax.nn.logsumexp(jax.lax.map(of_order, ranks), axis=0) - np.log(orders)
 
@@ -269,7 +281,8 @@ def any_order(
         rank = jnp.asarray(ranks)[jax.random.randint(order_key, (b,), 0, orders)]
         if first is not None:
             rank = jnp.where(jnp.asarray(first)[None], np.arange(d)[None] - d, rank)
-        order = jnp.argsort(jnp.where(observed, rank - 2 * d, rank), -1)
+        rank = _observed_first(observed, rank)
+        order = jnp.argsort(rank, -1)
         if within is not None:
             within = Within(
                 jnp.broadcast_to(within.codes, (b, d, most)),
@@ -281,7 +294,7 @@ def any_order(
             rows, seen, log_mass = carry
             column = order[:, when]
             code_key, value_key = jax.random.split(jax.random.fold_in(key, when))
-            log_codes, raw = outputs(params, rows, seen)
+            log_codes, raw = outputs(params, rows, rank)
             log_codes = _of_column(log_codes, column)  # [b, K]
             low, high = jnp.full(b, -jnp.inf), jnp.full(b, jnp.inf)
             if len(with_numbers):
@@ -316,7 +329,13 @@ def any_order(
         rows, _, log_mass = jax.lax.fori_loop(observed.sum(-1).min(), d, draw, start)
         return rows, log_mass
 
-    return AnyOrder(init, conditionals, log_prob, sample)
+    return AnyOrder(init, conditionals, ranks, log_prob, sample)
+
+
+def _observed_first(observed, rank):
+    """Ranks 0, ..., d - 1 [b, d] in the order of `rank`, the observed columns before the others."""
+    d = observed.shape[1]
+    return jnp.argsort(jnp.argsort(jnp.where(observed, rank - 2 * d, rank), -1), -1)
 
 
 def _shapes(rows):

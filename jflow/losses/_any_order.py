@@ -10,27 +10,25 @@ from jflow.types import Loss
 __all__ = ["any_order_nll"]
 
 
-def any_order_nll(model: AnyOrder) -> Loss:
-    """Negative log-likelihood of rows, averaged over all orders of their columns, in nats per row.
+def any_order_nll(model: AnyOrder, random: float = 0.5) -> Loss:
+    """Negative log-likelihood of rows in random orders of their columns, in nats per row.
 
-    A row is cut after a random number k of its d columns in a random order; each of the others is
-    predicted from the first k,
+        loss = -sum_j log p(x_s(j) | x_s(1), ..., x_s(j - 1)),
 
-        loss = d / (d - k) sum_{j not among the first k} -log p(x_j | the first k),
-
-    whose mean over orders and cuts is the mean over orders s of -log p_s(x): by the chain rule, the
-    column that comes next in a random order is any of the others with the same chance.
+    with an order s for each row: any order with probability `random`, else one of those that the
+    density averages. The former are for conditioning, the latter for draws of whole rows.
 
     Args:
         model: The model, from `distributions.any_order`.
+        random: The share of rows in any order.
 
     Returns:
         A loss of the batch {'x' [b, d] the numbers, 'code' [b, d] the codes, optionally 'weight'
         [b]}, see `distributions.MixedRows`. It has no metrics.
 
     Raises:
-        ValueError: At trace time for a batch without 'x', with an unknown key, or with rows that
-            don't match.
+        ValueError: At construction for a share outside [0, 1]; at trace time for a batch without
+            'x' or 'code', with an unknown key, or with rows that don't match.
 
     Examples:
         >>> import jax
@@ -45,9 +43,10 @@ def any_order_nll(model: AnyOrder) -> Loss:
         0.7
 
     References:
-        Hoogeboom, Gritsenko, Bastings, Poole, van den Berg, Salimans, *Autoregressive Diffusion
-            Models*, 2021, arXiv:2110.02037, equation 4.
+        Uria, Murray, Larochelle, *A Deep and Tractable Density Estimator*, 2014, arXiv:1310.1757.
     """
+    if not 0 <= random <= 1:
+        raise ValueError(f"any_order_nll: expected random from 0 to 1, got {random}")
 
     def loss(params, key, batch, frozen=None):
         x, code, weight = read_batch("any_order_nll", batch, ("x", "code", "weight"))
@@ -56,13 +55,13 @@ def any_order_nll(model: AnyOrder) -> Loss:
                 f"any_order_nll: expected 'code' of the shape of 'x', {list(x.shape)}, got"
                 f" {None if code is None else list(code.shape)}"
             )
-        rows, (b, d) = MixedRows(code, x), x.shape
-        order_key, cut_key, dropout_key = jax.random.split(key, 3)
-        rank = jnp.argsort(jax.random.uniform(order_key, (b, d)), -1)
-        cut = jax.random.randint(cut_key, (b, 1), 0, d)
-        observed = rank < cut
-        terms = model.conditionals(params, rows, observed, key=dropout_key)
-        terms = jnp.where(observed, 0.0, terms).sum(-1) * (d / (d - cut[:, 0]))
-        return mean_of_rows(-terms, weight), {}
+        b, d = x.shape
+        any_key, fixed_key, which_key, dropout_key = jax.random.split(key, 4)
+        any_rank = jnp.argsort(jax.random.uniform(any_key, (b, d)), -1)
+        fixed = jax.random.randint(fixed_key, (b,), 0, len(model.ranks))
+        is_any = jax.random.uniform(which_key, (b, 1)) < random
+        rank = jnp.where(is_any, any_rank, jnp.asarray(model.ranks)[fixed])
+        terms = model.conditionals(params, MixedRows(code, x), rank, key=dropout_key)
+        return mean_of_rows(-terms.sum(-1), weight), {}
 
     return loss
