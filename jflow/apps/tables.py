@@ -63,6 +63,13 @@ def prepare(
     table = data.read_table(path, header=header, columns=columns, drop=drop)
     schema = data.find_schema(table, categorical=categorical)
     encoded = data.encode(schema, table)
+    missing = np.isnan(encoded)
+    if missing.any():
+        i, j = np.argwhere(missing)[np.argsort(np.argwhere(missing)[:, 1], kind="stable")][0]
+        raise ValueError(
+            f"{path}: line {table.lines[i]}, column {table.names[j]!r}: a missing value where"
+            f" numbers are expected ({missing[:, j].sum()} such cells in this column)"
+        )
     n = len(encoded)
     if n < LEAST_ROWS:
         raise ValueError(f"{path}: the table has {n} rows; a fit needs at least {LEAST_ROWS}")
