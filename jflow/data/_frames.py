@@ -57,6 +57,9 @@ def _series(column: Column, x: np.ndarray) -> "pd.Series":
     missing = np.isnan(x)
     if dtype in ("object", "str", "string") or dtype.startswith("string"):
         return _text_series(write_column(column, x), missing, dtype)
+    if column.time and re.match(r"u?int|float", dtype.lower()):  # such as 20241231
+        worth = numbers(np.array(write_column(column, x), object))
+        return _number_series(np.where(missing, np.nan, worth), dtype, True)
     if column.time:
         if not is_dated(column.time) and not dtype:
             return _text_series(write_column(column, x), missing, "")

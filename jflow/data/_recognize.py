@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from jflow._core.arrays import numpy_mean_and_std
-from jflow.data._schema import Column, Texts, distinct, microseconds, plain_texts
+from jflow.data._schema import Column, Texts, distinct, microseconds, number_texts, plain_texts
 from jflow.data._tables import MISSING, MISSING_TEXT, Table, is_kept
 from jflow.data._writing import (
     DAY,
@@ -153,12 +153,12 @@ def _form(texts: Sequence[str]) -> _Form:
     return _Form(max(after), min(after), digits, width)
 
 
-def _cell(table: Table, found: Texts, bad: Sequence[bool], what: str) -> str:
+def _cell(table: Table, found: Texts, bad: Sequence[bool] | np.ndarray, what: str) -> str:
     """'line 8 holds 'wet' ... (2 such cells)', of the first row whose text is flagged."""
-    rows = np.flatnonzero(np.asarray(bad, bool)[found.index])
+    rows = np.flatnonzero(np.asarray(bad, bool)[found.of_row])
     more = f" ({len(rows)} such cells)" if len(rows) > 1 else ""
     row = "row" if table.dtypes else "line"
-    text = found.texts[found.index[rows[0]]]
+    text = found.texts[found.of_row[rows[0]]]
     return f"{row} {table.lines[rows[0]]} holds {text!r}, {what}{more}"
 
 
@@ -196,10 +196,10 @@ def _text_column(name: str, found: Texts, remedy: str = "") -> tuple[Column, np.
     """A column of categories, from the most frequent one down. ValueError where the texts are too
     many, or name the rows; it ends in `remedy`."""
     missing = _most_frequent(found, MISSING_TEXT)
-    merged = [missing if t.lower() in MISSING_TEXT else t for t in found.texts]
+    merged = [str(missing) if t.lower() in MISSING_TEXT else t for t in found.texts]
     counts: Counter[str] = Counter()
     for text, n in zip(merged, found.counts.tolist(), strict=True):
-        counts[str(text)] += n
+        counts[text] += n
     total = sum(counts.values())
     known = {text: n for text, n in counts.items() if text != missing}
     rows = sum(known.values())
@@ -224,8 +224,8 @@ def _text_column(name: str, found: Texts, remedy: str = "") -> tuple[Column, np.
         raise ValueError(f"is {kind}: {said}{remedy}")
     order = sorted(counts, key=lambda text: -counts[text])
     code = {text: k for k, text in enumerate(order)}
-    codes = np.array([code[str(text)] for text in merged], np.float64)
-    return _categorical(name, order)._replace(missing=missing), codes[found.index]
+    codes = np.array([code[text] for text in merged], np.float64)
+    return _categorical(name, order)._replace(missing=missing), codes[found.of_row]
 
 
 def _categorical(name: str, codes: Sequence[str]) -> Column:
@@ -240,7 +240,7 @@ def _values_column(
     texts = [write(v) for v in values.tolist()]
     codes = np.searchsorted(values, x).astype(np.float64)
     codes[np.isnan(x)] = len(values)
-    return _categorical(name, texts + [missing] * (missing is not None))._replace(
+    return _categorical(name, texts + ([] if missing is None else [missing]))._replace(
         missing=missing
     ), codes
 
@@ -342,7 +342,7 @@ def _number_column(
 
     if found is not None:
         by_text = np.full(len(found.texts), np.nan)
-        by_text[found.index] = x
+        by_text[found.of_row] = x
     if forced != "numeric":
         _refuse_names_of_rows(name, x)
         if _are_codes(known):
@@ -434,7 +434,7 @@ def _text_numbers(
     of_text[list(known)] = values
     column, x = _number_column(
         name,
-        of_text[found.index],
+        of_text[found.of_row],
         found,
         texts,
         values,
@@ -553,8 +553,8 @@ def _time_column(
     dots = Counter(part["dot"] for part in parts if part.get("dot"))
     column, x = _moments(
         name,
-        micro[found.index],
-        missing[found.index],
+        micro[found.of_row],
+        missing[found.of_row],
         pattern,
         max(fractions),
         min(fractions),
@@ -617,9 +617,15 @@ def _column(
         missing = "" if np.isnan(x).any() else None
         if forced == "categorical":
             _refuse_missing(float(np.isnan(x).mean()))
-            whole = (x[~np.isnan(x)] == np.rint(x[~np.isnan(x)])).all()
-            texts = ["" if v != v else f"{v:.0f}" if whole else repr(v) for v in x.tolist()]
-            return _text_column(name, distinct(np.array(texts, object)))
+            return _text_column(name, distinct(number_texts(x)))
+        whole = x[~np.isnan(x)]
+        if not forced and len(whole) and (whole // 1e4 > 1899).all() and (whole < 2.1e7).all():
+            found = distinct(number_texts(x))
+            days = [text for text in found.texts if text]
+            if len(days) > 2 and all(isinstance(read_moment("%Y%m%d", t), int) for t in days):
+                known = [k for k, text in enumerate(found.texts) if text]
+                moments = [split_moment(found.texts[k]) for k in known]
+                return _time_column(table, name, found, known, moments, day_first)
         return _number_column(name, x, None, (), x, missing, forced)
     found = distinct(cells)
     dtype = str(table.dtypes[j]) if table.dtypes else ""

@@ -101,7 +101,7 @@ class Texts(NamedTuple):
     each."""
 
     texts: list[str]
-    index: np.ndarray
+    of_row: np.ndarray
     counts: np.ndarray
 
 
@@ -110,6 +110,14 @@ def distinct(cells: np.ndarray) -> Texts:
     codes = {text: k for k, text in enumerate(dict.fromkeys(rows))}
     index = np.fromiter((codes[text] for text in rows), np.int64, len(rows))
     return Texts(list(codes), index, np.bincount(index, minlength=len(codes)))
+
+
+def number_texts(x: np.ndarray) -> np.ndarray:
+    """Numbers [n] as cells of text, whole ones without a point if all are; '' for NaN."""
+    known = x[~np.isnan(x)]
+    whole = bool((known == np.rint(known)).all())
+    write: Callable[[float], str] = "{:.0f}".format if whole else repr
+    return np.array(["" if v != v else write(v) for v in x.tolist()], object)
 
 
 def microseconds(cells: np.ndarray) -> np.ndarray:
@@ -184,6 +192,8 @@ def encode(schema: tuple[Column, ...], table: Table) -> np.ndarray:
 def _encoded(column: Column, table: Table, j: int) -> np.ndarray:
     """One column of a table as numbers [n]."""
     cells = table.cells[j]
+    if column.time and cells.dtype.kind not in "OmM":
+        cells = number_texts(cells)  # such as 20241231
 
     def refuse(bad: np.ndarray, what: str) -> None:
         if bad.any():
@@ -203,8 +213,8 @@ def _encoded(column: Column, table: Table, j: int) -> np.ndarray:
             for m, text in zip(absent, found.texts, strict=True)
         ]
         for reason in dict.fromkeys(w for w in worth if isinstance(w, str)):
-            refuse(np.array([w == reason for w in worth], bool)[found.index], reason)
-        x, missing = np.array(worth, np.float64)[found.index], absent[found.index]
+            refuse(np.array([w == reason for w in worth], bool)[found.of_row], reason)
+        x, missing = np.array(worth, np.float64)[found.of_row], absent[found.of_row]
     elif cells.dtype.kind in "mM":
         if (cells.dtype.kind == "M") != bool(column.time):
             raise ValueError(
@@ -214,10 +224,6 @@ def _encoded(column: Column, table: Table, j: int) -> np.ndarray:
         missing = np.isnat(cells)
         unit = DAY * SECOND if column.time and not is_clocked(column.time) else SECOND
         x = np.where(missing, np.nan, microseconds(cells) / unit)
-    elif column.time:
-        raise ValueError(
-            f"{table.path}: column {column.name!r} holds numbers; expected dates or times"
-        )
     else:
         x, missing = cells, np.isnan(cells)
     if column.missing is None:
@@ -225,7 +231,10 @@ def _encoded(column: Column, table: Table, j: int) -> np.ndarray:
     refuse(np.isinf(x), "is no finite number")
     if column.kind == "lattice":
         k = (x - column.origin) / column.step
-        refuse(np.abs(k - np.rint(k)) > 0.02, f"is not on the column's steps of {column.step:g}")
+        refuse(
+            np.abs(k - np.rint(k)) > np.maximum(0.02, _rounding(column, x)),
+            f"is not on the column's steps of {column.step:g}",
+        )
         x = _at(column, np.rint(k))
     return x
 
@@ -245,6 +254,12 @@ def _worth(column: Column, text: str) -> float | str:
     if not is_kept(digits):
         return "has more digits than float64 holds: round it"
     return -float(digits) if is_negative(part.template) else float(digits)
+
+
+def _rounding(column: Column, x: np.ndarray) -> np.ndarray:
+    """By how much of a cell float64 may have moved numbers [n], a quarter at most: microseconds
+    since 1970 are the extreme."""
+    return np.minimum(np.spacing(np.abs(x)) / column.step, 0.25)
 
 
 def _at(column: Column, k: np.ndarray) -> np.ndarray:
@@ -284,7 +299,7 @@ def _codes(column: Column, cells: np.ndarray) -> np.ndarray:
         same = by_case.get(text.lower(), [])
         return same[0] if len(same) == 1 else np.nan  # True where the category is true
 
-    return np.array([code(text) for text in found.texts], np.float64)[found.index]
+    return np.array([code(text) for text in found.texts], np.float64)[found.of_row]
 
 
 def steps(schema: tuple[Column, ...]) -> np.ndarray:
@@ -350,9 +365,9 @@ def decode(schema: tuple[Column, ...], x: np.ndarray) -> np.ndarray:
     for j, column in enumerate(schema):
         v = np.asarray(x[:, j], np.float64)
         if column.step:
-            # The 1e-6 of a cell makes the lattice's own points, which rounding may have lowered,
-            # stay where they are.
-            v = _at(column, np.floor((v - column.origin) / column.step + 1e-6))
+            # The lattice's own points, which rounding may have lowered, stay where they are.
+            slack = np.maximum(1e-6, _rounding(column, v))
+            v = _at(column, np.floor((v - column.origin) / column.step + slack))
         if column.kind == "categorical":
             v = np.clip(v, 0, len(column.categories) - 1)
         elif column.time and not is_dated(column.time):
