@@ -1,5 +1,6 @@
 """What a column of a table is, by its cells; and what makes a column one that has no density."""
 
+import hashlib
 import re
 import shlex
 import warnings
@@ -477,7 +478,7 @@ def _style(
         raise ValueError(
             _cell(table, found, flagged([not fits(best, core) for core in cores]), what)
         )
-    if len({plain(style, core) for style in styles for core in cores}) == len(set(cores)):
+    if all(len({plain(style, core) for style in styles}) == 1 for core in cores):
         return next((s for s in styles if s.point == point), styles[0])  # all read the same
     if point is not None:
         return next((s for s in styles if s.point == point), styles[0])
@@ -782,7 +783,8 @@ def _repeated(schema: Sequence[Column], values: Sequence[np.ndarray]) -> dict[st
         repeats = known.sum() - known.max() - (len(known) - 1)
         order = np.argsort(np.argsort(start))  # numbered as they come in the table
         codes = order[inverse.reshape(-1)].astype(np.int32)
-        for other in first.setdefault(codes.tobytes(), []):
+        digest = hashlib.sha256(codes.tobytes()).digest()
+        for other in first.setdefault(digest, []):
             before = schema[other]
             same = column.categories == before.categories and np.array_equal(
                 x, values[other], equal_nan=True
@@ -796,5 +798,5 @@ def _repeated(schema: Sequence[Column], values: Sequence[np.ndarray]) -> dict[st
                 )
             if column.name in found:
                 break
-        first[codes.tobytes()].append(j)
+        first[digest].append(j)
     return found
