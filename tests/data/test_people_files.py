@@ -563,6 +563,43 @@ def test_dates_and_times_in_other_forms(tmp_path, form, pattern, step):
             pd.testing.assert_frame_equal(data.to_frame(days, data.encode(days, table)), frame)
 
 
+@pytest.mark.parametrize("decimals", [0, 1, 2, 3])
+def test_every_way_to_write_a_number_comes_back(decimals):
+    styles = [(".", ""), (",", ""), (".", ","), (",", "."), (",", " "), (".", "'"), (",", "\u202f")]
+    signs = [
+        *[("{}", "-{}"), ("+{}", "-{}"), ("{} €", "-{} €"), ("€{}", "€-{}"), ("{}%", "-{}%")],
+        *[
+            ("${}", "-${}"),
+            ("{}", "({})"),
+            ("{}", "{}-"),
+            ("CHF {}", "CHF -{}"),
+            ("{}", "\u2212{}"),
+        ],
+    ]
+    draw = rng(decimals)
+    v = np.append(np.round(draw.uniform(0.5, 900, 28), decimals), [1e6, 12345, 1.0, 0.0])
+    v *= np.append(draw.choice([-1, 1], 30), [1, 1])
+    for point, mark in styles:
+
+        def write(v, template="{}", digits=decimals, point=point, mark=mark):
+            text = f"{abs(v):,.{digits}f}".translate({44: mark, 46: point})
+            return template.replace("{}", text)
+
+        columns = {
+            f"{up}, {down}": [
+                write(x, down if x < 0 else up if x else up.replace("+", "")) for x in v
+            ]
+            for up, down in signs
+        }
+        other = {"other": [write(x, digits=4) for x in draw.random(len(v))]}
+        for name, cells in columns.items():
+            table = data.read_table(pd.DataFrame({name: cells} | other))
+            schema = data.find_schema(table)
+            x = data.encode(schema, table)
+            np.testing.assert_array_equal(x[:, 0], v, err_msg=f"{name} {point} {mark}")
+            assert [row[0] for row in data.to_text(schema, x)] == cells
+
+
 def test_times_of_several_zones_are_compared_in_utc(tmp_path):
     cells = [f"2024-03-{1 + k % 28:02d}T12:00:00+0{1 + k % 2}:00" for k in range(N)]
     table = read(sensor_log(tmp_path, timestamp=cells))
