@@ -1,6 +1,7 @@
 """Data: rows as dicts of numpy arrays, batches, preprocessing, images and tables."""
 
 from jflow.data._batches import Batches, batches
+from jflow.data._frames import to_frame
 from jflow.data._images import cifar_jpegs, cifar_sheets, digits, mnist
 from jflow.data._marginals import (
     Marginal,
@@ -31,17 +32,14 @@ from jflow.data._preprocess import (
     scale,
     standardize,
 )
+from jflow.data._recognize import find_lattice, find_schema, spikes
 from jflow.data._schema import (
     Column,
     add_noise,
     decode,
     encode,
-    find_lattice,
-    find_schema,
     log_mass_unit,
-    spikes,
     steps,
-    to_frame,
     to_text,
 )
 from jflow.data._shards import read_shards, write_shards

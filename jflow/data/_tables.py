@@ -134,13 +134,10 @@ def _decoded(path: Path, raw: bytes) -> str:
                 f"{path} mixes two encodings: line {i} is UTF-8 and line {bad} is not; save it anew"
                 " in UTF-8"
             )
-    for encoding in ("cp1252", "latin-1"):
-        try:
-            text = raw.decode(encoding)
-            break
-        except UnicodeDecodeError:
-            continue
-    name = {"cp1252": "Windows-1252", "latin-1": "ISO-8859-1"}[encoding]
+    try:
+        text, name = raw.decode("cp1252"), "Windows-1252"
+    except UnicodeDecodeError:
+        text, name = raw.decode("latin-1"), "ISO-8859-1"
     warnings.warn(
         f"{path} is not in UTF-8 (line {bad}); it is read as {name}. If letters come out wrong,"
         " save it in UTF-8",

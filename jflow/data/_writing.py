@@ -148,7 +148,10 @@ def has_unit(text: str) -> bool:
 # fraction of a second stands behind %S and is no part of it, and a zone is written out.
 
 _ZONE = r"Z|[+-]\d{2}(?::?\d{2})?"
-_CLOCK = r"(?P<H>\d{1,2}):(?P<M>\d\d)(?::(?P<S>\d\d)(?:(?P<dot>[.,])(?P<f>\d{1,9}))?)?"
+_CLOCK = (
+    r"(?P<H>\d{1,2}):(?P<M>\d\d)(?::(?P<S>\d\d)(?:(?P<dot>[.,])(?P<f>\d{1,9}))?)?"
+    r"(?P<half> ?[AaPp][Mm])?"
+)
 _MOMENT = re.compile(
     r"(?:(?P<a>\d{4}|\d{1,2})(?P<sep>[-./])(?P<b>\d{1,2})(?P=sep)(?P<c>\d{4}|\d{1,2}))?"
     rf"(?:(?P<gap>[T ])?{_CLOCK}(?P<zone> ?(?:{_ZONE}))?)?",
@@ -164,6 +167,10 @@ _CODES_OF = {
     "%-d": r"(?P<d>\d{1,2})",
     "%H": r"(?P<H>\d{1,2})",
     "%-H": r"(?P<H>\d{1,2})",
+    "%I": r"(?P<H>\d{1,2})",
+    "%-I": r"(?P<H>\d{1,2})",
+    "%p": r"(?P<half>[AaPp][Mm])",
+    "%P": r"(?P<half>[AaPp][Mm])",
     "%M": r"(?P<M>\d{2})",
     "%S": r"(?P<S>\d{2})(?:[.,](?P<f>\d{1,9}))?",
 }
@@ -178,15 +185,15 @@ class Moment(NamedTuple):
     year_first: bool | None  # None without a date
     sep: str
     gap: str
-    clock: str  # '', 'HM' or 'HMS'
+    clock: str  # '', 'HM' or 'HMS', and a p where it is am or pm
     zone: bool
 
 
 def split_moment(text: str) -> tuple[Moment, dict[str, str | None]] | None:
     """A text as a date, a time or both, by the looks of it; None where it is none."""
     if len(text) == 8 and _COMPACT.fullmatch(text):
-        parts = {"a": text[:4], "b": text[4:6], "c": text[6:]}
-        return Moment(True, "", "", "", False), parts
+        whole: dict[str, str | None] = {"a": text[:4], "b": text[4:6], "c": text[6:]}
+        return Moment(True, "", "", "", False), whole
     found = _MOMENT.fullmatch(text) if text[:1].isdigit() else None
     if not found:
         return None
@@ -200,6 +207,7 @@ def split_moment(text: str) -> tuple[Moment, dict[str, str | None]] | None:
     if dated and (len(part["c"]) > 2 if year_first else len(part["c"]) not in (2, 4)):
         return None
     clock = "HMS" if part["S"] else "HM" if part["H"] else ""
+    clock += "p" if part["half"] else ""
     moment = Moment(
         year_first if dated else None,
         part["sep"] or "",
@@ -240,8 +248,12 @@ def pattern_of(
     elif moment.year_first is not None:
         year = "%Y" if len(parts[0]["c"] or "") == 4 else "%y"
         date = moment.sep.join((code(order[0], "a"), code(order[1], "b"), year))
-    clock = {"": "", "HM": "%M", "HMS": "%M:%S"}[moment.clock]
-    return date + moment.gap + (f"{code('H', 'H')}:{clock}" if clock else "") + zone
+    clock = ":".join(f"%{letter}" for letter in moment.clock.strip("Hp"))
+    half = next((part["half"] for part in parts if part.get("half")), None) or ""
+    hour = code("I" if half else "H", "H") + ":" if clock else ""
+    if half:  # strftime's %p is AM, and %P am
+        clock += half[:-2] + ("%p" if half[-1] == "M" else "%P")
+    return date + moment.gap + hour + clock + zone
 
 
 @functools.cache
@@ -296,6 +308,10 @@ def read_moment(pattern: str, text: str) -> int | str:
     if not is_clocked(pattern):
         return days * DAY * SECOND
     hour, minute, second = int(part["H"]), int(part["M"]), int(part.get("S") or 0)
+    half = (part.get("half") or "").lower()
+    if half and not 1 <= hour <= 12:
+        return "is no time of day"
+    hour = hour % 12 + 12 * (half == "pm") if half else hour
     if hour > 23 or minute > 59 or second > 59:
         return "is no time of day"
     fraction = (part.get("f") or "").ljust(6, "0")
@@ -326,9 +342,17 @@ def write_moments(
         "S": second % 60,
     }
     values["y"] = values["Y"] % 100
+    values["I"] = (values["H"] + 11) % 12 + 1
+    late = values["H"] >= 12
+    halves = {"p": np.where(late, "PM", "AM"), "P": np.where(late, "pm", "am")}
     template, columns, end = "", [], 0
     for code in _CODE.finditer(pattern):
         letter = code[0][-1]
+        if letter in halves:
+            template += pattern[end : code.start()] + "{}"
+            columns.append(halves[letter].tolist())
+            end = code.end()
+            continue
         width = "" if "-" in code[0] else "04" if letter == "Y" else "02"
         template += pattern[end : code.start()] + f"{{:{width}d}}"
         columns.append(values[letter].tolist())

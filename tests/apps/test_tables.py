@@ -197,8 +197,10 @@ def test_tables_of_scikit_learn(tmp_path, name):
     np.testing.assert_allclose(
         prepared.encoded, frame.to_numpy(float), rtol=2.5e-7
     )  # 9.899999 is 9.9
-    assert all(c.kind == "lattice" for c in prepared.schema[:-1])
-    assert prepared.schema[-1].is_mass  # the class
+    two = [c.name for c in prepared.schema if c.kind == "categorical"]  # 0 and 1 alone
+    assert two == (["target"] if name == "breast_cancer" else [])
+    assert {c.kind for c in prepared.schema} <= {"lattice", "categorical"}
+    assert prepared.schema[-1].is_mass  # the class, a whole number
     pre = tables.preprocess(lambda: prepared)
     rows = prepared.rows("train")
     assert np.isfinite(metrics.gaussian_log_prob(rows["x"], prepared.rows("test")["x"])).all()
@@ -215,7 +217,10 @@ def test_real_tables_are_prepared(data_dir):
     )  # the known count of repeated rows
     apart = tables.prepare(data_dir / "tabular" / "winequality-red.csv.gz", group_repeated=True)
     assert prepared.test_rows_in_train().any() and not apart.test_rows_in_train().any()
-    prepared = tables.prepare(data_dir / "tabular" / "adult-test.csv.gz")
+    adult = data_dir / "tabular" / "adult-test.csv.gz"
+    with pytest.raises(ValueError, match="'column 5' is a recoding of column 'column 4'"):
+        tables.prepare(adult)
+    prepared = tables.prepare(adult, drop=("column 5",))
     assert sum(c.kind == "categorical" for c in prepared.schema) == 9
     prepared = tables.prepare(data_dir / "tabular" / "california_housing.csv.gz")
     assert np.isnan(prepared.encoded).sum() == 207 and prepared.dropped == 0

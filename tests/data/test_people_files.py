@@ -520,6 +520,86 @@ def test_one_mark_is_read_as_the_rest_of_the_table_or_as_the_user_says(tmp_path)
         value("\t", {"a": whole, "b": text})
 
 
+@pytest.mark.parametrize(
+    ("form", "pattern", "step"),
+    [
+        ("%Y-%m-%d", "%Y-%m-%d", 1),
+        ("%Y/%m/%d %H:%M", "%Y/%m/%d %H:%M", 60),
+        ("%Y-%m-%dT%H:%M:%S+02:00", "%Y-%m-%dT%H:%M:%S+02:00", 1),
+        ("%Y-%m-%d %H:%M:%S.%f", "%Y-%m-%d %H:%M:%S", 1e-6),
+        ("%Y%m%d", "%Y%m%d", 1),
+        ("%m/%d/%y %I:%M %p", "%m/%d/%y %I:%M %p", 60),
+        ("%d-%m-%Y", "%d-%m-%Y", 1),
+        ("%H:%M:%S", "%H:%M:%S", 1),
+        ("%I:%M%p", "%I:%M%p", 60),
+    ],
+)
+def test_dates_and_times_in_other_forms(tmp_path, form, pattern, step):
+    """Against Python's own reading of the same text."""
+    unit = 86_400 if "H" not in form and "I" not in form else 1
+    span = 10**15 if "Y" in form or "y" in form else 10**11
+    micro = rng(0).integers(0, span, N)
+    moments = [
+        datetime.datetime(2000, 1, 1) + datetime.timedelta(microseconds=int(m)) for m in micro
+    ]
+    cells = [moment.strftime(form) for moment in moments]
+    schema = data.find_schema(read(ratings(tmp_path, date=cells)))
+    assert schema[3].time == pattern
+    np.testing.assert_allclose(schema[3].step, step)
+    table = read(tmp_path / "ratings.tsv")
+    x = data.encode(schema, table)
+    epoch = datetime.datetime(1970 if span == 10**15 else 1900, 1, 1)
+    shift = 7200 if "+02:00" in form else 0
+    values = [(datetime.datetime.strptime(c, form) - epoch).total_seconds() - shift for c in cells]
+    np.testing.assert_array_equal(x[:, 3], np.array(values) / unit)
+    assert [row[3] for row in data.to_text(schema, x)] == cells
+    np.testing.assert_array_equal(data.decode(schema, x), x)
+    if form == "%Y%m%d":  # as pandas reads it from a file: whole numbers, some of them missing
+        for whole in (pd.Series(cells).astype(int), pd.Series([None, *cells[1:]]).astype(float)):
+            frame = pd.DataFrame({"date": whole, "y": rng(0).normal(size=N)})
+            table = data.read_table(frame)
+            days = data.find_schema(table)
+            assert days[0].time == pattern
+            pd.testing.assert_frame_equal(data.to_frame(days, data.encode(days, table)), frame)
+
+
+@pytest.mark.parametrize("decimals", [0, 1, 2, 3])
+def test_every_way_to_write_a_number_comes_back(decimals):
+    styles = [(".", ""), (",", ""), (".", ","), (",", "."), (",", " "), (".", "'"), (",", "\u202f")]
+    signs = [
+        *[("{}", "-{}"), ("+{}", "-{}"), ("{} €", "-{} €"), ("€{}", "€-{}"), ("{}%", "-{}%")],
+        *[
+            ("${}", "-${}"),
+            ("{}", "({})"),
+            ("{}", "{}-"),
+            ("CHF {}", "CHF -{}"),
+            ("{}", "\u2212{}"),
+        ],
+    ]
+    draw = rng(decimals)
+    v = np.append(np.round(draw.uniform(0.5, 900, 28), decimals), [1e6, 12345, 1.0, 0.0])
+    v *= np.append(draw.choice([-1, 1], 30), [1, 1])
+    for point, mark in styles:
+
+        def write(v, template="{}", digits=decimals, point=point, mark=mark):
+            text = f"{abs(v):,.{digits}f}".translate({44: mark, 46: point})
+            return template.replace("{}", text)
+
+        columns = {
+            f"{up}, {down}": [
+                write(x, down if x < 0 else up if x else up.replace("+", "")) for x in v
+            ]
+            for up, down in signs
+        }
+        other = {"other": [write(x, digits=4) for x in draw.random(len(v))]}
+        for name, cells in columns.items():
+            table = data.read_table(pd.DataFrame({name: cells} | other))
+            schema = data.find_schema(table)
+            x = data.encode(schema, table)
+            np.testing.assert_array_equal(x[:, 0], v, err_msg=f"{name} {point} {mark}")
+            assert [row[0] for row in data.to_text(schema, x)] == cells
+
+
 def test_times_of_several_zones_are_compared_in_utc(tmp_path):
     cells = [f"2024-03-{1 + k % 28:02d}T12:00:00+0{1 + k % 2}:00" for k in range(N)]
     table = read(sensor_log(tmp_path, timestamp=cells))

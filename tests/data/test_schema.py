@@ -249,6 +249,14 @@ def test_all_findings_come_in_one_message(tmp_path):
     assert [c.name for c in data.find_schema(data.read_table(tmp_path / "t.csv", drop=expected))]
 
 
+def test_what_fails_together_is_no_recoding(tmp_path):
+    """Two sensors that are out, or read zero, in the same rows are two columns all the same."""
+    a, b = (texts(RNG.normal(size=60), ".6f") for _ in range(2))
+    a[:20] = b[:20] = [""] * 20
+    a[20:40] = b[20:40] = ["0"] * 20
+    assert len(data.find_schema(table(tmp_path, {"a": a, "b": b}))) == 2
+
+
 def test_the_remedy_can_be_pasted_into_a_shell(tmp_path):
     t = table(tmp_path, {"a b": ["1"] * 12, "c": texts(RNG.normal(size=12), ".3f")})
     with pytest.raises(ValueError, match="column 'a b' is constant.*with 'drop=a b'$"):
