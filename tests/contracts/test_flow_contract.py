@@ -207,6 +207,10 @@ TABLE = {
         lambda event: flows.sylvester(event, depth=2, hidden=(8,)), cond=vector
     ),
     "tarflow": Row(tarflow, points=200),
+    "transformed": Row(
+        lambda event: flows.transformed(real_nvp(event), bj.supports.interval(0, 1)),
+        support=(0.0, 1.0),
+    ),
     "tarflow of a vector by Jacobi": Row(
         lambda event: tarflow(event, sampler=bj.decoding.jacobi(2), remat=True),
         cond=vector,
