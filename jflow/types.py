@@ -103,9 +103,13 @@ _Noun = TypeVar("_Noun", bound=type)
 
 def _picklable(noun: _Noun) -> _Noun:
     """Let a tuple of closures be copied and pickled: a copy is the tuple itself."""
-    noun.__copy__ = lambda self: self
-    noun.__deepcopy__ = lambda self, memo: self
-    noun.__reduce__ = _reduce
+    own = {
+        "__copy__": lambda self: self,
+        "__deepcopy__": lambda self, memo: self,
+        "__reduce__": _reduce,
+    }
+    for name, method in own.items():
+        setattr(noun, name, method)
     _NOUNS.append(noun)
     return noun
 

@@ -51,7 +51,9 @@ def test_a_pickled_flow_has_the_same_density(name):
 
     expected, found = run(X)
     np.testing.assert_array_equal(found, expected)
-    jax.eval_shape(again.sample, flow.init(jax.random.key(0), X), jax.random.key(1), 3)
+    key, params = jax.random.key(1), flow.init(jax.random.key(0), X)
+    sample = jax.eval_shape(lambda params, key: again.sample(params, key, 3), params, key)
+    assert sample.shape == (3, 2)
 
 
 def test_cloudpickle_takes_what_refers_to_a_noun():

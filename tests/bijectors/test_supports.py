@@ -165,7 +165,7 @@ def test_columns_are_mapped_each_by_its_own_and_alike_ones_together():
     mixed = supports.columns(None, supports.integers(0, 3))
     assert isinstance(mixed, Transport)
     params = mixed.init(KEY, x[:, :2].at[:, 1].set(3.0))
-    assert np.isneginf(mixed.inverse(params, x[:, 1::-1], key=KEY)[1][0])
+    assert np.isneginf(mixed.inverse(params, x[:, :2].at[:, 1].set(2.5), key=KEY)[1][0])
     assert supports.columns(None, None).inverse({}, x[:, :2])[0].tolist() == [[2, -7]]
 
 
@@ -215,5 +215,4 @@ def test_bad_options_and_shapes_name_what_was_given():
     with pytest.raises(ValueError, match=r"expected an array \[b, ..., 3\], got \[2, 2\]"):
         supports.simplex(3).inverse({}, jnp.ones((2, 2)))
     with pytest.raises(ValueError, match="keep the shape"):
-        supports.columns(bijectors.reshape((1,), (1, 1)), None).init(KEY, jnp.ones((2, 2)))
-        supports.columns(bijectors.reshape((1, 1), (1,)), None).forward({"0": {}}, jnp.ones((2, 2)))
+        supports.columns(bijectors.reshape((1,), (1, 1)), None).forward({"0": {}}, jnp.ones((2, 2)))
