@@ -217,7 +217,7 @@ def robust_standardize(event_shape: tuple[int, ...]) -> Bijector:
         >>> x = jnp.array([[1.0], [2.0], [3.0], [4.0], [1e9]])
         >>> bijector = bijectors.robust_standardize((1,))
         >>> z, _ = bijector.inverse(bijector.init(jax.random.key(0), x), x)
-        >>> z[:4, 0].round(2).tolist()  # the quartiles are 2 and 4
+        >>> [round(float(number), 2) for number in z[:4, 0]]  # the quartiles are 2 and 4
         [-1.35, -0.67, 0.0, 0.67]
     """
 
