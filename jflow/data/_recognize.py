@@ -769,7 +769,10 @@ def _said(table: Table, findings: dict[str, str]) -> str:
 
 
 def _repeated(schema: Sequence[Column], values: Sequence[np.ndarray]) -> dict[str, str]:
-    """Columns that hold the same as one before them, in its numbers and texts or in others."""
+    """Columns that hold the same as one before them, in its numbers and texts or in others.
+
+    Of numbers of full precision no density is left; steps and categories are modeled all the same,
+    with a warning."""
     first: dict[bytes, list[int]] = {}
     found = {}
     for j, (column, x) in enumerate(zip(schema, values, strict=True)):
@@ -797,6 +800,12 @@ def _repeated(schema: Sequence[Column], values: Sequence[np.ndarray]) -> dict[st
                     f" its {len(start)} one by one"
                 )
             if column.name in found:
+                if column.kind != "continuous":
+                    warnings.warn(
+                        f"column {column.name!r} {found.pop(column.name)}; it is modeled like the"
+                        f" others, and drop={column.name} leaves it out",
+                        stacklevel=3,
+                    )
                 break
         first[digest].append(j)
     return found

@@ -13,6 +13,7 @@ from jflow.flows._flow import elbo_flow, flow, importance_weighted
 from jflow.flows._images import dequantization_noise, flow_plus_plus, glow, inverse_flow
 from jflow.flows._residual import planar, radial, residual_flow, sylvester
 from jflow.flows._stack import alternating_permutations
+from jflow.flows._transformed import transformed
 from jflow.flows._transformers import jet, starflow, tarflow
 
 __all__ = [
@@ -41,4 +42,5 @@ __all__ = [
     "starflow",
     "sylvester",
     "tarflow",
+    "transformed",
 ]
