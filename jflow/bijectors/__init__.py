@@ -5,6 +5,7 @@ Beside the maps themselves there are the scalar maps that coupling layers apply 
 return an `Elementwise`), and stochastic layers and surjections, which return a `Transport`.
 """
 
+from jflow._core.names import explain_unknown
 from jflow.bijectors import decoding, log_dets, masks, scales, splines, univariate
 from jflow.bijectors._amortized import amortized
 from jflow.bijectors._autoregressive import (
@@ -112,3 +113,5 @@ __all__ = [
     "vae",
     "variational_dequantization",
 ]
+
+explain_unknown(__name__)
