@@ -23,8 +23,6 @@ import jax
 from jax.typing import ArrayLike
 from jaxtyping import Float, Int
 
-from jflow._core.names import explain_unknown
-
 # Seeds of numpy are distinguished by purpose: `jflow._core.seeds`.
 
 __all__ = [
@@ -66,8 +64,6 @@ __all__ = [
     "Transport",
     "Velocity",
 ]
-
-explain_unknown(__name__)
 
 Array = jax.Array
 """An array of JAX's, or a tracer of one."""
