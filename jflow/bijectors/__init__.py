@@ -6,6 +6,7 @@ coupling layers apply (`univariate`, which return an `Elementwise`), and stochas
 surjections, which return a `Transport`.
 """
 
+from jflow._core.names import explain_unknown
 from jflow.bijectors import decoding, log_dets, masks, scales, splines, supports, univariate
 from jflow.bijectors._amortized import amortized
 from jflow.bijectors._autoregressive import (
@@ -116,3 +117,5 @@ __all__ = [
     "vae",
     "variational_dequantization",
 ]
+
+explain_unknown(__name__)

@@ -1,5 +1,6 @@
 """Data: rows as dicts of numpy arrays, batches, preprocessing, images and tables."""
 
+from jflow._core.names import explain_unknown
 from jflow.data._batches import Batches, batches
 from jflow.data._frames import to_frame
 from jflow.data._images import cifar_jpegs, cifar_sheets, digits, mnist
@@ -107,3 +108,5 @@ __all__ = [
     "value_text",
     "write_shards",
 ]
+
+explain_unknown(__name__)

@@ -5,6 +5,7 @@ A recipe is a function of the shape of one event that returns a `Flow`: `real_nv
 information.
 """
 
+from jflow._core.names import explain_unknown
 from jflow.flows._autoregressive import bnaf, iaf, maf, neural_spline_autoregressive
 from jflow.flows._cnf import cnf
 from jflow.flows._coupling import nanoflow, neural_spline, nice, real_nvp
@@ -44,3 +45,5 @@ __all__ = [
     "tarflow",
     "transformed",
 ]
+
+explain_unknown(__name__)

@@ -15,6 +15,7 @@ In formulas sg(a) is a without a gradient (jax.lax.stop_gradient).
 from jflow._core.arrays import mean_event
 from jflow._core.batch import mean_of_rows, read_batch
 from jflow._core.checks import frozen_entry
+from jflow._core.names import explain_unknown
 from jflow.losses._acceleration import constant_acceleration, initial_velocity
 from jflow.losses._adversarial import (
     GanObjective,
@@ -211,3 +212,5 @@ __all__ = [
     "velocity_matching",
     "velocity_refiner",
 ]
+
+explain_unknown(__name__)

@@ -1,5 +1,6 @@
 """Metrics: arrays in, scalars out."""
 
+from jflow._core.names import explain_unknown
 from jflow.metrics._evaluations import quality_by_evaluations
 from jflow.metrics._frechet import Moments, frechet_between, frechet_distance, moments
 from jflow.metrics._likelihood import bits_per_dim, gaussian_log_prob, log_mean_exp
@@ -40,3 +41,5 @@ __all__ = [
     "truncation_error",
     "wasserstein",
 ]
+
+explain_unknown(__name__)
