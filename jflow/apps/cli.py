@@ -269,7 +269,7 @@ def evaluate(args) -> None:
 
 def fit(args) -> None:
     from jflow import apps
-    from jflow.apps import table_report, tabular
+    from jflow.apps import tabular
 
     overrides = _pairs(args.overrides)
     _, values = apps.read_keys(_TABLE_CONFIG, overrides)
@@ -287,14 +287,15 @@ def fit(args) -> None:
         args,
         f"{args.table}: {prepared.table.rows} rows{left_out}, {len(prepared.schema)} columns",
     )
-    report = table_report.write_results(model, args.out)
-    seen, test = report["test_rows_in_train"], report["parts"]["test"]
-    unseen = report["test_log_likelihood_of_rows_not_in_train"]
-    _say(args, f"test log-likelihood, nats per row: {_scores(report['test_log_likelihood'])}")
+    found = model.report(args.out)
+    seen, test = found["test_rows_in_train"], found["parts"]["test"]
+    likelihoods = found["likelihoods"]["of"]
+    _say(args, f"test log-likelihood, nats per row: {_scores(likelihoods['test rows'])}")
     if seen:
+        unseen = likelihoods["test rows that are not in train"]
         without = f"; of the others: {_scores(unseen)}" if unseen else ""
         _say(args, f"{seen} of {test} test rows also stand in train{without}")
-    _say(args, f"wrote report.json and synthetic.csv to {args.out}")
+    _say(args, f"wrote report.html, report.json and synthetic.csv to {args.out}")
 
 
 def _scores(scores: dict) -> str:
@@ -613,11 +614,11 @@ def _parser() -> argparse.ArgumentParser:
         "fit a density to a table",
         "Fit a model to a table (csv, tsv, semicolons or blanks, plain or .gz; .xlsx, .parquet),\n"
         "and write to DIR\n"
-        "  report.json      test log-likelihood beside a full-covariance Gaussian's, with and\n"
-        "                   without the test rows that also stand in train; what each column was\n"
-        "                   taken for\n"
+        "  report.html      how near synthetic rows come to real ones, in pictures and numbers,\n"
+        "                   beside a Gaussian and a copula: columns, pairs, a classifier, nearest\n"
+        "                   rows, and the log-likelihood of rows that were left out of training\n"
+        "  report.json      the same numbers, and what each column was taken for\n"
         "  synthetic.csv    as many new rows, in the table's columns, units and formatting\n"
-        "  marginals.png    each column's histogram, real and synthetic (with matplotlib)\n"
         "Training stops when the validation part gets no better; the same command resumes it.\n"
         "\n" + _listed(_TABLE_CONFIG, ("table", "fingerprint", "codes", "numbers", "low", "high")),
         "  jflow fit wine.csv --out runs/wine\n"

@@ -5,22 +5,24 @@ import json
 import math
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import ArrayLike
 from scipy.stats import rankdata
 
 from jflow import data, metrics
-from jflow._core.files import expand, replace_file
+from jflow._core.files import replace_file
 from jflow._core.seeds import generator
-from jflow.apps import tables
-from jflow.apps.tabular import TabularFlow
+from jflow.apps import table_page, tables
+from jflow.apps.baselines import baseline_rows
 from jflow.data import Column
 from jflow.data.writers import csv_writer
-from jflow.metrics import gaussian_log_prob
 
-__all__ = ["report"]
+if TYPE_CHECKING:
+    from jflow.apps.tabular import TabularFlow
+
+__all__ = ["judge", "report", "write_report"]
 
 COLUMN_ROWS = 50_000  # most rows that distances of columns are of
 PAIR_ROWS = 20_000  # of the associations
@@ -324,53 +326,53 @@ def compare(flow_nats: np.ndarray, gaussian_nats: np.ndarray | None) -> dict[str
     }
 
 
-def write_results(model: TabularFlow, folder: str | Path, *, seed: int = 0) -> dict:
-    """Judge a fitted model and write report.json, synthetic.csv and, with matplotlib,
-    marginals.png.
+def judge(model: "TabularFlow", *, seed: int = 0) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
+    """The report of a fitted model on the rows that it was not trained on, beside a Gaussian and a
+    copula.
 
-    The report's test log-likelihoods are of the model and of a full-covariance Gaussian fitted on
-    the training part, the latter with one fixed noise within the cells of lattices and categories;
-    once of all test rows, and once of those that do not also stand in the training part (None where
-    all do). The Gaussian is left out where values are missing.
+    The test log-likelihoods are of the model and of a full-covariance Gaussian fitted on the
+    training part, the latter with one fixed noise within the cells of lattices and categories; once
+    of all test rows, and once of those that do not also stand in the training part (None where all
+    do). The Gaussian is left out where values are missing.
+
+    Args:
+        model: The estimator, as `fit` left it.
+        seed: Of what is drawn.
+
+    Returns:
+        (the report, for JSON; the encoded synthetic rows of each model, as many as the table has).
     """
-    folder, prepared = expand(folder), model.prepared_
+    prepared = model.prepared_
     schema, rng = prepared.schema, np.random.default_rng((seed, 1))
     train, test = (prepared.rows(part)["x"] for part in (tables.TRAIN, tables.TEST))
     flow = model.log_prob_encoded(test, np.zeros(len(schema), bool))
     gaussian = None
     if not np.isnan(prepared.encoded).any():
         noisy = (data.add_noise(schema, x, rng) for x in (train, test))
-        gaussian = gaussian_log_prob(*noisy) + data.log_mass_unit(schema)
-    seen = prepared.test_rows_in_train()
-
-    x = []
-    with csv_writer(folder / "synthetic.csv") as write:
-        for rows in model.sample_chunks(prepared.table.rows, encoded=True):
-            header, text = tables.as_text(model.state_, rows)
-            write([header] if header and not x else [])
-            write(text)
-            x.append(rows)
-    draw_marginals(folder / "marginals.png", schema, prepared.encoded, np.concatenate(x))
-
-    report = {
+        gaussian = metrics.gaussian_log_prob(*noisy) + data.log_mass_unit(schema)
+    seen, n = prepared.test_rows_in_train(), prepared.table.rows
+    likelihoods = {
+        "test rows": compare(flow, gaussian),
+        "test rows that are not in train": None
+        if seen.all()
+        else compare(flow[~seen], None if gaussian is None else gaussian[~seen]),
+    }
+    drawn = np.concatenate(list(model.sample_chunks(n, encoded=True)))
+    synthetic = {"flow": drawn, **baseline_rows(schema, train, n, seed=seed)}
+    found = report(schema, train, test, synthetic, likelihoods=likelihoods, seed=seed)
+    about = {
         "table": prepared.table.path,
-        "rows": prepared.table.rows,
+        "table_rows": n,
         "rows_left_out": prepared.dropped,
         "parts": {
             p: int((prepared.part == p).sum()) for p in (tables.TRAIN, tables.VALID, tables.TEST)
         },
         "test_rows_in_train": int(seen.sum()),
-        "test_log_likelihood": compare(flow, gaussian),
-        "test_log_likelihood_of_rows_not_in_train": (
-            None
-            if seen.all()
-            else compare(flow[~seen], None if gaussian is None else gaussian[~seen])
-        ),
         "units": (
             "nats per row; density per unit of the columns counted as density, mass of those"
             " counted as mass"
         ),
-        "columns": [
+        "schema": [
             {
                 "name": c.name,
                 "kind": c.kind,
@@ -383,44 +385,21 @@ def write_results(model: TabularFlow, folder: str | Path, *, seed: int = 0) -> d
         ],
         "step": model.step_,
     }
+    return about | found, synthetic
+
+
+def write_report(model: "TabularFlow", folder: Path) -> dict[str, Any]:
+    """Write report.json, report.html and synthetic.csv, and return the report."""
+    folder.mkdir(parents=True, exist_ok=True)
+    found, synthetic = judge(model)
+    schema = model.prepared_.schema
+    header, text = tables.as_text(model.state_, synthetic["flow"])
+    with csv_writer(folder / "synthetic.csv") as write:
+        write([header] if header else [])
+        write(text)
     with replace_file(folder / "report.json") as part:
-        part.write_text(json.dumps(report, indent=2) + "\n")
-    return report
-
-
-def draw_marginals(
-    path: Path, schema: tuple[Column, ...], real: np.ndarray, synthetic: np.ndarray
-) -> None:
-    """Histograms of each column, real and synthetic on common bins; nothing without matplotlib."""
-    try:
-        from matplotlib.backends.backend_agg import FigureCanvasAgg
-        from matplotlib.figure import Figure
-    except ImportError:
-        return
-    shown = range(min(len(schema), 24))
-    across = min(len(shown), 4)
-    down = -(-len(shown) // across)
-    figure = Figure(figsize=(3 * across, 2.2 * down), layout="constrained")
-    FigureCanvasAgg(figure)
-    axes = np.ravel(figure.subplots(down, across, squeeze=False))
-    for j, ax in enumerate(axes):
-        if j not in shown:
-            ax.set_axis_off()
-            continue
-        column = schema[j]
-        real_j, drawn_j = (v[~np.isnan(v[:, j]), j] for v in (real, synthetic))
-        edges = np.linspace(column.low, column.high, 41)
-        if column.step:  # whole cells to a bin, or the lattice would show as a comb
-            width = column.step * math.ceil((column.high - column.low) / column.step / 40)
-            edges = np.arange(column.low, column.high + 1.5 * width, width) - column.step / 2
-        for values, style in (
-            (real_j, {"alpha": 0.4, "label": "table"}),
-            (drawn_j, {"histtype": "step", "label": "flow"}),
-        ):
-            ax.hist(values, edges, density=True, **style)
-        ax.set_title(column.name, fontsize=8)
-        ax.tick_params(labelsize=6)
-        ax.set_yticks([])
-    axes[0].legend(fontsize=6)
-    with replace_file(path) as part:
-        figure.savefig(part, dpi=110)
+        part.write_text(json.dumps(found, indent=2) + "\n")
+    figures = table_page.draw_figures(schema, found, model.prepared_.encoded, synthetic)
+    title = f"{Path(found['table']).name}: synthetic rows beside real ones"
+    table_page.write_html(folder / "report.html", found, figures, title=title)
+    return found

@@ -480,6 +480,31 @@ class TabularFlow(BaseEstimator):
             )
         return table
 
+    def report(self, path: str | Path | None = None) -> dict[str, Any]:
+        """How good the model is, beside a Gaussian and a copula: distances of columns, associations
+        of pairs, a classifier that tells rows apart, nearest training rows, test log-likelihood.
+
+        Args:
+            path: Of a folder that gets report.json, report.html and synthetic.csv; None writes
+                nothing.
+
+        Returns:
+            The numbers, each part with its direction, see `table_report.report`.
+
+        Raises:
+            ValueError: For a model that was loaded: it has no rows to be judged by.
+        """
+        from jflow.apps import table_report
+
+        check_is_fitted(self)
+        if not hasattr(self, "prepared_"):
+            raise ValueError(
+                "a model that was loaded has no rows to be judged by: call report() after fit()"
+            )
+        if path is None:
+            return table_report.judge(self)[0]
+        return table_report.write_report(self, expand(path))
+
     def save(self, path: str | Path) -> Path:
         """Write the model to a folder, from which `load`, `jflow sample` and `jflow score` read it.
 

@@ -11,7 +11,8 @@ from typing import NamedTuple
 import numpy as np
 from scipy.stats import norm
 
-from jflow.data._schema import Column, log_mass_unit, spikes, steps
+from jflow.data._recognize import spikes
+from jflow.data._schema import Column, log_mass_unit, steps
 
 MOST_VALUES = 32  # so many distinct values of a lattice all get codes
 MOST_SPIKES = 256
