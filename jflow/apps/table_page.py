@@ -160,7 +160,7 @@ def draw_figures(
         rows[np.random.default_rng(0).permutation(len(rows))[:SHOWN_ROWS]]
         for rows in (np.asarray(real, np.float64), np.asarray(synthetic[model], np.float64))
     )
-    distances = [c["distances"][model] or 0.0 for c in report["columns"]["columns"]]
+    distances = [_distance(c, model) for c in report["columns"]["columns"]]
     farthest = np.argsort(-np.array(distances), kind="stable")[:SHOWN_COLUMNS]
     matrices = report["associations"]["spearman"]["matrices"]
     before, after = (np.array(matrices[name]) for name in ("test", model))
@@ -191,6 +191,12 @@ def draw_figures(
                 "difference": _matrix_figure(names, difference, "PuOr_r", float(most)),
             }
     return figures
+
+
+def _distance(column: Mapping[str, Any], model: str) -> float:
+    """For the order; a column without values is farther than all others."""
+    found = column["distances"][model]
+    return 2.0 if found is None else found
 
 
 def _canvas(width: float, height: float):
@@ -450,7 +456,7 @@ def _glance(report: Mapping[str, Any]) -> str:
 
 def _column_section(report: Mapping[str, Any], figures: Mapping[str, Mapping[str, bytes]]) -> str:
     part, model = report["columns"], report["models"][0]
-    order = sorted(part["columns"], key=lambda c: -(c["distances"][model] or 0.0))
+    order = sorted(part["columns"], key=lambda c: -_distance(c, model))
     others = ("train", *report["models"])
     kinds = {"continuous": "number", "lattice": "number in steps", "categorical": "category"}
     lines = [

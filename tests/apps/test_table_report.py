@@ -165,6 +165,15 @@ def test_one_column_a_constant_model_and_missing_values(tmp_path):
     json.dumps(nothing, allow_nan=False)
 
 
+def test_columns_stand_from_the_farthest_to_the_nearest(tmp_path):
+    """One that a model leaves empty is the first."""
+    schema = tuple(NUMBER._replace(name=f"column {k}") for k in range(3))
+    x = np.random.default_rng(0).normal(size=(40, 3))
+    _, page = pages(schema, x, x, {"flow": x + [0, np.nan, 9]}, tmp_path)
+    lines = re.findall(r"<td>(column \d)<small>", page)
+    assert lines[:3] == ["column 1", "column 2", "column 0"]
+
+
 def test_ten_rows_are_too_few_for_the_classifier_alone(tmp_path):
     train = table(10)
     synthetic = {"flow": table(10, 2), **baselines.baseline_rows(SCHEMA, train, 10)}
