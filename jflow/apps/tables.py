@@ -75,8 +75,8 @@ def prepare(
     table = data.read_table(table, header=header, columns=columns, drop=drop)
     dropped = 0
     if drop_missing:
-        whole = ~data.missing_cells(table).any(1)
-        dropped, table = int((~whole).sum()), data.take_rows(table, whole)
+        whole = ~np.any(data.missing_cells(table), axis=1)
+        dropped, table = int((~whole).sum()), data.take_rows(table, np.flatnonzero(whole))
     n = table.rows
     if n < LEAST_ROWS:
         of = f" without a missing value, of {n + dropped}" if dropped else ""

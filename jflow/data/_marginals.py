@@ -88,9 +88,9 @@ def _marginal(column: Column, x: np.ndarray) -> Marginal:
             knots[0] + (column.step or max(1.0, abs(knots[0]))) * np.arange(2.0),
             np.arange(2.0),
         )
-    values = (*np.sort(values).tolist(), *([np.nan] if len(known) < len(x) else []))
+    codes = (*np.sort(values).tolist(), *([np.nan] if len(known) < len(x) else []))
     low, high = float(known.min()), float(known.max() + column.step)
-    return Marginal(values, True, tuple(knots.tolist()), tuple(z.tolist()), low, high)
+    return Marginal(codes, True, tuple(knots.tolist()), tuple(z.tolist()), low, high)
 
 
 def _spikes(column: Column, x: np.ndarray) -> np.ndarray:

@@ -247,8 +247,8 @@ def test_all_findings_come_in_one_message(tmp_path):
 
 def test_steps_that_say_one_thing_twice_are_named(tmp_path):
     """They are modeled all the same; numbers of full precision have no density then."""
-    side = (np.arange(60) * 7 % 6 + 1).tolist()
-    columns = {"side": side, "again": side, "letter": ["abcdef"[v - 1] for v in side]}
+    side = texts(np.arange(60) * 7 % 6 + 1, "d")
+    columns = {"side": side, "again": side, "letter": ["abcdef"[int(v) - 1] for v in side]}
     with pytest.warns() as said:
         schema = data.find_schema(table(tmp_path, columns))
     assert [c.name for c in schema] == list(columns)
