@@ -327,8 +327,9 @@ def compare(flow_nats: np.ndarray, gaussian_nats: np.ndarray | None) -> dict[str
 
 
 def judge(model: "TabularFlow", *, seed: int = 0) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
-    """The report of a fitted model on the rows that it was not trained on, beside a Gaussian and a
-    copula.
+    """The report of a fitted model on rows that it was not trained on, beside two baselines.
+
+    They are a Gaussian and a copula.
 
     The test log-likelihoods are of the model and of a full-covariance Gaussian fitted on the
     training part, the latter with one fixed noise within the cells of lattices and categories; once

@@ -12,14 +12,14 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from jflow import data, distributions, losses
+from jflow import data, flows, losses
 from jflow._core.files import expand
 from jflow._core.lock import hold
 from jflow._core.seeds import generator
 from jflow.apps import Experiment
 from jflow.apps._experiment import claim, sources_of
 from jflow.data import Column, Marginal, Preprocess, Splits, Table
-from jflow.distributions import AnyOrder, MixedRows, Within
+from jflow.flows import AnyOrder, MixedRows, Within
 from jflow.train import checkpoint, init_state
 
 LEAST_ROWS = 10
@@ -193,11 +193,11 @@ def experiment(
     ema: float,
     seed: int,
 ) -> Experiment:
-    """The training of a `distributions.any_order` model on the rows of a table, by values of the
+    """The training of a `flows.any_order` model on the rows of a table, by values of the
     config `configs/table.py`."""
     options = {"width": width, "num_blocks": num_blocks, "bins": bins}
-    model = distributions.any_order(shape.codes, shape.numbers, **options)
-    trained = distributions.any_order(shape.codes, shape.numbers, dropout=dropout, **options)
+    model = flows.any_order(shape.codes, shape.numbers, **options)
+    trained = flows.any_order(shape.codes, shape.numbers, dropout=dropout, **options)
     schedule = optax.warmup_cosine_decay_schedule(
         0.0, learning_rate, min(200, steps), steps + 1, 0.01 * learning_rate
     )

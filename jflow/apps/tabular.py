@@ -1,6 +1,6 @@
 """A generative model of a table by scikit-learn's conventions: fit, score, sample, condition, fill.
 
-One model per table knows every conditional of its columns (`distributions.any_order`), so that rows
+One model per table knows every conditional of its columns (`flows.any_order`), so that rows
 are drawn given any columns, and missing values are filled, without another training and without
 throwing draws away. `jflow fit` runs it from the command line.
 """
@@ -18,12 +18,12 @@ import jax
 import numpy as np
 import pandas as pd
 
-from jflow import apps, data, distributions
+from jflow import apps, data, flows
 from jflow._core.files import expand
 from jflow.apps import tables
 from jflow.apps.tables import TRAIN, Prepared, Shape
 from jflow.data import Column, Marginal, Table
-from jflow.distributions import MixedRows, Within
+from jflow.flows import MixedRows, Within
 
 try:
     from sklearn.base import BaseEstimator
@@ -51,7 +51,7 @@ class _Programs(NamedTuple):
 @functools.lru_cache(maxsize=16)
 def _programs(codes, numbers, width, num_blocks, bins) -> _Programs:
     options = {"width": width, "num_blocks": num_blocks, "bins": bins}
-    model = distributions.any_order(codes, numbers, **options)
+    model = flows.any_order(codes, numbers, **options)
     return _Programs(tables.log_prob(model), jax.jit(model.sample))
 
 
@@ -60,7 +60,7 @@ class TabularFlow(BaseEstimator):
 
     Numbers, whole numbers, dates, categories and missing values are modeled together, each row
     as a product of conditionals p(column | the columns before it) over random orders of the
-    columns, by one network (`distributions.any_order`). The network is trained for all orders, so
+    columns, by one network (`flows.any_order`). The network is trained for all orders, so
     that p(some columns | any others) is there without another training. It is exact for the
     orders that the density averages, and as good as the training for the rest.
 
@@ -103,6 +103,10 @@ class TabularFlow(BaseEstimator):
         feature_names_in_: Their names, where all are text.
         dropped_: How many rows were left out for a missing value.
         params_: The parameters of the network.
+        state_: What the table's columns are, JSON.
+        values_: The values of the config.
+        step_: The update that the parameters are of.
+        prepared_: The rows and their parts; not in a model that was loaded or pickled.
 
     Examples:
         >>> import numpy as np

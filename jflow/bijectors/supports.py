@@ -231,7 +231,7 @@ def integers(
     each number, and 0 for a constant that is known for certain. Samples are whole numbers, as
     floats. Ours: the noise sees x, and not y, through a function of order one.
 
-    Also known as: dequantization, count data, discrete data.
+    Also known as: count data, discrete data.
 
     Args:
         low: the least number, which is inside; None is no bound.

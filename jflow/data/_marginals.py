@@ -170,8 +170,9 @@ def from_codes_and_numbers(
 def log_slopes(
     schema: tuple[Column, ...], marginals: tuple[Marginal, ...], rows: Mapping[str, np.ndarray]
 ) -> np.ndarray:
-    """What the log-density of each cell gains on its way from codes and numbers to the table's
-    units.
+    """What the log-density of each cell gains on its way to the table's units.
+
+    From codes and numbers, that is.
 
     Args:
         schema: From `find_schema`.

@@ -160,8 +160,9 @@ def _columns_of(schema: tuple[Column, ...], table: Table) -> list[int]:
 
 
 def encode(schema: tuple[Column, ...], table: Table, *, allow_unknown: bool = False) -> np.ndarray:
-    """A table as numbers: numbers as they are, dates as days, times as seconds, categories as their
-    codes.
+    """A table as numbers.
+
+    Numbers are as they are, dates are days, times seconds, and categories their codes.
 
     Args:
         schema: From `find_schema`.

@@ -5,7 +5,6 @@ A base is a `jflow.types.Distribution`: `init`, `log_prob` [b] in nats, `sample`
 
 from jflow._core.names import explain_unknown
 from jflow.distributions import decoders, mixtures
-from jflow.distributions._any_order import AnyOrder, MixedRows, Within, any_order
 from jflow.distributions._bases import (
     diagonal_normal,
     mixture_of_normals,
@@ -17,10 +16,6 @@ from jflow.distributions._bases import (
 )
 
 __all__ = [
-    "AnyOrder",
-    "MixedRows",
-    "Within",
-    "any_order",
     "decoders",
     "diagonal_normal",
     "mixture_of_normals",

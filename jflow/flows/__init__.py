@@ -6,6 +6,7 @@ information.
 """
 
 from jflow._core.names import explain_unknown
+from jflow.flows._any_order import AnyOrder, MixedRows, Within, any_order
 from jflow.flows._autoregressive import bnaf, iaf, maf, neural_spline_autoregressive
 from jflow.flows._cnf import cnf
 from jflow.flows._coupling import nanoflow, neural_spline, nice, real_nvp
@@ -18,6 +19,10 @@ from jflow.flows._transformed import transformed
 from jflow.flows._transformers import jet, starflow, tarflow
 
 __all__ = [
+    "AnyOrder",
+    "MixedRows",
+    "Within",
+    "any_order",
     "alternating_permutations",
     "bnaf",
     "cnf",

@@ -4,7 +4,7 @@ import jax
 import jax.numpy as jnp
 
 from jflow._core.batch import mean_of_rows, read_batch
-from jflow.distributions import AnyOrder, MixedRows
+from jflow.flows import AnyOrder, MixedRows
 from jflow.types import Loss
 
 __all__ = ["any_order_nll"]
@@ -19,12 +19,12 @@ def any_order_nll(model: AnyOrder, random: float = 0.5) -> Loss:
     density averages. The former are for conditioning, the latter for draws of whole rows.
 
     Args:
-        model: The model, from `distributions.any_order`.
+        model: The model, from `flows.any_order`.
         random: The share of rows in any order.
 
     Returns:
         A loss of the batch {'x' [b, d] the numbers, 'code' [b, d] the codes, optionally 'weight'
-        [b]}, see `distributions.MixedRows`. It has no metrics.
+        [b]}, see `flows.MixedRows`. It has no metrics.
 
     Raises:
         ValueError: At construction for a share outside [0, 1]; at trace time for a batch without
@@ -33,10 +33,10 @@ def any_order_nll(model: AnyOrder, random: float = 0.5) -> Loss:
     Examples:
         >>> import jax
         >>> import jax.numpy as jnp
-        >>> from jflow import distributions, losses
-        >>> model = distributions.any_order([2], [False], width=8, num_blocks=1)
+        >>> from jflow import flows, losses
+        >>> model = flows.any_order([2], [False], width=8, num_blocks=1)
         >>> batch = {"code": jnp.array([[1], [0]]), "x": jnp.zeros((2, 1))}
-        >>> rows = distributions.MixedRows(batch["code"], batch["x"])
+        >>> rows = flows.MixedRows(batch["code"], batch["x"])
         >>> params = model.init(jax.random.key(0), rows)
         >>> loss = losses.any_order_nll(model)
         >>> round(float(loss(params, jax.random.key(1), batch)[0]), 1)  # about log 2

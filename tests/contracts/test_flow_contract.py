@@ -224,6 +224,10 @@ EXCUSED = {
         ("elbo_flow", "flow_plus_plus", "importance_weighted"),
         "ElboFlows, tests/contracts/test_transport_contract.py",
     ),
+    **dict.fromkeys(
+        ("AnyOrder", "MixedRows", "Within", "any_order"),
+        "of rows of codes and numbers, tests/flows/test_any_order.py",
+    ),
     "alternating_permutations": "numpy arrays, tests/flows/test_flows.py",
     "with_dequantization": "an ElboFlow, tests/flows/test_levels.py",
 }

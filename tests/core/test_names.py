@@ -28,6 +28,8 @@ def test_each_other_name_of_a_public_name_is_answered_by_that_alone():
     for name, others in synonyms.items():
         package, _, own = name.partition(".")
         module = importlib.import_module(f"jflow.{package}")
+        if own.partition(".")[0] not in module.__all__:
+            continue  # the modules of apps are imported one by one
         for other in others:
             found = names.called(module, other)
             if found != [own]:

@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from jflow import distributions, losses
-from jflow.distributions import MixedRows, Within
+from jflow import flows, losses
+from jflow.flows import MixedRows, Within
 
 CODES, NUMBERS = (3, 0, 2), (False, True, True)  # codes alone, numbers alone, both
 GRID = np.linspace(-9.0, 9.0, 361).astype(np.float32)
@@ -18,7 +18,7 @@ GRID = np.linspace(-9.0, 9.0, 361).astype(np.float32)
 
 @pytest.fixture(scope="module")
 def model():
-    return distributions.any_order(CODES, NUMBERS, width=16, num_blocks=1, bins=4, orders=2)
+    return flows.any_order(CODES, NUMBERS, width=16, num_blocks=1, bins=4, orders=2)
 
 
 @pytest.fixture(scope="module")
@@ -175,7 +175,7 @@ def test_the_number_beside_a_code_is_not_read(model, params):
 )
 def test_columns_that_are_none(codes, numbers, message):
     with pytest.raises(ValueError, match=message):
-        distributions.any_order(codes, numbers)
+        flows.any_order(codes, numbers)
 
 
 def test_rows_of_another_shape(model, params):

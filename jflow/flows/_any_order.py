@@ -182,9 +182,9 @@ def any_order(
     Examples:
         >>> import jax
         >>> import jax.numpy as jnp
-        >>> from jflow import distributions
-        >>> model = distributions.any_order([2, 0], [False, True], width=8, num_blocks=1)
-        >>> rows = distributions.MixedRows(jnp.array([[1, 0]]), jnp.array([[0.0, 0.3]]))
+        >>> from jflow import flows
+        >>> model = flows.any_order([2, 0], [False, True], width=8, num_blocks=1)
+        >>> rows = flows.MixedRows(jnp.array([[1, 0]]), jnp.array([[0.0, 0.3]]))
         >>> params = model.init(jax.random.key(0), rows)
         >>> observed = jnp.array([[True, False]])  # the number, given the code
         >>> model.log_prob(params, rows, observed).shape
