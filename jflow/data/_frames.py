@@ -64,12 +64,11 @@ def _series(column: Column, x: np.ndarray) -> "pd.Series":
         if not is_dated(column.time) and not dtype:
             return _text_series(write_column(column, x), missing, "")
         unit = SECOND if is_clocked(column.time) else DAY * SECOND
-        micro = np.rint(np.where(missing, 0, x) * unit).astype(np.int64)
+        reach = 9e15 if "[ns" in dtype else 9e18  # what int64 holds of nanoseconds, in microseconds
+        micro = np.rint(np.clip(np.where(missing, 0, x) * unit, -reach, reach)).astype(np.int64)
         moments = micro.astype("datetime64[us]")
         moments[missing] = np.datetime64("NaT")
-        finest = (
-            "us" if column.decimals and column.decimals > 3 else "ms" if column.decimals else "s"
-        )
+        finest = ("s", "ms", "us")[-(-min(column.decimals or 0, 6) // 3)]
         times = pd.Series(moments if dtype else moments.astype(f"datetime64[{finest}]"))
         zoned = "," in dtype or (not dtype and is_zoned(column.time))
         if zoned:

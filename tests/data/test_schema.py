@@ -356,6 +356,7 @@ FRAME = {
     "time": pd.Series(
         pd.to_datetime("2024-02-27 10:00") + pd.to_timedelta(RNG.integers(0, 9**6, 40), "ms")
     ).dt.tz_localize("Europe/Berlin"),
+    "ns": pd.Series(RNG.integers(0, 99, 40) * 10**12).astype("datetime64[ns]"),
     "span": pd.Series(pd.to_timedelta([None, *RNG.integers(0, 99, 39)], "s")),
     "category": pd.Series(pd.Categorical(["lo", None, *["hi", "lo"] * 19], ["lo", "mid", "hi"])),
     "ordered": pd.Series(pd.Categorical(RNG.integers(1, 4, 40), [1, 2, 3, 4], ordered=True)),
@@ -380,7 +381,7 @@ def test_frames_come_back_in_their_types():
         back = data.to_frame(columns, rows)
         assert back.dtypes.astype(str).to_dict() == frame.dtypes.astype(str).to_dict()
         pd.testing.assert_frame_equal(back, frame)
-    wild = data.to_frame(schema, data.decode(schema, rows + 1000 * RNG.normal(size=rows.shape)))
+    wild = data.to_frame(schema, data.decode(schema, rows + 1e12 * RNG.normal(size=rows.shape)))
     assert wild.dtypes.astype(str).to_dict() == frame.dtypes.astype(str).to_dict()
 
 
