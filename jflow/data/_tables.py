@@ -455,7 +455,7 @@ def read_table(
     path, names = table.path, table.names
     if not table.rows:
         found = "no rows below its header" if table.header else "no rows"
-        raise ValueError(f"{path}: the table has {found}; a density needs at least two")
+        raise ValueError(f"{path}: the table has {found}; a density needs some")
     for name in (*(columns or ()), *drop):
         if name not in names:
             raise ValueError(
