@@ -12,6 +12,7 @@ its value, P(v) = integral of the density over [v, v + step), and log P(v) >= E_
 
 import difflib
 import re
+from collections.abc import Callable
 from typing import NamedTuple
 
 import numpy as np
