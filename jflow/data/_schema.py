@@ -160,8 +160,9 @@ def _columns_of(schema: tuple[Column, ...], table: Table) -> list[int]:
 
 
 def encode(schema: tuple[Column, ...], table: Table) -> np.ndarray:
-    """A table as numbers: numbers as they are, dates as days, times as seconds, categories as their
-    codes.
+    """A table as numbers: numbers as they are, categories as their codes.
+
+    Dates become days and times seconds, see `Column`.
 
     Args:
         schema: From `find_schema`.
