@@ -37,7 +37,7 @@ except ImportError as error:
 __all__ = ["TabularFlow", "load"]
 
 CONFIG = Path(__file__).parent / "configs/table.py"
-EPOCHS, FEWEST, MOST = 80, 1000, 4000  # updates: so many epochs, within these numbers
+EPOCHS, FEWEST, MOST = 60, 1500, 5000  # updates: so many epochs, within these numbers
 DRAWS = 4  # noises that a score of a lattice's numbers averages
 CHUNK = 4096  # rows that are drawn at once
 PATIENCE = 1000  # chunks in a row without one row inside the ranges
@@ -87,7 +87,7 @@ class TabularFlow(BaseEstimator):
         dropout: Its rate in training.
         learning_rate: Of Adam, at its highest.
         weight_decay: Of Adam.
-        steps: Updates; None makes 80 epochs of them, but 1,000 to 4,000.
+        steps: Updates; None makes 60 epochs of them, but 1,500 to 5,000.
         batch: Rows of an update.
         patience: Looks at the validation rows, one every 100 updates, without a better one until
             training stops; None never stops early.
@@ -134,14 +134,14 @@ class TabularFlow(BaseEstimator):
         header=None,
         drop_missing=False,
         group_repeated=False,
-        width=256,
-        num_blocks=3,
+        width=384,
+        num_blocks=2,
         bins=16,
         dropout=0.1,
         learning_rate=1e-3,
         weight_decay=1e-4,
         steps=None,
-        batch=512,
+        batch=256,
         patience=10,
         ema=0.995,
         random_state=0,

@@ -9,8 +9,8 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Bool, Float, Int
 
-from jflow._core.checks import check_whole, need_key
-from jflow._core.linen import apply_linen, init_linen
+from jflow._core.arrays import float_dtype
+from jflow._core.checks import check_key, check_whole, need_key
 from jflow._core.seeds import generator
 from jflow.bijectors import splines
 from jflow.types import Array
@@ -76,69 +76,129 @@ class AnyOrder(NamedTuple):
     sample: Any
 
 
-class _Heads(nn.Module):
-    """(rows, rank) -> the logits of each column's codes [b, d, K] and what the splines and scales
-    of numbers are made of [b, columns with numbers, size].
+class _Net(NamedTuple):
+    """A masked perceptron as functions of its params.
 
-    A masked perceptron whose units have degrees 0, ..., d - 1: a unit of degree m sees the columns
+    Its units have degrees 0, ..., d - 1, in blocks of one size: a unit of degree m sees the columns
     of a rank below m, units see units of no higher degree, and the column of rank r reads the units
-    of degrees up to r."""
+    of degrees up to r.
 
-    starts: tuple[int, ...]
-    total: int
-    most: int
-    numbers: tuple[int, ...]
-    size: int
-    width: int
-    num_blocks: int
-    dropout: float
+    init: (key) -> params. units: (params, rows, rank, key) -> the last layer's units [b, width].
+    outputs: (params, units) -> the logits of each column's codes [b, d, K], and what the splines
+    and scales of numbers are made of [b, columns with numbers, size]. start, advance: the units one
+    degree after another, as the columns of a row become known."""
 
-    @nn.compact
-    def __call__(self, rows: MixedRows, rank):
-        d, numbers, width = len(self.starts), np.array(self.numbers, int), self.width
-        degree = np.arange(width) * d // width
-        passes = degree[:, None] <= degree[None]
-        table = self.param("codes", nn.initializers.normal(d**-0.5), (self.total + d, width))
-        seen = table[rows.code + np.array(self.starts)[None]]  # [b, d, width]
+    init: Any
+    units: Any
+    outputs: Any
+    start: Any
+    advance: Any
+
+
+def _net(sizes, numbers, size: int, width: int, num_blocks: int, dropout: float) -> _Net:
+    d, most, total = len(sizes), int(sizes.max()), int(sizes.sum())
+    starts, block = np.cumsum(sizes) - sizes, -(-width // d)
+    width, degree = d * block, np.repeat(np.arange(d), block)
+    passes = degree[:, None] <= degree[None]
+    layers = [(f"in_{i}", f"out_{i}") for i in range(num_blocks)]
+
+    def init(key):
+        shapes = {
+            "codes": ((total, width), d**-0.5),
+            "unknown": ((d, width), d**-0.5),
+            "numbers": ((len(numbers), len(_KNOTS), width), (4 * d) ** -0.5),
+            "logits": ((d, width, most), 1e-2 * width**-0.5),
+            "raw": ((len(numbers), width, size), 1e-2 * width**-0.5),
+        }
+        for enter, leave in layers:
+            shapes[enter] = (width, width), (2 / width) ** 0.5
+            shapes[leave] = (width, width), 0.1 * (2 / width) ** 0.5
+        keys = jax.random.split(key, len(shapes))
+        params = {
+            name: {"kernel": scale * jax.random.normal(k, shape)}
+            for k, (name, (shape, scale)) in zip(keys, shapes.items(), strict=True)
+        }
+        for name in (*(name for pair in layers for name in pair), "logits", "raw"):
+            params[name]["bias"] = jnp.zeros(params[name]["kernel"][..., :1, :].shape)
+        return params
+
+    def entry(params, rows, rank, at, n):
+        """What the units at, ..., at + n - 1 see of the columns [b, n]."""
+
+        def part(name):
+            return jax.lax.dynamic_slice_in_dim(params[name]["kernel"], at, n, -1)
+
+        seen = part("codes")[rows.code + starts[None]]
         if len(numbers):
             z = rows.value[:, numbers]
             ramps = jnp.clip((z[..., None] - _KNOTS[None, None, :-1]) / _WIDTH, 0.0, 1.0)
             features = jnp.concatenate([ramps, jnp.clip(z, -8.0, 8.0)[..., None]], -1)
-            embed = self.param(
-                "numbers",
-                nn.initializers.normal((d * 4) ** -0.5),
-                (len(numbers), len(_KNOTS), width),
+            seen = seen.at[:, numbers].add(jnp.einsum("bnf,nfw->bnw", features, part("numbers")))
+        degrees = jax.lax.dynamic_slice_in_dim(jnp.asarray(degree), at, n)
+        below = rank[..., None] < degrees[None, None]
+        return jnp.where(below, seen, part("unknown")[None]).sum(1)
+
+    def units(params, rows, rank, key=None):
+        keys = None if key is None or not dropout else jax.random.split(key, num_blocks + 1)
+
+        def dropped(x, i):
+            if keys is None:
+                return x
+            return jnp.where(jax.random.bernoulli(keys[i], 1 - dropout, x.shape), x, 0.0) / (
+                1 - dropout
             )
-            seen = seen.at[:, numbers].add(jnp.einsum("bnf,nfw->bnw", features, embed))
-        hidden = table[self.total :][None]
-        h = jnp.where(rank[..., None] < degree[None, None], seen, hidden).sum(1)
-        for i in range(self.num_blocks):
-            r = _masked(self, f"in_{i}", nn.gelu(h), passes, 1.0)
-            r = nn.Dropout(self.dropout, deterministic=not self.has_rng("dropout"))(nn.gelu(r))
-            h = h + _masked(self, f"out_{i}", r, passes, 0.1)
-        h = nn.Dropout(self.dropout, deterministic=not self.has_rng("dropout"))(nn.gelu(h))
-        h = jnp.where(degree[None, None] <= rank[..., None], h[:, None], 0.0)  # [b, d, width]
-        small = nn.initializers.normal(1e-2 * width**-0.5)
-        logits = jnp.einsum("bdw,dwk->bdk", h, self.param("logits", small, (d, width, self.most)))
-        logits = logits + self.param("logits_bias", nn.initializers.zeros, (d, self.most))[None]
-        shape = (len(numbers), width, self.size)
-        raw = jnp.einsum("bnw,nwr->bnr", h[:, numbers], self.param("raw", small, shape))
-        return logits, raw + self.param("raw_bias", nn.initializers.zeros, shape[::2])[None]
 
+        def masked(x, layer):
+            return x @ jnp.where(passes, layer["kernel"], 0.0) + layer["bias"]
 
-def _masked(module: nn.Module, name: str, x: Array, passes: np.ndarray, gain: float) -> Array:
-    width = len(passes)
-    scale = nn.initializers.normal(gain * (2 / width) ** 0.5)
-    kernel = module.param(name, scale, (width, width))
-    bias = module.param(f"{name}_bias", nn.initializers.zeros, (width,))
-    return x @ jnp.where(passes, kernel, 0.0) + bias[None]
+        h = entry(params, rows, rank, 0, width)
+        for i, (enter, leave) in enumerate(layers):
+            r = nn.gelu(masked(nn.gelu(h), params[enter]))
+            h = h + masked(dropped(r, i), params[leave])
+        return dropped(nn.gelu(h), num_blocks)
+
+    def outputs(params, h):
+        """h [b, d, width]: what each column reads."""
+        out = [
+            jnp.einsum("bdw,dwk->bdk", columns, params[name]["kernel"])
+            + params[name]["bias"].swapaxes(0, 1)
+            for name, columns in (("logits", h), ("raw", h[:, numbers]))
+        ]
+        return out[0], out[1]
+
+    def start(b, dtype):
+        return [jnp.zeros((b, width), dtype) for _ in range(2 * num_blocks + 1)]
+
+    def advance(params, rows, rank, m, known):
+        """`known` with the units of degree m, which need the columns of a rank below m."""
+        at, known = m * block, list(known)
+
+        def put(i, x):
+            known[i] = jax.lax.dynamic_update_slice_in_dim(known[i], x, at, 1)
+
+        def masked(x, layer):
+            part = (
+                jax.lax.dynamic_slice_in_dim(layer[k], at, block, 1) for k in ("kernel", "bias")
+            )
+            kernel, bias = part
+            return x @ kernel + bias  # the units of higher degrees are still 0
+
+        h = entry(params, rows, rank, at, block)
+        for i, (enter, leave) in enumerate(layers):
+            put(2 * i, nn.gelu(h))
+            put(2 * i + 1, nn.gelu(masked(known[2 * i], params[enter])))
+            h = h + masked(known[2 * i + 1], params[leave])
+        put(-1, nn.gelu(h))
+        return known
+
+    return _Net(init, units, outputs, start, advance)
 
 
 def any_order(
     codes: Sequence[int],
     numbers: Sequence[bool],
     *,
-    width: int = 512,
+    width: int = 384,
     num_blocks: int = 2,
     bins: int = 16,
     dropout: float = 0.0,
@@ -209,7 +269,7 @@ def any_order(
     sizes = np.array([k + bool(has) for k, has in zip(codes, numbers, strict=True)])
     if sizes.min() < 1:
         raise ValueError(f"{name}: column {int(sizes.argmin())} has neither codes nor numbers")
-    total, most, starts = int(sizes.sum()), int(sizes.max()), np.cumsum(sizes) - sizes
+    most = int(sizes.max())
     with_numbers = np.flatnonzero(np.asarray(numbers, bool))
     place = np.zeros(d, int)  # of a column among those with numbers
     place[with_numbers] = np.arange(len(with_numbers))
@@ -217,16 +277,9 @@ def any_order(
     ranks = np.argsort(
         np.stack([generator(name, i).permutation(d) for i in range(orders)])
     )  # [orders, d]: when each column comes
-    heads = _Heads(
-        tuple(starts.tolist()),
-        total,
-        most,
-        tuple(with_numbers.tolist()),
-        2 + 3 * bins + splines.IDENTITY.extra,  # shift, log-scale, spline
-        width,
-        num_blocks,
-        dropout,
-    )
+    size = 2 + 3 * bins + splines.IDENTITY.extra  # shift, log-scale, spline
+    net = _net(sizes, with_numbers, size, width, num_blocks, dropout)
+    degree = np.repeat(np.arange(d), -(-width // d))
     possible = np.arange(most) < sizes[:, None]
 
     def check(rows, observed):
@@ -241,25 +294,31 @@ def any_order(
     def is_number(code):
         return has_numbers[None] & (code == sizes[None] - 1)
 
-    def outputs(params, rows, rank, key=None):
-        rows = rows._replace(value=jnp.where(is_number(rows.code), rows.value, 0.0))
-        logits, raw = apply_linen(heads, params, rows, rank, key=key)
+    def without_other_numbers(rows):
+        code, value = jnp.asarray(rows.code), jnp.asarray(rows.value)
+        return MixedRows(code, jnp.where(is_number(code), value, 0.0))
+
+    def heads(params, h):
+        logits, raw = net.outputs(params, h)
         return jax.nn.log_softmax(jnp.where(possible[None], logits, -jnp.inf)), raw
 
     def init(key, rows):
         check(rows, None)
-        rows = MixedRows(jnp.asarray(rows.code), jnp.asarray(rows.value))
-        return init_linen(heads, key, rows, jnp.zeros(rows.code.shape, int))
+        check_key(name, key)
+        dtype = float_dtype(rows.value)
+        return jax.tree.map(lambda leaf: leaf.astype(dtype), net.init(key))
 
     def conditionals(params, rows, rank, *, key=None):
         check(rows, rank)
-        log_codes, raw = outputs(params, rows, rank, key)
+        rows = without_other_numbers(rows)
+        units = net.units(params, rows, rank, key)
+        reads = degree[None, None] <= rank[..., None]
+        log_codes, raw = heads(params, jnp.where(reads, units[:, None], 0.0))
         log_prob = jnp.take_along_axis(log_codes, rows.code[..., None], -1)[..., 0]
         if not len(with_numbers):
             return log_prob
         here = is_number(rows.code)[:, with_numbers]
-        z = jnp.where(here, rows.value[:, with_numbers], 0.0)
-        u, log_slope = _to_base(z, raw)
+        u, log_slope = _to_base(rows.value[:, with_numbers], raw)
         density = jnp.where(here, jax.scipy.stats.norm.logpdf(u) + log_slope, 0.0)
         return log_prob.at[:, with_numbers].add(density)
 
@@ -291,10 +350,12 @@ def any_order(
             )
 
         def draw(when, carry):
-            rows, seen, log_mass = carry
+            rows, known, log_mass = carry
             column = order[:, when]
             code_key, value_key = jax.random.split(jax.random.fold_in(key, when))
-            log_codes, raw = outputs(params, rows, rank)
+            known = net.advance(params, rows, rank, when, known)
+            here = jnp.broadcast_to(known[-1][:, None], (b, d, known[-1].shape[1]))
+            log_codes, raw = heads(params, here)  # of all columns: each row draws another
             log_codes = _of_column(log_codes, column)  # [b, K]
             low, high = jnp.full(b, -jnp.inf), jnp.full(b, jnp.inf)
             if len(with_numbers):
@@ -313,7 +374,7 @@ def any_order(
                     )
             mass = jax.nn.logsumexp(log_codes, -1)
             code = jax.random.categorical(code_key, log_codes)
-            now = ~seen & (np.arange(d)[None] == column[:, None])
+            now = ~observed & (np.arange(d)[None] == column[:, None])
             value = rows.value
             if len(with_numbers):
                 u = jnp.clip(jax.random.truncated_normal(value_key, low, high), low, high)
@@ -322,11 +383,12 @@ def any_order(
                     z = jnp.clip(z, _of_column(within.low, column), _of_column(within.high, column))
                 value = jnp.where(now, z[:, None], value)
             rows = MixedRows(jnp.where(now, code[:, None], rows.code), value)
-            return rows, seen | now, jnp.where(now, mass[:, None], log_mass)
+            return rows, known, jnp.where(now, mass[:, None], log_mass)
 
-        code, value = jnp.asarray(rows.code), jnp.asarray(rows.value)
-        start = MixedRows(code, value), observed, jnp.zeros_like(value)
-        rows, _, log_mass = jax.lax.fori_loop(observed.sum(-1).min(), d, draw, start)
+        rows = without_other_numbers(rows)
+        zeros = jnp.zeros_like(rows.value)
+        start = rows, net.start(b, zeros.dtype), zeros
+        rows, _, log_mass = jax.lax.fori_loop(0, d, draw, start)
         return rows, log_mass
 
     return AnyOrder(init, conditionals, ranks, log_prob, sample)
