@@ -159,17 +159,10 @@ def _columns_of(schema: tuple[Column, ...], table: Table) -> list[int]:
     )
 
 
-<<<<<<< HEAD
 def encode(schema: tuple[Column, ...], table: Table, *, allow_unknown: bool = False) -> np.ndarray:
-    """A table as numbers.
-
-    Numbers are as they are, dates are days, times seconds, and categories their codes.
-=======
-def encode(schema: tuple[Column, ...], table: Table) -> np.ndarray:
     """A table as numbers: numbers as they are, categories as their codes.
 
     Dates become days and times seconds, see `Column`.
->>>>>>> columns
 
     Args:
         schema: From `find_schema`.
