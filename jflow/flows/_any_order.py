@@ -158,13 +158,13 @@ def _net(sizes, numbers, size: int, width: int, num_blocks: int, dropout: float)
         return dropped(nn.gelu(h), num_blocks)
 
     def outputs(params, h):
-        """h [b, d, width]: what each column reads."""
-        out = [
-            jnp.einsum("bdw,dwk->bdk", columns, params[name]["kernel"])
-            + params[name]["bias"].swapaxes(0, 1)
-            for name, columns in (("logits", h), ("raw", h[:, numbers]))
-        ]
-        return out[0], out[1]
+        """h: the units that each column reads [b, d, width], or that all read [b, width]."""
+
+        def times(columns, layer):
+            form = "bw,dwk->bdk" if columns.ndim == 2 else "bdw,dwk->bdk"
+            return jnp.einsum(form, columns, layer["kernel"]) + layer["bias"].swapaxes(0, 1)
+
+        return times(h, params["logits"]), times(h if h.ndim == 2 else h[:, numbers], params["raw"])
 
     def start(b, dtype):
         return [jnp.zeros((b, width), dtype) for _ in range(2 * num_blocks + 1)]
@@ -298,10 +298,6 @@ def any_order(
         code, value = jnp.asarray(rows.code), jnp.asarray(rows.value)
         return MixedRows(code, jnp.where(is_number(code), value, 0.0))
 
-    def heads(params, h):
-        logits, raw = net.outputs(params, h)
-        return jax.nn.log_softmax(jnp.where(possible[None], logits, -jnp.inf)), raw
-
     def init(key, rows):
         check(rows, None)
         check_key(name, key)
@@ -313,7 +309,8 @@ def any_order(
         rows = without_other_numbers(rows)
         units = net.units(params, rows, rank, key)
         reads = degree[None, None] <= rank[..., None]
-        log_codes, raw = heads(params, jnp.where(reads, units[:, None], 0.0))
+        logits, raw = net.outputs(params, jnp.where(reads, units[:, None], 0.0))
+        log_codes = jax.nn.log_softmax(jnp.where(possible[None], logits, -jnp.inf))
         log_prob = jnp.take_along_axis(log_codes, rows.code[..., None], -1)[..., 0]
         if not len(with_numbers):
             return log_prob
@@ -354,9 +351,9 @@ def any_order(
             column = order[:, when]
             code_key, value_key = jax.random.split(jax.random.fold_in(key, when))
             known = net.advance(params, rows, rank, when, known)
-            here = jnp.broadcast_to(known[-1][:, None], (b, d, known[-1].shape[1]))
-            log_codes, raw = heads(params, here)  # of all columns: each row draws another
-            log_codes = _of_column(log_codes, column)  # [b, K]
+            logits, raw = net.outputs(params, known[-1])  # each row draws another column
+            logits = jnp.where(jnp.asarray(possible)[column], _of_column(logits, column), -jnp.inf)
+            log_codes = jax.nn.log_softmax(logits)  # [b, K]
             low, high = jnp.full(b, -jnp.inf), jnp.full(b, jnp.inf)
             if len(with_numbers):
                 raw = _of_column(raw, jnp.asarray(place)[column])
