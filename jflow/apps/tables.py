@@ -210,7 +210,9 @@ def experiment(
 
     return Experiment(
         model=model,
-        init=lambda key, batch: model.init(key, MixedRows(batch["code"][:1], batch["x"][:1])),
+        init=jax.jit(
+            lambda key, batch: model.init(key, MixedRows(batch["code"][:1], batch["x"][:1]))
+        ),
         loss=losses.any_order_nll(trained),
         optimizer=optax.chain(
             optax.clip_by_global_norm(5.0), optax.adamw(schedule, weight_decay=weight_decay)
