@@ -1,5 +1,12 @@
 """Metrics: arrays in, scalars out."""
 
+from jflow.metrics._calibration import (
+    expected_coverage,
+    sbc_ranks,
+    tarp_ranks,
+    uniformity_test,
+)
+from jflow.metrics._classifier import c2st
 from jflow.metrics._evaluations import quality_by_evaluations
 from jflow.metrics._frechet import Moments, frechet_between, frechet_distance, moments
 from jflow.metrics._likelihood import bits_per_dim, gaussian_log_prob, log_mean_exp
@@ -14,8 +21,10 @@ from jflow.metrics._two_sample import (
 __all__ = [
     "Moments",
     "bits_per_dim",
+    "c2st",
     "quality_by_evaluations",
     "energy_distance",
+    "expected_coverage",
     "frechet_between",
     "frechet_distance",
     "gaussian_log_prob",
@@ -23,8 +32,11 @@ __all__ = [
     "moments",
     "nearest_distance",
     "permutation_test",
+    "sbc_ranks",
     "straightness",
+    "tarp_ranks",
     "transport_cost",
     "truncation_error",
+    "uniformity_test",
     "wasserstein",
 ]
