@@ -24,6 +24,8 @@ import numpy as np
 import optax
 from flax import serialization
 from jax.interpreters.partial_eval import dce_jaxpr
+from numpy.typing import ArrayLike
+from scipy.spatial.distance import cdist
 from tqdm import tqdm
 
 from jflow import data, distributions, flows, losses, metrics, nets, train
@@ -53,6 +55,7 @@ __all__ = [
 ]
 
 _CHUNK = 1000  # simulations of one call
+_STATISTICS = 5000  # rows that medians are taken of
 _NEIGHBORS = 1000  # simulations that an observation is compared with
 _EPSILON = 1e-4  # the mass that a truncated proposal leaves out
 
@@ -76,7 +79,7 @@ class Prior(NamedTuple):
     high: np.ndarray
 
 
-def box_uniform(low: Sequence[float], high: Sequence[float]) -> Prior:
+def box_uniform(low: ArrayLike, high: ArrayLike) -> Prior:
     """The uniform prior on a box.
 
     Args:
@@ -96,32 +99,31 @@ def box_uniform(low: Sequence[float], high: Sequence[float]) -> Prior:
         >>> prior.sample(jax.random.key(0), 3).shape
         (3, 2)
     """
-    ends = np.asarray(low, np.float32), np.asarray(high, np.float32)
-    low, high = ends
-    if low.ndim != 1 or low.shape != high.shape or not low.size or not (low < high).all():
+    first, last = np.asarray(low, np.float32), np.asarray(high, np.float32)
+    if first.ndim != 1 or first.shape != last.shape or not first.size or not (first < last).all():
         raise ValueError(
-            f"box_uniform: expected low [d] and high [d] with low < high, got {low.tolist()} and"
-            f" {high.tolist()}"
+            f"box_uniform: expected low [d] and high [d] with low < high, got {first.tolist()} and"
+            f" {last.tolist()}"
         )
-    if not np.isfinite(ends).all():
+    if not (np.isfinite(first).all() and np.isfinite(last).all()):
         raise ValueError("box_uniform: expected finite ends; a prior on the reals is a normal")
-    density = -float(np.log(high - low).sum())
+    density = -float(np.log(last - first).sum())
 
     def sample(key, n):
-        return np.asarray(jax.random.uniform(key, (n, len(low)), minval=low, maxval=high))
+        return np.asarray(jax.random.uniform(key, (n, len(first)), minval=first, maxval=last))
 
     def log_prob(theta):
-        inside = ((theta >= low) & (theta <= high)).all(-1)
+        inside = ((theta >= first) & (theta <= last)).all(-1)
         return np.where(inside, density, -np.inf)
 
-    return Prior(sample, log_prob, low, high)
+    return Prior(sample, log_prob, first, last)
 
 
 def as_prior(
     distribution: Any,
     *,
     params: Params | None = None,
-    support: tuple[Sequence[float], Sequence[float]] | None = None,
+    support: tuple[ArrayLike, ArrayLike] | None = None,
 ) -> Prior:
     """A prior from a distribution of this library or of another, or from two functions.
 
@@ -338,7 +340,7 @@ def _location_and_scale(rows: np.ndarray) -> dict[str, np.ndarray]:
 
     Where the middle half does not vary the standard deviation counts, and 1 where nothing varies.
     """
-    rows = rows.astype(np.float64)
+    rows = rows[:_STATISTICS].astype(np.float64)
     first, middle, last = np.quantile(rows, [0.25, 0.5, 0.75], axis=0)
     scale, spread = (last - first) / 1.349, rows.std(0)
     scale = np.where(scale > 1e-6 * spread, scale, spread)
@@ -375,7 +377,7 @@ class Estimator(NamedTuple):
 def npe(
     *,
     depth: int = 5,
-    hidden: Sequence[int] = (64, 64),
+    hidden: Sequence[int] = (128, 128),
     bins: int = 8,
 ) -> Callable[[int, nn.Module | None], Estimator]:
     """Neural posterior estimation: a neural spline flow of the parameters, by maximum likelihood.
@@ -708,7 +710,9 @@ def fit(
             " or leave rounds at 1 for an amortized posterior"
         )
     per_round = -(-num_simulations // rounds)
-    theta, x, posterior = [], [], None
+    theta: list[np.ndarray] = []
+    x: list[np.ndarray] = []
+    posterior = None
     for round_key in _split(key, rounds):
         propose_key, simulator_key, fit_key = jax.random.split(round_key, 3)
         if posterior is None:
@@ -738,22 +742,20 @@ def _truncated(key, prior: Prior, posterior: Posterior, n: int) -> np.ndarray:
     By rejection; where less than 1 draw in 100 passes, by resampling draws of the posterior itself
     with weights prior / posterior, n of 50 n.
     """
-    level_key, first_key, resample_key = jax.random.split(key, 3)
+    level_key, first_key, more_key, draw_key, choose_key = jax.random.split(key, 5)
     draws = posterior.sample(level_key, 10_000)
     level = np.quantile(np.asarray(posterior.log_prob(draws)), _EPSILON)
 
-    def passed(theta):
+    def passed(key):
+        theta = prior.sample(key, 10_000)
         return theta[np.asarray(posterior.log_prob(theta)) >= level]
 
-    keys = jax.random.split(first_key, 100)
-    size = 10_000
-    kept = [passed(prior.sample(keys[0], size))]
-    if len(kept[0]) > size // 100:
-        for k in keys[1:]:
-            if sum(map(len, kept)) >= n:
-                return np.concatenate(kept)[:n]
-            kept.append(passed(prior.sample(k, size)))
-    draw_key, choose_key = jax.random.split(resample_key)
+    kept = passed(first_key)
+    if len(kept) >= 100:
+        while len(kept) < n:
+            more_key, next_key = jax.random.split(more_key)
+            kept = np.concatenate([kept, passed(next_key)])
+        return kept[:n]
     candidates = np.asarray(posterior.sample(draw_key, 50 * n))
     log_q = np.asarray(posterior.log_prob(candidates))
     log_weight = np.where(log_q >= level, prior.log_prob(candidates) - log_q, -np.inf)
@@ -774,7 +776,7 @@ def fit_simulations(
     embed: nn.Module | None = None,
     steps: int = 4000,
     batch: int = 256,
-    learning_rate: float = 1e-3,
+    learning_rate: float = 2e-3,
     patience: int = 20,
     progress: bool = True,
 ) -> Posterior:
@@ -1017,13 +1019,10 @@ def _compared(simulated) -> Callable[[np.ndarray], None]:
     half = len(rows) // 2
     known, others = rows[:half], rows[half:]
 
-    def nearest(x):
-        return np.array([np.sqrt(((known - row) ** 2).sum(1)).min() for row in x])
-
-    reach = nearest(others).max() if half else np.inf
+    reach = cdist(others, known).min(1).max()
 
     def warn(x):
-        distance = nearest(x.reshape(1, -1))[0] if half else 0.0
+        distance = cdist(x.reshape(1, -1), known).min()
         if distance > reach:
             warnings.warn(
                 "the observation lies outside of everything simulated, at a distance of"
@@ -1346,7 +1345,7 @@ def to_arviz(draws: Any, *, names: Sequence[str] | None = None, observation: Any
         named = dict(
             zip(_names("to_arviz", draws[0], names), np.moveaxis(draws, -1, 0), strict=True)
         )
-    groups = {"posterior": named}
+    groups: dict[str, Any] = {"posterior": named}
     if observation is not None:
         groups["observed_data"] = {"x": np.asarray(observation)}
     if int(arviz.__version__.split(".")[0]) >= 1:  # one dict of groups

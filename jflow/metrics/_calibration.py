@@ -123,7 +123,7 @@ def expected_coverage(
     Examples:
         >>> import numpy as np
         >>> from jflow import metrics
-        >>> metrics.expected_coverage(np.arange(10), 9, [0.25, 0.5, 0.9]).tolist()
+        >>> metrics.expected_coverage(np.arange(10), 9, [0.2, 0.5, 0.9]).tolist()
         [0.2, 0.5, 0.9]
 
     References:

@@ -222,28 +222,30 @@ def test_a_key_gives_one_posterior_and_a_file_keeps_it(tmp_path):
 
 
 def test_rounds_spend_simulations_where_the_posterior_is():
-    """The posterior holds a two-hundredth of the prior's volume: the second round stays near it,
-    and the result matches the exact posterior, whose standard deviation is the noise."""
+    """The posterior has the standard deviation 0.5 in a prior of width 20. A disc of radius 3 holds
+    7 in 100 draws of the prior, and most of the second round's; the medians and quartiles of the
+    result are those of the exact posterior."""
     prior = sbi.box_uniform([-10.0, -10.0], [10.0, 10.0])
     simulated = []
 
-    def precise(key, theta):
+    def noisy(key, theta):
         rng = np.random.default_rng(np.asarray(jax.random.key_data(key)))
         simulated.append(theta)
-        return theta + 0.2 * rng.normal(size=theta.shape)
+        return theta + 0.5 * rng.normal(size=theta.shape)
 
     observed = np.array([3.0, -4.0], np.float32)
-    options = {"num_simulations": 2000, "steps": 600, "estimator": SMALL, "progress": False}
-    posterior = sbi.fit(KEY, prior, precise, observation=observed, rounds=2, **options)
-    first, second = (np.linalg.norm(a - observed, axis=1) for a in simulated[-2:])
-    print("SHARE", (first < 3).mean(), (second < 3).mean(), second.max())
-    theta = np.asarray(posterior.sample(KEY, 2000))
-    assert np.abs(theta.mean(0) - observed).max() < 0.1
-    assert np.abs(theta.std(0) / 0.2 - 1).max() < 0.35
+    options = {"num_simulations": 2000, "steps": 1000, "estimator": SMALL, "progress": False}
+    options |= {"learning_rate": 5e-3}
+    posterior = sbi.fit(KEY, prior, noisy, observation=observed, rounds=2, **options)
+    first, second = (np.linalg.norm(a - observed, axis=1) for a in simulated)
+    assert (first < 3).mean() < 0.12 and (second < 3).mean() > 0.5
+    low, middle, high = np.quantile(posterior.sample(KEY, 2000), [0.25, 0.5, 0.75], axis=0)
+    assert np.abs(middle - observed).max() < 0.2
+    np.testing.assert_allclose((high - low) / 1.349, 0.5, rtol=0.3)
     with pytest.raises(ValueError, match="2 rounds were aimed at one observation"):
-        sbi.calibration(KEY, posterior, precise)
+        sbi.calibration(KEY, posterior, noisy)
     with pytest.raises(ValueError, match="rounds=2 aim at one observation, and none was given"):
-        sbi.fit(KEY, prior, precise, rounds=2)
+        sbi.fit(KEY, prior, noisy, rounds=2)
 
 
 class Means(nn.Module):
