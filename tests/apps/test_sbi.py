@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import scipy.stats
 
-from jflow import distributions
+from jflow import convert, distributions
 from jflow.apps import sbi
 
 KEY = jax.random.key(0)
@@ -388,6 +388,15 @@ def test_draws_are_handed_to_arviz():
     assert list(summary.index) == ["mass", "charge"]
     np.testing.assert_allclose(summary["mean"].astype(float), draws.mean(0), atol=0.01)
     assert sbi.to_arviz(draws)["posterior"]["theta"].shape == (1, 500, 2)
+
+
+def test_a_posterior_at_an_observation_is_a_distribution_of_numpyro(fitted):
+    pytest.importorskip("numpyro")
+    of_numpyro = convert.to_numpyro(fitted.at(OBSERVED), fitted.params, support=(BOX.low, BOX.high))
+    theta = of_numpyro.sample(KEY, (7,))
+    expected = fitted.log_prob(theta, OBSERVED)
+    np.testing.assert_allclose(of_numpyro.log_prob(theta), expected, rtol=1e-4, atol=1e-5)
+    assert of_numpyro.support(theta).all() and not of_numpyro.support(theta + 10).any()
 
 
 def test_the_density_is_handed_to_blackjax(fitted):
