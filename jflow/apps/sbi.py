@@ -1332,6 +1332,12 @@ def to_arviz(draws: Any, *, names: Sequence[str] | None = None, observation: Any
     Raises:
         ValueError: For shapes that do not fit each other.
         ImportError: Where ArviZ is not installed.
+
+    Examples:
+        >>> import numpy as np
+        >>> from jflow.apps import sbi
+        >>> draws = np.random.default_rng(0).normal(size=(500, 2))
+        >>> data = sbi.to_arviz(draws, names=["mass", "charge"])  # doctest: +SKIP
     """
     try:
         import arviz

@@ -35,6 +35,13 @@ def to_numpyro(
         TypeError: For what is no `Flow` or `Distribution`.
         ImportError: Where NumPyro is not installed.
 
+    Examples:
+        >>> from jflow import convert, distributions
+        >>> box = distributions.uniform((1,), 2.0, 6.0)
+        >>> prior = convert.to_numpyro(box, {}, support=(2.0, 6.0))  # doctest: +SKIP
+        >>> prior.event_shape  # doctest: +SKIP
+        (1,)
+
     References:
         Phan, Pradhan, Jankowiak, *Composable Effects for Flexible and Accelerated Probabilistic
             Programming in NumPyro*, 2019, arXiv:1912.11554.
