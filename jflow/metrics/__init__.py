@@ -1,6 +1,13 @@
 """Metrics: arrays in, scalars out."""
 
 from jflow._core.names import explain_unknown
+from jflow.metrics._calibration import (
+    expected_coverage,
+    sbc_ranks,
+    tarp_ranks,
+    uniformity_test,
+)
+from jflow.metrics._classifier import c2st
 from jflow.metrics._evaluations import quality_by_evaluations
 from jflow.metrics._frechet import Moments, frechet_between, frechet_distance, moments
 from jflow.metrics._likelihood import bits_per_dim, gaussian_log_prob, log_mean_exp
@@ -24,10 +31,11 @@ __all__ = [
     "Moments",
     "associations",
     "bits_per_dim",
+    "c2st",
     "classifier_test",
     "column_distances",
-    "quality_by_evaluations",
     "energy_distance",
+    "expected_coverage",
     "frechet_between",
     "frechet_distance",
     "gaussian_log_prob",
@@ -36,9 +44,13 @@ __all__ = [
     "nearest_distance",
     "nearest_gower_distances",
     "permutation_test",
+    "quality_by_evaluations",
+    "sbc_ranks",
     "straightness",
+    "tarp_ranks",
     "transport_cost",
     "truncation_error",
+    "uniformity_test",
     "wasserstein",
 ]
 
