@@ -76,6 +76,7 @@ JOBS = [
     ["experiments/few_steps_digits/run.py --out {} --short"],
     ["experiments/few_step_solvers/run.py --out {} --short"],
     ["experiments/restoration_knob/run.py --out {} --short"],
+    ["experiments/sbi_pack/run.py fit --short"],
     *([f"experiments/tutorials/{name}.py --short"] for name in TUTORIALS),
     *([f"benchmarks/{name}.py --short"] for name in BENCHMARKS),
     ["python benchmarks/device.py --short"],  # which starts processes of its own

@@ -12,7 +12,7 @@ from jflow._core.seeds import generator
 CHUNK = 2**22  # distances held at once: 32 MiB
 
 
-def _rows(name: str, *arrays: ArrayLike) -> list[np.ndarray]:
+def check_sets(name: str, *arrays: ArrayLike) -> list[np.ndarray]:
     """Arrays [n, *event] as float64 [n, d], about a common origin; events must agree in shape, and
     be finite."""
     given = [np.asarray(a, np.float64) for a in arrays]
@@ -74,7 +74,7 @@ def energy_distance(x: ArrayLike, y: ArrayLike) -> float:
     References:
         Szekely, Rizzo, *Energy Statistics: A Class of Statistics Based on Distances*, 2013.
     """
-    x, y = _rows("energy_distance", x, y)
+    x, y = check_sets("energy_distance", x, y)
     return float(2 * _mean_distance(x, y) - _mean_distance(x, x) - _mean_distance(y, y))
 
 
@@ -99,7 +99,7 @@ def nearest_distance(x: ArrayLike, reference: ArrayLike) -> float:
         >>> metrics.nearest_distance(np.array([[0.0], [5.0]]), np.array([[1.0], [5.0]]))
         0.5
     """
-    x, y = _rows("nearest_distance", x, reference)
+    x, y = check_sets("nearest_distance", x, reference)
     total = 0.0
     for part in _chunks(x, len(y)):
         nearest = y[_squared(part, y).argmin(1)]
@@ -135,7 +135,7 @@ def wasserstein(x: ArrayLike, y: ArrayLike) -> float:
         >>> metrics.wasserstein(np.array([[0.0], [3.0]]), np.array([[4.0], [1.0]]))
         1.0
     """
-    x, y = _rows("wasserstein", x, y)
+    x, y = check_sets("wasserstein", x, y)
     if len(x) != len(y):
         raise ValueError(
             f"wasserstein: expected sets of equal size, got {len(x)} and {len(y)} rows"
