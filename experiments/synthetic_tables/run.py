@@ -44,6 +44,7 @@ import numpy as np
 import pandas as pd
 import tables
 from tables import Split
+from threadpoolctl import threadpool_limits
 
 DATASETS = ["adult", "california", "wine", "magic04", "protein"]
 PEERS = ["copula", "ctgan", "tvae"]
@@ -121,7 +122,8 @@ def once(task: str, dataset: str, seed: int, method: str, args, workdir: Path) -
         return
     split = tables.load(dataset, args.data_dir, seed)
     begun, cpu = time.perf_counter(), time.process_time()
-    found = TASKS[task](dataset, split, seed, method, args, workdir)
+    with threadpool_limits(1):  # threads of scikit-learn that wait for each other cost CPU time
+        found = TASKS[task](dataset, split, seed, method, args, workdir)
     found = {"task": task, "dataset": dataset, "seed": seed, "method": method} | found
     print(f"{time.perf_counter() - begun:7.1f} s {time.process_time() - cpu:7.1f} s CPU", end="  ")
     print(json.dumps({k: v for k, v in found.items() if k != "columns"}), flush=True)
