@@ -70,6 +70,7 @@ JOBS = [
     ["experiments/multimodal_velocity/run.py --out {} --short"],
     ["experiments/guided_planning/run.py --short"],
     ["experiments/limited_samples/run.py --short"],
+    ["experiments/synthetic_tables/run.py --short"],
     ["experiments/tabular_cnf/run.py --short"],
     ["experiments/few_steps_two_dims/run.py --out {} --short"],
     ["experiments/few_steps_digits/run.py --out {} --short"],

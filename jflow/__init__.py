@@ -73,7 +73,9 @@ _FUNCTIONS = {
 def __getattr__(name: str):
     where = f"jflow.{_FUNCTIONS.get(name, name)}"
     if name.startswith("_") or importlib.util.find_spec(where) is None:
-        raise AttributeError(f"module 'jflow' has no attribute {name!r}")
+        from jflow._core.names import unknown
+
+        raise unknown(__name__, name)
     module = importlib.import_module(where)  # a package becomes an attribute of this one by that
     if name not in _FUNCTIONS:
         return module

@@ -32,6 +32,7 @@ from numpy.typing import ArrayLike
 
 from jflow._core.arrays import float_dtype
 from jflow._core.checks import rows
+from jflow._core.names import explain_unknown
 from jflow.paths import LINEAR, Schedule, coefficients
 from jflow.types import Array, FlowMap, Key, Velocity
 
@@ -46,6 +47,8 @@ __all__ = [
     "mixture",
     "mixture_flow_map",
 ]
+
+explain_unknown(__name__)
 
 
 class Gaussian(NamedTuple):

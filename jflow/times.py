@@ -14,6 +14,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from jflow._core.names import explain_unknown
 from jflow._core.times import Times, partition
 from jflow.types import Array, Time, TimePair
 
@@ -37,6 +38,8 @@ __all__ = [
     "u_shaped",
     "uniform",
 ]
+
+explain_unknown(__name__)
 
 
 def uniform(low: float = 0.0, high: float = 1.0) -> Time:

@@ -14,10 +14,16 @@ A key is consumed once: a function splits the key that it gets and hands each pa
 and never folds a number into a key that it also passes on, because split(key, n)[i] and
 fold_in(key, i) are the same bits. `fold_in(state.key, state.step)` is the one exception, at the
 root of a training step; `jax.random.clone` says that the same draws are wanted once more.
+
+The tuples can be copied, and pickled where cloudpickle is installed, so that joblib and
+multiprocessing take them. Such a pickle holds the code of the functions, for other processes of the
+same versions of Python and jflow: what is kept is the params (`jflow.train.checkpoint`), and the
+tuple is made anew by the same call.
 """
 
+import io
 from collections.abc import Callable, Mapping
-from typing import Any, NamedTuple, Protocol, runtime_checkable
+from typing import Any, NamedTuple, Protocol, TypeVar, runtime_checkable
 
 import jax
 from jax.typing import ArrayLike
@@ -92,6 +98,47 @@ the decay of an average.
 """
 
 
+_Noun = TypeVar("_Noun", bound=type)
+
+
+def _picklable(noun: _Noun) -> _Noun:
+    """Let a tuple of closures be copied and pickled: a copy is the tuple itself."""
+    own = {
+        "__copy__": lambda self: self,
+        "__deepcopy__": lambda self, memo: self,
+        "__reduce__": _reduce,
+    }
+    for name, method in own.items():
+        setattr(noun, name, method)
+    _NOUNS.append(noun)
+    return noun
+
+
+def _reduce(noun: tuple) -> tuple:
+    """How pickle saves a noun: as bytes of cloudpickle, which saves closures by their code."""
+    try:
+        import cloudpickle
+    except ImportError:
+        raise TypeError(
+            f"{type(noun).__name__}: expected cloudpickle to be installed, because the functions of"
+            " a noun are closures, which pickle alone cannot save; or save the params"
+            " (jflow.train.checkpoint) and make the noun anew"
+        ) from None
+
+    class Pickler(cloudpickle.Pickler):
+        def reducer_override(self, value):  # nouns within nouns keep their identity
+            if type(value) in _NOUNS:
+                return type(value), tuple(value)
+            return super().reducer_override(value)
+
+    file = io.BytesIO()
+    Pickler(file).dump(noun)
+    return cloudpickle.loads, (file.getvalue(),)
+
+
+_NOUNS: list[type] = []
+
+
 @runtime_checkable
 class InitMap(Protocol):
     """The `init` of a `Bijector` or a `Transport`."""
@@ -131,6 +178,7 @@ class PullbackMap(Protocol):
     ) -> tuple[Float[Array, "b *event"], tuple[Params, Float[Array, "b *event"], Cond]]: ...
 
 
+@_picklable
 class Bijector(NamedTuple):
     """An invertible map with a tractable log-determinant; the same fields for all of them.
 
@@ -177,6 +225,7 @@ class Bijector(NamedTuple):
     pullback: PullbackMap | None = None
 
 
+@_picklable
 class Transport(NamedTuple):
     """A stochastic layer or a surjection, whose `log_det` is a contribution to the likelihood.
 
@@ -222,6 +271,7 @@ class ApplyElementwise(Protocol):
     ) -> tuple[Float[Array, "*shape"], Float[Array, "*shape"]]: ...
 
 
+@_picklable
 class Elementwise(NamedTuple):
     """A monotone scalar map that a coupling or an autoregressive layer applies to each dimension.
 
@@ -296,6 +346,7 @@ class SampleAndLogProb(Protocol):
     ) -> tuple[Float[Array, "n *event"], Float[Array, " n"]]: ...
 
 
+@_picklable
 class Distribution(NamedTuple):
     """A probability distribution of x [*event], given cond or not.
 
@@ -330,6 +381,7 @@ class Distribution(NamedTuple):
     sample: Sample
 
 
+@_picklable
 class Flow(NamedTuple):
     """A `Distribution` together with the map that makes it: x = forward(z) for z from a base.
 
@@ -373,6 +425,7 @@ class Elbo(Protocol):
     ) -> Float[Array, " b"]: ...
 
 
+@_picklable
 class ElboFlow(NamedTuple):
     """A `Transport` over a base: what it knows of log p(x) is a lower bound.
 
@@ -419,6 +472,7 @@ class ApplyField(Protocol):
     ) -> PyTree: ...
 
 
+@_picklable
 class Field(NamedTuple):
     """A network of a point and a time, whatever it returns: logits, a mixture, (mean, std) ...
 
@@ -436,6 +490,7 @@ class Field(NamedTuple):
     apply: ApplyField
 
 
+@_picklable
 class Velocity(NamedTuple):
     """A `Field` whose output is shaped like x: dx/dt at (x, t).
 
@@ -494,6 +549,7 @@ class ApplyFlowMap(Protocol):
     ) -> PyTree: ...
 
 
+@_picklable
 class FlowMap(NamedTuple):
     """A network of a point and two times: where the flow goes from t to r, or its mean velocity.
 
@@ -533,6 +589,7 @@ class PathFn(Protocol):
     ) -> Float[Array, "b *event"]: ...
 
 
+@_picklable
 class Path(NamedTuple):
     """An interpolation between a source x0 and data x1, and what a velocity learns on it.
 

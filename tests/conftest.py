@@ -8,10 +8,11 @@ from pathlib import Path
 
 import jax
 import pytest
-from compiling import leave_the_optimizer_out
+from compiling import leave_contexts, leave_the_optimizer_out, share_contexts
 
 if not {"PYTEST_XDIST_WORKER", "JFLOW_TEST_OPTIMIZED"} & set(os.environ):  # workers inherit it
     leave_the_optimizer_out()
+share_contexts()
 
 jax.config.update("jax_numpy_rank_promotion", "raise")
 if os.environ.get("JFLOW_TEST_KEYS") == "1":
@@ -45,6 +46,7 @@ def free_compiled():
     """A worker would otherwise keep every program that it compiled, gigabytes of them by the
     end."""
     yield
+    leave_contexts()
     if resource.getrusage(resource.RUSAGE_SELF).ru_maxrss > 3 * 2**20:  # KiB
         jax.clear_caches()
 

@@ -140,10 +140,10 @@ class Loaded(NamedTuple):
     step: int
 
 
-def load_config(
+def read_keys(
     path: str | Path, overrides: Mapping[str, Any] | None = None
-) -> tuple[Experiment, dict[str, Any]]:
-    """Calls the `config` function of a Python file, with some of its keys overridden.
+) -> tuple[Callable, dict[str, Any]]:
+    """The `config` function of a Python file, and the value of each of its keys.
 
     A key's type is its annotation, or that of its default: strings are read as values of it (false,
     3e-4, 64,64; `none` where None is a value), an int may stand for a float and a list for a tuple.
@@ -154,7 +154,7 @@ def load_config(
         overrides: Values in place of the defaults, strings or Python values.
 
     Returns:
-        (experiment, the value of every key).
+        (the function, the value of every key).
 
     Raises:
         ValueError: For an unknown key, naming the nearest, and for a value of another type.
@@ -185,6 +185,26 @@ def load_config(
                 f"unknown key {name!r}: {hint}{path} has the keys {', '.join(defaults) or '(none)'}"
             )
         values[name] = _keys.read(name, value, kinds[name], defaults[name])
+    return config, values
+
+
+def load_config(
+    path: str | Path, overrides: Mapping[str, Any] | None = None
+) -> tuple[Experiment, dict[str, Any]]:
+    """Calls the `config` function of a Python file, with some of its keys overridden.
+
+    Args:
+        path: Of the file, or of a folder with config.py.
+        overrides: Values in place of the defaults, as `read_keys` takes them.
+
+    Returns:
+        (experiment, the value of every key).
+
+    Raises:
+        ValueError: For an unknown key, naming the nearest, and for a value of another type.
+    """
+    path = _config_file(path)
+    config, values = read_keys(path, overrides)
     with _naming_the_table_of_names(path):
         experiment = config(**values)
     if not isinstance(experiment, Experiment):
@@ -232,13 +252,13 @@ def run(
         ValueError: Where the workdir is another config's, naming what differs, and where another
             run is in it, naming its process.
     """
-    workdir, sources, values = expand(workdir), _sources(config_source), dict(resolved or {})
+    workdir, sources, values = expand(workdir), sources_of(config_source), dict(resolved or {})
     text = b"\n".join(sources.values()).decode(errors="replace")
     processes.check_agreement(
         {"the config": text, **{f"key {name!r}": value for name, value in values.items()}}
     )
     with hold(workdir):
-        _claim(workdir, sources, values)
+        claim(workdir, sources, values)
         return _train(experiment, workdir, progress, mesh)
 
 
@@ -415,7 +435,7 @@ def _config_file(path: str | Path) -> Path:
     return path
 
 
-def _sources(source: str | Path) -> dict[str, bytes]:
+def sources_of(source: str | Path) -> dict[str, bytes]:
     """What a workdir keeps of a config, given as a path or as text: config.py, and what it imports
     from its folder."""
     if isinstance(source, str) and "\n" in source:
@@ -439,7 +459,7 @@ def _stored(workdir: Path) -> dict[str, Any]:
     return values
 
 
-def _claim(workdir: Path, sources: dict[str, bytes], values: dict[str, Any]) -> None:
+def claim(workdir: Path, sources: dict[str, bytes], values: dict[str, Any]) -> None:
     """Write config.py, what it imports and config.json, or check that those there say the same."""
     try:
         values = json.loads(json.dumps(values))

@@ -1,4 +1,4 @@
-"""The command line: jflow train | sample | evaluate | fit | launch."""
+"""The command line: jflow train | sample | evaluate | fit | score | launch."""
 
 import argparse
 import contextlib
@@ -163,6 +163,7 @@ def launch(args) -> None:
 def sample(args) -> None:
     import jax
 
+    from jflow.apps import tables
     from jflow.apps.sampling import sample_writer, samples
 
     with sample_writer(args.out, args.num) as write:  # an unwritable path is found out here
@@ -171,9 +172,20 @@ def sample(args) -> None:
             k: v for k in ("label", "steps", "guidance") if (v := getattr(args, k)) is not None
         }
         started = time.perf_counter()
-        for rows in samples(
-            loaded, jax.random.key(args.seed), args.num, batch=args.batch, **options
-        ):
+        if tables.is_table(loaded.preprocess.state) and not options:
+            from jflow.apps import tabular
+
+            model = tabular.load(args.workdir, step=args.step, ema=args.ema)
+            given = _given(model, args.given)
+            chunks = model.sample_chunks(args.num, given, args.seed, encoded=True)
+            drawn: Iterator = ({"x": rows} for rows in chunks)
+        elif args.given:
+            raise ValueError("--given is for models of tables, that `jflow fit` trained")
+        else:
+            drawn = samples(
+                loaded, jax.random.key(args.seed), args.num, batch=args.batch, **options
+            )
+        for rows in drawn:
             write(loaded, rows)
         seconds = time.perf_counter() - started
     _say(
@@ -181,6 +193,57 @@ def sample(args) -> None:
         f"wrote {args.out}: {args.num} rows from step {loaded.step} in {seconds:.1f} s, compilation"
         " included",
     )
+
+
+def _given(model, texts: Sequence[str]) -> dict[str, Any]:
+    """What --given says: COLUMN=VALUE, several of them for one column, or COLUMN=LOW..HIGH."""
+    given: dict[str, Any] = {}
+    names = {column.name for column in model.schema_}
+    numbers = {column.name for column in model.schema_ if column.kind != "categorical"}
+    for text in texts:
+        cuts = [i for i, letter in enumerate(text) if letter == "="]
+        if not cuts:
+            raise ValueError(f"--given: expected COLUMN=VALUE or COLUMN=LOW..HIGH, got {text!r}")
+        cut = next((i for i in cuts if text[:i] in names), cuts[0])  # names may hold an =
+        name, value = text[:cut], text[cut + 1 :]
+        low, dots, high = value.partition("..")
+        if dots and name in numbers:
+            if name in given:
+                raise ValueError(f"--given: {name!r} is given more than once, and as a range")
+            given[name] = (low or None, high or None)
+        else:
+            given.setdefault(name, []).append(value)
+    return {k: v[0] if isinstance(v, list) and len(v) == 1 else v for k, v in given.items()}
+
+
+def score(args) -> None:
+    import numpy as np
+
+    from jflow import data
+    from jflow.apps import tabular
+    from jflow.data.writers import csv_writer
+
+    model = tabular.load(args.workdir, step=args.step, ema=args.ema)
+    given = [name for name in args.given.split(",") if name]
+    nats = model.log_prob(args.table, given=given)
+    lines = data.read_table(args.table, header=model.header).lines
+    if args.out is not None:
+        with csv_writer(args.out) as write:
+            write([["line", "log_density"]])
+            write([[str(i), f"{v:.6g}"] for i, v in zip(lines, nats, strict=True)])
+    fine = nats[np.isfinite(nats)]
+    error = f" +- {fine.std(ddof=1) / math.sqrt(len(fine)):.3f}" if len(fine) > 1 else ""
+    mean = f"mean log-density {fine.mean():.3f}{error} nats; larger is better" if len(fine) else ""
+    never = len(nats) - len(fine)
+    print(f"{args.table}: {len(nats)} rows, {mean or 'none of them as in the table of the fit'}")
+    if never and len(fine):
+        first = lines[int(np.argmin(nats))]
+        print(
+            f"{never} rows hold a value that the table of the fit never had, the first on line"
+            f" {first}: their log-density is -inf, and the mean leaves them out"
+        )
+    if args.out is not None:
+        _say(args, f"wrote {args.out}")
 
 
 def evaluate(args) -> None:
@@ -206,42 +269,45 @@ def evaluate(args) -> None:
 
 def fit(args) -> None:
     from jflow import apps
-    from jflow.apps import table_report, tables
+    from jflow.apps import tabular
 
-    config = _TABLE_CONFIG
-    overrides: dict[str, Any] = _pairs(args.overrides)
-    overrides |= {"table": str(args.table.absolute()), "fingerprint": tables.digest(args.table)}
-    _, values = apps.load_config(config, overrides)
-    prepared = tables.loader(**{name: values[name] for name in tables.KEYS})()
-    # What the table decides is written into the run's config, so that samples are drawn without the
-    # table.
-    overrides["features"] = len(prepared.schema)
-    rows = int((prepared.part == tables.TRAIN).sum())
-    overrides["batch"] = values["batch"] if "batch" in overrides else min(values["batch"], rows)
-    overrides.setdefault(
-        "eval_every", min(100, max(5, rows // int(overrides["batch"])))
-    )  # an epoch, more or less
-    experiment, values = apps.load_config(config, overrides)
-    _say(args, f"{args.table}: {prepared.table.rows} rows, {len(prepared.schema)} columns")
+    overrides = _pairs(args.overrides)
+    _, values = apps.read_keys(_TABLE_CONFIG, overrides)
+    renamed = {"seed": "random_state"}
+    options = {renamed.get(name, name): values[name] for name in overrides}
+    hidden = sorted(set(options) - set(tabular.TabularFlow().get_params()))
+    if hidden:
+        raise ValueError(f"key {hidden[0]!r} is found from the table and cannot be given")
     with _leaving_nothing(args.out):
-        done = apps.run(
-            experiment, args.out, config_source=config, resolved=values, progress=not args.quiet
-        )
-    _say(args, _summary(done, args.out))
-    report = table_report.write_results(jflow.load(args.out), prepared, args.out)
-    seen, test = report["test_rows_in_train"], report["parts"]["test"]
-    unseen = report["test_log_likelihood_of_rows_not_in_train"]
-    _say(args, f"test log-likelihood, nats per row: {_scores(report['test_log_likelihood'])}")
+        model = tabular.TabularFlow(**options, workdir=args.out, progress=not args.quiet)
+        model.fit(args.table)
+    prepared = model.prepared_
+    left_out = f", {prepared.dropped} left out for a missing value" if prepared.dropped else ""
+    _say(
+        args,
+        f"{args.table}: {prepared.table.rows} rows{left_out}, {len(prepared.schema)} columns",
+    )
+    found = model.report(args.out)
+    seen, test = found["test_rows_in_train"], found["parts"]["test"]
+    likelihoods = found["likelihoods"]["of"]
+    _say(args, f"test log-likelihood, nats per row: {_scores(likelihoods['test rows'])}")
     if seen:
+        unseen = likelihoods["test rows that are not in train"]
         without = f"; of the others: {_scores(unseen)}" if unseen else ""
         _say(args, f"{seen} of {test} test rows also stand in train{without}")
-    _say(args, f"wrote report.json, log_density.csv and synthetic.csv to {args.out}")
+    _say(args, f"wrote report.html, report.json and synthetic.csv to {args.out}")
 
 
 def _scores(scores: dict) -> str:
-    error = "" if scores["standard_error"] is None else f" +- {scores['standard_error']:.3f}"
-    flow, gaussian, difference = (scores[name] for name in ("flow", "gaussian", "difference"))
-    return f"flow {flow:.3f}, Gaussian {gaussian:.3f}, difference {difference:.3f}{error}"
+    if scores["flow"] is None:
+        return "no row has a density"
+    text = f"flow {scores['flow']:.3f}"
+    if "gaussian" in scores:
+        error = scores["standard_error"]
+        text += f", Gaussian {scores['gaussian']:.3f}, difference {scores['difference']:.3f}"
+        text += "" if error is None else f" +- {error:.3f}"
+    without = scores["rows_without_density"]
+    return text + (f" ({without} rows with a value never seen are left out)" if without else "")
 
 
 def _mesh(text: str) -> dict[str, int]:
@@ -486,7 +552,8 @@ def _parser() -> argparse.ArgumentParser:
         " Rows are drawn --batch\nat a time, so that they need not fit in memory. A file that has"
         " the name --out already is replaced at the end.",
         "  jflow sample runs/digits --num 100 --out grid.png --label 3 --guidance 2\n"
-        "  jflow sample runs/digits --num 50000 --out samples.npz --batch 500",
+        "  jflow sample runs/digits --num 50000 --out samples.npz --batch 500\n"
+        "  jflow sample runs/people --num 1000 --out rows.csv --given sex=F --given age=30..40",
     )
     add_checkpoint(command)
     command.add_argument("--num", type=_whole(1), required=True, metavar="N", help="how many")
@@ -496,6 +563,16 @@ def _parser() -> argparse.ArgumentParser:
         required=True,
         metavar="FILE",
         help="a name that ends in .png, .npz or .csv",
+    )
+    command.add_argument(
+        "--given",
+        action="append",
+        default=[],
+        metavar="COLUMN=VALUE",
+        help=(
+            "for a table: a value that a column has in all rows; COLUMN=LOW..HIGH for a range (an"
+            " end may be left out), and the option again for another column or another value"
+        ),
     )
     command.add_argument("--label", type=_whole(0), help="the class, for models that know classes")
     command.add_argument("--steps", type=_whole(1), help="of the solver, for models that integrate")
@@ -515,22 +592,39 @@ def _parser() -> argparse.ArgumentParser:
     add_checkpoint(command)
 
     command = add(
+        score,
+        "score the rows of a table",
+        "Print the mean log-density of the rows of a table under the model that `jflow fit` trained"
+        " on another, or on\nthe same, and write that of each row.",
+        "  jflow score runs/wine other.csv --out scores.csv\n"
+        "  jflow score runs/people other.csv --given age,sex",
+    )
+    add_checkpoint(command)
+    command.add_argument("table", type=_path, metavar="TABLE", help="the rows")
+    command.add_argument(
+        "--given",
+        default="",
+        metavar="A,B",
+        help="columns to condition on: the density of the others, given these",
+    )
+    command.add_argument("--out", type=_path, metavar="FILE", help="gets each row's log-density")
+
+    command = add(
         fit,
         "fit a density to a table",
-        "Fit a neural spline flow to a table (csv, tsv, blanks; plain or .gz; with or without a\n"
-        "header), and write to DIR\n"
-        "  report.json      test log-likelihood beside a full-covariance Gaussian's, with and\n"
-        "                   without the test rows that also stand in train; what each column was\n"
-        "                   taken for\n"
-        "  log_density.csv  the log-density of every row of the table: per unit of its columns,\n"
-        "                   and as mass where they are whole numbers or categories\n"
+        "Fit a model to a table (csv, tsv, semicolons or blanks, plain or .gz; .xlsx, .parquet),\n"
+        "and write to DIR\n"
+        "  report.html      how near synthetic rows come to real ones, in pictures and numbers,\n"
+        "                   beside a Gaussian and a copula: columns, pairs, a classifier, nearest\n"
+        "                   rows, and the log-likelihood of rows that were left out of training\n"
+        "  report.json      the same numbers, and what each column was taken for\n"
         "  synthetic.csv    as many new rows, in the table's columns, units and formatting\n"
-        "  marginals.png    each column's histogram, real and synthetic (with matplotlib)\n"
         "Training stops when the validation part gets no better; the same command resumes it.\n"
-        "\n" + _listed(_TABLE_CONFIG, ("table", "fingerprint", "features")),
+        "\n" + _listed(_TABLE_CONFIG, ("table", "fingerprint", "codes", "numbers", "low", "high")),
         "  jflow fit wine.csv --out runs/wine\n"
         "  jflow fit people.csv --out runs/people drop=name,id categorical=postcode\n"
-        "  jflow sample runs/wine --num 1000 --out rows.csv",
+        "  jflow sample runs/wine --num 1000 --out rows.csv\n"
+        "  jflow score runs/wine other.csv --out scores.csv",
     )
     command.add_argument("table", type=_path, metavar="TABLE", help="the table")
     command.add_argument(

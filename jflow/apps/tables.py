@@ -1,81 +1,102 @@
-"""A density for a user's own table: its rows, their preprocessing and the base of its flow. See
-`jflow fit`."""
+"""A model for a user's own table: its rows, their preprocessing, and the experiment that trains
+it. See `jflow.apps.tabular` and `jflow fit`."""
 
-import functools
 import hashlib
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 
-from jflow import data
+from jflow import data, flows, losses
 from jflow._core.files import expand
+from jflow._core.lock import hold
 from jflow._core.seeds import generator
-from jflow.data import Column, Preprocess, Splits, Table
+from jflow.apps import Experiment
+from jflow.apps._experiment import claim, sources_of
+from jflow.data import Column, Marginal, Preprocess, Splits, Table
+from jflow.flows import AnyOrder, MixedRows, Within
+from jflow.train import checkpoint, init_state
 
 LEAST_ROWS = 10
 TRAIN, VALID, TEST = "train", "valid", "test"
+VALID_ROWS = 4096  # that an evaluation scores, repeated where there are fewer
 
 
 class Prepared(NamedTuple):
-    """A table ready to be fitted: its encoded rows [n, d], the same with the one fixed noise, and
-    each row's part."""
+    """A table ready to be fitted: its encoded rows [n, d] (NaN where missing), each row's part, and
+    how many rows were left out for a missing value."""
 
     table: Table
     schema: tuple[Column, ...]
     encoded: np.ndarray
-    noisy: np.ndarray
     part: np.ndarray
+    dropped: int = 0
 
     def rows(self, part: str) -> dict[str, np.ndarray]:
-        return {"x": self.noisy[self.part == part]}
+        return {"x": self.encoded[self.part == part]}
 
     def test_rows_in_train(self) -> np.ndarray:
-        """bool [test rows]: which of them, before the noise, also stand in the training part."""
+        """bool [test rows]: which of them also stand in the training part."""
         group, _ = identical_rows(self.encoded)
         return np.isin(group[self.part == TEST], group[self.part == TRAIN])
 
 
 def prepare(
-    path: str | Path,
+    table: Any,
     *,
     columns: tuple[str, ...] | None = None,
     drop: tuple[str, ...] = (),
     categorical: tuple[str, ...] = (),
+    numeric: tuple[str, ...] = (),
+    decimal: str | None = None,
+    day_first: bool | None = None,
     header: bool | None = None,
+    drop_missing: bool = False,
     group_repeated: bool = False,
     seed: int = 0,
 ) -> Prepared:
-    """Read, find the kinds of columns, dequantize once, and cut all rows at random 80 / 10 / 10 by
-    `seed`.
+    """Read a path, a DataFrame or an array, find the kinds of columns, and cut all rows at random
+    80 / 10 / 10 by `seed`.
 
     Repeated rows are kept: how often a row stands in a table is part of what is to be learned, and
     a table without its repeats has another distribution.
+    drop_missing: whether rows with a missing value are left out; else a missing value is a value
+    like any other.
     group_repeated: whether identical rows (the table's own repeats) all go to one part, drawn at
     random, so that no test row was seen in training. ValueError where that would change the
-    distribution of the columns in the parts, see
-    `grouped_parts`. Other errors name the file, and the line and column where there is one.
+    distribution of the columns in the parts, see `grouped_parts`. Other errors name the file, and
+    the line and column where there is one.
     """
-    table = data.read_table(path, header=header, columns=columns, drop=drop)
-    schema = data.find_schema(table, categorical=categorical)
-    encoded = data.encode(schema, table)
-    n = len(encoded)
+    table = data.read_table(table, header=header, columns=columns, drop=drop)
+    dropped = 0
+    if drop_missing:
+        whole = ~np.any(data.missing_cells(table), axis=1)
+        dropped, table = int((~whole).sum()), data.take_rows(table, np.flatnonzero(whole))
+    n = table.rows
     if n < LEAST_ROWS:
-        raise ValueError(f"{path}: the table has {n} rows; a fit needs at least {LEAST_ROWS}")
+        of = f" without a missing value, of {n + dropped}" if dropped else ""
+        many = "1 sample (one row)" if n == 1 else f"{n} rows"
+        raise ValueError(
+            f"{table.path}: the table has {many}{of}; a fit needs at least {LEAST_ROWS}"
+        )
+    schema = data.find_schema(
+        table, categorical=categorical, numeric=numeric, decimal=decimal, day_first=day_first
+    )
+    encoded = data.encode(schema, table)
     if group_repeated:
-        part = grouped_parts(path, encoded, seed)
+        part = grouped_parts(table.path, encoded, seed)
     else:
         part = np.full(n, TRAIN, dtype=object)
         parts = data.split({"i": np.arange(n)}, valid=0.1, test=0.1, seed=seed)
         for name, rows in ((VALID, parts.valid), (TEST, parts.test)):
             if rows is not None:
                 part[rows["i"]] = name
-    noisy = data.add_noise(schema, encoded, np.random.default_rng((seed, 1)))
-    return Prepared(table, schema, encoded, noisy, part)
+    return Prepared(table, schema, encoded, part, dropped)
 
 
 def identical_rows(encoded: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -116,161 +137,235 @@ def grouped_parts(path: str | Path, encoded: np.ndarray, seed: int) -> np.ndarra
     return of_group[group]
 
 
-KEYS = (
-    "table",
-    "fingerprint",
-    "columns",
-    "drop",
-    "categorical",
-    "header",
-    "group_repeated",
-    "seed",
-)
-
-
-def loader(
-    *,
-    table: str,
-    fingerprint: str,
-    columns: str,
-    drop: str,
-    categorical: str,
-    header,
-    group_repeated,
-    seed: int,
-) -> Callable[[], Prepared]:
-    """`prepare` by the values of a config (names as 'a,b', '' for none), run when first called and
-    then kept.
-
-    fingerprint: of the file this run is for, '' for any; another file is an error.
-    """
-
-    def names(text: str) -> tuple[str, ...]:
-        return tuple(name.strip() for name in text.split(",")) if text else ()
-
-    def load() -> Prepared:
-        found = digest(table)
-        if fingerprint and fingerprint != found:
-            raise ValueError(f"{table}: the table has changed since this run was started")
-        named = names(columns) or None, names(drop), names(categorical)
-        return _prepare(table, found, *named, header, group_repeated, seed)
-
-    return load
-
-
-@functools.lru_cache(maxsize=2)
-def _prepare(path, digest, columns, drop, categorical, header, group_repeated, seed):
-    options = {"columns": columns, "drop": drop, "categorical": categorical, "header": header}
-    return prepare(path, **options, group_repeated=group_repeated, seed=seed)
-
-
 def digest(path: str | Path) -> str:
     """A fingerprint of the bytes of a file, so that a run is not resumed on another table."""
     return hashlib.sha256(expand(path).read_bytes()).hexdigest()[:16]
 
 
-def splits(load: Callable[[], Prepared]) -> Callable[[], Splits]:
-    """The three parts of a table as rows {'x': float64 [n, d]}: table units, dequantized."""
-    return lambda: Splits(*(load().rows(part) for part in (TRAIN, VALID, TEST)))
+def digest_rows(prepared: Prepared) -> str:
+    """A fingerprint of encoded rows, for a table that is no file."""
+    return hashlib.sha256(np.ascontiguousarray(prepared.encoded).tobytes()).hexdigest()[:16]
+
+
+class Shape(NamedTuple):
+    """What a model needs to know of its table: the codes of each column, whether it has numbers,
+    and the ends of the numbers in the table, in model units."""
+
+    codes: tuple[int, ...]
+    numbers: tuple[bool, ...]
+    low: tuple[float, ...]
+    high: tuple[float, ...]
+
+
+def shape_of(marginals: tuple[Marginal, ...]) -> Shape:
+    def end(marginal, value):
+        return float(data.to_normal(marginal, np.array([value]))[0]) if marginal.number else 0.0
+
+    return Shape(
+        tuple(len(m.values) for m in marginals),
+        tuple(m.number for m in marginals),
+        tuple(end(m, m.low) for m in marginals),
+        tuple(end(m, m.high) for m in marginals),
+    )
+
+
+def within(shape: Shape) -> Within:
+    """All codes, and the numbers of the table's range: nothing is drawn beyond what was seen."""
+    most = max(k + has for k, has in zip(shape.codes, shape.numbers, strict=True))
+    ends = (np.array(end, np.float32) for end in (shape.low, shape.high))
+    return Within(np.ones((len(shape.codes), most), bool), *ends)
+
+
+def experiment(
+    load: Callable[[], Prepared],
+    shape: Shape,
+    *,
+    width: int,
+    num_blocks: int,
+    bins: int,
+    dropout: float,
+    learning_rate: float,
+    weight_decay: float,
+    steps: int,
+    batch: int,
+    eval_every: int,
+    patience: int | None,
+    ema: float,
+    seed: int,
+) -> Experiment:
+    """The training of a `flows.any_order` model on the rows of a table, by values of the
+    config `configs/table.py`."""
+    options = {"width": width, "num_blocks": num_blocks, "bins": bins}
+    model = flows.any_order(shape.codes, shape.numbers, **options)
+    trained = flows.any_order(shape.codes, shape.numbers, dropout=dropout, **options)
+    schedule = optax.warmup_cosine_decay_schedule(
+        0.0, learning_rate, min(200, steps), steps + 1, 0.01 * learning_rate
+    )
+    draw, bounds, d = jax.jit(model.sample), within(shape), len(shape.codes)
+
+    def sample(params, key, n):
+        nothing = MixedRows(np.zeros((n, d), np.int32), np.zeros((n, d), np.float32))
+        rows, _ = draw(params, key, nothing, np.zeros((n, d), bool), bounds)
+        return {"x": rows.value, "code": rows.code}
+
+    return Experiment(
+        model=model,
+        init=jax.jit(
+            lambda key, batch: model.init(key, MixedRows(batch["code"][:1], batch["x"][:1]))
+        ),
+        loss=losses.any_order_nll(trained),
+        optimizer=optax.chain(
+            optax.clip_by_global_norm(5.0), optax.adamw(schedule, weight_decay=weight_decay)
+        ),
+        data=lambda: Splits(*(load().rows(part) for part in (TRAIN, VALID, TEST))),
+        preprocess=preprocess(load),
+        steps=steps,
+        batch=batch,
+        seed=seed,
+        ema=ema,
+        sample=sample,
+        evaluate=evaluate(model),
+        eval_every=eval_every,
+        save_every=1000,
+        monitor="valid_nll",
+        patience=patience,
+    )
 
 
 def preprocess(load: Callable[[], Prepared]) -> Preprocess:
-    """Standardization whose state carries the columns of the table as well; `undo` floors to their
-    lattices.
+    """From encoded rows {'x': float64 [n, d]} to codes and numbers {'x', 'code'} (see
+    `data.to_codes_and_numbers`). The state carries the columns of the table and their marginals;
+    `undo` floors to their lattices.
 
-    Rows in data units are then {'x': float64 [n, d]} of lattice values, codes and continuous
-    numbers; `as_text` and
-    `as_arrays` give them the table's form. log_det counts whole numbers and categories as mass (see
-    `data.find_schema`).
+    `to_frame` and `as_text` give rows in data units the table's form. log_det counts whole numbers
+    and categories as mass (see `data.find_schema`).
     """
-    base = data.standardize()
 
     def fit(rows):
         prepared = load()
-        columns = [column._asdict() for column in prepared.schema]
-        return {**base.fit(rows), "columns": columns, "header": prepared.table.header}
+        return {
+            "columns": [column._asdict() for column in prepared.schema],
+            "marginals": [m._asdict() for m in data.find_marginals(prepared.schema, rows["x"])],
+            "header": prepared.table.header,
+        }
+
+    def apply(state, rows, rng):
+        rng = generator("cells", 0) if rng is None else rng
+        return data.to_codes_and_numbers(columns_of(state), marginals_of(state), rows["x"], rng)
 
     def undo(state, rows):
-        rows = base.undo(state, rows)
-        return {**rows, "x": data.decode(columns_of(state), rows["x"])}
+        x = data.from_codes_and_numbers(marginals_of(state), rows)
+        return {"x": data.decode(columns_of(state), x)}
 
     def log_det(state, rows):
-        return base.log_det(state, rows) + data.log_mass_unit(columns_of(state))
+        return data.log_slopes(columns_of(state), marginals_of(state), rows).sum(1)
 
-    return Preprocess(fit, base.apply, undo, log_det)
+    return Preprocess(fit, apply, undo, log_det)
 
 
-def is_table(state) -> bool:
+def is_table(state: Any) -> bool:
     """Whether a preprocess state is one of `preprocess`."""
     return isinstance(state, dict) and "columns" in state and "header" in state
 
 
-def columns_of(state) -> tuple[Column, ...]:
-    return tuple(Column(**{**c, "categories": tuple(c["categories"])}) for c in state["columns"])
+def _as_tuples(fields: Mapping[str, Any]) -> dict[str, Any]:
+    return {key: tuple(v) if isinstance(v, list) else v for key, v in fields.items()}
 
 
-def as_text(state, x: np.ndarray) -> tuple[list[str] | None, list[list[str]]]:
+def columns_of(state: Mapping[str, Any]) -> tuple[Column, ...]:
+    return tuple(Column(**_as_tuples(column)) for column in state["columns"])
+
+
+def marginals_of(state: Mapping[str, Any]) -> tuple[Marginal, ...]:
+    return tuple(Marginal(**_as_tuples(marginal)) for marginal in state["marginals"])
+
+
+def as_text(state: Mapping[str, Any], x: np.ndarray) -> tuple[list[str] | None, list[list[str]]]:
     """(header or None, rows of cells) of rows [n, d] in data units, written as the table is."""
     schema = columns_of(state)
     return ([c.name for c in schema] if state["header"] else None), data.to_text(schema, x)
 
 
-def as_arrays(state, x: np.ndarray) -> dict[str, np.ndarray]:
+def as_arrays(state: Mapping[str, Any], x: np.ndarray) -> dict[str, np.ndarray]:
     """An array [n] for each column, by name: int64 for whole numbers that it holds, text for
-    categories, else float64."""
-    arrays = {}
+    categories, else float64 with NaN where missing."""
+    arrays: dict[str, np.ndarray] = {}
     for j, column in enumerate(columns_of(state)):
         if column.kind == "categorical":
             value = np.array(column.categories)[x[:, j].astype(int)]
         else:
             whole = column.decimals == 0 and max(abs(column.low), abs(column.high)) < 2**63
+            whole = whole and not np.isnan(x[:, j]).any()
             value = x[:, j].astype(np.int64) if whole else x[:, j]
         name = column.name if column.name and column.name not in arrays else f"column {j + 1}"
         arrays[name] = value
     return arrays
 
 
-def log_prob(flow, *, batch: int = 1024) -> Callable:
-    """(params, y [n, d] in model units) -> [n] nats in float64. Rows are padded to a power of two,
-    `batch` at most."""
-    compiled = jax.jit(flow.log_prob)
+def log_prob(model: AnyOrder, *, batch: int = 1024) -> Callable:
+    """(params, rows {'x', 'code'}, observed [d] bool) -> [n] nats in float64 of the cells that are
+    not observed; -inf for a row with a code -1 (see `data.to_codes_and_numbers`). Rows are padded
+    to a power of two, `batch` at most."""
+    compiled = jax.jit(model.log_prob)
 
-    def apply(params, y):
-        out = np.empty(len(y))
-        size = min(batch, 1 << (len(y) - 1).bit_length())
-        for i in range(0, len(y), size):
-            chunk = np.asarray(y[i : i + size])
-            padded = np.pad(chunk, ((0, size - len(chunk)), (0, 0)), mode="edge")
-            out[i : i + size] = np.asarray(compiled(params, padded))[: len(chunk)]
-        return out
+    def apply(params, rows, observed):
+        known, n = (rows["code"] >= 0).all(1), len(rows["code"])
+        out = np.empty(n)
+        size = min(batch, 1 << (n - 1).bit_length())
+        for i in range(0, n, size):
+            code, x = (rows[name][i : i + size] for name in ("code", "x"))
+            short = ((0, size - len(code)), (0, 0))
+            code, x = np.pad(np.maximum(code, 0), short, "edge"), np.pad(x, short, "edge")
+            seen = np.broadcast_to(observed, code.shape)
+            nats = compiled(params, MixedRows(jnp.asarray(code), jnp.asarray(x)), jnp.asarray(seen))
+            out[i : i + size] = np.asarray(nats)[: n - i]
+        return np.where(known, out, -np.inf)
 
     return apply
 
 
-def evaluate(flow) -> Callable:
-    """(params, state, key, splits) -> nats per row of validation and test rows, negated; counted as
-    in the report."""
-    density = log_prob(flow)
+def evaluate(model: AnyOrder) -> Callable:
+    """(params, state, key, splits) -> the negative log-likelihood of validation and test rows, nats
+    per row, averaged over all orders of the columns by random cuts (`losses.any_order_nll`)."""
+    loss, pre = losses.any_order_nll(model), preprocess(_no_table)
+    score = jax.jit(lambda params, key, batch: loss(params, key, batch)[0])
 
     def apply(params, state, key, splits):
-        unit = data.log_mass_unit(columns_of(state)) - float(np.log(state["std"]).sum())
         scores = {}
         for name, rows in zip(("valid", "test"), splits[1:], strict=True):
-            y = data.standardize().apply(state, rows, None)["x"]
-            scores[f"{name}_nll"] = -float(density(params, y).mean()) - unit
+            if rows is None:
+                continue
+            order = generator("evaluate", 0).permutation(len(rows["x"]))
+            rows = pre.apply(state, {"x": rows["x"][np.resize(order, VALID_ROWS)]}, None)
+            known = (rows["code"] >= 0).all(1)
+            slopes = pre.log_det(state, rows)[known].mean()
+            batch = {
+                **rows,
+                "code": np.maximum(rows["code"], 0),
+                "weight": known.astype(np.float32),
+            }
+            scores[f"{name}_nll"] = float(score(params, key, batch)) - slopes
         return scores
 
     return apply
 
 
-def init_on_rows(model, load: Callable[[], Prepared], *, most: int = 20_000) -> Callable:
-    """(key, batch) -> params, initialized on up to `most` standardized training rows instead of on
-    one batch."""
+def _no_table() -> Prepared:
+    raise ValueError("there is no table: expected table=PATH, as `jflow fit PATH` sets it")
 
-    def init(key, batch):
-        rows, base = load().rows(TRAIN), data.standardize()
-        x = base.apply(base.fit(rows), rows, None)["x"]
-        chosen = generator("init_on_rows", 0).permutation(len(x))[:most]
-        return jax.jit(model.init)(key, jnp.asarray(x[chosen]))
 
-    return init
+def write_run(
+    folder: Path,
+    config: Path,
+    values: Mapping[str, Any],
+    params: Any,
+    state: Mapping[str, Any],
+    step: int,
+) -> Path:
+    """A folder as `apps.run` leaves it: the config, its values and one checkpoint."""
+    folder.mkdir(parents=True, exist_ok=True)
+    with hold(folder):
+        claim(folder, sources_of(config), dict(values))
+        start = init_state(params, optax.identity(), jax.random.key(0))
+        checkpoint.save(folder, step, start, extra={"preprocess": state})
+    return folder

@@ -1,11 +1,13 @@
 """Invertible maps and the functions that combine them.
 
 A constructor returns a `types.Bijector`, three pure functions that compose with `chain` and `scan`.
-Beside the maps themselves there are the scalar maps that coupling layers apply (`univariate`, which
-return an `Elementwise`), and stochastic layers and surjections, which return a `Transport`.
+Beside the maps themselves there are maps onto bounded supports (`supports`), the scalar maps that
+coupling layers apply (`univariate`, which return an `Elementwise`), and stochastic layers and
+surjections, which return a `Transport`.
 """
 
-from jflow.bijectors import decoding, log_dets, masks, scales, splines, univariate
+from jflow._core.names import explain_unknown
+from jflow.bijectors import decoding, log_dets, masks, scales, splines, supports, univariate
 from jflow.bijectors._amortized import amortized
 from jflow.bijectors._autoregressive import (
     InverseInfo,
@@ -25,6 +27,7 @@ from jflow.bijectors._elementwise import (
     affine,
     elementwise,
     logit,
+    robust_standardize,
     sigmoid,
     softplus,
     standardize,
@@ -95,6 +98,7 @@ __all__ = [
     "reshape",
     "residual",
     "reverse",
+    "robust_standardize",
     "scales",
     "scan",
     "sequential",
@@ -103,6 +107,7 @@ __all__ = [
     "splines",
     "squeeze",
     "standardize",
+    "supports",
     "sylvester",
     "tanh",
     "tokens",
@@ -112,3 +117,5 @@ __all__ = [
     "vae",
     "variational_dequantization",
 ]
+
+explain_unknown(__name__)

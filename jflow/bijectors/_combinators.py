@@ -30,7 +30,7 @@ def chain(*layers: Bijector | Transport) -> Bijector | Transport:
     `forward` applies layers[0], then layers[1] and so on; `inverse` goes back. The log-dets add up.
     A key is split, a part for each layer; every layer gets the same cond.
 
-    Also known as: composition, compose, sequential, stack of layers.
+    Also known as: composition, compose, sequence of layers.
 
     Args:
         *layers: the maps, `Bijector` or `Transport`.

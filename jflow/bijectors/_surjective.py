@@ -120,7 +120,7 @@ def variational_dequantization(noise: Flow | Distribution, levels: int = 256) ->
     _check_levels("variational_dequantization", levels)
 
     def given(x, cond):
-        return _given((2 * x.astype(float_dtype(x)) + 1) / levels - 1, cond)
+        return given_x((2 * x.astype(float_dtype(x)) + 1) / levels - 1, cond)
 
     def init(key, x, cond=None, *, side="data"):
         check_side(side)
@@ -138,7 +138,7 @@ def variational_dequantization(noise: Flow | Distribution, levels: int = 256) ->
 
     def inverse(params, x, cond=None, *, key=None):
         need_key("variational_dequantization.inverse", key)
-        u, log_q = _draw(noise, params, key, x.shape[0], given(x, cond))
+        u, log_q = draw_given(noise, params, key, x.shape[0], given(x, cond))
         if u.shape != x.shape:
             raise ValueError(
                 f"variational_dequantization: expected noise of shape {list(x.shape)}, as x, got "
@@ -251,18 +251,18 @@ def augment(noise: Flow | Distribution, size: int) -> Transport:
         check_side(side)
         if side == "source":
             x, e = parts(x)
-            return noise.init(key, e, _given(x, cond))
+            return noise.init(key, e, given_x(x, cond))
         key, key_e = jax.random.split(key)
         e = jax.random.normal(key_e, (*x.shape[:-1], size), float_dtype(x)).astype(x.dtype)
-        return noise.init(key, e, _given(x, cond))
+        return noise.init(key, e, given_x(x, cond))
 
     def forward(params, z, cond=None, *, key=None):
         x, e = parts(z)
-        return x, noise.log_prob(params, e, _given(x, cond), key=key)
+        return x, noise.log_prob(params, e, given_x(x, cond), key=key)
 
     def inverse(params, x, cond=None, *, key=None):
         need_key("augment.inverse (forward of drop)", key)
-        e, log_q = _draw(noise, params, key, x.shape[0], _given(x, cond))
+        e, log_q = draw_given(noise, params, key, x.shape[0], given_x(x, cond))
         if e.shape != (*x.shape[:-1], size):
             raise ValueError(
                 f"augment: expected noise of shape {[*x.shape[:-1], size]}, got {list(e.shape)}"
@@ -313,11 +313,11 @@ def _check_levels(name: str, levels: int) -> None:
         raise ValueError(f"{name}: expected 2 .. 65536 levels, got {levels}")
 
 
-def _given(x: Array, cond: Cond) -> Cond:
+def given_x(x: Array, cond: Cond) -> Cond:
     return x if cond is None else {"x": x, "cond": cond}
 
 
-def _draw(noise, params, key, n: int, cond: Cond) -> tuple[Array, Array]:
+def draw_given(noise, params, key, n: int, cond: Cond) -> tuple[Array, Array]:
     """A differentiable draw for each row and its log-density [n]; a flow has both from one pass."""
     if isinstance(noise, Flow):
         return noise.sample_and_log_prob(params, key, n, cond)

@@ -9,6 +9,7 @@ inside each class.
 `BatchTransform`, and `with_source(source)` makes the source from the data.
 """
 
+from jflow._core.names import explain_unknown
 from jflow.couplings._costs import cosine, near_condition, squared_euclidean, within_class
 from jflow.couplings._entropic import (
     most_likely_permutation,
@@ -60,3 +61,5 @@ __all__ = [
     "with_source",
     "within_class",
 ]
+
+explain_unknown(__name__)

@@ -36,7 +36,8 @@ def independent() -> Coupling:
 def optimal_transport(cost: Cost = _costs.squared_euclidean) -> Coupling:
     """The permutation of least total cost, for each batch.
 
-    Also known as: OT coupling, OT-CFM, minibatch optimal transport, optimal transport pairing.
+    Also known as: OT coupling, OT-CFM, minibatch OT, minibatch optimal transport, optimal transport
+    pairing.
 
     Data rows stay where they are, source rows come to them. Entropic potentials f, g, found on the
     device, reduce the costs to cost - f - g, which has the same optimum; the shortest augmenting

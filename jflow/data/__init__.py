@@ -1,7 +1,18 @@
 """Data: rows as dicts of numpy arrays, batches, preprocessing, images and tables."""
 
+from jflow._core.names import explain_unknown
 from jflow.data._batches import Batches, batches
+from jflow.data._frames import to_frame
 from jflow.data._images import cifar_jpegs, cifar_sheets, digits, mnist
+from jflow.data._marginals import (
+    Marginal,
+    find_marginals,
+    from_codes_and_numbers,
+    from_normal,
+    log_slopes,
+    to_codes_and_numbers,
+    to_normal,
+)
 from jflow.data._pairs import (
     Source,
     generate_reflow_pairs,
@@ -22,25 +33,26 @@ from jflow.data._preprocess import (
     scale,
     standardize,
 )
+from jflow.data._recognize import find_lattice, find_schema, spikes
 from jflow.data._schema import (
     Column,
     add_noise,
     decode,
     encode,
-    find_lattice,
-    find_schema,
     log_mass_unit,
     steps,
     to_text,
 )
 from jflow.data._shards import read_shards, write_shards
 from jflow.data._splits import Splits, count, split, stratified_split, take
-from jflow.data._tables import Table, read_table, take_rows
+from jflow.data._tables import Table, missing_cells, read_table, take_rows
 from jflow.data._toy import checkerboard, eight_gaussians, moons
+from jflow.data._values import encode_value, value_text
 
 __all__ = [
     "Batches",
     "Column",
+    "Marginal",
     "Preprocess",
     "Source",
     "Splits",
@@ -57,14 +69,20 @@ __all__ = [
     "digits",
     "eight_gaussians",
     "encode",
+    "encode_value",
     "find_lattice",
+    "find_marginals",
     "find_schema",
+    "from_codes_and_numbers",
+    "from_normal",
     "generate_reflow_pairs",
     "generate_reflow_trajectories",
     "identity",
     "image_grid",
     "log_mass_unit",
+    "log_slopes",
     "logit",
+    "missing_cells",
     "mnist",
     "moons",
     "normal_source",
@@ -75,13 +93,20 @@ __all__ = [
     "rows_source",
     "scale",
     "share",
+    "spikes",
     "split",
     "standardize",
     "steps",
     "stratified_split",
     "take",
     "take_rows",
+    "to_codes_and_numbers",
+    "to_frame",
+    "to_normal",
     "to_text",
     "truncate_pairs",
+    "value_text",
     "write_shards",
 ]
+
+explain_unknown(__name__)

@@ -3,6 +3,7 @@
 A base is a `jflow.types.Distribution`: `init`, `log_prob` [b] in nats, `sample` [n, *event].
 """
 
+from jflow._core.names import explain_unknown
 from jflow.distributions import decoders, mixtures
 from jflow.distributions._bases import (
     diagonal_normal,
@@ -25,3 +26,5 @@ __all__ = [
     "student_t",
     "uniform",
 ]
+
+explain_unknown(__name__)

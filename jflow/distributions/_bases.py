@@ -204,7 +204,8 @@ def student_t(event_shape: tuple[int, ...], df: float = 5.0) -> Distribution:
         log p(x) = lgamma((v+1)/2) - lgamma(v/2) - log(v pi)/2 - (v+1)/2 log(1 + x^2/v),
 
     summed over the event, with v = exp(log_df). Samples are differentiable in v (implicitly,
-    through the gamma draw).
+    through the gamma draw). A flow of bounded slope has the tails of its base: over a normal one
+    it cannot have heavy tails.
 
     Args:
         event_shape: the shape of one x, such as (2,) or (8, 8, 1).
@@ -225,6 +226,13 @@ def student_t(event_shape: tuple[int, ...], df: float = 5.0) -> Distribution:
         >>> log_prob = cauchy.log_prob(cauchy.init(jax.random.key(0), x), x)
         >>> round(float(log_prob[0]), 3)  # -log(pi)
         -1.145
+
+    References:
+        Jaini, Kobyzev, Yu, Brubaker, *Tails of Lipschitz Triangular Flows*, 2020, arXiv:1907.04481.
+        Alexanderson, Henter, *Robust Model Training and Generalisation with Studentising Flows*,
+            2020, arXiv:2006.06599.
+        Laszkiewicz, Lederer, Fischer, *Marginal Tail-Adaptive Normalizing Flows*, 2022,
+            arXiv:2206.10311.
     """
     event_shape = tuple(event_shape)
     if not df > 0:

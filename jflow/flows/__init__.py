@@ -5,6 +5,8 @@ A recipe is a function of the shape of one event that returns a `Flow`: `real_nv
 information.
 """
 
+from jflow._core.names import explain_unknown
+from jflow.flows._any_order import AnyOrder, MixedRows, Within, any_order
 from jflow.flows._autoregressive import bnaf, iaf, maf, neural_spline_autoregressive
 from jflow.flows._cnf import cnf
 from jflow.flows._coupling import nanoflow, neural_spline, nice, real_nvp
@@ -13,9 +15,14 @@ from jflow.flows._flow import elbo_flow, flow, importance_weighted
 from jflow.flows._images import dequantization_noise, flow_plus_plus, glow, inverse_flow
 from jflow.flows._residual import planar, radial, residual_flow, sylvester
 from jflow.flows._stack import alternating_permutations
+from jflow.flows._transformed import transformed
 from jflow.flows._transformers import jet, starflow, tarflow
 
 __all__ = [
+    "AnyOrder",
+    "MixedRows",
+    "Within",
+    "any_order",
     "alternating_permutations",
     "bnaf",
     "cnf",
@@ -41,4 +48,7 @@ __all__ = [
     "starflow",
     "sylvester",
     "tarflow",
+    "transformed",
 ]
+
+explain_unknown(__name__)

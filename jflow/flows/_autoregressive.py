@@ -7,7 +7,7 @@ import numpy as np
 
 from jflow import bijectors, nets
 from jflow.flows._stack import vector_flow
-from jflow.types import Distribution, Flow
+from jflow.types import Bijector, Distribution, Flow
 
 __all__ = ["bnaf", "iaf", "maf", "neural_spline_autoregressive"]
 
@@ -21,7 +21,7 @@ def maf(
     embed: nn.Module | None = None,
     activation: Callable = nn.silu,
     remat: bool = False,
-    standardize: bool = True,
+    standardize: bool | Bijector = True,
     base: Distribution | None = None,
 ) -> Flow:
     """Masked autoregressive flow: affine layers whose density takes one pass.
@@ -46,9 +46,11 @@ def maf(
         remat: whether each layer is computed again in the backward pass, which saves memory; see
             `bijectors.scan`.
         standardize: whether the data first meet `bijectors.standardize`, which takes its numbers
-            from the batch that `init` gets. Density and samples are in the units of the data either
-            way.
-        base: the base distribution; None is the standard normal.
+            from the batch that `init` gets, or another bijector in its place: heavy tails want
+            `bijectors.robust_standardize(event_shape)`. Density and samples are in the units of the
+            data either way.
+        base: the base distribution; None is the standard normal, and heavy tails want
+            `distributions.student_t(event_shape)`.
 
     Returns:
         Flow: the flow, with params {'bijector', 'base'}.
@@ -93,7 +95,7 @@ def iaf(
     embed: nn.Module | None = None,
     activation: Callable = nn.silu,
     remat: bool = False,
-    standardize: bool = True,
+    standardize: bool | Bijector = True,
     base: Distribution | None = None,
 ) -> Flow:
     """Inverse autoregressive flow: affine layers whose samples, with their density, take one pass.
@@ -117,9 +119,11 @@ def iaf(
         remat: whether each layer is computed again in the backward pass, which saves memory; see
             `bijectors.scan`.
         standardize: whether the data first meet `bijectors.standardize`, which takes its numbers
-            from the batch that `init` gets. Density and samples are in the units of the data either
-            way.
-        base: the base distribution; None is the standard normal.
+            from the batch that `init` gets, or another bijector in its place: heavy tails want
+            `bijectors.robust_standardize(event_shape)`. Density and samples are in the units of the
+            data either way.
+        base: the base distribution; None is the standard normal, and heavy tails want
+            `distributions.student_t(event_shape)`.
 
     Returns:
         Flow: the flow, with params {'bijector', 'base'}.
@@ -167,7 +171,7 @@ def neural_spline_autoregressive(
     embed: nn.Module | None = None,
     activation: Callable = nn.silu,
     remat: bool = False,
-    standardize: bool = True,
+    standardize: bool | Bijector = True,
     base: Distribution | None = None,
 ) -> Flow:
     """Autoregressive rational-quadratic splines, RQ-NSF (AR), whose density takes one pass.
@@ -193,9 +197,11 @@ def neural_spline_autoregressive(
         remat: whether each layer is computed again in the backward pass, which saves memory; see
             `bijectors.scan`.
         standardize: whether the data first meet `bijectors.standardize`, which takes its numbers
-            from the batch that `init` gets. Density and samples are in the units of the data either
-            way.
-        base: the base distribution; None is the standard normal.
+            from the batch that `init` gets, or another bijector in its place: heavy tails want
+            `bijectors.robust_standardize(event_shape)`. Density and samples are in the units of the
+            data either way.
+        base: the base distribution; None is the standard normal, and heavy tails want
+            `distributions.student_t(event_shape)`.
 
     Returns:
         Flow: the flow, with params {'bijector', 'base'}.
@@ -240,7 +246,7 @@ def bnaf(
     num_layers: int = 2,
     embed: nn.Module | None = None,
     remat: bool = False,
-    standardize: bool = True,
+    standardize: bool | Bijector = True,
     base: Distribution | None = None,
 ) -> Flow:
     """Block neural autoregressive flow: monotone masked networks, whose density takes one pass.
@@ -259,9 +265,11 @@ def bnaf(
         remat: whether each layer is computed again in the backward pass, which saves memory; see
             `bijectors.scan`.
         standardize: whether the data first meet `bijectors.standardize`, which takes its numbers
-            from the batch that `init` gets. Density and samples are in the units of the data either
-            way.
-        base: the base distribution; None is the standard normal.
+            from the batch that `init` gets, or another bijector in its place: heavy tails want
+            `bijectors.robust_standardize(event_shape)`. Density and samples are in the units of the
+            data either way.
+        base: the base distribution; None is the standard normal, and heavy tails want
+            `distributions.student_t(event_shape)`.
 
     Returns:
         Flow: the flow, with params {'bijector', 'base'}.

@@ -7,7 +7,7 @@ import numpy as np
 
 from jflow import bijectors, nets
 from jflow.flows._stack import flattened_flow, vector_flow
-from jflow.types import Distribution, Flow
+from jflow.types import Bijector, Distribution, Flow
 
 
 def nice(
@@ -19,7 +19,7 @@ def nice(
     activation: Callable = nn.silu,
     remat: bool = False,
     reversible: bool | int = False,
-    standardize: bool = True,
+    standardize: bool | Bijector = True,
     base: Distribution | None = None,
 ) -> Flow:
     """NICE: additive coupling layers, which preserve volume, and one diagonal scaling.
@@ -42,9 +42,11 @@ def nice(
             which makes their memory flat in depth; an integer k keeps every k-th one. Not together
             with remat; see `bijectors.scan`.
         standardize: whether the data first meet `bijectors.standardize`, which takes its numbers
-            from the batch that `init` gets. Density and samples are in the units of the data either
-            way.
-        base: the base distribution; None is the standard normal.
+            from the batch that `init` gets, or another bijector in its place: heavy tails want
+            `bijectors.robust_standardize(event_shape)`. Density and samples are in the units of the
+            data either way.
+        base: the base distribution; None is the standard normal, and heavy tails want
+            `distributions.student_t(event_shape)`.
 
     Returns:
         Flow: the flow, with params {'bijector', 'base'}.
@@ -98,7 +100,7 @@ def real_nvp(
     activation: Callable = nn.silu,
     remat: bool = False,
     reversible: bool | int = False,
-    standardize: bool = True,
+    standardize: bool | Bijector = True,
     base: Distribution | None = None,
 ) -> Flow:
     """RealNVP: affine coupling layers between fixed permutations, one pass in both directions.
@@ -125,9 +127,11 @@ def real_nvp(
             which makes their memory flat in depth; an integer k keeps every k-th one. Not together
             with remat; see `bijectors.scan`.
         standardize: whether the data first meet `bijectors.standardize`, which takes its numbers
-            from the batch that `init` gets. Density and samples are in the units of the data either
-            way.
-        base: the base distribution; None is the standard normal.
+            from the batch that `init` gets, or another bijector in its place: heavy tails want
+            `bijectors.robust_standardize(event_shape)`. Density and samples are in the units of the
+            data either way.
+        base: the base distribution; None is the standard normal, and heavy tails want
+            `distributions.student_t(event_shape)`.
 
     Returns:
         Flow: the flow, with params {'bijector', 'base'}.
@@ -173,7 +177,7 @@ def nanoflow(
     activation: Callable = nn.silu,
     remat: bool = False,
     reversible: bool | int = False,
-    standardize: bool = True,
+    standardize: bool | Bijector = True,
     base: Distribution | None = None,
 ) -> Flow:
     """NanoFlow: affine couplings on random masks that share one network.
@@ -200,9 +204,11 @@ def nanoflow(
             which makes their memory flat in depth; an integer k keeps every k-th one. Not together
             with remat; see `bijectors.scan`.
         standardize: whether the data first meet `bijectors.standardize`, which takes its numbers
-            from the batch that `init` gets. Density and samples are in the units of the data either
-            way.
-        base: the base distribution; None is the standard normal.
+            from the batch that `init` gets, or another bijector in its place: heavy tails want
+            `bijectors.robust_standardize(event_shape)`. Density and samples are in the units of the
+            data either way.
+        base: the base distribution; None is the standard normal, and heavy tails want
+            `distributions.student_t(event_shape)`.
 
     Returns:
         Flow: the flow, with params {'bijector', 'base'}.
@@ -266,7 +272,7 @@ def neural_spline(
     activation: Callable = nn.silu,
     remat: bool = False,
     reversible: bool | int = False,
-    standardize: bool = True,
+    standardize: bool | Bijector = True,
     base: Distribution | None = None,
 ) -> Flow:
     """Neural spline flow, RQ-NSF (C): rational-quadratic couplings, one pass in both directions.
@@ -295,9 +301,11 @@ def neural_spline(
             which makes their memory flat in depth; an integer k keeps every k-th one. Not together
             with remat; see `bijectors.scan`.
         standardize: whether the data first meet `bijectors.standardize`, which takes its numbers
-            from the batch that `init` gets. Density and samples are in the units of the data either
-            way.
-        base: the base distribution; None is the standard normal.
+            from the batch that `init` gets, or another bijector in its place: heavy tails want
+            `bijectors.robust_standardize(event_shape)`. Density and samples are in the units of the
+            data either way.
+        base: the base distribution; None is the standard normal, and heavy tails want
+            `distributions.student_t(event_shape)`.
 
     Returns:
         Flow: the flow, with params {'bijector', 'base'}.

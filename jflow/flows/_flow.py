@@ -284,6 +284,7 @@ def _check_batch(name, x, cond, event_shape=None):
         check_event(name, x, event_shape)
     if not jnp.issubdtype(x.dtype, jnp.floating):
         raise TypeError(
-            f"{name}: expected x in floats (integers want dequantizing first), got {x.dtype}"
+            f"{name}: expected x in floats, got {x.dtype}: give x.astype('float32'), and counts or"
+            " levels to a map that dequantizes, such as bijectors.supports.integers"
         )
     return x, check_cond(name, cond, x.shape[0])

@@ -33,7 +33,7 @@ def glow(
     embed: nn.Module | None = None,
     remat: bool = False,
     reversible: bool | int = False,
-    standardize: bool = True,
+    standardize: bool | Bijector = True,
     base: Distribution | None = None,
 ) -> Flow:
     """Glow: a multi-scale flow on images, of actnorms, 1 x 1 convolutions and channel couplings.
@@ -68,9 +68,11 @@ def glow(
             which makes their memory flat in depth; an integer k keeps every k-th one. Not together
             with remat; see `bijectors.scan`.
         standardize: whether the data first meet `bijectors.standardize`, which takes its numbers
-            from the batch that `init` gets. Density and samples are in the units of the data either
-            way.
-        base: the base distribution; None is the standard normal.
+            from the batch that `init` gets, or another bijector in its place: heavy tails want
+            `bijectors.robust_standardize(event_shape)`. Density and samples are in the units of the
+            data either way.
+        base: the base distribution; None is the standard normal, and heavy tails want
+            `distributions.student_t(event_shape)`.
 
     Returns:
         Flow: the flow, with params {'bijector', 'base'}.

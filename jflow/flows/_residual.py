@@ -26,7 +26,7 @@ def residual_flow(
     embed: nn.Module | None = None,
     activation: Callable | None = None,
     remat: bool = False,
-    standardize: bool = True,
+    standardize: bool | Bijector = True,
     base: Distribution | None = None,
 ) -> Flow:
     """Residual flow: actnorms and blocks x + g(x), where g is a contraction.
@@ -54,9 +54,11 @@ def residual_flow(
         remat: whether each layer is computed again in the backward pass, which saves memory; see
             `bijectors.scan`.
         standardize: whether the data first meet `bijectors.standardize`, which takes its numbers
-            from the batch that `init` gets. Density and samples are in the units of the data either
-            way.
-        base: the base distribution; None is the standard normal.
+            from the batch that `init` gets, or another bijector in its place: heavy tails want
+            `bijectors.robust_standardize(event_shape)`. Density and samples are in the units of the
+            data either way.
+        base: the base distribution; None is the standard normal, and heavy tails want
+            `distributions.student_t(event_shape)`.
 
     Returns:
         Flow: the flow, with params {'bijector', 'base'}.
@@ -107,7 +109,7 @@ def planar(
     embed: nn.Module | None = None,
     activation: Callable = nn.silu,
     remat: bool = False,
-    standardize: bool = True,
+    standardize: bool | Bijector = True,
     base: Distribution | None = None,
 ) -> Flow:
     """Planar flow: maps z + u tanh(w . z + b) after a free scale and shift.
@@ -126,9 +128,11 @@ def planar(
         remat: whether each layer is computed again in the backward pass, which saves memory; see
             `bijectors.scan`.
         standardize: whether the data first meet `bijectors.standardize`, which takes its numbers
-            from the batch that `init` gets. Density and samples are in the units of the data either
-            way.
-        base: the base distribution; None is the standard normal.
+            from the batch that `init` gets, or another bijector in its place: heavy tails want
+            `bijectors.robust_standardize(event_shape)`. Density and samples are in the units of the
+            data either way.
+        base: the base distribution; None is the standard normal, and heavy tails want
+            `distributions.student_t(event_shape)`.
 
     Returns:
         Flow: the flow, with params {'bijector', 'base'}.
@@ -163,7 +167,7 @@ def radial(
     embed: nn.Module | None = None,
     activation: Callable = nn.silu,
     remat: bool = False,
-    standardize: bool = True,
+    standardize: bool | Bijector = True,
     base: Distribution | None = None,
 ) -> Flow:
     """Radial flow: maps z + beta (z - c) / (alpha + |z - c|) after a free scale and shift.
@@ -182,9 +186,11 @@ def radial(
         remat: whether each layer is computed again in the backward pass, which saves memory; see
             `bijectors.scan`.
         standardize: whether the data first meet `bijectors.standardize`, which takes its numbers
-            from the batch that `init` gets. Density and samples are in the units of the data either
-            way.
-        base: the base distribution; None is the standard normal.
+            from the batch that `init` gets, or another bijector in its place: heavy tails want
+            `bijectors.robust_standardize(event_shape)`. Density and samples are in the units of the
+            data either way.
+        base: the base distribution; None is the standard normal, and heavy tails want
+            `distributions.student_t(event_shape)`.
 
     Returns:
         Flow: the flow, with params {'bijector', 'base'}.
@@ -211,7 +217,7 @@ def sylvester(
     embed: nn.Module | None = None,
     activation: Callable = nn.silu,
     remat: bool = False,
-    standardize: bool = True,
+    standardize: bool | Bijector = True,
     base: Distribution | None = None,
 ) -> Flow:
     """Sylvester flow: maps z + Q R tanh(S Q^T z + b), of many units at once.
@@ -235,9 +241,11 @@ def sylvester(
         remat: whether each layer is computed again in the backward pass, which saves memory; see
             `bijectors.scan`.
         standardize: whether the data first meet `bijectors.standardize`, which takes its numbers
-            from the batch that `init` gets. Density and samples are in the units of the data either
-            way.
-        base: the base distribution; None is the standard normal.
+            from the batch that `init` gets, or another bijector in its place: heavy tails want
+            `bijectors.robust_standardize(event_shape)`. Density and samples are in the units of the
+            data either way.
+        base: the base distribution; None is the standard normal, and heavy tails want
+            `distributions.student_t(event_shape)`.
 
     Returns:
         Flow: the flow, with params {'bijector', 'base'}.

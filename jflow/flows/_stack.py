@@ -17,7 +17,7 @@ def vector_flow(
     layer: Callable[[int], Bijector],
     depth: int,
     embed: nn.Module | None,
-    standardize: bool,
+    standardize: bool | Bijector,
     base: Distribution | None,
     *,
     permutations: Callable[[int, int], np.ndarray] | None = None,
@@ -50,7 +50,7 @@ def flattened_flow(
     event_shape: Sequence[int],
     make: Callable[[int], Bijector],
     embed: nn.Module | None,
-    standardize: bool,
+    standardize: bool | Bijector,
     base: Distribution | None,
 ) -> Flow:
     """The flow of a map on vectors, data -> source, for events of any shape.
@@ -71,10 +71,15 @@ def flattened_flow(
 
 
 def recipe(
-    event_shape: tuple[int, ...], bijector: Bijector, standardize: bool, base: Distribution | None
+    event_shape: tuple[int, ...],
+    bijector: Bijector,
+    standardize: bool | Bijector,
+    base: Distribution | None,
 ) -> Flow:
     """The flow of `bijector` behind the standardization of the data; a base of None is normal."""
-    if standardize:
+    if isinstance(standardize, Bijector):
+        bijector = bijectors.chain(bijector, standardize)
+    elif standardize:
         bijector = bijectors.chain(bijector, bijectors.standardize(event_shape))
     base = distributions.normal(event_shape) if base is None else base
     return flow(bijector, base, event_shape=event_shape)

@@ -29,7 +29,7 @@ def tarflow(
     guide: TokenGuide | None = None,
     remat: bool = False,
     dtype: Any = None,
-    standardize: bool = True,
+    standardize: bool | Bijector = True,
     base: Distribution | None = None,
 ) -> Flow:
     """TarFlow: causal affine blocks over the patches of an image, the direction alternating.
@@ -58,9 +58,11 @@ def tarflow(
         dtype: the type of the computation of the network, such as jnp.bfloat16; scales and
             log-determinants stay float32.
         standardize: whether the data first meet `bijectors.standardize`, which takes its numbers
-            from the batch that `init` gets. Density and samples are in the units of the data either
-            way.
-        base: the base distribution; None is the standard normal.
+            from the batch that `init` gets, or another bijector in its place: heavy tails want
+            `bijectors.robust_standardize(event_shape)`. Density and samples are in the units of the
+            data either way.
+        base: the base distribution; None is the standard normal, and heavy tails want
+            `distributions.student_t(event_shape)`.
 
     Returns:
         Flow: the flow, with params {'bijector', 'base'}.
@@ -122,7 +124,7 @@ def starflow(
     guide: TokenGuide | None = None,
     remat: bool = False,
     dtype: Any = None,
-    standardize: bool = True,
+    standardize: bool | Bijector = True,
     base: Distribution | None = None,
 ) -> Flow:
     """STARFlow: TarFlow in deep-shallow form, on the latents of an autoencoder.
@@ -150,9 +152,11 @@ def starflow(
         dtype: the type of the computation of the networks, such as jnp.bfloat16; scales and
             log-determinants stay float32.
         standardize: whether the data first meet `bijectors.standardize`, which takes its numbers
-            from the batch that `init` gets. Density and samples are in the units of the data either
-            way.
-        base: the base distribution; None is the standard normal.
+            from the batch that `init` gets, or another bijector in its place: heavy tails want
+            `bijectors.robust_standardize(event_shape)`. Density and samples are in the units of the
+            data either way.
+        base: the base distribution; None is the standard normal, and heavy tails want
+            `distributions.student_t(event_shape)`.
 
     Returns:
         Flow: the flow, with params {'bijector', 'base'}.
@@ -201,7 +205,7 @@ def jet(
     remat: bool = False,
     reversible: bool | int = False,
     dtype: Any = None,
-    standardize: bool = True,
+    standardize: bool | Bijector = True,
     base: Distribution | None = None,
 ) -> Flow:
     """Jet: affine couplings of the patches of an image by vision transformers.
@@ -229,9 +233,11 @@ def jet(
         dtype: the type of the computation of the networks, such as jnp.bfloat16; scales and
             log-determinants stay float32.
         standardize: whether the data first meet `bijectors.standardize`, which takes its numbers
-            from the batch that `init` gets. Density and samples are in the units of the data either
-            way.
-        base: the base distribution; None is the standard normal.
+            from the batch that `init` gets, or another bijector in its place: heavy tails want
+            `bijectors.robust_standardize(event_shape)`. Density and samples are in the units of the
+            data either way.
+        base: the base distribution; None is the standard normal, and heavy tails want
+            `distributions.student_t(event_shape)`.
 
     Returns:
         Flow: the flow, with params {'bijector', 'base'}.
@@ -317,7 +323,7 @@ def _alternating(n: int, depth: int) -> np.ndarray:
 
 
 def _patch_flow(
-    event_shape, patch_size: int, stack, standardize: bool, base: Distribution | None
+    event_shape, patch_size: int, stack, standardize: bool | Bijector, base: Distribution | None
 ) -> Flow:
     """Maps of tokens, from stack(rows, columns, numbers a token), between images on both sides."""
     event_shape = tuple(event_shape)

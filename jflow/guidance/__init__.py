@@ -10,6 +10,7 @@ A guided velocity is that velocity, exactly; the samples that it leads to do not
 density p(x) p(y | x)^w.
 """
 
+from jflow._core.names import explain_unknown
 from jflow.guidance._causal import extrapolate, linear_ramp, score_sum
 from jflow.guidance._cfg import autoguidance, cfg, guided, negative, with_cond, zero_init
 from jflow.guidance._classifier import classifier_guidance, label_log_prob
@@ -47,3 +48,5 @@ __all__ = [
     "zero_init",
     "zero_star",
 ]
+
+explain_unknown(__name__)

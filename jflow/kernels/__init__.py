@@ -11,9 +11,12 @@ import jax
 import jax.numpy as jnp
 from jax.typing import DTypeLike
 
+from jflow._core.names import explain_unknown
 from jflow.kernels import affine, columns, logistic_mixture, masked_conv, rational_quadratic
 
 __all__ = ["affine", "columns", "explain", "logistic_mixture", "masked_conv", "rational_quadratic"]
+
+explain_unknown(__name__)
 
 
 def explain(

@@ -15,6 +15,7 @@ In formulas sg(a) is a without a gradient (jax.lax.stop_gradient).
 from jflow._core.arrays import mean_event
 from jflow._core.batch import mean_of_rows, read_batch
 from jflow._core.checks import frozen_entry
+from jflow._core.names import explain_unknown
 from jflow.losses._acceleration import constant_acceleration, initial_velocity
 from jflow.losses._adversarial import (
     GanObjective,
@@ -31,6 +32,7 @@ from jflow.losses._adversarial import (
 )
 from jflow.losses._align import eulerian_map_distillation, lagrangian_map_distillation
 from jflow.losses._anchoring import anchored_consistency, squared_and_cosine_error
+from jflow.losses._any_order import any_order_nll
 from jflow.losses._augmented import annealed_source, drop_cond, fresh_source, noised
 from jflow.losses._boss import boss
 from jflow.losses._c_rectified import (
@@ -113,6 +115,7 @@ __all__ = [
     # what a loss of your own is made of
     "Pairs",
     "adaptive_weight",
+    "any_order_nll",
     "clipped_tangent",
     "draw_pairs",
     "flow_map_residual",
@@ -209,3 +212,5 @@ __all__ = [
     "velocity_matching",
     "velocity_refiner",
 ]
+
+explain_unknown(__name__)

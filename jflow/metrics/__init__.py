@@ -1,5 +1,6 @@
 """Metrics: arrays in, scalars out."""
 
+from jflow._core.names import explain_unknown
 from jflow.metrics._calibration import (
     expected_coverage,
     sbc_ranks,
@@ -11,6 +12,13 @@ from jflow.metrics._evaluations import quality_by_evaluations
 from jflow.metrics._frechet import Moments, frechet_between, frechet_distance, moments
 from jflow.metrics._likelihood import bits_per_dim, gaussian_log_prob, log_mean_exp
 from jflow.metrics._straightness import straightness, transport_cost, truncation_error
+from jflow.metrics._tables import (
+    ClassifierTest,
+    associations,
+    classifier_test,
+    column_distances,
+    nearest_gower_distances,
+)
 from jflow.metrics._two_sample import (
     energy_distance,
     nearest_distance,
@@ -19,10 +27,13 @@ from jflow.metrics._two_sample import (
 )
 
 __all__ = [
+    "ClassifierTest",
     "Moments",
+    "associations",
     "bits_per_dim",
     "c2st",
-    "quality_by_evaluations",
+    "classifier_test",
+    "column_distances",
     "energy_distance",
     "expected_coverage",
     "frechet_between",
@@ -31,7 +42,9 @@ __all__ = [
     "log_mean_exp",
     "moments",
     "nearest_distance",
+    "nearest_gower_distances",
     "permutation_test",
+    "quality_by_evaluations",
     "sbc_ranks",
     "straightness",
     "tarp_ranks",
@@ -40,3 +53,5 @@ __all__ = [
     "uniformity_test",
     "wasserstein",
 ]
+
+explain_unknown(__name__)

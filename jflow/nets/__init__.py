@@ -6,6 +6,7 @@ alone; a 'dropout' stream switches dropout on. `dtype` is the type of the comput
 float32 or better.
 """
 
+from jflow._core.names import explain_unknown
 from jflow.nets import norms
 from jflow.nets._attention import SelfAttention, dot_product_attention
 from jflow.nets._causal_transformer import CausalTransformer
@@ -57,3 +58,5 @@ __all__ = [
     "time_features",
     "velocity",
 ]
+
+explain_unknown(__name__)

@@ -6,6 +6,7 @@ between its ends. The conversions translate what a network predicts, arrays into
 `paths.parameterizations` and the adapters turn networks into velocities.
 """
 
+from jflow._core.names import explain_unknown
 from jflow.paths import parameterizations, schedules
 from jflow.paths._adapters import (
     from_edm,
@@ -86,3 +87,5 @@ __all__ = [
     "data_to_velocity",
     "data_to_noise",
 ]
+
+explain_unknown(__name__)

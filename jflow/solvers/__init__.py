@@ -7,6 +7,7 @@ few-step models. `solvers.grids` has the usual grids of times, `solvers.noises` 
 noise.
 """
 
+from jflow._core.names import explain_unknown
 from jflow.solvers import grids, noises
 from jflow.solvers._acceleration import AccelerationCondition, sample_acceleration
 from jflow.solvers._bespoke import bespoke_bound, bespoke_error, bespoke_params, bespoke_sample
@@ -123,3 +124,5 @@ __all__ = [
     "unipc",
     "sample_sde",
 ]
+
+explain_unknown(__name__)

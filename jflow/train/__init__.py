@@ -1,5 +1,6 @@
 """Training: a pure step, a loop around it, and checkpoints."""
 
+from jflow._core.names import explain_unknown
 from jflow._core.processes import initialize
 from jflow.train import checkpoint, ema
 from jflow.train._gather import gather_params
@@ -36,3 +37,5 @@ __all__ = [
     "shardings",
     "stack_for_pmap",
 ]
+
+explain_unknown(__name__)

@@ -19,7 +19,7 @@ def gather_params(
 ) -> Loss:
     """A loss for fully sharded params: weights are gathered where they are used.
 
-    Also known as: FSDP, ZeRO-3, fully sharded data parallel.
+    Also known as: ZeRO-3, fully sharded data parallel.
 
     XLA alone, given rows and weights that are split over one axis, may gather the rows of the whole
     batch instead of the weights. Here a weight is gathered where it is used; one that a

@@ -313,14 +313,14 @@ def test_mistakes_are_one_line_and_leave_nothing(trained, capsys):
         ("", "the table is empty"),
         ("x,y\n", "no rows"),
         ("x,y\n1,2\n", "one row"),
-        ("x,y\n" + "1,2\n3,2\n" * 20, "constant columns have no density: 'y'"),
+        ("x,y\n" + "1,2\n3,2\n" * 20, "column 'y' is constant: 2 in every row"),
         (
             "x,y\n" + "".join(f"{i},{i * i}\n" for i in range(20)) + "nan,3\n",
             "line 22, column 'x': a missing value",
         ),
         (
             "x,y\n" + "".join(f"{i},{i * i}\n" for i in range(20)) + "7,wet\n",
-            "line 22, column 'y': 'wet'",
+            "column 'y' line 22 holds 'wet'",
         ),
         ("x,y\n1,2\n3,4\n5,7\n", "3 rows; a fit needs at least 10"),
     ],

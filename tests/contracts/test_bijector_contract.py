@@ -26,6 +26,7 @@ class Row(NamedTuple):
     extreme: bool = True  # finite at +-1e6 both ways
     precision: float = 2e-5  # float32 round trip, in units of x
     wide: bool = True  # both sides are all of the reals
+    outside: tuple[float, float] = (-1e6, -1.5)  # of the support, where it is not wide
     any_channels: bool = (
         False  # takes twice the channels too; what it refuses is in tests/bijectors/test_image.py
     )
@@ -72,6 +73,8 @@ def made(transformer, **options):
 
 
 checker = (np.indices((4, 4)).sum(0) % 2 == 0)[..., None]
+
+POSITIVE = bj.supports.positive()
 
 TABLE = {
     "actnorm": Row(lambda: bj.actnorm(4)),
@@ -223,6 +226,7 @@ TABLE = {
         cond=vector,
     ),
     "reverse": Row(lambda: bj.reverse()),
+    "robust_standardize": Row(lambda: bj.robust_standardize((4,))),
     "scan": Row(stack),
     "scan remat": Row(lambda: stack(remat=True)),
     "scan shared": Row(
@@ -243,6 +247,40 @@ TABLE = {
         lambda: bj.softplus(), support=jax.nn.softplus, wide=False, extreme=False, precision=1e-4
     ),
     "tokens": Row(lambda: bj.tokens((4, 2, 1), 2), event=(2, 4)),
+    "supports.columns": Row(
+        lambda: bj.supports.columns(POSITIVE, None, bj.supports.interval(0, 1), POSITIVE),
+        support=lambda z: jnp.stack(
+            [jnp.exp(z[:, 0]), z[:, 1], jax.nn.sigmoid(z[:, 2]), jnp.exp(z[:, 3])], axis=1
+        ),
+        extreme=False,
+        wide=False,
+        precision=1e-4,
+    ),
+    "supports.greater_than": Row(
+        lambda: bj.supports.greater_than(-1.0),
+        support=lambda z: jnp.exp(z) - 1,
+        extreme=False,
+        wide=False,
+        precision=1e-4,
+    ),
+    "supports.interval": Row(
+        lambda: bj.supports.interval(-1.0, 3.0),
+        support=lambda z: 4 * jax.nn.sigmoid(z) - 1,
+        extreme=False,
+        wide=False,
+        precision=1e-4,
+    ),
+    "supports.less_than": Row(
+        lambda: bj.supports.less_than(1.0),
+        support=lambda z: 1 - jnp.exp(-z),
+        extreme=False,
+        wide=False,
+        outside=(1e6, 1.5),
+        precision=1e-4,
+    ),
+    "supports.positive": Row(
+        lambda: POSITIVE, support=jnp.exp, extreme=False, wide=False, precision=1e-4
+    ),
     "sylvester": Row(lambda: bj.sylvester(4)),
     "sylvester of rank 2": Row(lambda: bj.sylvester(4, 2, reflections=0)),
     "squeeze": Row(lambda: bj.squeeze(), event=(2, 4, 2), any_channels=True),
@@ -263,6 +301,9 @@ EXCUSED = {
     "log_dets": "estimators, tests/bijectors/test_residual.py",
     "vae": "a Transport, tests/contracts/test_transport_contract.py",
     "decoding": "samplers of causal blocks, tests/bijectors/test_tarflow.py",
+    "supports": "a module, whose names are in the table",
+    "supports.integers": "a Transport, tests/contracts/test_transport_contract.py",
+    "supports.simplex": "not square, tests/bijectors/test_supports.py",
     "splines": "plain functions, tests/bijectors/test_splines.py",
     "univariate": "Elementwise, tests/contracts/test_elementwise_contract.py",
     "rebuild_error": "not a bijector, tests/bijectors/test_combinators.py",
@@ -280,7 +321,8 @@ EXCUSED = {
 
 
 def test_every_public_name_is_in_the_table():
-    assert set(bj.__all__) == {name.split()[0] for name in TABLE} | set(EXCUSED)
+    public = set(bj.__all__) | {f"supports.{name}" for name in bj.supports.__all__}
+    assert public == {name.split()[0] for name in TABLE} | set(EXCUSED)
 
 
 @functools.cache
@@ -360,7 +402,7 @@ def measured(name):
         if row.extreme:
             r["extreme"] = run(1e6 * jnp.sign(z), 1e6 * jnp.sign(x))
         if not row.wide:
-            r["outside"] = [run(z, jnp.full_like(x, outside))[1] for outside in (-1e6, -1.5)]
+            r["outside"] = [run(z, jnp.full_like(x, outside))[1] for outside in row.outside]
         if cond is not None:
             other = jax.tree.map(
                 lambda c: c[::-1] + 1 if jnp.issubdtype(c.dtype, jnp.floating) else (c + 1) % 3,
@@ -441,7 +483,7 @@ def test_log_det_is_the_jacobians_in_float64(name, x64):
 def test_gradients_are_finite_and_reach_every_parameter(name):
     for path, g in jax.tree_util.tree_leaves_with_path(measured(name)[2]["grads"]):
         assert np.all(np.isfinite(g)), jax.tree_util.keystr(path)
-        held = name.startswith("standardize") and path[-1].key == "log_std"  # never trained
+        held = "standardize" in name and path[-1].key == "log_std"  # never trained
         assert np.any(g != 0) != held, jax.tree_util.keystr(path)
 
 

@@ -77,6 +77,15 @@ TABLE = {
         ),
         draws="both",
     ),
+    "supports.columns": Row(
+        lambda: bj.supports.columns(*[bj.supports.integers(0, 4)] * 4), levels=5
+    ),
+    "supports.integers": Row(lambda: bj.supports.integers(0, 4), levels=5),
+    "supports.integers by learned noise": Row(
+        lambda: bj.supports.integers(0, 4, noise=conditional(4, bj.sigmoid())),
+        levels=5,
+        cond=vector,
+    ),
     "truncated_normal_dequantization": Row(
         lambda: bj.truncated_normal_dequantization(0.3, 5), levels=5, wide=False
     ),
@@ -339,6 +348,13 @@ FLOWS = {
         event=(2, 4, 1),
         cond=labels,
     ),
+    "transformed onto integers": FlowRow(
+        lambda: flows.transformed(
+            flows.real_nvp((4,), depth=2, hidden=(8,), standardize=False),
+            bj.supports.integers(0, 4),
+        ),
+        cond=vector,
+    ),
     "importance_weighted": FlowRow(lambda: flows.importance_weighted(FLOWS["elbo_flow"].make(), 3)),
 }
 
@@ -410,7 +426,8 @@ def test_elbo_flows(name):
 def test_every_public_name_is_in_the_table():
     public = {"augment", "drop", "uniform_dequantization", "vae", "variational_dequantization"}
     assert public < set(bj.__all__) and public <= {name.split()[0] for name in TABLE}
-    assert {"elbo_flow", "flow_plus_plus", "importance_weighted"} == {
+    assert "supports.integers" in TABLE
+    assert {"elbo_flow", "flow_plus_plus", "importance_weighted", "transformed"} == {
         name.split()[0] for name in FLOWS
     }
 

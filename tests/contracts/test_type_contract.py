@@ -54,6 +54,8 @@ TABLE = {
     "sigmoid": both_ways(bj.sigmoid(0.1 * HALF)),
     "sinh_arcsinh": on_raw(univariate.sinh_arcsinh()),
     "student_t": density(distributions.student_t((2,), TWO)),
+    "supports.interval": both_ways(bj.supports.interval(-TWO, TWO)),
+    "supports.less_than": both_ways(bj.supports.less_than(TWO)),
     "truncated_normal_dequantization": lambda x, t: bj.truncated_normal_dequantization(
         HALF, 5
     ).inverse({}, x, key=jax.random.key(0)),

@@ -1,5 +1,7 @@
 """Docstrings as the site's tools read them: arguments, results and sources of every public name."""
 
+import re
+
 import pytest
 
 pytest.importorskip("griffe")
@@ -7,9 +9,13 @@ from site_hooks import NAMED
 
 
 def arguments(target) -> set[str]:
-    """Parameters of a function; fields of a class."""
+    """Parameters of a function; fields of a class, or what it is made with and what `fit` sets."""
     if target.is_function:
         return {parameter.name.lstrip("*") for parameter in target.parameters}
+    if "__init__" in target.members:
+        made_with = {parameter.name for parameter in target.members["__init__"].parameters}
+        fitted = set(re.findall(r"self\.([a-z]\w*_)\b", target.source))
+        return made_with - {"self"} | fitted
     return {
         name
         for name, member in target.members.items()

@@ -1,5 +1,6 @@
 """The diffrax solvers of jflow: exponential integrators and multistep methods."""
 
+import functools
 from pathlib import Path
 
 import diffrax
@@ -42,11 +43,16 @@ def as_velocity(field):
     )
 
 
-def run(v, x, solver, grid, params=None):
-    """Compiled without XLA's optimizer."""
+@functools.cache
+def compiled(v, solver):
+    """One program for all grids of one length."""
     return jax.jit(
-        lambda params, x: solvers.sample(v, params, x, method=solvers.on_grid(grid, solver))
-    )({} if params is None else params, x)
+        lambda params, x, grid: solvers.sample(v, params, x, method=solvers.on_grid(grid, solver))
+    )
+
+
+def run(v, x, solver, grid, params=None):
+    return compiled(v, solver)({} if params is None else params, x, jnp.asarray(grid))
 
 
 def draw(n=8, d=2):
@@ -89,9 +95,10 @@ def test_evaluations_and_both_ends(name):
         jax.debug.callback(lambda: calls.append(1))
         return oracle.velocity(x, t)
 
+    v = types.Velocity(None, apply)
     for grid in (solvers.grids.uniform(1), solvers.grids.edm(5), solvers.grids.uniform(5)[::-1]):
         calls.clear()
-        y, info = run(types.Velocity(None, apply), x, SOLVERS[name], grid)
+        y, info = run(v, x, SOLVERS[name], grid)
         jax.block_until_ready(y)
         jax.effects_barrier()
         assert info.evaluations.tolist() == [len(calls)] * 8

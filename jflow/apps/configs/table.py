@@ -1,13 +1,9 @@
-"""A neural spline flow for a table of numbers and categories: what `jflow fit` trains.
+"""A model of the rows of a table, with every conditional: what `jflow fit` trains.
 
-Starts at the Gaussian of the training rows, follows Adam on a cosine schedule with clipped
-gradients, and keeps the parameters of the lowest validation loss.
+Adam on a cosine schedule with clipped gradients; the parameters of the lowest validation loss are
+kept.
 """
 
-import jax
-import optax
-
-from jflow import distributions, flows, losses
 from jflow.apps import Experiment, tables
 
 
@@ -15,21 +11,32 @@ def config(
     *,
     table: str = "",
     fingerprint: str = "",  # of the table's bytes; "" takes any
-    features: int = 0,  # columns that are fitted; 0 reads the table to count them
-    columns: str = "",
-    drop: str = "",
-    categorical: str = "",
+    columns: tuple[str, ...] = (),
+    drop: tuple[str, ...] = (),
+    categorical: tuple[str, ...] = (),
+    numeric: tuple[str, ...] = (),
+    decimal: str | None = None,
+    day_first: bool | None = None,
     header: bool | None = None,
+    drop_missing: bool = False,
     group_repeated: bool = False,
-    depth: int = 6,
-    hidden: tuple = (64, 64),
-    bins: int = 8,
-    bound: float = 5.0,
+    codes: tuple[
+        int, ...
+    ] = (),  # this and the next three: what the table's columns are, see tables.Shape
+    numbers: tuple[bool, ...] = (),
+    low: tuple[float, ...] = (),
+    high: tuple[float, ...] = (),
+    width: int = 384,
+    num_blocks: int = 2,
+    bins: int = 16,
+    dropout: float = 0.1,
     learning_rate: float = 1e-3,
-    steps: int = 4000,
+    weight_decay: float = 1e-4,
+    steps: int = 5000,
     batch: int = 256,
-    eval_every: int = 50,
-    patience: int = 20,
+    eval_every: int = 100,
+    patience: int | None = 10,
+    ema: float = 0.995,
     seed: int = 0,
 ) -> Experiment:
     """The experiment of one table.
@@ -38,56 +45,55 @@ def config(
         columns: names of the columns to keep, a,b,c; all if empty
         drop: names of columns to leave out, a,b,c
         categorical: names of numeric columns to take as categories, a,b,c
+        numeric: names of columns to take as numbers where they look like codes or count rows, a,b
+        decimal: the decimal mark, "." or ",", where the table does not show it
+        day_first: whether dates such as 03/04/2024 have the day first; None looks
         header: whether the first line names the columns; None finds out
+        drop_missing: whether rows with a missing value are left out; else it is a value like others
         group_repeated: whether identical rows go to one part; refused where that changes the
         columns
-        depth: how many coupling layers
-        hidden: widths of the network of a layer, 64,64
-        bins: how many bins a spline has
-        bound: beyond this many standard deviations a spline is the identity
+        width: of the network
+        num_blocks: how many residual blocks the network has
+        bins: how many bins the spline of a number has
+        dropout: rate of the network's dropout in training
         learning_rate: of Adam, at its highest
-        steps: updates at most
+        weight_decay: of Adam, per update and learning rate
+        steps: updates; `jflow fit` takes fewer for a small table
         batch: rows of an update; `jflow fit` takes all rows of a small table
-        eval_every: updates between two looks at the validation rows; `jflow fit` takes an epoch,
-        but 5 to 100
-        patience: looks without a better one until training stops
+        eval_every: updates between two looks at the validation rows
+        patience: looks without a better one until training stops; none never stops early
+        ema: decay of the average of the parameters, which is what is kept
         seed: of the parts of the table, the parameters and the batches
     """
-    if not table:
-        raise ValueError("there is no table: expected table=PATH, as `jflow fit PATH` sets it")
-    load = tables.loader(
+    from jflow.apps import tabular
+
+    load = tabular.loader(
         table=table,
         fingerprint=fingerprint,
         columns=columns,
         drop=drop,
         categorical=categorical,
+        numeric=numeric,
+        decimal=decimal,
+        day_first=day_first,
         header=header,
+        drop_missing=drop_missing,
         group_repeated=group_repeated,
         seed=seed,
     )
-    features = features or len(load().schema)
-    base = distributions.multivariate_normal(features)
-    model = flows.neural_spline(
-        (features,), depth=depth, hidden=hidden, bins=bins, bound=bound, base=base
-    )
-    schedule = optax.warmup_cosine_decay_schedule(
-        0.0, learning_rate, min(100, steps), steps + 1, 0.01 * learning_rate
-    )
-    draw = jax.jit(model.sample, static_argnums=2)
-    return Experiment(
-        model=model,
-        init=tables.init_on_rows(model, load),
-        loss=losses.nll(model),
-        optimizer=optax.chain(optax.clip_by_global_norm(5.0), optax.adam(schedule)),
-        data=tables.splits(load),
-        preprocess=tables.preprocess(load),
+    return tables.experiment(
+        load,
+        tables.Shape(codes, numbers, low, high) if codes else tabular.shape_of_table(load),
+        width=width,
+        num_blocks=num_blocks,
+        bins=bins,
+        dropout=dropout,
+        learning_rate=learning_rate,
+        weight_decay=weight_decay,
         steps=steps,
         batch=batch,
-        seed=seed,
-        sample=lambda params, key, n: {"x": draw(params, key, n)},
-        evaluate=tables.evaluate(model),
         eval_every=eval_every,
-        save_every=500,
-        monitor="valid_nll",
         patience=patience,
+        ema=ema,
+        seed=seed,
     )
