@@ -26,6 +26,7 @@ from jflow.apps import _keys
 # arguments answer at once.
 
 _TABLE_CONFIG = Path(__file__).parent / "configs/table.py"
+_FOUND = ("table", "fingerprint", "codes", "numbers", "low", "high", "eval_every")  # not asked for
 PATH_ERRORS = (
     FileNotFoundError,
     NotADirectoryError,
@@ -275,7 +276,7 @@ def fit(args) -> None:
     _, values = apps.read_keys(_TABLE_CONFIG, overrides)
     renamed = {"seed": "random_state"}
     options = {renamed.get(name, name): values[name] for name in overrides}
-    hidden = sorted(set(options) - set(tabular.TabularFlow().get_params()))
+    hidden = [name for name in options if name in _FOUND]
     if hidden:
         raise ValueError(f"key {hidden[0]!r} is found from the table and cannot be given")
     with _leaving_nothing(args.out):
@@ -620,7 +621,7 @@ def _parser() -> argparse.ArgumentParser:
         "  report.json      the same numbers, and what each column was taken for\n"
         "  synthetic.csv    as many new rows, in the table's columns, units and formatting\n"
         "Training stops when the validation part gets no better; the same command resumes it.\n"
-        "\n" + _listed(_TABLE_CONFIG, ("table", "fingerprint", "codes", "numbers", "low", "high")),
+        "\n" + _listed(_TABLE_CONFIG, _FOUND),
         "  jflow fit wine.csv --out runs/wine\n"
         "  jflow fit people.csv --out runs/people drop=name,id categorical=postcode\n"
         "  jflow sample runs/wine --num 1000 --out rows.csv\n"

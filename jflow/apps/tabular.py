@@ -10,7 +10,7 @@ import functools
 import json
 import shutil
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -125,28 +125,28 @@ class TabularFlow(BaseEstimator):
     def __init__(
         self,
         *,
-        columns=None,
-        drop=(),
-        categorical=(),
-        numeric=(),
-        decimal=None,
-        day_first=None,
-        header=None,
-        drop_missing=False,
-        group_repeated=False,
-        width=384,
-        num_blocks=2,
-        bins=16,
-        dropout=0.1,
-        learning_rate=1e-3,
-        weight_decay=1e-4,
-        steps=None,
-        batch=256,
-        patience=10,
-        ema=0.995,
-        random_state=0,
-        workdir=None,
-        progress=False,
+        columns: Sequence[str] | None = None,
+        drop: Sequence[str] = (),
+        categorical: Sequence[str] = (),
+        numeric: Sequence[str] = (),
+        decimal: str | None = None,
+        day_first: bool | None = None,
+        header: bool | None = None,
+        drop_missing: bool = False,
+        group_repeated: bool = False,
+        width: int = 384,
+        num_blocks: int = 2,
+        bins: int = 16,
+        dropout: float = 0.1,
+        learning_rate: float = 1e-3,
+        weight_decay: float = 1e-4,
+        steps: int | None = None,
+        batch: int = 256,
+        patience: int | None = 10,
+        ema: float = 0.995,
+        random_state: Any = 0,
+        workdir: str | Path | None = None,
+        progress: bool = False,
     ):
         self.columns = columns
         self.drop = drop
@@ -171,7 +171,7 @@ class TabularFlow(BaseEstimator):
         self.workdir = workdir
         self.progress = progress
 
-    def fit(self, X, y=None):
+    def fit(self, X: Any, y: Any = None) -> "TabularFlow":
         """Fit the model to a table.
 
         Args:
@@ -249,7 +249,7 @@ class TabularFlow(BaseEstimator):
         if self.state_["header"]:
             self.feature_names_in_ = np.array(names, dtype=object)
 
-    def log_prob(self, X, given: Sequence[str] = ()) -> np.ndarray:
+    def log_prob(self, X: Any, given: Sequence[str] = ()) -> np.ndarray:
         """Log-density of rows, in nats.
 
         Args:
@@ -289,7 +289,7 @@ class TabularFlow(BaseEstimator):
             nats.append(self._programs().log_prob(self.params_, rows, observed) + gain)
         return np.logaddexp.reduce(nats) - np.log(len(nats))
 
-    def score_samples(self, X) -> np.ndarray:
+    def score_samples(self, X: Any) -> np.ndarray:
         """`log_prob` by scikit-learn's name.
 
         Args:
@@ -300,7 +300,7 @@ class TabularFlow(BaseEstimator):
         """
         return self.log_prob(X)
 
-    def score(self, X, y=None) -> float:
+    def score(self, X: Any, y: Any = None) -> float:
         """The mean log-density of rows, in nats; larger is better.
 
         Args:
@@ -338,7 +338,14 @@ class TabularFlow(BaseEstimator):
         parts = list(self.sample_chunks(n, given, random_state))
         return pd.concat(parts, ignore_index=True)
 
-    def sample_chunks(self, n, given=None, random_state=None, *, encoded=False):
+    def sample_chunks(
+        self,
+        n: int,
+        given: Mapping[str, Any] | None = None,
+        random_state: Any = None,
+        *,
+        encoded: bool = False,
+    ) -> Iterator[Any]:
         """`sample` in chunks, so that n may exceed memory.
 
         Args:
@@ -384,7 +391,7 @@ class TabularFlow(BaseEstimator):
             if not left:
                 return
 
-    def impute(self, X, random_state: Any = None) -> pd.DataFrame:
+    def impute(self, X: Any, random_state: Any = None) -> pd.DataFrame:
         """Rows with every missing value drawn from its distribution given the rest of the row.
 
         Call it with several random states for multiple imputation.
