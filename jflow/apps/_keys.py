@@ -172,7 +172,14 @@ def _sequence(value: Any, of: type, kinds: tuple) -> tuple | list:
     if isinstance(value, str):
         text = value.strip()
         if kinds and text[:1] not in ("(", "["):
-            value = text.removesuffix(",").split(",") if "," in text else value
+            alone = kinds == (
+                str,
+                Ellipsis,
+            )  # a word is a sequence of one, and nothing an empty one
+            several = "," in text or alone
+            value = (
+                text.removesuffix(",").split(",") if several and text else () if alone else value
+            )
         else:
             value = ast.literal_eval(text)
     if type(value) not in (tuple, list):
@@ -206,7 +213,8 @@ def _form(kind: Any) -> str:
     if origin is typing.Literal:
         return f"one of {', '.join(map(str, among))}"
     if (origin or kind) in (tuple, list):
-        joined = "joined by commas, one alone with a comma after it"
+        joined = "joined by commas"
+        joined += "" if among[:1] == (str,) else ", one alone with a comma after it"
         return f"each {_form(among[0])}, {joined}" if among else "such as (1, 2)"
     return _FORMS.get(origin or kind, "which cannot be given as text")
 

@@ -188,7 +188,7 @@ class TabularFlow(BaseEstimator):
         """
         _refuse(X)
         seed = _seed(self.random_state)
-        reading = {
+        reading: dict[str, Any] = {
             "columns": None if self.columns is None else tuple(self.columns),
             "drop": tuple(self.drop),
             "categorical": tuple(self.categorical),
@@ -205,7 +205,7 @@ class TabularFlow(BaseEstimator):
         steps = self.steps or int(np.clip(EPOCHS * rows // batch, FEWEST, MOST))
         marginals = data.find_marginals(prepared.schema, prepared.rows(TRAIN)["x"])
         path = X if isinstance(X, str | Path) else None
-        options = {
+        options: dict[str, Any] = {
             "width": self.width,
             "num_blocks": self.num_blocks,
             "bins": self.bins,

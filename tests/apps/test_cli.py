@@ -296,7 +296,7 @@ def test_mistakes_are_one_line_and_leave_nothing(trained, capsys):
         (["evaluate", trained / "empty"], "not the workdir"),
         (["fit", trained / "none.csv", "--out", trained / "fresh"], "none.csv"),
         ([*fit, "wdith=3"], "did you mean 'width'"),
-        ([*fit, "batch=25"], "batch of 25 is larger than the data: 24 rows"),
+        ([*fit, "low=1,2"], "'low' is found from the table"),
         ([*fit, "drop=z"], "no column 'z'"),
     ]:
         line = refused(capsys, argv, 2)

@@ -136,3 +136,16 @@ def test_python_values_keep_their_types():
     }.items():
         with pytest.raises(ValueError, match=f"key '{name}'"):
             read(name, value)
+
+
+def test_words_are_joined_by_commas():
+    """One alone needs none, since a word cannot be anything else; a comma in a word needs quotes."""
+    kind = tuple[str, ...]
+    for text, value in (
+        ("a", ("a",)),
+        ("a,b c", ("a", "b c")),
+        ("a,", ("a",)),
+        ("", ()),
+        ("('a,b',)", ("a,b",)),
+    ):
+        assert _keys.read("drop", text, kind, ()) == value
