@@ -94,7 +94,7 @@ def read(name, value):
                 "4,a": REFUSED,
             },
         ),
-        ("names", {"a,b": ("a", "b"), "1, 2": ("1", "2"), "['a']": ("a",), "()": (), "a": REFUSED}),
+        ("names", {"a,b": ("a", "b"), "1, 2": ("1", "2"), "['a']": ("a",), "()": (), "a": ("a",)}),
         ("pair", {"1,2": (1, 2.0), "1": REFUSED, "1,2,3": REFUSED, "1.5,2": REFUSED}),
         ("rates", {"1,2.5": [1.0, 2.5], "none": None, "1,inf": REFUSED}),
         ("nested", {"((1,2),)": ((1, 2),), "1,2": REFUSED}),
@@ -139,7 +139,7 @@ def test_python_values_keep_their_types():
 
 
 def test_words_are_joined_by_commas():
-    """One alone needs none, since a word cannot be anything else; a comma in a word needs quotes."""
+    """One alone needs none; a comma in a word needs quotes."""
     kind = tuple[str, ...]
     for text, value in (
         ("a", ("a",)),
