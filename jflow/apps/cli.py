@@ -264,8 +264,19 @@ def evaluate(args) -> None:
         )
         found = {name: float(value) for name, value in found.items()}
         part.write_text(json.dumps({"step": loaded.step, **found}, indent=2) + "\n")
+    width = max(map(len, found), default=0)
     for name, value in found.items():
-        print(f"{name} {value:.6g}")
+        print(f"{name:{width}} {value:<12.6g} {_direction(name, experiment.monitor)}".rstrip())
+    _say(args, f"wrote {args.workdir / 'evaluation.json'}")
+
+
+def _direction(name: str, monitor: str | None) -> str:
+    """Which way a number is better, as far as its name says it; what a run monitors is smaller."""
+    larger = ("log_prob", "log_likelihood", "accuracy", "elbo", "r2", "auc")
+    smaller = ("nll", "bpd", "loss", "error", "distance", "rmse", "mse", "cost", "fid")
+    if name.endswith(larger):
+        return "larger is better"
+    return "smaller is better" if name == monitor or name.endswith(smaller) else ""
 
 
 def fit(args) -> None:

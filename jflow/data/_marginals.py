@@ -48,9 +48,9 @@ class Marginal(NamedTuple):
 def find_marginals(schema: tuple[Column, ...], x: np.ndarray) -> tuple[Marginal, ...]:
     """Find what each column's codes and numbers are.
 
-    Of a lattice of at most 32 distinct values all have codes; else those do that stand out: in 10
-    rows at least, and 5 times as often as the median of the 10 cells around them. Of a continuous
-    column those that `spikes` names.
+    Of a lattice of at most 32 distinct values all have codes; else those of at least 10 rows that
+    stand alone (at most 2 of the 10 cells around them are in the table) or stand out (5 times as
+    often as the mean of those). Of a continuous column those that `spikes` names.
 
     Args:
         schema: From `find_schema`.
@@ -104,7 +104,10 @@ def _spikes(column: Column, x: np.ndarray) -> np.ndarray:
     for offset in (*range(-NEAR, 0), *range(1, NEAR + 1)):
         there = np.minimum(np.searchsorted(cells, cells + offset), len(cells) - 1)
         around.append(np.where(cells[there] == cells + offset, counts[there], 0))
-    spike = (counts >= LEAST_ROWS) & (counts >= 5 * np.median(around, axis=0))
+    there = np.array(around) > 0
+    alone = there.sum(0) <= 2
+    typical = np.sum(around, axis=0) / np.maximum(there.sum(0), 1)
+    spike = (counts >= LEAST_ROWS) & (alone | (counts >= 5 * typical))
     most = np.argsort(-counts * spike, kind="stable")[: min(MOST_SPIKES, spike.sum())]
     return values[np.sort(most)]
 

@@ -221,7 +221,9 @@ def test_evaluate(trained, capsys):
     assert (
         written["step"] == 12 and 2 < written["nll"] < 4
     )  # a standard normal on its own data has 2.84
-    assert capsys.readouterr().out.split() == ["nll", f"{written['nll']:.6g}"]
+    said, wrote = capsys.readouterr().out.splitlines()
+    assert said.split() == ["nll", f"{written['nll']:.6g}", "smaller", "is", "better"]
+    assert wrote == f"wrote {trained / 'run' / 'evaluation.json'}"
     assert cli.main(["evaluate", str(trained / "run"), "--step", "6"]) == 0
     assert json.loads((trained / "run" / "evaluation.json").read_text())["step"] == 6
 

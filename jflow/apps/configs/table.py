@@ -29,7 +29,7 @@ def config(
     width: int = 384,
     num_blocks: int = 2,
     bins: int = 16,
-    dropout: float = 0.1,
+    dropout: float = 0.2,
     learning_rate: float = 1e-3,
     weight_decay: float = 1e-4,
     steps: int = 5000,
@@ -55,7 +55,7 @@ def config(
         width: of the network
         num_blocks: how many residual blocks the network has
         bins: how many bins the spline of a number has
-        dropout: rate of the network's dropout in training
+        dropout: rate of the network's dropout in training; `jflow fit` takes 0.05 from 20,000 rows on
         learning_rate: of Adam, at its highest
         weight_decay: of Adam, per update and learning rate
         steps: updates; `jflow fit` takes fewer for a small table
