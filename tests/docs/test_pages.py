@@ -6,6 +6,7 @@ from pathlib import Path
 
 import jax
 import numpy as np
+import pandas as pd
 import pytest
 import scipy.stats
 
@@ -20,15 +21,43 @@ WRITTEN = [
 ]
 
 
-@pytest.mark.parametrize("page", WRITTEN)
-def test_page_runs(page):
-    """All blocks of a page, one after the other."""
-    code = "\n".join(BLOCK.findall((PAGES / page).read_text()))
+def run(page, code, names):
+    """Code with fewer steps, as in a program of a user's."""
     code = re.sub(r"range\(\d{3,}\)", "range(2)", code)
     code = re.sub(r"steps=\d{3,}\b", "steps=2", code)
     code = code.replace("num_simulations=10_000", "num_simulations=200, steps=2")
-    with jax.numpy_rank_promotion("allow"):  # as in a program of a user's
-        exec(compile(code, page, "exec"), {})
+    code = code.replace("TabularFlow(steps=2)", "TabularFlow(width=16, num_blocks=1, steps=2)")
+    with jax.numpy_rank_promotion("allow"):
+        exec(compile(code, page, "exec"), names)
+
+
+@pytest.mark.parametrize("page", WRITTEN)
+def test_page_runs(page, tmp_path, monkeypatch):
+    """All blocks of a page, one after the other."""
+    monkeypatch.chdir(tmp_path)
+    run(page, "\n".join(BLOCK.findall((PAGES / page).read_text())), {})
+
+
+def test_the_readme_has_four_examples_of_eight_lines(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    rng, n = np.random.default_rng(0), 120
+    people = pd.DataFrame({"sex": rng.choice(["F", "M"], n), "age": rng.integers(18, 80, n)})
+    people.to_csv("people.csv", index=False)
+    names = {
+        "x": rng.normal(size=(300, 3)).astype(np.float32),
+        "images": rng.uniform(-1, 1, (64, 8, 8, 1)).astype(np.float32),
+        "simulator": lambda key, theta: theta + jax.random.normal(key, theta.shape),
+        "observation": np.array([1.0, 0.5], np.float32),
+    }
+    blocks = BLOCK.findall((ROOT / "README.md").read_text())
+    assert len(blocks) == 4
+    for block in blocks:
+        assert sum(bool(line.strip()) for line in block.splitlines()) <= 8
+        block = block.replace("TabularFlow()", "TabularFlow(steps=1000)")
+        block = block.replace("simulator)", "simulator, num_simulations=10_000)")
+        run("README.md", block, names)
+    assert names["drawn"].shape == (10, 8, 8, 1) and names["theta"].shape == (1000, 2)
+    assert (names["rows"]["sex"] == "F").all() and len(names["filled"]) == n
 
 
 def test_the_first_block_takes_columns_in_any_units():

@@ -55,7 +55,7 @@ def config(
         width: of the network
         num_blocks: how many residual blocks the network has
         bins: how many bins the spline of a number has
-        dropout: rate of the network's dropout in training; `jflow fit` takes 0.05 from 20,000 rows on
+        dropout: rate of dropout in training; `jflow fit` takes 0.05 from 20,000 rows on
         learning_rate: of Adam, at its highest
         weight_decay: of Adam, per update and learning rate
         steps: updates; `jflow fit` takes fewer for a small table
