@@ -126,11 +126,11 @@ def _csv(path, n):
         def write_rows(loaded, rows):
             nonlocal first
             state = loaded.preprocess.state
-            header, text = (
-                tables.as_text(state, rows["x"]) if tables.is_table(state) else cells(rows)
-            )
-            write([header] if header and first else [])
-            write(text)
+            table = tables.is_table(state)
+            header, text = tables.as_text(state, rows["x"]) if table else cells(rows)
+            delimiter = state["delimiter"] if table else ","
+            write([header] if header and first else [], delimiter)
+            write(text, delimiter)
             first = False
 
         yield write_rows

@@ -396,8 +396,7 @@ def write_report(model: "TabularFlow", folder: Path) -> dict[str, Any]:
     schema = model.prepared_.schema
     header, text = tables.as_text(model.state_, synthetic["flow"])
     with csv_writer(folder / "synthetic.csv") as write:
-        write([header] if header else [])
-        write(text)
+        write([*([header] if header else []), *text], model.state_["delimiter"])
     with replace_file(folder / "report.json") as part:
         part.write_text(json.dumps(found, indent=2) + "\n")
     figures = table_page.draw_figures(schema, found, model.prepared_.encoded, synthetic)

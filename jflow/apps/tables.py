@@ -247,6 +247,7 @@ def preprocess(load: Callable[[], Prepared]) -> Preprocess:
             "columns": [column._asdict() for column in prepared.schema],
             "marginals": [m._asdict() for m in data.find_marginals(prepared.schema, rows["x"])],
             "header": prepared.table.header,
+            "delimiter": prepared.table.delimiter or ",",  # none of a spreadsheet; blanks
         }
 
     def apply(state, rows, rng):

@@ -65,7 +65,7 @@ class TabularFlow(BaseEstimator):
     orders that the density averages, and as good as the training for the rest.
 
     Everything is in the table's own units and types. The log-density is per unit of the columns
-    that hold numbers with decimals or dates, and a probability where they are whole numbers or
+    that hold numbers with decimals, and a probability where they are whole numbers, dates or
     categories.
 
     Also known as: synthetic data, synthesizer, tabular data generator, imputation.

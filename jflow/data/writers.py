@@ -75,8 +75,8 @@ def npz_writer(path: str | Path, n: int) -> Iterator[Write]:
 
 
 @contextlib.contextmanager
-def csv_writer(path: str | Path) -> Iterator[Callable[[Iterable[Sequence[str]]], None]]:
-    """Writes a comma-separated file a chunk of rows at a time, whole or not at all.
+def csv_writer(path: str | Path) -> Iterator[Callable[..., None]]:
+    """Writes a delimited file a chunk of rows at a time, whole or not at all.
 
     A context manager.
 
@@ -84,10 +84,14 @@ def csv_writer(path: str | Path) -> Iterator[Callable[[Iterable[Sequence[str]]],
         path: Of the file.
 
     Yields:
-        write(rows of cells), which appends; a header is a row like any other.
+        write(rows of cells, delimiter=","), which appends; a header is a row like any other.
     """
     with replace_file(path) as part, open(part, "w", newline="", encoding="utf-8") as file:
-        yield csv.writer(file, lineterminator="\n").writerows
+
+        def write(rows: Iterable[Sequence[str]], delimiter: str = ",") -> None:
+            csv.writer(file, delimiter=delimiter, lineterminator="\n").writerows(rows)
+
+        yield write
 
 
 def cells(rows: Rows) -> tuple[list[str], list[list[str]]]:

@@ -215,7 +215,12 @@ def fit(
             )
 
         bar = tqdm(
-            total=steps, initial=n, unit="step", disable=not (progress and main), file=sys.stderr
+            desc="compiling",
+            total=steps,
+            initial=n,
+            unit="step",
+            disable=not (progress and main),
+            file=sys.stderr,
         )
         closed = (
             contextlib.closing(source)
@@ -231,6 +236,7 @@ def fit(
                 state, check, metrics = advance(state, check, batch)
                 n += inner
                 recent.append(metrics)
+                bar.set_description(refresh=False)  # the first step has been compiled
                 bar.update(inner)
                 ends = n == steps
                 log, judge = (

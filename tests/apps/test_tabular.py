@@ -230,14 +230,14 @@ def test_a_model_learns_what_no_gaussian_is(tmp_path, capsys):
     truth = np.log(0.5) + stats.norm.logpdf(x - 4 * sign) + stats.norm.logpdf(y - sign, scale=0.1)
     assert truth.mean() - model.score(test) < 0.5  # nats
     before = (tmp_path / "run" / "synthetic.csv").read_bytes()
-    assert before.startswith(b"x,y,side\n") and b'"' in before  # decimal commas, quoted
+    assert before.startswith(b"x;y;side\n") and b'"' not in before  # and decimal commas
     assert cli.main(command) == 0
     assert (tmp_path / "run" / "synthetic.csv").read_bytes() == before
     assert cli.main(["sample", run, "--num", "40", "--out", rows, "--given", "side=left"]) == 0
-    drawn = pd.read_csv(rows, decimal=",")
+    drawn = pd.read_csv(rows, sep=";", decimal=",")
     assert (drawn["side"] == "left").all() and (drawn["x"] < 0).mean() > 0.9
     assert cli.main(["sample", run, "--num", "40", "--out", rows, "--given", "x=0..2,5"]) == 0
-    assert pd.read_csv(rows, decimal=",")["x"].between(0, 2.5).all()
+    assert pd.read_csv(rows, sep=";", decimal=",")["x"].between(0, 2.5).all()
     capsys.readouterr()
     assert cli.main(["score", run, str(path), "--out", scores]) == 0
     assert "600 rows, mean log-density" in capsys.readouterr().out
