@@ -138,7 +138,7 @@ class TabularFlow(BaseEstimator):
         num_blocks: int = 2,
         bins: int = 16,
         dropout: float | None = None,
-        learning_rate: float = 1e-3,
+        learning_rate: float = 2e-3,
         weight_decay: float = 1e-4,
         steps: int | None = None,
         batch: int = 256,

@@ -106,10 +106,11 @@ def _net(sizes, numbers, size: int, width: int, num_blocks: int, dropout: float)
         shapes = {
             "codes": ((total, width), d**-0.5),
             "unknown": ((d, width), d**-0.5),
-            "numbers": ((len(numbers), len(_KNOTS), width), (4 * d) ** -0.5),
             "logits": ((d, width, most), 1e-2 * width**-0.5),
-            "raw": ((len(numbers), width, size), 1e-2 * width**-0.5),
         }
+        if len(numbers):
+            shapes["numbers"] = (len(numbers), len(_KNOTS), width), (4 * d) ** -0.5
+            shapes["raw"] = (len(numbers), width, size), 1e-2 * width**-0.5
         for enter, leave in layers:
             shapes[enter] = (width, width), (2 / width) ** 0.5
             shapes[leave] = (width, width), 0.1 * (2 / width) ** 0.5
@@ -118,7 +119,7 @@ def _net(sizes, numbers, size: int, width: int, num_blocks: int, dropout: float)
             name: {"kernel": scale * jax.random.normal(k, shape)}
             for k, (name, (shape, scale)) in zip(keys, shapes.items(), strict=True)
         }
-        for name in (*(name for pair in layers for name in pair), "logits", "raw"):
+        for name in {"logits", "raw", *(name for pair in layers for name in pair)} & set(shapes):
             params[name]["bias"] = jnp.zeros(params[name]["kernel"][..., :1, :].shape)
         return params
 
@@ -164,7 +165,10 @@ def _net(sizes, numbers, size: int, width: int, num_blocks: int, dropout: float)
             form = "bw,dwk->bdk" if columns.ndim == 2 else "bdw,dwk->bdk"
             return jnp.einsum(form, columns, layer["kernel"]) + layer["bias"].swapaxes(0, 1)
 
-        return times(h, params["logits"]), times(h if h.ndim == 2 else h[:, numbers], params["raw"])
+        logits = times(h, params["logits"])
+        if not len(numbers):
+            return logits, jnp.zeros_like(logits, shape=(len(logits), 0, size))
+        return logits, times(h if h.ndim == 2 else h[:, numbers], params["raw"])
 
     def start(b, dtype):
         return [jnp.zeros((b, width), dtype) for _ in range(2 * num_blocks + 1)]
@@ -202,7 +206,7 @@ def any_order(
     num_blocks: int = 2,
     bins: int = 16,
     dropout: float = 0.0,
-    orders: int = 4,
+    orders: int = 1,
 ) -> AnyOrder:
     """A distribution of rows with codes and numbers, given any of their cells.
 

@@ -11,6 +11,7 @@ from scipy import stats
 from sklearn.base import clone
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import FunctionTransformer
+from sklearn.utils import estimator_checks
 
 from jflow.apps import cli, tabular
 from jflow.apps.tabular import TabularFlow
@@ -247,6 +248,15 @@ def test_a_model_learns_what_no_gaussian_is(tmp_path, capsys):
     assert "did you mean 'side'" in capsys.readouterr().err
 
 
+def test_a_table_of_categories_alone_or_of_one_column(tmp_path):
+    rng = np.random.default_rng(0)
+    one = pd.DataFrame({"color": rng.choice(["red", "blue"], 60, p=[0.8, 0.2])})
+    two = one.assign(size=rng.choice(["s", "m", "l"], 60))
+    for frame in (one, two, pd.DataFrame({"x": rng.normal(size=60)})):
+        model = TabularFlow(**SMALL | {"steps": 2}).fit(frame)
+        assert model.sample(7).dtypes.equals(frame.dtypes) and np.isfinite(model.score(frame))
+
+
 def test_rows_with_missing_values_are_left_out_by_choice():
     frame = people(100)
     model = TabularFlow(**SMALL | {"steps": 1}, drop_missing=True).fit(frame)
@@ -265,3 +275,25 @@ def test_a_second_call_compiles_nothing(model):
         impute=lambda: model.impute(frame.assign(rain=np.nan)),
     )
     assert not again
+
+
+@pytest.mark.parametrize(
+    "check",
+    [
+        "check_complex_data",
+        "check_dict_unchanged",
+        "check_estimator_sparse_array",
+        "check_estimators_empty_data_messages",
+        "check_estimators_pickle",
+        "check_fit1d",
+        "check_fit2d_1sample",
+        "check_get_params_invariance",
+        "check_no_attributes_set_in_init",
+        "check_parameters_default_constructible",
+        "check_set_params",
+    ],
+)
+def test_checks_of_scikit_learn(check):
+    """Those that fit little; `check_estimator` runs all."""
+    model = TabularFlow(**SMALL | {"steps": 1, "width": 4})
+    getattr(estimator_checks, check)("TabularFlow", model)

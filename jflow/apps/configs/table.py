@@ -30,7 +30,7 @@ def config(
     num_blocks: int = 2,
     bins: int = 16,
     dropout: float = 0.2,
-    learning_rate: float = 1e-3,
+    learning_rate: float = 2e-3,
     weight_decay: float = 1e-4,
     steps: int = 5000,
     batch: int = 256,
