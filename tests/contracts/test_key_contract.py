@@ -90,7 +90,13 @@ def loss(made, without=(), params=PARAMS, frozen=FROZEN, **more):
 
 
 MATCHING = losses.flow_matching(V)
+ROWS = flows.any_order((2, 1), (False, True), width=4, num_blocks=1, bins=2, dropout=0.5)
+CODES = np.zeros((len(X), 2), np.int32)
+ROWS_PARAMS = ROWS.init(KEY, flows.MixedRows(CODES, X))
 LOSSES = {
+    "any_order_nll": loss(
+        losses.any_order_nll(ROWS), ("x0", "cond"), params=ROWS_PARAMS, code=CODES
+    ),
     "deep_supervision": loss(losses.deep_supervision(BRANCHES, 2), params=ONE),
     "diffusion_likelihood": loss(losses.diffusion_likelihood(V, trace=0.1, jacobian=0.1), ("x0",)),
     "chain": loss(
