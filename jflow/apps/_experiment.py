@@ -386,7 +386,7 @@ def load(workdir: str | Path, *, step: int | None = None, ema: bool = True) -> L
             f"{workdir} is not the workdir of an experiment: it has no config.py and"
             f" config.json{how}"
         )
-    experiment, _ = load_config(workdir / "config.py", _stored(workdir))
+    experiment, _ = load_config(workdir / "config.py", stored_values(workdir))
     folder = workdir
     if step is None:
         step = checkpoint.latest(workdir / "best")
@@ -445,7 +445,7 @@ def sources_of(source: str | Path) -> dict[str, bytes]:
     return {"config.py": path.read_bytes(), **beside}
 
 
-def _stored(workdir: Path) -> dict[str, Any]:
+def stored_values(workdir: Path) -> dict[str, Any]:
     """The values of config.json."""
     file = workdir / "config.json"
     try:
@@ -469,7 +469,7 @@ def claim(workdir: Path, sources: dict[str, bytes], values: dict[str, Any]) -> N
         ) from None
     kept = workdir / "config.json"
     if kept.is_file() and (workdir / "config.py").is_file():
-        there, missing = _stored(workdir), "(not a key)"
+        there, missing = stored_values(workdir), "(not a key)"
         differ = [k for k in {**there, **values} if there.get(k, missing) != values.get(k, missing)]
         said = [
             f"{k} is {there.get(k, missing)!r} there, {values.get(k, missing)!r} here"

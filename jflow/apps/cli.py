@@ -176,7 +176,7 @@ def sample(args) -> None:
         if tables.is_table(loaded.preprocess.state) and not options:
             from jflow.apps import tabular
 
-            model = tabular.load(args.workdir, step=args.step, ema=args.ema)
+            model = tabular.from_loaded(loaded, args.workdir)
             given = _given(model, args.given)
             chunks = model.sample_chunks(args.num, given, args.seed, encoded=True)
             drawn: Iterator = ({"x": rows} for rows in chunks)
@@ -226,8 +226,8 @@ def score(args) -> None:
 
     model = tabular.load(args.workdir, step=args.step, ema=args.ema)
     given = [name for name in args.given.split(",") if name]
-    nats = model.log_prob(args.table, given=given)
-    lines = data.read_table(args.table, header=model.header).lines
+    table = data.read_table(args.table, header=model.header)
+    nats, lines = model.log_prob(table, given=given), table.lines
     if args.out is not None:
         with csv_writer(args.out) as write:
             write([["line", "log_density"]])

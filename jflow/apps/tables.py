@@ -1,6 +1,7 @@
 """A model for a user's own table: its rows, their preprocessing, and the experiment that trains
 it. See `jflow.apps.tabular` and `jflow fit`."""
 
+import functools
 import hashlib
 import math
 from collections.abc import Callable, Mapping
@@ -366,3 +367,30 @@ def write_run(
         start = init_state(params, optax.identity(), jax.random.key(0))
         checkpoint.save(folder, step, start, extra={"preprocess": state})
     return folder
+
+
+@functools.lru_cache(maxsize=2)
+def _prepared(table: str, fingerprint: str, options: tuple) -> Prepared:
+    return prepare(table, **dict(options))
+
+
+def loader(*, table: str, fingerprint: str, **options: Any):
+    """`prepare` of a path by the values of a config, run when first called and then kept.
+
+    fingerprint: of the file this run is for, '' for any; another file is an error."""
+
+    def load() -> Prepared:
+        if not table:
+            return _no_table()
+        found = digest(table)
+        if fingerprint and fingerprint != found:
+            raise ValueError(f"{table}: the table has changed since this run was started")
+        named = {**options, "columns": tuple(options["columns"]) or None}
+        return _prepared(table, found, tuple(sorted(named.items())))
+
+    return load
+
+
+def shape_of_table(load) -> Shape:
+    prepared = load()
+    return shape_of(data.find_marginals(prepared.schema, prepared.rows(TRAIN)["x"]))

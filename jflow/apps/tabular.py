@@ -7,7 +7,6 @@ throwing draws away. `jflow fit` runs it from the command line.
 
 import difflib
 import functools
-import json
 import shutil
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
@@ -21,7 +20,8 @@ import pandas as pd
 from jflow import apps, data, flows
 from jflow._core.files import expand
 from jflow.apps import tables
-from jflow.apps.tables import TRAIN, Prepared, Shape
+from jflow.apps._experiment import stored_values
+from jflow.apps.tables import TRAIN, Shape
 from jflow.data import Column, Marginal, Table
 from jflow.flows import MixedRows, Within
 
@@ -34,7 +34,7 @@ except ImportError as error:
         'jflow.apps.tabular needs scikit-learn: pip install "jflow-models[tables]"'
     ) from error
 
-__all__ = ["TabularFlow", "load"]
+__all__ = ["TabularFlow", "from_loaded", "load"]
 
 CONFIG = Path(__file__).parent / "configs/table.py"
 EPOCHS, FEWEST, MOST = 60, 2000, 5000  # updates: so many epochs, within these numbers
@@ -253,7 +253,7 @@ class TabularFlow(BaseEstimator):
         """Log-density of rows, in nats.
 
         Args:
-            X: Rows with the columns of the table: a DataFrame, an array or a path.
+            X: Rows with the columns of the table: a DataFrame, an array, a path or a `data.Table`.
             given: Names of columns to condition on: log p(the other columns | these).
 
         Returns:
@@ -474,7 +474,8 @@ class TabularFlow(BaseEstimator):
 
     def _read(self, X) -> Table:
         _refuse(X)
-        table = data.read_table(X, header=self.header if isinstance(X, str | Path) else None)
+        header = self.header if isinstance(X, str | Path) else None
+        table = X if isinstance(X, Table) else data.read_table(X, header=header)
         if not table.header and len(table.cells) != self.n_features_in_:
             raise ValueError(
                 f"X has {len(table.cells)} features, but TabularFlow is expecting"
@@ -492,8 +493,10 @@ class TabularFlow(BaseEstimator):
         return table
 
     def report(self, path: str | Path | None = None) -> dict[str, Any]:
-        """How good the model is, beside a Gaussian and a copula: distances of columns, associations
-        of pairs, a classifier that tells rows apart, nearest training rows, test log-likelihood.
+        """Say how good the model is, beside a Gaussian and a copula.
+
+        By distances of columns, associations of pairs, a classifier that tells rows apart, nearest
+        training rows, and test log-likelihood.
 
         Args:
             path: Of a folder that gets report.json, report.html and synthetic.csv; None writes
@@ -526,7 +529,7 @@ class TabularFlow(BaseEstimator):
             The folder.
 
         Raises:
-            FileExistsError: Where the folder holds another run.
+            ValueError: Where the folder holds another run, naming what differs.
         """
         check_is_fitted(self)
         return tables.write_run(
@@ -559,10 +562,25 @@ def load(path: str | Path, *, step: int | None = None, ema: bool = True) -> Tabu
         FileNotFoundError: Where there is none.
         ValueError: For a folder of another kind of experiment.
     """
-    loaded = apps.load(path, step=step, ema=ema)
+    return from_loaded(apps.load(path, step=step, ema=ema), path)
+
+
+def from_loaded(loaded: apps.Loaded, path: str | Path) -> TabularFlow:
+    """A fitted `TabularFlow` from what `jflow.load` read.
+
+    Args:
+        loaded: From `jflow.load`.
+        path: Of the folder that it was read from.
+
+    Returns:
+        The estimator.
+
+    Raises:
+        ValueError: For another kind of experiment.
+    """
     if not tables.is_table(loaded.preprocess.state):
         raise ValueError(f"{path} holds another experiment than a table's: read it by jflow.load")
-    values = json.loads((expand(path) / "config.json").read_text())["values"]
+    values = stored_values(expand(path))
     model = TabularFlow(columns=tuple(values["columns"]) or None, random_state=values["seed"])
     for name in model.get_params():
         if name in values and name != "columns":
@@ -647,7 +665,7 @@ def _encoded(column: Column, marginal: Marginal, value: Any) -> tuple[float, int
     if code < 0:
         raise ValueError(f"given {column.name!r}: the table has no missing value in this column")
     if marginal.number and code == len(marginal.values):
-        if not marginal.low <= x <= marginal.high:
+        if not column.low <= x <= column.high:
             raise ValueError(
                 f"given {column.name!r}: {value!r} is outside the table's range, {_range(column)}"
             )
@@ -696,30 +714,3 @@ def _check_known(model: TabularFlow, table: Table, x: np.ndarray, missing: np.nd
             f" {str(table.cells[j][i])!r} is none of the values of the table that was fitted"
             f" ({int(unknown.sum())} such cells)"
         )
-
-
-@functools.lru_cache(maxsize=2)
-def _prepared(table: str, fingerprint: str, options: tuple) -> Prepared:
-    return tables.prepare(table, **dict(options))
-
-
-def loader(*, table: str, fingerprint: str, **options: Any):
-    """`tables.prepare` of a path by the values of a config, run when first called and then kept.
-
-    fingerprint: of the file this run is for, '' for any; another file is an error."""
-
-    def load() -> Prepared:
-        if not table:
-            return tables._no_table()
-        found = tables.digest(table)
-        if fingerprint and fingerprint != found:
-            raise ValueError(f"{table}: the table has changed since this run was started")
-        named = {**options, "columns": tuple(options["columns"]) or None}
-        return _prepared(table, found, tuple(sorted(named.items())))
-
-    return load
-
-
-def shape_of_table(load) -> Shape:
-    prepared = load()
-    return tables.shape_of(data.find_marginals(prepared.schema, prepared.rows(TRAIN)["x"]))

@@ -119,7 +119,7 @@ def _net(sizes, numbers, size: int, width: int, num_blocks: int, dropout: float)
             name: {"kernel": scale * jax.random.normal(k, shape)}
             for k, (name, (shape, scale)) in zip(keys, shapes.items(), strict=True)
         }
-        for name in {"logits", "raw", *(name for pair in layers for name in pair)} & set(shapes):
+        for name in shapes.keys() - {"codes", "unknown", "numbers"}:
             params[name]["bias"] = jnp.zeros(params[name]["kernel"][..., :1, :].shape)
         return params
 

@@ -163,6 +163,7 @@ def test_what_is_missing_may_be_drawn_and_given(model):
     [
         ({"agee": 30}, "no column 'agee': did you mean 'age'"),
         ({"age": 400}, "400 is outside the table's range, 18 to 79"),
+        ({"age": 80}, "80 is outside the table's range, 18 to 79"),  # the end of 79's cell
         ({"age": (200, 300)}, "no row from 200 to 300; its values go from 18 to 79"),
         ({"age": "x"}, "column 'age': 'x' is no number"),
         ({"group": "odl"}, "did you mean 'old'"),

@@ -445,6 +445,7 @@ def test_progress_bar_goes_to_stderr(capsys):
     state = train.init_state({"w": jnp.eye(2)}, OPTIMIZER, jax.random.key(1))
     train.fit(state, train.make_step(noisy, OPTIMIZER), rows(), steps=3)
     out, err = capsys.readouterr()
+    assert "compiling" in err and "compiling" not in err.rsplit("\r", 1)[-1]
     assert out == "" and "3/3" in err and "loss=" in err and "step/s" in err
     go(2)
     assert capsys.readouterr() == ("", "")

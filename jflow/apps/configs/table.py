@@ -65,9 +65,7 @@ def config(
         ema: decay of the average of the parameters, which is what is kept
         seed: of the parts of the table, the parameters and the batches
     """
-    from jflow.apps import tabular
-
-    load = tabular.loader(
+    load = tables.loader(
         table=table,
         fingerprint=fingerprint,
         columns=columns,
@@ -83,7 +81,7 @@ def config(
     )
     return tables.experiment(
         load,
-        tables.Shape(codes, numbers, low, high) if codes else tabular.shape_of_table(load),
+        tables.Shape(codes, numbers, low, high) if codes else tables.shape_of_table(load),
         width=width,
         num_blocks=num_blocks,
         bins=bins,
