@@ -6,7 +6,7 @@ from typing import Any
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 
 from jflow._core.arrays import float_dtype
 from jflow.types import Array
@@ -16,6 +16,8 @@ def dot_product_attention(
     q: Float[Array, "b n heads size"],
     k: Float[Array, "b m heads size"],
     v: Float[Array, "b m heads size"],
+    *,
+    mask: Bool[Array, "b #heads #n m"] | None = None,
 ) -> Float[Array, "b n heads size"]:
     """Softmax attention for each head: softmax(q k^T / sqrt(size)) v.
 
@@ -26,6 +28,8 @@ def dot_product_attention(
         q: the queries, [b, n, heads, size].
         k: the keys, [b, m, heads, size].
         v: the values, [b, m, heads, size].
+        mask: which keys count for which query, bool [b, heads or 1, n or 1, m], at least one for
+            each; None: all.
 
     Returns:
         The weighted means of the values, shaped like q.
@@ -45,6 +49,8 @@ def dot_product_attention(
         jnp.einsum("bqhd,bkhd->bhqk", q, k, preferred_element_type=float_dtype(q))
         * q.shape[-1] ** -0.5
     )
+    if mask is not None:
+        scores = jnp.where(mask, scores, -jnp.inf)
     return jnp.einsum("bhqk,bkhd->bqhd", jax.nn.softmax(scores).astype(v.dtype), v)
 
 
