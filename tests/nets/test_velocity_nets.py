@@ -196,7 +196,7 @@ def test_one_trace_for_two_calls(make):
 @every_unlabeled
 def test_cond_may_be_a_pytree_of_floats(make):
     x, t, _ = inputs()
-    cond = {"a": jnp.ones(3), "b": jax.random.normal(jax.random.key(5), (3, 2, 2))}
+    cond = {"a": jnp.ones(3), "b": jax.random.normal(jax.random.key(5), (3, 4))}
     params = random_params(make(), x, t, cond)
     out = apply_linen(make(), params, x, t, cond)
     for name in cond:
@@ -330,17 +330,9 @@ def test_dit_patches_and_positions():
     )  # row 1, column 1 of 2 x 3
     np.testing.assert_array_equal(arrays.unpatchify(patches, 2, 3, 2), x)
     positions = nets._dit.sincos_positions(2, 3, 8)
-    expected = [
-        np.sin(1),
-        np.sin(0.01),
-        np.cos(1),
-        np.cos(0.01),
-        np.sin(2),
-        np.sin(0.02),
-        np.cos(2),
-        np.cos(0.02),
-    ]
-    np.testing.assert_allclose(positions[5], expected)  # row 1, column 2; frequencies 1 and 0.01
+    angles = [2, 0.02], [1, 0.01]  # row 1, column 2; the column first; frequencies 1 and 0.01
+    expected = np.concatenate([[np.sin(a), np.cos(a)] for a in angles]).ravel()
+    np.testing.assert_allclose(positions[5], expected)
 
 
 def test_attention_by_hand():
