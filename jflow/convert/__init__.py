@@ -1,12 +1,28 @@
 """Published weights in, params out; flows as the distributions of other libraries."""
 
 from jflow._core.names import explain_unknown
+from jflow.convert._dit import dit, dit_diffusers_layout, dit_layout
 from jflow.convert._inception import inception
+from jflow.convert._layouts import LINEAR, SAME, Constant, Layout, Transform, Weight, load, save
 from jflow.convert._numpyro import to_numpyro
+from jflow.convert._safetensors import read_safetensors, write_safetensors
 
 __all__ = [
+    "Constant",
+    "LINEAR",
+    "Layout",
+    "SAME",
+    "Transform",
+    "Weight",
+    "dit",
+    "dit_diffusers_layout",
+    "dit_layout",
     "inception",
+    "load",
+    "read_safetensors",
+    "save",
     "to_numpyro",
+    "write_safetensors",
 ]
 
 explain_unknown(__name__)
