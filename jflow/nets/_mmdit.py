@@ -364,7 +364,8 @@ def centered_positions(rows: int, columns: int, grid: int, step: float, width: i
     frequencies = 10_000.0 ** (-np.arange(width // 4) / (width // 4))
 
     def axis(count):
-        angles = np.outer(step * (np.arange(count) + (grid - count) // 2), frequencies)
+        index = np.float32(np.arange(count) + (grid - count) // 2)
+        angles = np.outer(index / np.float32(1 / step), frequencies)  # rounded as published
         return np.concatenate([np.sin(angles), np.cos(angles)], axis=1)
 
     row, column = np.divmod(np.arange(rows * columns), columns)

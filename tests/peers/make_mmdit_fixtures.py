@@ -25,6 +25,7 @@ from diffusers.loaders import single_file_utils
 HERE = Path(__file__).parent
 DRAWN = 0.12  # the standard deviation of the tensors
 D, SD3_HEAD, FLUX_HEAD = 128, 64, 16
+SIGMAS = 1 / 256, 0.625  # the first is small: float32 keeps all digits of the features of time
 
 
 def drawn(name, shape):
@@ -118,7 +119,7 @@ def run_sd3(model):
         hidden_states=x.permute(0, 3, 1, 2),
         encoder_hidden_states=context,
         pooled_projections=vector,
-        timestep=1000 * torch.tensor([0.25, 0.625]),
+        timestep=1000 * torch.tensor(SIGMAS),
         return_dict=False,
     )[0]
     return out.permute(0, 2, 3, 1).numpy()
@@ -136,10 +137,10 @@ def run_flux(model, guidance):
         hidden_states=packed,
         encoder_hidden_states=context,
         pooled_projections=vector,
-        timestep=torch.tensor([0.25, 0.625]),
+        timestep=torch.tensor(SIGMAS),
         img_ids=ids,
         txt_ids=torch.zeros(5, 3),
-        guidance=torch.full((2,), 3.5) if guidance else None,
+        guidance=torch.full((2,), SIGMAS[0]) if guidance else None,
         return_dict=False,
     )[0]
     out = out.reshape(2, 3, 2, 4, 2, 2).permute(0, 1, 4, 2, 5, 3)
