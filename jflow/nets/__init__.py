@@ -8,7 +8,13 @@ float32 or better.
 
 from jflow._core.names import explain_unknown
 from jflow.nets import norms
-from jflow.nets._attention import SelfAttention, dot_product_attention
+from jflow.nets._attention import (
+    SelfAttention,
+    chunked_attention,
+    dot_product_attention,
+    fused_attention,
+    tpu_attention,
+)
 from jflow.nets._causal_transformer import CausalTransformer
 from jflow.nets._conv import GatedAttentionNet, GlowNet
 from jflow.nets._deepflow import Branches, DeepFlow, branch_field, last_velocity
@@ -52,14 +58,17 @@ __all__ = [
     "UNet",
     "ViT",
     "branch_field",
+    "chunked_attention",
     "dot_product_attention",
     "field",
     "flow_map",
+    "fused_attention",
     "last_velocity",
     "lip_swish",
     "longest_path",
     "norms",
     "time_features",
+    "tpu_attention",
     "velocity",
 ]
 
