@@ -6,8 +6,8 @@ with diffusers and its converters.
 """
 
 import math
-import os
 from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
@@ -32,17 +32,23 @@ from jflow.nets._mmdit import centered_positions
 from jflow.types import Condition, Params
 
 
-class _Stream(NamedTuple):
-    """The modules of one stream of a joint block, after the name of the block."""
+class _Attention(NamedTuple):
+    """The modules of an attention, and the tensors of its norms."""
 
-    modulation: str
     qkv: tuple[str, ...]
     q_norm: str
     k_norm: str
     out: str
+
+
+class _Stream(NamedTuple):
+    """The modules of one stream of a joint block, after the name of the block."""
+
+    modulation: str
+    attention: _Attention
     mlp_in: str
     mlp_out: str
-    own: tuple[tuple[str, ...], str, str, str] | None = None  # the second attention, as qkv ... out
+    own: _Attention | None = None  # the second attention
 
 
 class _Names(NamedTuple):
@@ -59,45 +65,45 @@ class _Names(NamedTuple):
     table: str = ""
 
 
-def _diffusers_stream(context: bool) -> _Stream:
-    end, added = ("_context", "added_") if context else ("", "")
-    parts = ("add_q_proj", "add_k_proj", "add_v_proj") if context else ("to_q", "to_k", "to_v")
-    second = tuple(f"attn2.{part}" for part in parts)
-    return _Stream(
-        f"norm1{end}.linear",
-        tuple(f"attn.{part}" for part in parts),
-        f"attn.norm_{added}q.weight",
-        f"attn.norm_{added}k.weight",
-        "attn.to_add_out" if context else "attn.to_out.0",
-        f"ff{end}.net.0.proj",
-        f"ff{end}.net.2",
-        (second, "attn2.norm_q.weight", "attn2.norm_k.weight", "attn2.to_out.0"),
-    )
-
-
 def _sd3_stream(block: str) -> _Stream:
     def attention(name):
-        qkv, q_norm, k_norm, out = (
-            f"{block}.{name}.{part}" for part in ("qkv", "ln_q.weight", "ln_k.weight", "proj")
-        )
-        return (qkv,), q_norm, k_norm, out
+        of = f"{block}.{name}"
+        return _Attention((f"{of}.qkv",), f"{of}.ln_q.weight", f"{of}.ln_k.weight", f"{of}.proj")
 
     mlp = f"{block}.mlp.fc1", f"{block}.mlp.fc2"
-    return _Stream(f"{block}.adaLN_modulation.1", *attention("attn"), *mlp, attention("attn2"))
+    return _Stream(f"{block}.adaLN_modulation.1", attention("attn"), *mlp, attention("attn2"))
 
 
 def _flux_stream(stream: str) -> _Stream:
-    return _Stream(
-        f"{stream}_mod.lin",
-        (f"{stream}_attn.qkv",),
-        f"{stream}_attn.norm.query_norm.scale",
-        f"{stream}_attn.norm.key_norm.scale",
-        f"{stream}_attn.proj",
-        f"{stream}_mlp.0",
-        f"{stream}_mlp.2",
-    )
+    of = f"{stream}_attn"
+    norms = f"{of}.norm.query_norm.scale", f"{of}.norm.key_norm.scale"
+    attention = _Attention((f"{of}.qkv",), *norms, f"{of}.proj")
+    return _Stream(f"{stream}_mod.lin", attention, f"{stream}_mlp.0", f"{stream}_mlp.2")
 
 
+def _diffusers_image(name: str) -> _Attention:
+    qkv = f"{name}.to_q", f"{name}.to_k", f"{name}.to_v"
+    return _Attention(qkv, f"{name}.norm_q.weight", f"{name}.norm_k.weight", f"{name}.to_out.0")
+
+
+_DIFFUSERS_IMAGE = _Stream(
+    "norm1.linear",
+    _diffusers_image("attn"),
+    "ff.net.0.proj",
+    "ff.net.2",
+    _diffusers_image("attn2"),
+)
+_DIFFUSERS_CONTEXT = _Stream(
+    "norm1_context.linear",
+    _Attention(
+        ("attn.add_q_proj", "attn.add_k_proj", "attn.add_v_proj"),
+        "attn.norm_added_q.weight",
+        "attn.norm_added_k.weight",
+        "attn.to_add_out",
+    ),
+    "ff_context.net.0.proj",
+    "ff_context.net.2",
+)
 _SD3 = _Names(
     "joint_blocks.{}.",
     _sd3_stream("x_block"),
@@ -127,8 +133,8 @@ _FLUX = _Names(
 )
 _SD3_DIFFUSERS = _Names(
     "transformer_blocks.{}.",
-    _diffusers_stream(False),
-    _diffusers_stream(True),
+    _DIFFUSERS_IMAGE,
+    _DIFFUSERS_CONTEXT,
     "pos_embed.proj",
     "context_embedder",
     {
@@ -283,7 +289,7 @@ def flux_diffusers_layout(net: Flux) -> Layout:
 
 
 def mmdit(
-    files: str | os.PathLike | Mapping[str, np.ndarray],
+    files: str | Path | Mapping[str, np.ndarray],
     *,
     prefix: str = "",
     dtype: Any = None,
@@ -329,16 +335,16 @@ def mmdit(
     first, image = prefix + names.block.format(0), names.image
     inner, _ = _shape("mmdit", tensors, f"{first}{image.mlp_in}.weight", 2)
     depth = count_blocks(tensors, prefix + names.block.split("{")[0])
-    own = prefix + names.block + image.own[0][0] + ".weight"
-    qk_norm = first + image.q_norm in tensors
-    size = np.shape(tensors[first + image.q_norm])[0] if qk_norm else 64
+    own = f"{prefix}{names.block}{'' if image.own is None else image.own.out}.weight"
+    norm = first + image.attention.q_norm
+    size = np.shape(tensors[norm])[0] if norm in tensors else 64
     net = MMDiT(
         patch_size=patch,
         width=width,
         num_layers=depth,
         num_heads=width // size,
         dual_layers=sum(own.format(i) in tensors for i in range(depth)),
-        qk_norm=qk_norm,
+        qk_norm=norm in tensors,
         mlp_ratio=inner // width,
         time_scale=1000.0,
     )
@@ -355,7 +361,7 @@ def mmdit(
 
 
 def flux(
-    files: str | os.PathLike | Mapping[str, np.ndarray],
+    files: str | Path | Mapping[str, np.ndarray],
     *,
     guidance: float = 3.5,
     rope_axes: tuple[int, int, int] | None = None,
@@ -403,7 +409,7 @@ def flux(
     width, packed = _shape("flux", tensors, f"{prefix}{names.patches}.weight", 2)
     first = prefix + names.block.format(0)
     inner, _ = _shape("flux", tensors, f"{first}{names.image.mlp_in}.weight", 2)
-    (size,) = _shape("flux", tensors, first + names.image.q_norm, 1)
+    (size,) = _shape("flux", tensors, first + names.image.attention.q_norm, 1)
     if rope_axes is None and size != 128:
         raise ValueError(
             f"flux: expected rope_axes, which the shapes of heads of {size} numbers do not tell; "
@@ -504,27 +510,25 @@ def _modulation(key: str, path: str, swap: bool) -> tuple[Weight, Weight]:
     return _dense(key, path, kernel=SWAPPED_LINEAR, bias=SWAPPED) if swap else dense(key, path)
 
 
-def _attention(block, names, path, blocks, qk_norm, own="") -> Iterator[Weight]:
-    qkv, q_norm, k_norm, out = names
-    yield from dense(tuple(block + key for key in qkv), f"{path}/{own}heads/qkv", blocks)
+def _attention(
+    block: str, names: _Attention, path: str, blocks: range | None, qk_norm: bool
+) -> Iterator[Weight]:
+    """The rows of what makes queries, keys and values, whose names begin with `block`."""
+    yield from dense(tuple(block + key for key in names.qkv), f"{path}/qkv", blocks)
     if qk_norm:
-        yield from _scales(block + q_norm, block + k_norm, f"{path}/{own}heads", blocks)
-    yield from dense(block + out, f"{path}/{own}out", blocks)
+        yield from _scales(block + names.q_norm, block + names.k_norm, path, blocks)
 
 
 def _stream(
-    block: str,
-    stream: _Stream,
-    path: str,
-    blocks: range | None,
-    qk_norm: bool,
-    dual: bool = False,
+    block: str, stream: _Stream, path: str, blocks: range | None, qk_norm: bool, dual: bool = False
 ) -> Iterator[Weight]:
     """The rows of one stream of joint blocks, whose names begin with `block`."""
     yield from dense(block + stream.modulation, f"{path}/modulation", blocks)
-    yield from _attention(block, stream[1:5], path, blocks, qk_norm)
-    if dual:
-        yield from _attention(block, stream.own, path, blocks, qk_norm, "own_")
+    yield from _attention(block, stream.attention, f"{path}/heads", blocks, qk_norm)
+    yield from dense(block + stream.attention.out, f"{path}/out", blocks)
+    if dual and stream.own is not None:
+        yield from _attention(block, stream.own, f"{path}/own_heads", blocks, qk_norm)
+        yield from dense(block + stream.own.out, f"{path}/own_out", blocks)
     yield from dense(block + stream.mlp_in, f"{path}/mlp_in", blocks)
     yield from dense(block + stream.mlp_out, f"{path}/mlp_out", blocks)
 
@@ -533,9 +537,7 @@ def _last_context(block: str, stream: _Stream, qk_norm: bool, swap: bool) -> Ite
     """The rows of the text in the last block, which nothing follows."""
     path = "last_block/context"
     yield from _modulation(block + stream.modulation, f"{path}/modulation", swap)
-    yield from dense(tuple(block + key for key in stream.qkv), f"{path}/heads/qkv")
-    if qk_norm:
-        yield from _scales(block + stream.q_norm, block + stream.k_norm, f"{path}/heads", None)
+    yield from _attention(block, stream.attention, f"{path}/heads", None, qk_norm)
 
 
 def _found(name: str, tensors: Mapping[str, Any], prefix: str, *known: _Names) -> _Names:

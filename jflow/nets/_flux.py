@@ -11,13 +11,13 @@ import numpy as np
 from jflow._core.arrays import float_dtype, patchify
 from jflow._core.checks import check_whole
 from jflow.nets._attention import dot_product_attention, per_token
+from jflow.nets._dit import layer_norm, modulation
 from jflow.nets._embed import check_time
 from jflow.nets._mmdit import (
     JointBlock,
     TextEmbed,
     attend,
     check_image,
-    layer_norm,
     leave,
     merged,
     rms_norm,
@@ -29,7 +29,6 @@ from jflow.nets._mmdit import (
 from jflow.types import Array, Cond
 
 _xavier = nn.initializers.xavier_uniform()
-_zeros = nn.initializers.zeros
 
 
 class Flux(nn.Module):
@@ -66,7 +65,7 @@ class Flux(nn.Module):
             None is the type of the inputs and params. Means, variances, rotations and softmax are
             in float32.
         attention_fn: a function `attention_fn(q, k, v)`; see `SelfAttention`. Where cond has a mask
-            it is called with mask=[b, 1, 1, m] bool, of the keys.
+            it is called with mask=[b, m] bool, the keys that are seen.
 
     Raises:
         ValueError: patch_size does not divide H and W, or num_heads the width; rope_axes are not
@@ -184,8 +183,7 @@ class SingleBlock(nn.Module):
     ) -> tuple[Array, None]:
         b, n, width = h.shape
         dense = partial(nn.Dense, kernel_init=_xavier, dtype=self.dtype)
-        modulation = nn.Dense(3 * width, kernel_init=_zeros, dtype=self.dtype, name="modulation")
-        shift, scale, gate = jnp.split(modulation(c)[:, None], 3, -1)
+        shift, scale, gate = modulation(c, 3, self.dtype)
 
         y = layer_norm(self.dtype)(h) * (1 + scale) + shift
         y = per_token(dense((3 + self.mlp_ratio) * width, name="in"), y)

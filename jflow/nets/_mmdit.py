@@ -12,6 +12,7 @@ from jflow._core.arrays import float_dtype, patchify, unpatchify
 from jflow._core.checks import check_whole
 from jflow._core.conditions import as_condition, read_parts
 from jflow.nets._attention import dot_product_attention, per_token
+from jflow.nets._dit import layer_norm, modulation
 from jflow.nets._embed import check_time, time_features
 from jflow.types import Array, Cond
 
@@ -52,7 +53,7 @@ class MMDiT(nn.Module):
         dtype: the type of the computation, such as jnp.bfloat16; params stay float32 or better.
             None is the type of the inputs and params. Means, variances and softmax are in float32.
         attention_fn: a function `attention_fn(q, k, v)`; see `SelfAttention`. Where cond has a mask
-            it is called with mask=[b, 1, 1, m] bool, of the keys.
+            it is called with mask=[b, m] bool, the keys that are seen.
 
     Raises:
         ValueError: patch_size does not divide H and W, num_heads the width, or 4 the width; the
@@ -302,22 +303,12 @@ def scanned(block: type[nn.Module], length: int, remat: bool):
 
 def leave(h: Array, c: Array, x: Array, p: int, dtype) -> Array:
     """The tokens h as an image shaped like x; to be called inside a compact method."""
-    shift, scale = jnp.split(
-        nn.Dense(2 * c.shape[-1], kernel_init=_zeros, dtype=dtype, name="modulation")(c)[:, None],
-        2,
-        -1,
-    )
+    shift, scale = modulation(c, 2, dtype)
     h = layer_norm(dtype)(h) * (1 + scale) + shift
     head = nn.Dense(
         p * p * x.shape[-1], kernel_init=_zeros, name="head"
     )  # in the params' precision
     return unpatchify(per_token(head, h), x.shape[1] // p, x.shape[2] // p, p).astype(x.dtype)
-
-
-def layer_norm(dtype) -> nn.LayerNorm:
-    return nn.LayerNorm(
-        epsilon=1e-6, use_bias=False, use_scale=False, use_fast_variance=False, dtype=dtype
-    )
 
 
 def rms_norm(dtype, name: str) -> nn.RMSNorm:
@@ -330,7 +321,7 @@ def merged(y: Array) -> Array:
 
 
 def attend(attention_fn, q: Array, k: Array, v: Array, mask: Array | None = None) -> Array:
-    """attention_fn(q, k, v), with a mask [b, 1, 1, m] of the keys where there is one."""
+    """attention_fn(q, k, v), with a mask [b, m] of the keys where there is one."""
     y = attention_fn(q, k, v) if mask is None else attention_fn(q, k, v, mask=mask)
     if y.shape != q.shape:
         raise ValueError(f"expected attention_fn to return {list(q.shape)}, got {list(y.shape)}")
@@ -338,10 +329,10 @@ def attend(attention_fn, q: Array, k: Array, v: Array, mask: Array | None = None
 
 
 def whole_mask(mask: Array | None, n: int) -> Array | None:
-    """The mask [b, m] of the context before n tokens that all count, [b, 1, 1, m + n]."""
+    """The mask [b, m] of the context before n tokens that all count, [b, m + n]."""
     if mask is None:
         return None
-    return jnp.pad(mask, ((0, 0), (0, n)), constant_values=True)[:, None, None]
+    return jnp.pad(mask, ((0, 0), (0, n)), constant_values=True)
 
 
 def rotated(x: Array, turns: tuple[Array, Array]) -> Array:
