@@ -14,6 +14,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from jflow._core.positions import centered_positions
 from jflow.convert._layouts import (
     LINEAR,
     SAME,
@@ -28,7 +29,6 @@ from jflow.convert._layouts import (
 )
 from jflow.convert._safetensors import read_safetensors
 from jflow.nets import Flux, MMDiT
-from jflow.nets._mmdit import centered_positions
 from jflow.types import Condition, Params
 
 

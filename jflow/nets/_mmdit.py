@@ -6,11 +6,11 @@ from typing import Any
 
 import flax.linen as nn
 import jax.numpy as jnp
-import numpy as np
 
 from jflow._core.arrays import float_dtype, patchify, unpatchify
 from jflow._core.checks import check_whole
 from jflow._core.conditions import as_condition, read_parts
+from jflow._core.positions import centered_positions
 from jflow.nets._attention import dot_product_attention, per_token
 from jflow.nets._dit import layer_norm, modulation
 from jflow.nets._embed import check_time, time_features
@@ -344,23 +344,6 @@ def rotated(x: Array, turns: tuple[Array, Array]) -> Array:
     a, b = jnp.moveaxis(x.astype(cos.dtype).reshape(*x.shape[:-1], -1, 2), -1, 0)
     pairs = jnp.stack([a * cos - b * sin, a * sin + b * cos], axis=-1)
     return pairs.reshape(x.shape).astype(x.dtype)
-
-
-def centered_positions(rows: int, columns: int, grid: int, step: float, width: int) -> np.ndarray:
-    """Sines and cosines of the column in the first half, of the row in the second.
-
-    The patches lie at the center of a square of `grid` patches, neighbors `step` apart. The result
-    is [rows columns, width].
-    """
-    frequencies = 10_000.0 ** (-np.arange(width // 4) / (width // 4))
-
-    def axis(count):
-        index = np.float32(np.arange(count) + (grid - count) // 2)
-        angles = np.outer(index / np.float32(1 / step), frequencies)  # rounded as published
-        return np.concatenate([np.sin(angles), np.cos(angles)], axis=1)
-
-    row, column = np.divmod(np.arange(rows * columns), columns)
-    return np.concatenate([axis(columns)[column], axis(rows)[row]], axis=1)
 
 
 def check_image(module: nn.Module, x: Array, p: int) -> None:
