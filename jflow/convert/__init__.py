@@ -14,6 +14,7 @@ from jflow.convert._mmdit import (
 )
 from jflow.convert._numpyro import to_numpyro
 from jflow.convert._safetensors import read_safetensors, write_safetensors
+from jflow.convert._uvit import uvit, uvit_layout
 
 __all__ = [
     "Constant",
@@ -36,6 +37,8 @@ __all__ = [
     "read_safetensors",
     "save",
     "to_numpyro",
+    "uvit",
+    "uvit_layout",
     "write_safetensors",
 ]
 

@@ -30,6 +30,7 @@ from jflow.nets._mixture_head import MixtureHead
 from jflow.nets._mlp import MLP, ResidualMLP, TimeMLP
 from jflow.nets._mmdit import MMDiT
 from jflow.nets._unet import UNet
+from jflow.nets._uvit import UViT
 from jflow.nets._vit import CondEmbed, ViT
 
 __all__ = [
@@ -56,6 +57,7 @@ __all__ = [
     "TimeCondEmbed",
     "TimeMLP",
     "UNet",
+    "UViT",
     "ViT",
     "branch_field",
     "chunked_attention",

@@ -43,6 +43,7 @@ NETS = {
     "ResidualMLP": partial(nets.ResidualMLP, 16, 2, num_classes=10),
     "UNet": partial(nets.UNet, 8, num_classes=10),
     "DiT": partial(nets.DiT, 2, 16, 2, num_heads=2, num_classes=10),
+    "UViT": partial(nets.UViT, 2, 16, 2, num_heads=2, num_classes=10),
     "MMDiT": mmdit,
     "Flux": flux,
 }
@@ -213,7 +214,7 @@ def test_labels_without_an_embedding_are_an_error(make):
         init_linen(make(), jax.random.key(0), x, t, y)
 
 
-@pytest.mark.parametrize("name", ["ResidualMLP", "UNet", "DiT"])
+@pytest.mark.parametrize("name", ["ResidualMLP", "UNet", "DiT", "UViT"])
 def test_no_cond_is_the_null_label(name):
     x, t, y = inputs()
     net = NETS[name]()
@@ -226,7 +227,9 @@ def test_no_cond_is_the_null_label(name):
     )  # outside the table: loud
 
 
-@pytest.mark.parametrize("name", sorted(set(NETS) - {"MMDiT", "Flux"}))  # which have no dropout
+@pytest.mark.parametrize(
+    "name", sorted(set(NETS) - {"UViT", "MMDiT", "Flux"})
+)  # which have no dropout
 def test_dropout_needs_the_key(name):
     make = NETS[name]
     x, t, y = inputs()
@@ -417,6 +420,8 @@ def test_bad_options_fail_at_construction():
         lambda: nets.DiT(width=10, num_heads=2),
         lambda: nets.DiT(width=16, num_heads=3),
         lambda: nets.DiT(num_layers=0),
+        lambda: nets.UViT(num_layers=3),
+        lambda: nets.UViT(width=16, num_heads=3),
         lambda: nets.ResidualMLP(num_blocks=0),
         lambda: nets.UNet(attention=(True,)),
         lambda: nets.UNet(num_blocks=0),
