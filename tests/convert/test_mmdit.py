@@ -1,6 +1,7 @@
 """SD3, SD3.5 and Flux: published layouts read and written, and the outputs of diffusers."""
 
 import json
+import math
 from pathlib import Path
 
 import jax
@@ -10,6 +11,7 @@ import pytest
 
 import jflow
 from jflow import convert, nets, paths
+from jflow.convert import _layouts
 from jflow.types import Condition
 
 PEERS = np.load(Path(__file__).parents[1] / "peers" / "mmdit.npz")
@@ -28,9 +30,13 @@ def drawn(name, shape):
     return (scale + 0.12 * noise).astype(np.float32)
 
 
-def tensors_of(model, layout):
+def shapes_of(model, layout):
     shapes = json.loads(str(PEERS[f"{model}.{layout}.shapes"]))
-    tensors = {name: drawn(name, tuple(shape)) for name, shape in shapes.items()}
+    return {name: tuple(shape) for name, shape in shapes.items()}
+
+
+def tensors_of(model, layout):
+    tensors = {name: drawn(name, shape) for name, shape in shapes_of(model, layout).items()}
     return tensors | ({TABLES[layout]: PEERS[f"{model}.table"]} if model in SD3 else {})
 
 
@@ -88,7 +94,9 @@ def test_both_layouts_give_the_same_bits_and_are_written_back(model, tmp_path):
         again, same = read(model, file)
         assert again == net
         jax.tree.map(np.testing.assert_array_equal, same, params)
-        shapes = {name: t.shape for name, t in tensors_of(model, layout).items()}
+        shapes = shapes_of(model, layout) | (
+            {TABLES[layout]: PEERS[f"{model}.table"].shape} if model in SD3 else {}
+        )
         assert {n: t.shape for n, t in convert.read_safetensors(file).items()} == shapes
     written = convert.read_safetensors(tmp_path / "original.safetensors")
     for name, tensor in tensors.items():
@@ -97,6 +105,39 @@ def test_both_layouts_give_the_same_bits_and_are_written_back(model, tmp_path):
     theirs = convert.read_safetensors(tmp_path / "diffusers.safetensors")
     shift, scale = np.split(tensors["final_layer.adaLN_modulation.1.weight"], 2)
     np.testing.assert_array_equal(theirs["norm_out.linear.weight"], np.concatenate([scale, shift]))
+
+
+FLUX_1 = nets.Flux(2, 3072, 19, 38, 24, rope_axes=(16, 56, 56))
+PUBLISHED = {
+    "SD3-medium": (2_028_328_000, nets.MMDiT(2, 1536, 24, 24)),
+    "SD3.5-medium": (2_243_171_520, nets.MMDiT(2, 1536, 24, 24, 13, True, grid_size=384)),
+    "SD3.5-large": (8_056_627_520, nets.MMDiT(2, 2432, 38, 38, qk_norm=True)),
+    "FLUX.1-dev": (11_901_408_320, FLUX_1.clone(guidance=3.5)),
+    "FLUX.1-schnell": (11_891_178_560, FLUX_1),
+}
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize("model", PUBLISHED)
+def test_names_and_shapes_of_the_published_sizes(model, layout):
+    count, net = PUBLISHED[model]
+    shapes = shapes_of(model, layout)
+    assert sum(math.prod(shape) for shape in shapes.values()) == count
+    x, t, context, vector = (
+        jax.ShapeDtypeStruct(shape, jnp.float32)
+        for shape in (
+            (1, 2, 2, 16),
+            (1,),
+            (1, 1, 4096),
+            (1, 768 if model.startswith("FLUX") else 2048),
+        )
+    )
+    cond = Condition(context=context, vector=vector)
+    leaves, _ = _layouts._leaves(_layouts.shapes_of(net, x, t, cond))
+    assert sum(math.prod(leaf.shape) for leaf in leaves.values()) == count
+    names = layout_of(net, layout)
+    empty = {name: np.broadcast_to(np.int8(0), shape) for name, shape in shapes.items()}
+    _layouts._check(names, _layouts._weights(names, leaves), leaves, empty)
 
 
 def test_a_file_of_several_models():

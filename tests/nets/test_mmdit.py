@@ -1,4 +1,4 @@
-"""MMDiT and Flux: published sizes, texts, positions; the contract is in test_velocity_nets."""
+"""MMDiT and Flux: texts, guidance, depth; published sizes and outputs are in tests/convert."""
 
 import jax
 import jax.numpy as jnp
@@ -30,32 +30,6 @@ def random_params(net, *args):
     shapes = jax.eval_shape(net.init, jax.random.key(0), *args)["params"]
     rng = np.random.default_rng(1)
     return jax.tree.map(lambda p: jnp.asarray(0.25 * rng.standard_normal(p.shape), p.dtype), shapes)
-
-
-def count(net, channels, numbers):
-    x = jax.ShapeDtypeStruct((1, 4, 4, channels), jnp.float32)
-    context, vector = (
-        jax.ShapeDtypeStruct(shape, jnp.float32) for shape in ((1, 2, 4096), (1, numbers))
-    )
-    t = jax.ShapeDtypeStruct((1,), jnp.float32)
-    cond = Condition(context=context, vector=vector)
-    shapes = jax.eval_shape(net.init, jax.random.key(0), x, t, cond)
-    return sum(p.size for p in jax.tree.leaves(shapes))
-
-
-def test_published_sizes():
-    """To the unit, without the table of positions, which the files of SD3 hold too."""
-    sd3 = {
-        2_028_328_000: nets.MMDiT(2, 1536, 24, 24),
-        2_243_171_520: nets.MMDiT(2, 1536, 24, 24, dual_layers=13, qk_norm=True, grid_size=384),
-        8_056_627_520: nets.MMDiT(2, 2432, 38, 38, qk_norm=True),
-    }
-    for published, net in sd3.items():
-        assert count(net, 16, 2048) == published
-    flux = {11_901_408_320: 3.5, 11_891_178_560: None}
-    for published, guidance in flux.items():
-        net = nets.Flux(2, 3072, 19, 38, 24, rope_axes=(16, 56, 56), guidance=guidance)
-        assert count(net, 16, 768) == published
 
 
 @pytest.mark.parametrize(
@@ -95,6 +69,8 @@ def test_masked_tokens_are_tokens_left_out(make):
     np.testing.assert_allclose(out[2], left_out, atol=1e-4)
     np.testing.assert_allclose(out[3], left_out, atol=1e-4)
     assert jnp.max(jnp.abs(out[2] - out[0])) > 1e-2
+    chunked = jax.jit(make(attention_fn=nets.chunked_attention(4)).apply)
+    np.testing.assert_allclose(chunked({"params": params}, x, t, masked), out, atol=1e-4)
 
 
 @every_net

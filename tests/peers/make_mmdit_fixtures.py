@@ -10,11 +10,13 @@ drawn from its name (`drawn`), here and in the tests, none is zero. Kept are, fo
 of its two layouts, the names and shapes of the tensors, and the output. The names of the original
 layout are written here by hand, from the published code; diffusers' own converters (of which the
 one of Flux has the published width in it, which is replaced) carry those tensors into the model
-that is run, and they take every one of them.
+that is run, and they take every one of them. Of the published sizes names and shapes alone are
+kept.
 """
 
 import inspect
 import json
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -24,7 +26,7 @@ from diffusers.loaders import single_file_utils
 
 HERE = Path(__file__).parent
 DRAWN = 0.12  # the standard deviation of the tensors
-D, SD3_HEAD, FLUX_HEAD = 128, 64, 16
+SD3_HEAD, FLUX_HEAD = 64, 16
 SIGMAS = 1 / 256, 0.625  # the first is small: float32 keeps all digits of the features of time
 
 
@@ -41,32 +43,32 @@ def linear(name, outputs, inputs):
     return {f"{name}.weight": (outputs, inputs), f"{name}.bias": (outputs,)}
 
 
-def original_sd3(layers, dual, qk_norm, context, pooled, channels):
-    names = {"x_embedder.proj.weight": (D, channels, 2, 2), "x_embedder.proj.bias": (D,)}
-    names |= linear("t_embedder.mlp.0", D, 256) | linear("t_embedder.mlp.2", D, D)
-    names |= linear("y_embedder.mlp.0", D, pooled) | linear("y_embedder.mlp.2", D, D)
-    names |= linear("context_embedder", D, context)
+def original_sd3(width, layers, dual, qk_norm, context, pooled, channels=16):
+    names = {"x_embedder.proj.weight": (width, channels, 2, 2), "x_embedder.proj.bias": (width,)}
+    names |= linear("t_embedder.mlp.0", width, 256) | linear("t_embedder.mlp.2", width, width)
+    names |= linear("y_embedder.mlp.0", width, pooled) | linear("y_embedder.mlp.2", width, width)
+    names |= linear("context_embedder", width, context)
     for i in range(layers):
         for block in ("context_block", "x_block"):
             prefix = f"joint_blocks.{i}.{block}"
             last = block == "context_block" and i == layers - 1
             own = block == "x_block" and i < dual
             chunks = 2 if last else 9 if own else 6
-            names |= linear(f"{prefix}.adaLN_modulation.1", chunks * D, D)
+            names |= linear(f"{prefix}.adaLN_modulation.1", chunks * width, width)
             for attn in ("attn", "attn2")[: 1 + own]:
-                names |= linear(f"{prefix}.{attn}.qkv", 3 * D, D)
+                names |= linear(f"{prefix}.{attn}.qkv", 3 * width, width)
                 if qk_norm:
                     names |= {f"{prefix}.{attn}.ln_{part}.weight": (SD3_HEAD,) for part in "qk"}
                 if not last:
-                    names |= linear(f"{prefix}.{attn}.proj", D, D)
+                    names |= linear(f"{prefix}.{attn}.proj", width, width)
             if not last:
-                names |= linear(f"{prefix}.mlp.fc1", 4 * D, D)
-                names |= linear(f"{prefix}.mlp.fc2", D, 4 * D)
-    names |= linear("final_layer.linear", 4 * channels, D)
-    return names | linear("final_layer.adaLN_modulation.1", 2 * D, D)
+                names |= linear(f"{prefix}.mlp.fc1", 4 * width, width)
+                names |= linear(f"{prefix}.mlp.fc2", width, 4 * width)
+    names |= linear("final_layer.linear", 4 * channels, width)
+    return names | linear("final_layer.adaLN_modulation.1", 2 * width, width)
 
 
-def original_flux(width, layers, singles, guidance, context, pooled, packed):
+def original_flux(width, head, layers, singles, guidance, context, pooled, packed):
     names = linear("img_in", width, packed) | linear("txt_in", width, context)
     for part, inputs in {"time": 256, "vector": pooled, "guidance": 256}.items():
         if part != "guidance" or guidance:
@@ -79,7 +81,7 @@ def original_flux(width, layers, singles, guidance, context, pooled, packed):
             names |= linear(f"{prefix}_attn.qkv", 3 * width, width)
             names |= linear(f"{prefix}_attn.proj", width, width)
             for part in ("query", "key"):
-                names[f"{prefix}_attn.norm.{part}_norm.scale"] = (FLUX_HEAD,)
+                names[f"{prefix}_attn.norm.{part}_norm.scale"] = (head,)
             names |= linear(f"{prefix}_mlp.0", 4 * width, width)
             names |= linear(f"{prefix}_mlp.2", width, 4 * width)
     for i in range(singles):
@@ -88,7 +90,7 @@ def original_flux(width, layers, singles, guidance, context, pooled, packed):
         names |= linear(f"{prefix}.linear1", 7 * width, width)
         names |= linear(f"{prefix}.linear2", width, 5 * width)
         for part in ("query", "key"):
-            names[f"{prefix}.norm.{part}_norm.scale"] = (FLUX_HEAD,)
+            names[f"{prefix}.norm.{part}_norm.scale"] = (head,)
     names |= linear("final_layer.linear", packed, width)
     return names | linear("final_layer.adaLN_modulation.1", 2 * width, width)
 
@@ -108,6 +110,38 @@ def convert_flux(width):
     space = vars(single_file_utils).copy()
     exec(source.replace("3072", str(width)), space)
     return space["convert_flux_transformer_checkpoint_to_diffusers"]
+
+
+def sd3(heads, layers, dual, qk_norm, context, pooled, size, grid):
+    return SD3Transformer2DModel(
+        sample_size=size,
+        patch_size=2,
+        in_channels=16,
+        out_channels=16,
+        num_layers=layers,
+        attention_head_dim=SD3_HEAD,
+        num_attention_heads=heads,
+        joint_attention_dim=context,
+        caption_projection_dim=SD3_HEAD * heads,
+        pooled_projection_dim=pooled,
+        pos_embed_max_size=grid,
+        dual_attention_layers=tuple(range(dual)),
+        qk_norm="rms_norm" if qk_norm else None,
+    )
+
+
+def flux(heads, head, layers, singles, guidance, context, pooled, packed, axes):
+    return FluxTransformer2DModel(
+        in_channels=packed,
+        num_layers=layers,
+        num_single_layers=singles,
+        attention_head_dim=head,
+        num_attention_heads=heads,
+        joint_attention_dim=context,
+        pooled_projection_dim=pooled,
+        guidance_embeds=guidance,
+        axes_dims_rope=axes,
+    )
 
 
 def run_sd3(model):
@@ -169,54 +203,45 @@ def main():
             arrays[f"{name}.{layout}.shapes"] = np.array(json.dumps(names))
 
     for name, layers, dual, qk_norm in (("sd3", 2, 0, False), ("sd35", 3, 1, True)):
-
-        def make(layers=layers, dual=dual, qk_norm=qk_norm):
-            return SD3Transformer2DModel(
-                sample_size=8,
-                patch_size=2,
-                in_channels=16,
-                out_channels=16,
-                num_layers=layers,
-                attention_head_dim=SD3_HEAD,
-                num_attention_heads=D // SD3_HEAD,
-                joint_attention_dim=20,
-                caption_projection_dim=D,
-                pooled_projection_dim=24,
-                pos_embed_max_size=6,
-                dual_attention_layers=tuple(range(dual)),
-                qk_norm="rms_norm" if qk_norm else None,
-            )
-
         keep(
             name,
-            make,
-            original_sd3(layers, dual, qk_norm, 20, 24, 16),
+            partial(sd3, 2, layers, dual, qk_norm, 20, 24, 8, 6),
+            original_sd3(2 * SD3_HEAD, layers, dual, qk_norm, 20, 24),
             single_file_utils.convert_sd3_transformer_checkpoint_to_diffusers,
             run_sd3,
             "pos_embed.pos_embed",
         )
-
     for name, guidance in (("flux_dev", True), ("flux_schnell", False)):
-
-        def make(guidance=guidance):
-            return FluxTransformer2DModel(
-                in_channels=16,
-                num_layers=2,
-                num_single_layers=2,
-                attention_head_dim=FLUX_HEAD,
-                num_attention_heads=2,
-                joint_attention_dim=20,
-                pooled_projection_dim=24,
-                guidance_embeds=guidance,
-                axes_dims_rope=(4, 6, 6),
-            )
-
         keep(
             name,
-            make,
-            original_flux(2 * FLUX_HEAD, 2, 2, guidance, 20, 24, 16),
+            partial(flux, 2, FLUX_HEAD, 2, 2, guidance, 20, 24, 16, (4, 6, 6)),
+            original_flux(2 * FLUX_HEAD, FLUX_HEAD, 2, 2, guidance, 20, 24, 16),
             convert_flux(2 * FLUX_HEAD),
-            lambda model, guidance=guidance: run_flux(model, guidance),
+            partial(run_flux, guidance=guidance),
+        )
+
+    def keep_published(name, make, original):
+        with torch.device("meta"):
+            shapes = {k: tuple(v.shape) for k, v in make().state_dict().items()}
+        shapes.pop("pos_embed.pos_embed", None)
+        for layout, names in (("diffusers", shapes), ("original", original)):
+            arrays[f"{name}.{layout}.shapes"] = np.array(json.dumps(names))
+
+    for name, layers, dual, qk_norm in (
+        ("SD3-medium", 24, 0, False),
+        ("SD3.5-medium", 24, 13, True),
+        ("SD3.5-large", 38, 0, True),
+    ):
+        keep_published(
+            name,
+            partial(sd3, layers, layers, dual, qk_norm, 4096, 2048, 128, 192),
+            original_sd3(SD3_HEAD * layers, layers, dual, qk_norm, 4096, 2048),
+        )
+    for name, guidance in (("FLUX.1-dev", True), ("FLUX.1-schnell", False)):
+        keep_published(
+            name,
+            partial(flux, 24, 128, 19, 38, guidance, 4096, 768, 64, (16, 56, 56)),
+            original_flux(3072, 128, 19, 38, guidance, 4096, 768, 64),
         )
 
     np.savez_compressed(HERE / "mmdit.npz", **arrays)
