@@ -1,6 +1,8 @@
 """Layouts: which published tensor is which leaf of params, as a table that is read both ways."""
 
+import math
 from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -20,13 +22,14 @@ class Transform(NamedTuple):
     Both functions leave leading axes alone, such as that of the blocks, and act on the last ones.
 
     Attributes:
-        read: (published array of numpy) -> the leaf, by methods of arrays (`swapaxes`, `reshape`,
-            slices), which make views.
-        write: (leaf, an array of JAX) -> the published array, the inverse.
+        read: (published array of numpy) -> the leaf.
+        write: (leaf, of numpy or JAX) -> the published array, the inverse. By methods of arrays
+            alone (`swapaxes`, `reshape`, `transpose`, slices), which make views of numpy's, a leaf
+            is filled through it, without a second array.
     """
 
     read: Callable[[np.ndarray], np.ndarray]
-    write: Callable[[Array], Array]
+    write: Callable[[Any], Any]
 
 
 def _same(x):
@@ -187,10 +190,11 @@ def load(
         shardings = [placed] * len(leaves)
     else:
         shardings = tree.flatten_up_to(placed)
-    out = [
-        _read(weights[path], leaf, tensors, dtype or leaf.dtype, where)
-        for (path, leaf), where in zip(leaves.items(), shardings, strict=True)
-    ]
+    with ThreadPoolExecutor() as pool:
+        out = [
+            _read(weights[path], leaf, tensors, dtype or leaf.dtype, where, pool)
+            for (path, leaf), where in zip(leaves.items(), shardings, strict=True)
+        ]
     return tree.unflatten(out)
 
 
@@ -310,14 +314,36 @@ def _published(row: Weight, leaf) -> Iterator[tuple[str, tuple[int, ...]]]:
         yield name, whole[place].shape
 
 
-def _read(row: Weight, leaf, tensors, dtype, sharding) -> Array:
-    whole = np.empty(_sizes(row, leaf)[0], dtype)
-    for name, place in _pieces(row, leaf):
-        whole[place] = tensors[name]
-    found = row.transform.read(whole)
+def _read(row: Weight, leaf, tensors, dtype, sharding, pool: ThreadPoolExecutor) -> Array:
+    """The leaf, filled through a view of it in the published form where there is one."""
+    found = _aligned_zeros(leaf.shape, dtype)
+    whole = row.transform.write(found)
+    is_view = isinstance(whole, np.ndarray) and np.may_share_memory(whole, found)
+    whole = whole if is_view else np.zeros(_sizes(row, leaf)[0], dtype)
+    list(pool.map(lambda piece: _copy(tensors[piece[0]], whole[piece[1]]), _pieces(row, leaf)))
+    if not is_view:
+        found[...] = row.transform.read(whole)
     if sharding is None or jax.process_count() == 1:
         return jax.device_put(found, sharding)
     return jax.make_array_from_callback(found.shape, sharding, lambda index: found[index])
+
+
+def _aligned_zeros(shape: tuple[int, ...], dtype) -> np.ndarray:
+    """Zeros that begin at a multiple of 64 bytes, so that a CPU need not copy them."""
+    size = math.prod(shape) * np.dtype(dtype).itemsize
+    memory = np.zeros(size + 64, np.uint8)
+    start = -memory.ctypes.data % 64
+    return memory[start : start + size].view(dtype).reshape(shape)
+
+
+def _copy(tensor: np.ndarray, to: np.ndarray) -> None:
+    """In stripes, because a transposed copy of all at once would miss the cache at each number."""
+    if tensor.dtype == to.dtype:  # numpy copies whole numbers faster
+        tensor, to = (x.view(f"u{x.dtype.itemsize}") for x in (tensor, to))
+    if tensor.ndim == 0:
+        to[...] = tensor
+    for start in range(0, tensor.shape[0] if tensor.ndim else 0, 256):
+        to[start : start + 256] = tensor[start : start + 256]
 
 
 def _write(row: Weight, leaf) -> Iterator[tuple[str, np.ndarray]]:
