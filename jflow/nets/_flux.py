@@ -18,6 +18,7 @@ from jflow.nets._mmdit import (
     TextEmbed,
     attend,
     check_image,
+    inputs_of,
     leave,
     merged,
     rms_norm,
@@ -126,9 +127,10 @@ class Flux(nn.Module):
         """Predict the velocity.
 
         Args:
-            x: the images, or latents, [b, H, W, C]. t: the times, [b]. cond: `Condition(context=[b,
-            n, k], vector=[b, m])`, with a mask [b, n] of the tokens that
-                count or without.
+            x: the images, or latents, [b, H, W, C].
+            t: the times, [b].
+            cond: `Condition(context=[b, n, k], vector=[b, m])`, with a mask [b, n] of the tokens
+                that count or without.
             r: the times that a flow map goes to, [b]; None for a velocity. The network reads r - t.
 
         Returns:
@@ -139,6 +141,11 @@ class Flux(nn.Module):
         check_time("Flux", x, t, r)
         context, vector, mask = text_parts(self, x, cond)
         n = context.shape[1]
+        if self.guidance is None and inputs_of(self, "embed", "guidance_in") is not None:
+            raise ValueError(
+                "Flux: expected a guidance, such as net.clone(guidance=3.5), since the params were "
+                "made with one, got None"
+            )
 
         dense = partial(nn.Dense, self.width, kernel_init=_xavier, dtype=self.dtype)
         h = per_token(dense(name="patches"), patchify(x, p))

@@ -110,9 +110,10 @@ class MMDiT(nn.Module):
         """Predict the velocity.
 
         Args:
-            x: the images, or latents, [b, H, W, C]. t: the times, [b]. cond: `Condition(context=[b,
-            n, k], vector=[b, m])`, with a mask [b, n] of the tokens that
-                count or without.
+            x: the images, or latents, [b, H, W, C].
+            t: the times, [b].
+            cond: `Condition(context=[b, n, k], vector=[b, m])`, with a mask [b, n] of the tokens
+                that count or without.
             r: the times that a flow map goes to, [b]; None for a velocity. The network reads r - t.
 
         Returns:

@@ -106,6 +106,8 @@ def test_guidance_is_a_number_of_the_network():
         for scale in (3.5, 1.0)
     )
     assert jnp.min(jnp.max(jnp.abs(out - other), axis=(1, 2, 3))) > 1e-3
+    with pytest.raises(ValueError, match="Flux: expected a guidance.* got None"):
+        apply_linen(net.clone(guidance=None), params, x, t, cond)
 
 
 def test_bad_inputs():
