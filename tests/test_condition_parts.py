@@ -156,3 +156,51 @@ def test_a_bijector_is_conditioned_on_an_encoding_of_the_parts():
     np.testing.assert_allclose(bijector.forward(params, z, cond)[0], x, rtol=1e-4, atol=1e-5)
     other = bijector.inverse(params, x, cond._replace(mask=~cond.mask))[1]
     assert np.all(np.abs(other - log_det) > 1e-4)
+
+
+def test_a_set_is_a_context_and_a_pair_of_conditions_is_guided_away_from():
+    encoder, cond = nets.SetEncoder(2, (4,)), Condition(context=TOKENS, mask=COND.mask)
+    params = encoder.init(KEY, cond)
+    given = {"x": TOKENS, "mask": COND.mask}
+    np.testing.assert_array_equal(encoder.apply(params, cond), encoder.apply(params, given))
+    with pytest.raises(ValueError, match="SetEncoder: takes no cond.label"):
+        encoder.apply(params, COND._replace(aligned=None))
+
+    v = Velocity(None, lambda params, x, t, cond=None, *, key=None: x + cond.vector)
+    towards, away = (Condition(vector=jnp.full((B, 1), c)) for c in (3.0, 1.0))
+    guided = guidance.negative(v, guidance.scaled(2.0))
+    out = guided.apply({}, jnp.zeros((B, 1)), jnp.zeros(B), (towards, away))
+    np.testing.assert_array_equal(out, jnp.full((B, 1), 5.0))
+
+
+def test_rows_of_data_are_arrays_that_a_transform_makes_a_condition_of():
+    x, labels = np.asarray(X), np.asarray(COND.label)
+    with pytest.raises(TypeError, match="rows 'cond': .* got a Condition: .*losses.chain"):
+        data.batches({"x": x, "cond": Condition(label=labels)}, 2)
+
+    def with_condition(key, batch, frozen=None):
+        return {"x": batch["x"], "cond": Condition(label=batch["label"], aligned=batch["x"] ** 2)}
+
+    velocity = jflow.velocity(nets.ResidualMLP(4, 1, num_classes=3))
+    made = with_condition(None, {"x": X, "label": COND.label})
+    loss = losses.chain(with_condition, losses.flow_matching(velocity))
+    params, optimizer = velocity.init(KEY, X, jnp.zeros(B), made["cond"]), optax.sgd(0.1)
+    result = train.fit(
+        train.init_state(params, optimizer, KEY),
+        train.make_step(loss, optimizer),
+        data.batches({"x": x, "label": labels}, 2),
+        steps=2,
+        inner=2,
+    )
+    moved = jax.tree.map(lambda a, b: np.any(a != b), result.state.params, params)
+    assert moved["head"]["kernel"] and result.state.step == 2
+    # batches of somebody's own may hold the tuple, with parts that are None
+    batches = ({"x": x, "cond": Condition(label=labels, aligned=x)} for _ in range(2))
+    result = train.fit(
+        train.init_state(params, optimizer, KEY),
+        train.make_step(losses.flow_matching(velocity), optimizer),
+        batches,
+        steps=2,
+        inner=2,
+    )
+    assert result.state.step == 2

@@ -27,8 +27,8 @@ class DiT(nn.Module):
     blocks are scanned. The time may be one for each token, t [b, n] with n = H W / patch_size^2,
     row by row. The published sizes are width, num_layers, num_heads = 384, 12, 6 (S), 768, 12, 12
     (B), 1024, 24, 16 (L) and 1152, 28, 16 (XL). The published DiT reads 1000 integer times, which
-    is time_scale=1000 here; SiT and LightningDiT, the same network otherwise or nearly so, read t
-    in [0, 1] itself, which is time_scale=1.
+    is time_scale=1000 here; SiT, the same network, reads t in [0, 1] itself, which is time_scale=1
+    (as LightningDiT does).
 
     Of a `types.Condition` the label and the vector modulate the blocks, what is aligned with x goes
     in beside it, patch by patch, and the context is read by a cross-attention between the

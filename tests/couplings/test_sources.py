@@ -3,7 +3,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jflow import couplings, losses, solvers, types
+import jflow
+from jflow import couplings, losses, nets, solvers, types
 
 KEY = jax.random.key(0)
 IMAGES = jax.random.normal(jax.random.key(1), (6, 8, 8, 2))
@@ -68,12 +69,18 @@ def test_what_was_in_cond_stays_beside_what_the_source_adds():
     inpaint = couplings.inpainting(lambda key, x1: x1 > 0)
     low = couplings.corrupted(couplings.block_means(4), 0.1)
     _, cond = low(KEY, IMAGES, jnp.arange(6))
-    _, both = inpaint(KEY, IMAGES, cond)
+    x0, both = inpaint(KEY, IMAGES, cond)
     np.testing.assert_array_equal(both.label, np.arange(6))
     np.testing.assert_array_equal(both.aligned, jnp.concatenate([cond.aligned, IMAGES > 0], -1))
     still = types.Velocity(None, lambda params, x, t, cond=None, *, key=None: jnp.ones_like(x))
     held = couplings.hold_known(still).apply({}, IMAGES, jnp.zeros(6), both)
     np.testing.assert_array_equal(held, IMAGES <= 0)
+    for net in (
+        nets.UNet(4, (1,), attention=(False,), num_classes=6),
+        nets.DiT(2, 8, 1, 1, num_classes=6),
+    ):
+        params = jax.eval_shape(jflow.velocity(net).init, KEY, x0, jnp.zeros(6), both)
+        assert params["aligned"]["kernel"].shape[-2] in (4, 2 * 2 * 4)  # channels of both, patches
     x0, cond = inpaint(KEY, IMAGES[:, 0, 0, 0], jnp.ones(6))  # numbers, given a number
     assert x0.shape == (6,) and cond.aligned.shape == cond.vector.shape == (6, 1)
     held = couplings.hold_known(still).apply({}, x0, jnp.zeros(6), cond)

@@ -179,6 +179,46 @@ def test_dit_takes_a_time_for_each_token():
         jflow.velocity(NETS["UNet"][0]).init(KEY, x, each, cond.label)
 
 
+def test_dit_with_all_parts_in_other_types_modes_and_depths(x64):
+    """Forward mode against differences in float64, bfloat16 near it, remat, a program that does
+    not grow with depth; a time for each token throughout."""
+    net, _ = NETS["DiT"]
+    x, t, cond = rows("DiT")
+    t = t[:, None] + jnp.linspace(0.0, 0.1, 6)[None]
+    wide = lambda tree: jax.tree.map(  # noqa: E731
+        lambda a: a.astype(jnp.float64) if jnp.issubdtype(a.dtype, jnp.floating) else a, tree
+    )
+    params = random_params(net, x, t, cond)
+    x2, t2, cond2, params2 = map(wide, (x, t, cond, params))
+
+    @jax.jit
+    def f(x, t, context):
+        return apply_linen(net, params2, x, t, cond2._replace(context=context))
+
+    tangents = jnp.cos(x2), jnp.ones_like(t2), jnp.sin(cond2.context)
+    at, eps = (x2, t2, cond2.context), 1e-6  # the error is eps^2 f''' / 6, of order time_scale^3
+    out, slope = jax.jvp(f, at, tangents)
+    there, back = (
+        f(*(a + s * eps * d for a, d in zip(at, tangents, strict=True))) for s in (1, -1)
+    )
+    np.testing.assert_allclose(slope, (there - back) / (2 * eps), rtol=1e-4, atol=1e-4)
+    assert out.dtype == jnp.float64
+
+    half = apply_linen(net.clone(dtype=jnp.bfloat16), params, x, t, cond)
+    assert half.dtype == jnp.float32
+    assert 0 < np.linalg.norm(half - out) < 0.1 * np.linalg.norm(out)  # 8 bits
+    again = apply_linen(net.clone(remat=True), params2, x2, t2, cond2)
+    np.testing.assert_allclose(again, out, rtol=1e-10, atol=1e-10)
+
+    def size(depth):
+        deep = net.clone(num_layers=depth)
+        shapes = jax.eval_shape(partial(init_linen, deep), KEY, x, t, cond)
+        gradient = jax.grad(lambda p: jnp.sum(apply_linen(deep, p, x, t, cond)))
+        return str(jax.make_jaxpr(gradient)(shapes)).count(" = ")
+
+    assert size(12) == size(2) > 100
+
+
 def test_time_mlp_and_conditioners_take_what_they_can_flatten():
     x, t = jnp.ones((2, 3)), jnp.zeros(2)
     net = nets.TimeMLP((4,))
