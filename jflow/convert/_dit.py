@@ -18,6 +18,7 @@ from jflow.convert._layouts import (
     dense,
     load,
     shapes_of,
+    some,
 )
 from jflow.convert._safetensors import read_safetensors
 from jflow.nets import DiT
@@ -213,14 +214,21 @@ LABELS = "embed/cond_0/embedding"
 
 
 def _shape(tensors, name: str, ndim: int) -> tuple[int, ...]:
+    """The shape of a tensor from which the sizes of the network follow."""
     shape = np.shape(tensors.get(name, 0))
-    if len(shape) != ndim:
-        found = ", ".join(list(tensors)[:6]) or "none"
-        raise ValueError(
-            f"dit: expected the weights of DiT or SiT with a tensor {name!r} of {ndim} axes, got "
-            + (f"one of shape {list(shape)}" if name in tensors else f"{len(tensors)}: {found}")
-        )
-    return shape
+    if len(shape) == ndim:
+        return shape
+    longer = next((key for key in tensors if key.endswith("." + name)), None)
+    if name in tensors:
+        given = f"one of shape {list(shape)}"
+    elif longer:
+        given = f"{longer!r}: give prefix={longer.removesuffix(name)!r}"
+    else:
+        given = f"{len(tensors)} others: {some(list(tensors))}"
+    raise ValueError(
+        f"dit: expected the weights of DiT or SiT with a tensor {name!r} of {ndim} axes, got "
+        f"{given}"
+    )
 
 
 def _like(net: DiT, channels: int):

@@ -190,7 +190,7 @@ def load(
         shardings = [placed] * len(leaves)
     else:
         shardings = tree.flatten_up_to(placed)
-    with ThreadPoolExecutor() as pool:
+    with ThreadPoolExecutor(4) as pool:
         out = [
             _read(weights[path], leaf, tensors, dtype or leaf.dtype, where, pool)
             for (path, leaf), where in zip(leaves.items(), shardings, strict=True)
@@ -316,10 +316,11 @@ def _published(row: Weight, leaf) -> Iterator[tuple[str, tuple[int, ...]]]:
 
 def _read(row: Weight, leaf, tensors, dtype, sharding, pool: ThreadPoolExecutor) -> Array:
     """The leaf, filled through a view of it in the published form where there is one."""
-    found = _aligned_zeros(leaf.shape, dtype)
-    whole = row.transform.write(found)
+    found = _aligned(leaf.shape, dtype)
+    with jax.debug_nans(False):  # there are no numbers in it yet
+        whole = row.transform.write(found)
     is_view = isinstance(whole, np.ndarray) and np.may_share_memory(whole, found)
-    whole = whole if is_view else np.zeros(_sizes(row, leaf)[0], dtype)
+    whole = whole if is_view else np.empty(_sizes(row, leaf)[0], dtype)
     list(pool.map(lambda piece: _copy(tensors[piece[0]], whole[piece[1]]), _pieces(row, leaf)))
     if not is_view:
         found[...] = row.transform.read(whole)
@@ -328,10 +329,10 @@ def _read(row: Weight, leaf, tensors, dtype, sharding, pool: ThreadPoolExecutor)
     return jax.make_array_from_callback(found.shape, sharding, lambda index: found[index])
 
 
-def _aligned_zeros(shape: tuple[int, ...], dtype) -> np.ndarray:
-    """Zeros that begin at a multiple of 64 bytes, so that a CPU need not copy them."""
+def _aligned(shape: tuple[int, ...], dtype) -> np.ndarray:
+    """An empty array that begins at a multiple of 64 bytes, so that a CPU need not copy it."""
     size = math.prod(shape) * np.dtype(dtype).itemsize
-    memory = np.zeros(size + 64, np.uint8)
+    memory = np.empty(size + 64, np.uint8)
     start = -memory.ctypes.data % 64
     return memory[start : start + size].view(dtype).reshape(shape)
 
@@ -362,18 +363,18 @@ def _check(layout: Layout, weights, leaves, tensors) -> None:
     constants = {constant.key for constant in layout.constants}
     missing = [name for name in expected if name not in tensors]
     unknown = [name for name in tensors if name not in expected and name not in constants]
-    problems = [f"missing: {_some(missing)}"] if missing else []
-    problems += [f"unknown: {_some(unknown)}"] if unknown else []
+    problems = [f"missing: {some(missing)}"] if missing else []
+    problems += [f"unknown: {some(unknown)}"] if unknown else []
     misshapen = [
         f"expected {name!r} of shape {list(shape)}, got {list(tensors[name].shape)}"
         for name, shape in expected.items()
         if name in tensors and tensors[name].shape != shape
     ]
-    problems += [_some(misshapen)] if misshapen else []
+    problems += [some(misshapen)] if misshapen else []
     if missing and len(missing) == len(expected):
         problems = [
             f"none of its {len(expected)} names is there; expected such as {missing[0]!r}, got "
-            f"{_some(list(tensors))}: they are of another model, or in another layout, or have a "
+            f"{some(list(tensors))}: they are of another model, or in another layout, or have a "
             "prefix in front"
         ]
     if problems:
@@ -402,6 +403,7 @@ def _compare(name: str, constant: Constant, tensor: np.ndarray) -> None:
         )
 
 
-def _some(names: list[str]) -> str:
+def some(names: list[str]) -> str:
+    """The first of many names, for a message."""
     shown = ", ".join(map(str, names[:6]))
     return shown if len(names) <= 6 else f"{shown} and {len(names) - 6} more"

@@ -9,7 +9,7 @@ import pytest
 from jax.sharding import NamedSharding, PartitionSpec
 from peers import dit_weights as published
 
-from jflow import convert, nets, train
+from jflow import convert, nets, solvers, train
 from jflow._core.linen import init_linen
 
 PEERS = np.load(published.HERE / "dit.npz")
@@ -67,6 +67,11 @@ def test_both_layouts_give_the_same_params_and_come_back(folder, tmp_path):
         same(read(tmp_path / "back.safetensors")[1], params)
 
 
+def test_a_prefix_leaves_other_models_in_the_file_alone():
+    both = {f"model.{name}": tensor for name, tensor in TENSORS.items()} | {"vae.w": np.ones(3)}
+    same(read(both, prefix="model.")[1], read(TENSORS)[1])
+
+
 def test_without_learned_variances(tmp_path):
     """SiT as trained by default: as many channels out as in."""
     net, params = read(TENSORS)
@@ -97,6 +102,28 @@ def test_published_sizes_to_the_unit(name, width, layers, heads, patch, total):
     ours = sum(leaf.size for leaf in jax.tree.leaves(like))
     table, variances = (32 // patch) ** 2 * width, (width + 1) * patch**2 * 4
     assert ours + table + variances == total
+
+
+def test_a_loaded_sit_is_a_start_for_few_steps_densities_and_sdes():
+    """The same calls as of any other velocity; what a flow map adds is zero at first."""
+    net, params = read(TENSORS)
+    velocity, flow_map = nets.velocity(net), nets.flow_map(net)
+    given = published.inputs()
+    x, t, y = 0.1 * given["x"], given["t"][0], given["y"]
+    start = flow_map.init(jax.random.key(0), x, t, 1 - t, y)
+    grown = train.warm_start(start, params)
+    assert "gap_in" in grown["embed"] and "gap_in" not in params["embed"]
+    expected = velocity.apply(params, x, t, y)
+    np.testing.assert_allclose(flow_map.apply(grown, x, t, 1 - t, y), expected, atol=1e-5)
+
+    normal = lambda x: jax.scipy.stats.norm.logpdf(x).sum((1, 2, 3))  # noqa: E731
+    one_probe = {"divergence": solvers.hutchinson(1), "key": jax.random.key(1)}
+    log_prob, _ = solvers.log_prob(velocity, params, x, normal, y, method=1, **one_probe)
+    assert log_prob.shape == (2,) and np.isfinite(log_prob).all()
+    step = solvers.euler_maruyama(velocity, solvers.noises.of_sigma())
+    grid = solvers.grids.uniform(2)
+    moved, _ = solvers.sample_sde(step, params, x, jax.random.key(2), grid, y)
+    assert moved.shape == x.shape and np.isfinite(moved).all()
 
 
 def test_half_precision_and_a_mesh(tmp_path):
@@ -138,7 +165,11 @@ def test_other_weights_are_refused_by_name():
     refused(
         {"model.diffusion_model.x_embedder.weight": np.zeros(3)},
         r"expected the weights of DiT or SiT with a tensor 'x_embedder.proj.weight' of 4 axes, got "
-        r"1: model.diffusion_model.x_embedder.weight",
+        r"1 others: model.diffusion_model.x_embedder.weight",
+    )
+    refused(
+        {f"model.{name}": tensor for name, tensor in TENSORS.items()},
+        r"got 'model.x_embedder.proj.weight': give prefix='model.'$",
     )
     refused(
         TENSORS,
