@@ -40,6 +40,7 @@ __all__ = [
     "BatchTransform",
     "Bijector",
     "Cond",
+    "Condition",
     "Coupling",
     "Distribution",
     "Elbo",
@@ -84,7 +85,55 @@ Params = Mapping[str, Any]
 """Nested dicts of trainable floats and nothing else; a noun without parameters has {}."""
 
 Cond = Any
-"""A condition: None, an array [b, ...], or a pytree of them; one row, [1, ...], is for all rows."""
+"""What a model is conditioned on: None, an array [b, ...], a `Condition`, or a pytree of arrays.
+
+One row, [1, ...], is for all rows.
+"""
+
+
+class Condition(NamedTuple):
+    """A condition of several parts, each of which a network takes in by a way of its own.
+
+    A network takes None, this tuple, or a bare array: integers [b] are the label, floats [b, k] the
+    vector. A part that it does not take, and a part that its params were made with and that is not
+    there, are errors while it is traced. All parts lead with the rows of x, or with 1 for all rows.
+
+    The weights that read `aligned` and `context` start at zero: a trained network goes on as it was
+    when it gets one of them, with `train.warm_start(velocity.init(key, x, t, cond), params)`.
+
+    One row without the batch axis is the null of `losses.drop_cond` and `guidance.cfg`. A part that
+    is None in such a null is not dropped: `Condition(label=10)` drops the label and keeps the rest;
+    `Condition(mask=False)` drops the context.
+
+    Attributes:
+        label: integers [b]. The index num_classes of a network is its null label, which None means
+            too.
+        vector: floats [b, k], such as the pooled embedding of a text.
+        aligned: floats [b, *sites, k] at the sites of x [b, *sites, c], such as a mask or a
+            low-resolution image resized to x; they join the channels of x.
+        context: floats [b, n, k], tokens that the network attends to.
+        mask: [b, n] bool, which tokens of the context are valid; None: all. A row without a valid
+            token has no context.
+
+    Examples:
+        >>> import jax
+        >>> import jax.numpy as jnp
+        >>> from jflow import nets
+        >>> from jflow.types import Condition
+        >>> x, t, mask = jnp.ones((1, 4, 4, 3)), jnp.zeros(1), jnp.ones((1, 4, 4, 1))
+        >>> cond = Condition(label=jnp.array([2]), aligned=mask)
+        >>> net = nets.UNet(channels=8, num_classes=10)
+        >>> shapes = jax.eval_shape(net.init, jax.random.key(0), x, t, cond)
+        >>> shapes["params"]["aligned"]["kernel"].shape  # zeros at first
+        (3, 3, 1, 8)
+    """
+
+    label: Any = None
+    vector: Any = None
+    aligned: Any = None
+    context: Any = None
+    mask: Any = None
+
 
 Metrics = Mapping[str, Array]
 """What a loss reports beside its value, by name."""
@@ -500,7 +549,8 @@ class Velocity(NamedTuple):
         init: `init(key, x, t, cond=None) -> params`; x [b, *event] or a pytree of such arrays, t
             [b].
         apply: `apply(params, x, t, cond=None, *, key=None) -> dx/dt`, with the structure, shapes
-            and types of x. t is [b]. A key switches dropout on.
+            and types of x. t is [b], or for some networks [b, n] along their tokens. A key switches
+            dropout on.
 
     Examples:
         >>> import jax.numpy as jnp

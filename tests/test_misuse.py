@@ -343,11 +343,11 @@ VALUES = {  # (what is wrong, words of the message): ValueError
     ),
     "elbo_flow.init: neither the map": lambda: flows.elbo_flow(bj.lu(D), NORMAL).init(KEY, X, COND),
     "conditioned: expected cond for Embed, got None": lambda: LABELLED.log_prob(P.labeled, X),
-    "TimeCondEmbed: expected cond, since its params were made with one": lambda: VELOCITY.apply(
+    "ResidualMLP: expected cond, since its params were made with one": lambda: VELOCITY.apply(
         P.conditioned, X, T
     ),
-    "TimeCondEmbed: expected cond": lambda: solvers.sample(VELOCITY, P.conditioned, X, method=2),
-    "TimeCondEmbed: expected cond,": lambda: solvers.sample_sde(
+    "ResidualMLP: expected cond": lambda: solvers.sample(VELOCITY, P.conditioned, X, method=2),
+    "ResidualMLP: expected cond,": lambda: solvers.sample_sde(
         solvers.ancestral(VELOCITY), P.conditioned, X, KEY, GRID
     ),
     "ResidualMLP: .*had that such a cond": lambda: VELOCITY.apply(P.velocity, X, T, COND),

@@ -17,11 +17,13 @@ X = np.random.default_rng(0).normal(size=(4, 2)).astype(np.float32)
 
 
 def test_every_noun_is_picklable():
-    """All of the tuples of jflow.types, by what their classes are told."""
+    """All of the tuples of jflow.types but the one of arrays, by what their classes are told."""
     nouns = [
         noun
         for name in types.__all__
-        if isinstance(noun := getattr(types, name), type) and hasattr(noun, "_fields")
+        if isinstance(noun := getattr(types, name), type)
+        and hasattr(noun, "_fields")
+        and noun is not types.Condition
     ]
     assert len(nouns) == 10 and all("__reduce__" in vars(noun) for noun in nouns)
 

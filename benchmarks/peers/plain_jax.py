@@ -97,6 +97,6 @@ def dit(patch_size, heads, dtype=jnp.float32, *, scanned, time_scale=100.0):
 def positions(rows, columns, width):
     frequencies = 10_000.0 ** (-np.arange(width // 4) / (width // 4))
     row, column = np.divmod(np.arange(rows * columns), columns)
-    angles = np.concatenate([np.outer(row, frequencies), np.outer(column, frequencies)], axis=1)
+    angles = np.concatenate([np.outer(column, frequencies), np.outer(row, frequencies)], axis=1)
     quarters = np.split(angles, 2, axis=1)
     return np.concatenate([f(q) for q in quarters for f in (np.sin, np.cos)], axis=1)

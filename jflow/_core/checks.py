@@ -18,6 +18,7 @@ from jflow.types import (
     Array,
     Bijector,
     Cond,
+    Condition,
     ElboFlow,
     Flow,
     FlowMap,
@@ -250,7 +251,24 @@ def need_key(name: str, key: Key | None) -> Key:
 
 
 def like_rows(name: str, row: PyTree, cond: Cond) -> Cond:
-    """`row`, one row of cond without the batch axis, repeated into the shapes and types of cond."""
+    """`row`, one row of cond without the batch axis, repeated into the shapes and types of cond.
+
+    Where both are a `Condition`, a part that the row does not have stays that of cond.
+    """
+    if isinstance(row, Condition) and isinstance(cond, Condition):
+        parts = [part for part, value in row._asdict().items() if value is not None]
+        have = [part for part, value in cond._asdict().items() if value is not None]
+        if not parts or not set(parts) <= set(have):
+            raise ValueError(
+                f"{name}: expected null to have parts of cond, among {have}, got {parts}"
+            )
+        rows_of = [{part: getattr(c, part) for part in parts} for c in (row, cond)]
+        return cond._replace(**like_rows(name, *rows_of))
+    if isinstance(cond, Condition):
+        raise ValueError(
+            f"{name}: expected null to be a Condition as cond is, such as Condition(label=10), got"
+            f" {described(row)}"
+        )
     structures: list[Any] = [jax.tree.structure(tree) for tree in (row, cond)]
     given, expected = structures
     if given != expected:
@@ -308,6 +326,12 @@ def like_state(name: str, v: PyTree, x: PyTree) -> PyTree:
     """v in the types of x, after a check that it has x's structure and shapes."""
     v = check_state(name, v, x)
     return jax.tree.map(lambda v, x: v.astype(jnp.result_type(x)), v, x)
+
+
+def rows_or_tokens(t: ArrayLike, n: int) -> Array:
+    """t [n] from t [n] or a scalar; t [n, m], a time for each of m > 1 tokens, as it is."""
+    shape = jnp.shape(t)
+    return jnp.asarray(t) if len(shape) == 2 and shape[0] == n and shape[1] > 1 else rows(t, n)
 
 
 def rows(t: ArrayLike, n: int) -> Array:

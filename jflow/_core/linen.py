@@ -10,7 +10,8 @@ import jax.numpy as jnp
 
 from jflow._core.arrays import float_dtype
 from jflow._core.checks import check_cond, check_key, described
-from jflow.types import Array, Cond, PyTree
+from jflow._core.conditions import refuse_parts
+from jflow.types import Array, Cond, Condition, PyTree
 
 
 def check_linen(name: str, what: str, module) -> None:
@@ -94,8 +95,10 @@ def flatten_cond(name: str, cond: Cond, n: int) -> Array | None:
     there are none.
 
     Raises ValueError for leaves that do not lead with n rows or are not floats: a label is not a
-    quantity.
+    quantity. Of a `Condition` only the vector is such a leaf.
     """
+    if isinstance(cond, Condition) and cond.label is None:  # a label has a message of its own
+        refuse_parts(name, cond, ("vector",))
     cond = check_cond(name, cond, n)
     for path, leaf in jax.tree_util.tree_leaves_with_path(cond):
         if not jnp.issubdtype(jnp.result_type(leaf), jnp.floating):

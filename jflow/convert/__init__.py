@@ -1,12 +1,45 @@
 """Published weights in, params out; flows as the distributions of other libraries."""
 
 from jflow._core.names import explain_unknown
+from jflow.convert._dit import dit, dit_diffusers_layout, dit_layout
 from jflow.convert._inception import inception
+from jflow.convert._layouts import LINEAR, SAME, Constant, Layout, Transform, Weight, load, save
+from jflow.convert._mmdit import (
+    flux,
+    flux_diffusers_layout,
+    flux_layout,
+    mmdit,
+    mmdit_diffusers_layout,
+    mmdit_layout,
+)
 from jflow.convert._numpyro import to_numpyro
+from jflow.convert._safetensors import read_safetensors, write_safetensors
+from jflow.convert._uvit import uvit, uvit_layout
 
 __all__ = [
+    "Constant",
+    "LINEAR",
+    "Layout",
+    "SAME",
+    "Transform",
+    "Weight",
+    "dit",
+    "dit_diffusers_layout",
+    "dit_layout",
+    "flux",
+    "flux_diffusers_layout",
+    "flux_layout",
     "inception",
+    "load",
+    "mmdit",
+    "mmdit_diffusers_layout",
+    "mmdit_layout",
+    "read_safetensors",
+    "save",
     "to_numpyro",
+    "uvit",
+    "uvit_layout",
+    "write_safetensors",
 ]
 
 explain_unknown(__name__)

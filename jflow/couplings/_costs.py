@@ -23,6 +23,7 @@ from jaxtyping import Float, Shaped
 
 from jflow._core.arrays import float_dtype
 from jflow._core.checks import check_cond
+from jflow._core.conditions import label_of, vector_of
 from jflow.types import Array, Cond
 
 Cost = Callable[[Array, Array, Cond], Array]
@@ -196,7 +197,7 @@ def cosine(
 
 
 def within_class(
-    cost: Cost = squared_euclidean, *, label: Callable[[Cond], Array] = lambda cond: cond
+    cost: Cost = squared_euclidean, *, label: Callable[[Cond], Array] = label_of
 ) -> Cost:
     """A cost that allows pairs of one class alone.
 
@@ -206,7 +207,7 @@ def within_class(
     Args:
         cost: the cost of an allowed pair.
         label: picks the discrete part of cond, an array [n] or [n, ...], whose numbers all have to
-            be equal. By default it is cond itself.
+            be equal. By default it is cond itself, or the label of a `types.Condition`.
 
     Returns:
         Cost: (x0, x1, cond) -> [n, n]. It raises a ValueError where cond has no labels.
@@ -250,7 +251,7 @@ def near_condition(
     distance: Cost = squared_euclidean,
     weight: float | None = None,
     ratio: float = 0.05,
-    condition: Callable[[Cond], Array] = lambda cond: cond,
+    condition: Callable[[Cond], Array] = vector_of,
 ) -> Cost:
     """A cost that prefers pairs of similar continuous conditions.
 
@@ -265,7 +266,7 @@ def near_condition(
         ratio: the share of pairs for a weight of None, in (0, 1]. 1 / n leaves the independent
             pairs, 1 forgets the conditions.
         condition: picks the continuous part of cond, an array [n, ...]. By default it is cond
-            itself.
+            itself, or the vector of a `types.Condition`.
 
     Returns:
         Cost: (x0, x1, cond) -> [n, n]. It raises a ValueError where cond is no array with n rows.

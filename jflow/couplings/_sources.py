@@ -9,8 +9,9 @@ import jax
 import jax.numpy as jnp
 
 from jflow._core.arrays import expand_to
-from jflow._core.checks import check_whole, check_x, need_key
-from jflow.types import Array, BatchTransform, Cond, Key, Velocity
+from jflow._core.checks import check_whole, check_x, described, need_key
+from jflow._core.conditions import as_condition
+from jflow.types import Array, BatchTransform, Cond, Condition, Key, Velocity
 
 DataSource = Callable[
     [Key, Array, Cond], tuple[Array, Cond]
@@ -46,7 +47,7 @@ def with_source(source: DataSource) -> BatchTransform:
         >>> from jflow import couplings
         >>> transform = couplings.with_source(couplings.corrupted(jnp.round, sigma=0.0))
         >>> batch = transform(jax.random.key(0), {"x": jnp.array([[0.9], [2.2]])})
-        >>> batch["x0"].ravel().tolist(), batch["cond"]["seen"].ravel().tolist()
+        >>> batch["x0"].ravel().tolist(), batch["cond"].aligned.ravel().tolist()
         ([1.0, 2.0], [1.0, 2.0])
 
     References:
@@ -80,16 +81,18 @@ def inpainting(mask: Mask) -> DataSource:
 
         x0 = m x1 + (1 - m) noise,      m = mask(key, x1), noise standard normal
 
-    cond becomes {'mask': m, 'cond': cond}, with 'cond' where there is one. Known numbers stay where
-    they are along linear paths; `hold_known` makes a velocity leave them alone. At sampling time x1
-    is the picture with anything in the holes.
+    cond becomes a `types.Condition` with m as what is aligned with x, after what was aligned
+    already; its other parts stay, and labels [b] or vectors [b, k] become the part of that name.
+    Known numbers stay where they are along linear paths; `hold_known` makes a velocity leave them
+    alone. At sampling time x1 is the picture with anything in the holes.
 
     Args:
         mask: (key, x1 [b, *event]) -> an array that is 1 where a number is known and 0 where not,
             [b, *event] or with 1 in place of an axis, such as `tiles(8)`.
 
     Returns:
-        DataSource: (key, x1, cond) -> (x0, cond), for `with_source`.
+        DataSource: (key, x1, cond) -> (x0, cond), for `with_source`. It raises a ValueError for a
+            cond that is neither an array nor a `types.Condition`.
 
     Examples:
         >>> import jax
@@ -97,7 +100,7 @@ def inpainting(mask: Mask) -> DataSource:
         >>> from jflow import couplings
         >>> source = couplings.inpainting(lambda key, x1: jnp.array([[1.0, 0.0]]))
         >>> x0, cond = source(jax.random.key(0), jnp.array([[5.0, 6.0], [7.0, 8.0]]), None)
-        >>> x0[:, 0].tolist(), cond["mask"].tolist()
+        >>> x0[:, 0].tolist(), cond.aligned.tolist()
         ([5.0, 7.0], [[1.0, 0.0], [1.0, 0.0]])
     """
 
@@ -105,7 +108,7 @@ def inpainting(mask: Mask) -> DataSource:
         mask_key, noise_key = jax.random.split(key)
         m = jnp.broadcast_to(mask(mask_key, x1), x1.shape).astype(x1.dtype)
         x0 = jnp.where(m > 0, x1, jax.random.normal(noise_key, x1.shape, x1.dtype))
-        return x0, {"mask": m} | ({} if cond is None else {"cond": cond})
+        return x0, _with_aligned("inpainting", cond, m)
 
     return source
 
@@ -113,17 +116,28 @@ def inpainting(mask: Mask) -> DataSource:
 def hold_known(velocity: Velocity) -> Velocity:
     """A velocity that does not move the known numbers, in training and in sampling.
 
-    It is the velocity times 1 - cond['mask'].
+    It is the velocity times 1 - m, the mask of `inpainting`: the last channels of what is aligned
+    with x in cond.
 
     Args:
-        velocity: a velocity whose cond is that of `inpainting`, {'mask': m, ...}.
+        velocity: a velocity whose cond is that of `inpainting`.
 
     Returns:
-        Velocity: the masked velocity, with the params and the init of `velocity`.
+        Velocity: the masked velocity, with the params and the init of `velocity`. It raises a
+            ValueError for a cond without as many aligned channels as x has.
     """
 
     def apply(params, x, t, cond=None, *, key=None):
-        return (1 - cond["mask"]) * velocity.apply(params, x, t, cond, key=key)
+        aligned = cond.aligned if isinstance(cond, Condition) else None
+        channels = x.shape[-1] if x.ndim > 1 else 1
+        if aligned is None or aligned.shape[-1] < channels:
+            raise ValueError(
+                "hold_known: expected cond of `inpainting`, whose last aligned channels are a mask"
+                f" shaped like x {list(x.shape)}, got "
+                f"{described(cond if aligned is None else aligned)}"
+            )
+        mask = aligned[..., -channels:] if x.ndim > 1 else aligned[..., -1]
+        return (1 - mask) * velocity.apply(params, x, t, cond, key=key)
 
     return Velocity(velocity.init, apply)
 
@@ -133,16 +147,18 @@ def corrupted(degrade: Callable[[Array], Array], sigma: float) -> DataSource:
 
         x0 = degrade(x1) + sigma noise,      noise standard normal
 
-    cond becomes {'seen': degrade(x1), 'cond': cond}, with 'cond' where there is one. sigma > 0
-    gives the flow the randomness that a degraded picture has lost. At sampling time x0 = seen +
-    sigma noise.
+    cond becomes a `types.Condition` with seen = degrade(x1) as what is aligned with x, after what
+    was aligned already; its other parts stay, and labels [b] or vectors [b, k] become the part of
+    that name. sigma > 0 gives the flow the randomness that a degraded picture has lost. At sampling
+    time x0 = seen + sigma noise.
 
     Args:
         degrade: x1 [b, *event] -> the same shape, e.g. `block_means(4)` for super-resolution by 4.
         sigma: the standard deviation of the noise, in the units of the data, at least 0.
 
     Returns:
-        DataSource: (key, x1, cond) -> (x0, cond), for `with_source`.
+        DataSource: (key, x1, cond) -> (x0, cond), for `with_source`. It raises a ValueError for a
+            cond that is neither an array nor a `types.Condition`.
 
     Raises:
         ValueError: sigma is negative.
@@ -153,9 +169,21 @@ def corrupted(degrade: Callable[[Array], Array], sigma: float) -> DataSource:
     def source(key, x1, cond=None):
         seen = degrade(x1)
         x0 = seen + float(sigma) * jax.random.normal(key, x1.shape, x1.dtype)
-        return x0, {"seen": seen} | ({} if cond is None else {"cond": cond})
+        return x0, _with_aligned("corrupted", cond, seen)
 
     return source
+
+
+def _with_aligned(name: str, cond: Cond, channels: Array) -> Condition:
+    """cond with more channels at the sites of x, the last of them."""
+    made = as_condition(name, cond)
+    channels = channels[:, None] if channels.ndim == 1 else channels
+    if made.aligned is None:
+        return made._replace(aligned=channels)
+    before = jnp.broadcast_to(
+        made.aligned, (*channels.shape[:-1], jnp.shape(made.aligned)[-1])
+    ).astype(channels.dtype)
+    return made._replace(aligned=jnp.concatenate([before, channels], axis=-1))
 
 
 def block_means(factor: int) -> Callable[[Array], Array]:

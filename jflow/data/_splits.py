@@ -7,6 +7,7 @@ import jax
 import numpy as np
 
 from jflow._core.checks import described
+from jflow.types import Condition
 
 Rows = Mapping[str, np.ndarray]
 
@@ -38,6 +39,11 @@ def as_array(name: str, value: Any) -> np.ndarray:
     """
     if isinstance(value, jax.Array) or getattr(value, "by_position", False):
         return value
+    if isinstance(value, Condition):
+        raise TypeError(
+            f"rows {name!r}: expected an array [n, ...], got a Condition: keep its parts as arrays"
+            " of their own names, and make it of them by a function in losses.chain"
+        )
     if isinstance(value, np.ma.MaskedArray) and np.ma.is_masked(value):
         raise ValueError(
             f"rows {name!r}: {int(np.ma.count_masked(value))} values are masked: fill them or leave"

@@ -29,7 +29,8 @@ def cfg(velocity: Velocity, scale: NumberOrFunction, *, null: PyTree) -> Velocit
     Args:
         velocity: a velocity trained with `losses.drop_cond(p, null=null)`.
         scale: a number, or t [b] -> [b].
-        null: the condition that stands for none, one row of cond without the batch axis.
+        null: the condition that stands for none, one row of cond without the batch axis. Parts that
+            are None in a `types.Condition` stay those of cond.
 
     Returns:
         Velocity: the guided velocity, with the params and the init of `velocity`. It raises a
@@ -64,7 +65,8 @@ def guided(velocity: Velocity, combine: Combine, *, null: PyTree) -> Velocity:
     Args:
         velocity: a velocity trained with `losses.drop_cond(p, null=null)`.
         combine: (v, other, x, t) -> v, such as `projected(3.0)`.
-        null: the condition that stands for none, one row of cond without the batch axis.
+        null: the condition that stands for none, one row of cond without the batch axis. Parts that
+            are None in a `types.Condition` stay those of cond.
 
     Returns:
         Velocity: the guided velocity, with the params and the init of `velocity`. It raises a
@@ -168,7 +170,8 @@ def with_cond(velocity: Velocity, null: PyTree = None) -> Velocity:
 
     Args:
         velocity: a conditional velocity.
-        null: one row of its cond without the batch axis; None: no condition at all.
+        null: one row of its cond without the batch axis, where parts that are None in a
+            `types.Condition` stay those of cond; None: no condition at all.
 
     Returns:
         Velocity: the velocity that has `null` in the place of any cond, with the params of

@@ -5,6 +5,7 @@ import jax.numpy as jnp
 
 from jflow._core.arrays import expand_to, float_dtype, sum_event
 from jflow._core.checks import check_cond, described, rows
+from jflow._core.conditions import label_of
 from jflow._core.keys import split_key
 from jflow._core.numbers import number_at
 from jflow.paths import LINEAR, Schedule, coefficients
@@ -112,7 +113,8 @@ def label_log_prob(classifier: Field) -> Field:
         classifier: a field of (x, t), without cond, that returns logits [b, K].
 
     Returns:
-        Field: (params, x, t, cond, *, key=None) -> [b] in nats, with cond [b] the labels and the
+        Field: (params, x, t, cond, *, key=None) -> [b] in nats, with cond [b] the labels, or a
+            `types.Condition` with a label, and the
             params of `classifier`. It raises a TypeError for labels that are not integers, and a
             ValueError for logits or labels of another shape.
 
@@ -128,6 +130,7 @@ def label_log_prob(classifier: Field) -> Field:
     """
 
     def apply(params, x, t, cond=None, *, key=None):
+        cond = label_of(cond)
         logits = classifier.apply(params, x, t, key=key)
         if logits.ndim != 2 or jnp.shape(cond) != logits.shape[:1]:
             raise ValueError(

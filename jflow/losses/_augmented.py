@@ -66,6 +66,7 @@ def drop_cond(p: float, *, null: PyTree) -> BatchTransform:
     Args:
         p: The probability in [0, 1].
         null: One row of cond without the batch axis: an integer label, a vector, a pytree of those.
+            Parts that are None in a `types.Condition` are kept, as the mask of a picture to fill.
 
     Returns:
         The transform (key, batch, frozen=None) -> batch.

@@ -8,7 +8,13 @@ float32 or better.
 
 from jflow._core.names import explain_unknown
 from jflow.nets import norms
-from jflow.nets._attention import SelfAttention, dot_product_attention
+from jflow.nets._attention import (
+    SelfAttention,
+    chunked_attention,
+    dot_product_attention,
+    fused_attention,
+    tpu_attention,
+)
 from jflow.nets._causal_transformer import CausalTransformer
 from jflow.nets._conv import GatedAttentionNet, GlowNet
 from jflow.nets._deepflow import Branches, DeepFlow, branch_field, last_velocity
@@ -16,12 +22,15 @@ from jflow.nets._dit import DiT
 from jflow.nets._embed import TimeCondEmbed, time_features
 from jflow.nets._encoders import ImageEncoder, Periodic, SetEncoder
 from jflow.nets._fields import field, flow_map, velocity
+from jflow.nets._flux import Flux
 from jflow.nets._inception import InceptionFID
 from jflow.nets._lipschitz import LipschitzConv, LipschitzMLP, lip_swish
 from jflow.nets._made import MADE, longest_path
 from jflow.nets._mixture_head import MixtureHead
 from jflow.nets._mlp import MLP, ResidualMLP, TimeMLP
+from jflow.nets._mmdit import MMDiT
 from jflow.nets._unet import UNet
+from jflow.nets._uvit import UViT
 from jflow.nets._vit import CondEmbed, ViT
 
 __all__ = [
@@ -30,6 +39,7 @@ __all__ = [
     "CondEmbed",
     "DeepFlow",
     "DiT",
+    "Flux",
     "GatedAttentionNet",
     "GlowNet",
     "ImageEncoder",
@@ -38,6 +48,7 @@ __all__ = [
     "LipschitzMLP",
     "MADE",
     "MLP",
+    "MMDiT",
     "MixtureHead",
     "Periodic",
     "ResidualMLP",
@@ -46,16 +57,20 @@ __all__ = [
     "TimeCondEmbed",
     "TimeMLP",
     "UNet",
+    "UViT",
     "ViT",
     "branch_field",
+    "chunked_attention",
     "dot_product_attention",
     "field",
     "flow_map",
+    "fused_attention",
     "last_velocity",
     "lip_swish",
     "longest_path",
     "norms",
     "time_features",
+    "tpu_attention",
     "velocity",
 ]
 

@@ -1,34 +1,47 @@
-"""Self-attention that has a forward mode, and takes another attention function."""
+"""Attention in several forms of one signature, and self-attention, which takes any of them."""
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, Literal
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 
 from jflow._core.arrays import float_dtype
+from jflow._core.checks import check_whole
 from jflow.types import Array
+
+Attention = Callable[..., Array]  # (q, k, v, *, mask=None)
 
 
 def dot_product_attention(
     q: Float[Array, "b n heads size"],
     k: Float[Array, "b m heads size"],
     v: Float[Array, "b m heads size"],
+    *,
+    mask: Bool[Array, "..."] | None = None,
 ) -> Float[Array, "b n heads size"]:
     """Softmax attention for each head: softmax(q k^T / sqrt(size)) v.
 
     It is written out, because fused kernels have no forward mode and `jax.nn.dot_product_attention`
-    rounds float64 scores to float32. The softmax is in float32 or better.
+    rounds float64 scores to float32. The softmax is in float32 or better. Its memory grows with the
+    square of the tokens; `chunked_attention` has the same results without that.
 
     Args:
         q: the queries, [b, n, heads, size].
         k: the keys, [b, m, heads, size].
         v: the values, [b, m, heads, size].
+        mask: the keys that are seen, bool [b, m] (or [1, m]); or, by each query and head, an array
+            of four axes that broadcasts to [b, heads, n, m], such as
+            `jnp.tri(n, dtype=bool)[None, None]` for causal attention. None: all. A query that sees
+            no key gets zeros.
 
     Returns:
         The weighted means of the values, shaped like q.
+
+    Raises:
+        ValueError: mask is not bool, or does not have one of these shapes.
 
     Examples:
         >>> import jax.numpy as jnp
@@ -37,6 +50,8 @@ def dot_product_attention(
         >>> v = jnp.array([[[[1.0, 0.0]], [[3.0, 0.0]]]])
         >>> nets.dot_product_attention(q, k, v).ravel()  # equal scores: the mean
         Array([2., 0.], dtype=float32)
+        >>> nets.dot_product_attention(q, k, v, mask=jnp.array([[False, True]])).ravel()
+        Array([3., 0.], dtype=float32)
 
     References:
         Vaswani et al., *Attention Is All You Need*, 2017, arXiv:1706.03762.
@@ -45,7 +60,222 @@ def dot_product_attention(
         jnp.einsum("bqhd,bkhd->bhqk", q, k, preferred_element_type=float_dtype(q))
         * q.shape[-1] ** -0.5
     )
-    return jnp.einsum("bhqk,bkhd->bqhd", jax.nn.softmax(scores).astype(v.dtype), v)
+    if mask is None:
+        weights = jax.nn.softmax(scores)
+    else:
+        mask = _four_axes("dot_product_attention", mask, q, k)
+        scores = jnp.where(mask, scores, jnp.finfo(scores.dtype).min)  # finite: no NaN
+        weights = jnp.where(mask, jax.nn.softmax(scores), 0)
+    return jnp.einsum("bhqk,bkhd->bqhd", weights.astype(v.dtype), v)
+
+
+def chunked_attention(block: int = 512, *, causal: bool = False) -> Attention:
+    """Softmax attention a block of queries and keys at a time, with memory linear in the tokens.
+
+    The result is that of `dot_product_attention`, up to the order of sums, in forward and reverse
+    mode. Each block of queries goes through the blocks of keys with a running maximum and a running
+    sum; the derivative computes the scores again.
+
+    Args:
+        block: the number of queries, and of keys, of one block.
+        causal: whether query i sees keys 0 to i only, without a mask in memory.
+
+    Returns:
+        A function like `dot_product_attention`, for `attention_fn` of the networks.
+
+    Raises:
+        ValueError: block is below 1.
+
+    Examples:
+        >>> import jax.numpy as jnp
+        >>> from jflow import nets
+        >>> attention = nets.chunked_attention(block=2)
+        >>> q, v = jnp.zeros((1, 3, 1, 1)), jnp.arange(3.0).reshape(1, 3, 1, 1)
+        >>> attention(q, q, v).ravel()  # equal scores: the mean
+        Array([1., 1., 1.], dtype=float32)
+
+    References:
+        Rabe, Staats, *Self-attention Does Not Need O(n^2) Memory*, 2021, arXiv:2112.05682.
+    """
+    check_whole("chunked_attention", block=block)
+
+    def attention(q, k, v, *, mask=None):
+        (b, n, heads, size), m, dtype = q.shape, k.shape[1], float_dtype(q)
+        rows, columns = min(block, n), min(block, m)
+        lowest = jnp.finfo(dtype).min  # finite: no NaN where nothing is seen
+        if mask is not None:
+            mask = _four_axes("chunked_attention", mask, q, k)
+            mask = _padded(_padded(mask, rows, 2), columns, 3)
+
+        def part(mask, i, length, axis):
+            if mask.shape[axis] == 1:
+                return mask
+            return jax.lax.dynamic_slice_in_dim(mask, i * length, length, axis)
+
+        def seen(i, j):  # broadcasts to [b, heads, rows, columns]
+            row = (i * rows + jnp.arange(rows))[None, None, :, None]
+            column = (j * columns + jnp.arange(columns))[None, None, None]
+            found = column < m
+            if causal:
+                found = found & (column <= row)
+            if mask is not None:
+                found = found & part(part(mask, i, rows, 2), j, columns, 3)
+            return found
+
+        def of_queries(_, inputs):
+            i, q_i = inputs
+
+            def of_keys(carry, inputs):
+                peak, total, mean = carry
+                j, k_j, v_j = inputs
+                valid = seen(i, j)
+                scores = jnp.einsum("bqhd,bkhd->bhqk", q_i, k_j, preferred_element_type=dtype)
+                scores = jnp.where(valid, scores * size**-0.5, lowest)
+                # The result does not depend on what is subtracted, so that it has no derivative.
+                high = jnp.maximum(peak, jax.lax.stop_gradient(scores).max(-1))
+                weights = jnp.where(valid, jnp.exp(scores - high[..., None]), 0)
+                shrink = jnp.exp(peak - high)
+                added = jnp.einsum(
+                    "bhqk,bkhd->bhqd", weights.astype(v.dtype), v_j, preferred_element_type=dtype
+                )
+                total = total * shrink + weights.sum(-1)
+                return (high, total, mean * shrink[..., None] + added), None
+
+            total = jnp.zeros_like(q_i, dtype, shape=(b, heads, rows))
+            mean = jnp.zeros_like(q_i, dtype, shape=(b, heads, rows, v.shape[-1]))
+            (_, total, mean), _ = jax.lax.scan(
+                jax.checkpoint(of_keys, prevent_cse=False),
+                (total + lowest, total, mean),
+                (jnp.arange(len(keys)), keys, values),
+            )
+            y = mean / jnp.where(total > 0, total, 1)[..., None]
+            return None, y.astype(v.dtype)
+
+        queries, keys, values = _blocks(q, rows), _blocks(k, columns), _blocks(v, columns)
+        _, y = jax.lax.scan(
+            jax.checkpoint(of_queries, prevent_cse=False), None, (jnp.arange(len(queries)), queries)
+        )  # [blocks, b, heads, rows, size]
+        return y.transpose(1, 0, 3, 2, 4).reshape(b, -1, heads, v.shape[-1])[:, :n]
+
+    return attention
+
+
+def fused_attention(implementation: Literal["xla", "cudnn"] | None = None) -> Attention:
+    """JAX's own `jax.nn.dot_product_attention`, which cuDNN runs as one kernel on an NVIDIA GPU.
+
+    What is added to it is the mask of `dot_product_attention`, with zeros for queries that see no
+    key. The kernel of cuDNN takes float16 and bfloat16 only and has no forward mode, which losses
+    of few-step models and exact likelihoods need.
+
+    Args:
+        implementation: "cudnn", "xla", or None, for JAX's choice.
+
+    Returns:
+        A function like `dot_product_attention`, for `attention_fn` of the networks.
+
+    Raises:
+        ValueError: implementation is another one.
+
+    Examples:
+        >>> import jax.numpy as jnp
+        >>> from jflow import nets
+        >>> attention = nets.fused_attention()
+        >>> q, v = jnp.zeros((1, 3, 1, 1)), jnp.arange(3.0).reshape(1, 3, 1, 1)
+        >>> attention(q, q, v).ravel()  # equal scores: the mean
+        Array([1., 1., 1.], dtype=float32)
+    """
+    if implementation not in ("xla", "cudnn", None):
+        raise ValueError(
+            f"fused_attention: expected 'xla', 'cudnn' or None, got {implementation!r}"
+        )
+
+    def attention(q, k, v, *, mask=None):
+        if mask is not None:
+            mask = _four_axes("fused_attention", mask, q, k)
+        y = jax.nn.dot_product_attention(q, k, v, mask=mask, implementation=implementation)
+        if mask is None:
+            return y
+        some = jnp.any(mask, axis=-1, keepdims=True)  # [b, heads, n, 1], or 1 in their place
+        return jnp.where(some.swapaxes(1, 2), y, 0)
+
+    return attention
+
+
+def tpu_attention(*, causal: bool = False) -> Attention:
+    """The flash attention kernel that JAX ships for TPUs; it runs on no other platform.
+
+    Lengths that are no multiple of 128 are padded, and the padding is not seen. It has no forward
+    mode. It was lowered for TPUs when this was written, and has not been run on one.
+
+    Args:
+        causal: whether query i sees keys 0 to i only.
+
+    Returns:
+        A function like `dot_product_attention`, for `attention_fn` of the networks; its mask is
+        [b, m] or [1, m].
+
+    Examples:
+        >>> from jflow import nets
+        >>> net = nets.DiT(attention_fn=nets.tpu_attention())
+
+    References:
+        Dao, Fu, Ermon, Rudra, Ré, *FlashAttention: Fast and Memory-Efficient Exact Attention with
+            IO-Awareness*, 2022, arXiv:2205.14135.
+    """
+
+    def attention(q, k, v, *, mask=None):
+        from jax.experimental.pallas.ops.tpu import flash_attention as kernel
+
+        (b, n, _, size), m = q.shape, k.shape[1]
+        if mask is not None and (mask.ndim != 2 or mask.dtype != bool):
+            raise ValueError(
+                f"tpu_attention: expected a mask [b, m] of bool, got {mask.dtype} of shape "
+                f"{list(mask.shape)}; chunked_attention takes others"
+            )
+        if mask is not None:
+            mask = jnp.broadcast_to(_four_axes("tpu_attention", mask, q, k)[:, 0, 0], (b, m))
+        q, k, v = (_padded(x, 128, 1).swapaxes(1, 2) for x in (q, k, v))
+        segments = None
+        if mask is not None or m % 128:
+            seen = jnp.ones((b, m), bool) if mask is None else mask
+            segments = kernel.SegmentIds(
+                jnp.ones((b, q.shape[2]), jnp.int32), _padded(seen, 128, 1).astype(jnp.int32)
+            )
+        y = kernel.flash_attention(
+            q, k, v, segment_ids=segments, causal=causal, sm_scale=size**-0.5
+        ).swapaxes(1, 2)[:, :n]
+        return y if mask is None else jnp.where(mask.any(1)[:, None, None, None], y, 0)
+
+    return attention
+
+
+def _four_axes(name: str, mask: Array, q: Array, k: Array) -> Array:
+    """A mask [b, m], or of four axes, as one of four that broadcasts to [b, heads, n, m]."""
+    (b, n, heads, _), m = q.shape, k.shape[1]
+    given = mask
+    if mask.ndim == 2:
+        mask = mask[:, None, None]
+    whole = (b, heads, n, m)
+    fits = mask.ndim == 4 and all(s in (1, w) for s, w in zip(mask.shape, whole, strict=True))
+    if not fits or mask.dtype != bool:
+        raise ValueError(
+            f"{name}: expected a bool mask [{b}, {m}], or one of four axes that broadcasts to "
+            f"{list(whole)}, got {given.dtype} of shape {list(given.shape)}"
+        )
+    return mask
+
+
+def _padded(x: Array, block: int, axis: int) -> Array:
+    """x with zeros at the end of an axis, so that block divides it; an axis of 1 stays."""
+    extra = -x.shape[axis] % block if x.shape[axis] > 1 or axis == 1 else 0
+    widths = [(0, extra if i == axis else 0) for i in range(x.ndim)]
+    return jnp.pad(x, widths) if extra else x
+
+
+def _blocks(x: Array, block: int) -> Array:
+    """x [b, n, ...] as [blocks, b, block, ...]."""
+    x = _padded(x, block, 1)
+    return jnp.moveaxis(x.reshape(x.shape[0], -1, block, *x.shape[2:]), 1, 0)
 
 
 class SelfAttention(nn.Module):
@@ -61,9 +291,9 @@ class SelfAttention(nn.Module):
         dtype: the type of the computation, such as jnp.bfloat16; params stay float32 or better.
             None is the type of the inputs and params.
         attention_fn: a function `attention_fn(q, k, v)` of three arrays [b, n, heads, size], which
-            returns one more. The default has a forward mode and float64; in bfloat16 on a GPU
-            `partial(jax.nn.dot_product_attention, implementation="cudnn")` keeps the scores out of
-            memory.
+            returns one more. The default has a forward mode and float64; `chunked_attention()` too,
+            in memory linear in the tokens; in bfloat16 on a GPU `fused_attention("cudnn")` is
+            faster, on a TPU `tpu_attention()`.
 
     Raises:
         ValueError: num_heads does not divide the width, or attention_fn returns another shape; both

@@ -10,6 +10,7 @@ from jaxtyping import Float
 
 from jflow._core.arrays import space_to_depth
 from jflow._core.checks import check_whole
+from jflow._core.conditions import refuse_parts
 from jflow._core.linen import flatten_cond
 from jflow.nets._attention import SelfAttention, per_token
 from jflow.types import Array, Cond
@@ -212,6 +213,7 @@ def split_cond(name: str, cond: Cond, x: Array) -> tuple[Array, Array | None]:
             that does not fit.
     """
     b, h, w, _ = x.shape
+    refuse_parts(name, cond, ("label", "vector", "aligned"))  # a label has a message of its own
     images: list[Array] = []
     vectors: list[Array] = []
     for leaf in jax.tree.leaves(cond):

@@ -16,7 +16,7 @@ from jflow._core.checks import check_cond
 from jflow._core.linen import apply_linen, init_linen
 from jflow.nets._attention import per_token
 from jflow.nets._dit import DiTBlock, layer_norm, modulation, sincos_positions
-from jflow.nets._embed import TimeCondEmbed
+from jflow.nets._embed import TimeCondEmbed, read_cond
 from jflow.types import Array, Cond, Field, Velocity
 
 __all__ = ["Branches", "DeepFlow", "branch_field", "last_velocity"]
@@ -119,8 +119,8 @@ class DeepFlow(nn.Module):
         Args:
             x: the images, [b, H, W, C], or [b, k, H, W, C], a point for each branch.
             t: the times, [b], or [b, k].
-            cond: None, integer labels [b], floats [b, ...], or a pytree of them; see
-                `TimeCondEmbed`.
+            cond: None, integer labels [b], floats [b, k], a pytree of them, or the label and the
+                vector of a `types.Condition`; see `TimeCondEmbed`.
 
         Returns:
             Branches: velocities and accelerations in the type of x.
@@ -142,6 +142,7 @@ class DeepFlow(nn.Module):
             )
         b, _, height, width, channels = x.shape
         rows, columns = height // p, width // p
+        cond, _ = read_cond("DeepFlow", cond, x, ("label", "vector"))
 
         # branch first: [k, b, ...]
         flat = patchify(x.reshape(b * k, height, width, channels), p)

@@ -5,14 +5,15 @@ from functools import partial
 from typing import Any
 
 import flax.linen as nn
+import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jflow._core.arrays import patchify, unpatchify
+from jflow._core.arrays import float_dtype, patchify, unpatchify
 from jflow._core.checks import check_whole
 from jflow.nets._attention import SelfAttention, dot_product_attention, per_token
-from jflow.nets._embed import TimeCondEmbed, check_time
-from jflow.types import Array, Cond
+from jflow.nets._embed import TimeCondEmbed, check_time, need_part, read_cond
+from jflow.types import Array, Cond, Condition
 
 _xavier = nn.initializers.xavier_uniform()
 _zeros = nn.initializers.zeros
@@ -22,9 +23,17 @@ class DiT(nn.Module):
     """DiT: a transformer on the patches of an image, as a velocity network, zero at initialization.
 
     `module(x [b, H, W, C], t [b], cond=None, r=None) -> shaped like x`. Patches become tokens with
-    fixed 2-D sine-cosine positions; the adaLN-zero blocks are scanned. The published sizes are
-    width, num_layers, num_heads = 384, 12, 6 (S), 768, 12, 12 (B), 1024, 24, 16 (L) and 1152, 28,
-    16 (XL), at 1000 integer times, which is time_scale=1000 here.
+    fixed 2-D sine-cosine positions, those of the column before those of the row; the adaLN-zero
+    blocks are scanned. The time may be one for each token, t [b, n] with n = H W / patch_size^2,
+    row by row. The published sizes are width, num_layers, num_heads = 384, 12, 6 (S), 768, 12, 12
+    (B), 1024, 24, 16 (L) and 1152, 28, 16 (XL). The published DiT reads 1000 integer times, which
+    is time_scale=1000 here; SiT, the same network, reads t in [0, 1] itself, which is time_scale=1
+    (as LightningDiT does).
+
+    Of a `types.Condition` the label and the vector modulate the blocks, what is aligned with x goes
+    in beside it, patch by patch, and the context is read by a cross-attention between the
+    self-attention and the MLP of each block. The weights that read the last two start at zero. A
+    row whose mask has no valid token is computed as if there were no context.
 
     Attributes:
         patch_size: the side of a patch, in pixels.
@@ -56,6 +65,12 @@ class DiT(nn.Module):
 
     References:
         Peebles, Xie, *Scalable Diffusion Models with Transformers*, 2023, arXiv:2212.09748.
+        Chen, Yu, Ge, Yao, Xie, Wu, Wang, Kwok, Luo, Lu, Li, *PixArt-α: Fast Training of Diffusion
+            Transformer for Photorealistic Text-to-Image Synthesis*, 2023, arXiv:2310.00426, for the
+            place of the cross-attention; the norm before it is ours.
+        Chen, Martí Monsó, Du, Simchowitz, Tedrake, Sitzmann, *Diffusion Forcing: Next-token
+            Prediction Meets Full-Sequence Diffusion*, 2024, arXiv:2407.01392, for a time of each
+            token.
     """
 
     patch_size: int = 2
@@ -85,10 +100,11 @@ class DiT(nn.Module):
 
         Args:
             x: the images, [b, H, W, C].
-            t: the times, [b].
-            cond: None, integer labels [b], floats [b, ...], or a pytree of them; see
-                `TimeCondEmbed`.
-            r: the times that a flow map goes to, [b]; None for a velocity. The network reads r - t.
+            t: the times, [b], or [b, n] along the tokens.
+            cond: None, integer labels [b], floats [b, k], a pytree of them, or a `types.Condition`
+                with images [b, H, W, k] that are aligned with x.
+            r: the times that a flow map goes to, shaped like t; None for a velocity. The network
+                reads r - t.
 
         Returns:
             The velocity, with the shape and type of x.
@@ -99,14 +115,25 @@ class DiT(nn.Module):
                 f"DiT: expected x of shape [b, H, W, C], H and W divisible by {p}, got "
                 f"{list(x.shape)}"
             )
-        check_time("DiT", x, t, r)
         _, height, width, channels = x.shape
         rows, columns = height // p, width // p
+        check_time("DiT", x, t, r, rows * columns)
+        cond, parts = read_cond("DiT", cond, x, Condition._fields)
+        params = self.variables.get("params", {})
 
         h = per_token(
             nn.Dense(self.width, kernel_init=_xavier, dtype=self.dtype, name="patches"),
             patchify(x, p),
         )
+        if parts.aligned is not None:
+            beside = nn.Dense(
+                self.width, use_bias=False, kernel_init=_zeros, dtype=self.dtype, name="aligned"
+            )
+            h = h + per_token(beside, patchify(parts.aligned.astype(x.dtype), p)).astype(h.dtype)
+        else:
+            need_part(self, "aligned", "aligned", params)
+        if parts.context is None:
+            need_part(self, "context", "context", params.get("blocks", {}))
         h = h + jnp.asarray(sincos_positions(rows, columns, self.width), h.dtype)[None]
         embed = TimeCondEmbed(
             self.width, self.num_classes, time_scale=self.time_scale, dtype=self.dtype, name="embed"
@@ -126,7 +153,7 @@ class DiT(nn.Module):
             self.dtype,
             self.attention_fn,
             name="blocks",
-        )(h, c)
+        )(h, c, parts.context, parts.mask)
 
         shift, scale = modulation(c, 2, self.dtype)
         h = layer_norm(self.dtype)(h) * (1 + scale) + shift
@@ -137,9 +164,10 @@ class DiT(nn.Module):
 
 
 class DiTBlock(nn.Module):
-    """One adaLN-zero block on tokens h [b, n, width], modulated by c [b, width].
+    """One adaLN-zero block on tokens h [b, n, width], modulated by c [b, width] or [b, n, width].
 
-    It is the identity at initialization.
+    A context [b, m, k], of which the tokens of mask [b, m] are valid, is attended to in between. It
+    is the identity at initialization.
     """
 
     num_heads: int
@@ -149,7 +177,9 @@ class DiTBlock(nn.Module):
     attention_fn: Callable[..., Array] = dot_product_attention
 
     @nn.compact
-    def __call__(self, h: Array, c: Array) -> tuple[Array, None]:
+    def __call__(
+        self, h: Array, c: Array, context: Array | None = None, mask: Array | None = None
+    ) -> tuple[Array, None]:
         width = h.shape[-1]
         dense = partial(nn.Dense, kernel_init=_xavier, dtype=self.dtype)
         drop = nn.Dropout(self.dropout, deterministic=not self.has_rng("dropout"))
@@ -160,30 +190,66 @@ class DiTBlock(nn.Module):
             self.num_heads, _xavier, _xavier, self.dtype, self.attention_fn, name="attention"
         )(y)
         h = h + gate_a * drop(y)
+        if context is not None:
+            attend = CrossAttention(self.num_heads, self.dtype, name="context")
+            h = h + drop(attend(layer_norm(self.dtype)(h), context, mask)).astype(h.dtype)
 
         y = layer_norm(self.dtype)(h) * (1 + scale_m) + shift_m
         enter, leave = dense(self.mlp_ratio * width, name="in"), dense(width, name="out")
         return h + gate_m * per_token(lambda y: leave(drop(nn.gelu(enter(y)))), y), None
 
 
-def layer_norm(dtype) -> nn.LayerNorm:
-    return nn.LayerNorm(epsilon=1e-6, use_bias=False, use_scale=False, dtype=dtype)
+class CrossAttention(nn.Module):
+    """Attention of tokens h [b, n, width] to a context [b, m, k], zero at initialization.
 
-
-def modulation(c: Array, n: int, dtype) -> list[Array]:
-    """n linear functions [b, 1, width] of c [b, width], zero at first.
-
-    To be called inside a compact method.
+    mask [b, m] says which tokens of the context are valid; a row without one gets zero.
     """
-    return jnp.split(
-        nn.Dense(n * c.shape[-1], kernel_init=_zeros, dtype=dtype, name="modulation")(c)[:, None],
-        n,
-        -1,
+
+    num_heads: int
+    dtype: Any
+
+    @nn.compact
+    def __call__(self, h: Array, context: Array, mask: Array | None) -> Array:
+        (b, n, width), m = h.shape, context.shape[1]
+        dense = partial(nn.Dense, kernel_init=_xavier, dtype=self.dtype)
+        context = context.astype(h.dtype)
+        if mask is not None:  # padding may hold anything, NaN too
+            context = jnp.where(mask[..., None], context, jnp.zeros_like(context))
+        q = per_token(dense(width, name="q"), h).reshape(b, n, self.num_heads, -1)
+        kv = per_token(dense(2 * width, name="kv"), context)
+        k, v = jnp.moveaxis(kv.reshape(b, m, 2, self.num_heads, -1), 2, 0)
+        scores = jnp.einsum("bqhd,bkhd->bhqk", q, k, preferred_element_type=float_dtype(q))
+        scores = scores * q.shape[-1] ** -0.5
+        if mask is not None:
+            some = jnp.any(mask, axis=1, keepdims=True)
+            seen = mask | ~some  # where none is valid all are seen, and the result is not used
+            scores = jnp.where(seen[:, None, None], scores, -jnp.inf)
+        y = jnp.einsum("bhqk,bkhd->bqhd", jax.nn.softmax(scores).astype(v.dtype), v)
+        out = nn.Dense(width, kernel_init=_zeros, dtype=self.dtype, name="out")
+        y = per_token(out, y.reshape(b, n, width))
+        return y if mask is None else jnp.where(some[..., None], y, jnp.zeros_like(y))
+
+
+def layer_norm(dtype) -> nn.LayerNorm:
+    """A norm over the width without weights; its variance is the mean square of what
+    deviates from the mean, which keeps the digits of rows far from zero."""
+    return nn.LayerNorm(
+        epsilon=1e-6, use_bias=False, use_scale=False, use_fast_variance=False, dtype=dtype
     )
 
 
+def modulation(c: Array, n: int, dtype) -> list[Array]:
+    """n linear functions [b, 1, width] of c [b, width], or [b, tokens, width] of one for each
+    token, zero at first.
+
+    To be called inside a compact method.
+    """
+    made = nn.Dense(n * c.shape[-1], kernel_init=_zeros, dtype=dtype, name="modulation")(c)
+    return jnp.split(made[:, None] if c.ndim == 2 else made, n, -1)
+
+
 def sincos_positions(rows: int, columns: int, width: int) -> np.ndarray:
-    """Sines and cosines of the row in the first half, of the column in the second.
+    """Sines and cosines of the column in the first half, of the row in the second, as published.
 
     The result is [rows columns, width].
     """
@@ -194,4 +260,4 @@ def sincos_positions(rows: int, columns: int, width: int) -> np.ndarray:
         return np.concatenate([np.sin(angles), np.cos(angles)], axis=1)
 
     row, column = np.divmod(np.arange(rows * columns), columns)
-    return np.concatenate([axis(row), axis(column)], axis=1)
+    return np.concatenate([axis(column), axis(row)], axis=1)

@@ -11,8 +11,9 @@ import jax.numpy as jnp
 import numpy as np
 
 from jflow._core.arrays import float_dtype
+from jflow._core.conditions import refuse_parts
 from jflow.nets._mlp import MLP
-from jflow.types import Array, Cond
+from jflow.types import Array, Cond, Condition
 
 
 class ImageEncoder(nn.Module):
@@ -98,12 +99,16 @@ class SetEncoder(nn.Module):
         """Encode.
 
         Args:
-            cond: the vectors [b, n, d], or a dict {'x': [b, n, d], 'mask': [b, n]}; entries whose
-                mask is false or zero are padding and change nothing.
+            cond: the vectors [b, n, d], a dict {'x': [b, n, d], 'mask': [b, n]}, or the context and
+                the mask of a `types.Condition`; entries whose mask is false or zero are padding and
+                change nothing.
 
         Returns:
             The vectors [b, features].
         """
+        if isinstance(cond, Condition):
+            refuse_parts("SetEncoder", cond, ("context", "mask"))
+            cond = cond.context if cond.mask is None else {"x": cond.context, "mask": cond.mask}
         if isinstance(cond, dict) and set(cond) != {"x", "mask"}:
             raise ValueError(
                 f"SetEncoder: expected cond with the keys 'x' and 'mask', got {sorted(cond)}"

@@ -2,7 +2,7 @@
 
 import flax.linen as nn
 
-from jflow._core.checks import check_cond, count_rows, like_state, rows
+from jflow._core.checks import check_cond, count_rows, like_state, rows_or_tokens
 from jflow._core.linen import apply_linen, check_linen, init_linen
 from jflow._core.nouns import compiled
 from jflow.types import Field, FlowMap, Velocity
@@ -20,8 +20,9 @@ def field(module: nn.Module) -> Field:
 
     Returns:
         Field: x is an array [b, *event] or a pytree of them; t is [b], where a scalar is given to
-            every row; the leaves of cond lead with b, or with 1 for all rows. Its functions raise a
-            ValueError where t or cond does not have b rows. Params are those of the module.
+            every row, or [b, n] for a module that reads a time for each of n > 1 tokens; the leaves
+            of cond lead with b, or with 1 for all rows. Its functions raise a ValueError where t or
+            cond does not have b rows. Params are those of the module.
 
     Raises:
         TypeError: module is not an instance of a Linen module.
@@ -41,9 +42,10 @@ def velocity(module: nn.Module) -> Velocity:
 
     Returns:
         Velocity: x is an array [b, *event] or a pytree of them; t is [b], where a scalar is given
-            to every row; the leaves of cond lead with b, or with 1 for all rows. Its functions
-            raise a ValueError where t or cond does not have b rows, or the output does not have the
-            structure and shapes of x. Params are those of the module.
+            to every row, or [b, n] for a module that reads a time for each of n > 1 tokens; the
+            leaves of cond lead with b, or with 1 for all rows. Its functions raise a ValueError
+            where t or cond does not have b rows, or the output does not have the structure and
+            shapes of x. Params are those of the module.
 
     Raises:
         TypeError: module is not an instance of a Linen module.
@@ -71,17 +73,18 @@ def flow_map(module: nn.Module) -> FlowMap:
     """Lift a Linen module `module(x, t, cond=None, r=None)` into a `FlowMap`, an average velocity.
 
     The module is read as u(x, t, r), the average velocity from time t to time r; the output is cast
-    back to the type of x. Of the networks of jflow `ResidualMLP`, `UNet` and `DiT` take r; they
-    read r - t.
+    back to the type of x. Of the networks of jflow `ResidualMLP`, `UNet`, `DiT`, `UViT`, `MMDiT`
+    and `Flux` take r; they read r - t.
 
     Args:
         module: an instance of a Linen module that keeps 'params' alone.
 
     Returns:
         FlowMap: x is an array [b, *event] or a pytree of them; t and r are [b], where a scalar is
-            given to every row; the leaves of cond lead with b, or with 1 for all rows. Its
-            functions raise a ValueError where t, r or cond does not have b rows, or the output does
-            not have the structure and shapes of x. Params are those of the module.
+            given to every row, or [b, n] for a module that reads a time for each of n > 1 tokens;
+            the leaves of cond lead with b, or with 1 for all rows. Its functions raise a ValueError
+            where t, r or cond does not have b rows, or the output does not have the structure and
+            shapes of x. Params are those of the module.
 
     Raises:
         TypeError: module is not an instance of a Linen module.
@@ -103,7 +106,7 @@ def flow_map(module: nn.Module) -> FlowMap:
     def inputs(x, t, r, cond):
         n = count_rows(name, x)
         cond = check_cond(name, cond, n)
-        return x, rows(t, n), cond, rows(r, n)
+        return x, rows_or_tokens(t, n), cond, rows_or_tokens(r, n)
 
     def init(key, x, t, r, cond=None):
         return init_linen(module, key, *inputs(x, t, r, cond))
@@ -130,4 +133,4 @@ def _inputs(name, x, t, cond):
     n = count_rows(name, x)
     cond = check_cond(name, cond, n)
     # a module without conditioning may leave the argument out
-    return (x, rows(t, n)) if cond is None else (x, rows(t, n), cond)
+    return (x, rows_or_tokens(t, n)) if cond is None else (x, rows_or_tokens(t, n), cond)

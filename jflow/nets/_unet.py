@@ -9,7 +9,7 @@ import jax.numpy as jnp
 
 from jflow._core.checks import check_whole
 from jflow.nets._attention import SelfAttention
-from jflow.nets._embed import TimeCondEmbed, check_time
+from jflow.nets._embed import TimeCondEmbed, check_time, need_part, read_cond
 from jflow.types import Array, Cond
 
 _zeros = nn.initializers.zeros
@@ -21,8 +21,9 @@ class UNet(nn.Module):
     `module(x [b, H, W, C], t [b], cond=None, r=None) -> shaped like x`. Level i works on H / 2**i x
     W / 2**i with channels * multipliers[i] channels: `num_blocks` residual blocks on the way down
     and as many on the way up (the last level has one stack), each followed by self-attention where
-    attention[i]. Every block down hands its output to its mirror image up. Time and cond modulate
-    the norms.
+    attention[i]. Every block down hands its output to its mirror image up. The time, and the label
+    and the vector of cond, modulate the norms; what is aligned with x goes in beside it, through
+    weights that start at zero.
 
     Attributes:
         channels: of the first level, before its multiplier.
@@ -87,8 +88,8 @@ class UNet(nn.Module):
         Args:
             x: the images, [b, H, W, C].
             t: the times, [b].
-            cond: None, integer labels [b], floats [b, ...], or a pytree of them; see
-                `TimeCondEmbed`.
+            cond: None, integer labels [b], floats [b, k], a pytree of them, or the label, the
+                vector and the aligned images [b, H, W, k] of a `types.Condition`.
             r: the times that a flow map goes to, [b]; None for a velocity. The network reads r - t.
 
         Returns:
@@ -102,8 +103,21 @@ class UNet(nn.Module):
                 f"levels, got {list(x.shape)}"
             )
         check_time("UNet", x, t, r)
+        cond, parts = read_cond("UNet", cond, x, ("label", "vector", "aligned"))
         widths = [self.channels * m for m in self.multipliers]
         h = nn.Conv(widths[0], (3, 3), dtype=self.dtype, name="stem")(x)
+        if parts.aligned is not None:
+            beside = nn.Conv(
+                widths[0],
+                (3, 3),
+                use_bias=False,
+                kernel_init=_zeros,
+                dtype=self.dtype,
+                name="aligned",
+            )
+            h = h + beside(parts.aligned.astype(x.dtype)).astype(h.dtype)
+        else:
+            need_part(self, "aligned", "aligned", self.variables.get("params", {}))
         embed = TimeCondEmbed(
             4 * self.channels,
             self.num_classes,
@@ -178,4 +192,4 @@ class UNetBlock(nn.Module):
 
 def group_norm(channels: int, dtype) -> nn.GroupNorm:
     """Eight groups where that divides the channels, else the largest power of two that does."""
-    return nn.GroupNorm(math.gcd(8, channels), dtype=dtype)
+    return nn.GroupNorm(math.gcd(8, channels), epsilon=1e-6, use_fast_variance=False, dtype=dtype)

@@ -6,10 +6,11 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from jflow._core.checks import check_cond, check_whole
+from jflow._core.checks import check_whole
+from jflow._core.conditions import with_label
 from jflow._core.linen import flatten_event
 from jflow.nets._attention import SelfAttention, per_token
-from jflow.nets._embed import need_cond
+from jflow.nets._embed import need_cond, owner
 from jflow.types import Array, Cond
 
 _normal = nn.initializers.normal(0.02)
@@ -69,7 +70,8 @@ class ViT(nn.Module):
 
         Args:
             x: the tokens, [b, n, d].
-            cond: None, integer labels [b], floats [b, ...], or a pytree of them; see `CondEmbed`.
+            cond: None, integer labels [b], floats [b, ...], a pytree of them, or the label and the
+                vector of a `types.Condition`; see `CondEmbed`.
 
         Returns:
             The features [b, n, width].
@@ -89,7 +91,7 @@ class ViT(nn.Module):
             length=self.num_layers,
         )
         h, _ = blocks(self.num_heads, self.mlp_ratio, self.dtype, name="blocks")(h, None)
-        return nn.LayerNorm(epsilon=1e-6, dtype=self.dtype, name="norm")(h)
+        return layer_norm(self.dtype, "norm")(h)
 
 
 class ViTBlock(nn.Module):
@@ -102,10 +104,14 @@ class ViTBlock(nn.Module):
     @nn.compact
     def __call__(self, h: Array, _) -> tuple[Array, None]:
         attention = SelfAttention(self.num_heads, dtype=self.dtype, name="attention")
-        h = h + attention(nn.LayerNorm(epsilon=1e-6, dtype=self.dtype)(h))
-        return h + mlp(
-            nn.LayerNorm(epsilon=1e-6, dtype=self.dtype)(h), self.mlp_ratio, self.dtype
-        ), None
+        h = h + attention(layer_norm(self.dtype)(h))
+        return h + mlp(layer_norm(self.dtype)(h), self.mlp_ratio, self.dtype), None
+
+
+def layer_norm(dtype, name: str | None = None) -> nn.LayerNorm:
+    """A norm over the width; its variance is the mean square of what deviates from the mean,
+    which keeps the digits of rows far from zero."""
+    return nn.LayerNorm(epsilon=1e-6, use_fast_variance=False, dtype=dtype, name=name)
 
 
 class CondEmbed(nn.Module):
@@ -139,16 +145,15 @@ class CondEmbed(nn.Module):
         """Embed.
 
         Args:
-            cond: None, integer labels [n], floats [n, ...], or a pytree of them.
+            cond: None, integer labels [n], floats [n, ...], a pytree of them, or the label and the
+                vector of a `types.Condition`.
             n: the number of rows.
 
         Returns:
             The embedding [n, width], or None.
         """
-        if cond is None and self.num_classes is not None:
-            cond = jnp.full((n,), self.num_classes, jnp.int32)
+        cond = with_label(owner(self), cond, n, self.num_classes)
         need_cond(self, cond)
-        cond = check_cond("CondEmbed", cond, n)
         leaves = jax.tree_util.tree_leaves_with_path(cond)
         parts = [
             self._leaf(jnp.asarray(leaf), f"cond_{i}", "cond" + jax.tree_util.keystr(path))

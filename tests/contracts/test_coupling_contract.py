@@ -295,7 +295,7 @@ def test_batch_transforms(name):
         row.transform(None, given, frozen)
     assert not keys_consumed_twice(lambda key: row.transform(key, given, frozen), KEYS[0])
     if row.own_cond:
-        np.testing.assert_array_equal(made["cond"]["cond"], given["cond"])
+        np.testing.assert_array_equal(made["cond"].label, given["cond"])
     with pytest.raises(ValueError, match=f"{name}: expected .* got the keys"):
         row.transform(KEYS[0], {"weight": given["weight"]}, frozen)
     with pytest.raises(TypeError, match=f"{name}: expected the batch to be a dict"):

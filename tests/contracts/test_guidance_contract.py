@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from keys import KEYS, keys_consumed_twice
 
-from jflow import couplings, guidance
+from jflow import couplings, guidance, types
 from jflow.distributions.mixtures import GaussianMixture
 from jflow.types import Field, Velocity
 
@@ -131,14 +131,16 @@ TABLE = {
     "guided zero_star": combined(guidance.zero_star),
     "hold_known": Row(
         lambda v, mask: couplings.hold_known(
-            v._replace(apply=lambda p, x, t, c, *, key=None: v.apply(p, x, t, c["cond"], key=key))
+            v._replace(apply=lambda p, x, t, c, *, key=None: v.apply(p, x, t, c.label, key=key))
         ),
         neutral=0.0,
         exactly=True,
         evaluations=(B,),
         in_time=False,
         cond=staticmethod(
-            lambda labels: {"mask": jnp.zeros((labels.shape[0], 2), jnp.bfloat16), "cond": labels}
+            lambda labels: types.Condition(
+                label=labels, aligned=jnp.zeros((labels.shape[0], 2), jnp.bfloat16)
+            )
         ),
     ),
     "negative": Row(
