@@ -26,7 +26,16 @@ from jflow.apps import _keys
 # arguments answer at once.
 
 _TABLE_CONFIG = Path(__file__).parent / "configs/table.py"
-_FOUND = ("table", "fingerprint", "codes", "numbers", "low", "high", "eval_every")  # not asked for
+_FOUND = (
+    "table",
+    "fingerprint",
+    "codes",
+    "numbers",
+    "low",
+    "high",
+    "order",
+    "eval_every",
+)  # not asked for
 PATH_ERRORS = (
     FileNotFoundError,
     NotADirectoryError,

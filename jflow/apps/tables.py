@@ -3,6 +3,7 @@ it. See `jflow.apps.tabular` and `jflow fit`."""
 
 import functools
 import hashlib
+import itertools
 import math
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -25,6 +26,7 @@ from jflow.train import checkpoint, init_state
 
 LEAST_ROWS = 10
 TRAIN, VALID, TEST = "train", "valid", "test"
+ORDER_ROWS, ORDER_CODES = 20_000, 32  # what the order of the columns is found from
 VALID_ROWS = 2048  # that an evaluation scores, repeated where there are fewer
 
 
@@ -150,15 +152,17 @@ def digest_rows(prepared: Prepared) -> str:
 
 class Shape(NamedTuple):
     """What a model needs to know of its table: the codes of each column, whether it has numbers,
-    and the ends of the numbers in the table, in model units."""
+    the ends of the numbers in the table, in model units, and the order of the columns in its
+    density."""
 
     codes: tuple[int, ...]
     numbers: tuple[bool, ...]
     low: tuple[float, ...]
     high: tuple[float, ...]
+    order: tuple[int, ...]
 
 
-def shape_of(marginals: tuple[Marginal, ...]) -> Shape:
+def shape_of(marginals: tuple[Marginal, ...], order: tuple[int, ...]) -> Shape:
     def end(marginal, value):
         return float(data.to_normal(marginal, np.array([value]))[0]) if marginal.number else 0.0
 
@@ -167,7 +171,41 @@ def shape_of(marginals: tuple[Marginal, ...]) -> Shape:
         tuple(m.number for m in marginals),
         tuple(end(m, m.low) for m in marginals),
         tuple(end(m, m.high) for m in marginals),
+        tuple(order),
     )
+
+
+def find_order(
+    schema: tuple[Column, ...], marginals: tuple[Marginal, ...], x: np.ndarray
+) -> tuple[int, ...]:
+    """The columns, those that the others explain best first.
+
+    A column that the others nearly fix is easy to learn anywhere; one that they say little of, such
+    as what a table is meant to predict, is learned far better given all others than as a reason for
+    each of them. Explained is the share of variance by a linear regression on the normal scores of
+    the other columns, their squares and their codes: of the inverse P of all covariances G, block j
+    gives 1 - tr(P_jj^-1) / tr(G_jj).
+    """
+    x = x[:ORDER_ROWS]
+    rows = data.to_codes_and_numbers(schema, marginals, x, np.full(x.shape, 0.5))
+    features = []
+    for j, marginal in enumerate(marginals):
+        code, kinds = rows["code"][:, j], len(marginal.values)
+        parts = [code[:, None] == np.arange(min(kinds, ORDER_CODES))]
+        if marginal.number:
+            z = np.where(code == kinds, np.clip(rows["x"][:, j], -3.0, 3.0), 0.0)
+            parts.append(np.stack([z, z**2], 1))
+        block = np.concatenate(parts, 1).astype(np.float64)
+        features.append(block - block.mean(0))
+    ends = np.cumsum([0, *(block.shape[1] for block in features)])
+    covariance = np.concatenate(features, 1)
+    covariance = covariance.T @ covariance / len(x)
+    covariance += np.diag(1e-3 * np.diag(covariance) + 1e-9)  # the codes of a column add up to one
+    precision, left = np.linalg.inv(covariance), []
+    for start, end in itertools.pairwise(ends):
+        rest = np.linalg.inv(precision[start:end, start:end])
+        left.append(np.trace(rest) / np.trace(covariance[start:end, start:end]))
+    return tuple(int(j) for j in np.argsort(left, kind="stable"))
 
 
 def within(shape: Shape) -> Within:
@@ -196,7 +234,7 @@ def experiment(
 ) -> Experiment:
     """The training of a `flows.any_order` model on the rows of a table, by values of the
     config `configs/table.py`."""
-    options = {"width": width, "num_blocks": num_blocks, "bins": bins}
+    options = {"width": width, "num_blocks": num_blocks, "bins": bins, "order": shape.order}
     model = flows.any_order(shape.codes, shape.numbers, **options)
     trained = flows.any_order(shape.codes, shape.numbers, dropout=dropout, **options)
     schedule = optax.warmup_cosine_decay_schedule(
@@ -253,7 +291,8 @@ def preprocess(load: Callable[[], Prepared]) -> Preprocess:
 
     def apply(state, rows, rng):
         rng = generator("cells", 0) if rng is None else rng
-        return data.to_codes_and_numbers(columns_of(state), marginals_of(state), rows["x"], rng)
+        x, noise = rows["x"], rng.random(rows["x"].shape)
+        return data.to_codes_and_numbers(columns_of(state), marginals_of(state), x, noise)
 
     def undo(state, rows):
         x = data.from_codes_and_numbers(marginals_of(state), rows)
@@ -393,4 +432,6 @@ def loader(*, table: str, fingerprint: str, **options: Any):
 
 def shape_of_table(load) -> Shape:
     prepared = load()
-    return shape_of(data.find_marginals(prepared.schema, prepared.rows(TRAIN)["x"]))
+    x = prepared.rows(TRAIN)["x"]
+    marginals = data.find_marginals(prepared.schema, x)
+    return shape_of(marginals, find_order(prepared.schema, marginals, x))

@@ -38,7 +38,7 @@ __all__ = ["TabularFlow", "from_loaded", "load"]
 
 CONFIG = Path(__file__).parent / "configs/table.py"
 EPOCHS, FEWEST, MOST = 60, 2000, 5000  # updates: so many epochs, within these numbers
-DRAWS = 4  # noises that a score of a lattice's numbers averages
+DRAWS = 4  # places in its cell that a score of a lattice's number averages
 CHUNK = 4096  # rows that are drawn at once
 PATIENCE = 1_000_000  # draws in a row without one row inside the ranges
 
@@ -49,8 +49,8 @@ class _Programs(NamedTuple):
 
 
 @functools.lru_cache(maxsize=16)
-def _programs(codes, numbers, width, num_blocks, bins) -> _Programs:
-    options = {"width": width, "num_blocks": num_blocks, "bins": bins}
+def _programs(codes, numbers, order, width, num_blocks, bins) -> _Programs:
+    options = {"width": width, "num_blocks": num_blocks, "bins": bins, "order": order}
     model = flows.any_order(codes, numbers, **options)
     return _Programs(tables.log_prob(model), jax.jit(model.sample))
 
@@ -59,10 +59,10 @@ class TabularFlow(BaseEstimator):
     """A generative model of the rows of a table: density, samples, conditions, missing values.
 
     Numbers, whole numbers, dates, categories and missing values are modeled together, each row
-    as a product of conditionals p(column | the columns before it) over random orders of the
-    columns, by one network (`flows.any_order`). The network is trained for all orders, so
-    that p(some columns | any others) is there without another training. It is exact for the
-    orders that the density averages, and as good as the training for the rest.
+    as a product of conditionals p(column | the columns before it), by one network
+    (`flows.any_order`), in an order in which those come first that the others explain best. The
+    network is trained for all orders, so that p(some columns | any others) is there without another
+    training. It is exact for the order of the density, and as good as the training for the rest.
 
     Everything is in the table's own units and types. The log-density is per unit of the columns
     that hold numbers with decimals, and a probability where they are whole numbers, dates or
@@ -203,7 +203,8 @@ class TabularFlow(BaseEstimator):
         rows = int((prepared.part == TRAIN).sum())
         batch = min(self.batch, rows)
         steps = self.steps or int(np.clip(EPOCHS * rows // batch, FEWEST, MOST))
-        marginals = data.find_marginals(prepared.schema, prepared.rows(TRAIN)["x"])
+        x = prepared.rows(TRAIN)["x"]
+        marginals = data.find_marginals(prepared.schema, x)
         path = X if isinstance(X, str | Path) else None
         options: dict[str, Any] = {
             "width": self.width,
@@ -219,7 +220,7 @@ class TabularFlow(BaseEstimator):
             "ema": self.ema,
             "seed": seed,
         }
-        shape = tables.shape_of(marginals)
+        shape = tables.shape_of(marginals, tables.find_order(prepared.schema, marginals, x))
         table = {
             "table": str(expand(path).absolute()) if path is not None else "",
             "fingerprint": tables.digest(path) if path else tables.digest_rows(prepared),
@@ -277,14 +278,17 @@ class TabularFlow(BaseEstimator):
             observed: bool [columns], the columns to condition on.
 
         Returns:
-            [n], nats. The numbers of a lattice are averaged over 4 noises within their cells, in
-            probability.
+            [n], nats. The numbers of a lattice are averaged over 4 places in their cells, one in
+            each quarter, in probability.
         """
         schema, marginals = self._columns()
         rng, nats = np.random.default_rng(0), []
         spread = any(c.step and m.number for c, m in zip(schema, marginals, strict=True))
-        for _ in range(DRAWS if spread else 1):
-            rows = data.to_codes_and_numbers(schema, marginals, x, rng)
+        draws = DRAWS if spread else 1
+        part = np.argsort(rng.random((draws, *x.shape)), 0)  # of a cell, a different one each time
+        for k in range(draws):
+            noise = (part[k] + rng.random(x.shape)) / draws
+            rows = data.to_codes_and_numbers(schema, marginals, x, noise)
             gain = data.log_slopes(schema, marginals, rows)[:, ~observed].sum(1)
             nats.append(self._programs().log_prob(self.params_, rows, observed) + gain)
         return np.logaddexp.reduce(nats) - np.log(len(nats))
@@ -438,7 +442,8 @@ class TabularFlow(BaseEstimator):
         """(encoded rows [n, d], log_mass [n, d]) with the cells that are not observed drawn."""
         schema, marginals = self._columns()
         n, size = len(x), 1 << (len(x) - 1).bit_length()
-        rows = data.to_codes_and_numbers(schema, marginals, np.where(observed, x, 0.0), rng)
+        known, noise = np.where(observed, x, 0.0), rng.random(x.shape)
+        rows = data.to_codes_and_numbers(schema, marginals, known, noise)
         code = np.pad(np.maximum(rows["code"], 0), ((0, size - n), (0, 0)), "edge")
         value = np.pad(rows["x"], ((0, size - n), (0, 0)), "edge")
         seen = np.pad(observed, ((0, size - n), (0, 0)), "edge")
@@ -456,12 +461,12 @@ class TabularFlow(BaseEstimator):
         return self.schema_, tables.marginals_of(self.state_)
 
     def _shape(self) -> Shape:
-        return tables.shape_of(self._columns()[1])
+        return tables.shape_of(self._columns()[1], self.values_["order"])
 
     def _programs(self) -> _Programs:
         shape = self._shape()
         options = (self.values_[name] for name in ("width", "num_blocks", "bins"))
-        return _programs(shape.codes, shape.numbers, *options)
+        return _programs(shape.codes, shape.numbers, shape.order, *options)
 
     def _named(self, name: str) -> str:
         names = [column.name for column in self.schema_]
@@ -659,9 +664,8 @@ def _encoded(column: Column, marginal: Marginal, value: Any) -> tuple[float, int
     """A value as an encoded number, and its code (-1: another number); ValueError for what the
     table never has."""
     x = float(data.encode_value(column, value))
-    rows = data.to_codes_and_numbers(
-        (column,), (marginal,), np.array([[x]]), np.random.default_rng(0)
-    )
+    cell = np.array([[x]])
+    rows = data.to_codes_and_numbers((column,), (marginal,), cell, np.zeros_like(cell))
     code = int(rows["code"][0, 0])
     if code < 0:
         raise ValueError(f"given {column.name!r}: the table has no missing value in this column")

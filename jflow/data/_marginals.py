@@ -116,7 +116,7 @@ def to_codes_and_numbers(
     schema: tuple[Column, ...],
     marginals: tuple[Marginal, ...],
     x: np.ndarray,
-    rng: np.random.Generator,
+    noise: np.ndarray,
 ) -> dict[str, np.ndarray]:
     """Encoded rows as codes and numbers near a standard normal.
 
@@ -124,14 +124,15 @@ def to_codes_and_numbers(
         schema: From `find_schema`.
         marginals: From `find_marginals`.
         x: Encoded rows, [n, columns]; NaN where missing.
-        rng: A numpy generator, which spreads the numbers of a lattice over their cells.
+        noise: Where in its cell a number of a lattice is put, from 0 to 1, [n, columns]; uniform
+            draws spread it.
 
     Returns:
         {'x': float32 [n, columns] the numbers, 0 beside another code; 'code': int32 [n, columns]}.
         A missing value in a column that had none has the code -1, as a category has that is none of
         the codes.
     """
-    noise = steps(schema) * rng.random(x.shape)
+    noise = steps(schema) * noise
     code, z = np.empty(x.shape, np.int32), np.zeros(x.shape, np.float32)
     for j, marginal in enumerate(marginals):
         values, v = np.array(marginal.values), x[:, j]

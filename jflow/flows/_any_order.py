@@ -11,7 +11,6 @@ from jaxtyping import Bool, Float, Int
 
 from jflow._core.arrays import float_dtype
 from jflow._core.checks import check_key, check_whole, need_key
-from jflow._core.seeds import generator
 from jflow.bijectors import splines
 from jflow.types import Array
 
@@ -59,7 +58,7 @@ class AnyOrder(NamedTuple):
             log p(x_j | the columns of the row with a lower rank) for every column j. rank [b, d]
             are whole numbers from 0 to d - 1; columns of one rank do not see each other. A key
             switches dropout on.
-        ranks: [orders, d], the ranks of the columns in the orders that the density averages.
+        rank: [d], the place of each column in the order that the density takes.
         log_prob: `log_prob(params, rows, observed=None) -> [b]`, log p(the other cells | the
             observed ones) in nats.
         sample: `sample(params, key, rows, observed, within=None, first=None) -> (rows, log_mass)`:
@@ -71,7 +70,7 @@ class AnyOrder(NamedTuple):
 
     init: Any
     conditionals: Any
-    ranks: np.ndarray
+    rank: np.ndarray
     log_prob: Any
     sample: Any
 
@@ -206,7 +205,7 @@ def any_order(
     num_blocks: int = 2,
     bins: int = 16,
     dropout: float = 0.0,
-    orders: int = 1,
+    order: Sequence[int] | None = None,
 ) -> AnyOrder:
     """A distribution of rows with codes and numbers, given any of their cells.
 
@@ -216,11 +215,11 @@ def any_order(
     to a normal base. A number may have codes beside it, for values of a probability of their own (a
     missing value, no rain). The chain rule over an order s gives the density of a row,
 
-        p_s(x) = prod_j p(x_s(j) | x_s(1), ..., x_s(j - 1)),
+        p(x) = prod_j p(x_s(j) | x_s(1), ..., x_s(j - 1)),
 
-    in one evaluation, and the model is the mean of p_s over `orders` fixed random orders. Given
-    some columns, they come first in the order. Train it with `losses.any_order_nll`, for all orders
-    at once. Log-densities are with respect to counting measure for codes and to length for numbers.
+    in one evaluation. Given some columns, they come first in the order. Train it with
+    `losses.any_order_nll`, for all orders at once. Log-densities are with respect to counting
+    measure for codes and to length for numbers.
 
     The conditionals are learned, one network for all; they are those of one joint distribution only
     as far as the network has learned them.
@@ -235,13 +234,16 @@ def any_order(
         num_blocks: How many residual blocks it has.
         bins: Of each spline.
         dropout: The rate, where `conditionals` gets a key.
-        orders: How many orders the density averages.
+        order: The columns in the order of the density, a permutation of 0, ..., d - 1; None takes
+            them from left to right. What is left to say of a column when all others are known is
+            learned best where it comes last.
 
     Returns:
         The distribution, an `AnyOrder`. Numbers should be standardized.
 
     Raises:
-        ValueError: For lists of unequal length, and a column with neither codes nor numbers.
+        ValueError: For lists of unequal length, a column with neither codes nor numbers, and an
+            order that is no permutation of the columns.
 
     Examples:
         >>> import jax
@@ -264,7 +266,7 @@ def any_order(
             Learning*, 2022, arXiv:2203.05556, for the encoding of numbers by ramps.
     """
     name, d = "any_order", len(codes)
-    check_whole(name, width=width, num_blocks=num_blocks, bins=bins, orders=orders)
+    check_whole(name, width=width, num_blocks=num_blocks, bins=bins)
     if not d or len(numbers) != d:
         raise ValueError(
             f"{name}: expected codes and numbers of the same length, at least 1, got {d} and"
@@ -278,9 +280,11 @@ def any_order(
     place = np.zeros(d, int)  # of a column among those with numbers
     place[with_numbers] = np.arange(len(with_numbers))
     has_numbers = np.asarray(numbers, bool)
-    ranks = np.argsort(
-        np.stack([generator(name, i).permutation(d) for i in range(orders)])
-    )  # [orders, d]: when each column comes
+    if order is not None and sorted(order) != list(range(d)):
+        raise ValueError(
+            f"{name}: expected order to be a permutation of 0 to {d - 1}, got {list(order)}"
+        )
+    fixed = np.argsort(np.arange(d) if order is None else np.array(order))
     size = 2 + 3 * bins + splines.IDENTITY.extra  # shift, log-scale, spline
     net = _net(sizes, with_numbers, size, width, num_blocks, dropout)
     degree = np.repeat(np.arange(d), -(-width // d))
@@ -327,22 +331,16 @@ def any_order(
         observed = jnp.zeros(rows.code.shape, bool) if observed is None else observed
         check(rows, observed)
 
-        def of_order(rank):
-            terms = conditionals(params, rows, _observed_first(observed, rank[None]))
-            return jnp.where(observed, 0.0, terms).sum(-1)
-
-        return jax.nn.logsumexp(jax.lax.map(of_order, ranks), axis=0) - np.log(orders)
+        terms = conditionals(params, rows, _observed_first(observed, fixed[None]))
+        return jnp.where(observed, 0.0, terms).sum(-1)
 
     def sample(params, key, rows, observed, within=None, first=None):
         check(rows, observed)
         need_key(name, key)
         b = len(rows.code)
-        order_key, key = jax.random.split(key)
-        rank = jnp.asarray(ranks)[jax.random.randint(order_key, (b,), 0, orders)]
-        if first is not None:
-            rank = jnp.where(jnp.asarray(first)[None], np.arange(d)[None] - d, rank)
-        rank = _observed_first(observed, rank)
-        order = jnp.argsort(rank, -1)
+        rank = fixed if first is None else jnp.where(first, np.arange(d) - d, fixed)
+        rank = _observed_first(observed, rank[None])
+        columns = jnp.argsort(rank, -1)
         if within is not None:
             within = Within(
                 jnp.broadcast_to(within.codes, (b, d, most)),
@@ -352,7 +350,7 @@ def any_order(
 
         def draw(when, carry):
             rows, known, log_mass = carry
-            column = order[:, when]
+            column = columns[:, when]
             code_key, value_key = jax.random.split(jax.random.fold_in(key, when))
             known = net.advance(params, rows, rank, when, known)
             logits, raw = net.outputs(params, known[-1])  # each row draws another column
@@ -392,7 +390,7 @@ def any_order(
         rows, _, log_mass = jax.lax.fori_loop(0, d, draw, start)
         return rows, log_mass
 
-    return AnyOrder(init, conditionals, ranks, log_prob, sample)
+    return AnyOrder(init, conditionals, fixed, log_prob, sample)
 
 
 def _observed_first(observed, rank):

@@ -15,8 +15,8 @@ def any_order_nll(model: AnyOrder, random: float = 0.5) -> Loss:
 
         loss = -sum_j log p(x_s(j) | x_s(1), ..., x_s(j - 1)),
 
-    with an order s for each row: any order with probability `random`, else one of those that the
-    density averages. The former are for conditioning, the latter for draws of whole rows.
+    with an order s for each row: any order with probability `random`, else the one of the density.
+    The former are for conditioning, the latter is for draws of whole rows.
 
     Args:
         model: The model, from `flows.any_order`.
@@ -56,11 +56,10 @@ def any_order_nll(model: AnyOrder, random: float = 0.5) -> Loss:
                 f" {None if code is None else list(code.shape)}"
             )
         b, d = x.shape
-        any_key, fixed_key, which_key, dropout_key = jax.random.split(key, 4)
+        any_key, which_key, dropout_key = jax.random.split(key, 3)
         any_rank = jnp.argsort(jax.random.uniform(any_key, (b, d)), -1)
-        fixed = jax.random.randint(fixed_key, (b,), 0, len(model.ranks))
         is_any = jax.random.uniform(which_key, (b, 1)) < random
-        rank = jnp.where(is_any, any_rank, jnp.asarray(model.ranks)[fixed])
+        rank = jnp.where(is_any, any_rank, model.rank[None])
         terms = model.conditionals(params, MixedRows(code, x), rank, key=dropout_key)
         return mean_of_rows(-terms.sum(-1), weight), {}
 

@@ -13,7 +13,8 @@ from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import FunctionTransformer
 from sklearn.utils import estimator_checks
 
-from jflow.apps import cli, tabular
+from jflow import data
+from jflow.apps import cli, tables, tabular
 from jflow.apps.tabular import TabularFlow
 
 SMALL = {
@@ -247,6 +248,29 @@ def test_a_model_learns_what_no_gaussian_is(tmp_path, capsys):
     np.testing.assert_allclose(found["log_density"], model.log_prob(test), rtol=1e-5, atol=1e-4)
     assert cli.main(["sample", run, "--num", "4", "--out", rows, "--given", "sied=left"]) == 2
     assert "did you mean 'side'" in capsys.readouterr().err
+
+
+def test_what_the_others_say_little_of_comes_last():
+    """Two columns that nearly fix each other, codes that go with one of them, a number with a curve
+    in it, and noise; whatever their order in the table."""
+    rng, n = np.random.default_rng(0), 2000
+    a, noise = rng.normal(size=n), rng.normal(size=n)
+    frame = pd.DataFrame(
+        {
+            "noise": noise,
+            "curved": a**2 + 1.5 * rng.normal(size=n),
+            "twin": a + 0.01 * rng.normal(size=n),
+            "kind": np.where(a + 0.5 * rng.normal(size=n) > 0, "x", "y"),
+            "a": a,
+        }
+    )
+    for columns in (list(frame), list(frame)[::-1]):
+        prepared = tables.prepare(frame[columns])
+        x = prepared.encoded
+        marginals = data.find_marginals(prepared.schema, x)
+        order = tables.find_order(prepared.schema, marginals, x)
+        names = [columns[j] for j in order]
+        assert set(names[:2]) == {"a", "twin"} and names[2:] == ["kind", "curved", "noise"]
 
 
 def test_a_table_of_categories_alone_or_of_one_column(tmp_path):

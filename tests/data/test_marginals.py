@@ -75,7 +75,7 @@ def test_codes_weigh_what_their_column_counts_as():
 def test_what_was_never_seen_has_no_code():
     x = np.array([[np.nan], [0.5]])
     marginal = found(REAL, RNG.normal(size=50))
-    rows = data.to_codes_and_numbers((REAL,), (marginal,), x, np.random.default_rng(0))
+    rows = data.to_codes_and_numbers((REAL,), (marginal,), x, np.zeros(x.shape))
     assert rows["code"].tolist() == [[-1], [0]]
     back = data.from_codes_and_numbers((marginal,), {k: v[1:] for k, v in rows.items()})
     np.testing.assert_allclose(back, [[0.5]], rtol=1e-6)

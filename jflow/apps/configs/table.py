@@ -22,10 +22,11 @@ def config(
     group_repeated: bool = False,
     codes: tuple[
         int, ...
-    ] = (),  # this and the next three: what the table's columns are, see tables.Shape
+    ] = (),  # this and the next four: what the table's columns are, see tables.Shape
     numbers: tuple[bool, ...] = (),
     low: tuple[float, ...] = (),
     high: tuple[float, ...] = (),
+    order: tuple[int, ...] = (),
     width: int = 384,
     num_blocks: int = 2,
     bins: int = 16,
@@ -81,7 +82,7 @@ def config(
     )
     return tables.experiment(
         load,
-        tables.Shape(codes, numbers, low, high) if codes else tables.shape_of_table(load),
+        tables.Shape(codes, numbers, low, high, order) if codes else tables.shape_of_table(load),
         width=width,
         num_blocks=num_blocks,
         bins=bins,
