@@ -6,6 +6,7 @@ from jflow.convert._inception import inception
 from jflow.convert._layouts import LINEAR, SAME, Constant, Layout, Transform, Weight, load, save
 from jflow.convert._numpyro import to_numpyro
 from jflow.convert._safetensors import read_safetensors, write_safetensors
+from jflow.convert._tarflow import tarflow, tarflow_layout
 
 __all__ = [
     "Constant",
@@ -21,6 +22,8 @@ __all__ = [
     "load",
     "read_safetensors",
     "save",
+    "tarflow",
+    "tarflow_layout",
     "to_numpyro",
     "write_safetensors",
 ]

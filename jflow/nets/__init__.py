@@ -27,6 +27,7 @@ from jflow.nets._lipschitz import LipschitzConv, LipschitzMLP, lip_swish
 from jflow.nets._made import MADE, longest_path
 from jflow.nets._mixture_head import MixtureHead
 from jflow.nets._mlp import MLP, ResidualMLP, TimeMLP
+from jflow.nets._tarflow import TarFlowTransformer
 from jflow.nets._unet import UNet
 from jflow.nets._vit import CondEmbed, ViT
 
@@ -49,6 +50,7 @@ __all__ = [
     "ResidualMLP",
     "SelfAttention",
     "SetEncoder",
+    "TarFlowTransformer",
     "TimeCondEmbed",
     "TimeMLP",
     "UNet",
