@@ -40,7 +40,7 @@ CONFIG = Path(__file__).parent / "configs/table.py"
 EPOCHS, FEWEST, MOST = 60, 2000, 5000  # updates: so many epochs, within these numbers
 DRAWS = 4  # noises that a score of a lattice's numbers averages
 CHUNK = 4096  # rows that are drawn at once
-PATIENCE = 1000  # chunks in a row without one row inside the ranges
+PATIENCE = 1_000_000  # draws in a row without one row inside the ranges
 
 
 class _Programs(NamedTuple):
@@ -364,7 +364,7 @@ class TabularFlow(BaseEstimator):
         condition = _condition(self, given or {})
         seed = _seed(self.random_state if random_state is None else random_state)
         rng, key = np.random.default_rng((seed, 3)), jax.random.key(seed)
-        size, left, empty = min(CHUNK, 1 << (n - 1).bit_length()), n, 0
+        size, left, failed = min(CHUNK, 1 << (n - 1).bit_length()), n, 0
         for i in range(2**31):
             x = np.tile(condition.x, (size, 1))
             rows, log_mass = self._draw(
@@ -379,12 +379,13 @@ class TabularFlow(BaseEstimator):
             others = np.flatnonzero(condition.ranged)[1:]
             kept = np.log(rng.random(size)) < log_mass[:, others].sum(1)
             rows = rows[kept][:left]
-            empty = 0 if len(rows) else empty + 1
-            if empty == PATIENCE:
+            failed = 0 if len(rows) else failed + size
+            if failed >= PATIENCE:
                 raise ValueError(
-                    f"sample: none of {empty * size} draws met all of {_said(given)}: widen the"
-                    " ranges"
+                    f"sample: none of {failed:,} draws met all of {_said(given)}: widen the ranges"
                 )
+            if failed:
+                size = CHUNK
             if len(rows):
                 left -= len(rows)
                 yield rows if encoded else data.to_frame(schema, rows)

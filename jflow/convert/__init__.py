@@ -4,9 +4,18 @@ from jflow._core.names import explain_unknown
 from jflow.convert._dit import dit, dit_diffusers_layout, dit_layout
 from jflow.convert._inception import inception
 from jflow.convert._layouts import LINEAR, SAME, Constant, Layout, Transform, Weight, load, save
+from jflow.convert._mmdit import (
+    flux,
+    flux_diffusers_layout,
+    flux_layout,
+    mmdit,
+    mmdit_diffusers_layout,
+    mmdit_layout,
+)
 from jflow.convert._numpyro import to_numpyro
 from jflow.convert._safetensors import read_safetensors, write_safetensors
 from jflow.convert._tarflow import tarflow, tarflow_layout
+from jflow.convert._uvit import uvit, uvit_layout
 
 __all__ = [
     "Constant",
@@ -18,13 +27,21 @@ __all__ = [
     "dit",
     "dit_diffusers_layout",
     "dit_layout",
+    "flux",
+    "flux_diffusers_layout",
+    "flux_layout",
     "inception",
     "load",
+    "mmdit",
+    "mmdit_diffusers_layout",
+    "mmdit_layout",
     "read_safetensors",
     "save",
     "tarflow",
     "tarflow_layout",
     "to_numpyro",
+    "uvit",
+    "uvit_layout",
     "write_safetensors",
 ]
 

@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from typing import NamedTuple
 
 import numpy as np
-from scipy.stats import norm
+from scipy.special import ndtr, ndtri
 
 from jflow.data._recognize import spikes
 from jflow.data._schema import Column, log_mass_unit, steps
@@ -78,9 +78,9 @@ def _marginal(column: Column, x: np.ndarray) -> Marginal:
     rest = np.sort(rest if len(rest) >= LEAST_ROWS else known)
     if column.step:  # the middle of each cell's rows, so that the map is of the spread cells
         rest = rest + column.step * (np.arange(len(rest)) * 0.6180339887498949 % 1.0)
-    outer = norm.ppf(1 - 0.5 / len(rest))
+    outer = ndtri(1 - 0.5 / len(rest))
     z = np.linspace(-outer, outer, int(np.clip(len(rest) // 50, 2, 64)) + 1)
-    knots = np.quantile(rest, norm.cdf(z))
+    knots = np.quantile(rest, ndtr(z))
     apart = knots - np.maximum.accumulate(np.r_[-np.inf, knots[:-1]]) > 1e-9 * np.ptp(knots)
     knots, z = knots[apart], z[apart]
     if len(knots) < 2:

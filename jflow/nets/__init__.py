@@ -22,13 +22,16 @@ from jflow.nets._dit import DiT
 from jflow.nets._embed import TimeCondEmbed, time_features
 from jflow.nets._encoders import ImageEncoder, Periodic, SetEncoder
 from jflow.nets._fields import field, flow_map, velocity
+from jflow.nets._flux import Flux
 from jflow.nets._inception import InceptionFID
 from jflow.nets._lipschitz import LipschitzConv, LipschitzMLP, lip_swish
 from jflow.nets._made import MADE, longest_path
 from jflow.nets._mixture_head import MixtureHead
 from jflow.nets._mlp import MLP, ResidualMLP, TimeMLP
+from jflow.nets._mmdit import MMDiT
 from jflow.nets._tarflow import TarFlowTransformer
 from jflow.nets._unet import UNet
+from jflow.nets._uvit import UViT
 from jflow.nets._vit import CondEmbed, ViT
 
 __all__ = [
@@ -37,6 +40,7 @@ __all__ = [
     "CondEmbed",
     "DeepFlow",
     "DiT",
+    "Flux",
     "GatedAttentionNet",
     "GlowNet",
     "ImageEncoder",
@@ -45,6 +49,7 @@ __all__ = [
     "LipschitzMLP",
     "MADE",
     "MLP",
+    "MMDiT",
     "MixtureHead",
     "Periodic",
     "ResidualMLP",
@@ -54,6 +59,7 @@ __all__ = [
     "TimeCondEmbed",
     "TimeMLP",
     "UNet",
+    "UViT",
     "ViT",
     "branch_field",
     "chunked_attention",

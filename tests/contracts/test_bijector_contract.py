@@ -384,7 +384,7 @@ def measured(name):
 
     def there_and_back(z, x):
         forward, inverse = run(z, x)
-        again, back = run(inverse["out"], forward["out"])
+        again, back = run(inverse["out"], forward["out"], along_z=forward["grad"][0])
         return {
             "x_of_z": forward["out"],
             "z_of_x": inverse["out"],
@@ -392,6 +392,7 @@ def measured(name):
             "z_again": back["out"],
             "inverse_log_det": back["log_det"],
             "x_again": again["out"],
+            "grad_there_and_back": back["grad"][1],
         }
 
     with jax.numpy_dtype_promotion("strict"):
@@ -456,27 +457,29 @@ def test_init_is_finite_from_both_sides_and_alike_in_shape(name):
 def test_log_det_is_the_jacobians_in_float64(name, x64):
     _, bijector, params, z, x, cond = setup(name, jnp.float64)
 
-    def check(apply, y):
-        def one(row, c):
-            out, log_det = apply(params, row[None], jax.tree.map(lambda leaf: leaf[None], c))
-            return out.reshape(-1), (out[0], log_det[0])
-
-        rows = jax.vmap(jax.jacrev(one, has_aux=True), in_axes=(0, None if cond is None else 0))
-        jacobian, (out, log_det) = rows(y, cond)
-        return out, log_det, jacobian.reshape(B, y[0].size, y[0].size)
+    def one(row, c):
+        out, log_det = bijector.forward(params, row[None], jax.tree.map(lambda leaf: leaf[None], c))
+        return out.reshape(-1), (out[0], log_det[0])
 
     @jax.jit
     def run(z, x):
-        return check(bijector.forward, z), check(bijector.inverse, x)
+        rows = jax.vmap(jax.jacrev(one, has_aux=True), in_axes=(0, None if cond is None else 0))
+        jacobian, forward = rows(z, cond)
+        inverse = bijector.inverse(params, x, cond)
+        return forward, inverse, jnp.linalg.slogdet(jacobian.reshape(B, z[0].size, z[0].size))[1]
 
-    found = run(z, x)
-    back, again = run(found[1][0], found[0][0])
-    for y, (out, log_det, jacobian), (recovered, _, _) in zip(
-        (z, x), found, (again, back), strict=True
+    (x_of_z, log_det), (z_of_x, inverse_log_det), exact = run(z, x)
+    np.testing.assert_allclose(log_det, exact, atol=1e-9)
+    (x_again, back), (z_again, there), exact = run(z_of_x, x_of_z)
+    np.testing.assert_allclose(back, exact, atol=1e-9)
+    for found, expected, precision in (
+        (z_again, z, 1e-7),
+        (x_again, x, 1e-7),
+        (there, -log_det, 1e-7),
+        (inverse_log_det, -back, 1e-7),
     ):
-        assert out.dtype == log_det.dtype == jnp.float64
-        np.testing.assert_allclose(log_det, np.linalg.slogdet(jacobian)[1], atol=1e-9)
-        np.testing.assert_allclose(recovered, y, atol=1e-7)
+        assert found.dtype == jnp.float64
+        np.testing.assert_allclose(found, expected, atol=precision)
 
 
 @pytest.mark.parametrize("name", TABLE)
@@ -485,6 +488,13 @@ def test_gradients_are_finite_and_reach_every_parameter(name):
         assert np.all(np.isfinite(g)), jax.tree_util.keystr(path)
         held = "standardize" in name and path[-1].key == "log_std"  # never trained
         assert np.any(g != 0) != held, jax.tree_util.keystr(path)
+
+
+@pytest.mark.parametrize("name", TABLE)
+def test_the_gradient_of_the_inverse_takes_back_the_one_of_the_map(name):
+    """What was 1 . x + log_det along the map is 1 . x again: the log-dets cancel."""
+    _, _, r = measured(name)
+    np.testing.assert_allclose(r["grad_there_and_back"], np.ones_like(r["x_of_z"]), atol=2e-3)
 
 
 @pytest.mark.parametrize("name", TABLE)

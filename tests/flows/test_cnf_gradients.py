@@ -83,8 +83,8 @@ def test_closed_form_of_a_linear_field(name, x64):
 
 
 def test_adjoints_agree_with_finite_differences(x64):
-    """A bent field, exact and with each estimate under one key: the central difference of the same
-    discrete solve."""
+    """A bent field, with an estimate under one key, and exact: the central difference of the same
+    discrete solve. The exact divergence is with each adjoint in the closed form above."""
     params, x = inputs()
     direction = jax.tree.map(
         lambda p, k: jax.random.normal(k, p.shape),
@@ -93,9 +93,12 @@ def test_adjoints_agree_with_finite_differences(x64):
             jax.tree.structure((params, x)), list(jax.random.split(jax.random.key(1), 3))
         ),
     )
-    for divergence in (solvers.exact_divergence(), solvers.hutchinson(1)):
+    estimate = solvers.hutchinson(1)
+    for divergence in (solvers.exact_divergence(), estimate):
         slopes = {}
         for name, adjoint in ADJOINTS.items():
+            if name != "checkpoint" and divergence is not estimate:
+                continue
             total = by_solve(
                 bent, divergence=divergence, method=solvers.fixed(30, adjoint=adjoint())
             )
@@ -115,10 +118,8 @@ def test_adjoints_agree_with_finite_differences(x64):
         np.testing.assert_allclose(
             slopes["checkpoint"], known, rtol=1e-7
         )  # h^2, and the rounding of 1e-16 / h
-        np.testing.assert_allclose(slopes["direct"], slopes["checkpoint"], rtol=1e-10)
-        np.testing.assert_allclose(
-            slopes["backsolve"], known, rtol=1e-5
-        )  # the accuracy of 30 steps
+    np.testing.assert_allclose(slopes["direct"], slopes["checkpoint"], rtol=1e-10)
+    np.testing.assert_allclose(slopes["backsolve"], known, rtol=1e-5)  # the accuracy of 30 steps
 
 
 def test_samples_carry_their_density(x64):
