@@ -33,8 +33,16 @@ BENCHMARKS = [
     "depth",
     "flow_matching_step",
 ]
-TUTORIALS = ["density", "few_steps", "flow_matching", "guidance", "posterior", "reflow"]
-BENCHMARKS += ["masked_conv", "ode_sampling", "samplers", "weak_scaling"]
+TUTORIALS = [
+    "density",
+    "few_steps",
+    "flow_matching",
+    "guidance",
+    "posterior",
+    "published_weights",
+    "reflow",
+]
+BENCHMARKS += ["masked_conv", "ode_sampling", "samplers", "weak_scaling", "weights"]
 # A job is a list of commands, one after another; {} is a folder of its own.
 JOBS = [
     [

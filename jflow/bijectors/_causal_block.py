@@ -1,5 +1,6 @@
 """Causal affine maps of tokens by a transformer (TarFlow), and the way from images to tokens."""
 
+import math
 from collections.abc import Sequence
 
 import flax.linen as nn
@@ -41,7 +42,8 @@ def causal_block(
         net: a transformer like `nets.CausalTransformer(size=2)`, in both its forms.
         order: a permutation [n], the tokens in the order of generation; it may be a scanned `xs_i`.
             None leaves them as they stand.
-        max_log_scale: the bound c on the log-scale, in nats.
+        max_log_scale: the bound c on the log-scale, in nats; math.inf is none, as in the networks
+            that TarFlow's authors published.
         sampler: `decoding.cached()`, `decoding.jacobi(block)` or `decoding.uncached()`.
         guide: guidance between two passes of the net; see `guidance.extrapolate` and
             `guidance.score_sum`. The guided map is as invertible as the plain one: both directions
@@ -112,7 +114,8 @@ def causal_block(
                 f"{raw.shape[-1]}"
             )
         mean, log_scale = jnp.split(raw, 2, axis=-1)
-        log_scale = max_log_scale * jnp.tanh(log_scale / max_log_scale)
+        if math.isfinite(max_log_scale):
+            log_scale = max_log_scale * jnp.tanh(log_scale / max_log_scale)
         if guide is not None:
             both = ((mean[:b], log_scale[:b]), (mean[b:], log_scale[b:]))
             n = m if cache is None else cache[0].shape[2]

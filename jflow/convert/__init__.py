@@ -14,6 +14,7 @@ from jflow.convert._mmdit import (
 )
 from jflow.convert._numpyro import to_numpyro
 from jflow.convert._safetensors import read_safetensors, write_safetensors
+from jflow.convert._tarflow import tarflow, tarflow_layout
 from jflow.convert._uvit import uvit, uvit_layout
 
 __all__ = [
@@ -36,6 +37,8 @@ __all__ = [
     "mmdit_layout",
     "read_safetensors",
     "save",
+    "tarflow",
+    "tarflow_layout",
     "to_numpyro",
     "uvit",
     "uvit_layout",

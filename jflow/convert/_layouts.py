@@ -1,5 +1,6 @@
 """Layouts: which published tensor is which leaf of params, as a table that is read both ways."""
 
+import itertools
 import math
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
@@ -48,14 +49,15 @@ class Weight(NamedTuple):
     """One row of a layout: a leaf of params, and the published tensors that it consists of.
 
     Attributes:
-        keys: the published name, or several, whose tensors stand one after another along the first
+        keys: the published name; () for a leaf of zeros that is not published; or several, whose
+            tensors stand one after another along the first
             axis of what `transform` reads (the outputs of a torch.nn.Linear), as q, k and v do.
             With `blocks`, '{}' in it stands for the number of the block.
         path: of the leaf, with '/' between names: 'blocks/attention/qkv/kernel'.
         transform: how the published numbers lie in the leaf. `SAME` by default, `LINEAR` for the
             kernel of a Dense.
-        blocks: the numbers of the blocks along the leaf's first axis, such as range(28), or None
-            for a leaf that is not stacked.
+        blocks: the numbers of the blocks along the leaf's first axis, such as range(28); a tuple of
+            ranges for as many first axes, and as many '{}'; or None for a leaf that is not stacked.
         parts: the sizes of the tensors of several `keys` in proportion, such as (1, 1, 1, 4); equal
             ones by default.
     """
@@ -63,7 +65,7 @@ class Weight(NamedTuple):
     keys: str | tuple[str, ...]
     path: str
     transform: Transform = SAME
-    blocks: range | None = None
+    blocks: range | tuple[range, ...] | None = None
     parts: tuple[int, ...] | None = None
 
 
@@ -108,7 +110,7 @@ class Layout(NamedTuple):
 
 
 def dense(
-    keys: str | tuple[str, ...], path: str, blocks: range | None = None, **rest
+    keys: str | tuple[str, ...], path: str, blocks: range | tuple[range, ...] | None = None, **rest
 ) -> tuple[Weight, Weight]:
     """The two rows of a Dense: `keys` and `path` without '.weight' and '/kernel'."""
     names = (keys,) if isinstance(keys, str) else keys
@@ -265,7 +267,8 @@ def save(
 def _leaves(tree: PyTree) -> tuple[dict[str, Any], Any]:
     """The leaves by path, in order, and the structure."""
     found, structure = jax.tree_util.tree_flatten_with_path(tree)
-    return {"/".join(str(k.key) for k in path): leaf for path, leaf in found}, structure
+    names = (jax.tree_util.keystr(path, simple=True, separator="/") for path, _ in found)
+    return dict(zip(names, (leaf for _, leaf in found), strict=True)), structure
 
 
 def _weights(layout: Layout, leaves: Mapping[str, Any]) -> dict[str, Weight]:
@@ -277,39 +280,46 @@ def _weights(layout: Layout, leaves: Mapping[str, Any]) -> dict[str, Weight]:
             f"{sorted(leaves.keys() - rows.keys())}, without a leaf {sorted(rows.keys() - leaves)}"
         )
     for path, row in rows.items():
-        if row.blocks is not None and leaves[path].shape[:1] != (len(row.blocks),):
+        expected = tuple(map(len, _blocks(row)))
+        if leaves[path].shape[: len(expected)] != expected:
             raise ValueError(
-                f"the layout of {layout.name}: expected {path!r} to lead with {len(row.blocks)} "
+                f"the layout of {layout.name}: expected {path!r} to lead with {list(expected)} "
                 f"blocks, got the shape {list(leaves[path].shape)}"
             )
     return rows
 
 
-def _sizes(row: Weight, leaf) -> tuple[tuple[int, ...], list[int]]:
-    """The published shape of all keys of a row together, blocks in front, and the ends of its parts
-    along the first axis."""
-    whole = jax.eval_shape(row.transform.write, jax.ShapeDtypeStruct(leaf.shape, leaf.dtype)).shape
-    first = 0 if row.blocks is None else 1
-    keys = (row.keys,) if isinstance(row.keys, str) else row.keys
-    parts = row.parts or (1,) * len(keys)
-    total = whole[first] if len(whole) > first else 1
-    return whole, [total * sum(parts[: i + 1]) // sum(parts) for i in range(len(parts))]
+def _blocks(row: Weight) -> tuple[range, ...]:
+    if row.blocks is None:
+        return ()
+    return (row.blocks,) if isinstance(row.blocks, range) else row.blocks
+
+
+def _keys(row: Weight) -> tuple[str, ...]:
+    return (row.keys,) if isinstance(row.keys, str) else row.keys
+
+
+def _whole(row: Weight, leaf) -> tuple[int, ...]:
+    """The published shape of all keys of a row together, blocks in front."""
+    return jax.eval_shape(row.transform.write, jax.ShapeDtypeStruct(leaf.shape, leaf.dtype)).shape
 
 
 def _pieces(row: Weight, leaf) -> Iterator[tuple[str, tuple]]:
     """(published name, its place in the array of all)."""
-    _, ends = _sizes(row, leaf)
-    keys = (row.keys,) if isinstance(row.keys, str) else row.keys
-    blocks = [(None, ())] if row.blocks is None else [(n, (i,)) for i, n in enumerate(row.blocks)]
-    for number, block in blocks:
+    blocks, keys, whole = _blocks(row), _keys(row), _whole(row, leaf)
+    parts = row.parts or (1,) * len(keys)
+    total = whole[len(blocks)] if len(whole) > len(blocks) else 1
+    ends = [total * sum(parts[: i + 1]) // sum(parts) for i in range(len(parts))]
+    for place in itertools.product(*(range(len(numbers)) for numbers in blocks)):
         for key, start, end in zip(keys, [0, *ends], ends, strict=False):
-            part = () if len(keys) == 1 else (slice(start, end),)
-            yield key.replace("{}", str(number)), (*block, *part, ...)
+            for numbers, i in zip(blocks, place, strict=True):
+                key = key.replace("{}", str(numbers[i]), 1)
+            yield key, (*place, *(() if len(keys) == 1 else (slice(start, end),)), ...)
 
 
 def _published(row: Weight, leaf) -> Iterator[tuple[str, tuple[int, ...]]]:
     """(published name, its shape)."""
-    whole = np.broadcast_to(np.int8(0), _sizes(row, leaf)[0])
+    whole = np.broadcast_to(np.int8(0), _whole(row, leaf))
     for name, place in _pieces(row, leaf):
         yield name, whole[place].shape
 
@@ -320,9 +330,11 @@ def _read(row: Weight, leaf, tensors, dtype, sharding, pool: ThreadPoolExecutor)
     with jax.debug_nans(False):  # there are no numbers in it yet
         whole = row.transform.write(found)
     is_view = isinstance(whole, np.ndarray) and np.may_share_memory(whole, found)
-    whole = whole if is_view else np.empty(_sizes(row, leaf)[0], dtype)
+    whole = whole if is_view else np.empty(_whole(row, leaf), dtype)
     list(pool.map(lambda piece: _copy(tensors[piece[0]], whole[piece[1]]), _pieces(row, leaf)))
-    if not is_view:
+    if not _keys(row):
+        found[...] = 0
+    elif not is_view:
         found[...] = row.transform.read(whole)
     if sharding is None or jax.process_count() == 1:
         return jax.device_put(found, sharding)

@@ -29,6 +29,7 @@ from jflow.nets._made import MADE, longest_path
 from jflow.nets._mixture_head import MixtureHead
 from jflow.nets._mlp import MLP, ResidualMLP, TimeMLP
 from jflow.nets._mmdit import MMDiT
+from jflow.nets._tarflow import TarFlowTransformer
 from jflow.nets._unet import UNet
 from jflow.nets._uvit import UViT
 from jflow.nets._vit import CondEmbed, ViT
@@ -54,6 +55,7 @@ __all__ = [
     "ResidualMLP",
     "SelfAttention",
     "SetEncoder",
+    "TarFlowTransformer",
     "TimeCondEmbed",
     "TimeMLP",
     "UNet",

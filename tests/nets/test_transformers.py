@@ -23,8 +23,9 @@ def data(dtype=np.float32):
     return jnp.asarray(np.random.default_rng(1).normal(size=(B, N, D)), dtype)
 
 
-def test_output_i_depends_on_all_tokens_before_i_and_on_no_other():
-    net, x = nets.CausalTransformer(width=8, num_layers=2, num_heads=2), data()
+@pytest.mark.parametrize("make", [nets.CausalTransformer, nets.TarFlowTransformer])
+def test_output_i_depends_on_all_tokens_before_i_and_on_no_other(make):
+    net, x = make(width=8, num_layers=2, num_heads=2), data()
     params = randomised(net, x)
     jacobian = jax.jit(jax.jacrev(lambda row: apply_linen(net, params, row[None])[0]))(
         x[0]
@@ -33,10 +34,11 @@ def test_output_i_depends_on_all_tokens_before_i_and_on_no_other():
     np.testing.assert_array_equal(touched, np.tri(N, k=-1, dtype=bool))
 
 
+@pytest.mark.parametrize("make", [nets.CausalTransformer, nets.TarFlowTransformer])
 @pytest.mark.parametrize("block", [1, 2, 5])
-def test_steps_with_a_cache_are_the_parallel_pass(block):
+def test_steps_with_a_cache_are_the_parallel_pass(block, make):
     """Float32; the sums of a softmax come in another order, hence 1e-5."""
-    net, x = nets.CausalTransformer(width=8, num_layers=2, num_heads=2, num_classes=3), data()
+    net, x = make(width=8, num_layers=2, num_heads=2, num_classes=3), data()
     labels, temperature = jnp.arange(B), jnp.linspace(0.5, 2.0, B)
     params = randomised(net, x, labels)
 
