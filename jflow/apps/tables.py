@@ -234,7 +234,8 @@ def experiment(
 ) -> Experiment:
     """The training of a `flows.any_order` model on the rows of a table, by values of the
     config `configs/table.py`."""
-    options = {"width": width, "num_blocks": num_blocks, "bins": bins, "order": shape.order}
+    options: dict[str, Any] = {"width": width, "num_blocks": num_blocks, "bins": bins}
+    options["order"] = shape.order
     model = flows.any_order(shape.codes, shape.numbers, **options)
     trained = flows.any_order(shape.codes, shape.numbers, dropout=dropout, **options)
     schedule = optax.warmup_cosine_decay_schedule(
