@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from jflow._core.levels import count_heads, level_widths
 from jflow.convert._layouts import (
     Layout,
     Transform,
@@ -20,7 +21,6 @@ from jflow.convert._layouts import (
 )
 from jflow.convert._safetensors import read_safetensors
 from jflow.nets import ADM
-from jflow.nets._adm import heads_of, widths_of
 from jflow.types import Params
 
 CONV = Transform(lambda w: w.transpose(2, 3, 1, 0), lambda w: w.transpose(3, 2, 0, 1))
@@ -151,7 +151,7 @@ def adm_layout(
     if net.num_classes is not None:
         rows.append(Weight("label_emb.weight", "embed/cond_0/embedding", WITHOUT_NULL))
     rows += conv("input_blocks.0.0", "stem")
-    widths = widths_of(net)
+    widths = level_widths(net.channels, net.multipliers)
     wide = before = widths[0]  # the channels that a block gets
     skips = [before]
 
@@ -166,7 +166,7 @@ def adm_layout(
 
     def attention(key, path, width):
         rows.extend(norm(f"{key}.norm", f"{path}/norm"))
-        kernel, bias = _qkv(heads_of(net, width), heads_first)
+        kernel, bias = _qkv(count_heads(width, net.num_heads, net.head_width), heads_first)
         rows.append(Weight(f"{key}.qkv.weight", f"{path}/attention/qkv/kernel", kernel))
         rows.append(Weight(f"{key}.qkv.bias", f"{path}/attention/qkv/bias", bias))
         rows.append(Weight(f"{key}.proj_out.weight", f"{path}/attention/out/kernel", SITES))

@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from jflow._core.levels import level_widths
 from jflow.convert._adm import conv, norm, shape_of
 from jflow.convert._layouts import (
     Constant,
@@ -22,7 +23,6 @@ from jflow.convert._layouts import (
 )
 from jflow.convert._safetensors import read_safetensors
 from jflow.nets import DDPMpp
-from jflow.nets._adm import widths_of
 from jflow.types import Params
 
 
@@ -160,7 +160,7 @@ def ddpmpp_layout(net: DDPMpp) -> Layout:
     rows += [kernel._replace(transform=SINES_FIRST), bias]
     rows += dense(key(), "embed/time_out")
     rows += conv(key(), "stem")
-    widths = widths_of(net)
+    widths = level_widths(net.channels, net.multipliers)
     wide = widths[0]  # the channels that a block gets
     skips = [wide]
     for i, width in enumerate(widths):

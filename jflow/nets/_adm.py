@@ -8,6 +8,7 @@ import flax.linen as nn
 import jax.numpy as jnp
 
 from jflow._core.checks import check_whole
+from jflow._core.levels import count_heads, level_widths
 from jflow.nets._attention import SelfAttention, dot_product_attention
 from jflow.nets._embed import TimeCondEmbed, check_time, need_part, read_cond
 from jflow.types import Array, Cond
@@ -93,9 +94,9 @@ class ADM(nn.Module):
     def __post_init__(self):
         check_levels("ADM", self.multipliers, self.attention, self.channels, self.num_blocks)
         check_whole("ADM", num_heads=self.num_heads)
-        widths = widths_of(self)
+        widths = level_widths(self.channels, self.multipliers)
         for width in {w for w, a in zip(widths, self.attention, strict=True) if a} | {widths[-1]}:
-            heads = heads_of(self, width)
+            heads = count_heads(width, self.num_heads, self.head_width)
             if heads < 1 or width % (heads if self.head_width is None else self.head_width):
                 raise ValueError(
                     f"ADM: expected num_heads={self.num_heads}, or head_width={self.head_width} "
@@ -126,7 +127,7 @@ class ADM(nn.Module):
             return make(width, *options, name=name)(h, c)
 
         def attend(h, name):
-            heads = heads_of(self, h.shape[-1])
+            heads = count_heads(h.shape[-1], self.num_heads, self.head_width)
             options = _groups(h.shape[-1]), 1e-5, self.dtype, self.attention_fn
             return h + make_attention(heads, *options, name=name)(h)
 
@@ -134,7 +135,7 @@ class ADM(nn.Module):
             pad, width = ((1, 1), (1, 1)), h.shape[-1]
             return nn.Conv(width, (3, 3), stride, pad, dtype=self.dtype, name=name)(h)
 
-        skips, widths = [h], widths_of(self)
+        skips, widths = [h], level_widths(self.channels, self.multipliers)
         for i, width in enumerate(widths):
             for j in range(self.num_blocks):
                 h = block(h, width, f"down_{i}_{j}")
@@ -237,7 +238,7 @@ def enter(
         )
     check_time(name, x, t, r)
     cond, parts = read_cond(name, cond, x, ("label", "vector", "aligned"))
-    width, dtype = widths_of(module)[0], module.dtype
+    width, dtype = level_widths(module.channels, module.multipliers)[0], module.dtype
     h = nn.Conv(width, (3, 3), dtype=dtype, name="stem")(x)
     if parts.aligned is None:
         need_part(module, "aligned", "aligned", params)
@@ -256,16 +257,6 @@ def enter(
         **embedding,
     )
     return h, nn.silu(embed(t, cond, r)).astype(h.dtype)
-
-
-def widths_of(net: Any) -> list[int]:
-    """The channels of each level."""
-    return [int(net.channels * m) for m in net.multipliers]
-
-
-def heads_of(net: ADM, width: int) -> int:
-    """How many attention heads a level with so many channels has."""
-    return net.num_heads if net.head_width is None else width // net.head_width
 
 
 def check_levels(

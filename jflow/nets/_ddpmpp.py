@@ -7,6 +7,7 @@ from typing import Any
 import flax.linen as nn
 import jax.numpy as jnp
 
+from jflow._core.levels import level_widths
 from jflow.nets._adm import (
     Resample,
     SiteAttention,
@@ -14,7 +15,6 @@ from jflow.nets._adm import (
     enter,
     group_norm,
     resampled,
-    widths_of,
 )
 from jflow.nets._attention import dot_product_attention
 from jflow.types import Array, Cond
@@ -113,7 +113,7 @@ class DDPMpp(nn.Module):
             options = _groups(h.shape[-1]), 1e-6, self.dtype, self.attention_fn
             return _mean(h, make_attention(1, *options, name=name)(h))
 
-        skips, widths = [h], widths_of(self)
+        skips, widths = [h], level_widths(self.channels, self.multipliers)
         for i, width in enumerate(widths):
             for j in range(self.num_blocks):
                 h = block(h, width, f"down_{i}_{j}")
