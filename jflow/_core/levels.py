@@ -5,7 +5,7 @@ from collections.abc import Sequence
 
 def level_widths(channels: int, multipliers: Sequence[float]) -> list[int]:
     """The channels of each level."""
-    return [int(channels * m) for m in multipliers]
+    return [round(channels * m) for m in multipliers]
 
 
 def count_heads(width: int, num_heads: int, head_width: int | None) -> int:

@@ -69,8 +69,8 @@ def adm(
     Examples:
         >>> import jflow
         >>> from jflow import convert
-        >>> net, params = convert.adm("256x256_diffusion.safetensors", head_width=64
-        ... )  # doctest: +SKIP
+        >>> file = "256x256_diffusion.safetensors"
+        >>> net, params = convert.adm(file, head_width=64)  # doctest: +SKIP
         >>> field = jflow.field(net)  # doctest: +SKIP
         >>> noise = field.apply(params, x, t, labels)  # doctest: +SKIP
 
