@@ -1,6 +1,8 @@
 """Published weights in, params out; flows as the distributions of other libraries."""
 
 from jflow._core.names import explain_unknown
+from jflow.convert._adm import adm, adm_layout
+from jflow.convert._ddpmpp import ddpmpp, ddpmpp_layout
 from jflow.convert._dit import dit, dit_diffusers_layout, dit_layout
 from jflow.convert._inception import inception
 from jflow.convert._layouts import LINEAR, SAME, Constant, Layout, Transform, Weight, load, save
@@ -24,6 +26,10 @@ __all__ = [
     "SAME",
     "Transform",
     "Weight",
+    "adm",
+    "adm_layout",
+    "ddpmpp",
+    "ddpmpp_layout",
     "dit",
     "dit_diffusers_layout",
     "dit_layout",

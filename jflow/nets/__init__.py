@@ -8,6 +8,7 @@ float32 or better.
 
 from jflow._core.names import explain_unknown
 from jflow.nets import norms
+from jflow.nets._adm import ADM
 from jflow.nets._attention import (
     SelfAttention,
     chunked_attention,
@@ -17,6 +18,7 @@ from jflow.nets._attention import (
 )
 from jflow.nets._causal_transformer import CausalTransformer
 from jflow.nets._conv import GatedAttentionNet, GlowNet
+from jflow.nets._ddpmpp import DDPMpp
 from jflow.nets._deepflow import Branches, DeepFlow, branch_field, last_velocity
 from jflow.nets._dit import DiT
 from jflow.nets._embed import TimeCondEmbed, time_features
@@ -35,9 +37,11 @@ from jflow.nets._uvit import UViT
 from jflow.nets._vit import CondEmbed, ViT
 
 __all__ = [
+    "ADM",
     "Branches",
     "CausalTransformer",
     "CondEmbed",
+    "DDPMpp",
     "DeepFlow",
     "DiT",
     "Flux",

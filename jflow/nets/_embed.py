@@ -1,6 +1,7 @@
 """What a network gets beside x: the time, labels, vectors."""
 
 from collections.abc import Mapping, Sequence
+from functools import partial
 from typing import Any
 
 import flax.linen as nn
@@ -149,6 +150,7 @@ class TimeCondEmbed(nn.Module):
             see `time_features`.
         dtype: the type of the computation, such as jnp.bfloat16; params stay float32 or better.
             None is the type of the inputs and params.
+        max_period: the ratio that the frequencies fall by; see `time_features`.
     """
 
     width: int
@@ -156,6 +158,7 @@ class TimeCondEmbed(nn.Module):
     features: int = 256
     time_scale: float = 100.0
     dtype: Any = None
+    max_period: float = 10_000.0
 
     @nn.compact
     def __call__(
@@ -174,13 +177,15 @@ class TimeCondEmbed(nn.Module):
         """
         cond = with_label(owner(self), cond, t.shape[0], self.num_classes)
         need_cond(self, cond)
-        h = self._mlp(time_features(t, self.features, scale=self.time_scale), "time")
+        features = partial(
+            time_features, dim=self.features, scale=self.time_scale, max_period=self.max_period
+        )
+        h = self._mlp(features(t), "time")
         for i, (path, leaf) in enumerate(jax.tree_util.tree_leaves_with_path(cond)):
             part = self._leaf(jnp.asarray(leaf), f"cond_{i}", "cond" + jax.tree_util.keystr(path))
             h = h + part.reshape(part.shape[0], *(1,) * (h.ndim - 2), self.width)
         if r is not None:
-            gap = time_features(r - t, self.features, scale=self.time_scale)
-            h = h + self._mlp(gap, "gap", nn.initializers.zeros)
+            h = h + self._mlp(features(r - t), "gap", nn.initializers.zeros)
         return h
 
     def _mlp(self, h: Array, name: str, out_init=nn.linear.default_kernel_init) -> Array:

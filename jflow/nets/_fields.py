@@ -73,8 +73,8 @@ def flow_map(module: nn.Module) -> FlowMap:
     """Lift a Linen module `module(x, t, cond=None, r=None)` into a `FlowMap`, an average velocity.
 
     The module is read as u(x, t, r), the average velocity from time t to time r; the output is cast
-    back to the type of x. Of the networks of jflow `ResidualMLP`, `UNet`, `DiT`, `UViT`, `MMDiT`
-    and `Flux` take r; they read r - t.
+    back to the type of x. Of the networks of jflow `ResidualMLP`, `UNet`, `ADM`, `DDPMpp`, `DiT`,
+    `UViT`, `MMDiT` and `Flux` take r; they read r - t.
 
     Args:
         module: an instance of a Linen module that keeps 'params' alone.

@@ -15,6 +15,8 @@ from jflow.types import Condition
 KEY = jax.random.key(0)
 NETS = {  # and the parts beside label and vector
     "UNet": (nets.UNet(4, (1,), attention=(False,), num_classes=3), ("aligned",)),
+    # and DDPMpp, which reads its conditions in the same function
+    "ADM": (nets.ADM(4, (1,), attention=(False,), num_classes=3), ("aligned",)),
     "DiT": (nets.DiT(2, 8, 2, 2, num_classes=3), ("aligned", "context", "mask")),
     "ResidualMLP": (nets.ResidualMLP(8, 1, num_classes=3), ("aligned",)),
 }

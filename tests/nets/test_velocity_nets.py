@@ -44,6 +44,8 @@ NETS = {
     "UNet": partial(nets.UNet, 8, num_classes=10),
     "DiT": partial(nets.DiT, 2, 16, 2, num_heads=2, num_classes=10),
     "UViT": partial(nets.UViT, 2, 16, 2, num_heads=2, num_classes=10),
+    "ADM": partial(nets.ADM, 8, (1,), attention=(False,), num_classes=10),
+    "DDPMpp": partial(nets.DDPMpp, 8, (1,), attention=(False,), num_classes=10),
     "MMDiT": mmdit,
     "Flux": flux,
 }
@@ -214,7 +216,7 @@ def test_labels_without_an_embedding_are_an_error(make):
         init_linen(make(), jax.random.key(0), x, t, y)
 
 
-@pytest.mark.parametrize("name", ["ResidualMLP", "UNet", "DiT", "UViT"])
+@pytest.mark.parametrize("name", ["ResidualMLP", "UNet", "DiT", "UViT", "ADM", "DDPMpp"])
 def test_no_cond_is_the_null_label(name):
     x, t, y = inputs()
     net = NETS[name]()
