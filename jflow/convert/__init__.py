@@ -6,6 +6,7 @@ from jflow.convert._ddpmpp import ddpmpp, ddpmpp_layout
 from jflow.convert._dit import dit, dit_diffusers_layout, dit_layout
 from jflow.convert._inception import inception
 from jflow.convert._layouts import LINEAR, SAME, Constant, Layout, Transform, Weight, load, save
+from jflow.convert._lightning_dit import lightning_dit, lightning_dit_layout
 from jflow.convert._mmdit import (
     flux,
     flux_diffusers_layout,
@@ -37,6 +38,8 @@ __all__ = [
     "flux_diffusers_layout",
     "flux_layout",
     "inception",
+    "lightning_dit",
+    "lightning_dit_layout",
     "load",
     "mmdit",
     "mmdit_diffusers_layout",

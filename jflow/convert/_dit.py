@@ -21,7 +21,7 @@ from jflow.convert._layouts import (
     some,
 )
 from jflow.convert._safetensors import read_safetensors
-from jflow.nets import DiT
+from jflow.nets import DiT, LightningDiT
 from jflow.types import Params
 
 HEADS = {384: 6, 768: 12, 1024: 16, 1152: 16}  # of the published widths
@@ -77,11 +77,11 @@ def dit(
         else ("x_embedder.proj.weight", TABLE, "final_layer.linear.weight", "mlp.fc1.weight")
     )
     blocks = "transformer_blocks." if theirs else "blocks."
-    patches, table, head, inner = (
-        _shape(tensors, prefix + name, ndim)
+    of_patches, table, of_head, inner = (
+        shape_of("dit", "DiT or SiT", tensors, prefix + name, ndim)
         for name, ndim in zip((*names[:3], f"{blocks}0.{names[3]}"), (4, 2, 2, 2), strict=True)
     )
-    width, channels, patch, _ = patches
+    width, channels, patch, _ = of_patches
     if num_heads is None and width not in HEADS:
         raise ValueError(
             f"dit: expected num_heads, which the shapes of a network of width {width} do not tell; "
@@ -97,10 +97,10 @@ def dit(
         time_scale=1.0,
     )
     layout = (dit_diffusers_layout if theirs else dit_layout)(
-        net, channels, out_channels=head[0] // patch**2
+        net, channels, out_channels=of_head[0] // patch**2
     )
     return net, load(
-        tensors, layout, _like(net, channels), prefix=prefix, dtype=dtype, sharding=sharding
+        tensors, layout, like_image(net, channels), prefix=prefix, dtype=dtype, sharding=sharding
     )
 
 
@@ -138,7 +138,7 @@ def dit_layout(
     return Layout(
         "DiT",
         (
-            *_patches("x_embedder.proj", net),
+            *patches("x_embedder.proj", net),
             *dense("t_embedder.mlp.0", "embed/time_in"),
             *dense("t_embedder.mlp.2", "embed/time_out"),
             Weight(TABLE, LABELS),
@@ -148,9 +148,9 @@ def dit_layout(
             *dense("blocks.{}.mlp.fc2", "blocks/out", blocks),
             *dense("blocks.{}.adaLN_modulation.1", "blocks/modulation", blocks),
             *dense("final_layer.adaLN_modulation.1", "modulation"),
-            *_head("final_layer.linear", net, channels, out_channels),
+            *head("final_layer.linear", net, channels, out_channels),
         ),
-        (Constant("pos_embed", partial(_square_positions, width=net.width), shape),),
+        (Constant("pos_embed", partial(square_positions, width=net.width), shape),),
     )
 
 
@@ -190,7 +190,7 @@ def dit_diffusers_layout(net: DiT, channels: int, *, out_channels: int | None = 
     return Layout(
         "DiT of diffusers",
         (
-            *_patches("pos_embed.proj", net),
+            *patches("pos_embed.proj", net),
             *dense(f"transformer_blocks.0.{embed}1", "embed/time_in"),
             *dense(f"transformer_blocks.0.{embed}2", "embed/time_out"),
             Weight(DIFFUSERS_TABLE, LABELS),
@@ -200,7 +200,7 @@ def dit_diffusers_layout(net: DiT, channels: int, *, out_channels: int | None = 
             *dense(f"{of}ff.net.2", "blocks/out", blocks),
             *dense(f"{of}norm1.linear", "blocks/modulation", blocks),
             *dense("proj_out_1", "modulation"),
-            *_head("proj_out_2", net, channels, out_channels),
+            *head("proj_out_2", net, channels, out_channels),
         ),
         copies=tuple(
             (of.format(i) + name, of.format(0) + name) for i in blocks[1:] for name in embeddings
@@ -213,7 +213,7 @@ DIFFUSERS_TABLE = "transformer_blocks.0.norm1.emb.class_embedder.embedding_table
 LABELS = "embed/cond_0/embedding"
 
 
-def _shape(tensors, name: str, ndim: int) -> tuple[int, ...]:
+def shape_of(loader: str, model: str, tensors, name: str, ndim: int) -> tuple[int, ...]:
     """The shape of a tensor from which the sizes of the network follow."""
     shape = np.shape(tensors.get(name, 0))
     if len(shape) == ndim:
@@ -226,18 +226,18 @@ def _shape(tensors, name: str, ndim: int) -> tuple[int, ...]:
     else:
         given = f"{len(tensors)} others: {some(list(tensors))}"
     raise ValueError(
-        f"dit: expected the weights of DiT or SiT with a tensor {name!r} of {ndim} axes, got "
+        f"{loader}: expected the weights of {model} with a tensor {name!r} of {ndim} axes, got "
         f"{given}"
     )
 
 
-def _like(net: DiT, channels: int):
+def like_image(net: DiT | LightningDiT, channels: int):
     x = jax.ShapeDtypeStruct((1, net.patch_size, net.patch_size, channels), jnp.float32)
     t = jax.ShapeDtypeStruct((1,), jnp.float32)
     return shapes_of(net, x, t)
 
 
-def _patches(key: str, net: DiT) -> tuple[Weight, Weight]:
+def patches(key: str, net: DiT | LightningDiT) -> tuple[Weight, Weight]:
     """A convolution [width, C, p, p] is a Dense of the flattened patches [p p C, width]."""
     p = net.patch_size
 
@@ -253,13 +253,15 @@ def _patches(key: str, net: DiT) -> tuple[Weight, Weight]:
     )
 
 
-def _head(key: str, net: DiT, channels: int, out_channels: int | None) -> tuple[Weight, Weight]:
+def head(
+    key: str, net: DiT | LightningDiT, channels: int, out_channels: int | None
+) -> tuple[Weight, Weight]:
     """The last linear map, of whose channels [p, p, out_channels] the first are the prediction."""
     out_channels = out_channels or channels
     if net.num_classes is None or out_channels not in (channels, 2 * channels):
         raise ValueError(
-            f"a layout of DiT: expected a network with num_classes, and {channels} or "
-            f"{2 * channels} channels out, got num_classes={net.num_classes} and {out_channels}"
+            f"a layout of {type(net).__name__}: expected a network with num_classes, and {channels}"
+            f" or {2 * channels} channels out, got num_classes={net.num_classes} and {out_channels}"
         )
     if out_channels == channels:
         return dense(key, "head")
@@ -278,7 +280,7 @@ def _head(key: str, net: DiT, channels: int, out_channels: int | None) -> tuple[
     return Weight(f"{key}.weight", "head/kernel", both), Weight(f"{key}.bias", "head/bias", both)
 
 
-def _square_positions(shape: tuple[int, ...], *, width: int) -> np.ndarray:
+def square_positions(shape: tuple[int, ...], *, width: int) -> np.ndarray:
     """The table [1, side^2, width] of a square image, as it was published: sines and cosines of the
     column, then of the row."""
     side = round(shape[1] ** 0.5) if len(shape) == 3 else 1

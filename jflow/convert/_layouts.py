@@ -327,7 +327,7 @@ def _published(row: Weight, leaf) -> Iterator[tuple[str, tuple[int, ...]]]:
 def _read(row: Weight, leaf, tensors, dtype, sharding, pool: ThreadPoolExecutor) -> Array:
     """The leaf, filled through a view of it in the published form where there is one."""
     found = _aligned(leaf.shape, dtype)
-    with jax.debug_nans(False):  # there are no numbers in it yet
+    with jax.debug_nans(False), np.errstate(all="ignore"):  # there are no numbers in it yet
         whole = row.transform.write(found)
     is_view = isinstance(whole, np.ndarray) and np.may_share_memory(whole, found)
     whole = whole if is_view else np.empty(_whole(row, leaf), dtype)

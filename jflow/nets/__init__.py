@@ -26,6 +26,7 @@ from jflow.nets._encoders import ImageEncoder, Periodic, SetEncoder
 from jflow.nets._fields import field, flow_map, velocity
 from jflow.nets._flux import Flux
 from jflow.nets._inception import InceptionFID
+from jflow.nets._lightning_dit import LightningDiT
 from jflow.nets._lipschitz import LipschitzConv, LipschitzMLP, lip_swish
 from jflow.nets._made import MADE, longest_path
 from jflow.nets._mixture_head import MixtureHead
@@ -49,6 +50,7 @@ __all__ = [
     "GlowNet",
     "ImageEncoder",
     "InceptionFID",
+    "LightningDiT",
     "LipschitzConv",
     "LipschitzMLP",
     "MADE",

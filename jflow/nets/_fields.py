@@ -74,7 +74,7 @@ def flow_map(module: nn.Module) -> FlowMap:
 
     The module is read as u(x, t, r), the average velocity from time t to time r; the output is cast
     back to the type of x. Of the networks of jflow `ResidualMLP`, `UNet`, `ADM`, `DDPMpp`, `DiT`,
-    `UViT`, `MMDiT` and `Flux` take r; they read r - t.
+    `LightningDiT`, `UViT`, `MMDiT` and `Flux` take r; they read r - t.
 
     Args:
         module: an instance of a Linen module that keeps 'params' alone.

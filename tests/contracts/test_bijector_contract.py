@@ -66,6 +66,12 @@ def causal(**options):
     return bj.causal_block(net, order=[2, 0, 1], **options)
 
 
+def published(order):
+    """A block that leaves its first token as it is, whatever cond."""
+    net = nets.TarFlowTransformer(2, 8, 2, 2, num_classes=3)
+    return bj.causal_block(net, order=order, max_log_scale=1.0)  # two unbounded ones lose digits
+
+
 def made(transformer, **options):
     return bj.autoregressive(
         transformer, nets.MADE(transformer.size, (16,), activation=nn.tanh, **options)
@@ -113,6 +119,11 @@ TABLE = {
     ),
     "causal_block": Row(causal, event=(3, 2)),
     "causal_block on cond": Row(causal, event=(3, 2), cond=vector),
+    "causal_block of TarFlowTransformer": Row(
+        lambda: bj.scan(published, 2, xs=np.array([[2, 0, 1], [1, 0, 2]])),
+        event=(3, 2),
+        cond=labels,
+    ),
     "causal_block by Jacobi": Row(
         lambda: causal(num_classes=3, sampler=bj.decoding.jacobi(2, tol=1e-11)),
         event=(3, 2),

@@ -46,6 +46,20 @@ def test_densities_are_those_of_the_twin(tmp_path):
         np.testing.assert_allclose(tensor, TENSORS[name], rtol=rtol, err_msg=name)
 
 
+def test_samples_are_those_of_the_twin():
+    """Token by token with a cache; guided away from no class, at another temperature, ever more."""
+    given = published.inputs()
+    labels = jnp.where(given["y"] < 0, published.CLASSES, given["y"])
+    ramp = guidance.extrapolate(guidance.linear_ramp(1.5), null=3, temperature=2.0)
+    for name, guide in (("sample", None), ("guided", ramp)):
+        flow, params = convert.tarflow(TENSORS, EVENT, head_size=published.HEAD, guide=guide)
+        with jax.default_matmul_precision("highest"):
+            x, _ = flow.forward(params, given["z"], labels)
+        size = np.abs(PEERS[name]).max()
+        np.testing.assert_allclose(x, PEERS[name], atol=1e-5 * size, err_msg=name)
+    assert np.abs(PEERS["guided"] - PEERS["sample"]).max() > 1e-2 * size
+
+
 def test_the_guided_flow_is_invertible():
     guide = guidance.extrapolate(2.0, null=3)
     flow, params = convert.tarflow(TENSORS, EVENT, head_size=published.HEAD, guide=guide)
@@ -57,15 +71,21 @@ def test_the_guided_flow_is_invertible():
 
 
 @pytest.mark.parametrize(
-    ("classes", "total"), [(None, 460_142_784), (1000, 466_286_784)], ids=["none", "1000"]
+    ("side", "patch", "width", "classes", "total"),
+    [
+        (64, 2, 768, None, 460_142_784),
+        (64, 2, 768, 1000, 466_286_784),
+        (128, 4, 1024, 1000, 823_927_552),
+        (256, 8, 768, 3, 463_481_856),
+    ],
 )
-def test_published_sizes_to_the_unit(classes, total):
-    """ImageNet 64 x 64, [2-768-8-8], without the mean and deviation of the base."""
+def test_published_sizes_to_the_unit(side, patch, width, classes, total):
+    """ImageNet and AFHQ, 8 blocks of 8 layers, without the mean and deviation of the base."""
     from jflow.convert._tarflow import _CACHED, _flow
 
-    net = nets.TarFlowTransformer(2, 768, 8, 12, num_classes=classes)
-    flow = _flow(net, (64, 64, 3), 2, 8, _CACHED, None)
-    x = jax.ShapeDtypeStruct((1, 64, 64, 3), jnp.float32)
+    net = nets.TarFlowTransformer(2, width, 8, width // 64, num_classes=classes)
+    flow = _flow(net, (side, side, 3), patch, 8, _CACHED, None)
+    x = jax.ShapeDtypeStruct((1, side, side, 3), jnp.float32)
     like = jax.eval_shape(flow.init, jax.random.key(0), x)
     assert sum(leaf.size for leaf in jax.tree.leaves(like["bijector"])) == total
 

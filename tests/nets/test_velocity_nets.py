@@ -43,6 +43,7 @@ NETS = {
     "ResidualMLP": partial(nets.ResidualMLP, 16, 2, num_classes=10),
     "UNet": partial(nets.UNet, 8, num_classes=10),
     "DiT": partial(nets.DiT, 2, 16, 2, num_heads=2, num_classes=10),
+    "LightningDiT": partial(nets.LightningDiT, 2, 16, 2, num_heads=2, num_classes=10, qk_norm=True),
     "UViT": partial(nets.UViT, 2, 16, 2, num_heads=2, num_classes=10),
     "ADM": partial(nets.ADM, 8, (1,), attention=(False,), num_classes=10),
     "DDPMpp": partial(nets.DDPMpp, 8, (1,), attention=(False,), num_classes=10),
@@ -216,7 +217,9 @@ def test_labels_without_an_embedding_are_an_error(make):
         init_linen(make(), jax.random.key(0), x, t, y)
 
 
-@pytest.mark.parametrize("name", ["ResidualMLP", "UNet", "DiT", "UViT", "ADM", "DDPMpp"])
+@pytest.mark.parametrize(
+    "name", ["ResidualMLP", "UNet", "DiT", "LightningDiT", "UViT", "ADM", "DDPMpp"]
+)
 def test_no_cond_is_the_null_label(name):
     x, t, y = inputs()
     net = NETS[name]()
@@ -230,7 +233,7 @@ def test_no_cond_is_the_null_label(name):
 
 
 @pytest.mark.parametrize(
-    "name", sorted(set(NETS) - {"UViT", "MMDiT", "Flux"})
+    "name", sorted(set(NETS) - {"LightningDiT", "UViT", "MMDiT", "Flux"})
 )  # which have no dropout
 def test_dropout_needs_the_key(name):
     make = NETS[name]
@@ -422,6 +425,7 @@ def test_bad_options_fail_at_construction():
         lambda: nets.DiT(width=10, num_heads=2),
         lambda: nets.DiT(width=16, num_heads=3),
         lambda: nets.DiT(num_layers=0),
+        lambda: nets.LightningDiT(width=20, num_heads=2),
         lambda: nets.UViT(num_layers=3),
         lambda: nets.UViT(width=16, num_heads=3),
         lambda: nets.ResidualMLP(num_blocks=0),

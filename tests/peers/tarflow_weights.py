@@ -44,7 +44,8 @@ def original() -> dict[str, np.ndarray]:
 
 
 def inputs() -> dict[str, np.ndarray]:
-    """Images, and labels of which -1 is none."""
+    """Images, latents, and labels of which -1 is none."""
     rng = np.random.default_rng(71)
     x = rng.standard_normal((2, *EVENT)).astype(np.float32)
-    return {"x": x, "y": np.array([2, -1])}
+    z = rng.standard_normal((2, *EVENT)).astype(np.float32)
+    return {"x": x, "z": z, "y": np.array([2, -1])}
