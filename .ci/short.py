@@ -59,6 +59,7 @@ JOBS = [
         "jflow train experiments/images_flow_matching short=True --workdir {}/run --quiet",
         "experiments/images_flow_matching/measure.py {}/run --short",
     ],
+    ["jflow train experiments/images_flow_matching short=True net=flux --workdir {}/run --quiet"],
     [
         (
             "experiments/rnade_uci/run.py --sets wine --columns distinct --models spline --folds 3"

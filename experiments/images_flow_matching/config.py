@@ -1,5 +1,5 @@
-r"""Class-conditional flow matching on images, by a U-Net or a DiT: scikit-learn's digits (8x8, no
-download: the CPU mode), MNIST, Fashion-MNIST or CIFAR-10.
+r"""Class-conditional flow matching on images, by any of the backbones (a U-Net or a DiT first of
+all): scikit-learn's digits (8x8, no download: the CPU mode), MNIST, Fashion-MNIST or CIFAR-10.
 
     jflow train experiments/images_flow_matching --workdir runs/digits_unet
     python experiments/images_flow_matching/measure.py runs/digits_unet --out samples.png
@@ -17,6 +17,7 @@ labels are dropped for 10% of the rows, so that the same network can be guided (
 *Classifier-Free Diffusion Guidance*, 2022).
 """
 
+import dataclasses
 import functools
 import os
 from collections.abc import Callable
@@ -32,6 +33,7 @@ import optax
 import jflow
 from jflow import data, guidance, losses, nets, solvers, train
 from jflow.apps import Experiment
+from jflow.types import Condition, Velocity
 
 CLASSES = 10  # the label 10 is the null label
 
@@ -103,7 +105,14 @@ DATASETS = {
         dit={"patch_size": 2, "width": 384, "num_layers": 12, "num_heads": 6},
     ),
 }
-NETS = {"unet": nets.UNet, "dit": nets.DiT}
+UNETS = {"unet": nets.UNet, "adm": nets.ADM, "ddpmpp": nets.DDPMpp}
+TRANSFORMERS = {
+    "dit": nets.DiT,
+    "uvit": nets.UViT,
+    "lightning_dit": nets.LightningDiT,
+    "mmdit": nets.MMDiT,
+    "flux": nets.Flux,
+}
 SOLVERS = {"euler": diffrax.Euler(), "midpoint": diffrax.Midpoint(), "heun": diffrax.Heun()}
 
 
@@ -133,11 +142,12 @@ def config(
 
     Args:
         dataset: digits, mnist, fashion or cifar
-        net: unet or dit
+        net: unet, adm, ddpmpp, dit, uvit, lightning_dit, mmdit or flux
         data_dir: folder of the data; JFLOW_DATA if empty
-        width: channels of the U-Net's first level, or the DiT's width; 0: what suits the dataset
-        depth: residual blocks a level, or DiT blocks; 0: what suits the dataset
-        dropout: rate of dropout in the network
+        width: channels of a U-Net's first level, or a transformer's width; 0: what suits the
+        dataset
+        depth: residual blocks a level, or blocks of a transformer; 0: what suits the dataset
+        dropout: rate of dropout in the network, of unet, adm, ddpmpp and dit
         bfloat16: what the network computes in; parameters stay float32
         steps: updates
         batch: rows of an update
@@ -155,23 +165,18 @@ def config(
     """
     for key, value, known in (
         ("dataset", dataset, DATASETS),
-        ("net", net, NETS),
+        ("net", net, UNETS | TRANSFORMERS),
         ("solver", solver, SOLVERS),
     ):
         if value not in known:
             raise ValueError(f"unknown {key} {value!r}: expected one of {', '.join(known)}")
     if short:
-        steps, width, depth, batch, solver_steps, eval_every = 60, 24, 1, 64, 4, 30
+        steps, width, depth, batch, solver_steps, eval_every = 60, 32, 1, 64, 4, 30
+        depth += net in ("uvit", "mmdit")  # which have two blocks at least
     chosen = DATASETS[dataset]
-    sizes = dict(getattr(chosen, net))
-    for name, size in zip(
-        ("channels", "num_blocks") if net == "unet" else ("width", "num_layers"),
-        (width, depth),
-        strict=True,
-    ):
-        sizes[name] = size or sizes[name]
-    dtype = jnp.bfloat16 if bfloat16 else None
-    velocity = jflow.velocity(NETS[net](**sizes, num_classes=CLASSES, dropout=dropout, dtype=dtype))
+    velocity = velocity_of(
+        net, chosen, width, depth, dropout=dropout, dtype=jnp.bfloat16 if bfloat16 else None
+    )
     schedule = optax.warmup_cosine_decay_schedule(
         0.0, learning_rate, max(1, steps // 20), steps, 0.01 * learning_rate
     )
@@ -249,6 +254,39 @@ def config(
         picture_rows=100,
         eval_every=eval_every,
         save_every=save_every,
+    )
+
+
+def velocity_of(net: str, dataset: Dataset, width: int, depth: int, **options) -> Velocity:
+    """A backbone in the sizes that suit the dataset, with labels as cond."""
+    if net in UNETS:
+        module, sizes, names = UNETS[net], dataset.unet, ("channels", "num_blocks")
+    else:
+        module, sizes, names = TRANSFORMERS[net], dataset.dit, ("width", "num_layers")
+    given = {name: size for name, size in zip(names, (width, depth), strict=True) if size}
+    options |= {**sizes, **given, "num_classes": CLASSES}
+    takes = {field.name for field in dataclasses.fields(module)}
+    if options["dropout"] and "dropout" not in takes:
+        raise ValueError(f"net={net} has no dropout, got {options['dropout']}")
+    if net == "flux":
+        head = options["width"] // options["num_heads"]
+        sides = 2 * (head // 6)
+        options |= {"num_single_layers": options["num_layers"]}
+        options |= {"rope_axes": (head - 2 * sides, sides, sides)}
+    velocity = jflow.velocity(module(**{k: v for k, v in options.items() if k in takes}))
+    return velocity if "num_classes" in takes else spelled(velocity)
+
+
+def spelled(velocity: Velocity) -> Velocity:
+    """A label as a text of one word, for networks that read texts."""
+
+    def text(label):
+        word = jax.nn.one_hot(label, CLASSES + 1)
+        return Condition(context=word[:, None], vector=word)
+
+    return Velocity(
+        lambda key, x, t, label: velocity.init(key, x, t, text(label)),
+        lambda params, x, t, label, *, key=None: velocity.apply(params, x, t, text(label), key=key),
     )
 
 
