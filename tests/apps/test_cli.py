@@ -497,7 +497,7 @@ def test_help_and_version_need_no_jax(trained, tmp_path):
     ):
         assert f"usage: jflow {name}" in text and f"  jflow {name} " in text  # an example
     table = inspect.signature(train_table).parameters
-    found = {"table", "fingerprint", "codes", "numbers", "low", "high", "eval_every"}
+    found = {"table", "fingerprint", "codes", "numbers", "low", "high", "order", "eval_every"}
     for name in set(table) - found:  # which the command finds out
         kind, default, about = re.search(
             rf"\n  {name}: (.+) = (.+)\n      (\w.+)\n", commands[-1]
