@@ -203,8 +203,6 @@ class TabularFlow(BaseEstimator):
         rows = int((prepared.part == TRAIN).sum())
         batch = min(self.batch, rows)
         steps = self.steps or int(np.clip(EPOCHS * rows // batch, FEWEST, MOST))
-        x = prepared.rows(TRAIN)["x"]
-        marginals = data.find_marginals(prepared.schema, x)
         path = X if isinstance(X, str | Path) else None
         options: dict[str, Any] = {
             "width": self.width,
@@ -220,7 +218,7 @@ class TabularFlow(BaseEstimator):
             "ema": self.ema,
             "seed": seed,
         }
-        shape = tables.shape_of(marginals, tables.find_order(prepared.schema, marginals, x))
+        shape = tables.shape_of_table(lambda: prepared)
         table = {
             "table": str(expand(path).absolute()) if path is not None else "",
             "fingerprint": tables.digest(path) if path else tables.digest_rows(prepared),
