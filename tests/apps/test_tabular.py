@@ -179,6 +179,17 @@ def test_conditions_that_cannot_be_met(model, given, message):
         model.sample(3, given)
 
 
+def test_a_condition_that_no_draw_meets_is_given_up_after_so_many_draws(model, monkeypatch):
+    """1 + 3 * 4096, since chunks are whole ones once the first, of one row, has failed."""
+    monkeypatch.setattr(tabular, "PATIENCE", 10_000)
+    monkeypatch.setattr(
+        TabularFlow, "_draw", lambda self, key, x, *rest: (x, np.full(x.shape, -np.inf))
+    )
+    given = {"age": (20, 40), "day": ("2024-01-05", "2024-02-01")}
+    with pytest.raises(ValueError, match="none of 12,289 draws met all of"):
+        model.sample(1, given=given)
+
+
 def test_values_never_seen_have_no_density(model):
     frame = people(4, seed=7)
     frame.loc[1, "group"] = "ancient"
