@@ -208,17 +208,14 @@ def images(dataset: str, data_dir: str) -> data.Splits:
 
 
 def between(net: nn.Module, high: int):
-    """(encode, decode) between levels 0 .. high and latents, with the params of the autoencoder."""
+    """(encode, decode) between levels 0 .. high and latents, with the params of the net."""
+    autoencoder = nets.autoencoder(net)
 
     def encode(params, x, *, key=None):
-        x = 2 * x.astype(jnp.float32) / high - 1
-        mean, log_variance = net.apply({"params": params}, x, method="encode")
-        noise = 0.0 if key is None else jax.random.normal(key, mean.shape)
-        return mean + jnp.exp(log_variance / 2) * noise
+        return autoencoder.encode(params, 2 * x.astype(jnp.float32) / high - 1, key=key)
 
     def decode(params, z):
-        x = net.apply({"params": params}, z, method="decode")
-        return high * (jnp.clip(x, -1, 1) + 1) / 2
+        return high * (jnp.clip(autoencoder.decode(params, z), -1, 1) + 1) / 2
 
     return encode, decode
 

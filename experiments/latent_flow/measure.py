@@ -18,7 +18,7 @@ from config import HIGH, images
 from PIL import Image
 
 import jflow
-from jflow import apps, data, metrics
+from jflow import data, metrics
 
 sys.path.append(str(Path(__file__).parents[1] / "images_flow_matching"))
 from judge import trained
@@ -29,7 +29,9 @@ def main():
     parser.add_argument("workdirs", type=Path, nargs="+", help="of part=latents or part=pixels")
     parser.add_argument("--judge", type=Path, required=True, help="folder of the judge")
     parser.add_argument("--num", type=int, default=2000, help="images, for the first test labels")
-    parser.add_argument("--batch", type=int, default=250, help="images drawn at once")
+    parser.add_argument(
+        "--batch", type=int, default=250, help="images drawn at once, which divides num"
+    )
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--dataset", default="mnist", choices=HIGH)
     parser.add_argument("--data-dir", default="", help="folder of the data; JFLOW_DATA without it")
@@ -57,24 +59,17 @@ def main():
     shown = []
     for workdir in args.workdirs:
         loaded = jflow.load(workdir)
-        if (
-            "autoencoder" in (values := apps.load_config(workdir)[1])
-            and values["part"] == "latents"
-        ):
+        if "shift" in loaded.preprocess.state:
             latents = loaded.experiment.data().test
             latents = data.take(loaded.preprocess.apply(latents), slice(args.num))
             say("test images, encoded and decoded", np.rint(loaded.preprocess.undo(latents)["x"]))
-        keys = jax.random.split(jax.random.key(args.seed), -(-args.num // args.batch))
-        parts = [
-            loaded.experiment.sample(
-                loaded.params,
-                key,
-                args.batch,
-                label=np.resize(labels[i * args.batch :], args.batch),
-            )["x"]
-            for i, key in enumerate(keys)
-        ]
-        x = loaded.preprocess.undo({"x": np.concatenate(parts)[: args.num]})["x"]
+        sample, params, parts = loaded.experiment.sample, loaded.params, []
+        for i, key in enumerate(
+            jax.random.split(jax.random.key(args.seed), args.num // args.batch)
+        ):
+            part = labels[i * args.batch : (i + 1) * args.batch]
+            parts.append(sample(params, key, args.batch, label=part)["x"])
+        x = loaded.preprocess.undo({"x": np.concatenate(parts)})["x"]
         x = np.clip(np.rint(x), 0, high)
         say(f"{workdir.name}, step {loaded.step}", x)
         first = [np.flatnonzero(labels == k)[:4] for k in range(10)]

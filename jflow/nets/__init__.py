@@ -33,6 +33,7 @@ from jflow.nets._made import MADE, longest_path
 from jflow.nets._mixture_head import MixtureHead
 from jflow.nets._mlp import MLP, ResidualMLP, TimeMLP
 from jflow.nets._mmdit import MMDiT
+from jflow.nets._pca import pca_autoencoder
 from jflow.nets._tarflow import TarFlowTransformer
 from jflow.nets._unet import UNet
 from jflow.nets._uvit import UViT
@@ -81,6 +82,7 @@ __all__ = [
     "lip_swish",
     "longest_path",
     "norms",
+    "pca_autoencoder",
     "tiled",
     "time_features",
     "tpu_attention",
