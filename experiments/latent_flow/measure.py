@@ -64,9 +64,8 @@ def main():
             latents = data.take(loaded.preprocess.apply(latents), slice(args.num))
             say("test images, encoded and decoded", np.rint(loaded.preprocess.undo(latents)["x"]))
         sample, params, parts = loaded.experiment.sample, loaded.params, []
-        for i, key in enumerate(
-            jax.random.split(jax.random.key(args.seed), args.num // args.batch)
-        ):
+        keys = jax.random.split(jax.random.key(args.seed), args.num // args.batch)
+        for i, key in enumerate(keys):
             part = labels[i * args.batch : (i + 1) * args.batch]
             parts.append(sample(params, key, args.batch, label=part)["x"])
         x = loaded.preprocess.undo({"x": np.concatenate(parts)})["x"]

@@ -183,7 +183,8 @@ def pool_mask(known: Any, factor: int) -> Any:
     Also known as: inpainting mask in latent space.
 
     It is 1 less the largest hole of each block, so that no latent counts as known that has read a
-    hole in its own block. An encoder of a wider view than a block also reads holes beyond it.
+    hole in its own block. An encoder of a wider view than a block also reads holes beyond it. The
+    code of the paper takes one pixel of each block instead.
 
         couplings.inpainting(lambda key, z: data.pool_mask(drawn_pixels(key, z), 8))
 
