@@ -16,6 +16,7 @@ from jflow.nets._attention import (
     fused_attention,
     tpu_attention,
 )
+from jflow.nets._autoencoder_kl import Autoencoder, AutoencoderKL, autoencoder, tiled
 from jflow.nets._causal_transformer import CausalTransformer
 from jflow.nets._conv import GatedAttentionNet, GlowNet
 from jflow.nets._ddpmpp import DDPMpp
@@ -32,6 +33,7 @@ from jflow.nets._made import MADE, longest_path
 from jflow.nets._mixture_head import MixtureHead
 from jflow.nets._mlp import MLP, ResidualMLP, TimeMLP
 from jflow.nets._mmdit import MMDiT
+from jflow.nets._pca import pca_autoencoder
 from jflow.nets._tarflow import TarFlowTransformer
 from jflow.nets._unet import UNet
 from jflow.nets._uvit import UViT
@@ -39,6 +41,8 @@ from jflow.nets._vit import CondEmbed, ViT
 
 __all__ = [
     "ADM",
+    "Autoencoder",
+    "AutoencoderKL",
     "Branches",
     "CausalTransformer",
     "CondEmbed",
@@ -67,6 +71,7 @@ __all__ = [
     "UNet",
     "UViT",
     "ViT",
+    "autoencoder",
     "branch_field",
     "chunked_attention",
     "dot_product_attention",
@@ -77,6 +82,8 @@ __all__ = [
     "lip_swish",
     "longest_path",
     "norms",
+    "pca_autoencoder",
+    "tiled",
     "time_features",
     "tpu_attention",
     "velocity",
