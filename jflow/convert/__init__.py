@@ -2,6 +2,11 @@
 
 from jflow._core.names import explain_unknown
 from jflow.convert._adm import adm, adm_layout
+from jflow.convert._autoencoder_kl import (
+    autoencoder_kl,
+    autoencoder_kl_diffusers_layout,
+    autoencoder_kl_layout,
+)
 from jflow.convert._ddpmpp import ddpmpp, ddpmpp_layout
 from jflow.convert._dit import dit, dit_diffusers_layout, dit_layout
 from jflow.convert._inception import inception
@@ -29,6 +34,9 @@ __all__ = [
     "Weight",
     "adm",
     "adm_layout",
+    "autoencoder_kl",
+    "autoencoder_kl_diffusers_layout",
+    "autoencoder_kl_layout",
     "ddpmpp",
     "ddpmpp_layout",
     "dit",

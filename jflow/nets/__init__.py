@@ -16,6 +16,7 @@ from jflow.nets._attention import (
     fused_attention,
     tpu_attention,
 )
+from jflow.nets._autoencoder_kl import Autoencoder, AutoencoderKL, autoencoder, tiled
 from jflow.nets._causal_transformer import CausalTransformer
 from jflow.nets._conv import GatedAttentionNet, GlowNet
 from jflow.nets._ddpmpp import DDPMpp
@@ -39,6 +40,8 @@ from jflow.nets._vit import CondEmbed, ViT
 
 __all__ = [
     "ADM",
+    "Autoencoder",
+    "AutoencoderKL",
     "Branches",
     "CausalTransformer",
     "CondEmbed",
@@ -67,6 +70,7 @@ __all__ = [
     "UNet",
     "UViT",
     "ViT",
+    "autoencoder",
     "branch_field",
     "chunked_attention",
     "dot_product_attention",
@@ -77,6 +81,7 @@ __all__ = [
     "lip_swish",
     "longest_path",
     "norms",
+    "tiled",
     "time_features",
     "tpu_attention",
     "velocity",
