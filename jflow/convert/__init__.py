@@ -21,6 +21,7 @@ from jflow.convert._mmdit import (
     mmdit_layout,
 )
 from jflow.convert._numpyro import to_numpyro
+from jflow.convert._pipeline import Pipeline, load_pipeline
 from jflow.convert._safetensors import read_safetensors, write_safetensors
 from jflow.convert._tarflow import tarflow, tarflow_layout
 from jflow.convert._uvit import uvit, uvit_layout
@@ -29,6 +30,7 @@ __all__ = [
     "Constant",
     "LINEAR",
     "Layout",
+    "Pipeline",
     "SAME",
     "Transform",
     "Weight",
@@ -49,6 +51,7 @@ __all__ = [
     "lightning_dit",
     "lightning_dit_layout",
     "load",
+    "load_pipeline",
     "mmdit",
     "mmdit_diffusers_layout",
     "mmdit_layout",

@@ -28,6 +28,7 @@ import sentencepiece
 import tokenizers
 import torch
 import transformers
+from diffusers.pipelines.flux.pipeline_flux import calculate_shift
 from safetensors import safe_open
 
 HERE = Path(__file__).parent
@@ -260,6 +261,18 @@ def images(pipe, prompts=PROMPTS, **options):
         ).images
 
 
+def sigmas(pipe):
+    """The noise levels of 28 steps for an image of 4096 tokens, as the pipeline asks for them."""
+    if isinstance(pipe, diffusers.FluxPipeline):
+        levels, config = np.linspace(1.0, 1 / 28, 28), pipe.scheduler.config
+        shifts = config.base_image_seq_len, config.max_image_seq_len
+        mu = calculate_shift(4096, *shifts, config.base_shift, config.max_shift)
+        pipe.scheduler.set_timesteps(sigmas=levels, mu=mu)
+    else:
+        pipe.scheduler.set_timesteps(28)
+    return pipe.scheduler.sigmas.numpy()
+
+
 def check_influence(found, **others):
     """Raise unless each of the others is another picture: by 4/255 at the mean pixel."""
     cut = np.mean((found == 0) | (found == 1))
@@ -312,6 +325,8 @@ def main():
             "sd3",
             pipe,
             folder,
+            sigmas=pipe.scheduler.sigmas.numpy(),
+            sigmas_28=sigmas(pipe),
             images=plain,
             negative=negative,
             table=table,
@@ -342,7 +357,8 @@ def main():
             # both have the same encoders
             texts = {"context": embeds[:1], "vector": pooled[:1]} if guided else {}
             texts = {part: tensor.detach().numpy() for part, tensor in texts.items()}
-            keep(name, pipe, folder, images=plain, **texts)
+            levels = {"sigmas": pipe.scheduler.sigmas.numpy(), "sigmas_28": sigmas(pipe)}
+            keep(name, pipe, folder, images=plain, **levels, **texts)
             others = {"prompts": images(pipe, PROMPTS[::-1], guidance_scale=3.5)}
             if guided:
                 others["unguided"] = images(pipe, guidance_scale=1.0)
