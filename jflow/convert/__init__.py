@@ -18,6 +18,8 @@ from jflow.convert._mmdit import (
 from jflow.convert._numpyro import to_numpyro
 from jflow.convert._safetensors import read_safetensors, write_safetensors
 from jflow.convert._tarflow import tarflow, tarflow_layout
+from jflow.convert._text import clip_text, clip_text_layout, t5_encoder, t5_encoder_layout
+from jflow.convert._tokenizer import Tokenizer, tokenizer
 from jflow.convert._uvit import uvit, uvit_layout
 
 __all__ = [
@@ -25,10 +27,13 @@ __all__ = [
     "LINEAR",
     "Layout",
     "SAME",
+    "Tokenizer",
     "Transform",
     "Weight",
     "adm",
     "adm_layout",
+    "clip_text",
+    "clip_text_layout",
     "ddpmpp",
     "ddpmpp_layout",
     "dit",
@@ -46,9 +51,12 @@ __all__ = [
     "mmdit_layout",
     "read_safetensors",
     "save",
+    "t5_encoder",
+    "t5_encoder_layout",
     "tarflow",
     "tarflow_layout",
     "to_numpyro",
+    "tokenizer",
     "uvit",
     "uvit_layout",
     "write_safetensors",

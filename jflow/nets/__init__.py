@@ -17,6 +17,7 @@ from jflow.nets._attention import (
     tpu_attention,
 )
 from jflow.nets._causal_transformer import CausalTransformer
+from jflow.nets._clip import CLIPText, TextFeatures, quick_gelu
 from jflow.nets._conv import GatedAttentionNet, GlowNet
 from jflow.nets._ddpmpp import DDPMpp
 from jflow.nets._deepflow import Branches, DeepFlow, branch_field, last_velocity
@@ -32,6 +33,7 @@ from jflow.nets._made import MADE, longest_path
 from jflow.nets._mixture_head import MixtureHead
 from jflow.nets._mlp import MLP, ResidualMLP, TimeMLP
 from jflow.nets._mmdit import MMDiT
+from jflow.nets._t5 import T5Encoder
 from jflow.nets._tarflow import TarFlowTransformer
 from jflow.nets._unet import UNet
 from jflow.nets._uvit import UViT
@@ -40,6 +42,7 @@ from jflow.nets._vit import CondEmbed, ViT
 __all__ = [
     "ADM",
     "Branches",
+    "CLIPText",
     "CausalTransformer",
     "CondEmbed",
     "DDPMpp",
@@ -61,7 +64,9 @@ __all__ = [
     "ResidualMLP",
     "SelfAttention",
     "SetEncoder",
+    "T5Encoder",
     "TarFlowTransformer",
+    "TextFeatures",
     "TimeCondEmbed",
     "TimeMLP",
     "UNet",
@@ -77,6 +82,7 @@ __all__ = [
     "lip_swish",
     "longest_path",
     "norms",
+    "quick_gelu",
     "time_features",
     "tpu_attention",
     "velocity",
