@@ -238,7 +238,9 @@ class _Reading(NamedTuple):
         types: dict[Any, list[str]] = {}
         for name, tensor in read_safetensors(self.file(part)).items():
             types.setdefault(tensor.dtype, []).append(name)
-        other = [n for kind, ns in types.items() if not jnp.issubdtype(kind, jnp.floating) for n in ns]
+        other = [
+            n for kind, ns in types.items() if not jnp.issubdtype(kind, jnp.floating) for n in ns
+        ]
         other = [name for name in other if not name.endswith("position_ids")]
         if other:
             raise ValueError(

@@ -220,9 +220,7 @@ def flux(folder, guidance):
         transformer=filled("transformer", transformer),
         scheduler=scheduler,
         vae=vae(0.3611, 0.1159),
-        text_encoder=clip(
-            "text_encoder", transformers.CLIPTextModel, vocabulary, 16, "quick_gelu"
-        ),
+        text_encoder=clip("text_encoder", transformers.CLIPTextModel, vocabulary, 16, "quick_gelu"),
         tokenizer=transformers.CLIPTokenizer.from_pretrained(folder / "tokenizer"),
         text_encoder_2=t5("text_encoder_2", pieces, 48),
         tokenizer_2=transformers.T5Tokenizer.from_pretrained(folder / "tokenizer_2"),
