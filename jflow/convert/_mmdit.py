@@ -291,6 +291,7 @@ def flux_diffusers_layout(net: Flux) -> Layout:
 def mmdit(
     files: str | Path | Mapping[str, np.ndarray],
     *,
+    num_heads: int | None = None,
     prefix: str = "",
     dtype: Any = None,
     sharding: Any = None,
@@ -305,6 +306,8 @@ def mmdit(
 
     Args:
         files: what `read_safetensors` takes, or the tensors that it returned.
+        num_heads: of the attention. None is that of heads as wide as the norms of queries and keys,
+            and without such norms of 64 numbers, as published.
         prefix: of the names, 'model.diffusion_model.' in a file that holds other models too; see
             `load`.
         dtype: of the params; see `load`.
@@ -342,7 +345,7 @@ def mmdit(
         patch_size=patch,
         width=width,
         num_layers=depth,
-        num_heads=width // size,
+        num_heads=num_heads or width // size,
         dual_layers=sum(own.format(i) in tensors for i in range(depth)),
         qk_norm=norm in tensors,
         mlp_ratio=inner // width,
