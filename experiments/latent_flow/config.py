@@ -167,7 +167,7 @@ def config(
     )
 
 
-STEPS = {"autoencoder": 1000, "latents": 1600, "pixels": 560}
+STEPS = {"autoencoder": 1000, "latents": 1600, "pixels": 640}
 
 
 def latent_net(short: bool):

@@ -88,7 +88,10 @@ def _conditions(read, prompts: Sequence[str], cut: bool) -> list[Condition]:
     """One of a row for each prompt. The encoders are freed at the end."""
     model = read(parts=("text",))
     conds = model.cond(model.params["text"], prompts, cut=cut)
-    return [jax.tree.map(lambda x: x[i : i + 1], conds) for i in range(len(prompts))]
+    return [
+        jax.tree.map(partial(jnp.take, indices=jnp.array([i]), axis=0), conds)
+        for i in range(len(prompts))
+    ]
 
 
 def _euler(velocity: Velocity, scale: float | None):

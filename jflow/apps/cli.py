@@ -651,8 +651,8 @@ def _parser() -> argparse.ArgumentParser:
         "With --pretrained in the place of DIR: draw pictures of Stable Diffusion 3 or FLUX.1 from"
         " a folder as diffusers\nwrites it. One picture is written to --out; several, of several"
         " prompts or of --num for each, to files numbered\nin their order: image_1.png, image_2.png"
-        " ... Picture i of a prompt has the seed --seed + i - 1. Text encoders,\nnetwork and decoder"
-        " are read one after another, and memory is that of the largest.",
+        " ... Picture i of a prompt has the seed --seed + i - 1. Text encoders,\nnetwork and"
+        " decoder are read one after another, and memory is that of the largest.",
         "  jflow sample runs/digits --num 100 --out grid.png --label 3 --guidance 2\n"
         "  jflow sample runs/digits --num 50000 --out samples.npz --batch 500\n"
         "  jflow sample runs/people --num 1000 --out rows.csv --given sex=F --given age=30..40\n"

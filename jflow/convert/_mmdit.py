@@ -14,7 +14,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jflow._core.positions import centered_positions
+from jflow._core.positions import centered_axis, table_rows
 from jflow.convert._layouts import (
     LINEAR,
     SAME,
@@ -457,7 +457,8 @@ def _mmdit_layout(net: MMDiT, names: _Names) -> Layout:
 
     def table(shape):
         side = math.isqrt(shape[1]) if len(shape) == 3 else 1
-        return centered_positions(side, side, side, net.grid_step, net.width)[None]
+        one = centered_axis(side, side, net.grid_step, net.width)
+        return (1, side * side, net.width), table_rows(one, one)
 
     shape = (1, net.grid_size**2, net.width)
     return Layout("MMDiT", tuple(rows), (Constant(names.table, table, shape),))

@@ -237,17 +237,20 @@ class _Reading(NamedTuple):
         """The type of a part's params."""
         types: dict[Any, list[str]] = {}
         for name, tensor in read_safetensors(self.file(part)).items():
-            types.setdefault(tensor.dtype, []).append(name)
-        other = [
-            n for kind, ns in types.items() if not jnp.issubdtype(kind, jnp.floating) for n in ns
+            if not name.endswith("position_ids"):
+                types.setdefault(tensor.dtype, []).append(name)
+        quantized = [
+            name
+            for kind, names in types.items()
+            for name in names
+            if not jnp.issubdtype(kind, jnp.floating)
         ]
-        other = [name for name in other if not name.endswith("position_ids")]
-        if other:
+        if quantized:
             raise ValueError(
                 f"load_pipeline: expected weights of floating types in {self.path / part}, got "
-                f"others in {some(other)}: quantized weights are not read, take those in bfloat16"
+                f"others in {some(quantized)}: quantized weights are not read, take those in "
+                "bfloat16"
             )
-        types = {k: names for k, names in types.items() if jnp.issubdtype(k, jnp.floating)}
         if self.dtype is not None:
             return jnp.dtype(self.dtype)
         if len(types) > 1:

@@ -208,7 +208,8 @@ def clip_text_layout(net: CLIPText) -> Layout:
         ),
         (
             Constant(
-                "text_model.embeddings.position_ids", lambda _: np.arange(net.max_length)[None]
+                "text_model.embeddings.position_ids",
+                lambda _: ((1, net.max_length), (np.arange(net.max_length),)),
             ),
         ),
     )

@@ -1,6 +1,7 @@
 """Latents of an autoencoder: encoded once, standardized, decoded at the end; masks and layouts at
 their sites."""
 
+import math
 import sys
 from collections.abc import Callable
 from typing import Any
@@ -140,12 +141,15 @@ def standardize_latents(
         z = as_array("x", rows["x"])
         if len(z) < 2:
             raise ValueError(f"standardize_latents needs at least 2 training rows, got {len(z)}")
-        axes = tuple(range(z.ndim - 1))
-        chunks = [z[i : i + batch] for i in range(0, len(z), batch)]  # views
+        axes, size = tuple(range(len(z.shape) - 1)), math.prod(z.shape[:-1])
+
+        def total(of):
+            starts = range(0, len(z), batch)
+            return sum(np.sum(of(np.asarray(z[i : i + batch])), axes) for i in starts)
+
         with np.errstate(invalid="ignore", over="ignore"):
-            size = z.size // z.shape[-1]
-            mean = sum(np.sum(c, axes, dtype=np.float64) for c in chunks) / size
-            square = sum(np.sum((c - mean) ** 2, axes) for c in chunks) / size
+            mean = total(lambda part: part.astype(np.float64)) / size
+            square = total(lambda part: (part - mean) ** 2) / size
         if not np.isfinite(square).all() or (square <= (1e-6 * mean) ** 2).any():
             where = int((~(np.isfinite(square) & (square > (1e-6 * mean) ** 2))).argmax())
             raise ValueError(
@@ -171,7 +175,7 @@ def standardize_latents(
 
     def log_det(state, rows):
         shape = as_array("x", rows["x"]).shape
-        sites = int(np.prod(shape[1:-1]))
+        sites = math.prod(shape[1:-1])
         return np.full(shape[0], sites * np.log(np.asarray(state["scale"])).sum())
 
     return Preprocess(fit, apply, undo, log_det)

@@ -11,10 +11,10 @@ on the few lines of `CORPUS`, and laid out as the published ones: bytes, bytes t
 merges and the two marks for CLIP, and a sentencepiece model for T5. No weights are kept: every
 tensor and the noise are drawn from their names (`drawn`), here and in the tests, none is zero. Kept
 are, for each folder, its text files, the names and shapes of its tensors, the table of positions,
-the condition of one prompt, and the images. Tokenizers lie as in the published folders (vocab.json
-and merges.txt, spiece.model beside tokenizer.json), in the last folder as newer versions of
-transformers write them (tokenizer.json alone). The script refuses to write images on which an ingredient has little influence: a
-prompt, the negative one, the guidance, the shift, the text of T5.
+the condition of one prompt, the noise levels, and the images. Tokenizers lie as in the published
+folders (vocab.json and merges.txt, spiece.model), in the last folder as newer versions of
+transformers write them (tokenizer.json). The script refuses to write images on which an ingredient
+has little influence: a prompt, the negative one, the guidance, the shift, the text of T5.
 """
 
 import io
@@ -259,16 +259,23 @@ def images(pipe, prompts=PROMPTS, **options):
         ).images
 
 
-def sigmas(pipe):
-    """The noise levels of 28 steps for an image of 4096 tokens, as the pipeline asks for them."""
+def sigmas(pipe, steps, tokens):
+    """The noise levels for an image of so many tokens, as the pipeline asks for them."""
     if isinstance(pipe, diffusers.FluxPipeline):
-        levels, config = np.linspace(1.0, 1 / 28, 28), pipe.scheduler.config
-        shifts = config.base_image_seq_len, config.max_image_seq_len
-        mu = calculate_shift(4096, *shifts, config.base_shift, config.max_shift)
-        pipe.scheduler.set_timesteps(sigmas=levels, mu=mu)
+        config = pipe.scheduler.config
+        lengths = config.base_image_seq_len, config.max_image_seq_len
+        mu = calculate_shift(tokens, *lengths, config.base_shift, config.max_shift)
+        pipe.scheduler.set_timesteps(sigmas=np.linspace(1.0, 1 / steps, steps), mu=mu)
     else:
-        pipe.scheduler.set_timesteps(28)
+        pipe.scheduler.set_timesteps(steps)
     return pipe.scheduler.sigmas.numpy()
+
+
+def levels(pipe):
+    return {
+        "sigmas": sigmas(pipe, STEPS, SIZE[0] * SIZE[1] // 16),
+        "sigmas_28": sigmas(pipe, 28, 4096),
+    }
 
 
 def check_influence(found, **others):
@@ -323,8 +330,7 @@ def main():
             "sd3",
             pipe,
             folder,
-            sigmas=pipe.scheduler.sigmas.numpy(),
-            sigmas_28=sigmas(pipe),
+            **levels(pipe),
             images=plain,
             negative=negative,
             table=table,
@@ -355,8 +361,7 @@ def main():
             # both have the same encoders
             texts = {"context": embeds[:1], "vector": pooled[:1]} if guided else {}
             texts = {part: tensor.detach().numpy() for part, tensor in texts.items()}
-            levels = {"sigmas": pipe.scheduler.sigmas.numpy(), "sigmas_28": sigmas(pipe)}
-            keep(name, pipe, folder, images=plain, **levels, **texts)
+            keep(name, pipe, folder, images=plain, **levels(pipe), **texts)
             others = {"prompts": images(pipe, PROMPTS[::-1], guidance_scale=3.5)}
             if guided:
                 others["unguided"] = images(pipe, guidance_scale=1.0)
