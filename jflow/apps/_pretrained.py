@@ -47,10 +47,11 @@ def pictures(
     total = len(prompts) * num
     with tqdm(total=total * (len(grid) - 1), unit="step", disable=not progress) as bar:
         bar.set_description("text")
-        conds = _conditions(read, [*prompts, *([null] if guided else [])], cut)
+        nulls = [] if null is None or not guided else [null]
+        conds = _conditions(read, [*prompts, *nulls], cut)
         bar.set_description("reading")
-        embedded = {} if "null" in plan.settings or scale is None else {"guidance": scale}
-        model = read(parts=("velocity",), **embedded)
+        embedded = None if "null" in plan.settings else scale
+        model = read(parts=("velocity",), guidance=embedded)
         step, latents = _euler(model.velocity, scale if guided else None), []
         for i in range(total):
             bar.set_description(f"picture {i + 1} of {total}")
@@ -65,8 +66,8 @@ def pictures(
         gc.collect()
         bar.set_description("decoding")
         model = read(parts=("autoencoder",))
-        for x in latents:
-            yield _bytes(model.decode(model.params["autoencoder"], jnp.asarray(x))[0])
+        for latent in latents:
+            yield _bytes(model.decode(model.params["autoencoder"], jnp.asarray(latent))[0])
 
 
 def _scale(folder: Path, settings: dict, scale: float | None, negative: str | None) -> float | None:
@@ -111,7 +112,7 @@ def _euler(velocity: Velocity, scale: float | None):
 
 def _bytes(image: Array) -> np.ndarray:
     """An image in [-1, 1] as bytes."""
-    image = np.asarray(image, np.float32)
-    if not np.isfinite(image).all():
+    numbers = np.asarray(image, np.float32)
+    if not np.isfinite(numbers).all():
         raise FloatingPointError("the picture is not finite: try --dtype float32")
-    return np.rint(np.clip(image / 2 + 0.5, 0, 1) * 255).astype(np.uint8)
+    return np.rint(np.clip(numbers / 2 + 0.5, 0, 1) * 255).astype(np.uint8)

@@ -95,8 +95,12 @@ def ddpmpp(
     )
     side = 2 ** (len(net.multipliers) - 1)
     x, t = (jax.ShapeDtypeStruct(s, jnp.float32) for s in ((1, side, side, image), (1,)))
-    levels = np.reshape(tensors.get(prefix + "sigmas", ()), -1)
-    layout = ddpmpp_layout(net, sigmas=levels[[0, -1]]) if levels.size else ddpmpp_layout(net)
+    sigmas = np.reshape(tensors.get(prefix + "sigmas", ()), -1)
+    layout = (
+        ddpmpp_layout(net, sigmas=(float(sigmas[0]), float(sigmas[-1])))
+        if sigmas.size
+        else ddpmpp_layout(net)
+    )
     return net, load(
         tensors,
         layout,

@@ -84,7 +84,7 @@ _MODELS = {
     "StableDiffusion3Pipeline": _Model(("", "_2", "_3"), True, True, 28, 7.0, 256, 1.16),
     "FluxPipeline": _Model(("", "_2"), False, False, 28, 3.5, 512, 1.15),
 }
-_SCHNELL = {"steps": 4, "length": 256}  # of Flux without a guidance that it reads
+_SCHNELL: dict[str, Any] = {"steps": 4, "length": 256}  # of Flux without a guidance that it reads
 
 
 def load_pipeline(
@@ -185,7 +185,7 @@ def load_pipeline(
             f"load_pipeline: {path} has latents of {vae['latent_channels']} channels in vae and of "
             f"{channels} in transformer: they are of different models"
         )
-    settings = {"steps": model.steps, **_size(vae, transformer, joined)}
+    settings: dict[str, Any] = {"steps": model.steps, **_size(vae, transformer, joined)}
     settings |= {"guidance": model.guidance} if joined or reads_guidance else {}
     settings |= {"null": ""} if joined else {}
     found = Pipeline(

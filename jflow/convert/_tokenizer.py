@@ -239,8 +239,8 @@ def _id(path: Path, backend, token: str) -> int:
     found = backend.token_to_id(token)
     if found is None:
         raise ValueError(
-            f"tokenizer: expected the special token {token!r} in the vocabulary of {path}, which does"
-            " not have it"
+            f"tokenizer: expected the special token {token!r} in the vocabulary of {path}, which"
+            " does not have it"
         )
     return found
 
