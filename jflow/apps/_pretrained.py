@@ -1,7 +1,7 @@
 """Pictures of a published model, which is read from a folder one part after another."""
 
 import gc
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from pathlib import Path
 
@@ -12,7 +12,7 @@ import numpy as np
 from tqdm import tqdm
 
 from jflow import convert, guidance, solvers
-from jflow.types import Array, Condition, Velocity
+from jflow.types import Array, Condition, PyTree, Velocity
 
 
 def pictures(
@@ -29,7 +29,7 @@ def pictures(
     width: int | None = None,
     cut: bool = False,
     dtype: str | None = None,
-    mesh: jax.sharding.Mesh | None = None,
+    sharding: Callable[[PyTree], PyTree] | None = None,
     progress: bool = True,
 ) -> Iterator[np.ndarray]:
     """Pictures [H, W, 3] of bytes, `num` for each prompt, in the order of the prompts.
@@ -38,7 +38,7 @@ def pictures(
     decoder: memory is that of the largest part. The i-th picture of every prompt starts from the
     noise of key(seed + i), whatever else is drawn.
     """
-    read = partial(convert.load_pipeline, folder, dtype=dtype, mesh=mesh)
+    read = partial(convert.load_pipeline, folder, dtype=dtype, sharding=sharding)
     plan = read(parts=())  # mistakes are found before anything large is read
     shape, grid = plan.shape(height, width), plan.grid(steps, height, width, shift=shift)
     scale = _scale(folder, plan.settings, scale, negative)

@@ -14,6 +14,7 @@ import time
 import traceback
 import warnings
 from collections.abc import Iterator, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -246,7 +247,11 @@ def _sample_pretrained(args) -> None:
     if total > 1:
         digits = len(str(total))
         names = [f"{args.out.stem}_{i + 1:0{digits}}.png" for i in range(total)]
-    mesh = None if args.mesh is None else trainer.make_mesh(_mesh(args.mesh))
+    sharding = None
+    if args.mesh is not None:
+        mesh = trainer.make_mesh(_mesh(args.mesh))
+        rules = [(".*", trainer.fsdp(mesh.axis_names[0]))]
+        sharding = partial(trainer.shardings, mesh=mesh, rules=rules)
     options = {
         "negative": args.negative_prompt,
         "scale": args.guidance,
@@ -265,7 +270,7 @@ def _sample_pretrained(args) -> None:
             num=num,
             seed=args.seed,
             cut=args.cut,
-            mesh=mesh,
+            sharding=sharding,
             progress=not args.quiet,
             **options,
         )

@@ -5,7 +5,6 @@ import json
 import math
 import warnings
 from collections.abc import Callable, Mapping, Sequence
-from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -14,7 +13,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jflow import paths, times, train
+from jflow import paths, times
 from jflow._core.checks import check_whole
 from jflow._core.files import expand
 from jflow._core.linen import apply_linen
@@ -25,7 +24,7 @@ from jflow.convert._safetensors import read_safetensors
 from jflow.convert._text import clip_text, t5_encoder
 from jflow.convert._tokenizer import Tokenizer, tokenizer
 from jflow.nets import AutoencoderKL, chunked_attention, field
-from jflow.types import Array, Condition, Params, Velocity
+from jflow.types import Array, Condition, Params, PyTree, Velocity
 
 PARTS = "text", "velocity", "autoencoder"
 _WEIGHTS = "model", "diffusion_pytorch_model"  # what their files are called, before the ending
@@ -93,7 +92,7 @@ def load_pipeline(
     parts: Sequence[str] = PARTS,
     guidance: float | None = None,
     dtype: Any = None,
-    mesh: jax.sharding.Mesh | None = None,
+    sharding: Callable[[PyTree], PyTree] | None = None,
     attention_fn: Callable[..., Array] | None = None,
 ) -> Pipeline:
     """Read a folder of Stable Diffusion 3 or FLUX.1, as diffusers writes it.
@@ -116,8 +115,9 @@ def load_pipeline(
             `guidance.cfg` guides SD3.
         dtype: of the params and of the computation, such as jnp.float32. None is the type of the
             files of each part, with bfloat16 in the place of float16, which overflows.
-        mesh: the params are split over its first axis, as by `train.fsdp`, and go there straight
-            from the files. None is the default device.
+        sharding: shapes of params -> their shardings: where the params go straight from the files,
+            such as `partial(train.shardings, mesh=mesh, rules=[(".*", train.fsdp("data"))])`. None
+            is the default device.
         attention_fn: of the velocity and of the autoencoder; see `nets.SelfAttention`. None is
             `nets.chunked_attention()`, whose memory is linear in the number of tokens.
 
@@ -171,10 +171,6 @@ def load_pipeline(
         )
     if not joined and not reads_guidance:
         model = model._replace(**_SCHNELL)
-    sharding = None
-    if mesh is not None:
-        rules = [(".*", train.fsdp(mesh.axis_names[0]))]
-        sharding = partial(train.shardings, mesh=mesh, rules=rules)
     how = _Reading(path, dtype, sharding, attention_fn or chunked_attention())
     vae = _json(path / "vae" / "config.json")
     patch = transformer["patch_size"] if joined else 2

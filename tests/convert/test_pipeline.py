@@ -142,12 +142,13 @@ def test_what_is_published_beside_the_weights(folders):
 def test_types_and_places_of_the_params(folders, tmp_path):
     """Files in float16 become bfloat16, of several types are refused, and shards are straight."""
     mesh = train.make_mesh({"data": -1})
+    sharding = partial(train.shardings, mesh=mesh, rules=[(".*", train.fsdp("data"))])
     file = "text_encoder/model.safetensors"
     tensors = convert.read_safetensors(folders["flux_dev"] / file)
     gone = without(folders["flux_dev"], tmp_path / "half", file)
     half = {name: tensor.astype(np.float16) for name, tensor in tensors.items()}
     convert.write_safetensors(gone / file, half)
-    model = convert.load_pipeline(gone, parts=("text",), mesh=mesh)
+    model = convert.load_pipeline(gone, parts=("text",), sharding=sharding)
     clip, t5 = (jax.tree.leaves(model.params["text"][f"text_encoder{n}"]) for n in ("", "_2"))
     assert {leaf.dtype for leaf in clip} == {jnp.dtype(jnp.bfloat16)}
     assert {leaf.dtype for leaf in t5} == {jnp.dtype(jnp.float32)}

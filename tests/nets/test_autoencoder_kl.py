@@ -54,7 +54,7 @@ def test_draws_scale_and_types():
             "bfloat16 latents": half.encode(params, x.astype(jnp.bfloat16)),
         }
 
-    out = run(PARAMS)
+    out = jax.device_get(run(PARAMS))
     close = partial(np.testing.assert_allclose, rtol=1e-4, atol=1e-4)
     close(out["latents"], (out["mean"] - shift) * scale)
     close(out["draws"], (out["z"] - shift) * scale)
@@ -108,7 +108,7 @@ def test_a_network_that_reads_less_than_the_overlap_is_exact_outside_of_overlaps
     error = error.reshape(11, 2, 7, 2).max((1, 3))  # of sites
     alone = np.ix_([0, 1, 2, 5, 8, 9, 10], [0, 1, 5, 6])
     assert error[alone].max() < 1e-6
-    np.testing.assert_array_equal(np.nonzero(error.max(1) > 1e-3)[0], [3, 4, 6, 7])
+    np.testing.assert_array_equal(np.nonzero(error[:, [0, 1, 5, 6]].max(1) > 1e-3)[0], [3, 4, 6, 7])
 
 
 def test_tiles_of_a_network():
@@ -125,7 +125,7 @@ def test_tiles_of_a_network():
         one = large.decode(params, z), large.encode(params, x)
         return tiled.decode(params, z), alone, tiled.encode(params, x), latents, whole, one
 
-    images, alone, latents, latents_alone, whole, one = run(PARAMS, z, x)
+    images, alone, latents, latents_alone, whole, one = jax.device_get(run(PARAMS, z, x))
     close = partial(np.testing.assert_allclose, rtol=1e-4, atol=1e-5)
     close(images[:, :6], alone[0][:, :6])
     close(images[:, 8:], alone[1][:, 2:])
