@@ -61,6 +61,11 @@ JOBS = [
     ],
     ["jflow train experiments/images_flow_matching short=True net=flux --workdir {}/run --quiet"],
     [
+        "jflow train experiments/latent_flow short=True part=autoencoder --workdir {}/a --quiet",
+        "jflow train experiments/latent_flow short=True autoencoder={}/a --workdir {}/run --quiet",
+        "experiments/latent_flow/measure.py {}/run --judge {}/judge --out {}/samples.png --short",
+    ],
+    [
         (
             "experiments/rnade_uci/run.py --sets wine --columns distinct --models spline --folds 3"
             " --steps 50 --quiet"

@@ -41,16 +41,22 @@ class Classifier(nn.Module):
 
 
 def trained(
-    splits: data.Splits, preprocess, workdir: Path, *, batch: int = 128, chunk: int = 500
+    splits: data.Splits,
+    preprocess,
+    workdir: Path,
+    *,
+    batch: int = 128,
+    chunk: int = 500,
+    steps: int = 2000,
 ) -> Judge:
-    """The judge of a training split: 30 epochs, 2000 updates at most, seed 0. `workdir` keeps it
+    """The judge of a training split: 30 epochs, `steps` updates at most, seed 0. `workdir` keeps it
     for the next call.
 
     preprocess: rows -> rows in model units, the same for what is to be judged.
     """
     net = Classifier()
     rows = preprocess(splits.train)
-    steps = min(2000, 30 * data.count(rows) // batch)
+    steps = min(steps, 30 * data.count(rows) // batch)
 
     def loss(params, key, batch, frozen=None):
         logits, _ = net.apply({"params": params}, batch["x"])

@@ -2,6 +2,11 @@
 
 from jflow._core.names import explain_unknown
 from jflow.convert._adm import adm, adm_layout
+from jflow.convert._autoencoder_kl import (
+    autoencoder_kl,
+    autoencoder_kl_diffusers_layout,
+    autoencoder_kl_layout,
+)
 from jflow.convert._ddpmpp import ddpmpp, ddpmpp_layout
 from jflow.convert._dit import dit, dit_diffusers_layout, dit_layout
 from jflow.convert._inception import inception
@@ -16,19 +21,29 @@ from jflow.convert._mmdit import (
     mmdit_layout,
 )
 from jflow.convert._numpyro import to_numpyro
+from jflow.convert._pipeline import Pipeline, load_pipeline
 from jflow.convert._safetensors import read_safetensors, write_safetensors
 from jflow.convert._tarflow import tarflow, tarflow_layout
+from jflow.convert._text import clip_text, clip_text_layout, t5_encoder, t5_encoder_layout
+from jflow.convert._tokenizer import Tokenizer, tokenizer
 from jflow.convert._uvit import uvit, uvit_layout
 
 __all__ = [
     "Constant",
     "LINEAR",
     "Layout",
+    "Pipeline",
     "SAME",
+    "Tokenizer",
     "Transform",
     "Weight",
     "adm",
     "adm_layout",
+    "autoencoder_kl",
+    "autoencoder_kl_diffusers_layout",
+    "autoencoder_kl_layout",
+    "clip_text",
+    "clip_text_layout",
     "ddpmpp",
     "ddpmpp_layout",
     "dit",
@@ -41,14 +56,18 @@ __all__ = [
     "lightning_dit",
     "lightning_dit_layout",
     "load",
+    "load_pipeline",
     "mmdit",
     "mmdit_diffusers_layout",
     "mmdit_layout",
     "read_safetensors",
     "save",
+    "t5_encoder",
+    "t5_encoder_layout",
     "tarflow",
     "tarflow_layout",
     "to_numpyro",
+    "tokenizer",
     "uvit",
     "uvit_layout",
     "write_safetensors",

@@ -4,6 +4,7 @@ from jflow._core.names import explain_unknown
 from jflow.data._batches import Batches, batches
 from jflow.data._frames import to_frame
 from jflow.data._images import cifar_jpegs, cifar_sheets, digits, mnist
+from jflow.data._latents import latents, pool_layout, pool_mask, standardize_latents
 from jflow.data._marginals import (
     Marginal,
     find_marginals,
@@ -79,6 +80,7 @@ __all__ = [
     "generate_reflow_trajectories",
     "identity",
     "image_grid",
+    "latents",
     "log_mass_unit",
     "log_slopes",
     "logit",
@@ -87,6 +89,8 @@ __all__ = [
     "moons",
     "normal_source",
     "place",
+    "pool_layout",
+    "pool_mask",
     "prefetch",
     "read_shards",
     "read_table",
@@ -96,6 +100,7 @@ __all__ = [
     "spikes",
     "split",
     "standardize",
+    "standardize_latents",
     "steps",
     "stratified_split",
     "take",

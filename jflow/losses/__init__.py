@@ -83,6 +83,7 @@ from jflow.losses._mean_flow import improved_mean_flow, mean_flow
 from jflow.losses._mixture import mixture_matching
 from jflow.losses._pairs import Pairs, draw_pairs
 from jflow.losses._perflow import perflow
+from jflow.losses._reconstruction import reconstruction
 from jflow.losses._rectified_diffusion import (
     end_error,
     noise_error,
@@ -192,6 +193,7 @@ __all__ = [
     "power_cost",
     "pseudo_huber",
     "quadratic_cost",
+    "reconstruction",
     "rectified_diffusion",
     "regularized_nll",
     "relativistic_gan",

@@ -16,7 +16,9 @@ from jflow.nets._attention import (
     fused_attention,
     tpu_attention,
 )
+from jflow.nets._autoencoder_kl import Autoencoder, AutoencoderKL, autoencoder, tiled
 from jflow.nets._causal_transformer import CausalTransformer
+from jflow.nets._clip import CLIPText, TextFeatures, quick_gelu
 from jflow.nets._conv import GatedAttentionNet, GlowNet
 from jflow.nets._ddpmpp import DDPMpp
 from jflow.nets._deepflow import Branches, DeepFlow, branch_field, last_velocity
@@ -32,6 +34,8 @@ from jflow.nets._made import MADE, longest_path
 from jflow.nets._mixture_head import MixtureHead
 from jflow.nets._mlp import MLP, ResidualMLP, TimeMLP
 from jflow.nets._mmdit import MMDiT
+from jflow.nets._pca import pca_autoencoder
+from jflow.nets._t5 import T5Encoder
 from jflow.nets._tarflow import TarFlowTransformer
 from jflow.nets._unet import UNet
 from jflow.nets._uvit import UViT
@@ -39,7 +43,10 @@ from jflow.nets._vit import CondEmbed, ViT
 
 __all__ = [
     "ADM",
+    "Autoencoder",
+    "AutoencoderKL",
     "Branches",
+    "CLIPText",
     "CausalTransformer",
     "CondEmbed",
     "DDPMpp",
@@ -61,12 +68,15 @@ __all__ = [
     "ResidualMLP",
     "SelfAttention",
     "SetEncoder",
+    "T5Encoder",
     "TarFlowTransformer",
+    "TextFeatures",
     "TimeCondEmbed",
     "TimeMLP",
     "UNet",
     "UViT",
     "ViT",
+    "autoencoder",
     "branch_field",
     "chunked_attention",
     "dot_product_attention",
@@ -77,6 +87,9 @@ __all__ = [
     "lip_swish",
     "longest_path",
     "norms",
+    "pca_autoencoder",
+    "quick_gelu",
+    "tiled",
     "time_features",
     "tpu_attention",
     "velocity",

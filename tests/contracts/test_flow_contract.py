@@ -151,6 +151,13 @@ TABLE = {
     ),
     "flow onto (0, 1)": Row(squashed, support=(0.0, 1.0)),
     "glow": Row(glow, event=(4,)),  # squeezes 2 x 2 pixels
+    "heavy_tailed": Row(
+        lambda event: flows.heavy_tailed(
+            flows.real_nvp, event, depth=4, hidden=(16,), activation=nn.tanh
+        ),
+        base=distributions.student_t,
+        base_shift=1.6,
+    ),
     "inverse_flow": Row(
         lambda event: on_vectors(
             flows.inverse_flow((2, 2, 1), scales=1, depth=2, hidden=4), (2, 2, 1)
@@ -187,11 +194,6 @@ TABLE = {
     "real_nvp": Row(real_nvp),
     "real_nvp of labels": Row(lambda event: real_nvp(event, embed=nn.Embed(3, 4)), cond=labels),
     "real_nvp of a vector": Row(lambda event: real_nvp(event, reversible=2), cond=vector),
-    "real_nvp on another base": Row(
-        lambda event: real_nvp(event, base=distributions.student_t(event)),
-        base=distributions.student_t,
-        base_shift=1.6,
-    ),
     "residual_flow": Row(residual_flow),
     "residual_flow of labels": Row(
         lambda event: residual_flow(event, embed=nn.Embed(3, 4)), cond=labels

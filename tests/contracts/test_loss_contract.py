@@ -4,6 +4,7 @@ weight 0."""
 from typing import Any, NamedTuple
 
 import diffrax
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -74,6 +75,23 @@ def regularized_nll(number, key, batch, frozen=None):
     return loss({"velocity": number, "base": {}}, key, batch)
 
 
+class Slope(nn.Module):
+    """An autoencoder of one number."""
+
+    def setup(self):
+        self.slope = self.param("slope", nn.initializers.ones, ())
+
+    def encode(self, x):
+        return self.slope * x, jnp.zeros_like(x)
+
+    def decode(self, z):
+        return self.slope * z
+
+
+def reconstruction(number, key, batch, frozen=None):
+    return losses.reconstruction(Slope())({"slope": number}, key, batch)
+
+
 BESPOKE = solvers.bespoke_params(1, solver=diffrax.Euler())
 FLOW = flows.flow(bijectors.affine((2,)), distributions.normal((2,)))
 
@@ -116,6 +134,7 @@ TABLE = {
     "nll": Row(nll, paired=False),
     "noised": Row(losses.chain(losses.noised(0.1), losses.flow_matching(VELOCITY))),
     "perflow": Row(losses.perflow(VELOCITY, VELOCITY, method=1)),
+    "reconstruction": Row(reconstruction, paired=False),
     "rectified_diffusion": Row(losses.rectified_diffusion(VELOCITY)),
     "regularized_nll": Row(regularized_nll, paired=False),
     "self_correction": Row(losses.self_correction(VELOCITY, VELOCITY)),
