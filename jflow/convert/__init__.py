@@ -12,6 +12,7 @@ from jflow.convert._dit import dit, dit_diffusers_layout, dit_layout
 from jflow.convert._inception import inception
 from jflow.convert._layouts import LINEAR, SAME, Constant, Layout, Transform, Weight, load, save
 from jflow.convert._lightning_dit import lightning_dit, lightning_dit_layout
+from jflow.convert._lora import lora, save_lora
 from jflow.convert._mmdit import (
     flux,
     flux_diffusers_layout,
@@ -57,11 +58,13 @@ __all__ = [
     "lightning_dit_layout",
     "load",
     "load_pipeline",
+    "lora",
     "mmdit",
     "mmdit_diffusers_layout",
     "mmdit_layout",
     "read_safetensors",
     "save",
+    "save_lora",
     "t5_encoder",
     "t5_encoder_layout",
     "tarflow",

@@ -74,7 +74,7 @@ def read_safetensors(path: str | Path) -> dict[str, np.ndarray]:
     """
     path = expand(path)
     if path.is_dir():
-        path = _file_in(path)
+        path = file_in(path)
     index = path.with_name(f"{path.name}.index.json")
     if not path.exists() and index.exists():
         path = index
@@ -205,7 +205,7 @@ def _dtype(tensor):
     return tensor.dtype if hasattr(tensor, "dtype") else np.asarray(tensor).dtype
 
 
-def _file_in(folder: Path) -> Path:
+def file_in(folder: Path) -> Path:
     """The index of a folder, or else its only safetensors file."""
     found = sorted(folder.glob("*.safetensors.index.json")) or sorted(folder.glob("*.safetensors"))
     if len(found) == 1:
@@ -221,6 +221,13 @@ def _file_in(folder: Path) -> Path:
     hint = f"; its folders {', '.join(inner)} hold some: give one of them" if inner else ""
     hint += f"; it holds {pickles[0]}: {HOW_TO_CONVERT}" if pickles and not inner else ""
     raise ValueError(f"read_safetensors: {folder} holds no file *.safetensors{hint}")
+
+
+def read_metadata(path: Path) -> dict[str, str]:
+    """The strings that a safetensors file keeps beside its tensors."""
+    with open(path, "rb") as stream:
+        length = int.from_bytes(stream.read(8), "little")
+        return json.loads(stream.read(length)).get("__metadata__", {})
 
 
 def _read_index(path: Path) -> dict[str, np.ndarray]:
@@ -253,8 +260,10 @@ def _read_index(path: Path) -> dict[str, np.ndarray]:
 def _read_file(path: Path) -> dict[str, np.ndarray]:
     size = path.stat().st_size
     with open(path, "rb") as stream:
-        start = stream.read(8)
-        if path.suffix in PICKLES or start.startswith((b"PK\x03\x04", b"\x80\x02", b"\x80\x04")):
+        start, brace = stream.read(8), stream.read(1)
+        # a header of 640 bytes has the length b"\x80\x02...", with which pickles begin too
+        pickled = brace != b"{" and start.startswith((b"PK\x03\x04", b"\x80\x02", b"\x80\x04"))
+        if path.suffix in PICKLES or pickled:
             raise ValueError(
                 f"read_safetensors: {path} holds a pickle, which could run any code and is not "
                 f"read; {HOW_TO_CONVERT}"
@@ -273,7 +282,7 @@ def _read_file(path: Path) -> dict[str, np.ndarray]:
                 f"of {length} bytes, and the file has {size}"
             )
         try:
-            header = json.loads(stream.read(length))
+            header = json.loads(brace + stream.read(length - 1))
             header.pop("__metadata__", None)
             entries = {
                 name: (entry["dtype"], tuple(entry["shape"]), *entry["data_offsets"])

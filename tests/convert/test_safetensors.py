@@ -117,6 +117,16 @@ def test_pickles_are_refused_with_the_way_to_convert_them(file, tmp_path):
         convert.read_safetensors(tmp_path)
 
 
+def test_a_header_as_long_as_pickles_begin(tmp_path):
+    """A length of 640 bytes is b"\\x80\\x02", the first bytes of a pickle."""
+    for size in (640, 1152):
+        name = "x" * (size - len('{"":{"dtype":"F64","shape":[1],"data_offsets":[0,8]}}'))
+        convert.write_safetensors(tmp_path / "file", {name: np.zeros(1)})
+        with open(tmp_path / "file", "rb") as stream:
+            assert int.from_bytes(stream.read(8), "little") == size
+        assert list(convert.read_safetensors(tmp_path / "file")) == [name]
+
+
 def test_folders_and_indexes(tmp_path):
     where = {"a": "one.safetensors", "b": "two.safetensors", "c": "one.safetensors"}
     index = tmp_path / "model.safetensors.index.json"
