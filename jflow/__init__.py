@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from jflow import (
+        adapters,
         apps,
         bijectors,
         convert,
@@ -38,6 +39,7 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 
 __all__ = [
+    "adapters",
     "apps",
     "bijectors",
     "convert",

@@ -6,8 +6,8 @@ Gaussian or a mixture too, and velocity, score and density at any time are known
 flow map and the average velocity as well.
 
 x is [b, d]; t and r are [b], or scalars given to every row. Everything is computed in the precision
-of x, float32 at least; the constants are prepared in float64. `as_velocity(oracle)` is the noun
-that samplers, losses and likelihoods take.
+of x, float32 at least; the constants are prepared in float64. The functions are compiled, outside
+jit too. `as_velocity(oracle)` is the noun that samplers, losses and likelihoods take.
 
 References:
     Lipman, Chen, Ben-Hamu, Nickel, Le, *Flow Matching for Generative Modeling*, 2023,
@@ -20,6 +20,7 @@ References:
         arXiv:2505.13447.
 """
 
+import functools
 from collections.abc import Callable
 from typing import NamedTuple
 
@@ -147,21 +148,26 @@ def gaussian(mean: ArrayLike, cov: ArrayLike, schedule: Schedule = LINEAR) -> Ga
     law = _law("gaussian", np.asarray(mean, np.float64)[None], _batch_of_one(cov), schedule)
     d = law.means.shape[1]
 
+    @jax.jit
     def velocity(x, t, label=None):
         return law.velocities(*_inputs(x, t))[:, 0]
 
+    @jax.jit
     def score(x, t, label=None):
         return law.scores(*_inputs(x, t))[:, 0]
 
+    @jax.jit
     def log_density(x, t, label=None):
         return law.log_densities(*_inputs(x, t))[:, 0]
 
+    @jax.jit
     def flow_map(x, t, r):
         x, t = _inputs(x, t)
         means, variances, _, _ = law.at(_inputs(x, r)[1])
         z, now = law.coordinates(x, t)
         return (means + law.back(jnp.sqrt(variances / now) * z))[:, 0]
 
+    @jax.jit
     def average_velocity(x, t, r):
         # (sqrt(l_r) - sqrt(l_t)) / (r - t) as a difference of squares over a sum: no 0 / 0 at r = t
         x, t = _inputs(x, t)
@@ -175,6 +181,7 @@ def gaussian(mean: ArrayLike, cov: ArrayLike, schedule: Schedule = LINEAR) -> Ga
             :, 0
         ]
 
+    @jax.jit
     def marginal(t):
         t = jnp.atleast_1d(jnp.asarray(t))
         means, variances, _, _ = law.at(t.astype(float_dtype(t)))
@@ -201,6 +208,7 @@ def gaussian(mean: ArrayLike, cov: ArrayLike, schedule: Schedule = LINEAR) -> Ga
         )
         return means, law.covariances(variances)
 
+    @functools.partial(jax.jit, static_argnames="n")
     def sample(key, n):
         return law.draw(key, jnp.zeros(n, jnp.int32))
 
@@ -276,25 +284,31 @@ def mixture(
             prior = jnp.where(label == count, prior, only)
         return prior + law.log_densities(x, t)
 
+    @jax.jit
     def responsibilities(x, t, label=None):
         x, t = _inputs(x, t)
         return jax.nn.softmax(joint(x, t, label), axis=1)
 
+    @jax.jit
     def velocity(x, t, label=None):
         x, t = _inputs(x, t)
         return jnp.sum(responsibilities(x, t, label)[..., None] * law.velocities(x, t), axis=1)
 
+    @jax.jit
     def score(x, t, label=None):
         x, t = _inputs(x, t)
         return jnp.sum(responsibilities(x, t, label)[..., None] * law.scores(x, t), axis=1)
 
+    @jax.jit
     def log_density(x, t, label=None):
         x, t = _inputs(x, t)
         return jax.nn.logsumexp(joint(x, t, label), axis=1)
 
+    @functools.partial(jax.jit, static_argnames="n")
     def sample_labels(key, n):
         return jax.random.categorical(key, jnp.asarray(log_weights, float), shape=(n,))
 
+    @functools.partial(jax.jit, static_argnames="n")
     def sample(key, n, label=None):
         which, noise = jax.random.split(key)
         drawn = sample_labels(which, n)

@@ -32,6 +32,7 @@ from jaxtyping import Float, Int
 # Seeds of numpy are distinguished by purpose: `jflow._core.seeds`.
 
 __all__ = [
+    "Adapter",
     "ApplyElementwise",
     "ApplyField",
     "ApplyFlowMap",
@@ -623,6 +624,35 @@ class FlowMap(NamedTuple):
 
     init: InitFlowMap
     apply: ApplyFlowMap
+
+
+@_picklable
+class Adapter(NamedTuple):
+    """A small change of a trained model's params, with params of its own.
+
+    Both functions are pure. There are two kinds, which no function has to tell apart. An adapter of
+    weights returns a base of the same form, with other numbers. An adapter of activations returns
+    the base with functions beside the params of modules, which run around the calls of these
+    modules (`adapters.on_modules`); every network of Flax that jflow lifted heeds them.
+
+    Attributes:
+        init: `init(key, base) -> params`, where base is the trained params, or their shapes.
+        apply: `apply(base, params) -> base`, the params with which the model runs adapted.
+
+    Examples:
+        >>> import jax
+        >>> import jax.numpy as jnp
+        >>> from jflow.types import Adapter
+        >>> shift = Adapter(
+        ...     lambda key, base: {"by": jnp.zeros(())},
+        ...     lambda base, params: jax.tree.map(lambda w: w + params["by"], base),
+        ... )
+        >>> shift.apply({"w": jnp.ones(1)}, {"by": 2.0})
+        {'w': Array([3.], dtype=float32, weak_type=True)}
+    """
+
+    init: Callable[[Key, Params], Params]
+    apply: Callable[[Params, Params], Params]
 
 
 @runtime_checkable

@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 
 from jflow._core.arrays import float_dtype
+from jflow._core.attached import heeding
 from jflow._core.checks import check_cond, check_key, described
 from jflow._core.conditions import refuse_parts
 from jflow.types import Array, Cond, Condition, PyTree
@@ -56,9 +57,9 @@ def apply_linen(module, params, *args, key=None, method=None):
     """Apply a Linen module (or one of its methods); a key becomes its 'dropout' stream, without one
     it runs deterministically."""
     try:
-        return module.apply(
-            {"params": params}, *args, rngs=None if key is None else {"dropout": key}, method=method
-        )
+        rngs = None if key is None else {"dropout": key}
+        with heeding(params):
+            return module.apply({"params": params}, *args, rngs=rngs, method=method)
     except flax.errors.ApplyScopeInvalidVariablesStructureError:
         raise ValueError(
             f"{type(module).__name__}: expected params, got a dict that holds them under 'params':"

@@ -14,6 +14,7 @@ import time
 import traceback
 import warnings
 from collections.abc import Iterator, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -171,6 +172,9 @@ def launch(args) -> None:
 
 
 def sample(args) -> None:
+    _check_source(args)
+    if args.pretrained is not None:
+        return _sample_pretrained(args)
     import jax
 
     from jflow.apps import tables
@@ -193,7 +197,7 @@ def sample(args) -> None:
             raise ValueError("--given is for models of tables, that `jflow fit` trained")
         else:
             drawn = samples(
-                loaded, jax.random.key(args.seed), args.num, batch=args.batch, **options
+                loaded, jax.random.key(args.seed), args.num, batch=args.batch or 256, **options
             )
         for rows in drawn:
             write(loaded, rows)
@@ -203,6 +207,83 @@ def sample(args) -> None:
         f"wrote {args.out}: {args.num} rows from step {loaded.step} in {seconds:.1f} s, compilation"
         " included",
     )
+
+
+def _check_source(args) -> None:
+    """Samples are of a run, or of a published model, and each has options of its own."""
+    if (args.workdir is None) == (args.pretrained is None):
+        raise ValueError(
+            "expected DIR, where a model was trained, or --pretrained FOLDER, of a published one, "
+            f"got {'both' if args.pretrained is not None else 'neither'}"
+        )
+    of_runs = ("num", "step", "label", "batch", "given")
+    of_published = ("prompt", "negative_prompt", "shift", "height", "width", "cut", "dtype", "mesh")
+    run = args.pretrained is None
+    other = of_published if run else [name for name in of_runs if name != "num"]
+    for name in other:
+        if (value := getattr(args, name)) is not None and value is not False and value != []:
+            option, kind = f"--{name.replace('_', '-')}", "--pretrained" if run else "DIR"
+            raise ValueError(f"{option} goes with {kind} alone")
+    if run and args.num is None:
+        raise ValueError("the following arguments are required: --num")
+    if not run and not args.prompt:
+        raise ValueError("the following arguments are required with --pretrained: --prompt")
+
+
+def _sample_pretrained(args) -> None:
+    """One file for each picture: they are numbered where there are several."""
+    from PIL import Image
+    from PIL.PngImagePlugin import PngInfo
+
+    from jflow import train as trainer
+    from jflow._core.files import replace_file
+    from jflow.apps._pretrained import pictures
+
+    if args.out.suffix != ".png":
+        raise ValueError(f"--out: expected a file name that ends in .png, got {args.out}")
+    num = args.num or 1
+    total = len(args.prompt) * num
+    names = [args.out.name]
+    if total > 1:
+        digits = len(str(total))
+        names = [f"{args.out.stem}_{i + 1:0{digits}}.png" for i in range(total)]
+    sharding = None
+    if args.mesh is not None:
+        mesh = trainer.make_mesh(_mesh(args.mesh))
+        rules = [(".*", trainer.fsdp(mesh.axis_names[0]))]
+        sharding = partial(trainer.shardings, mesh=mesh, rules=rules)
+    options = {
+        "negative": args.negative_prompt,
+        "scale": args.guidance,
+        "steps": args.steps,
+        "shift": args.shift,
+        "height": args.height,
+        "width": args.width,
+        "dtype": args.dtype,
+    }
+    started = time.perf_counter()
+    with contextlib.ExitStack() as stack:  # an unwritable path is found out here
+        parts = [stack.enter_context(replace_file(args.out.parent / name)) for name in names]
+        drawn = pictures(
+            args.pretrained,
+            args.prompt,
+            num=num,
+            seed=args.seed,
+            cut=args.cut,
+            sharding=sharding,
+            progress=not args.quiet,
+            **options,
+        )
+        said = {name: value for name, value in options.items() if value is not None}
+        for i, (part, picture) in enumerate(zip(parts, drawn, strict=True)):
+            info = PngInfo()
+            info.add_itxt("prompt", args.prompt[i // num])
+            info.add_itxt("options", json.dumps({"seed": args.seed + i % num, **said}))
+            Image.fromarray(picture).save(part, format="PNG", pnginfo=info)
+    for i, name in enumerate(names):
+        prompt = args.prompt[i // num]
+        _say(args, f"wrote {args.out.parent / name}: seed {args.seed + i % num}, {prompt!r}")
+    _say(args, f"{time.perf_counter() - started:.1f} s, compilation included")
 
 
 def _given(model, texts: Sequence[str]) -> dict[str, Any]:
@@ -481,9 +562,9 @@ def _parser() -> argparse.ArgumentParser:
         command.add_argument("--quiet", action="store_true", help="print errors alone")
         return command
 
-    def add_checkpoint(command):
+    def add_checkpoint(command, **options):
         command.add_argument(
-            "workdir", type=_path, metavar="DIR", help="where the model was trained"
+            "workdir", type=_path, metavar="DIR", help="where the model was trained", **options
         )
         command.add_argument(
             "--step",
@@ -571,13 +652,23 @@ def _parser() -> argparse.ArgumentParser:
         "draw samples of a trained model",
         "Draw samples, in the units of the data, and write them as a picture, arrays or a table."
         " Rows are drawn --batch\nat a time, so that they need not fit in memory. A file that has"
-        " the name --out already is replaced at the end.",
+        " the name --out already is replaced at the end.\n\n"
+        "With --pretrained in the place of DIR: draw pictures of Stable Diffusion 3 or FLUX.1 from"
+        " a folder as diffusers\nwrites it. One picture is written to --out; several, of several"
+        " prompts or of --num for each, to files numbered\nin their order: image_1.png, image_2.png"
+        " ... Picture i of a prompt has the seed --seed + i - 1. Text encoders,\nnetwork and"
+        " decoder are read one after another, and memory is that of the largest.",
         "  jflow sample runs/digits --num 100 --out grid.png --label 3 --guidance 2\n"
         "  jflow sample runs/digits --num 50000 --out samples.npz --batch 500\n"
-        "  jflow sample runs/people --num 1000 --out rows.csv --given sex=F --given age=30..40",
+        "  jflow sample runs/people --num 1000 --out rows.csv --given sex=F --given age=30..40\n"
+        '  jflow sample --pretrained stable-diffusion-3-medium --prompt "a red cat" --out cat.png\n'
+        '  jflow sample --pretrained FLUX.1-dev --prompt "a red cat" --prompt "a blue dog"'
+        " --out animals.png",
     )
-    add_checkpoint(command)
-    command.add_argument("--num", type=_whole(1), required=True, metavar="N", help="how many")
+    add_checkpoint(command, nargs="?")
+    command.add_argument(
+        "--num", type=_whole(1), metavar="N", help="how many; of a published model for each prompt"
+    )
     command.add_argument(
         "--out",
         type=_path,
@@ -600,8 +691,36 @@ def _parser() -> argparse.ArgumentParser:
     command.add_argument(
         "--guidance", type=_finite, help="scale of classifier-free guidance; 1 is without"
     )
-    command.add_argument(
-        "--batch", type=_whole(1), default=256, help="rows drawn at once (default 256)"
+    command.add_argument("--batch", type=_whole(1), help="rows drawn at once (default 256)")
+    published = command.add_argument_group("of a published model, with --steps and --guidance")
+    published.add_argument(
+        "--pretrained", type=_path, metavar="FOLDER", help="with model_index.json in it"
+    )
+    published.add_argument(
+        "--prompt",
+        action="append",
+        default=[],
+        metavar="TEXT",
+        help="what to draw; the option again for another picture",
+    )
+    published.add_argument(
+        "--negative-prompt", metavar="TEXT", help="what to keep away from, where there is guidance"
+    )
+    published.add_argument(
+        "--shift", type=_finite, help="of times towards noise (default: the scheduler's)"
+    )
+    for side in ("height", "width"):
+        published.add_argument(
+            f"--{side}", type=_whole(1), help="in pixels (default: as published)"
+        )
+    published.add_argument(
+        "--cut", action="store_true", help="cut prompts that are too long for an encoder"
+    )
+    published.add_argument(
+        "--dtype", choices=("float32", "bfloat16"), help="of the weights (default: the files')"
+    )
+    published.add_argument(
+        "--mesh", metavar="AXIS=N,...", help="devices to split the weights over, e.g. data=8"
     )
 
     command = add(

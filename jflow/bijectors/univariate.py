@@ -30,6 +30,7 @@ __all__ = [
     "mixed",
     "rational_quadratic",
     "shift",
+    "shift_then_scale",
     "sinh_arcsinh",
     "unconstrained_monotone",
 ]
@@ -114,6 +115,55 @@ def affine(
     def inverse(y, raw):
         a = log_scale(raw)
         return (y - raw[..., 1].astype(a.dtype)) * jnp.exp(-a), -a
+
+    return Elementwise(2, forward, inverse)
+
+
+def shift_then_scale(scale: Callable[[Array], Array] | None = None) -> Elementwise:
+    """Shift a number, then scale it: y = (x + b) s, the affine map of Jet.
+
+    b = raw_1, and s = 2 sigmoid(raw_0) is below 2. It reaches the maps of `affine` with the same
+    scale; what differs is the size of the shift that a raw number stands for, and so the training.
+
+    Args:
+        scale: a function raw -> log s, zero at 0; see `bijectors.scales`. None is
+            `scales.sigmoid(2.0)`, as published.
+
+    Returns:
+        Elementwise: the map, with 2 raw numbers.
+
+    Raises:
+        TypeError: scale is not a function.
+
+    Examples:
+        >>> import jax.numpy as jnp
+        >>> from jflow import bijectors
+        >>> jet = bijectors.univariate.shift_then_scale()
+        >>> y, _ = jet.forward(jnp.ones(2), jnp.array([[0.0, 5.0], [1000.0, 5.0]]))
+        >>> y.tolist()
+        [6.0, 12.0]
+
+    References:
+        Kolesnikov, Pinto, Tschannen, *Jet: A Modern Transformer-Based Normalizing Flow*, 2024,
+            arXiv:2412.15129.
+    """
+    scale = scales.sigmoid(2.0) if scale is None else scale
+    if not callable(scale):
+        raise TypeError(
+            f"shift_then_scale: expected scale to be a function raw -> log scale, got {scale!r}"
+        )
+
+    def read(raw):
+        raw = raw.astype(float_dtype(raw))
+        return scale(raw[..., 0]), raw[..., 1]
+
+    def forward(x, raw):
+        a, b = read(raw)
+        return (x + b) * jnp.exp(a), a
+
+    def inverse(y, raw):
+        a, b = read(raw)
+        return y * jnp.exp(-a) - b, -a
 
     return Elementwise(2, forward, inverse)
 

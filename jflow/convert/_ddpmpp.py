@@ -1,6 +1,6 @@
 """Published weights of DDPM++, for `nets.DDPMpp`."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -18,6 +18,7 @@ from jflow.convert._layouts import (
     Weight,
     count_blocks,
     dense,
+    in_one_piece,
     load,
     shapes_of,
 )
@@ -38,7 +39,8 @@ def ddpmpp(
     The sizes come from the shapes. The network predicts noise at t in [0, 1], of which 0 is data,
     as the continuous models were trained (time_scale=999). No published file was opened when this
     was written: the names are those of the authors' code. Their networks of another kind, NCSN++ or
-    with smoothed resampling, are refused where their tensors differ.
+    with smoothed resampling, are refused where their tensors differ. The files hold a table of
+    noise levels too, which these networks do not read; it has to be geometric, between any two.
 
     Args:
         files: what `read_safetensors` takes, or the tensors that it returned.
@@ -93,9 +95,15 @@ def ddpmpp(
     )
     side = 2 ** (len(net.multipliers) - 1)
     x, t = (jax.ShapeDtypeStruct(s, jnp.float32) for s in ((1, side, side, image), (1,)))
+    sigmas = np.reshape(tensors.get(prefix + "sigmas", ()), -1)
+    layout = (
+        ddpmpp_layout(net, sigmas=(float(sigmas[0]), float(sigmas[-1])))
+        if sigmas.size
+        else ddpmpp_layout(net)
+    )
     return net, load(
         tensors,
-        ddpmpp_layout(net),
+        layout,
         shapes_of(net, x, t),
         prefix=prefix,
         dtype=dtype,
@@ -103,11 +111,14 @@ def ddpmpp(
     )
 
 
-def ddpmpp_layout(net: DDPMpp) -> Layout:
+def ddpmpp_layout(net: DDPMpp, *, sigmas: Sequence[float] = (50.0, 0.01)) -> Layout:
     """The names of the weights of DDPM++ in the files of its authors.
 
     Args:
         net: the network, without num_classes, which the published one does not have.
+        sigmas: the first and the last of the 1000 noise levels that the file holds too, and the
+            network does not read. Those of the authors' models of CIFAR-10 are the default
+            (configs/default_cifar10_configs.py).
 
     Returns:
         The layout, for `load` and `save`.
@@ -186,7 +197,12 @@ def ddpmpp_layout(net: DDPMpp) -> Layout:
             block(f"grow_{i}", width, width, resample=True)
     rows += norm(key(), "norm")
     rows += conv(key(), "head")
-    return Layout("DDPM++", tuple(rows), (Constant("sigmas", _sigmas),))
+    first, last = np.maximum(sigmas, 1e-30)  # of which there is a logarithm
+
+    def table(shape):
+        return in_one_piece(np.geomspace(first, last, shape[0] if len(shape) == 1 else 1))
+
+    return Layout("DDPM++", tuple(rows), (Constant("sigmas", table, (1000,)),))
 
 
 def _sines_first(w):
@@ -200,8 +216,3 @@ SIDE_BY_SIDE = Transform(  # three matrices [in, out], one below the other in th
     lambda w: w.reshape(3, w.shape[1], -1).swapaxes(0, 1).reshape(w.shape[1], -1),
     lambda w: w.reshape(w.shape[0], 3, -1).swapaxes(0, 1).reshape(3 * w.shape[0], -1),
 )
-
-
-def _sigmas(shape: tuple[int, ...]) -> np.ndarray:
-    """A table of noise levels that the file has and the network does not read."""
-    return np.geomspace(50, 0.01, shape[0] if shape else 1)

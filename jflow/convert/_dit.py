@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from jflow._core.positions import table_rows
 from jflow.convert._layouts import (
     Constant,
     Layout,
@@ -280,11 +281,10 @@ def head(
     return Weight(f"{key}.weight", "head/kernel", both), Weight(f"{key}.bias", "head/bias", both)
 
 
-def square_positions(shape: tuple[int, ...], *, width: int) -> np.ndarray:
+def square_positions(shape: tuple[int, ...], *, width: int):
     """The table [1, side^2, width] of a square image, as it was published: sines and cosines of the
     column, then of the row."""
     side = round(shape[1] ** 0.5) if len(shape) == 3 else 1
     angles = np.outer(np.arange(side), 10_000.0 ** (-np.arange(width // 4) / (width // 4)))
     one = np.concatenate([np.sin(angles), np.cos(angles)], axis=1)
-    column, row = np.tile(one, (side, 1)), np.repeat(one, side, axis=0)
-    return np.concatenate([column, row], axis=1)[None]
+    return (1, side * side, width), table_rows(one, one)

@@ -2,7 +2,7 @@
 
 import itertools
 import math
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
@@ -13,7 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from jflow._core.linen import init_linen
-from jflow.convert._safetensors import read_safetensors, write_stream
+from jflow.convert._safetensors import read_safetensors, write_shards
 from jflow.types import Array, Params, PyTree
 
 
@@ -74,13 +74,14 @@ class Constant(NamedTuple):
 
     Attributes:
         key: the published name. A file may lack it.
-        value: (shape of the published tensor) -> what it has to be, an array of numpy; it raises a
-            ValueError, or returns another shape, where no such tensor can be.
+        value: (shape of the published tensor) -> (the shape that it has to have, its numbers),
+            where the numbers are arrays of numpy in pieces, the raveled tensor one after another,
+            so that a large table is never there as a whole.
         shape: of the tensor that is written, or None: it is not written.
     """
 
     key: str
-    value: Callable[[tuple[int, ...]], np.ndarray]
+    value: Callable[[tuple[int, ...]], tuple[tuple[int, ...], Iterable[np.ndarray]]]
     shape: tuple[int, ...] | None = None
 
 
@@ -119,6 +120,11 @@ def dense(
         Weight(of("weight"), f"{path}/kernel", LINEAR, blocks, **rest),
         Weight(of("bias"), f"{path}/bias", SAME, blocks, **rest),
     )
+
+
+def in_one_piece(array: np.ndarray) -> tuple[tuple[int, ...], Iterable[np.ndarray]]:
+    """The value of a small `Constant`."""
+    return array.shape, (array,)
 
 
 def shapes_of(net, *inputs) -> PyTree:
@@ -208,19 +214,24 @@ def save(
     prefix: str = "",
     dtype: Any = None,
     metadata: Mapping[str, str] | None = None,
+    max_shard_size: int | None = None,
 ) -> None:
-    """Write params as one safetensors file in a published layout, leaf by leaf.
+    """Write params as a safetensors file in a published layout, leaf by leaf.
 
     Args:
-        file: its path.
+        file: its path, where an older one and its index are replaced.
         layout: the names, from a function such as `dit_layout`.
         params: of the network that the layout was made for.
         prefix: what each name begins with.
         dtype: of the tensors; None is the types of the params.
         metadata: strings by name that the file keeps too.
+        max_shard_size: in bytes. Tensors of more than that together go to several files beside
+            `file`, which is not written: model-00001-of-00003.safetensors and so on for
+            model.safetensors, and an index of them, model.safetensors.index.json, as large models
+            are published. None: one file. The host never holds more than a leaf of the params.
 
     Raises:
-        ValueError: `layout` does not cover the params.
+        ValueError: `layout` does not cover the params, or max_shard_size is below 1.
 
     Examples:
         >>> import tempfile
@@ -243,10 +254,10 @@ def save(
             source[key] = path
     for copy, original in layout.copies:
         shapes[copy] = shapes[original]
-    constants = [(c.key, c.value(c.shape)) for c in layout.constants if c.shape is not None]
+    constants = [(c.key, *c.value(c.shape)) for c in layout.constants if c.shape is not None]
     widest = dtype or jnp.result_type(*leaves.values())
-    for key, value in constants:
-        shapes[key] = jax.ShapeDtypeStruct(value.shape, widest)
+    for key, shape, _ in constants:
+        shapes[key] = jax.ShapeDtypeStruct(shape, widest)
 
     def tensors() -> Iterator[tuple[str, np.ndarray]]:
         for path, leaf in leaves.items():
@@ -254,13 +265,16 @@ def save(
         for copy, original in layout.copies:
             path = source[original]
             yield copy, dict(_write(weights[path], leaves[path]))[original]
-        yield from constants
+        for key, shape, pieces in constants:
+            flat = np.concatenate([piece.reshape(-1) for piece in pieces], dtype=np.float32)
+            yield key, flat.reshape(shape)
 
-    write_stream(
+    write_shards(
         file,
         {prefix + key: like for key, like in shapes.items()},
         ((prefix + key, tensor) for key, tensor in tensors()),
         {"format": "pt"} | dict(metadata or {}),
+        max_shard_size,
     )
 
 
@@ -400,15 +414,20 @@ def _check(layout: Layout, weights, leaves, tensors) -> None:
 
 
 def _compare(name: str, constant: Constant, tensor: np.ndarray) -> None:
-    value = constant.value(tensor.shape)
-    if value.shape != tensor.shape:
+    shape, pieces = constant.value(tensor.shape)
+    if shape != tensor.shape:
         raise ValueError(
-            f"{name}: expected {constant.key!r} of shape {list(value.shape)}, got "
-            f"{list(tensor.shape)}"
+            f"{name}: expected {constant.key!r} of shape {list(shape)}, got {list(tensor.shape)}"
         )
-    error = np.abs(tensor.astype(np.float32) - value.astype(np.float32)).max(initial=0)
-    scale = np.abs(value).max(initial=0)
-    if not error <= 4 * float(jnp.finfo(tensor.dtype).eps) * scale + 1e-6:
+    flat, end, error, scale = tensor.reshape(-1), 0, np.float32(0), 0.0
+    for piece in pieces:
+        start, end = end, end + piece.size
+        given, piece = (x.astype(np.float32) for x in (flat[start:end], piece.reshape(-1)))
+        error = np.maximum(error, np.abs(given - piece).max(initial=0))  # which keeps NaN
+        scale = max(scale, float(np.abs(piece).max(initial=0)))
+    exact = not jnp.issubdtype(tensor.dtype, jnp.floating)
+    eps = 0.0 if exact else float(jnp.finfo(tensor.dtype).eps)
+    if not error <= 4 * eps * scale + 1e-6:
         raise ValueError(
             f"{name}: expected {constant.key!r} as jflow computes it, got other numbers, off by up "
             f"to {error:.2g}: the weights were trained with another table"

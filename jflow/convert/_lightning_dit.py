@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from jflow.convert._dit import TABLE, head, like_image, patches, shape_of, square_positions
-from jflow.convert._layouts import Constant, Layout, Weight, count_blocks, dense, load
+from jflow.convert._layouts import Constant, Layout, Weight, count_blocks, dense, in_one_piece, load
 from jflow.convert._safetensors import read_safetensors
 from jflow.nets import LightningDiT
 from jflow.types import Params
@@ -154,7 +154,7 @@ def lightning_dit_layout(
     )
 
 
-def _turns(f, size: int, shape: tuple[int, ...]) -> np.ndarray:
+def _turns(f, size: int, shape: tuple[int, ...]):
     """The table [side^2, size] of cosines or sines by which a square turns the pairs of a head: its
     row those of the first half, its column those of the second. Angles are float32, as published.
     """
@@ -164,4 +164,4 @@ def _turns(f, size: int, shape: tuple[int, ...]) -> np.ndarray:
     )
     angles = np.repeat(np.outer(np.arange(side, dtype=np.float32), frequencies), 2, axis=1)
     row, column = np.repeat(angles, side, axis=0), np.tile(angles, (side, 1))
-    return f(np.concatenate([row, column], axis=1))
+    return in_one_piece(f(np.concatenate([row, column], axis=1)))

@@ -14,7 +14,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jflow._core.positions import centered_positions
+from jflow._core.positions import centered_axis, table_rows
 from jflow.convert._layouts import (
     LINEAR,
     SAME,
@@ -291,6 +291,7 @@ def flux_diffusers_layout(net: Flux) -> Layout:
 def mmdit(
     files: str | Path | Mapping[str, np.ndarray],
     *,
+    num_heads: int | None = None,
     prefix: str = "",
     dtype: Any = None,
     sharding: Any = None,
@@ -305,6 +306,8 @@ def mmdit(
 
     Args:
         files: what `read_safetensors` takes, or the tensors that it returned.
+        num_heads: of the attention. None is that of heads as wide as the norms of queries and keys,
+            and without such norms of 64 numbers, as published.
         prefix: of the names, 'model.diffusion_model.' in a file that holds other models too; see
             `load`.
         dtype: of the params; see `load`.
@@ -342,7 +345,7 @@ def mmdit(
         patch_size=patch,
         width=width,
         num_layers=depth,
-        num_heads=width // size,
+        num_heads=num_heads or width // size,
         dual_layers=sum(own.format(i) in tensors for i in range(depth)),
         qk_norm=norm in tensors,
         mlp_ratio=inner // width,
@@ -454,7 +457,8 @@ def _mmdit_layout(net: MMDiT, names: _Names) -> Layout:
 
     def table(shape):
         side = math.isqrt(shape[1]) if len(shape) == 3 else 1
-        return centered_positions(side, side, side, net.grid_step, net.width)[None]
+        one = centered_axis(side, side, net.grid_step, net.width)
+        return (1, side * side, net.width), table_rows(one, one)
 
     shape = (1, net.grid_size**2, net.width)
     return Layout("MMDiT", tuple(rows), (Constant(names.table, table, shape),))

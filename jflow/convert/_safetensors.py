@@ -3,6 +3,7 @@
 import json
 import math
 from collections.abc import Iterable, Mapping
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +11,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jflow._core.files import expand, replace_file
+from jflow._core.checks import check_whole
+from jflow._core.files import expand, replace_file, write_atomically
 
 DTYPES = {
     "BOOL": np.bool_,
@@ -47,8 +49,9 @@ def read_safetensors(path: str | Path) -> dict[str, np.ndarray]:
     those of JAX.
 
     Args:
-        path: a safetensors file; an index of several, `*.index.json`, whose "weight_map" says which
-            tensor lies in which file beside it; or a folder that holds one of the two.
+        path: a safetensors file, which may have been written in several; an index of those,
+            `*.index.json`, whose "weight_map" says which tensor lies in which file beside it; or a
+            folder that holds one of the two.
 
     Returns:
         The tensors by name, in the order of the files.
@@ -71,7 +74,10 @@ def read_safetensors(path: str | Path) -> dict[str, np.ndarray]:
     """
     path = expand(path)
     if path.is_dir():
-        path = _file_in(path)
+        path = file_in(path)
+    index = path.with_name(f"{path.name}.index.json")
+    if not path.exists() and index.exists():
+        path = index
     if not path.exists():
         raise FileNotFoundError(f"read_safetensors: there is no file {path}")
     return _read_index(path) if path.name.endswith(".json") else _read_file(path)
@@ -125,7 +131,7 @@ def write_stream(
                 f"write_safetensors: expected {name!r} of one of the types {', '.join(DTYPES)}, got"
                 f" {like.dtype}"
             )
-        start, end = end, end + math.prod(like.shape) * np.dtype(like.dtype).itemsize
+        start, end = end, end + _size(like)
         header[name] = {
             "dtype": NAMES[np.dtype(like.dtype)],
             "shape": list(like.shape),
@@ -145,11 +151,61 @@ def write_stream(
             stream.write(array.reshape(-1).view(np.uint8).data)
 
 
+def write_shards(
+    path: str | Path,
+    shapes: Mapping[str, jax.ShapeDtypeStruct],
+    tensors: Iterable[tuple[str, Any]],
+    metadata: Mapping[str, str] | None,
+    max_shard_size: int | None,
+) -> None:
+    """As `write_stream`; more than max_shard_size bytes go to several files and an index of them.
+
+    What an older call wrote to the same path is not mistaken for the new: its index goes first, and
+    the new one is written last.
+    """
+    path, stream = expand(path), iter(tensors)
+    groups = _groups(shapes, max_shard_size)
+    index, count = path.with_name(f"{path.name}.index.json"), len(groups)
+    names = [f"{path.stem}-{i + 1:05d}-of-{count:05d}{path.suffix}" for i in range(count)]
+    if count == 1:
+        names = [path.name]
+    index.unlink(missing_ok=True)
+    for name, group in zip(names, groups, strict=True):
+        likes = {key: shapes[key] for key in group}
+        write_stream(path.with_name(name), likes, islice(stream, len(group)), metadata)
+    if count > 1:
+        path.unlink(missing_ok=True)
+        where = {key: name for name, group in zip(names, groups, strict=True) for key in group}
+        total = sum(_size(like) for like in shapes.values())
+        content = {"metadata": {"total_size": total}, "weight_map": where}
+        write_atomically(index, json.dumps(content, indent=2).encode())
+
+
+def _groups(shapes: Mapping[str, jax.ShapeDtypeStruct], most: int | None) -> list[list[str]]:
+    """Names in their order, as many together as take `most` bytes at most; one may be larger."""
+    if most is None:
+        return [list(shapes)]
+    check_whole("save", max_shard_size=most)
+    groups: list[list[str]] = [[]]
+    room = most
+    for name, like in shapes.items():
+        room -= _size(like)
+        if room < 0 and groups[-1]:
+            groups.append([])
+            room = most - _size(like)
+        groups[-1].append(name)
+    return groups
+
+
+def _size(like: jax.ShapeDtypeStruct) -> int:
+    return math.prod(like.shape) * np.dtype(like.dtype).itemsize
+
+
 def _dtype(tensor):
     return tensor.dtype if hasattr(tensor, "dtype") else np.asarray(tensor).dtype
 
 
-def _file_in(folder: Path) -> Path:
+def file_in(folder: Path) -> Path:
     """The index of a folder, or else its only safetensors file."""
     found = sorted(folder.glob("*.safetensors.index.json")) or sorted(folder.glob("*.safetensors"))
     if len(found) == 1:
@@ -165,6 +221,13 @@ def _file_in(folder: Path) -> Path:
     hint = f"; its folders {', '.join(inner)} hold some: give one of them" if inner else ""
     hint += f"; it holds {pickles[0]}: {HOW_TO_CONVERT}" if pickles and not inner else ""
     raise ValueError(f"read_safetensors: {folder} holds no file *.safetensors{hint}")
+
+
+def read_metadata(path: Path) -> dict[str, str]:
+    """The strings that a safetensors file keeps beside its tensors."""
+    with open(path, "rb") as stream:
+        length = int.from_bytes(stream.read(8), "little")
+        return json.loads(stream.read(length)).get("__metadata__", {})
 
 
 def _read_index(path: Path) -> dict[str, np.ndarray]:
@@ -197,8 +260,10 @@ def _read_index(path: Path) -> dict[str, np.ndarray]:
 def _read_file(path: Path) -> dict[str, np.ndarray]:
     size = path.stat().st_size
     with open(path, "rb") as stream:
-        start = stream.read(8)
-        if path.suffix in PICKLES or start.startswith((b"PK\x03\x04", b"\x80\x02", b"\x80\x04")):
+        start, brace = stream.read(8), stream.read(1)
+        # a header of 640 bytes has the length b"\x80\x02...", with which pickles begin too
+        pickled = brace != b"{" and start.startswith((b"PK\x03\x04", b"\x80\x02", b"\x80\x04"))
+        if path.suffix in PICKLES or pickled:
             raise ValueError(
                 f"read_safetensors: {path} holds a pickle, which could run any code and is not "
                 f"read; {HOW_TO_CONVERT}"
@@ -217,7 +282,7 @@ def _read_file(path: Path) -> dict[str, np.ndarray]:
                 f"of {length} bytes, and the file has {size}"
             )
         try:
-            header = json.loads(stream.read(length))
+            header = json.loads(brace + stream.read(length - 1))
             header.pop("__metadata__", None)
             entries = {
                 name: (entry["dtype"], tuple(entry["shape"]), *entry["data_offsets"])

@@ -13,7 +13,15 @@ import numpy as np
 from jflow import bijectors, distributions
 from jflow.bijectors import TokenGuide
 from jflow.bijectors.decoding import Sampler, cached
-from jflow.convert._layouts import Constant, Layout, Transform, Weight, count_blocks, dense
+from jflow.convert._layouts import (
+    Constant,
+    Layout,
+    Transform,
+    Weight,
+    count_blocks,
+    dense,
+    in_one_piece,
+)
 from jflow.convert._layouts import load as load_layout
 from jflow.convert._safetensors import read_safetensors
 from jflow.flows import flow
@@ -159,7 +167,9 @@ def tarflow_layout(
         lambda x: x[..., None, :],
     )
     masks = tuple(
-        Constant(f"blocks.{i}.attn_mask", lambda shape: np.tri(tokens), (tokens, tokens))
+        Constant(
+            f"blocks.{i}.attn_mask", lambda shape: in_one_piece(np.tri(tokens)), (tokens, tokens)
+        )
         for i in blocks
     )
     return Layout(

@@ -90,6 +90,7 @@ def latents(
                 made = np.empty((n, *z.shape[1:]), z.dtype)
             made[start : start + len(x)] = z
             bar.update(len(x))
+    assert made is not None  # there is a row
     return {**rows, "x": made}
 
 

@@ -12,6 +12,7 @@ from jflow.flows._cnf import cnf
 from jflow.flows._coupling import nanoflow, neural_spline, nice, real_nvp
 from jflow.flows._dequantized import with_dequantization
 from jflow.flows._flow import elbo_flow, flow, importance_weighted
+from jflow.flows._heavy_tailed import heavy_tailed
 from jflow.flows._images import dequantization_noise, flow_plus_plus, glow, inverse_flow
 from jflow.flows._residual import planar, radial, residual_flow, sylvester
 from jflow.flows._stack import alternating_permutations
@@ -32,6 +33,7 @@ __all__ = [
     "flow",
     "flow_plus_plus",
     "glow",
+    "heavy_tailed",
     "iaf",
     "importance_weighted",
     "inverse_flow",

@@ -20,7 +20,8 @@ def c2st(
     The accuracy is the mean over folds that were left out of training. The classifier is
     scikit-learn's perceptron with two hidden layers of 10 d numbers, as in the benchmark of
     simulation-based inference, whose numbers it can be compared with at equal n. Ours: rows are
-    standardized by both sets together, where the benchmark takes the mean and deviation of x.
+    standardized by both sets together, where the benchmark takes the mean and deviation of x. For
+    tables with categories, sets of unequal size and a standard error, see `classifier_test`.
 
     Args:
         x: [n, *event], the reference.

@@ -289,7 +289,8 @@ def classifier_test(
     Also known as: detection AUC, detection score.
 
     Each fold of the rows is judged by trees trained on the others, and auc is the mean over the
-    folds, so that it is 0.5 on average where both tables come from one distribution. It needs
+    folds, so that it is 0.5 on average where both tables come from one distribution. The accuracy
+    of a network, by which the literature judges draws of a posterior, is `c2st`. It needs
     scikit-learn. Of a column of more than 255 categories those with the largest codes are taken as
     one.
 

@@ -18,6 +18,7 @@ from jflow.nets._attention import (
 )
 from jflow.nets._autoencoder_kl import Autoencoder, AutoencoderKL, autoencoder, tiled
 from jflow.nets._causal_transformer import CausalTransformer
+from jflow.nets._clip import CLIPText, TextFeatures, quick_gelu
 from jflow.nets._conv import GatedAttentionNet, GlowNet
 from jflow.nets._ddpmpp import DDPMpp
 from jflow.nets._deepflow import Branches, DeepFlow, branch_field, last_velocity
@@ -34,6 +35,7 @@ from jflow.nets._mixture_head import MixtureHead
 from jflow.nets._mlp import MLP, ResidualMLP, TimeMLP
 from jflow.nets._mmdit import MMDiT
 from jflow.nets._pca import pca_autoencoder
+from jflow.nets._t5 import T5Encoder
 from jflow.nets._tarflow import TarFlowTransformer
 from jflow.nets._unet import UNet
 from jflow.nets._uvit import UViT
@@ -44,6 +46,7 @@ __all__ = [
     "Autoencoder",
     "AutoencoderKL",
     "Branches",
+    "CLIPText",
     "CausalTransformer",
     "CondEmbed",
     "DDPMpp",
@@ -65,7 +68,9 @@ __all__ = [
     "ResidualMLP",
     "SelfAttention",
     "SetEncoder",
+    "T5Encoder",
     "TarFlowTransformer",
+    "TextFeatures",
     "TimeCondEmbed",
     "TimeMLP",
     "UNet",
@@ -83,6 +88,7 @@ __all__ = [
     "longest_path",
     "norms",
     "pca_autoencoder",
+    "quick_gelu",
     "tiled",
     "time_features",
     "tpu_attention",

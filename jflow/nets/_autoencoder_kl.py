@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.typing import ArrayLike
 
-from jflow._core.checks import check_noun, check_whole
+from jflow._core.checks import check_key, check_noun, check_whole
 from jflow._core.linen import apply_linen, check_linen, init_linen
 from jflow._core.nouns import compiled
 from jflow.nets._adm import SiteAttention, group_norm, resampled
@@ -323,6 +323,7 @@ def autoencoder(net: nn.Module, *, scale: ArrayLike = 1.0, shift: ArrayLike = 0.
         _check_float(name, "images", images)
         z, log_variance = apply_linen(net, params, images, method="encode")
         if key is not None:
+            check_key(name, key)
             z = z + jnp.exp(0.5 * log_variance) * jax.random.normal(key, z.shape, z.dtype)
         return ((z - _like(shift, z)) * _like(scale, z)).astype(images.dtype)
 
@@ -469,4 +470,9 @@ def _check_float(name: str, what: str, x: Array) -> None:
 
 def _like(value: np.ndarray, x: Array) -> Array:
     """A number, or one for each channel, as an array that broadcasts to x [b, h, w, k]."""
+    if value.size not in (1, x.shape[-1]):
+        raise ValueError(
+            f"autoencoder: expected scale and shift to be numbers, or one for each of the "
+            f"{x.shape[-1]} channels of the latents, got {value.size}"
+        )
     return jnp.asarray(value, x.dtype)[None, None, None]

@@ -14,6 +14,7 @@ from jflow.nets._embed import need_cond, owner
 from jflow.types import Array, Cond
 
 _normal = nn.initializers.normal(0.02)
+_uniform = nn.initializers.lecun_uniform()  # that of Xavier for a square matrix
 
 
 class ViT(nn.Module):
@@ -21,7 +22,8 @@ class ViT(nn.Module):
 
     `module(x [b, n, d], cond=None) -> features [b, n, width]`. Pre-norm blocks of full attention,
     scanned over the layers, with learned positions [n, width]. The vector of cond (`CondEmbed`) is
-    added to every token.
+    added to every token. Structure and initialization are those of Jet, whose networks read no
+    cond.
 
     Attributes:
         width: of the tokens.
@@ -79,7 +81,8 @@ class ViT(nn.Module):
         if x.ndim != 3:
             raise ValueError(f"ViT: expected x of shape [b, n, d], got {list(x.shape)}")
         h = per_token(nn.Dense(self.width, dtype=self.dtype, name="tokens"), x)
-        h = h + self.param("positions", _normal, (x.shape[1], self.width)).astype(h.dtype)[None]
+        normal = nn.initializers.normal(self.width**-0.5)
+        h = h + self.param("positions", normal, (x.shape[1], self.width)).astype(h.dtype)[None]
         if (
             c := CondEmbed(self.width, self.num_classes, self.dtype, name="embed")(cond, x.shape[0])
         ) is not None:
@@ -103,9 +106,15 @@ class ViTBlock(nn.Module):
 
     @nn.compact
     def __call__(self, h: Array, _) -> tuple[Array, None]:
-        attention = SelfAttention(self.num_heads, dtype=self.dtype, name="attention")
+        attention = SelfAttention(
+            self.num_heads, _uniform, _uniform, dtype=self.dtype, name="attention"
+        )
         h = h + attention(layer_norm(self.dtype)(h))
-        return h + mlp(layer_norm(self.dtype)(h), self.mlp_ratio, self.dtype), None
+        init = {
+            "kernel_init": nn.initializers.xavier_uniform(),
+            "bias_init": nn.initializers.normal(1e-6),
+        }
+        return h + mlp(layer_norm(self.dtype)(h), self.mlp_ratio, self.dtype, **init), None
 
 
 def layer_norm(dtype, name: str | None = None) -> nn.LayerNorm:
@@ -181,15 +190,15 @@ class CondEmbed(nn.Module):
         return table(leaf)
 
 
-def mlp(h: Array, ratio: int, dtype) -> Array:
+def mlp(h: Array, ratio: int, dtype, **init) -> Array:
     """Two dense layers [b, n, width] -> [b, n, width] with a GELU between.
 
-    To be called inside a compact method.
+    To be called inside a compact method. `init` has the initializers of both.
     """
     width = h.shape[-1]
     enter, leave = (
-        nn.Dense(ratio * width, dtype=dtype, name="in"),
-        nn.Dense(width, dtype=dtype, name="leave"),
+        nn.Dense(ratio * width, dtype=dtype, name="in", **init),
+        nn.Dense(width, dtype=dtype, name="leave", **init),
     )
     return per_token(lambda h: leave(nn.gelu(enter(h))), h)
 

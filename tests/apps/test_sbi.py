@@ -11,6 +11,7 @@ import scipy.stats
 
 from jflow import convert, distributions
 from jflow.apps import sbi
+from jflow.apps.sbi._coordinates import from_real, to_real
 
 KEY = jax.random.key(0)
 BOX = sbi.box_uniform([-1.0, 2.0], [1.0, 6.0])
@@ -124,12 +125,12 @@ def test_coordinates_invert_and_their_slopes_are_those_of_autodiff():
     high = np.array([np.inf, np.inf, 5.0, 3.0], np.float32)
     theta = np.array([[-700.0, 1e-3, 4.9, -1.999], [3.0, 80.0, -60.0, 2.9], [0, 1, 0, 0]])
     theta = theta.astype(np.float32)
-    u, log_slope = sbi._to_real(low, high, theta)
-    np.testing.assert_allclose(sbi._from_real(low, high, u), theta, rtol=1e-4, atol=1e-6)
-    jacobian = jax.vmap(jax.jacobian(lambda a: sbi._to_real(low, high, a[None])[0][0]))(theta)
+    u, log_slope = to_real(low, high, theta)
+    np.testing.assert_allclose(from_real(low, high, u), theta, rtol=1e-4, atol=1e-6)
+    jacobian = jax.vmap(jax.jacobian(lambda a: to_real(low, high, a[None])[0][0]))(theta)
     np.testing.assert_allclose(log_slope, np.linalg.slogdet(jacobian)[1], rtol=1e-3)
     far = np.array([[1e4, 1e4, -1e4, 1e4], [-1e4, -1e4, 1e4, -1e4]], np.float32)
-    back = sbi._from_real(low, high, far)
+    back = from_real(low, high, far)
     assert (back >= low).all() and (back <= high).all()
 
 

@@ -49,6 +49,22 @@ def test_affine_takes_a_scale_function(x64):
         univariate.affine(scale="softplus")
 
 
+def test_the_affine_map_of_jet(x64):
+    """(x + b) 2 sigmoid(raw), or another scale; back: y / scale - b."""
+    x, raw = np.array([1.5]), np.array([[-0.4, 0.3]])
+    for scale, jet in (
+        (2 / (1 + np.exp(0.4)), univariate.shift_then_scale()),
+        (np.exp(-0.4), univariate.shift_then_scale(scales.exponential)),
+    ):
+        y, log_slope = jet.forward(x, raw)
+        np.testing.assert_allclose([y[0], log_slope[0]], [1.8 * scale, np.log(scale)], rtol=1e-12)
+        back, log_slope = jet.inverse(x, raw)
+        expected = [1.5 / scale - 0.3, -np.log(scale)]
+        np.testing.assert_allclose([back[0], log_slope[0]], expected, rtol=1e-12)
+    with pytest.raises(TypeError, match="function raw -> log scale, got 'sigmoid'"):
+        univariate.shift_then_scale("sigmoid")
+
+
 @pytest.mark.parametrize("kind", MAKE)
 def test_free_and_circular_splines_equal_nflows_and_normflows(kind, peers, x64):
     """tests/peers/make_transformers_fixtures.py, equal knots, float64; 1e-9 for the saturated

@@ -59,6 +59,7 @@ TABLE = {
     "rational_quadratic of 2 bins": Row(lambda: univariate.rational_quadratic(2, 2.0), bound=2.0),
     "rational_quadratic of 3 bins": Row(lambda: univariate.rational_quadratic(3, 0.7), bound=0.7),
     "shift": Row(univariate.shift, dtypes=ALL),
+    "shift_then_scale": Row(univariate.shift_then_scale, dtypes=ALL, saturation=(1, 4)),
     "sinh_arcsinh": Row(univariate.sinh_arcsinh, dtypes=ALL),
     "unconstrained_monotone": Row(univariate.unconstrained_monotone, bound=5.0, dtypes=ALL),
 }

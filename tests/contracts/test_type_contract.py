@@ -52,6 +52,7 @@ TABLE = {
     "scaled": density(distributions.scaled(distributions.normal((2,)), TWO)),
     "shift of times": lambda x, t: times.shift(t, TWO),
     "sigmoid": both_ways(bj.sigmoid(0.1 * HALF)),
+    "shift_then_scale": on_raw(univariate.shift_then_scale(scales.sigmoid(TWO))),
     "sinh_arcsinh": on_raw(univariate.sinh_arcsinh()),
     "student_t": density(distributions.student_t((2,), TWO)),
     "supports.interval": both_ways(bj.supports.interval(-TWO, TWO)),

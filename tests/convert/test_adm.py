@@ -75,7 +75,7 @@ def test_outputs_are_those_of_the_peer(model, tmp_path):
 
     convert.save(tmp_path / "model.safetensors", layout_of(model, net), params)
     written = convert.read_safetensors(tmp_path / "model.safetensors")
-    assert written.keys() == tensors.keys()
+    assert written.keys() - {"sigmas"} == tensors.keys()  # which the fixture has no need of
     for name, tensor in tensors.items():
         if model == "A" and name.startswith("out.2."):
             tensor = np.concatenate([tensor[:3], 0 * tensor[3:]])
@@ -154,6 +154,24 @@ def test_the_null_label_is_a_row_of_zeros():
     np.testing.assert_array_equal(table[5], np.zeros(128))
 
 
+def test_noise_levels_are_those_of_the_authors_or_others(tmp_path):
+    """50 to 0.01 in their configs/default_cifar10_configs.py, 90 in that of CelebA; the networks do
+    not read them."""
+    pp = tensors_of("DDPM++")
+    net, params = convert.ddpmpp(pp | {"sigmas": np.geomspace(90, 0.01, 1000)})
+    for layout, first in ((convert.ddpmpp_layout(net), 50.0), (of_celeba(net), 90.0)):
+        convert.save(tmp_path / "pp.safetensors", layout, params)
+        levels = convert.read_safetensors(tmp_path / "pp.safetensors")["sigmas"]
+        expected = np.exp(np.linspace(np.log(first), np.log(0.01), 1000))
+        np.testing.assert_allclose(levels, expected, rtol=1e-6)
+        _, again = convert.ddpmpp(tmp_path / "pp.safetensors")
+        jax.tree.map(np.testing.assert_array_equal, again, params)
+
+
+def of_celeba(net):
+    return convert.ddpmpp_layout(net, sigmas=(90.0, 0.01))
+
+
 def test_bad_weights_are_named():
     a, b, pp = map(tensors_of, ("A", "B", "DDPM++"))
 
@@ -174,7 +192,9 @@ def test_bad_weights_are_named():
     fails(f"missing: {gone}", convert.ddpmpp, without(pp, gone))
     wrong = {**pp, "all_modules.6.Conv_0.bias": np.zeros(3, np.float32)}
     fails(r"expected 'all_modules.6.Conv_0.bias' of shape \[32\], got \[3\]", convert.ddpmpp, wrong)
-    fails("DDPM.* 'sigmas' .* other numbers", convert.ddpmpp, {**pp, "sigmas": np.ones(10)})
+    for levels in (np.linspace(50, 0.01, 10), -np.ones(10)):  # the first is not geometric
+        fails("DDPM.* 'sigmas' .* other numbers", convert.ddpmpp, {**pp, "sigmas": levels})
+    fails(r"DDPM.* 'sigmas' of shape \[1\]", convert.ddpmpp, {**pp, "sigmas": np.ones((2, 2))})
     fails("3 or 6 channels out, got 4", convert.adm_layout, nets.ADM(), 3, out_channels=4)
     fails("without labels, got num_classes=3", convert.ddpmpp_layout, nets.DDPMpp(num_classes=3))
 

@@ -14,7 +14,8 @@ from jflow import convert, nets, paths
 from jflow.convert import _layouts
 from jflow.types import Condition
 
-PEERS = np.load(Path(__file__).parents[1] / "peers" / "mmdit.npz")
+FOLDER = Path(__file__).parents[1] / "peers"
+PEERS = np.load(FOLDER / "mmdit.npz")
 SD3 = ("sd3", "sd35")
 FLUX = ("flux_dev", "flux_schnell")
 LAYOUTS = ("original", "diffusers")
@@ -138,6 +139,20 @@ def test_names_and_shapes_of_the_published_sizes(model, layout):
     names = layout_of(net, layout)
     empty = {name: np.broadcast_to(np.int8(0), shape) for name, shape in shapes.items()}
     _layouts._check(names, _layouts._weights(names, leaves), leaves, empty)
+
+
+@pytest.mark.parametrize("model", PUBLISHED)
+def test_names_and_shapes_are_those_of_the_authors_code(model):
+    """tests/peers/make_published_names.py wrote down what the published modules have."""
+    published = {}
+    for name, first, last, shape in json.loads((FOLDER / "published_names.json").read_text())[
+        model
+    ]:
+        for i in [None] if first is None else range(first, last + 1):
+            published[name.format(i)] = tuple(shape)
+    if not model.startswith("FLUX"):
+        assert len(published.pop(TABLES["original"])) == 3
+    assert shapes_of(model, "original") == published
 
 
 def test_a_file_of_several_models():

@@ -117,6 +117,16 @@ def test_pickles_are_refused_with_the_way_to_convert_them(file, tmp_path):
         convert.read_safetensors(tmp_path)
 
 
+def test_a_header_as_long_as_pickles_begin(tmp_path):
+    """A length of 640 bytes is b"\\x80\\x02", the first bytes of a pickle."""
+    for size in (640, 1152):
+        name = "x" * (size - len('{"":{"dtype":"F64","shape":[1],"data_offsets":[0,8]}}'))
+        convert.write_safetensors(tmp_path / "file", {name: np.zeros(1)})
+        with open(tmp_path / "file", "rb") as stream:
+            assert int.from_bytes(stream.read(8), "little") == size
+        assert list(convert.read_safetensors(tmp_path / "file")) == [name]
+
+
 def test_folders_and_indexes(tmp_path):
     where = {"a": "one.safetensors", "b": "two.safetensors", "c": "one.safetensors"}
     index = tmp_path / "model.safetensors.index.json"
@@ -152,6 +162,94 @@ def test_folders_and_indexes(tmp_path):
         convert.read_safetensors(tmp_path)
     with pytest.raises(FileNotFoundError, match="no file"):
         convert.read_safetensors(tmp_path / "three.safetensors")
+
+
+def layers(n, size):
+    rng = np.random.default_rng(0)
+    params = {f"dense_{i}": rng.normal(size=(size, size)).astype(np.float32) for i in range(n)}
+    layout = convert.Layout(
+        "layers", tuple(convert.Weight(f"{name}.weight", name, convert.LINEAR) for name in params)
+    )
+    return layout, params
+
+
+def same_as(params, files, layout):
+    jax.tree.map(np.testing.assert_array_equal, convert.load(files, layout, params), params)
+
+
+def test_large_weights_are_saved_in_shards_with_an_index(tmp_path):
+    """The names, the index and the greedy split of huggingface_hub; read again bit for bit."""
+    layout, params = layers(5, 8)  # 256 bytes each
+    path = tmp_path / "model.safetensors"
+    index = tmp_path / "model.safetensors.index.json"
+    shard = "model-{:05d}-of-{:05d}.safetensors".format
+    convert.save(path, layout, params)  # an older version, which must not be read again
+    convert.save(path, layout, params, max_shard_size=600, metadata={"by": "jflow"})
+    assert sorted(file.name for file in tmp_path.iterdir()) == [
+        *(shard(i, 3) for i in (1, 2, 3)),
+        index.name,
+    ]
+    assert json.loads(index.read_text()) == {
+        "metadata": {"total_size": 5 * 256},
+        "weight_map": {f"dense_{i}.weight": shard(i // 2 + 1, 3) for i in range(5)},
+    }
+    raw = (tmp_path / shard(2, 3)).read_bytes()
+    header = json.loads(raw[8 : 8 + int.from_bytes(raw[:8], "little")])
+    assert header.pop("__metadata__") == {"format": "pt", "by": "jflow"}
+    assert list(header) == ["dense_2.weight", "dense_3.weight"]
+    for files in (path, index, tmp_path):
+        same_as(params, files, layout)
+    convert.save(path, layout, params, max_shard_size=1)  # a tensor is never cut
+    assert {*json.loads(index.read_text())["weight_map"].values()} == {
+        shard(i, 5) for i in (1, 2, 3, 4, 5)
+    }
+    same_as(params, path, layout)
+    convert.save(path, layout, params, max_shard_size=5 * 256)
+    assert path.exists() and not index.exists()
+    same_as(params, path, layout)
+    with pytest.raises(ValueError, match="max_shard_size to be a whole number of at least 1"):
+        convert.save(path, layout, params, max_shard_size=0)
+    with pytest.raises(FileNotFoundError, match="there is no file"):
+        convert.read_safetensors(tmp_path / "other.safetensors")
+
+
+def peak_memory(f):
+    tracemalloc.start()
+    try:
+        f()
+        return tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+
+
+def test_saving_in_shards_holds_less_than_one(tmp_path):
+    layout, params = layers(8, 256)  # 256 kB each
+    path, most = tmp_path / "model.safetensors", 2 * 2**18
+    assert peak_memory(lambda: convert.save(path, layout, params, max_shard_size=most)) < most
+    same_as(params, path, layout)
+
+
+def test_a_large_constant_is_compared_in_pieces():
+    """No array of its size is made; a number that is off anywhere is found, and NaN too."""
+    rows, width = 64, 4096  # a table of 1 MB
+    table = np.arange(rows * width, dtype=np.float32).reshape(rows, width)
+    value = lambda shape: ((rows, width), (table[i] for i in range(rows)))  # noqa: E731
+    layout, params = layers(1, 2)
+    layout = layout._replace(constants=(convert.Constant("table", value),))
+    tensors = {"dense_0.weight": params["dense_0"].T, "table": table.copy()}
+    assert peak_memory(lambda: same_as(params, tensors, layout)) < table.nbytes / 4
+    for number, said in ((7.0, "off by up to 2.6e.05"), (np.nan, "off by up to nan")):
+        tensors["table"][-1, -1] = number
+        with pytest.raises(ValueError, match=said):
+            convert.load(tensors, layout, params)
+        tensors["table"][-1, -1] = table[-1, -1]
+        tensors["table"][3, 0] = np.nan if np.isnan(number) else -table[-1, -1] + table[3, 0]
+        with pytest.raises(ValueError, match=said):
+            convert.load(tensors, layout, params)
+        tensors["table"][3, 0] = table[3, 0]
+    tensors["table"] = table[1:]
+    with pytest.raises(ValueError, match=r"'table' of shape \[64, 4096\], got \[63, 4096\]"):
+        convert.load(tensors, layout, params)
 
 
 LOAD = """

@@ -1,5 +1,7 @@
 """TarFlow, STARFlow and Jet as recipes: what the contract table does not say."""
 
+from pathlib import Path
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -99,9 +101,9 @@ def test_only_the_deep_block_of_starflow_reads_the_condition():
     assert np.all(log_prob(labels) != log_prob((labels + 1) % 3))
 
 
-def test_jets_splits_are_permutations_that_alternate_and_complement_each_other():
+def test_jets_splits_are_permutations_of_channels_and_every_fifth_of_patches():
     rows, columns, size = 4, 4, 6
-    splits = jet_splits(rows, columns, size, 8)
+    splits = jet_splits(rows, columns, size, 30)
     passes = []
     for split in splits:
         np.testing.assert_array_equal(np.sort(split), np.arange(rows * columns * size))
@@ -109,19 +111,95 @@ def test_jets_splits_are_permutations_that_alternate_and_complement_each_other()
         mask = np.zeros(rows * columns * size, bool)
         mask[first.reshape(-1)] = True
         passes.append(mask.reshape(rows, columns, size))
-    for i in (0, 2, 4, 6):  # channels: the same in every patch
-        assert np.all(passes[i] == passes[i][:1, :1]) and passes[i][0, 0].sum() == size // 2
-    for i in (1, 3, 5, 7):  # patches: all channels or none
-        assert np.all(passes[i] == passes[i][..., :1])
-    for a, b in ((0, 2), (1, 3), (4, 6), (5, 7)):
-        assert np.all(passes[a] != passes[b])
-    np.testing.assert_array_equal(passes[1][..., 0], np.indices((4, 4)).sum(0) % 2 == 0)
-    np.testing.assert_array_equal(passes[5][..., 0], np.indices((4, 4))[0] % 2 == 0)
-    np.testing.assert_array_equal(np.sort(jet_splits(3, 3, 2, 4)[1]), np.arange(18))  # odd patches
-    assert jet_splits(2, 1, 6, 2).tolist() == [
+    of_channels = [mask for i, mask in enumerate(passes) if i % 5 < 4]
+    for mask in of_channels:  # the same in every patch
+        assert np.all(mask == mask[:1, :1]) and mask[0, 0].sum() == size // 2
+    assert len({mask.tobytes() for mask in of_channels}) > 10  # of the 20 halves of 6
+    row, column = np.indices((4, 4))
+    for i, pattern in enumerate((row + column, row + column + 1, column, column + 1, row, row + 1)):
+        expected = np.broadcast_to(pattern[..., None] % 2 == 0, (4, 4, size))
+        np.testing.assert_array_equal(passes[5 * i + 4], expected)
+    np.testing.assert_array_equal(np.sort(jet_splits(3, 3, 2, 5)[4]), np.arange(18))  # odd patches
+    assert jet_splits(2, 1, 6, 5)[[0, 4]].tolist() == [
         [1, 3, 4, 0, 2, 5, 7, 9, 10, 6, 8, 11],
         [0, 1, 2, 6, 7, 8, 3, 4, 5, 9, 10, 11],
     ]
+
+
+def drawn(name, shape):
+    """The tensor of a name, as in peers/make_jet_fixtures.py."""
+    noise = np.random.default_rng(list(name.encode())).standard_normal(shape)
+    return (name.endswith("/scale") + 0.15 * noise).astype(np.float32)
+
+
+def published_jet(depth, width, heads):
+    """The params of a coupling's network of one layer, for tokens of 12 numbers, by the names of
+    the authors, whose first coupling meets the data."""
+
+    def named(name, *shape):
+        return drawn(f"couplings/dnn/{name}", (depth, *shape))[::-1]
+
+    def dense(name, *shape):
+        return {"kernel": named(f"{name}/kernel", *shape), "bias": named(f"{name}/bias", shape[-1])}
+
+    def norm(name):
+        return {part: named(f"{name}/{part}", width) for part in ("scale", "bias")}
+
+    block, size = "vit/encoderblock_0", width // heads
+    attention = f"{block}/MultiHeadDotProductAttention_0"
+    kernels, biases = [], []
+    for part in ("query", "key", "value"):
+        kernel = named(f"{attention}/{part}/kernel", width, heads, size)
+        kernels.append(kernel.reshape(depth, width, width))
+        biases.append(named(f"{attention}/{part}/bias", heads, size).reshape(depth, width))
+    out = named(f"{attention}/out/kernel", heads, size, width).reshape(depth, width, width)
+    layer = {
+        "LayerNorm_0": norm(f"{block}/LayerNorm_0"),
+        "LayerNorm_1": norm(f"{block}/LayerNorm_1"),
+        "attention": {
+            "qkv": {"kernel": np.concatenate(kernels, -1), "bias": np.concatenate(biases, -1)},
+            "out": {"kernel": out, "bias": named(f"{attention}/out/bias", width)},
+        },
+        "in": dense(f"{block}/MlpBlock_0/Dense_0", width, 4 * width),
+        "leave": dense(f"{block}/MlpBlock_0/Dense_1", 4 * width, width),
+    }
+    head = dense("final_proj", width, 12)  # shifts before scales; here a scale before each shift
+    return {
+        "net": {
+            "tokens": dense("init_proj", 6, width),
+            "positions": named("posemb", 1, 16, width)[:, 0],
+            "blocks": jax.tree.map(lambda leaf: leaf[:, None], layer),
+            "norm": norm("vit/encoder_norm"),
+        },
+        "head": {
+            name: leaf.reshape(*leaf.shape[:-1], 2, 6)[..., ::-1, :]
+            .swapaxes(-1, -2)
+            .reshape(leaf.shape)
+            for name, leaf in head.items()
+        },
+    }
+
+
+def test_jet_is_that_of_its_authors():
+    """The output of their code, with 30 couplings: each kind of split."""
+    peer = np.load(Path(__file__).parents[1] / "peers" / "jet.npz")
+    flow = flows.jet(
+        (8, 8, 3), patch_size=2, width=8, depth=30, num_layers=1, num_heads=2, standardize=False
+    )
+    x = jnp.asarray(drawn("image", (2, 8, 8, 3)) / 0.15)
+    params = jax.eval_shape(flow.init, jax.random.key(0), x)
+    params["bijector"]["1"]["stacked"]["1"] = published_jet(30, 8, 2)
+    with jax.default_matmul_precision("highest"):
+        z, log_det = jax.jit(flow.inverse)(params, x)
+    np.testing.assert_allclose(z, peer["z"], rtol=0, atol=2e-5)
+    np.testing.assert_allclose(log_det, peer["log_det"], rtol=1e-6)
+    for count, depth, layers in zip(peer["counts"], (32, 64), (2, 5), strict=True):
+        flow = flows.jet(
+            (64, 64, 3), width=512, depth=depth, num_layers=layers, num_heads=8, standardize=False
+        )
+        image = jax.ShapeDtypeStruct((1, 64, 64, 3), jnp.float32)
+        like = jax.eval_shape(flow.init, jax.random.key(0), image)
+        assert sum(leaf.size for leaf in jax.tree.leaves(like)) == count
 
 
 def test_dequantized_pixels_under_the_identity_cost_eight_bits():
