@@ -648,7 +648,7 @@ class Adapter(NamedTuple):
         ...     lambda base, params: jax.tree.map(lambda w: w + params["by"], base),
         ... )
         >>> shift.apply({"w": jnp.ones(1)}, {"by": 2.0})
-        {'w': Array([3.], dtype=float32, weak_type=True)}
+        {'w': Array([3.], dtype=float32)}
     """
 
     init: Callable[[Key, Params], Params]

@@ -315,9 +315,9 @@ def _order(first: np.ndarray, other: np.ndarray) -> np.ndarray:
 def _taken(side, order: np.ndarray, axis: int):
     """A side with its units in another order; the bias of the first side has them too."""
     if not isinstance(side, Mapping):
-        index = order[(..., *[None] * (np.ndim(side) - order.ndim), slice(None))]
-        index = index if axis == -1 else index[..., None]
-        return np.take_along_axis(np.asarray(side), index, axis)
+        own, after = (slice(None),), (None,) * (-1 - axis)
+        between = (None,) * (np.ndim(side) - order.ndim - len(after))
+        return np.take_along_axis(np.asarray(side), order[..., *between, *own, *after], axis)
     return {
         name: _taken(x, order, axis if name == "kernel" else -1)
         if name == "kernel" or axis == -1

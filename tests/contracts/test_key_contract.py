@@ -4,6 +4,7 @@ update that takes one.
 The networks here draw from the key that they get, as dropout does. Distributions, bijectors,
 transports and flows are held to it in their own tables."""
 
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -89,6 +90,16 @@ def loss(made, without=(), params=PARAMS, frozen=FROZEN, **more):
     return lambda key: made(params, key, batch, frozen)[0]
 
 
+class Identity(nn.Module):
+    """An autoencoder that draws from its posterior."""
+
+    def encode(self, x):
+        return x, jnp.zeros_like(x)
+
+    def decode(self, z):
+        return z
+
+
 MATCHING = losses.flow_matching(V)
 ROWS = flows.any_order((2, 1), (False, True), width=4, num_blocks=1, bins=2, dropout=0.5)
 CODES = np.zeros((len(X), 2), np.int32)
@@ -120,6 +131,7 @@ LOSSES = {
     ),
     "nll": loss(losses.nll(FLOW), ("x0",), params=FLOW_PARAMS),
     "noised": loss(losses.chain(losses.noised(0.1), MATCHING)),
+    "reconstruction": loss(losses.reconstruction(Identity()), ("x0", "cond"), params={}),
     "regularized_nll": loss(
         losses.regularized_nll(
             V, distributions.normal((2,)), divergence=solvers.hutchinson(), method=2
