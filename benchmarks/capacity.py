@@ -3,6 +3,7 @@ allocated.
 
     python benchmarks/capacity.py [--model dit] [--memory 16 80 141] [--devices 8 64] [--rows 8] \
         [--short]
+    python benchmarks/capacity.py --published
 
 Models of a family grow in width and depth together: DiT as from B to XL (depth = width * 28 / 1152,
 heads of 64), or coupling flows on 3072 numbers (depth = width / 32). The largest is taken for which
@@ -24,7 +25,8 @@ Layouts: `data`, the state on every device; `fsdp`, split over all of them; `+ r
 recomputed in the backward pass; `data + reversible`, rebuilt from their outputs (coupling flows);
 `tensor`, matrices split over groups of up to 8 devices, whose activations are counted whole, an
 upper bound. `--check` compares the formula with XLA's own account of a small model on 8 fake
-devices.
+devices. `--published` prints what the params of published models of images take in bfloat16, part
+by part: `jflow sample --pretrained` holds one part at a time.
 """
 
 import argparse
@@ -86,6 +88,9 @@ def arguments():
         "--check", action="store_true", help="compare with XLA's account of a small model"
     )
     parser.add_argument(
+        "--published", action="store_true", help="the params of SD3, SD3.5 and FLUX.1, in bfloat16"
+    )
+    parser.add_argument(
         "--short", action="store_true", help="one memory, one number of devices, a small ladder"
     )
     args = parser.parse_args()
@@ -101,6 +106,8 @@ def main():
     os.environ["XLA_FLAGS"] = f"{flags} --xla_force_host_platform_device_count=8".strip()
     if args.check:
         return check(args)
+    if args.published:
+        return published()
     names = layouts(args.model)
     for devices in args.devices:
         print(
@@ -113,6 +120,48 @@ def main():
                 largest(args, name, devices, memory * GIB * (1 - args.reserve)) for name in names
             ]
             print(f"| {memory:g} | {' | '.join(cells)} |", flush=True)
+
+
+def published():
+    import jax
+    import jax.numpy as jnp
+
+    from jflow import nets
+    from jflow.types import Condition
+
+    of = lambda *shape, dtype=jnp.float32: jax.ShapeDtypeStruct(shape, dtype)  # noqa: E731
+    ids, image = of(1, 77, dtype=jnp.int32), of(1, 64, 64, 3)
+    latents, t = of(1, 8, 8, 16), of(1)
+    joint, flux = (Condition(context=of(1, 4, 4096), vector=of(1, width)) for width in (2048, 768))
+    clip_l = nets.CLIPText(), ids
+    clip_l_pooled = nets.CLIPText(projection=768), ids
+    clip_g = nets.CLIPText(width=1280, num_layers=32, num_heads=20, mlp_width=5120, projection=1280)
+    t5 = nets.T5Encoder(), ids
+    decoder = nets.AutoencoderKL(latent_channels=16, quant_convs=False), image
+    text = [clip_l_pooled, (clip_g, ids), t5]
+    flux_1 = nets.Flux(2, 3072, 19, 38, 24, rope_axes=(16, 56, 56))
+    models = {
+        "SD3-medium": (text, (nets.MMDiT(2, 1536, 24, 24), latents, t, joint)),
+        "SD3.5-medium": (
+            text,
+            (nets.MMDiT(2, 1536, 24, 24, 13, True, grid_size=384), latents, t, joint),
+        ),
+        "SD3.5-large": (text, (nets.MMDiT(2, 2432, 38, 38, qk_norm=True), latents, t, joint)),
+        "FLUX.1-dev": ([clip_l, t5], (flux_1.clone(guidance=3.5), latents, t, flux)),
+        "FLUX.1-schnell": ([clip_l, t5], (flux_1, latents, t, flux)),
+    }
+
+    def count(net, *inputs):
+        params = jax.eval_shape(net.init, jax.random.key(0), *inputs)["params"]
+        return sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(params))
+
+    print("params in GiB of bfloat16\n\n| model | text | velocity | autoencoder | largest | sum |")
+    print("|" + "---|" * 6)
+    for name, (encoders, velocity) in models.items():
+        parts = [sum(count(*e) for e in encoders), count(*velocity), count(*decoder)]
+        parts = [2 * n / GIB for n in parts]
+        numbers = [*parts, max(parts), sum(parts)]
+        print(f"| {name} | {' | '.join(f'{n:.2f}' for n in numbers)} |", flush=True)
 
 
 def layouts(model):

@@ -54,9 +54,9 @@ def latents(
     Examples:
         >>> import numpy as np
         >>> from jflow import data
-        >>> encode = lambda params, x, *, key=None: x.reshape(len(x), 2, 2).mean(2) * params
+        >>> encode = lambda params, x, *, key=None: params["a"] * x.reshape(len(x), 2, 2).mean(2)
         >>> rows = {"x": np.arange(12.0).reshape(3, 4), "cond": np.arange(3)}
-        >>> data.latents(encode, 2.0, rows, batch=2, progress=False)["x"].tolist()
+        >>> data.latents(encode, {"a": 2.0}, rows, batch=2, progress=False)["x"].tolist()
         [[1.0, 5.0], [9.0, 13.0], [17.0, 21.0]]
 
     References:

@@ -40,8 +40,9 @@ def quick_gelu(x: Float[Array, "*shape"]) -> Float[Array, "*shape"]:
         An array of the same shape.
 
     Examples:
+        >>> import jax.numpy as jnp
         >>> from jflow import nets
-        >>> round(float(nets.quick_gelu(1.0)), 4)
+        >>> round(float(nets.quick_gelu(jnp.array(1.0))), 4)
         0.8458
 
     References:

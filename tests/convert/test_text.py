@@ -1,12 +1,14 @@
 """Text encoders and tokenizers: the features and ids of transformers, counts, bad files."""
 
+import math
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 from peers import text_encoders as text
 
-from jflow import convert
+from jflow import convert, nets
 
 PEERS = np.load(text.FILE)
 IDS = jax.ShapeDtypeStruct((1, 1), jnp.int32)
@@ -56,3 +58,18 @@ def test_ids_are_those_of_transformers(model, tmp_path):
         with pytest.warns(UserWarning, match="is left out"):
             cut, _ = tokenizer.encode(text.PROMPTS, length=9, cut=True)
         np.testing.assert_array_equal(cut, PEERS[f"{model}.cut.ids"])
+
+
+@pytest.mark.parametrize(
+    ("net", "count"),
+    [
+        (nets.CLIPText(), 123_060_480),
+        (nets.CLIPText(49408, 77, 1280, 32, 20, 5120, projection=1280), 694_659_840),
+        (nets.T5Encoder(), 4_762_310_656),
+    ],
+    ids=("CLIP-L", "CLIP-G", "T5-XXL"),
+)
+def test_counts_are_those_of_the_published_sizes(net, count):
+    ids = jax.ShapeDtypeStruct((1, 8), jnp.int32)
+    params = jax.eval_shape(net.init, jax.random.key(0), ids)
+    assert sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(params)) == count
