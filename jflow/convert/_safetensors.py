@@ -206,10 +206,13 @@ def _dtype(tensor):
 
 
 def file_in(folder: Path) -> Path:
-    """The index of a folder, or else its only safetensors file."""
+    """The index of a folder, or else its only safetensors file: model.safetensors where there are
+    variants beside it, such as model.fp16.safetensors."""
     found = sorted(folder.glob("*.safetensors.index.json")) or sorted(folder.glob("*.safetensors"))
-    if len(found) == 1:
-        return found[0]
+    plain = [file for file in found if "." not in file.name.partition(".safetensors")[0]]
+    for files in (found, plain):
+        if len(files) == 1:
+            return files[0]
     if found:
         names = ", ".join(file.name for file in found)
         raise ValueError(

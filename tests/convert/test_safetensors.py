@@ -139,6 +139,9 @@ def test_folders_and_indexes(tmp_path):
     write(one="ac", two="b")
     with pytest.raises(ValueError, match=r"several models \(one.safetensors, two.safetensors\)"):
         convert.read_safetensors(tmp_path)
+    (tmp_path / "two.safetensors").rename(tmp_path / "one.fp16.safetensors")
+    assert convert.read_safetensors(tmp_path).keys() == {"a", "c"}  # the file without a variant
+    (tmp_path / "one.fp16.safetensors").rename(tmp_path / "two.safetensors")
     index.write_text(json.dumps({"metadata": {}, "weight_map": where}))
     for path in (tmp_path, index, str(index)):
         assert {k: int(v[0]) for k, v in convert.read_safetensors(path).items()} == {
