@@ -115,8 +115,8 @@ def on_modules(
         call: (params, module, run, *args) -> what the module returns; `run(*args)` is the module
             without the adapter. `module` is the bound Linen module, for its attributes.
         where: which modules: a glob pattern of paths such as 'blocks/attention' (where '*' stands
-            for '/' too), several of them, or a function of the path. 'blocks' itself is the scan,
-            and its call is that of all blocks.
+            for '/' too), several of them, or a function of the path. 'blocks' itself means each of
+            the scanned blocks, as a whole; the scan over them is no call that is heeded.
         layers: which of the scanned layers, by their index; None: all.
         scanned: glob patterns of the parts of a path that lead with an axis of depth.
 

@@ -266,7 +266,7 @@ def mera(params: Sequence[Params]) -> Params:
     aligned = [first, *(_aligned(first, tree) for tree in rest)]
 
     def mean(*leaves):
-        total = sum(np.asarray(leaf, float_dtype(leaf)) for leaf in leaves)
+        total = sum(np.asarray(leaf, np.float64) for leaf in leaves)
         return jnp.asarray(total / len(leaves), leaves[0].dtype)
 
     return jax.tree.map(mean, *aligned)

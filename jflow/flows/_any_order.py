@@ -11,6 +11,7 @@ from jaxtyping import Bool, Float, Int
 
 from jflow._core.arrays import float_dtype
 from jflow._core.checks import check_key, check_whole, need_key
+from jflow._core.nouns import compiled
 from jflow.bijectors import splines
 from jflow.types import Array
 
@@ -390,7 +391,7 @@ def any_order(
         rows, _, log_mass = jax.lax.fori_loop(0, d, draw, start)
         return rows, log_mass
 
-    return AnyOrder(init, conditionals, fixed, log_prob, sample)
+    return compiled(AnyOrder(init, conditionals, fixed, log_prob, sample))
 
 
 def _observed_first(observed, rank):
