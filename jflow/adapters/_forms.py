@@ -188,9 +188,15 @@ def layerwise(adapter: Adapter) -> Adapter:
         Adapter: with the same params; `merge` takes the original.
 
     Examples:
-        >>> from jflow import adapters
-        >>> lean = adapters.layerwise(adapters.lora(4))
-
+        >>> import jax
+        >>> import jax.numpy as jnp
+        >>> from jflow import adapters, nets
+        >>> velocity, x = nets.velocity(nets.TimeMLP(hidden=(8,))), jnp.ones((1, 2))
+        >>> base = velocity.init(jax.random.key(0), x, 0.0)
+        >>> lean = adapters.layerwise(adapters.lora(1, where="head*"))
+        >>> params = {"head": {"kernel": {"A": jnp.zeros((8, 1)), "B": jnp.ones((1, 2))}}}
+        >>> velocity.apply(lean.apply(base, params), x, 0.0)
+        Array([[0., 0.]], dtype=float32)
     """
     check_adapter("layerwise", adapter)
 
@@ -459,6 +465,23 @@ def fitting(leaf: Leaf, own: Params, layers: Sequence[int] | None) -> None:
     rank = shapes.get("A", (0,))[-1]
     if shapes != {"A": (*lead, rank), "B": (*depth, rank, out)}:
         raise ValueError(_misfit(leaf, own))
+
+
+def uniform_down(key: Key, inputs: Sequence[int], rank: int, dtype: Any) -> Array:
+    """The first side of a product of low rank, [*inputs, rank], uniform in +-1 / sqrt(in)."""
+    width = 1 / math.sqrt(math.prod(inputs))
+    return jax.random.uniform(key, (*inputs, rank), dtype, -width, width)
+
+
+def check_rank(rank: int, kernel: Array) -> None:
+    """Raise for a rank above that of a kernel [*in, out]."""
+    *inputs, out = kernel.shape
+    limit = min(math.prod(inputs), out)
+    if rank > limit:
+        raise ValueError(
+            f"expected a rank of at most {limit}, that of a kernel {list(kernel.shape)}, got"
+            f" rank={rank}: leave the layer out by `where`, or take a smaller rank"
+        )
 
 
 def matrix(kernel: Array) -> Array:

@@ -4,13 +4,22 @@ import math
 from collections.abc import Sequence
 
 import flax.linen as nn
-import jax
 import jax.numpy as jnp
 
 from jflow._core.arrays import float_dtype
 from jflow._core.attached import attach, call_with
 from jflow._core.checks import check_whole
-from jflow.adapters._forms import SCANNED, Where, fitting, matrix, meet, on_weights, spread
+from jflow.adapters._forms import (
+    SCANNED,
+    Where,
+    check_rank,
+    fitting,
+    matrix,
+    meet,
+    on_weights,
+    spread,
+    uniform_down,
+)
 from jflow.types import Adapter
 
 __all__ = ["lora", "lora_activations"]
@@ -160,16 +169,11 @@ def _scale(name: str, rank, alpha, rank_stabilized):
 def _init(rank: int):
     def init(key, own):
         kernel = own["kernel"]
+        check_rank(rank, kernel)
         *inputs, out = kernel.shape
-        limit = min(math.prod(inputs), out)
-        if rank > limit:
-            raise ValueError(
-                f"expected a rank of at most {limit}, that of a kernel {list(kernel.shape)}, got"
-                f" rank={rank}: leave the layer out by `where`, or take a smaller rank"
-            )
-        dtype, width = float_dtype(kernel), 1 / math.sqrt(math.prod(inputs))
+        dtype = float_dtype(kernel)
         return {
-            "A": jax.random.uniform(key, (*inputs, rank), dtype, -width, width),
+            "A": uniform_down(key, inputs, rank, dtype),
             "B": jnp.zeros((rank, out), dtype),
         }
 

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 from jflow._core.arrays import float_dtype
 from jflow._core.checks import check_whole
 from jflow.adapters._activations import second_layers
-from jflow.adapters._forms import SCANNED, Where, matrix, on_weights
+from jflow.adapters._forms import SCANNED, Where, check_rank, matrix, on_weights, uniform_down
 from jflow.types import Adapter, Array
 
 __all__ = ["adapter_bias", "ether", "ether_plus", "hydra"]
@@ -186,22 +186,17 @@ def hydra(
 
     def init(key, own):
         kernel = own["kernel"]
+        check_rank(rank, kernel)
         *inputs, out = kernel.shape
-        limit = min(math.prod(inputs), out)
-        if rank > limit:
-            raise ValueError(
-                f"expected a rank of at most {limit}, that of a kernel {list(kernel.shape)}, got"
-                f" rank={rank}: leave the layer out by `where`, or take a smaller rank"
-            )
         beside, after = jax.random.split(key)
         dtype = float_dtype(kernel)
         zeros = jnp.zeros((rank, out), dtype)
-
-        def uniform(key, *sizes):
-            width = 1 / math.sqrt(math.prod(sizes))
-            return jax.random.uniform(key, (*sizes, rank), dtype, -width, width)
-
-        params = {"A": uniform(beside, *inputs), "B": zeros, "C": uniform(after, out), "D": zeros}
+        params = {
+            "A": uniform_down(beside, inputs, rank, dtype),
+            "B": zeros,
+            "C": uniform_down(after, (out,), rank, dtype),
+            "D": zeros,
+        }
         return params | ({"d": jnp.zeros(out, dtype)} if "bias" in own else {})
 
     def apply(own, params):

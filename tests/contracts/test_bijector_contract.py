@@ -523,6 +523,9 @@ def test_jit_and_vmap_change_nothing_and_trace_once(name):
     eager = r["without jit"]["forward"]
     np.testing.assert_allclose(eager[0], r["x_of_z"], atol=1e-5, rtol=1e-5)
     np.testing.assert_allclose(eager[1], r["forward_log_det"], atol=1e-4, rtol=1e-5)
+    np.testing.assert_allclose(
+        r["without jit"]["inverse"][0], r["z_of_x"], atol=TABLE[name].precision, rtol=1e-5
+    )
 
 
 @pytest.mark.parametrize("name", TABLE)
