@@ -162,7 +162,9 @@ def parts(velocity: Velocity, weights: Mapping[tuple[str, str], NumberOrFunction
             raise ValueError(f"guidance.parts: expected weights by pairs of parts, got {pair!r}")
 
     def init(key, x, t, cond=None):
-        return given_parts(velocity).init(key, x, t, _without_spare_noise(x, cond))
+        x, t, given, absent, cond = _read("guidance.parts", x, t, cond, spare=True)
+        spare = {part: a for part, a in absent.items() if part not in {**given, **x}}
+        return velocity.init(key, *_stand(x, t, given, spare), cond)
 
     def apply(params, x, t, cond=None, *, key=None):
         x, t, given, absent, cond = _read("guidance.parts", x, t, cond, spare=True)
@@ -238,12 +240,5 @@ def _standing(x: dict, t: dict, given: dict, absent: dict, there: frozenset) -> 
             f" them, got that of {sorted(absent)}"
         )
     only = lambda parts: {part: a for part, a in parts.items() if part in there}  # noqa: E731
-    return _stand(only(x), only(t), only(given), {part: absent[part] for part in gone})
-
-
-def _without_spare_noise(x: PyTree, cond: Any) -> Any:
-    """The cond of `given_parts`, from that of `parts`."""
-    if not isinstance(cond, PartsCondition) or cond.absent is None:
-        return cond
-    there = {*x, *(cond.given or {})}
-    return cond._replace(absent={p: a for p, a in cond.absent.items() if p not in there})
+    at = {part: time if part in there else jnp.zeros_like(time) for part, time in t.items()}
+    return _stand(only(x), at, only(given), {part: absent[part] for part in gone})
