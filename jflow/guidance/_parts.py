@@ -153,7 +153,8 @@ def parts(velocity: Velocity, weights: Mapping[tuple[str, str], NumberOrFunction
 
     References:
         Li, Kallidromitis, Gokul, Liao, Kato, Kozuka, Grover, *OmniFlow: Any-to-Any Generation with
-            Multi-Modal Rectified Flows*, 2024, arXiv:2412.01169.
+            Multi-Modal Rectified Flows*, 2024, arXiv:2412.01169, whose public code runs the case of
+            one given part, as `cfg`. That w = 0 is the conditional velocity is our choice.
     """
     check_noun("guidance.parts", velocity, Velocity, Field)
     weights = dict(weights)
