@@ -103,8 +103,8 @@ def single_part(velocity: Velocity, part: str) -> Velocity:
         >>> joint = oracles.as_velocity(oracle)
         >>> v = guidance.single_part(guidance.given_parts(joint), "a")
         >>> cond = guidance.PartsCondition(given={"b": jnp.full((1, 1), 2.0)})
-        >>> float(v.apply({}, jnp.zeros((1, 1)), 0.0, cond)[0, 0])  # towards 0.8 times 2
-        1.6
+        >>> v.apply({}, jnp.zeros((1, 1)), 0.0, cond)  # towards 0.8 times 2
+        Array([[1.6]], dtype=float32)
     """
 
     def init(key, x, t, cond=None):
