@@ -211,9 +211,9 @@ class WithPrevious(nn.Module):
             rows: how many rows the cache is for.
 
         Returns:
-            The empty cache of the network.
+            The empty cache of the network, None where it has none.
         """
-        return self.net.empty_cache(x, rows)
+        return self.net.empty_cache(x, rows) if hasattr(self.net, "empty_cache") else None
 
 
 def _read(module, x: Array, cond: Cond, m: int, cache) -> tuple[Cond, Condition]:
