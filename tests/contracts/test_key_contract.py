@@ -194,6 +194,11 @@ LOSSES = {
     "improved_mean_flow": loss(losses.improved_mean_flow(MAP, omega=1.0, kappa=0.5, null=3)),
     "initial_velocity": loss(losses.initial_velocity(V)),
     "marginal_transport": loss(losses.marginal_transport(V, V)),
+    "joint_matching": loss(
+        losses.joint_matching(V, time=times.parts(("a", "b")), path=BRIDGE),
+        ("x0",),
+        x={"a": X, "b": X[:, :1]},
+    ),
     "mean_flow": loss(losses.mean_flow(MAP, omega=1.0, kappa=0.5, null=3)),
     "student_only": loss(losses.student_only(MATCHING)),
     "perflow": loss(losses.perflow(V, V, method=1)),

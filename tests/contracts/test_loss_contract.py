@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jflow import bijectors, couplings, distributions, flows, losses, paths, solvers
+from jflow import bijectors, couplings, distributions, flows, losses, paths, solvers, times
 from jflow.distributions import mixtures
 from jflow.types import Field, FlowMap, Velocity
 
@@ -92,6 +92,24 @@ def reconstruction(number, key, batch, frozen=None):
     return losses.reconstruction(Slope())({"slope": number}, key, batch)
 
 
+def in_parts(tree):
+    """The two columns of arrays as parts."""
+    return jax.tree.map(lambda a: {"a": a[:, :1], "b": a[:, 1:]}, tree)
+
+
+PARTS = Velocity(
+    None,
+    lambda params, x, t, cond=None, *, key=None: {p: slope(params, x[p], t[p]) for p in x},
+)
+
+
+def joint_matching(number, key, batch, frozen=None):
+    loss = losses.joint_matching(PARTS, time=times.parts(("a", "b"), independent=1, **CORNERS))
+    ends = {name: in_parts(batch[name]) for name in ("x", "x0")}
+    return loss(number, key, batch | ends, frozen)
+
+
+CORNERS = dict.fromkeys(("together", "given", "absent"), 0)
 BESPOKE = solvers.bespoke_params(1, solver=diffrax.Euler())
 FLOW = flows.flow(bijectors.affine((2,)), distributions.normal((2,)))
 
@@ -146,6 +164,7 @@ TABLE = {
     "interpolant_matching": Row(
         losses.interpolant_matching(LATENT, paths.schroedinger_bridge(0.5))
     ),
+    "joint_matching": Row(joint_matching),
     "mean_flow": Row(losses.mean_flow(MAP)),
     "mixture_matching": Row(losses.mixture_matching(Field(None, mixture)), paired=False),
     "nll": Row(nll, paired=False),
