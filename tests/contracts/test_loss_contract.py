@@ -114,6 +114,22 @@ BESPOKE = solvers.bespoke_params(1, solver=diffrax.Euler())
 FLOW = flows.flow(bijectors.affine((2,)), distributions.normal((2,)))
 
 
+class Scale(nn.Module):
+    """A causal network of one number: h_i is a multiple of x_{i-1}."""
+
+    @nn.compact
+    def __call__(self, x, cond=None):
+        return self.param("scale", nn.initializers.ones, ()) * jnp.roll(x, 1, 1).at[:, 0].set(0)
+
+
+def next_token(number, key, batch, frozen=None):
+    """Rows of two tokens of one number."""
+    head = Velocity(None, lambda params, x, t, cond=None, *, key=None: slope(params, x, t) + cond)
+    loss = losses.causal_matching(Scale(), head, distributions.normal((1,)))
+    params = {"net": {"scale": number}, "token": {"velocity": number, "base": {}}}
+    return loss(params, key, {**batch, "x": batch["x"][..., None]})
+
+
 class Row(NamedTuple):
     loss: Any  # of params that are a number
     paired: bool = True  # whether the batch holds 'x0'
@@ -127,6 +143,7 @@ TABLE = {
     "anchored_consistency": Row(losses.anchored_consistency(MAP)),
     "bespoke_error": Row(bespoke_error),
     "c_rectified_flow": Row(losses.c_rectified_flow(SCALAR)),
+    "causal_matching": Row(next_token, paired=False),
     "consistency_flow_matching": Row(losses.consistency_flow_matching(VELOCITY)),
     "deep_supervision": Row(losses.deep_supervision(BRANCHES, 3)),
     "diffusion_likelihood": Row(
