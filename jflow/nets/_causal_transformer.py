@@ -10,6 +10,7 @@ import jax
 import jax.numpy as jnp
 
 from jflow._core.arrays import float_dtype
+from jflow._core.attached import HIDDEN
 from jflow.nets._attention import per_token
 from jflow.nets._vit import CondEmbed, check_width, mlp
 from jflow.types import Array, Cond
@@ -110,7 +111,7 @@ class CausalTransformer(nn.Module):
             h = h + c[:, None].astype(h.dtype)
         blocks = nn.scan(
             nn.remat(CausalBlock, prevent_cse=False) if self.remat else CausalBlock,
-            variable_axes={"params": 0},
+            variable_axes={"params": 0, HIDDEN: 0},
             split_rngs={"params": True},
             in_axes=(0, nn.broadcast, nn.broadcast),
             length=self.num_layers,

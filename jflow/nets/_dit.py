@@ -10,6 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from jflow._core.arrays import float_dtype, patchify, unpatchify
+from jflow._core.attached import HIDDEN
 from jflow._core.checks import check_whole
 from jflow.nets._attention import SelfAttention, dot_product_attention, per_token
 from jflow.nets._embed import TimeCondEmbed, check_time, need_part, read_cond
@@ -141,7 +142,7 @@ class DiT(nn.Module):
         c = nn.silu(embed(t, cond, r)).astype(h.dtype)  # the scan's carry keeps one type
         blocks = nn.scan(
             nn.remat(DiTBlock, prevent_cse=False) if self.remat else DiTBlock,
-            variable_axes={"params": 0},
+            variable_axes={"params": 0, HIDDEN: 0},
             split_rngs={"params": True, "dropout": True},
             in_axes=nn.broadcast,
             length=self.num_layers,
