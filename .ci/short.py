@@ -91,6 +91,13 @@ JOBS = [
     ["experiments/few_step_solvers/run.py --out {} --short"],
     ["experiments/restoration_knob/run.py --out {} --short"],
     ["experiments/sbi_pack/run.py fit --short"],
+    ["experiments/lora_style/run.py --out {} --short"],
+    [
+        "tests/pipelines.py {}/sd3 sd3",
+        "jflow train experiments/lora_pipeline short=True folder={}/sd3 --workdir {}/run --quiet",
+        "experiments/lora_pipeline/export.py {}/run --out {}/lora.safetensors",
+        "jflow sample {}/run --num 4 --out {}/pictures.png",
+    ],
     *([f"experiments/tutorials/{name}.py --short"] for name in TUTORIALS),
     *([f"benchmarks/{name}.py --short"] for name in BENCHMARKS),
     ["python benchmarks/device.py --short"],  # which starts processes of its own
