@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 
 from jflow import adapters, nets
+from jflow.types import Condition
 
 RNG = np.random.default_rng(0)
 
@@ -217,6 +218,29 @@ def test_a_small_network_beside_says_what_it_cannot_read():
         jax.eval_shape(
             lambda key: model.apply(model.init(key, ROWS, T), ROWS, T), jax.random.key(0)
         )
+
+
+def test_a_small_network_beside_reads_blocks_of_several_kinds_in_their_order():
+    """The tokens of the image of an MMDiT, whose blocks are in three modules."""
+    velocity = nets.velocity(nets.MMDiT(width=8, num_layers=4, num_heads=1, dual_layers=2))
+    x, t = drawn(2, 4, 4, 1), drawn(2)
+    cond = Condition(context=drawn(2, 3, 5), vector=drawn(2, 4))
+    shapes = jax.eval_shape(velocity.init, jax.random.key(0), x, t, cond)
+    base = jax.tree.map(lambda x: 0.5 * drawn(*x.shape), shapes)
+    blocks = "dual_blocks", "blocks", "last_block"
+    last = adapters.k_adapter(2, after=(3,), blocks=blocks)
+    alone = adapters.k_adapter(2, after=(0,), blocks="last_block")
+    fresh = jax.eval_shape(last.init, jax.random.key(0), base)
+    params = jax.tree.map(lambda x: 0.5 * drawn(*x.shape), fresh)
+
+    @jax.jit
+    def run(base, params):
+        adapted = (adapter.apply(base, params) for adapter in (last, alone))
+        return [velocity.apply(own, x, t, cond) for own in (base, *adapted)]
+
+    plain, found, expected = run(base, params)
+    np.testing.assert_allclose(found, expected, atol=1e-5)
+    assert np.abs(found - plain).max() > 0.1
 
 
 def test_layer_by_layer_leaves_layers_that_were_not_chosen():
