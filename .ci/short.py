@@ -96,6 +96,13 @@ JOBS = [
         "jflow train experiments/shakespeare_characters short=True --workdir {}/run --quiet",
         "experiments/shakespeare_characters/write.py {}/run --characters 20",
     ],
+    ["experiments/lora_style/run.py --out {} --short"],
+    [
+        "tests/pipelines.py {}/sd3 sd3",
+        "jflow train experiments/lora_pipeline short=True folder={}/sd3 --workdir {}/run --quiet",
+        "experiments/lora_pipeline/export.py {}/run --out {}/lora.safetensors",
+        "jflow sample {}/run --num 4 --out {}/pictures.png",
+    ],
     *([f"experiments/tutorials/{name}.py --short"] for name in TUTORIALS),
     *([f"benchmarks/{name}.py --short"] for name in BENCHMARKS),
     ["python benchmarks/device.py --short"],  # which starts processes of its own

@@ -1,6 +1,10 @@
-"""Tiny folders of SD3 and Flux pipelines, as diffusers writes them, with weights made here."""
+"""Tiny folders of SD3 and Flux pipelines, as diffusers writes them, with weights made here.
+
+`tests/pipelines.py FOLDER MODEL` writes one, where PYTHONPATH has the repository.
+"""
 
 import json
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -38,3 +42,7 @@ def write(folder, model):
         (folder / file).parent.mkdir(parents=True, exist_ok=True)
         convert.write_safetensors(folder / file, tensors)
     return folder
+
+
+if __name__ == "__main__":
+    write(Path(sys.argv[1]), sys.argv[2])

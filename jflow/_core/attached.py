@@ -8,6 +8,7 @@ that jit tells two of them apart.
 import contextlib
 from collections.abc import Callable, Mapping
 from typing import Any
+from weakref import WeakSet
 
 import flax.linen as nn
 import jax
@@ -16,6 +17,7 @@ from jax.tree_util import Partial
 from jflow.types import Params, PyTree
 
 ATTACHED = "attached"  # the name beside a module's own params
+HIDDEN = "hidden"  # the collection in which they leave tokens to each other, in one call
 
 
 def is_quantized(x: Any) -> bool:
@@ -58,9 +60,21 @@ def has_attached(params: PyTree) -> bool:
     return any(isinstance(x, Partial) for x in jax.tree.leaves(params, is_leaf=is_leaf))
 
 
+_heeded: WeakSet[Callable] = WeakSet()
+"""The functions that were attached to params of a network that runs them. A program that is traced
+once serves many calls, so that a call by itself does not tell."""
+
+
+def is_heeded(params: PyTree) -> bool:
+    """Whether some function that is attached to params ever came to a network that runs it."""
+    attached = (x for x in jax.tree.leaves(params, is_leaf=is_leaf) if isinstance(x, Partial))
+    return any(x.func in _heeded for x in attached)
+
+
 def heeding(params: PyTree):
     """The context in which module calls run what is attached to params, and read int8."""
-    special = any(map(is_leaf, jax.tree.leaves(params, is_leaf=is_leaf)))
+    special = [x for x in jax.tree.leaves(params, is_leaf=is_leaf) if is_leaf(x)]
+    _heeded.update(x.func for x in special if isinstance(x, Partial))
     return nn.intercept_methods(_run) if special else contextlib.nullcontext()
 
 

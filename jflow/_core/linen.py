@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 
 from jflow._core.arrays import float_dtype
-from jflow._core.attached import heeding
+from jflow._core.attached import HIDDEN, has_attached, heeding
 from jflow._core.checks import check_cond, check_key, described
 from jflow._core.conditions import refuse_parts
 from jflow.types import Array, Cond, Condition, PyTree
@@ -59,7 +59,10 @@ def apply_linen(module, params, *args, key=None, method=None, **named):
     try:
         rngs = None if key is None else {"dropout": key}
         with heeding(params):
-            return module.apply({"params": params}, *args, rngs=rngs, method=method, **named)
+            options = {"rngs": rngs, "method": method, **named}
+            if not has_attached(params):
+                return module.apply({"params": params}, *args, **options)
+            return module.apply({"params": params}, *args, mutable=[HIDDEN], **options)[0]
     except flax.errors.ApplyScopeInvalidVariablesStructureError:
         raise ValueError(
             f"{type(module).__name__}: expected params, got a dict that holds them under 'params':"

@@ -7,7 +7,7 @@ from typing import Any, TypeVar
 import jax
 import jax.numpy as jnp
 
-from jflow._core.attached import dequantize, has_attached, is_leaf
+from jflow._core.attached import dequantize, has_attached, is_heeded, is_leaf
 from jflow._core.checks import check_params, described
 from jflow.types import Adapter, Array, Bijector, Loss, Params
 
@@ -36,7 +36,8 @@ def wrap(model: Model, adapter: Adapter) -> Model:
 
     Raises:
         TypeError: model is no such tuple, or adapter is no `Adapter`; params are not a dict.
-        ValueError: params without 'base' or 'adapter'.
+        ValueError: params without 'base' or 'adapter'; an adapter of activations, where the model
+            is no network that jflow lifted and would ignore it.
 
     Examples:
         >>> import jax
@@ -66,7 +67,14 @@ def wrap(model: Model, adapter: Adapter) -> Model:
         def run(params, *args, **kwargs):
             check_params(f"the wrapped {name}", params, "base", "adapter")
             base = adapter.apply(params["base"], params["adapter"])
-            return function(base, *args, **kwargs)
+            out = function(base, *args, **kwargs)
+            if has_attached(base) and not is_heeded(base):
+                raise ValueError(
+                    f"wrap: the {name} ignores the adapter, which acts on the calls of Flax modules"
+                    " inside networks that jflow lifted: make it by nets.velocity(module),"
+                    " nets.field or nets.flow_map, or take an adapter of weights such as lora"
+                )
+            return out
 
         return run
 

@@ -5,10 +5,12 @@ import difflib
 import fnmatch
 import math
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax.traverse_util import unflatten_dict
 
 from jflow._core.attached import ATTACHED, attach, call_with, dequantize, is_leaf, is_quantized
@@ -92,7 +94,8 @@ def on_weights(
                 if value.shape != some[name].shape:
                     raise ValueError(_misfit(leaf, own))
                 if layers is not None and leaf.depth:
-                    value = old.astype(value.dtype).at[jnp.array(layers)].set(value)
+                    whole = jnp.asarray(old, value.dtype)
+                    value = whole.at[jnp.array(layers)].set(value)
                 changed[leaf.path if name == "kernel" else leaf.bias] = value
         return replaced(base, changed)
 
@@ -172,7 +175,7 @@ def on_modules(
     return Adapter(init_all, apply_all)
 
 
-def layerwise(adapter: Adapter) -> Adapter:
+def layerwise(adapter: Adapter, *, layers: Sequence[int] | None = None) -> Adapter:
     """An adapter of weights that changes the weights of a layer when the layer runs.
 
     What an adapter of weights makes of the base is a second copy of the kernels that it changes,
@@ -183,9 +186,14 @@ def layerwise(adapter: Adapter) -> Adapter:
 
     Args:
         adapter: an adapter of weights made by `on_weights`, such as `lora` or `ether_plus`.
+        layers: what the adapter was given as `layers`; the kernels of other layers are computed
+            too, and not used.
 
     Returns:
         Adapter: with the same params; `merge` takes the original.
+
+    Raises:
+        ValueError: when used, for other layers than those of the adapter, and as `on_weights`.
 
     Examples:
         >>> import jax
@@ -205,25 +213,50 @@ def layerwise(adapter: Adapter) -> Adapter:
 
         def changed(own, params, *args):
             own = {name: dequantize(leaf) for name, leaf in own.items()}
-            return call_with(module, adapter.apply(own, params), *args, **kwargs)
+            new = adapter.apply(own, params["own"])
+            if "chosen" in params:
+                new = jax.tree.map(partial(jnp.where, params["chosen"]), new, own)
+            return call_with(module, new, *args, **kwargs)
 
         return jax.checkpoint(changed)(own, params, *args)
 
     def apply(base, params):
         modules: dict[str, dict[str, Any]] = {}
         for leaf, own in meet(base, params, SCANNED):
-            if any(jnp.shape(x)[:1] != (leaf.length,) for x in jax.tree.leaves(own) if leaf.depth):
-                raise ValueError(
-                    f"layerwise: expected an adapter of all {leaf.length} layers of {leaf.path!r};"
-                    " one with `layers` is used as it is"
-                )
             module, _, name = leaf.path.rpartition("/")
-            modules.setdefault(module, {})[name] = own
+            found = modules.setdefault(module, {"own": {}})
+            if leaf.depth:
+                found["own"][name] = _repeated(leaf, own, layers)
+                if layers is not None:
+                    lead = leaf.own["kernel"].shape[: leaf.depth]
+                    index = np.arange(leaf.length).reshape(-1, *[1] * (leaf.depth - 1))
+                    found["chosen"] = np.broadcast_to(np.isin(index, layers), lead)
+            else:
+                found["own"][name] = own
         for path, own in modules.items():
             base = attach(base, tuple(path.split("/")) if path else (), call, own)
         return base
 
     return Adapter(adapter.init, apply)
+
+
+def _repeated(leaf: "Leaf", own: Params, layers: Sequence[int] | None) -> Params:
+    """What the chosen layers have, with that of the first of them for the others too: zeros would
+    not do, where an adapter divides by a length."""
+    _layers(leaf, layers)
+    count = leaf.length if layers is None else len(layers)
+    for x in jax.tree.leaves(own):
+        if jnp.shape(x)[:1] != (count,):
+            raise ValueError(
+                f"layerwise: expected params of {count} layers of {leaf.path!r}, got"
+                f" {list(jnp.shape(x))}: give layerwise the `layers` of its adapter, which are now"
+                f" {None if layers is None else list(layers)}"
+            )
+    if layers is None:
+        return own
+    index = np.zeros(leaf.length, int)
+    index[list(layers)] = np.arange(count)
+    return jax.tree.map(lambda x: x[index], own)
 
 
 class Leaf(NamedTuple):
@@ -440,7 +473,7 @@ def _layers(leaf: Leaf, layers, own=None):
     def taken(x):
         if isinstance(x, jax.ShapeDtypeStruct):
             return jax.ShapeDtypeStruct((len(layers), *x.shape[1:]), x.dtype)
-        return x[jnp.array(layers)]
+        return x[np.array(layers)]
 
     return jax.tree.map(taken, own)
 

@@ -5,6 +5,7 @@ from collections.abc import Sequence
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from jflow._core.arrays import float_dtype
 from jflow._core.checks import check_whole
@@ -12,7 +13,7 @@ from jflow.adapters._activations import second_layers
 from jflow.adapters._forms import SCANNED, Where, check_rank, matrix, on_weights, uniform_down
 from jflow.types import Adapter, Array
 
-__all__ = ["adapter_bias", "ether", "ether_plus", "hydra"]
+__all__ = ["adapter_bias", "ether", "ether_plus", "hydra", "oft"]
 
 
 def ether(
@@ -131,6 +132,78 @@ def ether_plus(
         changed = _soft_reflection(params["in"], matrix(kernel))
         changed = _soft_reflection(params["out"], changed.T).T
         return {"kernel": changed.reshape(kernel.shape)}
+
+    return on_weights(init, apply, where=where, layers=layers, scanned=scanned)
+
+
+def oft(
+    blocks: int = 1,
+    *,
+    where: Where = "*kernel*",
+    layers: Sequence[int] | None = None,
+    scanned: str | Sequence[str] = SCANNED,
+) -> Adapter:
+    """Orthogonal finetuning (OFT): a trained kernel whose columns are rotated together.
+
+        R W,   R = (I - S)^-1 (I + S),   S^T = -S
+
+    with an S for each of `blocks` equal parts of the inputs, where R is block-diagonal. R, the
+    Cayley transform of S, is a rotation: the lengths of the columns of W in each part, and the
+    angles between them, stay. S is zero, so that the model is as it was at first.
+
+    Args:
+        blocks: a number that divides the inputs of every kernel, so that at least 2 are in a part.
+        where: which kernels, see `on_weights`.
+        layers: which of the scanned layers, by their index; None: all.
+        scanned: see `on_weights`.
+
+    Returns:
+        Adapter: params {'S': [blocks, d (d - 1) / 2]} in the place of each kernel, d = in / blocks:
+        the numbers below the diagonal, row by row.
+
+    Raises:
+        ValueError: blocks is below 1; when used, where it does not divide the inputs of a kernel
+            into parts of 2 or more, which is named, and as `on_weights`.
+
+    Examples:
+        >>> import jax
+        >>> import jax.numpy as jnp
+        >>> from jflow import adapters
+        >>> quarter = {"kernel": {"S": jnp.ones((1, 1))}}
+        >>> adapters.oft().apply({"kernel": jnp.eye(2)}, quarter)["kernel"].tolist()
+        [[0.0, -1.0], [1.0, 0.0]]
+
+    References:
+        Qiu, Liu, Feng, Xue, Feng, Liu, Zhang, Weller, Schölkopf, *Controlling Text-to-Image
+            Diffusion by Orthogonal Finetuning*, 2023, arXiv:2306.07280.
+    """
+    check_whole("oft", blocks=blocks)
+
+    def init(key, own):
+        kernel = own["kernel"]
+        size = _part("inputs", math.prod(kernel.shape[:-1]), blocks, kernel)
+        if size < 2:
+            raise ValueError(
+                f"expected parts of at least 2 inputs of a kernel {list(kernel.shape)}, got"
+                f" blocks={blocks}"
+            )
+        return {"S": jnp.zeros((blocks, size * (size - 1) // 2), float_dtype(kernel))}
+
+    def apply(own, params):
+        kernel, below = own["kernel"], params["S"]
+        inputs, parts = math.prod(kernel.shape[:-1]), below.shape[0]
+        size = inputs // parts
+        if (parts * size, size * (size - 1) // 2) != (inputs, below.shape[1]):
+            raise ValueError(
+                f"an adapter for another base: 'S' of shape {list(below.shape)} does not fit a"
+                f" kernel {list(kernel.shape)}"
+            )
+        lower = jnp.zeros((parts, size, size), below.dtype)
+        lower = lower.at[:, *np.tril_indices(size, -1)].set(below)
+        skew, eye = lower - lower.mT, jnp.eye(size, dtype=below.dtype)[None]
+        rotation = jnp.linalg.solve(eye - skew, eye + skew)
+        rows = matrix(kernel).reshape(parts, size, kernel.shape[-1])
+        return {"kernel": (rotation @ rows).reshape(kernel.shape)}
 
     return on_weights(init, apply, where=where, layers=layers, scanned=scanned)
 

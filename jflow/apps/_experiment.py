@@ -71,6 +71,9 @@ class Experiment(NamedTuple):
         patience: Evaluations without a better one until training stops; None never stops early.
         skip_nonfinite: Whether an update whose loss or gradient is not finite is left out.
         max_to_keep: How many checkpoints are kept, beside the best.
+        unsaved: Names of what is frozen that checkpoints leave out, and `frozen` makes anew, such
+            as 'base': a workdir then holds an adapter alone, and `load` returns its params. What
+            `sample` and `evaluate` need of the base the config reads itself.
         rules: How a mesh splits the state, see `train.shardings`.
         accumulate: In how many parts an update's rows are differentiated.
         inner: Updates on the device between two visits of the host.
@@ -100,6 +103,7 @@ class Experiment(NamedTuple):
     patience: int | None = None
     skip_nonfinite: bool = False
     max_to_keep: int = 3
+    unsaved: Sequence[str] = ()
     rules: Sequence[Rule] = ()
     accumulate: int = 1
     inner: int = 1
@@ -351,6 +355,7 @@ def _train(
         patience=experiment.patience,
         skip_nonfinite=experiment.skip_nonfinite,
         max_to_keep=experiment.max_to_keep,
+        unsaved=experiment.unsaved,
         progress=progress,
         preprocess=pre_state,
         sharding=sharding,

@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 from tqdm import tqdm
 
-from jflow import convert, guidance, solvers
+from jflow import adapters, convert, guidance, solvers
 from jflow.types import Array, Condition, PyTree, Velocity
 
 
@@ -30,13 +30,15 @@ def pictures(
     cut: bool = False,
     dtype: str | None = None,
     sharding: Callable[[PyTree], PyTree] | None = None,
+    loras: Sequence[Path] = (),
     progress: bool = True,
 ) -> Iterator[np.ndarray]:
     """Pictures [H, W, 3] of bytes, `num` for each prompt, in the order of the prompts.
 
     The encoders of text are read, and freed before the velocity is read, and that before the
     decoder: memory is that of the largest part. The i-th picture of every prompt starts from the
-    noise of key(seed + i), whatever else is drawn.
+    noise of key(seed + i), whatever else is drawn. LoRAs act beside the layers of the velocity, one
+    added to another, and its weights are not copied.
     """
     read = partial(convert.load_pipeline, folder, dtype=dtype, sharding=sharding)
     plan = read(parts=())  # mistakes are found before anything large is read
@@ -51,7 +53,7 @@ def pictures(
         conds = _conditions(read, [*prompts, *nulls], cut)
         bar.set_description("reading")
         embedded = None if "null" in plan.settings else scale
-        model = read(parts=("velocity",), guidance=embedded)
+        model = _adapted(read(parts=("velocity",), guidance=embedded), loras)
         step, latents = _euler(model.velocity, scale if guided else None), []
         for i in range(total):
             bar.set_description(f"picture {i + 1} of {total}")
@@ -83,6 +85,17 @@ def _scale(folder: Path, settings: dict, scale: float | None, negative: str | No
     if negative is not None and scale == 1:
         raise ValueError("--negative-prompt has no influence with --guidance 1")
     return scale
+
+
+def _adapted(model: convert.Pipeline, loras: Sequence[Path]) -> convert.Pipeline:
+    """The model with its velocity adapted, over params {'base', 'adapter'}."""
+    if not loras or model.net is None:
+        return model
+    base = model.params["velocity"]
+    own = {str(i): convert.lora(file, model.net, base)[1] for i, file in enumerate(loras)}
+    beside = adapters.combine({name: adapters.lora_activations(1) for name in own})
+    velocity = adapters.wrap(model.velocity, beside)
+    return model._replace(velocity=velocity, params={"velocity": {"base": base, "adapter": own}})
 
 
 def _conditions(read, prompts: Sequence[str], cut: bool) -> list[Condition]:

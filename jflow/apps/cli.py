@@ -217,7 +217,9 @@ def _check_source(args) -> None:
             f"got {'both' if args.pretrained is not None else 'neither'}"
         )
     of_runs = ("num", "step", "label", "batch", "given")
-    of_published = ("prompt", "negative_prompt", "shift", "height", "width", "cut", "dtype", "mesh")
+    of_published = (
+        *("prompt", "lora", "negative_prompt", "shift", "height", "width", "cut", "dtype", "mesh"),
+    )
     run = args.pretrained is None
     other = of_published if run else [name for name in of_runs if name != "num"]
     for name in other:
@@ -271,10 +273,12 @@ def _sample_pretrained(args) -> None:
             seed=args.seed,
             cut=args.cut,
             sharding=sharding,
+            loras=args.lora,
             progress=not args.quiet,
             **options,
         )
         said = {name: value for name, value in options.items() if value is not None}
+        said |= {"lora": [str(file) for file in args.lora]} if args.lora else {}
         for i, (part, picture) in enumerate(zip(parts, drawn, strict=True)):
             info = PngInfo()
             info.add_itxt("prompt", args.prompt[i // num])
@@ -663,7 +667,9 @@ def _parser() -> argparse.ArgumentParser:
         "  jflow sample runs/people --num 1000 --out rows.csv --given sex=F --given age=30..40\n"
         '  jflow sample --pretrained stable-diffusion-3-medium --prompt "a red cat" --out cat.png\n'
         '  jflow sample --pretrained FLUX.1-dev --prompt "a red cat" --prompt "a blue dog"'
-        " --out animals.png",
+        " --out animals.png\n"
+        '  jflow sample --pretrained FLUX.1-dev --lora style.safetensors --prompt "a red cat"'
+        " --out cat.png",
     )
     add_checkpoint(command, nargs="?")
     command.add_argument(
@@ -702,6 +708,14 @@ def _parser() -> argparse.ArgumentParser:
         default=[],
         metavar="TEXT",
         help="what to draw; the option again for another picture",
+    )
+    published.add_argument(
+        "--lora",
+        action="append",
+        type=_path,
+        default=[],
+        metavar="FILE",
+        help="of peft, diffusers or kohya's scripts; the option again for another beside it",
     )
     published.add_argument(
         "--negative-prompt", metavar="TEXT", help="what to keep away from, where there is guidance"

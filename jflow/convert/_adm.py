@@ -19,7 +19,7 @@ from jflow.convert._layouts import (
     load,
     shapes_of,
 )
-from jflow.convert._safetensors import read_safetensors
+from jflow.convert._safetensors import tensors_of
 from jflow.nets import ADM
 from jflow.types import Params
 
@@ -82,7 +82,7 @@ def adm(
             "adm: expected either num_heads or head_width, which the shapes do not tell, got "
             f"num_heads={num_heads} and head_width={head_width}"
         )
-    tensors = files if isinstance(files, Mapping) else read_safetensors(files)
+    tensors = tensors_of(files)
     shape = partial(shape_of, "adm", "ADM", tensors)
 
     def has(key):

@@ -1,6 +1,5 @@
 """Published weights of AutoencoderKL, of Stable Diffusion and FLUX.1, for `nets.AutoencoderKL`."""
 
-import json
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -22,7 +21,7 @@ from jflow.convert._layouts import (
     load,
     shapes_of,
 )
-from jflow.convert._safetensors import read_safetensors
+from jflow.convert._safetensors import read_json, tensors_of
 from jflow.nets import Autoencoder, AutoencoderKL, autoencoder
 from jflow.types import Params
 
@@ -138,12 +137,7 @@ def autoencoder_kl(
             Diffusion Models*, 2021, arXiv:2112.10752.
     """
     config = {} if isinstance(files, Mapping) else _read_config(expand(files))
-    tensors = files if isinstance(files, Mapping) else read_safetensors(files)
-    tensors = {
-        _new_name(name, prefix): tensor
-        for name, tensor in tensors.items()
-        if name.startswith(prefix)
-    }
+    tensors = {_new_name(name): tensor for name, tensor in tensors_of(files, prefix).items()}
     if scale is None:
         scale, given_shift = _scale_and_shift(config)
         shift = given_shift if shift is None else shift
@@ -272,9 +266,8 @@ def _sizes(
     )
 
 
-def _new_name(name: str, prefix: str) -> str:
-    """Without the prefix, and with the names of today's diffusers in the attention."""
-    name = name.removeprefix(prefix)
+def _new_name(name: str) -> str:
+    """With the names of today's diffusers in the attention."""
     start, mark, rest = name.partition(f"{_DIFFUSERS.attention}.")
     part, dot, kind = rest.rpartition(".")
     return f"{start}{mark}{_OLD.get(part, part)}{dot}{kind}" if mark else name
@@ -285,11 +278,8 @@ def _read_config(path: Path) -> Mapping[str, Any]:
     path = (path if path.is_dir() else path.parent) / "config.json"
     if not path.exists():
         return {}
-    try:
-        config = json.loads(path.read_bytes())
-    except ValueError as error:
-        raise ValueError(f"autoencoder_kl: {path} is no JSON: {error}") from error
-    model = config.get("_class_name") if isinstance(config, dict) else None
+    config = read_json("autoencoder_kl", path)
+    model = config.get("_class_name")
     if model != "AutoencoderKL":
         raise ValueError(
             f"autoencoder_kl: expected {path} to be of an AutoencoderKL, got {model!r}; for a file "

@@ -22,7 +22,7 @@ from jflow.convert._layouts import (
     load,
     shapes_of,
 )
-from jflow.convert._safetensors import read_safetensors
+from jflow.convert._safetensors import tensors_of
 from jflow.nets import DDPMpp
 from jflow.types import Params
 
@@ -65,7 +65,7 @@ def ddpmpp(
         Song, Sohl-Dickstein, Kingma, Kumar, Ermon, Poole, *Score-Based Generative Modeling through
             Stochastic Differential Equations*, 2020, arXiv:2011.13456.
     """
-    tensors = files if isinstance(files, Mapping) else read_safetensors(files)
+    tensors = tensors_of(files)
     shape = partial(shape_of, "ddpmpp", "DDPM++", tensors)
     of = prefix + "all_modules."
     channels = shape(of + "0.weight", 2)[1]

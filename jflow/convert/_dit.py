@@ -21,7 +21,7 @@ from jflow.convert._layouts import (
     shapes_of,
     some,
 )
-from jflow.convert._safetensors import read_safetensors
+from jflow.convert._safetensors import tensors_of
 from jflow.nets import DiT, LightningDiT
 from jflow.types import Params
 
@@ -70,7 +70,7 @@ def dit(
         Ma, Goldstein, Albergo, Boffi, Vanden-Eijnden, Xie, *SiT: Exploring Flow and Diffusion-based
             Generative Models with Scalable Interpolant Transformers*, 2024, arXiv:2401.08740.
     """
-    tensors = files if isinstance(files, Mapping) else read_safetensors(files)
+    tensors = tensors_of(files)
     theirs = f"{prefix}pos_embed.proj.weight" in tensors  # of diffusers
     names = (
         ("pos_embed.proj.weight", DIFFUSERS_TABLE, "proj_out_2.weight", "ff.net.0.proj.weight")

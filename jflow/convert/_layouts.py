@@ -13,7 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from jflow._core.linen import init_linen
-from jflow.convert._safetensors import read_safetensors, write_shards
+from jflow.convert._safetensors import tensors_of, write_shards
 from jflow.types import Array, Params, PyTree
 
 
@@ -184,12 +184,7 @@ def load(
         >>> convert.load(file, layout, like)["kernel"].shape
         (3, 2)
     """
-    tensors = files if isinstance(files, Mapping) else read_safetensors(files)
-    tensors = {
-        name.removeprefix(prefix): tensor
-        for name, tensor in tensors.items()
-        if name.startswith(prefix)
-    }
+    tensors = tensors_of(files, prefix)
     leaves, tree = _leaves(like)
     weights = _weights(layout, leaves)
     _check(layout, weights, leaves, tensors)

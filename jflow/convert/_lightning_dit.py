@@ -9,7 +9,7 @@ import numpy as np
 
 from jflow.convert._dit import TABLE, head, like_image, patches, shape_of, square_positions
 from jflow.convert._layouts import Constant, Layout, Weight, count_blocks, dense, in_one_piece, load
-from jflow.convert._safetensors import read_safetensors
+from jflow.convert._safetensors import tensors_of
 from jflow.nets import LightningDiT
 from jflow.types import Params
 
@@ -57,7 +57,7 @@ def lightning_dit(
         Yao, Yang, Wang, *Reconstruction vs. Generation: Taming Optimization Dilemma in Latent
             Diffusion Models*, 2025, arXiv:2501.01423.
     """
-    tensors = files if isinstance(files, Mapping) else read_safetensors(files)
+    tensors = tensors_of(files)
     of = partial(shape_of, "lightning_dit", "LightningDiT", tensors)
     width, channels, patch, _ = of(prefix + "x_embedder.proj.weight", 4)
     hidden = of(prefix + "blocks.0.mlp.w3.weight", 2)[1]

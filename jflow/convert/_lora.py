@@ -37,6 +37,7 @@ from jflow.convert._mmdit import (
 )
 from jflow.convert._safetensors import (
     file_in,
+    read_json,
     read_metadata,
     read_safetensors,
     write_safetensors,
@@ -49,6 +50,7 @@ KOHYA = "lora_unet_"  # dots of the names became underscores
 PART = re.compile(r"\.(lora_A|lora_B|lora_down|lora_up|down|up)(\.default)?\.weight$")
 DOWN = ("lora_A", "lora_down", "down")
 XLABS = re.compile(r"(double_blocks\.\d+)\.processor\.(qkv|proj)_lora([12])$")
+XLABS_SINGLE = re.compile(r"single_blocks\.(\d+)\.processor\.(qkv|proj)_lora$")
 METADATA = "lora_adapter_metadata"
 
 
@@ -282,8 +284,19 @@ def _pairs(tensors: Mapping[str, np.ndarray], config: Mapping[str, Any]) -> list
             )
         alpha = tensors[alphas[module]] if module in alphas else None
         scale = _scale(module, len(down), config) if alpha is None else float(alpha) / len(down)
-        pairs.append(_Pair(module, down, up.reshape(up.shape[:2]), scale))
+        pairs += _split(_Pair(module, down, up.reshape(up.shape[:2]), scale))
     return pairs
+
+
+def _split(pair: _Pair) -> list[_Pair]:
+    """The pair; or, of x-labs' single blocks, one for each of q, k and v, whose kernel has more
+    outputs than these."""
+    found = XLABS_SINGLE.search(pair.module)
+    if found is None or found[2] != "qkv" or len(pair.up) % 3:
+        return [pair]
+    start = f"{pair.module[: found.start()]}single_transformer_blocks.{found[1]}.attn.to_"
+    parts = zip("qkv", np.split(pair.up, 3), strict=True)
+    return [pair._replace(module=start + name, up=up) for name, up in parts]
 
 
 def _check_types(tensors: Mapping[str, np.ndarray]) -> None:
@@ -312,6 +325,8 @@ def _module(name: str) -> str:
     if found := XLABS.match(name):
         stream = {"1": "img", "2": "txt"}[found[3]]
         return f"{found[1]}.{stream}_attn.{found[2]}"
+    if (found := XLABS_SINGLE.match(name)) and found[2] == "proj":
+        return f"single_blocks.{found[1]}.linear2"
     return name
 
 
@@ -367,10 +382,11 @@ def _read(file: str | Path, prefix: str) -> tuple[dict[str, np.ndarray], dict[st
     tensors = read_safetensors(file)
     folder, path = (file, file_in(file)) if file.is_dir() else (file.parent, file)
     beside = folder / "adapter_config.json"
-    text = read_metadata(path).get(METADATA)
-    if text is None and path.name == "adapter_model.safetensors" and beside.exists():
-        text = beside.read_text()
-    config = {} if text is None else json.loads(text)
+    config, text = {}, read_metadata(path).get(METADATA)
+    if text is not None:
+        config = json.loads(text)
+    elif path.name == "adapter_model.safetensors" and beside.exists():
+        config = read_json("lora", beside)
     return (
         {name: tensor for name, tensor in tensors.items() if name.startswith(prefix)},
         {name.removeprefix("transformer."): value for name, value in config.items()},

@@ -27,7 +27,7 @@ from jflow.convert._layouts import (
     load,
     shapes_of,
 )
-from jflow.convert._safetensors import read_safetensors
+from jflow.convert._safetensors import tensors_of
 from jflow.nets import Flux, MMDiT
 from jflow.types import Condition, Params
 
@@ -332,7 +332,7 @@ def mmdit(
         Esser et al., *Scaling Rectified Flow Transformers for High-Resolution Image Synthesis*,
             2024, arXiv:2403.03206.
     """
-    tensors = files if isinstance(files, Mapping) else read_safetensors(files)
+    tensors = tensors_of(files)
     names = _found("mmdit", tensors, prefix, _SD3, _SD3_DIFFUSERS)
     width, channels, patch, _ = _shape("mmdit", tensors, f"{prefix}{names.patches}.weight", 4)
     first, image = prefix + names.block.format(0), names.image
@@ -407,7 +407,7 @@ def flux(
     References:
         Black Forest Labs, *FLUX*, 2024, https://github.com/black-forest-labs/flux.
     """
-    tensors = files if isinstance(files, Mapping) else read_safetensors(files)
+    tensors = tensors_of(files)
     names = _found("flux", tensors, prefix, _FLUX, _FLUX_DIFFUSERS)
     width, packed = _shape("flux", tensors, f"{prefix}{names.patches}.weight", 2)
     first = prefix + names.block.format(0)

@@ -1,10 +1,10 @@
 """Pipelines from the folders that diffusers writes: from prompts to a condition, from latents to an
 image."""
 
-import json
 import math
 import warnings
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -20,10 +20,10 @@ from jflow._core.linen import apply_linen
 from jflow.convert._autoencoder_kl import autoencoder_kl
 from jflow.convert._layouts import some
 from jflow.convert._mmdit import flux, mmdit
-from jflow.convert._safetensors import read_safetensors
+from jflow.convert._safetensors import read_json, read_safetensors
 from jflow.convert._text import clip_text, t5_encoder
 from jflow.convert._tokenizer import Tokenizer, tokenizer
-from jflow.nets import AutoencoderKL, chunked_attention, field
+from jflow.nets import AutoencoderKL, Flux, MMDiT, chunked_attention, field
 from jflow.types import Array, Condition, Params, PyTree, Velocity
 
 PARTS = "text", "velocity", "autoencoder"
@@ -55,6 +55,8 @@ class Pipeline(NamedTuple):
         settings: what images are published with, {'steps', 'height', 'width'}, 'guidance', a scale,
             where there is one, and 'null', the prompt whose condition is the null of
             `guidance.cfg`, where guidance takes one. Without 'null' the network reads the scale.
+        net: the network of the velocity, `nets.MMDiT` or `nets.Flux`, for `lora` and `save_lora`;
+            None where it was not read.
     """
 
     velocity: Velocity
@@ -65,6 +67,7 @@ class Pipeline(NamedTuple):
     shape: Callable[..., tuple[int, int, int]]
     grid: Callable[..., np.ndarray]
     settings: dict[str, Any]
+    net: MMDiT | Flux | None = None
 
 
 class _Model(NamedTuple):
@@ -161,7 +164,7 @@ def load_pipeline(
         raise ValueError(
             f"load_pipeline: expected parts among {', '.join(PARTS)}, got {list(parts)}"
         )
-    joined, transformer = model.joined, _json(path / "transformer" / "config.json")
+    joined, transformer = model.joined, _read(path / "transformer" / "config.json")
     reads_guidance = not joined and bool(transformer.get("guidance_embeds"))
     if guidance is not None and not reads_guidance:
         hint = "guide it by guidance.cfg" if joined else "it was distilled from another model"
@@ -172,7 +175,7 @@ def load_pipeline(
     if not joined and not reads_guidance:
         model = model._replace(**_SCHNELL)
     how = _Reading(path, dtype, sharding, attention_fn or chunked_attention())
-    vae = _json(path / "vae" / "config.json")
+    vae = _read(path / "vae" / "config.json")
     patch = transformer["patch_size"] if joined else 2
     shape = _shape(path, vae, transformer, joined, patch)
     channels = transformer["in_channels"] // (1 if joined else 4)
@@ -200,12 +203,14 @@ def load_pipeline(
         found = found._replace(cond=cond)
     if "velocity" in parts:
         scale = model.guidance if guidance is None else guidance
-        velocity, params["velocity"] = _velocity(how, transformer, joined, scale)
-        found = found._replace(velocity=velocity)
+        net, params["velocity"] = _network(how, transformer, joined, scale)
+        found = found._replace(velocity=paths.from_noise_time(field(net)), net=net)
     if "autoencoder" in parts:
         file, kind = how.file("vae"), how.kind("vae")
-        net = AutoencoderKL(dtype=kind, attention_fn=how.attention_fn)
-        both, params["autoencoder"] = autoencoder_kl(file, net=net, dtype=kind, sharding=sharding)
+        vae_net = AutoencoderKL(dtype=kind, attention_fn=how.attention_fn)
+        both, params["autoencoder"] = autoencoder_kl(
+            file, net=vae_net, dtype=kind, sharding=sharding
+        )
         found = found._replace(encode=both.encode, decode=both.decode)
     return found._replace(params=params)
 
@@ -275,7 +280,7 @@ def _index(path: Path) -> dict[str, Any]:
             "load_pipeline: expected a folder as diffusers writes it, with model_index.json in it, "
             f"got {path}: {hint}"
         )
-    index = _json(path / "model_index.json")
+    index = _read(path / "model_index.json")
     if index.get("_class_name") not in _MODELS:
         raise ValueError(
             f"load_pipeline: expected a pipeline of the class {' or '.join(_MODELS)}, got "
@@ -284,16 +289,7 @@ def _index(path: Path) -> dict[str, Any]:
     return index
 
 
-def _json(path: Path) -> dict[str, Any]:
-    if not path.exists():
-        raise FileNotFoundError(f"load_pipeline: there is no file {path}: download it too")
-    try:
-        found = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise ValueError(f"load_pipeline: {path} is no JSON: {error}") from error
-    if not isinstance(found, dict):
-        raise ValueError(f"load_pipeline: expected {path} to hold an object, got {found!r}")
-    return found
+_read = partial(read_json, "load_pipeline")
 
 
 def _absent(path: Path, part: str) -> Callable[..., Any]:
@@ -303,11 +299,11 @@ def _absent(path: Path, part: str) -> Callable[..., Any]:
     return function
 
 
-def _velocity(
+def _network(
     how: _Reading, config: Mapping[str, Any], joined: bool, guidance: float
-) -> tuple[Velocity, Params]:
+) -> tuple[MMDiT | Flux, Params]:
     kind, options = how.kind("transformer"), {"sharding": how.sharding}
-    net: nn.Module
+    net: MMDiT | Flux
     if joined:
         net, params = mmdit(
             how.file("transformer"),
@@ -323,8 +319,7 @@ def _velocity(
             dtype=kind,
             **options,
         )
-    net = net.clone(dtype=kind, attention_fn=how.attention_fn)
-    return paths.from_noise_time(field(net)), params
+    return net.clone(dtype=kind, attention_fn=how.attention_fn), params
 
 
 def _text(
@@ -446,7 +441,7 @@ def _shape(
 
 def _grid(path: Path, model: _Model, patch: int, shape) -> Callable[..., np.ndarray]:
     file = path / "scheduler" / "scheduler_config.json"
-    config = {"time_shift_type": "exponential", "num_train_timesteps": 1000} | _json(file)
+    config = {"time_shift_type": "exponential", "num_train_timesteps": 1000} | _read(file)
     options = ("beta", "exponential", "karras")
     other = [f"use_{name}_sigmas" for name in options] + ["invert_sigmas", "stochastic_sampling"]
     other = [name for name in [*other, "shift_terminal"] if config.get(name)]

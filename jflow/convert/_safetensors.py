@@ -83,6 +83,33 @@ def read_safetensors(path: str | Path) -> dict[str, np.ndarray]:
     return _read_index(path) if path.name.endswith(".json") else _read_file(path)
 
 
+def tensors_of(
+    files: str | Path | Mapping[str, np.ndarray], prefix: str = ""
+) -> dict[str, np.ndarray]:
+    """The tensors that were given or of files, those whose names start with a prefix, without
+    it."""
+    tensors = files if isinstance(files, Mapping) else read_safetensors(files)
+    return {
+        name.removeprefix(prefix): tensor
+        for name, tensor in tensors.items()
+        if name.startswith(prefix)
+    }
+
+
+def read_json(name: str, path: Path) -> dict[str, Any]:
+    """The object that a JSON file holds; errors begin with the function that reads it, and name the
+    file."""
+    if not path.exists():
+        raise FileNotFoundError(f"{name}: there is no file {path}: download it too")
+    try:
+        found = json.loads(path.read_bytes())
+    except ValueError as error:
+        raise ValueError(f"{name}: {path} is no JSON: {error}") from error
+    if not isinstance(found, dict):
+        raise ValueError(f"{name}: expected {path} to hold an object, got {found!r}")
+    return found
+
+
 def write_safetensors(
     path: str | Path, tensors: Mapping[str, Any], metadata: Mapping[str, str] | None = None
 ) -> None:

@@ -23,7 +23,7 @@ from jflow.convert._layouts import (
     in_one_piece,
 )
 from jflow.convert._layouts import load as load_layout
-from jflow.convert._safetensors import read_safetensors
+from jflow.convert._safetensors import tensors_of
 from jflow.flows import flow
 from jflow.nets import TarFlowTransformer
 from jflow.types import Flow, Params
@@ -74,7 +74,7 @@ def tarflow(
     References:
         Zhai et al., *Normalizing Flows are Capable Generative Models*, 2024, arXiv:2412.06329.
     """
-    tensors = files if isinstance(files, Mapping) else read_safetensors(files)
+    tensors = tensors_of(files)
     name = f"{prefix}blocks.0.proj_in.weight"
     if np.ndim(tensors.get(name, 0)) != 2:
         raise ValueError(

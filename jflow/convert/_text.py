@@ -1,6 +1,5 @@
 """Published weights of the text encoders CLIP and T5, for `nets.CLIPText` and `nets.T5Encoder`."""
 
-import json
 from collections.abc import Callable, Mapping
 from functools import partial
 from pathlib import Path
@@ -12,7 +11,7 @@ import numpy as np
 
 from jflow._core.files import expand
 from jflow.convert._layouts import LINEAR, Constant, Layout, Weight, dense, load, shapes_of
-from jflow.convert._safetensors import read_safetensors
+from jflow.convert._safetensors import read_json, tensors_of
 from jflow.nets import CLIPText, T5Encoder, quick_gelu
 from jflow.types import Params
 
@@ -78,7 +77,7 @@ def clip_text(
             f"clip_text: expected a config whose 'hidden_act' is one of {', '.join(ACTIVATIONS)}, "
             f"got {activation!r}"
         )
-    tensors = _clip_names(_tensors(files, prefix))
+    tensors = _clip_names(tensors_of(files, prefix))
     projection = tensors.get("text_projection.weight")
     end = of("eos_token_id", LEGACY_END)
     net = CLIPText(
@@ -157,7 +156,7 @@ def t5_encoder(
     )
     tensors = {
         name: tensor
-        for name, tensor in _tensors(files, prefix).items()
+        for name, tensor in tensors_of(files, prefix).items()
         if not name.startswith(("decoder.", "lm_head."))
     }
     layout = t5_encoder_layout(net)
@@ -278,15 +277,6 @@ def _clip_names(tensors: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
     }
 
 
-def _tensors(files: str | Path | Mapping[str, np.ndarray], prefix: str) -> dict[str, np.ndarray]:
-    tensors = files if isinstance(files, Mapping) else read_safetensors(files)
-    return {
-        name.removeprefix(prefix): tensor
-        for name, tensor in tensors.items()
-        if name.startswith(prefix)
-    }
-
-
 def _config(
     name: str,
     files: str | Path | Mapping[str, np.ndarray],
@@ -303,7 +293,7 @@ def _config(
             f"{name}: expected config.json in {folder}, which has the sizes: download it too, or "
             "give config=..."
         )
-    return json.loads((folder / "config.json").read_text())
+    return read_json(name, folder / "config.json")
 
 
 def _entry(name: str, config: Mapping[str, Any], key: str, default: Any = None) -> Any:

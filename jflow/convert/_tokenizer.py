@@ -1,7 +1,6 @@
 """Prompts as ids, from the vocabularies that lie beside published text encoders."""
 
 import importlib
-import json
 import re
 import warnings
 from collections.abc import Callable, Mapping, Sequence
@@ -12,6 +11,7 @@ import numpy as np
 
 from jflow._core.checks import check_whole
 from jflow._core.files import expand
+from jflow.convert._safetensors import read_json
 
 # A prompt -> its ids, without those around it, and the text from the i-th of them on.
 _Pieces = Callable[[str], tuple[Sequence[int], Callable[[int], str]]]
@@ -225,7 +225,7 @@ def _config(path: Path) -> dict[str, Any]:
     found: dict[str, Any] = {}
     for name in ("special_tokens_map.json", "tokenizer_config.json"):
         if (path / name).exists():
-            found |= json.loads((path / name).read_text(encoding="utf-8"))
+            found |= read_json("tokenizer", path / name)
     return found
 
 

@@ -18,7 +18,7 @@ from jflow.convert._layouts import (
     load,
     shapes_of,
 )
-from jflow.convert._safetensors import read_safetensors
+from jflow.convert._safetensors import tensors_of
 from jflow.nets import UViT
 from jflow.types import Params
 
@@ -69,7 +69,7 @@ def uvit(
         Bao et al., *All are Worth Words: A ViT Backbone for Diffusion Models*, 2022,
             arXiv:2209.12152.
     """
-    tensors = files if isinstance(files, Mapping) else read_safetensors(files)
+    tensors = tensors_of(files)
 
     def shape(key, ndim):
         found = np.shape(tensors.get(prefix + key, 0))

@@ -10,6 +10,7 @@ import flax.linen as nn
 import jax.numpy as jnp
 
 from jflow._core.arrays import float_dtype
+from jflow._core.attached import HIDDEN
 from jflow._core.checks import check_whole
 from jflow._core.linen import check_linen
 from jflow.nets._attention import per_token
@@ -93,7 +94,7 @@ class CausalLSTM(nn.Module):
         state = self.empty_cache(h, b) if cache is None else cache
         layers = nn.scan(
             LSTMLayer,
-            variable_axes={"params": 0},
+            variable_axes={"params": 0, HIDDEN: 0},
             split_rngs={"params": True},
             in_axes=(0, nn.broadcast),
             length=self.num_layers,

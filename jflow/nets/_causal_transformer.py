@@ -10,6 +10,7 @@ import jax
 import jax.numpy as jnp
 
 from jflow._core.arrays import float_dtype
+from jflow._core.attached import HIDDEN
 from jflow._core.checks import check_whole
 from jflow.nets._attention import per_token
 from jflow.nets._dit import CrossAttention
@@ -140,7 +141,7 @@ class CausalTransformer(nn.Module):
             turns = jnp.cos(angles), jnp.sin(angles)
         blocks = nn.scan(
             nn.remat(CausalBlock, prevent_cse=False) if self.remat else CausalBlock,
-            variable_axes={"params": 0},
+            variable_axes={"params": 0, HIDDEN: 0},
             split_rngs={"params": True},
             in_axes=(0, *[nn.broadcast] * 6),
             length=self.num_layers,

@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Float, Int
 
+from jflow._core.attached import HIDDEN
 from jflow._core.checks import check_whole
 from jflow.nets._attention import SelfAttention, dot_product_attention, per_token
 from jflow.nets._vit import check_width
@@ -141,7 +142,7 @@ class CLIPText(nn.Module):
         h = h + positions[:n].astype(h.dtype)[None]
         blocks = nn.scan(
             CLIPBlock,
-            variable_axes={"params": 0},
+            variable_axes={"params": 0, HIDDEN: 0},
             split_rngs={"params": True},
             length=self.num_layers,
         )

@@ -9,6 +9,7 @@ import jax.numpy as jnp
 from jaxtyping import Float
 
 from jflow._core.arrays import space_to_depth
+from jflow._core.attached import HIDDEN
 from jflow._core.checks import check_whole
 from jflow._core.conditions import refuse_parts
 from jflow._core.linen import flatten_cond
@@ -167,7 +168,7 @@ class GatedAttentionNet(nn.Module):
         h = h + position.astype(h.dtype)[None]
         blocks = nn.scan(
             _GatedAttentionBlock,
-            variable_axes={"params": 0},
+            variable_axes={"params": 0, HIDDEN: 0},
             split_rngs={"params": True, "dropout": True},
             in_axes=nn.broadcast,
             length=self.num_blocks,

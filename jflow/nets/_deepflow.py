@@ -12,6 +12,7 @@ import jax.numpy as jnp
 from jaxtyping import Float
 
 from jflow._core.arrays import float_dtype, patchify, unpatchify
+from jflow._core.attached import HIDDEN
 from jflow._core.checks import check_cond
 from jflow._core.linen import apply_linen, init_linen
 from jflow.nets._attention import per_token
@@ -180,7 +181,7 @@ class DeepFlow(nn.Module):
         h, first = Branch(**branch, name="first")(patches[0], c[0])
         scanned = nn.scan(
             Refined,
-            variable_axes={"params": 0},
+            variable_axes={"params": 0, HIDDEN: 0},
             split_rngs={"params": True, "dropout": True},
             length=k - 1,
         )
@@ -207,7 +208,7 @@ class Branch(nn.Module):
     def __call__(self, h: Array, c: Array) -> tuple[Array, Array]:
         blocks = nn.scan(
             nn.remat(DiTBlock, prevent_cse=False) if self.remat else DiTBlock,
-            variable_axes={"params": 0},
+            variable_axes={"params": 0, HIDDEN: 0},
             split_rngs={"params": True, "dropout": True},
             in_axes=nn.broadcast,
             length=self.num_layers,

@@ -10,6 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from jflow._core.arrays import float_dtype, patchify, unpatchify
+from jflow._core.attached import HIDDEN
 from jflow._core.checks import check_whole
 from jflow.nets._attention import SelfAttention, dot_product_attention, per_token
 from jflow.nets._embed import TimeCondEmbed, check_time, need_part, read_cond
@@ -160,7 +161,7 @@ def transformed(module: Any, h: Array, c: Array, parts: Condition, outputs: int)
         need_part(module, "context", "context", blocks)
     blocks = nn.scan(
         nn.remat(DiTBlock, prevent_cse=False) if module.remat else DiTBlock,
-        variable_axes={"params": 0},
+        variable_axes={"params": 0, HIDDEN: 0},
         split_rngs={"params": True, "dropout": True},
         in_axes=nn.broadcast,
         length=module.num_layers,

@@ -7,6 +7,7 @@ import flax.linen as nn
 import jax.numpy as jnp
 from jaxtyping import Float
 
+from jflow._core.attached import HIDDEN
 from jflow._core.checks import check_whole
 from jflow._core.conditions import read_parts
 from jflow._core.linen import check_linen, flatten_cond, flatten_event
@@ -232,7 +233,7 @@ class ResidualMLP(nn.Module):
         c = nn.silu(embed(t, cond, r)).astype(h.dtype)  # the scan's carry keeps one type
         blocks = nn.scan(
             ResidualBlock,
-            variable_axes={"params": 0},
+            variable_axes={"params": 0, HIDDEN: 0},
             split_rngs={"params": True, "dropout": True},
             in_axes=nn.broadcast,
             length=self.num_blocks,

@@ -8,6 +8,7 @@ import flax.linen as nn
 import jax.numpy as jnp
 
 from jflow._core.arrays import float_dtype, patchify, unpatchify
+from jflow._core.attached import HIDDEN
 from jflow._core.checks import check_whole
 from jflow._core.conditions import as_condition, read_parts
 from jflow._core.positions import centered_positions
@@ -295,7 +296,7 @@ def scanned(block: type[nn.Module], length: int, remat: bool):
     """The module of `length` such blocks in a row, whose params gain a leading axis."""
     return nn.scan(
         nn.remat(block, prevent_cse=False) if remat else block,
-        variable_axes={"params": 0},
+        variable_axes={"params": 0, HIDDEN: 0},
         split_rngs={"params": True},
         in_axes=nn.broadcast,
         length=length,

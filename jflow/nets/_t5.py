@@ -10,6 +10,7 @@ import numpy as np
 from jaxtyping import Bool, Int
 
 from jflow._core.arrays import float_dtype
+from jflow._core.attached import HIDDEN
 from jflow._core.checks import check_whole
 from jflow.nets._attention import per_token
 from jflow.nets._clip import TextFeatures, check_ids
@@ -132,7 +133,7 @@ class T5Encoder(nn.Module):
             bias = jnp.where(mask[:, None, None], bias, jnp.finfo(bias.dtype).min)
         blocks = nn.scan(
             T5Block,
-            variable_axes={"params": 0},
+            variable_axes={"params": 0, HIDDEN: 0},
             split_rngs={"params": True},
             in_axes=nn.broadcast,
             length=self.num_layers,

@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 
 from jflow._core.arrays import float_dtype
+from jflow._core.attached import HIDDEN
 from jflow._core.conditions import label_of, refuse_parts, with_label
 from jflow.nets._attention import dot_product_attention, per_token
 from jflow.nets._vit import check_width
@@ -105,7 +106,7 @@ class TarFlowTransformer(nn.Module):
             h = h + jnp.take(classes, label, axis=0)[:, None].astype(h.dtype)
         layers = nn.scan(
             nn.remat(TarFlowLayer, prevent_cse=False) if self.remat else TarFlowLayer,
-            variable_axes={"params": 0},
+            variable_axes={"params": 0, HIDDEN: 0},
             split_rngs={"params": True},
             in_axes=(0, nn.broadcast, nn.broadcast),
             length=self.num_layers,

@@ -8,6 +8,7 @@ import flax.linen as nn
 import jax.numpy as jnp
 
 from jflow._core.arrays import patchify, unpatchify
+from jflow._core.attached import HIDDEN
 from jflow._core.checks import check_whole
 from jflow._core.conditions import as_condition, read_parts
 from jflow.nets._attention import dot_product_attention, per_token
@@ -147,7 +148,7 @@ class UViT(nn.Module):
     def _scanned(self, skip_axis):
         return nn.scan(
             nn.remat(UViTBlock, prevent_cse=False) if self.remat else UViTBlock,
-            variable_axes={"params": 0},
+            variable_axes={"params": 0, HIDDEN: 0},
             split_rngs={"params": True},
             in_axes=skip_axis,
             length=self.num_layers // 2,

@@ -6,6 +6,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from jflow._core.attached import HIDDEN
 from jflow._core.checks import check_whole
 from jflow._core.conditions import with_label
 from jflow._core.linen import flatten_event
@@ -89,7 +90,7 @@ class ViT(nn.Module):
             h = h + c[:, None].astype(h.dtype)
         blocks = nn.scan(
             nn.remat(ViTBlock, prevent_cse=False) if self.remat else ViTBlock,
-            variable_axes={"params": 0},
+            variable_axes={"params": 0, HIDDEN: 0},
             split_rngs={"params": True},
             length=self.num_layers,
         )

@@ -5,7 +5,7 @@ import hashlib
 import signal
 import sys
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple, NoReturn
 
@@ -17,7 +17,16 @@ from jflow._core.checks import check_whole, described
 from jflow._core.files import expand
 from jflow._core.lock import hold
 from jflow.train._batches import batch_source, is_iterator, rows_of, update_loop
-from jflow.train._checkpointing import Best, Counts, judge_best, resume_run, save_run
+from jflow.train._checkpointing import (
+    Best,
+    Counts,
+    check_unsaved,
+    fingerprints,
+    judge_best,
+    resume_run,
+    save_run,
+    saved_part,
+)
 from jflow.train._interruptions import (
     as_floats,
     check_finite,
@@ -63,6 +72,7 @@ def fit(
     patience: int | None = None,
     skip_nonfinite: bool = False,
     max_to_keep: int = 3,
+    unsaved: Sequence[str] = (),
     inner: int = 1,
     prefetch: int = 0,
     progress: bool = True,
@@ -100,6 +110,9 @@ def fit(
         skip_nonfinite: Whether an update that is not finite is left out (params, optimizer, average
             and frozen stay, the metric 'skipped' counts) instead of stopping.
         max_to_keep: How many of the newest checkpoints stay.
+        unsaved: Names in state.frozen that checkpoints leave out, such as 'base' of
+            `adapters.adapter_loss`, whose checkpoints then hold the adapter alone. A run that goes
+            on takes them from `state`; `refresh` must leave them as they are.
         inner: So many updates run on the device between two visits of the host, which small
             networks would else wait for. Batches of an iterator are stacked and sent at once; a
             callable must be one that jax can trace. steps, log_every, eval_every and, with a
@@ -120,7 +133,7 @@ def fit(
             after it.
         ValueError: Where another run is in the workdir; where options do not fit one another; on
             every process and naming what differs, where processes disagree on options, state, batch
-            or step.
+            or step; where what `unsaved` names is not what the checkpoints were trained with.
 
     Examples:
         >>> import jax, jax.numpy as jnp, numpy as np, optax
@@ -158,7 +171,9 @@ def fit(
         patience=patience,
         skip_nonfinite=skip_nonfinite,
         inner=inner,
+        unsaved=tuple(unsaved),
     )
+    saved_part(state, unsaved)  # names that are not there are an error before anything is written
     processes.check_agreement({"the state": forms(state), **options})
     # One placement for fresh and restored states, so that the same program runs after a resume.
     shardings = shardings_of(state)
@@ -171,8 +186,10 @@ def fit(
     with contextlib.nullcontext() if folder is None else hold(folder):
         state, best, counts = put(state, shardings), None, Counts()
         source, next_batch = batch_source(batches, inner, prefetch, sharding)
+        marks: dict[str, int] = {}
         if folder is not None:
-            state, best, counts = resume_run(folder, state, source)
+            marks = fingerprints(state, unsaved)
+            state, best, counts = resume_run(folder, state, source, marks, unsaved)
         n = saved = int(state.step)
         if n % inner:
             raise ValueError(f"expected a state whose step inner={inner} divides, got step {n}")
@@ -204,13 +221,15 @@ def fit(
                 skipped=int(check.skipped), seconds=time.monotonic() - started
             )._asdict()
             position = getattr(source, "position", None)
+            found = fingerprints(state, unsaved)
+            check_unsaved(found, marks, f"has changed before step {n}", "do not refresh it")
             save_run(
                 folder,
                 n,
-                state,
+                saved_part(state, unsaved),
                 best,
                 position,
-                {"fit": extra, "preprocess": preprocess},
+                {"fit": extra, "preprocess": preprocess} | ({"unsaved": marks} if marks else {}),
                 max_to_keep,
             )
 

@@ -1,11 +1,13 @@
 """What is special to each adapter: its formula, its limits, and a base in int8."""
 
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
 from jflow import adapters, nets
+from jflow.types import Condition
 
 RNG = np.random.default_rng(0)
 
@@ -45,6 +47,23 @@ def test_ether_is_a_reflection_of_the_inputs():
         adapters.ether(3).init(jax.random.key(0), BASE)
     with pytest.raises(ValueError, match="divide the 6 outputs"):
         adapters.ether_plus(4).init(jax.random.key(0), BASE)
+
+
+def test_oft_is_a_rotation_of_the_inputs():
+    """Orthogonal, of determinant 1 and block-diagonal; columns keep their lengths and angles."""
+    own = {"kernel": {"S": drawn(2, 1)}}
+    r = adapters.oft(2).apply({"kernel": np.eye(4, dtype=np.float32)}, own)["kernel"]
+    assert not np.any(r[:2, 2:]) and not np.any(r[2:, :2]) and np.abs(r - np.eye(4)).max() > 0.1
+    for block, s in ((r[:2, :2], own["kernel"]["S"][0, 0]), (r[2:, 2:], own["kernel"]["S"][1, 0])):
+        angle = 2 * np.arctan(s)  # of the Cayley transform in the plane
+        expected = [[np.cos(angle), -np.sin(angle)], [np.sin(angle), np.cos(angle)]]
+        np.testing.assert_allclose(block, expected, atol=1e-6)
+    new = np.asarray(adapters.oft().apply(BASE, {"kernel": {"S": drawn(1, 6)}})["kernel"])
+    assert np.abs(new - BASE["kernel"]).max() > 0.1
+    np.testing.assert_allclose(new.T @ new, BASE["kernel"].T @ BASE["kernel"], atol=1e-5)
+    for blocks, said in ((3, "divide the 4 inputs"), (4, "parts of at least 2 inputs")):
+        with pytest.raises(ValueError, match=said):
+            adapters.oft(blocks).init(jax.random.key(0), BASE)
 
 
 def test_hydra_is_a_branch_beside_and_one_after():
@@ -125,6 +144,146 @@ def test_a_router_of_one_adapter_is_this_adapter():
         alone = adapters.lora(2 - i, where="head*").apply(base, {"head": params["head"][name]})
         found = VELOCITY.apply(mixed.apply(base, params), ROWS, T)
         np.testing.assert_allclose(found, VELOCITY.apply(alone, ROWS, T), atol=1e-5)
+
+
+def test_a_small_network_beside_the_base_reads_its_blocks():
+    """K-Adapter against its formula, from the blocks run one by one; what it reads depends on
+    `after`, and nothing of it goes into the base."""
+    base = random_base()
+    beside = adapters.k_adapter(2, after=(0, 1), num_blocks=1)
+    params = jax.tree.map(
+        lambda x: 0.5 * drawn(*x.shape), jax.eval_shape(beside.init, jax.random.key(0), base)
+    )
+    seen = []
+
+    def watch(next_function, args, kwargs, context):
+        out = next_function(*args, **kwargs)
+        if context.method_name == "__call__" and type(context.module).__name__ == "ResidualBlock":
+            jax.debug.callback(lambda h: seen.append(np.asarray(h)), out[0], ordered=True)
+        return out
+
+    with nn.intercept_methods(watch):
+        plain = np.asarray(VELOCITY.apply(base, ROWS, T))
+    jax.effects_barrier()
+    found = np.asarray(VELOCITY.apply(beside.apply(base, params), ROWS, T))
+    assert len(seen) == 2
+
+    def norm(h, own):
+        h = (h - h.mean(-1, keepdims=True)) / np.sqrt(h.var(-1, keepdims=True) + 1e-6)
+        return h * own["scale"] + own["bias"]
+
+    a = np.zeros_like(seen[0])
+    for i, h in enumerate(seen):
+        own = jax.tree.map(lambda x: np.asarray(x[i]), params["head"]["layers"])  # noqa: B023
+        dense = lambda h, own: h @ own["kernel"] + own["bias"]  # noqa: E731
+        y = dense(h + a, own["down"])
+        attention = own["SelfAttention_0"]  # of one token: its value
+        value = dense(norm(y, own["LayerNorm_0"]), attention["qkv"])[:, -2:]
+        y = y + dense(value, attention["out"])
+        inner = dense(norm(y, own["LayerNorm_1"]), own["Dense_0"])
+        y = y + dense(np.asarray(nn.gelu(inner)), own["Dense_1"])
+        a = h + a + dense(y, own["up"])
+    expected = plain + a @ params["head"]["out"]["kernel"]
+    assert np.abs(found - plain).max() > 0.1
+    np.testing.assert_allclose(found, expected, atol=1e-4)
+
+
+def test_a_small_network_beside_says_what_it_cannot_read():
+    base = random_base()
+    one = lambda **options: adapters.k_adapter(2, **options)  # noqa: E731
+    with pytest.raises(ValueError, match=r"blocks from 0 to 1, each once, got \[2\]"):
+        one(after=(2,)).init(jax.random.key(0), base)
+    with pytest.raises(ValueError, match="expected 'bloks' to meet some leaf.*near it are blocks"):
+        one(blocks="bloks").init(jax.random.key(0), base)
+    with pytest.raises(ValueError, match=r"expected num_heads to divide rank=2, got num_heads=3"):
+        one(num_heads=3)
+    with pytest.raises(ValueError, match="expected head='blocks/out' to name one Dense"):
+        one(head="blocks/out").init(jax.random.key(0), base)
+
+    class Scanned(nn.Module):
+        @nn.compact
+        def __call__(self, x, t, cond=None):
+            blocks = nn.scan(
+                Layer, variable_axes={"params": 0}, split_rngs={"params": True}, length=2
+            )
+            return nn.Dense(2, name="head")(blocks(name="blocks")(x, None)[0])
+
+    class Layer(nn.Module):
+        @nn.compact
+        def __call__(self, h, _):
+            return nn.Dense(2, name="out")(h), None
+
+    model = adapters.wrap(nets.velocity(Scanned()), one())
+    with pytest.raises(ValueError, match="does not leave its scan: expected nn.scan with variable"):
+        jax.eval_shape(
+            lambda key: model.apply(model.init(key, ROWS, T), ROWS, T), jax.random.key(0)
+        )
+
+
+def test_a_small_network_beside_reads_blocks_of_several_kinds_in_their_order():
+    """The tokens of the image of an MMDiT, whose blocks are in three modules."""
+    velocity = nets.velocity(nets.MMDiT(width=8, num_layers=4, num_heads=1, dual_layers=2))
+    x, t = drawn(2, 4, 4, 1), drawn(2)
+    cond = Condition(context=drawn(2, 3, 5), vector=drawn(2, 4))
+    shapes = jax.eval_shape(velocity.init, jax.random.key(0), x, t, cond)
+    base = jax.tree.map(lambda x: 0.5 * drawn(*x.shape), shapes)
+    blocks = "dual_blocks", "blocks", "last_block"
+    last = adapters.k_adapter(2, after=(3,), blocks=blocks)
+    alone = adapters.k_adapter(2, after=(0,), blocks="last_block")
+    fresh = jax.eval_shape(last.init, jax.random.key(0), base)
+    params = jax.tree.map(lambda x: 0.5 * drawn(*x.shape), fresh)
+
+    @jax.jit
+    def run(base, params):
+        adapted = (adapter.apply(base, params) for adapter in (last, alone))
+        return [velocity.apply(own, x, t, cond) for own in (base, *adapted)]
+
+    plain, found, expected = run(base, params)
+    np.testing.assert_allclose(found, expected, atol=1e-5)
+    assert np.abs(found - plain).max() > 0.1
+
+
+def test_layer_by_layer_leaves_layers_that_were_not_chosen():
+    """Also where an adapter divides by a length, in value and gradient."""
+    base = random_base()
+    for make in (adapters.lora, adapters.ether_plus):
+        chosen = make(1, where="blocks/*kernel", layers=(1,))
+        lean = adapters.layerwise(chosen, layers=(1,))
+        fresh = jax.eval_shape(chosen.init, jax.random.key(0), base)
+        params = jax.tree.map(lambda x: 0.5 * drawn(*x.shape), fresh)
+
+        def total(params, adapter):
+            return jnp.sum(jnp.sin(VELOCITY.apply(adapter.apply(base, params), ROWS, T)))
+
+        both = [jax.value_and_grad(total)(params, adapter) for adapter in (chosen, lean)]
+        jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=2e-5), *both)
+    with pytest.raises(ValueError, match="give layerwise the `layers` of its adapter, which are"):
+        adapters.layerwise(chosen).apply(base, params)
+
+
+@pytest.mark.parametrize("lifted", [False, True])
+def test_a_network_that_ignores_an_adapter_is_an_error(lifted):
+    """A model of one's own that applies a module by itself; also where its functions are jitted,
+    and the second call traces nothing."""
+    module = NET.clone()
+
+    def own_apply(params, x, t, cond=None, *, key=None):
+        if lifted:
+            return VELOCITY.apply(params, x, t, cond, key=key)
+        return module.apply({"params": params}, x, t, cond)
+
+    model = VELOCITY._replace(apply=jax.jit(own_apply))
+    beside = adapters.lora_activations(1, where="blocks/*kernel")
+    base = random_base()
+    params = {"base": base, "adapter": beside.init(jax.random.key(0), base)}
+    for _ in range(2):
+        if lifted:
+            adapters.wrap(model, beside).apply(params, ROWS, T)
+            continue
+        with pytest.raises(ValueError, match="wrap: the Velocity ignores the adapter.*nets.veloc"):
+            adapters.wrap(model, beside).apply(params, ROWS, T)
+    weights = {"base": base, "adapter": params["adapter"]}
+    adapters.wrap(model, adapters.lora(1, where="blocks/*kernel")).apply(weights, ROWS, T)
 
 
 def test_a_base_in_int8_is_near_and_takes_adapters():

@@ -48,18 +48,19 @@ def test_forms_of_lora_agree(base):
     np.testing.assert_array_equal(new[1], old[1])
 
 
-@pytest.mark.parametrize("kind", ["velocity", "flow map"])
+@pytest.mark.parametrize("kind", ["velocity", "flow map", "k_adapter"])
 def test_fit_trains_the_adapter_alone(kind, tmp_path):
     """Optimizer, average and params are the adapter's; the base stays to the bit."""
     net = nets.ResidualMLP(width=8, num_blocks=2)
     x = np.random.default_rng(0).normal(size=(16, 2)).astype(np.float32)
-    if kind == "velocity":
+    if kind != "flow map":
         model, make = nets.velocity(net), losses.flow_matching
         base = drawn(jax.eval_shape(model.init, jax.random.key(0), x, x[:, 0]))
     else:
         model, make = nets.flow_map(net), losses.mean_flow
         base = drawn(jax.eval_shape(model.init, jax.random.key(0), x, x[:, 0], x[:, 0]))
     adapter = adapters.lora_activations(1, where="blocks/*")
+    adapter = adapters.k_adapter(2) if kind == "k_adapter" else adapter
     fresh = adapter.init(jax.random.key(1), base)
     loss = adapters.adapter_loss(make(adapters.wrap(model, adapter)))
     optimizer = optax.adam(1e-2)

@@ -7,10 +7,11 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 from keys import KEYS, keys_consumed_twice
 
-from jflow import adapters, nets
+from jflow import adapters, nets, train
 from jflow.types import Adapter
 
 NET = nets.DiT(width=8, num_layers=2, num_heads=1, num_classes=3)
@@ -45,7 +46,12 @@ TABLE = {
     "ether_plus": Row(adapters.ether_plus(2, where=BLOCKS)),
     "hydra": Row(adapters.hydra(2, where=BLOCKS)),
     "hyper_adapter": Row(adapters.hyper_adapter(adapters.lora(1, where=BLOCKS), 3)),
+    "k_adapter": Row(adapters.k_adapter(4, after=(1, 0)), merges=False),
     "layerwise": Row(adapters.layerwise(adapters.hydra(1, where=BLOCKS)), merges=False),
+    "layerwise of some layers": Row(
+        adapters.layerwise(adapters.ether_plus(2, where=BLOCKS, layers=(1,)), layers=(1,)),
+        merges=False,
+    ),
     "lora": Row(adapters.lora(2, where=BLOCKS)),
     "lora_activations": Row(adapters.lora_activations(2, where=BLOCKS), merges=False),
     "mixture_of_adapters": Row(
@@ -54,6 +60,7 @@ TABLE = {
         ),
         merges=False,
     ),
+    "oft": Row(adapters.oft(2, where=BLOCKS)),
     "on_modules": Row(
         adapters.on_modules(
             lambda key, own: {"by": jnp.zeros(own["bias"].shape)},
@@ -160,6 +167,19 @@ def test_it_is_small_and_floats_alone(name):
     assert jax.tree.map(np.shape, fresh) == jax.tree.map(lambda x: x.shape, shapes)
     again = pickle.loads(pickle.dumps(fresh))
     assert jax.tree.all(jax.tree.map(np.array_equal, again, fresh))
+
+
+@pytest.mark.parametrize("name", TABLE)
+def test_params_come_back_from_a_checkpoint(name, tmp_path):
+    params = measured(name)["params"]
+    state = train.init_state(params, optax.sgd(0.1), jax.random.key(0), frozen={"base": BASE})
+    train.checkpoint.save(tmp_path, 1, state)
+    alone, whole = (
+        train.checkpoint.restore_params(tmp_path),
+        train.checkpoint.restore(tmp_path, state),
+    )
+    for found in (alone, whole.state.params):
+        assert jax.tree.all(jax.tree.map(np.array_equal, found, params))
 
 
 @pytest.mark.parametrize("name", TABLE)

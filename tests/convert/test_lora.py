@@ -98,6 +98,41 @@ def test_merged_outputs_are_those_of_diffusers(file, tmp_path):
     assert error[0] < 1e-5 and error[1] < 1e-4
 
 
+def test_single_blocks_of_x_labs(tmp_path):
+    """Its q, k and v are the first outputs of 'linear1', and its projection is 'linear2'; the same
+    matrices under the names of kohya and diffusers are the oracle."""
+    net, base = model("flux_dev")
+    shapes = jax.eval_shape(lambda: base)["single_blocks"]
+    width, wide = net.width, shapes["out"]["kernel"].shape[1]
+    down, up = drawn("down", (2, width)), drawn("up", (3 * width, 2))
+    out_down, out_up = drawn("out down", (1, wide)), drawn("out up", (width, 1))
+    start = "single_blocks.1.processor"
+    files = {
+        "xlabs": {
+            f"{start}.qkv_lora.down.weight": down,
+            f"{start}.qkv_lora.up.weight": up,
+            f"{start}.proj_lora.down.weight": out_down,
+            f"{start}.proj_lora.up.weight": out_up,
+        },
+        "others": {
+            "lora_unet_single_blocks_1_linear2.lora_down.weight": out_down,
+            "lora_unet_single_blocks_1_linear2.lora_up.weight": out_up,
+        },
+    }
+    for name, part in zip("qkv", np.split(up, 3), strict=True):
+        module = f"transformer.single_transformer_blocks.1.attn.to_{name}"
+        files["others"] |= {f"{module}.lora_A.weight": down, f"{module}.lora_B.weight": part}
+    found = {}
+    for name, tensors in files.items():
+        convert.write_safetensors(tmp_path / f"{name}.safetensors", tensors)
+        found[name] = convert.lora(tmp_path / f"{name}.safetensors", net, base)[1]
+    jax.tree.map(np.testing.assert_array_equal, found["xlabs"], found["others"])
+    own = found["xlabs"]["single_blocks"]["in"]["kernel"]
+    change = np.asarray(own["A"][1] @ own["B"][1])
+    np.testing.assert_allclose(change[:, : 3 * width], down.T @ up.T, atol=1e-5)
+    assert not np.any(change[:, 3 * width :]) and not np.any(own["A"][0])
+
+
 def own_params(name):
     """A LoRA of every linear module of a base, as jflow trains it."""
     made = {}

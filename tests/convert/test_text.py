@@ -150,6 +150,15 @@ def test_bad_configs_and_ids_are_refused(tmp_path):
     refused("'gated-gelu', .* got 'relu'", read, "t5", feed_forward_proj="relu")
     refused("expected the config of these tensors", convert.t5_encoder, text.tensors("t5"))
     refused("config.json in ", convert.clip_text, tmp_path, error=FileNotFoundError)
+    broken = tmp_path / "config.json"
+    for written, said in (("{", "is no JSON"), ("[1]", r"to hold an object, got \[1\]")):
+        broken.write_text(written)
+        for name in ("clip_text", "t5_encoder", "autoencoder_kl"):
+            refused(f"^{name}: .*{broken} {said}", getattr(convert, name), tmp_path)
+    broken.rename(tmp_path / "tokenizer_config.json")
+    (tmp_path / "vocab.json").write_text("{}")
+    (tmp_path / "merges.txt").write_text("")
+    refused("^tokenizer: .*tokenizer_config.json to hold an object", convert.tokenizer, tmp_path)
     refused("expected 'text_model.embed.* of shape", read, "clip_l", vocab_size=5)
     refused("num_buckets to be a multiple of 4", nets.T5Encoder, num_buckets=30)
     refused("divisible by num_heads=5", nets.CLIPText, num_heads=5)

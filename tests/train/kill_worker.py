@@ -69,6 +69,7 @@ def loss(params, key, batch, frozen=None):
     x1 = batch["x"]
     x0, t = jax.random.normal(k0, x1.shape), jax.random.uniform(kt, (len(x1), 1))
     h = jnp.tanh(jnp.concatenate([(1 - t) * x0 + t * x1, t], 1) @ params["in"])
+    h = h * frozen["base"]["gain"][None]
     error = jnp.mean((h @ params["out"] - (x1 - x0)) ** 2, axis=1)
     return jnp.sum(batch["weight"] * error) / jnp.sum(batch["weight"]), {}
 
@@ -85,14 +86,16 @@ def main(workdir: Path) -> None:
         optax.clip_by_global_norm(1.0), optax.adam(optax.cosine_decay_schedule(0.01, STEPS))
     )
     average = train.ema.warmup(0.99)
+    frozen = {"base": {"gain": jnp.linspace(0.5, 2.0, 32)}, "other": jnp.arange(3)}
     fitted = train.fit(
-        train.init_state(params, optimizer, key, ema=average),
+        train.init_state(params, optimizer, key, ema=average, frozen=frozen),
         train.make_step(loss, optimizer, ema=average),
         data.batches(rows, 32, seed=1, transform=lambda batch, rng: noisy(batch, rng)),
         steps=STEPS,
         workdir=workdir,
         log_every=LOG_EVERY,
         save_every=SAVE_EVERY,
+        unsaved=["base"],
         eval_every=10,
         evaluate=lambda state: {"size": jnp.sum(state.ema["out"] ** 2)},
         monitor="size",

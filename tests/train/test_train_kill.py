@@ -69,6 +69,9 @@ def test_killed_in_steps_and_in_saves_it_ends_with_the_same_bits(tmp_path):
         assert sorted(a) == sorted(b) and len(a.files) > 10
         for name in a:
             assert a[name].tobytes() == b[name].tobytes(), name
+        assert ".frozen['base']['gain']" in a.files
+    manifest = json.loads((folder / "00000030" / "manifest.json").read_text())
+    assert [leaf for leaf in manifest["leaves"] if "frozen" in leaf] == ["frozen['other']"]
     assert rows(tmp_path) == rows(whole)
     assert checkpoint.steps(tmp_path) == [18, 24, 30] and len(list(folder.iterdir())) == 3
     assert not list(folder.rglob("*tmp*")) and not list(folder.rglob("*.part"))

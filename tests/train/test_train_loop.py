@@ -175,6 +175,38 @@ def test_workdir_of_another_model_is_an_error(tmp_path):
         go(4, workdir=tmp_path)
 
 
+def test_what_is_unsaved_is_taken_from_the_state_and_has_to_be_the_same(tmp_path):
+    def loss(params, key, batch, frozen):
+        value, metrics = noisy(params, key, batch)
+        return value + jnp.sum(frozen["base"]["w"] * params["w"]), metrics
+
+    base = {"w": jnp.eye(2), "on": jnp.array(True), "key": jax.random.key(4)}
+    options = dict(loss=loss, frozen={"base": base}, unsaved=["base"])
+    go(3, workdir=tmp_path, **options)
+    resumed = go(6, workdir=tmp_path, **options).state
+    assert_same(resumed._replace(frozen=None), go(6, **options).state._replace(frozen=None))
+    assert resumed.frozen["base"]["w"].tolist() == [[1, 0], [0, 1]]
+    there = json.loads((tmp_path / "checkpoints/00000006/manifest.json").read_text())
+    assert not [name for name in there["leaves"] if name.startswith("frozen")]
+    swapped = {**base, "w": jnp.eye(2)[::-1]}  # the same numbers in another order
+    with pytest.raises(ValueError, match="'base/w', .* than that of the checkpoint of step 6"):
+        go(9, workdir=tmp_path, **{**options, "frozen": {"base": swapped}})
+    with pytest.raises(ValueError, match=r"parts of state.frozen, which has \['base'\], got"):
+        go(9, workdir=tmp_path, **{**options, "unsaved": ["bsae"]})
+
+
+def test_what_is_unsaved_may_not_be_refreshed(tmp_path):
+    state = train.init_state(
+        {"w": jnp.eye(2)}, OPTIMIZER, jax.random.key(1), frozen={"n": jnp.zeros(())}
+    )
+    refresh = lambda params, frozen, key, batch: {"n": frozen["n"] + 1}  # noqa: E731
+    step = train.make_step(noisy, OPTIMIZER, refresh=refresh)
+    options = dict(steps=4, save_every=2, workdir=tmp_path, unsaved=["n"], progress=False)
+    with pytest.raises(ValueError, match="'n', .* has changed before step 2: do not refresh it"):
+        train.fit(state, step, rows(), **options)
+    assert not checkpoint.steps(tmp_path)
+
+
 def test_nonfinite_names_step_metrics_and_last_good_checkpoint(tmp_path):
     with pytest.raises(
         train.NonFiniteError, match=r"loss .*at step 7: .*loss=nan.*last good checkpoint: step 6"
