@@ -11,7 +11,7 @@ import numpy as np
 from jax.typing import ArrayLike
 
 from jflow._core.files import expand
-from jflow.convert._adm import conv, norm, shape_of
+from jflow.convert._adm import conv
 from jflow.convert._layouts import (
     LINEAR,
     SAME,
@@ -22,6 +22,7 @@ from jflow.convert._layouts import (
     load,
     shapes_of,
 )
+from jflow.convert._parts import norm, shape_of
 from jflow.convert._safetensors import read_safetensors
 from jflow.nets import Autoencoder, AutoencoderKL, autoencoder
 from jflow.types import Params
