@@ -27,6 +27,7 @@ from jflow.apps import cli
 TRAIN = ["bsds300_patches", "mnist_bits_per_dim", "mnist_tarflow"]
 BENCHMARKS = [
     "autoregressive_sampling",
+    "backbones",
     "capacity",
     "causal_sampling",
     "compile_time",

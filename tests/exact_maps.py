@@ -105,6 +105,16 @@ def elementwise(params, x, t, cond=None, *, key=None):
 
 ELEMENTWISE = Velocity(lambda key, x, t, cond=None: ELEMENTS, elementwise)
 
+# Networks of one number for each number of x, whose params are a scalar or nothing.
+SINE = Velocity(
+    lambda *a: {}, lambda p, x, t, cond=None, *, key=None: p * jnp.sin(x) * (1 + t[:, None])
+)
+SINE_MAP = FlowMap(
+    lambda *a: {},
+    lambda p, x, t, r, cond=None, *, key=None: p * jnp.sin(x) + (t * jnp.square(r))[:, None],
+)
+COSINE = Velocity(lambda *a: {}, lambda p, x, t, cond=None, *, key=None: jnp.cos(x) * t[:, None])
+
 
 def over_keys(function, batches, seed):
     """(mean, standard error) of function(key), a pytree of scalars, over so many keys,

@@ -28,8 +28,8 @@ import numpy as np
 import optax
 from scipy.spatial import cKDTree
 
+import jflow
 from jflow import guidance, losses, nets, solvers, train
-from jflow.nets import _fields
 
 GOAL, RADIUS = np.asarray([0.8, 0.0], np.float32), 0.35  # the disc is at the origin
 EPISODE, HORIZON, COMMIT = 48, 24, 6  # steps of an episode, of a plan, and until the next plan
@@ -100,7 +100,7 @@ def condition(first, rank, with_rank):
 
 def fit(key, episodes, ranks, args):
     """Flow matching over windows, as (velocity, params averaged over training)."""
-    velocity = _fields.velocity(nets.ResidualMLP(width=args.width, num_blocks=4))
+    velocity = jflow.velocity(nets.ResidualMLP(width=args.width, num_blocks=4))
     optimizer = optax.chain(
         optax.clip_by_global_norm(1.0), optax.adam(optax.cosine_decay_schedule(1e-3, args.steps))
     )

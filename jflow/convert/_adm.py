@@ -11,6 +11,7 @@ import numpy as np
 
 from jflow._core.levels import count_heads, level_widths
 from jflow.convert._layouts import (
+    SAME,
     Layout,
     Transform,
     Weight,
@@ -19,6 +20,7 @@ from jflow.convert._layouts import (
     load,
     shapes_of,
 )
+from jflow.convert._parts import norm, shape_of
 from jflow.convert._safetensors import tensors_of
 from jflow.nets import ADM
 from jflow.types import Params
@@ -210,10 +212,6 @@ def adm_layout(
     return Layout("ADM", tuple(rows))
 
 
-def norm(key: str, path: str) -> tuple[Weight, Weight]:
-    return Weight(f"{key}.weight", f"{path}/scale"), Weight(f"{key}.bias", f"{path}/bias")
-
-
 def conv(key: str, path: str, outputs: Transform | None = None) -> tuple[Weight, Weight]:
     """The two rows of a convolution; `outputs` acts on the first axis, that of the outputs."""
     kernel = CONV
@@ -223,21 +221,8 @@ def conv(key: str, path: str, outputs: Transform | None = None) -> tuple[Weight,
         )
     return (
         Weight(f"{key}.weight", f"{path}/kernel", kernel),
-        Weight(f"{key}.bias", f"{path}/bias", outputs or Transform(lambda b: b, lambda b: b)),
+        Weight(f"{key}.bias", f"{path}/bias", outputs or SAME),
     )
-
-
-def shape_of(
-    loader: str, model: str, tensors: Mapping[str, np.ndarray], key: str, ndim: int
-) -> tuple[int, ...]:
-    """The shape of a tensor of so many axes; raise where there is none."""
-    found = np.shape(tensors.get(key, 0))
-    if len(found) != ndim:
-        raise ValueError(
-            f"{loader}: expected the weights of {model} with a tensor {key!r} of {ndim} axes, got "
-            f"{len(tensors)}: {', '.join(list(tensors)[:6]) or 'none'}"
-        )
-    return found
 
 
 def _with_zeros(w):
@@ -261,7 +246,7 @@ def _inputs(net: ADM, channels: int) -> list[tuple[int, ...]]:
 def _qkv(heads: int, heads_first: bool) -> tuple[Transform, Transform]:
     """Queries, keys and values, of which jflow has the queries of all heads first."""
     if not heads_first:
-        return SITES, Transform(lambda b: b, lambda b: b)
+        return SITES, SAME
 
     def swapped(w, first, second):  # the outputs [first, second, size] as [second, first, size]
         return w.reshape(first, second, -1, *w.shape[1:]).swapaxes(0, 1).reshape(w.shape)

@@ -10,7 +10,7 @@ import numpy as np
 from jax.typing import ArrayLike
 
 from jflow._core.files import expand
-from jflow.convert._adm import conv, norm, shape_of
+from jflow.convert._adm import conv
 from jflow.convert._layouts import (
     LINEAR,
     SAME,
@@ -21,6 +21,7 @@ from jflow.convert._layouts import (
     load,
     shapes_of,
 )
+from jflow.convert._parts import norm, shape_of
 from jflow.convert._safetensors import read_json, tensors_of
 from jflow.nets import Autoencoder, AutoencoderKL, autoencoder
 from jflow.types import Params

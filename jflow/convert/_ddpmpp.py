@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from jflow._core.levels import level_widths
-from jflow.convert._adm import conv, norm, shape_of
+from jflow.convert._adm import conv
 from jflow.convert._layouts import (
     Constant,
     Layout,
@@ -22,6 +22,7 @@ from jflow.convert._layouts import (
     load,
     shapes_of,
 )
+from jflow.convert._parts import norm, shape_of
 from jflow.convert._safetensors import tensors_of
 from jflow.nets import DDPMpp
 from jflow.types import Params

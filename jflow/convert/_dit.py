@@ -19,8 +19,8 @@ from jflow.convert._layouts import (
     dense,
     load,
     shapes_of,
-    some,
 )
+from jflow.convert._parts import heads_of, patch_kernel, shape_of
 from jflow.convert._safetensors import tensors_of
 from jflow.nets import DiT, LightningDiT
 from jflow.types import Params
@@ -83,16 +83,11 @@ def dit(
         for name, ndim in zip((*names[:3], f"{blocks}0.{names[3]}"), (4, 2, 2, 2), strict=True)
     )
     width, channels, patch, _ = of_patches
-    if num_heads is None and width not in HEADS:
-        raise ValueError(
-            f"dit: expected num_heads, which the shapes of a network of width {width} do not tell; "
-            f"it is known for the published widths {list(HEADS)}"
-        )
     net = DiT(
         patch_size=patch,
         width=width,
         num_layers=count_blocks(tensors, prefix + blocks),
-        num_heads=num_heads or HEADS[width],
+        num_heads=heads_of("dit", num_heads, width, HEADS),
         mlp_ratio=inner[0] // width,
         num_classes=table[0] - 1,
         time_scale=1.0,
@@ -214,24 +209,6 @@ DIFFUSERS_TABLE = "transformer_blocks.0.norm1.emb.class_embedder.embedding_table
 LABELS = "embed/cond_0/embedding"
 
 
-def shape_of(loader: str, model: str, tensors, name: str, ndim: int) -> tuple[int, ...]:
-    """The shape of a tensor from which the sizes of the network follow."""
-    shape = np.shape(tensors.get(name, 0))
-    if len(shape) == ndim:
-        return shape
-    longer = next((key for key in tensors if key.endswith("." + name)), None)
-    if name in tensors:
-        given = f"one of shape {list(shape)}"
-    elif longer:
-        given = f"{longer!r}: give prefix={longer.removesuffix(name)!r}"
-    else:
-        given = f"{len(tensors)} others: {some(list(tensors))}"
-    raise ValueError(
-        f"{loader}: expected the weights of {model} with a tensor {name!r} of {ndim} axes, got "
-        f"{given}"
-    )
-
-
 def like_image(net: DiT | LightningDiT, channels: int):
     x = jax.ShapeDtypeStruct((1, net.patch_size, net.patch_size, channels), jnp.float32)
     t = jax.ShapeDtypeStruct((1,), jnp.float32)
@@ -239,17 +216,9 @@ def like_image(net: DiT | LightningDiT, channels: int):
 
 
 def patches(key: str, net: DiT | LightningDiT) -> tuple[Weight, Weight]:
-    """A convolution [width, C, p, p] is a Dense of the flattened patches [p p C, width]."""
-    p = net.patch_size
-
-    def read(w):
-        return w.transpose(2, 3, 1, 0).reshape(-1, w.shape[0])
-
-    def write(kernel):
-        return kernel.reshape(p, p, -1, kernel.shape[-1]).transpose(3, 2, 0, 1)
-
+    """The two rows of a convolution of patches."""
     return (
-        Weight((f"{key}.weight",), "patches/kernel", Transform(read, write)),
+        Weight((f"{key}.weight",), "patches/kernel", patch_kernel(net.patch_size)),
         Weight((f"{key}.bias",), "patches/bias"),
     )
 

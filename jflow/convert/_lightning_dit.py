@@ -7,8 +7,9 @@ from typing import Any
 
 import numpy as np
 
-from jflow.convert._dit import TABLE, head, like_image, patches, shape_of, square_positions
+from jflow.convert._dit import TABLE, head, like_image, patches, square_positions
 from jflow.convert._layouts import Constant, Layout, Weight, count_blocks, dense, in_one_piece, load
+from jflow.convert._parts import heads_of, shape_of
 from jflow.convert._safetensors import tensors_of
 from jflow.nets import LightningDiT
 from jflow.types import Params
@@ -61,16 +62,11 @@ def lightning_dit(
     of = partial(shape_of, "lightning_dit", "LightningDiT", tensors)
     width, channels, patch, _ = of(prefix + "x_embedder.proj.weight", 4)
     hidden = of(prefix + "blocks.0.mlp.w3.weight", 2)[1]
-    if num_heads is None and width not in HEADS:
-        raise ValueError(
-            f"lightning_dit: expected num_heads, which the shapes of a network of width {width} do "
-            f"not tell; it is known for the published widths {list(HEADS)}"
-        )
     net = LightningDiT(
         patch_size=patch,
         width=width,
         num_layers=count_blocks(tensors, prefix + "blocks."),
-        num_heads=num_heads or HEADS[width],
+        num_heads=heads_of("lightning_dit", num_heads, width, HEADS),
         mlp_ratio=round(1.5 * hidden / width),
         num_classes=of(prefix + TABLE, 2)[0] - 1,
         qk_norm=prefix + "blocks.0.attn.q_norm.weight" in tensors,

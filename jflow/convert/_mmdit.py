@@ -6,7 +6,8 @@ with diffusers and its converters.
 """
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -27,6 +28,7 @@ from jflow.convert._layouts import (
     load,
     shapes_of,
 )
+from jflow.convert._parts import patch_kernel, shape_of
 from jflow.convert._safetensors import tensors_of
 from jflow.nets import Flux, MMDiT
 from jflow.types import Condition, Params
@@ -165,17 +167,9 @@ SWAPPED = Transform(
 )
 
 
-def _conv(p: int) -> Transform:
-    """A convolution [D, C, p, p] of patches as a kernel [p p C, D]."""
-    return Transform(
-        lambda w: w.transpose(2, 3, 1, 0).reshape(-1, w.shape[0]),
-        lambda w: w.reshape(p, p, -1, w.shape[-1]).transpose(3, 2, 0, 1),
-    )
-
-
 def _packed_in(p: int) -> Transform:
     """A weight [D, C p p] on patches with the channel slowest as a kernel [p p C, D]."""
-    conv = _conv(p)
+    conv = patch_kernel(p)
     return Transform(
         lambda w: conv.read(w.reshape(w.shape[0], -1, p, p)),
         lambda w: conv.write(w).reshape(w.shape[-1], -1),
@@ -334,9 +328,10 @@ def mmdit(
     """
     tensors = tensors_of(files)
     names = _found("mmdit", tensors, prefix, _SD3, _SD3_DIFFUSERS)
-    width, channels, patch, _ = _shape("mmdit", tensors, f"{prefix}{names.patches}.weight", 4)
+    of = partial(shape_of, "mmdit", "SD3 or SD3.5", tensors)
+    width, channels, patch, _ = of(f"{prefix}{names.patches}.weight", 4)
     first, image = prefix + names.block.format(0), names.image
-    inner, _ = _shape("mmdit", tensors, f"{first}{image.mlp_in}.weight", 2)
+    inner, _ = of(f"{first}{image.mlp_in}.weight", 2)
     depth = count_blocks(tensors, prefix + names.block.split("{")[0])
     own = f"{prefix}{names.block}{'' if image.own is None else image.own.out}.weight"
     norm = first + image.attention.q_norm
@@ -355,7 +350,7 @@ def mmdit(
     params = load(
         tensors,
         _mmdit_layout(net, names),
-        _like("mmdit", net, channels, tensors, prefix, names),
+        _like(of, net, channels, prefix, names),
         prefix=prefix,
         dtype=dtype,
         sharding=sharding,
@@ -409,10 +404,11 @@ def flux(
     """
     tensors = tensors_of(files)
     names = _found("flux", tensors, prefix, _FLUX, _FLUX_DIFFUSERS)
-    width, packed = _shape("flux", tensors, f"{prefix}{names.patches}.weight", 2)
+    of = partial(shape_of, "flux", "FLUX.1", tensors)
+    width, packed = of(f"{prefix}{names.patches}.weight", 2)
     first = prefix + names.block.format(0)
-    inner, _ = _shape("flux", tensors, f"{first}{names.image.mlp_in}.weight", 2)
-    (size,) = _shape("flux", tensors, first + names.image.attention.q_norm, 1)
+    inner, _ = of(f"{first}{names.image.mlp_in}.weight", 2)
+    (size,) = of(first + names.image.attention.q_norm, 1)
     if rope_axes is None and size != 128:
         raise ValueError(
             f"flux: expected rope_axes, which the shapes of heads of {size} numbers do not tell; "
@@ -434,7 +430,7 @@ def flux(
     params = load(
         tensors,
         (flux_layout if original else flux_diffusers_layout)(net),
-        _like("flux", net, packed // 4, tensors, prefix, names),
+        _like(of, net, packed // 4, prefix, names),
         prefix=prefix,
         dtype=dtype,
         sharding=sharding,
@@ -444,7 +440,7 @@ def flux(
 
 def _mmdit_layout(net: MMDiT, names: _Names) -> Layout:
     dual, last = net.dual_layers, net.num_layers - 1
-    rows = [*_dense(names.patches, "patches", kernel=_conv(net.patch_size))]
+    rows = [*_dense(names.patches, "patches", kernel=patch_kernel(net.patch_size))]
     rows += [*_ends(names, ("time", "vector")), *_dense(names.head, "head")]
     for group, blocks in (("dual_blocks", range(dual)), ("blocks", range(dual, last))):
         if blocks:
@@ -557,18 +553,10 @@ def _found(name: str, tensors: Mapping[str, Any], prefix: str, *known: _Names) -
     )
 
 
-def _shape(name: str, tensors: Mapping[str, Any], key: str, ndim: int) -> tuple[int, ...]:
-    shape = np.shape(tensors.get(key, 0))
-    if len(shape) != ndim:
-        given = f"one of shape {list(shape)}" if key in tensors else "none"
-        raise ValueError(f"{name}: expected a tensor {key!r} of {ndim} axes, got {given}")
-    return shape
-
-
-def _like(name: str, net: MMDiT | Flux, channels: int, tensors, prefix: str, names: _Names):
-    """The shapes of the params."""
-    _, text = _shape(name, tensors, f"{prefix}{names.text}.weight", 2)
-    _, pooled = _shape(name, tensors, f"{prefix}{names.embed['vector'][0]}.weight", 2)
+def _like(of: Callable, net: MMDiT | Flux, channels: int, prefix: str, names: _Names):
+    """The shapes of the params. of: (the name of a tensor, its number of axes) -> its shape."""
+    _, text = of(f"{prefix}{names.text}.weight", 2)
+    _, pooled = of(f"{prefix}{names.embed['vector'][0]}.weight", 2)
     p = net.patch_size
     x, t, context, vector = (
         jax.ShapeDtypeStruct(shape, jnp.float32)

@@ -23,6 +23,7 @@ from jflow.convert._layouts import (
     in_one_piece,
 )
 from jflow.convert._layouts import load as load_layout
+from jflow.convert._parts import norm, shape_of
 from jflow.convert._safetensors import tensors_of
 from jflow.flows import flow
 from jflow.nets import TarFlowTransformer
@@ -75,13 +76,7 @@ def tarflow(
         Zhai et al., *Normalizing Flows are Capable Generative Models*, 2024, arXiv:2412.06329.
     """
     tensors = tensors_of(files)
-    name = f"{prefix}blocks.0.proj_in.weight"
-    if np.ndim(tensors.get(name, 0)) != 2:
-        raise ValueError(
-            f"tarflow: expected the weights of TarFlow with a matrix {name!r}, got {len(tensors)} "
-            f"others: {', '.join(list(tensors)[:6])}"
-        )
-    width, size = tensors[name].shape
+    width, size = shape_of("tarflow", "TarFlow", tensors, f"{prefix}blocks.0.proj_in.weight", 2)
     classes = tensors.get(f"{prefix}blocks.0.class_embed")
     patch = math.isqrt(size // tuple(event_shape)[-1])
     net = TarFlowTransformer(
@@ -184,10 +179,10 @@ def tarflow_layout(
             Weight(f"{entry}.bias", f"{stack}/tokens/bias", blocks=blocks),
             row("blocks.{}.pos_embed", f"{stack}/positions", turned, turned),
             *(() if net.num_classes is None else (classes,)),
-            *_norm(f"{inner}.attention.norm", f"{stack}/layers/norm_attention", both),
+            *norm(f"{inner}.attention.norm", f"{stack}/layers/norm_attention", both),
             *dense(f"{inner}.attention.qkv", f"{stack}/layers/qkv", both),
             *dense(f"{inner}.attention.proj", f"{stack}/layers/out", both),
-            *_norm(f"{inner}.mlp.norm", f"{stack}/layers/norm_mlp", both),
+            *norm(f"{inner}.mlp.norm", f"{stack}/layers/norm_mlp", both),
             *dense(f"{inner}.mlp.main.0", f"{stack}/layers/mlp_in", both),
             *dense(f"{inner}.mlp.main.2", f"{stack}/layers/mlp_out", both),
             row(
@@ -206,13 +201,6 @@ def tarflow_layout(
             Weight((), "base/mean"),
         ),
         masks,
-    )
-
-
-def _norm(key: str, path: str, blocks) -> tuple[Weight, Weight]:
-    return (
-        Weight(f"{key}.weight", f"{path}/scale", blocks=blocks),
-        Weight(f"{key}.bias", f"{path}/bias", blocks=blocks),
     )
 
 

@@ -11,6 +11,7 @@ import numpy as np
 
 from jflow._core.files import expand
 from jflow.convert._layouts import LINEAR, Constant, Layout, Weight, dense, load, shapes_of
+from jflow.convert._parts import norm
 from jflow.convert._safetensors import read_json, tensors_of
 from jflow.nets import CLIPText, T5Encoder, quick_gelu
 from jflow.types import Params
@@ -194,15 +195,15 @@ def clip_text_layout(net: CLIPText) -> Layout:
         (
             Weight("text_model.embeddings.token_embedding.weight", "embed/embedding"),
             Weight("text_model.embeddings.position_embedding.weight", "positions"),
-            *_norm(f"{layer}.layer_norm1", "blocks/norm_attention", blocks),
+            *norm(f"{layer}.layer_norm1", "blocks/norm_attention", blocks),
             *dense(
                 tuple(f"{attention}.{name}_proj" for name in "qkv"), "blocks/attention/qkv", blocks
             ),
             *dense(f"{attention}.out_proj", "blocks/attention/out", blocks),
-            *_norm(f"{layer}.layer_norm2", "blocks/norm_mlp", blocks),
+            *norm(f"{layer}.layer_norm2", "blocks/norm_mlp", blocks),
             *dense(f"{layer}.mlp.fc1", "blocks/mlp_in", blocks),
             *dense(f"{layer}.mlp.fc2", "blocks/mlp_out", blocks),
-            *_norm("text_model.final_layer_norm", "norm"),
+            *norm("text_model.final_layer_norm", "norm"),
             *(() if net.projection is None else (projection,)),
         ),
         (
@@ -257,13 +258,6 @@ def t5_encoder_layout(net: T5Encoder) -> Layout:
 
 
 _TABLE, _TABLE_COPY = "shared.weight", "encoder.embed_tokens.weight"
-
-
-def _norm(key: str, path: str, blocks: range | None = None) -> tuple[Weight, Weight]:
-    return (
-        Weight(f"{key}.weight", f"{path}/scale", blocks=blocks),
-        Weight(f"{key}.bias", f"{path}/bias", blocks=blocks),
-    )
 
 
 def _clip_names(tensors: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:

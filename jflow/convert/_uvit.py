@@ -1,6 +1,7 @@
 """Published weights of U-ViT, for `nets.UViT`."""
 
 from collections.abc import Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -8,6 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from jflow.convert._adm import conv
 from jflow.convert._layouts import (
     LINEAR,
     Layout,
@@ -18,6 +20,7 @@ from jflow.convert._layouts import (
     load,
     shapes_of,
 )
+from jflow.convert._parts import heads_of, norm, patch_kernel, shape_of
 from jflow.convert._safetensors import tensors_of
 from jflow.nets import UViT
 from jflow.types import Params
@@ -70,30 +73,16 @@ def uvit(
             arXiv:2209.12152.
     """
     tensors = tensors_of(files)
-
-    def shape(key, ndim):
-        found = np.shape(tensors.get(prefix + key, 0))
-        if len(found) != ndim:
-            raise ValueError(
-                f"uvit: expected the weights of U-ViT with a tensor {prefix + key!r} of {ndim} "
-                f"axes, got {len(tensors)}: {', '.join(list(tensors)[:6]) or 'none'}"
-            )
-        return found
-
-    width, channels, patch, _ = shape("patch_embed.proj.weight", 4)
-    if num_heads is None and width not in HEADS:
-        raise ValueError(
-            f"uvit: expected num_heads, which the shapes of a network of width {width} do not tell;"
-            f" it is known for the published widths {list(HEADS)}"
-        )
+    of = partial(shape_of, "uvit", "U-ViT", tensors)
+    width, channels, patch, _ = of(prefix + "patch_embed.proj.weight", 4)
     labels = prefix + "label_emb.weight" in tensors
     net = UViT(
         patch_size=patch,
         width=width,
         num_layers=2 * count_blocks(tensors, prefix + "in_blocks."),
-        num_heads=num_heads or HEADS[width],
-        mlp_ratio=shape("mid_block.mlp.fc1.weight", 2)[0] // width,
-        num_classes=shape("label_emb.weight", 2)[0] - 1 if labels else None,
+        num_heads=heads_of("uvit", num_heads, width, HEADS),
+        mlp_ratio=of(prefix + "mid_block.mlp.fc1.weight", 2)[0] // width,
+        num_classes=of(prefix + "label_emb.weight", 2)[0] - 1 if labels else None,
         conv=prefix + "final_layer.weight" in tensors,
         time_scale=1.0,
     )
@@ -121,42 +110,29 @@ def uvit_layout(net: UViT) -> Layout:
         Bao et al., *All are Worth Words: A ViT Backbone for Diffusion Models*, 2022,
             arXiv:2209.12152.
     """
-    p, half = net.patch_size, range(net.num_layers // 2)
-    patches = Transform(
-        lambda w: w.transpose(2, 3, 1, 0).reshape(-1, w.shape[0]),
-        lambda w: w.reshape(p, p, -1, w.shape[-1]).transpose(3, 2, 0, 1),
-    )
-    conv = Transform(lambda w: w.transpose(2, 3, 1, 0), lambda w: w.transpose(3, 2, 0, 1))
+    half = range(net.num_layers // 2)
     positions = Transform(lambda w: w[0], lambda w: w[None])
     rows = [
-        Weight("patch_embed.proj.weight", "patches/kernel", patches),
+        Weight("patch_embed.proj.weight", "patches/kernel", patch_kernel(net.patch_size)),
         Weight("patch_embed.proj.bias", "patches/bias"),
         Weight("pos_embed", "positions", positions),
-        *_norm("norm", "norm"),
+        *norm("norm", "norm"),
         *dense("decoder_pred", "head"),
     ]
     if net.num_classes is not None:
         rows.append(Weight("label_emb.weight", "labels/embedding"))
     if net.conv:
-        rows.append(Weight("final_layer.weight", "conv/kernel", conv))
-        rows.append(Weight("final_layer.bias", "conv/bias"))
+        rows += conv("final_layer", "conv")
     for path, of, blocks in (
         ("in_blocks", "in_blocks.{}.", half),
         ("mid_block", "mid_block.", None),
         ("out_blocks", "out_blocks.{}.", half),
     ):
-        rows += _norm(f"{of}norm1", f"{path}/attention_norm", blocks)
+        rows += norm(f"{of}norm1", f"{path}/attention_norm", blocks)
         rows.append(Weight(f"{of}attn.qkv.weight", f"{path}/qkv/kernel", LINEAR, blocks))
         rows += dense(f"{of}attn.proj", f"{path}/out", blocks)
-        rows += _norm(f"{of}norm2", f"{path}/mlp_norm", blocks)
+        rows += norm(f"{of}norm2", f"{path}/mlp_norm", blocks)
         rows += dense(f"{of}mlp.fc1", f"{path}/mlp_in", blocks)
         rows += dense(f"{of}mlp.fc2", f"{path}/mlp_out", blocks)
     rows += dense("out_blocks.{}.skip_linear", "out_blocks/skip", half)
     return Layout("U-ViT", tuple(rows))
-
-
-def _norm(key: str, path: str, blocks: range | None = None) -> tuple[Weight, Weight]:
-    return (
-        Weight(f"{key}.weight", f"{path}/scale", blocks=blocks),
-        Weight(f"{key}.bias", f"{path}/bias", blocks=blocks),
-    )

@@ -118,7 +118,7 @@ class ADM(nn.Module):
         Returns:
             The velocity, with the shape and type of x.
         """
-        h, c = enter(self, x, t, cond, r)
+        h, c = enter(self, x, t, cond, r, features=self.channels)
         make = nn.remat(ADMBlock) if self.remat else ADMBlock
         make_attention = nn.remat(SiteAttention) if self.remat else SiteAttention
 
@@ -131,35 +131,18 @@ class ADM(nn.Module):
             options = _groups(h.shape[-1]), 1e-5, self.dtype, self.attention_fn
             return h + make_attention(heads, *options, name=name)(h)
 
-        def conv(h, name, stride=1):
-            pad, width = ((1, 1), (1, 1)), h.shape[-1]
+        def resize(h, name, how):
+            width, stride = h.shape[-1], 2 if how == "down" else 1
+            if self.resample_blocks:
+                return block(h, width, name, how)
+            h = resampled(h, "up") if how == "up" else h
+            pad = ((1, 1), (1, 1))
             return nn.Conv(width, (3, 3), stride, pad, dtype=self.dtype, name=name)(h)
 
-        skips, widths = [h], level_widths(self.channels, self.multipliers)
-        for i, width in enumerate(widths):
-            for j in range(self.num_blocks):
-                h = block(h, width, f"down_{i}_{j}")
-                if self.attention[i]:
-                    h = attend(h, f"down_{i}_{j}_attention")
-                skips.append(h)
-            if i < len(widths) - 1:
-                if self.resample_blocks:
-                    h = block(h, width, f"shrink_{i}", "down")
-                else:
-                    h = conv(h, f"shrink_{i}", 2)
-                skips.append(h)
-        h = block(h, h.shape[-1], "middle_0")
-        h = attend(h, "middle_attention")
-        h = block(h, h.shape[-1], "middle_1")
-        for i, width in reversed(list(enumerate(widths))):
-            for j in range(self.num_blocks + 1):
-                h = block(jnp.concatenate([h, skips.pop()], axis=-1), width, f"up_{i}_{j}")
-                if self.attention[i]:
-                    h = attend(h, f"up_{i}_{j}_attention")
-            if i and self.resample_blocks:
-                h = block(h, width, f"grow_{i}", "up")
-            elif i:
-                h = conv(resampled(h, "up"), f"grow_{i}")
+        def after_up(i, j):
+            return f"up_{i}_{j}_attention"
+
+        h = down_and_up(self, h, block, attend, resize, after_up)
         h = nn.silu(group_norm(_groups(h.shape[-1]), 1e-5, self.dtype, "norm")(h))
         return nn.Conv(x.shape[-1], (3, 3), kernel_init=_zeros, name="head")(h).astype(x.dtype)
 
@@ -216,8 +199,52 @@ class SiteAttention(nn.Module):
         return attention(y.reshape(h.shape[0], -1, h.shape[-1])).reshape(h.shape)
 
 
+def down_and_up(
+    module: Any,
+    h: Array,
+    block: Callable[[Array, int, str], Array],
+    attend: Callable[[Array, str], Array],
+    resize: Callable[[Array, str, Resample], Array],
+    after_up: Callable[[int, int], str | None],
+) -> Array:
+    """The last features of a U-Net from the first, in which every block on the way up reads what
+    one on the way down wrote.
+
+    `block(h, width, name)`, `attend(h, name)` and `resize(h, name, how)` apply a module of that
+    name; `after_up(i, j)` names the attention behind block j of level i on the way up.
+    """
+    skips, widths = [h], level_widths(module.channels, module.multipliers)
+    for i, width in enumerate(widths):
+        for j in range(module.num_blocks):
+            h = block(h, width, f"down_{i}_{j}")
+            if module.attention[i]:
+                h = attend(h, f"down_{i}_{j}_attention")
+            skips.append(h)
+        if i < len(widths) - 1:
+            h = resize(h, f"shrink_{i}", "down")
+            skips.append(h)
+    h = block(h, h.shape[-1], "middle_0")
+    h = attend(h, "middle_attention")
+    h = block(h, h.shape[-1], "middle_1")
+    for i, width in reversed(list(enumerate(widths))):
+        for j in range(module.num_blocks + 1):
+            h = block(jnp.concatenate([h, skips.pop()], axis=-1), width, f"up_{i}_{j}")
+            if module.attention[i] and (name := after_up(i, j)):
+                h = attend(h, name)
+        if i:
+            h = resize(h, f"grow_{i}", "up")
+    return h
+
+
 def enter(
-    module: Any, x: Array, t: Array, cond: Cond, r: Array | None, **embedding: Any
+    module: Any,
+    x: Array,
+    t: Array,
+    cond: Cond,
+    r: Array | None,
+    *,
+    features: int,
+    max_period: float = 10_000.0,
 ) -> tuple[Array, Array]:
     """(the first features, the embedding of time and cond after its nonlinearity) of a U-Net.
 
@@ -250,13 +277,22 @@ def enter(
     embed = TimeCondEmbed(
         4 * module.channels,
         module.num_classes,
-        module.channels,
+        features,
         module.time_scale,
-        dtype=dtype,
+        dtype,
+        max_period,
         name="embed",
-        **embedding,
     )
     return h, nn.silu(embed(t, cond, r)).astype(h.dtype)
+
+
+def check_attention(name: str, multipliers: Sequence[float], attention: Sequence[bool]) -> None:
+    """Raise unless both have an entry for each level."""
+    if len(attention) != len(multipliers) or not multipliers:
+        raise ValueError(
+            f"{name}: expected one entry of attention for each of multipliers, got attention="
+            f"{tuple(attention)}, multipliers={tuple(multipliers)}"
+        )
 
 
 def check_levels(
@@ -267,11 +303,7 @@ def check_levels(
     num_blocks: int,
 ) -> None:
     """Raise for levels that no U-Net can have."""
-    if len(attention) != len(multipliers) or not multipliers:
-        raise ValueError(
-            f"{name}: expected one entry of attention for each of multipliers, got attention="
-            f"{tuple(attention)}, multipliers={tuple(multipliers)}"
-        )
+    check_attention(name, multipliers, attention)
     check_whole(name, num_blocks=num_blocks, channels=channels)
     if channels % 2 or min(channels * m for m in multipliers) < 1:
         raise ValueError(

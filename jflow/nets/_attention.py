@@ -390,26 +390,36 @@ class SelfAttention(nn.Module):
         Returns:
             The tokens after attention and a linear map, [b, n, width].
         """
-        b, n, width = x.shape
+        width = x.shape[-1]
         if width % self.num_heads:
             raise ValueError(
                 f"SelfAttention: expected num_heads to divide the width {width}, got "
                 f"num_heads={self.num_heads}"
             )
-        qkv = per_token(
-            nn.Dense(3 * width, kernel_init=self.kernel_init, dtype=self.dtype, name="qkv"), x
-        )
-        q, k, v = jnp.moveaxis(qkv.reshape(b, n, 3, self.num_heads, width // self.num_heads), 2, 0)
-        y = self.attention_fn(q, k, v) if valid is None else self.attention_fn(q, k, v, mask=valid)
-        if y.shape != q.shape:
-            raise ValueError(
-                f"SelfAttention: expected attention_fn to return {list(q.shape)}, got "
-                f"{list(y.shape)}"
-            )
-        y = y.reshape(b, n, width)
+        qkv = nn.Dense(3 * width, kernel_init=self.kernel_init, dtype=self.dtype, name="qkv")
+        q, k, v = split_heads(per_token(qkv, x), self.num_heads)
+        y = merged(attend(self.attention_fn, q, k, v, valid))
         return per_token(
             nn.Dense(width, kernel_init=self.out_init, dtype=self.dtype, name="out"), y
         )
+
+
+def split_heads(y: Array, num_heads: int, parts: int = 3) -> tuple[Array, ...]:
+    """[b, n, parts heads size] -> so many arrays [b, n, heads, size]: queries, keys and values."""
+    return tuple(jnp.moveaxis(y.reshape(*y.shape[:2], parts, num_heads, -1), 2, 0))
+
+
+def merged(y: Array) -> Array:
+    """[b, n, heads, size] -> [b, n, heads size]."""
+    return y.reshape(*y.shape[:2], -1)
+
+
+def attend(attention_fn, q: Array, k: Array, v: Array, mask: Array | None = None) -> Array:
+    """attention_fn(q, k, v), with a mask [b, m] of the keys where there is one."""
+    y = attention_fn(q, k, v) if mask is None else attention_fn(q, k, v, mask=mask)
+    if y.shape != q.shape:
+        raise ValueError(f"expected attention_fn to return {list(q.shape)}, got {list(y.shape)}")
+    return y
 
 
 def per_token(f: Callable[[Array], Array], x: Array) -> Array:

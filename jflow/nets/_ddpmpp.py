@@ -5,13 +5,12 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import flax.linen as nn
-import jax.numpy as jnp
 
-from jflow._core.levels import level_widths
 from jflow.nets._adm import (
     Resample,
     SiteAttention,
     check_levels,
+    down_and_up,
     enter,
     group_norm,
     resampled,
@@ -102,7 +101,8 @@ class DDPMpp(nn.Module):
             The velocity, with the shape and type of x.
         """
         half = self.channels // 2  # the smallest published frequency is 1 / 10000 of the largest
-        h, c = enter(self, x, t, cond, r, max_period=10_000.0 ** (half / (half - 1)))
+        period = 10_000.0 ** (half / (half - 1))
+        h, c = enter(self, x, t, cond, r, features=self.channels, max_period=period)
         make = nn.remat(DDPMppBlock) if self.remat else DDPMppBlock
         make_attention = nn.remat(SiteAttention) if self.remat else SiteAttention
 
@@ -113,26 +113,13 @@ class DDPMpp(nn.Module):
             options = _groups(h.shape[-1]), 1e-6, self.dtype, self.attention_fn
             return _mean(h, make_attention(1, *options, name=name)(h))
 
-        skips, widths = [h], level_widths(self.channels, self.multipliers)
-        for i, width in enumerate(widths):
-            for j in range(self.num_blocks):
-                h = block(h, width, f"down_{i}_{j}")
-                if self.attention[i]:
-                    h = attend(h, f"down_{i}_{j}_attention")
-                skips.append(h)
-            if i < len(widths) - 1:
-                h = block(h, width, f"shrink_{i}", "down")
-                skips.append(h)
-        h = block(h, h.shape[-1], "middle_0")
-        h = attend(h, "middle_attention")
-        h = block(h, h.shape[-1], "middle_1")
-        for i, width in reversed(list(enumerate(widths))):
-            for j in range(self.num_blocks + 1):
-                h = block(jnp.concatenate([h, skips.pop()], axis=-1), width, f"up_{i}_{j}")
-            if self.attention[i]:
-                h = attend(h, f"up_{i}_attention")
-            if i:
-                h = block(h, width, f"grow_{i}", "up")
+        def resize(h, name, how):
+            return block(h, h.shape[-1], name, how)
+
+        def after_up(i, j):
+            return f"up_{i}_attention" if j == self.num_blocks else None
+
+        h = down_and_up(self, h, block, attend, resize, after_up)
         h = nn.silu(group_norm(_groups(h.shape[-1]), 1e-6, self.dtype, "norm")(h))
         return nn.Conv(x.shape[-1], (3, 3), kernel_init=_zeros, name="head")(h).astype(x.dtype)
 

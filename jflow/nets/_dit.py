@@ -5,14 +5,19 @@ from functools import partial
 from typing import Any
 
 import flax.linen as nn
-import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jflow._core.arrays import float_dtype, patchify, unpatchify
+from jflow._core.arrays import patchify, unpatchify
 from jflow._core.attached import HIDDEN
 from jflow._core.checks import check_whole
-from jflow.nets._attention import SelfAttention, dot_product_attention, per_token
+from jflow.nets._attention import (
+    SelfAttention,
+    dot_product_attention,
+    merged,
+    per_token,
+    split_heads,
+)
 from jflow.nets._embed import TimeCondEmbed, check_time, need_part, read_cond
 from jflow.types import Array, Cond, Condition
 
@@ -235,24 +240,18 @@ class CrossAttention(nn.Module):
 
     @nn.compact
     def __call__(self, h: Array, context: Array, mask: Array | None) -> Array:
-        (b, n, width), m = h.shape, context.shape[1]
+        width = h.shape[-1]
         dense = partial(nn.Dense, kernel_init=_xavier, dtype=self.dtype)
         context = context.astype(h.dtype)
         if mask is not None:  # padding may hold anything, NaN too
             context = jnp.where(mask[..., None], context, jnp.zeros_like(context))
-        q = per_token(dense(width, name="q"), h).reshape(b, n, self.num_heads, -1)
-        kv = per_token(dense(2 * width, name="kv"), context)
-        k, v = jnp.moveaxis(kv.reshape(b, m, 2, self.num_heads, -1), 2, 0)
-        scores = jnp.einsum("bqhd,bkhd->bhqk", q, k, preferred_element_type=float_dtype(q))
-        scores = scores * q.shape[-1] ** -0.5
-        if mask is not None:
-            some = jnp.any(mask, axis=1, keepdims=True)
-            seen = mask | ~some  # where none is valid all are seen, and the result is not used
-            scores = jnp.where(seen[:, None, None], scores, -jnp.inf)
-        y = jnp.einsum("bhqk,bkhd->bqhd", jax.nn.softmax(scores).astype(v.dtype), v)
+        (q,) = split_heads(per_token(dense(width, name="q"), h), self.num_heads, 1)
+        kv = split_heads(per_token(dense(2 * width, name="kv"), context), self.num_heads, 2)
         out = nn.Dense(width, kernel_init=_zeros, dtype=self.dtype, name="out")
-        y = per_token(out, y.reshape(b, n, width))
-        return y if mask is None else jnp.where(some[..., None], y, jnp.zeros_like(y))
+        y = per_token(out, merged(dot_product_attention(q, *kv, mask=mask)))
+        if mask is None:
+            return y
+        return jnp.where(jnp.any(mask, axis=1)[:, None, None], y, jnp.zeros_like(y))
 
 
 def layer_norm(dtype) -> nn.LayerNorm:

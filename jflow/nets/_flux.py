@@ -8,22 +8,24 @@ import flax.linen as nn
 import jax.numpy as jnp
 import numpy as np
 
-from jflow._core.arrays import float_dtype, patchify
+from jflow._core.arrays import float_dtype
 from jflow._core.checks import check_whole
-from jflow.nets._attention import dot_product_attention, per_token, rotated
+from jflow.nets._attention import (
+    attend,
+    dot_product_attention,
+    merged,
+    per_token,
+    rotated,
+    split_heads,
+)
 from jflow.nets._dit import layer_norm, modulation
-from jflow.nets._embed import check_time
 from jflow.nets._mmdit import (
     JointBlock,
-    TextEmbed,
-    attend,
-    check_image,
+    enter,
     inputs_of,
     leave,
-    merged,
     rms_norm,
     scanned,
-    text_parts,
     whole_mask,
 )
 from jflow.types import Array, Cond
@@ -136,21 +138,14 @@ class Flux(nn.Module):
             The velocity, with the shape and type of x.
         """
         p = self.patch_size
-        check_image(self, x, p)
-        check_time("Flux", x, t, r)
-        context, vector, mask = text_parts(self, x, cond)
-        n = context.shape[1]
         if self.guidance is None and inputs_of(self, "embed", "guidance_in") is not None:
             raise ValueError(
                 "Flux: expected a guidance, such as net.clone(guidance=3.5), since the params were "
                 "made with one, got None"
             )
 
-        dense = partial(nn.Dense, self.width, kernel_init=_xavier, dtype=self.dtype)
-        h = per_token(dense(name="patches"), patchify(x, p))
-        text = per_token(dense(name="context"), context).astype(h.dtype)
-        embed = TextEmbed(self.width, self.time_scale, self.guidance, self.dtype, name="embed")
-        c = nn.silu(embed(t, vector, r)).astype(h.dtype)  # the scan's carry keeps one type
+        h, text, c, mask = enter(self, x, t, cond, r, self.guidance)
+        n = text.shape[1]
         angles = rope_angles(n, x.shape[1] // p, x.shape[2] // p, self.rope_axes)
         turns = tuple(jnp.asarray(f(angles), float_dtype(h)) for f in (np.cos, np.sin))
 
@@ -168,7 +163,7 @@ class Flux(nn.Module):
         )
         mask = whole_mask(mask, h.shape[1])
         h, _ = single(jnp.concatenate([text, h], axis=1), c, mask, turns)
-        return leave(h[:, n:], c, x, p, self.dtype)
+        return leave(layer_norm(self.dtype)(h[:, n:]), c, x, p, self.dtype)
 
 
 class SingleBlock(nn.Module):
@@ -187,14 +182,14 @@ class SingleBlock(nn.Module):
     def __call__(
         self, h: Array, c: Array, mask: Array | None, turns: tuple[Array, Array]
     ) -> tuple[Array, None]:
-        b, n, width = h.shape
+        width = h.shape[-1]
         dense = partial(nn.Dense, kernel_init=_xavier, dtype=self.dtype)
         shift, scale, gate = modulation(c, 3, self.dtype)
 
         y = layer_norm(self.dtype)(h) * (1 + scale) + shift
         y = per_token(dense((3 + self.mlp_ratio) * width, name="in"), y)
         qkv, hidden = jnp.split(y, [3 * width], axis=-1)
-        q, k, v = jnp.moveaxis(qkv.reshape(b, n, 3, self.num_heads, width // self.num_heads), 2, 0)
+        q, k, v = split_heads(qkv, self.num_heads)
         q, k = rms_norm(self.dtype, "q_norm")(q), rms_norm(self.dtype, "k_norm")(k)
         y = merged(attend(self.attention_fn, rotated(q, turns), rotated(k, turns), v, mask))
         y = jnp.concatenate([y, nn.gelu(hidden)], axis=-1)

@@ -8,17 +8,23 @@ import flax.linen as nn
 import jax.numpy as jnp
 import numpy as np
 
-from jflow._core.arrays import float_dtype, patchify, unpatchify
+from jflow._core.arrays import float_dtype, patchify
 from jflow._core.checks import check_whole
-from jflow.nets._attention import dot_product_attention, per_token, rotated
+from jflow.nets._attention import (
+    attend,
+    dot_product_attention,
+    merged,
+    per_token,
+    rotated,
+    split_heads,
+)
 from jflow.nets._dit import modulation, sincos_positions
 from jflow.nets._embed import TimeCondEmbed, check_time, read_cond
 from jflow.nets._flux import rope_angles
-from jflow.nets._mmdit import attend, check_image, merged, rms_norm, scanned
+from jflow.nets._mmdit import check_image, leave, rms_norm, scanned
 from jflow.types import Array, Cond
 
 _xavier = nn.initializers.xavier_uniform()
-_zeros = nn.initializers.zeros
 
 
 class LightningDiT(nn.Module):
@@ -142,12 +148,7 @@ class LightningDiT(nn.Module):
         )
         h, _ = blocks(h, c, turns)
 
-        shift, scale = modulation(c, 2, self.dtype)
-        h = rms_norm(self.dtype, "norm")(h) * (1 + scale) + shift
-        head = nn.Dense(
-            p * p * x.shape[-1], kernel_init=_zeros, name="head"
-        )  # in the params' precision
-        return unpatchify(per_token(head, h), rows, columns, p).astype(x.dtype)
+        return leave(rms_norm(self.dtype, "norm")(h), c, x, p, self.dtype)
 
 
 class LightningBlock(nn.Module):
@@ -166,7 +167,7 @@ class LightningBlock(nn.Module):
 
     @nn.compact
     def __call__(self, h: Array, c: Array, turns: tuple[Array, Array]) -> tuple[Array, None]:
-        b, n, width = h.shape
+        width = h.shape[-1]
         dense = partial(nn.Dense, kernel_init=_xavier, dtype=self.dtype)
         if self.shift:
             shift_a, scale_a, gate_a, shift_m, scale_m, gate_m = modulation(c, 6, self.dtype)
@@ -176,7 +177,7 @@ class LightningBlock(nn.Module):
 
         y = rms_norm(self.dtype, "attention_norm")(h) * (1 + scale_a) + shift_a
         qkv = per_token(dense(3 * width, name="qkv"), y)
-        q, k, v = jnp.moveaxis(qkv.reshape(b, n, 3, self.num_heads, width // self.num_heads), 2, 0)
+        q, k, v = split_heads(qkv, self.num_heads)
         if self.qk_norm:
             q, k = rms_norm(self.dtype, "q_norm")(q), rms_norm(self.dtype, "k_norm")(k)
         y = merged(attend(self.attention_fn, rotated(q, turns), rotated(k, turns), v))

@@ -12,7 +12,14 @@ from jflow._core.attached import HIDDEN
 from jflow._core.checks import check_whole
 from jflow._core.conditions import as_condition, read_parts
 from jflow._core.positions import centered_positions
-from jflow.nets._attention import dot_product_attention, per_token, rotated
+from jflow.nets._attention import (
+    attend,
+    dot_product_attention,
+    merged,
+    per_token,
+    rotated,
+    split_heads,
+)
 from jflow.nets._dit import layer_norm, modulation
 from jflow.nets._embed import check_time, time_features
 from jflow.types import Array, Cond
@@ -121,9 +128,7 @@ class MMDiT(nn.Module):
             The velocity, with the shape and type of x.
         """
         p = self.patch_size
-        check_image(self, x, p)
-        check_time("MMDiT", x, t, r)
-        context, vector, mask = text_parts(self, x, cond)
+        h, text, c, mask = enter(self, x, t, cond, r)
         rows, columns = x.shape[1] // p, x.shape[2] // p
         if max(rows, columns) > self.grid_size:
             raise ValueError(
@@ -131,13 +136,8 @@ class MMDiT(nn.Module):
                 f"got {rows} and {columns}"
             )
 
-        dense = partial(nn.Dense, self.width, kernel_init=_xavier, dtype=self.dtype)
-        h = per_token(dense(name="patches"), patchify(x, p))
         positions = centered_positions(rows, columns, self.grid_size, self.grid_step, self.width)
         h = h + jnp.asarray(positions, h.dtype)[None]
-        text = per_token(dense(name="context"), context).astype(h.dtype)
-        embed = TextEmbed(self.width, self.time_scale, dtype=self.dtype, name="embed")
-        c = nn.silu(embed(t, vector, r)).astype(h.dtype)  # the scan's carry keeps one type
 
         options = self.num_heads, self.mlp_ratio, self.qk_norm, self.dtype, self.attention_fn
         carry = (h, text)
@@ -149,7 +149,7 @@ class MMDiT(nn.Module):
             carry, _ = blocks(*options, name="blocks")(carry, c, mask)
         last = nn.remat(JointBlock) if self.remat else JointBlock
         (h, _), _ = last(*options, last=True, name="last_block")(carry, c, mask)
-        return leave(h, c, x, p, self.dtype)
+        return leave(layer_norm(self.dtype)(h), c, x, p, self.dtype)
 
 
 class JointBlock(nn.Module):
@@ -253,11 +253,8 @@ class Heads(nn.Module):
 
     @nn.compact
     def __call__(self, h: Array) -> tuple[Array, Array, Array]:
-        b, n, width = h.shape
-        qkv = per_token(
-            nn.Dense(3 * width, kernel_init=_xavier, dtype=self.dtype, name="qkv"), h
-        ).reshape(b, n, 3, self.num_heads, width // self.num_heads)
-        q, k, v = jnp.moveaxis(qkv, 2, 0)
+        qkv = nn.Dense(3 * h.shape[-1], kernel_init=_xavier, dtype=self.dtype, name="qkv")
+        q, k, v = split_heads(per_token(qkv, h), self.num_heads)
         if self.qk_norm:
             q, k = rms_norm(self.dtype, "q_norm")(q), rms_norm(self.dtype, "k_norm")(k)
         return q, k, v
@@ -303,10 +300,33 @@ def scanned(block: type[nn.Module], length: int, remat: bool):
     )
 
 
+def enter(
+    module: Any, x: Array, t: Array, cond: Cond, r: Array | None, guidance: float | None = None
+) -> tuple[Array, Array, Array, Array | None]:
+    """(the tokens of the image, those of the text, the embedding of time and of the pooled text
+    after its nonlinearity, the mask of the text), checked.
+
+    To be called inside a compact method.
+    """
+    name, p = type(module).__name__, module.patch_size
+    check_image(module, x, p)
+    check_time(name, x, t, r)
+    context, vector, mask = text_parts(module, x, cond)
+    dense = partial(nn.Dense, module.width, kernel_init=_xavier, dtype=module.dtype)
+    h = per_token(dense(name="patches"), patchify(x, p))
+    text = per_token(dense(name="context"), context).astype(h.dtype)
+    embed = TextEmbed(module.width, module.time_scale, guidance, module.dtype, name="embed")
+    c = nn.silu(embed(t, vector, r)).astype(h.dtype)  # the scan's carry keeps one type
+    return h, text, c, mask
+
+
 def leave(h: Array, c: Array, x: Array, p: int, dtype) -> Array:
-    """The tokens h as an image shaped like x; to be called inside a compact method."""
+    """Normed tokens h, modulated by c, as an image shaped like x.
+
+    To be called inside a compact method.
+    """
     shift, scale = modulation(c, 2, dtype)
-    h = layer_norm(dtype)(h) * (1 + scale) + shift
+    h = h * (1 + scale) + shift
     head = nn.Dense(
         p * p * x.shape[-1], kernel_init=_zeros, name="head"
     )  # in the params' precision
@@ -315,19 +335,6 @@ def leave(h: Array, c: Array, x: Array, p: int, dtype) -> Array:
 
 def rms_norm(dtype, name: str) -> nn.RMSNorm:
     return nn.RMSNorm(epsilon=1e-6, use_fast_variance=False, dtype=dtype, name=name)
-
-
-def merged(y: Array) -> Array:
-    """[b, n, heads, size] -> [b, n, heads size]."""
-    return y.reshape(*y.shape[:2], -1)
-
-
-def attend(attention_fn, q: Array, k: Array, v: Array, mask: Array | None = None) -> Array:
-    """attention_fn(q, k, v), with a mask [b, m] of the keys where there is one."""
-    y = attention_fn(q, k, v) if mask is None else attention_fn(q, k, v, mask=mask)
-    if y.shape != q.shape:
-        raise ValueError(f"expected attention_fn to return {list(q.shape)}, got {list(y.shape)}")
-    return y
 
 
 def whole_mask(mask: Array | None, n: int) -> Array | None:

@@ -8,8 +8,9 @@ import flax.linen as nn
 import jax.numpy as jnp
 
 from jflow._core.checks import check_whole
+from jflow._core.levels import level_widths
+from jflow.nets._adm import check_attention, enter
 from jflow.nets._attention import SelfAttention
-from jflow.nets._embed import TimeCondEmbed, check_time, need_part, read_cond
 from jflow.types import Array, Cond
 
 _zeros = nn.initializers.zeros
@@ -41,8 +42,8 @@ class UNet(nn.Module):
             None is the type of the inputs and params.
 
     Raises:
-        ValueError: 2**(levels - 1) does not divide H and W, or `attention` and `multipliers` differ
-            in length.
+        ValueError: 2**(levels - 1) does not divide H and W, `attention` and `multipliers` differ in
+            length, or x has other channels than the params.
 
     Examples:
         >>> import jax
@@ -73,11 +74,7 @@ class UNet(nn.Module):
     dtype: Any = None
 
     def __post_init__(self):
-        if len(self.attention) != len(self.multipliers) or not self.multipliers:
-            raise ValueError(
-                "UNet: expected one entry of attention for each of multipliers, got "
-                f"attention={tuple(self.attention)}, multipliers={tuple(self.multipliers)}"
-            )
+        check_attention("UNet", self.multipliers, self.attention)
         check_whole("UNet", num_blocks=self.num_blocks)
         super().__post_init__()
 
@@ -95,39 +92,8 @@ class UNet(nn.Module):
         Returns:
             The velocity, with the shape and type of x.
         """
-        factor = 2 ** (len(self.multipliers) - 1)
-        if x.ndim != 4 or x.shape[1] % factor or x.shape[2] % factor:
-            raise ValueError(
-                f"UNet: expected x of shape [b, H, W, C], H and W divisible by {factor} for "
-                f"{len(self.multipliers)} "
-                f"levels, got {list(x.shape)}"
-            )
-        check_time("UNet", x, t, r)
-        cond, parts = read_cond("UNet", cond, x, ("label", "vector", "aligned"))
-        widths = [self.channels * m for m in self.multipliers]
-        h = nn.Conv(widths[0], (3, 3), dtype=self.dtype, name="stem")(x)
-        if parts.aligned is not None:
-            beside = nn.Conv(
-                widths[0],
-                (3, 3),
-                use_bias=False,
-                kernel_init=_zeros,
-                dtype=self.dtype,
-                name="aligned",
-            )
-            h = h + beside(parts.aligned.astype(x.dtype)).astype(h.dtype)
-        else:
-            need_part(self, "aligned", "aligned", self.variables.get("params", {}))
-        embed = TimeCondEmbed(
-            4 * self.channels,
-            self.num_classes,
-            time_scale=self.time_scale,
-            dtype=self.dtype,
-            name="embed",
-        )
-        c = nn.silu(embed(t, cond, r)).astype(h.dtype)  # the scan's carry keeps one type
-
-        skips = []
+        h, c = enter(self, x, t, cond, r, features=256)
+        skips, widths = [], level_widths(self.channels, self.multipliers)
         for i, width in enumerate(widths[1:]):
             h, skip = self._blocks(f"down_{i}", self.attention[i], h, [None] * self.num_blocks, c)
             skips.append(skip)

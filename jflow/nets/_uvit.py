@@ -11,9 +11,9 @@ from jflow._core.arrays import patchify, unpatchify
 from jflow._core.attached import HIDDEN
 from jflow._core.checks import check_whole
 from jflow._core.conditions import as_condition, read_parts
-from jflow.nets._attention import dot_product_attention, per_token
+from jflow.nets._attention import attend, dot_product_attention, merged, per_token, split_heads
 from jflow.nets._embed import check_time, time_features
-from jflow.nets._mmdit import attend, check_image, merged
+from jflow.nets._mmdit import check_image
 from jflow.types import Array, Cond
 
 _normal = nn.initializers.truncated_normal(0.02)
@@ -168,14 +168,14 @@ class UViTBlock(nn.Module):
 
     @nn.compact
     def __call__(self, h: Array, skip: Array | None) -> tuple[Array, Array]:
-        b, n, width = h.shape
+        width = h.shape[-1]
         dense = partial(nn.Dense, kernel_init=_normal, dtype=self.dtype)
         if skip is not None:
             h = per_token(dense(width, name="skip"), jnp.concatenate([h, skip], axis=-1))
         qkv = dense(3 * width, use_bias=False, name="qkv")
         y = per_token(qkv, layer_norm(self.dtype, "attention_norm")(h))
-        q, k, v = jnp.moveaxis(y.reshape(b, n, 3, self.num_heads, width // self.num_heads), 2, 0)
-        h = h + per_token(dense(width, name="out"), merged(attend(self.attention_fn, q, k, v)))
+        y = merged(attend(self.attention_fn, *split_heads(y, self.num_heads)))
+        h = h + per_token(dense(width, name="out"), y)
         y = layer_norm(self.dtype, "mlp_norm")(h)
         enter, leave = dense(self.mlp_ratio * width, name="mlp_in"), dense(width, name="mlp_out")
         h = h + per_token(lambda y: leave(nn.gelu(enter(y), approximate=False)), y)

@@ -101,5 +101,5 @@ def test_other_weights_are_refused_by_name():
         "'blocks.1.attn_mask' as jflow computes it, got other numbers",
         **{"blocks.1.attn_mask": np.ones((6, 6), np.float32)},
     )
-    with pytest.raises(ValueError, match=r"a matrix 'blocks.0.proj_in.weight', got 1 others: a"):
+    with pytest.raises(ValueError, match=r"'blocks.0.proj_in.weight' of 2 axes, got 1 others: a"):
         convert.tarflow({"a": np.ones(3)}, EVENT)

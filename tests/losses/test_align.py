@@ -6,8 +6,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from exact_maps import (
+    COSINE,
     GAUSSIAN,
     ORACLES,
+    SINE_MAP,
     at,
     exact_map,
     near_map,
@@ -20,7 +22,7 @@ from exact_maps import (
 import jflow
 from jflow import guidance, losses, nets, oracles, solvers, times
 from jflow.losses import eulerian_map_distillation, lagrangian_map_distillation
-from jflow.types import FlowMap, Velocity
+from jflow.types import Velocity
 
 KEY = jax.random.key(0)
 LOSSES = {"eulerian": eulerian_map_distillation, "lagrangian": lagrangian_map_distillation}
@@ -200,21 +202,10 @@ def test_an_autoguided_teacher():
         np.testing.assert_allclose(*values, rtol=1e-5)
 
 
-def elementwise():
-    model = FlowMap(
-        lambda *a: {},
-        lambda p, x, t, r, cond=None, *, key=None: p * jnp.sin(x) + (t * jnp.square(r))[:, None],
-    )
-    teacher = Velocity(
-        lambda *a: {}, lambda p, x, t, cond=None, *, key=None: jnp.cos(x) * t[:, None]
-    )
-    return model, teacher
-
-
 @pytest.mark.parametrize("tangent", [plain, losses.normalized_tangent()])
 @pytest.mark.parametrize("name", LOSSES)
 def test_a_tiled_event_changes_nothing(name, tangent, x64):
-    model, teacher = elementwise()
+    model, teacher = SINE_MAP, COSINE
     loss = LOSSES[name](model, teacher, tangent=tangent)
     x0, x1 = jax.random.normal(KEY, (8, 3)), 2 + jax.random.normal(KEY, (8, 3))
     same_when_repeated(loss, 0.7, x0, x1, {"teacher": {}}, rtol=1e-12)
@@ -234,7 +225,7 @@ def test_gradients_reach_every_param_and_stop_at_the_teacher(name):
 
 @pytest.mark.parametrize("name", LOSSES)
 def test_bad_input(name):
-    model, teacher = elementwise()
+    model, teacher = SINE_MAP, COSINE
     make, batch = LOSSES[name], {"x": jnp.zeros((2, 1))}
     with pytest.raises(ValueError, match="t <= r"):
         make(model, teacher, times=lambda key, n: (jnp.ones(n), jnp.zeros(n)))

@@ -7,9 +7,11 @@ import numpy as np
 import optax
 import pytest
 from exact_maps import (
+    COSINE,
     GAUSSIAN,
     MIXTURE,
     ORACLES,
+    SINE,
     at,
     exact_map,
     near_data,
@@ -149,14 +151,8 @@ def test_the_whole_is_the_sum_of_both():
 
 
 def test_a_tiled_event_changes_nothing(x64):
-    student = Velocity(
-        lambda *a: {}, lambda p, x, t, cond=None, *, key=None: p * jnp.sin(x) * (1 + t[:, None])
-    )
-    teacher = Velocity(
-        lambda *a: {}, lambda p, x, t, cond=None, *, key=None: jnp.cos(x) * t[:, None]
-    )
     x0, x1 = jax.random.normal(KEY, (8, 3)), jax.random.normal(jax.random.key(1), (8, 3))
-    loss = self_correction(student, teacher)
+    loss = self_correction(SINE, COSINE)
     same_when_repeated(loss, 0.7, x0, x1, {"teacher": {}, "ema": 0.5}, rtol=1e-12)
 
 

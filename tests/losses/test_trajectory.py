@@ -7,9 +7,11 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from exact_maps import (
+    COSINE,
     GAUSSIAN,
     MIXTURE,
     ORACLES,
+    SINE_MAP,
     at,
     exact_map,
     near_map,
@@ -126,19 +128,8 @@ def test_terms_are_weighted_by_name(x64):
     assert all(metrics[term] > 1e-4 for term in TERMS)
 
 
-def elementwise():
-    model = FlowMap(
-        lambda *a: {},
-        lambda p, x, t, r, cond=None, *, key=None: p * jnp.sin(x) + (t * jnp.square(r))[:, None],
-    )
-    teacher = Velocity(
-        lambda *a: {}, lambda p, x, t, cond=None, *, key=None: jnp.cos(x) * t[:, None]
-    )
-    return model, teacher
-
-
 def test_a_tiled_event_changes_nothing(x64):
-    loss = trajectory_distillation(*elementwise(), straight=1.0)
+    loss = trajectory_distillation(SINE_MAP, COSINE, straight=1.0)
     x0, x1 = jax.random.normal(KEY, (8, 3)), jax.random.normal(jax.random.key(1), (8, 3))
     same_when_repeated(loss, 0.7, x0, x1, {"teacher": {}}, rtol=1e-12)
 
@@ -155,7 +146,7 @@ def test_gradients_reach_every_param_and_stop_at_the_teacher():
 
 
 def test_bad_input():
-    model, teacher = elementwise()
+    model, teacher = SINE_MAP, COSINE
     batch = {"x": jnp.zeros((2, 1))}
     with pytest.raises(ValueError, match="t <= r"):
         trajectory_distillation(model, teacher, times=lambda key, n: (jnp.ones(n), jnp.zeros(n)))

@@ -7,9 +7,11 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from exact_maps import (
+    COSINE,
     GAUSSIAN,
     MIXTURE,
     ORACLES,
+    SINE,
     at,
     exact_map,
     random_params,
@@ -164,24 +166,14 @@ def test_alignment_holds_on_straight_trajectories_alone(x64):
     assert jax.jit(lambda: loss(at(), KEY, batch, frozen)[1]["align"])() > 1e-3
 
 
-def elementwise():
-    student = Velocity(
-        lambda *a: {}, lambda p, x, t, cond=None, *, key=None: p * jnp.sin(x) * (1 + t[:, None])
-    )
-    teacher = Velocity(
-        lambda *a: {}, lambda p, x, t, cond=None, *, key=None: jnp.cos(x) * t[:, None]
-    )
-    return student, teacher
-
-
 def test_a_tiled_event_changes_nothing(x64):
-    loss = tunable_distillation(*elementwise(), align=0.5)
+    loss = tunable_distillation(SINE, COSINE, align=0.5)
     x0, weight = jax.random.normal(KEY, (8, 3)), jnp.arange(8.0)
     same_when_repeated(loss, 0.7, x0, 0 * x0, {"teacher": {}}, rtol=1e-12, weight=weight)
 
 
 def test_the_last_knob_is_finite():
-    loss = tunable_distillation(*elementwise(), knob=lambda key, n: jnp.linspace(0, 1, n))
+    loss = tunable_distillation(SINE, COSINE, knob=lambda key, n: jnp.linspace(0, 1, n))
     x0 = jax.random.normal(KEY, (8, 3))
     value, metrics = jax.jit(lambda: loss(0.7, KEY, {"x0": x0, "x": x0}, {"teacher": {}}))()
     assert np.isfinite(value) and np.isfinite(metrics["residual"])
@@ -198,7 +190,7 @@ def test_gradients_reach_every_param_and_stop_at_the_teacher():
 
 
 def test_bad_input():
-    student, teacher = elementwise()
+    student, teacher = SINE, COSINE
     batch = {"x0": jnp.zeros((2, 1)), "x": jnp.zeros((2, 1))}
     for step in (0.0, 1.5):
         with pytest.raises(ValueError, match=r"step in \(0, 1\]"):

@@ -6,8 +6,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from exact_maps import (
+    COSINE,
     GAUSSIAN,
     ORACLES,
+    SINE,
     at,
     exact_map,
     near_data,
@@ -128,16 +130,10 @@ def test_the_sum_is_weighted_and_its_parts_are_named(x64):
 
 def test_a_tiled_event_changes_nothing(x64):
     """Of distillation at t = 1, where no noise is added."""
-    student = Velocity(
-        lambda *a: {}, lambda p, x, t, cond=None, *, key=None: p * jnp.sin(x) * (1 + t[:, None])
-    )
-    teacher = Velocity(
-        lambda *a: {}, lambda p, x, t, cond=None, *, key=None: jnp.cos(x) * t[:, None]
-    )
     x0, x1 = jax.random.normal(KEY, (8, 3)), jax.random.normal(jax.random.key(1), (8, 3))
     for loss in (
-        velocity_matching(student, teacher),
-        velocity_distillation(student, teacher, time=fixed(1.0)),
+        velocity_matching(SINE, COSINE),
+        velocity_distillation(SINE, COSINE, time=fixed(1.0)),
     ):
         same_when_repeated(loss, 0.7, x0, x1, {"teacher": {}}, rtol=1e-9)
 
