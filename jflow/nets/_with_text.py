@@ -131,10 +131,10 @@ class OfText(nn.Module):
     tokens after it: log p(text) + log p(tokens | text) is the joint one.
 
     Attributes:
-        net: the network of both.
+        whole: the network of both.
 
     Raises:
-        TypeError: net is not a `WithText`.
+        TypeError: whole is not a `WithText`.
 
     Examples:
         >>> import jax
@@ -147,15 +147,17 @@ class OfText(nn.Module):
         (1, 2, 3)
     """
 
-    net: WithText
+    whole: WithText
 
     def __post_init__(self):
-        if not isinstance(self.net, WithText):
-            raise TypeError(f"OfText: expected net to be a WithText, got {type(self.net).__name__}")
+        if not isinstance(self.whole, WithText):
+            raise TypeError(
+                f"OfText: expected whole to be a WithText, got {type(self.whole).__name__}"
+            )
         super().__post_init__()
 
     def setup(self):
-        nn.share_scope(self, self.net)
+        nn.share_scope(self, self.whole)
 
     def __call__(self, x: Array, cond: Cond = None) -> Array:
         """One parallel pass.
@@ -169,7 +171,7 @@ class OfText(nn.Module):
         """
         if cond is not None:
             raise ValueError("OfText: expected no cond, got one")
-        return self.net.text(x)
+        return self.whole.text(x)
 
 
 class Contrasted(nn.Module):
@@ -179,11 +181,11 @@ class Contrasted(nn.Module):
     rows. `distributions.contrasted` reads both halves.
 
     Attributes:
-        net: a causal network with k numbers a slot; a cache serves it where it has one.
+        network: a causal network with k numbers a slot; a cache serves it where it has one.
         null: one row of cond without the batch axis, that of `losses.drop_cond`.
 
     Raises:
-        TypeError: net is not a Linen module.
+        TypeError: network is not a Linen module.
 
     Examples:
         >>> import jax
@@ -196,15 +198,15 @@ class Contrasted(nn.Module):
         (1, 4, 6)
     """
 
-    net: nn.Module
+    network: nn.Module
     null: Any
 
     def __post_init__(self):
-        check_linen("Contrasted", "net", self.net)
+        check_linen("Contrasted", "network", self.network)
         super().__post_init__()
 
     def setup(self):
-        nn.share_scope(self, self.net)
+        nn.share_scope(self, self.network)
 
     def __call__(self, x: Array, cond: Cond = None, cache=None, first=0):
         """One parallel pass, or some slots with a cache.
@@ -222,8 +224,8 @@ class Contrasted(nn.Module):
         null = like_rows("Contrasted", np.asarray(self.null), cond)
         x, cond = jnp.concatenate([x, x]), jnp.concatenate([cond, null])
         if cache is None:
-            return jnp.concatenate(jnp.split(self.net(x, cond), 2), axis=-1)
-        h, cache = self.net(x, cond, cache=cache, first=first)
+            return jnp.concatenate(jnp.split(self.network(x, cond), 2), axis=-1)
+        h, cache = self.network(x, cond, cache=cache, first=first)
         return jnp.concatenate(jnp.split(h, 2), axis=-1), cache
 
     def empty_cache(self, x: Array, rows: int):
@@ -236,7 +238,9 @@ class Contrasted(nn.Module):
         Returns:
             The empty cache of the network for twice the rows, None where it has none.
         """
-        return self.net.empty_cache(x, 2 * rows) if hasattr(self.net, "empty_cache") else None
+        return (
+            self.network.empty_cache(x, 2 * rows) if hasattr(self.network, "empty_cache") else None
+        )
 
 
 def embed_symbols(name: str, table: nn.Embed, text: Cond, length: int) -> Array:

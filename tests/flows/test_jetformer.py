@@ -195,7 +195,7 @@ BAD = {
     r"kept in 1 \.\. 7, got 8": lambda: flows.jetformer(EVENT, prior(), kept=8, **SIZES),
     "net to be an instance of flax.linen.Module": lambda: nets.WithText(len, 5, 3),
     "expected vocabulary": lambda: nets.WithText(prior().net, 0, 3),
-    "net to be a WithText": lambda: nets.OfText(prior().net),
+    "whole to be a WithText": lambda: nets.OfText(prior().net),
     r"text, integers \[b, 3\], got int32 \[3, 2\]": lambda: prior().init(
         jax.random.key(0), X[..., 0], TEXT[:, :2]
     ),
