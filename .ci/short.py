@@ -93,6 +93,8 @@ JOBS = [
     ["experiments/few_step_solvers/run.py --out {} --short"],
     ["experiments/restoration_knob/run.py --out {} --short"],
     ["experiments/sbi_pack/run.py fit --short"],
+    ["jflow train experiments/captioned_digits/jetformer.py short=True --workdir {}/run --quiet"],
+    ["jflow train experiments/captioned_digits/joint.py short=True --workdir {}/run --quiet"],
     [
         "jflow train experiments/shakespeare_characters short=True --workdir {}/run --quiet",
         "experiments/shakespeare_characters/write.py {}/run --characters 20",

@@ -15,13 +15,20 @@ from jflow.distributions._bases import (
     uniform,
 )
 from jflow.distributions._causal import causal, token_log_probs
-from jflow.distributions._conditional import around_previous, categorical, conditional_mixture
+from jflow.distributions._conditional import (
+    around_previous,
+    categorical,
+    conditional_mixture,
+    contrasted,
+    split,
+)
 
 __all__ = [
     "around_previous",
     "categorical",
     "causal",
     "conditional_mixture",
+    "contrasted",
     "decoders",
     "diagonal_normal",
     "mixture_of_normals",
@@ -29,6 +36,7 @@ __all__ = [
     "multivariate_normal",
     "normal",
     "scaled",
+    "split",
     "student_t",
     "token_log_probs",
     "uniform",

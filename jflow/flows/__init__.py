@@ -17,7 +17,7 @@ from jflow.flows._images import dequantization_noise, flow_plus_plus, glow, inve
 from jflow.flows._residual import planar, radial, residual_flow, sylvester
 from jflow.flows._stack import alternating_permutations
 from jflow.flows._transformed import transformed
-from jflow.flows._transformers import jet, starflow, tarflow
+from jflow.flows._transformers import jet, jetformer, starflow, tarflow
 
 __all__ = [
     "AnyOrder",
@@ -38,6 +38,7 @@ __all__ = [
     "importance_weighted",
     "inverse_flow",
     "jet",
+    "jetformer",
     "maf",
     "nanoflow",
     "neural_spline",

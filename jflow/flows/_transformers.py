@@ -1,14 +1,16 @@
 """Transformer flows on images [H, W, C] or on the latents of an autoencoder."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
+import flax.linen as nn
 import numpy as np
 
-from jflow import bijectors, nets
+from jflow import bijectors, distributions, nets
 from jflow._core.checks import check_whole
 from jflow.bijectors import TokenGuide
 from jflow.bijectors.decoding import Sampler, cached
+from jflow.flows._flow import flow
 from jflow.flows._stack import recipe
 from jflow.types import Bijector, Distribution, Elementwise, Flow
 
@@ -265,7 +267,6 @@ def jet(
         Kolesnikov, Pinto, Tschannen, *Jet: A Modern Transformer-Based Normalizing Flow*, 2024,
             arXiv:2412.15129.
     """
-    univariate = bijectors.univariate.shift_then_scale() if univariate is None else univariate
     net = nets.ViT(
         width=width,
         num_layers=num_layers,
@@ -273,6 +274,109 @@ def jet(
         num_classes=num_classes,
         dtype=dtype,
     )
+    stack = _jet_stack(net, univariate, depth, remat=remat, reversible=reversible)
+    return _patch_flow(event_shape, patch_size, stack, standardize, base)
+
+
+def jetformer(
+    event_shape: Sequence[int],
+    prior: nn.Module,
+    *,
+    kept: int,
+    components: int = 16,
+    patch_size: int = 4,
+    width: int = 256,
+    depth: int = 8,
+    num_layers: int = 2,
+    num_heads: int = 4,
+    univariate: Elementwise | None = None,
+    guide: Callable[[Distribution], Distribution] | None = None,
+    min_std: float = 1e-3,
+    remat: bool = False,
+    reversible: bool | int = False,
+    dtype: Any = None,
+    standardize: bool | Bijector = True,
+) -> Flow:
+    """JetFormer: a Jet whose tokens have a causal law, of Gaussian mixtures, given a text.
+
+        log p(image | text) = sum_i log p_mixture(z_i[:kept] | h_i) + log N(z_i[kept:]) + log_det,
+        z = the tokens of Jet's inverse of the image,    h = prior(z, text)
+
+    The first `kept` numbers of each token have a mixture of `components` normals whose numbers are
+    read off the causal network; the others are factored out, standard normal, and their likelihood
+    counts. Jet does not see the text. With `nets.WithText` for the network the text and the image
+    are one sequence, and `distributions.causal(nets.OfText(prior), distributions.categorical(K))`
+    is the law of the text with the same params: the sum of both log-densities is that of the pair
+    (docs, "Captions and images"). With another causal network cond is what that one takes.
+
+    `losses.noised` with a schedule is the noise curriculum of the paper, and `losses.drop_cond`
+    trains for guidance. Bits per dimension are those of the data only where the noise has ended.
+
+    Args:
+        event_shape: (H, W, C).
+        prior: the causal network of the tokens, module(z [b, n, p p C], cond) -> h [b, n, k], such
+            as `nets.WithText(nets.CausalTransformer(features=k), ...)`.
+        kept: how many numbers of a token the network models, at least 1 and below p p C.
+        components: the number of normals of the mixture of a token.
+        patch_size: p, which divides H and W; a token has p p C numbers, an even count.
+        width: the width of the ViT of each coupling of Jet.
+        depth: the number of couplings of Jet.
+        num_layers: the number of layers of the ViT of each coupling.
+        num_heads: the number of attention heads of each ViT, which divides the width.
+        univariate: the elementwise map of the couplings; see `jet`.
+        guide: what the law of the kept numbers becomes when samples are drawn, such as `lambda law:
+            distributions.contrasted(law, 2.0)` beside `nets.Contrasted(prior, null)`; None leaves
+            it. The params are the same: build the flow twice and train the plain one.
+        min_std: the least standard deviation of a component, which bounds the density.
+        remat: whether each layer of Jet is computed again in the backward pass.
+        reversible: whether the backward pass through Jet inverts its layers; see `jet`.
+        dtype: the type of the computation of Jet's networks; see `jet`.
+        standardize: whether the data first meet `bijectors.standardize`, or another bijector in its
+            place; see `jet`.
+
+    Returns:
+        Flow: the flow of images [b, H, W, C] given cond, with params {'bijector', 'base'}, those of
+            the causal law in params['base']['base'].
+
+    Raises:
+        ValueError: what `jet` refuses; kept is below 1 or no less than the numbers of a token; or
+            at init, prior is not causal.
+        TypeError: prior is not a Linen module.
+
+    Examples:
+        >>> import jax
+        >>> import jax.numpy as jnp
+        >>> from jflow import flows, nets
+        >>> sizes = {"width": 8, "num_layers": 1, "num_heads": 1}
+        >>> prior = nets.WithText(nets.CausalTransformer(features=8, **sizes), 5, length=3, width=8)
+        >>> flow = flows.jetformer((4, 4, 1), prior, kept=2, patch_size=2, depth=2, **sizes)
+        >>> images, text = jnp.zeros((2, 4, 4, 1)), jnp.zeros((2, 3), int)
+        >>> params = jax.eval_shape(flow.init, jax.random.key(0), images, text)
+        >>> jax.eval_shape(flow.log_prob, params, images, text).shape  # nothing is computed
+        (2,)
+
+    References:
+        Tschannen, Pinto, Kolesnikov, *JetFormer: An Autoregressive Generative Model of Raw Images
+            and Text*, 2024, arXiv:2411.19722.
+    """
+    net = nets.ViT(width=width, num_layers=num_layers, num_heads=num_heads, dtype=dtype)
+    stack = _jet_stack(net, univariate, depth, remat=remat, reversible=reversible)
+    tokens = bijectors.tokens(event_shape, patch_size)
+    height, across, channels = event_shape
+    count, size = height // patch_size * (across // patch_size), patch_size**2 * channels
+    if not 1 <= kept < size:
+        raise ValueError(f"jetformer: expected kept in 1 .. {size - 1}, got {kept}")
+    law = distributions.conditional_mixture((kept,), components, min_std=min_std)
+    law = law if guide is None else guide(law)
+    token = distributions.split(law, distributions.normal((size - kept,)), kept)
+    base = flow(tokens, distributions.causal(prior, token, (count, size)))
+    unconditional = lambda *sizes: _unconditional(stack(*sizes))  # noqa: E731
+    return _patch_flow(event_shape, patch_size, unconditional, standardize, base)
+
+
+def _jet_stack(net: nets.ViT, univariate: Elementwise | None, depth: int, **scan_options):
+    """Jet's couplings, for `_patch_flow`."""
+    univariate = bijectors.univariate.shift_then_scale() if univariate is None else univariate
 
     def stack(rows, columns, size):
         flat = bijectors.reshape((rows * columns, size), (rows * columns * size,))
@@ -285,9 +389,9 @@ def jet(
         # A split is a permutation of the n d numbers that puts those that pass first, so that one
         # scanned body serves all of them. As published, the data meet the first one first.
         splits = jet_splits(rows, columns, size, depth)[::-1]
-        return bijectors.scan(layer, depth, xs=splits, remat=remat, reversible=reversible)
+        return bijectors.scan(layer, depth, xs=splits, **scan_options)
 
-    return _patch_flow(event_shape, patch_size, stack, standardize, base)
+    return stack
 
 
 def jet_splits(rows: int, columns: int, size: int, depth: int, seed: int = 0) -> np.ndarray:

@@ -100,6 +100,7 @@ from jflow.losses._residual import (
     flow_map_residual,
     normalized_tangent,
 )
+from jflow.losses._selected import selected
 from jflow.losses._self_corrected import self_corrected, self_correction
 from jflow.losses._shortcut import shortcut
 from jflow.losses._slim import flow_guided_distillation
@@ -203,6 +204,7 @@ __all__ = [
     "relativistic_gan",
     "reverse_kl",
     "self_corrected",
+    "selected",
     "self_correction",
     "shared_timesteps",
     "shortcut",

@@ -18,39 +18,60 @@ from jflow._core.checks import (
     need_pairs,
     need_x,
 )
-from jflow.types import Array, BatchTransform, PyTree
+from jflow.types import Array, BatchTransform, NumberOrFunction, PyTree
 
 __all__ = ["annealed_source", "drop_cond", "fresh_source", "noised"]
 
 
-def noised(std: float) -> BatchTransform:
+def noised(std: NumberOrFunction) -> BatchTransform:
     """A batch transform that adds noise to the data, drawn anew each time: x becomes x + std eps.
 
     eps is standard normal. The density that is learned is that of noisy data; `guidance.denoise`
-    takes the noise out of samples again.
+    takes the noise out of samples again. A std that falls to 0 during training is the noise
+    curriculum of JetFormer: the flow learns what is coarse first.
+
+    Also known as: noise augmentation, noise curriculum.
 
     Args:
-        std: The standard deviation of the noise, not negative, in units of the data.
+        std: The standard deviation of the noise, not negative, in units of the data; or a function
+            of the number of updates, frozen['step'], such as a schedule of optax. `count_steps` as
+            the refresh of `make_step` advances that.
 
     Returns:
         The transform (key, batch, frozen=None) -> batch.
 
     Raises:
-        ValueError: For std < 0; at trace time for a key that is None, and a batch without 'x'.
+        ValueError: For a std below 0, at step 0 where it is a function; at trace time for a key
+            that is None, a batch without 'x', and a frozen without 'step' where one is needed.
+
+    Examples:
+        >>> import jax
+        >>> import jax.numpy as jnp
+        >>> from jflow import losses
+        >>> noise = losses.noised(lambda step: 0.5 * jnp.maximum(1 - step / 10, 0))
+        >>> batch = {"x": jnp.ones((1, 2))}
+        >>> noise(jax.random.key(0), batch, {"step": jnp.array(10)})["x"].tolist()  # it has ended
+        [[1.0, 1.0]]
 
     References:
         Zhai et al., *Normalizing Flows are Capable Generative Models*, 2024, arXiv:2412.06329 (std
             0.05 to 0.15 for pixels in [-1, 1]).
+        Tschannen, Pinto, Kolesnikov, *JetFormer: An Autoregressive Generative Model of Raw Images
+            and Text*, 2024, arXiv:2411.19722, for noise that is annealed.
     """
-    if not std >= 0:
-        raise ValueError(f"noised: expected std >= 0, got {std}")
-    std = float(std)  # a number of numpy's would bring float64 along
+    first = float(std(jnp.zeros((), jnp.int32))) if callable(std) else float(std)
+    if not first >= 0:
+        raise ValueError(f"noised: expected std >= 0, got {first:g}")
 
     def transform(key, batch, frozen=None):
         need_key("noised", key)
         check_x("noised", batch)
         x = jnp.asarray(batch["x"])
-        return {**batch, "x": x + std * jax.random.normal(key, x.shape, x.dtype)}
+        at = std(frozen_entry("noised", frozen, "step")) if callable(std) else first
+        return {
+            **batch,
+            "x": x + jnp.asarray(at, x.dtype) * jax.random.normal(key, x.shape, x.dtype),
+        }
 
     return transform
 

@@ -39,10 +39,13 @@ from jflow.nets._mmdit import MMDiT
 from jflow.nets._pca import pca_autoencoder
 from jflow.nets._t5 import T5Encoder
 from jflow.nets._tarflow import TarFlowTransformer
+from jflow.nets._text_image import ImageToText, TextImageTransformer, TextToImage
+from jflow.nets._time_experts import TimeExperts
 from jflow.nets._token_dit import LearnedPositions, TokenDiT, sinusoidal_positions
 from jflow.nets._unet import UNet
 from jflow.nets._uvit import UViT
 from jflow.nets._vit import CondEmbed, ViT
+from jflow.nets._with_text import Contrasted, OfText, WithText
 
 __all__ = [
     "ADM",
@@ -53,6 +56,7 @@ __all__ = [
     "CausalLSTM",
     "CausalTransformer",
     "CondEmbed",
+    "Contrasted",
     "DDPMpp",
     "DeepFlow",
     "DiT",
@@ -60,6 +64,7 @@ __all__ = [
     "GatedAttentionNet",
     "GlowNet",
     "ImageEncoder",
+    "ImageToText",
     "InceptionFID",
     "LearnedPositions",
     "LightningDiT",
@@ -69,6 +74,7 @@ __all__ = [
     "MLP",
     "MMDiT",
     "MixtureHead",
+    "OfText",
     "Periodic",
     "ResidualMLP",
     "SelfAttention",
@@ -76,13 +82,17 @@ __all__ = [
     "T5Encoder",
     "TarFlowTransformer",
     "TextFeatures",
+    "TextImageTransformer",
+    "TextToImage",
     "TimeCondEmbed",
+    "TimeExperts",
     "TimeMLP",
     "TokenDiT",
     "UNet",
     "UViT",
     "ViT",
     "WithPrevious",
+    "WithText",
     "autoencoder",
     "branch_field",
     "chunked_attention",

@@ -155,11 +155,19 @@ def with_aligned(module: nn.Module, h: Array, aligned: Array | None, dtype) -> A
     return h + per_token(beside, aligned).astype(h.dtype)
 
 
-def transformed(module: Any, h: Array, c: Array, parts: Condition, outputs: int) -> Array:
+def transformed(
+    module: Any,
+    h: Array,
+    c: Array,
+    parts: Condition,
+    outputs: int,
+    attention_fn: Callable[..., Array] | None = None,
+) -> Array:
     """The tokens h [b, n, width] after the blocks and the head of a module, [b, n, outputs].
 
     c is as in `DiTBlock`; what is not valid of the tokens is not attended to. To be called inside a
-    compact method of the module, whose options are those of `DiT`.
+    compact method of the module, whose options are those of `DiT`; another attention_fn takes the
+    place of its own.
     """
     if parts.context is None:
         blocks = module.variables.get("params", {}).get("blocks", {})
@@ -176,7 +184,7 @@ def transformed(module: Any, h: Array, c: Array, parts: Condition, outputs: int)
         module.mlp_ratio,
         module.dropout,
         module.dtype,
-        module.attention_fn,
+        attention_fn or module.attention_fn,
         name="blocks",
     )(h, c, parts.context, parts.mask, parts.valid)
 

@@ -149,6 +149,7 @@ LOSSES = {
     ),
     "nll": loss(losses.nll(FLOW), ("x0",), params=FLOW_PARAMS),
     "noised": loss(losses.chain(losses.noised(0.1), MATCHING)),
+    "selected": loss(losses.selected(MATCHING, params=lambda p: p), ("x0",)),
     "reconstruction": loss(losses.reconstruction(Identity()), ("x0", "cond"), params={}),
     "regularized_nll": loss(
         losses.regularized_nll(

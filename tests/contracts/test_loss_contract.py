@@ -130,6 +130,16 @@ def next_token(number, key, batch, frozen=None):
     return loss(params, key, {**batch, "x": batch["x"][..., None]})
 
 
+def selected(params, key, batch, frozen=None):
+    """The likelihood of one part of the params and the batch."""
+    part = losses.selected(
+        nll,
+        params=lambda p: p["part"],
+        batch=lambda b: {k: v for k, v in b.items() if k != "other"},
+    )
+    return part({"part": params, "other": 0.0}, key, {**batch, "other": batch["x"]})
+
+
 class Row(NamedTuple):
     loss: Any  # of params that are a number
     paired: bool = True  # whether the batch holds 'x0'
@@ -173,6 +183,7 @@ TABLE = {
     "reconstruction": Row(reconstruction, paired=False),
     "rectified_diffusion": Row(losses.rectified_diffusion(VELOCITY)),
     "regularized_nll": Row(regularized_nll, paired=False),
+    "selected": Row(selected, paired=False),
     "self_correction": Row(losses.self_correction(VELOCITY, VELOCITY)),
     "shortcut": Row(losses.shortcut(MAP)),
     "trajectory_distillation": Row(
@@ -232,7 +243,7 @@ def test_types_and_no_rows(name, x64):
         assert {leaf.dtype for leaf in jax.tree.leaves(made)} == {np.dtype(np.float32)}
 
 
-KEYLESS = ("bespoke_error", "nll", "regularized_nll")
+KEYLESS = ("bespoke_error", "nll", "regularized_nll", "selected")
 
 
 @pytest.mark.parametrize("name", TABLE)
