@@ -96,6 +96,8 @@ JOBS = [
         "jflow train experiments/shakespeare_characters short=True --workdir {}/run --quiet",
         "experiments/shakespeare_characters/write.py {}/run --characters 20",
     ],
+    ["experiments/forecasting/run.py --out {} --short"],
+    ["experiments/spoken_digits/run.py --out {} --short"],
     *([f"experiments/tutorials/{name}.py --short"] for name in TUTORIALS),
     *([f"benchmarks/{name}.py --short"] for name in BENCHMARKS),
     ["python benchmarks/device.py --short"],  # which starts processes of its own
