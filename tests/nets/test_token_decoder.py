@@ -1,4 +1,4 @@
-"""A flow that decodes the features of symbols into what they stand for, as DisCoRD, over `TokenDiT`."""
+"""A flow that decodes features of symbols into what they stand for, as DisCoRD, over `TokenDiT`."""
 
 import jax
 import numpy as np
