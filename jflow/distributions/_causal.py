@@ -187,9 +187,8 @@ def _drawer(name: str, net: nn.Module, token: Distribution | Flow) -> Callable[.
 
     def draw(params, key, n, cond, shape, given=None):
         length, *rest = shape
-        leaves = jax.tree.leaves(params)
-        kind = float_dtype(*leaves) if leaves else jnp.result_type(float)
-        like = jnp.zeros((n, length, *rest), kind)  # in shapes alone
+        leaves = jax.tree.leaves(params) or [jnp.zeros(())]
+        like = jnp.zeros_like(leaves[0], shape=(n, length, *rest), dtype=float_dtype(*leaves))
         h = jax.eval_shape(lambda: _check_hidden(apply_linen(net, params["net"], like, cond), like))
         one = jax.eval_shape(
             lambda h: token.sample(params["token"], jax.random.key(0), n, h[:, 0]), h
@@ -202,7 +201,7 @@ def _drawer(name: str, net: nn.Module, token: Distribution | Flow) -> Callable[.
         valid = _valid(cond, (n, length))
         first = 0 if given is None else given.shape[1]
         keys = jax.random.split(key, length - first)
-        x = jnp.zeros_like(jax.random.key_data(keys), shape=(n, length, *rest), dtype=one.dtype)
+        x = jnp.zeros_like(like, dtype=one.dtype)
         if given is not None:
             given = given.astype(one.dtype)
             if valid is not None:
