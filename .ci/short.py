@@ -106,6 +106,8 @@ JOBS = [
         "experiments/lora_pipeline/export.py {}/run --out {}/lora.safetensors",
         "jflow sample {}/run --num 4 --out {}/pictures.png",
     ],
+    ["experiments/forecasting/run.py --out {} --short"],
+    ["experiments/spoken_digits/run.py --out {} --short"],
     *([f"experiments/tutorials/{name}.py --short"] for name in TUTORIALS),
     *([f"benchmarks/{name}.py --short"] for name in BENCHMARKS),
     ["python benchmarks/device.py --short"],  # which starts processes of its own

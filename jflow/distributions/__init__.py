@@ -14,7 +14,7 @@ from jflow.distributions._bases import (
     student_t,
     uniform,
 )
-from jflow.distributions._causal import causal, token_log_probs
+from jflow.distributions._causal import causal, continuation, token_log_probs
 from jflow.distributions._conditional import (
     around_previous,
     categorical,
@@ -29,6 +29,7 @@ __all__ = [
     "causal",
     "conditional_mixture",
     "contrasted",
+    "continuation",
     "decoders",
     "diagonal_normal",
     "mixture_of_normals",

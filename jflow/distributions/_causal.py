@@ -21,7 +21,7 @@ from jflow._core.keys import split_key
 from jflow._core.linen import apply_linen, check_linen, init_linen
 from jflow.types import Array, Cond, Condition, Distribution, Flow
 
-__all__ = ["causal", "token_log_probs"]
+__all__ = ["causal", "continuation", "token_log_probs"]
 
 
 def causal(
@@ -90,7 +90,7 @@ def causal(
         event_shape = tuple(event_shape)
         if not event_shape:
             raise ValueError("causal: expected event_shape (n, *token), got ()")
-    of_tokens = token_log_probs(net, token)
+    of_tokens, drawn = token_log_probs(net, token), _drawer("causal.sample", net, token)
 
     def init(key, x, cond=None):
         check_key("causal.init", key)
@@ -114,9 +114,78 @@ def causal(
                 "causal.sample: expected the shape of a sequence,"
                 " distributions.causal(net, token, event_shape), got none"
             )
-        return compiled(params, key, n, cond, event_shape)
+        return drawn(params, key, n, cond, event_shape)
 
-    def draw(params, key, n, cond, shape):
+    return Distribution(jax.jit(init), jax.jit(log_prob), sample)
+
+
+def continuation(
+    net: nn.Module, token: Distribution | Flow, event_shape: tuple[int, ...]
+) -> Callable[..., Array]:
+    """Samples of a causal law given the first tokens of each sequence.
+
+        x_i ~ p_token(. | h_i),    i = m .. n - 1,    h = net(x, cond),    x_0 .. x_{m-1} given.
+
+    The given tokens take one pass of the network, the others one step each, as in the samples of
+    `causal`.
+
+    Also known as: forecast, completion, prompt, conditional generation.
+
+    Args:
+        net: a causal Linen module, as `causal` takes it.
+        token: the law of one token.
+        event_shape: the shape (n, *token) of a whole sequence.
+
+    Returns:
+        A function (params, key, x [b, m, *token], cond=None) -> [b, n, *token] with the params of
+            `causal(net, token)`: the tokens of x, m of at least 1 and below n, and n - m that are
+            drawn. `Condition(valid=...)` is [b, n]; tokens that it does not hold are 0.
+
+    Raises:
+        TypeError: net is not a Linen module, or token not a `Distribution` or a `Flow`.
+        ValueError: at the call, for an x of another shape, or that leaves nothing to draw.
+
+    Examples:
+        >>> import jax
+        >>> from jflow import distributions, nets
+        >>> net, token = nets.CausalLSTM(width=8), distributions.conditional_mixture((2,))
+        >>> x = jax.random.normal(jax.random.key(0), (3, 5, 2))
+        >>> params = distributions.causal(net, token).init(jax.random.key(1), x)
+        >>> forecast = distributions.continuation(net, token, (7, 2))
+        >>> forecast(params, jax.random.key(2), x).shape
+        (3, 7, 2)
+
+    References:
+        Liu, Qin, Shi, et al., *Sundial: A Family of Highly Capable Time Series Foundation Models*,
+            2025, arXiv:2502.00816, for forecasts by the patch.
+    """
+    name, shape = "continuation", tuple(event_shape)
+    check_linen(name, "net", net)
+    check_noun(name, token, Distribution, Flow)
+    if not shape:
+        raise ValueError(f"{name}: expected event_shape (n, *token), got ()")
+    drawn = _drawer(name, net, token)
+
+    def continued(params, key, x, cond=None):
+        x = jnp.asarray(x)
+        if x.ndim < 2 or x.shape[2:] != shape[1:] or not 1 <= x.shape[1] < shape[0]:
+            expected = ", ".join(map(str, ("b", "m", *shape[1:])))
+            raise ValueError(
+                f"{name}: expected x of shape [{expected}] with 1 <= m < {shape[0]}, got"
+                f" {list(x.shape)}"
+            )
+        n, cond = check_draws(name, key, x.shape[0], cond)
+        check_params("causal", params, "net", "token")
+        return drawn(params, key, n, cond, shape, x)
+
+    return continued
+
+
+def _drawer(name: str, net: nn.Module, token: Distribution | Flow) -> Callable[..., Array]:
+    """(params, key, n, cond, shape, given=None) -> n sequences of a shape, from the tokens given
+    [n, m, *token] on."""
+
+    def draw(params, key, n, cond, shape, given=None):
         length, *rest = shape
         leaves = jax.tree.leaves(params) or [jnp.zeros(())]
         like = jnp.zeros_like(leaves[0], shape=(n, length, *rest), dtype=float_dtype(*leaves))
@@ -126,12 +195,18 @@ def causal(
         )
         if one.shape != (n, *rest):
             raise ValueError(
-                f"causal.sample: expected tokens of shape {rest}, as event_shape says, got"
+                f"{name}: expected tokens of shape {rest}, as event_shape says, got"
                 f" {list(one.shape[1:])}"
             )
         valid = _valid(cond, (n, length))
-        keys = jax.random.split(key, length)
-        zero = jnp.zeros_like(like, dtype=one.dtype)
+        first = 0 if given is None else given.shape[1]
+        keys = jax.random.split(key, length - first)
+        x = jnp.zeros_like(like, dtype=one.dtype)
+        if given is not None:
+            given = given.astype(one.dtype)
+            if valid is not None:
+                given = jnp.where(expand_to(valid[:, :first], given), given, 0)
+            x = x.at[:, :first].set(given)
 
         def drawn(h, i, key):
             x = token.sample(params["token"], key, n, h)
@@ -148,14 +223,20 @@ def causal(
             h = apply_linen(net, params["net"], x, cond)
             return x.at[:, i].set(drawn(jnp.take(h, i, axis=1), i, key)), None
 
-        slots = jnp.arange(length), keys
+        slots = first + jnp.arange(length - first), keys
         cache = net.empty_cache(like, n) if hasattr(net, "empty_cache") else None
         if cache is None:
-            return jax.lax.scan(pass_over_all, zero, slots)[0]
-        return jax.lax.scan(step, (zero[:, :1], cache), slots)[1].swapaxes(0, 1)
+            return jax.lax.scan(pass_over_all, x, slots)[0]
+        before = jnp.roll(x, 1, axis=1)[:, : first + 1]  # before slot 0 stands what is not read
+        if first:
+            _, cache = apply_linen(
+                net, params["net"], before[:, :first], cond, cache=cache, first=0
+            )
+        carry = before[:, first:], cache
+        new = jax.lax.scan(step, carry, slots)[1].swapaxes(0, 1)
+        return jnp.concatenate([x[:, :first], new], axis=1)
 
-    compiled = jax.jit(draw, static_argnums=(2, 4))
-    return Distribution(jax.jit(init), jax.jit(log_prob), sample)
+    return jax.jit(draw, static_argnums=(2, 4))
 
 
 def token_log_probs(net: nn.Module, token: Distribution | Flow) -> Callable[..., Array]:

@@ -9,6 +9,7 @@ from jflow.metrics._calibration import (
 )
 from jflow.metrics._classifier import c2st
 from jflow.metrics._evaluations import quality_by_evaluations
+from jflow.metrics._forecasts import crps
 from jflow.metrics._frechet import Moments, frechet_between, frechet_distance, moments
 from jflow.metrics._likelihood import bits_per_dim, gaussian_log_prob, log_mean_exp
 from jflow.metrics._straightness import straightness, transport_cost, truncation_error
@@ -34,6 +35,7 @@ __all__ = [
     "c2st",
     "classifier_test",
     "column_distances",
+    "crps",
     "energy_distance",
     "expected_coverage",
     "frechet_between",

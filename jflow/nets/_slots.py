@@ -95,6 +95,13 @@ def enter(module: Any, x: Array, cond: Cond, parts: Condition, slots: Array, cac
     return h
 
 
+def leave(h: Array, valid: Array | None, first: Any) -> Array:
+    """h [b, m, k] of the slots from `first` on, 0 where their own token is not valid [b, n]."""
+    if valid is None:
+        return h
+    return jnp.where(at_slots(valid, first, h.shape[1])[..., None], h, jnp.zeros_like(h))
+
+
 def check_tokens(module: Any, x: Array) -> tuple[int, int]:
     """(b, m) of x; raise unless it is [b, m, d], or [b, m] where the tokens are of a vocabulary."""
     name, axes = type(module).__name__, "b, n, d" if module.vocabulary is None else "b, n"

@@ -128,6 +128,40 @@ def test_padding_changes_nothing_and_samples_with_a_cache_are_those_without(name
     np.testing.assert_allclose(beginning[1], log_prob[1], rtol=1e-4)  # its two tokens
 
 
+@pytest.mark.parametrize("name", NETS)
+def test_a_continuation_keeps_its_beginning_and_is_that_without_a_cache(name):
+    """Under one key, with padding; what comes before its last token matters too."""
+    net, token = NETS[name], distributions.conditional_mixture((D,), 2)
+    cond = Condition(aligned=ALIGNED, valid=np.arange(N)[None] < np.array([4, 3, 0])[:, None])
+    params = moved(distributions.causal(net, token).init(jax.random.key(0), X, cond))
+    wrapped = {"net": {"net": params["net"]}, "token": params["token"]}
+    run = distributions.continuation(net, token, (N, D))
+    cached = np.asarray(run(params, jax.random.key(5), X[:, :2], cond))
+    plain = distributions.continuation(Uncached(net), token, (N, D))
+    passes = plain(wrapped, jax.random.key(5), X[:, :2], cond)
+    np.testing.assert_allclose(cached, passes, atol=1e-5)
+    np.testing.assert_array_equal(cached[:2, :2], X[:2, :2])
+    held = np.broadcast_to(cond.valid[..., None], cached.shape)
+    np.testing.assert_array_equal(cached != 0, held)
+    other = X.copy()
+    other[:, 0] += 1
+    changed = np.asarray(run(params, jax.random.key(5), other[:, :2], cond))
+    assert np.all(np.abs(changed - cached)[:2, 2] > 1e-6)
+
+
+def test_a_continuation_of_an_autoregression_has_its_law(x64):
+    """x_{m + k} ~ N(A^(k + 1) x_{m - 1}, S^2 (1 + ... + A^(2 k))), by a Kolmogorov-Smirnov test
+    (false alarm 1 in 1000 each)."""
+    law, params, _ = ar1()
+    token = distributions.conditional_mixture((1,), min_std=1e-9)
+    run = distributions.continuation(Preceding(), token, (N, 1))
+    x = np.full((5000, 2, 1), [[3.0], [2.0]])
+    found = np.asarray(run(params, jax.random.key(0), x))[:, 2:, 0]
+    for k, variance in enumerate((S**2, S**2 * (1 + A**2))):
+        normal = scipy.stats.norm(2 * A ** (k + 1), np.sqrt(variance))
+        assert scipy.stats.kstest(found[:, k], normal.cdf).pvalue > 1e-3
+
+
 def test_a_density_integrates_to_one_and_tokens_follow_each_other():
     """Two tokens of one number, by the trapezoid rule; and the sum over tokens, one by one, each by
     the law of the token given what the network says of the beginning."""
@@ -281,6 +315,13 @@ def test_what_is_refused():
             "fit its params|tokens of shape",
         ),
         (lambda: distributions.causal(Preceding(), token, ()), "event_shape"),
+        (lambda: distributions.continuation(Preceding(), token, ()), "event_shape"),
+        (
+            lambda: distributions.continuation(nets.CausalLSTM(width=3), token, (N, D))(
+                params, KEYS[0], X
+            ),
+            r"\[b, m, 2\] with 1 <= m < 4, got \[3, 4, 2\]",
+        ),
         (lambda: distributions.categorical(0), "num_classes to be a whole number"),
         (lambda: distributions.categorical(3, temperature=0.0), "temperature > 0"),
         (lambda: distributions.conditional_mixture((2,), 0), "components to be a whole number"),
@@ -307,9 +348,16 @@ def test_keys_are_consumed_once():
     assert isinstance(law, Distribution)
     params = jax.eval_shape(law.init, KEYS[0], X)
     params = jax.tree.map(lambda p: np.zeros(p.shape, p.dtype), params)
-    calls = lambda a, b, c: (  # noqa: E731
-        law.init(a, X),
-        law.log_prob(params, X, key=b),
-        law.sample(params, c, 3),
+    run = distributions.continuation(
+        nets.CausalLSTM(width=3), distributions.conditional_mixture((D,), 2), (N, D)
     )
-    assert not keys_consumed_twice(calls, *KEYS[:3])
+
+    def calls(a, b, c, d):
+        return (
+            law.init(a, X),
+            law.log_prob(params, X, key=b),
+            law.sample(params, c, 3),
+            run(params, d, X[:, :2]),
+        )
+
+    assert not keys_consumed_twice(calls, *KEYS[:4])
