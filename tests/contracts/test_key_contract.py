@@ -120,7 +120,7 @@ LOSSES = {
     "falling_noise": loss(
         losses.chain(losses.falling_noise(2), MATCHING),
         ("x0",),
-        x=X[:, None, :, None] * np.ones((1, 2, 1, 1)),
+        x=X.reshape(B, 2, 1, 1),
     ),
     "flow_matching": loss(MATCHING, ("x0",)),
     "flow_matching on a bridge": loss(losses.flow_matching(V, path=BRIDGE)),
