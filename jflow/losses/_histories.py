@@ -5,6 +5,8 @@ loss = losses.chain(losses.full_history(4), losses.nll(law))        # FHTM
 x = law.sample(params, key, rows)[:, -n:]                           # the last state is the data
 """
 
+import math
+
 import jax
 import jax.numpy as jnp
 
@@ -172,9 +174,9 @@ def path_states(grid: int | Times, path: Path = _LINEAR) -> BatchTransform:
         x, x0, _, _ = read_as_given("path_states", batch, ("x", "x0", "cond", "weight"))
         noise_key, *keys = split_key(key, len(knots) + 1)
         x0 = jax.random.normal(noise_key, x.shape, x.dtype) if x0 is None else x0
-        rows = x.shape[0]
+        rows, size = x.shape[0], math.prod(x.shape[1:])
         states = [
-            path.point(x0, x, jnp.full((rows,), t, x.dtype), key=one).reshape(rows, -1)
+            path.point(x0, x, jnp.full((rows,), t, x.dtype), key=one).reshape(rows, size)
             for t, one in zip(knots, keys, strict=True)
         ]
         made = {name: value for name, value in batch.items() if name != "x0"}

@@ -112,11 +112,8 @@ def sample_transitions(
         y, info = sample(net.velocity, params, z, site_rows(h, sites), method=how)
         most = lambda v: jnp.max(v.reshape(n, -1), axis=1)  # noqa: E731
         x = x + (t_next - t) * y.reshape(x.shape)
-        return (
-            x,
-            evaluations + most(info.evaluations),
-            jnp.maximum(status, most(info.status)),
-        ), None
+        evaluations = evaluations + most(info.evaluations)
+        return (x, evaluations, jnp.maximum(status, most(info.status))), None
 
     none = jnp.zeros_like(x0, shape=(n,), dtype=jnp.int32)
     keys = jax.random.split(key, ts.shape[0] - 1)
