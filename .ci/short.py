@@ -28,6 +28,7 @@ TRAIN = ["bsds300_patches", "mnist_bits_per_dim", "mnist_tarflow"]
 BENCHMARKS = [
     "autoregressive_sampling",
     "capacity",
+    "causal_sampling",
     "compile_time",
     "density",
     "depth",
@@ -91,6 +92,10 @@ JOBS = [
     ["experiments/few_step_solvers/run.py --out {} --short"],
     ["experiments/restoration_knob/run.py --out {} --short"],
     ["experiments/sbi_pack/run.py fit --short"],
+    [
+        "jflow train experiments/shakespeare_characters short=True --workdir {}/run --quiet",
+        "experiments/shakespeare_characters/write.py {}/run --characters 20",
+    ],
     *([f"experiments/tutorials/{name}.py --short"] for name in TUTORIALS),
     *([f"benchmarks/{name}.py --short"] for name in BENCHMARKS),
     ["python benchmarks/device.py --short"],  # which starts processes of its own

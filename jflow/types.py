@@ -115,6 +115,8 @@ class Condition(NamedTuple):
         context: floats [b, n, k], tokens that the network attends to.
         mask: [b, n] bool, which tokens of the context are valid; None: all. A row without a valid
             token has no context.
+        valid: [b, n] bool, which tokens of x [b, n, d] exist, the others being padding; None: all.
+            What stands in a padded slot, NaN too, changes nothing for the others.
 
     Examples:
         >>> import jax
@@ -134,6 +136,7 @@ class Condition(NamedTuple):
     aligned: Any = None
     context: Any = None
     mask: Any = None
+    valid: Any = None
 
 
 Metrics = Mapping[str, Array]

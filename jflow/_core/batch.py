@@ -1,6 +1,7 @@
 """What the losses share: reading a batch, and the weighted mean over its rows."""
 
 from collections.abc import Mapping
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -10,7 +11,9 @@ from jflow._core.checks import check_batch, check_cond, check_x
 from jflow.types import Array, PyTree
 
 
-def read_batch(name: str, batch: Mapping[str, PyTree], allowed: tuple[str, ...]) -> tuple:
+def read_batch(
+    name: str, batch: Mapping[str, PyTree], allowed: tuple[str, ...], kind: Any = jnp.floating
+) -> tuple:
     """The entries of a batch that a loss takes, checked, in the order of their names.
 
     Keys, types and numbers of rows are checked, a single row of cond is repeated for all, and what
@@ -24,6 +27,8 @@ def read_batch(name: str, batch: Mapping[str, PyTree], allowed: tuple[str, ...])
         batch: A dict with the data 'x' [b, *event], of a floating type.
         allowed: The keys that the loss takes, among them 'x'; the others are optional: 'x0' [b,
             *event] like 'x', 'cond' a pytree of [b, ...], 'weight' [b], or a key of your own.
+        kind: The numbers that 'x' may hold, a kind of numpy's: jnp.floating, or jnp.number, which
+            has the integers too.
 
     Returns:
         A tuple of the values of `allowed` as JAX arrays, None where the batch has none.
@@ -41,13 +46,15 @@ def read_batch(name: str, batch: Mapping[str, PyTree], allowed: tuple[str, ...])
         >>> x.shape, cond.shape, weight is None
         ((2, 3), (2, 4), True)
     """
-    values = dict(zip(allowed, read_as_given(name, batch, allowed), strict=True))
+    values = dict(zip(allowed, read_as_given(name, batch, allowed, kind), strict=True))
     weight = values.get("weight")
     used = None if weight is None else weight != 0
     return tuple(value if key == "weight" else filled(used, value) for key, value in values.items())
 
 
-def read_as_given(name: str, batch: Mapping[str, PyTree], allowed: tuple[str, ...]) -> tuple:
+def read_as_given(
+    name: str, batch: Mapping[str, PyTree], allowed: tuple[str, ...], kind: Any = jnp.floating
+) -> tuple:
     """`read_batch` without a replacement."""
     check_batch(name, batch)
     unknown = sorted(set(batch) - {*allowed, "dropped"})
@@ -55,7 +62,7 @@ def read_as_given(name: str, batch: Mapping[str, PyTree], allowed: tuple[str, ..
         raise ValueError(f"{name}: unknown keys in batch: {unknown}; allowed are {list(allowed)}")
     check_x(name, batch)
     x, x0, weight = batch["x"], batch.get("x0"), batch.get("weight")
-    if not jnp.issubdtype(jnp.result_type(x), jnp.floating):
+    if not jnp.issubdtype(jnp.result_type(x), kind):
         raise ValueError(
             f"{name}: expected 'x' of a floating type, got {jnp.result_type(x)}: "
             "dequantize or scale it first"

@@ -69,7 +69,7 @@ def read_parts(
     refuse_parts(name, cond, takes)
     sites = jnp.shape(x)[1:-1]
     cond = jax.tree.map(jnp.asarray, check_cond(name, cond, jnp.shape(x)[0]))
-    label, vector, aligned, context, mask = cond
+    label, vector, aligned, context, mask, valid = cond
     _check_part(name, "label", label, jnp.integer, ("b",))
     _check_part(name, "vector", vector, jnp.floating, ("b", "k"))
     _check_part(name, "context", context, jnp.floating, ("b", "n", "k"))
@@ -96,6 +96,12 @@ def read_parts(
                 f"{name}: expected cond.mask of shape {list(context.shape[:2])}, a truth value for"
                 f" each token of cond.context {list(context.shape)}, got {list(mask.shape)}"
             )
+    _check_part(name, "valid", valid, jnp.bool_, ("b", "n"))
+    if valid is not None and valid.shape[1:] != sites:
+        raise ValueError(
+            f"{name}: expected cond.valid of shape {[valid.shape[0], *sites]}, a truth value for"
+            f" each token of x, got {list(valid.shape)}"
+        )
     return cond
 
 

@@ -53,13 +53,13 @@ def init_linen(module, key, x: PyTree, *args) -> PyTree:
     )
 
 
-def apply_linen(module, params, *args, key=None, method=None):
+def apply_linen(module, params, *args, key=None, method=None, **named):
     """Apply a Linen module (or one of its methods); a key becomes its 'dropout' stream, without one
     it runs deterministically."""
     try:
         rngs = None if key is None else {"dropout": key}
         with heeding(params):
-            return module.apply({"params": params}, *args, rngs=rngs, method=method)
+            return module.apply({"params": params}, *args, rngs=rngs, method=method, **named)
     except flax.errors.ApplyScopeInvalidVariablesStructureError:
         raise ValueError(
             f"{type(module).__name__}: expected params, got a dict that holds them under 'params':"

@@ -46,7 +46,8 @@ def scan(
             by constants (masks, permutations).
         depth: the number of layers.
         xs: arrays that lead with `depth`; constants, not differentiated.
-        shared: names in the params of the layer that all layers share.
+        shared: names in the params of the layer that all layers share. A scan of scans shares them
+            within groups: scan(scan(indicated(layer, 8), g, shared=("net",)), depth // g).
         remat: whether activations are computed again in the backward pass; memory then grows by one
             x a layer.
         reversible: whether activations are rebuilt in the backward pass by inverting the layers. An

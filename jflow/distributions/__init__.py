@@ -1,4 +1,4 @@
-"""Distributions: bases of flows, mixtures as values, the likelihoods of decoders.
+"""Distributions: bases of flows, causal laws of sequences, mixtures, likelihoods of decoders.
 
 A base is a `jflow.types.Distribution`: `init`, `log_prob` [b] in nats, `sample` [n, *event].
 """
@@ -14,8 +14,14 @@ from jflow.distributions._bases import (
     student_t,
     uniform,
 )
+from jflow.distributions._causal import causal, token_log_probs
+from jflow.distributions._conditional import around_previous, categorical, conditional_mixture
 
 __all__ = [
+    "around_previous",
+    "categorical",
+    "causal",
+    "conditional_mixture",
     "decoders",
     "diagonal_normal",
     "mixture_of_normals",
@@ -24,6 +30,7 @@ __all__ = [
     "normal",
     "scaled",
     "student_t",
+    "token_log_probs",
     "uniform",
 ]
 

@@ -43,6 +43,7 @@ from jflow.losses._c_rectified import (
     power_cost,
     quadratic_cost,
 )
+from jflow.losses._causal_matching import causal_matching
 from jflow.losses._chain import chain
 from jflow.losses._consistency import (
     averaged_target,
@@ -141,6 +142,7 @@ __all__ = [
     "averaged_target",
     "boss",
     "c_rectified_flow",
+    "causal_matching",
     "chain",
     "consistency_flow_matching",
     "consistency_training",

@@ -1,5 +1,7 @@
 """Maximum likelihood."""
 
+import jax.numpy as jnp
+
 from jflow._core.batch import mean_of_rows, read_batch
 from jflow._core.checks import check_noun, check_rows
 from jflow.types import Distribution, ElboFlow, Flow, Loss
@@ -37,9 +39,10 @@ def nll(flow: Flow | Distribution) -> Loss:
     """
 
     check_noun("nll", flow, Flow, Distribution)
+    kind = jnp.floating if isinstance(flow, Flow) else jnp.number  # symbols have probabilities
 
     def loss(params, key, batch, frozen=None):
-        x, cond, weight = read_batch("nll", batch, ("x", "cond", "weight"))
+        x, cond, weight = read_batch("nll", batch, ("x", "cond", "weight"), kind)
         log_prob = check_rows(
             "nll", "log_prob", flow.log_prob(params, x, cond, key=key), x.shape[0]
         )

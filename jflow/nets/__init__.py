@@ -17,6 +17,7 @@ from jflow.nets._attention import (
     tpu_attention,
 )
 from jflow.nets._autoencoder_kl import Autoencoder, AutoencoderKL, autoencoder, tiled
+from jflow.nets._causal_lstm import CausalLSTM, WithPrevious
 from jflow.nets._causal_transformer import CausalTransformer
 from jflow.nets._clip import CLIPText, TextFeatures, quick_gelu
 from jflow.nets._conv import GatedAttentionNet, GlowNet
@@ -48,6 +49,7 @@ __all__ = [
     "AutoencoderKL",
     "Branches",
     "CLIPText",
+    "CausalLSTM",
     "CausalTransformer",
     "CondEmbed",
     "DDPMpp",
@@ -78,6 +80,7 @@ __all__ = [
     "UNet",
     "UViT",
     "ViT",
+    "WithPrevious",
     "autoencoder",
     "branch_field",
     "chunked_attention",

@@ -10,10 +10,16 @@ import jax
 import jax.numpy as jnp
 
 from jflow._core.arrays import float_dtype
+from jflow._core.checks import check_whole
 from jflow.nets._attention import per_token
-from jflow.nets._vit import CondEmbed, check_width, mlp
+from jflow.nets._dit import CrossAttention
+from jflow.nets._embed import need_part
+from jflow.nets._mmdit import rotated
+from jflow.nets._slots import check_tokens, enter, held, read_slots
+from jflow.nets._vit import check_width, layer_norm, mlp
 from jflow.types import Array, Cond
 
+_PARTS = ("label", "vector", "aligned", "context", "mask", "valid")
 _normal = nn.initializers.normal(0.02)
 
 
@@ -22,12 +28,17 @@ class CausalTransformer(nn.Module):
 
     `module(x [b, n, d], cond=None) -> raw [b, n, d * size]`, where raw[:, i] depends on x[:, :i].
     Slot i reads token i - 1, and slot 0 a token of zeros, so that its numbers depend on cond alone.
-    Pre-norm blocks, scanned over the layers, with learned positions [n, width]. Softmax and head
-    are in float32 or better whatever `dtype` is. The vector of cond (`CondEmbed`) is added to every
-    token.
+    Pre-norm blocks, scanned over the layers, with learned positions [n, width] for sequences of at
+    most the length at init, or rotary ones for any. Softmax and head are in float32 or better
+    whatever `dtype` is.
+
+    Of a `types.Condition` the label and the vector (`CondEmbed`) are added to every token,
+    `aligned` [b, n, k] to its own slot, the context is read by a cross-attention behind the
+    attention of each block, and tokens that are not `valid` are not attended to. The weights that
+    read `aligned` and the context start at zero.
 
     Attributes:
-        size: the count of raw numbers for each number of x.
+        size: the count of raw numbers for each number of x, where `features` is None.
         width: of the tokens inside.
         num_layers: the number of blocks.
         num_heads: the number of attention heads, which divides the width.
@@ -37,9 +48,16 @@ class CausalTransformer(nn.Module):
         remat: whether each block is computed again in the backward pass, which saves memory.
         dtype: the type of the computation, such as jnp.bfloat16; params stay float32 or better.
             None is the type of the inputs and params.
+        features: how many numbers a slot gets, whatever the size of a token; None is `size` for
+            each number of x.
+        vocabulary: the number of symbols where the tokens are whole numbers, x [b, n], which needs
+            `features`; None where they are vectors.
+        rotary_period: the ratio that the frequencies of rotary positions fall by, such as 10,000,
+            which turn queries and keys in the place of learned positions; None is learned ones.
 
     Raises:
-        ValueError: num_heads does not divide the width, or num_layers is below 1.
+        ValueError: num_heads does not divide the width, a size is below 1, the heads are of an odd
+            size under rotary positions, or there is a vocabulary without features.
 
     Examples:
         >>> import jax
@@ -53,6 +71,8 @@ class CausalTransformer(nn.Module):
     References:
         Zhai et al., *Normalizing Flows are Capable Generative Models*, 2024, arXiv:2412.06329,
             whose blocks leave token 0 as it is.
+        Su et al., *RoFormer: Enhanced Transformer with Rotary Position Embedding*, 2021,
+            arXiv:2104.09864.
     """
 
     size: int = 2
@@ -63,9 +83,22 @@ class CausalTransformer(nn.Module):
     num_classes: int | None = None
     remat: bool = False
     dtype: Any = None
+    features: int | None = None
+    vocabulary: int | None = None
+    rotary_period: float | None = None
 
     def __post_init__(self):
-        check_width("CausalTransformer", self.width, self.num_heads, self.num_layers)
+        name = "CausalTransformer"
+        check_width(name, self.width, self.num_heads, self.num_layers)
+        check_whole(name, features=self.features or 1, vocabulary=self.vocabulary or 1)
+        if self.vocabulary is not None and self.features is None:
+            raise ValueError(f"{name}: expected features beside a vocabulary, got features=None")
+        if self.rotary_period is not None:
+            if not self.rotary_period > 1 or self.width // self.num_heads % 2:
+                raise ValueError(
+                    f"{name}: expected rotary_period > 1 and an even width / num_heads, got"
+                    f" {self.rotary_period} and {self.width // self.num_heads}"
+                )
         super().__post_init__()
 
     @nn.compact
@@ -75,55 +108,64 @@ class CausalTransformer(nn.Module):
         """One parallel pass, or some slots with a cache.
 
         Args:
-            x: the tokens, [b, n, d]. With a cache: the m tokens *before* the slots first .. first +
-                m - 1, [b, m, d], where what stands before slot 0 counts as zeros.
-            cond: None, integer labels [b], floats [b, ...], or a pytree of them; see `CondEmbed`.
+            x: the tokens, [b, n, d], or [b, n] of a vocabulary. With a cache: the m tokens *before*
+                the slots first .. first + m - 1, [b, m, d], where what stands before slot 0 counts
+                as zeros.
+            cond: None, integer labels [b], floats [b, ...], a pytree of them, or a
+                `types.Condition`.
             temperature: what the attention scores of each row are divided by, [b]; None is 1.
             cache: None, or keys and values from `empty_cache`, which hold those of all earlier
                 slots.
             first: the first slot, with a cache.
 
         Returns:
-            raw [b, n, d * size]; with a cache (raw [b, m, d * size] of those slots, cache).
+            raw [b, n, d * size], or [b, n, features]; with a cache (raw [b, m, ...] of those slots,
+            cache).
         """
-        if x.ndim != 3:
-            raise ValueError(
-                f"CausalTransformer: expected x of shape [b, n, d], got {list(x.shape)}"
-            )
-        b, m, d = x.shape
+        _, m = check_tokens(self, x)
         n = m if cache is None else cache[0].shape[2]
         slots = first + jnp.arange(m)
-        if cache is None:
-            x = jnp.pad(x[:, :-1], ((0, 0), (1, 0), (0, 0)))
-        x = jnp.where((slots == 0)[None, :, None], 0, x)
-
-        positions = self.param("positions", _normal, (n, self.width))
-        if positions.shape[0] != n:
-            raise ValueError(
-                f"CausalTransformer: expected {positions.shape[0]} tokens, as at init, got {n}"
-            )
-        h = per_token(nn.Dense(self.width, dtype=self.dtype, name="tokens"), x)
-        h = h + jnp.take(positions, slots, axis=0, mode="clip").astype(h.dtype)[None]
-        if (
-            c := CondEmbed(self.width, self.num_classes, self.dtype, name="embed")(cond, b)
-        ) is not None:
-            h = h + c[:, None].astype(h.dtype)
+        cond, parts = read_slots("CausalTransformer", x, cond, n, _PARTS)
+        h = enter(self, x, cond, parts, slots, cache, first)
+        if parts.context is None:
+            blocks_made = self.variables.get("params", {}).get("blocks", {})
+            need_part(self, "context", "context", blocks_made)
+        turns = None
+        if self.rotary_period is None:
+            h = h + jnp.take(self._positions(n), slots, axis=0, mode="clip").astype(h.dtype)[None]
+        else:
+            half = self.width // self.num_heads // 2
+            rate = self.rotary_period ** (-jnp.arange(half, dtype=float_dtype(h)) / half)
+            angles = slots.astype(rate.dtype)[:, None] * rate[None]
+            turns = jnp.cos(angles), jnp.sin(angles)
         blocks = nn.scan(
             nn.remat(CausalBlock, prevent_cse=False) if self.remat else CausalBlock,
             variable_axes={"params": 0},
             split_rngs={"params": True},
-            in_axes=(0, nn.broadcast, nn.broadcast),
+            in_axes=(0, *[nn.broadcast] * 6),
             length=self.num_layers,
         )
         h, cache = blocks(self.num_heads, self.mlp_ratio, self.dtype, name="blocks")(
-            h, cache, slots, temperature
+            h, cache, slots, temperature, held(parts.valid), turns, parts.context, parts.mask
         )
         h = nn.LayerNorm(epsilon=1e-6, dtype=self.dtype, name="norm")(h)
+        size = x.shape[-1] * self.size if self.features is None else self.features
         head = nn.Dense(
-            d * self.size, kernel_init=nn.initializers.zeros, name="head"
+            size, kernel_init=nn.initializers.zeros, name="head"
         )  # in the params' precision
         raw = per_token(head, h.astype(float_dtype(h)))
         return raw if cache is None else (raw, cache)
+
+    def _positions(self, n: int) -> Array:
+        """The learned positions, [n, width] at init and at least as many later."""
+        made = self.variables.get("params", {}).get("positions")
+        most = n if made is None else made.shape[0]
+        if n > most:
+            raise ValueError(
+                f"CausalTransformer: expected at most {most} tokens, as at init, got {n}:"
+                " rotary_period=10_000 is for sequences of any length"
+            )
+        return self.param("positions", _normal, (most, self.width))
 
     def empty_cache(self, x: Array, rows: int) -> tuple[Array, Array]:
         """A cache that holds no slot yet.
@@ -143,7 +185,9 @@ class CausalTransformer(nn.Module):
 class CausalBlock(nn.Module):
     """Pre-norm attention and MLP on h [b, m, width], the slots `slots`.
 
-    With a cache attention is over all slots up to each.
+    With a cache attention is over all slots up to each; never over slots that are not of `counts`
+    [b, n]. `turns`, cosines and sines [m, size / 2], turn queries and keys. A context [b, k, c] is
+    attended to in between.
     """
 
     num_heads: int
@@ -151,7 +195,17 @@ class CausalBlock(nn.Module):
     dtype: Any
 
     @nn.compact
-    def __call__(self, h: Array, cache, slots: Array, temperature: Array | None):
+    def __call__(
+        self,
+        h: Array,
+        cache,
+        slots: Array,
+        temperature: Array | None,
+        counts: Array | None = None,
+        turns: tuple[Array, Array] | None = None,
+        context: Array | None = None,
+        mask: Array | None = None,
+    ):
         b, m, width = h.shape
         size = width // self.num_heads
         y = nn.LayerNorm(epsilon=1e-6, dtype=self.dtype)(h)
@@ -159,6 +213,8 @@ class CausalBlock(nn.Module):
             b, m, 3, self.num_heads, size
         )
         q, k, v = jnp.moveaxis(qkv, 2, 0)
+        if turns is not None:
+            q, k = rotated(q, turns), rotated(k, turns)
         keys = slots
         if cache is not None:
             k, v = cache = tuple(
@@ -172,9 +228,15 @@ class CausalBlock(nn.Module):
         if temperature is not None:
             scores = scores / temperature.astype(scores.dtype)[:, None, None, None]
         seen = (keys[None, :] <= slots[:, None])[None, None]
+        if counts is not None:  # the first slot always counts, so that every query sees a key
+            seen = seen & counts[:, None, None]
         weights = jax.nn.softmax(jnp.where(seen, scores, -jnp.inf)).astype(v.dtype)
         y = jnp.einsum("bhqk,bkhd->bqhd", weights, v).reshape(b, m, width)
         h = h + per_token(nn.Dense(width, dtype=self.dtype, name="out"), y)
+        if context is not None:
+            attend = CrossAttention(self.num_heads, self.dtype, name="context")
+            y = layer_norm(self.dtype, "context_norm")(h)
+            h = h + attend(y, context, mask).astype(h.dtype)
         return h + mlp(
             nn.LayerNorm(epsilon=1e-6, dtype=self.dtype)(h), self.mlp_ratio, self.dtype
         ), cache

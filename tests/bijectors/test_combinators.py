@@ -31,6 +31,54 @@ def test_shared_params_are_stored_once():
     )
 
 
+def test_a_scan_of_scans_shares_a_network_within_each_group():
+    """Groups of g layers with one network each: the counts of parameters, the values of the layers
+    written out, and the round trip."""
+    depth, g, size = 4, 2, 3
+
+    def layer():
+        return bj.indicated(bj.coupling(AFFINE, nets.MLP((6,)), split=2), size)
+
+    one = {name: jax.tree.map(jnp.size, p) for name, p in shapes_of(layer()).items()}
+    net, rest = (
+        sum(jax.tree.leaves([p for name, p in one.items() if (name == "net") is shared]))
+        for shared in (True, False)
+    )
+    plain = bj.scan(layer(), depth)
+    grouped = bj.scan(bj.scan(layer(), g, shared=("net",)), depth // g)
+    whole = bj.scan(layer(), depth, shared=("net",))
+    counts = [sum(map(jnp.size, jax.tree.leaves(shapes_of(b)))) for b in (plain, grouped, whole)]
+    assert counts == [depth * (net + rest), depth // g * net + depth * rest, net + depth * rest]
+    assert counts[0] > counts[1] > counts[2]
+
+    draw = np.random.default_rng(0)
+    params = jax.tree.map(lambda p: draw.normal(size=p.shape).astype(p.dtype), shapes_of(grouped))
+    z = draw.normal(size=(5, 4)).astype(np.float32)
+
+    @jax.jit
+    def run(params, z):
+        x, log_det = grouped.forward(params, z)
+        y, total = z, 0.0
+        for group in range(depth // g):
+            inner = jax.tree.map(lambda p, i=group: p[i], params["stacked"])
+            for i in range(g):
+                own = jax.tree.map(lambda p, i=i: p[i], inner["stacked"])
+                y, more = layer().forward({**own, **inner["shared"]}, y)
+                total = total + more
+        return (x, log_det), (y, total), grouped.inverse(params, x)
+
+    found, expected, (back, minus) = jax.device_get(run(params, z))
+    jax.tree.map(
+        lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-5), found, expected
+    )
+    np.testing.assert_allclose(back, z, atol=1e-4)
+    np.testing.assert_allclose(minus, -found[1], atol=1e-4)
+
+
+def shapes_of(bijector):
+    return jax.eval_shape(bijector.init, jax.random.key(0), jnp.ones((2, 4)))
+
+
 def test_scanned_layers_start_from_different_draws():
     layer = bj.coupling(AFFINE, nets.MLP((32,)), split=1)
     params = jax.jit(bj.scan(layer, 8).init)(jax.random.key(0), np.ones((2, 2), np.float32))

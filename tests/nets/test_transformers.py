@@ -132,8 +132,9 @@ def test_bad_input(make):
     with pytest.raises(ValueError, match=r"shape \[b, n, d\], got \[3, 5\]"):
         init_linen(net, jax.random.key(0), data()[..., 0])
     params = init_linen(net, jax.random.key(0), data())
-    with pytest.raises(ValueError, match="do not fit|expected"):
-        apply_linen(net, params, data()[:, :4])
+    longer = jnp.concatenate([data(), data()], axis=1)
+    with pytest.raises(ValueError, match="do not fit|expected at most 5 tokens"):
+        apply_linen(net, params, longer)
 
 
 def test_the_formulas_in_numpy(x64):

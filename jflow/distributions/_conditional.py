@@ -1,0 +1,278 @@
+"""Laws whose numbers are read off cond: what a network says of the next token becomes a density."""
+
+import math
+
+import jax
+import jax.numpy as jnp
+
+from jflow._core.arrays import float_dtype, mean_and_std, sum_event
+from jflow._core.checks import check_event, check_whole
+from jflow._core.linen import flatten_cond
+from jflow.types import Array, Cond, Distribution, Key
+
+__all__ = ["around_previous", "categorical", "conditional_mixture"]
+
+_LOG_2PI = math.log(2 * math.pi)
+_FAR = 1e12  # beyond, squares are kept from overflowing
+_lecun = jax.nn.initializers.lecun_normal()
+
+
+def categorical(num_classes: int, *, temperature: float = 1.0) -> Distribution:
+    """The law of one symbol of a vocabulary, whose logits are a linear function of cond.
+
+        log p(x) = log_softmax((bias + cond kernel) / temperature)_x,    x in 0 .. num_classes - 1,
+
+    and -inf for a number outside the vocabulary. Params that were trained at temperature 1 may be
+    sampled at another: they serve both laws.
+
+    Also known as: softmax head, cross-entropy.
+
+    Args:
+        num_classes: K, the size of the vocabulary.
+        temperature: what the logits are divided by.
+
+    Returns:
+        Distribution: the law of x [b] of integers, or of floats that are whole; samples are
+            integers. Its params are {'logits' [K]}, of zeros, and given a cond [b, k] also 'kernel'
+            [k, K].
+
+    Raises:
+        ValueError: num_classes is below 1 or temperature is not positive, at construction; or x is
+            not [b], at the call.
+
+    Examples:
+        >>> import jax
+        >>> import jax.numpy as jnp
+        >>> from jflow import distributions
+        >>> letter = distributions.categorical(4)
+        >>> x = jnp.array([0, 3, 4])
+        >>> log_prob = letter.log_prob(letter.init(jax.random.key(0), x), x)
+        >>> [round(float(v), 3) for v in log_prob]  # -log 4, and outside the vocabulary
+        [-1.386, -1.386, -inf]
+    """
+    check_whole("categorical", num_classes=num_classes)
+    if not temperature > 0:
+        raise ValueError(f"categorical: expected temperature > 0, got {temperature}")
+    temperature = float(temperature)
+
+    def init(key, x, cond=None):
+        check_event("categorical", x, ())
+        c = flatten_cond("categorical", cond, x.shape[0])
+        dtype = float_dtype(x) if c is None else float_dtype(c)
+        params = {"logits": jnp.zeros_like(x, shape=(num_classes,), dtype=dtype)}
+        return params | _kernel(key, c, num_classes, dtype)
+
+    def linear(params, cond, n):
+        logits, moved = params["logits"][None], _moved("categorical", params, cond, n)
+        return jnp.broadcast_to(logits, (n, num_classes)) if moved is None else logits + moved
+
+    def log_prob(params, x, cond=None, *, key=None):
+        check_event("categorical", x, ())
+        log_p = jax.nn.log_softmax(linear(params, cond, x.shape[0]) / temperature)
+        inside = (x >= 0) & (x < num_classes) & (x == jnp.round(x))
+        index = jnp.where(inside, x, jnp.zeros_like(x)).astype(jnp.int32)
+        found = jnp.take_along_axis(log_p, index[:, None], axis=1)[:, 0]
+        found = jnp.where(inside, found, -jnp.inf)
+        return jnp.where(x != x, jnp.nan, found)  # a missing number is missing
+
+    def sample(params, key, n, cond=None):
+        logits = linear(params, cond, n) / temperature
+        return jax.random.categorical(key, logits, axis=-1)
+
+    return Distribution(init, log_prob, sample)
+
+
+def conditional_mixture(
+    event_shape: tuple[int, ...], components: int = 1, *, min_std: float = 1e-3
+) -> Distribution:
+    """A mixture of diagonal normals whose weights, means and deviations are read off cond.
+
+        log p(x) = logsumexp_k(log_softmax(logits)_k + log N(x; means_k, stds_k^2)),
+        stds = exp(log_stds) + min_std,
+
+    where logits, means and log_stds move by a linear function of cond. The floor of the deviations
+    bounds the density: without one a component on a single point has any likelihood. It starts
+    without cond as `mixture_of_normals` does, at the data that `init` gets.
+
+    Also known as: mixture density network, mixture head, Gaussian head (components=1).
+
+    Args:
+        event_shape: the shape of one x, such as (2,).
+        components: K, the number of normals; 1 is a Gaussian.
+        min_std: the least standard deviation, in the units of x.
+
+    Returns:
+        Distribution: the law, params {'logits' [K], 'means' [K, *event_shape], 'log_stds' [K,
+            *event_shape]}, and given a cond [b, k] also 'kernel' [k, K (1 + 2 D)], D the size of
+            the event.
+
+    Raises:
+        ValueError: components is below 1 or min_std is not positive.
+
+    Examples:
+        >>> import jax
+        >>> import jax.numpy as jnp
+        >>> from jflow import distributions
+        >>> law = distributions.conditional_mixture((2,), 3)
+        >>> x, cond = jax.random.normal(jax.random.key(0), (8, 2)), jnp.ones((8, 5))
+        >>> params = law.init(jax.random.key(1), x, cond)
+        >>> law.log_prob(params, x, cond).shape, params["kernel"].shape
+        ((8,), (5, 15))
+
+    References:
+        Bishop, *Mixture Density Networks*, Aston University, 1994.
+        Tschannen, Pinto, Kolesnikov, *JetFormer: An Autoregressive Generative Model of Raw Images
+            and Text*, 2024, arXiv:2411.19722, whose tokens have this law.
+    """
+    event_shape = tuple(event_shape)
+    check_whole("conditional_mixture", components=components)
+    if not min_std > 0:
+        raise ValueError(f"conditional_mixture: expected min_std > 0, got {min_std}")
+    floor, name = float(min_std), "conditional_mixture"
+    size = math.prod(event_shape)
+
+    def init(key, x, cond=None):
+        check_event(name, x, event_shape)
+        key_row, key_noise, key_kernel = jax.random.split(key, 3)
+        mean, std = mean_and_std(x, axis=0)
+        shape = (components, *event_shape)
+        means = mean[None]
+        if components > 1:
+            rows = jax.random.randint(key_row, (components,), 0, x.shape[0])
+            noise = 0.1 * std[None] * jax.random.normal(key_noise, shape, std.dtype)
+            means = x[rows].astype(std.dtype) + noise
+        params = {
+            "logits": jnp.zeros_like(std, shape=(components,)),
+            "means": means,
+            "log_stds": jnp.broadcast_to(jnp.log(std)[None], shape),
+        }
+        c = flatten_cond(name, cond, x.shape[0])
+        made = _kernel(key_kernel, c, components * (1 + 2 * size), std.dtype)
+        if made:  # the means move in the units of x
+            one = jnp.ones_like(std, shape=(components,))
+            units = jnp.broadcast_to(std[None], shape).reshape(-1)
+            made["kernel"] = (
+                made["kernel"] * jnp.concatenate([one, units, jnp.ones_like(units)])[None]
+            )
+        return params | made
+
+    def read(params, cond, n):
+        """logits [n, K] or [1, K], and means and log_stds alike with [*event_shape]."""
+        moved = _moved(name, params, cond, n)
+        parts = params["logits"], params["means"], params["log_stds"]
+        if moved is None:
+            return tuple(part[None] for part in parts)
+        ends = (components, components * (1 + size))
+        return tuple(
+            part[None] + move.reshape(n, *part.shape)
+            for part, move in zip(parts, jnp.split(moved, ends, axis=1), strict=True)
+        )
+
+    def log_prob(params, x, cond=None, *, key=None):
+        check_event(name, x, event_shape)
+        logits, means, log_stds = read(params, cond, x.shape[0])
+        log_stds = jnp.logaddexp(log_stds, math.log(floor))
+        # the bound keeps the squares finite: logsumexp of nothing but -inf has NaN gradients
+        z = jnp.clip((x[:, None] - means) * jnp.exp(-log_stds), -_FAR, _FAR)
+        parts = jnp.sum(-0.5 * (jnp.square(z) + _LOG_2PI) - log_stds, axis=tuple(range(2, z.ndim)))
+        return jax.nn.logsumexp(parts + jax.nn.log_softmax(logits), axis=1)
+
+    def sample(params, key, n, cond=None):
+        key_component, key_noise = jax.random.split(key)
+        logits, means, log_stds = (
+            jnp.broadcast_to(part, (n, *part.shape[1:])) for part in read(params, cond, n)
+        )
+        k = jax.random.categorical(key_component, logits, axis=-1)
+        k = k.reshape(n, 1, *(1 for _ in event_shape))
+        mean, log_std = (
+            jnp.squeeze(jnp.take_along_axis(part, k, axis=1), 1) for part in (means, log_stds)
+        )
+        std = jnp.exp(jnp.logaddexp(log_std, math.log(floor)))
+        return mean + std * jax.random.normal(key_noise, mean.shape, mean.dtype)
+
+    return Distribution(init, log_prob, sample)
+
+
+def around_previous(features: int, std: float) -> Distribution:
+    """The normal law around the preceding token, as the source of a flow to the next one.
+
+        x_0 ~ N(x_{i-1}, std^2),
+
+    where the preceding token is the first `features` numbers of cond, as `nets.WithPrevious` puts
+    them there. A flow between neighbors is short where neighbors are alike. The law that a flow
+    learns does not depend on its source.
+
+    Args:
+        features: d, the size of a token.
+        std: the standard deviation.
+
+    Returns:
+        Distribution: the law of x [b, d] given cond [b, d + k], params {}.
+
+    Raises:
+        ValueError: features is below 1 or std is not positive, at construction; or cond has fewer
+            numbers, at the call.
+
+    Examples:
+        >>> import jax.numpy as jnp
+        >>> from jflow import distributions
+        >>> source = distributions.around_previous(1, 0.5)
+        >>> cond = jnp.array([[3.0, 7.0]])  # the preceding token 3, and what a network gave
+        >>> log_prob = source.log_prob({}, jnp.array([[3.0]]), cond)
+        >>> round(float(log_prob[0]), 3)  # -log(2 pi) / 2 + log 2
+        -0.226
+
+    References:
+        Wang, Liu, Meng, et al., *FELLE: Autoregressive Speech Synthesis with Token-Wise
+            Coarse-to-Fine Flow Matching*, 2025, arXiv:2502.11128.
+    """
+    check_whole("around_previous", features=features)
+    if not std > 0:
+        raise ValueError(f"around_previous: expected std > 0, got {std}")
+    std = float(std)
+
+    def previous(cond: Cond, n: int) -> Array:
+        c = flatten_cond("around_previous", cond, n)
+        if c is None or c.shape[1] < features:
+            raise ValueError(
+                f"around_previous: expected cond [b, k] that begins with the {features} numbers of"
+                f" the preceding token (nets.WithPrevious), got"
+                f" {None if c is None else list(c.shape)}"
+            )
+        return c[:, :features]
+
+    def init(key, x, cond=None):
+        check_event("around_previous", x, (features,))
+        previous(cond, x.shape[0])
+        return {}
+
+    def log_prob(params, x, cond=None, *, key=None):
+        check_event("around_previous", x, (features,))
+        z = (x - previous(cond, x.shape[0]).astype(x.dtype)) / std
+        return sum_event(-0.5 * (jnp.square(z) + _LOG_2PI) - math.log(std))
+
+    def sample(params, key, n, cond=None):
+        mean = previous(cond, n)
+        return mean + std * jax.random.normal(key, mean.shape, mean.dtype)
+
+    return Distribution(init, log_prob, sample)
+
+
+def _kernel(key: Key, c: Array | None, size: int, dtype) -> dict:
+    """{'kernel' [k, size]} for cond [b, k]; nothing without one."""
+    return {} if c is None else {"kernel": _lecun(key, (c.shape[1], size), dtype)}
+
+
+def _moved(name: str, params, cond: Cond, n: int) -> Array | None:
+    """What the kernel adds for a cond of n rows, [n, size]; None where there is neither."""
+    c = flatten_cond(name, cond, n)
+    if (c is None) != ("kernel" not in params):
+        had = "with" if "kernel" in params else "without"
+        raise ValueError(f"{name}: expected a call {had} cond, as its params were made")
+    if c is None:
+        return None
+    if c.shape[1] != params["kernel"].shape[0]:
+        raise ValueError(
+            f"{name}: expected cond of {params['kernel'].shape[0]} numbers a row, got {c.shape[1]}"
+        )
+    return jnp.matmul(c.astype(params["kernel"].dtype), params["kernel"])
