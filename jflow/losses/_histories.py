@@ -14,7 +14,7 @@ from jflow._core.batch import read_as_given
 from jflow._core.checks import need_key
 from jflow._core.keys import split_key
 from jflow._core.times import Times, partition
-from jflow.losses._transition import noised_to
+from jflow.losses._transition import noised_to, without_weight
 from jflow.paths import linear
 from jflow.types import BatchTransform, Condition, Path
 
@@ -61,7 +61,7 @@ def full_history(grid: int | Times) -> BatchTransform:
     fall = falling_noise(grid)
 
     def transform(key, batch, frozen=None):
-        x, cond, weight = read_as_given("full_history", batch, ("x", "cond", "weight"))
+        x, cond = read_as_given("full_history", without_weight(batch), ("x", "cond"))
         if x.ndim != 3:
             raise ValueError(f"full_history: expected 'x' of shape [b, n, d], got {list(x.shape)}")
         steps = len(knots) - 1
@@ -70,8 +70,8 @@ def full_history(grid: int | Times) -> BatchTransform:
             made["cond"] = cond._replace(
                 aligned=_repeated(cond.aligned, steps), valid=_repeated(cond.valid, steps)
             )
-        if weight is not None and weight.ndim == 2:
-            made["weight"] = _repeated(weight, steps)
+        if batch.get("weight") is not None and jnp.ndim(batch["weight"]) == 2:
+            made["weight"] = _repeated(batch["weight"], steps)
         return fall(key, made, frozen)
 
     return transform
@@ -171,7 +171,7 @@ def path_states(grid: int | Times, path: Path = _LINEAR) -> BatchTransform:
 
     def transform(key, batch, frozen=None):
         need_key("path_states", key)
-        x, x0, _, _ = read_as_given("path_states", batch, ("x", "x0", "cond", "weight"))
+        x, x0, _ = read_as_given("path_states", without_weight(batch), ("x", "x0", "cond"))
         noise_key, *keys = split_key(key, len(knots) + 1)
         x0 = jax.random.normal(noise_key, x.shape, x.dtype) if x0 is None else x0
         rows, size = x.shape[0], math.prod(x.shape[1:])

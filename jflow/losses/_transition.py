@@ -111,8 +111,8 @@ def transition_pairs(
         law = distributions.causal(net, token)
         loss = losses.chain(losses.transition_pairs(8), losses.nll(law))
 
-    The noise of the two states is independent. With one noise for both, the pair would lie on a
-    line through it, and the chain would not have the marginals of x_k.
+    The noise of the two states is independent. With one noise for both, as in DTM, the chain would
+    have the same marginals, but kernels that the tokens drawn so far all but determine.
 
     Args:
         grid: the number of equal steps, or times that rise from 0 to 1.
@@ -142,7 +142,7 @@ def transition_pairs(
 
     def transform(key, batch, frozen=None):
         need_key("transition_pairs", key)
-        x, cond, _ = read_as_given("transition_pairs", batch, ("x", "cond", "weight"))
+        x, cond = read_as_given("transition_pairs", without_weight(batch), ("x", "cond"))
         step_key, *keys = jax.random.split(key, 3)
         ts = jnp.asarray(knots, float_dtype(x))
         k = jax.random.randint(step_key, x.shape[:1], 0, len(knots) - 1)
@@ -150,6 +150,11 @@ def transition_pairs(
         return {**batch, "x": after, "cond": condition(last, ts[k], cond)}
 
     return transform
+
+
+def without_weight(batch):
+    """The batch without weights, which may be those of rows or of tokens, as the loss says."""
+    return {name: value for name, value in batch.items() if name != "weight"}
 
 
 def noised_to(key, x, t):

@@ -87,13 +87,18 @@ def test_pairs_of_a_kernel_are_neighbors_of_the_grid_with_independent_noise():
 
 def test_what_is_given_along_the_tokens_follows_them():
     x = np.zeros((2, 3, 1), np.float32)
-    cond = Condition(label=np.arange(2), aligned=np.arange(6.0).reshape(2, 3, 1))
-    made = losses.full_history(2)(jax.random.key(0), {"x": x, "cond": cond})
+    valid = np.array([[True, True, True], [True, True, False]])
+    cond = Condition(label=np.arange(2), aligned=np.arange(6.0).reshape(2, 3, 1), valid=valid)
+    batch = {"x": x, "cond": cond, "weight": np.array([[1.0, 2.0, 3.0]] * 2)}
+    made = losses.full_history(2)(jax.random.key(0), batch)
+    assert made["weight"][0].tolist() == [1, 2, 3, 1, 2, 3]
+    assert made["cond"].valid[1].tolist() == [True, True, False] * 2
     assert made["cond"].label.tolist() == [0, 1]
     np.testing.assert_array_equal(made["cond"].aligned[0, :, 0], [0, 1, 2, 0, 1, 2])
     told = solvers.transition_condition(x, np.full(2, 0.5, np.float32), cond)
     assert told.label.tolist() == [0, 1] and told.aligned.shape == (2, 3, 2)
     np.testing.assert_array_equal(told.context[0, :, 0], x[0, :, 0])
+    np.testing.assert_array_equal(told.mask, valid)
     places = told.context[0, :, 1:]
     assert len({tuple(place) for place in np.asarray(places).tolist()}) == 3
     later = solvers.transition_condition(x, np.full(2, 0.75, np.float32), cond)
