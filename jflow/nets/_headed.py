@@ -1,36 +1,13 @@
 """A large network for features and a small one for velocities, which reads a feature a token."""
 
-from typing import NamedTuple
-
 import jax
 import jax.numpy as jnp
 
 from jflow._core.checks import check_key, check_noun, check_params
-from jflow._core.sites import check_features, site_rows
-from jflow.types import ApplyField, Field, InitField, Velocity
+from jflow._core.sites import Headed, check_features, site_rows
+from jflow.types import Field, Velocity
 
 __all__ = ["Headed", "headed"]
-
-
-class Headed(NamedTuple):
-    """A backbone, evaluated once a point, and a head, evaluated often on the features of it.
-
-    Params are {'backbone', 'head'}. `headed` makes one of two networks; any functions of this form
-    do, such as a closed form in a test.
-
-    Attributes:
-        init: `init(key, x, t, cond=None) -> params`; x [b, *event], t [b].
-        features: `features(params, x, t, cond=None, *, key=None) -> h [b, *sites, k]`, where the
-            sites are the first axes of the event, or none of them: [b, n, k] for the tokens of x
-            [b, n, d], [b, k] for one feature of all of x. A key switches dropout on.
-        velocity: a `Velocity` of one site: y [rows, *rest], s [rows] and cond h [rows, k], where
-            rest is the event without its sites: [d] for the tokens of x [b, n, d]. It takes all of
-            params.
-    """
-
-    init: InitField
-    features: ApplyField
-    velocity: Velocity
 
 
 def headed(backbone: Field, head: Velocity) -> Headed:

@@ -12,9 +12,9 @@ from jaxtyping import Float, Int
 from jflow._core.arrays import expand_to, float_dtype
 from jflow._core.checks import check_cond, check_noun, count_rows, need_key
 from jflow._core.conditions import as_condition
-from jflow._core.sites import check_features, site_rows
+from jflow._core.positions import time_features
+from jflow._core.sites import Headed, check_features, site_rows
 from jflow._core.times import Times, rising_times
-from jflow.nets import Headed, time_features
 from jflow.solvers._integrate import Status
 from jflow.solvers._method import Method, as_method, fixed
 from jflow.solvers._sample import sample

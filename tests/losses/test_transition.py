@@ -213,9 +213,8 @@ def test_a_failed_row_is_nan_alone():
 
     head = Velocity(None, lambda params, y, s, h=None, *, key=None: h - y)
     net = Headed(None, features, head)
-    x, info = solvers.sample_transitions(
-        net, {}, np.ones((3, 2, 1)), jax.random.key(0), np.array([0.0, 1.0, 0.0]), grid=2, method=2
-    )
+    x0, bad = np.ones((3, 2, 1), np.float32), np.array([0.0, 1.0, 0.0])
+    x, info = solvers.sample_transitions(net, {}, x0, jax.random.key(0), bad, grid=2, method=2)
     np.testing.assert_array_equal(np.isnan(x).all((1, 2)), [False, True, False])
     np.testing.assert_array_equal(info.status > 0, [False, True, False])
 
