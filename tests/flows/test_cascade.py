@@ -1,5 +1,6 @@
 """A chain of laws over Haar bands: Gaussian images, whose bands and conditionals are known."""
 
+import diffrax
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -7,7 +8,7 @@ import pytest
 import scipy.stats
 
 import jflow
-from jflow import bijectors, distributions, flows, nets
+from jflow import bijectors, distributions, flows, nets, solvers
 from jflow.types import Condition, Distribution
 
 SIDE = 4
@@ -56,6 +57,7 @@ def cascade():
     return flows.haar_cascade(inner, gaussian((2, 2, 3), c_4, gain_4))
 
 
+EULER = solvers.fixed(1, diffrax.Euler())
 PARAMS = {"coarse": {"coarse": {}, "fine": {}}, "fine": {}}
 
 
@@ -97,7 +99,7 @@ def test_conditions_reach_both_parts_and_the_details_see_the_coarse_half():
 
 def test_flows_of_networks_make_a_cascade_and_gradients_reach_both():
     velocity = jflow.velocity(nets.DiT(patch_size=1, width=8, num_layers=1, num_heads=1))
-    fine = flows.cnf(velocity, distributions.normal((2, 2, 3)), method=1)
+    fine = flows.cnf(velocity, distributions.normal((2, 2, 3)), method=EULER)
     law = flows.haar_cascade(distributions.diagonal_normal((2, 2, 1)), fine)
     x = RNG.normal(size=(2, 4, 4, 1)).astype(np.float32)
     params = jax.tree.map(lambda p: p + 0.1, law.init(jax.random.key(0), x))

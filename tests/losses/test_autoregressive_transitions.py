@@ -146,7 +146,7 @@ def test_a_causal_law_of_the_states_of_a_path_ends_with_the_data():
 def test_a_transformer_takes_the_condition_of_a_kernel():
     """It is causal by the check of `init`, all of its parts reach the loss, and it samples."""
     net = nets.CausalTransformer(features=4, width=8, num_layers=1, num_heads=2, num_classes=3)
-    law = distributions.causal(net, distributions.conditional_mixture((2,)), (3, 2))
+    law = distributions.causal(net, distributions.conditional_mixture((2,), 2), (3, 2))
     x = np.random.default_rng(0).normal(size=(4, 3, 2)).astype(np.float32)
     labels = np.arange(4) % 3
     cond = solvers.transition_condition(x, np.zeros(4, np.float32), labels)
@@ -154,12 +154,13 @@ def test_a_transformer_takes_the_condition_of_a_kernel():
     loss = losses.chain(losses.transition_pairs(2), losses.nll(law))
 
     @jax.jit
-    def run(params, key):
-        moved = jax.tree.map(lambda p: p + 0.1, params)
+    def run(moved, key):
         loss_key, sample_key = jax.random.split(key)
         slopes = jax.grad(lambda p: loss(p, loss_key, {"x": x, "cond": labels})[0])(moved)
         return slopes, solvers.sample_kernels(law, moved, x, sample_key, labels, grid=2)
 
-    slopes, drawn = jax.device_get(run(params, jax.random.key(1)))
+    rng = np.random.default_rng(1)
+    moved = jax.tree.map(lambda p: p + 0.3 * rng.normal(size=p.shape).astype(np.float32), params)
+    slopes, drawn = jax.device_get(run(moved, jax.random.key(1)))
     assert all(np.any(leaf != 0) for leaf in jax.tree.leaves(slopes))
     assert drawn.shape == x.shape and np.all(np.isfinite(drawn))

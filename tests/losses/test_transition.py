@@ -93,17 +93,19 @@ N = 100_000
 HEUN = solvers.fixed(8, diffrax.Heun())
 
 
-def ends_with(net, steps, params=PARAMS):
-    """Variance and correlation of N samples; their standard errors are 0.003 and at most 0.003."""
+def ends_with(net, steps, expected, params=PARAMS):
+    """Samples have this variance and this correlation, up to 4 standard errors."""
+    n = N if steps < 64 else N // 4
     run = jax.jit(
         lambda x0, key: solvers.sample_transitions(net, params, x0, key, grid=steps, method=HEUN)
     )
-    x0 = np.random.default_rng(2).normal(size=(N, 2, 1)).astype(np.float32)
+    x0 = np.random.default_rng(2).normal(size=(n, 2, 1)).astype(np.float32)
     x, info = jax.device_get(run(x0, jax.random.key(3)))
     assert np.all(info.backbone == steps) and np.all(info.head == steps * 16)
     assert np.all(info.status == 0)
     cov = np.cov(x[..., 0].T)
-    return (cov[0, 0] + cov[1, 1]) / 2, cov[0, 1] / np.sqrt(cov[0, 0] * cov[1, 1])
+    found = (cov[0, 0] + cov[1, 1]) / 2, cov[0, 1] / np.sqrt(cov[0, 0] * cov[1, 1])
+    np.testing.assert_allclose(found, expected, atol=4 * np.sqrt(2 / n))
 
 
 def test_the_closed_forms_of_token_wise_kernels_and_of_euler():
@@ -119,14 +121,12 @@ def test_the_closed_forms_of_token_wise_kernels_and_of_euler():
 
 @pytest.mark.parametrize("steps", TOKENWISE)
 def test_the_exact_head_of_tokens_ends_where_token_wise_kernels_do(steps):
-    np.testing.assert_allclose(ends_with(EXACT, steps), TOKENWISE[steps], atol=0.012)
+    ends_with(EXACT, steps, TOKENWISE[steps])
 
 
 @pytest.mark.parametrize("steps", [1, 3])
 def test_a_head_of_the_whole_event_is_exact_at_any_number_of_steps(steps):
-    np.testing.assert_allclose(
-        ends_with(JOINT, steps, {"backbone": {}, "head": {}}), (1, RHO), atol=0.012
-    )
+    ends_with(JOINT, steps, (1, RHO), {"backbone": {}, "head": {}})
 
 
 def test_the_exact_head_is_the_minimum():
