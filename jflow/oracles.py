@@ -21,7 +21,7 @@ References:
 """
 
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import NamedTuple
 
 import diffrax
@@ -32,19 +32,21 @@ from jaxtyping import Float, Int
 from numpy.typing import ArrayLike
 
 from jflow._core.arrays import float_dtype
-from jflow._core.checks import rows
+from jflow._core.checks import check_parts, count_rows, rows
 from jflow._core.names import explain_unknown
 from jflow.paths import LINEAR, Schedule, coefficients
 from jflow.types import Array, FlowMap, Key, Velocity
 
 __all__ = [
     "Gaussian",
+    "JointGaussian",
     "Mixture",
     "as_average_velocity",
     "as_flow_map",
     "as_velocity",
     "eight_gaussians",
     "gaussian",
+    "joint_gaussian",
     "mixture",
     "mixture_flow_map",
 ]
@@ -407,11 +409,118 @@ def eight_gaussians(
     )
 
 
-def as_velocity(oracle: Gaussian | Mixture) -> Velocity:
+class JointGaussian(NamedTuple):
+    """The closed forms of Gaussian parts at times of their own, as `joint_gaussian` returns them.
+
+    x and t are dicts with the names of the parts, x_i [b, d_i] and t_i [b]; a single t [b] is for
+    all. A label is accepted and ignored.
+
+    Attributes:
+        velocity: `velocity(x, t, label=None) -> {part: [b, d_i]}`, E[x1_i - x0_i | x_t = x].
+        residual: `residual(t) -> {part: [b]}`, the mean over the part of the variance of x1_i -
+            x0_i given x_t, the least mean squared error of a velocity at these times.
+        sample: `sample(key, n) -> {part: [n, d_i]}`, rows of x1.
+    """
+
+    velocity: Callable[..., dict[str, Array]]
+    residual: Callable[..., dict[str, Array]]
+    sample: Callable[..., dict[str, Array]]
+
+
+def joint_gaussian(mean: Mapping[str, ArrayLike], cov: ArrayLike) -> JointGaussian:
+    """The closed forms of correlated Gaussian parts, each on its linear path at its own time.
+
+    With T = diag(t), each t_i repeated for the numbers of its part, x1 ~ N(m, C) and x0 ~ N(0, I),
+
+        x_t = T x1 + (I - T) x0 ~ N(T m, S),     S = T C T + (I - T)^2
+        velocity  m + G S^-1 (x - T m),          G = C T - (I - T)
+        residual  the diagonal of C + I - G S^-1 G^T
+
+    At t_i = 1 a part is given and at t_i = 0 it says nothing of the others.
+
+    Args:
+        mean: of each part, {part: [d_i]}.
+        cov: the covariance of all numbers, [D, D], part after part in the order of `mean`.
+
+    Returns:
+        JointGaussian: a tuple of functions.
+
+    Raises:
+        ValueError: a mean is not [d_i], or cov is not [D, D], symmetric and positive definite.
+
+    Examples:
+        >>> import jax.numpy as jnp
+        >>> from jflow import oracles
+        >>> oracle = oracles.joint_gaussian({"a": [0.0], "b": [0.0]}, [[1.0, 0.5], [0.5, 1.0]])
+        >>> x, t = {"a": jnp.zeros((1, 1)), "b": jnp.ones((1, 1))}, {"a": 0.0, "b": 1.0}
+        >>> oracle.velocity(x, t)["a"]  # E[a | b = 1]
+        Array([[0.5]], dtype=float32)
+    """
+    means = {part: np.asarray(m, np.float64) for part, m in mean.items()}
+    shapes = {part: list(m.shape) for part, m in means.items()}
+    if not means or any(len(shape) != 1 for shape in shapes.values()):
+        raise ValueError(f"joint_gaussian: expected a mean [d] of each part, got {shapes}")
+    sizes = [len(m) for m in means.values()]
+    m, cov, eye = np.concatenate([*means.values()]), np.asarray(cov, np.float64), np.eye(sum(sizes))
+    if cov.shape != eye.shape:
+        raise ValueError(
+            f"joint_gaussian: expected a covariance {list(eye.shape)} of all parts, got"
+            f" {list(cov.shape)}"
+        )
+    law = _law("joint_gaussian", m[None], cov[None], LINEAR)
+
+    def joined(parts):
+        return jnp.concatenate([parts[part] for part in means], axis=1)
+
+    def taken_apart(a):
+        ends = np.cumsum(sizes)[:-1]
+        return dict(zip(means, jnp.split(a, ends, axis=1), strict=True))
+
+    def factors(t, n, dtype):
+        """T [n, D] as vectors, G and S [n, D, D]."""
+        t = t if isinstance(t, Mapping) else dict.fromkeys(means, t)
+        check_parts("joint_gaussian", "t", t, means)
+        t = [jnp.asarray(rows(t[part], n, f"t[{part!r}]"), dtype)[:, None] for part in means]
+        t = jnp.repeat(
+            jnp.concatenate(t, axis=1), np.asarray(sizes), axis=1, total_repeat_length=len(m)
+        )
+        rest = (1 - t)[:, None] * _constant(eye, t)
+        c = _constant(cov, t)
+        return t, c * t[:, None] - rest, t[:, :, None] * c * t[:, None] + rest**2
+
+    @jax.jit
+    def velocity(x, t, label=None):
+        check_parts("joint_gaussian", "x", x, means)
+        n = count_rows("joint_gaussian", x)
+        x = {part: a.astype(float_dtype(a)) for part, a in x.items()}
+        x = joined(x)
+        t, gain, spread = factors(t, n, x.dtype)
+        center = _constant(m, x)
+        away = jnp.linalg.solve(spread, (x - t * center)[..., None])
+        out = jnp.einsum("nij,njk->nik", gain, away, precision=jax.lax.Precision.HIGHEST)
+        return taken_apart(center + out[..., 0])
+
+    @jax.jit
+    def residual(t):
+        one = jnp.asarray(jax.tree.leaves(t)[0])
+        _, gain, spread = factors(t, one.shape[0], float_dtype(one))
+        solved = jnp.linalg.solve(spread, gain.swapaxes(1, 2))
+        known = jnp.einsum("nij,nji->ni", gain, solved, precision=jax.lax.Precision.HIGHEST)
+        variance = _constant(np.diag(cov) + 1, known) - known
+        return {part: jnp.mean(v, axis=1) for part, v in taken_apart(variance).items()}
+
+    @functools.partial(jax.jit, static_argnames="n")
+    def sample(key, n):
+        return taken_apart(law.draw(key, jnp.zeros(n, jnp.int32)))
+
+    return JointGaussian(velocity, residual, sample)
+
+
+def as_velocity(oracle: Gaussian | Mixture | JointGaussian) -> Velocity:
     """The velocity of an oracle as the noun that samplers, losses and likelihoods take.
 
     Args:
-        oracle: what `gaussian` or `mixture` returned.
+        oracle: what `gaussian`, `mixture` or `joint_gaussian` returned.
 
     Returns:
         Velocity: params {}, cond is the label, and the type of x is kept.
@@ -425,8 +534,8 @@ def as_velocity(oracle: Gaussian | Mixture) -> Velocity:
     """
     return Velocity(
         lambda key, x, t, cond=None: {},
-        lambda params, x, t, cond=None, *, key=None: oracle.velocity(x, t, cond).astype(
-            jnp.result_type(x)
+        lambda params, x, t, cond=None, *, key=None: jax.tree.map(
+            lambda v, x: v.astype(jnp.result_type(x)), oracle.velocity(x, t, cond), x
         ),
     )
 

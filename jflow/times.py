@@ -2,21 +2,23 @@
 
 A `Time` is a function (key, n) -> t [n]; most are a quantile function applied to uniform draws, and
 the draws are a `Time` too: `mode(draws=low_discrepancy())`. A `TimePair` is a function (key, n) ->
-(t, r), [n] each. In the papers time usually runs from data to noise, t = 1 - theirs; laws that are
-symmetric about 1/2 are the same in both.
+(t, r), [n] each; `parts` draws a dict of times, and `tokens` a time for each token. In the papers
+time usually runs from data to noise, t = 1 - theirs; laws that are symmetric about 1/2 are the same
+in both.
 """
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, TypeVar
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
+from jflow._core.checks import check_whole
 from jflow._core.names import explain_unknown
 from jflow._core.times import Times, partition
-from jflow.types import Array, Time, TimePair
+from jflow.types import Array, Key, PartTimes, Time, TimePair
 
 _T = TypeVar("_T", Array, np.ndarray, float)
 
@@ -31,10 +33,12 @@ __all__ = [
     "mode",
     "nearby_pairs",
     "pairs",
+    "parts",
     "rectified_pairs",
     "sequential",
     "shift",
     "shifted",
+    "tokens",
     "u_shaped",
     "uniform",
 ]
@@ -545,5 +549,109 @@ def sequential(knots: Times, *, starts: float = 0.25) -> Time:
             first(at, n),
             jax.random.uniform(between, (n,)),
         )
+
+    return draw
+
+
+def tokens(count: int, time: Time = _UNIFORM) -> Callable[[Key, int], Array]:
+    """A time for each token, independent of the others, as in diffusion forcing.
+
+    `losses.flow_matching(velocity, time=tokens(count))` takes it for x [b, count, *event] and a
+    network that reads t [b, count].
+
+    Args:
+        count: the number of tokens.
+        time: (key, n) -> t [n], the law of each time.
+
+    Returns:
+        The law (key, n) -> t [n, count].
+
+    Raises:
+        ValueError: count is below 1.
+
+    Examples:
+        >>> import jax
+        >>> from jflow import times
+        >>> times.tokens(3)(jax.random.key(0), 2).shape
+        (2, 3)
+
+    References:
+        Chen, Martí Monsó, Du, Simchowitz, Tedrake, Sitzmann, *Diffusion Forcing: Next-token
+            Prediction Meets Full-Sequence Diffusion*, 2024, arXiv:2407.01392.
+    """
+    check_whole("times.tokens", count=count)
+    return lambda key, n: time(key, n * count).reshape(n, count)
+
+
+def parts(
+    names: Sequence[str],
+    time: Time = _UNIFORM,
+    *,
+    together: float = 0.25,
+    given: float = 0.25,
+    absent: float = 0.25,
+    independent: float = 0.25,
+) -> PartTimes:
+    """Times of the parts of x, for a velocity that shall know the corners and the diagonal.
+
+    Each row is of one of four kinds, here for two parts, t and s drawn from `time`:
+
+        together (t, t)    given (t, 1) or (1, t)    absent (t, 0) or (0, t)    independent (t, s)
+
+    A part at 1 is given, with its data, and one at 0 absent, pure source. Where there are more than
+    two parts, a row of the second or third kind has a random set of parts at one common t, not none
+    and not all, and each of the others is given or absent, by the two shares.
+
+    Args:
+        names: of the parts, at least two.
+        time: (key, n) -> t [n], the law of the free times.
+        together: the share of rows where all parts stand at one time, as along the way of a sample
+            of all.
+        given: the share of rows where the others are given, as for a sample of some parts.
+        absent: the share of rows where the others are absent, as for a sample of some parts alone,
+            and for guidance.
+        independent: the share of rows where every part has a time of its own.
+
+    Returns:
+        PartTimes: (key, n) -> {name: t [n]}.
+
+    Raises:
+        ValueError: there are not two names or more, all different, or the shares are not
+            nonnegative with the sum 1.
+
+    Examples:
+        >>> import jax
+        >>> from jflow import times
+        >>> law = times.parts(("image", "text"), together=0, given=1, absent=0, independent=0)
+        >>> t = law(jax.random.key(0), 5)
+        >>> bool(((t["image"] == 1) != (t["text"] == 1)).all())
+        True
+
+    References:
+        Li, Kallidromitis, Gokul, Liao, Kato, Kozuka, Grover, *OmniFlow: Any-to-Any Generation with
+            Multi-Modal Rectified Flows*, 2024, arXiv:2412.01169 (times of each part; the shares are
+            ours).
+    """
+    names = tuple(names)
+    if len(names) < 2 or len(set(names)) < len(names):
+        raise ValueError(f"times.parts: expected two or more different names, got {list(names)}")
+    shares = {"together": together, "given": given, "absent": absent, "independent": independent}
+    if not all(share >= 0 for share in shares.values()) or abs(sum(shares.values()) - 1) > 1e-6:
+        raise ValueError(f"times.parts: expected shares >= 0 with the sum 1, got {shares}")
+    corners = float(given + absent)
+    present = float(given) / corners if corners else 0.0
+
+    def draw(key, n):
+        kind_key, set_key, end_key, common_key, own_key = jax.random.split(key, 5)
+        common = time(common_key, n)[None]
+        own = jnp.stack([time(k, n) for k in jax.random.split(own_key, len(names))])
+        # a set of parts as a number from 1 to 2^m - 2, whose binary digits say which are free
+        code = jax.random.randint(set_key, (1, n), 1, 2 ** len(names) - 1)
+        free = (code >> jnp.arange(len(names))[:, None]) & 1 == 1
+        ends = jax.random.bernoulli(end_key, present, own.shape).astype(own.dtype)
+        u = jax.random.uniform(kind_key, (1, n))
+        t = jnp.where(u < corners, jnp.where(free, common, ends), common)
+        t = jnp.where(u < corners + float(together), t, own)
+        return dict(zip(names, t, strict=True))
 
     return draw

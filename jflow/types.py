@@ -60,6 +60,7 @@ __all__ = [
     "Metrics",
     "NumberOrFunction",
     "Params",
+    "PartTimes",
     "Path",
     "PathFn",
     "PullbackMap",
@@ -112,11 +113,12 @@ class Condition(NamedTuple):
         vector: floats [b, k], such as the pooled embedding of a text.
         aligned: floats [b, *sites, k] at the sites of x [b, *sites, c], such as a mask or a
             low-resolution image resized to x; they join the channels of x.
-        context: floats [b, n, k], tokens that the network attends to.
-        mask: [b, n] bool, which tokens of the context are valid; None: all. A row without a valid
+        context: floats [b, m, k], tokens that the network attends to.
+        mask: [b, m] bool, which tokens of the context are valid; None: all. A row without a valid
             token has no context.
-        valid: [b, n] bool, which tokens of x [b, n, d] exist, the others being padding; None: all.
-            What stands in a padded slot, NaN too, changes nothing for the others.
+        valid: [b, n] bool, which tokens of x [b, n, d] exist; None: all. What stands in the others,
+            the padding, changes nothing for those that exist, and is 0 in the output. A row without
+            a valid token is 0 throughout.
 
     Examples:
         >>> import jax
@@ -507,7 +509,7 @@ class ElboFlow(NamedTuple):
 class InitField(Protocol):
     """The `init` of a `Field` or a `Velocity`."""
 
-    def __call__(self, key: Key, x: PyTree, t: Float[Array, " b"], cond: Cond = None) -> Params: ...
+    def __call__(self, key: Key, x: PyTree, t: PyTree, cond: Cond = None) -> Params: ...
 
 
 @runtime_checkable
@@ -518,7 +520,7 @@ class ApplyField(Protocol):
         self,
         params: Params,
         x: PyTree,
-        t: Float[Array, "b ..."],
+        t: PyTree,
         cond: Cond = None,
         *,
         key: Key | None = None,
@@ -535,8 +537,8 @@ class Field(NamedTuple):
         init: `init(key, x, t, cond=None) -> params`; x [b, *event] or a pytree of such arrays, t
             [b].
         apply: `apply(params, x, t, cond=None, *, key=None) -> pytree` whose leaves lead with b. t
-            is [b], or for some networks [b, ...] along the leading axes of x. A key switches
-            dropout on.
+            is [b], or for some networks [b, ...] along the leading axes of x, or a dict of the
+            times of each part of a dict x. A key switches dropout on.
     """
 
     init: InitField
@@ -553,8 +555,8 @@ class Velocity(NamedTuple):
         init: `init(key, x, t, cond=None) -> params`; x [b, *event] or a pytree of such arrays, t
             [b].
         apply: `apply(params, x, t, cond=None, *, key=None) -> dx/dt`, with the structure, shapes
-            and types of x. t is [b], or for some networks [b, n] along their tokens. A key switches
-            dropout on.
+            and types of x. t is [b], or for some networks [b, n] along their tokens, or a dict of
+            the times of each part of a dict x. A key switches dropout on.
 
     Examples:
         >>> import jax.numpy as jnp
@@ -748,6 +750,23 @@ class Time(Protocol):
 
         Returns:
             Times [n] in [0, 1].
+        """
+        ...
+
+
+@runtime_checkable
+class PartTimes(Protocol):
+    """A law of times of parts: a function that draws n times in [0, 1] for each part of x."""
+
+    def __call__(self, key: Key, n: int) -> Mapping[str, Float[Array, " n"]]:
+        """Draw times.
+
+        Args:
+            key: what to draw with.
+            n: how many of each; static.
+
+        Returns:
+            Times [n] in [0, 1] by the names of the parts.
         """
         ...
 

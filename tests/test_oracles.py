@@ -360,3 +360,40 @@ def test_bad_inputs_are_errors():
     ):
         with pytest.raises(ValueError, match=text):
             wrong()
+
+
+def test_joint_gaussian_is_the_regression_on_its_parts(x64):
+    """By the covariances of (x1 - x0, x_t) as linear maps of (x1, x0), at any times of the parts;
+    where all have one time it is the plain Gaussian; the residual is what is left."""
+    names = {"a": [1.0], "b": [-2.0, 0.5]}
+    oracle = oracles.joint_gaussian(names, COV)
+    x, t, s = points()
+    parts = {"a": x[:, :1], "b": x[:, 1:]}
+    found = oracle.velocity(parts, {"a": t, "b": s})
+    left = oracle.residual({"a": t, "b": s})
+    whole = np.block([[COV, np.zeros((3, 3))], [np.zeros((3, 3)), np.eye(3)]])
+    for i in range(len(x)):
+        time = np.diag(np.repeat([float(t[i]), float(s[i])], [1, 2]))
+        state, slope = np.hstack([time, np.eye(3) - time]), np.hstack([np.eye(3), -np.eye(3)])
+        gain = slope @ whole @ state.T @ np.linalg.inv(state @ whole @ state.T)
+        expected = MEAN + gain @ (np.asarray(x[i]) - time @ MEAN)
+        np.testing.assert_allclose(np.hstack([found["a"][i], found["b"][i]]), expected, atol=1e-10)
+        rest = np.diag(slope @ whole @ slope.T - gain @ state @ whole @ slope.T)
+        np.testing.assert_allclose(left["a"][i], rest[:1].mean(), atol=1e-10)
+        np.testing.assert_allclose(left["b"][i], rest[1:].mean(), atol=1e-10)
+    one = oracle.velocity(parts, t)
+    plain = oracles.gaussian(MEAN, COV).velocity(x, t)
+    np.testing.assert_allclose(np.hstack([one["a"], one["b"]]), plain, rtol=1e-9, atol=1e-9)
+    drawn = oracle.sample(jax.random.key(0), 4096)
+    drawn = np.hstack([drawn["a"], drawn["b"]])
+    np.testing.assert_allclose(drawn.mean(0), MEAN, atol=5 * np.sqrt(2 / 4096))
+    np.testing.assert_allclose(np.cov(drawn.T), COV, atol=5 * 2 * np.sqrt(2 / 4096))
+    for bad, said in (
+        (({"a": 0.0, "b": [1.0]}, np.eye(2)), r"a mean \[d\] of each part, got {'a': \[\], 'b'"),
+        ((names, np.eye(2)), r"a covariance \[3, 3\] of all parts, got \[2, 2\]"),
+        ((names, -np.eye(3)), "joint_gaussian: expected positive definite"),
+    ):
+        with pytest.raises(ValueError, match=said):
+            oracles.joint_gaussian(*bad)
+    with pytest.raises(ValueError, match=r"t with the parts of x, \['a', 'b'\], got \['a'\]"):
+        oracle.velocity(parts, {"a": t})

@@ -7,7 +7,14 @@ import jax
 import jax.numpy as jnp
 
 from jflow._core.arrays import expand_to, filled, float_dtype
-from jflow._core.checks import check_batch, check_cond, check_x
+from jflow._core.checks import (
+    check_batch,
+    check_cond,
+    check_parts,
+    check_x,
+    count_rows,
+    need_x,
+)
 from jflow.types import Array, PyTree
 
 
@@ -56,34 +63,80 @@ def read_as_given(
     name: str, batch: Mapping[str, PyTree], allowed: tuple[str, ...], kind: Any = jnp.floating
 ) -> tuple:
     """`read_batch` without a replacement."""
-    check_batch(name, batch)
-    unknown = sorted(set(batch) - {*allowed, "dropped"})
-    if unknown:
-        raise ValueError(f"{name}: unknown keys in batch: {unknown}; allowed are {list(allowed)}")
+    _check_keys(name, batch, allowed)
     check_x(name, batch)
     x, x0, weight = batch["x"], batch.get("x0"), batch.get("weight")
-    if not jnp.issubdtype(jnp.result_type(x), kind):
-        raise ValueError(
-            f"{name}: expected 'x' of a floating type, got {jnp.result_type(x)}: "
-            "dequantize or scale it first"
-        )
-    if x0 is not None and jnp.shape(x0) != jnp.shape(x):
-        raise ValueError(
-            f"{name}: expected 'x0' of the shape of 'x', {list(jnp.shape(x))}, "
-            f"got {list(jnp.shape(x0))}"
-        )
-    if weight is not None and jnp.shape(weight) != (jnp.shape(x)[0],):
-        raise ValueError(
-            f"{name}: expected 'weight' of shape [{jnp.shape(x)[0]}], got {list(jnp.shape(weight))}"
-        )
+    _check_entries(name, "", x, x0, weight, tokens=False, kind=kind)
     check_dropped(name, batch)
     batch = {**batch, "cond": check_cond(name, batch.get("cond"), jnp.shape(x)[0])}
     return tuple(jax.tree.map(jnp.asarray, batch.get(key)) for key in allowed)
 
 
+def read_parts(name: str, batch: Mapping[str, PyTree]) -> tuple:
+    """(x, x0, cond, weight) of a batch for a loss that takes parts and weights of tokens.
+
+    x is an array, or a dict of parts, and x0 is like it, or None. weight is None or [b], or [b, n]
+    along the first site axis of x; of parts it is a dict of such, None where nothing is said.
+    """
+    _check_keys(name, batch, ("x", "x0", "cond", "weight"))
+    need_x(name, batch)
+    x, x0, weight = batch["x"], batch.get("x0"), batch.get("weight")
+    if isinstance(x, Mapping):
+        n = count_rows(name, x)
+        if x0 is not None:
+            if not isinstance(x0, Mapping):
+                raise ValueError(f"{name}: expected 'x0' with the parts of x, got an array")
+            check_parts(name, "'x0'", x0, x)
+        if not isinstance(weight, Mapping):
+            weight = dict.fromkeys(x, weight)
+        if unknown := sorted(set(weight) - set(x)):
+            raise ValueError(
+                f"{name}: expected 'weight' of the parts of x, {sorted(x)}, got {unknown}"
+            )
+        weight = {part: weight.get(part) for part in x}
+        for part in x:
+            start = None if x0 is None else x0[part]
+            _check_entries(name, f"[{part!r}]", x[part], start, weight[part], tokens=True)
+    else:
+        check_x(name, batch)
+        n = jnp.shape(x)[0]
+        _check_entries(name, "", x, x0, weight, tokens=True)
+    check_dropped(name, batch)
+    made = x, x0, check_cond(name, batch.get("cond"), n), weight
+    return tuple(jax.tree.map(jnp.asarray, value) for value in made)
+
+
+def _check_keys(name, batch, allowed) -> None:
+    check_batch(name, batch)
+    unknown = sorted(set(batch) - {*allowed, "dropped"})
+    if unknown:
+        raise ValueError(f"{name}: unknown keys in batch: {unknown}; allowed are {list(allowed)}")
+
+
+def _check_entries(name, part, x, x0, weight, *, tokens: bool, kind: Any = jnp.floating) -> None:
+    """Raise for a type or a shape that does not fit; `part` stands behind the keys in messages."""
+    if not jnp.issubdtype(jnp.result_type(x), kind):
+        raise ValueError(
+            f"{name}: expected 'x'{part} of a floating type, got {jnp.result_type(x)}: "
+            "dequantize or scale it first"
+        )
+    shape = list(jnp.shape(x))
+    if x0 is not None and list(jnp.shape(x0)) != shape:
+        raise ValueError(
+            f"{name}: expected 'x0'{part} of the shape of 'x'{part}, {shape}, "
+            f"got {list(jnp.shape(x0))}"
+        )
+    allowed = [shape[:1], shape[:2]] if tokens and len(shape) > 1 else [shape[:1]]
+    if weight is not None and list(jnp.shape(weight)) not in allowed:
+        raise ValueError(
+            f"{name}: expected 'weight'{part} of shape {' or '.join(map(str, allowed))}, "
+            f"got {list(jnp.shape(weight))}"
+        )
+
+
 def check_dropped(name: str, batch: Mapping[str, PyTree]) -> None:
     """Raise for a 'dropped' that is not a truth value for each row of 'x'."""
-    dropped, n = batch.get("dropped"), jnp.shape(batch["x"])[0]
+    dropped, n = batch.get("dropped"), jnp.shape(jax.tree.leaves(batch["x"])[0])[0]
     if dropped is not None and (
         jnp.shape(dropped) != (n,) or jnp.result_type(dropped) != jnp.dtype("bool")
     ):

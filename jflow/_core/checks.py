@@ -145,12 +145,22 @@ def check_batch(name: str, batch) -> None:
         )
 
 
-def check_x(name: str, batch) -> None:
-    """Raise unless the batch is a dict with data [b, *event] under 'x'."""
+def need_x(name: str, batch) -> None:
+    """Raise unless the batch is a dict that has an 'x'."""
     check_batch(name, batch)
     if batch.get("x") is None:
         raise ValueError(
             f"{name}: expected the data under 'x' in batch, got the keys {sorted(batch)}"
+        )
+
+
+def check_x(name: str, batch) -> None:
+    """Raise unless the batch is a dict with data [b, *event] under 'x'."""
+    need_x(name, batch)
+    if isinstance(batch["x"], Mapping):
+        raise ValueError(
+            f"{name}: expected 'x' to be an array [b, *event], got the parts {sorted(batch['x'])}:"
+            " losses.flow_matching and losses.joint_matching take parts"
         )
     if jnp.ndim(batch["x"]) == 0:
         raise ValueError(f"{name}: expected 'x' of shape [b, *event], got a scalar")
@@ -328,17 +338,43 @@ def like_state(name: str, v: PyTree, x: PyTree) -> PyTree:
     return jax.tree.map(lambda v, x: v.astype(jnp.result_type(x)), v, x)
 
 
-def rows_or_tokens(t: ArrayLike, n: int) -> Array:
+def times_of(name: str, t: PyTree, x: PyTree) -> PyTree:
+    """t [n] from t [n] or a scalar; t [n, m], a time for each of m > 1 tokens, as it is; of parts
+    of x, a dict, a dict of such times."""
+    if not isinstance(t, Mapping):
+        return rows_or_tokens(t, count_rows(name, x))
+    n = count_rows(name, x)
+    check_parts(name, "t", t, x)
+    return {part: rows_or_tokens(t[part], n, f"t[{part!r}]") for part in x}
+
+
+def check_parts(name: str, what: str, given: Mapping, x: PyTree) -> None:
+    """Raise unless the dict `given` has the parts of x, which is one too."""
+    if not isinstance(x, Mapping):
+        raise ValueError(
+            f"{name}: expected an array as {what}, as x is one, got the parts {sorted(given)}"
+        )
+    if set(given) != set(x):
+        raise ValueError(
+            f"{name}: expected {what} with the parts of x, {sorted(x)}, got {sorted(given)}"
+        )
+
+
+def rows_or_tokens(t: ArrayLike, n: int, what: str = "t") -> Array:
     """t [n] from t [n] or a scalar; t [n, m], a time for each of m > 1 tokens, as it is."""
     shape = jnp.shape(t)
-    return jnp.asarray(t) if len(shape) == 2 and shape[0] == n and shape[1] > 1 else rows(t, n)
+    if len(shape) == 2 and shape[0] == n and shape[1] > 1:
+        return jnp.asarray(t)
+    return rows(t, n, what)
 
 
-def rows(t: ArrayLike, n: int) -> Array:
+def rows(t: ArrayLike, n: int, what: str = "t") -> Array:
     """t [n] from t [n] or a scalar."""
     t = jnp.asarray(t)
     if t.shape not in ((), (n,)):
-        raise ValueError(f"expected t of shape [{n}], one time a row of x, got {list(t.shape)}")
+        raise ValueError(
+            f"expected {what} of shape [{n}], one time a row of x, got {list(t.shape)}"
+        )
     return jnp.broadcast_to(t, (n,))
 
 

@@ -96,11 +96,11 @@ def read_parts(
                 f"{name}: expected cond.mask of shape {list(context.shape[:2])}, a truth value for"
                 f" each token of cond.context {list(context.shape)}, got {list(mask.shape)}"
             )
-    _check_part(name, "valid", valid, jnp.bool_, ("b", "n"))
+    _check_part(name, "valid", valid, jnp.bool_, ("b", *map(str, sites)))
     if valid is not None and valid.shape[1:] != sites:
         raise ValueError(
-            f"{name}: expected cond.valid of shape {[valid.shape[0], *sites]}, a truth value for"
-            f" each token of x, got {list(valid.shape)}"
+            f"{name}: expected cond.valid of shape {list(jnp.shape(x)[:-1])}, a truth value for"
+            f" each token of x {list(jnp.shape(x))}, got {list(valid.shape)}"
         )
     return cond
 

@@ -47,8 +47,8 @@ def causal(
         net: a causal Linen module, `net(x [b, n, *token], cond) -> h [b, n, k]`, such as
             `nets.CausalTransformer(features=k)` or `nets.CausalLSTM`. With `net(x, cond,
             cache=cache, first=i) -> (h, cache)` of some slots, where x are the tokens before them,
-            and `net.empty_cache(x, rows)` samples take n steps of one token; without, n parallel
-            passes.
+            and `net.empty_cache(x, rows)`, which is not None, samples take n steps of one token;
+            without, n parallel passes.
         token: the law of one token given h_i [rows, k], such as `categorical`,
             `conditional_mixture`, `flows.neural_spline((d,))` or `flows.cnf`.
         event_shape: the shape (n, *token) of a sequence, such as (16, 2), or (16,) for symbols,
@@ -114,10 +114,10 @@ def causal(
                 "causal.sample: expected the shape of a sequence,"
                 " distributions.causal(net, token, event_shape), got none"
             )
-        return draw(params, key, n, cond)
+        return compiled(params, key, n, cond, event_shape)
 
-    def draw(params, key, n, cond):
-        length, *rest = event_shape
+    def draw(params, key, n, cond, shape):
+        length, *rest = shape
         leaves = jax.tree.leaves(params)
         kind = float_dtype(*leaves) if leaves else jnp.result_type(float)
         like = jnp.zeros((n, length, *rest), kind)  # in shapes alone
@@ -150,12 +150,12 @@ def causal(
             return x.at[:, i].set(drawn(jnp.take(h, i, axis=1), i, key)), None
 
         slots = jnp.arange(length), keys
-        if hasattr(net, "empty_cache"):
-            start = (zero[:, :1], net.empty_cache(like, n))
-            return jax.lax.scan(step, start, slots)[1].swapaxes(0, 1)
-        return jax.lax.scan(pass_over_all, zero, slots)[0]
+        cache = net.empty_cache(like, n) if hasattr(net, "empty_cache") else None
+        if cache is None:
+            return jax.lax.scan(pass_over_all, zero, slots)[0]
+        return jax.lax.scan(step, (zero[:, :1], cache), slots)[1].swapaxes(0, 1)
 
-    draw = jax.jit(draw, static_argnums=2)
+    compiled = jax.jit(draw, static_argnums=(2, 4))
     return Distribution(jax.jit(init), jax.jit(log_prob), sample)
 
 
@@ -271,23 +271,14 @@ def _check_causal(net: nn.Module, x: Array, cond: Cond) -> None:
     else:
         cond = jax.tree.map(given, cond)
 
-    @jax.jit
-    def run(tokens, cond):
-        init_key, key = jax.random.split(jax.random.key(0))
-        params = init_linen(net, init_key, tokens, cond)
-        leaves, structure = jax.tree.flatten(params)
-        moved = [
-            p
-            + jax.random.normal(k, p.shape, p.dtype)
-            / max(p.shape[-2] if p.ndim > 1 else 4, 1) ** 0.5
-            for p, k in zip(leaves, jax.random.split(key, len(leaves)), strict=True)
-        ]
-        return _check_hidden(
-            apply_linen(net, jax.tree.unflatten(structure, moved), tokens, cond), tokens
-        )
-
+    shapes = jax.eval_shape(lambda key: init_linen(net, key, tokens, cond), jax.random.key(0))
+    params = jax.tree.map(
+        lambda p: (draws.normal(size=p.shape) / max((*p.shape[-2:-1], 1)) ** 0.5).astype(p.dtype),
+        shapes,
+    )
     with jax.ensure_compile_time_eval():
-        h = np.asarray(run(tokens, cond), np.float64)
+        run = jax.jit(lambda *args: _check_hidden(apply_linen(net, *args), tokens))
+        h = np.asarray(run(params, tokens, cond), np.float64)
     moves = np.abs(h[:m] - h[m:]).max(axis=-1)  # [j, i]: of h_i by another x_j
     wrong = (moves > 1e-3 * (1 + np.abs(h).max())) & (np.arange(m)[None] <= np.arange(m)[:, None])
     if wrong.any():

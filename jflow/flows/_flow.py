@@ -19,7 +19,7 @@ from jflow._core.checks import (
 )
 from jflow._core.keys import split_key
 from jflow._core.nouns import base_log_prob, sample_source
-from jflow.types import Bijector, Distribution, ElboFlow, Flow, Transport
+from jflow.types import Bijector, Condition, Distribution, ElboFlow, Flow, Transport
 
 __all__ = ["elbo_flow", "flow", "importance_weighted"]
 
@@ -287,4 +287,12 @@ def _check_batch(name, x, cond, event_shape=None):
             f"{name}: expected x in floats, got {x.dtype}: give x.astype('float32'), and counts or"
             " levels to a map that dequantizes, such as bijectors.supports.integers"
         )
+    if isinstance(cond, Condition) and cond.aligned is not None:
+        given = jnp.shape(cond.aligned)
+        if given[1:-1] != x.shape[1:-1]:
+            raise ValueError(
+                f"{name}: expected cond.aligned of shape"
+                f" [{', '.join(map(str, ['b', *x.shape[1:-1], 'k']))}], at the sites of x, which is"
+                f" {list(x.shape)}, got {list(given)}: resize it to x first"
+            )
     return x, check_cond(name, cond, x.shape[0])

@@ -61,7 +61,8 @@ def glow(
             behind a fixed permutation of the channels. Another than the 1 x 1 convolution is
             `bijectors.masked_conv`, whose window is larger.
         embed: a Linen module that maps cond to a vector, such as nn.Embed(10, 16) for labels; float
-            vectors and images [b, H, W, k] need none.
+            vectors and images [b, H, W, k] need none, nor does `types.Condition(aligned=...)`, an
+            image at the pixels of x whose weights start at zero.
         remat: whether each layer is computed again in the backward pass, which saves memory; see
             `bijectors.scan`.
         reversible: whether the backward pass rebuilds the activations by inverting the layers,
@@ -190,7 +191,8 @@ def flow_plus_plus(
         univariate: the elementwise map of the couplings; None is
             `bijectors.univariate.logistic_mixture()`.
         embed: a Linen module that maps cond to a vector, such as nn.Embed(10, 16) for labels; float
-            vectors and images [b, H, W, k] need none.
+            vectors and images [b, H, W, k] need none, nor does `types.Condition(aligned=...)`, an
+            image at the pixels of x whose weights start at zero.
         remat: whether each layer is computed again in the backward pass, which saves memory; see
             `bijectors.scan`.
         base: the base distribution; None is the standard normal.

@@ -4,7 +4,8 @@
 becomes of them: `scaled`, `interval`, `rescaled`, `projected`, `zero_star`. `classifier_guidance`
 follows the gradient of a classifier. `density` prescribes the log-density along the way,
 `to_quantile` that of the latent. `extrapolate` and `score_sum` guide causal flows of tokens.
-`denoise` takes noise out by the score of a density.
+`denoise` takes noise out by the score of a density. `given_parts` makes the velocity of some parts
+of a joint one where others are given, and `parts` guides parts by one another.
 
 A guided velocity is that velocity, exactly; the samples that it leads to do not follow the tilted
 density p(x) p(y | x)^w.
@@ -18,11 +19,13 @@ from jflow.guidance._combine import Combine, interval, projected, rescaled, scal
 from jflow.guidance._denoise import denoise
 from jflow.guidance._density import Excess, constant_rate, density, density_step, quantile
 from jflow.guidance._mixture import probabilistic_guidance
+from jflow.guidance._parts import PartsCondition, given_parts, parts, single_part
 from jflow.guidance._prior import score_alignment, to_quantile
 
 __all__ = [
     "Combine",
     "Excess",
+    "PartsCondition",
     "autoguidance",
     "cfg",
     "classifier_guidance",
@@ -31,10 +34,12 @@ __all__ = [
     "density_step",
     "constant_rate",
     "extrapolate",
+    "given_parts",
     "guided",
     "interval",
     "label_log_prob",
     "negative",
+    "parts",
     "probabilistic_guidance",
     "projected",
     "quantile",
@@ -43,6 +48,7 @@ __all__ = [
     "scaled",
     "score_alignment",
     "score_sum",
+    "single_part",
     "to_quantile",
     "with_cond",
     "zero_init",

@@ -1,13 +1,16 @@
 """Guidance by two evaluations of a velocity: classifier-free, negative conditions, autoguidance.
 
-A `Combine` (`guidance.Combine`) says what becomes of the two; `cfg` is the plain one.
+A `Combine` (`guidance.Combine`) says what becomes of the two; `cfg` is the plain one. Where x is a
+dict of parts and t a dict of their times, each part is combined by itself.
 """
+
+from collections.abc import Mapping
 
 import jax
 import jax.numpy as jnp
 
 from jflow._core.arrays import expand_to
-from jflow._core.checks import check_cond, check_noun, like_rows, rows
+from jflow._core.checks import check_cond, check_noun, like_rows, times_of
 from jflow._core.keys import split_key
 from jflow.guidance._combine import Combine, scaled
 from jflow.types import Field, NumberOrFunction, PyTree, Velocity
@@ -157,10 +160,11 @@ def autoguidance(velocity: Velocity, weak: Velocity, combine: Combine) -> Veloci
         }
 
     def apply(params, x, t, cond=None, *, key=None):
-        t = rows(t, _count(x))
+        t = times_of("autoguidance", t, x)
         strong_key, weak_key = split_key(key, 2)
         strong = velocity.apply(params["velocity"], x, t, cond, key=strong_key)
-        return combine(strong, weak.apply(params["weak"], x, t, cond, key=weak_key), x, t)
+        other = weak.apply(params["weak"], x, t, cond, key=weak_key)
+        return _at_times(combine, t, strong, other, x)
 
     return Velocity(init, apply)
 
@@ -215,10 +219,12 @@ def zero_init(velocity: Velocity, until: float) -> Velocity:
     if not 0 <= until <= 1:
         raise ValueError(f"zero_init: expected until in [0, 1], got {until}")
 
-    def apply(params, x, t, cond=None, *, key=None):
-        t = rows(t, _count(x))
-        v = velocity.apply(params, x, t, cond, key=key)
+    def still(v, t):
         return jax.tree.map(lambda v: jnp.where(expand_to(t < until, v), jnp.zeros_like(v), v), v)
+
+    def apply(params, x, t, cond=None, *, key=None):
+        t = times_of("zero_init", t, x)
+        return _at_times(still, t, velocity.apply(params, x, t, cond, key=key))
 
     return Velocity(velocity.init, apply)
 
@@ -241,12 +247,18 @@ def _guided(name, velocity, combine, null):
 
 def _twice(velocity, combine, params, x, t, cond, other, key):
     """Both conditions in one evaluation."""
-    n = _count(x)
-    t = rows(t, n)
+    n, t = _count(x), times_of("guidance", t, x)
     double = lambda a, b: jax.tree.map(lambda a, b: jnp.concatenate([a, b]), a, b)  # noqa: E731
     both = velocity.apply(params, double(x, x), double(t, t), double(cond, other), key=key)
     first, second = jax.tree.map(lambda v: v[:n], both), jax.tree.map(lambda v: v[n:], both)
-    return combine(first, second, x, t)
+    return _at_times(combine, t, first, second, x)
+
+
+def _at_times(f, t, *trees):
+    """f(*trees, t); where each part has a time of its own, of each part by itself."""
+    if not isinstance(t, Mapping):
+        return f(*trees, t)
+    return {part: f(*(tree[part] for tree in trees), t[part]) for part in t}
 
 
 def _count(x):

@@ -11,10 +11,12 @@ from jflow._core.checks import (
     check_batch,
     check_cond,
     check_x,
+    count_rows,
     frozen_entry,
     like_rows,
     need_key,
     need_pairs,
+    need_x,
 )
 from jflow.types import Array, BatchTransform, PyTree
 
@@ -92,11 +94,11 @@ def drop_cond(p: float, *, null: PyTree) -> BatchTransform:
 
     def transform(key, batch, frozen=None):
         need_key("drop_cond", key)
-        check_x("drop_cond", batch)
+        need_x("drop_cond", batch)
+        n = count_rows("drop_cond", batch["x"])
         check_dropped("drop_cond", batch)
         if batch.get("cond") is None:
             raise ValueError(f"drop_cond: expected 'cond' in batch, got the keys {sorted(batch)}")
-        n = jnp.shape(batch["x"])[0]
         cond = jax.tree.map(jnp.asarray, check_cond("drop_cond", batch["cond"], n))
         dropped = jax.random.bernoulli(key, p, (n,))
         nulls = like_rows("drop_cond", null, cond)

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 
 from jflow import paths, times
 from jflow._core.arrays import expand_to, filled, float_dtype
-from jflow._core.batch import mean_of_rows, read_batch
+from jflow._core.batch import mean_of_rows, read_parts
 from jflow._core.checks import check_noun, check_params, check_whole, need_key
 from jflow._core.keys import same_draws
 from jflow._core.linen import apply_linen, check_linen
@@ -68,8 +68,9 @@ def causal_matching(
     Returns:
         A loss of params {'net', 'token': {'velocity', 'base'}} and the batch {'x' [b, n, d],
         optionally 'cond', of which `Condition.valid` [b, n] says which tokens exist, and 'weight'
-        [b] or [b, n]}. The mean is weighted, sum(w l) / sum(w), over the tokens that exist. It has
-        no metrics.
+        [b] or [b, n]}. The mean is weighted, sum(w l) / sum(w), over the tokens that exist. A token
+        of weight 0, such as one of a prompt, is not learned, and stays the past of the others. It
+        has no metrics.
 
     Raises:
         TypeError: At construction for what is no network, velocity or distribution.
@@ -148,34 +149,27 @@ def _read(
     name: str, batch: Mapping[str, PyTree]
 ) -> tuple[Array, PyTree, Array | None, Array | None]:
     """(x [b, n, d], cond, weights of the tokens [b, n], which of them count [b, n]), the last two
-    None where all are equal; what does not count is zero."""
-    given = batch.get("weight") if isinstance(batch, Mapping) else None
-    of_tokens = given is not None and jnp.ndim(given) == 2
-    if of_tokens:  # rows are read by whether any of their tokens counts
-        batch = {**batch, "weight": jnp.any(jnp.asarray(given) != 0, axis=1).astype(jnp.float32)}
-    x, cond, weight = read_batch(name, batch, ("x", "cond", "weight"))
-    if x.ndim != 3:
-        raise ValueError(f"{name}: expected x of shape [b, n, d], got {list(x.shape)}")
+    None where all are equal.
+
+    A token of weight 0 stays the past of others, unless it is not finite: then it is zero."""
+    if isinstance(batch, Mapping) and batch.get("x0") is not None:
+        raise ValueError(f"{name}: unknown keys in batch: ['x0']; the base is the source")
+    x, _, cond, weight = read_parts(name, batch)
+    if isinstance(x, dict) or x.ndim != 3:
+        given = "a dict" if isinstance(x, dict) else list(x.shape)
+        raise ValueError(f"{name}: expected x of shape [b, n, d], got {given}")
     shape = x.shape[:2]
-    if of_tokens:
-        if jnp.shape(given) != shape:
-            raise ValueError(
-                f"{name}: expected 'weight' of shape [{shape[0]}] or {list(shape)}, got"
-                f" {list(jnp.shape(given))}"
-            )
-        weight = jnp.asarray(given)
-    elif weight is not None:
+    if weight is not None and weight.ndim == 1:
         weight = jnp.broadcast_to(weight[:, None], shape)
-    valid = cond.valid if isinstance(cond, Condition) else None
-    if valid is not None:
-        if valid.shape != shape:
+    if isinstance(cond, Condition) and cond.valid is not None:
+        if cond.valid.shape != shape:
             raise ValueError(
-                f"{name}: expected cond.valid of shape {list(shape)}, got {list(valid.shape)}"
+                f"{name}: expected cond.valid of shape {list(shape)}, got {list(cond.valid.shape)}"
             )
-        weight = jnp.where(valid, jnp.ones_like(x, shape=shape) if weight is None else weight, 0)
+        weight = cond.valid if weight is None else jnp.where(cond.valid, weight, 0)
     if weight is None:
         return x, cond, None, None
     used = weight != 0
-    if valid is not None:
-        x = jnp.where(expand_to(valid, x), x, jnp.zeros_like(x))
+    x, cond = filled(jnp.any(used, axis=1), (x, cond))  # rows that do not count at all
+    x = jnp.where(expand_to(used, x) | jnp.isfinite(x), x, jnp.zeros_like(x))
     return x, cond, weight, used

@@ -1,16 +1,16 @@
 """What the regressions on a path share: a batch is read, and its source and times are drawn."""
 
 from collections.abc import Mapping
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
-from jflow._core.arrays import filled, float_dtype
-from jflow._core.batch import read_as_given
-from jflow._core.checks import need_key
-from jflow.types import Cond, Key, PyTree, Time, TimePair
+from jflow._core.arrays import expand_to, filled, float_dtype
+from jflow._core.batch import read_as_given, read_parts
+from jflow._core.checks import check_parts, count_rows, need_key
+from jflow.types import Cond, Key, PartTimes, PyTree, Time, TimePair
 
 __all__ = ["Pairs", "draw_pairs"]
 
@@ -77,6 +77,72 @@ def draw_pairs(name: str, key: Key, batch: Mapping[str, PyTree], time: Time | Ti
     x0, x1, cond = filled(None if weight is None else weight != 0, (x0, x1, cond))
     t = jax.tree.map(lambda t: t.astype(float_dtype(x1)), time(time_key, x1.shape[0]))
     return Pairs(x0, x1, cond, weight, t, path_key, dropout_key)
+
+
+def draw_parts(name: str, key: Key, batch: Mapping[str, PyTree], time: Time | PartTimes) -> Pairs:
+    """`draw_pairs` for a loss that takes parts, times of tokens, and weights of tokens.
+
+    x0 and x1 are arrays, or dicts of parts, t is [b] or [b, n], or a dict of such by part. weight
+    is as in the batch, or a dict by part. Tokens of weight 0 that hold infinity or NaN hold 0 here.
+    """
+    need_key(name, key)
+    x1, x0, cond, weight = read_parts(name, batch)
+    time_key, noise_key, path_key, dropout_key = jax.random.split(key, 4)
+    if x0 is None:
+        keys = split_by_part(noise_key, x1)
+        x0 = whole(
+            {
+                part: jax.random.normal(own, x.shape, x.dtype)
+                for own, (part, x) in zip(keys, by_part(x1).items(), strict=True)
+            }
+        )
+    weights = by_part(weight) if isinstance(x1, Mapping) else {None: weight}
+    used = [
+        jnp.any((w != 0).reshape(w.shape[0], -1), axis=1) for w in weights.values() if w is not None
+    ]
+    some = jnp.any(jnp.stack(used), axis=0) if len(used) == len(weights) else None
+    x0, x1, cond = filled(some, (x0, x1, cond))
+    x0, x1 = (
+        whole({part: _without_gaps(a, weights[part]) for part, a in by_part(x).items()})
+        for x in (x0, x1)
+    )
+    t = jax.tree.map(
+        lambda t: t.astype(float_dtype(*jax.tree.leaves(x1))), time(time_key, count_rows(name, x1))
+    )
+    if isinstance(t, Mapping):
+        check_parts(name, "the times drawn", t, x1)
+    for part, x in by_part(x1).items():
+        drawn = t[part] if isinstance(t, Mapping) else t
+        allowed = [list(x.shape[:1]), list(x.shape[:2])]
+        if list(drawn.shape) not in allowed:
+            of = "" if part is None else f" of the part {part!r}"
+            raise ValueError(
+                f"{name}: expected times{of} of shape {allowed[0]}, or {allowed[1]}, a time for"
+                f" each token, got {list(drawn.shape)}"
+            )
+    return Pairs(x0, x1, cond, weight, t, path_key, dropout_key)
+
+
+def by_part(x: PyTree) -> dict[Any, Any]:
+    """A dict of parts in the order of their names; of an array, one part without a name."""
+    return {part: x[part] for part in sorted(x)} if isinstance(x, Mapping) else {None: x}
+
+
+def whole(parts: dict[Any, Any]) -> PyTree:
+    """What `by_part` took apart."""
+    return parts[None] if None in parts else parts
+
+
+def split_by_part(key: Key, x: PyTree) -> list[Key]:
+    """A key for each part; the key itself for an array."""
+    return list(jax.random.split(key, len(x))) if isinstance(x, Mapping) else [key]
+
+
+def _without_gaps(x: Array, weight: Array | None) -> Array:
+    """x with 0 for the numbers of rows or tokens of weight 0 that are not finite."""
+    if weight is None:
+        return x
+    return jnp.where(expand_to(weight != 0, x) | jnp.isfinite(x), x, jnp.zeros_like(x))
 
 
 def dropped_rows(batch: Mapping[str, PyTree], n: int) -> Bool[Array, " n"]:

@@ -14,6 +14,7 @@ from jflow.nets._attention import (
     chunked_attention,
     dot_product_attention,
     fused_attention,
+    rotary_attention,
     tpu_attention,
 )
 from jflow.nets._autoencoder_kl import Autoencoder, AutoencoderKL, autoencoder, tiled
@@ -39,6 +40,7 @@ from jflow.nets._mmdit import MMDiT
 from jflow.nets._pca import pca_autoencoder
 from jflow.nets._t5 import T5Encoder
 from jflow.nets._tarflow import TarFlowTransformer
+from jflow.nets._token_dit import LearnedPositions, TokenDiT, sinusoidal_positions
 from jflow.nets._unet import UNet
 from jflow.nets._uvit import UViT
 from jflow.nets._vit import CondEmbed, ViT
@@ -61,6 +63,7 @@ __all__ = [
     "Headed",
     "ImageEncoder",
     "InceptionFID",
+    "LearnedPositions",
     "LightningDiT",
     "LipschitzConv",
     "LipschitzMLP",
@@ -77,6 +80,7 @@ __all__ = [
     "TextFeatures",
     "TimeCondEmbed",
     "TimeMLP",
+    "TokenDiT",
     "UNet",
     "UViT",
     "ViT",
@@ -95,6 +99,8 @@ __all__ = [
     "norms",
     "pca_autoencoder",
     "quick_gelu",
+    "rotary_attention",
+    "sinusoidal_positions",
     "tiled",
     "time_features",
     "tpu_attention",

@@ -1,11 +1,13 @@
 """Attention in several forms of one signature, and self-attention, which takes any of them."""
 
+import math
 from collections.abc import Callable
 from typing import Any, Literal
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Bool, Float
 
 from jflow._core.arrays import float_dtype
@@ -249,6 +251,70 @@ def tpu_attention(*, causal: bool = False) -> Attention:
     return attention
 
 
+def rotary_attention(
+    attention_fn: Attention = dot_product_attention, *, base: float = 10_000.0
+) -> Attention:
+    """Attention that knows how far apart two tokens are: rotary positions around another one.
+
+    Also known as: RoPE, rotary position embedding.
+
+    Pair i of the numbers of a head is turned by the angle position base^(-2 i / size) in the
+    queries and the keys, positions 0, 1, 2 ..., so that a score depends on positions by their
+    difference. Two numbers of a pair are neighbors.
+
+    Args:
+        attention_fn: the attention of the turned queries and keys, such as `chunked_attention()`.
+        base: the ratio that the frequencies fall by, above 1.
+
+    Returns:
+        A function like `dot_product_attention`, for `attention_fn` of the networks. It raises a
+        ValueError for heads of an odd size.
+
+    Raises:
+        ValueError: base is not a finite number above 1.
+
+    Examples:
+        >>> import jax
+        >>> import jax.numpy as jnp
+        >>> from jflow import nets
+        >>> attention = nets.rotary_attention(nets.chunked_attention())
+        >>> q, k, v = jax.random.normal(jax.random.key(0), (3, 1, 4, 1, 2))
+        >>> attention(q, k, v).shape
+        (1, 4, 1, 2)
+        >>> net = nets.TokenDiT(positions=None, attention_fn=attention)
+
+    References:
+        Su, Lu, Pan, Murtadha, Wen, Liu, *RoFormer: Enhanced Transformer with Rotary Position
+            Embedding*, 2021, arXiv:2104.09864.
+    """
+    if not 1 < base < math.inf:
+        raise ValueError(f"rotary_attention: expected a finite base > 1, got {base}")
+
+    def turned(x):
+        n, size = x.shape[1], x.shape[-1]
+        if size % 2:
+            raise ValueError(f"rotary_attention: expected heads of an even size, got {size}")
+        angles = np.outer(np.arange(n), base ** (-np.arange(0, size, 2) / size))
+        return rotated(x, tuple(jnp.asarray(f(angles), float_dtype(x)) for f in (np.cos, np.sin)))
+
+    def attention(q, k, v, *, mask=None):
+        rest = {} if mask is None else {"mask": mask}
+        return attention_fn(turned(q), turned(k), v, **rest)
+
+    return attention
+
+
+def rotated(x: Array, turns: tuple[Array, Array]) -> Array:
+    """x [b, n, heads, size], whose adjacent pairs of numbers are turned, in float32 or better.
+
+    turns are the cosines and the sines of the angles, [n, size / 2].
+    """
+    cos, sin = (turn[None, :, None] for turn in turns)
+    a, b = jnp.moveaxis(x.astype(cos.dtype).reshape(*x.shape[:-1], -1, 2), -1, 0)
+    pairs = jnp.stack([a * cos - b * sin, a * sin + b * cos], axis=-1)
+    return pairs.reshape(x.shape).astype(x.dtype)
+
+
 def _four_axes(name: str, mask: Array, q: Array, k: Array) -> Array:
     """A mask [b, m], or of four axes, as one of four that broadcasts to [b, heads, n, m]."""
     (b, n, heads, _), m = q.shape, k.shape[1]
@@ -291,9 +357,11 @@ class SelfAttention(nn.Module):
         dtype: the type of the computation, such as jnp.bfloat16; params stay float32 or better.
             None is the type of the inputs and params.
         attention_fn: a function `attention_fn(q, k, v)` of three arrays [b, n, heads, size], which
-            returns one more. The default has a forward mode and float64; `chunked_attention()` too,
-            in memory linear in the tokens; in bfloat16 on a GPU `fused_attention("cudnn")` is
-            faster, on a TPU `tpu_attention()`.
+            returns one more; where some tokens are not valid it is called with mask=[b, n] bool,
+            the keys that are seen. The default has a forward mode and float64;
+            `chunked_attention()` too, in memory linear in the tokens; in bfloat16 on a GPU
+            `fused_attention("cudnn")` is faster, on a TPU `tpu_attention()`. `rotary_attention`
+            adds positions to any of them.
 
     Raises:
         ValueError: num_heads does not divide the width, or attention_fn returns another shape; both
@@ -310,11 +378,14 @@ class SelfAttention(nn.Module):
     attention_fn: Callable[..., Array] = dot_product_attention
 
     @nn.compact
-    def __call__(self, x: Float[Array, "b n width"]) -> Float[Array, "b n width"]:
+    def __call__(
+        self, x: Float[Array, "b n width"], valid: Bool[Array, "b n"] | None = None
+    ) -> Float[Array, "b n width"]:
         """Attend.
 
         Args:
             x: the tokens, [b, n, width].
+            valid: the tokens that are attended to, bool [b, n]; None: all.
 
         Returns:
             The tokens after attention and a linear map, [b, n, width].
@@ -329,7 +400,7 @@ class SelfAttention(nn.Module):
             nn.Dense(3 * width, kernel_init=self.kernel_init, dtype=self.dtype, name="qkv"), x
         )
         q, k, v = jnp.moveaxis(qkv.reshape(b, n, 3, self.num_heads, width // self.num_heads), 2, 0)
-        y = self.attention_fn(q, k, v)
+        y = self.attention_fn(q, k, v) if valid is None else self.attention_fn(q, k, v, mask=valid)
         if y.shape != q.shape:
             raise ValueError(
                 f"SelfAttention: expected attention_fn to return {list(q.shape)}, got "

@@ -13,7 +13,7 @@ from jflow._core.arrays import float_dtype
 from jflow._core.checks import check_whole
 from jflow._core.linen import check_linen
 from jflow.nets._attention import per_token
-from jflow.nets._slots import check_tokens, enter, held, preceding, read_slots
+from jflow.nets._slots import check_tokens, enter, held, leave, preceding, read_slots
 from jflow.types import Array, Cond, Condition
 
 
@@ -102,6 +102,7 @@ class CausalLSTM(nn.Module):
         h = h.astype(float_dtype(h))
         if self.features is not None:  # in the params' precision
             h = per_token(nn.Dense(self.features, name="head"), h)
+        h = leave(h, parts.valid, first)
         return h if cache is None else (h, state)
 
     def empty_cache(self, x: Array, rows: int) -> tuple[Array, Array]:
@@ -211,9 +212,9 @@ class WithPrevious(nn.Module):
             rows: how many rows the cache is for.
 
         Returns:
-            The empty cache of the network.
+            The empty cache of the network, None where it has none.
         """
-        return self.net.empty_cache(x, rows)
+        return self.net.empty_cache(x, rows) if hasattr(self.net, "empty_cache") else None
 
 
 def _read(module, x: Array, cond: Cond, m: int, cache) -> tuple[Cond, Condition]:

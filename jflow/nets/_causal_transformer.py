@@ -15,7 +15,7 @@ from jflow.nets._attention import per_token
 from jflow.nets._dit import CrossAttention
 from jflow.nets._embed import need_part
 from jflow.nets._mmdit import rotated
-from jflow.nets._slots import check_tokens, enter, held, read_slots
+from jflow.nets._slots import check_tokens, enter, held, leave, read_slots
 from jflow.nets._vit import check_width, layer_norm, mlp
 from jflow.types import Array, Cond
 
@@ -153,7 +153,7 @@ class CausalTransformer(nn.Module):
         head = nn.Dense(
             size, kernel_init=nn.initializers.zeros, name="head"
         )  # in the params' precision
-        raw = per_token(head, h.astype(float_dtype(h)))
+        raw = leave(per_token(head, h.astype(float_dtype(h))), parts.valid, first)
         return raw if cache is None else (raw, cache)
 
     def _positions(self, n: int) -> Array:

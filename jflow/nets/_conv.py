@@ -13,7 +13,8 @@ from jflow._core.checks import check_whole
 from jflow._core.conditions import refuse_parts
 from jflow._core.linen import flatten_cond
 from jflow.nets._attention import SelfAttention, per_token
-from jflow.types import Array, Cond
+from jflow.nets._embed import need_part
+from jflow.types import Array, Cond, Condition
 
 
 class LoopConv(nn.Module):
@@ -30,12 +31,13 @@ class LoopConv(nn.Module):
 
     features: int
     dtype: Any = None
+    kernel_init: nn.initializers.Initializer = nn.initializers.lecun_normal()
 
     @nn.compact
     def __call__(self, x: Array) -> Array:
         b, h, w, c = x.shape
         f = self.features
-        kernel = self.param("kernel", nn.initializers.lecun_normal(), (3, 3, c, f))
+        kernel = self.param("kernel", self.kernel_init, (3, 3, c, f))
         bias = self.param("bias", nn.initializers.zeros, (f,))
         x, kernel, bias = nn.dtypes.promote_dtype(x, kernel, bias, dtype=self.dtype)
         pad = ((0, 0), (1, 1), (1, 1), (0, 0))
@@ -98,13 +100,14 @@ class GlowNet(nn.Module):
             x: the images, [b, H, W, C].
             cond: None, or a pytree of floats: images [b, f H, g W, k], of which blocks of f x g
                 pixels become channels, and others [b, ...], which are flattened. Labels are to be
-                embedded first.
+                embedded first. Of a `types.Condition` the vector, and aligned, an image whose
+                weights start at zero: a trained network goes on as it was when it gets one.
 
         Returns:
             The features [b, H, W, features].
         """
-        x, vector = split_cond("GlowNet", cond, x)
-        h = LoopConv(self.hidden, self.dtype, name="near")(x)
+        x, vector, aligned = split_cond("GlowNet", cond, x)
+        h = LoopConv(self.hidden, self.dtype, name="near")(x) + _beside(self, aligned, self.hidden)
         h = self.activation(h + _everywhere(self, vector, self.hidden))
         h = self.activation(per_token(nn.Dense(self.hidden, dtype=self.dtype, name="pixel"), h))
         return self.activation(LoopConv(self.features, self.dtype, name="far")(h))
@@ -151,13 +154,15 @@ class GatedAttentionNet(nn.Module):
             x: the images, [b, H, W, C].
             cond: None, or a pytree of floats: images [b, f H, g W, k], of which blocks of f x g
                 pixels become channels, and others [b, ...], which are flattened and enter every
-                block. Labels are to be embedded first.
+                block. Labels are to be embedded first. Of a `types.Condition` the vector, and
+                aligned, an image whose weights start at zero: a trained network goes on as it was
+                when it gets one.
 
         Returns:
             The features [b, H, W, width].
         """
-        x, vector = split_cond("GatedAttentionNet", cond, x)
-        h = LoopConv(self.width, self.dtype, name="stem")(x)
+        x, vector, aligned = split_cond("GatedAttentionNet", cond, x)
+        h = LoopConv(self.width, self.dtype, name="stem")(x) + _beside(self, aligned, self.width)
         position = self.param("position", nn.initializers.normal(0.02), (*x.shape[1:3], self.width))
         h = h + position.astype(h.dtype)[None]
         blocks = nn.scan(
@@ -201,34 +206,59 @@ class _GatedAttentionBlock(nn.Module):
         return norm(h + a * jax.nn.sigmoid(gate)).astype(h.dtype)
 
 
-def split_cond(name: str, cond: Cond, x: Array) -> tuple[Array, Array | None]:
-    """(x with the images of cond concatenated, the rest of cond as one vector [b, k] or None).
+def split_cond(name: str, cond: Cond, x: Array) -> tuple[Array, Array | None, Array | None]:
+    """(x beside the images of cond, the rest as one vector [b, k] or None, aligned or None).
 
     A float leaf [b, f H, g W, k] of cond is an image; blocks of f x g of its pixels become
     channels, so that one image serves every level of a multi-scale flow, and either color of a
-    checkerboard. Other float leaves are flattened.
+    checkerboard. Other float leaves are flattened. What is aligned in a `Condition` is made of such
+    blocks as well, [b, H, W, f g k], or None.
 
     Raises:
         ValueError: cond has integer labels, which are to be embedded first, or images of a size
             that does not fit.
     """
     b, h, w, _ = x.shape
-    refuse_parts(name, cond, ("label", "vector", "aligned"))  # a label has a message of its own
     images: list[Array] = []
     vectors: list[Array] = []
-    for leaf in jax.tree.leaves(cond):
-        (images if jnp.ndim(leaf) == 4 else vectors).append(leaf)
-    flatten_cond(name, images, b)
-    for i, image in enumerate(images):
-        f, g = image.shape[1] // h, image.shape[2] // w
-        if not f or not g or tuple(image.shape[1:3]) != (f * h, g * w):
+    aligned: list[Array] = []
+    for part in jax.tree.leaves(cond, is_leaf=lambda part: isinstance(part, Condition)):
+        if isinstance(part, Condition):
+            # a label has a message of its own
+            refuse_parts(name, part, ("label", "vector", "aligned"))
+            aligned += [] if part.aligned is None else [part.aligned]
+            part = part._replace(aligned=None)
+        for leaf in jax.tree.leaves(part):
+            (images if jnp.ndim(leaf) == 4 else vectors).append(leaf)
+    flatten_cond(name, [*images, *aligned], b)
+
+    def blocks(image, what):
+        f, g = (size // own for size, own in zip(image.shape[1:3], (h, w), strict=False))
+        if image.ndim != 4 or not f or not g or tuple(image.shape[1:3]) != (f * h, g * w):
             raise ValueError(
-                f"{name}: expected an image in cond to be [b, {h} f, {w} g, channels] for x of "
+                f"{name}: expected {what} to be [b, {h} f, {w} g, channels] for x of "
                 f"shape {list(x.shape)}, "
                 f"got {list(image.shape)}"
             )
-        images[i] = space_to_depth(name, image, f, g)
-    return jnp.concatenate([x, *images], axis=-1), flatten_cond(name, vectors, b)
+        return space_to_depth(name, image, f, g)
+
+    beside = [blocks(image, "cond.aligned") for image in aligned]
+    return (
+        jnp.concatenate([x, *(blocks(image, "an image in cond") for image in images)], axis=-1),
+        flatten_cond(name, vectors, b),
+        jnp.concatenate(beside, axis=-1).astype(x.dtype) if beside else None,
+    )
+
+
+def _beside(module: nn.Module, aligned: Array | None, features: int):
+    """A convolution of what is aligned with x, zero at first; 0 without it.
+
+    To be called inside a compact method of `module`.
+    """
+    if aligned is None:
+        need_part(module, "aligned", "aligned", module.variables.get("params", {}))
+        return 0.0
+    return LoopConv(features, module.dtype, nn.initializers.zeros, name="aligned")(aligned)
 
 
 def _everywhere(module: nn.Module, vector: Array | None, features: int):

@@ -118,56 +118,75 @@ class DiT(nn.Module):
         _, height, width, channels = x.shape
         rows, columns = height // p, width // p
         check_time("DiT", x, t, r, rows * columns)
-        cond, parts = read_cond("DiT", cond, x, Condition._fields)
-        params = self.variables.get("params", {})
+        cond, parts = read_cond("DiT", cond, x, Condition._fields[:-1])  # all but valid
 
         h = per_token(
             nn.Dense(self.width, kernel_init=_xavier, dtype=self.dtype, name="patches"),
             patchify(x, p),
         )
-        if parts.aligned is not None:
-            beside = nn.Dense(
-                self.width, use_bias=False, kernel_init=_zeros, dtype=self.dtype, name="aligned"
-            )
-            h = h + per_token(beside, patchify(parts.aligned.astype(x.dtype), p)).astype(h.dtype)
-        else:
-            need_part(self, "aligned", "aligned", params)
-        if parts.context is None:
-            need_part(self, "context", "context", params.get("blocks", {}))
+        aligned = parts.aligned
+        h = with_aligned(
+            self, h, None if aligned is None else patchify(aligned.astype(x.dtype), p), self.dtype
+        )
         h = h + jnp.asarray(sincos_positions(rows, columns, self.width), h.dtype)[None]
         embed = TimeCondEmbed(
             self.width, self.num_classes, time_scale=self.time_scale, dtype=self.dtype, name="embed"
         )
         c = nn.silu(embed(t, cond, r)).astype(h.dtype)  # the scan's carry keeps one type
-        blocks = nn.scan(
-            nn.remat(DiTBlock, prevent_cse=False) if self.remat else DiTBlock,
-            variable_axes={"params": 0},
-            split_rngs={"params": True, "dropout": True},
-            in_axes=nn.broadcast,
-            length=self.num_layers,
-        )
-        h, _ = blocks(
-            self.num_heads,
-            self.mlp_ratio,
-            self.dropout,
-            self.dtype,
-            self.attention_fn,
-            name="blocks",
-        )(h, c, parts.context, parts.mask)
-
-        shift, scale = modulation(c, 2, self.dtype)
-        h = layer_norm(self.dtype)(h) * (1 + scale) + shift
-        h = per_token(
-            nn.Dense(p * p * channels, kernel_init=_zeros, name="head"), h
-        )  # in the params' precision
+        h = transformed(self, h, c, parts, p * p * channels)
         return unpatchify(h, rows, columns, p).astype(x.dtype)
+
+
+def with_aligned(module: nn.Module, h: Array, aligned: Array | None, dtype) -> Array:
+    """The tokens h [b, n, width] plus a linear map of what is aligned with them, zero at first.
+
+    To be called inside a compact method of the module.
+    """
+    if aligned is None:
+        need_part(module, "aligned", "aligned", module.variables.get("params", {}))
+        return h
+    beside = nn.Dense(h.shape[-1], use_bias=False, kernel_init=_zeros, dtype=dtype, name="aligned")
+    return h + per_token(beside, aligned).astype(h.dtype)
+
+
+def transformed(module: Any, h: Array, c: Array, parts: Condition, outputs: int) -> Array:
+    """The tokens h [b, n, width] after the blocks and the head of a module, [b, n, outputs].
+
+    c is as in `DiTBlock`; what is not valid of the tokens is not attended to. To be called inside a
+    compact method of the module, whose options are those of `DiT`.
+    """
+    if parts.context is None:
+        blocks = module.variables.get("params", {}).get("blocks", {})
+        need_part(module, "context", "context", blocks)
+    blocks = nn.scan(
+        nn.remat(DiTBlock, prevent_cse=False) if module.remat else DiTBlock,
+        variable_axes={"params": 0},
+        split_rngs={"params": True, "dropout": True},
+        in_axes=nn.broadcast,
+        length=module.num_layers,
+    )
+    h, _ = blocks(
+        module.num_heads,
+        module.mlp_ratio,
+        module.dropout,
+        module.dtype,
+        module.attention_fn,
+        name="blocks",
+    )(h, c, parts.context, parts.mask, parts.valid)
+
+    shift, scale = modulation(c, 2, module.dtype)
+    h = layer_norm(module.dtype)(h) * (1 + scale) + shift
+    return per_token(
+        nn.Dense(outputs, kernel_init=_zeros, name="head"), h
+    )  # in the params' precision
 
 
 class DiTBlock(nn.Module):
     """One adaLN-zero block on tokens h [b, n, width], modulated by c [b, width] or [b, n, width].
 
-    A context [b, m, k], of which the tokens of mask [b, m] are valid, is attended to in between. It
-    is the identity at initialization.
+    A context [b, m, k], of which the tokens of mask [b, m] are valid, is attended to in between.
+    Tokens of h that are not valid [b, n] are attended to by none. It is the identity at
+    initialization.
     """
 
     num_heads: int
@@ -178,7 +197,12 @@ class DiTBlock(nn.Module):
 
     @nn.compact
     def __call__(
-        self, h: Array, c: Array, context: Array | None = None, mask: Array | None = None
+        self,
+        h: Array,
+        c: Array,
+        context: Array | None = None,
+        mask: Array | None = None,
+        valid: Array | None = None,
     ) -> tuple[Array, None]:
         width = h.shape[-1]
         dense = partial(nn.Dense, kernel_init=_xavier, dtype=self.dtype)
@@ -188,7 +212,7 @@ class DiTBlock(nn.Module):
         y = layer_norm(self.dtype)(h) * (1 + scale_a) + shift_a
         y = SelfAttention(
             self.num_heads, _xavier, _xavier, self.dtype, self.attention_fn, name="attention"
-        )(y)
+        )(y, valid)
         h = h + gate_a * drop(y)
         if context is not None:
             attend = CrossAttention(self.num_heads, self.dtype, name="context")

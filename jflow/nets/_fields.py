@@ -2,7 +2,7 @@
 
 import flax.linen as nn
 
-from jflow._core.checks import check_cond, count_rows, like_state, rows_or_tokens
+from jflow._core.checks import check_cond, count_rows, like_state, times_of
 from jflow._core.linen import apply_linen, check_linen, init_linen
 from jflow._core.nouns import compiled
 from jflow.types import Field, FlowMap, Velocity
@@ -20,9 +20,10 @@ def field(module: nn.Module) -> Field:
 
     Returns:
         Field: x is an array [b, *event] or a pytree of them; t is [b], where a scalar is given to
-            every row, or [b, n] for a module that reads a time for each of n > 1 tokens; the leaves
-            of cond lead with b, or with 1 for all rows. Its functions raise a ValueError where t or
-            cond does not have b rows. Params are those of the module.
+            every row, or [b, n] for a module that reads a time for each of n > 1 tokens, or for a
+            dict x, of parts, a dict of the times of each; the leaves of cond lead with b, or with 1
+            for all rows. Its functions raise a ValueError where t or cond does not have b rows.
+            Params are those of the module.
 
     Raises:
         TypeError: module is not an instance of a Linen module.
@@ -42,8 +43,9 @@ def velocity(module: nn.Module) -> Velocity:
 
     Returns:
         Velocity: x is an array [b, *event] or a pytree of them; t is [b], where a scalar is given
-            to every row, or [b, n] for a module that reads a time for each of n > 1 tokens; the
-            leaves of cond lead with b, or with 1 for all rows. Its functions raise a ValueError
+            to every row, or [b, n] for a module that reads a time for each of n > 1 tokens, or for
+            a dict x, of parts, a dict of the times of each; the leaves of cond lead with b, or with
+            1 for all rows. Its functions raise a ValueError
             where t or cond does not have b rows, or the output does not have the structure and
             shapes of x. Params are those of the module.
 
@@ -74,7 +76,7 @@ def flow_map(module: nn.Module) -> FlowMap:
 
     The module is read as u(x, t, r), the average velocity from time t to time r; the output is cast
     back to the type of x. Of the networks of jflow `ResidualMLP`, `UNet`, `ADM`, `DDPMpp`, `DiT`,
-    `LightningDiT`, `UViT`, `MMDiT` and `Flux` take r; they read r - t.
+    `TokenDiT`, `LightningDiT`, `UViT`, `MMDiT` and `Flux` take r; they read r - t.
 
     Args:
         module: an instance of a Linen module that keeps 'params' alone.
@@ -106,7 +108,7 @@ def flow_map(module: nn.Module) -> FlowMap:
     def inputs(x, t, r, cond):
         n = count_rows(name, x)
         cond = check_cond(name, cond, n)
-        return x, rows_or_tokens(t, n), cond, rows_or_tokens(r, n)
+        return x, times_of(name, t, x), cond, times_of(name, r, x)
 
     def init(key, x, t, r, cond=None):
         return init_linen(module, key, *inputs(x, t, r, cond))
@@ -130,7 +132,5 @@ def _lifted(name: str, module: nn.Module) -> Field:
 
 
 def _inputs(name, x, t, cond):
-    n = count_rows(name, x)
-    cond = check_cond(name, cond, n)
-    # a module without conditioning may leave the argument out
-    return (x, rows_or_tokens(t, n)) if cond is None else (x, rows_or_tokens(t, n), cond)
+    cond, t = check_cond(name, cond, count_rows(name, x)), times_of(name, t, x)
+    return (x, t) if cond is None else (x, t, cond)  # a module without cond may leave it out

@@ -10,7 +10,7 @@ import numpy as np
 
 from jflow._core.arrays import float_dtype, patchify
 from jflow._core.checks import check_whole
-from jflow.nets._attention import dot_product_attention, per_token
+from jflow.nets._attention import dot_product_attention, per_token, rotated
 from jflow.nets._dit import layer_norm, modulation
 from jflow.nets._embed import check_time
 from jflow.nets._mmdit import (
@@ -22,7 +22,6 @@ from jflow.nets._mmdit import (
     leave,
     merged,
     rms_norm,
-    rotated,
     scanned,
     text_parts,
     whole_mask,

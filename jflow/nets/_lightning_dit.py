@@ -10,11 +10,11 @@ import numpy as np
 
 from jflow._core.arrays import float_dtype, patchify, unpatchify
 from jflow._core.checks import check_whole
-from jflow.nets._attention import dot_product_attention, per_token
+from jflow.nets._attention import dot_product_attention, per_token, rotated
 from jflow.nets._dit import modulation, sincos_positions
 from jflow.nets._embed import TimeCondEmbed, check_time, read_cond
 from jflow.nets._flux import rope_angles
-from jflow.nets._mmdit import attend, check_image, merged, rms_norm, rotated, scanned
+from jflow.nets._mmdit import attend, check_image, merged, rms_norm, scanned
 from jflow.types import Array, Cond
 
 _xavier = nn.initializers.xavier_uniform()

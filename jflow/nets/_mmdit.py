@@ -11,7 +11,7 @@ from jflow._core.arrays import float_dtype, patchify, unpatchify
 from jflow._core.checks import check_whole
 from jflow._core.conditions import as_condition, read_parts
 from jflow._core.positions import centered_positions
-from jflow.nets._attention import dot_product_attention, per_token
+from jflow.nets._attention import dot_product_attention, per_token, rotated
 from jflow.nets._dit import layer_norm, modulation
 from jflow.nets._embed import check_time, time_features
 from jflow.types import Array, Cond
@@ -334,17 +334,6 @@ def whole_mask(mask: Array | None, n: int) -> Array | None:
     if mask is None:
         return None
     return jnp.pad(mask, ((0, 0), (0, n)), constant_values=True)
-
-
-def rotated(x: Array, turns: tuple[Array, Array]) -> Array:
-    """x [b, n, heads, size], whose adjacent pairs of numbers are turned, in float32 or better.
-
-    turns are the cosines and the sines of the angles, [n, size / 2].
-    """
-    cos, sin = (turn[None, :, None] for turn in turns)
-    a, b = jnp.moveaxis(x.astype(cos.dtype).reshape(*x.shape[:-1], -1, 2), -1, 0)
-    pairs = jnp.stack([a * cos - b * sin, a * sin + b * cos], axis=-1)
-    return pairs.reshape(x.shape).astype(x.dtype)
 
 
 def check_image(module: nn.Module, x: Array, p: int) -> None:

@@ -39,7 +39,7 @@ def test_a_scan_of_scans_shares_a_network_within_each_group():
     def layer():
         return bj.indicated(bj.coupling(AFFINE, nets.MLP((6,)), split=2), size)
 
-    one = {name: jax.tree.map(jnp.size, p) for name, p in shapes_of(layer()).items()}
+    one = {name: jax.tree.map(lambda leaf: leaf.size, p) for name, p in shapes_of(layer()).items()}
     net, rest = (
         sum(jax.tree.leaves([p for name, p in one.items() if (name == "net") is shared]))
         for shared in (True, False)
@@ -47,7 +47,9 @@ def test_a_scan_of_scans_shares_a_network_within_each_group():
     plain = bj.scan(layer(), depth)
     grouped = bj.scan(bj.scan(layer(), g, shared=("net",)), depth // g)
     whole = bj.scan(layer(), depth, shared=("net",))
-    counts = [sum(map(jnp.size, jax.tree.leaves(shapes_of(b)))) for b in (plain, grouped, whole)]
+    counts = [
+        sum(leaf.size for leaf in jax.tree.leaves(shapes_of(b))) for b in (plain, grouped, whole)
+    ]
     assert counts == [depth * (net + rest), depth // g * net + depth * rest, net + depth * rest]
     assert counts[0] > counts[1] > counts[2]
 

@@ -90,6 +90,28 @@ def combined(make, **options):
     )
 
 
+def joint(velocity):
+    """The velocity on parts that see one another, where the other is not given in full."""
+
+    def apply(params, x, t, cond=None, *, key=None):
+        keys = dict(zip(x, jax.random.split(key) if key is not None else (None, None), strict=True))
+
+        def one(part, other):
+            v = velocity.apply(params, x[part], t[part], cond, key=keys[part])
+            rest = (1 - t[other]).astype(v.dtype)
+            return v + rest.reshape(-1, *(1,) * (v.ndim - 1)) * (1 + v * x[other])
+
+        return {"a": one("a", "b"), "b": one("b", "a")}
+
+    return Velocity(lambda key, x, t, cond=None: velocity.init(key, x["a"], t["a"], cond), apply)
+
+
+def beside(labels):
+    """Another part of the same shape, given, and its noise."""
+    part = {"b": jnp.ones((labels.shape[0], 2))}
+    return guidance.PartsCondition(part, jax.tree.map(lambda a: a / 2, part), labels)
+
+
 TABLE = {
     "autoguidance": Row(
         lambda v, scale: guidance.autoguidance(v, v, guidance.scaled(scale)),
@@ -129,6 +151,20 @@ TABLE = {
     "guided rescaled": combined(lambda w: guidance.rescaled(guidance.scaled(w), np.float64(0.7))),
     "guided scaled": combined(guidance.scaled),
     "guided zero_star": combined(guidance.zero_star),
+    "given_parts single_part": Row(
+        lambda v, _: guidance.single_part(guidance.given_parts(joint(v)), "a"),
+        neutral=0.0,
+        exactly=True,
+        evaluations=(B,),
+        in_time=False,
+        cond=staticmethod(lambda labels: beside(labels)._replace(absent=None)),
+    ),
+    "parts": Row(
+        lambda v, w: guidance.single_part(guidance.parts(joint(v), {("a", "b"): w}), "a"),
+        neutral=0.0,
+        exactly=True,
+        cond=staticmethod(beside),
+    ),
     "hold_known": Row(
         lambda v, mask: couplings.hold_known(
             v._replace(apply=lambda p, x, t, c, *, key=None: v.apply(p, x, t, c.label, key=key))
@@ -173,7 +209,8 @@ TABLE = {
     ),
 }
 EXCUSED = {
-    **dict.fromkeys(("Combine", "Excess"), "a type"),
+    **dict.fromkeys(("Combine", "Excess", "PartsCondition"), "a type"),
+    "given_parts": "in the row of single_part",
     "denoise": "of a density, tests/guidance/test_denoise.py",
     "density_step": "a Step, tests/contracts/test_step_contract.py",
     "label_log_prob": "a field of classifiers, in classifier_guidance",
@@ -275,7 +312,7 @@ def test_the_neutral_value_is_the_velocity(name):
     if row.neutral is not None:
         assert jax.tree.map(jnp.shape, r["out"]) == jax.tree.map(jnp.shape, r["plain"])
         close(law(r["neutral"]), law(r["plain"]), **({"rtol": 0, "atol": 0} if row.exactly else {}))
-        if name != "hold_known":  # its scale is the mask
+        if not name.startswith(("hold_known", "given_parts")):  # whose scale is in cond
             assert (
                 max(
                     np.abs(a - b).max()

@@ -106,7 +106,25 @@ MATCHING = losses.flow_matching(V)
 ROWS = flows.any_order((2, 1), (False, True), width=4, num_blocks=1, bins=2, dropout=0.5)
 CODES = np.zeros((len(X), 2), np.int32)
 ROWS_PARAMS = ROWS.init(KEY, flows.MixedRows(CODES, X))
+
+
+class Dropped(nn.Module):
+    """A causal network with dropout."""
+
+    @nn.compact
+    def __call__(self, x, cond=None):
+        return nn.Dropout(0.5, deterministic=not self.has_rng("dropout"))(
+            jnp.roll(x, 1, 1).at[:, 0].set(0)
+        )
+
+
 LOSSES = {
+    "causal_matching": loss(
+        losses.causal_matching(Dropped(), V, distributions.normal((2,)), path=BRIDGE, draws=2),
+        ("x0",),
+        params={"net": {}, "token": {"velocity": ONE, "base": {}}},
+        x=X[:, None] * jnp.ones((1, 3, 1)),
+    ),
     "any_order_nll": loss(
         losses.any_order_nll(ROWS), ("x0", "cond"), params=ROWS_PARAMS, code=CODES
     ),
@@ -184,6 +202,11 @@ LOSSES = {
     "improved_mean_flow": loss(losses.improved_mean_flow(MAP, omega=1.0, kappa=0.5, null=3)),
     "initial_velocity": loss(losses.initial_velocity(V)),
     "marginal_transport": loss(losses.marginal_transport(V, V)),
+    "joint_matching": loss(
+        losses.joint_matching(V, time=times.parts(("a", "b")), path=BRIDGE),
+        ("x0",),
+        x={"a": X, "b": X[:, :1]},
+    ),
     "mean_flow": loss(losses.mean_flow(MAP, omega=1.0, kappa=0.5, null=3)),
     "student_only": loss(losses.student_only(MATCHING)),
     "perflow": loss(losses.perflow(V, V, method=1)),

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jflow import bijectors, couplings, distributions, flows, losses, paths, solvers
+from jflow import bijectors, couplings, distributions, flows, losses, paths, solvers, times
 from jflow.distributions import mixtures
 from jflow.nets import Headed
 from jflow.types import Field, FlowMap, Velocity
@@ -94,8 +94,42 @@ def reconstruction(number, key, batch, frozen=None):
     return losses.reconstruction(Slope())({"slope": number}, key, batch)
 
 
+def in_parts(tree):
+    """The two columns of arrays as parts."""
+    return jax.tree.map(lambda a: {"a": a[:, :1], "b": a[:, 1:]}, tree)
+
+
+PARTS = Velocity(
+    None,
+    lambda params, x, t, cond=None, *, key=None: {p: slope(params, x[p], t[p]) for p in x},
+)
+
+
+def joint_matching(number, key, batch, frozen=None):
+    loss = losses.joint_matching(PARTS, time=times.parts(("a", "b"), independent=1, **CORNERS))
+    ends = {name: in_parts(batch[name]) for name in ("x", "x0")}
+    return loss(number, key, batch | ends, frozen)
+
+
+CORNERS = dict.fromkeys(("together", "given", "absent"), 0)
 BESPOKE = solvers.bespoke_params(1, solver=diffrax.Euler())
 FLOW = flows.flow(bijectors.affine((2,)), distributions.normal((2,)))
+
+
+class Scale(nn.Module):
+    """A causal network of one number: h_i is a multiple of x_{i-1}."""
+
+    @nn.compact
+    def __call__(self, x, cond=None):
+        return self.param("scale", nn.initializers.ones, ()) * jnp.roll(x, 1, 1).at[:, 0].set(0)
+
+
+def next_token(number, key, batch, frozen=None):
+    """Rows of two tokens of one number."""
+    head = Velocity(None, lambda params, x, t, cond=None, *, key=None: slope(params, x, t) + cond)
+    loss = losses.causal_matching(Scale(), head, distributions.normal((1,)))
+    params = {"net": {"scale": number}, "token": {"velocity": number, "base": {}}}
+    return loss(params, key, {**batch, "x": batch["x"][..., None]})
 
 
 class Row(NamedTuple):
@@ -111,6 +145,7 @@ TABLE = {
     "anchored_consistency": Row(losses.anchored_consistency(MAP)),
     "bespoke_error": Row(bespoke_error),
     "c_rectified_flow": Row(losses.c_rectified_flow(SCALAR)),
+    "causal_matching": Row(next_token, paired=False),
     "consistency_flow_matching": Row(losses.consistency_flow_matching(VELOCITY)),
     "deep_supervision": Row(losses.deep_supervision(BRANCHES, 3)),
     "diffusion_likelihood": Row(
@@ -131,6 +166,7 @@ TABLE = {
     "interpolant_matching": Row(
         losses.interpolant_matching(LATENT, paths.schroedinger_bridge(0.5))
     ),
+    "joint_matching": Row(joint_matching),
     "mean_flow": Row(losses.mean_flow(MAP)),
     "mixture_matching": Row(losses.mixture_matching(Field(None, mixture)), paired=False),
     "nll": Row(nll, paired=False),

@@ -141,7 +141,11 @@ PAIRS = {
     ),
 }
 TABLE = TIMES | PAIRS
-EXCUSED = {"shift": "a function of times, below"}
+EXCUSED = {
+    "shift": "a function of times, below",
+    "tokens": "times [n, count], below",
+    "parts": "a dict of times, below",
+}
 
 
 def test_every_public_name_is_in_the_table():
@@ -291,3 +295,59 @@ def test_shift():
 def test_quantiles_rise_from_end_to_end(name):
     ends = getattr(times, name)(draws=lambda key, n: jnp.linspace(0, 1, n))(None, 11)
     assert np.all(np.diff(ends) > 0) and abs(ends[0]) < 1e-6 and abs(ends[-1] - 1) < 1e-6
+
+
+def test_times_of_tokens_are_independent_draws_of_their_law():
+    law = times.tokens(4, times.logit_normal(HALF, np.float64(0.8)))
+    drawn = law(KEYS[0], N // 4)
+    assert drawn.shape == (N // 4, 4) and drawn.dtype == jnp.float32
+    assert follows(np.ravel(drawn), logit_normal_cdf(0.5, 0.8))
+    spread = np.abs(np.corrcoef(np.asarray(drawn).T) - np.eye(4))
+    assert np.max(spread) < 5 / np.sqrt(N // 4)  # five standard deviations
+    assert not keys_consumed_twice(lambda key: law(key, 3), KEYS[0])
+    with pytest.raises(ValueError, match="times.tokens: expected count to be a whole number"):
+        times.tokens(0)
+
+
+@pytest.mark.parametrize("names", [("a", "b"), ("a", "b", "c")])
+def test_times_of_parts_are_of_four_kinds_by_their_shares(names):
+    """Free times are of their law; of the corners the shares are those of the ends."""
+    shares = dict(together=HALF, given=0.3, absent=0.1, independent=0.1)
+    law = times.parts(names, times.uniform(0.25, 0.75), **shares)
+    drawn = jax.jit(lambda key: law(key, N))(KEYS[0])
+    assert tuple(sorted(drawn)) == names and all(t.dtype == jnp.float32 for t in drawn.values())
+    t = np.stack([np.asarray(drawn[name]) for name in names])
+    free = (t > 0) & (t < 1)
+    np.testing.assert_array_equal(free | (t == 0) | (t == 1), True)
+    assert all(follows(row[at] * 2 - 0.5, UNIFORM) for row, at in zip(t, free, strict=True))
+    corner, common = ~free.all(0), (t == t[0]).all(0)
+    assert np.all(free.any(0))  # there is something to learn in every row
+    near = lambda share, expected, n=N: (  # noqa: E731
+        abs(share - expected) < 5 * np.sqrt(expected * (1 - expected) / n)
+    )
+    assert near(corner.mean(), 0.4) and near(common.mean(), 0.5)
+    assert near((t[~free] == 1).mean(), 0.75, (~free).sum())
+    # the free parts of a corner share one time; each set of them is as frequent
+    least, most = np.where(free, t, 1).min(0), np.where(free, t, 0).max(0)
+    np.testing.assert_array_equal(least[corner], most[corner])
+    sets, counts = np.unique(free[:, corner], axis=1, return_counts=True)
+    expected = corner.sum() / (2 ** len(names) - 2)
+    assert sets.shape[1] == 2 ** len(names) - 2
+    assert np.max(np.abs(counts - expected)) < 5 * np.sqrt(expected)
+    if len(names) == 3:  # both ends are in one row, too
+        assert np.any((t == 0).any(0) & (t == 1).any(0))
+    assert not keys_consumed_twice(lambda key: law(key, 3), KEYS[0])
+    for n in (0, 1):
+        shapes = jax.eval_shape(lambda key, n=n: law(key, n), KEYS[0])
+        assert {(leaf.shape, leaf.dtype) for leaf in shapes.values()} == {((n,), np.dtype("f4"))}
+
+
+def test_bad_parts_fail_at_construction():
+    for make, said in (
+        (lambda: times.parts(("a",)), r"two or more different names, got \['a'\]"),
+        (lambda: times.parts(("a", "a")), "two or more different names"),
+        (lambda: times.parts(("a", "b"), given=0.5), "shares >= 0 with the sum 1, got {'together'"),
+        (lambda: times.parts(("a", "b"), given=-0.25, absent=0.75), "shares >= 0 with the sum 1"),
+    ):
+        with pytest.raises(ValueError, match=f"times.parts: expected {said}"):
+            make()

@@ -8,6 +8,7 @@ import pytest
 
 from jflow import bijectors as bj
 from jflow import distributions, flows, nets
+from jflow.types import Condition
 
 
 def away(params, scale=0.2, seed=0):
@@ -111,6 +112,44 @@ def test_images_and_vectors_condition_glow():
     given, zeroed, grads = run(x, cond)
     assert np.all(given != zeroed)
     assert all(np.all(np.any(g.reshape(4, -1) != 0, axis=1)) for g in jax.tree.leaves(grads))
+
+
+def test_an_aligned_image_conditions_glow_at_every_scale():
+    """Density and samples follow it; at another resolution it is named, with the shape of x."""
+    flow = flows.glow((8, 8, 1), scales=2, depth=1, hidden=4)
+    x, cond = images(3, 8, 8, 1), Condition(aligned=images(3, 8, 8, 2), vector=images(3, 2))
+
+    @jax.jit
+    def run(x, cond):
+        params = away(flow.init(jax.random.key(0), x, cond))
+        log_prob = lambda c: flow.log_prob(params, x, c)  # noqa: E731
+        grads = jax.grad(lambda c: jnp.sum(log_prob(c)))(cond)
+        drawn, log_p = flow.sample_and_log_prob(params, jax.random.key(1), 3, cond)
+        return params, log_prob(cond), grads, log_p, flow.log_prob(params, drawn, cond)
+
+    params, given, grads, log_p, again = run(x, cond)
+    names = [jax.tree_util.keystr(path) for path, _ in jax.tree_util.tree_leaves_with_path(params)]
+    kernels = [name for name in names if name.endswith("['aligned']['kernel']")]
+    assert len(kernels) == 3  # a step of each scale, and the prior of the split
+    moved = run(x, cond._replace(aligned=cond.aligned + 1))[1]
+    assert np.all(np.abs(moved - given) > 1e-2)
+    assert np.all(np.any(grads.aligned != 0, axis=(1, 2))) and np.all(grads.vector != 0)
+    np.testing.assert_allclose(again, log_p, rtol=1e-4, atol=1e-3)
+    small = cond._replace(aligned=images(3, 4, 4, 2))
+    said = r"flow: .*aligned of shape \[b, 8, 8, k\], .* is \[3, 8, 8, 1\], got \[3, 4, 4, 2\]"
+    with pytest.raises(ValueError, match=said):
+        jax.eval_shape(flow.log_prob, params, x, small)
+
+
+def test_an_aligned_image_reaches_the_dequantization_of_flow_plus_plus():
+    flow = flows.flow_plus_plus((4, 4, 1), levels=4, depth=(1, 0, 0), width=4, num_blocks=1)
+    x, cond = jnp.ones((2, 4, 4, 1)), Condition(aligned=images(2, 4, 4, 2))
+    shapes = jax.eval_shape(flow.init, jax.random.key(0), x, cond)
+    names = [jax.tree_util.keystr(path) for path, _ in jax.tree_util.tree_leaves_with_path(shapes)]
+    assert sum(name.endswith("['aligned']['kernel']") for name in names) == 2
+    small = Condition(aligned=images(2, 2, 2, 2))
+    with pytest.raises(ValueError, match=r"elbo_flow: .* got \[2, 2, 2, 2\]: resize it to x first"):
+        jax.eval_shape(flow.init, jax.random.key(0), x, small)
 
 
 def test_a_zeroed_condition_is_the_unconditional_model():

@@ -6,9 +6,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jflow import nets
+from jflow import nets, train
 from jflow._core.linen import apply_linen, init_linen
 from jflow.nets._conv import LoopConv, split_cond
+from jflow.types import Condition
 
 X = np.random.default_rng(0).normal(size=(3, 4, 6, 2)).astype(np.float32)
 IMAGE = np.random.default_rng(1).normal(size=(3, 8, 12, 1)).astype(np.float32)
@@ -65,6 +66,36 @@ def test_features_have_the_pixels_of_x_and_every_parameter_a_gradient(name, cond
                 assert np.any(p[0] != p[1]), jax.tree_util.keystr(path)
 
 
+@pytest.mark.parametrize("name", NETS)
+def test_what_is_aligned_starts_without_a_say(name):
+    """A trained network goes on as it was, the gradient reaches the new weights, and the image has
+    a say then, at any whole multiple of the size of x."""
+    net, vector = NETS[name], Condition(vector=VECTOR)
+    more = vector._replace(aligned=IMAGE)
+
+    @jax.jit
+    def run(x, more):
+        trained = init_linen(net, jax.random.key(0), x, vector)
+        params = train.warm_start(init_linen(net, jax.random.key(1), x, more), trained)
+        features = lambda p: apply_linen(net, p, x, more)  # noqa: E731
+        grads = jax.grad(lambda p: jnp.sum(jnp.sin(features(p))))(params)
+        moved = jax.tree.map(lambda p, g: p + g, params, grads)
+        return params, apply_linen(net, trained, x, vector), features(params), features(moved)
+
+    params, before, after, moved = run(X, more)
+    np.testing.assert_array_equal(before, after)
+    assert params["aligned"]["kernel"].shape[:3] == (3, 3, 4)
+    other = run(X, more._replace(aligned=IMAGE + 1))
+    np.testing.assert_array_equal(other[2], after)
+    assert np.all(np.max(np.abs(other[3] - moved), axis=(1, 2, 3)) > 1e-3)
+    with pytest.raises(ValueError, match=f"{name}: expected cond.aligned, since its params"):
+        apply_linen(net, params, X, vector)
+    with pytest.raises(
+        ValueError, match=rf"{name}: .*aligned to be \[b, 4 f.* got \[3, 8, 13, 1\]"
+    ):
+        net.init(jax.random.key(0), X, Condition(aligned=jnp.zeros((3, 8, 13, 1))))
+
+
 def test_attention_sees_every_pixel_and_convolutions_their_neighbors():
     """d features[pixel 0] / d x, by which inputs it does not vanish."""
 
@@ -97,10 +128,10 @@ def test_dropout_needs_a_key():
 
 
 def test_images_of_cond_are_squeezed_to_the_size_of_x():
-    x, vector = split_cond("net", {"a": IMAGE, "b": VECTOR, "c": VECTOR[:, 0]}, jnp.asarray(X))
+    x, vector, _ = split_cond("net", {"a": IMAGE, "b": VECTOR, "c": VECTOR[:, 0]}, jnp.asarray(X))
     assert x.shape == (3, 4, 6, 2 + 4) and vector.shape == (3, 6)
     np.testing.assert_array_equal(x[:, 1, 2, 2:], IMAGE[:, 2:4, 4:6, 0].reshape(3, 4))
-    x, _ = split_cond(
+    x, *_ = split_cond(
         "net", X, jnp.asarray(X[:, :, ::2])
     )  # a color of a checkerboard: half of the columns
     np.testing.assert_array_equal(x[:, 1, 2, 2:], X[:, 1, 4:6].reshape(3, 4))

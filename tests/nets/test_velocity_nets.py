@@ -38,11 +38,25 @@ def flux(**options):
     return Prompted(nets.Flux(2, 16, 1, 1, 2, rope_axes=(2, 2, 4), guidance=3.5, **options))
 
 
+class AsTokens(nn.Module):
+    """A network of tokens on the pixels of x, and null for no labels."""
+
+    net: nn.Module
+
+    def __call__(self, x, t, y=None, r=None):
+        return self.net(x.reshape(x.shape[0], -1, x.shape[-1]), t, y, r).reshape(x.shape)
+
+
+def token_dit(**options):
+    return AsTokens(nets.TokenDiT(16, 2, 2, num_classes=10, **options))
+
+
 NETS = {
     "TimeMLP": partial(nets.TimeMLP, (16, 16), embed=nn.Embed(11, 8)),
     "ResidualMLP": partial(nets.ResidualMLP, 16, 2, num_classes=10),
     "UNet": partial(nets.UNet, 8, num_classes=10),
     "DiT": partial(nets.DiT, 2, 16, 2, num_heads=2, num_classes=10),
+    "TokenDiT": token_dit,
     "LightningDiT": partial(nets.LightningDiT, 2, 16, 2, num_heads=2, num_classes=10, qk_norm=True),
     "UViT": partial(nets.UViT, 2, 16, 2, num_heads=2, num_classes=10),
     "ADM": partial(nets.ADM, 8, (1,), attention=(False,), num_classes=10),
