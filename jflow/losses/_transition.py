@@ -1,6 +1,6 @@
 """Transition matching: what carries noise to data in a few steps, each of which draws."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
 import jax
 import jax.numpy as jnp
@@ -11,7 +11,7 @@ from jflow._core.batch import mean_of_rows, read_as_given
 from jflow._core.checks import check_noun, need_key
 from jflow._core.sites import check_features, site_rows
 from jflow._core.times import Times, partition
-from jflow.losses._pairs import draw_pairs
+from jflow.losses._pairs import draw_parts
 from jflow.nets import Headed
 from jflow.solvers import transition_condition
 from jflow.types import BatchTransform, Cond, Loss, Time
@@ -45,7 +45,8 @@ def transition_matching(net: Headed, *, time: Time = _UNIFORM, head_time: Time =
 
     Returns:
         A loss of the batch {'x' [b, *event], optionally 'x0' (standard normal when absent), 'cond',
-        'weight' [b]}. It has no metrics.
+        'weight' [b], or [b, n] along the tokens of x [b, n, ...]}. The mean is weighted, sum(w l) /
+        sum(w). It has no metrics.
 
     Raises:
         TypeError: At construction for what is no `nets.Headed`.
@@ -72,8 +73,10 @@ def transition_matching(net: Headed, *, time: Time = _UNIFORM, head_time: Time =
     check_noun("transition_matching", net, Headed)
 
     def loss(params, key, batch, frozen=None):
-        pairs = draw_pairs("transition_matching", key, batch, time)
-        x0, x1, t = pairs.x0, pairs.x1, pairs.t
+        pairs = draw_parts("transition_matching", key, batch, time)
+        x0, x1, t, weight = pairs.x0, pairs.x1, pairs.t, pairs.weight
+        if isinstance(x1, Mapping):
+            raise ValueError(f"transition_matching: expected 'x' to be an array, got {sorted(x1)}")
         features_key, head_key = jax.random.split(pairs.dropout_key)
         time_key, noise_key = jax.random.split(pairs.path_key)
         at = expand_to(t, x1)
@@ -92,7 +95,9 @@ def transition_matching(net: Headed, *, time: Time = _UNIFORM, head_time: Time =
                 f"got {list(v.shape)}"
             )
         error = jnp.square(v.astype(y.dtype) - (y - z)).reshape(x1.shape)
-        return mean_of_rows(mean_event(error), pairs.weight), {}
+        if weight is not None and weight.ndim == 2:  # then a token is a row
+            error, weight = site_rows(error, x1.shape[1:2]), weight.reshape(-1)
+        return mean_of_rows(mean_event(error), weight), {}
 
     return loss
 

@@ -89,7 +89,7 @@ def whole_head(params, y, s, h=None, *, key=None):
 
 
 JOINT = headed(Field(None, whole), Velocity(None, whole_head))
-N = 100_000
+N, KEY = 100_000, jax.random.key(0)
 HEUN = solvers.fixed(8, diffrax.Heun())
 
 
@@ -181,6 +181,22 @@ def test_tokens_have_a_time_and_a_noise_each_and_their_own_feature():
     y, s = (x1 - x0).reshape(12, 2), np.asarray(seen["s"])[:, None]
     z = (seen["y"] - s * y) / (1 - s)
     np.testing.assert_allclose(value, np.mean((y - z) ** 2), rtol=1e-4)
+
+
+def test_tokens_of_weight_zero_count_nothing_whatever_they_hold():
+    """Weights of tokens: the loss is the mean over those that count, of value and gradient."""
+    features = lambda params, x, t, cond=None, *, key=None: jnp.tanh(x)  # noqa: E731
+    head = lambda params, y, s, h=None, *, key=None: params * (y + h)  # noqa: E731
+    loss = losses.transition_matching(Headed(None, features, Velocity(None, head)))
+    x = np.random.default_rng(0).normal(size=(4, 3, 2)).astype(np.float32)
+    weight = np.array([[1, 1, 0], [1, 0, 0], [2, 1, 1], [0, 0, 0]], np.float32)
+    run = jax.jit(jax.value_and_grad(lambda p, x: loss(p, KEY, {"x": x, "weight": weight})[0]))
+    found = run(0.3, x)
+    holes = np.where(weight[..., None] == 0, np.nan, x)
+    np.testing.assert_allclose(run(0.3, holes), found, rtol=1e-6)
+    lone = jax.jit(lambda w: loss(0.3, KEY, {"x": x, "weight": w})[0])
+    each = [lone(np.eye(12, dtype=np.float32)[i].reshape(4, 3)) for i in range(12)]
+    np.testing.assert_allclose(found[0], np.average(each, weights=weight.ravel()), rtol=1e-5)
 
 
 def test_trained_networks_start_and_learn():
