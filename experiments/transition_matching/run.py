@@ -26,14 +26,14 @@ import numpy as np
 import optax
 
 import jflow
-from jflow import data, losses, metrics, nets, solvers, train
+from jflow import data, distributions, flows, losses, metrics, nets, solvers, train
 
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 
-STEPS = (1, 2, 4, 16)
-MORE = (64,)  # of Euler's method alone
+FEW = 4  # the steps of the causal methods, whose networks are trained for them
 SIDE, PATCH = 4, 2
+TOKENS = SIDE**2
 
 
 class Features(nn.Module):
@@ -79,7 +79,7 @@ def main() -> None:
     x0 = jax.random.normal(noise_key, (args.count, SIDE, SIDE, PATCH**2))
 
     made, lines = {}, {}
-    for name, method in (("flow matching", flow_matching), ("DTM", difference)):
+    for name, (method, grid) in METHODS.items():
         key, init_key, fit_key, draw_key = jax.random.split(key, 4)
         begun = time.monotonic()
         loss, params, draw = method(args, init_key, rows, labels)
@@ -87,7 +87,7 @@ def main() -> None:
         params = fitted(loss, params, rows, labels, args, fit_key)
         seconds = time.monotonic() - begun
         print(f"{name}: {count} parameters, {seconds:.0f} s of training")
-        for steps in STEPS + (MORE if name == "flow matching" else ()):
+        for steps in grid:
             x, cost = draw(params, draw_key, x0, cond, steps)
             made[name, steps] = np.asarray(x)
             lines[f"{name}, {steps}"] = {"cost": cost, "parameters": count, "seconds": seconds}
@@ -101,8 +101,7 @@ def flow_matching(args, key, rows, labels):
     params = velocity.init(key, rows[:1], jnp.zeros(1), labels[:1])
 
     def draw(params, key, x0, cond, steps):
-        euler = solvers.fixed(steps, diffrax.Euler())
-        x, info = solvers.sample(velocity, params, x0, cond, method=euler)
+        x, info = solvers.sample(velocity, params, x0, cond, method=euler(steps))
         return x, f"{int(info.evaluations[0])} of the network"
 
     return losses.flow_matching(velocity), params, draw
@@ -123,6 +122,71 @@ def difference(args, key, rows, labels):
         return x, f"{int(info.backbone[0])} of the backbone, {int(info.head[0])} of the head"
 
     return losses.transition_matching(net), params, draw
+
+
+def autoregressive(args, key, rows, labels):
+    """(loss, params, draw) of ARTM: a causal law of the next state's tokens."""
+    net, head, base, token = causal_parts(args)
+    law = distributions.causal(net, token, (TOKENS, PATCH**2))
+    x = rows[:8].reshape(8, TOKENS, -1)
+    params = law.init(key, x, solvers.transition_condition(x, jnp.zeros(8), labels[:8]))
+    matching = losses.causal_matching(net, head, base)
+    loss = losses.chain(flat, losses.transition_pairs(FEW), matching)
+
+    def draw(params, key, x0, cond, steps):
+        x0 = x0.reshape(len(x0), TOKENS, -1)
+        x = solvers.sample_kernels(law, params, x0, key, cond, grid=steps)
+        return x, f"{steps * TOKENS} of the backbone, {steps * TOKENS * args.inner} of the head"
+
+    return loss, params, draw
+
+
+def full_history(args, key, rows, labels):
+    """(loss, params, draw) of FHTM: a causal law of all states."""
+    net, head, base, token = causal_parts(args)
+    law = distributions.causal(net, token, (FEW * TOKENS, PATCH**2))
+    x = np.tile(rows[:8].reshape(8, TOKENS, -1), (1, FEW, 1))
+    params = law.init(key, x, labels[:8])
+    matching = losses.causal_matching(net, head, base)
+    loss = losses.chain(flat, losses.full_history(FEW), matching)
+
+    def draw(params, key, x0, cond, steps):
+        x = law.sample(params, key, len(x0), cond)[:, -TOKENS:]
+        return x, f"{FEW * TOKENS} of the backbone, {FEW * TOKENS * args.inner} of the head"
+
+    return loss, params, draw
+
+
+def causal_parts(args):
+    """(net, head, base, token): a causal transformer and the flow head of a token."""
+    net = nets.CausalTransformer(
+        features=args.width,
+        width=args.width,
+        num_layers=args.layers,
+        num_heads=4,
+        num_classes=10,
+    )
+    head = jflow.velocity(nets.ResidualMLP(width=args.head, num_blocks=2))
+    base = distributions.normal((PATCH**2,))
+    return net, head, base, flows.cnf(head, base, method=euler(args.inner))
+
+
+def flat(key, batch, frozen=None):
+    """Tokens in a row."""
+    x = batch["x"]
+    return {**batch, "x": x.reshape(x.shape[0], TOKENS, -1)}
+
+
+def euler(steps):
+    return solvers.fixed(steps, diffrax.Euler())
+
+
+METHODS = {
+    "flow matching": (flow_matching, (1, 2, 4, 16, 64)),
+    "DTM": (difference, (1, 2, 4, 16)),
+    "ARTM": (autoregressive, (FEW,)),
+    "FHTM": (full_history, (FEW,)),
+}
 
 
 def dit(args, layers):
