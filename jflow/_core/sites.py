@@ -21,7 +21,7 @@ class Headed(NamedTuple):
             [b, n, d], [b, k] for one feature of all of x. A key switches dropout on.
         velocity: a `Velocity` of one site: y [rows, *rest], s [rows] and cond h [rows, k], where
             rest is the event without its sites: [d] for the tokens of x [b, n, d]. It takes all of
-            params.
+            params, of which it reads 'head'.
     """
 
     init: InitField

@@ -62,13 +62,16 @@ def headed(backbone: Field, head: Velocity) -> Headed:
         sites = h.shape[1:-1]
         y = site_rows(jnp.asarray(x), sites)
         s = jnp.zeros_like(y, shape=y.shape[:1])
-        return {"backbone": made, "head": head.init(head_key, y, s, site_rows(h, sites))}
+        return {"backbone": made} | init_head(head_key, y, s, site_rows(h, sites))
 
     def features(params, x, t, cond=None, *, key=None):
         check_params("headed", params, "backbone", "head")
         return check_features("headed", x, backbone.apply(params["backbone"], x, t, cond, key=key))
 
+    def init_head(key, y, s, cond=None):
+        return {"head": head.init(key, y, s, cond)}
+
     def apply(params, y, s, cond=None, *, key=None):
         return head.apply(params["head"], y, s, cond, key=key)
 
-    return Headed(init, features, Velocity(init, apply))
+    return Headed(init, features, Velocity(init_head, apply))
