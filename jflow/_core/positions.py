@@ -1,8 +1,54 @@
-"""Tables of positions."""
+"""Tables of positions, and sines and cosines of times."""
 
 from collections.abc import Iterator
 
+import jax.numpy as jnp
 import numpy as np
+from jaxtyping import Float, Num
+
+from jflow._core.arrays import float_dtype
+from jflow.types import Array
+
+
+def time_features(
+    t: Num[Array, "*shape"], dim: int, *, scale: float, max_period: float = 10_000.0
+) -> Float[Array, "*shape {dim}"]:
+    """Cosines and sines of times at geometric frequencies, in float32 or better.
+
+    The angular frequencies run from `scale` down to `scale / max_period`, in radians per unit of t.
+    Time lies in [0, 1], so `scale` decides what the features can distinguish: at 1 (raw t) nearly
+    all of them are flat, at 1000 (the habit of networks with 1000 integer steps) they resolve
+    everything, and d/dt, which JVP losses take, is up to 1000 times the signal.
+
+    Args:
+        t: the times, of any shape.
+        dim: how many features: dim / 2 frequencies.
+        scale: the largest angular frequency.
+        max_period: the ratio that the frequencies fall by.
+
+    Returns:
+        The features [..., dim], the cosines first.
+
+    Raises:
+        ValueError: dim is odd or below 2.
+
+    Examples:
+        >>> import jax.numpy as jnp
+        >>> from jflow import nets
+        >>> nets.time_features(jnp.array([0.0, 0.5]), 4, scale=100.0)[0]
+        Array([1., 1., 0., 0.], dtype=float32)
+
+    References:
+        Vaswani et al., *Attention Is All You Need*, 2017, arXiv:1706.03762.
+    """
+    if dim < 2 or dim % 2:
+        raise ValueError(f"time_features: expected an even dim of at least 2, got {dim}")
+    dtype = float_dtype(t)
+    frequencies = scale * max_period ** (-np.arange(dim // 2) / (dim // 2))
+    angles = t.astype(dtype)[..., None] * jnp.asarray(frequencies, dtype).reshape(
+        (1,) * t.ndim + (-1,)
+    )
+    return jnp.concatenate([jnp.cos(angles), jnp.sin(angles)], axis=-1)
 
 
 def centered_positions(rows: int, columns: int, grid: int, step: float, width: int) -> np.ndarray:

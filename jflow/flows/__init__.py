@@ -8,6 +8,7 @@ information.
 from jflow._core.names import explain_unknown
 from jflow.flows._any_order import AnyOrder, MixedRows, Within, any_order
 from jflow.flows._autoregressive import bnaf, iaf, maf, neural_spline_autoregressive
+from jflow.flows._cascade import haar_cascade
 from jflow.flows._cnf import cnf
 from jflow.flows._coupling import nanoflow, neural_spline, nice, real_nvp
 from jflow.flows._dequantized import with_dequantization
@@ -33,6 +34,7 @@ __all__ = [
     "flow",
     "flow_plus_plus",
     "glow",
+    "haar_cascade",
     "heavy_tailed",
     "iaf",
     "importance_weighted",

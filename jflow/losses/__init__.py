@@ -70,6 +70,7 @@ from jflow.losses._distribution_matching import (
 )
 from jflow.losses._errors import mean_squared_error, perceptual_huber, pseudo_huber
 from jflow.losses._hierarchical import HierarchyLevel, hierarchical_matching
+from jflow.losses._histories import falling_noise, full_history, path_states
 from jflow.losses._importance import (
     Importance,
     draw_times,
@@ -105,6 +106,7 @@ from jflow.losses._self_corrected import self_corrected, self_correction
 from jflow.losses._shortcut import shortcut
 from jflow.losses._slim import flow_guided_distillation
 from jflow.losses._trajectory import trajectory_distillation
+from jflow.losses._transition import transition_matching, transition_pairs
 from jflow.losses._trigflow import trigflow_consistency
 from jflow.losses._tunable import tunable_distillation
 from jflow.losses._variational import reverse_kl
@@ -124,6 +126,7 @@ __all__ = [
     "draw_pairs",
     "flow_map_residual",
     "frozen_entry",
+    "full_history",
     "mean_event",
     "mean_of_rows",
     "normalized_tangent",
@@ -159,6 +162,7 @@ __all__ = [
     "eulerian_map_distillation",
     "fixed_steps",
     "flow_guided_distillation",
+    "falling_noise",
     "flow_matching",
     "fresh_source",
     "grid_steps",
@@ -191,6 +195,7 @@ __all__ = [
     "noised",
     "non_saturating_gan",
     "online_target",
+    "path_states",
     "perceptual_huber",
     "perflow",
     "phased_rectified_diffusion",
@@ -212,6 +217,8 @@ __all__ = [
     "student_only",
     "sum_losses",
     "trajectory_distillation",
+    "transition_matching",
+    "transition_pairs",
     "trigflow_consistency",
     "tunable_distillation",
     "turbo",

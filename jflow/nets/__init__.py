@@ -29,6 +29,7 @@ from jflow.nets._embed import TimeCondEmbed, time_features
 from jflow.nets._encoders import ImageEncoder, Periodic, SetEncoder
 from jflow.nets._fields import field, flow_map, velocity
 from jflow.nets._flux import Flux
+from jflow.nets._headed import Headed, headed
 from jflow.nets._inception import InceptionFID
 from jflow.nets._lightning_dit import LightningDiT
 from jflow.nets._lipschitz import LipschitzConv, LipschitzMLP, lip_swish
@@ -63,6 +64,7 @@ __all__ = [
     "Flux",
     "GatedAttentionNet",
     "GlowNet",
+    "Headed",
     "ImageEncoder",
     "ImageToText",
     "InceptionFID",
@@ -100,6 +102,7 @@ __all__ = [
     "field",
     "flow_map",
     "fused_attention",
+    "headed",
     "last_velocity",
     "lip_swish",
     "longest_path",

@@ -59,6 +59,12 @@ from jflow.solvers._stochastic import (
     step_log_prob,
     trajectory_log_prob,
 )
+from jflow.solvers._transition import (
+    TransitionInfo,
+    sample_kernels,
+    sample_transitions,
+    transition_condition,
+)
 from jflow.solvers._tunable import restore
 from jflow.solvers._variational import sample_variational
 
@@ -71,6 +77,7 @@ __all__ = [
     "SolveInfo",
     "Status",
     "Trajectory",
+    "TransitionInfo",
     "adams_bashforth",
     "adaptive",
     "ancestral",
@@ -115,12 +122,15 @@ __all__ = [
     "sample_acceleration",
     "sample_flow_map",
     "sample_hierarchy",
+    "sample_kernels",
+    "sample_transitions",
     "sample_variational",
     "sample_with_log_det",
     "step_costs",
     "step_log_prob",
     "consistency_map",
     "total_derivative",
+    "transition_condition",
     "unipc",
     "sample_sde",
 ]

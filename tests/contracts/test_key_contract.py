@@ -26,6 +26,7 @@ from jflow import (
     train,
 )
 from jflow.distributions import mixtures
+from jflow.nets import Headed
 from jflow.nets._deepflow import Branches
 from jflow.types import Field, FlowMap, Velocity
 
@@ -77,6 +78,7 @@ EXACT = mixtures.exact([0.4, 0.6], [[-1.0, 0.0], [1.0, 0.5]], 0.1)
 MIXTURE = field(Field, lambda x: EXACT.apply({}, x, jnp.full(x.shape[:1], 0.5)))
 FLOW = flows.flow(bijectors.affine((2,)), distributions.normal((2,)))
 FLOW_PARAMS = FLOW.init(KEY, X)
+HEADED = Headed(None, field(Field, lambda x: x).apply, V)
 ELBO = flows.elbo_flow(bijectors.augment(distributions.normal((1,)), 1), distributions.normal((3,)))
 BRIDGE = paths.interpolant(paths.schroedinger_bridge(0.5))
 ORACLE = oracles.gaussian([0.0, 0.0], 1.0)
@@ -133,9 +135,15 @@ LOSSES = {
         ("x0",),
     ),
     "drop_cond": loss(losses.chain(losses.drop_cond(0.5, null=3), MATCHING)),
+    "falling_noise": loss(
+        losses.chain(losses.falling_noise(2), MATCHING),
+        ("x0",),
+        x=X.reshape(B, 2, 1, 1),
+    ),
     "flow_matching": loss(MATCHING, ("x0",)),
     "flow_matching on a bridge": loss(losses.flow_matching(V, path=BRIDGE)),
     "fresh_source": loss(losses.chain(losses.fresh_source(), MATCHING), paired=LABELS == 0),
+    "full_history": loss(losses.chain(losses.full_history(2), MATCHING), ("x0",), x=X[:, :, None]),
     "hierarchical_matching": loss(
         losses.hierarchical_matching(V, [losses.HierarchyLevel()] * 3), ("x0",)
     ),
@@ -203,6 +211,7 @@ LOSSES = {
     "mean_flow": loss(losses.mean_flow(MAP, omega=1.0, kappa=0.5, null=3)),
     "student_only": loss(losses.student_only(MATCHING)),
     "perflow": loss(losses.perflow(V, V, method=1)),
+    "path_states": loss(losses.chain(losses.path_states(2, BRIDGE), MATCHING), ("x0",)),
     "phased_rectified_diffusion": loss(
         losses.phased_rectified_diffusion(V, V, schedule=paths.schedules.cosine(), method=1)
     ),
@@ -213,6 +222,10 @@ LOSSES = {
     "shortcut": loss(losses.shortcut(MAP, levels=2, scale=2.0, null=3)),
     "sum_losses": loss(losses.sum_losses({"one": MATCHING, "other": MATCHING})),
     "trajectory_distillation": loss(losses.trajectory_distillation(MAP, V, straight=1.0, method=1)),
+    "transition_matching": loss(losses.transition_matching(HEADED), ("x0",)),
+    "transition_pairs": loss(
+        losses.chain(losses.transition_pairs(2), MATCHING), ("x0",), x=X[:, :, None]
+    ),
     "trigflow_consistency": loss(losses.trigflow_consistency(V, jvp=solvers.finite_difference())),
     "tunable_distillation": loss(losses.tunable_distillation(V, V, align=0.1)),
     "turbo": loss(losses.turbo(V, LOGITS, lambda g, x: (g - x).sum(1), method=2)),
@@ -265,6 +278,12 @@ OTHERS = {
     ).apply(PARAMS, X, T, LABELS, key=key),
     "solvers.sample_hierarchy": lambda key: solvers.sample_hierarchy(
         V, ONE, X, key, grids=(2, 2, 1)
+    ),
+    "solvers.sample_kernels": lambda key: solvers.sample_kernels(
+        distributions.normal((2, 1)), {}, X[:, :, None], key, grid=2
+    ),
+    "solvers.sample_transitions": lambda key: solvers.sample_transitions(
+        HEADED, ONE, X, key, grid=2, method=2
     ),
     "solvers.log_prob": lambda key: solvers.log_prob(
         V, ONE, X, lambda x: x.sum(1), key=key, divergence=solvers.hutch_plus_plus(1), method=2

@@ -12,6 +12,7 @@ import pytest
 
 from jflow import bijectors, couplings, distributions, flows, losses, paths, solvers, times
 from jflow.distributions import mixtures
+from jflow.nets import Headed
 from jflow.types import Field, FlowMap, Velocity
 
 KEY = jax.random.key(0)
@@ -36,6 +37,7 @@ LATENT = Field(
 BRANCHES = Field(
     None, lambda params, x, t, cond=None, *, key=None: (slope(params, x, t), params * x[:, 1:])
 )
+HEADED = Headed(None, lambda params, x, t, cond=None, *, key=None: slope(params, x, t), VELOCITY)
 SCALAR = Field(None, lambda params, x, t, cond=None, *, key=None: jnp.sum(params * x**2, axis=1))
 STEPS = losses.grid_steps(lambda n: np.linspace(0, 1, n + 1), 4)
 
@@ -179,6 +181,9 @@ TABLE = {
     "mixture_matching": Row(losses.mixture_matching(Field(None, mixture)), paired=False),
     "nll": Row(nll, paired=False),
     "noised": Row(losses.chain(losses.noised(0.1), losses.flow_matching(VELOCITY))),
+    "path_states": Row(
+        losses.chain(losses.path_states(2), losses.flow_matching(VELOCITY)), paired=True
+    ),
     "perflow": Row(losses.perflow(VELOCITY, VELOCITY, method=1)),
     "reconstruction": Row(reconstruction, paired=False),
     "rectified_diffusion": Row(losses.rectified_diffusion(VELOCITY)),
@@ -188,6 +193,14 @@ TABLE = {
     "shortcut": Row(losses.shortcut(MAP)),
     "trajectory_distillation": Row(
         losses.trajectory_distillation(MAP, VELOCITY, method=solvers.fixed(1, diffrax.Euler()))
+    ),
+    "transition_matching": Row(losses.transition_matching(HEADED)),
+    "transition_pairs": Row(
+        losses.chain(
+            losses.transition_pairs(3, condition=lambda x, t, cond: x),
+            losses.flow_matching(VELOCITY),
+        ),
+        paired=False,
     ),
     "trigflow_consistency": Row(losses.trigflow_consistency(VELOCITY)),
     "tunable_distillation": Row(losses.tunable_distillation(VELOCITY, VELOCITY)),
