@@ -199,6 +199,7 @@ class WithPrevious(nn.Module):
         """
         valid = cond.valid if isinstance(cond, Condition) else None
         before = preceding(x, first + jnp.arange(x.shape[1]), cache is None, held(valid))
+        before = leave(before, valid, first)
         if cache is None:
             h = self.net(x, cond)
             return jnp.concatenate([before.astype(h.dtype), h], axis=-1)
