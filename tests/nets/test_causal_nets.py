@@ -214,5 +214,5 @@ def test_bad_options_and_bad_input():
         shapes(NETS["LSTM"], Condition(valid=HOLES[:, :3]))
     with pytest.raises(ValueError, match="CausalLSTM: takes no cond.context"):
         shapes(NETS["LSTM"], Condition(context=X))
-    with pytest.raises(ValueError, match=r"cond.valid to be truth values \[b, n\]"):
+    with pytest.raises(ValueError, match=r"cond.valid to be truth values \[b, 4\]"):
         shapes(NETS["rotary"], Condition(valid=HOLES.astype(np.float32)))
