@@ -218,7 +218,10 @@ def test_errors():
         ),
         ({"x": x.astype(jnp.uint8), "cond": x}, "floating type, got uint8"),
         ({"x": x, "cond": x, "x0": x[:3]}, r"\[4, 2\], got \[3, 2\]"),
-        ({"x": x, "cond": x, "weight": jnp.ones((4, 1))}, r"'weight' of shape \[4\], got \[4, 1\]"),
+        (
+            {"x": x, "cond": x, "weight": jnp.ones((4, 1))},
+            r"'weight' of shape \[4\] or \[4, 2\], got \[4, 1\]",
+        ),
         ({"x": x, "cond": jnp.arange(3)}, r"lead with 4 rows, got shape \[3\]"),
         ({"x": x, "cond": jnp.zeros((4, 2))}, None),
         ({"x": x, "cond": {"label": jnp.arange(4)}}, "one row of cond"),
