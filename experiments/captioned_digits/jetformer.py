@@ -77,7 +77,8 @@ def config(
         short: shrink the run to seconds, for CI
     """
     if short:
-        width, depth, prior_width, prior_layers, components, steps = 16, 2, 16, 1, 2, 20
+        width, depth, prior_width, prior_layers, components = 16, 2, 16, 1, 2
+        steps, batch = 20, 32
     if prior not in ("text", "none"):
         raise ValueError(f"unknown prior {prior!r}: expected text or none")
     sizes = {"patch_size": patch_size, "width": width, "depth": depth, "num_layers": layers}
@@ -193,7 +194,6 @@ def config(
         evaluate=evaluate,
         picture=lambda rows: data.image_grid(rows["x"], 0, LEVELS - 1, zoom=5),
         picture_rows=100,
-        eval_every=max(1, steps // 2),
         save_every=max(1, steps // 2),
     )
 

@@ -72,7 +72,7 @@ def config(
         short: shrink the run to seconds, for CI
     """
     if short:
-        width, layers, steps, solver_steps = 16, 1, 20, 2
+        width, layers, steps, batch, solver_steps = 16, 1, 20, 32, 2
     if networks not in (1, 2):
         raise ValueError(f"expected networks of 1 or 2, got {networks}")
     net = nets.TextImageTransformer(
@@ -176,6 +176,5 @@ def config(
         evaluate=evaluate,
         picture=lambda rows: data.image_grid(rows["x"], 0, 16, zoom=5),
         picture_rows=100,
-        eval_every=max(1, steps // 2),
         save_every=max(1, steps // 2),
     )

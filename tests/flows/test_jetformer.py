@@ -202,7 +202,7 @@ BAD = {
     r"text, integers \[b, 3\], got float32": lambda: prior().init(
         jax.random.key(0), X[..., 0], np.float32(TEXT)
     ),
-    r"text, integers \[b, 3\], got None": lambda: prior().init(jax.random.key(0), X[..., 0]),
+    r"text, integers \[b, 3\], got NoneType": lambda: prior().init(jax.random.key(0), X[..., 0]),
     "expected no cond": lambda: nets.OfText(prior()).init(jax.random.key(0), TEXT, TEXT),
 }
 
