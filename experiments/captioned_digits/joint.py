@@ -7,8 +7,8 @@ Train, evaluate and sample (5 minutes at most on two CPU cores, no download):
     jflow evaluate runs/joint
     jflow sample runs/joint --num 100 --out samples.png
 
-networks=2 gives each direction a network of its own, of half the size, for comparison: width=72
-has as many parameters in both as one of the default width. `short=True` shrinks either to seconds,
+networks=2 gives each direction a network of its own, for comparison: both of width=44 have about as
+many parameters as one of the default width. `short=True` shrinks either to seconds,
 for CI. The numbers are in README.md beside this file.
 
 Method: Ma et al., *JanusFlow: Harmonizing Autoregression and Rectified Flow for Unified Multimodal
@@ -35,16 +35,16 @@ def config(
     *,
     networks: int = 1,
     patch_size: int = 2,
-    width: int = 96,
-    layers: int = 4,
+    width: int = 64,
+    layers: int = 3,
     dropout: float = 0.1,
     drop: float = 0.1,
     noise: float = 0.3,
     text_weight: float = 0.2,
     solver_steps: int = 16,
     guidance_scale: float = 1.5,
-    steps: int = 1500,
-    batch: int = 128,
+    steps: int = 600,
+    batch: int = 64,
     learning_rate: float = 2e-3,
     ema: float = 0.995,
     seed: int = 0,
