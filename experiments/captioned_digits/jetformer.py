@@ -35,17 +35,17 @@ def config(
     patch_size: int = 2,
     kept: int = 3,
     components: int = 8,
-    width: int = 64,
-    depth: int = 8,
+    width: int = 48,
+    depth: int = 6,
     layers: int = 1,
-    prior_width: int = 96,
-    prior_layers: int = 3,
+    prior_width: int = 64,
+    prior_layers: int = 2,
     noise: float = 0.2,
     anneal: float = 0.7,
     drop: float = 0.1,
     guidance_scale: float = 1.5,
-    steps: int = 2000,
-    batch: int = 128,
+    steps: int = 800,
+    batch: int = 64,
     learning_rate: float = 2e-3,
     weight_decay: float = 1e-2,
     ema: float = 0.995,
@@ -77,7 +77,8 @@ def config(
         short: shrink the run to seconds, for CI
     """
     if short:
-        width, depth, prior_width, prior_layers, components, steps = 16, 2, 16, 1, 2, 20
+        width, depth, prior_width, prior_layers, components = 16, 2, 16, 1, 2
+        steps, batch = 20, 32
     if prior not in ("text", "none"):
         raise ValueError(f"unknown prior {prior!r}: expected text or none")
     sizes = {"patch_size": patch_size, "width": width, "depth": depth, "num_layers": layers}
@@ -193,7 +194,6 @@ def config(
         evaluate=evaluate,
         picture=lambda rows: data.image_grid(rows["x"], 0, LEVELS - 1, zoom=5),
         picture_rows=100,
-        eval_every=max(1, steps // 2),
         save_every=max(1, steps // 2),
     )
 

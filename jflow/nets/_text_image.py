@@ -223,7 +223,7 @@ class ImageToText(nn.Module):
         """One parallel pass.
 
         Args:
-            x: the text, integers [b, m].
+            x: the text, whole numbers [b, m].
             cond: the tokens of the image, [b, n, d].
 
         Returns:
@@ -236,7 +236,8 @@ class ImageToText(nn.Module):
                 f" {None if image is None else list(jnp.shape(image))}"
             )
         image = jnp.asarray(image)
-        h, _ = self.net(x, image, jnp.ones_like(image, shape=image.shape[:1]), False)
+        text = x.astype(jnp.int32)
+        h, _ = self.net(text, image, jnp.ones_like(image, shape=image.shape[:1]), False)
         return h[:, :-1]
 
 

@@ -100,11 +100,12 @@ class WithText(nn.Module):
         """What the network says of each symbol of a text from those before it.
 
         Args:
-            text: integers [b, m].
+            text: whole numbers [b, m].
 
         Returns:
             h [b, m, k].
         """
+        text = text.astype(jnp.int32)
         return self.net(embed_symbols("WithText", self.symbols, text, text.shape[1]))
 
     def empty_cache(self, x: Array, rows: int):
@@ -245,12 +246,10 @@ class Contrasted(nn.Module):
 
 def embed_symbols(name: str, table: nn.Embed, text: Cond, length: int) -> Array:
     """The rows [b, length, width] of a table, NaN for a symbol that is not in it."""
-    shape, dtype = jnp.shape(text), getattr(text, "dtype", None)
+    shape, dtype = getattr(text, "shape", ()), getattr(text, "dtype", None)
     if len(shape) != 2 or shape[1] != length or not jnp.issubdtype(dtype, jnp.integer):
-        raise ValueError(
-            f"{name}: expected a text, integers [b, {length}], got"
-            f" {None if dtype is None else f'{dtype} {list(shape)}'}"
-        )
+        given = type(text).__name__ if dtype is None else f"{dtype} {list(shape)}"
+        raise ValueError(f"{name}: expected a text, integers [b, {length}], got {given}")
     inside = (text >= 0) & (text < table.num_embeddings)
     rows = table(jnp.where(inside, text, jnp.zeros_like(text)))
     return jnp.where(inside[..., None], rows, jnp.nan)
