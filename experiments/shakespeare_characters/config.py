@@ -38,7 +38,7 @@ def config(
     length: int = 128,
     width: int = 256,
     layers: int = 1,
-    steps: int = 1500,
+    steps: int = 1200,
     batch: int = 32,
     learning_rate: float = 4e-3,
     seed: int = 0,

@@ -118,9 +118,8 @@ def causal(
 
     def draw(params, key, n, cond, shape):
         length, *rest = shape
-        leaves = jax.tree.leaves(params)
-        kind = float_dtype(*leaves) if leaves else jnp.result_type(float)
-        like = jnp.zeros((n, length, *rest), kind)  # in shapes alone
+        leaves = jax.tree.leaves(params) or [jnp.zeros(())]
+        like = jnp.zeros_like(leaves[0], shape=(n, length, *rest), dtype=float_dtype(*leaves))
         h = jax.eval_shape(lambda: _check_hidden(apply_linen(net, params["net"], like, cond), like))
         one = jax.eval_shape(
             lambda h: token.sample(params["token"], jax.random.key(0), n, h[:, 0]), h
@@ -132,7 +131,7 @@ def causal(
             )
         valid = _valid(cond, (n, length))
         keys = jax.random.split(key, length)
-        zero = jnp.zeros_like(jax.random.key_data(keys), shape=(n, length, *rest), dtype=one.dtype)
+        zero = jnp.zeros_like(like, dtype=one.dtype)
 
         def drawn(h, i, key):
             x = token.sample(params["token"], key, n, h)

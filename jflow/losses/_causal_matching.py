@@ -171,5 +171,8 @@ def _read(
         return x, cond, None, None
     used = weight != 0
     x, cond = filled(jnp.any(used, axis=1), (x, cond))  # rows that do not count at all
-    x = jnp.where(expand_to(used, x) | jnp.isfinite(x), x, jnp.zeros_like(x))
+    kept = expand_to(used, x) | jnp.isfinite(x)
+    if isinstance(cond, Condition) and cond.valid is not None:
+        kept = kept & expand_to(cond.valid, x)
+    x = jnp.where(kept, x, jnp.zeros_like(x))
     return x, cond, weight, used

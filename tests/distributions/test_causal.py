@@ -87,7 +87,6 @@ def test_an_autoregression_of_order_one_has_scipys_likelihood_and_covariance(x64
 
 NETS = {
     "transformer": nets.CausalTransformer(features=3, width=4, num_layers=1, num_heads=2),
-    "LSTM": nets.CausalLSTM(features=3, width=4),
     "LSTM with previous": nets.WithPrevious(nets.CausalLSTM(width=3)),
 }
 

@@ -41,12 +41,11 @@ def exact(std, at):
     return Velocity(lambda key, x, t, cond=None: {"a": jnp.asarray(A)}, apply)
 
 
-def rows(count):
-    noise = np.random.default_rng(0).normal(size=(count, N, 1))
-    x = np.zeros((count, N + 1, 1))
-    for i in range(N):
-        x[:, i + 1] = A * x[:, i] + S * noise[:, i]
-    return x[:, 1:]
+LOWER = S * np.tril(A ** np.abs(np.subtract.outer(np.arange(N), np.arange(N))))
+
+
+def rows(key, count):
+    return (jax.random.normal(key, (count, N)) @ LOWER.T)[..., None]
 
 
 @pytest.mark.parametrize("name", SOURCES)
@@ -58,15 +57,15 @@ def test_the_exact_head_is_the_minimum_and_its_cnf_the_autoregression(name, x64)
     velocity = exact(std, at)
     loss = losses.causal_matching(NET, velocity, base, draws=2)
     law = distributions.causal(NET, flows.cnf(velocity, base), (N, 1))
-    x = rows(500)
+    x = rows(jax.random.key(2), 3)
     params = law.init(jax.random.key(0), x[:2])
     assert set(params["token"]) == {"velocity", "base"}
 
     @jax.jit
     def values(a):
         given = {"net": params["net"], "token": {"velocity": {"a": a}, "base": {}}}
-        keys = jax.random.split(jax.random.key(1), 32)
-        return jax.lax.map(lambda key: loss(given, key, {"x": x})[0], keys)
+        keys = jax.random.split(jax.random.key(1), (32, 2))
+        return jax.lax.map(lambda key: loss(given, key[0], {"x": rows(key[1], 500)})[0], keys)
 
     best, less, more = (np.asarray(values(a)) for a in (A, A - 0.2, A + 0.2))
     error = best.std() / np.sqrt(len(best))
@@ -75,10 +74,9 @@ def test_the_exact_head_is_the_minimum_and_its_cnf_the_autoregression(name, x64)
         excess = other - best
         assert excess.mean() > 4 * excess.std() / np.sqrt(len(best))
 
-    lower = S * np.tril(A ** np.abs(np.subtract.outer(np.arange(N), np.arange(N))))
-    normal = scipy.stats.multivariate_normal(np.zeros(N), lower @ lower.T)
-    found = law.log_prob(params, x[:3])
-    np.testing.assert_allclose(found, normal.logpdf(x[:3, :, 0]), atol=1e-4)  # rtol of the solve
+    normal = scipy.stats.multivariate_normal(np.zeros(N), LOWER @ LOWER.T)
+    found = law.log_prob(params, x)
+    np.testing.assert_allclose(found, normal.logpdf(x[..., 0]), atol=1e-4)  # rtol of the solve
 
 
 def small():
