@@ -55,7 +55,7 @@ def main() -> None:
     parser.add_argument(
         "--out", type=Path, required=True, help="folder of the table and the picture"
     )
-    parser.add_argument("--steps", type=int, default=3000, help="updates of each training")
+    parser.add_argument("--steps", type=int, default=1500, help="updates of each training")
     parser.add_argument("--batch", type=int, default=64)
     parser.add_argument("--width", type=int, default=64, help="of the transformers")
     parser.add_argument("--layers", type=int, default=2, help="of the transformers")
