@@ -74,7 +74,7 @@ def recipe(
     event_shape: tuple[int, ...],
     bijector: Bijector,
     standardize: bool | Bijector,
-    base: Distribution | None,
+    base: Distribution | Flow | None,
 ) -> Flow:
     """The flow of `bijector` behind the standardization of the data; a base of None is normal."""
     if isinstance(standardize, Bijector):

@@ -428,7 +428,11 @@ def _alternating(n: int, depth: int) -> np.ndarray:
 
 
 def _patch_flow(
-    event_shape, patch_size: int, stack, standardize: bool | Bijector, base: Distribution | None
+    event_shape,
+    patch_size: int,
+    stack,
+    standardize: bool | Bijector,
+    base: Distribution | Flow | None,
 ) -> Flow:
     """Maps of tokens, from stack(rows, columns, numbers a token), between images on both sides."""
     event_shape = tuple(event_shape)

@@ -246,8 +246,9 @@ class Contrasted(nn.Module):
 
 def embed_symbols(name: str, table: nn.Embed, text: Cond, length: int) -> Array:
     """The rows [b, length, width] of a table, NaN for a symbol that is not in it."""
-    shape, dtype = getattr(text, "shape", ()), getattr(text, "dtype", None)
-    if len(shape) != 2 or shape[1] != length or not jnp.issubdtype(dtype, jnp.integer):
+    shape, dtype = tuple(getattr(text, "shape", ())), getattr(text, "dtype", None)
+    integers = dtype is not None and jnp.issubdtype(dtype, jnp.integer)
+    if shape[1:] != (length,) or not integers:
         given = type(text).__name__ if dtype is None else f"{dtype} {list(shape)}"
         raise ValueError(f"{name}: expected a text, integers [b, {length}], got {given}")
     inside = (text >= 0) & (text < table.num_embeddings)
