@@ -1,7 +1,7 @@
 """A LoRA that turns a trained model of digits to another style: light strokes on black become dark
 strokes on white.
 
-    python experiments/lora_style/run.py --out runs/style          # 10 minutes on two cores at most
+    python experiments/lora_style/run.py --out runs/style          # 13 minutes of CPU time
     python experiments/lora_style/run.py --out runs/short --short  # CI
 
 A small DiT is trained on scikit-learn's digits, then LoRAs on their negatives, with the base in
