@@ -64,7 +64,7 @@ def main() -> None:
     )
     parser.add_argument("--out", type=Path, required=True, help="folder of the results")
     parser.add_argument("--data", type=Path, help="ETTh1.csv.gz")
-    parser.add_argument("--steps", type=int, default=1500, help="updates of each model")
+    parser.add_argument("--steps", type=int, default=1000, help="updates of each model")
     parser.add_argument("--width", type=int, default=64)
     parser.add_argument("--draws", type=int, default=100, help="of each forecast")
     parser.add_argument("--seed", type=int, default=0)
@@ -77,7 +77,7 @@ def main() -> None:
     batch, every, apart, exact = 256, 24, 100, 24
     if args.short:
         args.steps, args.width, args.draws = 20, 8, 4
-        batch, every, apart, exact = 8, 480, 10, 2
+        batch, every, apart, exact = 8, 240, 10, 2
 
     width = args.width
     trunk = nets.CausalTransformer(

@@ -62,7 +62,7 @@ def main() -> None:
     )
     parser.add_argument("--out", type=Path, required=True, help="folder of the results")
     parser.add_argument("--data", type=Path, help="fsdd_dev300.zip")
-    parser.add_argument("--steps", type=int, default=1500, help="updates of each model")
+    parser.add_argument("--steps", type=int, default=1000, help="updates of each model")
     parser.add_argument("--width", type=int, default=96, help="of the LSTM")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--short", action="store_true", help="shrink it to seconds")
