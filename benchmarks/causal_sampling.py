@@ -6,8 +6,9 @@
 Draws `--rows` sequences of `--length` tokens of 8 numbers from `distributions.causal` with
 `nets.CausalTransformer` (width 128, 4 layers) under a mixture of 4 normals, once with the cache,
 one step a token, and once from the same network without a cache, one pass over the whole sequence a
-token, both compiled. Printed: the median seconds of each over turns, their ratio, the largest difference between the two samples under one
-key, and the seconds of one log-density, which is a parallel pass. Params are random.
+token, both compiled. Printed: the median seconds of each over turns, their ratio, the largest
+difference between the two samples under one key, and the seconds of one log-density, which is a
+parallel pass. Params are random.
 """
 
 import argparse
