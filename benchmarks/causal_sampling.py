@@ -42,13 +42,13 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--rows", type=int, default=16)
+    parser.add_argument("--rows", type=int, default=4)
     parser.add_argument("--length", type=int, default=256)
-    parser.add_argument("--repeats", type=int, default=5, help="turns")
-    parser.add_argument("--short", action="store_true", help="4 rows of 32 tokens, for CI")
+    parser.add_argument("--repeats", type=int, default=3, help="turns")
+    parser.add_argument("--short", action="store_true", help="2 rows of 32 tokens, for CI")
     args = parser.parse_args()
     if args.short:
-        args.rows, args.length, args.repeats = 4, 32, 2
+        args.rows, args.length, args.repeats = 2, 32, 2
     shape, key = (args.length, FEATURES), jax.random.key(2)
     print(
         f"{args.rows} sequences of {args.length} tokens, {jax.devices()[0].device_kind},"
