@@ -381,9 +381,10 @@ def contrasted(token: Distribution | Flow, scale: float, *, draws: int = 32) -> 
     scale = float(scale)
 
     def halves(cond):
-        if jnp.ndim(cond) != 2 or cond.shape[1] % 2:
-            shape = None if cond is None else list(jnp.shape(cond))
-            raise ValueError(f"contrasted: expected cond [b, 2 k], got {shape}")
+        shape = getattr(cond, "shape", None)
+        if shape is None or len(shape) != 2 or shape[1] % 2:
+            given = None if shape is None else list(shape)
+            raise ValueError(f"contrasted: expected cond [b, 2 k], got {given}")
         return jnp.split(cond, 2, axis=1)
 
     def init(key, x, cond=None):

@@ -94,10 +94,3 @@ def check_tokens(module: Any, x: Array) -> tuple[int, int]:
     if x.ndim != len(axes.split()):
         raise ValueError(f"{name}: expected x of shape [{axes}], got {list(x.shape)}")
     return x.shape[0], x.shape[1]
-
-
-def leave(h: Array, valid: Array | None, first: Any) -> Array:
-    """h [b, m, k] of the slots from `first` on, 0 at those whose token is not valid [b, n]."""
-    if valid is None:
-        return h
-    return jnp.where(expand_to(at_slots(valid, first, h.shape[1]), h), h, jnp.zeros_like(h))

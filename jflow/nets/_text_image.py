@@ -177,10 +177,11 @@ class TextToImage(nn.Module):
             The velocity, [b, n, d].
         """
         text = check_cond("TextToImage", cond, x.shape[0])
-        if jnp.ndim(text) != 2 or text.shape[1] != self.net.length:
+        shape = getattr(text, "shape", None)
+        if shape is None or len(shape) != 2 or shape[1] != self.net.length:
             raise ValueError(
                 f"TextToImage: expected cond to be a text, integers [b, {self.net.length}], got"
-                f" {None if text is None else list(jnp.shape(text))}"
+                f" {None if shape is None else list(shape)}"
             )
         return self.net(text, x, t, True)[1]
 
@@ -230,10 +231,11 @@ class ImageToText(nn.Module):
             h [b, m, width].
         """
         image = check_cond("ImageToText", cond, x.shape[0])
-        if jnp.ndim(image) != 3:
+        shape = getattr(image, "shape", None)
+        if shape is None or len(shape) != 3:
             raise ValueError(
                 "ImageToText: expected cond to be the tokens of an image, [b, n, d], got"
-                f" {None if image is None else list(jnp.shape(image))}"
+                f" {None if shape is None else list(shape)}"
             )
         image = jnp.asarray(image)
         text = x.astype(jnp.int32)
