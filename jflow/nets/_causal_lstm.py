@@ -199,7 +199,6 @@ class WithPrevious(nn.Module):
         """
         valid = cond.valid if isinstance(cond, Condition) else None
         before = preceding(x, first + jnp.arange(x.shape[1]), cache is None, held(valid))
-        before = leave(before, valid, first)
         if cache is None:
             h = self.net(x, cond)
         else:
