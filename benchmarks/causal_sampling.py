@@ -4,11 +4,11 @@
     python benchmarks/causal_sampling.py --short
 
 Draws `--rows` sequences of `--length` tokens of 8 numbers from `distributions.causal` with
-`nets.CausalTransformer` (width 128, 4 layers) and with `nets.CausalLSTM` (width 128, 1 layer) under
-a mixture of 4 normals, once with the cache, one step a token, and once from the same network
-without a cache, one pass over the whole sequence a token, both compiled. Printed: the median
-seconds of each over turns, their ratio, the largest difference between the two samples under one
-key, and the seconds of one log-density, which is a parallel pass. Params are random.
+`nets.CausalTransformer` (width 128, 4 layers) under a mixture of 4 normals, once with the cache,
+one step a token, and once from the same network without a cache, one pass over the whole sequence a
+token, both compiled. Printed: the median seconds of each over turns, their ratio, the largest
+difference between the two samples under one key, and the seconds of one log-density, which is a
+parallel pass. Params are random.
 """
 
 import argparse
@@ -24,7 +24,6 @@ from jflow import distributions, nets
 FEATURES = 8
 NETS = {
     "transformer": nets.CausalTransformer(features=64, width=128, num_layers=4, num_heads=4),
-    "LSTM": nets.CausalLSTM(width=128),
 }
 
 
