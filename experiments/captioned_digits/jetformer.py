@@ -1,6 +1,6 @@
 """Digits and their captions as one sequence with an exact likelihood: JetFormer.
 
-Train, evaluate and sample (5 minutes at most on two CPU cores, no download):
+Train, evaluate and sample (no download):
 
     jflow train experiments/captioned_digits/jetformer.py --workdir runs/jetformer
     jflow evaluate runs/jetformer

@@ -157,6 +157,7 @@ def test_guidance_takes_the_same_params_and_moves_samples_away_from_no_caption()
         **SIZES,
     )
     params = params_of(plain.init, X, TEXT)
+    params["base"] = jax.tree.map(lambda p: 3 * p, params["base"])  # the text says more
     text = np.tile(TEXT[1:2], (200, 1))
 
     @jax.jit
