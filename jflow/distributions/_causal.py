@@ -357,7 +357,7 @@ def _check_causal(net: nn.Module, x: Array, cond: Cond) -> None:
         shapes,
     )
     with jax.ensure_compile_time_eval():
-        run = jax.jit(lambda *args: _check_hidden(apply_linen(net, *args), tokens))
+        run = jax.jit(lambda p, x, cond: _check_hidden(apply_linen(net, p, x, cond), x))
         h = np.asarray(run(params, tokens, cond), np.float64)
     moves = np.abs(h[:m] - h[m:]).max(axis=-1)  # [j, i]: of h_i by another x_j
     wrong = (moves > 1e-3 * (1 + np.abs(h).max())) & (np.arange(m)[None] <= np.arange(m)[:, None])

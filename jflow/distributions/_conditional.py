@@ -104,7 +104,7 @@ def conditional_mixture(
     Returns:
         Distribution: the law, params {'logits' [K], 'means' [K, *event_shape], 'log_stds' [K,
             *event_shape]}, and given a cond [b, k] also 'kernel' [k, K (1 + 2 D)], D the size of
-            the event.
+            the event. A Gaussian has no 'logits', and a kernel [k, 2 D].
 
     Raises:
         ValueError: components is below 1 or min_std is not positive.
@@ -130,6 +130,7 @@ def conditional_mixture(
         raise ValueError(f"conditional_mixture: expected min_std > 0, got {min_std}")
     floor, name = float(min_std), "conditional_mixture"
     size = math.prod(event_shape)
+    weights = components if components > 1 else 0  # how many logits there are
 
     def init(key, x, cond=None):
         check_event(name, x, event_shape)
@@ -141,15 +142,13 @@ def conditional_mixture(
             rows = jax.random.randint(key_row, (components,), 0, x.shape[0])
             noise = 0.1 * std[None] * jax.random.normal(key_noise, shape, std.dtype)
             means = x[rows].astype(std.dtype) + noise
-        params = {
-            "logits": jnp.zeros_like(std, shape=(components,)),
-            "means": means,
-            "log_stds": jnp.broadcast_to(jnp.log(std)[None], shape),
-        }
+        params = {"means": means, "log_stds": jnp.broadcast_to(jnp.log(std)[None], shape)}
+        if weights:
+            params["logits"] = jnp.zeros_like(std, shape=(components,))
         c = flatten_cond(name, cond, x.shape[0])
-        made = _kernel(key_kernel, c, components * (1 + 2 * size), std.dtype)
+        made = _kernel(key_kernel, c, weights + 2 * components * size, std.dtype)
         if made:  # the means move in the units of x
-            one = jnp.ones_like(std, shape=(components,))
+            one = jnp.ones_like(std, shape=(weights,))
             units = jnp.broadcast_to(std[None], shape).reshape(-1)
             made["kernel"] = (
                 made["kernel"] * jnp.concatenate([one, units, jnp.ones_like(units)])[None]
@@ -159,9 +158,13 @@ def conditional_mixture(
     def read(params, cond, n):
         """logits [n, K] or [1, K], and means and log_stds alike with [*event_shape]."""
         moved = _moved(name, params, cond, n)
-        parts = params["logits"], params["means"], params["log_stds"]
+        means = params["means"]
+        alone = jnp.zeros_like(means, shape=(weights or 1,))
+        parts = params["logits"] if weights else alone, means, params["log_stds"]
         if moved is None:
             return tuple(part[None] for part in parts)
+        if not weights:
+            moved = jnp.pad(moved, ((0, 0), (1, 0)))  # the weight of the one normal does not move
         ends = (components, components * (1 + size))
         return tuple(
             part[None] + move.reshape(n, *part.shape)

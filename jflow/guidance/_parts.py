@@ -103,8 +103,8 @@ def single_part(velocity: Velocity, part: str) -> Velocity:
         >>> joint = oracles.as_velocity(oracle)
         >>> v = guidance.single_part(guidance.given_parts(joint), "a")
         >>> cond = guidance.PartsCondition(given={"b": jnp.full((1, 1), 2.0)})
-        >>> float(v.apply({}, jnp.zeros((1, 1)), 0.0, cond)[0, 0])  # towards 0.8 times 2
-        1.6
+        >>> v.apply({}, jnp.zeros((1, 1)), 0.0, cond)  # towards 0.8 times 2
+        Array([[1.6]], dtype=float32)
     """
 
     def init(key, x, t, cond=None):
@@ -153,7 +153,8 @@ def parts(velocity: Velocity, weights: Mapping[tuple[str, str], NumberOrFunction
 
     References:
         Li, Kallidromitis, Gokul, Liao, Kato, Kozuka, Grover, *OmniFlow: Any-to-Any Generation with
-            Multi-Modal Rectified Flows*, 2024, arXiv:2412.01169.
+            Multi-Modal Rectified Flows*, 2024, arXiv:2412.01169, whose public code runs the case of
+            one given part, as `cfg`. That w = 0 is the conditional velocity is our choice.
     """
     check_noun("guidance.parts", velocity, Velocity, Field)
     weights = dict(weights)

@@ -119,7 +119,7 @@ def _errors(name, part, metric, v, target, x_t, t, weight):
     if t.ndim == 2 or (weight is not None and weight.ndim == 2):  # then a token is a row
         b, n = x_t.shape[:2]
         fold = lambda a: a.reshape(b * n, *a.shape[2:])  # noqa: E731
-        each = lambda a: fold(jnp.broadcast_to(a.reshape(b, -1), (b, n)))  # noqa: E731
+        each = lambda a: fold(jnp.broadcast_to(a if a.ndim == 2 else a[:, None], (b, n)))  # noqa: E731
         v, target, x_t, t = fold(v), fold(target), fold(x_t), each(t)
         weight = None if weight is None else each(weight)
     error = metric(v, target, x_t, t)

@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
-from jflow._core.arrays import expand_to, filled, float_dtype
+from jflow._core.arrays import expand_to, filled, flat_rows, float_dtype
 from jflow._core.batch import read_as_given, read_parts
 from jflow._core.checks import check_parts, count_rows, need_key
 from jflow.types import Cond, Key, PartTimes, PyTree, Time, TimePair
@@ -97,9 +97,7 @@ def draw_parts(name: str, key: Key, batch: Mapping[str, PyTree], time: Time | Pa
             }
         )
     weights = by_part(weight) if isinstance(x1, Mapping) else {None: weight}
-    used = [
-        jnp.any((w != 0).reshape(w.shape[0], -1), axis=1) for w in weights.values() if w is not None
-    ]
+    used = [jnp.any(flat_rows(w != 0), axis=1) for w in weights.values() if w is not None]
     some = jnp.any(jnp.stack(used), axis=0) if len(used) == len(weights) else None
     x0, x1, cond = filled(some, (x0, x1, cond))
     x0, x1 = (

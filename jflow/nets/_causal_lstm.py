@@ -200,9 +200,10 @@ class WithPrevious(nn.Module):
         before = preceding(x, first + jnp.arange(x.shape[1]), cache is None, held(valid))
         if cache is None:
             h = self.net(x, cond)
-            return jnp.concatenate([before.astype(h.dtype), h], axis=-1)
-        h, cache = self.net(x, cond, cache=cache, first=first)
-        return jnp.concatenate([before.astype(h.dtype), h], axis=-1), cache
+        else:
+            h, cache = self.net(x, cond, cache=cache, first=first)
+        h = leave(jnp.concatenate([before.astype(h.dtype), h], axis=-1), valid, first)
+        return h if cache is None else (h, cache)
 
     def empty_cache(self, x: Array, rows: int):
         """A cache that holds no slot yet.

@@ -55,6 +55,13 @@ def at_slots(a: Array, first: Any, m: int) -> Array:
     return a if m == a.shape[1] else jax.lax.dynamic_slice_in_dim(a, first, m, axis=1)
 
 
+def leave(h: Array, valid: Array | None, first: Any) -> Array:
+    """h [b, m, k] of the slots from `first` on, 0 where the token of a slot does not exist."""
+    if valid is None:
+        return h
+    return jnp.where(at_slots(valid, first, h.shape[1])[..., None], h, jnp.zeros_like(h))
+
+
 def enter(module: Any, x: Array, cond: Cond, parts: Condition, slots: Array, cache, first) -> Array:
     """The tokens [b, m, width] that the layers of a causal network begin with.
 
@@ -86,13 +93,6 @@ def enter(module: Any, x: Array, cond: Cond, parts: Condition, slots: Array, cac
     if (c := embed(cond, x.shape[0])) is not None:
         h = h + c[:, None].astype(h.dtype)
     return h
-
-
-def leave(h: Array, valid: Array | None, first: Any) -> Array:
-    """h [b, m, k] of the slots from `first` on, 0 where their own token is not valid [b, n]."""
-    if valid is None:
-        return h
-    return jnp.where(at_slots(valid, first, h.shape[1])[..., None], h, jnp.zeros_like(h))
 
 
 def check_tokens(module: Any, x: Array) -> tuple[int, int]:

@@ -341,27 +341,35 @@ def test_pairs_that_do_not_fit_are_refused():
 # ---- what people look at
 
 
-def exact_posterior(narrow):
-    """The exact one of a normal prior, with its standard deviation times `narrow`."""
+def exact_posterior(narrow, correlation=0.0):
+    """The exact one of a normal prior, with its standard deviation times `narrow` and a correlation
+    that is not there."""
     prior = sbi.as_prior(distributions.normal((2,)))
-    std = narrow * np.sqrt(0.5)
+    covariance = narrow**2 / 2 * np.array([[1, correlation], [correlation, 1]])
 
     def sample(key, n, x):
-        return x[:, None] / 2 + std * jax.random.normal(key, (len(x), n, 2))
+        noise = np.asarray(jax.random.normal(key, (len(x), n, 2)))
+        return x[:, None] / 2 + noise @ np.linalg.cholesky(covariance).T
 
     def log_prob(theta, x):
         x = x[:, None] if theta.ndim == 3 else x
-        return scipy.stats.norm(x / 2, std).logpdf(theta).sum(-1)
+        return scipy.stats.multivariate_normal([0, 0], covariance).logpdf(theta - x / 2)
 
     return sbi.Posterior(sample, log_prob, None, None, {}, prior, None, None, 1, [])
 
 
+def unit_noise(key, theta):
+    return theta + jax.random.normal(key, theta.shape)
+
+
+def test_calibration_sees_a_correlation_that_the_marginals_do_not_show():
+    wrong = exact_posterior(1.0, correlation=0.95)
+    found = sbi.calibration(KEY, wrong, unit_noise, progress=False)
+    assert found.rejected == ("density", "tarp")
+
+
 def test_calibration_rejects_a_narrow_posterior_and_not_the_exact_one():
     """At a false-alarm rate of 0.01 for all four tests together."""
-
-    def unit_noise(key, theta):
-        return theta + jax.random.normal(key, theta.shape)
-
     found = sbi.calibration(KEY, exact_posterior(1.0), unit_noise, progress=False)
     assert found.rejected == () and found.ranks.shape == (300, 2)
     assert list(found.p_values) == ["theta 1", "theta 2", "density", "tarp"]

@@ -197,7 +197,7 @@ LOSSES = {
     "joint_matching": loss(
         losses.joint_matching(V, time=times.parts(("a", "b")), path=BRIDGE),
         ("x0",),
-        x={"a": X, "b": X[:, :1]},
+        x={"a": X, "b": X[:, ::-1]},
     ),
     "mean_flow": loss(losses.mean_flow(MAP, omega=1.0, kappa=0.5, null=3)),
     "student_only": loss(losses.student_only(MATCHING)),

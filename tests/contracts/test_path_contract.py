@@ -225,27 +225,41 @@ def test_ends_of_schedules(name, dtype, x64):
     row, ends = SCHEDULES[name], jnp.asarray([0.0, 1.0], dtype)
     schedule = row.schedule
     slope = lambda f: lambda t: jax.jvp(f, (t,), (jnp.ones_like(t),))[1]  # noqa: E731
-    values = [f(ends) for f in schedule[:2]]
-    slopes = [g(ends) for f in schedule[:2] for g in (slope(f), slope(slope(f)))]
-    assert {leaf.dtype for leaf in values + slopes} == {np.dtype(dtype)}
+
+    @jax.jit
+    def run(ends, t, prediction, x):
+        values = [f(ends) for f in schedule[:2]]
+        slopes = [g(ends) for f in schedule[:2] for g in (slope(f), slope(slope(f)))]
+        times = (
+            []
+            if schedule.time is None
+            else [
+                schedule.time(scale * schedule.alpha(t), scale * schedule.sigma(t))
+                for scale in (1, 3)
+            ]
+        )
+        converted = {}
+        for conversion in CONVERSIONS:
+            convert = functools.partial(getattr(paths, conversion), t=ends, schedule=schedule)
+            found = [convert(prediction, x)]
+            if dtype == jnp.float32:
+                found += jax.vjp(convert, prediction, x)[1](jnp.ones_like(x))
+            converted[conversion] = found
+        return values, slopes, times, converted
+
+    t = jnp.linspace(0.01, 0.99, 50, dtype=dtype)
+    x, prediction = jnp.asarray([[0.3, -1.2]] * 2, dtype), jnp.asarray([[0.7, 0.4]] * 2, dtype)
+    values, slopes, times, converted = jax.device_get(run(ends, t, prediction, x))
+    assert {leaf.dtype for leaf in values + slopes + times} == {np.dtype(dtype)}
     assert np.all(np.isfinite(np.asarray(slopes, np.float64)))
     # sigma = sqrt(2 - 2 t) and the like are taken an epsilon from the end: off by its root
     tolerance = 2 * float(jnp.finfo(dtype).eps) ** 0.5
     given = np.asarray(values, np.float64).T.ravel()
     np.testing.assert_allclose(given, row.ends, rtol=4 * tolerance, atol=tolerance)
-    if schedule.time is not None:
-        t = jnp.linspace(0.01, 0.99, 50, dtype=dtype)
-        for scale in (1, 3):
-            time = schedule.time(scale * schedule.alpha(t), scale * schedule.sigma(t))
-            assert time.dtype == dtype
-            if dtype == jnp.float64:
-                np.testing.assert_allclose(time, t, rtol=1e-11, atol=1e-11)
-    x, prediction = jnp.asarray([[0.3, -1.2]] * 2, dtype), jnp.asarray([[0.7, 0.4]] * 2, dtype)
-    for conversion in CONVERSIONS:
-        convert = functools.partial(getattr(paths, conversion), t=ends, schedule=schedule)
-        found = [convert(prediction, x)]
-        if dtype == jnp.float32:
-            found += jax.vjp(convert, prediction, x)[1](jnp.ones_like(x))
+    if dtype == jnp.float64:
+        for time in times:
+            np.testing.assert_allclose(time, t, rtol=1e-11, atol=1e-11)
+    for conversion, found in converted.items():
         found = [np.asarray(a, np.float64) for a in found]
         infinite = (
             row.at_noise and conversion in FROM_NOISE,
@@ -268,24 +282,40 @@ def test_conversions(name, dtype, x64):
     cast = lambda a: jnp.asarray(np.asarray(a), dtype)  # noqa: E731
     low, high = row.between if dtype == jnp.float32 else (0.01, 0.99)
     t = cast(rng.uniform(low, high, n)).astype(np.float64)
-    a, s = schedule.alpha(t)[:, None], schedule.sigma(t)[:, None]
-    x = a * (1.5 + 0.4 * rng.normal(size=(n, 3))) + s * rng.normal(size=(n, 3))
-    x = cast(x).astype(np.float64)
-    score = oracle.score(x, t)
-    known = {
-        "velocity": oracle.velocity(x, t),
-        "data": 1.5 + a * 0.4**2 / (a**2 * 0.4**2 + s**2) * (x - a * 1.5),
-        "noise": -s * score,
-        "score": score,
-    }
+    noises = rng.normal(size=(2, n, 3))
+
+    @jax.jit
+    def predicted(t, noises):
+        a, s = schedule.alpha(t)[:, None], schedule.sigma(t)[:, None]
+        x = a * (1.5 + 0.4 * noises[0]) + s * noises[1]
+        x = x.astype(dtype).astype(jnp.float64)
+        score = oracle.score(x, t)
+        return x, {
+            "velocity": oracle.velocity(x, t),
+            "data": 1.5 + a * 0.4**2 / (a**2 * 0.4**2 + s**2) * (x - a * 1.5),
+            "noise": -s * score,
+            "score": score,
+        }
+
+    x, known = jax.device_get(predicted(t, noises))
     tolerance = 1e-5 if dtype == jnp.float32 else 1e-10
-    for conversion in CONVERSIONS:
-        source, target = conversion.split("_to_")
-        found = getattr(paths, conversion)(cast(known[source]), cast(x), cast(t), schedule)
-        assert found.dtype == dtype
-        scale = max(1, np.abs(known[target]).max())
+
+    @jax.jit
+    def convert(known, x, t):
+        return {
+            conversion: getattr(paths, conversion)(
+                known[conversion.split("_to_")[0]], x, t, schedule
+            )
+            for conversion in CONVERSIONS
+        }
+
+    found = jax.device_get(convert(*jax.tree.map(cast, (known, x, t))))
+    for conversion, value in found.items():
+        expected = known[conversion.split("_to_")[1]]
+        assert value.dtype == dtype
+        scale = max(1, np.abs(expected).max())
         np.testing.assert_allclose(
-            found, known[target], rtol=tolerance, atol=tolerance * scale, err_msg=conversion
+            value, expected, rtol=tolerance, atol=tolerance * scale, err_msg=conversion
         )
 
 

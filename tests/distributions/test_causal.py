@@ -54,8 +54,7 @@ def ar1():
         Preceding(), distributions.conditional_mixture((1,), min_std=1e-9), (N, 1)
     )
     log_std = np.full((1, 1), np.log(S - 1e-9))
-    token = {"logits": np.zeros(1), "means": np.zeros((1, 1)), "log_stds": log_std}
-    token["kernel"] = np.array([[0.0, A, 0.0]])
+    token = {"means": np.zeros((1, 1)), "log_stds": log_std, "kernel": np.array([[A, 0.0]])}
     lower = np.tril(A ** np.abs(np.subtract.outer(np.arange(N), np.arange(N)))) * S
     return law, {"net": {}, "token": token}, lower @ lower.T
 
