@@ -1,9 +1,9 @@
 """Forecasts of ETTh1 by the patch: a flow head and a Gaussian head on one causal transformer.
 
-    # five minutes on two CPU cores; JFLOW_DATA/timeseries/ETTh1.csv.gz, or --data FILE
+    # minutes on two CPU cores; JFLOW_DATA/timeseries/ETTh1.csv.gz, or --data FILE
     python experiments/forecasting/run.py --out runs/forecasting
     python experiments/forecasting/run.py --out runs/forecasting --seed 1
-    # CI: seconds, on an invented series where there is no data; numbers mean nothing
+    # CI: a minute, on an invented series where there is no data; numbers mean nothing
     python experiments/forecasting/run.py --out runs/short --short
 
 A causal transformer reads four patches of 24 hours of one column, standardized by their mean and

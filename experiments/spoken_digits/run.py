@@ -1,9 +1,9 @@
 """Spoken digits frame after frame: a flow as the law of a frame, on an LSTM that reads the past.
 
-    # five minutes on two CPU cores; JFLOW_DATA/audio/fsdd_dev300.zip, or --data FILE
+    # minutes on two CPU cores; JFLOW_DATA/audio/fsdd_dev300.zip, or --data FILE
     python experiments/spoken_digits/run.py --out runs/spoken
     python experiments/spoken_digits/run.py --out runs/spoken --seed 1
-    # CI: seconds, on invented frames; numbers mean nothing
+    # CI: a minute, on invented frames; numbers mean nothing
     python experiments/spoken_digits/run.py --out runs/short --short
 
 `distributions.causal(nets.CausalLSTM, token)` on log-mel frames of utterances of unequal lengths,

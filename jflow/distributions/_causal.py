@@ -351,7 +351,7 @@ def _check_causal(net: nn.Module, x: Array, cond: Cond) -> None:
     else:
         cond = jax.tree.map(given, cond)
 
-    shapes = jax.eval_shape(lambda key: init_linen(net, key, tokens, cond), jax.random.key(0))
+    shapes = jax.eval_shape(lambda *args: init_linen(net, *args), jax.random.key(0), tokens, cond)
     params = jax.tree.map(
         lambda p: (draws.normal(size=p.shape) / max((*p.shape[-2:-1], 1)) ** 0.5).astype(p.dtype),
         shapes,
