@@ -59,7 +59,8 @@ def noised(std: NumberOrFunction) -> BatchTransform:
         Tschannen, Pinto, Kolesnikov, *JetFormer: An Autoregressive Generative Model of Raw Images
             and Text*, 2024, arXiv:2411.19722, for noise that is annealed.
     """
-    first = float(jnp.asarray(std(jnp.int32(0)) if callable(std) else std))
+    with jax.ensure_compile_time_eval():
+        first = float(jnp.asarray(std(jnp.int32(0)) if callable(std) else std))
     if not first >= 0:
         raise ValueError(f"noised: expected std >= 0, got {first:g}")
 

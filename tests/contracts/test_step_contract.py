@@ -114,6 +114,10 @@ EXCUSED = {
         "sample_hierarchy sample_refined sample_variational".split(),
         "samplers of one method each, in tests/solvers and beside their losses",
     ),
+    **dict.fromkeys(
+        "TransitionInfo sample_kernels sample_transitions transition_condition".split(),
+        "transition matching: test_transition, test_autoregressive_transitions of tests/losses",
+    ),
 }
 
 

@@ -19,10 +19,9 @@ def test_the_log_density_is_the_sum_and_samples_have_both_laws():
     params = law.init(jax.random.key(0), X, H[:, :1])
     assert set(params) == {"first", "rest"} and params["rest"] == {}
     params["first"] = {
-        "logits": np.zeros(1, np.float32),
         "means": np.zeros((1, 1), np.float32),
         "log_stds": np.full((1, 1), np.log(0.5), np.float32),
-        "kernel": np.array([[0.0, 1.0, 0.0]], np.float32),
+        "kernel": np.array([[1.0, 0.0]], np.float32),
     }
     found = law.log_prob(params, X, H[:, :1])
     expected = scipy.stats.norm(H[:, 0], 0.5).logpdf(X[:, 0])
@@ -44,10 +43,9 @@ def test_a_contrasted_gaussian_is_the_tilted_one(scale):
     token = distributions.conditional_mixture((1,), min_std=1e-9)
     law = distributions.contrasted(token, scale, draws=512)
     params = {
-        "logits": np.zeros(1, np.float32),
         "means": np.zeros((1, 1), np.float32),
         "log_stds": np.zeros((1, 1), np.float32),
-        "kernel": np.array([[0.0, 1.0, 0.0]], np.float32),
+        "kernel": np.array([[1.0, 0.0]], np.float32),
     }
     n, towards, away = 4000, 0.5, -0.1
     cond = np.tile(np.array([[towards, away]], np.float32), (n, 1))

@@ -239,8 +239,9 @@ SMALL = {
 
 
 def recipes():
-    """The recipes that standardize; `inverse_flow` passes its options on to `glow`."""
-    for name in flows.__all__:
+    """The recipes that standardize and take a base, which jetformer makes of a prior;
+    `inverse_flow` passes its options on to `glow`."""
+    for name in sorted(set(flows.__all__) - {"jetformer"}):
         arguments = inspect.signature(getattr(flows, name)).parameters
         if "standardize" in arguments or name == "inverse_flow":
             yield name
