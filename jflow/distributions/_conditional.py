@@ -362,8 +362,8 @@ def contrasted(token: Distribution | Flow, scale: float, *, draws: int = 32) -> 
         >>> from jflow import distributions
         >>> law = distributions.contrasted(distributions.conditional_mixture((1,)), 2.0)
         >>> zero = jnp.zeros((1, 1))
-        >>> params = {"logits": zero[0], "means": zero, "log_stds": zero}
-        >>> params |= {"kernel": jnp.array([[0.0, 1.0, 0.0]])}  # the mean is cond
+        >>> params = {"means": zero, "log_stds": zero}
+        >>> params |= {"kernel": jnp.array([[1.0, 0.0]])}  # the mean is cond
         >>> cond = jnp.array([[0.5, 0.0]])  # towards 0.5, away from 0
         >>> x = law.sample(params, jax.random.key(0), 4096, jnp.repeat(cond, 4096, axis=0))
         >>> round(float(x.mean()), 1)  # N(2 0.5, 1)

@@ -335,8 +335,8 @@ def jetformer(
             place; see `jet`.
 
     Returns:
-        Flow: the flow of images [b, H, W, C] given cond, with params {'bijector', 'base'}, those of
-            the causal law in params['base']['base'].
+        Flow: the flow of images [b, H, W, C] given cond, with params {'bijector', 'base'}; those
+            of the causal law are under 'base' of the base.
 
     Raises:
         ValueError: what `jet` refuses; kept is below 1 or no less than the numbers of a token; or
