@@ -311,11 +311,8 @@ def mixture_of_normals(event_shape: tuple[int, ...], components: int) -> Distrib
 
     def log_prob(params, x, cond=None, *, key=None):
         check_event("mixture_of_normals", x, event_shape)
-        log_stds = params["log_stds"][None]
-        # the bound keeps the squares finite: logsumexp of nothing but -inf has NaN gradients
-        z = jnp.clip((x[:, None] - params["means"][None]) * jnp.exp(-log_stds), -_FAR, _FAR)
-        parts = jnp.sum(-0.5 * (jnp.square(z) + _LOG_2PI) - log_stds, axis=tuple(range(2, z.ndim)))
-        return jax.nn.logsumexp(parts + jax.nn.log_softmax(params["logits"])[None], axis=1)
+        parts = (params[part][None] for part in ("logits", "means", "log_stds"))
+        return mixture_log_prob(x, *parts)
 
     def sample(params, key, n, cond=None):
         key_component, key_noise = jax.random.split(key)
@@ -325,6 +322,15 @@ def mixture_of_normals(event_shape: tuple[int, ...], components: int) -> Distrib
         return means + jnp.exp(log_stds) * noise
 
     return Distribution(init, log_prob, sample)
+
+
+def mixture_log_prob(x: Array, logits: Array, means: Array, log_stds: Array) -> Array:
+    """log p(x) [b] of mixtures with logits [b, K], means and log_stds [b, K, *event], or of one
+    for all rows, which leads with 1."""
+    # the bound keeps the squares finite: logsumexp of nothing but -inf has NaN gradients
+    z = jnp.clip((x[:, None] - means) * jnp.exp(-log_stds), -_FAR, _FAR)
+    parts = jnp.sum(-0.5 * (jnp.square(z) + _LOG_2PI) - log_stds, axis=tuple(range(2, z.ndim)))
+    return jax.nn.logsumexp(parts + jax.nn.log_softmax(logits), axis=1)
 
 
 def scaled(distribution: Distribution, scale: float) -> Distribution:

@@ -9,12 +9,11 @@ from jflow._core.arrays import float_dtype, mean_and_std, sum_event
 from jflow._core.checks import check_event, check_noun, check_whole
 from jflow._core.keys import split_key
 from jflow._core.linen import flatten_cond
+from jflow.distributions._bases import _LOG_2PI, mixture_log_prob
 from jflow.types import Array, Cond, Distribution, Flow, Key
 
 __all__ = ["around_previous", "categorical", "conditional_mixture", "contrasted", "split"]
 
-_LOG_2PI = math.log(2 * math.pi)
-_FAR = 1e12  # beyond, squares are kept from overflowing
 _lecun = jax.nn.initializers.lecun_normal()
 
 
@@ -175,11 +174,7 @@ def conditional_mixture(
     def log_prob(params, x, cond=None, *, key=None):
         check_event(name, x, event_shape)
         logits, means, log_stds = read(params, cond, x.shape[0])
-        log_stds = jnp.logaddexp(log_stds, math.log(floor))
-        # the bound keeps the squares finite: logsumexp of nothing but -inf has NaN gradients
-        z = jnp.clip((x[:, None] - means) * jnp.exp(-log_stds), -_FAR, _FAR)
-        parts = jnp.sum(-0.5 * (jnp.square(z) + _LOG_2PI) - log_stds, axis=tuple(range(2, z.ndim)))
-        return jax.nn.logsumexp(parts + jax.nn.log_softmax(logits), axis=1)
+        return mixture_log_prob(x, logits, means, jnp.logaddexp(log_stds, math.log(floor)))
 
     def sample(params, key, n, cond=None):
         key_component, key_noise = jax.random.split(key)
