@@ -1,6 +1,8 @@
 """Base distributions on manifolds; densities are with respect to the volume of the metric."""
 
 import math
+from collections.abc import Sequence
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -63,7 +65,7 @@ def uniform_on(manifold: Manifold) -> Distribution:
     return Distribution(_no_params("uniform_on", manifold), log_prob, sample)
 
 
-def wrapped_normal(manifold: Manifold, mean: ArrayLike, std: float) -> Distribution:
+def wrapped_normal(manifold: Manifold, mean: ArrayLike | Sequence[Any], std: float) -> Distribution:
     """A normal law of tangent vectors at a point, carried to the manifold by the exponential map.
 
         x = exp_mean(v),    v = std sum_i z_i e_i,    z standard normal, e orthonormal at the mean

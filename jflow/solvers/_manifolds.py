@@ -208,7 +208,7 @@ def on_point(run: Callable, state: Any, *others: Any) -> Any:
 
 
 class _Projected(diffrax.AbstractWrappedSolver):
-    solver: diffrax.AbstractSolver
+    solver: diffrax.AbstractSolver  # type: ignore[misc]  # a class variable, to mypy
     manifold: Manifold = eqx.field(static=True)
 
     @property

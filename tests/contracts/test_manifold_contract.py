@@ -2,6 +2,7 @@
 differentiated too, and in float32 at the points where formulas are 0 / 0."""
 
 import math
+import pickle
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -259,6 +260,11 @@ def test_types_keys_and_shapes(name):
             assert jax.eval_shape(manifold.log_det_exp, x, x).dtype == wide
             assert jax.eval_shape(manifold.log_volume_element, x).dtype == wide
     assert not keys_consumed_twice(lambda key: manifold.random(key, 2), KEYS[0])
+    pytest.importorskip("cloudpickle")
+    again = pickle.loads(pickle.dumps(manifold))
+    assert type(again) is Manifold and again.shape == manifold.shape
+    zeros = np.zeros((1, *manifold.shape), np.float32)
+    assert jax.eval_shape(again.log, zeros, zeros).shape == zeros.shape
     bad = jnp.zeros((3, *manifold.shape[:-1], manifold.shape[-1] + 1))
     function = name.split()[0]
     expected = rf"{function}.exp: expected v of shape \[\.\.\., "
