@@ -47,6 +47,7 @@ from jflow.paths._interpolants import (
     schroedinger_bridge,
     with_noise,
 )
+from jflow.paths._reflected import reflected
 from jflow.paths._sequential import sequential_path
 
 __all__ = [
@@ -68,6 +69,7 @@ __all__ = [
     "linear",
     "matched_time",
     "parameterizations",
+    "reflected",
     "reschedule",
     "schedules",
     "schroedinger_bridge",

@@ -144,7 +144,7 @@ def _solve_rows(field, shared, rows, y0, how, t0, t1):
         solution = _solve(
             jax.tree_util.Partial(_batched, field), (shared, rows), y0, start, end, _Grid(ts), how
         )
-        evaluations = jnp.full((n,), _count(how.solver, ts.shape[0] - 1, 1), jnp.int32)
+        evaluations = jnp.full((n,), count_evaluations(how.solver, ts.shape[0] - 1, 1), jnp.int32)
         final = jnp.broadcast_to(solution.ts[-1], (n,))
     else:
         start, end = jnp.asarray(t0, dtype), jnp.asarray(t1, dtype)
@@ -162,7 +162,7 @@ def _solve_rows(field, shared, rows, y0, how, t0, t1):
         solution = jax.vmap(one_row)(rows, y0)
         fresh = solution.controller_state[1].steps
         evaluations = jnp.broadcast_to(
-            _count(how.solver, solution.stats["num_steps"], fresh), (n,)
+            count_evaluations(how.solver, solution.stats["num_steps"], fresh), (n,)
         ).astype(jnp.int32)
         final = solution.ts[:, -1]
     # a solve that arrived is a success, whatever size its next step would have had
@@ -272,7 +272,7 @@ class _Tolerance(diffrax.PIDController):
         return keep, t0, t1, jump, (state, fresh), result
 
 
-def _count(solver, steps, fresh):
+def count_evaluations(solver, steps, fresh):
     """Evaluations in `steps` steps, `fresh` of which were tried before any was accepted.
 
     A solver says it itself in a method evaluations(steps), as those of jflow do. First-same-as-last
