@@ -57,6 +57,8 @@ __all__ = [
     "Key",
     "LogProb",
     "Loss",
+    "Manifold",
+    "ManifoldFn",
     "Metrics",
     "NumberOrFunction",
     "Params",
@@ -697,6 +699,77 @@ class Path(NamedTuple):
 
     point: PathFn
     target: PathFn
+
+
+ManifoldFn = Callable[..., Array]
+"""A function of points and tangent vectors of a `Manifold`, batched over any leading axes."""
+
+
+@_picklable
+class Manifold(NamedTuple):
+    """A Riemannian manifold: pure functions of points and of tangent vectors.
+
+    A point is an array [*shape] of coordinates, such as a unit vector, a rotation matrix or a list
+    of angles; a tangent vector has the same shape, the derivative of a curve of points. All
+    functions but `random` take any leading axes, [..., *shape], and none of them is NaN, in value
+    or gradient, where two points coincide. Lengths are in the units of the metric.
+
+    Attributes:
+        shape: the shape of a point.
+        dim: d, the dimension of the manifold, at most the size of a point.
+        exp: `exp(x, v) -> [..., *shape]`, the point that the geodesic from x with velocity v
+            reaches at time 1.
+        log: `log(x, y) -> [..., *shape]`, the shortest v with exp(x, v) = y. Where several are
+            shortest (an antipode) it is one of them.
+        dist: `dist(x, y) -> [...]`, the length of the shortest geodesic, with gradient 0 where x =
+            y.
+        project: `project(x) -> [..., *shape]`, the nearest point to an array of numbers, or the
+            nearest in the sense that the constructor says; a point stays as it is.
+        to_tangent: `to_tangent(x, v) -> [..., *shape]`, the tangent vector at x that is nearest to
+            v.
+        inner: `inner(x, u, v) -> [...]`, the metric, of two tangent vectors at x.
+        tangent_basis: `tangent_basis(x) -> [..., d, *shape]`, tangent vectors at x that are
+            orthonormal in the metric.
+        random: `random(key, n) -> [n, *shape]`, points from the uniform law, or, where the volume
+            is infinite, from the law that the constructor names.
+        log_volume: the logarithm of the volume, in nats; inf where it is infinite.
+        log_det_exp: `log_det_exp(x, v) -> [...]`, log |det d exp_x(v) / dv| in orthonormal bases,
+            in nats; 0 where the space is flat.
+        log_volume_element: `log_volume_element(x) -> [...]`, the logarithm of the volume of the
+            metric over that of the coordinates, in nats, up to a constant; 0 for an embedding that
+            keeps lengths. The divergence of a tangent field v is sum_i inner(x, e_i, dv(x)[e_i]) +
+            d log_volume_element(x)[v], with e_i of `tangent_basis`.
+        embed: `embed(x) -> [..., k]` or of another shape, smooth coordinates in which x has one
+            value alone, such as the cosines and sines of angles: what networks are shown
+            (`manifolds.tangent`).
+        injective: where exp(x, .) is one to one up to a null set and reaches every point, as balls
+            (size, radius) of successive coordinates in `tangent_basis`, whose product it is; ()
+            where it is not of this form.
+
+    Examples:
+        >>> import jax.numpy as jnp
+        >>> from jflow import manifolds
+        >>> sphere = manifolds.sphere(2)
+        >>> north, east = jnp.array([0.0, 0.0, 1.0]), jnp.array([1.0, 0.0, 0.0])
+        >>> round(float(sphere.dist(north, east)), 4)  # a quarter of a turn
+        1.5708
+    """
+
+    shape: tuple[int, ...]
+    dim: int
+    exp: ManifoldFn
+    log: ManifoldFn
+    dist: ManifoldFn
+    project: ManifoldFn
+    to_tangent: ManifoldFn
+    inner: ManifoldFn
+    tangent_basis: ManifoldFn
+    random: Callable[[Key, int], Array]
+    log_volume: float
+    log_det_exp: ManifoldFn
+    log_volume_element: ManifoldFn
+    embed: ManifoldFn
+    injective: tuple[tuple[int, float], ...] = ()
 
 
 @runtime_checkable

@@ -1,0 +1,47 @@
+"""Manifolds: spaces of directions, angles, rotations, covariances, probabilities and trees.
+
+A `jflow.types.Manifold` is a tuple of pure functions (`exp`, `log`, `dist`, `project`, ...) over
+points [..., *shape]. Paths (`paths.geodesic`), base distributions (`distributions.uniform_on`,
+`wrapped_normal`), errors (`losses.riemannian_error`) and solvers (`solvers.projected`,
+`solvers.geodesic_midpoint`) take one; `tangent` puts a network on it, and `check` names rows of
+data that are off it.
+"""
+
+from jflow._core.names import explain_unknown
+from jflow.manifolds._check import check, tangent
+from jflow.manifolds._flat import euclidean, torus
+from jflow.manifolds._hyperbolic import (
+    hyperboloid,
+    poincare_ball,
+    to_hyperboloid,
+    to_poincare_ball,
+)
+from jflow.manifolds._matrices import so3, spd, spd_log_euclidean
+from jflow.manifolds._product import product
+from jflow.manifolds._sphere import (
+    from_latitude_longitude,
+    simplex,
+    sphere,
+    to_latitude_longitude,
+)
+
+__all__ = [
+    "check",
+    "euclidean",
+    "from_latitude_longitude",
+    "hyperboloid",
+    "poincare_ball",
+    "product",
+    "simplex",
+    "so3",
+    "spd",
+    "spd_log_euclidean",
+    "sphere",
+    "tangent",
+    "to_hyperboloid",
+    "to_latitude_longitude",
+    "to_poincare_ball",
+    "torus",
+]
+
+explain_unknown(__name__)
