@@ -5,8 +5,8 @@ A `Domain` has three functions, `reflect`, `project` and `uniform`. `solvers.ref
 of a batch that lies outside. A straight line between two points of a convex set stays inside it, so
 that on `paths.linear()` with a source inside the domain nothing else is needed for training:
 
-    source = lambda key, x1, cond: (domain.uniform.sample({}, key, len(x1)), cond)
-    loss = losses.chain(couplings.with_source(source), losses.flow_matching(velocity))
+    source = couplings.with_source(couplings.from_distribution(domain.uniform))
+    loss = losses.chain(source, losses.flow_matching(velocity))
     method = solvers.fixed(50, solvers.reflected(diffrax.Heun(), domain))
     x, info = solvers.sample(velocity, params, x0, method=method)
 """
@@ -290,10 +290,13 @@ def check(
             ...
         ValueError: domains.check: expected x inside the domain, got row 1 at a distance of 0.5
     """
+    count_rows(name, x)
     if traced(x):
         return
-    count_rows(name, x)
-    away = np.asarray(_distance(domain.project, jnp.asarray(x, float_dtype(x))))
+    away = _distance(domain.project, jnp.asarray(x, float_dtype(x)))
+    if traced(away):  # a constant, inside jit
+        return
+    away = np.asarray(away)
     bad = ~(away <= tol)
     if np.any(bad):
         row = int(np.argmax(bad))

@@ -9,7 +9,7 @@ from jflow._core.checks import check_whole
 from jflow.manifolds import _smooth, _symmetric
 from jflow.manifolds._checked import checked
 from jflow.manifolds._symmetric import EXP, LOG, symmetric, transpose
-from jflow.types import Array, Manifold
+from jflow.types import Manifold
 
 __all__ = ["so3", "spd", "spd_log_euclidean"]
 

@@ -47,6 +47,7 @@ from jflow.paths._interpolants import (
     schroedinger_bridge,
     with_noise,
 )
+from jflow.paths._premetric import premetric
 from jflow.paths._reflected import reflected
 from jflow.paths._sequential import sequential_path
 
@@ -69,6 +70,7 @@ __all__ = [
     "linear",
     "matched_time",
     "parameterizations",
+    "premetric",
     "reflected",
     "reschedule",
     "schedules",

@@ -208,6 +208,7 @@ EXCUSED = {
         ("denoiser_to_score", "draw_noise", "with_noise"),
         "in the interpolants, tests/paths/test_interpolants.py",
     ),
+    "premetric": "simulated to t: tests/manifolds/test_mesh.py",
     "schroedinger_bridge": "an interpolant",
     "Bounded": "what boundary_mask and boundary_subtraction return",
 }
