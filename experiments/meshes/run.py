@@ -28,7 +28,7 @@ import numpy as np
 import optax
 
 import jflow
-from jflow import couplings, distributions, losses, manifolds, nets, paths, times, train
+from jflow import couplings, distributions, losses, manifolds, nets, paths, solvers, times, train
 from jflow.types import Velocity
 
 matplotlib.use("Agg")
@@ -172,15 +172,8 @@ def trained(velocity, loss, rows, steps, key):
 
 def walk(velocity, params, surface, x, steps):
     """Euler's steps, each straight on over the faces."""
-
-    @jax.jit
-    def run(params, x):
-        def one(x, t):
-            v = velocity.apply(params, x, jnp.broadcast_to(t, x.shape[:1]))
-            return surface.exp(x, v / steps), None
-
-        return jax.lax.scan(one, x, jnp.arange(steps) / steps)[0]
-
+    method = solvers.fixed(steps, solvers.geodesic_euler(surface))
+    run = jax.jit(lambda params, x: solvers.sample(velocity, params, x, method=method)[0])
     return np.asarray(run(params, x))
 
 

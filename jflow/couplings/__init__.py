@@ -30,6 +30,7 @@ from jflow.couplings._semidiscrete import fit_semidiscrete, semidiscrete
 from jflow.couplings._sources import (
     block_means,
     corrupted,
+    from_distribution,
     hold_known,
     inpainting,
     tiles,
@@ -42,6 +43,7 @@ __all__ = [
     "cosine",
     "optimal_transport",
     "fit_semidiscrete",
+    "from_distribution",
     "independent",
     "inpainting",
     "hold_known",

@@ -9,9 +9,26 @@ import jax
 import jax.numpy as jnp
 
 from jflow._core.arrays import expand_to
-from jflow._core.checks import check_whole, check_x, described, need_key
+from jflow._core.checks import (
+    check_noun,
+    check_params,
+    check_whole,
+    check_x,
+    described,
+    need_key,
+)
 from jflow._core.conditions import as_condition
-from jflow.types import Array, BatchTransform, Cond, Condition, Key, Velocity
+from jflow.types import (
+    Array,
+    BatchTransform,
+    Cond,
+    Condition,
+    Distribution,
+    Flow,
+    Key,
+    Params,
+    Velocity,
+)
 
 DataSource = Callable[
     [Key, Array, Cond], tuple[Array, Cond]
@@ -74,6 +91,44 @@ def with_source(source: DataSource) -> BatchTransform:
         return {**rest, "x0": x0} | ({} if cond is None else {"cond": cond})
 
     return transform
+
+
+def from_distribution(
+    distribution: Distribution | Flow, params: Params | None = None
+) -> DataSource:
+    """A source that is drawn from a distribution, whatever the data are.
+
+    It takes the place of the standard normal noise of `losses.flow_matching`, such as a uniform law
+    on a sphere, where there is no normal one. The draws have the type of the data.
+
+    Args:
+        distribution: the law of x0, with the shape of x1; the base of the flow that is sampled.
+        params: its params; None: {}, for those that have none. They are not trained.
+
+    Returns:
+        DataSource: (key, x1, cond) -> (x0, cond), for `with_source`.
+
+    Raises:
+        TypeError: for what is no distribution, and for params that are no dict.
+
+    Examples:
+        >>> import jax
+        >>> import jax.numpy as jnp
+        >>> from jflow import couplings, distributions
+        >>> source = couplings.from_distribution(distributions.uniform((2,), 3.0, 4.0))
+        >>> batch = couplings.with_source(source)(jax.random.key(0), {"x": jnp.zeros((5, 2))})
+        >>> bool(jnp.all((batch["x0"] >= 3) & (batch["x0"] <= 4)))
+        True
+    """
+    check_noun("from_distribution", distribution, Distribution, Flow)
+    given = {} if params is None else params
+    check_params("from_distribution", given)
+
+    def source(key, x1, cond=None):
+        x0 = distribution.sample(given, key, x1.shape[0])
+        return x0.astype(jnp.result_type(x1)), cond
+
+    return source
 
 
 def inpainting(mask: Mask) -> DataSource:

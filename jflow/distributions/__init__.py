@@ -22,6 +22,7 @@ from jflow.distributions._conditional import (
     contrasted,
     split,
 )
+from jflow.distributions._manifolds import uniform_on, wrapped_normal
 
 __all__ = [
     "around_previous",
@@ -41,6 +42,8 @@ __all__ = [
     "student_t",
     "token_log_probs",
     "uniform",
+    "uniform_on",
+    "wrapped_normal",
 ]
 
 explain_unknown(__name__)

@@ -68,7 +68,12 @@ from jflow.losses._distribution_matching import (
     kl_weight,
     shared_timesteps,
 )
-from jflow.losses._errors import mean_squared_error, perceptual_huber, pseudo_huber
+from jflow.losses._errors import (
+    mean_squared_error,
+    perceptual_huber,
+    pseudo_huber,
+    riemannian_error,
+)
 from jflow.losses._hierarchical import HierarchyLevel, hierarchical_matching
 from jflow.losses._histories import falling_noise, full_history, path_states
 from jflow.losses._importance import (
@@ -202,6 +207,7 @@ __all__ = [
     "potential_velocity",
     "power_cost",
     "pseudo_huber",
+    "riemannian_error",
     "quadratic_cost",
     "reconstruction",
     "rectified_diffusion",

@@ -11,8 +11,16 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from jflow._core.arrays import expand_to, float_dtype, mean_event, sum_event
+from jflow._core.checks import check_noun
+from jflow.types import Manifold
 
-__all__ = ["Metric", "mean_squared_error", "perceptual_huber", "pseudo_huber"]
+__all__ = [
+    "Metric",
+    "mean_squared_error",
+    "perceptual_huber",
+    "pseudo_huber",
+    "riemannian_error",
+]
 
 Metric = Callable[[Array, Array, Array, Array], Array]
 
@@ -77,6 +85,45 @@ def pseudo_huber(c: float) -> Metric:
         square = sum_event(jnp.square(v - target))
         # the difference of nearly equal numbers, as a quotient
         return square / (jnp.sqrt(square + c**2) + c) / math.prod(v.shape[1:])
+
+    return metric
+
+
+def riemannian_error(manifold: Manifold) -> Metric:
+    """The squared length of the error in the metric of a manifold, over its dimension.
+
+        inner(x_t, r, r) / dim,    r = to_tangent(x_t, v - target)
+
+    Also known as: Riemannian flow matching loss.
+
+    It is for `paths.geodesic(manifold)`. On `manifolds.euclidean` it is `mean_squared_error`. The
+    minimizer is the mean target, as it is there.
+
+    Args:
+        manifold: where x_t is.
+
+    Returns:
+        The metric (v, target, x_t, t) -> [b].
+
+    Raises:
+        TypeError: For what is no manifold.
+
+    Examples:
+        >>> import jax.numpy as jnp
+        >>> from jflow import losses, manifolds
+        >>> metric = losses.riemannian_error(manifolds.poincare_ball(2))
+        >>> v = jnp.array([[0.3, 0.4]])
+        >>> round(float(metric(v, 0 * v, 0 * v, None)[0]), 4)  # 4 * 0.25 / 2, at the center
+        0.5
+
+    References:
+        Chen, Lipman, *Flow Matching on General Geometries*, 2024, arXiv:2302.03660.
+    """
+    check_noun("riemannian_error", manifold, Manifold)
+
+    def metric(v, target, x_t, t):
+        residual = manifold.to_tangent(x_t, v - target)
+        return manifold.inner(x_t, residual, residual) / manifold.dim
 
     return metric
 

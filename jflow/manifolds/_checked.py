@@ -38,7 +38,8 @@ def checked(name: str, manifold: Manifold) -> Manifold:
                 arrays = tuple(a.reshape((1,) * (rank - a.ndim) + a.shape) for a in arrays)
             wide = float_dtype(*arrays)
             out = function(*(array.astype(wide) for array in arrays))
-            return out.astype(jnp.result_type(*arrays)) if what in _POINTS else out
+            own = arrays[0].dtype
+            return out.astype(own) if what in _POINTS and jnp.issubdtype(own, jnp.floating) else out
 
         return guard
 

@@ -37,6 +37,7 @@ from jflow.paths._affine import (
     velocity_to_noise,
     velocity_to_score,
 )
+from jflow.paths._geodesic import geodesic
 from jflow.paths._interpolants import (
     Interpolant,
     denoiser_to_score,
@@ -64,6 +65,7 @@ __all__ = [
     "from_noise_time",
     "from_sigma",
     "from_trigonometric",
+    "geodesic",
     "interpolant",
     "interpolant_score",
     "interpolant_velocity",

@@ -40,6 +40,13 @@ from jflow.solvers._flow_maps import (
 from jflow.solvers._hierarchical import HierarchyCondition, sample_hierarchy
 from jflow.solvers._integrate import SolveInfo, Status
 from jflow.solvers._likelihood import log_prob, log_prob_with_energies, sample_with_log_det
+from jflow.solvers._manifolds import (
+    geodesic_euler,
+    geodesic_midpoint,
+    geodesic_rk4,
+    projected,
+    riemannian_divergence,
+)
 from jflow.solvers._method import Method, adaptive, as_method, fixed, on_grid, reverse
 from jflow.solvers._mixture import gm_ode, gm_sde
 from jflow.solvers._multistep import (
@@ -102,6 +109,9 @@ __all__ = [
     "finite_difference",
     "fireflow",
     "fixed",
+    "geodesic_euler",
+    "geodesic_midpoint",
+    "geodesic_rk4",
     "gm_ode",
     "gm_sde",
     "grids",
@@ -114,6 +124,7 @@ __all__ = [
     "noises",
     "on_grid",
     "overshoot",
+    "projected",
     "pseudo_corrector",
     "sample_refined",
     "refiner",
@@ -121,6 +132,7 @@ __all__ = [
     "reflected_step",
     "trajectory_log_prob",
     "restore",
+    "riemannian_divergence",
     "reverse",
     "sample",
     "sample_acceleration",

@@ -279,6 +279,7 @@ def count_evaluations(solver, steps, fresh):
     methods reuse the last stage of the accepted step before. It is known for explicit Runge-Kutta
     methods and the one-evaluation methods of diffrax; -1 for others.
     """
+    solver = getattr(solver, "projected", solver)
     if hasattr(solver, "evaluations"):
         return solver.evaluations(steps)
     if isinstance(

@@ -19,6 +19,7 @@ from jflow import (
     distributions,
     flows,
     losses,
+    manifolds,
     oracles,
     paths,
     solvers,
@@ -142,6 +143,15 @@ LOSSES = {
     ),
     "flow_matching": loss(MATCHING, ("x0",)),
     "flow_matching on a bridge": loss(losses.flow_matching(V, path=BRIDGE)),
+    "flow_matching on a manifold": loss(
+        losses.chain(
+            couplings.with_source(
+                couplings.from_distribution(distributions.uniform_on(manifolds.torus(2)))
+            ),
+            MATCHING,
+        ),
+        ("x0",),
+    ),
     "fresh_source": loss(losses.chain(losses.fresh_source(), MATCHING), paired=LABELS == 0),
     "full_history": loss(losses.chain(losses.full_history(2), MATCHING), ("x0",), x=X[:, :, None]),
     "hierarchical_matching": loss(
@@ -245,7 +255,7 @@ NOT_LOSSES = (
     "likelihood_importance likelihood_weight mean_event mean_of_rows mean_squared_error "
     "noise_encoder noise_error non_saturating_gan normalized_tangent online_target "
     "perceptual_huber potential_velocity power_cost pseudo_huber quadratic_cost read_batch "
-    "relativistic_gan squared_and_cosine_error"
+    "relativistic_gan riemannian_error squared_and_cosine_error"
 ).split()
 
 

@@ -10,7 +10,17 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jflow import bijectors, couplings, distributions, flows, losses, paths, solvers, times
+from jflow import (
+    bijectors,
+    couplings,
+    distributions,
+    flows,
+    losses,
+    manifolds,
+    paths,
+    solvers,
+    times,
+)
 from jflow.distributions import mixtures
 from jflow.nets import Headed
 from jflow.types import Field, FlowMap, Velocity
@@ -39,6 +49,7 @@ BRANCHES = Field(
 )
 HEADED = Headed(None, lambda params, x, t, cond=None, *, key=None: slope(params, x, t), VELOCITY)
 SCALAR = Field(None, lambda params, x, t, cond=None, *, key=None: jnp.sum(params * x**2, axis=1))
+TORUS = manifolds.torus(2)
 STEPS = losses.grid_steps(lambda n: np.linspace(0, 1, n + 1), 4)
 
 
@@ -169,6 +180,13 @@ TABLE = {
     "flow_matching of a stable coupling": Row(
         losses.chain(couplings.pair(couplings.stable_matching()), losses.flow_matching(VELOCITY)),
         coupled=True,
+    ),
+    "flow_matching on a manifold": Row(
+        losses.flow_matching(
+            manifolds.tangent(VELOCITY, TORUS),
+            path=paths.geodesic(TORUS),
+            metric=losses.riemannian_error(TORUS),
+        )
     ),
     "hierarchical_matching": Row(losses.hierarchical_matching(VELOCITY)),
     "improved_mean_flow": Row(losses.improved_mean_flow(MAP)),

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from keys import KEYS, keys_consumed_twice
 
-from jflow import domains, oracles, paths
+from jflow import domains, manifolds, oracles, paths
 from jflow.paths import parameterizations, schedules
 from jflow.types import Field, Path, Velocity
 
@@ -83,6 +83,7 @@ PATHS = {
         f"affine {name}": Row(paths.affine(row.schedule, tolerance=0.02), ends=row.ends)
         for name, row in SCHEDULES.items()
     },
+    "geodesic": Row(paths.geodesic(manifolds.euclidean(3))),
     "interpolant": drawn(paths.with_noise(schedules.cosine(), lambda t: jnp.sin(jnp.pi * t) ** 2)),
     "interpolant schroedinger_bridge": drawn(paths.schroedinger_bridge(HALF)),
     "linear": Row(paths.linear()),

@@ -101,6 +101,10 @@ EXCUSED = {
         "solves of ODEs and divergences: test_sample, test_log_prob, test_divergence",
     ),
     **dict.fromkeys(
+        "geodesic_euler geodesic_midpoint geodesic_rk4 projected riemannian_divergence".split(),
+        "diffrax solvers and a divergence on manifolds, tests/solvers/test_manifold_solvers.py",
+    ),
+    **dict.fromkeys(
         "adams_bashforth ddim dpm_solver_2 dpm_solver_pp dpm_solver_pp_2s fireflow midpoint_time "
         "midpoint_in_log_snr pseudo_corrector unipc".split(),
         "diffrax solvers, tests/solvers/test_exponential_multistep.py",

@@ -3,7 +3,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jflow import losses, oracles, paths, solvers, times, types
+from jflow import losses, manifolds, oracles, paths, solvers, times, types
 
 V, TARGET, X_T = jax.random.normal(jax.random.key(0), (3, 6, 4))
 T = jnp.asarray([0.0, 0.2, 0.4, 0.6, 0.8, 1.0])
@@ -24,6 +24,23 @@ def test_mean_squared_is_the_default():
     np.testing.assert_allclose(
         losses.mean_squared_error(V, TARGET, X_T, T), np.mean((V - TARGET) ** 2, axis=1), rtol=1e-6
     )
+
+
+def test_riemannian_error():
+    """On flat space it is the mean square; on the sphere what is normal counts nothing; in the ball
+    lengths are those of the metric."""
+    flat = losses.riemannian_error(manifolds.euclidean(4))
+    np.testing.assert_allclose(
+        flat(V, TARGET, X_T, T), losses.mean_squared_error(V, TARGET, X_T, T), rtol=1e-6
+    )
+    x = X_T / jnp.linalg.norm(X_T, axis=1, keepdims=True)
+    sphere = losses.riemannian_error(manifolds.sphere(3))
+    np.testing.assert_allclose(
+        sphere(V + 5 * x, TARGET, x, T), sphere(V, TARGET, x, T), rtol=1e-4, atol=1e-5
+    )
+    ball = losses.riemannian_error(manifolds.poincare_ball(4))(V, TARGET, x / 2, T)
+    expected = (8 / 3) ** 2 * losses.mean_squared_error(V, TARGET, X_T, T)  # 2 / (1 - 1 / 4)
+    np.testing.assert_allclose(ball, expected, rtol=1e-5)
 
 
 def test_pseudo_huber_by_hand():

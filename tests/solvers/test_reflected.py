@@ -117,7 +117,9 @@ def test_the_flow_slides_along_the_boundary(x64):
     )(x0)
     met = np.sqrt(1 - 0.5**2) / speed
     phi = 2 * np.arctan(np.tan(np.pi / 12) * np.exp(-speed * (1 - met)))  # sin(pi / 6) = 0.5
-    errors = np.array([np.linalg.norm(np.asarray(end) - [np.cos(phi), np.sin(phi)]) for end in ends])
+    errors = np.array(
+        [np.linalg.norm(np.asarray(end) - [np.cos(phi), np.sin(phi)]) for end in ends]
+    )
     assert np.all(errors < 3 * speed / steps) and errors[-1] < errors[0] / 3
 
 
