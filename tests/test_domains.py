@@ -54,7 +54,7 @@ def test_images_are_inside_and_what_is_inside_stays(name):
         np.testing.assert_allclose(image, nearest, rtol=1e-6, atol=1e-6)
         assert np.abs(image - x).max() > 0.1
     for same in again:
-        np.testing.assert_allclose(same, inside, atol=1e-6)
+        np.testing.assert_allclose(same, inside, rtol=1e-6, atol=1e-6)
     assert np.all(np.isfinite(slope)) and np.any(slope != 0)
 
 

@@ -10,7 +10,7 @@ import numpy as np
 from jflow import data
 
 NAMES = ("phi", "psi", "chi1", "chi2", "chi3")
-KAPPAS = (5.0, 10.0, 20.0, 40.0, 80.0, 160.0, 320.0, 640.0)
+KAPPAS = tuple(10.0 * 2.0**k for k in range(10))  # to 5120, a bump of 0.8 degrees
 
 
 def read(path, angles: int) -> np.ndarray:

@@ -241,7 +241,8 @@ def commute(mesh: Mesh) -> Premetric:
 
         d(x, y)^2 = sum_k (phi_k(x) - phi_k(y))^2 / lambda_k
 
-    The sum diverges with the number of eigenfunctions on a surface, so that it depends on it.
+    On a surface the sum diverges with the number of eigenfunctions, and where it is cut off it has
+    ripples, local minima in which a path may end: prefer `biharmonic` for paths.
 
     Args:
         mesh: the mesh, of `mesh(...)`.

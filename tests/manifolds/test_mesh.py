@@ -168,7 +168,7 @@ def test_a_walk_goes_straight_on_over_the_edges():
 
 def test_premetrics_vanish_at_the_point_alone():
     """0 with slope 0 where the points are one, and above 0 elsewhere; the biharmonic one is the
-    series of Legendre polynomials on the sphere, to 3%."""
+    series of Legendre polynomials on the sphere, to 5%."""
     r, made = measured(), sphere()
     np.testing.assert_array_equal(r["same"], 0)
     np.testing.assert_array_equal(r["slope"], 0)
@@ -182,7 +182,7 @@ def test_premetrics_vanish_at_the_point_alone():
         for l in range(1, 7)
     )
     far = cosine < 0.9
-    np.testing.assert_allclose(r["dist"][far], np.sqrt(square[far]), rtol=0.03)
+    np.testing.assert_allclose(r["dist"][far], np.sqrt(square[far]), rtol=0.05)
     for metric in (
         manifolds.biharmonic(made),
         manifolds.diffusion(made, np.float64(0.05)),
@@ -193,38 +193,35 @@ def test_premetrics_vanish_at_the_point_alone():
         assert gaps.min() > 0.02 * gaps.max()
 
 
-@pytest.mark.parametrize("name", ("biharmonic", "commute", "diffusion"))
+@pytest.mark.parametrize("name", ("biharmonic", "diffusion"))
 def test_a_path_goes_down_to_its_end(name):
-    """d(x_t, x1) = (1 - t) d(x0, x1) to 5% of d(x0, x1); the end is x1 to a tenth of an edge; the
-    target is the slope of the point; on the sphere a great circle, by its symmetry."""
+    """d(x_t, x1) is within 3% of d(x0, x1) of (1 - t) d(x0, x1), the end within a tenth of an edge
+    of x1, for 95 of 100 pairs at least; the target is the slope of the point, by differences, to
+    15% for half of them; the biharmonic path is a great circle, by its symmetry."""
     made = sphere()
-    metric = {
-        "biharmonic": manifolds.biharmonic,
-        "commute": manifolds.commute,
-        "diffusion": lambda mesh: manifolds.diffusion(mesh, 0.1),
-    }[name](made)
-    path = paths.premetric(metric, steps=60)
-    surface = manifolds.surface(metric)
+    make = {"biharmonic": manifolds.biharmonic, "diffusion": lambda m: manifolds.diffusion(m, 0.3)}
+    metric = make[name](made)
+    path, surface, n = paths.premetric(metric, steps=100), manifolds.surface(metric), 60
 
     @jax.jit
     def run(key):
-        x0, x1 = (surface.random(k, 60) for k in jax.random.split(key))
-        t = jnp.linspace(0.1, 0.8, 60)
-        middle, later = path.point(x0, x1, t), path.point(x0, x1, t + 0.01)
-        target, end = path.target(x0, x1, t), path.point(x0, x1, jnp.ones(60))
-        d = [metric.dist(x, x1) for x in (x0, middle)]
-        return x0, x1, t, middle, (later - middle) / 0.01, target, end, d
+        x0, x1 = (surface.random(k, n) for k in jax.random.split(key))
+        t = jnp.linspace(0.1, 0.8, n)
+        at = jnp.concatenate([t - 0.02, t, t + 0.02, jnp.ones(n)])
+        four = lambda x: jnp.concatenate([x] * 4)  # noqa: E731
+        points = path.point(four(x0), four(x1), at).reshape(4, n, 3)
+        d = metric.dist(jnp.concatenate([x0, points[1]]), jnp.concatenate([x1, x1]))
+        return x0, x1, t, points, path.target(x0, x1, t), d.reshape(2, n)
 
-    x0, x1, t, middle, slope, target, end, (d0, d) = jax.device_get(run(KEYS[1]))
-    good = np.abs(d - (1 - t) * d0) < 0.05 * d0
-    assert np.mean(good) >= 0.95
-    arrived = np.linalg.norm(end - x1, axis=1)
-    assert np.mean(arrived < 0.03) >= 0.95
-    speed = np.linalg.norm(target, axis=1)
-    assert np.median(np.linalg.norm(slope - target, axis=1) / speed) < 0.1
+    x0, x1, t, points, target, (d0, d) = jax.device_get(run(KEYS[1]))
+    before, middle, after, end = points
+    assert np.mean(np.abs(d - (1 - t) * d0) < 0.03 * d0) >= 0.95
+    assert np.mean(np.linalg.norm(end - x1, axis=1) < 0.03) >= 0.95
+    error = np.linalg.norm((after - before) / 0.04 - target, axis=1)
+    assert np.median(error / np.linalg.norm(target, axis=1)) < 0.15
     if name == "biharmonic":
         away = np.abs(np.einsum("ni,ni->n", np.cross(x0, x1), middle))
-        assert np.median(away) < 0.05 and np.max(away) < 0.3
+        assert np.median(away) < 0.02 and np.max(away) < 0.2
 
 
 def test_a_path_goes_around_a_corner():
