@@ -12,10 +12,10 @@ Train and report (README.md has the minutes; JFLOW_DATA/riemannian/torsions, or 
 README.md beside this file.
 
 The data are the angles (phi, psi), or (phi, psi, chi1, chi2, chi3), of glutamine or cis-proline in
-the Top8000 proteins, split once into 80%, 10% and 10%. Source: uniform angles; path: the shortest
-way around; network: of cosines and sines. Reported is the negative log-likelihood of the test rows
-in nats, by the ODE and its exact divergence, beside a product von Mises kernel density whose kappa
-is chosen on the validation rows.
+the Top8000 proteins, split once into 80%, 10% and 10% (2000 rows at most are judged). Source:
+uniform angles; path: the shortest way around; network: of cosines and sines. Reported is the
+negative log-likelihood of the test rows in nats, by the ODE and its exact divergence, beside a
+product von Mises kernel density whose kappa is chosen on the validation rows.
 """
 
 import functools

@@ -19,13 +19,14 @@ def read(path, angles: int) -> np.ndarray:
     text = gzip.decompress(Path(path).read_bytes()).decode()
     rows = [row[1 : 1 + angles] for row in csv.reader(io.StringIO(text))]
     degrees = np.unique(np.array([row for row in rows if "NULL" not in row], float), axis=0)
-    return np.mod(np.radians(degrees) + np.pi, 2 * np.pi) - np.pi
+    shuffled = np.random.default_rng(0).permutation(degrees)
+    return np.mod(np.radians(shuffled) + np.pi, 2 * np.pi) - np.pi
 
 
 def splits(x: np.ndarray) -> data.Splits:
-    """80%, 10% and 10% of the rows, always the same."""
+    """80%, 10% and 10% of the rows, always the same; of the last two 2000 rows at most."""
     rows = data.split({"x": x.astype(np.float32)}, valid=0.1, test=0.1, seed=0)
-    return rows
+    return rows._replace(valid={"x": rows.valid["x"][:2000]}, test={"x": rows.test["x"][:2000]})
 
 
 def toy(angles: int, n: int = 400) -> np.ndarray:

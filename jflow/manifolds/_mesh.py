@@ -77,7 +77,7 @@ class Premetric(NamedTuple):
 
     Attributes:
         mesh: the mesh.
-        weights: of the eigenfunctions, [k], above 0.
+        weights: of the eigenfunctions, [k], at least 0.
         dist: (x [..., 3], y [..., 3]) -> [...]; gradient 0 where x = y.
         descend: (x0 [b, 3], x1 [b, 3], t [b], steps) -> (x [b, 3], velocity [b, 3]), see
             `paths.premetric`.
@@ -514,7 +514,7 @@ def _place(tables, face, weights):
     return jnp.sum(weights[..., None] * tables.corners[face], axis=-2)
 
 
-def _values(mesh, tables, functions, face, weights):
+def _values(tables, functions, face, weights):
     """Functions given at the vertices [V, k], in between: [..., k]."""
     return jnp.sum(weights[..., None] * functions[tables.faces[face]], axis=-2)
 
@@ -530,12 +530,12 @@ def _premetric(name, mesh, weigh):
     def dist(x, y):
         x, y = jnp.broadcast_arrays(x, y)
         tables, functions = _tables(mesh, x.dtype), jnp.asarray(scaled, x.dtype)
-        at = [_values(mesh, tables, functions, *mesh.locate(point)) for point in (x, y)]
+        at = [_values(tables, functions, *mesh.locate(point)) for point in (x, y)]
         return _smooth.norm(at[0] - at[1])
 
     def velocity(tables, functions, face, weights, end, left):
-        """-(d / left) grad d / |grad d|^2 on the face, no longer than `most`, and d."""
-        apart = _values(mesh, tables, functions, face, weights) - end
+        """-(d / left) grad d / |grad d|^2 on the face, no longer than `most`."""
+        apart = _values(tables, functions, face, weights) - end
         square = jnp.sum(apart * apart, axis=1, keepdims=True)
         rates = jnp.sum(functions[tables.faces[face]] * apart[:, None], axis=2)
         slope = jnp.sum(rates[..., None] * tables.slopes[face], axis=1)  # of d^2 / 2
@@ -547,7 +547,7 @@ def _premetric(name, mesh, weigh):
     def descend(x0, x1, t, steps):
         dtype = x0.dtype
         t, tables, functions = t.astype(dtype), _tables(mesh, dtype), jnp.asarray(scaled, dtype)
-        end = _values(mesh, tables, functions, *mesh.locate(x1))
+        end = _values(tables, functions, *mesh.locate(x1))
         left_of = lambda s: jnp.maximum(1 - s, 1e-4)  # noqa: E731
 
         def one(i, state):
