@@ -100,6 +100,11 @@ JOBS = [
         "jflow train experiments/shakespeare_characters short=True --workdir {}/run --quiet",
         "experiments/shakespeare_characters/write.py {}/run --characters 20",
     ],
+    [
+        "jflow train experiments/torsions short=True --workdir {}/run --quiet",
+        "experiments/torsions/picture.py {}/run --out {}/picture.png --rows 50 --grid 8 --method 4",
+    ],
+    ["experiments/meshes/run.py --out {} --short"],
     ["experiments/lora_style/run.py --out {} --short"],
     [
         "tests/pipelines.py {}/sd3 sd3",

@@ -4,7 +4,8 @@ A `jflow.types.Manifold` is a tuple of pure functions (`exp`, `log`, `dist`, `pr
 points [..., *shape]. Paths (`paths.geodesic`), base distributions (`distributions.uniform_on`,
 `wrapped_normal`), errors (`losses.riemannian_error`) and solvers (`solvers.projected`,
 `solvers.geodesic_midpoint`) take one; `tangent` puts a network on it, and `check` names rows of
-data that are off it.
+data that are off it. `mesh`
+reads triangles, on which `biharmonic` and its relatives stand in the place of geodesics.
 """
 
 from jflow._core.names import explain_unknown
@@ -17,6 +18,17 @@ from jflow.manifolds._hyperbolic import (
     to_poincare_ball,
 )
 from jflow.manifolds._matrices import so3, spd, spd_log_euclidean
+from jflow.manifolds._mesh import (
+    Mesh,
+    Premetric,
+    biharmonic,
+    commute,
+    diffusion,
+    laplacian,
+    mesh,
+    read_obj,
+    surface,
+)
 from jflow.manifolds._product import product
 from jflow.manifolds._sphere import (
     from_latitude_longitude,
@@ -26,17 +38,26 @@ from jflow.manifolds._sphere import (
 )
 
 __all__ = [
+    "Mesh",
+    "Premetric",
+    "biharmonic",
     "check",
+    "commute",
+    "diffusion",
     "euclidean",
     "from_latitude_longitude",
     "hyperboloid",
+    "laplacian",
+    "mesh",
     "poincare_ball",
     "product",
+    "read_obj",
     "simplex",
     "so3",
     "spd",
     "spd_log_euclidean",
     "sphere",
+    "surface",
     "tangent",
     "to_hyperboloid",
     "to_latitude_longitude",

@@ -48,6 +48,8 @@ from jflow.paths._interpolants import (
     schroedinger_bridge,
     with_noise,
 )
+from jflow.paths._premetric import premetric
+from jflow.paths._reflected import reflected
 from jflow.paths._sequential import sequential_path
 
 __all__ = [
@@ -70,6 +72,8 @@ __all__ = [
     "linear",
     "matched_time",
     "parameterizations",
+    "premetric",
+    "reflected",
     "reschedule",
     "schedules",
     "schroedinger_bridge",

@@ -2,7 +2,8 @@
 
 `sample` and `log_prob` solve the ODE by diffrax; a `Method` (`fixed`, `on_grid`, `adaptive`) says
 how, with any diffrax solver or those made here for affine paths (`ddim`, `dpm_solver_pp`, `unipc`,
-...). `sample_sde` takes stochastic steps over a grid. `sample_flow_map` and its relatives sample
+...). `sample_sde` takes stochastic steps over a grid. `reflected` and
+`reflected_step` keep either inside a domain. `sample_flow_map` and its relatives sample
 few-step models. `solvers.grids` has the usual grids of times, `solvers.noises` the usual amounts of
 noise.
 """
@@ -56,6 +57,7 @@ from jflow.solvers._multistep import (
     unipc,
 )
 from jflow.solvers._refiner import refiner, sample_refined
+from jflow.solvers._reflected import reflected, reflected_step
 from jflow.solvers._sample import sample
 from jflow.solvers._stochastic import (
     Trajectory,
@@ -126,6 +128,8 @@ __all__ = [
     "pseudo_corrector",
     "sample_refined",
     "refiner",
+    "reflected",
+    "reflected_step",
     "trajectory_log_prob",
     "restore",
     "riemannian_divergence",

@@ -146,7 +146,7 @@ def _solve_rows(field, shared, rows, y0, how, t0, t1):
         equal = jnp.linspace if traced(t0, t1) else np.linspace
         times = equal(t0, t1, how.steps + 1) if how.grid is None else how.grid
         ts = jnp.asarray(times, dtype)
-        evaluations = jnp.full((n,), _count(how.solver, ts.shape[0] - 1, 1), jnp.int32)
+        evaluations = jnp.full((n,), count_evaluations(how.solver, ts.shape[0] - 1, 1), jnp.int32)
         each, args = jax.tree_util.Partial(_batched, field), (shared, rows)
         if how.adjoint is None:
             y1, stepped = _steps(each, args, y0, ts, how.solver)
@@ -172,7 +172,7 @@ def _solve_rows(field, shared, rows, y0, how, t0, t1):
         solution = jax.vmap(one_row)(rows, y0)
         fresh = solution.controller_state[1].steps
         evaluations = jnp.broadcast_to(
-            _count(how.solver, solution.stats["num_steps"], fresh), (n,)
+            count_evaluations(how.solver, solution.stats["num_steps"], fresh), (n,)
         ).astype(jnp.int32)
         y1 = jax.tree.map(lambda y: jnp.squeeze(y, 1), solution.ys)
         status = _status(solution, solution.ts[:, -1] == end).astype(jnp.int32)
@@ -307,7 +307,7 @@ class _Tolerance(diffrax.PIDController):
         return keep, t0, t1, jump, (state, fresh), result
 
 
-def _count(solver, steps, fresh):
+def count_evaluations(solver, steps, fresh):
     """Evaluations in `steps` steps, `fresh` of which were tried before any was accepted.
 
     A solver says it itself in a method evaluations(steps), as those of jflow do. First-same-as-last

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from keys import KEYS, keys_consumed_twice
 
-from jflow import manifolds, oracles, paths
+from jflow import domains, manifolds, oracles, paths
 from jflow.paths import parameterizations, schedules
 from jflow.types import Field, Path, Velocity
 
@@ -87,6 +87,9 @@ PATHS = {
     "interpolant": drawn(paths.with_noise(schedules.cosine(), lambda t: jnp.sin(jnp.pi * t) ** 2)),
     "interpolant schroedinger_bridge": drawn(paths.schroedinger_bridge(HALF)),
     "linear": Row(paths.linear()),
+    "reflected in a box that none leaves": Row(
+        paths.reflected(paths.linear(), domains.box((3,), -9.0, 9.0))
+    ),
     "sequential_path": Row(paths.sequential_path([0.0, 0.3, 1.0]), knots=3),
 }
 
@@ -206,6 +209,7 @@ EXCUSED = {
         ("denoiser_to_score", "draw_noise", "with_noise"),
         "in the interpolants, tests/paths/test_interpolants.py",
     ),
+    "premetric": "simulated to t: tests/manifolds/test_mesh.py",
     "schroedinger_bridge": "an interpolant",
     "Bounded": "what boundary_mask and boundary_subtraction return",
 }

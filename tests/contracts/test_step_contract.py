@@ -11,7 +11,7 @@ import pytest
 import scipy.stats
 from keys import KEYS, keys_consumed_twice
 
-from jflow import guidance, oracles, solvers
+from jflow import domains, guidance, oracles, solvers
 from jflow.distributions import mixtures
 from jflow.paths import schedules
 from jflow.solvers import noises
@@ -22,6 +22,7 @@ B, ALARM = 64, 1e-3  # rows; the false-alarm rate of each law, were the seed not
 ORACLE = oracles.mixture([0.3, 0.7], [[-2.0, 0.0], [2.0, 0.5]], 0.1)
 EXACT = mixtures.exact([0.3, 0.7], [[-2.0, 0.0], [2.0, 0.5]], 0.1)
 COSINE = schedules.cosine()
+BOX = domains.box((2,), -50.0, 50.0)
 PARAMS = {"a": jnp.ones(()), "b": 0.1 * jnp.ones(())}
 
 
@@ -78,6 +79,10 @@ TABLE = {
     "euler_maruyama with a score": with_noise(lambda w=0.5: w, score=own_score),
     "gm_sde": Row(mixture_step, name="gm_sde", keyless=False),
     "overshoot": Row(solvers.overshoot, lambda v: solvers.overshoot(v, 0.0), "overshoot"),
+    "reflected_step in a box that none leaves": Row(
+        lambda v: solvers.reflected_step(solvers.euler_maruyama(v, HALF), BOX),
+        lambda v: solvers.reflected_step(solvers.euler_maruyama(v, 0.0), BOX),
+    ),
 }
 EXCUSED = {
     "Trajectory": "what sample_sde keeps",
@@ -104,6 +109,7 @@ EXCUSED = {
         "midpoint_in_log_snr pseudo_corrector unipc".split(),
         "diffrax solvers, tests/solvers/test_exponential_multistep.py",
     ),
+    "reflected": "a diffrax solver, tests/solvers/test_reflected.py",
     **dict.fromkeys(
         "JVP apply_flow_map consistency_map expanded_time finite_difference instantaneous_velocity "
         "sample_flow_map total_derivative".split(),
