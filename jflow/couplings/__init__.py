@@ -30,6 +30,7 @@ from jflow.couplings._semidiscrete import fit_semidiscrete, semidiscrete
 from jflow.couplings._sources import (
     block_means,
     corrupted,
+    drawn_from,
     hold_known,
     inpainting,
     tiles,
@@ -40,6 +41,7 @@ __all__ = [
     "block_means",
     "corrupted",
     "cosine",
+    "drawn_from",
     "optimal_transport",
     "fit_semidiscrete",
     "independent",

@@ -9,9 +9,18 @@ import jax
 import jax.numpy as jnp
 
 from jflow._core.arrays import expand_to
-from jflow._core.checks import check_whole, check_x, described, need_key
+from jflow._core.checks import check_noun, check_whole, check_x, described, need_key
 from jflow._core.conditions import as_condition
-from jflow.types import Array, BatchTransform, Cond, Condition, Key, Velocity
+from jflow.types import (
+    Array,
+    BatchTransform,
+    Cond,
+    Condition,
+    Distribution,
+    Key,
+    Params,
+    Velocity,
+)
 
 DataSource = Callable[
     [Key, Array, Cond], tuple[Array, Cond]
@@ -74,6 +83,38 @@ def with_source(source: DataSource) -> BatchTransform:
         return {**rest, "x0": x0} | ({} if cond is None else {"cond": cond})
 
     return transform
+
+
+def drawn_from(distribution: Distribution, params: Params | None = None) -> DataSource:
+    """A source that is drawn from a distribution, independently of the data.
+
+    It is what losses of tokens start from, which have no standard normal source: all masks, uniform
+    tokens, or a trained law.
+
+    Args:
+        distribution: the law of x0, such as `distributions.tokens`.
+        params: those of the distribution; None: it has none.
+
+    Returns:
+        DataSource: (key, x1, cond) -> (x0, cond), for `with_source`; x0 has the type of x1.
+
+    Examples:
+        >>> import jax
+        >>> import jax.numpy as jnp
+        >>> from jflow import couplings, distributions
+        >>> masks = distributions.tokens((2,), [0.0, 0.0, 1.0])
+        >>> transform = couplings.with_source(couplings.drawn_from(masks))
+        >>> transform(jax.random.key(0), {"x": jnp.array([[0, 1]])})["x0"].tolist()
+        [[2, 2]]
+    """
+    check_noun("drawn_from", distribution, Distribution)
+    params = {} if params is None else params
+
+    def source(key, x1, cond=None):
+        drawn = distribution.sample(params, need_key("drawn_from", key), x1.shape[0], cond)
+        return drawn.astype(x1.dtype), cond
+
+    return source
 
 
 def inpainting(mask: Mask) -> DataSource:

@@ -22,6 +22,7 @@ from jflow.distributions._conditional import (
     contrasted,
     split,
 )
+from jflow.distributions._tokens import tokens
 
 __all__ = [
     "around_previous",
@@ -40,6 +41,7 @@ __all__ = [
     "split",
     "student_t",
     "token_log_probs",
+    "tokens",
     "uniform",
 ]
 
