@@ -34,6 +34,7 @@ BENCHMARKS = [
     "density",
     "depth",
     "flow_matching_step",
+    "jump_sampling",
 ]
 TUTORIALS = [
     "density",
@@ -100,6 +101,13 @@ JOBS = [
         "jflow train experiments/shakespeare_characters short=True --workdir {}/run --quiet",
         "experiments/shakespeare_characters/write.py {}/run --characters 20",
     ],
+    [
+        "jflow train experiments/shakespeare_characters/discrete.py short=True --workdir {}/run"
+        " --quiet",
+        "experiments/shakespeare_characters/write.py {}/run --characters 16",
+    ],
+    ["experiments/molecules/run.py --out {} --short"],
+    ["experiments/promoters/run.py --short"],
     ["experiments/lora_style/run.py --out {} --short"],
     [
         "tests/pipelines.py {}/sd3 sd3",

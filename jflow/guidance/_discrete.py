@@ -13,7 +13,7 @@ from collections.abc import Callable
 import jax
 import jax.numpy as jnp
 
-from jflow._core.arrays import expand_to
+from jflow._core.arrays import expand_to, float_dtype
 from jflow._core.checks import check_cond, check_rows, check_whole, like_rows, need_key, rows
 from jflow._core.keys import split_key
 from jflow._core.numbers import check_number, number_at
@@ -101,7 +101,7 @@ def discrete_cfg(field: Field, scale: NumberOrFunction, *, null: PyTree) -> Fiel
             raise ValueError("discrete_cfg: expected cond, what to guide towards, got None")
         x = need_tokens("discrete_cfg", "x", x)
         n = x.shape[0]
-        t = rows(jnp.asarray(t, float), n)
+        t = rows(jnp.asarray(t, float_dtype(x)), n)
         cond = jax.tree.map(jnp.asarray, check_cond("discrete_cfg", cond, n))
         nulls = like_rows("discrete_cfg", null, cond)
         both = jax.tree.map(lambda a, b: jnp.concatenate([a, b]), (x, t, cond), (x, t, nulls))
@@ -272,7 +272,7 @@ def reweighted_jump(
         draw_key, jump_key = jax.random.split(need_key("reweighted_jump", key))
         x = need_tokens("reweighted_jump", "x", x)
         n = x.shape[0]
-        t, t_next = (rows(jnp.asarray(s, float), n) for s in (t, t_next))
+        t, t_next = (rows(jnp.asarray(s, float_dtype(x)), n) for s in (t, t_next))
         log_p = token_log_probs("reweighted_jump", field.apply(params, x, t, cond), x)
         x1 = jax.random.categorical(draw_key, log_p, shape=(draws, *x.shape)).astype(x.dtype)
         told = jax.tree.map(lambda c: jnp.concatenate([jnp.asarray(c)] * draws), cond)

@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 
 from jflow import paths, times
-from jflow._core.arrays import mean_event
+from jflow._core.arrays import float_dtype, mean_event
 from jflow._core.batch import mean_of_rows, read_batch
 from jflow._core.checks import check_noun, need_key, need_pairs
 from jflow._core.tokens import at_tokens, kappa, kl_terms, token_log_probs
@@ -145,6 +145,7 @@ def _at_a_point(name, field, path, time):
         x1, x0, cond, weight = read_batch(name, batch, keys, jnp.integer)
         time_key, path_key, dropout_key = jax.random.split(key, 3)
         t = time(time_key, x1.shape[0])
+        t = t.astype(float_dtype(x1))
         if t.shape != x1.shape[: t.ndim]:
             raise ValueError(
                 f"{name}: expected times of shape {[x1.shape[0]]}, or along the leading axes of x,"

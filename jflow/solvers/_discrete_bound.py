@@ -5,7 +5,6 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jax.typing import ArrayLike
 from jaxtyping import Float, Int
 
 from jflow._core.arrays import sum_event
@@ -33,7 +32,7 @@ def discrete_bound(
     field: Field,
     params: Params,
     source: Distribution,
-    x: Int[ArrayLike, "b *event"],
+    x: Int[Array, "b *event"],
     key: Key,
     cond: Cond = None,
     *,

@@ -24,7 +24,7 @@ import operator
 import jax
 import jax.numpy as jnp
 
-from jflow._core.arrays import expand_to
+from jflow._core.arrays import expand_to, float_dtype
 from jflow._core.checks import check_weights, check_whole, need_key, rows
 from jflow._core.tokens import at_tokens, kappa, need_tokens, one_hot, token_log_probs
 from jflow.paths import LINEAR, Schedule
@@ -155,7 +155,7 @@ def exponential_jump(rates: Field) -> Step:
         r = _check_rates("exponential_jump", rates.apply(params, x, t, cond), x)
         here = one_hot(x, r)
         total = -at_tokens(r, x)[..., None]
-        leave = -jnp.expm1(-expand_to(t_next - t, total) * total)
+        leave = -jnp.expm1(-expand_to((t_next - t).astype(r.dtype), total) * total)
         to = jnp.where(total > 0, r / jnp.where(total > 0, total, 1), 0)
         return jnp.where(here, 1 - leave, leave * to)
 
@@ -217,7 +217,7 @@ def adaptive_jump(rates: Field, limit: float = 0.1, most: int = 100) -> Step:
             r = rates.apply(params, x, jnp.where(s < end, s, start), cond)
             r = _check_rates("adaptive_jump", r, x)
             largest = jnp.max(-at_tokens(r, x), axis=tuple(range(1, x.ndim)))
-            h = limit / jnp.where(largest > 0, largest, limit)
+            h = (limit / jnp.where(largest > 0, largest, limit)).astype(s.dtype)
             finish = (h >= end - s) | (taken + 1 >= most)
             p = _euler("adaptive_jump", r, x, jnp.where(finish, end - s, h))
             return _draw(draw_key, p, x), jnp.where(finish, end, s + h), key, taken + 1
@@ -333,7 +333,7 @@ def ending(step: Step, last: Step) -> Step:
 
 def _times(t, x: Array) -> Array:
     """t [b] of a time for all, or for each row."""
-    return rows(jnp.asarray(t, float), x.shape[0])
+    return rows(jnp.asarray(t, float_dtype(x)), x.shape[0])
 
 
 def _check_rates(name: str, r: Array, x: Array) -> Array:

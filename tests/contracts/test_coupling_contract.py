@@ -12,7 +12,7 @@ import pytest
 from compiling import compiled_again
 from keys import KEYS, keys_consumed_twice
 
-from jflow import couplings, losses
+from jflow import couplings, distributions, losses
 
 N = 12
 TENTH = np.float64(0.1)  # options are numbers of numpy's as well
@@ -105,6 +105,10 @@ TRANSFORMS = {
         couplings.with_source(couplings.corrupted(couplings.block_means(2), TENTH)),
         ("x", "weight"),
         own_cond=True,
+    ),
+    "with_source drawn_from": Transform(
+        couplings.with_source(couplings.drawn_from(distributions.normal((4, 4, 1)))),
+        ("x", "cond", "weight"),
     ),
     "with_source inpainting tiles": Transform(
         couplings.with_source(couplings.inpainting(couplings.tiles(2, TENTH))),

@@ -206,6 +206,13 @@ EXCUSED = {
         "in the interpolants, tests/paths/test_interpolants.py",
     ),
     "schroedinger_bridge": "an interpolant",
+    **dict.fromkeys(
+        (
+            "Corrector discrete jump_rates kappa remasking renoising resampling unmasking "
+            "without_time"
+        ).split(),
+        "of tokens, tests/paths/test_discrete.py",
+    ),
     "Bounded": "what boundary_mask and boundary_subtraction return",
 }
 
