@@ -645,6 +645,7 @@ def tokens(
     def responsibilities(x, t):
         x = jnp.asarray(x)
         share = kappa(schedule, rows(t, x.shape[0]), x)[0].reshape(x.shape[0], 1, -1)
+        share = jnp.maximum(share, jnp.finfo(share.dtype).tiny)  # a known token is, at t=0 too
         x = x.reshape(x.shape[0], 1, -1)
         hit = x == jnp.asarray(flat)[None]
         drawn = jnp.asarray(p0, share.dtype)[x]

@@ -23,14 +23,20 @@ def need_tokens(name: str, what: str, x: Any) -> Array:
     return x
 
 
-def token_log_probs(name: str, logits: Array, x: Array) -> Array:
-    """log p(token) [b, *event, V] of logits, in float32 or better; raise unless they fit x."""
+def check_logits(name: str, logits: Array, x: Array) -> Array:
+    """logits; raise unless they are [b, *event, V] for x [b, *event]."""
     shape = jnp.shape(logits)
     if len(shape) != x.ndim + 1 or shape[:-1] != x.shape:
         raise ValueError(
             f"{name}: expected logits of shape {[*x.shape, 'V']}, a number for each symbol of the"
             f" vocabulary at each token, got {list(shape)}"
         )
+    return logits
+
+
+def token_log_probs(name: str, logits: Array, x: Array) -> Array:
+    """log p(token) [b, *event, V] of logits, in float32 or better; raise unless they fit x."""
+    logits = check_logits(name, logits, x)
     return jax.nn.log_softmax(logits.astype(float_dtype(logits)), axis=-1)
 
 

@@ -123,9 +123,10 @@ def predictor_rates(rates: Field, predictor: Field, scale: NumberOrFunction = 1.
 
         R(x, y) (p(cond | x with the token y) / p(cond | x))^scale      for y other than x
 
-    With the exact rates and predictor, scale 1 is the flow of the data given cond, exactly. It
-    takes n V evaluations of the predictor for a row of n tokens, V n at a time; `taylor_rates`
-    takes one and its gradient.
+    From masks, with the exact rates and predictor, scale 1 is the flow of the data given cond,
+    exactly. From other sources it is not quite: there p(cond | x_t) is that of the path, and not of
+    where the jumps lead to. It takes n V evaluations of the predictor for a row of n tokens, V at a
+    time; `taylor_rates` takes one and its gradient.
 
     Args:
         rates: (params, x, t, cond) -> generator rows [b, *event, V], from `paths.jump_rates`.

@@ -28,6 +28,7 @@ from numpy.typing import ArrayLike
 from jflow._core.checks import check_weights, check_whole, need_key
 from jflow._core.tokens import (
     at_tokens,
+    check_logits,
     check_probabilities,
     kappa,
     need_tokens,
@@ -147,11 +148,11 @@ def unmasking(field: Field, mask: int) -> Field:
 
     def apply(params, x, t, cond=None, *, key=None):
         x = need_tokens("unmasking", "x", x)
-        logits = field.apply(params, x, t, cond, key=key)
-        if jnp.shape(logits)[-1:] <= (mask,):
+        logits = check_logits("unmasking", field.apply(params, x, t, cond, key=key), x)
+        if logits.shape[-1] <= mask:
             raise ValueError(
                 f"unmasking: expected logits with a number for the mask, {mask}, got"
-                f" {list(jnp.shape(logits))}"
+                f" {list(logits.shape)}"
             )
         masked = x == mask
         logits = jnp.where(one_hot(jnp.full_like(x, mask), logits), -jnp.inf, logits)

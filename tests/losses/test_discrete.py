@@ -59,7 +59,7 @@ def test_from_masks_the_bound_of_the_exact_law_is_the_entropy(power):
     for nats in (values, -bound.elbo):
         error = nats.std() / math.sqrt(len(nats))
         assert abs(nats.mean() - oracle.entropy) < 3 * error < 0.15
-    assert bound.error.shape == (2000,) and np.all(bound.error < 1)
+    assert bound.error.shape == (2000,)
 
 
 def test_from_uniform_tokens_it_is_more_and_the_error_is_that_of_repetitions():

@@ -50,7 +50,7 @@ def test_rates_satisfy_the_kolmogorov_equation(source, schedule, x64):
     states, t = jnp.tile(jnp.arange(3)[:, None], (4, 1)), np.repeat([0.0, 0.2, 0.5, 0.9], 3)
     found = jax.jit(lambda x, t: [field.apply({}, x, t) for field in fields])(states, t)
     found = [np.asarray(r).reshape(4, 3, 3) for r in found]
-    share, slope = jax.jvp(kappa, (t[::3],), (np.ones(4),))
+    share, slope = map(np.asarray, jax.jvp(kappa, (t[::3],), (np.ones(4),)))
     p = np.outer(share, data) + np.outer(1 - share, prior)
     for r in found:
         np.testing.assert_allclose(r.sum(-1), 0, atol=1e-12)
@@ -155,6 +155,7 @@ def test_unmasking_has_no_mask_and_keeps_known_tokens():
 
 def test_bad_options_and_shapes():
     law = Field(lambda *_: {}, lambda params, x, *_, key=None: jnp.zeros((x.shape[0], 3)))
+    fair = Field(lambda *_: {}, lambda params, x, *_, key=None: jnp.zeros((*x.shape, 3)))
     x, t = jnp.array([[0, 1]]), jnp.zeros(1)
     halfway = Schedule(lambda t: t / 2, lambda t: 1 - t / 2)
     for call, said in [
@@ -164,7 +165,7 @@ def test_bad_options_and_shapes():
         (lambda: paths.discrete().point(x, x, t), "paths.discrete is stochastic: it needs a key"),
         (lambda: paths.jump_rates(law).apply({}, x, t), r"logits of shape \[1, 2, 'V'\]"),
         (lambda: paths.unmasking(law, 1).apply({}, x, t), r"logits of shape \[1, 2, 'V'\]"),
-        (lambda: paths.unmasking(law, 3).apply({}, x, t), "unmasking: .*for the mask, 3, got"),
+        (lambda: paths.unmasking(fair, 3).apply({}, x, t), "unmasking: .*for the mask, 3, got"),
         (lambda: paths.unmasking(law, -1), "unmasking: expected mask to be a whole number"),
         (lambda: paths.resampling(-1.0, [1.0]), "resampling: expected a finite rate >= 0, got -1"),
         (lambda: paths.resampling(1.0, [0.5, 0.4]), r"resampling: .*sum to 1 .*got sums \[0.9\]"),
