@@ -34,6 +34,7 @@ BENCHMARKS = [
     "density",
     "depth",
     "flow_matching_step",
+    "jump_sampling",
 ]
 TUTORIALS = [
     "density",
@@ -105,6 +106,13 @@ JOBS = [
         "experiments/torsions/picture.py {}/run --out {}/picture.png --rows 50 --grid 8 --method 4",
     ],
     ["experiments/meshes/run.py --out {} --short"],
+    [
+        "jflow train experiments/shakespeare_characters/discrete.py short=True --workdir {}/run"
+        " --quiet",
+        "experiments/shakespeare_characters/write.py {}/run --characters 16",
+    ],
+    ["experiments/molecules/run.py --out {} --short"],
+    ["experiments/promoters/run.py --short"],
     ["experiments/lora_style/run.py --out {} --short"],
     [
         "tests/pipelines.py {}/sd3 sd3",

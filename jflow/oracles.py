@@ -34,13 +34,15 @@ from numpy.typing import ArrayLike
 from jflow._core.arrays import float_dtype
 from jflow._core.checks import check_parts, count_rows, rows
 from jflow._core.names import explain_unknown
+from jflow._core.tokens import check_probabilities, kappa
 from jflow.paths import LINEAR, Schedule, coefficients
-from jflow.types import Array, FlowMap, Key, Velocity
+from jflow.types import Array, Field, FlowMap, Key, Velocity
 
 __all__ = [
     "Gaussian",
     "JointGaussian",
     "Mixture",
+    "Tokens",
     "as_average_velocity",
     "as_flow_map",
     "as_velocity",
@@ -49,6 +51,7 @@ __all__ = [
     "joint_gaussian",
     "mixture",
     "mixture_flow_map",
+    "tokens",
 ]
 
 explain_unknown(__name__)
@@ -568,6 +571,103 @@ def as_average_velocity(oracle: Gaussian) -> FlowMap:
         lambda key, x, t, r, cond=None: {},
         lambda params, x, t, r, cond=None, *, key=None: oracle.average_velocity(x, t, r),
     )
+
+
+class Tokens(NamedTuple):
+    """The closed forms of tokens that are one of a few sequences, as `tokens` returns them.
+
+    Attributes:
+        field: a `Field` without params, apply({}, x, t) -> log p(x1 | x_t = x) [b, *event, V] of
+            each token, what a perfect network would say. Where x can not occur at t, it is the law
+            of the sequences that x differs from in the fewest tokens.
+        responsibilities: `responsibilities(x, t) -> [b, m]`, p(sequence | x_t = x).
+        sample: `sample(key, n) -> [n, *event]`, rows of x1.
+        entropy: that of the data, in nats, a float.
+    """
+
+    field: Field
+    responsibilities: Callable[..., Array]
+    sample: Callable[..., Array]
+    entropy: float
+
+
+def tokens(
+    sequences: ArrayLike,
+    weights: ArrayLike,
+    *,
+    source: ArrayLike,
+    schedule: Schedule = LINEAR,
+) -> Tokens:
+    """Data that are one of m sequences of tokens, on a path from independent tokens.
+
+        p(x_t | x1) = prod over tokens of kappa 1{x_t = x1} + (1 - kappa) p0(x_t)
+
+    Args:
+        sequences: the possible x1, all different, integers [m, *event].
+        weights: their probabilities, [m], positive; they are divided by their sum.
+        source: the probabilities of each token of x0, p0 [V]; all masks is `jnp.eye(V)[mask]`.
+        schedule: its alpha is kappa.
+
+    Returns:
+        Tokens: the closed forms.
+
+    Raises:
+        ValueError: the shapes do not fit, sequences are no tokens of the vocabulary or occur twice,
+            weights are not positive, or source is not a law.
+
+    Examples:
+        >>> import jax.numpy as jnp
+        >>> from jflow import oracles
+        >>> pairs = oracles.tokens([[0, 0], [1, 1]], [0.5, 0.5], source=[0.0, 0.0, 1.0])
+        >>> x, t = jnp.array([[2, 1], [2, 2]]), jnp.array([0.5, 0.5])  # 2 is the mask
+        >>> jnp.exp(pairs.field.apply({}, x, t))[:, 0].round(2).tolist()  # of the first token
+        [[0.0, 1.0, 0.0], [0.5, 0.5, 0.0]]
+    """
+    name = "oracles.tokens"
+    p0, known = check_probabilities(name, source), np.asarray(sequences)
+    weight = np.asarray(weights, np.float64)
+    right = np.issubdtype(known.dtype, np.integer) and p0.ndim == 1 and known.ndim > 0
+    if not right or weight.shape != known.shape[:1] or not np.all(weight > 0):
+        raise ValueError(
+            f"{name}: expected integers [m, *event] with positive weights [m] and a source [V], got"
+            f" {known.dtype}{list(known.shape)}, {weight.tolist()} and {list(p0.shape)}"
+        )
+    flat = known.reshape(len(known), -1)
+    if flat.min() < 0 or flat.max() >= len(p0) or len(np.unique(flat, axis=0)) < len(flat):
+        raise ValueError(
+            f"{name}: expected different sequences of tokens in 0 ... {len(p0) - 1}, got"
+            f" {known.tolist()}"
+        )
+    weight = weight / weight.sum()
+    event = known.shape[1:]
+
+    @jax.jit
+    def responsibilities(x, t):
+        x = jnp.asarray(x)
+        share = kappa(schedule, rows(t, x.shape[0]), x)[0].reshape(x.shape[0], 1, -1)
+        share = jnp.maximum(share, jnp.finfo(share.dtype).tiny)  # a known token is, at t=0 too
+        x = x.reshape(x.shape[0], 1, -1)
+        hit = x == jnp.asarray(flat)[None]
+        drawn = jnp.asarray(p0, share.dtype)[x]
+        p = jnp.where(hit, share, jnp.zeros_like(share)) + (1 - share) * drawn
+        likely = jnp.where(p > 0, jnp.log(jnp.where(p > 0, p, 1)), -1e4)
+        return jax.nn.softmax(
+            jnp.sum(likely, axis=-1) + jnp.asarray(np.log(weight), p.dtype)[None], axis=1
+        )
+
+    def apply(params, x, t, cond=None, *, key=None):
+        marks = jax.nn.one_hot(jnp.asarray(flat), len(p0))  # [m, n, V]
+        found = responsibilities(x, t)
+        p = jnp.einsum("bm,mnv->bnv", found, marks.astype(found.dtype))
+        return jnp.log(p).reshape(x.shape[0], *event, len(p0))
+
+    def sample(key, n):
+        return jnp.asarray(known)[
+            jax.random.categorical(key, jnp.asarray(np.log(weight), float)[None], shape=(n,))
+        ]
+
+    entropy = float(-np.sum(weight * np.log(weight)))
+    return Tokens(Field(lambda *_, **__: {}, apply), responsibilities, sample, entropy)
 
 
 class _Law(NamedTuple):

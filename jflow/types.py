@@ -892,7 +892,8 @@ class Step(Protocol):
         Returns:
             (x_next, mean, std): the state at t_next [b, *event], and the mean [b, *event] and the
                 standard deviation of the normal law that it was drawn from; std is [b], or
-                broadcasts to x.
+                broadcasts to x. Of tokens both are [b, *event, V], those of the one-hot vectors of
+                x_next: the mean holds the probabilities that each token was drawn from.
         """
         ...
 

@@ -34,8 +34,8 @@ def read_batch(
         batch: A dict with the data 'x' [b, *event], of a floating type.
         allowed: The keys that the loss takes, among them 'x'; the others are optional: 'x0' [b,
             *event] like 'x', 'cond' a pytree of [b, ...], 'weight' [b], or a key of your own.
-        kind: The numbers that 'x' may hold, a kind of numpy's: jnp.floating, or jnp.number, which
-            has the integers too.
+        kind: The numbers that 'x' may hold, a kind of numpy's: jnp.floating, jnp.integer, or
+            jnp.number, which has both.
 
     Returns:
         A tuple of the values of `allowed` as JAX arrays, None where the batch has none.
@@ -117,7 +117,9 @@ def _check_entries(name, part, x, x0, weight, *, tokens: bool, kind: Any = jnp.f
     """Raise for a type or a shape that does not fit; `part` stands behind the keys in messages."""
     if not jnp.issubdtype(jnp.result_type(x), kind):
         raise ValueError(
-            f"{name}: expected 'x'{part} of a floating type, got {jnp.result_type(x)}: "
+            f"{name}: expected 'x'{part} to hold tokens, integers, got {jnp.result_type(x)}"
+            if kind is jnp.integer
+            else f"{name}: expected 'x'{part} of a floating type, got {jnp.result_type(x)}: "
             "dequantize or scale it first"
         )
     shape = list(jnp.shape(x))

@@ -99,7 +99,8 @@ def from_distribution(
     """A source that is drawn from a distribution, whatever the data are.
 
     It takes the place of the standard normal noise of `losses.flow_matching`, such as a uniform law
-    on a sphere, where there is no normal one. The draws have the type of the data.
+    on a sphere, or masks, where there is no normal one. The draws have the type of the data, and
+    the condition of the data is that of the distribution.
 
     Args:
         distribution: the law of x0, with the shape of x1; the base of the flow that is sampled.
@@ -125,7 +126,7 @@ def from_distribution(
     check_params("from_distribution", given)
 
     def source(key, x1, cond=None):
-        x0 = distribution.sample(given, key, x1.shape[0])
+        x0 = distribution.sample(given, need_key("from_distribution", key), x1.shape[0], cond)
         return x0.astype(jnp.result_type(x1)), cond
 
     return source

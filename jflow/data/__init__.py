@@ -47,6 +47,7 @@ from jflow.data._schema import (
 from jflow.data._shards import read_shards, write_shards
 from jflow.data._splits import Splits, count, split, stratified_split, take
 from jflow.data._tables import Table, missing_cells, read_table, take_rows
+from jflow.data._tokens import check_tokens
 from jflow.data._toy import checkerboard, eight_gaussians, moons
 from jflow.data._values import encode_value, value_text
 
@@ -61,6 +62,7 @@ __all__ = [
     "add_noise",
     "batches",
     "chain_preprocess",
+    "check_tokens",
     "checkerboard",
     "cifar_jpegs",
     "cifar_sheets",

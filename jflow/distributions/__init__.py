@@ -23,6 +23,7 @@ from jflow.distributions._conditional import (
     split,
 )
 from jflow.distributions._manifolds import uniform_on, wrapped_normal
+from jflow.distributions._tokens import tokens
 
 __all__ = [
     "around_previous",
@@ -41,6 +42,7 @@ __all__ = [
     "split",
     "student_t",
     "token_log_probs",
+    "tokens",
     "uniform",
     "uniform_on",
     "wrapped_normal",

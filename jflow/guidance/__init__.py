@@ -5,7 +5,9 @@ becomes of them: `scaled`, `interval`, `rescaled`, `projected`, `zero_star`. `cl
 follows the gradient of a classifier. `density` prescribes the log-density along the way,
 `to_quantile` that of the latent. `extrapolate` and `score_sum` guide causal flows of tokens.
 `denoise` takes noise out by the score of a density. `given_parts` makes the velocity of some parts
-of a joint one where others are given, and `parts` guides parts by one another.
+of a joint one where others are given, and `parts` guides parts by one another. Discrete flows are
+guided in the law of their tokens (`discrete_cfg`, `tempered`), in the rates of their jumps
+(`predictor_rates`, `taylor_rates`), or by a reward of clean data (`reweighted_jump`).
 
 A guided velocity is that velocity, exactly; the samples that it leads to do not follow the tilted
 density p(x) p(y | x)^w.
@@ -18,6 +20,13 @@ from jflow.guidance._classifier import classifier_guidance, label_log_prob
 from jflow.guidance._combine import Combine, interval, projected, rescaled, scaled, zero_star
 from jflow.guidance._denoise import denoise
 from jflow.guidance._density import Excess, constant_rate, density, density_step, quantile
+from jflow.guidance._discrete import (
+    discrete_cfg,
+    predictor_rates,
+    reweighted_jump,
+    taylor_rates,
+    tempered,
+)
 from jflow.guidance._mixture import probabilistic_guidance
 from jflow.guidance._parts import PartsCondition, given_parts, parts, single_part
 from jflow.guidance._prior import score_alignment, to_quantile
@@ -32,6 +41,7 @@ __all__ = [
     "denoise",
     "density",
     "density_step",
+    "discrete_cfg",
     "constant_rate",
     "extrapolate",
     "given_parts",
@@ -40,15 +50,19 @@ __all__ = [
     "label_log_prob",
     "negative",
     "parts",
+    "predictor_rates",
     "probabilistic_guidance",
     "projected",
     "quantile",
     "rescaled",
+    "reweighted_jump",
     "linear_ramp",
     "scaled",
     "score_alignment",
     "score_sum",
     "single_part",
+    "taylor_rates",
+    "tempered",
     "to_quantile",
     "with_cond",
     "zero_init",

@@ -60,6 +60,7 @@ from jflow.losses._consistency import (
 from jflow.losses._consistency_flow import consistency_flow_matching
 from jflow.losses._deep_supervision import deep_supervision
 from jflow.losses._diffusion_likelihood import diffusion_likelihood, learned_times
+from jflow.losses._discrete import discrete_kl, discrete_matching
 from jflow.losses._distillation import distillation
 from jflow.losses._distribution_matching import (
     ScoreWeight,
@@ -157,6 +158,8 @@ __all__ = [
     "count_steps",
     "deep_supervision",
     "diffusion_likelihood",
+    "discrete_kl",
+    "discrete_matching",
     "distillation",
     "distribution_matching",
     "draw_times",

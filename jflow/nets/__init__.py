@@ -43,6 +43,7 @@ from jflow.nets._tarflow import TarFlowTransformer
 from jflow.nets._text_image import ImageToText, TextImageTransformer, TextToImage
 from jflow.nets._time_experts import TimeExperts
 from jflow.nets._token_dit import LearnedPositions, TokenDiT, sinusoidal_positions
+from jflow.nets._token_logits import TokenLogits
 from jflow.nets._unet import UNet
 from jflow.nets._uvit import UViT
 from jflow.nets._vit import CondEmbed, ViT
@@ -90,6 +91,7 @@ __all__ = [
     "TimeExperts",
     "TimeMLP",
     "TokenDiT",
+    "TokenLogits",
     "UNet",
     "UViT",
     "ViT",

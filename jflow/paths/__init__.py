@@ -2,11 +2,13 @@
 
 A `Path` has two functions, point and target, of a source row, a data row and a time.
 `affine(schedule)` makes one of a `Schedule` (`paths.schedules`), `interpolant` one with noise
-between its ends. The conversions translate what a network predicts, arrays into arrays;
-`paths.parameterizations` and the adapters turn networks into velocities.
+between its ends, `discrete(schedule)` one of tokens. The conversions translate what a network
+predicts, arrays into arrays; `paths.parameterizations` and the adapters turn networks into
+velocities, and `jump_rates` one of logits into rates of jumps.
 """
 
 from jflow._core.names import explain_unknown
+from jflow._core.tokens import kappa
 from jflow.paths import parameterizations, schedules
 from jflow.paths._adapters import (
     from_edm,
@@ -37,6 +39,16 @@ from jflow.paths._affine import (
     velocity_to_noise,
     velocity_to_score,
 )
+from jflow.paths._discrete import (
+    Corrector,
+    discrete,
+    jump_rates,
+    remasking,
+    renoising,
+    resampling,
+    unmasking,
+    without_time,
+)
 from jflow.paths._geodesic import geodesic
 from jflow.paths._interpolants import (
     Interpolant,
@@ -55,12 +67,14 @@ from jflow.paths._sequential import sequential_path
 __all__ = [
     "draw_noise",
     "coefficients",
+    "Corrector",
     "Interpolant",
     "LINEAR",
     "Schedule",
     "affine",
     "check_ends",
     "denoiser_to_score",
+    "discrete",
     "from_edm",
     "from_noise_time",
     "from_sigma",
@@ -69,11 +83,16 @@ __all__ = [
     "interpolant",
     "interpolant_score",
     "interpolant_velocity",
+    "jump_rates",
+    "kappa",
     "linear",
     "matched_time",
     "parameterizations",
     "premetric",
     "reflected",
+    "remasking",
+    "renoising",
+    "resampling",
     "reschedule",
     "schedules",
     "schroedinger_bridge",
@@ -82,6 +101,8 @@ __all__ = [
     "score_to_data",
     "sequential_path",
     "to_trigonometric",
+    "unmasking",
+    "without_time",
     "velocity_to_score",
     "velocity_to_noise",
     "velocity_to_data",

@@ -2,10 +2,10 @@
 
 `sample` and `log_prob` solve the ODE by diffrax; a `Method` (`fixed`, `on_grid`, `adaptive`) says
 how, with any diffrax solver or those made here for affine paths (`ddim`, `dpm_solver_pp`, `unipc`,
-...). `sample_sde` takes stochastic steps over a grid. `reflected` and
-`reflected_step` keep either inside a domain. `sample_flow_map` and its relatives sample
-few-step models. `solvers.grids` has the usual grids of times, `solvers.noises` the usual amounts of
-noise.
+...). `sample_sde` takes stochastic steps over a grid, jumps of tokens (`jump`, `euler_jump`, ...)
+among them, whose likelihood `discrete_bound` bounds. `reflected` and `reflected_step` keep samples
+inside a domain. `sample_flow_map` and its relatives sample few-step models. `solvers.grids` has the
+usual grids of times, `solvers.noises` the usual amounts of noise.
 """
 
 from jflow._core.names import explain_unknown
@@ -13,6 +13,7 @@ from jflow.solvers import grids, noises
 from jflow.solvers._acceleration import AccelerationCondition, sample_acceleration
 from jflow.solvers._bespoke import bespoke_bound, bespoke_error, bespoke_params, bespoke_sample
 from jflow.solvers._boss import bellman, step_costs
+from jflow.solvers._discrete_bound import DiscreteBound, discrete_bound
 from jflow.solvers._divergence import (
     Divergence,
     check_divergence,
@@ -39,6 +40,14 @@ from jflow.solvers._flow_maps import (
 )
 from jflow.solvers._hierarchical import HierarchyCondition, sample_hierarchy
 from jflow.solvers._integrate import SolveInfo, Status
+from jflow.solvers._jumps import (
+    adaptive_jump,
+    confident_jump,
+    ending,
+    euler_jump,
+    exponential_jump,
+    jump,
+)
 from jflow.solvers._likelihood import log_prob, log_prob_with_energies, sample_with_log_det
 from jflow.solvers._manifolds import (
     geodesic_euler,
@@ -79,6 +88,7 @@ from jflow.solvers._variational import sample_variational
 
 __all__ = [
     "JVP",
+    "DiscreteBound",
     "Divergence",
     "AccelerationCondition",
     "HierarchyCondition",
@@ -89,6 +99,7 @@ __all__ = [
     "TransitionInfo",
     "adams_bashforth",
     "adaptive",
+    "adaptive_jump",
     "ancestral",
     "as_method",
     "instantaneous_velocity",
@@ -99,12 +110,17 @@ __all__ = [
     "bespoke_sample",
     "apply_flow_map",
     "check_divergence",
+    "confident_jump",
     "ddim",
+    "discrete_bound",
     "dpm_solver_2",
     "dpm_solver_pp",
     "dpm_solver_pp_2s",
+    "ending",
+    "euler_jump",
     "euler_maruyama",
     "exact_divergence",
+    "exponential_jump",
     "expanded_time",
     "finite_difference",
     "fireflow",
@@ -115,6 +131,7 @@ __all__ = [
     "gm_ode",
     "gm_sde",
     "grids",
+    "jump",
     "midpoint_time",
     "midpoint_in_log_snr",
     "hutch_plus_plus",

@@ -27,12 +27,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.typing import ArrayLike
-from jaxtyping import Float
+from jaxtyping import Float, Num
 
 from jflow._core.arrays import expand_to, float_dtype, sum_event
 from jflow._core.checks import check_cond, count_rows, like_state, need_key, rows
 from jflow._core.numbers import check_number, number_at
 from jflow._core.times import Times, check_grid
+from jflow._core.tokens import at_tokens
 from jflow.paths import LINEAR, Schedule, velocity_to_data, velocity_to_noise
 from jflow.solvers._integrate import all_finite, leave_out_failed
 from jflow.types import Array, Cond, Key, NumberOrFunction, Params, Step, Velocity
@@ -207,37 +208,40 @@ class Trajectory(NamedTuple):
     Attributes:
         t: the grid, [n + 1].
         x: the states, [n + 1, b, *event].
-        mean: the mean of every step, [n, b, *event].
-        std: the standard deviation of every step, [n, b].
+        mean: the mean of every step, [n, b, *event]; of tokens, that of their one-hot vectors, [n,
+            b, *event, V].
+        std: the standard deviation of every step, [n, b]; of tokens [n, b, *event, V].
     """
 
     t: Float[Array, " times"]
-    x: Float[Array, "times b *event"]
-    mean: Float[Array, "steps b *event"]
+    x: Num[Array, "times b *event"]
+    mean: Float[Array, "steps b ..."]
     std: Float[Array, "steps b ..."]
 
 
 def sample_sde(
     step: Step,
     params: Params,
-    x0: Float[Array, "b *event"],
+    x0: Num[Array, "b *event"],
     key: Key,
     grid: Times | ArrayLike,
     cond: Cond = None,
     *,
     return_trajectory: bool = False,
-) -> tuple[Float[Array, "b *event"], Trajectory | None]:
+) -> tuple[Num[Array, "b *event"], Trajectory | None]:
     """Sample by stochastic steps over a grid, with a key for each.
 
-    Also known as: SDE sampling, stochastic sampling, sample SDE, Euler-Maruyama sampler.
+    Also known as: SDE sampling, stochastic sampling, sample SDE, Euler-Maruyama sampler, jump
+    process sampling, tau-leaping.
 
     It takes n evaluations of the velocity. A row that is not finite at the end has no part in a
     derivative.
 
     Args:
-        step: such as `euler_maruyama(velocity, noise)` or `ancestral(velocity)`.
+        step: such as `euler_maruyama(velocity, noise)` or `ancestral(velocity)`; of tokens, such as
+            `jump(field)`.
         params: the params of the velocity.
-        x0: the source, [b, *event], at the first time of the grid.
+        x0: the source, [b, *event], at the first time of the grid; integers where they are tokens.
         key: a key.
         grid: rising times [n + 1] in [0, 1].
         cond: the condition, [b, ...] or one row for all.
@@ -245,7 +249,7 @@ def sample_sde(
 
     Returns:
         x: the states at the last time, [b, *event], in the type of x0; the states between are
-            float32 or better.
+            float32 or better, and those of tokens integers.
         trajectory: a `Trajectory`, None unless `return_trajectory`.
 
     Raises:
@@ -269,7 +273,7 @@ def sample_sde(
     need_key("solvers.sample_sde", key)
     cond = check_cond("solvers.sample_sde", cond, count_rows("solvers.sample_sde", x0))
     ts = jnp.asarray(grid, float_dtype(x0))
-    start = x0.astype(float_dtype(x0))
+    start = x0 if jnp.issubdtype(x0.dtype, jnp.integer) else x0.astype(float_dtype(x0))
 
     keys = jax.random.split(key, ts.shape[0] - 1)
 
@@ -326,18 +330,19 @@ def trajectory_log_prob(
 
 
 def step_log_prob(
-    x_next: Float[Array, "b *event"], mean: Float[Array, "b *event"], std: Float[Array, "b ..."]
+    x_next: Num[Array, "b *event"], mean: Float[Array, "b ..."], std: Float[Array, "b ..."]
 ) -> Float[Array, " b"]:
     """The log-density of what a stochastic step drew.
 
         log N(x_next; mean, std^2)      summed over the event
 
-    Dimensions with std = 0 have no density, as in the last step of many samplers, and count 0.
+    Dimensions with std = 0 have no density, as in the last step of many samplers, and count 0. For
+    tokens, whose mean [b, *event, V] holds their probabilities, it is the log of these.
 
     Args:
         x_next: the state drawn, [b, *event].
-        mean: the mean of the step, [b, *event].
-        std: its standard deviation, [b], or [b, ...] that broadcasts.
+        mean: the mean of the step, [b, *event]; of tokens [b, *event, V].
+        std: its standard deviation, [b], or [b, ...] that broadcasts; of tokens it is not read.
 
     Returns:
         The log-densities, [b], in nats, in float32 or better.
@@ -349,6 +354,8 @@ def step_log_prob(
         >>> round(float(solvers.step_log_prob(x, x, jnp.ones(1))[0]), 3)  # -log(2 pi)
         -1.838
     """
+    if jnp.issubdtype(x_next.dtype, jnp.integer):
+        return sum_event(jnp.log(at_tokens(mean, x_next)))
     dtype = float_dtype(x_next, mean, std)
     std = expand_to(std.astype(dtype), mean)
     drawn = std > 0

@@ -154,7 +154,7 @@ def test_the_noise_of_the_decoder_is_not_that_of_the_base():
     # no laws of one row of numbers without a condition: tests/distributions
     others = {"decoders", "mixtures", "around_previous", "categorical", "causal", "contrasted"}
     others |= {"uniform_on", "wrapped_normal"}  # of points of manifolds
-    others |= {"conditional_mixture", "continuation", "split", "token_log_probs"}
+    others |= {"conditional_mixture", "continuation", "split", "token_log_probs", "tokens"}
     assert set(bases) | others == set(distributions.__all__)
     posterior = flows.flow(bj.amortized(bj.affine((1,))), distributions.normal((1,)))
     layer = bj.vae(posterior, decoders.normal(nn.Dense(1)), (1,), (1,))

@@ -45,6 +45,7 @@ def test_every_public_name_is_in_the_table():
     modules = {"decoders", "mixtures"}  # tests/distributions
     # of symbols, of sequences, of a token given the one before: tests/distributions/test_causal.py
     elsewhere = {"around_previous", "categorical", "causal", "continuation", "token_log_probs"}
+    elsewhere |= {"tokens"}  # tests/distributions/test_tokens.py
     elsewhere |= {"contrasted", "split"}  # laws of laws: tests/distributions/test_split.py
     elsewhere |= {"uniform_on", "wrapped_normal"}  # tests/distributions/test_on_manifolds.py
     assert set(distributions.__all__) == {name.split()[0] for name in TABLE} | modules | elsewhere

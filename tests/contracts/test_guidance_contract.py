@@ -215,6 +215,10 @@ EXCUSED = {
     "density_step": "a Step, tests/contracts/test_step_contract.py",
     "label_log_prob": "a field of classifiers, in classifier_guidance",
     "quantile": "an excess, in density",
+    **dict.fromkeys(
+        "discrete_cfg predictor_rates reweighted_jump taylor_rates tempered".split(),
+        "of tokens, tests/guidance/test_discrete.py",
+    ),
     **dict.fromkeys(("score_alignment", "to_quantile"), "latents, tests/guidance/test_prior.py"),
     **dict.fromkeys(
         ("extrapolate", "linear_ramp", "score_sum"),

@@ -106,6 +106,7 @@ class Identity(nn.Module):
 MATCHING = losses.flow_matching(V)
 ROWS = flows.any_order((2, 1), (False, True), width=4, num_blocks=1, bins=2, dropout=0.5)
 CODES = np.zeros((len(X), 2), np.int32)
+TOKENS = field(Field, lambda x: jnp.stack([x, 1.0 - x], -1))
 ROWS_PARAMS = ROWS.init(KEY, flows.MixedRows(CODES, X))
 
 
@@ -207,6 +208,8 @@ LOSSES = {
     "consistency_flow_matching": loss(losses.consistency_flow_matching(V)),
     "constant_acceleration": loss(losses.constant_acceleration(V, V)),
     "consistency_training": loss(losses.consistency_training(V, steps=STEPS)),
+    "discrete_kl": loss(losses.discrete_kl(TOKENS), x=CODES, x0=CODES[::-1]),
+    "discrete_matching": loss(losses.discrete_matching(TOKENS), x=CODES, x0=CODES[::-1]),
     "distillation": loss(losses.distillation(V)),
     "distribution_matching": loss(losses.distribution_matching(losses.fixed_steps(V, 2), V, V)),
     "flow_guided_distillation": loss(losses.flow_guided_distillation(V, V)),
@@ -286,6 +289,9 @@ OTHERS = {
     "losses.potential_velocity": lambda key: losses.potential_velocity(
         losses.inner_potential(V)
     ).apply(PARAMS, X, T, LABELS, key=key),
+    "solvers.discrete_bound": lambda key: solvers.discrete_bound(
+        TOKENS, ONE, distributions.tokens((2,), [0.5, 0.5]), CODES, key, times=4
+    ),
     "solvers.sample_hierarchy": lambda key: solvers.sample_hierarchy(
         V, ONE, X, key, grids=(2, 2, 1)
     ),

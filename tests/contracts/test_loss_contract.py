@@ -153,6 +153,20 @@ def selected(params, key, batch, frozen=None):
     return part({"part": params, "other": 0.0}, key, {**batch, "other": batch["x"]})
 
 
+def of_tokens(make):
+    """A loss of tokens, 0 or 1, of the numbers of the batch."""
+    logits = lambda params, x, t, cond=None, *, key=None: slope(  # noqa: E731
+        params, jnp.stack([x, 1 - x], -1).astype(t.dtype), t
+    )
+    loss = make(Field(None, logits))
+
+    def of_numbers(number, key, batch, frozen=None):
+        ends = {name: jnp.nan_to_num(batch[name]) > 0 for name in ("x", "x0")}
+        return loss(number, key, batch | jax.tree.map(lambda a: a.astype(int), ends), frozen)
+
+    return of_numbers
+
+
 class Row(NamedTuple):
     loss: Any  # of params that are a number
     paired: bool = True  # whether the batch holds 'x0'
@@ -173,6 +187,8 @@ TABLE = {
         losses.diffusion_likelihood(VELOCITY, trace=0.1, jacobian=0.1, probes=None), paired=False
     ),
     "consistency_training": Row(losses.consistency_training(VELOCITY, steps=STEPS)),
+    "discrete_kl": Row(of_tokens(losses.discrete_kl)),
+    "discrete_matching": Row(of_tokens(losses.discrete_matching)),
     "distillation": Row(losses.distillation(VELOCITY)),
     "distribution_matching": Row(imitation),
     "flow_guided_distillation": Row(losses.flow_guided_distillation(VELOCITY, VELOCITY)),

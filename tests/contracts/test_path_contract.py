@@ -211,6 +211,13 @@ EXCUSED = {
     ),
     "premetric": "simulated to t: tests/manifolds/test_mesh.py",
     "schroedinger_bridge": "an interpolant",
+    **dict.fromkeys(
+        (
+            "Corrector discrete jump_rates kappa remasking renoising resampling unmasking "
+            "without_time"
+        ).split(),
+        "of tokens, tests/paths/test_discrete.py",
+    ),
     "Bounded": "what boundary_mask and boundary_subtraction return",
 }
 

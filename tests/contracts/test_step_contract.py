@@ -125,6 +125,12 @@ EXCUSED = {
         "samplers of one method each, in tests/solvers and beside their losses",
     ),
     **dict.fromkeys(
+        "DiscreteBound adaptive_jump confident_jump discrete_bound ending euler_jump "
+        "exponential_jump jump".split(),
+        "jumps of tokens, which are drawn from no normal: tests/solvers/test_jumps.py,"
+        " tests/losses/test_discrete.py",
+    ),
+    **dict.fromkeys(
         "TransitionInfo sample_kernels sample_transitions transition_condition".split(),
         "transition matching: test_transition, test_autoregressive_transitions of tests/losses",
     ),
