@@ -7,6 +7,7 @@ between its ends. The conversions translate what a network predicts, arrays into
 """
 
 from jflow._core.names import explain_unknown
+from jflow._core.simplex import project_simplex
 from jflow.paths import parameterizations, schedules
 from jflow.paths._adapters import (
     from_edm,
@@ -37,6 +38,23 @@ from jflow.paths._affine import (
     velocity_to_noise,
     velocity_to_score,
 )
+from jflow.paths._bayesian import (
+    BayesianFlow,
+    bayesian_continuous,
+    bayesian_discrete,
+    bayesian_discretized,
+    discretized_logits,
+    entropy_accuracy,
+    geometric_accuracy,
+    quadratic_accuracy,
+)
+from jflow.paths._dirichlet import (
+    betainc,
+    dirichlet,
+    dirichlet_source,
+    dirichlet_speed,
+    dirichlet_velocity,
+)
 from jflow.paths._interpolants import (
     Interpolant,
     denoiser_to_score,
@@ -48,8 +66,32 @@ from jflow.paths._interpolants import (
     with_noise,
 )
 from jflow.paths._sequential import sequential_path
+from jflow.paths._statistical import (
+    StatisticalBridge,
+    corner_log,
+    radial_moments,
+    statistical_bridge,
+)
 
 __all__ = [
+    "BayesianFlow",
+    "StatisticalBridge",
+    "bayesian_continuous",
+    "bayesian_discrete",
+    "bayesian_discretized",
+    "betainc",
+    "corner_log",
+    "dirichlet",
+    "dirichlet_source",
+    "dirichlet_speed",
+    "dirichlet_velocity",
+    "discretized_logits",
+    "entropy_accuracy",
+    "geometric_accuracy",
+    "project_simplex",
+    "quadratic_accuracy",
+    "radial_moments",
+    "statistical_bridge",
     "draw_noise",
     "coefficients",
     "Interpolant",

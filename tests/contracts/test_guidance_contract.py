@@ -215,6 +215,10 @@ EXCUSED = {
     "density_step": "a Step, tests/contracts/test_step_contract.py",
     "label_log_prob": "a field of classifiers, in classifier_guidance",
     "quantile": "an excess, in density",
+    **dict.fromkeys(
+        ("simplex_cfg", "simplex_classifier_guidance"),
+        "fields of logits, tests/paths/test_dirichlet.py",
+    ),
     **dict.fromkeys(("score_alignment", "to_quantile"), "latents, tests/guidance/test_prior.py"),
     **dict.fromkeys(
         ("extrapolate", "linear_ramp", "score_sum"),

@@ -18,6 +18,7 @@ from jflow import (
     data,
     distributions,
     flows,
+    guidance,
     losses,
     oracles,
     paths,
@@ -72,6 +73,9 @@ V, MAP, LOGITS = (
     field(FlowMap, lambda x: x),
     field(Field, lambda x: x.sum(1)),
 )
+SAME = field(Field, lambda x: x)
+TOKENS = jnp.asarray(np.arange(B * 2).reshape(B, 2) % 3)
+TOKENS_FLOW = paths.bayesian_discrete(paths.quadratic_accuracy(3.0), 3)
 BOTH = field(Field, lambda x: {"velocity": x, "noise": x})
 BRANCHES = field(Field, lambda x: Branches(x, x[:, 1:]))
 EXACT = mixtures.exact([0.4, 0.6], [[-1.0, 0.0], [1.0, 0.5]], 0.1)
@@ -124,6 +128,23 @@ LOSSES = {
         ("x0",),
         params={"net": {}, "token": {"velocity": ONE, "base": {}}},
         x=X[:, None] * jnp.ones((1, 3, 1)),
+    ),
+    "bayesian_flow": loss(
+        losses.bayesian_flow(V, paths.bayesian_continuous(paths.geometric_accuracy(0.1))), ("x0",)
+    ),
+    "bayesian_flow of steps": loss(
+        losses.bayesian_flow(SAME, TOKENS_FLOW, steps=3), ("x0",), x=TOKENS
+    ),
+    "bayesian_reconstruction": loss(
+        losses.bayesian_reconstruction(SAME, TOKENS_FLOW), ("x0",), x=TOKENS
+    ),
+    "bridge_drift": loss(
+        losses.bridge_drift(SAME, paths.statistical_bridge(3, mask=0.5, steps=4, draws=8)),
+        ("x0",),
+        x=TOKENS,
+    ),
+    "token_cross_entropy": loss(
+        losses.token_cross_entropy(SAME, paths.dirichlet(), num_classes=3), ("x0",), x=TOKENS
     ),
     "any_order_nll": loss(
         losses.any_order_nll(ROWS), ("x0", "cond"), params=ROWS_PARAMS, code=CODES
@@ -276,6 +297,24 @@ OTHERS = {
     "losses.potential_velocity": lambda key: losses.potential_velocity(
         losses.inner_potential(V)
     ).apply(PARAMS, X, T, LABELS, key=key),
+    "paths.dirichlet": lambda key: paths.dirichlet().target(
+        jnp.full((B, 2), 0.5), jnp.eye(2)[LABELS % 2], T, key=key
+    ),
+    "paths.statistical_bridge": lambda key: paths.statistical_bridge(
+        3, mask=0.5, steps=4, draws=8
+    ).path.target(None, jnp.eye(3)[LABELS], T, key=key),
+    "paths.statistical_bridge start": lambda key: paths.statistical_bridge(
+        3, mask=0.5, steps=4, draws=8
+    ).start(key, (B,)),
+    "guidance.simplex_classifier_guidance": lambda key: guidance.simplex_classifier_guidance(
+        SAME, LOGITS, 2.0
+    ).apply({"field": ONE, "classifier": ONE}, jnp.full((B, 2), 0.5), T, LABELS, key=key),
+    "solvers.bridge_step": lambda key: solvers.bridge_step(
+        SAME, paths.statistical_bridge(3, mask=0.0, steps=4, draws=8)
+    )(ONE, jnp.eye(3)[LABELS], 0.2, 0.4, key),
+    "solvers.sample_bayesian": lambda key: solvers.sample_bayesian(
+        SAME, TOKENS_FLOW, ONE, key, (B,), grid=2
+    ),
     "solvers.sample_hierarchy": lambda key: solvers.sample_hierarchy(
         V, ONE, X, key, grids=(2, 2, 1)
     ),

@@ -115,6 +115,11 @@ EXCUSED = {
         "samplers of one method each, in tests/solvers and beside their losses",
     ),
     **dict.fromkeys(
+        "bayesian_update sample_bayesian".split(),
+        "of parameters of distributions, tests/losses/test_bayesian.py",
+    ),
+    "bridge_step": "on the sphere, tests/paths/test_statistical.py",
+    **dict.fromkeys(
         "TransitionInfo sample_kernels sample_transitions transition_condition".split(),
         "transition matching: test_transition, test_autoregressive_transitions of tests/losses",
     ),
