@@ -95,3 +95,15 @@ def project_simplex(x: Array) -> Array:
     cuts = (jnp.cumsum(falling, axis=-1) - 1) / k
     last = jnp.sum(falling > cuts, axis=-1, keepdims=True) - 1
     return jnp.maximum(x - jnp.take_along_axis(cuts, last, axis=-1), 0)
+
+
+def to_tangent(x: Array, v: Array) -> Array:
+    """The part of v that is tangent to the unit sphere at x, along the last axis."""
+    return v - jnp.sum(x * v, axis=-1, keepdims=True) * x
+
+
+def sphere_exp(x: Array, v: Array) -> Array:
+    """The point of the unit sphere that the geodesic from x with velocity v reaches at time 1."""
+    length = jnp.sqrt(jnp.maximum(jnp.sum(v * v, axis=-1, keepdims=True), 1e-30))
+    y = jnp.cos(length) * x + jnp.sinc(length / jnp.pi) * v
+    return y / jnp.linalg.norm(y, axis=-1, keepdims=True)  # rounding does not add up

@@ -135,7 +135,7 @@ def _nodes(reach, step):
 
 
 def dirichlet_speed(
-    x: Float[Array, "*shape"], concentration: Float[Array, "..."], num_classes: int
+    x: Float[Array, "*shape"], concentration: ArrayLike, num_classes: int
 ) -> Float[Array, "*shape"]:
     """How fast a point of the Dirichlet path moves towards its corner, by its share of that corner.
 
@@ -160,8 +160,8 @@ def dirichlet_speed(
         >>> import jax.numpy as jnp
         >>> from jflow import paths
         >>> share = jnp.array([0.0, 0.5, 1.0])
-        >>> paths.dirichlet_speed(share, 0.0, 2).round(3).tolist()  # -b log(b) / (1 - b)
-        [0.0, 0.693, 1.0]
+        >>> paths.dirichlet_speed(share, 0.0, 2).round(3)  # -b log(b) / (1 - b)
+        Array([0.   , 0.693, 1.   ], dtype=float32)
 
     References:
         Stark, Jing, Wang, Corso, Berger, Barzilay, Jaakkola, *Dirichlet Flow Matching with

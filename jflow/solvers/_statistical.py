@@ -3,10 +3,9 @@
 import jax
 import jax.numpy as jnp
 
-from jflow import manifolds
 from jflow._core.arrays import expand_to, float_dtype
 from jflow._core.checks import rows
-from jflow._core.simplex import check_logits
+from jflow._core.simplex import check_logits, sphere_exp, to_tangent
 from jflow.paths import StatisticalBridge, corner_log
 from jflow.types import Field, Step
 
@@ -53,7 +52,6 @@ def bridge_step(field: Field, bridge: StatisticalBridge) -> Step:
             transition is that of a Brownian bridge; the paper takes Euler's steps.
     """
     name, k = "bridge_step", bridge.num_classes
-    sphere = manifolds.sphere(bridge.size - 1)
 
     def step(params, x, t, t_next, key, cond=None):
         x = x.astype(float_dtype(x))
@@ -63,10 +61,10 @@ def bridge_step(field: Field, bridge: StatisticalBridge) -> Step:
         before, after = bridge.remaining(t), bridge.remaining(t_next)
         pull = expand_to(1 - after / before, x) * corner_log(x, p)
         std = jnp.sqrt(jnp.maximum((before - after) * after / before, 0))
-        mean = sphere.exp(x, pull)
+        mean = sphere_exp(x, pull)
         if key is None:
             return mean, mean, std
-        noise = sphere.to_tangent(x, jax.random.normal(key, x.shape, x.dtype))
-        return sphere.project(sphere.exp(x, pull + expand_to(std, x) * noise)), mean, std
+        noise = to_tangent(x, jax.random.normal(key, x.shape, x.dtype))
+        return sphere_exp(x, pull + expand_to(std, x) * noise), mean, std
 
     return step
