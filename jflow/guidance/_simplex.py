@@ -104,8 +104,8 @@ def simplex_classifier_guidance(
         >>> both = guidance.simplex_classifier_guidance(flat, Field(lambda *_: {}, log_p), 1.0)
         >>> x, params = jnp.full((1, 2), 0.5), {"field": {}, "classifier": {}}
         >>> logits = both.apply(params, x, jnp.full(1, 0.5), jnp.ones(1))  # c = 4
-        >>> jnp.exp(logits).round(3)
-        Array([[0.625, 0.375]], dtype=float32)
+        >>> [round(float(p), 3) for p in jnp.exp(logits)[0]]
+        [0.625, 0.375]
 
     References:
         Stark, Jing, Wang, Corso, Berger, Barzilay, Jaakkola, *Dirichlet Flow Matching with

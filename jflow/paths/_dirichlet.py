@@ -22,7 +22,7 @@ from jax.typing import ArrayLike
 from jaxtyping import Float
 
 from jflow._core.arrays import expand_to, float_dtype
-from jflow._core.checks import rows
+from jflow._core.checks import need_key, rows
 from jflow._core.keys import same_draws
 from jflow._core.simplex import check_logits, check_probabilities, project_simplex
 from jflow.types import Array, Cond, Field, Key, Path, Velocity
@@ -242,17 +242,15 @@ def dirichlet(end: float = 8.0) -> Path:
     end = _check_end("dirichlet", end)
 
     def point(x0, x1, t, *, key=None):
-        if key is None:
-            raise ValueError("dirichlet is stochastic: it needs a key (jax.random.key), got None")
+        need_key("dirichlet", key)
         for p in (x0, x1):
             check_probabilities("dirichlet", p)
         first, second = jax.random.split(key)
-        shape = x1.shape[:-1]
-        shape_of_new = jnp.broadcast_to(expand_to(end * t, x1)[..., 0], shape)
-        shape_of_new = jnp.maximum(shape_of_new, 1e-12).astype(x1.dtype)
-        new = jax.random.loggamma(first, shape_of_new, dtype=x1.dtype)
-        old = jax.random.loggamma(second, float(x1.shape[-1]), shape, x1.dtype)
-        w = jax.nn.sigmoid(new - old)[..., None]
+        shape, dtype = x1.shape[:-1], float_dtype(x1)
+        c = jnp.broadcast_to(expand_to((end * t).astype(dtype), x1)[..., 0], shape)
+        new = jax.random.loggamma(first, jnp.maximum(c, 1e-12), dtype=dtype)
+        old = jax.random.loggamma(second, float(x1.shape[-1]), shape, dtype)
+        w = jax.nn.sigmoid(new - old)[..., None].astype(x1.dtype)
         return x0 + w * (x1 - x0)
 
     def target(x0, x1, t, *, key=None):
