@@ -85,6 +85,11 @@ JOBS = [
     ],
     ["experiments/reflow_two_dims/run.py --out {} --short"],
     ["experiments/multimodal_velocity/run.py --out {} --short"],
+    [
+        "experiments/bayesian_flow/run.py --out {} --short",
+        "experiments/bayesian_flow/smiles.py --out {} --short",
+    ],
+    ["experiments/simplex_promoters/run.py --out {} --short"],
     ["experiments/guided_planning/run.py --short"],
     ["experiments/limited_samples/run.py --short"],
     ["experiments/synthetic_tables/run.py --short"],

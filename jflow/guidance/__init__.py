@@ -30,6 +30,7 @@ from jflow.guidance._discrete import (
 from jflow.guidance._mixture import probabilistic_guidance
 from jflow.guidance._parts import PartsCondition, given_parts, parts, single_part
 from jflow.guidance._prior import score_alignment, to_quantile
+from jflow.guidance._simplex import simplex_cfg, simplex_classifier_guidance
 
 __all__ = [
     "Combine",
@@ -60,6 +61,8 @@ __all__ = [
     "scaled",
     "score_alignment",
     "score_sum",
+    "simplex_cfg",
+    "simplex_classifier_guidance",
     "single_part",
     "taylor_rates",
     "tempered",

@@ -34,6 +34,7 @@ from jflow.losses._align import eulerian_map_distillation, lagrangian_map_distil
 from jflow.losses._anchoring import anchored_consistency, squared_and_cosine_error
 from jflow.losses._any_order import any_order_nll
 from jflow.losses._augmented import annealed_source, drop_cond, fresh_source, noised
+from jflow.losses._bayesian import bayesian_flow, bayesian_reconstruction
 from jflow.losses._boss import boss
 from jflow.losses._c_rectified import (
     ConvexCost,
@@ -111,6 +112,8 @@ from jflow.losses._selected import selected
 from jflow.losses._self_corrected import self_corrected, self_correction
 from jflow.losses._shortcut import shortcut
 from jflow.losses._slim import flow_guided_distillation
+from jflow.losses._statistical import bridge_drift
+from jflow.losses._tokens import token_cross_entropy
 from jflow.losses._trajectory import trajectory_distillation
 from jflow.losses._transition import transition_matching, transition_pairs
 from jflow.losses._trigflow import trigflow_consistency
@@ -148,7 +151,10 @@ __all__ = [
     "anchored_consistency",
     "annealed_source",
     "averaged_target",
+    "bayesian_flow",
+    "bayesian_reconstruction",
     "boss",
+    "bridge_drift",
     "c_rectified_flow",
     "causal_matching",
     "chain",
@@ -225,6 +231,7 @@ __all__ = [
     "squared_and_cosine_error",
     "student_only",
     "sum_losses",
+    "token_cross_entropy",
     "trajectory_distillation",
     "transition_matching",
     "transition_pairs",

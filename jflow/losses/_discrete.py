@@ -36,9 +36,10 @@ def discrete_matching(field: Field, *, path: Path = _PATH, time: Time = _UNIFORM
 
     Returns:
         A loss of the batch {'x' [b, *event] tokens, 'x0' [b, *event] those of the source,
-        optionally 'cond', 'weight' [b]}. `couplings.with_source(couplings.from_distribution(source))`
-        writes 'x0'. It has no metrics. A token of x outside the vocabulary makes it NaN, and a mask
-        in x, under `paths.unmasking`, infinite: `data.check_tokens` names them.
+        optionally 'cond', 'weight' [b]}; `couplings.from_distribution(source)` in
+        `couplings.with_source` writes 'x0'. It has no metrics. A token of x outside the vocabulary
+        makes it NaN, and a mask in x, under `paths.unmasking`, infinite: `data.check_tokens` names
+        them.
 
     Raises:
         TypeError: At construction for what is no `Field`.

@@ -8,6 +8,7 @@ velocities, and `jump_rates` one of logits into rates of jumps.
 """
 
 from jflow._core.names import explain_unknown
+from jflow._core.simplex import project_simplex
 from jflow._core.tokens import kappa
 from jflow.paths import parameterizations, schedules
 from jflow.paths._adapters import (
@@ -39,6 +40,23 @@ from jflow.paths._affine import (
     velocity_to_noise,
     velocity_to_score,
 )
+from jflow.paths._bayesian import (
+    BayesianFlow,
+    bayesian_continuous,
+    bayesian_discrete,
+    bayesian_discretized,
+    discretized_logits,
+    entropy_accuracy,
+    geometric_accuracy,
+    quadratic_accuracy,
+)
+from jflow.paths._dirichlet import (
+    betainc,
+    dirichlet,
+    dirichlet_source,
+    dirichlet_speed,
+    dirichlet_velocity,
+)
 from jflow.paths._discrete import (
     Corrector,
     discrete,
@@ -63,8 +81,32 @@ from jflow.paths._interpolants import (
 from jflow.paths._premetric import premetric
 from jflow.paths._reflected import reflected
 from jflow.paths._sequential import sequential_path
+from jflow.paths._statistical import (
+    StatisticalBridge,
+    corner_log,
+    radial_moments,
+    statistical_bridge,
+)
 
 __all__ = [
+    "BayesianFlow",
+    "StatisticalBridge",
+    "bayesian_continuous",
+    "bayesian_discrete",
+    "bayesian_discretized",
+    "betainc",
+    "corner_log",
+    "dirichlet",
+    "dirichlet_source",
+    "dirichlet_speed",
+    "dirichlet_velocity",
+    "discretized_logits",
+    "entropy_accuracy",
+    "geometric_accuracy",
+    "project_simplex",
+    "quadratic_accuracy",
+    "radial_moments",
+    "statistical_bridge",
     "draw_noise",
     "coefficients",
     "Corrector",

@@ -11,6 +11,7 @@ usual grids of times, `solvers.noises` the usual amounts of noise.
 from jflow._core.names import explain_unknown
 from jflow.solvers import grids, noises
 from jflow.solvers._acceleration import AccelerationCondition, sample_acceleration
+from jflow.solvers._bayesian import bayesian_update, sample_bayesian
 from jflow.solvers._bespoke import bespoke_bound, bespoke_error, bespoke_params, bespoke_sample
 from jflow.solvers._boss import bellman, step_costs
 from jflow.solvers._discrete_bound import DiscreteBound, discrete_bound
@@ -68,6 +69,7 @@ from jflow.solvers._multistep import (
 from jflow.solvers._refiner import refiner, sample_refined
 from jflow.solvers._reflected import reflected, reflected_step
 from jflow.solvers._sample import sample
+from jflow.solvers._statistical import bridge_step
 from jflow.solvers._stochastic import (
     Trajectory,
     ancestral,
@@ -103,12 +105,14 @@ __all__ = [
     "ancestral",
     "as_method",
     "instantaneous_velocity",
+    "bayesian_update",
     "bellman",
     "bespoke_bound",
     "bespoke_error",
     "bespoke_params",
     "bespoke_sample",
     "apply_flow_map",
+    "bridge_step",
     "check_divergence",
     "confident_jump",
     "ddim",
@@ -153,6 +157,7 @@ __all__ = [
     "reverse",
     "sample",
     "sample_acceleration",
+    "sample_bayesian",
     "sample_flow_map",
     "sample_hierarchy",
     "sample_kernels",

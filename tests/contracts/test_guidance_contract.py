@@ -219,6 +219,10 @@ EXCUSED = {
         "discrete_cfg predictor_rates reweighted_jump taylor_rates tempered".split(),
         "of tokens, tests/guidance/test_discrete.py",
     ),
+    **dict.fromkeys(
+        ("simplex_cfg", "simplex_classifier_guidance"),
+        "fields of logits, tests/paths/test_dirichlet.py",
+    ),
     **dict.fromkeys(("score_alignment", "to_quantile"), "latents, tests/guidance/test_prior.py"),
     **dict.fromkeys(
         ("extrapolate", "linear_ramp", "score_sum"),

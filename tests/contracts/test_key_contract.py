@@ -18,6 +18,7 @@ from jflow import (
     data,
     distributions,
     flows,
+    guidance,
     losses,
     manifolds,
     oracles,
@@ -73,6 +74,9 @@ V, MAP, LOGITS = (
     field(FlowMap, lambda x: x),
     field(Field, lambda x: x.sum(1)),
 )
+SAME = field(Field, lambda x: x)
+TOKENS = jnp.asarray(np.arange(B * 2).reshape(B, 2) % 3)
+TOKENS_FLOW = paths.bayesian_discrete(paths.quadratic_accuracy(3.0), 3)
 BOTH = field(Field, lambda x: {"velocity": x, "noise": x})
 BRANCHES = field(Field, lambda x: Branches(x, x[:, 1:]))
 EXACT = mixtures.exact([0.4, 0.6], [[-1.0, 0.0], [1.0, 0.5]], 0.1)
@@ -106,7 +110,7 @@ class Identity(nn.Module):
 MATCHING = losses.flow_matching(V)
 ROWS = flows.any_order((2, 1), (False, True), width=4, num_blocks=1, bins=2, dropout=0.5)
 CODES = np.zeros((len(X), 2), np.int32)
-TOKENS = field(Field, lambda x: jnp.stack([x, 1.0 - x], -1))
+LOGITS_OF_TOKENS = field(Field, lambda x: jnp.stack([x, 1.0 - x], -1))
 ROWS_PARAMS = ROWS.init(KEY, flows.MixedRows(CODES, X))
 
 
@@ -126,6 +130,23 @@ LOSSES = {
         ("x0",),
         params={"net": {}, "token": {"velocity": ONE, "base": {}}},
         x=X[:, None] * jnp.ones((1, 3, 1)),
+    ),
+    "bayesian_flow": loss(
+        losses.bayesian_flow(V, paths.bayesian_continuous(paths.geometric_accuracy(0.1))), ("x0",)
+    ),
+    "bayesian_flow of steps": loss(
+        losses.bayesian_flow(SAME, TOKENS_FLOW, steps=3), ("x0",), x=TOKENS
+    ),
+    "bayesian_reconstruction": loss(
+        losses.bayesian_reconstruction(SAME, TOKENS_FLOW), ("x0",), x=TOKENS
+    ),
+    "bridge_drift": loss(
+        losses.bridge_drift(SAME, paths.statistical_bridge(3, mask=0.5, steps=4, draws=8)),
+        ("x0",),
+        x=TOKENS,
+    ),
+    "token_cross_entropy": loss(
+        losses.token_cross_entropy(SAME, paths.dirichlet(), num_classes=3), ("x0",), x=TOKENS
     ),
     "any_order_nll": loss(
         losses.any_order_nll(ROWS), ("x0", "cond"), params=ROWS_PARAMS, code=CODES
@@ -208,8 +229,8 @@ LOSSES = {
     "consistency_flow_matching": loss(losses.consistency_flow_matching(V)),
     "constant_acceleration": loss(losses.constant_acceleration(V, V)),
     "consistency_training": loss(losses.consistency_training(V, steps=STEPS)),
-    "discrete_kl": loss(losses.discrete_kl(TOKENS), x=CODES, x0=CODES[::-1]),
-    "discrete_matching": loss(losses.discrete_matching(TOKENS), x=CODES, x0=CODES[::-1]),
+    "discrete_kl": loss(losses.discrete_kl(LOGITS_OF_TOKENS), x=CODES, x0=CODES[::-1]),
+    "discrete_matching": loss(losses.discrete_matching(LOGITS_OF_TOKENS), x=CODES, x0=CODES[::-1]),
     "distillation": loss(losses.distillation(V)),
     "distribution_matching": loss(losses.distribution_matching(losses.fixed_steps(V, 2), V, V)),
     "flow_guided_distillation": loss(losses.flow_guided_distillation(V, V)),
@@ -290,7 +311,25 @@ OTHERS = {
         losses.inner_potential(V)
     ).apply(PARAMS, X, T, LABELS, key=key),
     "solvers.discrete_bound": lambda key: solvers.discrete_bound(
-        TOKENS, ONE, distributions.tokens((2,), [0.5, 0.5]), CODES, key, times=4
+        LOGITS_OF_TOKENS, ONE, distributions.tokens((2,), [0.5, 0.5]), CODES, key, times=4
+    ),
+    "paths.dirichlet": lambda key: paths.dirichlet().target(
+        jnp.full((B, 2), 0.5), jnp.eye(2)[LABELS % 2], T, key=key
+    ),
+    "paths.statistical_bridge": lambda key: paths.statistical_bridge(
+        3, mask=0.5, steps=4, draws=8
+    ).path.target(None, jnp.eye(3)[LABELS], T, key=key),
+    "paths.statistical_bridge start": lambda key: paths.statistical_bridge(
+        3, mask=0.5, steps=4, draws=8
+    ).start(key, (B,)),
+    "guidance.simplex_classifier_guidance": lambda key: guidance.simplex_classifier_guidance(
+        SAME, LOGITS, 2.0
+    ).apply({"field": ONE, "classifier": ONE}, jnp.full((B, 2), 0.5), T, LABELS, key=key),
+    "solvers.bridge_step": lambda key: solvers.bridge_step(
+        SAME, paths.statistical_bridge(3, mask=0.0, steps=4, draws=8)
+    )(ONE, jnp.eye(3)[LABELS], 0.2, 0.4, key),
+    "solvers.sample_bayesian": lambda key: solvers.sample_bayesian(
+        SAME, TOKENS_FLOW, ONE, key, (B,), grid=2
     ),
     "solvers.sample_hierarchy": lambda key: solvers.sample_hierarchy(
         V, ONE, X, key, grids=(2, 2, 1)

@@ -167,6 +167,26 @@ def of_tokens(make):
     return of_numbers
 
 
+SENT = paths.bayesian_continuous(paths.geometric_accuracy(0.1))
+CLASSIFIER = Field(None, lambda params, x, t, cond=None, *, key=None: slope(params, x, t))
+BRIDGE = paths.statistical_bridge(2, steps=4, draws=8)
+
+
+def of_classes(loss):
+    """Tokens, 1 where x is positive, and where it is given x0 as probabilities."""
+
+    def made(params, key, batch, frozen=None):
+        batch = dict(batch)
+        if "x" in batch:
+            batch["x"] = (batch["x"] > 0).astype(np.int32)
+        if "x0" in batch:
+            p = jax.nn.sigmoid(batch["x0"])
+            batch["x0"] = jnp.stack([p, 1 - p], axis=-1)
+        return loss(params, key, batch, frozen)
+
+    return made
+
+
 class Row(NamedTuple):
     loss: Any  # of params that are a number
     paired: bool = True  # whether the batch holds 'x0'
@@ -178,7 +198,11 @@ TABLE = {
     "eulerian_map_distillation": Row(losses.eulerian_map_distillation(MAP)),
     "lagrangian_map_distillation": Row(losses.lagrangian_map_distillation(MAP, VELOCITY)),
     "anchored_consistency": Row(losses.anchored_consistency(MAP)),
+    "bayesian_flow": Row(losses.bayesian_flow(VELOCITY, SENT), paired=False),
+    "bayesian_flow of steps": Row(losses.bayesian_flow(VELOCITY, SENT, steps=4), paired=False),
+    "bayesian_reconstruction": Row(losses.bayesian_reconstruction(VELOCITY, SENT), paired=False),
     "bespoke_error": Row(bespoke_error),
+    "bridge_drift": Row(of_classes(losses.bridge_drift(CLASSIFIER, BRIDGE)), paired=False),
     "c_rectified_flow": Row(losses.c_rectified_flow(SCALAR)),
     "causal_matching": Row(next_token, paired=False),
     "consistency_flow_matching": Row(losses.consistency_flow_matching(VELOCITY)),
@@ -225,6 +249,9 @@ TABLE = {
     "selected": Row(selected, paired=False),
     "self_correction": Row(losses.self_correction(VELOCITY, VELOCITY)),
     "shortcut": Row(losses.shortcut(MAP)),
+    "token_cross_entropy": Row(
+        of_classes(losses.token_cross_entropy(CLASSIFIER, paths.dirichlet(), num_classes=2))
+    ),
     "trajectory_distillation": Row(
         losses.trajectory_distillation(MAP, VELOCITY, method=solvers.fixed(1, diffrax.Euler()))
     ),

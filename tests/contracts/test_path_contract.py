@@ -219,6 +219,20 @@ EXCUSED = {
         "of tokens, tests/paths/test_discrete.py",
     ),
     "Bounded": "what boundary_mask and boundary_subtraction return",
+    **dict.fromkeys(
+        "betainc dirichlet dirichlet_source dirichlet_speed dirichlet_velocity "
+        "project_simplex".split(),
+        "on the simplex, tests/paths/test_dirichlet.py",
+    ),
+    **dict.fromkeys(
+        "BayesianFlow bayesian_continuous bayesian_discrete bayesian_discretized "
+        "discretized_logits entropy_accuracy geometric_accuracy quadratic_accuracy".split(),
+        "of parameters of distributions, tests/losses/test_bayesian.py",
+    ),
+    **dict.fromkeys(
+        "StatisticalBridge corner_log radial_moments statistical_bridge".split(),
+        "on the sphere, tests/paths/test_statistical.py",
+    ),
 }
 
 

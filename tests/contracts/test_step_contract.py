@@ -131,6 +131,11 @@ EXCUSED = {
         " tests/losses/test_discrete.py",
     ),
     **dict.fromkeys(
+        "bayesian_update sample_bayesian".split(),
+        "of parameters of distributions, tests/losses/test_bayesian.py",
+    ),
+    "bridge_step": "on the sphere, tests/paths/test_statistical.py",
+    **dict.fromkeys(
         "TransitionInfo sample_kernels sample_transitions transition_condition".split(),
         "transition matching: test_transition, test_autoregressive_transitions of tests/losses",
     ),
