@@ -6,13 +6,13 @@ import numpy as np
 
 from jflow._core.arrays import float_dtype
 from jflow._core.times import traced
+from jflow._core.tokens import need_tokens
 from jflow.types import Array
 
 
 def check_tokens(name: str, x: Array, num_classes: int) -> None:
     """Raise unless x are integers, and, where they are known, each in 0 ... num_classes - 1."""
-    if not jnp.issubdtype(jnp.result_type(x), jnp.integer):
-        raise ValueError(f"{name}: expected tokens of an integer type, got {jnp.result_type(x)}")
+    need_tokens(name, "x", x)
     if traced(x):
         return
     wrong = np.argwhere((np.asarray(x) < 0) | (np.asarray(x) >= num_classes))
@@ -29,14 +29,6 @@ def one_hot(x: Array, num_classes: int, dtype) -> Array:
     rows = jax.nn.one_hot(x, num_classes, dtype=dtype)
     inside = (x >= 0) & (x < num_classes)
     return jnp.where(inside[..., None], rows, jnp.nan)
-
-
-def pick(x: Array, values: Array) -> Array:
-    """The number [...] of `values` [..., K] at the token x [...]; NaN for a token outside."""
-    inside = (x >= 0) & (x < values.shape[-1])
-    at = jnp.where(inside, x, 0)
-    found = jnp.take_along_axis(values, at[..., None], axis=-1)[..., 0]
-    return jnp.where(inside, found, jnp.nan)
 
 
 def check_logits(name: str, logits: Array, shape: tuple[int, ...], num_classes: int) -> Array:

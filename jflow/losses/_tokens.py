@@ -9,7 +9,8 @@ from jflow import times
 from jflow._core.arrays import filled, sum_event
 from jflow._core.batch import mean_of_rows, read_batch
 from jflow._core.checks import check_noun, check_whole, need_key
-from jflow._core.simplex import check_logits, check_tokens, one_hot, pick
+from jflow._core.simplex import check_logits, check_tokens, one_hot
+from jflow._core.tokens import at_tokens
 from jflow.paths import dirichlet_source
 from jflow.types import Array, Cond, Field, Key, Loss, Path, Time
 
@@ -89,7 +90,7 @@ def token_cross_entropy(
         logits = field.apply(params, x_t, t, cond, key=dropout_key)
         logits = check_logits(name, logits, x.shape, num_classes)
         count = max(x[:1].size, 1)
-        nats = -pick(x, jax.nn.log_softmax(logits, axis=-1))
+        nats = -at_tokens(jax.nn.log_softmax(logits, axis=-1), x)
         right = sum_event((jnp.argmax(logits, axis=-1) == x).astype(logits.dtype)) / count
         accuracy = jax.lax.stop_gradient(mean_of_rows(right, weight))
         return mean_of_rows(sum_event(nats) / count, weight), {"accuracy": accuracy}

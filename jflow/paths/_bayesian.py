@@ -22,8 +22,9 @@ from jaxtyping import Float
 
 from jflow._core.arrays import expand_to, float_dtype, sum_event
 from jflow._core.checks import check_whole
-from jflow._core.simplex import check_logits, check_tokens, one_hot, pick
+from jflow._core.simplex import check_logits, check_tokens, one_hot
 from jflow._core.times import traced
+from jflow._core.tokens import at_tokens
 from jflow.types import Array, Key
 
 __all__ = [
@@ -358,10 +359,10 @@ def bayesian_discrete(accuracy: Accuracy, num_classes: int) -> BayesianFlow:
 
     def transmission(key, x, out, alpha):
         y = send(key, x, alpha)
-        return sum_event(pick(x, y) - jax.nn.logsumexp(log_p(out, x) + y, axis=-1))
+        return sum_event(at_tokens(y, x) - jax.nn.logsumexp(log_p(out, x) + y, axis=-1))
 
     def reconstruction(x, out):
-        return -sum_event(pick(x, log_p(out, x)))
+        return -sum_event(at_tokens(log_p(out, x), x))
 
     def draw(key, out):
         return jax.random.categorical(key, out[..., :k], axis=-1)

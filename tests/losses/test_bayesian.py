@@ -196,7 +196,7 @@ def test_bad_options():
     )
     for call, said in [
         (lambda: run(tokens, np.array([[0, 3]])), r"tokens in 0 ... 2, got 3 at \[0, 1\]"),
-        (lambda: run(tokens, np.zeros((1, 2), np.float32)), "tokens of an integer type"),
+        (lambda: run(tokens, np.zeros((1, 2), np.float32)), "to hold tokens, integers"),
         (
             lambda: run(levels, np.array([[0.7]], np.float32), shaped),
             r"bayesian_discretized: expected numbers among 3 levels from -0.5 to 0.5, got 0.7",

@@ -253,7 +253,7 @@ def test_bad_options():
         ),
         (
             lambda: loss({}, KEY, {"x": np.ones((1, 2), np.float32)}),
-            "token_cross_entropy: expected tokens of an integer type",
+            "token_cross_entropy: expected x to hold tokens, integers",
         ),
         (
             lambda: losses.token_cross_entropy(flat, path, num_classes=1),
