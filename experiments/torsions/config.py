@@ -126,7 +126,9 @@ def config(
             "test_nll": float(nats.mean()),
             "standard_error": float(nats.std() / np.sqrt(len(nats))),
             "valid_nll": float(valid.mean()),
-            "kernel_density_nll": kernel,
+            "kernel_density_nll": float(kernel.mean()),
+            "gain": float((kernel - nats).mean()),
+            "gain_standard_error": float((kernel - nats).std() / np.sqrt(len(nats))),
             "kappa": kappa,
             "uniform_nll": torus.log_volume,
         }
