@@ -17,6 +17,7 @@ results.
 
 import argparse
 import functools
+import io
 import json
 import os
 from pathlib import Path
@@ -26,6 +27,7 @@ import jax.numpy as jnp
 import matplotlib
 import numpy as np
 import optax
+from PIL import Image
 
 import jflow
 from jflow import couplings, distributions, losses, manifolds, nets, paths, solvers, times, train
@@ -34,6 +36,7 @@ from jflow.types import Velocity
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 
+VIEWS = {"spot": ([2, 1, 0], [-1, 1, 1]), "bunny": ([0, 1, 2], [1, 1, 1])}
 INNER = 20  # updates between two visits of the host
 
 
@@ -45,7 +48,7 @@ def main() -> None:
     parser.add_argument("--mesh", choices=("spot", "bunny"), default="spot")
     parser.add_argument("--data-dir", default="", help="folder that holds riemannian/mesh")
     parser.add_argument("--eigenfunction", type=int, default=20, help="whose positive part it is")
-    parser.add_argument("--steps", type=int, default=3000, help="updates, 256 rows each")
+    parser.add_argument("--steps", type=int, default=5000, help="updates, 256 rows each")
     parser.add_argument("--path-steps", type=int, default=48, help="of the simulated path")
     parser.add_argument("--sampler-steps", type=int, default=100)
     parser.add_argument("--rows", type=int, default=2000, help="samples that are tested")
@@ -86,7 +89,7 @@ def main() -> None:
         results[name] = two_sample(mesh, x, target, args.seed)
         print(name, results[name], flush=True)
     (args.out / "results.json").write_text(json.dumps(results, indent=1))
-    picture(mesh, values, target, samples, args.out / "samples.png")
+    picture(mesh, values, target, samples, args.out / "samples.png", VIEWS[args.mesh])
 
 
 def load(args):
@@ -195,41 +198,42 @@ def two_sample(mesh, x, y, seed, permutations=999):
     return {"ratio": round(float(statistic / np.mean(null)), 3), "p_value": round(float(p), 4)}
 
 
-def picture(mesh, values, target, samples, path):
+def picture(mesh, values, target, samples, path, view):
     """The target, draws from it and samples, seen from two sides."""
-    center = mesh.vertices[mesh.faces].mean(1)
+    axes, signs = view
+    turn = lambda x: x[..., axes] * signs  # noqa: E731 - right, up, towards the eye
+    corners = turn(mesh.vertices)[mesh.faces]
     normals = np.cross(*np.moveaxis(np.diff(mesh.vertices[mesh.faces], axis=1), 1, 0))
-    normals /= np.linalg.norm(normals, axis=1, keepdims=True)
-    limits = np.stack([mesh.vertices.min(0), mesh.vertices.max(0)])
-    figure, axes = plt.subplots(2, 3, figsize=(8, 5.4))
-    for row, (flip, side) in zip(axes, ((1, "front"), (-1, "back")), strict=True):
+    normals = turn(normals / np.linalg.norm(normals, axis=1, keepdims=True))
+    low, high = corners.min((0, 1)), corners.max((0, 1))
+    figure, grid = plt.subplots(2, 3, figsize=(8, 5.4))
+    for row, (flip, side) in zip(grid, ((1, "one side"), (-1, "the other")), strict=True):
         seen = np.flatnonzero(flip * normals[:, 2] > 0)
-        seen = seen[np.argsort(flip * center[seen, 2])]
+        seen = seen[np.argsort(flip * corners[seen].mean(1)[:, 2])]
         for axis, (title, points) in zip(
-            row, (("target", None), ("target, draws", target), ("samples", samples)), strict=True
+            row, (("target", None), ("draws from it", target), ("samples", samples)), strict=True
         ):
-            flat = mesh.vertices[mesh.faces[seen]][:, :, :2] * [flip, 1]
             shade = values[mesh.faces[seen]].mean(1) / values.max()
-            light = 0.6 + 0.4 * np.abs(normals[seen, 2])
-            color = (
-                plt.get_cmap("viridis")(shade) if points is None else np.ones((len(seen), 4)) * 0.9
-            )
-            color[:, :3] *= light[:, None]
+            color = plt.get_cmap("viridis")(shade)
+            if points is not None:
+                color = np.full((len(seen), 4), 0.9)
+            color[:, :3] *= 0.6 + 0.4 * np.abs(normals[seen, 2:])
             patches = matplotlib.collections.PolyCollection(
-                flat, facecolors=color, edgecolors="face", linewidths=0.2, rasterized=True
+                corners[seen][:, :, :2] * [flip, 1], facecolors=color, edgecolors="face", lw=0.2
             )
             axis.add_collection(patches)
             if points is not None:
                 face = np.asarray(mesh.locate(jnp.asarray(points, jnp.float32))[0])
-                shown = points[flip * normals[face, 2] > 0.05]
-                axis.scatter(
-                    flip * shown[:, 0], shown[:, 1], s=1.5, lw=0, c="tab:red", rasterized=True
-                )
-            axis.set(xlim=sorted(flip * limits[:, 0]), ylim=limits[:, 1], aspect="equal")
+                shown = turn(points)[flip * normals[face, 2] > 0.05]
+                axis.scatter(flip * shown[:, 0], shown[:, 1], s=1.5, lw=0, c="tab:red")
+            axis.set(xlim=sorted((flip * low[0], flip * high[0])), ylim=(low[1], high[1]))
+            axis.set_aspect("equal")
             axis.set_title(f"{title}, {side}", fontsize=9)
             axis.axis("off")
     figure.tight_layout()
-    figure.savefig(path, dpi=75)
+    with io.BytesIO() as file:
+        figure.savefig(file, dpi=70)
+        Image.open(file).convert("RGB").quantize(64).save(path, optimize=True)
 
 
 if __name__ == "__main__":

@@ -126,11 +126,14 @@ def config(
             "test_nll": float(nats.mean()),
             "standard_error": float(nats.std() / np.sqrt(len(nats))),
             "valid_nll": float(valid.mean()),
-            "kernel_density_nll": kernel,
+            "kernel_density_nll": float(kernel.mean()),
+            "gain": float((kernel - nats).mean()),
+            "gain_standard_error": float((kernel - nats).std() / np.sqrt(len(nats))),
             "kappa": kappa,
             "uniform_nll": torus.log_volume,
         }
 
+    often = lambda times: 10 * max(1, steps // (10 * times))  # noqa: E731
     schedule = optax.warmup_cosine_decay_schedule(0.0, learning_rate, steps // 20 + 1, steps, 1e-6)
     return Experiment(
         model=velocity,
@@ -147,9 +150,9 @@ def config(
         ema=train.ema.warmup(0.999),
         sample=sample,
         evaluate=evaluate,
-        eval_every=max(1, steps // 2),
-        save_every=max(1, steps // 4),
+        eval_every=often(2),
+        save_every=often(4),
         monitor="valid_nll",
-        log_every=max(1, steps // 8),
-        inner=10 if not short else 1,
+        log_every=often(8),
+        inner=10,
     )

@@ -55,9 +55,9 @@ def kernel_log_density(train: np.ndarray, x: np.ndarray, kappas=KAPPAS) -> np.nd
     return np.concatenate(out, axis=1)
 
 
-def kernel_nll(rows: data.Splits) -> tuple[float, float]:
-    """(test nats, kappa) of the product von Mises kernel density of the training rows, its kappa
-    chosen on the validation rows."""
+def kernel_nll(rows: data.Splits) -> tuple[np.ndarray, float]:
+    """(nats of each test row, kappa) of the product von Mises kernel density of the training rows,
+    its kappa chosen on the validation rows."""
     found = kernel_log_density(rows.train["x"], rows.valid["x"]).mean(1)
     best = KAPPAS[int(np.argmax(found))]
-    return float(-kernel_log_density(rows.train["x"], rows.test["x"], (best,)).mean()), best
+    return -kernel_log_density(rows.train["x"], rows.test["x"], (best,))[0], best
