@@ -282,9 +282,9 @@ def resampling(rate: float, probabilities: ArrayLike) -> Corrector:
         [[[0.5, 1.5]]]
 
     References:
-        Gat, Remez, Shaul, Kreuk, Chen, Synnaeve, Adi, Lipman, *Discrete Flow Matching*, 2024,
-            arXiv:2407.15595 (its corrector with alpha = 1 + beta; the factor is ours, so that it is
-            finite at t = 0).
+        Campbell, Yim, Barzilay, Rainforth, Jaakkola, *Generative Flows on Discrete State-Spaces:
+            Enabling Multimodal Flows with Applications to Protein Co-Design*, 2024,
+            arXiv:2402.04997, for rates in detailed balance; this choice of them is derived.
     """
     check_weights("resampling", rate=rate)
     source = check_probabilities("resampling", probabilities)

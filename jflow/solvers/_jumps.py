@@ -247,8 +247,7 @@ def confident_jump(
     Args:
         field: a network of logits [b, *event, V], from `paths.unmasking`.
         mask: the symbol that masks.
-        schedule: its alpha is kappa; `paths.schedules.cosine()` is that of the first paper, read
-            from the other end.
+        schedule: its alpha is kappa; that of the first paper is 1 - cos(pi t / 2).
         noise: how random the order is, at least 0.
 
     Returns:
