@@ -76,9 +76,10 @@ def discrete(schedule: Schedule = LINEAR) -> Path:
         >>> import jax
         >>> import jax.numpy as jnp
         >>> from jflow import paths
-        >>> x0, x1 = jnp.array([[4, 4, 4]]), jnp.array([[0, 1, 2]])  # 4 is the mask
-        >>> paths.discrete().point(x0, x1, jnp.array([0.5]), key=jax.random.key(1)).tolist()
-        [[0, 4, 4]]
+        >>> x0, x1 = jnp.full((2, 3), 4), jnp.array([[0, 1, 2], [0, 1, 2]])  # 4 is the mask
+        >>> t, key = jnp.array([0.0, 1.0]), jax.random.key(0)
+        >>> paths.discrete().point(x0, x1, t, key=key).tolist()
+        [[4, 4, 4], [0, 1, 2]]
 
     References:
         Gat, Remez, Shaul, Kreuk, Chen, Synnaeve, Adi, Lipman, *Discrete Flow Matching*, 2024,
@@ -227,8 +228,8 @@ def jump_rates(
         >>> from jflow.types import Field
         >>> even = Field(lambda *_: {}, lambda params, x, *_, key=None: jnp.zeros((*x.shape, 2)))
         >>> rates = paths.jump_rates(paths.unmasking(even, mask=1))  # one symbol and the mask
-        >>> rates.apply({}, jnp.array([[1, 0]]), jnp.array([0.5])).tolist()
-        [[[2.0, -2.0], [0.0, 0.0]]]
+        >>> rates.apply({}, jnp.array([[1, 0]]), jnp.array([0.5]))[0, 0].tolist()
+        [2.0, -2.0]
 
     References:
         Gat, Remez, Shaul, Kreuk, Chen, Synnaeve, Adi, Lipman, *Discrete Flow Matching*, 2024,
@@ -282,9 +283,9 @@ def resampling(rate: float, probabilities: ArrayLike) -> Corrector:
         [[[0.5, 1.5]]]
 
     References:
-        Gat, Remez, Shaul, Kreuk, Chen, Synnaeve, Adi, Lipman, *Discrete Flow Matching*, 2024,
-            arXiv:2407.15595 (its corrector with alpha = 1 + beta; the factor is ours, so that it is
-            finite at t = 0).
+        Campbell, Yim, Barzilay, Rainforth, Jaakkola, *Generative Flows on Discrete State-Spaces:
+            Enabling Multimodal Flows with Applications to Protein Co-Design*, 2024,
+            arXiv:2402.04997, for rates in detailed balance; this choice of them is derived.
     """
     check_weights("resampling", rate=rate)
     source = check_probabilities("resampling", probabilities)

@@ -20,6 +20,7 @@ References:
 
 import math
 import operator
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -143,7 +144,7 @@ def exponential_jump(rates: Field) -> Step:
         >>> pairs = oracles.tokens([[0, 0], [1, 1]], [0.5, 0.5], source=[0.0, 0.0, 1.0])
         >>> step = solvers.exponential_jump(paths.jump_rates(pairs.field))
         >>> x_next, mean, std = step({}, jnp.array([[2, 2]]), 0.5, 0.75, None)
-        >>> mean[0, 0].round(3).tolist()  # 1 - exp(-1/2) is 0.393
+        >>> [round(float(p), 3) for p in mean[0, 0]]  # 1 - exp(-1/2) is 0.393
         [0.197, 0.197, 0.607]
 
     References:
@@ -247,8 +248,7 @@ def confident_jump(
     Args:
         field: a network of logits [b, *event, V], from `paths.unmasking`.
         mask: the symbol that masks.
-        schedule: its alpha is kappa; `paths.schedules.cosine()` is that of the first paper, read
-            from the other end.
+        schedule: its alpha is kappa; that of the first paper is 1 - cos(pi t / 2).
         noise: how random the order is, at least 0.
 
     Returns:
@@ -358,7 +358,7 @@ def _draw(key, p: Array, x: Array) -> Array:
     return jax.random.categorical(key, jnp.log(p)).astype(x.dtype)
 
 
-def _known(x_next: Array, like: Array) -> tuple[Array, Array, Array]:
+def _known(x_next: Array, like: Any) -> tuple[Array, Array, Array]:
     """x_next with the mean and std of what is known."""
     mean = one_hot(x_next, like).astype(like.dtype)
     return x_next, mean, jnp.zeros_like(mean)
