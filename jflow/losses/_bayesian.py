@@ -77,7 +77,7 @@ def bayesian_flow(
         need_key(name, key)
         x, cond, weight = read_batch(name, batch, ("x", "cond", "weight"), jnp.number)
         time_key, point_key, send_key, dropout_key = jax.random.split(key, 4)
-        t = time(time_key, x.shape[0])
+        t = time(time_key, x.shape[0]).astype(float_dtype(x))
         if steps is not None:
             t = jnp.minimum(jnp.floor(t * steps), steps - 1) / steps
         theta = flow.point(x, t, point_key)
@@ -135,7 +135,7 @@ def bayesian_reconstruction(field: Field | Velocity, flow: BayesianFlow) -> Loss
         need_key(name, key)
         x, cond, weight = read_batch(name, batch, ("x", "cond", "weight"), jnp.number)
         point_key, dropout_key = jax.random.split(key)
-        t = jnp.ones_like(x, shape=x.shape[:1], dtype=float_dtype(jnp.float32(0)))
+        t = jnp.ones_like(x, shape=x.shape[:1], dtype=float_dtype(x))
         out = field.apply(params, flow.point(x, t, point_key), t, cond, key=dropout_key)
         return _with_bits(flow.reconstruction(x, out), x, weight)
 

@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 
 from jflow import times
-from jflow._core.arrays import filled, sum_event
+from jflow._core.arrays import filled, float_dtype, sum_event
 from jflow._core.batch import mean_of_rows, read_batch
 from jflow._core.checks import check_noun, check_whole, need_key
 from jflow._core.simplex import check_logits, check_tokens, one_hot
@@ -82,7 +82,7 @@ def token_cross_entropy(
         x, x0, cond, weight = _read(name, batch)
         check_tokens(name, x, num_classes)
         time_key, source_key, point_key, dropout_key = jax.random.split(key, 4)
-        t = time(time_key, x.shape[0])
+        t = time(time_key, x.shape[0]).astype(float_dtype(x))
         x1 = one_hot(x, num_classes, t.dtype)
         if x0 is None:
             x0, cond = source(source_key, x1, cond)

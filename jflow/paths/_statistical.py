@@ -142,7 +142,7 @@ def statistical_bridge(
 
     def start(key, shape):
         need_key(name, key)
-        first_share = jnp.zeros(shape[:1])
+        first_share = jnp.zeros(shape[:1], jnp.float32)
         chosen = choose(key, first_share, shape, first_share.dtype) if masked else 0
         return jnp.asarray(np.stack(starts), first_share.dtype)[
             jnp.broadcast_to(jnp.asarray(chosen), shape)
