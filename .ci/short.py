@@ -113,6 +113,7 @@ JOBS = [
         "jflow sample {}/run --num 4 --out {}/pictures.png",
     ],
     ["experiments/forecasting/run.py --out {} --short"],
+    ["experiments/earth/table.py --out {} --short"],
     ["experiments/spoken_digits/run.py --out {} --short"],
     *([f"experiments/tutorials/{name}.py --short"] for name in TUTORIALS),
     *([f"benchmarks/{name}.py --short"] for name in BENCHMARKS),

@@ -18,12 +18,14 @@ import jax
 import jax.numpy as jnp
 import matplotlib
 import numpy as np
+from config import kernel_nll
 
 from jflow import apps, manifolds
 
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 
+NUMBERS = ("test_nll", "kernel_test_nll", "kernel_uniform_test_nll")
 SETS = ("volcano", "earthquake", "flood", "fire")
 
 
@@ -47,25 +49,24 @@ def main() -> None:
             keys |= {} if args.steps is None else {"steps": args.steps}
             experiment, values = apps.load_config(config, keys)
             workdir = args.out / f"{events}_{seed}"
-            fit = apps.run(
-                experiment, workdir, config_source=config, resolved=values, progress=False
-            )
-            rows.append(best(workdir, fit))
+            apps.run(experiment, workdir, config_source=config, resolved=values, progress=False)
+            rows.append(best(workdir) | kernel_nll(experiment.data()))
             print(events, seed, json.dumps(rows[-1]), flush=True)
         table[events] = rows
-    print("| | flow | kernel density |\n|---|---|---|")
+    print("| | flow | kernels | kernels and a uniform share |\n|---|---|---|---|")
     for events, rows in table.items():
-        cells = [spread([row[name] for row in rows]) for name in ("test_nll", "kernel_test_nll")]
+        cells = [spread([row[name] for row in rows]) for name in NUMBERS]
         print(f"| {events} | {' | '.join(cells)} |")
     (args.out / "table.json").write_text(json.dumps(table, indent=1))
     draw({events: apps.load(args.out / f"{events}_{args.seeds[0]}") for events in sets}, args.out)
 
 
-def best(workdir: Path, fit) -> dict:
+def best(workdir: Path) -> dict:
     """The evaluation of least NLL on validation points."""
-    rows = [row for row in fit.history if "valid_nll" in row]
-    row = min(rows, key=lambda row: row["valid_nll"])
-    return {name: row[name] for name in ("step", "valid_nll", "test_nll", "kernel_test_nll")}
+    rows = [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
+    scores = [row for row in rows if "eval/valid_nll" in row]
+    row = min(scores, key=lambda row: row["eval/valid_nll"])
+    return {"step": row["step"], "test_nll": row["eval/test_nll"]}
 
 
 def spread(values: list[float]) -> str:

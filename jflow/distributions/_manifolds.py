@@ -1,10 +1,13 @@
 """Base distributions on manifolds; densities are with respect to the volume of the metric."""
 
 import math
+from collections.abc import Sequence
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+import scipy.special
 from jax.scipy.special import gammainc
 from jax.typing import ArrayLike
 
@@ -62,7 +65,7 @@ def uniform_on(manifold: Manifold) -> Distribution:
     return Distribution(_no_params("uniform_on", manifold), log_prob, sample)
 
 
-def wrapped_normal(manifold: Manifold, mean: ArrayLike, std: float) -> Distribution:
+def wrapped_normal(manifold: Manifold, mean: ArrayLike | Sequence[Any], std: float) -> Distribution:
     """A normal law of tangent vectors at a point, carried to the manifold by the exponential map.
 
         x = exp_mean(v),    v = std sum_i z_i e_i,    z standard normal, e orthonormal at the mean
@@ -120,7 +123,10 @@ def wrapped_normal(manifold: Manifold, mean: ArrayLike, std: float) -> Distribut
     std = float(std)
     dim = manifold.dim
     # P, a ball at a time: |z|^2 / 2 of k normal numbers has a gamma law of k / 2
-    inside = [_below(k, radius / std) for k, radius in manifold.injective]
+    inside = [
+        1.0 if radius == math.inf else float(scipy.special.gammainc(k / 2, (radius / std) ** 2 / 2))
+        for k, radius in manifold.injective
+    ]
     log_norm = -dim * (math.log(std) + _LOG_2PI / 2) - sum(map(math.log, inside))
 
     def log_prob(params, x, cond=None, *, key=None):
@@ -135,8 +141,8 @@ def wrapped_normal(manifold: Manifold, mean: ArrayLike, std: float) -> Distribut
         at = jnp.asarray(mean, jnp.result_type(float))[None]
         keys = jax.random.split(key, len(manifold.injective))
         z = [
-            _in_ball(own, n, k, radius / std)
-            for own, (k, radius) in zip(keys, manifold.injective, strict=True)
+            _in_ball(own, n, k, radius / std, below)
+            for own, (k, radius), below in zip(keys, manifold.injective, inside, strict=True)
         ]
         basis = manifold.tangent_basis(at)[0]
         v = jnp.tensordot(std * jnp.concatenate(z, axis=1), basis, 1)
@@ -145,19 +151,14 @@ def wrapped_normal(manifold: Manifold, mean: ArrayLike, std: float) -> Distribut
     return Distribution(_no_params("wrapped_normal", manifold), log_prob, sample)
 
 
-def _below(k: int, radius: float) -> float:
-    """The probability that k standard normal numbers lie in a ball."""
-    return 1.0 if radius == math.inf else float(gammainc(k / 2, radius**2 / 2))
-
-
-def _in_ball(key, n: int, k: int, radius: float) -> Array:
-    """k standard normal numbers [n, k], given that they lie in a ball: where they do not, the
-    length is drawn anew from its law inside, by halving."""
+def _in_ball(key, n: int, k: int, radius: float, inside: float) -> Array:
+    """k standard normal numbers [n, k], given that they lie in a ball of that probability: where
+    they do not, the length is drawn anew from its law inside, by halving."""
     normal_key, length_key = jax.random.split(key)
     z = jax.random.normal(normal_key, (n, k))
     if radius == math.inf:
         return z
-    u = jax.random.uniform(length_key, (n,)) * _below(k, radius)
+    u = inside * jax.random.uniform(length_key, (n,))
 
     def halve(_, ends):
         low, high = ends

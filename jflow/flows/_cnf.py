@@ -49,8 +49,9 @@ def cnf(
     failed solve are NaN; `solvers.log_prob` says why. Dropout is off inside the ODE. For images of
     8 bits see `with_dequantization`.
 
-    The default adjoint has reverse mode alone: jax.jvp, jax.hessian and gradients of gradients
-    (score matching) want `solvers.fixed(n, adjoint=diffrax.DirectAdjoint())`.
+    With tolerances, derivatives are in reverse mode alone: jax.jvp, jax.hessian and gradients of
+    gradients (score matching) want a fixed number of steps, or an adjoint that knows them,
+    `solvers.adaptive(adjoint=diffrax.DirectAdjoint())`.
 
     Args:
         velocity: the right-hand side, x [b, *event] and t [b] -> [b, *event].

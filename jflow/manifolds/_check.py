@@ -61,7 +61,8 @@ it, row 1 by 0.414; manifold.project(x) brings them to it
     shown = ", ".join(f"row {i} by {off[i]:.3g}" for i in bad[:3])
     hint = "manifold.project(x) brings them to it"
     turns = difference[bad] / (2 * np.pi)
-    if np.all(np.isfinite(turns)) and np.all(np.abs(turns - turns.round()) < 1e-3):
+    whole = np.all(np.isfinite(turns)) and np.all(np.abs(turns - turns.round()) < 1e-3)
+    if whole and np.all(np.abs(turns).max(axis=1) > 0.5):
         hint = "its angles are radians in [-pi, pi], which manifold.project(x) wraps"
         if np.abs(x).max() > 4 * np.pi:
             hint = f"angles up to {np.abs(x).max():.4g} seem to be degrees: numpy.radians(x)"

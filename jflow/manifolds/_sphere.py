@@ -1,6 +1,8 @@
 """The sphere, the simplex as a part of it, and points on the earth."""
 
 import math
+from collections.abc import Sequence
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -137,7 +139,7 @@ def simplex(size: int) -> Manifold:
     return checked("simplex", made)
 
 
-def from_latitude_longitude(degrees: ArrayLike) -> np.ndarray:
+def from_latitude_longitude(degrees: ArrayLike | Sequence[Any]) -> np.ndarray:
     """Points on the unit sphere from latitudes and longitudes in degrees.
 
         x = (cos lat cos lon, cos lat sin lon, sin lat)
@@ -184,7 +186,7 @@ def from_latitude_longitude(degrees: ArrayLike) -> np.ndarray:
     return np.stack(x, axis=-1)
 
 
-def to_latitude_longitude(x: ArrayLike) -> np.ndarray:
+def to_latitude_longitude(x: ArrayLike | Sequence[Any]) -> np.ndarray:
     """Latitudes and longitudes in degrees from points on the unit sphere.
 
     Args:

@@ -77,7 +77,9 @@ def make(f: Callable, slope: Callable, bend: Callable) -> Function:
         (a, e), (b, de) = primals, tangents
         values, u = jnp.linalg.eigh(a)
         e_, b_ = in_basis(u, e), in_basis(u, symmetric(b))
-        f3 = second(values[..., :, None, None], values[..., None, :, None], values[..., None, None])
+        f3 = second(
+            values[..., :, None, None], values[..., None, :, None], values[..., None, None, :]
+        )
         terms = (
             e_[..., :, :, None] * b_[..., None, :, :] + b_[..., :, :, None] * e_[..., None, :, :]
         )

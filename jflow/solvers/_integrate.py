@@ -1,10 +1,15 @@
 """Where an ODE over rows meets diffrax: it is counted, and it never raises.
 
 Fixed grids are solved batched, adaptive solves row by row.
+
+On a fixed grid nothing is left to decide but the steps, which are diffrax's: `_steps` scans them.
+`diffrax.diffeqsolve`, which can do much more, takes about four times as long to trace and compile;
+an adjoint or tolerances ask for it.
 """
 
 import enum
 from collections.abc import Callable
+from functools import partial
 from typing import NamedTuple
 
 import diffrax
@@ -72,12 +77,13 @@ def integrate(
         return (y1, info), info.status == Status.OK
 
     message = _FORWARD.format(type(how.adjoint).__name__)
+    by_diffrax = how.adjoint is not None and not isinstance(how.adjoint, diffrax.DirectAdjoint)
     if isinstance(how.adjoint, diffrax.RecursiveCheckpointAdjoint | diffrax.BacksolveAdjoint):
         shared, rows, y0 = reverse_only((shared, rows, y0), message)
     try:
         return leave_out_failed(solve, shared, (rows, y0))
     except TypeError as error:  # where JAX sees the second derivative before it compiles the first
-        if "custom_vjp" in str(error) and not isinstance(how.adjoint, diffrax.DirectAdjoint):
+        if by_diffrax and "custom_vjp" in str(error):
             raise TypeError(message) from error
         raise
 
@@ -140,12 +146,16 @@ def _solve_rows(field, shared, rows, y0, how, t0, t1):
         equal = jnp.linspace if traced(t0, t1) else np.linspace
         times = equal(t0, t1, how.steps + 1) if how.grid is None else how.grid
         ts = jnp.asarray(times, dtype)
-        start, end = ts[0], ts[-1]
-        solution = _solve(
-            jax.tree_util.Partial(_batched, field), (shared, rows), y0, start, end, _Grid(ts), how
-        )
         evaluations = jnp.full((n,), count_evaluations(how.solver, ts.shape[0] - 1, 1), jnp.int32)
-        final = jnp.broadcast_to(solution.ts[-1], (n,))
+        each, args = jax.tree_util.Partial(_batched, field), (shared, rows)
+        if how.adjoint is None:
+            y1, stepped = _steps(each, args, y0, ts, how.solver)
+            status = jnp.where(stepped, Status.OK, Status.SOLVER)
+        else:
+            solution = _solve(each, args, y0, ts[0], ts[-1], _Grid(ts), how)
+            y1 = jax.tree.map(lambda y: jnp.squeeze(y, 0), solution.ys)
+            status = _status(solution, solution.ts[-1] == ts[-1])
+        status = jnp.broadcast_to(status, (n,)).astype(jnp.int32)
     else:
         start, end = jnp.asarray(t0, dtype), jnp.asarray(t1, dtype)
         eps = jnp.finfo(dtype).eps.item()
@@ -164,17 +174,8 @@ def _solve_rows(field, shared, rows, y0, how, t0, t1):
         evaluations = jnp.broadcast_to(
             count_evaluations(how.solver, solution.stats["num_steps"], fresh), (n,)
         ).astype(jnp.int32)
-        final = solution.ts[:, -1]
-    # a solve that arrived is a success, whatever size its next step would have had
-    stopped = jnp.where(
-        solution.result == diffrax.RESULTS.dt_min_reached, Status.STEP_TOO_SMALL, Status.SOLVER
-    )
-    stopped = jnp.where(
-        solution.result == diffrax.RESULTS.max_steps_reached, Status.MAX_STEPS, stopped
-    )
-    status = jnp.where(final == end, Status.OK, stopped).astype(jnp.int32)
-    # diffrax stacks what it saves: [1, b, ...] for the batch, [b, 1, ...] for rows
-    y1 = jax.tree.map(lambda y: jnp.squeeze(y, 0 if how.rtol is None else 1), solution.ys)
+        y1 = jax.tree.map(lambda y: jnp.squeeze(y, 1), solution.ys)
+        status = _status(solution, solution.ts[:, -1] == end).astype(jnp.int32)
     finite = jnp.all(jnp.stack([all_finite(y) for y in jax.tree.leaves(y1)]), axis=0)
     status = jnp.where((status == Status.OK) & ~finite, Status.NOT_FINITE, status)
     y1 = jax.tree.map(lambda y: jnp.where(expand_to(status == Status.OK, y), y, jnp.nan), y1)
@@ -184,6 +185,40 @@ def _solve_rows(field, shared, rows, y0, how, t0, t1):
 def all_finite(y: Array) -> Array:
     """[b]: whether all numbers of a row [b, *event] are finite."""
     return jnp.all(jnp.isfinite(y), axis=tuple(range(1, y.ndim)))
+
+
+def _status(solution, arrived):
+    """A solve that arrived is a success, whatever size its next step would have had."""
+    stopped = jnp.where(
+        solution.result == diffrax.RESULTS.dt_min_reached, Status.STEP_TOO_SMALL, Status.SOLVER
+    )
+    stopped = jnp.where(
+        solution.result == diffrax.RESULTS.max_steps_reached, Status.MAX_STEPS, stopped
+    )
+    return jnp.where(arrived, Status.OK, stopped)
+
+
+@eqx.filter_jit
+def _steps(vector_field, args, y0, ts, solver):
+    """(y at the last of the times ts, whether the solver made every step).
+
+    Derivatives are those of the steps, in every mode and order. The way back takes each step again
+    from its start, so that it keeps one state a step.
+    """
+    term = diffrax.ODETerm(vector_field)
+    state = _arrays(solver.init(term, ts[0], ts[1], y0, args))
+    state, static = eqx.partition(state, eqx.is_array)
+
+    @partial(jax.checkpoint, prevent_cse=False)  # a scan keeps what it would be afraid of apart
+    def step(carry, ends):
+        y, state = carry
+        y, _, _, state, result = solver.step(
+            term, *ends, y, args, eqx.combine(state, static), made_jump=False
+        )
+        return (y, eqx.filter(_arrays(state), eqx.is_array)), result == diffrax.RESULTS.successful
+
+    (y1, _), stepped = jax.lax.scan(step, (y0, state), (ts[:-1], ts[1:]))
+    return y1, jnp.all(stepped)
 
 
 _FORWARD = (

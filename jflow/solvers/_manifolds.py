@@ -187,7 +187,9 @@ def riemannian_divergence(manifold: Manifold, probes: int | None = None) -> Dive
     def apply(f, x, probes):
         basis = jnp.moveaxis(manifold.tangent_basis(x), 1, 0)  # [d, b, *shape]
         if probes is not None:
-            basis = jnp.einsum("bkd,db...->kb...", probes, basis)
+            basis = jnp.einsum(
+                "bkd,db...->kb...", probes, basis, precision=jax.lax.Precision.HIGHEST
+            )
         v, columns = jax.vmap(lambda e: jax.jvp(f, (x,), (e,)), out_axes=(None, 0))(basis)
         columns = jax.vmap(lambda c: manifold.to_tangent(x, c))(columns)
         dot = jax.vmap(lambda a, b: manifold.inner(x, a, b))
@@ -206,7 +208,7 @@ def on_point(run: Callable, state: Any, *others: Any) -> Any:
 
 
 class _Projected(diffrax.AbstractWrappedSolver):
-    solver: diffrax.AbstractSolver
+    solver: diffrax.AbstractSolver  # type: ignore[misc]  # a class variable, to mypy
     manifold: Manifold = eqx.field(static=True)
 
     @property

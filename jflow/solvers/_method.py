@@ -34,7 +34,8 @@ class Method(NamedTuple):
         grid: times [n + 1], strictly monotone, or None.
         rtol: the relative tolerance of a row, or None.
         atol: the absolute tolerance of a row, in the units of the state, or None.
-        adjoint: a `diffrax.AbstractAdjoint`, how to differentiate; None:
+        adjoint: a `diffrax.AbstractAdjoint`, how to differentiate; None: through the steps, of
+            which the way back keeps one state each; under tolerances
             `diffrax.RecursiveCheckpointAdjoint()`.
         max_steps: how many steps a solve with tolerances may try.
     """
@@ -59,8 +60,9 @@ def fixed(
     Args:
         n: the number of steps, at least 1.
         solver: of diffrax or of `jflow.solvers`; None: the default of the function.
-        adjoint: how to differentiate; None: `diffrax.RecursiveCheckpointAdjoint()`, which knows
-            reverse mode alone.
+        adjoint: how to differentiate; None: through the steps, in every mode and order. The way
+            back keeps n states; with `diffrax.RecursiveCheckpointAdjoint()`, in reverse mode alone,
+            about sqrt(2 n), and takes longer.
 
     Returns:
         Method: for the `method` of `solvers.sample` and others.
@@ -94,8 +96,9 @@ def on_grid(
         times: [n + 1] in [0, 1], strictly rising (from the source to data) or falling (back), such
             as `solvers.grids` has them. They may be traced, and are then not checked.
         solver: of diffrax or of `jflow.solvers`; None: the default of the function.
-        adjoint: how to differentiate; None: `diffrax.RecursiveCheckpointAdjoint()`, which knows
-            reverse mode alone.
+        adjoint: how to differentiate; None: through the steps, in every mode and order. The way
+            back keeps n states; with `diffrax.RecursiveCheckpointAdjoint()`, in reverse mode alone,
+            about sqrt(2 n), and takes longer.
 
     Returns:
         Method: for the `method` of `solvers.sample` and others.
@@ -234,10 +237,9 @@ def as_method(
         raise ValueError(
             f"{name}: expected method to be {allowed}, got solvers.{kind.__name__}(...)"
         )
-    solver, adjoint = (
-        method.solver or default.solver,
-        method.adjoint or default.adjoint or _CHECKPOINT,
-    )
+    solver, adjoint = method.solver or default.solver, method.adjoint or default.adjoint
+    if adjoint is None and kind is adaptive:
+        adjoint = _CHECKPOINT
     method = _checked(name, method._replace(solver=solver, adjoint=adjoint))
     if rising and method.grid is not None:
         check_grid(name, method.grid, rising=True)

@@ -96,7 +96,8 @@ def test_numbers_at_a_knot_lie_in_one_bin(inverse):
     """If two loops each search for the bin, rounding can give them different ones: the corner of
     one, the size of the other.
 
-    What loops there are is up to the optimizer: tests/test_as_users_compile.py runs this with it.
+    What loops there are is up to the optimizer: tests/processes/test_as_users_compile.py runs this
+    with it.
     """
     _, raw = columns_of("spline", 8, 500, jnp.float32)
     knots = rational_quadratic_knots(jnp.moveaxis(raw, 0, -1))[1 if inverse else 0]

@@ -10,7 +10,7 @@ from jax.sharding import PartitionSpec as P
 from jflow import bijectors, distributions, flows, losses, nets, train
 
 # One device: the constraints are all there, and hold. What they give on eight is seen in
-# test_train_devices.py.
+# tests/processes/test_train_devices.py.
 MESH = train.data_mesh(jax.devices()[:1])
 RULES = ((".*", train.fsdp(min_size=1)),)
 X = np.random.default_rng(0).normal(size=(6, 4)).astype(np.float32)

@@ -1,4 +1,5 @@
-"""Rules, meshes and what they give; training on eight fake devices is in test_train_devices.py."""
+"""Rules, meshes and what they give; training on eight fake devices is in
+tests/processes/test_train_devices.py."""
 
 import jax
 import jax.numpy as jnp

@@ -13,7 +13,7 @@ from subprocesses import LIMIT, environment, started
 from jflow.apps import cli
 from jflow.apps._launch import _supervise, launch
 
-CONFIG = str(Path(__file__).parents[1] / "train" / "processes_config.py")
+CONFIG = str(Path(__file__).with_name("processes_config.py"))
 
 
 FOR_EVER = 3600.0  # seconds: longer than any process here lives
