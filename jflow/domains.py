@@ -12,8 +12,8 @@ that on `paths.linear()` with a source inside the domain nothing else is needed 
 """
 
 import math
-from collections.abc import Callable
-from typing import NamedTuple
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -30,6 +30,8 @@ from jflow.types import Array, Distribution
 __all__ = ["Domain", "ball", "box", "check", "convex", "reflected_normal_log_prob", "simplex"]
 
 explain_unknown(__name__)
+
+Ends = ArrayLike | Sequence[Any]
 
 
 class Domain(NamedTuple):
@@ -50,7 +52,7 @@ class Domain(NamedTuple):
     uniform: Distribution | None = None
 
 
-def box(event_shape: tuple[int, ...], low: ArrayLike = 0.0, high: ArrayLike = 1.0) -> Domain:
+def box(event_shape: tuple[int, ...], low: Ends = 0.0, high: Ends = 1.0) -> Domain:
     """The box of all x with low <= x <= high.
 
     Each number is folded, which is the image under all reflections at the two ends:

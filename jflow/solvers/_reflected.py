@@ -140,7 +140,7 @@ class _Inside(diffrax.AbstractTerm):
 class _Reflected(diffrax.AbstractWrappedSolver):
     """A solver whose stages are evaluated, and whose steps end, inside."""
 
-    solver: diffrax.AbstractSolver
+    solver: diffrax.AbstractSolver  # type: ignore[misc]  # a class variable, to mypy
     reflect: Callable = eqx.field(static=True)
 
     @property
