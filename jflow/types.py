@@ -44,6 +44,7 @@ __all__ = [
     "Condition",
     "Coupling",
     "Distribution",
+    "Domain",
     "Elbo",
     "ElboFlow",
     "Elementwise",
@@ -65,6 +66,7 @@ __all__ = [
     "PartTimes",
     "Path",
     "PathFn",
+    "Premetric",
     "PullbackMap",
     "PyTree",
     "Sample",
@@ -770,6 +772,54 @@ class Manifold(NamedTuple):
     log_volume_element: ManifoldFn
     embed: ManifoldFn
     injective: tuple[tuple[int, float], ...] = ()
+
+
+@_picklable
+class Domain(NamedTuple):
+    """A closed convex set, by the maps that bring a point into it.
+
+    Both maps leave a point inside where it is, act on the last axes of x, [..., *event], and have
+    an output inside the set up to rounding.
+
+    Attributes:
+        reflect: x -> x, the mirror image of a point outside at the boundary, repeated until it is
+            inside.
+        project: x -> x, the nearest point of the set.
+        uniform: the uniform distribution on the set, params {}; None where none is known.
+
+    Examples:
+        >>> import jax.numpy as jnp
+        >>> from jflow.types import Domain
+        >>> positive = Domain(jnp.abs, lambda x: jnp.maximum(x, 0))
+        >>> positive.reflect(jnp.array([-2.0])).tolist()
+        [2.0]
+    """
+
+    reflect: Callable[[Array], Array]
+    project: Callable[[Array], Array]
+    uniform: Distribution | None = None
+
+
+@_picklable
+class Premetric(NamedTuple):
+    """A distance on a triangle mesh, down along which a path goes (`paths.premetric`).
+
+        d(x, y)^2 = sum_k weights_k (phi_k(x) - phi_k(y))^2
+
+    with the eigenfunctions phi_k of the mesh; see `manifolds.biharmonic`.
+
+    Attributes:
+        mesh: the mesh, a `manifolds.Mesh`.
+        weights: of the eigenfunctions, [k], at least 0.
+        dist: `dist(x, y) -> [...]` of points [..., 3]; its gradient is 0 where x = y.
+        descend: `descend(x0, x1, t, steps) -> (x, velocity)`, [b, 3] each, of x0 and x1 [b, 3], t
+            [b] and a number of steps.
+    """
+
+    mesh: Any
+    weights: Any
+    dist: Callable[[Array, Array], Array]
+    descend: Callable[[Array, Array, Array, int], tuple[Array, Array]]
 
 
 @runtime_checkable

@@ -48,7 +48,7 @@ def main() -> None:
     parser.add_argument("--mesh", choices=("spot", "bunny"), default="spot")
     parser.add_argument("--data-dir", default="", help="folder that holds riemannian/mesh")
     parser.add_argument("--eigenfunction", type=int, default=20, help="whose positive part it is")
-    parser.add_argument("--steps", type=int, default=5000, help="updates, 256 rows each")
+    parser.add_argument("--steps", type=int, default=3000, help="updates, 256 rows each")
     parser.add_argument("--path-steps", type=int, default=48, help="of the simulated path")
     parser.add_argument("--sampler-steps", type=int, default=100)
     parser.add_argument("--rows", type=int, default=2000, help="samples that are tested")

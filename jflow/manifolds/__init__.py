@@ -20,7 +20,6 @@ from jflow.manifolds._hyperbolic import (
 from jflow.manifolds._matrices import so3, spd, spd_log_euclidean
 from jflow.manifolds._mesh import (
     Mesh,
-    Premetric,
     biharmonic,
     commute,
     diffusion,
@@ -39,7 +38,6 @@ from jflow.manifolds._sphere import (
 
 __all__ = [
     "Mesh",
-    "Premetric",
     "biharmonic",
     "check",
     "commute",

@@ -10,9 +10,9 @@ References:
 
 import gzip
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path as File
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -26,11 +26,10 @@ from jaxtyping import Float, Int
 from jflow._core.checks import check_whole, described
 from jflow.manifolds import _smooth
 from jflow.manifolds._checked import checked
-from jflow.types import Array, Manifold
+from jflow.types import Array, Manifold, Premetric
 
 __all__ = [
     "Mesh",
-    "Premetric",
     "biharmonic",
     "commute",
     "diffusion",
@@ -40,6 +39,7 @@ __all__ = [
     "surface",
 ]
 
+Numbers = ArrayLike | Sequence[Any]
 _FAR, _NEAR = 16, 4  # edges that `exp`, and one step of many on a path, cross at most
 
 
@@ -70,27 +70,8 @@ class Mesh(NamedTuple):
     locate: Callable[[Array], tuple[Array, Array]]
 
 
-class Premetric(NamedTuple):
-    """A distance on a mesh that the eigenfunctions make: what a path goes down along.
-
-        d(x, y)^2 = sum_k weights_k (phi_k(x) - phi_k(y))^2
-
-    Attributes:
-        mesh: the mesh.
-        weights: of the eigenfunctions, [k], at least 0.
-        dist: (x [..., 3], y [..., 3]) -> [...]; gradient 0 where x = y.
-        descend: (x0 [b, 3], x1 [b, 3], t [b], steps) -> (x [b, 3], velocity [b, 3]), see
-            `paths.premetric`.
-    """
-
-    mesh: Mesh
-    weights: np.ndarray
-    dist: Callable[[Array, Array], Array]
-    descend: Callable[[Array, Array, Array, int], tuple[Array, Array]]
-
-
 def mesh(
-    vertices: ArrayLike, faces: ArrayLike, *, num_eigenfunctions: int = 100, closed: bool = True
+    vertices: Numbers, faces: Numbers, *, num_eigenfunctions: int = 100, closed: bool = True
 ) -> Mesh:
     """A triangle mesh, checked, with the first eigenfunctions of its Laplacian.
 
@@ -127,34 +108,34 @@ def mesh(
         Pinkall, Polthier, *Computing Discrete Minimal Surfaces and Their Conjugates*, Experimental
             Mathematics 2, 1993 (the Laplacian).
     """
-    vertices, faces = _checked(vertices, faces)
-    neighbors = _neighbors(vertices, faces, closed)
+    points, triangles = _checked(vertices, faces)
+    neighbors = _neighbors(points, triangles, closed)
     check_whole("manifolds.mesh", num_eigenfunctions=num_eigenfunctions)
-    if num_eigenfunctions >= len(vertices) - 1:
+    if num_eigenfunctions >= len(points) - 1:
         raise ValueError(
-            f"manifolds.mesh: expected num_eigenfunctions < {len(vertices) - 1}, got"
+            f"manifolds.mesh: expected num_eigenfunctions < {len(points) - 1}, got"
             f" {num_eigenfunctions}"
         )
-    stiffness, mass = laplacian(vertices, faces)
+    stiffness, mass = laplacian(points, triangles)
     values, functions = scipy.sparse.linalg.eigsh(
         stiffness,
         k=num_eigenfunctions + 1,
         M=mass,
         sigma=-1e-3 / mass.diagonal().sum(),  # below the zero, so that the matrix is positive
-        v0=np.random.default_rng(0).normal(size=len(vertices)),
+        v0=np.random.default_rng(0).normal(size=len(points)),
     )
     order = np.argsort(values)[1:]
     functions = functions[:, order]
     functions = functions * np.sign(
         functions[np.argmax(np.abs(functions), axis=0), range(len(order))]
     )
-    areas = _areas(vertices, faces)
-    locate = _locate(vertices, faces)
-    return Mesh(vertices, faces, neighbors, areas, values[order], functions, locate)
+    areas = _areas(points, triangles)
+    locate = _locate(points, triangles)
+    return Mesh(points, triangles, neighbors, areas, values[order], functions, locate)
 
 
 def laplacian(
-    vertices: ArrayLike, faces: ArrayLike
+    vertices: Numbers, faces: Numbers
 ) -> tuple[scipy.sparse.csr_matrix, scipy.sparse.dia_matrix]:
     """The cotangent Laplacian of a mesh, and the area around each vertex.
 
@@ -174,24 +155,26 @@ def laplacian(
     Examples:
         >>> from jflow import manifolds
         >>> stiffness, mass = manifolds.laplacian([[0.0, 0, 0], [1, 0, 0], [0, 1, 0]], [[0, 1, 2]])
-        >>> stiffness.toarray().round(3).tolist()
+        >>> (stiffness.toarray() + 0.0).round(3).tolist()
         [[1.0, -0.5, -0.5], [-0.5, 0.5, 0.0], [-0.5, 0.0, 0.5]]
         >>> float(mass.diagonal().sum())
         0.5
     """
-    vertices, faces = np.asarray(vertices, np.float64), np.asarray(faces)
-    corners, n = vertices[faces], len(vertices)
+    points, triangles = np.asarray(vertices, np.float64), np.asarray(faces)
+    corners, n = points[triangles], len(points)
     rows, columns, entries = [], [], []
     for i, j, k in ((0, 1, 2), (1, 2, 0), (2, 0, 1)):
         a, b = corners[:, j] - corners[:, i], corners[:, k] - corners[:, i]
         half = 0.5 * np.sum(a * b, axis=1) / np.linalg.norm(np.cross(a, b), axis=1)
         for p, q, sign in ((j, k, -1), (k, j, -1), (j, j, 1), (k, k, 1)):
-            rows.append(faces[:, p])
-            columns.append(faces[:, q])
+            rows.append(triangles[:, p])
+            columns.append(triangles[:, q])
             entries.append(sign * half)
-    rows, columns, entries = (np.concatenate(part) for part in (rows, columns, entries))
-    stiffness = scipy.sparse.csr_matrix((entries, (rows, columns)), shape=(n, n))
-    around = np.bincount(faces.ravel(), np.repeat(_areas(vertices, faces) / 3, 3), minlength=n)
+    where = np.concatenate(rows), np.concatenate(columns)
+    stiffness = scipy.sparse.csr_matrix((np.concatenate(entries), where), shape=(n, n))
+    around = np.bincount(
+        triangles.ravel(), np.repeat(_areas(points, triangles) / 3, 3), minlength=n
+    )
     return stiffness, scipy.sparse.diags(around)
 
 
@@ -594,9 +577,7 @@ def surface(premetric: Premetric) -> Manifold:
         (3,)
     """
     if not isinstance(premetric, Premetric):
-        raise TypeError(
-            f"manifolds.surface: expected a manifolds.Premetric, got {described(premetric)}"
-        )
+        raise TypeError(f"manifolds.surface: expected a Premetric, got {described(premetric)}")
     mesh = premetric.mesh
     normals = np.cross(*np.moveaxis(np.diff(mesh.vertices[mesh.faces], axis=1), 1, 0))
     normals = normals / np.linalg.norm(normals, axis=1, keepdims=True)

@@ -1,9 +1,8 @@
 """The path down along a premetric, on triangle meshes."""
 
 from jflow._core.checks import check_event, check_noun, check_whole
-from jflow.manifolds import Premetric
 from jflow.paths._affine import check_times
-from jflow.types import Path
+from jflow.types import Path, Premetric
 
 __all__ = ["premetric"]
 

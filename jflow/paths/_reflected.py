@@ -3,9 +3,8 @@
 import jax
 import jax.numpy as jnp
 
-from jflow import domains
-from jflow.domains import Domain
-from jflow.types import Path
+from jflow._core.inside import check
+from jflow.types import Domain, Path
 
 __all__ = ["reflected"]
 
@@ -42,11 +41,11 @@ def reflected(path: Path, domain: Domain) -> Path:
     """
 
     def point(x0, x1, t, *, key=None):
-        domains.check(domain, x1, "paths.reflected")
+        check(domain, x1, "paths.reflected")
         return domain.reflect(path.point(x0, x1, t, key=key))
 
     def target(x0, x1, t, *, key=None):
-        domains.check(domain, x1, "paths.reflected")
+        check(domain, x1, "paths.reflected")
         at = path.point(x0, x1, t, key=key)
         moving = path.target(x0, x1, t, key=key)
         return jax.jvp(domain.reflect, (at,), (jnp.asarray(moving, at.dtype),))[1]

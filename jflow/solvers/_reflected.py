@@ -18,9 +18,8 @@ import equinox as eqx
 import jax
 
 from jflow._core.checks import described
-from jflow.domains import Domain
 from jflow.solvers._integrate import count_evaluations
-from jflow.types import Step
+from jflow.types import Domain, Step
 
 __all__ = ["reflected", "reflected_step"]
 
@@ -140,7 +139,7 @@ class _Inside(diffrax.AbstractTerm):
 class _Reflected(diffrax.AbstractWrappedSolver):
     """A solver whose stages are evaluated, and whose steps end, inside."""
 
-    solver: diffrax.AbstractSolver
+    solver: diffrax.AbstractSolver  # type: ignore[misc]  # a class variable, to mypy
     reflect: Callable = eqx.field(static=True)
 
     @property
@@ -183,4 +182,4 @@ class _Reflected(diffrax.AbstractWrappedSolver):
 
 def _check_domain(name, domain):
     if not isinstance(domain, Domain):
-        raise TypeError(f"{name}: expected a domains.Domain, got {described(domain)}")
+        raise TypeError(f"{name}: expected a Domain (jflow.domains), got {described(domain)}")

@@ -68,7 +68,7 @@ EXCUSED = {
         "changes of coordinates, in this file",
     ),
     **dict.fromkeys(
-        "Mesh Premetric biharmonic commute diffusion laplacian mesh read_obj surface".split(),
+        "Mesh biharmonic commute diffusion laplacian mesh read_obj surface".split(),
         "triangle meshes, whose log is none of exp: tests/manifolds/test_mesh.py",
     ),
 }
