@@ -48,8 +48,8 @@ def at_tokens(values: Array, x: Array) -> Array:
     return jnp.where(inside, found, jnp.nan)
 
 
-def one_hot(x: Array, like: Array) -> Array:
-    """[b, *event, V] bool of the tokens x, with as many symbols as `like` has."""
+def one_hot(x: Array, like: Any) -> Array:
+    """[b, *event, V] bool of the tokens x, with as many symbols as `like`, of any kind, has."""
     return jax.nn.one_hot(x, like.shape[-1], dtype=bool)
 
 
