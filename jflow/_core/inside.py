@@ -40,14 +40,14 @@ def check(
     away = distance_to(domain.project, jnp.asarray(x, float_dtype(x)))
     if traced(away):  # a constant, inside jit
         return
-    away = np.asarray(away)
-    bad = ~(away <= tol)
+    distances = np.asarray(away)
+    bad = ~(distances <= tol)
     if np.any(bad):
         row = int(np.argmax(bad))
         more = f" (and {bad.sum() - 1} more rows)" if bad.sum() > 1 else ""
         raise ValueError(
             f"{name}: expected x inside the domain, got row {row} at a distance of"
-            f" {away[row]:.3g}{more}"
+            f" {distances[row]:.3g}{more}"
         )
 
 
