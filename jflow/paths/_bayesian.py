@@ -268,7 +268,7 @@ def bayesian_discretized(accuracy: Accuracy, centers: Float[np.ndarray, " bins"]
                     f" {levels[-1]:.6g}, got {float(np.asarray(x)[at]):.6g} at {list(at)}"
                 )
         inside = _within(nearest, count) & (jnp.abs(place - nearest) < 0.1)
-        return jnp.where(inside, nearest, -1).astype(jnp.int32)  # outside: NaN by `pick`
+        return jnp.where(inside, nearest, -1).astype(jnp.int32)  # outside: NaN by `at_tokens`
 
     def log_p(out, shape):
         return jax.nn.log_softmax(check_logits(name, out, shape, count), axis=-1)
@@ -276,18 +276,18 @@ def bayesian_discretized(accuracy: Accuracy, centers: Float[np.ndarray, " bins"]
     def error(x, out):
         at = jnp.asarray(levels, float_dtype(out)).reshape((1,) * x.ndim + (-1,))
         mean = jnp.sum(jnp.exp(log_p(out, x.shape)) * at, axis=-1)
-        known = pick(index(x), jnp.broadcast_to(at, (*x.shape, count)))
+        known = at_tokens(jnp.broadcast_to(at, (*x.shape, count)), index(x))
         return sum_event(jnp.square(known - mean)) / 2
 
     def transmission(key, x, out, alpha):
         y, wide = send(key, x, alpha), expand_to(alpha, out)
         at = jnp.asarray(levels, y.dtype).reshape((1,) * x.ndim + (-1,))
         logs = -wide / 2 * jnp.square(y[..., None] - at)
-        known = pick(index(x), logs)
+        known = at_tokens(logs, index(x))
         return sum_event(known - jax.nn.logsumexp(log_p(out, x.shape) + logs, axis=-1))
 
     def reconstruction(x, out):
-        return -sum_event(pick(index(x), log_p(out, x.shape)))
+        return -sum_event(at_tokens(log_p(out, x.shape), index(x)))
 
     def draw(key, out):
         at = jax.random.categorical(key, out, axis=-1)
