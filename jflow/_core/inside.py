@@ -37,10 +37,10 @@ def check(
     count_rows(name, x)
     if traced(x):
         return
-    away = distance_to(domain.project, jnp.asarray(x, float_dtype(x)))
-    if traced(away):  # a constant, inside jit
+    found = distance_to(domain.project, jnp.asarray(x, float_dtype(x)))
+    if traced(found):  # a constant, inside jit
         return
-    away = np.asarray(away)
+    away = np.asarray(found)
     bad = ~(away <= tol)
     if np.any(bad):
         row = int(np.argmax(bad))
