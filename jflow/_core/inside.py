@@ -37,11 +37,16 @@ def check(
     count_rows(name, x)
     if traced(x):
         return
-    away = distance_to(domain.project, jnp.asarray(x, float_dtype(x)))
-    if traced(away):  # a constant, inside jit
+    found = distance_to(domain.project, jnp.asarray(x, float_dtype(x)))
+    if traced(found):  # a constant, inside jit
         return
+<<<<<<< HEAD
     distances = np.asarray(away)
     bad = ~(distances <= tol)
+=======
+    away = np.asarray(found)
+    bad = ~(away <= tol)
+>>>>>>> bounded
     if np.any(bad):
         row = int(np.argmax(bad))
         more = f" (and {bad.sum() - 1} more rows)" if bad.sum() > 1 else ""

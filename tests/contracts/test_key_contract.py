@@ -17,6 +17,7 @@ from jflow import (
     couplings,
     data,
     distributions,
+    domains,
     flows,
     guidance,
     losses,
@@ -306,6 +307,7 @@ OTHERS = {
     "losses.flow_map_residual": lambda key: losses.flow_map_residual(
         "own", MAP, ONE, X, T, T, X, key=key
     ),
+    "domains.ball": lambda key: domains.ball((2,)).uniform.sample({}, key, B),
     "data.normal_source": law(data.normal_source((2,))),
     "losses.potential_velocity": lambda key: losses.potential_velocity(
         losses.inner_potential(V)
