@@ -4,9 +4,9 @@
     python experiments/molecules/run.py --out runs/molecules --rdkit PYTHON   # of an environment
                                                                               # with rdkit
 
-About 6 minutes on two CPU cores; --short shrinks it to seconds. Needs JFLOW_DATA
-(discrete/qm9_smiles.csv.gz, 133,885 strings). Prints the table of README.md beside this file, and
-writes the drawn strings to --out.
+It takes minutes; --short shrinks it to seconds. Needs JFLOW_DATA
+(discrete/qm9_smiles.csv.gz, 133,885 strings). Prints a table, and writes the drawn
+strings to --out.
 
 90% of the strings are learned, each padded to one length by a symbol of its own. The flow starts
 from masks and is trained by cross-entropy; samples are drawn by `solvers.jump` over a uniform grid.

@@ -2,9 +2,8 @@
 
     python experiments/promoters/run.py
 
-About 4 minutes on two CPU cores; --short shrinks it to seconds. Needs JFLOW_DATA (discrete/dna,
-839 promoters and 3,000 other pieces, 81 letters each). Prints the table of README.md beside this
-file.
+It takes minutes; --short shrinks it to seconds. Needs JFLOW_DATA (discrete/dna,
+839 promoters and 3,000 other pieces, 81 letters each). Prints a table.
 
 80% of the pieces are learned by one flow from masks that is told the class, or, one time in seven,
 none; one classifier learns the class from partly masked pieces, for guidance, and another one, the
