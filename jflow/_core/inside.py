@@ -40,19 +40,14 @@ def check(
     found = distance_to(domain.project, jnp.asarray(x, float_dtype(x)))
     if traced(found):  # a constant, inside jit
         return
-<<<<<<< HEAD
-    distances = np.asarray(away)
-    bad = ~(distances <= tol)
-=======
     away = np.asarray(found)
     bad = ~(away <= tol)
->>>>>>> bounded
     if np.any(bad):
         row = int(np.argmax(bad))
         more = f" (and {bad.sum() - 1} more rows)" if bad.sum() > 1 else ""
         raise ValueError(
             f"{name}: expected x inside the domain, got row {row} at a distance of"
-            f" {distances[row]:.3g}{more}"
+            f" {away[row]:.3g}{more}"
         )
 
 
