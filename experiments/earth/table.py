@@ -79,7 +79,7 @@ def draw(loaded: dict, out: Path) -> None:
     figure, axes = plt.subplots(
         len(loaded), 3, figsize=(9, 2.3 * len(loaded)), width_ratios=(1, 1, 2), squeeze=False
     )
-    longitude, latitude = np.meshgrid(np.linspace(-179, 179, 180), np.linspace(-89, 89, 90))
+    longitude, latitude = np.meshgrid(np.linspace(-178.5, 178.5, 120), np.linspace(-88.5, 88.5, 60))
     grid = manifolds.from_latitude_longitude(np.stack([latitude, longitude], -1).reshape(-1, 2))
     for (events, run), row in zip(loaded.items(), axes, strict=True):
         x = np.asarray(run.experiment.data().test["x"])
