@@ -15,6 +15,7 @@ import jax.numpy as jnp
 from jflow._core.checks import check_noun, check_whole, need_key
 from jflow.solvers._divergence import Divergence
 from jflow.solvers._exponential import Stepper
+from jflow.solvers._wrapped import Wrapped
 from jflow.types import Manifold
 
 __all__ = [
@@ -207,43 +208,16 @@ def on_point(run: Callable, state: Any, *others: Any) -> Any:
     return run(state, *others)
 
 
-class _Projected(diffrax.AbstractWrappedSolver):
-    solver: diffrax.AbstractSolver  # type: ignore[misc]  # a class variable, to mypy
+class _Projected(Wrapped):
     manifold: Manifold = eqx.field(static=True)
 
     @property
     def projected(self):  # whose evaluations are counted
         return self.solver
 
-    @property
-    def term_structure(self):
-        return self.solver.term_structure
-
-    @property
-    def interpolation_cls(self):
-        return self.solver.interpolation_cls
-
-    @property
-    def term_compatible_contr_kwargs(self):
-        return self.solver.term_compatible_contr_kwargs
-
-    def order(self, terms):
-        return self.solver.order(terms)
-
-    def error_order(self, terms):
-        return self.solver.error_order(terms)
-
-    def init(self, terms, t0, t1, y0, args):
-        return self.solver.init(terms, t0, t1, y0, args)
-
     def step(self, terms, t0, t1, y0, args, solver_state, made_jump):
-        y1, error, dense, state, result = self.solver.step(
-            terms, t0, t1, y0, args, solver_state, made_jump
-        )
-        return on_point(self.manifold.project, y1), error, dense, state, result
-
-    def func(self, terms, t0, y0, args):
-        return self.solver.func(terms, t0, y0, args)
+        y1, *rest = self.solver.step(terms, t0, t1, y0, args, solver_state, made_jump)
+        return on_point(self.manifold.project, y1), *rest
 
 
 def _geodesic(name, manifold, rows, weights, order):

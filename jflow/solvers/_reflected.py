@@ -19,6 +19,7 @@ import jax
 
 from jflow._core.checks import described
 from jflow.solvers._integrate import count_evaluations
+from jflow.solvers._wrapped import Wrapped
 from jflow.types import Domain, Step
 
 __all__ = ["reflected", "reflected_step"]
@@ -136,32 +137,10 @@ class _Inside(diffrax.AbstractTerm):
         return self.term.is_vf_expensive(t0, t1, y, args)
 
 
-class _Reflected(diffrax.AbstractWrappedSolver):
+class _Reflected(Wrapped):
     """A solver whose stages are evaluated, and whose steps end, inside."""
 
-    solver: diffrax.AbstractSolver  # type: ignore[misc]  # a class variable, to mypy
     reflect: Callable = eqx.field(static=True)
-
-    @property
-    def term_structure(self):
-        return self.solver.term_structure
-
-    @property
-    def interpolation_cls(self):
-        return self.solver.interpolation_cls
-
-    @property
-    def term_compatible_contr_kwargs(self):
-        return self.solver.term_compatible_contr_kwargs
-
-    def order(self, terms):
-        return self.solver.order(terms)
-
-    def strong_order(self, terms):
-        return self.solver.strong_order(terms)
-
-    def error_order(self, terms):
-        return self.solver.error_order(terms)
 
     def init(self, terms, t0, t1, y0, args):
         return self.solver.init(_Inside(terms, self.reflect), t0, t1, y0, args)
