@@ -107,7 +107,7 @@ def config(
         velocity,
         base,
         divergence=solvers.riemannian_divergence(SPHERE),
-        method=solvers.fixed(8 if short else 32, solvers.projected(diffrax.Heun(), SPHERE)),
+        method=solvers.fixed(8 if short else 48, solvers.projected(diffrax.Dopri5(), SPHERE)),
     )
     matching = losses.chain(
         couplings.with_source(couplings.from_distribution(base)),
