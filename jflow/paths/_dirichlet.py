@@ -179,7 +179,9 @@ def dirichlet_speed(
     return (share * ratio).astype(x.dtype)
 
 
-def dirichlet_source(key: Key, x1: Float[Array, "b *event"], cond: Cond = None):
+def dirichlet_source(
+    key: Key, x1: Float[Array, "b *event"], cond: Cond = None
+) -> tuple[Float[Array, "b *event"], Cond]:
     """Points that are uniform on the simplex, the source of `dirichlet`, for any data.
 
     It is a source of `couplings.with_source`, and of `losses.token_cross_entropy`.
