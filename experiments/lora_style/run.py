@@ -34,7 +34,7 @@ def main() -> None:
     parser.add_argument("--width", type=int, default=96, help="of the DiT")
     parser.add_argument("--layers", type=int, default=3)
     parser.add_argument("--steps", type=int, default=3000, help="updates of the base")
-    parser.add_argument("--lora-steps", type=int, default=1500, help="updates of each LoRA")
+    parser.add_argument("--lora-steps", type=int, default=3000, help="updates of each LoRA")
     parser.add_argument("--rank", type=int, default=4)
     parser.add_argument("--rate", type=float, default=2e-3, help="learning rate, at its highest")
     parser.add_argument("--batch", type=int, default=128)
