@@ -3,7 +3,7 @@
 Fixed grids are solved batched, adaptive solves row by row.
 
 On a fixed grid nothing is left to decide but the steps, which are diffrax's: `_steps` scans them.
-`diffrax.diffeqsolve`, which can do much more, takes about four times as long to trace and compile;
+`diffrax.diffeqsolve`, which can do much more, takes about three times as long to trace and compile;
 an adjoint or tolerances ask for it.
 """
 
