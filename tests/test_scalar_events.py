@@ -4,6 +4,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from jax.random import clone
 
 import jflow
 from jflow import distributions, flows, losses, nets, solvers
@@ -19,7 +20,7 @@ MIXTURE = jflow.field(nets.MixtureHead(NET, components=2, features=3))
 
 
 def params_of(init, *args, scale=0.5):
-    shapes, rng = jax.eval_shape(init, KEY, *args), np.random.default_rng(0)
+    shapes, rng = jax.eval_shape(init, clone(KEY), *args), np.random.default_rng(0)
     return jax.tree.map(lambda s: jnp.asarray(scale * rng.normal(size=s.shape), s.dtype), shapes)
 
 
@@ -27,21 +28,21 @@ def refiner(x):
     p, own = params_of(VELOCITY.init, x, T), params_of(REFINER.init, (x, x), T)
     x1, info = solvers.sample_refined(VELOCITY, p, REFINER, own, x, heun=1, pseudo=1, refine=1)
     loss = losses.velocity_refiner(REFINER, VELOCITY)
-    return x1, info.status, loss(own, KEY, {"x": x}, {"teacher": p})
+    return x1, info.status, loss(own, clone(KEY), {"x": x}, {"teacher": p})
 
 
 def variational_noise(x):
     p = {"model": params_of(VELOCITY.init, x, T), "encoder": params_of(ENCODER.init, x, T)}
     loss = losses.variational_noise(losses.flow_matching(VELOCITY), ENCODER, kl=0.1)
-    x1, info = solvers.sample_variational(VELOCITY, ENCODER, p, x, steps=2, key=KEY)
-    return x1, info.status, loss(p, KEY, {"x": x})
+    x1, info = solvers.sample_variational(VELOCITY, ENCODER, p, x, steps=2, key=clone(KEY))
+    return x1, info.status, loss(p, clone(KEY), {"x": x})
 
 
 def mixture_head(x):
     p = params_of(MIXTURE.init, x, T)
     found = MIXTURE.apply(p, x, T)
     assert found.means.shape == (B, 2, *x.shape[1:]) and found.log_std.shape == (B,)
-    return losses.mixture_matching(MIXTURE, transition=0.5)(p, KEY, {"x": x})
+    return losses.mixture_matching(MIXTURE, transition=0.5)(p, clone(KEY), {"x": x})
 
 
 def continuous_flow(x):
@@ -50,19 +51,20 @@ def continuous_flow(x):
     )
     p = params_of(flow.init, x)
     walked, _ = solvers.sample_sde(
-        solvers.ancestral(VELOCITY), p["velocity"], x, KEY, np.linspace(0, 1, 3)
+        solvers.ancestral(VELOCITY), p["velocity"], x, clone(KEY), np.linspace(0, 1, 3)
     )
     return (
-        flow.log_prob(p, x, key=KEY),
+        flow.log_prob(p, x, key=clone(KEY)),
         walked,
-        losses.flow_matching(VELOCITY)(p["velocity"], KEY, {"x": x}),
+        losses.flow_matching(VELOCITY)(p["velocity"], clone(KEY), {"x": x}),
     )
 
 
 def coupling_flow(x):
     flow = flows.real_nvp(x.shape[1:], depth=2, hidden=(3,))
     p = params_of(flow.init, x)
-    return flow.sample_and_log_prob(p, KEY, B), losses.nll(flow)(p, KEY, {"x": x})
+    drawn = flow.sample_and_log_prob(p, clone(KEY), B)
+    return drawn, losses.nll(flow)(p, clone(KEY), {"x": x})
 
 
 @pytest.mark.parametrize(

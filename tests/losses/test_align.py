@@ -18,6 +18,7 @@ from exact_maps import (
     silent_leaves,
     standard_scores,
 )
+from jax.random import clone
 
 import jflow
 from jflow import guidance, losses, nets, oracles, solvers, times
@@ -177,7 +178,9 @@ def test_the_derivative_may_be_a_finite_difference(name, x64):
     model = near_map(exact_map("gaussian"))
     options = ({}, *({"jvp": solvers.finite_difference(h)} for h in (1e-2, 5e-3)))
     made = [LOSSES[name](model, oracles.as_velocity(GAUSSIAN), tangent=plain, **o) for o in options]
-    exact, *near = jax.jit(lambda: [loss(at(0.3, 0.2), KEY, batch, frozen)[0] for loss in made])()
+    exact, *near = jax.jit(
+        lambda: [loss(at(0.3, 0.2), clone(KEY), batch, frozen)[0] for loss in made]
+    )()
     errors = [abs(float(value - exact)) for value in near]
     assert errors[1] < 1e-3 and 3.5 < errors[0] / errors[1] < 4.5  # second order
 
@@ -196,7 +199,7 @@ def test_an_autoguided_teacher():
         values = jax.jit(
             lambda params, one=one, other=other: (
                 one(at(), KEY, batch, {"teacher": params})[0],
-                other(at(), KEY, batch, {"teacher": {}})[0],
+                other(at(), clone(KEY), batch, {"teacher": {}})[0],
             )
         )(params)
         np.testing.assert_allclose(*values, rtol=1e-5)

@@ -18,6 +18,7 @@ from exact_maps import (
     standard_scores,
     straight_mixture,
 )
+from jax.random import clone
 
 import jflow
 from jflow import losses, nets, oracles, solvers, times
@@ -91,7 +92,8 @@ def test_without_intervals_it_is_flow_matching(name):
     @jax.jit
     def both(params):
         return [
-            jax.value_and_grad(lambda p, f=f: f(p, KEY, batch)[0])(params) for f in (matching, loss)
+            jax.value_and_grad(lambda p, f=f: f(p, clone(KEY), batch)[0])(params)
+            for f in (matching, loss)
         ]
 
     expected, found = both(at(0.7))
@@ -291,7 +293,7 @@ def test_the_derivative_may_be_a_finite_difference(name, x64):
     batch = {"x": GAUSSIAN.sample(KEY, 64)}
     derivatives = (jax.jvp, solvers.finite_difference(1e-4))
     made = [LOSSES[name](model, times=TIMES, jvp=f) for f in derivatives]
-    found = jax.jit(lambda p: [loss(p, KEY, batch)[0] for loss in made])(at(0.1))
+    found = jax.jit(lambda p: [loss(p, clone(KEY), batch)[0] for loss in made])(at(0.1))
     np.testing.assert_allclose(*found, rtol=1e-6)
 
 
@@ -305,9 +307,9 @@ def test_no_gradient_goes_through_the_derivative(name):
         return u, jax.lax.stop_gradient(slope)
 
     made = [LOSSES[name](model, times=TIMES, jvp=jvp) for jvp in (jax.jvp, cut)]
-    one, two = jax.jit(lambda p: [jax.grad(lambda p, f=f: f(p, KEY, batch)[0])(p) for f in made])(
-        at(0.3, 0.2)
-    )
+    one, two = jax.jit(
+        lambda p: [jax.grad(lambda p, f=f: f(p, clone(KEY), batch)[0])(p) for f in made]
+    )(at(0.3, 0.2))
     np.testing.assert_allclose(one["a"], two["a"], rtol=1e-5)
     np.testing.assert_allclose(one["b"], two["b"], rtol=1e-5)
 

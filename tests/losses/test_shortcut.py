@@ -7,6 +7,7 @@ import numpy as np
 import optax
 import pytest
 from exact_maps import GAUSSIAN, MIXTURE, ORACLES, at, exact_map, near_map, same_when_repeated
+from jax.random import clone
 
 import jflow
 from jflow import losses, nets, oracles, train
@@ -41,7 +42,10 @@ def test_what_is_left_at_the_exact_map_is_of_first_order_in_the_smallest_step(x6
         for n in levels
     ]
     left = jax.jit(
-        lambda: [f({}, KEY, batch, {"ema": {}, "teacher": {}})[1]["self_consistency"] for f in made]
+        lambda: [
+            f({}, clone(KEY), batch, {"ema": {}, "teacher": {}})[1]["self_consistency"]
+            for f in made
+        ]
     )()
     order = -np.polyfit(levels, np.log2(np.sqrt(levels * np.asarray(left))), 1)[0]
     assert 0.9 < order < 1.1
@@ -109,7 +113,8 @@ def test_the_matching_rows_are_flow_matching():
     batch = {**batch, "weight": weight}
     found, expected = jax.jit(
         lambda p: [
-            f(p, KEY, batch, FROZEN)[0] for f in (shortcut(model), losses.flow_matching(velocity))
+            f(p, clone(KEY), batch, FROZEN)[0]
+            for f in (shortcut(model), losses.flow_matching(velocity))
         ]
     )(at(0.7))
     np.testing.assert_allclose(found, expected, rtol=1e-6)
