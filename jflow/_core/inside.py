@@ -11,7 +11,10 @@ from jflow.types import Array, Domain
 
 
 def check(
-    domain: Domain, x: Float[Array, "b *event"], name: str = "domains.check", tol: float = 1e-4
+    domain: Domain,
+    x: Float[Array, "b *event"],
+    name: str = "domains.check",
+    tolerance: float = 1e-4,
 ) -> None:
     """Raise where a row of x lies outside a domain, and say which one and how far.
 
@@ -21,10 +24,10 @@ def check(
         domain: the domain.
         x: the rows, [b, *event].
         name: of whoever asks, with which the message begins.
-        tol: how far outside, in the units of x, is taken for rounding.
+        tolerance: how far outside, in the units of x, is taken for rounding.
 
     Raises:
-        ValueError: a row lies further outside than tol, or is not finite.
+        ValueError: a row lies further outside than tolerance, or is not finite.
 
     Examples:
         >>> import jax.numpy as jnp
@@ -41,7 +44,7 @@ def check(
     if traced(found):  # a constant, inside jit
         return
     away = np.asarray(found)
-    bad = ~(away <= tol)
+    bad = ~(away <= tolerance)
     if np.any(bad):
         row = int(np.argmax(bad))
         more = f" (and {bad.sum() - 1} more rows)" if bad.sum() > 1 else ""
