@@ -1,60 +1,8 @@
-"""Tokens, and probabilities of them: what is checked where values are known, and a projection."""
+"""The probability simplex and the sphere that its square roots lie on."""
 
-import jax
 import jax.numpy as jnp
-import numpy as np
 
-from jflow._core.arrays import float_dtype
-from jflow._core.times import traced
-from jflow._core.tokens import need_tokens
 from jflow.types import Array
-
-
-def check_tokens(name: str, x: Array, num_classes: int) -> None:
-    """Raise unless x are integers, and, where they are known, each in 0 ... num_classes - 1."""
-    need_tokens(name, "x", x)
-    if traced(x):
-        return
-    wrong = np.argwhere((np.asarray(x) < 0) | (np.asarray(x) >= num_classes))
-    if len(wrong):
-        at = tuple(int(i) for i in wrong[0])
-        raise ValueError(
-            f"{name}: expected tokens in 0 ... {num_classes - 1}, got {int(np.asarray(x)[at])} at "
-            f"{list(at)}"
-        )
-
-
-def one_hot(x: Array, num_classes: int, dtype) -> Array:
-    """[...] tokens -> [..., num_classes], NaN for a token that is outside."""
-    rows = jax.nn.one_hot(x, num_classes, dtype=dtype)
-    inside = (x >= 0) & (x < num_classes)
-    return jnp.where(inside[..., None], rows, jnp.nan)
-
-
-def check_logits(name: str, logits: Array, shape: tuple[int, ...], num_classes: int) -> Array:
-    """The first num_classes logits of each token, in float32 at least; raise for another shape."""
-    if logits.shape[:-1] != tuple(shape) or logits.shape[-1] < num_classes:
-        raise ValueError(
-            f"{name}: expected logits of shape {[*shape, num_classes]}, got {list(logits.shape)}"
-        )
-    return logits[..., :num_classes].astype(float_dtype(logits))
-
-
-def check_probabilities(name: str, p: Array, tolerance: float = 1e-4) -> None:
-    """Raise where probabilities [..., K] are known, and are negative or do not sum to one."""
-    if traced(p):
-        return
-    values = np.asarray(p, np.float64)
-    sums = values.sum(-1)
-    off = np.maximum(np.abs(sums - 1), -values.min(-1, initial=0.0))
-    off = np.where(np.isnan(off), np.inf, off)
-    if off.size and off.max() > tolerance:
-        at = np.unravel_index(int(np.argmax(off)), off.shape)
-        raise ValueError(
-            f"{name}: expected probabilities, not negative and with sum 1, got"
-            f" {values[at][:8].round(4).tolist()} with sum {sums[at]:.6g} at"
-            f" {[int(i) for i in at]}"
-        )
 
 
 def project_simplex(x: Array) -> Array:

@@ -9,6 +9,7 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from jflow._core.arrays import expand_to, float_dtype
+from jflow._core.times import traced
 from jflow.types import Array
 
 
@@ -23,21 +24,37 @@ def need_tokens(name: str, what: str, x: Any) -> Array:
     return x
 
 
-def check_logits(name: str, logits: Array, x: Array) -> Array:
-    """logits; raise unless they are [b, *event, V] for x [b, *event]."""
-    shape = jnp.shape(logits)
-    if len(shape) != x.ndim + 1 or shape[:-1] != x.shape:
+def check_tokens(name: str, x: Array, num_classes: int) -> None:
+    """Raise unless x are integers, and, where they are known, each in 0 ... num_classes - 1."""
+    need_tokens(name, "x", x)
+    if traced(x):
+        return
+    wrong = np.argwhere((np.asarray(x) < 0) | (np.asarray(x) >= num_classes))
+    if len(wrong):
+        at = tuple(int(i) for i in wrong[0])
         raise ValueError(
-            f"{name}: expected logits of shape {[*x.shape, 'V']}, a number for each symbol of the"
-            f" vocabulary at each token, got {list(shape)}"
+            f"{name}: expected tokens in 0 ... {num_classes - 1}, got {int(np.asarray(x)[at])} at "
+            f"{list(at)}"
         )
-    return logits
+
+
+def check_logits(
+    name: str, logits: Array, shape: tuple[int, ...], num_classes: int | None = None
+) -> Array:
+    """Logits [*shape, V] in float32 at least, the first num_classes of them where that is given;
+    raise for another shape."""
+    found, size = jnp.shape(logits), "V" if num_classes is None else num_classes
+    if found[:-1] != tuple(shape) or len(found) == 0 or found[-1] < (num_classes or 0):
+        raise ValueError(
+            f"{name}: expected logits of shape {[*shape, size]}, a number for each symbol of the"
+            f" vocabulary at each token, got {list(found)}"
+        )
+    return logits[..., :num_classes].astype(float_dtype(logits))
 
 
 def token_log_probs(name: str, logits: Array, x: Array) -> Array:
     """log p(token) [b, *event, V] of logits, in float32 or better; raise unless they fit x."""
-    logits = check_logits(name, logits, x)
-    return jax.nn.log_softmax(logits.astype(float_dtype(logits)), axis=-1)
+    return jax.nn.log_softmax(check_logits(name, logits, x.shape), axis=-1)
 
 
 def at_tokens(values: Array, x: Array) -> Array:
@@ -51,6 +68,13 @@ def at_tokens(values: Array, x: Array) -> Array:
 def one_hot(x: Array, like: Any) -> Array:
     """[b, *event, V] bool of the tokens x, with as many symbols as `like`, of any kind, has."""
     return jax.nn.one_hot(x, like.shape[-1], dtype=bool)
+
+
+def corners(x: Array, num_classes: int, dtype) -> Array:
+    """Tokens [...] -> corners of the simplex [..., num_classes], NaN for a token outside it."""
+    rows = jax.nn.one_hot(x, num_classes, dtype=dtype)
+    inside = (x >= 0) & (x < num_classes)
+    return jnp.where(inside[..., None], rows, jnp.nan)
 
 
 def kappa(schedule: Any, t: Any, x: Array) -> tuple[Array, Array]:
@@ -97,13 +121,22 @@ def kl_terms(log_p: Array, x: Array, x1: Array, share: Array, slope: Array) -> A
     return rate * terms
 
 
-def check_probabilities(name: str, probabilities: ArrayLike) -> np.ndarray:
-    """[..., V] in float64; raise unless they are not negative and sum to 1 along the last axis."""
-    p = np.asarray(probabilities, np.float64)
-    if p.ndim == 0 or not (np.all(p >= 0) and np.all(np.abs(p.sum(-1) - 1) <= 1e-4)):
-        sums = "a scalar" if p.ndim == 0 else f"sums {np.unique(p.sum(-1).round(6)).tolist()[:5]}"
+def check_probabilities(name: str, p: ArrayLike | Array) -> Any:
+    """p [..., V], in float64 and with exact sums where it is known; raise where it is known and
+    negative or does not sum to 1 along the last axis."""
+    if traced(p):
+        return p
+    values = np.asarray(p, np.float64)
+    if values.ndim == 0:
+        raise ValueError(f"{name}: expected probabilities [..., V], got the scalar {values:g}")
+    sums = values.sum(-1)
+    off = np.maximum(np.abs(sums - 1), -values.min(-1, initial=0.0))
+    off = np.where(np.isnan(off), np.inf, off)
+    if off.size and off.max() > 1e-4:
+        at = np.unravel_index(int(np.argmax(off)), off.shape)
         raise ValueError(
-            f"{name}: expected probabilities >= 0 that sum to 1 over the vocabulary, got {sums}"
-            + ("" if p.ndim == 0 or np.all(p >= 0) else f" and {p.min():g}")
+            f"{name}: expected probabilities, not negative and with sum 1, got"
+            f" {values[at][:8].round(4).tolist()} with sum {sums[at]:.6g} at"
+            f" {[int(i) for i in at]}"
         )
-    return p / p.sum(-1, keepdims=True)
+    return np.maximum(values, 0) / np.maximum(values, 0).sum(-1, keepdims=True)

@@ -7,7 +7,8 @@ from jflow._core.arrays import expand_to, float_dtype
 from jflow._core.checks import check_cond, check_noun, rows
 from jflow._core.keys import split_key
 from jflow._core.numbers import check_number, number_at
-from jflow._core.simplex import check_logits, project_simplex
+from jflow._core.simplex import project_simplex
+from jflow._core.tokens import check_logits
 from jflow.guidance._cfg import guided
 from jflow.types import Field, NumberOrFunction, PyTree, Velocity
 

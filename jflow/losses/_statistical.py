@@ -7,7 +7,7 @@ from jflow import times
 from jflow._core.arrays import float_dtype, sum_event
 from jflow._core.batch import mean_of_rows, read_batch
 from jflow._core.checks import check_noun, need_key
-from jflow._core.simplex import check_logits, check_tokens, one_hot
+from jflow._core.tokens import check_logits, check_tokens, corners
 from jflow.paths import StatisticalBridge, corner_log
 from jflow.types import Field, Loss, Time
 
@@ -64,7 +64,7 @@ def bridge_drift(field: Field, bridge: StatisticalBridge, *, time: Time = _UNIFO
         check_tokens(name, x, k)
         time_key, point_key, dropout_key = jax.random.split(key, 3)
         t = time(time_key, x.shape[0]).astype(float_dtype(x))
-        x1 = one_hot(x, k, t.dtype)
+        x1 = corners(x, k, t.dtype)
         x_t = bridge.path.point(x1, x1, t, key=point_key)
         logits = field.apply(params, x_t, t, cond, key=dropout_key)
         p = jax.nn.softmax(check_logits(name, logits, x.shape, k), axis=-1)

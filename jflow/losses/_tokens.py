@@ -9,8 +9,7 @@ from jflow import times
 from jflow._core.arrays import filled, float_dtype, sum_event
 from jflow._core.batch import mean_of_rows, read_batch
 from jflow._core.checks import check_noun, check_whole, need_key
-from jflow._core.simplex import check_logits, check_tokens, one_hot
-from jflow._core.tokens import at_tokens
+from jflow._core.tokens import at_tokens, check_logits, check_tokens, corners
 from jflow.paths import dirichlet_source
 from jflow.types import Array, Cond, Field, Key, Loss, Path, Time
 
@@ -83,7 +82,7 @@ def token_cross_entropy(
         check_tokens(name, x, num_classes)
         time_key, source_key, point_key, dropout_key = jax.random.split(key, 4)
         t = time(time_key, x.shape[0]).astype(float_dtype(x))
-        x1 = one_hot(x, num_classes, t.dtype)
+        x1 = corners(x, num_classes, t.dtype)
         if x0 is None:
             x0, cond = source(source_key, x1, cond)
         x_t = path.point(x0, x1, t, key=point_key)

@@ -22,9 +22,8 @@ from jaxtyping import Float
 
 from jflow._core.arrays import expand_to, float_dtype, sum_event
 from jflow._core.checks import check_whole
-from jflow._core.simplex import check_logits, check_tokens, one_hot
 from jflow._core.times import traced
-from jflow._core.tokens import at_tokens
+from jflow._core.tokens import at_tokens, check_logits, check_tokens, corners
 from jflow.types import Array, Key
 
 __all__ = [
@@ -341,7 +340,7 @@ def bayesian_discrete(accuracy: Accuracy, num_classes: int) -> BayesianFlow:
         check_tokens(name, x, k)
         wide = expand_to(alpha, x)[..., None]
         noise = jax.random.normal(key, (*x.shape, k), alpha.dtype)
-        return wide * (k * one_hot(x, k, alpha.dtype) - 1) + jnp.sqrt(wide * k) * noise
+        return wide * (k * corners(x, k, alpha.dtype) - 1) + jnp.sqrt(wide * k) * noise
 
     def point(x, t, key):
         return jax.nn.softmax(send(key, x, accuracy(t)), axis=-1)
@@ -355,7 +354,7 @@ def bayesian_discrete(accuracy: Accuracy, num_classes: int) -> BayesianFlow:
 
     def error(x, out):
         logs = log_p(out, x)
-        return k / 2 * sum_event(jnp.square(one_hot(x, k, logs.dtype) - jnp.exp(logs)))
+        return k / 2 * sum_event(jnp.square(corners(x, k, logs.dtype) - jnp.exp(logs)))
 
     def transmission(key, x, out, alpha):
         y = send(key, x, alpha)

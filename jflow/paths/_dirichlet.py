@@ -24,7 +24,8 @@ from jaxtyping import Float
 from jflow._core.arrays import expand_to, float_dtype
 from jflow._core.checks import need_key, rows
 from jflow._core.keys import same_draws
-from jflow._core.simplex import check_logits, check_probabilities, project_simplex
+from jflow._core.simplex import project_simplex
+from jflow._core.tokens import check_logits, check_probabilities
 from jflow.types import Array, Cond, Field, Key, Path, Velocity
 
 __all__ = [

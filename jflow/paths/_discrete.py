@@ -149,7 +149,7 @@ def unmasking(field: Field, mask: int) -> Field:
 
     def apply(params, x, t, cond=None, *, key=None):
         x = need_tokens("unmasking", "x", x)
-        logits = check_logits("unmasking", field.apply(params, x, t, cond, key=key), x)
+        logits = check_logits("unmasking", field.apply(params, x, t, cond, key=key), x.shape)
         if logits.shape[-1] <= mask:
             raise ValueError(
                 f"unmasking: expected logits with a number for the mask, {mask}, got"

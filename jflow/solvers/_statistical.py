@@ -5,7 +5,8 @@ import jax.numpy as jnp
 
 from jflow._core.arrays import expand_to, float_dtype
 from jflow._core.checks import rows
-from jflow._core.simplex import check_logits, sphere_exp, to_tangent
+from jflow._core.simplex import sphere_exp, to_tangent
+from jflow._core.tokens import check_logits
 from jflow.paths import StatisticalBridge, corner_log
 from jflow.types import Field, Step
 
