@@ -168,7 +168,7 @@ def test_bad_options_and_shapes():
         (lambda: paths.unmasking(fair, 3).apply({}, x, t), "unmasking: .*for the mask, 3, got"),
         (lambda: paths.unmasking(law, -1), "unmasking: expected mask to be a whole number"),
         (lambda: paths.resampling(-1.0, [1.0]), "resampling: expected a finite rate >= 0, got -1"),
-        (lambda: paths.resampling(1.0, [0.5, 0.4]), r"resampling: .*with sum 1, got .*with sum 0.9"),
+        (lambda: paths.resampling(1.0, [0.5, 0.4]), "resampling: .*, got .*with sum 0.9"),
         (lambda: paths.remasking(-1.0, 2), "remasking: expected a finite noise >= 0"),
         (lambda: paths.renoising(-1.0), "renoising: expected a finite noise >= 0"),
         (
