@@ -1,7 +1,6 @@
 """DREAM: matching on states that are made from the model's own predictions."""
 
 import jax
-import jax.numpy as jnp
 
 from jflow import times as time_laws
 from jflow._core.arrays import expand_to, float_dtype
