@@ -19,6 +19,7 @@ it in OUT; `digits` draws OUT/samples.png. README.md has the results.
 import argparse
 import json
 import math
+import pickle
 import time
 from pathlib import Path
 
@@ -283,8 +284,11 @@ def images(args):
 
 
 def fitted(rows, args):
-    """Averaged params of a flow without conditions."""
+    """Averaged params of a flow without conditions, kept in OUT for the next time."""
     velocity = jflow.velocity(nets.ResidualMLP(args.width, 3))
+    kept = args.out / f"params-{args.width}-{args.steps}-{args.seed}.pickle"
+    if kept.exists():
+        return pickle.loads(kept.read_bytes()), velocity
     init_key, train_key = jax.random.split(jax.random.key(args.seed))
     x = {"x": rows["x"]}
     params = velocity.init(init_key, jnp.zeros((1, *rows["x"].shape[1:])), jnp.zeros(1))
@@ -302,6 +306,7 @@ def fitted(rows, args):
         progress=False,
     )
     print(f"trained in {time.process_time() - began:.0f} s of CPU time", flush=True)
+    kept.write_bytes(pickle.dumps(jax.device_get(fit.state.ema)))
     return fit.state.ema, velocity
 
 
@@ -312,8 +317,8 @@ def gaussian_mean(x, seen, y, std):
     cov = np.cov(flat.T) + 1e-6 * np.eye(len(mean))
     columns = np.eye(len(mean), dtype=np.float32).reshape(-1, *event)
     a = np.asarray(seen.apply(columns), np.float64).reshape(len(mean), -1).T
-    a = a[np.abs(a).sum(axis=1) > 0] if len(a) == len(mean) else a
-    kept = np.abs(np.asarray(seen.apply(columns))).reshape(len(mean), -1).sum(axis=0) > 0
+    kept = np.abs(a).sum(axis=1) > 0  # inpainting has rows of zeros
+    a = a[kept]
     given = np.asarray(y, np.float64).reshape(len(y), -1)[:, kept]
     gain = cov @ a.T @ np.linalg.inv(a @ cov @ a.T + std**2 * np.eye(len(a)))
     return (mean + (given - mean @ a.T) @ gain.T).reshape(len(y), *event)
