@@ -58,11 +58,12 @@ def main() -> None:
     {"mixture": mixture, "digits": digits}[args.part](args)
 
 
-def methods(velocity, params, measurement, std, n, chef, dps, d_flow=(0.1, 0.0), start=None):
+def methods(velocity, params, measurement, std, n, chef, dps, pnp_step=1.0, rate=0.1, start=0.0):
     """Name -> (x0, y, key) -> (x1, info), each of about n evaluations.
 
-    chef and dps are the sizes of a step of FlowChef and of all steps of DPS together. start: the
-    time from which pseudoinverse_guidance goes, from a data-consistent source.
+    chef, dps, pnp_step and rate are sizes: of a step of FlowChef, of all steps of DPS together, of
+    a step of PnP-Flow, and of Adam in D-Flow. start: the time from which pseudoinverse_guidance
+    goes, from a data-consistent source.
     """
     method = solvers.fixed(n, EULER)
 
@@ -77,12 +78,11 @@ def methods(velocity, params, measurement, std, n, chef, dps, d_flow=(0.1, 0.0),
         return run
 
     def pnp(x0, y, key):
-        return steering.pnp_flow(velocity, params, key, measurement, y, steps=n)
+        return steering.pnp_flow(velocity, params, key, measurement, y, steps=n, step_size=pnp_step)
 
     def source(x0, y, key):  # (3 k + 1) solves of m steps
-        m = max(1, round(math.sqrt(n / 5)))
+        m = max(2, round(math.sqrt(n / 15)))
         k = max(1, round((n / m - 1) / 3))
-        rate, prior = d_flow
         return steering.d_flow(
             velocity,
             params,
@@ -91,7 +91,6 @@ def methods(velocity, params, measurement, std, n, chef, dps, d_flow=(0.1, 0.0),
             y,
             steps=k,
             optimizer=optax.adam(rate),
-            prior=prior,
             method=solvers.fixed(m, EULER),
         )
 
@@ -103,7 +102,7 @@ def methods(velocity, params, measurement, std, n, chef, dps, d_flow=(0.1, 0.0),
     return {
         "plain sampler": plain,
         "pseudoinverse_guidance": steered(
-            lambda v: steering.pseudoinverse_guidance(v, measurement, std), start or 0.0
+            lambda v: steering.pseudoinverse_guidance(v, measurement, std), start
         ),
         "data_consistency": steered(lambda v: steering.data_consistency(v, measurement, std)),
         "data_consistency, std 0": steered(lambda v: steering.data_consistency(v, measurement)),
@@ -118,10 +117,8 @@ def methods(velocity, params, measurement, std, n, chef, dps, d_flow=(0.1, 0.0),
 
 
 def mixture(args) -> None:
-    d, count, rows = 4, 4, 400
-    counts, stds = (10, 30, 100), (0.1, 0.5)
-    if args.short:
-        rows, counts, stds = 20, (6,), (0.5,)
+    d, count, rows = 4, 4, 20 if args.short else 400
+    counts, stds = ([6], [0.5]) if args.short else ([10, 30, 100], [0.1, 0.5])
     rng = np.random.default_rng(args.seed)
     weights = np.array([0.5, 0.3, 0.2])
     means = 1.5 * rng.normal(size=(3, d))
@@ -131,7 +128,8 @@ def mixture(args) -> None:
     velocity = oracles.as_velocity(oracle)
     truth = np.asarray(oracle.sample(jax.random.key(args.seed), count))
     noise = rng.normal(size=(count, 2))
-    found, began = [], time.process_time()
+    found: list[dict] = []
+    began = time.process_time()
     for std in stds:
         y = truth @ a.T + std * noise
         exact = [posterior(weights, means, covs, a, std, one, 2 * rows, rng) for one in y]
@@ -157,7 +155,7 @@ def mixture(args) -> None:
         print(f"std {std}: {time.process_time() - began:.0f} s of CPU time", flush=True)
     (args.out / "mixture.json").write_text(json.dumps(found, indent=1))
     for std in stds:
-        floor = next(r["W2"] for r in found if r["std"] == std)
+        floor = next(float(r["W2"]) for r in found if r["std"] == std)
         print(f"\nstd {std}: W2 of two sets of the posterior {floor:.3f}")
         print(f"{'':26s}" + "".join(f"{f'{n}: W2, mean, cov':>26s}" for n in counts))
         for name in todo:
@@ -212,8 +210,14 @@ def digits(args) -> None:
         "super-resolution": measurements.downsample(4, event),
         "deblurring": measurements.blur(kernel, event),
     }
-    # sizes of steps: found on training images
-    chef = {"inpainting": 0.5, "super-resolution": 8.0, "deblurring": 1.0}
+    if args.short:
+        problems = {"super-resolution": problems["super-resolution"]}
+    # found on training images: steps of FlowChef and of PnP-Flow
+    sizes = {
+        "inpainting": {"chef": 0.3, "pnp_step": 1.0},
+        "super-resolution": {"chef": 8.0, "pnp_step": 16.0},  # |A|^2 is 1 / 16
+        "deblurring": {"chef": 1.0, "pnp_step": 4.0},
+    }
     truth = jnp.asarray(test["x"])
     x0 = jax.random.normal(jax.random.key(1), truth.shape)
     table, pictures = [], {}
@@ -234,9 +238,9 @@ def digits(args) -> None:
             seen,
             args.std,
             args.evaluations,
-            chef[problem],
-            dps=8.0,
-            d_flow=(0.3, 0.0),
+            **sizes[problem],
+            dps=30.0,
+            rate=0.5,
             start=0.2,
         )
         del todo["plain sampler"]
