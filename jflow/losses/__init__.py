@@ -70,6 +70,7 @@ from jflow.losses._distribution_matching import (
     kl_weight,
     shared_timesteps,
 )
+from jflow.losses._dream import dream
 from jflow.losses._errors import (
     mean_squared_error,
     perceptual_huber,
@@ -168,6 +169,7 @@ __all__ = [
     "discrete_matching",
     "distillation",
     "distribution_matching",
+    "dream",
     "draw_times",
     "drop_cond",
     "easy_steps",

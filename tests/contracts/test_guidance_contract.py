@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from keys import KEYS, keys_consumed_twice
 
-from jflow import couplings, guidance, types
+from jflow import couplings, guidance, steering, types
 from jflow.distributions.mixtures import GaussianMixture
 from jflow.types import Field, Velocity
 
@@ -112,6 +112,22 @@ def beside(labels):
     return guidance.PartsCondition(part, jax.tree.map(lambda a: a / 2, part), labels)
 
 
+FIRST = steering.measurements.mask([True, False])
+
+
+def steered(make):
+    """A velocity that a measurement of the first number steers, in a window that is everything."""
+    return Row(
+        lambda v, scale: make(v, scale),
+        neutral=0.0,
+        exactly=True,
+        evaluations=(B,),
+        cond=staticmethod(
+            lambda labels: steering.SteeringCondition(jnp.ones((labels.shape[0], 2)), labels)
+        ),
+    )
+
+
 TABLE = {
     "autoguidance": Row(
         lambda v, scale: guidance.autoguidance(v, v, guidance.scaled(scale)),
@@ -191,6 +207,18 @@ TABLE = {
         needs_cond="probabilistic_guidance",
         field=mixture,
     ),
+    "steering.data_consistency": steered(
+        lambda v, w: steering.data_consistency(v, FIRST, np.float64(0.1), scale=w)
+    ),
+    "steering.flow_chef": steered(
+        lambda v, w: steering.flow_chef(v, steering.squared_residual(FIRST), w)
+    ),
+    "steering.loss_guidance": steered(
+        lambda v, w: steering.loss_guidance(v, steering.squared_residual(FIRST, TWO), w)
+    ),
+    "steering.pseudoinverse_guidance": steered(
+        lambda v, w: steering.pseudoinverse_guidance(v, FIRST, np.float64(0.1), scale=w)
+    ),
     "with_cond": Row(
         lambda v, scale: guidance.with_cond(v, NULL),
         neutral=None,
@@ -233,7 +261,8 @@ EXCUSED = {
 
 def test_every_public_name_is_in_the_table():
     rows = {name.split()[-1] for name in TABLE} | {"density", "guided"}
-    assert set(guidance.__all__) == rows - {"hold_known"} | set(EXCUSED)
+    elsewhere = {name for name in rows if name.startswith("steering.")} | {"hold_known"}
+    assert set(guidance.__all__) == rows - elsewhere | set(EXCUSED)
 
 
 def plain(row, velocity):

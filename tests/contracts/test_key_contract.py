@@ -234,6 +234,7 @@ LOSSES = {
     "discrete_matching": loss(losses.discrete_matching(LOGITS_OF_TOKENS), x=CODES, x0=CODES[::-1]),
     "distillation": loss(losses.distillation(V)),
     "distribution_matching": loss(losses.distribution_matching(losses.fixed_steps(V, 2), V, V)),
+    "dream": loss(losses.dream(V)),
     "flow_guided_distillation": loss(losses.flow_guided_distillation(V, V)),
     "improved_mean_flow": loss(losses.improved_mean_flow(MAP, omega=1.0, kappa=0.5, null=3)),
     "initial_velocity": loss(losses.initial_velocity(V)),

@@ -216,6 +216,7 @@ TABLE = {
     "distillation": Row(losses.distillation(VELOCITY)),
     "distribution_matching": Row(imitation),
     "flow_guided_distillation": Row(losses.flow_guided_distillation(VELOCITY, VELOCITY)),
+    "dream": Row(losses.dream(VELOCITY)),
     "flow_matching": Row(losses.flow_matching(VELOCITY)),
     "flow_matching of a stable coupling": Row(
         losses.chain(couplings.pair(couplings.stable_matching()), losses.flow_matching(VELOCITY)),
