@@ -162,7 +162,6 @@ def toward_data(
     check_number("toward_data", "eta", eta, "in [0, 1]", lambda e: 0 <= e <= 1)
     check_window("toward_data", start, stop)
     check_noun("toward_data", velocity, Velocity, Field)
-    eta = eta if callable(eta) else float(eta)
 
     def change(v, x, t, x1):
         active = (start <= t) & (t < stop)
@@ -206,7 +205,6 @@ def toward_noise(
     check_number("toward_noise", "gamma", gamma, "in [0, 1]", lambda g: 0 <= g <= 1)
     check_window("toward_noise", start, stop)
     check_noun("toward_noise", velocity, Velocity, Field)
-    gamma = gamma if callable(gamma) else float(gamma)
 
     def change(v, x, t, x0):
         active = (start < t) & (t <= stop)
