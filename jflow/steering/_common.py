@@ -94,7 +94,8 @@ def pull_of(name: str, velocity: Velocity, change: Callable) -> Velocity:
         point, cond = cond
         if point is None:
             raise ValueError(f"{name}: expected a point of shape {list(x.shape)}, got None")
-        return check_same_shape(name, "the point, the first of cond,", jnp.asarray(point), x), cond
+        point = check_cond(name, jnp.asarray(point), count_rows(name, x))
+        return check_same_shape(name, "the point, the first of cond,", point, x), cond
 
     def init(key, x, t, cond=None):
         return velocity.init(key, x, t, pair(cond, x)[1])

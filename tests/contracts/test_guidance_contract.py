@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from keys import KEYS, keys_consumed_twice
 
-from jflow import couplings, guidance, types
+from jflow import couplings, guidance, steering, types
 from jflow.distributions.mixtures import GaussianMixture
 from jflow.types import Field, Velocity
 
@@ -112,6 +112,19 @@ def beside(labels):
     return guidance.PartsCondition(part, jax.tree.map(lambda a: a / 2, part), labels)
 
 
+def controlled(make, **options):
+    """A velocity that is pulled to a point, given beside its labels."""
+    return Row(
+        make,
+        neutral=0.0,
+        exactly=True,
+        scale=np.float64(0.6),
+        evaluations=(B,),
+        cond=staticmethod(lambda labels: (jnp.full((labels.shape[0], 2), 0.3), labels)),
+        **options,
+    )
+
+
 TABLE = {
     "autoguidance": Row(
         lambda v, scale: guidance.autoguidance(v, v, guidance.scaled(scale)),
@@ -191,6 +204,11 @@ TABLE = {
         needs_cond="probabilistic_guidance",
         field=mixture,
     ),
+    "toward_data": controlled(lambda v, eta: steering.toward_data(v, eta)),
+    "toward_noise": controlled(lambda v, gamma: steering.toward_noise(v, gamma)),
+    "transport_guided": controlled(
+        lambda v, strength: steering.transport_guided(v, strength, phase=1.0), in_time=False
+    ),
     "with_cond": Row(
         lambda v, scale: guidance.with_cond(v, NULL),
         neutral=None,
@@ -233,7 +251,8 @@ EXCUSED = {
 
 def test_every_public_name_is_in_the_table():
     rows = {name.split()[-1] for name in TABLE} | {"density", "guided"}
-    assert set(guidance.__all__) == rows - {"hold_known"} | set(EXCUSED)
+    others = {"hold_known", "toward_data", "toward_noise", "transport_guided"}
+    assert set(guidance.__all__) == rows - others | set(EXCUSED)
 
 
 def plain(row, velocity):
