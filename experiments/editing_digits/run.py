@@ -25,13 +25,13 @@ import optax
 from sklearn.svm import SVC
 
 import jflow
-from jflow import data, guidance, losses, metrics, nets, solvers, steering, train
+from jflow import data, losses, metrics, nets, solvers, steering, train
 
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 
 NULL = 10
-STEPS = 40
+STEPS = 40  # of the samplers
 COUNTS = (8, 16, 32, 64, 128)
 
 
@@ -61,7 +61,7 @@ def main() -> None:
     table = judged(edited, splits, x, new)
     errors = inversion_errors(velocity, params, x, old, COUNTS[:3] if args.short else COUNTS)
     (args.out / "results.json").write_text(json.dumps({"edits": table, "inversion": errors}))
-    draw(edited, x, args.out / "edits.png")
+    draw(edited, x, new, args.out / "edits.png")
 
 
 def scaled(x) -> np.ndarray:
@@ -99,70 +99,77 @@ def sources(splits, rows):
 
 
 def edit_all(velocity, params, x, old, new, args):
-    """{name: (edited digits, evaluations of one digit)}; a guided evaluation counts as two."""
-    guided = guidance.cfg(velocity, 2.0, null=NULL)
-    strong = guidance.cfg(velocity, 3.0, null=NULL)
-    key = jax.random.key(args.seed + 1)
+    """{name: (edited digits, evaluations of the velocity)}."""
+    key, x0_key = jax.random.split(jax.random.key(args.seed + 1))
+    x0 = jax.random.normal(x0_key, x.shape)
     grid = np.linspace(0.0, 1.0, STEPS + 1)
-    h = float(grid[1])
-    back = (velocity, params, x, old, new)
+    h, late = float(grid[1]), 3 * STEPS // 5  # FlowEdit and its relatives take the last steps
+    flow, source = (velocity, params), (x, old, new)
+    pulls = {"eta": 0.9, "stop": 0.5, "method": STEPS}
 
-    def invert(solver, n, start=0.0):
-        return steering.edit_by_inversion(*back, start=start, method=solvers.fixed(n, solver))
+    def invert(solver, n):
+        return steering.edit_by_inversion(*flow, *source, method=solvers.fixed(n, solver))
 
-    def fresh():
-        x0 = jax.random.normal(key, x.shape)
-        return solvers.sample(velocity, params, x0, new, method=STEPS // 2)[0]
+    def by_sde():
+        step = solvers.ancestral(steering.toward_data(velocity, 0.9, stop=0.5))
+        return solvers.sample_sde(step, params, x0, key, grid, (x, new))[0]
+
+    def close(z, t):
+        return jnp.sum((z - t[:, None, None, None] * x) ** 2, axis=(1, 2, 3)) / 2
+
+    def like_source(z):
+        return -close(z, jnp.ones(len(x)))
+
+    def anchored():
+        return steering.anchored_guidance(
+            *flow, x0, new, log_prob=like_source, scale=0.3, iterations=5, grid=10
+        )[0]
+
+    def periodic():
+        return steering.periodic_guidance(
+            *flow, x0, new, loss=close, optimizer=optax.sgd(0.1), stop=0.6, grid=STEPS
+        )
+
+    def delta(**options):
+        times, optimizer = grid[STEPS - late : -1], optax.sgd(h)
+        return steering.delta_velocity(
+            *flow, *source, key, times=times, optimizer=optimizer, **options
+        )
+
+    def directed():
+        return steering.flow_director(
+            *flow, *source, key, scale=1.5, n_max=late, n_avg=4, grid=STEPS
+        )
+
+    def approximate():
+        return steering.approximate_flow(
+            *flow, *source, key, times=grid[:-1], optimizer=optax.sgd(h / 2)
+        )
 
     methods = {
-        "fresh sample of the new class": (fresh, STEPS),
+        "fresh sample of the new class": (
+            lambda: solvers.sample(*flow, x0, new, method=STEPS // 2)[0],
+            STEPS,
+        ),
         "inversion, Euler": (lambda: invert(diffrax.Euler(), STEPS), 2 * STEPS),
         "inversion, RF-Solver": (lambda: invert(steering.rf_solver(), STEPS // 2), 2 * STEPS),
-        "inversion, FireFlow": (lambda: invert(solvers.fireflow(), STEPS), 2 * STEPS + 2),
-        "RF-Inversion": (
-            lambda: steering.rf_inversion(
-                velocity, params, x, old, new, key, eta=0.8, stop=0.25, method=STEPS
-            ),
-            2 * STEPS,
-        ),
+        "inversion, FireFlow": (lambda: invert(solvers.fireflow(), STEPS - 1), 2 * STEPS),
+        "RF-Inversion": (lambda: steering.rf_inversion(*flow, *source, key, **pulls), 2 * STEPS),
+        "RF-Inversion's SDE, from noise": (by_sde, STEPS),
         "OTIP": (
-            lambda: steering.otip(
-                velocity, params, x, old, new, key, eta=0.8, stop=0.25, method=STEPS
-            ),
+            lambda: steering.otip(*flow, *source, key, strength=0.3, phase=0.5, **pulls),
             2 * STEPS,
         ),
         "FlowEdit": (
-            lambda: steering.flow_edit(guided, params, x, old, new, key, n_max=34, grid=STEPS),
-            4 * 34,
+            lambda: steering.flow_edit(*flow, *source, key, n_max=late, grid=STEPS),
+            2 * late,
         ),
-        "DVRF": (
-            lambda: steering.delta_velocity(
-                guided, params, x, old, new, key, times=grid[6:-1], optimizer=optax.sgd(h)
-            ),
-            4 * 34,
-        ),
-        "FlowDirector": (
-            lambda: steering.flow_director(
-                guided,
-                params,
-                x,
-                old,
-                new,
-                key,
-                scale=1.5,
-                n_max=34,
-                n_avg=4,
-                n_worse=1,
-                grid=STEPS,
-            ),
-            16 * 34,
-        ),
-        "DreamFlow": (
-            lambda: steering.approximate_flow(
-                strong, params, x, old, new, key, times=grid[:-1], optimizer=optax.sgd(2 * h)
-            ),
-            4 * STEPS,
-        ),
+        "FlowDirector": (directed, 8 * late),
+        "DVRF": (delta, 2 * late),
+        "DDS": (lambda: delta(shift=0.0), 2 * late),
+        "DreamFlow": (approximate, 2 * STEPS),
+        "RectifID, like the source": (anchored, 60),
+        "GuideFlow3D, near the source": (periodic, STEPS),
     }
     return {name: (np.asarray(jax.jit(run)()), count) for name, (run, count) in methods.items()}
 
@@ -225,15 +232,17 @@ def inversion_errors(velocity, params, x, old, counts):
     return table
 
 
-def draw(edited, x, path) -> None:
-    """Sources in the first line, a method a line."""
+def draw(edited, x, new, path) -> None:
+    """The classes to edit to above the sources in the first line, a method a line."""
     shown = {"source": np.asarray(x)} | {name: made for name, (made, _) in edited.items()}
     figure, axes = plt.subplots(len(shown), 1, figsize=(8, 0.45 * len(shown)))
     for ax, (name, made) in zip(axes, shown.items(), strict=True):
         ax.imshow(np.concatenate(made[:16, :, :, 0], axis=1), cmap="gray", vmin=-1, vmax=1)
         ax.axis("off")
         ax.text(-0.02, 0.5, name, transform=ax.transAxes, ha="right", va="center", fontsize=7)
-    figure.subplots_adjust(0.24, 0.01, 0.99, 0.99, hspace=0.08)
+    for column, label in enumerate(np.asarray(new)[:16]):
+        axes[0].text(8 * column + 3.5, -2, f"to {label}", ha="center", fontsize=6)
+    figure.subplots_adjust(0.24, 0.01, 0.99, 0.97, hspace=0.08)
     figure.savefig(path, dpi=100)
     plt.close(figure)
 

@@ -13,6 +13,7 @@ from keys import KEYS, keys_consumed_twice
 
 import jflow
 from jflow import nets, solvers, steering
+from jflow._core.keys import same_draws
 from jflow.types import Velocity
 
 RNG = np.random.default_rng(0)
@@ -56,7 +57,7 @@ SMALL = functools.partial(optax.sgd, 0.1)
 
 
 def moved(f, velocity=BENT, params=W, x=X, old=OLD, new=NEW, key=KEY, **options):
-    return f(velocity, params, jnp.asarray(x), old, new, key, **options)
+    return f(velocity, params, jnp.asarray(x), old, new, same_draws(key), **options)
 
 
 def test_equal_conditions_change_nothing_exactly():
@@ -132,7 +133,7 @@ def test_dvrf_is_flow_edit_and_dds_in_its_limits():
             "flow_edit": moved(steering.flow_edit, grid=GRID, n_avg=2),
             "shift 1": moved(
                 steering.delta_velocity,
-                key=jax.random.split(KEY)[0],  # the draws of flow_edit
+                key=jax.random.split(jax.random.clone(KEY))[0],  # the draws of flow_edit
                 times=GRID[:-1],
                 optimizer=steps,
                 shift=1.0,
@@ -183,7 +184,7 @@ def test_the_approximate_flow_between_gaussians_and_its_limit_of_score_distillat
             jnp.broadcast_to(X[:1], (many, 3)),
             None,
             NEW[:1],
-            KEY,
+            jax.random.clone(KEY),
             times=[t],
             optimizer=optax.sgd(1.0),
         )

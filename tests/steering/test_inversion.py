@@ -93,11 +93,13 @@ def test_without_a_pull_it_is_the_velocity_and_with_all_of_it_the_image():
             made[f"ode {amount}"] = solvers.sample(pulled, {}, x0, points[0], method=forth)[0]
             made[f"back {amount}"] = solvers.sample(pushed, {}, x, points[1], method=back)[0]
             made[f"sde {amount}"] = solvers.sample_sde(
-                solvers.ancestral(pulled), {}, x0, KEYS[0], grid, points[0]
+                solvers.ancestral(pulled), {}, x0, jax.random.clone(KEYS[0]), grid, points[0]
             )[0]
         made["ode"] = solvers.sample(V, {}, x0, OLD, method=forth)[0]
         made["back"] = solvers.sample(V, {}, x, OLD, method=back)[0]
-        made["sde"] = solvers.sample_sde(solvers.ancestral(V), {}, x0, KEYS[0], grid, OLD)[0]
+        made["sde"] = solvers.sample_sde(
+            solvers.ancestral(V), {}, x0, jax.random.clone(KEYS[0]), grid, OLD
+        )[0]
         return made
 
     made = jax.device_get(run(X, X0))
@@ -154,7 +156,7 @@ def test_the_limits_of_rf_inversion_and_otip():
     """Without pulls it is the plain inversion by Euler's method; with all of it x comes back, up to
     rounding as above; the transport is as long as v, fades, and is nothing at strength 0."""
     call = lambda f, key=KEYS[1], **options: f(  # noqa: E731
-        V, {}, jnp.asarray(X), OLD, NEW, key, method=8, **options
+        V, {}, jnp.asarray(X), OLD, NEW, jax.random.clone(key), method=8, **options
     )
 
     @jax.jit
