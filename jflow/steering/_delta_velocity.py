@@ -66,6 +66,20 @@ def delta_velocity(
         ValueError: times are not in [0, 1], shift is a negative number, a condition or the key is
             missing.
 
+    Examples:
+        >>> import jax
+        >>> import jax.numpy as jnp
+        >>> import optax
+        >>> from jflow import steering
+        >>> from jflow.types import Velocity
+        >>> def apply(params, x, t, cond=None, *, key=None):  # a shift of the noise by cond
+        ...     return cond[:, None] + 0 * x
+        >>> velocity, x, key = Velocity(lambda *_: {}, apply), jnp.ones((1, 1)), jax.random.key(0)
+        >>> old, new, how = jnp.zeros(1), jnp.ones(1), {"optimizer": optax.sgd(0.5)}
+        >>> x = steering.delta_velocity(velocity, {}, x, old, new, key, times=[0.0, 0.5], **how)
+        >>> x.tolist()  # 1 + 1 / 2, and (1 - 1 / 2 / 2) / 2 with the shift 1 / 2
+        [[1.875]]
+
     References:
         Beaudouin et al., *Delta Velocity Rectified Flow for Text-to-Image Editing*, 2025,
             arXiv:2509.05342.

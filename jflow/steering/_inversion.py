@@ -198,6 +198,15 @@ def toward_noise(
     Raises:
         ValueError: gamma is a number outside [0, 1], or the window is not in [0, 1].
 
+    Examples:
+        >>> import jax.numpy as jnp
+        >>> from jflow import steering
+        >>> from jflow.types import Velocity
+        >>> velocity = Velocity(lambda *_: {}, lambda params, x, t, cond=None, *, key=None: 0 * x)
+        >>> pulled, x = steering.toward_noise(velocity, 0.5), jnp.ones((1, 2))
+        >>> pulled.apply({}, x, jnp.full(1, 0.5), (3 * x, None)).tolist()  # (1 - 3) / 0.5 / 2
+        [[-2.0, -2.0]]
+
     References:
         Rout, Chen, Ruiz, Caramanis, Shakkottai, Chu, *Semantic Image Inversion and Editing using
             Rectified Stochastic Differential Equations*, 2024, arXiv:2410.10792.
@@ -260,6 +269,19 @@ def rf_inversion(
     Raises:
         ValueError: gamma or eta is a number outside [0, 1], the window is not in [0, 1], a
             condition or the key is missing.
+
+    Examples:
+        >>> import jax
+        >>> import jax.numpy as jnp
+        >>> from jflow import steering
+        >>> from jflow.types import Velocity
+        >>> def apply(params, x, t, cond=None, *, key=None):  # a shift of the noise by cond
+        ...     return cond[:, None] + 0 * x
+        >>> velocity, x, key = Velocity(lambda *_: {}, apply), jnp.ones((1, 2)), jax.random.key(0)
+        >>> old, new, pulls = jnp.zeros(1), jnp.ones(1), {"gamma": 0.0, "eta": 0.5, "stop": 0.5}
+        >>> x = steering.rf_inversion(velocity, {}, x, old, new, key, **pulls, method=2)
+        >>> x.tolist()  # 1 + (1 + 0) / 2 / 2 + 1 / 2
+        [[1.75, 1.75]]
 
     References:
         Rout, Chen, Ruiz, Caramanis, Shakkottai, Chu, *Semantic Image Inversion and Editing using

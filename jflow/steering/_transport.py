@@ -37,6 +37,15 @@ def transport_guided(velocity: Velocity, strength: float = 0.1, *, phase: float 
     Raises:
         ValueError: strength is outside [0, 1] or phase outside (0, 1].
 
+    Examples:
+        >>> import jax.numpy as jnp
+        >>> from jflow import steering
+        >>> from jflow.types import Velocity
+        >>> velocity = Velocity(lambda *_: {}, lambda params, x, t, cond=None, *, key=None: x)
+        >>> guided, x = steering.transport_guided(velocity, 0.5), jnp.ones((1, 1))
+        >>> guided.apply({}, x, jnp.zeros(1), (5 * x, None)).tolist()  # 1 + (4 - 1) / 4 / 2
+        [[1.375]]
+
     References:
         Lupascu, Stupariu, *Transport-Guided Rectified Flow Inversion: Improved Image Editing Using
             Optimal Transport Theory*, 2025, arXiv:2508.02363 (norms of rows, where the authors take
