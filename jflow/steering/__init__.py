@@ -40,6 +40,35 @@ __all__ = [
     "residual_norm",
     "sample_inverse",
     "squared_residual",
+from jflow.steering._anchored import anchored_guidance
+from jflow.steering._delta_velocity import approximate_flow, delta_velocity
+from jflow.steering._flow_edit import flow_director, flow_edit
+from jflow.steering._inversion import (
+    edit_by_inversion,
+    rf_inversion,
+    rf_solver,
+    toward_data,
+    toward_noise,
+)
+from jflow.steering._periodic import coherent_motion, motion_variance, periodic_guidance
+from jflow.steering._transport import otip, transport_guided
+
+__all__ = [
+    "anchored_guidance",
+    "approximate_flow",
+    "coherent_motion",
+    "delta_velocity",
+    "edit_by_inversion",
+    "flow_director",
+    "flow_edit",
+    "motion_variance",
+    "otip",
+    "periodic_guidance",
+    "rf_inversion",
+    "rf_solver",
+    "toward_data",
+    "toward_noise",
+    "transport_guided",
 ]
 
 explain_unknown(__name__)

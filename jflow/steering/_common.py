@@ -1,0 +1,110 @@
+"""What the methods of this package share: checks of their inputs, and Euler steps of a scan."""
+
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.typing import ArrayLike
+
+from jflow._core.arrays import float_dtype
+from jflow._core.checks import (
+    check_cond,
+    check_noun,
+    check_same_shape,
+    count_rows,
+    like_state,
+    times_of,
+)
+from jflow._core.times import Times, rising_times
+from jflow.types import Array, Cond, Field, Params, Velocity
+
+
+def check_window(name: str, start: float, stop: float) -> None:
+    """Raise unless 0 <= start < stop <= 1."""
+    if not 0 <= start < stop <= 1:
+        raise ValueError(
+            f"{name}: expected a window 0 <= start < stop <= 1, got start={start}, stop={stop}"
+        )
+
+
+def known_times(name: str, grid: int | Times | ArrayLike) -> np.ndarray:
+    """Rising times [n + 1] in numpy: which steps a method takes is decided before it is traced."""
+    if isinstance(grid, jax.core.Tracer):
+        raise ValueError(
+            f"{name}: expected a grid of known times, a number of steps or numbers, got traced ones"
+        )
+    return np.asarray(rising_times(name, grid), np.float64)
+
+
+def check_images(name: str, velocity: Velocity, x: Array, what: str = "x") -> Array:
+    """x [b, *event] in float32 or better."""
+    check_noun(name, velocity, Velocity, Field)
+    count_rows(name, x)
+    if not jnp.issubdtype(jnp.result_type(x), jnp.floating):
+        raise ValueError(f"{name}: expected {what} of a floating type, got {jnp.result_type(x)}")
+    return jnp.asarray(x, float_dtype(x))
+
+
+def check_conditions(name: str, cond: Cond, new_cond: Cond, n: int) -> tuple[Cond, Cond]:
+    """The condition of x and the one to edit towards, with n rows each; none may miss."""
+    for what, given in (
+        ("cond, the condition of x", cond),
+        ("new_cond, what to edit to", new_cond),
+    ):
+        if given is None:
+            raise ValueError(f"{name}: expected {what}, got None")
+    return check_cond(name, cond, n), check_cond(name, new_cond, n)
+
+
+def velocity_at(
+    name: str, velocity: Velocity, params: Params, x: Array, t: Array, cond: Cond
+) -> Array:
+    """v(x, t, cond) at one time for all rows, in the type of x."""
+    t = jnp.broadcast_to(t, x.shape[:1])
+    return like_state(name, velocity.apply(params, x, t, cond), x)
+
+
+def euler(name: str, velocity: Velocity, params: Params, x: Array, ts: Array, cond: Cond) -> Array:
+    """x after an Euler step between each two of the times ts [n + 1]."""
+
+    def advance(x, at):
+        t, t_next = at
+        return x + (t_next - t) * velocity_at(name, velocity, params, x, t, cond), None
+
+    return jax.lax.scan(advance, x, (ts[:-1], ts[1:]))[0]
+
+
+def safe_norm(x: Array) -> Array:
+    """The norm of each row [b, *event] -> [b], whose slope at 0 is 0."""
+    squares = jnp.sum(x**2, axis=tuple(range(1, x.ndim)))
+    positive = squares > 0
+    return jnp.where(positive, jnp.sqrt(jnp.where(positive, squares, 1)), 0)
+
+
+def pull_of(name: str, velocity: Velocity, change: Callable) -> Velocity:
+    """The velocity change(v, x, t [b], point), computed in float32 or better, with cond = (point
+    [b, *event], cond of `velocity`)."""
+
+    def pair(cond, x):
+        if not (isinstance(cond, tuple | list) and len(cond) == 2):
+            raise ValueError(
+                f"{name}: expected cond to be a pair (point, cond), got {type(cond).__name__}"
+            )
+        point, cond = cond
+        if point is None:
+            raise ValueError(f"{name}: expected a point of shape {list(x.shape)}, got None")
+        point = check_cond(name, jnp.asarray(point), count_rows(name, x))
+        return check_same_shape(name, "the point, the first of cond,", point, x), cond
+
+    def init(key, x, t, cond=None):
+        return velocity.init(key, x, t, pair(cond, x)[1])
+
+    def apply(params, x, t, cond=None, *, key=None):
+        point, cond = pair(cond, x)
+        t = times_of(name, t, x)
+        v = like_state(name, velocity.apply(params, x, t, cond, key=key), x)
+        wide = [a.astype(float_dtype(x)) for a in (v, x, t, point)]
+        return change(*wide).astype(v.dtype)
+
+    return Velocity(init, apply)

@@ -1,0 +1,207 @@
+"""Sampling that stops every few steps to lower a loss of its state."""
+
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from jax.typing import ArrayLike
+from jaxtyping import Float
+
+from jflow._core.checks import check_cond, check_rows, check_whole, count_rows
+from jflow._core.times import Times
+from jflow.steering._common import check_images, check_window, euler, known_times, velocity_at
+from jflow.types import Array, Cond, Params, Velocity
+
+__all__ = ["coherent_motion", "motion_variance", "periodic_guidance"]
+
+
+def periodic_guidance(
+    velocity: Velocity,
+    params: Params,
+    x0: Float[Array, "b *event"],
+    cond: Cond = None,
+    *,
+    loss: Callable[[Array, Array], Array],
+    optimizer: optax.GradientTransformation,
+    every: int = 1,
+    repeats: int = 1,
+    start: float = 0.0,
+    stop: float = 1.0,
+    grid: int | Times | ArrayLike = 50,
+) -> Float[Array, "b *event"]:
+    """GuideFlow3D: sample by Euler steps, and lower a loss of the state every few of them.
+
+    Also known as: GuideFlow3D, optimization-guided sampling, universal guidance.
+
+        x <- x + h v(x, t),      and after every k-th step that arrives at start <= t < stop
+        x <- x after `repeats` steps of the optimizer on the sum of loss(x, t)
+
+    The optimizer keeps its state from one to the next. After the step to t = 1 there is none, so
+    that the sample is one of the flow. It takes n evaluations for n steps; the loss may take more.
+
+    Args:
+        velocity: the velocity.
+        params: its params.
+        x0: the source, [b, *event], of a floating type.
+        cond: the condition, [b, ...] or one row for all.
+        loss: (x [b, *event], t [b]) -> [b], of the state at time t, such as how little parts of one
+            kind resemble each other.
+        optimizer: of the state, such as `optax.adam(1e-2)`.
+        every: k, at least 1.
+        repeats: how many steps the optimizer takes each time, at least 1.
+        start: the time from which the loss counts.
+        stop: the time from which it counts no more.
+        grid: a number of equal steps, or rising times [n + 1], not traced.
+
+    Returns:
+        The sample, [b, *event], in the type of x0.
+
+    Raises:
+        ValueError: the window is not in [0, 1], every or repeats is not at least 1, or the loss
+            returns another shape.
+
+    Examples:
+        >>> import jax.numpy as jnp
+        >>> import optax
+        >>> from jflow import steering
+        >>> from jflow.types import Velocity
+        >>> velocity = Velocity(lambda *_: {}, lambda params, x, t, cond=None, *, key=None: x**0)
+        >>> half = {"loss": lambda x, t: jnp.sum(x**2, axis=1) / 2, "optimizer": optax.sgd(0.5)}
+        >>> x0 = jnp.zeros((1, 1))
+        >>> x = steering.periodic_guidance(velocity, {}, x0, **half, every=2, grid=4)
+        >>> x.tolist()  # (1/4 + 1/4) / 2 + 1/4 + 1/4
+        [[0.75]]
+
+    References:
+        Deb Sarkar, Stekovic, Lepetit, Armeni, *GuideFlow3D: Optimization-Guided Rectified Flow For
+            Appearance Transfer*, 2025, arXiv:2510.16136.
+    """
+    return _guided(
+        "periodic_guidance",
+        (velocity, params, x0, cond),
+        lambda x, t, cond: loss(x, t),
+        (optimizer, every, repeats, start, stop, grid),
+    )
+
+
+def coherent_motion(
+    velocity: Velocity,
+    params: Params,
+    x0: Float[Array, "b frames *event"],
+    cond: Cond = None,
+    *,
+    optimizer: optax.GradientTransformation,
+    start: float = 0.0,
+    stop: float = 0.25,
+    grid: int | Times | ArrayLike = 50,
+) -> Float[Array, "b frames *event"]:
+    """FlowMo: sample a video whose motion varies little, by lowering the variance of its frames.
+
+    Also known as: FlowMo, variance-based flow guidance.
+
+        x <- x after a step of the optimizer on motion_variance(x + (1 - t) v(x, t))
+
+    after every Euler step that arrives at start <= t < stop: the early ones, in which the motion is
+    made. The gradient goes through the network. It takes n evaluations for n steps, and one more
+    with its backward pass for each step in the window.
+
+    Args:
+        velocity: the velocity of videos or of their latents, of the linear path.
+        params: its params.
+        x0: the source, [b, frames, *sites, channels], of a floating type, at least 3 frames.
+        cond: the condition, [b, ...] or one row for all.
+        optimizer: of the state, such as `optax.sgd(1e-2)`.
+        start: the time from which the variance counts.
+        stop: the time from which it counts no more.
+        grid: a number of equal steps, or rising times [n + 1], not traced.
+
+    Returns:
+        The sample, [b, frames, *sites, channels], in the type of x0.
+
+    Raises:
+        ValueError: the window is not in [0, 1], or there are fewer than 3 frames.
+
+    References:
+        Shaulov, Hazan, Wolf, Chefer, *FlowMo: Variance-Based Flow Guidance for Coherent Motion in
+            Video Generation*, 2025, arXiv:2506.01144.
+    """
+    name = "coherent_motion"
+
+    def loss(x, t, cond):
+        v = velocity_at(name, velocity, params, x, t, cond)
+        return motion_variance(x + (1 - t[0]) * v)
+
+    return _guided(name, (velocity, params, x0, cond), loss, (optimizer, 1, 1, start, stop, grid))
+
+
+def motion_variance(x: Float[Array, "b frames *event"]) -> Float[Array, " b"]:
+    """How much the motion of a video varies: the largest variance in time of its differences.
+
+    Also known as: appearance-debiased temporal variance (FlowMo).
+
+        max over sites of mean over channels of var over f of |x[f + 1] - x[f]|
+
+    It is 0 for a still video, for one that moves steadily, and does not see what all frames share.
+
+    Args:
+        x: the frames or their latents, [b, frames, *sites, channels], at least 3 frames.
+
+    Returns:
+        The variance of each row, [b].
+
+    Raises:
+        ValueError: there are fewer than 3 frames, or no axis beside them.
+
+    Examples:
+        >>> import jax.numpy as jnp
+        >>> from jflow import steering
+        >>> steady, jumps = jnp.array([0.0, 1.0, 2.0]), jnp.array([0.0, 0.0, 2.0])
+        >>> steering.motion_variance(jnp.stack([steady, jumps])[:, :, None]).tolist()
+        [0.0, 1.0]
+
+    References:
+        Shaulov, Hazan, Wolf, Chefer, *FlowMo: Variance-Based Flow Guidance for Coherent Motion in
+            Video Generation*, 2025, arXiv:2506.01144.
+    """
+    if jnp.ndim(x) < 3 or jnp.shape(x)[1] < 3:
+        raise ValueError(
+            "motion_variance: expected x of shape [b, frames, ..., channels] with at least 3"
+            f" frames, got {list(jnp.shape(x))}"
+        )
+    varies = jnp.mean(jnp.var(jnp.abs(jnp.diff(x, axis=1)), axis=1), axis=-1)
+    return jnp.max(varies.reshape(x.shape[0], -1), axis=1)
+
+
+def _guided(name, flow, loss, options):
+    """Euler steps, with steps of the optimizer on the loss (x, t [b], cond) -> [b] in between."""
+    (velocity, params, x0, cond), (optimizer, every, repeats, start, stop, grid) = flow, options
+    check_whole(name, every=every, repeats=repeats)
+    check_window(name, start, stop)
+    times = known_times(name, grid)
+    x = check_images(name, velocity, x0, "x0")
+    cond = check_cond(name, cond, count_rows(name, x0))
+    ts = jnp.asarray(times, x.dtype)
+    inside = np.flatnonzero((times[1:] >= start) & (times[1:] < stop))  # one run of steps
+    first = int(inside[0]) if len(inside) else 0
+    groups = len(inside) // every
+    last = first + groups * every
+
+    def total(x, t):
+        value = loss(x, jnp.broadcast_to(t, x.shape[:1]), cond)
+        return jnp.sum(check_rows(name, "the loss", value, x.shape[0]))
+
+    def lowered(carry, t):
+        x, memory = carry
+        updates, memory = optimizer.update(jax.grad(total)(x, t), memory, x)
+        return (optax.apply_updates(x, updates), memory), None
+
+    def group(carry, at):
+        x = euler(name, velocity, params, carry[0], at, cond)
+        return jax.lax.scan(lowered, (x, carry[1]), jnp.broadcast_to(at[-1], (repeats,)))
+
+    x = euler(name, velocity, params, x, ts[: first + 1], cond)
+    rows = jnp.asarray(first + every * np.arange(groups)[:, None] + np.arange(every + 1), int)
+    (x, _), _ = jax.lax.scan(group, (x, optimizer.init(x)), ts[rows])
+    return euler(name, velocity, params, x, ts[last:], cond).astype(x0.dtype)
