@@ -33,6 +33,7 @@ from jflow.steering._search import (
     particle_search,
     rollover_search,
 )
+from jflow.steering._tfg import tfg_flow
 
 __all__ = [
     "EditCondition",
@@ -59,6 +60,7 @@ __all__ = [
     "rising_scales",
     "rollover_search",
     "scaled_positions",
+    "tfg_flow",
 ]
 
 explain_unknown(__name__)

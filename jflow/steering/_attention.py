@@ -134,11 +134,13 @@ def fluxspace(
         double = lambda a, b: jnp.concatenate([jnp.asarray(a), jnp.asarray(b)])  # noqa: E731
         both = double(x, x), double(t, t), jax.tree.map(double, edit, prior)
         _, features = reader.apply(params, *both, key=keys[0])
+        single = jax.eval_shape(lambda: reader.apply(params, x, t, base)[1])
         w = number_at(name, "scale(t)", scale, t, like=t)
         w = jnp.where((low <= t) & (t <= high), w, jnp.zeros_like(w))
 
-        def shift(feature, heads):
-            axis = [i for i, size in enumerate(feature.shape[:2]) if size % (2 * n) == 0][-1]
+        def shift(feature, like, heads):
+            pairs = enumerate(zip(feature.shape, like.shape, strict=True))
+            axis = next(i for i, (a, b) in pairs if a != b)  # that of the rows
             of_edit, of_prior = jnp.split(feature, 2, axis)
             flat = lambda a: a.reshape(*a.shape[: a.ndim - 1 - heads], -1)  # noqa: E731
             part = orthogonal_part(flat(of_edit), flat(of_prior)).reshape(of_edit.shape)
@@ -146,7 +148,9 @@ def fluxspace(
             return part * by_row.reshape(-1, *(1,) * (part.ndim - 1 - axis)).astype(part.dtype)
 
         given = {
-            site: jax.tree.map(lambda a, heads=tokens[site]: shift(a, int(heads)), feature)
+            site: jax.tree.map(
+                lambda a, b, heads=tokens[site]: shift(a, b, int(heads)), feature, single[site]
+            )
             for site, feature in features.items()
         }
         return velocity.apply(inject(params, given, combine=_sum), x, t, base, key=keys[1])
@@ -241,7 +245,7 @@ def modulated_overshoot(field: Field, scale: float = 2.0, schedule: Schedule = L
         >>> step = steering.modulated_overshoot(Field(lambda *_: {}, apply))
         >>> _, mean, std = step({}, jnp.ones((1, 2)), 0.25, 0.5, None)
         >>> std[0, 0].item(), round(std[0, 1].item(), 3)  # noise where m is 1
-        (0.0, 0.4)
+        (0.0, 0.471)
 
     References:
         Hu, Xu, Liu, Liu, Fei, *AMO Sampler: Enhancing Text Rendering with Overshooting*, 2024,
@@ -291,8 +295,8 @@ def rf_edit(
     The image goes from t=1 to 0 under the source condition by RF-Solver, which is the explicit
     midpoint method, and back under the target condition. On the way in, what the sites compute in
     each evaluation is kept; on the way back it takes the place of theirs in the evaluations of the
-    same step, at t < until. It takes 4 `steps` evaluations, and the memory of the features of
-    2 until steps of them.
+    same step, the first in the first and the midpoint's in the midpoint's, at t < until. It takes 4
+    `steps` evaluations, and the memory of the features of 2 until `steps` of them.
 
     Args:
         net: a Linen network.
@@ -345,7 +349,7 @@ def rf_edit(
         t, t_next, features = at
 
         def look(x, t, features, which):
-            told = inject(params, features[1 - which], weight=weight) if features else params
+            told = inject(params, features[which], weight=weight) if features else params
             return velocity.apply(told, x, t, target), None
 
         return midpoint(look, x, t, t_next, features)[0], None
@@ -359,8 +363,7 @@ def rf_edit(
     y, _ = jax.lax.scan(partial(invert, keep=False), y, late)
     y, kept = jax.lax.scan(partial(invert, keep=True), y, early)
     if shared:
-        # the step from t_i to t_(i+1) ends where that of the inversion began: its midpoint is the
-        # same time, and its begin the end of the other, whose features are those of the next step
+        # two steps over the same interval, whose first evaluations are at its two ends
         y, _ = jax.lax.scan(sample, y, (ts[:shared], ts[1 : shared + 1], _aligned(kept)))
     y, _ = jax.lax.scan(
         lambda y, ends: sample(y, (*ends, None)), y, (ts[shared:-1], ts[shared + 1 :])
@@ -407,7 +410,7 @@ def adapted_weights(
         >>> from jflow import steering
         >>> own, source = jnp.array([[[[0.2, 0.3, 0.5]]]]), jnp.array([[[[0.6, 0.3, 0.1]]]])
         >>> mixed = steering.adapted_weights(0, top=2)(own, source)
-        >>> mixed.ravel().round(2).tolist()  # 0.9 in the ratio of 2 to 3, and 0.1
+        >>> [round(float(w), 2) for w in mixed.ravel()]  # 0.9 in the ratio of 2 to 3, and 0.1
         [0.36, 0.54, 0.1]
 
     References:
@@ -433,7 +436,10 @@ def adapted_weights(
             total > 0, total, 1
         )
         mixed = jnp.where(chosen & (total > 0), image * ratio, source)
-        words = jnp.where(same, given[..., text:, :text], scale * own[..., text:, :text])
+        words = own[..., text:, :text]
+        words = jnp.where(
+            jnp.broadcast_to(same, words.shape), given[..., text:, :text], scale * words
+        )
         low = jnp.concatenate([words, mixed], axis=-1)
         return jnp.concatenate([own[..., :text, :], low], axis=-2)
 

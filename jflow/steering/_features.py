@@ -10,6 +10,7 @@ them as they see weights.
 import difflib
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
+from typing import Any
 
 import flax.linen as nn
 import jax
@@ -180,7 +181,7 @@ def parse(name: str, site: str) -> tuple[tuple[str, ...], str | None]:
 
 def check_site(name: str, params: Params, path: Sequence[str]) -> None:
     """Raise unless a module with params is at the path; the message names the nearest."""
-    at = params
+    at: Any = params
     for part in path:
         at = at.get(part) if isinstance(at, Mapping) else None
     if isinstance(at, Mapping):

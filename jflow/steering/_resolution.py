@@ -7,7 +7,7 @@ and sees places that it never saw, unless their steps are scaled (`scaled_positi
 
 import math
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -158,7 +158,7 @@ def scaled_positions(params: Params, height: int, width: int, factor: float, pat
 
 def _added(own, given):
     """Tokens [b n, width] plus a table [n, width]."""
-    return (own.reshape(-1, *given.shape) + given.astype(own.dtype)).reshape(own.shape)
+    return (own.reshape(-1, *given.shape) + given[None].astype(own.dtype)).reshape(own.shape)
 
 
 class GuidedCondition(NamedTuple):
@@ -314,7 +314,7 @@ def hiflow(
         v = like_state(name, v, x)
         return v, x + (1 - t) * v
 
-    def low_step(x, at):
+    def low_step(x: Array, at: Any) -> tuple[Array, Array]:
         v, x1 = look(params, x, at[0])
         return x + (at[1] - at[0]) * v, x1
 
@@ -324,7 +324,7 @@ def hiflow(
     own = params if large is None else large
     left = jnp.linspace(1.0, 0.0, len(times) - first)[:-1].astype(low.dtype)
 
-    def high_step(carry, at):
+    def high_step(carry: Any, at: Any) -> tuple[Any, None]:
         x, v_before, ref_before, begun = carry
         t, t_next, x1_low, share = at
         ref = resized(x1_low, height, width)
@@ -336,8 +336,8 @@ def hiflow(
 
     zero = jnp.zeros_like(x)
     carry = x, zero, zero, jnp.zeros_like(x, shape=())
-    at = ts[first:-1], ts[first + 1 :], predicted[first:], left
-    (x, *_), _ = jax.lax.scan(high_step, carry, at)
+    ends = ts[first:-1], ts[first + 1 :], predicted[first:], left
+    (x, *_), _ = jax.lax.scan(high_step, carry, ends)
     return x.astype(x0.dtype), low.astype(x0.dtype)
 
 
@@ -394,8 +394,8 @@ def rectified_hr(
     own = list(params) if isinstance(params, list | tuple) else [params] * stages
     if stages < 1 or not len(sizes) == len(times) == stages - 1 or len(own) != stages:
         raise ValueError(
-            f"{name}: expected one size and one time fewer than velocities, and params for each, got"
-            f" {stages} velocities, {len(own)} params, {len(sizes)} sizes and {len(times)} times"
+            f"{name}: expected one size and one time fewer than velocities, and params for each,"
+            f" got {stages}, {len(sizes)} sizes, {len(times)} times and {len(own)} params"
         )
     if not all(0 <= t < 1 for t in times) or any(np.diff(np.asarray(times, float)) <= 0):
         raise ValueError(f"{name}: expected times that rise in [0, 1), got {list(times)}")

@@ -1,0 +1,305 @@
+"""What is read inside networks and put back, in every network whose layers are scanned or not."""
+
+import diffrax
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import jflow
+from jflow import nets, solvers, steering
+from jflow.nets._dit import DiTBlock
+from jflow.types import Condition, Field
+
+RNG = np.random.default_rng(0)
+TEXT = Condition(
+    context=RNG.normal(size=(2, 3, 4)).astype(np.float32),
+    vector=RNG.normal(size=(2, 2)).astype(np.float32),
+)
+IMAGE = RNG.normal(size=(2, 4, 4, 1)).astype(np.float32)
+TOKENS = RNG.normal(size=(2, 5, 1)).astype(np.float32)
+NETWORKS = {
+    "DiT": (
+        nets.DiT(width=8, num_layers=2, num_heads=2, remat=True),
+        IMAGE,
+        None,
+        ("blocks:weights", "blocks/attention/out"),
+    ),
+    "TokenDiT": (
+        nets.TokenDiT(width=8, num_layers=2, num_heads=2, attention_fn=nets.rotary_attention()),
+        TOKENS,
+        None,
+        ("blocks:k", "blocks:attended"),
+    ),
+    "MMDiT": (
+        nets.MMDiT(width=8, num_layers=3, num_heads=2, dual_layers=1),
+        IMAGE,
+        TEXT,
+        ("dual_blocks:v", "blocks/image/heads"),
+    ),
+    "Flux": (
+        nets.Flux(width=8, num_heads=1, num_single_layers=2, rope_axes=(2, 4, 2)),
+        IMAGE,
+        TEXT,
+        ("double_blocks:q", "single_blocks:v"),
+    ),
+    "UNet": (
+        nets.UNet(channels=8, attention=(False, True)),
+        IMAGE,
+        None,
+        ("middle_0/attention:weights", "up_0_0"),
+    ),
+}
+
+
+def random_params(init, *args):
+    """Params that are nowhere zero, since those at initialization hide what is inside."""
+    shapes = jax.eval_shape(init, jax.random.key(0), *args)
+    return jax.tree.map(
+        lambda leaf: RNG.normal(size=leaf.shape, scale=0.3).astype(np.float32), shapes
+    )
+
+
+@pytest.mark.parametrize("name", NETWORKS)
+def test_own_features_change_nothing_and_others_do(name):
+    net, x, cond, sites = NETWORKS[name]
+    reader, velocity = steering.capture(net, sites), jflow.velocity(net)
+    params = random_params(reader.init, x, 0.3, cond)
+
+    @jax.jit
+    def run(params, x, other):
+        plain = velocity.apply(params, x, 0.3, cond)
+        v, own = reader.apply(params, x, 0.3, cond)
+        given = reader.apply(params, other, 0.3, cond)[1]
+        back = velocity.apply(steering.inject(params, own), x, 0.3, cond)
+        changed = [
+            velocity.apply(steering.inject(params, {site: given[site]}), x, 0.3, cond)
+            for site in sites
+        ]
+        none = velocity.apply(steering.inject(params, given, weight=0.0), x, 0.3, cond)
+        return plain, v, back, none, changed
+
+    plain, v, back, none, changed = jax.device_get(run(params, x, 0.5 * x + 0.3))
+    for same in (v, back, none):
+        np.testing.assert_allclose(same, plain, atol=2e-6)  # float32, of numbers of order 1
+    for other in changed:
+        assert np.abs(other - plain).max() > 1e-4
+
+
+def test_every_depth_of_a_scan_is_read_and_changed():
+    """Depth i of what leaves the scan is what the i-th block returns: the block of flax, with the
+    params of the next depth, makes the next of it. A weight for the last depth alone leaves the
+    tokens before it, and the attention of the last one is what it is given."""
+    net = nets.DiT(width=8, num_layers=3, num_heads=2)
+    parts = ["blocks:weights", "blocks:v", "blocks:attended"]
+    reader = steering.capture(net, ["blocks", "embed", *parts])
+    params = random_params(reader.init, IMAGE, 0.3)
+
+    @jax.jit
+    def run(params):
+        f = reader.apply(params, IMAGE, 0.3)[1]
+        made = [
+            DiTBlock(2, 4, 0.0, None).apply(
+                {"params": jax.tree.map(lambda a, i=i: a[i + 1], params["blocks"])},
+                f["blocks"][0][i],
+                nn.silu(f["embed"]),
+            )[0]
+            for i in range(2)
+        ]
+        given = jnp.ones_like(f["blocks:attended"])
+        told = steering.inject(
+            params, {"blocks:attended": given}, weight=jnp.array([0.0, 0.0, 1.0])
+        )
+        return f, made, reader.apply(told, IMAGE, 0.3)[1]
+
+    f, made, changed = jax.device_get(run(params))
+    tokens = f["blocks"][0]
+    assert tokens.shape == (3, 2, 4, 8)
+    np.testing.assert_allclose(np.stack(made), tokens[1:], atol=1e-5)  # float32, of order 3
+    weights, v, attended = (f[part] for part in parts)
+    np.testing.assert_allclose(weights.sum(-1), 1, atol=1e-6)
+    np.testing.assert_allclose(np.einsum("lbhqk,lbkhd->lbqhd", weights, v), attended, atol=1e-6)
+    np.testing.assert_array_equal(changed["blocks"][0][:2], tokens[:2])
+    assert np.abs(changed["blocks"][0][2] - tokens[2]).max() > 1e-3
+
+
+def test_a_features_gradient_and_what_is_wrong():
+    net = nets.ResidualMLP(width=8, num_blocks=2)
+    reader, velocity = steering.capture(net, ["head"]), jflow.velocity(net)
+    x = np.ones((3, 2), np.float32)
+    params = random_params(reader.init, x, 0.0)
+    loss = lambda f: velocity.apply(steering.inject(params, f), x, 0.0).sum()  # noqa: E731
+    slope = jax.grad(loss)({"head": jnp.zeros((3, 2))})["head"]
+    np.testing.assert_array_equal(slope, np.ones((3, 2)))
+    with pytest.raises(ValueError, match="got 'blocs/in'; the nearest are 'blocks/in'"):
+        steering.inject(params, {"blocs/in": x})
+    with pytest.raises(ValueError, match="got 'hed'; the nearest are 'head'"):
+        steering.capture(net, ["hed"]).apply(params, x, 0.0)
+    with pytest.raises(ValueError, match="ends in :attended, :q, :k, :v, :weights"):
+        steering.capture(net, ["head:values"])
+    with pytest.raises(ValueError, match="at least one site"):
+        steering.capture(net, [])
+    with pytest.raises(ValueError, match="an attention function for ':v', got 'head', a Dense"):
+        steering.capture(net, ["head:v"]).apply(params, x, 0.0)
+    with pytest.raises(ValueError, match=r"feature of shape \[3, 2\] at 'head', got \[3, 5\]"):
+        velocity.apply(steering.inject(params, {"head": np.ones((3, 5))}), x, 0.0)
+    with pytest.raises(ValueError, match=r"a number or of shape \[3\]"):
+        steering.inject(params, {"head": x}, weight=np.ones(2))
+    mmdit, image, text, _ = NETWORKS["MMDiT"]
+    unread = steering.capture(mmdit, ["blocks/image"])
+    inside = random_params(unread.init, image, 0.3, text)
+    with pytest.raises(ValueError, match="of which the network calls other methods"):
+        unread.apply(inside, image, 0.3, text)
+
+
+class Linear(nn.Module):
+    """A network of one Dense, whose output is linear in what its only site computes."""
+
+    @nn.compact
+    def __call__(self, x, t, cond=None):
+        return nn.Dense(x.shape[-1], name="out")(jnp.concatenate([x, cond], -1))
+
+
+def test_fluxspace_is_the_linear_edit():
+    """On a network that is one site it is the formula; scale 0, equal prompts and times outside the
+    window leave the base."""
+    base, edit, prior = RNG.normal(size=(3, 4, 2)).astype(np.float32)
+    x = RNG.normal(size=(4, 3)).astype(np.float32)
+    t = np.array([0.1, 0.4, 0.5, 0.9], np.float32)
+    plain = jflow.velocity(Linear())
+    edited = steering.fluxspace(Linear(), ["out"], lambda t: 1 + t, window=(0.4, 0.8))
+    cond = steering.EditCondition(base, edit, prior)
+    params = random_params(edited.init, x, t, cond)
+    made, same = (
+        np.asarray(edited.apply(params, x, t, c))
+        for c in (cond, steering.EditCondition(base, edit, edit))
+    )
+    of_base, of_edit, of_prior = (
+        np.asarray(plain.apply(params, x, t, c), np.float64) for c in (base, edit, prior)
+    )
+    along = (of_edit * of_prior).sum(-1, keepdims=True) / (of_prior**2).sum(-1, keepdims=True)
+    scale = np.where((t >= 0.4) & (t <= 0.8), 1 + t, 0)[:, None]
+    np.testing.assert_allclose(made, of_base + scale * (of_edit - along * of_prior), atol=1e-5)
+    np.testing.assert_array_equal(made[[0, 3]], of_base[[0, 3]].astype(np.float32))
+    np.testing.assert_allclose(same, of_base, atol=1e-5)
+    none = steering.fluxspace(Linear(), ["out"], 0.0).apply(params, x, t, cond)
+    np.testing.assert_array_equal(none, of_base.astype(np.float32))
+    with pytest.raises(ValueError, match="EditCondition"):
+        edited.apply(params, x, t, base)
+    for window in [(-0.1, 0.5), (0.5, 1.2), (0.6, 0.4)]:
+        with pytest.raises(ValueError, match=r"times in \[0, 1\] that rise"):
+            steering.fluxspace(Linear(), ["out"], 1.0, window=window)
+
+
+def test_overshooting_follows_the_map_of_attention():
+    """Where the map is 1 it is `solvers.overshoot`, where it is 0 DDIM; the map is the mean of the
+    weights from the image to the chosen words, over its largest."""
+    net, x, cond, _ = NETWORKS["MMDiT"]
+    field = steering.attention_map(net, ["blocks:weights", "last_block:weights"], [0, 2], patch=2)
+    reader = steering.capture(net, ["blocks:weights", "last_block:weights"])
+    velocity = jflow.velocity(net)
+    params = random_params(reader.init, x, 0.3, cond)
+    ends = (0.25, 0.5, None, cond)
+
+    def known(m):
+        return Field(
+            velocity.init,
+            lambda params, x, t, cond=None, *, key=None: (velocity.apply(params, x, t, cond), m),
+        )
+
+    @jax.jit
+    def run(params):
+        v, m = field.apply(params, x, 0.25, cond)
+        weights = reader.apply(params, x, 0.25, cond)[1]
+        steps = [
+            steering.modulated_overshoot(known(jnp.full((), value)))(params, x, *ends)
+            for value in (0.0, 1.0)
+        ]
+        steps += [solvers.ancestral(velocity, 0.0)(params, x, *ends)]
+        steps += [solvers.overshoot(velocity)(params, x, *ends)]
+        return m, weights, steps, steering.modulated_overshoot(field)(params, x, *ends)
+
+    m, weights, (still, full, ddim, over), (_, mean, std) = jax.device_get(run(params))
+    np.testing.assert_allclose(still[1], ddim[1], atol=1e-6)
+    np.testing.assert_allclose(full[1], over[1], atol=1e-6)
+    np.testing.assert_allclose(still[2], 0)
+    np.testing.assert_allclose(full[2][:, 0, 0, 0], over[2], rtol=1e-6)
+    by_hand = np.mean([weights["blocks:weights"][0], weights["last_block:weights"]], axis=0)[
+        :, :, 3:, [0, 2]
+    ].mean((1, 3))
+    by_hand = (by_hand / by_hand.max(1, keepdims=True)).reshape(2, 2, 2)
+    np.testing.assert_allclose(m[:, ::2, ::2, 0], by_hand, atol=1e-6)
+    np.testing.assert_array_equal(m[:, ::2, ::2], m[:, 1::2, 1::2])
+    assert mean.shape == std.shape == x.shape and np.ptp(std) > 0
+    with pytest.raises(ValueError, match="scale >= 0"):
+        steering.modulated_overshoot(field, -1.0)
+    with pytest.raises(ValueError, match="sites that end in ':weights'"):
+        steering.attention_map(net, ["blocks:v"], [0], patch=2)
+    with pytest.raises(ValueError, match="tokens below 3"):
+        steering.attention_map(net, ["blocks:weights"], [3], patch=2).apply(params, x, 0.3, cond)
+
+
+def test_edits_by_shared_features():
+    """Without sharing both are inversion and sampling, by the solvers of the library; an edit that
+    shares stays nearer to its source; under one condition RF-Edit gives the image back."""
+    net = nets.TokenDiT(width=8, num_layers=2, num_heads=2)
+    velocity = jflow.velocity(net)
+    source, target = RNG.normal(size=(2, 2, 3)).astype(np.float32)
+    params = random_params(velocity.init, TOKENS, 0.3, source)
+    options = {"sites": ["blocks:v"], "steps": 4}
+
+    @jax.jit
+    def run(params):
+        def there_and_back(method, cond):
+            noise, _ = solvers.sample(velocity, params, TOKENS, source, method=method, t0=1, t1=0)
+            return solvers.sample(velocity, params, noise, cond, method=method)[0]
+
+        rf = lambda cond, **more: steering.rf_edit(  # noqa: E731
+            net, params, TOKENS, source, cond, **{**options, **more}
+        )
+        reflex = lambda until: steering.reflex(  # noqa: E731
+            net,
+            params,
+            TOKENS,
+            source,
+            target,
+            weights=["blocks:weights"],
+            features=["blocks:attended"],
+            steps=4,
+            until=until,
+        )
+        return (
+            (rf(target, until=0.0), there_and_back(solvers.fixed(4, diffrax.Midpoint()), target)),
+            (reflex(0.0), there_and_back(solvers.fixed(4, diffrax.Euler()), target)),
+            (rf(target, until=1.0), reflex(1.0)),
+            rf(target, until=1.0, layers=[0.0, 0.0]),
+            rf(source, until=0.5, steps=16),
+        )
+
+    (rf, midpoint), (reflex, euler), (near, mixed), none, same = jax.device_get(run(params))
+    np.testing.assert_allclose(rf, midpoint, atol=2e-6)
+    np.testing.assert_allclose(reflex, euler, atol=2e-6)
+    np.testing.assert_allclose(none, midpoint, atol=2e-6)
+    far = np.abs(midpoint - TOKENS).mean()
+    assert np.abs(near - TOKENS).mean() < far, (np.abs(near - TOKENS).mean(), far)
+    assert np.abs(mixed - euler).max() > 1e-4
+    np.testing.assert_allclose(same, TOKENS, atol=0.02 * np.abs(midpoint - TOKENS).max())
+    for edit, more in ((steering.rf_edit, options), (steering.reflex, {"features": ["blocks"]})):
+        with pytest.raises(ValueError, match=r"times in \[0, 1\]"):
+            edit(net, params, TOKENS, source, target, **more, until=1.5)
+
+
+def test_adapted_weights_by_hand():
+    own = np.array([[0.5, 0.3, 0.2, 0.0], [0.1, 0.2, 0.3, 0.4], [0.4, 0.4, 0.1, 0.1]])
+    source = np.array([[0.2, 0.2, 0.3, 0.3], [0.3, 0.4, 0.2, 0.1], [0.1, 0.1, 0.3, 0.5]])
+    combine = steering.adapted_weights(1, top=1, scale=3.0, shared=[False])
+    new = np.asarray(combine(jnp.array(own[None, None]), jnp.array(source[None, None])))[0, 0]
+    np.testing.assert_allclose(new[0], own[0], rtol=1e-6)  # the text is that of the edit
+    np.testing.assert_allclose(new[1], [0.3, 0.4, 0.2, 0.1], rtol=1e-6)
+    np.testing.assert_allclose(new[2], [1.2, 0.1, 0.3, 0.5], rtol=1e-6)
+    shared = steering.adapted_weights(1, top=2, shared=[True])
+    new = np.asarray(shared(jnp.array(own[None, None]), jnp.array(source[None, None])))[0, 0]
+    np.testing.assert_allclose(new[1], [0.3, 0.6 * 0.4, 0.6 * 0.6, 0.1], rtol=1e-6)
+    with pytest.raises(ValueError, match="expected shared for 2 words, got 1"):
+        steering.adapted_weights(2, top=1, shared=[True])
