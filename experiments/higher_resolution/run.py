@@ -30,6 +30,15 @@ import diffrax
 import matplotlib.pyplot as plt
 
 CLASSES = 10  # the label 10 is the null label
+METHODS = (
+    "enlarged",
+    "plain",
+    "scaled positions",
+    "I-Max",
+    "HiFlow",
+    "RectifiedHR, one scale",
+    "RectifiedHR",
+)
 
 
 def main() -> None:
@@ -184,7 +193,7 @@ def samples(velocity, params, side, patch, args):
     for name in ("RectifiedHR, one scale", "RectifiedHR"):
         x, energies = made[name]
         made[name] = (x, count + 1, steps - count, energies)
-    return {name: (*row, np.asarray(labels)) for name, row in made.items()}
+    return {name: (*made[name], np.asarray(labels)) for name in METHODS}
 
 
 def report(made, rows, test, side, args) -> None:
