@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import scipy.stats
+from keys import KEYS, keys_consumed_twice
 
 from jflow import oracles, paths, solvers, steering
 from jflow.paths import schedules
@@ -160,3 +161,30 @@ def test_what_is_wrong_with_a_reward():
         )
     with pytest.raises(ValueError, match="quota"):
         searches["rollover_search"](lambda x: x[:, 0], n=0)
+
+
+def test_keys_are_consumed_once_and_types_are_kept():
+    """Also of what samples larger images."""
+    image = Velocity(lambda *_: {}, lambda params, x, t, cond=None, *, key=None: -x)
+    grid, reward = GRID[::4], lambda x: jnp.mean(x.reshape(len(x), -1), axis=1)
+    samplers = {
+        "particle_search": lambda key, x0: steering.particle_search(
+            image, {}, x0, key, grid, reward, particles=2
+        ),
+        "rollover_search": lambda key, x0: steering.rollover_search(
+            image, {}, x0, key, grid, reward, quota=2
+        ),
+        "hiflow": lambda key, x0: steering.hiflow(image, {}, x0, key, grid, factor=2),
+        "rectified_hr": lambda key, x0: steering.rectified_hr(
+            [image] * 3, {}, x0, key, grid, sizes=[(6, 6), (8, 8)], times=[0.3, 0.6]
+        ),
+    }
+    for name, sampler in samplers.items():
+        x0 = jnp.zeros((4, 4, 4, 1))
+        assert not keys_consumed_twice(lambda key, f=sampler, x0=x0: f(key, x0), KEYS[0]), name
+        for dtype in (jnp.bfloat16, jnp.float64):
+            with jax.enable_x64(True):
+                made = jax.eval_shape(sampler, KEYS[0], jnp.zeros((4, 4, 4, 1), dtype))
+            assert made[0].dtype == dtype, name
+        with pytest.raises(ValueError, match="key"):
+            sampler(None, x0)
