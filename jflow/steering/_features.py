@@ -246,11 +246,11 @@ def _replace(part, params, module, run, *args, **kwargs):
 
     def change(own):
         new = params["combine"](own, params["given"])
-        shapes = [jax.tree.map(jnp.shape, tree) for tree in (own, new)]
+        shapes = [jax.tree.map(lambda a: list(jnp.shape(a)), tree) for tree in (own, new)]
         if shapes[0] != shapes[1]:
             raise ValueError(
-                f"steering.inject: expected a feature of shape {_text(shapes[0])} at {where!r}, got"
-                f" {_text(shapes[1])}"
+                f"steering.inject: expected a feature of shape {shapes[0]} at {where!r}, got"
+                f" {shapes[1]}"
             )
         if "weight" in params:
             w = params["weight"]
@@ -258,14 +258,6 @@ def _replace(part, params, module, run, *args, **kwargs):
         return jax.tree.map(lambda a, b: b.astype(a.dtype), own, new)
 
     return _changed(part, change, module, run, args, kwargs)
-
-
-def _text(shapes) -> str:
-    return str(
-        list(shapes)
-        if isinstance(shapes, tuple) and shapes and isinstance(shapes[0], int)
-        else shapes
-    )
 
 
 def _given(own, given):
