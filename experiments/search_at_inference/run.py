@@ -40,21 +40,21 @@ def main() -> None:
     parser.add_argument("--out", type=Path, required=True, help="folder of the table and picture")
     parser.add_argument("--kept", type=int, default=512, help="samples of each search")
     parser.add_argument("--steps", type=int, default=16, help="of every sampler")
-    parser.add_argument("--budgets", type=int, nargs="+", default=[1, 2, 4, 8, 16])
-    parser.add_argument("--updates", type=int, default=6000, help="of the network for digits")
+    parser.add_argument("--budgets", type=int, nargs="+", default=[1, 4, 16])
+    parser.add_argument("--updates", type=int, default=4000, help="of the network for digits")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--short", action="store_true", help="a few samples and updates")
     args = parser.parse_args()
     if args.short:
-        args.kept, args.budgets, args.updates = 16, [1, 2], 20
+        args.kept, args.budgets, args.updates = 16, [2], 20
     args.out.mkdir(parents=True, exist_ok=True)
     figure, axes = plt.subplots(1, 2, figsize=(9, 3.4))
     for ax, (name, task) in zip(axes, tasks(args).items(), strict=True):
         start = time.perf_counter()
         curves = searched(name, task, args)
         print(f"{name}: {time.perf_counter() - start:.0f} s\n", flush=True)
-        for method, points in curves.items():
-            ax.plot(*zip(*points, strict=True), marker="o", ms=3, label=method)
+        for label, points in curves.items():
+            ax.plot(*zip(*points, strict=True), marker="o", ms=3, label=label)
         ax.set(xscale="log", title=name, xlabel="evaluations for each sample", ylabel="mean reward")
     axes[0].legend(fontsize=7)
     figure.tight_layout()
@@ -128,15 +128,15 @@ def searched(name, task, args):
         "rollover, VP": partial(rollover, velocity=converted, **on_vp),
     }
     print(f"| {name} | n | evaluations | mean reward | {what} |\n|---|---|---|---|---|")
-    curves = {method: [] for method in searches}
-    for method, search in searches.items():
+    curves = {label: [] for label in searches}
+    for label, search in searches.items():
         for n in args.budgets:
             noise_key, key = jax.random.split(jax.random.key(args.seed + 1))
             x0 = jax.random.normal(noise_key, (args.kept * n, *shape))
             x, info = jax.jit(search, static_argnums=3)(params, x0, key, n)
             spent, found = float(info.evaluations.mean()), float(info.reward.mean())
-            curves[method].append((spent, found))
-            print(f"| {method} | {n} | {spent:.0f} | {found:.3f} | {quality(x):.2f} |", flush=True)
+            curves[label].append((spent, found))
+            print(f"| {label} | {n} | {spent:.0f} | {found:.3f} | {quality(x):.2f} |", flush=True)
     return curves
 
 
