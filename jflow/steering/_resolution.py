@@ -337,8 +337,8 @@ def hiflow(
     zero = jnp.zeros_like(x)
     carry = x, zero, zero, jnp.zeros_like(x, shape=())
     ends = ts[first:-1], ts[first + 1 :], predicted[first:], left
-    (x, *_), _ = jax.lax.scan(high_step, carry, ends)
-    return x.astype(x0.dtype), low.astype(x0.dtype)
+    carry, _ = jax.lax.scan(high_step, carry, ends)
+    return carry[0].astype(x0.dtype), low.astype(x0.dtype)
 
 
 def rectified_hr(
