@@ -93,6 +93,8 @@ from jflow.losses._mean_flow import improved_mean_flow, mean_flow
 from jflow.losses._mixture import mixture_matching
 from jflow.losses._pairs import Pairs, draw_pairs
 from jflow.losses._perflow import perflow
+from jflow.losses._policy import group_advantages, group_rollouts, grpo, policy_batch, ppo
+from jflow.losses._preferences import dpo, preference_reward, reward_weights
 from jflow.losses._reconstruction import reconstruction
 from jflow.losses._rectified_diffusion import (
     end_error,
@@ -168,6 +170,7 @@ __all__ = [
     "discrete_matching",
     "distillation",
     "distribution_matching",
+    "dpo",
     "draw_times",
     "drop_cond",
     "easy_steps",
@@ -180,6 +183,9 @@ __all__ = [
     "flow_matching",
     "fresh_source",
     "grid_steps",
+    "group_advantages",
+    "group_rollouts",
+    "grpo",
     "heun_step",
     "hierarchical_matching",
     "hinge_gan",
@@ -213,8 +219,11 @@ __all__ = [
     "perceptual_huber",
     "perflow",
     "phased_rectified_diffusion",
+    "policy_batch",
     "potential_velocity",
     "power_cost",
+    "ppo",
+    "preference_reward",
     "pseudo_huber",
     "riemannian_error",
     "quadratic_cost",
@@ -223,6 +232,7 @@ __all__ = [
     "regularized_nll",
     "relativistic_gan",
     "reverse_kl",
+    "reward_weights",
     "self_corrected",
     "selected",
     "self_correction",
