@@ -2,12 +2,13 @@
 
 `cfg`, `guided`, `negative` and `autoguidance` evaluate two velocities, and a `Combine` says what
 becomes of them: `scaled`, `interval`, `rescaled`, `projected`, `zero_star`. `classifier_guidance`
-follows the gradient of a classifier, `reward_guidance` that of a reward. `density` prescribes the log-density along the way,
-`to_quantile` that of the latent. `extrapolate` and `score_sum` guide causal flows of tokens.
-`denoise` takes noise out by the score of a density. `given_parts` makes the velocity of some parts
-of a joint one where others are given, and `parts` guides parts by one another. Discrete flows are
-guided in the law of their tokens (`discrete_cfg`, `tempered`), in the rates of their jumps
-(`predictor_rates`, `taylor_rates`), or by a reward of clean data (`reweighted_jump`).
+follows the gradient of a classifier, `reward_guidance` that of a reward. `density` prescribes the
+log-density along the way, `to_quantile` that of the latent. `extrapolate` and `score_sum` guide
+causal flows of tokens. `denoise` takes noise out by the score of a density. `given_parts` makes the
+velocity of some parts of a joint one where others are given, and `parts` guides parts by one
+another. Discrete flows are guided in the law of their tokens (`discrete_cfg`, `tempered`), in the
+rates of their jumps (`predictor_rates`, `taylor_rates`), or by a reward of clean data
+(`reweighted_jump`).
 
 A guided velocity is that velocity, exactly; the samples that it leads to do not follow the tilted
 density p(x) p(y | x)^w.

@@ -264,7 +264,7 @@ def grpo(step: Step, *, clip: float = 1e-4, kl: float = 0.0) -> Loss:
 
         mean over rows and steps of  -min(q A, clip(q, 1 - c, 1 + c) A) + kl KL
         log q = mean over the event of  log N(x'; m, s^2) - log N(x'; m_old, s_old^2)
-        KL = mean over the event of  ((m - m_ref)^2 / s_ref^2 + s^2 / s_ref^2 - 1) / 2 - log(s/s_ref)
+        KL = mean over the event of  (((m - m_ref)^2 + s^2) / s_ref^2 - 1) / 2 - log(s / s_ref)
 
     s is the standard deviation of the step itself, with the length of the step in it. Log-ratios
     are means over the D numbers of an event, as in the code of the paper, and so is the KL: of the
@@ -349,7 +349,7 @@ def grpo(step: Step, *, clip: float = 1e-4, kl: float = 0.0) -> Loss:
 
 
 def ppo(step: Step, *, clip: float = 0.2, entropy: float = 0.0) -> Loss:
-    """PPO of few-step policies: one clipped ratio for all steps that made an action, as in ReinFlow.
+    """PPO of few-step policies: one clipped ratio for all steps that made an action.
 
     Also known as: ReinFlow, proximal policy optimization of flow policies.
 
@@ -430,7 +430,7 @@ def _steps_first(tree):
 
 
 def _broadcast(law: _Normal) -> tuple[Array, Array, Array]:
-    """(mean, std, whether there is noise), all shaped like the mean; std is 1 where there is none."""
+    """(mean, std, whether there is noise), shaped like the mean; std is 1 where there is none."""
     dtype = float_dtype(law.mean, law.std)
     mean = law.mean.astype(dtype)
     std = jnp.broadcast_to(expand_to(law.std.astype(dtype), mean), mean.shape)
@@ -457,7 +457,7 @@ def _kl(new: _Normal, reference: _Normal) -> Array:
 
 def _entropy(law: _Normal) -> Array:
     _, s, drawn = _broadcast(law)
-    return jnp.where(drawn, jnp.log(s) + 0.5 * np.log(2 * np.pi * np.e), 0)
+    return jnp.where(drawn, jnp.log(s) + 0.5 * math.log(2 * math.pi * math.e), 0)
 
 
 def _surrogate(log_ratio, advantage, clip):
