@@ -98,6 +98,8 @@ JOBS = [
     ["experiments/few_steps_digits/run.py --out {} --short"],
     ["experiments/few_step_solvers/run.py --out {} --short"],
     ["experiments/restoration_knob/run.py --out {} --short"],
+    ["experiments/reward_digits/run.py --out {} --short"],
+    ["experiments/reinflow_planning/run.py --out {} --short"],
     ["experiments/transition_matching/run.py --out {} --short"],
     ["experiments/sbi_pack/run.py fit --short"],
     ["jflow train experiments/captioned_digits/jetformer.py short=True --workdir {}/run --quiet"],
