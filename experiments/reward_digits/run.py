@@ -26,7 +26,7 @@ from jflow import data, guidance, losses, metrics, nets, solvers, train
 from jflow.solvers import grids, noises
 from jflow.types import Field
 
-BETA = 0.02  # the weight of the KL, in the unit of the reward
+BETA = 0.04  # the weight of the KL, in the unit of the reward
 
 
 def ink(x, cond=None):
@@ -63,14 +63,14 @@ def rows_of(table, batch):
     return draw
 
 
-def pairs_of(x, cond, reward):
-    """Pairs of one class, one after the other in order of their rows: {'x' the one with more ink,
-    'worse', 'cond'}."""
+def pairs_of(x, cond, reward, rng):
+    """Pairs of one class, {'x' the preferred one, 'worse', 'cond'}: the one with more ink by a
+    difference d is preferred with probability sigmoid(d / BETA), as Bradley and Terry have it."""
     better, worse = [], []
     for c in range(10):
         rows = np.flatnonzero(cond == c)
         first, second = rows[: len(rows) // 2], rows[len(rows) // 2 : len(rows) // 2 * 2]
-        more = reward[first] > reward[second]
+        more = rng.logistic(size=len(first)) < (reward[first] - reward[second]) / BETA
         better.append(np.where(more, first, second))
         worse.append(np.where(more, second, first))
     better, worse = np.concatenate(better), np.concatenate(worse)
@@ -184,7 +184,7 @@ def main() -> None:
     adam = optax.chain(
         optax.clip_by_global_norm(1.0), optax.adam(optax.cosine_decay_schedule(3e-4, args.tune))
     )
-    clocked("bank")
+    began = time.process_time()
     tuned, _ = run_updates(
         losses.chain(losses.reward_weights(BETA), losses.flow_matching(velocity)),
         adam,
@@ -196,13 +196,21 @@ def main() -> None:
     clocked("RWR")
     drawn["RWR"] = plain(tuned, noise, labels)
 
-    pairs = pairs_of(np.asarray(bank), table["cond"], own)
-    tuned, history = run_updates(
-        losses.dpo(velocity, 20.0), adam, base, keys["dpo"], rows_of(pairs, 256), args.tune, frozen
-    )
-    clocked("DPO")
-    print(f"DPO: accuracy {history['accuracy'][-50:].mean():.3f}", flush=True)
-    drawn["DPO"] = plain(tuned, noise, labels)
+    rng = np.random.default_rng(args.seed)
+    pairs = pairs_of(np.asarray(bank), table["cond"], own, rng)
+    for weight in (64.0, 256.0):
+        tuned, history = run_updates(
+            losses.dpo(velocity, weight),
+            adam,
+            base,
+            jax.random.clone(keys["dpo"]),
+            rows_of(pairs, 256),
+            args.tune,
+            frozen,
+        )
+        clocked(f"DPO, beta {weight:g}")
+        print(f"DPO, beta {weight:g}: accuracy {history['accuracy'][-50:].mean():.3f}", flush=True)
+        drawn[f"DPO, beta {weight:g}"] = plain(tuned, noise, labels)
 
     # 4. NRG: a reward of noisy digits, learned from the pairs, guides the base.
     net = jflow.velocity(nets.ResidualMLP(width=64, num_blocks=2, num_classes=10))
@@ -231,7 +239,6 @@ def main() -> None:
     four = jnp.stack([drawn["base"], *(plain(base, z, labels) for z in rest)])
     best = jnp.argmax(jax.vmap(ink)(four), axis=0)
     drawn["best of 4"] = four[best, jnp.arange(len(labels))]
-    rng = np.random.default_rng(args.seed)
     chosen = np.empty(len(labels), int)
     for c in range(10):
         weight = np.exp((own - own.max()) / BETA) * (bank_labels == c)
@@ -245,14 +252,13 @@ def main() -> None:
         return float(ink(x).mean()), float(judge.score(pixels, labels)), energy
 
     floor = score(drawn["base"])[2]
-    work = {"GRPO": "GRPO", "RWR": "RWR", "DPO": "DPO", "base": "base"}
     lines = [
         "| samples of | ink | agreement | energy distance / base | CPU s of training |",
         "|---|---|---|---|---|",
     ]
     for name, x in drawn.items():
         amount, agreement, energy = score(x)
-        spent = seconds.get(work.get(name, "NRG" if name.startswith("NRG") else ""))
+        spent = seconds.get("NRG" if name.startswith("NRG") else name)
         cost = "" if spent is None else f"{spent:.0f}"
         lines.append(f"| {name} | {amount:.4f} | {agreement:.3f} | {energy / floor:.2f} | {cost} |")
     test = np.concatenate([real[c] for c in range(10)])
@@ -260,7 +266,7 @@ def main() -> None:
     print("\n".join(lines))
     (args.out / "table.md").write_text("\n".join(lines) + "\n")
 
-    shown = ["base", "GRPO", "RWR", "DPO", "NRG, scale 1.0", "best of 4"]
+    shown = ["base", "GRPO", "RWR", "DPO, beta 64", "NRG, scale 1.0", "best of 4"]
     rows = np.concatenate([np.asarray(drawn[name][:20]) for name in shown])
     picture = data.image_grid(rows, -1, 1, columns=20, zoom=4)
     image.imsave(args.out / "samples.png", picture, cmap="gray")
