@@ -34,8 +34,9 @@ from jaxtyping import Float
 
 from jflow._core.arrays import expand_to, float_dtype, mean_event, sum_event
 from jflow._core.batch import mean_of_rows, read_batch
-from jflow._core.checks import check_rows, check_weights, check_whole, frozen_entry
+from jflow._core.checks import check_rows, check_weights, check_whole
 from jflow._core.times import Times, check_grid
+from jflow.losses._preferences import reference_of
 from jflow.solvers import Trajectory, sample_sde
 from jflow.types import Array, Cond, Key, Loss, Step
 
@@ -239,7 +240,7 @@ def group_rollouts(
     def rollouts(state, key):
         reference = None
         if future_kl:
-            reference = frozen_entry(name, state.frozen, "reference")
+            reference = reference_of(name, state.params, state.frozen)
         x, batch = walk(state.params, reference, key)
         given = reward(x, batch.get("cond"))
         given = jnp.asarray(check_rows(name, "a reward", jnp.asarray(given), rows))
@@ -322,7 +323,7 @@ def grpo(step: Step, *, clip: float = 1e-4, kl: float = 0.0) -> Loss:
 
     def loss(params, key, batch, frozen=None):
         rows, advantage, cond, weight, reward, future = _read("grpo", batch)
-        reference = frozen_entry("grpo", frozen, "reference") if kl > 0 else None
+        reference = reference_of("grpo", params, frozen) if kl > 0 else None
         if future is not None:
             advantage = advantage - kl * future
 

@@ -1,5 +1,8 @@
 """Tuning by preferences and by rewards of given samples: DPO, rewards of noisy data, weights."""
 
+from collections.abc import Mapping
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 
@@ -17,7 +20,7 @@ from jflow._core.checks import (
 )
 from jflow._core.keys import same_draws
 from jflow.losses._pairs import draw_pairs
-from jflow.types import BatchTransform, Field, Loss, Path, Time, Velocity
+from jflow.types import BatchTransform, Field, Loss, Params, Path, PyTree, Time, Velocity
 
 __all__ = ["dpo", "preference_reward", "reward_weights"]
 
@@ -77,7 +80,7 @@ def dpo(velocity: Velocity, beta: float, *, path: Path = _LINEAR, time: Time = _
     beta = float(beta)
 
     def loss(params, key, batch, frozen=None):
-        reference = frozen_entry("dpo", frozen, "reference")
+        reference = reference_of("dpo", params, frozen)
         x_t, target, t, cond, weight, key = _noisy_pairs("dpo", key, batch, path, time)
 
         def gained(params, key):  # e(better) - e(worse)
@@ -197,6 +200,18 @@ def reward_weights(beta: float) -> BatchTransform:
         return {k: v for k, v in batch.items() if k != "reward"} | {"weight": weight}
 
     return transform
+
+
+def reference_of(name: str, params: Params, frozen: Mapping[str, PyTree] | None) -> Params:
+    """frozen['reference'], without a gradient; ValueError where it has not the form of params."""
+    reference = frozen_entry(name, frozen, "reference")
+    structures: list[Any] = [jax.tree.structure(tree) for tree in (reference, params)]
+    given, expected = structures
+    if given != expected:
+        raise ValueError(
+            f"{name}: expected a reference of the form of params, {expected}, got {given}"
+        )
+    return reference
 
 
 def _noisy_pairs(name, key, batch, path, time):

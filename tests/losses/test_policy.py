@@ -319,7 +319,7 @@ def test_learned_noise_is_within_its_bounds_and_has_its_density():
 
 
 def test_a_run_that_is_resumed_ends_as_one_that_never_stopped(tmp_path):
-    """With a reward of numpy, and with one that fit traces."""
+    """With a reward of numpy; `tuned` has one that is traced."""
     loss, optimizer = losses.grpo(Reference.step, kl=0.1), optax.sgd(0.01)
     step, ends = train.make_step(loss, optimizer), []
     reward = lambda x, cond: np.asarray(x)[:, 0] ** 2  # noqa: E731
@@ -396,6 +396,10 @@ def test_bad_input_is_named():
         (
             "grpo: expected 'reference' in frozen",
             lambda: losses.grpo(Reference.step, kl=1.0)(Reference.params, None, batch),
+        ),
+        (
+            "group_rollouts: expected a reference of the form of params",
+            lambda: make(future_kl=True)(Reference.state({"reference": {}}), key),
         ),
         (
             "ppo: expected the batch of a policy",

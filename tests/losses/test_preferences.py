@@ -184,6 +184,10 @@ def test_bad_input_is_named():
         ("dpo: expected beta > 0, got 0", lambda: losses.dpo(LINE, 0)),
         ("reward_weights: expected beta > 0, got -1", lambda: losses.reward_weights(-1)),
         ("dpo: expected 'reference' in frozen", lambda: loss(params, KEY, batch)),
+        (
+            "dpo: expected a reference of the form of params",
+            lambda: loss(params, KEY, batch, {"reference": {}}),
+        ),
         ("dpo: expected pairs", lambda: loss(params, KEY, {"x": batch["x"]}, frozen)),
         (
             r"dpo: expected 'worse' of shape \[4, 1\], got \[4, 2\]",
