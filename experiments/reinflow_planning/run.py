@@ -273,7 +273,9 @@ def one_seed(seed, task, args):
         "behavior cloning": returns(cloned, key),
         "ReinFlow": returns(state.params["policy"]["velocity"], jax.random.clone(key)),
     }
-    return jax.device_get(rows), curve
+    rows = jax.device_get(rows)
+    print({name: round(float(row.mean()), 1) for name, row in rows.items()}, flush=True)
+    return rows, curve
 
 
 def main() -> None:
@@ -282,8 +284,8 @@ def main() -> None:
     parser.add_argument("--task", choices=("planning", "pendulum"), default="planning")
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--steps", type=int, default=3000, help="updates of behavior cloning")
-    parser.add_argument("--iterations", type=int, default=100, help="rollouts of ReinFlow")
-    parser.add_argument("--envs", type=int, default=256, help="episodes of a rollout")
+    parser.add_argument("--iterations", type=int, default=60, help="rollouts of ReinFlow")
+    parser.add_argument("--envs", type=int, default=64, help="episodes of a rollout")
     parser.add_argument("--width", type=int, default=64)
     parser.add_argument("--rate", type=float, default=3e-4, help="of Adam")
     parser.add_argument("--clip", type=float, default=0.2)
@@ -293,6 +295,8 @@ def main() -> None:
     parser.add_argument("--short", action="store_true", help="seconds: to see that it runs")
     args = parser.parse_args()
     args.episodes, args.test, args.epochs, args.parts, args.pieces = 1000, 500, 4, 4, 10
+    if args.task == "planning":
+        args.envs *= 4  # an episode has 8 decisions, and 50 of the pendulum
     if args.short:
         args.seeds, args.steps, args.iterations, args.envs, args.pieces = 1, 20, 2, 8, 1
         args.episodes, args.test, args.width = 20, 16, 16
