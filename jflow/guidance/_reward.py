@@ -33,7 +33,9 @@ def reward_guidance(
     r(x, t) = log E[exp(R(x1) / beta) | x_t = x]  it is the velocity of the law of data times
     exp(R / beta); a learned reward (`losses.preference_reward`), or one of the predicted data
     (`denoised_reward`), takes its place. Several rewards are a sum of them with weights. c
-    diverges where alpha is 0: for t < start the term of the gradient is taken at time start.
+    diverges where alpha is 0, where the gradient of the exact value vanishes: for t < start the
+    term of the gradient is taken at time start. The gradient of a network does not vanish there:
+    let it be t times a network, or take a later start, such as 0.1.
 
     Args:
         velocity: The velocity to guide. x is an array.
