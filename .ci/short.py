@@ -105,6 +105,8 @@ JOBS = [
     ["experiments/editing_digits/run.py --out {} --short"],
     ["experiments/search_at_inference/run.py --out {} --short"],
     ["experiments/higher_resolution/run.py --out {} --short"],
+    ["experiments/reward_digits/run.py --out {} --short"],
+    ["experiments/reinflow_planning/run.py --out {} --short"],
     ["experiments/transition_matching/run.py --out {} --short"],
     ["experiments/sbi_pack/run.py fit --short"],
     ["jflow train experiments/captioned_digits/jetformer.py short=True --workdir {}/run --quiet"],

@@ -2,12 +2,13 @@
 
 `cfg`, `guided`, `negative` and `autoguidance` evaluate two velocities, and a `Combine` says what
 becomes of them: `scaled`, `interval`, `rescaled`, `projected`, `zero_star`. `classifier_guidance`
-follows the gradient of a classifier. `density` prescribes the log-density along the way,
-`to_quantile` that of the latent. `extrapolate` and `score_sum` guide causal flows of tokens.
-`denoise` takes noise out by the score of a density. `given_parts` makes the velocity of some parts
-of a joint one where others are given, and `parts` guides parts by one another. Discrete flows are
-guided in the law of their tokens (`discrete_cfg`, `tempered`), in the rates of their jumps
-(`predictor_rates`, `taylor_rates`), or by a reward of clean data (`reweighted_jump`).
+follows the gradient of a classifier, `reward_guidance` that of a reward. `density` prescribes the
+log-density along the way, `to_quantile` that of the latent. `extrapolate` and `score_sum` guide
+causal flows of tokens. `denoise` takes noise out by the score of a density. `given_parts` makes the
+velocity of some parts of a joint one where others are given, and `parts` guides parts by one
+another. Discrete flows are guided in the law of their tokens (`discrete_cfg`, `tempered`), in the
+rates of their jumps (`predictor_rates`, `taylor_rates`), or by a reward of clean data
+(`reweighted_jump`).
 
 A guided velocity is that velocity, exactly; the samples that it leads to do not follow the tilted
 density p(x) p(y | x)^w.
@@ -30,6 +31,7 @@ from jflow.guidance._discrete import (
 from jflow.guidance._mixture import probabilistic_guidance
 from jflow.guidance._parts import PartsCondition, given_parts, parts, single_part
 from jflow.guidance._prior import score_alignment, to_quantile
+from jflow.guidance._reward import denoised_reward, reward_guidance
 from jflow.guidance._simplex import simplex_cfg, simplex_classifier_guidance
 
 __all__ = [
@@ -40,6 +42,7 @@ __all__ = [
     "cfg",
     "classifier_guidance",
     "denoise",
+    "denoised_reward",
     "density",
     "density_step",
     "discrete_cfg",
@@ -56,6 +59,7 @@ __all__ = [
     "projected",
     "quantile",
     "rescaled",
+    "reward_guidance",
     "reweighted_jump",
     "linear_ramp",
     "scaled",

@@ -94,6 +94,8 @@ from jflow.losses._mean_flow import improved_mean_flow, mean_flow
 from jflow.losses._mixture import mixture_matching
 from jflow.losses._pairs import Pairs, draw_pairs
 from jflow.losses._perflow import perflow
+from jflow.losses._policy import group_advantages, group_rollouts, grpo, policy_batch, ppo
+from jflow.losses._preferences import dpo, preference_reward, reward_weights
 from jflow.losses._reconstruction import reconstruction
 from jflow.losses._rectified_diffusion import (
     end_error,
@@ -170,6 +172,7 @@ __all__ = [
     "distillation",
     "distribution_matching",
     "dream",
+    "dpo",
     "draw_times",
     "drop_cond",
     "easy_steps",
@@ -182,6 +185,9 @@ __all__ = [
     "flow_matching",
     "fresh_source",
     "grid_steps",
+    "group_advantages",
+    "group_rollouts",
+    "grpo",
     "heun_step",
     "hierarchical_matching",
     "hinge_gan",
@@ -215,8 +221,11 @@ __all__ = [
     "perceptual_huber",
     "perflow",
     "phased_rectified_diffusion",
+    "policy_batch",
     "potential_velocity",
     "power_cost",
+    "ppo",
+    "preference_reward",
     "pseudo_huber",
     "riemannian_error",
     "quadratic_cost",
@@ -225,6 +234,7 @@ __all__ = [
     "regularized_nll",
     "relativistic_gan",
     "reverse_kl",
+    "reward_weights",
     "self_corrected",
     "selected",
     "self_correction",

@@ -40,6 +40,7 @@ from jflow.solvers._flow_maps import (
     total_derivative,
 )
 from jflow.solvers._hierarchical import HierarchyCondition, sample_hierarchy
+from jflow.solvers._injected import noise_injection
 from jflow.solvers._integrate import SolveInfo, Status
 from jflow.solvers._jumps import (
     adaptive_jump,
@@ -142,6 +143,7 @@ __all__ = [
     "hutchinson",
     "log_prob",
     "log_prob_with_energies",
+    "noise_injection",
     "noises",
     "on_grid",
     "overshoot",

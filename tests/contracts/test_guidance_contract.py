@@ -70,6 +70,15 @@ def logits(velocity):
     return guidance.label_log_prob(Field(velocity.init, apply))
 
 
+def value(velocity):
+    """A reward of noisy data, by the velocity."""
+
+    def apply(params, x, t, cond=None, *, key=None):
+        return velocity.apply(params, x, t, cond, key=key)[:, 0] * x[:, 1]
+
+    return Field(velocity.init, apply)
+
+
 def mixture(velocity):
     """Two Gaussians beside the velocity."""
 
@@ -153,6 +162,13 @@ TABLE = {
         evaluations=(B, B),
         needs_cond="classifier_guidance",
         params=("velocity", "classifier"),
+    ),
+    "reward_guidance": Row(
+        lambda v, scale: guidance.reward_guidance(v, value(v), scale),
+        neutral=0.0,
+        exactly=True,
+        evaluations=(B, B),
+        params=("velocity", "reward"),
     ),
     "density": Row(
         lambda v, q: guidance.density(v, guidance.quantile(q)),
@@ -253,6 +269,7 @@ TABLE = {
 EXCUSED = {
     **dict.fromkeys(("Combine", "Excess", "PartsCondition"), "a type"),
     "given_parts": "in the row of single_part",
+    "denoised_reward": "a field of rewards, tests/losses/test_preferences.py",
     "denoise": "of a density, tests/guidance/test_denoise.py",
     "density_step": "a Step, tests/contracts/test_step_contract.py",
     "label_log_prob": "a field of classifiers, in classifier_guidance",

@@ -53,7 +53,7 @@ NETWORKS = (
     "classifier",
 )
 PARAMS = {**ONE, **dict.fromkeys(NETWORKS, ONE), "base": {}}
-FROZEN = {"teacher": ONE, "ema": PARAMS, "velocity": ONE, "step": jnp.int32(3)}
+FROZEN = {"teacher": ONE, "reference": ONE, "ema": PARAMS, "velocity": ONE, "step": jnp.int32(3)}
 BATCH = {"x": X, "x0": X + 1.0, "cond": LABELS, "weight": T}
 
 
@@ -96,6 +96,26 @@ def loss(made, without=(), params=PARAMS, frozen=FROZEN, **more):
     """key -> the loss of one batch."""
     batch = {name: value for name, value in {**BATCH, **more}.items() if name not in without}
     return lambda key: made(params, key, batch, frozen)[0]
+
+
+STOCHASTIC = solvers.euler_maruyama(V, 0.5)
+POLICY = train.init_state(ONE, optax.sgd(0.1), KEY, frozen={"reference": ONE})
+ROLLOUTS = losses.group_rollouts(
+    STOCHASTIC,
+    lambda x, cond: x[:, 0],
+    source=lambda key, n: jax.random.normal(key, (n, 2)),
+    grid=GRID,
+    groups=2,
+    group_size=2,
+    conds=lambda key, n: jax.random.randint(key, (n,), 0, 3),
+    keep=2,
+    future_kl=True,
+)
+
+
+def rollout(made):
+    """key -> the loss of the batch of a rollout."""
+    return lambda key: made(ONE, None, ROLLOUTS(POLICY, key), FROZEN)[0]
 
 
 class Identity(nn.Module):
@@ -233,6 +253,12 @@ LOSSES = {
     "discrete_kl": loss(losses.discrete_kl(LOGITS_OF_TOKENS), x=CODES, x0=CODES[::-1]),
     "discrete_matching": loss(losses.discrete_matching(LOGITS_OF_TOKENS), x=CODES, x0=CODES[::-1]),
     "distillation": loss(losses.distillation(V)),
+    "dpo": loss(losses.dpo(V, 1.0), worse=X[::-1]),
+    "grpo": rollout(losses.grpo(STOCHASTIC, kl=0.1)),
+    "group_rollouts": lambda key: ROLLOUTS(POLICY, key),
+    "ppo": rollout(losses.ppo(STOCHASTIC)),
+    "preference_reward": loss(losses.preference_reward(LOGITS), worse=X[::-1]),
+    "reward_weights": loss(losses.chain(losses.reward_weights(1.0), MATCHING), reward=T),
     "distribution_matching": loss(losses.distribution_matching(losses.fixed_steps(V, 2), V, V)),
     "dream": loss(losses.dream(V)),
     "flow_guided_distillation": loss(losses.flow_guided_distillation(V, V)),
@@ -276,6 +302,7 @@ NOT_LOSSES = (
     "ConvexCost GanObjective Generate HierarchyLevel Importance Pairs ScoreWeight "
     "adaptive_weight averaged_target clipped_tangent count_steps draw_pairs draw_times "
     "easy_steps end_error euler_step fixed_steps flow_map_residual frozen_entry grid_steps "
+    "group_advantages policy_batch "
     "heun_step hinge_gan inner_potential inverse_error_weight inverse_noise_step "
     "inverse_time_step kl_weight learn_importance learned_times least_squares_gan "
     "likelihood_importance likelihood_weight mean_event mean_of_rows mean_squared_error "

@@ -153,6 +153,44 @@ def selected(params, key, batch, frozen=None):
     return part({"part": params, "other": 0.0}, key, {**batch, "other": batch["x"]})
 
 
+def policy(make):
+    """A policy gradient of two steps between the states that the batch holds, rows x0 and x."""
+    loss = make(solvers.euler_maruyama(VELOCITY, 0.5))
+
+    def of_states(params, key, batch, frozen=None):
+        more = {k: v for k, v in batch.items() if k not in ("x", "x0", "weight")}
+        x, x0 = batch["x"], batch["x0"]
+        b = x.shape[0]
+        times = lambda t: jnp.broadcast_to(jnp.asarray(t, x.dtype), (b, 2))  # noqa: E731
+        steps = {
+            "x": jnp.stack([x0, x], 1),
+            "x_next": jnp.stack([x, x0], 1),
+            "mean": jnp.stack([x, x], 1),
+            "std": times([0.5, 0.6]),
+            "t": times([0.2, 0.5]),
+            "t_next": times([0.5, 0.9]),
+            "advantage": x[:, 0],
+            "weight": batch["weight"],
+        }
+        return loss(params, key, steps | more, frozen)
+
+    return of_states
+
+
+def preferred(make):
+    """A loss of pairs, x the better and x0 the worse of two."""
+    return lambda params, key, batch, frozen=None: make(
+        params, key, {k: v for k, v in batch.items() if k != "x0"} | {"worse": batch["x0"]}, frozen
+    )
+
+
+def of_rewards(params, key, batch, frozen=None):
+    """Weighted by a reward."""
+    loss = losses.chain(losses.reward_weights(0.5), losses.flow_matching(VELOCITY))
+    reward = jnp.where(batch["weight"] != 0, batch["x"][:, 0], 0)
+    return loss(params, key, {**batch, "reward": reward}, frozen)
+
+
 def of_tokens(make):
     """A loss of tokens, 0 or 1, of the numbers of the batch."""
     logits = lambda params, x, t, cond=None, *, key=None: slope(  # noqa: E731
@@ -213,10 +251,12 @@ TABLE = {
     "consistency_training": Row(losses.consistency_training(VELOCITY, steps=STEPS)),
     "discrete_kl": Row(of_tokens(losses.discrete_kl)),
     "discrete_matching": Row(of_tokens(losses.discrete_matching)),
+    "dpo": Row(preferred(losses.dpo(VELOCITY, 2.0))),
     "distillation": Row(losses.distillation(VELOCITY)),
     "distribution_matching": Row(imitation),
     "flow_guided_distillation": Row(losses.flow_guided_distillation(VELOCITY, VELOCITY)),
     "dream": Row(losses.dream(VELOCITY)),
+    "grpo": Row(policy(lambda step: losses.grpo(step, clip=np.inf, kl=0.5))),
     "flow_matching": Row(losses.flow_matching(VELOCITY)),
     "flow_matching of a stable coupling": Row(
         losses.chain(couplings.pair(couplings.stable_matching()), losses.flow_matching(VELOCITY)),
@@ -244,9 +284,12 @@ TABLE = {
         losses.chain(losses.path_states(2), losses.flow_matching(VELOCITY)), paired=True
     ),
     "perflow": Row(losses.perflow(VELOCITY, VELOCITY, method=1)),
+    "ppo": Row(policy(lambda step: losses.ppo(step, clip=np.inf, entropy=0.1))),
+    "preference_reward": Row(preferred(losses.preference_reward(SCALAR))),
     "reconstruction": Row(reconstruction, paired=False),
     "rectified_diffusion": Row(losses.rectified_diffusion(VELOCITY)),
     "regularized_nll": Row(regularized_nll, paired=False),
+    "reward_weights": Row(of_rewards),
     "selected": Row(selected, paired=False),
     "self_correction": Row(losses.self_correction(VELOCITY, VELOCITY)),
     "shortcut": Row(losses.shortcut(MAP)),
@@ -279,7 +322,7 @@ def batch(row, rows, dtype=np.float32):
 
 
 def frozen(number):
-    return {"teacher": number, "ema": number, "step": jnp.int32(0)}
+    return {"teacher": number, "ema": number, "reference": number + 0.1, "step": jnp.int32(0)}
 
 
 def gradient(row):
@@ -318,7 +361,7 @@ def test_types_and_no_rows(name, x64):
         assert {leaf.dtype for leaf in jax.tree.leaves(made)} == {np.dtype(np.float32)}
 
 
-KEYLESS = ("bespoke_error", "nll", "regularized_nll", "selected")
+KEYLESS = ("bespoke_error", "grpo", "nll", "ppo", "regularized_nll", "selected")
 
 
 @pytest.mark.parametrize("name", TABLE)

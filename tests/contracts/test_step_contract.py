@@ -109,6 +109,7 @@ EXCUSED = {
         "midpoint_in_log_snr pseudo_corrector unipc".split(),
         "diffrax solvers, tests/solvers/test_exponential_multistep.py",
     ),
+    "noise_injection": "changes what is sampled, on purpose: tests/losses/test_policy.py",
     "reflected": "a diffrax solver, tests/solvers/test_reflected.py",
     **dict.fromkeys(
         "JVP apply_flow_map consistency_map expanded_time finite_difference instantaneous_velocity "
