@@ -99,14 +99,19 @@ jax.monitoring.register_event_duration_secs_listener(
 )
 
 
-def compiled_again(**calls) -> dict[str, int]:
-    """Make every call twice: {name: the programs that the second call compiled}, without those that
-    compiled none."""
-    again = {}
+def called_twice(**calls) -> tuple[dict, dict[str, int]]:
+    """Make every call twice: ({name: what the first one returned}, {name: the programs that the
+    second call compiled}, without those that compiled none)."""
+    results, again = {}, {}
     for name, call in calls.items():
-        call()
+        results[name] = call()
         before = _COUNT[0]
         call()
         if _COUNT[0] > before:
             again[name] = _COUNT[0] - before
-    return again
+    return results, again
+
+
+def compiled_again(**calls) -> dict[str, int]:
+    """{name: the programs that a second call compiled}, without those that compiled none."""
+    return called_twice(**calls)[1]

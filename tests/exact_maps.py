@@ -136,7 +136,7 @@ def over_keys(function, batches, seed):
     return measure
 
 
-def mean_gradient(loss, draw, frozen=None, batches=50, rows=2000):
+def mean_gradient(loss, draw, frozen=None, batches=50, rows=1000):
     """measure(params) -> (mean, standard error) of the gradient over batches of fresh rows
     draw(key, n), by the names of params."""
 
