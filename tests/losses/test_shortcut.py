@@ -6,7 +6,16 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-from exact_maps import GAUSSIAN, MIXTURE, ORACLES, at, exact_map, near_map, same_when_repeated
+from exact_maps import (
+    GAUSSIAN,
+    MIXTURE,
+    ORACLES,
+    at,
+    exact_map,
+    near_map,
+    same_when_repeated,
+    standard_scores,
+)
 from jax.random import clone
 
 import jflow
