@@ -82,6 +82,22 @@ def draw_raw(seed, scale, shape, dtype):
     return (scale * np.random.default_rng(seed).normal(size=shape)).astype(dtype)
 
 
+@pytest.mark.parametrize("name", TABLE)
+def test_raw_zero_is_the_identity(name):
+    bound, bijection = TABLE[name].bound, TABLE[name].make()
+    assert isinstance(bijection, Elementwise)
+    x = np.concatenate(
+        [np.linspace(-1.3 * bound, 1.3 * bound, 521), special_points(bound, np.float32)]
+    )
+    x = x.astype(np.float32)
+    raw = np.zeros((x.size, bijection.size), np.float32)
+    for y, log_slope in jax.jit(lambda x: (bijection.forward(x, raw), bijection.inverse(x, raw)))(
+        x
+    ):
+        np.testing.assert_allclose(y, x, rtol=1e-7, atol=1e-6)
+        np.testing.assert_allclose(log_slope, 0, atol=1e-6)
+
+
 @functools.cache
 def in_float64(name):
     """On rows of ascending x, each row with its own mild or saturated raw: values, slopes and their
@@ -143,18 +159,15 @@ def test_log_slope_is_the_derivatives_and_the_map_is_monotone(name, x64):
 @pytest.mark.parametrize(
     "name, dtype", [(name, dtype) for name, row in TABLE.items() for dtype in row.dtypes]
 )
-def test_raw_zero_is_the_identity_and_gradients_are_finite_at_special_points(name, dtype):
-    """The first row has raw = 0."""
+def test_values_and_gradients_are_finite_at_special_points(name, dtype):
     bound, bijection = TABLE[name].bound, TABLE[name].make()
-    assert isinstance(bijection, Elementwise)
     with jax.enable_x64(dtype == "float64"):
         x = special_points(bound, np.float32 if dtype == "bfloat16" else dtype)
-        x = np.concatenate([np.linspace(-1.3 * bound, 1.3 * bound, 53).astype(x.dtype), x])
         raw = [
-            draw_raw(i, scale, (40, 1, bijection.size), float)
+            draw_raw(i, scale, (12, 1, bijection.size), float)
             for i, scale in enumerate(TABLE[name].saturation)
         ]
-        raw = np.concatenate([np.zeros((1, 1, bijection.size)), *raw])
+        raw = np.concatenate(raw)
         raw = jnp.asarray(np.broadcast_to(raw, (len(raw), x.size, bijection.size)), dtype)
         x = jnp.asarray(np.broadcast_to(x, raw.shape[:-1]), dtype)
 
@@ -168,8 +181,6 @@ def test_raw_zero_is_the_identity_and_gradients_are_finite_at_special_points(nam
 
         for (y, log_slope), (x_bar, raw_bar) in run(x, raw):
             assert y.dtype == log_slope.dtype == jnp.promote_types(dtype, jnp.float32)
-            np.testing.assert_allclose(y[0], np.asarray(x[0], y.dtype), rtol=1e-7, atol=1e-6)
-            np.testing.assert_allclose(log_slope[0], 0, atol=1e-6)
             for value in (y, log_slope, x_bar, raw_bar):
                 assert np.all(np.isfinite(np.asarray(value, np.float64)))
             assert np.any(np.asarray(raw_bar, np.float64) != 0)

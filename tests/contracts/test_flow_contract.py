@@ -19,7 +19,6 @@ from jflow import distributions, flows, guidance, nets
 from jflow.types import Flow
 
 B = 6
-N = 20_000  # samples of two dimensions
 
 
 class Row(NamedTuple):
@@ -29,7 +28,8 @@ class Row(NamedTuple):
     precision: float = 1e-4  # of a log-density by two routes, in nats
     support: tuple[float, float] = (-np.inf, np.inf)
     base_shift: float = 0.0  # added to the base's parameters
-    points: int = 400  # a side of the grid on which the density is integrated
+    points: int = 200  # a side of the grid on which the density is integrated
+    samples: int = 10_000  # for the test of what is sampled, where events are of two numbers
     event: tuple[int, ...] = (
         2,
     )  # of most tests; the density is integrated in two dimensions alone
@@ -136,8 +136,8 @@ def cnf(event):
 
 
 TABLE = {
-    "bnaf": Row(lambda event: flows.bnaf(event, hidden=3), cond=vector),
-    "cnf": Row(cnf, precision=1e-3, points=200),  # two solves of 24 steps
+    "bnaf": Row(lambda event: flows.bnaf(event, hidden=3), cond=vector, samples=4000),
+    "cnf": Row(cnf, precision=1e-3, points=120, samples=4000),  # two solves of 24 steps
     "dequantization_noise": Row(
         lambda event: on_vectors(
             flows.dequantization_noise((1, *event, 1), net=nets.GlowNet(4)), (1, *event, 1)
@@ -168,10 +168,8 @@ TABLE = {
     "glow of labels": Row(
         lambda event: glow(event, embed=nn.Embed(3, 4), reversible=2), event=(4,), cond=labels
     ),
-    "jet": Row(jet, points=200),
-    "jet of labels": Row(
-        lambda event: jet(event, num_classes=3, reversible=2), cond=labels, points=200
-    ),
+    "jet": Row(jet),
+    "jet of labels": Row(lambda event: jet(event, num_classes=3, reversible=2), cond=labels),
     "iaf": Row(lambda event: autoregressive(flows.iaf, event, remat=True)),
     "maf": Row(lambda event: autoregressive(flows.maf, event)),
     "maf of labels": Row(
@@ -199,17 +197,16 @@ TABLE = {
     "residual_flow of labels": Row(
         lambda event: residual_flow(event, embed=nn.Embed(3, 4)), cond=labels
     ),
-    "starflow": Row(starflow, points=200),
+    "starflow": Row(starflow),
     "starflow guided": Row(
         lambda event: starflow(event, num_classes=3, guide=guidance.score_sum(1.0, null=3)),
         cond=labels,
-        points=200,
     ),
     "sylvester": Row(lambda event: flows.sylvester(event, depth=2)),
     "sylvester of a vector": Row(
         lambda event: flows.sylvester(event, depth=2, hidden=(8,)), cond=vector
     ),
-    "tarflow": Row(tarflow, points=200),
+    "tarflow": Row(tarflow),
     "transformed": Row(
         lambda event: flows.transformed(real_nvp(event), bj.supports.interval(0, 1)),
         support=(0.0, 1.0),
@@ -217,7 +214,6 @@ TABLE = {
     "tarflow of a vector by Jacobi": Row(
         lambda event: tarflow(event, sampler=bj.decoding.jacobi(2), remat=True),
         cond=vector,
-        points=200,
     ),
 }
 
@@ -271,7 +267,7 @@ def measured(name):
     traces = []
     plane = TABLE[name].event == (2,)
     points = grid_points(name, TABLE[name].points, 2)[0].astype(np.float32) if plane else x[:0]
-    n = N if plane else B
+    n = TABLE[name].samples if plane else B
     more = lambda rows: jax.tree.map(  # noqa: E731
         lambda c, one: np.concatenate([c, one]), cond, one_cond(name, rows)
     )
@@ -331,7 +327,7 @@ def test_sample_and_log_prob_agree_with_sample_and_with_log_prob(name):
     r, row = measured(name), TABLE[name]
     sample = r["without jit"]["sample"]
     x, log_prob = r["without jit"]["sample_and_log_prob"]
-    n = N if row.event == (2,) else B
+    n = row.samples if row.event == (2,) else B
     assert x.shape == sample.shape == (n, *row.event)
     assert x.dtype == jnp.float32 and log_prob.shape == (n,)
     if name != "cnf":  # whose one key also has probes to draw
@@ -492,7 +488,7 @@ def test_the_density_of_one_dimension_integrates_to_one_and_is_what_is_sampled(n
 
 @pytest.mark.parametrize("name", [name for name, row in TABLE.items() if row.event == (2,)])
 def test_the_density_of_two_dimensions_integrates_to_one_and_is_what_is_sampled(name):
-    """160,000 points as a rule, 2e-3; then a chi-squared test of 20,000 samples, false alarm 1 in
+    """40,000 points as a rule, 2e-3; then a chi-squared test of 10,000 samples, false alarm 1 in
     1000, fixed seed. Of what is called without jit."""
     r, points = measured(name)["without jit"], TABLE[name].points
     mass = masses(r["log_prob"][B:], grid_points(name, points, 2)[1])
