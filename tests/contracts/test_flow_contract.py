@@ -510,7 +510,7 @@ def test_the_density_of_two_dimensions_integrates_to_one_and_is_what_is_sampled(
     assert common.sum() > 30 and statistic < scipy.stats.chi2.isf(1e-3, len(seen) - 1)
 
 
-@pytest.mark.parametrize("event", [(5,), (3, 2), (4, 4, 1), ()], ids=str)
+@pytest.mark.parametrize("event", [(3, 2), (2, 2, 1), ()], ids=str)
 @pytest.mark.parametrize("name", ["maf", "neural_spline", "real_nvp"])
 def test_recipes_take_any_event_shape(name, event):
     """Others are (1,) and (2,), above. Sampling and its density, then back to the base by the
