@@ -1,11 +1,14 @@
 """How programs of tests are compiled, and how many a call compiles."""
 
+import functools
 import os
 import subprocess
 import sys
 import threading
 
 import jax
+from flax.core import meta
+from flax.core.scope import Scope
 from jax._src.interpreters import mlir
 
 _FLAGS = (
@@ -63,6 +66,31 @@ def leave_contexts() -> None:
     vars(_CONTEXTS).clear()
 
 
+def compare_shapes_once() -> None:
+    """Ask an initializer once for the shapes that it makes. Flax traces it each time that a module
+    reads the parameter, to compare them, which is a seventh of what tracing costs."""
+    ask = Scope.param
+
+    @functools.lru_cache(1024)
+    def shapes(init, args, named):
+        made = jax.eval_shape(lambda: init(jax.random.key(0), *args, **dict(named)))
+        return [leaf.shape for leaf in jax.tree.leaves(made)]
+
+    def param(self, name, init_fn, *args, unbox=True, **named):
+        if self.has_variable("params", name):
+            value = self.get_variable("params", name)
+            try:
+                expected = shapes(init_fn, args, tuple(named.items()))
+            except TypeError:  # an argument without a hash
+                expected = None
+            if expected == [jax.numpy.shape(leaf) for leaf in jax.tree.leaves(value)]:
+                self.reserve(name, "params")
+                return meta.unbox(value) if unbox else value
+        return ask(self, name, init_fn, *args, unbox=unbox, **named)
+
+    Scope.param = param
+
+
 _COUNT = [0]
 jax.monitoring.register_event_duration_secs_listener(
     lambda name, seconds, **_: _COUNT.__setitem__(
@@ -71,14 +99,19 @@ jax.monitoring.register_event_duration_secs_listener(
 )
 
 
-def compiled_again(**calls) -> dict[str, int]:
-    """Make every call twice: {name: the programs that the second call compiled}, without those that
-    compiled none."""
-    again = {}
+def called_twice(**calls) -> tuple[dict, dict[str, int]]:
+    """Make every call twice: ({name: what the first one returned}, {name: the programs that the
+    second call compiled}, without those that compiled none)."""
+    results, again = {}, {}
     for name, call in calls.items():
-        call()
+        results[name] = call()
         before = _COUNT[0]
         call()
         if _COUNT[0] > before:
             again[name] = _COUNT[0] - before
-    return again
+    return results, again
+
+
+def compiled_again(**calls) -> dict[str, int]:
+    """{name: the programs that a second call compiled}, without those that compiled none."""
+    return called_twice(**calls)[1]

@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import scipy.stats
+from jax.random import clone
 from keys import KEYS
 
 from jflow import domains, paths
@@ -93,7 +94,9 @@ def test_uniform_laws():
     """Kolmogorov-Smirnov for numbers whose law is known, and log-densities: of the volume inside,
     -inf outside, NaN for NaN."""
     n = 4000
-    draws = jax.jit(lambda: [d.uniform.sample({}, KEYS[1], n) for d, _ in list(TABLE.values())[:5]])
+    draws = jax.jit(
+        lambda: [d.uniform.sample({}, clone(KEYS[1]), n) for d, _ in list(TABLE.values())[:5]]
+    )
     box, ball, image, simplex, tokens = (np.asarray(d, np.float64) for d in draws())
     norm = np.sqrt(np.sum(image**2, axis=(1, 2, 3)))
     for u in (

@@ -61,7 +61,7 @@ def test_fit_trains_the_adapter_alone(kind, tmp_path):
         base = drawn(jax.eval_shape(model.init, jax.random.key(0), x, x[:, 0], x[:, 0]))
     adapter = adapters.lora_activations(1, where="blocks/*")
     adapter = adapters.k_adapter(2) if kind == "k_adapter" else adapter
-    fresh = adapter.init(jax.random.key(1), base)
+    fresh = drawn(jax.eval_shape(adapter.init, jax.random.key(1), base), 1)
     loss = adapters.adapter_loss(make(adapters.wrap(model, adapter)))
     optimizer = optax.adam(1e-2)
     start = train.init_state(fresh, optimizer, jax.random.key(2), ema=0.9, frozen={"base": base})

@@ -213,10 +213,11 @@ def test_the_gradient_of_the_inverse_is_that_of_the_unrolled_one(x64):
     params = with_noise(bj.autoregressive(SPLINE, net), y, cond)
 
     def unrolled(params, y, cond):
-        x = y
-        for _ in range(6):
-            x, log_slope = SPLINE.inverse(y, net.apply({"params": params["net"]}, x, cond))
-        return x, log_slope.sum(1)
+        def again(x, _):
+            return SPLINE.inverse(y, net.apply({"params": params["net"]}, x, cond))
+
+        x, log_slopes = jax.lax.scan(again, y, length=6)
+        return x, log_slopes[-1].sum(1)
 
     def scalar(apply, scale):
         def value(*args):

@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from compiling import compiled_again
+from compiling import called_twice
 from keys import KEYS, keys_consumed_twice
 
 from jflow import bijectors as bj
@@ -374,14 +374,6 @@ def measured(name):
         forward = at(lambda z: bijector.forward(params, z, cond), along_x, z)
         return forward, at(lambda p, x: bijector.inverse(p, x, cond), along_z, params, x)
 
-    @jax.jit
-    def rest(params, z, cond):
-        r = {}
-        with jax.numpy_dtype_promotion("standard"):
-            r["bfloat16"] = bijector.forward(params, z.astype(jnp.bfloat16), cond)
-        r["vmap"] = jax.vmap(lambda z: bijector.forward(params, z, cond))(jnp.stack([-z, z]))
-        return r
-
     def run(z, x, cond=cond, along_z=None):
         return both(
             params, z, x, cond, jnp.ones_like(x), jnp.ones_like(z) if along_z is None else along_z
@@ -409,11 +401,11 @@ def measured(name):
             "forward": lambda: bijector.forward(params, z, cond),
             "inverse": lambda: bijector.inverse(params, x, cond),
         }
-        r = there_and_back(z, x) | rest(params, z, cond)
-        r["without jit"] = {name: call() for name, call in calls.items()}
-        r["compiled again"] = compiled_again(**calls)
+        r = there_and_back(z, x)
+        with jax.numpy_dtype_promotion("standard"):
+            r["bfloat16"] = jax.jit(bijector.forward)(params, z.astype(jnp.bfloat16), cond)
+        r["without jit"], r["compiled again"] = called_twice(**calls)
         r["grads"] = run(z, x, along_z=jnp.cos(r["z_of_x"]))[1]["grad"][0]  # of the sum of sin(z)
-        r["minus z"] = run(-z, x)[0]["out"]
         r["missing"] = there_and_back(missing(z), missing(x))
         if row.extreme:
             r["extreme"] = run(1e6 * jnp.sign(z), 1e6 * jnp.sign(x))
@@ -514,12 +506,10 @@ def test_the_gradient_of_the_inverse_takes_back_the_one_of_the_map(name):
 
 
 @pytest.mark.parametrize("name", TABLE)
-def test_jit_and_vmap_change_nothing_and_trace_once(name):
+def test_jit_changes_nothing_and_traces_once(name):
+    """vmap is in the Jacobians above: what it gives, row by row, the inverse takes back."""
     _, _, r = measured(name)
     assert r["traces"] == 1
-    np.testing.assert_allclose(r["vmap"][0][0], r["minus z"], atol=1e-5, rtol=1e-5)
-    np.testing.assert_allclose(r["vmap"][0][1], r["x_of_z"], atol=1e-5, rtol=1e-5)
-    np.testing.assert_allclose(r["vmap"][1][1], r["forward_log_det"], atol=1e-4, rtol=1e-5)
     eager = r["without jit"]["forward"]
     np.testing.assert_allclose(eager[0], r["x_of_z"], atol=1e-5, rtol=1e-5)
     np.testing.assert_allclose(eager[1], r["forward_log_det"], atol=1e-4, rtol=1e-5)

@@ -164,7 +164,7 @@ def test_values_and_gradients_are_finite_at_special_points(name, dtype):
     with jax.enable_x64(dtype == "float64"):
         x = special_points(bound, np.float32 if dtype == "bfloat16" else dtype)
         raw = [
-            draw_raw(i, scale, (40, 1, bijection.size), float)
+            draw_raw(i, scale, (12, 1, bijection.size), float)
             for i, scale in enumerate(TABLE[name].saturation)
         ]
         raw = np.concatenate(raw)

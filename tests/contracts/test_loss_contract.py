@@ -1,6 +1,7 @@
 """Every loss with weights against what weights promise, in small: a batch of three rows, one of
 weight 0."""
 
+import functools
 from typing import Any, NamedTuple
 
 import diffrax
@@ -327,9 +328,15 @@ def frozen(number):
 
 def gradient(row):
     """By the params, and by what is frozen."""
-    loss = lambda params, held, batch: row.loss(params, KEY, batch, frozen(held))  # noqa: E731
+    loss = lambda params, held, batch, key: row.loss(params, key, batch, frozen(held))  # noqa: E731
     loss = jax.value_and_grad(loss, argnums=(0, 1), has_aux=True)
-    return lambda number, batch: loss(number, number, batch)
+    return lambda number, batch, key: loss(number, number, batch, key)
+
+
+@functools.cache
+def compiled(name):
+    """(number, batch, key) -> ((value, metrics), gradients), for several tests."""
+    return jax.jit(gradient(TABLE[name]))
 
 
 @pytest.mark.parametrize("name", TABLE)
@@ -337,18 +344,19 @@ def test_what_a_row_of_weight_zero_holds_is_nowhere_in_value_metrics_and_gradien
     """Infinity and NaN, of which 0 times is NaN, as little as numbers. The gradient reaches params,
     and nothing that is frozen."""
     row = TABLE[name]
-    found, whole = jax.jit(gradient(row)), batch(TABLE[name], 3)
+    whole = batch(row, 3)
+    found = lambda rows: compiled(name)(np.float32(0.3), rows, KEY)  # noqa: E731
     spoilt = [
         jax.tree.map(lambda a, bad=bad: np.concatenate([a[:2], np.full_like(a[2:], bad)]), whole)
         | {"weight": whole["weight"]}
         for bad in (np.nan, np.inf)
     ]
-    expected = found(np.float32(0.3), spoilt[0] if row.coupled else whole)
+    expected = found(spoilt[0] if row.coupled else whole)
     assert all(np.all(np.isfinite(leaf)) for leaf in jax.tree.leaves(expected))
     slope, held = expected[1]
     assert slope != 0 and held == 0
     for other in spoilt:
-        jax.tree.map(np.testing.assert_array_equal, found(np.float32(0.3), other), expected)
+        jax.tree.map(np.testing.assert_array_equal, found(other), expected)
 
 
 @pytest.mark.parametrize("name", TABLE)
@@ -357,7 +365,7 @@ def test_types_and_no_rows(name, x64):
     that a loss takes."""
     row = TABLE[name]
     for rows in (3, 0):
-        made = jax.eval_shape(gradient(row), np.float32(0.3), batch(row, rows))
+        made = jax.eval_shape(gradient(row), np.float32(0.3), batch(row, rows), KEY)
         assert {leaf.dtype for leaf in jax.tree.leaves(made)} == {np.dtype(np.float32)}
 
 
@@ -390,21 +398,19 @@ def test_a_coupling_may_come_before_it(name):
     """With a finite gradient, and with weights in their place; a loss that draws its own noise
     refuses the pairs."""
     row = TABLE[name]
-    chained = row._replace(loss=losses.chain(REVERSED, row.loss))
+    chained, number = losses.chain(REVERSED, row.loss), np.float32(0.3)
+    run = lambda key, rows: chained(number, key, rows, frozen(number))  # noqa: E731
+    whole = batch(row, 3)
     if not row.paired:
         with pytest.raises(ValueError, match=r"unknown keys in batch: \['x0'\]"):
-            jax.eval_shape(gradient(chained), np.float32(0.3), batch(row, 3))
+            jax.eval_shape(run, KEY, whole)
         return
-    whole = batch(row, 3)
-    value, slopes = jax.jit(gradient(chained))(np.float32(0.3), whole)
-    assert all(np.all(np.isfinite(leaf)) for leaf in jax.tree.leaves((value, slopes)))
     # the key of a chain of one transform, and the pairs by hand
-    ready = row.loss(
-        np.float32(0.3),
-        jax.random.split(KEY)[1],
-        whole | {"x0": whole["x0"][::-1]},
-        frozen(np.float32(0.3)),
+    ready, slopes = compiled(name)(
+        number, whole | {"x0": whole["x0"][::-1]}, jax.random.split(KEY)[1]
     )
+    assert all(np.all(np.isfinite(leaf)) for leaf in jax.tree.leaves((ready, slopes)))
+    value = jax.jit(run)(KEY, whole)
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-7), value, ready)
 
 

@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from jax.random import clone
 from keys import KEYS, keys_consumed_twice
 
 from jflow import domains, manifolds, oracles, paths
@@ -360,19 +361,20 @@ def test_paths(name, x64):
     row, traces = PATHS[name], []
     path = row.path
     x0, x1, t = pairs(name)
-    key = {"key": KEYS[0]} if row.key else {}
+    drawn = {"key": KEYS[0]} if row.key else {}
     h = 1e-6
 
     @jax.jit
     def run(x0, x1, t):
         traces.append(1)
-        return path.point(x0, x1, t, **key), path.target(x0, x1, t, **key)
+        same = {name: clone(key) for name, key in drawn.items()}
+        return path.point(x0, x1, t, **drawn), path.target(x0, x1, t, **same)
 
-    point = lambda t, **more: path.point(x0, x1, t, **(key | more))  # noqa: E731
+    point = lambda t, **more: path.point(x0, x1, t, **(drawn | more))  # noqa: E731
     jitted = run(x0, x1, t)
     run(x0 + 1, x1, t)
     assert len(traces) == 1 and isinstance(path, Path)
-    plain = point(t), path.target(x0, x1, t, **key)
+    plain = point(t), path.target(x0, x1, t, **drawn)
     for one, other in zip(jitted, plain, strict=True):
         np.testing.assert_allclose(one, other, rtol=1e-12, atol=1e-12)
     slope = jax.jvp(point, (t,), (jnp.ones_like(t),))[1]
@@ -385,11 +387,11 @@ def test_paths(name, x64):
     for time, expected in enumerate(ends):
         time = jnp.full_like(t, time)
         np.testing.assert_allclose(point(time), expected, atol=2e-7)
-        assert np.all(np.isfinite(path.target(x0, x1, time, **key)))
+        assert np.all(np.isfinite(path.target(x0, x1, time, **drawn)))
     assert np.array_equal(point(t, key=KEYS[1]), plain[0]) != row.key
     if not row.knots:
         with pytest.raises(ValueError, match=r"times t in \[0, 1\]"):
-            path.point(x0, x1, t + 0.5, **key)
+            path.point(x0, x1, t + 0.5, **drawn)
     if row.key:
         for function in path:
             with pytest.raises(ValueError, match="interpolant is stochastic: it needs a key"):

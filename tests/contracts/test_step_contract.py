@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import scipy.stats
+from jax.random import clone
 from keys import KEYS, keys_consumed_twice
 
 from jflow import domains, guidance, oracles, solvers
@@ -166,7 +167,8 @@ def given(dtype=np.float32):
 
 @functools.cache
 def measured(name):
-    """What is looked at, in one program for each row, called twice: with two keys."""
+    """What is looked at, in a program for the whole walk and one for a step, called with two
+    keys."""
     row, traces = TABLE[name], []
     step = row.make(traced(traces))
     x0, cond = given()
@@ -189,11 +191,18 @@ def measured(name):
     count = len(traces)
     other = run(PARAMS, KEYS[1], x0, cond)
     assert len(traces) == count
+
+    @jax.jit
+    def once(key, x0, cond):
+        rows = jnp.full(B, 0.3), jnp.full(B, 0.4)
+        r = {
+            "scalar": step(PARAMS, x0, 0.3, 0.4, key, cond),
+            "rows": step(PARAMS, x0, *rows, clone(key), cond),
+        }
+        return r | {"mean alone": step(PARAMS, x0, 0.3, 0.4, None, cond)} if row.keyless else r
+
     for r, key in ((first, KEYS[0]), (other, KEYS[1])):
-        r["scalar"] = step(PARAMS, x0, 0.3, 0.4, key, cond)
-    first["rows"] = step(PARAMS, x0, jnp.full(B, 0.3), jnp.full(B, 0.4), KEYS[0], cond)
-    if row.keyless:
-        first["mean alone"] = step(PARAMS, x0, 0.3, 0.4, None, cond)
+        r |= once(key, x0, cond)
     return jax.tree.map(np.asarray, (first, other))
 
 

@@ -194,8 +194,9 @@ def test_labels_holes_and_layouts_go_with_latents():
 
     @jax.jit
     def value(key):
-        x0, made = source(key, z, cond)
-        params = velocity.init(key, z, jnp.zeros(3), made)
+        key, source_key, init_key = jax.random.split(key, 3)
+        x0, made = source(source_key, z, cond)
+        params = velocity.init(init_key, z, jnp.zeros(3), made)
         return x0, made, loss(params, key, {"x": z, "cond": cond})[0]
 
     x0, made, found = value(jax.random.key(1))

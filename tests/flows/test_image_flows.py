@@ -11,11 +11,11 @@ from jflow import distributions, flows, nets
 from jflow.types import Condition
 
 
-def away(params, scale=0.2, seed=0):
-    rng = np.random.default_rng(seed)
-    return jax.tree.map(
-        lambda p: p + jnp.asarray(scale * rng.normal(size=p.shape), p.dtype), params
-    )
+def drawn(init, *args):
+    """Params away from their initial values, whose programs are not compiled."""
+    rng = np.random.default_rng(0)
+    shapes = jax.eval_shape(init, jax.random.key(0), *args)
+    return jax.tree.map(lambda p: (0.2 * rng.normal(size=p.shape)).astype(p.dtype), shapes)
 
 
 def images(*shape, dtype=np.float32):
@@ -26,15 +26,16 @@ def test_multi_scale_glow_has_the_log_det_of_its_jacobian(x64):
     flow = flows.glow((4, 8, 2), scales=2, depth=2, hidden=6, embed=nn.Embed(3, 2))
     x, labels = images(2, 4, 8, 2, dtype=np.float64), jnp.arange(2)
 
+    params = drawn(flow.init, x, labels)
+
     @jax.jit
-    def run(x):
-        params = away(flow.init(jax.random.key(0), x, labels))
+    def run(params, x):
         z, log_det = flow.inverse(params, x, labels)
         one = lambda row, c: flow.inverse(params, row[None], c[None])[0].reshape(-1)  # noqa: E731
         jacobian = jax.vmap(jax.jacrev(one))(x, labels)
         return z, log_det, jacobian.reshape(2, 64, 64), *flow.forward(params, z, labels)
 
-    z, log_det, jacobian, again, back = run(x)
+    z, log_det, jacobian, again, back = run(params, x)
     np.testing.assert_allclose(log_det, np.linalg.slogdet(jacobian)[1], atol=1e-9)
     np.testing.assert_allclose(back, -log_det, atol=1e-9)
     np.testing.assert_allclose(again, x, atol=1e-9)
@@ -70,7 +71,7 @@ def test_actnorms_see_the_data_and_layers_differ_at_init():
 def test_actnorm_log_det_is_its_log_scale_times_the_pixels():
     layer = bj.actnorm(3)
     x = images(5, 4, 6, 3)
-    params = away(layer.init(jax.random.key(0), x))
+    params = drawn(layer.init, x)
     _, log_det = layer.forward(params, x)
     np.testing.assert_allclose(log_det, np.full(5, np.sum(params["log_scale"]) * 4 * 6), rtol=1e-5)
 
@@ -82,16 +83,17 @@ def test_temperature_scales_the_latents_and_keeps_the_params():
     cool = flows.glow(shape, **options, base=distributions.scaled(distributions.normal(shape), 0.5))
     key = jax.random.key(1)
 
+    params = drawn(flow.init, images(8, *shape))
+
     @jax.jit
-    def run(x):
-        params = away(flow.init(jax.random.key(0), x))
+    def run(params):
         hot, cold = (
             flow.sample(params, key, 6),
             cool.sample_and_log_prob(params, jax.random.clone(key), 6),
         )
         return flow.inverse(params, hot), flow.inverse(params, cold[0]), cold[1]
 
-    (z, _), (z_cold, log_det), log_prob = run(images(8, *shape))
+    (z, _), (z_cold, log_det), log_prob = run(params)
     np.testing.assert_allclose(z_cold, 0.5 * z, atol=1e-5)
     latent = jax.scipy.stats.norm.logpdf(z_cold, scale=0.5).reshape(6, -1).sum(1)
     np.testing.assert_allclose(log_prob, latent + log_det, atol=1e-3)
@@ -102,14 +104,15 @@ def test_images_and_vectors_condition_glow():
     x = images(4, 4, 4, 1)
     cond = {"image": images(4, 8, 8, 2), "vector": images(4, 3)}
 
-    @jax.jit
-    def run(x, cond):
-        params = away(flow.init(jax.random.key(0), x, cond))
-        log_prob = lambda c: flow.log_prob(params, x, c)  # noqa: E731
-        grads = jax.grad(lambda c: jnp.sum(log_prob(c)))(cond)
-        return log_prob(cond), log_prob(jax.tree.map(jnp.zeros_like, cond)), grads
+    params = drawn(flow.init, x, cond)
 
-    given, zeroed, grads = run(x, cond)
+    @jax.jit
+    def run(params, cond):
+        log_prob, pullback = jax.vjp(lambda c: flow.log_prob(params, x, c), cond)
+        return log_prob, pullback(jnp.ones_like(log_prob))[0]
+
+    given, grads = run(params, cond)
+    zeroed, _ = run(params, jax.tree.map(jnp.zeros_like, cond))
     assert np.all(given != zeroed)
     assert all(np.all(np.any(g.reshape(4, -1) != 0, axis=1)) for g in jax.tree.leaves(grads))
 
@@ -119,19 +122,20 @@ def test_an_aligned_image_conditions_glow_at_every_scale():
     flow = flows.glow((8, 8, 1), scales=2, depth=1, hidden=4)
     x, cond = images(3, 8, 8, 1), Condition(aligned=images(3, 8, 8, 2), vector=images(3, 2))
 
-    @jax.jit
-    def run(x, cond):
-        params = away(flow.init(jax.random.key(0), x, cond))
-        log_prob = lambda c: flow.log_prob(params, x, c)  # noqa: E731
-        grads = jax.grad(lambda c: jnp.sum(log_prob(c)))(cond)
-        drawn, log_p = flow.sample_and_log_prob(params, jax.random.key(1), 3, cond)
-        return params, log_prob(cond), grads, log_p, flow.log_prob(params, drawn, cond)
+    params = drawn(flow.init, x, cond)
 
-    params, given, grads, log_p, again = run(x, cond)
+    @jax.jit
+    def run(params, x, cond):
+        log_prob, pullback = jax.vjp(lambda c: flow.log_prob(params, x, c), cond)
+        return log_prob, pullback(jnp.ones_like(log_prob))[0]
+
+    given, grads = run(params, x, cond)
+    made, log_p = flow.sample_and_log_prob(params, jax.random.key(1), 3, cond)
+    again, _ = run(params, made, cond)
     names = [jax.tree_util.keystr(path) for path, _ in jax.tree_util.tree_leaves_with_path(params)]
     kernels = [name for name in names if name.endswith("['aligned']['kernel']")]
     assert len(kernels) == 3  # a step of each scale, and the prior of the split
-    moved = run(x, cond._replace(aligned=cond.aligned + 1))[1]
+    moved, _ = run(params, x, cond._replace(aligned=cond.aligned + 1))
     assert np.all(np.abs(moved - given) > 1e-2)
     assert np.all(np.any(grads.aligned != 0, axis=(1, 2))) and np.all(grads.vector != 0)
     np.testing.assert_allclose(again, log_p, rtol=1e-4, atol=1e-3)
@@ -156,18 +160,11 @@ def test_a_zeroed_condition_is_the_unconditional_model():
     flow = flows.glow((4, 4, 1), scales=1, depth=2, hidden=4)
     x = images(4, 4, 4, 1)
 
-    @jax.jit
-    def run(x):
-        params = away(flow.init(jax.random.key(0), x, jnp.ones((4, 3))))
-        plain = jax.tree.map(lambda p: p, params)
-        del plain["bijector"]["0"]["1"]["stacked"]["1"]["2"]["net"]["cond"]
-        return (
-            flow.log_prob(params, x, jnp.zeros((4, 3))),
-            flow.log_prob(plain, x),
-            flow.log_prob(params, x, x[:, :3, 0, 0]),
-        )
-
-    zeroed, plain, given = run(x)
+    params = drawn(flow.init, x, jnp.ones((4, 3)))
+    unconditional = jax.tree.map(lambda p: p, params)
+    del unconditional["bijector"]["0"]["1"]["stacked"]["1"]["2"]["net"]["cond"]
+    zeroed, given = (flow.log_prob(params, x, c) for c in (jnp.zeros((4, 3)), x[:, :3, 0, 0]))
+    plain = flow.log_prob(unconditional, x)
     np.testing.assert_allclose(zeroed, plain, rtol=1e-6)
     assert np.all(given != plain)
 
@@ -186,15 +183,9 @@ def test_dequantization_noise_lies_inside_and_has_its_density():
     noise = flows.dequantization_noise((4, 4, 1), net=nets.GlowNet(4))
     cond = images(6, 4, 4, 1)
 
-    @jax.jit
-    def run(cond):
-        params = away(
-            noise.init(jax.random.key(0), jax.random.uniform(jax.random.key(1), (6, 4, 4, 1)), cond)
-        )
-        u, log_q = noise.sample_and_log_prob(params, jax.random.key(2), 6, cond)
-        return u, log_q, noise.log_prob(params, u, cond), noise.log_prob(params, u, cond[::-1])
-
-    u, log_q, again, other = run(cond)
+    params = drawn(noise.init, cond / 100, cond)
+    u, log_q = noise.sample_and_log_prob(params, jax.random.key(2), 6, cond)
+    again, other = noise.log_prob(params, u, cond), noise.log_prob(params, u, cond[::-1])
     assert np.all((u > 0) & (u < 1))
     np.testing.assert_allclose(log_q, again, atol=1e-3)
     assert np.all(again != other)
@@ -233,13 +224,14 @@ def test_flow_plus_plus_with_mixtures_of_logistics_returns_to_its_levels():
     )
     x = jnp.asarray(np.random.default_rng(0).integers(0, 5, size=(8, 2, 2, 1)), jnp.float32)
 
+    params = drawn(flow.init, x)
+
     @jax.jit
-    def run(x):
-        params = away(flow.init(jax.random.key(0), x))
+    def run(params, x):
         z, contribution = flow.inverse(params, x, key=jax.random.key(1))
         return contribution, *flow.forward(params, z)
 
-    contribution, again, back = run(x)
+    contribution, again, back = run(params, x)
     np.testing.assert_array_equal(again, x)
     np.testing.assert_allclose(
         back, -contribution, atol=5e-3

@@ -21,7 +21,7 @@ def test_a_flow_from_guided_samples_to_data():
     oracle = oracles.mixture([1, 1], [[-1.0, 0.0], [1.0, 0.0]], 0.6)
     guided = guidance.cfg(oracles.as_velocity(oracle), 4.0, null=2)
     n = 2048
-    keys = jax.random.split(jax.random.key(0), 6)
+    keys = jax.random.split(jax.random.key(0), 7)
     label = jnp.arange(n) % 2
 
     def draw(noise_key, data_key):
@@ -38,14 +38,16 @@ def test_a_flow_from_guided_samples_to_data():
         velocity.init(keys[2], data[:2], jnp.zeros(2), label[:2]), optimizer, keys[3]
     )
 
-    def update(state, _):
-        i, j = jax.random.randint(jax.random.fold_in(keys[4], state.step), (2, 128), 0, n // 2)
+    def update(state, key):
+        i, j = jax.random.randint(key, (2, 128), 0, n // 2)
         at, other = (
             jnp.concatenate([2 * rows, 2 * rows + 1]) for rows in (i, j)
         )  # of the same class
         return step(state, {"x0": source[at], "x": data[other], "cond": label[at]})[0], None
 
-    state = jax.jit(lambda state: jax.lax.scan(update, state, None, length=400)[0])(state)
+    state = jax.jit(lambda state: jax.lax.scan(update, state, jax.random.split(keys[6], 400))[0])(
+        state
+    )
     fresh, truth = jax.jit(draw)(keys[4], keys[5])
     mended, _ = jax.jit(lambda x: solvers.sample(velocity, state.params, x, label, method=16))(
         fresh

@@ -24,7 +24,7 @@ MAPS = {
         univariate.rational_quadratic(2, implementation="plain"),
     ),
     "affine": (partial(affine.transform, log_scale=scales.bounded()), univariate.affine()),
-    "mixture": (logistic_mixture.transform, univariate.logistic_mixture(3)),
+    "mixture": (logistic_mixture.transform, univariate.logistic_mixture(2)),
 }
 BOTH = [pytest.param(False, id="forward"), pytest.param(True, id="inverse")]
 
@@ -124,7 +124,7 @@ def test_float32_against_the_reference_in_float64(name, inverse):
     misses 1e-6 likewise."""
     kernel = jax.jit(partial(MAPS[name][0], inverse=inverse))
     plain = jax.jit(partial(reference, name, inverse))
-    for d, n in [(1, 1), (7, 65), (2, 300)]:
+    for d, n in [(1, 1), (7, 65)]:
         x, raw = columns_of(name, d, n, jnp.float32)
         with jax.enable_x64(True):
             exact = plain(
@@ -154,8 +154,8 @@ def test_pallas_is_xla_block_by_block(monkeypatch, name, inverse, shape):
     kernel = partial(MAPS[name][0], inverse=inverse)
     args = columns_of(name, *shape, jnp.float32, spread=0.5)
     both = with_gradients(kernel)(*args)
-    # all rows of x in one block, then one row in each
-    for rows in (2**20, 1) if shape[0] > 1 else (1,):
+    # one row of x in each block; of one kernel also all rows in one
+    for rows in (2**20, 1) if shape == (9, 128) else (1,):
         monkeypatch.setattr(columns, "_BLOCK", rows)
         found = with_gradients(partial(kernel, implementation="pallas"))(*args)
         for a, b in zip(jax.tree.leaves(found), jax.tree.leaves(both), strict=True):

@@ -199,10 +199,12 @@ def test_networks_train_and_sample_with_conditions():
     @jax.jit
     def run(params):
         frozen = {"velocity": params["velocity"]}
-        both = jax.grad(lambda p, f: loss(p, KEY, batch, f)[0], argnums=(0, 1))(
+        both = jax.grad(lambda p, f: loss(p, clone(KEY), batch, f)[0], argnums=(0, 1))(
             params["acceleration"], frozen
         )
-        first = jax.grad(lambda p: initial_velocity(start)(p, KEY, batch)[0])(params["velocity"])
+        first = jax.grad(lambda p: initial_velocity(start)(p, clone(KEY), batch)[0])(
+            params["velocity"]
+        )
         return (
             first,
             *both,

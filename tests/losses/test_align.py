@@ -45,7 +45,7 @@ def test_the_exact_map_has_no_residual(name, law, x64):
 @pytest.mark.parametrize("law", ORACLES)
 def test_from_scratch_the_mean_gradient_at_the_exact_map_is_zero(law):
     """10^5 draws; a normalized tangent is not linear in the noise and promises no such thing."""
-    loss = eulerian_map_distillation(near_map(exact_map(law, 8)), tangent=plain)
+    loss = eulerian_map_distillation(near_map(exact_map(law, 4)), tangent=plain)
 
     def gradient(key, params):
         data_key, loss_key = jax.random.split(key)
@@ -53,8 +53,9 @@ def test_from_scratch_the_mean_gradient_at_the_exact_map_is_zero(law):
             params
         )
 
-    assert np.all(np.abs(standard_scores(lambda key: gradient(key, at()))) < 3)
-    assert np.max(np.abs(standard_scores(lambda key: gradient(key, at(0.1, 0.1))))) > 10
+    scores = standard_scores(gradient)
+    assert np.all(np.abs(scores(at())) < 3)
+    assert np.max(np.abs(scores(at(0.1, 0.1)))) > 10
 
 
 @pytest.mark.parametrize("teacher", [None, oracles.as_velocity(GAUSSIAN)])

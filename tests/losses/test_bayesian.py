@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import scipy.stats
+from jax.random import clone
 
 from jflow import losses, paths, solvers, times
 from jflow.types import Field
@@ -159,7 +160,7 @@ def test_the_accuracies():
         def at(accuracy, t):
             flow = paths.bayesian_discrete(accuracy, 3)
             x = jnp.zeros(4000, jnp.int32)
-            theta = flow.point(x, jnp.full(4000, t), key)
+            theta = flow.point(x, jnp.full(4000, t), clone(key))
             return jnp.mean(jnp.sum(jnp.square(theta - jnp.array([[1.0, 0, 0]])), axis=1))
 
         return jnp.array(

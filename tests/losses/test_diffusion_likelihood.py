@@ -195,7 +195,12 @@ def test_learned_times():
         {"importance": losses.likelihood_importance(t1=T1, cells=16), "other": jnp.ones(2)},
         jnp.asarray(1.0),
     )
-    run = jax.jit(lambda frozen, key: refresh(p, frozen, key, {"x": oracle.sample(key, 256)}))
+
+    @jax.jit
+    def run(frozen, key):
+        drawn, key = jax.random.split(key)
+        return refresh(p, frozen, key, {"x": oracle.sample(drawn, 256)})
+
     learned = frozen
     for key in jax.random.split(jax.random.key(0), 40):
         learned = run(learned, key)
@@ -204,9 +209,9 @@ def test_learned_times():
 
     @jax.jit
     def values(frozen):
-        keys = jax.random.split(jax.random.key(1), 200)
+        keys = jax.random.split(jax.random.key(1), (200, 2))
         return jax.lax.map(
-            lambda key: loss(p, key, {"x": oracle.sample(key, 100)}, frozen)[0], keys
+            lambda keys: loss(p, keys[0], {"x": oracle.sample(keys[1], 100)}, frozen)[0], keys
         )
 
     before, after = np.asarray(values(frozen)), np.asarray(values(learned))

@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from jax.random import clone
 from keys import KEYS
 
 import jflow
@@ -92,7 +93,9 @@ def test_weightings_and_schedules_are_the_same_loss():
 
     @jax.jit
     def run(key):
-        at = lambda make, t, **more: make(law, time=times.fixed([t]), **more)(0.7, key, batch)[0]  # noqa: E731
+        def at(make, t, **more):
+            return make(law, time=times.fixed([t]), **more)(0.7, clone(key), batch)[0]
+
         path = paths.discrete(quadratic)
         return (
             at(losses.discrete_kl, t, schedule=quadratic),
@@ -176,7 +179,9 @@ def test_logits_of_any_network():
         params = field.init(KEYS[1], x, jnp.zeros(2))
         moved = jax.tree.map(lambda p: p + 0.1, params)
         value = loss(params, key, {"x": x, "x0": jnp.full_like(x, MASK)})[0]
-        slope = jax.grad(lambda p: loss(p, key, {"x": x, "x0": jnp.full_like(x, MASK)})[0])(moved)
+        slope = jax.grad(lambda p: loss(p, clone(key), {"x": x, "x0": jnp.full_like(x, MASK)})[0])(
+            moved
+        )
         return value, slope, field.apply(moved, x.at[0, 0].set(3), jnp.zeros(2))
 
     value, slope, spoilt = jax.device_get(run(KEYS[0], jnp.asarray(x)))

@@ -3,6 +3,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from jax.random import clone
 
 from jflow import couplings, losses, paths, times, types
 
@@ -54,7 +55,7 @@ def test_its_minimizer_is_velocity_and_denoiser():
     )
     loss = losses.interpolant_matching(affine, SMOOTH, time=at(t))
     params = {"velocity": jnp.zeros(2), "noise": jnp.zeros(2)}
-    value = lambda params: loss(params, k2, {"x": x1, "x0": x0})[0]  # noqa: E731
+    value = lambda params: loss(params, clone(k2), {"x": x1, "x0": x0})[0]  # noqa: E731
     grad, bend = jax.jit(lambda p: (jax.grad(value)(p), jax.hessian(value)(p)))(params)
     found = {k: -np.linalg.solve(bend[k][k], grad[k]) for k in params}  # quadratic: one Newton step
     a, b, c, dc = 1 - t, t, np.sin(np.pi * t), np.pi * np.cos(np.pi * t)

@@ -10,6 +10,7 @@ import pytest
 import scipy.integrate
 import scipy.special
 import scipy.stats
+from jax.random import clone
 
 from jflow import guidance, losses, paths, solvers, times
 from jflow.types import Field
@@ -106,9 +107,9 @@ def test_points_of_the_path_have_the_law_of_dirichlet():
         x1 = jnp.tile(jax.nn.one_hot(jnp.array([1]), count)[None], (n, 2, 1))
         x0, _ = paths.dirichlet_source(key, x1)
         times = jnp.full(n, t)
-        x = path.point(x0, x1, times, key=KEY)
-        wanted = path.target(x0, x1, times, key=KEY)
-        first = path.point(x0, x1, jnp.zeros(n), key=KEY)
+        x = path.point(x0, x1, times, key=clone(KEY))
+        wanted = path.target(x0, x1, times, key=clone(KEY))
+        first = path.point(x0, x1, jnp.zeros(n), key=clone(KEY))
         return x0, x, first, wanted, velocity.apply({}, x, times, x1)
 
     x0, x, first, wanted, found = jax.device_get(run(jax.random.key(1)))

@@ -4,6 +4,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from jax.random import clone
 from keys import KEYS, keys_consumed_twice
 
 from jflow import oracles, paths
@@ -87,7 +88,7 @@ def test_points_are_of_data_with_probability_kappa():
 
     @jax.jit
     def run(key):
-        point = lambda path, t: path.point(x0, x1, t, key=key)  # noqa: E731
+        point = lambda path, t: path.point(x0, x1, t, key=clone(key))  # noqa: E731
         each = jnp.broadcast_to(jnp.array([0.2, 0.5, 0.9]), (b, n))
         return (
             point(path, jnp.full(b, 0.5)),

@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import scipy.linalg
+from jax.random import clone
 from keys import KEYS
 
 from jflow import couplings, distributions, flows, guidance, losses, manifolds, paths, solvers
@@ -145,7 +146,7 @@ def test_log_density_on_the_sphere_both_ways(x64):
     @jax.jit
     def run(x):
         return {
-            name: (model.log_prob(params, x), model.sample_and_log_prob(params, KEYS[1], 4))
+            name: (model.log_prob(params, x), model.sample_and_log_prob(params, clone(KEYS[1]), 4))
             for name, model in models.items()
         }
 
