@@ -1,7 +1,7 @@
 r"""Digits edited into another class by a class-conditional velocity, by each method of
 `jflow.steering` that edits.
 
-    python experiments/editing_digits/run.py --out runs/editing  # 4 minutes, no download
+    python experiments/editing_digits/run.py --out runs/editing  # 5 minutes of CPU time
     python experiments/editing_digits/run.py --out runs/short --short  # CI
 
 A flow is trained on scikit-learn's digits, with labels dropped for 10% of the rows. Each held-out
