@@ -55,7 +55,8 @@ def main() -> None:
         print(f"{name}: {time.perf_counter() - start:.0f} s\n", flush=True)
         for label, points in curves.items():
             ax.plot(*zip(*points, strict=True), marker="o", ms=3, label=label)
-        ax.set(xscale="log", title=name, xlabel="evaluations for each sample", ylabel="mean reward")
+        ax.set(title=name, xlabel="evaluations for each sample", ylabel="mean reward")
+        ax.set_xscale("log", base=2)
     axes[0].legend(fontsize=7)
     figure.tight_layout()
     figure.savefig(args.out / "rewards.png", dpi=110)
