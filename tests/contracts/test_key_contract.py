@@ -253,7 +253,7 @@ LOSSES = {
     "discrete_kl": loss(losses.discrete_kl(LOGITS_OF_TOKENS), x=CODES, x0=CODES[::-1]),
     "discrete_matching": loss(losses.discrete_matching(LOGITS_OF_TOKENS), x=CODES, x0=CODES[::-1]),
     "distillation": loss(losses.distillation(V)),
-    "dpo": loss(losses.dpo(V, 1.0), worse=X[::-1]),
+    "dpo": loss(losses.dpo(V, 1.0), params=ONE, worse=X[::-1]),
     "grpo": rollout(losses.grpo(STOCHASTIC, kl=0.1)),
     "group_rollouts": lambda key: ROLLOUTS(POLICY, key),
     "ppo": rollout(losses.ppo(STOCHASTIC)),
