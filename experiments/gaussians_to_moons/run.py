@@ -275,11 +275,14 @@ def main() -> None:
         "--inner", type=int, default=500, help="updates between two visits of the host"
     )
     parser.add_argument(
-        "--short", action="store_true", help="2 seeds, 200 steps, 200 points, for CI"
+        "--short",
+        action="store_true",
+        help="for CI: 40 steps of 64 rows, 100 points, 2 seeds, with --conditional one",
     )
     args = parser.parse_args()
     if args.short:
-        args.seeds, args.steps, args.points, args.inner = 2, 200, 200, 100
+        args.seeds = 1 if args.conditional else 2
+        args.steps, args.inner, args.batch, args.points = 40, 20, 64, 100
     results = args.workdir and args.workdir / "results.jsonl"
     rows = []
     if results and results.exists():

@@ -37,12 +37,10 @@ class Uncached(nn.Module):
         return self.net(x, cond)
 
 
-def moved(params, scale=0.4):
-    """Away from where they start, where heads are zero."""
-    draw = np.random.default_rng(3)
-    return jax.tree.map(
-        lambda p: np.asarray(p + scale * draw.normal(size=p.shape), p.dtype), params
-    )
+def drawn(init, *args, scale=0.4):
+    """Params away from where they start, where heads are zero; init is not compiled."""
+    draw, shapes = np.random.default_rng(3), jax.eval_shape(init, jax.random.key(0), *args)
+    return jax.tree.map(lambda p: np.asarray(scale * draw.normal(size=p.shape), p.dtype), shapes)
 
 
 A, S = 0.8, 0.6
@@ -98,7 +96,7 @@ def test_padding_changes_nothing_and_samples_with_a_cache_are_those_without(name
     law = distributions.causal(net, token, (N, D))
     plain = distributions.causal(Uncached(net), token, (N, D))
     cond = Condition(aligned=ALIGNED, valid=VALID)
-    params = moved(law.init(jax.random.key(0), X, cond))
+    params = drawn(law.init, X, cond)
     spoilt = np.where(VALID[..., None], X, np.nan)
 
     @jax.jit
@@ -132,7 +130,7 @@ def test_a_continuation_keeps_its_beginning_and_is_that_without_a_cache(name):
     """Under one key, with padding; what comes before its last token matters too."""
     net, token = NETS[name], distributions.conditional_mixture((D,), 2)
     cond = Condition(aligned=ALIGNED, valid=np.arange(N)[None] < np.array([4, 3, 0])[:, None])
-    params = moved(distributions.causal(net, token).init(jax.random.key(0), X, cond))
+    params = drawn(distributions.causal(net, token).init, X, cond)
     wrapped = {"net": {"net": params["net"]}, "token": params["token"]}
     run = distributions.continuation(net, token, (N, D))
     cached = np.asarray(run(params, jax.random.key(5), X[:, :2], cond))
@@ -167,7 +165,7 @@ def test_a_density_integrates_to_one_and_tokens_follow_each_other():
     net, token = nets.CausalLSTM(width=3), distributions.conditional_mixture((1,), 2, min_std=0.05)
     law = distributions.causal(net, token, (2, 1))
     x = X[:, :2, :1]
-    params = moved(law.init(jax.random.key(0), x), 0.3)
+    params = drawn(law.init, x, scale=0.3)
     u = np.linspace(-1, 1, 401) * np.arcsinh(60.0)
     grid, weight = np.sinh(u), np.cosh(u) * (u[1] - u[0])
     pairs = np.stack(np.meshgrid(grid, grid, indexing="ij"), -1).reshape(-1, 2, 1)
@@ -217,7 +215,7 @@ def test_symbols_have_probabilities_and_frequencies():
     samples (chi-squared, false alarm 1 in 1000), and a loss of integers."""
     law, every = symbols(), np.stack(np.meshgrid(*[np.arange(3)] * 2, indexing="ij"), -1)
     every = every.reshape(-1, 2)
-    params = moved(law.init(jax.random.key(0), every))
+    params = drawn(law.init, every)
     p = np.exp(law.log_prob(params, every), dtype=np.float64)
     np.testing.assert_allclose(p.sum(), 1, rtol=1e-5)
     assert p.max() / p.min() > 1.5
@@ -240,7 +238,7 @@ def test_the_laws_of_a_token_are_scipys(x64):
     draw = np.random.default_rng(0)
     cond, x = draw.normal(size=(5, 3)), draw.normal(size=(5, 2))
     law = distributions.conditional_mixture((2,), 2, min_std=0.1)
-    params = moved(law.init(jax.random.key(0), x, cond))
+    params = drawn(law.init, x, cond)
     logits, means, log_stds = np.split(cond @ params["kernel"], (2, 6), axis=1)
     weights = scipy.special.softmax(logits + params["logits"], axis=1)
     means = means.reshape(5, 2, 2) + params["means"]
@@ -259,7 +257,7 @@ def test_the_laws_of_a_token_are_scipys(x64):
     assert np.all(collapsed <= -2 * np.log(0.1 * np.sqrt(2 * np.pi)) + 1e-9)  # the floor
 
     letter = distributions.categorical(4, temperature=2.0)
-    params = moved(letter.init(jax.random.key(0), np.arange(5) % 4, cond))
+    params = drawn(letter.init, np.arange(5) % 4, cond)
     expected = scipy.special.log_softmax((cond @ params["kernel"] + params["logits"]) / 2, axis=1)
     found = letter.log_prob(params, np.array([0, 1, 2, 3, 0]), cond)
     np.testing.assert_allclose(found, expected[np.arange(5), [0, 1, 2, 3, 0]], rtol=1e-12)

@@ -70,7 +70,7 @@ def test_both_tasks_vanish_at_the_exact_map(name, told, x64):
 @pytest.mark.parametrize("told", [near_map, in_expanded_time])
 @pytest.mark.parametrize("name", ORACLES)
 def test_from_scratch_the_mean_gradient_vanishes_at_the_exact_map(name, told):
-    draw, exact = ORACLES[name].sample, exact_map(name, 8)
+    draw, exact = ORACLES[name].sample, exact_map(name, 4)
     loss = anchored_consistency(
         told(exact), power=0.0, clip=float("inf"), anchor=losses.mean_squared_error
     )
@@ -84,7 +84,7 @@ def test_from_scratch_the_mean_gradient_vanishes_at_the_exact_map(name, told):
 @pytest.mark.parametrize("name", ORACLES)
 def test_the_shortcut_alone_has_a_mean_gradient_of_zero(name):
     """The anchor's gradient is larger and would hide one of the shortcut."""
-    draw, exact = ORACLES[name].sample, exact_map(name, 8)
+    draw, exact = ORACLES[name].sample, exact_map(name, 4)
     nothing = lambda v, target, x, t: jnp.zeros_like(t)  # noqa: E731
     loss = anchored_consistency(near_map(exact), power=0.0, clip=float("inf"), anchor=nothing)
     gradient = mean_gradient(loss, draw)

@@ -64,7 +64,7 @@ def test_the_exact_map_is_left_alone_to_the_order_of_the_step(name, advance, ord
 @pytest.mark.parametrize("name", ORACLES)
 def test_from_scratch_the_mean_gradient_vanishes_at_the_exact_map(name):
     draw = ORACLES[name].sample
-    loss = losses.consistency_training(near_data(exact_map(name, 8)), steps=gaps(1e-3))
+    loss = losses.consistency_training(near_data(exact_map(name, 4)), steps=gaps(1e-3))
     gradient = mean_gradient(loss, draw)
     mean, error = gradient(at())
     assert np.all(np.abs(mean) < 3 * error)

@@ -71,7 +71,7 @@ def test_euler_steps_that_meet_the_ends_are_exact():
 
 @pytest.mark.parametrize("name", ORACLES)
 def test_from_scratch_the_mean_gradient_vanishes_at_the_exact_map(name):
-    draw, student = ORACLES[name].sample, near_data(exact_map(name, 8), end)
+    draw, student = ORACLES[name].sample, near_data(exact_map(name, 4), end)
     loss = consistency_flow_matching(student, segments=EDGES, alpha=0.0)
     gradient = mean_gradient(loss, draw)
     mean, error = gradient(at())

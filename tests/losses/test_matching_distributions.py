@@ -113,7 +113,7 @@ LOSSES = {
 def test_the_mean_gradients_at_the_exact_map_and_its_velocity_are_zero(name, law):
     """10^5 draws of the samples of the exact map: their velocity is the teacher's, and neither
     player moves."""
-    oracle, exact = ORACLES[law], exact_map(law, 8)
+    oracle, exact = ORACLES[law], exact_map(law, 4)
 
     def near(p, x, t, cond=None, *, key=None):
         return oracle.velocity(x, t) + p["a"] * x + p["b"] * t[:, None]

@@ -46,7 +46,7 @@ def test_the_exact_map_has_no_residual(name, law, x64):
 
 @pytest.mark.parametrize("law", ORACLES)
 def test_from_scratch_the_mean_gradient_at_the_exact_map_is_zero(law):
-    loss = velocity_matching(near_data(exact_map(law, 8)))
+    loss = velocity_matching(near_data(exact_map(law, 4)))
 
     def gradient(key, params):
         data_key, loss_key = jax.random.split(key)

@@ -7,9 +7,12 @@ import numpy as np
 import pytest
 
 from jflow import nets, train
-from jflow._core.linen import apply_linen, init_linen
+from jflow._core import linen
+from jflow._core.linen import init_linen
 from jflow.nets._conv import LoopConv, split_cond
 from jflow.types import Condition
+
+apply_linen = jax.jit(linen.apply_linen, static_argnums=0)  # op by op is a program each
 
 X = np.random.default_rng(0).normal(size=(3, 4, 6, 2)).astype(np.float32)
 IMAGE = np.random.default_rng(1).normal(size=(3, 8, 12, 1)).astype(np.float32)

@@ -10,8 +10,11 @@ import pytest
 
 import jflow
 from jflow import nets, train
-from jflow._core.linen import apply_linen, init_linen
+from jflow._core import linen
+from jflow._core.linen import init_linen
 from jflow.types import Condition
+
+apply_linen = jax.jit(linen.apply_linen, static_argnums=0)  # op by op is a program each
 
 KEY = jax.random.key(0)
 B, N, D = 2, 5, 3
