@@ -127,7 +127,10 @@ def main() -> None:
     nats = {
         name: np.array([law.log_prob(row).sum() for row in test]) for name, law in linear.items()
     }
-    results, drawn = {"classifier_on_real": real}, {}
+    wanted = asked(learned, each, args.seed)
+    draw = np.random.default_rng(args.seed)
+    drawn = {"VARX(1)": [linear["VARX(1)"].sample(row, draw) for row in wanted]}
+    results = {"classifier_on_real": real}
     for name, token in tokens.items():
         begun = time.monotonic()
         law = distributions.causal(net, token, shape)
@@ -136,19 +139,20 @@ def main() -> None:
         params, curve = trained(law, params, key, *sets[:2], args.steps, batch, args.seed, apart)
         log_p = distributions.token_log_probs(net, token)(params, sets[2]["x"], sets[2]["cond"])
         nats[name] = np.asarray(log_p).sum(1) + lengths * log_scale
-        wanted, x, valid = samples(law, params, seen, shape[0], each, args.seed)
-        x = x @ np.linalg.inv(white).T + center
-        drawn[name] = wanted, [row[some] for row, some in zip(x, valid, strict=True)]
-        said = judge.predict([speech.along(frames) for frames in drawn[name][1]])
-        agreement = float((said == [w["label"] for w in wanted]).mean())
+        x = samples(law, params, whitened(wanted), shape[0], args.seed)
+        drawn[name] = [frames @ np.linalg.inv(white).T + center for frames in x]
         size = sum(p.size for p in jax.tree.leaves(params))
-        results[name] = {"params": size, "agreement": agreement, "validation": curve}
+        results[name] = {"params": size, "validation": curve}
         print(
             f"{name}: {size} params, least validation loss at {int(np.argmin(curve))} of"
-            f" {len(curve) - 1}, {len(said)} samples classified as their label: {agreement:.3f},"
-            f" {time.monotonic() - begun:.0f} s",
+            f" {len(curve) - 1}, {time.monotonic() - begun:.0f} s",
             flush=True,
         )
+    print(f"{len(wanted)} samples classified as their label")
+    for name, found in drawn.items():
+        said = judge.predict([speech.along(frames) for frames in found])
+        results.setdefault(name, {})["agreement"] = judged = float((said == labels(wanted)).mean())
+        print(f"{name:10s} {judged:8.3f}")
     print(f"nats per frame of {len(test)} held-out utterances, and the flow's above")
     for name, found in nats.items():
         more = (nats["flow"] - found) / lengths
@@ -157,7 +161,7 @@ def main() -> None:
         results.setdefault(name, {}).update(nats_per_frame=per_frame, flow_above=more)
         print(f"{name:10s} {per_frame:8.3f}   {more[0]:.3f} +- {more[1]:.3f}")
     (out / "results.json").write_text(json.dumps(results, indent=1))
-    picture(out / "spectrograms.png", learned, drawn)
+    picture(out / "spectrograms.png", test, wanted, drawn)
     print(f"pictures and numbers: {out}")
 
 
@@ -228,22 +232,26 @@ def trained(law, params, key, learned, held, steps, batch, seed, apart):
     return best, curve
 
 
-def samples(law, params, learned, length, each, seed):
-    """What was asked for, frames [b, n, d], and which exist: `each` utterances of every digit and
-    speaker, as long as one of the training utterances of both."""
+def asked(learned, each, seed):
+    """What samples are drawn for: `each` utterances of every digit and speaker, as long as training
+    utterances."""
     draw, wanted = np.random.default_rng(seed), []
     for label in range(10):
         for speaker in range(len(speech.SPEAKERS)):
-            fits = [
-                row for row in learned if row["label"] == label and row["speaker"] == speaker
-            ] or [row for row in learned if row["label"] == label]
-            wanted += [fits[i] | {"speaker": speaker} for i in draw.integers(len(fits), size=each)]
+            alike = [r for r in learned if r["label"] == label and r["speaker"] == speaker]
+            wanted += [alike[i] for i in draw.integers(len(alike), size=each)]
+    return wanted
+
+
+def samples(law, params, wanted, length, seed):
+    """An utterance [n, d] for each that is wanted."""
     cond = batch_of(wanted, length)["cond"]
     law_of = jax.jit(lambda params, key: law.sample(params, key, len(wanted), cond))
-    return wanted, np.asarray(law_of(params, jax.random.key(seed + 2000))), cond.valid
+    x = np.asarray(law_of(params, jax.random.key(seed + 2000)))
+    return [row[some] for row, some in zip(x, cond.valid, strict=True)]
 
 
-def picture(path, learned, drawn):
+def picture(path, test, wanted, drawn):
     """A real utterance and one of each model, of the first speaker, for every digit."""
 
     def first(rows, digit):
@@ -251,15 +259,15 @@ def picture(path, learned, drawn):
             i for i, row in enumerate(rows) if row["label"] == digit and row["speaker"] == 0
         )
 
-    figure, axes = plt.subplots(3, 10, figsize=(11, 3.6))
-    for digit in range(10):
-        shown = {"real": learned[first(learned, digit)]["frames"]}
-        shown |= {name: frames[first(wanted, digit)] for name, (wanted, frames) in drawn.items()}
-        for axis, (name, frames) in zip(axes[:, digit], shown.items(), strict=True):
-            axis.imshow(frames.T, origin="lower", aspect="auto", vmin=2, vmax=24)
+    kinds = {"real": (test, [row["frames"] for row in test])}
+    kinds |= {name: (wanted, frames) for name, frames in drawn.items()}
+    figure, axes = plt.subplots(len(kinds), 10, figsize=(11, 4.6))
+    for line, (name, (rows, frames)) in zip(axes, kinds.items(), strict=True):
+        for digit, axis in enumerate(line):
+            shown = frames[first(rows, digit)]
+            axis.imshow(shown.T, origin="lower", aspect="auto", vmin=8, vmax=26)
             axis.set(xticks=[], yticks=[], title=f"{digit}" if name == "real" else "")
-            if digit == 0:
-                axis.set_ylabel(name)
+        line[0].set_ylabel(name)
     figure.tight_layout()
     figure.savefig(path, dpi=100)
     plt.close(figure)

@@ -59,13 +59,13 @@ def log_mel(sound: np.ndarray) -> np.ndarray:
 
 
 def templates(rows: list[dict], learned: list[dict]) -> list[dict]:
-    """The rows with 'template' [n, BANDS], the mean of the utterances learned of that digit and
-    speaker, stretched to the n frames; of other takes, so that no utterance is in its own."""
+    """The rows with 'template' [n, BANDS], the mean of the learned utterances of that digit and
+    speaker, stretched to n frames; of other takes, so that no utterance is in its own."""
 
     def template(row):
-        same = [a for a in learned if a["label"] == row["label"] and a["take"] != row["take"]]
-        same = [a for a in same if a["speaker"] == row["speaker"]] or same
-        mean = np.mean([stretched(a["frames"], 24) for a in same], axis=0)
+        alike = [a for a in learned if all(a[k] == row[k] for k in ("label", "speaker"))]
+        others = [stretched(a["frames"], 24) for a in alike if a["take"] != row["take"]]
+        mean = np.mean(others, axis=0)
         return stretched(mean, len(row["frames"]))
 
     return [row | {"template": template(row).astype(np.float32)} for row in rows]
@@ -139,6 +139,16 @@ class Autoregression:
                 normal_log_prob(errors[1:] if self.told else errors, self.rest),
             ]
         )
+
+    def sample(self, row: dict, draw: np.random.Generator) -> np.ndarray:
+        """Frames of an utterance of which as much is known as of this one, with `told`."""
+        roots = [np.linalg.cholesky(a) for a in (self.first[1], self.rest)]
+        x, frames = row["template"][0], []
+        for i, told in enumerate(known(row)):
+            mean = np.concatenate([[1.0], x, told]) @ self.coefficients
+            x = mean + roots[min(i, 1)] @ draw.normal(size=BANDS)
+            frames.append(x)
+        return np.stack(frames)
 
 
 def covariance(x: np.ndarray) -> np.ndarray:
