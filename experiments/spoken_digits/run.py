@@ -7,10 +7,11 @@
     python experiments/spoken_digits/run.py --out runs/short --short
 
 `distributions.causal(nets.CausalLSTM, token)` on log-mel frames of utterances of unequal lengths,
-given the digit and the speaker. The token is a RealNVP (MoGlow), or a Gaussian on the same network;
-a VAR(1) stands beside them. Prints nats per frame of held-out utterances by paired differences, and
-how often a classifier of real utterances agrees with the label that a sample was drawn for. Writes
-results.json and spectrograms.png. README.md has the results.
+given the digit, the speaker, and a template of both stretched to the length. The token is a RealNVP
+(MoGlow), or a Gaussian on the same network; beside them stand a VAR(1) and the linear law that both
+begin as, told as much (VARX). Prints nats per frame of held-out utterances by paired differences,
+and how often a classifier of real utterances agrees with the label that a sample was drawn for.
+Writes results.json and spectrograms.png. README.md has the results.
 """
 
 import argparse
@@ -26,6 +27,7 @@ import matplotlib
 import numpy as np
 import optax
 import speech
+from PIL import Image
 from sklearn.decomposition import PCA
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
@@ -271,6 +273,7 @@ def picture(path, test, wanted, drawn):
     figure.tight_layout()
     figure.savefig(path, dpi=100)
     plt.close(figure)
+    Image.open(path).convert("RGB").quantize(128).save(path, optimize=True)
 
 
 if __name__ == "__main__":
