@@ -7,10 +7,11 @@
     python experiments/spoken_digits/run.py --out runs/short --short
 
 `distributions.causal(nets.CausalLSTM, token)` on log-mel frames of utterances of unequal lengths,
-given the digit and the speaker. The token is a RealNVP (MoGlow), or a Gaussian on the same network;
-a VAR(1) stands beside them. Prints nats per frame of held-out utterances by paired differences, and
-how often a classifier of real utterances agrees with the label that a sample was drawn for. Writes
-results.json and spectrograms.png. README.md has the results.
+given the digit, the speaker, and a template of both stretched to the length. The token is a RealNVP
+(MoGlow), or a Gaussian on the same network; beside them stand a VAR(1) and the linear law that both
+begin as, told as much (VARX). Prints nats per frame of held-out utterances by paired differences,
+and how often a classifier of real utterances agrees with the label that a sample was drawn for.
+Writes results.json and spectrograms.png. README.md has the results.
 """
 
 import argparse
@@ -26,6 +27,7 @@ import matplotlib
 import numpy as np
 import optax
 import speech
+from PIL import Image
 from sklearn.decomposition import PCA
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
@@ -38,19 +40,30 @@ matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 
 
-class Forgetful(nn.Module):
-    """A causal network that does not see some frames of the past while it is trained (given a key),
-    so that it leans on what it is told about the utterance rather than on the last frame."""
+class Reader(nn.Module):
+    """[b, n, d + k + width]: the frame before (before the first: its template), what is known at
+    each frame (`aligned`), and what a causal network makes of the past. While it is trained (given
+    a key) the network does not see some of the frames, and dropout is on what it says."""
 
     net: nn.Module
     rate: float
 
     @nn.compact
     def __call__(self, x, cond=None, cache=None, first=0):
+        known = jax.lax.dynamic_slice_in_dim(cond.aligned, first, x.shape[1], axis=1)
+        before = jnp.roll(x, 1, axis=1) if cache is None else x
+        begins = (first + jnp.arange(x.shape[1]) == 0)[:, None]
+        before = jnp.where(begins, known[..., : x.shape[2]], before)
         if self.has_rng("dropout"):
             seen = jax.random.bernoulli(self.make_rng("dropout"), 1 - self.rate, x.shape[:2])
             x = jnp.where(seen[..., None], x, 0)
-        return self.net(x, cond) if cache is None else self.net(x, cond, cache=cache, first=first)
+        if cache is None:
+            h = self.net(x, cond)
+        else:
+            h, cache = self.net(x, cond, cache=cache, first=first)
+        h = nn.Dropout(self.rate, deterministic=not self.has_rng("dropout"))(h)
+        h = jnp.concatenate([before, known, h], axis=-1)
+        return h if cache is None else (h, cache)
 
     def empty_cache(self, x, rows):
         return self.net.empty_cache(x, rows)
@@ -64,6 +77,7 @@ def main() -> None:
     parser.add_argument("--data", type=Path, help="fsdd_dev300.zip")
     parser.add_argument("--steps", type=int, default=1000, help="updates of each model")
     parser.add_argument("--width", type=int, default=96, help="of the LSTM")
+    parser.add_argument("--rate", type=float, default=0.3, help="of dropout")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--short", action="store_true", help="shrink it to seconds")
     args = parser.parse_args()
@@ -78,19 +92,27 @@ def main() -> None:
 
     # takes 0 to 2 are the test, 3 is the validation
     part = lambda *takes: [row for row in rows if row["take"] in takes]  # noqa: E731
-    learned, held, test = part(*range(4, 12)), part(3), part(0, 1, 2)
-    linear = speech.Autoregression(learned)
-    # The innovations of the VAR(1) are made white for both heads: theirs are diagonal at first.
-    white = np.linalg.inv(np.linalg.cholesky(linear.rest))
+    learned = part(*range(4, 12))
+    learned, held, test = (
+        speech.templates(some, learned) for some in (learned, part(3), part(0, 1, 2))
+    )
+    linear = {
+        "VAR(1)": speech.Autoregression(learned),
+        "VARX(1)": speech.Autoregression(learned, told=True),
+    }
+    # The innovations of a linear law are made white for both heads: theirs are diagonal at first.
+    white = np.linalg.inv(np.linalg.cholesky(linear["VARX(1)"].rest))
     center = np.concatenate([row["frames"] for row in learned]).mean(0)
     log_scale = float(np.linalg.slogdet(white)[1])
 
     def whitened(some):
-        return [row | {"frames": (row["frames"] - center) @ white.T} for row in some]
+        change = lambda row, k: ((row[k] - center) @ white.T).astype(np.float32)  # noqa: E731
+        return [row | {k: change(row, k) for k in ("frames", "template")} for row in some]
 
     shape = (max(len(row["frames"]) for row in rows), speech.BANDS)
-    sets = [batch_of(whitened(some), shape[0]) for some in (learned, held, test)]
-    net = Forgetful(nets.CausalLSTM(width=args.width, num_classes=10), rate=0.2)
+    seen = whitened(learned)
+    sets = [batch_of(some, shape[0]) for some in (seen, whitened(held), whitened(test))]
+    net = Reader(nets.CausalLSTM(width=args.width, num_classes=10), rate=args.rate)
     gaussian = distributions.conditional_mixture((speech.BANDS,))
     tokens = {
         "flow": flows.real_nvp(
@@ -104,27 +126,35 @@ def main() -> None:
     print(f"{len(learned)} utterances, the classifier on {len(test)} real others: {real:.3f}")
 
     lengths = np.array([len(row["frames"]) for row in test])
-    nats = {"VAR(1)": np.array([linear.log_prob(row["frames"]).sum() for row in test])}
-    results, drawn = {"classifier_on_real": real}, {}
+    nats = {
+        name: np.array([law.log_prob(row).sum() for row in test]) for name, law in linear.items()
+    }
+    wanted = asked(learned, each, args.seed)
+    draw = np.random.default_rng(args.seed)
+    drawn = {"VARX(1)": [linear["VARX(1)"].sample(row, draw) for row in wanted]}
+    results = {"classifier_on_real": real}
     for name, token in tokens.items():
         begun = time.monotonic()
         law = distributions.causal(net, token, shape)
-        params, curve = trained(law, *sets[:2], args.steps, batch, args.seed, apart)
+        begin_key, key = jax.random.split(jax.random.key(args.seed))
+        params = begun_linear(token, law.init(begin_key, sets[0]["x"], sets[0]["cond"]), seen)
+        params, curve = trained(law, params, key, *sets[:2], args.steps, batch, args.seed, apart)
         log_p = distributions.token_log_probs(net, token)(params, sets[2]["x"], sets[2]["cond"])
         nats[name] = np.asarray(log_p).sum(1) + lengths * log_scale
-        wanted, x, valid = samples(law, params, learned, shape[0], each, args.seed)
-        x = x @ np.linalg.inv(white).T + center
-        drawn[name] = wanted, [row[some] for row, some in zip(x, valid, strict=True)]
-        said = judge.predict([speech.along(frames) for frames in drawn[name][1]])
-        agreement = float((said == [w["label"] for w in wanted]).mean())
+        x = samples(law, params, whitened(wanted), shape[0], args.seed)
+        drawn[name] = [frames @ np.linalg.inv(white).T + center for frames in x]
         size = sum(p.size for p in jax.tree.leaves(params))
-        results[name] = {"params": size, "agreement": agreement, "validation": curve}
+        results[name] = {"params": size, "validation": curve}
         print(
-            f"{name}: {size} params, least validation loss at {1 + int(np.argmin(curve))} of"
-            f" {len(curve)}, {len(said)} samples classified as their label: {agreement:.3f},"
-            f" {time.monotonic() - begun:.0f} s",
+            f"{name}: {size} params, least validation loss at {int(np.argmin(curve))} of"
+            f" {len(curve) - 1}, {time.monotonic() - begun:.0f} s",
             flush=True,
         )
+    print(f"{len(wanted)} samples classified as their label")
+    for name, found in drawn.items():
+        said = judge.predict([speech.along(frames) for frames in found])
+        results.setdefault(name, {})["agreement"] = judged = float((said == labels(wanted)).mean())
+        print(f"{name:10s} {judged:8.3f}")
     print(f"nats per frame of {len(test)} held-out utterances, and the flow's above")
     for name, found in nats.items():
         more = (nats["flow"] - found) / lengths
@@ -133,7 +163,7 @@ def main() -> None:
         results.setdefault(name, {}).update(nats_per_frame=per_frame, flow_above=more)
         print(f"{name:10s} {per_frame:8.3f}   {more[0]:.3f} +- {more[1]:.3f}")
     (out / "results.json").write_text(json.dumps(results, indent=1))
-    picture(out / "spectrograms.png", learned, drawn)
+    picture(out / "spectrograms.png", test, wanted, drawn)
     print(f"pictures and numbers: {out}")
 
 
@@ -145,20 +175,42 @@ def batch_of(rows, length):
     made = speech.padded(rows, length)
     return {
         "x": made["x"],
-        "cond": Condition(label=made["label"], vector=made["speaker"], valid=made["valid"]),
+        "cond": Condition(label=made["label"], aligned=made["known"], valid=made["valid"]),
     }
 
 
-def trained(law, learned, held, steps, batch, seed, apart):
+def begun_linear(token, params, seen):
+    """The params, where the Gaussian begins as the linear law of the frames with deviations of the
+    speaker and of first frames, and reads the LSTM by zeros."""
+    linear, bands = speech.Autoregression(seen, told=True), speech.BANDS
+    errors = np.concatenate([linear.errors(row) for row in seen])
+    given = np.concatenate([linear.given(row) for row in seen])
+    given[:, 1 : 1 + 3 * bands] = 0
+    given[:, -2:] = 0
+    kinds, kind = np.unique(given, axis=0, return_inverse=True)
+    kind = np.eye(len(kinds))[kind.ravel()]
+    log_stds = 0.5 * np.log(kind.T @ errors**2 / kind.sum(0)[:, None] + 1e-2)
+    log_stds = np.linalg.lstsq(given, kind @ log_stds, rcond=None)[0]
+    means, law = linear.coefficients, params["token"]
+    if "base" in law:  # the layers are identities at first, between permutations
+        width = law["base"]["kernel"].shape[0]
+        order = np.asarray(token.inverse(law, jnp.eye(bands), jnp.zeros((bands, width)))[0])
+        means, log_stds = means @ order, log_stds @ order
+    gaussian = law.get("base", law)
+    start = np.concatenate([means, log_stds], axis=1)
+    begun = {
+        "kernel": jnp.zeros_like(gaussian["kernel"]).at[: len(start) - 1].set(start[1:]),
+        "means": jnp.zeros_like(gaussian["means"]) + means[0],
+        "log_stds": jnp.zeros_like(gaussian["log_stds"]) + log_stds[0],
+    }
+    return params | {"token": law | {"base": begun} if "base" in law else begun}
+
+
+def trained(law, params, key, learned, held, steps, batch, seed, apart):
     """The averaged params where the validation loss is least, and these losses, in nats a frame."""
-    begin_key, key = jax.random.split(jax.random.key(seed))
-    optimizer = optax.chain(
-        optax.clip_by_global_norm(1.0),
-        optax.adamw(optax.cosine_decay_schedule(2e-3, steps), weight_decay=0.02),
-    )
-    state = train.init_state(
-        law.init(begin_key, learned["x"], learned["cond"]), optimizer, key, ema=0.98
-    )
+    rate = optax.cosine_decay_schedule(1e-3, steps)
+    optimizer = optax.chain(optax.clip_by_global_norm(1.0), optax.adamw(rate, weight_decay=0.02))
+    state = train.init_state(params, optimizer, key, ema=0.98)
 
     def loss(params, key, rows, frozen=None):
         log_p = law.log_prob(params, rows["x"], rows["cond"], key=key)
@@ -173,7 +225,7 @@ def trained(law, learned, held, steps, batch, seed, apart):
 
     advance = jax.jit(lambda state, keys: jax.lax.scan(update, state, keys)[0], donate_argnums=0)
     judge = jax.jit(lambda params: loss(params, None, held)[0])
-    best, curve = None, []
+    best, curve = jax.device_get(params), [float(judge(params))]
     for keys in jax.random.split(jax.random.key(seed + 1000), steps).reshape(-1, apart):
         state = advance(state, keys)
         curve.append(float(judge(state.ema)))
@@ -182,22 +234,26 @@ def trained(law, learned, held, steps, batch, seed, apart):
     return best, curve
 
 
-def samples(law, params, learned, length, each, seed):
-    """What was asked for, frames [b, n, d], and which exist: `each` utterances of every digit and
-    speaker, as long as one of the training utterances of both."""
+def asked(learned, each, seed):
+    """What samples are drawn for: `each` utterances of every digit and speaker, as long as training
+    utterances."""
     draw, wanted = np.random.default_rng(seed), []
     for label in range(10):
         for speaker in range(len(speech.SPEAKERS)):
-            fits = [
-                row for row in learned if row["label"] == label and row["speaker"] == speaker
-            ] or [row for row in learned if row["label"] == label]
-            wanted += [fits[i] | {"speaker": speaker} for i in draw.integers(len(fits), size=each)]
+            alike = [r for r in learned if r["label"] == label and r["speaker"] == speaker]
+            wanted += [alike[i] for i in draw.integers(len(alike), size=each)]
+    return wanted
+
+
+def samples(law, params, wanted, length, seed):
+    """An utterance [n, d] for each that is wanted."""
     cond = batch_of(wanted, length)["cond"]
     law_of = jax.jit(lambda params, key: law.sample(params, key, len(wanted), cond))
-    return wanted, np.asarray(law_of(params, jax.random.key(seed + 2000))), cond.valid
+    x = np.asarray(law_of(params, jax.random.key(seed + 2000)))
+    return [row[some] for row, some in zip(x, cond.valid, strict=True)]
 
 
-def picture(path, learned, drawn):
+def picture(path, test, wanted, drawn):
     """A real utterance and one of each model, of the first speaker, for every digit."""
 
     def first(rows, digit):
@@ -205,18 +261,19 @@ def picture(path, learned, drawn):
             i for i, row in enumerate(rows) if row["label"] == digit and row["speaker"] == 0
         )
 
-    figure, axes = plt.subplots(3, 10, figsize=(11, 3.6))
-    for digit in range(10):
-        shown = {"real": learned[first(learned, digit)]["frames"]}
-        shown |= {name: frames[first(wanted, digit)] for name, (wanted, frames) in drawn.items()}
-        for axis, (name, frames) in zip(axes[:, digit], shown.items(), strict=True):
-            axis.imshow(frames.T, origin="lower", aspect="auto", vmin=2, vmax=24)
+    kinds = {"real": (test, [row["frames"] for row in test])}
+    kinds |= {name: (wanted, frames) for name, frames in drawn.items()}
+    figure, axes = plt.subplots(len(kinds), 10, figsize=(11, 4.6))
+    for line, (name, (rows, frames)) in zip(axes, kinds.items(), strict=True):
+        for digit, axis in enumerate(line):
+            shown = frames[first(rows, digit)]
+            axis.imshow(shown.T, origin="lower", aspect="auto", vmin=8, vmax=26)
             axis.set(xticks=[], yticks=[], title=f"{digit}" if name == "real" else "")
-            if digit == 0:
-                axis.set_ylabel(name)
+        line[0].set_ylabel(name)
     figure.tight_layout()
     figure.savefig(path, dpi=100)
     plt.close(figure)
+    Image.open(path).convert("RGB").quantize(128).save(path, optimize=True)
 
 
 if __name__ == "__main__":

@@ -58,36 +58,97 @@ def log_mel(sound: np.ndarray) -> np.ndarray:
     return np.log(power @ np.maximum(0, np.minimum(rise, fall)).T)
 
 
+def templates(rows: list[dict], learned: list[dict]) -> list[dict]:
+    """The rows with 'template' [n, BANDS], the mean of the learned utterances of that digit and
+    speaker, stretched to n frames; of other takes, so that no utterance is in its own."""
+
+    def template(row):
+        alike = [a for a in learned if all(a[k] == row[k] for k in ("label", "speaker"))]
+        others = [stretched(a["frames"], 24) for a in alike if a["take"] != row["take"]]
+        mean = np.mean(others, axis=0)
+        return stretched(mean, len(row["frames"]))
+
+    return [row | {"template": template(row).astype(np.float32)} for row in rows]
+
+
+def known(row: dict) -> np.ndarray:
+    """[n, k]: what is told of each frame: its template, how that differs from the one before, the
+    speaker, whether it is the first, the share of the utterance that is over, and its length."""
+    template, n = row["template"], len(row["template"])
+    moved = np.diff(template, axis=0, prepend=template[:1])
+    speaker = np.eye(len(SPEAKERS))[[row["speaker"]] * n]
+    begins, over = np.arange(n) == 0, (np.arange(n) + 0.5) / n
+    return np.column_stack([template, moved, speaker, begins, over, np.full(n, n / 30)])
+
+
 def padded(rows: list[dict], length: int) -> dict[str, np.ndarray]:
-    """The frames [b, length, BANDS] with zeros behind them, and which of them exist [b, length]."""
-    x = np.zeros((len(rows), length, BANDS), np.float32)
-    for out, row in zip(x, rows, strict=True):
-        out[: len(row["frames"])] = row["frames"]
+    """The frames [b, length, BANDS] and what is known of them, with zeros behind, and which of them
+    exist [b, length]."""
+
+    def behind(each):
+        return np.stack([np.pad(a, ((0, length - len(a)), (0, 0))) for a in each]).astype("f4")
+
     lengths = np.array([len(row["frames"]) for row in rows])
-    valid = np.arange(length)[None] < lengths[:, None]
-    label = np.array([row["label"] for row in rows], np.int32)
-    speaker = np.eye(len(SPEAKERS), dtype=np.float32)[[row["speaker"] for row in rows]]
-    return {"x": x, "valid": valid, "label": label, "speaker": speaker}
+    return {
+        "x": behind([row["frames"] for row in rows]),
+        "known": behind([known(row) for row in rows]),
+        "valid": np.arange(length)[None] < lengths[:, None],
+        "label": np.array([row["label"] for row in rows], np.int32),
+    }
 
 
 class Autoregression:
-    """x_i ~ N(c + A x_{i-1}, S), by least squares, and a normal law of the first frame."""
+    """x_i ~ N(c + A x_{i-1}, S), by least squares, and a normal law of the first frame.
 
-    def __init__(self, rows: list[dict]):
-        before = np.concatenate([row["frames"][:-1] for row in rows]).astype(float)
-        after = np.concatenate([row["frames"][1:] for row in rows]).astype(float)
-        given = np.column_stack([np.ones(len(before)), before])
+    With `told` a linear function of what is known of the frame is added to the mean, and the first
+    frame comes after its template and has a covariance of its own.
+    """
+
+    def __init__(self, rows: list[dict], told: bool = False):
+        self.told = told
+        given = np.concatenate([self.given(row) for row in rows])
+        after = np.concatenate([row["frames"][0 if told else 1 :] for row in rows]).astype(float)
         self.coefficients = np.linalg.lstsq(given, after, rcond=None)[0]
+        errors = [self.errors(row) for row in rows]
         first = np.stack([row["frames"][0] for row in rows]).astype(float)
         self.first = first.mean(0), covariance(first - first.mean(0))
-        self.rest = covariance(after - given @ self.coefficients)
+        if told:
+            self.first = None, covariance(np.stack([e[0] for e in errors]))
+            errors = [e[1:] for e in errors]
+        self.rest = covariance(np.concatenate(errors))
 
-    def log_prob(self, frames: np.ndarray) -> np.ndarray:
+    def given(self, row: dict) -> np.ndarray:
+        """[n, k], with `told`, or without the first frame [n - 1, k]."""
+        x = row["frames"].astype(float)
+        if not self.told:
+            return np.column_stack([np.ones(len(x) - 1), x[:-1]])
+        before = np.concatenate([row["template"][:1], x[:-1]])
+        return np.column_stack([np.ones(len(x)), before, known(row)])
+
+    def errors(self, row: dict) -> np.ndarray:
+        x = row["frames"].astype(float)
+        return x[0 if self.told else 1 :] - self.given(row) @ self.coefficients
+
+    def log_prob(self, row: dict) -> np.ndarray:
         """Of each frame given the one before it, [n], in nats."""
-        x = frames.astype(float)
-        mean = np.column_stack([np.ones(len(x) - 1), x[:-1]]) @ self.coefficients
-        first = normal_log_prob(x[:1] - self.first[0], self.first[1])
-        return np.concatenate([first, normal_log_prob(x[1:] - mean, self.rest)])
+        errors = self.errors(row)
+        first = errors[:1] if self.told else row["frames"][:1] - self.first[0]
+        return np.concatenate(
+            [
+                normal_log_prob(first, self.first[1]),
+                normal_log_prob(errors[1:] if self.told else errors, self.rest),
+            ]
+        )
+
+    def sample(self, row: dict, draw: np.random.Generator) -> np.ndarray:
+        """Frames of an utterance of which as much is known as of this one, with `told`."""
+        roots = [np.linalg.cholesky(a) for a in (self.first[1], self.rest)]
+        x, frames = row["template"][0], []
+        for i, told in enumerate(known(row)):
+            mean = np.concatenate([[1.0], x, told]) @ self.coefficients
+            x = mean + roots[min(i, 1)] @ draw.normal(size=BANDS)
+            frames.append(x)
+        return np.stack(frames)
 
 
 def covariance(x: np.ndarray) -> np.ndarray:
@@ -101,8 +162,12 @@ def normal_log_prob(x: np.ndarray, covariance: np.ndarray) -> np.ndarray:
     return -0.5 * (z**2).sum(0) - 0.5 * np.linalg.slogdet(2 * np.pi * covariance)[1]
 
 
-def along(frames: np.ndarray, count: int = 12) -> np.ndarray:
-    """[count * BANDS]: frames at as many times for every length, what a classifier reads."""
+def stretched(frames: np.ndarray, count: int) -> np.ndarray:
+    """[count, BANDS]: the frames at as many times, evenly from the first to the last."""
     at = np.linspace(0, len(frames) - 1, count)
-    each = [np.interp(at, np.arange(len(frames)), band) for band in frames.T]
-    return np.ravel(each)
+    return np.stack([np.interp(at, np.arange(len(frames)), band) for band in frames.T], axis=1)
+
+
+def along(frames: np.ndarray) -> np.ndarray:
+    """[12 * BANDS]: what a classifier reads, frames at twelve times for every length."""
+    return stretched(frames, 12).ravel()
