@@ -105,14 +105,16 @@ def edit_all(velocity, params, x, old, new, args):
     grid = np.linspace(0.0, 1.0, STEPS + 1)
     h, late = float(grid[1]), 3 * STEPS // 5  # FlowEdit and its relatives take the last steps
     flow, source = (velocity, params), (x, old, new)
-    pulls = {"eta": 0.9, "stop": 0.5, "method": STEPS}
+    pulls = {"eta": 0.9, "window": (0.0, 0.5), "method": STEPS}
 
     def invert(solver, n):
         return steering.edit_by_inversion(*flow, *source, method=solvers.fixed(n, solver))
 
     def by_sde():
-        step = solvers.ancestral(steering.toward_data(velocity, 0.9, stop=0.5))
-        return solvers.sample_sde(step, params, x0, key, grid, (x, new))[0]
+        step = solvers.ancestral(steering.toward_data(velocity, 0.9, window=(0.0, 0.5)))
+        return solvers.sample_sde(step, params, x0, key, grid, steering.SteeringCondition(x, new))[
+            0
+        ]
 
     def close(z, t):
         return jnp.sum((z - t[:, None, None, None] * x) ** 2, axis=(1, 2, 3)) / 2
@@ -127,7 +129,7 @@ def edit_all(velocity, params, x, old, new, args):
 
     def periodic():
         return steering.periodic_guidance(
-            *flow, x0, new, loss=close, optimizer=optax.sgd(0.1), stop=0.6, grid=STEPS
+            *flow, x0, new, loss=close, optimizer=optax.sgd(0.1), window=(0.0, 0.6), grid=STEPS
         )
 
     def delta(**options):

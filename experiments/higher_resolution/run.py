@@ -145,7 +145,7 @@ def samples(velocity, params, side, patch, args):
         low = solvers.sample(guided, params, low0, labels, method=method)[0]
         up = steering.resized(low, large, large)
         projected = steering.projected_flow(guided, 2)
-        cond = steering.GuidedCondition(up, labels)
+        cond = steering.SteeringCondition(up, labels)
         stages = {"sizes": [(large, large)], "times": [begin]}
         both = [params, scaled]
         return {

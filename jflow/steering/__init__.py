@@ -55,7 +55,6 @@ from jflow.steering._inversion import (
 from jflow.steering._losses import TargetLoss, flow_chef, loss_guidance
 from jflow.steering._periodic import coherent_motion, motion_variance, periodic_guidance
 from jflow.steering._resolution import (
-    GuidedCondition,
     energy,
     hiflow,
     low_pass,
@@ -79,7 +78,6 @@ from jflow.steering.measurements import Measurement
 
 __all__ = [
     "EditCondition",
-    "GuidedCondition",
     "InverseInfo",
     "Measurement",
     "SearchInfo",

@@ -20,6 +20,7 @@ from jflow._core.numbers import check_number, number_at
 from jflow.nets import velocity as lifted
 from jflow.paths import LINEAR, Schedule, velocity_to_data, velocity_to_noise
 from jflow.solvers import grids
+from jflow.steering._condition import check_window
 from jflow.steering._features import capture, inject, parse
 from jflow.types import Array, Cond, Field, NumberOrFunction, Params, PyTree, Step, Velocity
 
@@ -323,7 +324,7 @@ def rf_edit(
     """
     name = "steering.rf_edit"
     check_whole(name, steps=steps)
-    check_window(name, (0.0, until))
+    check_number(name, "until", until, "in [0, 1]", lambda u: 0 <= u <= 1)
     reader, velocity = capture(net, sites), lifted(net)
     n = count_rows(name, x)
     source, target = check_cond(name, source, n), check_cond(name, target, n)
@@ -495,7 +496,7 @@ def reflex(
     """
     name = "steering.reflex"
     check_whole(name, steps=steps)
-    check_window(name, (0.0, until))
+    check_number(name, "until", until, "in [0, 1]", lambda u: 0 <= u <= 1)
     if not 0 < middle <= 1:
         raise ValueError(f"{name}: expected middle in (0, 1], got {middle}")
     reader, velocity = capture(net, [*weights, *features]), lifted(net)
@@ -528,11 +529,3 @@ def reflex(
     y, _ = jax.lax.scan(sample_told, y, (ts[:shared], ts[1 : shared + 1]))
     y, _ = jax.lax.scan(sample, y, (ts[shared:-1], ts[shared + 1 :]))
     return y.astype(x.dtype)
-
-
-def check_window(name: str, window: tuple[float, float]) -> tuple[float, float]:
-    """The window; raise unless it is an interval in [0, 1]."""
-    low, high = window
-    if not 0 <= low <= high <= 1:
-        raise ValueError(f"{name}: expected times in [0, 1] that rise, got {low} and {high}")
-    return low, high

@@ -17,15 +17,8 @@ from jflow._core.checks import (
     times_of,
 )
 from jflow._core.times import Times, rising_times
+from jflow.steering._condition import read_condition
 from jflow.types import Array, Cond, Field, Params, Velocity
-
-
-def check_window(name: str, start: float, stop: float) -> None:
-    """Raise unless 0 <= start < stop <= 1."""
-    if not 0 <= start < stop <= 1:
-        raise ValueError(
-            f"{name}: expected a window 0 <= start < stop <= 1, got start={start}, stop={stop}"
-        )
 
 
 def known_times(name: str, grid: int | Times | ArrayLike) -> np.ndarray:
@@ -83,19 +76,12 @@ def safe_norm(x: Array) -> Array:
 
 
 def pull_of(name: str, velocity: Velocity, change: Callable) -> Velocity:
-    """The velocity change(v, x, t [b], point), computed in float32 or better, with cond = (point
-    [b, *event], cond of `velocity`)."""
+    """The velocity change(v, x, t [b], point), computed in float32 or better, with cond = a
+    `SteeringCondition` of the point [b, *event] and the cond of `velocity`."""
 
     def pair(cond, x):
-        if not (isinstance(cond, tuple | list) and len(cond) == 2):
-            raise ValueError(
-                f"{name}: expected cond to be a pair (point, cond), got {type(cond).__name__}"
-            )
-        point, cond = cond
-        if point is None:
-            raise ValueError(f"{name}: expected a point of shape {list(x.shape)}, got None")
-        point = check_cond(name, jnp.asarray(point), count_rows(name, x))
-        return check_same_shape(name, "the point, the first of cond,", point, x), cond
+        point, cond = read_condition(name, cond, count_rows(name, x))
+        return check_same_shape(name, "the target", point, x), cond
 
     def init(key, x, t, cond=None):
         return velocity.init(key, x, t, pair(cond, x)[1])

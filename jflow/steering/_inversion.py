@@ -9,7 +9,8 @@ from jflow._core.arrays import expand_to
 from jflow._core.checks import check_noun, count_rows, need_key
 from jflow._core.numbers import check_number, number_at
 from jflow.solvers import Method, as_method, fixed, reverse, sample
-from jflow.steering._common import check_conditions, check_images, check_window, pull_of
+from jflow.steering._common import check_conditions, check_images, pull_of
+from jflow.steering._condition import SteeringCondition, check_window
 from jflow.types import Array, Cond, Field, Key, NumberOrFunction, Params, Velocity
 
 __all__ = ["edit_by_inversion", "rf_inversion", "rf_solver", "toward_data", "toward_noise"]
@@ -115,17 +116,17 @@ def edit_by_inversion(
 
 
 def toward_data(
-    velocity: Velocity, eta: NumberOrFunction, *, start: float = 0.0, stop: float = 1.0
+    velocity: Velocity, eta: NumberOrFunction, *, window: tuple[float, float] = (0.0, 1.0)
 ) -> Velocity:
     """A velocity that is pulled towards given data, as RF-Inversion samples.
 
     Also known as: controlled ODE, RF-Inversion, LQR guidance.
 
-        v + eta ((x1 - x) / (1 - t) - v)      where start <= t < stop, else v
+        v + eta ((x1 - x) / (1 - t) - v)      where first <= t < last, else v
 
     (x1 - x) / (1 - t) is the optimal control of a linear quadratic regulator: of all paths from x
     that arrive at x1 the one of least energy. eta = 0 is the velocity itself; with eta = 1 up to
-    stop = 1, Euler's steps and those of `solvers.ancestral` end in x1, up to rounding. It is a
+    t = 1, Euler's steps and those of `solvers.ancestral` end in x1, up to rounding. It is a
     velocity as any other: `solvers.sample` takes it along the controlled ODE, and
     `solvers.euler_maruyama` and `solvers.ancestral` along the controlled SDE, whose score is that
     of the velocity and of x1 in the same proportion.
@@ -133,12 +134,11 @@ def toward_data(
     Args:
         velocity: the velocity, of the linear path.
         eta: how much of the pull, in [0, 1], a number or t [b] -> [b].
-        start: the time from which it pulls.
-        stop: the time from which it pulls no more, at most 1.
+        window: the times (first, last) within which it pulls, the last one excluded.
 
     Returns:
-        Velocity: its cond is a pair (x1 [b, *event], cond of `velocity`), also in `init`; params
-            are those of `velocity`. One evaluation.
+        Velocity: its cond is a `SteeringCondition` of x1 [b, *event] and the cond of `velocity`,
+            also in `init`; params are those of `velocity`. One evaluation.
 
     Raises:
         ValueError: eta is a number outside [0, 1], or the window is not in [0, 1].
@@ -150,8 +150,8 @@ def toward_data(
         >>> from jflow.types import Velocity
         >>> velocity = Velocity(lambda *_: {}, lambda params, x, t, cond=None, *, key=None: x)
         >>> pulled, x1 = steering.toward_data(velocity, 1.0), jnp.full((1, 2), 3.0)
-        >>> method = solvers.fixed(4, diffrax.Euler())
-        >>> solvers.sample(pulled, {}, jnp.zeros((1, 2)), (x1, None), method=method)[0].tolist()
+        >>> method, cond = solvers.fixed(4, diffrax.Euler()), steering.SteeringCondition(x1)
+        >>> solvers.sample(pulled, {}, jnp.zeros((1, 2)), cond, method=method)[0].tolist()
         [[3.0, 3.0]]
 
     References:
@@ -160,11 +160,11 @@ def toward_data(
             steps of `jflow.solvers` is ours).
     """
     check_number("toward_data", "eta", eta, "in [0, 1]", lambda e: 0 <= e <= 1)
-    check_window("toward_data", start, stop)
+    first, last = check_window("toward_data", window)
     check_noun("toward_data", velocity, Velocity, Field)
 
     def change(v, x, t, x1):
-        active = (start <= t) & (t < stop)
+        active = (first <= t) & (t < last)
         much = jnp.where(active, number_at("toward_data", "eta(t)", eta, t, like=t), 0)
         pull = (x1 - x) / expand_to(jnp.where(active, 1 - t, 1), x)
         return v + expand_to(much, x) * (pull - v)
@@ -173,13 +173,13 @@ def toward_data(
 
 
 def toward_noise(
-    velocity: Velocity, gamma: NumberOrFunction, *, start: float = 0.0, stop: float = 1.0
+    velocity: Velocity, gamma: NumberOrFunction, *, window: tuple[float, float] = (0.0, 1.0)
 ) -> Velocity:
     """A velocity that is pulled towards given noise on the way back, as RF-Inversion inverts.
 
     Also known as: controlled inversion, RF-Inversion.
 
-        v + gamma ((x - x0) / t - v)      where start < t <= stop, else v
+        v + gamma ((x - x0) / t - v)      where first < t <= last, else v
 
     to be solved from t = 1 to 0. With gamma = 0 it is the velocity itself, with 1 Euler's steps end
     in x0; between, the noise is closer to a draw of the source than that of the exact inversion,
@@ -188,12 +188,11 @@ def toward_noise(
     Args:
         velocity: the velocity, of the linear path.
         gamma: how much of the pull, in [0, 1], a number or t [b] -> [b].
-        start: the time down to which it pulls, without itself.
-        stop: the time from which it pulls, on the way down.
+        window: the times (first, last) within which it pulls, the first one excluded.
 
     Returns:
-        Velocity: its cond is a pair (x0 [b, *event], cond of `velocity`), also in `init`; params
-            are those of `velocity`. One evaluation.
+        Velocity: its cond is a `SteeringCondition` of x0 [b, *event] and the cond of `velocity`,
+            also in `init`; params are those of `velocity`. One evaluation.
 
     Raises:
         ValueError: gamma is a number outside [0, 1], or the window is not in [0, 1].
@@ -204,7 +203,8 @@ def toward_noise(
         >>> from jflow.types import Velocity
         >>> velocity = Velocity(lambda *_: {}, lambda params, x, t, cond=None, *, key=None: 0 * x)
         >>> pulled, x = steering.toward_noise(velocity, 0.5), jnp.ones((1, 2))
-        >>> pulled.apply({}, x, jnp.full(1, 0.5), (3 * x, None)).tolist()  # (1 - 3) / 0.5 / 2
+        >>> cond = steering.SteeringCondition(3 * x)
+        >>> pulled.apply({}, x, jnp.full(1, 0.5), cond).tolist()  # (1 - 3) / 0.5 / 2
         [[-2.0, -2.0]]
 
     References:
@@ -212,11 +212,11 @@ def toward_noise(
             Rectified Stochastic Differential Equations*, 2024, arXiv:2410.10792.
     """
     check_number("toward_noise", "gamma", gamma, "in [0, 1]", lambda g: 0 <= g <= 1)
-    check_window("toward_noise", start, stop)
+    first, last = check_window("toward_noise", window)
     check_noun("toward_noise", velocity, Velocity, Field)
 
     def change(v, x, t, x0):
-        active = (start < t) & (t <= stop)
+        active = (first < t) & (t <= last)
         much = jnp.where(active, number_at("toward_noise", "gamma(t)", gamma, t, like=t), 0)
         pull = (x - x0) / expand_to(jnp.where(active, t, 1), x)
         return v + expand_to(much, x) * (pull - v)
@@ -234,8 +234,7 @@ def rf_inversion(
     *,
     gamma: NumberOrFunction = 0.5,
     eta: NumberOrFunction = 0.9,
-    start: float = 0.0,
-    stop: float = 0.3,
+    window: tuple[float, float] = (0.0, 0.3),
     method: Method | int | None = None,
 ) -> Float[Array, "b *event"]:
     """RF-Inversion: edit data by a controlled ODE back to noise and another one forth.
@@ -243,10 +242,10 @@ def rf_inversion(
     Also known as: RF-Inversion, controlled ODE.
 
         back    toward_noise(velocity, gamma), towards x0 ~ N(0, 1), under cond
-        forth   toward_data(velocity, eta, start, stop), towards x, under new_cond
+        forth   toward_data(velocity, eta, window), towards x, under new_cond
 
     Both on one grid (the grids of a widely used implementation differ by a shift, and one of its
-    steps is missing). With gamma = eta = 0 it is `edit_by_inversion`; with eta = 1 up to stop = 1
+    steps is missing). With gamma = eta = 0 it is `edit_by_inversion`; with eta = 1 up to t = 1
     it gives x back, up to rounding. It takes twice the evaluations of the method.
 
     Args:
@@ -258,8 +257,7 @@ def rf_inversion(
         key: a key, for x0.
         gamma: the pull towards the noise, in [0, 1], a number or t [b] -> [b].
         eta: the pull towards x, in [0, 1], a number or t [b] -> [b].
-        start: the time from which x pulls.
-        stop: the time from which x pulls no more: the later, the closer to x.
+        window: the times (first, last) within which x pulls: the later it ends, the closer to x.
         method: how to solve both ways, as in `solvers.sample`. The default is 50 steps of Euler's
             method, which is exact on the pull; methods of higher order are not, in its last step.
 
@@ -278,8 +276,10 @@ def rf_inversion(
         >>> def apply(params, x, t, cond=None, *, key=None):  # a shift of the noise by cond
         ...     return cond[:, None] + 0 * x
         >>> velocity, x, key = Velocity(lambda *_: {}, apply), jnp.ones((1, 2)), jax.random.key(0)
-        >>> old, new, pulls = jnp.zeros(1), jnp.ones(1), {"gamma": 0.0, "eta": 0.5, "stop": 0.5}
-        >>> x = steering.rf_inversion(velocity, {}, x, old, new, key, **pulls, method=2)
+        >>> old, new, pulls = jnp.zeros(1), jnp.ones(1), {"gamma": 0.0, "eta": 0.5}
+        >>> x = steering.rf_inversion(
+        ...     velocity, {}, x, old, new, key, **pulls, window=(0.0, 0.5), method=2
+        ... )
         >>> x.tolist()  # 1 + (1 + 0) / 2 / 2 + 1 / 2
         [[1.75, 1.75]]
 
@@ -288,7 +288,7 @@ def rf_inversion(
             Rectified Stochastic Differential Equations*, 2024, arXiv:2410.10792.
     """
     back = toward_noise(velocity, gamma)
-    forth = toward_data(velocity, eta, start=start, stop=stop)
+    forth = toward_data(velocity, eta, window=window)
     return invert_and_sample(
         "rf_inversion", velocity, back, forth, params, x, cond, new_cond, key, method
     )
@@ -304,7 +304,7 @@ def invert_and_sample(
     cond, new_cond = check_conditions(name, cond, new_cond, count_rows(name, x))
     x0 = jax.random.normal(need_key(name, key), state.shape, state.dtype)
     ends = {} if how.grid is not None else {"t0": 1.0, "t1": 0.0}
-    noise = sample(back, params, state, (x0, cond), method=reverse(how), **ends)[0]
+    noise = sample(back, params, state, SteeringCondition(x0, cond), method=reverse(how), **ends)[0]
     for _ in range(repeat):
-        new_cond = (state, new_cond)
+        new_cond = SteeringCondition(state, new_cond)
     return sample(forth, params, noise, new_cond, method=how)[0].astype(x.dtype)

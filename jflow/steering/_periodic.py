@@ -11,7 +11,8 @@ from jaxtyping import Float
 
 from jflow._core.checks import check_cond, check_rows, check_whole, count_rows
 from jflow._core.times import Times
-from jflow.steering._common import check_images, check_window, euler, known_times, velocity_at
+from jflow.steering._common import check_images, euler, known_times, velocity_at
+from jflow.steering._condition import check_window
 from jflow.types import Array, Cond, Params, Velocity
 
 __all__ = ["coherent_motion", "motion_variance", "periodic_guidance"]
@@ -27,15 +28,14 @@ def periodic_guidance(
     optimizer: optax.GradientTransformation,
     every: int = 1,
     repeats: int = 1,
-    start: float = 0.0,
-    stop: float = 1.0,
+    window: tuple[float, float] = (0.0, 1.0),
     grid: int | Times | ArrayLike = 50,
 ) -> Float[Array, "b *event"]:
     """GuideFlow3D: sample by Euler steps, and lower a loss of the state every few of them.
 
     Also known as: GuideFlow3D, optimization-guided sampling, universal guidance.
 
-        x <- x + h v(x, t),      and after every k-th step that arrives at start <= t < stop
+        x <- x + h v(x, t),      and after every k-th step that arrives at first <= t < last
         x <- x after `repeats` steps of the optimizer on the sum of loss(x, t)
 
     The optimizer keeps its state from one to the next. After the step to t = 1 there is none, so
@@ -51,8 +51,7 @@ def periodic_guidance(
         optimizer: of the state, such as `optax.adam(1e-2)`.
         every: k, at least 1.
         repeats: how many steps the optimizer takes each time, at least 1.
-        start: the time from which the loss counts.
-        stop: the time from which it counts no more.
+        window: the times (first, last) within which the loss counts, the last one excluded.
         grid: a number of equal steps, or rising times [n + 1], not traced.
 
     Returns:
@@ -82,7 +81,7 @@ def periodic_guidance(
         "periodic_guidance",
         (velocity, params, x0, cond),
         lambda x, t, cond: loss(x, t),
-        (optimizer, every, repeats, start, stop, grid),
+        (optimizer, every, repeats, window, grid),
     )
 
 
@@ -93,8 +92,7 @@ def coherent_motion(
     cond: Cond = None,
     *,
     optimizer: optax.GradientTransformation,
-    start: float = 0.0,
-    stop: float = 0.25,
+    window: tuple[float, float] = (0.0, 0.25),
     grid: int | Times | ArrayLike = 50,
 ) -> Float[Array, "b frames *event"]:
     """FlowMo: sample a video whose motion varies little, by lowering the variance of its frames.
@@ -103,7 +101,7 @@ def coherent_motion(
 
         x <- x after a step of the optimizer on motion_variance(x + (1 - t) v(x, t))
 
-    after every Euler step that arrives at start <= t < stop: the early ones, in which the motion is
+    after every Euler step that arrives at first <= t < last: the early ones, in which the motion is
     made. The gradient goes through the network. It takes n evaluations for n steps, and one more
     with its backward pass for each step in the window.
 
@@ -113,8 +111,7 @@ def coherent_motion(
         x0: the source, [b, frames, *sites, channels], of a floating type, at least 3 frames.
         cond: the condition, [b, ...] or one row for all.
         optimizer: of the state, such as `optax.sgd(1e-2)`.
-        start: the time from which the variance counts.
-        stop: the time from which it counts no more.
+        window: the times (first, last) within which the variance counts, the last one excluded.
         grid: a number of equal steps, or rising times [n + 1], not traced.
 
     Returns:
@@ -133,7 +130,7 @@ def coherent_motion(
         v = velocity_at(name, velocity, params, x, t, cond)
         return motion_variance(x + (1 - t[0]) * v)
 
-    return _guided(name, (velocity, params, x0, cond), loss, (optimizer, 1, 1, start, stop, grid))
+    return _guided(name, (velocity, params, x0, cond), loss, (optimizer, 1, 1, window, grid))
 
 
 def motion_variance(x: Float[Array, "b frames *event"]) -> Float[Array, " b"]:
@@ -176,9 +173,9 @@ def motion_variance(x: Float[Array, "b frames *event"]) -> Float[Array, " b"]:
 
 def _guided(name, flow, loss, options):
     """Euler steps, with steps of the optimizer on the loss (x, t [b], cond) -> [b] in between."""
-    (velocity, params, x0, cond), (optimizer, every, repeats, start, stop, grid) = flow, options
+    (velocity, params, x0, cond), (optimizer, every, repeats, window, grid) = flow, options
     check_whole(name, every=every, repeats=repeats)
-    check_window(name, start, stop)
+    start, stop = check_window(name, window)
     times = known_times(name, grid)
     x = check_images(name, velocity, x0, "x0")
     cond = check_cond(name, cond, count_rows(name, x0))

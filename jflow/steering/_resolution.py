@@ -7,7 +7,7 @@ and sees places that it never saw, unless their steps are scaled (`scaled_positi
 
 import math
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -16,15 +16,15 @@ from jax.typing import ArrayLike
 from jaxtyping import Float
 
 from jflow._core.arrays import expand_to, float_dtype, mean_event
-from jflow._core.checks import check_cond, check_noun, count_rows, like_state, need_key, times_of
+from jflow._core.checks import check_cond, check_noun, count_rows, like_state, need_key
 from jflow._core.numbers import check_number, number_at
 from jflow._core.positions import centered_axis, table_rows
 from jflow._core.times import Times, check_grid
+from jflow.steering._common import pull_of
 from jflow.steering._features import inject
 from jflow.types import Array, Cond, Field, Key, NumberOrFunction, Params, Velocity
 
 __all__ = [
-    "GuidedCondition",
     "energy",
     "hiflow",
     "low_pass",
@@ -161,18 +161,6 @@ def _added(own, given):
     return (own.reshape(-1, *given.shape) + given[None].astype(own.dtype)).reshape(own.shape)
 
 
-class GuidedCondition(NamedTuple):
-    """What a velocity goes by, and the image that guides it.
-
-    Attributes:
-        guide: the image, [b, H, W, C].
-        cond: the condition of the velocity.
-    """
-
-    guide: Array
-    cond: Cond = None
-
-
 def cosine_decay(t: Array) -> Array:
     """From 1 at the source to 0 at data: (1 + cos(pi t)) / 2."""
     return (1 + jnp.cos(jnp.pi * t)) / 2
@@ -196,8 +184,8 @@ def projected_flow(
             With 0 it is the velocity.
 
     Returns:
-        Velocity: its cond is a `GuidedCondition`; params are those of `velocity`. It raises a
-            ValueError for another cond and for a guide that is not shaped like x.
+        Velocity: its cond is a `SteeringCondition` of the guide [b, H, W, C] and the cond of
+            `velocity`, also in `init`; params are those of `velocity`. One evaluation.
 
     Raises:
         ValueError: factor is below 1, or weight is a number outside [0, 1].
@@ -212,31 +200,12 @@ def projected_flow(
     check_factor(name, factor)
     check_number(name, "weight", weight, "in [0, 1]", lambda w: 0 <= w <= 1)
 
-    def read(x, cond):
-        if not isinstance(cond, GuidedCondition):
-            raise ValueError(
-                f"{name}: expected cond to be a steering.GuidedCondition(guide, cond), got"
-                f" {type(cond).__name__}"
-            )
-        guide, shape = jnp.asarray(cond.guide), jnp.shape(x)
-        if guide.shape not in (shape, (1, *shape[1:])):
-            raise ValueError(
-                f"{name}: expected a guide of shape {list(shape)}, got {list(guide.shape)}"
-            )
-        return guide.astype(x.dtype), cond.cond
-
-    def init(key, x, t, cond=None):
-        return velocity.init(key, x, t, read(x, cond)[1])
-
-    def apply(params, x, t, cond=None, *, key=None):
-        guide, cond = read(x, cond)
-        t = times_of(name, t, x)
-        v = like_state(name, velocity.apply(params, x, t, cond, key=key), x)
-        w = number_at(name, "weight(t)", weight, t, like=t).astype(x.dtype)
-        to_guide = (guide - x) / expand_to(jnp.maximum(1 - t, 1e-3), x).astype(x.dtype)
+    def change(v, x, t, guide):
+        w = number_at(name, "weight(t)", weight, t, like=t)
+        to_guide = (guide - x) / expand_to(jnp.maximum(1 - t, 1e-3), x)
         return v + expand_to(w, x) * low_pass(to_guide - v, factor)
 
-    return Velocity(init, apply)
+    return pull_of(name, velocity, change)
 
 
 def hiflow(

@@ -6,7 +6,8 @@ from jaxtyping import Float
 from jflow._core.arrays import expand_to
 from jflow._core.checks import check_noun
 from jflow.solvers import Method
-from jflow.steering._common import check_window, pull_of, safe_norm
+from jflow.steering._common import pull_of, safe_norm
+from jflow.steering._condition import check_window
 from jflow.steering._inversion import invert_and_sample, toward_data, toward_noise
 from jflow.types import Array, Cond, Field, Key, NumberOrFunction, Params, Velocity
 
@@ -31,8 +32,8 @@ def transport_guided(velocity: Velocity, strength: float = 0.1, *, phase: float 
         phase: the time at which the pull ends, in (0, 1].
 
     Returns:
-        Velocity: its cond is a pair (x1 [b, *event], cond of `velocity`), also in `init`; params
-            are those of `velocity`. One evaluation.
+        Velocity: its cond is a `SteeringCondition` of x1 [b, *event] and the cond of `velocity`,
+            also in `init`; params are those of `velocity`. One evaluation.
 
     Raises:
         ValueError: strength is outside [0, 1] or phase outside (0, 1].
@@ -43,7 +44,8 @@ def transport_guided(velocity: Velocity, strength: float = 0.1, *, phase: float 
         >>> from jflow.types import Velocity
         >>> velocity = Velocity(lambda *_: {}, lambda params, x, t, cond=None, *, key=None: x)
         >>> guided, x = steering.transport_guided(velocity, 0.5), jnp.ones((1, 1))
-        >>> guided.apply({}, x, jnp.zeros(1), (5 * x, None)).tolist()  # 1 + (4 - 1) / 4 / 2
+        >>> cond = steering.SteeringCondition(5 * x)
+        >>> guided.apply({}, x, jnp.zeros(1), cond).tolist()  # 1 + (4 - 1) / 4 / 2
         [[1.375]]
 
     References:
@@ -53,7 +55,7 @@ def transport_guided(velocity: Velocity, strength: float = 0.1, *, phase: float 
     """
     if not 0 <= strength <= 1:
         raise ValueError(f"transport_guided: expected strength in [0, 1], got {strength}")
-    check_window("transport_guided", 0.0, phase)
+    check_window("transport_guided", (0.0, phase))
     check_noun("transport_guided", velocity, Velocity, Field)
     strength, phase = float(strength), float(phase)
 
@@ -80,8 +82,7 @@ def otip(
     phase: float = 0.3,
     gamma: NumberOrFunction = 0.5,
     eta: NumberOrFunction = 0.9,
-    start: float = 0.0,
-    stop: float = 0.3,
+    window: tuple[float, float] = (0.0, 0.3),
     method: Method | int | None = None,
 ) -> Float[Array, "b *event"]:
     """OTIP: `rf_inversion` whose way forth is guided along the optimal transport path to x.
@@ -104,8 +105,7 @@ def otip(
         phase: the time at which the transport ends, in (0, 1].
         gamma: as in `rf_inversion`.
         eta: as in `rf_inversion`.
-        start: as in `rf_inversion`.
-        stop: as in `rf_inversion`.
+        window: as in `rf_inversion`.
         method: as in `rf_inversion`.
 
     Returns:
@@ -120,7 +120,7 @@ def otip(
     """
     back = toward_noise(velocity, gamma)
     guided = transport_guided(velocity, strength, phase=phase)
-    forth = toward_data(guided, eta, start=start, stop=stop)
+    forth = toward_data(guided, eta, window=window)
     return invert_and_sample(
         "otip", velocity, back, forth, params, x, cond, new_cond, key, method, 2
     )

@@ -145,7 +145,9 @@ def controlled(make, **options):
         exactly=True,
         scale=np.float64(0.6),
         evaluations=(B,),
-        cond=staticmethod(lambda labels: (jnp.full((labels.shape[0], 2), 0.3), labels)),
+        cond=staticmethod(
+            lambda labels: steering.SteeringCondition(jnp.full((labels.shape[0], 2), 0.3), labels)
+        ),
         **options,
     )
 

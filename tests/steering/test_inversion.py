@@ -29,6 +29,7 @@ def moved_mixture():
 
 V = moved_mixture()
 OLD, NEW = jnp.zeros(5), jnp.full(5, 0.7)
+toward = steering.SteeringCondition
 
 
 def test_rf_solver_is_the_midpoint_and_its_inversion_error_has_its_order(x64):
@@ -80,7 +81,7 @@ def test_rf_solver_is_the_midpoint_and_its_inversion_error_has_its_order(x64):
 def test_without_a_pull_it_is_the_velocity_and_with_all_of_it_the_image():
     """eta = 0 to the last digit; eta = 1 up to the rounding of ten steps of float32 on numbers of
     order 1, by Euler's steps of the ODE and by steps of the SDE."""
-    points = (jnp.asarray(X), OLD), (jnp.asarray(X0), OLD)
+    points = toward(jnp.asarray(X), OLD), toward(jnp.asarray(X0), OLD)
     grid = solvers.grids.power(10, 1.5)
     forth, back = solvers.on_grid(grid, EULER), solvers.on_grid(grid[::-1], EULER)
 
@@ -120,7 +121,7 @@ def test_the_pull_is_the_regulator_of_least_energy():
         0
     ]
     at, x0 = jnp.full(5, t), jnp.asarray(X0)
-    made = steering.toward_data(V, eta).apply({}, x0, at, (jnp.asarray(X), NEW))
+    made = steering.toward_data(V, eta).apply({}, x0, at, toward(jnp.asarray(X), NEW))
     v = V.apply({}, x0, at, NEW)
     for row in least.reshape(n, 5, 2)[[0, -1]]:
         np.testing.assert_allclose(made, (1 - eta) * v + eta * row, rtol=1e-5, atol=1e-5)
@@ -134,8 +135,8 @@ def test_the_pull_is_in_its_window_alone():
     t = jnp.array([0.0, 0.2, 0.5, 0.8, 1.0])
     x, x1, x0 = jnp.asarray(X0), jnp.asarray(X), jnp.asarray(X0) + 1
     v = V.apply({}, x, t, NEW)
-    forth = steering.toward_data(V, lambda t: t, start=0.2, stop=0.8).apply({}, x, t, (x1, NEW))
-    back = steering.toward_noise(V, lambda t: t, start=0.2, stop=0.8).apply({}, x, t, (x0, NEW))
+    forth = steering.toward_data(V, lambda t: t, window=(0.2, 0.8)).apply({}, x, t, toward(x1, NEW))
+    back = steering.toward_noise(V, lambda t: t, window=(0.2, 0.8)).apply({}, x, t, toward(x0, NEW))
     for made, inside, pull in (
         (forth, [1, 2], lambda i: (X - X0)[i] / (1 - t[i])),
         (back, [2, 3], lambda i: -1.0 / t[i]),
@@ -147,8 +148,8 @@ def test_the_pull_is_in_its_window_alone():
             np.testing.assert_allclose(made[i], expected, rtol=1e-5, atol=1e-5)
     full = steering.toward_data(V, 1.0), steering.toward_noise(V, 1.0)
     for velocity in full:
-        assert np.all(np.isfinite(velocity.apply({}, x, t, (x1, NEW))))
-        slope = jax.grad(lambda x, v=velocity: jnp.sum(v.apply({}, x, t, (x1, NEW))))(x)
+        assert np.all(np.isfinite(velocity.apply({}, x, t, toward(x1, NEW))))
+        slope = jax.grad(lambda x, v=velocity: jnp.sum(v.apply({}, x, t, toward(x1, NEW))))(x)
         assert np.all(np.isfinite(slope))
 
 
@@ -166,12 +167,12 @@ def test_the_limits_of_rf_inversion_and_otip():
                 V, {}, jnp.asarray(X), OLD, NEW, method=solvers.fixed(8, EULER)
             ),
             "none": call(steering.rf_inversion, gamma=0.0, eta=0.0),
-            "all": call(steering.rf_inversion, eta=1.0, stop=1.0),
+            "all": call(steering.rf_inversion, eta=1.0, window=(0.0, 1.0)),
             "some": call(steering.rf_inversion),
             "other key": call(steering.rf_inversion, KEYS[2]),
             "strength 0": call(steering.otip, strength=0.0),
             "otip": call(steering.otip),
-            "otip all": call(steering.otip, eta=1.0, stop=1.0),
+            "otip all": call(steering.otip, eta=1.0, window=(0.0, 1.0)),
         }
 
     made = jax.device_get(run())
@@ -184,14 +185,14 @@ def test_the_limits_of_rf_inversion_and_otip():
 
     t = jnp.array([0.0, 0.1, 0.2, 0.4, 0.9])
     x, x1 = jnp.asarray(X0), jnp.asarray(X)
-    made = steering.transport_guided(V, 0.5, phase=0.4).apply({}, x, t, (x1, NEW))
+    made = steering.transport_guided(V, 0.5, phase=0.4).apply({}, x, t, toward(x1, NEW))
     v, d = V.apply({}, x, t, NEW), (X - X0) / (1 - t[:, None])
     much = 0.25 * (1 + np.cos(np.pi * np.asarray(t) / 0.4)) * (np.asarray(t) < 0.4)
     ratio = np.linalg.norm(v, axis=1) / np.linalg.norm(d, axis=1)
     np.testing.assert_allclose(made, v + (much * ratio)[:, None] * (d - v), rtol=1e-5, atol=1e-5)
-    slope = jax.grad(lambda x: jnp.sum(steering.transport_guided(V).apply({}, x, t, (x1, NEW))))(
-        x1
-    )  # d = 0
+    slope = jax.grad(
+        lambda x: jnp.sum(steering.transport_guided(V).apply({}, x, t, toward(x1, NEW)))
+    )(x1)  # d = 0
     assert np.all(np.isfinite(slope))
 
 
@@ -244,13 +245,16 @@ def test_bad_input_is_named():
         (lambda: steering.toward_data(V, 1.5), r"toward_data: expected .*eta in \[0, 1\], got 1.5"),
         (lambda: steering.toward_noise(V, -0.5), r"toward_noise: .*gamma in \[0, 1\], got -0.5"),
         (
-            lambda: steering.toward_data(V, 0.5, stop=1.2),
-            "toward_data: expected a window 0 <= start",
+            lambda: steering.toward_data(V, 0.5, window=(0.0, 1.2)),
+            "toward_data: expected a window",
         ),
-        (lambda: steering.toward_noise(V, 0.5, start=0.6, stop=0.4), "toward_noise: .*stop=0.4"),
+        (lambda: steering.toward_noise(V, 0.5, window=(0.6, 0.4)), r"toward_noise: .*\(0.6, 0.4\)"),
         (lambda: steering.transport_guided(V, 2.0), "transport_guided: .*strength in"),
-        (lambda: steering.transport_guided(V, phase=0.0), "transport_guided: .*window.*stop=0.0"),
-        (lambda: edit(stop=-0.1), "toward_data: expected a window"),
+        (
+            lambda: steering.transport_guided(V, phase=0.0),
+            "transport_guided: expected a window",
+        ),
+        (lambda: edit(window=(0.0, -0.1)), "toward_data: expected a window"),
         (lambda: edit(cond=None), "rf_inversion: expected cond, the condition of x, got None"),
         (
             lambda: edit(steering.otip, new=None),
@@ -262,11 +266,13 @@ def test_bad_input_is_named():
         (lambda: plain(start=1.0), r"edit_by_inversion: expected start in \[0, 1\), got 1.0"),
         (lambda: plain(start=0.2, method=grid), "a grid carries its own start"),
         (lambda: plain(new=None), "edit_by_inversion: expected new_cond"),
-        (lambda: pulled.apply({}, x, jnp.zeros(5), NEW), r"toward_data: .*pair \(point, cond\)"),
-        (lambda: pulled.apply({}, x, jnp.zeros(5), (None, NEW)), "expected a point of shape"),
         (
-            lambda: pulled.apply({}, x, jnp.zeros(5), (x[:, :1], NEW)),
-            r"toward_data: expected the point, .* of shape \[5, 2\], got \[5, 1\]",
+            lambda: pulled.apply({}, x, jnp.zeros(5), NEW),
+            "toward_data: .* a steering.SteeringCondition",
+        ),
+        (
+            lambda: pulled.apply({}, x, jnp.zeros(5), toward(x[:, :1], NEW)),
+            r"toward_data: expected the target of shape \[5, 2\], got \[5, 1\]",
         ),
     ]:
         with pytest.raises(ValueError, match=said):

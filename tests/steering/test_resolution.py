@@ -82,7 +82,7 @@ def test_projected_flow():
 
     @jax.jit
     def run(x0):
-        cond = steering.GuidedCondition(guide)
+        cond = steering.SteeringCondition(guide)
         none = steering.projected_flow(V, 2, weight=0.0)
         full = steering.projected_flow(V, 2, weight=1.0)
         sampled = [
@@ -101,10 +101,10 @@ def test_projected_flow():
     for weight in (-0.1, 1.5):
         with pytest.raises(ValueError, match=r"weight in \[0, 1\]"):
             steering.projected_flow(V, 2, weight=weight)
-    with pytest.raises(ValueError, match="GuidedCondition"):
+    with pytest.raises(ValueError, match="SteeringCondition"):
         steering.projected_flow(V, 2).apply({}, LARGE, 0.3, None)
-    with pytest.raises(ValueError, match=r"a guide of shape \[3, 8, 8, 1\], got \[3, 4, 4, 1\]"):
-        steering.projected_flow(V, 2).apply({}, LARGE, 0.3, steering.GuidedCondition(IMAGE))
+    with pytest.raises(ValueError, match=r"the target of shape \[3, 8, 8, 1\], got \[3, 4, 4, 1\]"):
+        steering.projected_flow(V, 2).apply({}, LARGE, 0.3, steering.SteeringCondition(IMAGE))
 
 
 def test_hiflow():
