@@ -24,7 +24,7 @@ from jflow._core.checks import check_event, check_whole
 from jflow._core.names import explain_unknown
 from jflow.types import Array
 
-__all__ = ["Measurement", "blur", "downsample", "fourier", "mask", "matrix", "null_space"]
+__all__ = ["blur", "downsample", "fourier", "mask", "matrix", "null_space"]
 
 explain_unknown(__name__)
 
