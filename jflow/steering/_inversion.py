@@ -120,7 +120,7 @@ def toward_data(
 ) -> Velocity:
     """A velocity that is pulled towards given data, as RF-Inversion samples.
 
-    Also known as: controlled ODE, RF-Inversion, LQR guidance.
+    Also known as: controlled ODE, controlled SDE, LQR guidance.
 
         v + eta ((x1 - x) / (1 - t) - v)      where first <= t < last, else v
 
@@ -177,7 +177,7 @@ def toward_noise(
 ) -> Velocity:
     """A velocity that is pulled towards given noise on the way back, as RF-Inversion inverts.
 
-    Also known as: controlled inversion, RF-Inversion.
+    Also known as: controlled inversion, controlled forward ODE.
 
         v + gamma ((x - x0) / t - v)      where first < t <= last, else v
 
@@ -239,7 +239,7 @@ def rf_inversion(
 ) -> Float[Array, "b *event"]:
     """RF-Inversion: edit data by a controlled ODE back to noise and another one forth.
 
-    Also known as: RF-Inversion, controlled ODE.
+    Also known as: RF-Inversion, rectified SDE editing.
 
         back    toward_noise(velocity, gamma), towards x0 ~ N(0, 1), under cond
         forth   toward_data(velocity, eta, window), towards x, under new_cond

@@ -33,7 +33,7 @@ def periodic_guidance(
 ) -> Float[Array, "b *event"]:
     """GuideFlow3D: sample by Euler steps, and lower a loss of the state every few of them.
 
-    Also known as: GuideFlow3D, optimization-guided sampling, universal guidance.
+    Also known as: GuideFlow3D, optimization-guided sampling.
 
         x <- x + h v(x, t),      and after every k-th step that arrives at first <= t < last
         x <- x after `repeats` steps of the optimizer on the sum of loss(x, t)

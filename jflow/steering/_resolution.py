@@ -171,6 +171,8 @@ def projected_flow(
 ) -> Velocity:
     """I-Max: a larger image whose coarse part flows towards that of a smaller one.
 
+    Also known as: I-Max, higher-resolution sampling.
+
         v + weight(t) P(v_guide - v),      v_guide = (guide - x) / (1 - t),      P = low_pass
 
     v_guide is the straight flow to the guide, a sample of the size that the velocity was trained

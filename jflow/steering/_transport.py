@@ -17,7 +17,7 @@ __all__ = ["otip", "transport_guided"]
 def transport_guided(velocity: Velocity, strength: float = 0.1, *, phase: float = 0.3) -> Velocity:
     """A velocity guided along the optimal transport path from its state to given data.
 
-    Also known as: OTIP, transport-guided inversion.
+    Also known as: transport-guided inversion.
 
         v + lambda(t) |v| / |d| (d - v),      d = (x1 - x) / (1 - t)
         lambda(t) = strength (1 + cos(pi t / phase)) / 2      for t < phase, else 0
