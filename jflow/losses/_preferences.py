@@ -61,10 +61,11 @@ def dpo(velocity: Velocity, beta: float, *, path: Path = _LINEAR, time: Time = _
         >>> import jax.numpy as jnp
         >>> from jflow import losses
         >>> from jflow.types import Velocity
-        >>> constant = lambda params, x, t, cond=None, *, key=None: params + 0 * x
+        >>> constant = lambda params, x, t, cond=None, *, key=None: params["v"] + 0 * x
         >>> loss = losses.dpo(Velocity(lambda *args: {}, constant), beta=1.0)
         >>> batch = {"x": jnp.ones((4, 1)), "worse": jnp.zeros((4, 1))}
-        >>> value, _ = loss(jnp.zeros(()), jax.random.key(0), batch, {"reference": jnp.zeros(())})
+        >>> params = {"v": jnp.zeros(())}
+        >>> value, _ = loss(params, jax.random.key(0), batch, {"reference": params})
         >>> round(float(value), 4)  # log 2
         0.6931
 

@@ -10,8 +10,8 @@ All of it is linear and differentiable, is computed in float32 or better, and ke
 it is given.
 """
 
-from collections.abc import Callable
-from typing import NamedTuple
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -99,7 +99,7 @@ def as_measured(name: str, y: ArrayLike, like: Array) -> Array:
     return jnp.broadcast_to(y, like.shape).astype(like.dtype)
 
 
-def matrix(a: ArrayLike, *, floor: float = 1e-6) -> Measurement:
+def matrix(a: ArrayLike | Sequence[Any], *, floor: float = 1e-6) -> Measurement:
     """The measurement by a matrix.
 
         y = A x
@@ -149,7 +149,7 @@ def matrix(a: ArrayLike, *, floor: float = 1e-6) -> Measurement:
     )
 
 
-def mask(known: ArrayLike) -> Measurement:
+def mask(known: ArrayLike | Sequence[Any]) -> Measurement:
     """The measurement of some of the numbers of x: inpainting.
 
         y = x where known, 0 elsewhere
@@ -193,7 +193,7 @@ def mask(known: ArrayLike) -> Measurement:
     )
 
 
-def fourier(known: ArrayLike) -> Measurement:
+def fourier(known: ArrayLike | Sequence[Any]) -> Measurement:
     """The measurement of some Fourier coefficients: accelerated magnetic resonance imaging.
 
     Also known as: k-space subsampling, compressed sensing MRI.
@@ -257,7 +257,9 @@ def fourier(known: ArrayLike) -> Measurement:
     )
 
 
-def blur(kernel: ArrayLike, event: tuple[int, ...], *, floor: float = 1e-3) -> Measurement:
+def blur(
+    kernel: ArrayLike | Sequence[Any], event: tuple[int, ...], *, floor: float = 1e-3
+) -> Measurement:
     """The measurement of a blurred image, by a circular convolution.
 
     Also known as: deblurring, deconvolution, Gaussian blur.
