@@ -23,7 +23,7 @@ the ratios leave 1 and are clipped.
 """
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, Literal, NamedTuple
 
 import jax
@@ -47,7 +47,7 @@ _ENTRIES = (*_STEPS, "advantage", "cond", "weight", "reward", "future_kl")
 
 
 def group_advantages(
-    reward: Float[ArrayLike, " b"],
+    reward: Float[ArrayLike, " b"] | Sequence[float],
     group_size: int,
     *,
     divide_by: Literal["group", "all"] | None = None,

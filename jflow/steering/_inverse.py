@@ -231,7 +231,7 @@ def data_consistency(
 def consistent_source(
     measurement: Measurement,
     x0: Float[Array, "b *event"],
-    y: Float[Array, "b ..."],
+    y: Float[Array, "rows ..."],
     t: float,
     *,
     ridge: ArrayLike = 0.0,
@@ -284,7 +284,7 @@ def sample_inverse(
     params: Params,
     x0: Float[Array, "b *event"],
     measurement: Measurement,
-    y: Float[Array, "b ..."],
+    y: Float[Array, "rows ..."],
     cond: Cond = None,
     *,
     method: Method | int | None = None,

@@ -49,7 +49,7 @@ class Measurement(NamedTuple):
 
 
 def null_space(
-    measurement: Measurement, x: Float[Array, "b *event"], y: Float[Array, "b ..."] | None = None
+    measurement: Measurement, x: Float[Array, "b *event"], y: Float[Array, "rows ..."] | None = None
 ) -> Float[Array, "b *event"]:
     """What a measurement does not see of x; with y, x made consistent with the measurement y.
 
