@@ -66,36 +66,53 @@ def classifier_guidance(
     References:
         Dhariwal, Nichol, *Diffusion Models Beat GANs on Image Synthesis*, 2021, arXiv:2105.05233.
     """
-    if not 0 < start < 1:
-        raise ValueError(f"classifier_guidance: expected start in (0, 1), got {start}")
 
-    def init(key, x, t, cond=None):
-        first, second = jax.random.split(key)
-        return {
-            "velocity": velocity.init(first, x, t, cond),
-            "classifier": classifier.init(second, x, t, cond),
-        }
+    def log_prob(params, x, t, cond, key):
+        log_p = classifier.apply(params, x, t, cond, key=key)
+        if log_p.shape != t.shape:
+            raise ValueError(
+                "classifier_guidance: expected log p(cond | x) of shape "
+                f"{list(t.shape)}, got {list(log_p.shape)}: "
+                "label_log_prob makes it of logits"
+            )
+        return log_p
+
+    fields = {"velocity": velocity, "classifier": classifier}
+    guided = by_gradient("classifier_guidance", fields, log_prob, scale, schedule, start)
 
     def apply(params, x, t, cond=None, *, key=None):
         if cond is None:
             raise ValueError("classifier_guidance: expected cond, what to guide towards, got None")
-        t, cond = rows(t, x.shape[0]), check_cond("classifier_guidance", cond, x.shape[0])
-        velocity_key, classifier_key = split_key(key, 2)
-        v = velocity.apply(params["velocity"], x, t, cond, key=velocity_key)
+        return guided.apply(params, x, t, cond, key=key)
+
+    return Velocity(guided.init, apply)
+
+
+def by_gradient(name, fields, value, scale, schedule, start) -> Velocity:
+    """v + scale c(t) grad_x value(params, x, t, cond, key), c as in `classifier_guidance`, with the
+    params of the two fields: the velocity, and what the value is of."""
+    if not 0 < start < 1:
+        raise ValueError(f"{name}: expected start in (0, 1), got {start}")
+    (first, velocity), (second, field) = fields.items()
+
+    def init(key, x, t, cond=None):
+        keys = jax.random.split(key)
+        return {
+            first: velocity.init(keys[0], x, t, cond),
+            second: field.init(keys[1], x, t, cond),
+        }
+
+    def apply(params, x, t, cond=None, *, key=None):
+        t, cond = rows(t, x.shape[0]), check_cond(name, cond, x.shape[0])
+        velocity_key, value_key = split_key(key, 2)
+        v = velocity.apply(params[first], x, t, cond, key=velocity_key)
         later = jnp.maximum(t, start)
 
-        def total(x):
-            log_p = classifier.apply(params["classifier"], x, later, cond, key=classifier_key)
-            if log_p.shape != t.shape:
-                raise ValueError(
-                    "classifier_guidance: expected log p(cond | x) of shape "
-                    f"{list(t.shape)}, got {list(log_p.shape)}: "
-                    "label_log_prob makes it of logits"
-                )
-            return jnp.sum(log_p)  # rows do not interact: the gradient of the sum is that of each
+        def total(x):  # rows do not interact: the gradient of the sum is that of each
+            return jnp.sum(value(params[second], x, later, cond, value_key))
 
         a, s, da, ds = coefficients(schedule, later)
-        w = number_at("classifier_guidance", "scale(t)", scale, t, like=t)
+        w = number_at(name, "scale(t)", scale, t, like=t)
         weight = w * (da * s - ds * a) * s / a
         return (v + expand_to(weight, x) * jax.grad(total)(x)).astype(v.dtype)
 

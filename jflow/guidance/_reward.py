@@ -2,14 +2,9 @@
 
 from collections.abc import Callable
 
-import jax
-import jax.numpy as jnp
-
-from jflow._core.arrays import expand_to
-from jflow._core.checks import check_cond, check_rows, like_state, rows
-from jflow._core.keys import split_key
-from jflow._core.numbers import number_at
-from jflow.paths import LINEAR, Schedule, coefficients, velocity_to_data
+from jflow._core.checks import check_rows, like_state, rows
+from jflow.guidance._classifier import by_gradient
+from jflow.paths import LINEAR, Schedule, velocity_to_data
 from jflow.types import Array, Cond, Field, NumberOrFunction, Velocity
 
 __all__ = ["denoised_reward", "reward_guidance"]
@@ -67,33 +62,13 @@ def reward_guidance(
         Liu et al., *Improving Video Generation with Human Feedback*, 2025, arXiv:2501.13918
             (Flow-NRG).
     """
-    if not 0 < start < 1:
-        raise ValueError(f"reward_guidance: expected start in (0, 1), got {start}")
 
-    def init(key, x, t, cond=None):
-        first, second = jax.random.split(key)
-        return {
-            "velocity": velocity.init(first, x, t, cond),
-            "reward": reward.init(second, x, t, cond),
-        }
+    def value(params, x, t, cond, key):
+        r = reward.apply(params, x, t, cond, key=key)
+        return check_rows("reward_guidance", "a reward", r, x.shape[0])
 
-    def apply(params, x, t, cond=None, *, key=None):
-        t, cond = rows(t, x.shape[0]), check_cond("reward_guidance", cond, x.shape[0])
-        velocity_key, reward_key = split_key(key, 2)
-        v = velocity.apply(params["velocity"], x, t, cond, key=velocity_key)
-        later = jnp.maximum(t, start)
-
-        def total(x):
-            r = reward.apply(params["reward"], x, later, cond, key=reward_key)
-            r = check_rows("reward_guidance", "a reward", r, x.shape[0])
-            return jnp.sum(r)  # rows do not interact: the gradient of the sum is that of each
-
-        a, s, da, ds = coefficients(schedule, later)
-        w = number_at("reward_guidance", "scale(t)", scale, t, like=t)
-        weight = w * (da * s - ds * a) * s / a
-        return (v + expand_to(weight, x) * jax.grad(total)(x)).astype(v.dtype)
-
-    return Velocity(init, apply)
+    fields = {"velocity": velocity, "reward": reward}
+    return by_gradient("reward_guidance", fields, value, scale, schedule, start)
 
 
 def denoised_reward(
