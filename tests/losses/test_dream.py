@@ -49,7 +49,8 @@ def test_the_formula(x64):
             {"adaptation": lambda t: t**2},
             {"schedule": COSINE},
         ]
-        return [losses.dream(NET, time=fixed, **o)(params, key, batch)[0] for o in options]
+        made = [losses.dream(NET, time=fixed, **o) for o in options]
+        return [loss(params, jax.random.clone(key), batch)[0] for loss in made]
 
     found = jax.device_get(run(params, batch))
     angle = np.pi / 2 * T

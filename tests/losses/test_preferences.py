@@ -6,6 +6,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from jax.random import clone
 
 from jflow import guidance, losses, oracles, train
 from jflow.types import Field, Velocity
@@ -111,7 +112,7 @@ def test_one_round_of_weighted_regression_is_the_law_times_the_exponential_of_th
     beta, t = 0.8, 0.5
     weighted = losses.reward_weights(beta)
     loss = losses.chain(weighted, losses.flow_matching(LINE, time=at(t)))
-    value = lambda v: loss({"a": v[0], "b": v[1]}, KEY, batch)[0]  # noqa: E731
+    value = lambda v: loss({"a": v[0], "b": v[1]}, clone(KEY), batch)[0]  # noqa: E731
     slope, curvature = jax.jit(lambda v: (jax.grad(value)(v), jax.hessian(value)(v)))(jnp.zeros(2))
     found = -np.linalg.solve(np.asarray(curvature, float), np.asarray(slope, float))
     precision = 1 + 1 / beta
@@ -165,7 +166,7 @@ def test_a_learned_reward_of_noisy_data_is_the_probability_of_a_preference():
     batch = {k: v.astype(np.float32) for k, v in batch.items()}
     linear = Field(None, lambda params, x, t, cond=None, *, key=None: params * x[:, 0])
     loss = losses.preference_reward(linear, time=at(0.5))
-    value = lambda s: loss(s, KEY, batch)[0]  # noqa: E731
+    value = lambda s: loss(s, clone(KEY), batch)[0]  # noqa: E731
 
     def newton(s, _):
         return s - jax.grad(value)(s) / jax.grad(jax.grad(value))(s), None

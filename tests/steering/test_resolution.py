@@ -115,7 +115,9 @@ def test_hiflow():
 
     @jax.jit
     def run(x0, key):
-        run = lambda **more: steering.hiflow(V, {}, x0, key, GRID, **more)  # noqa: E731
+        run = lambda **more: steering.hiflow(  # noqa: E731
+            V, {}, x0, jax.random.clone(key), GRID, **more
+        )
         noise = jax.random.normal(jax.random.clone(key), x0.shape)
         euler = [solvers.sample(V, {}, x, method=EULER)[0] for x in (noise, x0)]
         return (
