@@ -35,7 +35,7 @@ from jaxtyping import Float
 from jflow._core.arrays import expand_to, float_dtype, mean_event, sum_event
 from jflow._core.batch import mean_of_rows, read_batch
 from jflow._core.checks import check_rows, check_weights, check_whole
-from jflow._core.times import Times, check_grid
+from jflow._core.times import Times, check_grid, traced
 from jflow.losses._preferences import reference_of
 from jflow.solvers import Trajectory, sample_sde
 from jflow.types import Array, Cond, Key, Loss, Step
@@ -245,7 +245,7 @@ def group_rollouts(
         given = reward(x, batch.get("cond"))
         given = jnp.asarray(check_rows(name, "a reward", jnp.asarray(given), rows))
         given = given.astype(float_dtype(given))
-        if not isinstance(given, jax.core.Tracer) and given.is_fully_addressable:
+        if not traced(given) and given.is_fully_addressable:
             bad = np.flatnonzero(~np.isfinite(np.asarray(given)))
             if bad.size:
                 raise ValueError(

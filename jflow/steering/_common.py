@@ -16,14 +16,14 @@ from jflow._core.checks import (
     like_state,
     times_of,
 )
-from jflow._core.times import Times, rising_times
+from jflow._core.times import Times, rising_times, traced
 from jflow.steering._condition import read_condition
 from jflow.types import Array, Cond, Field, Params, Velocity
 
 
 def known_times(name: str, grid: int | Times | ArrayLike) -> np.ndarray:
     """Rising times [n + 1] in numpy: which steps a method takes is decided before it is traced."""
-    if isinstance(grid, jax.core.Tracer):
+    if traced(grid):
         raise ValueError(
             f"{name}: expected a grid of known times, a number of steps or numbers, got traced ones"
         )
