@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.typing import ArrayLike
 
-from jflow._core.arrays import float_dtype
+from jflow._core.arrays import float_dtype, sum_event
 from jflow._core.checks import (
     check_cond,
     check_noun,
@@ -17,7 +17,7 @@ from jflow._core.checks import (
     times_of,
 )
 from jflow._core.times import Times, rising_times, traced
-from jflow.steering._condition import read_condition
+from jflow.steering._condition import read_condition, steered_init
 from jflow.types import Array, Cond, Field, Params, Velocity
 
 
@@ -69,28 +69,22 @@ def euler(name: str, velocity: Velocity, params: Params, x: Array, ts: Array, co
 
 
 def safe_norm(x: Array) -> Array:
-    """The norm of each row [b, *event] -> [b], whose slope at 0 is 0."""
-    squares = jnp.sum(x**2, axis=tuple(range(1, x.ndim)))
-    positive = squares > 0
-    return jnp.where(positive, jnp.sqrt(jnp.where(positive, squares, 1)), 0)
+    """The norm of each row [b, *event] -> [b], whose slope at 0 is 0; NaN for a row with NaN."""
+    squares = sum_event(x**2)
+    zero = squares == 0
+    return jnp.where(zero, 0, jnp.sqrt(jnp.where(zero, 1, squares)))
 
 
 def pull_of(name: str, velocity: Velocity, change: Callable) -> Velocity:
     """The velocity change(v, x, t [b], point), computed in float32 or better, with cond = a
     `SteeringCondition` of the point [b, *event] and the cond of `velocity`."""
 
-    def pair(cond, x):
-        point, cond = read_condition(name, cond, count_rows(name, x))
-        return check_same_shape(name, "the target", point, x), cond
-
-    def init(key, x, t, cond=None):
-        return velocity.init(key, x, t, pair(cond, x)[1])
-
     def apply(params, x, t, cond=None, *, key=None):
-        point, cond = pair(cond, x)
+        point, cond = read_condition(name, cond, count_rows(name, x))
+        check_same_shape(name, "the target", point, x)
         t = times_of(name, t, x)
         v = like_state(name, velocity.apply(params, x, t, cond, key=key), x)
         wide = [a.astype(float_dtype(x)) for a in (v, x, t, point)]
         return change(*wide).astype(v.dtype)
 
-    return Velocity(init, apply)
+    return Velocity(steered_init(name, velocity), apply)

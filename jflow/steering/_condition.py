@@ -1,14 +1,15 @@
 """What a steered velocity is told: the wish, beside the condition of the velocity itself."""
 
 import math
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 
-from jflow._core.checks import check_cond, described
+from jflow._core.checks import check_cond, count_rows, described
 from jflow._core.numbers import check_number, number_at
-from jflow.types import Array, Cond, NumberOrFunction
+from jflow.types import Array, Cond, NumberOrFunction, Velocity
 
 __all__ = ["SteeringCondition"]
 
@@ -62,3 +63,12 @@ def scale_at(name: str, scale: NumberOrFunction, window: tuple[float, float], t:
     """The scale of each row [b], 0 outside the window."""
     value = number_at(name, "scale(t)", scale, t, like=t)
     return jnp.where((t >= window[0]) & (t <= window[1]), value, jnp.zeros_like(value))
+
+
+def steered_init(name: str, velocity: Velocity) -> Callable:
+    """The init of a velocity that is told a `SteeringCondition`."""
+
+    def init(key, x, t, cond=None):
+        return velocity.init(key, x, t, read_condition(name, cond, count_rows(name, x))[1])
+
+    return init

@@ -21,12 +21,14 @@ from jflow._core.checks import check_noun, check_weights, like_state, rows
 from jflow._core.numbers import number_at
 from jflow.paths import LINEAR, Schedule, coefficients, velocity_to_data
 from jflow.solvers import Method
+from jflow.steering._common import safe_norm
 from jflow.steering._condition import (
     SteeringCondition,
     check_scale,
     check_window,
     read_condition,
     scale_at,
+    steered_init,
 )
 from jflow.steering.measurements import Measurement, as_measured
 from jflow.types import Array, Cond, Field, NumberOrFunction, Params, Velocity
@@ -144,7 +146,7 @@ def pseudoinverse_guidance(
         weight = scale_at(name, scale, window, t) * (da * s - ds * a) * s / a
         return (v + expand_to(weight, x) * gradient).astype(v.dtype)
 
-    return Velocity(_init(name, velocity), apply)
+    return Velocity(steered_init(name, velocity), apply)
 
 
 def data_consistency(
@@ -225,7 +227,7 @@ def data_consistency(
         weight = scale_at(name, scale, window, t) * (da * s - ds * a) / s
         return (v + expand_to(weight, x) * step).astype(v.dtype)
 
-    return Velocity(_init(name, velocity), apply)
+    return Velocity(steered_init(name, velocity), apply)
 
 
 def consistent_source(
@@ -339,7 +341,7 @@ def inverse_info(measurement, x, y, evaluations, status) -> InverseInfo:
     """The residual of x beside what it cost."""
     seen = measurement.apply(x)
     residual = seen - as_measured("inverse_info", y, seen)
-    return InverseInfo(residual, _norm(residual), evaluations, status)
+    return InverseInfo(residual, safe_norm(residual), evaluations, status)
 
 
 def residual_norm(measurement: Measurement) -> Callable[[Array, Array], Array]:
@@ -359,7 +361,7 @@ def residual_norm(measurement: Measurement) -> Callable[[Array, Array], Array]:
 
     def loss(x1, y):
         seen = measurement.apply(x1)
-        return _norm(seen - as_measured("residual_norm", y, seen))
+        return safe_norm(seen - as_measured("residual_norm", y, seen))
 
     return loss
 
@@ -392,13 +394,6 @@ def squared_residual(measurement: Measurement, std: float = 1.0) -> Callable[[Ar
     return loss
 
 
-def _norm(residual):
-    """[b], with the gradient 0 where it is 0."""
-    square = sum_event(residual**2)
-    zero = square == 0
-    return jnp.where(zero, 0, jnp.sqrt(jnp.where(zero, 1, square)))
-
-
 def _check(name, velocity, std, scale, window, margin):
     check_noun(name, velocity, Velocity, Field)
     check_weights(name, std=std)
@@ -418,10 +413,3 @@ def _step(name, measurement, x1, y, std, variance):
     """A^T (A A^T + std^2 / variance I)^-1 (y - A x1)."""
     seen = measurement.apply(x1)
     return measurement.pseudo_inverse(as_measured(name, y, seen) - seen, float(std) ** 2 / variance)
-
-
-def _init(name, velocity):
-    def init(key, x, t, cond=None):
-        return velocity.init(key, x, t, read_condition(name, cond, x.shape[0])[1])
-
-    return init

@@ -9,7 +9,13 @@ import jax.numpy as jnp
 from jflow._core.arrays import expand_to
 from jflow._core.checks import check_noun, check_rows, like_state, rows
 from jflow.paths import LINEAR, Schedule, velocity_to_data
-from jflow.steering._condition import check_scale, check_window, read_condition, scale_at
+from jflow.steering._condition import (
+    check_scale,
+    check_window,
+    read_condition,
+    scale_at,
+    steered_init,
+)
 from jflow.types import Array, Field, NumberOrFunction, Velocity
 
 __all__ = ["TargetLoss", "flow_chef", "loss_guidance"]
@@ -88,7 +94,7 @@ def loss_guidance(
         weight = expand_to(scale_at(name, scale, window, t), x)
         return (v - weight * gradient).astype(v.dtype)
 
-    return Velocity(_init(name, velocity), apply)
+    return Velocity(steered_init(name, velocity), apply)
 
 
 def flow_chef(
@@ -159,7 +165,7 @@ def flow_chef(
         weight = expand_to(scale_at(name, scale, window, t), x)
         return (v - weight * gradient).astype(v.dtype)
 
-    return Velocity(_init(name, velocity), apply)
+    return Velocity(steered_init(name, velocity), apply)
 
 
 def _check(name, velocity, scale, window):
@@ -171,10 +177,3 @@ def _check(name, velocity, scale, window):
 def _total(name, loss, x1, target):
     """The sum over rows, which do not interact: its gradient is that of each."""
     return jnp.sum(check_rows(name, "the loss", loss(x1, target), x1.shape[0]))
-
-
-def _init(name, velocity):
-    def init(key, x, t, cond=None):
-        return velocity.init(key, x, t, read_condition(name, cond, x.shape[0])[1])
-
-    return init
