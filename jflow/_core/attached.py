@@ -86,7 +86,8 @@ def call_with(module: nn.Module, own: Params, *args, **kwargs) -> Any:
 
 def _run(next_function, args, kwargs, context):
     module = context.module
-    if context.method_name != "__call__" or module.scope is None:
+    # What is attached to scanned blocks is split by layer: each layer runs its own.
+    if context.method_name != "__call__" or module.scope is None or hasattr(module, "one_layer"):
         return next_function(*args, **kwargs)
     own = dict(module.variables.get("params", {}))
     attached = own.pop(ATTACHED, ())

@@ -38,6 +38,7 @@ from jflow.nets._mixture_head import MixtureHead
 from jflow.nets._mlp import MLP, ResidualMLP, TimeMLP
 from jflow.nets._mmdit import MMDiT
 from jflow.nets._pca import pca_autoencoder
+from jflow.nets._scanned import scanned
 from jflow.nets._t5 import T5Encoder
 from jflow.nets._tarflow import TarFlowTransformer
 from jflow.nets._text_image import ImageToText, TextImageTransformer, TextToImage
@@ -112,6 +113,7 @@ __all__ = [
     "pca_autoencoder",
     "quick_gelu",
     "rotary_attention",
+    "scanned",
     "sinusoidal_positions",
     "tiled",
     "time_features",

@@ -10,10 +10,10 @@ import flax.linen as nn
 import jax.numpy as jnp
 
 from jflow._core.arrays import float_dtype
-from jflow._core.attached import HIDDEN
 from jflow._core.checks import check_whole
 from jflow._core.linen import check_linen
 from jflow.nets._attention import per_token
+from jflow.nets._scanned import scanned
 from jflow.nets._slots import check_tokens, enter, held, leave, preceding, read_slots
 from jflow.types import Array, Cond, Condition
 
@@ -92,13 +92,7 @@ class CausalLSTM(nn.Module):
         counts = held(parts.valid)
         keeps = None if counts is None else jnp.take(counts, slots, axis=1, mode="clip")
         state = self.empty_cache(h, b) if cache is None else cache
-        layers = nn.scan(
-            LSTMLayer,
-            variable_axes={"params": 0, HIDDEN: 0},
-            split_rngs={"params": True},
-            in_axes=(0, nn.broadcast),
-            length=self.num_layers,
-        )
+        layers = scanned(LSTMLayer, self.num_layers, in_axes=(0, nn.broadcast))
         h, state = layers(self.width, self.dtype, name="layers")(h, state, keeps)
         h = h.astype(float_dtype(h))
         if self.features is not None:  # in the params' precision

@@ -10,12 +10,12 @@ import jax
 import jax.numpy as jnp
 
 from jflow._core.arrays import float_dtype
-from jflow._core.attached import HIDDEN
 from jflow._core.checks import check_whole
 from jflow.nets._attention import per_token
 from jflow.nets._dit import CrossAttention
 from jflow.nets._embed import need_part
 from jflow.nets._mmdit import rotated
+from jflow.nets._scanned import scanned
 from jflow.nets._slots import check_tokens, enter, held, leave, read_slots
 from jflow.nets._vit import check_width, layer_norm, mlp
 from jflow.types import Array, Cond
@@ -139,13 +139,7 @@ class CausalTransformer(nn.Module):
             rate = self.rotary_period ** (-jnp.arange(half, dtype=float_dtype(h)) / half)
             angles = slots.astype(rate.dtype)[:, None] * rate[None]
             turns = jnp.cos(angles), jnp.sin(angles)
-        blocks = nn.scan(
-            nn.remat(CausalBlock, prevent_cse=False) if self.remat else CausalBlock,
-            variable_axes={"params": 0, HIDDEN: 0},
-            split_rngs={"params": True},
-            in_axes=(0, *[nn.broadcast] * 6),
-            length=self.num_layers,
-        )
+        blocks = scanned(CausalBlock, self.num_layers, self.remat, in_axes=(0, *[nn.broadcast] * 6))
         h, cache = blocks(self.num_heads, self.mlp_ratio, self.dtype, name="blocks")(
             h, cache, slots, temperature, held(parts.valid), turns, parts.context, parts.mask
         )

@@ -8,9 +8,9 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Float, Int
 
-from jflow._core.attached import HIDDEN
 from jflow._core.checks import check_whole
 from jflow.nets._attention import SelfAttention, dot_product_attention, per_token
+from jflow.nets._scanned import scanned
 from jflow.nets._vit import check_width
 from jflow.types import Array
 
@@ -140,12 +140,7 @@ class CLIPText(nn.Module):
             name="embed",
         )(ids)
         h = h + positions[:n].astype(h.dtype)[None]
-        blocks = nn.scan(
-            CLIPBlock,
-            variable_axes={"params": 0, HIDDEN: 0},
-            split_rngs={"params": True},
-            length=self.num_layers,
-        )
+        blocks = scanned(CLIPBlock, self.num_layers)
         options = (self.num_heads, self.mlp_width, self.activation, self.epsilon, self.dtype)
         (h, before), _ = blocks(*options, name="blocks")((h, h), None)
         h = _norm(self.epsilon, self.dtype, "norm")(h)

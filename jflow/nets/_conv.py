@@ -9,12 +9,12 @@ import jax.numpy as jnp
 from jaxtyping import Float
 
 from jflow._core.arrays import space_to_depth
-from jflow._core.attached import HIDDEN
 from jflow._core.checks import check_whole
 from jflow._core.conditions import refuse_parts
 from jflow._core.linen import flatten_cond
 from jflow.nets._attention import SelfAttention, per_token
 from jflow.nets._embed import need_part
+from jflow.nets._scanned import scanned
 from jflow.types import Array, Cond, Condition
 
 
@@ -166,13 +166,7 @@ class GatedAttentionNet(nn.Module):
         h = LoopConv(self.width, self.dtype, name="stem")(x) + _beside(self, aligned, self.width)
         position = self.param("position", nn.initializers.normal(0.02), (*x.shape[1:3], self.width))
         h = h + position.astype(h.dtype)[None]
-        blocks = nn.scan(
-            _GatedAttentionBlock,
-            variable_axes={"params": 0, HIDDEN: 0},
-            split_rngs={"params": True, "dropout": True},
-            in_axes=nn.broadcast,
-            length=self.num_blocks,
-        )
+        blocks = scanned(_GatedAttentionBlock, self.num_blocks)
         h, _ = blocks(self.num_heads, self.dropout, self.activation, self.dtype, name="blocks")(
             h, vector
         )

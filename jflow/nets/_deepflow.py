@@ -18,6 +18,7 @@ from jflow._core.linen import apply_linen, init_linen
 from jflow.nets._attention import per_token
 from jflow.nets._dit import DiTBlock, layer_norm, modulation, sincos_positions
 from jflow.nets._embed import TimeCondEmbed, read_cond
+from jflow.nets._scanned import scanned
 from jflow.types import Array, Cond, Field, Velocity
 
 __all__ = ["Branches", "DeepFlow", "branch_field", "last_velocity"]
@@ -206,13 +207,7 @@ class Branch(nn.Module):
 
     @nn.compact
     def __call__(self, h: Array, c: Array) -> tuple[Array, Array]:
-        blocks = nn.scan(
-            nn.remat(DiTBlock, prevent_cse=False) if self.remat else DiTBlock,
-            variable_axes={"params": 0, HIDDEN: 0},
-            split_rngs={"params": True, "dropout": True},
-            in_axes=nn.broadcast,
-            length=self.num_layers,
-        )
+        blocks = scanned(DiTBlock, self.num_layers, self.remat)
         h, _ = blocks(*self.block, name="blocks")(h, c)
         shift, scale = modulation(c, 2, self.block[-1])
         y = layer_norm(self.block[-1])(h) * (1 + scale) + shift

@@ -9,7 +9,6 @@ import jax.numpy as jnp
 import numpy as np
 
 from jflow._core.arrays import patchify, unpatchify
-from jflow._core.attached import HIDDEN
 from jflow._core.checks import check_whole
 from jflow.nets._attention import (
     SelfAttention,
@@ -19,6 +18,7 @@ from jflow.nets._attention import (
     split_heads,
 )
 from jflow.nets._embed import TimeCondEmbed, check_time, need_part, read_cond
+from jflow.nets._scanned import scanned
 from jflow.types import Array, Cond, Condition
 
 _xavier = nn.initializers.xavier_uniform()
@@ -172,13 +172,7 @@ def transformed(
     if parts.context is None:
         blocks = module.variables.get("params", {}).get("blocks", {})
         need_part(module, "context", "context", blocks)
-    blocks = nn.scan(
-        nn.remat(DiTBlock, prevent_cse=False) if module.remat else DiTBlock,
-        variable_axes={"params": 0, HIDDEN: 0},
-        split_rngs={"params": True, "dropout": True},
-        in_axes=nn.broadcast,
-        length=module.num_layers,
-    )
+    blocks = scanned(DiTBlock, module.num_layers, module.remat)
     h, _ = blocks(
         module.num_heads,
         module.mlp_ratio,

@@ -25,9 +25,9 @@ from jflow.nets._mmdit import (
     inputs_of,
     leave,
     rms_norm,
-    scanned,
     whole_mask,
 )
+from jflow.nets._scanned import scanned
 from jflow.types import Array, Cond
 
 _xavier = nn.initializers.xavier_uniform()

@@ -21,7 +21,8 @@ from jflow.nets._attention import (
 from jflow.nets._dit import modulation, sincos_positions
 from jflow.nets._embed import TimeCondEmbed, check_time, read_cond
 from jflow.nets._flux import rope_angles
-from jflow.nets._mmdit import check_image, leave, rms_norm, scanned
+from jflow.nets._mmdit import check_image, leave, rms_norm
+from jflow.nets._scanned import scanned
 from jflow.types import Array, Cond
 
 _xavier = nn.initializers.xavier_uniform()

@@ -7,11 +7,11 @@ import flax.linen as nn
 import jax.numpy as jnp
 from jaxtyping import Float
 
-from jflow._core.attached import HIDDEN
 from jflow._core.checks import check_whole
 from jflow._core.conditions import read_parts
 from jflow._core.linen import check_linen, flatten_cond, flatten_event
 from jflow.nets._embed import TimeCondEmbed, check_time, need_part, time_features
+from jflow.nets._scanned import scanned
 from jflow.types import Array, Cond, Condition
 
 
@@ -231,13 +231,7 @@ class ResidualMLP(nn.Module):
             name="embed",
         )
         c = nn.silu(embed(t, cond, r)).astype(h.dtype)  # the scan's carry keeps one type
-        blocks = nn.scan(
-            ResidualBlock,
-            variable_axes={"params": 0, HIDDEN: 0},
-            split_rngs={"params": True, "dropout": True},
-            in_axes=nn.broadcast,
-            length=self.num_blocks,
-        )
+        blocks = scanned(ResidualBlock, self.num_blocks)
         h, _ = blocks(self.expansion, self.activation, self.dropout, self.dtype, name="blocks")(
             h, c
         )

@@ -8,7 +8,6 @@ import flax.linen as nn
 import jax.numpy as jnp
 
 from jflow._core.arrays import float_dtype, patchify, unpatchify
-from jflow._core.attached import HIDDEN
 from jflow._core.checks import check_whole
 from jflow._core.conditions import as_condition, read_parts
 from jflow._core.positions import centered_positions
@@ -22,6 +21,7 @@ from jflow.nets._attention import (
 )
 from jflow.nets._dit import layer_norm, modulation
 from jflow.nets._embed import check_time, time_features
+from jflow.nets._scanned import scanned
 from jflow.types import Array, Cond
 
 _xavier = nn.initializers.xavier_uniform()
@@ -287,17 +287,6 @@ class TextEmbed(nn.Module):
     def _mlp(self, h: Array, name: str, out_init=nn.linear.default_kernel_init) -> Array:
         h = nn.silu(nn.Dense(self.width, dtype=self.dtype, name=f"{name}_in")(h))
         return nn.Dense(self.width, dtype=self.dtype, kernel_init=out_init, name=f"{name}_out")(h)
-
-
-def scanned(block: type[nn.Module], length: int, remat: bool):
-    """The module of `length` such blocks in a row, whose params gain a leading axis."""
-    return nn.scan(
-        nn.remat(block, prevent_cse=False) if remat else block,
-        variable_axes={"params": 0, HIDDEN: 0},
-        split_rngs={"params": True},
-        in_axes=nn.broadcast,
-        length=length,
-    )
 
 
 def enter(

@@ -10,10 +10,10 @@ import numpy as np
 from jaxtyping import Bool, Int
 
 from jflow._core.arrays import float_dtype
-from jflow._core.attached import HIDDEN
 from jflow._core.checks import check_whole
 from jflow.nets._attention import per_token
 from jflow.nets._clip import TextFeatures, check_ids
+from jflow.nets._scanned import scanned
 from jflow.types import Array
 
 _lecun = nn.initializers.lecun_normal()
@@ -131,13 +131,7 @@ class T5Encoder(nn.Module):
         bias = table.astype(float_dtype(h))[where].transpose(2, 0, 1)[None]  # [1, heads, n, n]
         if mask is not None:
             bias = jnp.where(mask[:, None, None], bias, jnp.finfo(bias.dtype).min)
-        blocks = nn.scan(
-            T5Block,
-            variable_axes={"params": 0, HIDDEN: 0},
-            split_rngs={"params": True},
-            in_axes=nn.broadcast,
-            length=self.num_layers,
-        )
+        blocks = scanned(T5Block, self.num_layers)
         options = (self.num_heads, self.head_width, self.mlp_width, self.epsilon, self.dtype)
         (h, before), _ = blocks(*options, name="blocks")((h, h), bias)
         return TextFeatures(_norm(self.epsilon, self.dtype, "norm")(h), before)

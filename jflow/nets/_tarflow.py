@@ -8,9 +8,9 @@ import jax
 import jax.numpy as jnp
 
 from jflow._core.arrays import float_dtype
-from jflow._core.attached import HIDDEN
 from jflow._core.conditions import label_of, refuse_parts, with_label
 from jflow.nets._attention import dot_product_attention, per_token
+from jflow.nets._scanned import scanned
 from jflow.nets._vit import check_width
 from jflow.types import Array, Cond
 
@@ -104,12 +104,8 @@ class TarFlowTransformer(nn.Module):
             )
             classes = jnp.concatenate([classes, classes.mean(0, keepdims=True)])
             h = h + jnp.take(classes, label, axis=0)[:, None].astype(h.dtype)
-        layers = nn.scan(
-            nn.remat(TarFlowLayer, prevent_cse=False) if self.remat else TarFlowLayer,
-            variable_axes={"params": 0, HIDDEN: 0},
-            split_rngs={"params": True},
-            in_axes=(0, nn.broadcast, nn.broadcast),
-            length=self.num_layers,
+        layers = scanned(
+            TarFlowLayer, self.num_layers, self.remat, in_axes=(0, nn.broadcast, nn.broadcast)
         )
         h, cache = layers(self.num_heads, self.mlp_ratio, self.dtype, name="layers")(
             h, cache, slots, temperature

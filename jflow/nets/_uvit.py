@@ -8,12 +8,12 @@ import flax.linen as nn
 import jax.numpy as jnp
 
 from jflow._core.arrays import patchify, unpatchify
-from jflow._core.attached import HIDDEN
 from jflow._core.checks import check_whole
 from jflow._core.conditions import as_condition, read_parts
 from jflow.nets._attention import attend, dot_product_attention, merged, per_token, split_heads
 from jflow.nets._embed import check_time, time_features
 from jflow.nets._mmdit import check_image
+from jflow.nets._scanned import scanned
 from jflow.types import Array, Cond
 
 _normal = nn.initializers.truncated_normal(0.02)
@@ -146,13 +146,7 @@ class UViT(nn.Module):
         return h.astype(x.dtype)
 
     def _scanned(self, skip_axis):
-        return nn.scan(
-            nn.remat(UViTBlock, prevent_cse=False) if self.remat else UViTBlock,
-            variable_axes={"params": 0, HIDDEN: 0},
-            split_rngs={"params": True},
-            in_axes=skip_axis,
-            length=self.num_layers // 2,
-        )
+        return scanned(UViTBlock, self.num_layers // 2, self.remat, in_axes=skip_axis)
 
 
 class UViTBlock(nn.Module):

@@ -6,12 +6,12 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from jflow._core.attached import HIDDEN
 from jflow._core.checks import check_whole
 from jflow._core.conditions import with_label
 from jflow._core.linen import flatten_event
 from jflow.nets._attention import SelfAttention, per_token
 from jflow.nets._embed import need_cond, owner
+from jflow.nets._scanned import scanned
 from jflow.types import Array, Cond
 
 _normal = nn.initializers.normal(0.02)
@@ -88,12 +88,7 @@ class ViT(nn.Module):
             c := CondEmbed(self.width, self.num_classes, self.dtype, name="embed")(cond, x.shape[0])
         ) is not None:
             h = h + c[:, None].astype(h.dtype)
-        blocks = nn.scan(
-            nn.remat(ViTBlock, prevent_cse=False) if self.remat else ViTBlock,
-            variable_axes={"params": 0, HIDDEN: 0},
-            split_rngs={"params": True},
-            length=self.num_layers,
-        )
+        blocks = scanned(ViTBlock, self.num_layers, self.remat)
         h, _ = blocks(self.num_heads, self.mlp_ratio, self.dtype, name="blocks")(h, None)
         return layer_norm(self.dtype, "norm")(h)
 

@@ -6,6 +6,7 @@ from jflow.train import checkpoint, ema
 from jflow.train._gather import gather_params
 from jflow.train._interruptions import NonFiniteError
 from jflow.train._loop import Best, Fit, fit
+from jflow.train._pipeline import pipelined, stages
 from jflow.train._rules import Rule, bytes_per_device, fsdp, init_sharded, shard, shardings
 from jflow.train._sharding import data_mesh, data_sharding, make_mesh, replicated, stack_for_pmap
 from jflow.train._state import TrainState, init_state, warm_start
@@ -32,9 +33,11 @@ __all__ = [
     "initialize",
     "make_mesh",
     "make_step",
+    "pipelined",
     "replicated",
     "shard",
     "shardings",
+    "stages",
     "stack_for_pmap",
 ]
 
