@@ -2,7 +2,7 @@
 
 from jflow._core.names import explain_unknown
 from jflow._core.processes import initialize
-from jflow.train import checkpoint, ema
+from jflow.train import checkpoint, ema, schedules
 from jflow.train._gather import gather_params
 from jflow.train._interruptions import NonFiniteError
 from jflow.train._loop import Best, Fit, fit
@@ -35,6 +35,7 @@ __all__ = [
     "make_step",
     "pipelined",
     "replicated",
+    "schedules",
     "shard",
     "shardings",
     "stages",

@@ -15,6 +15,7 @@ import numpy as np
 import optax
 from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
+from pipeline_worker import pipeline_checks
 from sharding_worker import layout_checks
 
 from jflow import data, losses, train
@@ -211,7 +212,7 @@ def main(folder: Path) -> None:
     mesh = train.data_mesh()
     sharded = train.data_sharding(mesh)
     out = {"devices": len(jax.devices())} | mesh_checks(mesh, sharded) | mapped_checks(mesh)
-    out |= {"layouts": layout_checks()}
+    out |= {"layouts": layout_checks(), "pipelines": pipeline_checks()}
     out |= fit_checks(folder, mesh, sharded) | disk_checks(folder / "disk")
     print(json.dumps(out))
 

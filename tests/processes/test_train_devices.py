@@ -120,3 +120,22 @@ def test_fsdp_gathers_weights_layer_by_layer_and_no_rows(laid_out):
 
 def test_init_sharded_is_init_in_place(laid_out):
     assert laid_out["init_placed"] and laid_out["init_close"]
+
+
+@pytest.mark.parametrize("network", ["flux", "mean_flow"])
+def test_a_pipeline_has_the_values_and_gradients_of_one_device(seen, network):
+    assert seen[0]["pipelines"]["same"][network] < 2e-6  # float32, over the largest gradient
+
+
+def test_a_pipeline_trains_as_one_device_in_a_third_of_its_memory(seen):
+    out = seen[0]["pipelines"]["training"]
+    for way in ("kept", "again"):  # with all activations kept, and two rounds with remat
+        np.testing.assert_allclose(out[f"{way} losses"], out["one losses"], **CLOSE)
+        assert out[f"{way} peak"] < 0.35 * out["one peak"]
+        assert out[f"{way} state"] < 0.3 * out["one state"]  # a quarter of the layers, and the ends
+    # Its checkpoint goes on on one device: the loss falls on.
+    assert out["goes on"] < out["again losses"][0]
+
+
+def test_a_pipeline_drops_out_by_row_and_key(seen):
+    assert seen[0]["pipelines"]["dropout"] == [8, True, False]
