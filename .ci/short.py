@@ -45,7 +45,7 @@ TUTORIALS = [
     "published_weights",
     "reflow",
 ]
-BENCHMARKS += ["masked_conv", "ode_sampling", "samplers", "weak_scaling", "weights"]
+BENCHMARKS += ["masked_conv", "ode_sampling", "pipelines", "samplers", "weak_scaling", "weights"]
 # A job is a list of commands, one after another; {} is a folder of its own.
 JOBS = [
     [

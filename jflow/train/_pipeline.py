@@ -43,7 +43,7 @@ def pipelined(
 ) -> Network:
     """The same network, whose scanned blocks run as a pipeline over an axis of a mesh.
 
-    Also known as: pipeline parallelism, GPipe, circular pipeline.
+    Also known as: pipeline parallelism.
 
     The rows of a batch are cut into m microbatches. Each of the p devices along the axis holds some
     of the layers, works on one microbatch at a time, and hands it to the next device. In one round

@@ -116,7 +116,7 @@ def one_forward_one_backward(stages: int, microbatches: int) -> list[list[Op]]:
 def interleaved(stages: int, microbatches: int, rounds: int) -> list[list[Op]]:
     """The circular schedule of `pipelined`: device s holds the groups s, s + p, s + 2 p, ...
 
-    Also known as: circular pipeline, interleaved stages, looping.
+    Also known as: circular pipeline, looping.
 
     All forward passes, then all backward passes; the bubble is (p - 1) / (v m + p - 1).
 

@@ -27,7 +27,7 @@ def test_what_does_not_divide_or_is_no_pipeline_is_named():
     with pytest.raises(ValueError, match="TimeMLP has none"):
         run(nets.TimeMLP(hidden=(8,)))
     with pytest.raises(ValueError, match="'in_blocks' returns something from each layer"):
-        run(nets.UViT(width=8, num_layers=3, num_heads=2, patch_size=2), jnp.ones((4, 4, 4, 1)))
+        run(nets.UViT(width=8, num_layers=4, num_heads=2, patch_size=2), jnp.ones((4, 4, 4, 1)))
 
 
 def test_bad_options():
