@@ -4,8 +4,15 @@
 """
 
 from jflow._core.names import explain_unknown
-from jflow.energy._target import Target
+from jflow.energy._target import Target, check_target, posterior
+from jflow.energy._weights import effective_sample_size, estimate_log_z
 
-__all__ = ["Target"]
+__all__ = [
+    "Target",
+    "check_target",
+    "effective_sample_size",
+    "estimate_log_z",
+    "posterior",
+]
 
 explain_unknown(__name__)
