@@ -5,13 +5,33 @@
 
 from jflow._core.names import explain_unknown
 from jflow.energy._target import Target, check_target, posterior
+from jflow.energy._targets import (
+    banana,
+    double_well,
+    double_well_particles,
+    forty_gaussians,
+    funnel,
+    lennard_jones,
+    log_gaussian_cox,
+    many_well,
+    phi4,
+)
 from jflow.energy._weights import effective_sample_size, estimate_log_z
 
 __all__ = [
     "Target",
+    "banana",
     "check_target",
+    "double_well",
+    "double_well_particles",
     "effective_sample_size",
     "estimate_log_z",
+    "forty_gaussians",
+    "funnel",
+    "lennard_jones",
+    "log_gaussian_cox",
+    "many_well",
+    "phi4",
     "posterior",
 ]
 
