@@ -4,6 +4,8 @@
 """
 
 from jflow._core.names import explain_unknown
+from jflow.energy._annealing import Annealed, annealed_importance_sampling, as_target
+from jflow.energy._kernels import Kernel, hamiltonian_kernel, metropolis_kernel
 from jflow.energy._target import Target, check_target, posterior
 from jflow.energy._targets import (
     banana,
@@ -19,7 +21,11 @@ from jflow.energy._targets import (
 from jflow.energy._weights import effective_sample_size, estimate_log_z
 
 __all__ = [
+    "Annealed",
+    "Kernel",
     "Target",
+    "annealed_importance_sampling",
+    "as_target",
     "banana",
     "check_target",
     "double_well",
@@ -28,9 +34,11 @@ __all__ = [
     "estimate_log_z",
     "forty_gaussians",
     "funnel",
+    "hamiltonian_kernel",
     "lennard_jones",
     "log_gaussian_cox",
     "many_well",
+    "metropolis_kernel",
     "phi4",
     "posterior",
 ]
