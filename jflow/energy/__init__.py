@@ -5,7 +5,15 @@
 
 from jflow._core.names import explain_unknown
 from jflow.energy._annealing import Annealed, annealed_importance_sampling, as_target
+from jflow.energy._bootstrap import (
+    Replay,
+    add_draws,
+    annealed_draws,
+    draw_replay,
+    empty_replay,
+)
 from jflow.energy._kernels import Kernel, hamiltonian_kernel, metropolis_kernel
+from jflow.energy._posteriordb import ReferencePosterior, posteriordb
 from jflow.energy._target import Target, check_target, posterior
 from jflow.energy._targets import (
     banana,
@@ -23,14 +31,20 @@ from jflow.energy._weights import effective_sample_size, estimate_log_z
 __all__ = [
     "Annealed",
     "Kernel",
+    "ReferencePosterior",
+    "Replay",
     "Target",
+    "add_draws",
+    "annealed_draws",
     "annealed_importance_sampling",
     "as_target",
     "banana",
     "check_target",
     "double_well",
     "double_well_particles",
+    "draw_replay",
     "effective_sample_size",
+    "empty_replay",
     "estimate_log_z",
     "forty_gaussians",
     "funnel",
@@ -41,6 +55,7 @@ __all__ = [
     "metropolis_kernel",
     "phi4",
     "posterior",
+    "posteriordb",
 ]
 
 explain_unknown(__name__)
