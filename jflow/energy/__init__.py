@@ -1,6 +1,10 @@
 """Energies: a log-density without its constant -> samples, densities and evidence.
 
-`Target` is an unnormalized density as a value; whatever takes one reads its fields alone.
+`Target` is an unnormalized density as a value; whatever takes one reads its fields alone. The
+targets of the literature are here with what is known of them, and `posteriordb` reads posteriors
+with reference draws. `annealed_importance_sampling` leads draws of something known to a target;
+`annealed_draws` makes what a flow is trained on where `losses.path_gradient` would miss modes. What
+their weights say: `estimate_log_z`, `effective_sample_size`.
 """
 
 from jflow._core.names import explain_unknown

@@ -283,6 +283,7 @@ def _lynx_hare(data: Mapping) -> _Model:
     first, seen = np.log(data["y_init"]), np.log(data["y"])  # [2], [N, 2]
     times = np.concatenate([[0.0], data["ts"]])
     centers, widths = _row([1.0, 0.05, 1.0, 0.05]), _row([0.5, 0.05, 0.5, 0.05])
+    solver = diffrax.Tsit5()
     grid = np.unique(np.concatenate([np.linspace(a, b, 11) for a, b in itertools.pairwise(times)]))
 
     def log_prior(x):
@@ -299,21 +300,17 @@ def _lynx_hare(data: Mapping) -> _Model:
             alpha, beta, gamma, delta = rates.T
             return jnp.stack([alpha - beta * size[:, 1], delta * size[:, 0] - gamma], -1)
 
-        return diffrax.diffeqsolve(
-            diffrax.ODETerm(slope),
-            diffrax.Tsit5(),
-            grid[0],
-            grid[-1],
-            None,
-            x[:, 4:6],
-            jnp.exp(x[:, :4]),
-            saveat=diffrax.SaveAt(ts=jnp.asarray(times[1:], x.dtype)),
-            # equal steps that add up in float32 end beside the times, where the derivative of what
-            # is interpolated is wrong by a fifth
-            stepsize_controller=diffrax.StepTo(ts=jnp.asarray(grid, x.dtype)),
-            max_steps=len(grid),
-            throw=False,
-        ).ys
+        term, args, y = diffrax.ODETerm(slope), jnp.exp(x[:, :4]), x[:, 4:6]
+        ts = jnp.asarray(grid, x.dtype)
+
+        def step(carry, ts):
+            y, state = carry
+            y, _, _, state, _ = solver.step(term, *ts, y, args, state, made_jump=False)
+            return (y, state), y
+
+        state = solver.init(term, ts[0], ts[1], y, args)
+        _, ys = jax.lax.scan(step, (y, state), (ts[:-1], ts[1:]))
+        return ys[np.searchsorted(grid, times[1:]) - 1]
 
     def log_likelihood(x):
         errors, rows = jnp.exp(x[:, 6:]), jnp.asarray(seen, x.dtype)[:, None]
