@@ -78,6 +78,10 @@ JOBS = [
         "experiments/flow_posteriors/run.py targets --short",
         "experiments/flow_posteriors/run.py vae --short",
     ],
+    [
+        "experiments/log_densities/run.py log_z --short",
+        "experiments/log_densities/run.py posteriordb --short",
+    ],
     ["experiments/fast_autoregressive_inverse/measure.py --short"],
     [
         "experiments/gaussians_to_moons/run.py --short",
