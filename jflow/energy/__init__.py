@@ -4,8 +4,43 @@
 """
 
 from jflow._core.names import explain_unknown
-from jflow.energy._target import Target
+from jflow.energy._annealing import Annealed, annealed_importance_sampling, as_target
+from jflow.energy._kernels import Kernel, hamiltonian_kernel, metropolis_kernel
+from jflow.energy._target import Target, check_target, posterior
+from jflow.energy._targets import (
+    banana,
+    double_well,
+    double_well_particles,
+    forty_gaussians,
+    funnel,
+    lennard_jones,
+    log_gaussian_cox,
+    many_well,
+    phi4,
+)
+from jflow.energy._weights import effective_sample_size, estimate_log_z
 
-__all__ = ["Target"]
+__all__ = [
+    "Annealed",
+    "Kernel",
+    "Target",
+    "annealed_importance_sampling",
+    "as_target",
+    "banana",
+    "check_target",
+    "double_well",
+    "double_well_particles",
+    "effective_sample_size",
+    "estimate_log_z",
+    "forty_gaussians",
+    "funnel",
+    "hamiltonian_kernel",
+    "lennard_jones",
+    "log_gaussian_cox",
+    "many_well",
+    "metropolis_kernel",
+    "phi4",
+    "posterior",
+]
 
 explain_unknown(__name__)
