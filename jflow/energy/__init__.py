@@ -6,6 +6,7 @@
 from jflow._core.names import explain_unknown
 from jflow.energy._annealing import Annealed, annealed_importance_sampling, as_target
 from jflow.energy._kernels import Kernel, hamiltonian_kernel, metropolis_kernel
+from jflow.energy._langevin_drift import langevin_drift
 from jflow.energy._target import Target, check_target, posterior
 from jflow.energy._targets import (
     banana,
@@ -35,6 +36,7 @@ __all__ = [
     "forty_gaussians",
     "funnel",
     "hamiltonian_kernel",
+    "langevin_drift",
     "lennard_jones",
     "log_gaussian_cox",
     "many_well",

@@ -61,6 +61,11 @@ from jflow.losses._consistency import (
 from jflow.losses._consistency_flow import consistency_flow_matching
 from jflow.losses._deep_supervision import deep_supervision
 from jflow.losses._diffusion_likelihood import diffusion_likelihood, learned_times
+from jflow.losses._diffusion_sampler import (
+    diffusion_balance,
+    diffusion_log_variance,
+    diffusion_partial_balance,
+)
 from jflow.losses._discrete import discrete_kl, discrete_matching
 from jflow.losses._distillation import distillation
 from jflow.losses._distribution_matching import (
@@ -166,7 +171,10 @@ __all__ = [
     "constant_acceleration",
     "count_steps",
     "deep_supervision",
+    "diffusion_balance",
     "diffusion_likelihood",
+    "diffusion_log_variance",
+    "diffusion_partial_balance",
     "discrete_kl",
     "discrete_matching",
     "distillation",

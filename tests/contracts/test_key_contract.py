@@ -205,6 +205,19 @@ LOSSES = {
     ),
     "interpolant_matching": loss(losses.interpolant_matching(BOTH, paths.schroedinger_bridge(0.5))),
     "mixture_matching": loss(losses.mixture_matching(MIXTURE, transition=0.5), ("x0",)),
+    "diffusion_balance": loss(
+        losses.diffusion_balance(V, lambda x: x.sum(1), (2,), grid=2, draws=3),
+        tuple(BATCH),
+        params={"drift": ONE, "log_z": 0.0},
+    ),
+    "diffusion_log_variance": loss(
+        losses.diffusion_log_variance(V, lambda x: x.sum(1), (2,), grid=2, draws=3), tuple(BATCH)
+    ),
+    "diffusion_partial_balance": loss(
+        losses.diffusion_partial_balance(V, LOGITS, lambda x: x.sum(1), (2,), grid=2, draws=3),
+        tuple(BATCH),
+        params={"drift": ONE, "flow": ONE},
+    ),
     "negative_elbo": loss(
         losses.negative_elbo(ELBO), ("x0", "cond"), params={"bijector": {}, "base": {}}
     ),
@@ -328,6 +341,7 @@ def update(accumulate):
     return run
 
 
+LOG_STEP = {"log_step": jnp.zeros(())}
 OTHERS = {
     "losses.easy_steps": lambda key: losses.easy_steps(2)(key, B, FROZEN),
     "losses.grid_steps": lambda key: STEPS(key, B, FROZEN),
@@ -340,6 +354,15 @@ OTHERS = {
     "losses.potential_velocity": lambda key: losses.potential_velocity(
         losses.inner_potential(V)
     ).apply(PARAMS, X, T, LABELS, key=key),
+    "flows.path_sampler": lambda key: flows.path_sampler(
+        bijectors.chain(
+            bijectors.metropolis(lambda x: x.sum(1)), bijectors.hamiltonian(lambda x: x.sum(1))
+        ),
+        distributions.normal((2,)),
+    )({"bijector": {"0": LOG_STEP, "1": LOG_STEP}, "base": {}}, key, B),
+    "solvers.diffusion_sampler": lambda key: solvers.diffusion_sampler(V, (2,), grid=2)(
+        ONE, key, B
+    ),
     "solvers.discrete_bound": lambda key: solvers.discrete_bound(
         LOGITS_OF_TOKENS, ONE, distributions.tokens((2,), [0.5, 0.5]), CODES, key, times=4
     ),
