@@ -5,6 +5,12 @@
 
 from jflow._core.names import explain_unknown
 from jflow.energy._annealing import Annealed, annealed_importance_sampling, as_target
+from jflow.energy._chains import (
+    independence_kernel,
+    pull_back,
+    run_chains,
+    successive_kernels,
+)
 from jflow.energy._kernels import Kernel, hamiltonian_kernel, metropolis_kernel
 from jflow.energy._langevin_drift import langevin_drift
 from jflow.energy._target import Target, check_target, posterior
@@ -36,6 +42,7 @@ __all__ = [
     "forty_gaussians",
     "funnel",
     "hamiltonian_kernel",
+    "independence_kernel",
     "langevin_drift",
     "lennard_jones",
     "log_gaussian_cox",
@@ -43,6 +50,9 @@ __all__ = [
     "metropolis_kernel",
     "phi4",
     "posterior",
+    "pull_back",
+    "run_chains",
+    "successive_kernels",
 ]
 
 explain_unknown(__name__)

@@ -18,6 +18,7 @@ from jflow import (
     data,
     distributions,
     domains,
+    energy,
     flows,
     guidance,
     losses,
@@ -354,6 +355,16 @@ OTHERS = {
     "losses.potential_velocity": lambda key: losses.potential_velocity(
         losses.inner_potential(V)
     ).apply(PARAMS, X, T, LABELS, key=key),
+    "energy.run_chains": lambda key: energy.run_chains(
+        energy.successive_kernels(
+            energy.independence_kernel(FLOW, FLOW_PARAMS), energy.hamiltonian_kernel()
+        ),
+        energy.banana(),
+        X,
+        key,
+        2,
+        thin=2,
+    ),
     "flows.path_sampler": lambda key: flows.path_sampler(
         bijectors.chain(
             bijectors.metropolis(lambda x: x.sum(1)), bijectors.hamiltonian(lambda x: x.sum(1))
