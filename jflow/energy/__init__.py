@@ -11,6 +11,7 @@ from jflow.energy._chains import (
     run_chains,
     successive_kernels,
 )
+from jflow.energy._evidence import Evidence, bridge_log_z, evidence, fit_normal, harmonic_log_z
 from jflow.energy._kernels import Kernel, hamiltonian_kernel, metropolis_kernel
 from jflow.energy._langevin_drift import langevin_drift
 from jflow.energy._target import Target, check_target, posterior
@@ -29,19 +30,24 @@ from jflow.energy._weights import effective_sample_size, estimate_log_z
 
 __all__ = [
     "Annealed",
+    "Evidence",
     "Kernel",
     "Target",
     "annealed_importance_sampling",
     "as_target",
     "banana",
+    "bridge_log_z",
     "check_target",
     "double_well",
     "double_well_particles",
     "effective_sample_size",
     "estimate_log_z",
+    "evidence",
+    "fit_normal",
     "forty_gaussians",
     "funnel",
     "hamiltonian_kernel",
+    "harmonic_log_z",
     "independence_kernel",
     "langevin_drift",
     "lennard_jones",

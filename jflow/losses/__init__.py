@@ -59,6 +59,7 @@ from jflow.losses._consistency import (
     online_target,
 )
 from jflow.losses._consistency_flow import consistency_flow_matching
+from jflow.losses._constrained import constrained
 from jflow.losses._deep_supervision import deep_supervision
 from jflow.losses._diffusion_likelihood import diffusion_likelihood, learned_times
 from jflow.losses._diffusion_sampler import (
@@ -169,6 +170,7 @@ __all__ = [
     "consistency_flow_matching",
     "consistency_training",
     "constant_acceleration",
+    "constrained",
     "count_steps",
     "deep_supervision",
     "diffusion_balance",

@@ -262,6 +262,11 @@ LOSSES = {
     "boss": loss(losses.boss(V, [0.0, 0.5, 1.0]), ("x0",), x=X[:, None] * jnp.ones((1, 3, 1))),
     "c_rectified_flow": loss(losses.c_rectified_flow(losses.inner_potential(V))),
     "consistency_flow_matching": loss(losses.consistency_flow_matching(V)),
+    "constrained": loss(
+        losses.constrained(MATCHING, {"same": (MATCHING, 1.0)}),
+        ("x0",),
+        params={"model": ONE, "multipliers": {"same": 0.0}},
+    ),
     "constant_acceleration": loss(losses.constant_acceleration(V, V)),
     "consistency_training": loss(losses.consistency_training(V, steps=STEPS)),
     "discrete_kl": loss(losses.discrete_kl(LOGITS_OF_TOKENS), x=CODES, x0=CODES[::-1]),

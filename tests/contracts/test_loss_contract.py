@@ -178,6 +178,13 @@ def policy(make):
     return of_states
 
 
+def constrained(params, key, batch, frozen=None):
+    """The same loss as the aim and as the constraint."""
+    matching = losses.flow_matching(VELOCITY)
+    loss = losses.constrained(matching, {"same": (matching, 0.1)})
+    return loss({"model": params, "multipliers": {"same": params}}, key, batch, frozen)
+
+
 def preferred(make):
     """A loss of pairs, x the better and x0 the worse of two."""
     return lambda params, key, batch, frozen=None: make(
@@ -245,6 +252,7 @@ TABLE = {
     "c_rectified_flow": Row(losses.c_rectified_flow(SCALAR)),
     "causal_matching": Row(next_token, paired=False),
     "consistency_flow_matching": Row(losses.consistency_flow_matching(VELOCITY)),
+    "constrained": Row(constrained),
     "deep_supervision": Row(losses.deep_supervision(BRANCHES, 3)),
     "diffusion_likelihood": Row(
         losses.diffusion_likelihood(VELOCITY, trace=0.1, jacobian=0.1, probes=None), paired=False
