@@ -26,6 +26,7 @@ from jflow.energy._targets import (
     many_well,
     phi4,
 )
+from jflow.energy._transfer import transfer_weights
 from jflow.energy._weights import effective_sample_size, estimate_log_z
 
 __all__ = [
@@ -59,6 +60,7 @@ __all__ = [
     "pull_back",
     "run_chains",
     "successive_kernels",
+    "transfer_weights",
 ]
 
 explain_unknown(__name__)

@@ -124,6 +124,7 @@ from jflow.losses._slim import flow_guided_distillation
 from jflow.losses._statistical import bridge_drift
 from jflow.losses._tokens import token_cross_entropy
 from jflow.losses._trajectory import trajectory_distillation
+from jflow.losses._transfer import transfer
 from jflow.losses._transition import transition_matching, transition_pairs
 from jflow.losses._trigflow import trigflow_consistency
 from jflow.losses._tunable import tunable_distillation
@@ -255,6 +256,7 @@ __all__ = [
     "sum_losses",
     "token_cross_entropy",
     "trajectory_distillation",
+    "transfer",
     "transition_matching",
     "transition_pairs",
     "trigflow_consistency",

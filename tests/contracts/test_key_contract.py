@@ -303,6 +303,11 @@ LOSSES = {
     "shortcut": loss(losses.shortcut(MAP, levels=2, scale=2.0, null=3)),
     "sum_losses": loss(losses.sum_losses({"one": MATCHING, "other": MATCHING})),
     "trajectory_distillation": loss(losses.trajectory_distillation(MAP, V, straight=1.0, method=1)),
+    "transfer": loss(
+        losses.transfer(bijectors.affine((2,)), lambda x: x.sum(1), lambda x: -x.sum(1)),
+        ("x0", "cond"),
+        params=FLOW_PARAMS["bijector"],
+    ),
     "transition_matching": loss(losses.transition_matching(HEADED), ("x0",)),
     "transition_pairs": loss(
         losses.chain(losses.transition_pairs(2), MATCHING), ("x0",), x=X[:, :, None]

@@ -185,6 +185,13 @@ def constrained(params, key, batch, frozen=None):
     return loss({"model": params, "multipliers": {"same": params}}, key, batch, frozen)
 
 
+def transfer(number, key, batch, frozen=None):
+    square = lambda x: -jnp.sum(jnp.square(x), axis=1)  # noqa: E731
+    loss = losses.transfer(bijectors.affine((2,)), square, square)
+    params = {"log_scale": number * jnp.ones(2), "shift": number * jnp.ones(2)}
+    return loss(params, key, batch)
+
+
 def preferred(make):
     """A loss of pairs, x the better and x0 the worse of two."""
     return lambda params, key, batch, frozen=None: make(
@@ -308,6 +315,7 @@ TABLE = {
     "trajectory_distillation": Row(
         losses.trajectory_distillation(MAP, VELOCITY, method=solvers.fixed(1, diffrax.Euler()))
     ),
+    "transfer": Row(transfer, paired=False),
     "transition_matching": Row(losses.transition_matching(HEADED)),
     "transition_pairs": Row(
         losses.chain(
@@ -377,7 +385,7 @@ def test_types_and_no_rows(name, x64):
         assert {leaf.dtype for leaf in jax.tree.leaves(made)} == {np.dtype(np.float32)}
 
 
-KEYLESS = ("bespoke_error", "grpo", "nll", "ppo", "regularized_nll", "selected")
+KEYLESS = ("bespoke_error", "grpo", "nll", "ppo", "regularized_nll", "selected", "transfer")
 
 
 @pytest.mark.parametrize("name", TABLE)
