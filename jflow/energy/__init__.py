@@ -5,6 +5,13 @@
 
 from jflow._core.names import explain_unknown
 from jflow.energy._annealing import Annealed, annealed_importance_sampling, as_target
+from jflow.energy._bootstrap import (
+    Replay,
+    add_draws,
+    annealed_draws,
+    draw_replay,
+    empty_replay,
+)
 from jflow.energy._chains import (
     independence_kernel,
     pull_back,
@@ -14,6 +21,7 @@ from jflow.energy._chains import (
 from jflow.energy._evidence import Evidence, bridge_log_z, evidence, fit_normal, harmonic_log_z
 from jflow.energy._kernels import Kernel, hamiltonian_kernel, metropolis_kernel
 from jflow.energy._langevin_drift import langevin_drift
+from jflow.energy._posteriordb import ReferencePosterior, posteriordb
 from jflow.energy._target import Target, check_target, posterior
 from jflow.energy._targets import (
     banana,
@@ -33,7 +41,11 @@ __all__ = [
     "Annealed",
     "Evidence",
     "Kernel",
+    "ReferencePosterior",
+    "Replay",
     "Target",
+    "add_draws",
+    "annealed_draws",
     "annealed_importance_sampling",
     "as_target",
     "banana",
@@ -41,7 +53,9 @@ __all__ = [
     "check_target",
     "double_well",
     "double_well_particles",
+    "draw_replay",
     "effective_sample_size",
+    "empty_replay",
     "estimate_log_z",
     "evidence",
     "fit_normal",
@@ -61,6 +75,7 @@ __all__ = [
     "run_chains",
     "successive_kernels",
     "transfer_weights",
+    "posteriordb",
 ]
 
 explain_unknown(__name__)

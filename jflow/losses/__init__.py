@@ -99,6 +99,7 @@ from jflow.losses._matching import flow_matching
 from jflow.losses._mean_flow import improved_mean_flow, mean_flow
 from jflow.losses._mixture import mixture_matching
 from jflow.losses._pairs import Pairs, draw_pairs
+from jflow.losses._path_gradient import fast_path_gradient, path_gradient
 from jflow.losses._perflow import perflow
 from jflow.losses._policy import group_advantages, group_rollouts, grpo, policy_batch, ppo
 from jflow.losses._preferences import dpo, preference_reward, reward_weights
@@ -117,6 +118,7 @@ from jflow.losses._residual import (
     flow_map_residual,
     normalized_tangent,
 )
+from jflow.losses._reweighted import forward_kl
 from jflow.losses._selected import selected
 from jflow.losses._self_corrected import self_corrected, self_correction
 from jflow.losses._shortcut import shortcut
@@ -190,10 +192,12 @@ __all__ = [
     "end_error",
     "euler_step",
     "eulerian_map_distillation",
+    "fast_path_gradient",
     "fixed_steps",
     "flow_guided_distillation",
     "falling_noise",
     "flow_matching",
+    "forward_kl",
     "fresh_source",
     "grid_steps",
     "group_advantages",
@@ -228,6 +232,7 @@ __all__ = [
     "noised",
     "non_saturating_gan",
     "online_target",
+    "path_gradient",
     "path_states",
     "perceptual_huber",
     "perflow",

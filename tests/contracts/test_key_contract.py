@@ -232,6 +232,19 @@ LOSSES = {
         ),
         ("x0",),
     ),
+    "fast_path_gradient": loss(
+        losses.fast_path_gradient(
+            bijectors.affine((2,)), distributions.normal((2,)), lambda x: x.sum(1), draws=3
+        ),
+        tuple(BATCH),
+        params=FLOW_PARAMS,
+    ),
+    "forward_kl": loss(
+        losses.forward_kl(FLOW, lambda x: x.sum(1), draws=3), tuple(BATCH), params=FLOW_PARAMS
+    ),
+    "path_gradient": loss(
+        losses.path_gradient(FLOW, lambda x: x.sum(1), draws=3), tuple(BATCH), params=FLOW_PARAMS
+    ),
     "reverse_kl": loss(
         losses.reverse_kl(FLOW, lambda x: x.sum(1), draws=3), tuple(BATCH), params=FLOW_PARAMS
     ),
