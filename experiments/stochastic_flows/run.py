@@ -59,7 +59,7 @@ def between(power):
 
 def block(univariate):
     """A coupling for either half, which starts at the identity."""
-    coupled = partial(bj.coupling, univariate, nets.MLP((64, 64)), split=1)
+    coupled = partial(bj.coupling, univariate, nets.MLP((32, 32)), split=1)
     return bj.chain(coupled(), bj.reverse(), coupled(), bj.reverse())
 
 
@@ -88,13 +88,12 @@ CHAINS = {
     "affine + Hamiltonian": (AFFINE, hamiltonian),
     "splines": (SPLINE, None),
     "splines + Metropolis": (SPLINE, metropolis),
-    "splines + Hamiltonian": (SPLINE, hamiltonian),
 }
 
 
 def double_well(args):
     """Trained on half the energy, half even data: as many draws of either well."""
-    runs, steps, draws = (2, 20, 256) if args.short else (10, 1500, 50_000)
+    runs, steps, draws = (2, 20, 256) if args.short else (10, 800, 20_000)
     target, base = energy.double_well(), distributions.normal((2,))
     data = target.sample(jax.random.key(9), 20_000)
     sides = [data[data[:, 0] < 0], data[data[:, 0] > 0]]
@@ -110,7 +109,7 @@ def double_well(args):
     pictured = {}
     print("| flow | bias | std | raw | reweighted | log Z error | ESS |")
     print("|---|---|---|---|---|---|---|")
-    for name, (univariate, chain) in [*CHAINS.items()][: 3 if args.short else 6]:
+    for name, (univariate, chain) in [*CHAINS.items()][: 3 if args.short else 5]:
         transport = layers(univariate, chain)
         sample, model = flows.path_sampler(transport, base), flows.elbo_flow(transport, base)
         energy_loss = losses.reverse_kl(sample, target.log_density, draws=128)
@@ -169,23 +168,23 @@ def draw(pictured, data, path):
 
 def diffusions(args):
     """log Z from the weights of 10,000 paths, over seeds."""
-    seeds, steps, draws, grid = (1, 5, 100, 4) if args.short else (3, 1500, 10_000, 50)
-    net = jflow.velocity(nets.TimeMLP((64, 64), time_features=16))
+    seeds, steps, draws, grid = (1, 5, 100, 4) if args.short else (2, 500, 10_000, 25)
+    net = jflow.velocity(nets.TimeMLP((32, 32), time_features=16))
     flow = Field(net.init, lambda *args, **kwargs: net.apply(*args, **kwargs)[:, 0])
     print("| target | objective | log Z error | ELBO - log Z | ESS |\n|---|---|---|---|---|")
     for title, target, noise in (
         ("double well", energy.double_well(), 2.0),
-        ("many well, 8 dimensions", energy.many_well(8), 2.0),
+        ("many well, 4 dimensions", energy.many_well(4), 2.0),
     ):
         event = target.event_shape
         options = {"noise": noise, "grid": grid}
         drift = energy.langevin_drift(net, net, target.log_density)
         sample = solvers.diffusion_sampler(drift, event, **options)
-        more = options | {"draws": 128, "exploration": 0.5}
+        more = options | {"draws": 64, "exploration": 0.5}
         given = drift, target.log_density, event
         at = jnp.zeros((1, *event)), jnp.zeros(1)
         objectives = {
-            "reverse KL (PIS)": (losses.reverse_kl(sample, target.log_density, draws=128), None),
+            "reverse KL (PIS)": (losses.reverse_kl(sample, target.log_density, draws=64), None),
             "log-variance (VarGrad)": (losses.diffusion_log_variance(*given, **more), None),
             "balance (TB)": (losses.diffusion_balance(*given, **more), "log_z"),
             "partial balance (DGFS)": (
@@ -204,7 +203,7 @@ def diffusions(args):
                     params = {"flow": flow.init(keys[1], *at)}
                 if other:
                     params = {**params, "drift": control}
-                params = trained(loss, params, steps, 2e-3, key=keys[2], labels=labels)
+                params = trained(loss, params, steps, 5e-3, key=keys[2], labels=labels)
                 x, log_q = sample(params["drift"] if other else params, keys[3], draws)
                 return target.log_density(x) - log_q
 
@@ -245,14 +244,12 @@ def eight_schools():
 
 def evidence(args):
     """20 chains, 10 of them to fit and 10 for the estimates."""
-    seeds, kept, steps = (1, 50, 5) if args.short else (5, 2000, 2000)
+    seeds, kept, steps = (1, 50, 5) if args.short else (3, 2000, 1000)
     target = eight_schools()
-    flow = flows.neural_spline((10,), depth=4, hidden=(64,))
-    cool = flows.neural_spline(
-        (10,),
-        depth=4,
-        hidden=(64,),
-        base=distributions.scaled(distributions.normal((10,)), 0.8**0.5),
+    normal = distributions.normal((10,))
+    flow, cool = (
+        flows.neural_spline((10,), depth=3, hidden=(32,), base=base)
+        for base in (normal, distributions.scaled(normal, 0.8**0.5))
     )
     loss = losses.nll(flow)
 
@@ -267,7 +264,7 @@ def evidence(args):
         by_normal = energy.evidence(target, chains, keys[2])
         fit = chains[:10].reshape(-1, 10)
         params = flow.init(keys[3], fit[:512])
-        batches = lambda key: {"x": jax.random.choice(key, fit, (256,))}  # noqa: E731
+        batches = lambda key: {"x": jax.random.choice(key, fit, (128,))}  # noqa: E731
         params = trained(loss, params, steps, 2e-3, batches, keys[4])
         by_flow = energy.evidence(target, chains[10:], keys[5], flow, params, concentrated=cool)
         return {"normal": by_normal, "spline flow": by_flow}
@@ -292,7 +289,7 @@ def evidence(args):
 
 def particles(args):
     """DW4 from temperature 4 to 1: log Z_1 / Z_4 by weights, with and without a map."""
-    draws, steps, batch = (64, 3, 16) if args.short else (4000, 800, 128)
+    draws, steps, batch = (64, 3, 16) if args.short else (2000, 300, 64)
     model = energy.double_well_particles()
 
     def at(beta):
@@ -313,7 +310,7 @@ def particles(args):
 
     # the reference: minus the mean energy, integrated over the inverse temperature
     nodes, weights = np.polynomial.legendre.leggauss(3 if args.short else 8)
-    n, kept = (16, 2) if args.short else (500, 20)
+    n, kept = (16, 2) if args.short else (250, 20)
     betas = jnp.asarray(0.625 + 0.375 * nodes, jnp.float32)
 
     @jax.jit
@@ -333,13 +330,13 @@ def particles(args):
     args.note("reference", start)
     hot, cold = at(0.25).log_density, at(1.0).log_density
     net = nets.PairVelocity((32, 32), reach=8.0, radial_features=20)
-    flow = flows.cnf(jflow.velocity(net), distributions.normal(model.event_shape), method=8)
+    flow = flows.cnf(jflow.velocity(net), distributions.normal(model.event_shape), method=6)
     loss = losses.transfer(flow, hot, cold)
 
     @jax.jit
     def one(key):
         keys = jax.random.split(key, 4)
-        x = long_run(0.25, keys[0], *((16, 8) if args.short else (400, 20)))
+        x = long_run(0.25, keys[0], *((16, 8) if args.short else (300, 20)))
         x, fit = x[:draws], x[draws:]
         fit = x if len(fit) == 0 else fit
         batches = lambda key: {"x": jax.random.choice(key, fit, (batch,))}  # noqa: E731
