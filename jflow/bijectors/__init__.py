@@ -45,6 +45,7 @@ from jflow.bijectors._linear import (
     reshape,
     reverse,
 )
+from jflow.bijectors._markov import hamiltonian, langevin, metropolis
 from jflow.bijectors._planar import planar, radial, sylvester
 from jflow.bijectors._residual import residual
 from jflow.bijectors._scan import rebuild_error, scan
@@ -77,11 +78,13 @@ __all__ = [
     "drop",
     "elementwise",
     "haar",
+    "hamiltonian",
     "householder",
     "indicated",
     "invert",
     "invertible_conv_1x1",
     "jacobi",
+    "langevin",
     "linear",
     "log_dets",
     "logit",
@@ -89,6 +92,7 @@ __all__ = [
     "masked_conv",
     "masked_coupling",
     "masks",
+    "metropolis",
     "on_part",
     "permute",
     "planar",

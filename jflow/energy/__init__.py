@@ -16,7 +16,15 @@ from jflow.energy._bootstrap import (
     draw_replay,
     empty_replay,
 )
+from jflow.energy._chains import (
+    independence_kernel,
+    pull_back,
+    run_chains,
+    successive_kernels,
+)
+from jflow.energy._evidence import Evidence, bridge_log_z, evidence, fit_normal, harmonic_log_z
 from jflow.energy._kernels import Kernel, hamiltonian_kernel, metropolis_kernel
+from jflow.energy._langevin_drift import langevin_drift
 from jflow.energy._posteriordb import ReferencePosterior, posteriordb
 from jflow.energy._target import Target, check_target, posterior
 from jflow.energy._targets import (
@@ -30,10 +38,12 @@ from jflow.energy._targets import (
     many_well,
     phi4,
 )
+from jflow.energy._transfer import transfer_weights
 from jflow.energy._weights import effective_sample_size, estimate_log_z
 
 __all__ = [
     "Annealed",
+    "Evidence",
     "Kernel",
     "ReferencePosterior",
     "Replay",
@@ -43,6 +53,7 @@ __all__ = [
     "annealed_importance_sampling",
     "as_target",
     "banana",
+    "bridge_log_z",
     "check_target",
     "double_well",
     "double_well_particles",
@@ -50,15 +61,24 @@ __all__ = [
     "effective_sample_size",
     "empty_replay",
     "estimate_log_z",
+    "evidence",
+    "fit_normal",
     "forty_gaussians",
     "funnel",
     "hamiltonian_kernel",
+    "harmonic_log_z",
+    "independence_kernel",
+    "langevin_drift",
     "lennard_jones",
     "log_gaussian_cox",
     "many_well",
     "metropolis_kernel",
     "phi4",
     "posterior",
+    "pull_back",
+    "run_chains",
+    "successive_kernels",
+    "transfer_weights",
     "posteriordb",
 ]
 

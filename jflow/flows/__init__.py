@@ -15,6 +15,7 @@ from jflow.flows._dequantized import with_dequantization
 from jflow.flows._flow import elbo_flow, flow, importance_weighted
 from jflow.flows._heavy_tailed import heavy_tailed
 from jflow.flows._images import dequantization_noise, flow_plus_plus, glow, inverse_flow
+from jflow.flows._paths import path_sampler
 from jflow.flows._residual import planar, radial, residual_flow, sylvester
 from jflow.flows._stack import alternating_permutations
 from jflow.flows._transformed import transformed
@@ -46,6 +47,7 @@ __all__ = [
     "neural_spline",
     "neural_spline_autoregressive",
     "nice",
+    "path_sampler",
     "planar",
     "radial",
     "real_nvp",

@@ -59,8 +59,14 @@ from jflow.losses._consistency import (
     online_target,
 )
 from jflow.losses._consistency_flow import consistency_flow_matching
+from jflow.losses._constrained import constrained
 from jflow.losses._deep_supervision import deep_supervision
 from jflow.losses._diffusion_likelihood import diffusion_likelihood, learned_times
+from jflow.losses._diffusion_sampler import (
+    diffusion_balance,
+    diffusion_log_variance,
+    diffusion_partial_balance,
+)
 from jflow.losses._discrete import discrete_kl, discrete_matching
 from jflow.losses._distillation import distillation
 from jflow.losses._distribution_matching import (
@@ -120,6 +126,7 @@ from jflow.losses._slim import flow_guided_distillation
 from jflow.losses._statistical import bridge_drift
 from jflow.losses._tokens import token_cross_entropy
 from jflow.losses._trajectory import trajectory_distillation
+from jflow.losses._transfer import transfer
 from jflow.losses._transition import transition_matching, transition_pairs
 from jflow.losses._trigflow import trigflow_consistency
 from jflow.losses._tunable import tunable_distillation
@@ -166,9 +173,13 @@ __all__ = [
     "consistency_flow_matching",
     "consistency_training",
     "constant_acceleration",
+    "constrained",
     "count_steps",
     "deep_supervision",
+    "diffusion_balance",
     "diffusion_likelihood",
+    "diffusion_log_variance",
+    "diffusion_partial_balance",
     "discrete_kl",
     "discrete_matching",
     "distillation",
@@ -250,6 +261,7 @@ __all__ = [
     "sum_losses",
     "token_cross_entropy",
     "trajectory_distillation",
+    "transfer",
     "transition_matching",
     "transition_pairs",
     "trigflow_consistency",

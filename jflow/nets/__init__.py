@@ -37,6 +37,7 @@ from jflow.nets._made import MADE, longest_path
 from jflow.nets._mixture_head import MixtureHead
 from jflow.nets._mlp import MLP, ResidualMLP, TimeMLP
 from jflow.nets._mmdit import MMDiT
+from jflow.nets._particles import PairVelocity
 from jflow.nets._pca import pca_autoencoder
 from jflow.nets._scanned import scanned
 from jflow.nets._t5 import T5Encoder
@@ -79,6 +80,7 @@ __all__ = [
     "MMDiT",
     "MixtureHead",
     "OfText",
+    "PairVelocity",
     "Periodic",
     "ResidualMLP",
     "SelfAttention",

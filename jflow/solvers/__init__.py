@@ -14,6 +14,7 @@ from jflow.solvers._acceleration import AccelerationCondition, sample_accelerati
 from jflow.solvers._bayesian import bayesian_update, sample_bayesian
 from jflow.solvers._bespoke import bespoke_bound, bespoke_error, bespoke_params, bespoke_sample
 from jflow.solvers._boss import bellman, step_costs
+from jflow.solvers._controlled import control_log_ratio, diffusion_sampler, sample_controlled
 from jflow.solvers._discrete_bound import DiscreteBound, discrete_bound
 from jflow.solvers._divergence import (
     Divergence,
@@ -105,6 +106,8 @@ __all__ = [
     "adaptive_jump",
     "ancestral",
     "as_method",
+    "control_log_ratio",
+    "diffusion_sampler",
     "instantaneous_velocity",
     "bayesian_update",
     "bellman",
@@ -149,6 +152,7 @@ __all__ = [
     "overshoot",
     "projected",
     "pseudo_corrector",
+    "sample_controlled",
     "sample_refined",
     "refiner",
     "reflected",

@@ -322,6 +322,9 @@ EXCUSED = {
         (
             "augment",
             "drop",
+            "hamiltonian",
+            "langevin",
+            "metropolis",
             "truncated_normal_dequantization",
             "uniform_dequantization",
             "variational_dequantization",

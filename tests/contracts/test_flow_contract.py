@@ -230,6 +230,7 @@ EXCUSED = {
         "of rows of codes and numbers, tests/flows/test_any_order.py",
     ),
     "alternating_permutations": "numpy arrays, tests/flows/test_flows.py",
+    "path_sampler": "a function, tests/bijectors/test_markov.py",
     "haar_cascade": "a Distribution, tests/flows/test_cascade.py",
     "with_dequantization": "an ElboFlow, tests/flows/test_levels.py",
 }

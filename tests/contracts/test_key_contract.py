@@ -18,6 +18,7 @@ from jflow import (
     data,
     distributions,
     domains,
+    energy,
     flows,
     guidance,
     losses,
@@ -205,6 +206,19 @@ LOSSES = {
     ),
     "interpolant_matching": loss(losses.interpolant_matching(BOTH, paths.schroedinger_bridge(0.5))),
     "mixture_matching": loss(losses.mixture_matching(MIXTURE, transition=0.5), ("x0",)),
+    "diffusion_balance": loss(
+        losses.diffusion_balance(V, lambda x: x.sum(1), (2,), grid=2, draws=3),
+        tuple(BATCH),
+        params={"drift": ONE, "log_z": 0.0},
+    ),
+    "diffusion_log_variance": loss(
+        losses.diffusion_log_variance(V, lambda x: x.sum(1), (2,), grid=2, draws=3), tuple(BATCH)
+    ),
+    "diffusion_partial_balance": loss(
+        losses.diffusion_partial_balance(V, LOGITS, lambda x: x.sum(1), (2,), grid=2, draws=3),
+        tuple(BATCH),
+        params={"drift": ONE, "flow": ONE},
+    ),
     "negative_elbo": loss(
         losses.negative_elbo(ELBO), ("x0", "cond"), params={"bijector": {}, "base": {}}
     ),
@@ -261,6 +275,11 @@ LOSSES = {
     "boss": loss(losses.boss(V, [0.0, 0.5, 1.0]), ("x0",), x=X[:, None] * jnp.ones((1, 3, 1))),
     "c_rectified_flow": loss(losses.c_rectified_flow(losses.inner_potential(V))),
     "consistency_flow_matching": loss(losses.consistency_flow_matching(V)),
+    "constrained": loss(
+        losses.constrained(MATCHING, {"same": (MATCHING, 1.0)}),
+        ("x0",),
+        params={"model": ONE, "multipliers": {"same": 0.0}},
+    ),
     "constant_acceleration": loss(losses.constant_acceleration(V, V)),
     "consistency_training": loss(losses.consistency_training(V, steps=STEPS)),
     "discrete_kl": loss(losses.discrete_kl(LOGITS_OF_TOKENS), x=CODES, x0=CODES[::-1]),
@@ -297,6 +316,11 @@ LOSSES = {
     "shortcut": loss(losses.shortcut(MAP, levels=2, scale=2.0, null=3)),
     "sum_losses": loss(losses.sum_losses({"one": MATCHING, "other": MATCHING})),
     "trajectory_distillation": loss(losses.trajectory_distillation(MAP, V, straight=1.0, method=1)),
+    "transfer": loss(
+        losses.transfer(bijectors.affine((2,)), lambda x: x.sum(1), lambda x: -x.sum(1)),
+        ("x0", "cond"),
+        params=FLOW_PARAMS["bijector"],
+    ),
     "transition_matching": loss(losses.transition_matching(HEADED), ("x0",)),
     "transition_pairs": loss(
         losses.chain(losses.transition_pairs(2), MATCHING), ("x0",), x=X[:, :, None]
@@ -341,6 +365,7 @@ def update(accumulate):
     return run
 
 
+LOG_STEP = {"log_step": jnp.zeros(())}
 OTHERS = {
     "losses.easy_steps": lambda key: losses.easy_steps(2)(key, B, FROZEN),
     "losses.grid_steps": lambda key: STEPS(key, B, FROZEN),
@@ -353,6 +378,25 @@ OTHERS = {
     "losses.potential_velocity": lambda key: losses.potential_velocity(
         losses.inner_potential(V)
     ).apply(PARAMS, X, T, LABELS, key=key),
+    "energy.run_chains": lambda key: energy.run_chains(
+        energy.successive_kernels(
+            energy.independence_kernel(FLOW, FLOW_PARAMS), energy.hamiltonian_kernel()
+        ),
+        energy.banana(),
+        X,
+        key,
+        2,
+        thin=2,
+    ),
+    "flows.path_sampler": lambda key: flows.path_sampler(
+        bijectors.chain(
+            bijectors.metropolis(lambda x: x.sum(1)), bijectors.hamiltonian(lambda x: x.sum(1))
+        ),
+        distributions.normal((2,)),
+    )({"bijector": {"0": LOG_STEP, "1": LOG_STEP}, "base": {}}, key, B),
+    "solvers.diffusion_sampler": lambda key: solvers.diffusion_sampler(V, (2,), grid=2)(
+        ONE, key, B
+    ),
     "solvers.discrete_bound": lambda key: solvers.discrete_bound(
         LOGITS_OF_TOKENS, ONE, distributions.tokens((2,), [0.5, 0.5]), CODES, key, times=4
     ),

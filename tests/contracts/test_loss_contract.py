@@ -178,6 +178,20 @@ def policy(make):
     return of_states
 
 
+def constrained(params, key, batch, frozen=None):
+    """The same loss as the aim and as the constraint."""
+    matching = losses.flow_matching(VELOCITY)
+    loss = losses.constrained(matching, {"same": (matching, 0.1)})
+    return loss({"model": params, "multipliers": {"same": params}}, key, batch, frozen)
+
+
+def transfer(number, key, batch, frozen=None):
+    square = lambda x: -jnp.sum(jnp.square(x), axis=1)  # noqa: E731
+    loss = losses.transfer(bijectors.affine((2,)), square, square)
+    params = {"log_scale": number * jnp.ones(2), "shift": number * jnp.ones(2)}
+    return loss(params, key, batch)
+
+
 def preferred(make):
     """A loss of pairs, x the better and x0 the worse of two."""
     return lambda params, key, batch, frozen=None: make(
@@ -245,6 +259,7 @@ TABLE = {
     "c_rectified_flow": Row(losses.c_rectified_flow(SCALAR)),
     "causal_matching": Row(next_token, paired=False),
     "consistency_flow_matching": Row(losses.consistency_flow_matching(VELOCITY)),
+    "constrained": Row(constrained),
     "deep_supervision": Row(losses.deep_supervision(BRANCHES, 3)),
     "diffusion_likelihood": Row(
         losses.diffusion_likelihood(VELOCITY, trace=0.1, jacobian=0.1, probes=None), paired=False
@@ -300,6 +315,7 @@ TABLE = {
     "trajectory_distillation": Row(
         losses.trajectory_distillation(MAP, VELOCITY, method=solvers.fixed(1, diffrax.Euler()))
     ),
+    "transfer": Row(transfer, paired=False),
     "transition_matching": Row(losses.transition_matching(HEADED)),
     "transition_pairs": Row(
         losses.chain(
@@ -369,7 +385,7 @@ def test_types_and_no_rows(name, x64):
         assert {leaf.dtype for leaf in jax.tree.leaves(made)} == {np.dtype(np.float32)}
 
 
-KEYLESS = ("bespoke_error", "grpo", "nll", "ppo", "regularized_nll", "selected")
+KEYLESS = ("bespoke_error", "grpo", "nll", "ppo", "regularized_nll", "selected", "transfer")
 
 
 @pytest.mark.parametrize("name", TABLE)

@@ -110,6 +110,10 @@ EXCUSED = {
         "midpoint_in_log_snr pseudo_corrector unipc".split(),
         "diffrax solvers, tests/solvers/test_exponential_multistep.py",
     ),
+    **dict.fromkeys(
+        "control_log_ratio diffusion_sampler sample_controlled".split(),
+        "paths under a control, tests/losses/test_diffusion_sampler.py",
+    ),
     "noise_injection": "changes what is sampled, on purpose: tests/losses/test_policy.py",
     "reflected": "a diffrax solver, tests/solvers/test_reflected.py",
     **dict.fromkeys(

@@ -46,6 +46,12 @@ def vector(b):
     return jax.random.normal(jax.random.key(2), (b, 3))
 
 
+def well(x, cond=None):
+    """A log-density, about a center given by cond where there is one."""
+    center = 0.0 if cond is None else cond[:, :1]
+    return -0.5 * jnp.sum(jnp.square(x - center), axis=-1)
+
+
 def dequantized():
     return bj.variational_dequantization(conditional(4, bj.sigmoid()), 5)
 
@@ -67,6 +73,10 @@ TABLE = {
     ),
     "drop": Row(lambda: bj.drop(conditional(1), 1), draws="forward"),
     "drop on cond": Row(lambda: bj.drop(conditional(3), 3), draws="forward", cond=vector),
+    "hamiltonian": Row(lambda: bj.hamiltonian(well, 0.1, num_steps=2), draws="both"),
+    "langevin": Row(lambda: bj.langevin(well, 0.1, repeats=2), draws="both"),
+    "langevin on cond": Row(lambda: bj.langevin(well, 0.1), draws="both", cond=vector),
+    "metropolis": Row(lambda: bj.metropolis(well, 0.1, repeats=2), draws="both"),
     "invert": Row(lambda: bj.invert(bj.drop(conditional(2), 2))),
     "on_part": Row(
         lambda: bj.on_part(bj.uniform_dequantization(3), slice(0, 4)), levels=3, wide=False

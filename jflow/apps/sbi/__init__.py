@@ -12,6 +12,7 @@ says whether the posterior can be trusted, before anything is observed.
 from jflow._core.names import explain_unknown
 from jflow.apps.sbi._calibration import Calibration, calibration
 from jflow.apps.sbi._estimators import Estimator, fmpe, npe
+from jflow.apps.sbi._evidence import evidence
 from jflow.apps.sbi._fit import fit, fit_simulations
 from jflow.apps.sbi._pictures import pairplot, plot_calibration, to_arviz
 from jflow.apps.sbi._posterior import Posterior, load, save
@@ -26,6 +27,7 @@ __all__ = [
     "as_prior",
     "box_uniform",
     "calibration",
+    "evidence",
     "fit",
     "fit_simulations",
     "fmpe",
