@@ -15,7 +15,7 @@ from jflow.gflownets._enumeration import (
 )
 from jflow.gflownets._hypergrid import hypergrid, hypergrid_log_reward
 from jflow.gflownets._independent_sets import independent_sets
-from jflow.gflownets._policy import masked_log_softmax, mlp_policy, policy
+from jflow.gflownets._policy import Perceptron, masked_log_softmax, mlp_policy, policy
 from jflow.gflownets._rollout import (
     TrajectoryTerms,
     backward_rollout,
@@ -37,6 +37,7 @@ from jflow.gflownets._types import Environment, Policy, PolicyOutput, Trajectori
 __all__ = [
     "Enumeration",
     "Environment",
+    "Perceptron",
     "Policy",
     "PolicyOutput",
     "Trajectories",
