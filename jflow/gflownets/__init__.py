@@ -15,6 +15,7 @@ from jflow.gflownets._enumeration import (
 )
 from jflow.gflownets._hypergrid import hypergrid, hypergrid_log_reward
 from jflow.gflownets._independent_sets import independent_sets
+from jflow.gflownets._phylogenies import phylogenies
 from jflow.gflownets._policy import Perceptron, masked_log_softmax, mlp_policy, policy
 from jflow.gflownets._rollout import (
     TrajectoryTerms,
@@ -56,6 +57,7 @@ __all__ = [
     "log_prob",
     "masked_log_softmax",
     "mlp_policy",
+    "phylogenies",
     "policy",
     "reward_distribution",
     "reward_table",
