@@ -5,7 +5,8 @@ reward.
 """
 
 from jflow._core.names import explain_unknown
+from jflow.gflownets._types import Environment, Policy, PolicyOutput, Trajectories
 
-__all__: list[str] = []
+__all__ = ["Environment", "Policy", "PolicyOutput", "Trajectories"]
 
 explain_unknown(__name__)
