@@ -59,6 +59,10 @@ from jflow.losses._consistency import (
     online_target,
 )
 from jflow.losses._consistency_flow import consistency_flow_matching
+from jflow.losses._continuous_gflownets import (
+    continuous_detailed_balance,
+    continuous_trajectory_balance,
+)
 from jflow.losses._deep_supervision import deep_supervision
 from jflow.losses._diffusion_likelihood import diffusion_likelihood, learned_times
 from jflow.losses._discrete import discrete_kl, discrete_matching
@@ -164,6 +168,8 @@ __all__ = [
     "consistency_flow_matching",
     "consistency_training",
     "constant_acceleration",
+    "continuous_detailed_balance",
+    "continuous_trajectory_balance",
     "count_steps",
     "deep_supervision",
     "diffusion_likelihood",

@@ -19,6 +19,7 @@ from jflow import (
     distributions,
     domains,
     flows,
+    gflownets,
     guidance,
     losses,
     manifolds,
@@ -135,6 +136,14 @@ LOGITS_OF_TOKENS = field(Field, lambda x: jnp.stack([x, 1.0 - x], -1))
 ROWS_PARAMS = ROWS.init(KEY, flows.MixedRows(CODES, X))
 
 
+class Features(nn.Module):
+    """What it is given."""
+
+    @nn.compact
+    def __call__(self, x):
+        return x
+
+
 class Dropped(nn.Module):
     """A causal network with dropout."""
 
@@ -145,12 +154,27 @@ class Dropped(nn.Module):
         )
 
 
+LINE = manifolds.euclidean(1)
+MOVES = gflownets.kernel(distributions.conditional_mixture((1,)), Features(), LINE, steps=2)
+POINTS = gflownets.continuous_policy(LINE, MOVES, MOVES, steps=2, flow=Features())
+TWO_MOVES = {
+    "params": POINTS.init(KEY),
+    "x": X[:, :, None],
+    "length": np.full(B, 2),
+    "log_reward": T,
+}
 LOSSES = {
     "causal_matching": loss(
         losses.causal_matching(Dropped(), V, distributions.normal((2,)), path=BRIDGE, draws=2),
         ("x0",),
         params={"net": {}, "token": {"velocity": ONE, "base": {}}},
         x=X[:, None] * jnp.ones((1, 3, 1)),
+    ),
+    "continuous_detailed_balance": loss(
+        losses.continuous_detailed_balance(POINTS), ("x0", "cond"), **TWO_MOVES
+    ),
+    "continuous_trajectory_balance": loss(
+        losses.continuous_trajectory_balance(POINTS), ("x0", "cond"), **TWO_MOVES
     ),
     "bayesian_flow": loss(
         losses.bayesian_flow(V, paths.bayesian_continuous(paths.geometric_accuracy(0.1))), ("x0",)

@@ -16,6 +16,7 @@ from jflow import (
     couplings,
     distributions,
     flows,
+    gflownets,
     losses,
     manifolds,
     paths,
@@ -226,6 +227,32 @@ def of_classes(loss):
     return made
 
 
+class Same(nn.Module):
+    """What it is given."""
+
+    @nn.compact
+    def __call__(self, x):
+        return x
+
+
+def balance(make):
+    """A loss of a continuous GFlowNet, whose trajectories make two moves, to the numbers of x."""
+    normal = lambda mean, x: -jnp.sum(jnp.square(x - mean), axis=1)  # noqa: E731
+    moved = lambda params, other, x, step: normal(params * x, other)  # noqa: E731
+    kernel = gflownets.Kernel(None, moved, None)
+    line = manifolds.euclidean(1)
+    loss = make(gflownets.continuous_policy(line, kernel, kernel, steps=2, flow=Same()))
+
+    def of_points(number, key, batch, frozen=None):
+        x = batch["x"]
+        params = {"forward": number, "backward": number / 2, "log_z": number}
+        params["flow"] = {"net": {}, "kernel": jnp.full_like(x, number, shape=4)}
+        more = {"length": np.full(x.shape[0], 2), "log_reward": x[:, 0]}
+        return loss(params, key, {**batch, "x": x[..., None], **more}, frozen)
+
+    return of_points
+
+
 class Row(NamedTuple):
     loss: Any  # of params that are a number
     paired: bool = True  # whether the batch holds 'x0'
@@ -250,6 +277,10 @@ TABLE = {
         losses.diffusion_likelihood(VELOCITY, trace=0.1, jacobian=0.1, probes=None), paired=False
     ),
     "consistency_training": Row(losses.consistency_training(VELOCITY, steps=STEPS)),
+    "continuous_detailed_balance": Row(balance(losses.continuous_detailed_balance), paired=False),
+    "continuous_trajectory_balance": Row(
+        balance(losses.continuous_trajectory_balance), paired=False
+    ),
     "discrete_kl": Row(of_tokens(losses.discrete_kl)),
     "discrete_matching": Row(of_tokens(losses.discrete_matching)),
     "dpo": Row(preferred(losses.dpo(VELOCITY, 2.0))),
@@ -369,7 +400,16 @@ def test_types_and_no_rows(name, x64):
         assert {leaf.dtype for leaf in jax.tree.leaves(made)} == {np.dtype(np.float32)}
 
 
-KEYLESS = ("bespoke_error", "grpo", "nll", "ppo", "regularized_nll", "selected")
+KEYLESS = (
+    "bespoke_error",
+    "continuous_detailed_balance",
+    "continuous_trajectory_balance",
+    "grpo",
+    "nll",
+    "ppo",
+    "regularized_nll",
+    "selected",
+)
 
 
 @pytest.mark.parametrize("name", TABLE)
