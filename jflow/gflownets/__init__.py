@@ -13,23 +13,74 @@ from jflow.gflownets._continuous import (
     continuous_rollouts,
     terminal_log_density,
 )
+from jflow.gflownets._enumeration import (
+    Enumeration,
+    check,
+    enumerate_states,
+    exact_distribution,
+    reward_distribution,
+    total_variation,
+)
+from jflow.gflownets._hypergrid import hypergrid, hypergrid_log_reward
+from jflow.gflownets._independent_sets import independent_sets
 from jflow.gflownets._kernels import Kernel, bridge_kernel, kernel, uniform_kernel
+from jflow.gflownets._policy import masked_log_softmax, mlp_policy, policy
+from jflow.gflownets._rollout import (
+    TrajectoryTerms,
+    backward_rollout,
+    evaluate,
+    log_prob,
+    rollout,
+    rollouts,
+)
+from jflow.gflownets._sequences import (
+    any_order_sequences,
+    bit_modes,
+    bit_sequences,
+    reward_table,
+    sequences,
+    two_ended_sequences,
+)
 from jflow.gflownets._types import Environment, Policy, PolicyOutput, Trajectories
 
 __all__ = [
     "ContinuousPolicy",
     "ContinuousScores",
+    "Enumeration",
     "Environment",
     "Kernel",
     "Policy",
     "PolicyOutput",
     "Trajectories",
+    "TrajectoryTerms",
+    "any_order_sequences",
+    "backward_rollout",
+    "bit_modes",
+    "bit_sequences",
     "bridge_kernel",
+    "check",
     "continuous_log_prob",
     "continuous_policy",
     "continuous_rollouts",
+    "enumerate_states",
+    "evaluate",
+    "exact_distribution",
+    "hypergrid",
+    "hypergrid_log_reward",
+    "independent_sets",
     "kernel",
+    "log_prob",
+    "masked_log_softmax",
+    "mlp_policy",
+    "policy",
+    "reward_distribution",
+    "reward_table",
+    "rollout",
+    "rollouts",
+    "sequences",
     "terminal_log_density",
+    "total_variation",
+    "two_ended_sequences",
     "uniform_kernel",
 ]
 
