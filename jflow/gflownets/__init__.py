@@ -24,6 +24,14 @@ from jflow.gflownets._enumeration import (
 from jflow.gflownets._hypergrid import hypergrid, hypergrid_log_reward
 from jflow.gflownets._independent_sets import independent_sets
 from jflow.gflownets._kernels import Kernel, bridge_kernel, kernel, uniform_kernel
+from jflow.gflownets._local_search import (
+    LocalSearch,
+    barker,
+    improvement,
+    local_search,
+    local_search_rollouts,
+    metropolis,
+)
 from jflow.gflownets._policy import masked_log_softmax, mlp_policy, policy
 from jflow.gflownets._rollout import (
     TrajectoryTerms,
@@ -49,12 +57,14 @@ __all__ = [
     "Enumeration",
     "Environment",
     "Kernel",
+    "LocalSearch",
     "Policy",
     "PolicyOutput",
     "Trajectories",
     "TrajectoryTerms",
     "any_order_sequences",
     "backward_rollout",
+    "barker",
     "bit_modes",
     "bit_sequences",
     "bridge_kernel",
@@ -67,10 +77,14 @@ __all__ = [
     "exact_distribution",
     "hypergrid",
     "hypergrid_log_reward",
+    "improvement",
     "independent_sets",
     "kernel",
+    "local_search",
+    "local_search_rollouts",
     "log_prob",
     "masked_log_softmax",
+    "metropolis",
     "mlp_policy",
     "policy",
     "reward_distribution",

@@ -134,7 +134,7 @@ def backward_rollout(
     states = jax.tree.map(lambda s, e: jnp.concatenate([s, e[None]]), states, first)
     length = jnp.sum(valid, axis=0)  # reversed: step t of a row of L steps is number L - 1 - t
     reverse = lambda a, at: jax.vmap(lambda a, at: a[at], (1, 0))(a, at)  # noqa: E731
-    at = length[:, None] - jnp.arange(environment.horizon + 1)
+    at = length[:, None] - jnp.arange(environment.horizon + 1)[None]
     steps = jnp.maximum(at[:, 1:], 0)
     arrived = ~jnp.any(environment.backward_mask(first), axis=-1)
     finished = ~jnp.any(environment.forward_mask(terminal), axis=-1)
