@@ -63,7 +63,7 @@ def read_as_given(
     name: str, batch: Mapping[str, PyTree], allowed: tuple[str, ...], kind: Any = jnp.floating
 ) -> tuple:
     """`read_batch` without a replacement."""
-    _check_keys(name, batch, allowed)
+    check_keys(name, batch, allowed)
     check_x(name, batch)
     x, x0, weight = batch["x"], batch.get("x0"), batch.get("weight")
     _check_entries(name, "", x, x0, weight, tokens=False, kind=kind)
@@ -78,7 +78,7 @@ def read_parts(name: str, batch: Mapping[str, PyTree]) -> tuple:
     x is an array, or a dict of parts, and x0 is like it, or None. weight is None or [b], or [b, n]
     along the first site axis of x; of parts it is a dict of such, None where nothing is said.
     """
-    _check_keys(name, batch, ("x", "x0", "cond", "weight"))
+    check_keys(name, batch, ("x", "x0", "cond", "weight"))
     need_x(name, batch)
     x, x0, weight = batch["x"], batch.get("x0"), batch.get("weight")
     if isinstance(x, Mapping):
@@ -106,7 +106,8 @@ def read_parts(name: str, batch: Mapping[str, PyTree]) -> tuple:
     return tuple(jax.tree.map(jnp.asarray, value) for value in made)
 
 
-def _check_keys(name, batch, allowed) -> None:
+def check_keys(name: str, batch: Mapping[str, PyTree], allowed: tuple[str, ...]) -> None:
+    """Raise for a batch that is not a dict, or with other keys than these and 'dropped'."""
     check_batch(name, batch)
     unknown = sorted(set(batch) - {*allowed, "dropped"})
     if unknown:

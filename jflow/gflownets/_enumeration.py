@@ -60,33 +60,53 @@ def enumerate_states(environment: Environment, *, max_states: int = 1_000_000) -
     """
     check_noun("enumerate_states", environment, Environment)
     check_whole("enumerate_states", max_states=max_states)
-    parts, children = [], []
-    frontier = environment.reset(1)
-    index = {_bytes(frontier)[0]: 0}
-    while _rows(frontier):
-        parts.append(frontier)
-        mask = np.asarray(environment.forward_mask(frontier))
-        row, action = np.nonzero(mask)
-        child = np.full(mask.shape, -1, np.int32)
-        after = environment.step(_take(frontier, row), jnp.asarray(action))
-        new = []
-        for edge, name in enumerate(_bytes(after)):
-            if name not in index:
-                index[name] = len(index)
-                new.append(edge)
-            child[row[edge], action[edge]] = index[name]
-        children.append(child)
-        if len(index) > max_states:
+    actions = environment.num_actions
+
+    @jax.jit
+    def expand(states):  # of a fixed number of rows, so that it is compiled once
+        mask, n = environment.forward_mask(states), _rows(states)
+        if mask.shape != (n, actions):
             raise ValueError(
-                f"enumerate_states: expected at most {max_states} states, got more: raise"
-                " max_states, or estimate with gflownets.log_prob"
+                f"enumerate_states: expected a forward_mask of shape [n, {actions}], got"
+                f" [n, {mask.shape[-1]}]"
             )
-        frontier = _take(after, np.array(new, int))
-    states = jax.tree.map(lambda *leaves: np.concatenate(leaves), *jax.device_get(parts))
+        each = jax.tree.map(lambda s: jnp.repeat(s, actions, axis=0), states)
+        return mask, environment.step(each, jnp.tile(jnp.arange(actions), n))
+
+    frontier = jax.device_get(environment.reset(1))
+    parts, children, index = [frontier], [], {_bytes(frontier)[0]: 0}
+    while _rows(frontier):
+        new = []
+        for start in range(0, _rows(frontier), _CHUNK):
+            n = min(_CHUNK, _rows(frontier) - start)
+            rows = start + np.minimum(np.arange(_CHUNK), n - 1)
+            mask, after = jax.device_get(expand(_take(frontier, rows)))
+            child = np.full((n, actions), -1, np.int32)
+            edges = np.flatnonzero(mask[:n])
+            after = jax.tree.map(lambda s, edges=edges: s[edges], after)
+            fresh = []
+            for edge, name in enumerate(_bytes(after)):
+                if name not in index:
+                    index[name] = len(index)
+                    fresh.append(edge)
+                child.flat[edges[edge]] = index[name]
+            new.append(jax.tree.map(lambda s, fresh=fresh: s[np.array(fresh, int)], after))
+            children.append(child)
+            if len(index) > max_states:
+                raise ValueError(
+                    f"enumerate_states: expected at most {max_states} states, got more: raise"
+                    " max_states, or estimate with gflownets.log_prob"
+                )
+        frontier = jax.tree.map(lambda *leaves: np.concatenate(leaves), *new)
+        parts.append(frontier)
+    states = jax.tree.map(lambda *leaves: np.concatenate(leaves), *parts)
     child = np.concatenate(children)
     terminal = np.flatnonzero((child < 0).all(axis=1))
-    log_reward = np.asarray(environment.log_reward(_take(states, terminal)))
+    log_reward = np.asarray(jax.jit(environment.log_reward)(_take(states, terminal)))
     return Enumeration(states, child, terminal, log_reward, environment.horizon)
+
+
+_CHUNK = 256  # states that are expanded at once
 
 
 def exact_distribution(
@@ -183,54 +203,52 @@ def check(
         ValueError: a promise is broken: with the first state that breaks it.
     """
     found = enumerate_states(environment, max_states=max_states)
-    states, child = jax.tree.map(jnp.asarray, found.states), found.child
-    n = _rows(states)
+    child, n = found.child, _rows(found.states)
+    row, action = np.nonzero(child >= 0)
 
-    def fail(what, at):
-        raise ValueError(f"check: expected {what}, got the state {_text(states, at)}")
+    @jax.jit
+    def run(states, action, after):
+        undo = environment.backward_action(states, action)
+        again, before = environment.forward_action(after, undo), environment.back(after, undo)
+        return undo, again, before
+
+    before, after = (_take(found.states, at) for at in (row, child[row, action]))
+    undo, again, undone = jax.device_get(run(before, jnp.asarray(action), after))
+    on_all = jax.jit(
+        lambda states: (environment.backward_mask(states), environment.observe(states))
+    )
+    backward, observed = jax.device_get(on_all(_take(found.states, slice(None))))
 
     def need(holds, what, row=None):
-        bad = np.flatnonzero(~holds)
+        bad = np.flatnonzero(~np.asarray(holds))
         if bad.size:
-            fail(what, bad[0] if row is None else row[bad[0]])
+            at = bad[0] if row is None else row[bad[0]]
+            raise ValueError(f"check: expected {what}, got the state {_text(found.states, at)}")
 
-    backward = np.asarray(environment.backward_mask(states))
-    widths = (environment.num_actions, environment.num_backward_actions)
-    for name, mask, width in zip(("forward", "backward"), (child, backward), widths, strict=True):
-        if mask.shape != (n, width):
-            raise ValueError(
-                f"check: expected a {name}_mask of shape {[n, width]}, got {list(mask.shape)}"
-            )
+    width = environment.num_backward_actions
+    if backward.shape != (n, width):
+        raise ValueError(
+            f"check: expected a backward_mask of shape {[n, width]}, got {list(backward.shape)}"
+        )
     initial = ~backward.any(axis=1)
     need(initial == (np.arange(n) == 0), "a backward action in all states but the initial one")
-    row, action = np.nonzero(child >= 0)
-    undo = np.asarray(environment.backward_action(_take(states, row), jnp.asarray(action)))
-    after = _take(states, child[row, action])
-    need(
-        (undo >= 0) & (undo < widths[1]) & backward[child[row, action], undo % widths[1]],
-        "a backward_mask that allows the backward_action of every step",
-        child[row, action],
-    )
-    again = np.asarray(environment.forward_action(after, jnp.asarray(undo)))
+    allowed = (undo >= 0) & (undo < width) & backward[child[row, action], undo % width]
+    need(allowed, "a backward_mask that allows the backward_action of every step", row)
     need(again == action, "forward_action to give back the action of every step", row)
-    before = environment.back(after, jnp.asarray(undo))
-    names = zip(_bytes(before), _bytes(_take(states, row)), strict=True)
-    same = np.array([one == other for one, other in names])
-    need(same, "back to undo every step", row)
+    names = zip(_bytes(undone), _bytes(before), strict=True)
+    need([one == other for one, other in names], "back to undo every step", row)
     arriving = np.bincount(child[row, action], minlength=n)
     need(arriving == backward.sum(axis=1), "a step for each backward action that is allowed")
-    steps = _longest(child)
-    need(steps <= environment.horizon, f"at most {environment.horizon} steps, the horizon, to all")
-    observed = np.asarray(environment.observe(states))
+    horizon = environment.horizon
+    need(_longest(child) <= horizon, f"at most {horizon} steps, the horizon, to every state")
     if observed.shape[0] != n or not np.issubdtype(observed.dtype, np.floating):
         raise ValueError(
             f"check: expected observations of floats [{n}, *event], got {observed.dtype}"
             f" {list(observed.shape)}"
         )
     need(np.isfinite(observed.reshape(n, -1)).all(axis=1), "finite observations")
-    log_reward = found.log_reward
     need(
-        ~np.isnan(log_reward) & (log_reward < np.inf),
+        ~np.isnan(found.log_reward) & (found.log_reward < np.inf),
         "rewards that are finite and not negative, log-rewards below infinity",
         found.terminal,
     )

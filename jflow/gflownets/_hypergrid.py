@@ -76,7 +76,7 @@ def hypergrid(
         backward_mask=backward_mask,
         forward_action=lambda state, action: action,
         backward_action=lambda state, action: action,
-        observe=lambda state: jax.nn.one_hot(state["position"], side),
+        observe=lambda state: jax.nn.one_hot(state["position"], side, dtype=jnp.float32),
         log_reward=lambda state: of_position(state["position"]),
         stop=dimension,
     )
@@ -115,7 +115,7 @@ def hypergrid_log_reward(
         )
 
     def log_reward(position):
-        u = jnp.abs(position / (side - 1) - 0.5)
+        u = jnp.abs(position.astype(jnp.float32) / (side - 1) - 0.5)
         corner = jnp.all(u > 0.25, axis=-1)
         mode = jnp.all((u > 0.3) & (u < 0.4), axis=-1)
         return jnp.log(r0 + r1 * corner + r2 * mode)

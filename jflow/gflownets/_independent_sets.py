@@ -57,7 +57,7 @@ def independent_sets(adjacency: ArrayLike, *, temperature: float = 1.0) -> Envir
         return ~chosen & ~beside
 
     def put(chosen, vertex, value):
-        return jnp.where(jnp.arange(vertices) == vertex[:, None], value, chosen)
+        return jnp.where(jnp.arange(vertices)[None] == vertex[:, None], value, chosen)
 
     return Environment(
         num_actions=vertices,

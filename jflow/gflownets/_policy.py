@@ -92,8 +92,9 @@ def mlp_policy(
         >>> grid = gflownets.hypergrid(2, 4)
         >>> policy = gflownets.mlp_policy(grid, (8,))
         >>> params = policy.init(jax.random.key(0))
-        >>> jnp.exp(policy.apply(params, grid.reset(1)).log_forward).round(2).tolist()
-        [[0.33000001311302185, 0.33000001311302185, 0.33000001311302185]]
+        >>> output = policy.apply(params, grid.reset(1))
+        >>> [round(p, 3) for p in jnp.exp(output.log_forward[0]).tolist()]
+        [0.333, 0.333, 0.333]
     """
     check_noun("mlp_policy", environment, Environment)
     backward = environment.num_backward_actions if learned_backward else 0

@@ -13,7 +13,7 @@ from jflow._core.arrays import expand_to
 from jflow._core.checks import check_cond, check_draws, check_whole, count_rows, need_key
 from jflow._core.numbers import check_number
 from jflow._core.times import traced
-from jflow.gflownets._types import Environment, Policy, Trajectories
+from jflow.gflownets._types import Environment, Policy, PolicyOutput, Trajectories
 from jflow.types import Array, Cond, Key, NumberOrFunction, Params, PyTree
 
 __all__ = ["TrajectoryTerms", "backward_rollout", "evaluate", "log_prob", "rollout", "rollouts"]
@@ -234,11 +234,13 @@ class TrajectoryTerms(NamedTuple):
         log_forward: [n, T], log P_F(s_{t+1} | s_t).
         log_backward: [n, T], log P_B(s_t | s_{t+1}).
         log_flow: [n, T + 1], log F(s_t), the log-reward from the terminal state on.
+        output: all that the policy says of the states, arrays [n, T + 1, ...].
     """
 
     log_forward: Float[Array, "n T"]
     log_backward: Float[Array, "n T"]
     log_flow: Float[Array, "n T+1"]
+    output: PolicyOutput
 
 
 def evaluate(
@@ -266,13 +268,15 @@ def evaluate(
     flat = lambda a: a.reshape(n * (steps + 1), *a.shape[2:])  # noqa: E731
     cond = jax.tree.map(lambda c: jnp.repeat(c, steps + 1, axis=0), check_cond("evaluate", cond, n))
     made = policy.apply(params, jax.tree.map(flat, states), cond, key=key)
-    forward, backward, log_flow = (a.reshape(n, steps + 1, *a.shape[1:]) for a in made)
+    output = PolicyOutput(*(a.reshape(n, steps + 1, *a.shape[1:]) for a in made))
+    forward, backward, log_flow = output
     pick = lambda a, at: jnp.take_along_axis(a, at[..., None], axis=-1)[..., 0]  # noqa: E731
     exists = jnp.concatenate([valid, jnp.zeros_like(valid[:, :1])], axis=1)
     return TrajectoryTerms(
         jnp.where(valid, pick(forward[:, :-1], action), 0),
         jnp.where(valid, pick(backward[:, 1:], undo), 0),
         jnp.where(exists, log_flow, log_reward[:, None].astype(log_flow.dtype)),
+        output,
     )
 
 

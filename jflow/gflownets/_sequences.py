@@ -130,7 +130,7 @@ def any_order_sequences(log_reward: TokenReward, length: int, num_tokens: int) -
     _check("any_order_sequences", length, num_tokens)
 
     def put(tokens, at, token):
-        return jnp.where(jnp.arange(length) == at[:, None], token, tokens)
+        return jnp.where(jnp.arange(length)[None] == at[:, None], token, tokens)
 
     def forward_action(tokens, action):
         token = jnp.take_along_axis(tokens, action[:, None], axis=1)[:, 0]
@@ -195,10 +195,10 @@ def bit_sequences(modes: ArrayLike, word_size: int = 1, *, sharpness: float = 1.
     values = values.astype(np.int32)
 
     def log_reward(words):
-        shifts = np.arange(word_size)[::-1]
+        shifts = np.arange(word_size)[None, None, ::-1]
         bits = (words[..., None] >> shifts & 1).reshape(words.shape[0], -1)
         known = jnp.repeat(words >= 0, word_size, axis=1)
-        differ = (bits[:, None] != values) & known[:, None]
+        differ = (bits[:, None] != values[None]) & known[:, None]
         return -sharpness * jnp.min(jnp.sum(differ, axis=-1), axis=-1).astype(jnp.float32)
 
     return any_order_sequences(log_reward, values.shape[1] // word_size, 2**word_size)
@@ -287,7 +287,8 @@ def _common(log_reward, length, num_tokens):
     """The fields that all sequences share."""
 
     def observe(tokens):
-        return jax.nn.one_hot(jnp.where(tokens < 0, num_tokens, tokens), num_tokens + 1)
+        with_none = jnp.where(tokens < 0, num_tokens, tokens)
+        return jax.nn.one_hot(with_none, num_tokens + 1, dtype=jnp.float32)
 
     return {
         "horizon": length,
@@ -307,12 +308,12 @@ def _open(tokens):
 
 
 def _append(tokens, token):
-    places = jnp.arange(tokens.shape[1])
+    places = jnp.arange(tokens.shape[1])[None]
     return jnp.where(places == _count(tokens)[:, None], token[:, None], tokens)
 
 
 def _without_last(tokens):
-    return jnp.where(jnp.arange(tokens.shape[1]) == _count(tokens)[:, None] - 1, -1, tokens)
+    return jnp.where(jnp.arange(tokens.shape[1])[None] == _count(tokens)[:, None] - 1, -1, tokens)
 
 
 def _last(tokens):

@@ -119,6 +119,17 @@ def rollout(made):
     return lambda key: made(ONE, None, ROLLOUTS(POLICY, key), FROZEN)[0]
 
 
+LINE = gflownets.hypergrid(1, 3, lambda position: 0.1 * position[:, 0])
+DRAWING = gflownets.policy(LINE, field(Field, lambda x: jnp.repeat(x[:, 0], 2, axis=1)[:, :5]))
+DRAWN = {"net": ONE, "potential": ONE, "log_z": jnp.ones(())}
+WALKS = gflownets.rollout(LINE, DRAWING, DRAWN, KEY, 3)
+
+
+def walked(made):
+    """key -> the loss of trajectories."""
+    return lambda key: made(DRAWN, key, WALKS._asdict())[0]
+
+
 class Identity(nn.Module):
     """An autoencoder that draws from its posterior."""
 
@@ -154,9 +165,9 @@ class Dropped(nn.Module):
         )
 
 
-LINE = manifolds.euclidean(1)
-MOVES = gflownets.kernel(distributions.conditional_mixture((1,)), Features(), LINE, steps=2)
-POINTS = gflownets.continuous_policy(LINE, MOVES, MOVES, steps=2, flow=Features())
+REALS = manifolds.euclidean(1)
+MOVES = gflownets.kernel(distributions.conditional_mixture((1,)), Features(), REALS, steps=2)
+POINTS = gflownets.continuous_policy(REALS, MOVES, MOVES, steps=2, flow=Features())
 TWO_MOVES = {
     "params": POINTS.init(KEY),
     "x": X[:, :, None],
@@ -280,6 +291,16 @@ LOSSES = {
     "dpo": loss(losses.dpo(V, 1.0), params=ONE, worse=X[::-1]),
     "grpo": rollout(losses.grpo(STOCHASTIC, kl=0.1)),
     "group_rollouts": lambda key: ROLLOUTS(POLICY, key),
+    "detailed_balance": walked(losses.detailed_balance(DRAWING)),
+    "forward_looking": walked(losses.forward_looking(DRAWING, LINE.log_reward)),
+    "gfn_flow_matching": walked(losses.gfn_flow_matching(LINE, DRAWING)),
+    "learned_energy_decomposition": walked(
+        losses.learned_energy_decomposition(LINE, DRAWING, field(Field, lambda x: x[:, 0, :2]))
+    ),
+    "log_partition_variance": walked(losses.log_partition_variance(DRAWING)),
+    "modified_detailed_balance": walked(losses.modified_detailed_balance(LINE, DRAWING)),
+    "sub_trajectory_balance": walked(losses.sub_trajectory_balance(DRAWING)),
+    "trajectory_balance": walked(losses.trajectory_balance(DRAWING)),
     "ppo": rollout(losses.ppo(STOCHASTIC)),
     "preference_reward": loss(losses.preference_reward(LOGITS), worse=X[::-1]),
     "reward_weights": loss(losses.chain(losses.reward_weights(1.0), MATCHING), reward=T),
@@ -353,6 +374,12 @@ def update(accumulate):
 
 
 OTHERS = {
+    "gflownets.rollouts": lambda key: gflownets.rollouts(LINE, DRAWING, 3, epsilon=0.1)(
+        train.init_state(DRAWN, optax.sgd(0.1), KEY), key
+    ),
+    "gflownets.log_prob": lambda key: gflownets.log_prob(
+        LINE, DRAWING, DRAWN, key, WALKS.terminal, draws=2
+    ),
     "losses.easy_steps": lambda key: losses.easy_steps(2)(key, B, FROZEN),
     "losses.grid_steps": lambda key: STEPS(key, B, FROZEN),
     "losses.draw_pairs": lambda key: losses.draw_pairs("own", key, {"x": X}, times.pairs()),

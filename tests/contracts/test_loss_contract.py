@@ -253,6 +253,41 @@ def balance(make):
     return of_points
 
 
+GRID = gflownets.hypergrid(1, 3, lambda position: 0.1 * position[:, 0])
+WALK = gflownets.policy(
+    GRID,
+    Field(
+        None,
+        lambda params, x, t, cond=None, *, key=None: jnp.tanh(
+            params * x.reshape(-1, 3) @ np.float32(np.arange(15).reshape(3, 5) % 4)
+        ),
+    ),
+)
+STEPPED = Field(None, lambda params, x, t, cond=None, *, key=None: jnp.tanh(params * x[:, 0, :2]))
+
+
+def of_trajectories(loss):
+    """Walks of 1 to 3 steps along a line, whose log-reward is the first column."""
+
+    def made(number, key, batch, frozen=None):
+        steps, b = np.arange(4), batch["x"].shape[0]
+        ends = np.array([2, 1, 0])[:b, None]  # where they stop
+        rows = {
+            "states": {
+                "position": np.minimum(steps, ends)[..., None].astype(np.int32),
+                "stopped": steps > ends,
+            },
+            "action": (steps[:3] >= ends).astype(np.int32),
+            "backward_action": (steps[:3] >= ends).astype(np.int32),
+            "valid": steps[:3] <= ends,
+            "log_reward": batch["x"][:, 0],
+        }
+        params = {"net": number, "log_z": number, "potential": number}
+        return loss(params, key, {k: v for k, v in batch.items() if k != "x"} | rows, frozen)
+
+    return made
+
+
 class Row(NamedTuple):
     loss: Any  # of params that are a number
     paired: bool = True  # whether the batch holds 'x0'
@@ -328,6 +363,24 @@ TABLE = {
     "token_cross_entropy": Row(
         of_classes(losses.token_cross_entropy(CLASSIFIER, paths.dirichlet(), num_classes=2))
     ),
+    "detailed_balance": Row(of_trajectories(losses.detailed_balance(WALK)), paired=False),
+    "forward_looking": Row(
+        of_trajectories(losses.forward_looking(WALK, GRID.log_reward)), paired=False
+    ),
+    "gfn_flow_matching": Row(of_trajectories(losses.gfn_flow_matching(GRID, WALK)), paired=False),
+    "learned_energy_decomposition": Row(
+        of_trajectories(losses.learned_energy_decomposition(GRID, WALK, STEPPED)), paired=False
+    ),
+    "log_partition_variance": Row(
+        of_trajectories(losses.log_partition_variance(WALK)), paired=False
+    ),
+    "modified_detailed_balance": Row(
+        of_trajectories(losses.modified_detailed_balance(GRID, WALK)), paired=False
+    ),
+    "sub_trajectory_balance": Row(
+        of_trajectories(losses.sub_trajectory_balance(WALK)), paired=False
+    ),
+    "trajectory_balance": Row(of_trajectories(losses.trajectory_balance(WALK)), paired=False),
     "trajectory_distillation": Row(
         losses.trajectory_distillation(MAP, VELOCITY, method=solvers.fixed(1, diffrax.Euler()))
     ),
@@ -404,11 +457,18 @@ KEYLESS = (
     "bespoke_error",
     "continuous_detailed_balance",
     "continuous_trajectory_balance",
+    "detailed_balance",
+    "forward_looking",
+    "gfn_flow_matching",
     "grpo",
+    "log_partition_variance",
+    "modified_detailed_balance",
     "nll",
     "ppo",
     "regularized_nll",
     "selected",
+    "sub_trajectory_balance",
+    "trajectory_balance",
 )
 
 
