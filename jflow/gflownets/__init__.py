@@ -50,6 +50,12 @@ from jflow.gflownets._sequences import (
     two_ended_sequences,
 )
 from jflow.gflownets._types import Environment, Policy, PolicyOutput, Trajectories
+from jflow.gflownets._variants import (
+    outcome_policy,
+    outcome_rollouts,
+    prefix_log_flow,
+    with_chance,
+)
 
 __all__ = [
     "ContinuousPolicy",
@@ -86,7 +92,10 @@ __all__ = [
     "masked_log_softmax",
     "metropolis",
     "mlp_policy",
+    "outcome_policy",
+    "outcome_rollouts",
     "policy",
+    "prefix_log_flow",
     "reward_distribution",
     "reward_table",
     "rollout",
@@ -96,6 +105,7 @@ __all__ = [
     "total_variation",
     "two_ended_sequences",
     "uniform_kernel",
+    "with_chance",
 ]
 
 explain_unknown(__name__)

@@ -81,6 +81,14 @@ from jflow.losses._errors import (
     pseudo_huber,
     riemannian_error,
 )
+from jflow.losses._gflownet_variants import (
+    adversarial_trajectory_balance,
+    expected_detailed_balance,
+    gflownet_em,
+    outcome_conditioned,
+    outcome_marginalization,
+    process_supervision,
+)
 from jflow.losses._gflownets import (
     detailed_balance,
     forward_looking,
@@ -144,20 +152,24 @@ from jflow.losses._velocity_distillation import (
 )
 
 __all__ = [
-    # what a loss of your own is made of
     "Pairs",
     "adaptive_weight",
+    "adversarial_trajectory_balance",
     "any_order_nll",
     "clipped_tangent",
     "draw_pairs",
+    "expected_detailed_balance",
     "flow_map_residual",
     "frozen_entry",
     "full_history",
+    "gflownet_em",
     "mean_event",
     "mean_of_rows",
     "normalized_tangent",
+    "outcome_conditioned",
+    "outcome_marginalization",
+    "process_supervision",
     "read_batch",
-    # losses, and what is given to them
     "ConvexCost",
     "GanObjective",
     "Generate",

@@ -127,7 +127,9 @@ WALKS = gflownets.rollout(LINE, DRAWING, DRAWN, KEY, 3)
 
 def walked(made):
     """key -> the loss of trajectories."""
-    return lambda key: made(DRAWN, key, WALKS._asdict())[0]
+    guess = {"logits": jnp.zeros(3), "kernel": jnp.ones((3, 3))}
+    params = DRAWN | {"model": ONE, "policy": DRAWN, "predictor": guess}
+    return lambda key: made(params, key, WALKS._asdict(), {"teacher": DRAWN})[0]
 
 
 class Identity(nn.Module):
@@ -291,7 +293,29 @@ LOSSES = {
     "dpo": loss(losses.dpo(V, 1.0), params=ONE, worse=X[::-1]),
     "grpo": rollout(losses.grpo(STOCHASTIC, kl=0.1)),
     "group_rollouts": lambda key: ROLLOUTS(POLICY, key),
+    "adversarial_trajectory_balance": walked(
+        losses.adversarial_trajectory_balance(LINE, DRAWING, lambda s: s["position"][:, 0] != 1)
+    ),
     "detailed_balance": walked(losses.detailed_balance(DRAWING)),
+    "expected_detailed_balance": walked(
+        losses.expected_detailed_balance(
+            LINE, DRAWING, lambda s: jnp.full((len(s["stopped"]), 2), -jnp.inf)
+        )
+    ),
+    "gflownet_em": walked(losses.gflownet_em(DRAWING, lambda model, z, x: z["position"][:, 0])),
+    "outcome_conditioned": walked(losses.outcome_conditioned(DRAWING)),
+    "outcome_marginalization": walked(
+        losses.outcome_marginalization(
+            LINE,
+            DRAWING,
+            DRAWING,
+            distributions.categorical(3),
+            lambda s: s["position"][:, 0],
+        )
+    ),
+    "process_supervision": walked(
+        losses.process_supervision(DRAWING, lambda s: jnp.float32(s["position"][:, 0]))
+    ),
     "forward_looking": walked(losses.forward_looking(DRAWING, LINE.log_reward)),
     "gfn_flow_matching": walked(losses.gfn_flow_matching(LINE, DRAWING)),
     "learned_energy_decomposition": walked(

@@ -25,7 +25,7 @@ from jflow import (
 )
 from jflow.distributions import mixtures
 from jflow.nets import Headed
-from jflow.types import Field, FlowMap, Velocity
+from jflow.types import Distribution, Field, FlowMap, Velocity
 
 KEY = jax.random.key(0)
 
@@ -288,6 +288,32 @@ def of_trajectories(loss):
     return made
 
 
+def fine_tuned(params, key, batch, frozen=None):
+    """The sum over outcomes, with a predictor of one number."""
+    predictor = Distribution(
+        None,
+        lambda params, y, cond=None, *, key=None: -params * jnp.square(y - cond[:, 0, 1]),
+        None,
+    )
+    loss = losses.outcome_marginalization(
+        GRID, WALK, WALK, predictor, lambda state: jnp.float32(state["position"][:, 0])
+    )
+    teacher = None if frozen is None else {"net": frozen["teacher"]}
+    return loss({"policy": params, "predictor": params["net"]}, key, batch, {"teacher": teacher})
+
+
+def inferred(params, key, batch, frozen=None):
+    """A GFlowNet of latents, with a model of one number."""
+    loss = losses.gflownet_em(WALK, lambda model, z, x: model * z["position"][:, 0])
+    return loss(params | {"model": params["net"]}, key, batch)
+
+
+def chance(state):
+    """It moves from the second place, one way or the other."""
+    turn = (state["position"] == 1) & ~state["stopped"][:, None]
+    return jnp.where(turn, jnp.log(jnp.array([[0.3, 0.7]], jnp.float32)), -jnp.inf)
+
+
 class Row(NamedTuple):
     loss: Any  # of params that are a number
     paired: bool = True  # whether the batch holds 'x0'
@@ -295,6 +321,24 @@ class Row(NamedTuple):
 
 
 TABLE = {
+    "adversarial_trajectory_balance": Row(
+        of_trajectories(
+            losses.adversarial_trajectory_balance(GRID, WALK, lambda s: s["position"][:, 0] != 1)
+        ),
+        paired=False,
+    ),
+    "expected_detailed_balance": Row(
+        of_trajectories(losses.expected_detailed_balance(GRID, WALK, chance)), paired=False
+    ),
+    "gflownet_em": Row(of_trajectories(inferred), paired=False),
+    "outcome_conditioned": Row(of_trajectories(losses.outcome_conditioned(WALK)), paired=False),
+    "outcome_marginalization": Row(of_trajectories(fine_tuned), paired=False),
+    "process_supervision": Row(
+        of_trajectories(
+            losses.process_supervision(WALK, lambda s: jnp.float32(s["position"][:, 0]))
+        ),
+        paired=False,
+    ),
     "adversarial": Row(game),
     "eulerian_map_distillation": Row(losses.eulerian_map_distillation(MAP)),
     "lagrangian_map_distillation": Row(losses.lagrangian_map_distillation(MAP, VELOCITY)),
@@ -454,17 +498,23 @@ def test_types_and_no_rows(name, x64):
 
 
 KEYLESS = (
+    "adversarial_trajectory_balance",
     "bespoke_error",
     "continuous_detailed_balance",
     "continuous_trajectory_balance",
     "detailed_balance",
+    "expected_detailed_balance",
     "forward_looking",
+    "gflownet_em",
     "gfn_flow_matching",
     "grpo",
     "log_partition_variance",
     "modified_detailed_balance",
     "nll",
+    "outcome_conditioned",
+    "outcome_marginalization",
     "ppo",
+    "process_supervision",
     "regularized_nll",
     "selected",
     "sub_trajectory_balance",
