@@ -32,7 +32,7 @@ from jflow.gflownets._local_search import (
     local_search_rollouts,
     metropolis,
 )
-from jflow.gflownets._policy import masked_log_softmax, mlp_policy, policy
+from jflow.gflownets._policy import Perceptron, masked_log_softmax, mlp_policy, policy
 from jflow.gflownets._rollout import (
     TrajectoryTerms,
     backward_rollout,
@@ -50,12 +50,7 @@ from jflow.gflownets._sequences import (
     two_ended_sequences,
 )
 from jflow.gflownets._types import Environment, Policy, PolicyOutput, Trajectories
-from jflow.gflownets._variants import (
-    outcome_policy,
-    outcome_rollouts,
-    prefix_log_flow,
-    with_chance,
-)
+from jflow.gflownets._variants import outcome_policy, outcome_rollouts, prefix_log_flow, with_chance
 
 __all__ = [
     "ContinuousPolicy",
@@ -64,6 +59,7 @@ __all__ = [
     "Environment",
     "Kernel",
     "LocalSearch",
+    "Perceptron",
     "Policy",
     "PolicyOutput",
     "Trajectories",

@@ -13,7 +13,7 @@ from jflow.gflownets._types import Environment, Policy, PolicyOutput
 from jflow.nets import MLP, field
 from jflow.types import Array, Cond, Field, Velocity
 
-__all__ = ["masked_log_softmax", "mlp_policy", "policy"]
+__all__ = ["Perceptron", "masked_log_softmax", "mlp_policy", "policy"]
 
 
 def policy(
@@ -98,7 +98,7 @@ def mlp_policy(
     """
     check_noun("mlp_policy", environment, Environment)
     backward = environment.num_backward_actions if learned_backward else 0
-    net = field(_Perceptron(tuple(hidden), environment.num_actions + backward + 1))
+    net = field(Perceptron(environment.num_actions + backward + 1, tuple(hidden)))
     return policy(environment, net, learned_backward=learned_backward)
 
 
@@ -124,13 +124,30 @@ def masked_log_softmax(
     )
 
 
-class _Perceptron(nn.Module):
-    """An `MLP` with an output, zero at initialization."""
+class Perceptron(nn.Module):
+    """A perceptron of observations, zero at initialization.
 
-    hidden: tuple[int, ...]
+    `module(x [n, *event], t [n], cond=None) -> [n, width]`; the time is not read.
+
+    Attributes:
+        width: of the output, such as a number for each action.
+        hidden: the widths between, at least one.
+    """
+
     width: int
+    hidden: Sequence[int] = (256, 256)
 
     @nn.compact
-    def __call__(self, x: Array, t: Array, cond: Cond = None) -> Array:
+    def __call__(self, x: Array, t: Array, cond: Cond = None) -> Float[Array, "n width"]:
+        """Compute the output.
+
+        Args:
+            x: the observations, [n, *event].
+            t: [n], not read.
+            cond: None, floats [n, ...], or a pytree of them.
+
+        Returns:
+            [n, width].
+        """
         h = MLP(self.hidden)(flat_rows(x), cond)
         return nn.Dense(self.width, kernel_init=nn.initializers.zeros)(h)
