@@ -176,9 +176,10 @@ def prefix_log_flow(
 
     Examples:
         >>> import jax.numpy as jnp
+        >>> import numpy as np
         >>> from jflow import gflownets
-        >>> log_reward = jnp.log(jnp.array([1.0, 2.0, 3.0]))
-        >>> flow = gflownets.prefix_log_flow([[0, 1], [0, 2], [1, 1]], log_reward)
+        >>> items, reward = np.array([[0, 1], [0, 2], [1, 1]]), np.array([1.0, 2.0, 3.0])
+        >>> flow = gflownets.prefix_log_flow(items, np.log(reward))
         >>> jnp.exp(flow(jnp.array([[-1, -1], [0, -1], [0, 2], [2, -1]]))).round(3).tolist()
         [6.0, 3.0, 2.0, 0.0]
 
