@@ -34,6 +34,7 @@ BENCHMARKS = [
     "density",
     "depth",
     "flow_matching_step",
+    "gflownets",
     "jump_sampling",
 ]
 TUTORIALS = [
@@ -106,6 +107,7 @@ JOBS = [
     ["experiments/search_at_inference/run.py --out {} --short"],
     ["experiments/higher_resolution/run.py --out {} --short"],
     ["experiments/reward_digits/run.py --out {} --short"],
+    ["experiments/gflownets/run.py --out {} --short"],
     ["experiments/reinflow_planning/run.py --out {} --short"],
     ["experiments/transition_matching/run.py --out {} --short"],
     ["experiments/sbi_pack/run.py fit --short"],

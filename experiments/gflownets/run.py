@@ -25,7 +25,7 @@ from matplotlib import pyplot as plt
 import jflow
 from jflow import gflownets, losses, train
 
-BATCH, HIDDEN, RATE, EPSILON = 16, (128, 128), 2e-3, 0.05
+BATCH, RATE, EPSILON = 16, 2e-3, 0.05
 
 
 def six6(folder):
@@ -44,12 +44,12 @@ def qm9(folder):
     return gflownets.two_ended_sequences(gflownets.reward_table(table), 5, 11)
 
 
-def potential(environment):
+def potential(environment, hidden):
     """The network of a learned decomposition."""
-    return jflow.field(gflownets.Perceptron(environment.num_actions, HIDDEN))
+    return jflow.field(gflownets.Perceptron(environment.num_actions, hidden))
 
 
-def objectives(environment, policy):
+def objectives(environment, policy, hidden):
     """{name: a loss}; those that need the reward of what is built so far, where there is one."""
     named = {
         "trajectory balance": losses.trajectory_balance(policy),
@@ -58,7 +58,7 @@ def objectives(environment, policy):
         "sub-trajectory balance": losses.sub_trajectory_balance(policy),
         "flow matching": losses.gfn_flow_matching(environment, policy),
         "learned decomposition": losses.learned_energy_decomposition(
-            environment, policy, potential(environment)
+            environment, policy, potential(environment, hidden)
         ),
     }
     if environment.stop is not None:
@@ -67,12 +67,12 @@ def objectives(environment, policy):
     return named
 
 
-def measured(environment, states, policy, loss, updates, points, seed):
+def measured(environment, states, policy, loss, hidden, updates, points, seed):
     """(seconds, the total variation at so many points of the training)."""
     net_key, potential_key, state_key, run_key = jax.random.split(jax.random.key(seed), 4)
     x = environment.observe(environment.reset(1))
     params = policy.init(net_key)
-    params["potential"] = potential(environment).init(potential_key, x, jnp.zeros(1))
+    params["potential"] = potential(environment, hidden).init(potential_key, x, jnp.zeros(1))
     schedule = optax.cosine_decay_schedule(RATE, updates)
     optimizer = optax.partition(
         {"networks": optax.adam(schedule), "log_z": optax.adam(0.1)},
@@ -117,29 +117,34 @@ def main() -> None:
     )
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--data-dir", type=Path, help="needed without --short")
-    parser.add_argument("--updates", type=int, default=4000)
+    parser.add_argument("--updates", type=int, default=5000)
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--hidden", type=int, default=128, help="the width of two layers")
     parser.add_argument("--only", nargs="*", help="objectives")
+    parser.add_argument("--targets", nargs="*")
     parser.add_argument("--short", action="store_true")
     args = parser.parse_args()
     if not args.short and args.data_dir is None:
         parser.error("expected --data-dir, or --short")
+    hidden = (args.hidden, args.hidden)
     updates, points = (20, 2) if args.short else (args.updates, 20)
     args.out.mkdir(parents=True, exist_ok=True)
-    figure, axes = plt.subplots(1, 3, figsize=(11, 3.4), layout="constrained")
+    figure, axes = plt.subplots(1, 3, figsize=(11, 4), layout="constrained")
     lines = ["| target | objective | total variation | CPU s |", "|---|---|---|---|"]
     for axis, (name, environment) in zip(axes, targets(args).items(), strict=False):
+        if args.targets and name not in args.targets:
+            continue
         states = gflownets.enumerate_states(environment)
-        policy = gflownets.mlp_policy(environment, HIDDEN)
+        policy = gflownets.mlp_policy(environment, hidden)
         params, target = policy.init(jax.random.key(0)), gflownets.reward_distribution(states)
         uniform = gflownets.exact_distribution(policy, params, states)
         start = float(gflownets.total_variation(uniform, target))
         lines.append(f"| {name} | none, actions equally likely | {start:.4f} | |")
-        for objective, loss in objectives(environment, policy).items():
+        for objective, loss in objectives(environment, policy, hidden).items():
             if args.only and objective not in args.only:
                 continue
             seconds, errors = measured(
-                environment, states, policy, loss, updates, points, args.seed
+                environment, states, policy, loss, hidden, updates, points, args.seed
             )
             lines.append(f"| {name} | {objective} | {errors[-1]:.4f} | {seconds:.0f} |")
             print(lines[-1], flush=True)
@@ -147,7 +152,7 @@ def main() -> None:
             axis.plot(at, [start, *errors], label=objective)
         axis.set(title=name, xlabel=f"updates of {BATCH} trajectories", yscale="log")
     axes[0].set_ylabel("total variation")
-    axes[0].legend(fontsize=7)
+    figure.legend(*axes[0].get_legend_handles_labels(), loc="outside lower center", ncols=4)
     (args.out / "table.md").write_text("\n".join(lines) + "\n")
     figure.savefig(args.out / "curves.png", dpi=80)
 

@@ -32,6 +32,7 @@ from jflow.gflownets._local_search import (
     local_search_rollouts,
     metropolis,
 )
+from jflow.gflownets._phylogenies import phylogenies
 from jflow.gflownets._policy import Perceptron, masked_log_softmax, mlp_policy, policy
 from jflow.gflownets._rollout import (
     TrajectoryTerms,
@@ -90,6 +91,7 @@ __all__ = [
     "mlp_policy",
     "outcome_policy",
     "outcome_rollouts",
+    "phylogenies",
     "policy",
     "prefix_log_flow",
     "reward_distribution",

@@ -118,6 +118,6 @@ def hypergrid_log_reward(
         u = jnp.abs(position.astype(jnp.float32) / (side - 1) - 0.5)
         corner = jnp.all(u > 0.25, axis=-1)
         mode = jnp.all((u > 0.3) & (u < 0.4), axis=-1)
-        return jnp.log(r0 + r1 * corner + r2 * mode)
+        return jnp.log(r0 + r1 * corner.astype(jnp.float32) + r2 * mode.astype(jnp.float32))
 
     return log_reward

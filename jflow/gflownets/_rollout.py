@@ -64,10 +64,13 @@ def rollout(
     n, cond = check_draws("rollout", key, n, cond)
     _check_exploration("rollout", epsilon, temperature)
 
-    def one(state, key):
+    def draw(state, key):
         mask = environment.forward_mask(state)
         log_p = policy.apply(params, state, cond).log_forward
-        action, valid = _draw(key, log_p, mask, epsilon, temperature)
+        return _draw(key, log_p, mask, epsilon, temperature)
+
+    def one(state, key):
+        action, valid = _while_any(environment.forward_mask, draw, state, key)
         undo = jnp.where(valid, environment.backward_action(state, action), 0)
         after = _select(valid, environment.step(state, action), state)
         return after, (state, action, undo, valid)
@@ -121,10 +124,13 @@ def backward_rollout(
     cond = check_cond("backward_rollout", cond, count_rows("backward_rollout", terminal))
     _check_exploration("backward_rollout", epsilon, temperature)
 
-    def one(state, key):
+    def draw(state, key):
         mask = environment.backward_mask(state)
         log_p = policy.apply(params, state, cond).log_backward
-        undo, valid = _draw(key, log_p, mask, epsilon, temperature)
+        return _draw(key, log_p, mask, epsilon, temperature)
+
+    def one(state, key):
+        undo, valid = _while_any(environment.backward_mask, draw, state, key)
         action = jnp.where(valid, environment.forward_action(state, undo), 0)
         before = _select(valid, environment.back(state, undo), state)
         return before, (state, action, undo, valid)
@@ -325,6 +331,14 @@ def log_prob(
     return jax.nn.logsumexp(ratios, axis=0) - jnp.log(draws)
 
 
+def _while_any(mask, draw, state, key):
+    """(actions, whether there is one [n]) of draw(state, key), without the network where no row has
+    an action left."""
+    left = jnp.any(mask(state), axis=-1)
+    none = lambda state, key: (jnp.zeros_like(left, jnp.int32), left)  # noqa: E731
+    return jax.lax.cond(jnp.any(left), draw, none, state, key)
+
+
 def _draw(key, log_p, mask, epsilon, temperature):
     """(an action [n], 0 where there is none; whether there is one [n])."""
     valid = jnp.any(mask, axis=-1)
@@ -333,7 +347,8 @@ def _draw(key, log_p, mask, epsilon, temperature):
     sharpened = jax.nn.softmax(jnp.where(allowed, logits, -jnp.inf), axis=-1)
     uniform = allowed / jnp.sum(allowed, axis=-1, keepdims=True)
     p = (1 - epsilon) * sharpened + epsilon * uniform
-    return jnp.where(valid, jax.random.categorical(key, jnp.log(p)), 0), valid
+    action = jax.random.categorical(key, jnp.log(p)).astype(jnp.int32)
+    return jnp.where(valid, action, 0), valid
 
 
 def _select(valid, chosen, other):

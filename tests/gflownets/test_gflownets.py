@@ -12,6 +12,7 @@ from jflow import gflownets
 KEY = jax.random.key(0)
 TABLE = np.random.default_rng(0).uniform(0.2, 2.0, (2, 2, 2))
 CYCLE = np.roll(np.eye(5), 1, axis=1) + np.roll(np.eye(5), -1, axis=1)
+ALIGNMENT = ["AACG", "AAGG", "TTGC", "T-GA"]
 ENVIRONMENTS = {
     "hypergrid": gflownets.hypergrid(2, 3),
     "sequences": gflownets.sequences(gflownets.reward_table(TABLE), 3, 2),
@@ -19,6 +20,7 @@ ENVIRONMENTS = {
     "any_order_sequences": gflownets.any_order_sequences(gflownets.reward_table(TABLE), 3, 2),
     "bit_sequences": gflownets.bit_sequences([[0, 1, 1, 0], [1, 1, 1, 1]], 2),
     "independent_sets": gflownets.independent_sets(CYCLE),
+    "phylogenies": gflownets.phylogenies(ALIGNMENT, temperature=4.0),
 }
 SIZES = {  # states and objects
     "hypergrid": (18, 9),
@@ -27,6 +29,7 @@ SIZES = {  # states and objects
     "any_order_sequences": (27, 8),
     "bit_sequences": (25, 16),
     "independent_sets": (1 + 5 + 5, 5),
+    "phylogenies": (1 + 6 + 3 + 12 + 15, 15),
 }
 
 
@@ -177,6 +180,31 @@ def test_rewards_of_the_papers():
     np.testing.assert_allclose(finished, [np.log(TABLE[0, 1, 0]), np.nan], rtol=1e-6)
 
 
+def test_parsimony_is_the_least_number_of_mutations():
+    """Over all letters at the nodes and at the unknown leaf, column by column."""
+    trees = gflownets.enumerate_states(ENVIRONMENTS["phylogenies"])
+    for below, log_reward in zip(trees.terminals, trees.log_reward, strict=True):
+        nodes = [frozenset(np.flatnonzero(row)) for row in below if row.any()]
+        nodes += [frozenset([leaf]) for leaf in range(4)]
+        edges = [
+            (node, min((up for up in nodes if node < up), key=len))
+            for node in nodes
+            if len(node) < 4
+        ]
+        least = 0
+        for column in zip(*ALIGNMENT, strict=True):
+            choices = [
+                "ACGT" if len(node) > 1 or column[min(node)] == "-" else column[min(node)]
+                for node in nodes
+            ]
+            counts = []
+            for letters in itertools.product(*choices):
+                at = dict(zip(nodes, letters, strict=True))
+                counts.append(sum(at[one] != at[other] for one, other in edges))
+            least += min(counts)
+        assert log_reward == -least / 4
+
+
 GRID = ENVIRONMENTS["hypergrid"]
 BROKEN = {
     "a backward action in all states but": GRID._replace(
@@ -252,6 +280,8 @@ def test_bad_options():
         (lambda: gflownets.independent_sets(np.eye(2, k=1)), "a symmetric adjacency"),
         (lambda: gflownets.independent_sets(np.ones((2, 3))), r"\[V, V\], got \[2, 3\]"),
         (lambda: gflownets.independent_sets(CYCLE, temperature=0.0), "a finite temperature > 0"),
+        (lambda: gflownets.phylogenies(["AC", "A"]), r"one length, got 2 of lengths \[1, 2\]"),
+        (lambda: gflownets.phylogenies(["A", "C"], temperature=-1.0), "a finite temperature > 0"),
         (lambda: gflownets.rollouts(GRID, None, 2, epsilon=2.0), r"epsilon in \[0, 1\], got 2.0"),
         (lambda: gflownets.rollouts(GRID, None, 0), "n to be a whole number"),
         (lambda: gflownets.enumerate_states(GRID, max_states=5), "at most 5 states, got more"),

@@ -1,0 +1,99 @@
+"""The torchgfn side of gflownets.py: answers requests on stdin, a JSON line each.
+
+    PYTHON benchmarks/peers/torch_gflownets.py
+
+A request is {"rollout": rows}, answered with the seconds that one rollout took, or {"train":
+updates, "rows": rows}, answered with [seconds, the total variation to the rewards]. torchgfn needs
+numpy below 2: an environment of its own (pip install torch torchgfn).
+"""
+
+import itertools
+import json
+import sys
+import time
+
+import numpy as np
+
+try:
+    import torch
+    from gfn.estimators import DiscretePolicyEstimator
+    from gfn.gflownet import TBGFlowNet
+    from gfn.gym import HyperGrid
+    from gfn.preprocessors import KHotPreprocessor
+    from gfn.samplers import Sampler
+    from gfn.utils.modules import MLP
+except ImportError as error:
+    sys.exit(f"{error}: this script needs torch and torchgfn")
+
+DIMENSION, SIDE, WIDTH = 3, 8, 256
+
+
+def model():
+    torch.manual_seed(0)
+    env = HyperGrid(ndim=DIMENSION, height=SIDE, store_all_states=True)
+    features = KHotPreprocessor(height=SIDE, ndim=DIMENSION)
+    forward = MLP(input_dim=features.output_dim, output_dim=env.n_actions, hidden_dim=WIDTH)
+    backward = MLP(input_dim=features.output_dim, output_dim=env.n_actions - 1, trunk=forward.trunk)
+    pf = DiscretePolicyEstimator(forward, env.n_actions, preprocessor=features)
+    pb = DiscretePolicyEstimator(backward, env.n_actions, preprocessor=features, is_backward=True)
+    return env, forward, TBGFlowNet(pf=pf, pb=pb), Sampler(estimator=pf)
+
+
+def rollout(sampler, env, rows):
+    start = time.process_time()
+    with torch.no_grad():
+        sampler.sample_trajectories(env, n=rows)
+    return time.process_time() - start
+
+
+def train(updates, rows):
+    env, forward, gfn, sampler = model()
+    optimizer = torch.optim.Adam(gfn.pf_pb_parameters(), lr=2e-3)
+    optimizer.add_param_group({"params": gfn.logz_parameters(), "lr": 0.1})
+    rates = torch.optim.lr_scheduler.LambdaLR(
+        optimizer, [lambda n: (1 + np.cos(np.pi * n / updates)) / 2, lambda n: 1.0]
+    )
+    start = time.process_time()
+    for _ in range(updates):
+        made = sampler.sample_trajectories(env, n=rows, save_logprobs=True, epsilon=0.05)
+        optimizer.zero_grad()
+        gfn.loss_from_trajectories(env, made, recalculate_all_logprobs=True).backward()
+        optimizer.step()
+        rates.step()
+    return [time.process_time() - start, variation(forward)]
+
+
+def variation(forward):
+    """Of the objects, by the probability of being at each position, in the order of the grid."""
+    positions = np.array(list(itertools.product(range(SIDE), repeat=DIMENSION)))
+    one_hot = np.eye(SIDE, dtype=np.float32)[positions].reshape(len(positions), -1)
+    with torch.no_grad():
+        logits = forward(torch.from_numpy(one_hot)).double().numpy()
+    open_ = np.concatenate([positions < SIDE - 1, np.ones((len(positions), 1), bool)], axis=1)
+    p = np.where(open_, np.exp(logits - logits.max(1, keepdims=True)), 0)
+    p /= p.sum(1, keepdims=True)
+    here, strides = np.zeros(len(positions)), SIDE ** np.arange(DIMENSION)[::-1]
+    here[0] = 1
+    for at in range(len(positions)):
+        for axis in range(DIMENSION):
+            if open_[at, axis]:
+                here[at + strides[axis]] += here[at] * p[at, axis]
+    u = np.abs(positions / (SIDE - 1) - 0.5)
+    reward = 0.1 + 0.5 * (u > 0.25).all(1) + 2.0 * ((u > 0.3) & (u < 0.4)).all(1)
+    return float(np.abs(here * p[:, -1] - reward / reward.sum()).sum() / 2)
+
+
+def main() -> None:
+    torch.set_num_threads(1)  # threads that wait for one another would count as CPU time
+    env, _, _, sampler = model()
+    for line in sys.stdin:
+        request = json.loads(line)
+        if "train" in request:
+            answer = train(request["train"], request["rows"])
+        else:
+            answer = rollout(sampler, env, request["rollout"])
+        print(json.dumps(answer), flush=True)
+
+
+if __name__ == "__main__":
+    main()
