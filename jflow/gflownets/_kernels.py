@@ -46,7 +46,8 @@ def kernel(law: Distribution, net: nn.Module, manifold: Manifold, *, steps: int)
 
     The space is flat, so that the density of the other point is that of the displacement v: a
     mixture of normals on the line (`distributions.conditional_mixture`), of von Mises laws on the
-    torus (`distributions.von_mises_mixture`).
+    torus (`distributions.von_mises_mixture`). On the line a bounded activation, such as tanh, keeps
+    points that are far out from moving ever farther.
 
     Args:
         law: the law of a displacement [b, d] given features [b, k].
