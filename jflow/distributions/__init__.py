@@ -24,6 +24,7 @@ from jflow.distributions._conditional import (
 )
 from jflow.distributions._manifolds import uniform_on, wrapped_normal
 from jflow.distributions._tokens import tokens
+from jflow.distributions._von_mises import von_mises_mixture
 
 __all__ = [
     "around_previous",
@@ -45,6 +46,7 @@ __all__ = [
     "tokens",
     "uniform",
     "uniform_on",
+    "von_mises_mixture",
     "wrapped_normal",
 ]
 

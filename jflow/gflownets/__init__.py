@@ -5,6 +5,14 @@ reward.
 """
 
 from jflow._core.names import explain_unknown
+from jflow.gflownets._continuous import (
+    ContinuousPolicy,
+    ContinuousScores,
+    continuous_log_prob,
+    continuous_policy,
+    continuous_rollouts,
+    terminal_log_density,
+)
 from jflow.gflownets._enumeration import (
     Enumeration,
     check,
@@ -15,6 +23,15 @@ from jflow.gflownets._enumeration import (
 )
 from jflow.gflownets._hypergrid import hypergrid, hypergrid_log_reward
 from jflow.gflownets._independent_sets import independent_sets
+from jflow.gflownets._kernels import Kernel, bridge_kernel, kernel, uniform_kernel
+from jflow.gflownets._local_search import (
+    LocalSearch,
+    barker,
+    improvement,
+    local_search,
+    local_search_rollouts,
+    metropolis,
+)
 from jflow.gflownets._phylogenies import phylogenies
 from jflow.gflownets._policy import Perceptron, masked_log_softmax, mlp_policy, policy
 from jflow.gflownets._rollout import (
@@ -34,10 +51,15 @@ from jflow.gflownets._sequences import (
     two_ended_sequences,
 )
 from jflow.gflownets._types import Environment, Policy, PolicyOutput, Trajectories
+from jflow.gflownets._variants import outcome_policy, outcome_rollouts, prefix_log_flow, with_chance
 
 __all__ = [
+    "ContinuousPolicy",
+    "ContinuousScores",
     "Enumeration",
     "Environment",
+    "Kernel",
+    "LocalSearch",
     "Perceptron",
     "Policy",
     "PolicyOutput",
@@ -45,27 +67,43 @@ __all__ = [
     "TrajectoryTerms",
     "any_order_sequences",
     "backward_rollout",
+    "barker",
     "bit_modes",
     "bit_sequences",
+    "bridge_kernel",
     "check",
+    "continuous_log_prob",
+    "continuous_policy",
+    "continuous_rollouts",
     "enumerate_states",
     "evaluate",
     "exact_distribution",
     "hypergrid",
     "hypergrid_log_reward",
+    "improvement",
     "independent_sets",
+    "kernel",
+    "local_search",
+    "local_search_rollouts",
     "log_prob",
     "masked_log_softmax",
+    "metropolis",
     "mlp_policy",
+    "outcome_policy",
+    "outcome_rollouts",
     "phylogenies",
     "policy",
+    "prefix_log_flow",
     "reward_distribution",
     "reward_table",
     "rollout",
     "rollouts",
     "sequences",
+    "terminal_log_density",
     "total_variation",
     "two_ended_sequences",
+    "uniform_kernel",
+    "with_chance",
 ]
 
 explain_unknown(__name__)

@@ -60,6 +60,10 @@ from jflow.losses._consistency import (
 )
 from jflow.losses._consistency_flow import consistency_flow_matching
 from jflow.losses._constrained import constrained
+from jflow.losses._continuous_gflownets import (
+    continuous_detailed_balance,
+    continuous_trajectory_balance,
+)
 from jflow.losses._deep_supervision import deep_supervision
 from jflow.losses._diffusion_likelihood import diffusion_likelihood, learned_times
 from jflow.losses._diffusion_sampler import (
@@ -82,6 +86,14 @@ from jflow.losses._errors import (
     perceptual_huber,
     pseudo_huber,
     riemannian_error,
+)
+from jflow.losses._gflownet_variants import (
+    adversarial_trajectory_balance,
+    expected_detailed_balance,
+    gflownet_em,
+    outcome_conditioned,
+    outcome_marginalization,
+    process_supervision,
 )
 from jflow.losses._gflownets import (
     detailed_balance,
@@ -149,20 +161,24 @@ from jflow.losses._velocity_distillation import (
 )
 
 __all__ = [
-    # what a loss of your own is made of
     "Pairs",
     "adaptive_weight",
+    "adversarial_trajectory_balance",
     "any_order_nll",
     "clipped_tangent",
     "draw_pairs",
+    "expected_detailed_balance",
     "flow_map_residual",
     "frozen_entry",
     "full_history",
+    "gflownet_em",
     "mean_event",
     "mean_of_rows",
     "normalized_tangent",
+    "outcome_conditioned",
+    "outcome_marginalization",
+    "process_supervision",
     "read_batch",
-    # losses, and what is given to them
     "ConvexCost",
     "GanObjective",
     "Generate",
@@ -184,6 +200,8 @@ __all__ = [
     "consistency_training",
     "constant_acceleration",
     "constrained",
+    "continuous_detailed_balance",
+    "continuous_trajectory_balance",
     "count_steps",
     "deep_supervision",
     "diffusion_balance",

@@ -128,7 +128,9 @@ WALKS = gflownets.rollout(LINE, DRAWING, DRAWN, KEY, 3)
 
 def walked(made):
     """key -> the loss of trajectories."""
-    return lambda key: made(DRAWN, key, WALKS._asdict())[0]
+    guess = {"logits": jnp.zeros(3), "kernel": jnp.ones((3, 3))}
+    params = DRAWN | {"model": ONE, "policy": DRAWN, "predictor": guess}
+    return lambda key: made(params, key, WALKS._asdict(), {"teacher": DRAWN})[0]
 
 
 class Identity(nn.Module):
@@ -148,6 +150,14 @@ LOGITS_OF_TOKENS = field(Field, lambda x: jnp.stack([x, 1.0 - x], -1))
 ROWS_PARAMS = ROWS.init(KEY, flows.MixedRows(CODES, X))
 
 
+class Features(nn.Module):
+    """What it is given."""
+
+    @nn.compact
+    def __call__(self, x):
+        return x
+
+
 class Dropped(nn.Module):
     """A causal network with dropout."""
 
@@ -158,12 +168,27 @@ class Dropped(nn.Module):
         )
 
 
+REALS = manifolds.euclidean(1)
+MOVES = gflownets.kernel(distributions.conditional_mixture((1,)), Features(), REALS, steps=2)
+POINTS = gflownets.continuous_policy(REALS, MOVES, MOVES, steps=2, flow=Features())
+TWO_MOVES = {
+    "params": POINTS.init(KEY),
+    "x": X[:, :, None],
+    "length": np.full(B, 2),
+    "log_reward": T,
+}
 LOSSES = {
     "causal_matching": loss(
         losses.causal_matching(Dropped(), V, distributions.normal((2,)), path=BRIDGE, draws=2),
         ("x0",),
         params={"net": {}, "token": {"velocity": ONE, "base": {}}},
         x=X[:, None] * jnp.ones((1, 3, 1)),
+    ),
+    "continuous_detailed_balance": loss(
+        losses.continuous_detailed_balance(POINTS), ("x0", "cond"), **TWO_MOVES
+    ),
+    "continuous_trajectory_balance": loss(
+        losses.continuous_trajectory_balance(POINTS), ("x0", "cond"), **TWO_MOVES
     ),
     "bayesian_flow": loss(
         losses.bayesian_flow(V, paths.bayesian_continuous(paths.geometric_accuracy(0.1))), ("x0",)
@@ -300,7 +325,29 @@ LOSSES = {
     "dpo": loss(losses.dpo(V, 1.0), params=ONE, worse=X[::-1]),
     "grpo": rollout(losses.grpo(STOCHASTIC, kl=0.1)),
     "group_rollouts": lambda key: ROLLOUTS(POLICY, key),
+    "adversarial_trajectory_balance": walked(
+        losses.adversarial_trajectory_balance(LINE, DRAWING, lambda s: s["position"][:, 0] != 1)
+    ),
     "detailed_balance": walked(losses.detailed_balance(DRAWING)),
+    "expected_detailed_balance": walked(
+        losses.expected_detailed_balance(
+            LINE, DRAWING, lambda s: jnp.full((len(s["stopped"]), 2), -jnp.inf)
+        )
+    ),
+    "gflownet_em": walked(losses.gflownet_em(DRAWING, lambda model, z, x: z["position"][:, 0])),
+    "outcome_conditioned": walked(losses.outcome_conditioned(DRAWING)),
+    "outcome_marginalization": walked(
+        losses.outcome_marginalization(
+            LINE,
+            DRAWING,
+            DRAWING,
+            distributions.categorical(3),
+            lambda s: s["position"][:, 0],
+        )
+    ),
+    "process_supervision": walked(
+        losses.process_supervision(DRAWING, lambda s: jnp.float32(s["position"][:, 0]))
+    ),
     "forward_looking": walked(losses.forward_looking(DRAWING, LINE.log_reward)),
     "gfn_flow_matching": walked(losses.gfn_flow_matching(LINE, DRAWING)),
     "learned_energy_decomposition": walked(

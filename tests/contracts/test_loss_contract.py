@@ -25,7 +25,7 @@ from jflow import (
 )
 from jflow.distributions import mixtures
 from jflow.nets import Headed
-from jflow.types import Field, FlowMap, Velocity
+from jflow.types import Distribution, Field, FlowMap, Velocity
 
 KEY = jax.random.key(0)
 
@@ -241,6 +241,32 @@ def of_classes(loss):
     return made
 
 
+class Same(nn.Module):
+    """What it is given."""
+
+    @nn.compact
+    def __call__(self, x):
+        return x
+
+
+def balance(make):
+    """A loss of a continuous GFlowNet, whose trajectories make two moves, to the numbers of x."""
+    normal = lambda mean, x: -jnp.sum(jnp.square(x - mean), axis=1)  # noqa: E731
+    moved = lambda params, other, x, step: normal(params * x, other)  # noqa: E731
+    kernel = gflownets.Kernel(None, moved, None)
+    line = manifolds.euclidean(1)
+    loss = make(gflownets.continuous_policy(line, kernel, kernel, steps=2, flow=Same()))
+
+    def of_points(number, key, batch, frozen=None):
+        x = batch["x"]
+        params = {"forward": number, "backward": number / 2, "log_z": number}
+        params["flow"] = {"net": {}, "kernel": jnp.full_like(x, number, shape=4)}
+        more = {"length": np.full(x.shape[0], 2), "log_reward": x[:, 0]}
+        return loss(params, key, {**batch, "x": x[..., None], **more}, frozen)
+
+    return of_points
+
+
 GRID = gflownets.hypergrid(1, 3, lambda position: 0.1 * position[:, 0])
 WALK = gflownets.policy(
     GRID,
@@ -276,6 +302,32 @@ def of_trajectories(loss):
     return made
 
 
+def fine_tuned(params, key, batch, frozen=None):
+    """The sum over outcomes, with a predictor of one number."""
+    predictor = Distribution(
+        None,
+        lambda params, y, cond=None, *, key=None: -params * jnp.square(y - cond[:, 0, 1]),
+        None,
+    )
+    loss = losses.outcome_marginalization(
+        GRID, WALK, WALK, predictor, lambda state: jnp.float32(state["position"][:, 0])
+    )
+    teacher = None if frozen is None else {"net": frozen["teacher"]}
+    return loss({"policy": params, "predictor": params["net"]}, key, batch, {"teacher": teacher})
+
+
+def inferred(params, key, batch, frozen=None):
+    """A GFlowNet of latents, with a model of one number."""
+    loss = losses.gflownet_em(WALK, lambda model, z, x: model * z["position"][:, 0])
+    return loss(params | {"model": params["net"]}, key, batch)
+
+
+def chance(state):
+    """It moves from the second place, one way or the other."""
+    turn = (state["position"] == 1) & ~state["stopped"][:, None]
+    return jnp.where(turn, jnp.log(jnp.array([[0.3, 0.7]], jnp.float32)), -jnp.inf)
+
+
 class Row(NamedTuple):
     loss: Any  # of params that are a number
     paired: bool = True  # whether the batch holds 'x0'
@@ -283,6 +335,24 @@ class Row(NamedTuple):
 
 
 TABLE = {
+    "adversarial_trajectory_balance": Row(
+        of_trajectories(
+            losses.adversarial_trajectory_balance(GRID, WALK, lambda s: s["position"][:, 0] != 1)
+        ),
+        paired=False,
+    ),
+    "expected_detailed_balance": Row(
+        of_trajectories(losses.expected_detailed_balance(GRID, WALK, chance)), paired=False
+    ),
+    "gflownet_em": Row(of_trajectories(inferred), paired=False),
+    "outcome_conditioned": Row(of_trajectories(losses.outcome_conditioned(WALK)), paired=False),
+    "outcome_marginalization": Row(of_trajectories(fine_tuned), paired=False),
+    "process_supervision": Row(
+        of_trajectories(
+            losses.process_supervision(WALK, lambda s: jnp.float32(s["position"][:, 0]))
+        ),
+        paired=False,
+    ),
     "adversarial": Row(game),
     "eulerian_map_distillation": Row(losses.eulerian_map_distillation(MAP)),
     "lagrangian_map_distillation": Row(losses.lagrangian_map_distillation(MAP, VELOCITY)),
@@ -301,6 +371,10 @@ TABLE = {
         losses.diffusion_likelihood(VELOCITY, trace=0.1, jacobian=0.1, probes=None), paired=False
     ),
     "consistency_training": Row(losses.consistency_training(VELOCITY, steps=STEPS)),
+    "continuous_detailed_balance": Row(balance(losses.continuous_detailed_balance), paired=False),
+    "continuous_trajectory_balance": Row(
+        balance(losses.continuous_trajectory_balance), paired=False
+    ),
     "discrete_kl": Row(of_tokens(losses.discrete_kl)),
     "discrete_matching": Row(of_tokens(losses.discrete_matching)),
     "dpo": Row(preferred(losses.dpo(VELOCITY, 2.0))),
@@ -441,15 +515,23 @@ def test_types_and_no_rows(name, x64):
 
 KEYLESS = ("bespoke_error", "grpo", "nll", "ppo", "regularized_nll", "selected", "transfer")
 KEYLESS = (
+    "adversarial_trajectory_balance",
     "bespoke_error",
+    "continuous_detailed_balance",
+    "continuous_trajectory_balance",
     "detailed_balance",
+    "expected_detailed_balance",
     "forward_looking",
+    "gflownet_em",
     "gfn_flow_matching",
     "grpo",
     "log_partition_variance",
     "modified_detailed_balance",
     "nll",
+    "outcome_conditioned",
+    "outcome_marginalization",
     "ppo",
+    "process_supervision",
     "regularized_nll",
     "selected",
     "sub_trajectory_balance",
