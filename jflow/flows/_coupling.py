@@ -268,6 +268,7 @@ def neural_spline(
     bins: int = 8,
     bound: float = 5.0,
     linear: bool = True,
+    implementation: str | None = None,
     embed: nn.Module | None = None,
     activation: Callable = nn.silu,
     remat: bool = False,
@@ -291,6 +292,8 @@ def neural_spline(
         bins: the number of bins of each spline, which takes 3 * bins - 1 raw numbers.
         bound: half the side of the box that the splines act on.
         linear: whether LU maps stand between the couplings.
+        implementation: of the splines, as in `univariate.rational_quadratic`; 'plain' for losses
+            that take second derivatives, such as `losses.score_matching`.
         embed: a Linen module that maps cond to a vector, such as nn.Embed(10, 16) for labels; a
             float cond needs none.
         activation: of the MLPs; a smooth one keeps the gradients of reversible=True those of plain
@@ -328,7 +331,7 @@ def neural_spline(
     References:
         Durkan, Bekasov, Murray, Papamakarios, *Neural Spline Flows*, 2019, arXiv:1906.04032.
     """
-    univariate = bijectors.univariate.rational_quadratic(bins, bound)
+    univariate = bijectors.univariate.rational_quadratic(bins, bound, implementation=implementation)
 
     def layer(features):
         coupling = bijectors.coupling(

@@ -111,6 +111,7 @@ from jflow.losses._residual import (
     flow_map_residual,
     normalized_tangent,
 )
+from jflow.losses._score_matching import denoising_score_matching, score_matching
 from jflow.losses._selected import selected
 from jflow.losses._self_corrected import self_corrected, self_correction
 from jflow.losses._shortcut import shortcut
@@ -166,6 +167,7 @@ __all__ = [
     "constant_acceleration",
     "count_steps",
     "deep_supervision",
+    "denoising_score_matching",
     "diffusion_likelihood",
     "discrete_kl",
     "discrete_matching",
@@ -235,6 +237,7 @@ __all__ = [
     "relativistic_gan",
     "reverse_kl",
     "reward_weights",
+    "score_matching",
     "self_corrected",
     "selected",
     "self_correction",
