@@ -13,7 +13,7 @@ from jflow.flows._cnf import cnf
 from jflow.flows._coupling import nanoflow, neural_spline, nice, real_nvp
 from jflow.flows._dequantized import with_dequantization
 from jflow.flows._flow import elbo_flow, flow, importance_weighted
-from jflow.flows._heavy_tailed import heavy_tailed
+from jflow.flows._heavy_tailed import heavy_tailed, tail_adaptive
 from jflow.flows._images import dequantization_noise, flow_plus_plus, glow, inverse_flow
 from jflow.flows._residual import planar, radial, residual_flow, sylvester
 from jflow.flows._stack import alternating_permutations
@@ -52,6 +52,7 @@ __all__ = [
     "residual_flow",
     "starflow",
     "sylvester",
+    "tail_adaptive",
     "tarflow",
     "transformed",
 ]

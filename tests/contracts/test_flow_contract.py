@@ -53,6 +53,12 @@ def neural_spline(event, **options):
     )
 
 
+def tail_adaptive(event, index):
+    return flows.tail_adaptive(
+        event, index, depth=2, hidden=(8,), bins=4, bound=4.0, activation=nn.tanh
+    )
+
+
 def nanoflow(event, **options):
     return flows.nanoflow(event, depth=4, hidden=(16,), indicator=4, activation=nn.tanh, **options)
 
@@ -206,6 +212,19 @@ TABLE = {
     "sylvester": Row(lambda event: flows.sylvester(event, depth=2)),
     "sylvester of a vector": Row(
         lambda event: flows.sylvester(event, depth=2, hidden=(8,)), cond=vector
+    ),
+    "tail_adaptive": Row(
+        lambda event: tail_adaptive(event, (2.0, 3.0)),
+        base=distributions.student_t,
+        base_shift=1.6,
+    ),
+    "tail_adaptive of two light and two heavy columns": Row(
+        lambda event: tail_adaptive(event, (np.inf, 2.0, np.inf, 3.0)),
+        base=lambda event: distributions.split(
+            distributions.normal((2,)), distributions.student_t((2,)), 2
+        ),
+        base_shift=1.6,
+        event=(4,),
     ),
     "tarflow": Row(tarflow),
     "transformed": Row(
