@@ -240,7 +240,7 @@ def student_t(event_shape: tuple[int, ...], df: ArrayLike = 5.0) -> Distribution
     event_shape = tuple(event_shape)
     start = np.asarray(df, np.float64)
     if not np.all((start > 0) & np.isfinite(start)):
-        raise ValueError(f"student_t: expected df > 0, got {df}")
+        raise ValueError(f"student_t: expected df > 0, got {df!r}")
     log_df = np.broadcast_to(np.log(start), event_shape)
 
     def init(key, x, cond=None):

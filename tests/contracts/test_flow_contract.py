@@ -177,6 +177,9 @@ TABLE = {
     "jet": Row(jet),
     "jet of labels": Row(lambda event: jet(event, num_classes=3, reversible=2), cond=labels),
     "iaf": Row(lambda event: autoregressive(flows.iaf, event, remat=True)),
+    "kernelized": Row(
+        lambda event: flows.kernelized(event, depth=3, points=4, embed=nn.Embed(3, 4)), cond=labels
+    ),
     "maf": Row(lambda event: autoregressive(flows.maf, event)),
     "maf of labels": Row(
         lambda event: autoregressive(flows.maf, event, embed=nn.Embed(3, 4)), cond=labels
@@ -249,6 +252,7 @@ EXCUSED = {
         "of rows of codes and numbers, tests/flows/test_any_order.py",
     ),
     "alternating_permutations": "numpy arrays, tests/flows/test_flows.py",
+    **dict.fromkeys(("MixFlow", "mix_flow"), "no map of its own, tests/flows/test_mix_flow.py"),
     "haar_cascade": "a Distribution, tests/flows/test_cascade.py",
     "with_dequantization": "an ElboFlow, tests/flows/test_levels.py",
 }
