@@ -29,12 +29,13 @@ def hamiltonian_shift(target: Target, *, step_size: float, steps: int = 10) -> B
         time' = time + pi / 16 mod 1;
         momentum' = F^-1(F(momentum) + sin(2 position + time') / 2 + 1/2 mod 1),
 
-    with F the distribution function of the Laplace law. In float32 F holds momenta up to about 15;
-    orbits of many turns want float64. The shift of time is irrational and ergodic
-    on the circle, and the last line is a new momentum without a draw. Leapfrog preserves volume, and
-    the density up to an error that nothing corrects, of step_size^2 and, where a momentum changes
-    its sign, of step_size; the other two preserve the density exactly, so that log_det = |momentum'| - |momentum|, in sums over the event, both of the
-    last line. The shift and the sine are one choice of many.
+    with F the distribution function of the Laplace law. The shift of time is irrational and ergodic
+    on the circle, and the last line is a new momentum without a draw; both are one choice of many.
+    Leapfrog preserves volume, and the density up to an error that nothing corrects, of step_size^2
+    and, where a momentum changes its sign, of step_size. The other two preserve the density
+    exactly: log_det, that of the last line, is the sum of |momentum'| - |momentum|.
+
+    In float32 F holds momenta up to about 15; orbits of many turns want float64.
 
     Args:
         target: the density p, of vectors: event_shape (d,).

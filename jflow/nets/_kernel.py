@@ -85,6 +85,8 @@ class KernelFeatures(nn.Module):
         rows = x.reshape(-1, x.shape[-1])
 
         def start(key):
+            if not self.is_initializing():  # a shape alone, which Flax compares
+                return jnp.zeros_like(rows, shape=(self.points, rows.shape[-1]))
             if len(rows) < self.points:
                 raise ValueError(
                     f"KernelFeatures: expected a batch of at least points={self.points} rows at"

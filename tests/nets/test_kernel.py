@@ -62,6 +62,7 @@ def test_cond_and_other_axes_stand_beside_and_too_few_rows_are_refused():
     whole = np.concatenate([x, np.repeat(cond[:, None], 3, 1)], axis=-1)
     r = np.sum((whole[:, :, None] - points) ** 2, axis=-1) / length**2
     np.testing.assert_allclose(features, 1 / (1 + r), rtol=1e-5)
+    np.testing.assert_array_equal(net.apply(variables, x[:1, :1], cond[:1]), features[:1, :1])
     with pytest.raises(ValueError, match="at least points=32 rows at init, got 5"):
         nets.KernelFeatures().init(jax.random.key(0), x[0, :1].repeat(5, 0))
     with pytest.raises(ValueError, match="points"):
