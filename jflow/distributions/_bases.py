@@ -4,7 +4,9 @@ import math
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax.scipy.special import betaln
+from numpy.typing import ArrayLike
 
 from jflow._core.arrays import float_dtype, mean_and_std, sum_event
 from jflow._core.checks import check_event, check_whole
@@ -198,7 +200,7 @@ def uniform(event_shape: tuple[int, ...], low: float = 0.0, high: float = 1.0) -
     return Distribution(_no_params("uniform", event_shape), log_prob, sample)
 
 
-def student_t(event_shape: tuple[int, ...], df: float = 5.0) -> Distribution:
+def student_t(event_shape: tuple[int, ...], df: ArrayLike = 5.0) -> Distribution:
     """Independent Student-t numbers with trainable degrees of freedom: a base with heavy tails.
 
         log p(x) = lgamma((v+1)/2) - lgamma(v/2) - log(v pi)/2 - (v+1)/2 log(1 + x^2/v),
@@ -209,13 +211,14 @@ def student_t(event_shape: tuple[int, ...], df: float = 5.0) -> Distribution:
 
     Args:
         event_shape: the shape of one x, such as (2,) or (8, 8, 1).
-        df: the degrees of freedom that every number starts at.
+        df: the degrees of freedom that every number starts at, or an array of them that broadcasts
+            to event_shape.
 
     Returns:
         Distribution: the distribution, params {'log_df' [*event_shape]}.
 
     Raises:
-        ValueError: df is not positive.
+        ValueError: df is not positive and finite, or does not broadcast to event_shape.
 
     Examples:
         >>> import jax
@@ -235,12 +238,14 @@ def student_t(event_shape: tuple[int, ...], df: float = 5.0) -> Distribution:
             arXiv:2206.10311.
     """
     event_shape = tuple(event_shape)
-    if not df > 0:
-        raise ValueError(f"student_t: expected df > 0, got {df}")
+    start = np.asarray(df, np.float64)
+    if not np.all((start > 0) & np.isfinite(start)):
+        raise ValueError(f"student_t: expected df > 0, got {df!r}")
+    log_df = np.broadcast_to(np.log(start), event_shape)
 
     def init(key, x, cond=None):
         check_event("student_t", x, event_shape)
-        return {"log_df": jnp.full_like(x, math.log(df), shape=event_shape, dtype=float_dtype(x))}
+        return {"log_df": jnp.full_like(x, log_df, shape=event_shape, dtype=float_dtype(x))}
 
     def log_prob(params, x, cond=None, *, key=None):
         check_event("student_t", x, event_shape)

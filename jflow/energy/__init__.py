@@ -81,5 +81,9 @@ __all__ = [
     "transfer_weights",
     "posteriordb",
 ]
+from jflow.energy._mix_flow import hamiltonian_mix_flow, hamiltonian_shift
+from jflow.energy._target import Target
+
+__all__ = ["Target", "hamiltonian_mix_flow", "hamiltonian_shift"]
 
 explain_unknown(__name__)

@@ -10,12 +10,13 @@ from jflow.flows._any_order import AnyOrder, MixedRows, Within, any_order
 from jflow.flows._autoregressive import bnaf, iaf, maf, neural_spline_autoregressive
 from jflow.flows._cascade import haar_cascade
 from jflow.flows._cnf import cnf
-from jflow.flows._coupling import nanoflow, neural_spline, nice, real_nvp
+from jflow.flows._coupling import kernelized, nanoflow, neural_spline, nice, real_nvp
 from jflow.flows._dequantized import with_dequantization
 from jflow.flows._flow import elbo_flow, flow, importance_weighted
-from jflow.flows._heavy_tailed import heavy_tailed
+from jflow.flows._heavy_tailed import heavy_tailed, tail_adaptive
 from jflow.flows._images import dequantization_noise, flow_plus_plus, glow, inverse_flow
 from jflow.flows._paths import path_sampler
+from jflow.flows._mix_flow import MixFlow, mix_flow
 from jflow.flows._residual import planar, radial, residual_flow, sylvester
 from jflow.flows._stack import alternating_permutations
 from jflow.flows._transformed import transformed
@@ -23,6 +24,7 @@ from jflow.flows._transformers import jet, jetformer, starflow, tarflow
 
 __all__ = [
     "AnyOrder",
+    "MixFlow",
     "MixedRows",
     "Within",
     "any_order",
@@ -42,7 +44,9 @@ __all__ = [
     "inverse_flow",
     "jet",
     "jetformer",
+    "kernelized",
     "maf",
+    "mix_flow",
     "nanoflow",
     "neural_spline",
     "neural_spline_autoregressive",
@@ -54,6 +58,7 @@ __all__ = [
     "residual_flow",
     "starflow",
     "sylvester",
+    "tail_adaptive",
     "tarflow",
     "transformed",
 ]

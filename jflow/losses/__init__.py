@@ -141,6 +141,7 @@ from jflow.losses._residual import (
     normalized_tangent,
 )
 from jflow.losses._reweighted import forward_kl
+from jflow.losses._score_matching import denoising_score_matching, score_matching
 from jflow.losses._selected import selected
 from jflow.losses._self_corrected import self_corrected, self_correction
 from jflow.losses._shortcut import shortcut
@@ -206,6 +207,7 @@ __all__ = [
     "deep_supervision",
     "diffusion_balance",
     "detailed_balance",
+    "denoising_score_matching",
     "diffusion_likelihood",
     "diffusion_log_variance",
     "diffusion_partial_balance",
@@ -285,6 +287,7 @@ __all__ = [
     "relativistic_gan",
     "reverse_kl",
     "reward_weights",
+    "score_matching",
     "self_corrected",
     "selected",
     "self_correction",

@@ -20,6 +20,7 @@ from jflow.metrics._tables import (
     column_distances,
     nearest_gower_distances,
 )
+from jflow.metrics._tails import tail_index
 from jflow.metrics._two_sample import (
     energy_distance,
     nearest_distance,
@@ -49,6 +50,7 @@ __all__ = [
     "quality_by_evaluations",
     "sbc_ranks",
     "straightness",
+    "tail_index",
     "tarp_ranks",
     "transport_cost",
     "truncation_error",

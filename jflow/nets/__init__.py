@@ -31,6 +31,7 @@ from jflow.nets._fields import field, flow_map, velocity
 from jflow.nets._flux import Flux
 from jflow.nets._headed import Headed, headed
 from jflow.nets._inception import InceptionFID
+from jflow.nets._kernel import KernelFeatures
 from jflow.nets._lightning_dit import LightningDiT
 from jflow.nets._lipschitz import LipschitzConv, LipschitzMLP, lip_swish
 from jflow.nets._made import MADE, longest_path
@@ -71,6 +72,7 @@ __all__ = [
     "ImageEncoder",
     "ImageToText",
     "InceptionFID",
+    "KernelFeatures",
     "LearnedPositions",
     "LightningDiT",
     "LipschitzConv",

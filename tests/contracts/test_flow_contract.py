@@ -53,6 +53,12 @@ def neural_spline(event, **options):
     )
 
 
+def tail_adaptive(event, index):
+    return flows.tail_adaptive(
+        event, index, depth=2, hidden=(8,), bins=4, bound=4.0, activation=nn.tanh
+    )
+
+
 def nanoflow(event, **options):
     return flows.nanoflow(event, depth=4, hidden=(16,), indicator=4, activation=nn.tanh, **options)
 
@@ -171,6 +177,9 @@ TABLE = {
     "jet": Row(jet),
     "jet of labels": Row(lambda event: jet(event, num_classes=3, reversible=2), cond=labels),
     "iaf": Row(lambda event: autoregressive(flows.iaf, event, remat=True)),
+    "kernelized": Row(
+        lambda event: flows.kernelized(event, depth=3, points=4, embed=nn.Embed(3, 4)), cond=labels
+    ),
     "maf": Row(lambda event: autoregressive(flows.maf, event)),
     "maf of labels": Row(
         lambda event: autoregressive(flows.maf, event, embed=nn.Embed(3, 4)), cond=labels
@@ -207,6 +216,19 @@ TABLE = {
     "sylvester of a vector": Row(
         lambda event: flows.sylvester(event, depth=2, hidden=(8,)), cond=vector
     ),
+    "tail_adaptive": Row(
+        lambda event: tail_adaptive(event, (2.0, 3.0)),
+        base=distributions.student_t,
+        base_shift=1.6,
+    ),
+    "tail_adaptive of two light and two heavy columns": Row(
+        lambda event: tail_adaptive(event, (np.inf, 2.0, np.inf, 3.0)),
+        base=lambda event: distributions.split(
+            distributions.normal((2,)), distributions.student_t((2,)), 2
+        ),
+        base_shift=1.6,
+        event=(4,),
+    ),
     "tarflow": Row(tarflow),
     "transformed": Row(
         lambda event: flows.transformed(real_nvp(event), bj.supports.interval(0, 1)),
@@ -231,6 +253,7 @@ EXCUSED = {
     ),
     "alternating_permutations": "numpy arrays, tests/flows/test_flows.py",
     "path_sampler": "a function, tests/bijectors/test_markov.py",
+    **dict.fromkeys(("MixFlow", "mix_flow"), "no map of its own, tests/flows/test_mix_flow.py"),
     "haar_cascade": "a Distribution, tests/flows/test_cascade.py",
     "with_dequantization": "an ElboFlow, tests/flows/test_levels.py",
 }

@@ -259,8 +259,12 @@ LOSSES = {
     "negative_elbo": loss(
         losses.negative_elbo(ELBO), ("x0", "cond"), params={"bijector": {}, "base": {}}
     ),
+    "denoising_score_matching": loss(
+        losses.denoising_score_matching(FLOW, 0.5), ("x0",), params=FLOW_PARAMS
+    ),
     "nll": loss(losses.nll(FLOW), ("x0",), params=FLOW_PARAMS),
     "noised": loss(losses.chain(losses.noised(0.1), MATCHING)),
+    "score_matching": loss(losses.score_matching(FLOW, probes=2), ("x0",), params=FLOW_PARAMS),
     "selected": loss(losses.selected(MATCHING, params=lambda p: p), ("x0",)),
     "reconstruction": loss(losses.reconstruction(Identity()), ("x0", "cond"), params={}),
     "regularized_nll": loss(

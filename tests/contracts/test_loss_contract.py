@@ -78,9 +78,18 @@ def imitation(number, key, batch, frozen=None):
     return loss({"student": number, "fake": number}, key, batch, frozen)
 
 
+def of_flow(loss):
+    """A loss of a flow's params as one of a number."""
+
+    def of_number(number, key, batch, frozen=None):
+        params = {"bijector": {"log_scale": number * jnp.ones(2), "shift": jnp.ones(2)}, "base": {}}
+        return loss(params, key, batch)
+
+    return of_number
+
+
 def nll(number, key, batch, frozen=None):
-    params = {"bijector": {"log_scale": number * jnp.ones(2), "shift": jnp.ones(2)}, "base": {}}
-    return losses.nll(FLOW)(params, key, batch)
+    return of_flow(losses.nll(FLOW))(number, key, batch)
 
 
 def regularized_nll(number, key, batch, frozen=None):
@@ -404,6 +413,9 @@ TABLE = {
     "joint_matching": Row(joint_matching),
     "mean_flow": Row(losses.mean_flow(MAP)),
     "mixture_matching": Row(losses.mixture_matching(Field(None, mixture)), paired=False),
+    "denoising_score_matching": Row(
+        of_flow(losses.denoising_score_matching(FLOW, 0.5)), paired=False
+    ),
     "nll": Row(nll, paired=False),
     "noised": Row(losses.chain(losses.noised(0.1), losses.flow_matching(VELOCITY))),
     "path_states": Row(
@@ -417,6 +429,7 @@ TABLE = {
     "regularized_nll": Row(regularized_nll, paired=False),
     "reward_weights": Row(of_rewards),
     "selected": Row(selected, paired=False),
+    "score_matching": Row(of_flow(losses.score_matching(FLOW)), paired=False),
     "self_correction": Row(losses.self_correction(VELOCITY, VELOCITY)),
     "shortcut": Row(losses.shortcut(MAP)),
     "token_cross_entropy": Row(
