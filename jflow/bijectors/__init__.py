@@ -46,6 +46,12 @@ from jflow.bijectors._linear import (
     reverse,
 )
 from jflow.bijectors._planar import planar, radial, sylvester
+from jflow.bijectors._projective import (
+    given_rest,
+    pair_products,
+    projective,
+    rotation_matrix,
+)
 from jflow.bijectors._residual import residual
 from jflow.bijectors._scan import rebuild_error, scan
 from jflow.bijectors._stochastic import vae
@@ -76,6 +82,7 @@ __all__ = [
     "decoding",
     "drop",
     "elementwise",
+    "given_rest",
     "haar",
     "householder",
     "indicated",
@@ -90,8 +97,10 @@ __all__ = [
     "masked_coupling",
     "masks",
     "on_part",
+    "pair_products",
     "permute",
     "planar",
+    "projective",
     "qr",
     "radial",
     "rebuild_error",
@@ -99,6 +108,7 @@ __all__ = [
     "residual",
     "reverse",
     "robust_standardize",
+    "rotation_matrix",
     "scales",
     "scan",
     "sequential",

@@ -16,6 +16,7 @@ from jflow.flows._flow import elbo_flow, flow, importance_weighted
 from jflow.flows._heavy_tailed import heavy_tailed
 from jflow.flows._images import dequantization_noise, flow_plus_plus, glow, inverse_flow
 from jflow.flows._residual import planar, radial, residual_flow, sylvester
+from jflow.flows._rigid import rigid_body, rotations
 from jflow.flows._stack import alternating_permutations
 from jflow.flows._transformed import transformed
 from jflow.flows._transformers import jet, jetformer, starflow, tarflow
@@ -50,6 +51,8 @@ __all__ = [
     "radial",
     "real_nvp",
     "residual_flow",
+    "rigid_body",
+    "rotations",
     "starflow",
     "sylvester",
     "tarflow",

@@ -230,6 +230,7 @@ EXCUSED = {
         "of rows of codes and numbers, tests/flows/test_any_order.py",
     ),
     "alternating_permutations": "numpy arrays, tests/flows/test_flows.py",
+    **dict.fromkeys(("rigid_body", "rotations"), "on spheres, tests/flows/test_rotations.py"),
     "haar_cascade": "a Distribution, tests/flows/test_cascade.py",
     "with_dequantization": "an ElboFlow, tests/flows/test_levels.py",
 }
