@@ -15,6 +15,7 @@ from jflow.flows._dequantized import with_dequantization
 from jflow.flows._flow import elbo_flow, flow, importance_weighted
 from jflow.flows._heavy_tailed import heavy_tailed
 from jflow.flows._images import dequantization_noise, flow_plus_plus, glow, inverse_flow
+from jflow.flows._lagrangian import lagrangian_velocity
 from jflow.flows._residual import planar, radial, residual_flow, sylvester
 from jflow.flows._rigid import rigid_body, rotations
 from jflow.flows._stack import alternating_permutations
@@ -42,6 +43,7 @@ __all__ = [
     "inverse_flow",
     "jet",
     "jetformer",
+    "lagrangian_velocity",
     "maf",
     "nanoflow",
     "neural_spline",

@@ -56,7 +56,7 @@ def rotations(
         >>> flow = flows.rotations(depth=1, hidden=(4,))
         >>> q = jnp.array([[0.0, 0.6, 0.0, 0.8], [0.0, -0.6, 0.0, -0.8]])  # one rotation
         >>> params = flow.init(jax.random.key(0), q)
-        >>> flow.log_prob(params, q).round(3).tolist()  # -log(2 pi^2), uniform at first
+        >>> [round(float(p), 3) for p in flow.log_prob(params, q)]  # -log(2 pi^2), uniform at first
         [-2.983, -2.983]
 
     References:

@@ -88,6 +88,7 @@ from jflow.losses._importance import (
 )
 from jflow.losses._interpolant import interpolant_matching
 from jflow.losses._joint import joint_matching
+from jflow.losses._kinetic import kinetic_energy
 from jflow.losses._likelihood import negative_elbo, nll
 from jflow.losses._matching import flow_matching
 from jflow.losses._mean_flow import improved_mean_flow, mean_flow
@@ -199,6 +200,7 @@ __all__ = [
     "inverse_noise_step",
     "inverse_time_step",
     "joint_matching",
+    "kinetic_energy",
     "kl_weight",
     "lagrangian_map_distillation",
     "learn_importance",

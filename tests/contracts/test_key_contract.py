@@ -84,6 +84,8 @@ EXACT = mixtures.exact([0.4, 0.6], [[-1.0, 0.0], [1.0, 0.5]], 0.1)
 MIXTURE = field(Field, lambda x: EXACT.apply({}, x, jnp.full(x.shape[:1], 0.5)))
 FLOW = flows.flow(bijectors.affine((2,)), distributions.normal((2,)))
 FLOW_PARAMS = FLOW.init(KEY, X)
+MOVING = flows.flow(bijectors.amortized(bijectors.affine((2,))), distributions.normal((2,)))
+MOVING_PARAMS = MOVING.init(KEY, X, T[:, None])
 HEADED = Headed(None, field(Field, lambda x: x).apply, V)
 ELBO = flows.elbo_flow(bijectors.augment(distributions.normal((1,)), 1), distributions.normal((3,)))
 BRIDGE = paths.interpolant(paths.schroedinger_bridge(0.5))
@@ -212,6 +214,9 @@ LOSSES = {
     "noised": loss(losses.chain(losses.noised(0.1), MATCHING)),
     "selected": loss(losses.selected(MATCHING, params=lambda p: p), ("x0",)),
     "reconstruction": loss(losses.reconstruction(Identity()), ("x0", "cond"), params={}),
+    "kinetic_energy": loss(
+        losses.kinetic_energy(MOVING, draws=3), ("x0", "cond"), params=MOVING_PARAMS
+    ),
     "regularized_nll": loss(
         losses.regularized_nll(
             V, distributions.normal((2,)), divergence=solvers.hutchinson(), method=2

@@ -82,6 +82,14 @@ def nll(number, key, batch, frozen=None):
     return losses.nll(FLOW)(params, key, batch)
 
 
+def kinetic_energy(number, key, batch, frozen=None):
+    moving = flows.flow(bijectors.amortized(bijectors.affine((2,))), distributions.normal((2,)))
+    leaves = {"log_scale": number * jnp.ones(2), "shift": jnp.ones(2)}
+    kernel = jax.tree.map(lambda leaf: leaf[None], leaves)
+    params = {"bijector": {"net": {}, "kernel": kernel, "bias": leaves}, "base": {}}
+    return losses.kinetic_energy(moving, draws=3)(params, key, batch)
+
+
 def regularized_nll(number, key, batch, frozen=None):
     loss = losses.regularized_nll(
         VELOCITY, distributions.normal((2,)), method=solvers.fixed(1, diffrax.Euler())
@@ -235,6 +243,7 @@ class Row(NamedTuple):
 TABLE = {
     "adversarial": Row(game),
     "eulerian_map_distillation": Row(losses.eulerian_map_distillation(MAP)),
+    "kinetic_energy": Row(kinetic_energy, paired=False),
     "lagrangian_map_distillation": Row(losses.lagrangian_map_distillation(MAP, VELOCITY)),
     "anchored_consistency": Row(losses.anchored_consistency(MAP)),
     "bayesian_flow": Row(losses.bayesian_flow(VELOCITY, SENT), paired=False),
