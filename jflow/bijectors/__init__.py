@@ -54,7 +54,7 @@ from jflow.bijectors._projective import (
 )
 from jflow.bijectors._residual import residual
 from jflow.bijectors._scan import rebuild_error, scan
-from jflow.bijectors._stochastic import vae
+from jflow.bijectors._stochastic import indexed, vae
 from jflow.bijectors._surjective import (
     augment,
     drop,
@@ -85,6 +85,7 @@ __all__ = [
     "given_rest",
     "haar",
     "householder",
+    "indexed",
     "indicated",
     "invert",
     "invertible_conv_1x1",

@@ -19,12 +19,15 @@ from jflow.flows._lagrangian import lagrangian_velocity
 from jflow.flows._residual import planar, radial, residual_flow, sylvester
 from jflow.flows._rigid import rigid_body, rotations
 from jflow.flows._stack import alternating_permutations
+from jflow.flows._step_chain import StepChain, StepTrace, step_chain, updated_log_prob
 from jflow.flows._transformed import transformed
 from jflow.flows._transformers import jet, jetformer, starflow, tarflow
 
 __all__ = [
     "AnyOrder",
     "MixedRows",
+    "StepChain",
+    "StepTrace",
     "Within",
     "any_order",
     "alternating_permutations",
@@ -56,9 +59,11 @@ __all__ = [
     "rigid_body",
     "rotations",
     "starflow",
+    "step_chain",
     "sylvester",
     "tarflow",
     "transformed",
+    "updated_log_prob",
 ]
 
 explain_unknown(__name__)

@@ -117,6 +117,7 @@ from jflow.losses._self_corrected import self_corrected, self_correction
 from jflow.losses._shortcut import shortcut
 from jflow.losses._slim import flow_guided_distillation
 from jflow.losses._statistical import bridge_drift
+from jflow.losses._steps import step_nll
 from jflow.losses._tokens import token_cross_entropy
 from jflow.losses._trajectory import trajectory_distillation
 from jflow.losses._transition import transition_matching, transition_pairs
@@ -243,6 +244,7 @@ __all__ = [
     "shared_timesteps",
     "shortcut",
     "squared_and_cosine_error",
+    "step_nll",
     "student_only",
     "sum_losses",
     "token_cross_entropy",

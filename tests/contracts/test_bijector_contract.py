@@ -319,6 +319,7 @@ EXCUSED = {
     "masks": "numpy arrays, tests/bijectors/test_masks.py",
     "scales": "plain functions, tests/bijectors/test_univariate.py",
     "log_dets": "estimators, tests/bijectors/test_residual.py",
+    "indexed": "a Transport, tests/contracts/test_transport_contract.py",
     "pair_products": "a plain function, tests/flows/test_rotations.py",
     "rotation_matrix": "not square, tests/flows/test_rotations.py",
     "vae": "a Transport, tests/contracts/test_transport_contract.py",

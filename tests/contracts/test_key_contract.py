@@ -86,6 +86,11 @@ FLOW = flows.flow(bijectors.affine((2,)), distributions.normal((2,)))
 FLOW_PARAMS = FLOW.init(KEY, X)
 MOVING = flows.flow(bijectors.amortized(bijectors.affine((2,))), distributions.normal((2,)))
 MOVING_PARAMS = MOVING.init(KEY, X, T[:, None])
+CHAIN = flows.step_chain(
+    bijectors.indexed(bijectors.amortized(bijectors.affine((2,))), MOVING, MOVING, (2,)),
+    1,
+    distributions.normal((2,)),
+)
 HEADED = Headed(None, field(Field, lambda x: x).apply, V)
 ELBO = flows.elbo_flow(bijectors.augment(distributions.normal((1,)), 1), distributions.normal((3,)))
 BRIDGE = paths.interpolant(paths.schroedinger_bridge(0.5))
@@ -216,6 +221,12 @@ LOSSES = {
     "reconstruction": loss(losses.reconstruction(Identity()), ("x0", "cond"), params={}),
     "kinetic_energy": loss(
         losses.kinetic_energy(MOVING, draws=3), ("x0", "cond"), params=MOVING_PARAMS
+    ),
+    "step_nll": loss(
+        losses.step_nll(CHAIN),
+        ("x0", "cond"),
+        params=CHAIN.init(KEY, X[:, None]),
+        x=X[:, None],
     ),
     "regularized_nll": loss(
         losses.regularized_nll(

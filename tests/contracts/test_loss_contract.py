@@ -90,6 +90,14 @@ def kinetic_energy(number, key, batch, frozen=None):
     return losses.kinetic_energy(moving, draws=3)(params, key, batch)
 
 
+def step_nll(number, key, batch, frozen=None):
+    """Rows of two steps of one number."""
+    chain = flows.step_chain(bijectors.affine((1,)), 2, distributions.normal((1,)))
+    params = {"steps": {"log_scale": number * jnp.ones((2, 1)), "shift": jnp.ones((2, 1))}}
+    rows = {**batch, "x": batch["x"][..., None]}
+    return losses.step_nll(chain)({**params, "base": {}}, key, rows)
+
+
 def regularized_nll(number, key, batch, frozen=None):
     loss = losses.regularized_nll(
         VELOCITY, distributions.normal((2,)), method=solvers.fixed(1, diffrax.Euler())
@@ -303,6 +311,7 @@ TABLE = {
     "selected": Row(selected, paired=False),
     "self_correction": Row(losses.self_correction(VELOCITY, VELOCITY)),
     "shortcut": Row(losses.shortcut(MAP)),
+    "step_nll": Row(step_nll, paired=False),
     "token_cross_entropy": Row(
         of_classes(losses.token_cross_entropy(CLASSIFIER, paths.dirichlet(), num_classes=2))
     ),
@@ -378,7 +387,7 @@ def test_types_and_no_rows(name, x64):
         assert {leaf.dtype for leaf in jax.tree.leaves(made)} == {np.dtype(np.float32)}
 
 
-KEYLESS = ("bespoke_error", "grpo", "nll", "ppo", "regularized_nll", "selected")
+KEYLESS = ("bespoke_error", "grpo", "nll", "ppo", "regularized_nll", "selected", "step_nll")
 
 
 @pytest.mark.parametrize("name", TABLE)
