@@ -15,6 +15,7 @@ from jflow.flows._dequantized import with_dequantization
 from jflow.flows._flow import elbo_flow, flow, importance_weighted
 from jflow.flows._heavy_tailed import heavy_tailed
 from jflow.flows._images import dequantization_noise, flow_plus_plus, glow, inverse_flow
+from jflow.flows._injective import InjectiveFlow, injective
 from jflow.flows._lagrangian import lagrangian_velocity
 from jflow.flows._residual import planar, radial, residual_flow, sylvester
 from jflow.flows._rigid import rigid_body, rotations
@@ -25,6 +26,7 @@ from jflow.flows._transformers import jet, jetformer, starflow, tarflow
 
 __all__ = [
     "AnyOrder",
+    "InjectiveFlow",
     "MixedRows",
     "StepChain",
     "StepTrace",
@@ -43,6 +45,7 @@ __all__ = [
     "heavy_tailed",
     "iaf",
     "importance_weighted",
+    "injective",
     "inverse_flow",
     "jet",
     "jetformer",

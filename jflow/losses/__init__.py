@@ -77,6 +77,7 @@ from jflow.losses._errors import (
     pseudo_huber,
     riemannian_error,
 )
+from jflow.losses._free_form import free_form
 from jflow.losses._hierarchical import HierarchyLevel, hierarchical_matching
 from jflow.losses._histories import falling_noise, full_history, path_states
 from jflow.losses._importance import (
@@ -185,6 +186,7 @@ __all__ = [
     "flow_guided_distillation",
     "falling_noise",
     "flow_matching",
+    "free_form",
     "fresh_source",
     "grid_steps",
     "group_advantages",

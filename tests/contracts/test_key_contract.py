@@ -86,6 +86,17 @@ FLOW = flows.flow(bijectors.affine((2,)), distributions.normal((2,)))
 FLOW_PARAMS = FLOW.init(KEY, X)
 MOVING = flows.flow(bijectors.amortized(bijectors.affine((2,))), distributions.normal((2,)))
 MOVING_PARAMS = MOVING.init(KEY, X, T[:, None])
+
+
+class Thinned(nn.Module):
+    """A layer with dropout."""
+
+    @nn.compact
+    def __call__(self, x):
+        return nn.Dropout(0.5, deterministic=not self.has_rng("dropout"))(nn.Dense(2)(x))
+
+
+INJECTIVE = flows.injective(Thinned(), Thinned(), distributions.normal((2,)))
 CHAIN = flows.step_chain(
     bijectors.indexed(bijectors.amortized(bijectors.affine((2,))), MOVING, MOVING, (2,)),
     1,
@@ -222,6 +233,7 @@ LOSSES = {
     "kinetic_energy": loss(
         losses.kinetic_energy(MOVING, draws=3), ("x0", "cond"), params=MOVING_PARAMS
     ),
+    "free_form": loss(losses.free_form(INJECTIVE), ("x0", "cond"), params=INJECTIVE.init(KEY, X)),
     "step_nll": loss(
         losses.step_nll(CHAIN),
         ("x0", "cond"),

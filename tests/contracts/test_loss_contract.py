@@ -122,6 +122,15 @@ def reconstruction(number, key, batch, frozen=None):
     return losses.reconstruction(Slope())({"slope": number}, key, batch)
 
 
+def free_form(number, key, batch, frozen=None):
+    model = flows.injective(nn.Dense(1), nn.Dense(2), distributions.normal((1,)))
+    params = {
+        "encoder": {"kernel": jnp.full((2, 1), number), "bias": jnp.full(1, number)},
+        "decoder": {"kernel": jnp.full((1, 2), number), "bias": jnp.full(2, number)},
+    }
+    return losses.free_form(model)({**params, "base": {}}, key, batch)
+
+
 def in_parts(tree):
     """The two columns of arrays as parts."""
     return jax.tree.map(lambda a: {"a": a[:, :1], "b": a[:, 1:]}, tree)
@@ -275,6 +284,7 @@ TABLE = {
     "flow_guided_distillation": Row(losses.flow_guided_distillation(VELOCITY, VELOCITY)),
     "dream": Row(losses.dream(VELOCITY)),
     "grpo": Row(policy(lambda step: losses.grpo(step, clip=np.inf, kl=0.5))),
+    "free_form": Row(free_form, paired=False),
     "flow_matching": Row(losses.flow_matching(VELOCITY)),
     "flow_matching of a stable coupling": Row(
         losses.chain(couplings.pair(couplings.stable_matching()), losses.flow_matching(VELOCITY)),
