@@ -19,6 +19,7 @@ from jflow.flows._injective import InjectiveFlow, injective
 from jflow.flows._lagrangian import lagrangian_velocity
 from jflow.flows._residual import planar, radial, residual_flow, sylvester
 from jflow.flows._rigid import rigid_body, rotations
+from jflow.flows._soft_policy import SoftPolicy, soft_policy
 from jflow.flows._stack import alternating_permutations
 from jflow.flows._step_chain import StepChain, StepTrace, step_chain, updated_log_prob
 from jflow.flows._transformed import transformed
@@ -28,6 +29,7 @@ __all__ = [
     "AnyOrder",
     "InjectiveFlow",
     "MixedRows",
+    "SoftPolicy",
     "StepChain",
     "StepTrace",
     "Within",
@@ -61,6 +63,7 @@ __all__ = [
     "residual_flow",
     "rigid_body",
     "rotations",
+    "soft_policy",
     "starflow",
     "step_chain",
     "sylvester",

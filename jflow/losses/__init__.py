@@ -59,6 +59,7 @@ from jflow.losses._consistency import (
     online_target,
 )
 from jflow.losses._consistency_flow import consistency_flow_matching
+from jflow.losses._control import coupled_flows, coupled_log_ratio, soft_bellman
 from jflow.losses._deep_supervision import deep_supervision
 from jflow.losses._diffusion_likelihood import diffusion_likelihood, learned_times
 from jflow.losses._discrete import discrete_kl, discrete_matching
@@ -168,6 +169,8 @@ __all__ = [
     "consistency_training",
     "constant_acceleration",
     "count_steps",
+    "coupled_flows",
+    "coupled_log_ratio",
     "deep_supervision",
     "diffusion_likelihood",
     "discrete_kl",
@@ -245,6 +248,7 @@ __all__ = [
     "self_correction",
     "shared_timesteps",
     "shortcut",
+    "soft_bellman",
     "squared_and_cosine_error",
     "step_nll",
     "student_only",

@@ -97,6 +97,13 @@ class Thinned(nn.Module):
 
 
 INJECTIVE = flows.injective(Thinned(), Thinned(), distributions.normal((2,)))
+POLICY_FLOW = flows.soft_policy(
+    bijectors.chain(),
+    bijectors.amortized(bijectors.affine((2,))),
+    distributions.normal((2,)),
+    0.5,
+)
+POLICY_FLOW_PARAMS = POLICY_FLOW.init(KEY, X, X)
 CHAIN = flows.step_chain(
     bijectors.indexed(bijectors.amortized(bijectors.affine((2,))), MOVING, MOVING, (2,)),
     1,
@@ -234,6 +241,21 @@ LOSSES = {
         losses.kinetic_energy(MOVING, draws=3), ("x0", "cond"), params=MOVING_PARAMS
     ),
     "free_form": loss(losses.free_form(INJECTIVE), ("x0", "cond"), params=INJECTIVE.init(KEY, X)),
+    "coupled_flows": loss(
+        losses.coupled_flows(FLOW, FLOW),
+        ("x0", "cond"),
+        params={"agent": FLOW_PARAMS, "expert": FLOW_PARAMS},
+        expert=X[::-1],
+    ),
+    "soft_bellman": loss(
+        losses.soft_bellman(POLICY_FLOW),
+        ("x0",),
+        params=POLICY_FLOW_PARAMS,
+        frozen={"ema": POLICY_FLOW_PARAMS},
+        cond=X,
+        next=-X,
+        reward=T,
+    ),
     "step_nll": loss(
         losses.step_nll(CHAIN),
         ("x0", "cond"),
@@ -328,8 +350,9 @@ LOSSES = {
 }
 NOT_LOSSES = (
     "ConvexCost GanObjective Generate HierarchyLevel Importance Pairs ScoreWeight "
-    "adaptive_weight averaged_target clipped_tangent count_steps draw_pairs draw_times "
-    "easy_steps end_error euler_step fixed_steps flow_map_residual frozen_entry grid_steps "
+    "adaptive_weight averaged_target clipped_tangent count_steps coupled_log_ratio "
+    "draw_pairs draw_times easy_steps end_error euler_step fixed_steps flow_map_residual "
+    "frozen_entry grid_steps "
     "group_advantages policy_batch "
     "heun_step hinge_gan inner_potential inverse_error_weight inverse_noise_step "
     "inverse_time_step kl_weight learn_importance learned_times least_squares_gan "

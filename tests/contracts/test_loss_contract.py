@@ -131,6 +131,35 @@ def free_form(number, key, batch, frozen=None):
     return losses.free_form(model)({**params, "base": {}}, key, batch)
 
 
+def affine_params(number, features):
+    """Of an amortized affine map of one number."""
+    leaf, row = jnp.full(1, number), jnp.full((features, 1), number)
+    kernel, bias = ({"log_scale": a, "shift": a} for a in (row, leaf))
+    return {"net": {}, "kernel": kernel, "bias": bias}
+
+
+def soft_bellman(number, key, batch, frozen=None):
+    """Actions, states and rewards of the columns of x."""
+    linear = bijectors.amortized(bijectors.affine((1,)))
+    policy = flows.soft_policy(bijectors.chain(), linear, distributions.normal((1,)), 0.5)
+    make = lambda number: {  # noqa: E731
+        "bend": {},
+        "linear": affine_params(number, 1),
+        "base": {},
+        "shift": {},
+    }
+    x, rest = batch["x"], {k: v for k, v in batch.items() if k != "x"}
+    rows = {"x": x[:, :1], "cond": x[:, 1:], "next": -x[:, 1:], "reward": x[:, 0]}
+    ema = {"ema": make(frozen["ema"])}
+    return losses.soft_bellman(policy)(make(number), key, {**rest, **rows}, ema)
+
+
+def coupled_flows(number, key, batch, frozen=None):
+    params = {"bijector": {"log_scale": number * jnp.ones(2), "shift": jnp.ones(2)}, "base": {}}
+    loss = losses.coupled_flows(FLOW, distributions.normal((2,)))
+    return loss({"agent": params, "expert": {}}, key, {**batch, "expert": 2 * batch["x"]})
+
+
 def in_parts(tree):
     """The two columns of arrays as parts."""
     return jax.tree.map(lambda a: {"a": a[:, :1], "b": a[:, 1:]}, tree)
@@ -276,6 +305,7 @@ TABLE = {
         losses.diffusion_likelihood(VELOCITY, trace=0.1, jacobian=0.1, probes=None), paired=False
     ),
     "consistency_training": Row(losses.consistency_training(VELOCITY, steps=STEPS)),
+    "coupled_flows": Row(coupled_flows, paired=False),
     "discrete_kl": Row(of_tokens(losses.discrete_kl)),
     "discrete_matching": Row(of_tokens(losses.discrete_matching)),
     "dpo": Row(preferred(losses.dpo(VELOCITY, 2.0))),
@@ -321,6 +351,7 @@ TABLE = {
     "selected": Row(selected, paired=False),
     "self_correction": Row(losses.self_correction(VELOCITY, VELOCITY)),
     "shortcut": Row(losses.shortcut(MAP)),
+    "soft_bellman": Row(soft_bellman, paired=False),
     "step_nll": Row(step_nll, paired=False),
     "token_cross_entropy": Row(
         of_classes(losses.token_cross_entropy(CLASSIFIER, paths.dirichlet(), num_classes=2))
@@ -397,7 +428,10 @@ def test_types_and_no_rows(name, x64):
         assert {leaf.dtype for leaf in jax.tree.leaves(made)} == {np.dtype(np.float32)}
 
 
-KEYLESS = ("bespoke_error", "grpo", "nll", "ppo", "regularized_nll", "selected", "step_nll")
+KEYLESS = (
+    *("bespoke_error", "coupled_flows", "grpo", "nll", "ppo", "regularized_nll", "selected"),
+    *("soft_bellman", "step_nll"),
+)
 
 
 @pytest.mark.parametrize("name", TABLE)
