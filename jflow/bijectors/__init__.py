@@ -47,9 +47,15 @@ from jflow.bijectors._linear import (
 )
 from jflow.bijectors._markov import hamiltonian, langevin, metropolis
 from jflow.bijectors._planar import planar, radial, sylvester
+from jflow.bijectors._projective import (
+    given_rest,
+    pair_products,
+    projective,
+    rotation_matrix,
+)
 from jflow.bijectors._residual import residual
 from jflow.bijectors._scan import rebuild_error, scan
-from jflow.bijectors._stochastic import vae
+from jflow.bijectors._stochastic import indexed, vae
 from jflow.bijectors._surjective import (
     augment,
     drop,
@@ -77,9 +83,11 @@ __all__ = [
     "decoding",
     "drop",
     "elementwise",
+    "given_rest",
     "haar",
     "hamiltonian",
     "householder",
+    "indexed",
     "indicated",
     "invert",
     "invertible_conv_1x1",
@@ -94,8 +102,10 @@ __all__ = [
     "masks",
     "metropolis",
     "on_part",
+    "pair_products",
     "permute",
     "planar",
+    "projective",
     "qr",
     "radial",
     "rebuild_error",
@@ -103,6 +113,7 @@ __all__ = [
     "residual",
     "reverse",
     "robust_standardize",
+    "rotation_matrix",
     "scales",
     "scan",
     "sequential",

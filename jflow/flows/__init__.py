@@ -17,15 +17,24 @@ from jflow.flows._heavy_tailed import heavy_tailed, tail_adaptive
 from jflow.flows._images import dequantization_noise, flow_plus_plus, glow, inverse_flow
 from jflow.flows._paths import path_sampler
 from jflow.flows._mix_flow import MixFlow, mix_flow
+from jflow.flows._injective import InjectiveFlow, injective
+from jflow.flows._lagrangian import lagrangian_velocity
 from jflow.flows._residual import planar, radial, residual_flow, sylvester
+from jflow.flows._rigid import rigid_body, rotations
+from jflow.flows._soft_policy import SoftPolicy, soft_policy
 from jflow.flows._stack import alternating_permutations
+from jflow.flows._step_chain import StepChain, StepTrace, step_chain, updated_log_prob
 from jflow.flows._transformed import transformed
 from jflow.flows._transformers import jet, jetformer, starflow, tarflow
 
 __all__ = [
     "AnyOrder",
     "MixFlow",
+    "InjectiveFlow",
     "MixedRows",
+    "SoftPolicy",
+    "StepChain",
+    "StepTrace",
     "Within",
     "any_order",
     "alternating_permutations",
@@ -41,10 +50,12 @@ __all__ = [
     "heavy_tailed",
     "iaf",
     "importance_weighted",
+    "injective",
     "inverse_flow",
     "jet",
     "jetformer",
     "kernelized",
+    "lagrangian_velocity",
     "maf",
     "mix_flow",
     "nanoflow",
@@ -56,11 +67,16 @@ __all__ = [
     "radial",
     "real_nvp",
     "residual_flow",
+    "rigid_body",
+    "rotations",
+    "soft_policy",
     "starflow",
+    "step_chain",
     "sylvester",
     "tail_adaptive",
     "tarflow",
     "transformed",
+    "updated_log_prob",
 ]
 
 explain_unknown(__name__)

@@ -64,6 +64,7 @@ from jflow.losses._continuous_gflownets import (
     continuous_detailed_balance,
     continuous_trajectory_balance,
 )
+from jflow.losses._control import coupled_flows, coupled_log_ratio, soft_bellman
 from jflow.losses._deep_supervision import deep_supervision
 from jflow.losses._diffusion_likelihood import diffusion_likelihood, learned_times
 from jflow.losses._diffusion_sampler import (
@@ -105,6 +106,7 @@ from jflow.losses._gflownets import (
     sub_trajectory_balance,
     trajectory_balance,
 )
+from jflow.losses._free_form import free_form
 from jflow.losses._hierarchical import HierarchyLevel, hierarchical_matching
 from jflow.losses._histories import falling_noise, full_history, path_states
 from jflow.losses._importance import (
@@ -116,6 +118,7 @@ from jflow.losses._importance import (
 )
 from jflow.losses._interpolant import interpolant_matching
 from jflow.losses._joint import joint_matching
+from jflow.losses._kinetic import kinetic_energy
 from jflow.losses._likelihood import negative_elbo, nll
 from jflow.losses._matching import flow_matching
 from jflow.losses._mean_flow import improved_mean_flow, mean_flow
@@ -147,6 +150,7 @@ from jflow.losses._self_corrected import self_corrected, self_correction
 from jflow.losses._shortcut import shortcut
 from jflow.losses._slim import flow_guided_distillation
 from jflow.losses._statistical import bridge_drift
+from jflow.losses._steps import step_nll
 from jflow.losses._tokens import token_cross_entropy
 from jflow.losses._trajectory import trajectory_distillation
 from jflow.losses._transfer import transfer
@@ -204,6 +208,8 @@ __all__ = [
     "continuous_detailed_balance",
     "continuous_trajectory_balance",
     "count_steps",
+    "coupled_flows",
+    "coupled_log_ratio",
     "deep_supervision",
     "diffusion_balance",
     "detailed_balance",
@@ -230,6 +236,7 @@ __all__ = [
     "flow_matching",
     "forward_kl",
     "forward_looking",
+    "free_form",
     "fresh_source",
     "gfn_flow_matching",
     "grid_steps",
@@ -247,6 +254,7 @@ __all__ = [
     "inverse_noise_step",
     "inverse_time_step",
     "joint_matching",
+    "kinetic_energy",
     "kl_weight",
     "lagrangian_map_distillation",
     "learn_importance",
@@ -293,7 +301,9 @@ __all__ = [
     "self_correction",
     "shared_timesteps",
     "shortcut",
+    "soft_bellman",
     "squared_and_cosine_error",
+    "step_nll",
     "student_only",
     "sub_trajectory_balance",
     "sum_losses",

@@ -17,7 +17,13 @@ from jflow.manifolds._hyperbolic import (
     to_hyperboloid,
     to_poincare_ball,
 )
-from jflow.manifolds._matrices import so3, spd, spd_log_euclidean
+from jflow.manifolds._matrices import (
+    from_quaternion,
+    so3,
+    spd,
+    spd_log_euclidean,
+    to_quaternion,
+)
 from jflow.manifolds._mesh import (
     Mesh,
     biharmonic,
@@ -44,6 +50,7 @@ __all__ = [
     "diffusion",
     "euclidean",
     "from_latitude_longitude",
+    "from_quaternion",
     "hyperboloid",
     "laplacian",
     "mesh",
@@ -60,6 +67,7 @@ __all__ = [
     "to_hyperboloid",
     "to_latitude_longitude",
     "to_poincare_ball",
+    "to_quaternion",
     "torus",
 ]
 

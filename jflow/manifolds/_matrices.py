@@ -4,14 +4,15 @@ import math
 
 import jax
 import jax.numpy as jnp
+from jaxtyping import Float
 
 from jflow._core.checks import check_whole
 from jflow.manifolds import _smooth, _symmetric
 from jflow.manifolds._checked import checked
 from jflow.manifolds._symmetric import EXP, LOG, symmetric, transpose
-from jflow.types import Manifold
+from jflow.types import Array, Manifold
 
-__all__ = ["so3", "spd", "spd_log_euclidean"]
+__all__ = ["from_quaternion", "so3", "spd", "spd_log_euclidean", "to_quaternion"]
 
 
 def spd(n: int) -> Manifold:
@@ -198,7 +199,7 @@ def so3() -> Manifold:
         return x @ ((a - transpose(a)) / 2)
 
     def random(key, n):
-        return _of_quaternion(jax.random.normal(key, (n, 4)))
+        return from_quaternion(jax.random.normal(key, (n, 4)))
 
     made = Manifold(
         shape=(3, 3),
@@ -218,6 +219,64 @@ def so3() -> Manifold:
         injective=((3, math.pi),),
     )
     return checked("so3", made)
+
+
+def from_quaternion(q: Float[Array, "*rest 4"]) -> Float[Array, "*rest 3 3"]:
+    """The rotation matrix of a quaternion; q and -q are one rotation.
+
+        R v = q v q^-1,    q = (w, x, y, z) = (cos(angle / 2), sin(angle / 2) axis)
+
+    Args:
+        q: quaternions [..., 4], the real part w first, of any length but 0.
+
+    Returns:
+        Rotation matrices [..., 3, 3].
+
+    Examples:
+        >>> import jax.numpy as jnp
+        >>> from jflow import manifolds
+        >>> manifolds.from_quaternion(jnp.array([0.0, 0.0, 0.0, 1.0])).tolist()  # half a turn
+        [[-1.0, 0.0, 0.0], [0.0, -1.0, 0.0], [0.0, 0.0, 1.0]]
+    """
+    w, v = q[..., :1], q[..., 1:]
+    s = (_smooth.square(q))[..., None]
+    skew = _cross(v)
+    return _smooth.unit(3, skew) + 2 / s * (w[..., None] * skew + skew @ skew)
+
+
+def to_quaternion(r: Float[Array, "*rest 3 3"]) -> Float[Array, "*rest 4"]:
+    """The unit quaternion of a rotation matrix with a real part of at least 0.
+
+    It is read off the row of the products of its numbers whose square is the largest, which is
+    exact to rounding at every angle.
+
+    Args:
+        r: rotation matrices [..., 3, 3].
+
+    Returns:
+        Quaternions (w, x, y, z), [..., 4], of length 1 and with w >= 0.
+
+    Examples:
+        >>> import jax.numpy as jnp
+        >>> from jflow import manifolds
+        >>> manifolds.to_quaternion(jnp.diag(jnp.array([-1.0, -1.0, 1.0]))).tolist()  # half a turn
+        [0.0, 0.0, 0.0, 1.0]
+    """
+    x, y, z = r[..., 0, 0], r[..., 1, 1], r[..., 2, 2]
+    squares = [1 + x + y + z, 1 + x - y - z, 1 - x + y - z, 1 - x - y + z]  # 4 q_i^2
+    a = 2 * _axial(r)  # 4 w (x, y, z)
+    xy, xz, yz = (r[..., i, j] + r[..., j, i] for i, j in ((0, 1), (0, 2), (1, 2)))  # 4 x y, ...
+    grid = [
+        [squares[0], a[..., 0], a[..., 1], a[..., 2]],
+        [a[..., 0], squares[1], xy, xz],
+        [a[..., 1], xy, squares[2], yz],
+        [a[..., 2], xz, yz, squares[3]],
+    ]
+    rows = jnp.stack([jnp.stack(row, axis=-1) for row in grid], axis=-2)  # q_i q, times 4
+    largest = jnp.argmax(jnp.stack(squares, axis=-1), axis=-1)
+    q = jnp.take_along_axis(rows, largest[..., None, None], axis=-2)[..., 0, :]
+    q = q / _smooth.norm(q)[..., None]
+    return jnp.where(q[..., :1] < 0, -q, q)
 
 
 def _factor(x):
@@ -295,36 +354,9 @@ def _rotation(w):
     return _smooth.unit(3, skew) + _smooth.sinc(s) * skew + half * half / 2 * (skew @ skew)
 
 
-def _of_quaternion(q):
-    """The rotation of a quaternion (w, x, y, z) of any length but 0."""
-    w, v = q[..., :1], q[..., 1:]
-    s = (_smooth.square(q))[..., None]
-    skew = _cross(v)
-    return _smooth.unit(3, skew) + 2 / s * (w[..., None] * skew + skew @ skew)
-
-
-def _quaternion(r):
-    """The unit quaternion [..., 4] of a rotation, with w >= 0, from the largest of its numbers."""
-    x, y, z = r[..., 0, 0], r[..., 1, 1], r[..., 2, 2]
-    squares = [1 + x + y + z, 1 + x - y - z, 1 - x + y - z, 1 - x - y + z]  # 4 q_i^2
-    a = 2 * _axial(r)  # 4 w (x, y, z)
-    xy, xz, yz = (r[..., i, j] + r[..., j, i] for i, j in ((0, 1), (0, 2), (1, 2)))  # 4 x y, ...
-    rows = [
-        [squares[0], a[..., 0], a[..., 1], a[..., 2]],
-        [a[..., 0], squares[1], xy, xz],
-        [a[..., 1], xy, squares[2], yz],
-        [a[..., 2], xz, yz, squares[3]],
-    ]
-    rows = jnp.stack([jnp.stack(row, axis=-1) for row in rows], axis=-2)  # q_i q, times 4
-    largest = jnp.argmax(jnp.stack(squares, axis=-1), axis=-1)
-    q = jnp.take_along_axis(rows, largest[..., None, None], axis=-2)[..., 0, :]
-    q = q / _smooth.norm(q)[..., None]
-    return jnp.where(q[..., :1] < 0, -q, q)
-
-
 def _vector(r):
     """The rotation vector w with expm([w]) = r and |w| <= pi."""
-    q = _quaternion(r)
+    q = to_quaternion(r)
     w, v = q[..., :1], q[..., 1:]
     s = _smooth.square(v)
     near = s < 0.5

@@ -181,6 +181,13 @@ TABLE = {
         lambda: bj.coupling(affine, PixelNet(), split=2, axis=1), event=(4, 4, 2)
     ),
     "elementwise spline": Row(lambda: bj.elementwise(spline, (4,)), precision=1e-4),
+    "given_rest": Row(
+        lambda: bj.chain(
+            bj.given_rest(bj.amortized(bj.projective(2), mlp()), slice(0, 2), bj.pair_products),
+            bj.given_rest(bj.amortized(bj.affine((2,)), mlp()), slice(2, 4)),
+        ),
+        cond=vector,
+    ),
     "haar": Row(lambda: bj.haar(), event=(2, 4, 2), any_channels=True),
     "householder": Row(lambda: bj.householder(4)),
     "householder image": Row(lambda: bj.householder(3, 2), event=(2, 2, 3)),
@@ -221,6 +228,8 @@ TABLE = {
     ),
     "permute": Row(lambda: bj.permute([2, 0, 3, 1])),
     "planar": Row(lambda: bj.planar(4)),
+    "projective": Row(lambda: bj.projective(4)),
+    "projective of several": Row(lambda: bj.projective(4), event=(2, 4)),
     "qr": Row(lambda: bj.qr(4)),
     "qr image": Row(lambda: bj.qr(3, 2), event=(2, 2, 3)),
     "radial": Row(lambda: bj.radial(4)),
@@ -310,6 +319,9 @@ EXCUSED = {
     "masks": "numpy arrays, tests/bijectors/test_masks.py",
     "scales": "plain functions, tests/bijectors/test_univariate.py",
     "log_dets": "estimators, tests/bijectors/test_residual.py",
+    "indexed": "a Transport, tests/contracts/test_transport_contract.py",
+    "pair_products": "a plain function, tests/flows/test_rotations.py",
+    "rotation_matrix": "not square, tests/flows/test_rotations.py",
     "vae": "a Transport, tests/contracts/test_transport_contract.py",
     "decoding": "samplers of causal blocks, tests/bijectors/test_tarflow.py",
     "supports": "a module, whose names are in the table",

@@ -86,6 +86,31 @@ EXACT = mixtures.exact([0.4, 0.6], [[-1.0, 0.0], [1.0, 0.5]], 0.1)
 MIXTURE = field(Field, lambda x: EXACT.apply({}, x, jnp.full(x.shape[:1], 0.5)))
 FLOW = flows.flow(bijectors.affine((2,)), distributions.normal((2,)))
 FLOW_PARAMS = FLOW.init(KEY, X)
+MOVING = flows.flow(bijectors.amortized(bijectors.affine((2,))), distributions.normal((2,)))
+MOVING_PARAMS = MOVING.init(KEY, X, T[:, None])
+
+
+class Thinned(nn.Module):
+    """A layer with dropout."""
+
+    @nn.compact
+    def __call__(self, x):
+        return nn.Dropout(0.5, deterministic=not self.has_rng("dropout"))(nn.Dense(2)(x))
+
+
+INJECTIVE = flows.injective(Thinned(), Thinned(), distributions.normal((2,)))
+POLICY_FLOW = flows.soft_policy(
+    bijectors.chain(),
+    bijectors.amortized(bijectors.affine((2,))),
+    distributions.normal((2,)),
+    0.5,
+)
+POLICY_FLOW_PARAMS = POLICY_FLOW.init(KEY, X, X)
+CHAIN = flows.step_chain(
+    bijectors.indexed(bijectors.amortized(bijectors.affine((2,))), MOVING, MOVING, (2,)),
+    1,
+    distributions.normal((2,)),
+)
 HEADED = Headed(None, field(Field, lambda x: x).apply, V)
 ELBO = flows.elbo_flow(bijectors.augment(distributions.normal((1,)), 1), distributions.normal((3,)))
 BRIDGE = paths.interpolant(paths.schroedinger_bridge(0.5))
@@ -267,6 +292,31 @@ LOSSES = {
     "score_matching": loss(losses.score_matching(FLOW, probes=2), ("x0",), params=FLOW_PARAMS),
     "selected": loss(losses.selected(MATCHING, params=lambda p: p), ("x0",)),
     "reconstruction": loss(losses.reconstruction(Identity()), ("x0", "cond"), params={}),
+    "kinetic_energy": loss(
+        losses.kinetic_energy(MOVING, draws=3), ("x0", "cond"), params=MOVING_PARAMS
+    ),
+    "free_form": loss(losses.free_form(INJECTIVE), ("x0", "cond"), params=INJECTIVE.init(KEY, X)),
+    "coupled_flows": loss(
+        losses.coupled_flows(FLOW, FLOW),
+        ("x0", "cond"),
+        params={"agent": FLOW_PARAMS, "expert": FLOW_PARAMS},
+        expert=X[::-1],
+    ),
+    "soft_bellman": loss(
+        losses.soft_bellman(POLICY_FLOW),
+        ("x0",),
+        params=POLICY_FLOW_PARAMS,
+        frozen={"ema": POLICY_FLOW_PARAMS},
+        cond=X,
+        next=-X,
+        reward=T,
+    ),
+    "step_nll": loss(
+        losses.step_nll(CHAIN),
+        ("x0", "cond"),
+        params=CHAIN.init(KEY, X[:, None]),
+        x=X[:, None],
+    ),
     "regularized_nll": loss(
         losses.regularized_nll(
             V, distributions.normal((2,)), divergence=solvers.hutchinson(), method=2
@@ -410,8 +460,9 @@ LOSSES = {
 }
 NOT_LOSSES = (
     "ConvexCost GanObjective Generate HierarchyLevel Importance Pairs ScoreWeight "
-    "adaptive_weight averaged_target clipped_tangent count_steps draw_pairs draw_times "
-    "easy_steps end_error euler_step fixed_steps flow_map_residual frozen_entry grid_steps "
+    "adaptive_weight averaged_target clipped_tangent count_steps coupled_log_ratio "
+    "draw_pairs draw_times easy_steps end_error euler_step fixed_steps flow_map_residual "
+    "frozen_entry grid_steps "
     "group_advantages policy_batch "
     "heun_step hinge_gan inner_potential inverse_error_weight inverse_noise_step "
     "inverse_time_step kl_weight learn_importance learned_times least_squares_gan "

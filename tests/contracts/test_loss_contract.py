@@ -92,6 +92,22 @@ def nll(number, key, batch, frozen=None):
     return of_flow(losses.nll(FLOW))(number, key, batch)
 
 
+def kinetic_energy(number, key, batch, frozen=None):
+    moving = flows.flow(bijectors.amortized(bijectors.affine((2,))), distributions.normal((2,)))
+    leaves = {"log_scale": number * jnp.ones(2), "shift": jnp.ones(2)}
+    kernel = jax.tree.map(lambda leaf: leaf[None], leaves)
+    params = {"bijector": {"net": {}, "kernel": kernel, "bias": leaves}, "base": {}}
+    return losses.kinetic_energy(moving, draws=3)(params, key, batch)
+
+
+def step_nll(number, key, batch, frozen=None):
+    """Rows of two steps of one number."""
+    chain = flows.step_chain(bijectors.affine((1,)), 2, distributions.normal((1,)))
+    params = {"steps": {"log_scale": number * jnp.ones((2, 1)), "shift": jnp.ones((2, 1))}}
+    rows = {**batch, "x": batch["x"][..., None]}
+    return losses.step_nll(chain)({**params, "base": {}}, key, rows)
+
+
 def regularized_nll(number, key, batch, frozen=None):
     loss = losses.regularized_nll(
         VELOCITY, distributions.normal((2,)), method=solvers.fixed(1, diffrax.Euler())
@@ -114,6 +130,44 @@ class Slope(nn.Module):
 
 def reconstruction(number, key, batch, frozen=None):
     return losses.reconstruction(Slope())({"slope": number}, key, batch)
+
+
+def free_form(number, key, batch, frozen=None):
+    model = flows.injective(nn.Dense(1), nn.Dense(2), distributions.normal((1,)))
+    params = {
+        "encoder": {"kernel": jnp.full((2, 1), number), "bias": jnp.full(1, number)},
+        "decoder": {"kernel": jnp.full((1, 2), number), "bias": jnp.full(2, number)},
+    }
+    return losses.free_form(model)({**params, "base": {}}, key, batch)
+
+
+def affine_params(number, features):
+    """Of an amortized affine map of one number."""
+    leaf, row = jnp.full(1, number), jnp.full((features, 1), number)
+    kernel, bias = ({"log_scale": a, "shift": a} for a in (row, leaf))
+    return {"net": {}, "kernel": kernel, "bias": bias}
+
+
+def soft_bellman(number, key, batch, frozen=None):
+    """Actions, states and rewards of the columns of x."""
+    linear = bijectors.amortized(bijectors.affine((1,)))
+    policy = flows.soft_policy(bijectors.chain(), linear, distributions.normal((1,)), 0.5)
+    make = lambda number: {  # noqa: E731
+        "bend": {},
+        "linear": affine_params(number, 1),
+        "base": {},
+        "shift": {},
+    }
+    x, rest = batch["x"], {k: v for k, v in batch.items() if k != "x"}
+    rows = {"x": x[:, :1], "cond": x[:, 1:], "next": -x[:, 1:], "reward": x[:, 0]}
+    ema = {"ema": make(frozen["ema"])}
+    return losses.soft_bellman(policy)(make(number), key, {**rest, **rows}, ema)
+
+
+def coupled_flows(number, key, batch, frozen=None):
+    params = {"bijector": {"log_scale": number * jnp.ones(2), "shift": jnp.ones(2)}, "base": {}}
+    loss = losses.coupled_flows(FLOW, distributions.normal((2,)))
+    return loss({"agent": params, "expert": {}}, key, {**batch, "expert": 2 * batch["x"]})
 
 
 def in_parts(tree):
@@ -364,6 +418,7 @@ TABLE = {
     ),
     "adversarial": Row(game),
     "eulerian_map_distillation": Row(losses.eulerian_map_distillation(MAP)),
+    "kinetic_energy": Row(kinetic_energy, paired=False),
     "lagrangian_map_distillation": Row(losses.lagrangian_map_distillation(MAP, VELOCITY)),
     "anchored_consistency": Row(losses.anchored_consistency(MAP)),
     "bayesian_flow": Row(losses.bayesian_flow(VELOCITY, SENT), paired=False),
@@ -384,6 +439,7 @@ TABLE = {
     "continuous_trajectory_balance": Row(
         balance(losses.continuous_trajectory_balance), paired=False
     ),
+    "coupled_flows": Row(coupled_flows, paired=False),
     "discrete_kl": Row(of_tokens(losses.discrete_kl)),
     "discrete_matching": Row(of_tokens(losses.discrete_matching)),
     "dpo": Row(preferred(losses.dpo(VELOCITY, 2.0))),
@@ -392,6 +448,7 @@ TABLE = {
     "flow_guided_distillation": Row(losses.flow_guided_distillation(VELOCITY, VELOCITY)),
     "dream": Row(losses.dream(VELOCITY)),
     "grpo": Row(policy(lambda step: losses.grpo(step, clip=np.inf, kl=0.5))),
+    "free_form": Row(free_form, paired=False),
     "flow_matching": Row(losses.flow_matching(VELOCITY)),
     "flow_matching of a stable coupling": Row(
         losses.chain(couplings.pair(couplings.stable_matching()), losses.flow_matching(VELOCITY)),
@@ -432,6 +489,8 @@ TABLE = {
     "score_matching": Row(of_flow(losses.score_matching(FLOW)), paired=False),
     "self_correction": Row(losses.self_correction(VELOCITY, VELOCITY)),
     "shortcut": Row(losses.shortcut(MAP)),
+    "soft_bellman": Row(soft_bellman, paired=False),
+    "step_nll": Row(step_nll, paired=False),
     "token_cross_entropy": Row(
         of_classes(losses.token_cross_entropy(CLASSIFIER, paths.dirichlet(), num_classes=2))
     ),
@@ -549,6 +608,9 @@ KEYLESS = (
     "selected",
     "sub_trajectory_balance",
     "trajectory_balance",
+KEYLESS = (
+    *("bespoke_error", "coupled_flows", "grpo", "nll", "ppo", "regularized_nll", "selected"),
+    *("soft_bellman", "step_nll"),
 )
 
 

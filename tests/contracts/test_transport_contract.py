@@ -62,6 +62,12 @@ def unknown_size():
     )
 
 
+def indexed():
+    net = nets.MLP((8,), nn.tanh)
+    moved = bj.coupling(bj.univariate.affine(), net, split=2)
+    return bj.indexed(moved, conditional(2), conditional(2), (2,))
+
+
 TABLE = {
     "augment": Row(lambda: bj.augment(conditional(2), 2)),
     "augment by a fixed noise": Row(lambda: bj.augment(distributions.diagonal_normal((2,)), 2)),
@@ -77,6 +83,8 @@ TABLE = {
     "langevin": Row(lambda: bj.langevin(well, 0.1, repeats=2), draws="both"),
     "langevin on cond": Row(lambda: bj.langevin(well, 0.1), draws="both", cond=vector),
     "metropolis": Row(lambda: bj.metropolis(well, 0.1, repeats=2), draws="both"),
+    "indexed": Row(indexed, draws="both"),
+    "indexed on cond": Row(indexed, draws="both", cond=vector),
     "invert": Row(lambda: bj.invert(bj.drop(conditional(2), 2))),
     "on_part": Row(
         lambda: bj.on_part(bj.uniform_dequantization(3), slice(0, 4)), levels=3, wide=False
