@@ -25,6 +25,7 @@ from jflow.energy._chains import (
 from jflow.energy._evidence import Evidence, bridge_log_z, evidence, fit_normal, harmonic_log_z
 from jflow.energy._kernels import Kernel, hamiltonian_kernel, metropolis_kernel
 from jflow.energy._langevin_drift import langevin_drift
+from jflow.energy._mix_flow import hamiltonian_mix_flow, hamiltonian_shift
 from jflow.energy._posteriordb import ReferencePosterior, posteriordb
 from jflow.energy._target import Target, check_target, posterior
 from jflow.energy._targets import (
@@ -66,6 +67,8 @@ __all__ = [
     "forty_gaussians",
     "funnel",
     "hamiltonian_kernel",
+    "hamiltonian_mix_flow",
+    "hamiltonian_shift",
     "harmonic_log_z",
     "independence_kernel",
     "langevin_drift",
@@ -75,15 +78,11 @@ __all__ = [
     "metropolis_kernel",
     "phi4",
     "posterior",
+    "posteriordb",
     "pull_back",
     "run_chains",
     "successive_kernels",
     "transfer_weights",
-    "posteriordb",
 ]
-from jflow.energy._mix_flow import hamiltonian_mix_flow, hamiltonian_shift
-from jflow.energy._target import Target
-
-__all__ = ["Target", "hamiltonian_mix_flow", "hamiltonian_shift"]
 
 explain_unknown(__name__)

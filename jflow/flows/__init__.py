@@ -15,10 +15,10 @@ from jflow.flows._dequantized import with_dequantization
 from jflow.flows._flow import elbo_flow, flow, importance_weighted
 from jflow.flows._heavy_tailed import heavy_tailed, tail_adaptive
 from jflow.flows._images import dequantization_noise, flow_plus_plus, glow, inverse_flow
-from jflow.flows._paths import path_sampler
-from jflow.flows._mix_flow import MixFlow, mix_flow
 from jflow.flows._injective import InjectiveFlow, injective
 from jflow.flows._lagrangian import lagrangian_velocity
+from jflow.flows._mix_flow import MixFlow, mix_flow
+from jflow.flows._paths import path_sampler
 from jflow.flows._residual import planar, radial, residual_flow, sylvester
 from jflow.flows._rigid import rigid_body, rotations
 from jflow.flows._soft_policy import SoftPolicy, soft_policy
