@@ -37,6 +37,19 @@ from jflow.nets._made import MADE, longest_path
 from jflow.nets._mixture_head import MixtureHead
 from jflow.nets._mlp import MLP, ResidualMLP, TimeMLP
 from jflow.nets._mmdit import MMDiT
+from jflow.nets._normalization import (
+    CRMSNorm,
+    DyT,
+    LayerNorm,
+    NoNorm,
+    Norms,
+    RMSNorm,
+    UnitNorm,
+    ngpt,
+    norm_former,
+    peri_norm,
+    pre_rms_norm,
+)
 from jflow.nets._pca import pca_autoencoder
 from jflow.nets._t5 import T5Encoder
 from jflow.nets._tarflow import TarFlowTransformer
@@ -55,6 +68,7 @@ __all__ = [
     "AutoencoderKL",
     "Branches",
     "CLIPText",
+    "CRMSNorm",
     "CausalLSTM",
     "CausalTransformer",
     "CondEmbed",
@@ -62,6 +76,7 @@ __all__ = [
     "DDPMpp",
     "DeepFlow",
     "DiT",
+    "DyT",
     "Flux",
     "GatedAttentionNet",
     "GlowNet",
@@ -69,6 +84,7 @@ __all__ = [
     "ImageEncoder",
     "ImageToText",
     "InceptionFID",
+    "LayerNorm",
     "LearnedPositions",
     "LightningDiT",
     "LipschitzConv",
@@ -77,8 +93,11 @@ __all__ = [
     "MLP",
     "MMDiT",
     "MixtureHead",
+    "NoNorm",
+    "Norms",
     "OfText",
     "Periodic",
+    "RMSNorm",
     "ResidualMLP",
     "SelfAttention",
     "SetEncoder",
@@ -94,6 +113,7 @@ __all__ = [
     "TokenLogits",
     "UNet",
     "UViT",
+    "UnitNorm",
     "ViT",
     "WithPrevious",
     "WithText",
@@ -108,8 +128,12 @@ __all__ = [
     "last_velocity",
     "lip_swish",
     "longest_path",
+    "ngpt",
+    "norm_former",
     "norms",
     "pca_autoencoder",
+    "peri_norm",
+    "pre_rms_norm",
     "quick_gelu",
     "rotary_attention",
     "sinusoidal_positions",
