@@ -32,6 +32,14 @@ from jflow.nets._flux import Flux
 from jflow.nets._headed import Headed, headed
 from jflow.nets._inception import InceptionFID
 from jflow.nets._lightning_dit import LightningDiT
+from jflow.nets._linear_attention import (
+    flow_attention,
+    fourier_attention,
+    galerkin_attention,
+    hybrid_attention,
+    sinkhorn_attention,
+    transnormer_attention,
+)
 from jflow.nets._lipschitz import LipschitzConv, LipschitzMLP, lip_swish
 from jflow.nets._made import MADE, longest_path
 from jflow.nets._mixture_head import MixtureHead
@@ -122,9 +130,13 @@ __all__ = [
     "chunked_attention",
     "dot_product_attention",
     "field",
+    "flow_attention",
     "flow_map",
+    "fourier_attention",
     "fused_attention",
+    "galerkin_attention",
     "headed",
+    "hybrid_attention",
     "last_velocity",
     "lip_swish",
     "longest_path",
@@ -136,10 +148,12 @@ __all__ = [
     "pre_rms_norm",
     "quick_gelu",
     "rotary_attention",
+    "sinkhorn_attention",
     "sinusoidal_positions",
     "tiled",
     "time_features",
     "tpu_attention",
+    "transnormer_attention",
     "velocity",
 ]
 

@@ -285,14 +285,6 @@ class CrossAttention(nn.Module):
         return jnp.where(jnp.any(mask, axis=1)[:, None, None], y, jnp.zeros_like(y))
 
 
-def layer_norm(dtype) -> nn.LayerNorm:
-    """A norm over the width without weights; its variance is the mean square of what
-    deviates from the mean, which keeps the digits of rows far from zero."""
-    return nn.LayerNorm(
-        epsilon=1e-6, use_bias=False, use_scale=False, use_fast_variance=False, dtype=dtype
-    )
-
-
 def modulation(c: Array, n: int, dtype) -> list[Array]:
     """n linear functions [b, 1, width] of c [b, width], or [b, tokens, width] of one for each
     token, zero at first.

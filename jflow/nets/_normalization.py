@@ -403,7 +403,7 @@ class HeadScale(nn.Module):
     @nn.compact
     def __call__(self, y: Array) -> Array:
         scale = self.param("scale", nn.initializers.ones, (y.shape[-2], 1))
-        return y * scale.astype(y.dtype)
+        return y * scale.astype(y.dtype).reshape((1,) * (y.ndim - 2) + scale.shape)
 
 
 class Center(nn.Module):
@@ -436,7 +436,7 @@ class UnitStep(nn.Module):
     @nn.compact
     def __call__(self, h: Array, branch: Array, gate: Array | None = None) -> Array:
         stored = h.shape[-1] ** -0.5  # so that an optimizer moves it as it moves the kernels
-        rate = self.param("rate", nn.initializers.constant(stored), (h.shape[-1],))
+        rate = row_param(self, "rate", nn.initializers.constant(stored), h.astype(float_dtype(h)))
         rate = jnp.abs(rate) * (self.rate / stored)
         if gate is not None:
             rate = rate * (1 + gate.astype(rate.dtype))
@@ -461,33 +461,44 @@ def weighted(module: Any, y: Array, x: Array, bias: bool = True) -> Array:
 
     To be called inside a compact method.
     """
-    width = y.shape[-1]
     if module.affine:
-        y = y * self_param(module, "scale", nn.initializers.ones, width, y.dtype)
+        y = y * row_param(module, "scale", nn.initializers.ones, y)
         if bias:
-            y = y + self_param(module, "bias", nn.initializers.zeros, width, y.dtype)
+            y = y + row_param(module, "bias", nn.initializers.zeros, y)
     return y.astype(x.dtype if module.dtype is None else module.dtype)
 
 
-def self_param(module: Any, name: str, init, width: int, dtype) -> Array:
-    return module.param(name, init, (width,)).astype(dtype)
+def row_param(module: Any, name: str, init: Any, y: Array) -> Array:
+    """A param [width] of a module, in the rank and type of y [..., width]."""
+    row = module.param(name, init, (y.shape[-1],)).astype(y.dtype)
+    return row.reshape((1,) * (y.ndim - 1) + row.shape)
 
 
-def placed(name: str, norm: Norm | Norms, fields: tuple[str, ...] = Norms._fields) -> Norms:
-    """A norm as a `Norms`, checked: a backbone may take some of its fields only."""
-    if isinstance(norm, Norms):
-        given = [f for f in norm._fields[1:] if getattr(norm, f) is not None and f not in fields]
-        if given:
-            raise ValueError(
-                f"{name}: expected norms at {', '.join(fields)} only, got some at"
-                f" {', '.join(given)}"
-            )
-        for field, value in zip(norm._fields, norm, strict=True):
-            if value is not None or field == "pre":
-                _check(f"{name}: expected {field} of norm", value)
-        return norm
+def placed(name: str, norm: Norm | Norms, *refused: str, per_token: bool = False) -> Norms:
+    """A norm as a `Norms`, checked.
+
+    Args:
+        name: of the backbone.
+        norm: its option.
+        refused: the fields of a `Norms` that the backbone has no place for.
+        per_token: whether a token may not depend on others, in the batch or in its own row.
+    """
     _check(f"{name}: expected norm", norm)
-    return Norms(norm)
+    norms = norm if isinstance(norm, Norms) else Norms(norm)
+    for field, value in zip(Norms._fields, norms, strict=True):
+        if value is None and field != "pre":
+            continue
+        _check(f"{name}: expected {field} of norm", value)
+        if field in refused:
+            allowed = ", ".join(f for f in Norms._fields if f not in refused)
+            raise ValueError(f"{name}: expected norms at {allowed} only, got one at {field}")
+        kind: Any = value.func if isinstance(value, partial) else value
+        if per_token and getattr(kind, "of_batch", False):
+            raise ValueError(
+                f"{name}: expected a norm of each token by itself, such as nets.LayerNorm,"
+                f" nets.RMSNorm or nets.DyT, got {kind.__name__}, which takes means over the batch"
+            )
+    return norms
 
 
 def check_positive(name: str, **values: float) -> None:
@@ -498,11 +509,11 @@ def check_positive(name: str, **values: float) -> None:
 
 
 def _check(what: str, norm: Any) -> None:
-    if callable(norm) and not isinstance(norm, nn.Module):
+    if isinstance(norm, Norms) or callable(norm) and not isinstance(norm, nn.Module):
         return
     raise TypeError(
         f"{what} to be a function that makes a module, such as nets.LayerNorm, nets.RMSNorm or"
-        f" partial(nets.DyT, alpha=1.0), got {described(norm)}"
+        f" partial(nets.DyT, alpha=1.0), or a nets.Norms, got {described(norm)}"
     )
 
 
