@@ -59,6 +59,17 @@ from jflow.nets._normalization import (
     pre_rms_norm,
 )
 from jflow.nets._pca import pca_autoencoder
+from jflow.nets._statistics import (
+    BatchChannelNorm,
+    BatchNorm,
+    OnlineNorm,
+    PowerNorm,
+    UnifiedNorm,
+    init_statistics,
+    training_statistics,
+    update_statistics,
+    with_statistics,
+)
 from jflow.nets._t5 import T5Encoder
 from jflow.nets._tarflow import TarFlowTransformer
 from jflow.nets._text_image import ImageToText, TextImageTransformer, TextToImage
@@ -74,6 +85,8 @@ __all__ = [
     "ADM",
     "Autoencoder",
     "AutoencoderKL",
+    "BatchChannelNorm",
+    "BatchNorm",
     "Branches",
     "CLIPText",
     "CRMSNorm",
@@ -104,7 +117,9 @@ __all__ = [
     "NoNorm",
     "Norms",
     "OfText",
+    "OnlineNorm",
     "Periodic",
+    "PowerNorm",
     "RMSNorm",
     "ResidualMLP",
     "SelfAttention",
@@ -121,6 +136,7 @@ __all__ = [
     "TokenLogits",
     "UNet",
     "UViT",
+    "UnifiedNorm",
     "UnitNorm",
     "ViT",
     "WithPrevious",
@@ -137,6 +153,7 @@ __all__ = [
     "galerkin_attention",
     "headed",
     "hybrid_attention",
+    "init_statistics",
     "last_velocity",
     "lip_swish",
     "longest_path",
@@ -153,8 +170,11 @@ __all__ = [
     "tiled",
     "time_features",
     "tpu_attention",
+    "training_statistics",
     "transnormer_attention",
+    "update_statistics",
     "velocity",
+    "with_statistics",
 ]
 
 explain_unknown(__name__)
