@@ -31,6 +31,13 @@ from jflow.nets._fields import field, flow_map, velocity
 from jflow.nets._flux import Flux
 from jflow.nets._headed import Headed, headed
 from jflow.nets._inception import InceptionFID
+from jflow.nets._kernels import (
+    fixup,
+    spectral_norm,
+    standardized_kernels,
+    unit_kernels,
+    weight_norm,
+)
 from jflow.nets._lightning_dit import LightningDiT
 from jflow.nets._linear_attention import (
     flow_attention,
@@ -146,6 +153,7 @@ __all__ = [
     "chunked_attention",
     "dot_product_attention",
     "field",
+    "fixup",
     "flow_attention",
     "flow_map",
     "fourier_attention",
@@ -167,13 +175,17 @@ __all__ = [
     "rotary_attention",
     "sinkhorn_attention",
     "sinusoidal_positions",
+    "spectral_norm",
+    "standardized_kernels",
     "tiled",
     "time_features",
     "tpu_attention",
     "training_statistics",
     "transnormer_attention",
+    "unit_kernels",
     "update_statistics",
     "velocity",
+    "weight_norm",
     "with_statistics",
 ]
 

@@ -172,7 +172,7 @@ class UnifiedNorm(nn.Module):
         ValueError: window is below 1, or outlier or epsilon is out of its range.
 
     References:
-        Yang, Zhou, Xu, Zhang, Shan, Zhu, Luo, Wu, *Unified Normalization for Accelerating and
+        Yang, Zhang, Lan, et al., *Unified Normalization for Accelerating and
             Stabilizing Transformers*, 2022, arXiv:2208.01313. The ratio that tells outliers is
             ours.
     """
