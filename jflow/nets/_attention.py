@@ -11,7 +11,7 @@ import numpy as np
 from jaxtyping import Bool, Float
 
 from jflow._core.arrays import float_dtype
-from jflow._core.checks import check_whole
+from jflow._core.checks import check_whole, described
 from jflow.nets._normalization import Norm, normed
 from jflow.types import Array
 
@@ -410,6 +410,16 @@ class SelfAttention(nn.Module):
         y = merged(normed(self.head_norm, y, self.dtype, "head_norm"))
         return per_token(
             nn.Dense(width, kernel_init=self.out_init, dtype=self.dtype, name="out"), y
+        )
+
+
+def check_attention(name: str, attention_fn: Any) -> None:
+    """Raise unless attention_fn is a function."""
+    if not callable(attention_fn):
+        raise TypeError(
+            f"{name}: expected attention_fn to be a function of (q, k, v), such as"
+            " nets.dot_product_attention, nets.chunked_attention() or nets.flow_attention(), got"
+            f" {described(attention_fn)}"
         )
 
 

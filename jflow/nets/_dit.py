@@ -13,6 +13,7 @@ from jflow._core.attached import HIDDEN
 from jflow._core.checks import check_whole
 from jflow.nets._attention import (
     SelfAttention,
+    check_attention,
     dot_product_attention,
     merged,
     per_token,
@@ -62,7 +63,7 @@ class DiT(nn.Module):
 
     Raises:
         ValueError: patch_size does not divide H and W, num_heads the width, or 4 the width.
-        TypeError: norm is neither.
+        TypeError: norm is neither, or attention_fn is no function.
 
     Examples:
         >>> import jax
@@ -103,6 +104,7 @@ class DiT(nn.Module):
                 f"{self.width}"
             )
         check_whole("DiT", num_layers=self.num_layers)
+        check_attention("DiT", self.attention_fn)
         placed("DiT", self.norm)
         super().__post_init__()
 

@@ -12,6 +12,7 @@ from jflow._core.arrays import float_dtype
 from jflow._core.checks import check_whole
 from jflow.nets._attention import (
     attend,
+    check_attention,
     dot_product_attention,
     merged,
     per_token,
@@ -85,7 +86,7 @@ class Flux(nn.Module):
         ValueError: patch_size does not divide H and W, or num_heads the width; rope_axes are not
             even or do not add up to the size of a head; cond lacks its context or its vector; x,
             context or vector have other sizes than the params.
-        TypeError: norm is neither.
+        TypeError: norm is neither, or attention_fn is no function.
 
     Examples:
         >>> import jax
@@ -120,6 +121,7 @@ class Flux(nn.Module):
     norm: Norm | Norms = LayerNorm
 
     def __post_init__(self):
+        check_attention("Flux", self.attention_fn)
         placed("Flux", self.norm)
         if self.width % self.num_heads:
             raise ValueError(

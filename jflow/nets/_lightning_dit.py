@@ -12,6 +12,7 @@ from jflow._core.arrays import float_dtype, patchify
 from jflow._core.checks import check_whole
 from jflow.nets._attention import (
     attend,
+    check_attention,
     dot_product_attention,
     merged,
     per_token,
@@ -66,7 +67,7 @@ class LightningDiT(nn.Module):
     Raises:
         ValueError: patch_size does not divide H and W, or 4 num_heads the width; x has other
             patches than the params.
-        TypeError: norm is neither.
+        TypeError: norm is neither, or attention_fn is no function.
 
     Examples:
         >>> import jax
@@ -99,6 +100,7 @@ class LightningDiT(nn.Module):
     norm: Norm | Norms = RMSNorm
 
     def __post_init__(self):
+        check_attention("LightningDiT", self.attention_fn)
         placed("LightningDiT", self.norm)
         check_whole(
             "LightningDiT",

@@ -14,6 +14,7 @@ from jflow._core.conditions import as_condition, read_parts
 from jflow._core.positions import centered_positions
 from jflow.nets._attention import (
     attend,
+    check_attention,
     dot_product_attention,
     merged,
     per_token,
@@ -78,7 +79,7 @@ class MMDiT(nn.Module):
         ValueError: patch_size does not divide H and W, num_heads the width, or 4 the width; the
             image is larger than the grid; cond lacks its context or its vector; x, context or
             vector have other sizes than the params.
-        TypeError: norm is neither.
+        TypeError: norm is neither, or attention_fn is no function.
 
     Examples:
         >>> import jax
@@ -113,6 +114,7 @@ class MMDiT(nn.Module):
     norm: Norm | Norms = LayerNorm
 
     def __post_init__(self):
+        check_attention("MMDiT", self.attention_fn)
         placed("MMDiT", self.norm)
         if self.width % self.num_heads or self.width % 4:
             raise ValueError(

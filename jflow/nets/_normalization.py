@@ -46,6 +46,8 @@ class LayerNorm(nn.LayerNorm):
         Ba, Kiros, Hinton, *Layer Normalization*, 2016, arXiv:1607.06450.
     """
 
+    epsilon: float = 1e-6
+    dtype: Any = None
     use_fast_variance: bool = False
     affine: bool = True
 
@@ -78,7 +80,8 @@ class RMSNorm(nn.RMSNorm):
         Zhang, Sennrich, *Root Mean Square Layer Normalization*, 2019, arXiv:1910.07467.
     """
 
-    use_fast_variance: bool = False
+    epsilon: float = 1e-6
+    dtype: Any = None
     affine: bool = True
 
     def __post_init__(self):

@@ -7,7 +7,7 @@ import flax.linen as nn
 import jax.numpy as jnp
 import numpy as np
 
-from jflow.nets._attention import dot_product_attention, per_token
+from jflow.nets._attention import check_attention, dot_product_attention, per_token
 from jflow.nets._dit import transformed, with_aligned
 from jflow.nets._embed import TimeCondEmbed, check_time, read_cond
 from jflow.nets._normalization import LayerNorm, Norm, Norms, placed
@@ -113,7 +113,7 @@ class TokenDiT(nn.Module):
     Raises:
         ValueError: num_heads does not divide the width, num_layers is below 1, x is not [b, n, d],
             or t or a part of cond does not fit it.
-        TypeError: norm is neither.
+        TypeError: norm is neither, or attention_fn is no function.
 
     Examples:
         >>> import jax
@@ -150,6 +150,7 @@ class TokenDiT(nn.Module):
 
     def __post_init__(self):
         check_width("TokenDiT", self.width, self.num_heads, self.num_layers)
+        check_attention("TokenDiT", self.attention_fn)
         placed("TokenDiT", self.norm)
         super().__post_init__()
 

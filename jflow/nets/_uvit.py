@@ -11,7 +11,14 @@ from jflow._core.arrays import patchify, unpatchify
 from jflow._core.attached import HIDDEN
 from jflow._core.checks import check_whole
 from jflow._core.conditions import as_condition, read_parts
-from jflow.nets._attention import attend, dot_product_attention, merged, per_token, split_heads
+from jflow.nets._attention import (
+    attend,
+    check_attention,
+    dot_product_attention,
+    merged,
+    per_token,
+    split_heads,
+)
 from jflow.nets._embed import check_time, time_features
 from jflow.nets._mmdit import check_image
 from jflow.nets._normalization import LayerNorm, Norm, Norms, joined, normed, placed
@@ -55,7 +62,7 @@ class UViT(nn.Module):
     Raises:
         ValueError: patch_size does not divide H and W, num_heads the width, or 2 the number of
             layers; x has another size than the params.
-        TypeError: norm is neither.
+        TypeError: norm is neither, or attention_fn is no function.
 
     Examples:
         >>> import jax
@@ -86,6 +93,7 @@ class UViT(nn.Module):
     norm: Norm | Norms = _NORM
 
     def __post_init__(self):
+        check_attention("UViT", self.attention_fn)
         placed("UViT", self.norm)
         check_whole("UViT", num_layers=self.num_layers, patch_size=self.patch_size)
         if self.width % self.num_heads or self.width % 2 or self.num_layers % 2:

@@ -12,7 +12,7 @@ from jflow._core.attached import HIDDEN
 from jflow._core.checks import check_whole
 from jflow._core.conditions import with_label
 from jflow._core.linen import flatten_event
-from jflow.nets._attention import SelfAttention, dot_product_attention, per_token
+from jflow.nets._attention import SelfAttention, check_attention, dot_product_attention, per_token
 from jflow.nets._embed import need_cond, owner
 from jflow.nets._normalization import LayerNorm, Norm, Norms, joined, normed, placed
 from jflow.types import Array, Cond
@@ -41,11 +41,12 @@ class ViT(nn.Module):
             None is the type of the inputs and params.
         attention_fn: a function `attention_fn(q, k, v)`; see `SelfAttention`.
         norm: a function that makes the normalizations, such as `RMSNorm`, or a `Norms`, which says
-            where they stand, such as `peri_norm()`.
+            where they stand, such as `peri_norm()`; of each token by itself.
 
     Raises:
-        ValueError: num_heads does not divide the width, or num_layers is below 1.
-        TypeError: norm is neither.
+        ValueError: num_heads does not divide the width, num_layers is below 1, or the norm takes
+            means over a batch.
+        TypeError: norm is neither, or attention_fn is no function.
 
     Examples:
         >>> import jax
@@ -74,6 +75,7 @@ class ViT(nn.Module):
 
     def __post_init__(self):
         check_width("ViT", self.width, self.num_heads, self.num_layers)
+        check_attention("ViT", self.attention_fn)
         placed("ViT", self.norm, per_token=True)
         super().__post_init__()
 

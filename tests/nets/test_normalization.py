@@ -262,6 +262,9 @@ def test_what_a_backbone_cannot_take_is_named_with_what_it_can(name):
         make(norm=nets.RMSNorm())
     with pytest.raises(TypeError, match=f"{name}: expected after_mlp of norm .* got 3"):
         make(norm=nets.Norms(after_mlp=3))
+    if name not in ("CausalTransformer", "TarFlowTransformer"):
+        with pytest.raises(TypeError, match=f"{name}: expected attention_fn .* got 'softmax'"):
+            make(attention_fn="softmax")
     if name in PER_TOKEN:
         for norm in (nets.BatchNorm, partial(nets.PowerNorm, decay=0.5)):
             with pytest.raises(ValueError, match="of each token by itself, such as nets.LayerNorm"):
