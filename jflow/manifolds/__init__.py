@@ -9,6 +9,15 @@ reads triangles, on which `biharmonic` and its relatives stand in the place of g
 """
 
 from jflow._core.names import explain_unknown
+from jflow.manifolds._batch_norm import (
+    LieGroup,
+    frechet_mean,
+    lie_batch_norm,
+    log_euclidean_group,
+    rotation_group,
+    running_mean,
+    spd_group,
+)
 from jflow.manifolds._check import check, tangent
 from jflow.manifolds._flat import euclidean, torus
 from jflow.manifolds._hyperbolic import (
@@ -43,23 +52,30 @@ from jflow.manifolds._sphere import (
 )
 
 __all__ = [
+    "LieGroup",
     "Mesh",
     "biharmonic",
     "check",
     "commute",
     "diffusion",
     "euclidean",
+    "frechet_mean",
     "from_latitude_longitude",
     "from_quaternion",
     "hyperboloid",
     "laplacian",
+    "lie_batch_norm",
+    "log_euclidean_group",
     "mesh",
     "poincare_ball",
     "product",
     "read_obj",
+    "rotation_group",
+    "running_mean",
     "simplex",
     "so3",
     "spd",
+    "spd_group",
     "spd_log_euclidean",
     "sphere",
     "surface",

@@ -31,16 +31,53 @@ from jflow.nets._fields import field, flow_map, velocity
 from jflow.nets._flux import Flux
 from jflow.nets._headed import Headed, headed
 from jflow.nets._inception import InceptionFID
-from jflow.nets._kernel import KernelFeatures
+from jflow.nets._kernels import (
+    fixup,
+    spectral_norm,
+    standardized_kernels,
+    unit_kernels,
+    weight_norm,
+)
 from jflow.nets._lightning_dit import LightningDiT
+from jflow.nets._linear_attention import (
+    flow_attention,
+    fourier_attention,
+    galerkin_attention,
+    hybrid_attention,
+    sinkhorn_attention,
+    transnormer_attention,
+)
 from jflow.nets._lipschitz import LipschitzConv, LipschitzMLP, lip_swish
 from jflow.nets._made import MADE, longest_path
 from jflow.nets._mixture_head import MixtureHead
 from jflow.nets._mlp import MLP, ResidualMLP, TimeMLP
 from jflow.nets._mmdit import MMDiT
-from jflow.nets._particles import PairVelocity
+from jflow.nets._normalization import (
+    CRMSNorm,
+    DyT,
+    LayerNorm,
+    NoNorm,
+    Norms,
+    RMSNorm,
+    UnitNorm,
+    ngpt,
+    norm_former,
+    peri_norm,
+    pre_rms_norm,
+)
 from jflow.nets._pca import pca_autoencoder
 from jflow.nets._scanned import scanned
+from jflow.nets._statistics import (
+    BatchChannelNorm,
+    BatchNorm,
+    OnlineNorm,
+    PowerNorm,
+    UnifiedNorm,
+    init_statistics,
+    training_statistics,
+    update_statistics,
+    with_statistics,
+)
 from jflow.nets._t5 import T5Encoder
 from jflow.nets._tarflow import TarFlowTransformer
 from jflow.nets._text_image import ImageToText, TextImageTransformer, TextToImage
@@ -53,6 +90,37 @@ from jflow.nets._vit import CondEmbed, ViT
 from jflow.nets._with_text import Contrasted, OfText, WithText
 
 __all__ = [
+    "BatchChannelNorm",
+    "BatchNorm",
+    "CRMSNorm",
+    "DyT",
+    "LayerNorm",
+    "NoNorm",
+    "Norms",
+    "OnlineNorm",
+    "PowerNorm",
+    "RMSNorm",
+    "UnifiedNorm",
+    "UnitNorm",
+    "fixup",
+    "flow_attention",
+    "fourier_attention",
+    "galerkin_attention",
+    "hybrid_attention",
+    "init_statistics",
+    "ngpt",
+    "norm_former",
+    "peri_norm",
+    "pre_rms_norm",
+    "sinkhorn_attention",
+    "spectral_norm",
+    "standardized_kernels",
+    "training_statistics",
+    "transnormer_attention",
+    "unit_kernels",
+    "update_statistics",
+    "weight_norm",
+    "with_statistics",
     "ADM",
     "Autoencoder",
     "AutoencoderKL",
@@ -72,7 +140,6 @@ __all__ = [
     "ImageEncoder",
     "ImageToText",
     "InceptionFID",
-    "KernelFeatures",
     "LearnedPositions",
     "LightningDiT",
     "LipschitzConv",
@@ -82,7 +149,6 @@ __all__ = [
     "MMDiT",
     "MixtureHead",
     "OfText",
-    "PairVelocity",
     "Periodic",
     "ResidualMLP",
     "SelfAttention",

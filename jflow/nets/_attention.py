@@ -11,7 +11,8 @@ import numpy as np
 from jaxtyping import Bool, Float
 
 from jflow._core.arrays import float_dtype
-from jflow._core.checks import check_whole
+from jflow._core.checks import check_whole, described
+from jflow.nets._normalization import Norm, normed
 from jflow.types import Array
 
 Attention = Callable[..., Array]  # (q, k, v, *, mask=None)
@@ -362,6 +363,9 @@ class SelfAttention(nn.Module):
             `chunked_attention()` too, in memory linear in the tokens; in bfloat16 on a GPU
             `fused_attention("cudnn")` is faster, on a TPU `tpu_attention()`. `rotary_attention`
             adds positions to any of them.
+        qk_norm: a function that makes the normalization of queries and keys, such as `RMSNorm`, or
+            None.
+        head_norm: the same of what attention_fn returns, [b, n, heads, size], or None.
 
     Raises:
         ValueError: num_heads does not divide the width, or attention_fn returns another shape; both
@@ -376,6 +380,8 @@ class SelfAttention(nn.Module):
     out_init: nn.initializers.Initializer = nn.initializers.lecun_normal()
     dtype: Any = None
     attention_fn: Callable[..., Array] = dot_product_attention
+    qk_norm: Norm | None = None
+    head_norm: Norm | None = None
 
     @nn.compact
     def __call__(
@@ -398,9 +404,22 @@ class SelfAttention(nn.Module):
             )
         qkv = nn.Dense(3 * width, kernel_init=self.kernel_init, dtype=self.dtype, name="qkv")
         q, k, v = split_heads(per_token(qkv, x), self.num_heads)
-        y = merged(attend(self.attention_fn, q, k, v, valid))
+        q = normed(self.qk_norm, q, self.dtype, "q_norm")
+        k = normed(self.qk_norm, k, self.dtype, "k_norm")
+        y = attend(self.attention_fn, q, k, v, valid)
+        y = merged(normed(self.head_norm, y, self.dtype, "head_norm"))
         return per_token(
             nn.Dense(width, kernel_init=self.out_init, dtype=self.dtype, name="out"), y
+        )
+
+
+def check_attention(name: str, attention_fn: Any) -> None:
+    """Raise unless attention_fn is a function."""
+    if not callable(attention_fn):
+        raise TypeError(
+            f"{name}: expected attention_fn to be a function of (q, k, v), such as"
+            " nets.dot_product_attention, nets.chunked_attention() or nets.flow_attention(), got"
+            f" {described(attention_fn)}"
         )
 
 

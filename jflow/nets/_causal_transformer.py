@@ -3,6 +3,7 @@
 One is a parallel pass, the other takes steps with a cache of keys.
 """
 
+from functools import partial
 from typing import Any
 
 import flax.linen as nn
@@ -15,9 +16,10 @@ from jflow.nets._attention import per_token
 from jflow.nets._dit import CrossAttention
 from jflow.nets._embed import need_part
 from jflow.nets._mmdit import rotated
+from jflow.nets._normalization import LayerNorm, Norm, Norms, joined, normed, placed
 from jflow.nets._scanned import scanned
 from jflow.nets._slots import check_tokens, enter, held, leave, read_slots
-from jflow.nets._vit import check_width, layer_norm, mlp
+from jflow.nets._vit import check_width, mlp
 from jflow.types import Array, Cond
 
 _PARTS = ("label", "vector", "aligned", "context", "mask", "valid")
@@ -55,10 +57,14 @@ class CausalTransformer(nn.Module):
             `features`; None where they are vectors.
         rotary_period: the ratio that the frequencies of rotary positions fall by, such as 10,000,
             which turn queries and keys in the place of learned positions; None is learned ones.
+        norm: a function that makes the normalizations, such as `RMSNorm`, or a `Norms`, which says
+            where they stand, such as `peri_norm()`; of each token by itself.
 
     Raises:
         ValueError: num_heads does not divide the width, a size is below 1, the heads are of an odd
-            size under rotary positions, or there is a vocabulary without features.
+            size under rotary positions, there is a vocabulary without features, or the norm takes
+            means over a batch.
+        TypeError: norm is no function that makes a module, and no `Norms`.
 
     Examples:
         >>> import jax
@@ -87,10 +93,12 @@ class CausalTransformer(nn.Module):
     features: int | None = None
     vocabulary: int | None = None
     rotary_period: float | None = None
+    norm: Norm | Norms = LayerNorm
 
     def __post_init__(self):
         name = "CausalTransformer"
         check_width(name, self.width, self.num_heads, self.num_layers)
+        placed(name, self.norm, per_token=True)
         check_whole(name, features=self.features or 1, vocabulary=self.vocabulary or 1)
         if self.vocabulary is not None and self.features is None:
             raise ValueError(f"{name}: expected features beside a vocabulary, got features=None")
@@ -139,11 +147,13 @@ class CausalTransformer(nn.Module):
             rate = self.rotary_period ** (-jnp.arange(half, dtype=float_dtype(h)) / half)
             angles = slots.astype(rate.dtype)[:, None] * rate[None]
             turns = jnp.cos(angles), jnp.sin(angles)
+        norms = placed("CausalTransformer", self.norm, per_token=True)
+        h = normed(norms.first, h, self.dtype, "first_norm").astype(h.dtype)
         blocks = scanned(CausalBlock, self.num_layers, self.remat, in_axes=(0, *[nn.broadcast] * 6))
-        h, cache = blocks(self.num_heads, self.mlp_ratio, self.dtype, name="blocks")(
+        h, cache = blocks(self.num_heads, self.mlp_ratio, self.dtype, norms, name="blocks")(
             h, cache, slots, temperature, held(parts.valid), turns, parts.context, parts.mask
         )
-        h = nn.LayerNorm(epsilon=1e-6, dtype=self.dtype, name="norm")(h)
+        h = normed(norms.pre, h, self.dtype, "norm")
         size = x.shape[-1] * self.size if self.features is None else self.features
         head = nn.Dense(
             size, kernel_init=nn.initializers.zeros, name="head"
@@ -188,6 +198,7 @@ class CausalBlock(nn.Module):
     num_heads: int
     mlp_ratio: int
     dtype: Any
+    norms: Norms
 
     @nn.compact
     def __call__(
@@ -203,11 +214,14 @@ class CausalBlock(nn.Module):
     ):
         b, m, width = h.shape
         size = width // self.num_heads
-        y = nn.LayerNorm(epsilon=1e-6, dtype=self.dtype)(h)
+        norms, norm = self.norms, partial(normed, dtype=self.dtype)
+        y = norm(norms.pre, h, name=None)
         qkv = per_token(nn.Dense(3 * width, dtype=self.dtype, name="qkv"), y).reshape(
             b, m, 3, self.num_heads, size
         )
         q, k, v = jnp.moveaxis(qkv, 2, 0)
+        q = norm(norms.queries_keys, q, name="q_norm")
+        k = norm(norms.queries_keys, k, name="k_norm")
         if turns is not None:
             q, k = rotated(q, turns), rotated(k, turns)
         keys = slots
@@ -226,12 +240,14 @@ class CausalBlock(nn.Module):
         if counts is not None:  # the first slot always counts, so that every query sees a key
             seen = seen & counts[:, None, None]
         weights = jax.nn.softmax(jnp.where(seen, scores, -jnp.inf)).astype(v.dtype)
-        y = jnp.einsum("bhqk,bkhd->bqhd", weights, v).reshape(b, m, width)
-        h = h + per_token(nn.Dense(width, dtype=self.dtype, name="out"), y)
+        y = norm(norms.heads, jnp.einsum("bhqk,bkhd->bqhd", weights, v), name="head_norm")
+        y = per_token(nn.Dense(width, dtype=self.dtype, name="out"), y.reshape(b, m, width))
+        y = norm(norms.after_attention, y, name="attention_after")
+        h = joined(norms, h, y, None, self.dtype, "attention_join")
         if context is not None:
             attend = CrossAttention(self.num_heads, self.dtype, name="context")
-            y = layer_norm(self.dtype, "context_norm")(h)
+            y = norm(norms.pre, h, name="context_norm")
             h = h + attend(y, context, mask).astype(h.dtype)
-        return h + mlp(
-            nn.LayerNorm(epsilon=1e-6, dtype=self.dtype)(h), self.mlp_ratio, self.dtype
-        ), cache
+        y = mlp(norm(norms.pre, h, name=None), self.mlp_ratio, self.dtype, norms.hidden)
+        y = norm(norms.after_mlp, y, name="mlp_after")
+        return joined(norms, h, y, None, self.dtype, "mlp_join"), cache

@@ -16,8 +16,9 @@ from jflow._core.attached import HIDDEN
 from jflow._core.checks import check_cond
 from jflow._core.linen import apply_linen, init_linen
 from jflow.nets._attention import per_token
-from jflow.nets._dit import DiTBlock, layer_norm, modulation, sincos_positions
+from jflow.nets._dit import DiTBlock, modulation, sincos_positions
 from jflow.nets._embed import TimeCondEmbed, read_cond
+from jflow.nets._normalization import LayerNorm
 from jflow.nets._scanned import scanned
 from jflow.types import Array, Cond, Field, Velocity
 
@@ -210,7 +211,7 @@ class Branch(nn.Module):
         blocks = scanned(DiTBlock, self.num_layers, self.remat)
         h, _ = blocks(*self.block, name="blocks")(h, c)
         shift, scale = modulation(c, 2, self.block[-1])
-        y = layer_norm(self.block[-1])(h) * (1 + scale) + shift
+        y = LayerNorm(affine=False, dtype=self.block[-1])(h) * (1 + scale) + shift
         return h, per_token(
             nn.Dense(self.out, kernel_init=_zeros, name="head"), y
         )  # in the params' precision
@@ -252,7 +253,7 @@ class Refiner(nn.Module):
     def __call__(self, h: Array, patches: Array, gap: Array) -> tuple[Array, Array]:
         b, n, width = h.shape
         dense = lambda size, name: nn.Dense(size, kernel_init=_xavier, dtype=self.dtype, name=name)  # noqa: E731
-        a = layer_norm(self.dtype)(h)
+        a = LayerNorm(affine=False, dtype=self.dtype)(h)
         a = per_token(
             lambda a: dense(width, "acceleration_out")(nn.gelu(dense(width, "acceleration_in")(a))),
             a,
@@ -260,11 +261,11 @@ class Refiner(nn.Module):
         acceleration = per_token(nn.Dense(self.out, kernel_init=_zeros, name="head"), a)
 
         shift, scale, gate = modulation(gap, 3, self.dtype)
-        joint = layer_norm(self.dtype)(
+        joint = LayerNorm(affine=False, dtype=self.dtype)(
             per_token(dense(width, "join"), jnp.concatenate([h, a], axis=-1))
         )
         q = per_token(dense(width, "q"), joint * (1 + scale) + shift)
-        kv = per_token(dense(2 * width, "kv"), layer_norm(self.dtype)(patches))
+        kv = per_token(dense(2 * width, "kv"), LayerNorm(affine=False, dtype=self.dtype)(patches))
         q = q.reshape(b, n, self.num_heads, -1)
         key, value = jnp.moveaxis(
             kv.reshape(b, n, 2, self.num_heads, width // self.num_heads), 2, 0

@@ -12,12 +12,14 @@ from jflow._core.arrays import patchify, unpatchify
 from jflow._core.checks import check_whole
 from jflow.nets._attention import (
     SelfAttention,
+    check_attention,
     dot_product_attention,
     merged,
     per_token,
     split_heads,
 )
 from jflow.nets._embed import TimeCondEmbed, check_time, need_part, read_cond
+from jflow.nets._normalization import LayerNorm, Norm, Norms, joined, normed, placed
 from jflow.nets._scanned import scanned
 from jflow.types import Array, Cond, Condition
 
@@ -56,9 +58,12 @@ class DiT(nn.Module):
         dtype: the type of the computation, such as jnp.bfloat16; params stay float32 or better.
             None is the type of the inputs and params.
         attention_fn: a function `attention_fn(q, k, v)`; see `SelfAttention`.
+        norm: a function that makes the normalizations, such as `RMSNorm`, or a `Norms`, which says
+            where they stand, such as `peri_norm()`. Those in front of a branch have no weights.
 
     Raises:
         ValueError: patch_size does not divide H and W, num_heads the width, or 4 the width.
+        TypeError: norm is neither, or attention_fn is no function.
 
     Examples:
         >>> import jax
@@ -90,6 +95,7 @@ class DiT(nn.Module):
     remat: bool = False
     dtype: Any = None
     attention_fn: Callable[..., Array] = dot_product_attention
+    norm: Norm | Norms = LayerNorm
 
     def __post_init__(self):
         if self.width % self.num_heads or self.width % 4:
@@ -98,6 +104,8 @@ class DiT(nn.Module):
                 f"{self.width}"
             )
         check_whole("DiT", num_layers=self.num_layers)
+        check_attention("DiT", self.attention_fn)
+        placed("DiT", self.norm)
         super().__post_init__()
 
     @nn.compact
@@ -172,6 +180,8 @@ def transformed(
     if parts.context is None:
         blocks = module.variables.get("params", {}).get("blocks", {})
         need_part(module, "context", "context", blocks)
+    norms = placed(type(module).__name__, getattr(module, "norm", LayerNorm))
+    h = normed(norms.first, h, module.dtype, "first_norm").astype(h.dtype)
     blocks = scanned(DiTBlock, module.num_layers, module.remat)
     h, _ = blocks(
         module.num_heads,
@@ -179,11 +189,12 @@ def transformed(
         module.dropout,
         module.dtype,
         attention_fn or module.attention_fn,
+        norms,
         name="blocks",
     )(h, c, parts.context, parts.mask, parts.valid)
 
     shift, scale = modulation(c, 2, module.dtype)
-    h = layer_norm(module.dtype)(h) * (1 + scale) + shift
+    h = normed(norms.pre, h, module.dtype, "norm", affine=False) * (1 + scale) + shift
     return per_token(
         nn.Dense(outputs, kernel_init=_zeros, name="head"), h
     )  # in the params' precision
@@ -202,6 +213,7 @@ class DiTBlock(nn.Module):
     dropout: float
     dtype: Any
     attention_fn: Callable[..., Array] = dot_product_attention
+    norms: Norms = Norms()
 
     @nn.compact
     def __call__(
@@ -217,18 +229,31 @@ class DiTBlock(nn.Module):
         drop = nn.Dropout(self.dropout, deterministic=not self.has_rng("dropout"))
         shift_a, scale_a, gate_a, shift_m, scale_m, gate_m = modulation(c, 6, self.dtype)
 
-        y = layer_norm(self.dtype)(h) * (1 + scale_a) + shift_a
+        norms, norm = self.norms, partial(normed, dtype=self.dtype)
+
+        y = norm(norms.pre, h, name="attention_norm", affine=False) * (1 + scale_a) + shift_a
         y = SelfAttention(
-            self.num_heads, _xavier, _xavier, self.dtype, self.attention_fn, name="attention"
+            self.num_heads,
+            _xavier,
+            _xavier,
+            self.dtype,
+            self.attention_fn,
+            norms.queries_keys,
+            norms.heads,
+            name="attention",
         )(y, valid)
-        h = h + gate_a * drop(y)
+        y = norm(norms.after_attention, drop(y), name="attention_after")
+        h = joined(norms, h, y, gate_a, self.dtype, "attention_join")
         if context is not None:
             attend = CrossAttention(self.num_heads, self.dtype, name="context")
-            h = h + drop(attend(layer_norm(self.dtype)(h), context, mask)).astype(h.dtype)
+            y = norm(norms.pre, h, name="context_norm", affine=False)
+            h = h + drop(attend(y, context, mask)).astype(h.dtype)
 
-        y = layer_norm(self.dtype)(h) * (1 + scale_m) + shift_m
+        y = norm(norms.pre, h, name="mlp_norm", affine=False) * (1 + scale_m) + shift_m
         enter, leave = dense(self.mlp_ratio * width, name="in"), dense(width, name="out")
-        return h + gate_m * per_token(lambda y: leave(drop(nn.gelu(enter(y)))), y), None
+        inner = lambda y: norm(norms.hidden, nn.gelu(enter(y)), name="hidden_norm")  # noqa: E731
+        y = norm(norms.after_mlp, per_token(lambda y: leave(drop(inner(y))), y), name="mlp_after")
+        return joined(norms, h, y, gate_m, self.dtype, "mlp_join"), None
 
 
 class CrossAttention(nn.Module):
@@ -254,14 +279,6 @@ class CrossAttention(nn.Module):
         if mask is None:
             return y
         return jnp.where(jnp.any(mask, axis=1)[:, None, None], y, jnp.zeros_like(y))
-
-
-def layer_norm(dtype) -> nn.LayerNorm:
-    """A norm over the width without weights; its variance is the mean square of what
-    deviates from the mean, which keeps the digits of rows far from zero."""
-    return nn.LayerNorm(
-        epsilon=1e-6, use_bias=False, use_scale=False, use_fast_variance=False, dtype=dtype
-    )
 
 
 def modulation(c: Array, n: int, dtype) -> list[Array]:

@@ -12,20 +12,30 @@ from jflow._core.arrays import float_dtype
 from jflow._core.checks import check_whole
 from jflow.nets._attention import (
     attend,
+    check_attention,
     dot_product_attention,
     merged,
     per_token,
     rotated,
     split_heads,
 )
-from jflow.nets._dit import layer_norm, modulation
+from jflow.nets._dit import modulation
 from jflow.nets._mmdit import (
     JointBlock,
     enter,
+    first_normed,
     inputs_of,
     leave,
-    rms_norm,
     whole_mask,
+)
+from jflow.nets._normalization import (
+    LayerNorm,
+    Norm,
+    Norms,
+    RMSNorm,
+    joined,
+    normed,
+    placed,
 )
 from jflow.nets._scanned import scanned
 from jflow.types import Array, Cond
@@ -68,11 +78,15 @@ class Flux(nn.Module):
             in float32.
         attention_fn: a function `attention_fn(q, k, v)`; see `SelfAttention`. Where cond has a mask
             it is called with mask=[b, m] bool, the keys that are seen.
+        norm: a function that makes the normalizations, such as `RMSNorm`, or a `Norms`, which says
+            where they stand, such as `peri_norm()`; where it says nothing of queries and keys,
+            they have an `RMSNorm`. A single block is one branch, with what stands after attention.
 
     Raises:
         ValueError: patch_size does not divide H and W, or num_heads the width; rope_axes are not
             even or do not add up to the size of a head; cond lacks its context or its vector; x,
             context or vector have other sizes than the params.
+        TypeError: norm is neither, or attention_fn is no function.
 
     Examples:
         >>> import jax
@@ -104,8 +118,11 @@ class Flux(nn.Module):
     remat: bool = False
     dtype: Any = None
     attention_fn: Callable[..., Array] = dot_product_attention
+    norm: Norm | Norms = LayerNorm
 
     def __post_init__(self):
+        check_attention("Flux", self.attention_fn)
+        placed("Flux", self.norm)
         if self.width % self.num_heads:
             raise ValueError(
                 f"Flux: expected a width divisible by num_heads={self.num_heads}, got {self.width}"
@@ -149,21 +166,18 @@ class Flux(nn.Module):
         angles = rope_angles(n, x.shape[1] // p, x.shape[2] // p, self.rope_axes)
         turns = tuple(jnp.asarray(f(angles), float_dtype(h)) for f in (np.cos, np.sin))
 
-        double = scanned(JointBlock, self.num_layers, self.remat)(
-            self.num_heads,
-            self.mlp_ratio,
-            True,
-            self.dtype,
-            self.attention_fn,
-            name="double_blocks",
-        )
-        (h, text), _ = double((h, text), c, mask, turns)
-        single = scanned(SingleBlock, self.num_single_layers, self.remat)(
-            self.num_heads, self.mlp_ratio, self.dtype, self.attention_fn, name="single_blocks"
-        )
+        norms = placed("Flux", self.norm)
+        norms = norms._replace(queries_keys=norms.queries_keys or RMSNorm)
+        options = self.num_heads, self.mlp_ratio, self.dtype, norms, self.attention_fn
+        carry = first_normed(norms, h, text, self.dtype)
+        double = scanned(JointBlock, self.num_layers, self.remat)(*options, name="double_blocks")
+        (h, text), _ = double(carry, c, mask, turns)
+        single = scanned(SingleBlock, self.num_single_layers, self.remat)
         mask = whole_mask(mask, h.shape[1])
-        h, _ = single(jnp.concatenate([text, h], axis=1), c, mask, turns)
-        return leave(layer_norm(self.dtype)(h[:, n:]), c, x, p, self.dtype)
+        h = jnp.concatenate([text, h], axis=1)
+        h, _ = single(*options, name="single_blocks")(h, c, mask, turns)
+        h = normed(norms.pre, h[:, n:], self.dtype, "norm", affine=False)
+        return leave(h, c, x, p, self.dtype)
 
 
 class SingleBlock(nn.Module):
@@ -176,6 +190,7 @@ class SingleBlock(nn.Module):
     num_heads: int
     mlp_ratio: int
     dtype: Any
+    norms: Norms
     attention_fn: Callable[..., Array] = dot_product_attention
 
     @nn.compact
@@ -186,14 +201,19 @@ class SingleBlock(nn.Module):
         dense = partial(nn.Dense, kernel_init=_xavier, dtype=self.dtype)
         shift, scale, gate = modulation(c, 3, self.dtype)
 
-        y = layer_norm(self.dtype)(h) * (1 + scale) + shift
+        norms, norm = self.norms, partial(normed, dtype=self.dtype)
+        y = norm(norms.pre, h, name="norm", affine=False) * (1 + scale) + shift
         y = per_token(dense((3 + self.mlp_ratio) * width, name="in"), y)
         qkv, hidden = jnp.split(y, [3 * width], axis=-1)
         q, k, v = split_heads(qkv, self.num_heads)
-        q, k = rms_norm(self.dtype, "q_norm")(q), rms_norm(self.dtype, "k_norm")(k)
-        y = merged(attend(self.attention_fn, rotated(q, turns), rotated(k, turns), v, mask))
-        y = jnp.concatenate([y, nn.gelu(hidden)], axis=-1)
-        return h + gate * per_token(dense(width, name="out"), y), None
+        q = norm(norms.queries_keys, q, name="q_norm")
+        k = norm(norms.queries_keys, k, name="k_norm")
+        y = attend(self.attention_fn, rotated(q, turns), rotated(k, turns), v, mask)
+        y = merged(norm(norms.heads, y, name="head_norm"))
+        hidden = norm(norms.hidden, nn.gelu(hidden), name="hidden_norm")
+        y = per_token(dense(width, name="out"), jnp.concatenate([y, hidden], axis=-1))
+        y = norm(norms.after_attention, y, name="after")
+        return joined(norms, h, y, gate, self.dtype, "join"), None
 
 
 def rope_angles(n: int, rows: int, columns: int, axes: tuple[int, int, int]) -> np.ndarray:

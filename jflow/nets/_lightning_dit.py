@@ -12,6 +12,7 @@ from jflow._core.arrays import float_dtype, patchify
 from jflow._core.checks import check_whole
 from jflow.nets._attention import (
     attend,
+    check_attention,
     dot_product_attention,
     merged,
     per_token,
@@ -21,7 +22,8 @@ from jflow.nets._attention import (
 from jflow.nets._dit import modulation, sincos_positions
 from jflow.nets._embed import TimeCondEmbed, check_time, read_cond
 from jflow.nets._flux import rope_angles
-from jflow.nets._mmdit import check_image, leave, rms_norm
+from jflow.nets._mmdit import check_image, leave
+from jflow.nets._normalization import Norm, Norms, RMSNorm, joined, normed, placed
 from jflow.nets._scanned import scanned
 from jflow.types import Array, Cond
 
@@ -59,10 +61,14 @@ class LightningDiT(nn.Module):
             None is the type of the inputs and params. Mean squares, rotations and softmax are in
             float32.
         attention_fn: a function `attention_fn(q, k, v)`; see `SelfAttention`.
+        norm: a function that makes the normalizations, such as `LayerNorm`, or a `Norms`, which
+            says where they stand, such as `peri_norm()`; its queries_keys come before
+            qk_norm.
 
     Raises:
         ValueError: patch_size does not divide H and W, or 4 num_heads the width; x has other
             patches than the params.
+        TypeError: norm is neither, or attention_fn is no function.
 
     Examples:
         >>> import jax
@@ -92,8 +98,11 @@ class LightningDiT(nn.Module):
     remat: bool = False
     dtype: Any = None
     attention_fn: Callable[..., Array] = dot_product_attention
+    norm: Norm | Norms = RMSNorm
 
     def __post_init__(self):
+        check_attention("LightningDiT", self.attention_fn)
+        placed("LightningDiT", self.norm)
         check_whole(
             "LightningDiT",
             num_layers=self.num_layers,
@@ -138,18 +147,22 @@ class LightningDiT(nn.Module):
         half = self.width // self.num_heads // 2
         angles = rope_angles(0, rows, columns, (0, half, half))
         turns = tuple(jnp.asarray(f(angles), float_dtype(h)) for f in (np.cos, np.sin))
+        norms = placed("LightningDiT", self.norm)
+        if self.qk_norm and norms.queries_keys is None:
+            norms = norms._replace(queries_keys=RMSNorm)
+        h = normed(norms.first, h, self.dtype, "first_norm").astype(h.dtype)
         blocks = scanned(LightningBlock, self.num_layers, self.remat)(
             self.num_heads,
             self.mlp_ratio,
-            self.qk_norm,
             self.shift,
             self.dtype,
             self.attention_fn,
+            norms,
             name="blocks",
         )
         h, _ = blocks(h, c, turns)
 
-        return leave(rms_norm(self.dtype, "norm")(h), c, x, p, self.dtype)
+        return leave(normed(norms.pre, h, self.dtype, "norm"), c, x, p, self.dtype)
 
 
 class LightningBlock(nn.Module):
@@ -161,10 +174,10 @@ class LightningBlock(nn.Module):
 
     num_heads: int
     mlp_ratio: int
-    qk_norm: bool
     shift: bool
     dtype: Any
-    attention_fn: Callable[..., Array] = dot_product_attention
+    attention_fn: Callable[..., Array]
+    norms: Norms
 
     @nn.compact
     def __call__(self, h: Array, c: Array, turns: tuple[Array, Array]) -> tuple[Array, None]:
@@ -176,20 +189,24 @@ class LightningBlock(nn.Module):
             scale_a, gate_a, scale_m, gate_m = modulation(c, 4, self.dtype)
             shift_a = shift_m = jnp.zeros_like(scale_a)
 
-        y = rms_norm(self.dtype, "attention_norm")(h) * (1 + scale_a) + shift_a
-        qkv = per_token(dense(3 * width, name="qkv"), y)
-        q, k, v = split_heads(qkv, self.num_heads)
-        if self.qk_norm:
-            q, k = rms_norm(self.dtype, "q_norm")(q), rms_norm(self.dtype, "k_norm")(k)
-        y = merged(attend(self.attention_fn, rotated(q, turns), rotated(k, turns), v))
-        h = h + gate_a * per_token(dense(width, name="attention_out"), y)
+        norms, norm = self.norms, partial(normed, dtype=self.dtype)
+        y = norm(norms.pre, h, name="attention_norm") * (1 + scale_a) + shift_a
+        q, k, v = split_heads(per_token(dense(3 * width, name="qkv"), y), self.num_heads)
+        q = norm(norms.queries_keys, q, name="q_norm")
+        k = norm(norms.queries_keys, k, name="k_norm")
+        y = attend(self.attention_fn, rotated(q, turns), rotated(k, turns), v)
+        y = merged(norm(norms.heads, y, name="head_norm"))
+        y = per_token(dense(width, name="attention_out"), y)
+        y = norm(norms.after_attention, y, name="attention_after")
+        h = joined(norms, h, y, gate_a, self.dtype, "attention_join")
 
-        y = rms_norm(self.dtype, "mlp_norm")(h) * (1 + scale_m) + shift_m
+        y = norm(norms.pre, h, name="mlp_norm") * (1 + scale_m) + shift_m
         hidden = int(2 / 3 * self.mlp_ratio * width)  # rounded as published
         enter, leave = dense(2 * hidden, name="mlp_in"), dense(width, name="mlp_out")
 
         def mlp(y):
             gate, value = jnp.split(enter(y), 2, axis=-1)
-            return leave(nn.silu(gate) * value)
+            return leave(norm(norms.hidden, nn.silu(gate) * value, name="hidden_norm"))
 
-        return h + gate_m * per_token(mlp, y), None
+        y = norm(norms.after_mlp, per_token(mlp, y), name="mlp_after")
+        return joined(norms, h, y, gate_m, self.dtype, "mlp_join"), None

@@ -13,14 +13,23 @@ from jflow._core.conditions import as_condition, read_parts
 from jflow._core.positions import centered_positions
 from jflow.nets._attention import (
     attend,
+    check_attention,
     dot_product_attention,
     merged,
     per_token,
     rotated,
     split_heads,
 )
-from jflow.nets._dit import layer_norm, modulation
+from jflow.nets._dit import modulation
 from jflow.nets._embed import check_time, time_features
+from jflow.nets._normalization import (
+    LayerNorm,
+    Norm,
+    Norms,
+    RMSNorm,
+    normed,
+    placed,
+)
 from jflow.nets._scanned import scanned
 from jflow.types import Array, Cond
 
@@ -62,11 +71,15 @@ class MMDiT(nn.Module):
             None is the type of the inputs and params. Means, variances and softmax are in float32.
         attention_fn: a function `attention_fn(q, k, v)`; see `SelfAttention`. Where cond has a mask
             it is called with mask=[b, m] bool, the keys that are seen.
+        norm: a function that makes the normalizations, such as `RMSNorm`, or a `Norms`, which says
+            where they stand, such as `peri_norm()`; its queries_keys come before qk_norm. Those in
+            front of a branch have no weights.
 
     Raises:
         ValueError: patch_size does not divide H and W, num_heads the width, or 4 the width; the
             image is larger than the grid; cond lacks its context or its vector; x, context or
             vector have other sizes than the params.
+        TypeError: norm is neither, or attention_fn is no function.
 
     Examples:
         >>> import jax
@@ -98,8 +111,11 @@ class MMDiT(nn.Module):
     remat: bool = False
     dtype: Any = None
     attention_fn: Callable[..., Array] = dot_product_attention
+    norm: Norm | Norms = LayerNorm
 
     def __post_init__(self):
+        check_attention("MMDiT", self.attention_fn)
+        placed("MMDiT", self.norm)
         if self.width % self.num_heads or self.width % 4:
             raise ValueError(
                 f"MMDiT: expected a width divisible by 4 and by num_heads={self.num_heads}, got "
@@ -139,8 +155,11 @@ class MMDiT(nn.Module):
         positions = centered_positions(rows, columns, self.grid_size, self.grid_step, self.width)
         h = h + jnp.asarray(positions, h.dtype)[None]
 
-        options = self.num_heads, self.mlp_ratio, self.qk_norm, self.dtype, self.attention_fn
-        carry = (h, text)
+        norms = placed("MMDiT", self.norm)
+        if self.qk_norm and norms.queries_keys is None:
+            norms = norms._replace(queries_keys=RMSNorm)
+        options = self.num_heads, self.mlp_ratio, self.dtype, norms, self.attention_fn
+        carry = first_normed(norms, h, text, self.dtype)
         if self.dual_layers:
             dual = scanned(JointBlock, self.dual_layers, self.remat)
             carry, _ = dual(*options, dual=True, name="dual_blocks")(carry, c, mask)
@@ -149,7 +168,7 @@ class MMDiT(nn.Module):
             carry, _ = blocks(*options, name="blocks")(carry, c, mask)
         last = nn.remat(JointBlock) if self.remat else JointBlock
         (h, _), _ = last(*options, last=True, name="last_block")(carry, c, mask)
-        return leave(layer_norm(self.dtype)(h), c, x, p, self.dtype)
+        return leave(normed(norms.pre, h, self.dtype, "norm", False), c, x, p, self.dtype)
 
 
 class JointBlock(nn.Module):
@@ -161,8 +180,8 @@ class JointBlock(nn.Module):
 
     num_heads: int
     mlp_ratio: int
-    qk_norm: bool
     dtype: Any
+    norms: Norms
     attention_fn: Callable[..., Array] = dot_product_attention
     dual: bool = False
     last: bool = False
@@ -177,9 +196,8 @@ class JointBlock(nn.Module):
     ) -> tuple[tuple[Array, Array], None]:
         image, context = carry
         m = context.shape[1]
-        stream = partial(
-            Stream, c.shape[-1], self.num_heads, self.mlp_ratio, self.qk_norm, self.dtype
-        )
+        options = self.num_heads, self.mlp_ratio, self.dtype, self.norms
+        stream = partial(Stream, c.shape[-1], *options)
         of_image = stream(dual=self.dual, name="image")
         of_context = stream(last=self.last, name="context")
 
@@ -208,8 +226,8 @@ class Stream(nn.Module):
     width: int
     num_heads: int
     mlp_ratio: int
-    qk_norm: bool
     dtype: Any
+    norms: Norms
     dual: bool = False
     last: bool = False
 
@@ -217,47 +235,66 @@ class Stream(nn.Module):
         dense = partial(nn.Dense, kernel_init=_xavier, dtype=self.dtype)
         self.chunks = 2 if self.last else 9 if self.dual else 6
         self.modulation = nn.Dense(self.chunks * self.width, kernel_init=_zeros, dtype=self.dtype)
-        self.norm = layer_norm(self.dtype)
-        self.heads = Heads(self.num_heads, self.qk_norm, self.dtype)
+        norms = self.norms
+        norm = lambda make, **options: make and make(dtype=self.dtype, **options)  # noqa: E731
+        self.attention_norm = norm(norms.pre, affine=False)
+        self.heads = Heads(self.num_heads, norms.queries_keys, self.dtype)
         if self.dual:
-            self.own_heads = Heads(self.num_heads, self.qk_norm, self.dtype)
-            self.own_out = dense(self.width)
+            self.own_heads = Heads(self.num_heads, norms.queries_keys, self.dtype)
+            self.own_head_norm = norm(norms.heads)
+            self.own_out, self.own_after = dense(self.width), norm(norms.after_attention)
+            self.own_join = norm(norms.join)
         if not self.last:
-            self.out = dense(self.width)
+            self.head_norm = norm(norms.heads)
+            self.out, self.attention_after = dense(self.width), norm(norms.after_attention)
+            self.attention_join, self.mlp_join = norm(norms.join), norm(norms.join)
+            self.mlp_norm, self.hidden_norm = norm(norms.pre, affine=False), norm(norms.hidden)
             self.mlp_in, self.mlp_out = dense(self.mlp_ratio * self.width), dense(self.width)
+            self.mlp_after = norm(norms.after_mlp)
 
     def enter(self, h, c):
         """(q, k, v) of the joint attention, and what `leave` needs."""
         shift, scale, *rest = jnp.split(self.modulation(c)[:, None], self.chunks, -1)
-        y = self.norm(h)
+        y = self.attention_norm(h)
         return self.heads(y * (1 + scale) + shift), (y, rest)
 
     def leave(self, h, attended, rest, attention_fn):
         """The tokens after the attention and the MLP."""
         y, (gate, shift, scale, mlp_gate, *own) = rest
-        h = h + gate * per_token(self.out, merged(attended))
+        attended = per_token(self.out, merged(_maybe(self.head_norm, attended)))
+        h = _joined(self.attention_join, h, _maybe(self.attention_after, attended), gate)
         if self.dual:
             own_shift, own_scale, own_gate = own
             attended = attend(attention_fn, *self.own_heads(y * (1 + own_scale) + own_shift))
-            h = h + own_gate * per_token(self.own_out, merged(attended))
-        y = self.norm(h) * (1 + scale) + shift
-        return h + mlp_gate * per_token(lambda y: self.mlp_out(nn.gelu(self.mlp_in(y))), y)
+            attended = per_token(self.own_out, merged(_maybe(self.own_head_norm, attended)))
+            h = _joined(self.own_join, h, _maybe(self.own_after, attended), own_gate)
+        y = self.mlp_norm(h) * (1 + scale) + shift
+        inner = lambda y: _maybe(self.hidden_norm, nn.gelu(self.mlp_in(y)))  # noqa: E731
+        y = _maybe(self.mlp_after, per_token(lambda y: self.mlp_out(inner(y)), y))
+        return _joined(self.mlp_join, h, y, mlp_gate)
+
+
+def _maybe(norm, y):
+    return y if norm is None else norm(y)
+
+
+def _joined(join, h, branch, gate):
+    return h + gate * branch if join is None else join(h, branch, gate)
 
 
 class Heads(nn.Module):
     """Queries, keys and values [b, n, heads, size] of tokens [b, n, width]."""
 
     num_heads: int
-    qk_norm: bool
+    qk_norm: Norm | None
     dtype: Any
 
     @nn.compact
     def __call__(self, h: Array) -> tuple[Array, Array, Array]:
         qkv = nn.Dense(3 * h.shape[-1], kernel_init=_xavier, dtype=self.dtype, name="qkv")
         q, k, v = split_heads(per_token(qkv, h), self.num_heads)
-        if self.qk_norm:
-            q, k = rms_norm(self.dtype, "q_norm")(q), rms_norm(self.dtype, "k_norm")(k)
-        return q, k, v
+        q = normed(self.qk_norm, q, self.dtype, "q_norm")
+        return q, normed(self.qk_norm, k, self.dtype, "k_norm"), v
 
 
 class TextEmbed(nn.Module):
@@ -322,8 +359,13 @@ def leave(h: Array, c: Array, x: Array, p: int, dtype) -> Array:
     return unpatchify(per_token(head, h), x.shape[1] // p, x.shape[2] // p, p).astype(x.dtype)
 
 
-def rms_norm(dtype, name: str) -> nn.RMSNorm:
-    return nn.RMSNorm(epsilon=1e-6, use_fast_variance=False, dtype=dtype, name=name)
+def first_normed(norms: Norms, h: Array, text: Array, dtype: Any) -> tuple[Array, Array]:
+    """The tokens of the image and of the text in front of the first block.
+
+    To be called inside a compact method.
+    """
+    image = normed(norms.first, h, dtype, "first_norm").astype(h.dtype)
+    return image, normed(norms.first, text, dtype, "first_context_norm").astype(h.dtype)
 
 
 def whole_mask(mask: Array | None, n: int) -> Array | None:

@@ -10,9 +10,12 @@ import jax.numpy as jnp
 from jflow._core.arrays import float_dtype
 from jflow._core.conditions import label_of, refuse_parts, with_label
 from jflow.nets._attention import dot_product_attention, per_token
+from jflow.nets._normalization import LayerNorm, Norm, Norms, joined, normed, placed
 from jflow.nets._scanned import scanned
 from jflow.nets._vit import check_width
 from jflow.types import Array, Cond
+
+_NORM = partial(LayerNorm, epsilon=1e-5)
 
 
 class TarFlowTransformer(nn.Module):
@@ -34,9 +37,13 @@ class TarFlowTransformer(nn.Module):
         remat: whether each layer is computed again in the backward pass, which saves memory.
         dtype: the type of the computation, such as jnp.bfloat16; params stay float32 or better.
             None is the type of the inputs and params.
+        norm: a function that makes the normalizations, such as `RMSNorm`, or a `Norms`, which says
+            where they stand, such as `peri_norm()`; of each token by itself.
 
     Raises:
-        ValueError: num_heads does not divide the width, or num_layers is below 1.
+        ValueError: num_heads does not divide the width, num_layers is below 1, or the norm takes
+            means over a batch.
+        TypeError: norm is no function that makes a module, and no `Norms`.
 
     Examples:
         >>> import jax
@@ -59,8 +66,10 @@ class TarFlowTransformer(nn.Module):
     num_classes: int | None = None
     remat: bool = False
     dtype: Any = None
+    norm: Norm | Norms = _NORM
 
     def __post_init__(self):
+        placed("TarFlowTransformer", self.norm, per_token=True)
         check_width("TarFlowTransformer", self.width, self.num_heads, self.num_layers)
         super().__post_init__()
 
@@ -104,10 +113,12 @@ class TarFlowTransformer(nn.Module):
             )
             classes = jnp.concatenate([classes, classes.mean(0, keepdims=True)])
             h = h + jnp.take(classes, label, axis=0)[:, None].astype(h.dtype)
+        norms = placed("TarFlowTransformer", self.norm, per_token=True)
+        h = normed(norms.first, h, self.dtype, "first_norm").astype(h.dtype)
         layers = scanned(
             TarFlowLayer, self.num_layers, self.remat, in_axes=(0, nn.broadcast, nn.broadcast)
         )
-        h, cache = layers(self.num_heads, self.mlp_ratio, self.dtype, name="layers")(
+        h, cache = layers(self.num_heads, self.mlp_ratio, self.dtype, norms, name="layers")(
             h, cache, slots, temperature
         )
         head = nn.Dense(d * self.size, kernel_init=nn.initializers.zeros, name="head")
@@ -152,14 +163,17 @@ class TarFlowLayer(nn.Module):
     num_heads: int
     mlp_ratio: int
     dtype: Any
+    norms: Norms
 
     @nn.compact
     def __call__(self, h: Array, cache, slots: Array, temperature: Array | None):
         b, m, width = h.shape
-        norm = partial(nn.LayerNorm, epsilon=1e-5, use_fast_variance=False, dtype=self.dtype)
+        norms, norm = self.norms, partial(normed, dtype=self.dtype)
         dense = partial(nn.Dense, dtype=self.dtype)
-        qkv = per_token(dense(3 * width, name="qkv"), norm(name="norm_attention")(h))
+        qkv = per_token(dense(3 * width, name="qkv"), norm(norms.pre, h, name="norm_attention"))
         q, k, v = jnp.moveaxis(qkv.reshape(b, m, 3, self.num_heads, -1), 2, 0)
+        q = norm(norms.queries_keys, q, name="q_norm")
+        k = norm(norms.queries_keys, k, name="k_norm")
         keys = slots
         if cache is not None:
             k, v = cache = tuple(
@@ -170,7 +184,14 @@ class TarFlowLayer(nn.Module):
         if temperature is not None:
             q = q / temperature.astype(q.dtype)[:, None, None, None]
         seen = (keys[None, :] <= slots[:, None]) & (keys[None, :] > 0)
-        y = dot_product_attention(q, k, v, mask=seen[None, None]).reshape(b, m, width)
-        h = h + per_token(dense(width, name="out"), y)
-        y = per_token(dense(self.mlp_ratio * width, name="mlp_in"), norm(name="norm_mlp")(h))
-        return h + per_token(dense(width, name="mlp_out"), nn.gelu(y, approximate=False)), cache
+        y = dot_product_attention(q, k, v, mask=seen[None, None])
+        y = norm(norms.heads, y, name="head_norm").reshape(b, m, width)
+        y = norm(
+            norms.after_attention, per_token(dense(width, name="out"), y), name="attention_after"
+        )
+        h = joined(norms, h, y, None, self.dtype, "attention_join")
+        y = norm(norms.pre, h, name="norm_mlp")
+        y = nn.gelu(per_token(dense(self.mlp_ratio * width, name="mlp_in"), y), approximate=False)
+        y = norm(norms.hidden, y, name="hidden_norm")
+        y = norm(norms.after_mlp, per_token(dense(width, name="mlp_out"), y), name="mlp_after")
+        return joined(norms, h, y, None, self.dtype, "mlp_join"), cache

@@ -7,9 +7,10 @@ import flax.linen as nn
 import jax.numpy as jnp
 import numpy as np
 
-from jflow.nets._attention import dot_product_attention, per_token
+from jflow.nets._attention import check_attention, dot_product_attention, per_token
 from jflow.nets._dit import transformed, with_aligned
 from jflow.nets._embed import TimeCondEmbed, check_time, read_cond
+from jflow.nets._normalization import LayerNorm, Norm, Norms, placed
 from jflow.nets._vit import check_width
 from jflow.types import Array, Cond, Condition
 
@@ -106,10 +107,13 @@ class TokenDiT(nn.Module):
             None is the type of the inputs and params.
         attention_fn: a function `attention_fn(q, k, v)`, or with mask=[b, n] where cond has valid;
             see `SelfAttention`.
+        norm: a function that makes the normalizations, such as `RMSNorm`, or a `Norms`, which says
+            where they stand, such as `peri_norm()`. Those in front of a branch have no weights.
 
     Raises:
         ValueError: num_heads does not divide the width, num_layers is below 1, x is not [b, n, d],
             or t or a part of cond does not fit it.
+        TypeError: norm is neither, or attention_fn is no function.
 
     Examples:
         >>> import jax
@@ -142,9 +146,12 @@ class TokenDiT(nn.Module):
     remat: bool = False
     dtype: Any = None
     attention_fn: Callable[..., Array] = dot_product_attention
+    norm: Norm | Norms = LayerNorm
 
     def __post_init__(self):
         check_width("TokenDiT", self.width, self.num_heads, self.num_layers)
+        check_attention("TokenDiT", self.attention_fn)
+        placed("TokenDiT", self.norm)
         super().__post_init__()
 
     @nn.compact

@@ -10,14 +10,23 @@ import jax.numpy as jnp
 from jflow._core.arrays import patchify, unpatchify
 from jflow._core.checks import check_whole
 from jflow._core.conditions import as_condition, read_parts
-from jflow.nets._attention import attend, dot_product_attention, merged, per_token, split_heads
+from jflow.nets._attention import (
+    attend,
+    check_attention,
+    dot_product_attention,
+    merged,
+    per_token,
+    split_heads,
+)
 from jflow.nets._embed import check_time, time_features
 from jflow.nets._mmdit import check_image
+from jflow.nets._normalization import LayerNorm, Norm, Norms, joined, normed, placed
 from jflow.nets._scanned import scanned
 from jflow.types import Array, Cond
 
 _normal = nn.initializers.truncated_normal(0.02)
 _zeros = nn.initializers.zeros
+_NORM = partial(LayerNorm, epsilon=1e-5)
 
 
 class UViT(nn.Module):
@@ -47,10 +56,13 @@ class UViT(nn.Module):
         dtype: the type of the computation, such as jnp.bfloat16; params stay float32 or better.
             None is the type of the inputs and params.
         attention_fn: a function `attention_fn(q, k, v)`; see `SelfAttention`.
+        norm: a function that makes the normalizations, such as `RMSNorm`, or a `Norms`, which says
+            where they stand, such as `peri_norm()`.
 
     Raises:
         ValueError: patch_size does not divide H and W, num_heads the width, or 2 the number of
             layers; x has another size than the params.
+        TypeError: norm is neither, or attention_fn is no function.
 
     Examples:
         >>> import jax
@@ -78,8 +90,11 @@ class UViT(nn.Module):
     remat: bool = False
     dtype: Any = None
     attention_fn: Callable[..., Array] = dot_product_attention
+    norm: Norm | Norms = _NORM
 
     def __post_init__(self):
+        check_attention("UViT", self.attention_fn)
+        placed("UViT", self.norm)
         check_whole("UViT", num_layers=self.num_layers, patch_size=self.patch_size)
         if self.width % self.num_heads or self.width % 2 or self.num_layers % 2:
             raise ValueError(
@@ -131,13 +146,15 @@ class UViT(nn.Module):
         positions = self.param("positions", _normal, (h.shape[1], self.width))
         h = h + positions.astype(h.dtype)[None]
 
-        options = self.num_heads, self.mlp_ratio, self.dtype, self.attention_fn
+        norms = placed("UViT", self.norm)
+        h = normed(norms.first, h, self.dtype, "first_norm").astype(h.dtype)
+        options = self.num_heads, self.mlp_ratio, self.dtype, self.attention_fn, norms
         h, skips = self._scanned(nn.broadcast)(*options, name="in_blocks")(h, None)
         middle = nn.remat(UViTBlock) if self.remat else UViTBlock
         h, _ = middle(*options, name="mid_block")(h, None)
         h, _ = self._scanned(0)(*options, name="out_blocks")(h, skips[::-1])
 
-        h = layer_norm(self.dtype, "norm")(h)[:, len(extra) :]
+        h = normed(norms.pre, h, self.dtype, "norm")[:, len(extra) :]
         init = _normal if self.conv else _zeros
         h = per_token(nn.Dense(p * p * channels, kernel_init=init, name="head"), h)
         h = unpatchify(h, height // p, width // p, p)
@@ -159,6 +176,7 @@ class UViTBlock(nn.Module):
     mlp_ratio: int
     dtype: Any
     attention_fn: Callable[..., Array] = dot_product_attention
+    norms: Norms = Norms(_NORM)
 
     @nn.compact
     def __call__(self, h: Array, skip: Array | None) -> tuple[Array, Array]:
@@ -166,15 +184,20 @@ class UViTBlock(nn.Module):
         dense = partial(nn.Dense, kernel_init=_normal, dtype=self.dtype)
         if skip is not None:
             h = per_token(dense(width, name="skip"), jnp.concatenate([h, skip], axis=-1))
+        norms, norm = self.norms, partial(normed, dtype=self.dtype)
         qkv = dense(3 * width, use_bias=False, name="qkv")
-        y = per_token(qkv, layer_norm(self.dtype, "attention_norm")(h))
-        y = merged(attend(self.attention_fn, *split_heads(y, self.num_heads)))
-        h = h + per_token(dense(width, name="out"), y)
-        y = layer_norm(self.dtype, "mlp_norm")(h)
+        y = per_token(qkv, norm(norms.pre, h, name="attention_norm"))
+        q, k, v = split_heads(y, self.num_heads)
+        q = norm(norms.queries_keys, q, name="q_norm")
+        k = norm(norms.queries_keys, k, name="k_norm")
+        y = norm(norms.heads, attend(self.attention_fn, q, k, v), name="head_norm")
+        y = per_token(dense(width, name="out"), merged(y))
+        y = norm(norms.after_attention, y, name="attention_after")
+        h = joined(norms, h, y, None, self.dtype, "attention_join")
+        y = norm(norms.pre, h, name="mlp_norm")
         enter, leave = dense(self.mlp_ratio * width, name="mlp_in"), dense(width, name="mlp_out")
-        h = h + per_token(lambda y: leave(nn.gelu(enter(y), approximate=False)), y)
+        gelu = partial(nn.gelu, approximate=False)
+        inner = lambda y: norm(norms.hidden, gelu(enter(y)), name="hidden_norm")  # noqa: E731
+        y = norm(norms.after_mlp, per_token(lambda y: leave(inner(y)), y), name="mlp_after")
+        h = joined(norms, h, y, None, self.dtype, "mlp_join")
         return h, h
-
-
-def layer_norm(dtype, name: str) -> nn.LayerNorm:
-    return nn.LayerNorm(epsilon=1e-5, use_fast_variance=False, dtype=dtype, name=name)

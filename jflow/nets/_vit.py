@@ -1,5 +1,7 @@
 """ViT: a transformer from tokens to features, the conditioner of couplings on patches."""
 
+from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import flax.linen as nn
@@ -9,8 +11,9 @@ import jax.numpy as jnp
 from jflow._core.checks import check_whole
 from jflow._core.conditions import with_label
 from jflow._core.linen import flatten_event
-from jflow.nets._attention import SelfAttention, per_token
+from jflow.nets._attention import SelfAttention, check_attention, dot_product_attention, per_token
 from jflow.nets._embed import need_cond, owner
+from jflow.nets._normalization import LayerNorm, Norm, Norms, joined, normed, placed
 from jflow.nets._scanned import scanned
 from jflow.types import Array, Cond
 
@@ -36,9 +39,14 @@ class ViT(nn.Module):
         remat: whether each block is computed again in the backward pass, which saves memory.
         dtype: the type of the computation, such as jnp.bfloat16; params stay float32 or better.
             None is the type of the inputs and params.
+        attention_fn: a function `attention_fn(q, k, v)`; see `SelfAttention`.
+        norm: a function that makes the normalizations, such as `RMSNorm`, or a `Norms`, which says
+            where they stand, such as `peri_norm()`; of each token by itself.
 
     Raises:
-        ValueError: num_heads does not divide the width, or num_layers is below 1.
+        ValueError: num_heads does not divide the width, num_layers is below 1, or the norm takes
+            means over a batch.
+        TypeError: norm is neither, or attention_fn is no function.
 
     Examples:
         >>> import jax
@@ -62,9 +70,13 @@ class ViT(nn.Module):
     num_classes: int | None = None
     remat: bool = False
     dtype: Any = None
+    attention_fn: Callable[..., Array] = dot_product_attention
+    norm: Norm | Norms = LayerNorm
 
     def __post_init__(self):
         check_width("ViT", self.width, self.num_heads, self.num_layers)
+        check_attention("ViT", self.attention_fn)
+        placed("ViT", self.norm, per_token=True)
         super().__post_init__()
 
     @nn.compact
@@ -89,8 +101,11 @@ class ViT(nn.Module):
         ) is not None:
             h = h + c[:, None].astype(h.dtype)
         blocks = scanned(ViTBlock, self.num_layers, self.remat)
-        h, _ = blocks(self.num_heads, self.mlp_ratio, self.dtype, name="blocks")(h, None)
-        return layer_norm(self.dtype, "norm")(h)
+        norms = placed("ViT", self.norm)
+        h = normed(norms.first, h, self.dtype, "first_norm").astype(h.dtype)
+        options = self.num_heads, self.mlp_ratio, self.dtype, self.attention_fn, norms
+        h, _ = blocks(*options, name="blocks")(h, None)
+        return normed(norms.pre, h, self.dtype, "norm")
 
 
 class ViTBlock(nn.Module):
@@ -99,24 +114,37 @@ class ViTBlock(nn.Module):
     num_heads: int
     mlp_ratio: int
     dtype: Any
+    attention_fn: Callable[..., Array]
+    norms: Norms
 
     @nn.compact
     def __call__(self, h: Array, _) -> tuple[Array, None]:
+        norms, norm = self.norms, partial(normed, dtype=self.dtype)
         attention = SelfAttention(
-            self.num_heads, _uniform, _uniform, dtype=self.dtype, name="attention"
+            self.num_heads,
+            _uniform,
+            _uniform,
+            self.dtype,
+            self.attention_fn,
+            norms.queries_keys,
+            norms.heads,
+            name="attention",
         )
-        h = h + attention(layer_norm(self.dtype)(h))
+        y = attention(norm(norms.pre, h, name=None))
+        y = norm(norms.after_attention, y, name="attention_after")
+        h = joined(norms, h, y, None, self.dtype, "attention_join")
         init = {
             "kernel_init": nn.initializers.xavier_uniform(),
             "bias_init": nn.initializers.normal(1e-6),
         }
-        return h + mlp(layer_norm(self.dtype)(h), self.mlp_ratio, self.dtype, **init), None
+        y = mlp(norm(norms.pre, h, name=None), self.mlp_ratio, self.dtype, norms.hidden, **init)
+        y = norm(norms.after_mlp, y, name="mlp_after")
+        return joined(norms, h, y, None, self.dtype, "mlp_join"), None
 
 
-def layer_norm(dtype, name: str | None = None) -> nn.LayerNorm:
-    """A norm over the width; its variance is the mean square of what deviates from the mean,
-    which keeps the digits of rows far from zero."""
-    return nn.LayerNorm(epsilon=1e-6, use_fast_variance=False, dtype=dtype, name=name)
+def layer_norm(dtype, name: str | None = None) -> LayerNorm:
+    """`LayerNorm` for what computes in a type of its own."""
+    return LayerNorm(dtype=dtype, name=name)
 
 
 class CondEmbed(nn.Module):
@@ -186,8 +214,8 @@ class CondEmbed(nn.Module):
         return table(leaf)
 
 
-def mlp(h: Array, ratio: int, dtype, **init) -> Array:
-    """Two dense layers [b, n, width] -> [b, n, width] with a GELU between.
+def mlp(h: Array, ratio: int, dtype, hidden: Norm | None = None, **init) -> Array:
+    """Two dense layers [b, n, width] -> [b, n, width] with a GELU between, and a norm behind it.
 
     To be called inside a compact method. `init` has the initializers of both.
     """
@@ -196,7 +224,7 @@ def mlp(h: Array, ratio: int, dtype, **init) -> Array:
         nn.Dense(ratio * width, dtype=dtype, name="in", **init),
         nn.Dense(width, dtype=dtype, name="leave", **init),
     )
-    return per_token(lambda h: leave(nn.gelu(enter(h))), h)
+    return per_token(lambda h: leave(normed(hidden, nn.gelu(enter(h)), dtype, "hidden_norm")), h)
 
 
 def check_width(name: str, width: int, num_heads: int, num_layers: int) -> None:
