@@ -7,7 +7,7 @@ float32 or better.
 """
 
 from jflow._core.names import explain_unknown
-from jflow.nets import norms
+from jflow.nets import norms, routers
 from jflow.nets._adm import ADM
 from jflow.nets._attention import (
     SelfAttention,
@@ -27,9 +27,11 @@ from jflow.nets._deepflow import Branches, DeepFlow, branch_field, last_velocity
 from jflow.nets._dit import DiT
 from jflow.nets._embed import TimeCondEmbed, time_features
 from jflow.nets._encoders import ImageEncoder, Periodic, SetEncoder
+from jflow.nets._experts import MixtureOfExperts, routed
 from jflow.nets._fields import field, flow_map, velocity
 from jflow.nets._flux import Flux
 from jflow.nets._headed import Headed, headed
+from jflow.nets._hyper_connections import HyperConnections
 from jflow.nets._inception import InceptionFID
 from jflow.nets._lightning_dit import LightningDiT
 from jflow.nets._lipschitz import LipschitzConv, LipschitzMLP, lip_swish
@@ -37,7 +39,9 @@ from jflow.nets._made import MADE, longest_path
 from jflow.nets._mixture_head import MixtureHead
 from jflow.nets._mlp import MLP, ResidualMLP, TimeMLP
 from jflow.nets._mmdit import MMDiT
+from jflow.nets._parameter_tokens import ParameterAttention, add_parameter_tokens
 from jflow.nets._pca import pca_autoencoder
+from jflow.nets._product_keys import ProductKeyExperts
 from jflow.nets._t5 import T5Encoder
 from jflow.nets._tarflow import TarFlowTransformer
 from jflow.nets._text_image import ImageToText, TextImageTransformer, TextToImage
@@ -66,6 +70,7 @@ __all__ = [
     "GatedAttentionNet",
     "GlowNet",
     "Headed",
+    "HyperConnections",
     "ImageEncoder",
     "ImageToText",
     "InceptionFID",
@@ -76,9 +81,12 @@ __all__ = [
     "MADE",
     "MLP",
     "MMDiT",
+    "MixtureOfExperts",
     "MixtureHead",
     "OfText",
+    "ParameterAttention",
     "Periodic",
+    "ProductKeyExperts",
     "ResidualMLP",
     "SelfAttention",
     "SetEncoder",
@@ -97,6 +105,7 @@ __all__ = [
     "ViT",
     "WithPrevious",
     "WithText",
+    "add_parameter_tokens",
     "autoencoder",
     "branch_field",
     "chunked_attention",
@@ -112,6 +121,8 @@ __all__ = [
     "pca_autoencoder",
     "quick_gelu",
     "rotary_attention",
+    "routed",
+    "routers",
     "sinusoidal_positions",
     "tiled",
     "time_features",

@@ -5,12 +5,14 @@ from functools import partial
 from typing import Any
 
 import flax.linen as nn
+import jax
 import jax.numpy as jnp
 import numpy as np
 
 from jflow._core.arrays import patchify, unpatchify
 from jflow._core.attached import HIDDEN
-from jflow._core.checks import check_whole
+from jflow._core.checks import check_whole, described
+from jflow._core.linen import check_linen
 from jflow.nets._attention import (
     SelfAttention,
     dot_product_attention,
@@ -19,10 +21,13 @@ from jflow.nets._attention import (
     split_heads,
 )
 from jflow.nets._embed import TimeCondEmbed, check_time, need_part, read_cond
+from jflow.nets._experts import REPORT
+from jflow.nets._hyper_connections import HyperConnections, branch
 from jflow.types import Array, Cond, Condition
 
 _xavier = nn.initializers.xavier_uniform()
 _zeros = nn.initializers.zeros
+_SHARED = {"attention", "context", "in", "out", "mlp"}  # of the params of a block
 
 
 class DiT(nn.Module):
@@ -56,8 +61,16 @@ class DiT(nn.Module):
         dtype: the type of the computation, such as jnp.bfloat16; params stay float32 or better.
             None is the type of the inputs and params.
         attention_fn: a function `attention_fn(q, k, v)`; see `SelfAttention`.
+        mlp: a Linen module (tokens [b, n, width]) -> tokens in the place of the MLP of each block,
+            with params for each, such as `MixtureOfExperts(8)`, `ProductKeyExperts()` or
+            `ParameterAttention(512)`. None is two dense layers, of mlp_ratio.
+        residual: `HyperConnections()`, in the place of `h + branch(h)`. None is that.
+        shared: whether attention and MLP are the same in all blocks, which then have their
+            modulations, and what else there is, of their own; with a `MixtureOfExperts` it is
+            WideNet.
 
     Raises:
+        TypeError: mlp is no Linen module, or residual no `HyperConnections`.
         ValueError: patch_size does not divide H and W, num_heads the width, or 4 the width.
 
     Examples:
@@ -77,6 +90,8 @@ class DiT(nn.Module):
         Chen, Martí Monsó, Du, Simchowitz, Tedrake, Sitzmann, *Diffusion Forcing: Next-token
             Prediction Meets Full-Sequence Diffusion*, 2024, arXiv:2407.01392, for a time of each
             token.
+        Xue, Shi, Wei, Lou, Liu, You, *Go Wider Instead of Deeper*, 2021, arXiv:2107.11817, for
+            shared blocks.
     """
 
     patch_size: int = 2
@@ -90,6 +105,9 @@ class DiT(nn.Module):
     remat: bool = False
     dtype: Any = None
     attention_fn: Callable[..., Array] = dot_product_attention
+    mlp: nn.Module | None = None
+    residual: HyperConnections | None = None
+    shared: bool = False
 
     def __post_init__(self):
         if self.width % self.num_heads or self.width % 4:
@@ -98,6 +116,7 @@ class DiT(nn.Module):
                 f"{self.width}"
             )
         check_whole("DiT", num_layers=self.num_layers)
+        check_blocks("DiT", self.mlp, self.residual)
         super().__post_init__()
 
     @nn.compact
@@ -172,27 +191,72 @@ def transformed(
     if parts.context is None:
         blocks = module.variables.get("params", {}).get("blocks", {})
         need_part(module, "context", "context", blocks)
-    blocks = nn.scan(
-        nn.remat(DiTBlock, prevent_cse=False) if module.remat else DiTBlock,
-        variable_axes={"params": 0, HIDDEN: 0},
-        split_rngs={"params": True, "dropout": True},
-        in_axes=nn.broadcast,
-        length=module.num_layers,
-    )
-    h, _ = blocks(
+    mlp, residual = (getattr(module, option, None) for option in ("mlp", "residual"))
+    options = (
         module.num_heads,
         module.mlp_ratio,
         module.dropout,
         module.dtype,
         attention_fn or module.attention_fn,
-        name="blocks",
-    )(h, c, parts.context, parts.mask, parts.valid)
+        own_copy(mlp, module.dtype),
+        own_copy(residual, module.dtype),
+    )
+    args = (c, parts.context, parts.mask, parts.valid)
+    if residual is not None:  # copies in all streams
+        h = jnp.broadcast_to(h[:, :, None], (*h.shape[:2], residual.streams, h.shape[-1]))
+    if getattr(module, "shared", False):
+        h = shared_blocks(module, DiTBlock(*options, parent=None), h, *args)
+    else:
+        blocks = nn.scan(
+            nn.remat(DiTBlock, prevent_cse=False) if module.remat else DiTBlock,
+            variable_axes={"params": 0, HIDDEN: 0, REPORT: 0},
+            split_rngs={"params": True, "dropout": True},
+            in_axes=nn.broadcast,
+            length=module.num_layers,
+        )
+        h, _ = blocks(*options, name="blocks")(h, *args)
+    h = h if residual is None else jnp.mean(h, axis=2)
 
     shift, scale = modulation(c, 2, module.dtype)
     h = layer_norm(module.dtype)(h) * (1 + scale) + shift
     return per_token(
         nn.Dense(outputs, kernel_init=_zeros, name="head"), h
     )  # in the params' precision
+
+
+def shared_blocks(module: Any, block: nn.Module, h: Array, *args) -> Array:
+    """The tokens h after the blocks of a module, of which _SHARED have the same params in all.
+
+    Those are under "shared", those that each block has of its own under "stacked". To be called
+    inside a compact method of the module.
+    """
+
+    def init(key):
+        def of_block(key, shared):
+            made = block.init(key, h, *args)["params"]
+            return {part: made[part] for part in made if (part in _SHARED) == shared}
+
+        once, *keys = jax.random.split(key, module.num_layers + 1)
+        stacked = jax.vmap(lambda key: of_block(key, False))(jnp.stack(keys))
+        return {"shared": of_block(once, True), "stacked": stacked}
+
+    params = module.param("blocks", init)
+    keys = None
+    if module.has_rng("dropout"):
+        keys = jax.random.split(module.make_rng("dropout"), module.num_layers)
+    reports = [REPORT] if module.is_mutable_collection(REPORT) else []
+
+    def apply(h, inputs):
+        own, key = inputs
+        variables = {"params": {**params["shared"], **own}}
+        rngs = None if key is None else {"dropout": key}
+        (h, _), said = block.apply(variables, h, *args, rngs=rngs, mutable=reports)
+        return h, said
+
+    apply = jax.checkpoint(apply, prevent_cse=False) if module.remat else apply
+    h, said = jax.lax.scan(apply, h, (params["stacked"], keys), length=module.num_layers)
+    module.sow(REPORT, "blocks", said)
+    return h
 
 
 class DiTBlock(nn.Module):
@@ -208,6 +272,8 @@ class DiTBlock(nn.Module):
     dropout: float
     dtype: Any
     attention_fn: Callable[..., Array] = dot_product_attention
+    mlp: nn.Module | None = None
+    residual: HyperConnections | None = None
 
     @nn.compact
     def __call__(
@@ -223,18 +289,43 @@ class DiTBlock(nn.Module):
         drop = nn.Dropout(self.dropout, deterministic=not self.has_rng("dropout"))
         shift_a, scale_a, gate_a, shift_m, scale_m, gate_m = modulation(c, 6, self.dtype)
 
-        y = layer_norm(self.dtype)(h) * (1 + scale_a) + shift_a
+        x, add = branch(self.residual, self, "attention_residual", h)
+        y = layer_norm(self.dtype)(x) * (1 + scale_a) + shift_a
         y = SelfAttention(
             self.num_heads, _xavier, _xavier, self.dtype, self.attention_fn, name="attention"
         )(y, valid)
-        h = h + gate_a * drop(y)
+        h = add(gate_a * drop(y))
         if context is not None:
+            x, add = branch(self.residual, self, "context_residual", h)
             attend = CrossAttention(self.num_heads, self.dtype, name="context")
-            h = h + drop(attend(layer_norm(self.dtype)(h), context, mask)).astype(h.dtype)
+            h = add(drop(attend(layer_norm(self.dtype)(x), context, mask)).astype(h.dtype))
 
-        y = layer_norm(self.dtype)(h) * (1 + scale_m) + shift_m
+        x, add = branch(self.residual, self, "mlp_residual", h)
+        y = layer_norm(self.dtype)(x) * (1 + scale_m) + shift_m
+        if self.mlp is not None:
+            return add(gate_m * drop(self.mlp(y)).astype(h.dtype)), None
         enter, leave = dense(self.mlp_ratio * width, name="in"), dense(width, name="out")
-        return h + gate_m * per_token(lambda y: leave(drop(nn.gelu(enter(y)))), y), None
+        return add(gate_m * per_token(lambda y: leave(drop(nn.gelu(enter(y)))), y)), None
+
+
+def own_copy(option: Any, dtype) -> Any:
+    """A module that was given as an option, for the blocks to own, or None; it computes in this
+    dtype where its own is None."""
+    if option is None:
+        return None
+    unset = hasattr(option, "dtype") and option.dtype is None
+    return option.clone(parent=None, **({"dtype": dtype} if unset else {}))
+
+
+def check_blocks(name: str, mlp, residual) -> None:
+    """Raise unless mlp is a Linen module and residual `HyperConnections`, or None."""
+    if mlp is not None:
+        check_linen(name, "mlp", mlp)
+    if residual is not None and not isinstance(residual, HyperConnections):
+        raise TypeError(
+            f"{name}: expected residual to be nets.HyperConnections(), or None for h + branch(h),"
+            f" got {described(residual)}"
+        )
 
 
 class CrossAttention(nn.Module):

@@ -80,6 +80,9 @@ TOKENS = jnp.asarray(np.arange(B * 2).reshape(B, 2) % 3)
 TOKENS_FLOW = paths.bayesian_discrete(paths.quadratic_accuracy(3.0), 3)
 BOTH = field(Field, lambda x: {"velocity": x, "noise": x})
 BRANCHES = field(Field, lambda x: Branches(x, x[:, 1:]))
+ROUTED = field(
+    Field, lambda x: dict.fromkeys(("load", "probability"), x[:, None]) | {"velocity": x}
+)
 EXACT = mixtures.exact([0.4, 0.6], [[-1.0, 0.0], [1.0, 0.5]], 0.1)
 MIXTURE = field(Field, lambda x: EXACT.apply({}, x, jnp.full(x.shape[:1], 0.5)))
 FLOW = flows.flow(bijectors.affine((2,)), distributions.normal((2,)))
@@ -184,6 +187,8 @@ LOSSES = {
         ("x0",),
         x=X.reshape(B, 2, 1, 1),
     ),
+    "balanced_matching": loss(losses.balanced_matching(ROUTED), ("x0",)),
+    "balanced_matching on a bridge": loss(losses.balanced_matching(ROUTED, path=BRIDGE)),
     "flow_matching": loss(MATCHING, ("x0",)),
     "flow_matching on a bridge": loss(losses.flow_matching(V, path=BRIDGE)),
     "flow_matching on a manifold": loss(
