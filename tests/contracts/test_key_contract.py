@@ -131,7 +131,7 @@ class Identity(nn.Module):
         return z
 
 
-MATCHING = losses.flow_matching(V)
+MATCHING, NOISED = losses.flow_matching(V), losses.noised(0.1)
 ROWS = flows.any_order((2, 1), (False, True), width=4, num_blocks=1, bins=2, dropout=0.5)
 CODES = np.zeros((len(X), 2), np.int32)
 LOGITS_OF_TOKENS = field(Field, lambda x: jnp.stack([x, 1.0 - x], -1))
@@ -321,6 +321,14 @@ def law(time):
     return lambda key: time(key, B)
 
 
+def balanced(key):
+    """A step of two losses, and of their weights."""
+    balance = train.gradnorm({"matching": MATCHING, "noised": losses.chain(NOISED, MATCHING)})
+    step = train.make_step(balance.loss, optax.sgd(0.1), refresh=balance.refresh)
+    state = train.init_state(ONE, optax.sgd(0.1), key, frozen={"gradnorm": balance.init()})
+    return step(state, {"x": X})
+
+
 def update(accumulate):
     step = train.make_step(
         MATCHING, optax.sgd(0.1), ema=0.9, refresh=losses.count_steps, accumulate=accumulate
@@ -393,6 +401,7 @@ OTHERS = {
     "distributions.mixtures.sample": lambda key: mixtures.sample(EXACT.apply({}, X, T), key),
     "oracles.gaussian": law(ORACLE.sample),
     "oracles.mixture": law(oracles.mixture([1.0, 1.0], [[0.0, 0.0], [1.0, 1.0]], 1.0).sample),
+    "train.gradnorm": balanced,
     "train.make_step": update(1),
     "train.make_step in parts": update(2),
 }
