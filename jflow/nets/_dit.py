@@ -190,7 +190,7 @@ def transformed(
     """
     if parts.context is None:
         blocks = module.variables.get("params", {}).get("blocks", {})
-        need_part(module, "context", "context", blocks)
+        need_part(module, "context", "context", blocks.get("shared", blocks))
     mlp, residual = (getattr(module, option, None) for option in ("mlp", "residual"))
     options = (
         module.num_heads,

@@ -8,8 +8,9 @@ import jax.numpy as jnp
 from jaxtyping import Float
 
 from jflow._core.arrays import float_dtype
-from jflow._core.checks import check_cond, check_whole, count_rows, like_state, times_of
-from jflow._core.linen import apply_linen, check_linen, init_linen
+from jflow._core.checks import check_whole, like_state
+from jflow._core.linen import apply_linen, check_linen
+from jflow.nets._fields import inputs_of, velocity
 from jflow.nets.routers import Router, top_k
 from jflow.types import Array, Field
 
@@ -126,8 +127,8 @@ def routed(module: nn.Module) -> Field:
 
     Returns:
         Field: its apply returns a dict: 'velocity', shaped like x; 'load' [b, layers, experts], the
-            fraction of the tokens of a row that go to an expert, the sum of which over the experts
-            is k; and 'probability' [b, layers, experts], the mean of what its router gave the
+            fraction of the tokens of a row that go to an expert, k in all where none is dropped;
+            and 'probability' [b, layers, experts], the mean of what its router gave the
             expert.
 
     Raises:
@@ -148,19 +149,13 @@ def routed(module: nn.Module) -> Field:
     check_linen("routed", "module", module)
     name = type(module).__name__
 
-    def inputs(x, t, cond):
-        cond, t = check_cond(name, cond, count_rows(name, x)), times_of(name, t, x)
-        return (x, t) if cond is None else (x, t, cond)
-
-    def init(key, x, t, cond=None):
-        return init_linen(module, key, *inputs(x, t, cond))
-
     def apply(params, x, t, cond=None, *, key=None):
-        v, said = apply_linen(module, params, *inputs(x, t, cond), key=key, mutable=[REPORT])
+        inputs = inputs_of(name, x, t, cond)
+        v, said = apply_linen(module, params, *inputs, key=key, mutable=[REPORT])
         reports = {what: _reported(said, what) for what in ("load", "probability")}
         return {"velocity": like_state(name, v, x), **reports}
 
-    return Field(init, apply)
+    return Field(velocity(module).init, apply)
 
 
 def _reported(said, what: str) -> Array:

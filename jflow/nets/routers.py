@@ -4,6 +4,7 @@ A router is a function from probabilities [b, n, experts], each positive and of 
 slots): the weights [b, n, experts] of the experts of each token, 0 for those that it does not go
 to, and the largest number of tokens of one row that an expert then has. A router sees the tokens of
 a row, never those of another: the velocity of a row does not depend on its neighbors in the batch.
+Tokens that are padding count as tokens: where an expert has limited room, they take some of it.
 """
 
 import math

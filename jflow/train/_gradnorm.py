@@ -77,7 +77,8 @@ def gradnorm(
         >>> from jflow import train
         >>> near = lambda m: lambda params, key, batch, frozen=None: ((params - m) ** 2, {})
         >>> balance = train.gradnorm({"one": near(1.0), "two": near(2.0)})
-        >>> float(balance.loss(0.0, jax.random.key(0), {}, {"gradnorm": balance.init()})[0])
+        >>> start, frozen = jnp.zeros(()), {"gradnorm": balance.init()}
+        >>> float(balance.loss(start, jax.random.key(0), {}, frozen)[0])
         5.0
 
     References:
