@@ -18,6 +18,7 @@ from jflow.types import Params, PyTree
 
 ATTACHED = "attached"  # the name beside a module's own params
 HIDDEN = "hidden"  # the collection in which they leave tokens to each other, in one call
+REPORT = "intermediates"  # that in which routers say what they did; init leaves it out
 
 
 def is_quantized(x: Any) -> bool:

@@ -34,6 +34,7 @@ from jflow.losses._align import eulerian_map_distillation, lagrangian_map_distil
 from jflow.losses._anchoring import anchored_consistency, squared_and_cosine_error
 from jflow.losses._any_order import any_order_nll
 from jflow.losses._augmented import annealed_source, drop_cond, fresh_source, noised
+from jflow.losses._balanced import balanced_matching
 from jflow.losses._bayesian import bayesian_flow, bayesian_reconstruction
 from jflow.losses._boss import boss
 from jflow.losses._c_rectified import (
@@ -190,6 +191,7 @@ __all__ = [
     "anchored_consistency",
     "annealed_source",
     "averaged_target",
+    "balanced_matching",
     "bayesian_flow",
     "bayesian_reconstruction",
     "boss",

@@ -7,7 +7,7 @@ float32 or better.
 """
 
 from jflow._core.names import explain_unknown
-from jflow.nets import norms
+from jflow.nets import norms, routers
 from jflow.nets._adm import ADM
 from jflow.nets._attention import (
     SelfAttention,
@@ -27,9 +27,11 @@ from jflow.nets._deepflow import Branches, DeepFlow, branch_field, last_velocity
 from jflow.nets._dit import DiT
 from jflow.nets._embed import TimeCondEmbed, time_features
 from jflow.nets._encoders import ImageEncoder, Periodic, SetEncoder
+from jflow.nets._experts import MixtureOfExperts, routed
 from jflow.nets._fields import field, flow_map, velocity
 from jflow.nets._flux import Flux
 from jflow.nets._headed import Headed, headed
+from jflow.nets._hyper_connections import HyperConnections
 from jflow.nets._inception import InceptionFID
 from jflow.nets._kernels import (
     fixup,
@@ -137,6 +139,7 @@ __all__ = [
     "GatedAttentionNet",
     "GlowNet",
     "Headed",
+    "HyperConnections",
     "ImageEncoder",
     "ImageToText",
     "InceptionFID",
@@ -148,8 +151,11 @@ __all__ = [
     "MLP",
     "MMDiT",
     "MixtureHead",
+    "MixtureOfExperts",
     "OfText",
+    "ParameterAttention",
     "Periodic",
+    "ProductKeyExperts",
     "ResidualMLP",
     "SelfAttention",
     "SetEncoder",
@@ -168,6 +174,7 @@ __all__ = [
     "ViT",
     "WithPrevious",
     "WithText",
+    "add_parameter_tokens",
     "autoencoder",
     "branch_field",
     "chunked_attention",
@@ -184,6 +191,8 @@ __all__ = [
     "quick_gelu",
     "rotary_attention",
     "scanned",
+    "routed",
+    "routers",
     "sinusoidal_positions",
     "tiled",
     "time_features",

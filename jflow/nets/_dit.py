@@ -5,11 +5,14 @@ from functools import partial
 from typing import Any
 
 import flax.linen as nn
+import jax
 import jax.numpy as jnp
 import numpy as np
 
 from jflow._core.arrays import patchify, unpatchify
-from jflow._core.checks import check_whole
+from jflow._core.attached import REPORT
+from jflow._core.checks import check_whole, described
+from jflow._core.linen import check_linen
 from jflow.nets._attention import (
     SelfAttention,
     check_attention,
@@ -19,12 +22,14 @@ from jflow.nets._attention import (
     split_heads,
 )
 from jflow.nets._embed import TimeCondEmbed, check_time, need_part, read_cond
+from jflow.nets._hyper_connections import HyperConnections, branch
 from jflow.nets._normalization import LayerNorm, Norm, Norms, joined, normed, placed
 from jflow.nets._scanned import scanned
 from jflow.types import Array, Cond, Condition
 
 _xavier = nn.initializers.xavier_uniform()
 _zeros = nn.initializers.zeros
+_SHARED = {"attention", "context", "in", "out", "mlp"}  # of the params of a block
 
 
 class DiT(nn.Module):
@@ -60,8 +65,16 @@ class DiT(nn.Module):
         attention_fn: a function `attention_fn(q, k, v)`; see `SelfAttention`.
         norm: a function that makes the normalizations, such as `RMSNorm`, or a `Norms`, which says
             where they stand, such as `peri_norm()`. Those in front of a branch have no weights.
+        mlp: a Linen module (tokens [b, n, width]) -> tokens in the place of the MLP of each block,
+            with params for each, such as `MixtureOfExperts(8)`, `ProductKeyExperts()` or
+            `ParameterAttention(512)`. None is two dense layers, of mlp_ratio.
+        residual: `HyperConnections()`, in the place of `h + branch(h)`. None is that.
+        shared: whether attention and MLP are the same in all blocks, which then have their
+            modulations, and what else there is, of their own; with a `MixtureOfExperts` it is
+            WideNet.
 
     Raises:
+        TypeError: mlp is no Linen module, or residual no `HyperConnections`.
         ValueError: patch_size does not divide H and W, num_heads the width, or 4 the width.
         TypeError: norm is neither, or attention_fn is no function.
 
@@ -82,6 +95,8 @@ class DiT(nn.Module):
         Chen, Martí Monsó, Du, Simchowitz, Tedrake, Sitzmann, *Diffusion Forcing: Next-token
             Prediction Meets Full-Sequence Diffusion*, 2024, arXiv:2407.01392, for a time of each
             token.
+        Xue, Shi, Wei, Lou, Liu, You, *Go Wider Instead of Deeper*, 2021, arXiv:2107.11817, for
+            shared blocks.
     """
 
     patch_size: int = 2
@@ -96,6 +111,9 @@ class DiT(nn.Module):
     dtype: Any = None
     attention_fn: Callable[..., Array] = dot_product_attention
     norm: Norm | Norms = LayerNorm
+    mlp: nn.Module | None = None
+    residual: HyperConnections | None = None
+    shared: bool = False
 
     def __post_init__(self):
         if self.width % self.num_heads or self.width % 4:
@@ -105,7 +123,7 @@ class DiT(nn.Module):
             )
         check_whole("DiT", num_layers=self.num_layers)
         check_attention("DiT", self.attention_fn)
-        placed("DiT", self.norm)
+        check_blocks("DiT", self.mlp, self.residual, placed("DiT", self.norm))
         super().__post_init__()
 
     @nn.compact
@@ -179,25 +197,70 @@ def transformed(
     """
     if parts.context is None:
         blocks = module.variables.get("params", {}).get("blocks", {})
-        need_part(module, "context", "context", blocks)
+        need_part(module, "context", "context", blocks.get("shared", blocks))
     norms = placed(type(module).__name__, getattr(module, "norm", LayerNorm))
     h = normed(norms.first, h, module.dtype, "first_norm").astype(h.dtype)
-    blocks = scanned(DiTBlock, module.num_layers, module.remat)
-    h, _ = blocks(
+    mlp, residual = (getattr(module, option, None) for option in ("mlp", "residual"))
+    options = (
         module.num_heads,
         module.mlp_ratio,
         module.dropout,
         module.dtype,
         attention_fn or module.attention_fn,
         norms,
-        name="blocks",
-    )(h, c, parts.context, parts.mask, parts.valid)
+        own_copy(mlp, module.dtype),
+        own_copy(residual, module.dtype),
+    )
+    args = (c, parts.context, parts.mask, parts.valid)
+    if residual is not None:  # copies in all streams
+        h = jnp.broadcast_to(h[:, :, None], (*h.shape[:2], residual.streams, h.shape[-1]))
+    if getattr(module, "shared", False):
+        h = shared_blocks(module, DiTBlock(*options, parent=None), h, *args)
+    else:
+        blocks = scanned(DiTBlock, module.num_layers, module.remat)
+        h, _ = blocks(*options, name="blocks")(h, *args)
+    h = h if residual is None else jnp.mean(h, axis=2)
 
     shift, scale = modulation(c, 2, module.dtype)
     h = normed(norms.pre, h, module.dtype, "norm", affine=False) * (1 + scale) + shift
     return per_token(
         nn.Dense(outputs, kernel_init=_zeros, name="head"), h
     )  # in the params' precision
+
+
+def shared_blocks(module: Any, block: nn.Module, h: Array, *args) -> Array:
+    """The tokens h after the blocks of a module, of which _SHARED have the same params in all.
+
+    Those are under "shared", those that each block has of its own under "stacked". To be called
+    inside a compact method of the module.
+    """
+
+    def init(key):
+        def of_block(key, shared):
+            made = block.init(key, h, *args)["params"]
+            return {part: made[part] for part in made if (part in _SHARED) == shared}
+
+        once, *keys = jax.random.split(key, module.num_layers + 1)
+        stacked = jax.vmap(lambda key: of_block(key, False))(jnp.stack(keys))
+        return {"shared": of_block(once, True), "stacked": stacked}
+
+    params = module.param("blocks", init)
+    keys = None
+    if module.has_rng("dropout"):
+        keys = jax.random.split(module.make_rng("dropout"), module.num_layers)
+    reports = [REPORT] if module.is_mutable_collection(REPORT) else []
+
+    def apply(h, inputs):
+        own, key = inputs
+        variables = {"params": {**params["shared"], **own}}
+        rngs = None if key is None else {"dropout": key}
+        (h, _), said = block.apply(variables, h, *args, rngs=rngs, mutable=reports)
+        return h, said
+
+    apply = jax.checkpoint(apply, prevent_cse=False) if module.remat else apply
+    h, said = jax.lax.scan(apply, h, (params["stacked"], keys), length=module.num_layers)
+    module.sow(REPORT, "blocks", said)
+    return h
 
 
 class DiTBlock(nn.Module):
@@ -214,6 +277,8 @@ class DiTBlock(nn.Module):
     dtype: Any
     attention_fn: Callable[..., Array] = dot_product_attention
     norms: Norms = Norms()
+    mlp: nn.Module | None = None
+    residual: HyperConnections | None = None
 
     @nn.compact
     def __call__(
@@ -230,8 +295,8 @@ class DiTBlock(nn.Module):
         shift_a, scale_a, gate_a, shift_m, scale_m, gate_m = modulation(c, 6, self.dtype)
 
         norms, norm = self.norms, partial(normed, dtype=self.dtype)
-
-        y = norm(norms.pre, h, name="attention_norm", affine=False) * (1 + scale_a) + shift_a
+        x, add = self._branch("attention", h)
+        y = norm(norms.pre, x, name="attention_norm", affine=False) * (1 + scale_a) + shift_a
         y = SelfAttention(
             self.num_heads,
             _xavier,
@@ -242,18 +307,56 @@ class DiTBlock(nn.Module):
             norms.heads,
             name="attention",
         )(y, valid)
-        y = norm(norms.after_attention, drop(y), name="attention_after")
-        h = joined(norms, h, y, gate_a, self.dtype, "attention_join")
+        h = add(norm(norms.after_attention, drop(y), name="attention_after"), gate_a)
         if context is not None:
+            x, add = branch(self.residual, self, "context_residual", h)
             attend = CrossAttention(self.num_heads, self.dtype, name="context")
-            y = norm(norms.pre, h, name="context_norm", affine=False)
-            h = h + drop(attend(y, context, mask)).astype(h.dtype)
+            y = norm(norms.pre, x, name="context_norm", affine=False)
+            h = add(drop(attend(y, context, mask)).astype(h.dtype))
 
-        y = norm(norms.pre, h, name="mlp_norm", affine=False) * (1 + scale_m) + shift_m
-        enter, leave = dense(self.mlp_ratio * width, name="in"), dense(width, name="out")
-        inner = lambda y: norm(norms.hidden, nn.gelu(enter(y)), name="hidden_norm")  # noqa: E731
-        y = norm(norms.after_mlp, per_token(lambda y: leave(drop(inner(y))), y), name="mlp_after")
-        return joined(norms, h, y, gate_m, self.dtype, "mlp_join"), None
+        x, add = self._branch("mlp", h)
+        y = norm(norms.pre, x, name="mlp_norm", affine=False) * (1 + scale_m) + shift_m
+        if self.mlp is None:
+            enter, leave = dense(self.mlp_ratio * width, name="in"), dense(width, name="out")
+            inner = lambda y: norm(norms.hidden, nn.gelu(enter(y)), name="hidden_norm")  # noqa: E731
+            y = per_token(lambda y: leave(drop(inner(y))), y)
+        else:
+            y = drop(self.mlp(y)).astype(h.dtype)
+        return add(norm(norms.after_mlp, y, name="mlp_after"), gate_m), None
+
+    def _branch(self, name: str, h: Array):
+        """(what a branch reads of h, the function of its output and gate that adds it to h)."""
+        if self.residual is None:
+            return h, lambda y, gate: joined(self.norms, h, y, gate, self.dtype, f"{name}_join")
+        x, add = branch(self.residual, self, f"{name}_residual", h)
+        return x, lambda y, gate: add(gate * y)
+
+
+def own_copy(option: Any, dtype) -> Any:
+    """A module that was given as an option, for the blocks to own, or None; it computes in this
+    dtype where its own is None."""
+    if option is None:
+        return None
+    unset = hasattr(option, "dtype") and option.dtype is None
+    return option.clone(parent=None, **({"dtype": dtype} if unset else {}))
+
+
+def check_blocks(name: str, mlp, residual, norms: Norms) -> None:
+    """Raise unless mlp is a Linen module and residual `HyperConnections`, or None, and the norms
+    stand where these leave room for them."""
+    if mlp is not None and norms.hidden is not None:
+        raise ValueError(f"{name}: a norm inside the MLP has no place in an mlp of your own")
+    if residual is not None and norms.join is not None:
+        raise ValueError(
+            f"{name}: expected a residual or a norm that joins, such as ngpt, not both"
+        )
+    if mlp is not None:
+        check_linen(name, "mlp", mlp)
+    if residual is not None and not isinstance(residual, HyperConnections):
+        raise TypeError(
+            f"{name}: expected residual to be nets.HyperConnections(), or None for h + branch(h),"
+            f" got {described(residual)}"
+        )
 
 
 class CrossAttention(nn.Module):

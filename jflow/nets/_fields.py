@@ -123,14 +123,15 @@ def _lifted(name: str, module: nn.Module) -> Field:
     check_linen(name, "module", module)
 
     def init(key, x, t, cond=None):
-        return init_linen(module, key, *_inputs(type(module).__name__, x, t, cond))
+        return init_linen(module, key, *inputs_of(type(module).__name__, x, t, cond))
 
     def apply(params, x, t, cond=None, *, key=None):
-        return apply_linen(module, params, *_inputs(type(module).__name__, x, t, cond), key=key)
+        return apply_linen(module, params, *inputs_of(type(module).__name__, x, t, cond), key=key)
 
     return Field(init, apply)
 
 
-def _inputs(name, x, t, cond):
+def inputs_of(name, x, t, cond):
+    """The arguments of a module for x, t and cond, checked."""
     cond, t = check_cond(name, cond, count_rows(name, x)), times_of(name, t, x)
     return (x, t) if cond is None else (x, t, cond)  # a module without cond may leave it out

@@ -4,7 +4,7 @@ from typing import Any
 
 import flax.linen as nn
 
-from jflow._core.attached import HIDDEN
+from jflow._core.attached import HIDDEN, REPORT
 
 
 def scanned(
@@ -46,7 +46,7 @@ def scanned(
     """
     layers: Any = nn.scan(
         nn.remat(block, prevent_cse=False) if remat else block,
-        variable_axes={"params": 0, HIDDEN: 0},
+        variable_axes={"params": 0, HIDDEN: 0, REPORT: 0},
         split_rngs={"params": True, "dropout": True},
         in_axes=in_axes,
         length=length,

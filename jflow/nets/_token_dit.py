@@ -8,8 +8,9 @@ import jax.numpy as jnp
 import numpy as np
 
 from jflow.nets._attention import check_attention, dot_product_attention, per_token
-from jflow.nets._dit import transformed, with_aligned
+from jflow.nets._dit import check_blocks, transformed, with_aligned
 from jflow.nets._embed import TimeCondEmbed, check_time, read_cond
+from jflow.nets._hyper_connections import HyperConnections
 from jflow.nets._normalization import LayerNorm, Norm, Norms, placed
 from jflow.nets._vit import check_width
 from jflow.types import Array, Cond, Condition
@@ -109,8 +110,16 @@ class TokenDiT(nn.Module):
             see `SelfAttention`.
         norm: a function that makes the normalizations, such as `RMSNorm`, or a `Norms`, which says
             where they stand, such as `peri_norm()`. Those in front of a branch have no weights.
+        mlp: a Linen module (tokens [b, n, width]) -> tokens in the place of the MLP of each block,
+            with params for each, such as `MixtureOfExperts(8)`, `ProductKeyExperts()` or
+            `ParameterAttention(512)`. None is two dense layers, of mlp_ratio.
+        residual: `HyperConnections()`, in the place of `h + branch(h)`. None is that.
+        shared: whether attention and MLP are the same in all blocks, which then have their
+            modulations, and what else there is, of their own; with a `MixtureOfExperts` it is
+            WideNet.
 
     Raises:
+        TypeError: mlp is no Linen module, or residual no `HyperConnections`.
         ValueError: num_heads does not divide the width, num_layers is below 1, x is not [b, n, d],
             or t or a part of cond does not fit it.
         TypeError: norm is neither, or attention_fn is no function.
@@ -133,6 +142,8 @@ class TokenDiT(nn.Module):
         Chen, Martí Monsó, Du, Simchowitz, Tedrake, Sitzmann, *Diffusion Forcing: Next-token
             Prediction Meets Full-Sequence Diffusion*, 2024, arXiv:2407.01392, for a time of each
             token.
+        Xue, Shi, Wei, Lou, Liu, You, *Go Wider Instead of Deeper*, 2021, arXiv:2107.11817, for
+            shared blocks.
     """
 
     width: int = 128
@@ -147,11 +158,14 @@ class TokenDiT(nn.Module):
     dtype: Any = None
     attention_fn: Callable[..., Array] = dot_product_attention
     norm: Norm | Norms = LayerNorm
+    mlp: nn.Module | None = None
+    residual: HyperConnections | None = None
+    shared: bool = False
 
     def __post_init__(self):
         check_width("TokenDiT", self.width, self.num_heads, self.num_layers)
         check_attention("TokenDiT", self.attention_fn)
-        placed("TokenDiT", self.norm)
+        check_blocks("TokenDiT", self.mlp, self.residual, placed("TokenDiT", self.norm))
         super().__post_init__()
 
     @nn.compact

@@ -82,6 +82,9 @@ TOKENS = jnp.asarray(np.arange(B * 2).reshape(B, 2) % 3)
 TOKENS_FLOW = paths.bayesian_discrete(paths.quadratic_accuracy(3.0), 3)
 BOTH = field(Field, lambda x: {"velocity": x, "noise": x})
 BRANCHES = field(Field, lambda x: Branches(x, x[:, 1:]))
+ROUTED = field(
+    Field, lambda x: dict.fromkeys(("load", "probability"), x[:, None]) | {"velocity": x}
+)
 EXACT = mixtures.exact([0.4, 0.6], [[-1.0, 0.0], [1.0, 0.5]], 0.1)
 MIXTURE = field(Field, lambda x: EXACT.apply({}, x, jnp.full(x.shape[:1], 0.5)))
 FLOW = flows.flow(bijectors.affine((2,)), distributions.normal((2,)))
@@ -168,7 +171,7 @@ class Identity(nn.Module):
         return z
 
 
-MATCHING = losses.flow_matching(V)
+MATCHING, NOISED = losses.flow_matching(V), losses.noised(0.1)
 ROWS = flows.any_order((2, 1), (False, True), width=4, num_blocks=1, bins=2, dropout=0.5)
 CODES = np.zeros((len(X), 2), np.int32)
 LOGITS_OF_TOKENS = field(Field, lambda x: jnp.stack([x, 1.0 - x], -1))
@@ -247,6 +250,8 @@ LOSSES = {
         ("x0",),
         x=X.reshape(B, 2, 1, 1),
     ),
+    "balanced_matching": loss(losses.balanced_matching(ROUTED), ("x0",)),
+    "balanced_matching on a bridge": loss(losses.balanced_matching(ROUTED, path=BRIDGE)),
     "flow_matching": loss(MATCHING, ("x0",)),
     "flow_matching on a bridge": loss(losses.flow_matching(V, path=BRIDGE)),
     "flow_matching on a manifold": loss(
@@ -477,6 +482,14 @@ def law(time):
     return lambda key: time(key, B)
 
 
+def balanced(key):
+    """A step of two losses, and of their weights."""
+    balance = train.gradnorm({"matching": MATCHING, "noised": losses.chain(NOISED, MATCHING)})
+    step = train.make_step(balance.loss, optax.sgd(0.1), refresh=balance.refresh)
+    state = train.init_state(ONE, optax.sgd(0.1), key, frozen={"gradnorm": balance.init()})
+    return step(state, {"x": X})
+
+
 def update(accumulate):
     step = train.make_step(
         MATCHING, optax.sgd(0.1), ema=0.9, refresh=losses.count_steps, accumulate=accumulate
@@ -575,6 +588,7 @@ OTHERS = {
     "distributions.mixtures.sample": lambda key: mixtures.sample(EXACT.apply({}, X, T), key),
     "oracles.gaussian": law(ORACLE.sample),
     "oracles.mixture": law(oracles.mixture([1.0, 1.0], [[0.0, 0.0], [1.0, 1.0]], 1.0).sample),
+    "train.gradnorm": balanced,
     "train.make_step": update(1),
     "train.make_step in parts": update(2),
 }

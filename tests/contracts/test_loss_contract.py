@@ -49,6 +49,15 @@ LATENT = Field(
 BRANCHES = Field(
     None, lambda params, x, t, cond=None, *, key=None: (slope(params, x, t), params * x[:, 1:])
 )
+
+
+def routed(params, x, t, cond=None, *, key=None):
+    probability = jax.nn.softmax(params * jnp.stack([x, 2 * x], axis=-1))
+    load = (probability > 0.5).astype(x.dtype)
+    return {"velocity": slope(params, x, t), "load": load, "probability": probability}
+
+
+ROUTED = Field(None, routed)
 HEADED = Headed(None, lambda params, x, t, cond=None, *, key=None: slope(params, x, t), VELOCITY)
 SCALAR = Field(None, lambda params, x, t, cond=None, *, key=None: jnp.sum(params * x**2, axis=1))
 TORUS = manifolds.torus(2)
@@ -421,6 +430,7 @@ TABLE = {
     "kinetic_energy": Row(kinetic_energy, paired=False),
     "lagrangian_map_distillation": Row(losses.lagrangian_map_distillation(MAP, VELOCITY)),
     "anchored_consistency": Row(losses.anchored_consistency(MAP)),
+    "balanced_matching": Row(losses.balanced_matching(ROUTED)),
     "bayesian_flow": Row(losses.bayesian_flow(VELOCITY, SENT), paired=False),
     "bayesian_flow of steps": Row(losses.bayesian_flow(VELOCITY, SENT, steps=4), paired=False),
     "bayesian_reconstruction": Row(losses.bayesian_reconstruction(VELOCITY, SENT), paired=False),
