@@ -357,6 +357,8 @@ def rectified_hr(
     References:
         Yang, Shen, Hou, Liu, Wang, Tao, Wan, Zhang, Chen, *RectifiedHR: Enable Efficient
             High-Resolution Image Generation via Energy Rectification*, 2025, arXiv:2503.02537.
+            Its abstract was read: how images are enlarged, and a guidance that is constant within a
+            stage, are ours.
     """
     name = "steering.rectified_hr"
     need_key(name, key)
