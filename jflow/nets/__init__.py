@@ -31,8 +31,9 @@ from jflow.nets._experts import MixtureOfExperts, routed
 from jflow.nets._fields import field, flow_map, velocity
 from jflow.nets._flux import Flux
 from jflow.nets._headed import Headed, headed
-from jflow.nets._hyper_connections import HyperConnections
+from jflow.nets._hyper_connections import HyperConnections, LadderResidual
 from jflow.nets._inception import InceptionFID
+from jflow.nets._kernel import KernelFeatures
 from jflow.nets._kernels import (
     fixup,
     spectral_norm,
@@ -67,7 +68,10 @@ from jflow.nets._normalization import (
     peri_norm,
     pre_rms_norm,
 )
+from jflow.nets._parameter_tokens import ParameterAttention, add_parameter_tokens
+from jflow.nets._particles import PairVelocity
 from jflow.nets._pca import pca_autoencoder
+from jflow.nets._product_keys import ProductKeyExperts
 from jflow.nets._scanned import scanned
 from jflow.nets._statistics import (
     BatchChannelNorm,
@@ -140,6 +144,7 @@ __all__ = [
     "GlowNet",
     "Headed",
     "HyperConnections",
+    "LadderResidual",
     "ImageEncoder",
     "ImageToText",
     "InceptionFID",
@@ -198,6 +203,8 @@ __all__ = [
     "time_features",
     "tpu_attention",
     "velocity",
+    "PairVelocity",
+    "KernelFeatures",
 ]
 
 explain_unknown(__name__)

@@ -22,7 +22,7 @@ from jflow.nets._attention import (
     split_heads,
 )
 from jflow.nets._embed import TimeCondEmbed, check_time, need_part, read_cond
-from jflow.nets._hyper_connections import HyperConnections, branch
+from jflow.nets._hyper_connections import Residual, branch
 from jflow.nets._normalization import LayerNorm, Norm, Norms, joined, normed, placed
 from jflow.nets._scanned import scanned
 from jflow.types import Array, Cond, Condition
@@ -68,13 +68,14 @@ class DiT(nn.Module):
         mlp: a Linen module (tokens [b, n, width]) -> tokens in the place of the MLP of each block,
             with params for each, such as `MixtureOfExperts(8)`, `ProductKeyExperts()` or
             `ParameterAttention(512)`. None is two dense layers, of mlp_ratio.
-        residual: `HyperConnections()`, in the place of `h + branch(h)`. None is that.
+        residual: `HyperConnections()` or `LadderResidual()`, in the place of `h + branch(h)`. None
+            is that.
         shared: whether attention and MLP are the same in all blocks, which then have their
             modulations, and what else there is, of their own; with a `MixtureOfExperts` it is
             WideNet.
 
     Raises:
-        TypeError: mlp is no Linen module, or residual no `HyperConnections`.
+        TypeError: mlp is no Linen module, or residual none of these.
         ValueError: patch_size does not divide H and W, num_heads the width, or 4 the width.
         TypeError: norm is neither, or attention_fn is no function.
 
@@ -112,7 +113,7 @@ class DiT(nn.Module):
     attention_fn: Callable[..., Array] = dot_product_attention
     norm: Norm | Norms = LayerNorm
     mlp: nn.Module | None = None
-    residual: HyperConnections | None = None
+    residual: Residual | None = None
     shared: bool = False
 
     def __post_init__(self):
@@ -278,7 +279,7 @@ class DiTBlock(nn.Module):
     attention_fn: Callable[..., Array] = dot_product_attention
     norms: Norms = Norms()
     mlp: nn.Module | None = None
-    residual: HyperConnections | None = None
+    residual: Residual | None = None
 
     @nn.compact
     def __call__(
@@ -342,7 +343,7 @@ def own_copy(option: Any, dtype) -> Any:
 
 
 def check_blocks(name: str, mlp, residual, norms: Norms) -> None:
-    """Raise unless mlp is a Linen module and residual `HyperConnections`, or None, and the norms
+    """Raise unless mlp is a Linen module and residual one of its kinds, or None, and the norms
     stand where these leave room for them."""
     if mlp is not None and norms.hidden is not None:
         raise ValueError(f"{name}: a norm inside the MLP has no place in an mlp of your own")
@@ -352,10 +353,10 @@ def check_blocks(name: str, mlp, residual, norms: Norms) -> None:
         )
     if mlp is not None:
         check_linen(name, "mlp", mlp)
-    if residual is not None and not isinstance(residual, HyperConnections):
+    if residual is not None and not isinstance(residual, Residual):
         raise TypeError(
-            f"{name}: expected residual to be nets.HyperConnections(), or None for h + branch(h),"
-            f" got {described(residual)}"
+            f"{name}: expected residual to be nets.HyperConnections() or LadderResidual(), or None"
+            f" for h + branch(h), got {described(residual)}"
         )
 
 

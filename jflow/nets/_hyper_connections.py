@@ -1,4 +1,5 @@
-"""Hyper-connections: several residual streams, and learned maps between them and the branches."""
+"""Several residual streams in the place of one, with learned maps between them and the branches, or
+with the fixed ones of the ladder."""
 
 from collections.abc import Callable
 from typing import Any
@@ -13,7 +14,7 @@ from jflow._core.checks import check_whole
 from jflow.nets._vit import layer_norm
 from jflow.types import Array
 
-__all__ = ["HyperConnections"]
+__all__ = ["HyperConnections", "LadderResidual"]
 
 
 class HyperConnections(nn.Module):
@@ -105,12 +106,57 @@ class HyperConnections(nn.Module):
         return x, lambda out: kept + (write[..., None] * out[..., None, :]).astype(h.dtype)
 
 
+class LadderResidual(nn.Module):
+    """Each branch reads the tokens as they were before the branch in front of it.
+
+    Also known as: ladder transformer.
+
+        h_{i+1} = branch_{i+1}(x_{i-1}),      x_{i+1} = x_i + h_{i+1}
+
+    As `residual=` of `DiT` or `TokenDiT`. Nothing waits for the sum that tensor sharding takes over
+    devices behind each branch, so that the next branch runs while it is sent. It is another
+    network, not a schedule: params of plain residual connections fit, and mean something else.
+    There are no params. The two streams are 2 x_i - x_{i-1} and x_{i-1}, whose mean is x_i.
+
+    Examples:
+        >>> from jflow import nets
+        >>> net = nets.DiT(residual=nets.LadderResidual())
+
+    References:
+        Zhang, Mishra, Zhou, Brandon, Wang, Kim, Ragan-Kelley, Song, Athiwaratkun, Dao,
+            *Ladder-residual: parallelism-aware architecture for accelerating large model inference
+            with communication overlapping*, 2025, arXiv:2501.06589. The form in two streams is
+            ours.
+    """
+
+    streams = 2
+
+    @nn.compact
+    def __call__(
+        self, h: Float[Array, "b n 2 width"]
+    ) -> tuple[Float[Array, "b n width"], Callable[[Array], Array]]:
+        """What a branch reads, and what becomes of its output.
+
+        Args:
+            h: the two streams, [b, n, 2, width].
+
+        Returns:
+            (x, add): the input of the branch, [b, n, width], and a function from its output [b, n,
+            width] to the streams after it, [b, n, 2, width].
+        """
+        now = jnp.mean(h, axis=2)
+        return h[:, :, 1], lambda out: jnp.stack([now + 2 * out.astype(h.dtype), now], axis=2)
+
+
+Residual = HyperConnections | LadderResidual
+
+
 def _one_of(key, shape, dtype=jnp.float32):
     """1 for one of so many, 0 for the others."""
     return jax.nn.one_hot(jax.random.randint(key, (), 0, shape[0]), shape[0], dtype=dtype)
 
 
-def branch(residual: HyperConnections | None, parent: nn.Module, name: str, h: Array):
+def branch(residual: Residual | None, parent: nn.Module, name: str, h: Array):
     """(what a branch of a block reads of h, the function that adds its output to h).
 
     To be called inside a compact method of the block.

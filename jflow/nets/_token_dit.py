@@ -10,7 +10,7 @@ import numpy as np
 from jflow.nets._attention import check_attention, dot_product_attention, per_token
 from jflow.nets._dit import check_blocks, transformed, with_aligned
 from jflow.nets._embed import TimeCondEmbed, check_time, read_cond
-from jflow.nets._hyper_connections import HyperConnections
+from jflow.nets._hyper_connections import Residual
 from jflow.nets._normalization import LayerNorm, Norm, Norms, placed
 from jflow.nets._vit import check_width
 from jflow.types import Array, Cond, Condition
@@ -113,13 +113,14 @@ class TokenDiT(nn.Module):
         mlp: a Linen module (tokens [b, n, width]) -> tokens in the place of the MLP of each block,
             with params for each, such as `MixtureOfExperts(8)`, `ProductKeyExperts()` or
             `ParameterAttention(512)`. None is two dense layers, of mlp_ratio.
-        residual: `HyperConnections()`, in the place of `h + branch(h)`. None is that.
+        residual: `HyperConnections()` or `LadderResidual()`, in the place of `h + branch(h)`. None
+            is that.
         shared: whether attention and MLP are the same in all blocks, which then have their
             modulations, and what else there is, of their own; with a `MixtureOfExperts` it is
             WideNet.
 
     Raises:
-        TypeError: mlp is no Linen module, or residual no `HyperConnections`.
+        TypeError: mlp is no Linen module, or residual none of these.
         ValueError: num_heads does not divide the width, num_layers is below 1, x is not [b, n, d],
             or t or a part of cond does not fit it.
         TypeError: norm is neither, or attention_fn is no function.
@@ -159,7 +160,7 @@ class TokenDiT(nn.Module):
     attention_fn: Callable[..., Array] = dot_product_attention
     norm: Norm | Norms = LayerNorm
     mlp: nn.Module | None = None
-    residual: HyperConnections | None = None
+    residual: Residual | None = None
     shared: bool = False
 
     def __post_init__(self):

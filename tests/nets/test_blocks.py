@@ -328,6 +328,21 @@ def test_hyper_connections_begin_as_the_residual_network():
     np.testing.assert_allclose(found, expected, atol=FLOAT * np.abs(expected).max())
 
 
+def test_the_ladder_is_its_recursion():
+    module, rng = nets.LadderResidual(), np.random.default_rng(0)
+    branches = [lambda x, w=w: np.tanh(x @ w) for w in rng.normal(size=(4, 3, 3))]
+    before = now = rng.normal(size=(2, 5, 3))
+    h = jnp.asarray(np.stack([now, now], axis=2), jnp.float32)
+    for f in branches:
+        x, add = module.apply({}, h)
+        h = add(f(np.asarray(x)))
+        before, now = now, now + f(before)
+        np.testing.assert_allclose(h.mean(2), now, atol=1e-5)  # float32, of numbers up to 4
+    net = nets.DiT(**TINY, residual=module)
+    trees = [jax.eval_shape(n.init, jax.random.key(0), X, T) for n in (net, nets.DiT(**TINY))]
+    assert jax.tree.structure(trees[0]) == jax.tree.structure(trees[1])
+
+
 def test_hyper_connections_follow_their_formula():
     module = nets.HyperConnections(3)
     h = np.random.default_rng(3).normal(size=(2, 5, 3, 4)).astype(np.float32)
