@@ -22,7 +22,7 @@ def continuous_trajectory_balance(policy: ContinuousPolicy) -> Loss:
     are drawn in proportion to R, and then Z is its integral. Any trajectories will do: those of the
     policy, or backward ones from given points (`gflownets.continuous_rollouts`).
 
-    Also known as: TB.
+    Also known as: trajectory balance on continuous spaces.
 
     Args:
         policy: The policy, of `gflownets.continuous_policy`.
@@ -76,7 +76,7 @@ def continuous_detailed_balance(policy: ContinuousPolicy) -> Loss:
     where the flow through the start is Z and that through an object is its reward. The flow is a
     density, learned by the policy's `flow`.
 
-    Also known as: DB.
+    Also known as: detailed balance on continuous spaces.
 
     Args:
         policy: The policy, of `gflownets.continuous_policy` with a `flow`.

@@ -37,7 +37,7 @@ def diffusion_balance(
 ) -> Loss:
     """Trajectory balance of a diffusion sampler, with a learned log Z.
 
-    Also known as: TB, trajectory balance, continuous GFlowNet, second-moment loss.
+    Also known as: trajectory balance of diffusion samplers, second-moment loss.
 
         mean over paths of (log Z - log w)^2,
         log w = log p~(x(1)) - log N(x(1); 0, noise^2) - sum of l,
@@ -109,7 +109,7 @@ def diffusion_log_variance(
 ) -> Loss:
     """The variance of the log-weights of a diffusion sampler's paths.
 
-    Also known as: log-variance divergence, VarGrad, variance loss.
+    Also known as: log-variance divergence, variance loss.
 
         mean over paths of (log w - mean log w)^2
 
@@ -166,7 +166,7 @@ def diffusion_partial_balance(
 ) -> Loss:
     """Balance of every part of a diffusion sampler's paths, by a learned flow function.
 
-    Also known as: DGFS, diffusion generative flow sampler, subtrajectory balance, SubTB.
+    Also known as: DGFS, diffusion generative flow sampler.
 
         sum over i < j of decay^(j - i) (G_j - G_i - sum of l from i to j)^2 / sum of decay^(j - i)
 

@@ -25,7 +25,7 @@ class StepLaw(NamedTuple):
 def step_law(params: float, tokens: float) -> StepLaw:
     """The best learning rate and batch size of a language model, by a law fitted to thousands.
 
-    Also known as: Step Law, Predictable Scale.
+    Also known as: Predictable Scale.
 
         learning_rate = 1.79 params^(-0.713) tokens^0.307,     batch_tokens = 0.58 tokens^0.571
 
