@@ -1,7 +1,6 @@
 """Coupling layers: a part of the event steers an elementwise map of the rest."""
 
 from contextlib import suppress
-from functools import partial
 
 import flax.linen as nn
 import jax
@@ -11,7 +10,6 @@ import numpy as np
 from jflow._core.arrays import float_dtype, sum_event
 from jflow._core.checks import check_cond, check_noun, check_side
 from jflow._core.linen import apply_linen, check_linen, init_linen
-from jflow.bijectors._pullbacks import cotangents_at, opposite
 from jflow.types import Array, Bijector, Elementwise
 
 __all__ = ["coupling", "masked_coupling"]
@@ -81,41 +79,18 @@ def coupling(univariate: Elementwise, net: nn.Module, *, split: int, axis: int =
         x_a, x_b = parts(x)
         return _init_conditioner(net, key, x_a, cond, outputs=x_b.shape[-1] * univariate.size)
 
-    def transform(direction, head, features, x_b):
-        if univariate.columns is not None:
-            return _in_columns(univariate, direction, head, features, x_b)
-        raw = _raw(head, features, x_b, univariate.size)
-        y_b, log_slope = getattr(univariate, direction)(x_b, raw)
-        return y_b, sum_event(log_slope)
-
     def apply(direction, params, x, cond, key):
         x_a, x_b = parts(x)
         features = _features(net, params, x_a, cond, key, like=x_b, size=univariate.size)
-        y_b, log_det = transform(direction, params["head"], features, x_b)
+        if univariate.columns is None:
+            raw = _raw(params["head"], features, x_b, univariate.size)
+            y_b, log_slope = getattr(univariate, direction)(x_b, raw)
+            log_det = sum_event(log_slope)
+        else:
+            y_b, log_det = _in_columns(univariate, direction, params["head"], features, x_b)
         return jnp.concatenate([x_a, y_b.astype(x.dtype)], axis=axis), log_det
 
-    def pullback(direction, params, y, cotangents, cond=None, *, key=None):
-        """The net reads what passes, so that one pass of it serves both directions."""
-        x_a, y_b = parts(y)
-        a_bar, y_b_bar = parts(cotangents[0])
-        features, of_net = jax.vjp(
-            lambda net_params, x_a, cond: _features(
-                net, {**params, "net": net_params}, x_a, cond, key, like=y_b, size=univariate.size
-            ),
-            params["net"],
-            x_a,
-            cond,
-        )
-        x_b = transform(opposite(direction), params["head"], features, y_b)[0].astype(y.dtype)
-        head_bar, features_bar, x_b_bar = cotangents_at(
-            partial(transform, direction), (y_b_bar, cotangents[1]), params["head"], features, x_b
-        )
-        net_bar, x_a_bar, cond_bar = of_net(features_bar)
-        x = jnp.concatenate([x_a, x_b], axis=axis)
-        x_bar = jnp.concatenate([a_bar + x_a_bar, x_b_bar], axis=axis)
-        return x, ({"net": net_bar, "head": head_bar}, x_bar, cond_bar)
-
-    return _bijector(init, apply)._replace(pullback=pullback)
+    return _bijector(init, apply)
 
 
 def masked_coupling(univariate: Elementwise, net: nn.Module, mask: np.ndarray | Array) -> Bijector:

@@ -91,11 +91,12 @@ def fast_path_gradient(
     """The loss and gradient of `path_gradient`, from one walk over the layers of a map.
 
     Along with x = forward(z) goes d/dx log q(x), layer by layer from d/dz log q0(z) on, by each
-    layer's derivative from its own output (`Bijector.pullback`). A coupling then reads its network
-    once where `inverse` would read it again: over a `bijectors.chain` of couplings with splines,
-    shifts or scales without a bound the gradient takes about 4/3 of the operations of `reverse_kl`,
-    where `path_gradient` takes 5/3. That counts on XLA to share two equal passes of a network: it
-    does not where the scales are bounded, nor over a `bijectors.scan`, where nothing is gained.
+    layer's derivative from its own output (`Bijector.pullback`). `inverse` then meets the numbers
+    that `forward` has just made, and XLA evaluates the network of a coupling once for both: over a
+    `bijectors.chain` of couplings with splines, shifts or scales without a bound the gradient takes
+    about 4/3 of the operations of `reverse_kl`, where `path_gradient` takes 5/3. It does not see
+    that the two are one where the scales are bounded, nor over a `bijectors.scan`: there nothing is
+    gained.
 
     Args:
         bijector: The map from the base to x, as `flows.flow` takes it.
