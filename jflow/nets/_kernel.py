@@ -30,8 +30,8 @@ class KernelFeatures(nn.Module):
     What a linear head makes of them, such as that of `bijectors.coupling`, is a function
     sum_j a_j k(x, w_j) of the kernel's space and a constant: far from all points, and at the start,
     the coupling does nothing. The points start at rows of the batch that `init` gets, drawn at
-    random without repetition, and the length at the median distance of its rows. Few parameters
-    make it a network for small data.
+    random without repetition, and the length at the median distance of its first 256 rows. Few
+    parameters make it a network for small data.
 
     Also known as: inducing points, radial basis functions, sparse kernel regression.
 
@@ -95,10 +95,12 @@ class KernelFeatures(nn.Module):
             return rows[jax.random.permutation(key, len(rows))[: self.points]]
 
         def typical(key):
-            first = rows[: min(len(rows), 256)]
+            if len(rows) < 2 or not self.is_initializing():
+                return jnp.zeros_like(rows, shape=())
+            first = rows[:256]
             distances = jnp.sqrt(_squared_distances(first, first))
             typical = jnp.median(distances[jnp.triu_indices(len(first), 1)])
-            return jnp.log(jnp.where(typical > 0, typical, 1))  # also of one row, or equal ones
+            return jnp.log(jnp.where(typical > 0, typical, 1))  # of rows that are all alike too
 
         points = self.param("points", start)
         log_length = self.param("log_length", typical)
