@@ -102,6 +102,7 @@ JOBS = [
     ["experiments/few_steps_two_dims/run.py --out {} --short"],
     ["experiments/few_steps_digits/run.py --out {} --short"],
     ["experiments/few_step_solvers/run.py --out {} --short"],
+    ["experiments/backbone_options/run.py --out {} --short"],
     ["experiments/restoration_knob/run.py --out {} --short"],
     [
         "experiments/inverse_problems/run.py mixture --out {} --short",

@@ -360,8 +360,7 @@ def init_statistics(net: nn.Module, params: Params, x: PyTree, *args: Any) -> Py
     def run(params, x, *args):
         return net.apply({"params": params}, x, *args, mutable=[HIDDEN])[1].get(HIDDEN, {})
 
-    made = jax.jit(run)(params, x, *args)
-    return jax.tree.map(lambda a: a, made)  # dicts of its own
+    return jax.jit(run)(params, x, *args)
 
 
 def with_statistics(params: Params, statistics: PyTree, *, training: bool = False) -> Params:
