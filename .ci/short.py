@@ -107,6 +107,11 @@ JOBS = [
     ["experiments/higher_resolution/run.py --out {} --short"],
     ["experiments/reward_digits/run.py --out {} --short"],
     ["experiments/reinflow_planning/run.py --out {} --short"],
+    ["experiments/flow_control/run.py --out {} --short"],
+    [
+        f"experiments/densities/{name}.py --out {{}} --short"
+        for name in ("cells", "injective", "rotations", "trajectories")
+    ],
     ["experiments/transition_matching/run.py --out {} --short"],
     ["experiments/sbi_pack/run.py fit --short"],
     ["jflow train experiments/captioned_digits/jetformer.py short=True --workdir {}/run --quiet"],
