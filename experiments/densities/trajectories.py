@@ -126,20 +126,20 @@ def displacement(sample, x):
 
 
 def constant_velocity(x, cond, test_x, test_cond, d, rng):
-    """A Gaussian for each step around the last step, continued."""
+    """The last step, continued, with errors that are jointly Gaussian; the density of each step."""
     ahead = np.arange(1, FUTURE + 1)[None, :, None]
     mean = lambda c: ahead * 0.1 * c[:, None, -d:]  # noqa: E731
-    error = x - mean(cond)
+    error = (x - mean(cond)).reshape(len(x), -1)
+    offset = error.mean(0).reshape(FUTURE, d)
+    covariance = np.cov(error.T) + 1e-9 * np.eye(FUTURE * d)
+    r = test_x - mean(test_cond) - offset[None]
     log_prob = np.zeros(test_x.shape[:2])
-    sample = np.zeros((DRAWS, *test_x.shape))
     for k in range(FUTURE):
-        covariance = np.cov(error[:, k].T).reshape(d, d) + 1e-9 * np.eye(d)
-        offset = error[:, k].mean(0)
-        r = test_x[:, k] - mean(test_cond)[:, k] - offset
-        quadratic = np.einsum("bi,ij,bj->b", r, np.linalg.inv(covariance), r)
-        log_prob[:, k] = -0.5 * (quadratic + np.linalg.slogdet(2 * np.pi * covariance)[1])
-        noise = rng.multivariate_normal(np.zeros(d), covariance, (DRAWS, len(test_x)))
-        sample[:, :, k] = mean(test_cond)[:, k] + offset + noise
+        own = covariance[k * d : (k + 1) * d, k * d : (k + 1) * d]
+        quadratic = np.einsum("bi,ij,bj->b", r[:, k], np.linalg.inv(own), r[:, k])
+        log_prob[:, k] = -0.5 * (quadratic + np.linalg.slogdet(2 * np.pi * own)[1])
+    noise = rng.multivariate_normal(np.zeros(FUTURE * d), covariance, (DRAWS, len(test_x)))
+    sample = mean(test_cond) + offset[None] + noise.reshape(DRAWS, *test_x.shape)
     return log_prob, *displacement(sample, test_x)
 
 

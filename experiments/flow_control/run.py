@@ -145,7 +145,7 @@ def learn(key, args, expert=None):
     def iterate(carry, at):
         state, pair_state, memory, world = carry
         i, key = at
-        keys = jax.random.split(key, 8)
+        keys = jax.random.split(key, 7)
         seen = observe(world)
         action = policy.sample(state.params, keys[0], args.envs, seen)
         action = jnp.clip(action, -0.995, 0.995)
@@ -162,9 +162,10 @@ def learn(key, args, expert=None):
         batch = jax.tree.map(lambda m: m[chosen], memory)
         if expert is not None:
             joint = jnp.concatenate([memory["cond"], memory["x"]], axis=1)
-            back = jax.random.randint(keys[7], (BATCH,), 0, jnp.minimum(filled, args.newest))
+            back_key, their_key = jax.random.split(keys[4])
+            back = jax.random.randint(back_key, (BATCH,), 0, jnp.minimum(filled, args.newest))
             newest = joint[(place + args.envs - 1 - back) % filled]
-            theirs = expert[jax.random.randint(keys[4], (BATCH,), 0, len(expert))]
+            theirs = expert[jax.random.randint(their_key, (BATCH,), 0, len(expert))]
             noisy = {"x": smooth(keys[5], newest), "expert": smooth(keys[6], theirs)}
             pair_state, _ = pair_step(pair_state, noisy)
             batch["reward"] = -ratio(pair_state.params, joint[chosen]) / args.bound
@@ -235,7 +236,7 @@ def main() -> None:
     parser.add_argument("--shown", type=int, default=4, help="episodes of the expert")
     parser.add_argument("--bound", type=float, default=10.0, help="of the log-ratio, nats")
     parser.add_argument("--likelihood", type=float, default=1.0, help="weight in the flows' loss")
-    parser.add_argument("--noise", type=float, default=0.2, help="on the rows of the flows")
+    parser.add_argument("--noise", type=float, default=0.3, help="on the rows of the flows")
     parser.add_argument("--newest", type=int, default=1600, help="rows that the agent's flow sees")
     parser.add_argument("--short", action="store_true", help="seconds: to see that it runs")
     args = parser.parse_args()
