@@ -114,6 +114,11 @@ JOBS = [
     ["experiments/reward_digits/run.py --out {} --short"],
     ["experiments/gflownets/run.py --out {} --short"],
     ["experiments/reinflow_planning/run.py --out {} --short"],
+    ["experiments/flow_control/run.py --out {} --short"],
+    [
+        f"experiments/densities/{name}.py --out {{}} --short"
+        for name in ("cells", "injective", "rotations", "trajectories")
+    ],
     ["experiments/transition_matching/run.py --out {} --short"],
     ["experiments/sbi_pack/run.py fit --short"],
     ["jflow train experiments/captioned_digits/jetformer.py short=True --workdir {}/run --quiet"],

@@ -110,7 +110,7 @@ def given_rest(
 ) -> _Map:
     """Apply a map to x[..., part], told the rest of x, which passes: a coupling of any bijector.
 
-    Also known as: conditional coupling.
+    Also known as: conditional coupling, coupling of any bijector.
 
     As `on_part`, and the cond of the bijector is features(rest), or {'rest': features(rest),
     'cond': cond} where there is a cond. With `amortized` inside, every map of this package is a

@@ -152,7 +152,7 @@ def coupled_flows(
     densities: each flow is also right where the other one's rows are, which likelihood alone does
     not ask for. Then the agent learns with the reward -ratio(x), and the flows go on.
 
-    Also known as: CFIL, coupled flow imitation learning.
+    Also known as: CFIL, coupled flow imitation learning, Donsker-Varadhan bound.
 
     Args:
         agent: The flow of the agent's rows.

@@ -29,7 +29,7 @@ def free_form(model: InjectiveFlow, beta: float = 10.0, *, probes: int = 1) -> L
     minimum (curvature grows without end). The data want a little noise, `losses.noised`, of which
     both networks see one draw. A small beta lets the surface leave the data.
 
-    Also known as: FIF loss, free-form flow, FFF (with d the dimension of x).
+    Also known as: FIF loss, FFF loss.
 
     Args:
         model: The `flows.injective` that is trained.
