@@ -72,7 +72,7 @@ def spd_group(n: int) -> LieGroup:
         >>> import jax.numpy as jnp
         >>> from jflow import manifolds
         >>> group = manifolds.spd_group(1)
-        >>> group.multiply(2 * jnp.eye(1), 3 * jnp.eye(1)).item()
+        >>> round(group.multiply(2 * jnp.eye(1), 3 * jnp.eye(1)).item(), 4)
         6.0
 
     References:

@@ -198,8 +198,9 @@ def unit_kernels(
         >>> params = {"in": {"kernel": jnp.array([[3.0], [4.0]])}}
         >>> optimizer = optax.chain(optax.sgd(0.0), nets.unit_kernels())
         >>> updates, _ = optimizer.update(params, optimizer.init(params), params)
-        >>> optax.apply_updates(params, updates)["in"]["kernel"].ravel()
-        Array([0.6, 0.8], dtype=float32)
+        >>> moved = optax.apply_updates(params, updates)["in"]["kernel"]
+        >>> [round(float(number), 4) for number in moved.ravel()]
+        [0.6, 0.8]
 
     References:
         Loshchilov, Hsieh, Sun, Ginsburg, *nGPT: Normalized Transformer with Representation Learning

@@ -73,8 +73,9 @@ class RMSNorm(nn.RMSNorm):
     Examples:
         >>> import jax.numpy as jnp
         >>> from jflow import nets
-        >>> nets.RMSNorm(affine=False).apply({}, jnp.array([[1.0, -7.0]])).round(3)
-        Array([[ 0.2, -1.4]], dtype=float32)
+        >>> y = nets.RMSNorm(affine=False).apply({}, jnp.array([1.0, -7.0]))
+        >>> [round(float(number), 3) for number in y]
+        [0.2, -1.4]
 
     References:
         Zhang, Sennrich, *Root Mean Square Layer Normalization*, 2019, arXiv:1910.07467.
@@ -106,11 +107,13 @@ class CRMSNorm(nn.Module):
     Examples:
         >>> import jax.numpy as jnp
         >>> from jflow import nets
-        >>> whole = jnp.array([[1.0, 3.0, -4.0]])
-        >>> nets.CRMSNorm(affine=False).apply({}, whole[:, :-1]).round(3)
-        Array([[0.34 , 1.019]], dtype=float32)
-        >>> nets.LayerNorm(affine=False).apply({}, whole).round(3)
-        Array([[ 0.34 ,  1.019, -1.359]], dtype=float32)
+        >>> whole = jnp.array([1.0, 3.0, -4.0])
+        >>> y = nets.CRMSNorm(affine=False).apply({}, whole[:-1])
+        >>> [round(float(number), 3) for number in y]
+        [0.34, 1.019]
+        >>> y = nets.LayerNorm(affine=False).apply({}, whole)
+        >>> [round(float(number), 3) for number in y]
+        [0.34, 1.019, -1.359]
 
     References:
         Jiang, Gu, Zhu, Pan, *Pre-RMSNorm and Pre-CRMSNorm Transformers: Equivalent and Efficient
