@@ -7,7 +7,7 @@
 
 Walkers are simulated: they come up to a junction and turn left or right, or go on, with a pace and
 a wobble of their own. Hands are GunPoint's, the height of a hand that draws a gun or points (1
-number, 100 series train and 100 test, every second of 150 frames). From 8 steps of the past,
+number, 50 series train and 150 test, every second of 150 frames). From 8 steps of the past,
 `flows.step_chain` of `bijectors.indexed` layers has a density for each of 12 future steps, beside
 the same chain without an index, and beside a constant velocity with the errors that it has in
 training, a Gaussian for each step. OUT gets table.md and trajectories.png.
