@@ -78,6 +78,10 @@ JOBS = [
         "experiments/flow_posteriors/run.py targets --short",
         "experiments/flow_posteriors/run.py vae --short",
     ],
+    [
+        f"experiments/stochastic_flows/run.py {table} --short"
+        for table in ("double_well", "diffusions", "evidence", "particles")
+    ],
     ["experiments/fast_autoregressive_inverse/measure.py --short"],
     [
         "experiments/gaussians_to_moons/run.py --short",
