@@ -82,6 +82,8 @@ JOBS = [
     [
         "experiments/log_densities/run.py log_z --short",
         "experiments/log_densities/run.py posteriordb --short",
+        f"experiments/stochastic_flows/run.py {table} --short"
+        for table in ("double_well", "diffusions", "evidence", "particles")
     ],
     ["experiments/fast_autoregressive_inverse/measure.py --short"],
     [
