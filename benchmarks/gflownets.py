@@ -4,11 +4,12 @@
     python benchmarks/gflownets.py --short
 
 Rollouts are those of a policy at initialization, a perceptron of two layers of 256, without
-gradients. Printed are trajectories per CPU second, medians over turns: CPU time of all cores, since
-other programs may share them; torch has one thread. With `--updates` both are then trained by
-trajectory balance at one budget, of 16 trajectories an update and with the same learning rates, and
-the total variation between what they draw and the rewards, exact for both, is printed with the CPU
-seconds. PYTHON is that of an environment with torchgfn, see peers/torch_gflownets.py.
+gradients. Printed are trajectories per CPU second, medians over turns of 256 trajectories or more:
+CPU time of all cores, since other programs may share them; torch has one thread. With `--updates`
+both are then trained by trajectory balance at one budget, of 16 trajectories an update and with the
+same learning rates, and the total variation between what they draw and the rewards, exact for both,
+is printed with the CPU seconds. PYTHON is that of an environment with torchgfn, see
+peers/torch_gflownets.py.
 """
 
 import argparse
@@ -24,13 +25,13 @@ ENVIRONMENT = gflownets.hypergrid(3, 8)
 POLICY = gflownets.mlp_policy(ENVIRONMENT, (256, 256))
 
 
-def rollout_of(rows):
-    """() -> trajectories, one program."""
+def rollouts_of(rows, times):
+    """() -> the trajectories of the last of so many rollouts, each one program."""
     params = POLICY.init(jax.random.key(0))
     run = jax.jit(lambda params, key: gflownets.rollout(ENVIRONMENT, POLICY, params, key, rows))
     key = jax.random.key(1)
     jax.block_until_ready(run(params, key))
-    return lambda: run(params, key)
+    return lambda: [jax.block_until_ready(run(params, key)) for _ in range(times)][-1]
 
 
 def trained(updates, rows):
@@ -69,11 +70,14 @@ def main() -> None:
     print(f"{jax.devices()[0].device_kind}, jax {jax.__version__}, trajectories per CPU second")
     with peer(args.gfn_python, "torch_gflownets.py") as ask:
         for rows in args.rows:
-            calls = {"jflow": rollout_of(rows)}
+            times = max(1, 256 // rows)
+            calls = {"jflow": rollouts_of(rows, times)}
             if ask:
-                calls["torchgfn"] = lambda rows=rows: ask({"rollout": rows})
+                calls["torchgfn"] = lambda rows=rows, times=times: ask(
+                    {"rollout": rows, "times": times}
+                )
             seconds = medians(interleaved(calls, args.repeats, "cpu"))
-            rates = {name: rows / median for name, median in seconds.items()}
+            rates = {name: rows * times / median for name, median in seconds.items()}
             ratio = f"  ratio {rates['jflow'] / rates['torchgfn']:.1f}" if ask else ""
             print(f"{rows:6d}  " + "  ".join(f"{k} {r:.0f}" for k, r in rates.items()) + ratio)
         if args.updates:

@@ -2,9 +2,9 @@
 
     PYTHON benchmarks/peers/torch_gflownets.py
 
-A request is {"rollout": rows}, answered with the seconds that one rollout took, or {"train":
-updates, "rows": rows}, answered with [seconds, the total variation to the rewards]. torchgfn needs
-numpy below 2: an environment of its own (pip install torch torchgfn).
+A request is {"rollout": rows, "times": n}, answered with the CPU seconds of n rollouts, or
+{"train": updates, "rows": rows}, answered with [seconds, the total variation to the rewards].
+torchgfn needs numpy below 2: an environment of its own (pip install torch torchgfn).
 """
 
 import itertools
@@ -39,10 +39,11 @@ def model():
     return env, forward, TBGFlowNet(pf=pf, pb=pb), Sampler(estimator=pf)
 
 
-def rollout(sampler, env, rows):
+def rollout(sampler, env, rows, times):
     start = time.process_time()
     with torch.no_grad():
-        sampler.sample_trajectories(env, n=rows)
+        for _ in range(times):
+            sampler.sample_trajectories(env, n=rows)
     return time.process_time() - start
 
 
@@ -91,7 +92,7 @@ def main() -> None:
         if "train" in request:
             answer = train(request["train"], request["rows"])
         else:
-            answer = rollout(sampler, env, request["rollout"])
+            answer = rollout(sampler, env, request["rollout"], request["times"])
         print(json.dumps(answer), flush=True)
 
 

@@ -49,7 +49,7 @@ def trajectory_balance(policy: Policy) -> Loss:
 
         (log Z + sum_t log P_F(s_{t+1} | s_t) - log R(x) - sum_t log P_B(s_t | s_{t+1}))^2
 
-    log Z is params['log_z'], which wants a learning rate of its own, about 0.1 (`optax.partition`).
+    log Z is `params['log_z']`. It wants a learning rate of its own, about 0.1 (`optax.partition`).
 
     Args:
         policy: The policy.

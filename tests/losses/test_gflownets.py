@@ -1,11 +1,14 @@
 """Objectives of GFlowNets against programs of numpy over the states of small environments."""
 
+import collections
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
 
+import jflow
 from jflow import gflownets, losses, train
 from jflow.types import Field
 
@@ -88,10 +91,10 @@ class Tables:
             "potential": (n, actions),
         }
 
-    def exact(self, heights):
+    def exact(self, random, heights):
         """Params of exact flows for a random backward policy, states last to first, and a potential
         that is the difference of heights."""
-        backward = RANDOM.normal(size=self.back_mask.shape)
+        backward = random.normal(size=self.back_mask.shape)
         log_b = log_softmax(backward, self.back_mask)
         flow = np.exp(self.log_reward)
         for s in range(len(flow))[::-1]:  # children have larger numbers
@@ -115,8 +118,7 @@ class Tables:
         log_flow = np.where(np.isnan(self.log_reward), net["log_flow"], self.log_reward)
         looking = np.where(np.isnan(self.log_reward), net["log_flow"] + given, self.log_reward)
         learned = np.where(np.isnan(self.log_reward), net["log_flow"], 0)
-        names = "tb db sub modified looking looking_sub led flow".split()
-        values, totals, z = {n: 0.0 for n in names}, {n: 0.0 for n in names}, []
+        values, totals, z = collections.Counter(), collections.Counter(), []
 
         def add(name, error, w):
             values[name] += w * error
@@ -143,15 +145,13 @@ class Tables:
                 c = self.child[s, a]
                 add("db", (log_flow[s] + ratio[step] - log_flow[c]) ** 2, w)
                 add("looking", (looking[s] + ratio[step] - looking[c]) ** 2, w)
-                values.setdefault("led steps", 0.0)
-                totals.setdefault("led steps", 0.0)
                 add("led steps", (learned[s] + ratio[step] - learned[c] - p[step]) ** 2, w)
                 inflow = [log_flow[r] + log_f[r, e] for r, e, end, _ in self.edges if end == c]
                 add("flow", (np.log(np.exp(inflow).sum()) - log_flow[c]) ** 2, w)
                 if self.stop is not None and a != self.stop:
                     error = given[s] - log_f[s, self.stop] + ratio[step]
                     add("modified", (error - given[c] + log_f[c, self.stop]) ** 2, w)
-        found = {n: values[n] / totals[n] for n in values if totals[n]}
+        found = {name: values[name] / totals[name] for name in values}
         found["led"] += found.pop("led steps")
         found["variance"] = np.average((z - np.average(z, weights=weight)) ** 2, weights=weight)
         return found
@@ -162,11 +162,11 @@ def test_zero_for_exact_flows_and_elsewhere_what_numpy_says_with_its_gradient(na
     """The exact flows are those of a program of numpy. Values agree to 1e-4 of float32 sums of up
     to 15 squares of order 1, slopes along a random direction with central differences in float64;
     rows have weights and several lengths."""
-    environment = ENVIRONMENTS[name]
+    environment, random = ENVIRONMENTS[name], np.random.default_rng(7)
     tables = Tables(environment)
     n = len(tables.child)
     given = np.zeros(n)  # of the first state, for which a potential gathers nothing
-    given[1:] = RANDOM.normal(size=n - 1)
+    given[1:] = random.normal(size=n - 1)
     if name == "grid":  # where states can stop, the reward of a stop
         position = tables.states.states["position"]
         given = np.log(REWARDS)[tuple(position.T)]
@@ -202,14 +202,14 @@ def test_zero_for_exact_flows_and_elsewhere_what_numpy_says_with_its_gradient(na
     draw = jax.jit(lambda p: gflownets.rollout(environment, policy, p, KEY, len(weight)))
     shapes = tables.shapes()
     is_shape = lambda s: isinstance(s, tuple)  # noqa: E731
-    normal = lambda s: RANDOM.normal(size=s)  # noqa: E731
+    normal = lambda s: random.normal(size=s)  # noqa: E731
     other, direction = (jax.tree.map(normal, shapes, is_leaf=is_shape) for _ in range(2))
     single = lambda tree: jax.tree.map(np.float32, tree)  # noqa: E731
     rows = jax.device_get(draw(single(other)))
     batch = rows._asdict() | {"weight": weight}
     assert len(set(rows.valid.sum(1).tolist())) > 1 or name == "two_ended"
 
-    exact = tables.exact(heights)
+    exact = tables.exact(random, heights)
     rewards = np.exp(tables.states.log_reward).sum()
     np.testing.assert_allclose(np.exp(exact["log_z"]), rewards, rtol=1e-6)
     reached = gflownets.exact_distribution(policy, single(exact), tables.states)
@@ -293,6 +293,39 @@ def test_training_by_rollouts_ends_near_the_rewards():
     assert gflownets.total_variation(before, target) > 0.15 and variation < 0.03
     assert abs(log_z - np.log(REWARDS.sum())) < 0.1
     assert set(rollouts(state, KEY)) == set(gflownets.Trajectories._fields)
+
+
+def test_each_row_has_its_condition():
+    """A loss of rows of one length is the mean of those of single rows; potentials and
+    parents get the condition of their row."""
+    environment = gflownets.sequences(gflownets.reward_table(REWARDS), 2, 3)
+    policy = gflownets.mlp_policy(environment, (4,))
+    potential = jflow.field(gflownets.Perceptron(3, (4,)))
+    cond = np.array([[-1.0, 0.5], [2.0, 0.0], [0.3, 1.0]], np.float32)
+    params = policy.init(KEY, cond[:1])
+    x = environment.observe(environment.reset(1))
+    params["potential"] = potential.init(KEY, x, jnp.zeros(1), cond[:1])
+    draw = np.random.default_rng(0).normal
+    params = jax.tree.map(lambda a: np.float32(a + draw(size=a.shape)), params)
+    batches = gflownets.rollouts(environment, policy, 3, conds=lambda key, n: jnp.asarray(cond))
+    state = train.init_state(params, optax.sgd(0.1), KEY)
+    rows = jax.device_get(batches(state, KEY))
+    np.testing.assert_array_equal(rows["cond"], cond)
+
+    @jax.jit
+    def run(batch):
+        return [
+            loss(params, KEY, batch)[0]
+            for loss in (
+                losses.trajectory_balance(policy),
+                losses.gfn_flow_matching(environment, policy),
+                losses.learned_energy_decomposition(environment, policy, potential, keep=1.0),
+            )
+        ]
+
+    single = [run(jax.tree.map(lambda a, i=i: a[i : i + 1], rows)) for i in range(3)]
+    np.testing.assert_allclose(run(rows), np.mean(single, axis=0), rtol=1e-5)
+    assert not np.allclose(run(rows), run(rows | {"cond": cond[::-1].copy()}), rtol=1e-2)
 
 
 def test_bad_options_and_batches():
