@@ -7,9 +7,8 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Bool, Float
 
-from jflow._core.arrays import expand_to
 from jflow._core.checks import check_cond, check_noun, check_whole, count_rows, need_key
-from jflow.gflownets._rollout import backward_rollout, rollout
+from jflow.gflownets._rollout import _select, backward_rollout, rollout
 from jflow.gflownets._types import Environment, Policy
 from jflow.types import Array, Cond, Key, Params, PyTree
 
@@ -98,8 +97,8 @@ def local_search(
     """Improve finished objects by taking them apart for a few steps and building them anew.
 
         x -> s by k backward actions tau,    s -> x' by m forward actions tau'
-        ratio = R(x') P_B(tau' | x') P_F(tau | s) q(m | s) / (R(x) P_B(tau | x) P_F(tau' | s)
-                q(k | s))
+        ratio = R(x') P_B(tau' | x') P_F(tau | s) q(m | s)
+              / (R(x) P_B(tau | x) P_F(tau' | s) q(k | s))
 
     where k is drawn uniformly from least ... back, but ends at the initial state, and q is the law
     of the number of steps that lead to s. With `metropolis` or `barker` the chain is reversible
@@ -174,7 +173,7 @@ def local_search(
         goes, key = inputs
         goes = goes & exists_back(state)
         last = draw(key, said.log_backward, goes)
-        before = _where(goes, environment.back(state, last), state)
+        before = _select(goes, environment.back(state, last), state)
         then = policy.apply(params, before, cond)
         action = jnp.where(goes, environment.forward_action(state, last), 0)
         paid = pick(then.log_forward, action) - pick(said.log_backward, last)
@@ -185,7 +184,7 @@ def local_search(
         state, said, balance, steps = carry
         goes = exists_on(state)
         action = draw(key, said.log_forward, goes)
-        after = _where(goes, environment.step(state, action), state)
+        after = _select(goes, environment.step(state, action), state)
         then = policy.apply(params, after, cond)
         last = jnp.where(goes, environment.backward_action(state, action), 0)
         paid = pick(then.log_backward, last) - pick(said.log_forward, action)
@@ -200,9 +199,8 @@ def local_search(
         x, log_reward = carry
         length_key, undo_key, redo_key, accept_key = jax.random.split(key, 4)
         length = jax.random.randint(length_key, (n,), least, back + 1)
-        zero = jnp.zeros_like(log_reward)
-        none = jnp.zeros_like(length)
-        start = x, policy.apply(params, x, cond), zero, none
+        said, none = policy.apply(params, x, cond), jnp.zeros_like(length)
+        start = x, said, jnp.zeros_like(said.log_flow), none
         goes = jnp.arange(back)[:, None] < length[None]
         (state, said, balance, steps), _ = jax.lax.scan(
             undo, start, (goes, jax.random.split(undo_key, back))
@@ -216,7 +214,7 @@ def local_search(
         log_ratio = balance + gain + log_lengths(steps_new, initial) - log_lengths(steps, initial)
         log_u = jnp.log1p(-jax.random.uniform(accept_key, (n,), log_reward.dtype))
         accepted = (log_ratio > -jnp.inf) & (log_u <= accept(log_ratio, gain))
-        return (_where(accepted, new, x), jnp.where(accepted, proposed, log_reward)), accepted
+        return (_select(accepted, new, x), jnp.where(accepted, proposed, log_reward)), accepted
 
     start = terminal, environment.log_reward(terminal)
     (x, log_reward), accepted = jax.lax.scan(one, start, jax.random.split(key, rounds))
@@ -284,7 +282,3 @@ def _checked(name, back, least, rounds) -> int:
     if least not in range(1, back + 1):
         raise ValueError(f"{name}: expected least in 1 ... {back}, got {least}")
     return least
-
-
-def _where(rows, new, old):
-    return jax.tree.map(lambda a, b: jnp.where(expand_to(rows, b), a, b).astype(b.dtype), new, old)
