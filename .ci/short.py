@@ -115,6 +115,7 @@ JOBS = [
     ["experiments/higher_resolution/run.py --out {} --short"],
     ["experiments/reward_digits/run.py --out {} --short"],
     ["experiments/gflownets/run.py --out {} --short"],
+    ["experiments/continuous_gflownets/run.py --out {} --short"],
     ["experiments/reinflow_planning/run.py --out {} --short"],
     ["experiments/flow_control/run.py --out {} --short"],
     [
