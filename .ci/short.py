@@ -82,6 +82,8 @@ JOBS = [
     [
         "experiments/log_densities/run.py log_z --short",
         "experiments/log_densities/run.py posteriordb --short",
+    ],
+    [
         f"experiments/stochastic_flows/run.py {table} --short"
         for table in ("double_well", "diffusions", "evidence", "particles")
     ],
@@ -98,6 +100,7 @@ JOBS = [
     ],
     ["experiments/simplex_promoters/run.py --out {} --short"],
     ["experiments/guided_planning/run.py --short"],
+    ["experiments/heavy_tails/run.py --short"],
     ["experiments/limited_samples/run.py --short"],
     ["experiments/synthetic_tables/run.py --short"],
     ["experiments/tabular_cnf/run.py --short"],
