@@ -82,10 +82,9 @@ def fit(flow: Flow, rows: np.ndarray, valid: np.ndarray, steps: int, every: int 
     schedule = optax.cosine_decay_schedule(2e-3, steps)
     optimizer = optax.chain(optax.clip_by_global_norm(1.0), optax.adam(schedule))
     step = train.make_step(losses.nll(flow), optimizer)
-    rows, valid = jnp.asarray(rows), jnp.asarray(valid)
 
     @jax.jit
-    def run(init_key, train_key, order_key):
+    def run(rows, valid, init_key, train_key, order_key):
         state = train.init_state(flow.init(init_key, rows), optimizer, train_key)
 
         def chunk(carry, key):
@@ -100,7 +99,7 @@ def fit(flow: Flow, rows: np.ndarray, valid: np.ndarray, steps: int, every: int 
         keys = jax.random.split(order_key, steps // every)
         return jax.lax.scan(chunk, carry, keys)[0][2]
 
-    return run(*jax.random.split(jax.random.key(0), 3))
+    return run(jnp.asarray(rows), jnp.asarray(valid), *jax.random.split(jax.random.key(0), 3))
 
 
 def compare(name: str, x: np.ndarray, columns, steps: int, short: bool) -> dict[str, np.ndarray]:

@@ -8,6 +8,7 @@ from jaxtyping import Array, Float
 
 from jflow._core.arrays import expand_to, sum_event
 from jflow._core.checks import check_whole
+from jflow._core.leapfrog import leapfrog
 from jflow._core.numbers import check_number
 from jflow.types import NumberOrFunction
 
@@ -70,7 +71,7 @@ def hamiltonian_kernel(step: NumberOrFunction = 0.1, num_steps: int = 5) -> Kern
         num_steps: The number of them.
 
     Returns:
-        The kernel, of num_steps + 1 gradients and two evaluations of the density.
+        The kernel, of num_steps + 1 gradients and one evaluation more of the density.
 
     Raises:
         ValueError: Unless step is positive and num_steps at least 1.
@@ -93,19 +94,10 @@ def hamiltonian_kernel(step: NumberOrFunction = 0.1, num_steps: int = 5) -> Kern
     def kernel(key, log_density, x, level):
         key_momentum, key_accept = jax.random.split(key)
         size = step(level) if callable(step) else step
-        gradient = jax.grad(lambda x: jnp.sum(log_density(x)))
         start = jax.random.normal(key_momentum, x.shape, x.dtype)
-
-        def leap(carry, _):
-            y, momentum, force = carry
-            momentum = momentum + size / 2 * force
-            y = y + size * momentum
-            force = gradient(y)
-            return (y, momentum + size / 2 * force, force), None
-
-        (y, end, _), _ = jax.lax.scan(leap, (x, start, gradient(x)), length=num_steps)
+        y, end, value = leapfrog("hamiltonian_kernel", log_density, x, start, size, num_steps)
         kinetic = 0.5 * sum_event(jnp.square(start) - jnp.square(end))
-        return _accept(key_accept, x, y, log_density(y) - log_density(x) + kinetic)
+        return _accept(key_accept, x, y, value - log_density(x) + kinetic)
 
     return kernel
 
