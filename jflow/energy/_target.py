@@ -16,7 +16,7 @@ class Target(NamedTuple):
 
     Also known as: energy function, Boltzmann distribution, unnormalized posterior.
 
-    Args:
+    Attributes:
         log_density: x [n, *event] -> [n], nats, -inf outside the support. A posterior's is the log
             prior plus the log-likelihood.
         event_shape: the shape of one point.

@@ -58,8 +58,8 @@ def transfer_weights(
         ...     lambda x: -0.5 * jnp.sum(x**2, -1),
         ...     lambda x: -0.5 * jnp.sum(x**2, -1) / 4,
         ... )
-        >>> log_w.round(4).tolist()  # log 2
-        [0.6931..., 0.6931...]
+        >>> [round(float(a), 4) for a in log_w]  # log 2
+        [0.6931, 0.6931]
 
     References:
         Wirnsberger, Ballard, Papamakarios, Abercrombie, Racanière, Pritzel, Jimenez Rezende,

@@ -58,7 +58,8 @@ class ContinuousPolicy(NamedTuple):
         score: (params, x [n, N, d], length [n]) -> ContinuousScores.
         stop: (params, x [n, d], step [n]) -> ([n], [n]), the log-probabilities to stop at a point
             and to go on.
-        forward, backward: the kernels, whose params have these names.
+        forward: the kernel of the moves, whose params have this name.
+        backward: that of the moves back.
         steps: N, the largest number of moves.
         start: where all trajectories begin, [d].
     """

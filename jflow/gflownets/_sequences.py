@@ -1,6 +1,7 @@
 """Sequences of tokens, built from the left, from both ends, or in any order."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -230,7 +231,7 @@ def bit_modes(num_modes: int, length: int, *, seed: int = 0) -> np.ndarray:
     return np.unpackbits(chosen.astype(np.uint8), axis=1).astype(np.int32)
 
 
-def reward_table(rewards: ArrayLike, *, exponent: float = 1.0) -> TokenReward:
+def reward_table(rewards: ArrayLike | Sequence[Any], *, exponent: float = 1.0) -> TokenReward:
     """The log-reward of sequences whose rewards stand in a table.
 
         log R(x) = exponent log rewards[x_1, ..., x_L]

@@ -180,7 +180,8 @@ def prefix_log_flow(
         >>> from jflow import gflownets
         >>> items, reward = np.array([[0, 1], [0, 2], [1, 1]]), np.array([1.0, 2.0, 3.0])
         >>> flow = gflownets.prefix_log_flow(items, np.log(reward))
-        >>> jnp.exp(flow(jnp.array([[-1, -1], [0, -1], [0, 2], [2, -1]]))).round(3).tolist()
+        >>> log_flow = flow(jnp.array([[-1, -1], [0, -1], [0, 2], [2, -1]]))
+        >>> [round(float(a), 3) for a in jnp.exp(log_flow)]
         [6.0, 3.0, 2.0, 0.0]
 
     References:
