@@ -73,7 +73,16 @@ ATTENTIONS = {
     "Fourier": Option({"attention_fn": nets.fourier_attention}),
     "hybrid": Option({"attention_fn": nets.hybrid_attention(8)}),  # the lower half sees the upper
 }
-BLOCKS: dict[str, Option] = {}  # such as Option({"mlp": ...}), once DiT takes one
+BLOCKS = {
+    "experts": Option({"mlp": nets.MixtureOfExperts(8)}),
+    "experts, limited": Option({"mlp": nets.MixtureOfExperts(8, nets.routers.limited())}),
+    "experts, rectified": Option({"mlp": nets.MixtureOfExperts(8, nets.routers.rectified())}),
+    "WideNet": Option({"mlp": nets.MixtureOfExperts(8), "shared": True}),
+    "PEER": Option({"mlp": nets.ProductKeyExperts(16, 4, 2, 16)}),
+    "TokenFormer": Option({"mlp": nets.ParameterAttention(128)}),
+    "hyper-connections": Option({"residual": nets.HyperConnections()}),
+    "ladder": Option({"residual": nets.LadderResidual()}),
+}
 OPTIONS = {**NORMS, **ATTENTIONS, **BLOCKS}
 
 

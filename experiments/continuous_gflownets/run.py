@@ -193,7 +193,7 @@ def main() -> None:
     axes[2].set(xlim=extent[:2], ylim=extent[2:], aspect="equal", title="2000 draws")
     for axis in axes:
         axis.set(xticks=[], yticks=[])
-    figure.savefig(args.out / "torus.png", dpi=100)
+    figure.savefig(args.out / "torus.png", dpi=100, bbox_inches="tight")
 
 
 if __name__ == "__main__":

@@ -135,6 +135,7 @@ def compare(name: str, x: np.ndarray, columns, steps: int, short: bool) -> dict[
 def picture(panels: list, path: Path) -> None:
     """How often a number is farther from the median, in the data and in samples."""
     import matplotlib.pyplot as plt
+    import matplotlib.ticker
 
     figure, axes = plt.subplots(
         1, len(panels), figsize=(3 * len(panels), 2.8), layout="constrained"
@@ -146,8 +147,10 @@ def picture(panels: list, path: Path) -> None:
             style = {"color": "black", "lw": 2.5, "alpha": 0.4} if model == "data" else {"lw": 1}
             axis.loglog(far, np.arange(1, len(far) + 1) / len(far), label=model, **style)
         axis.set(title=title, xlim=(0.3, None), xlabel="distance / interquartile range")
+        axis.xaxis.set_minor_formatter(matplotlib.ticker.NullFormatter())
     axes[0].set_ylabel("share farther away")
     axes[0].legend(fontsize=7)
+    path.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path, dpi=90)
 
 

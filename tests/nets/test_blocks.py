@@ -409,3 +409,19 @@ def test_bad_options_of_a_network():
     with pytest.raises(ValueError, match="mixtures of one number of experts.*got mixtures of none"):
         net = nets.routed(nets.DiT(**TINY))
         jax.eval_shape(lambda key: net.apply(net.init(key, X, T), X, T), jax.random.key(0))
+
+
+def test_norms_that_other_options_leave_no_place_for():
+    with pytest.raises(ValueError, match="DiT: a norm inside the MLP has no place in an mlp"):
+        nets.DiT(norm=nets.norm_former(), mlp=nets.MixtureOfExperts(2))
+    with pytest.raises(ValueError, match="TokenDiT: expected a residual or a norm that joins"):
+        nets.TokenDiT(norm=nets.ngpt(), residual=nets.HyperConnections())
+
+
+def test_norms_stand_beside_the_blocks():
+    """A norm after each branch, and one in front of it, with experts and streams."""
+    v = jflow.velocity(ALL.clone(norm=nets.peri_norm(nets.RMSNorm)))
+    params = jax.eval_shape(v.init, jax.random.key(0), X, T)["blocks"]
+    assert set(params["shared"]) == {"attention", "mlp"}
+    assert {"attention_after", "mlp_after", "modulation"} <= set(params["stacked"])
+    assert params["stacked"]["mlp_after"]["scale"].shape == (2, 8)
