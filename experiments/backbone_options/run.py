@@ -1,4 +1,4 @@
-"""Normalizations, attentions and blocks of a DiT on scikit-learn's digits, one by one at one budget.
+"""Normalizations, attentions and blocks of a DiT on scikit-learn's digits, each at one budget.
 
     python experiments/backbone_options/run.py --out runs/options
     python experiments/backbone_options/run.py --out runs/options --only sinkhorn --seeds 5

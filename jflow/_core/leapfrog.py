@@ -22,7 +22,7 @@ def leapfrog(name: str, log_density, x, momentum, step, num_steps: int):
     """(x, momentum, log p~(x)) after steps of size `step`, a scalar or [b], of Hamilton's equations
     with unit masses: volume is kept, and turning the momentum runs them back."""
     step = expand_to(step, x) if jnp.ndim(step) else step
-    _, slope = value_and_slope(name, log_density, x)
+    value, slope = value_and_slope(name, log_density, x)
 
     def advance(carry, _):
         x, momentum, slope, _ = carry
@@ -31,7 +31,6 @@ def leapfrog(name: str, log_density, x, momentum, step, num_steps: int):
         value, slope = value_and_slope(name, log_density, x)
         return (x, momentum + step / 2 * slope, slope, value), None
 
-    value = jnp.sum(jnp.zeros_like(x), axis=tuple(range(1, x.ndim)))
     (x, momentum, _, value), _ = jax.lax.scan(
         advance, (x, momentum, slope, value), length=num_steps
     )

@@ -50,6 +50,14 @@ def rising_times(name, grid):
     return np.linspace(0.0, 1.0, int(grid) + 1)
 
 
+def unit_times(name, grid):
+    """As `rising_times`, of times that go from 0 to 1."""
+    times = rising_times(name, grid)
+    if times[0] != 0 or times[-1] != 1:
+        raise ValueError(f"{name}: expected times from 0 to 1, got {times[0]} to {times[-1]}")
+    return times
+
+
 def check_pairs(name: str, times: TimePair) -> None:
     """Raise unless a first draw of times is (t, r) with 0 <= t <= r <= 1; unchecked where it
     depends on traced values."""

@@ -136,6 +136,7 @@ def annealed_importance_sampling(
         keys, before, power = step
         # a draw without density keeps the weight 0 that it has, where inf - inf would be NaN
         change = (power - before) * (density(target, x) - density(start, x))
+        change = change.astype(log_weights.dtype)
         log_weights = jnp.where(log_weights == -jnp.inf, -jnp.inf, log_weights + change)
 
         def tempered(x):

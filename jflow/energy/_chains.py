@@ -4,7 +4,6 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from jflow._core.arrays import expand_to
 from jflow._core.checks import (
     check_key,
     check_noun,
@@ -12,7 +11,7 @@ from jflow._core.checks import (
     check_whole,
     count_rows,
 )
-from jflow.energy._kernels import Kernel
+from jflow.energy._kernels import Kernel, accept
 from jflow.energy._target import Target
 from jflow.types import Distribution, Flow, Key, Params
 
@@ -70,9 +69,7 @@ def independence_kernel(flow: Flow | Distribution, params: Params) -> Kernel:
         y = y.astype(x.dtype)
         change = log_density(y) - log_density(x)
         ratio = change - log_q.astype(change.dtype) + flow.log_prob(params, x).astype(change.dtype)
-        uniform = jax.random.uniform(key_accept, ratio.shape, ratio.dtype)
-        accepted = jnp.log(uniform) <= ratio
-        return jnp.where(expand_to(accepted, x), y, x), accepted.astype(ratio.dtype)
+        return accept(key_accept, x, y, ratio)
 
     return kernel
 

@@ -53,7 +53,7 @@ def metropolis_kernel(step: NumberOrFunction = 1.0) -> Kernel:
         key_proposal, key_accept = jax.random.split(key)
         scale = step(level) if callable(step) else step
         y = x + scale * jax.random.normal(key_proposal, x.shape, x.dtype)
-        return _accept(key_accept, x, y, log_density(y) - log_density(x))
+        return accept(key_accept, x, y, log_density(y) - log_density(x))
 
     return kernel
 
@@ -97,12 +97,12 @@ def hamiltonian_kernel(step: NumberOrFunction = 0.1, num_steps: int = 5) -> Kern
         start = jax.random.normal(key_momentum, x.shape, x.dtype)
         y, end, value = leapfrog("hamiltonian_kernel", log_density, x, start, size, num_steps)
         kinetic = 0.5 * sum_event(jnp.square(start) - jnp.square(end))
-        return _accept(key_accept, x, y, value - log_density(x) + kinetic)
+        return accept(key_accept, x, y, value - log_density(x) + kinetic)
 
     return kernel
 
 
-def _accept(key, x, y, log_ratio):
+def accept(key, x, y, log_ratio):
     """y with probability min(1, exp(log_ratio)), where that is a number, and x otherwise."""
     uniform = jax.random.uniform(key, log_ratio.shape, log_ratio.dtype)
     accepted = jnp.log(uniform) < log_ratio

@@ -7,7 +7,8 @@ import jax.numpy as jnp
 
 from jflow import distributions, flows
 from jflow._core.arrays import zero_log_det
-from jflow._core.checks import check_channels, check_noun, check_rows, check_whole
+from jflow._core.checks import check_channels, check_noun, check_whole
+from jflow._core.leapfrog import value_and_slope
 from jflow._core.nouns import no_params
 from jflow.energy._target import Target
 from jflow.flows import MixFlow
@@ -65,20 +66,17 @@ def hamiltonian_shift(target: Target, *, step_size: float, steps: int = 10) -> B
     (d,) = target.event_shape
 
     def score(x):
-        def total(x):
-            log_density = target.log_density(x)
-            return jnp.sum(check_rows("hamiltonian_shift", "log_density", log_density, x.shape[0]))
-
-        return jax.grad(total)(x)
+        return value_and_slope("hamiltonian_shift", target.log_density, x)[1]
 
     def leapfrog(x, momentum, size):
         def step(carry, _):
-            x, momentum = carry
-            momentum = momentum + size / 2 * score(x)
+            x, momentum, slope = carry
+            momentum = momentum + size / 2 * slope
             x = x + size * jnp.sign(momentum)
-            return (x, momentum + size / 2 * score(x)), None
+            slope = score(x)
+            return (x, momentum + size / 2 * slope, slope), None
 
-        return jax.lax.scan(step, (x, momentum), length=steps)[0]
+        return jax.lax.scan(step, (x, momentum, score(x)), length=steps)[0][:2]
 
     def refresh(momentum, x, time, sign):
         moved = _to_unit(momentum) + sign * (jnp.sin(2 * x + time) / 2 + 0.5)

@@ -29,6 +29,7 @@ def effective_sample_size(log_weights: Float[Array, " n"]) -> Float[Array, ""]:
         >>> round(float(energy.effective_sample_size(jnp.log(jnp.array([1.0, 1.0, 0.0])))), 4)
         2.0
     """
+    _check("effective_sample_size", log_weights)
     total = jax.nn.logsumexp(log_weights)
     return jnp.exp(2 * total - jax.nn.logsumexp(2 * log_weights))
 
@@ -41,7 +42,8 @@ def estimate_log_z(
     Also known as: importance sampling estimate of the evidence.
 
     E_q [p~(x) / q(x)] = Z, where q covers the support of p; by Jensen the log of the mean is below
-    log Z on average. The error is that of first order, std(w) / (mean(w) sqrt(n)).
+    log Z on average. The error is that of first order, std(w) / (mean(w) sqrt(n)),
+    and NaN for one draw.
 
     Args:
         log_weights: log p~(x) - log q(x) at draws from q, or the log-weights of
@@ -50,6 +52,9 @@ def estimate_log_z(
     Returns:
         The pair (log Z, standard error), nats.
 
+    Raises:
+        ValueError: log_weights are not [n].
+
     Examples:
         >>> import jax.numpy as jnp
         >>> from jflow import energy
@@ -57,6 +62,14 @@ def estimate_log_z(
         >>> float(log_z), float(error)
         (3.0, 0.0)
     """
+    _check("estimate_log_z", log_weights)
     n = log_weights.shape[0]
     log_z = jax.nn.logsumexp(log_weights) - math.log(n)
-    return log_z, jnp.std(jnp.exp(log_weights - log_z)) / math.sqrt(n)
+    return log_z, jnp.std(jnp.exp(log_weights - log_z), ddof=1) / math.sqrt(n)
+
+
+def _check(name, log_weights):
+    if jnp.ndim(log_weights) != 1 or not log_weights.size:
+        raise ValueError(
+            f"{name}: expected log_weights of shape [n], got {list(jnp.shape(log_weights))}"
+        )

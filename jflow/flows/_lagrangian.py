@@ -8,6 +8,7 @@ import jax.numpy as jnp
 
 from jflow._core.arrays import float_dtype
 from jflow._core.checks import check_noun, count_rows, like_state, rows
+from jflow._core.keys import same_draws
 from jflow.types import Array, Cond, Flow, Velocity
 
 __all__ = ["lagrangian_velocity"]
@@ -76,7 +77,7 @@ def lagrangian_velocity(flow: Flow, *, time: Callable[[Array, Cond], Any] = time
         z, _ = flow.inverse(params, x, time(t, cond), key=key)
 
         def forward(t):
-            return flow.forward(params, z, time(t, cond))[0]
+            return flow.forward(params, z, time(t, cond), key=same_draws(key))[0]
 
         _, v = jax.jvp(forward, (t,), (jnp.ones_like(t),))
         return like_state("lagrangian_velocity", v, x)

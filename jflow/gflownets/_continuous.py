@@ -14,6 +14,7 @@ from numpy.typing import ArrayLike
 from jflow._core.checks import check_event, check_noun, check_rows, check_whole
 from jflow._core.linen import apply_linen, check_linen, init_linen
 from jflow.gflownets._kernels import Kernel, features, flat_space
+from jflow.gflownets._rollout import check_rewards
 from jflow.types import Array, Key, Manifold, Params
 
 __all__ = [
@@ -304,7 +305,7 @@ def continuous_rollouts(
         reward = check_rows("continuous_rollouts", "a log-reward", log_reward(end), rows)
         return {"x": x, "length": length, "log_reward": reward}
 
-    return lambda state, key: walk(state.params, key)
+    return lambda state, key: check_rewards("continuous_rollouts", walk(state.params, key), state)
 
 
 def terminal_log_density(

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 from jaxtyping import Bool, Float
 
 from jflow._core.checks import check_cond, check_noun, check_whole, count_rows, need_key
-from jflow.gflownets._rollout import _select, backward_rollout, rollout
+from jflow.gflownets._rollout import _select, backward_rollout, check_rewards, rollout
 from jflow.gflownets._types import Environment, Policy
 from jflow.types import Array, Cond, Key, Params, PyTree
 
@@ -272,7 +272,7 @@ def local_search_rollouts(
         made = backward_rollout(environment, policy, params, back_key, found.terminal)
         return made._asdict()
 
-    return lambda state, key: walk(state.params, key)
+    return lambda state, key: check_rewards("local_search_rollouts", walk(state.params, key), state)
 
 
 def _checked(name, back, least, rounds) -> int:

@@ -219,18 +219,22 @@ def rollouts(
         return made._asdict() | ({} if cond is None else {"cond": cond})
 
     def batches(state, key):
-        batch = walk(state.params, state.step, key)
-        log_reward = batch["log_reward"]
-        if not traced(log_reward) and log_reward.is_fully_addressable:
-            bad = np.flatnonzero(~np.isfinite(np.asarray(log_reward)))
-            if bad.size:
-                raise ValueError(
-                    f"rollouts: expected rewards above 0, finite log-rewards, got a log-reward of"
-                    f" {np.asarray(log_reward)[bad[0]]} at update {int(state.step)}, row {bad[0]}"
-                )
-        return batch
+        return check_rewards("rollouts", walk(state.params, state.step, key), state)
 
     return batches
+
+
+def check_rewards(name: str, batch: dict, state) -> dict:
+    """The batch, whose log-rewards are finite; outside jit, where it waits for them."""
+    log_reward = batch["log_reward"]
+    if not traced(log_reward) and log_reward.is_fully_addressable:
+        bad = np.flatnonzero(~np.isfinite(np.asarray(log_reward)))
+        if bad.size:
+            raise ValueError(
+                f"{name}: expected rewards above 0, finite log-rewards, got a log-reward of"
+                f" {np.asarray(log_reward)[bad[0]]} at update {int(state.step)}, row {bad[0]}"
+            )
+    return batch
 
 
 class TrajectoryTerms(NamedTuple):

@@ -129,7 +129,7 @@ def coupled_log_ratio(
         raise ValueError(f"coupled_log_ratio: expected bound > 0, got {bound}")
 
     def ratio(params: Params, x: Array, *, key: Key | None = None) -> Array:
-        p, q = _log_probs(agent, expert, params, x, key)
+        p, q = _log_probs("coupled_log_ratio", agent, expert, params, x, key)
         return bound * jnp.tanh((p - q) / bound)
 
     return ratio
@@ -195,8 +195,8 @@ def coupled_flows(
         x, other, weight = read_batch("coupled_flows", batch, ("x", "expert", "weight"))
         check_same_shape("coupled_flows", "'expert'", other, x)
         key_x, key_other = split_key(key, 2)
-        at_x = _log_probs(agent, expert, params, x, key_x)
-        at_other = _log_probs(agent, expert, params, other, key_other)
+        at_x = _log_probs("coupled_flows", agent, expert, params, x, key_x)
+        at_other = _log_probs("coupled_flows", agent, expert, params, other, key_other)
         ratio, ratio_other = (bound * jnp.tanh((p - q) / bound) for p, q in (at_x, at_other))
         largest = jax.lax.stop_gradient(jnp.max(ratio_other, initial=-bound))
         mean_exp = mean_of_rows(jnp.exp(ratio_other - largest), weight)
@@ -207,11 +207,11 @@ def coupled_flows(
     return loss
 
 
-def _log_probs(agent, expert, params, x, key):
-    check_params("coupled_flows", params, "agent", "expert")
+def _log_probs(name, agent, expert, params, x, key):
+    check_params(name, params, "agent", "expert")
     keys = split_key(key, 2)
     return tuple(
-        check_rows("coupled_flows", "log_prob", flow.log_prob(params[who], x, key=own), len(x))
+        check_rows(name, "log_prob", flow.log_prob(params[who], x, key=own), len(x))
         for who, flow, own in zip(("agent", "expert"), (agent, expert), keys, strict=True)
     )
 

@@ -18,7 +18,7 @@ from jflow._core.checks import (
     need_key,
     take_parts,
 )
-from jflow._core.times import Times, rising_times
+from jflow._core.times import Times, rising_times, unit_times
 from jflow.solvers import control_log_ratio, sample_controlled
 from jflow.types import Array, Field, Loss, Velocity
 
@@ -206,7 +206,8 @@ def diffusion_partial_balance(
     name = "diffusion_partial_balance"
     paths = _paths(name, drift, log_density, event_shape, noise, grid, draws, exploration)
     check_noun(name, flow, Field)
-    check_weights(name, decay=decay)
+    if not 0 < decay < math.inf:
+        raise ValueError(f"{name}: expected a finite decay > 0, got {decay}")
     times = rising_times(name, grid)
     n = len(times) - 1
     gap = jnp.arange(n + 1)[None] - jnp.arange(n + 1)[:, None]
@@ -240,7 +241,9 @@ def _paths(name, drift, log_density, event_shape, noise, grid, draws, exploratio
     check_noun(name, drift, Velocity)
     check_whole(name, draws=draws)
     check_weights(name, exploration=exploration)
-    times, event_shape = rising_times(name, grid), tuple(event_shape)
+    times, event_shape = unit_times(name, grid), tuple(event_shape)
+    if isinstance(noise, bool) or not noise > 0:
+        raise ValueError(f"{name}: expected noise > 0, got {noise!r}")
     behavior = math.hypot(noise, exploration)
 
     def paths(params, key, batch):

@@ -12,6 +12,7 @@ import jax.numpy as jnp
 
 from jflow._core.batch import mean_of_rows
 from jflow._core.checks import (
+    check_batch,
     check_noun,
     check_rows,
     check_same_shape,
@@ -135,7 +136,8 @@ def outcome_marginalization(
     def loss(params, key, batch, frozen=None):
         own_key, teacher_key, predictor_key = split_key(key, 3)
         own, guess = take_parts(name, params, "policy", "predictor")
-        made, terms, _, weight = _read(name, policy, own, own_key, batch)
+        check_batch(name, batch)
+        made, terms, _, weight = _read(name, policy, own, own_key, {**batch, "cond": None})
         known = frozen_entry(name, frozen)
         told = made._asdict() | {"cond": environment.observe(made.terminal)}
         _, given, _, _ = _read(name, teacher, known, teacher_key, told)

@@ -1,7 +1,8 @@
 """Objectives of GFlowNets: what a policy that draws objects in proportion to their rewards obeys.
 
-All are 0 for exact flows, on whatever trajectories, so that these may be drawn by the policy, by a
-more curious one, or backwards from given objects:
+All are 0 for exact flows, on whatever trajectories (but for the part of LED that trains its
+potential), so that these may be drawn by the policy, by a more curious one, or backwards from given
+objects:
 
     environment = gflownets.hypergrid(3, 8)
     policy = gflownets.mlp_policy(environment)

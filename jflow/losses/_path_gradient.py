@@ -14,6 +14,7 @@ from jflow._core.checks import (
     check_whole,
     need_key,
 )
+from jflow._core.keys import same_draws
 from jflow._core.nouns import base_log_prob, sample_source
 from jflow.bijectors import chain
 from jflow.types import Array, Bijector, Distribution, Flow, Loss
@@ -152,7 +153,8 @@ def fast_path_gradient(
         cotangents = of_source(jnp.ones_like(log_q0))[0], jnp.ones_like(log_q0)
         stopped = {"0": jax.lax.stop_gradient(params["bijector"])}
         _, (_, slope, _) = layers.pullback("inverse", stopped, z, cotangents, key=key_map)
-        x, log_det = bijector.forward(params["bijector"], z, key=key_map)
+        # as a chain of one, which draws what its pullback drew
+        x, log_det = layers.forward({"0": params["bijector"]}, z, key=same_draws(key_map))
         log_q = log_q0 - log_det
         log_p = check_rows(name, "log_density", log_density(x), draws)
         return _value(_with_slope(log_q, x, slope), log_p)

@@ -68,10 +68,10 @@ def forward_kl(flow: Flow, log_density: Callable[[Array], Array], *, draws: int 
                 f"forward_kl: unknown keys in batch: {sorted(batch)}; the batch is {{}}"
             )
         key_draw, key_map = jax.random.split(key)
-        x = jax.lax.stop_gradient(flow.sample(params, key_draw, draws))
+        x, drawn = jax.lax.stop_gradient(flow.sample_and_log_prob(params, key_draw, draws))
         log_q = flow.log_prob(params, x, key=key_map)
         log_p = check_rows("forward_kl", "log_density", log_density(x), draws)
-        log_weights = jax.lax.stop_gradient(log_p - log_q)
+        log_weights = jax.lax.stop_gradient(log_p) - drawn
         weights = jax.nn.softmax(log_weights)
         metrics = {
             "effective_sample_size": 1 / (draws * jnp.sum(jnp.square(weights))),

@@ -28,7 +28,7 @@ from jaxtyping import Float
 
 from jflow._core.arrays import expand_to, float_dtype, sum_event
 from jflow._core.checks import check_draws, check_key, check_noun, count_rows, like_state
-from jflow._core.times import Times, rising_times
+from jflow._core.times import Times, unit_times
 from jflow.types import Array, Cond, Key, Params, SampleAndLogProb, Velocity
 
 __all__ = ["control_log_ratio", "diffusion_sampler", "sample_controlled"]
@@ -208,7 +208,4 @@ def _check(name, noise, grid):
     """The times of the grid, checked, with the noise."""
     if isinstance(noise, bool) or not noise > 0:
         raise ValueError(f"{name}: expected noise > 0, got {noise!r}")
-    times = rising_times(name, grid)
-    if times[0] != 0 or times[-1] != 1:
-        raise ValueError(f"{name}: expected times from 0 to 1, got {times[0]} to {times[-1]}")
-    return times
+    return unit_times(name, grid)
