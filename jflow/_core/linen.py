@@ -53,7 +53,7 @@ def init_linen(module, key, x: PyTree, *args) -> PyTree:
     )
 
 
-def apply_linen(module, params, *args, key=None, method=None, **named):
+def apply_linen(module, params, *args, key=None, method=None, mutable=(), **named):
     """Apply a Linen module (or one of its methods); a key becomes its 'dropout' stream, without one
     it runs deterministically."""
     try:
@@ -61,8 +61,10 @@ def apply_linen(module, params, *args, key=None, method=None, **named):
         with heeding(params):
             options = {"rngs": rngs, "method": method, **named}
             if not has_attached(params):
-                return module.apply({"params": params}, *args, **options)
-            return module.apply({"params": params}, *args, mutable=[HIDDEN], **options)[0]
+                return module.apply({"params": params}, *args, mutable=mutable or False, **options)
+            open_ = [HIDDEN, *mutable]
+            out, said = module.apply({"params": params}, *args, mutable=open_, **options)
+            return (out, said) if mutable else out
     except flax.errors.ApplyScopeInvalidVariablesStructureError:
         raise ValueError(
             f"{type(module).__name__}: expected params, got a dict that holds them under 'params':"

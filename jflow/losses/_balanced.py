@@ -26,14 +26,15 @@ def balanced_matching(
 
         flow_matching + weight mean over layers of E sum_e f_e P_e
 
-    where f_e is the fraction of the choices of the batch that fell on expert e, through which no
-    gradient goes, and P_e the mean probability that the router gave it. The term is 1 where all
-    experts are used alike, and E where one has everything. It is a product of means over the batch,
-    so that parts of an accumulated batch, and mapped shards, balance themselves.
+    where f_e is the fraction of the tokens of the batch whose first choice is expert e, whatever
+    room it has, through which no gradient goes, and P_e the mean probability that the router gave
+    it. The term is 1 where all experts are chosen alike, and E where one has everything. It is a
+    product of means over the batch, so that parts of an accumulated batch, and mapped shards,
+    balance themselves.
 
     Args:
         field: `nets.routed` of a network, or any field that returns a dict of 'velocity', shaped
-            like x, and 'load' and 'probability' [b, layers, E].
+            like x, and 'first' and 'probability' [b, layers, E].
         weight: the weight of the balance, not negative.
         path: the path, which gives x_t and its target.
         time: the law of the times, (key, n) -> t [n].
@@ -41,7 +42,7 @@ def balanced_matching(
     Returns:
         A loss of the batch {'x' [b, *event], optionally 'x0' (standard normal when absent), 'cond',
         'weight' [b]}. Its metrics are 'matching', the error of the velocity, 'balance', and
-        'load' [layers, E], f times E, 1 for each where all are used alike.
+        'load' [layers, E], f times E, 1 for each where all are chosen alike.
 
     Raises:
         TypeError: At construction for what is no `Field`.
@@ -55,7 +56,7 @@ def balanced_matching(
         >>> from jflow.types import Field
         >>> def apply(params, x, t, cond=None, *, key=None):
         ...     even = jnp.full((len(x), 1, 4), 0.25)
-        ...     return {"velocity": 0 * x, "load": even, "probability": even}
+        ...     return {"velocity": 0 * x, "first": even, "probability": even}
         >>> loss = losses.balanced_matching(Field(lambda *args: {}, apply), weight=0.5)
         >>> batch = {"x0": jnp.zeros((4, 2)), "x": jnp.ones((4, 2))}
         >>> float(loss({}, jax.random.key(0), batch)[0])  # 1 and a half of 1
@@ -79,7 +80,7 @@ def balanced_matching(
         v = check_same_shape(name, "a velocity", out["velocity"], target)
         v, target = (a.astype(float_dtype(x_t)) for a in (v, target))
         matching = mean_of_rows(mean_squared_error(v, target, x_t, pairs.t), pairs.weight)
-        chosen = jax.lax.stop_gradient(mean_of_rows(out["load"], pairs.weight))
+        chosen = jax.lax.stop_gradient(mean_of_rows(out["first"], pairs.weight))
         total = jnp.sum(chosen, axis=-1, keepdims=True)
         load = chosen.shape[-1] * chosen / jnp.where(total > 0, total, 1)
         probability = mean_of_rows(out["probability"], pairs.weight)

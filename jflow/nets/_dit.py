@@ -124,7 +124,9 @@ class DiT(nn.Module):
             )
         check_whole("DiT", num_layers=self.num_layers)
         check_attention("DiT", self.attention_fn)
-        check_blocks("DiT", self.mlp, self.residual, placed("DiT", self.norm))
+        check_blocks(
+            "DiT", self.mlp, self.residual, placed("DiT", self.norm, per_token=self.shared)
+        )
         super().__post_init__()
 
     @nn.compact
@@ -310,10 +312,10 @@ class DiTBlock(nn.Module):
         )(y, valid)
         h = add(norm(norms.after_attention, drop(y), name="attention_after"), gate_a)
         if context is not None:
-            x, add = branch(self.residual, self, "context_residual", h)
+            x, add = self._branch("context", h)
             attend = CrossAttention(self.num_heads, self.dtype, name="context")
             y = norm(norms.pre, x, name="context_norm", affine=False)
-            h = add(drop(attend(y, context, mask)).astype(h.dtype))
+            h = add(drop(attend(y, context, mask)).astype(h.dtype), None)
 
         x, add = self._branch("mlp", h)
         y = norm(norms.pre, x, name="mlp_norm", affine=False) * (1 + scale_m) + shift_m
@@ -330,7 +332,7 @@ class DiTBlock(nn.Module):
         if self.residual is None:
             return h, lambda y, gate: joined(self.norms, h, y, gate, self.dtype, f"{name}_join")
         x, add = branch(self.residual, self, f"{name}_residual", h)
-        return x, lambda y, gate: add(gate * y)
+        return x, lambda y, gate: add(y if gate is None else gate * y)
 
 
 def own_copy(option: Any, dtype) -> Any:

@@ -80,6 +80,8 @@ class MixtureOfExperts(nn.Module):
         logits = nn.Dense(self.num_experts, use_bias=False, dtype=float_dtype(y), name="router")
         probabilities = jax.nn.softmax(logits(y.astype(float_dtype(y))))
         weights, slots = self.router(probabilities)
+        first = jax.nn.one_hot(jnp.argmax(probabilities, -1), self.num_experts)
+        self.sow(REPORT, "first", jnp.mean(first, axis=1, dtype=weights.dtype))
         self.sow(REPORT, "load", jnp.mean(weights > 0, axis=1, dtype=weights.dtype))
         self.sow(REPORT, "probability", jnp.mean(probabilities, axis=1))
 
@@ -127,7 +129,8 @@ def routed(module: nn.Module) -> Field:
     Returns:
         Field: its apply returns a dict: 'velocity', shaped like x; 'load' [b, layers, experts], the
             fraction of the tokens of a row that go to an expert, k in all where none is dropped;
-            and 'probability' [b, layers, experts], the mean of what its router gave the
+            'first' [b, layers, experts], the fraction whose first choice it is, whatever room it
+            has; and 'probability' [b, layers, experts], the mean of what its router gave the
             expert.
 
     Raises:
@@ -151,7 +154,7 @@ def routed(module: nn.Module) -> Field:
     def apply(params, x, t, cond=None, *, key=None):
         inputs = inputs_of(name, x, t, cond)
         v, said = apply_linen(module, params, *inputs, key=key, mutable=[REPORT])
-        reports = {what: _reported(said, what) for what in ("load", "probability")}
+        reports = {what: _reported(said, what) for what in ("load", "first", "probability")}
         return {"velocity": like_state(name, v, x), **reports}
 
     return Field(velocity(module).init, apply)

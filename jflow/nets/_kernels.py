@@ -236,7 +236,8 @@ def _reparameterized(
     def split(path, leaf, key):
         if not _is_kernel(path, leaf):
             return leaf
-        w = _matrix(leaf)
+        experts = any(getattr(key, "key", None) == "experts" for key in path)
+        w = _matrix(leaf, leaf.ndim - (4 if leaf.ndim >= 4 and not experts else 2))
         gain = size(project(w))
         over = tuple(axis for axis in (-2, -1) if gain.shape[axis] == 1)
         some = jnp.any(w != 0, axis=over, keepdims=True)
@@ -254,7 +255,7 @@ def _reparameterized(
     def join(leaf):
         if not _is_split(leaf):
             return leaf
-        w = project(_matrix(leaf["direction"]))
+        w = project(_matrix(leaf["direction"], leaf["gain"].ndim - 2))
         norm = size(w)
         scale = leaf["gain"] / jnp.where(norm > 0, norm, 1)
         return (w * scale).reshape(leaf["direction"].shape)
@@ -273,10 +274,10 @@ def _is_split(x: Any) -> bool:
     return isinstance(x, Mapping) and set(x) == _PARTS
 
 
-def _matrix(w: Array) -> Array:
-    """A kernel [inputs, outputs], behind an axis of depth or none; of a convolution
+def _matrix(w: Array, lead: int) -> Array:
+    """A kernel [inputs, outputs], behind `lead` axes of depth and experts; of a convolution
     [height, width, inputs, outputs], the first three as one."""
-    return w.reshape(*w.shape[:-4], -1, w.shape[-1]) if w.ndim >= 4 else w
+    return w.reshape(*w.shape[:lead], -1, w.shape[-1])
 
 
 def _length(w: Array) -> Array:

@@ -67,7 +67,7 @@ def flow_attention(*, causal: bool = False, block: int = 64) -> Attention:
             n, m = count, count
         else:
             total = lambda x: jnp.sum(x, axis=1, keepdims=True)  # noqa: E731
-            m = total(jnp.broadcast_to(seen, k.shape)[..., :1])
+            m = jnp.maximum(total(jnp.broadcast_to(seen, k.shape)[..., :1]), 1)
             n = m if mask is not None else total(jnp.ones_like(q[..., :1]))
 
         into, out = _dot(f_q, total(f_k)), _dot(f_k, total(f_q))  # [b, n, h, 1] and [b, m, h, 1]
@@ -75,13 +75,14 @@ def flow_attention(*, causal: bool = False, block: int = 64) -> Attention:
         if causal:
             taken = _dot(f_q, total(f_k * (m / out))) / m
             given_out = _dot(f_k, total(f_q * (n / into))) / n
-            weight = jnp.exp(given_out - 1) * seen  # given_out is about 1: there is nothing to stop
-            share = m * weight / jnp.maximum(total(weight), jnp.finfo(dtype).tiny)
+            given_out = jnp.where(seen, given_out, jnp.finfo(dtype).min / 4)
+            total_out = jax.lax.cumlogsumexp(given_out, axis=1)
+            share = m * jnp.exp(given_out - total_out) * seen
             y = causal_product(f_q / into, f_k, share * v, block)
         else:
             taken = _dot(f_q, total(f_k / out)) * n / m
-            given_out = jnp.where(seen, _dot(f_k, total(f_q / into)), -jnp.inf)
-            share = m * jax.nn.softmax(given_out, axis=1)
+            given_out = jnp.where(seen, _dot(f_k, total(f_q / into)), jnp.finfo(dtype).min / 4)
+            share = m * jax.nn.softmax(given_out, axis=1) * seen
             y = _read(f_q / into, f_k, share * v)
         return (jax.nn.sigmoid(taken) * y).astype(given)
 

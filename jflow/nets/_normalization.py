@@ -459,7 +459,10 @@ def unit(x: Array) -> Array:
     """x over its length along the last axis, in float32 or better; zero stays zero."""
     wide = x.astype(float_dtype(x))
     square = jnp.sum(wide**2, -1, keepdims=True)
-    return wide * jax.lax.rsqrt(square + jnp.finfo(wide.dtype).tiny)
+    some = (
+        square > jnp.finfo(wide.dtype).eps ** 2
+    )  # below, zero stays finite in its derivatives too
+    return wide * jnp.where(some, jax.lax.rsqrt(jnp.where(some, square, 1)), 1)
 
 
 def weighted(module: Any, y: Array, x: Array, bias: bool = True) -> Array:
@@ -494,6 +497,11 @@ def placed(name: str, norm: Norm | Norms, *refused: str, per_token: bool = False
     for field, value in zip(Norms._fields, norms, strict=True):
         if value is None and field != "pre":
             continue
+        if isinstance(value, Norms):
+            raise TypeError(
+                f"{name}: expected {field} of norm to be a function that makes a module, got a"
+                " nets.Norms"
+            )
         _check(f"{name}: expected {field} of norm", value)
         if field in refused:
             allowed = ", ".join(f for f in Norms._fields if f not in refused)

@@ -166,7 +166,12 @@ class TokenDiT(nn.Module):
     def __post_init__(self):
         check_width("TokenDiT", self.width, self.num_heads, self.num_layers)
         check_attention("TokenDiT", self.attention_fn)
-        check_blocks("TokenDiT", self.mlp, self.residual, placed("TokenDiT", self.norm))
+        check_blocks(
+            "TokenDiT",
+            self.mlp,
+            self.residual,
+            placed("TokenDiT", self.norm, per_token=self.shared),
+        )
         super().__post_init__()
 
     @nn.compact

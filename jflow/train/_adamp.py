@@ -12,6 +12,7 @@ from jflow.types import Array, NumberOrFunction
 
 __all__ = ["adamp"]
 
+_STACKED = r"(?<![^/])(\w+_)?(blocks|stacked|layers|rest|experts)/(?!shared/|stacked/)"
 _SMALL = 1e-8  # beside norms
 
 
@@ -24,7 +25,7 @@ def adamp(
     weight_decay: float = 0.0,
     delta: float = 0.1,
     decay_ratio: float = 0.1,
-    stacked: Match = "(^|/)(blocks|stacked)/(?!shared/)",
+    stacked: Match = _STACKED,
 ) -> optax.GradientTransformation:
     """Adam whose steps leave the length of scale-invariant weights alone.
 
@@ -47,8 +48,9 @@ def adamp(
             rate; the decay is decoupled.
         delta: the bound on the cosine.
         decay_ratio: what becomes of the weight decay where a step is projected.
-        stacked: which leaves lead with the depth of a scan, as the match of a `Rule`; each layer is
-            a kernel of its own. The default is what the networks and stacks of jflow scan.
+        stacked: which leaves lead with the depth of a scan, or with experts, as the match of a
+            `Rule`; each layer is a kernel of its own. Of a pattern, each place in a path that it
+            matches is one such axis. The default is what the networks and stacks of jflow scan.
 
     Returns:
         An optax.GradientTransformation, whose update needs the params.
@@ -88,10 +90,13 @@ def adamp(
 
         def of_leaf(path, g, p, u):
             name = jax.tree_util.keystr(path, simple=True, separator="/")
-            deep = stacked(name) if callable(stacked) else re.search(stacked, name)
-            if p.ndim < (3 if deep else 2):
+            deep = int(stacked(name)) if callable(stacked) else len(re.findall(stacked, name))
+            if p.ndim < 2 + deep:
                 return u + weight_decay * p
-            return jax.vmap(kernel)(g, p, u) if deep else kernel(g, p, u)
+            step = kernel
+            for _ in range(deep):
+                step = jax.vmap(step)
+            return step(g, p, u)
 
         return jax.tree_util.tree_map_with_path(of_leaf, grads, params, steps), state
 

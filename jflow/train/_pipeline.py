@@ -61,7 +61,7 @@ def pipelined(
 
     The network is applied to whole batches, so that losses that couple rows (optimal transport)
     see them whole. Values and gradients are those of the network; dropout draws other masks, one
-    for each microbatch and layer.
+    for each microbatch and layer. What routers report (`nets.routed`) does not come out of it.
 
     Args:
         network: A velocity, another field, or a flow map on Linen modules; each module made by
@@ -80,7 +80,8 @@ def pipelined(
     Raises:
         ValueError: At construction for an axis that the mesh lacks or counts that do not fit; when
             traced if the stages and rounds do not divide the layers, the microbatches do not divide
-            the rows, a network has no scanned blocks, or blocks hand on more than their tokens.
+            the rows, a network has no scanned blocks, blocks hand on more than their tokens, or a
+            norm is over batches.
 
     Examples:
         >>> import jax, jax.numpy as jnp
@@ -130,14 +131,14 @@ def pipelined(
         with nn.intercept_methods(_around_scans(instead)):
             return call(*args)
 
-    def apply(params, x, *args, key=None):
+    def apply(params, x, *args, key=None, **named):
         rows = count_rows("pipelined", x)
         if rows % microbatches:
             raise ValueError(
                 f"pipelined: expected the {microbatches} microbatches to divide the rows of x, got"
                 f" {rows} rows"
             )
-        return network.apply(attach(params, (), run, ()), x, *args, key=key)
+        return network.apply(attach(params, (), run, ()), x, *args, key=key, **named)
 
     return network._replace(apply=apply)
 
@@ -205,6 +206,12 @@ class _Pipeline(NamedTuple):
     def run(self, module, args, by_row):
         """The tokens after the layers of a scanned module."""
         params = module.variables["params"]
+        norms = (getattr(norm, "func", norm) for norm in getattr(module, "norms", ()))
+        if any(getattr(norm, "of_batch", False) for norm in norms):
+            raise ValueError(
+                "pipelined: expected norms of each token by itself, since a microbatch is not the"
+                f" batch, got a norm over batches in {module.name!r}"
+            )
         p, m, v = self.mesh.shape[self.axis], self.microbatches, self.rounds
         depth = len(jax.tree.leaves(params)[0])
         if depth % (p * v):

@@ -83,7 +83,7 @@ TOKENS_FLOW = paths.bayesian_discrete(paths.quadratic_accuracy(3.0), 3)
 BOTH = field(Field, lambda x: {"velocity": x, "noise": x})
 BRANCHES = field(Field, lambda x: Branches(x, x[:, 1:]))
 ROUTED = field(
-    Field, lambda x: dict.fromkeys(("load", "probability"), x[:, None]) | {"velocity": x}
+    Field, lambda x: dict.fromkeys(("first", "probability"), x[:, None]) | {"velocity": x}
 )
 EXACT = mixtures.exact([0.4, 0.6], [[-1.0, 0.0], [1.0, 0.5]], 0.1)
 MIXTURE = field(Field, lambda x: EXACT.apply({}, x, jnp.full(x.shape[:1], 0.5)))

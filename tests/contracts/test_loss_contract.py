@@ -54,7 +54,7 @@ BRANCHES = Field(
 def routed(params, x, t, cond=None, *, key=None):
     probability = jax.nn.softmax(params * jnp.stack([x, 2 * x], axis=-1))
     load = (probability > 0.5).astype(x.dtype)
-    return {"velocity": slope(params, x, t), "load": load, "probability": probability}
+    return {"velocity": slope(params, x, t), "first": load, "probability": probability}
 
 
 ROUTED = Field(None, routed)

@@ -177,3 +177,37 @@ def test_a_base_with_params_is_refused():
     loss = losses.fast_path_gradient(bijectors.affine((1,)), base, lambda x: x[:, 0])
     with pytest.raises(ValueError, match=r"a base without params, got \['log_std', 'mean'\]"):
         loss({**P, "base": {"mean": jnp.zeros(1), "log_std": jnp.zeros(1)}}, KEY, {})
+
+
+def test_the_fast_form_knows_the_map_that_drew_its_masks():
+    """With dropout in the coupling: the slope of log q is that of the very map that made x."""
+    map_ = bijectors.coupling(bijectors.univariate.affine(), nets.MLP((8,), dropout=0.5), split=1)
+    base = distributions.normal((2,))
+    params = {"bijector": map_.init(jax.random.key(0), jnp.zeros((1, 2))), "base": {}}
+    params = jax.tree.map(
+        lambda p: p + 0.3 * jax.random.normal(jax.random.key(p.size), p.shape), params
+    )
+    loss = losses.fast_path_gradient(map_, base, lambda x: -jnp.sum(jnp.cosh(x), -1), draws=16)
+    key = jax.random.key(2)
+    found = jax.grad(lambda p: loss(p, key, {})[0])(params)["bijector"]
+
+    key_base, key_map = jax.random.split(key)
+    chain = bijectors.chain(map_)
+    z = base.sample({}, key_base, 16)
+
+    def forward(own):
+        return chain.forward({"0": own}, z, key=jax.random.clone(key_map))
+
+    def by_hand(own, stopped):
+        x, _ = forward(own)
+
+        def log_q(x):
+            back, log_det = chain.inverse({"0": stopped}, x, key=jax.random.clone(key_map))
+            return base.log_prob({}, back) + log_det
+
+        return jnp.mean(log_q(x) + jnp.sum(jnp.cosh(x), -1))
+
+    expected = jax.grad(by_hand)(params["bijector"], params["bijector"])
+    jax.tree.map(
+        lambda a, b: np.testing.assert_allclose(a, b, rtol=2e-4, atol=2e-5), found, expected
+    )

@@ -238,7 +238,7 @@ def test_balance_is_one_for_even_loads_and_e_for_a_collapse():
     def said(load):
         def apply(params, x, t, cond=None, *, key=None):
             load_, p = (jnp.broadcast_to(jnp.float32(a), (len(x), 1, 4)) for a in (load, params))
-            return {"velocity": 0 * x, "load": load_, "probability": p}
+            return {"velocity": 0 * x, "first": load_, "probability": p}
 
         loss = losses.balanced_matching(Field(lambda *args: {}, apply), weight=0.5)
         batch = {"x0": np.zeros((2, 3), np.float32), "x": np.ones((2, 3), np.float32)}

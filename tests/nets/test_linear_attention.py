@@ -269,3 +269,15 @@ def test_bad_options_and_shapes_are_named():
     ):
         with pytest.raises(ValueError, match=text):
             make()
+
+
+@pytest.mark.parametrize("causal", [False, True])
+def test_flow_attention_is_finite_without_tokens_and_with_late_large_keys(causal):
+    """A row of padding alone, and a later key whose outflow is 200 times the first one's."""
+    q = jnp.zeros((2, 4, 1, 2))
+    k = jnp.zeros((2, 4, 1, 2)).at[:, 0].set(-12.0)
+    mask = jnp.asarray([[True] * 4, [False] * 4])
+    attention = nets.flow_attention(causal=causal)
+    value, back = jax.vjp(lambda q, k, v: attention(q, k, v, mask=mask), q, k, k + 1)
+    assert np.all(np.isfinite(value)) and not np.any(value[1])
+    assert all(np.all(np.isfinite(x)) for x in back(jnp.ones_like(value)))

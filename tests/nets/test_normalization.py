@@ -356,3 +356,21 @@ def test_fixup_changes_the_function_as_much_at_any_depth():
         np.testing.assert_allclose(difference, 0, atol=1e-6)
     assert 0.3 < moves[64] / moves[4] < 3
     assert not moves[-64] / moves[-4] < 100
+
+
+def test_a_zero_token_has_a_finite_derivative():
+    for x in (np.zeros((2, 3), np.float32), np.zeros((2, 3), np.float16)):
+        value, back = jax.vjp(nets.UnitNorm(affine=False).bind({}), x)
+        assert not np.any(value) and not np.any(back(jnp.ones_like(value))[0])
+        assert not np.any(
+            jax.jvp(nets.UnitNorm(affine=False).bind({}), (x,), (np.ones_like(x),))[1]
+        )
+
+
+def test_places_hold_functions_that_make_modules():
+    with pytest.raises(
+        TypeError, match="DiT: expected pre of norm to be a function .* a nets.Norm"
+    ):
+        nets.DiT(norm=nets.peri_norm(nets.ngpt()))
+    with pytest.raises(ValueError, match="a norm of each token by itself.* got BatchNorm"):
+        nets.DiT(norm=nets.BatchNorm, shared=True)

@@ -41,3 +41,14 @@ def test_bad_options():
     wide = jax.sharding.AbstractMesh((4,), ("stage",))
     with pytest.raises(ValueError, match="2 rounds expect at least as many microbatches as stages"):
         train.pipelined(velocity, wide, microbatches=2, rounds=2)
+
+
+def test_a_norm_over_batches_is_refused_and_cond_may_be_named():
+    net = nets.DiT(width=8, num_layers=2, num_heads=1, num_classes=3, norm=nets.BatchNorm)
+    with pytest.raises(ValueError, match="a norm over batches in 'blocks'"):
+        run(net, jnp.ones((4, 4, 4, 1)))
+    velocity = jflow.velocity(net.clone(norm=nets.LayerNorm))
+    piped = train.pipelined(velocity, MESH, microbatches=2)
+    x, cond = jnp.ones((4, 4, 4, 1)), jnp.zeros(4, int)
+    params = jax.eval_shape(piped.init, jax.random.key(0), x, T, cond)
+    jax.eval_shape(lambda p: piped.apply(p, x, T, cond=cond), params)
