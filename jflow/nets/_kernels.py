@@ -60,8 +60,8 @@ def spectral_norm(net: Net) -> Net:
         kernel = gain direction / |direction|_2
 
     The norm is the certified bound `norms.spectral_bound`, at most 1% too large, so that |gain| is
-    a Lipschitz constant of the linear map; nothing runs along from step to step, as a power
-    iteration does. At first the network is the one given.
+    a Lipschitz constant of a dense layer, and of a convolution times the root of its height times
+    width; nothing runs along from step to step, as a power iteration does. At first the network is the one given.
 
     Args:
         net: a `Velocity`, `Field` or `FlowMap`, whose kernels end in the axes [inputs, outputs].

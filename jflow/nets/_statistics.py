@@ -5,7 +5,8 @@
     step = train.make_step(loss, optimizer, refresh=nets.update_statistics(loss))
     velocity.apply(nets.with_statistics(params, statistics), x, t)  # rows don't depend on others
 
-Without statistics beside its params a normalization takes those of the batch it sees. The params
+Without statistics beside its params a normalization takes those of the batch it sees (`OnlineNorm`
+starts anew). The params
 hold no statistics; those are a tree of their own, nested as the params are, which `with_statistics`
 merges with them for a call. What a call makes of them comes out as their cotangent, so that any
 loss, and any function of the network, advances them.
@@ -221,7 +222,9 @@ class OnlineNorm(nn.Module):
 
     Mean and variance are running ones of the rows before: the result depends on the order of the
     rows, and a batch of one row trains. The gradient is made orthogonal to the constants and to y,
-    as far as the rows before tell, by two running errors u and v of its own.
+    as far as the rows before tell, by two running errors u and v of its own. Without statistics
+    each call starts from mean 0 and variance 1. In training it has no forward mode, and inside an
+    MLP each token counts as a row.
 
     Attributes:
         decay: of the running mean and variance, in (0, 1).
@@ -235,7 +238,8 @@ class OnlineNorm(nn.Module):
 
     References:
         Chiley, Sharapov, Kosson, Koster, Reece, Samaniego de la Fuente, Subbiah, James, *Online
-            Normalization for Training Neural Networks*, 2019, arXiv:1905.05894.
+            Normalization for Training Neural Networks*, 2019, arXiv:1905.05894. The clamp of its
+            activations is left out.
     """
 
     decay: float = 0.999
