@@ -61,7 +61,8 @@ def spectral_norm(net: Net) -> Net:
 
     The norm is the certified bound `norms.spectral_bound`, at most 1% too large, so that |gain| is
     a Lipschitz constant of a dense layer, and of a convolution times the root of its height times
-    width; nothing runs along from step to step, as a power iteration does. At first the network is the one given.
+    width; nothing runs along from step to step, as a power iteration does. At first the network is
+    the one given.
 
     Args:
         net: a `Velocity`, `Field` or `FlowMap`, whose kernels end in the axes [inputs, outputs].
