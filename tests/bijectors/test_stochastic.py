@@ -153,7 +153,7 @@ def test_the_noise_of_the_decoder_is_not_that_of_the_base():
     }
     # no laws of one row of numbers without a condition: tests/distributions
     others = {"decoders", "mixtures", "around_previous", "categorical", "causal", "contrasted"}
-    others |= {"uniform_on", "wrapped_normal"}  # of points of manifolds
+    others |= {"uniform_on", "von_mises_mixture", "wrapped_normal"}  # of points of manifolds
     others |= {"conditional_mixture", "continuation", "split", "token_log_probs", "tokens"}
     assert set(bases) | others == set(distributions.__all__)
     posterior = flows.flow(bj.amortized(bj.affine((1,))), distributions.normal((1,)))
