@@ -36,7 +36,7 @@ def test_the_worth_of_weighted_draws():
     log_z, error = energy.estimate_log_z(weights)
     np.testing.assert_allclose(log_z, 200 + np.log(4 / 3), rtol=1e-6)
     np.testing.assert_allclose(
-        error, np.std([1, 3, 0]) / (4 / 3) / 3**0.5, rtol=1e-4
+        error, np.std([1, 3, 0], ddof=1) / (4 / 3) / 3**0.5, rtol=1e-4
     )  # float32 logs of 200 keep 5 digits of a weight
 
 
