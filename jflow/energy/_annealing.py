@@ -1,7 +1,7 @@
 """Annealing between two densities: weighted draws of the second, and the constant of it."""
 
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -158,11 +158,11 @@ def annealed_importance_sampling(
     return Annealed(x, log_weights, acceptance)
 
 
-def _powers(name: str, levels: int | Sequence[float]) -> np.ndarray:
+def _powers(name: str, levels: Any) -> np.ndarray:
     """The powers b_1 ... b_K in numpy."""
     if np.ndim(levels) == 0:
-        check_whole(name, levels=levels)  # type: ignore[arg-type]
-        return np.linspace(0, 1, int(levels) + 1)[1:]  # type: ignore[arg-type]
+        check_whole(name, levels=levels)
+        return np.linspace(0, 1, int(levels) + 1)[1:]
     powers = np.asarray(levels, np.float64)
     if powers.size == 0 or powers[-1] != 1 or np.any(np.diff(powers, prepend=0) <= 0):
         raise ValueError(f"{name}: expected levels that rise from above 0 to 1, got {levels}")

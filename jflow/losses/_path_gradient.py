@@ -72,7 +72,7 @@ def path_gradient(flow: Flow, log_density: Callable[[Array], Array], *, draws: i
     check_whole("path_gradient", draws=draws)
 
     def loss(params, key, batch, frozen=None):
-        _check("path_gradient", key, batch)
+        need_empty_batch("path_gradient", key, batch)
         key_draw, key_map = jax.random.split(key)
         x = flow.sample(params, key_draw, draws)
         log_q = flow.log_prob(jax.lax.stop_gradient(params), x, key=key_map)
@@ -136,7 +136,7 @@ def fast_path_gradient(
     layers = chain(bijector)  # which has a pullback
 
     def loss(params, key, batch, frozen=None):
-        _check(name, key, batch)
+        need_empty_batch(name, key, batch)
         check_params(name, params, "bijector", "base")
         if jax.tree.leaves(params["base"]):
             raise ValueError(
@@ -168,7 +168,8 @@ def _with_slope(value, x, slope):
     return jax.lax.stop_gradient(value) + x.astype(value.dtype)
 
 
-def _check(name, key, batch):
+def need_empty_batch(name, key, batch):
+    """Raise without a key, or for a batch with entries."""
     need_key(name, key)
     check_batch(name, batch)
     if batch:

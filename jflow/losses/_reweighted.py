@@ -6,7 +6,8 @@ import jax
 import jax.numpy as jnp
 
 from jflow._core.batch import mean_of_rows
-from jflow._core.checks import check_batch, check_noun, check_rows, check_whole, need_key
+from jflow._core.checks import check_noun, check_rows, check_whole
+from jflow.losses._path_gradient import need_empty_batch
 from jflow.types import Array, Flow, Loss
 
 __all__ = ["forward_kl"]
@@ -61,12 +62,7 @@ def forward_kl(flow: Flow, log_density: Callable[[Array], Array], *, draws: int 
     check_whole("forward_kl", draws=draws)
 
     def loss(params, key, batch, frozen=None):
-        need_key("forward_kl", key)
-        check_batch("forward_kl", batch)
-        if batch:
-            raise ValueError(
-                f"forward_kl: unknown keys in batch: {sorted(batch)}; the batch is {{}}"
-            )
+        need_empty_batch("forward_kl", key, batch)
         key_draw, key_map = jax.random.split(key)
         x, drawn = jax.lax.stop_gradient(flow.sample_and_log_prob(params, key_draw, draws))
         log_q = flow.log_prob(params, x, key=key_map)
