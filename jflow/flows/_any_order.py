@@ -79,9 +79,10 @@ class AnyOrder(NamedTuple):
 class _Net(NamedTuple):
     """A masked perceptron as functions of its params.
 
-    Its units have degrees 0, ..., d - 1, in blocks of one size: a unit of degree m sees the columns
-    of a rank below m, units see units of no higher degree, and the column of rank r reads the units
-    of degrees up to r.
+    Its units have degrees 0, ..., d - 1: a unit of degree m sees the columns of a rank below m,
+    units see units of no higher degree, and the column of rank r reads the units of degrees up to
+    r. The number of units grows with the degree, since only those of the highest see all that the
+    last column depends on.
 
     init: (key) -> params. units: (params, rows, rank, key) -> the last layer's units [b, width].
     outputs: (params, units) -> the logits of each column's codes [b, d, K], and what the splines
@@ -97,9 +98,9 @@ class _Net(NamedTuple):
 
 def _net(sizes, numbers, size: int, width: int, num_blocks: int, dropout: float) -> _Net:
     d, most, total = len(sizes), int(sizes.max()), int(sizes.sum())
-    starts, block = np.cumsum(sizes) - sizes, -(-width // d)
-    width, degree = d * block, np.repeat(np.arange(d), block)
-    passes = degree[:, None] <= degree[None]
+    starts, degree = np.cumsum(sizes) - sizes, _degrees(d, width)
+    begins, block = np.searchsorted(degree, np.arange(d)), int((degree == d - 1).sum())
+    width, passes = len(degree), degree[:, None] <= degree[None]
     layers = [(f"in_{i}", f"out_{i}") for i in range(num_blocks)]
 
     def init(key):
@@ -174,11 +175,13 @@ def _net(sizes, numbers, size: int, width: int, num_blocks: int, dropout: float)
         return [jnp.zeros((b, width), dtype) for _ in range(2 * num_blocks + 1)]
 
     def advance(params, rows, rank, m, known):
-        """`known` with the units of degree m, which need the columns of a rank below m."""
-        at, known = m * block, list(known)
+        """`known` with the units of degree m, which need the columns of a rank below m. As many are
+        computed as the highest degree has; those of higher degrees are left 0."""
+        at, known = jnp.asarray(begins)[m], list(known)
+        here = jax.lax.dynamic_slice_in_dim(jnp.asarray(degree), at, block) == m
 
         def put(i, x):
-            known[i] = jax.lax.dynamic_update_slice_in_dim(known[i], x, at, 1)
+            known[i] = jax.lax.dynamic_update_slice_in_dim(known[i], jnp.where(here, x, 0.0), at, 1)
 
         def masked(x, layer):
             part = (
@@ -288,7 +291,7 @@ def any_order(
     fixed = np.argsort(np.arange(d) if order is None else np.array(order))
     size = 2 + 3 * bins + splines.IDENTITY.extra  # shift, log-scale, spline
     net = _net(sizes, with_numbers, size, width, num_blocks, dropout)
-    degree = np.repeat(np.arange(d), -(-width // d))
+    degree = _degrees(d, width)
     possible = np.arange(most) < sizes[:, None]
 
     def check(rows, observed):
@@ -383,6 +386,7 @@ def any_order(
                     z = jnp.clip(z, _of_column(within.low, column), _of_column(within.high, column))
                 value = jnp.where(now, z[:, None], value)
             rows = MixedRows(jnp.where(now, code[:, None], rows.code), value)
+            rows = without_other_numbers(rows)  # a number beside another code is never read
             return rows, known, jnp.where(now, mass[:, None], log_mass)
 
         rows = without_other_numbers(rows)
@@ -392,6 +396,12 @@ def any_order(
         return rows, log_mass
 
     return compiled(AnyOrder(init, conditionals, fixed, log_prob, sample))
+
+
+def _degrees(d, width):
+    """The degrees of at least `width` units, in order: m + 1 parts of degree m."""
+    parts = np.arange(1, d + 1)
+    return np.repeat(np.arange(d), -(-width * parts // parts.sum()))
 
 
 def _observed_first(observed, rank):

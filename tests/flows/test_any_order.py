@@ -59,11 +59,14 @@ def test_the_density_integrates_to_one(model, params):
 
 
 def test_samples_have_the_density(model, params):
-    """Chi-square of the codes against sums of the density, and Kolmogorov-Smirnov of a number, each
-    at a false-alarm rate of 1e-4."""
+    """Chi-square of the codes against sums of the density, and Kolmogorov-Smirnov of a number, in
+    all rows and in those where the column that has both codes and numbers is a code, each at a
+    false-alarm rate of 1e-4."""
     n = 4000
     empty = MixedRows(np.zeros((n, 3), np.int32), np.zeros((n, 3), np.float32))
     drawn, _ = jax.jit(model.sample)(params, jax.random.key(2), empty, np.zeros((n, 3), bool))
+    beside = np.asarray(drawn.value)[np.asarray(drawn.code) != np.array([3, 0, 2])]
+    assert not beside.any()  # no number stands beside a code, where later columns would read it
     rows, weight = all_rows()
     density = np.exp(np.asarray(jax.jit(model.log_prob)(params, rows), np.float64)) * weight
     expected = np.array(
@@ -76,11 +79,14 @@ def test_samples_have_the_density(model, params):
     pairs = 3 * np.asarray(drawn.code)[:, 0] + np.asarray(drawn.code)[:, 2]
     counts = np.bincount(pairs, minlength=9)
     assert stats.chisquare(counts, n * expected / expected.sum()).pvalue > 1e-4
-    y, cell = np.unique(rows.value[:, 1], return_inverse=True)
-    mass = np.bincount(cell, density)
-    below = np.cumsum(mass) - mass / 2  # a cell's mass lies on both sides of its point
-    distribution = np.interp(np.asarray(drawn.value)[:, 1], y, below)
-    assert stats.kstest(distribution, "uniform").pvalue > 1e-4
+    for codes in ((0, 1, 2), (0, 1)):  # of the last column
+        here = np.isin(rows.code[:, 2], codes)
+        y, cell = np.unique(rows.value[here, 1], return_inverse=True)
+        mass = np.bincount(cell, density[here])
+        below = np.cumsum(mass) - mass / 2  # a cell's mass lies on both sides of its point
+        value = np.asarray(drawn.value)[np.isin(np.asarray(drawn.code)[:, 2], codes), 1]
+        distribution = np.interp(value, y, below / mass.sum())
+        assert stats.kstest(distribution, "uniform").pvalue > 1e-4
 
 
 def test_observed_cells_stay_and_ranges_are_met(model, params):
