@@ -182,9 +182,11 @@ class UViTBlock(nn.Module):
     def __call__(self, h: Array, skip: Array | None) -> tuple[Array, Array]:
         width = h.shape[-1]
         dense = partial(nn.Dense, kernel_init=_normal, dtype=self.dtype)
+        norms, norm = self.norms, partial(normed, dtype=self.dtype)
         if skip is not None:
             h = per_token(dense(width, name="skip"), jnp.concatenate([h, skip], axis=-1))
-        norms, norm = self.norms, partial(normed, dtype=self.dtype)
+            if norms.join is not None:  # the skip's map leads off the sphere, or from mean zero
+                h = norm(norms.first, h, name="skip_norm").astype(h.dtype)
         qkv = dense(3 * width, use_bias=False, name="qkv")
         y = per_token(qkv, norm(norms.pre, h, name="attention_norm"))
         q, k, v = split_heads(y, self.num_heads)
