@@ -302,9 +302,14 @@ def test_bad_options_are_named():
     for make, text in (
         (lambda: nets.DyT(alpha=0.0), "DyT: expected alpha to be finite and positive, got 0.0"),
         (lambda: nets.ngpt(rate=-1.0), "rate to be finite and positive"),
-        (lambda: nets.BatchNorm(decay=1.0), r"a decay in \(0, 1\), got 1.0"),
+        (lambda: nets.BatchNorm(decay=1.0), r"expected decay in \(0, 1\), got 1.0"),
         (lambda: nets.UnifiedNorm(outlier=1.0), "outlier > 1"),
-        (lambda: nets.BatchChannelNorm(groups=4).apply({}, jnp.ones((2, 6))), "divide the width 6"),
+        (
+            lambda: nets.BatchChannelNorm(groups=4, affine=False).apply({}, jnp.ones((2, 6))),
+            "divide the width 6",
+        ),
+        (lambda: nets.PowerNorm(groups=4).apply({}, jnp.ones((2, 6))), "PowerNorm: expected group"),
+        (lambda: nets.PowerNorm(groups=0), "PowerNorm: expected groups"),
         (lambda: nets.fixup({"in": {}}, 2), r"named \['in', 'leave', 'out', 'qkv'\]"),
     ):
         with pytest.raises(ValueError, match=text):
