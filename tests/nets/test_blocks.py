@@ -208,6 +208,57 @@ def test_a_capacity_saves_work():
     assert cost(routers.limited(2, capacity=1.0)) < 0.35 * cost(routers.top_k(2))
 
 
+# --- other backbones ---
+
+
+class Gelu(nn.Module):
+    """The MLP of U-ViT."""
+
+    @nn.compact
+    def __call__(self, y):
+        enter, leave = nn.Dense(4 * y.shape[-1], name="in"), nn.Dense(y.shape[-1], name="out")
+        return leave(nn.gelu(enter(y), approximate=False))
+
+
+class Gated(nn.Module):
+    """The MLP of LightningDiT."""
+
+    @nn.compact
+    def __call__(self, y):
+        gate, value = jnp.split(nn.Dense(2 * 21, name="in")(y), 2, axis=-1)
+        return nn.Dense(y.shape[-1], name="out")(nn.silu(gate) * value)
+
+
+@pytest.mark.parametrize(
+    ("net", "mlp", "blocks"),
+    [
+        (nets.UViT(**TINY), Gelu(), ["in_blocks", "mid_block", "out_blocks"]),
+        (nets.LightningDiT(**TINY), Gated(), ["blocks"]),
+    ],
+)
+def test_an_mlp_of_its_own_stands_where_the_usual_one_does(net, mlp, blocks):
+    """With a module that is the usual MLP, the same velocity; each block has its own params."""
+    usual, given = jflow.velocity(net), jflow.velocity(net.clone(mlp=mlp))
+
+    @jax.jit
+    def run(key):
+        params = spread(usual.init(key, X, T))
+        moved = dict(params)
+        for name in blocks:
+            block = dict(params[name])
+            block["mlp"] = {"in": block.pop("mlp_in"), "out": block.pop("mlp_out")}
+            moved[name] = block
+        return moved, usual.apply(params, X, T), given.apply(moved, X, T)
+
+    moved, expected, found = jax.device_get(run(jax.random.key(0)))
+    first = jax.eval_shape(given.init, jax.random.key(0), X, T)
+    assert jax.tree.map(np.shape, moved) == jax.tree.map(np.shape, first)
+    np.testing.assert_allclose(found, expected, atol=FLOAT * np.abs(expected).max())
+    assert np.abs(expected).max() > 0.1
+    with pytest.raises(TypeError, match="expected mlp to be an instance of flax.linen.Module"):
+        net.clone(mlp=jnp.tanh)
+
+
 # --- WideNet, and reports of the routers ---
 
 
