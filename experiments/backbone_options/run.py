@@ -49,6 +49,7 @@ class Option(NamedTuple):
     first: Callable = lambda params: params  # of the first params
     last: Callable = optax.identity  # the last part of the optimizer
     warm: float = 0.0  # the share of the updates with statistics of the batch, which come first
+    rate: float = 3e-3  # of Adam, at its highest
 
 
 NORMS = {
@@ -61,6 +62,7 @@ NORMS = {
     "nGPT": Option({"norm": nets.ngpt()}, last=nets.unit_kernels),
     "BatchNorm": Option({"norm": nets.BatchNorm}),
     "PowerNorm": Option({"norm": nets.PowerNorm}, warm=1 / 3),
+    "PowerNorm, unscaled": Option({"norm": partial(nets.PowerNorm, groups=None)}, warm=1 / 3),
     "Unified": Option({"norm": nets.UnifiedNorm}, warm=1 / 3),
     "Online": Option({"norm": partial(nets.OnlineNorm, decay=0.99)}),  # 0.999 diverges
     "batch-channel, WS": Option({"norm": nets.BatchChannelNorm}, nets.standardized_kernels),
@@ -118,7 +120,7 @@ def trained(option: Option, rows, test, seeds: int, steps: int):
     loss = losses.flow_matching(velocity)
     optimizer = optax.chain(
         optax.clip_by_global_norm(1.0),
-        optax.adam(optax.warmup_cosine_decay_schedule(0.0, 3e-3, steps // 20, steps)),
+        optax.adam(optax.warmup_cosine_decay_schedule(0.0, option.rate, steps // 20, steps)),
         option.last(),
     )
 
@@ -200,7 +202,7 @@ def measure(name: str, rows, test, seeds: int, steps: int) -> dict:
 
 
 def line(name: str, row: dict) -> str:
-    spread = lambda v, d: f"{np.mean(v):.{d}f} ± {np.std(v):.{d}f}"  # noqa: E731
+    spread = lambda v, d: f"{np.mean(v):.{d}f} +- {np.std(v):.{d}f}"  # noqa: E731
     return (
         f"| {name} | {spread(row['loss'], 3)} | {spread(row['distance'], 2)} |"
         f" {row['flops'] / 1e6:.3f} | {row['params']:,} | {'yes' if row['jvp'] else 'no'} |"
