@@ -1,18 +1,22 @@
-"""Normalizations, attentions and blocks of a DiT on scikit-learn's digits, each at one budget.
+"""Normalizations, attentions and blocks of a DiT on digits, each at one budget.
 
     python experiments/backbone_options/run.py --out runs/options
+    python experiments/backbone_options/run.py --out runs/mnist --data mnist --data-dir DATA
     python experiments/backbone_options/run.py --out runs/options --only sinkhorn --seeds 5
     python experiments/backbone_options/run.py --out runs/short --short  # CI: numbers mean nothing
 
-Trains a DiT of 2 blocks and width 32 on the 1437 training digits for each option, with flow
-matching, and prints a line for each: the loss on the 360 test digits, the Frechet distance of 360
-samples to them, the FLOPs of a velocity, the number of params, and whether the trained velocity has
-a forward mode. All seeds of an option are trained as one program. Writes results.json, which a
-later run goes on with, and picture.png. README.md has the results.
+Trains a DiT of 2 blocks and width 32 for each option, with flow matching, and prints a line for
+each: the loss on test images, the Frechet distance of as many samples to them, the FLOPs of a
+velocity, the number of params, and whether the trained velocity has a forward mode. The images are
+scikit-learn's digits, 8x8 (1437 to train on and 360 to test), or the first of MNIST pooled to 14x14
+(10,000 and 1000), from images/mnist.npz in DATA (or JFLOW_DATA). All seeds of an option are trained
+as one program. Writes results.json after each, which a later run goes on with, and picture.png.
+README.md has the results.
 """
 
 import argparse
 import json
+import os
 import time
 from collections.abc import Callable
 from functools import partial
@@ -45,6 +49,7 @@ class Option(NamedTuple):
     first: Callable = lambda params: params  # of the first params
     last: Callable = optax.identity  # the last part of the optimizer
     warm: float = 0.0  # the share of the updates with statistics of the batch, which come first
+    rate: float = 3e-3  # of Adam, at its highest
 
 
 NORMS = {
@@ -57,6 +62,7 @@ NORMS = {
     "nGPT": Option({"norm": nets.ngpt()}, last=nets.unit_kernels),
     "BatchNorm": Option({"norm": nets.BatchNorm}),
     "PowerNorm": Option({"norm": nets.PowerNorm}, warm=1 / 3),
+    "PowerNorm, unscaled": Option({"norm": partial(nets.PowerNorm, groups=None)}, warm=1 / 3),
     "Unified": Option({"norm": nets.UnifiedNorm}, warm=1 / 3),
     "Online": Option({"norm": partial(nets.OnlineNorm, decay=0.99)}),  # 0.999 diverges
     "batch-channel, WS": Option({"norm": nets.BatchChannelNorm}, nets.standardized_kernels),
@@ -86,19 +92,35 @@ BLOCKS = {
 OPTIONS = {**NORMS, **ATTENTIONS, **BLOCKS}
 
 
+def images(name: str, folder: str):
+    """(images [n, side, side, 1] in [-1, 1], labels [n]) to train on, and those to test."""
+    if name == "digits":
+        splits, high = data.digits(), 16
+    else:
+        splits, high = data.mnist(Path(folder) / "images/mnist.npz"), 255
+
+    def scaled(rows, most):
+        x = np.asarray(rows["x"][:most], np.float32) / (high / 2) - 1
+        if name == "mnist":  # the mean of every 2 x 2 pixels
+            x = x.reshape(len(x), 14, 2, 14, 2, 1).mean((2, 4))
+        return jnp.asarray(x), jnp.asarray(rows["cond"][:most])
+
+    return scaled(splits.train, 10_000), scaled(splits.test, 1000)
+
+
 def network(option: Option, **sizes):
     net = nets.DiT(**{**SIZES, **sizes}, **option.net)
     return net, option.wrap(jflow.velocity(net))
 
 
-def trained(option: Option, x, labels, test, seeds: int, steps: int):
-    """(samples [seeds, 360, ...], test losses [seeds], the params of the first seed with their
+def trained(option: Option, rows, test, seeds: int, steps: int):
+    """(samples [seeds, n, ...], test losses [seeds], the params of the first seed with their
     statistics) as one program."""
-    net, velocity = network(option)
+    (x, labels), (net, velocity) = rows, network(option)
     loss = losses.flow_matching(velocity)
     optimizer = optax.chain(
         optax.clip_by_global_norm(1.0),
-        optax.adam(optax.warmup_cosine_decay_schedule(0.0, 3e-3, steps // 20, steps)),
+        optax.adam(optax.warmup_cosine_decay_schedule(0.0, option.rate, steps // 20, steps)),
         option.last(),
     )
 
@@ -140,10 +162,10 @@ def trained(option: Option, x, labels, test, seeds: int, steps: int):
     return np.asarray(samples), np.asarray(values), jax.tree.map(lambda p: p[0], params)
 
 
-def flops(option: Option) -> float:
-    """Of a velocity of one image by one block, which XLA counts once in a scan."""
+def flops(option: Option, x) -> float:
+    """Of a velocity of one image [1, ...] by one block, which XLA counts once in a scan."""
     _, velocity = network(option, num_layers=1)
-    x, t, label = jnp.zeros((1, 8, 8, 1)), jnp.zeros(1), jnp.zeros(1, int)
+    t, label = jnp.zeros(1), jnp.zeros(1, int)
     params = velocity.init(jax.random.key(0), x, t, label)
     return jax.jit(velocity.apply).lower(params, x, t, label).cost_analysis()["flops"]
 
@@ -158,34 +180,29 @@ def has_jvp(option: Option, params, x, labels) -> bool:
     return bool(jnp.isfinite(tangent).all())
 
 
-def measure(name: str, splits, seeds: int, steps: int) -> dict:
-    scaled = lambda rows: jnp.asarray(rows["x"], jnp.float32) / 8 - 1  # noqa: E731
-    x, test = scaled(splits.train), (scaled(splits.test), jnp.asarray(splits.test["cond"]))
+def measure(name: str, rows, test, seeds: int, steps: int) -> dict:
     option, began = OPTIONS[name], time.process_time()
-    samples, values, params = trained(
-        option, x, jnp.asarray(splits.train["cond"]), test, seeds, steps
-    )
+    samples, values, params = trained(option, rows, test, seeds, steps)
     flat = lambda x: np.asarray(x, np.float64).reshape(len(x), -1)  # noqa: E731
     distances = [
         metrics.frechet_distance(flat(s), flat(test[0])) if np.isfinite(s).all() else np.inf
         for s in samples
     ]
-    _, velocity = network(option)
-    made = jax.eval_shape(velocity.init, jax.random.key(0), x[:1], jnp.zeros(1), jnp.zeros(1, int))
+    x, (_, velocity) = test[0][:1], network(option)
+    made = jax.eval_shape(velocity.init, jax.random.key(0), x, jnp.zeros(1), jnp.zeros(1, int))
     return {
         "loss": [float(v) for v in values],
         "distance": [float(d) for d in distances],
-        "flops": flops(option),
+        "flops": flops(option, x),
         "params": sum(int(np.prod(p.shape)) for p in jax.tree.leaves(made)),
         "jvp": has_jvp(option, params, test[0][:4], test[1][:4]),
         "seconds": time.process_time() - began,
-        "steps": steps,
         "digits": np.clip(samples[0, :10], -1, 1).round(2).tolist(),
     }
 
 
 def line(name: str, row: dict) -> str:
-    spread = lambda v, d: f"{np.mean(v):.{d}f} ± {np.std(v):.{d}f}"  # noqa: E731
+    spread = lambda v, d: f"{np.mean(v):.{d}f} +- {np.std(v):.{d}f}"  # noqa: E731
     return (
         f"| {name} | {spread(row['loss'], 3)} | {spread(row['distance'], 2)} |"
         f" {row['flops'] / 1e6:.3f} | {row['params']:,} | {'yes' if row['jvp'] else 'no'} |"
@@ -195,12 +212,13 @@ def line(name: str, row: dict) -> str:
 def draw(rows: dict, path: Path) -> None:
     """Ten samples of each option, a line each."""
     figure, axis = plt.subplots(figsize=(5, 0.42 * len(rows) + 0.1))
+    side = np.shape(next(iter(rows.values()))["digits"])[1]
     tiles = np.concatenate(
         [np.concatenate(np.asarray(row["digits"])[..., 0], axis=1) for row in rows.values()]
     )
     axis.imshow(tiles, cmap="gray", vmin=-1, vmax=1, aspect="equal")
     axis.set_xticks([])
-    axis.set_yticks(8 * np.arange(len(rows)) + 3.5, rows, fontsize=7)
+    axis.set_yticks(side * np.arange(len(rows)) + (side - 1) / 2, rows, fontsize=7)
     figure.savefig(path, dpi=100, bbox_inches="tight")
     plt.close(figure)
 
@@ -210,6 +228,10 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--out", type=Path, required=True, help="the folder of the results")
+    parser.add_argument("--data", choices=["digits", "mnist"], default="digits")
+    parser.add_argument(
+        "--data-dir", default=os.environ.get("JFLOW_DATA", ""), help="(default: JFLOW_DATA)"
+    )
     parser.add_argument("--only", nargs="+", metavar="WORD", help="options whose names have it")
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--steps", type=int, default=300)
@@ -221,13 +243,15 @@ def main() -> None:
     if args.short:
         args.seeds, args.steps = 1, 20
         args.only = args.only or ["Peri-LN", "BatchNorm", "Sinkhorn"]
-    splits = data.digits()
+    budget = {"data": args.data, "steps": args.steps}
+    if any(not budget.items() <= row.items() for row in rows.values()):
+        parser.error(f"{store} holds rows of another --data or --steps: take another --out")
+    splits = images(args.data, args.data_dir)
     wanted = [n for n in OPTIONS if not args.only or any(w.lower() in n.lower() for w in args.only)]
     print("| option | loss | Frechet distance | MFLOPs | params | JVP |\n|---|---|---|---|---|---|")
     for name in wanted:
-        done = rows.get(name)
-        if not done or done["steps"] != args.steps or len(done["loss"]) < args.seeds:
-            rows[name] = measure(name, splits, args.seeds, args.steps)
+        if name not in rows or len(rows[name]["loss"]) < args.seeds:
+            rows[name] = measure(name, *splits, args.seeds, args.steps) | budget
             rows = {name: rows[name] for name in OPTIONS if name in rows}
             store.write_text(json.dumps(rows))
         print(line(name, rows[name]), flush=True)

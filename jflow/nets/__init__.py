@@ -33,7 +33,7 @@ from jflow.nets._flux import Flux
 from jflow.nets._headed import Headed, headed
 from jflow.nets._hyper_connections import HyperConnections, LadderResidual
 from jflow.nets._inception import InceptionFID
-from jflow.nets._kernel import KernelFeatures
+from jflow.nets._kernel_features import KernelFeatures
 from jflow.nets._kernels import (
     fixup,
     spectral_norm,

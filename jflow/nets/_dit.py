@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from jflow._core.arrays import patchify, unpatchify
-from jflow._core.attached import REPORT
+from jflow._core.attached import HIDDEN, REPORT
 from jflow._core.checks import check_whole, described
 from jflow._core.linen import check_linen
 from jflow.nets._attention import (
@@ -199,8 +199,8 @@ def transformed(
     place of its own.
     """
     if parts.context is None:
-        blocks = module.variables.get("params", {}).get("blocks", {})
-        need_part(module, "context", "context", blocks.get("shared", blocks))
+        params = module.variables.get("params", {})
+        need_part(module, "context", "context", params.get("blocks", params.get("shared", {})))
     norms = placed(type(module).__name__, getattr(module, "norm", LayerNorm))
     h = normed(norms.first, h, module.dtype, "first_norm").astype(h.dtype)
     mlp, residual = (getattr(module, option, None) for option in ("mlp", "residual"))
@@ -234,35 +234,40 @@ def transformed(
 def shared_blocks(module: Any, block: nn.Module, h: Array, *args) -> Array:
     """The tokens h after the blocks of a module, of which _SHARED have the same params in all.
 
-    Those are under "shared", those that each block has of its own under "stacked". To be called
-    inside a compact method of the module.
+    Those are under "shared", those that each block has of its own under "stacked", which lead with
+    the depth. To be called inside a compact method of the module.
     """
 
-    def init(key):
-        def of_block(key, shared):
-            made = block.init(key, h, *args)["params"]
-            return {part: made[part] for part in made if (part in _SHARED) == shared}
+    def part(tree, name):
+        return {key: tree[key] for key in tree if (key in _SHARED) == (name == "shared")}
 
-        once, *keys = jax.random.split(key, module.num_layers + 1)
-        stacked = jax.vmap(lambda key: of_block(key, False))(jnp.stack(keys))
-        return {"shared": of_block(once, True), "stacked": stacked}
+    def init(key, name):
+        return part(block.init(key, h, *args)["params"], name)
 
-    params = module.param("blocks", init)
+    def stacked(key):
+        return jax.vmap(partial(init, name="stacked"))(jax.random.split(key, module.num_layers))
+
+    if module.is_initializing():
+        module.param("shared", init, "shared")
+        module.param("stacked", stacked)
+    params = module.variables["params"]  # as they are: Flax would trace their init to compare
     keys = None
     if module.has_rng("dropout"):
         keys = jax.random.split(module.make_rng("dropout"), module.num_layers)
-    reports = [REPORT] if module.is_mutable_collection(REPORT) else []
+    kinds = [kind for kind in (REPORT, HIDDEN) if module.is_mutable_collection(kind)]
 
     def apply(h, inputs):
         own, key = inputs
         variables = {"params": {**params["shared"], **own}}
         rngs = None if key is None else {"dropout": key}
-        (h, _), said = block.apply(variables, h, *args, rngs=rngs, mutable=reports)
+        (h, _), said = block.apply(variables, h, *args, rngs=rngs, mutable=kinds)
         return h, said
 
     apply = jax.checkpoint(apply, prevent_cse=False) if module.remat else apply
     h, said = jax.lax.scan(apply, h, (params["stacked"], keys), length=module.num_layers)
-    module.sow(REPORT, "blocks", said)
+    for kind in said:
+        for name in ("shared", "stacked"):
+            module.put_variable(kind, name, part(said[kind], name))
     return h
 
 

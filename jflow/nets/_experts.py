@@ -25,10 +25,11 @@ class MixtureOfExperts(nn.Module):
 
         p = softmax(y W),     module(y) = sum_e w_e(p) MLP_e(y)
 
-    As `mlp=` of `DiT` or `TokenDiT` it takes the place of the MLP of every block. The router gives
-    the weights w, with as few not 0 as it says. It is in float32 or better. Experts are along the
-    first axis of their params, behind the depth of scanned blocks: the rule `("experts/.*kernel$",
-    PartitionSpec("expert", None, None))` of `train.shard` spreads them over an axis of a mesh.
+    As `mlp=` of `DiT` and its relatives it takes the place of the MLP of every block. The router
+    gives the weights w, with as few not 0 as it says. It is in float32 or better. Experts are along
+    the first axis of their params, behind the depth of scanned blocks: the rule
+    `("experts/.*kernel$", PartitionSpec("expert", None, None))` of `train.shard` spreads them over
+    an axis of a mesh.
 
     `routed` gives the loads, with which `losses.balanced_matching` keeps all experts in use.
 

@@ -19,7 +19,7 @@ from jflow.nets._attention import (
     rotated,
     split_heads,
 )
-from jflow.nets._dit import modulation, sincos_positions
+from jflow.nets._dit import check_blocks, modulation, own_copy, sincos_positions
 from jflow.nets._embed import TimeCondEmbed, check_time, read_cond
 from jflow.nets._flux import rope_angles
 from jflow.nets._mmdit import check_image, leave
@@ -64,11 +64,13 @@ class LightningDiT(nn.Module):
         norm: a function that makes the normalizations, such as `LayerNorm`, or a `Norms`, which
             says where they stand, such as `peri_norm()`; its queries_keys come before
             qk_norm.
+        mlp: a Linen module (tokens [b, n, width]) -> tokens in the place of the MLP of each block,
+            such as `MixtureOfExperts(8)`; see `DiT`.
 
     Raises:
         ValueError: patch_size does not divide H and W, or 4 num_heads the width; x has other
             patches than the params.
-        TypeError: norm is neither, or attention_fn is no function.
+        TypeError: norm is neither, attention_fn is no function, or mlp is no Linen module.
 
     Examples:
         >>> import jax
@@ -99,10 +101,11 @@ class LightningDiT(nn.Module):
     dtype: Any = None
     attention_fn: Callable[..., Array] = dot_product_attention
     norm: Norm | Norms = RMSNorm
+    mlp: nn.Module | None = None
 
     def __post_init__(self):
         check_attention("LightningDiT", self.attention_fn)
-        placed("LightningDiT", self.norm)
+        check_blocks("LightningDiT", self.mlp, None, placed("LightningDiT", self.norm))
         check_whole(
             "LightningDiT",
             num_layers=self.num_layers,
@@ -158,6 +161,7 @@ class LightningDiT(nn.Module):
             self.dtype,
             self.attention_fn,
             norms,
+            own_copy(self.mlp, self.dtype),
             name="blocks",
         )
         h, _ = blocks(h, c, turns)
@@ -178,6 +182,7 @@ class LightningBlock(nn.Module):
     dtype: Any
     attention_fn: Callable[..., Array]
     norms: Norms
+    mlp: nn.Module | None = None
 
     @nn.compact
     def __call__(self, h: Array, c: Array, turns: tuple[Array, Array]) -> tuple[Array, None]:
@@ -201,12 +206,16 @@ class LightningBlock(nn.Module):
         h = joined(norms, h, y, gate_a, self.dtype, "attention_join")
 
         y = norm(norms.pre, h, name="mlp_norm") * (1 + scale_m) + shift_m
-        hidden = int(2 / 3 * self.mlp_ratio * width)  # rounded as published
-        enter, leave = dense(2 * hidden, name="mlp_in"), dense(width, name="mlp_out")
+        if self.mlp is None:
+            hidden = int(2 / 3 * self.mlp_ratio * width)  # rounded as published
+            enter, leave = dense(2 * hidden, name="mlp_in"), dense(width, name="mlp_out")
 
-        def mlp(y):
-            gate, value = jnp.split(enter(y), 2, axis=-1)
-            return leave(norm(norms.hidden, nn.silu(gate) * value, name="hidden_norm"))
+            def gated(y):
+                gate, value = jnp.split(enter(y), 2, axis=-1)
+                return leave(norm(norms.hidden, nn.silu(gate) * value, name="hidden_norm"))
 
-        y = norm(norms.after_mlp, per_token(mlp, y), name="mlp_after")
+            y = per_token(gated, y)
+        else:
+            y = self.mlp(y).astype(h.dtype)
+        y = norm(norms.after_mlp, y, name="mlp_after")
         return joined(norms, h, y, gate_m, self.dtype, "mlp_join"), None

@@ -16,7 +16,7 @@ import jax.numpy as jnp
 from jaxtyping import Float
 
 from jflow._core.arrays import float_dtype
-from jflow._core.checks import described
+from jflow._core.checks import check_whole, described
 from jflow.types import Array
 
 Norm = Callable[..., nn.Module]
@@ -125,7 +125,7 @@ class CRMSNorm(nn.Module):
     dtype: Any = None
 
     def __post_init__(self):
-        check_positive("CRMSNorm", epsilon=self.epsilon)
+        check_options(self)
         super().__post_init__()
 
     @nn.compact
@@ -176,7 +176,7 @@ class DyT(nn.Module):
     dtype: Any = None
 
     def __post_init__(self):
-        check_positive("DyT", alpha=self.alpha)
+        check_options(self)
         super().__post_init__()
 
     @nn.compact
@@ -389,7 +389,7 @@ def ngpt(rate: float = 0.05) -> Norms:
             on the Hypersphere*, 2024, arXiv:2410.01131. The gate of adaLN is ours, and the scales
             of the hidden numbers of the MLP are left out.
     """
-    check_positive("ngpt", rate=rate)
+    _check_positive("ngpt", "rate", rate)
     return Norms(
         RMSNorm, first=on_sphere, queries_keys=RMSNorm, join=partial(UnitStep, rate=float(rate))
     )
@@ -515,11 +515,23 @@ def placed(name: str, norm: Norm | Norms, *refused: str, per_token: bool = False
     return norms
 
 
-def check_positive(name: str, **values: float) -> None:
-    """Raise for a value, by its name, that is not a finite number above 0."""
-    for what, value in values.items():
-        if not 0 < value < math.inf:
-            raise ValueError(f"{name}: expected {what} to be finite and positive, got {value!r}")
+def check_options(module: Any) -> None:
+    """Raise for an option of a normalization that is out of the range that its name has."""
+    name, options = type(module).__name__, vars(module)
+    for what in ("decay", "gradient_decay"):
+        if what in options and not 0 < options[what] < 1:
+            raise ValueError(f"{name}: expected {what} in (0, 1), got {options[what]!r}")
+    for what in ("epsilon", "alpha"):
+        if what in options:
+            _check_positive(name, what, options[what])
+    for what in ("groups", "window"):
+        if options.get(what) is not None:
+            check_whole(name, **{what: options[what]})
+
+
+def _check_positive(name: str, what: str, value: float) -> None:
+    if not 0 < value < math.inf:
+        raise ValueError(f"{name}: expected {what} to be finite and positive, got {value!r}")
 
 
 def _check(what: str, norm: Any) -> None:

@@ -21,9 +21,9 @@ class ParameterAttention(nn.Module):
 
         s = y K^T,      module(y) = gelu(sqrt(scale) s / |s|) V
 
-    K and V are `num_tokens` pairs of a key and a value. As `mlp=` of `DiT` or `TokenDiT` it takes
-    the place of the MLP. Pairs whose key is zero change nothing, so that a trained network grows by
-    `add_parameter_tokens`; `scale` stays what it was at first then.
+    K and V are `num_tokens` pairs of a key and a value. As `mlp=` of `DiT` and its relatives it
+    takes the place of the MLP. Pairs whose key is zero change nothing, so that a trained network
+    grows by `add_parameter_tokens`; `scale` stays what it was at first then.
 
     Attributes:
         num_tokens: the number of pairs; that of the params counts once there are any.

@@ -25,7 +25,7 @@ class ProductKeyExperts(nn.Module):
     The key of expert i = (a, c) is a pair of half keys, and its score the sum of two:
     s_i = q_1 . k_a + q_2 . k'_c for a query (q_1, q_2) of the token. The k best sums are among
     those of the k best of each half, so that 2 m + k^2 scores take the place of m^2. Scores are in
-    float32 or better. As `mlp=` of `DiT` or `TokenDiT` it takes the place of the MLP.
+    float32 or better. As `mlp=` of `DiT` and its relatives it takes the place of the MLP.
 
     Attributes:
         num_keys: m, the number of half keys; there are m^2 experts.

@@ -22,8 +22,8 @@ from jaxtyping import Float
 
 from jflow._core.arrays import float_dtype
 from jflow._core.attached import HIDDEN
-from jflow._core.checks import check_whole, frozen_entry
-from jflow.nets._normalization import check_positive, weighted
+from jflow._core.checks import frozen_entry
+from jflow.nets._normalization import check_options, weighted
 from jflow.types import Array, Key, Loss, Params, PyTree
 
 _MODES = ("evaluated", "training")  # the names of statistics among the params of a module
@@ -65,8 +65,7 @@ class BatchNorm(nn.Module):
     of_batch = True
 
     def __post_init__(self):
-        check_decay("BatchNorm", self.decay)
-        check_positive("BatchNorm", epsilon=self.epsilon)
+        check_options(self)
         super().__post_init__()
 
     @nn.compact
@@ -100,25 +99,30 @@ class PowerNorm(nn.Module):
 
         y = x / sqrt(p + epsilon) * scale + bias,      p <- decay p + (1 - decay) mean(x^2)
 
-    With statistics the forward pass reads p from before the batch, and the gradient g of z =
+    where the features of each token, in groups, are brought to root mean square 1 before; without
+    that a stream of tokens that grows is ahead of its running p, and a DiT trained to a loss of
+    noise. With statistics the forward pass reads p from before the batch, and the gradient g of z =
     x / sqrt(p) becomes (g - n z) / sqrt(mean(x^2)) in the place of its own, with n a running
     estimate of mean(g z): n <- n (1 - (1 - decay) mean(z^2)) + (1 - decay) mean(g z). Without, for
-    the first steps, it divides by the root mean square of the batch. For samples it is linear in x.
+    the first steps, it divides by the root mean square of the batch.
 
     Attributes:
+        groups: the number of groups, which divides the width; None leaves the tokens as they are,
+            and then the normalization is linear in x for samples.
         decay: of the running means, in (0, 1).
         epsilon: what is added to the mean square.
         affine: whether there are weights, scale and bias.
         dtype: the type of the result; None is that of the input and the weights.
 
     Raises:
-        ValueError: decay or epsilon is out of its range.
+        ValueError: groups do not divide the width, or decay or epsilon is out of its range.
 
     References:
         Shen, Yao, Gholami, Mahoney, Keutzer, *PowerNorm: Rethinking Batch Normalization in
-            Transformers*, 2020, arXiv:2003.07845. The scaling of groups in front of it is left out.
+            Transformers*, 2020, arXiv:2003.07845.
     """
 
+    groups: int | None = 1
     decay: float = 0.9
     epsilon: float = 1e-5
     affine: bool = True
@@ -126,8 +130,7 @@ class PowerNorm(nn.Module):
     of_batch = True
 
     def __post_init__(self):
-        check_decay("PowerNorm", self.decay)
-        check_positive("PowerNorm", epsilon=self.epsilon)
+        check_options(self)
         super().__post_init__()
 
     @nn.compact
@@ -141,6 +144,8 @@ class PowerNorm(nn.Module):
             The normalized tokens, [..., width].
         """
         wide = x.astype(float_dtype(x))
+        if self.groups is not None:
+            wide = _scaled(_in_groups(self, wide), self.epsilon).reshape(x.shape)
         zeros = jnp.zeros_like(wide, shape=x.shape[-1:])
         old, training = statistics_of(self, {"square": zeros + 1, "gradient": zeros})
         if old is None:
@@ -186,8 +191,7 @@ class UnifiedNorm(nn.Module):
     of_batch = True
 
     def __post_init__(self):
-        check_whole("UnifiedNorm", window=self.window)
-        check_positive("UnifiedNorm", epsilon=self.epsilon)
+        check_options(self)
         if not self.outlier > 1:
             raise ValueError(f"UnifiedNorm: expected outlier > 1, got {self.outlier}")
         super().__post_init__()
@@ -250,9 +254,7 @@ class OnlineNorm(nn.Module):
     of_batch = True
 
     def __post_init__(self):
-        check_decay("OnlineNorm", self.decay)
-        check_decay("OnlineNorm", self.gradient_decay)
-        check_positive("OnlineNorm", epsilon=self.epsilon)
+        check_options(self)
         super().__post_init__()
 
     @nn.compact
@@ -277,8 +279,7 @@ class OnlineNorm(nn.Module):
         else:
             scale = jax.lax.rsqrt(_like(old["variance"], wide) + self.epsilon)
             y = (wide - _like(old["mean"], wide)) * scale
-        y = y * jax.lax.rsqrt(jnp.mean(y**2, -1, keepdims=True) + self.epsilon)
-        return weighted(self, y, x)
+        return weighted(self, _scaled(y, self.epsilon), x)
 
 
 class BatchChannelNorm(nn.Module):
@@ -312,9 +313,7 @@ class BatchChannelNorm(nn.Module):
     of_batch = True
 
     def __post_init__(self):
-        check_whole("BatchChannelNorm", groups=self.groups)
-        check_decay("BatchChannelNorm", self.decay)
-        check_positive("BatchChannelNorm", epsilon=self.epsilon)
+        check_options(self)
         super().__post_init__()
 
     @nn.compact
@@ -327,16 +326,10 @@ class BatchChannelNorm(nn.Module):
         Returns:
             The normalized tokens, [..., width].
         """
-        if x.shape[-1] % self.groups:
-            raise ValueError(
-                f"BatchChannelNorm: expected groups to divide the width {x.shape[-1]}, got"
-                f" {self.groups}"
-            )
         wide = x.astype(float_dtype(x))
         y = BatchNorm(self.decay, self.epsilon, self.affine, name="batch")(wide)
-        y = y.reshape(*x.shape[:-1], self.groups, -1)
-        y = y - jnp.mean(y, -1, keepdims=True)
-        y = y * jax.lax.rsqrt(jnp.mean(y**2, -1, keepdims=True) + self.epsilon)
+        y = _in_groups(self, y)
+        y = _scaled(y - jnp.mean(y, -1, keepdims=True), self.epsilon)
         return weighted(self, y.reshape(x.shape), x)
 
 
@@ -610,6 +603,21 @@ def _online(x, old, decay, gradient_decay, epsilon):
     return online(x, old)
 
 
+def _in_groups(module: Any, x: Array) -> Array:
+    """Tokens [..., width] as [..., groups, width / groups]."""
+    if x.shape[-1] % module.groups:
+        raise ValueError(
+            f"{type(module).__name__}: expected groups to divide the width {x.shape[-1]}, got"
+            f" {module.groups}"
+        )
+    return x.reshape(*x.shape[:-1], module.groups, -1)
+
+
+def _scaled(x: Array, epsilon: float) -> Array:
+    """x at a root mean square of 1 along its last axis."""
+    return x * jax.lax.rsqrt(jnp.mean(x**2, -1, keepdims=True) + epsilon)
+
+
 def _batch_mean(x: Array) -> Array:
     """The mean over all axes but the last, which stay as ones."""
     return jnp.mean(x, axis=tuple(range(x.ndim - 1)), keepdims=True)
@@ -618,9 +626,3 @@ def _batch_mean(x: Array) -> Array:
 def _like(row: Array, x: Array) -> Array:
     """[width] in the rank and type of x [..., width]."""
     return row.astype(x.dtype).reshape((1,) * (x.ndim - 1) + row.shape)
-
-
-def check_decay(name: str, decay: float) -> None:
-    """Raise unless a decay lies between 0 and 1."""
-    if not 0 < decay < 1:
-        raise ValueError(f"{name}: expected a decay in (0, 1), got {decay}")

@@ -18,6 +18,7 @@ from jflow.nets._attention import (
     per_token,
     split_heads,
 )
+from jflow.nets._dit import check_blocks, own_copy
 from jflow.nets._embed import check_time, time_features
 from jflow.nets._mmdit import check_image
 from jflow.nets._normalization import LayerNorm, Norm, Norms, joined, normed, placed
@@ -58,11 +59,13 @@ class UViT(nn.Module):
         attention_fn: a function `attention_fn(q, k, v)`; see `SelfAttention`.
         norm: a function that makes the normalizations, such as `RMSNorm`, or a `Norms`, which says
             where they stand, such as `peri_norm()`.
+        mlp: a Linen module (tokens [b, n, width]) -> tokens in the place of the MLP of each block,
+            such as `MixtureOfExperts(8)`; see `DiT`.
 
     Raises:
         ValueError: patch_size does not divide H and W, num_heads the width, or 2 the number of
             layers; x has another size than the params.
-        TypeError: norm is neither, or attention_fn is no function.
+        TypeError: norm is neither, attention_fn is no function, or mlp is no Linen module.
 
     Examples:
         >>> import jax
@@ -91,10 +94,11 @@ class UViT(nn.Module):
     dtype: Any = None
     attention_fn: Callable[..., Array] = dot_product_attention
     norm: Norm | Norms = _NORM
+    mlp: nn.Module | None = None
 
     def __post_init__(self):
         check_attention("UViT", self.attention_fn)
-        placed("UViT", self.norm)
+        check_blocks("UViT", self.mlp, None, placed("UViT", self.norm))
         check_whole("UViT", num_layers=self.num_layers, patch_size=self.patch_size)
         if self.width % self.num_heads or self.width % 2 or self.num_layers % 2:
             raise ValueError(
@@ -148,11 +152,14 @@ class UViT(nn.Module):
 
         norms = placed("UViT", self.norm)
         h = normed(norms.first, h, self.dtype, "first_norm").astype(h.dtype)
-        options = self.num_heads, self.mlp_ratio, self.dtype, self.attention_fn, norms
-        h, skips = self._scanned(nn.broadcast)(*options, name="in_blocks")(h, None)
-        middle = nn.remat(UViTBlock) if self.remat else UViTBlock
-        h, _ = middle(*options, name="mid_block")(h, None)
-        h, _ = self._scanned(0)(*options, name="out_blocks")(h, skips[::-1])
+
+        def blocks(kind, name):
+            options = self.num_heads, self.mlp_ratio, self.dtype, self.attention_fn, norms
+            return kind(*options, own_copy(self.mlp, self.dtype), name=name)
+
+        h, skips = blocks(self._scanned(nn.broadcast), "in_blocks")(h, None)
+        h, _ = blocks(nn.remat(UViTBlock) if self.remat else UViTBlock, "mid_block")(h, None)
+        h, _ = blocks(self._scanned(0), "out_blocks")(h, skips[::-1])
 
         h = normed(norms.pre, h, self.dtype, "norm")[:, len(extra) :]
         init = _normal if self.conv else _zeros
@@ -177,14 +184,17 @@ class UViTBlock(nn.Module):
     dtype: Any
     attention_fn: Callable[..., Array] = dot_product_attention
     norms: Norms = Norms(_NORM)
+    mlp: nn.Module | None = None
 
     @nn.compact
     def __call__(self, h: Array, skip: Array | None) -> tuple[Array, Array]:
         width = h.shape[-1]
         dense = partial(nn.Dense, kernel_init=_normal, dtype=self.dtype)
+        norms, norm = self.norms, partial(normed, dtype=self.dtype)
         if skip is not None:
             h = per_token(dense(width, name="skip"), jnp.concatenate([h, skip], axis=-1))
-        norms, norm = self.norms, partial(normed, dtype=self.dtype)
+            if norms.join is not None:  # the skip's map leads off the sphere, or from mean zero
+                h = norm(norms.first, h, name="skip_norm").astype(h.dtype)
         qkv = dense(3 * width, use_bias=False, name="qkv")
         y = per_token(qkv, norm(norms.pre, h, name="attention_norm"))
         q, k, v = split_heads(y, self.num_heads)
@@ -195,9 +205,14 @@ class UViTBlock(nn.Module):
         y = norm(norms.after_attention, y, name="attention_after")
         h = joined(norms, h, y, None, self.dtype, "attention_join")
         y = norm(norms.pre, h, name="mlp_norm")
-        enter, leave = dense(self.mlp_ratio * width, name="mlp_in"), dense(width, name="mlp_out")
-        gelu = partial(nn.gelu, approximate=False)
-        inner = lambda y: norm(norms.hidden, gelu(enter(y)), name="hidden_norm")  # noqa: E731
-        y = norm(norms.after_mlp, per_token(lambda y: leave(inner(y)), y), name="mlp_after")
+        if self.mlp is None:
+            enter = dense(self.mlp_ratio * width, name="mlp_in")
+            leave = dense(width, name="mlp_out")
+            gelu = partial(nn.gelu, approximate=False)
+            inner = lambda y: norm(norms.hidden, gelu(enter(y)), name="hidden_norm")  # noqa: E731
+            y = per_token(lambda y: leave(inner(y)), y)
+        else:
+            y = self.mlp(y).astype(h.dtype)
+        y = norm(norms.after_mlp, y, name="mlp_after")
         h = joined(norms, h, y, None, self.dtype, "mlp_join")
         return h, h

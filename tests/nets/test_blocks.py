@@ -1,12 +1,13 @@
 """What takes the place of the MLP and of the residual connection of a transformer."""
 
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
 import jflow
-from jflow import losses, nets
+from jflow import adapters, losses, nets, steering
 from jflow.nets import routers
 from jflow.nets._product_keys import best_pairs
 
@@ -207,29 +208,123 @@ def test_a_capacity_saves_work():
     assert cost(routers.limited(2, capacity=1.0)) < 0.35 * cost(routers.top_k(2))
 
 
+# --- other backbones ---
+
+
+class Gelu(nn.Module):
+    """The MLP of U-ViT."""
+
+    @nn.compact
+    def __call__(self, y):
+        enter, leave = nn.Dense(4 * y.shape[-1], name="in"), nn.Dense(y.shape[-1], name="out")
+        return leave(nn.gelu(enter(y), approximate=False))
+
+
+class Gated(nn.Module):
+    """The MLP of LightningDiT."""
+
+    @nn.compact
+    def __call__(self, y):
+        gate, value = jnp.split(nn.Dense(2 * 21, name="in")(y), 2, axis=-1)
+        return nn.Dense(y.shape[-1], name="out")(nn.silu(gate) * value)
+
+
+@pytest.mark.parametrize(
+    ("net", "mlp", "blocks"),
+    [
+        (nets.UViT(**TINY), Gelu(), ["in_blocks", "mid_block", "out_blocks"]),
+        (nets.LightningDiT(**TINY), Gated(), ["blocks"]),
+    ],
+)
+def test_an_mlp_of_its_own_stands_where_the_usual_one_does(net, mlp, blocks):
+    """With a module that is the usual MLP, the same velocity; each block has its own params."""
+    usual, given = jflow.velocity(net), jflow.velocity(net.clone(mlp=mlp))
+
+    @jax.jit
+    def run(key):
+        params = spread(usual.init(key, X, T))
+        moved = dict(params)
+        for name in blocks:
+            block = dict(params[name])
+            block["mlp"] = {"in": block.pop("mlp_in"), "out": block.pop("mlp_out")}
+            moved[name] = block
+        return moved, usual.apply(params, X, T), given.apply(moved, X, T)
+
+    moved, expected, found = jax.device_get(run(jax.random.key(0)))
+    first = jax.eval_shape(given.init, jax.random.key(0), X, T)
+    assert jax.tree.map(np.shape, moved) == jax.tree.map(np.shape, first)
+    np.testing.assert_allclose(found, expected, atol=FLOAT * np.abs(expected).max())
+    assert np.abs(expected).max() > 0.1
+    with pytest.raises(TypeError, match="expected mlp to be an instance of flax.linen.Module"):
+        net.clone(mlp=jnp.tanh)
+
+
 # --- WideNet, and reports of the routers ---
 
 
 def test_shared_blocks_are_equal_blocks():
     """The network with shared blocks is the usual one whose blocks have equal params, and says the
-    same of its routers."""
+    same of its routers, and of what is captured inside a block."""
     options = {**TINY, "mlp": nets.MixtureOfExperts(4, routers.top_k(2), ratio=2)}
-    shared = nets.routed(nets.DiT(**options, shared=True))
-    usual = nets.routed(nets.DiT(**options))
-    params = spread(jax.jit(shared.init)(jax.random.key(0), X, T))
-    blocks = params["blocks"]
-    tiled = jax.tree.map(lambda p: np.stack([p, p]), blocks["shared"])
-    expected = jax.jit(usual.apply)({**params, "blocks": {**tiled, **blocks["stacked"]}}, X, T)
-    found = jax.jit(shared.apply)(params, X, T)
-    assert set(blocks["shared"]) == {"attention", "mlp"} and set(blocks["stacked"]) == {
-        "modulation"
-    }
-    jax.tree.map(
-        lambda a, b: np.testing.assert_allclose(a, b, atol=1e-5), *jax.device_get((found, expected))
+    shared, usual = nets.DiT(**options, shared=True), nets.DiT(**options)
+    params = spread(jax.jit(nets.routed(shared).init)(jax.random.key(0), X, T))
+    rest = {name: tree for name, tree in params.items() if name not in ("shared", "stacked")}
+    tiled = jax.tree.map(lambda p: np.stack([p, p]), params["shared"])
+    equal = {**rest, "blocks": {**tiled, **params["stacked"]}}
+    assert set(params["shared"]) == {"attention", "mlp"}
+    assert set(params["stacked"]) == {"modulation"}
+
+    def run(net, part, params):
+        reader = steering.capture(net, [f"{part}/attention"])
+        return nets.routed(net).apply(params, X, T), list(reader.apply(params, X, T)[1].values())
+
+    found, expected = jax.device_get(
+        jax.jit(
+            lambda *params: (run(shared, "shared", params[0]), run(usual, "blocks", params[1]))
+        )(params, equal)
     )
-    load = jax.device_get(found["load"])
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-5), found, expected)
+    load = found[0]["load"]
     assert load.shape == (3, 2, 4)
     np.testing.assert_allclose(load.sum(-1), 2, rtol=1e-6)  # two experts a token
+
+
+def test_adapters_and_int8_reach_shared_blocks():
+    """LoRA beside the kernels is LoRA in them, and kernels in int8 are those in floats again."""
+    v, where = jflow.velocity(nets.DiT(**TINY, shared=True)), ["shared/*kernel", "stacked/*kernel"]
+    beside, inside = (make(2, where=where) for make in (adapters.lora_activations, adapters.lora))
+
+    @jax.jit
+    def run(key):
+        base = spread(v.init(key, X, T))
+        own = spread(beside.init(key, base))
+        small = adapters.quantize(base, where=where)
+        params = base, small, adapters.dequantize(small), beside.apply(base, own)
+        return own, [v.apply(p, X, T) for p in (*params, inside.apply(base, own))]
+
+    own, (plain, *found) = jax.device_get(run(jax.random.key(0)))
+    assert own["shared"]["in"]["kernel"]["A"].shape == (8, 2)  # one for all
+    assert own["stacked"]["modulation"]["kernel"]["A"].shape == (2, 8, 2)  # one for each
+    for a, b in (found[:2], found[2:]):
+        np.testing.assert_allclose(a, b, atol=1e-5)
+        assert np.abs(a - plain).max() > 1e-3
+
+
+def test_shared_blocks_are_traced_once_in_a_call():
+    """However deep the network is: their init is not run again to compare it with the params."""
+    calls = []
+
+    class Counted(nn.Module):
+        @nn.compact
+        def __call__(self, y):
+            calls.append(y.shape)
+            return nn.Dense(y.shape[-1])(y)
+
+    v = jflow.velocity(nets.DiT(**{**TINY, "num_layers": 5}, mlp=Counted(), shared=True))
+    params = jax.eval_shape(v.init, jax.random.key(0), X, T)
+    calls.clear()
+    jax.eval_shape(v.apply, params, X, T)
+    assert len(calls) == 1
 
 
 def test_balance_is_one_for_even_loads_and_e_for_a_collapse():
@@ -421,7 +516,7 @@ def test_norms_that_other_options_leave_no_place_for():
 def test_norms_stand_beside_the_blocks():
     """A norm after each branch, and one in front of it, with experts and streams."""
     v = jflow.velocity(ALL.clone(norm=nets.peri_norm(nets.RMSNorm)))
-    params = jax.eval_shape(v.init, jax.random.key(0), X, T)["blocks"]
+    params = jax.eval_shape(v.init, jax.random.key(0), X, T)
     assert set(params["shared"]) == {"attention", "mlp"}
     assert {"attention_after", "mlp_after", "modulation"} <= set(params["stacked"])
     assert params["stacked"]["mlp_after"]["scale"].shape == (2, 8)

@@ -194,6 +194,33 @@ def test_tokens_of_ngpt_stay_on_the_sphere():
     np.testing.assert_allclose(stored, 8**-0.5, rtol=1e-6)  # an effective 0.05
 
 
+def test_skips_leave_tokens_where_the_norm_keeps_them():
+    """A block of U-ViT joins a skip by a linear map. On the sphere its length does not count; with
+    a stream of mean zero the block is that of LayerNorm, recentered."""
+    rng = np.random.default_rng(6)
+    h, skip = jnp.asarray(rng.normal(size=(2, 2, 3, 8)), jnp.float32)
+    block = lambda norms: nets._uvit.UViTBlock(2, 2, None, norms=norms)  # noqa: E731
+    layer = nets.Norms(nets.LayerNorm)
+
+    @jax.jit
+    def run(key):
+        sphere = drawn(block(nets.ngpt()).init(key, h, skip)["params"])
+        longer = times(7.0, ("skip",))({**sphere})
+        centered = drawn(block(nets.pre_rms_norm()).init(key, h, skip)["params"])
+        with_bias = block(layer).init(key, h, skip)["params"]
+        params = {**with_bias, **centered}
+        for name in ("attention_norm", "mlp_norm"):
+            params[name] = {**with_bias[name], **centered[name]}
+        pairs = (nets.ngpt(), sphere), (nets.ngpt(), longer), (nets.pre_rms_norm(), centered)
+        found = [block(n).apply({"params": p}, h, skip)[0] for n, p in (*pairs, (layer, params))]
+        return found
+
+    plain, scaled, centered, usual = jax.device_get(run(jax.random.key(0)))
+    np.testing.assert_allclose(scaled, plain, atol=1e-5)
+    np.testing.assert_allclose(centered, usual - usual.mean(-1, keepdims=True), atol=1e-5)
+    assert np.abs(usual.mean(-1)).max() > 0.1
+
+
 def test_a_step_of_ngpt_by_hand():
     rng = np.random.default_rng(4)
     h, branch, gate = rng.normal(size=(3, 2, 1, 4))
@@ -275,9 +302,14 @@ def test_bad_options_are_named():
     for make, text in (
         (lambda: nets.DyT(alpha=0.0), "DyT: expected alpha to be finite and positive, got 0.0"),
         (lambda: nets.ngpt(rate=-1.0), "rate to be finite and positive"),
-        (lambda: nets.BatchNorm(decay=1.0), r"a decay in \(0, 1\), got 1.0"),
+        (lambda: nets.BatchNorm(decay=1.0), r"expected decay in \(0, 1\), got 1.0"),
         (lambda: nets.UnifiedNorm(outlier=1.0), "outlier > 1"),
-        (lambda: nets.BatchChannelNorm(groups=4).apply({}, jnp.ones((2, 6))), "divide the width 6"),
+        (
+            lambda: nets.BatchChannelNorm(groups=4, affine=False).apply({}, jnp.ones((2, 6))),
+            "divide the width 6",
+        ),
+        (lambda: nets.PowerNorm(groups=4).apply({}, jnp.ones((2, 6))), "PowerNorm: expected group"),
+        (lambda: nets.PowerNorm(groups=0), "PowerNorm: expected groups"),
         (lambda: nets.fixup({"in": {}}, 2), r"named \['in', 'leave', 'out', 'qkv'\]"),
     ):
         with pytest.raises(ValueError, match=text):

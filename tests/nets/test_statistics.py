@@ -65,7 +65,7 @@ def test_batch_norm():
 
 def test_power_norm_goes_back_by_the_batch_and_forward_by_the_past():
     (y, dx, new), (evaluated, *_), plain = run(
-        nets.PowerNorm(affine=False), {"square": SQUARE, "gradient": SMALL}
+        nets.PowerNorm(groups=None, affine=False), {"square": SQUARE, "gradient": SMALL}
     )
     z = X / np.sqrt(SQUARE + EPSILON)
     np.testing.assert_allclose(y, z, atol=1e-12)
@@ -75,6 +75,24 @@ def test_power_norm_goes_back_by_the_batch_and_forward_by_the_past():
     np.testing.assert_allclose(new["square"], 0.9 * SQUARE + 0.1 * mean(X**2), atol=1e-12)
     expected = SMALL * (1 - 0.1 * mean(z**2)) + 0.1 * mean(G * z)
     np.testing.assert_allclose(new["gradient"], expected, atol=1e-12)
+
+
+def test_power_norm_sees_tokens_whose_groups_have_root_mean_square_one():
+    """The gradient is its own one, carried through that scaling."""
+    (y, dx, new), (evaluated, *_), _ = run(
+        nets.PowerNorm(groups=2, affine=False), {"square": SQUARE, "gradient": SMALL}
+    )
+    groups = lambda a: a.reshape(B, N, 2, 2)  # noqa: E731
+    size = np.sqrt((groups(X) ** 2).mean(-1, keepdims=True) + EPSILON)
+    scaled = (groups(X) / size).reshape(X.shape)
+    z = scaled / np.sqrt(SQUARE + EPSILON)
+    np.testing.assert_allclose(y, z, atol=1e-12)
+    np.testing.assert_allclose(evaluated, z, atol=1e-12)
+    np.testing.assert_allclose(new["square"], 0.9 * SQUARE + 0.1 * mean(scaled**2), atol=1e-12)
+    slope = groups((G - SMALL * z) / np.sqrt(mean(scaled**2) + EPSILON))
+    inner = (slope * groups(X)).mean(-1, keepdims=True)
+    expected = slope / size - groups(X) * inner / size**3
+    np.testing.assert_allclose(dx, expected.reshape(X.shape), atol=1e-12)
 
 
 @pytest.mark.parametrize("outlier", [1e3, 1 + 1e-9])
@@ -216,5 +234,5 @@ def test_what_is_missing_is_named():
     loss = nets.training_statistics(losses.flow_matching(network(nets.BatchNorm)[0]))
     with pytest.raises(ValueError, match="training_statistics: expected 'buffers' in frozen"):
         loss({}, jax.random.key(0), {"x": jnp.asarray(X)}, None)
-    with pytest.raises(ValueError, match=r"OnlineNorm: expected a decay in \(0, 1\), got 2"):
+    with pytest.raises(ValueError, match=r"OnlineNorm: expected gradient_decay in \(0, 1\)"):
         nets.OnlineNorm(gradient_decay=2)

@@ -414,6 +414,32 @@ def test_batches_made_ahead_resume_bit_for_bit(tmp_path, inner):
     assert checkpoint.restore(tmp_path / "parts", parts.state).position == 12
 
 
+def test_a_frozen_encoder_changes_no_loss_where_it_runs_ahead():
+    """Inside the step, a batch ahead in a thread, or once for all rows: the loss of every update is
+    the same, to float32 rounding, since XLA fuses the first with the step."""
+    encoder = {"a": np.float32([[0.4, -0.3], [0.2, 0.5]])}
+
+    def encode(params, x, *, key=None):
+        return jnp.tanh(x @ params["a"])
+
+    def encoding(params, key, batch, frozen):
+        return noisy(params, key, {"x": encode(frozen["encoder"], batch["x"])})
+
+    run = jax.jit(encode)
+    ahead = rows(transform=lambda rows, rng: {"x": np.asarray(run(encoder, rows["x"]))})
+    once = data.batches(data.latents(encode, encoder, ROWS, progress=False), 8, seed=3)
+    inside, *others = (
+        go(12, log_every=1, loss=encoding, frozen={"encoder": encoder}),
+        go(12, ahead, log_every=1, prefetch=1),
+        go(12, once, log_every=1),
+    )
+    expected = [row["loss"] for row in inside.history]
+    assert len(expected) == 12 and len(set(expected)) == 12
+    for other in others:
+        np.testing.assert_allclose([row["loss"] for row in other.history], expected, rtol=1e-5)
+    assert abs(go(1, log_every=1).history[0]["loss"] / expected[0] - 1) > 1e-2  # without one
+
+
 def test_inner_updates_resume_bit_for_bit(tmp_path):
     options = dict(
         inner=2,
