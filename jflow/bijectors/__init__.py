@@ -63,6 +63,7 @@ from jflow.bijectors._surjective import (
     uniform_dequantization,
     variational_dequantization,
 )
+from jflow.bijectors._whiten import whiten
 
 __all__ = [
     "InverseInfo",
@@ -131,6 +132,7 @@ __all__ = [
     "uniform_dequantization",
     "vae",
     "variational_dequantization",
+    "whiten",
 ]
 
 explain_unknown(__name__)

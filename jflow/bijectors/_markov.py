@@ -67,15 +67,17 @@ def metropolis(
         Wu, Köhler, Noé, *Stochastic Normalizing Flows*, 2020, arXiv:2002.06707.
     """
 
-    def advance(density, step, x, key):
+    def advance(density, step, x, value, key):
         key_proposal, key_accept = jax.random.split(key)
         y = x + step * jax.random.normal(key_proposal, x.shape, x.dtype)
-        change = density(y) - density(x)
+        proposed = density(y)
+        change = proposed - value
         uniform = jax.random.uniform(key_accept, change.shape, change.dtype)
         accepted = jnp.log(uniform) < change
-        return jnp.where(expand_to(accepted, x), y, x), jnp.where(accepted, -change, 0)
+        y, value = jnp.where(expand_to(accepted, x), y, x), jnp.where(accepted, proposed, value)
+        return y, value, jnp.where(accepted, -change, 0)
 
-    return _layer("metropolis", log_density, step, repeats, advance)
+    return _layer("metropolis", log_density, step, repeats, advance, lambda density, x: density(x))
 
 
 def langevin(
@@ -119,15 +121,17 @@ def langevin(
         Wu, Köhler, Noé, *Stochastic Normalizing Flows*, 2020, arXiv:2002.06707.
     """
 
-    def advance(density, step, x, key):
-        noise, spread = jax.random.normal(key, x.shape, x.dtype), jnp.sqrt(2 * step)
-        _, slope = value_and_slope("langevin", density, x)
-        y = x + step * slope + spread * noise
-        _, slope = value_and_slope("langevin", density, y)
-        back = (x - y - step * slope) / spread
-        return y, sum_event(jnp.square(noise) - jnp.square(back)) / 2
+    def slope_at(density, x):
+        return value_and_slope("langevin", density, x)[1]
 
-    return _layer("langevin", log_density, step, repeats, advance)
+    def advance(density, step, x, slope, key):
+        noise, spread = jax.random.normal(key, x.shape, x.dtype), jnp.sqrt(2 * step)
+        y = x + step * slope + spread * noise
+        slope = slope_at(density, y)
+        back = (x - y - step * slope) / spread
+        return y, slope, sum_event(jnp.square(noise) - jnp.square(back)) / 2
+
+    return _layer("langevin", log_density, step, repeats, advance, slope_at)
 
 
 def hamiltonian(
@@ -176,16 +180,17 @@ def hamiltonian(
     """
     check_whole("hamiltonian", num_steps=num_steps)
 
-    def advance(density, step, x, key):
+    def advance(density, step, x, known, key):
         start = jax.random.normal(key, x.shape, x.dtype)
         y, end, _ = leapfrog("hamiltonian", density, x, start, step, num_steps)
-        return y, sum_event(jnp.square(start) - jnp.square(end)) / 2
+        return y, known, sum_event(jnp.square(start) - jnp.square(end)) / 2
 
-    return _layer("hamiltonian", log_density, step, repeats, advance)
+    return _layer("hamiltonian", log_density, step, repeats, advance, lambda density, x: None)
 
 
-def _layer(name, log_density, step, repeats, advance) -> Transport:
-    """A layer of `repeats` steps (density, step, x, key) -> (y, contribution [b]) of a kernel."""
+def _layer(name, log_density, step, repeats, advance, evaluate) -> Transport:
+    """A layer of `repeats` steps of a kernel, each (density, step, x, known, key) -> (y, known,
+    contribution [b]); `known`, at first `evaluate(density, x)`, is what it hands to the next."""
     if isinstance(step, bool) or not step > 0:
         raise ValueError(f"{name}: expected step > 0, got {step!r}")
     check_whole(name, repeats=repeats)
@@ -202,13 +207,15 @@ def _layer(name, log_density, step, repeats, advance) -> Transport:
             return check_rows(name, "log_density", value, x.shape[0]).astype(x.dtype)
 
         def once(carry, key):
-            y, contribution = advance(density, size, carry[0], key)
-            return (y, carry[1] + contribution), None
+            *state, total = carry
+            *state, contribution = advance(density, size, *state, key)
+            return (*state, total + contribution), None
 
         wide = x.astype(float_dtype(x))
         size = jnp.exp(params["log_step"]).astype(wide.dtype)
         keys = jax.random.split(key, repeats)
-        (y, contribution), _ = jax.lax.scan(once, (wide, zero_log_det(wide)), keys)
+        start = wide, evaluate(density, wide), zero_log_det(wide)
+        (y, _, contribution), _ = jax.lax.scan(once, start, keys)
         return y.astype(x.dtype), contribution
 
     return compiled(Transport(init, run, run))

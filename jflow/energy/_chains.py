@@ -77,6 +77,8 @@ def independence_kernel(flow: Flow | Distribution, params: Params) -> Kernel:
 def successive_kernels(*kernels: Kernel) -> Kernel:
     """Transitions one after another, as one: such as flow proposals and then local steps.
 
+    Also known as: a cycle of kernels, composition of kernels, deterministic scan.
+
     Args:
         *kernels: the kernels, each of which leaves the density as it is.
 
@@ -109,7 +111,8 @@ def successive_kernels(*kernels: Kernel) -> Kernel:
 def pull_back(target: Target, flow: Flow, params: Params) -> Target:
     """A target in the coordinates of a flow's source, where it is near to the flow's base.
 
-    Also known as: NeuTra, flow-preconditioned MCMC, transport map accelerated MCMC.
+    Also known as: pullback density, NeuTra, flow-preconditioned MCMC, transport map accelerated
+    MCMC.
 
         log p~(z) = log p~(x) + log |det dx/dz|,    x = forward(z)
 

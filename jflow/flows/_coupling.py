@@ -186,8 +186,9 @@ def kernelized(
     From data to noise, a layer maps one half of the numbers, x_2, to x_2 exp(a(x_1)) + m(x_1), with
     a and m sums of Gaussian kernels at learned points, `nets.KernelFeatures`, behind a permutation
     and an LU linear map. The parameters of a layer are `points` rows of half of the numbers, as
-    many weights for each of a and m, and the linear map. With a full normal base,
-    `distributions.multivariate_normal`, it starts at the Gaussian of the data.
+    many weights for each of a and m, and the linear map. Behind
+    `standardize=bijectors.whiten(event_shape)` it starts at the Gaussian of the data, shrunk as few
+    rows want it.
 
     Args:
         event_shape: the shape of one x, such as (2,) or (8, 8, 1); the layers see it flattened.

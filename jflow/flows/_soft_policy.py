@@ -162,7 +162,7 @@ def soft_policy(
 
     def value(params, cond):
         n = count_rows("soft_policy", cond)
-        like = jax.tree.leaves(params["linear"])[0]
+        like = [*jax.tree.leaves(params["linear"]), *jax.tree.leaves(cond)][0]
         shape = jax.eval_shape(lambda: base.sample(params["base"], jax.random.key(0), 1)).shape[1:]
         y = jnp.zeros_like(like, shape=(n, *shape), dtype=float_dtype(like))
         return shifted(params, -temperature * linear.inverse(params["linear"], y, cond)[1], cond)

@@ -130,6 +130,8 @@ def with_chance(policy: Policy, chance: Callable[[PyTree], Array]) -> Policy:
     A state of the environment is either the policy's turn or chance's, as in a game against dice:
     what the policy does and what then happens are two steps.
 
+    Also known as: stochastic environment, chance nodes, a move of nature.
+
     Args:
         policy: the policy.
         chance: state -> [n, A], the log-probabilities of the actions where chance moves, nats, and

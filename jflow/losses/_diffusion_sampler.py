@@ -10,15 +10,14 @@ from jax.typing import ArrayLike
 from jflow._core.arrays import sum_event
 from jflow._core.batch import mean_of_rows
 from jflow._core.checks import (
-    check_batch,
     check_noun,
     check_rows,
     check_weights,
     check_whole,
-    need_key,
     take_parts,
 )
 from jflow._core.times import Times, rising_times, unit_times
+from jflow.losses._path_gradient import need_empty_batch
 from jflow.solvers import control_log_ratio, sample_controlled
 from jflow.types import Array, Field, Loss, Velocity
 
@@ -247,10 +246,7 @@ def _paths(name, drift, log_density, event_shape, noise, grid, draws, exploratio
     behavior = math.hypot(noise, exploration)
 
     def paths(params, key, batch):
-        need_key(name, key)
-        check_batch(name, batch)
-        if batch:
-            raise ValueError(f"{name}: unknown keys in batch: {sorted(batch)}; it takes none")
+        need_empty_batch(name, key, batch)
         held = jax.lax.stop_gradient(params)
         leaves = jax.tree.leaves(params)
         start = jnp.zeros((draws, *event_shape), jnp.result_type(*leaves) if leaves else float)

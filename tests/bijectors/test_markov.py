@@ -98,6 +98,26 @@ def test_detailed_balance_gives_the_change_of_energy(x64):
     assert 0 < np.sum(moved) < 64
 
 
+def test_a_step_evaluates_the_density_where_it_arrives_and_no_more():
+    """R + 1 evaluations in R steps: what is known at a state goes on to the next step. Each of the
+    Hamiltonian trajectories, of L = 5 leapfrog steps, has L + 1."""
+    seen = []
+
+    def counted(x):
+        jax.debug.callback(lambda: seen.append(1))
+        return double_well(x)
+
+    layers = (bj.metropolis, 5), (bj.langevin, 5), (bj.hamiltonian, 4 * 6)
+    for make, expected in layers:
+        layer = make(counted, repeats=4)
+        z = jnp.zeros((3, 2))
+        params = layer.init(jax.random.key(1), z)
+        jax.block_until_ready(layer.forward(params, z, key=jax.random.key(0)))
+        jax.effects_barrier()
+        assert len(seen) == expected, (make, len(seen))
+        seen.clear()
+
+
 def test_a_start_outside_the_support_weighs_nothing_once_it_is_inside():
     """Minus infinity becomes a weight of 0, and never NaN."""
     inside = lambda x: jnp.where(x[:, 0] > 0, -x[:, 0], -jnp.inf)  # noqa: E731

@@ -48,6 +48,16 @@ def numpy_distribution(states, p):
     return np.array([ends[state] for state in states.terminal.tolist()])
 
 
+@pytest.mark.filterwarnings("error")
+def test_states_keep_their_types_under_64_bits(x64):
+    """Actions of 64 bits on states of 32, which JAX warns of where they meet in a scatter."""
+    for name, environment in ENVIRONMENTS.items():
+        state = environment.reset(2)
+        action = jax.ShapeDtypeStruct((2,), jnp.int64)
+        for move in (environment.step, environment.back):
+            assert jax.eval_shape(move, state, action) == jax.eval_shape(lambda s: s, state), name
+
+
 @pytest.mark.parametrize("name", ENVIRONMENTS)
 def test_an_environment_keeps_its_promises_and_rollouts_follow_the_policy(name):
     """Counts are known; the exact distribution is that of all paths in numpy; the frequencies of

@@ -164,6 +164,18 @@ def test_the_bound_of_coupled_flows_is_the_kl_of_their_laws_and_less_elsewhere()
     np.testing.assert_allclose(found, batch["x"][:5, 0] - 0.5, atol=2e-3)
 
 
+def test_a_linear_map_without_params_scales_nothing():
+    """V is then the shift alone, here 0, and Q the temperature times the log of the policy."""
+    policy = flows.soft_policy(
+        bijectors.chain(), bijectors.reverse(), distributions.normal((2,)), 0.5
+    )
+    a, s = np.random.default_rng(0).normal(size=(2, 3, 2)).astype(np.float32)
+    params = policy.init(jax.random.key(0), a, s)
+    np.testing.assert_array_equal(policy.value(params, s), np.zeros(3))
+    expected = 0.5 * np.asarray(policy.log_prob(params, a, s))
+    np.testing.assert_allclose(policy.action_value(params, a, s), expected, rtol=1e-6)
+
+
 def test_bad_arguments():
     policy, params, _, _ = linear_quadratic()
     x = np.zeros((2, 1), np.float32)

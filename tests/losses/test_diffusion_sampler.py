@@ -219,7 +219,7 @@ def test_bad_input_is_an_error():
         solvers.diffusion_sampler(DRIFT, (2,), grid=[0.1, 1.0])
     with pytest.raises(ValueError, match="needs a key"):
         make(DRIFT, TARGET, (2,))({"drift": 0.0, "log_z": 0.0}, None, {})
-    with pytest.raises(ValueError, match=r"unknown keys in batch: \['x'\]; it takes none"):
+    with pytest.raises(ValueError, match=r"unknown keys in batch: \['x'\]; the batch is {}"):
         make(DRIFT, TARGET, (2,))({"drift": 0.0, "log_z": 0.0}, jax.random.key(0), {"x": 1})
     with pytest.raises(ValueError, match=r"without \['log_z'\]"):
         make(DRIFT, TARGET, (2,))({"drift": 0.0}, jax.random.key(0), {})
