@@ -42,7 +42,7 @@ def make_torus(width, steps):
     torus = manifolds.torus(2)
     law = distributions.von_mises_mixture((2,), 6, min_std=0.25)
     forward, backward = (
-        gflownets.kernel(law, nets.MLP((width, width)), torus, steps=steps) for _ in range(2)
+        gflownets.transition(law, nets.MLP((width, width)), torus, steps=steps) for _ in range(2)
     )
     return gflownets.continuous_policy(
         torus, forward, backward, steps=steps, flow=nets.MLP((width, width))
@@ -50,14 +50,14 @@ def make_torus(width, steps):
 
 
 def make_line(width, steps):
-    """With a stop after any move; the backward kernel is a Brownian bridge."""
+    """With a stop after any move; the backward transition is a Brownian bridge."""
     line, net = manifolds.euclidean(1), nets.MLP((width, width), activation=jnp.tanh)
     law = distributions.conditional_mixture((1,), 4, min_std=0.1)
-    forward = gflownets.kernel(law, net, line, steps=steps)
+    forward = gflownets.transition(law, net, line, steps=steps)
     return gflownets.continuous_policy(
         line,
         forward,
-        gflownets.bridge_kernel(2.0, start=(0.0,)),
+        gflownets.bridge_transition(2.0, start=(0.0,)),
         steps=steps,
         stop=net,
         flow=net,

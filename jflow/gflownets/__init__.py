@@ -23,14 +23,13 @@ from jflow.gflownets._enumeration import (
 )
 from jflow.gflownets._hypergrid import hypergrid, hypergrid_log_reward
 from jflow.gflownets._independent_sets import independent_sets
-from jflow.gflownets._kernels import Kernel, bridge_kernel, kernel, uniform_kernel
 from jflow.gflownets._local_search import (
     LocalSearch,
-    barker,
-    improvement,
+    accept_barker,
+    accept_improvement,
+    accept_metropolis,
     local_search,
     local_search_rollouts,
-    metropolis,
 )
 from jflow.gflownets._phylogenies import phylogenies
 from jflow.gflownets._policy import Perceptron, masked_log_softmax, mlp_policy, policy
@@ -50,6 +49,12 @@ from jflow.gflownets._sequences import (
     sequences,
     two_ended_sequences,
 )
+from jflow.gflownets._transitions import (
+    Transition,
+    bridge_transition,
+    transition,
+    uniform_transition,
+)
 from jflow.gflownets._types import Environment, Policy, PolicyOutput, Trajectories
 from jflow.gflownets._variants import outcome_policy, outcome_rollouts, prefix_log_flow, with_chance
 
@@ -58,19 +63,21 @@ __all__ = [
     "ContinuousScores",
     "Enumeration",
     "Environment",
-    "Kernel",
     "LocalSearch",
     "Perceptron",
     "Policy",
     "PolicyOutput",
     "Trajectories",
     "TrajectoryTerms",
+    "Transition",
+    "accept_barker",
+    "accept_improvement",
+    "accept_metropolis",
     "any_order_sequences",
     "backward_rollout",
-    "barker",
     "bit_modes",
     "bit_sequences",
-    "bridge_kernel",
+    "bridge_transition",
     "check",
     "continuous_log_prob",
     "continuous_policy",
@@ -80,14 +87,11 @@ __all__ = [
     "exact_distribution",
     "hypergrid",
     "hypergrid_log_reward",
-    "improvement",
     "independent_sets",
-    "kernel",
     "local_search",
     "local_search_rollouts",
     "log_prob",
     "masked_log_softmax",
-    "metropolis",
     "mlp_policy",
     "outcome_policy",
     "outcome_rollouts",
@@ -101,8 +105,9 @@ __all__ = [
     "sequences",
     "terminal_log_density",
     "total_variation",
+    "transition",
     "two_ended_sequences",
-    "uniform_kernel",
+    "uniform_transition",
     "with_chance",
 ]
 

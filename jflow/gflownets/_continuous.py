@@ -13,8 +13,8 @@ from numpy.typing import ArrayLike
 
 from jflow._core.checks import check_event, check_noun, check_rows, check_whole
 from jflow._core.linen import apply_linen, check_linen, init_linen
-from jflow.gflownets._kernels import Kernel, features, flat_space
 from jflow.gflownets._rollout import check_rewards
+from jflow.gflownets._transitions import Transition, features, flat_space
 from jflow.types import Array, Key, Manifold, Params
 
 __all__ = [
@@ -59,7 +59,7 @@ class ContinuousPolicy(NamedTuple):
         score: (params, x [n, N, d], length [n]) -> ContinuousScores.
         stop: (params, x [n, d], step [n]) -> ([n], [n]), the log-probabilities to stop at a point
             and to go on.
-        forward: the kernel of the moves, whose params have this name.
+        forward: the law of the moves, whose params have this name.
         backward: that of the moves back.
         steps: N, the largest number of moves.
         start: where all trajectories begin, [d].
@@ -70,16 +70,16 @@ class ContinuousPolicy(NamedTuple):
     sample_backward: Callable[[Params, Array, Array], tuple[Array, Array]]
     score: Callable[[Params, Array, Array], ContinuousScores]
     stop: Callable[[Params, Array, Array], tuple[Array, Array]]
-    forward: Kernel
-    backward: Kernel
+    forward: Transition
+    backward: Transition
     steps: int
     start: tuple[float, ...]
 
 
 def continuous_policy(
     manifold: Manifold,
-    forward: Kernel,
-    backward: Kernel,
+    forward: Transition,
+    backward: Transition,
     *,
     steps: int,
     start: ArrayLike | None = None,
@@ -95,15 +95,15 @@ def continuous_policy(
     end there, and the object is the point where it ended; the number of moves is part of the state,
     and its backward law is uniform, 1 / N for each number (ours), so that the points alone follow
     the reward. The theory asks that trajectories end after a bounded number of moves, which N is,
-    and that forward and backward densities are positive in the same places: a forward kernel that
-    cannot reach where the reward is has a loss of 0 on its own trajectories and an infinite one on
-    those of `sample_backward`.
+    and that forward and backward densities are positive in the same places: a forward transition
+    that cannot reach where the reward is has a loss of 0 on its own trajectories and an infinite
+    one on those of `sample_backward`.
 
     Args:
         manifold: `manifolds.euclidean(d)` or `manifolds.torus(d)`.
         forward: the law of the next point.
-        backward: the law of the point before, learned or fixed (`bridge_kernel`,
-            `uniform_kernel`). It is not asked at the first move, which comes from the start.
+        backward: the law of the point before, learned or fixed (`bridge_transition`,
+            `uniform_transition`). It is not asked at the first move, which comes from the start.
         steps: N, the most moves of a trajectory.
         start: where all trajectories begin, [d]; zeros where it is None.
         stop: a Linen module of features, such as `nets.MLP((64, 64))`, on top of which the stop is
@@ -115,17 +115,18 @@ def continuous_policy(
             where they are networks; log_z [] starts at 0 and learns best at a rate of its own.
 
     Raises:
-        TypeError: a kernel is no `Kernel`, a network no Linen module, or manifold no `Manifold`.
+        TypeError: a law of moves is no `Transition`, a network no Linen module, or manifold no
+            `Manifold`.
         ValueError: the manifold is not flat, steps is below 1, or start has another shape.
 
     Examples:
         >>> import jax
         >>> from jflow import distributions, gflownets, manifolds, nets
         >>> line = manifolds.euclidean(1)
-        >>> move = gflownets.kernel(
+        >>> move = gflownets.transition(
         ...     distributions.conditional_mixture((1,), 2), nets.MLP((16,)), line, steps=3
         ... )
-        >>> back = gflownets.bridge_kernel(1.0, start=(0.0,))
+        >>> back = gflownets.bridge_transition(1.0, start=(0.0,))
         >>> policy = gflownets.continuous_policy(line, move, back, steps=3)
         >>> params = policy.init(jax.random.key(0))
         >>> x, length = policy.sample(params, jax.random.key(1), 5)
@@ -138,8 +139,8 @@ def continuous_policy(
     """
     name = "continuous_policy"
     flat_space(name, manifold)
-    check_noun(name, forward, Kernel)
-    check_noun(name, backward, Kernel)
+    check_noun(name, forward, Transition)
+    check_noun(name, backward, Transition)
     check_whole(name, steps=steps)
     begin = np.zeros(manifold.shape) if start is None else np.asarray(start, np.float64)
     if begin.shape != manifold.shape:
@@ -320,8 +321,8 @@ def terminal_log_density(
         p(y) = sum_k a_k(y) stop_k(y)
 
     It is as exact as the rule: on the torus equal weights converge faster than any power, as long
-    as the spacing resolves the narrowest kernel. The cost is N m^2 evaluations of the forward
-    kernel, which few dimensions allow; `continuous_log_prob` estimates by draws.
+    as the spacing resolves the narrowest transition. The cost is N m^2 evaluations of the forward
+    transition, which few dimensions allow; `continuous_log_prob` estimates by draws.
 
     Args:
         policy: the policy.

@@ -14,18 +14,20 @@ from jflow.types import Array, Cond, Key, Params, PyTree
 
 __all__ = [
     "LocalSearch",
-    "barker",
-    "improvement",
+    "accept_barker",
+    "accept_improvement",
+    "accept_metropolis",
     "local_search",
     "local_search_rollouts",
-    "metropolis",
 ]
 
 Accept = Callable[[Array, Array], Array]
 """(log_ratio [n], gain [n]) -> the log-probability [n] to accept; see `local_search`."""
 
 
-def metropolis(log_ratio: Float[Array, " n"], gain: Float[Array, " n"]) -> Float[Array, " n"]:
+def accept_metropolis(
+    log_ratio: Float[Array, " n"], gain: Float[Array, " n"]
+) -> Float[Array, " n"]:
     """Metropolis and Hastings' rule, min(1, ratio): it keeps the reward's law and accepts the most.
 
     Args:
@@ -38,7 +40,7 @@ def metropolis(log_ratio: Float[Array, " n"], gain: Float[Array, " n"]) -> Float
     return jnp.minimum(log_ratio, 0)
 
 
-def barker(log_ratio: Float[Array, " n"], gain: Float[Array, " n"]) -> Float[Array, " n"]:
+def accept_barker(log_ratio: Float[Array, " n"], gain: Float[Array, " n"]) -> Float[Array, " n"]:
     """Barker's rule, ratio / (1 + ratio): it keeps the reward's law too and accepts less often.
 
     It is what the code of the paper on local search does.
@@ -53,7 +55,9 @@ def barker(log_ratio: Float[Array, " n"], gain: Float[Array, " n"]) -> Float[Arr
     return jax.nn.log_sigmoid(log_ratio)
 
 
-def improvement(log_ratio: Float[Array, " n"], gain: Float[Array, " n"]) -> Float[Array, " n"]:
+def accept_improvement(
+    log_ratio: Float[Array, " n"], gain: Float[Array, " n"]
+) -> Float[Array, " n"]:
     """Accept what has a higher reward, and nothing else: a climb, which keeps no law.
 
     Args:
@@ -92,7 +96,7 @@ def local_search(
     back: int,
     least: int | None = None,
     rounds: int = 1,
-    accept: Accept = metropolis,
+    accept: Accept = accept_metropolis,
 ) -> LocalSearch:
     """Improve finished objects by taking them apart for a few steps and building them anew.
 
@@ -101,10 +105,10 @@ def local_search(
               / (R(x) P_B(tau | x) P_F(tau' | s) q(k | s))
 
     where k is drawn uniformly from least ... back, but ends at the initial state, and q is the law
-    of the number of steps that lead to s. With `metropolis` or `barker` the chain is reversible
-    with respect to the reward, whatever the policy; with a trained policy and one k the ratio is 1.
-    A proposal whose way back has probability 0 is refused: where objects differ in length, `least`
-    below `back` lets the length change (ours; in the paper k is one number).
+    of the number of steps that lead to s. By `accept_metropolis` and `accept_barker` the chain is
+    reversible with respect to the reward, whatever the policy; with a trained policy and one k the
+    ratio is 1. A proposal whose way back has probability 0 is refused: where objects differ in
+    length, `least` below `back` lets the length change (ours; in the paper k is one number).
 
     Args:
         environment: what the policy acts in.
@@ -116,8 +120,8 @@ def local_search(
         back: the most steps back, at least 1.
         least: the fewest, at most `back`; None: always `back`.
         rounds: how many proposals for each object, one after another.
-        accept: (log_ratio [n], gain [n]) -> the log-probability to accept: `metropolis`, `barker`
-            or `improvement`.
+        accept: (log_ratio [n], gain [n]) -> the log-probability to accept: `accept_metropolis`,
+            `accept_barker` or `accept_improvement`.
 
     Returns:
         LocalSearch: n objects.
@@ -141,7 +145,7 @@ def local_search(
         ...     back=3,
         ...     least=1,
         ...     rounds=4,
-        ...     accept=gflownets.improvement,
+        ...     accept=gflownets.accept_improvement,
         ... )
         >>> bool((found.log_reward >= made.log_reward).all()), found.accepted.shape
         (True, (4, 5))
@@ -229,7 +233,7 @@ def local_search_rollouts(
     back: int,
     least: int | None = None,
     rounds: int = 1,
-    accept: Accept = metropolis,
+    accept: Accept = accept_metropolis,
 ) -> Callable:
     """Trajectories to objects that a local search improved, as the batches of `train.fit`.
 

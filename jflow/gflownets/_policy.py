@@ -127,7 +127,8 @@ def masked_log_softmax(
 class Perceptron(nn.Module):
     """A perceptron of observations, zero at initialization.
 
-    `module(x [n, *event], t [n], cond=None) -> [n, width]`; the time is not read.
+    `module(x [n, *event], t [n], cond=None) -> [n, width]`; the time is not read. It is `nets.MLP`
+    with what that lacks, an output layer and the arguments of a field.
 
     Attributes:
         width: of the output, such as a number for each action.

@@ -13,6 +13,7 @@ from jflow._core.arrays import expand_to
 from jflow._core.checks import check_cond, check_draws, check_whole, count_rows, need_key
 from jflow._core.numbers import check_number
 from jflow._core.times import traced
+from jflow.gflownets._rows import in_rows
 from jflow.gflownets._types import Environment, Policy, PolicyOutput, Trajectories
 from jflow.types import Array, Cond, Key, NumberOrFunction, Params, PyTree
 
@@ -33,7 +34,8 @@ def rollout(
     """Draw trajectories of the forward policy, in one scan over the horizon.
 
     An action is drawn from  (1 - epsilon) P(a | s)^(1 / temperature) / c + epsilon / #{a allowed}.
-    Call it under `jax.jit`, where n is static.
+    Call it under `jax.jit`, where n is static. The network is asked in the rows that have not
+    ended, put together to n, n / 4, n / 16 ... of them, and compiled for each of these numbers.
 
     Args:
         environment: what the policy acts in.
@@ -64,13 +66,10 @@ def rollout(
     n, cond = check_draws("rollout", key, n, cond)
     _check_exploration("rollout", epsilon, temperature)
 
-    def draw(state, key):
-        mask = environment.forward_mask(state)
-        log_p = policy.apply(params, state, cond).log_forward
-        return _draw(key, log_p, mask, epsilon, temperature)
-
     def one(state, key):
-        action, valid = _while_any(environment.forward_mask, draw, state, key)
+        log_p = lambda rows: policy.apply(params, *rows).log_forward  # noqa: E731
+        mask = environment.forward_mask(state)
+        action, valid = _draw(key, log_p, (state, cond), mask, epsilon, temperature)
         undo = jnp.where(valid, environment.backward_action(state, action), 0)
         after = _select(valid, environment.step(state, action), state)
         return after, (state, action, undo, valid)
@@ -110,8 +109,8 @@ def backward_rollout(
         key: of the draws.
         terminal: n terminal states.
         cond: what the policy is conditioned on, n rows, or one for all.
-        epsilon: the share of uniform backward actions, in [0, 1]; it may be traced.
-        temperature: above 1 it flattens the policy, below 1 it sharpens it; it may be traced.
+        epsilon: the share of uniform backward actions; see `rollout`.
+        temperature: of the backward policy; see `rollout`.
 
     Returns:
         Trajectories: one for each object.
@@ -124,13 +123,10 @@ def backward_rollout(
     cond = check_cond("backward_rollout", cond, count_rows("backward_rollout", terminal))
     _check_exploration("backward_rollout", epsilon, temperature)
 
-    def draw(state, key):
-        mask = environment.backward_mask(state)
-        log_p = policy.apply(params, state, cond).log_backward
-        return _draw(key, log_p, mask, epsilon, temperature)
-
     def one(state, key):
-        undo, valid = _while_any(environment.backward_mask, draw, state, key)
+        log_p = lambda rows: policy.apply(params, *rows).log_backward  # noqa: E731
+        mask = environment.backward_mask(state)
+        undo, valid = _draw(key, log_p, (state, cond), mask, epsilon, temperature)
         action = jnp.where(valid, environment.forward_action(state, undo), 0)
         before = _select(valid, environment.back(state, undo), state)
         return before, (state, action, undo, valid)
@@ -335,24 +331,22 @@ def log_prob(
     return jax.nn.logsumexp(ratios, axis=0) - jnp.log(draws)
 
 
-def _while_any(mask, draw, state, key):
-    """(actions, whether there is one [n]) of draw(state, key), without the network where no row has
-    an action left."""
-    left = jnp.any(mask(state), axis=-1)
-    none = lambda state, key: (jnp.zeros_like(left, jnp.int32), left)  # noqa: E731
-    return jax.lax.cond(jnp.any(left), draw, none, state, key)
+def _draw(key, log_p, rows, mask, epsilon, temperature):
+    """(an action [n], 0 where there is none; whether there is one [n]).
 
-
-def _draw(key, log_p, mask, epsilon, temperature):
-    """(an action [n], 0 where there is none; whether there is one [n])."""
+    log_p, rows -> [m, A], is asked in the rows that have an action, and not at all where none has.
+    """
     valid = jnp.any(mask, axis=-1)
-    allowed = mask | ~valid[:, None]
-    logits = jnp.where(mask, log_p, 0) / temperature
-    sharpened = jax.nn.softmax(jnp.where(allowed, logits, -jnp.inf), axis=-1)
-    uniform = allowed / jnp.sum(allowed, axis=-1, keepdims=True)
-    p = (1 - epsilon) * sharpened + epsilon * uniform
-    action = jax.random.categorical(key, jnp.log(p)).astype(jnp.int32)
-    return jnp.where(valid, action, 0), valid
+
+    def draw():
+        nowhere = jnp.where(valid, -jnp.inf, 0)[:, None]
+        logits = jnp.where(mask, in_rows(log_p, valid, rows) / temperature, nowhere)
+        if traced(epsilon) or epsilon > 0:
+            uniform = mask / jnp.maximum(jnp.sum(mask, axis=-1, keepdims=True), 1)
+            logits = jnp.log((1 - epsilon) * jax.nn.softmax(logits, axis=-1) + epsilon * uniform)
+        return jnp.where(valid, jax.random.categorical(key, logits), 0).astype(jnp.int32)
+
+    return jax.lax.cond(jnp.any(valid), draw, lambda: jnp.zeros_like(valid, jnp.int32)), valid
 
 
 def _select(valid, chosen, other):

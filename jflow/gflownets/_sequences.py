@@ -70,8 +70,7 @@ def two_ended_sequences(log_reward: TokenReward, length: int, num_tokens: int) -
         num_tokens: how many different tokens there are.
 
     Returns:
-        Environment: with num_tokens^length objects, and observations [n, length, num_tokens + 1],
-            one-hot, the last for none.
+        Environment: with the objects and observations of `sequences`.
 
     Raises:
         ValueError: a number is too small.
@@ -118,8 +117,7 @@ def any_order_sequences(log_reward: TokenReward, length: int, num_tokens: int) -
         num_tokens: how many different tokens there are.
 
     Returns:
-        Environment: with num_tokens^length objects, and observations [n, length, num_tokens + 1],
-            one-hot, the last for none.
+        Environment: with the objects and observations of `sequences`.
 
     Raises:
         ValueError: a number is too small.

@@ -41,8 +41,8 @@ def continuous_trajectory_balance(policy: ContinuousPolicy) -> Loss:
         >>> from jflow import distributions, gflownets, losses, manifolds, nets
         >>> circle = manifolds.torus(1)
         >>> law, net = distributions.von_mises_mixture((1,), 2), nets.MLP((8,))
-        >>> move = gflownets.kernel(law, net, circle, steps=2)
-        >>> back = gflownets.uniform_kernel(circle)
+        >>> move = gflownets.transition(law, net, circle, steps=2)
+        >>> back = gflownets.uniform_transition(circle)
         >>> policy = gflownets.continuous_policy(circle, move, back, steps=2)
         >>> params = policy.init(jax.random.key(0))
         >>> x, length = policy.sample(params, jax.random.key(1), 8)

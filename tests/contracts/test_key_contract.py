@@ -197,7 +197,7 @@ class Dropped(nn.Module):
 
 
 REALS = manifolds.euclidean(1)
-MOVES = gflownets.kernel(distributions.conditional_mixture((1,)), Features(), REALS, steps=2)
+MOVES = gflownets.transition(distributions.conditional_mixture((1,)), Features(), REALS, steps=2)
 POINTS = gflownets.continuous_policy(REALS, MOVES, MOVES, steps=2, flow=Features())
 TWO_MOVES = {
     "params": POINTS.init(KEY),

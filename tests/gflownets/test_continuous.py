@@ -15,8 +15,8 @@ STEPS, SPREAD, LOG_Z = 3, 0.7, 1.3
 
 
 def of_law(log_prob, draw):
-    """A kernel without params."""
-    return gflownets.Kernel(
+    """A transition without params."""
+    return gflownets.Transition(
         lambda *args: {},
         lambda params, other, x, step: log_prob(other, x),
         lambda params, key, x, step: draw(key, x),
@@ -39,7 +39,7 @@ class ExactFlow(nn.Module):
 
 
 def brownian():
-    """A Brownian motion, whose bridge is its backward kernel: R = Z N(0, N s^2)."""
+    """A Brownian motion, whose bridge is its backward transition: R = Z N(0, N s^2)."""
     forward = of_law(
         lambda other, x: normal(other - x, SPREAD),
         lambda key, x: x + SPREAD * jax.random.normal(key, x.shape, x.dtype),
@@ -48,7 +48,7 @@ def brownian():
     policy = gflownets.continuous_policy(
         LINE,
         forward,
-        gflownets.bridge_kernel(SPREAD, (0.0,)),
+        gflownets.bridge_transition(SPREAD, (0.0,)),
         steps=STEPS,
         flow=ExactFlow(log_flow),
     )
@@ -129,7 +129,7 @@ def test_balance_is_exact_at_an_exact_solution_and_on_any_trajectory(name, x64):
 
 
 def learned(manifold, law, steps, **more):
-    make = lambda: gflownets.kernel(law, nets.MLP((8,)), manifold, steps=steps)  # noqa: E731
+    make = lambda: gflownets.transition(law, nets.MLP((8,)), manifold, steps=steps)  # noqa: E731
     policy = gflownets.continuous_policy(manifold, make(), make(), steps=steps, **more)
     params = jax.jit(policy.init)(KEYS[0])
     rng = np.random.default_rng(0)  # away from where stops and flows are 0
@@ -207,7 +207,7 @@ def test_gradients_reach_every_number_and_keys_are_consumed_once():
     assert not keys_consumed_twice(calls, *KEYS[:3])
 
 
-def test_a_kernel_that_cannot_reach_the_reward_is_seen_on_backward_trajectories_alone():
+def test_a_transition_that_cannot_reach_the_reward_is_seen_on_backward_trajectories_alone():
     """The theory's condition on the supports: one move within 1 of 0, a reward of 1 on |x| < 4. Its
     own trajectories balance, with Z = 2 in place of 8; the others have an infinite loss."""
     box = lambda x: jnp.where(jnp.abs(x[:, 0]) < 1, -np.log(2.0), -jnp.inf)  # noqa: E731
@@ -231,7 +231,7 @@ def test_the_bridge_is_the_conditional_of_the_walk(x64):
     """log p(x_(k-1)) + log p(x_k | x_(k-1)) - log p(x_k), by scipy."""
     rng = np.random.default_rng(0)
     before, x, step = rng.normal(size=(9, 1)), rng.normal(size=(9, 1)), np.arange(9) % 3 + 2
-    got = gflownets.bridge_kernel(SPREAD, (0.5,)).log_prob({}, before, x, jnp.asarray(step))
+    got = gflownets.bridge_transition(SPREAD, (0.5,)).log_prob({}, before, x, jnp.asarray(step))
     law = lambda z, variance: scipy.stats.norm.logpdf(z[:, 0], 0, SPREAD * np.sqrt(variance))  # noqa: E731
     expected = law(before - 0.5, step - 1) + law(x - before, 1) - law(x - 0.5, step)
     np.testing.assert_allclose(got, expected, rtol=1e-10)
@@ -239,19 +239,19 @@ def test_the_bridge_is_the_conditional_of_the_walk(x64):
 
 def test_bad_input_is_an_error():
     law = distributions.conditional_mixture((1,))
-    move = gflownets.kernel(law, nets.MLP((4,)), LINE, steps=2)
+    move = gflownets.transition(law, nets.MLP((4,)), LINE, steps=2)
     with pytest.raises(ValueError, match="not flat"):
-        gflownets.kernel(law, nets.MLP((4,)), manifolds.sphere(2), steps=2)
-    with pytest.raises(TypeError, match="expected a Kernel"):
+        gflownets.transition(law, nets.MLP((4,)), manifolds.sphere(2), steps=2)
+    with pytest.raises(TypeError, match="expected a Transition"):
         gflownets.continuous_policy(LINE, law, move, steps=2)
     with pytest.raises(ValueError, match="steps"):
         gflownets.continuous_policy(LINE, move, move, steps=0)
     with pytest.raises(ValueError, match=r"expected start of shape \[1\], got \[2\]"):
         gflownets.continuous_policy(LINE, move, move, steps=2, start=(0.0, 1.0))
     with pytest.raises(ValueError, match="infinite"):
-        gflownets.uniform_kernel(LINE)
+        gflownets.uniform_transition(LINE)
     with pytest.raises(ValueError, match="std > 0"):
-        gflownets.bridge_kernel(0.0, (0.0,))
+        gflownets.bridge_transition(0.0, (0.0,))
     policy = gflownets.continuous_policy(LINE, move, move, steps=2)
     params, batch = (
         jax.jit(policy.init)(KEYS[0]),

@@ -133,6 +133,37 @@ def replayed(environment, made):
     ]
 
 
+def test_the_network_is_asked_in_the_rows_that_go_on():
+    """64 rows, or 16 where no more go on. Each has its own condition, and its actions are those
+    that the same keys draw where the network is asked in all rows."""
+    environment, n = gflownets.hypergrid(2, 6), 64
+    policy = gflownets.mlp_policy(environment, (4,))
+    rng, asked = np.random.default_rng(0), []
+    cond = rng.normal(size=(n, 1)).astype(np.float32)
+    params = jax.tree.map(
+        lambda a: rng.normal(size=a.shape).astype(np.float32),
+        jax.eval_shape(policy.init, KEY, cond[:1]),
+    )
+
+    def apply(params, state, cond=None, *, key=None):
+        asked.append(len(cond))
+        return policy.apply(params, state, cond)
+
+    @jax.jit
+    def run(params, cond):
+        watched = gflownets.Policy(policy.init, apply)
+        made = gflownets.rollout(environment, watched, params, KEY, n, cond)
+        said = jax.vmap(policy.apply, (None, 1, None), 1)(params, made.states, cond)
+        keys = jax.random.split(KEY, environment.horizon)
+        drawn = jax.vmap(jax.random.categorical, (0, 1), 1)(keys, said.log_forward[:, :-1])
+        return made, drawn
+
+    made, drawn = jax.device_get(run(params, cond))
+    left = made.valid.sum(0)
+    assert sorted(asked) == [16, 64] and 0 < np.sum((0 < left) & (left <= 16)) < 11
+    np.testing.assert_array_equal(made.action, np.where(made.valid, drawn, 0))
+
+
 def test_exploration_is_a_mixture_with_uniform_actions_and_temperature_a_power():
     """First actions of a policy with odds 4 to 1 to 1, frequencies within 5 standard deviations."""
     environment, n = gflownets.hypergrid(2, 3), 4000

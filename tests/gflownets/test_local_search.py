@@ -71,9 +71,12 @@ def enumerated(accept, least, back):
 
 
 RULES = {
-    "metropolis": (gflownets.metropolis, lambda ratio, better: min(1, ratio)),
-    "barker": (gflownets.barker, lambda ratio, better: ratio / (1 + ratio)),
-    "improvement": (gflownets.improvement, lambda ratio, better: float(better and ratio > 0)),
+    "metropolis": (gflownets.accept_metropolis, lambda ratio, better: min(1, ratio)),
+    "barker": (gflownets.accept_barker, lambda ratio, better: ratio / (1 + ratio)),
+    "improvement": (
+        gflownets.accept_improvement,
+        lambda ratio, better: float(better and ratio > 0),
+    ),
 }
 
 
@@ -115,7 +118,7 @@ def test_rollouts_end_in_what_was_found_and_keys_are_consumed_once():
     """A climb over many rounds ends in the best objects."""
     state = type("State", (), {"params": PARAMS})
     climb = gflownets.local_search_rollouts(
-        GRID, POLICY, 64, back=4, least=1, rounds=20, accept=gflownets.improvement
+        GRID, POLICY, 64, back=4, least=1, rounds=20, accept=gflownets.accept_improvement
     )
     plain = gflownets.rollout(GRID, POLICY, PARAMS, KEYS[0], 64)
     batch = climb(state, KEYS[1])

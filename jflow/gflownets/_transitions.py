@@ -15,17 +15,20 @@ from jflow._core.checks import check_noun, check_whole, need_key
 from jflow._core.linen import apply_linen, check_linen, init_linen
 from jflow.types import Array, Distribution, Manifold, Params
 
-__all__ = ["Kernel", "bridge_kernel", "kernel", "uniform_kernel"]
+__all__ = ["Transition", "bridge_transition", "transition", "uniform_transition"]
 
 _LOG_2PI = math.log(2 * math.pi)
 
 
-class Kernel(NamedTuple):
+class Transition(NamedTuple):
     """The law of a point given another and its number: one move of a continuous GFlowNet.
 
-    A forward kernel is given the point after `step` moves and speaks of the next one; a backward
-    kernel, given the same, speaks of the one before. `kernel` makes one of a network. One of your
-    own needs these three functions alone.
+    A forward transition is given the point after `step` moves and speaks of the next one; a
+    backward transition, given the same, speaks of the one before. `transition` makes one of a
+    network. One of your own needs these three functions alone.
+
+    Also known as: a transition kernel, a Markov kernel, the policy on a continuous space. It has a
+    density, which the `energy.Kernel` of a chain need not have.
 
     Attributes:
         init: (key, x [b, d], step [b]) -> params.
@@ -39,8 +42,8 @@ class Kernel(NamedTuple):
     sample: Callable[[Params, Array, Array, Array], Float[Array, "b d"]]
 
 
-def kernel(law: Distribution, net: nn.Module, manifold: Manifold, *, steps: int) -> Kernel:
-    """A kernel by a network, which reads the law of the move off the point and its number.
+def transition(law: Distribution, net: nn.Module, manifold: Manifold, *, steps: int) -> Transition:
+    """A transition made of a network, which reads the law of the move off the point and its number.
 
         other = exp_x(v),    v ~ law given net(embed(x), one-hot of step)
 
@@ -56,7 +59,7 @@ def kernel(law: Distribution, net: nn.Module, manifold: Manifold, *, steps: int)
         steps: N, the largest number of moves.
 
     Returns:
-        Kernel: the kernel, params {'net', 'law'}; the law starts as it does at draws of
+        Transition: the transition, params {'net', 'law'}; the law starts as it does at draws of
             `manifold.random`.
 
     Raises:
@@ -67,7 +70,7 @@ def kernel(law: Distribution, net: nn.Module, manifold: Manifold, *, steps: int)
         >>> import jax
         >>> import jax.numpy as jnp
         >>> from jflow import distributions, gflownets, manifolds, nets
-        >>> move = gflownets.kernel(
+        >>> move = gflownets.transition(
         ...     distributions.von_mises_mixture((2,), 3),
         ...     nets.MLP((16,)),
         ...     manifolds.torus(2),
@@ -78,10 +81,10 @@ def kernel(law: Distribution, net: nn.Module, manifold: Manifold, *, steps: int)
         >>> move.sample(params, jax.random.key(1), x, step).shape
         (5, 2)
     """
-    check_noun("kernel", law, Distribution)
-    check_linen("kernel", "net", net)
-    flat_space("kernel", manifold)
-    check_whole("kernel", steps=steps)
+    check_noun("transition", law, Distribution)
+    check_linen("transition", "net", net)
+    flat_space("transition", manifold)
+    check_whole("transition", steps=steps)
 
     def init(key, x, step):
         net_key, draw_key, law_key = jax.random.split(key, 3)
@@ -98,33 +101,33 @@ def kernel(law: Distribution, net: nn.Module, manifold: Manifold, *, steps: int)
         return law.log_prob(params["law"], manifold.log(x, other), cond(params, x, step))
 
     def sample(params, key, x, step):
-        need_key("kernel", key)
+        need_key("transition", key)
         v = law.sample(params["law"], key, x.shape[0], cond(params, x, step))
         return manifold.exp(x, v.astype(x.dtype))
 
-    return Kernel(init, log_prob, sample)
+    return Transition(init, log_prob, sample)
 
 
-def bridge_kernel(std: float, start: Float[np.ndarray, " d"] | tuple[float, ...]) -> Kernel:
-    """The backward kernel of a Brownian motion from a point: a Brownian bridge, without params.
+def bridge_transition(std: float, start: Float[np.ndarray, " d"] | tuple[float, ...]) -> Transition:
+    """The backward transition of a Brownian motion from a point: a Brownian bridge, without params.
 
         x_(k-1) | x_k ~ N(start + (k - 1) / k (x_k - start), std^2 (k - 1) / k)
 
-    for k moves of standard deviation std each. A fixed backward kernel leaves one solution for the
-    forward one.
+    for k moves of standard deviation std each. A fixed backward transition leaves one solution for
+    the forward one.
 
     Args:
         std: the standard deviation of one move.
         start: the point where all trajectories begin, [d].
 
     Returns:
-        Kernel: the backward kernel, params {}.
+        Transition: the backward transition, params {}.
 
     Raises:
         ValueError: std is not positive.
     """
     if not 0 < std < math.inf:
-        raise ValueError(f"bridge_kernel: expected a finite std > 0, got {std}")
+        raise ValueError(f"bridge_transition: expected a finite std > 0, got {std}")
     begin = np.asarray(start, np.float64)
 
     def moments(x, step):
@@ -141,28 +144,29 @@ def bridge_kernel(std: float, start: Float[np.ndarray, " d"] | tuple[float, ...]
         mean, deviation = moments(x, step)
         return mean + deviation * jax.random.normal(key, x.shape, x.dtype)
 
-    return Kernel(lambda key, x, step: {}, log_prob, sample)
+    return Transition(lambda key, x, step: {}, log_prob, sample)
 
 
-def uniform_kernel(manifold: Manifold) -> Kernel:
-    """The kernel that forgets where it was: the uniform law, without params.
+def uniform_transition(manifold: Manifold) -> Transition:
+    """The transition that forgets where it was: the uniform law, without params.
 
     Args:
         manifold: a space of finite volume, such as `manifolds.torus(d)`.
 
     Returns:
-        Kernel: the kernel, params {}.
+        Transition: the transition, params {}.
 
     Raises:
         TypeError: for what is no manifold.
         ValueError: the volume is infinite.
     """
-    check_noun("uniform_kernel", manifold, Manifold)
+    check_noun("uniform_transition", manifold, Manifold)
     if not math.isfinite(manifold.log_volume):
         raise ValueError(
-            "uniform_kernel: expected a manifold of finite volume, got one whose volume is infinite"
+            "uniform_transition: expected a manifold of finite volume, got one whose volume is"
+            " infinite"
         )
-    return Kernel(
+    return Transition(
         lambda key, x, step: {},
         lambda params, other, x, step: jnp.full_like(
             x, -manifold.log_volume, shape=x.shape[:1], dtype=float_dtype(x)
