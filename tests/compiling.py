@@ -112,6 +112,20 @@ def called_twice(**calls) -> tuple[dict, dict[str, int]]:
     return results, again
 
 
+def equations(function, *args) -> int:
+    """How many equations the traced program of a call has, in those that it calls, too."""
+
+    def count(jaxpr):
+        inner = jax.tree.leaves(
+            [list(e.params.values()) for e in jaxpr.eqns], is_leaf=lambda p: hasattr(p, "eqns")
+        )
+        return len(jaxpr.eqns) + sum(
+            count(getattr(p, "jaxpr", p)) for p in inner if hasattr(p, "eqns")
+        )
+
+    return count(jax.make_jaxpr(function)(*args).jaxpr)
+
+
 def compiled_again(**calls) -> dict[str, int]:
     """{name: the programs that a second call compiled}, without those that compiled none."""
     return called_twice(**calls)[1]

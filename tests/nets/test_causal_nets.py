@@ -67,24 +67,29 @@ def test_steps_with_a_cache_are_the_parallel_pass_and_padding_changes_nothing(na
     spoilt = np.where(HOLES[..., None], X, np.nan)
 
     @jax.jit
-    def run(x, spoilt, cond):
-        whole = apply_linen(net, params, x, cond)
-        everyone = apply_linen(net, params, x, cond._replace(valid=None))
-        all_valid = apply_linen(net, params, x, cond._replace(valid=jnp.ones((B, N), bool)))
-        parts = {}
-        for size in (1, 2):
-            cache, found = net.empty_cache(x, B), []
-            before = jnp.roll(x, 1, axis=1)
-            for first in range(0, N, size):
-                tokens = before[:, first : first + size]
-                h, cache = apply_linen(net, params, tokens, cond, cache=cache, first=first)
-                found.append(h)
-            parts[size] = jnp.concatenate(found, axis=1)
-        gradient = jax.grad(lambda x: jnp.sum(apply_linen(net, params, x, cond)))(spoilt)
-        return whole, everyone, all_valid, parts, apply_linen(net, params, spoilt, cond), gradient
+    def run(xs, valid):
+        def apply(x_and_valid):
+            x, valid = x_and_valid
+            return apply_linen(net, params, x, cond._replace(valid=valid))
 
-    whole, everyone, all_valid, parts, from_spoilt, gradient = jax.device_get(run(X, spoilt, cond))
-    for found in parts.values():
+        def step(cache, tokens_and_first):
+            tokens, first = tokens_and_first
+            h, cache = apply_linen(net, params, tokens, cond, cache=cache, first=first)
+            return cache, h
+
+        def in_parts(x, size):
+            before = jnp.roll(x, 1, axis=1).reshape(B, N // size, size, D).swapaxes(0, 1)
+            steps = before, jnp.arange(0, N, size)
+            _, found = jax.lax.scan(step, net.empty_cache(x, B), steps)
+            return found.swapaxes(0, 1).reshape(B, N, -1)
+
+        parts = [in_parts(xs[0], size) for size in (1, 2)]
+        gradient = jax.grad(lambda x: jnp.sum(apply((x, HOLES))))(xs[2])
+        return *jax.lax.map(apply, (xs, valid)), apply((xs[0], None)), parts, gradient
+
+    xs, valid = np.stack([X, X, spoilt]), np.stack([HOLES, np.ones_like(HOLES), HOLES])
+    whole, all_valid, from_spoilt, everyone, parts, gradient = jax.device_get(run(xs, valid))
+    for found in parts:
         np.testing.assert_allclose(found, whole, atol=1e-5)
     np.testing.assert_array_equal(from_spoilt, whole)
     slots_after = np.cumsum(HOLES[:, ::-1], axis=1)[:, ::-1] - HOLES
@@ -114,11 +119,10 @@ def test_each_part_of_the_condition_has_a_say_and_new_ones_start_at_zero(name):
         }
         if "mask" in changed:
             changed["mask"] = ~cond.mask
-        others = {
-            part: apply_linen(net, params, X, cond._replace(**{part: value}))
-            for part, value in changed.items()
-        }
-        plain = apply_linen(net, params, X, cond)
+        conds = [cond, *(cond._replace(**{part: value}) for part, value in changed.items())]
+        conds = jax.tree.map(lambda *parts: jnp.stack(parts), *conds)
+        plain, *others = jax.lax.map(lambda cond: apply_linen(net, params, X, cond), conds)
+        others = dict(zip(changed, others, strict=True))
         return apply_linen(net, trained, X, few), apply_linen(net, wide, X, cond), plain, others
 
     before, after, plain, others = jax.device_get(run(params, trained, cond))

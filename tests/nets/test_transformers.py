@@ -1,6 +1,7 @@
 """CausalTransformer and ViT: causality, the cache, conditions, precision."""
 
 import math
+from functools import partial
 
 import jax
 import jax.numpy as jnp
@@ -8,19 +9,21 @@ import numpy as np
 import pytest
 
 from jflow import nets
-from jflow._core.linen import apply_linen, init_linen
+from jflow._core import linen
+from jflow._core.linen import init_linen
 
 B, N, D = 3, 5, 2
+apply_linen = jax.jit(linen.apply_linen, static_argnums=0)  # op by op is a program each
 
 
 def randomised(net, x, cond=None, scale=0.3):
-    params = init_linen(net, jax.random.key(0), x, cond)
+    shapes = jax.eval_shape(partial(init_linen, net), jax.random.key(0), x, cond)
     rng = np.random.default_rng(0)
-    return jax.tree.map(lambda p: jnp.asarray(scale * rng.normal(size=p.shape), p.dtype), params)
+    return jax.tree.map(lambda p: (scale * rng.normal(size=p.shape)).astype(p.dtype), shapes)
 
 
 def data(dtype=np.float32):
-    return jnp.asarray(np.random.default_rng(1).normal(size=(B, N, D)), dtype)
+    return np.random.default_rng(1).normal(size=(B, N, D)).astype(dtype)
 
 
 @pytest.mark.parametrize("make", [nets.CausalTransformer, nets.TarFlowTransformer])
@@ -39,7 +42,7 @@ def test_output_i_depends_on_all_tokens_before_i_and_on_no_other(make):
 def test_steps_with_a_cache_are_the_parallel_pass(block, make):
     """Float32; the sums of a softmax come in another order, hence 1e-5."""
     net, x = make(width=8, num_layers=2, num_heads=2, num_classes=3), data()
-    labels, temperature = jnp.arange(B), jnp.linspace(0.5, 2.0, B)
+    labels, temperature = np.arange(B), np.linspace(0.5, 2.0, B, dtype=np.float32)
     params = randomised(net, x, labels)
 
     @jax.jit
@@ -63,8 +66,9 @@ def test_steps_with_a_cache_are_the_parallel_pass(block, make):
 def test_temperature_one_is_none_and_another_changes_rows():
     net, x = nets.CausalTransformer(width=8, num_layers=1, num_heads=2), data()
     params = randomised(net, x, scale=0.5)
-    run = jax.jit(lambda t: apply_linen(net, params, x, None, t))
-    plain, given = apply_linen(net, params, x), run(jnp.asarray([1.0, 1.0, 3.0]))
+    plain, given = (
+        np.asarray(apply_linen(net, params, x, None, t)) for t in (None, np.float32([1, 1, 3]))
+    )
     np.testing.assert_allclose(given[:2], plain[:2], atol=1e-5)
     assert np.all(np.abs(given[2, 1:] - plain[2, 1:]).max(-1) > 1e-3)  # slot 0 sees one key, itself
     np.testing.assert_allclose(given[2, 0], plain[2, 0], atol=1e-5)
@@ -75,22 +79,22 @@ def test_conditions(make):
     """None is the null label, a zero vector is no vector, and each changes what it should."""
     x = data()
     net = make(width=8, num_layers=1, num_heads=2, num_classes=3)
-    labels = jnp.asarray([0, 1, 3])
+    labels = np.asarray([0, 1, 3])
     params = randomised(net, x, labels)
-    run = jax.jit(lambda cond: apply_linen(net, params, x, cond))
-    with_labels, without = run(labels), run(None)
+    with_labels, without = (np.asarray(apply_linen(net, params, x, c)) for c in (labels, None))
     np.testing.assert_allclose(with_labels[2], without[2], atol=1e-6)
     assert np.all(np.abs(with_labels[:2] - without[:2]).max((1, 2)) > 1e-3)
 
-    net, vector = make(width=8, num_layers=1, num_heads=2), jnp.ones((B, 4))
+    net, vector = make(width=8, num_layers=1, num_heads=2), np.ones((B, 4), np.float32)
     params = randomised(net, x, vector)
     plain = {name: p for name, p in params.items() if name != "embed"}
-    np.testing.assert_allclose(
-        apply_linen(net, params, x, 0 * vector), apply_linen(net, plain, x), atol=1e-6
+    without, of_zeros, of_ones = jax.device_get(
+        [apply_linen(net, plain, x), *(apply_linen(net, params, x, k * vector) for k in (0, 1))]
     )
-    assert np.abs(apply_linen(net, params, x, vector) - apply_linen(net, plain, x)).max() > 1e-3
+    np.testing.assert_allclose(of_zeros, without, atol=1e-6)
+    assert np.abs(of_ones - without).max() > 1e-3
     with pytest.raises(ValueError, match="num_classes"):
-        init_linen(net, jax.random.key(0), x, labels)
+        randomised(net, x, labels)
     with pytest.raises(ValueError, match="lead with 3 rows"):
         apply_linen(net, params, x, vector[:2])
 
@@ -99,8 +103,8 @@ def test_conditions(make):
 def test_layers_differ_at_init_and_remat_changes_nothing(make):
     x = data()
     net = make(width=8, num_layers=2, num_heads=2)
-    params = init_linen(net, jax.random.key(0), x)
-    for path, leaf in jax.tree_util.tree_leaves_with_path(params["blocks"]):
+    blocks = jax.jit(lambda key: init_linen(net, key, x)["blocks"])(jax.random.key(0))
+    for path, leaf in jax.tree_util.tree_leaves_with_path(jax.device_get(blocks)):
         assert leaf.shape[0] == 2
         if "kernel" in jax.tree_util.keystr(path):
             assert np.any(leaf[0] != leaf[1])
@@ -130,9 +134,9 @@ def test_bad_input(make):
         make(num_layers=0)
     net = make(width=8, num_layers=1, num_heads=2)
     with pytest.raises(ValueError, match=r"shape \[b, n, d\], got \[3, 5\]"):
-        init_linen(net, jax.random.key(0), data()[..., 0])
-    params = init_linen(net, jax.random.key(0), data())
-    longer = jnp.concatenate([data(), data()], axis=1)
+        randomised(net, data()[..., 0])
+    params = randomised(net, data())
+    longer = np.concatenate([data(), data()], axis=1)
     with pytest.raises(ValueError, match="do not fit|expected at most 5 tokens"):
         apply_linen(net, params, longer)
 
