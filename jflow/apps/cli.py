@@ -782,8 +782,8 @@ def _parser() -> argparse.ArgumentParser:
     command = add(
         fit,
         "fit a density to a table",
-        "Fit a model to a table (csv, tsv, semicolons or blanks, plain or .gz; .xlsx, .parquet),\n"
-        "and write to DIR\n"
+        "Fit a model to a table (csv, tsv, semicolons, bars or blanks, plain or .gz; .xlsx,\n"
+        ".parquet), and write to DIR\n"
         "  report.html      how near synthetic rows come to real ones, in pictures and numbers,\n"
         "                   beside a Gaussian and a copula: columns, pairs, a classifier, nearest\n"
         "                   rows, and the log-likelihood of rows that were left out of training\n"

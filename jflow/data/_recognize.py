@@ -750,9 +750,11 @@ def find_schema(
 
     A column holds dates, times or numbers if at least half of the cells that are not missing do;
     then all of them must. Numbers may have a decimal comma, marks between thousands, a percent sign
-    or a currency, the same in every cell. Whole numbers with leading zeros are codes, so text, and
-    so are numbers of 7 digits or more that spread like identifiers. A column of 0 and 1 alone has
-    two categories. In a column of text a missing value is a category like any other.
+    or a currency, the same in every cell; dates may have a month's English name. Whole numbers with
+    leading zeros are codes, so text, and so are numbers of 7 digits or more that spread like
+    identifiers, and those above 2^53. A column of 0 and 1 alone has two categories. In a column of
+    text a missing value is a category like any other. A warning names numbers such as 9999 or -99
+    that lie far from all others, see `read_table`'s `missing`.
 
     Args:
         table: From `read_table`.

@@ -63,9 +63,9 @@ class Column(NamedTuple):
         positive: How a positive number is written, with {} for its digits: '{}', '+{}', '{} %'.
         negative: How a negative number is written: '-{}', '({})', '-{} €'.
         time: How a date or a time is written, in strftime's codes ('%-d' without a leading zero,
-            the zone written out), such as '%d.%m.%Y'; '' where the column holds numbers. Dates
-            count days since 1970-01-01, dates with a time of day seconds since then (in UTC where
-            there is a zone), times of day seconds since midnight.
+            '%^b' in capitals, the zone written out), such as '%d.%m.%Y'; '' where the column holds
+            numbers. Dates count days since 1970-01-01, dates with a time of day seconds since then
+            (in UTC where there is a zone), times of day seconds since midnight.
         dtype: The type of the column of a DataFrame or an array, as pandas names it; '' for a file.
         levels: The categories of pandas' type 'category', in its order; None for other types.
         ordered: Whether pandas orders these categories.

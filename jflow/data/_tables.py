@@ -502,19 +502,20 @@ def read_table(
     drop: tuple[str, ...] = (),
     missing: tuple[str, ...] = (),
 ) -> Table:
-    """Reads a table: csv, tsv, semicolons or blanks, Excel, parquet, a DataFrame or an array.
+    """Reads a table: csv and its relatives, Excel, parquet, a DataFrame or an array.
 
-    Text files are plain or gzipped. The delimiter is found in the leading lines. Blank lines, and
-    lines above the table that start with #, are passed over. UTF-8 and UTF-16 are recognized; other
-    text is read as Windows-1252 with a warning. Of an Excel file the first sheet is read. A column
-    without a name is numbered and a repeated name gets a number, 'a' and 'a (2)', both with a
-    warning.
+    Text files are plain or gzipped. The delimiter, a tab, a semicolon, a comma, a bar or blanks, is
+    found in the leading lines. Blank lines, and lines above the table that start with #, are passed
+    over. UTF-8 and UTF-16 are recognized; other text is read as Windows-1252 with a warning. Of an
+    Excel file the first sheet is read. A column without a name is numbered and a repeated name gets
+    a number, 'a' and 'a (2)', both with a warning.
 
     Args:
         source: The path of a file; a pandas DataFrame, whose index is not read; or an array of rows
             and columns.
-        header: Whether the first line of a file is names; None looks. Without one the columns are
-            called 'column 1', 'column 2', ...
+        header: Whether the first line of a file is names; None looks, and takes years or a count
+            of the columns as names where the numbers below are of another kind. Without one the
+            columns are called 'column 1', 'column 2', ...
         columns: Names of the columns to keep, in this order; None keeps all.
         drop: Names of columns to leave out.
         missing: Texts or numbers that stand for a missing value, such as '9999', beside those that
@@ -525,7 +526,8 @@ def read_table(
 
     Raises:
         ValueError: For an empty table, for lines of unequal length, for a file in two
-            encodings and for names that are not there, naming the file and the line.
+            encodings and for names that are not there, naming the file and the line; for JSON,
+            HTML and other files that are no tables, with what reads them.
         ImportError: For Excel without openpyxl and for parquet without pyarrow, which come with the
             extra `tables`.
 
@@ -582,7 +584,7 @@ def _read(source, header: bool | None) -> Table:
     if not isinstance(source, str | Path):
         raise TypeError(
             "expected a path, a pandas DataFrame or an array of rows and columns, got"
-            f" {type(source).__name__}"
+            f" {type(source).__name__}; pandas.DataFrame makes one of lists and dicts"
         )
     path = expand(source)
     if path.is_dir():
