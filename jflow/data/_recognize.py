@@ -195,6 +195,18 @@ def _key(key: str, *names: str) -> str:
     return shlex.quote(f"{key}={','.join(names) if plain else list(names)}")
 
 
+def _mend(found: Texts, bad: np.ndarray) -> str:
+    """What to do about cells that are unlike the rest of their column: of few texts, they may stand
+    for missing values."""
+    texts = [text for text, flag in zip(found.texts, bad, strict=True) if flag]
+    few = (
+        f"say {_key('missing', *texts)} if it stands for a missing value, "
+        if len(texts) <= 3
+        else ""
+    )
+    return f"mend it, {few}"
+
+
 def _refuse_missing(share: float) -> None:
     if share == 1:
         raise ValueError("is empty")
@@ -448,9 +460,8 @@ def _text_numbers(
 
     bad = [part is None for part in parts]
     if any(bad):
-        keep = f"mend it, or keep it as text by {_key('categorical', name)}"
-        what = f"where a number is expected: {keep}"
-        raise ValueError(_cell(table, found, flagged(bad), what))
+        remedy = f"{_mend(found, flagged(bad))}or keep it as text by {_key('categorical', name)}"
+        raise ValueError(_cell(table, found, flagged(bad), f"where a number is expected: {remedy}"))
     good = [part for part in parts if part is not None]
     counts = found.counts[list(known)]
     affixes = Counter[str]()
@@ -590,7 +601,10 @@ def _time_column(
     if any(stray):
         flags = np.zeros(len(found.texts), bool)
         flags[list(known)] = stray
-        raise ValueError(_cell(table, found, flags, "where a date or a time is expected"))
+        remedy = _mend(found, flags).removesuffix(", ")
+        raise ValueError(
+            _cell(table, found, flags, f"where a date or a time is expected: {remedy}")
+        )
     read = [read_moment(pattern, found.texts[k]) for k in known]
     wrong = Counter(reason for reason in read if isinstance(reason, str))
     if wrong:

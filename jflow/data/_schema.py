@@ -53,8 +53,6 @@ class Column(NamedTuple):
         low: The least value in the table.
         high: The largest value in the table.
         categories: The text of each code.
-        exponent: 'e' or 'E' where every number has an exponent, with `padding` digits after the
-            point; else ''.
         width: Characters before the point to which the table fills up with zeros.
         missing: What the table writes where a value is missing; None where none is. Of text, one of
             the categories.
@@ -69,6 +67,8 @@ class Column(NamedTuple):
         dtype: The type of the column of a DataFrame or an array, as pandas names it; '' for a file.
         levels: The categories of pandas' type 'category', in its order; None for other types.
         ordered: Whether pandas orders these categories.
+        exponent: 'e' or 'E' where every number has an exponent, with `padding` digits after the
+            point; else ''.
     """
 
     name: str

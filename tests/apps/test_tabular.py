@@ -392,9 +392,12 @@ def test_a_table_of_categories_alone_or_of_one_column(tmp_path):
 
 def test_rows_with_missing_values_are_left_out_by_choice():
     frame = people(100)
-    model = TabularFlow(**SMALL | {"steps": 1}, drop_missing=True).fit(frame)
+    marked = frame.fillna({"income": -99})
+    model = TabularFlow(**SMALL | {"steps": 1}, drop_missing=True, missing=-99).fit(marked)
     assert model.dropped_ == frame["income"].isna().sum() > 0
-    assert not model.sample(200)["income"].isna().any()
+    assert model.sample(200)["income"].min() > 0
+    unseen = model.unseen_cells(marked)  # -99 is no number, and no value is missing any more
+    np.testing.assert_array_equal(unseen, frame.isna())
     frame["income"] = np.where(np.arange(100) < 5, 1.5, np.nan)
     with pytest.raises(ValueError, match="5 rows without a missing value, of 100"):
         TabularFlow(drop_missing=True).fit(frame)

@@ -176,6 +176,20 @@ def test_markers_of_missing_values(tmp_path):
     )
 
 
+def test_what_a_table_writes_for_nothing_is_asked_for(tmp_path):
+    mark = np.arange(N) % 5 == 0
+    days = [f"2024-03-{1 + k % 28:02d}" for k in range(N)]
+    cells = np.where(mark, "#DIV/0!", X[:, 0].astype(str)), np.where(mark, "open", days)
+    text = "x,t\n" + lines(*cells)
+    with pytest.raises(ValueError) as error:
+        data.find_schema(read(tmp_path, text))
+    assert "say 'missing=#DIV/0!' if it stands for a missing value, or keep" in str(error.value)
+    assert "say missing=open if it stands for a missing value (12 such" in str(error.value)
+    table = read(tmp_path, text, missing=("#DIV/0!", "open"))
+    _, x = back(table)
+    np.testing.assert_array_equal(np.isnan(x), np.stack([mark, mark], 1))
+
+
 def test_exponents_come_back(tmp_path):
     """Ten digits of numbers of all sizes are no lattice; whole numbers, as NumPy saves them, are
     one."""
