@@ -320,8 +320,9 @@ def _refuse_ragged(path: Path, records: list[tuple[int, list[str]]]) -> None:
     common, lines = Counter(len(fields) for _, fields in records).most_common(1)[0]
     if common != width and 2 * lines > len(records):
         raise ValueError(
-            f"{path}: line {first} has {_fields(width)}, most lines have {common}: it has to name"
-            " every column, and what stands above a table is removed or begins with #"
+            f"{path}: line {first} has {_fields(width)}, most lines have {common}: name every"
+            " column there, quote cells that hold a delimiter, and put # before what stands above"
+            " the table"
         )
     for line, fields in records:
         if len(fields) != width:

@@ -61,7 +61,9 @@ def test_a_first_row_that_may_be_names_is_said(tmp_path):
 
 def test_a_title_above_the_table_is_named_and_a_comment_passed_over(tmp_path):
     body = "a;b\n" + lines(X[:, 0], X[:, 1], delimiter=";")
-    with pytest.raises(ValueError, match="line 1 has 1 field, most lines have 2.*begins with #"):
+    with pytest.raises(
+        ValueError, match="line 1 has 1 field, most lines have 2: .*put # before what stands above"
+    ):
         read(tmp_path, f"Report of May, 2024\n\n{body}")
     table = read(tmp_path, f"# Report of May, 2024\n\n{body}")
     assert table.names == ("a", "b") and table.delimiter == ";"
