@@ -30,6 +30,14 @@ from jflow.types import (
 )
 
 
+def sizes(event_shape: Any) -> tuple[int, ...]:
+    """An event_shape in its final form; TypeError for what has no sizes, such as 3 for (3,)."""
+    try:
+        return tuple(operator.index(size) for size in event_shape)
+    except TypeError as error:
+        raise TypeError(f"expected an event_shape such as (3,), got {event_shape!r}") from error
+
+
 def check_event(name: str, x: Array, event_shape: tuple[int, ...]) -> None:
     """Raise unless x is [b, *event_shape]."""
     shape = jnp.shape(x)

@@ -294,7 +294,7 @@ def _given(model, texts: Sequence[str]) -> dict[str, Any]:
     """What --given says: COLUMN=VALUE, several of them for one column, or COLUMN=LOW..HIGH."""
     given: dict[str, Any] = {}
     names = {column.name for column in model.schema_}
-    numbers = {column.name for column in model.schema_ if column.kind != "categorical"}
+    categories = {column.name: column.categories for column in model.schema_}
     for text in texts:
         cuts = [i for i, letter in enumerate(text) if letter == "="]
         if not cuts:
@@ -302,7 +302,7 @@ def _given(model, texts: Sequence[str]) -> dict[str, Any]:
         cut = next((i for i in cuts if text[:i] in names), cuts[0])  # names may hold an =
         name, value = text[:cut], text[cut + 1 :]
         low, dots, high = value.partition("..")
-        if dots and name in numbers:
+        if dots and value not in categories.get(name, (value,)):
             if name in given:
                 raise ValueError(f"--given: {name!r} is given more than once, and as a range")
             given[name] = (low or None, high or None)
@@ -320,7 +320,7 @@ def score(args) -> None:
 
     model = tabular.load(args.workdir, step=args.step, ema=args.ema)
     given = [name for name in args.given.split(",") if name]
-    table = data.read_table(args.table, header=model.header)
+    table = data.read_table(args.table, header=model.header, missing=tuple(model.missing))
     nats, lines = model.log_prob(table, given=given), table.lines
     if args.out is not None:
         with csv_writer(args.out) as write:
@@ -331,14 +331,30 @@ def score(args) -> None:
     mean = f"mean log-density {fine.mean():.3f}{error} nats; larger is better" if len(fine) else ""
     never = len(nats) - len(fine)
     print(f"{args.table}: {len(nats)} rows, {mean or 'none of them as in the table of the fit'}")
-    if never and len(fine):
-        first = lines[int(np.argmin(nats))]
+    if never:
+        rows = "1 row holds" if never == 1 else f"{never} rows hold"
         print(
-            f"{never} rows hold a value that the table of the fit never had, the first on line"
-            f" {first}: their log-density is -inf, and the mean leaves them out"
+            f"{rows} what the table of the fit never had: a log-density of -inf, which the mean"
+            " leaves out"
         )
+        print("\n".join(_unseen(model, table)))
     if args.out is not None:
         _say(args, f"wrote {args.out}")
+
+
+def _unseen(model, table) -> Iterator[str]:
+    """A line for each column that holds what the table of the fit never had."""
+    from jflow import data
+
+    for k, (column, bad) in enumerate(zip(model.schema_, model.unseen_cells(table).T, strict=True)):
+        if bad.any():
+            cells = table.cells[table.names.index(column.name) if table.header else k]
+            i = int(bad.argmax())
+            many = "1 cell," if bad.sum() == 1 else f"{bad.sum()} cells, the first"
+            text = f"  column {column.name!r}: {many} on line {table.lines[i]}: {str(cells[i])!r}"
+            if column.kind != "categorical":
+                text += f"; it writes its values as in {data.value_text(column, column.low)!r}"
+            yield text
 
 
 def evaluate(args) -> None:
@@ -766,8 +782,8 @@ def _parser() -> argparse.ArgumentParser:
     command = add(
         fit,
         "fit a density to a table",
-        "Fit a model to a table (csv, tsv, semicolons or blanks, plain or .gz; .xlsx, .parquet),\n"
-        "and write to DIR\n"
+        "Fit a model to a table (csv, tsv, semicolons, bars or blanks, plain or .gz; .xlsx,\n"
+        ".parquet), and write to DIR\n"
         "  report.html      how near synthetic rows come to real ones, in pictures and numbers,\n"
         "                   beside a Gaussian and a copula: columns, pairs, a classifier, nearest\n"
         "                   rows, and the log-likelihood of rows that were left out of training\n"

@@ -59,6 +59,7 @@ def prepare(
     decimal: str | None = None,
     day_first: bool | None = None,
     header: bool | None = None,
+    missing: tuple[str, ...] = (),
     drop_missing: bool = False,
     group_repeated: bool = False,
     seed: int = 0,
@@ -75,7 +76,7 @@ def prepare(
     distribution of the columns in the parts, see `grouped_parts`. Other errors name the file, and
     the line and column where there is one.
     """
-    table = data.read_table(table, header=header, columns=columns, drop=drop)
+    table = data.read_table(table, header=header, columns=columns, drop=drop, missing=missing)
     dropped = 0
     if drop_missing:
         whole = ~np.any(data.missing_cells(table), axis=1)
@@ -211,6 +212,36 @@ def find_order(
     return tuple(int(j) for j in np.argsort(left, kind="stable"))
 
 
+class Programs(NamedTuple):
+    """A model of a shape of tables, and its compiled functions."""
+
+    model: AnyOrder
+    init: Callable
+    evaluate: Callable
+    log_prob: Callable
+    sample: Callable
+
+
+@functools.lru_cache(maxsize=16)
+def programs(
+    codes: tuple[int, ...],
+    numbers: tuple[bool, ...],
+    order: tuple[int, ...],
+    width: int,
+    num_blocks: int,
+    bins: int,
+) -> Programs:
+    """The programs of a shape, kept: fits of a process that share it compile them once."""
+    model = flows.any_order(
+        codes, numbers, width=width, num_blocks=num_blocks, bins=bins, order=order
+    )
+
+    def init(key, batch):
+        return model.init(key, MixedRows(batch["code"][:1], batch["x"][:1]))
+
+    return Programs(model, jax.jit(init), evaluate(model), log_prob(model), jax.jit(model.sample))
+
+
 def within(shape: Shape) -> Within:
     """All codes, and the numbers of the table's range: nothing is drawn beyond what was seen."""
     most = max(k + has for k, has in zip(shape.codes, shape.numbers, strict=True))
@@ -245,23 +276,21 @@ def experiment(
         )
     options: dict[str, Any] = {"width": width, "num_blocks": num_blocks, "bins": bins}
     options["order"] = shape.order
-    model = flows.any_order(shape.codes, shape.numbers, **options)
+    compiled = programs(shape.codes, shape.numbers, **options)
     trained = flows.any_order(shape.codes, shape.numbers, dropout=dropout, **options)
     schedule = optax.warmup_cosine_decay_schedule(
         0.0, learning_rate, min(200, steps), steps + 1, 0.01 * learning_rate
     )
-    draw, bounds, d = jax.jit(model.sample), within(shape), len(shape.codes)
+    bounds, d = within(shape), len(shape.codes)
 
     def sample(params, key, n):
         nothing = MixedRows(np.zeros((n, d), np.int32), np.zeros((n, d), np.float32))
-        rows, _ = draw(params, key, nothing, np.zeros((n, d), bool), bounds)
+        rows, _ = compiled.sample(params, key, nothing, np.zeros((n, d), bool), bounds)
         return {"x": rows.value, "code": rows.code}
 
     return Experiment(
-        model=model,
-        init=jax.jit(
-            lambda key, batch: model.init(key, MixedRows(batch["code"][:1], batch["x"][:1]))
-        ),
+        model=compiled.model,
+        init=compiled.init,
         loss=losses.any_order_nll(trained),
         optimizer=optax.chain(
             optax.clip_by_global_norm(5.0), optax.adamw(schedule, weight_decay=weight_decay)
@@ -273,7 +302,7 @@ def experiment(
         seed=seed,
         ema=ema,
         sample=sample,
-        evaluate=evaluate(model),
+        evaluate=compiled.evaluate,
         eval_every=eval_every,
         save_every=1000,
         monitor="valid_nll",

@@ -5,8 +5,6 @@ are drawn given any columns, and missing values are filled, without another trai
 throwing draws away. `jflow fit` runs it from the command line.
 """
 
-import difflib
-import functools
 import shutil
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
@@ -17,11 +15,12 @@ import jax
 import numpy as np
 import pandas as pd
 
-from jflow import apps, data, flows
+from jflow import apps, data
 from jflow._core.files import expand
+from jflow._core.hints import hint
 from jflow.apps import tables
 from jflow.apps._experiment import stored_values
-from jflow.apps.tables import TRAIN, Shape
+from jflow.apps.tables import TRAIN, Programs, Shape
 from jflow.data import Column, Marginal, Table
 from jflow.flows import MixedRows, Within
 
@@ -41,18 +40,6 @@ EPOCHS, FEWEST, MOST = 60, 2000, 5000  # updates: so many epochs, within these n
 DRAWS = 4  # places in its cell that a score of a lattice's number averages
 CHUNK = 4096  # rows that are drawn at once
 PATIENCE = 1_000_000  # draws in a row without one row inside the ranges
-
-
-class _Programs(NamedTuple):
-    log_prob: Any
-    sample: Any
-
-
-@functools.lru_cache(maxsize=16)
-def _programs(codes, numbers, order, width, num_blocks, bins) -> _Programs:
-    options = {"width": width, "num_blocks": num_blocks, "bins": bins, "order": order}
-    model = flows.any_order(codes, numbers, **options)
-    return _Programs(tables.log_prob(model), jax.jit(model.sample))
 
 
 class TabularFlow(BaseEstimator):
@@ -78,6 +65,8 @@ class TabularFlow(BaseEstimator):
         decimal: The decimal mark, '.' or ',', where the table does not show it.
         day_first: Whether dates such as 03/04/2024 have the day first; None looks.
         header: Whether the first line of a file names the columns; None finds out.
+        missing: Texts or numbers that stand for a missing value, such as '9999', beside NA, ?, -
+            and the like.
         drop_missing: Whether rows with a missing value are left out (`dropped_` counts them); else
             that a value is missing is part of what is modeled.
         group_repeated: Whether identical rows go to one part of the table.
@@ -132,6 +121,7 @@ class TabularFlow(BaseEstimator):
         decimal: str | None = None,
         day_first: bool | None = None,
         header: bool | None = None,
+        missing: Sequence[str] = (),
         drop_missing: bool = False,
         group_repeated: bool = False,
         width: int = 384,
@@ -155,6 +145,7 @@ class TabularFlow(BaseEstimator):
         self.decimal = decimal
         self.day_first = day_first
         self.header = header
+        self.missing = missing
         self.drop_missing = drop_missing
         self.group_repeated = group_repeated
         self.width = width
@@ -189,13 +180,14 @@ class TabularFlow(BaseEstimator):
         _refuse(X)
         seed = _seed(self.random_state)
         reading: dict[str, Any] = {
-            "columns": None if self.columns is None else tuple(self.columns),
-            "drop": tuple(self.drop),
-            "categorical": tuple(self.categorical),
-            "numeric": tuple(self.numeric),
+            "columns": None if self.columns is None else _texts(self.columns),
+            "drop": _texts(self.drop),
+            "categorical": _texts(self.categorical),
+            "numeric": _texts(self.numeric),
             "decimal": self.decimal,
             "day_first": self.day_first,
             "header": self.header,
+            "missing": _texts(self.missing),
             "drop_missing": self.drop_missing,
             "group_repeated": self.group_repeated,
         }
@@ -290,6 +282,21 @@ class TabularFlow(BaseEstimator):
             gain = data.log_slopes(schema, marginals, rows)[:, ~observed].sum(1)
             nats.append(self._programs().log_prob(self.params_, rows, observed) + gain)
         return np.logaddexp.reduce(nats) - np.log(len(nats))
+
+    def unseen_cells(self, X: Any) -> np.ndarray:
+        """Which cells hold what the table of the fit never had; their rows have no density.
+
+        Args:
+            X: Rows, as in `log_prob`.
+
+        Returns:
+            bool [n, columns], in the order of `schema_`.
+        """
+        check_is_fitted(self)
+        schema, marginals = self._columns()
+        x = data.encode(schema, self._read(X), allow_unknown=True)
+        rows = data.to_codes_and_numbers(schema, marginals, x, np.full(x.shape, 0.5))
+        return np.asarray(rows["code"]) < 0
 
     def score_samples(self, X: Any) -> np.ndarray:
         """`log_prob` by scikit-learn's name.
@@ -461,25 +468,26 @@ class TabularFlow(BaseEstimator):
     def _shape(self) -> Shape:
         return tables.shape_of(self._columns()[1], self.values_["order"])
 
-    def _programs(self) -> _Programs:
+    def _programs(self) -> Programs:
         shape = self._shape()
         options = (self.values_[name] for name in ("width", "num_blocks", "bins"))
-        return _programs(shape.codes, shape.numbers, shape.order, *options)
+        return tables.programs(shape.codes, shape.numbers, shape.order, *options)
 
     def _named(self, name: str) -> str:
         names = [column.name for column in self.schema_]
         if name not in names:
-            near = difflib.get_close_matches(str(name), names, n=1)
-            hint = f"did you mean {near[0]!r}? " if near else ""
             raise ValueError(
-                f"there is no column {name!r}: {hint}the table has {', '.join(map(repr, names))}"
+                f"there is no column {name!r}: {hint(str(name), names)}the table has"
+                f" {', '.join(map(repr, names))}"
             )
         return name
 
     def _read(self, X) -> Table:
         _refuse(X)
         header = self.header if isinstance(X, str | Path) else None
-        table = X if isinstance(X, Table) else data.read_table(X, header=header)
+        table = X
+        if not isinstance(X, Table):
+            table = data.read_table(X, header=header, missing=_texts(self.missing))
         if not table.header and len(table.cells) != self.n_features_in_:
             raise ValueError(
                 f"X has {len(table.cells)} features, but TabularFlow is expecting"
@@ -608,6 +616,11 @@ def _refuse(X: Any) -> None:
         raise ValueError(
             "Complex data not supported: give the real and the imaginary part as two columns"
         )
+
+
+def _texts(values: Any) -> tuple[str, ...]:
+    """Names or values, of which one may stand alone."""
+    return tuple(map(str, [values] if isinstance(values, str | int | float) else values))
 
 
 def _seed(random_state: Any) -> int:

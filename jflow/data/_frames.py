@@ -132,6 +132,11 @@ def _category_series(column: Column, x: np.ndarray) -> "pd.Series":
         return pd.Series(flags).astype(dtype or ("boolean" if missing.any() else "bool"))
     worth = numbers(np.array(known, object))
     coded = any(re.match(r"[+-]?0\d", text) for text in known)
+    if np.abs(worth).max(initial=0) > 2**53 and (not dtype or "int" in dtype.lower()):
+        if not dtype:
+            return _text_series(texts.tolist(), missing, dtype)
+        exact = [pd.NA if m else int(t) for m, t in zip(missing, texts, strict=True)]
+        return pd.Series(exact, dtype=dtype)
     numeric = not np.isnan(worth).any() and not coded and dtype == ""
     if numeric or re.match(r"u?int|float|Int|UInt|Float", dtype):
         values = numbers(texts)

@@ -37,6 +37,9 @@ from jflow.data._writing import (
 LEAST = 10  # rows from which on a column is judged by how its values repeat
 _MAIL = re.compile(r"[^@\s]+@[^@\s]+\.[^@\s]+")
 _UUID = re.compile(r"\{?[0-9a-f]{8}(-?[0-9a-f]{4}){3}-?[0-9a-f]{12}\}?", re.I)
+_DATED = re.compile(  # a date with a word in it, and maybe a weekday before it
+    r"([^\W\d]+\W+)?(\d{1,2}\W+[^\W\d]{3,}|[^\W\d]{3,}\W+\d{1,2})\W+((19|20)\d\d|\d\d:\d\d)\b"
+)
 
 
 def _near_integers(m: np.ndarray, ulps: float) -> bool:
@@ -186,6 +189,24 @@ def _most_frequent(found: Texts, among: frozenset[str]) -> str | None:
     return max(counts, key=lambda text: counts[text]) if counts else None
 
 
+def _key(key: str, *names: str) -> str:
+    """key=a,b, as a shell takes it; as a list where a name holds a comma."""
+    plain = not any("," in name or name.strip() != name or name[:1] in "([" for name in names)
+    return shlex.quote(f"{key}={','.join(names) if plain else list(names)}")
+
+
+def _mend(found: Texts, bad: np.ndarray) -> str:
+    """What to do about cells that are unlike the rest of their column: of few texts, they may stand
+    for missing values."""
+    texts = [text for text, flag in zip(found.texts, bad, strict=True) if flag]
+    few = (
+        f"say {_key('missing', *texts)} if it stands for a missing value, "
+        if len(texts) <= 3
+        else ""
+    )
+    return f"mend it, {few}"
+
+
 def _refuse_missing(share: float) -> None:
     if share == 1:
         raise ValueError("is empty")
@@ -218,6 +239,11 @@ def _text_column(name: str, found: Texts, remedy: str = "") -> tuple[Column, np.
         if np.mean([has_unit(text) for text in known]) > 0.5:
             raise ValueError(
                 f"holds numbers with units, such as {most!r}: write the unit into the header alone"
+            )
+        if np.mean([_DATED.match(text) is not None for text in known]) > 0.5:
+            raise ValueError(
+                f"holds dates in a form that is not read, such as {most!r}: write them as"
+                " 2024-12-31 or 31 Dec 2024"
             )
         if np.mean([len(text.split()) for text in known]) >= 4:
             raise ValueError(f"is free text: {said}, such as {most[:40]!r}")
@@ -296,10 +322,12 @@ def _refuse_names_of_rows(name: str, x: np.ndarray) -> None:
         return
     low, high, gaps = x.min(), x.max(), np.diff(x)
     if high - low == len(x) - 1 == len(np.unique(x)) - 1 and low in (0, 1):
-        raise ValueError(f"counts the rows, {low:.0f} to {high:.0f}; numeric={name} keeps it")
+        raise ValueError(
+            f"counts the rows, {low:.0f} to {high:.0f}; {_key('numeric', name)} keeps it"
+        )
     if ((gaps > 0).all() or (gaps < 0).all()) and (np.abs(gaps) == 1).mean() >= 0.5:
         raise ValueError(
-            f"counts the rows, {x[0]:.0f} to {x[-1]:.0f} in order; numeric={name} keeps it"
+            f"counts the rows, {x[0]:.0f} to {x[-1]:.0f} in order; {_key('numeric', name)} keeps it"
         )
 
 
@@ -350,8 +378,8 @@ def _number_column(
             if len(distinct) > max(20, len(known) // 2):
                 raise ValueError(
                     f"is an identifier: {len(distinct)} different numbers of"
-                    f" {len(write(distinct[0]))} digits in {len(known)} rows; numeric={name}"
-                    " keeps it"
+                    f" {len(write(distinct[0]))} digits in {len(known)} rows;"
+                    f" {_key('numeric', name)} keeps it"
                 )
             return _values_column(name, x, write, missing)
         if len(distinct) == 1 or distinct.tolist() == [0, 1]:
@@ -368,14 +396,46 @@ def _number_column(
         missing=missing,
     )
     lattice = find_lattice(x)
+    column = column._replace(**_exponent(texts, values))
+    if column.exponent and lattice is not None:  # the largest number may have no such digits
+        digits = np.floor(np.log10(np.abs(known).max())) - column.padding
+        lattice = lattice if lattice[0] >= 10.0**digits else None
     if lattice is not None:
         step, origin, decimals = lattice
         return column._replace(kind="lattice", step=step, origin=origin, decimals=decimals), x
     if len(distinct) <= min(20, len(x) // 10) and forced != "numeric":
         return _values_column(name, x, write, missing)  # such as a standardized yes/no
-    if texts:
+    if texts and not column.exponent:
         column = _as_written(column, form.most, texts, values)
     return column, x
+
+
+def _exponent(texts: Sequence[str], values: np.ndarray) -> dict[str, Any]:
+    """`Column`'s exponent and padding of numbers that all have an exponent and as many digits."""
+    for letter in "eE":
+        if texts and all(letter in text for text in texts):
+            digits = len(texts[0].partition(letter)[0].lstrip("-").partition(".")[2])
+            if all(f"{v:.{digits}{letter}}" == t for t, v in zip(texts, values, strict=True)):
+                return {"exponent": letter, "padding": digits}
+    return {}
+
+
+def _warn_of_markers(path: str, column: Column, x: np.ndarray) -> None:
+    """A warning of numbers such as 9999 or -99 that lie far from all others of a column, since they
+    may stand for missing values."""
+    values, counts = np.unique(x[~np.isnan(x)], return_counts=True)
+    if column.kind == "categorical" or column.time or len(values) < 4:
+        return
+    inner = {-1: values[-2] - values[0], 0: values[-1] - values[1]}
+    for end, spread in inner.items():
+        gap = abs(values[end] - values[-2 if end else 1])
+        text = f"{values[end]:g}"
+        if counts[end] > 1 and gap > spread and re.fullmatch("-?99+", text.replace(".", "")):
+            warnings.warn(
+                f"{path}: column {column.name!r} has {text} in {counts[end]} rows, far from all"
+                f" others: if it stands for a missing value, say missing={text}",
+                stacklevel=3,
+            )
 
 
 def _text_numbers(
@@ -400,8 +460,8 @@ def _text_numbers(
 
     bad = [part is None for part in parts]
     if any(bad):
-        what = f"where a number is expected: mend it, or keep it as text by categorical={name}"
-        raise ValueError(_cell(table, found, flagged(bad), what))
+        remedy = f"{_mend(found, flagged(bad))}or keep it as text by {_key('categorical', name)}"
+        raise ValueError(_cell(table, found, flagged(bad), f"where a number is expected: {remedy}"))
     good = [part for part in parts if part is not None]
     counts = found.counts[list(known)]
     affixes = Counter[str]()
@@ -425,7 +485,10 @@ def _text_numbers(
     ]
     altered = [not is_kept(text) for text in texts]
     if any(altered):
-        what = f"more digits than float64 holds: round it, or keep it by categorical={name}"
+        if not forced and all(core.isdecimal() for core in cores) and not any(negative):
+            return _text_column(name, found)  # longer than float64 counts: codes
+        keep = f"round it, or keep it by {_key('categorical', name)}"
+        what = f"more digits than float64 holds: {keep}"
         raise ValueError(_cell(table, found, flagged(altered), what))
     values = np.array([float(text) for text in texts])
     if not np.isfinite(values).all():
@@ -504,8 +567,8 @@ def _time_column(
     counts = found.counts[list(known)]
     ways: Counter = Counter()
     for moment, n in zip(moments, counts.tolist(), strict=True):
-        if moment is not None:
-            ways[moment[0]] += n
+        if moment is not None:  # May is a month in short and in full
+            ways[moment[0]] += n if (moment[1]["b"] or "").lower() != "may" else 0
     way = ways.most_common(1)[0][0]
     parts = [moment[1] for moment in moments if moment is not None and moment[0] == way]
     order = "dm"
@@ -538,7 +601,10 @@ def _time_column(
     if any(stray):
         flags = np.zeros(len(found.texts), bool)
         flags[list(known)] = stray
-        raise ValueError(_cell(table, found, flags, "where a date or a time is expected"))
+        remedy = _mend(found, flags).removesuffix(", ")
+        raise ValueError(
+            _cell(table, found, flags, f"where a date or a time is expected: {remedy}")
+        )
     read = [read_moment(pattern, found.texts[k]) for k in known]
     wrong = Counter(reason for reason in read if isinstance(reason, str))
     if wrong:
@@ -659,7 +725,7 @@ def _column(
             )
             if forced == "numeric" or not coded:
                 return _text_numbers(table, name, found, known, parts, point, forced)
-            return _text_column(name, found, f"; numeric={name} takes it as a number")
+            return _text_column(name, found, f"; {_key('numeric', name)} takes it as a number")
     return _text_column(name, found)
 
 
@@ -698,9 +764,11 @@ def find_schema(
 
     A column holds dates, times or numbers if at least half of the cells that are not missing do;
     then all of them must. Numbers may have a decimal comma, marks between thousands, a percent sign
-    or a currency, the same in every cell. Whole numbers with leading zeros are codes, so text, and
-    so are numbers of 7 digits or more that spread like identifiers. A column of 0 and 1 alone has
-    two categories. In a column of text a missing value is a category like any other.
+    or a currency, the same in every cell; dates may have a month's English name. Whole numbers with
+    leading zeros are codes, so text, and so are numbers of 7 digits or more that spread like
+    identifiers, and those above 2^53. A column of 0 and 1 alone has two categories. In a column of
+    text a missing value is a category like any other. A warning names numbers such as 9999 or -99
+    that lie far from all others, see `read_table`'s `missing`.
 
     Args:
         table: From `read_table`.
@@ -747,6 +815,7 @@ def find_schema(
         except ValueError as error:
             findings[name] = str(error)
             continue
+        _warn_of_markers(table.path, column, x)
         schema.append(column._replace(**_type_of(table, j)))
         values.append(x)
     findings |= _repeated(schema, values)
@@ -758,7 +827,7 @@ def find_schema(
 def _said(table: Table, findings: dict[str, str]) -> str:
     """All findings of a table in one message, in the order of its columns."""
     names = [name for name in table.names if name in findings]
-    drop = shlex.quote(f"drop={','.join(names)}")
+    drop = _key("drop", *names)
     if len(names) == 1:
         return f"{table.path}: column {names[0]!r} {findings[names[0]]}; leave it out with {drop}"
     lines = "".join(f"\n  column {name!r} {findings[name]}" for name in names)
@@ -803,7 +872,7 @@ def _repeated(schema: Sequence[Column], values: Sequence[np.ndarray]) -> dict[st
                 if column.kind != "continuous":
                     warnings.warn(
                         f"column {column.name!r} {found.pop(column.name)}; it is modeled like the"
-                        f" others, and drop={column.name} leaves it out",
+                        f" others, and {_key('drop', column.name)} leaves it out",
                         stacklevel=3,
                     )
                 break

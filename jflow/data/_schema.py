@@ -10,13 +10,13 @@ its value, P(v) = integral of the density over [v, v + step), and log P(v) >= E_
 + step u)). Averaging several draws of u in probability tightens the bound.
 """
 
-import difflib
 import re
 from collections.abc import Callable
 from typing import NamedTuple
 
 import numpy as np
 
+from jflow._core.hints import hint
 from jflow.data._tables import MISSING, MISSING_TEXT, Table, is_kept, numbers
 from jflow.data._writing import (
     DAY,
@@ -61,12 +61,14 @@ class Column(NamedTuple):
         positive: How a positive number is written, with {} for its digits: '{}', '+{}', '{} %'.
         negative: How a negative number is written: '-{}', '({})', '-{} €'.
         time: How a date or a time is written, in strftime's codes ('%-d' without a leading zero,
-            the zone written out), such as '%d.%m.%Y'; '' where the column holds numbers. Dates
-            count days since 1970-01-01, dates with a time of day seconds since then (in UTC where
-            there is a zone), times of day seconds since midnight.
+            '%^b' in capitals, the zone written out), such as '%d.%m.%Y'; '' where the column holds
+            numbers. Dates count days since 1970-01-01, dates with a time of day seconds since then
+            (in UTC where there is a zone), times of day seconds since midnight.
         dtype: The type of the column of a DataFrame or an array, as pandas names it; '' for a file.
         levels: The categories of pandas' type 'category', in its order; None for other types.
         ordered: Whether pandas orders these categories.
+        exponent: 'e' or 'E' where every number has an exponent, with `padding` digits after the
+            point; else ''.
     """
 
     name: str
@@ -89,6 +91,7 @@ class Column(NamedTuple):
     dtype: str = ""
     levels: tuple | None = None
     ordered: bool = False
+    exponent: str = ""
 
     @property
     def is_mass(self) -> bool:
@@ -151,10 +154,8 @@ def _columns_of(schema: tuple[Column, ...], table: Table) -> list[int]:
             f"{table.path}: expected the {len(schema)} columns of the schema, got"
             f" {len(table.cells)}"
         )
-    near = difflib.get_close_matches(absent[0], table.names, n=1)
-    hint = f"did you mean {near[0]!r}? " if near else ""
     raise ValueError(
-        f"{table.path} has no column {absent[0]!r}: {hint}the table has"
+        f"{table.path} has no column {absent[0]!r}: {hint(absent[0], table.names)}the table has"
         f" {', '.join(map(repr, table.names))}"
     )
 
@@ -201,7 +202,8 @@ def _encoded(column: Column, table: Table, j: int, allow_unknown: bool) -> np.nd
         if bad.any() and not allow_unknown:
             i = int(np.argmax(bad))
             more = f" ({bad.sum()} such cells in this column)" if bad.sum() > 1 else ""
-            raise ValueError(f"{_where(table, j, i)}: {cells[i]!r} {what}{more}")
+            cell = repr(cells[i]) if isinstance(cells[i], str) else str(cells[i])
+            raise ValueError(f"{_where(table, j, i)}: {cell} {what}{more}")
 
     if column.kind == "categorical":
         x = _codes(column, cells)
@@ -380,6 +382,8 @@ def decode(schema: tuple[Column, ...], x: np.ndarray) -> np.ndarray:
 def plain_texts(column: Column, x: np.ndarray) -> list[str]:
     """Numbers [n] as Python writes them, with the column's digits."""
     sign = "+" if "+" in column.positive else ""
+    if column.exponent:
+        return [f"{v:{sign}.{column.padding}{column.exponent}}" for v in x.tolist()]
     if column.decimals is None:
         form = f".{column.digits}g"
         texts = [f"{v:{form}}" for v in x.tolist()] if column.digits else map(repr, x.tolist())

@@ -10,6 +10,7 @@ import re
 import warnings
 import zipfile
 import zlib
+from collections import Counter
 from decimal import MAX_EMAX, MIN_EMIN, Context, Decimal
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -38,7 +39,7 @@ MISSING = MISSING_TEXT | {
     "keine angabe",
     "missing",
 }
-DELIMITERS = ("\t", ";", ",", None)  # None: runs of blanks
+DELIMITERS = ("\t", ";", ",", "|", None)  # None: runs of blanks
 
 
 class Table(NamedTuple):
@@ -195,36 +196,102 @@ def _records(
 
 
 def _delimiter(text: str) -> str | None:
-    """The first of tab ; , blanks that cuts the leading lines into one number, above one, of
-    fields."""
+    """The first of tab ; , | blanks that cuts all leading lines into one number, above one, of
+    fields; else the mark that cuts most of them so, and the ragged line will be named."""
     head = "\n".join(text.split("\n")[:50])
+    best, most = None, 0
     for delimiter in DELIMITERS:
-        widths = {len(fields) for _, fields in _records(head, delimiter)}
-        if len(widths) == 1 and widths != {1}:
+        widths = Counter(len(fields) for _, fields in _records(head, delimiter))
+        width, lines = widths.most_common(1)[0] if widths else (1, 0)
+        if width > 1 and lines == widths.total():
             return delimiter
-    # No clean cut: take what the first line holds, and let the ragged line be named.
+        if width > 1 and delimiter and lines > max(most, widths.total() // 2):
+            best, most = delimiter, lines
     first = next((line for line in head.split("\n") if line.strip()), "")
-    return next((d for d in DELIMITERS[:3] if d in first), ",")
+    return best or next((d for d in DELIMITERS[:-1] if d and d in first), ",")
 
 
 def _has_header(records: list[tuple[int, list[str]]]) -> bool:
-    """Whether the first record names columns: no number in it, and it does not fit the columns
-    below.
+    """Whether the first record names columns, since it does not fit the columns below.
 
     It does not fit where a column is mostly numbers below; where all is text, where no name recurs
-    in its column.
+    in its column. Whole numbers in equal steps, such as years, are names too where the numbers
+    below them are of another kind, beside text that does not fit or in a count of the columns.
     """
     first, body = records[0][1], [fields for _, fields in records[1:1001]]
-    if any(_is_value(cell) for cell in first):
+    below = [[fields[j] for fields in body] for j in range(len(first))]
+    counts = [j for j, cell in enumerate(first) if _is_value(cell)]
+    words = [j for j in range(len(first)) if j not in counts]
+    if counts and not _in_steps([first[j] for j in counts]):
         return False
     if not body:
-        return True
-    numeric = [
-        sum(_is_value(fields[j]) for fields in body) * 2 > len(body) for j in range(len(first))
-    ]
-    return any(numeric) or not any(
-        first[j] in {fields[j] for fields in body} for j in range(len(first))
+        return not counts
+    numeric = {j for j in words if sum(map(_is_value, below[j])) * 2 > len(body)}
+    if not counts:
+        return bool(numeric) or not any(first[j] in below[j] for j in words)
+    years = all(map(_is_year, (first[j] for j in counts)))
+    alike = sum(
+        cell.isdecimal() and (not years or _is_year(cell)) for j in counts for cell in below[j]
     )
+    if 2 * alike >= len(counts) * len(body):
+        return False
+    names = [j for j in words if first[j].lower() not in MISSING]
+    if names:
+        return any(j in numeric or first[j] not in below[j] for j in names)
+    count = not any(first[j] for j in words) and int(first[counts[0]]) in (0, 1)
+    return count and len(first) > 2  # as pandas names columns
+
+
+def _is_year(cell: str) -> bool:
+    return cell.isdecimal() and 1900 <= int(cell) <= 2100
+
+
+def _in_steps(cells: list[str]) -> bool:
+    """Whether cells are whole numbers that rise in equal steps, or one year."""
+    if not all(cell.isdecimal() for cell in cells):
+        return False
+    steps = set(np.diff([int(cell) for cell in cells]).tolist())
+    return min(steps) > 0 and len(steps) == 1 if steps else _is_year(cells[0])
+
+
+def _finds_header(path: Path, records: list[tuple[int, list[str]]]) -> bool:
+    """`_has_header`, with a warning where a first row of text and numbers may be names after
+    all."""
+    found, first = _has_header(records), records[0][1]
+    if found or not any(map(_is_value, first)):
+        return found
+    for j, cell in enumerate(first):
+        below = [fields[j] for _, fields in records[1:1001]]
+        few = 2 * len(set(below)) <= len(below)
+        if few and cell not in below and not _is_value(cell) and cell.lower() not in MISSING:
+            warnings.warn(
+                f"{path}: the first row is read as data, since it holds numbers, though {cell!r}"
+                " stands nowhere below it: header=true says that it names the columns",
+                stacklevel=6,
+            )
+            break
+    return found
+
+
+# What other files begin with, and what makes a table of them.
+_OTHERS = (
+    (
+        rb"\xd0\xcf\x11\xe0\xa1\xb1\x1a\xe1",
+        "an Excel file of the old kind (.xls): save it as .xlsx",
+    ),
+    (rb"\x93NUMPY", "an array of NumPy: numpy.load reads it"),
+    (rb"ARROW1", "an Arrow file: pandas.read_feather reads it"),
+    (rb"SQLite format 3", "a database: pandas.read_sql reads a table of it"),
+    (rb"%PDF", "a PDF: copy the table into a spreadsheet"),
+    (rb"\s*<(!doctype|html|\?xml)", "HTML or XML: pandas.read_html or read_xml reads it"),
+    (rb"\s*(\{|\[\s*[\[{])\s*[\"\d\[\]}-]", "JSON: pandas.read_json reads it"),
+)
+
+
+def _refuse_other(path: Path, raw: bytes) -> None:
+    for start, what in _OTHERS:
+        if re.match(start, raw.removeprefix(_BOMS[0][0]), re.I):
+            raise ValueError(f"{path} is {what}")
 
 
 def _text_table(path: Path, raw: bytes, header: bool | None) -> Table:
@@ -238,18 +305,34 @@ def _text_table(path: Path, raw: bytes, header: bool | None) -> Table:
         raise ValueError(f"{path}: {error}") from error
     if not records:
         raise ValueError(f"{path}: the table is empty")
+    _refuse_ragged(path, records)
     width = len(records[0][1])
-    for line, fields in records:
-        if len(fields) != width:
-            raise ValueError(
-                f"{path}: line {line} has {len(fields)} fields, line {records[0][0]} has {width}"
-            )
-    header = _has_header(records) if header is None else header
+    header = _finds_header(path, records) if header is None else header
     names = tuple(records[0][1]) if header else tuple(f"column {j + 1}" for j in range(width))
     body = records[1:] if header else records
     lines = np.array([line for line, _ in body])
     cells = tuple(np.array([fields[j] for _, fields in body], object) for j in range(width))
     return Table(names, cells, lines, header, str(path), delimiter)
+
+
+def _refuse_ragged(path: Path, records: list[tuple[int, list[str]]]) -> None:
+    first, width = records[0][0], len(records[0][1])
+    common, lines = Counter(len(fields) for _, fields in records).most_common(1)[0]
+    if common != width and 2 * lines > len(records):
+        raise ValueError(
+            f"{path}: line {first} has {_fields(width)}, most lines have {common}: name every"
+            " column there, quote cells that hold a delimiter, and put # before what stands above"
+            " the table"
+        )
+    for line, fields in records:
+        if len(fields) != width:
+            raise ValueError(
+                f"{path}: line {line} has {_fields(len(fields))}, line {first} has {width}"
+            )
+
+
+def _fields(n: int) -> str:
+    return "1 field" if n == 1 else f"{n} fields"
 
 
 def _optional(what: str, path: Path):
@@ -300,7 +383,7 @@ def _spreadsheet(path: Path, raw: bytes, header: bool | None) -> Table:
         records = [
             (0, ["" if _is_blank(v) else str(v) for v in row]) for row in grid[:1001].tolist()
         ]
-        header = _has_header(records) and all(isinstance(v, str) for v in grid[0])
+        header = _finds_header(path, records) and not any(isinstance(v, bool) for v in grid[0])
     names = (
         tuple("" if _is_blank(v) else str(v).strip() for v in grid[0])
         if header
@@ -418,29 +501,34 @@ def read_table(
     header: bool | None = None,
     columns: tuple[str, ...] | None = None,
     drop: tuple[str, ...] = (),
+    missing: tuple[str, ...] = (),
 ) -> Table:
-    """Reads a table: csv, tsv, semicolons or blanks, Excel, parquet, a DataFrame or an array.
+    """Reads a table: csv and its relatives, Excel, parquet, a DataFrame or an array.
 
-    Text files are plain or gzipped. The delimiter is found in the leading lines. Blank lines, and
-    lines above the table that start with #, are passed over. UTF-8 and UTF-16 are recognized; other
-    text is read as Windows-1252 with a warning. Of an Excel file the first sheet is read. A column
-    without a name is numbered and a repeated name gets a number, 'a' and 'a (2)', both with a
-    warning.
+    Text files are plain or gzipped. The delimiter, a tab, a semicolon, a comma, a bar or blanks, is
+    found in the leading lines. Blank lines, and lines above the table that start with #, are passed
+    over. UTF-8 and UTF-16 are recognized; other text is read as Windows-1252 with a warning. Of an
+    Excel file the first sheet is read. A column without a name is numbered and a repeated name gets
+    a number, 'a' and 'a (2)', both with a warning.
 
     Args:
         source: The path of a file; a pandas DataFrame, whose index is not read; or an array of rows
             and columns.
-        header: Whether the first line of a file is names; None looks. Without one the columns are
-            called 'column 1', 'column 2', ...
+        header: Whether the first line of a file is names; None looks, and takes years or a count
+            of the columns as names where the numbers below are of another kind. Without one the
+            columns are called 'column 1', 'column 2', ...
         columns: Names of the columns to keep, in this order; None keeps all.
         drop: Names of columns to leave out.
+        missing: Texts or numbers that stand for a missing value, such as '9999', beside those that
+            are known: an empty cell, NA, NaN, null, ?, -, k.A. and relatives.
 
     Returns:
         The table, as cells.
 
     Raises:
         ValueError: For an empty table, for lines of unequal length, for a file in two
-            encodings and for names that are not there, naming the file and the line.
+            encodings and for names that are not there, naming the file and the line; for JSON,
+            HTML and other files that are no tables, with what reads them.
         ImportError: For Excel without openpyxl and for parquet without pyarrow, which come with the
             extra `tables`.
 
@@ -467,19 +555,37 @@ def read_table(
     keep = [j for j in keep if names[j] not in drop]
     if not keep:
         raise ValueError(f"{path}: no columns are left")
-    return _take_columns(table, keep, [names[j] for j in keep])
+    table = _take_columns(table, keep, [names[j] for j in keep])
+    return table._replace(cells=tuple(_blanked(cells, missing) for cells in table.cells))
+
+
+def _blanked(cells: np.ndarray, missing: tuple[str, ...]) -> np.ndarray:
+    """Cells without those that stand for a missing value."""
+    if not missing or cells.dtype.kind in "mM":
+        return cells
+    texts = [str(text) for text in missing]
+    worth = [float(text) for text in texts if _is_number(text)]
+    if cells.dtype.kind != "O":
+        return np.where(np.isin(cells, worth), np.nan, cells)
+    gone = {
+        text: text in texts or (_is_number(text) and float(text) in worth)
+        for text in set(cells.tolist())
+    }
+    return np.array(["" if gone[text] else text for text in cells.tolist()], object)
 
 
 def _read(source, header: bool | None) -> Table:
     if hasattr(source, "iloc"):
         frame = source.to_frame() if source.ndim == 1 else source
         return _frame(frame, "the DataFrame", True)
+    if isinstance(source, np.ma.MaskedArray):  # what is masked is missing
+        return _array(np.ma.filled(source.astype(object), None))
     if hasattr(source, "__array__"):
         return _array(np.asarray(source))
     if not isinstance(source, str | Path):
         raise TypeError(
             "expected a path, a pandas DataFrame or an array of rows and columns, got"
-            f" {type(source).__name__}"
+            f" {type(source).__name__}; pandas.DataFrame makes one of lists and dicts"
         )
     path = expand(source)
     if path.is_dir():
@@ -491,8 +597,7 @@ def _read(source, header: bool | None) -> Table:
         return _spreadsheet(path, raw, header)
     if raw[:4] == b"PAR1":
         return _frame(_optional("pyarrow", path).read_parquet(io.BytesIO(raw)), str(path), True)
-    if raw[:8] == b"\xd0\xcf\x11\xe0\xa1\xb1\x1a\xe1":
-        raise ValueError(f"{path} is an Excel file of the old kind (.xls): save it as .xlsx")
+    _refuse_other(path, raw)
     return _text_table(path, raw, header)
 
 

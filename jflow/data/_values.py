@@ -1,10 +1,10 @@
 """Single values of a column, as a user gives and reads them."""
 
-import difflib
 from typing import Any
 
 import numpy as np
 
+from jflow._core.hints import hint
 from jflow.data._schema import Column, encode, to_text
 from jflow.data._tables import Table, read_table
 
@@ -46,13 +46,14 @@ def encode_value(column: Column, value: Any) -> float:
         try:
             return float(encode((column,), _of_one(column, reading if given else ""))[0, 0])
         except ValueError as error:
-            refused = refused or error
+            refused = error
     reason = str(refused).partition(f"column {column.name!r}: ")[2] or str(refused)
     if column.kind == "categorical":
-        near = difflib.get_close_matches(str(value), column.categories, n=1)
         known = ", ".join(map(repr, column.categories[:10]))
         more = f" and {len(column.categories) - 10} more" if len(column.categories) > 10 else ""
-        reason += f"; {f'did you mean {near[0]!r}? ' if near else ''}it has {known}{more}"
+        reason += f"; {hint(str(value), column.categories)}it has {known}{more}"
+    else:
+        reason += f"; the table writes its values as in {value_text(column, column.low)!r}"
     raise ValueError(f"column {column.name!r}: {reason}") from None
 
 

@@ -144,25 +144,46 @@ def has_unit(text: str) -> bool:
     return found is not None and split_number(found["core"]) is not None
 
 
-# Dates and times. A pattern has strftime's codes, with %-d for a day without a leading zero; a
-# fraction of a second stands behind %S and is no part of it, and a zone is written out.
+# Dates and times. A pattern has strftime's codes, with %-d for a day without a leading zero and %^b
+# for a month in capitals; a fraction of a second stands behind %S and is no part of it, and a zone
+# is written out.
 
-_ZONE = r"Z|[+-]\d{2}(?::?\d{2})?"
+_MONTHS = (
+    *("January", "February", "March", "April", "May", "June", "July", "August", "September"),
+    *("October", "November", "December"),
+)
+_NAMES = {  # of the months, by their code; May is short and long
+    "%B": _MONTHS,
+    "%^B": tuple(name.upper() for name in _MONTHS),
+    "%b": tuple(name[:3] for name in _MONTHS),
+    "%^b": tuple(name[:3].upper() for name in _MONTHS),
+}
+_CODE_OF_NAME = {name: code for code, names in _NAMES.items() for name in names}
+_ZONE = r"Z|UTC|GMT|[+-]\d{2}(?::?\d{2})?"
 _CLOCK = (
     r"(?P<H>\d{1,2}):(?P<M>\d\d)(?::(?P<S>\d\d)(?:(?P<dot>[.,])(?P<f>\d{1,9}))?)?"
     r"(?P<half> ?[AaPp][Mm])?"
 )
+_CLOCKED = rf"(?:(?P<gap>[T ])?{_CLOCK}(?P<zone> ?(?:{_ZONE}))?)?"
 _MOMENT = re.compile(
-    r"(?:(?P<a>\d{4}|\d{1,2})(?P<sep>[-./])(?P<b>\d{1,2})(?P=sep)(?P<c>\d{4}|\d{1,2}))?"
-    rf"(?:(?P<gap>[T ])?{_CLOCK}(?P<zone> ?(?:{_ZONE}))?)?",
+    r"(?:(?P<a>\d{4}|\d{1,2})(?P<sep>[-./])(?P<b>\d{1,2})(?P=sep)(?P<c>\d{4}|\d{1,2}))?" + _CLOCKED,
     re.ASCII,
 )
+_DAY, _NAME, _YEAR = r"(?P<a>\d{1,2})", r"(?P<b>[A-Za-z]{3,9})", r"(?P<c>\d{4}|\d\d)"
+_WITH_NAMES = {  # forms of a date with a month's name, and how they are put together again
+    re.compile(date + _CLOCKED, re.ASCII): frame
+    for date, frame in (
+        (rf"{_DAY}(?P<one>\. |[-/. ]?){_NAME}(?P<two>,?[-/. ]?){_YEAR}", "{{d}}{one}{b}{two}{{y}}"),
+        (rf"{_NAME}(?P<one>[- ]){_DAY}(?P<two>,? |-){_YEAR}", "{b}{one}{{d}}{two}{{y}}"),
+    )
+}
 _COMPACT = re.compile(r"(?:19|20)\d\d(?:0[1-9]|1[0-2])(?:0[1-9]|[12]\d|3[01])", re.ASCII)
 _CODES_OF = {
     "%Y": r"(?P<Y>\d{4})",
     "%y": r"(?P<y>\d{2})",
     "%m": r"(?P<m>\d{1,2})",
     "%-m": r"(?P<m>\d{1,2})",
+    **{code: rf"(?P<b>{'|'.join(names)})" for code, names in _NAMES.items()},
     "%d": r"(?P<d>\d{1,2})",
     "%-d": r"(?P<d>\d{1,2})",
     "%H": r"(?P<H>\d{1,2})",
@@ -174,7 +195,7 @@ _CODES_OF = {
     "%M": r"(?P<M>\d{2})",
     "%S": r"(?P<S>\d{2})(?:[.,](?P<f>\d{1,9}))?",
 }
-_CODE = re.compile(r"%-?[A-Za-z]")
+_CODE = re.compile(r"%[-^]?[A-Za-z]")
 DAY = 86_400
 SECOND = 1_000_000  # in microseconds
 
@@ -183,7 +204,7 @@ class Moment(NamedTuple):
     """How one date or time is written: what a column's cells have to share."""
 
     year_first: bool | None  # None without a date
-    sep: str
+    sep: str  # between the numbers of a date; of one with a month's name the whole, '{d} %b {y}'
     gap: str
     clock: str  # '', 'HM' or 'HMS', and a p where it is am or pm
     zone: bool
@@ -196,7 +217,7 @@ def split_moment(text: str) -> tuple[Moment, dict[str, str | None]] | None:
         return Moment(True, "", "", "", False), whole
     found = _MOMENT.fullmatch(text) if text[:1].isdigit() else None
     if not found:
-        return None
+        return _split_named(text)
     part = found.groupdict()
     dated = part["a"] is not None
     if not dated and part["H"] is None or dated and part["H"] and not part["gap"]:
@@ -206,22 +227,40 @@ def split_moment(text: str) -> tuple[Moment, dict[str, str | None]] | None:
     year_first = dated and len(part["a"]) == 4
     if dated and (len(part["c"]) > 2 if year_first else len(part["c"]) not in (2, 4)):
         return None
-    clock = "HMS" if part["S"] else "HM" if part["H"] else ""
-    clock += "p" if part["half"] else ""
     moment = Moment(
         year_first if dated else None,
         part["sep"] or "",
         part["gap"] or "",
-        clock,
+        _clock(part),
         bool(part["zone"]),
     )
     return moment, part
 
 
+def _split_named(text: str) -> tuple[Moment, dict[str, str | None]] | None:
+    """`split_moment` of a date that has the month's name."""
+    for form, frame in _WITH_NAMES.items():
+        found = form.fullmatch(text)
+        if found and (code := _CODE_OF_NAME.get(found["b"])):
+            part = found.groupdict()
+            if part["H"] and not part["gap"]:
+                return None
+            sep = frame.format(**{**part, "b": code})
+            return Moment(False, sep, part["gap"] or "", _clock(part), bool(part["zone"])), part
+    return None
+
+
+def _clock(part: dict[str, str | None]) -> str:
+    clock = "HMS" if part["S"] else "HM" if part["H"] else ""
+    return clock + ("p" if part["half"] else "")
+
+
 def order_of(parts: Iterable[dict[str, str | None]], sep: str) -> str:
     """The order of day and month, 'dm' or 'md', in dates that end in the year: by the numbers
     above 12. '' where both orders occur, '?' where each would do; a dotted date has the day first
-    if it can."""
+    if it can, and one with a month's name leaves no doubt."""
+    if "%" in sep:
+        return "dm"
     first = second = 0
     for part in parts:
         first, second = max(first, int(part["a"] or 0)), max(second, int(part["b"] or 0))
@@ -247,7 +286,10 @@ def pattern_of(
         date = moment.sep.join(("%Y", code("m", "b"), code("d", "c")))
     elif moment.year_first is not None:
         year = "%Y" if len(parts[0]["c"] or "") == 4 else "%y"
-        date = moment.sep.join((code(order[0], "a"), code(order[1], "b"), year))
+        if "%" in moment.sep:
+            date = moment.sep.format(d=code("d", "a"), y=year)
+        else:
+            date = moment.sep.join((code(order[0], "a"), code(order[1], "b"), year))
     clock = ":".join(f"%{letter}" for letter in moment.clock.strip("Hp"))
     half = next((part["half"] for part in parts if part.get("half")), None) or ""
     hour = code("I" if half else "H", "H") + ":" if clock else ""
@@ -272,14 +314,14 @@ def _reader(pattern: str) -> tuple[re.Pattern, int | None]:
 
 def _offset(zone: str) -> int:
     digits = zone.strip().replace(":", "")
-    if digits == "Z":
+    if digits.isalpha():  # Z, UTC, GMT
         return 0
     seconds = 3600 * int(digits[1:3]) + 60 * int(digits[3:5] or 0)
     return -seconds if digits[0] == "-" else seconds
 
 
 def is_dated(pattern: str) -> bool:
-    return "%m" in pattern or "%-m" in pattern
+    return re.search(r"%[-^]?[mbB]", pattern) is not None
 
 
 def is_clocked(pattern: str) -> bool:
@@ -302,7 +344,8 @@ def read_moment(pattern: str, text: str) -> int | str:
     if is_dated(pattern):
         year = int(part["Y"]) if "Y" in part else (int(part["y"]) + 31) % 100 + 1969
         try:
-            days = datetime.date(year, int(part["m"]), int(part["d"])).toordinal() - 719_163
+            month = int(part["m"]) if "m" in part else _month(part["b"])
+            days = datetime.date(year, month, int(part["d"])).toordinal() - 719_163
         except ValueError:
             return "is a date that does not exist"
     if not is_clocked(pattern):
@@ -313,7 +356,7 @@ def read_moment(pattern: str, text: str) -> int | str:
         return "is no time of day"
     hour = hour % 12 + 12 * (half == "pm") if half else hour
     if hour > 23 or minute > 59 or second > 59:
-        return "is no time of day"
+        return "is no time of day: write a duration as a number, of hours or seconds"
     fraction = (part.get("f") or "").ljust(6, "0")
     if fraction[6:].strip("0"):
         return "is finer than a microsecond, which float64 does not hold: round it"
@@ -321,6 +364,10 @@ def read_moment(pattern: str, text: str) -> int | str:
     if part.get("zone"):
         seconds -= _offset(part["zone"])
     return seconds * SECOND + int(fraction[:6])
+
+
+def _month(name: str) -> int:
+    return _NAMES[_CODE_OF_NAME[name]].index(name) + 1
 
 
 def write_moments(
@@ -344,13 +391,14 @@ def write_moments(
     values["y"] = values["Y"] % 100
     values["I"] = (values["H"] + 11) % 12 + 1
     late = values["H"] >= 12
-    halves = {"p": np.where(late, "PM", "AM"), "P": np.where(late, "pm", "am")}
+    words = {"%p": np.where(late, "PM", "AM"), "%P": np.where(late, "pm", "am")}
+    words |= {code: np.array(names)[values["m"] - 1] for code, names in _NAMES.items()}
     template, columns, end = "", [], 0
     for code in _CODE.finditer(pattern):
         letter = code[0][-1]
-        if letter in halves:
+        if code[0] in words:
             template += pattern[end : code.start()] + "{}"
-            columns.append(halves[letter].tolist())
+            columns.append(words[code[0]].tolist())
             end = code.end()
             continue
         width = "" if "-" in code[0] else "04" if letter == "Y" else "02"

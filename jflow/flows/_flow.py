@@ -4,6 +4,7 @@ from collections.abc import Mapping
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax.interpreters.partial_eval import dce_jaxpr
 
 from jflow._core.checks import (
@@ -44,8 +45,8 @@ def flow(
             data, because data-dependent layers look at it; zeros of that shape do where no layer
             looks. A cond of one row is for all rows. Its functions raise a TypeError for a key or
             params of another kind, and a ValueError for shapes that do not fit, for a log_det or a
-            log_prob that is not [b] and, in `init`, for a cond that neither the map nor the base
-            looks at.
+            log_prob that is not [b] and, in `init`, for NaN where the values of x are known and
+            for a cond that neither the map nor the base looks at.
 
     Raises:
         TypeError: bijector is not a `Bijector`, or base not a `Distribution` or a `Flow`.
@@ -66,6 +67,7 @@ def flow(
     def init(key, x, cond=None):
         check_key("flow.init", key)
         x, cond = batch(x, cond)
+        _check_data("flow.init", x)
         key_bijector, key_base = jax.random.split(key)
         params = {"bijector": bijector.init(key_bijector, x, cond, side="data")}
         z, _ = inverse(params, x, cond)
@@ -145,6 +147,7 @@ def elbo_flow(transport: Transport | Bijector, base: Distribution | Flow) -> Elb
     def init(key, x, cond=None):
         check_key("elbo_flow.init", key)
         x, cond = batch(x, cond)
+        _check_data("elbo_flow.init", x)
         key_map, key_draw, key_base = jax.random.split(key, 3)
         params = {"bijector": transport.init(key_map, x, cond, side="data")}
         z, _ = inverse(params, x, cond, key=key_draw)
@@ -265,6 +268,22 @@ def _check_heard(name, function, cond):
         )
 
 
+def _check_data(name, x):
+    """That there are rows to look at, finite where their values are known: a layer that is scaled
+    by them would make every parameter NaN."""
+    if not x.shape[0]:
+        raise ValueError(f"{name}: expected at least one row of x, got {list(x.shape)}")
+    if isinstance(x, jax.core.Tracer) or not x.is_fully_addressable:
+        return
+    bad = np.argwhere(~np.isfinite(np.asarray(x)))
+    if len(bad):
+        raise ValueError(
+            f"{name}: expected finite numbers, got {len(bad)} that are not, the first"
+            f" {x[tuple(bad[0])]} in row {bad[0][0]} (as {x.dtype}): leave such rows out or fill"
+            " them"
+        )
+
+
 def _check_batch(name, x, cond, event_shape=None):
     """x as an array of floats [b, *event], and cond with b rows."""
     if isinstance(x, Mapping):
@@ -273,7 +292,13 @@ def _check_batch(name, x, cond, event_shape=None):
             "take "
             "batches"
         )
-    x = jnp.asarray(x)
+    try:
+        x = jnp.asarray(x)
+    except TypeError as error:
+        raise TypeError(
+            f"{name}: expected x to be an array of floats, got what JAX takes for none:"
+            " numpy.asarray(x, 'float32') makes one of a table of numbers"
+        ) from error
     if jnp.issubdtype(x.dtype, jax.dtypes.prng_key):
         raise TypeError(
             f"{name}: expected x to be an array [b, *event], got a key; the order is (key, x, cond)"

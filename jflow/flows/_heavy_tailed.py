@@ -1,7 +1,6 @@
 """`heavy_tailed`: any recipe for data with outliers; `tail_adaptive`: columns of either kind."""
 
 import inspect
-import operator
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -11,6 +10,7 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from jflow import bijectors, distributions, nets
+from jflow._core.checks import sizes
 from jflow.flows._stack import alternating_permutations, vector_flow
 from jflow.types import Bijector, Distribution, Flow
 
@@ -153,7 +153,7 @@ def tail_adaptive(
             arXiv:2206.10311. Ours: couplings of the two groups in the place of masks on one
             network, and an LU form of the block triangular maps.
     """
-    event_shape = tuple(operator.index(size) for size in event_shape)
+    event_shape = sizes(event_shape)
     index = np.asarray(tail_index, np.float64)
     if len(event_shape) != 1 or index.shape != event_shape or not np.all(index > 0):
         raise ValueError(

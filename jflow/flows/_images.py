@@ -3,7 +3,6 @@
 They are written from the image to the noise, so that densities take the forward maps, and inverted.
 """
 
-import operator
 from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any
@@ -13,7 +12,7 @@ import numpy as np
 
 from jflow import bijectors as bj
 from jflow import distributions, nets
-from jflow._core.checks import check_whole
+from jflow._core.checks import check_whole, sizes
 from jflow.flows._flow import elbo_flow, flow
 from jflow.flows._stack import alternating_permutations, recipe, with_inverses
 from jflow.types import Bijector, Distribution, ElboFlow, Elementwise, Flow
@@ -301,7 +300,7 @@ def _stage(univariate: Elementwise, net: nn.Module, remat: bool, half: int, dept
 
 
 def _image_shape(name: str, event_shape: Sequence[int], rows: int, columns: int) -> tuple[int, ...]:
-    shape = tuple(operator.index(size) for size in event_shape)
+    shape = sizes(event_shape)
     if len(shape) != 3 or min(shape) < 1 or shape[0] % rows or shape[1] % columns:
         raise ValueError(
             f"{name}: expected event_shape [H, W, C] with H divisible by {rows} and W by "

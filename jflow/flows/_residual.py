@@ -1,12 +1,12 @@
 """Flows of maps z + g(z): contractions for densities, low rank for variational inference."""
 
 import math
-import operator
 from collections.abc import Callable, Sequence
 
 import flax.linen as nn
 
 from jflow import bijectors, nets
+from jflow._core.checks import sizes
 from jflow.flows._stack import recipe
 from jflow.types import Bijector, Distribution, Flow
 
@@ -284,7 +284,7 @@ def _posterior(
 
 
 def _shape(event_shape, depth: int, least: int) -> tuple[int, ...]:
-    event_shape = tuple(operator.index(size) for size in event_shape)
+    event_shape = sizes(event_shape)
     if depth < least:
         raise ValueError(f"expected depth >= {least}, got {depth}")
     if math.prod(event_shape) < 1:

@@ -1,6 +1,5 @@
 """What the recipes share: a scanned stack of layers between the data and a base."""
 
-import operator
 from collections.abc import Callable, Sequence
 
 import flax.linen as nn
@@ -8,6 +7,7 @@ import numpy as np
 from jaxtyping import Int
 
 from jflow import bijectors, distributions
+from jflow._core.checks import sizes
 from jflow.flows._flow import flow
 from jflow.types import Bijector, Distribution, Flow
 
@@ -57,7 +57,7 @@ def flattened_flow(
 
     `embed` turns cond into what the map sees.
     """
-    event_shape = tuple(operator.index(size) for size in event_shape)
+    event_shape = sizes(event_shape)
     features = int(np.prod(event_shape))
     if features < 1:
         raise ValueError(f"expected an event_shape of positive sizes, got {list(event_shape)}")

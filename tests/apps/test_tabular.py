@@ -314,8 +314,22 @@ def test_a_model_learns_what_no_gaussian_is(tmp_path, capsys):
     assert "600 rows, mean log-density" in capsys.readouterr().out
     found = pd.read_csv(scores)
     np.testing.assert_allclose(found["log_density"], model.log_prob(test), rtol=1e-5, atol=1e-4)
-    assert cli.main(["sample", run, "--num", "4", "--out", rows, "--given", "sied=left"]) == 2
-    assert "did you mean 'side'" in capsys.readouterr().err
+    for given, said in [
+        ("sied=left", "did you mean 'side'"),
+        ("SIDE=left", "did you mean 'side'"),
+        ("x=0.0001", "steps of 0.001; the table writes its values as in '-"),
+        ("side=a..b", "a range needs numbers or dates"),
+    ]:
+        assert cli.main(["sample", run, "--num", "4", "--out", rows, "--given", given]) == 2
+        assert said in capsys.readouterr().err
+    # A second file with its columns in another order, one more, and values of other kinds.
+    other = tmp_path / "other.csv"
+    other.write_text("side,new,y,x\nleft,1,0.5,1.5\nup,2,0.5,1.5\n")
+    assert cli.main(["score", run, str(other)]) == 0
+    said = capsys.readouterr().out
+    assert "2 rows hold what the table of the fit never had" in said
+    assert "column 'side': 1 cell, on line 3: 'up'\n" in said
+    assert "column 'x': 2 cells, the first on line 2: '1.5'; it writes its values as in '-" in said
 
 
 def test_what_the_others_say_little_of_comes_last():
@@ -378,9 +392,12 @@ def test_a_table_of_categories_alone_or_of_one_column(tmp_path):
 
 def test_rows_with_missing_values_are_left_out_by_choice():
     frame = people(100)
-    model = TabularFlow(**SMALL | {"steps": 1}, drop_missing=True).fit(frame)
+    marked = frame.fillna({"income": -99})
+    model = TabularFlow(**SMALL | {"steps": 1}, drop_missing=True, missing=-99).fit(marked)
     assert model.dropped_ == frame["income"].isna().sum() > 0
-    assert not model.sample(200)["income"].isna().any()
+    assert model.sample(200)["income"].min() > 0
+    unseen = model.unseen_cells(marked)  # -99 is no number, and no value is missing any more
+    np.testing.assert_array_equal(unseen, frame.isna())
     frame["income"] = np.where(np.arange(100) < 5, 1.5, np.nan)
     with pytest.raises(ValueError, match="5 rows without a missing value, of 100"):
         TabularFlow(drop_missing=True).fit(frame)
@@ -396,23 +413,13 @@ def test_a_second_call_compiles_nothing(model):
     assert not again
 
 
-@pytest.mark.parametrize(
-    "check",
-    [
-        "check_complex_data",
-        "check_dict_unchanged",
-        "check_estimator_sparse_array",
-        "check_estimators_empty_data_messages",
-        "check_estimators_pickle",
-        "check_fit1d",
-        "check_fit2d_1sample",
-        "check_get_params_invariance",
-        "check_no_attributes_set_in_init",
-        "check_parameters_default_constructible",
-        "check_set_params",
-    ],
-)
-def test_checks_of_scikit_learn(check):
-    """Those that fit little; `check_estimator` runs all."""
-    model = TabularFlow(**SMALL | {"steps": 1, "width": 4})
-    getattr(estimator_checks, check)("TabularFlow", model)
+def test_every_check_of_scikit_learn():
+    """None is expected to fail; the one that is left out needs SciPy's switch for other arrays."""
+    pytest.importorskip("sklearn", minversion="1.6")
+    model = TabularFlow(**SMALL | {"steps": 1, "width": 4, "bins": 2})
+    found = estimator_checks.check_estimator(model, on_skip=None, on_fail=None)
+    status = {result["check_name"]: result["status"] for result in found}
+    failed = {r["check_name"]: r["exception"] for r in found if r["status"] == "failed"}
+    assert not failed
+    others = {name: what for name, what in status.items() if what != "passed"}
+    assert others in ({}, {"check_array_api_input": "skipped"}) and len(status) >= 30

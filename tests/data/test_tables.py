@@ -71,7 +71,7 @@ def test_columns_are_chosen_in_the_order_given(tmp_path):
         ("", "a.csv: the table is empty"),
         ("\n\n# nothing\n", "a.csv: the table is empty"),
         ("x,y\n", "no rows below its header"),
-        ("x,y\n1,2\n3\n4,5\n", "a.csv: line 3 has 1 fields, line 1 has 2"),
+        ("x,y\n1,2\n3\n4,5\n", "a.csv: line 3 has 1 field, line 1 has 2"),
         ("x,y\n1,2\n3,4,5\n", "line 3 has 3 fields"),
     ],
 )

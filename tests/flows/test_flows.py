@@ -279,7 +279,7 @@ def test_options_are_checked_at_construction_and_integers_refused():
         with pytest.raises(ValueError, match=message):
             call()
     for wrong in ((2.5,), 2):
-        with pytest.raises(TypeError):
+        with pytest.raises(TypeError, match=r"expected an event_shape such as \(3,\), got"):
             flows.real_nvp(wrong)
     with pytest.raises(TypeError, match="unexpected keyword argument 'layers'"):
         flows.real_nvp((2,), layers=3)
@@ -294,6 +294,15 @@ def test_options_are_checked_at_construction_and_integers_refused():
             call()
     with pytest.raises(ValueError, match="got a scalar"):
         flow.log_prob(none, 1.0)
+    with pytest.raises(TypeError, match="an array of floats, .*numpy.asarray"):
+        flow.init(jax.random.key(0), np.ones((3, 2), object))
+    for bad, message in [
+        (np.zeros((0, 2)), "at least one row of x, got \\[0, 2\\]"),
+        (np.array([[0.0, 1.0], [2.0, np.nan]]), "got 1 that are not, the first nan in row 1"),
+        (np.array([[0.0, 1e300], [2.0, 3.0]]), r"the first inf in row 0 \(as float32\)"),
+    ]:
+        with pytest.raises(ValueError, match=message), np.errstate(over="ignore"):
+            flow.init(jax.random.key(0), bad)
     labeled = flows.real_nvp((2,), depth=2, hidden=(4,), embed=nn.Embed(3, 2))
     with pytest.raises(ValueError, match="expected cond for Embed, got None"):
         labeled.init(jax.random.key(0), jnp.ones((3, 2)))

@@ -18,6 +18,7 @@ def config(
     decimal: str | None = None,
     day_first: bool | None = None,
     header: bool | None = None,
+    missing: tuple[str, ...] = (),
     drop_missing: bool = False,
     group_repeated: bool = False,
     codes: tuple[
@@ -50,6 +51,7 @@ def config(
         decimal: the decimal mark, "." or ",", where the table does not show it
         day_first: whether dates such as 03/04/2024 have the day first; None looks
         header: whether the first line names the columns; None finds out
+        missing: what stands for a missing value beside NA, ?, - and the like, such as 9999,-99
         drop_missing: whether rows with a missing value are left out; else it is a value like others
         group_repeated: whether identical rows go to one part; refused where that changes the
         columns
@@ -76,6 +78,7 @@ def config(
         decimal=decimal,
         day_first=day_first,
         header=header,
+        missing=missing,
         drop_missing=drop_missing,
         group_repeated=group_repeated,
         seed=seed,
