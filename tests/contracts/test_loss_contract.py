@@ -325,9 +325,9 @@ def balance(make):
     """A loss of a continuous GFlowNet, whose trajectories make two moves, to the numbers of x."""
     normal = lambda mean, x: -jnp.sum(jnp.square(x - mean), axis=1)  # noqa: E731
     moved = lambda params, other, x, step: normal(params * x, other)  # noqa: E731
-    kernel = gflownets.Transition(None, moved, None)
+    move = gflownets.Transition(None, moved, None)
     line = manifolds.euclidean(1)
-    loss = make(gflownets.continuous_policy(line, kernel, kernel, steps=2, flow=Same()))
+    loss = make(gflownets.continuous_policy(line, move, move, steps=2, flow=Same()))
 
     def of_points(number, key, batch, frozen=None):
         x = batch["x"]
