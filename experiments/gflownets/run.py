@@ -15,7 +15,6 @@ results. OUT gets table.md and curves.png.
 import argparse
 import time
 from pathlib import Path
-from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -27,14 +26,6 @@ import jflow
 from jflow import gflownets, losses, train
 
 RATE, EPSILON = 2e-3, 0.05
-
-
-class Target(NamedTuple):
-    """What is drawn from, the width of a network's two layers and the trajectories of an update."""
-
-    environment: gflownets.Environment
-    hidden: int = 128
-    batch: int = 16
 
 
 def six6(folder):
@@ -59,15 +50,13 @@ def graph(vertices=20, share=0.25):
     return gflownets.independent_sets(edges | edges.T)
 
 
-def potential(target):
+def potential(environment, hidden):
     """The network of a learned decomposition."""
-    width = (target.hidden, target.hidden)
-    return jflow.field(gflownets.Perceptron(target.environment.num_actions, width))
+    return jflow.field(gflownets.Perceptron(environment.num_actions, hidden))
 
 
-def objectives(target, policy):
+def objectives(environment, policy, hidden):
     """{name: a loss}; those that need the reward of what is built so far, where there is one."""
-    environment = target.environment
     named = {
         "trajectory balance": losses.trajectory_balance(policy),
         "log-partition variance": losses.log_partition_variance(policy),
@@ -75,7 +64,7 @@ def objectives(target, policy):
         "sub-trajectory balance": losses.sub_trajectory_balance(policy),
         "flow matching": losses.gfn_flow_matching(environment, policy),
         "learned decomposition": losses.learned_energy_decomposition(
-            environment, policy, potential(target)
+            environment, policy, potential(environment, hidden)
         ),
     }
     if environment.stop is not None:
@@ -85,27 +74,27 @@ def objectives(target, policy):
     return named
 
 
-def measured(target, states, policy, loss, updates, points, seed):
+def measured(environment, states, policy, loss, hidden, batch, updates, points, seed):
     """(seconds, the total variation at so many points of the training)."""
-    environment, wanted = target.environment, gflownets.reward_distribution(states)
     net_key, potential_key, state_key, run_key = jax.random.split(jax.random.key(seed), 4)
     x = environment.observe(environment.reset(1))
     params = policy.init(net_key)
-    params["potential"] = potential(target).init(potential_key, x, jnp.zeros(1))
+    params["potential"] = potential(environment, hidden).init(potential_key, x, jnp.zeros(1))
     schedule = optax.cosine_decay_schedule(RATE, updates)
     optimizer = optax.partition(
         {"networks": optax.adam(schedule), "log_z": optax.adam(0.1)},
         {"net": "networks", "potential": "networks", "log_z": "log_z"},
     )
     step = train.make_step(loss, optimizer)
-    batches = gflownets.rollouts(environment, policy, target.batch, epsilon=EPSILON)
+    batches = gflownets.rollouts(environment, policy, batch, epsilon=EPSILON)
+    target = gflownets.reward_distribution(states)
 
     @jax.jit
     def run(state, keys):
         one = lambda state, key: (step(state, batches(state, key))[0], None)  # noqa: E731
         state, _ = jax.lax.scan(one, state, keys)
         found = gflownets.exact_distribution(policy, state.params, states)
-        return state, gflownets.total_variation(found, wanted)
+        return state, gflownets.total_variation(found, target)
 
     state = train.init_state(params, optimizer, state_key)
     keys = jax.random.split(run_key, updates).reshape(points, -1)
@@ -116,12 +105,12 @@ def measured(target, states, policy, loss, updates, points, seed):
     return time.process_time() - start, errors
 
 
-def regressed(target, states, updates, seed):
+def regressed(environment, states, hidden, batch, updates, seed):
     """(seconds, the total variation of a network of the same width that is told the log-rewards of
     as many objects, drawn uniformly): what it can know of them."""
-    x = target.environment.observe(jax.tree.map(jnp.asarray, states.terminals))
+    x = environment.observe(jax.tree.map(jnp.asarray, states.terminals))
     y = jnp.asarray(states.log_reward)
-    net = jflow.field(gflownets.Perceptron(1, (target.hidden, target.hidden)))
+    net = jflow.field(gflownets.Perceptron(1, hidden))
     net_key, run_key = jax.random.split(jax.random.key(seed))
     optimizer = optax.adam(optax.cosine_decay_schedule(RATE, updates))
 
@@ -130,7 +119,7 @@ def regressed(target, states, updates, seed):
 
     def update(carry, key):
         params, memory = carry
-        at = jax.random.randint(key, (target.batch,), 0, len(y))
+        at = jax.random.randint(key, (batch,), 0, len(y))
         grads = jax.grad(lambda params: jnp.mean((read(params, x[at]) - y[at]) ** 2))(params)
         step, memory = optimizer.update(grads, memory)
         return (optax.apply_updates(params, step), memory), None
@@ -138,8 +127,8 @@ def regressed(target, states, updates, seed):
     @jax.jit
     def run(params, keys):
         (params, _), _ = jax.lax.scan(update, (params, optimizer.init(params)), keys)
-        wanted = gflownets.reward_distribution(states)
-        return gflownets.total_variation(jax.nn.softmax(read(params, x)), wanted)
+        found = jax.nn.softmax(read(params, x))
+        return gflownets.total_variation(found, gflownets.reward_distribution(states))
 
     start = time.process_time()
     params = net.init(net_key, x[:1], jnp.zeros(1))
@@ -148,17 +137,14 @@ def regressed(target, states, updates, seed):
 
 
 def targets(args):
-    """{name: Target}."""
+    """{name: an environment}."""
     if args.short:
-        return {
-            "hypergrid 4x4": Target(gflownets.hypergrid(2, 4), 16),
-            "independent sets": Target(graph(8), 16),
-        }
+        return {"hypergrid 4x4": gflownets.hypergrid(2, 4), "independent sets": graph(8)}
     return {
-        "hypergrid 8x8x8": Target(gflownets.hypergrid(3, 8)),
-        "TFBind8 (SIX6)": Target(six6(args.data_dir), 512, 128),
-        "QM9 strings": Target(qm9(args.data_dir)),
-        "independent sets": Target(graph()),
+        "hypergrid 8x8x8": gflownets.hypergrid(3, 8),
+        "TFBind8 (SIX6)": six6(args.data_dir),
+        "QM9 strings": qm9(args.data_dir),
+        "independent sets": graph(),
     }
 
 
@@ -170,36 +156,37 @@ def main() -> None:
     parser.add_argument("--data-dir", type=Path, help="needed without --short")
     parser.add_argument("--updates", type=int, default=5000)
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--hidden", type=int, help="the width of two layers, for all targets")
-    parser.add_argument("--batch", type=int, help="trajectories of an update, for all targets")
+    parser.add_argument("--hidden", type=int, default=128, help="the width of two layers")
+    parser.add_argument("--batch", type=int, default=16, help="trajectories of an update")
     parser.add_argument("--only", nargs="*", help="objectives")
     parser.add_argument("--targets", nargs="*")
     parser.add_argument("--short", action="store_true")
     args = parser.parse_args()
     if not args.short and args.data_dir is None:
         parser.error("expected --data-dir, or --short")
+    hidden, batch = (args.hidden, args.hidden), args.batch
     updates, points = (20, 2) if args.short else (args.updates, 20)
     args.out.mkdir(parents=True, exist_ok=True)
     figure, axes = plt.subplots(1, 4, figsize=(13, 4), layout="constrained")
     lines = ["| target | objective | total variation | CPU s |", "|---|---|---|---|"]
-    for axis, (name, target) in zip(axes, targets(args).items(), strict=False):
+    for axis, (name, environment) in zip(axes, targets(args).items(), strict=False):
         if args.targets and name not in args.targets:
             continue
-        hidden, batch = args.hidden or target.hidden, args.batch or target.batch
-        target = target._replace(hidden=hidden, batch=batch)
-        states = gflownets.enumerate_states(target.environment)
-        policy = gflownets.mlp_policy(target.environment, (hidden, hidden))
-        params, wanted = policy.init(jax.random.key(0)), gflownets.reward_distribution(states)
+        states = gflownets.enumerate_states(environment)
+        policy = gflownets.mlp_policy(environment, hidden)
+        params, target = policy.init(jax.random.key(0)), gflownets.reward_distribution(states)
         uniform = gflownets.exact_distribution(policy, params, states)
-        start = float(gflownets.total_variation(uniform, wanted))
+        start = float(gflownets.total_variation(uniform, target))
         lines.append(f"| {name} | none, actions equally likely | {start:.4f} | |")
-        seconds, error = regressed(target, states, updates, args.seed)
+        seconds, error = regressed(environment, states, hidden, batch, updates, args.seed)
         lines.append(f"| {name} | none, regression of log-rewards | {error:.4f} | {seconds:.0f} |")
         print(*lines[-2:], sep="\n", flush=True)
-        for objective, loss in objectives(target, policy).items():
+        for objective, loss in objectives(environment, policy, hidden).items():
             if args.only and objective not in args.only:
                 continue
-            seconds, errors = measured(target, states, policy, loss, updates, points, args.seed)
+            seconds, errors = measured(
+                environment, states, policy, loss, hidden, batch, updates, points, args.seed
+            )
             lines.append(f"| {name} | {objective} | {errors[-1]:.4f} | {seconds:.0f} |")
             print(lines[-1], flush=True)
             at = np.arange(points + 1) * updates // points
