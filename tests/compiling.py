@@ -104,15 +104,16 @@ def make_arrays_in_numpy() -> None:
 
         @functools.wraps(plain)
         def make(*args, **named):
-            x, dtype = (*args, None)[:2] if args else (None, None)
-            dtype = named.get("dtype", dtype)
-            few = len(args) <= 2 and named.keys() <= {"dtype"}
-            if few and takes(x) and trace_state_clean():
-                made = in_numpy(x)
-                to = jax.dtypes.canonicalize_dtype(made.dtype if dtype is None else dtype)
-                if made.dtype.kind in "biuf" and (dtype is None or jnp.dtype(dtype) == to):
-                    return jax.device_put(made.astype(to))
-            return plain(*args, **named)
+            few = 1 <= len(args) <= 2 and named.keys() <= {"dtype"}
+            if not (few and takes(args[0]) and trace_state_clean()):
+                return plain(*args, **named)
+            made, asked = in_numpy(args[0]), named.get("dtype", (*args, None)[1])
+            if made.dtype.kind not in "biuf":
+                return plain(*args, **named)
+            dtype = jax.dtypes.canonicalize_dtype(made.dtype if asked is None else asked)
+            if asked is not None and dtype != jnp.dtype(asked):  # which JAX warns of
+                return plain(*args, **named)
+            return jax.device_put(made.astype(dtype))
 
         setattr(jnp, name, make)
 
