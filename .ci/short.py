@@ -80,12 +80,12 @@ JOBS = [
         "experiments/flow_posteriors/run.py vae --short",
     ],
     [
-        "experiments/log_densities/run.py log_z --short",
-        "experiments/log_densities/run.py posteriordb --short",
+        "experiments/log_densities/run.py log_z --out {} --short",
+        "experiments/log_densities/run.py posteriordb --out {} --short",
     ],
     [
         f"experiments/stochastic_flows/run.py {table} --short"
-        for table in ("double_well", "diffusions", "evidence", "particles")
+        for table in ("double_well", "diffusions", "evidence", "particles", "lattice")
     ],
     ["experiments/fast_autoregressive_inverse/measure.py --short"],
     [

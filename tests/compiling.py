@@ -2,13 +2,17 @@
 
 import functools
 import os
+import re
 import subprocess
 import sys
 import threading
 
 import jax
+import jax.numpy as jnp
+import numpy as np
 from flax.core import meta
 from flax.core.scope import Scope
+from jax._src.core import trace_state_clean
 from jax._src.interpreters import mlir
 
 _FLAGS = (
@@ -91,6 +95,38 @@ def compare_shapes_once() -> None:
     Scope.param = param
 
 
+def make_arrays_in_numpy() -> None:
+    """Let jnp.asarray and the like put on the device what numpy makes. JAX compiles a program for
+    each shape and type that they are called with outside jit."""
+
+    def replace(name, in_numpy, takes):
+        plain = getattr(jnp, name)
+
+        @functools.wraps(plain)
+        def make(*args, **named):
+            few = 1 <= len(args) <= 2 and named.keys() <= {"dtype"}
+            if not (few and takes(args[0]) and trace_state_clean()):
+                return plain(*args, **named)
+            made, asked = in_numpy(args[0]), named.get("dtype", (*args, None)[1])
+            if made.dtype.kind not in "biuf":
+                return plain(*args, **named)
+            dtype = jax.dtypes.canonicalize_dtype(made.dtype if asked is None else asked)
+            if asked is not None and dtype != jnp.dtype(asked):  # which JAX warns of
+                return plain(*args, **named)
+            return jax.device_put(made.astype(dtype))
+
+        setattr(jnp, name, make)
+
+    def numbers(x):
+        kinds = {type(n) for n in jax.tree.leaves(x)}
+        return type(x) in (list, tuple) and kinds <= {bool, int, float}
+
+    for name in ("array", "asarray"):
+        replace(name, np.asarray, lambda x: type(x) is np.ndarray or numbers(x))
+    for name in ("zeros", "ones"):
+        replace(name, getattr(np, name), lambda shape: type(shape) is int or numbers(shape))
+
+
 _COUNT = [0]
 jax.monitoring.register_event_duration_secs_listener(
     lambda name, seconds, **_: _COUNT.__setitem__(
@@ -110,6 +146,11 @@ def called_twice(**calls) -> tuple[dict, dict[str, int]]:
         if _COUNT[0] > before:
             again[name] = _COUNT[0] - before
     return results, again
+
+
+def program(function, *args) -> str:
+    """The traced program of a call as text: equal texts with equal constants are equal values."""
+    return re.sub("0x[0-9a-f]+", "", str(jax.make_jaxpr(function)(*args)))
 
 
 def equations(function, *args) -> int:

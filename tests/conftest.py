@@ -8,12 +8,19 @@ from pathlib import Path
 import jax
 import psutil
 import pytest
-from compiling import compare_shapes_once, leave_contexts, leave_the_optimizer_out, share_contexts
+from compiling import (
+    compare_shapes_once,
+    leave_contexts,
+    leave_the_optimizer_out,
+    make_arrays_in_numpy,
+    share_contexts,
+)
 
 if not {"PYTEST_XDIST_WORKER", "JFLOW_TEST_OPTIMIZED"} & set(os.environ):  # workers inherit it
     leave_the_optimizer_out()
 share_contexts()
 compare_shapes_once()
+make_arrays_in_numpy()
 
 jax.config.update("jax_numpy_rank_promotion", "raise")
 if os.environ.get("JFLOW_TEST_KEYS") == "1":

@@ -2,11 +2,14 @@
 
     PYTHON benchmarks/peers/torch_gflownets.py
 
-A request is {"rollout": rows, "times": n}, answered with the CPU seconds of n rollouts, or
-{"train": updates, "rows": rows}, answered with [seconds, the total variation to the rewards].
+A request is {kind: rows, "times": n}, answered with the CPU seconds of n of them, where a kind is
+"rollout", "update" (with a rollout, the loss, its gradients and Adam) or "products" (those of the
+network, for as many states), or {"train": updates, "rows": rows}, answered with [seconds, the total
+variation to the rewards].
 torchgfn needs numpy below 2: an environment of its own (pip install torch torchgfn).
 """
 
+import functools
 import itertools
 import json
 import sys
@@ -25,7 +28,7 @@ try:
 except ImportError as error:
     sys.exit(f"{error}: this script needs torch and torchgfn")
 
-DIMENSION, SIDE, WIDTH = 3, 8, 256
+DIMENSION, SIDE, WIDTH, LENGTH = 3, 8, 256, 4  # LENGTH: of a trajectory, on average
 
 
 def model():
@@ -39,12 +42,43 @@ def model():
     return env, forward, TBGFlowNet(pf=pf, pb=pb), Sampler(estimator=pf)
 
 
-def rollout(sampler, env, rows, times):
+def timed(call, times):
+    """CPU seconds."""
     start = time.process_time()
-    with torch.no_grad():
-        for _ in range(times):
-            sampler.sample_trajectories(env, n=rows)
+    for _ in range(times):
+        call()
     return time.process_time() - start
+
+
+def rollout(rows):
+    env, _, _, sampler = model()
+    return torch.no_grad()(lambda: sampler.sample_trajectories(env, n=rows))
+
+
+def products(rows):
+    """The network's output at `rows` random observations, LENGTH times."""
+    _, forward, _, _ = model()
+    x = torch.randn(rows, DIMENSION * SIDE)
+
+    def run():
+        for _ in range(LENGTH):
+            forward(x)
+
+    return torch.no_grad()(run)
+
+
+def update(rows):
+    """At a rate of 0, so that all do the same."""
+    env, _, gfn, sampler = model()
+    optimizer = torch.optim.Adam(gfn.parameters(), lr=0.0)
+
+    def run():
+        made = sampler.sample_trajectories(env, n=rows, save_logprobs=True)
+        optimizer.zero_grad()
+        gfn.loss_from_trajectories(env, made, recalculate_all_logprobs=True).backward()
+        optimizer.step()
+
+    return run
 
 
 def train(updates, rows):
@@ -84,15 +118,19 @@ def variation(forward):
     return float(np.abs(here * p[:, -1] - reward / reward.sum()).sum() / 2)
 
 
+KINDS = {"rollout": rollout, "products": products, "update": update}
+
+
 def main() -> None:
     torch.set_num_threads(1)  # threads that wait for one another would count as CPU time
-    env, _, _, sampler = model()
+    make = functools.cache(lambda kind, rows: KINDS[kind](rows))
     for line in sys.stdin:
         request = json.loads(line)
         if "train" in request:
             answer = train(request["train"], request["rows"])
         else:
-            answer = rollout(sampler, env, request["rollout"], request["times"])
+            times = request.pop("times")
+            answer = timed(make(*next(iter(request.items()))), times)
         print(json.dumps(answer), flush=True)
 
 

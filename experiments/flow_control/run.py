@@ -8,8 +8,9 @@ reward. A decision holds its action for 4 steps, 12 decisions are an episode. `l
 trains a `flows.soft_policy` from its own episodes and nothing else, beside behavior cloning of the
 mediocre episodes of that experiment by `losses.nll`. Then the policy that was learned is the
 expert: from 4 of its episodes and no reward, `losses.coupled_flows` gives a reward to a second
-policy, beside behavior cloning of the same 4 episodes. OUT gets table.md and curve.png; README.md
-beside this file has the results.
+policy, beside behavior cloning of the same 4 episodes. OUT keeps what
+each seed found, so that a run goes on where it was cut off, and gets table.md and curve.png;
+README.md beside this file has the results.
 """
 
 import argparse
@@ -227,6 +228,16 @@ def one_seed(seed, args):
     return rows, jax.device_get((curve, imitated))
 
 
+def kept(seed, args):
+    """What a seed found, from its file where it is there."""
+    path = args.out / f"seed_{seed}.npz"
+    if not path.exists():
+        rows, curves = one_seed(seed, args)
+        np.savez(path, curves=np.stack(curves), **rows)
+    found = dict(np.load(path))
+    return found, found.pop("curves")
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--out", type=Path, required=True, help="folder of table and picture")
@@ -246,7 +257,7 @@ def main() -> None:
         args.seeds, args.iterations, args.cloning, args.width = 1, 5, 5, 8
         args.envs, args.buffer, args.episodes, args.test = 4, 4, 10, 8
     args.out.mkdir(parents=True, exist_ok=True)
-    made = [one_seed(seed, args) for seed in range(args.seeds)]
+    made = [kept(seed, args) for seed in range(args.seeds)]
     lines = ["| policy | " + " | ".join(f"seed {i}" for i in range(args.seeds)) + " | mean |"]
     lines.append("|---" * (args.seeds + 2) + "|")
     for name in made[0][0]:

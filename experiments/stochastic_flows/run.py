@@ -1,9 +1,10 @@
-"""Stochastic flows, diffusion samplers, evidence and particles: what each adds, in four tables.
+"""Stochastic flows, diffusion samplers, evidence, particles and a lattice field, in five tables.
 
     python experiments/stochastic_flows/run.py double_well [--picture wells.png]
     python experiments/stochastic_flows/run.py diffusions
     python experiments/stochastic_flows/run.py evidence
     python experiments/stochastic_flows/run.py particles
+    python experiments/stochastic_flows/run.py lattice
 
 Minutes each on two CPU cores; --short shrinks each to seconds. Prints the tables of README.md
 beside this file. The picture needs the extra `experiments`, nothing is downloaded.
@@ -11,7 +12,9 @@ beside this file. The picture needs the extra `experiments`, nothing is download
 Methods: Wu, Köhler, Noé, *Stochastic Normalizing Flows* (2020); Zhang, Chen, *Path Integral
 Sampler* (2021); Zhang et al., *Diffusion Generative Flow Samplers* (2023); Polanska et al.,
 *Learned harmonic mean estimation of the Bayesian evidence with normalizing flows* (2024);
-Wirnsberger et al., *Targeted free energy estimation via learned mappings* (2020).
+Wirnsberger et al., *Targeted free energy estimation via learned mappings* (2020); Albergo, Kanwar,
+Shanahan, *Flow-based generative models for Markov chain Monte Carlo in lattice field theory*
+(2019).
 """
 
 import argparse
@@ -360,9 +363,69 @@ def particles(args):
     args.note("particles", start)
 
 
+# ---- a field on a lattice: flow proposals beside Hamiltonian transitions
+
+
+def autocorrelation_time(series):
+    """1/2 + the sum of the autocorrelations of [steps, chains], up to five times itself."""
+    x, n = series - series.mean(), len(series)
+    power = np.abs(np.fft.rfft(x, 2 * n, axis=0)) ** 2
+    covariance = np.fft.irfft(power, axis=0)[:n].mean(1) / (n - np.arange(n))
+    times = 0.5 + np.cumsum(covariance[1:] / covariance[0])
+    return times[np.argmax(np.arange(1, n) >= 5 * times)]
+
+
+def lattice(args):
+    """phi^4 on 6 x 6 sites: 100 chains of 2000 states from draws of the flow."""
+    steps, chains, kept, depth = (5, 8, 50, 2) if args.short else (4000, 100, 2000, 16)
+    target = energy.phi4((6, 6), mass_squared=-4.0, coupling=6.975)
+    flow = flows.real_nvp((6, 6), depth=depth, hidden=(64, 64), standardize=False)
+    keys = jax.random.split(jax.random.key(6), 4)
+    start = time.perf_counter()
+    params = flow.init(keys[0], jnp.zeros((2, 6, 6)))
+    loss = losses.path_gradient(flow, target.log_density, draws=128)
+    params = jax.jit(lambda params, key: trained(loss, params, steps, 1e-3, key=key))(
+        params, keys[1]
+    )
+    draw = jax.jit(flow.sample_and_log_prob, static_argnums=2)
+    x, log_q = draw(params, keys[2], 20 * chains)
+    weights = target.log_density(x) - log_q
+    log_z, error = energy.estimate_log_z(weights)
+    share = energy.effective_sample_size(weights) / len(weights)
+    print(f"the flow: ESS {share:.2f}, log Z {log_z:.3f} +- {error:.3f}")
+    args.note("the flow", start)
+    jumps = energy.independence_kernel(flow, params)
+    local = energy.hamiltonian_kernel(0.1, 10)
+    print("| transition | accepted | time of M^2 | time of the action | M^2 | gradients |")
+    print("|---|---|---|---|---|---|")
+    for name, kernel, gradients in (
+        ("flow proposals", jumps, 0),
+        ("Hamiltonian, 10 steps", local, 11),
+        ("one after the other", energy.successive_kernels(jumps, local), 11),
+    ):
+        start = time.perf_counter()
+
+        @jax.jit
+        def run(x, key, kernel=kernel):
+            states, accepted = energy.run_chains(kernel, target, x, key, kept)
+            squares = jnp.square(jnp.mean(states, axis=(2, 3)))
+            return squares, jax.lax.map(target.log_density, states), accepted
+
+        squares, action, accepted = jax.device_get(run(x[:chains], keys[3]))
+        squares, action = (one[kept // 10 :].astype(np.float64) for one in (squares, action))
+        error = squares.mean(0).std() / np.sqrt(chains)
+        print(
+            f"| {name} | {accepted.mean():.2f} | {autocorrelation_time(squares):.1f} |"
+            f" {autocorrelation_time(action):.1f} | {squares.mean():.4f} +- {error:.4f} |"
+            f" {gradients} |",
+            flush=True,
+        )
+        args.note(name, start)
+
+
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    tables = {f.__name__: f for f in (double_well, diffusions, evidence, particles)}
+    tables = {f.__name__: f for f in (double_well, diffusions, evidence, particles, lattice)}
     parser.add_argument("table", choices=tables)
     parser.add_argument("--short", action="store_true", help="seconds, for a trial")
     parser.add_argument("--seconds", action="store_true", help="say what each row took")

@@ -90,8 +90,9 @@ def langevin(
 
         x = z + step grad log p~(z) + sqrt(2 step) e,    e ~ N(0, I)
 
-    No step is rejected. The contribution of `forward` is (|e|^2 - |e'|^2) / 2, with the noise e'
-    of the same step from x back to z, e' = (z - x - step grad log p~(x)) / sqrt(2 step).
+    No step is rejected; R steps take R + 1 gradients. The contribution of `forward` is (|e|^2 -
+    |e'|^2) / 2, with the noise e' of the same step from x back to z, e' = (z - x - step grad log
+    p~(x)) / sqrt(2 step).
 
     Args:
         log_density: the unnormalized log p~, x [n, *event] -> [n]; where there is a cond, (x, cond)

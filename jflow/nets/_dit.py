@@ -247,7 +247,7 @@ def shared_blocks(module: Any, block: nn.Module, h: Array, *args) -> Array:
     def stacked(key):
         return jax.vmap(partial(init, name="stacked"))(jax.random.split(key, module.num_layers))
 
-    if module.is_initializing():
+    if "shared" not in module.variables.get("params", {}):
         module.param("shared", init, "shared")
         module.param("stacked", stacked)
     params = module.variables["params"]  # as they are: Flax would trace their init to compare

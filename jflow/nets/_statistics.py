@@ -97,18 +97,17 @@ class BatchNorm(nn.Module):
 class PowerNorm(nn.Module):
     """Normalization of each feature by a running root mean square.
 
-        y = x / sqrt(p + epsilon) * scale + bias,      p <- decay p + (1 - decay) mean(x^2)
+        y = s / sqrt(p + epsilon) * scale + bias,      p <- decay p + (1 - decay) mean(s^2)
 
-    where the features of each token, in groups, are brought to root mean square 1 before; without
-    that a stream of tokens that grows is ahead of its running p, and a DiT trained to a loss of
-    noise. With statistics the forward pass reads p from before the batch, and the gradient g of z =
-    x / sqrt(p) becomes (g - n z) / sqrt(mean(x^2)) in the place of its own, with n a running
-    estimate of mean(g z): n <- n (1 - (1 - decay) mean(z^2)) + (1 - decay) mean(g z). Without, for
-    the first steps, it divides by the root mean square of the batch.
+    where s is x with each token at root mean square 1, in each group of its features. With
+    statistics the forward pass reads p from before the batch, and the gradient g of z = s / sqrt(p)
+    becomes (g - n z) / sqrt(mean(s^2)) in the place of its own, with n a running estimate of
+    mean(g z): n <- n (1 - (1 - decay) mean(z^2)) + (1 - decay) mean(g z). Without, for the first
+    steps, it divides by the root mean square of the batch.
 
     Attributes:
-        groups: the number of groups, which divides the width; None leaves the tokens as they are,
-            and then the normalization is linear in x for samples.
+        groups: the number of groups, which divides the width; None is s = x, and the normalization
+            is linear in x for samples, but fails where tokens grow faster than p follows.
         decay: of the running means, in (0, 1).
         epsilon: what is added to the mean square.
         affine: whether there are weights, scale and bias.

@@ -298,14 +298,12 @@ def measured(name):
     """What most tests look at, under strict promotion of types. What is called outside jit is
     compiled once for all of them; jit has the density and its gradient. Events of two numbers come
     with the grid on which the density is integrated, and with many samples: after the first B rows
-    all have one cond. Both directions take as many rows as those, so that a layer compiles each of
-    them once."""
+    all have one cond."""
     flow, params, x, cond = setup(name)
     key = jax.random.key(3)
     traces = []
     plane = TABLE[name].event == (2,)
     points = grid_points(name, TABLE[name].points, 2)[0].astype(np.float32) if plane else x[:0]
-    many = np.concatenate([x, points])
     n = TABLE[name].samples if plane else B
     more = lambda rows: jax.tree.map(  # noqa: E731
         lambda c, one: np.concatenate([c, one]), cond, one_cond(name, rows)
@@ -321,19 +319,17 @@ def measured(name):
         r = {}
         r["log_prob"], r["grads"] = run(params, x, cond)
         r["without jit"], r["compiled again"] = called_twice(
-            init=lambda: flow.init(key, many, more(len(points))),
-            log_prob=lambda: flow.log_prob(params, many, more(len(points))),
+            init=lambda: flow.init(key, x, cond),
+            log_prob=lambda: flow.log_prob(params, np.concatenate([x, points]), more(len(points))),
             sample=lambda: flow.sample(params, key, n, more(n - B)),
             sample_and_log_prob=lambda: flow.sample_and_log_prob(params, key, n, more(n - B)),
-            inverse=lambda: flow.inverse(params, many, more(len(points))),
+            inverse=lambda: flow.inverse(params, x, cond),
         )
-        first = lambda found: jax.tree.map(lambda rows: np.asarray(rows)[:B], found)  # noqa: E731
-        r["z"], r["inverse_log_det"] = first(r["without jit"]["inverse"])
-        z = np.resize(r["z"], (n, *r["z"].shape[1:]))
+        r["z"], r["inverse_log_det"] = r["without jit"]["inverse"]
         found, r["compiled by forward"] = called_twice(
-            forward=lambda: flow.forward(params, z, more(n - B))
+            forward=lambda: flow.forward(params, r["z"], cond)
         )
-        r["x_again"], r["forward_log_det"] = first(found["forward"])
+        r["x_again"], r["forward_log_det"] = found["forward"]
         missing = np.array(x)
         missing[2, 0] = np.nan
         r["missing"], _ = run(params, missing, cond)

@@ -132,7 +132,7 @@ def test_probes_need_a_key_and_share_it():
 
 
 def test_adjoints_agree():
-    """Backsolve solves its own equation, to the accuracy of 40 steps. Direct is in
+    """Backsolve solves its own equation, to the accuracy of 20 steps. Direct is in
     tests/flows/test_cnf_gradients.py."""
     default, params, x = net_flow(2, method=20)
     grads = []
@@ -144,7 +144,7 @@ def test_adjoints_agree():
             cnf(
                 velocity(Net()),
                 distributions.normal((2,)),
-                method=solvers.fixed(40, diffrax.Bosh3(), adjoint=adjoint),
+                method=solvers.fixed(20, adjoint=adjoint),
             )
         )
         grads.append(jax.jit(jax.grad(lambda p: loss(p, None, {"x": x})[0]))(params))  # noqa: B023

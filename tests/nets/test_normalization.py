@@ -330,13 +330,12 @@ def test_bad_options_are_named():
 def test_normalized_kernels(make):
     """The function at first, the property of the kernel, and the gradient in a direction, which is
     orthogonal to it since its length does not count."""
-    net, x = make(jflow.velocity(nets.TimeMLP(hidden=(8,)))), jnp.asarray(X[:, 0], jnp.float32)
+    net, x = make(jflow.velocity(nets.TimeMLP(hidden=(8,)))), X[:, 0].astype(np.float32)
 
     @jax.jit
     def run(key):
-        key, other = jax.random.split(key)
-        params = net.init(key, x, T)
-        moved = jax.tree.map(lambda p: p + 0.3 * jax.random.normal(other, p.shape), params)
+        params, draw = net.init(key, x, T), np.random.default_rng(6)
+        moved = jax.tree.map(lambda p: p + 0.3 * draw.normal(size=p.shape).astype(p.dtype), params)
         gradient = jax.grad(lambda p: jnp.sum(net.apply(p, x, T) ** 2))(moved)
         larger = jax.tree.map(lambda p: p, moved)
         larger["MLP_0"]["Dense_0"]["kernel"]["direction"] *= 3.0
@@ -359,7 +358,7 @@ def test_normalized_kernels(make):
         largest = np.linalg.svd(w / nets.norms.spectral_bound(jnp.asarray(w)))[1][0]
         assert 0.99 < largest < 1 + 1e-5 and kernel["gain"].shape == (1, 1)
     scanned = make(jflow.velocity(nets.TokenDiT(**SIZES)))
-    shapes = jax.eval_shape(scanned.init, jax.random.key(0), jnp.asarray(X, jnp.float32), T)
+    shapes = jax.eval_shape(scanned.init, jax.random.key(0), X.astype(np.float32), T)
     gain = shapes["blocks"]["in"]["kernel"]["gain"].shape
     assert gain == ((2, 1, 1) if make is nets.spectral_norm else (2, 1, 32))
 
