@@ -65,8 +65,8 @@ class TabularFlow(BaseEstimator):
         decimal: The decimal mark, '.' or ',', where the table does not show it.
         day_first: Whether dates such as 03/04/2024 have the day first; None looks.
         header: Whether the first line of a file names the columns; None finds out.
-        missing: Texts or numbers that stand for a missing value, such as '9999', beside NA, ?, -
-            and the like.
+        missing: Texts or numbers, or one, that stand for a missing value, such as 9999, beside NA,
+            ?, - and the like.
         drop_missing: Whether rows with a missing value are left out (`dropped_` counts them); else
             that a value is missing is part of what is modeled.
         group_repeated: Whether identical rows go to one part of the table.
@@ -121,7 +121,7 @@ class TabularFlow(BaseEstimator):
         decimal: str | None = None,
         day_first: bool | None = None,
         header: bool | None = None,
-        missing: Sequence[str] = (),
+        missing: Any = (),
         drop_missing: bool = False,
         group_repeated: bool = False,
         width: int = 384,
