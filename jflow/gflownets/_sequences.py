@@ -82,7 +82,7 @@ def two_ended_sequences(log_reward: TokenReward, length: int, num_tokens: int) -
     _check("two_ended_sequences", length, num_tokens)
 
     def step(tokens, action):
-        token = action % num_tokens
+        token = (action % num_tokens).astype(tokens.dtype)
         prepended = jnp.roll(tokens, 1, axis=1).at[:, 0].set(token)
         return jnp.where((action < num_tokens)[:, None], prepended, _append(tokens, token))
 
