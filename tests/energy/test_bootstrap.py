@@ -50,12 +50,13 @@ def test_a_buffer_keeps_the_newest_and_draws_by_weight():
     ratio = NORMAL.log_prob({}, jnp.ones((1, 1))) - FLOW.log_prob(moved, jnp.ones((1, 1)))
 
     @jax.jit
-    def run(keys):
+    def run(keys, key):
         one = jax.vmap(lambda k: energy.draw_replay(FLOW, replay, moved, k, 1)[1])(keys)
-        after, batch = energy.draw_replay(FLOW, replay, moved, keys[0], 5)
+        after, batch = energy.draw_replay(FLOW, replay, moved, key, 5)
         return one, after, batch
 
-    one, after, batch = jax.device_get(run(jax.random.split(KEY, 200)))
+    key, other = jax.random.split(KEY)
+    one, after, batch = jax.device_get(run(jax.random.split(key, 200), other))
     assert np.mean(one["x"] == 1) > 0.99
     np.testing.assert_allclose(one["weight"][one["x"][:, 0, 0] == 1], np.exp(ratio)[0], rtol=1e-5)
     assert sorted(batch["weight"] > 0) == [False, False, True, True, True]

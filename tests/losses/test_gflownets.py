@@ -195,7 +195,9 @@ def test_zero_for_exact_flows_and_elsewhere_what_numpy_says_with_its_gradient(na
     @jax.jit
     def run(params, direction, batch):
         return {
-            loss: jax.jvp(lambda p, f=f: f(p, KEY, batch)[0], (params,), (direction,))
+            loss: jax.jvp(
+                lambda p, f=f: f(p, jax.random.clone(KEY), batch)[0], (params,), (direction,)
+            )
             for loss, f in made.items()
         }
 

@@ -27,10 +27,10 @@ def test_the_decoder_draws_what_symbols_and_their_neighbors_stand_for():
     """Which nothing but the features tells; without them the samples are 2 away on average, and a
     causal decoder is off by the next code, 1."""
     velocity = jflow.velocity(nets.TokenDiT(width=16, num_layers=2, num_heads=2))
-    _, batch = rows(256, 0)
+    _, batch = rows(64, 0)
     optimizer = optax.adam(1e-2)
     state = train.init_state(
-        velocity.init(jax.random.key(0), batch["x"], np.zeros(256, np.float32), batch["cond"]),
+        velocity.init(jax.random.key(0), batch["x"], np.zeros(64, np.float32), batch["cond"]),
         optimizer,
         jax.random.key(1),
     )
