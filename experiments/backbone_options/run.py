@@ -70,6 +70,7 @@ NORMS = {
     "PowerNorm": Option({"norm": nets.PowerNorm}, warm=1 / 3),
     "PowerNorm, unscaled": Option({"norm": partial(nets.PowerNorm, groups=None)}, warm=1 / 3),
     "Unified": Option({"norm": nets.UnifiedNorm}, warm=1 / 3),
+    "Unified, rate 1e-3": Option({"norm": nets.UnifiedNorm}, warm=1 / 3, rate=1e-3),
     "Online": Option({"norm": partial(nets.OnlineNorm, decay=0.99)}),  # 0.999 diverges
     "batch-channel, WS": Option({"norm": nets.BatchChannelNorm}, nets.standardized_kernels),
     "weight norm": Option({"norm": nets.NoNorm}, nets.weight_norm),
