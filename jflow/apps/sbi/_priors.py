@@ -51,8 +51,8 @@ def box_uniform(low: ArrayLike, high: ArrayLike) -> Prior:
     first, last = np.asarray(low, np.float32), np.asarray(high, np.float32)
     if first.ndim != 1 or first.shape != last.shape or not first.size or not (first < last).all():
         raise ValueError(
-            f"box_uniform: expected low [d] and high [d] with low < high, got {first.tolist()} and"
-            f" {last.tolist()}"
+            f"box_uniform: expected low [d] and high [d] with low < high, such as [0, 0] and [1, 5]"
+            f" for two parameters, got {first.tolist()} and {last.tolist()}"
         )
     if not (np.isfinite(first).all() and np.isfinite(last).all()):
         raise ValueError("box_uniform: expected finite ends; a prior on the reals is a normal")
