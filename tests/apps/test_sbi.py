@@ -101,6 +101,8 @@ def test_densities_of_priors_are_those_of_the_parts():
 def test_a_prior_that_is_none_is_refused():
     with pytest.raises(TypeError, match="expected a distribution of jflow, NumPyro or scipy"):
         sbi.as_prior(3.0)
+    with pytest.raises(TypeError, match=r"got a tuple.*box_uniform\(low, high\)"):
+        sbi.as_prior(([0.0, 0.0], [1.0, 1.0]))
     with pytest.raises(ValueError, match=r"draws of vectors, \[256, d\].*\[256, 2, 2\]"):
         sbi.as_prior(distributions.normal((2, 2)))
     for low, high in [([0.0, 2.0], [1.0, 1.0]), (0.0, 1.0)]:
