@@ -102,6 +102,8 @@ def _one_line(error: Exception) -> str:
     text = str(error)
     if isinstance(error, OSError) and error.errno:
         text = f"{error.filename}: {error.strerror}" if error.filename else error.strerror or ""
+    if isinstance(error, ValueError) and "\n  column " in text:
+        return text  # the findings of a table, a line each
     text = " ".join(text.split())[:1000]
     if (
         isinstance(error, ValueError | TypeError | OSError | ImportError | FloatingPointError)

@@ -510,3 +510,14 @@ def test_help_and_version_need_no_jax(trained, tmp_path):
         "\n  rate: float = 0.05\n      of Adam, at all times\n  steps: int = 12\n  batch: int ="
         " 16\n      rows of" in train
     )
+
+
+def test_the_findings_of_a_table_keep_their_lines(tmp_path, capsys):
+    path = tmp_path / "t.csv"
+    path.write_text("a,b\n" + "1,x\n" * 20)
+    assert cli.main(["fit", str(path), "--out", str(tmp_path / "run")]) == 2
+    assert capsys.readouterr().err.splitlines()[1:] == [
+        "  column 'a' is constant: 1 in every row",
+        "  column 'b' is constant: 'x' in every row",
+        "Leave them out with drop=a,b",
+    ]

@@ -101,10 +101,13 @@ def test_densities_of_priors_are_those_of_the_parts():
 def test_a_prior_that_is_none_is_refused():
     with pytest.raises(TypeError, match="expected a distribution of jflow, NumPyro or scipy"):
         sbi.as_prior(3.0)
+    with pytest.raises(TypeError, match=r"got a tuple.*box_uniform\(low, high\)"):
+        sbi.as_prior(([0.0, 0.0], [1.0, 1.0]))
     with pytest.raises(ValueError, match=r"draws of vectors, \[256, d\].*\[256, 2, 2\]"):
         sbi.as_prior(distributions.normal((2, 2)))
-    with pytest.raises(ValueError, match="low < high"):
-        sbi.box_uniform([0.0, 2.0], [1.0, 1.0])
+    for low, high in [([0.0, 2.0], [1.0, 1.0]), (0.0, 1.0)]:
+        with pytest.raises(ValueError, match="low < high, such as"):
+            sbi.box_uniform(low, high)
     triangle = (
         lambda key, n: jnp.sort(jax.random.uniform(key, (n, 2)), axis=1),
         lambda theta: (
@@ -307,7 +310,9 @@ def test_what_is_not_finite_is_left_out_with_counts():
     with pytest.warns(UserWarning, match=r"of 4000 simulations \(\d\.\d%\) hold NaN.*left out"):
         theta, x = simulated(broken(0.01), 4000)
     assert 3900 < len(theta) < 4000 and np.isfinite(x).all()
-    with pytest.raises(ValueError, match=r"400 of 400 simulations \(100.0%\).*theta = \["):
+    with pytest.raises(
+        ValueError, match=r"400 of 400 simulations \(100.0%\).*theta = \[.*to where it runs$"
+    ):
         simulated(broken(1.1))
     with pytest.raises(ValueError, match="max_invalid=0.2"):
         simulated(broken(0.4), max_invalid=0.2)

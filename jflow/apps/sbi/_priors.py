@@ -51,8 +51,8 @@ def box_uniform(low: ArrayLike, high: ArrayLike) -> Prior:
     first, last = np.asarray(low, np.float32), np.asarray(high, np.float32)
     if first.ndim != 1 or first.shape != last.shape or not first.size or not (first < last).all():
         raise ValueError(
-            f"box_uniform: expected low [d] and high [d] with low < high, got {first.tolist()} and"
-            f" {last.tolist()}"
+            f"box_uniform: expected low [d] and high [d] with low < high, such as [0, 0] and [1, 5]"
+            f" for two parameters, got {first.tolist()} and {last.tolist()}"
         )
     if not (np.isfinite(first).all() and np.isfinite(last).all()):
         raise ValueError("box_uniform: expected finite ends; a prior on the reals is a normal")
@@ -163,7 +163,11 @@ def _prior_functions(distribution, params):
             lambda key, n: distribution.sample(params, key, n),
             lambda theta: log_prob(params, jnp.asarray(theta, jnp.float32)),
         )
-    if isinstance(distribution, tuple) and len(distribution) == 2:
+    if (
+        isinstance(distribution, tuple)
+        and len(distribution) == 2
+        and all(map(callable, distribution))
+    ):
         return distribution
     if hasattr(distribution, "rvs") and hasattr(distribution, "logpdf"):
         shape = () if hasattr(distribution, "dim") else np.shape(distribution.mean())
@@ -186,7 +190,8 @@ def _prior_functions(distribution, params):
         return (lambda key, n: distribution.sample(key, (n,))), density
     raise TypeError(
         "the prior: expected a distribution of jflow, NumPyro or scipy.stats, a pair (sample(key,"
-        f" n), log_prob(theta)), or a list of them, got {described(distribution)}"
+        f" n), log_prob(theta)), or a list of them, got {described(distribution)};"
+        " box_uniform(low, high) is uniform between two ends"
     )
 
 

@@ -93,9 +93,10 @@ def run_simulator(key, theta, simulator, max_invalid, progress) -> tuple[np.ndar
         said = f"{bad} of {n} simulations ({bad / n:.1%}) hold NaN or infinities"
         example = theta[~valid][0].tolist()
         if bad > max_invalid * n:
+            some = "" if bad == n else f", or raise max_invalid={max_invalid}"
             raise ValueError(
-                f"{said}, as at theta = {example}: narrow the prior to where the simulator runs,"
-                f" mend the simulator, or raise max_invalid={max_invalid}"
+                f"{said}, as at theta = {example}: mend the simulator, narrow the prior to where it"
+                f" runs{some}"
             )
         warnings.warn(f"{said}, as at theta = {example}; they are left out", stacklevel=3)
     return theta[valid], x[valid].astype(np.float32)
