@@ -317,7 +317,7 @@ def test_each_row_has_its_condition():
     @jax.jit
     def run(batch):
         return [
-            loss(params, KEY, batch)[0]
+            loss(params, jax.random.clone(KEY), batch)[0]
             for loss in (
                 losses.trajectory_balance(policy),
                 losses.gfn_flow_matching(environment, policy),
