@@ -82,8 +82,8 @@ def two_ended_sequences(log_reward: TokenReward, length: int, num_tokens: int) -
     _check("two_ended_sequences", length, num_tokens)
 
     def step(tokens, action):
-        token = (action % num_tokens).astype(tokens.dtype)
-        prepended = jnp.roll(tokens, 1, axis=1).at[:, 0].set(token)
+        token = action % num_tokens
+        prepended = jnp.roll(tokens, 1, axis=1).at[:, 0].set(token.astype(tokens.dtype))
         return jnp.where((action < num_tokens)[:, None], prepended, _append(tokens, token))
 
     def back(tokens, action):
@@ -129,7 +129,8 @@ def any_order_sequences(log_reward: TokenReward, length: int, num_tokens: int) -
     _check("any_order_sequences", length, num_tokens)
 
     def put(tokens, at, token):
-        return jnp.where(jnp.arange(length)[None] == at[:, None], token, tokens)
+        here = jnp.arange(length)[None] == at[:, None]
+        return jnp.where(here, jnp.asarray(token, tokens.dtype), tokens)
 
     def forward_action(tokens, action):
         token = jnp.take_along_axis(tokens, action[:, None], axis=1)[:, 0]
@@ -308,7 +309,7 @@ def _open(tokens):
 
 def _append(tokens, token):
     places = jnp.arange(tokens.shape[1])[None]
-    return jnp.where(places == _count(tokens)[:, None], token[:, None], tokens)
+    return jnp.where(places == _count(tokens)[:, None], token[:, None].astype(tokens.dtype), tokens)
 
 
 def _without_last(tokens):

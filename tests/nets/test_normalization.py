@@ -205,9 +205,9 @@ def test_skips_leave_tokens_where_the_norm_keeps_them():
 
     @jax.jit
     def run(key):
-        sphere = drawn(block(nets.ngpt()).init(key, h, skip)["params"])
+        sphere = drawn(block(nets.ngpt()).init, h, skip)["params"]
         longer = times(7.0, ("skip",))({**sphere})
-        centered = drawn(block(nets.pre_rms_norm()).init(key, h, skip)["params"])
+        centered = drawn(block(nets.pre_rms_norm()).init, h, skip)["params"]
         with_bias = block(layer).init(key, h, skip)["params"]
         params = {**with_bias, **centered}
         for name in ("attention_norm", "mlp_norm"):
