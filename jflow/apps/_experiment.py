@@ -2,7 +2,6 @@
 and loads it back."""
 
 import contextlib
-import difflib
 import inspect
 import json
 from collections.abc import Callable, Mapping, Sequence
@@ -18,6 +17,7 @@ from jax.experimental.multihost_utils import process_allgather
 import jflow
 from jflow._core import files, processes
 from jflow._core.files import expand
+from jflow._core.hints import hint
 from jflow._core.keys import same_draws
 from jflow._core.lock import hold
 from jflow.apps import _keys
@@ -183,10 +183,9 @@ def read_keys(
     values = dict(defaults)
     for name, value in (overrides or {}).items():
         if name not in defaults:
-            near = difflib.get_close_matches(name, defaults, n=1)
-            hint = f"did you mean {near[0]!r}? " if near else ""
             raise ValueError(
-                f"unknown key {name!r}: {hint}{path} has the keys {', '.join(defaults) or '(none)'}"
+                f"unknown key {name!r}: {hint(name, tuple(defaults))}{path} has the keys"
+                f" {', '.join(defaults) or '(none)'}"
             )
         values[name] = _keys.read(name, value, kinds[name], defaults[name])
     return config, values
