@@ -208,10 +208,12 @@ def conditions(dataset: str, split: Split, seed: int, method: str, args, workdir
     found = []
     for given in CONDITIONS[dataset]:
         train, test = (rows[judge.meets(rows, given)] for rows in (split.train, split.test))
-        drawn, references = train, {"test": test}
+        drawn, references, spent = train, {"test": test}, {}
         if method == "jflow":
             model, _ = fitted(dataset, split, seed, args, workdir)
+            begun = time.process_time()
             drawn = model.sample(args.draws, given=given, random_state=seed + 2)
+            spent = {"cpu_seconds": time.process_time() - begun}
             if not judge.meets(drawn, given).all():
                 raise RuntimeError(f"{method}: draws given {given} that do not meet it")
             references["all"] = pd.concat([train, test])
@@ -219,7 +221,7 @@ def conditions(dataset: str, split: Split, seed: int, method: str, args, workdir
             name: {"rows": len(real)} | judge.deviation(real, drawn, given)._asdict()
             for name, real in references.items()
         }
-        found.append({"given": said(given)} | off)
+        found.append({"given": said(given)} | spent | off)
     return {"conditions": found}
 
 
@@ -393,11 +395,13 @@ def show_imputation(results: list[dict], order: Sequence[str]) -> None:
 
 def show_conditions(results: list[dict]) -> None:
     print("\nConditions: largest deviation of a category's share +- its error, percentage points\n")
-    line(["table", "given", "method", "seed", "rows", "from all rows", "test rows", "from these"])
-    line(["---"] * 8)
+    columns = ["table", "given", "method", "seed", "CPU seconds of the draws"]
+    line([*columns, "rows", "from all rows", "test rows", "from these"])
+    line(["---"] * 9)
     for r in results:
         for c in r["conditions"]:
             cells = [r["dataset"], c["given"], r["method"], r["seed"]]
+            cells += [f"{c['cpu_seconds']:.1f}" if "cpu_seconds" in c else ""]
             for off in (c.get("all"), c["test"]):
                 cells += [off["rows"], farthest(off)] if off else ["", ""]
             line(cells)

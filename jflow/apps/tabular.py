@@ -1,8 +1,8 @@
 """A generative model of a table by scikit-learn's conventions: fit, score, sample, condition, fill.
 
 One model per table knows every conditional of its columns (`flows.any_order`), so that rows
-are drawn given any columns, and missing values are filled, without another training and without
-throwing draws away. `jflow fit` runs it from the command line.
+are drawn given any columns, and missing values are filled, without another training. `jflow fit`
+runs it from the command line.
 """
 
 import shutil
@@ -39,7 +39,8 @@ CONFIG = Path(__file__).parent / "configs/table.py"
 EPOCHS, FEWEST, MOST = 60, 2000, 5000  # updates: so many epochs, within these numbers
 DRAWS = 4  # places in its cell that a score of a lattice's number averages
 CHUNK = 4096  # rows that are drawn at once
-PATIENCE = 1_000_000  # draws in a row without one row inside the ranges
+PATIENCE = 1_000_000  # draws that a chunk may cost
+RARE = 1e-6  # a probability of ranges below which the table has no such rows
 
 
 class TabularFlow(BaseEstimator):
@@ -326,10 +327,14 @@ class TabularFlow(BaseEstimator):
     ) -> pd.DataFrame:
         """New rows, in the table's columns, units and types.
 
-        Numbers are drawn within the range that the table has. A value that is given is taken as it
-        is, at no cost. A range, or a list of values, restricts the draw of its column; of a second
-        and third such column, draws outside are thrown away, which costs the more the rarer the
-        condition is.
+        Numbers are drawn within the range that the table has.
+
+        Under a condition, rows have the distribution of whole rows that meet it. Columns are drawn
+        in the order of the density, with given values in their places and within the ranges, and a
+        row is kept in proportion to the probability that the model gives these, one after another
+        (likelihood weighting, then rejection). At most all rows are kept, and of a condition that
+        its rows meet with a probability p no less than about p of them; 4,096 rows are drawn at
+        the least.
 
         Args:
             n: How many rows.
@@ -373,32 +378,33 @@ class TabularFlow(BaseEstimator):
         condition = _condition(self, given or {})
         seed = _seed(self.random_state if random_state is None else random_state)
         rng, key = np.random.default_rng((seed, 3)), jax.random.key(seed)
-        size, left, failed = min(CHUNK, 1 << (n - 1).bit_length()), n, 0
+        weighed, order = condition.ranged | condition.observed, self._programs().model.rank
+        size = CHUNK if weighed.any() else min(CHUNK, 1 << (n - 1).bit_length())
+        x, observed = (np.tile(each, (size, 1)) for each in (condition.x, condition.observed))
+        rows, accept = np.zeros((0, len(schema))), np.zeros(0)
+        left, spent, highest = n, 0, -np.inf
         for i in range(2**31):
-            x = np.tile(condition.x, (size, 1))
-            rows, log_mass = self._draw(
-                jax.random.fold_in(key, i),
-                x,
-                np.tile(condition.observed, (size, 1)),
-                condition.within,
-                condition.ranged,
-                rng,
+            drawn, log_mass = self._draw(
+                jax.random.fold_in(key, i), x, observed, condition.within, order, rng
             )
-            # The first range is met by construction, the others by chance.
-            others = np.flatnonzero(condition.ranged)[1:]
-            kept = np.log(rng.random(size)) < log_mass[:, others].sum(1)
-            rows = rows[kept][:left]
-            failed = 0 if len(rows) else failed + size
-            if failed >= PATIENCE:
+            if not i:
+                _check_ranges(log_mass[:, condition.ranged], given)
+            # A row is kept with the probability weight / highest, which sinks as the highest grows.
+            log_weight = log_mass[:, weighed].sum(1)
+            highest, spent = max(highest, log_weight.max()), spent + size
+            rows = np.concatenate([rows, drawn])
+            accept = np.concatenate([accept, log_weight - np.log(1 - rng.random(size))])
+            rows, accept = rows[accept >= highest], accept[accept >= highest]
+            if spent >= PATIENCE and len(rows) < min(left, 10):
                 raise ValueError(
-                    f"sample: none of {failed:,} draws met all of {_said(given)}: widen the ranges"
+                    f"sample: only {len(rows)} of {spent:,} draws fit {_said(given)}: the table has"
+                    " hardly such rows; give less, or wider ranges"
                 )
-            if failed:
-                size = CHUNK
-            if len(rows):
-                left -= len(rows)
-                yield rows if encoded else data.to_frame(schema, rows)
-            if not left:
+            if len(rows) >= min(left, CHUNK) or spent >= PATIENCE:
+                yield rows[:left] if encoded else data.to_frame(schema, rows[:left])
+                left, spent = left - len(rows), 0
+                rows, accept = rows[:0], accept[:0]
+            if left <= 0:
                 return
 
     def impute(self, X: Any, random_state: Any = None) -> pd.DataFrame:
@@ -443,7 +449,7 @@ class TabularFlow(BaseEstimator):
         ]
         return data.to_frame(schema, np.concatenate(filled))
 
-    def _draw(self, key, x, observed, bounds, first, rng):
+    def _draw(self, key, x, observed, bounds, rank, rng):
         """(encoded rows [n, d], log_mass [n, d]) with the cells that are not observed drawn."""
         schema, marginals = self._columns()
         n, size = len(x), 1 << (len(x) - 1).bit_length()
@@ -452,9 +458,8 @@ class TabularFlow(BaseEstimator):
         code = np.pad(np.maximum(rows["code"], 0), ((0, size - n), (0, 0)), "edge")
         value = np.pad(rows["x"], ((0, size - n), (0, 0)), "edge")
         seen = np.pad(observed, ((0, size - n), (0, 0)), "edge")
-        first = np.zeros(len(schema), bool) if first is None else first
         drawn, log_mass = self._programs().sample(
-            self.params_, key, MixedRows(code, value), seen, bounds, first
+            self.params_, key, MixedRows(code, value), seen, bounds, rank
         )
         drawn = data.from_codes_and_numbers(
             marginals, {"x": np.asarray(drawn.value), "code": np.asarray(drawn.code)}
@@ -637,6 +642,14 @@ class _Condition(NamedTuple):
     observed: np.ndarray
     ranged: np.ndarray
     within: Within
+
+
+def _check_ranges(log_mass: np.ndarray, given: Any) -> None:
+    if np.exp(log_mass.sum(1)).mean() < RARE:
+        raise ValueError(
+            f"sample: a row of the table meets {_said(given)} with a probability below {RARE}:"
+            " widen the ranges"
+        )
 
 
 def _said(given) -> str:

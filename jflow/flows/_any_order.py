@@ -62,11 +62,12 @@ class AnyOrder(NamedTuple):
         rank: [d], the place of each column in the order that the density takes.
         log_prob: `log_prob(params, rows, observed=None) -> [b]`, log p(the other cells | the
             observed ones) in nats.
-        sample: `sample(params, key, rows, observed, within=None, first=None) -> (rows, log_mass)`:
-            the rows with the cells that are not observed drawn anew, one after another. `within`
-            restricts each draw; `first` [d] bool names columns to draw before the others, from left
-            to right. log_mass [b, d] is the log-probability that a draw without the restriction
-            would have met it, 0 in observed cells.
+        sample: `sample(params, key, rows, observed, within=None, rank=None) -> (rows, log_mass)`:
+            the rows with the cells that are not observed drawn anew, one after another by `rank`
+            [d] or [b, d]; None has the observed columns first and the others in the order of the
+            density. `within` restricts each draw. log_mass [b, d] is the log-probability, given
+            the columns of a lower rank, of an observed cell, and of others that a draw without the
+            restriction would have met it.
     """
 
     init: Any
@@ -234,7 +235,8 @@ def any_order(
     Args:
         codes: How many codes each column has beside numbers.
         numbers: Whether each column has numbers. A column without them has at least one code.
-        width: Of the masked network, which spreads it over the d places of an order.
+        width: Of the masked network, which spreads it over the d places of an order, up to three
+            times as many units for the last as for the first.
         num_blocks: How many residual blocks it has.
         bins: Of each spline.
         dropout: The rate, where `conditionals` gets a key.
@@ -338,12 +340,13 @@ def any_order(
         terms = conditionals(params, rows, _observed_first(observed, fixed[None]))
         return jnp.where(observed, 0.0, terms).sum(-1)
 
-    def sample(params, key, rows, observed, within=None, first=None):
+    def sample(params, key, rows, observed, within=None, rank=None):
         check(rows, observed)
         need_key(name, key)
         b = len(rows.code)
-        rank = fixed if first is None else jnp.where(first, np.arange(d) - d, fixed)
-        rank = _observed_first(observed, rank[None])
+        if rank is None:
+            rank = _observed_first(observed, fixed[None])
+        rank = jnp.broadcast_to(rank, (b, d))
         columns = jnp.argsort(rank, -1)
         if within is not None:
             within = Within(
@@ -393,14 +396,14 @@ def any_order(
         zeros = jnp.zeros_like(rows.value)
         start = rows, net.start(b, zeros.dtype), zeros
         rows, _, log_mass = jax.lax.fori_loop(0, d, draw, start)
-        return rows, log_mass
+        return rows, jnp.where(observed, conditionals(params, rows, rank), log_mass)
 
     return compiled(AnyOrder(init, conditionals, fixed, log_prob, sample))
 
 
 def _degrees(d, width):
-    """The degrees of at least `width` units, in order: m + 1 parts of degree m."""
-    parts = np.arange(1, d + 1)
+    """The degrees of at least `width` units, in order: d + 2 m parts of degree m."""
+    parts = d + 2 * np.arange(d)
     return np.repeat(np.arange(d), -(-width * parts // parts.sum()))
 
 

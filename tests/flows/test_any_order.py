@@ -99,16 +99,15 @@ def test_observed_cells_stay_and_ranges_are_met(model, params):
     rows = MixedRows(np.full((n, 3), 1, np.int32), np.zeros((n, 3), np.float32))
     observed = np.zeros((n, 3), bool)
     observed[:, 0] = True
-    first = np.array([False, False, True])
     drawn, log_mass = jax.jit(model.sample)(
-        params, jax.random.key(3), rows, observed, within, first
+        params, jax.random.key(3), rows, observed, within, np.array([0, 2, 1])
     )
     code, value = np.asarray(drawn.code), np.asarray(drawn.value)
     assert (code[:, 0] == 1).all() and (np.abs(value[:, 1]) <= 0.5).all()
     assert set(code[:, 2]) <= {1, 2} and (code[:, 2] == 2).any()
     there = value[code[:, 2] == 2, 2]
     assert (there >= -1.0).all() and (there <= 2.0).all()
-    # The column that comes first is restricted given the observed one alone.
+    # The third column comes second, and is restricted given the observed one alone.
     grid = GRID[(GRID >= -1.0) & (GRID <= 2.0)]
     points = MixedRows(
         np.stack(
@@ -122,7 +121,31 @@ def test_observed_cells_stay_and_ranges_are_met(model, params):
     density = np.exp(np.asarray(model.conditionals(params, points, rank))[:, 2])
     mass = density[0] + np.trapezoid(density[1:], grid)
     np.testing.assert_allclose(np.exp(np.asarray(log_mass)[:, 2]), mass, rtol=2e-3)
-    assert (np.asarray(log_mass)[:, 0] == 0).all()
+    of_first = model.conditionals(params, rows, np.tile([0, 2, 1], (n, 1)))[:, 0]
+    np.testing.assert_allclose(np.asarray(log_mass)[:, 0], of_first, rtol=1e-5)
+
+
+def test_weights_of_held_and_restricted_columns_lead_to_the_density(model, params):
+    """Columns held and restricted in the order of the density: the mean of the weights is the
+    density's integral over the condition, and the weighted share of a code its share there, within
+    4.5 standard errors."""
+    rows, cell = all_rows()
+    density = np.exp(np.asarray(jax.jit(model.log_prob)(params, rows), np.float64)) * cell
+    held, n, codes = GRID[176], 20_000, np.ones((3, 3), bool)
+    codes[2, 0] = False
+    meets = (rows.value[:, 1] == held) & (rows.code[:, 2] != 0)
+    density = np.where(meets, density, 0.0) / (4 * (GRID[1] - GRID[0]))
+    within = Within(codes, np.full(3, -np.inf, np.float32), np.full(3, np.inf, np.float32))
+    start = MixedRows(np.zeros((n, 3), np.int32), np.tile([0, held, 0], (n, 1)))
+    observed = np.tile([False, True, False], (n, 1))
+    drawn, log_mass = jax.jit(model.sample)(
+        params, jax.random.key(4), start, observed, within, model.rank
+    )
+    weight = np.exp(np.asarray(log_mass, np.float64)[:, 1:].sum(1))
+    assert abs(weight.mean() - density.sum()) < 4.5 * weight.std() / np.sqrt(n)
+    share = density[rows.code[:, 0] == 1].sum() / density.sum()
+    off = weight * ((np.asarray(drawn.code)[:, 0] == 1) - share)
+    assert abs(off.mean()) < 4.5 * off.std() / np.sqrt(n)
 
 
 def test_a_column_sees_those_of_lower_rank_alone(model, params):
