@@ -336,6 +336,7 @@ def test_pairs_that_do_not_fit_are_refused():
         (theta[:, :1], theta, r"theta \[n, 2\]"),
         (theta, theta[:20], r"\[50, 2\] and \[20, 2\]"),
         (theta[:10], theta[:10], "at least 20 pairs"),
+        (theta, 0 * theta + 3.0, "simulations are the same"),
         (theta + 5, theta, "50 of 50 rows of theta lie outside"),
         (theta, np.full_like(theta, np.nan), "NaN"),
     ):

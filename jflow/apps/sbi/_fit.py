@@ -189,8 +189,8 @@ def fit_simulations(
         The posterior.
 
     Raises:
-        ValueError: For arrays that do not fit each other or the prior, fewer than 20 pairs, NaN,
-            and an observation of another shape.
+        ValueError: For arrays that do not fit each other or the prior, fewer than 20 pairs, NaN, x
+            that never varies, and an observation of another shape.
 
     Examples:
         >>> import jax
@@ -215,6 +215,11 @@ def fit_simulations(
         raise ValueError(f"fit_simulations: expected at least 20 pairs, got {len(theta)}")
     if not (np.isfinite(theta).all() and np.isfinite(x).all()):
         raise ValueError("fit_simulations: theta or x hold NaN or infinities; leave those rows out")
+    if (x == x[:1]).all():
+        raise ValueError(
+            f"fit_simulations: all {len(x)} simulations are the same, and say nothing of theta: does"
+            " the simulator read it?"
+        )
     outside = ((theta < prior.low) | (theta > prior.high)).any(1)
     if outside.any():
         raise ValueError(
