@@ -329,12 +329,11 @@ class TabularFlow(BaseEstimator):
 
         Numbers are drawn within the range that the table has.
 
-        Under a condition, rows have the distribution of whole rows that meet it. Columns are drawn
-        in the order of the density, with given values in their places and within the ranges, and a
-        row is kept in proportion to the probability that the model gives these, one after another
-        (likelihood weighting, then rejection). At most all rows are kept, and of a condition that
-        its rows meet with a probability p no less than about p of them; 4,096 rows are drawn at
-        the least.
+        Under a condition, rows are distributed as the whole rows that meet it. Columns are drawn in
+        the order of the density, with given values in their places and other draws within their
+        ranges, and a row is kept in proportion to the probability that the model gives to what it
+        was given (likelihood weighting, then rejection). Of 4,096 rows that are drawn at once,
+        about as many are kept as would meet the condition by chance, or more.
 
         Args:
             n: How many rows.
