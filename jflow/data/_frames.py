@@ -8,7 +8,7 @@ import numpy as np
 
 from jflow.data._schema import Column, write_column
 from jflow.data._tables import numbers
-from jflow.data._writing import DAY, SECOND, is_clocked, is_dated, is_zoned
+from jflow.data._writing import DAY, SECOND, is_clocked, is_dated, is_monthly, is_zoned
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -60,6 +60,9 @@ def _series(column: Column, x: np.ndarray) -> "pd.Series":
     if column.time and re.match(r"u?int|float", dtype.lower()):  # such as 20241231
         worth = numbers(np.array(write_column(column, x), object))
         return _number_series(np.where(missing, np.nan, worth), dtype, True)
+    if column.time and is_monthly(column.time):
+        texts = _text_series(write_column(column, x), missing, "")
+        return texts.astype(dtype) if dtype else texts
     if column.time:
         if not is_dated(column.time) and not dtype:
             return _text_series(write_column(column, x), missing, "")

@@ -31,6 +31,7 @@ from jflow.data._writing import (
     plain,
     read_moment,
     split_moment,
+    split_month,
     split_number,
 )
 
@@ -716,6 +717,8 @@ def _column(
         )
         if timed and forced != "numeric":
             return _time_column(table, name, found, known, moments, day_first)
+    if forced != "numeric" and len(texts) > 2 and all(map(split_month, texts)):
+        return _time_column(table, name, found, known, list(map(split_month, texts)), day_first)
     if forced == "numeric" or any(split_number(text) for text in texts[:1000]):
         parts = [split_number(text) for text in texts]
         if forced == "numeric" or _share([part is not None for part in parts], counts) >= 0.5:

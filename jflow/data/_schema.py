@@ -28,6 +28,7 @@ from jflow.data._writing import (
     fits,
     is_clocked,
     is_dated,
+    is_monthly,
     is_negative,
     plain,
     read_moment,
@@ -63,7 +64,8 @@ class Column(NamedTuple):
         time: How a date or a time is written, in strftime's codes ('%-d' without a leading zero,
             '%^b' in capitals, the zone written out), such as '%d.%m.%Y'; '' where the column holds
             numbers. Dates count days since 1970-01-01, dates with a time of day seconds since then
-            (in UTC where there is a zone), times of day seconds since midnight.
+            (in UTC where there is a zone), times of day seconds since midnight, months without a
+            day months since 1970-01.
         dtype: The type of the column of a DataFrame or an array, as pandas names it; '' for a file.
         levels: The categories of pandas' type 'category', in its order; None for other types.
         ordered: Whether pandas orders these categories.
@@ -227,6 +229,8 @@ def _encoded(column: Column, table: Table, j: int, allow_unknown: bool) -> np.nd
                 f" {'dates or times' if column.time else 'numbers'}"
             )
         missing = np.isnat(cells)
+        if is_monthly(column.time):
+            cells = cells.astype("datetime64[M]").astype(np.int64).astype("datetime64[D]")
         unit = DAY * SECOND if column.time and not is_clocked(column.time) else SECOND
         x = np.where(missing, np.nan, microseconds(cells) / unit)
     else:

@@ -146,7 +146,7 @@ def has_unit(text: str) -> bool:
 
 # Dates and times. A pattern has strftime's codes, with %-d for a day without a leading zero and %^b
 # for a month in capitals; a fraction of a second stands behind %S and is no part of it, and a zone
-# is written out.
+# is written out. A pattern without a day is of months, which are counted as days are elsewhere.
 
 _MONTHS = (
     *("January", "February", "March", "April", "May", "June", "July", "August", "September"),
@@ -178,6 +178,15 @@ _WITH_NAMES = {  # forms of a date with a month's name, and how they are put tog
     )
 }
 _COMPACT = re.compile(r"(?:19|20)\d\d(?:0[1-9]|1[0-2])(?:0[1-9]|[12]\d|3[01])", re.ASCII)
+_MONTHLY = {  # forms of a month without a day, and their patterns; a dot would make it a number
+    re.compile(form, re.ASCII): frame
+    for form, frame in (
+        (r"(?:19|20)\d\d(?P<sep>[-/])(?:0[1-9]|1[0-2])", "%Y{sep}%m"),
+        (r"(?:0[1-9]|1[0-2])(?P<sep>[-/])(?:19|20)\d\d", "%m{sep}%Y"),
+        (r"(?P<b>[A-Za-z]{3,9})(?P<sep>[- ])(?:19|20)\d\d", "{b}{sep}%Y"),
+        (r"(?:19|20)\d\d(?P<sep>[- ])(?P<b>[A-Za-z]{3,9})", "%Y{sep}{b}"),
+    )
+}
 _CODES_OF = {
     "%Y": r"(?P<Y>\d{4})",
     "%y": r"(?P<y>\d{2})",
@@ -250,6 +259,18 @@ def _split_named(text: str) -> tuple[Moment, dict[str, str | None]] | None:
     return None
 
 
+def split_month(text: str) -> tuple[Moment, dict[str, str | None]] | None:
+    """A text as a month of a year, such as 2024-03 or Mar 2024; None where it is none."""
+    for form, frame in _MONTHLY.items():
+        if found := form.fullmatch(text):
+            part = {"b": None} | found.groupdict()
+            code = _CODE_OF_NAME.get(part["b"] or "")
+            if part["b"] and not code:
+                return None
+            return Moment(True, frame.format(sep=part["sep"], b=code), "", "", False), part
+    return None
+
+
 def _clock(part: dict[str, str | None]) -> str:
     clock = "HMS" if part["S"] else "HM" if part["H"] else ""
     return clock + ("p" if part["half"] else "")
@@ -282,6 +303,8 @@ def pattern_of(
         return f"%-{letter}" if bare else f"%{letter}"
 
     date = ""
+    if "%Y" in moment.sep:  # of months
+        return moment.sep
     if moment.year_first:
         date = moment.sep.join(("%Y", code("m", "b"), code("d", "c")))
     elif moment.year_first is not None:
@@ -324,6 +347,10 @@ def is_dated(pattern: str) -> bool:
     return re.search(r"%[-^]?[mbB]", pattern) is not None
 
 
+def is_monthly(pattern: str) -> bool:
+    return is_dated(pattern) and re.search(r"%-?d", pattern) is None
+
+
 def is_clocked(pattern: str) -> bool:
     return "%M" in pattern
 
@@ -333,8 +360,8 @@ def is_zoned(pattern: str) -> bool:
 
 
 def read_moment(pattern: str, text: str) -> int | str:
-    """A date or a time as whole microseconds, since 1970 in UTC or since midnight; or what is
-    wrong with it."""
+    """A date or a time as whole microseconds, since 1970 in UTC or since midnight, a month as if
+    it were a day; or what is wrong with it."""
     form, _ = _reader(pattern)
     found = form.fullmatch(text)
     if not found:
@@ -343,8 +370,12 @@ def read_moment(pattern: str, text: str) -> int | str:
     days = 0
     if is_dated(pattern):
         year = int(part["Y"]) if "Y" in part else (int(part["y"]) + 31) % 100 + 1969
+        month = int(part["m"]) if "m" in part else _month(part["b"])
+        if is_monthly(pattern):
+            if not 1 <= month <= 12:
+                return "is a date that does not exist"
+            return (12 * (year - 1970) + month - 1) * DAY * SECOND
         try:
-            month = int(part["m"]) if "m" in part else _month(part["b"])
             days = datetime.date(year, month, int(part["d"])).toordinal() - 719_163
         except ValueError:
             return "is a date that does not exist"
@@ -379,9 +410,10 @@ def write_moments(
     local = microseconds + (offset or 0) * SECOND
     days, rest = np.divmod(local, DAY * SECOND)
     second, micro = np.divmod(rest, SECOND)
-    months = days.astype("datetime64[D]").astype("datetime64[M]")
+    dates = days.astype("datetime64[M]" if is_monthly(pattern) else "datetime64[D]")
+    months = dates.astype("datetime64[M]")
     values = {
-        "d": (days.astype("datetime64[D]") - months).astype(np.int64) + 1,
+        "d": (dates.astype("datetime64[D]") - months).astype(np.int64) + 1,
         "m": months.astype(np.int64) % 12 + 1,
         "Y": months.astype(np.int64) // 12 + 1970,
         "H": second // 3600,

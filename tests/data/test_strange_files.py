@@ -96,6 +96,37 @@ def back(table, **options):
     return schema, x
 
 
+@pytest.mark.parametrize("form", ["%Y-%m", "%m/%Y", "%b %Y", "%B %Y", "%Y-%b", "%m-%Y"])
+def test_months_without_a_day(tmp_path, form):
+    """Against pandas' periods, around 1970; in a file, in a DataFrame, and a date for a month."""
+    periods = pd.Series(pd.period_range("1968-03", periods=N, freq="M")).sample(frac=1.0)
+    cells = [period.strftime(form) for period in periods]
+    cells[3] = ""
+    (column, _), x = back(read(tmp_path, "month;x\n" + lines(cells, X[:, 0], delimiter=";")))
+    assert (column.kind, column.time, column.step, column.missing) == ("lattice", form, 1.0, "")
+    wanted = periods.astype("datetime64[ns]").to_numpy().astype("datetime64[M]").astype(float)
+    wanted[3] = np.nan
+    np.testing.assert_array_equal(x[:, 0], wanted)
+    assert data.encode_value(column, pd.Timestamp("1971-02-28")) == 13.0
+    with pytest.raises(ValueError, match="does not exist|not written like"):
+        data.encode_value(column, "1971-13")
+    frame = pd.DataFrame({"month": periods.reset_index(drop=True), "x": X[:, 0]})
+    frame.loc[3, "month"] = pd.NaT
+    table = data.read_table(frame)
+    schema = data.find_schema(table)
+    pd.testing.assert_frame_equal(data.to_frame(schema, data.encode(schema, table)), frame)
+
+
+def test_what_looks_like_months_and_is_none(tmp_path):
+    """A month that does not exist, another form in between, and months as names of columns."""
+    for odd in ("2024-13", "March"):
+        cells = [odd if i == 5 else f"2024-{1 + i % 12:02d}" for i in range(N)]
+        schema, _ = back(read(tmp_path, "a;x\n" + lines(cells, X[:, 0], delimiter=";")))
+        assert schema[0].kind == "categorical"
+    table = read(tmp_path, "2024-01,2024-02,2024-03\n" + lines(*X.T))
+    assert table.header and table.names == ("2024-01", "2024-02", "2024-03")
+
+
 @pytest.mark.parametrize(
     ("form", "pattern"),
     [
