@@ -217,8 +217,8 @@ def fit_simulations(
         raise ValueError("fit_simulations: theta or x hold NaN or infinities; leave those rows out")
     if (x == x[:1]).all():
         raise ValueError(
-            f"fit_simulations: all {len(x)} simulations are the same, and say nothing of theta: does"
-            " the simulator read it?"
+            f"fit_simulations: all {len(x)} simulations are the same, and say nothing of theta:"
+            " does the simulator read it?"
         )
     outside = ((theta < prior.low) | (theta > prior.high)).any(1)
     if outside.any():
