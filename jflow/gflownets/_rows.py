@@ -37,11 +37,12 @@ def in_rows(function: Callable[[PyTree], Array], wanted: Array, rows: PyTree) ->
 def in_chunks(
     function: Callable[[PyTree, Key | None], PyTree], wanted: Array, rows: PyTree, key: Key | None
 ) -> PyTree:
-    """function(rows, key) in the rows where `wanted` [n] is True; another row repeats the last
-    wanted one before it.
+    """function(rows, key) in the rows where `wanted` [n] is True, the first one among them; in
+    another row what it says there or in the last wanted row before.
 
-    The wanted rows are put together, and the function sees as many chunks of them, of one size, as
-    there are. Gradients evaluate it once more, so that the memory is that of one chunk.
+    The wanted rows are put together and cut into chunks of one size, and the function sees those
+    that hold any. Gradients evaluate it once more, so that the memory is that of one chunk. Few
+    rows are one chunk, as they stand.
     """
     n = wanted.shape[0]
     chunks = min(_MOST_CHUNKS, n // _SMALLEST_CHUNK)
