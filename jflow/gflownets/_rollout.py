@@ -13,7 +13,7 @@ from jflow._core.arrays import expand_to
 from jflow._core.checks import check_cond, check_draws, check_whole, count_rows, need_key
 from jflow._core.numbers import check_number
 from jflow._core.times import traced
-from jflow.gflownets._rows import in_rows
+from jflow.gflownets._rows import in_chunks, in_rows
 from jflow.gflownets._types import Environment, Policy, PolicyOutput, Trajectories
 from jflow.types import Array, Cond, Key, NumberOrFunction, Params, PyTree
 
@@ -259,6 +259,9 @@ def evaluate(
 ) -> TrajectoryTerms:
     """The log-probabilities and flows of a policy along trajectories, whoever drew them.
 
+    Of 1024 places or more, the network is asked in chunks of those that trajectories visit, and a
+    gradient evaluates a chunk once more rather than keep it.
+
     Args:
         policy: the policy.
         params: its params.
@@ -273,7 +276,9 @@ def evaluate(
     n, steps = valid.shape
     flat = lambda a: a.reshape(n * (steps + 1), *a.shape[2:])  # noqa: E731
     cond = jax.tree.map(lambda c: jnp.repeat(c, steps + 1, axis=0), check_cond("evaluate", cond, n))
-    made = policy.apply(params, jax.tree.map(flat, states), cond, key=key)
+    visited = jnp.pad(valid, ((0, 0), (1, 0)), constant_values=True).reshape(-1)
+    ask = lambda rows, key: policy.apply(params, *rows, key=key)  # noqa: E731
+    made = in_chunks(ask, visited, (jax.tree.map(flat, states), cond), key)
     output = PolicyOutput(*(a.reshape(n, steps + 1, *a.shape[1:]) for a in made))
     forward, backward, log_flow = output
     pick = lambda a, at: jnp.take_along_axis(a, at[..., None], axis=-1)[..., 0]  # noqa: E731

@@ -166,6 +166,49 @@ def test_the_network_is_asked_in_the_rows_that_go_on():
     np.testing.assert_array_equal(made.action, np.where(made.valid, drawn, 0))
 
 
+def test_what_a_policy_says_of_trajectories_is_asked_in_the_states_that_exist():
+    """1536 places in three chunks, of which as many are asked as there are states. Terms and
+    gradients are those of a network that is asked everywhere."""
+    environment, n, asked = gflownets.hypergrid(2, 6), 128, []
+    policy = gflownets.mlp_policy(environment, (4,))
+    rng = np.random.default_rng(0)
+    cond = rng.normal(size=(n, 1)).astype(np.float32)
+    shapes = jax.eval_shape(policy.init, KEY, cond[:1])
+    params = jax.tree.map(lambda a: rng.normal(size=a.shape).astype(np.float32), shapes)
+    weights = rng.normal(size=(n, environment.horizon + 1, 7)).astype(np.float32)
+
+    def watched(params, state, cond=None, *, key=None):
+        jax.debug.callback(lambda: asked.append(len(cond)))
+        return policy.apply(params, state, cond)
+
+    def everywhere(params, made, cond):
+        return jax.vmap(policy.apply, (None, 1, None), 1)(params, made.states, cond)
+
+    def chunks(params, made, cond):
+        watching = gflownets.Policy(policy.init, watched)
+        return gflownets.evaluate(watching, params, made, cond, key=KEY).output
+
+    def value(params, said, made, cond):
+        output = said(params, made, cond)
+        each = jnp.concatenate([*output[:2], output.log_flow[..., None]], axis=-1)
+        return jnp.sum(jnp.where(jnp.isfinite(each), each, 0) * weights), output
+
+    @jax.jit
+    def run(params, cond):
+        made = gflownets.rollout(environment, policy, params, KEY, n, cond, epsilon=1.0)
+        both = [
+            jax.value_and_grad(value, has_aux=True)(params, said, made, cond)
+            for said in (chunks, everywhere)
+        ]
+        return made, both
+
+    made, (ours, plain) = jax.device_get(run(params, cond))
+    jax.effects_barrier()
+    states = made.valid.sum() + n
+    assert 0 < states <= 1024 and asked == 2 * -(-states // 512) * [512]  # and in the gradient
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, 1e-4, 1e-4), ours, plain)
+
+
 def test_exploration_is_a_mixture_with_uniform_actions_and_temperature_a_power():
     """First actions of a policy with odds 4 to 1 to 1, frequencies within 5 standard deviations."""
     environment, n = gflownets.hypergrid(2, 3), 4000
