@@ -135,7 +135,8 @@ def fluxspace(
         double = lambda a, b: jnp.concatenate([jnp.asarray(a), jnp.asarray(b)])  # noqa: E731
         both = double(x, x), double(t, t), jax.tree.map(double, edit, prior)
         _, features = reader.apply(params, *both, key=keys[0])
-        single = jax.eval_shape(lambda: reader.apply(params, x, t, base)[1])
+        one_each = partial(reader.apply, params, x, t, base, key=keys[0])
+        _, single = jax.eval_shape(one_each)  # tells the axis of the rows
         w = number_at(name, "scale(t)", scale, t, like=t)
         w = jnp.where((low <= t) & (t <= high), w, jnp.zeros_like(w))
 
