@@ -16,7 +16,8 @@ them; `rf_edit`, `reflex`, `fluxspace` and `modulated_overshoot` are made of the
 
 Search: `best_of_n`, `particle_search` and `rollover_search` look for samples of high reward;
 `tfg_flow` guides continuous and discrete parts together. Resolution: `hiflow`, `projected_flow`
-(I-Max) and `rectified_hr` draw larger than the network was trained for.
+(I-Max) and `rectified_hr` draw larger than the network was trained for, `scaled_positions` and
+`proportional_attention` fit the network to it.
 """
 
 from jflow._core.names import explain_unknown
@@ -59,6 +60,7 @@ from jflow.steering._resolution import (
     hiflow,
     low_pass,
     projected_flow,
+    proportional_attention,
     rectified_hr,
     resized,
     rising_scales,
@@ -114,6 +116,7 @@ __all__ = [
     "periodic_guidance",
     "pnp_flow",
     "projected_flow",
+    "proportional_attention",
     "pseudoinverse_guidance",
     "rectified_hr",
     "reflex",
