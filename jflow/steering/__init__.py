@@ -12,11 +12,13 @@ Inversion and editing: `rf_inversion`, `otip` and `edit_by_inversion` go to the 
 `anchored_guidance` and `periodic_guidance` follow a loss while they sample.
 
 Inside the network: `capture` reads features and attention of a Linen network, `inject` replaces
-them; `rf_edit`, `reflex`, `fluxspace` and `modulated_overshoot` are made of these.
+them; `rf_edit`, `reflex`, `fluxspace` and `modulated_overshoot` are made of these. `word_mask` and
+`edit_region` say where an edit acts.
 
 Search: `best_of_n`, `particle_search` and `rollover_search` look for samples of high reward;
 `tfg_flow` guides continuous and discrete parts together. Resolution: `hiflow`, `projected_flow`
-(I-Max) and `rectified_hr` draw larger than the network was trained for.
+(I-Max) and `rectified_hr` draw larger than the network was trained for, `scaled_positions` and
+`proportional_attention` fit the network to it.
 """
 
 from jflow._core.names import explain_unknown
@@ -53,12 +55,14 @@ from jflow.steering._inversion import (
     toward_noise,
 )
 from jflow.steering._losses import TargetLoss, flow_chef, loss_guidance
+from jflow.steering._masks import edit_region, otsu_threshold, word_attention, word_mask
 from jflow.steering._periodic import coherent_motion, motion_variance, periodic_guidance
 from jflow.steering._resolution import (
     energy,
     hiflow,
     low_pass,
     projected_flow,
+    proportional_attention,
     rectified_hr,
     resized,
     rising_scales,
@@ -96,6 +100,7 @@ __all__ = [
     "data_consistency",
     "delta_velocity",
     "edit_by_inversion",
+    "edit_region",
     "energy",
     "flow_chef",
     "flow_director",
@@ -110,10 +115,12 @@ __all__ = [
     "motion_variance",
     "orthogonal_part",
     "otip",
+    "otsu_threshold",
     "particle_search",
     "periodic_guidance",
     "pnp_flow",
     "projected_flow",
+    "proportional_attention",
     "pseudoinverse_guidance",
     "rectified_hr",
     "reflex",
@@ -131,6 +138,8 @@ __all__ = [
     "toward_data",
     "toward_noise",
     "transport_guided",
+    "word_attention",
+    "word_mask",
 ]
 
 explain_unknown(__name__)

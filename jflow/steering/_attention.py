@@ -4,7 +4,7 @@ Each is a function of a Linen network and of sites (`capture`), for networks wit
 in their attention.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import NamedTuple
 
@@ -15,13 +15,22 @@ import numpy as np
 from jaxtyping import Float
 
 from jflow._core.arrays import expand_to, float_dtype
-from jflow._core.checks import check_cond, check_whole, count_rows, like_state, rows, times_of
+from jflow._core.checks import (
+    check_cond,
+    check_same_shape,
+    check_whole,
+    count_rows,
+    like_state,
+    rows,
+    times_of,
+)
 from jflow._core.numbers import check_number, number_at
 from jflow.nets import velocity as lifted
 from jflow.paths import LINEAR, Schedule, velocity_to_data, velocity_to_noise
 from jflow.solvers import grids
 from jflow.steering._condition import check_window
 from jflow.steering._features import capture, inject, parse
+from jflow.steering._masks import word_indices
 from jflow.types import Array, Cond, Field, NumberOrFunction, Params, PyTree, Step, Velocity
 
 __all__ = [
@@ -81,10 +90,11 @@ def fluxspace(
     scale: NumberOrFunction,
     *,
     window: tuple[float, float] = (0.0, 1.0),
+    mask: Callable[[Array], Array] | None = None,
 ) -> Velocity:
     """FluxSpace: a linear edit of what attention returns, beside what the image is otherwise.
 
-        l_base + scale (l_edit - projection of l_edit onto l_prior)
+        l_base + scale mask (l_edit - projection of l_edit onto l_prior)
 
     l is what a site computes for the base, the edit and the prior condition at the same x and t;
     the projection is that of each token over its heads. scale 0 is the network at its base
@@ -98,24 +108,30 @@ def fluxspace(
             'blocks:attended' of `nets.MMDiT` and `nets.DiT`.
         scale: a number, or t [b] -> [b].
         window: the times between which the edit acts, both ends included.
+        mask: of each token, [..., b, n], by the weights [..., b, heads, n, m] of attention under
+            the edit condition at the same site, such as `word_mask(...)`; None: all tokens.
 
     Returns:
         Velocity: its cond is an `EditCondition`, also in `init`; params are those of the network.
             It raises a ValueError for another cond.
 
     Raises:
-        ValueError: a site is wrong (see `capture`), or unless 0 <= window[0] < window[1] <= 1.
+        ValueError: a site is wrong (see `capture`), with a mask one that does not end in
+            ':attended', or unless 0 <= window[0] < window[1] <= 1.
 
     References:
         Dalva, Venkatesh, Yanardag, *FluxSpace: Disentangled Semantic Editing in Rectified Flow
-            Transformers*, 2024, arXiv:2412.09611. That all three conditions see the plain network
-            up to the site, and the mask of attention of the paper left out, are ours.
+            Transformers*, 2024, arXiv:2412.09611. That the edit and the prior see the plain network
+            up to the site is ours.
     """
     name = "steering.fluxspace"
     check_number(name, "scale", scale, "that is a number", lambda value: value == value)
     low, high = check_window(name, window)
-    reader, velocity = capture(net, sites), lifted(net)
     tokens = {site: parse(name, site)[1] not in (None, "weights") for site in sites}
+    looked = {}  # the weights that the mask of a site is made of
+    if mask is not None:
+        looked = {site: _weights_of(name, site) for site in sites}
+    reader, velocity = capture(net, [*sites, *looked.values()]), lifted(net)
 
     def read(cond):
         if not isinstance(cond, EditCondition):
@@ -135,28 +151,41 @@ def fluxspace(
         double = lambda a, b: jnp.concatenate([jnp.asarray(a), jnp.asarray(b)])  # noqa: E731
         both = double(x, x), double(t, t), jax.tree.map(double, edit, prior)
         _, features = reader.apply(params, *both, key=keys[0])
-        single = jax.eval_shape(lambda: reader.apply(params, x, t, base)[1])
+        one_each = partial(reader.apply, params, x, t, base, key=keys[0])
+        _, single = jax.eval_shape(one_each)  # tells the axis of the rows
         w = number_at(name, "scale(t)", scale, t, like=t)
         w = jnp.where((low <= t) & (t <= high), w, jnp.zeros_like(w))
 
-        def shift(feature, like, heads):
+        def shift(feature, like, heads, weights):
             pairs = enumerate(zip(feature.shape, like.shape, strict=True))
             axis = next(i for i, (a, b) in pairs if a != b)  # that of the rows
             of_edit, of_prior = jnp.split(feature, 2, axis)
             flat = lambda a: a.reshape(*a.shape[: a.ndim - 1 - heads], -1)  # noqa: E731
             part = orthogonal_part(flat(of_edit), flat(of_prior)).reshape(of_edit.shape)
+            if mask is not None:
+                chosen = mask(jnp.split(weights, 2, axis)[0])
+                chosen = check_same_shape(name, "mask(weights)", chosen, part[..., 0, 0])
+                part = part * chosen[..., None, None].astype(part.dtype)
             by_row = jnp.repeat(w, part.shape[axis] // n)
-            return part * by_row.reshape(-1, *(1,) * (part.ndim - 1 - axis)).astype(part.dtype)
+            beside = (1,) * axis, (1,) * (part.ndim - 1 - axis)
+            return part * by_row.reshape(*beside[0], -1, *beside[1]).astype(part.dtype)
 
-        given = {
-            site: jax.tree.map(
-                lambda a, b, heads=tokens[site]: shift(a, b, int(heads)), feature, single[site]
-            )
-            for site, feature in features.items()
-        }
+        given = {}
+        for site, heads in tokens.items():
+            of_site = partial(shift, heads=int(heads), weights=features.get(looked.get(site)))
+            given[site] = jax.tree.map(of_site, features[site], single[site])
         return velocity.apply(inject(params, given, combine=_sum), x, t, base, key=keys[1])
 
     return Velocity(init, apply)
+
+
+def _weights_of(name: str, site: str) -> str:
+    path, _, part = site.partition(":")
+    if part != "attended":
+        raise ValueError(
+            f"{name}: expected sites that end in ':attended' with a mask, got {site!r}"
+        )
+    return f"{path}:weights"
 
 
 def _sum(own, given):
@@ -187,9 +216,7 @@ def attention_map(
             that is not in the text.
     """
     name = "steering.attention_map"
-    chosen = np.asarray(tokens, int)
-    if chosen.ndim != 1 or not len(chosen) or chosen.min() < 0:
-        raise ValueError(f"{name}: expected tokens to be indices of words, got {tokens}")
+    chosen = word_indices(name, tokens)
     for site in sites:
         if parse(name, site)[1] != "weights":
             raise ValueError(f"{name}: expected sites that end in ':weights', got {site!r}")
@@ -460,14 +487,21 @@ def reflex(
     steps: int = 28,
     middle: float = 0.5,
     until: float = 0.25,
+    features_until: float | None = None,
+    mask: Array | Callable[[Mapping[str, Array]], Array] | None = None,
+    blend_until: float = 0.64,
 ) -> Float[Array, "b *event"]:
     """ReFlex: an edit with features of the image half-way to noise.
 
     The image is inverted from t=1 to 0 under the source condition, by Euler steps, and the target
     is sampled from there. At each time t < until the sites are read from the network under the
     source condition at the inverted image at `middle`, and at time t, and put into the evaluation
-    of the target: an image that is only inverted to the middle still shows its structure. It takes
-    `steps` evaluations each way, and one more for each step before until.
+    of the target: an image that is only inverted to the middle still shows its structure. With a
+    mask, each step that starts before `blend_until` ends at
+
+        mask x + (1 - mask) (the inverted image at the same time)
+
+    It takes `steps` evaluations each way, and one more for each step before until.
 
     Args:
         net: a Linen network.
@@ -481,24 +515,43 @@ def reflex(
         steps: of Euler, each way.
         middle: the time in (0, 1] of the image that is read.
         until: the time up to which the sites are put in, in [0, 1]; 0 is inversion and sampling.
+        features_until: an earlier time for `features`, in [0, until]; None: until. The paper's are
+            0.25 for weights, 0.15 for features.
+        mask: where the image is edited, 1, and where it stays, 0, an array that broadcasts to x; or
+            a function of {site: weights} of the source, such as `edit_region(...)`, whose last
+            value before until is that of the steps after it; None: it is edited everywhere.
+        blend_until: the time up to which the mask acts, in [0, 1]: in the paper's code 18 of 28
+            steps for a mask of attention, 25 for one that is given. With 1 the image stays exactly
+            as it was where the mask is 0.
 
     Returns:
         The edited images, [b, *event].
 
     Raises:
-        ValueError: a site is wrong (see `capture`), there is none, steps is below 1, or middle or
-            until are outside their intervals.
+        ValueError: a site is wrong (see `capture`), there is none, steps is below 1, a time is
+            outside its interval, mask is a function where there are no weights before until, or it
+            does not broadcast to x.
 
     References:
         Kim, Park, Song, Kwak, Rhee, *ReFlex: Text-Guided Editing of Real Images in Rectified Flow
             via Mid-Step Feature Extraction and Attention Adaptation*, 2025, arXiv:2507.01496. One
-            window for all features, and no blending of latents by a mask, are ours.
+            window for weights to the text and to the image is ours (the paper: 0.4 and 0.25).
     """
     name = "steering.reflex"
     check_whole(name, steps=steps)
     check_number(name, "until", until, "in [0, 1]", lambda u: 0 <= u <= 1)
+    check_number(name, "blend_until", blend_until, "in [0, 1]", lambda u: 0 <= u <= 1)
     if not 0 < middle <= 1:
         raise ValueError(f"{name}: expected middle in (0, 1], got {middle}")
+    if features_until is not None and not 0 <= features_until <= until:
+        raise ValueError(
+            f"{name}: expected features_until in [0, until={until}], got {features_until}"
+        )
+    if callable(mask) and not (weights and until > 0):
+        raise ValueError(
+            f"{name}: expected weights and until > 0 for a mask that is a function, got"
+            f" {list(weights)} and {until}"
+        )
     reader, velocity = capture(net, [*weights, *features]), lifted(net)
     n = count_rows(name, x)
     source, target = check_cond(name, source, n), check_cond(name, target, n)
@@ -513,19 +566,45 @@ def reflex(
     def invert(x, ends):
         return euler(x, ends, params, source), x
 
-    def sample(x, ends):
-        return euler(x, ends, params, target), None
-
     y = x.astype(float_dtype(x))
     y, passed = jax.lax.scan(invert, y, (ts[:0:-1], ts[-2::-1]))  # at t = 1, ... down to 1 / steps
     read = passed[steps - max(kept_at, 1)]
 
-    def sample_told(x, ends):
-        _, found = reader.apply(params, read, ends[0], source)
-        told = inject(params, {site: found[site] for site in features})
-        told = inject(told, {site: found[site] for site in weights}, combine=combine)
-        return euler(x, ends, told, target), None
+    def blended(x, where, kept, begin):
+        if mask is None:
+            return x
+        return jnp.where(begin < blend_until - 1e-6, kept + where * (x - kept), x)
 
-    y, _ = jax.lax.scan(sample_told, y, (ts[:shared], ts[1 : shared + 1]))
-    y, _ = jax.lax.scan(sample, y, (ts[shared:-1], ts[shared + 1 :]))
+    def in_shape(where):
+        try:
+            return jnp.broadcast_to(where, x.shape).astype(y.dtype)
+        except ValueError:
+            raise ValueError(
+                f"{name}: expected a mask that broadcasts to x {list(x.shape)}, got"
+                f" {list(jnp.shape(where))}"
+            ) from None
+
+    def sample_told(carry, at):
+        (x, where), (t, t_next, kept) = carry, at
+        _, found = reader.apply(params, read, t, source)
+        of_weights = {site: found[site] for site in weights}
+        share = None if features_until is None else (t < features_until - 1e-6).astype(t.dtype)
+        told = inject(params, {site: found[site] for site in features}, weight=share)
+        told = inject(told, of_weights, combine=combine)
+        if callable(mask):
+            where = in_shape(mask(of_weights))
+        return (blended(euler(x, (t, t_next), told, target), where, kept, t), where), None
+
+    def sample(carry, at):
+        (x, where), (t, t_next, kept) = carry, at
+        return (blended(euler(x, (t, t_next), params, target), where, kept, t), where), None
+
+    way = ts[:-1], ts[1:], passed[::-1]
+    early, late = (
+        jax.tree.map(lambda a, part=part: a[part], way)
+        for part in (slice(0, shared), slice(shared, None))
+    )
+    where = jnp.zeros_like(y) if mask is None or callable(mask) else in_shape(mask)
+    carry, _ = jax.lax.scan(sample_told, (y, where), early)
+    (y, _), _ = jax.lax.scan(sample, carry, late)
     return y.astype(x.dtype)

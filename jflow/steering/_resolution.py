@@ -2,11 +2,13 @@
 
 The network has to take larger images: a U-Net does; a transformer whose positions are fixed does,
 and sees places that it never saw, unless their steps are scaled (`scaled_positions` for `nets.DiT`,
-`net.clone(grid_step=...)` for `nets.MMDiT`). Images are [b, H, W, C], the path is the linear one.
+`net.clone(grid_step=...)` for `nets.MMDiT`). The attention of any transformer is over more tokens
+than it was; `proportional_attention` keeps it as sharp. Images are [b, H, W, C], the path is the
+linear one.
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
@@ -16,10 +18,18 @@ from jax.typing import ArrayLike
 from jaxtyping import Float
 
 from jflow._core.arrays import expand_to, float_dtype, mean_event
-from jflow._core.checks import check_cond, check_noun, count_rows, like_state, need_key
+from jflow._core.checks import (
+    check_cond,
+    check_noun,
+    check_whole,
+    count_rows,
+    like_state,
+    need_key,
+)
 from jflow._core.numbers import check_number, number_at
 from jflow._core.positions import centered_axis, table_rows
 from jflow._core.times import Times, check_grid
+from jflow.nets import dot_product_attention
 from jflow.steering._common import pull_of
 from jflow.steering._features import inject
 from jflow.types import Array, Cond, Field, Key, NumberOrFunction, Params, Velocity
@@ -29,6 +39,7 @@ __all__ = [
     "hiflow",
     "low_pass",
     "projected_flow",
+    "proportional_attention",
     "rectified_hr",
     "resized",
     "rising_scales",
@@ -161,6 +172,58 @@ def _added(own, given):
     return (own.reshape(-1, *given.shape) + given[None].astype(own.dtype)).reshape(own.shape)
 
 
+def proportional_attention(
+    trained: int, attention_fn: Callable[..., Array] = dot_product_attention
+) -> Callable[..., Array]:
+    """Attention to more tokens than in training that is as sharp as it was there.
+
+    Also known as: log-n scaling of attention, entropy-invariant attention.
+
+        softmax(q k^T sqrt(log m / (size log trained))) v        over m keys
+
+    A softmax over more keys is flatter, for scores of one size; scores that grow with the root of
+    log m keep its entropy about the same. With `trained` keys it is attention_fn. The factor is the
+    same at all times t. A network takes it with the params that it has, by
+    `net.clone(attention_fn=...)`.
+
+    Args:
+        trained: the tokens that attention was over in training, those of a text and of padding
+            included; at least 2.
+        attention_fn: the attention of the scaled queries, such as that of the network.
+
+    Returns:
+        A function like `nets.dot_product_attention`, for `attention_fn` of the networks.
+
+    Raises:
+        ValueError: trained is no whole number of at least 2.
+
+    Examples:
+        >>> import jax.numpy as jnp
+        >>> from jflow import nets, steering
+        >>> small = nets.DiT(patch_size=2, width=8, num_layers=1, num_heads=2)  # of 4 x 4 pixels
+        >>> large = small.clone(attention_fn=steering.proportional_attention(4))  # of any size
+        >>> q = jnp.array([1.0, 0, 0, 0]).reshape(1, 4, 1, 1)  # 4 tokens where there were 2
+        >>> weights = steering.proportional_attention(2)(q, q, jnp.eye(4).reshape(1, 4, 1, 4))
+        >>> [round(float(w), 3) for w in weights[0, 0, 0]]  # scores of sqrt(2), 0, 0 and 0
+        [0.578, 0.141, 0.141, 0.141]
+
+    References:
+        Jin, Shen, Li, Xue, *Training-free Diffusion Model Adaptation for Variable-Sized
+            Text-to-Image Synthesis*, 2023, arXiv:2306.08645; as in the code of Du, Liu, Zhuo, Qin,
+            Li, Ma, Gao, *I-Max: Maximize the Resolution Potential of Pre-trained Rectified Flow
+            Transformers with Projected Flow*, 2024, arXiv:2410.07536.
+    """
+    check_whole("steering.proportional_attention", 2, trained=trained)
+
+    def attention(q, k, v, **rest):
+        m = k.shape[1]
+        if m != trained:
+            q = q * math.sqrt(math.log(m) / math.log(trained))
+        return attention_fn(q, k, v, **rest)
+
+    return attention
+
+
 def cosine_decay(t: Array) -> Array:
     """From 1 at the source to 0 at data: (1 + cos(pi t)) / 2."""
     return (1 + jnp.cos(jnp.pi * t)) / 2
@@ -195,7 +258,7 @@ def projected_flow(
     References:
         Du, Liu, Zhuo, Qin, Li, Ma, Gao, *I-Max: Maximize the Resolution Potential of
             Pre-trained Rectified Flow Transformers with Projected Flow*, 2024, arXiv:2410.07536.
-            The projection (there by wavelets) is ours.
+            Its code projects by Haar wavelets, which is `low_pass` for a factor of 2, 4, 8 ...
     """
     name = "steering.projected_flow"
     check_noun(name, velocity, Velocity, Field)

@@ -2,8 +2,10 @@
 is the conditional velocity, rows are rows, and what it is given wrong is named."""
 
 import functools
+import inspect
 from typing import Any, NamedTuple
 
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -29,6 +31,7 @@ class Row(NamedTuple):
     params: tuple[str, ...] = ()  # its parts, where they are not the velocity's own
     cond: Any = staticmethod(lambda labels: labels)
     tree: bool = False  # whether x may be a tree
+    event: tuple[int, ...] = (2,)  # the shape of a row of x
     field: Any = None  # what it guides, where that is not a velocity
 
 
@@ -152,6 +155,30 @@ def controlled(make, **options):
     )
 
 
+class Part(nn.Module):
+    """A velocity as a module of a Linen network."""
+
+    function: Any
+
+    @nn.compact
+    def __call__(self, x, t, cond=None):
+        params = {name: self.param(name, nn.initializers.ones, ()) for name in "wb"}
+        if self.is_initializing():
+            return x
+        key = self.make_rng("dropout") if self.has_rng("dropout") else None
+        return self.function(params, x, t, cond, key=key)
+
+
+class Network(nn.Module):
+    """A Linen network of one module."""
+
+    function: Any
+
+    @nn.compact
+    def __call__(self, x, t, cond=None):
+        return Part(self.function, name="velocity")(x, t, cond)
+
+
 TABLE = {
     "autoguidance": Row(
         lambda v, scale: guidance.autoguidance(v, v, guidance.scaled(scale)),
@@ -244,8 +271,33 @@ TABLE = {
     "steering.flow_chef": steered(
         lambda v, w: steering.flow_chef(v, steering.squared_residual(FIRST), w)
     ),
+    "steering.fluxspace": Row(
+        lambda v, scale: steering.fluxspace(Network(v.apply), ["velocity"], scale),
+        neutral=0.0,
+        exactly=True,
+        evaluations=(2 * B, B, B),  # the second one for its shapes alone
+        params=("velocity",),
+        cond=staticmethod(
+            lambda labels: steering.EditCondition(
+                labels, (labels + 1) % NULL, jnp.full_like(labels, NULL)
+            )
+        ),
+    ),
     "steering.loss_guidance": steered(
         lambda v, w: steering.loss_guidance(v, steering.squared_residual(FIRST, TWO), w)
+    ),
+    "steering.projected_flow": Row(
+        lambda v, weight: steering.projected_flow(v, 2, weight=weight),
+        neutral=0.0,
+        exactly=True,
+        scale=np.float64(0.6),
+        evaluations=(B,),
+        cond=staticmethod(
+            lambda labels: steering.SteeringCondition(
+                jnp.full((labels.shape[0], 2, 2, 1), 0.3), labels
+            )
+        ),
+        event=(2, 2, 1),
     ),
     "steering.pseudoinverse_guidance": steered(
         lambda v, w: steering.pseudoinverse_guidance(v, FIRST, np.float64(0.1), scale=w)
@@ -300,6 +352,12 @@ def test_every_public_name_is_in_the_table():
     rows = {name.split()[-1] for name in TABLE} | {"density", "guided"}
     elsewhere = {name for name in rows if name.startswith("steering.")} | {"hold_known"}
     assert set(guidance.__all__) == rows - elsewhere | set(EXCUSED)
+    made = {name for name in steering.__all__ if returns_a_velocity(getattr(steering, name))}
+    assert {f"steering.{name}" for name in made} == elsewhere - {"hold_known"}
+
+
+def returns_a_velocity(member):
+    return inspect.isfunction(member) and inspect.signature(member).return_annotation is Velocity
 
 
 def plain(row, velocity):
@@ -312,7 +370,7 @@ def made(row, velocity, scale):
 
 def given(row, dtype=np.float32):
     """x, t, labels and cond."""
-    x = jnp.asarray(np.random.default_rng(0).normal(size=(B, 2)), dtype)
+    x = jnp.asarray(np.random.default_rng(0).normal(size=(B, *row.event)), dtype)
     t, labels = jnp.linspace(0.05, 0.9, B, dtype=np.float32), jnp.arange(B) % NULL
     return x, t, labels, row.cond(labels)
 
@@ -320,7 +378,7 @@ def given(row, dtype=np.float32):
 def params_of(row):
     one = {"w": jnp.asarray(0.7), "b": jnp.asarray(0.5)}
     other = {"w": jnp.asarray(-0.4), "b": jnp.asarray(0.8)}
-    return dict(zip(row.params, (one, other), strict=True)) if row.params else one
+    return dict(zip(row.params, (one, other), strict=False)) if row.params else one
 
 
 def law(out):

@@ -12,7 +12,7 @@ import scipy.stats
 from jax.random import clone
 from keys import KEYS, keys_consumed_twice
 
-from jflow import domains, guidance, oracles, solvers
+from jflow import domains, guidance, oracles, solvers, steering
 from jflow.distributions import mixtures
 from jflow.paths import schedules
 from jflow.solvers import noises
@@ -33,6 +33,7 @@ class Row(NamedTuple):
     name: str = "euler_maruyama"  # whose errors they are
     keyless: bool = True  # whether it is its mean without a key, and has a density
     normal: bool = True  # whether what is drawn, in std, is a standard normal of every dimension
+    of_each: bool = False  # whether every dimension has a std of its own
     grid: tuple[float, ...] = (0.0, 0.2, 0.5, 1.0)
 
 
@@ -56,6 +57,15 @@ def mixture_step(velocity):
         return made._replace(means=made.means[..., : v.shape[1]] + v[:, None])
 
     return solvers.gm_sde(Field(velocity.init, apply))
+
+
+def mapped_step(velocity, scale=2.0):
+    """Overshooting of which the first dimension gets a part."""
+
+    def apply(params, x, t, cond=None, *, key=None):
+        return velocity.apply(params, x, t, cond), np.array([[0.4, 1.0]], np.float32)
+
+    return steering.modulated_overshoot(Field(velocity.init, apply), scale)
 
 
 TABLE = {
@@ -83,6 +93,12 @@ TABLE = {
     "reflected_step in a box that none leaves": Row(
         lambda v: solvers.reflected_step(solvers.euler_maruyama(v, HALF), BOX),
         lambda v: solvers.reflected_step(solvers.euler_maruyama(v, 0.0), BOX),
+    ),
+    "steering.modulated_overshoot": Row(
+        mapped_step,
+        lambda v: mapped_step(v, 0.0),
+        "steering.modulated_overshoot",
+        of_each=True,
     ),
 }
 EXCUSED = {
@@ -150,7 +166,8 @@ EXCUSED = {
 
 def test_every_public_name_is_in_the_table():
     rows = {name.split()[0] for name in TABLE}
-    assert set(solvers.__all__) == rows - {"density_step"} | set(EXCUSED)
+    elsewhere = {"density_step", "steering.modulated_overshoot"}
+    assert set(solvers.__all__) == rows - elsewhere | set(EXCUSED)
 
 
 def traced(traces, oracle=ORACLE):
@@ -210,18 +227,24 @@ def measured(name):
     return jax.tree.map(np.asarray, (first, other))
 
 
+def wide(std):
+    """std of each number of the state, [n, B, 2]."""
+    return np.broadcast_to(std.reshape(*std.shape[:2], -1), (*std.shape[:2], 2))
+
+
 @pytest.mark.parametrize("name", TABLE)
 def test_mean_and_std_are_of_what_is_drawn(name):
     """x_next is mean + std e, e standard normal and new for every step, row, dimension and key; the
-    trajectory is those steps. Shapes are those of x, and of std a number for each row."""
+    trajectory is those steps. Shapes are those of x; std is a number for each row, or like x."""
     (r, other), row = measured(name), TABLE[name]
     path, n = r["path"], len(row.grid) - 1
     assert path.x.shape == (n + 1, B, 2) and path.mean.shape == (n, B, 2)
-    assert path.std.shape == (n, B) and np.all(path.std >= 0)
+    assert path.std.shape == ((n, B, 2) if row.of_each else (n, B)) and np.all(path.std >= 0)
     np.testing.assert_allclose(path.t, row.grid)
     np.testing.assert_array_equal(path.x[-1], r["x"])
-    drawn = path.std > 0
-    e = ((path.x[1:] - path.mean)[drawn] / path.std[drawn][:, None]).ravel()
+    std = wide(path.std)
+    drawn = std > 0
+    e = (path.x[1:] - path.mean)[drawn] / std[drawn]
     assert e.size >= 2 * B and np.unique(e).size > 0.99 * e.size
     if row.normal:
         assert scipy.stats.kstest(e, "norm").pvalue > ALARM
@@ -252,13 +275,13 @@ def test_the_log_prob_of_a_trajectory_is_that_of_its_normals(name):
     """By scipy, and the same from a replay: a ratio of 1 to 1e-6 before any update. What has std 0
     counts nothing."""
     r, _ = measured(name)
-    path, std = r["path"], np.asarray(r["path"].std, np.float64)
-    safe = np.where(std > 0, std, 1)[..., None]
+    path, std = r["path"], wide(np.asarray(r["path"].std, np.float64))
+    safe = np.where(std > 0, std, 1)
     expected = scipy.stats.norm.logpdf(np.asarray(path.x[1:], np.float64), path.mean, safe)
-    expected = np.where(std > 0, expected.sum(-1), 0)
+    expected = np.where(std > 0, expected, 0).sum(-1)
     np.testing.assert_allclose(r["replay"], expected, rtol=1e-5, atol=1e-5)
     plain = jax.vmap(solvers.step_log_prob)(path.x[1:], path.mean, path.std)
-    np.testing.assert_allclose(np.exp(r["replay"] - plain), np.ones(std.shape), atol=1e-6)
+    np.testing.assert_allclose(np.exp(r["replay"] - plain), np.ones(std.shape[:2]), atol=1e-6)
 
 
 @pytest.mark.parametrize("name", TABLE)

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 import jflow
-from jflow import nets, oracles, solvers, steering
+from jflow import bijectors, nets, oracles, solvers, steering
 from jflow.types import Velocity
 
 RNG = np.random.default_rng(0)
@@ -37,6 +37,9 @@ def test_the_projection_is_one():
     blocks = LARGE.reshape(3, 4, 2, 4, 2, 1).mean((2, 4))
     np.testing.assert_allclose(low[:, ::2, ::2], blocks, atol=1e-6)
     assert abs((low * (LARGE - low)).sum()) < 1e-4
+    bands, _ = bijectors.haar().forward({}, LARGE)  # means times 2, and three of differences
+    wavelet, _ = bijectors.haar().inverse({}, bands.at[..., 1:].set(0))
+    np.testing.assert_allclose(low, wavelet, atol=1e-6)
     np.testing.assert_array_equal(steering.low_pass(LARGE, 1), LARGE)
     np.testing.assert_array_equal(steering.resized(IMAGE, 4, 4), IMAGE)
     np.testing.assert_allclose(steering.energy(LARGE), (LARGE**2).mean((1, 2, 3)), rtol=1e-6)
@@ -73,6 +76,46 @@ def test_scaled_positions_are_those_of_the_smaller_size():
         steering.scaled_positions(params, 6, 6, 0.0, 1)
     with pytest.raises(ValueError, match="params of a nets.DiT"):
         steering.scaled_positions(params["blocks"], 6, 6, 2.0, 1)
+
+
+def test_attention_is_as_sharp_among_more_tokens():
+    """Scores by hand; at the size of training, the network as it is. Among 16 tokens of random
+    scores its entropy, over that of equal weights, is nearer to that among the 4 of training."""
+    rng, fn = np.random.default_rng(6), steering.proportional_attention(4)
+    q, k, v = rng.normal(size=(3, 5, 16, 2, 8)).astype(np.float32)
+    scores = np.einsum("bqhd,bkhd->bhqk", q, k, dtype=np.float64)
+    scores *= np.sqrt(np.log(16) / np.log(4) / 8)
+    weights = np.exp(scores - scores.max(-1, keepdims=True))
+    weights /= weights.sum(-1, keepdims=True)
+    by_hand = np.einsum("bhqk,bkhd->bqhd", weights, v)
+    seen = np.arange(16) < 9  # padding counts as tokens, and stays unseen
+    masked = np.where(seen, weights, 0)
+    masked /= masked.sum(-1, keepdims=True)
+
+    small = nets.DiT(patch_size=1, width=8, num_layers=1, num_heads=2)
+    velocity, sharp = (jflow.velocity(n) for n in (small, small.clone(attention_fn=fn)))
+    x = rng.normal(size=(1, 2, 2, 1)).astype(np.float32)
+    shapes = jax.eval_shape(velocity.init, jax.random.key(0), x, 0.5)
+    params = jax.tree.map(lambda a: rng.normal(size=a.shape, scale=0.3).astype(np.float32), shapes)
+
+    @jax.jit
+    def run(q, k, v):
+        shown = jnp.broadcast_to(jnp.eye(16)[None, :, None], (5, 16, 2, 16))
+        entropies = []
+        for attend, n in ((fn, 4), (fn, 16), (nets.dot_product_attention, 16)):
+            w = attend(q[:, :n], k[:, :n], shown[:, :n, :, :n])
+            entropies.append(jnp.mean(-jnp.sum(w * jnp.log(w), axis=-1)) / np.log(n))
+        both = [v.apply(params, x, 0.5) for v in (velocity, sharp)]
+        return fn(q, k, v), fn(q, k, v, mask=jnp.asarray(seen)[None]), entropies, both
+
+    made, unseen, (trained, scaled, plain), (own, same) = jax.device_get(run(q, k, v))
+    np.testing.assert_allclose(made, by_hand, atol=1e-5)
+    np.testing.assert_allclose(unseen, np.einsum("bhqk,bkhd->bqhd", masked, v), atol=1e-5)
+    np.testing.assert_array_equal(own, same)
+    assert abs(scaled - trained) < abs(plain - trained), (trained, scaled, plain)
+    for wrong in (1, 4.5, True):
+        with pytest.raises(ValueError, match="proportional_attention: expected trained"):
+            steering.proportional_attention(wrong)
 
 
 def test_projected_flow():
