@@ -438,8 +438,8 @@ def _tables(mesh, dtype) -> _Tables:
     return _Tables(
         jnp.asarray(mesh.vertices[mesh.faces], dtype),
         jnp.asarray(gradients(mesh.vertices, mesh.faces), dtype),
-        jnp.asarray(mesh.faces),
-        jnp.asarray(mesh.neighbors),
+        jnp.asarray(mesh.faces, jnp.int32),
+        jnp.asarray(mesh.neighbors, jnp.int32),
     )
 
 

@@ -2,6 +2,7 @@
 straight, and the simulated paths go down along a premetric to their ends."""
 
 import functools
+from pathlib import Path
 
 import jax
 import jax.numpy as jnp
@@ -209,6 +210,21 @@ def test_a_path_goes_around_a_corner():
     np.testing.assert_allclose(walk[0], x0, atol=1e-6)
     assert np.all(np.linalg.norm(walk[-1] - x1, axis=1) < 0.05)
     assert np.all((walk[..., 0] <= 0.5 + 1e-5) | (walk[..., 1] <= 0.5 + 1e-5))
+
+
+def test_libigl(x64):
+    """The Laplacian and the areas to rounding, and walks as far as the exact distance along the
+    surface, in float64 (make_mesh_fixtures.py). A walk past a vertex may not be the shortest way,
+    as 2 of 12 are not."""
+    peer = np.load(Path(__file__).parents[1] / "peers/meshes.npz")
+    stiffness, mass = manifolds.laplacian(peer["vertices"], peer["faces"])
+    np.testing.assert_allclose(stiffness.toarray(), peer["stiffness"], atol=1e-12)
+    np.testing.assert_allclose(mass.diagonal(), peer["mass"], rtol=1e-12)
+    made = manifolds.mesh(peer["vertices"], peer["faces"], num_eigenfunctions=2)
+    walked = jax.jit(manifolds.surface(manifolds.biharmonic(made)).exp)(peer["x"], peer["v"])
+    np.testing.assert_allclose(walked, peer["y"], atol=1e-9)
+    longer = np.linalg.norm(peer["v"], axis=1) - peer["dist"]
+    assert longer.min() > -1e-9 and np.sum(longer < 1e-9) == 10
 
 
 def test_what_is_wrong_with_a_mesh_is_named():
