@@ -67,7 +67,7 @@ def read_tokens(
     A token of weight 0 in a row that counts is left for the network to see, but for one that is
     infinite or NaN, which becomes 0.
     """
-    made = dict(zip(allowed, _read(name, batch, allowed, kind, "tokens"), strict=True))
+    made = dict(zip(allowed, _read(name, batch, allowed, kind, None), strict=True))
     weight = made["weight"]
     filling = [key for key in allowed if key != "weight"]
     made |= filled(used_rows(weight), {key: made[key] for key in filling})
@@ -91,14 +91,14 @@ def read_as_given(
     name: str, batch: Mapping[str, PyTree], allowed: tuple[str, ...], kind: Any = jnp.floating
 ) -> tuple:
     """`read_batch` without a replacement."""
-    return _read(name, batch, allowed, kind, "rows")
+    return _read(name, batch, allowed, kind, 1)
 
 
-def _read(name, batch, allowed, kind, weights):
+def _read(name, batch, allowed, kind, finest):
     check_keys(name, batch, allowed)
     check_x(name, batch)
     x, x0, weight = batch["x"], batch.get("x0"), batch.get("weight")
-    _check_entries(name, "", x, x0, weight, weights, kind)
+    _check_entries(name, "", x, x0, weight, finest, kind)
     check_dropped(name, batch)
     batch = {**batch, "cond": check_cond(name, batch.get("cond"), jnp.shape(x)[0])}
     return tuple(jax.tree.map(jnp.asarray, batch.get(key)) for key in allowed)
@@ -128,11 +128,11 @@ def read_parts(name: str, batch: Mapping[str, PyTree]) -> tuple:
         weight = {part: weight.get(part) for part in x}
         for part in x:
             start = None if x0 is None else x0[part]
-            _check_entries(name, f"[{part!r}]", x[part], start, weight[part], "sites")
+            _check_entries(name, f"[{part!r}]", x[part], start, weight[part], 2)
     else:
         check_x(name, batch)
         n = jnp.shape(x)[0]
-        _check_entries(name, "", x, x0, weight, "sites")
+        _check_entries(name, "", x, x0, weight, 2)
     check_dropped(name, batch)
     made = x, x0, check_cond(name, batch.get("cond"), n), weight
     return tuple(jax.tree.map(jnp.asarray, value) for value in made)
@@ -146,12 +146,9 @@ def check_keys(name: str, batch: Mapping[str, PyTree], allowed: tuple[str, ...])
         raise ValueError(f"{name}: unknown keys in batch: {unknown}; allowed are {list(allowed)}")
 
 
-def _check_entries(name, part, x, x0, weight, weights: str, kind: Any = jnp.floating) -> None:
-    """Raise for a type or a shape that does not fit; `part` stands behind the keys in messages.
-
-    `weights` says whose they may be: of "rows" [b], of "sites" along the first axis of the event
-    too, or of "tokens", the numbers of x.
-    """
+def _check_entries(name, part, x, x0, weight, finest, kind: Any = jnp.floating) -> None:
+    """Raise for a type or a shape that does not fit; `part` stands behind the keys in messages. A
+    weight is [b], or along the first `finest` axes of x, all of them for None."""
     if not jnp.issubdtype(jnp.result_type(x), kind):
         raise ValueError(
             f"{name}: expected 'x'{part} to hold tokens, integers, got {jnp.result_type(x)}"
@@ -165,8 +162,7 @@ def _check_entries(name, part, x, x0, weight, weights: str, kind: Any = jnp.floa
             f"{name}: expected 'x0'{part} of the shape of 'x'{part}, {shape}, "
             f"got {list(jnp.shape(x0))}"
         )
-    finest = {"rows": 1, "sites": 2, "tokens": len(shape)}[weights]
-    allowed = [shape[:1]] if len(shape) == 1 or finest == 1 else [shape[:1], shape[:finest]]
+    allowed = [shape[:1]] if len(shape[:finest]) == 1 else [shape[:1], shape[:finest]]
     if weight is not None and list(jnp.shape(weight)) not in allowed:
         raise ValueError(
             f"{name}: expected 'weight'{part} of shape {' or '.join(map(str, allowed))}, "
