@@ -67,7 +67,7 @@ def config(
             at = np.random.default_rng(0).integers(4, size=(40, length))
             return ["".join("ACGT"[i] for i in row) for row in at]
         found = read(path or folder / "discrete/dna/Ecoli_prom.fa.gz")
-        return [text.upper() for text in found]
+        return list(dict.fromkeys(text.upper() for text in found))
 
     def judge(drawn, learned, test):
         whole = words(learned)
