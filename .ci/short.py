@@ -144,6 +144,12 @@ JOBS = [
         "experiments/shakespeare_characters/write.py {}/run --characters 16",
     ],
     ["experiments/molecules/run.py --out {} --short"],
+    ["jflow train experiments/molecules short=True --workdir {}/run --quiet"],
+    [
+        "jflow train experiments/molecules/dna.py short=True --workdir {}/run --quiet",
+        "jflow evaluate {}/run",
+        "jflow sample {}/run --num 5 --steps 4 --out {}/dna.csv",
+    ],
     ["experiments/promoters/run.py --short"],
     ["experiments/lora_style/run.py --out {} --short"],
     [

@@ -16,9 +16,7 @@ are not among the learned. Beside it stand n-grams of the same strings.
 """
 
 import argparse
-import csv
 import functools
-import gzip
 import os
 import re
 import subprocess
@@ -31,6 +29,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+from sequences import decoded, encoded, read
+from validity import closed, counts
 
 import jflow
 from jflow import couplings, data, distributions, guidance, losses, nets, paths, solvers, train
@@ -49,40 +49,11 @@ def strings(short: bool) -> list[str]:
     """The SMILES of QM9, in a fixed random order; a few molecules, repeated, of a short run."""
     if short:
         return ["CCO", "c1ccccc1", "CC(=O)N", "C#N", "OCC1CC1"] * 40
-    file = Path(os.environ.get("JFLOW_DATA", "")) / "discrete/qm9_smiles.csv.gz"
-    with gzip.open(file, "rt") as lines:
-        found = [row["smiles"] for row in csv.DictReader(lines)]
+    found = read(Path(os.environ.get("JFLOW_DATA", "")) / "discrete/qm9_smiles.csv.gz")
     return [found[i] for i in np.random.default_rng(0).permutation(len(found))]
 
 
-def encoded(texts: list[str], symbols: str, length: int) -> np.ndarray:
-    """[n, length] of indices, padded by the first one past the symbols."""
-    index = {c: i for i, c in enumerate(symbols)}
-    x = np.full((len(texts), length), len(symbols), np.int32)
-    for row, text in zip(x, texts, strict=True):
-        row[: len(text)] = [index[c] for c in text]
-    return x
-
-
-def decoded(x: np.ndarray, symbols: str) -> list[str]:
-    """What stands before the first padding; "" where a symbol follows it."""
-    texts = ["".join((symbols + "_")[i] for i in row) for row in x]
-    return ["" if "_" in text.rstrip("_") else text.rstrip("_") for text in texts]
-
-
-def closed(text: str) -> str:
-    """The text where its brackets match and every ring is closed, else ""."""
-    depth = 0
-    for c in text:
-        depth += (c == "(") - (c == ")")
-        if depth < 0:
-            return ""
-    rings = Counter(re.sub(r"\[[^\]]*\]", "", text))
-    fine = depth == 0 and text.count("[") == text.count("]") and "()" not in text
-    return text if fine and all(rings[str(d)] % 2 == 0 for d in range(10)) else ""
-
-
-def read(texts: list[str], python: str) -> list[str]:
+def forms(texts: list[str], python: str) -> list[str]:
     """What each of them is in one form for all, "" for what is no molecule."""
     if not python:
         return [closed(text) for text in texts]
@@ -90,18 +61,6 @@ def read(texts: list[str], python: str) -> list[str]:
     command = [python, "-c", READ]
     found = subprocess.run(command, input=lines, capture_output=True, text=True, check=True)
     return found.stdout.split("\n")[: len(texts)]
-
-
-def counts(texts: list[str], known: set[str], python: str) -> tuple[float, float, float]:
-    """The shares of valid ones, of different ones among these, of new ones among those."""
-    valid = [text for text in read(texts, python) if text]
-    unique = set(valid)
-    new = unique - known
-    return (
-        len(valid) / len(texts),
-        len(unique) / max(1, len(valid)),
-        len(new) / max(1, len(unique)),
-    )
 
 
 def grams(texts: list[str], order: int, n: int) -> list[str]:
@@ -179,7 +138,8 @@ def main() -> None:
         x0 = jnp.full((args.draws, length), mask, jnp.int32)
         return solvers.sample_sde(jump, params, x0, key, solvers.grids.uniform(steps))[0]
 
-    known = set(read(texts[:cut], args.rdkit)) if args.rdkit else set(texts[:cut])
+    to_forms = functools.partial(forms, python=args.rdkit)
+    known = set(to_forms(texts[:cut]))
     rows = {f"{k}-gram": grams(texts[:cut], k, args.draws) for k in (3, 5)}
     settings = [(1.0, 16), (1.0, 64), (0.8, 64)]
     keys = jax.random.split(draw_key, len(settings))
@@ -191,9 +151,7 @@ def main() -> None:
     rows["QM9, not learned"] = texts[cut:][: args.draws]
     print("| | valid | different | new |\n|---|---|---|---|")
     for name, made in rows.items():
-        print(
-            f"| {name} | " + " | ".join(f"{v:.1%}" for v in counts(made, known, args.rdkit)) + " |"
-        )
+        print(f"| {name} | " + " | ".join(f"{v:.1%}" for v in counts(made, known, to_forms)) + " |")
         if args.out:
             Path(args.out).mkdir(parents=True, exist_ok=True)
             file = Path(args.out) / (re.sub(r"\W+", "_", name) + ".txt")

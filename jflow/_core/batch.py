@@ -6,7 +6,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from jflow._core.arrays import expand_to, filled, float_dtype
+from jflow._core.arrays import expand_to, filled, flat_rows, float_dtype, mean_event
 from jflow._core.checks import (
     check_batch,
     check_cond,
@@ -59,14 +59,46 @@ def read_batch(
     return tuple(value if key == "weight" else filled(used, value) for key, value in values.items())
 
 
+def read_tokens(
+    name: str, batch: Mapping[str, PyTree], allowed: tuple[str, ...], kind: Any = jnp.number
+) -> tuple:
+    """`read_batch` for a loss that counts single tokens: 'weight' is [b], or of the shape of x.
+
+    A token of weight 0 in a row that counts is left for the network to see, but for one that is
+    infinite or NaN, which becomes 0.
+    """
+    made = dict(zip(allowed, _read(name, batch, allowed, kind, None), strict=True))
+    weight = made["weight"]
+    filling = [key for key in allowed if key != "weight"]
+    made |= filled(used_rows(weight), {key: made[key] for key in filling})
+    made |= {key: without_gaps(made[key], weight) for key in filling if key in ("x", "x0")}
+    return tuple(made.values())
+
+
+def used_rows(weight: Any) -> Any:
+    """[b] bool, the rows with a weight [b] or [b, ...] other than 0; None, all of them, of None."""
+    return None if weight is None else jnp.any(flat_rows(weight != 0), axis=1)
+
+
+def without_gaps(x: Array | None, weight: Array | None) -> Array | None:
+    """x with 0 for the numbers of rows or tokens of weight 0 that are not finite."""
+    if x is None or weight is None:
+        return x
+    return jnp.where(expand_to(weight != 0, x) | jnp.isfinite(x), x, jnp.zeros_like(x))
+
+
 def read_as_given(
     name: str, batch: Mapping[str, PyTree], allowed: tuple[str, ...], kind: Any = jnp.floating
 ) -> tuple:
     """`read_batch` without a replacement."""
+    return _read(name, batch, allowed, kind, 1)
+
+
+def _read(name, batch, allowed, kind, finest):
     check_keys(name, batch, allowed)
     check_x(name, batch)
     x, x0, weight = batch["x"], batch.get("x0"), batch.get("weight")
-    _check_entries(name, "", x, x0, weight, tokens=False, kind=kind)
+    _check_entries(name, "", x, x0, weight, finest, kind)
     check_dropped(name, batch)
     batch = {**batch, "cond": check_cond(name, batch.get("cond"), jnp.shape(x)[0])}
     return tuple(jax.tree.map(jnp.asarray, batch.get(key)) for key in allowed)
@@ -96,11 +128,11 @@ def read_parts(name: str, batch: Mapping[str, PyTree]) -> tuple:
         weight = {part: weight.get(part) for part in x}
         for part in x:
             start = None if x0 is None else x0[part]
-            _check_entries(name, f"[{part!r}]", x[part], start, weight[part], tokens=True)
+            _check_entries(name, f"[{part!r}]", x[part], start, weight[part], 2)
     else:
         check_x(name, batch)
         n = jnp.shape(x)[0]
-        _check_entries(name, "", x, x0, weight, tokens=True)
+        _check_entries(name, "", x, x0, weight, 2)
     check_dropped(name, batch)
     made = x, x0, check_cond(name, batch.get("cond"), n), weight
     return tuple(jax.tree.map(jnp.asarray, value) for value in made)
@@ -114,8 +146,9 @@ def check_keys(name: str, batch: Mapping[str, PyTree], allowed: tuple[str, ...])
         raise ValueError(f"{name}: unknown keys in batch: {unknown}; allowed are {list(allowed)}")
 
 
-def _check_entries(name, part, x, x0, weight, *, tokens: bool, kind: Any = jnp.floating) -> None:
-    """Raise for a type or a shape that does not fit; `part` stands behind the keys in messages."""
+def _check_entries(name, part, x, x0, weight, finest, kind: Any = jnp.floating) -> None:
+    """Raise for a type or a shape that does not fit; `part` stands behind the keys in messages. A
+    weight is [b], or along the first `finest` axes of x, all of them for None."""
     if not jnp.issubdtype(jnp.result_type(x), kind):
         raise ValueError(
             f"{name}: expected 'x'{part} to hold tokens, integers, got {jnp.result_type(x)}"
@@ -129,7 +162,7 @@ def _check_entries(name, part, x, x0, weight, *, tokens: bool, kind: Any = jnp.f
             f"{name}: expected 'x0'{part} of the shape of 'x'{part}, {shape}, "
             f"got {list(jnp.shape(x0))}"
         )
-    allowed = [shape[:1], shape[:2]] if tokens and len(shape) > 1 else [shape[:1]]
+    allowed = [shape[:1]] if len(shape[:finest]) == 1 else [shape[:1], shape[:finest]]
     if weight is not None and list(jnp.shape(weight)) not in allowed:
         raise ValueError(
             f"{name}: expected 'weight'{part} of shape {' or '.join(map(str, allowed))}, "
@@ -184,3 +217,14 @@ def mean_of_rows(loss: Array, weight: Array | None) -> Array:
     return (
         jnp.sum(expand_to(weight, loss) * jnp.where(expand_to(used, loss), loss, 0), axis=0) / total
     )
+
+
+def mean_of_tokens(loss: Array, weight: Array | None) -> Array:
+    """The weighted mean over the tokens of all rows, sum(w loss) / sum(w), of a loss [b, *event].
+
+    A weight [b] is that of all tokens of a row. Tokens of weight 0 count nothing, whatever their
+    loss.
+    """
+    if weight is None or weight.ndim == 1:
+        return mean_of_rows(mean_event(loss), weight)
+    return mean_of_rows(loss.reshape(-1), weight.reshape(-1))

@@ -6,8 +6,8 @@ import jax
 import jax.numpy as jnp
 
 from jflow import times
-from jflow._core.arrays import float_dtype
-from jflow._core.batch import mean_of_rows, read_batch
+from jflow._core.arrays import expand_to, float_dtype
+from jflow._core.batch import mean_of_tokens, read_tokens
 from jflow._core.checks import check_noun, check_whole, need_key
 from jflow.paths import BayesianFlow
 from jflow.types import Field, Loss, Time, Velocity
@@ -44,9 +44,10 @@ def bayesian_flow(
             law makes the value no bound.
 
     Returns:
-        A loss of the batch {'x' [b, *event], optionally 'cond', 'weight' [b]}, in nats per row,
-        summed over the event. Its metrics are 'bits', the same in bits per row, and
-        'bits_per_dim', in bits for each number of the event.
+        A loss of the batch {'x' [b, *event], optionally 'cond', 'weight' [b], or like x}, in nats
+        per row, summed over the event: with weights of single numbers or tokens (0 for padding),
+        their weighted mean, sum(w l) / sum(w), times how many a row has. Its metrics are 'bits',
+        the same in bits per row, and 'bits_per_dim', in bits for each number of the event.
 
     Raises:
         TypeError: At construction for what is no `Field` or `Velocity`.
@@ -75,7 +76,7 @@ def bayesian_flow(
 
     def loss(params, key, batch, frozen=None):
         need_key(name, key)
-        x, cond, weight = read_batch(name, batch, ("x", "cond", "weight"), jnp.number)
+        x, cond, weight = read_tokens(name, batch, ("x", "cond", "weight"))
         time_key, point_key, send_key, dropout_key = jax.random.split(key, 4)
         t = time(time_key, x.shape[0]).astype(float_dtype(x))
         if steps is not None:
@@ -84,7 +85,7 @@ def bayesian_flow(
         out = field.apply(params, theta, t, cond, key=dropout_key)
         if steps is None:
             slope = jax.jvp(flow.accuracy, (t,), (jnp.ones_like(t),))[1]
-            nats = slope * flow.error(x, out)
+            nats = expand_to(slope, x) * flow.error(x, out)
         else:
             alpha = flow.accuracy(t + 1 / steps) - flow.accuracy(t)
             nats = steps * flow.transmission(send_key, x, out, alpha)
@@ -105,8 +106,8 @@ def bayesian_reconstruction(field: Field | Velocity, flow: BayesianFlow) -> Loss
         flow: The kind of data and the accuracy.
 
     Returns:
-        A loss of the batch {'x' [b, *event], optionally 'cond', 'weight' [b]}, in nats per row. Its
-        metrics are 'bits' and 'bits_per_dim', as in `bayesian_flow`.
+        A loss of the batch {'x' [b, *event], optionally 'cond', 'weight' [b], or like x}, in nats
+        per row, with weights and the metrics 'bits' and 'bits_per_dim' as in `bayesian_flow`.
 
     Raises:
         TypeError: At construction for what is no `Field` or `Velocity`.
@@ -133,7 +134,7 @@ def bayesian_reconstruction(field: Field | Velocity, flow: BayesianFlow) -> Loss
 
     def loss(params, key, batch, frozen=None):
         need_key(name, key)
-        x, cond, weight = read_batch(name, batch, ("x", "cond", "weight"), jnp.number)
+        x, cond, weight = read_tokens(name, batch, ("x", "cond", "weight"))
         point_key, dropout_key = jax.random.split(key)
         t = jnp.ones_like(x, shape=x.shape[:1], dtype=float_dtype(x))
         out = field.apply(params, flow.point(x, t, point_key), t, cond, key=dropout_key)
@@ -143,6 +144,6 @@ def bayesian_reconstruction(field: Field | Velocity, flow: BayesianFlow) -> Loss
 
 
 def _with_bits(nats, x, weight):
-    value = mean_of_rows(nats, weight)
-    bits = jax.lax.stop_gradient(value) / math.log(2)
-    return value, {"bits": bits, "bits_per_dim": bits / max(math.prod(x.shape[1:]), 1)}
+    mean, count = mean_of_tokens(nats, weight), math.prod(x.shape[1:])
+    bits_per_dim = jax.lax.stop_gradient(mean) / math.log(2)
+    return count * mean, {"bits": count * bits_per_dim, "bits_per_dim": bits_per_dim}

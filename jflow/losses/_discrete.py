@@ -6,8 +6,8 @@ import jax
 import jax.numpy as jnp
 
 from jflow import paths, times
-from jflow._core.arrays import float_dtype, mean_event
-from jflow._core.batch import mean_of_rows, read_batch
+from jflow._core.arrays import float_dtype
+from jflow._core.batch import mean_of_tokens, read_tokens
 from jflow._core.checks import check_noun, need_key, need_pairs
 from jflow._core.tokens import at_tokens, kappa, kl_terms, token_log_probs
 from jflow.types import Field, Loss, Path, Time
@@ -36,10 +36,11 @@ def discrete_matching(field: Field, *, path: Path = _PATH, time: Time = _UNIFORM
 
     Returns:
         A loss of the batch {'x' [b, *event] tokens, 'x0' [b, *event] those of the source,
-        optionally 'cond', 'weight' [b]}; `couplings.from_distribution(source)` in
-        `couplings.with_source` writes 'x0'. It has no metrics. A token of x outside the vocabulary
-        makes it NaN, and a mask in x, under `paths.unmasking`, infinite: `data.check_tokens` names
-        them.
+        optionally 'cond', 'weight' [b], or like x, of each token}. The mean is weighted, sum(w l) /
+        sum(w): a token of weight 0, such as padding, counts nothing, though the network sees it.
+        `couplings.from_distribution(source)` in `couplings.with_source` writes 'x0'. It has no
+        metrics. A token of x outside the vocabulary makes it NaN, and a mask in x, under
+        `paths.unmasking`, infinite: `data.check_tokens` names them.
 
     Raises:
         TypeError: At construction for what is no `Field`.
@@ -68,7 +69,7 @@ def discrete_matching(field: Field, *, path: Path = _PATH, time: Time = _UNIFORM
         log_p, _, x1, _, weight = _at_a_point("discrete_matching", field, path, time)(
             params, key, batch
         )
-        return mean_of_rows(mean_event(-at_tokens(log_p, x1)), weight), {}
+        return mean_of_tokens(-at_tokens(log_p, x1), weight), {}
 
     return loss
 
@@ -96,8 +97,9 @@ def discrete_kl(
 
     Returns:
         A loss of the batch {'x' [b, *event] tokens, 'x0' [b, *event] those of the source,
-        optionally 'cond', 'weight' [b]}. Its metrics have 'bits_per_token', the loss in bits. A
-        token of x outside the vocabulary makes it NaN, and a mask in x infinite.
+        optionally 'cond', 'weight' [b], or like x, of each token}, weighted as in
+        `discrete_matching`. Its metrics have 'bits_per_token', the loss in bits. A token of x
+        outside the vocabulary makes it NaN, and a mask in x infinite.
 
     Raises:
         TypeError: At construction for what is no `Field`.
@@ -130,7 +132,7 @@ def discrete_kl(
             params, key, batch
         )
         terms = kl_terms(log_p, x_t, x1, *kappa(schedule, t, x1))
-        value = mean_of_rows(mean_event(terms), weight)
+        value = mean_of_tokens(terms, weight)
         return value, {"bits_per_token": value / math.log(2)}
 
     return loss
@@ -143,7 +145,7 @@ def _at_a_point(name, field, path, time):
         need_key(name, key)
         need_pairs(name, batch)
         keys = ("x", "x0", "cond", "weight")
-        x1, x0, cond, weight = read_batch(name, batch, keys, jnp.integer)
+        x1, x0, cond, weight = read_tokens(name, batch, keys, jnp.integer)
         time_key, path_key, dropout_key = jax.random.split(key, 3)
         t = time(time_key, x1.shape[0])
         t = t.astype(float_dtype(x1))

@@ -7,8 +7,8 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
-from jflow._core.arrays import expand_to, filled, flat_rows, float_dtype
-from jflow._core.batch import read_as_given, read_parts
+from jflow._core.arrays import filled, float_dtype
+from jflow._core.batch import read_as_given, read_parts, used_rows, without_gaps
 from jflow._core.checks import check_parts, count_rows, need_key
 from jflow.types import Cond, Key, PartTimes, PyTree, Time, TimePair
 
@@ -97,11 +97,11 @@ def draw_parts(name: str, key: Key, batch: Mapping[str, PyTree], time: Time | Pa
             }
         )
     weights = by_part(weight) if isinstance(x1, Mapping) else {None: weight}
-    used = [jnp.any(flat_rows(w != 0), axis=1) for w in weights.values() if w is not None]
+    used = [used_rows(w) for w in weights.values() if w is not None]
     some = jnp.any(jnp.stack(used), axis=0) if len(used) == len(weights) else None
     x0, x1, cond = filled(some, (x0, x1, cond))
     x0, x1 = (
-        whole({part: _without_gaps(a, weights[part]) for part, a in by_part(x).items()})
+        whole({part: without_gaps(a, weights[part]) for part, a in by_part(x).items()})
         for x in (x0, x1)
     )
     t = jax.tree.map(
@@ -134,13 +134,6 @@ def whole(parts: dict[Any, Any]) -> PyTree:
 def split_by_part(key: Key, x: PyTree) -> list[Key]:
     """A key for each part; the key itself for an array."""
     return list(jax.random.split(key, len(x))) if isinstance(x, Mapping) else [key]
-
-
-def _without_gaps(x: Array, weight: Array | None) -> Array:
-    """x with 0 for the numbers of rows or tokens of weight 0 that are not finite."""
-    if weight is None:
-        return x
-    return jnp.where(expand_to(weight != 0, x) | jnp.isfinite(x), x, jnp.zeros_like(x))
 
 
 def dropped_rows(batch: Mapping[str, PyTree], n: int) -> Bool[Array, " n"]:

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 
 from jflow import paths
 from jflow import times as time_laws
-from jflow._core.arrays import float_dtype, mean_event
+from jflow._core.arrays import expand_to, float_dtype, mean_event
 from jflow._core.batch import mean_of_rows, read_batch
 from jflow._core.checks import (
     check_batch,
@@ -195,7 +195,7 @@ def reward_weights(beta: float) -> BatchTransform:
             weight = jnp.exp((reward - jnp.max(reward, initial=-jnp.inf)) / beta)
         else:
             before = jnp.asarray(before)
-            used = before != 0
+            reward, used = expand_to(reward, before), before != 0
             largest = jnp.max(jnp.where(used, reward, -jnp.inf), initial=-jnp.inf)
             weight = before * jnp.exp(jnp.where(used, reward - largest, 0) / beta)
         return {k: v for k, v in batch.items() if k != "reward"} | {"weight": weight}

@@ -1,11 +1,13 @@
 """The drift error of a bridge on the statistical manifold: a bound on the likelihood of tokens."""
 
+import math
+
 import jax
 import jax.numpy as jnp
 
 from jflow import times
-from jflow._core.arrays import float_dtype, sum_event
-from jflow._core.batch import mean_of_rows, read_batch
+from jflow._core.arrays import expand_to, float_dtype
+from jflow._core.batch import mean_of_tokens, read_tokens
 from jflow._core.checks import check_noun, need_key
 from jflow._core.tokens import check_logits, check_tokens, corners
 from jflow.paths import StatisticalBridge, corner_log
@@ -32,8 +34,9 @@ def bridge_drift(field: Field, bridge: StatisticalBridge, *, time: Time = _UNIFO
         time: The law of the times; they end before t=1, where V is 0.
 
     Returns:
-        A loss of the batch {'x' integer tokens [b, *sites], optionally 'cond', 'weight' [b]},
-        summed over the tokens. It is NaN where a token is outside 0 ... K - 1. It has no metrics.
+        A loss of the batch {'x' integer tokens [b, *sites], optionally 'cond', 'weight' [b] or [b,
+        *sites]}, summed over the tokens: with weights of tokens, the weighted mean of a token times
+        their number. It is NaN where a token is outside 0 ... K - 1. It has no metrics.
 
     Raises:
         TypeError: At construction for what is no `Field`.
@@ -60,7 +63,7 @@ def bridge_drift(field: Field, bridge: StatisticalBridge, *, time: Time = _UNIFO
 
     def loss(params, key, batch, frozen=None):
         need_key(name, key)
-        x, cond, weight = read_batch(name, batch, ("x", "cond", "weight"), jnp.number)
+        x, cond, weight = read_tokens(name, batch, ("x", "cond", "weight"))
         check_tokens(name, x, k)
         time_key, point_key, dropout_key = jax.random.split(key, 3)
         t = time(time_key, x.shape[0]).astype(float_dtype(x))
@@ -68,8 +71,8 @@ def bridge_drift(field: Field, bridge: StatisticalBridge, *, time: Time = _UNIFO
         x_t = bridge.path.point(x1, x1, t, key=point_key)
         logits = field.apply(params, x_t, t, cond, key=dropout_key)
         p = jax.nn.softmax(check_logits(name, logits, x.shape, k), axis=-1)
-        off = sum_event(jnp.square(corner_log(x_t, p - x1)))
+        off = jnp.sum(jnp.square(corner_log(x_t, p - x1)), axis=-1)
         rate = jnp.square(bridge.noise(t) / bridge.remaining(t)) / 2
-        return mean_of_rows(rate * off, weight), {}
+        return math.prod(x.shape[1:]) * mean_of_tokens(expand_to(rate, off) * off, weight), {}
 
     return loss

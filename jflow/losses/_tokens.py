@@ -6,8 +6,8 @@ import jax
 import jax.numpy as jnp
 
 from jflow import times
-from jflow._core.arrays import filled, float_dtype, sum_event
-from jflow._core.batch import mean_of_rows, read_batch
+from jflow._core.arrays import filled, float_dtype
+from jflow._core.batch import mean_of_tokens, read_tokens, used_rows, without_gaps
 from jflow._core.checks import check_noun, check_whole, need_key
 from jflow._core.tokens import at_tokens, check_logits, check_tokens, corners
 from jflow.paths import dirichlet_source
@@ -48,8 +48,9 @@ def token_cross_entropy(
 
     Returns:
         A loss of the batch {'x' integer tokens [b, *sites], optionally 'x0' [b, *sites, K], 'cond',
-        'weight' [b]}, in nats per token. It is NaN where a token is outside 0 ... K - 1. Its metric
-        is 'accuracy', the share of tokens that the largest logit names.
+        'weight' [b] or [b, *sites]}, in nats per token. The mean is weighted, sum(w l) / sum(w). It
+        is NaN where a token is outside 0 ... K - 1. Its metric is 'accuracy', the share of tokens
+        that the largest logit names.
 
     Raises:
         TypeError: At construction for what is no `Field`.
@@ -88,11 +89,10 @@ def token_cross_entropy(
         x_t = path.point(x0, x1, t, key=point_key)
         logits = field.apply(params, x_t, t, cond, key=dropout_key)
         logits = check_logits(name, logits, x.shape, num_classes)
-        count = max(x[:1].size, 1)
         nats = -at_tokens(jax.nn.log_softmax(logits, axis=-1), x)
-        right = sum_event((jnp.argmax(logits, axis=-1) == x).astype(logits.dtype)) / count
-        accuracy = jax.lax.stop_gradient(mean_of_rows(right, weight))
-        return mean_of_rows(sum_event(nats) / count, weight), {"accuracy": accuracy}
+        right = (jnp.argmax(logits, axis=-1) == x).astype(logits.dtype)
+        accuracy = jax.lax.stop_gradient(mean_of_tokens(right, weight))
+        return mean_of_tokens(nats, weight), {"accuracy": accuracy}
 
     return loss
 
@@ -102,11 +102,11 @@ def _read(name, batch):
     x0 = batch.get("x0") if hasattr(batch, "get") else None
     if x0 is not None:
         batch = {key: value for key, value in batch.items() if key != "x0"}
-    x, cond, weight = read_batch(name, batch, ("x", "cond", "weight"), jnp.number)
+    x, cond, weight = read_tokens(name, batch, ("x", "cond", "weight"))
     if x0 is not None:
         if jnp.shape(x0)[:-1] != x.shape:
             raise ValueError(
                 f"{name}: expected 'x0' of shape {[*x.shape, 'K']}, got {list(jnp.shape(x0))}"
             )
-        x0 = filled(None if weight is None else weight != 0, jnp.asarray(x0))
+        x0 = without_gaps(filled(used_rows(weight), jnp.asarray(x0)), weight)
     return x, x0, cond, weight

@@ -5,7 +5,8 @@ points [..., *shape]. Paths (`paths.geodesic`), base distributions (`distributio
 `wrapped_normal`), errors (`losses.riemannian_error`) and solvers (`solvers.projected`,
 `solvers.geodesic_midpoint`) take one; `tangent` puts a network on it, and `check` names rows of
 data that are off it. `mesh`
-reads triangles, on which `biharmonic` and its relatives stand in the place of geodesics.
+reads triangles, on which `biharmonic` and its relatives stand in the place of geodesics, and
+`raviart_thomas` makes velocities with densities.
 """
 
 from jflow._core.names import explain_unknown
@@ -44,6 +45,7 @@ from jflow.manifolds._mesh import (
     surface,
 )
 from jflow.manifolds._product import product
+from jflow.manifolds._raviart_thomas import raviart_thomas
 from jflow.manifolds._sphere import (
     from_latitude_longitude,
     simplex,
@@ -69,6 +71,7 @@ __all__ = [
     "mesh",
     "poincare_ball",
     "product",
+    "raviart_thomas",
     "read_obj",
     "rotation_group",
     "running_mean",

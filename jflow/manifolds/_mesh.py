@@ -366,7 +366,7 @@ def _areas(vertices, faces):
     return 0.5 * np.linalg.norm(np.cross(b - a, c - a), axis=1)
 
 
-def _slopes(vertices, faces):
+def gradients(vertices, faces):
     """[F, 3, 3]: the gradients of the barycentric coordinates, tangent vectors of the face."""
     a, b, c = np.moveaxis(vertices[faces], 1, 0)
     normal = np.cross(b - a, c - a)
@@ -437,9 +437,9 @@ class _Tables(NamedTuple):
 def _tables(mesh, dtype) -> _Tables:
     return _Tables(
         jnp.asarray(mesh.vertices[mesh.faces], dtype),
-        jnp.asarray(_slopes(mesh.vertices, mesh.faces), dtype),
-        jnp.asarray(mesh.faces),
-        jnp.asarray(mesh.neighbors),
+        jnp.asarray(gradients(mesh.vertices, mesh.faces), dtype),
+        jnp.asarray(mesh.faces, jnp.int32),
+        jnp.asarray(mesh.neighbors, jnp.int32),
     )
 
 

@@ -20,7 +20,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Float
 
-from jflow._core.arrays import expand_to, float_dtype, sum_event
+from jflow._core.arrays import expand_to, float_dtype
 from jflow._core.checks import check_whole
 from jflow._core.times import traced
 from jflow._core.tokens import at_tokens, check_logits, check_tokens, corners
@@ -138,9 +138,11 @@ class BayesianFlow(NamedTuple):
         point: (x, t, key) -> theta at t given the data, drawn from its law.
         send: (key, x, alpha) -> y, a noisy view of the data.
         update: (theta, y, t, t_next) -> theta at t_next, by Bayes' rule.
-        error: (x, out) -> [b], such that beta'(t) error is the rate of the loss, in nats.
-        transmission: (key, x, out, alpha) -> [b] nats, the cost of sending one view.
-        reconstruction: (x, out) -> [b] nats, -log p(x) by what the network returns at t=1.
+        error: (x, out) -> [b, *event], such that beta'(t) error is the rate of the loss of each
+            number, in nats.
+        transmission: (key, x, out, alpha) -> [b, *event] nats, the cost of sending one view.
+        reconstruction: (x, out) -> [b, *event] nats, -log p of each number by what the network
+            returns at t=1.
         draw: (key, out) -> x, drawn from what the network returns.
     """
 
@@ -186,15 +188,15 @@ def bayesian_continuous(accuracy: Accuracy) -> BayesianFlow:
     point, send, update = _of_means(accuracy)
 
     def error(x, out):
-        return sum_event(jnp.square(x - _like("bayesian_continuous", out, x))) / 2
+        return jnp.square(x - _like("bayesian_continuous", out, x)) / 2
 
     def transmission(key, x, out, alpha):
-        return alpha * error(x, out)
+        return expand_to(alpha, x) * error(x, out)
 
     def reconstruction(x, out):
-        precision = 1 + accuracy(jnp.ones_like(x, shape=(1,), dtype=float_dtype(x)))
-        count = math.prod(x.shape[1:])
-        return precision * error(x, out) + count / 2 * jnp.log(2 * math.pi / precision)
+        end = jnp.ones_like(x, shape=(1,), dtype=float_dtype(x))
+        precision = expand_to(1 + accuracy(end), x)
+        return precision * error(x, out) + jnp.log(2 * math.pi / precision) / 2
 
     return BayesianFlow(
         accuracy,
@@ -238,7 +240,7 @@ def bayesian_discretized(accuracy: Accuracy, centers: Float[np.ndarray, " bins"]
         >>> levels = np.array([-0.5, 0.5])
         >>> flow = paths.bayesian_discretized(paths.geometric_accuracy(0.1), levels)
         >>> flow.error(jnp.array([[0.5]]), jnp.zeros((1, 1, 2))).tolist()
-        [0.125]
+        [[0.125]]
 
     References:
         Graves, Srivastava, Atkinson, Gomez, *Bayesian Flow Networks*, 2023, arXiv:2308.07037.
@@ -276,17 +278,17 @@ def bayesian_discretized(accuracy: Accuracy, centers: Float[np.ndarray, " bins"]
         at = jnp.asarray(levels, float_dtype(out)).reshape((1,) * x.ndim + (-1,))
         mean = jnp.sum(jnp.exp(log_p(out, x.shape)) * at, axis=-1)
         known = at_tokens(jnp.broadcast_to(at, (*x.shape, count)), index(x))
-        return sum_event(jnp.square(known - mean)) / 2
+        return jnp.square(known - mean) / 2
 
     def transmission(key, x, out, alpha):
         y, wide = send(key, x, alpha), expand_to(alpha, out)
         at = jnp.asarray(levels, y.dtype).reshape((1,) * x.ndim + (-1,))
         logs = -wide / 2 * jnp.square(y[..., None] - at)
         known = at_tokens(logs, index(x))
-        return sum_event(known - jax.nn.logsumexp(log_p(out, x.shape) + logs, axis=-1))
+        return known - jax.nn.logsumexp(log_p(out, x.shape) + logs, axis=-1)
 
     def reconstruction(x, out):
-        return -sum_event(at_tokens(log_p(out, x.shape), index(x)))
+        return -at_tokens(log_p(out, x.shape), index(x))
 
     def draw(key, out):
         at = jax.random.categorical(key, out, axis=-1)
@@ -354,14 +356,14 @@ def bayesian_discrete(accuracy: Accuracy, num_classes: int) -> BayesianFlow:
 
     def error(x, out):
         logs = log_p(out, x)
-        return k / 2 * sum_event(jnp.square(corners(x, k, logs.dtype) - jnp.exp(logs)))
+        return k / 2 * jnp.sum(jnp.square(corners(x, k, logs.dtype) - jnp.exp(logs)), axis=-1)
 
     def transmission(key, x, out, alpha):
         y = send(key, x, alpha)
-        return sum_event(at_tokens(y, x) - jax.nn.logsumexp(log_p(out, x) + y, axis=-1))
+        return at_tokens(y, x) - jax.nn.logsumexp(log_p(out, x) + y, axis=-1)
 
     def reconstruction(x, out):
-        return -sum_event(at_tokens(log_p(out, x), x))
+        return -at_tokens(log_p(out, x), x)
 
     def draw(key, out):
         return jax.random.categorical(key, out[..., :k], axis=-1)

@@ -77,7 +77,7 @@ EXCUSED = {
         "batch normalization on groups: tests/manifolds/test_batch_norm.py",
     ),
     **dict.fromkeys(
-        "Mesh biharmonic commute diffusion laplacian mesh read_obj surface".split(),
+        "Mesh biharmonic commute diffusion laplacian mesh raviart_thomas read_obj surface".split(),
         "triangle meshes, whose log is none of exp: tests/manifolds/test_mesh.py",
     ),
 }
@@ -385,15 +385,21 @@ def test_bad_options_fail_at_construction():
         manifolds.check(manifolds.sphere, np.zeros((1, 3)))
 
 
-PEER = np.load(Path(__file__).parents[1] / "peers/manifolds.npz")
+PEERS = Path(__file__).parents[1] / "peers"
+GEOMSTATS, GEOOPT = (np.load(PEERS / f"{name}.npz") for name in ("manifolds", "geoopt"))
+LARGER = {  # those of make_geoopt_fixtures.py
+    "hyperboloid": manifolds.hyperboloid(3),
+    "poincare_ball": manifolds.poincare_ball(3),
+    "product": manifolds.product(manifolds.sphere(3), manifolds.poincare_ball(2)),
+    "spd": manifolds.spd(3),
+    "sphere": manifolds.sphere(4),
+}
 
 
-@pytest.mark.parametrize("name", sorted({key.split(".")[0] for key in PEER.files}))
-def test_geomstats(name, x64):
-    """exp, log and distance of geomstats to 1e-6, in float64 (make_manifold_fixtures.py)."""
-    manifold = TABLE[name].manifold
+def equals_peer(manifold, peer, name):
+    """exp, log and distance to 1e-6."""
     x, y, v, exp, log, dist = (
-        PEER[f"{name}.{part}"] for part in ("x", "y", "v", "exp", "log", "dist")
+        peer[f"{name}.{part}"] for part in ("x", "y", "v", "exp", "log", "dist")
     )
 
     @jax.jit
@@ -402,3 +408,15 @@ def test_geomstats(name, x64):
 
     for found, expected in zip(run(x, y, v), (exp, log, dist), strict=True):
         np.testing.assert_allclose(found, expected, rtol=1e-6, atol=1e-6)
+
+
+@pytest.mark.parametrize("name", sorted({key.split(".")[0] for key in GEOMSTATS.files}))
+def test_geomstats(name, x64):
+    """In float64 (make_manifold_fixtures.py)."""
+    equals_peer(TABLE[name].manifold, GEOMSTATS, name)
+
+
+@pytest.mark.parametrize("name", LARGER)
+def test_geoopt(name, x64):
+    """In float64 (make_geoopt_fixtures.py)."""
+    equals_peer(LARGER[name], GEOOPT, name)

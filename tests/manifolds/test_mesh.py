@@ -2,6 +2,7 @@
 straight, and the simulated paths go down along a premetric to their ends."""
 
 import functools
+from pathlib import Path
 
 import jax
 import jax.numpy as jnp
@@ -10,45 +11,11 @@ import pytest
 import scipy.spatial
 import scipy.stats
 from keys import KEYS
+from meshes import grid, icosphere
 
 from jflow import manifolds, paths
 
 ALARM = 1e-3
-
-
-def icosphere(level):
-    """Vertices on the unit sphere, and faces that look outward."""
-    golden = (1 + np.sqrt(5)) / 2
-    corners = [[s, t * golden, 0] for s in (-1, 1) for t in (-1, 1)]
-    vertices = np.array([np.roll(c, k) for c in corners for k in range(3)])
-    faces = scipy.spatial.ConvexHull(vertices).simplices
-    normals = np.cross(*np.moveaxis(np.diff(vertices[faces], axis=1), 1, 0))
-    inward = np.sum(normals * vertices[faces].mean(1), axis=1) < 0
-    faces = np.where(inward[:, None], faces[:, ::-1], faces)
-    for _ in range(level):
-        a, b, c = np.moveaxis(faces, 1, 0)
-        edges = np.sort(np.concatenate([[a, b], [b, c], [c, a]], axis=1).T, axis=1)
-        unique, middle = np.unique(edges, axis=0, return_inverse=True)
-        ab, bc, ca = middle.ravel().reshape(3, -1) + len(vertices)
-        vertices = np.concatenate([vertices, vertices[unique].mean(1)])
-        faces = np.concatenate(
-            [np.stack(f, 1) for f in ((a, ab, ca), (b, bc, ab), (c, ca, bc), (ab, bc, ca))]
-        )
-    return vertices / np.linalg.norm(vertices, axis=1, keepdims=True), faces
-
-
-def grid(n, keep=lambda x, y: True):
-    """Squares [0, 1]^2 of two triangles in the plane z = 0, those whose middle is kept."""
-    i, j = (a.ravel() for a in np.meshgrid(range(n), range(n), indexing="ij"))
-    kept = np.array([keep((a + 0.5) / n, (b + 0.5) / n) for a, b in zip(i, j, strict=True)])
-    i, j = i[kept], j[kept]
-    at = lambda i, j: i * (n + 1) + j  # noqa: E731
-    lower = np.stack([at(i, j), at(i + 1, j), at(i + 1, j + 1)], 1)
-    upper = np.stack([at(i, j), at(i + 1, j + 1), at(i, j + 1)], 1)
-    faces = np.concatenate([lower, upper])
-    used, faces = np.unique(faces, return_inverse=True)
-    vertices = np.stack([used // (n + 1), used % (n + 1), 0 * used], 1) / n
-    return vertices, faces.reshape(-1, 3)
 
 
 @functools.cache
@@ -243,6 +210,21 @@ def test_a_path_goes_around_a_corner():
     np.testing.assert_allclose(walk[0], x0, atol=1e-6)
     assert np.all(np.linalg.norm(walk[-1] - x1, axis=1) < 0.05)
     assert np.all((walk[..., 0] <= 0.5 + 1e-5) | (walk[..., 1] <= 0.5 + 1e-5))
+
+
+def test_libigl(x64):
+    """The Laplacian and the areas to rounding, and walks as far as the exact distance along the
+    surface, in float64 (make_mesh_fixtures.py). A walk past a vertex may not be the shortest way,
+    as 2 of 12 are not."""
+    peer = np.load(Path(__file__).parents[1] / "peers/meshes.npz")
+    stiffness, mass = manifolds.laplacian(peer["vertices"], peer["faces"])
+    np.testing.assert_allclose(stiffness.toarray(), peer["stiffness"], atol=1e-12)
+    np.testing.assert_allclose(mass.diagonal(), peer["mass"], rtol=1e-12)
+    made = manifolds.mesh(peer["vertices"], peer["faces"], num_eigenfunctions=2)
+    walked = jax.jit(manifolds.surface(manifolds.biharmonic(made)).exp)(peer["x"], peer["v"])
+    np.testing.assert_allclose(walked, peer["y"], atol=1e-9)
+    longer = np.linalg.norm(peer["v"], axis=1) - peer["dist"]
+    assert longer.min() > -1e-9 and np.sum(longer < 1e-9) == 10
 
 
 def test_what_is_wrong_with_a_mesh_is_named():
