@@ -63,21 +63,23 @@ def made(name):
             rows |= {} if weight is None else {"weight": jnp.asarray(weight)}
             return loss(jnp.float32(0.7), clone(key), rows)
 
-        first, second = WEIGHT * [[1], [0]], WEIGHT * [[0], [1]]
-        padded = np.concatenate([X[:, :3], (X[:, 3:] + 1) % K], axis=1)
         of_rows = np.array([1.0, 3.0], np.float32)
-        return {
-            "none": at(),
-            "ones": at(np.ones((2, N), np.float32)),
-            "rows": at(of_rows),
-            "all": at(np.repeat(of_rows[:, None], N, axis=1)),
-            "both": at(WEIGHT),
-            "first": at(first.astype(np.float32)),
-            "second": at(second.astype(np.float32)),
-            "other padding": at(WEIGHT, padded),
-            "flags": at(WEIGHT > 0),
-            "shorter": at(WEIGHT[:, :3], columns=3) if name in SHORTER else at(WEIGHT),
+        weights = {
+            "ones": np.ones((2, N)),
+            "all": np.repeat(of_rows[:, None], N, axis=1),
+            "both": WEIGHT,
+            "first": WEIGHT * [[1], [0]],
+            "second": WEIGHT * [[0], [1]],
+            "equal": WEIGHT > 0,
+            "other padding": WEIGHT,
         }
+        padded = np.concatenate([X[:, :3], (X[:, 3:] + 1) % K], axis=1)
+        data = [padded if kind == "other padding" else X for kind in weights]
+        found = jax.vmap(at)(np.stack([*weights.values()]).astype(np.float32), np.stack(data))
+        nth = lambda i: jax.tree.map(lambda a: a[i], found)  # noqa: E731
+        each = {kind: nth(i) for i, kind in enumerate(weights)}
+        shorter = at(WEIGHT[:, :3], columns=3) if name in SHORTER else each["both"]
+        return each | {"none": at(), "rows": at(of_rows), "shorter": shorter}
 
     return jax.device_get(run(KEY))
 
@@ -100,7 +102,7 @@ def test_weights_of_tokens(name):
         jax.tree.map(lambda a, b: share[0] * a + share[1] * b, found["first"], found["second"]),
         found["both"],
     )
-    assert len({float(found[k][0]) for k in ("none", "rows", "both", "first", "flags")}) == 5
+    assert len({float(found[k][0]) for k in ("none", "rows", "both", "first", "equal")}) == 5
 
 
 def test_one_token_alone_is_its_cross_entropy():
