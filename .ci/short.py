@@ -113,7 +113,10 @@ JOBS = [
         "experiments/inverse_problems/run.py mixture --out {} --short",
         "experiments/inverse_problems/run.py digits --out {} --short",
     ],
-    ["experiments/editing_digits/run.py --out {} --short"],
+    [
+        "experiments/editing_digits/run.py --out {} --short",
+        "experiments/editing_digits/inside.py --out {} --short",
+    ],
     ["experiments/search_at_inference/run.py --out {} --short"],
     ["experiments/higher_resolution/run.py --out {} --short"],
     ["experiments/reward_digits/run.py --out {} --short"],

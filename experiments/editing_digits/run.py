@@ -54,7 +54,8 @@ def main() -> None:
         args.steps, args.width, args.depth = 20, 32, 1
     args.out.mkdir(parents=True, exist_ok=True)
     splits = data.digits()
-    velocity, params = trained(splits, args)
+    net = nets.ResidualMLP(width=args.width, num_blocks=args.depth, num_classes=NULL)
+    velocity, params = trained(net, splits, args)
     rows = 20 if args.short else None
     x, old, new = sources(splits, rows)
     edited = edit_all(velocity, params, x, old, new, args)
@@ -69,9 +70,8 @@ def scaled(x) -> np.ndarray:
     return np.asarray(x, np.float32) / 8 - 1
 
 
-def trained(splits, args):
-    """The velocity and its averaged params."""
-    net = nets.ResidualMLP(width=args.width, num_blocks=args.depth, num_classes=NULL)
+def trained(net, splits, args):
+    """The velocity of a network and its averaged params."""
     velocity = jflow.velocity(net)
     init_key, key = jax.random.split(jax.random.key(args.seed))
     rows = {"x": scaled(splits.train["x"]), "cond": splits.train["cond"]}

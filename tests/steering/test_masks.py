@@ -20,8 +20,7 @@ WEIGHTS = scipy.special.softmax(LOGITS, axis=-1)
 
 def test_attention_to_words_and_the_mask_of_fluxspace():
     """It is the softmax over the text alone. At a threshold of a half the mask is where this is
-    above the middle of its range; what is below the threshold for one image stays so for its
-    neighbors' sake, since each image has a range of its own."""
+    above the middle of the range that it has in the image."""
     alone = scipy.special.softmax(LOGITS[..., TEXT:, :TEXT], axis=-1)
     by_hand = alone[..., TOKENS].mean((-3, -1))
     found, half, most, every = jax.device_get(
