@@ -126,7 +126,7 @@ JOBS = [
     ["experiments/flow_control/run.py --out {} --short"],
     [
         f"experiments/densities/{name}.py --out {{}} --short"
-        for name in ("cells", "injective", "rotations", "trajectories")
+        for name in ("cells", "injective", "rotations", "small_data", "trajectories")
     ],
     ["experiments/transition_matching/run.py --out {} --short"],
     ["experiments/sbi_pack/run.py fit --short"],
