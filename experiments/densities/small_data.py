@@ -116,7 +116,7 @@ def fit(flow: Flow, rows: np.ndarray, test: np.ndarray, steps: int) -> np.ndarra
     train_on, log_prob = jax.jit(jax.vmap(train_on)), jax.jit(jax.vmap(flow.log_prob))
     seen, others = flat(turned[:, :, held:]), flat(others)
     keys = jax.random.split(jax.random.key(0), seeds * FOLDS)
-    # a loop: points drawn under vmap have come out as NaN on CPUs
+    # a loop: under vmap, some compilations of one program by XLA for CPUs gave NaN (jax 0.10.2)
     state = jax.jit(lambda *each: jax.lax.map(lambda one: start(*one), each))(keys, seen)
     nats = [log_prob(state.params, others)]
     for _ in range(steps // EVERY):
