@@ -202,7 +202,7 @@ def proportional_attention(
         >>> from jflow import nets, steering
         >>> small = nets.DiT(patch_size=2, width=8, num_layers=1, num_heads=2)  # of 4 x 4 pixels
         >>> large = small.clone(attention_fn=steering.proportional_attention(4))  # of any size
-        >>> q = jnp.array([1.0, 0, 0, 0]).reshape(1, 4, 1, 1)  # 4 tokens where there were 2
+        >>> q = jnp.zeros((1, 4, 1, 4)).at[0, 0].set(0.5**0.5)  # 4 tokens where there were 2
         >>> weights = steering.proportional_attention(2)(q, q, jnp.eye(4).reshape(1, 4, 1, 4))
         >>> [round(float(w), 3) for w in weights[0, 0, 0]]  # scores of sqrt(2), 0, 0 and 0
         [0.578, 0.141, 0.141, 0.141]
