@@ -161,8 +161,8 @@ def picture(tables: dict[str, dict[str, np.ndarray]], path: Path) -> None:
         axis.bar(np.arange(len(mean)) + 0.2 * (i - 1.5), mean, 0.2, yerr=error, label=model)
     axis.set_xticks(range(len(tables)), tables)
     axis.axhline(0, color="black", lw=0.8)
-    axis.set_ylabel("kernelized flow above, nats per row")
-    axis.legend(fontsize=8)
+    axis.set_ylabel("nats per row")
+    figure.legend(loc="outside upper center", ncols=4, title="the kernelized flow above")
     figure.savefig(path, dpi=90)
 
 
