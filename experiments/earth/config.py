@@ -57,29 +57,36 @@ SPHERE = manifolds.sphere(2)
 
 
 class Net(nn.Module):
-    """A perceptron of a point and waves of its coordinates, of the frequencies 1, 2, 4, ..."""
+    """A perceptron of a point and plane waves through it: random directions, and frequencies from
+    1 to `highest`, as many in each octave."""
 
     hidden: Sequence[int]
-    octaves: int
+    waves: int
+    highest: float
 
     @nn.compact
     def __call__(self, x, t, cond=None):
-        waves = [f(2.0**k * jnp.pi * x) for k in range(self.octaves) for f in (jnp.sin, jnp.cos)]
+        rng = np.random.default_rng(0)  # always the same: they are no parameters
+        directions = rng.normal(size=(3, self.waves))
+        directions /= np.linalg.norm(directions, axis=0)
+        waves = directions * np.exp(rng.uniform(0, math.log(self.highest), self.waves))
+        phases = x @ jnp.asarray(waves, x.dtype)
         time = nets.time_features(t, 32, scale=30.0).astype(x.dtype)
-        h = jnp.concatenate([x, *waves, time], axis=1)
-        return nn.Dense(3, kernel_init=nn.initializers.zeros)(nets.MLP(self.hidden, nn.swish)(h))
+        h = jnp.concatenate([x, jnp.sin(phases), jnp.cos(phases), time], axis=1)
+        return nn.Dense(3, kernel_init=nn.initializers.zeros)(nets.MLP(self.hidden, nn.gelu)(h))
 
 
 def config(
     *,
     events: str = "flood",
     folder: str = "",
-    width: int = 256,
+    width: int = 128,
     layers: int = 4,
-    octaves: int = 5,
-    steps: int = 8000,
-    batch: int = 256,
-    learning_rate: float = 2e-3,
+    waves: int = 128,
+    highest: float = 200.0,
+    steps: int = 24_000,
+    batch: int = 128,
+    learning_rate: float = 5e-3,
     seed: int = 0,
     short: bool = False,
 ) -> Experiment:
@@ -90,7 +97,8 @@ def config(
         folder: of the tables; riemannian/earth in JFLOW_DATA if empty
         width: of the network
         layers: of the network
-        octaves: how many frequencies of the coordinates the network is shown
+        waves: how many plane waves the network is shown
+        highest: their highest frequency, in radians a unit of length
         steps: updates
         batch: points of an update
         learning_rate: of Adam, at its highest
@@ -100,9 +108,9 @@ def config(
     if events not in FILES:
         raise ValueError(f"unknown events {events!r}: expected one of {', '.join(FILES)}")
     if short:
-        width, layers, octaves, steps, batch = 8, 1, 1, 20, 16
+        width, layers, waves, steps, batch = 8, 1, 4, 20, 16
     base = distributions.uniform_on(SPHERE)
-    velocity = manifolds.tangent(jflow.velocity(Net((width,) * layers, octaves)), SPHERE)
+    velocity = manifolds.tangent(jflow.velocity(Net((width,) * layers, waves, highest)), SPHERE)
     flow = flows.cnf(
         velocity,
         base,
