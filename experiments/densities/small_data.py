@@ -8,8 +8,8 @@ diabetes, and ionosphere is left out. Repeated rows are dropped and columns on a
 once.
 
 Each seed draws n rows to train on and tests on all others. The flows have four coupling layers
-behind `bijectors.whiten`: they start at the Gaussian whose correlations Ledoit and Wolf shrink. Of
-the n rows each fifth in turn is held out of a fit; all fits stop at the step, 0 among them, that is
+behind `bijectors.whiten`: they start at the Gaussian whose correlations are shrunk as rows that are
+left out want it; "shrunk Gaussian" is that of Ledoit and Wolf. Of the n rows each fifth in turn is held out of a fit; all fits stop at the step, 0 among them, that is
 best for what was held out of them, and the density is the mean of those of the five fits. The
 start is that of both flows, a mean of five shrunk Gaussians. All fits of a table train at once, as
 one vmapped step.

@@ -49,11 +49,12 @@ def main() -> None:
     parser.add_argument("--evaluations", type=int, default=60, help="of each method, for digits")
     parser.add_argument("--std", type=float, default=0.1, help="of the noise in y, for digits")
     parser.add_argument("--rows", type=int, default=500, help="held-out digits, at most")
+    parser.add_argument("--samples", type=int, default=8, help="of each digit, for their mean")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--short", action="store_true", help="seconds")
     args = parser.parse_args()
     if args.short:
-        args.steps, args.width, args.evaluations, args.rows = 20, 32, 6, 20
+        args.steps, args.width, args.evaluations, args.rows, args.samples = 20, 32, 6, 20, 2
     args.out.mkdir(parents=True, exist_ok=True)
     {"mixture": mixture, "digits": digits}[args.part](args)
 
@@ -219,7 +220,7 @@ def digits(args) -> None:
         "deblurring": {"chef": 1.0, "pnp_step": 4.0},
     }
     truth = jnp.asarray(test["x"])
-    x0 = jax.random.normal(jax.random.key(1), truth.shape)
+    draws = jax.random.split(jax.random.key(1), args.samples)
     table, pictures = [], {}
     real = judge(test["x"])
     print(f"held-out digits: agreement {real['agreement']:.1%}, energy {real['energy']:.2f}")
@@ -229,8 +230,8 @@ def digits(args) -> None:
         y = measurements.mask(hidden).apply(noise) if problem == "inpainting" else noise
         y = clean + y
         made = {
-            "measurement, pseudo-inverse": (seen.pseudo_inverse(y), None),
-            "Gaussian, posterior mean": (gaussian_mean(rows["x"], seen, y, args.std), None),
+            "measurement, pseudo-inverse": ([seen.pseudo_inverse(y)], 0),
+            "Gaussian, posterior mean": ([gaussian_mean(rows["x"], seen, y, args.std)], 0),
         }
         todo = methods(
             velocity,
@@ -245,29 +246,44 @@ def digits(args) -> None:
         )
         del todo["plain sampler"]
         for name, run in todo.items():
-            made[name] = jax.device_get(jax.jit(run)(x0, y, jax.random.key(3)))
-        for name, (x, info) in made.items():
-            x = np.clip(np.asarray(x), -1, 1)
-            error = np.mean((x - test["x"]) ** 2, axis=(1, 2, 3))
-            row = {"problem": problem, "method": name, **judge(x)}
-            row["psnr"] = float(np.mean(10 * np.log10(4 / error)))
-            row["residual"] = float(jnp.sqrt(jnp.mean((seen.apply(jnp.asarray(x)) - y) ** 2)))
-            row["evaluations"] = 0 if info is None else int(info.evaluations[0])
+            made[name] = samples_of(run, event, y, draws)
+        for name, (samples, evaluations) in made.items():
+            samples = np.clip(np.asarray(samples), -1, 1)
+            row = {"problem": problem, "method": name, "evaluations": evaluations}
+            for of, x in (("", samples[0]), ("mean_", samples.mean(axis=0))):
+                error = np.mean((x - test["x"]) ** 2, axis=(1, 2, 3))
+                found = {**judge(x), "psnr": float(np.mean(10 * np.log10(4 / error)))}
+                row |= {of + measure: value for measure, value in found.items()}
+            away = seen.apply(jnp.asarray(samples[0])) - y
+            row["residual"] = float(jnp.sqrt(jnp.mean(away**2)))
             table.append(row)
-            pictures[problem, name] = x[:8]
+            pictures[problem, name] = samples[0][:8]
         pictures[problem, "truth"] = test["x"][:8]
     (args.out / "digits.json").write_text(json.dumps(table, indent=1))
     for problem in problems:
         print(
             f"\n{problem:30s}{'PSNR':>8s}{'agreement':>11s}{'energy':>8s}{'residual':>10s}{'n':>5s}"
+            f"   mean of {args.samples}: PSNR  agreement"
         )
         for r in table:
             if r["problem"] == problem:
                 print(
                     f"{r['method']:30s}{r['psnr']:8.2f}{r['agreement']:11.1%}{r['energy']:8.2f}"
                     f"{r['residual']:10.3f}{r['evaluations']:5d}"
+                    f"{r['mean_psnr']:17.2f}{r['mean_agreement']:11.1%}"
                 )
     draw(pictures, list(problems), args.out / "samples.png")
+
+
+def samples_of(run, event, y, keys):
+    """A method's samples of every measurement, one a key, and evaluations of one."""
+    run, samples = jax.jit(run), []
+    for key in keys:
+        source_key, own_key = jax.random.split(key)
+        x0 = jax.random.normal(source_key, (len(y), *event))
+        x, info = jax.device_get(run(x0, y, own_key))
+        samples.append(x)
+    return samples, int(info.evaluations[0])
 
 
 def images(args):

@@ -4,8 +4,9 @@ import math
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
-from jflow._core.arrays import float_dtype, mean_and_std, sum_event, zero_log_det
+from jflow._core.arrays import float_dtype, mean_and_std, zero_log_det
 from jflow._core.checks import check_event, check_side
 from jflow.types import Array, Bijector
 
@@ -23,12 +24,19 @@ def whiten(event_shape: tuple[int, ...], shrinkage: float | None = None) -> Bije
 
     In a recipe it is the argument `standardize=bijectors.whiten(event_shape)`.
 
-    Also known as: sphering, Cholesky whitening, Mahalanobis whitening; Ledoit-Wolf shrinkage.
+    By default s is the one, of 41 from 1e-5 to 1, under which each row of the batch is likeliest by
+    the normal distribution of all others (leave-one-out, in closed form): with z a standardized row
+    less their mean, n their number and M = (1 - s) n / (n - 1) C + s I,
+
+        log p_s(z | others) = -(log |M| + log(1 - g r) + (n / (n - 1))^2 r / (1 - g r)) / 2 + const,
+        r = z^T M^-1 z,      g = (1 - s) n / (n - 1)^2.
+
+    Also known as: sphering, Cholesky whitening, Mahalanobis whitening; regularized covariance,
+    LOOC.
 
     Args:
         event_shape: the shape of one x, of d numbers.
-        shrinkage: s, between 0 and 1; None is the estimate of Ledoit and Wolf, which falls as rows
-            are added.
+        shrinkage: s, between 0 and 1; None is the choice above, which falls as rows are added.
 
     Returns:
         Bijector: the map, with params {'mean' [d], 'lower' [d, d], 'log_diagonal' [d], 'offset'
@@ -49,8 +57,9 @@ def whiten(event_shape: tuple[int, ...], shrinkage: float | None = None) -> Bije
         True
 
     References:
-        Ledoit, Wolf, *A Well-Conditioned Estimator for Large-Dimensional Covariance Matrices*,
-            2004, without an arXiv number. Shrinking correlations rather than covariances is ours.
+        Hoffbeck, Landgrebe, *Covariance Matrix Estimation and Classification With Limited Training
+            Data*, 1996, without an arXiv number (leaving one out in closed form). Shrinking
+            correlations towards none is ours.
     """
     event_shape = tuple(event_shape)
     d = math.prod(event_shape)
@@ -107,13 +116,23 @@ def _shrunk_correlations(z: Array, shrinkage: float | None) -> Array:
     n, d = z.shape
     moments = jnp.matmul(z.T, z, precision=jax.lax.Precision.HIGHEST) / n
     size = jnp.trace(moments) / d
-    s = jnp.asarray(0.0 if shrinkage is None else shrinkage, z.dtype)
-    if shrinkage is None:
-        # the mean squared error of the entries of C, over how far C is from m I
-        error = (jnp.mean(jnp.square(sum_event(jnp.square(z)))) - jnp.sum(jnp.square(moments))) / n
-        apart = jnp.sum(jnp.square(moments)) - d * jnp.square(size)
-        s = jnp.clip(error / jnp.where(apart > 0, apart, 1), 0, 1)
-        s = jnp.where(apart > 0, s, 1)
+    s = _likeliest(z, moments, size) if shrinkage is None else jnp.asarray(shrinkage, z.dtype)
     # what rounding may take from the diagonal where a column is the sum of others
     ridge = jnp.where(size > 0, 4 * d * jnp.finfo(z.dtype).eps * size, 1)
     return (1 - s) * moments + (s * size + ridge) * jnp.eye(d, dtype=z.dtype)
+
+
+def _likeliest(z: Array, moments: Array, size: Array) -> Array:
+    """The s under which rows are likeliest given all others."""
+    n = z.shape[0]
+    if n < 3:  # of two rows, the other alone has no correlations
+        return jnp.ones((), z.dtype)
+    s = jnp.asarray(np.geomspace(1e-5, 1, 41), z.dtype)[None]
+    eigenvalues, axes = jnp.linalg.eigh(moments)
+    squares = jnp.square(jnp.matmul(z, axes, precision=jax.lax.Precision.HIGHEST))
+    ratio = n / (n - 1)
+    m = (1 - s) * ratio * jnp.maximum(eigenvalues, 0)[:, None] + s * size  # [d, 41]
+    r = jnp.matmul(squares, 1 / m, precision=jax.lax.Precision.HIGHEST)  # [n, 41]
+    left = 1 - (1 - s) * ratio / (n - 1) * r
+    nats = -jnp.sum(jnp.log(m), axis=0) - jnp.mean(jnp.log(left) + ratio**2 * r / left, axis=0)
+    return s[0, jnp.argmax(jnp.nan_to_num(nats, nan=-jnp.inf))]
