@@ -6,9 +6,9 @@
 
 The meshes are JFLOW_DATA/riemannian/mesh/*.obj.gz, or in --data-dir, scaled to an area of 4 pi. The
 target is the positive part of an eigenfunction of the Laplacian, as in the paper, as a density: it
-is linear on every face, so that it is drawn from exactly. Uniform points are carried to it by the
-fluxes through edges of a network, which sees coordinates, eigenfunctions and time
-(`manifolds.mesh_bijector`). Prints a two-sample test of the samples against new draws from the
+is linear on every face, so that it is drawn from exactly. Uniform points, in training paired with
+near rows of data, are carried to it by the fluxes through edges of a network, which sees
+coordinates, eigenfunctions and time (`manifolds.mesh_bijector`). Prints a two-sample test of the samples against new draws from the
 target: the squared difference of the means of the first eigenfunctions, weighted by exp(-time
 eigenvalue), as a multiple of its mean under the hypothesis that both are of one law, and its
 p-value by 999 permutations; beside it the same for uniform points and for a second set of draws.
@@ -50,7 +50,7 @@ def main() -> None:
     parser.add_argument("--data-dir", default="", help="folder that holds riemannian/mesh")
     parser.add_argument("--eigenfunction", type=int, default=20, help="whose positive part it is")
     parser.add_argument("--features", type=int, default=48, help="eigenfunctions that it sees")
-    parser.add_argument("--steps", type=int, default=5000, help="updates, 256 rows each")
+    parser.add_argument("--steps", type=int, default=6000, help="updates, 256 rows each")
     parser.add_argument("--path-steps", type=int, default=48, help="of the simulated path")
     parser.add_argument("--sampler-steps", type=int, default=50)
     parser.add_argument("--rows", type=int, default=2000, help="samples that are tested")
@@ -95,16 +95,16 @@ def main() -> None:
     for name, x in (("samples", samples), ("uniform", uniform), ("target", again)):
         results[name] = two_sample(mesh, x, target, args.seed)
         print(name, results[name], flush=True)
-    rows = draw(mesh, values, args.held_out, args.seed + 5).astype(np.float32)
+    held_out = draw(mesh, values, args.held_out, args.seed + 5).astype(np.float32)
     nats = {
-        "flow": -np.asarray(jax.jit(flow.log_prob)(params, rows), np.float64),
-        "target": -log_density(mesh, values, rows),
-        "uniform": np.full(len(rows), surface.log_volume),
+        "flow": -np.asarray(jax.jit(flow.log_prob)(params, held_out), np.float64),
+        "target": -log_density(mesh, values, held_out),
+        "uniform": np.full(len(held_out), surface.log_volume),
     }
     excess = nats["flow"] - nats["target"]
     results["nats"] = {name: round(float(of.mean()), 4) for name, of in nats.items()}
     results["nats"]["flow_over_target"] = round(float(excess.mean()), 4)
-    results["nats"]["standard_error"] = round(float(excess.std() / np.sqrt(len(rows))), 4)
+    results["nats"]["standard_error"] = round(float(excess.std() / np.sqrt(len(excess))), 4)
     print(results["nats"], flush=True)
     (args.out / "results.json").write_text(json.dumps(results, indent=1))
     picture(mesh, values, target, samples, args.out / "samples.png", VIEWS[args.mesh])

@@ -8,6 +8,7 @@ import numpy as np
 
 from jflow._core.arrays import float_dtype, zero_log_det
 from jflow._core.checks import check_cond, check_event, check_noun, check_whole, described
+from jflow._core.nouns import compiled
 from jflow.manifolds._mesh import Mesh, gradients
 from jflow.types import Bijector, Field, Velocity
 
@@ -173,11 +174,13 @@ def mesh_bijector(velocity: Velocity | Field, mesh: Mesh, steps: int = 100) -> B
     def init(key, x, cond=None, *, side="data"):
         return velocity.init(key, x, jnp.zeros_like(x, shape=x.shape[:1]), cond)
 
-    return Bijector(
-        init,
-        lambda params, z, cond=None, *, key=None: moved(params, z, cond, 1),
-        lambda params, x, cond=None, *, key=None: moved(params, x, cond, -1),
-    )
+    def forward(params, z, cond=None, *, key=None):
+        return moved(params, z, cond, 1)
+
+    def inverse(params, x, cond=None, *, key=None):
+        return moved(params, x, cond, -1)
+
+    return compiled(Bijector(init, forward, inverse))
 
 
 def _check(name, velocity, mesh):

@@ -142,7 +142,11 @@ def two_steps():
         starts = jnp.concatenate([samples, vertices])
         ends, ahead = flow.forward(PARAMS, starts)
         back, behind = flow.inverse(PARAMS, ends)
+        some = samples[:500]
+        basis = manifolds.surface(manifolds.biharmonic(mesh)).tangent_basis(some)
+        carried = lambda e: jax.jvp(lambda z: flow.forward(PARAMS, z)[0], (some,), (e,))[1]  # noqa: E731
         return {
+            "columns": jax.vmap(carried, 1)(basis),
             "density": jnp.exp(flow.log_prob(PARAMS, x)),
             "face": mesh.locate(samples)[0],
             "starts": starts,
@@ -174,6 +178,14 @@ def test_there_and_back():
     ahead, behind = r["log_dets"]
     np.testing.assert_allclose(ahead, -behind, atol=1e-4)
     assert np.std(ahead) > 0.5
+
+
+def test_the_determinant_is_that_of_the_derivative():
+    """Of two orthonormal tangent vectors, carried along in forward mode, to 1e-3 in float32."""
+    r = two_steps()
+    products = np.einsum("inx,jnx->nij", *[r["columns"].astype(np.float64)] * 2)
+    found = np.linalg.slogdet(products)[1] / 2
+    np.testing.assert_allclose(found, r["log_dets"][0][:500], atol=1e-3)
 
 
 def test_the_exact_flow_of_a_flat_square():
