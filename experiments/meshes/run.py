@@ -8,12 +8,14 @@ The meshes are JFLOW_DATA/riemannian/mesh/*.obj.gz, or in --data-dir, scaled to 
 target is the positive part of an eigenfunction of the Laplacian, as in the paper, as a density: it
 is linear on every face, so that it is drawn from exactly. Uniform points, in training paired with
 near rows of data, are carried to it by the fluxes through edges of a network, which sees
-coordinates, eigenfunctions and time (`manifolds.mesh_bijector`). Prints a two-sample test of the samples against new draws from the
-target: the squared difference of the means of the first eigenfunctions, weighted by exp(-time
-eigenvalue), as a multiple of its mean under the hypothesis that both are of one law, and its
-p-value by 999 permutations; beside it the same for uniform points and for a second set of draws.
-Then the nats of these draws under the flow, under the target, whose mean is its entropy, and under
-the uniform law. Writes results.json and samples.png. README.md has the results.
+coordinates, eigenfunctions and time (`manifolds.mesh_bijector`).
+
+Prints a two-sample test of the samples against new draws from the target: the squared difference of
+the means of the first eigenfunctions, weighted by exp(-time eigenvalue), as a multiple of its mean
+under the hypothesis that both are of one law, and its p-value by 999 permutations; beside it the
+same for uniform points and for a second set of draws. Then the nats of held-out draws under the
+flow, under the target, whose mean is its entropy, and under the uniform law. Writes results.json
+and samples.png. README.md has the results.
 """
 
 import argparse
