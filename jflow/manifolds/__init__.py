@@ -4,9 +4,8 @@ A `jflow.types.Manifold` is a tuple of pure functions (`exp`, `log`, `dist`, `pr
 points [..., *shape]. Paths (`paths.geodesic`), base distributions (`distributions.uniform_on`,
 `wrapped_normal`), errors (`losses.riemannian_error`) and solvers (`solvers.projected`,
 `solvers.geodesic_midpoint`) take one; `tangent` puts a network on it, and `check` names rows of
-data that are off it. `mesh`
-reads triangles, on which `biharmonic` and its relatives stand in the place of geodesics, and
-`mesh_bijector` makes flows of velocities.
+data that are off it. `mesh` reads triangles, on which `biharmonic` and its relatives stand in the
+place of geodesics, and `mesh_bijector` makes flows of velocities.
 """
 
 from jflow._core.names import explain_unknown
