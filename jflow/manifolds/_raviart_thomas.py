@@ -7,7 +7,14 @@ import jax.numpy as jnp
 import numpy as np
 
 from jflow._core.arrays import float_dtype, zero_log_det
-from jflow._core.checks import check_cond, check_event, check_noun, check_whole, described
+from jflow._core.checks import (
+    check_cond,
+    check_event,
+    check_noun,
+    check_whole,
+    described,
+    with_checked_output,
+)
 from jflow._core.nouns import compiled
 from jflow.manifolds._mesh import Mesh, gradients
 from jflow.types import Bijector, Field, Velocity
@@ -68,7 +75,7 @@ def raviart_thomas(velocity: Velocity | Field, mesh: Mesh) -> Velocity:
         Raviart, Thomas, *A Mixed Finite Element Method for 2nd Order Elliptic Problems*, 1977 (the
             field; its use for flows is ours).
     """
-    _check("manifolds.raviart_thomas", velocity, mesh)
+    velocity = _checked("manifolds.raviart_thomas", velocity, mesh)
     edges, corners = _edges(mesh), mesh.vertices[mesh.faces]
 
     def apply(params, x, t, cond=None, *, key=None):
@@ -95,8 +102,8 @@ def mesh_bijector(velocity: Velocity | Field, mesh: Mesh, steps: int = 100) -> B
         surface = manifolds.surface(manifolds.biharmonic(mesh))
         flows.flow(manifolds.mesh_bijector(network, mesh), distributions.uniform_on(surface))
 
-    has a density of integral 1 for any number of steps. They say how closely the map follows a
-    velocity that changes with time, to second order.
+    has a density of integral 1 for any number of steps. A velocity that changes with time is
+    followed to second order in their length.
 
     Without cond the network is asked once a step, in the middles of all edges, whatever the number
     of points. With cond it is asked at three edges for each point in each face on its way. A
@@ -118,7 +125,7 @@ def mesh_bijector(velocity: Velocity | Field, mesh: Mesh, steps: int = 100) -> B
 
     Raises:
         TypeError: for what is no velocity, or no mesh.
-        ValueError: steps is below 1; at the call, x is not [b, 3].
+        ValueError: steps is below 1; at the call, x or the velocity is not [b, 3].
 
     Examples:
         >>> import jax.numpy as jnp
@@ -140,7 +147,7 @@ def mesh_bijector(velocity: Velocity | Field, mesh: Mesh, steps: int = 100) -> B
             field; the map is ours).
     """
     name = "manifolds.mesh_bijector"
-    _check(name, velocity, mesh)
+    velocity = _checked(name, velocity, mesh)
     check_whole(name, steps=steps)
     edges, corners = _edges(mesh), mesh.vertices[mesh.faces]
 
@@ -148,10 +155,10 @@ def mesh_bijector(velocity: Velocity | Field, mesh: Mesh, steps: int = 100) -> B
         check_event(name, x, (3,))
         dtype, cond = float_dtype(x), check_cond(name, cond, len(x))
         face, weights = mesh.locate(x.astype(dtype))
-        # a rounding off the edges: a vertex is in no face more than in another
+        # a rounding off the edges, so that a point at a vertex takes time to go around it
         weights = jnp.maximum(weights, 4 * jnp.finfo(dtype).eps)
         weights = weights / jnp.sum(weights, axis=1, keepdims=True)
-        # no constants, of which the compiler would compute the embedding of all edges
+        # not constants, on which the compiler would run what a network does with places alone
         known = jax.lax.optimization_barrier(jax.tree.map(jnp.asarray, edges))
 
         def step(state, t):
@@ -183,10 +190,11 @@ def mesh_bijector(velocity: Velocity | Field, mesh: Mesh, steps: int = 100) -> B
     return compiled(Bijector(init, forward, inverse))
 
 
-def _check(name, velocity, mesh):
+def _checked(name, velocity, mesh) -> Velocity:
     check_noun(name, velocity, Velocity, Field)
     if not isinstance(mesh, Mesh):
         raise TypeError(f"{name}: expected a manifolds.Mesh, got {described(mesh)}")
+    return with_checked_output(name, velocity)
 
 
 class _Edges(NamedTuple):

@@ -278,3 +278,6 @@ def test_what_it_does_not_take():
         manifolds.mesh_bijector(still, mesh, steps=0)
     with pytest.raises(ValueError, match=r"mesh_bijector: expected x of shape \[b, 3\], got \[4\]"):
         manifolds.mesh_bijector(still, mesh).forward({}, jnp.zeros(4))
+    wide = of_points(lambda x, *_: x[:, :1])
+    with pytest.raises(ValueError, match=r"mesh_bijector: expected a velocity .* \[30, 3\]"):
+        manifolds.mesh_bijector(wide, mesh).forward({}, jnp.zeros((1, 3)))
