@@ -4,9 +4,8 @@ A `jflow.types.Manifold` is a tuple of pure functions (`exp`, `log`, `dist`, `pr
 points [..., *shape]. Paths (`paths.geodesic`), base distributions (`distributions.uniform_on`,
 `wrapped_normal`), errors (`losses.riemannian_error`) and solvers (`solvers.projected`,
 `solvers.geodesic_midpoint`) take one; `tangent` puts a network on it, and `check` names rows of
-data that are off it. `mesh`
-reads triangles, on which `biharmonic` and its relatives stand in the place of geodesics, and
-`raviart_thomas` makes velocities with densities.
+data that are off it. `mesh` reads triangles, on which `biharmonic` and its relatives stand in the
+place of geodesics, and `mesh_bijector` makes flows of velocities.
 """
 
 from jflow._core.names import explain_unknown
@@ -45,7 +44,7 @@ from jflow.manifolds._mesh import (
     surface,
 )
 from jflow.manifolds._product import product
-from jflow.manifolds._raviart_thomas import raviart_thomas
+from jflow.manifolds._raviart_thomas import mesh_bijector, raviart_thomas
 from jflow.manifolds._sphere import (
     from_latitude_longitude,
     simplex,
@@ -69,6 +68,7 @@ __all__ = [
     "lie_batch_norm",
     "log_euclidean_group",
     "mesh",
+    "mesh_bijector",
     "poincare_ball",
     "product",
     "raviart_thomas",
