@@ -9,10 +9,10 @@ once.
 
 Each seed draws n rows to train on and tests on all others. The flows have four coupling layers
 behind `bijectors.whiten`: they start at the Gaussian whose correlations are shrunk as rows that are
-left out want it; "shrunk Gaussian" is that of Ledoit and Wolf. Of the n rows each fifth in turn is held out of a fit; all fits stop at the step, 0 among them, that is
-best for what was held out of them, and the density is the mean of those of the five fits. The
-start is that of both flows, a mean of five shrunk Gaussians. All fits of a table train at once, as
-one vmapped step.
+left out want it; "shrunk Gaussian" is that of Ledoit and Wolf. Of the n rows each fifth in turn is
+held out of a fit; all fits stop at the step, 0 among them, that is best for what was held out of
+them, and the density is the mean of those of the five fits. The start is that of both flows, a mean
+of five shrunk Gaussians. All fits of a table train at once, as one vmapped step.
 
 Prints nats per test row, and the paired difference of the kernelized flow to each other model with
 its standard error over the means of seeds. OUT gets table.md and small_data.png.
