@@ -116,8 +116,11 @@ def fit(flow: Flow, rows: np.ndarray, test: np.ndarray, steps: int) -> np.ndarra
     train_on, log_prob = jax.jit(jax.vmap(train_on)), jax.jit(jax.vmap(flow.log_prob))
     seen, others = flat(turned[:, :, held:]), flat(others)
     keys = jax.random.split(jax.random.key(0), seeds * FOLDS)
-    # a loop: under vmap, some compilations of one program by XLA for CPUs gave NaN (jax 0.10.2)
-    state = jax.jit(lambda *each: jax.lax.map(lambda one: start(*one), each))(keys, seen)
+    # one by one: under vmap or in a loop, some compilations of one program by XLA for CPUs gave NaN
+    # (jax 0.10.2)
+    start = jax.jit(start)
+    each = [start(*pair) for pair in zip(keys, seen, strict=True)]
+    state = jax.tree.map(lambda *leaves: jnp.stack(leaves), *each)
     nats = [log_prob(state.params, others)]
     for _ in range(steps // EVERY):
         state = train_on(state, seen)
@@ -161,6 +164,7 @@ def picture(tables: dict[str, dict[str, np.ndarray]], path: Path) -> None:
         axis.bar(np.arange(len(mean)) + 0.2 * (i - 1.5), mean, 0.2, yerr=error, label=model)
     axis.set_xticks(range(len(tables)), tables)
     axis.axhline(0, color="black", lw=0.8)
+    axis.set_yscale("symlog", linthresh=1)  # tenths of a nat for some, tens for others
     axis.set_ylabel("nats per row")
     figure.legend(loc="outside upper center", ncols=4, title="the kernelized flow above")
     figure.savefig(path, dpi=90)
@@ -171,6 +175,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path, required=True, help="folder of table and picture")
     parser.add_argument("--data-dir", default=os.environ.get("JFLOW_DATA", ""))
     parser.add_argument("--sets", nargs="+", choices=SIZES, default=list(SIZES))
+    parser.add_argument("--sizes", nargs="+", type=int, help="rows of a set; all of them if unset")
     parser.add_argument("--seeds", type=int, default=5, help="2 or more")
     parser.add_argument("--steps", type=int, default=100)
     parser.add_argument("--short", action="store_true", help="wine, two seeds, 10 steps, for CI")
@@ -185,7 +190,7 @@ def main() -> None:
         if x is None:
             print(f"{name}: not there; set --data-dir or JFLOW_DATA", flush=True)
             continue
-        for n in SIZES[name]:
+        for n in args.sizes or SIZES[name]:
             found = measured(*splits(x, n, args.seeds), args.steps)
             tables[f"{name}\n{n} rows"] = found
             lines.append(row(f"{name}, {n} of {len(x)}", found))

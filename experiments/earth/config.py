@@ -31,6 +31,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+from tqdm import tqdm
 
 import jflow
 from jflow import (
@@ -192,7 +193,7 @@ def paired(x: np.ndarray, least: int, seed: int) -> dict[str, np.ndarray]:
     """
     couple = jax.jit(couplings.optimal_transport())
     rng, found = np.random.default_rng(seed), []
-    for _ in range(math.ceil(least / len(x))):
+    for _ in tqdm(range(math.ceil(least / len(x))), desc="pairing", leave=False):
         for rows in np.array_split(rng.permutation(x), math.ceil(len(x) / 2048)):
             source_key, pair_key = jax.random.split(jax.random.key(rng.integers(2**31)))
             x0 = np.asarray(SPHERE.random(source_key, len(rows)))
