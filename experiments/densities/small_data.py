@@ -116,11 +116,8 @@ def fit(flow: Flow, rows: np.ndarray, test: np.ndarray, steps: int) -> np.ndarra
     train_on, log_prob = jax.jit(jax.vmap(train_on)), jax.jit(jax.vmap(flow.log_prob))
     seen, others = flat(turned[:, :, held:]), flat(others)
     keys = jax.random.split(jax.random.key(0), seeds * FOLDS)
-    # one by one: under vmap or in a loop, some compilations of one program by XLA for CPUs gave NaN
-    # (jax 0.10.2)
-    start = jax.jit(start)
-    each = [start(*pair) for pair in zip(keys, seen, strict=True)]
-    state = jax.tree.map(lambda *leaves: jnp.stack(leaves), *each)
+    # a loop or not, some compilations by XLA for CPUs give NaN here (jax 0.10.2; README.md)
+    state = jax.jit(lambda *each: jax.lax.map(lambda one: start(*one), each))(keys, seen)
     nats = [log_prob(state.params, others)]
     for _ in range(steps // EVERY):
         state = train_on(state, seen)
