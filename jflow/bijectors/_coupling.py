@@ -187,7 +187,10 @@ def _init_conditioner(net, key, x: Array, cond, *, outputs: int) -> dict:
     cond = check_cond("coupling", cond, x.shape[0])
     params = init_linen(net, key, x, cond)
     features = jax.eval_shape(lambda p: apply_linen(net, p, x, cond), params)
-    zeros = jnp.zeros_like(x, shape=(features.shape[-1], outputs), dtype=float_dtype(x))
+    # Zero, but not to the compiler: XLA's products of sums with a matrix that it knows to be
+    # constant read memory that nobody wrote (YNNPACK, on CPUs, jax 0.10).
+    shape, dtype = (features.shape[-1], outputs), float_dtype(x)
+    zeros = jnp.zeros_like(x, shape=shape, dtype=dtype) * jax.random.uniform(key, shape, dtype)
     return {"net": params, "head": {"kernel": zeros, "bias": zeros[0]}}
 
 

@@ -1,5 +1,7 @@
 """Kernel features: with a ridge on the head they are kernel ridge regression."""
 
+import ctypes
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -9,6 +11,7 @@ from sklearn.kernel_ridge import KernelRidge
 from jflow import bijectors, distributions, flows, losses, nets
 
 N, RIDGE = 12, 0.3
+M_PERTURB = -6  # of mallopt(3): freed and new memory is filled with this byte
 
 
 def test_a_shift_by_kernels_at_all_rows_is_kernel_ridge_regression(x64):
@@ -67,3 +70,22 @@ def test_cond_and_other_axes_stand_beside_and_too_few_rows_are_refused():
         nets.KernelFeatures().init(jax.random.key(0), x[0, :1].repeat(5, 0))
     with pytest.raises(ValueError, match="points"):
         nets.KernelFeatures(0)
+
+
+def test_all_layers_of_a_compiled_start_see_the_data():
+    """Two fits at once: with a zero head each layer passes its rows on, so that the points of later
+    layers are numbers of the data, bit by bit. XLA's product of a sum with constant zeros reads
+    memory that nobody wrote; filled memory makes that show each time, where the C library can."""
+    flow = flows.kernelized((13,), depth=3, linear=False, standardize=False)
+    keys = jax.random.split(jax.random.key(1))
+    x = jax.random.normal(jax.random.key(0), (2, 80, 13))
+    fill = getattr(ctypes.CDLL(None), "mallopt", lambda *_: None)
+    fill(M_PERTURB, 0xA5)
+    try:
+        params = jax.device_get(jax.jit(jax.vmap(flow.init))(keys, x))
+    finally:
+        fill(M_PERTURB, 0)
+    points = jax.tree.leaves(params["bijector"])
+    points = [leaf for leaf in points if leaf.shape[-1] == 6]
+    assert len(points) == 1 and points[0].shape == (2, 3, 32, 6)
+    assert np.isin(points[0], np.asarray(x)).all()
