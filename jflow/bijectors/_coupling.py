@@ -190,7 +190,9 @@ def _init_conditioner(net, key, x: Array, cond, *, outputs: int) -> dict:
     # Zero, but not to the compiler: XLA's products of sums with a matrix that it knows to be
     # constant read memory that nobody wrote (YNNPACK, on CPUs, jax 0.10).
     shape, dtype = (features.shape[-1], outputs), float_dtype(x)
-    zeros = jnp.zeros_like(x, shape=shape, dtype=dtype) * jax.random.uniform(key, shape, dtype)
+    zeros = jnp.zeros_like(x, shape=shape, dtype=dtype) * jax.random.uniform(
+        jax.random.fold_in(key, 1), shape, dtype
+    )
     return {"net": params, "head": {"kernel": zeros, "bias": zeros[0]}}
 
 

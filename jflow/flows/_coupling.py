@@ -7,7 +7,7 @@ import numpy as np
 
 from jflow import bijectors, nets
 from jflow.flows._stack import flattened_flow, vector_flow
-from jflow.types import Bijector, Distribution, Flow
+from jflow.types import Bijector, Distribution, Elementwise, Flow
 
 
 def nice(
@@ -171,7 +171,7 @@ def kernelized(
     *,
     depth: int = 8,
     points: int = 32,
-    max_log_scale: float = 3.0,
+    univariate: Elementwise | None = None,
     linear: bool = True,
     embed: nn.Module | None = None,
     remat: bool = False,
@@ -179,23 +179,24 @@ def kernelized(
     standardize: bool | Bijector = True,
     base: Distribution | None = None,
 ) -> Flow:
-    """Kernelized flow: affine couplings by kernel machines, for tables of a few hundred rows.
+    """Kernelized flow: couplings by kernel machines, for tables of a few hundred rows.
 
     Also known as: Ferumal flow, kernelized normalizing flow.
 
     From data to noise, a layer maps one half of the numbers, x_2, to x_2 exp(a(x_1)) + m(x_1), with
     a and m sums of Gaussian kernels at learned points, `nets.KernelFeatures`, behind a permutation
     and an LU linear map. The parameters of a layer are `points` rows of half of the numbers, as
-    many weights for each of a and m, and the linear map. Behind
-    `standardize=bijectors.whiten(event_shape)` it starts at the Gaussian of the data, shrunk as few
-    rows want it.
+    many weights for each of a and m, and the linear map. With `univariate=` the kernel machines
+    give the numbers of another map, such as the knots of splines, which holds two modes or a skew
+    in one layer. Behind `standardize=bijectors.whiten(event_shape)` it starts at the Gaussian of
+    the data, shrunk as few rows want it.
 
     Args:
         event_shape: the shape of one x, such as (2,) or (8, 8, 1); the layers see it flattened.
         depth: the number of coupling layers, each of which transforms half of the numbers.
         points: the number of points of each layer; `init` needs as many rows.
-        max_log_scale: the bound on the log-scale of one layer, which multiplies a number by
-            e^-max_log_scale to e^max_log_scale.
+        univariate: the elementwise map of the couplings, such as
+            `bijectors.univariate.rational_quadratic()`; None is `bijectors.univariate.affine()`.
         linear: whether LU maps stand between the couplings.
         embed: a Linen module that maps cond to a vector, such as nn.Embed(10, 16) for labels; a
             float cond needs none.
@@ -229,9 +230,10 @@ def kernelized(
 
     References:
         English, Kirchler, Lippert, *Kernelised Normalising Flows*, 2023, arXiv:2307.14839. Ours:
-            the linear maps, and where the points and the lengths start.
+            the linear maps, other maps than affine ones, and where the points and the lengths
+            start.
     """
-    univariate = bijectors.univariate.affine(max_log_scale)
+    univariate = bijectors.univariate.affine() if univariate is None else univariate
 
     def layer(features):
         net = nets.KernelFeatures(points)

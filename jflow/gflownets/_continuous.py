@@ -108,7 +108,10 @@ def continuous_policy(
         start: where all trajectories begin, [d]; zeros where it is None.
         stop: a Linen module of features, such as `nets.MLP((64, 64))`, on top of which the stop is
             a logit; it starts at the hazard of the uniform law. None: all make N moves.
-        flow: a Linen module of features for the log of the flow, which detailed balance needs.
+        flow: a Linen module of features for the log of the flow, which detailed balance needs. The
+            heads of stop and flow see squares of the coordinates too (ours): far out on a line the
+            log of the flow has to fall as that of the reward does, or trajectories of the policy
+            that is trained go ever farther.
 
     Returns:
         ContinuousPolicy: the policy, params {'forward', 'backward', 'log_z'} and {'stop', 'flow'}
@@ -165,14 +168,20 @@ def continuous_policy(
             if net is not None:
                 seen = features(manifold, steps, x, step)
                 made = init_linen(net, own, seen)
-                width = apply_linen(net, made, seen).shape[-1]
+                width = top(what, made, seen).shape[-1]
                 params[what] = {"net": made, "kernel": jnp.zeros_like(x, shape=(width,))}
         return params
 
     def head(what, params, x, step):
         """A number a row, 0 at first."""
-        h = apply_linen(networks[what], params[what]["net"], features(manifold, steps, x, step))
-        return h @ params[what]["kernel"]
+        seen = features(manifold, steps, x, step)
+        return top(what, params[what]["net"], seen) @ params[what]["kernel"]
+
+    def top(what, net_params, seen):
+        """What the head is on top of: the features, and squares of the point."""
+        squares = jnp.square(seen[..., : -(steps + 1)])
+        h = apply_linen(networks[what], net_params, seen)
+        return jnp.concatenate([h, squares.astype(h.dtype)], axis=-1)
 
     def log_stop(params, x, step):
         last = step >= steps

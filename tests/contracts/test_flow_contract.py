@@ -180,6 +180,11 @@ TABLE = {
     "kernelized": Row(
         lambda event: flows.kernelized(event, depth=3, points=4, embed=nn.Embed(3, 4)), cond=labels
     ),
+    "kernelized splines": Row(
+        lambda event: flows.kernelized(
+            event, depth=3, points=4, univariate=bj.univariate.rational_quadratic(4, 4.0)
+        )
+    ),
     "maf": Row(lambda event: autoregressive(flows.maf, event)),
     "maf of labels": Row(
         lambda event: autoregressive(flows.maf, event, embed=nn.Embed(3, 4)), cond=labels
