@@ -10,9 +10,9 @@ network alone, for as many states as the trajectories leave, in JAX and in torch
 trajectories per CPU second, medians over turns of 256 trajectories or more: CPU time of all cores,
 since other programs may share them; torch has one thread.
 
-With `--updates` both are then trained at one budget, of 16 trajectories an update and with the same
-learning rates, and the total variation between what they draw and the rewards, exact for both, is
-printed with the CPU seconds. PYTHON is that of an environment with torchgfn, see
+With `--updates` both are then trained by each objective at one budget, of 16 trajectories an update
+and with the same learning rates, and the total variation between what they draw and the rewards,
+exact for both, is printed with the CPU seconds. PYTHON is that of an environment with torchgfn, see
 peers/torch_gflownets.py.
 """
 
@@ -32,6 +32,14 @@ from jflow import gflownets, losses, train
 ENVIRONMENT = gflownets.hypergrid(3, 8)
 POLICY = gflownets.mlp_policy(ENVIRONMENT, (256, 256))
 LENGTH = 4  # the mean length of a trajectory where all actions are equally likely
+OBJECTIVES = {
+    "trajectory balance": losses.trajectory_balance(POLICY),
+    "log-partition variance": losses.log_partition_variance(POLICY),
+    "detailed balance": losses.detailed_balance(POLICY),
+    "modified detailed balance": losses.modified_detailed_balance(ENVIRONMENT, POLICY),
+    "sub-trajectory balance": losses.sub_trajectory_balance(POLICY),
+    "flow matching": losses.gfn_flow_matching(ENVIRONMENT, POLICY),
+}
 
 
 def repeated(run, times):
@@ -77,14 +85,14 @@ def products_of(rows):
     return lambda key: run(x)
 
 
-def trained(updates, rows):
+def trained(loss, updates, rows):
     """[CPU seconds with compilation, the total variation to the rewards]."""
     start = time.process_time()
     optimizer = optax.partition(
         {"net": optax.adam(optax.cosine_decay_schedule(2e-3, updates)), "log_z": optax.adam(0.1)},
         {"net": "net", "log_z": "log_z"},
     )
-    step = train.make_step(losses.trajectory_balance(POLICY), optimizer)
+    step = train.make_step(loss, optimizer)
     batches = gflownets.rollouts(ENVIRONMENT, POLICY, rows, epsilon=0.05)
     one = lambda state, key: (step(state, batches(state, key))[0], None)  # noqa: E731
     state = train.init_state(POLICY.init(jax.random.key(0)), optimizer, jax.random.key(1))
@@ -104,7 +112,7 @@ def main() -> None:
     )
     parser.add_argument("--rows", type=int, nargs="+", default=[16, 256, 4096])
     parser.add_argument("--repeats", type=int, default=7, help="turns")
-    parser.add_argument("--updates", type=int, default=0, help="of trajectory balance; 0: none")
+    parser.add_argument("--updates", type=int, default=0, help="of each objective; 0: none")
     parser.add_argument("--gfn-python", help="Python of an environment with torchgfn")
     parser.add_argument("--short", action="store_true", help="16 rows, two turns, for CI")
     args = parser.parse_args()
@@ -124,12 +132,15 @@ def main() -> None:
             ratio = f"  ratio {rates['jflow'] / rates['torchgfn']:.1f}" if ask else ""
             found = "  ".join(f"{name} {rate:.0f}" for name, rate in rates.items())
             print(f"{rows:6d}  {kind:8s}  {found}{ratio}", flush=True)
-        if args.updates:
-            found = {"jflow": trained(args.updates, 16)}
+        for objective, loss in OBJECTIVES.items() if args.updates else ():
+            found = {"jflow": trained(loss, args.updates, 16)}
             if ask:
-                found["torchgfn"] = ask({"train": args.updates, "rows": 16})
-            for name, (seconds, variation) in found.items():
-                print(f"{name}: {args.updates} updates, {seconds:.1f} s, TV {variation:.4f}")
+                asked = {"objective": objective, "train": args.updates, "rows": 16}
+                found["torchgfn"] = ask(asked)
+            found = [
+                f"{name} TV {tv:.4f} in {seconds:.1f} s" for name, (seconds, tv) in found.items()
+            ]
+            print(f"{objective}, {args.updates} updates: {', '.join(found)}", flush=True)
 
 
 if __name__ == "__main__":

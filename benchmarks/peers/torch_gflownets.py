@@ -4,8 +4,8 @@
 
 A request is {kind: rows, "times": n}, answered with the CPU seconds of n of them, where a kind is
 "rollout", "update" (with a rollout, the loss, its gradients and Adam) or "products" (those of the
-network, for as many states), or {"train": updates, "rows": rows}, answered with [seconds, the total
-variation to the rewards].
+network, for as many states), or {"train": updates, "rows": rows, "objective": one of OBJECTIVES},
+answered with [seconds, the total variation to the rewards].
 torchgfn needs numpy below 2: an environment of its own (pip install torch torchgfn).
 """
 
@@ -19,8 +19,15 @@ import numpy as np
 
 try:
     import torch
-    from gfn.estimators import DiscretePolicyEstimator
-    from gfn.gflownet import TBGFlowNet
+    from gfn.estimators import DiscretePolicyEstimator, ScalarEstimator
+    from gfn.gflownet import (
+        DBGFlowNet,
+        FMGFlowNet,
+        LogPartitionVarianceGFlowNet,
+        ModifiedDBGFlowNet,
+        SubTBGFlowNet,
+        TBGFlowNet,
+    )
     from gfn.gym import HyperGrid
     from gfn.preprocessors import KHotPreprocessor
     from gfn.samplers import Sampler
@@ -31,15 +38,27 @@ except ImportError as error:
 DIMENSION, SIDE, WIDTH, LENGTH = 3, 8, 256, 4  # LENGTH: of a trajectory, on average
 
 
-def model():
+OBJECTIVES = {
+    "trajectory balance": lambda pf, pb, flow: TBGFlowNet(pf=pf, pb=pb),
+    "log-partition variance": lambda pf, pb, flow: LogPartitionVarianceGFlowNet(pf=pf, pb=pb),
+    "detailed balance": lambda pf, pb, flow: DBGFlowNet(pf=pf, pb=pb, logF=flow),
+    "modified detailed balance": lambda pf, pb, flow: ModifiedDBGFlowNet(pf=pf, pb=pb),
+    "sub-trajectory balance": lambda pf, pb, flow: SubTBGFlowNet(pf=pf, pb=pb, logF=flow),
+    "flow matching": lambda pf, pb, flow: FMGFlowNet(pf),
+}
+
+
+def model(objective="trajectory balance"):
     torch.manual_seed(0)
     env = HyperGrid(ndim=DIMENSION, height=SIDE, store_all_states=True)
     features = KHotPreprocessor(height=SIDE, ndim=DIMENSION)
     forward = MLP(input_dim=features.output_dim, output_dim=env.n_actions, hidden_dim=WIDTH)
     backward = MLP(input_dim=features.output_dim, output_dim=env.n_actions - 1, trunk=forward.trunk)
+    flow = MLP(input_dim=features.output_dim, output_dim=1, trunk=forward.trunk)
     pf = DiscretePolicyEstimator(forward, env.n_actions, preprocessor=features)
     pb = DiscretePolicyEstimator(backward, env.n_actions, preprocessor=features, is_backward=True)
-    return env, forward, TBGFlowNet(pf=pf, pb=pb), Sampler(estimator=pf)
+    gfn = OBJECTIVES[objective](pf, pb, ScalarEstimator(flow, preprocessor=features))
+    return env, forward, gfn, Sampler(estimator=pf)
 
 
 def timed(call, times):
@@ -81,18 +100,21 @@ def update(rows):
     return run
 
 
-def train(updates, rows):
-    env, forward, gfn, sampler = model()
-    optimizer = torch.optim.Adam(gfn.pf_pb_parameters(), lr=2e-3)
-    optimizer.add_param_group({"params": gfn.logz_parameters(), "lr": 0.1})
-    rates = torch.optim.lr_scheduler.LambdaLR(
-        optimizer, [lambda n: (1 + np.cos(np.pi * n / updates)) / 2, lambda n: 1.0]
-    )
+def train(objective, updates, rows):
+    env, forward, gfn, sampler = model(objective)
+    log_z = [p for name, p in gfn.named_parameters() if name == "logZ"]
+    others = [p for name, p in gfn.named_parameters() if name != "logZ"]
+    optimizer = torch.optim.Adam(others, lr=2e-3)
+    decay = [lambda n: (1 + np.cos(np.pi * n / updates)) / 2]
+    if log_z:
+        optimizer.add_param_group({"params": log_z, "lr": 0.1})
+        decay.append(lambda n: 1.0)
+    rates = torch.optim.lr_scheduler.LambdaLR(optimizer, decay)
     start = time.process_time()
     for _ in range(updates):
         made = sampler.sample_trajectories(env, n=rows, save_logprobs=True, epsilon=0.05)
         optimizer.zero_grad()
-        gfn.loss_from_trajectories(env, made, recalculate_all_logprobs=True).backward()
+        gfn.loss(env, gfn.to_training_samples(made), recalculate_all_logprobs=True).backward()
         optimizer.step()
         rates.step()
     return [time.process_time() - start, variation(forward)]
@@ -127,7 +149,7 @@ def main() -> None:
     for line in sys.stdin:
         request = json.loads(line)
         if "train" in request:
-            answer = train(request["train"], request["rows"])
+            answer = train(request["objective"], request["train"], request["rows"])
         else:
             times = request.pop("times")
             answer = timed(make(*next(iter(request.items()))), times)

@@ -168,6 +168,7 @@ def main() -> None:
     updates, points = (20, 2) if args.short else (args.updates, 20)
     args.out.mkdir(parents=True, exist_ok=True)
     figure, axes = plt.subplots(1, 4, figsize=(13, 4), layout="constrained")
+    colors = {}  # the same in all panels
     lines = ["| target | objective | total variation | CPU s |", "|---|---|---|---|"]
     for axis, (name, environment) in zip(axes, targets(args).items(), strict=False):
         if args.targets and name not in args.targets:
@@ -190,7 +191,8 @@ def main() -> None:
             lines.append(f"| {name} | {objective} | {errors[-1]:.4f} | {seconds:.0f} |")
             print(lines[-1], flush=True)
             at = np.arange(points + 1) * updates // points
-            axis.plot(at, [start, *errors], label=objective)
+            color = colors.setdefault(objective, f"C{len(colors)}")
+            axis.plot(at, [start, *errors], color=color, label=objective)
         axis.set(title=name, xlabel=f"updates of {batch} trajectories", yscale="log")
     axes[0].set_ylabel("total variation")
     figure.legend(*axes[0].get_legend_handles_labels(), loc="outside lower center", ncols=4)
