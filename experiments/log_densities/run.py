@@ -198,9 +198,10 @@ def log_z(args):
         exact = target.log_z if target.log_z is not None else lattice_log_z()
         kernel = energy.hamiltonian_kernel(size, 3)
         start = normal_start(target.event_shape, std)
-        levels = {"annealing, no flow": 8 if args.short else 512}
-        if target.log_z is None:
-            levels["long annealing, no flow"] = 16 if args.short else 8192
+        levels = {
+            "annealing, no flow": 8 if args.short else 512,
+            "long annealing, no flow": 16 if args.short else 8192,
+        }
         for method in args.methods or (*levels, *METHODS):
             if method in levels:
                 made = annealing(target, start, kernel, draws // 10, levels[method])
