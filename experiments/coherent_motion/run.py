@@ -1,6 +1,6 @@
 r"""Videos of moving digits whose motion is made coherent while they are drawn (FlowMo).
 
-    python experiments/coherent_motion/run.py --out runs/motion  # 2 minutes of CPU time
+    python experiments/coherent_motion/run.py --out runs/motion  # 3 minutes of CPU time
     python experiments/coherent_motion/run.py --out runs/short --short  # CI
 
 Videos of 8 frames of 12x12 pixels show one of scikit-learn's zeros and ones each: three quarters
@@ -36,7 +36,7 @@ ROOM = SIDE - 8.0  # a digit's corner is in [0, ROOM]
 JERKY = 0.25  # the share of videos that jump
 STEPS = 32  # of every sampler
 EULER = solvers.fixed(STEPS, diffrax.Euler())
-SHOWN = "FlowMo, SGD, 10"
+SHOWN = "plain", "FlowMo, SGD, 10", "FlowMo, SGD, t < 0.5, 10"  # in the picture
 
 
 def main() -> None:
@@ -58,7 +58,7 @@ def main() -> None:
     velocity, params = trained(args)
     drawn = draw(velocity, params, args)
     threshold = report(drawn, args)
-    picture(drawn["plain"][1][0], drawn[SHOWN][1][0], threshold, args.out / "before_and_after.png")
+    picture(drawn, threshold, args.out / "before_and_after.png")
 
 
 class FramesAsTokens(nn.Module):
@@ -222,53 +222,59 @@ def report(drawn, args):
     """Prints and writes the table: means over seeds, and standard deviations. Returns the second
     difference above which a video is called jerky."""
     splits, rng = data.digits(), np.random.default_rng(1)
-    held, still = (some_videos(splits.test, 1024, rng, jerky) for jerky in (None, False))
+    held, smooth = (some_videos(splits.test, 1024, rng, jerky) for jerky in (None, False))
     threshold = np.quantile(changes(some_videos(splits.train, 4096, rng, False), 2), 0.99)
 
-    def judged(x):
+    def judged(x, plain):
+        second, speed = changes(x, 2), changes(x, 1)
+        jerky, before = second > threshold, changes(plain, 2) > threshold
         return {
             "variance": np.mean(steering.motion_variance(x)),
-            "jerk": np.mean(changes(x, 2)),
-            "jerky": np.mean(changes(x, 2) > threshold),
-            "speed": np.mean(changes(x, 1)),
-            "jerk / speed": np.mean(changes(x, 2)) / np.mean(changes(x, 1)),
+            "second difference": np.mean(second),
+            "jerky": np.mean(jerky),
+            "mended": np.sum(before & ~jerky) / max(np.sum(before), 1),
+            "broken": np.sum(~before & jerky) / max(np.sum(~before), 1),
+            "speed": np.mean(speed),
+            "if not jerky before": np.sum(speed[~before]) / max(np.sum(~before), 1),
             "energy": metrics.energy_distance(x, held),
-            "to smooth": metrics.energy_distance(x, still),
-            "frames": metrics.energy_distance(x[:, 0], held[:, 0]),
+            "of frames": metrics.energy_distance(x[:, 0], held[:, 0]),
         }
 
     fresh = {"data": None, "smooth data": False, "jerky data": True}
-    sets = {
-        name: (0, [some_videos(splits.train, args.draws, rng, jerky) for _ in args.seeds])
-        for name, jerky in fresh.items()
-    }
     table = {}
-    for name, (count, made) in (sets | drawn).items():
-        rows = [judged(x) for x in made]
-        columns = {c: [float(row[c]) for row in rows] for c in rows[0]}
-        table[name] = {"evaluations": count} | columns
-        if len(table) == 1:
-            print("| | evaluations | " + " | ".join(columns) + " |")
-        cells = [f"{np.mean(v):.3f} +- {np.std(v):.3f}" for v in columns.values()]
-        print(f"| {name} | {count} | " + " | ".join(cells) + " |", flush=True)
-    alarms = np.mean(changes(still, 2) > threshold)
+    for name, jerky in fresh.items():
+        made = [some_videos(splits.train, args.draws, rng, jerky) for _ in args.seeds]
+        table[name] = 0, [judged(x, x) for x in made]
+    for name, (count, made) in drawn.items():
+        table[name] = count, [judged(*pair) for pair in zip(made, drawn["plain"][1], strict=True)]
+    print("| | evaluations | " + " | ".join(table["data"][1][0]) + " |")
+    for name, (count, rows) in table.items():
+        columns = [[row[column] for row in rows] for column in rows[0]]
+        cells = [f"{np.mean(column):.3f} +- {np.std(column):.3f}" for column in columns]
+        print(f"| {name} | {count} | " + " | ".join(cells) + " |")
+    alarms = np.mean(changes(smooth, 2) > threshold)
     print(f"\njerky: above {threshold:.3f} pixels; of held-out smooth videos {alarms:.1%} are")
-    (args.out / "results.json").write_text(json.dumps(table))
+    (args.out / "results.json").write_text(json.dumps(table, default=float))
     return threshold
 
 
-def picture(before, after, threshold, path):
-    """Draws in pairs, before and after; those that are called jerky in red."""
-    figure, axes = plt.subplots(12, 2, figsize=(8, 6.4))
-    for place, ax in np.ndenumerate(axes):
-        i = place[0] // 2 * 2 + place[1]
-        x = (before, after)[place[0] % 2][i : i + 1]
+def picture(drawn, threshold, path):
+    """The first draws, a line a method; those that are called jerky in red."""
+    figure, axes = plt.subplots(15, 2, figsize=(8, 6.2), height_ratios=([1, 1, 1, 0.3] * 4)[:15])
+    for (line, column), ax in np.ndenumerate(axes):
+        ax.axis("off")
+        if line % 4 == 3:  # space between draws
+            continue
+        i = line // 4 * 2 + column
+        x = drawn[SHOWN[line % 4]][1][0][i : i + 1]
         ax.imshow(np.concatenate(x[0, ..., 0], axis=1), cmap="gray", vmin=-1, vmax=1)
         color = "tab:red" if changes(x, 2)[0] > threshold else "tab:green"
         size = FRAMES * SIDE, SIDE
         ax.add_patch(plt.Rectangle((-0.5, -0.5), *size, fill=False, ec=color, lw=2))
-        ax.axis("off")
-    figure.tight_layout(pad=0.2)
+        if column == 0:
+            name = SHOWN[line % 4].removeprefix("FlowMo, ")
+            ax.text(-2, SIDE / 2, name, ha="right", va="center", fontsize=7)
+    figure.subplots_adjust(0.13, 0.01, 0.99, 0.99, 0.03, 0.08)
     figure.savefig(path, dpi=110)
     plt.close(figure)
 

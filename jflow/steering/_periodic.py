@@ -106,8 +106,8 @@ def coherent_motion(
     with its backward pass for each step in the window.
 
     How large a step should be depends on the data: the gradient is that of one site, the largest,
-    spread over the state by the network. Compare a few rates, and look at the motion itself, since
-    less motion has less variance too (`motion_variance`).
+    spread over the state by the network. Compare a few rates and windows, and look at the motion
+    itself, since less motion has less variance too (`motion_variance`).
 
     Args:
         velocity: the velocity of videos or of their latents, of the linear path.
@@ -115,9 +115,9 @@ def coherent_motion(
         x0: the source, [b, frames, *sites, channels], of a floating type, at least 3 frames. The
             frames are axis 1, the channels the last.
         cond: the condition, [b, ...] or one row for all.
-        optimizer: of the state, of order 1 in a pixel of noise: `optax.sgd(3.0)`, or
-            `optax.adam(1e-2)`, whose steps are of that size wherever there is a gradient. It keeps
-            its state from one step to the next. One that looks at all numbers at once, such as
+        optimizer: of the state, such as `optax.sgd(10.0)` or `optax.adam(0.03)`, rates that changed
+            videos of pixels in [-1, 1] (experiments/coherent_motion). It keeps its state from one
+            step to the next. One that looks at all numbers at once, such as
             `optax.clip_by_global_norm`, makes the videos of a batch depend on each other.
         window: the times (first, last) within which the variance counts, the last one excluded.
         grid: a number of equal steps, or rising times [n + 1], not traced.
