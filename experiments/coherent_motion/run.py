@@ -158,9 +158,8 @@ def draw(velocity, params, args):
         def apply(params, x, t, cond=None, *, key=None):
             return to_patches(velocity.apply(params, from_patches(x), t, cond, key=key))
 
-        run = coherent(optax.sgd)
         patched = Velocity(velocity.init, apply)
-        return from_patches(run(patched, jnp.stack([to_patches(noise[:, 0])], axis=1), rate))
+        return from_patches(coherent(optax.sgd)(patched, to_patches(noise[:, 0])[:, None], rate))
 
     runs = {
         "plain": (plain, [0.0]),
