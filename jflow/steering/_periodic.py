@@ -105,12 +105,20 @@ def coherent_motion(
     made. The gradient goes through the network. It takes n evaluations for n steps, and one more
     with its backward pass for each step in the window.
 
+    How large a step should be depends on the data: the gradient is that of one site, the largest,
+    spread over the state by the network. Compare a few rates and windows, and look at the motion
+    itself, since less motion has less variance too (`motion_variance`).
+
     Args:
         velocity: the velocity of videos or of their latents, of the linear path.
         params: its params.
-        x0: the source, [b, frames, *sites, channels], of a floating type, at least 3 frames.
+        x0: the source, [b, frames, *sites, channels], of a floating type, at least 3 frames. The
+            frames are axis 1, the channels the last.
         cond: the condition, [b, ...] or one row for all.
-        optimizer: of the state, such as `optax.sgd(1e-2)`.
+        optimizer: of the state, such as `optax.sgd(10.0)` or `optax.adam(0.03)`, rates that changed
+            videos of pixels in [-1, 1] (experiments/coherent_motion). It keeps its state from one
+            step to the next. One that looks at all numbers at once, such as
+            `optax.clip_by_global_norm`, makes the videos of a batch depend on each other.
         window: the times (first, last) within which the variance counts, the last one excluded.
         grid: a number of equal steps, or rising times [n + 1], not traced.
 
@@ -120,9 +128,23 @@ def coherent_motion(
     Raises:
         ValueError: the window is not in [0, 1], or there are fewer than 3 frames.
 
+    Examples:
+        >>> import jax.numpy as jnp
+        >>> import optax
+        >>> from jflow import steering
+        >>> from jflow.types import Velocity
+        >>> velocity = Velocity(lambda *_: {}, lambda params, x, t, cond=None, *, key=None: 0 * x)
+        >>> x0 = jnp.array([0.0, 1.0, 4.0])[None, :, None]  # changes by 1, then by 3
+        >>> options = {"optimizer": optax.sgd(0.25), "window": (0.0, 0.75), "grid": 2}
+        >>> steering.coherent_motion(velocity, {}, x0, **options)[0, :, 0].tolist()
+        [-0.25, 1.5, 3.75]
+
     References:
         Shaulov, Hazan, Wolf, Chefer, *FlowMo: Variance-Based Flow Guidance for Coherent Motion in
-            Video Generation*, 2025, arXiv:2506.01144.
+            Video Generation*, 2025, arXiv:2506.01144. The code that its authors published differs:
+            it takes the variance of the output of the network, where here it is that of the
+            predicted data, and takes one step of a new Adam of rate 1e-3 each time, in the first 12
+            of 50 steps, which its shifted grid has at noise levels above 0.94.
     """
     name = "coherent_motion"
 
@@ -140,10 +162,15 @@ def motion_variance(x: Float[Array, "b frames *event"]) -> Float[Array, " b"]:
 
         max over sites of mean over channels of var over f of |x[f + 1] - x[f]|
 
-    It is 0 for a still video, for one that moves steadily, and does not see what all frames share.
+    It is 0 for a still video and for one all of whose numbers change by equal amounts, and does not
+    see what all frames share. It is no measure of smoothness alone. Less motion has less of it. An
+    object that moves steadily over pixels is above 0, since each pixel changes while it passes. And
+    it is 0 for a video that jumps back and forth between two pictures: the size of its changes is
+    always the same.
 
     Args:
-        x: the frames or their latents, [b, frames, *sites, channels], at least 3 frames.
+        x: the frames or their latents, [b, frames, *sites, channels], at least 3 frames. With one
+            channel each pixel is a site; patches are sites once their pixels are channels.
 
     Returns:
         The variance of each row, [b].
@@ -154,9 +181,9 @@ def motion_variance(x: Float[Array, "b frames *event"]) -> Float[Array, " b"]:
     Examples:
         >>> import jax.numpy as jnp
         >>> from jflow import steering
-        >>> steady, jumps = jnp.array([0.0, 1.0, 2.0]), jnp.array([0.0, 0.0, 2.0])
-        >>> steering.motion_variance(jnp.stack([steady, jumps])[:, :, None]).tolist()
-        [0.0, 1.0]
+        >>> steady, jumps, flickers = [0.0, 1.0, 2.0], [0.0, 0.0, 2.0], [0.0, 1.0, 0.0]
+        >>> steering.motion_variance(jnp.array([steady, jumps, flickers])[:, :, None]).tolist()
+        [0.0, 1.0, 0.0]
 
     References:
         Shaulov, Hazan, Wolf, Chefer, *FlowMo: Variance-Based Flow Guidance for Coherent Motion in
