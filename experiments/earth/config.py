@@ -57,13 +57,39 @@ FILES = {
 SPHERE = manifolds.sphere(2)
 
 
+class Planes(nn.Module):
+    """Learned features of a point x [b, 3] in [-1, 1]: those of the four corners of its cell on a
+    grid, blended smoothly, on each of the planes of two coordinates. [b, 3 * channels]."""
+
+    cells: int
+    channels: int = 4
+
+    @nn.compact
+    def __call__(self, x):
+        shape = (3, self.cells + 1, self.cells + 1, self.channels)
+        grids = self.param("grids", nn.initializers.normal(0.1), shape)
+        at = (x + 1) * (self.cells / 2)
+        low = jnp.clip(jnp.floor(jax.lax.stop_gradient(at)), 0, self.cells - 1).astype(int)
+        part = at - low
+        part = part * part * (3 - 2 * part)  # flat at the corners: slopes do not jump
+        features = []
+        for grid, (i, j) in zip(grids, ((0, 1), (1, 2), (2, 0)), strict=True):
+            a, b, u, v = low[:, i], low[:, j], part[:, i, None], part[:, j, None]
+            near = (1 - v) * grid[a, b] + v * grid[a, b + 1]
+            far = (1 - v) * grid[a + 1, b] + v * grid[a + 1, b + 1]
+            features.append((1 - u) * near + u * far)
+        return jnp.concatenate(features, axis=1)
+
+
 class Net(nn.Module):
-    """A perceptron of a point and plane waves through it: random directions, and frequencies from
-    1 to `highest`, as many in each octave."""
+    """A perceptron of a point and of what places are like: plane waves of random directions and of
+    frequencies from 1 to `highest`, as many in each octave, and, with `cells`, learned features on
+    grids of so many cells and of a quarter of them."""
 
     hidden: Sequence[int]
     waves: int
     highest: float
+    cells: int = 0
 
     @nn.compact
     def __call__(self, x, t, cond=None):
@@ -73,7 +99,8 @@ class Net(nn.Module):
         waves = directions * np.exp(rng.uniform(0, math.log(self.highest), self.waves))
         phases = x @ jnp.asarray(waves, x.dtype)
         time = nets.time_features(t, 32, scale=30.0).astype(x.dtype)
-        h = jnp.concatenate([x, jnp.sin(phases), jnp.cos(phases), time], axis=1)
+        grids = [Planes(n)(x) for n in (self.cells // 4, self.cells) if n]
+        h = jnp.concatenate([x, jnp.sin(phases), jnp.cos(phases), time, *grids], axis=1)
         return nn.Dense(3, kernel_init=nn.initializers.zeros)(nets.MLP(self.hidden, nn.gelu)(h))
 
 
@@ -85,6 +112,7 @@ def config(
     layers: int = 4,
     waves: int = 128,
     highest: float = 200.0,
+    cells: int = 0,
     steps: int = 20_000,
     batch: int = 256,
     pairs: int = 60_000,
@@ -101,6 +129,7 @@ def config(
         layers: of the network
         waves: how many plane waves the network is shown
         highest: their highest frequency, in radians a unit of length
+        cells: of a grid of learned features, along each axis; none if 0
         steps: updates
         batch: points of an update
         pairs: of a point of the data and a uniform one, at least; made before the training
@@ -111,9 +140,11 @@ def config(
     if events not in FILES:
         raise ValueError(f"unknown events {events!r}: expected one of {', '.join(FILES)}")
     if short:
-        width, layers, waves, steps, batch = 8, 1, 4, 20, 16
+        width, layers, waves, cells, steps, batch = 8, 1, 4, min(cells, 8), 20, 16
     base = distributions.uniform_on(SPHERE)
-    velocity = manifolds.tangent(jflow.velocity(Net((width,) * layers, waves, highest)), SPHERE)
+    velocity = manifolds.tangent(
+        jflow.velocity(Net((width,) * layers, waves, highest, cells)), SPHERE
+    )
     flow = flows.cnf(
         velocity,
         base,
