@@ -1,6 +1,6 @@
 """Trains the four densities of config.py, and writes their table and their pictures.
 
-    python experiments/earth/table.py --out runs/earth  # 7 minutes on one busy core
+    python experiments/earth/table.py --out runs/earth  # 20 minutes on one busy core
     python experiments/earth/table.py --out runs/earth --seeds 0 1 2 3 4
     python experiments/earth/table.py --out runs/short --short  # CI
 
