@@ -188,7 +188,7 @@ def _init_conditioner(net, key, x: Array, cond, *, outputs: int) -> dict:
     params = init_linen(net, key, x, cond)
     features = jax.eval_shape(lambda p: apply_linen(net, p, x, cond), params)
     # Zero, but not to the compiler: XLA's products of sums with a matrix that it knows to be
-    # constant read memory that nobody wrote (YNNPACK, on CPUs, jax 0.10).
+    # constant read memory that nobody wrote (YNNPACK, on CPUs, jax 0.10 to 0.12).
     shape, dtype = (features.shape[-1], outputs), float_dtype(x)
     zeros = jnp.zeros_like(x, shape=shape, dtype=dtype) * jax.random.uniform(
         jax.random.fold_in(key, 1), shape, dtype
