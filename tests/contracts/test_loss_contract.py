@@ -332,7 +332,7 @@ def balance(make):
     def of_points(number, key, batch, frozen=None):
         x = batch["x"]
         params = {"forward": number, "backward": number / 2, "log_z": number}
-        params["flow"] = {"net": {}, "kernel": jnp.full_like(x, number, shape=4)}
+        params["flow"] = {"net": {}, "kernel": jnp.full_like(x, number, shape=5)}
         more = {"length": np.full(x.shape[0], 2), "log_reward": x[:, 0]}
         return loss(params, key, {**batch, "x": x[..., None], **more}, frozen)
 
