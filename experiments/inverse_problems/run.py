@@ -245,8 +245,9 @@ def digits(args) -> None:
     sizes = {
         "inpainting": {"chef": 0.2, "pnp_step": 1.0, "pnp_power": 0.1},
         "super-resolution": {"chef": 4.0, "pnp_step": 16.0, "pnp_power": 0.1},  # |A|^2 is 1 / 16
-        "deblurring": {"chef": 1.0, "pnp_step": 4.0, "pnp_power": 0.5},
+        "deblurring": {"chef": 1.0, "pnp_step": 4.0, "pnp_power": 0.5, "rate": 0.35, "pull": 2.0},
     }
+    common = {"dps": 60.0, "rate": 0.2, "start": 0.1, "spread": 0.1, "pull": identity_slope}
     truth = jnp.asarray(test["x"])
     draws = jax.random.split(jax.random.key(1), args.samples)
     table, pictures = [], {}
@@ -267,12 +268,7 @@ def digits(args) -> None:
             seen,
             args.std,
             args.evaluations,
-            **sizes[problem],
-            dps=60.0,
-            rate=0.2,
-            start=0.1,
-            spread=0.1,
-            pull=identity_slope,
+            **{**common, **sizes[problem]},
         )
         del todo["plain sampler"]
         for name, run in todo.items():
