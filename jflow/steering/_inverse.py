@@ -183,7 +183,8 @@ def data_consistency(
         velocity: the velocity to steer; x is an array.
         measurement: A.
         std: the standard deviation of the noise in y, at least 0.
-        scale: a number of at least 0, or t [b] -> [b]; 1 is the formula, and J = I is often better.
+        scale: a number of at least 0, or t [b] -> [b]; 1 is the formula. J = I was better in
+            inpainting and super-resolution of digits.
         variance: r^2 as a function of t, [b] -> [b], positive before t = 1; without noise it has no
             part.
         window: the times (first, last) within which it acts; elsewhere it is the velocity itself.
