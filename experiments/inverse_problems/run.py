@@ -29,6 +29,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 from sklearn.svm import SVC
+from tqdm import tqdm
 
 import jflow
 from jflow import data, losses, metrics, nets, oracles, solvers, steering, train
@@ -102,6 +103,9 @@ def methods(
             velocity, params, key, measurement, y, steps=n, step_size=pnp_step, power=pnp_power
         )
 
+    def flower(x0, y, key):
+        return steering.flower(velocity, params, x0, key, measurement, y, std, steps=n)
+
     def source(x0, y, key):  # (3 k + 1) solves of m steps
         m = max(2, round(math.sqrt(n / 15)))
         k = max(1, round((n / m - 1) / 3))
@@ -133,6 +137,7 @@ def methods(
         "loss_guidance (DPS)": steered(lambda v: steering.loss_guidance(v, norm, dps)),
         "flow_chef": steered(lambda v: steering.flow_chef(v, square, chef * n)),
         "pnp_flow": pnp,
+        "flower": flower,
         "d_flow": source,
     }
 
@@ -271,7 +276,7 @@ def digits(args) -> None:
             **{**common, **sizes[problem]},
         )
         del todo["plain sampler"]
-        for name, run in todo.items():
+        for name, run in tqdm(todo.items(), desc=problem, unit="method"):
             made[name] = samples_of(run, event, y, draws)
         for name, (samples, evaluations) in made.items():
             samples = np.clip(np.asarray(samples), -1, 1)
@@ -349,7 +354,6 @@ def fitted(rows, args):
         steps=args.steps,
         inner=20,
         log_every=args.steps,
-        progress=False,
     )
     print(f"trained in {time.process_time() - began:.0f} s of CPU time", flush=True)
     kept.write_bytes(pickle.dumps(jax.device_get(fit.state.ema)))

@@ -68,7 +68,7 @@ from jflow.steering._resolution import (
     rising_scales,
     scaled_positions,
 )
-from jflow.steering._restoration import d_flow, pnp_flow
+from jflow.steering._restoration import d_flow, flower, pnp_flow
 from jflow.steering._search import (
     SearchInfo,
     best_of,
@@ -105,6 +105,7 @@ __all__ = [
     "flow_chef",
     "flow_director",
     "flow_edit",
+    "flower",
     "fluxspace",
     "hiflow",
     "inject",

@@ -141,7 +141,7 @@ def pseudoinverse_guidance(
 
         x1, pull, v = jax.vjp(predict, x, has_aux=True)
         a, s, da, ds = coefficients(schedule, t)
-        spread = _variance(name, variance, a, s, t)
+        spread = prediction_variance(name, variance, a, s, t)
         step = _step(name, measurement, x1, y, std, spread)
         (gradient,) = pull((step / expand_to(spread, step)).astype(x1.dtype))
         weight = scale_at(name, scale, window, t) * (da * s - ds * a) * s / a
@@ -225,7 +225,7 @@ def data_consistency(
         v = like_state(name, velocity.apply(params, x, t, own, key=key), x)
         x1 = velocity_to_data(v, x, t, schedule)
         a, s, da, ds = coefficients(schedule, t)
-        step = _step(name, measurement, x1, y, std, _variance(name, variance, a, s, t))
+        step = _step(name, measurement, x1, y, std, prediction_variance(name, variance, a, s, t))
         weight = scale_at(name, scale, window, t) * (da * s - ds * a) / s
         return (v + expand_to(weight, x) * step).astype(v.dtype)
 
@@ -405,7 +405,8 @@ def _check(name, velocity, std, scale, window, margin):
     return check_window(name, window)
 
 
-def _variance(name, variance, a, s, t):
+def prediction_variance(name, variance, a, s, t):
+    """r^2 [b] of the data given x_t: variance(t), or that of data N(m, I)."""
     if variance is None:
         return s**2 / (a**2 + s**2)
     return number_at(name, "variance(t)", variance, t, like=t)

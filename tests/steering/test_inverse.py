@@ -269,6 +269,10 @@ def test_evaluations_are_those_of_the_docstrings():
     run = lambda key, y: steering.pnp_flow(net, PARAMS, key, SEEN, y, steps=n, draws=2)  # noqa: E731
     (_, info), made = runs(run, jax.random.key(0), jnp.concatenate([y, y]))
     assert info.evaluations.tolist() == [2 * n] * 2 and made == [4] * n
+    key = jax.random.key(1)
+    run = lambda x, y: steering.flower(net, PARAMS, x, key, SEEN, y, STD, steps=n)  # noqa: E731
+    (_, info), made = runs(run, x, y)
+    assert info.evaluations.tolist() == [n, n] and made == [2] * n
     run = lambda x, y: steering.d_flow(net, PARAMS, x, SEEN, y, steps=2, method=how)  # noqa: E731
     (_, info), made = runs(run, x, y)
     assert len(made) == (2 * 3 + 1) * n and info.evaluations.tolist() == [len(made)] * 2
@@ -316,6 +320,59 @@ def test_pnp_flow_by_hand(x64):
     np.testing.assert_allclose(x, want, atol=1e-12)
 
 
+def test_flower_samples_a_gaussian_posterior(x64):
+    """With spread 1 in any number of steps: 20,000 samples, five standard errors."""
+    velocity, n = oracles.as_velocity(oracles.gaussian(MEAN, VARIANCE)), 20_000
+    mean, cov = posterior()
+    run = jax.jit(
+        lambda x0, key, steps: steering.flower(
+            velocity,
+            {},
+            x0,
+            key,
+            SEEN,
+            Y,
+            STD,
+            steps=steps,
+            spread=1.0,
+            variance=spread(paths.LINEAR),
+        )[0],
+        static_argnums=2,
+    )
+    for steps in (1, 3):
+        first, second = jax.random.split(jax.random.key(steps))
+        x = np.asarray(run(jax.random.normal(first, (n, 3)), second, steps))
+        variances = np.diag(cov)
+        assert (np.abs(x.mean(axis=0) - mean) < 5 * np.sqrt(variances / n)).all()
+        error = np.sqrt((np.outer(variances, variances) + cov**2) / n)  # of a covariance
+        assert (np.abs(np.cov(x.T) - cov) < 5 * error).all()
+
+
+def test_flower_by_hand(x64):
+    """Two steps with spread 0, of Gaussian data, with the posterior of each prediction solved for
+    by another formula; without noise the end answers the measurement."""
+    velocity = oracles.as_velocity(oracles.gaussian(MEAN, VARIANCE))
+    x0, _ = states(2)
+    key = jax.random.key(5)
+    run = jax.jit(
+        lambda x0, std: steering.flower(velocity, {}, x0, key, SEEN, Y, std, steps=2),
+        static_argnums=1,
+    )
+    x, info = jax.device_get(run(x0, STD))
+    want = x0
+    for t, own in zip((0.0, 0.5), jax.random.split(key, 2), strict=True):
+        gain = VARIANCE * t / (VARIANCE * t**2 + (1 - t) ** 2)
+        x1 = MEAN + gain * (want - t * MEAN)
+        r2 = (1 - t) ** 2 / (t**2 + (1 - t) ** 2)
+        precision = np.eye(3) / r2 + A.T @ A / STD**2
+        m = np.linalg.solve(precision, (x1 / r2 + Y @ A / STD**2).T).T
+        e = np.asarray(jax.random.normal(jax.random.split(own, 3)[2], (2, 3)))
+        want = (t + 0.5) * m + (0.5 - t) * e
+    np.testing.assert_allclose(x, want, atol=1e-12)
+    np.testing.assert_allclose(info.residual, want @ A.T - Y, atol=1e-12)
+    np.testing.assert_allclose(run(x0, 0.0)[1].norm, 0, atol=1e-12)
+
+
 def test_d_flow_by_hand(x64):
     """Three steps of gradient descent, with a velocity that moves by 1."""
     one = Velocity(lambda *_: {}, lambda params, x, t, cond=None, *, key=None: jnp.ones_like(x))
@@ -336,7 +393,7 @@ def test_d_flow_by_hand(x64):
     np.testing.assert_allclose(info.residual, (want + 1) @ A.T - Y, atol=1e-8)
 
 
-V = bent()
+V, X = bent(), jnp.ones((1, 3))
 
 
 @pytest.mark.parametrize(
@@ -360,7 +417,12 @@ V = bent()
         ),
         (lambda: steering.pnp_flow(V, PARAMS, None, SEEN, Y), "needs a key"),
         (
-            lambda: steering.d_flow(V, PARAMS, jnp.ones((1, 3)), SEEN, Y, prior=-1.0),
+            lambda: steering.flower(V, PARAMS, X, jax.random.key(0), SEEN, Y, STD, spread=2.0),
+            r"spread in \[0, 1\], got 2.0",
+        ),
+        (lambda: steering.flower(V, PARAMS, X, None, SEEN, Y, STD), "needs a key"),
+        (
+            lambda: steering.d_flow(V, PARAMS, X, SEEN, Y, prior=-1.0),
             "finite prior >= 0",
         ),
     ],
@@ -390,5 +452,7 @@ def test_bad_shapes():
             make(V, lambda x1, y: jnp.sum(x1), 1.0).apply(PARAMS, x, t, cond)
     with pytest.raises(ValueError, match=r"measurement of shape \[4, 2\], .*got \[4, 3\]"):
         steering.sample_inverse(steering.data_consistency(V, SEEN), PARAMS, x, SEEN, x)
+    with pytest.raises(ValueError, match=r"flower: .*of shape \[4, 2\], .*got \[4, 3\]"):
+        steering.flower(V, PARAMS, x, jax.random.key(0), SEEN, x, 0.1)
     with pytest.raises(ValueError, match=r"variance\(t\) of shape \[4\], got \[\]"):
         steering.data_consistency(V, SEEN, 0.1, variance=lambda t: t[0]).apply(PARAMS, x, t, cond)
