@@ -6,8 +6,8 @@
     python experiments/higher_resolution/run.py --out runs/short --short  # CI
 
 Beside them are sampling at the larger size as if nothing were different, and samples of the small
-size, enlarged. Prints a table and draws OUT/samples.png; the params are kept in OUT/params.pickle
-and not trained again. README.md has the results.
+size, enlarged. Prints a table and draws OUT/samples.png; the params are kept in OUT and not trained
+again. README.md has the results.
 """
 
 import argparse
@@ -30,15 +30,8 @@ import diffrax
 import matplotlib.pyplot as plt
 
 CLASSES = 10  # the label 10 is the null label
-METHODS = (
-    "enlarged",
-    "plain",
-    "scaled positions",
-    "I-Max",
-    "HiFlow",
-    "RectifiedHR, one scale",
-    "RectifiedHR",
-)
+LARGER = ("scaled positions", "I-Max", "HiFlow", "RectifiedHR, one scale", "RectifiedHR")
+METHODS = ("enlarged", "plain", *LARGER, *(f"{name}, sharper" for name in LARGER))
 
 
 def main() -> None:
@@ -71,7 +64,7 @@ def main() -> None:
     velocity = jflow.velocity(net)
     small = {**rows, "x": halved(rows["x"])}
     params = fitted(velocity, small, args)
-    made = samples(velocity, params, side, patch, args)
+    made = samples(net, params, side, patch, args)
     report(made, rows, test, side, args)
 
 
@@ -97,8 +90,10 @@ def images(mnist: str | None):
 
 
 def fitted(velocity, rows, args):
-    file = args.out / "params.pickle"
+    side = rows["x"].shape[1]
+    file = args.out / f"params-{side}-{args.width}-{args.steps}-{args.batch}-{args.seed}.pickle"
     if file.exists():
+        print(f"the params of {file}")
         return pickle.loads(file.read_bytes())
     start = time.perf_counter()
     loss = losses.chain(losses.drop_cond(0.1, null=CLASSES), losses.flow_matching(velocity))
@@ -125,7 +120,7 @@ def fitted(velocity, rows, args):
     return params
 
 
-def samples(velocity, params, side, patch, args):
+def samples(net, params, side, patch, args):
     """The images of each method, their labels, the evaluations of small and of large images, and
     the energies of the prediction on the way where a method says them."""
     n, large = args.samples, 2 * side
@@ -133,66 +128,55 @@ def samples(velocity, params, side, patch, args):
     keys = jax.random.split(jax.random.key(args.seed + 2), 4)
     low0 = jax.random.normal(keys[0], (n, side, side, 1))
     high0 = jax.random.normal(keys[1], (n, large, large, 1))
-    guided = guidance.cfg(velocity, args.scale, null=CLASSES)
-    stronger = guidance.cfg(velocity, args.largest, null=CLASSES)
     scaled = steering.scaled_positions(params, large, large, 2.0, patch)
     method = solvers.fixed(args.euler, diffrax.Euler())
     grid, steps = solvers.grids.uniform(args.euler), args.euler
     begin = 0.4
+    late = int(np.ceil(begin * steps))
+
+    def guided(net, scale=args.scale):
+        return guidance.cfg(jflow.velocity(net), scale, null=CLASSES)
+
+    def solve(velocity, params, x0, cond=labels):
+        return solvers.sample(velocity, params, x0, cond, method=method)[0]
+
+    def larger(net, params, scaled, up):
+        """Name -> images, evaluations of small ones, of large ones, energies on the way."""
+        velocity = guided(net)
+        projected = steering.projected_flow(velocity, 2)
+        cond = steering.SteeringCondition(up, labels)
+        flowed, _ = steering.hiflow(
+            velocity, params, low0, keys[2], grid, labels, factor=2, start=begin, large=scaled
+        )
+
+        def refreshed(after):
+            stages = {"sizes": [(large, large)], "times": [begin]}
+            x1, energies = steering.rectified_hr(
+                [velocity, after], [params, scaled], low0, keys[3], grid, labels, **stages
+            )
+            return x1, late + 1, steps - late, energies
+
+        return {
+            "scaled positions": (solve(velocity, scaled, high0), 0, steps, None),
+            "I-Max": (solve(projected, scaled, high0, cond), steps, steps, None),
+            "HiFlow": (flowed, steps, steps - late, None),
+            "RectifiedHR, one scale": refreshed(velocity),
+            "RectifiedHR": refreshed(guided(net, args.largest)),
+        }
 
     @jax.jit
     def run(params, scaled):
-        low = solvers.sample(guided, params, low0, labels, method=method)[0]
-        up = steering.resized(low, large, large)
-        projected = steering.projected_flow(guided, 2)
-        cond = steering.SteeringCondition(up, labels)
-        stages = {"sizes": [(large, large)], "times": [begin]}
-        both = [params, scaled]
+        up = steering.resized(solve(guided(net), params, low0), large, large)
+        sharp = net.clone(attention_fn=steering.proportional_attention((side // patch) ** 2))
+        sharper = larger(sharp, params, scaled, up)
         return {
             "enlarged": (up, steps, 0, None),
-            "plain": (
-                solvers.sample(guided, params, high0, labels, method=method)[0],
-                0,
-                steps,
-                None,
-            ),
-            "scaled positions": (
-                solvers.sample(guided, scaled, high0, labels, method=method)[0],
-                0,
-                steps,
-                None,
-            ),
-            "I-Max": (
-                solvers.sample(projected, scaled, high0, cond, method=method)[0],
-                steps,
-                steps,
-                None,
-            ),
-            "HiFlow": (
-                steering.hiflow(
-                    guided, params, low0, keys[2], grid, labels, factor=2, start=begin, large=scaled
-                )[0],
-                steps,
-                steps - int(np.ceil(begin * steps)),
-                None,
-            ),
-            "RectifiedHR, one scale": (
-                *steering.rectified_hr(
-                    [guided, guided], both, low0, keys[3], grid, labels, **stages
-                ),
-            ),
-            "RectifiedHR": (
-                *steering.rectified_hr(
-                    [guided, stronger], both, low0, keys[3], grid, labels, **stages
-                ),
-            ),
+            "plain": (solve(guided(net), params, high0), 0, steps, None),
+            **larger(net, params, scaled, up),
+            **{f"{name}, sharper": made for name, made in sharper.items()},
         }
 
     made = jax.device_get(run(params, scaled))
-    count = int(np.ceil(begin * steps))
-    for name in ("RectifiedHR, one scale", "RectifiedHR"):
-        x, energies = made[name]
-        made[name] = (x, count + 1, steps - count, energies)
     return {name: (*made[name], np.asarray(labels)) for name in METHODS}
 
 

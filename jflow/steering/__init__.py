@@ -4,8 +4,8 @@ Nothing here trains the velocity; tuning by a reward is in `jflow.losses`.
 
 Inverse problems: `measurements` has what is measured. Velocities that answer a measurement are made
 by `pseudoinverse_guidance`, `data_consistency`, `loss_guidance` and `flow_chef`, and
-`sample_inverse` samples them and returns the residual; `pnp_flow` and `d_flow` are samplers of
-their own.
+`sample_inverse` samples them and returns the residual; `pnp_flow`, `flower` and `d_flow` are
+samplers of their own.
 
 Inversion and editing: `rf_inversion`, `otip` and `edit_by_inversion` go to the noise and back;
 `flow_edit`, `delta_velocity`, `approximate_flow` and `flow_director` edit without inversion;
