@@ -203,19 +203,14 @@ def report(made, rows, test, side, args) -> None:
         energies = made[name][3].mean(1)
         print(f"{name}: mean square of the prediction {np.round(energies, 3).tolist()}")
 
-    names = ["real", *made]
-    figure, axes = plt.subplots(len(names), 10, figsize=(6, 0.68 * len(names)))
-    for row, name in zip(axes, names, strict=True):
-        if name == "real":
-            first = [int(np.argmax(test["cond"] == c)) for c in range(10)]
-            shown = test["x"][first]
-        else:
-            shown = made[name][0][:10]
-        for ax, image in zip(row, shown, strict=True):
-            ax.imshow(image[..., 0], cmap="gray", vmin=-1, vmax=1)
-            ax.axis("off")
-        row[0].set_title(name, fontsize=7, loc="left", pad=2)
-    figure.tight_layout(pad=0.3)
+    first = [int(np.argmax(test["cond"] == c)) for c in range(CLASSES)]
+    lines = {"real": test["x"][first]} | {name: of[0][:CLASSES] for name, of in made.items()}
+    figure, axes = plt.subplots(len(lines), 1, figsize=(7, 0.5 * len(lines)))
+    for ax, (name, shown) in zip(axes, lines.items(), strict=True):
+        ax.imshow(np.concatenate(list(shown[..., 0]), axis=1), cmap="gray", vmin=-1, vmax=1)
+        ax.axis("off")
+        ax.text(-0.02, 0.5, name, transform=ax.transAxes, ha="right", va="center", fontsize=8)
+    figure.subplots_adjust(0.3, 0.01, 0.99, 0.99, 0, 0.06)
     figure.savefig(args.out / "samples.png", dpi=110)
 
 
