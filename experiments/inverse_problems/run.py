@@ -1,6 +1,6 @@
 r"""Linear inverse problems by a flow that was trained for none of them.
 
-    python experiments/inverse_problems/run.py mixture --out runs/inverse  # 4 minutes
+    python experiments/inverse_problems/run.py mixture --out runs/inverse  # a minute
     python experiments/inverse_problems/run.py digits --out runs/inverse  # 8x8, no download
     # 14x14, padded to 16x16
     python experiments/inverse_problems/run.py digits --out runs/inverse_mnist \
@@ -103,8 +103,13 @@ def methods(
             velocity, params, key, measurement, y, steps=n, step_size=pnp_step, power=pnp_power
         )
 
-    def flower(x0, y, key):
-        return steering.flower(velocity, params, x0, key, measurement, y, std, steps=n)
+    def flower(spread):
+        def run(x0, y, key):
+            return steering.flower(
+                velocity, params, x0, key, measurement, y, std, steps=n, spread=spread
+            )
+
+        return run
 
     def source(x0, y, key):  # (3 k + 1) solves of m steps
         m = max(2, round(math.sqrt(n / 15)))
@@ -137,7 +142,8 @@ def methods(
         "loss_guidance (DPS)": steered(lambda v: steering.loss_guidance(v, norm, dps)),
         "flow_chef": steered(lambda v: steering.flow_chef(v, square, chef * n)),
         "pnp_flow": pnp,
-        "flower": flower,
+        "flower": flower(0.0),
+        "flower, spread 1": flower(1.0),
         "d_flow": source,
     }
 
@@ -275,7 +281,7 @@ def digits(args) -> None:
             args.evaluations,
             **{**common, **sizes[problem]},
         )
-        del todo["plain sampler"]
+        del todo["plain sampler"], todo["flower, spread 1"]
         for name, run in tqdm(todo.items(), desc=problem, unit="method"):
             made[name] = samples_of(run, event, y, draws)
         for name, (samples, evaluations) in made.items():
