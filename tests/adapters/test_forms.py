@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jflow import adapters, nets
+from jflow import adapters, nets, steering
 from jflow.types import Condition
 
 RNG = np.random.default_rng(0)
@@ -156,17 +156,8 @@ def test_a_small_network_beside_the_base_reads_its_blocks():
     params = jax.tree.map(
         lambda x: 0.5 * drawn(*x.shape), jax.eval_shape(beside.init, jax.random.key(0), base)
     )
-    seen = []
-
-    def watch(next_function, args, kwargs, context):
-        out = next_function(*args, **kwargs)
-        if context.method_name == "__call__" and type(context.module).__name__ == "ResidualBlock":
-            jax.debug.callback(lambda h: seen.append(np.asarray(h)), out[0], ordered=True)
-        return out
-
-    with nn.intercept_methods(watch):
-        plain = np.asarray(NET.apply({"params": base}, ROWS, T))  # VELOCITY is compiled once
-    jax.effects_barrier()
+    plain, seen = steering.capture(NET, ["blocks"]).apply(base, ROWS, T)
+    seen, plain = np.asarray(seen["blocks"][0]), np.asarray(plain)
     found = np.asarray(VELOCITY.apply(beside.apply(base, params), ROWS, T))
     assert len(seen) == 2
 
