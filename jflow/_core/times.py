@@ -32,6 +32,15 @@ def check_grid(name, grid, rising):
             )
 
 
+def check_unit_grid(name, grid):
+    """As `check_grid` of rising times, which go from 0 to 1."""
+    check_grid(name, grid, rising=True)
+    if not traced(grid):
+        first, last = float(grid[0]), float(grid[-1])
+        if (first, last) != (0, 1):
+            raise ValueError(f"{name}: expected times from 0 to 1, got {first:g} to {last:g}")
+
+
 def traced(*values) -> bool:
     """Whether any of them has no value yet."""
     return any(isinstance(value, jax.core.Tracer) for value in values)

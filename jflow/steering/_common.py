@@ -5,6 +5,7 @@ from collections.abc import Callable
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 from jax.typing import ArrayLike
 
 from jflow._core.arrays import float_dtype, sum_event
@@ -13,6 +14,7 @@ from jflow._core.checks import (
     check_noun,
     check_same_shape,
     count_rows,
+    described,
     like_state,
     times_of,
 )
@@ -33,6 +35,11 @@ def known_times(name: str, grid: int | Times | ArrayLike) -> np.ndarray:
 def check_images(name: str, velocity: Velocity, x: Array, what: str = "x") -> Array:
     """x [b, *event] in float32 or better."""
     check_noun(name, velocity, Velocity, Field)
+    return floating(name, x, what)
+
+
+def floating(name: str, x: Array, what: str = "x0") -> Array:
+    """x [b, *event] of a floating type in float32 or better."""
     count_rows(name, x)
     if not jnp.issubdtype(jnp.result_type(x), jnp.floating):
         raise ValueError(f"{name}: expected {what} of a floating type, got {jnp.result_type(x)}")
@@ -48,6 +55,27 @@ def check_conditions(name: str, cond: Cond, new_cond: Cond, n: int) -> tuple[Con
         if given is None:
             raise ValueError(f"{name}: expected {what}, got None")
     return check_cond(name, cond, n), check_cond(name, new_cond, n)
+
+
+def check_optimizer(name: str, optimizer: optax.GradientTransformation) -> None:
+    """Raise unless it is an optimizer of optax."""
+    if not callable(getattr(optimizer, "update", None)):
+        raise TypeError(
+            f"{name}: expected an optimizer of optax, such as optax.sgd(0.1), got"
+            f" {described(optimizer)}"
+        )
+
+
+def raise_nan(name: str, rewards: Array) -> None:
+    """Raise for a reward [steps, rows] of NaN where values are seen."""
+    if traced(rewards):
+        return
+    wrong = np.argwhere(np.isnan(np.asarray(rewards)))
+    if len(wrong):
+        at, row = wrong[0]
+        raise ValueError(
+            f"{name}: expected rewards that are numbers, got nan at step {at} of row {row}"
+        )
 
 
 def velocity_at(

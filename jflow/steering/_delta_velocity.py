@@ -13,7 +13,7 @@ from jflow._core.arrays import float_dtype
 from jflow._core.checks import check_cond, check_noun, check_whole, count_rows, need_key
 from jflow._core.numbers import check_number, number_at
 from jflow._core.times import Times
-from jflow.steering._common import check_conditions, check_images, velocity_at
+from jflow.steering._common import check_conditions, check_images, check_optimizer, velocity_at
 from jflow.steering._flow_edit import differences, noised
 from jflow.types import Array, Cond, Field, Key, NumberOrFunction, Params, PyTree, Velocity
 
@@ -88,6 +88,7 @@ def delta_velocity(
     name = "delta_velocity"
     check_number(name, "shift", shift, ">= 0", lambda c: c >= 0)
     check_whole(name, n_avg=n_avg)
+    check_optimizer(name, optimizer)
     state = check_images(name, velocity, x)
     ts = _times(name, times, state.dtype)
     cond, new_cond = check_conditions(name, cond, new_cond, count_rows(name, x))
@@ -160,10 +161,13 @@ def approximate_flow(
     name = "approximate_flow"
     if new_cond is None:
         raise ValueError(f"{name}: expected new_cond, what to edit to, got None")
+    check_noun(name, velocity, Velocity, Field)
+    check_optimizer(name, optimizer)
+    if render is None:
+        check_images(name, velocity, theta, "theta, images without render,")
     draw = (lambda theta, key: theta) if render is None else render
     source_params = params if source_params is None else source_params
     first = jax.eval_shape(draw, theta, need_key(name, key))
-    check_noun(name, velocity, Velocity, Field)
     dtype, n = float_dtype(first), count_rows(name, first)
     cond, new_cond = check_cond(name, cond, n), check_cond(name, new_cond, n)
     ts = _times(name, times, dtype)

@@ -16,7 +16,7 @@ from jax.typing import ArrayLike
 from jaxtyping import Float, Int
 
 from jflow import solvers
-from jflow._core.arrays import expand_to, sum_event
+from jflow._core.arrays import expand_to, float_dtype, sum_event
 from jflow._core.checks import check_noun, check_weights, like_state, rows
 from jflow._core.numbers import number_at
 from jflow.paths import LINEAR, Schedule, coefficients, velocity_to_data
@@ -30,7 +30,7 @@ from jflow.steering._condition import (
     scale_at,
     steered_init,
 )
-from jflow.steering.measurements import Measurement, as_measured
+from jflow.steering.measurements import Measurement, as_measured, check_measurement
 from jflow.types import Array, Cond, Field, NumberOrFunction, Params, Velocity
 
 __all__ = [
@@ -106,7 +106,7 @@ def pseudoinverse_guidance(
             a ValueError for another cond, and for a measurement of another shape.
 
     Raises:
-        TypeError: velocity is something else.
+        TypeError: velocity or measurement is something else.
         ValueError: std or scale is negative, the window is not within [0, 1], or margin is out of
             range.
 
@@ -129,10 +129,10 @@ def pseudoinverse_guidance(
             arXiv:2310.04432 (for flows, with this r^2).
     """
     name = "pseudoinverse_guidance"
-    window = _check(name, velocity, std, scale, window, margin)
+    window = _check(name, velocity, measurement, std, scale, window, margin)
 
     def apply(params, x, t, cond=None, *, key=None):
-        t = jnp.clip(rows(t, x.shape[0]), margin, 1 - margin)
+        t = jnp.clip(rows(t, x.shape[0]).astype(float_dtype(x)), margin, 1 - margin)
         y, own = read_condition(name, cond, x.shape[0])
 
         def predict(x):
@@ -196,7 +196,7 @@ def data_consistency(
             a ValueError for another cond, and for a measurement of another shape.
 
     Raises:
-        TypeError: velocity is something else.
+        TypeError: velocity or measurement is something else.
         ValueError: std or scale is negative, the window is not within [0, 1], or margin is out of
             range.
 
@@ -217,10 +217,10 @@ def data_consistency(
             ours).
     """
     name = "data_consistency"
-    window = _check(name, velocity, std, scale, window, margin)
+    window = _check(name, velocity, measurement, std, scale, window, margin)
 
     def apply(params, x, t, cond=None, *, key=None):
-        t = jnp.clip(rows(t, x.shape[0]), margin, 1 - margin)
+        t = jnp.clip(rows(t, x.shape[0]).astype(float_dtype(x)), margin, 1 - margin)
         y, own = read_condition(name, cond, x.shape[0])
         v = like_state(name, velocity.apply(params, x, t, own, key=key), x)
         x1 = velocity_to_data(v, x, t, schedule)
@@ -275,6 +275,7 @@ def consistent_source(
             arXiv:2310.04432 (that one starts so; of what in the place of the pseudo-inverse it
             leaves open).
     """
+    check_measurement("consistent_source", measurement)
     if not 0 <= t <= 1:
         raise ValueError(f"consistent_source: expected t in [0, 1], got {t}")
     known = as_measured("consistent_source", y, measurement.apply(x0))
@@ -317,7 +318,7 @@ def sample_inverse(
         info: an `InverseInfo`, evaluations those that the solver made.
 
     Raises:
-        TypeError: method or velocity is something else.
+        TypeError: velocity, measurement or method is something else.
         ValueError: as `solvers.sample`, and for a measurement of another shape.
 
     Examples:
@@ -331,6 +332,7 @@ def sample_inverse(
         >>> info.norm.round(3).tolist(), info.evaluations.tolist()  # two a step
         ([0.0, 0.0], [16, 16])
     """
+    check_measurement("sample_inverse", measurement)
     method = solvers.as_method("sample_inverse", method, _DEFAULT, t0=t0, t1=t1)
     y = as_measured("sample_inverse", y, measurement.apply(x0))
     x1, info = solvers.sample(
@@ -360,6 +362,7 @@ def residual_norm(measurement: Measurement) -> Callable[[Array, Array], Array]:
     Returns:
         (x1 [b, *event], y [b, *measured]) -> [b].
     """
+    check_measurement("residual_norm", measurement)
 
     def loss(x1, y):
         seen = measurement.apply(x1)
@@ -385,6 +388,7 @@ def squared_residual(measurement: Measurement, std: float = 1.0) -> Callable[[Ar
     Raises:
         ValueError: std is not above 0.
     """
+    check_measurement("squared_residual", measurement)
     if not std > 0:
         raise ValueError(f"squared_residual: expected std > 0, got {std}")
     std = float(std)
@@ -396,8 +400,9 @@ def squared_residual(measurement: Measurement, std: float = 1.0) -> Callable[[Ar
     return loss
 
 
-def _check(name, velocity, std, scale, window, margin):
+def _check(name, velocity, measurement, std, scale, window, margin):
     check_noun(name, velocity, Velocity, Field)
+    check_measurement(name, measurement)
     check_weights(name, std=std)
     check_scale(name, scale)
     if not 0 < margin < 0.5:

@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 
 from jflow._core.arrays import expand_to
-from jflow._core.checks import check_noun, check_rows, like_state, rows
+from jflow._core.checks import check_noun, check_rows, described, like_state, rows
 from jflow.paths import LINEAR, Schedule, velocity_to_data
 from jflow.steering._condition import (
     check_scale,
@@ -59,7 +59,7 @@ def loss_guidance(
             raises a ValueError for another cond, and for a loss of another shape.
 
     Raises:
-        TypeError: velocity is something else.
+        TypeError: velocity or loss is something else.
         ValueError: scale is negative, or the window is not within [0, 1].
 
     Examples:
@@ -79,7 +79,7 @@ def loss_guidance(
             Problems*, 2023, arXiv:2209.14687 (of diffusion models; as a velocity it is ours).
     """
     name = "loss_guidance"
-    window = _check(name, velocity, scale, window)
+    window = _check(name, velocity, loss, scale, window)
 
     def apply(params, x, t, cond=None, *, key=None):
         t = rows(t, x.shape[0])
@@ -133,7 +133,7 @@ def flow_chef(
             raises a ValueError for another cond, and for a loss of another shape.
 
     Raises:
-        TypeError: velocity is something else.
+        TypeError: velocity or loss is something else.
         ValueError: scale is negative, or the window is not within [0, 1].
 
     Examples:
@@ -154,7 +154,7 @@ def flow_chef(
             takes it as a velocity is ours).
     """
     name = "flow_chef"
-    window = _check(name, velocity, scale, window)
+    window = _check(name, velocity, loss, scale, window)
 
     def apply(params, x, t, cond=None, *, key=None):
         t = rows(t, x.shape[0])
@@ -168,8 +168,13 @@ def flow_chef(
     return Velocity(steered_init(name, velocity), apply)
 
 
-def _check(name, velocity, scale, window):
+def _check(name, velocity, loss, scale, window):
     check_noun(name, velocity, Velocity, Field)
+    if not callable(loss):
+        raise TypeError(
+            f"{name}: expected a loss (x1, target) -> [b], such as residual_norm(measurement), got"
+            f" {described(loss)}"
+        )
     check_scale(name, scale)
     return check_window(name, window)
 

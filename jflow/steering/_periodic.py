@@ -11,7 +11,7 @@ from jaxtyping import Float
 
 from jflow._core.checks import check_cond, check_rows, check_whole, count_rows
 from jflow._core.times import Times
-from jflow.steering._common import check_images, euler, known_times, velocity_at
+from jflow.steering._common import check_images, check_optimizer, euler, known_times, velocity_at
 from jflow.steering._condition import check_window
 from jflow.types import Array, Cond, Params, Velocity
 
@@ -58,8 +58,9 @@ def periodic_guidance(
         The sample, [b, *event], in the type of x0.
 
     Raises:
-        ValueError: the window is not in [0, 1], every or repeats is not at least 1, or the loss
-            returns another shape.
+        TypeError: velocity or optimizer is something else.
+        ValueError: the window is not in [0, 1] or fewer than `every` steps arrive in it, every or
+            repeats is not at least 1, or the loss returns another shape.
 
     Examples:
         >>> import jax.numpy as jnp
@@ -126,7 +127,9 @@ def coherent_motion(
         The sample, [b, frames, *sites, channels], in the type of x0.
 
     Raises:
-        ValueError: the window is not in [0, 1], or there are fewer than 3 frames.
+        TypeError: velocity or optimizer is something else.
+        ValueError: the window is not in [0, 1] or no step arrives in it, or there are fewer than 3
+            frames.
 
     Examples:
         >>> import jax.numpy as jnp
@@ -202,14 +205,20 @@ def _guided(name, flow, loss, options):
     """Euler steps, with steps of the optimizer on the loss (x, t [b], cond) -> [b] in between."""
     (velocity, params, x0, cond), (optimizer, every, repeats, window, grid) = flow, options
     check_whole(name, every=every, repeats=repeats)
+    check_optimizer(name, optimizer)
     start, stop = check_window(name, window)
     times = known_times(name, grid)
     x = check_images(name, velocity, x0, "x0")
     cond = check_cond(name, cond, count_rows(name, x0))
     ts = jnp.asarray(times, x.dtype)
     inside = np.flatnonzero((times[1:] >= start) & (times[1:] < stop))  # one run of steps
-    first = int(inside[0]) if len(inside) else 0
     groups = len(inside) // every
+    if not groups:
+        raise ValueError(
+            f"{name}: expected {every} or more steps of the grid to arrive in the window [{start},"
+            f" {stop}), so that something is steered, got {len(inside)}"
+        )
+    first = int(inside[0])
     last = first + groups * every
 
     def total(x, t):

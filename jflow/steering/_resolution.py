@@ -28,9 +28,9 @@ from jflow._core.checks import (
 )
 from jflow._core.numbers import check_number, number_at
 from jflow._core.positions import centered_axis, table_rows
-from jflow._core.times import Times, check_grid
+from jflow._core.times import Times, check_unit_grid
 from jflow.nets import dot_product_attention
-from jflow.steering._common import pull_of
+from jflow.steering._common import floating, pull_of
 from jflow.steering._features import inject
 from jflow.types import Array, Cond, Field, Key, NumberOrFunction, Params, Velocity
 
@@ -61,9 +61,7 @@ def resized(x: Float[Array, "b H W C"], height: int, width: int) -> Float[Array,
     Raises:
         ValueError: x is not of this shape.
     """
-    if x.ndim != 4:
-        raise ValueError(f"steering.resized: expected x of shape [b, H, W, C], got {list(x.shape)}")
-    if x.shape[1:3] == (height, width):
+    if _images("steering.resized", x).shape[1:3] == (height, width):
         return x
     return jax.image.resize(x, (x.shape[0], height, width, x.shape[3]), "cubic").astype(x.dtype)
 
@@ -90,10 +88,12 @@ def low_pass(x: Float[Array, "b H W C"], factor: int) -> Float[Array, "b H W C"]
         >>> steering.low_pass(jnp.arange(4.0).reshape(1, 2, 2, 1), 2).ravel().tolist()
         [1.5, 1.5, 1.5, 1.5]
     """
-    b, height, width, channels = x.shape
-    if factor < 1 or height % factor or width % factor:
+    name = "steering.low_pass"
+    b, height, width, channels = _images(name, x).shape
+    check_whole(name, factor=factor)
+    if height % factor or width % factor:
         raise ValueError(
-            f"steering.low_pass: expected a factor that divides the height and the width of x"
+            f"{name}: expected a factor that divides the height and the width of x"
             f" {list(x.shape)}, got {factor}"
         )
     if factor == 1:
@@ -262,7 +262,7 @@ def projected_flow(
     """
     name = "steering.projected_flow"
     check_noun(name, velocity, Velocity, Field)
-    check_factor(name, factor)
+    check_whole(name, factor=factor)
     check_number(name, "weight", weight, "in [0, 1]", lambda w: 0 <= w <= 1)
 
     def change(v, x, t, guide):
@@ -329,9 +329,10 @@ def hiflow(
     """
     name = "steering.hiflow"
     check_noun(name, velocity, Velocity, Field)
-    check_factor(name, factor)
+    check_whole(name, factor=factor)
     need_key(name, key)
-    check_grid(name, grid, rising=True)
+    check_unit_grid(name, grid)
+    small = floating(name, _images(name, x0, "x0"))
     for what, value in (("structure", structure), ("detail", detail)):
         if not 0 <= value <= 1:
             raise ValueError(f"{name}: expected {what} in [0, 1], got {value}")
@@ -340,7 +341,7 @@ def hiflow(
     cond = check_cond(name, cond, count_rows(name, x0))
     times = np.asarray(grid, np.float64)
     first = min(int(np.searchsorted(times, start - 1e-9)), len(times) - 2)
-    ts = jnp.asarray(times, float_dtype(x0))
+    ts = jnp.asarray(times, small.dtype)
     height, width = factor * x0.shape[1], factor * x0.shape[2]
 
     def look(params, x, t):
@@ -352,7 +353,7 @@ def hiflow(
         v, x1 = look(params, x, at[0])
         return x + (at[1] - at[0]) * v, x1
 
-    low, predicted = jax.lax.scan(low_step, x0.astype(float_dtype(x0)), (ts[:-1], ts[1:]))
+    low, predicted = jax.lax.scan(low_step, small, (ts[:-1], ts[1:]))
     noise = jax.random.normal(key, (x0.shape[0], height, width, x0.shape[3]), low.dtype)
     x = ts[first] * resized(low, height, width) + (1 - ts[first]) * noise
     own = params if large is None else large
@@ -425,7 +426,10 @@ def rectified_hr(
     """
     name = "steering.rectified_hr"
     need_key(name, key)
-    check_grid(name, grid, rising=True)
+    check_unit_grid(name, grid)
+    x = floating(name, _images(name, x0, "x0"))
+    if isinstance(velocities, Velocity | Field):
+        raise TypeError(f"{name}: expected a list of velocities, one for each size, got one")
     stages = len(velocities)
     own = list(params) if isinstance(params, list | tuple) else [params] * stages
     if stages < 1 or not len(sizes) == len(times) == stages - 1 or len(own) != stages:
@@ -442,8 +446,7 @@ def rectified_hr(
     at = [0, *(int(np.searchsorted(knots, t - 1e-9)) for t in times), len(knots) - 1]
     if any(b <= a for a, b in zip(at[1:-1], at[2:], strict=True)):
         raise ValueError(f"{name}: expected a step of the grid after each of times {list(times)}")
-    ts = jnp.asarray(knots, float_dtype(x0))
-    x, energies = x0.astype(float_dtype(x0)), []
+    ts, energies = jnp.asarray(knots, x.dtype), []
     keys = jax.random.split(key, max(stages - 1, 1))
 
     for stage, velocity in enumerate(velocities):
@@ -497,7 +500,8 @@ def rising_scales(low: float, high: float, stages: int, power: float = 1.0) -> l
     return [low + (high - low) * (i / max(stages - 1, 1)) ** power for i in range(stages)]
 
 
-def check_factor(name: str, factor: int) -> None:
-    """Raise unless factor is a whole number of at least 1."""
-    if isinstance(factor, bool) or factor != int(factor) or factor < 1:
-        raise ValueError(f"{name}: expected factor to be a whole number >= 1, got {factor}")
+def _images(name: str, x: Array, what: str = "x") -> Array:
+    """x; raise unless it is [b, H, W, C]."""
+    if jnp.ndim(x) != 4:
+        raise ValueError(f"{name}: expected {what} of shape [b, H, W, C], got {list(jnp.shape(x))}")
+    return x

@@ -15,15 +15,15 @@ from jflow._core.checks import (
     check_noun,
     check_weights,
     check_whole,
-    count_rows,
     like_state,
     need_key,
 )
 from jflow._core.numbers import check_number
 from jflow.paths import LINEAR, Schedule, coefficients, velocity_to_data
 from jflow.solvers import Method
+from jflow.steering._common import floating
 from jflow.steering._inverse import InverseInfo, Variance, inverse_info, prediction_variance
-from jflow.steering.measurements import Measurement, as_measured
+from jflow.steering.measurements import Measurement, as_measured, check_measurement
 from jflow.types import Array, Cond, Field, Key, Params, Velocity
 
 __all__ = ["d_flow", "flower", "pnp_flow"]
@@ -78,7 +78,7 @@ def pnp_flow(
         info: an `InverseInfo`; status is that of a solve, NOT_FINITE where x is not finite.
 
     Raises:
-        TypeError: velocity is something else.
+        TypeError: velocity or measurement is something else.
         ValueError: an option is out of range, the key is None, or the shapes do not fit.
 
     Examples:
@@ -98,11 +98,12 @@ def pnp_flow(
     """
     name = "pnp_flow"
     check_noun(name, velocity, Velocity, Field)
+    check_measurement(name, measurement)
     check_whole(name, steps=steps, draws=draws)
     check_weights(name, step_size=step_size, power=power)
     need_key(name, key)
-    start = measurement.pseudo_inverse(y)
-    start = start.astype(float_dtype(start))
+    given = measurement.pseudo_inverse(y)
+    start = given.astype(float_dtype(given))
     y = as_measured(name, y, measurement.apply(start))
     n = start.shape[0]
     cond = jax.tree.map(lambda c: jnp.repeat(c, draws, axis=0), check_cond(name, cond, n))
@@ -120,7 +121,7 @@ def pnp_flow(
         return jnp.mean(x1.reshape(n, draws, *x.shape[1:]), axis=1), None
 
     x, _ = jax.lax.scan(turn, start, (times, jax.random.split(key, steps)))
-    return x, _restored(measurement, x, y, steps * draws)
+    return x.astype(given.dtype), _restored(measurement, x, y, steps * draws)
 
 
 def flower(
@@ -174,7 +175,7 @@ def flower(
         info: an `InverseInfo`; status is that of a solve, NOT_FINITE where x1 is not finite.
 
     Raises:
-        TypeError: velocity is something else.
+        TypeError: velocity or measurement is something else.
         ValueError: an option is out of range, the key is None, or the shapes do not fit.
 
     Examples:
@@ -197,12 +198,13 @@ def flower(
     """
     name = "flower"
     check_noun(name, velocity, Velocity, Field)
+    check_measurement(name, measurement)
     check_whole(name, steps=steps)
     check_weights(name, std=std)
     check_number(name, "spread", spread, "in [0, 1]", lambda value: 0 <= value <= 1)
     need_key(name, key)
-    n = count_rows(name, x0)
-    start = x0.astype(float_dtype(x0))
+    start = floating(name, x0)
+    n = start.shape[0]
     y = as_measured(name, y, measurement.apply(start))
     cond = check_cond(name, cond, n)
     times = jnp.arange(steps + 1, dtype=start.dtype) / steps
@@ -227,7 +229,7 @@ def flower(
 
     keys = jax.random.split(key, steps)
     x, _ = jax.lax.scan(turn, start, (times[:-1], times[1:], keys))
-    return x, _restored(measurement, x, y, steps)
+    return x.astype(x0.dtype), _restored(measurement, x, y, steps)
 
 
 def d_flow(
@@ -273,7 +275,7 @@ def d_flow(
         info: an `InverseInfo`; evaluations are (3 steps + 1) N.
 
     Raises:
-        TypeError: velocity or method is something else.
+        TypeError: velocity, measurement or method is something else.
         ValueError: an option is out of range, or the shapes do not fit.
 
     Examples:
@@ -292,6 +294,7 @@ def d_flow(
     """
     name = "d_flow"
     check_noun(name, velocity, Velocity, Field)
+    check_measurement(name, measurement)
     check_whole(name, steps=steps)
     check_weights(name, prior=prior)
     prior = float(prior)

@@ -17,11 +17,10 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from jax.typing import ArrayLike
 from jaxtyping import Float, Int
 
-from jflow._core.arrays import expand_to, float_dtype
+from jflow._core.arrays import expand_to
 from jflow._core.checks import (
     check_cond,
     check_noun,
@@ -31,9 +30,10 @@ from jflow._core.checks import (
     like_state,
     need_key,
 )
-from jflow._core.times import Times, check_grid, traced
+from jflow._core.times import Times, check_unit_grid
 from jflow.paths import LINEAR, Schedule, velocity_to_data
 from jflow.solvers import Method, ancestral, sample
+from jflow.steering._common import floating, raise_nan
 from jflow.types import Array, Cond, Field, Key, Params, Step, Velocity
 
 __all__ = ["SearchInfo", "best_of", "best_of_n", "particle_search", "rollover_search"]
@@ -131,7 +131,7 @@ def best_of_n(
     x, solved = sample(velocity, params, x0, cond, method=method)
     found = check_rows(name, "reward(x1)", reward(x), x.shape[0])
     rewards = found.reshape(groups, n)
-    _raise_nan(name, found[None])
+    raise_nan(name, found[None])
     bad = jnp.any(jnp.isnan(rewards), axis=1)
     kept = jnp.where(expand_to(bad, x[:groups]), jnp.nan, best_of(x, found, n))
     spent = jnp.sum(solved.evaluations.reshape(groups, n), axis=1)
@@ -163,8 +163,10 @@ def particle_search(
 
     and go on by the step. The weights of a path multiply to exp(reward(x1) / temperature): with
     many particles the results are draws of the data tilted by that, whatever the predictions are
-    worth. A constant reward changes nothing: they are those of `solvers.sample_sde`. Resampling is
-    systematic. A particle takes n evaluations on a grid [n + 1], and n + 1 rewards.
+    worth, as long as the reward is finite: -inf rules a particle out for good, also one that would
+    have come back. A time at which all are ruled out is passed over. A constant reward changes
+    nothing: the results are those of `solvers.sample_sde`. Resampling is systematic. A particle
+    takes n evaluations on a grid [n + 1], and n + 1 rewards.
 
     Args:
         velocity: the velocity.
@@ -213,11 +215,12 @@ def particle_search(
     groups = _groups(name, x0, particles)
     if not (temperature > 0 and math.isfinite(temperature)):
         raise ValueError(f"{name}: expected temperature > 0, got {temperature}")
-    look, advance = _parts(name, velocity, params, x0, key, grid, reward, cond, step, schedule)
-    ts = jnp.asarray(grid, float_dtype(x0))
+    given = (velocity, params, x0, key, grid, reward, cond, step, schedule)
+    start, ts, look, advance = _parts(name, *given)
     keys = jax.random.split(key, 2 * len(ts) - 1)
 
     def resampled(key, tree, r, before):
+        """The rows that were drawn, and of each the reward that all weights so far make up."""
         weight = jnp.where(jnp.isnan(r), -jnp.inf, (r - before) / temperature)
         weight = weight.reshape(groups, particles)
         dead = jnp.all(weight == -jnp.inf, axis=1, keepdims=True)
@@ -226,24 +229,24 @@ def particle_search(
         find = lambda ends, at: jnp.searchsorted(ends, at, side="right")  # noqa: E731
         i = jnp.minimum(jax.vmap(find)(ends * (particles / ends[:, -1:]), at), particles - 1)
         rows = (i + particles * jnp.arange(groups)[:, None]).ravel()
-        return jax.tree.map(lambda a: a[rows], (*tree, r))
+        told = jnp.where(jnp.repeat(dead, particles), before, r)  # no weight, no reward
+        return jax.tree.map(lambda a: a[rows], (*tree, told))
 
     def advance_all(carry, at):
         x, before = carry
         t, t_next, draw_key, step_key = at
         v, r = look(x, t)
         x, v, kept = resampled(draw_key, (x, v), r, before)
-        return (advance(v, x, t, t_next, step_key), jnp.nan_to_num(kept)), r
+        return (advance(v, x, t, t_next, step_key), kept), r
 
-    start = x0.astype(float_dtype(x0))
     carry = start, jnp.zeros_like(start, shape=start.shape[:1])
     (x, before), rewards = jax.lax.scan(
         advance_all, carry, (ts[:-1], ts[1:], keys[: len(ts) - 1], keys[len(ts) : 2 * len(ts) - 1])
     )
     r = check_rows(name, "reward(x1)", reward(x), x.shape[0]).astype(before.dtype)
-    x, last = resampled(keys[len(ts) - 1], (x,), r, before)
+    x, last, _ = resampled(keys[len(ts) - 1], (x, r), r, before)
     rewards = jnp.concatenate([rewards, r[None]])
-    _raise_nan(name, rewards)
+    raise_nan(name, rewards)
     bad = jnp.any(jnp.isnan(rewards), axis=0).reshape(groups, particles).any(axis=1)
     bad = jnp.repeat(bad, particles)
     evaluations = jnp.full(x.shape[:1], len(ts) - 1, jnp.int32)
@@ -315,8 +318,8 @@ def rollover_search(
     """
     name = "steering.rollover_search"
     check_whole(name, quota=quota)
-    look, advance = _parts(name, velocity, params, x0, key, grid, reward, cond, step, schedule)
-    ts = jnp.asarray(grid, float_dtype(x0))
+    given = (velocity, params, x0, key, grid, reward, cond, step, schedule)
+    start, ts, look, advance = _parts(name, *given)
     loop_key, last_key = jax.random.split(key)
 
     def search(carry, at):
@@ -347,7 +350,7 @@ def rollover_search(
         _, spent, (x, v, r), nan, _ = jax.lax.while_loop(unfinished, draw, start)
         return (x, v, r, budget - spent), (jnp.where(nan, jnp.nan, r), spent)
 
-    x = x0.astype(float_dtype(x0))
+    x = start
     v, r = look(x, ts[0])
     first = r
     carry = x, v, r, jnp.zeros_like(r, dtype=jnp.int32)
@@ -356,7 +359,7 @@ def rollover_search(
     x = advance(v, x, ts[-2], ts[-1], last_key)
     r = check_rows(name, "reward(x1)", reward(x), x.shape[0]).astype(first.dtype)
     rewards = jnp.concatenate([first[None], rewards, r[None]])
-    _raise_nan(name, rewards)
+    raise_nan(name, rewards)
     bad = jnp.any(jnp.isnan(rewards), axis=0)
     x = jnp.where(expand_to(bad, x), jnp.nan, x).astype(x0.dtype)
     evaluations = 1 + jnp.sum(spent, axis=0, dtype=jnp.int32)
@@ -376,12 +379,13 @@ def _groups(name: str, x: Array, n: int) -> int:
 
 
 def _parts(name, velocity, params, x0, key, grid, reward, cond, step, schedule):
-    """look: (x, t) -> the velocity and the reward of what it predicts; advance: the step from a
-    state whose velocity is known."""
+    """x0 and the grid in float32 or better; look: (x, t) -> the velocity and the reward of what it
+    predicts; advance: the step from a state whose velocity is known."""
     check_noun(name, velocity, Velocity, Field)
     need_key(name, key)
-    check_grid(name, grid, rising=True)
-    cond = check_cond(name, cond, count_rows(name, x0))
+    check_unit_grid(name, grid)
+    start = floating(name, x0)
+    cond = check_cond(name, cond, len(start))
     # its params are the velocity of the state
     known = step(Velocity(lambda *_: {}, lambda v, x, t, cond=None, *, key=None: v))
 
@@ -394,16 +398,4 @@ def _parts(name, velocity, params, x0, key, grid, reward, cond, step, schedule):
     def advance(v, x, t, t_next, key):
         return known(v, x, t, t_next, key, cond)[0]
 
-    return look, advance
-
-
-def _raise_nan(name: str, rewards: Array) -> None:
-    """Raise for a reward [steps, rows] of NaN where values are seen."""
-    if traced(rewards):
-        return
-    wrong = np.argwhere(np.isnan(np.asarray(rewards)))
-    if len(wrong):
-        at, row = wrong[0]
-        raise ValueError(
-            f"{name}: expected rewards that are numbers, got nan at step {at} of row {row}"
-        )
+    return start, jnp.asarray(grid, start.dtype), look, advance

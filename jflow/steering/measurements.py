@@ -20,7 +20,7 @@ from jax.typing import ArrayLike
 from jaxtyping import Float
 
 from jflow._core.arrays import expand_to, float_dtype
-from jflow._core.checks import check_event, check_whole
+from jflow._core.checks import check_event, check_whole, described
 from jflow._core.names import explain_unknown
 from jflow.types import Array
 
@@ -83,9 +83,19 @@ def null_space(
         Wang, Yu, Zhang, *Zero-Shot Image Restoration Using Denoising Diffusion Null-Space Model*,
             2022, arXiv:2212.00490.
     """
+    check_measurement("null_space", measurement)
     seen = measurement.apply(x)
     away = seen if y is None else seen - as_measured("null_space", y, seen)
     return x - measurement.pseudo_inverse(away).astype(x.dtype)
+
+
+def check_measurement(name: str, measurement: Measurement) -> None:
+    """Raise unless it is a Measurement."""
+    if not isinstance(measurement, Measurement):
+        raise TypeError(
+            f"{name}: expected a Measurement, such as measurements.matrix(a), got"
+            f" {described(measurement)}"
+        )
 
 
 def as_measured(name: str, y: ArrayLike, like: Array) -> Array:

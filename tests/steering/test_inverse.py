@@ -432,6 +432,43 @@ def test_bad_options(make, message):
         make()
 
 
+def test_other_things_than_measurements_and_losses_are_named():
+    for make in (
+        lambda a: steering.data_consistency(V, a),
+        lambda a: steering.pseudoinverse_guidance(V, a, 0.1),
+        lambda a: steering.flower(V, PARAMS, X, jax.random.key(0), a, Y, 0.1),
+        lambda a: steering.pnp_flow(V, PARAMS, jax.random.key(0), a, Y),
+        lambda a: steering.d_flow(V, PARAMS, X, a, Y),
+        lambda a: steering.sample_inverse(V, PARAMS, X, a, Y),
+        lambda a: steering.consistent_source(a, X, Y, 0.1),
+        lambda a: measurements.null_space(a, X),
+        steering.residual_norm,
+        steering.squared_residual,
+    ):
+        with pytest.raises(TypeError, match=r"expected a Measurement, such as measurements.matrix"):
+            make(A)
+    for make in (steering.flow_chef, steering.loss_guidance):
+        with pytest.raises(TypeError, match=r"expected a loss .*residual_norm\(measurement\), got"):
+            make(V, SEEN, 1.0)
+
+
+def test_types_are_kept_and_late_times_of_half_precision_are_finite():
+    x, y = jnp.ones((4, 3), jnp.bfloat16), jnp.ones((4, 2), jnp.bfloat16)
+    key = jax.random.key(0)
+    made = [
+        steering.flower(V, PARAMS, x, key, SEEN, y, 0.1, steps=2)[0],
+        steering.pnp_flow(V, PARAMS, key, SEEN, y, steps=2)[0],
+        steering.data_consistency(V, SEEN, 0.1).apply(
+            PARAMS, x, jnp.ones(4, jnp.bfloat16), SteeringCondition(y)
+        ),
+        steering.pseudoinverse_guidance(V, SEEN, 0.1).apply(
+            PARAMS, x, jnp.ones(4, jnp.bfloat16), SteeringCondition(y)
+        ),
+    ]
+    assert [a.dtype for a in made] == [jnp.bfloat16] * 4
+    assert all(np.isfinite(np.asarray(a, np.float32)).all() for a in made)
+
+
 def test_bad_shapes():
     x, t, y = jnp.ones((4, 3)), jnp.full((4,), 0.5), jnp.ones((4, 2))
     cond = SteeringCondition(y)

@@ -179,6 +179,19 @@ def test_hiflow():
     for more in ({"structure": 1.5}, {"detail": -1}, {"start": 1.0}, {"factor": 0}):
         with pytest.raises(ValueError, match="expected"):
             steering.hiflow(V, {}, IMAGE, key, GRID, **{"factor": 2, **more})
+    for x0, grid, said in [
+        (IMAGE[..., 0], GRID, r"hiflow: expected x0 of shape \[b, H, W, C\], got \[3, 4, 4\]"),
+        (IMAGE > 0, GRID, "hiflow: expected x0 of a floating type, got bool"),
+        (IMAGE, GRID[:-1], "hiflow: expected times from 0 to 1, got 0 to 0.875"),
+    ]:
+        with pytest.raises(ValueError, match=said):
+            steering.hiflow(V, {}, x0, key, grid, factor=2)
+    for call in (
+        lambda factor: steering.low_pass(IMAGE, factor),
+        lambda factor: steering.projected_flow(V, factor),
+    ):
+        with pytest.raises(ValueError, match="factor to be a whole number"):
+            call(2.0)
 
 
 def test_rectified_hr_keeps_the_energy_with_a_larger_scale():
@@ -215,3 +228,5 @@ def test_rectified_hr_keeps_the_energy_with_a_larger_scale():
     ]:
         with pytest.raises(ValueError, match="expected"):
             steering.rectified_hr(velocities, {}, x0, key, GRID, sizes=sizes, times=times)
+    with pytest.raises(TypeError, match="rectified_hr: expected a list of velocities.*got one"):
+        steering.rectified_hr(V, {}, x0, key, GRID, sizes=[], times=[])

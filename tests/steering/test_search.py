@@ -128,6 +128,28 @@ def test_rollover_spends_what_it_says_and_finds_more():
     assert found.rewards.shape == (13, 256)
 
 
+def test_rewards_of_minus_infinity_rule_particles_out():
+    """Where all first predictions are ruled out, too: as by a very low reward, and in any units of
+    reward and temperature, to the bit."""
+    x0, key = noise(1000, seed=3), jax.random.key(4)
+
+    @jax.jit
+    def run(x0, key):
+        def search(out, scale):
+            reward = lambda x: jnp.where(x[:, 0] > 0.9, scale * x[:, 0], out)  # noqa: E731
+            options = {"particles": 1000, "temperature": scale}
+            return steering.particle_search(
+                V, {}, x0, jax.random.clone(key), GRID, reward, **options
+            )
+
+        return search(-jnp.inf, 1.0), search(-jnp.inf, 0.125), search(-1000.0, 1.0)
+
+    (x, info), (eighth, _), (low, _) = jax.device_get(run(x0, key))
+    assert np.isneginf(info.rewards[0]).all() and np.all(x > 0.9)
+    np.testing.assert_array_equal(x, eighth)
+    np.testing.assert_array_equal(x, low)
+
+
 def test_what_is_wrong_with_a_reward():
     x0, key = noise(6), jax.random.key(0)
     searches = {
@@ -159,6 +181,11 @@ def test_what_is_wrong_with_a_reward():
         steering.particle_search(
             V, {}, x0, key, GRID, lambda x: x[:, 0], particles=3, temperature=0.0
         )
+    for name in ("particle_search", "rollover_search"):
+        with pytest.raises(ValueError, match=f"{name}: expected x0 of a floating type, got int32"):
+            searches[name](lambda x: x[:, 0], x0=jnp.zeros((6, 1), int))
+    with pytest.raises(ValueError, match="expected times from 0 to 1, got 0 to 0.5"):
+        steering.rollover_search(V, {}, x0, key, [0.0, 0.5], lambda x: x[:, 0], quota=1)
     with pytest.raises(ValueError, match="quota"):
         searches["rollover_search"](lambda x: x[:, 0], n=0)
 
