@@ -8,7 +8,7 @@ sample is to a point between two of them; on digits (8x8, scikit-learn's) it is 
 trained first, and the reward is ink, the mean of the pixels. Prints, for each search and budget,
 the evaluations for each sample that is kept, its mean reward, and how good it is as a sample: the
 log-density of the data (mixture), the mean distance to the nearest real digit (digits). Draws
-OUT/rewards.png. README.md has the results.
+OUT/rewards.png and, of digits before and after, OUT/samples.png. README.md has the results.
 """
 
 import argparse
@@ -51,7 +51,7 @@ def main() -> None:
     figure, axes = plt.subplots(1, 2, figsize=(9, 3.4))
     for ax, (name, task) in zip(axes, tasks(args).items(), strict=True):
         start = time.perf_counter()
-        curves = searched(name, task, args)
+        curves, samples = searched(name, task, args)
         print(f"{name}: {time.perf_counter() - start:.0f} s\n", flush=True)
         for label, points in curves.items():
             ax.plot(*zip(*points, strict=True), marker="o", ms=3, label=label)
@@ -60,6 +60,7 @@ def main() -> None:
     axes[0].legend(fontsize=7)
     figure.tight_layout()
     figure.savefig(args.out / "rewards.png", dpi=110)
+    draw(samples, args.out / "samples.png")  # of the last task, digits
 
 
 def tasks(args):
@@ -98,7 +99,8 @@ def fitted(velocity, rows, args):
 
 
 def searched(name, task, args):
-    """Points (evaluations, mean reward) of each search over the budgets."""
+    """Of each search, points (evaluations, mean reward) over the budgets; and the first samples of
+    one sample of the ODE, and of each search at its largest budget."""
     velocity, params, shape, reward, quality, what = task
     grid, method = solvers.grids.uniform(args.steps), solvers.fixed(args.steps, diffrax.Euler())
     converted = paths.reschedule(velocity, paths.LINEAR, VP)
@@ -129,7 +131,7 @@ def searched(name, task, args):
         "rollover, VP": partial(rollover, velocity=converted, **on_vp),
     }
     print(f"| {name} | n | evaluations | mean reward | {what} |\n|---|---|---|---|---|")
-    curves = {label: [] for label in searches}
+    curves, samples = {label: [] for label in searches}, {}
     for label, search in searches.items():
         for n in args.budgets:
             noise_key, key = jax.random.split(jax.random.key(args.seed + 1))
@@ -138,7 +140,21 @@ def searched(name, task, args):
             spent, found = float(info.evaluations.mean()), float(info.reward.mean())
             curves[label].append((spent, found))
             print(f"| {label} | {n} | {spent:.0f} | {found:.3f} | {quality(x):.2f} |", flush=True)
-    return curves
+            if n == args.budgets[-1] or not samples:
+                samples[f"{label}, n = {n}"] = np.asarray(x[:16])
+    return curves, samples
+
+
+def draw(samples, path: Path) -> None:
+    """A line of digits for each search."""
+    figure, axes = plt.subplots(len(samples), 1, figsize=(8, 0.48 * len(samples)))
+    for ax, (name, x) in zip(np.atleast_1d(axes), samples.items(), strict=True):
+        ax.imshow(np.concatenate(list(x[..., 0]), axis=1), cmap="gray", vmin=-1, vmax=1)
+        ax.axis("off")
+        ax.text(-0.02, 0.5, name, transform=ax.transAxes, ha="right", va="center", fontsize=8)
+    figure.subplots_adjust(0.2, 0.01, 0.99, 0.99, 0, 0.06)
+    figure.savefig(path, dpi=100)
+    plt.close(figure)
 
 
 if __name__ == "__main__":
