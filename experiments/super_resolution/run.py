@@ -57,7 +57,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path, required=True, help="folder of the table and picture")
     parser.add_argument("--mnist", help="mnist.npz; digits of 8x8 without it")
     parser.add_argument("--factor", type=int, default=4, help="side of a block, divides the side")
-    parser.add_argument("--updates", type=int, default=2400, help="of each training: 12 k")
+    parser.add_argument("--updates", type=int, default=2400, help="a multiple of 12, of each")
     parser.add_argument("--batch", type=int, default=128)
     parser.add_argument("--width", type=int, default=128, help="more than an image has pixels")
     parser.add_argument("--rate", type=float, default=1e-3, help="learning rate, held throughout")
@@ -196,6 +196,7 @@ def over_seeds(table, measure: str, **of):
 
 
 def updates_of(name: str, args) -> int:
+    """How many updates the params of a line of the table have seen."""
     return args.updates * 4 // 3 if name == LONGER else args.updates
 
 
