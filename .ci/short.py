@@ -109,6 +109,7 @@ JOBS = [
     ["experiments/few_step_solvers/run.py --out {} --short"],
     ["experiments/backbone_options/run.py --out {} --short"],
     ["experiments/restoration_knob/run.py --out {} --short"],
+    ["experiments/super_resolution/run.py --out {} --short"],
     [
         "experiments/inverse_problems/run.py mixture --out {} --short",
         "experiments/inverse_problems/run.py digits --out {} --short",

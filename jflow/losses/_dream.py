@@ -41,8 +41,10 @@ def dream(
     adaptation 0 is `flow_matching`. Where the data are determined by cond, the two have the same
     optimum. Elsewhere they do not: x0' is not normal, and samples are drawn to the mean of the
     data given x_t the more the larger lambda_t is. The paper wants that for super-resolution: less
-    distortion for more of it, perception for less. It costs one evaluation more than
-    `flow_matching`, without a backward pass.
+    distortion for more of it, perception for less. Where the data are normal given cond, with a
+    standard deviation s, adaptation 1 predicts their mean up to t = 1 / (1 + s), and its samples
+    have the deviation s / 2. At t = 0 nothing is moved: one Euler step leads to the mean given cond
+    by either loss. It costs one evaluation more than `flow_matching`, without a backward pass.
 
     Args:
         velocity: The velocity that is trained; cond is, for super-resolution, the small image.

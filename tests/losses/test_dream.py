@@ -100,6 +100,37 @@ def test_the_pull_to_the_mean_by_hand():
     np.testing.assert_allclose(slope, 1.5, rtol=1e-6)
 
 
+def test_the_optimum_of_full_adaptation():
+    """x0 and x1 have mean 0 and variance 1, v predicts the data as d x. By hand, for adaptation 1:
+    the best prediction for the states that d makes is t^2 d / (t^4 d^2 + (1 - t)^2 (1 + t d)^2), so
+    that d stays as it is at 0, the mean, which nothing leaves below t = 1/2, and above that at the
+    root of the denominator less t^2. Samples along it have half the standard deviation."""
+    line = Velocity(
+        lambda *_: {},
+        lambda params, x, t, cond=None, *, key=None: (params["d"] - 1) * x / (1 - t[:, None]),
+    )
+    pairs = np.array([[-1.0, -1], [-1, 1], [1, -1], [1, 1]], np.float32)
+    batch = {"x0": pairs[:, :1], "x": pairs[:, 1:]}
+
+    @jax.jit
+    @jax.vmap
+    def slope(t, d):
+        loss = losses.dream(line, adaptation=1.0, time=lambda key, n: jnp.full(n, t))
+        return jax.grad(lambda d: loss({"d": d}, jax.random.key(0), batch)[0])(d)
+
+    t = (np.arange(200) + 0.5) / 200
+    s = 1 - t
+    a, b, c = t**2 * (t**2 + s**2), 2 * t * s**2, s**2 - t**2
+    d = np.where(t < 0.5, 0.0, (-b + np.sqrt(b**2 - 4 * a * c)) / (2 * a))
+    at = np.stack([d, np.maximum(d - 0.05, 0.01), d + 0.05]).astype(np.float32)
+    found = jax.device_get(slope(jnp.tile(t.astype(np.float32), 3), at.ravel())).reshape(3, -1)
+    found = found * s**2  # of the prediction rather than of the velocity
+    np.testing.assert_allclose(found[0], 0, atol=2e-5)  # 1 - t is off by 6e-8 in 0.0025
+    assert (found[1, t > 0.51] < 0).all() and (found[1, t < 0.49] > 0).all()
+    assert (found[2] > 0).all()
+    np.testing.assert_allclose(np.exp(np.mean((d - 1) / s)), 0.5, rtol=1e-3)  # midpoints
+
+
 def test_bad_input():
     with pytest.raises(ValueError, match=r"dream: expected .*adaptation in \[0, 1\], got 1.5"):
         losses.dream(NET, adaptation=1.5)
