@@ -25,7 +25,7 @@ import jax.numpy as jnp
 import matplotlib
 import numpy as np
 import optax
-from rows import READERS
+from rows import READERS, Rows
 from sklearn.ensemble import HistGradientBoostingClassifier
 from sklearn.preprocessing import QuantileTransformer
 
@@ -36,6 +36,7 @@ from jflow.types import Field
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 
+REAL = "real rows that have it"
 SETTINGS = [  # of tfg_flow, where they are not those of the command line
     {"draws": 1},  # so that the tokens are not guided
     {"draws": 4},
@@ -63,8 +64,8 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=32, help="of each sampler")
     parser.add_argument("--draws", type=int, default=16, help="of tokens, of tfg_flow")
     parser.add_argument("--pool", type=int, default=16, help="unguided rows for each that is kept")
-    parser.add_argument("--updates", type=int, default=4000, help="of a flow of a table")
-    parser.add_argument("--width", type=int, default=192, help="of the network of a flow")
+    parser.add_argument("--updates", type=int, default=3000, help="of a flow of a table")
+    parser.add_argument("--width", type=int, default=128, help="of the network of a flow")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--short", action="store_true", help="seconds: few rows and updates")
     args = parser.parse_args()
@@ -134,18 +135,14 @@ def mixture(args):
     law, rng = exact.four_kinds(), np.random.default_rng(args.seed)
     model, mask = exact.exact_model(law), law.tables.shape[-1] - 1
 
-    def source(key, n):
-        return {
-            "numbers": jax.random.normal(key, (n, 2)),
-            "tokens": jnp.full((n, 2), mask, jnp.int32),
-        }
-
+    slope = np.array([-0.7, 1.0])
     bonus = np.array([[0.0, 0.0, 1.5, 0.0, 0.0], [0.0, 0.0, 0.0, 1.5, 0.0]])
     wishes = {
-        "a slope": exact.slope_wish(law, np.array([-0.7, 1.0]), bonus),
+        "a slight slope": exact.slope_wish(law, 0.3 * slope, 0.3 * bonus),
+        "a slope": exact.slope_wish(law, slope, bonus),
         "a label": exact.label_wish(law, np.array([0.01, 0.02, 0.1, 0.6])),
     }
-    run = sampler(model, {}, source, args)
+    run = sampler(model, {}, partial(start, 2, 2, mask), args)
     for name, (log_reward, tilted) in wishes.items():
         methods = drawn(run, log_reward, args, is_probability=name == "a label")
         compared(name, log_reward, tilted, methods, args, rng)
@@ -180,82 +177,90 @@ def table(name, args):
     found = READERS[name](args.data_dir, rng)
     sizes = np.array([len(values) for values in found.categories.values()])
     mask, widths = int(sizes.max()), np.array(list(found.numbers.values()))
-    spread = lambda numbers: numbers + widths * rng.random(numbers.shape)  # noqa: E731
+    numbers = found.fit.numbers + widths * rng.random(found.fit.numbers.shape)  # in their cells
     normal = QuantileTransformer(
-        n_quantiles=min(1000, len(found.fit.label)), output_distribution="normal", subsample=None
-    ).fit(spread(found.fit.numbers))
-    fit = {
-        "numbers": normal.transform(spread(found.fit.numbers)).astype(np.float32),
-        "tokens": found.fit.tokens,
-        "cond": found.fit.label,
-    }
-    shape = fit["numbers"].shape[1]
-
-    def source(key, n):
-        return {
-            "numbers": jax.random.normal(key, (n, shape)),
-            "tokens": jnp.full((n, len(sizes)), mask, jnp.int32),
-        }
+        n_quantiles=min(1000, len(numbers)), output_distribution="normal", subsample=None
+    ).fit(numbers)
+    fit = {"numbers": normal.transform(numbers).astype(np.float32), "tokens": found.fit.tokens}
+    label = {"cond": found.fit.label}
 
     net = partial(nets.ResidualMLP, width=args.width, num_blocks=3, time_scale=10.0)
     model, labeled = row_model(net(), sizes), row_model(net(num_classes=2), sizes)
-    unlabeled = {key: value for key, value in fit.items() if key != "cond"}
     keys = jax.random.split(jax.random.key(args.seed + 1), 4)
-    params = fitted("the flow", model, unlabeled, keys[0], args)
-    conditional = fitted("the flow that is told the label", labeled, fit, keys[1], args)
-    log_reward = classifier(fit, mask, keys[2], args)
+    params = fitted("the flow", model, fit, mask, keys[0], args)
+    told = fitted("the flow that is told the label", labeled, fit | label, mask, keys[1], args)
+    log_reward = classifier(fit | label, mask, keys[2], args)
 
-    categorical = np.r_[np.zeros(shape, bool), np.ones(len(sizes), bool)]
-    joined = lambda rows: np.concatenate([rows.numbers, rows.tokens], axis=1)  # noqa: E731
-    judge = HistGradientBoostingClassifier(categorical_features=categorical, random_state=0).fit(
-        joined(found.judge), found.judge.label
+    line = judged(found, args)
+    source = partial(start, len(widths), len(sizes), mask)
+    by_label = unguided(
+        sampler(labeled, told, source, args, jnp.ones(1, jnp.int32)), keys[3], args.rows
     )
-    real = found.held[found.held.label == 1]
-    std = found.fit.numbers.std(0)
-    marks = lambda tokens: (tokens[..., None] == np.arange(mask)).mean(0)  # noqa: E731
-    right = judge.score(joined(found.held), found.held.label)
-    print(
-        f"\nThe judge is right on {right:.1%} of the held rows, of which {len(real.label)} of"
-        f" {len(found.held.label)} have the label."
-    )
-    print(
-        f"\n| {found.wish} | passes | judged | energy | largest share | mean share | detection |"
-        " CPU s |\n|---|---|---|---|---|---|---|---|"
-    )
-
-    def line(method, passes, rows, seconds=""):
-        if len(rows.label) < 10:
-            return
-        meets = judge.predict(joined(rows)).mean()
-        energy = metrics.energy_distance(rows.numbers / std, real.numbers / std)
-        apart = np.abs(marks(rows.tokens) - marks(real.tokens))
-        told = metrics.classifier_test(joined(rows), joined(real), categorical).auc
-        print(
-            f"| {method} | {passes} | {meets:.1%} | {energy:.3f} | {apart.max():.3f} |"
-            f" {apart.sum() / sizes.sum():.4f} | {told:.3f} | {seconds} |",
-            flush=True,
-        )
-
-    same = found.fit[found.fit.label == 1]
-    line("real rows that have it", "", same[rng.permutation(len(same.label))[: args.rows]])
-    run = sampler(labeled, conditional, source, args, jnp.ones(1, jnp.int32))
-    told = "told the label in training", (args.steps, 0), *unguided(run, keys[3], args.rows)
-    run = sampler(model, params, source, args)
     shown = {}
     for method, spent, x, seconds in (
-        told,
-        *drawn(run, log_reward, args, is_probability=True),
+        ("told the label in training", (args.steps, 0), *by_label),
+        *drawn(sampler(model, params, source, args), log_reward, args, is_probability=True),
     ):
-        numbers = normal.inverse_transform(x["numbers"])
-        numbers = np.where(widths > 0, np.floor(numbers), numbers)
-        shown[method] = real._replace(numbers=numbers, tokens=x["tokens"], label=numbers[:, 0])
+        z = normal.inverse_transform(x["numbers"])
+        z = np.where(widths > 0, np.floor(z), z)
+        shown[method] = Rows(z, x["tokens"], np.ones(len(z), np.int32))
         line(method, passes(spent), shown[method], f"{seconds:.1f}")
     rows = {
         "not guided": shown["unguided"],
         "guided": shown["tfg_flow"],
-        "real rows that have it": real,
+        REAL: found.held[found.held.label == 1],
     }
     picture(args.out / f"{name}.png", found, rows)
+
+
+def start(numbers, columns, mask, key, n):
+    """The source: noise and masks."""
+    return {
+        "numbers": jax.random.normal(key, (n, numbers)),
+        "tokens": jnp.full((n, columns), mask, jnp.int32),
+    }
+
+
+def judged(found, args):
+    """Prints the head of a table, and returns what prints a line of it: the share of rows that an
+    independent classifier gives the label; beside held rows that have it the energy distance of
+    the numbers, the largest and the mean difference of the shares of a value, and the AUC of
+    boosted trees that tell them apart."""
+    d = len(found.numbers)
+    categorical = np.arange(d + len(found.categories)) >= d
+    flat = lambda rows: np.concatenate([rows.numbers, rows.tokens], axis=1)  # noqa: E731
+    judge = HistGradientBoostingClassifier(categorical_features=categorical, random_state=args.seed)
+    judge.fit(flat(found.judge), found.judge.label)
+    real, same = (rows[rows.label == 1] for rows in (found.held, found.fit))
+    std = found.fit.numbers.std(0)
+
+    def shares(tokens):
+        counts = [
+            np.bincount(tokens[:, j], minlength=len(values))
+            for j, values in enumerate(found.categories.values())
+        ]
+        return np.concatenate(counts) / len(tokens)
+
+    def line(method, passes, rows, seconds=""):
+        energy = metrics.energy_distance(rows.numbers / std, real.numbers / std)
+        apart = np.abs(shares(rows.tokens) - shares(real.tokens))
+        print(
+            f"| {method} | {passes} | {judge.predict(flat(rows)).mean():.1%} | {energy:.3f} |"
+            f" {apart.max():.3f} | {apart.mean():.4f} |"
+            f" {metrics.classifier_test(flat(rows), flat(real), categorical).auc:.3f} |"
+            f" {seconds} |",
+            flush=True,
+        )
+
+    print(
+        f"\nThe judge is right on {judge.score(flat(found.held), found.held.label):.1%} of the"
+        f" held rows, of which {len(real.label)} of {len(found.held.label)} have the label.\n"
+        f"\n| {found.wish} | passes | judged | energy | largest share | mean share | detection |"
+        " CPU s |\n|---|---|---|---|---|---|---|---|"
+    )
+    rng = np.random.default_rng(args.seed)
+    line(REAL, "", same[rng.permutation(len(same.label))[: args.rows]])
+    return line
 
 
 def picture(path, found, rows):
@@ -268,8 +273,7 @@ def picture(path, found, rows):
             j, width = list(found.numbers).index(column), found.numbers[column]
             every = np.concatenate([r.numbers[:, j] for r in rows.values()])
             low, high = np.quantile(every, [0.005, 0.995])
-            wanted = min(30, int(high - low) + 1) if width else 30
-            edges = np.linspace(low, high + width, wanted + 1)
+            edges = np.linspace(low, high, 31)
             if width:
                 edges = np.unique(np.round(edges)) - 0.5
             for name, r in rows.items():
@@ -285,7 +289,7 @@ def picture(path, found, rows):
                 name: np.bincount(r.tokens[:, j], minlength=len(values)) / len(r.tokens)
                 for name, r in rows.items()
             }
-            order = np.argsort(shares["real rows that have it"])[-8:]
+            order = np.argsort(shares[REAL])[-8:]
             for k, (name, share) in enumerate(shares.items()):
                 place = np.arange(len(order)) + 0.27 * (1 - k)
                 ax.barh(place, 100 * share[order], 0.27, color=colors[name], label=name)
@@ -338,11 +342,10 @@ def row_loss(model, mask):
     return loss
 
 
-def fitted(what, model, rows, key, args):
+def fitted(what, model, rows, mask, key, args):
     few = jax.tree.map(lambda a: a[:2], rows)
     init_key, fit_key = jax.random.split(key)
     params = model.init(init_key, few, jnp.zeros(2), few.get("cond"))
-    mask = model.apply(params, few, jnp.zeros(2), few.get("cond"))["tokens"].shape[-1] - 1
     return trained(what, row_loss(model, mask), params, rows, fit_key, args.updates)
 
 
