@@ -13,6 +13,7 @@ and keep some of them. `adult` and `cancer` draw OUT/NAME.png. README.md has the
 """
 
 import argparse
+import itertools
 import os
 import time
 from functools import partial
@@ -38,9 +39,9 @@ import matplotlib.pyplot as plt
 
 REAL = "real rows that have it"
 SETTINGS = [  # of tfg_flow, where they are not those of the command line
+    {},
     {"draws": 1},  # so that the tokens are not guided
     {"draws": 4},
-    {},
     {"draws": 64},
     {"scale": 0.0},
     {"scale": 0.5},
@@ -101,15 +102,15 @@ def unguided(run, key, n):
     return run(lambda x, cond: jnp.zeros(len(x["numbers"])), key, n, draws=1, scale=0.0)
 
 
-def drawn(run, log_reward, args, *, is_probability):
+def drawn(run, pool, log_reward, args, *, is_probability):
     """Rows by every method: its name, the passes through the network for a row that is kept,
-    forward and backward, the rows, and CPU seconds for 1000 of them."""
-    guided_key, pool_key = jax.random.split(jax.random.key(args.seed))
-    pool, seconds = unguided(run, pool_key, args.pool * args.rows)
+    forward and backward, the rows, and CPU seconds for 1000 of them. pool: unguided rows, and CPU
+    seconds for 1000 of those."""
+    pool, seconds = pool
     keep = lambda index: jax.tree.map(lambda a: a[index], pool)  # noqa: E731
     yield "unguided", (args.steps, 0), keep(slice(args.rows)), seconds
     for setting in SETTINGS[: 2 if args.short else None]:
-        x, spent = run(log_reward, guided_key, args.rows, **setting)
+        x, spent = run(log_reward, jax.random.key(args.seed), args.rows, **setting)
         steps = setting.get("steps", args.steps)
         back = 0 if setting.get("scale") == 0 else steps
         yield f"tfg_flow {said(setting)}".strip(), (steps, back), x, spent
@@ -143,8 +144,9 @@ def mixture(args):
         "a label": exact.label_wish(law, np.array([0.01, 0.02, 0.1, 0.6])),
     }
     run = sampler(model, {}, partial(start, 2, 2, mask), args)
+    pool = unguided(run, jax.random.key(args.seed + 1), args.pool * args.rows)
     for name, (log_reward, tilted) in wishes.items():
-        methods = drawn(run, log_reward, args, is_probability=name == "a label")
+        methods = drawn(run, pool, log_reward, args, is_probability=name == "a label")
         compared(name, log_reward, tilted, methods, args, rng)
 
 
@@ -186,20 +188,21 @@ def table(name, args):
 
     net = partial(nets.ResidualMLP, width=args.width, num_blocks=3, time_scale=10.0)
     model, labeled = row_model(net(), sizes), row_model(net(num_classes=2), sizes)
-    keys = jax.random.split(jax.random.key(args.seed + 1), 4)
+    keys = jax.random.split(jax.random.key(args.seed + 1), 5)
     params = fitted("the flow", model, fit, mask, keys[0], args)
     told = fitted("the flow that is told the label", labeled, fit | label, mask, keys[1], args)
     log_reward = classifier(fit | label, mask, keys[2], args)
 
     line = judged(found, args)
     source = partial(start, len(widths), len(sizes), mask)
-    by_label = unguided(
-        sampler(labeled, told, source, args, jnp.ones(1, jnp.int32)), keys[3], args.rows
-    )
+    run = sampler(labeled, told, source, args, jnp.ones(1, jnp.int32))
+    by_label = unguided(run, keys[3], args.rows)
+    run = sampler(model, params, source, args)
+    pool = unguided(run, keys[4], args.pool * args.rows)
     shown = {}
-    for method, spent, x, seconds in (
-        ("told the label in training", (args.steps, 0), *by_label),
-        *drawn(sampler(model, params, source, args), log_reward, args, is_probability=True),
+    methods = drawn(run, pool, log_reward, args, is_probability=True)
+    for method, spent, x, seconds in itertools.chain(
+        [("told the label in training", (args.steps, 0), *by_label)], methods
     ):
         z = normal.inverse_transform(x["numbers"])
         z = np.where(widths > 0, np.floor(z), z)
