@@ -1,12 +1,15 @@
 """Rows of numbers and categories, guided to a wish by TFG-Flow after the training.
 
-    python experiments/guided_tables/run.py mixture --out runs/guided_tables  # known in closed form
+    # known in closed form, 4 minutes on one core
+    python experiments/guided_tables/run.py mixture --rows 4000 --pool 64 --out runs/guided_tables
+    # 4 minutes on one core
     python experiments/guided_tables/run.py adult --out runs/guided_tables --data-dir DATA
     python experiments/guided_tables/run.py cancer --out runs/guided_tables  # no download
     python experiments/guided_tables/run.py mixture cancer --out runs/short --short  # CI
 
-`mixture`: a flow that is known exactly, and two wishes whose tilted laws are known. `adult`: a flow
-of the census table that never saw the income, guided to a high one by a classifier of clean rows;
+`mixture`: a flow that is known exactly, and wishes whose tilted laws are known. `adult`: a flow of
+the census table that never saw the income, guided to a high one by a classifier of clean rows: an
+independent one gives it to 20% of the rows before and 46% after, and 62% of real rows that have it.
 `cancer` is the same for a small table of scikit-learn. Each prints the draws of `steering.tfg_flow`
 beside what else one can do with the same flow and the same reward: draw more rows without guidance,
 and keep some of them. `adult` and `cancer` draw OUT/NAME.png. README.md has the results.
