@@ -57,6 +57,8 @@ def tfg_flow(
     the guided velocity is exact; the tokens are, with many draws, as far as they are independent
     given x_t. A step takes one evaluation with one backward pass, and draws + 2 rewards; the
     backward pass is left out where scale is the number 0, and draws=1 guides the numbers alone.
+    Where x_t leaves open which of several modes a row is in, an error stays that more steps and
+    draws do not remove; unguided rows, kept by their rewards, have none but cost more.
 
     Args:
         model: apply(params, x, t [b], cond) -> {'numbers': the velocity, shaped like those of x,
