@@ -120,6 +120,7 @@ JOBS = [
     ],
     ["experiments/coherent_motion/run.py --out {} --short"],
     ["experiments/search_at_inference/run.py --out {} --short"],
+    ["experiments/guided_tables/run.py mixture cancer --out {} --short"],
     ["experiments/higher_resolution/run.py --out {} --short"],
     ["experiments/reward_digits/run.py --out {} --short"],
     ["experiments/gflownets/run.py --out {} --short"],

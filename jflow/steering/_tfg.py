@@ -55,11 +55,16 @@ def tfg_flow(
     probability h / (1 - t) (`guidance.reweighted_jump`). With scale 1 and numbers that are Gaussian
     given x_t with a covariance that x_t does not change, and a reward that is exponential in them,
     the guided velocity is exact; the tokens are, with many draws, as far as they are independent
-    given x_t. A step takes one evaluation with one backward pass, and draws + 2 rewards.
+    given x_t. A step takes one evaluation with one backward pass, and draws + 2 rewards; the
+    backward pass is left out where scale is the number 0, and draws=1 guides the numbers alone.
+    Where x_t leaves open which of several modes a row is in, an error stays that more steps and
+    draws do not remove; unguided rows, kept by their rewards, have none but cost more.
 
     Args:
         model: apply(params, x, t [b], cond) -> {'numbers': the velocity, shaped like those of x,
-            'tokens': logits [b, *event, V] of the data's tokens}.
+            'tokens': logits [b, *event, V] of the data's tokens}. They are those of the law that is
+            jumped to: a token that is known is itself, and a mask, or a value that a column of a
+            table does not have, is -inf.
         params: those of the model.
         x0: {'numbers': noise [b, *event], 'tokens': tokens of the source [b, *event], such as
             masks}.
@@ -150,11 +155,13 @@ def tfg_flow(
             total = lambda z: jnp.sum(reward({"numbers": z, "tokens": best}))  # noqa: E731
             return jax.grad(total)(x1)
 
-        through = (1 - t) ** 2 / jnp.where(t > 0, t, 1) * (t > 0)
-        rate = through * number_at(name, "scale(t)", scale, when, like=when)
-        x1 = x1 + expand_to(rate, z) * back(slope(x1))[0]
-        near = number_at(name, "data_scale(t)", data_scale, when, like=when)
-        x1 = x1 + expand_to(near, z) * slope(x1)
+        if callable(scale) or scale != 0:
+            through = (1 - t) ** 2 / jnp.where(t > 0, t, 1) * (t > 0)
+            rate = through * number_at(name, "scale(t)", scale, when, like=when)
+            x1 = x1 + expand_to(rate, z) * back(slope(x1))[0]
+        if callable(data_scale) or data_scale != 0:
+            near = number_at(name, "data_scale(t)", data_scale, when, like=when)
+            x1 = x1 + expand_to(near, z) * slope(x1)
 
         share = (t_next - t) / (1 - t)
         law = jnp.sum(w.reshape(draws, n, *(1,) * a.ndim) * one_hot(tried, log_p), axis=0)

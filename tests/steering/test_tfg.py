@@ -89,3 +89,33 @@ def test_what_the_gradients_do_and_what_is_wrong():
         run(linear, x0={**x0, "tokens": x0["numbers"]})
     with pytest.raises(ValueError, match="draws"):
         run(linear, draws=0)
+
+
+def test_passes_backward():
+    """The network is differentiated once a step, and not where scale is 0."""
+    backward = []
+
+    @jax.custom_vjp
+    def seen(z):
+        return z
+
+    seen.defvjp(lambda z: (z, None), lambda _, g: backward.append(1) or (g,))
+    model = Field(
+        MODEL.init,
+        lambda params, x, t, cond=None: joint(params, {**x, "numbers": seen(x["numbers"])}, t),
+    )
+    linear = lambda x, cond: x["numbers"][:, 0]  # noqa: E731
+    for scale, data_scale, passes in ((1.0, 0.0, 1), (0.0, 0.5, 0)):
+        backward.clear()
+        scales = {"scale": scale, "data_scale": data_scale}
+        run = lambda x0: steering.tfg_flow(  # noqa: E731
+            model,
+            {},
+            x0,
+            jax.random.key(0),
+            [0.0, 0.5, 1.0],
+            linear,
+            **scales,  # noqa: B023
+        )
+        jax.eval_shape(run, X0)
+        assert len(backward) == passes, (scale, backward)
