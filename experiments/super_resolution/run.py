@@ -229,10 +229,8 @@ def report(table, args) -> None:
         mean, sd = over_seeds(table, "seconds", method=name)
         text = "".join(f"{psnr:8.2f}{energy:8.2f}" for psnr, energy in cells)
         print(f"{name:36s}{text}   {1000 * mean:.2f} +- {1000 * sd:.2f}")
-    print(
-        "\nDREAM beside flow matching, within a seed: PSNR of 1 and of 16 steps, more by; energy of 16"
-    )
-    print("steps, over that of flow matching where it has, with fewer steps, as much PSNR")
+    print("\nDREAM beside flow matching, within a seed: PSNR of 1 step and of 16, more by;")
+    print("energy of 16 steps over that of flow matching where, with fewer, it has as much PSNR")
     for base in (PLAIN, LONGER):
         for name in ADAPTATIONS:
             cells = [

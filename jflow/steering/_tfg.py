@@ -1,5 +1,6 @@
 """TFG-Flow: a reward guides a flow of numbers and tokens together, without training."""
 
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -7,7 +8,7 @@ import jax
 import jax.numpy as jnp
 from jax.typing import ArrayLike
 
-from jflow._core.arrays import expand_to, float_dtype
+from jflow._core.arrays import expand_to
 from jflow._core.checks import (
     check_cond,
     check_noun,
@@ -18,8 +19,9 @@ from jflow._core.checks import (
     need_key,
 )
 from jflow._core.numbers import check_number, number_at
-from jflow._core.times import Times, check_grid
+from jflow._core.times import Times, check_unit_grid
 from jflow._core.tokens import need_tokens, one_hot, token_log_probs
+from jflow.steering._common import floating, raise_nan
 from jflow.types import Array, Cond, Field, Key, NumberOrFunction, Params, Velocity
 
 __all__ = ["tfg_flow"]
@@ -81,8 +83,9 @@ def tfg_flow(
         {'numbers', 'tokens'} at the last time. The numbers of a row are NaN where its reward was.
 
     Raises:
-        ValueError: x0 does not have these parts, draws is below 1, the grid does not rise; while
-            tracing, where the reward returns another shape than [rows].
+        ValueError: x0 does not have these parts, draws is below 1, the grid does not rise from 0 to
+            1; the reward returns another shape than [rows], or, where values are seen, outside jit,
+            NaN, with the step and the row.
 
     Examples:
         >>> import jax
@@ -114,16 +117,16 @@ def tfg_flow(
     check_noun(name, model, Field, Velocity)
     check_whole(name, draws=draws)
     for what, value in (("scale", scale), ("data_scale", data_scale)):
-        check_number(name, what, value, "that is a number", lambda value: value == value)
+        check_number(name, what, value, "that is finite", lambda value: abs(value) < math.inf)
     if not isinstance(x0, dict) or set(x0) != {"numbers", "tokens"}:
         given = sorted(x0) if isinstance(x0, dict) else type(x0).__name__
         raise ValueError(f"{name}: expected x0 with 'numbers' and 'tokens', got {given}")
     tokens = need_tokens(name, "the tokens of x0", x0["tokens"])
     n = count_rows(name, x0)
     need_key(name, key)
-    check_grid(name, grid, rising=True)
+    check_unit_grid(name, grid)
     cond = check_cond(name, cond, n)
-    start = jnp.asarray(x0["numbers"], float_dtype(x0["numbers"]))
+    start = floating(name, x0["numbers"], "the numbers of x0")
     ts = jnp.asarray(grid, start.dtype)
 
     def reward(x, times=1):
@@ -168,9 +171,10 @@ def tfg_flow(
         p = (1 - share) * one_hot(a, log_p) + share * law
         moved = jax.random.categorical(jump_key, jnp.log(p)).astype(a.dtype)
         z = z + share * (x1 - z)
-        z = jnp.where(expand_to(jnp.any(jnp.isnan(value), axis=0), z), jnp.nan, z)
-        return {"numbers": z, "tokens": moved}, None
+        nan = jnp.sum(jnp.where(jnp.isnan(value), value, 0), axis=0)
+        return {"numbers": z + expand_to(nan, z), "tokens": moved}, nan
 
     keys = jax.random.split(key, len(ts) - 1)
-    x, _ = jax.lax.scan(step, {"numbers": start, "tokens": tokens}, (ts[:-1], ts[1:], keys))
+    x, nans = jax.lax.scan(step, {"numbers": start, "tokens": tokens}, (ts[:-1], ts[1:], keys))
+    raise_nan(name, nans)
     return {"numbers": x["numbers"].astype(x0["numbers"].dtype), "tokens": x["tokens"]}

@@ -79,7 +79,9 @@ def test_what_the_gradients_do_and_what_is_wrong():
     plain, moved = (run(linear, data_scale=s)["numbers"] for s in (0.0, 0.25))
     np.testing.assert_allclose(moved - plain, 0.5, atol=1e-6)
     bad = lambda x, cond: jnp.where(jnp.arange(len(x["tokens"])) == 1, jnp.nan, 0.0)  # noqa: E731
-    lost = np.isnan(np.asarray(run(bad)["numbers"])[:, 0])
+    with pytest.raises(ValueError, match="tfg_flow: .*got nan at step 0 of row 1"):
+        run(bad)
+    lost = np.isnan(np.asarray(jax.jit(lambda: run(bad)["numbers"])())[:, 0])
     np.testing.assert_array_equal(lost, [False, True, False, False])
     with pytest.raises(ValueError, match="log_reward"):
         run(lambda x, cond: x["numbers"])
@@ -87,6 +89,10 @@ def test_what_the_gradients_do_and_what_is_wrong():
         run(linear, x0={"numbers": x0["numbers"]})
     with pytest.raises(ValueError, match="tokens"):
         run(linear, x0={**x0, "tokens": x0["numbers"]})
+    with pytest.raises(ValueError, match="the numbers of x0 of a floating type, got int32"):
+        run(linear, x0={**x0, "numbers": x0["tokens"]})
+    with pytest.raises(ValueError, match="scale that is finite, got inf"):
+        run(linear, scale=np.inf)
     with pytest.raises(ValueError, match="draws"):
         run(linear, draws=0)
 
