@@ -56,8 +56,12 @@ def main() -> None:
     parser.add_argument("--layers", type=int, default=3)
     parser.add_argument("--draws", type=int, default=120, help="pictures of each method and seed")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2], help="of the noise")
-    parser.add_argument("--steps", type=int, nargs="+", default=[4, 8, 16], help="even numbers")
-    parser.add_argument("--scales", type=float, nargs="+", default=[2.0, 4.0, 8.0])
+    parser.add_argument(
+        "--steps", type=int, nargs="+", default=[4, 8, 16], help="evaluations, even numbers"
+    )
+    parser.add_argument(
+        "--scales", type=float, nargs="+", default=[2.0, 4.0, 8.0], help="how far steps overshoot"
+    )
     parser.add_argument("--short", action="store_true", help="a few updates: numbers mean nothing")
     args = parser.parse_args()
     if args.short:
