@@ -119,6 +119,7 @@ JOBS = [
         "experiments/editing_digits/inside.py --out {} --short",
     ],
     ["experiments/coherent_motion/run.py --out {} --short"],
+    ["experiments/rendered_numbers/run.py --out {} --short"],
     ["experiments/search_at_inference/run.py --out {} --short"],
     ["experiments/guided_tables/run.py mixture cancer --out {} --short"],
     ["experiments/higher_resolution/run.py --out {} --short"],
