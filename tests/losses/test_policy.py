@@ -352,7 +352,7 @@ for sharding in (None, train.data_sharding(mesh)):
     state = Reference.state({"reference": Reference.other})
     if sharding is not None:
         state = train.shard(state, mesh)
-    rollouts = Reference.rollouts(sharding=sharding, future_kl=True, keep=2)
+    rollouts = Reference.rollouts(sharding=sharding)
     done = train.fit(state, step, rollouts, steps=2, progress=False, sharding=sharding)
     found.append(jax.device_get(done.state.params))
     assert done.history[-1]["log_ratio"] <= 1e-5
