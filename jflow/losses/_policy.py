@@ -34,9 +34,17 @@ from jaxtyping import Float
 
 from jflow._core.arrays import expand_to, float_dtype, mean_event, sum_event
 from jflow._core.batch import mean_of_rows, read_batch
-from jflow._core.checks import check_rows, check_weights, check_whole
-from jflow._core.times import Times, check_grid, traced
-from jflow.losses._preferences import reference_of
+from jflow._core.checks import (
+    accepts,
+    check_cond,
+    check_rows,
+    check_weights,
+    check_whole,
+    described,
+    need_key,
+)
+from jflow._core.times import Times, check_grid
+from jflow.losses._preferences import first_row, reference_of
 from jflow.solvers import Trajectory, sample_sde
 from jflow.types import Array, Cond, Key, Loss, Step
 
@@ -169,7 +177,8 @@ def group_rollouts(
         conds: (key, groups) -> a condition of so many rows; None: no condition.
         divide_by: As of `group_advantages`.
         keep: How many of the steps, drawn for each row without replacement, the batch keeps; None:
-            all. The gradient of the loss is the same on average.
+            all. The gradient of `grpo` is the same on average, and the advantage is [b, keep], that
+            of each step; `ppo` needs whole walks.
         future_kl: Whether the batch tells `grpo` what KL to the reference each row has still to
             pay after each step, for which the reference is evaluated along the rollout.
         sharding: Where the rows lie during the walk, such as train.data_sharding(mesh), also to be
@@ -179,9 +188,11 @@ def group_rollouts(
         A callable (state, key) -> batch for `train.fit`, the batch as the module says.
 
     Raises:
+        TypeError: At construction for a step, reward, source or conds that cannot be called so.
         ValueError: At construction for a group of fewer than 2, no groups, keep outside 1 ... n, or
-            a grid that does not rise; when it is called, for a reward of another shape, for one
-            that is not finite, with its step and row, and for future_kl without a reference.
+            a grid that does not rise; when it is called, for a source or conds of other rows, a
+            source that is not of floats, a reward of another shape, for one that is not finite,
+            with its step and row, for future_kl without a reference, and a key that is None.
 
     Examples:
         >>> import jax
@@ -207,6 +218,11 @@ def group_rollouts(
             arXiv:2505.05470. `future_kl` and the default of `divide_by` are ours.
     """
     name = "group_rollouts"
+    _check_step(name, step)
+    _check_function(name, "reward", reward, "x, cond")
+    _check_function(name, "source", source, "key, n")
+    if conds is not None:
+        _check_function(name, "conds", conds, "key, n")
     _check_groups(name, group_size, divide_by)
     check_whole(name, groups=groups)
     check_grid(name, grid, rising=True)
@@ -225,9 +241,14 @@ def group_rollouts(
     @jax.jit
     def walk(params, reference, key):
         cond_key, source_key, walk_key, keep_key = jax.random.split(key, 4)
-        cond = None if conds is None else conds(cond_key, groups)
+        cond = None if conds is None else check_cond(name, conds(cond_key, groups), groups)
         cond = placed(jax.tree.map(lambda c: jnp.repeat(c, group_size, axis=0), cond))
-        x0 = placed(source(source_key, rows))
+        x0 = jnp.asarray(source(source_key, rows))
+        if x0.shape[:1] != (rows,) or not jnp.issubdtype(x0.dtype, jnp.floating):
+            raise ValueError(
+                f"{name}: expected a source of floats [{rows}, *event], got {described(x0)}"
+            )
+        x0 = placed(x0)
         x, path = sample_sde(step, params, x0, walk_key, grid, cond, return_trajectory=True)
         batch = policy_batch(path, jnp.zeros(rows), cond)
         if future_kl:
@@ -238,6 +259,7 @@ def group_rollouts(
         return x, batch
 
     def rollouts(state, key):
+        need_key(name, key)
         reference = None
         if future_kl:
             reference = reference_of(name, state.params, state.frozen)
@@ -245,14 +267,15 @@ def group_rollouts(
         given = reward(x, batch.get("cond"))
         given = jnp.asarray(check_rows(name, "a reward", jnp.asarray(given), rows))
         given = given.astype(float_dtype(given))
-        if not traced(given) and given.is_fully_addressable:
-            bad = np.flatnonzero(~np.isfinite(np.asarray(given)))
-            if bad.size:
-                raise ValueError(
-                    f"{name}: expected finite rewards, got {np.asarray(given)[bad[0]]} at step"
-                    f" {int(state.step)}, row {bad[0]}"
-                )
+        row = first_row(~jnp.isfinite(given))
+        if row is not None:
+            raise ValueError(
+                f"{name}: expected finite rewards, got {np.asarray(given)[row]} at step"
+                f" {int(state.step)}, row {row}"
+            )
         advantage = group_advantages(given, group_size, divide_by=divide_by)
+        if keep is not None:  # of steps: they are no walk, as ppo needs it
+            advantage = jnp.broadcast_to(advantage[:, None], (rows, keep))
         return {**batch, "advantage": advantage, "reward": given}
 
     return rollouts
@@ -294,8 +317,10 @@ def grpo(step: Step, *, clip: float = 1e-4, kl: float = 0.0) -> Loss:
         batch has it.
 
     Raises:
+        TypeError: At construction for what is no step, such as a velocity.
         ValueError: At construction for clip <= 0 or a negative kl; at trace time for entries of the
-            batch that are missing or do not fit, and for a frozen without 'reference' where kl > 0.
+            batch that are missing or do not fit, and, where kl > 0, for a frozen without
+            'reference', or with one of another form or other shapes than params.
 
     Examples:
         >>> import jax
@@ -317,6 +342,7 @@ def grpo(step: Step, *, clip: float = 1e-4, kl: float = 0.0) -> Loss:
             Generative Models with Memoryless Stochastic Optimal Control*, 2024, arXiv:2409.08861
             (why the noise has to be memoryless).
     """
+    _check_step("grpo", step)
     _check_clip("grpo", clip)
     check_weights("grpo", kl=kl)
     kl = float(kl)
@@ -370,14 +396,16 @@ def ppo(step: Step, *, clip: float = 0.2, entropy: float = 0.0) -> Loss:
         entropy: The weight of the entropy of a step, in nats for each number of the event.
 
     Returns:
-        A loss of the batch of a policy, all steps of a walk in its k, with 'advantage' [b]. It
-        needs no key. Its metrics are {'log_ratio', the largest |log-ratio| of one number of an
-        event; 'clipped', the share of rows without a gradient; 'entropy'}, and {'reward'} where
-        the batch has it.
+        A loss of the batch of a policy, all steps of a walk in its k, with 'advantage' [b] and
+        without 'future_kl': there is no KL. It needs no key. Its metrics are {'log_ratio', the
+        largest |log-ratio| of one number of an event; 'clipped', the share of rows without a
+        gradient; 'entropy'}, and {'reward'} where the batch has it.
 
     Raises:
+        TypeError: At construction for what is no step, such as a velocity.
         ValueError: At construction for clip <= 0 or a negative entropy; at trace time for entries
-            of the batch that are missing or do not fit.
+            of the batch that are missing or do not fit, such as those of `group_rollouts` with
+            `keep` or `future_kl`.
 
     References:
         Zhang, Yu, Su, Wang, *ReinFlow: Fine-tuning Flow Matching Policy with Online Reinforcement
@@ -386,6 +414,7 @@ def ppo(step: Step, *, clip: float = 0.2, entropy: float = 0.0) -> Loss:
         Schulman, Wolski, Dhariwal, Radford, Klimov, *Proximal Policy Optimization Algorithms*,
             2017, arXiv:1707.06347.
     """
+    _check_step("ppo", step)
     _check_clip("ppo", clip)
     check_weights("ppo", entropy=entropy)
     entropy = float(entropy)
@@ -516,10 +545,13 @@ def _read(name, batch, of_rows=False):
         )
     allowed = [(b,)] if of_rows else [(b,), (b, k)]
     if advantage.shape not in allowed:
+        hint = ": one for a whole walk, without group_rollouts(keep=...)" if of_rows else ""
         raise ValueError(
             f"{name}: expected 'advantage' of shape {' or '.join(str(list(a)) for a in allowed)},"
-            f" got {list(advantage.shape)}"
+            f" got {list(advantage.shape)}{hint}"
         )
+    if of_rows and future is not None:
+        raise ValueError(f"{name}: expected no 'future_kl' in batch: losses.grpo takes it")
     if future is not None and future.shape != (b, k):
         raise ValueError(
             f"{name}: expected 'future_kl' of shape {[b, k]}, got {list(future.shape)}"
@@ -550,6 +582,18 @@ def _check_groups(name, group_size, divide_by) -> None:
     check_whole(name, 2, group_size=group_size)
     if divide_by not in (None, "group", "all"):
         raise ValueError(f"{name}: expected divide_by None, 'group' or 'all', got {divide_by!r}")
+
+
+def _check_step(name, step) -> None:
+    what = "a step such as solvers.euler_maruyama(velocity, noise)"
+    _check_function(name, what, step, "params, x, t, t_next, key, cond")
+
+
+def _check_function(name, what, value, arguments: str) -> None:
+    if not callable(value) or not accepts(value, arguments.count(",") + 1):
+        raise TypeError(
+            f"{name}: expected {what}, a function of ({arguments}), got {described(value)}"
+        )
 
 
 def _check_clip(name, clip) -> None:

@@ -1,26 +1,30 @@
 """Tuning by preferences and by rewards of given samples: DPO, rewards of noisy data, weights."""
 
+import math
 from collections.abc import Mapping
 from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from jflow import paths
 from jflow import times as time_laws
 from jflow._core.arrays import expand_to, float_dtype, mean_event
-from jflow._core.batch import mean_of_rows, read_batch
+from jflow._core.batch import mean_of_rows, read_batch, used_rows
 from jflow._core.checks import (
-    check_batch,
     check_noun,
     check_rows,
     check_same_shape,
+    count_rows,
     frozen_entry,
     like_state,
+    need_x,
 )
 from jflow._core.keys import same_draws
+from jflow._core.times import traced
 from jflow.losses._pairs import draw_pairs
-from jflow.types import BatchTransform, Field, Loss, Params, Path, PyTree, Time, Velocity
+from jflow.types import Array, BatchTransform, Field, Loss, Params, Path, PyTree, Time, Velocity
 
 __all__ = ["dpo", "preference_reward", "reward_weights"]
 
@@ -42,19 +46,21 @@ def dpo(velocity: Velocity, beta: float, *, path: Path = _LINEAR, time: Time = _
 
     Args:
         velocity: The velocity that is trained, from the params of the reference.
-        beta: The weight of staying near the reference, above 0.
+        beta: The weight of staying near the reference, above 0 and finite.
         path: The path.
         time: The law of the times.
 
     Returns:
         A loss of the batch {'x' [b, *event] the better samples, 'worse' like it, optionally 'x0'
         (standard normal when absent), 'cond', 'weight' [b]}. Its metrics are {'accuracy', the share
-        of pairs whose better sample has gained more on the reference, and 'margin', what stands
-        inside of the sigmoid}.
+        of pairs whose better sample has gained more on the reference, where a tie counts 1/2, and
+        'margin', what stands inside of the sigmoid}.
 
     Raises:
-        ValueError: At construction for beta <= 0; at trace time for a frozen without 'reference', a
-            batch without 'x' or 'worse' or with unknown keys, and a key that is None.
+        TypeError: At construction for what is no velocity.
+        ValueError: At construction for beta <= 0 or infinite; at trace time for a frozen without
+            'reference', or with one of another form or other shapes than params, a batch without
+            'x' or 'worse' or with unknown keys, and a key that is None.
 
     Examples:
         >>> import jax
@@ -76,8 +82,7 @@ def dpo(velocity: Velocity, beta: float, *, path: Path = _LINEAR, time: Time = _
             arXiv:2311.12908.
     """
     check_noun("dpo", velocity, Velocity, Field)
-    if not beta > 0:
-        raise ValueError(f"dpo: expected beta > 0, got {beta}")
+    _check_beta("dpo", beta)
     beta = float(beta)
 
     def loss(params, key, batch, frozen=None):
@@ -91,7 +96,7 @@ def dpo(velocity: Velocity, beta: float, *, path: Path = _LINEAR, time: Time = _
 
         margin = -0.5 * beta * (gained(params, key) - gained(reference, None))
         value = mean_of_rows(-jax.nn.log_sigmoid(margin), weight)
-        accuracy = mean_of_rows((margin > 0).astype(margin.dtype), weight)
+        accuracy = mean_of_rows(_won(margin), weight)
         return value, {"accuracy": accuracy, "margin": mean_of_rows(margin, weight)}
 
     return loss
@@ -114,15 +119,17 @@ def preference_reward(reward: Field, *, path: Path = _LINEAR, time: Time = _UNIF
     Returns:
         A loss of the batch {'x' [b, *event] the better samples, 'worse' like it, optionally 'x0'
         (standard normal when absent), 'cond', 'weight' [b]}. Its metric is {'accuracy'}, the share
-        of pairs with the greater reward for the better sample.
+        of pairs with the greater reward for the better sample, where a tie counts 1/2.
 
     Raises:
+        TypeError: At construction for what is no `Field`.
         ValueError: At trace time for a reward of another shape, a batch without 'x' or 'worse' or
             with unknown keys, and a key that is None.
 
     References:
         Liu et al., *Improving Video Generation with Human Feedback*, 2025, arXiv:2501.13918.
     """
+    check_noun("preference_reward", reward, Field)
 
     def loss(params, key, batch, frozen=None):
         name = "preference_reward"
@@ -130,7 +137,7 @@ def preference_reward(reward: Field, *, path: Path = _LINEAR, time: Time = _UNIF
         r = check_rows(name, "a reward", reward.apply(params, x_t, t, cond, key=key), t.shape[0])
         better, worse = jnp.split(r.astype(float_dtype(r)), 2)
         margin = better - worse
-        accuracy = mean_of_rows((margin > 0).astype(margin.dtype), weight)
+        accuracy = mean_of_rows(_won(margin), weight)
         return mean_of_rows(-jax.nn.log_sigmoid(margin), weight), {"accuracy": accuracy}
 
     return loss
@@ -152,16 +159,21 @@ def reward_weights(beta: float) -> BatchTransform:
 
         losses.chain(losses.reward_weights(0.1), losses.flow_matching(velocity))
 
+    A reward of -inf is a weight of 0, also where all are -inf: then the batch counts nothing. NaN
+    or inf is an error that names the row where rewards are seen, outside jit; inside it their
+    weight is NaN, and so is the loss, at which `train.fit` stops.
+
     Args:
-        beta: The temperature, in the unit of the reward, above 0.
+        beta: The temperature, in the unit of the reward, above 0 and finite.
 
     Returns:
         A batch transform that replaces 'reward' [b] by 'weight' [b], times the weight that was
         there.
 
     Raises:
-        ValueError: At construction for beta <= 0; at trace time for a batch without 'reward', or
-            with one of another shape.
+        ValueError: At construction for beta <= 0 or infinite; at trace time for a batch without 'x'
+            or 'reward', or with a reward of another shape; outside jit for one of NaN or inf in a
+            row that has a weight.
 
     Examples:
         >>> import jax
@@ -177,34 +189,40 @@ def reward_weights(beta: float) -> BatchTransform:
         Peters, Schaal, *Reinforcement Learning by Reward-Weighted Regression for Operational Space
             Control*, 2007.
     """
-    if not beta > 0:
-        raise ValueError(f"reward_weights: expected beta > 0, got {beta}")
+    _check_beta("reward_weights", beta)
     beta = float(beta)
 
     def transform(key, batch, frozen=None):
-        check_batch("reward_weights", batch)
+        need_x("reward_weights", batch)
         if batch.get("reward") is None:
             raise ValueError(
                 f"reward_weights: expected 'reward' [b] in batch, got the keys {sorted(batch)}"
             )
-        n = jnp.shape(jax.tree.leaves(batch["x"])[0])[0]
+        n = count_rows("reward_weights", batch["x"])
         reward = check_rows("reward_weights", "'reward'", jnp.asarray(batch["reward"]), n)
         reward = reward.astype(float_dtype(reward))
         before = batch.get("weight")
-        if before is None:
-            weight = jnp.exp((reward - jnp.max(reward, initial=-jnp.inf)) / beta)
-        else:
-            before = jnp.asarray(before)
-            reward, used = expand_to(reward, before), before != 0
-            largest = jnp.max(jnp.where(used, reward, -jnp.inf), initial=-jnp.inf)
-            weight = before * jnp.exp(jnp.where(used, reward - largest, 0) / beta)
+        before = jnp.ones_like(reward) if before is None else jnp.asarray(before)
+        row = first_row(used_rows(before) & ~(reward < jnp.inf))
+        if row is not None:
+            raise ValueError(
+                "reward_weights: expected rewards that are numbers or -inf, got"
+                f" {np.asarray(reward)[row]} in row {row}"
+            )
+        reward = expand_to(reward, before)
+        used = (before != 0) & (reward != -jnp.inf)
+        largest = jnp.max(jnp.where(used, reward, -jnp.inf), initial=-jnp.inf)
+        weight = before * jnp.exp(jnp.where(used, reward - largest, -jnp.inf) / beta)
         return {k: v for k, v in batch.items() if k != "reward"} | {"weight": weight}
 
     return transform
 
 
 def reference_of(name: str, params: Params, frozen: Mapping[str, PyTree] | None) -> Params:
-    """frozen['reference'], without a gradient; ValueError where it has not the form of params."""
+    """frozen['reference'], without a gradient; ValueError where it has not the form of params, or
+    other shapes."""
+    if frozen is not None and "reference" in frozen and frozen["reference"] is None:
+        raise ValueError(f"{name}: expected params as 'reference' in frozen, got None")
     reference = frozen_entry(name, frozen, "reference")
     structures: list[Any] = [jax.tree.structure(tree) for tree in (reference, params)]
     given, expected = structures
@@ -212,7 +230,29 @@ def reference_of(name: str, params: Params, frozen: Mapping[str, PyTree] | None)
         raise ValueError(
             f"{name}: expected a reference of the form of params, {expected}, got {given}"
         )
+    leaves = jax.tree_util.tree_leaves_with_path(reference)
+    for (path, leaf), own in zip(leaves, jax.tree.leaves(params), strict=True):
+        where = "frozen['reference']" + jax.tree_util.keystr(path)
+        check_same_shape(name, where, leaf, own)
     return reference
+
+
+def first_row(wrong: Array) -> int | None:
+    """The first row of [b] that is wrong; None where there is none, or values are not seen."""
+    if traced(wrong) or not wrong.is_fully_addressable:
+        return None
+    rows = np.flatnonzero(np.asarray(wrong))
+    return int(rows[0]) if rows.size else None
+
+
+def _check_beta(name, beta) -> None:
+    if not 0 < beta < math.inf:
+        raise ValueError(f"{name}: expected a finite beta > 0, got {beta}")
+
+
+def _won(margin):
+    """1 where the margin is above 0, 1/2 where it is 0, else 0."""
+    return 0.5 + 0.5 * jnp.sign(margin)
 
 
 def _noisy_pairs(name, key, batch, path, time):

@@ -130,22 +130,24 @@ def loss(made, without=(), params=PARAMS, frozen=FROZEN, **more):
 
 STOCHASTIC = solvers.euler_maruyama(V, 0.5)
 POLICY = train.init_state(ONE, optax.sgd(0.1), KEY, frozen={"reference": ONE})
-ROLLOUTS = losses.group_rollouts(
-    STOCHASTIC,
-    lambda x, cond: x[:, 0],
-    source=lambda key, n: jax.random.normal(key, (n, 2)),
-    grid=GRID,
-    groups=2,
-    group_size=2,
-    conds=lambda key, n: jax.random.randint(key, (n,), 0, 3),
-    keep=2,
-    future_kl=True,
+WHOLE_WALKS, ROLLOUTS = (
+    losses.group_rollouts(
+        STOCHASTIC,
+        lambda x, cond: x[:, 0],
+        source=lambda key, n: jax.random.normal(key, (n, 2)),
+        grid=GRID,
+        groups=2,
+        group_size=2,
+        conds=lambda key, n: jax.random.randint(key, (n,), 0, 3),
+        **options,
+    )
+    for options in ({}, {"keep": 2, "future_kl": True})
 )
 
 
-def rollout(made):
+def rollout(made, rollouts=ROLLOUTS):
     """key -> the loss of the batch of a rollout."""
-    return lambda key: made(ONE, None, ROLLOUTS(POLICY, key), FROZEN)[0]
+    return lambda key: made(ONE, None, rollouts(POLICY, key), FROZEN)[0]
 
 
 LINE = gflownets.hypergrid(1, 3, lambda position: 0.1 * position[:, 0])
@@ -416,7 +418,7 @@ LOSSES = {
     "modified_detailed_balance": walked(losses.modified_detailed_balance(LINE, DRAWING)),
     "sub_trajectory_balance": walked(losses.sub_trajectory_balance(DRAWING)),
     "trajectory_balance": walked(losses.trajectory_balance(DRAWING)),
-    "ppo": rollout(losses.ppo(STOCHASTIC)),
+    "ppo": rollout(losses.ppo(STOCHASTIC), WHOLE_WALKS),
     "preference_reward": loss(losses.preference_reward(LOGITS), worse=X[::-1]),
     "reward_weights": loss(losses.chain(losses.reward_weights(1.0), MATCHING), reward=T),
     "distribution_matching": loss(losses.distribution_matching(losses.fixed_steps(V, 2), V, V)),

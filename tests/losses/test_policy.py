@@ -154,15 +154,15 @@ class Reference:
 
     @classmethod
     def rollouts(cls, reward=lambda x, cond: jnp.sum(x, axis=1), **options):
-        options = {"groups": 3, "group_size": 4, **options}
-        return losses.group_rollouts(
-            cls.step,
-            reward,
-            source=lambda key, n: jax.random.normal(key, (n, 3)),
-            grid=cls.grid,
-            conds=lambda key, n: jax.random.normal(key, (n, 2)),
-            **options,
-        )
+        usual = {
+            "step": cls.step,
+            "source": lambda key, n: jax.random.normal(key, (n, 3)),
+            "grid": cls.grid,
+            "groups": 3,
+            "group_size": 4,
+            "conds": lambda key, n: jax.random.normal(key, (n, 2)),
+        }
+        return losses.group_rollouts(reward=reward, **usual | options)
 
     @classmethod
     def state(cls, frozen=None):
@@ -281,7 +281,9 @@ def test_kept_steps_are_steps_of_the_rollout():
     assert np.all(at[:, 0] != at[:, 1]) and len(np.unique(at, axis=0)) > 3
     for name in ("x", "x_next", "mean", "std", "t_next"):
         np.testing.assert_array_equal(few[name], every[name][np.arange(12)[:, None], at])
-    np.testing.assert_array_equal(few["advantage"], every["advantage"])
+    np.testing.assert_array_equal(few["advantage"], np.stack([every["advantage"]] * 2, axis=1))
+    with pytest.raises(ValueError, match=r"'advantage' of shape \[12\], got \[12, 2\]: one for"):
+        losses.ppo(Reference.step)(Reference.params, None, few)
 
 
 def test_learned_noise_is_within_its_bounds_and_has_its_density():
@@ -375,6 +377,7 @@ def test_bad_input_is_named():
         return np.where(np.arange(len(x)) == 7, np.nan, 1.0)
 
     batch = dict(rolled()[0])
+    narrow = {"reference": {**Reference.params, "w": np.zeros((3, 2), np.float32)}}
     bad_std = {**batch, "std": batch["std"][:, :2]}
     for said, call in [
         ("group_size to be a whole number of at least 2, got 1", lambda: make(group_size=1)),
@@ -383,6 +386,28 @@ def test_bad_input_is_named():
         (r"a reward of shape \[12\], got \[12, 3\]", lambda: make(lambda x, c: x)(state, key)),
         ("finite rewards, got nan at step 0, row 7", lambda: make(of_nan)(state, key)),
         ("expected 'reference' in frozen", lambda: make(future_kl=True)(state, key)),
+        ("group_rollouts is stochastic: it needs a key", lambda: make()(state, None)),
+        (
+            r"a step such as solvers.euler_maruyama\(velocity, noise\), .* got a Velocity",
+            lambda: make(step=Reference.velocity),
+        ),
+        ("grpo: expected a step such as .* a Velocity", lambda: losses.grpo(Reference.velocity)),
+        ("ppo: expected a step such as .* function anc", lambda: losses.ppo(solvers.ancestral)),
+        (r"reward, a function of \(x, cond\), got 1.0", lambda: make(reward=1.0)),
+        (r"source, a function of \(key, n\), got 3", lambda: make(source=3)),
+        (r"conds, a function of \(key, n\), got 3", lambda: make(conds=3)),
+        (
+            r"a source of floats \[12, \*event\], got an array float32\[4, 3\]",
+            lambda: make(source=lambda key, n: jnp.ones((4, 3)))(state, key),
+        ),
+        (
+            r"a source of floats \[12, \*event\], got an array int32\[12, 3\]",
+            lambda: make(source=lambda key, n: jnp.ones((n, 3), jnp.int32))(state, key),
+        ),
+        (
+            r"group_rollouts: expected cond to lead with 3 rows, got shape \[9, 2\]",
+            lambda: make(conds=lambda key, n: jnp.ones((9, 2)))(state, key),
+        ),
         (
             r"rewards \[b\] with b a multiple of 3, got \[4\]",
             lambda: losses.group_advantages(np.ones(4), 3),
@@ -402,6 +427,18 @@ def test_bad_input_is_named():
             lambda: make(future_kl=True)(Reference.state({"reference": {}}), key),
         ),
         (
+            r"group_rollouts: expected frozen\['reference'\]\['w'\] of shape \[3, 3\], got",
+            lambda: make(future_kl=True)(Reference.state(narrow), key),
+        ),
+        (
+            r"grpo: expected frozen\['reference'\]\['w'\] of shape \[3, 3\], got",
+            lambda: losses.grpo(Reference.step, kl=1.0)(Reference.params, None, batch, narrow),
+        ),
+        (
+            "ppo: expected no 'future_kl' in batch",
+            lambda: losses.ppo(Reference.step)(Reference.params, None, batch),
+        ),
+        (
             "ppo: expected the batch of a policy",
             lambda: losses.ppo(Reference.step)(Reference.params, None, {"x": batch["x"]}),
         ),
@@ -410,5 +447,5 @@ def test_bad_input_is_named():
             lambda: solvers.noise_injection(Reference.velocity, Field(None, None), low=0, high=1),
         ),
     ]:
-        with pytest.raises(ValueError, match=said):
+        with pytest.raises((ValueError, TypeError), match=said):
             call()
