@@ -411,9 +411,8 @@ def frozen_entry(name: str, frozen: Mapping[str, PyTree] | None, entry: str = "t
         3.0
     """
     if frozen is None or frozen.get(entry) is None:
-        raise ValueError(
-            f"{name}: expected {entry!r} in frozen, got the entries {sorted(frozen or {})}"
-        )
+        got = "None" if frozen and entry in frozen else f"the entries {sorted(frozen or {})}"
+        raise ValueError(f"{name}: expected {entry!r} in frozen, got {got}")
     return jax.lax.stop_gradient(frozen[entry])
 
 
