@@ -69,6 +69,48 @@ def test_exact_for_gaussian_data(schedule, x64):
     np.testing.assert_allclose(straight, v + ratio * (past - v), atol=1e-9)
 
 
+def test_exact_for_every_measurement_of_images(x64):
+    """The posterior's velocity by linear algebra, with the matrix of each measurement."""
+    rng = np.random.default_rng(3)
+    event, t = (4, 4, 1), np.array([0.2, 0.7])
+    some = rng.random(event[:2]) < 0.5
+    kernel = np.array([[0.0, 0.1, 0.0], [0.1, 0.6, 0.1], [0.0, 0.1, 0.0]])
+    seen = [
+        measurements.fourier(some),
+        measurements.fourier(some[..., None]),
+        measurements.mask(some[..., None]),
+        measurements.downsample(2, event),
+        measurements.blur(kernel, event),
+    ]
+
+    def apply(params, x, t, cond=None, *, key=None):  # of data N(0, VARIANCE I)
+        t = t.reshape(-1, *(1,) * (x.ndim - 1))
+        return (VARIANCE * t - (1 - t)) / (VARIANCE * t**2 + (1 - t) ** 2) * x
+
+    events = [event[:2], *[event] * 4]
+    velocity, xs = Velocity(lambda *_: {}, apply), [rng.normal(size=(2, *e)) for e in events]
+
+    @jax.jit
+    def run(xs):
+        made = []
+        for a, x in zip(seen, xs, strict=True):
+            columns = jnp.eye(16).reshape(16, *x.shape[1:])
+            steered = steering.data_consistency(velocity, a, STD, variance=spread(paths.LINEAR))
+            y = a.apply(jnp.flip(x, axis=0))
+            made.append((a.apply(columns), y, steered.apply({}, x, t, SteeringCondition(y))))
+        return made
+
+    for (a, y, found), x in zip(jax.device_get(run(xs)), xs, strict=True):
+        a, y, flat = a.reshape(16, -1).T, y.reshape(2, -1), x.reshape(2, 16)
+        cov = np.linalg.inv(np.eye(16) / VARIANCE + a.T @ a / STD**2)
+        mean = y @ a @ cov / STD**2
+        for i in range(2):
+            noisy = t[i] ** 2 * cov + (1 - t[i]) ** 2 * np.eye(16)
+            x1 = mean[i] + t[i] * cov @ np.linalg.solve(noisy, flat[i] - t[i] * mean[i])
+            want = (x1 - flat[i]) / (1 - t[i])
+            np.testing.assert_allclose(found[i].ravel(), want, atol=1e-8)
+
+
 def test_samples_of_a_gaussian_posterior(x64):
     """The flow map of the posterior."""
     velocity = oracles.as_velocity(oracles.gaussian(MEAN, VARIANCE))
