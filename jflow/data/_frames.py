@@ -70,7 +70,7 @@ def _series(column: Column, x: np.ndarray) -> "pd.Series":
         reach = 9e15 if "[ns" in dtype else 9e18  # what int64 holds of nanoseconds, in microseconds
         micro = np.rint(np.clip(np.where(missing, 0, x) * unit, -reach, reach)).astype(np.int64)
         moments = micro.astype("datetime64[us]")
-        moments[missing] = np.datetime64("NaT")
+        moments[missing] = np.datetime64("NaT", "us")
         finest = ("s", "ms", "us")[-(-min(column.decimals or 0, 6) // 3)]
         times = pd.Series(moments if dtype else moments.astype(f"datetime64[{finest}]"))
         zoned = "," in dtype or (not dtype and is_zoned(column.time))
@@ -79,7 +79,7 @@ def _series(column: Column, x: np.ndarray) -> "pd.Series":
         return times.astype(dtype) if dtype else times
     if dtype.startswith("timedelta"):
         spans = np.rint(np.where(missing, 0, x) * SECOND).astype("timedelta64[us]")
-        spans[missing] = np.timedelta64("NaT")
+        spans[missing] = np.timedelta64("NaT", "us")
         return pd.Series(spans).astype(dtype)
     return _number_series(x, dtype, column.decimals == 0)
 
