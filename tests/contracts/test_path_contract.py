@@ -445,7 +445,9 @@ def test_adapters(name):
         assert np.all(np.isfinite(slope)) and np.any(slope != 0)
     np.testing.assert_allclose(back, out, rtol=1e-5, atol=1e-5)
     np.testing.assert_allclose(*each, rtol=1e-5, atol=1e-5)
-    np.testing.assert_allclose(made.apply(params, x, t, cond), out, rtol=1e-4, atol=1e-4)
+    # its difference quotient at t = 1 rounds to the root of epsilon, 3.5e-4
+    atol = 5e-4 if name.startswith("boundary_subtraction") else 1e-4
+    np.testing.assert_allclose(made.apply(params, x, t, cond), out, rtol=1e-4, atol=atol)
     assert np.any(np.abs(told - out) > 1e-3)
 
 
