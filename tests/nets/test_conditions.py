@@ -177,10 +177,11 @@ def test_dit_takes_a_time_for_each_token():
     r, each = t + np.float32(0.1), np.repeat(t[:, None], 6, axis=1)
     later, at_4 = each + np.float32(0.1), 0.2 * np.eye(6, dtype=np.float32)[4]
     plain = apply(t, r)
-    np.testing.assert_allclose(apply(each, later), plain, rtol=1e-4, atol=1e-5)
+    same = apply(each, later)
+    np.testing.assert_allclose(same, plain, rtol=1e-4, atol=1e-5)
     token = slice(2, 4), slice(2, 4)  # row 1, column 1 of 2 x 3 patches: token 4
     for times in ((each + at_4, later), (each, later + at_4)):
-        moved = np.abs(apply(*times) - plain)
+        moved = np.abs(apply(*times) - same)
         assert np.all(np.max(moved[:, *token], axis=(1, 2, 3)) > 1e-3)
         moved[:, *token] = 0
         assert np.max(moved) < 1e-5
