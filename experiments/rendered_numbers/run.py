@@ -11,7 +11,7 @@ evaluations: `solvers.ancestral`, `solvers.overshoot` and `steering.modulated_ov
 which overshoots where `steering.attention_map` says that the picture attends to the words of the
 digits. Prints tables of how many numbers a classifier of real digits reads as the caption says, and
 of energy distances to held-out pictures; draws OUT/samples.png. The params are kept in
-OUT/params.pickle and not trained again. README.md has the results.
+OUT and not trained again. README.md has the results.
 """
 
 import argparse
@@ -128,7 +128,7 @@ def with_text(key, batch, frozen=None):
 
 def trained(net, split, args):
     """The averaged params of the network."""
-    file = args.out / "params.pickle"
+    file = args.out / f"params-{args.width}-{args.layers}-{args.batch}-{args.updates}.pickle"
     if file.exists():
         return pickle.loads(file.read_bytes())
     start = time.process_time()
