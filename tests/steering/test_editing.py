@@ -506,7 +506,8 @@ def test_every_public_name_is_here():
     made = {
         n for n in steering.__all__ if getattr(getattr(steering, n), "__module__", "") in modules
     }
-    assert made <= {name.split()[0] for name in METHODS} | set(EXCUSED)
+    counted_too = {"particle_search", "hiflow", "rectified_hr"}  # tested in files of their own
+    assert made | counted_too == {name.split()[0] for name in METHODS} | set(EXCUSED)
 
 
 def test_bad_input_is_named():
